@@ -40,13 +40,15 @@ class Run(NamedTuple):
 class Call(NamedTuple):
     """One attention call: query rows `q[i]` see key rows `k[i]`, causally or all of them.
 
-    `run[i]` numbers the run whose rows the keys are.
+    `run[i]` numbers the run whose rows the keys are. `own`: the queries are those rows themselves;
+    every row of the forest stands in exactly one own segment.
     """
 
     q: tuple[Rows, ...]
     k: tuple[Rows, ...]
     run: tuple[int, ...]
     causal: bool
+    own: bool
 
 
 @dataclass(frozen=True)
@@ -102,13 +104,13 @@ class Forest:
             own = [i for i, run in enumerate(runs) if run.full is full]
             if own:
                 rows = tuple(runs[i].rows for i in own)
-                plans.append(Call(rows, rows, tuple(own), causal=not full))
+                plans.append(Call(rows, rows, tuple(own), causal=not full, own=True))
         for depth in range(1 + max((run.depth for run in runs), default=-1)):
             level = [i for i, r in enumerate(runs) if r.depth == depth and len(r.below)]
             if level:
                 q = tuple(runs[i].below for i in level)
                 k = tuple(runs[i].rows for i in level)
-                plans.append(Call(q, k, tuple(level), causal=False))
+                plans.append(Call(q, k, tuple(level), causal=False, own=False))
         return tuple(plans), runs
 
 

@@ -1,0 +1,73 @@
+"""A decoder of the LLaMA family over the packed rows of a forest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lmmkit.model.attention import Attend
+from lmmkit.model.layers import Block, Linear, RMSNorm, SelfAttention, SwiGLU, rotary
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderShape:
+    """Sizes of a decoder. `head_size` need not be width / heads; `context` is the longest row path."""
+
+    vocab: int
+    width: int
+    depth: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    mlp: int
+    context: int
+    rope_theta: float = 1e4
+    norm_eps: float = 1e-5
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    tied: bool = False
+
+
+class Embedding(nn.Embedding):
+    """Token rows drawn from N(0, 0.02)."""
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=0.02)
+
+
+class Decoder(nn.Module):
+    """Embeddings, blocks, final norm, head. Rows in any order; the forest's `attend` ties them."""
+
+    def __init__(self, shape: DecoderShape):
+        super().__init__()
+        self.shape = shape
+        gain = (2 * shape.depth) ** -0.5  # keeps the residual stream's size at any depth
+        self.embed = Embedding(shape.vocab, shape.width)
+        self.blocks = nn.ModuleList(_block(shape, gain) for _ in range(shape.depth))
+        self.norm = RMSNorm(shape.width, shape.norm_eps)
+        self.head = Linear(shape.width, shape.vocab, bias=False)
+        if shape.tied:
+            self.head.weight = self.embed.weight
+
+    def forward(self, x_TD: Tensor, pos_T: Tensor, attends: Sequence[Attend]) -> tuple[Tensor, Tensor]:
+        """States after the final norm [T, D], and the mass of every layer [L, R] float32."""
+        shape = self.shape
+        cos, sin = rotary(pos_T, shape.head_size, shape.rope_theta)
+        turn = (cos.to(x_TD.dtype), sin.to(x_TD.dtype))
+        masses = []
+        for block, attend in zip(self.blocks, attends, strict=True):
+            x_TD, mass_R = block(x_TD, turn, attend)
+            masses.append(mass_R)
+        return self.norm(x_TD), torch.stack(masses)
+
+
+def _block(shape: DecoderShape, gain: float) -> Block:
+    attention = SelfAttention(
+        shape.width, heads=shape.heads, kv_heads=shape.kv_heads, head_size=shape.head_size,
+        qkv_bias=shape.qkv_bias, qk_norm=shape.qk_norm, norm_eps=shape.norm_eps, gain=gain,
+    )  # fmt: skip
+    mlp = SwiGLU(shape.width, shape.mlp, gain=gain)
+    return Block(attention, mlp, width=shape.width, norm_eps=shape.norm_eps)

@@ -1,0 +1,132 @@
+"""The parts both towers are made of: norms, fused linears, rotary positions, MLPs, blocks."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lmmkit.model.attention import Attend
+
+ACTIVATIONS = {
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+}
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, the rms in float32."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+        self.eps = eps
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+
+
+class FusedLinear(nn.Module):
+    """Several linears of one input stored as one matrix; `slices` names the rows of each."""
+
+    def __init__(self, width: int, parts: dict[str, int], *, bias: bool):
+        super().__init__()
+        ends = torch.tensor([0, *parts.values()]).cumsum(0).tolist()
+        self.sizes = list(parts.values())
+        self.slices = {name: slice(a, b) for name, a, b in zip(parts, ends, ends[1:], strict=False)}
+        self.weight = nn.Parameter(torch.empty(ends[-1], width))
+        self.bias = nn.Parameter(torch.empty(ends[-1])) if bias else None
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=self.weight.shape[1] ** -0.5)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The parts' outputs, in order."""
+        return F.linear(x, self.weight, self.bias).split(self.sizes, -1)
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` drawn from N(0, gain^2 / fan_in): residual branches take a gain below 1."""
+
+    def __init__(self, n_in: int, n_out: int, *, bias: bool, gain: float = 1.0):
+        self.gain = gain
+        super().__init__(n_in, n_out, bias=bias)
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=self.gain * self.in_features**-0.5)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+def rotary(pos_T: Tensor, size: int, theta: float) -> tuple[Tensor, Tensor]:
+    """(cos, sin), each [T, 1, K] float32, of rotary positions in the half-split layout of LLaMA."""
+    steps = torch.arange(0, size, 2, device=pos_T.device, dtype=torch.float32)
+    angle_TK = pos_T[:, None].float() * theta ** -(steps / size)
+    angle_T1K = torch.cat([angle_TK, angle_TK], -1).unsqueeze(1)
+    return angle_T1K.cos(), angle_T1K.sin()
+
+
+def rotate(x_THK: Tensor, cos_T1K: Tensor, sin_T1K: Tensor) -> Tensor:
+    """Turns each head's pairs (k, k + K/2) by their row's angle."""
+    left, right = x_THK.chunk(2, -1)
+    turned = x_THK * cos_T1K + torch.cat([-right, left], -1) * sin_T1K
+    return turned.to(x_THK)
+
+
+
+class SelfAttention(nn.Module):
+    """Grouped-query attention with rotary positions; `attend` says who sees whom, and how."""
+
+    def __init__(
+        self, width: int, *, heads: int, kv_heads: int, head_size: int,
+        qkv_bias: bool, qk_norm: bool, norm_eps: float, gain: float,
+    ):  # fmt: skip
+        super().__init__()
+        self.head_size = head_size
+        q, kv = heads * head_size, kv_heads * head_size
+        self.qkv = FusedLinear(width, {"q": q, "k": kv, "v": kv}, bias=qkv_bias)
+        self.q_norm = RMSNorm(head_size, norm_eps) if qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(head_size, norm_eps) if qk_norm else nn.Identity()
+        self.out = Linear(q, width, bias=False, gain=gain)
+
+    def forward(self, x_TD: Tensor, turn: tuple[Tensor, Tensor], attend: Attend) -> tuple[Tensor, Tensor]:
+        """([T, D], mass [R])"""
+        q, k, v = (part.unflatten(-1, (-1, self.head_size)) for part in self.qkv(x_TD))
+        q_THK, k_TGK = rotate(self.q_norm(q), *turn), rotate(self.k_norm(k), *turn)
+        out_THK, mass_R = attend(q_THK, k_TGK, v)
+        return self.out(out_THK.flatten(1)), mass_R
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)), gate and up stored as one matrix."""
+
+    def __init__(self, width: int, mlp: int, *, gain: float):
+        super().__init__()
+        self.gate_up = FusedLinear(width, {"gate": mlp, "up": mlp}, bias=False)
+        self.down = Linear(mlp, width, bias=False, gain=gain)
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        gate_TF, up_TF = self.gate_up(x_TD)
+        return self.down(F.silu(gate_TF) * up_TF)
+
+
+class Block(nn.Module):
+    """One decoder layer: (x_TD, turn, attend) -> (x_TD, mass_R), nothing hidden."""
+
+    def __init__(self, attention: SelfAttention, mlp: SwiGLU, *, width: int, norm_eps: float):
+        super().__init__()
+        self.attention_norm = RMSNorm(width, norm_eps)
+        self.attention = attention
+        self.mlp_norm = RMSNorm(width, norm_eps)
+        self.mlp = mlp
+
+    def forward(self, x_TD: Tensor, turn: tuple[Tensor, Tensor], attend: Attend) -> tuple[Tensor, Tensor]:
+        out_TD, mass_R = self.attention(self.attention_norm(x_TD), turn, attend)
+        x_TD = x_TD + out_TD
+        return x_TD + self.mlp(self.mlp_norm(x_TD)), mass_R

@@ -1,0 +1,88 @@
+"""The large multimodal model: see, project, fill the rows that are not text, decode."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lmmkit.batch import Batch, Fill
+from lmmkit.model.attention import Attend, Backend
+from lmmkit.model.decoder import Decoder
+
+
+class Output(NamedTuple):
+    """States after the final norm, and each layer's attention mass of the asked rows."""
+
+    hidden_TD: Tensor
+    mass_LR: Tensor
+
+
+class Connector(nn.Module):
+    """Vision width to decoder width: one linear, or LLaVA-1.5's two with an exact GELU between."""
+
+    def __init__(self, kind: Literal["linear", "mlp2x_gelu"], n_in: int, n_out: int):
+        super().__init__()
+        self.first = nn.Linear(n_in, n_out)
+        self.second = nn.Sequential(nn.GELU(), nn.Linear(n_out, n_out)) if kind == "mlp2x_gelu" else nn.Identity()
+
+    def forward(self, x_IND: Tensor) -> Tensor:
+        return self.second(self.first(x_IND))
+
+
+class LMM(nn.Module):
+    """A vision encoder, a connector and a decoder."""
+
+    def __init__(self, vision: nn.Module, connector: Connector, decoder: Decoder, backend: Backend):
+        super().__init__()
+        self.vision, self.connector, self.decoder = vision, connector, decoder
+        self.backend = backend
+
+    def forward(self, batch: Batch, tokens: Mapping[str, Tensor], row_R: Tensor) -> Output:
+        """One packed pass.
+
+        Args:
+            batch: on the model's device.
+            tokens: learned rows [n, D] by fill source ("plugins.<instance>").
+            row_R: rows whose attention mass onto `batch.key_T` is wanted; unique, on the host.
+        """
+        x_TD = self.rows(batch.id_T, batch.fills, batch.pixels_ICXY, tokens)
+        attend = self.backend.attend(batch.forest, batch.key_T, row_R, x_TD.device)
+        return self.decode(x_TD, batch.forest.pos_T, [attend] * len(self.decoder.blocks))
+
+    def decode(self, x_TD: Tensor, pos_T: Tensor, attends: Sequence[Attend]) -> Output:
+        """The decoder over rows that are already vectors, one `attend` a layer."""
+        return Output(*self.decoder(x_TD, pos_T.to(x_TD.device), attends))
+
+    def rows(
+        self, id_T: Tensor, fills: Sequence[Fill], pixels_ICXY: Tensor, tokens: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Row vectors [T, D]: token embeddings, then every fill over the rows it owns."""
+        x_TD = self.decoder.embed(id_T.clamp(min=0))
+        for fill in fills:
+            source = self.see(pixels_ICXY) if fill.source == "vision" else tokens[fill.source]
+            x_TD = x_TD.index_copy(0, fill.row_N, source[fill.item_N].to(x_TD))
+        return x_TD
+
+    def see(self, pixels_ICXY: Tensor) -> Tensor:
+        """[I * N, D]: image tokens in decoder width, image by image."""
+        return self.connector(self.vision(pixels_ICXY)).flatten(0, 1)
+
+    def logits(self, hidden_SD: Tensor) -> Tensor:
+        """[S, V] in float32."""
+        return F.linear(hidden_SD, self.decoder.head.weight).float()
+
+
+def init(module: nn.Module, seed: int) -> None:
+    """Draws every parameter by its module's name and the seed alone, whatever else is there."""
+    import hashlib
+
+    for name, part in sorted(module.named_modules()):
+        if hasattr(part, "reset_parameters") and next(part.parameters(recurse=False), None) is not None:
+            key = int.from_bytes(hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=7).digest(), "big")
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(key)
+                part.reset_parameters()

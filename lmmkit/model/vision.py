@@ -1,0 +1,128 @@
+"""Vision encoders: a ViT that can be CLIP's and SigLIP's, and any timm ViT behind one interface.
+
+`forward(pixels_ICXY) -> x_IND`: patch tokens of the chosen layer, row by row; class and register
+tokens are dropped inside. Layers after the chosen one are not built.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lmmkit.dims import ImageSpec
+from lmmkit.model.attention import Backend
+from lmmkit.model.layers import ACTIVATIONS, FusedLinear, Linear
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionShape:
+    """Sizes and habits of a ViT. `feature_layer` counts states: 0 the embeddings, -1 the last layer.
+
+    CLIP: class token, norm before the blocks, quick GELU, no patch bias. SigLIP: none of these,
+    tanh GELU, a patch bias.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    mlp: int
+    patch: int
+    image: ImageSpec
+    feature_layer: int = -2
+    class_token: bool = True
+    pre_norm: bool = True
+    patch_bias: bool = False
+    activation: Literal["quick_gelu", "gelu", "gelu_tanh"] = "quick_gelu"
+    norm_eps: float = 1e-5
+
+    @property
+    def built(self) -> int:
+        """Layers that the chosen state needs."""
+        return self.feature_layer if self.feature_layer >= 0 else self.depth + 1 + self.feature_layer
+
+
+class VisionBlock(nn.Module):
+    """Pre-norm transformer layer over I dense sequences of N tokens."""
+
+    def __init__(self, shape: VisionShape, backend: Backend):
+        super().__init__()
+        width, gain = shape.width, (2 * shape.depth) ** -0.5
+        self.heads, self.backend = shape.heads, backend
+        self.activation = ACTIVATIONS[shape.activation]
+        self.attention_norm = nn.LayerNorm(width, eps=shape.norm_eps)
+        self.qkv = FusedLinear(width, {"q": width, "k": width, "v": width}, bias=True)
+        self.out = Linear(width, width, bias=True, gain=gain)
+        self.mlp_norm = nn.LayerNorm(width, eps=shape.norm_eps)
+        self.up = Linear(width, shape.mlp, bias=True)
+        self.down = Linear(shape.mlp, width, bias=True, gain=gain)
+
+    def forward(self, x_IND: Tensor) -> Tensor:
+        qkv = self.qkv(self.attention_norm(x_IND))
+        q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in qkv)
+        x_IND = x_IND + self.out(self.backend.dense(q, k, v).flatten(2))
+        return x_IND + self.down(self.activation(self.up(self.mlp_norm(x_IND))))
+
+
+class ViT(nn.Module):
+    """The encoder written here. Position and class embeddings are drawn from N(0, 0.02)."""
+
+    def __init__(self, shape: VisionShape, backend: Backend):
+        super().__init__()
+        self.shape, self.image = shape, shape.image
+        width, first = shape.width, int(shape.class_token)
+        self.patch = nn.Conv2d(3, width, shape.patch, shape.patch, bias=shape.patch_bias)
+        self.class_token = nn.Parameter(torch.empty(first, width))
+        self.position = nn.Parameter(torch.empty(first + shape.image.tokens, width))
+        self.pre_norm = nn.LayerNorm(width, eps=shape.norm_eps) if shape.pre_norm else nn.Identity()
+        self.blocks = nn.ModuleList(VisionBlock(shape, backend) for _ in range(shape.built))
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.class_token, std=0.02)
+        nn.init.normal_(self.position, std=0.02)
+
+    def forward(self, pixels_ICXY: Tensor) -> Tensor:
+        """[I, N, D]"""
+        patches_IND = self.patch(pixels_ICXY).flatten(2).transpose(1, 2)
+        first_I1D = self.class_token.expand(len(patches_IND), -1, -1)
+        x_IND = self.pre_norm(torch.cat([first_I1D, patches_IND], 1) + self.position)
+        for block in self.blocks:
+            x_IND = block(x_IND)
+        return x_IND[:, self.class_token.shape[0] :]
+
+
+class TimmViT(nn.Module):
+    """Any timm ViT that has `forward_intermediates`, cut after the chosen layer."""
+
+    def __init__(self, model: nn.Module, *, image: ImageSpec, feature_layer: int):
+        super().__init__()
+        self.image = image
+        depth = len(model.blocks)
+        state = feature_layer if feature_layer >= 0 else depth + 1 + feature_layer
+        self.index = state - 1
+        model.prune_intermediate_layers([self.index], prune_norm=True, prune_head=True)
+        self.model = model
+
+    def forward(self, pixels_ICXY: Tensor) -> Tensor:
+        """[I, N, D]"""
+        (x_IND,) = self.model.forward_intermediates(
+            pixels_ICXY, indices=[self.index], norm=False, output_fmt="NLC", intermediates_only=True
+        )
+        return x_IND
+
+
+def open_timm(name: str, *, feature_layer: int, image_size: int | None, weights: str | None) -> TimmViT:
+    """A timm ViT by name: from a local weights file, or as timm initialises it; never downloaded."""
+    import timm
+
+    sized = {} if image_size is None else {"img_size": image_size}
+    overlay = {} if weights is None else {"pretrained_cfg_overlay": {"file": weights}}
+    model = timm.create_model(name, pretrained=weights is not None, num_classes=0, **sized, **overlay)
+    config = timm.data.resolve_model_data_config(model)
+    image = ImageSpec(
+        size=config["input_size"][-1], grid=tuple(model.patch_embed.grid_size), width=model.embed_dim,
+        mean=tuple(config["mean"]), std=tuple(config["std"]),
+    )  # fmt: skip
+    return TimmViT(model, image=image, feature_layer=feature_layer)

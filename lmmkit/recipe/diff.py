@@ -1,0 +1,62 @@
+"""What differs between two recipes, key by key, and what kind of difference each is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from lmmkit.recipe.schema import Recipe
+from lmmkit.recipe.write import to_mapping
+
+SectionClass = Literal["mathematics", "data", "speed", "output"]
+ABSENT: Final = "(absent)"  # what a Difference holds for a key that one recipe lacks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """One key with another value; a key that only one recipe has is `ABSENT` in the other.
+
+    Where both have the same names in another order, `key` is the section and the values are
+    the two orders, as lists of names.
+    """
+
+    key: str
+    section_class: SectionClass
+    a: Any
+    b: Any
+
+
+def section_class(key: str) -> SectionClass:
+    """The class of a dotted key: decided by its section alone."""
+    match key.partition(".")[0]:
+        case "data":
+            return "data"
+        case "speed":
+            return "speed"
+        case "output" | "evaluate":
+            return "output"
+    return "mathematics"
+
+
+def diff(a: Recipe, b: Recipe) -> list[Difference]:
+    """Every key whose value differs, in the order of `a`; root and places do not count."""
+    return [
+        Difference(key=key, section_class=section_class(key), a=x, b=y)
+        for key, x, y in _walk(to_mapping(a), to_mapping(b), "")
+    ]
+
+
+def _walk(a: Any, b: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        order_a, order_b = [k for k in a if k in b], [k for k in b if k in a]
+        if order_a != order_b:
+            yield key, order_a, order_b
+        for name in dict.fromkeys((*a, *b)):
+            below = f"{key}.{name}" if key else name
+            yield from _walk(a.get(name, ABSENT), b.get(name, ABSENT), below)
+    elif isinstance(a, list) and isinstance(b, list) and a == b:
+        return
+    # 1, 1.0 and true are equal in Python but not in a plugin's settings
+    elif type(a) is not type(b) or a != b:
+        yield key, a, b

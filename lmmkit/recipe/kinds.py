@@ -1,0 +1,57 @@
+"""The kinds of value a recipe may hold, each with the words in which a problem asks for it.
+
+Every scalar is strict: `true` is no number and "3" is no number; a whole number will do where a
+number is wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import Strict, StringConstraints
+
+
+@dataclass(frozen=True)
+class Says:
+    """The words for a kind of value: "got 'x'; want {words}"."""
+
+    words: str
+
+
+Whole = Annotated[int, Strict(), Says("a whole number")]
+Natural = Annotated[int, Strict(), Ge(0), Says("a whole number, 0 or more")]
+Count = Annotated[int, Strict(), Ge(1), Says("a whole number, 1 or more")]
+Two = Annotated[int, Strict(), Ge(2), Says("a whole number, 2 or more")]
+# not Literal[1], which takes `true` and 1.0 for it
+One = Annotated[int, Strict(), Ge(1), Le(1), Says("1, the only format there is")]
+CountOrAll = Count | Literal["all"]
+
+Number = Annotated[float, Strict(), Says("a number")]
+NotNegative = Annotated[float, Strict(), Ge(0), Says("a number, 0 or more")]
+Positive = Annotated[float, Strict(), Gt(0), Says("a number above 0")]
+Below1 = Annotated[float, Strict(), Ge(0), Lt(1), Says("a number from 0 to below 1")]
+Share = Annotated[float, Strict(), Gt(0), Le(1), Says("a number above 0 and up to 1")]
+Triple = Annotated[tuple[Number, Number, Number], Says("three numbers, one a colour")]
+PositiveTriple = Annotated[
+    tuple[Positive, Positive, Positive], Says("three numbers above 0, one a colour")
+]
+
+Flag = Annotated[bool, Strict(), Says("true or false")]
+Text = Annotated[str, Strict(), StringConstraints(min_length=1, max_length=4096), Says("a text")]
+# names become folders, log keys and parts of dotted keys
+Name = Annotated[
+    str,
+    Strict(),
+    StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,63}$"),
+    Says("a name of a-z, 0-9, _ and -, a letter first"),
+]
+Instance = Annotated[
+    str,
+    Strict(),
+    StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$"),
+    Says("a name of a-z, 0-9 and _, a letter first"),
+]
+Settings = Annotated[Mapping[str, Any], Says("a section of settings; {} where there are none")]

@@ -1,0 +1,219 @@
+"""A recipe from a file, a text or a mapping: all that is wrong with it at once, or a `Recipe`."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from lmmkit.errors import Problem, UserError, did_you_mean, raise_all
+from lmmkit.recipe import checks
+from lmmkit.recipe.places import Fault, Places
+from lmmkit.recipe.schema import HIDDEN, Evaluate, Model, Recipe, Stage, TextModel, Vision
+from lmmkit.recipe.tree import MAX_BYTES, Tree, parse
+from lmmkit.recipe.words import describe, faults, hint_to_mend, keys_of, plain_hint, tidy
+from lmmkit.recipe.words import UNKNOWN, child
+
+# below these, keys are a person's own names: --set must not make up a new one on its way
+_NAMED = ("plugins", "data", "stages", "evaluate.tasks")
+
+
+def read_recipe(
+    path: str | os.PathLike[str], *, overrides: Sequence[str] = (), root: Path | None = None
+) -> Recipe:
+    """Reads the YAML file at `path`, sets `overrides` ("a.b=c", c in YAML), checks everything.
+
+    `root` is what relative paths in the recipe start from; not given, the current directory.
+    Raises `UserError` with every problem found.
+    """
+    return read_text(_text(Path(path)), name=str(path), overrides=overrides, root=root)
+
+
+def read_text(
+    text: str,
+    *,
+    name: str = "recipe.yaml",
+    overrides: Sequence[str] = (),
+    root: Path | None = None,
+) -> Recipe:
+    """As `read_recipe`, for text that is at hand; `name` stands for the file in problems."""
+    tree = parse(text, name)
+    if tree.broken:
+        raise UserError(tree.problems)
+    if not isinstance(tree.value, dict):
+        got = "no keys" if tree.value is None else "text without keys"
+        mend = "Start from a recipe of `lmmkit recipes list`."
+        tree.problems.append(Problem("recipe/empty", name, got, "a section of keys", mend))
+        raise UserError(tree.problems)
+    for override in overrides:
+        _override(tree, override)
+    return _recipe(tree, root)
+
+
+def from_mapping(mapping: Mapping[str, Any], *, root: Path | None = None) -> Recipe:
+    """A checked `Recipe` from dicts in the shape of the YAML. Raises `UserError`."""
+    if not isinstance(mapping, Mapping):
+        got = f"a {type(mapping).__name__}"
+        raise UserError(Problem("recipe/wrong-type", "recipe", got, "a mapping", "Pass a dict."))
+    return _recipe(Tree(value=mapping), root)
+
+
+def _text(path: Path) -> str:
+    """The file's text. Raises `UserError` where it cannot be one."""
+
+    def refuse(got: str, want: str, mend: str) -> UserError:
+        return UserError(Problem("recipe/file", str(path), got, want, mend))
+
+    try:
+        if not path.is_file():
+            got = "a folder" if path.is_dir() else "no such file"
+            raise refuse(got, "a recipe file", "Check the path.")
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise refuse("a larger file", f"at most {MAX_BYTES} bytes", "Is this a recipe?")
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise refuse(
+            f"bytes that are no UTF-8 in line {line}", "UTF-8", "Save it as UTF-8."
+        ) from None
+    except (OSError, ValueError) as error:  # ValueError: a path with a null byte
+        raise refuse(f"{error}", "a file that can be read", "Check path and rights.") from None
+
+
+def _override(tree: Tree, override: str) -> None:
+    """Sets one "a.b=c" in the tree, or says why it cannot."""
+    place = f"--set {override}"
+
+    def refuse(got: str, want: str, mend: str) -> None:
+        tree.problems.append(Problem("recipe/set", place, got, want, mend))
+
+    key, equals, text = override.partition("=")
+    steps = key.strip().split(".")
+    if not equals or not all(steps):
+        return refuse("no KEY=VALUE", "such as seed=3", "Write dots between keys, then `=`.")
+    key = ".".join(steps)
+    value = parse(text, place)
+    if value.problems:
+        tree.problems.extend(value.problems)
+        return None
+    at, done = tree.value, ""
+    for step in steps[:-1]:
+        if step not in at and done in _NAMED:
+            return refuse(f"the unknown `{step}`", f"a name under {done}", did_you_mean(step, at))
+        done = f"{done}.{step}" if done else step
+        if step not in at:
+            tree.places[done] = place
+        at = at.setdefault(step, {})
+        if not isinstance(at, dict):
+            return refuse(f"`{done}`, which has no keys", "a section", "Set that key as a whole.")
+    at[steps[-1]] = value.value
+    # what stood below the key is gone, and so is what was wrong with it
+    tree.silent = {old for old in tree.silent if not f"{old}.".startswith(f"{key}.")}
+    kept = {old: at for old, at in tree.places.items() if not old.startswith(f"{key}.")}
+    tree.places = {**kept, key: place}
+    return None
+
+
+def _recipe(tree: Tree, root: Path | None) -> Recipe:
+    """Checks a tree as a whole; raises `UserError` with all problems."""
+    places = Places(dict(tree.places))
+    found: list[Fault] = []
+    raw = tidy(tree.value, "", found)
+    found = [fault for fault in found if fault.key not in tree.silent]
+    found += _nulls(raw, Recipe, "")
+    for name in HIDDEN:
+        if name in raw:
+            del raw[name]
+            mend = did_you_mean(name, keys_of(Recipe))
+            found.append(Fault(name, "unknown-key", f"the key `{name}`", "a known key", mend))
+    recipe = None
+    try:
+        recipe = _adapter(Recipe).validate_python(
+            {**raw, "root": os.path.abspath(root or "."), "places": places}
+        )
+        found += _cross(recipe)
+    except ValidationError as error:
+        told = {fault.key for fault in found} | tree.silent
+        wrong = [fault for fault in faults(error, raw, Recipe) if fault.key not in told]
+        found += wrong
+        found += _cross_in_parts(raw, [f.key for f in wrong if f.code == "unknown-key"])
+    problems = [
+        Problem(f"recipe/{f.code}", places.where(f.key), f.got, f.want, f.mend)
+        for f in dict.fromkeys(found)
+        if f.key not in tree.silent
+    ]
+    raise_all([*tree.problems, *problems])
+    assert recipe is not None, "pydantic refused, yet nothing was wrong"
+    return recipe
+
+
+@functools.cache
+def _adapter(hint: Any) -> TypeAdapter:
+    return TypeAdapter(hint)
+
+
+def _nulls(raw: Any, hint: Any, key: str) -> Iterator[Fault]:
+    """No key takes null, save a plugin's own: leaving a key out says the same, more clearly."""
+    if raw is None:
+        yield Fault(key, "null", "nothing", describe(hint), hint_to_mend(raw, hint))
+    elif isinstance(raw, (dict, list)):
+        items = raw.items() if isinstance(raw, dict) else enumerate(raw)
+        for name, item in items:
+            below = child(hint, raw, name)
+            if below is not UNKNOWN and below is not Any:
+                yield from _nulls(item, below, f"{key}.{name}" if key else str(name))
+
+
+def _cross(recipe: Recipe) -> Iterator[Fault]:
+    names = checks.Names(
+        plugins=tuple(recipe.plugins),
+        data=tuple(recipe.data),
+        tasks=tuple(recipe.evaluate.tasks) if recipe.evaluate else (),
+    )
+    yield from checks.check_vision(recipe.model.vision, "model.vision")
+    yield from checks.check_text(recipe.model.text, "model.text")
+    yield from checks.check_model(recipe.model, "model")
+    yield from checks.check_plugins(recipe.plugins, "plugins")
+    for name, stage in recipe.stages.items():
+        yield from checks.check_stage(stage, f"stages.{name}", names)
+    if recipe.evaluate:
+        yield from checks.check_evaluate(recipe.evaluate, "evaluate", names)
+
+
+def _cross_in_parts(raw: dict, unknown: Sequence[str]) -> Iterator[Fault]:
+    """The same checks on those parts that are right by themselves once unknown keys are out."""
+    raw = copy.deepcopy(raw)
+    for key in unknown:
+        *parents, last = key.split(".")
+        at: Any = raw
+        for parent in parents:
+            at = at.get(parent) if isinstance(at, dict) else None
+        if isinstance(at, dict):
+            at.pop(last, None)
+    names = checks.Names.of(raw)
+    model = raw.get("model")
+    if isinstance(model, dict):
+        yield from _part(model.get("vision"), Vision, checks.check_vision, "model.vision")
+        yield from _part(model.get("text"), TextModel, checks.check_text, "model.text")
+        yield from _part(model, Model, checks.check_model, "model")
+    plugins = plain_hint(keys_of(Recipe)["plugins"])
+    yield from _part(raw.get("plugins"), plugins, checks.check_plugins, "plugins")
+    stages = raw.get("stages")
+    for name, stage in stages.items() if isinstance(stages, dict) else ():
+        yield from _part(stage, Stage, checks.check_stage, f"stages.{name}", names)
+    yield from _part(raw.get("evaluate"), Evaluate, checks.check_evaluate, "evaluate", names)
+
+
+def _part(raw: Any, hint: Any, check: Any, key: str, *more: Any) -> Iterator[Fault]:
+    try:
+        part = _adapter(hint).validate_python(raw)
+    except ValidationError:
+        return
+    yield from check(part, key, *more)

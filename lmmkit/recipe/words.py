@@ -1,0 +1,232 @@
+"""What a complaint says: the schema walked by key, and pydantic's errors in plain words."""
+
+from __future__ import annotations
+
+import functools
+import math
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from pydantic import Discriminator, Tag, ValidationError
+
+from lmmkit.errors import did_you_mean
+from lmmkit.recipe.kinds import Says
+from lmmkit.recipe.places import Fault
+from lmmkit.recipe.schema import HIDDEN
+from lmmkit.recipe.tree import resolve
+
+UNKNOWN = object()  # the hint of a key that the schema does not have
+_LARGEST = 2**63
+
+
+@functools.cache
+def keys_of(cls: type) -> dict[str, Any]:
+    """YAML key -> type hint of a section."""
+    hints = get_type_hints(cls, include_extras=True)
+    names = [f.name for f in fields(cls) if f.name not in HIDDEN]
+    return {name.rstrip("_"): hints[name] for name in names}
+
+
+def required_keys(cls: type) -> list[str]:
+    """The keys of a section that have no default."""
+    absent = [f for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
+    return [f.name.rstrip("_") for f in absent]
+
+
+def plain_hint(hint: Any, raw: Any = None) -> Any:
+    """The hint without annotations and `| None`; of several sections the one `raw` asks for."""
+    while True:
+        if get_origin(hint) is Annotated:
+            hint, *marks = get_args(hint)
+            choose = next((m for m in marks if isinstance(m, Discriminator)), None)
+            if choose:
+                tag = choose.discriminator(raw)  # type: ignore[operator]
+                options = {_tag(option): option for option in get_args(hint)}
+                hint = options.get(tag, hint)
+                if tag not in options:
+                    return hint
+        elif _is_union(hint) and type(None) in get_args(hint):
+            members = [m for m in get_args(hint) if m is not type(None)]
+            hint = members[0] if len(members) == 1 else Union[tuple(members)]
+        else:
+            return hint
+
+
+def _is_union(hint: Any) -> bool:
+    return get_origin(hint) in (Union, types.UnionType)
+
+
+def _tag(hint: Any) -> str | None:
+    marks = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+    return next((mark.tag for mark in marks if isinstance(mark, Tag)), None)
+
+
+def child(hint: Any, raw: Any, key: str | int) -> Any:
+    """The hint of `key` under `hint`, or UNKNOWN. `raw` is what stands at `hint`."""
+    hint = plain_hint(hint, raw)
+    if is_dataclass(hint):
+        return keys_of(hint).get(str(key), UNKNOWN)  # type: ignore[arg-type]
+    if get_origin(hint) is tuple and isinstance(key, int):
+        items = get_args(hint)
+        return items[0] if items[-1] is Ellipsis else items[min(key, len(items) - 1)]
+    if isinstance(get_origin(hint), type) and issubclass(get_origin(hint), Mapping):
+        return get_args(hint)[0 if key == "[key]" else 1]
+    return UNKNOWN
+
+
+def describe(hint: Any) -> str:
+    """The words for what a hint accepts."""
+    if get_origin(hint) is Annotated:
+        inner, *marks = get_args(hint)
+        says = next((mark.words for mark in marks if isinstance(mark, Says)), None)
+        return says or describe(inner)
+    if _is_union(hint):
+        return " or ".join(describe(h) for h in get_args(hint) if h is not type(None))
+    if get_origin(hint) is Literal:
+        *first, last = map(str, get_args(hint))
+        return f"{', '.join(first)} or {last}" if first else last
+    if is_dataclass(hint):
+        return f"a section with {', '.join(keys_of(hint))}"  # type: ignore[arg-type]
+    return "a plain value"
+
+
+def show(value: Any) -> str:
+    """A value as a person wrote it, cut to a line."""
+    match value:
+        case None:
+            return "nothing"
+        case bool():
+            return str(value).lower()
+        case str():
+            return ascii(value) if len(value) < 60 else ascii(value[:57]) + "..."
+        case int() | float():
+            text = repr(value) if isinstance(value, float) or abs(value) < 10**30 else "a huge one"
+            return f"the number {text}"
+        case Mapping():
+            return "a section" if value else "an empty section"
+        case list() | tuple():
+            return f"a list of {len(value)}"
+    return f"a {type(value).__name__}"
+
+
+def hint_to_mend(value: Any, hint: Any) -> str:
+    """What a person most likely has to do where `value` is not what `hint` wants."""
+    bare = plain_hint(hint, value)
+    literals = _literals(hint)
+    if value is None:
+        return (
+            "Write {} where there is nothing to set."
+            if _is_section(bare)
+            else ("Give a value, or remove the key.")
+        )
+    if isinstance(value, str) and literals:
+        return did_you_mean(value, literals)
+    if isinstance(value, str) and bare in (int, float):
+        if isinstance(resolve(value.replace("_", "").replace(",", "").strip()), (int, float)):
+            return "Write the number without quotes, commas or underscores."
+    if isinstance(value, str) and bare is bool:
+        return "Write true or false, without quotes."
+    if isinstance(value, (int, float)) and bare is str:
+        return "Put it in quotes."
+    return "Change the value."
+
+
+def _is_section(bare: Any) -> bool:
+    origin = get_origin(bare)
+    return is_dataclass(bare) or (isinstance(origin, type) and issubclass(origin, Mapping))
+
+
+def _literals(hint: Any) -> list[str]:
+    if get_origin(hint) is Literal:
+        return list(map(str, get_args(hint)))
+    if get_origin(hint) is Annotated or _is_union(hint):
+        return [word for arg in get_args(hint) for word in _literals(arg)]
+    return []
+
+
+def faults(error: ValidationError, raw: Any, hint: Any, base: str = "") -> Iterator[Fault]:
+    """pydantic's errors about `raw`, which should have been a `hint`, one fault a key."""
+    told = set()
+    for entry in error.errors(include_url=False, include_context=False):
+        fault = _fault(entry, raw, hint, base)
+        if (fault.key, fault.code) not in told:
+            told.add((fault.key, fault.code))
+            yield fault
+
+
+def _fault(entry: Any, raw: Any, hint: Any, base: str) -> Fault:
+    path = [base] if base else []
+    named = False  # the key itself is what is wrong
+    for step in entry["loc"]:
+        if step == "[key]":
+            hint, named = child(hint, raw, step), True
+            break
+        below = child(hint, raw, step)
+        if below is UNKNOWN and entry["type"] != "unexpected_keyword_argument":
+            continue  # a step inside pydantic's unions, which is no key
+        parent = raw
+        if isinstance(raw, (Mapping, list)):  # a bare number may stand for a section
+            path.append(str(step))
+            raw = raw.get(step) if isinstance(raw, Mapping) else raw[step]
+        if below is UNKNOWN:
+            known = keys_of(plain_hint(hint, parent))
+            return Fault(
+                ".".join(path),
+                "unknown-key",
+                f"the unknown key `{step}`",
+                "one of the section's keys",
+                did_you_mean(str(step), known),
+            )
+        hint = below
+        if named:
+            break
+    key, want = ".".join(path), describe(hint)
+    if entry["type"] == "missing":
+        return Fault(key, "missing-key", "nothing", want, f"Add `{path[-1]}: ...`.")
+    if named:
+        return Fault(key, "name", show(path[-1]), want, "Rename it.")
+    got = entry["input"]
+    ranged = entry["type"].startswith(("greater", "less", "too_", "string_too"))
+    code = "out-of-range" if ranged else "wrong-type"
+    return Fault(key, code, show(got), want, hint_to_mend(got, hint))
+
+
+def tidy(value: Any, key: str, found: list[Fault], depth: int = 0) -> Any:
+    """A deep copy of `value` in plain dicts, lists and scalars.
+
+    What no recipe may hold becomes a fault and None: numbers that are not finite or above 64
+    bits, text that is no Unicode, keys that are no text, objects, more than 50 levels.
+    """
+
+    def refuse(got: str, want: str) -> None:
+        found.append(Fault(key, "wrong-type", got, want, "Change the value."))
+
+    if depth > 50:
+        return refuse("sections nested too deep", "50 levels at most")
+    match value:
+        case None | bool():
+            return value
+        case int():
+            in_range = -_LARGEST <= value < _LARGEST
+            return int(value) if in_range else refuse(show(value), "a number of at most 64 bits")
+        case float():
+            return float(value) if math.isfinite(value) else refuse(show(value), "a finite number")
+        case str():
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                return refuse(show(value), "text in Unicode")
+            return str(value)
+        case Mapping():
+            out = {}
+            for name, item in value.items():
+                if isinstance(name, str):
+                    out[name] = tidy(item, f"{key}.{name}" if key else name, found, depth + 1)
+                else:
+                    refuse(f"the key {show(name)}", "keys that are texts")
+            return out
+        case list() | tuple():
+            return [tidy(item, f"{key}.{i}", found, depth + 1) for i, item in enumerate(value)]
+    return refuse(show(value), "a plain value: text, number, true, false, list or section")

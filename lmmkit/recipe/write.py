@@ -1,0 +1,57 @@
+"""A recipe back into plain mappings and YAML, and its fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from lmmkit.recipe.schema import HIDDEN, Recipe, Weight
+
+MATHEMATICS = ("format", "seed", "model", "numerics", "plugins", "stages")
+
+
+def to_mapping(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as `from_mapping` would take it, defaults written out, absent keys left out."""
+    return _plain(recipe)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Weight) and value.weight is not None and not value.watch:
+        return value.weight
+    if is_dataclass(value):
+        # 0 stands only where a size could not be derived, which is how it was read
+        items = ((f.name, getattr(value, f.name)) for f in fields(value) if f.name not in HIDDEN)
+        return {name.rstrip("_"): _plain(item) for name, item in items if item is not None}
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def dump(recipe: Recipe) -> str:
+    """The resolved recipe as YAML that reads back equal."""
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = None  # innermost sections on one line
+    yaml.sort_base_mapping_type_on_output = False  # order is part of a recipe
+    yaml.width = 10_000
+    yaml.allow_unicode = True
+    yaml.representer.ignore_aliases = lambda data: True
+    out = io.StringIO()
+    yaml.dump(to_mapping(recipe), out)
+    return out.getvalue()
+
+
+def digest(recipe: Recipe) -> str:
+    """sha256 (hex) over everything that decides the mathematics and the data of the run.
+
+    Layout, comments, root, speed and output take no part. The order of stages, plugins, sources
+    and terms does: stages follow one another, and sums of floats depend on their order.
+    """
+    plain = to_mapping(recipe)
+    decisive = {key: plain[key] for key in (*MATHEMATICS, "data")}
+    return hashlib.sha256(json.dumps(decisive, ensure_ascii=True).encode()).hexdigest()

@@ -1,0 +1,6 @@
+"""Draws small scenes and writes them as a LLaVA data set: a real run without a download."""
+
+from lmmkit.scenes.report import SceneReport
+from lmmkit.scenes.write import write_scenes
+
+__all__ = ["SceneReport", "write_scenes"]

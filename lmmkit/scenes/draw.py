@@ -1,0 +1,154 @@
+"""Draws a scene: a landscape that runs on across the whole picture, and the things on it.
+
+The landscape is there for the order of tiles: sky, hill, sloping horizon and road cross their
+borders, light falls from one side and the corners are dark, so each tile tells where it belongs.
+It is pale and greyish all over, so that no thing's colour drowns in it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from lmmkit.scenes.scene import CENTRE, Scene, Scenery, Thing
+
+FINE = 3  # outlines are drawn so many times larger, then averaged: smooth edges
+REACH = 0.25  # from the middle to a corner thing, in short sides
+RADIUS = {"small": 0.115, "large": 0.19}  # in short sides
+# Shapes of equal radius look unequally large; these make them alike.
+SWELL = {"circle": 1.0, "square": 0.9, "triangle": 1.12, "cross": 1.04, "star": 1.18}
+
+RGB = {
+    "red": (215, 25, 30),
+    "green": (0, 150, 40),
+    "blue": (25, 60, 230),
+    "yellow": (255, 225, 0),
+    "purple": (165, 25, 185),
+    "black": (12, 12, 16),
+}
+# Each pair: colour at the top and colour at the bottom of the area.
+SKY = {
+    "pale": ((165, 186, 203), (222, 229, 230)),
+    "golden": ((192, 172, 142), (238, 224, 198)),
+    "dusky": ((142, 134, 158), (204, 188, 196)),
+}
+GROUND = {
+    "sand": ((203, 186, 152), (164, 142, 110)),
+    "grass": ((172, 184, 146), (126, 142, 104)),
+    "stone": ((176, 177, 180), (128, 130, 136)),
+}
+
+
+def draw(scene: Scene) -> Image.Image:
+    """The picture of `scene`, RGB, `scene.width` x `scene.height` pixels."""
+    size = (scene.width, scene.height)
+    picture = _landscape(scene.scenery, *size)
+    for thing in scene.things:
+        picture.paste(RGB[thing.colour], mask=_mask(size, *_outlines(thing, *size)))
+    return picture
+
+
+def middle(thing: Thing, width: int, height: int) -> tuple[float, float]:
+    """Where `thing` is drawn, in pixels from the top left corner."""
+    short = min(width, height)
+    x, y = width / 2 + thing.dx * short, height / 2 + thing.dy * short
+    if thing.place != CENTRE:
+        # Nearer to square than the picture: a square cut from its middle keeps the things.
+        reach_x = REACH * (3 * short + width) / 4
+        reach_y = REACH * (3 * short + height) / 4
+        x += reach_x if thing.place.endswith("right") else -reach_x
+        y += reach_y if thing.place.startswith("bottom") else -reach_y
+    return x, y
+
+
+def radius(thing: Thing, width: int, height: int) -> float:
+    """Half the extent of `thing` in pixels."""
+    return RADIUS[thing.size] * SWELL[thing.shape] * min(width, height)
+
+
+def _mask(size: tuple[int, int], *polygons: list[tuple[float, float]]) -> Image.Image:
+    """255 inside the polygons (pixel coordinates), 0 outside, smooth between."""
+    mask = Image.new("L", (size[0] * FINE, size[1] * FINE))
+    pen = ImageDraw.Draw(mask)
+    for polygon in polygons:
+        pen.polygon([(x * FINE, y * FINE) for x, y in polygon], fill=255)
+    return mask.reduce(FINE)
+
+
+def _outlines(thing: Thing, width: int, height: int) -> list[list[tuple[float, float]]]:
+    x, y = middle(thing, width, height)
+    r = radius(thing, width, height)
+    if thing.shape == "cross":
+        arm = 0.3 * r
+        return [
+            [(x - r, y - arm), (x + r, y - arm), (x + r, y + arm), (x - r, y + arm)],
+            [(x - arm, y - r), (x + arm, y - r), (x + arm, y + r), (x - arm, y + r)],
+        ]
+    if thing.shape == "square":
+        return [[(x - r, y - r), (x + r, y - r), (x + r, y + r), (x - r, y + r)]]
+    if thing.shape == "triangle":
+        return [[(x, y - r), (x + r, y + 0.8 * r), (x - r, y + 0.8 * r)]]
+    corners = 10 if thing.shape == "star" else 40
+    points = []
+    for k in range(corners):
+        long = 0.42 * r if thing.shape == "star" and k % 2 else r
+        turn = 2 * math.pi * k / corners
+        points.append((x + long * math.sin(turn), y - long * math.cos(turn)))
+    return [points]
+
+
+def _landscape(scenery: Scenery, width: int, height: int) -> Image.Image:
+    size = (width, height)
+    x_W = (np.arange(width, dtype=np.float32) + 0.5) / width
+    y_H = (np.arange(height, dtype=np.float32) + 0.5) / height
+    tint = np.asarray(scenery.tint, np.float32)
+
+    def blend(pair: tuple[tuple[int, int, int], ...], low: float, high: float) -> np.ndarray:
+        share_H = np.clip((y_H - low) / (high - low), 0, 1)[:, None, None]
+        top, bottom = np.asarray(pair, np.float32) + tint
+        return top + (bottom - top) * share_H
+
+    sky_HWC = np.broadcast_to(blend(SKY[scenery.sky], 0, scenery.horizon), (height, width, 3))
+    ground_HWC = blend(GROUND[scenery.ground], scenery.horizon, 1)
+    hill_HWC = 0.5 * (sky_HWC + ground_HWC) - 22
+    road_HWC = ground_HWC - 30
+    picture_HWC = sky_HWC
+    for layer_HWC, polygon in (
+        (hill_HWC, _hill(scenery)),
+        (ground_HWC, _ground(scenery)),
+        (road_HWC, _road(scenery)),
+    ):
+        mask = _mask(size, [(x * width, y * height) for x, y in polygon])
+        mask_HW1 = np.asarray(mask, np.float32)[:, :, None] / 255
+        picture_HWC = picture_HWC + (layer_HWC - picture_HWC) * mask_HW1
+
+    # Light from above on one side; dark corners, as a lens makes them.
+    far_HW = (x_W[None, :] - scenery.light) ** 2 + (y_H[:, None] * 0.9) ** 2
+    lens_HW = (x_W[None, :] - 0.5) ** 2 + (y_H[:, None] - 0.5) ** 2
+    light_HW = 0.9 + 0.28 * np.exp(-far_HW / 0.18) - 0.45 * lens_HW
+    return Image.fromarray((picture_HWC * light_HW[:, :, None]).clip(0, 255).astype(np.uint8))
+
+
+def _horizon(scenery: Scenery, x: float) -> float:
+    return scenery.horizon + scenery.slope * (x - 0.5)
+
+
+def _ground(scenery: Scenery) -> list[tuple[float, float]]:
+    return [(0, _horizon(scenery, 0)), (1, _horizon(scenery, 1)), (1, 1), (0, 1)]
+
+
+def _hill(scenery: Scenery) -> list[tuple[float, float]]:
+    centre, half, tall = scenery.hill
+    top = []
+    for k in range(17):
+        x = centre + half * (k / 8 - 1)
+        top.append((x, _horizon(scenery, x) - tall * math.cos((k / 8 - 1) * math.pi / 2)))
+    return [*top, (centre + half, 1), (centre - half, 1)]
+
+
+def _road(scenery: Scenery) -> list[tuple[float, float]]:
+    foot, head, half = scenery.road
+    top = _horizon(scenery, head)
+    return [(head - 0.015, top), (head + 0.015, top), (foot + half, 1), (foot - half, 1)]

@@ -1,0 +1,107 @@
+"""What was written and what it is worth: counts, shares, and the baseline without a picture."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmmkit.scenes.questions import TYPES, Question
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneReport:
+    """A written data set. Shares and accuracies are between 0 and 1.
+
+    `majority` is what a reader who never opens a picture scores on the held-out questions by
+    giving the commonest training answer to the same question; `majority_by_type` splits it.
+    """
+
+    directory: Path
+    seed: int
+    scenes: int
+    heldout_scenes: int
+    questions: int
+    heldout_questions: int
+    type_shares: dict[str, float]
+    heldout_type_shares: dict[str, float]
+    yes_no_share: float
+    heldout_yes_no_share: float
+    majority: float
+    majority_by_type: dict[str, float]
+    vocabulary: int
+    files: tuple[Path, ...]
+
+
+def type_shares(questions: Iterable[Question]) -> dict[str, float]:
+    """The share of each question type."""
+    counts = Counter(question.type for question in questions)
+    return {name: counts[name] / counts.total() for name in TYPES}
+
+
+def yes_no_share(questions: Iterable[Question]) -> float:
+    """The share of questions whose answer is yes or no."""
+    answers = Counter(question.answer in ("yes", "no") for question in questions)
+    return answers[True] / answers.total()
+
+
+def majority(train: Iterable[Question], heldout: Iterable[Question]) -> dict[str, float]:
+    """Accuracy of the commonest training answer, by type and under "all".
+
+    A question that training never asked gets the commonest answer of its type; ties go to the
+    first answer in the alphabet.
+    """
+    by_text: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    by_type: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for question in train:
+        by_text[question.text][question.answer] += 1
+        by_type[question.type][question.answer] += 1
+    right: Counter[str] = Counter()
+    asked: Counter[str] = Counter()
+    for question in heldout:
+        answers = by_text.get(question.text) or by_type[question.type]
+        guess = min(answers, key=lambda answer: (-answers[answer], answer))
+        for name in (question.type, "all"):
+            asked[name] += 1
+            right[name] += guess == question.answer
+    return {name: right[name] / asked[name] for name in (*TYPES, "all") if asked[name]}
+
+
+def readme(report: SceneReport) -> str:
+    """The data set's README.md; holds nothing that differs between two equal runs."""
+    rows = "\n".join(
+        f"| {name} | {report.type_shares[name]:.1%} | {report.heldout_type_shares[name]:.1%} "
+        f"| {report.majority_by_type.get(name, 0):.1%} |"
+        for name in TYPES
+    )
+    return f"""# Scenes
+
+Drawn pictures with captions and questions, in the files and the JSON that LLaVA reads.
+Written by `lmmkit data make-scenes` with seed {report.seed}; the same seed gives the same bytes.
+
+| file | holds |
+|---|---|
+| `images/train/`, `images/heldout/` | {report.scenes} and {report.heldout_scenes} JPEG and PNG pictures |
+| `pretrain.json` | one caption for each training picture |
+| `finetune.json` | a conversation for each training picture: {report.questions} questions |
+| `heldout.json` | {report.heldout_questions} questions on held-out pictures, one a record, \
+with `type` and `scene` |
+| `heldout_captions.json` | one caption for each held-out picture |
+| `tokenizer.model` | a sentencepiece model (BPE with byte fallback), {report.vocabulary} pieces |
+
+Image paths are relative to this folder. A picture shows one to four objects (shape, colour,
+size, place) on a landscape. No held-out picture shows the same objects in the same places as a
+training picture.
+
+## Questions
+
+| type | share in training | share held out | accuracy without the picture |
+|---|---|---|---|
+{rows}
+| all | | | {report.majority:.1%} |
+
+The last column is the majority baseline: the commonest training answer to the same question.
+Yes/no questions are {report.yes_no_share:.1%} of the training questions and \
+{report.heldout_yes_no_share:.1%} of the held-out ones, answered yes and no equally often.
+"""

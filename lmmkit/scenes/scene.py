@@ -1,0 +1,163 @@
+"""Symbolic scenes: what stands where, before anything is drawn or asked.
+
+A scene is a function of (seed, split, index) alone, so a small data set is the beginning of a
+large one. Which split a scene may appear in follows from a hash of its description: no held-out
+scene can equal a training scene, whatever the counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from dataclasses import dataclass
+
+SHAPES = ("circle", "square", "triangle", "cross", "star")
+COLOURS = ("red", "green", "blue", "yellow", "purple", "black")
+SIZES = ("small", "large")
+CORNERS = ("top left", "top right", "bottom left", "bottom right")
+CENTRE = "centre"
+PLACES = (*CORNERS, CENTRE)
+SKIES = ("pale", "golden", "dusky")
+GROUNDS = ("sand", "grass", "stone")
+SPLITS = ("train", "heldout")
+
+# Width and height in pixels. Sides differ by a quarter at most: padded to a square and
+# shrunk to 48 pixels, a small object still covers a patch.
+CANVASES = ((64, 64), (80, 64), (64, 80), (80, 80), (96, 80), (80, 96), (96, 96), (112, 90))
+THINGS = (1, 2, 3, 4)
+THING_WEIGHTS = (0.13, 0.27, 0.3, 0.3)
+HELDOUT_EVERY = 5  # one description in so many belongs to the held-out split
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thing:
+    """One object. `dx`, `dy` move it off its place, in shares of the picture's short side."""
+
+    shape: str
+    colour: str
+    size: str
+    place: str
+    dx: float
+    dy: float
+
+    @property
+    def name(self) -> str:
+        """Colour and shape, "red circle": unique within a scene."""
+        return f"{self.colour} {self.shape}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenery:
+    """The background. Lengths are shares of the picture's height or width.
+
+    `horizon` is its height at the middle, `slope` its fall from the left to the right edge;
+    `light` is where the light comes from (0 left, 1 right); `tint` shifts the hues a little.
+    """
+
+    sky: str
+    ground: str
+    horizon: float
+    slope: float
+    light: float
+    tint: tuple[float, float, float]
+    hill: tuple[float, float, float]  # middle, half width, height
+    road: tuple[float, float, float]  # foot, head, half width at the foot
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """A picture's description; `things` stand in reading order."""
+
+    split: str
+    index: int
+    width: int
+    height: int
+    suffix: str  # "jpg" or "png"
+    things: tuple[Thing, ...]
+    scenery: Scenery
+
+    @property
+    def id(self) -> str:
+        """"train/000123": also the picture's path below `images/`, less its suffix."""
+        return f"{self.split}/{self.index:06d}"
+
+    @property
+    def image(self) -> str:
+        """The picture's path in the data set's folder."""
+        return f"images/{self.id}.{self.suffix}"
+
+    @property
+    def description(self) -> tuple[tuple[str, str, str, str], ...]:
+        """What makes two scenes equal: the sorted (shape, colour, size, place) of its things."""
+        return tuple(sorted((t.shape, t.colour, t.size, t.place) for t in self.things))
+
+
+def make_scene(seed: int, split: str, index: int) -> Scene:
+    """The scene number `index` of `split`; equal arguments give an equal scene."""
+    rng = random.Random(f"lmmkit scenes/{seed}/{split}/{index}")
+    number = rng.choices(THINGS, THING_WEIGHTS)[0]
+    width, height = rng.choice(CANVASES)
+    suffix = "jpg" if rng.random() < 0.6 else "png"
+    scenery = _scenery(rng)
+    while True:
+        scene = Scene(
+            split=split,
+            index=index,
+            width=width,
+            height=height,
+            suffix=suffix,
+            things=_things(rng, number),
+            scenery=scenery,
+        )
+        if split_of(seed, scene.description) == split:
+            return scene
+
+
+def split_of(seed: int, description: tuple[tuple[str, str, str, str], ...]) -> str:
+    """The only split in which a scene of this description may appear."""
+    digest = hashlib.blake2b(repr((seed, description)).encode(), digest_size=8).digest()
+    return "heldout" if int.from_bytes(digest, "big") % HELDOUT_EVERY == 0 else "train"
+
+
+def _things(rng: random.Random, number: int) -> tuple[Thing, ...]:
+    """`number` things in different places, no two of the same colour and shape."""
+    kinds: list[tuple[str, str]] = []
+    while len(kinds) < number:
+        kind = (rng.choice(SHAPES), rng.choice(COLOURS))
+        # Repeats make counts above one common, and single words ambiguous often enough.
+        repeat = rng.random()
+        if kinds and repeat < 0.35:
+            kind = (rng.choice(kinds)[0], kind[1])
+        elif kinds and repeat < 0.6:
+            kind = (kind[0], rng.choice(kinds)[1])
+        if kind not in kinds:
+            kinds.append(kind)
+    if number == 1 and rng.random() < 0.4:
+        places = [CENTRE]
+    else:
+        places = sorted(rng.sample(CORNERS, number), key=CORNERS.index)
+    return tuple(
+        Thing(
+            shape=shape,
+            colour=colour,
+            size=rng.choice(SIZES),
+            place=place,
+            dx=rng.uniform(-0.025, 0.025),
+            dy=rng.uniform(-0.025, 0.025),
+        )
+        for (shape, colour), place in zip(kinds, places, strict=True)
+    )
+
+
+def _scenery(rng: random.Random) -> Scenery:
+    foot = rng.uniform(0.2, 0.8)
+    return Scenery(
+        sky=rng.choice(SKIES),
+        ground=rng.choice(GROUNDS),
+        horizon=rng.uniform(0.42, 0.58),
+        slope=rng.uniform(-0.12, 0.12),
+        light=rng.choice((rng.uniform(0.05, 0.3), rng.uniform(0.7, 0.95))),
+        tint=(rng.uniform(-9, 9), rng.uniform(-9, 9), rng.uniform(-9, 9)),
+        hill=(rng.uniform(0.1, 0.9), rng.uniform(0.3, 0.5), rng.uniform(0.1, 0.2)),
+        road=(foot, 0.5 + 0.5 * (0.5 - foot) + rng.uniform(-0.1, 0.1), rng.uniform(0.1, 0.16)),
+    )

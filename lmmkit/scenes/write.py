@@ -1,0 +1,232 @@
+"""Writes the data set: pictures, LLaVA JSON, tokenizer and README."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lmmkit.errors import Problem, UserError, raise_all
+from lmmkit.scenes.captions import INSTRUCTIONS, caption
+from lmmkit.scenes.draw import draw
+from lmmkit.scenes.questions import Asker, Question
+from lmmkit.scenes.report import SceneReport, majority, readme, type_shares, yes_no_share
+from lmmkit.scenes.scene import SPLITS, Scene, make_scene
+from lmmkit.scenes.tokenizer import train_tokenizer
+
+# Fewer, and the tokenizer lacks words and the shares of question types lose their meaning.
+LEAST_COUNT = 100
+LEAST_HELDOUT = 20
+TURNS = (4, 5, 6)
+HELDOUT_QUESTIONS = 3
+FILES = ("pretrain.json", "finetune.json", "heldout.json", "heldout_captions.json")
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """A scene with all that is said about it."""
+
+    scene: Scene
+    instruction: str  # with its <image> marker
+    caption: str
+    questions: tuple[Question, ...]
+    marker_first: tuple[bool, ...]  # for each question: does <image> stand before it?
+
+
+def write_scenes(
+    directory: Path,
+    *,
+    count: int = 6000,
+    heldout: int = 500,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> SceneReport:
+    """Writes a data set of `count` training and `heldout` held-out scenes into `directory`.
+
+    Equal arguments write equal bytes. `progress` is called with pictures written and pictures
+    in all. Raises `UserError` where a count is too small or `directory` is not empty.
+    """
+    directory = Path(directory)
+    raise_all(_problems(directory, count, heldout))
+    numbers = {"train": count, "heldout": heldout}
+    told = {split: tell(seed, split, numbers[split]) for split in SPLITS}
+    _make_directories(directory)
+
+    scenes = [item.scene for split in SPLITS for item in told[split]]
+    for done, scene in enumerate(scenes, start=1):
+        _save(scene, directory)
+        if progress is not None:
+            progress(done, len(scenes))
+
+    captions = {split: [_caption_record(item) for item in told[split]] for split in SPLITS}
+    rows = {
+        "pretrain.json": captions["train"],
+        "finetune.json": [_conversation(item) for item in told["train"]],
+        "heldout.json": [row for item in told["heldout"] for row in _single_questions(item)],
+        "heldout_captions.json": captions["heldout"],
+    }
+    for name in FILES:
+        _write_text(directory / name, json.dumps(rows[name], indent=1) + "\n")
+    model = train_tokenizer(_texts(told["train"]))
+    (directory / "tokenizer.model").write_bytes(model)
+    report = _report(directory, seed, told, model)
+    _write_text(directory / "README.md", readme(report))
+    return report
+
+
+def tell(seed: int, split: str, number: int) -> list[Told]:
+    """The first `number` scenes of `split` with captions and questions."""
+    asker = Asker()
+    told = []
+    for index in range(number):
+        scene = make_scene(seed, split, index)
+        rng = random.Random(f"lmmkit words/{seed}/{scene.id}")
+        turns = rng.choice(TURNS) if split == "train" else HELDOUT_QUESTIONS
+        questions = tuple(asker.ask(scene, turns, rng))
+        told.append(
+            Told(
+                scene=scene,
+                instruction=_marked(rng.choice(INSTRUCTIONS), rng.random() < 0.5),
+                caption=caption(scene, rng),
+                questions=questions,
+                marker_first=tuple(rng.random() < 0.5 for _ in questions),
+            )
+        )
+    return told
+
+
+def _problems(directory: Path, count: int, heldout: int) -> list[Problem]:
+    problems = [
+        Problem(
+            code="scenes/too-few",
+            where=f"--{name}",
+            got=str(number),
+            want=f"at least {least}",
+            mend=f"Ask for {least} scenes or more.",
+        )
+        for name, number, least in (
+            ("count", count, LEAST_COUNT),
+            ("heldout", heldout, LEAST_HELDOUT),
+        )
+        if number < least
+    ]
+    if directory.is_file() or (directory.is_dir() and any(directory.iterdir())):
+        problems.append(
+            Problem(
+                code="scenes/not-empty",
+                where=str(directory),
+                got="a file" if directory.is_file() else "a folder with files in it",
+                want="a new or empty folder",
+                mend="Name another folder, or remove this one first.",
+            )
+        )
+    return problems
+
+
+def _make_directories(directory: Path) -> None:
+    try:
+        for split in SPLITS:
+            (directory / "images" / split).mkdir(parents=True)
+    except OSError as error:
+        raise UserError(
+            Problem(
+                code="scenes/not-writable",
+                where=str(directory),
+                got=error.strerror or str(error),
+                want="a folder that can be made and written",
+                mend="Name another folder, or mend its permissions.",
+            )
+        ) from error
+
+
+def _save(scene: Scene, directory: Path) -> None:
+    path = directory / scene.image
+    if scene.suffix == "jpg":
+        draw(scene).save(path, format="JPEG", quality=90)
+    else:
+        draw(scene).save(path, format="PNG")
+
+
+def _write_text(path: Path, text: str) -> None:
+    # Written as bytes: text mode would end lines differently on another system.
+    path.write_bytes(text.encode())
+
+
+def _marked(text: str, first: bool) -> str:
+    return f"<image>\n{text}" if first else f"{text}\n<image>"
+
+
+def _turns(human: str, gpt: str) -> list[Record]:
+    return [{"from": "human", "value": human}, {"from": "gpt", "value": gpt}]
+
+
+def _caption_record(item: Told) -> Record:
+    return {
+        "id": item.scene.id,
+        "image": item.scene.image,
+        "conversations": _turns(item.instruction, item.caption),
+    }
+
+
+def _conversation(item: Told) -> Record:
+    turns: list[Record] = []
+    for question in item.questions:
+        text = question.text if turns else _marked(question.text, item.marker_first[0])
+        turns += _turns(text, question.answer)
+    return {"id": item.scene.id, "image": item.scene.image, "conversations": turns}
+
+
+def _single_questions(item: Told) -> list[Record]:
+    return [
+        {
+            "id": f"{item.scene.id}/{number}",
+            "image": item.scene.image,
+            "conversations": _turns(_marked(question.text, first), question.answer),
+            "type": question.type,
+            "scene": item.scene.id,
+        }
+        for number, (question, first) in enumerate(
+            zip(item.questions, item.marker_first, strict=True)
+        )
+    ]
+
+
+def _texts(told: Sequence[Told]) -> list[str]:
+    """What the tokenizer learns from: every text of the training records, without markers."""
+    texts = list(INSTRUCTIONS)
+    for item in told:
+        texts.append(item.caption)
+        for question in item.questions:
+            texts += [question.text, question.answer]
+    return texts
+
+
+def _report(
+    directory: Path, seed: int, told: dict[str, list[Told]], model: bytes
+) -> SceneReport:
+    import sentencepiece
+
+    questions = {split: [q for item in told[split] for q in item.questions] for split in SPLITS}
+    accuracy = majority(questions["train"], questions["heldout"])
+    names = (*FILES, "tokenizer.model", "README.md")
+    return SceneReport(
+        directory=directory,
+        seed=seed,
+        scenes=len(told["train"]),
+        heldout_scenes=len(told["heldout"]),
+        questions=len(questions["train"]),
+        heldout_questions=len(questions["heldout"]),
+        type_shares=type_shares(questions["train"]),
+        heldout_type_shares=type_shares(questions["heldout"]),
+        yes_no_share=yes_no_share(questions["train"]),
+        heldout_yes_no_share=yes_no_share(questions["heldout"]),
+        majority=accuracy["all"],
+        majority_by_type={name: share for name, share in accuracy.items() if name != "all"},
+        vocabulary=sentencepiece.SentencePieceProcessor(model_proto=model).vocab_size(),
+        files=tuple(directory / name for name in names),
+    )
