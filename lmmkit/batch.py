@@ -48,9 +48,10 @@ class Batch:
     """One micro-batch.
 
     `id_T` is -1 exactly where a fill writes. `predict.row_Q[s]` is the row whose state predicts
-    `target_S[s]`, for text term number `term_S[s]` of `text_terms`. `key_T` marks the rows whose
-    attention mass is read. `labels` is keyed "instance/name"; `views` holds (view name, sample key)
-    in order; `count` the items a term averages over, by name.
+    `target_S[s]`, for text term number `term_S[s]` of `text_terms`. `mass_R` are the distinct rows
+    whose attention mass is read and `key_T` marks the rows they put it on; both stay on the host.
+    `labels` is keyed "instance/name"; `views` holds (view name, sample key) in order; `count` is the
+    number of items a term averages over, `dropped` what the layout had to leave out, by reason.
     """
 
     forest: Forest
@@ -62,6 +63,7 @@ class Batch:
     term_S: Tensor
     text_terms: tuple[str, ...]
     key_T: Tensor
+    mass_R: Tensor
     picks: Mapping[Need, Pick] = field(default_factory=dict)
     labels: Mapping[str, Tensor] = field(default_factory=dict)
     views: tuple[tuple[str, str], ...] = ()

@@ -1,0 +1,199 @@
+"""The layout of a sample: template, token ids, and which of them are learned.
+
+`plain` is images, text and answer with a newline behind each; `vicuna_v1` is the conversation of
+Vicuna v1.5, with an end token behind each answer. Ids and learned positions equal LLaVA-1.5's.
+
+LLaVA joins a conversation to one string and tokenizes that; here each span is encoded by itself.
+The ids are the same because no piece reaches from a non-space into a following space, and spans
+are only ever parted there: spaces at the end of a text are encoded with the text behind them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lmmkit.data.text import SPACE, Tokenizer
+from lmmkit.errors import Problem, UserError, did_you_mean
+from lmmkit.sample import Image, Sample, Turn
+from lmmkit.spans import Layout, Span, SpanRole, text
+
+AfterEos = Literal["published", "hf437", "legacy"]
+TEMPLATES = ("plain", "vicuna_v1")
+AFTER_EOS = ("published", "hf437", "legacy")
+
+VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+
+
+def lay_out(
+    sample: Sample,
+    tokenizer: Tokenizer,
+    *,
+    image_rows: int,
+    after_eos: AfterEos = "published",
+) -> Layout:
+    """The spans of a sample to train on: its answers are learned, the rest is read.
+
+    `image_rows`: rows one image takes. `after_eos`: how the first word behind an end token is
+    encoded; `published` as in LLaVA-1.5's weights (transformers 4.31), `hf437` as in 4.37 (no
+    dummy prefix), `legacy` as text that stands alone.
+
+    Raises `UserError` for a template unknown here, turns that do not alternate from user to
+    assistant, or images that do not add up.
+    """
+    return _lay_out(sample, tokenizer, image_rows, after_eos, open_ended=False)
+
+
+def lay_out_prompt(
+    sample: Sample,
+    tokenizer: Tokenizer,
+    *,
+    image_rows: int,
+    after_eos: AfterEos = "published",
+) -> Layout:
+    """The spans that generation starts from, for a sample whose last turn is the user's.
+
+    They are those that `lay_out` puts before the last response, so a model goes on with the ids
+    it was trained to go on with: for `vicuna_v1` the prompt ends in "ASSISTANT:" and the space
+    behind it belongs to the answer. Arguments and errors as in `lay_out`.
+    """
+    return _lay_out(sample, tokenizer, image_rows, after_eos, open_ended=True)
+
+
+def _lay_out(
+    sample: Sample, tokenizer: Tokenizer, image_rows: int, after_eos: str, *, open_ended: bool
+) -> Layout:
+    _check(sample, after_eos, open_ended=open_ended)
+    writer = _Writer(tokenizer=tokenizer, image_rows=image_rows, after_eos=after_eos)
+    writer.control(tokenizer.bos, "bos")
+    images = iter(sample.images)
+    lay_out_turn = _plain if sample.template == "plain" else _vicuna
+    if sample.template == "vicuna_v1":
+        writer.write(VICUNA_SYSTEM, "system")
+    for i, turn in enumerate(sample.turns):
+        lay_out_turn(writer, turn, images, first=i == 0)
+    if open_ended:
+        writer.spaces = ""  # what a trailing space becomes is the answer's affair
+    return writer.close()
+
+
+def _plain(writer: _Writer, turn: Turn, images: Iterator[Image], *, first: bool) -> None:
+    for _ in range(turn.images):
+        writer.image(next(images))
+    if turn.role == "assistant":
+        writer.write(turn.text + "\n", "response", learn=True)
+    elif turn.text:
+        writer.write(turn.text + "\n", "user")
+
+
+def _vicuna(writer: _Writer, turn: Turn, images: Iterator[Image], *, first: bool) -> None:
+    if turn.role == "assistant":
+        writer.write(" " + turn.text, "response", learn=True)
+        writer.control(writer.tokenizer.eos, "response", learn=True)
+        return
+    text = " USER: " if first else "USER: "
+    for i in range(turn.images):
+        writer.write(text, "user")
+        writer.image(next(images))
+        # LLaVA strips a question that is nothing but its image, the newline included.
+        text = "\n" if turn.text or i + 1 < turn.images else ""
+    writer.write(text + turn.text, "user")
+    writer.write(" ASSISTANT:", "header")
+
+
+@dataclass(kw_only=True)
+class _Writer:
+    """Collects spans, and knows after what the next text stands.
+
+    `after` is what it follows: nothing (the start, an image), text, or an end token. `spaces` are
+    trailing spaces of what was written, kept back for the text to come.
+    """
+
+    tokenizer: Tokenizer
+    image_rows: int
+    after_eos: str
+    spans: list[Span] = field(default_factory=list)
+    after: Literal["nothing", "text", "eos"] = "nothing"
+    spaces: str = ""
+
+    def write(self, words: str, role: SpanRole, *, learn: bool = False) -> None:
+        """Text of one role. Its trailing spaces wait for the text behind them."""
+        words = self.spaces + words.replace(SPACE, " ")  # one and the same to sentencepiece
+        kept = words.rstrip(" ")
+        self.spaces = words[len(kept) :]
+        self._encode(kept, role, learn)
+        self._last = (role, learn)
+
+    def image(self, image: Image) -> None:
+        """An image slot. What stands behind it is encoded as text that stands alone."""
+        self._flush()
+        self.spans.append(Span(kind="image", n=self.image_rows, image=image))
+        self.after = "nothing"
+
+    def control(self, token: int, role: SpanRole, *, learn: bool = False) -> None:
+        """A control token, in one span with the text of its role."""
+        self._flush()
+        last = self.spans[-1] if self.spans else None
+        if last is not None and (last.kind, last.role, last.learn) == ("text", role, learn):
+            self.spans[-1] = text([*last.ids, token], role, learn=learn)
+        else:
+            self.spans.append(text([token], role, learn=learn))
+        self.after = "nothing" if role == "bos" else "eos"
+
+    def close(self) -> Layout:
+        """All spans."""
+        self._flush()
+        return tuple(self.spans)
+
+    def _flush(self) -> None:
+        spaces, self.spaces = self.spaces, ""
+        if spaces:
+            self._encode(spaces, *self._last)
+
+    def _encode(self, words: str, role: SpanRole, learn: bool) -> None:
+        if not words:
+            return
+        if self.after == "text" or (self.after == "eos" and self.after_eos == "hf437"):
+            ids = self.tokenizer.encode_continued(words)
+        elif self.after == "eos" and self.after_eos == "published":
+            ids = self.tokenizer.encode_unprefixed(words)
+        else:
+            ids = self.tokenizer.encode(words)
+        self.after = "text"
+        last = self.spans[-1]
+        if (last.kind, last.role, last.learn) == ("text", role, learn):
+            self.spans[-1] = text([*last.ids, *ids], role, learn=learn)
+        else:
+            self.spans.append(text(ids, role, learn=learn))
+
+
+def _check(sample: Sample, after_eos: str, *, open_ended: bool) -> None:
+    """Raises `UserError` with everything that keeps `sample` from being laid out."""
+    problems = []
+
+    def wrong(code: str, got: str, want: str, mend: str) -> None:
+        problems.append(Problem(f"chat/{code}", f"sample {sample.key}", got, want, mend))
+
+    if sample.template not in TEMPLATES:
+        hint = did_you_mean(sample.template, TEMPLATES)
+        wrong("template", f"template `{sample.template}`", "a template known here", hint)
+    if after_eos not in AFTER_EOS:
+        hint = did_you_mean(after_eos, AFTER_EOS)
+        wrong("after-eos", f"after_eos `{after_eos}`", "a way known here", hint)
+    roles = [turn.role for turn in sample.turns]
+    want = [("user", "assistant")[i % 2] for i in range(len(roles))]
+    if roles != want or not roles or len(roles) % 2 != open_ended:
+        end = "user" if open_ended else "assistant"
+        mend = "Drop the answer to generate it." if open_ended else "Complete the conversation."
+        wrong("roles", f"turns {roles}", f"user and assistant by turns, {end} last", mend)
+    slots = sum(turn.images for turn in sample.turns if turn.role == "user")
+    odd = any(turn.images for turn in sample.turns if turn.role == "assistant")
+    if slots != len(sample.images) or odd or any(turn.images < 0 for turn in sample.turns):
+        got = f"{len(sample.images)} images for {slots} places in user turns"
+        wrong("images", got, "one place an image, in user turns only", "Mend `Turn.images`.")
+    if problems:
+        raise UserError(problems)

@@ -1,0 +1,195 @@
+"""Views of samples -> a packed micro-batch: rows numbered, selectors resolved, items counted."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lmmkit.batch import Batch, Fill, Pick
+from lmmkit.forest import Forest, concat, grow
+from lmmkit.needs import AttnMass, Need, selector
+from lmmkit.parts import Term
+from lmmkit.sample import Image, View
+from lmmkit.spans import Layout
+
+WORTH = 8  # rows: a shorter common prefix costs more in attention calls than its rows save
+
+
+class LaidOut(NamedTuple):
+    """A view and the spans of its sequence."""
+
+    view: View
+    layout: Layout
+
+
+class Tree(NamedTuple):
+    """All views of one sample, their common prefixes merged. `paths[v]`: the rows of view v."""
+
+    members: tuple[LaidOut, ...]
+    forest: Forest
+    paths: list[np.ndarray]
+
+
+class ReadsImages(Protocol):
+    def __call__(self, image: Image, shape: str) -> Tensor: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packer:
+    """What packing needs to know besides the views.
+
+    `text_terms` names the next-token terms: "next_token" for the main view, then the tasks that
+    learn text. `terms` are the plugin terms whose items are counted.
+    """
+
+    reader: ReadsImages
+    image_rows: int
+    image_size: int
+    text_terms: tuple[str, ...] = ("next_token",)
+    needs: tuple[Need, ...] = ()
+    terms: tuple[Term, ...] = ()
+    share: bool = True
+
+    def tree(self, members: Sequence[LaidOut]) -> Tree:
+        """Grows one sample's views into a tree."""
+        codes: dict[Hashable, int] = {}
+        sequences = [_keys(member, codes) for member in members]
+        forest, paths = grow([sequences], share=self.share, worth=WORTH)
+        return Tree(tuple(members), forest, paths)
+
+    def pack(self, trees: Sequence[Tree], dropped: Mapping[str, int] | None = None) -> tuple[Batch, list[np.ndarray]]:
+        """One micro-batch of these trees, and the rows of every view in order."""
+        members = [m for tree in trees for m in tree.members]
+        starts = np.cumsum([0, *(len(t.forest) for t in trees)])
+        paths = [path + at for tree, at in zip(trees, starts, strict=False) for path in tree.paths]
+        forest = concat([tree.forest for tree in trees])
+        id_T, fills, images = self._origins(members, paths, len(forest))
+        pixels = [self.reader(image, shape) for image, shape in images]
+        size = self.image_size
+        predict, target_S, term_S = self._targets(members, paths)
+        key_T, picks = self._picks(members, paths, len(forest))
+        mass = [pick.row_Q for need, pick in picks.items() if isinstance(need, AttnMass)]
+        batch = Batch(
+            forest=forest,
+            id_T=id_T,
+            fills=fills,
+            pixels_ICXY=torch.stack(pixels) if pixels else torch.empty(0, 3, size, size),
+            predict=predict,
+            target_S=target_S,
+            term_S=term_S,
+            text_terms=self.text_terms,
+            key_T=key_T,
+            mass_R=torch.cat(mass).unique() if mass else torch.empty(0, dtype=torch.int64),
+            picks=picks,
+            labels=_labels(members),
+            views=tuple((m.view.name, m.view.sample.key) for m in members),
+            dropped=dropped or {},
+        )
+        text = np.bincount(term_S.numpy(), minlength=len(self.text_terms)).tolist()
+        count = dict(zip(self.text_terms, text, strict=True))
+        count |= {term.name: term.count(batch) for term in self.terms if term.name not in count}
+        return replace(batch, count=count), paths
+
+    def _origins(self, members, paths, total) -> tuple[Tensor, tuple[Fill, ...], list[tuple[Image, str]]]:
+        """Token ids, fills, and the distinct (image, shape) in the order of their tokens."""
+        id_T = np.full(total, -1, np.int64)
+        item_T: dict[str, np.ndarray] = {}
+        images: dict[tuple[Image, str], int] = {}
+        for member, path in zip(members, paths, strict=True):
+            start = 0
+            for span in member.layout:
+                rows = path[start : start + span.n]
+                start += span.n
+                if span.kind == "text":
+                    id_T[rows] = span.ids
+                    continue
+                if span.kind == "image":
+                    key = (span.image, member.view.sample.image_shape)
+                    first, source = images.setdefault(key, len(images)) * self.image_rows, "vision"
+                else:
+                    first, source = 0, f"plugins.{span.owner}"
+                item_T.setdefault(source, np.full(total, -1, np.int64))[rows] = first + np.arange(span.n)
+        fills = []
+        for source, items in sorted(item_T.items()):
+            rows = np.flatnonzero(items >= 0)
+            fills.append(Fill(source, torch.from_numpy(rows), torch.from_numpy(items[rows])))
+        return torch.from_numpy(id_T), tuple(fills), list(images)
+
+    def _targets(self, members, paths) -> tuple[Pick, Tensor, Tensor]:
+        """Rows that predict, on the view's own path; their targets; their text terms."""
+        rows, views, targets, terms = [], [], [], []
+        for v, (member, path) in enumerate(zip(members, paths, strict=True)):
+            if not member.view.learn:
+                continue
+            name = "next_token" if member.view.name == "main" else member.view.name
+            ids, place = _supervised(member.layout)
+            rows.append(path[place - 1])
+            views.append(np.full(len(place), v))
+            targets.append(ids)
+            terms.append(np.full(len(place), self.text_terms.index(name)))
+        return Pick(_cat(rows), _cat(views)), _cat(targets), _cat(terms)
+
+    def _picks(self, members, paths, total) -> tuple[Tensor, dict[Need, Pick]]:
+        """The rows every need reads, and the key rows of attention mass."""
+        key_T = np.zeros(total, bool)
+        picks = {}
+        for need in self.needs:
+            rows, views, uniform = [], [], []
+            for v, (member, path) in enumerate(zip(members, paths, strict=True)):
+                if member.view.name != selector(need).view:
+                    continue
+                places = np.asarray(selector(need).places(member.layout), np.int64)
+                if isinstance(need, AttnMass):
+                    is_key = np.zeros(len(path), bool)
+                    is_key[need.k.places(member.layout)] = True
+                    places = places[np.cumsum(is_key)[places] > 0]  # a row that sees no key has no mass
+                    key_T[path[is_key & (len(places) > 0)]] = True
+                    uniform.append(np.cumsum(is_key)[places] / (places + 1))
+                rows.append(path[places])
+                views.append(np.full(len(places), v))
+            share = torch.from_numpy(np.concatenate([*uniform, np.empty(0)])).float()
+            picks[need] = Pick(_cat(rows), _cat(views), share if isinstance(need, AttnMass) else None)
+        return torch.from_numpy(key_T), picks
+
+
+def _keys(member: LaidOut, codes: dict[Hashable, int]) -> np.ndarray:
+    """int64 identities of a view's rows: token ids, or negative numbers of image and learned rows."""
+    parts = []
+    for span in member.layout:
+        if span.kind == "text":
+            parts.append(np.asarray(span.ids, np.int64))
+        else:
+            what = (span.image, member.view.sample.image_shape) if span.kind == "image" else (span.owner, span.mark)
+            code = codes.setdefault(what, len(codes))
+            parts.append(-1 - (code << 32) - np.arange(span.n))
+    return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+
+def _supervised(layout: Layout) -> tuple[np.ndarray, np.ndarray]:
+    """(ids, places) of the rows that are targets; nothing predicts a row at place 0."""
+    ids, places, start = [], [], 0
+    for span in layout:
+        if span.learn:
+            skip = 1 if start == 0 else 0
+            ids.append(np.asarray(span.ids[skip:], np.int64))
+            places.append(np.arange(start + skip, start + span.n))
+        start += span.n
+    empty = np.empty(0, np.int64)
+    return np.concatenate([*ids, empty]), np.concatenate([*places, empty])
+
+
+def _labels(members: Sequence[LaidOut]) -> dict[str, Tensor]:
+    found: dict[str, list] = {}
+    for member in members:
+        for key, value in member.view.labels.items():
+            found.setdefault(f"{member.view.name}/{key}", []).append(value)
+    return {key: torch.tensor(values) for key, values in found.items()}
+
+
+def _cat(arrays: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.concatenate([*arrays, np.empty(0, np.int64)]))

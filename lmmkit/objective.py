@@ -1,0 +1,120 @@
+"""The root module: a batch in, every term's sum out. Heads, cross entropy, learned tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lmmkit.batch import Batch, Pick
+from lmmkit.model.lmm import LMM, Output
+from lmmkit.needs import AttnMass, HiddenAt, HiddenMean, Need
+from lmmkit.parts import Ctx, Term
+
+LOGIT_BYTES = 64 << 20  # of float32 logits at once
+
+
+class Outcome(NamedTuple):
+    """Sums over each term's counted items (float32 scalars), and what each plugin term saw."""
+
+    sums: dict[str, Tensor]
+    ctxs: dict[str, Ctx]
+
+
+class Objective(nn.Module):
+    """The model, the plugins' modules, and the active terms of a stage.
+
+    Modules live here for the whole run under `plugins.<instance>`; `terms` is what a stage changes.
+    """
+
+    def __init__(self, lmm: LMM, plugins: nn.ModuleDict, *, compute: torch.dtype):
+        super().__init__()
+        self.lmm, self.plugins, self.compute = lmm, plugins, compute
+        self.terms: tuple[Term, ...] = ()
+
+    def forward(self, batch: Batch) -> Outcome:
+        """One packed pass over a micro-batch, all terms summed, nothing averaged."""
+        device = batch.id_T.device
+        with torch.autocast(device.type, self.compute, enabled=self.compute != torch.float32):
+            out = self.lmm(batch, self.tokens(batch), batch.mass_R)
+            losses_S = self.cross_entropy(out.hidden_TD, batch)
+        by_term = losses_S.new_zeros(len(batch.text_terms)).index_add(0, batch.term_S, losses_S)
+        sums = dict(zip(batch.text_terms, by_term.unbind(), strict=True))
+        sums["next_token"] = sums["next_token"] + self._touch(batch)
+        ctxs = {term.name: self._ctx(term, batch, out) for term in self.terms}
+        values = {t.name: t.value(ctxs[t.name]) for t in self.terms if t.name not in sums}
+        return Outcome(sums | values, ctxs)
+
+    def tokens(self, batch: Batch) -> dict[str, Tensor]:
+        """Learned rows by the fill source that asks for them."""
+        sources = [fill.source for fill in batch.fills if fill.source != "vision"]
+        return {source: self.plugins[source.removeprefix("plugins.")]() for source in sources}
+
+    def cross_entropy(self, hidden_TD: Tensor, batch: Batch) -> Tensor:
+        """Next-token losses [S] of the supervised rows only, in chunks of bounded logits."""
+        hidden_SD = hidden_TD[batch.predict.row_Q]
+        chunk = max(256, LOGIT_BYTES // (4 * self.lmm.decoder.shape.vocab))
+        if len(hidden_SD) <= chunk:
+            return self._losses(hidden_SD, batch.target_S)
+        parts = zip(hidden_SD.split(chunk), batch.target_S.split(chunk), strict=True)
+        return torch.cat([checkpoint(self._losses, h, t, use_reentrant=False) for h, t in parts])
+
+    def _losses(self, hidden_SD: Tensor, target_S: Tensor) -> Tensor:
+        return F.cross_entropy(self.lmm.logits(hidden_SD), target_S, reduction="none")
+
+    def _ctx(self, term: Term, batch: Batch, out: Output) -> Ctx:
+        taps = {need: tap(need, batch, out) for need in term.needs}
+        module = self.plugins[term.name] if term.name in self.plugins else None
+        return Ctx(term.name, batch, taps, module)
+
+    def _touch(self, batch: Batch) -> Tensor | float:
+        """Zero, on the graph of every trainable parameter this batch may not have reached.
+
+        So each one gets a gradient in every micro-batch and on every rank, as LLaVA's text-only
+        samples do by their blank image.
+        """
+        idle = [self.plugins]
+        if not any(fill.source == "vision" for fill in batch.fills):
+            idle += [self.lmm.vision, self.lmm.connector]
+        params = [p for part in idle for p in part.parameters() if p.requires_grad]
+        return 0.0 * sum(p.sum(dtype=torch.float32) for p in params) if params else 0.0
+
+
+def tap(need: Need, batch: Batch, out: Output) -> Tensor:
+    """What a need asked for, in the order of its pick."""
+    pick = batch.picks[need]
+    match need:
+        case HiddenAt():
+            return out.hidden_TD[pick.row_Q]
+        case HiddenMean():
+            return _mean_by_view(out.hidden_TD[pick.row_Q], pick)
+        case AttnMass(layers=layers):
+            mass_LR = out.mass_LR if layers == "all" else out.mass_LR[list(layers)]
+            place_Q = torch.searchsorted(batch.mass_R.to(pick.row_Q.device), pick.row_Q)
+            return mass_LR.float().mean(0)[place_Q]
+
+
+def _mean_by_view(x_QD: Tensor, pick: Pick) -> Tensor:
+    """[views, D]: means over the rows of each view that has any, in view order."""
+    _, group_Q, size_G = pick.view_Q.unique_consecutive(return_inverse=True, return_counts=True)
+    sums_GD = x_QD.new_zeros(len(size_G), x_QD.shape[1]).index_add(0, group_Q, x_QD)
+    return sums_GD / size_G[:, None]
+
+
+def total(sums: Mapping[str, Tensor], weights: Mapping[str, float], counts: Mapping[str, int]) -> Tensor:
+    """The objective's share of one micro-batch: sum of weight * sum / global count."""
+    parts = [weights[name] / max(counts[name], 1) * sums[name] for name in weights]
+    return torch.stack(parts).sum()
+
+
+def add_counts(batches: Sequence[Batch]) -> dict[str, int]:
+    """Items of each term over all micro-batches of a step."""
+    out: dict[str, int] = {}
+    for batch in batches:
+        for name, n in batch.count.items():
+            out[name] = out.get(name, 0) + n
+    return out
