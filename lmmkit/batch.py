@@ -50,8 +50,8 @@ class Batch:
     `id_T` is -1 exactly where a fill writes. `predict.row_Q[s]` is the row whose state predicts
     `target_S[s]`, for text term number `term_S[s]` of `text_terms`. `mass_R` are the distinct rows
     whose attention mass is read and `key_T` marks the rows they put it on; both stay on the host.
-    `labels` is keyed "instance/name"; `views` holds (view name, sample key) in order; `count` is the
-    number of items a term averages over, `dropped` what the layout had to leave out, by reason.
+    `labels` is keyed "instance/name"; `views` holds (view name, sample key) in order; `first_image_V` numbers
+    each view's first image, -1 without one; `count` is the number of items a term averages over, `dropped` what the layout had to leave out, by reason.
     """
 
     forest: Forest
@@ -67,6 +67,7 @@ class Batch:
     picks: Mapping[Need, Pick] = field(default_factory=dict)
     labels: Mapping[str, Tensor] = field(default_factory=dict)
     views: tuple[tuple[str, str], ...] = ()
+    first_image_V: tuple[int, ...] = ()
     count: Mapping[str, int] = field(default_factory=dict)
     dropped: Mapping[str, int] = field(default_factory=dict)
 
@@ -76,6 +77,10 @@ class Batch:
     def views_of(self, name: str) -> list[int]:
         """Numbers of the views of this name."""
         return [i for i, (view, _) in enumerate(self.views) if view == name]
+
+    def picture(self, view: int) -> Tensor:
+        """Preprocessed pixels [C, X, Y] of the first image of a view."""
+        return self.pixels_ICXY[self.first_image_V[view]]
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch with what the model reads on `device`; the forest's labels stay on the host."""

@@ -62,6 +62,10 @@ class Component:
         """The instance's parameters, built once for the whole run; each has `reset_parameters`."""
         return None
 
+    def check(self, dims: Dims) -> str:
+        """What of the settings does not fit this model ("key: got, which ..."); empty when all does."""
+        return ""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenStrategy(Component):

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lmmkit.data.text import SPACE, Tokenizer
-from lmmkit.errors import Problem, UserError, did_you_mean
+from lmmkit.errors import Problem, UserError, did_you_mean, raise_all
 from lmmkit.sample import Image, Sample, Turn
 from lmmkit.spans import Layout, Span, SpanRole, text
 
@@ -36,16 +36,27 @@ def lay_out(
     image_rows: int,
     after_eos: AfterEos = "published",
 ) -> Layout:
-    """The spans of a sample to train on: its answers are learned, the rest is read.
+    """The spans of a sample: its answers are learned, the rest is read.
 
     `image_rows`: rows one image takes. `after_eos`: how the first word behind an end token is
     encoded; `published` as in LLaVA-1.5's weights (transformers 4.31), `hf437` as in 4.37 (no
-    dummy prefix), `legacy` as text that stands alone.
+    dummy prefix), `legacy` as text that stands alone. A sample may end with the user's turn.
 
     Raises `UserError` for a template unknown here, turns that do not alternate from user to
     assistant, or images that do not add up.
     """
-    return _lay_out(sample, tokenizer, image_rows, after_eos, open_ended=False)
+    _check(sample, after_eos)
+    writer = _Writer(tokenizer=tokenizer, image_rows=image_rows, after_eos=after_eos)
+    writer.control(tokenizer.bos, "bos")
+    images = iter(sample.images)
+    if sample.template == "plain":
+        for turn in sample.turns:
+            _plain(writer, turn, images)
+    else:
+        writer.write(VICUNA_SYSTEM, "system")
+        for i, turn in enumerate(sample.turns):
+            _vicuna(writer, turn, images, first=i == 0)
+    return writer.close()
 
 
 def lay_out_prompt(
@@ -57,31 +68,19 @@ def lay_out_prompt(
 ) -> Layout:
     """The spans that generation starts from, for a sample whose last turn is the user's.
 
-    They are those that `lay_out` puts before the last response, so a model goes on with the ids
-    it was trained to go on with: for `vicuna_v1` the prompt ends in "ASSISTANT:" and the space
-    behind it belongs to the answer. Arguments and errors as in `lay_out`.
+    They are those that `lay_out` puts before the answer, so a model goes on with the ids it was
+    trained to go on with: for `vicuna_v1` the prompt ends in "ASSISTANT:" and the space behind
+    it belongs to the answer. Arguments and errors as in `lay_out`; another last turn is one.
     """
-    return _lay_out(sample, tokenizer, image_rows, after_eos, open_ended=True)
+    if sample.turns and sample.turns[-1].role != "user":
+        want, mend = "the user's, to be answered", "Drop the answer to generate it."
+        raise UserError(
+            Problem("chat/prompt", f"sample {sample.key}", "the assistant's turn last", want, mend)
+        )
+    return lay_out(sample, tokenizer, image_rows=image_rows, after_eos=after_eos)
 
 
-def _lay_out(
-    sample: Sample, tokenizer: Tokenizer, image_rows: int, after_eos: str, *, open_ended: bool
-) -> Layout:
-    _check(sample, after_eos, open_ended=open_ended)
-    writer = _Writer(tokenizer=tokenizer, image_rows=image_rows, after_eos=after_eos)
-    writer.control(tokenizer.bos, "bos")
-    images = iter(sample.images)
-    lay_out_turn = _plain if sample.template == "plain" else _vicuna
-    if sample.template == "vicuna_v1":
-        writer.write(VICUNA_SYSTEM, "system")
-    for i, turn in enumerate(sample.turns):
-        lay_out_turn(writer, turn, images, first=i == 0)
-    if open_ended:
-        writer.spaces = ""  # what a trailing space becomes is the answer's affair
-    return writer.close()
-
-
-def _plain(writer: _Writer, turn: Turn, images: Iterator[Image], *, first: bool) -> None:
+def _plain(writer: _Writer, turn: Turn, images: Iterator[Image]) -> None:
     for _ in range(turn.images):
         writer.image(next(images))
     if turn.role == "assistant":
@@ -95,13 +94,13 @@ def _vicuna(writer: _Writer, turn: Turn, images: Iterator[Image], *, first: bool
         writer.write(" " + turn.text, "response", learn=True)
         writer.control(writer.tokenizer.eos, "response", learn=True)
         return
-    text = " USER: " if first else "USER: "
+    words = " USER: " if first else "USER: "
     for i in range(turn.images):
-        writer.write(text, "user")
+        writer.write(words, "user")
         writer.image(next(images))
         # LLaVA strips a question that is nothing but its image, the newline included.
-        text = "\n" if turn.text or i + 1 < turn.images else ""
-    writer.write(text + turn.text, "user")
+        words = "\n" if turn.text or i + 1 < turn.images else ""
+    writer.write(words + turn.text, "user")
     writer.write(" ASSISTANT:", "header")
 
 
@@ -110,7 +109,8 @@ class _Writer:
     """Collects spans, and knows after what the next text stands.
 
     `after` is what it follows: nothing (the start, an image), text, or an end token. `spaces` are
-    trailing spaces of what was written, kept back for the text to come.
+    trailing spaces of what was written, kept back for the text to come; `last` is how that was
+    written: its role, and whether it is learned.
     """
 
     tokenizer: Tokenizer
@@ -119,6 +119,7 @@ class _Writer:
     spans: list[Span] = field(default_factory=list)
     after: Literal["nothing", "text", "eos"] = "nothing"
     spaces: str = ""
+    last: tuple[SpanRole, bool] = ("none", False)
 
     def write(self, words: str, role: SpanRole, *, learn: bool = False) -> None:
         """Text of one role. Its trailing spaces wait for the text behind them."""
@@ -126,7 +127,7 @@ class _Writer:
         kept = words.rstrip(" ")
         self.spaces = words[len(kept) :]
         self._encode(kept, role, learn)
-        self._last = (role, learn)
+        self.last = (role, learn)
 
     def image(self, image: Image) -> None:
         """An image slot. What stands behind it is encoded as text that stands alone."""
@@ -152,7 +153,7 @@ class _Writer:
     def _flush(self) -> None:
         spaces, self.spaces = self.spaces, ""
         if spaces:
-            self._encode(spaces, *self._last)
+            self._encode(spaces, *self.last)
 
     def _encode(self, words: str, role: SpanRole, learn: bool) -> None:
         if not words:
@@ -171,7 +172,7 @@ class _Writer:
             self.spans.append(text(ids, role, learn=learn))
 
 
-def _check(sample: Sample, after_eos: str, *, open_ended: bool) -> None:
+def _check(sample: Sample, after_eos: str) -> None:
     """Raises `UserError` with everything that keeps `sample` from being laid out."""
     problems = []
 
@@ -185,15 +186,10 @@ def _check(sample: Sample, after_eos: str, *, open_ended: bool) -> None:
         hint = did_you_mean(after_eos, AFTER_EOS)
         wrong("after-eos", f"after_eos `{after_eos}`", "a way known here", hint)
     roles = [turn.role for turn in sample.turns]
-    want = [("user", "assistant")[i % 2] for i in range(len(roles))]
-    if roles != want or not roles or len(roles) % 2 != open_ended:
-        end = "user" if open_ended else "assistant"
-        mend = "Drop the answer to generate it." if open_ended else "Complete the conversation."
-        wrong("roles", f"turns {roles}", f"user and assistant by turns, {end} last", mend)
-    slots = sum(turn.images for turn in sample.turns if turn.role == "user")
-    odd = any(turn.images for turn in sample.turns if turn.role == "assistant")
-    if slots != len(sample.images) or odd or any(turn.images < 0 for turn in sample.turns):
-        got = f"{len(sample.images)} images for {slots} places in user turns"
+    if not roles or roles != [("user", "assistant")[i % 2] for i in range(len(roles))]:
+        wrong("roles", f"turns {roles}", "user and assistant by turns", "Mend the conversation.")
+    places = [turn.images if turn.role == "user" else -turn.images for turn in sample.turns]
+    if sum(places) != len(sample.images) or any(n < 0 for n in places):
+        got = f"{len(sample.images)} images for {[turn.images for turn in sample.turns]} by turn"
         wrong("images", got, "one place an image, in user turns only", "Mend `Turn.images`.")
-    if problems:
-        raise UserError(problems)
+    raise_all(problems)

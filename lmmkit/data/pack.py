@@ -88,6 +88,7 @@ class Packer:
             picks=picks,
             labels=_labels(members),
             views=tuple((m.view.name, m.view.sample.key) for m in members),
+            first_image_V=_first_images(members, images),
             dropped=dropped or {},
         )
         text = np.bincount(term_S.numpy(), minlength=len(self.text_terms)).tolist()
@@ -189,6 +190,15 @@ def _labels(members: Sequence[LaidOut]) -> dict[str, Tensor]:
         for key, value in member.view.labels.items():
             found.setdefault(f"{member.view.name}/{key}", []).append(value)
     return {key: torch.tensor(values) for key, values in found.items()}
+
+
+def _first_images(members: Sequence[LaidOut], images: Sequence[tuple[Image, str]]) -> tuple[int, ...]:
+    number = {key: i for i, key in enumerate(images)}
+    firsts = []
+    for member in members:
+        first = next((span.image for span in member.layout if span.kind == "image"), None)
+        firsts.append(number.get((first, member.view.sample.image_shape), -1))
+    return tuple(firsts)
 
 
 def _cat(arrays: Sequence[np.ndarray]) -> Tensor:

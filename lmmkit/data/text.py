@@ -48,7 +48,8 @@ class Tokenizer:
         Raises `UserError` for a file that is missing, unreadable or no sentencepiece model.
         """
         if kind not in KINDS:
-            raise _problem("kind", path, f"kind `{kind}`", "a kind known here", did_you_mean(kind, KINDS))
+            hint = did_you_mean(kind, KINDS)
+            raise _problem("kind", path, f"kind `{kind}`", "a kind known here", hint)
         path = Path(path)
         if path.is_dir():
             path = path / FILE
@@ -81,12 +82,13 @@ class Tokenizer:
     def encode_unprefixed(self, text: str) -> list[int]:
         """Ids of a text standing alone whose dummy prefix is then cut off the first piece.
 
-        Other pieces than `encode_continued` gives, because the cut comes after the merging. Where
-        the rest of the first piece is no piece of its own, they are those of `encode_continued`.
+        Other pieces than `encode_continued` gives, because the cut comes after the merging. A
+        text that begins with a space keeps its prefix. Where the rest of the first piece is no
+        piece of its own (4.31 puts down the unknown token), `encode_continued` has to do.
         """
         ids = self._standing.encode(_spelt(text))
         if not ids or text.startswith((" ", SPACE)):
-            return self.encode_continued(text)
+            return ids
         first = self._standing.id_to_piece(ids[0])
         if first == SPACE:
             return ids[1:]

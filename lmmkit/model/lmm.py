@@ -74,15 +74,3 @@ class LMM(nn.Module):
     def logits(self, hidden_SD: Tensor) -> Tensor:
         """[S, V] in float32."""
         return F.linear(hidden_SD, self.decoder.head.weight).float()
-
-
-def init(module: nn.Module, seed: int) -> None:
-    """Draws every parameter by its module's name and the seed alone, whatever else is there."""
-    import hashlib
-
-    for name, part in sorted(module.named_modules()):
-        if hasattr(part, "reset_parameters") and next(part.parameters(recurse=False), None) is not None:
-            key = int.from_bytes(hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=7).digest(), "big")
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(key)
-                part.reset_parameters()

@@ -113,7 +113,10 @@ class TimmViT(nn.Module):
         return x_IND
 
 
-def open_timm(name: str, *, feature_layer: int, image_size: int | None, weights: str | None) -> TimmViT:
+def open_timm(
+    name: str, *, feature_layer: int, image_size: int | None, weights: str | None,
+    mean: tuple[float, float, float] | None = None, std: tuple[float, float, float] | None = None,
+) -> TimmViT:  # fmt: skip
     """A timm ViT by name: from a local weights file, or as timm initialises it; never downloaded."""
     import timm
 
@@ -123,6 +126,6 @@ def open_timm(name: str, *, feature_layer: int, image_size: int | None, weights:
     config = timm.data.resolve_model_data_config(model)
     image = ImageSpec(
         size=config["input_size"][-1], grid=tuple(model.patch_embed.grid_size), width=model.embed_dim,
-        mean=tuple(config["mean"]), std=tuple(config["std"]),
+        mean=mean or tuple(config["mean"]), std=std or tuple(config["std"]),
     )  # fmt: skip
     return TimmViT(model, image=image, feature_layer=feature_layer)

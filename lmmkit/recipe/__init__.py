@@ -1,43 +1,89 @@
 """The recipe: one YAML file that says everything about a run.
 
-`schema` is the form, `read` turns a file, a text or a mapping into a checked `Recipe`, `write`
-turns it back, `diff` compares two. `tree` (YAML with line numbers), `words` (what a complaint
-says) and `checks` (rules between keys) are what `read` is made of.
+`schema` (with `model`, `stage`, `kinds`) is the form; `read` turns a file, a text or a mapping
+into a checked `Recipe`, `write` turns it back, `diff` compares two. `tree` (YAML with line
+numbers), `words` (what a complaint says) and `checks` (rules between keys) are its means.
 """
 
 from lmmkit.recipe.diff import ABSENT, Difference, diff, section_class
-from lmmkit.recipe.places import Places
-from lmmkit.recipe.read import from_mapping, read_recipe, read_text
-from lmmkit.recipe.schema import (
+from lmmkit.recipe.model import (
     CLIP_MEAN,
     CLIP_STD,
-    Batch,
     Connector,
-    Evaluate,
-    Length,
-    Lora,
+    ImageShape,
     Model,
     Numerics,
-    Optim,
-    Output,
-    Recipe,
-    Source,
     Speaks,
-    Speed,
-    Stage,
-    Task,
+    TemplateName,
     TextFrom,
     TextModel,
     TextScratch,
     Tokenizer,
-    Train,
-    TrainPart,
-    TrainText,
-    Validate,
     Vision,
     VisionFrom,
     VisionScratch,
     VisionTimm,
+)
+from lmmkit.recipe.places import Places
+from lmmkit.recipe.read import from_mapping, read_recipe, read_text
+from lmmkit.recipe.schema import Evaluate, Output, Recipe, Speed, Task
+from lmmkit.recipe.stage import (
+    Batch,
+    Length,
+    Lora,
+    Optim,
+    Source,
+    Stage,
+    Train,
+    TrainPart,
+    TrainText,
+    Validate,
     Weight,
 )
 from lmmkit.recipe.write import digest, dump, to_mapping
+
+__all__ = [
+    "ABSENT",
+    "CLIP_MEAN",
+    "CLIP_STD",
+    "Batch",
+    "Connector",
+    "Difference",
+    "Evaluate",
+    "ImageShape",
+    "Length",
+    "Lora",
+    "Model",
+    "Numerics",
+    "Optim",
+    "Output",
+    "Places",
+    "Recipe",
+    "Source",
+    "Speaks",
+    "Speed",
+    "Stage",
+    "Task",
+    "TemplateName",
+    "TextFrom",
+    "TextModel",
+    "TextScratch",
+    "Tokenizer",
+    "Train",
+    "TrainPart",
+    "TrainText",
+    "Validate",
+    "Vision",
+    "VisionFrom",
+    "VisionScratch",
+    "VisionTimm",
+    "Weight",
+    "diff",
+    "digest",
+    "dump",
+    "from_mapping",
+    "read_recipe",
+    "read_text",
+    "section_class",
+    "to_mapping",
+]

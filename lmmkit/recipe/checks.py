@@ -5,24 +5,15 @@ Each looks at one part, so that a typo elsewhere does not hide what it would fin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from lmmkit.errors import did_you_mean
+from lmmkit.recipe.model import Model, TextFrom, TextScratch, VisionFrom, VisionScratch, VisionTimm
 from lmmkit.recipe.places import Fault
-from lmmkit.recipe.schema import (
-    Evaluate,
-    Model,
-    Stage,
-    Task,
-    TextFrom,
-    TextScratch,
-    VisionFrom,
-    VisionScratch,
-    VisionTimm,
-    Weight,
-)
+from lmmkit.recipe.schema import Task
+from lmmkit.recipe.stage import Length, Stage, Train, Validate, Weight
 
 RESERVED = ("next_token", "main")  # the core's own term and view
 
@@ -54,7 +45,9 @@ def _whole(key: str, name: str, value: int, of: str, over: int) -> Iterator[Faul
         yield Fault(f"{key}.{name}", "conflict", str(value), f"a divisor of {of} = {over}", mend)
 
 
-def check_vision(vision: VisionScratch | VisionTimm | VisionFrom, key: str) -> Iterator[Fault]:
+def check_vision(
+    vision: VisionScratch | VisionTimm | VisionFrom, key: str, names: Names
+) -> Iterator[Fault]:
     """Heads divide the width, patches the picture; the feature layer exists."""
     if not isinstance(vision, VisionScratch):
         return
@@ -71,7 +64,7 @@ def check_vision(vision: VisionScratch | VisionTimm | VisionFrom, key: str) -> I
         )
 
 
-def check_text(text: TextScratch | TextFrom, key: str) -> Iterator[Fault]:
+def check_text(text: TextScratch | TextFrom, key: str, names: Names) -> Iterator[Fault]:
     """Heads divide the width, key heads the heads; rotary positions need pairs of channels."""
     if not isinstance(text, TextScratch):
         return
@@ -88,7 +81,7 @@ def check_text(text: TextScratch | TextFrom, key: str) -> Iterator[Fault]:
     yield from _whole(key, "kv_heads", text.kv_heads, "heads", text.heads)
 
 
-def check_model(model: Model, key: str) -> Iterator[Fault]:
+def check_model(model: Model, key: str, names: Names) -> Iterator[Fault]:
     """A picture fits into the context, where both are known before any file is read."""
     vision, text = model.vision, model.text
     if isinstance(vision, VisionScratch):
@@ -103,7 +96,9 @@ def check_model(model: Model, key: str) -> Iterator[Fault]:
             )
 
 
-def check_plugins(plugins: Mapping[str, Mapping[str, Any]], key: str) -> Iterator[Fault]:
+def check_plugins(
+    plugins: Mapping[str, Mapping[str, Any]], key: str, names: Names
+) -> Iterator[Fault]:
     """Instance names are free; `use` is a component's name."""
     for name, settings in plugins.items():
         if name in RESERVED:
@@ -128,58 +123,57 @@ def _known(key: str, name: str, known: tuple[str, ...], section: str) -> Iterato
         )
 
 
-def check_stage(stage: Stage, key: str, names: Names) -> Iterator[Fault]:
-    """Names exist, one length is given, something learns and something is learned from."""
-    for source in stage.data:
-        yield from _known(f"{key}.data.{source}", source, names.data, "data")
-    if (stage.length.epochs is None) == (stage.length.steps is None):
-        both = stage.length.epochs is not None
+def check_sources(data: Mapping[str, float], key: str, names: Names) -> Iterator[Fault]:
+    """A stage's sources exist."""
+    for source in data:
+        yield from _known(f"{key}.{source}", source, names.data, "data")
+
+
+def check_length(length: Length, key: str, names: Names) -> Iterator[Fault]:
+    """One length is given, not two."""
+    if (length.epochs is None) == (length.steps is None):
         yield Fault(
-            f"{key}.length",
+            key,
             "conflict",
-            "both epochs and steps" if both else "neither",
+            "neither" if length.epochs is None else "both epochs and steps",
             "exactly one of epochs and steps",
-            f"Write {key}.length as {{steps: N}} or as {{epochs: N}}.",
+            f"Write {key} as {{steps: N}} or as {{epochs: N}}.",
         )
-    if not stage.train.parts():
+
+
+def check_train(train: Train, key: str, names: Names) -> Iterator[Fault]:
+    """Something learns."""
+    if not train.parts():
         yield Fault(
-            f"{key}.train",
+            key,
             "conflict",
             "no part",
             "at least one part that learns",
             "Name vision, connector, text or plugins, such as `connector: {}`.",
         )
-    yield from _check_warmup(stage, key)
-    for term, weight in stage.losses.items():
-        at = f"{key}.losses.{term}"
-        yield from _known(at, term, ("next_token", *names.plugins), "plugins, or next_token")
-        yield from _check_weight(weight, at)
-    if all(weight.constant_zero for weight in stage.losses.values()):
-        yield Fault(
-            f"{key}.losses",
-            "conflict",
-            "only weights of 0",
-            "a term that counts",
-            "Give one term a weight above 0.",
-        )
-    yield from _check_validate(stage, key, names)
 
 
-def _check_warmup(stage: Stage, key: str) -> Iterator[Fault]:
+def check_warmup(stage: Stage, key: str, names: Names) -> Iterator[Fault]:
+    """A warm-up in steps is whole and no longer than the stage."""
     warmup, steps = stage.optim.warmup, stage.length.steps
     at = f"{key}.optim.warmup"
     if warmup > 1 and warmup != int(warmup):
-        yield Fault(
-            at,
-            "out-of-range",
-            str(warmup),
-            "a share below 1 or a whole number of steps",
-            "Round it.",
-        )
+        want = "a share below 1 or a whole number of steps"
+        yield Fault(at, "out-of-range", str(warmup), want, "Round it.")
     elif steps is not None and warmup > steps:
-        yield Fault(
-            at, "conflict", f"{warmup:g} steps", f"at most the stage's {steps}", "Shorten it."
-        )
+        want = f"at most the stage's {steps}"
+        yield Fault(at, "conflict", f"{warmup:g} steps", want, "Shorten it.")
+
+
+def check_losses(losses: Mapping[str, Weight], key: str, names: Names) -> Iterator[Fault]:
+    """Terms exist, weights have one shape, and one of them counts."""
+    for term, weight in losses.items():
+        at = f"{key}.{term}"
+        yield from _known(at, term, ("next_token", *names.plugins), "plugins, or next_token")
+        yield from _check_weight(weight, at)
+    if all(weight.constant_zero for weight in losses.values()):
+        mend = "Give one term a weight above 0."
+        yield Fault(key, "conflict", "only weights of 0", "a term that counts", mend)
 
 
 def _check_weight(weight: Weight, key: str) -> Iterator[Fault]:
@@ -196,17 +190,14 @@ def _check_weight(weight: Weight, key: str) -> Iterator[Fault]:
     )
 
 
-def _check_validate(stage: Stage, key: str, names: Names) -> Iterator[Fault]:
-    validate = stage.validate
-    if validate is None:
-        return
-    key = f"{key}.validate"
+def check_validate(validate: Validate, key: str, names: Names) -> Iterator[Fault]:
+    """What is validated on exists, and the best is told by something measured."""
     yield from _known(f"{key}.data", validate.data, names.data, "data")
     for i, task in enumerate(validate.tasks):
         yield from _known(f"{key}.tasks.{i}", task, names.tasks, "evaluate.tasks")
     if validate.best is not None:
-        task, slash, metric = validate.best.partition("/")
-        if task not in validate.tasks or not slash or not metric:
+        task, _, metric = validate.best.partition("/")
+        if task not in validate.tasks or not metric:
             yield Fault(
                 f"{key}.best",
                 "unknown-name",
@@ -216,20 +207,31 @@ def _check_validate(stage: Stage, key: str, names: Names) -> Iterator[Fault]:
             )
 
 
-def check_evaluate(evaluate: Evaluate, key: str, names: Names) -> Iterator[Fault]:
-    """Each task reads from one place, and the place exists."""
-    for name, task in evaluate.tasks.items():
-        yield from _check_task(task, f"{key}.tasks.{name}", names)
-
-
-def _check_task(task: Task, key: str, names: Names) -> Iterator[Fault]:
+def check_task(task: Task, key: str, names: Names) -> Iterator[Fault]:
+    """A task reads from one place, and the place exists."""
     if (task.data is None) == (task.files is None):
         yield Fault(
             key,
             "conflict",
-            "both data and files" if task.data else "neither data nor files",
+            "neither data nor files" if task.data is None else "both data and files",
             "exactly one of data and files",
             "Name a source of data, or a folder of task files.",
         )
     if task.data is not None:
         yield from _known(f"{key}.data", task.data, names.data, "data")
+
+
+# where each rule applies; `*` is any name
+RULES: dict[str, Callable[[Any, str, Names], Iterator[Fault]]] = {
+    "model.vision": check_vision,
+    "model.text": check_text,
+    "model": check_model,
+    "plugins": check_plugins,
+    "stages.*.data": check_sources,
+    "stages.*.length": check_length,
+    "stages.*.train": check_train,
+    "stages.*": check_warmup,
+    "stages.*.losses": check_losses,
+    "stages.*.validate": check_validate,
+    "evaluate.tasks.*": check_task,
+}

@@ -8,10 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import Strict, StringConstraints
+from pydantic import ConfigDict, Strict, StringConstraints
+
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def section(cls: type[T]) -> type[T]:
+    """A frozen keyword-only dataclass of which pydantic accepts exactly the keys."""
+    # arbitrary types: only for Recipe.places, which never comes from a file
+    cls.__pydantic_config__ = ConfigDict(  # type: ignore[attr-defined]
+        extra="forbid",
+        alias_generator=lambda name: name.rstrip("_"),
+        arbitrary_types_allowed=True,
+    )
+    return dataclass(frozen=True, kw_only=True)(cls)
 
 
 @dataclass(frozen=True)

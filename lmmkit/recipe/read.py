@@ -14,10 +14,17 @@ from pydantic import TypeAdapter, ValidationError
 from lmmkit.errors import Problem, UserError, did_you_mean, raise_all
 from lmmkit.recipe import checks
 from lmmkit.recipe.places import Fault, Places
-from lmmkit.recipe.schema import HIDDEN, Evaluate, Model, Recipe, Stage, TextModel, Vision
+from lmmkit.recipe.schema import HIDDEN, Recipe
 from lmmkit.recipe.tree import MAX_BYTES, Tree, parse
-from lmmkit.recipe.words import describe, faults, hint_to_mend, keys_of, plain_hint, tidy
-from lmmkit.recipe.words import UNKNOWN, child
+from lmmkit.recipe.words import (
+    UNKNOWN,
+    child,
+    describe,
+    faults,
+    hint_to_mend,
+    keys_of,
+    tidy,
+)
 
 # below these, keys are a person's own names: --set must not make up a new one on its way
 _NAMED = ("plugins", "data", "stages", "evaluate.tasks")
@@ -69,6 +76,7 @@ def _text(path: Path) -> str:
     def refuse(got: str, want: str, mend: str) -> UserError:
         return UserError(Problem("recipe/file", str(path), got, want, mend))
 
+    data = b""
     try:
         if not path.is_file():
             got = "a folder" if path.is_dir() else "no such file"
@@ -127,23 +135,32 @@ def _recipe(tree: Tree, root: Path | None) -> Recipe:
     found: list[Fault] = []
     raw = tidy(tree.value, "", found)
     found = [fault for fault in found if fault.key not in tree.silent]
-    found += _nulls(raw, Recipe, "")
+    refused = {fault.key for fault in found}  # tidy left None there
+    found += [fault for fault in _nulls(raw, Recipe, "") if fault.key not in refused]
     for name in HIDDEN:
         if name in raw:
             del raw[name]
             mend = did_you_mean(name, keys_of(Recipe))
-            found.append(Fault(name, "unknown-key", f"the key `{name}`", "a known key", mend))
+            found.append(
+                Fault(
+                    name,
+                    "unknown-key",
+                    f"the unknown key `{name}`",
+                    "one of the section's keys",
+                    mend,
+                )
+            )
     recipe = None
     try:
         recipe = _adapter(Recipe).validate_python(
             {**raw, "root": os.path.abspath(root or "."), "places": places}
         )
-        found += _cross(recipe)
+        wrong = []
     except ValidationError as error:
         told = {fault.key for fault in found} | tree.silent
         wrong = [fault for fault in faults(error, raw, Recipe) if fault.key not in told]
-        found += wrong
-        found += _cross_in_parts(raw, [f.key for f in wrong if f.code == "unknown-key"])
+    found += wrong
+    found += _cross(raw, [fault.key for fault in wrong if fault.code == "unknown-key"])
     problems = [
         Problem(f"recipe/{f.code}", places.where(f.key), f.got, f.want, f.mend)
         for f in dict.fromkeys(found)
@@ -171,24 +188,8 @@ def _nulls(raw: Any, hint: Any, key: str) -> Iterator[Fault]:
                 yield from _nulls(item, below, f"{key}.{name}" if key else str(name))
 
 
-def _cross(recipe: Recipe) -> Iterator[Fault]:
-    names = checks.Names(
-        plugins=tuple(recipe.plugins),
-        data=tuple(recipe.data),
-        tasks=tuple(recipe.evaluate.tasks) if recipe.evaluate else (),
-    )
-    yield from checks.check_vision(recipe.model.vision, "model.vision")
-    yield from checks.check_text(recipe.model.text, "model.text")
-    yield from checks.check_model(recipe.model, "model")
-    yield from checks.check_plugins(recipe.plugins, "plugins")
-    for name, stage in recipe.stages.items():
-        yield from checks.check_stage(stage, f"stages.{name}", names)
-    if recipe.evaluate:
-        yield from checks.check_evaluate(recipe.evaluate, "evaluate", names)
-
-
-def _cross_in_parts(raw: dict, unknown: Sequence[str]) -> Iterator[Fault]:
-    """The same checks on those parts that are right by themselves once unknown keys are out."""
+def _cross(raw: dict, unknown: Sequence[str]) -> Iterator[Fault]:
+    """The rules between keys, for each part that is right by itself once `unknown` are out."""
     raw = copy.deepcopy(raw)
     for key in unknown:
         *parents, last = key.split(".")
@@ -198,22 +199,23 @@ def _cross_in_parts(raw: dict, unknown: Sequence[str]) -> Iterator[Fault]:
         if isinstance(at, dict):
             at.pop(last, None)
     names = checks.Names.of(raw)
-    model = raw.get("model")
-    if isinstance(model, dict):
-        yield from _part(model.get("vision"), Vision, checks.check_vision, "model.vision")
-        yield from _part(model.get("text"), TextModel, checks.check_text, "model.text")
-        yield from _part(model, Model, checks.check_model, "model")
-    plugins = plain_hint(keys_of(Recipe)["plugins"])
-    yield from _part(raw.get("plugins"), plugins, checks.check_plugins, "plugins")
-    stages = raw.get("stages")
-    for name, stage in stages.items() if isinstance(stages, dict) else ():
-        yield from _part(stage, Stage, checks.check_stage, f"stages.{name}", names)
-    yield from _part(raw.get("evaluate"), Evaluate, checks.check_evaluate, "evaluate", names)
+    for pattern, check in checks.RULES.items():
+        for key, part, hint in _parts(raw, Recipe, pattern.split("."), ""):
+            try:
+                value = _adapter(hint).validate_python(part)
+            except ValidationError:
+                continue
+            yield from check(value, key, names)
 
 
-def _part(raw: Any, hint: Any, check: Any, key: str, *more: Any) -> Iterator[Fault]:
-    try:
-        part = _adapter(hint).validate_python(raw)
-    except ValidationError:
+def _parts(raw: Any, hint: Any, pattern: list[str], key: str) -> Iterator[tuple[str, Any, Any]]:
+    """(dotted key, value, hint) of all that stands where `pattern` points; `*` is any name."""
+    if not pattern and raw is not None:
+        yield key, raw, hint
+    if not pattern:
         return
-    yield from check(part, key, *more)
+    first, *rest = pattern
+    for name in (raw if first == "*" else [first]) if isinstance(raw, dict) else ():
+        below = child(hint, raw, name)
+        if name in raw and below is not UNKNOWN:
+            yield from _parts(raw[name], below, rest, f"{key}.{name}" if key else name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
@@ -42,14 +43,14 @@ def plain_hint(hint: Any, raw: Any = None) -> Any:
             hint, *marks = get_args(hint)
             choose = next((m for m in marks if isinstance(m, Discriminator)), None)
             if choose:
-                tag = choose.discriminator(raw)  # type: ignore[operator]
                 options = {_tag(option): option for option in get_args(hint)}
-                hint = options.get(tag, hint)
+                tag = str(choose.discriminator(raw))  # type: ignore[operator]
                 if tag not in options:
                     return hint
+                hint = options[tag]
         elif _is_union(hint) and type(None) in get_args(hint):
             members = [m for m in get_args(hint) if m is not type(None)]
-            hint = members[0] if len(members) == 1 else Union[tuple(members)]
+            hint = functools.reduce(operator.or_, members)
         else:
             return hint
 
@@ -123,14 +124,18 @@ def hint_to_mend(value: Any, hint: Any) -> str:
         )
     if isinstance(value, str) and literals:
         return did_you_mean(value, literals)
-    if isinstance(value, str) and bare in (int, float):
-        if isinstance(resolve(value.replace("_", "").replace(",", "").strip()), (int, float)):
-            return "Write the number without quotes, commas or underscores."
+    if isinstance(value, str) and bare in (int, float) and _looks_like_a_number(value):
+        return "Write the number without quotes, commas or underscores."
     if isinstance(value, str) and bare is bool:
         return "Write true or false, without quotes."
     if isinstance(value, (int, float)) and bare is str:
         return "Put it in quotes."
     return "Change the value."
+
+
+def _looks_like_a_number(text: str) -> bool:
+    bare = resolve(text.replace("_", "").replace(",", "").strip())
+    return isinstance(bare, (int, float)) and not isinstance(bare, bool)
 
 
 def _is_section(bare: Any) -> bool:
@@ -159,14 +164,18 @@ def faults(error: ValidationError, raw: Any, hint: Any, base: str = "") -> Itera
 def _fault(entry: Any, raw: Any, hint: Any, base: str) -> Fault:
     path = [base] if base else []
     named = False  # the key itself is what is wrong
-    for step in entry["loc"]:
+    unexpected = entry["type"] == "unexpected_keyword_argument"
+    above, parent = hint, raw
+    for i, step in enumerate(entry["loc"], 1):
         if step == "[key]":
-            hint, named = child(hint, raw, step), True
+            hint, named = child(above, parent, step), True
             break
         below = child(hint, raw, step)
-        if below is UNKNOWN and entry["type"] != "unexpected_keyword_argument":
+        if below is UNKNOWN and not (unexpected and i == len(entry["loc"])):
             continue  # a step inside pydantic's unions, which is no key
-        parent = raw
+        if isinstance(raw, list) and step >= len(raw):
+            break  # a list too short is wrong as a whole
+        above, parent = hint, raw
         if isinstance(raw, (Mapping, list)):  # a bare number may stand for a section
             path.append(str(step))
             raw = raw.get(step) if isinstance(raw, Mapping) else raw[step]
@@ -180,14 +189,12 @@ def _fault(entry: Any, raw: Any, hint: Any, base: str) -> Fault:
                 did_you_mean(str(step), known),
             )
         hint = below
-        if named:
-            break
     key, want = ".".join(path), describe(hint)
-    if entry["type"] == "missing":
+    got = raw if isinstance(raw, list) else entry["input"]
+    if entry["type"] == "missing" and not isinstance(raw, list):
         return Fault(key, "missing-key", "nothing", want, f"Add `{path[-1]}: ...`.")
     if named:
         return Fault(key, "name", show(path[-1]), want, "Rename it.")
-    got = entry["input"]
     ranged = entry["type"].startswith(("greater", "less", "too_", "string_too"))
     code = "out-of-range" if ranged else "wrong-type"
     return Fault(key, code, show(got), want, hint_to_mend(got, hint))

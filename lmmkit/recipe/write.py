@@ -11,7 +11,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from lmmkit.recipe.schema import HIDDEN, Recipe, Weight
+from lmmkit.recipe.schema import HIDDEN, Recipe
+from lmmkit.recipe.stage import Weight
 
 MATHEMATICS = ("format", "seed", "model", "numerics", "plugins", "stages")
 
@@ -25,7 +26,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Weight) and value.weight is not None and not value.watch:
         return value.weight
     if is_dataclass(value):
-        # 0 stands only where a size could not be derived, which is how it was read
         items = ((f.name, getattr(value, f.name)) for f in fields(value) if f.name not in HIDDEN)
         return {name.rstrip("_"): _plain(item) for name, item in items if item is not None}
     if isinstance(value, Mapping):
@@ -35,14 +35,19 @@ def _plain(value: Any) -> Any:
 
 def dump(recipe: Recipe) -> str:
     """The resolved recipe as YAML that reads back equal."""
+    return yaml_text(to_mapping(recipe))
+
+
+def yaml_text(mapping: Mapping[str, Any]) -> str:
+    """Plain dicts, lists and scalars as YAML, in the order in which they stand."""
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = None  # innermost sections on one line
-    yaml.sort_base_mapping_type_on_output = False  # order is part of a recipe
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore  # order is part of a recipe
     yaml.width = 10_000
     yaml.allow_unicode = True
     yaml.representer.ignore_aliases = lambda data: True
     out = io.StringIO()
-    yaml.dump(to_mapping(recipe), out)
+    yaml.dump(mapping, out)
     return out.getvalue()
 
 

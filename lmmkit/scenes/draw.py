@@ -16,7 +16,7 @@ from lmmkit.scenes.scene import CENTRE, Scene, Scenery, Thing
 
 FINE = 3  # outlines are drawn so many times larger, then averaged: smooth edges
 REACH = 0.25  # from the middle to a corner thing, in short sides
-RADIUS = {"small": 0.115, "large": 0.19}  # in short sides
+RADIUS = {"small": 0.13, "large": 0.2}  # in short sides
 # Shapes of equal radius look unequally large; these make them alike.
 SWELL = {"circle": 1.0, "square": 0.9, "triangle": 1.12, "cross": 1.04, "star": 1.18}
 

@@ -58,7 +58,7 @@ class Question:
 
     @property
     def type(self) -> str:
-        """"colour" of "colour/shape": one of `TYPES`."""
+        """One of `TYPES`: "colour" of "colour/shape"."""
         return self.kind.split("/")[0]
 
 

@@ -82,7 +82,8 @@ Written by `lmmkit data make-scenes` with seed {report.seed}; the same seed give
 
 | file | holds |
 |---|---|
-| `images/train/`, `images/heldout/` | {report.scenes} and {report.heldout_scenes} JPEG and PNG pictures |
+| `images/train/`, `images/heldout/` | {report.scenes} and {report.heldout_scenes} pictures, \
+JPEG and PNG |
 | `pretrain.json` | one caption for each training picture |
 | `finetune.json` | a conversation for each training picture: {report.questions} questions |
 | `heldout.json` | {report.heldout_questions} questions on held-out pictures, one a record, \
@@ -102,6 +103,6 @@ training picture.
 | all | | | {report.majority:.1%} |
 
 The last column is the majority baseline: the commonest training answer to the same question.
-Yes/no questions are {report.yes_no_share:.1%} of the training questions and \
+Yes/no questions are {report.yes_no_share:.1%} of the training questions and
 {report.heldout_yes_no_share:.1%} of the held-out ones, answered yes and no equally often.
 """

@@ -21,9 +21,9 @@ SKIES = ("pale", "golden", "dusky")
 GROUNDS = ("sand", "grass", "stone")
 SPLITS = ("train", "heldout")
 
-# Width and height in pixels. Sides differ by a quarter at most: padded to a square and
+# Width and height in pixels. Sides differ by an eighth at most: padded to a square and
 # shrunk to 48 pixels, a small object still covers a patch.
-CANVASES = ((64, 64), (80, 64), (64, 80), (80, 80), (96, 80), (80, 96), (96, 96), (112, 90))
+CANVASES = ((64, 64), (72, 64), (64, 72), (80, 80), (90, 80), (80, 90), (96, 96), (112, 100))
 THINGS = (1, 2, 3, 4)
 THING_WEIGHTS = (0.13, 0.27, 0.3, 0.3)
 HELDOUT_EVERY = 5  # one description in so many belongs to the held-out split
@@ -78,7 +78,7 @@ class Scene:
 
     @property
     def id(self) -> str:
-        """"train/000123": also the picture's path below `images/`, less its suffix."""
+        """As in "train/000123": also the picture's path below `images/`, less its suffix."""
         return f"{self.split}/{self.index:06d}"
 
     @property
@@ -142,8 +142,8 @@ def _things(rng: random.Random, number: int) -> tuple[Thing, ...]:
             colour=colour,
             size=rng.choice(SIZES),
             place=place,
-            dx=rng.uniform(-0.025, 0.025),
-            dy=rng.uniform(-0.025, 0.025),
+            dx=rng.uniform(-0.015, 0.015),
+            dy=rng.uniform(-0.015, 0.015),
         )
         for (shape, colour), place in zip(kinds, places, strict=True)
     )

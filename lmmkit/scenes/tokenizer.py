@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import sentencepiece
 
-VOCABULARY = 576
+VOCABULARY = 640
 # Texts that training puts around the data; without them their words would fall to letters.
 FRAME = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
@@ -25,7 +25,7 @@ def train_tokenizer(texts: Iterable[str]) -> bytes:
     """
     lines = [text for text in texts if text]
     # Frame words must outrank rare letter pairs, however many captions there are.
-    lines += FRAME * (1 + len(lines) // 50)
+    lines += FRAME * (1 + len(lines) // 200)
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),

@@ -15,7 +15,7 @@ from lmmkit.scenes.draw import draw
 from lmmkit.scenes.questions import Asker, Question
 from lmmkit.scenes.report import SceneReport, majority, readme, type_shares, yes_no_share
 from lmmkit.scenes.scene import SPLITS, Scene, make_scene
-from lmmkit.scenes.tokenizer import train_tokenizer
+from lmmkit.scenes.tokenizer import VOCABULARY, train_tokenizer
 
 # Fewer, and the tokenizer lacks words and the shares of question types lose their meaning.
 LEAST_COUNT = 100
@@ -72,9 +72,8 @@ def write_scenes(
     }
     for name in FILES:
         _write_text(directory / name, json.dumps(rows[name], indent=1) + "\n")
-    model = train_tokenizer(_texts(told["train"]))
-    (directory / "tokenizer.model").write_bytes(model)
-    report = _report(directory, seed, told, model)
+    (directory / "tokenizer.model").write_bytes(train_tokenizer(_texts(told["train"])))
+    report = _report(directory, seed, told)
     _write_text(directory / "README.md", readme(report))
     return report
 
@@ -198,7 +197,7 @@ def _single_questions(item: Told) -> list[Record]:
 
 def _texts(told: Sequence[Told]) -> list[str]:
     """What the tokenizer learns from: every text of the training records, without markers."""
-    texts = list(INSTRUCTIONS)
+    texts: list[str] = [*INSTRUCTIONS]
     for item in told:
         texts.append(item.caption)
         for question in item.questions:
@@ -206,11 +205,7 @@ def _texts(told: Sequence[Told]) -> list[str]:
     return texts
 
 
-def _report(
-    directory: Path, seed: int, told: dict[str, list[Told]], model: bytes
-) -> SceneReport:
-    import sentencepiece
-
+def _report(directory: Path, seed: int, told: dict[str, list[Told]]) -> SceneReport:
     questions = {split: [q for item in told[split] for q in item.questions] for split in SPLITS}
     accuracy = majority(questions["train"], questions["heldout"])
     names = (*FILES, "tokenizer.model", "README.md")
@@ -227,6 +222,6 @@ def _report(
         heldout_yes_no_share=yes_no_share(questions["heldout"]),
         majority=accuracy["all"],
         majority_by_type={name: share for name, share in accuracy.items() if name != "all"},
-        vocabulary=sentencepiece.SentencePieceProcessor(model_proto=model).vocab_size(),
+        vocabulary=VOCABULARY,
         files=tuple(directory / name for name in names),
     )

@@ -1,0 +1,117 @@
+"""The only place that orders: meta build, fill, what learns, recomputation, optimizer groups."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from lmmkit.dims import Dims
+from lmmkit.model.attention import Backend, choose
+from lmmkit.model.decoder import Decoder
+from lmmkit.model.init import init
+from lmmkit.model.lmm import LMM, Connector
+from lmmkit.model.vision import ViT
+from lmmkit.objective import Objective
+from lmmkit.parts import Component, LearnedTokens
+from lmmkit.plan import facts
+from lmmkit.plan.compile import StagePlan
+from lmmkit.recipe import Recipe, Stage, VisionScratch
+from lmmkit.weights import own
+
+
+def compute_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
+    """bfloat16 on CUDA where the recipe asks for it; a CPU computes in float32."""
+    bf16 = recipe.numerics.compute == "bfloat16" and device.type == "cuda"
+    return torch.bfloat16 if bf16 else torch.float32
+
+
+def build(recipe: Recipe, components: Mapping[str, Component], dims: Dims, device: torch.device) -> Objective:
+    """The whole objective on `device`, drawn from the recipe's seed."""
+    compute = compute_dtype(recipe, device)
+    backend = choose(recipe.speed.attention, device, compute)
+    decoder = facts.decoder_shape(recipe, dims.vocab)
+    vision = _vision(recipe, backend)
+    with torch.device("meta"):
+        connector = Connector(recipe.model.connector.kind, dims.image.width, decoder.width)
+        lmm = LMM(vision, connector, Decoder(decoder), backend)
+        modules = {name: component.modules(dims) for name, component in components.items()}
+        plugins = nn.ModuleDict({name: module for name, module in modules.items() if module is not None})
+        objective = Objective(lmm, plugins, compute=compute)
+    kept = {name: t for name, t in objective.state_dict().items() if t.device.type != "meta"}
+    objective.to_empty(device=device)
+    init(objective, recipe.seed)
+    objective.load_state_dict(kept, strict=False)  # a timm encoder comes with its values
+    return objective
+
+
+def _vision(recipe: Recipe, backend: Backend) -> nn.Module:
+    vision = recipe.model.vision
+    if isinstance(vision, VisionScratch):
+        with torch.device("meta"):
+            return ViT(facts.vision_shape(vision), backend)
+    return facts.timm_encoder(recipe, vision)
+
+
+def start(objective: Objective, folder: Path) -> tuple[str, ...]:
+    """Fills the model from a folder of ours; plugin tensors it lacks keep their initial draw.
+
+    Returns the names of those.
+    """
+    own.fill(objective, folder, prefixes=("lmm.",))
+    return own.fill(objective, folder, prefixes=("plugins.",), strict=False)
+
+
+def set_stage(objective: Objective, plan: StagePlan, stage: Stage) -> dict[str, list[nn.Parameter]]:
+    """Switches the objective to a stage: its terms, and which parameters learn, by part."""
+    objective.terms = plan.terms
+    objective.requires_grad_(False)
+    parts = {
+        "vision": [objective.lmm.vision],
+        "connector": [objective.lmm.connector],
+        "text": [objective.lmm.decoder],
+        "plugins": [objective.plugins[n] for n in sorted(plan.active) if n in objective.plugins],
+    }
+    learns = {}
+    for name in stage.train.parts():
+        learns[name] = list(dict.fromkeys(p for module in parts[name] for p in module.parameters()))
+        for parameter in learns[name]:
+            parameter.requires_grad_(True)
+    return learns
+
+
+def recompute(objective: Objective, which: str) -> None:
+    """With `all`, every decoder block runs again in the backward pass instead of being remembered."""
+    for block in objective.lmm.decoder.blocks:
+        block.__dict__.pop("forward", None)
+        if which == "all":
+            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def optimizer(objective: Objective, stage: Stage, learns: Mapping[str, list[nn.Parameter]]) -> torch.optim.AdamW:
+    """AdamW; each learning parameter in exactly one group, by identity. Norms, biases and learned
+    tokens do not decay."""
+    undecayed = {
+        id(p)
+        for module in objective.modules()
+        for p in module.parameters(recurse=False)
+        if p.ndim < 2 or isinstance(module, LearnedTokens)
+    }
+    groups = []
+    for name, parameters in learns.items():
+        lr = stage.train.parts()[name].lr or stage.optim.lr
+        for decay in (True, False):
+            members = [p for p in parameters if (id(p) not in undecayed) is decay]
+            if members:
+                groups.append({
+                    "params": members, "lr": lr, "peak": lr, "part": name,
+                    "weight_decay": stage.optim.weight_decay if decay else 0.0,
+                })  # fmt: skip
+    grouped = [id(p) for group in groups for p in group["params"]]
+    wanted = {id(p) for p in objective.parameters() if p.requires_grad}
+    assert len(grouped) == len(set(grouped)) and set(grouped) == wanted, "a parameter in no or two groups"
+    return torch.optim.AdamW(groups, betas=stage.optim.betas, eps=stage.optim.eps)

@@ -1,0 +1,208 @@
+"""Pictures: from a file to the pixels an encoder reads, in CLIP's and LLaVA-1.5's geometry.
+
+What may come in is narrow: five formats, 40 million pixels, no long slivers, no truncated files.
+Where Pillow's plain conversion to RGB would spoil a picture (16-bit grey, transparency, a camera
+held sideways) the result is the one a viewer would show.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import stat
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image as Pil
+from torch import Tensor
+
+from lmmkit.dims import CLIP_MEAN, CLIP_STD, ImageSpec
+from lmmkit.errors import Problem, UserError
+from lmmkit.sample import Image
+
+ImageShape = Literal["crop", "pad"]
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+MAX_PIXELS = 40_000_000  # decoded; Pillow itself only warns below 90 million
+MAX_SQUARE = 4 * MAX_PIXELS  # padded
+MAX_ASPECT = 200
+ORIENTATION = 0x0112  # EXIF tag: how the camera was held
+TURNS = {
+    2: Pil.Transpose.FLIP_LEFT_RIGHT,
+    3: Pil.Transpose.ROTATE_180,
+    4: Pil.Transpose.FLIP_TOP_BOTTOM,
+    5: Pil.Transpose.TRANSPOSE,
+    6: Pil.Transpose.ROTATE_270,
+    7: Pil.Transpose.TRANSVERSE,
+    8: Pil.Transpose.ROTATE_90,
+}
+
+
+def read_image(path: str | os.PathLike[str], spec: ImageSpec, shape: ImageShape) -> Tensor:
+    """The picture, upright and RGB, as uint8 [3, size, size], rows first.
+
+    `crop`: the short side becomes `size` and the middle is cut out, as LLaVA-1.5's first stage
+    does. `pad`: before that the picture is made square with bars in the mean colour, as its second
+    stage does. First frame of an animation; transparency over white.
+
+    Raises `UserError` naming path and reason for anything else than a whole picture in an allowed
+    format and size.
+    """
+    with _opened(path, shape) as picture:
+        picture.load()
+        picture = _fit(_rgb(_upright(picture)), spec, shape)
+        return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+
+
+def check_header(path: str | os.PathLike[str], shape: ImageShape) -> None:
+    """Raises `UserError` for what of `read_image`'s demands the file's header already breaks."""
+    with _opened(path, shape):
+        pass
+
+
+def normalise(pixels_CXY: Tensor, spec: ImageSpec) -> Tensor:
+    """uint8 [3, X, Y] as float32: scaled to [0, 1], less the mean, over the deviation."""
+    mean, std = _constants(spec.mean, spec.std)
+    return pixels_CXY.to(torch.float32).mul_(1 / 255).sub_(mean).div_(std)
+
+
+@dataclass(frozen=True)
+class Blank:
+    """An edit that leaves nothing of the picture: the `mean` colour (zeros), or `black`."""
+
+    kind: Literal["mean", "black"] = "mean"
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+
+    def __call__(self, pixels_CXY: Tensor) -> Tensor:
+        """[3, X, Y], of one colour."""
+        if self.kind == "mean":
+            return torch.zeros_like(pixels_CXY)
+        mean, std = _constants(self.mean, self.std)
+        return (-mean / std).to(pixels_CXY.dtype).expand_as(pixels_CXY).contiguous()
+
+
+class ImageReader:
+    """Reads, normalises and edits pictures; keeps the latest of them as uint8.
+
+    `cache_mb` bounds what is kept. Pickles without it: each data worker fills its own. One reader
+    serves one thread.
+    """
+
+    def __init__(self, spec: ImageSpec, cache_mb: int = 256) -> None:
+        self.spec = spec
+        self.cache_mb = cache_mb
+        bytes_each = 3 * spec.size * spec.size
+        self._room = max(0, cache_mb * 2**20 // bytes_each)
+        self._kept: OrderedDict[tuple[str, str], Tensor] = OrderedDict()
+
+    def __call__(self, image: Image, shape: ImageShape) -> Tensor:
+        """float32 [3, size, size]: the preprocessed picture, edited. Errors as in `read_image`."""
+        pixels_CXY = normalise(self._picture(image.path, shape), self.spec)
+        return pixels_CXY if image.edit is None else image.edit(pixels_CXY)
+
+    def _picture(self, path: str, shape: ImageShape) -> Tensor:
+        key = (path, shape)
+        picture_CXY = self._kept.get(key)
+        if picture_CXY is not None:
+            self._kept.move_to_end(key)
+            return picture_CXY
+        picture_CXY = read_image(path, self.spec, shape)
+        if self._room:
+            self._kept[key] = picture_CXY
+            if len(self._kept) > self._room:
+                self._kept.popitem(last=False)
+        return picture_CXY
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return ImageReader, (self.spec, self.cache_mb)
+
+
+@functools.cache
+def _constants(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+    return torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str], shape: ImageShape) -> Iterator[Pil.Image]:
+    """The picture with its header read and found good; whatever goes wrong inside, `UserError`."""
+    try:
+        # A pipe or device would block or never end: look before opening.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise _problem("file", path, "no regular file", "a picture file")
+        with Pil.open(path, formats=FORMATS) as picture:
+            _check_size(path, *picture.size, shape)
+            yield picture
+    except UserError:
+        raise
+    except Pil.UnidentifiedImageError as error:
+        want = f"a picture in {', '.join(FORMATS)}"
+        raise _problem("format", path, "a file in no known format", want) from error
+    except (Pil.DecompressionBombError, Pil.DecompressionBombWarning) as error:
+        raise _problem("size", path, str(error), f"at most {MAX_PIXELS} pixels") from error
+    except Exception as error:  # broken files make Pillow's decoders raise nearly anything
+        no_file = isinstance(error, OSError) and error.strerror is not None
+        code, reason = ("file", error.strerror) if no_file else ("broken", str(error))
+        reason = reason or type(error).__name__
+        raise _problem(code, path, reason, "a whole picture file") from error
+
+
+def _check_size(path: str | os.PathLike[str], width: int, height: int, shape: str) -> None:
+    got = f"{width} x {height} pixels"
+    long, short = max(width, height), min(width, height)
+    if short < 1 or long > MAX_ASPECT * short:
+        raise _problem("shape", path, got, f"sides of at most {MAX_ASPECT} : 1")
+    if width * height > MAX_PIXELS:
+        raise _problem("size", path, got, f"at most {MAX_PIXELS} pixels")
+    if shape == "pad" and long * long > MAX_SQUARE:
+        raise _problem("size", path, got, f"at most {MAX_SQUARE} pixels when padded to a square")
+
+
+def _upright(picture: Pil.Image) -> Pil.Image:
+    try:
+        turn = TURNS.get(picture.getexif().get(ORIENTATION, 1))
+    except Exception:  # noqa: BLE001  # broken EXIF is common, and no reason to lose the picture
+        turn = None
+    return picture if turn is None else picture.transpose(turn)
+
+
+def _rgb(picture: Pil.Image) -> Pil.Image:
+    if picture.mode == "RGB" and "transparency" not in picture.info:
+        return picture
+    if picture.mode.startswith("I"):  # 16-bit grey; Pillow would clip it at 255
+        values = np.asarray(picture).astype(np.float32).clip(0, 65535)
+        return Pil.fromarray((values / 257).round().astype(np.uint8)).convert("RGB")
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        white = Pil.new("RGBA", picture.size, (255, 255, 255, 255))
+        return Pil.alpha_composite(white, picture).convert("RGB")
+    return picture.convert("RGB")
+
+
+def _fit(picture: Pil.Image, spec: ImageSpec, shape: ImageShape) -> Pil.Image:
+    size = spec.size
+    width, height = picture.size
+    if shape == "pad" and width != height:
+        side = max(width, height)
+        square = Pil.new("RGB", (side, side), tuple(int(255 * mean) for mean in spec.mean))
+        square.paste(picture, ((side - width) // 2, (side - height) // 2))
+        picture, width, height = square, side, side
+    if width <= height:
+        width, height = size, int(size * height / width)
+    else:
+        width, height = int(size * width / height), size
+    if picture.size != (width, height):
+        picture = picture.resize((width, height), Pil.Resampling.BICUBIC)
+    left, top = (width - size) // 2, (height - size) // 2
+    if (width, height) == (size, size):
+        return picture
+    return picture.crop((left, top, left + size, top + size))
+
+
+def _problem(code: str, path: str | os.PathLike[str], got: str, want: str) -> UserError:
+    mend = "Mend or remove the file, or remove its row."
+    return UserError(Problem(f"image/{code}", os.fspath(path), got, want, mend))

@@ -1,0 +1,171 @@
+"""Where plugins come in: pluggy at the door, component classes beyond it.
+
+Entry points of the group `lmmkit.plugins` are named after COMPONENTS, so metadata alone finds
+them and only what a recipe names is imported. A local file runs only where the user trusts files
+on the command line. Hooks register; none is ever called per step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+
+import pluggy
+
+from lmmkit.errors import Problem, did_you_mean, raise_all
+from lmmkit.parts import API, Component
+
+GROUP = "lmmkit.plugins"
+hookspec = pluggy.HookspecMarker("lmmkit")
+
+
+class Hooks:
+    """What a plugin module may implement."""
+
+    @hookspec
+    def lmmkit_components(self) -> Mapping[str, type[Component]]:
+        """Component classes by name."""
+        ...
+
+    @hookspec
+    def lmmkit_logged(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Told on rank 0 after a step's figures are written; must not change anything."""
+        ...
+
+
+@dataclass(frozen=True)
+class Found:
+    """A component class and where it came from (a distribution and version, or a file's hash)."""
+
+    cls: type[Component]
+    origin: str
+
+
+@dataclass(frozen=True)
+class Door:
+    """The plugins of one run: their manager, and the class of every instance."""
+
+    manager: pluggy.PluginManager
+    components: Mapping[str, Found]
+
+    def logged(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Tells the observers."""
+        self.manager.hook.lmmkit_logged(step=step, scalars=scalars)
+
+
+def installed() -> dict[str, EntryPoint]:
+    """Entry points by component name; nothing is imported."""
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def origin(point: EntryPoint) -> str:
+    """'distribution version' of an entry point."""
+    return f"{point.dist.name} {point.dist.version}" if point.dist else point.value
+
+
+def open_door(
+    wanted: Mapping[str, str], *, where: Mapping[str, str], trust_files: bool = False, base: Path = Path()
+) -> Door:
+    """Imports the plugins of these instances and finds their component classes.
+
+    Args:
+        wanted: component to use by instance name: a name, or `path.py` or `path.py:component`.
+        where: place in the recipe of each instance, for messages.
+        trust_files: run local files.
+        base: folder that local files are relative to.
+
+    Raises:
+        UserError: with every instance that cannot be had.
+    """
+    manager = pluggy.PluginManager("lmmkit")
+    manager.add_hookspecs(Hooks)
+    points, problems, components = installed(), [], {}
+    for instance, use in wanted.items():
+        try:
+            module, name, source = _module(instance, use, points, trust_files, base)
+            components[instance] = Found(_component(manager, module, name, source), source)
+        except _Refused as refusal:
+            problems.append(Problem(refusal.code, where[instance], refusal.got, refusal.want, refusal.mend))
+    raise_all(problems)
+    return Door(manager, components)
+
+
+class _Refused(Exception):
+    def __init__(self, code: str, got: str, want: str, mend: str):
+        self.code, self.got, self.want, self.mend = f"plugin/{code}", got, want, mend
+
+
+def _module(instance, use, points, trust_files, base) -> tuple[ModuleType, str, str]:
+    """(module, component name, origin)"""
+    if ".py" in use:
+        path, _, name = use.partition(":")
+        return _file(base / path, trust_files), name or instance, f"{path} {_hash(base / path)}"
+    if use not in points:
+        mend = f"{did_you_mean(use, points)} `lmmkit plugins list` shows what is installed."
+        raise _Refused("unknown", f"component `{use}`", "an installed component", mend)
+    try:
+        return points[use].load(), use, origin(points[use])
+    except Exception as error:
+        got = f"{type(error).__name__}: {error}"
+        mend = f"Mend or uninstall {origin(points[use])}, or take `{instance}` out of the recipe."
+        raise _Refused("broken", got, f"a plugin `{use}` that imports", mend) from error
+
+
+def _file(path: Path, trusted: bool) -> ModuleType:
+    if not trusted:
+        mend = f"Read {path}; if you trust it, add --trust-files to the command."
+        raise _Refused("untrusted-file", f"the local file {path}", "leave to run it", mend)
+    if not path.is_file():
+        raise _Refused("no-file", f"no file {path}", "a Python file", "Mend the path in `use`.")
+    name = f"lmmkit_file_{_hash(path)}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # data workers unpickle its classes by this name
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        got = f"{type(error).__name__}: {error}"
+        raise _Refused("broken", got, f"{path} to import", "Mend the file.") from error
+    return module
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.is_file() else ""
+
+
+def _component(manager, module, name, source) -> type[Component]:
+    for function, value in vars(module).items():
+        if function.startswith("lmmkit_") and inspect.isfunction(value) and not hasattr(value, "lmmkit_impl"):
+            mend = "Put @hookimpl above it."
+            raise _Refused("unmarked", f"function `{function}` of {source}", "a marked hook", mend)
+    if not manager.is_registered(module):
+        try:
+            manager.register(module)
+            manager.check_pending()
+        except pluggy.PluginValidationError as error:
+            raise _Refused("bad-hook", str(error), "only hooks lmmkit has", "Mend the plugin.") from error
+    offered = {}
+    if hasattr(module, "lmmkit_components"):
+        offered = dict(module.lmmkit_components())
+    if name not in offered:
+        raise _Refused("absent", f"component `{name}` of {source}", "one it offers", did_you_mean(name, offered))
+    cls = offered[name]
+    if not (inspect.isclass(cls) and issubclass(cls, Component) and dataclasses.is_dataclass(cls)):
+        want = "a frozen dataclass of a kind in lmmkit.ext"
+        raise _Refused("kind", f"`{name}` of {source} is {cls!r}", want, "Mend the plugin.")
+    if cls.api != API:
+        raise _Refused("api", f"`{name}` of api {cls.api}", f"api {API}", "Take a matching release.")
+    return cls
+
+
+def settings(cls: type[Component]) -> Iterable[dataclasses.Field]:
+    """The recipe keys of a component."""
+    return [field for field in dataclasses.fields(cls) if field.name != "name"]

@@ -1,0 +1,21 @@
+"""Initial weights, a pure function of seed and module name."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import nn
+
+
+def init(module: nn.Module, seed: int) -> None:
+    """Draws every module's own parameters by its name and the seed alone, whatever else is there.
+
+    A module without `reset_parameters` keeps what it has (timm's, read from a file).
+    """
+    for name, part in sorted(module.named_modules()):
+        if hasattr(part, "reset_parameters") and next(part.parameters(recurse=False), None) is not None:
+            digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=7).digest()
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(int.from_bytes(digest, "big"))
+                part.reset_parameters()

@@ -1,0 +1,88 @@
+"""Plugin settings of a recipe -> built components, every problem of theirs at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
+
+from lmmkit.door import Door, open_door, settings
+from lmmkit.errors import Problem, did_you_mean, raise_all
+from lmmkit.parts import Component
+from lmmkit.recipe import Recipe
+
+RESERVED = ("use", "allow_unreachable")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The plugin instances of a run, in recipe order, and the door they came through."""
+
+    door: Door
+    components: Mapping[str, Component]
+    unreachable: frozenset[str]  # instances that may read what they can never see
+
+    def origin(self, name: str) -> str:
+        """Distribution or file of an instance."""
+        return self.door.components[name].origin
+
+
+def build_parts(recipe: Recipe, *, trust_files: bool = False) -> Parts:
+    """Opens the door for the instances the recipe names and builds them.
+
+    Raises:
+        UserError: unknown or broken plugins; unknown, missing or ill-typed settings.
+    """
+    wanted = {name: str(raw.get("use", name)) for name, raw in recipe.plugins.items()}
+    where = {name: recipe.where(f"plugins.{name}") for name in wanted}
+    door = open_door(wanted, where=where, trust_files=trust_files, base=recipe.path("."))
+    problems: list[Problem] = []
+    built = {}
+    for name, raw in recipe.plugins.items():
+        own = {key: value for key, value in raw.items() if key not in RESERVED}
+        try:
+            built[name] = build(door.components[name].cls, name, own)
+        except ValidationError as error:
+            cls = door.components[name].cls
+            problems += [_problem(recipe, name, cls, detail) for detail in error.errors()]
+    raise_all(problems)
+    free = frozenset(name for name, raw in recipe.plugins.items() if raw.get("allow_unreachable") is True)
+    return Parts(door, built, free)
+
+
+def build(cls: type[Component], name: str, own: Mapping[str, object]) -> Component:
+    """A component of these settings, strictly checked (pydantic's `ValidationError`)."""
+    annotated = {f.name: (f.type if not isinstance(f.type, str) else _hints(cls)[f.name], _default(f)) for f in settings(cls)}
+    form = create_model(f"{cls.__name__}Settings", __config__=ConfigDict(extra="forbid", strict=True), **annotated)
+    lists_as_tuples = {key: tuple(value) if isinstance(value, list) else value for key, value in own.items()}
+    checked = TypeAdapter(form).validate_python(lists_as_tuples)
+    return cls(name=name, **{f.name: getattr(checked, f.name) for f in settings(cls)})
+
+
+def _hints(cls: type) -> dict[str, object]:
+    import typing
+
+    return typing.get_type_hints(cls)
+
+
+def _default(f) -> object:
+    from dataclasses import MISSING
+
+    return ... if f.default is MISSING else f.default
+
+
+def _problem(recipe: Recipe, name: str, cls: type[Component], detail: Mapping) -> Problem:
+    key = str(detail["loc"][0])
+    where = recipe.where(f"plugins.{name}.{key}")
+    known = [field.name for field in settings(cls)]
+    if detail["type"] == "extra_forbidden":
+        return Problem("plugin/unknown-key", where, f"`{key}`", f"a setting of `{name}`", did_you_mean(key, known))
+    if detail["type"] == "missing":
+        mend = f"Add it under plugins.{name}; `lmmkit plugins explain {name}` lists all."
+        return Problem("plugin/missing-key", where, f"no `{key}`", "a value", mend)
+    kind = next(field.type for field in fields(cls) if field.name == key)
+    kind = getattr(kind, "__name__", None) if isinstance(kind, type) else str(kind)
+    want = str(kind).replace("typing.", "")
+    mend = f"`lmmkit plugins explain {name}` lists the settings and their types."
+    return Problem("plugin/bad-value", where, repr(detail["input"]), want, mend)

@@ -1,0 +1,180 @@
+"""The `model` and `numerics` sections: the parts, their shapes, and how they speak."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Tag
+
+from lmmkit.recipe import kinds as k
+from lmmkit.recipe.kinds import Says, section
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+TemplateName = Literal["plain", "vicuna_v1"]
+ImageShape = Literal["crop", "pad"]
+
+
+def _derive(obj: object, name: str, value: int) -> None:
+    """Fills a field left at 0 ("work it out") while the frozen object is being built."""
+    if getattr(obj, name) == 0:
+        object.__setattr__(obj, name, value)
+
+
+@section
+class VisionScratch:
+    """A vision transformer built here. The switches default to CLIP's; SigLIP's are no class
+    token, no pre-norm, `gelu_tanh` and 1e-6.
+    """
+
+    width: k.Count
+    depth: k.Count  # blocks
+    heads: k.Count
+    patch: k.Count  # pixels a side
+    image_size: k.Count  # pixels a side
+    mlp: k.Count = 0  # hidden width; not given = 4 * width
+    class_token: k.Flag = True  # dropped again before the connector
+    pre_norm: k.Flag = True  # a layer norm between the embeddings and the first block
+    patch_bias: k.Flag = False  # a bias on the patch embedding (SigLIP has one)
+    activation: Literal["quick_gelu", "gelu", "gelu_tanh"] = "quick_gelu"
+    norm_eps: k.Positive = 1e-5
+    feature_layer: k.Whole = -2  # 0 = the embeddings, n = after n blocks; -1 = after the last
+    mean: k.Triple = CLIP_MEAN  # of RGB in 0..1
+    std: k.PositiveTriple = CLIP_STD
+
+    def __post_init__(self):
+        _derive(self, "mlp", 4 * self.width)
+
+
+@section
+class VisionTimm:
+    """A timm model by name. What is not given is what timm's own configuration says."""
+
+    timm: k.Text
+    weights: k.Text  # a safetensors file, or `none` for random ones
+    image_size: k.Count | None = None
+    feature_layer: k.Whole = -2
+    mean: k.Triple | None = None
+    std: k.PositiveTriple | None = None
+
+
+@section
+class VisionFrom:
+    """A folder with a public encoder. What is not given is what the folder's files say."""
+
+    from_: k.Text
+    image_size: k.Count | None = None
+    feature_layer: k.Whole = -2
+    mean: k.Triple | None = None
+    std: k.PositiveTriple | None = None
+
+
+def _vision_shape(value: Any) -> str | None:
+    if isinstance(value, Mapping):
+        shape = next((key for key in ("from", "timm") if key in value), "scratch")
+        return f"<{shape}>"
+    known = {VisionFrom: "<from>", VisionTimm: "<timm>", VisionScratch: "<scratch>"}
+    return known.get(type(value))
+
+
+Vision = Annotated[
+    Annotated[VisionScratch, Tag("<scratch>")]
+    | Annotated[VisionTimm, Tag("<timm>")]
+    | Annotated[VisionFrom, Tag("<from>")],
+    Discriminator(_vision_shape),
+    Says("a section: `from: FOLDER`, or `timm: NAME`, or shapes (width, depth, heads, ...)"),
+]
+
+
+@section
+class Connector:
+    """What maps vision width to text width: one linear, or linear-GELU-linear."""
+
+    kind: Literal["linear", "mlp2x_gelu"]
+
+
+@section
+class TextScratch:
+    """A decoder built here; the vocabulary size comes from the tokenizer."""
+
+    width: k.Count
+    depth: k.Count
+    heads: k.Count
+    mlp: k.Count  # hidden width of the gated MLP
+    context: k.Count  # tokens in one sequence at most, image tokens included
+    kv_heads: k.Count = 0  # not given = heads
+    head_size: k.Count = 0  # not given = width / heads; stays 0 where that is not whole
+    rope_theta: k.Positive = 1e4
+    norm_eps: k.Positive = 1e-5
+    qkv_bias: k.Flag = False
+    qk_norm: k.Flag = False
+    tied: k.Flag = False  # input and output embeddings are one matrix
+
+    def __post_init__(self):
+        _derive(self, "kv_heads", self.heads)
+        if self.width % self.heads == 0:
+            _derive(self, "head_size", self.width // self.heads)
+
+
+@section
+class TextFrom:
+    """A folder with a public decoder; `context` may be shorter than what it was trained for."""
+
+    from_: k.Text
+    context: k.Count
+
+
+def _text_shape(value: Any) -> str | None:
+    if isinstance(value, Mapping):
+        return "<from>" if "from" in value else "<scratch>"
+    return {TextFrom: "<from>", TextScratch: "<scratch>"}.get(type(value))
+
+
+TextModel = Annotated[
+    Annotated[TextScratch, Tag("<scratch>")] | Annotated[TextFrom, Tag("<from>")],
+    Discriminator(_text_shape),
+    Says("a section: `from: FOLDER` with context, or shapes (width, depth, heads, ...)"),
+]
+
+
+@section
+class Tokenizer:
+    """The folder that holds the tokenizer, and its kind."""
+
+    from_: k.Text
+    kind: Literal["sentencepiece"]
+
+
+@section
+class Speaks:
+    """The inference contract, saved with the weights: what a user's words are wrapped in.
+
+    `after_eos` is how a later turn begins after the end-of-sequence token: with the ids of the
+    published checkpoints, of a Hugging Face tokenizer of 4.37, or of the older slow one.
+    """
+
+    template: TemplateName
+    image_shape: ImageShape
+    after_eos: Literal["published", "hf437", "legacy"] = "published"
+
+
+@section
+class Model:
+    """The parts, in the order in which a picture and a question pass through them."""
+
+    vision: Vision
+    connector: Connector
+    text: TextModel
+    tokenizer: Tokenizer
+    speaks: Speaks
+
+
+@section
+class Numerics:
+    """`bfloat16` computes so on CUDA; a CPU computes in float32 whatever stands here."""
+
+    compute: Literal["float32", "bfloat16"] = "float32"
+    weights: Literal["float32"] = "float32"
+    loss: Literal["float32"] = "float32"

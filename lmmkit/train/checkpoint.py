@@ -1,0 +1,325 @@
+"""Checkpoints: written aside, listed last, renamed once.
+
+    RUN/checkpoints/.tmp-00000500-<id>/   ->   RUN/checkpoints/step-00000500/
+        shard-00000.safetensors ...      tensors by name, unique (ties are the model's to make)
+        rng-rank00000.safetensors        generator states
+        state.json                       whatever else the trainer needs to go on
+        manifest.json                    LAST: size and crc32 of the others
+
+A process killed anywhere leaves the checkpoints that were complete before: readers look only at
+`step-XXXXXXXX` folders whose manifest verifies. `sweep` clears the rest at the next start.
+Nothing is pickled. One process writes today; several ranks would replace `_stage`.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lmmkit.errors import MachineError, Problem, UserError
+from lmmkit.rundir import RunDir, fsync
+from lmmkit.train import manifest
+
+STEP = re.compile(r"step-(\d{8})", re.ASCII)
+STAGED = re.compile(r"\.tmp-(\d{8})-[0-9a-f]+", re.ASCII)
+TRASH = re.compile(r"\.trash-.+", re.ASCII)
+SHARD_BYTES = 4 << 30
+RNG = "rng-rank00000.safetensors"
+STATE = "state.json"
+HEADROOM = 1.1  # a tenth more than the checkpoints, for logs and headers
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What `save` was given; the tensors lie on the CPU."""
+
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+    rng: dict[str, Tensor]
+    step: int
+
+
+class Newest(NamedTuple):
+    """The newest sound checkpoint, and what is wrong with each newer one."""
+
+    path: Path | None
+    notices: tuple[Problem, ...]
+
+
+def io_point(name: str) -> None:
+    """Called before every change to the disk; tests die here."""
+
+
+def save(
+    run: RunDir,
+    step: int,
+    tensors: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    *,
+    keep: int,
+    rng: Mapping[str, Tensor],
+) -> Path:
+    """Writes the checkpoint of `step`, then removes all but the newest `keep` (at least 2).
+
+    `tensors` share no memory; `state` is JSON with text keys (NaN and infinities included, tuples
+    come back as lists). Raises `MachineError` if it cannot be written: the older checkpoints are
+    untouched then, and training may go on.
+    """
+    if keep < 2:
+        raise ValueError(f"got keep={keep}; want at least 2, so that one may be damaged")
+    if not 0 <= step < 10**8:
+        raise ValueError(f"got step {step}; want 0 to 99999999")
+    _require_text_keys(state, "state")
+    text = json.dumps(dict(state), indent=1) + "\n"
+
+    target = run.checkpoints / f"step-{step:08d}"
+    staging = run.checkpoints / f".tmp-{step:08d}-{secrets.token_hex(4)}"
+    needed = sum(t.nbytes for t in (*tensors.values(), *rng.values())) + len(text)
+    try:
+        if needed > _free(run.path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        io_point("make the folder")
+        staging.mkdir(parents=True)
+        _stage(staging, tensors, text, rng)
+        _publish(staging, target)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise MachineError(_unwritten(target, needed, _free(run.path), error)) from error
+    _prune(run, keep)
+    return target
+
+
+def latest(run: RunDir) -> Path | None:
+    """The newest sound checkpoint, None before the first; a passed-over one is logged.
+
+    Raises `UserError` if there are checkpoints and all are damaged.
+    """
+    path, notices = newest(run)
+    for notice in notices:
+        _log.warning("damaged checkpoint passed over: %s", notice)
+    return path
+
+
+def newest(run: RunDir) -> Newest:
+    """Like `latest`, with the notices for the caller to show. Reads whole files to verify them."""
+    notices: list[Problem] = []
+    for path in _steps(run):
+        problems = manifest.verify(path)
+        if not problems:
+            return Newest(path, tuple(notices))
+        notices += problems
+    # Starting at step 0 again would be the silent loss of the whole run.
+    if notices:
+        raise UserError(notices)
+    return Newest(None, ())
+
+
+def load(path: Path, *, verified: bool = False) -> Checkpoint:
+    """The checkpoint in a folder, verified before any tensor is used.
+
+    Pass `verified` for a path that `latest` has just given, to read the files once. Raises
+    `UserError` if it is damaged.
+    """
+    problems = () if verified else manifest.verify(path)
+    if problems:
+        raise UserError(problems)
+    step = step_of(path)
+    tensors: dict[str, Tensor] = {}
+    try:
+        for file in sorted(manifest.read(path)["files"]):
+            if file.startswith("shard-"):
+                tensors |= load_file(path / file)
+        rng = load_file(path / RNG)
+        state = json.loads((path / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+        raise UserError(manifest.damage(path, str(error))) from None
+    return Checkpoint(tensors, state, rng, step)
+
+
+def step_of(path: Path) -> int:
+    """The step in a checkpoint's folder name."""
+    match = STEP.fullmatch(path.name)
+    if match is None:
+        raise ValueError(f"got folder `{path.name}`; want step-XXXXXXXX")
+    return int(match[1])
+
+
+def sweep(run: RunDir) -> tuple[str, ...]:
+    """Clears what a killed process left behind, and tells what it did; only under the run's lock.
+
+    A staged folder with a sound manifest lacks nothing but its name: it gets it, unless a
+    checkpoint of that step is there. That is what saves a step that was being written anew.
+    """
+    notes = []
+    for path in sorted(run.checkpoints.glob("*")) if run.checkpoints.is_dir() else ():
+        if match := STAGED.fullmatch(path.name):
+            target = path.with_name(f"step-{match[1]}")
+            if not target.exists() and not manifest.verify(path):
+                _rename(path, target, "publish")
+                notes.append(f"finished {target.name}, which was all but saved")
+                continue
+        elif not TRASH.fullmatch(path.name):
+            if not (STEP.fullmatch(path.name) and path.is_dir()):
+                notes.append(f"ignored `{path.name}`: not a checkpoint")
+            continue
+        _delete(path)
+        notes.append(f"removed {path.name}, left by a run that was stopped")
+    return tuple(notes)
+
+
+def check_space(run: RunDir, checkpoint_bytes: int, *, keep: int) -> None:
+    """At the start: room for `keep` checkpoints and one being written? Raises `MachineError`."""
+    held = sum(f.stat().st_size for f in run.checkpoints.glob("step-*/*") if f.is_file())
+    needed = int(HEADROOM * (keep + 1) * checkpoint_bytes) - held
+    free = _free(run.path)
+    if needed > free:
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise MachineError(_unwritten(run.checkpoints, needed, free, full))
+
+
+def _stage(
+    staging: Path, tensors: Mapping[str, Tensor], state: str, rng: Mapping[str, Tensor]
+) -> None:
+    """Writes every file into `staging` and waits for the disk; the manifest last."""
+    names = []
+    for number, shard in enumerate(_shards(tensors)):
+        names.append(f"shard-{number:05d}.safetensors")
+        _write_tensors(staging / names[-1], shard)
+    _write_tensors(staging / RNG, rng)
+    _write_bytes(staging / STATE, state.encode())
+    listing = manifest.describe(staging, [*names, RNG, STATE], tensors)
+    _write_bytes(staging / manifest.NAME, listing)
+    io_point("sync the folder")
+    fsync(staging)
+
+
+def _shards(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Cuts by size, in the order given; at least one shard. A larger tensor stands alone."""
+    shard: dict[str, Tensor] = {}
+    size = 0
+    for key, tensor in tensors.items():
+        if shard and size + tensor.nbytes > SHARD_BYTES:
+            yield shard
+            shard, size = {}, 0
+        shard[key] = tensor.detach().contiguous()
+        size += tensor.nbytes
+    yield shard
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    io_point(f"write {path.name}")
+    save_file(dict(tensors), path)
+    io_point(f"sync {path.name}")
+    fsync(path)
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    io_point(f"write {path.name}")
+    path.write_bytes(content)
+    io_point(f"sync {path.name}")
+    fsync(path)
+
+
+def _publish(staging: Path, target: Path) -> None:
+    """Gives the staged folder its name. One of that step (saved anew, or damaged) steps aside."""
+    aside = _trash(target) if target.exists() else None
+    if aside is not None:
+        _rename(target, aside, "set aside")
+    try:
+        _rename(staging, target, "publish")
+    except OSError:
+        if aside is not None and not target.exists():
+            os.rename(aside, target)
+        raise
+    io_point("sync the run")
+    fsync(target.parent.parent)  # the name `checkpoints` itself may be new
+
+
+def _rename(path: Path, target: Path, why: str) -> None:
+    io_point(why)
+    os.rename(path, target)
+    io_point("sync the names")
+    fsync(target.parent)
+
+
+def _prune(run: RunDir, keep: int) -> None:
+    """Keeps the newest `keep` that are complete and all newer ones; failing here fails nothing.
+
+    Complete is judged by names and sizes: reading them all at every save would cost too much.
+    """
+    complete = 0
+    for path in _steps(run):
+        if complete < keep:
+            complete += not manifest.verify(path, contents=False)
+            continue
+        try:
+            # Out of sight first: a folder that is half deleted must not look like a checkpoint.
+            _rename(path, _trash(path), "prune")
+        except OSError as error:
+            _log.warning("could not prune %s: %s", path, error)
+    for path in run.checkpoints.glob(".trash-*"):
+        _delete(path)
+
+
+def _delete(path: Path) -> None:
+    io_point("delete")
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+    if path.exists():
+        _log.warning("could not remove %s; the next start tries again", path)
+
+
+def _trash(path: Path) -> Path:
+    return path.with_name(f".trash-{path.name}-{secrets.token_hex(4)}")
+
+
+def _steps(run: RunDir) -> list[Path]:
+    """Folders named like a checkpoint, newest first."""
+    found = run.checkpoints.glob("step-*")
+    return sorted((p for p in found if STEP.fullmatch(p.name) and p.is_dir()), reverse=True)
+
+
+def _require_text_keys(value: Any, where: str) -> None:
+    """JSON turns a number as a key into text without a word; a resumed run would not find it."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise TypeError(f"got the key {key!r} in {where}; want text keys")
+            _require_text_keys(item, f"{where}.{key}")
+    elif isinstance(value, list | tuple):
+        for number, item in enumerate(value):
+            _require_text_keys(item, f"{where}[{number}]")
+
+
+def _free(folder: Path) -> int:
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(there).free
+
+
+def _unwritten(target: Path, needed: int, free: int, error: Exception) -> Problem:
+    return Problem(
+        "checkpoint/cannot-write",
+        str(target),
+        f"{error} ({needed:,} bytes needed, {free:,} free)",
+        "room for the checkpoint, in a folder that can be written to",
+        "Free space, lower `output.keep`, or move the run; older checkpoints are untouched.",
+    )

@@ -1,0 +1,180 @@
+"""What a checkpoint folder must hold, and the proof that it holds it.
+
+`manifest.json` is written last, so a folder with one is complete; it lists size and crc32 of
+every other file, so a folder that agrees with it is undamaged. It signs itself as well: its own
+crc32 stands in it, and its bytes must be exactly those we would write. safetensors has no
+checksum of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lmmkit.errors import Problem, UserError
+
+SCHEMA = 1
+NAME = "manifest.json"
+CHUNK = 4 << 20  # bytes read at a time for a crc32
+PLAIN_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*", re.ASCII)
+
+Layout = dict[str, list]  # key -> [dtype, [sizes]]
+
+
+def describe(folder: Path, files: Iterable[str], tensors: Mapping[str, Tensor]) -> bytes:
+    """The manifest of `files` as they lie in `folder`, as the bytes to write."""
+    body = {
+        "schema": SCHEMA,
+        "versions": {name: _version(name) for name in ("lmmkit", "torch", "safetensors")},
+        "files": {file: [(folder / file).stat().st_size, crc32(folder / file)] for file in files},
+        "tensors": layout(tensors),
+    }
+    return _encode(body | {"crc32": zlib.crc32(_encode(body))})
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint, itself checked. Raises `UserError` if it cannot be trusted."""
+    path = folder / NAME
+    try:
+        raw = path.read_bytes()
+        body = json.loads(raw)
+        signed = body.pop("crc32")
+        intact = signed == zlib.crc32(_encode(body)) and raw == _encode(body | {"crc32": signed})
+    except FileNotFoundError:
+        raise UserError(damage(path, "no manifest: the save did not finish")) from None
+    except OSError as error:
+        raise UserError(damage(path, error.strerror or str(error))) from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        intact = False
+    if not intact:
+        raise UserError(damage(path, "a manifest with changed bytes"))
+    if body.get("schema") != SCHEMA:
+        raise UserError(
+            Problem(
+                "checkpoint/schema",
+                str(path),
+                f"schema {body.get('schema')}",
+                f"schema {SCHEMA}",
+                "Use the lmmkit that wrote it: " + str(body.get("versions")),
+            )
+        )
+    if not _is_shaped(body):
+        raise UserError(damage(path, "a manifest lmmkit does not write"))
+    return body
+
+
+def verify(folder: Path, *, contents: bool = True) -> tuple[Problem, ...]:
+    """Everything wrong with a checkpoint; () for a sound one.
+
+    Without `contents` only names and sizes are compared, which reads no tensor.
+    """
+    try:
+        files = read(folder)["files"]
+        present = {entry.name for entry in folder.iterdir()}
+    except UserError as error:
+        return error.problems
+    except OSError as error:
+        return (damage(folder, error.strerror or str(error)),)
+    # Dot files are the file system's and the desktop's, never ours.
+    extra = sorted(n for n in present - set(files) - {NAME} if not n.startswith("."))
+    found = [damage(folder / name, "a file the manifest does not list") for name in extra]
+    for name, (size, crc) in files.items():
+        problem = _check_file(folder / name, name, size, crc if contents else None)
+        if problem is not None:
+            found.append(problem)
+    return tuple(found)
+
+
+def mismatches(folder: Path, expected: Mapping[str, Tensor]) -> tuple[Problem, ...]:
+    """How the tensors of a checkpoint differ in key, dtype or shape from those a model wants.
+
+    Read from the manifest alone, before any tensor is loaded. Raises `UserError` if it is damaged.
+    """
+    have: Layout = read(folder)["tensors"]
+    want = layout(expected)
+    mend = "Resume with the recipe the run was started with, or begin a new run."
+    found = []
+    for key in sorted(have.keys() | want.keys()):
+        if have.get(key) != want.get(key):
+            got, wanted = (_say(table.get(key)) for table in (have, want))
+            where = f"{folder}: tensor `{key}`"
+            found.append(Problem("checkpoint/other-model", where, got, wanted, mend))
+    return tuple(found)
+
+
+def layout(tensors: Mapping[str, Tensor]) -> Layout:
+    """{key: [dtype, sizes]}, such as ["float32", [3, 4]]."""
+    return {
+        key: [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
+        for key, tensor in tensors.items()
+    }
+
+
+def crc32(path: Path) -> int:
+    """crc32 of a file's bytes."""
+    crc = 0
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            crc = zlib.crc32(chunk, crc)
+    return crc
+
+
+def _is_shaped(body: Mapping[str, Any]) -> bool:
+    """Whether the parts have the types we write: a crc32 keeps out accidents, not intent."""
+    files, tensors = body.get("files"), body.get("tensors")
+    return (
+        isinstance(files, dict)
+        and all(isinstance(v, list) and [type(n) for n in v] == [int, int] for v in files.values())
+        and isinstance(tensors, dict)
+        and all(isinstance(v, list) and len(v) == 2 for v in tensors.values())
+    )
+
+
+def _check_file(path: Path, name: str, size: int, crc: int | None) -> Problem | None:
+    """A manifest comes from outside: no name of it may lead out of the folder."""
+    if not PLAIN_NAME.fullmatch(name) or path.is_symlink():
+        return damage(path, "a file that is not plainly in the folder")
+    try:
+        if not path.is_file():
+            return damage(path, "no such file")
+        if (got := path.stat().st_size) != size:
+            return damage(path, f"{got} bytes, where {size} were written")
+        if crc is not None and crc32(path) != crc:
+            return damage(path, "changed bytes (crc32 differs)")
+    except OSError as error:
+        return damage(path, error.strerror or str(error))
+    return None
+
+
+def damage(path: Path, got: str) -> Problem:
+    """A file of a checkpoint that is not as it was saved."""
+    return Problem(
+        "checkpoint/damaged",
+        str(path),
+        got,
+        "the file as it was saved",
+        "Restore it from a copy, or remove this checkpoint's folder: the run goes on "
+        "from the one before.",
+    )
+
+
+def _say(entry: list | None) -> str:
+    return "nothing" if entry is None else f"{entry[0]} {entry[1]}"
+
+
+def _encode(body: Mapping[str, Any]) -> bytes:
+    return (json.dumps(body, sort_keys=True, indent=1) + "\n").encode()
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,27 @@
+"""The state of torch's random generators, as tensors a checkpoint can hold.
+
+numpy's and Python's global generators are not used in training, so they are not kept: data and
+plugins draw from generators keyed by what they draw for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+def rng_state() -> dict[str, Tensor]:
+    """uint8 states: "cpu", and "cuda" for this rank's device once CUDA is in use."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_initialized():
+        state["cuda"] = torch.cuda.get_rng_state().cpu()
+    return state
+
+
+def set_rng_state(state: Mapping[str, Tensor]) -> None:
+    """Sets what `rng_state` gave. A CUDA state is passed over on a machine without CUDA."""
+    torch.set_rng_state(state["cpu"].cpu())
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())

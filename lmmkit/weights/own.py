@@ -1,0 +1,101 @@
+"""lmmkit's own model folder: what a stage leaves behind, and what anything may start from.
+
+    model/<stage>/  config.json  recipe.yaml  tokenizer.model  model.safetensors
+
+The recipe holds shapes, template and plugin settings; `config.json` says which stage and step the
+weights are of and which plugins inference needs.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lmmkit.data.text import Tokenizer
+from lmmkit.errors import Problem, UserError
+from lmmkit.rundir import fsync, read_json, write_json_atomic
+
+FORMAT = "lmmkit-model-1"
+
+
+def write(folder: Path, module: nn.Module, *, config: Mapping, recipe: str, tokenizer: Tokenizer) -> None:
+    """Writes the folder aside and renames it, replacing one of that name."""
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    save_file({k: t.contiguous() for k, t in unique_tensors(module).items()}, aside / "model.safetensors")
+    tokenizer.save(aside / "tokenizer.model")
+    (aside / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    for file in ("model.safetensors", "tokenizer.model", "recipe.yaml"):
+        fsync(aside / file)
+    write_json_atomic(aside / "config.json", {"format": FORMAT, **config})
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.rename(aside, folder)
+
+
+def config_of(folder: Path) -> dict:
+    """The folder's config. Raises `UserError` if it is no model folder of ours."""
+    config = read_json(folder / "config.json", mend="Name a folder lmmkit wrote: RUN or RUN/model/<stage>.")
+    if config.get("format") != FORMAT:
+        got, mend = f"format {config.get('format')!r}", "Name RUN/model/<stage> of an lmmkit run."
+        raise UserError(Problem("model/format", str(folder), got, FORMAT, mend))
+    return config
+
+
+def fill(module: nn.Module, folder: Path, *, prefixes: tuple[str, ...] = ("",), strict: bool = True) -> tuple[str, ...]:
+    """Copies the folder's tensors into the module, name by name.
+
+    Args:
+        module: what to fill; its own values stay where `strict` is off and the folder has none.
+        folder: a model folder.
+        prefixes: only names that begin with one of these.
+        strict: every tensor of the module must be there.
+
+    Returns:
+        Names of the module's tensors that the folder does not have.
+
+    Raises:
+        UserError: with every missing or ill-shaped tensor.
+    """
+    path = folder / "model.safetensors"
+    own = {k: t for k, t in unique_tensors(module).items() if k.startswith(prefixes)}
+    try:
+        with safe_open(path, framework="pt") as file, torch.no_grad():
+            names = set(file.keys())
+            missing = tuple(sorted(set(own) - names))
+            wrong = [k for k in own if k in names and list(own[k].shape) != file.get_slice(k).get_shape()]
+            problems = [_mismatch(path, k, file.get_slice(k).get_shape(), own[k]) for k in wrong]
+            if strict:
+                problems += [_mismatch(path, k, "no such tensor", own[k]) for k in missing]
+            if problems:
+                raise UserError(problems)
+            for name in set(own) & names:
+                own[name].copy_(file.get_tensor(name))
+    except (OSError, SafetensorError) as error:
+        mend = "Train again, or restore the file."
+        raise UserError(Problem("model/unreadable", str(path), str(error), "a safetensors file", mend)) from None
+    return missing
+
+
+def unique_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, each once: a tied head is its embedding."""
+    seen: set[int] = set()
+    out = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            out[name] = tensor.detach()
+    return out
+
+
+def _mismatch(path: Path, name: str, got: object, own: Tensor) -> Problem:
+    mend = "Start from a model of the same shapes, or change the recipe's shapes."
+    return Problem("model/mismatch", f"{path}: {name}", str(got), f"shape {list(own.shape)}", mend)

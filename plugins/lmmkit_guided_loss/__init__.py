@@ -1,0 +1,67 @@
+"""The image-to-response guided loss of Direct-LLaVA (arXiv 2508.14264): 1 - alpha(v, r).
+
+alpha is the attention that flows from the image into the response tokens, averaged over heads,
+layers and tokens. The readings the paper leaves open are settings.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lmmkit.ext import AttnMass, Batch, Ctx, Loss, Reading, Sel, hookimpl
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidedLoss(Loss):
+    """Raises the attention that responses pay to the image.
+
+    alpha: `mass` on all image keys (it can reach 1), or `mean`, the average a key.
+    mean:  over all response tokens, or over the samples' own means.
+    query: the `response` tokens, end-of-turn included, or the rows that `predict` them.
+    layers: all, or numbers from 0.
+    """
+
+    alpha: Literal["mass", "mean"] = "mass"
+    mean: Literal["token", "sample"] = "token"
+    query: Literal["response", "predict"] = "response"
+    layers: Literal["all"] | tuple[int, ...] = "all"
+
+    @property
+    def needs(self) -> tuple[AttnMass]:
+        shift = -1 if self.query == "predict" else 0
+        return (AttnMass(q=Sel(learn=True, shift=shift), layers=self.layers),)
+
+    def count(self, batch: Batch) -> int:
+        pick = batch.picks[self.needs[0]]
+        return len(pick) if self.mean == "token" else len(pick.view_Q.unique())
+
+    def value(self, ctx: Ctx) -> Tensor:
+        alpha_Q = ctx[self.needs[0]]
+        if self.alpha == "mean":
+            alpha_Q = alpha_Q / self._keys(ctx)
+        return self._sum(ctx, 1 - alpha_Q)
+
+    def readings(self, ctx: Ctx) -> dict[str, Reading]:
+        uniform_Q = ctx.batch.picks[self.needs[0]].uniform_Q
+        return {"mass": Reading(self._sum(ctx, ctx[self.needs[0]]), self._sum(ctx, uniform_Q))}
+
+    def _keys(self, ctx: Ctx) -> Tensor:
+        """Image rows that each query sees: [Q]."""
+        pick = ctx.batch.picks[self.needs[0]]
+        seen_Q = ctx.batch.forest.pos_T.to(pick.row_Q.device)[pick.row_Q] + 1
+        return pick.uniform_Q * seen_Q
+
+    def _sum(self, ctx: Ctx, x_Q: Tensor) -> Tensor:
+        """The sum over tokens, or over samples of their means."""
+        if self.mean == "token":
+            return x_Q.sum()
+        view_Q = ctx.batch.picks[self.needs[0]].view_Q
+        size_V = torch.bincount(view_Q, minlength=1)
+        return (x_Q / size_V[view_Q]).sum()
+
+
+@hookimpl
+def lmmkit_components():
+    return {"guided_loss": GuidedLoss}

@@ -1,0 +1,11 @@
+"""The two order-reconstruction tasks of Direct-LLaVA (arXiv 2508.14264): of images and of text."""
+
+from lmmkit.ext import hookimpl
+
+from .image_order import ImageOrder
+from .text_order import TextOrder
+
+
+@hookimpl
+def lmmkit_components():
+    return {"image_order": ImageOrder, "text_order": TextOrder}

@@ -1,0 +1,95 @@
+"""Image-order reconstruction: which of K permutations shuffled the picture's tiles?"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lmmkit.ext import AuxTask, Ctx, Dims, HiddenAt, HiddenMean, Image, Reading, Sample, Sel, View
+
+from .permutations import permutations
+
+
+@dataclass(frozen=True)
+class Shuffle:
+    """Moves tile `order[i]` of a `grid` x `grid` picture to place i; with `undo`, back."""
+
+    grid: int
+    order: tuple[int, ...]
+
+    def __call__(self, pixels_CXY: Tensor) -> Tensor:
+        g, (c, x, y) = self.grid, pixels_CXY.shape
+        tiles = pixels_CXY.reshape(c, g, x // g, g, y // g).permute(1, 3, 0, 2, 4).flatten(0, 1)
+        tiles = tiles[list(self.order)].unflatten(0, (g, g))
+        return tiles.permute(2, 0, 3, 1, 4).reshape(c, x, y)
+
+    def undo(self) -> "Shuffle":
+        return Shuffle(self.grid, tuple(np.argsort(self.order).tolist()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOrder(AuxTask):
+    """Shuffles the first picture's `grid` x `grid` tiles by one of `permutations` and asks which.
+
+    read: from the directed token, or from the mean of the `visual` tokens (ablation 2). One linear
+    from the state to the K permutations; cross entropy. The text is context, not trained on here.
+    """
+
+    grid: int
+    permutations: int
+    seed: int = 0
+    choose: Literal["seed", "hamming"] = "seed"
+    read: Literal["token", "visual"] = "token"
+
+    @property
+    def needs(self) -> tuple[HiddenAt | HiddenMean]:
+        if self.read == "token":
+            return (HiddenAt(Sel(view=self.name, mark="drt")),)
+        return (HiddenMean(Sel(view=self.name, kind="image")),)
+
+    def check(self, dims: Dims) -> str:
+        if any(side % self.grid for side in dims.image.grid):
+            return f"grid: {self.grid}, which does not divide the {dims.image.grid} patches of a picture"
+        most = math.factorial(self.grid**2) - 1
+        return f"permutations: {self.permutations}, of at most {most}" if self.permutations > most else ""
+
+    def modules(self, dims: Dims) -> nn.Linear:
+        return nn.Linear(dims.width, self.permutations)
+
+    def views(self, sample: Sample, rng: np.random.Generator) -> list[View]:
+        if not sample.images:
+            return []
+        table = permutations(self.grid**2, self.permutations, self.seed, self.choose)
+        k = int(rng.integers(len(table)))
+        first = Image(sample.images[0].path, Shuffle(self.grid, table[k]))
+        shuffled = replace(sample, images=(first, *sample.images[1:]))
+        return [View(sample=shuffled, labels={"permutation": k})]
+
+    def value(self, ctx: Ctx) -> Tensor:
+        if not len(ctx[self.needs[0]]):
+            return ctx[self.needs[0]].float().sum()
+        return F.cross_entropy(self._logits(ctx), ctx.label("permutation"), reduction="sum")
+
+    def chance(self, dims: Dims) -> float:
+        return math.log(self.permutations)
+
+    def readings(self, ctx: Ctx) -> dict[str, Reading]:
+        if not len(ctx[self.needs[0]]):
+            return {}
+        right = self._logits(ctx).argmax(-1) == ctx.label("permutation")
+        return {"accuracy": Reading(right.float().sum(), len(right) / self.permutations)}
+
+    def pictures(self, ctx: Ctx) -> dict[str, Tensor]:
+        if not len(ctx[self.needs[0]]):
+            return {}
+        table = permutations(self.grid**2, self.permutations, self.seed, self.choose)
+        said = int(self._logits(ctx)[0].argmax())
+        view = ctx.batch.views_of(self.name)[0]
+        shuffled = ctx.batch.picture(view)
+        return {"shuffled": shuffled, "restored": Shuffle(self.grid, table[said]).undo()(shuffled)}
+
+    def _logits(self, ctx: Ctx) -> Tensor:
+        return ctx.module(ctx[self.needs[0]]).float()

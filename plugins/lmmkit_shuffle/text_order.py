@@ -1,0 +1,38 @@
+"""Text-order reconstruction: write the sentence whose words stand here in random order."""
+
+import math
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+
+from lmmkit.ext import AuxTask, Sample, Turn, View
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextOrder(AuxTask):
+    """Asks for the first response from its shuffled words and the picture; next-token loss on it.
+
+    Words are what stands between blanks, punctuation and case kept; the original order is drawn
+    again; a response of fewer than two distinct words is skipped.
+    """
+
+    instruction: str = "Re-order the sentence to represent the information of the image:"
+    learns_text: ClassVar[bool] = True
+
+    def views(self, sample: Sample, rng: np.random.Generator) -> list[View]:
+        response = next(turn for turn in sample.turns if turn.role == "assistant")
+        words = response.text.split()
+        if len(set(words)) < 2:
+            return []
+        shuffled = words
+        while shuffled == words:
+            shuffled = [words[i] for i in rng.permutation(len(words))]
+        question = Turn("user", f"{self.instruction} {' '.join(shuffled)}", images=len(sample.images))
+        return [View(sample=replace(sample, turns=(question, response)), learn=True)]
+
+    def score(self, view: View, text: str) -> tuple[float, float]:
+        wanted = view.sample.turns[1].text.split()
+        repeats = math.prod(math.factorial(n) for n in Counter(wanted).values())
+        return float(text.split() == wanted), repeats / math.factorial(len(wanted))

@@ -1,0 +1,207 @@
+"""The run folder: who may take it, and what a reader gets of it."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from lmmkit import rundir
+from lmmkit.errors import MachineError, UserError
+from lmmkit.rundir import RunDir, lock, plain, read_json, write_json_atomic
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = RunDir.create(tmp_path / "out" / "run", resume=False)
+    write_json_atomic(run.run_json, {"seed": 1})
+    return run
+
+
+def codes(error):
+    return [problem.code for problem in error.value.problems]
+
+
+def test_names(tmp_path):
+    run = RunDir(str(tmp_path))
+    assert run.path == tmp_path
+    assert run.model("finetune") == tmp_path / "model" / "finetune"
+    files = [run.recipe, run.resolved, run.plan, run.run_json, run.lock, run.metrics]
+    files += [run.anomalies, run.tb, run.checkpoints, run.results]
+    assert [p.name for p in files] == [
+        "recipe.yaml", "recipe.resolved.yaml", "plan.txt", "run.json", "lock", "metrics.jsonl",
+        "anomalies.jsonl", "tb", "checkpoints", "results.json",
+    ]  # fmt: skip
+
+
+def test_a_new_run_wants_an_empty_folder(run, tmp_path):
+    with pytest.raises(UserError, match=r"--resume.*--out") as error:
+        RunDir.create(run.path, resume=False)
+    assert codes(error) == ["run/exists"]
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "recipe.yaml").touch()
+    with pytest.raises(UserError, match="--out") as error:
+        RunDir.create(tmp_path / "photos", resume=False)
+    assert codes(error) == ["run/not-empty"]
+    (tmp_path / "empty").mkdir()
+    assert RunDir.create(tmp_path / "empty", resume=False).path.is_dir()
+
+
+def test_resume_wants_a_run(run, tmp_path):
+    assert RunDir.create(run.path, resume=True) == run
+    for name in ("nowhere", "photos"):
+        with pytest.raises(UserError) as error:
+            RunDir.create(tmp_path / name, resume=True)
+        assert codes(error) == ["run/not-a-run"]
+        (tmp_path / "photos").mkdir(exist_ok=True)
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_start_that_died_before_it_was_a_run(tmp_path, resume):
+    for name in ("lock", "recipe.yaml", "plan.txt", ".run.json.123.tmp"):
+        (tmp_path / name).touch()
+    assert RunDir.create(tmp_path, resume=resume).path == tmp_path
+
+
+def test_a_file_in_the_way(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError) as error:
+        RunDir.create(tmp_path / "file", resume=False)
+    assert codes(error) == ["run/no-folder"]
+    with pytest.raises((UserError, MachineError)):
+        RunDir.create(tmp_path / "file" / "deeper", resume=False)
+
+
+def test_readers(run, tmp_path):
+    assert RunDir.open(run.path) == run
+    assert run.read_metrics() == []
+    run.metrics.write_text('{"step": 1}\n{"step": 2}\n{"step": 3, "lo')
+    assert [record["step"] for record in run.read_metrics()] == [1, 2]
+    with pytest.raises(UserError, match="lmmkit eval"):
+        run.read_results()
+    write_json_atomic(run.results, {"pope": {"accuracy": 0.5, "chance": float("nan")}})
+    assert run.read_results() == {"pope": {"accuracy": 0.5, "chance": None}}
+    other = RunDir(tmp_path)
+    for read in (other.read_metrics, other.read_results, lambda: RunDir.open(tmp_path)):
+        with pytest.raises(UserError) as error:
+            read()
+        assert codes(error) == ["run/not-a-run"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "[" * 100_000, "\udcff"])
+def test_damaged_json(tmp_path, content):
+    path = tmp_path / "x.json"
+    path.write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError) as error:
+        read_json(path)
+    assert codes(error) == ["run/unreadable"]
+
+
+def test_write_is_all_or_nothing(run, monkeypatch):
+    def fail(path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(rundir, "fsync", fail)
+    with pytest.raises(MachineError, match="No space"):
+        write_json_atomic(run.run_json, {"seed": 2})
+    assert read_json(run.run_json) == {"seed": 1}
+    assert os.listdir(run.path) == ["run.json"]
+
+
+def test_plain_refuses_what_it_does_not_know(tmp_path):
+    assert plain({"a": (1, True, tmp_path)}) == {"a": [1, True, str(tmp_path)]}
+    with pytest.raises(TypeError):
+        plain({"a": object()})
+
+
+def fork(body):
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        signal.alarm(20)
+        code = body() or 0
+    finally:
+        os._exit(code)
+
+
+def status(pid):
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_one_owner(run):
+    ready, tell = os.pipe()
+    go, release = os.pipe()
+
+    def own():
+        with lock(run):
+            os.write(tell, b"x")
+            os.read(go, 1)
+
+    pid = fork(own)
+    os.read(ready, 1)
+    with (
+        pytest.raises(UserError, match=rf"{pid}.*{os.uname().nodename}.*--resume") as error,
+        lock(run),
+    ):
+        pass
+    assert codes(error) == ["run/locked"]
+    os.write(release, b"x")
+    assert status(pid) == 0
+    for _ in range(3):
+        with lock(run):
+            assert read_json(run.lock)["pid"] == os.getpid()
+
+
+def test_an_owner_that_has_not_signed_yet(run):
+    with lock(run):
+        run.lock.write_text("")
+        with pytest.raises(UserError, match="unknown"), lock(run):
+            pass
+
+
+def test_a_killed_owner_leaves_no_lock_behind(run):
+    for _ in range(20):
+        ready, tell = os.pipe()
+
+        def own(tell=tell):
+            with lock(run):
+                os.write(tell, b"x")
+                time.sleep(10)
+
+        pid = fork(own)
+        os.read(ready, 1)
+        os.kill(pid, signal.SIGKILL)
+        assert status(pid) == -signal.SIGKILL
+        os.close(ready)
+        os.close(tell)
+        with lock(run):
+            pass
+
+
+def test_an_orphaned_worker_does_not_hold_the_lock(run):
+    go, release = os.pipe()
+    with lock(run):
+        worker = fork(lambda: os.read(go, 1) and None)
+        # The child's copy is closed, and ours still counts.
+        other = fork(lambda: _is_taken(run))
+        assert status(other) == 0
+    with lock(run):
+        pass
+    os.write(release, b"x")
+    assert status(worker) == 0
+
+
+def _is_taken(run):
+    try:
+        with lock(run):
+            return 1
+    except UserError:
+        return 0
+
+
+def test_no_folder_no_lock(tmp_path):
+    with pytest.raises(MachineError), lock(RunDir(tmp_path / "nowhere")):
+        pass
