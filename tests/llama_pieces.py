@@ -8,11 +8,11 @@ import functools
 import string
 from pathlib import Path
 
+from sentencepiece import SentencePieceProcessor
 from sentencepiece import sentencepiece_model_pb2 as pb
 
 SIZE = 32_000
 SPACE = "\u2581"
-BYTE_0 = 3  # id of the first of 256 byte pieces
 FIRST_MERGE = 259  # merges come by rank: the lower the id, the earlier the merge
 FIRST_CHAR = 29_871
 
@@ -28,10 +28,9 @@ CHARS = {SPACE: 29871, "a": 29874, ":": 29901, "5": 29945}
 
 
 @functools.cache
-def llama_like(byte_fallback: bool = True) -> bytes:
+def llama_like() -> bytes:
     """The serialized model."""
-    pieces = {FIRST_MERGE + 0: SPACE * 2}
-    pieces |= {i: piece.replace("_", SPACE) for piece, i in MERGES.items()}
+    pieces = {i: piece.replace("_", SPACE) for piece, i in MERGES.items()}
     pieces |= {i: char for char, i in CHARS.items()}
     free = (i for i in range(FIRST_CHAR, SIZE) if i not in pieces)
     chars = string.ascii_letters + string.digits + string.punctuation
@@ -42,26 +41,27 @@ def llama_like(byte_fallback: bool = True) -> bytes:
     for piece, kind in ("<unk>", unknown), ("<s>", control), ("</s>", control):
         model.pieces.add(piece=piece, score=0.0, type=kind)
     for value in range(256):
-        kind = byte if byte_fallback else normal
-        piece = f"<0x{value:02X}>" if byte_fallback else chr(0xF0000 + value)
-        model.pieces.add(piece=piece, score=0.0, type=kind)
+        model.pieces.add(piece=f"<0x{value:02X}>", score=0.0, type=byte)
     for i in range(FIRST_MERGE, SIZE):
         piece = pieces.get(i, chr(0xF0000 + i))
         model.pieces.add(piece=piece, score=float(FIRST_MERGE - i), type=normal)
     model.trainer_spec.model_type = pb.TrainerSpec.BPE
     model.trainer_spec.vocab_size = SIZE
-    model.trainer_spec.byte_fallback = byte_fallback
+    model.trainer_spec.byte_fallback = True
     model.normalizer_spec.name = "identity"
     model.normalizer_spec.add_dummy_prefix = True
     model.normalizer_spec.remove_extra_whitespaces = False
     return model.SerializeToString()
 
 
-def without_prefix(model: bytes) -> bytes:
-    """The same model with the dummy prefix off, by the way of protobuf: a twin for the tests."""
+@functools.cache
+def processor(model: bytes, *, dummy_prefix: bool = True) -> SentencePieceProcessor:
+    """The bare sentencepiece processor of a model: the twin that `Tokenizer` is held against."""
     parsed = pb.ModelProto.FromString(model)
-    parsed.normalizer_spec.add_dummy_prefix = False
-    return parsed.SerializeToString()
+    parsed.normalizer_spec.add_dummy_prefix = dummy_prefix
+    found = SentencePieceProcessor()
+    found.LoadFromSerializedProto(parsed.SerializeToString())
+    return found
 
 
 def write_llama_like(folder: Path) -> Path:

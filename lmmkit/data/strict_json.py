@@ -106,6 +106,8 @@ def _items(text: str, parser: _Parser) -> Iterator[Row]:
         return
     at = _skip(text, at + 1)
     closed = text[at : at + 1] == "]"
+    if closed:
+        at = _skip(text, at + 1)
     while not closed:
         line += text.count("\n", counted, at)
         counted = at

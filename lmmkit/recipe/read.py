@@ -24,6 +24,7 @@ from lmmkit.recipe.words import (
     hint_to_mend,
     keys_of,
     tidy,
+    unknown_key,
 )
 
 # below these, keys are a person's own names: --set must not make up a new one on its way
@@ -137,19 +138,9 @@ def _recipe(tree: Tree, root: Path | None) -> Recipe:
     found = [fault for fault in found if fault.key not in tree.silent]
     refused = {fault.key for fault in found}  # tidy left None there
     found += [fault for fault in _nulls(raw, Recipe, "") if fault.key not in refused]
-    for name in HIDDEN:
-        if name in raw:
-            del raw[name]
-            mend = did_you_mean(name, keys_of(Recipe))
-            found.append(
-                Fault(
-                    name,
-                    "unknown-key",
-                    f"the unknown key `{name}`",
-                    "one of the section's keys",
-                    mend,
-                )
-            )
+    for name in HIDDEN:  # fields, but no keys
+        if raw.pop(name, UNKNOWN) is not UNKNOWN:
+            found.append(unknown_key(name, name, keys_of(Recipe)))
     recipe = None
     try:
         recipe = _adapter(Recipe).validate_python(
@@ -212,10 +203,10 @@ def _parts(raw: Any, hint: Any, pattern: list[str], key: str) -> Iterator[tuple[
     """(dotted key, value, hint) of all that stands where `pattern` points; `*` is any name."""
     if not pattern and raw is not None:
         yield key, raw, hint
-    if not pattern:
+    if not pattern or not isinstance(raw, dict):
         return
     first, *rest = pattern
-    for name in (raw if first == "*" else [first]) if isinstance(raw, dict) else ():
+    for name in raw if first == "*" else [first]:
         below = child(hint, raw, name)
         if name in raw and below is not UNKNOWN:
             yield from _parts(raw[name], below, rest, f"{key}.{name}" if key else name)

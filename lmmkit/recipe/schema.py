@@ -24,12 +24,13 @@ from lmmkit.recipe.stage import Source, Stage
 @section
 class Task:
     """One task: a folder of task `files`, or a source of `data`. `kind` not given = the task's
-    own name.
+    own name. `stage`: whose model answers; not given = the last.
     """
 
     kind: k.Text | None = None
     data: k.Text | None = None
     files: k.Text | None = None
+    stage: k.Text | None = None
     samples: k.CountOrAll = "all"
     max_new_tokens: k.Count = 128
 

@@ -6,8 +6,8 @@ import functools
 import math
 import operator
 import types
-from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import Discriminator, Tag, ValidationError
@@ -28,12 +28,6 @@ def keys_of(cls: type) -> dict[str, Any]:
     hints = get_type_hints(cls, include_extras=True)
     names = [f.name for f in fields(cls) if f.name not in HIDDEN]
     return {name.rstrip("_"): hints[name] for name in names}
-
-
-def required_keys(cls: type) -> list[str]:
-    """The keys of a section that have no default."""
-    absent = [f for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
-    return [f.name.rstrip("_") for f in absent]
 
 
 def plain_hint(hint: Any, raw: Any = None) -> Any:
@@ -73,7 +67,7 @@ def child(hint: Any, raw: Any, key: str | int) -> Any:
         items = get_args(hint)
         return items[0] if items[-1] is Ellipsis else items[min(key, len(items) - 1)]
     if isinstance(get_origin(hint), type) and issubclass(get_origin(hint), Mapping):
-        return get_args(hint)[0 if key == "[key]" else 1]
+        return get_args(hint)[1]
     return UNKNOWN
 
 
@@ -138,6 +132,11 @@ def _looks_like_a_number(text: str) -> bool:
     return isinstance(bare, (int, float)) and not isinstance(bare, bool)
 
 
+def _is_mapping(hint: Any, raw: Any) -> bool:
+    bare = plain_hint(hint, raw)
+    return _is_section(bare) and not is_dataclass(bare)
+
+
 def _is_section(bare: Any) -> bool:
     origin = get_origin(bare)
     return is_dataclass(bare) or (isinstance(origin, type) and issubclass(origin, Mapping))
@@ -151,43 +150,43 @@ def _literals(hint: Any) -> list[str]:
     return []
 
 
-def faults(error: ValidationError, raw: Any, hint: Any, base: str = "") -> Iterator[Fault]:
+def faults(error: ValidationError, raw: Any, hint: Any) -> Iterator[Fault]:
     """pydantic's errors about `raw`, which should have been a `hint`, one fault a key."""
     told = set()
     for entry in error.errors(include_url=False, include_context=False):
-        fault = _fault(entry, raw, hint, base)
+        fault = _fault(entry, raw, hint)
         if (fault.key, fault.code) not in told:
             told.add((fault.key, fault.code))
             yield fault
 
 
-def _fault(entry: Any, raw: Any, hint: Any, base: str) -> Fault:
-    path = [base] if base else []
+def unknown_key(key: str, name: str, known: Iterable[str]) -> Fault:
+    """The fault of a key that its section does not have."""
+    want = "one of the section's keys"
+    return Fault(key, "unknown-key", f"the unknown key `{name}`", want, did_you_mean(name, known))
+
+
+def _fault(entry: Any, raw: Any, hint: Any) -> Fault:
+    path: list[str] = []
     named = False  # the key itself is what is wrong
     unexpected = entry["type"] == "unexpected_keyword_argument"
     above, parent = hint, raw
     for i, step in enumerate(entry["loc"], 1):
-        if step == "[key]":
-            hint, named = child(above, parent, step), True
+        last = i == len(entry["loc"])
+        if step == "[key]" and last and not unexpected and _is_mapping(above, parent):
+            hint, named = get_args(plain_hint(above, parent))[0], True
             break
         below = child(hint, raw, step)
-        if below is UNKNOWN and not (unexpected and i == len(entry["loc"])):
+        if below is UNKNOWN and not (unexpected and last):
             continue  # a step inside pydantic's unions, which is no key
-        if isinstance(raw, list) and step >= len(raw):
+        if isinstance(raw, list) and int(step) >= len(raw):
             break  # a list too short is wrong as a whole
         above, parent = hint, raw
         if isinstance(raw, (Mapping, list)):  # a bare number may stand for a section
             path.append(str(step))
-            raw = raw.get(step) if isinstance(raw, Mapping) else raw[step]
+            raw = raw.get(step) if isinstance(raw, Mapping) else raw[int(step)]
         if below is UNKNOWN:
-            known = keys_of(plain_hint(hint, parent))
-            return Fault(
-                ".".join(path),
-                "unknown-key",
-                f"the unknown key `{step}`",
-                "one of the section's keys",
-                did_you_mean(str(step), known),
-            )
+            return unknown_key(".".join(path), str(step), keys_of(plain_hint(hint, parent)))
         hint = below
     key, want = ".".join(path), describe(hint)
     got = raw if isinstance(raw, list) else entry["input"]

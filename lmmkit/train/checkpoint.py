@@ -165,13 +165,14 @@ def sweep(run: RunDir) -> tuple[str, ...]:
 
     A staged folder with a sound manifest lacks nothing but its name: it gets it, unless a
     checkpoint of that step is there. That is what saves a step that was being written anew.
+    Raises `MachineError` if it cannot be given its name.
     """
     notes = []
     for path in sorted(run.checkpoints.glob("*")) if run.checkpoints.is_dir() else ():
         if match := STAGED.fullmatch(path.name):
             target = path.with_name(f"step-{match[1]}")
             if not target.exists() and not manifest.verify(path):
-                _rename(path, target, "publish")
+                _finish(path, target)
                 notes.append(f"finished {target.name}, which was all but saved")
                 continue
         elif not TRASH.fullmatch(path.name):
@@ -249,6 +250,17 @@ def _publish(staging: Path, target: Path) -> None:
         raise
     io_point("sync the run")
     fsync(target.parent.parent)  # the name `checkpoints` itself may be new
+
+
+def _finish(staging: Path, target: Path) -> None:
+    """The end of a save whose process died: it may have died before it had waited for the disk."""
+    try:
+        for file in staging.iterdir():
+            fsync(file)
+        fsync(staging)
+        _publish(staging, target)
+    except OSError as error:
+        raise MachineError(_unwritten(target, 0, _free(staging), error)) from error
 
 
 def _rename(path: Path, target: Path, why: str) -> None:

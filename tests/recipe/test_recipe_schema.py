@@ -9,7 +9,7 @@ import pytest
 from lmmkit.errors import UserError
 from lmmkit.recipe import Recipe, Weight, from_mapping, read_text, to_mapping
 from lmmkit.recipe.tree import parse
-from lmmkit.recipe.words import UNKNOWN, child, keys_of, plain_hint, required_keys
+from lmmkit.recipe.words import UNKNOWN, child, keys_of, plain_hint
 from lmmkit.recipe.write import yaml_text
 from tests.recipe.examples import PRETRAINED, SCRATCH
 
@@ -40,6 +40,13 @@ def schema_keys(text):
                 yield from walk(value, below, at)
 
     return dict(walk(parse(text, "r.yaml").value, Recipe, ""))
+
+
+def required_keys(cls):
+    """The YAML keys of a section that have no default."""
+    none = dataclasses.MISSING
+    absent = [f for f in dataclasses.fields(cls) if f.default is none is f.default_factory]
+    return [f.name.rstrip("_") for f in absent]
 
 
 TREE = parse(SCRATCH, "r.yaml").value

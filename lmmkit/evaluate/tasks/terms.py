@@ -1,0 +1,47 @@
+"""Every term of a stage on held-out data: its value and its readings, each beside chance."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+
+from lmmkit.data.pipeline import cut
+from lmmkit.sample import Sample
+from lmmkit.speak import Speaker
+
+
+@torch.no_grad()
+def terms(speaker: Speaker, samples: Sequence[Sample]) -> dict:
+    """{term: {value, chance, n, readings: {name: {value, chance, n}}}}, averaged over all items."""
+    prepared, objective = speaker.prepared, speaker.objective
+    dropped: Counter[str] = Counter()
+    trees = (speaker.packer.tree(m) for s in samples if (m := speaker.views.fitting(s, 0, dropped)))
+    sums: Counter = Counter()
+    counts: Counter = Counter()
+    readings: dict[str, dict[str, list[float]]] = {}
+    for part in cut(trees, prepared.recipe.speed.tokens):
+        batch, _ = speaker.packer.pack(part)
+        outcome = objective(batch.to(speaker.device))
+        counts.update(batch.count)
+        for name, value in outcome.sums.items():
+            sums[name] += float(value)
+        for term in objective.terms:
+            for name, reading in term.readings(outcome.ctxs[term.name]).items():
+                both = readings.setdefault(term.name, {}).setdefault(name, [0.0, 0.0])
+                both[0] += float(reading.total)
+                both[1] += float(reading.chance)
+    chance = {"next_token": math.log(prepared.dims.vocab)}
+    chance |= {term.name: term.chance(prepared.dims) for term in objective.terms}
+    return {
+        name: {
+            "value": sums[name] / counts[name], "chance": chance[name], "n": counts[name],
+            "readings": {
+                key: {"value": total / counts[name], "chance": by_chance / counts[name], "n": counts[name]}
+                for key, (total, by_chance) in readings.get(name, {}).items()
+            },
+        }
+        for name in sums if counts[name]
+    }  # fmt: skip

@@ -1,0 +1,120 @@
+"""The plan in words: what `plan.txt` holds, and what `lmmkit plugins explain | trace` print."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Iterable
+from itertools import islice
+
+from lmmkit.data.pack import LaidOut
+from lmmkit.door import Found, settings
+from lmmkit.needs import AttnMass, HiddenAt, HiddenMean, Need, Sel
+from lmmkit.parts import Component
+from lmmkit.plan.compile import StagePlan, settings_of
+from lmmkit.plan.prepare import Prepared
+from lmmkit.recipe import Weight
+from lmmkit.spans import Layout, Span
+
+
+def plan_text(prepared: Prepared) -> str:
+    """Every stage's plan."""
+    return "\n\n".join(stage_text(prepared, plan) for plan in prepared.plans.values()) + "\n"
+
+
+def stage_text(prepared: Prepared, plan: StagePlan) -> str:
+    """Terms, views, tokens, needs and what is off, of one stage."""
+    lines = [f"plan {plan.digest}  stage {plan.stage}  {prepared.steps(plan.stage)} steps"]
+    for name, weight in sorted(plan.weights.items()):
+        component = prepared.parts.components.get(name)
+        chance = component.chance(prepared.dims) if component is not None else None
+        beside = "" if chance is None else f"  chance {chance:.4g}"
+        lines.append(f"  term {name}  weight {weight_text(weight)}{beside}")
+    for task in plan.tasks:
+        lines.append(f"  view {task.name}{'  learns its text' if task.learns_text else ''}")
+    for strategy, views in plan.strategies:
+        where = "every view" if views is None else "views " + ", ".join(sorted(views))
+        lines.append(f"  tokens {strategy.name} ({', '.join(strategy.provides)}) in {where}")
+    for need in plan.needs:
+        askers = [term.name for term in plan.terms if need in term.needs]
+        lines.append(f"  need {need_text(need)}  for {', '.join(askers)}")
+    lines += [f"  off {name}: {reason}" for name, reason in sorted(plan.off.items())]
+    through = ", ".join(plan.speaks_through) or "no plugin"
+    lines.append(f"  inference needs {through}")
+    return "\n".join(lines)
+
+
+def weight_text(weight: Weight) -> str:
+    """'1', '0 (watched)' or '0 to 0.1 over 0.5'."""
+    shown = f"{weight.weight:g}" if weight.weight is not None else f"{weight.from_:g} to {weight.to:g} over {weight.over or 1:g}"
+    return f"{shown} (watched)" if weight.watch else shown
+
+
+def need_text(need: Need) -> str:
+    """A need in one line."""
+    match need:
+        case HiddenAt(at=sel):
+            return f"hidden state at {sel_text(sel)}"
+        case HiddenMean(over=sel):
+            return f"mean hidden state over {sel_text(sel)}"
+        case AttnMass(q=q, k=k, layers=layers):
+            return f"attention mass of {sel_text(q)} on {sel_text(k)}, layers {layers}"
+
+
+def sel_text(sel: Sel) -> str:
+    """A selector in one phrase."""
+    facts = [f"{f.name} {getattr(sel, f.name)}" for f in dataclasses.fields(sel) if f.name not in ("view", "shift")
+             and getattr(sel, f.name) is not None]  # fmt: skip
+    before = "rows before " if sel.shift else ""
+    return f"{before}{' '.join(facts) or 'all rows'} of {sel.view}"
+
+
+def trace(prepared: Prepared, stage: str, count: int) -> Iterable[str]:
+    """A dry run on the stage's first samples: each view's spans, as they would be trained on."""
+    pipeline = prepared.pipeline(stage)
+    for k in islice(range(pipeline.total), count):
+        source, epoch, row = pipeline.order.at(k)
+        sample = pipeline.sources[source][row]
+        yield f"sample {sample.key}  epoch {epoch}"
+        members = [LaidOut(view, pipeline.views.lay_out(view)) for view in pipeline.views.of(sample, epoch)]
+        for view, layout in members:
+            labels = "".join(f"  {key}={value}" for key, value in view.labels.items())
+            yield f"  view {view.name}{labels}  {sum(s.n for s in layout)} rows"
+            yield f"    {layout_text(layout)}"
+            for turn in view.sample.turns:
+                yield f"    {turn.role}: {'<image> ' * turn.images}{turn.text}"
+        batch, _ = pipeline.packer.pack([pipeline.packer.tree(members)])
+        apart = sum(s.n for m in members for s in m.layout)
+        yield f"  packed {len(batch)} rows ({apart} unshared)  items " + ", ".join(
+            f"{name} {n}" for name, n in batch.count.items()
+        )
+
+
+def layout_text(layout: Layout) -> str:
+    """'bos[1] | image[36] | response[8]!', with ! on supervised spans and * on learned tokens."""
+    return " | ".join(_span(span) for span in layout)
+
+
+def _span(span: Span) -> str:
+    if span.kind == "learned":
+        return f"{span.mark}[{span.n}]*"
+    edit = f" {type(span.image.edit).__name__}" if span.image is not None and span.image.edit is not None else ""
+    name = "image" if span.kind == "image" else span.role
+    return f"{name}[{span.n}]{edit}{'!' if span.learn else ''}"
+
+
+def component_text(name: str, found: Found) -> str:
+    """A component's kind, words, settings and source."""
+    cls = found.cls
+    kind = next(base.__name__ for base in cls.__mro__[1:] if base is not Component)
+    lines = [f"{name}  {kind}  from {found.origin}", "", inspect.cleandoc(cls.__doc__ or "(no words)"), "", "settings:"]
+    for field in settings(cls):
+        default = "required" if field.default is dataclasses.MISSING else f"default {field.default!r}"
+        kind_text = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", None) or str(field.type)
+        lines.append(f"  {field.name}: {kind_text.replace('typing.', '')}  ({default})")
+    return "\n".join(lines)
+
+
+def settings_text(component: Component) -> str:
+    """An instance's settings on one line."""
+    return ", ".join(f"{key}={value!r}" for key, value in settings_of(component).items())

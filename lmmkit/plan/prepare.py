@@ -1,0 +1,166 @@
+"""Recipe -> everything a run needs but weights: tokenizer, parts, plans, data, pipelines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from lmmkit.data.images import ImageReader
+from lmmkit.data.order import Order
+from lmmkit.data.pack import Packer
+from lmmkit.data.pipeline import Pipeline, Views
+from lmmkit.data.records import Records, missing_images, open_records
+from lmmkit.data.text import Tokenizer
+from lmmkit.dims import Dims
+from lmmkit.errors import Problem, UserError, raise_all
+from lmmkit.plan import facts
+from lmmkit.plan.compile import StagePlan, compile_plan
+from lmmkit.plan.components import Parts, build_parts
+from lmmkit.recipe import Recipe
+
+MISSING_SHOWN = 20
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A recipe made concrete. `sources` holds the data that was asked for, by name."""
+
+    recipe: Recipe
+    tokenizer: Tokenizer
+    parts: Parts
+    dims: Dims
+    plans: Mapping[str, StagePlan]
+    sources: Mapping[str, Records]
+
+    def views(self, stage: str) -> Views:
+        """How samples become sequences in a stage."""
+        section, plan = self.recipe.stages[stage], self.plans[stage]
+        return Views(
+            tokenizer=self.tokenizer, image_rows=self.dims.image.tokens,
+            context=self.recipe.model.text.context, too_long=section.batch.too_long,
+            after_eos=self.recipe.model.speaks.after_eos, seed=self.recipe.seed,
+            tasks=plan.tasks, edits=plan.strategies,
+        )  # fmt: skip
+
+    def packer(self, stage: str) -> Packer:
+        """How sequences become batches in a stage."""
+        plan, speed = self.plans[stage], self.recipe.speed
+        return Packer(
+            reader=ImageReader(self.dims.image, speed.image_cache_mb), image_rows=self.dims.image.tokens,
+            image_size=self.dims.image.size, text_terms=plan.text_terms, needs=plan.needs,
+            terms=plan.terms, share=speed.share_prefix,
+        )  # fmt: skip
+
+    def pipeline(self, stage: str) -> Pipeline:
+        """The data of a stage."""
+        section = self.recipe.stages[stage]
+        sizes = {name: len(self.sources[name]) for name in section.data}
+        order = Order(sizes, section.data, self.recipe.seed)
+        samples = section.batch.samples
+        if section.length.steps is not None:
+            total = section.length.steps * samples
+        else:
+            total = section.length.epochs * order.len_epoch
+            total -= total % samples if section.batch.tail == "drop" else 0
+        if total < 1:
+            raise UserError(_no_step(self.recipe, stage, order.len_epoch))
+        return Pipeline(
+            sources={name: self.sources[name] for name in section.data}, order=order,
+            views=self.views(stage), packer=self.packer(stage), samples=samples,
+            tokens=self.recipe.speed.tokens, total=total,
+        )  # fmt: skip
+
+    def steps(self, stage: str) -> int:
+        """Optimizer steps of a stage."""
+        pipeline = self.pipeline(stage)
+        return math.ceil(pipeline.total / pipeline.samples)
+
+    def with_sources(self, names: Iterable[str]) -> Prepared:
+        """The same with further data opened."""
+        more = open_sources(self.recipe, [name for name in names if name not in self.sources])
+        return replace(self, sources={**self.sources, **more})
+
+
+def prepare(
+    recipe: Recipe, *, trust_files: bool = False, data: Iterable[str] | None = None
+) -> Prepared:
+    """Opens and checks all that can fail before it costs anything.
+
+    Args:
+        recipe: as read.
+        trust_files: run plugins from local files.
+        data: names of sources to open; by default those of all stages.
+
+    Raises:
+        UserError: problems of tokenizer, plugins and data together where they do not depend on
+            each other.
+    """
+    problems: list[Problem] = _not_yet(recipe)
+    wanted = {name for stage in recipe.stages.values() for name in stage.data} if data is None else data
+    tokenizer = _collect(problems, lambda: _open_tokenizer(recipe))
+    parts = _collect(problems, lambda: build_parts(recipe, trust_files=trust_files))
+    sources = _collect(problems, lambda: open_sources(recipe, sorted(wanted)))
+    plans = dims = None
+    if tokenizer is not None:
+        dims = _collect(problems, lambda: facts.dims(recipe, tokenizer.size))
+    if parts is not None and dims is not None:
+        plans = _collect(problems, lambda: compile_plan(recipe, parts, dims))
+    raise_all(problems)
+    return Prepared(
+        recipe=recipe, tokenizer=tokenizer, parts=parts, dims=dims, plans=plans, sources=sources
+    )
+
+
+def _collect(problems: list[Problem], make: Callable[[], T]) -> T | None:
+    try:
+        return make()
+    except UserError as error:
+        problems += error.problems
+        return None
+
+
+def _open_tokenizer(recipe: Recipe) -> Tokenizer:
+    section = recipe.model.tokenizer
+    path = recipe.path(section.from_)
+    return Tokenizer.open(path / "tokenizer.model" if path.is_dir() else path, section.kind)
+
+
+def open_sources(recipe: Recipe, names: Iterable[str]) -> dict[str, Records]:
+    """The records of these sources, every row checked and every picture file there."""
+    problems: list[Problem] = []
+    sources = {}
+    for name in names:
+        section = recipe.data[name]
+        opened = _collect(problems, lambda s=section, n=name: open_records(
+            n, records=recipe.path(s.records), images=recipe.path(s.images),
+            template=s.template, image_shape=s.image_shape,
+        ))  # fmt: skip
+        if opened is not None:
+            problems += missing_images(opened, limit=MISSING_SHOWN)
+            sources[name] = opened
+    raise_all(problems)
+    return sources
+
+
+def _not_yet(recipe: Recipe) -> list[Problem]:
+    """Keys whose meaning is fixed but which this release cannot carry out: refused, never ignored."""
+    asked = [("speed.compile", recipe.speed.compile, False), ("speed.shard", recipe.speed.shard, 1),
+             ("speed.replicate", recipe.speed.replicate, 1)]  # fmt: skip
+    for stage, section in recipe.stages.items():
+        lora = section.train.text.lora if section.train.text else None
+        asked += [(f"stages.{stage}.train.text.lora", lora, None)]
+        asked += [(f"stages.{stage}.validate", section.validate, None)]
+    want, mend = "the default", "Take the line out; this release cannot do it yet."
+    return [
+        Problem("recipe/not-yet", recipe.where(key), f"`{got}`", want, mend)
+        for key, got, default in asked
+        if got != default
+    ]
+
+
+def _no_step(recipe: Recipe, stage: str, rows: int) -> Problem:
+    where, got = recipe.where(f"stages.{stage}.batch.samples"), f"{rows} rows and `tail: drop`"
+    return Problem("data/no-step", where, got, "at least one step", "Lower `samples`, or keep the tail.")

@@ -1,0 +1,128 @@
+"""Sample -> text: a trained objective that answers, in memory or from a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lmmkit import assemble
+from lmmkit.data.pack import LaidOut, Packer, Tree
+from lmmkit.data.pipeline import Views, cut
+from lmmkit.errors import Problem, UserError
+from lmmkit.model.generate import Chooser, generate, greedy
+from lmmkit.objective import Objective
+from lmmkit.plan.prepare import Prepared, prepare
+from lmmkit.recipe import read_recipe
+from lmmkit.rundir import RunDir
+from lmmkit.sample import Image, Sample, Turn, View
+from lmmkit.spans import rows
+from lmmkit.weights import own
+
+PROMPT_ROWS = 8192  # of one generation batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speaker:
+    """A model that answers. `stage` is the stage its weights are of."""
+
+    prepared: Prepared
+    objective: Objective
+    views: Views
+    packer: Packer
+    stage: str
+    device: torch.device
+
+    @classmethod
+    def of(cls, prepared: Prepared, objective: Objective, stage: str, device: torch.device) -> Speaker:
+        """The speaker of an objective as a stage left it."""
+        objective.terms = prepared.plans[stage].terms
+        objective.eval()
+        return cls(
+            prepared=prepared, objective=objective, views=prepared.views(stage),
+            packer=prepared.packer(stage), stage=stage, device=device,
+        )  # fmt: skip
+
+    def answer(
+        self, groups: Sequence[Sequence[View]], *, new: int, choose: Chooser = greedy,
+        on_text: Callable[[str], None] | None = None,
+    ) -> list[str]:  # fmt: skip
+        """The texts that follow these views' prompts, in order.
+
+        Views of one group share their common prefix (many questions on one image). `on_text` is
+        told the text so far; for a single view.
+        """
+        trees = [self.packer.tree([LaidOut(v, self._fitting(v, new)) for v in group]) for group in groups]
+        out: list[str] = []
+        for part in cut(trees, PROMPT_ROWS):
+            out += self._part(part, new, choose, on_text)
+        return out
+
+    def _part(self, trees: Sequence[Tree], new: int, choose: Chooser, on_text) -> list[str]:
+        batch, paths = self.packer.pack(trees)
+        batch = batch.to(self.device)
+        tokens, tokenizer = self.objective.tokens(batch), self.views.tokenizer
+        so_far: list[int] = []
+
+        def tell(id_Q: torch.Tensor) -> None:
+            so_far.append(int(id_Q[0]))
+            if so_far[-1] != tokenizer.eos:
+                on_text(tokenizer.decode(so_far))
+
+        ids = generate(
+            self.objective.lmm, batch, [int(path[-1]) for path in paths], tokens=tokens, new=new,
+            eos=tokenizer.eos, choose=choose, **({"on_token": tell} if on_text else {}),
+        )  # fmt: skip
+        return [tokenizer.decode(row).strip() for row in ids]
+
+    def say(
+        self, turns: Sequence[Turn], image: str | None = None, *, new: int = 128, choose: Chooser = greedy,
+        on_text: Callable[[str], None] | None = None,
+    ) -> str:  # fmt: skip
+        """The answer to a conversation that ends with a user turn, in the model's own template."""
+        speaks = self.prepared.recipe.model.speaks
+        images = () if image is None else (Image(str(Path(image).resolve())),)
+        sample = Sample(
+            key="chat", turns=tuple(turns), images=images, template=speaks.template, image_shape=speaks.image_shape
+        )
+        return self.answer([[View(sample=sample)]], new=new, choose=choose, on_text=on_text)[0]
+
+    def _fitting(self, view: View, new: int):
+        layout = self.views.prompt(view)
+        room = self.views.context - new
+        if rows(layout) > room:
+            got, want = f"a prompt of {rows(layout)} rows", f"at most {room} (the context less {new} new tokens)"
+            mend = "Ask something shorter, or for fewer new tokens."
+            raise UserError(Problem("speak/too-long", f"sample {view.sample.key}", got, want, mend))
+        return layout
+
+
+def load(path: str | Path, *, device: str | torch.device | None = None, trust_files: bool = False) -> Speaker:
+    """The model in a run folder (its last finished stage) or in a model folder lmmkit wrote.
+
+    Raises:
+        UserError: no such model, or one that is damaged or of another make.
+    """
+    folder = model_folder(Path(path))
+    config = own.config_of(folder)
+    recipe = read_recipe(folder / "recipe.yaml", overrides=[f"model.tokenizer.from={folder / 'tokenizer.model'}"])
+    prepared = prepare(recipe, trust_files=trust_files, data=[])
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    objective = assemble.build(recipe, prepared.parts.components, prepared.dims, device)
+    own.fill(objective, folder)
+    return Speaker.of(prepared, objective, config["stage"], device)
+
+
+def model_folder(path: Path, stage: str | None = None) -> Path:
+    """RUN -> RUN/model/<its last finished stage, or `stage`>; a model folder as it is."""
+    if (path / "config.json").is_file():
+        return path
+    run = RunDir.open(path)
+    names = list(read_recipe(run.resolved).stages) if stage is None else [stage]
+    done = [name for name in names if (run.model(name) / "config.json").is_file()]
+    if not done:
+        got, mend = f"no finished stage of {names}", "Let the run finish: `lmmkit train ... --resume`."
+        raise UserError(Problem("model/none", str(run.path / "model"), got, "a model folder", mend))
+    return run.model(done[-1])

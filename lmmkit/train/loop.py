@@ -1,0 +1,143 @@
+"""The loop of one stage: take a step, run it, log it, save now and then."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+
+import torch
+
+from lmmkit import assemble
+from lmmkit.data.loader import load_steps
+from lmmkit.errors import Problem, UserError
+from lmmkit.objective import Objective
+from lmmkit.plan.prepare import Prepared
+from lmmkit.rundir import RunDir
+from lmmkit.train import checkpoint, state
+from lmmkit.train.log import Board, MetricsLog, Progress
+from lmmkit.train.pictures import stage_pictures
+from lmmkit.train.rng import rng_state
+from lmmkit.train.signals import Stop, ignore_in_worker
+from lmmkit.train.step import Report, rate, run_step
+
+IDLE_STEPS = 50  # steps in which a term may have nothing to count, before that is an error
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands: updates made in all, the stage, updates made in it."""
+
+    stage: str
+    step: int
+    stage_step: int
+
+
+@dataclass(frozen=True)
+class Every:
+    """Calls `do` after every `n`th step of the run, and after the last; never with n = 0."""
+
+    n: int
+    do: Callable[[Position], None]
+    last: bool = True
+
+    def __call__(self, position: Position, is_last: bool) -> None:
+        if self.n and (position.step % self.n == 0 or (is_last and self.last)):
+            self.do(position)
+
+
+@dataclass
+class Idle:
+    """Counts the items of each term over a stage's first steps."""
+
+    items: dict[str, int] = field(default_factory=dict)
+
+    def check(self, report: Report, position: Position) -> None:
+        """Raises `UserError` when a term had nothing to average in `IDLE_STEPS` steps."""
+        for name, value in report.terms.items():
+            self.items[name] = self.items.get(name, 0) + (value is not None)
+        idle = [name for name, n in self.items.items() if n == 0]
+        if position.stage_step == IDLE_STEPS and idle:
+            raise UserError([_idle(position.stage, name) for name in idle])
+
+
+def run_stage(
+    prepared: Prepared, objective: Objective, optimizer: torch.optim.Optimizer, position: Position,
+    run: RunDir, metrics: MetricsLog, board: Board, stop: Stop, device: torch.device,
+) -> Position:  # fmt: skip
+    """Runs the rest of a stage; returns early, saved, when a stop is asked for."""
+    recipe, stage = prepared.recipe, prepared.recipe.stages[position.stage]
+    plan, pipeline, steps = prepared.plans[position.stage], prepared.pipeline(position.stage), prepared.steps(position.stage)
+    chance = {"next_token": math.log(prepared.dims.vocab)} | {
+        t.name: c for t in plan.terms if (c := t.chance(prepared.dims)) is not None
+    }
+
+    def save(at: Position) -> None:
+        checkpoint.save(
+            run, at.step, state.tensors(objective, optimizer), {"position": asdict(at)},
+            keep=recipe.output.keep, rng=rng_state(),
+        )  # fmt: skip
+
+    def draw(at: Position) -> None:
+        board.images(at.step, stage_pictures(prepared, objective, position.stage, at.stage_step - 1, device))
+
+    entries = (Every(recipe.output.save_every, save), Every(recipe.output.pictures_every, draw))
+    objective.train()
+    assemble.recompute(objective, recipe.speed.recompute)
+    idle = Idle()
+    batches = load_steps(pipeline, position.stage_step, steps, workers=recipe.speed.workers, worker_init=ignore_in_worker)
+    with Progress(position.stage, steps, done=position.stage_step) as progress:
+        clock = time.perf_counter()
+        for step in batches:
+            factor = rate(stage.optim, steps, position.stage_step)
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * factor
+            weights = {name: w.at(position.stage_step / steps) for name, w in plan.weights.items()}
+            clip = None if stage.optim.clip == "none" else stage.optim.clip
+            position = Position(position.stage, position.step + 1, position.stage_step + 1)
+            logged = position.step % recipe.output.log_every == 0
+            report = run_step(objective, optimizer, step, weights, clip=clip, device=device, readings=logged)
+            _check_finite(report, position, [key for batch in step for _, key in batch.views])
+            idle.check(report, position)
+            now = time.perf_counter()
+            if logged:
+                record = _record(position, report, chance, stage.optim.lr * factor, now - clock)
+                metrics.write(record)
+                board.scalars(position.step, {k: v for k, v in record.items() if isinstance(v, float)})
+                prepared.parts.door.logged(position.step, record)
+            clock = now
+            progress.update(position.stage_step, tokens=report.tokens, loss=report.loss)
+            for entry in entries:
+                entry(position, position.stage_step == steps or stop.requested is not None)
+            if stop.requested:
+                break
+    return position
+
+
+
+
+def _record(at: Position, report: Report, chance: dict[str, float], lr: float, seconds: float) -> dict:
+    return {
+        "step": at.step, "stage": at.stage, "loss": report.loss,
+        **{f"terms/{name}": value for name, value in report.terms.items()},
+        **{f"terms/{name}": value for name, value in report.readings.items()},
+        **{f"chance/{name}": value for name, value in (chance | report.chance).items()},
+        **{f"dropped/{reason}": n for reason, n in report.dropped.items()},
+        "lr": lr, "grad_norm": report.grad_norm, "tokens": report.tokens,
+        "tokens_per_second": report.tokens / seconds, "seconds": seconds,
+    }  # fmt: skip
+
+
+def _check_finite(report: Report, at: Position, keys: list[str]) -> None:
+    if math.isfinite(report.loss) and math.isfinite(report.grad_norm):
+        return
+    got = f"loss {report.loss}, gradient norm {report.grad_norm} on {', '.join(dict.fromkeys(keys))[:300]}"
+    mend = "Resume from the last checkpoint with a lower `lr` or a `clip`, or look at these rows."
+    raise UserError(Problem("train/not-finite", f"step {at.step}, stage {at.stage}", got, "finite numbers", mend))
+
+
+def _idle(stage: str, name: str) -> Problem:
+    got = f"no item for term `{name}` in the first {IDLE_STEPS} steps"
+    mend = "Take it out of the stage's losses, or give it data it applies to (`lmmkit plugins trace`)."
+    return Problem("train/idle-term", f"stages.{stage}.losses.{name}", got, "something to average", mend)

@@ -1,0 +1,83 @@
+"""Pictures for TensorBoard: what the terms show, and where the answers look."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lmmkit.dims import ImageSpec
+from lmmkit.model.attention import Attend, attention_map
+from lmmkit.objective import Objective
+from lmmkit.plan.prepare import Prepared
+from lmmkit.sample import View
+
+HEAT = (1.0, 0.25, 0.0)  # RGB of full attention
+
+
+@torch.no_grad()
+def stage_pictures(
+    prepared: Prepared, objective: Objective, stage: str, step: int, device: torch.device
+) -> dict[str, Tensor]:
+    """Pictures [3, X, Y] in 0..1 of a step's first micro-batch, by "term/name"."""
+    batch = prepared.pipeline(stage).step(step)[0].to(device)
+    spec, outcome = prepared.dims.image, objective(batch)
+    out = {}
+    for term in objective.terms:
+        pictures = term.pictures(outcome.ctxs[term.name])
+        out |= {f"{term.name}/{name}": natural(p, spec) for name, p in pictures.items()}
+    views = prepared.views(stage)
+    for name, key in batch.views:
+        source, _, _ = key.partition(":")
+        sample = next((s for s in _samples(prepared, source, key)), None)
+        if name == "main" and sample is not None and sample.images:
+            view = View(sample=sample, learn=True)
+            picture, map_XY = look(prepared, objective, stage, view, views.lay_out(view), device)
+            return out | {"attention/image": picture, "attention/response_to_image": overlay(picture, map_XY)}
+    return out
+
+
+def _samples(prepared: Prepared, source: str, key: str):
+    return (sample for sample in prepared.sources[source] if sample.key == key)
+
+
+@torch.no_grad()
+def look(prepared: Prepared, objective: Objective, stage: str, view: View, layout, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(picture [3, X, Y] in 0..1, attention [X, Y] from response rows to each patch, 1 at its peak),
+    mean over heads, layers and rows."""
+    from lmmkit.data.pack import LaidOut
+
+    packer, spec, lmm = prepared.packer(stage), prepared.dims.image, objective.lmm
+    batch, (path,) = packer.pack([packer.tree([LaidOut(view, layout)])])
+    kind = np.repeat([s.kind == "image" for s in layout], [s.n for s in layout])
+    learn = np.repeat([s.learn for s in layout], [s.n for s in layout])
+    image_row, row_R = path[np.flatnonzero(kind)[: spec.tokens]], path[np.flatnonzero(learn)]
+    batch = batch.to(device)
+    see_RT = batch.forest.see()[row_R].to(device)
+    maps: list[Tensor] = []
+    attend = lmm.backend.attend(batch.forest, batch.key_T, batch.mass_R[:0], device)
+
+    def watching(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        maps.append(attention_map(q[row_R], k, see_RT)[..., image_row].mean((0, 1)))
+        return attend(q, k, v)
+
+    x_TD = lmm.rows(batch.id_T, batch.fills, batch.pixels_ICXY, objective.tokens(batch))
+    watched: list[Attend] = [watching] * len(lmm.decoder.blocks)
+    lmm.decode(x_TD, batch.forest.pos_T, watched)
+    map_XY = torch.stack(maps).mean(0).view(spec.grid)
+    return natural(batch.picture(0), spec), map_XY / map_XY.max()
+
+
+def overlay(picture_CXY: Tensor, map_XY: Tensor) -> Tensor:
+    """The picture, darkened, with attention glowing over it."""
+    size = picture_CXY.shape[1:]
+    heat = F.interpolate(map_XY[None, None].float(), size=size, mode="bilinear")[0].clamp(0, 1).cpu()
+    colour = torch.tensor(HEAT)[:, None, None]
+    return picture_CXY.cpu() * (1 - 0.7 * heat) * 0.7 + colour * heat * 0.7
+
+
+def natural(pixels_CXY: Tensor, spec: ImageSpec) -> Tensor:
+    """Preprocessed pixels back to RGB in 0..1."""
+    mean, std = (torch.tensor(t)[:, None, None].to(pixels_CXY) for t in (spec.mean, spec.std))
+    return (pixels_CXY * std + mean).clamp(0, 1)

@@ -1,0 +1,166 @@
+"""A run from recipe to models: prepare, build, restore, every stage, save."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lmmkit import assemble
+from lmmkit.errors import Problem, UserError
+from lmmkit.objective import Objective
+from lmmkit.plan.explain import plan_text
+from lmmkit.plan.prepare import Prepared, prepare
+from lmmkit.recipe import Recipe, digest, dump
+from lmmkit.rundir import RunDir, lock, read_json, write_json_atomic, write_text_atomic
+from lmmkit.train import checkpoint
+from lmmkit.train.log import Board, MetricsLog
+from lmmkit.train.loop import Position, run_stage
+from lmmkit.train.signals import Stop
+from lmmkit.train.state import restore
+from lmmkit.weights import own
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a run ended: its folder, and the signal that stopped it early, if one did."""
+
+    run: RunDir
+    signal: int | None
+
+
+def train(
+    recipe: Recipe, *, out: Path, resume: bool = False, stage: str | None = None,
+    trust_files: bool = False, source: str | None = None,
+) -> Finished:  # fmt: skip
+    """Trains the recipe's stages in order (or `stage` alone) and leaves a run folder.
+
+    Args:
+        recipe: as read.
+        out: the run folder, new or empty; with `resume`, one that holds this recipe's run.
+        resume: go on from the newest complete checkpoint.
+        stage: only this one, from the model of the stage before.
+        trust_files: run plugins from local files.
+        source: the recipe's text, kept in the run folder as it was written.
+
+    Raises:
+        UserError: bad recipe, data, folder. MachineError: no space, no memory.
+    """
+    prepared = prepare(recipe, trust_files=trust_files)
+    run = RunDir.create(out, resume)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if recipe.speed.threads:
+        torch.set_num_threads(recipe.speed.threads)
+    with lock(run), Stop() as stop:
+        for note in checkpoint.sweep(run):
+            print(f"note: {note}", file=sys.stderr)
+        _check_same(run, prepared) if run.is_run else _open_run(run, prepared, source)
+        objective = assemble.build(recipe, prepared.parts.components, prepared.dims, device)
+        saved = checkpoint.latest(run) if resume else None
+        loaded = checkpoint.load(saved, verified=True) if saved else None
+        position = Position(**loaded.state["position"]) if loaded else _first(prepared, stage)
+        with MetricsLog(run.metrics) as metrics, Board(run.tb, position.step + 1 if resume else None) as board:
+            if resume:
+                metrics.truncate(position.step)
+            for name in _stages(recipe, position.stage, stage):
+                if name != position.stage or loaded is None:
+                    position = Position(name, position.step, 0)
+                    _start(objective, prepared, run, name)
+                learns = assemble.set_stage(objective, prepared.plans[name], recipe.stages[name])
+                optimizer = assemble.optimizer(objective, recipe.stages[name], learns)
+                if loaded is not None and name == position.stage:
+                    restore(objective, optimizer, loaded, saved)
+                loaded = None
+                position = run_stage(prepared, objective, optimizer, position, run, metrics, board, stop, device)
+                if stop.requested:
+                    return Finished(run, stop.requested)
+                _save_model(objective, prepared, run, position)
+    return Finished(run, None)
+
+
+def _open_run(run: RunDir, prepared: Prepared, source: str | None) -> None:
+    """Writes what identifies the run; `run.json` last."""
+    recipe = prepared.recipe
+    write_text_atomic(run.recipe, source or dump(recipe))
+    write_text_atomic(run.resolved, dump(recipe))
+    write_text_atomic(run.plan, plan_text(prepared))
+    write_json_atomic(run.run_json, _identity(prepared))
+
+
+def _identity(prepared: Prepared) -> dict:
+    return {
+        "format": 1,
+        "recipe": digest(prepared.recipe),
+        "plans": {stage: plan.digest for stage, plan in prepared.plans.items()},
+        "rows": {name: len(records) for name, records in sorted(prepared.sources.items())},
+        "plugins": {name: prepared.parts.origin(name) for name in prepared.parts.components},
+        "root": str(Path(prepared.recipe.root).resolve()),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }
+
+
+def _check_same(run: RunDir, prepared: Prepared) -> None:
+    """A resumed run must be the same mathematics on the same data."""
+    before, now = read_json(run.run_json), _identity(prepared)
+    problems = [
+        Problem(
+            "resume/changed", f"{run.path}: {key}", f"{now[key]}", f"{before.get(key)}, as the run began",
+            f"Resume with {run.resolved} (`lmmkit diff` shows what changed), or begin a new run.",
+        )
+        for key in ("recipe", "plans", "rows")
+        if before.get(key) != now[key]
+    ]  # fmt: skip
+    if problems:
+        raise UserError(problems)
+
+
+def _first(prepared: Prepared, stage: str | None) -> Position:
+    names = list(prepared.recipe.stages)
+    if stage is None:
+        return Position(names[0], 0, 0)
+    if stage not in names:
+        raise UserError(Problem("train/no-stage", "--stage", f"`{stage}`", f"one of {names}", "Name one of these."))
+    return Position(stage, sum(prepared.steps(name) for name in names[: names.index(stage)]), 0)
+
+
+def _stages(recipe: Recipe, first: str, only: str | None) -> list[str]:
+    names = list(recipe.stages)
+    return [only] if only is not None else names[names.index(first) :]
+
+
+def _start(objective: Objective, prepared: Prepared, run: RunDir, stage: str) -> None:
+    """Fills the model a stage starts from: its `start`, else what the stage before left."""
+    recipe = prepared.recipe
+    names = list(recipe.stages)
+    own_start = recipe.stages[stage].start
+    before = run.model(names[names.index(stage) - 1]) if stage != names[0] else None
+    folder = recipe.path(own_start) if own_start is not None else before
+    if folder is None:
+        return
+    own.config_of(folder)
+    for name in assemble.start(objective, folder):
+        print(f"note: {name} is not in {folder}; it begins at its initial draw", file=sys.stderr)
+
+
+def _save_model(objective: Objective, prepared: Prepared, run: RunDir, position: Position) -> None:
+    plan = prepared.plans[position.stage]
+    config = {
+        "stage": position.stage,
+        "step": position.step,
+        "plan": plan.digest,
+        "plugins": {name: prepared.parts.origin(name) for name in sorted(plan.active)},
+        "speaks_through": list(plan.speaks_through),
+        "speaks": vars_of(prepared.recipe.model.speaks),
+    }
+    own.write(
+        run.model(position.stage), objective, config=config, recipe=dump(prepared.recipe), tokenizer=prepared.tokenizer
+    )
+
+
+def vars_of(section: object) -> Mapping[str, object]:
+    """A recipe section as a plain mapping."""
+    return {name: getattr(section, name) for name in section.__dataclass_fields__}

@@ -1,0 +1,282 @@
+"""Records: good rows as LLaVA reads them, and every bad one told with file, line and row."""
+
+import gzip
+import json
+import os
+import random
+
+import pytest
+from PIL import Image as Pil
+
+from lmmkit.data.records import check_images, missing_images, open_records
+from lmmkit.errors import UserError
+from lmmkit.sample import Image, Turn
+
+HUMAN, GPT = {"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}
+GOOD = {"id": "7", "image": "a.png", "conversations": [HUMAN, GPT]}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "images").mkdir()
+    return tmp_path
+
+
+def read(folder, rows, *, name="r.json", template="vicuna_v1"):
+    """Opens `rows`: bytes and text as they are, else as JSON."""
+    path = folder / name
+    if isinstance(rows, bytes):
+        path.write_bytes(rows)
+    else:
+        path.write_text(rows if isinstance(rows, str) else json.dumps(rows))
+    return open_records(
+        "set", records=path, images=folder / "images", template=template, image_shape="pad"
+    )
+
+
+def problems(folder, rows, **options):
+    with pytest.raises(UserError) as error:
+        read(folder, rows, **options)
+    return error.value.problems
+
+
+def said(*texts, image="a.png"):
+    turns = [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]
+    return {"conversations": turns} | ({"image": image} if image is not None else {})
+
+
+def test_a_row(folder):
+    records = read(folder, [GOOD | {"kind": "short", "hops": 2, "model": "", "list": [1]}])
+    assert len(records) == 1
+    sample = records[0]
+    assert sample.key == "set:7"
+    assert sample.turns == (Turn("user", "What?", 1), Turn("assistant", "A cat."))
+    assert sample.images == (Image(str(folder / "images" / "a.png")),)
+    assert (sample.template, sample.image_shape) == ("vicuna_v1", "pad")
+    assert sample.meta == {"kind": "short", "hops": 2, "model": ""}
+    assert [s.key for s in records] == ["set:7"]
+    with pytest.raises(IndexError):
+        records[1]
+
+
+def test_jsonl_is_the_same(folder):
+    rows = [GOOD, GOOD | {"id": 8}, said("Hi", "Hello", image=None)]
+    as_list = read(folder, rows)
+    lines = "\n".join(map(json.dumps, rows)) + "\n"
+    assert list(read(folder, lines, name="r.jsonl")) == list(as_list)
+    assert [s.key for s in as_list] == ["set:7", "set:8", "set:2"]
+    assert as_list[2].images == ()
+    assert as_list[2].turns[0] == Turn("user", "Hi")
+
+
+def test_keys_stay_apart(folder):
+    records = read(folder, [GOOD, GOOD, GOOD | {"id": "3"}, GOOD | {"id": None}, GOOD | {"id": 7}])
+    assert [s.key for s in records] == ["set:7", "set:7#1", "set:3", "set:3#3", "set:7#4"]
+    assert records.renamed == 3
+
+
+@pytest.mark.parametrize(
+    ("texts", "image", "placed"),
+    [
+        (["What? <image>", "A"], "a.png", [("What?", 1), ("A", 0)]),
+        (["<image> x <image>", "A"], "a.png", [("x", 1), ("A", 0)]),
+        (["<image>", "A"], ["a.png"], [("", 1), ("A", 0)]),
+        (["<image><image> x", "A"], ["a.png", "b.png"], [("x", 2), ("A", 0)]),
+        (["<image>", "A", " y <image>", "B"], ["a", "b"], [("", 1), ("A", 0), ("y", 1), ("B", 0)]),
+        ([" x ", "A", "<image> y ", "B"], "a", [(" x ", 0), ("A", 0), ("y", 1), ("B", 0)]),
+        ([" x ", "<image> is a tag "], None, [(" x ", 0), ("<image> is a tag ", 0)]),
+    ],
+)
+def test_markers(folder, texts, image, placed):
+    sample = read(folder, [said(*texts, image=image)])[0]
+    assert [(turn.text, turn.images) for turn in sample.turns] == placed
+
+
+def test_plain_leaves_the_question_out(folder):
+    sample = read(folder, [said("Describe it.\n<image>", "A cat.")], template="plain")[0]
+    assert sample.turns == (Turn("user", "", 1), Turn("assistant", "A cat."))
+    for row in said("x", "A", image=None), said("<image>", "A", "x", "B"):
+        assert problems(folder, [row], template="plain")[0].code == "records/plain"
+
+
+def test_a_leading_answer_is_dropped_and_counted(folder):
+    row = GOOD | {"conversations": [GPT, HUMAN, GPT]}
+    records = read(folder, [row, GOOD])
+    assert records[0].turns == records[1].turns
+    assert records.dropped_turns == 1
+
+
+BAD_ROWS = {
+    "type": [
+        None, 3, "x", [], GOOD | {"id": 1.5}, GOOD | {"id": True}, GOOD | {"image": 3},
+        GOOD | {"image": ["a.png", None]}, GOOD | {"conversations": [3]},
+        GOOD | {"conversations": [{"from": "human"}, GPT]},
+        GOOD | {"conversations": [HUMAN, {"from": "gpt", "value": None}]},
+    ],
+    "turns": [{}, {"conversations": []}, {"conversations": "x"}, GOOD | {"conversations": [GPT]}],
+    "from": [
+        GOOD | {"conversations": [HUMAN, {"from": "gtp", "value": "A"}]},
+        GOOD | {"conversations": [HUMAN, {"value": "A"}]},
+        GOOD | {"conversations": [{"from": "system", "value": "A"}, HUMAN, GPT]},
+    ],
+    "order": [
+        GOOD | {"conversations": [HUMAN, HUMAN, GPT]},
+        GOOD | {"conversations": [HUMAN, GPT, GPT]},
+    ],
+    "answer": [said("<image>", ""), said("<image>", " \n"), said("<image>", "A", "x")],
+    "markers": [
+        said("x", "A"), said("<image>", "A", image=None), said("<image>", "A", image=[]),
+        said("<image>", "A", "<image>", "B"), said("<image>", "A <image>"),
+        said("<image>", "A", image=["a", "b"]),
+        said("<image><image><image>", "A", image=["a", "b"]),
+    ],
+    "path": [
+        GOOD | {"image": path}
+        for path in (
+            "", "/etc/passwd", "../a.png", "a/../../b.png", "a\\b.png", "C:/a.png", "a/", "a/.",
+            "https://x.org/a.png", "file:a.png", "data:image/png;base64,AA", "a\0.png", "a\n.png",
+            "x" * 300, "a/" * 600 + "a.png", "..",
+        )
+    ],
+    "long": [said("<image>", "x" * 1_000_001)],
+    "text": [
+        said("<image>", "\ud800"), GOOD | {"id": "\udc00"}, GOOD | {"image": "\ud800.png"},
+        GOOD | {"kind": "\ud800"},
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("code", BAD_ROWS)
+def test_bad_rows(folder, code):
+    for row in BAD_ROWS[code]:
+        found = problems(folder, json.dumps([GOOD, row], indent=0))
+        assert found[0].code == f"records/{code}", (row, found)
+        assert "(row 1" in found[0].where
+        assert found[0].where.startswith(f"{folder / 'r.json'}:")
+        found = problems(folder, f"{json.dumps(GOOD)}\n\n{json.dumps(row)}\n", name="r.jsonl")
+        assert f"{folder / 'r.jsonl'}:3 (row 1" in found[0].where
+
+
+def test_all_bad_rows_are_counted(folder):
+    rows = [GOOD | {"image": "/a"}] * 30 + [GOOD] + [GOOD | {"id": 1.5, "image": 4}]
+    found = problems(folder, rows)
+    assert len(found) == 21
+    assert found[-1].code == "records/many"
+    assert found[-1].got.startswith("32 problems")
+    assert 'id "7"' in found[0].where or "id '7'" in found[0].where
+
+
+BAD_JSON = {
+    "[": 1, "": 1, "  ": 1, "{}": 1, "[{}": 1, "[{} {}]": 1, "[\n{},\n]": 3, "[\n{}\n]\nx": 4, "[]]": 1,
+    '[{"a": 1, "a": 2}]': 1, '[{"a":\nNaN}]': 1, "[-Infinity]": 1, '[{"a": 1e999}]': 1,
+    '[{"a": ' + "1" * 5000 + "}]": 1, "[" * 100_000: 1, '["a\nb"]': 1, "['a']": 1, "nul": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", BAD_JSON, ids=lambda text: text[:12])
+def test_bad_json(folder, text):
+    rows = json.dumps(GOOD) + "," if text.startswith('[{"') else ""
+    found = problems(folder, text.replace("[", "[" + rows, 1))
+    assert any(p.code == "records/json" for p in found), found
+    at = next(p.where for p in found if p.code == "records/json")
+    assert at.startswith(f"{folder / 'r.json'}:{BAD_JSON[text]} (row {1 if rows else ''}")
+
+
+def test_jsonl_goes_on_after_a_broken_line(folder):
+    good = json.dumps(GOOD)
+    found = problems(folder, f'{good}\n{{"id"\n{good} x\n{good}\nNaN', name="r.jsonl")
+    assert [p.where.split(":")[-1] for p in found] == ["2 (row 1)", "3 (row 2)", "5 (row 4)"]
+
+
+def test_bad_files(folder):
+    good = json.dumps([GOOD])
+    cases = [
+        b"\xef\xbb\xbf" + good.encode(), good.encode("utf-16"), gzip.compress(good.encode()),
+        good.encode().replace(b"cat", b"c\xe4t"),
+    ]  # fmt: skip
+    for data in cases:
+        assert [p.code for p in problems(folder, data)] == ["records/file"]
+    assert "offset" in problems(folder, cases[-1])[0].got
+    for rows, name in ([], "r.json"), ("\n\n", "r.jsonl"):
+        assert problems(folder, rows, name=name)[0].code == "records/empty"
+    os.mkfifo(folder / "fifo")
+    for path in (folder / "none", folder, folder / "fifo"):
+        with pytest.raises(UserError):
+            open_records("s", records=path, images=folder, template="plain", image_shape="pad")
+    with pytest.raises(UserError) as error:
+        open_records(
+            "s", records=folder / "r.json", images=folder / "no", template="plain", image_shape="pad"
+        )
+    assert error.value.problems[0].code == "records/images"
+
+
+def test_links_that_lead_out(folder):
+    images = folder / "images"
+    (folder / "secret.png").write_bytes(b"x")
+    (images / "in.png").write_bytes(b"x")
+    (images / "sub").mkdir()
+    (images / "file.png").symlink_to(folder / "secret.png")
+    (images / "out").symlink_to(folder)
+    (images / "inner.png").symlink_to(images / "in.png")
+    (images / "inside").symlink_to(images / "sub")
+    for path in ("file.png", "out/secret.png"):
+        assert problems(folder, [GOOD | {"image": path}])[0].code == "records/path"
+    for path in ("in.png", "inner.png", "inside/a.png", "none/a.png", "./in.png"):
+        assert len(read(folder, [GOOD | {"image": path}])) == 1
+    (folder / "alias").symlink_to(images)
+    rows = folder / "r.json"
+    open_records("s", records=rows, images=folder / "alias", template="plain", image_shape="pad")
+
+
+def test_missing_and_bad_images(folder):
+    images = folder / "images"
+    Pil.new("RGB", (9, 9)).save(images / "a.png")
+    (images / "text.png").write_text("hello")
+    (images / "dir.png").mkdir()
+    names = ["a.png", "none.png", "dir.png", "text.png", "none.png"]
+    records = read(folder, [GOOD | {"image": name} for name in names])
+    found = missing_images(records)
+    assert [p.code for p in found] == ["records/image-missing"] * 2
+    assert "(row 1)" in found[0].where
+    assert str(images / "none.png") in found[0].got
+    assert len(missing_images(records, limit=1)) == 1
+    codes = [p.code for p in check_images(records)]
+    assert codes == ["image/file", "image/file", "image/format"]
+    assert len(check_images(records, limit=2)) == 2
+
+
+def mutate(rng, value):
+    """A row with one thing in it changed for something that may not stand there."""
+    odd = [None, True, 3, 1.5, "", "x", "\ud800", [], {}, [None], {"a": 1}, "<image>", "/x", "a\0"]
+    if isinstance(value, dict) and value and rng.random() < 0.8:
+        key = rng.choice(list(value))
+        if rng.random() < 0.15:
+            return {k: v for k, v in value.items() if k != key}
+        return value | {key: mutate(rng, value[key])}
+    if isinstance(value, list) and value and rng.random() < 0.8:
+        i = rng.randrange(len(value))
+        return value[:i] + [mutate(rng, value[i])] * rng.randrange(3) + value[i + 1 :]
+    return rng.choice(odd)
+
+
+def test_ten_thousand_mutated_rows(folder):
+    rng = random.Random(0)
+    rows = [mutate(rng, GOOD) for _ in range(10_000)]
+    found = problems(folder, rows)
+    count = int(found[-1].got.split()[0])
+    assert count > 5_000
+    assert all(str(p) for p in found)
+
+
+def test_mutated_bytes_never_raise_anything_else(folder):
+    rng = random.Random(1)
+    text = json.dumps([GOOD, said("<image>", "\u732b", "x", "y")]).encode()
+    for _ in range(80):
+        data = bytearray(text)
+        for _ in range(rng.randrange(1, 4)):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        for name in ("r.json", "r.jsonl"):
+            try:
+                read(folder, bytes(data), name=name)
+            except UserError as error:
+                assert error.problems
