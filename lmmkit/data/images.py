@@ -145,8 +145,8 @@ def _opened(path: str | os.PathLike[str], shape: ImageShape) -> Iterator[Pil.Ima
     except (Pil.DecompressionBombError, Pil.DecompressionBombWarning) as error:
         raise _problem("size", path, str(error), f"at most {MAX_PIXELS} pixels") from error
     except Exception as error:  # broken files make Pillow's decoders raise nearly anything
-        no_file = isinstance(error, OSError) and error.strerror is not None
-        code, reason = ("file", error.strerror) if no_file else ("broken", str(error))
+        missing = error.strerror if isinstance(error, OSError) else None
+        code, reason = ("file", missing) if missing else ("broken", str(error))
         reason = reason or type(error).__name__
         raise _problem(code, path, reason, "a whole picture file") from error
 
@@ -165,7 +165,7 @@ def _check_size(path: str | os.PathLike[str], width: int, height: int, shape: st
 def _upright(picture: Pil.Image) -> Pil.Image:
     try:
         turn = TURNS.get(picture.getexif().get(ORIENTATION, 1))
-    except Exception:  # noqa: BLE001  # broken EXIF is common, and no reason to lose the picture
+    except Exception:  # broken EXIF is common, and no reason to lose the picture
         turn = None
     return picture if turn is None else picture.transpose(turn)
 

@@ -91,9 +91,9 @@ def open_records(
             continue
         dropped += reader.dropped
         key = f"{name}:{record.key or row.index}"
-        if key in keys:
+        renamed += key in keys
+        while key in keys:
             key = f"{key}#{row.index}"
-            renamed += 1
         keys.add(key)
         rows.append(record._replace(key=key))
     if total > len(problems):

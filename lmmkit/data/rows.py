@@ -79,12 +79,14 @@ class RowReader:
         """The row's picture paths."""
         if value is None:
             return ()
-        paths = value if isinstance(value, list) else [value]
-        for path in paths:
+        paths: list[str] = []
+        for path in value if isinstance(value, list) else [value]:
             if not isinstance(path, str):
                 want = "a path or a list of paths"
                 self.wrong("type", f"`image` {_kind(path)}", want, "Mend the row.")
-            elif self.spelt([path], "`image`") and (fault := self.root.fault(path)):
+                continue
+            paths.append(path)
+            if self.spelt([path], "`image`") and (fault := self.root.fault(path)):
                 self.wrong("path", *fault)
         return tuple(paths)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,7 +37,7 @@ class FusedLinear(nn.Module):
 
     def __init__(self, width: int, parts: dict[str, int], *, bias: bool):
         super().__init__()
-        ends = torch.tensor([0, *parts.values()]).cumsum(0).tolist()
+        ends = [0, *accumulate(parts.values())]
         self.sizes = list(parts.values())
         self.slices = {name: slice(a, b) for name, a, b in zip(parts, ends, ends[1:], strict=False)}
         self.weight = nn.Parameter(torch.empty(ends[-1], width))

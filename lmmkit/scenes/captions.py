@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from lmmkit.scenes.scene import Scene, Thing
+from lmmkit.scenes.scene import Scene
 
 INSTRUCTIONS = (
     "Describe the image briefly.",

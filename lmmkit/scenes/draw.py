@@ -26,8 +26,11 @@ RGB = {
     "blue": (25, 60, 230),
     "yellow": (255, 225, 0),
     "purple": (165, 25, 185),
-    "black": (12, 12, 16),
+    "white": (252, 252, 252),
 }
+INK = (20, 20, 24)  # every thing's rim: its shape reads the same in all colours
+LINE = 0.035  # the rim's width, in short sides
+
 # Each pair: colour at the top and colour at the bottom of the area.
 SKY = {
     "pale": ((165, 186, 203), (222, 229, 230)),
@@ -46,7 +49,9 @@ def draw(scene: Scene) -> Image.Image:
     size = (scene.width, scene.height)
     picture = _landscape(scene.scenery, *size)
     for thing in scene.things:
-        picture.paste(RGB[thing.colour], mask=_mask(size, *_outlines(thing, *size)))
+        outline = _outline(thing, *size)
+        picture.paste(RGB[thing.colour], mask=_mask(size, outline))
+        picture.paste(INK, mask=_mask(size, outline, line=LINE * min(size)))
     return picture
 
 
@@ -68,35 +73,46 @@ def radius(thing: Thing, width: int, height: int) -> float:
     return RADIUS[thing.size] * SWELL[thing.shape] * min(width, height)
 
 
-def _mask(size: tuple[int, int], *polygons: list[tuple[float, float]]) -> Image.Image:
-    """255 inside the polygons (pixel coordinates), 0 outside, smooth between."""
+def _mask(
+    size: tuple[int, int], polygon: list[tuple[float, float]], line: float = 0.0
+) -> Image.Image:
+    """255 inside the polygon (in pixels), 0 outside; with `line`, 255 on its rim of that width."""
     mask = Image.new("L", (size[0] * FINE, size[1] * FINE))
     pen = ImageDraw.Draw(mask)
-    for polygon in polygons:
-        pen.polygon([(x * FINE, y * FINE) for x, y in polygon], fill=255)
+    points = [(x * FINE, y * FINE) for x, y in polygon]
+    if line:
+        # Two points more than the polygon has: its first corner is joined like the others.
+        pen.line([*points, *points[:2]], fill=255, width=round(line * FINE), joint="curve")
+    else:
+        pen.polygon(points, fill=255)
     return mask.reduce(FINE)
 
 
-def _outlines(thing: Thing, width: int, height: int) -> list[list[tuple[float, float]]]:
+def _outline(thing: Thing, width: int, height: int) -> list[tuple[float, float]]:
+    """The corners of `thing`, in pixels."""
     x, y = middle(thing, width, height)
     r = radius(thing, width, height)
-    if thing.shape == "cross":
-        arm = 0.3 * r
-        return [
-            [(x - r, y - arm), (x + r, y - arm), (x + r, y + arm), (x - r, y + arm)],
-            [(x - arm, y - r), (x + arm, y - r), (x + arm, y + r), (x - arm, y + r)],
-        ]
-    if thing.shape == "square":
-        return [[(x - r, y - r), (x + r, y - r), (x + r, y + r), (x - r, y + r)]]
-    if thing.shape == "triangle":
-        return [[(x, y - r), (x + r, y + 0.8 * r), (x - r, y + 0.8 * r)]]
-    corners = 10 if thing.shape == "star" else 40
-    points = []
-    for k in range(corners):
-        long = 0.42 * r if thing.shape == "star" and k % 2 else r
-        turn = 2 * math.pi * k / corners
-        points.append((x + long * math.sin(turn), y - long * math.cos(turn)))
-    return [points]
+    return [(x + r * across, y + r * down) for across, down in CORNERS_OF[thing.shape]]
+
+
+def _round(corners: int, inner: float = 1.0) -> list[tuple[float, float]]:
+    """Corners on the unit circle from the top on; every second one `inner` from the middle."""
+    turns = [2 * math.pi * k / corners for k in range(corners)]
+    reach = [inner if k % 2 else 1.0 for k in range(corners)]
+    return [(r * math.sin(t), -r * math.cos(t)) for r, t in zip(reach, turns, strict=True)]
+
+
+ARM = 0.34  # half the width of a cross's arm, where its length is 1
+CORNERS_OF = {
+    "circle": _round(40),
+    "square": [(-1, -1), (1, -1), (1, 1), (-1, 1)],
+    "triangle": [(0, -1), (1, 0.8), (-1, 0.8)],
+    "cross": [
+        *((-ARM, -1), (ARM, -1), (ARM, -ARM), (1, -ARM), (1, ARM), (ARM, ARM)),
+        *((ARM, 1), (-ARM, 1), (-ARM, ARM), (-1, ARM), (-1, -ARM), (-ARM, -ARM)),
+    ],
+    "star": _round(10, inner=0.45),
+}
 
 
 def _landscape(scenery: Scenery, width: int, height: int) -> Image.Image:

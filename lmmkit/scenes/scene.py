@@ -12,7 +12,7 @@ import random
 from dataclasses import dataclass
 
 SHAPES = ("circle", "square", "triangle", "cross", "star")
-COLOURS = ("red", "green", "blue", "yellow", "purple", "black")
+COLOURS = ("red", "green", "blue", "yellow", "purple", "white")
 SIZES = ("small", "large")
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
 CENTRE = "centre"

@@ -108,9 +108,10 @@ def run_stage(
                 prepared.parts.door.logged(position.step, record)
             clock = now
             progress.update(position.stage_step, tokens=report.tokens, loss=report.loss)
+            stopping = stop.requested is not None  # read once: what is not saved for must not stop us
             for entry in entries:
-                entry(position, position.stage_step == steps or stop.requested is not None)
-            if stop.requested:
+                entry(position, stopping or position.stage_step == steps)
+            if stopping:
                 break
     return position
 

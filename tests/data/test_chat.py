@@ -1,4 +1,4 @@
-"""Layouts against LLaVA-1.5's ids and masks: the known lists, and a slow twin that works on strings.
+"""Layouts against LLaVA-1.5's ids and masks: the known lists, and a slow twin on strings.
 
 Set LMMKIT_LLAMA_TOKENIZER to LLaMA's own model file to have all of it on the real one as well.
 """
@@ -9,13 +9,13 @@ from functools import cache
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llama_pieces import SPACE, llama_like, processor
 
 from lmmkit.data.chat import AFTER_EOS, VICUNA_SYSTEM, lay_out, lay_out_prompt
 from lmmkit.data.text import Tokenizer
 from lmmkit.errors import UserError
 from lmmkit.sample import Image, Sample, Turn
 from lmmkit.spans import prompt, rows
+from tests.llama_pieces import SPACE, llama_like, processor
 
 REAL = os.environ.get("LMMKIT_LLAMA_TOKENIZER")
 needs_real = pytest.mark.skipif(not REAL, reason="LMMKIT_LLAMA_TOKENIZER names no file")
@@ -66,8 +66,8 @@ def test_plain(model):
 @pytest.mark.parametrize("model", MODELS)
 def test_plain_with_an_instruction(model):
     turns = (Turn("user", "it is: mat on a a cat", 1), Turn("assistant", "a cat on a mat"))
-    given = sample(*turns, template="plain")
-    layout = lay_out(given, tokenizer(model), image_rows=2)
+    talked = sample(*turns, template="plain")
+    layout = lay_out(talked, tokenizer(model), image_rows=2)
     encode, go_on = tokenizer(model).encode, tokenizer(model).encode_continued
     ids, _ = ids_and_mask(layout)
     assert ids == [1, IMAGE, *encode("it is: mat on a a cat\na cat on a mat\n")]
@@ -96,8 +96,8 @@ def test_first_turn_of_vicuna(model):
     [("published", [3308, 1001]), ("hf437", [11889]), ("legacy", [3148, 1001])],
 )
 def test_later_turns(model, after_eos, begin):
-    given = talk("is it", "a cat", "is it", "on a mat")
-    layout = lay_out(given, tokenizer(model), image_rows=3, after_eos=after_eos)
+    talked = talk("is it", "a cat", "is it", "on a mat")
+    layout = lay_out(talked, tokenizer(model), image_rows=3, after_eos=after_eos)
     ids, _ = ids_and_mask(layout)
     at = ids.index(2) + 1
     assert ids[at : at + len(begin) + 1] == [*begin, 29901]
@@ -176,8 +176,8 @@ def test_equals_llava(model, pairs, images, way):
     texts = [text for pair in pairs for text in pair]
     if images:
         texts[0] = texts[0].strip()
-    given = talk(*texts, images=images)
-    layout = lay_out(given, tokenizer(model), image_rows=4, after_eos=way)
+    talked = talk(*texts, images=images)
+    layout = lay_out(talked, tokenizer(model), image_rows=4, after_eos=way)
     slots = [images] + [0] * (len(texts) - 1)
     assert ids_and_mask(layout) == llava(tokenizer(model).model, texts, slots, way)
 
@@ -201,8 +201,8 @@ def test_prompt_and_response_are_the_training_ids(pairs, way):
 @settings(max_examples=60, deadline=None)
 @given(WORDS, st.sampled_from(["</s>", "<s>", "<unk>", "<image>"]))
 def test_only_the_template_puts_control_ids(words, control):
-    given = talk(words + control, control + words, control, "a")
-    ids, _ = ids_and_mask(lay_out(given, tokenizer("stand-in"), image_rows=4))
+    talked = talk(words + control, control + words, control, "a")
+    ids, _ = ids_and_mask(lay_out(talked, tokenizer("stand-in"), image_rows=4))
     assert [i for i in ids if i in (0, 1, 2, IMAGE)] == [1, IMAGE, 2, 2]
 
 
@@ -225,9 +225,9 @@ def test_what_cannot_be_laid_out():
         "chat/roles": Sample(key="s", turns=(user, user)),
         "chat/images": Sample(key="s", turns=(user, assistant), images=one),
     }
-    for code, given in cases.items():
+    for code, talked in cases.items():
         with pytest.raises(UserError) as error:
-            lay_out(given, tokenizer("stand-in"), image_rows=4)
+            lay_out(talked, tokenizer("stand-in"), image_rows=4)
         assert [p.code for p in error.value.problems] == [code]
     for turns in ((), (assistant,), (user, Turn("assistant", "a", 1))):
         with pytest.raises(UserError):

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from lmmkit.data.order import Order, sample_rng
 from lmmkit.errors import UserError
 
-
 FIRST = [35, 38, 31, 21, 3, 30, 34, 20]
 
 
@@ -107,7 +106,9 @@ def test_sample_rng_is_keyed_by_all_its_parts():
 
     base = (1, "shuffle", "set:7", 0)
     assert draw(*base) == draw(*base)
-    others = [(2, "shuffle", "set:7", 0), (1, "shuffl", "eset:7", 0), (1, "shuffle", "set:8", 0),
-              (1, "shuffle", "set:7", 1), (1, "shuffle", "set:70", 0), (1, "x", "\ud800", 0)]  # fmt: skip
+    others = [
+        (2, "shuffle", "set:7", 0), (1, "shuffl", "eset:7", 0), (1, "shuffle", "set:8", 0),
+        (1, "shuffle", "set:7", 1), (1, "shuffle", "set:70", 0), (1, "x", "\ud800", 0),
+    ]  # fmt: skip
     assert len({draw(*base), *(draw(*parts) for parts in others)}) == 7
     assert isinstance(sample_rng(*base), np.random.Generator)

@@ -167,9 +167,10 @@ def test_all_bad_rows_are_counted(folder):
 
 
 BAD_JSON = {
-    "[": 1, "": 1, "  ": 1, "{}": 1, "[{}": 1, "[{} {}]": 1, "[\n{},\n]": 3, "[\n{}\n]\nx": 4, "[]]": 1,
+    "[": 1, "": 1, "  ": 1, "{}": 1, "[{}": 1, "[{} {}]": 1, "[\n{},\n]": 3, "[\n{}\n]\nx": 4,
     '[{"a": 1, "a": 2}]': 1, '[{"a":\nNaN}]': 1, "[-Infinity]": 1, '[{"a": 1e999}]': 1,
     '[{"a": ' + "1" * 5000 + "}]": 1, "[" * 100_000: 1, '["a\nb"]': 1, "['a']": 1, "nul": 1,
+    "[]]": 1,
 }  # fmt: skip
 
 
@@ -205,7 +206,11 @@ def test_bad_files(folder):
             open_records("s", records=path, images=folder, template="plain", image_shape="pad")
     with pytest.raises(UserError) as error:
         open_records(
-            "s", records=folder / "r.json", images=folder / "no", template="plain", image_shape="pad"
+            "s",
+            records=folder / "r.json",
+            images=folder / "no",
+            template="plain",
+            image_shape="pad",
         )
     assert error.value.problems[0].code == "records/images"
 

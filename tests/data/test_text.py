@@ -6,10 +6,10 @@ import pickle
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llama_pieces import SPACE, llama_like, processor, write_llama_like
 
 from lmmkit.data.text import Tokenizer
 from lmmkit.errors import UserError
+from tests.llama_pieces import SPACE, llama_like, processor, write_llama_like
 
 TOKENIZER = Tokenizer(model=llama_like())
 CONTROL = ("<s>", "</s>", "<unk>", "<image>", "<0x0A>")

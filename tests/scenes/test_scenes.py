@@ -50,7 +50,7 @@ def slow_answer(scene: Scene, text: str) -> str:
     """The answer by a plain reading of the English; knows nothing of how questions are made."""
     words = re.findall(r"[a-z]+", text.lower())
     shapes = {"circle", "square", "triangle", "cross", "star"}
-    colours = {"red", "green", "blue", "yellow", "purple", "black"}
+    colours = {"red", "green", "blue", "yellow", "purple", "white"}
     singular = {shape + ("es" if shape == "cross" else "s"): shape for shape in shapes}
     words = [singular.get(word, word) for word in words]
     shape = next((word for word in words if word in shapes), None)
@@ -104,7 +104,7 @@ def test_captions_name_every_object_and_read_well(rows):
         ((instruction, caption),) = questions_of(row)
         assert instruction in INSTRUCTIONS
         assert 8 <= len(caption.split()) <= 18
-        said = re.findall(r"(red|green|blue|yellow|purple|black) (\w+)", caption)
+        said = re.findall(r"(red|green|blue|yellow|purple|white) (\w+)", caption)
         assert said == [(t.colour, t.shape) for t in scene_of(row).things]
 
 
@@ -199,7 +199,7 @@ def test_presence_negatives_are_half_near_half_random():
 
 
 def names_a_pair(text: str) -> bool:
-    colour = re.search(r"red|green|blue|yellow|purple|black", text)
+    colour = re.search(r"red|green|blue|yellow|purple|white", text)
     return bool(colour) and "object" not in text
 
 

@@ -1,0 +1,5 @@
+"""python -m lmmkit"""
+
+from lmmkit.cli import main
+
+main()

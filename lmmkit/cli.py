@@ -1,0 +1,33 @@
+"""The command line. Help imports no torch: each command imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from lmmkit.commands import chat, check, data, diff, plugins, quickstart, recipes, train
+from lmmkit.commands import eval as eval_
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Train LLaVA-class multimodal models from recipes and plugins. Start with `lmmkit quickstart`.",
+)  # fmt: skip
+app.command()(quickstart.quickstart)
+app.command()(train.train)
+app.command()(check.check)
+app.command("eval")(eval_.evaluate)
+app.command()(chat.chat)
+app.command()(diff.diff)
+app.add_typer(recipes.app, name="recipes")
+app.add_typer(data.app, name="data")
+app.add_typer(plugins.app, name="plugins")
+
+
+def main() -> None:
+    """Exit codes: 0; 2 the user's input; 3 the machine; 130/143 stopped; 1 a bug of ours."""
+    app()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""What commands share: reading a recipe with its options, printing problems, exit codes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from lmmkit.errors import LmmkitError
+
+out = Console(soft_wrap=True, highlight=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file; `lmmkit recipes list` names some.")]
+Root = Annotated[Path | None, typer.Option("--root", help="Where the recipe's relative paths start. [default: here]")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="K=V", help="Change one key: a.b=c. Repeatable.")]
+Trust = Annotated[bool, typer.Option("--trust-files", help="Run plugins from local files the recipe names.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
+
+def reporting(command: Callable) -> Callable:
+    """The command, with its problems printed and its exit code theirs; never a traceback for them."""
+
+    @wraps(command)
+    def run(*args, **kwargs):
+        try:
+            return command(*args, **kwargs)
+        except LmmkitError as error:
+            show(error)
+            raise typer.Exit(error.exit_code) from None
+
+    return run
+
+
+def show(error: LmmkitError) -> None:
+    """Every problem: where, then what, what would do, and the mend."""
+    for problem in error.problems:
+        err.print(f"[bold red]error[/] [bold]{_safe(problem.where)}[/]")
+        err.print(f"  got   {_safe(problem.got)}", markup=True)
+        err.print(f"  want  {_safe(problem.want)}", markup=True)
+        err.print(f"  {_safe(problem.mend)}  [dim]\\[{problem.code}][/]", markup=True)
+    n = len(error.problems)
+    err.print(f"{n} problem{'s' if n != 1 else ''}.")
+
+
+def _safe(text: str) -> str:
+    """User text without terminal codes or markup."""
+    from rich.markup import escape
+
+    return escape("".join(c if c.isprintable() or c == "\n" else "?" for c in text))
+
+
+def print_json(value: object) -> None:
+    """One JSON document on standard output."""
+    typer.echo(json.dumps(value, indent=2))
+
+
+def the_recipe(path: Path, root: Path | None, changes: list[str] | None):
+    """The recipe a command was given: a file, or the name of a shipped one."""
+    from lmmkit.commands.recipes import find
+    from lmmkit.recipe import read_recipe
+
+    return read_recipe(find(path), overrides=changes or (), root=root)

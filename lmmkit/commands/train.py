@@ -1,0 +1,36 @@
+"""lmmkit train RECIPE"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lmmkit.commands.common import RecipePath, Root, Set, Trust, out, reporting, the_recipe
+
+
+@reporting
+def train(
+    recipe: RecipePath,
+    to: Annotated[Path | None, typer.Option("--out", help="The run folder. [default: runs/RECIPE]")] = None,
+    root: Root = None,
+    changes: Set = None,
+    stage: Annotated[str | None, typer.Option(help="Run this stage alone, from the stage before.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in the run folder.")] = False,
+    trust_files: Trust = False,
+) -> None:
+    """Train a recipe's stages and leave a run folder."""
+    read = the_recipe(recipe, root, changes)
+    to = to or Path("runs") / recipe.stem
+    from lmmkit.commands.recipes import find
+    from lmmkit.train.run import train as run_training
+    from lmmkit.train.signals import exit_code
+
+    finished = run_training(
+        read, out=to, resume=resume, stage=stage, trust_files=trust_files, source=find(recipe).read_text()
+    )
+    if finished.signal is not None:
+        out.print(f"stopped by a signal; saved. Go on with the same command and --resume ({to})")
+        raise typer.Exit(exit_code(finished.signal))
+    out.print(f"done: {to}   next: lmmkit eval {to}")

@@ -1,0 +1,96 @@
+"""The evaluation of a run: every task of its recipe, into `results.json`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from lmmkit.errors import Problem, UserError, did_you_mean
+from lmmkit.evaluate.tasks.exact_match import exact_match
+from lmmkit.evaluate.tasks.restore import restore
+from lmmkit.evaluate.tasks.terms import terms
+from lmmkit.plan.prepare import open_sources
+from lmmkit.recipe import Recipe, Task
+from lmmkit.rundir import RunDir, read_json, write_json_atomic
+from lmmkit.sample import Sample
+from lmmkit.speak import Speaker, load, model_folder
+
+KINDS = ("exact_match", "terms", "restore")
+
+
+def evaluate(
+    run: RunDir, recipe: Recipe, *, only: Sequence[str] = (), controls: Sequence[str] | None = None,
+    trust_files: bool = False, say: Callable[[str], None] = lambda text: None,
+) -> dict:  # fmt: skip
+    """Runs the recipe's tasks on the run's models and merges them into its `results.json`.
+
+    Args:
+        run: a run with at least one finished stage.
+        recipe: the run's recipe, its root set.
+        only: names of tasks; all by default.
+        controls: in place of the recipe's.
+        trust_files: run plugins from local files.
+        say: told what is under way.
+
+    Returns:
+        {task: {...}} of what was run.
+    """
+    tasks = _chosen(recipe, only)
+    controls = recipe.evaluate.controls if controls is None else controls
+    sources = open_sources(recipe, sorted({task.data for task in tasks.values()} | _training(recipe)))
+    training = [sample for name in sorted(_training(recipe)) for sample in sources[name]]
+    speakers: dict[Path, Speaker] = {}
+    results = {}
+    for name, task in tasks.items():
+        folder = model_folder(run.path, task.stage)
+        if folder not in speakers:
+            speakers[folder] = load(folder, trust_files=trust_files)
+        samples = list(sources[task.data])[: None if task.samples == "all" else task.samples]
+        began = time.perf_counter()
+        say(f"{name}: {len(samples)} samples of {task.data}")
+        results[name] = _run(task.kind or name, speakers[folder], samples, task, controls, training)
+        results[name]["seconds"] = time.perf_counter() - began
+    before = read_json(run.results) if run.results.is_file() else {}
+    write_json_atomic(run.results, {**before, **results})
+    return results
+
+
+def _run(kind: str, speaker: Speaker, samples: Sequence[Sample], task: Task, controls, training) -> dict:
+    match kind:
+        case "exact_match":
+            return exact_match(speaker, samples, new=task.max_new_tokens, controls=controls, training=training)
+        case "terms":
+            return terms(speaker, samples)
+        case _:
+            return restore(speaker, samples, new=task.max_new_tokens)
+
+
+def _training(recipe: Recipe) -> set[str]:
+    """The last stage's sources: what the majority baseline may have seen."""
+    return set(list(recipe.stages.values())[-1].data)
+
+
+def _chosen(recipe: Recipe, only: Sequence[str]) -> dict[str, Task]:
+    known = dict(recipe.evaluate.tasks) if recipe.evaluate is not None else {}
+    problems = [
+        Problem("evaluate/no-task", f"--on {name}", f"`{name}`", "a task of the recipe's `evaluate`", did_you_mean(name, known))
+        for name in only
+        if name not in known
+    ]
+    tasks = {name: task for name, task in known.items() if not only or name in only}
+    for name, task in tasks.items():
+        where = recipe.where(f"evaluate.tasks.{name}")
+        if (task.kind or name) not in KINDS:
+            got, want = f"kind `{task.kind or name}`", f"one of {', '.join(KINDS)}"
+            problems.append(Problem("evaluate/no-kind", where, got, want, did_you_mean(task.kind or name, KINDS)))
+        elif task.data not in recipe.data:
+            problems.append(Problem("evaluate/no-data", where, f"`{task.data}`", "a source of `data`", did_you_mean(str(task.data), recipe.data)))
+        if task.stage is not None and task.stage not in recipe.stages:
+            problems.append(Problem("evaluate/no-stage", where, f"`{task.stage}`", "a stage", did_you_mean(task.stage, recipe.stages)))
+    if not known:
+        mend = "Add an `evaluate` section with tasks."
+        problems.append(Problem("evaluate/none", recipe.where("evaluate"), "no tasks", "at least one", mend))
+    if problems:
+        raise UserError(problems)
+    return tasks
