@@ -32,6 +32,16 @@ def compute_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
 
 def build(recipe: Recipe, components: Mapping[str, Component], dims: Dims, device: torch.device) -> Objective:
     """The whole objective on `device`, drawn from the recipe's seed."""
+    objective = shell(recipe, components, dims, device)
+    kept = {name: t for name, t in objective.state_dict().items() if t.device.type != "meta"}
+    objective.to_empty(device=device)
+    init(objective, recipe.seed)
+    objective.load_state_dict(kept, strict=False)  # a timm encoder comes with its values
+    return objective
+
+
+def shell(recipe: Recipe, components: Mapping[str, Component], dims: Dims, device: torch.device) -> Objective:
+    """The objective without values: on the meta device, but for a timm encoder."""
     compute = compute_dtype(recipe, device)
     backend = choose(recipe.speed.attention, device, compute)
     decoder = facts.decoder_shape(recipe, dims.vocab)
@@ -41,12 +51,7 @@ def build(recipe: Recipe, components: Mapping[str, Component], dims: Dims, devic
         lmm = LMM(vision, connector, Decoder(decoder), backend)
         modules = {name: component.modules(dims) for name, component in components.items()}
         plugins = nn.ModuleDict({name: module for name, module in modules.items() if module is not None})
-        objective = Objective(lmm, plugins, compute=compute)
-    kept = {name: t for name, t in objective.state_dict().items() if t.device.type != "meta"}
-    objective.to_empty(device=device)
-    init(objective, recipe.seed)
-    objective.load_state_dict(kept, strict=False)  # a timm encoder comes with its values
-    return objective
+        return Objective(lmm, plugins, compute=compute)
 
 
 def _vision(recipe: Recipe, backend: Backend) -> nn.Module:
@@ -69,6 +74,7 @@ def start(objective: Objective, folder: Path) -> tuple[str, ...]:
 def set_stage(objective: Objective, plan: StagePlan, stage: Stage) -> dict[str, list[nn.Parameter]]:
     """Switches the objective to a stage: its terms, and which parameters learn, by part."""
     objective.terms = plan.terms
+    objective.zero_grad(set_to_none=True)  # a part that stops learning must not keep a gradient
     objective.requires_grad_(False)
     parts = {
         "vision": [objective.lmm.vision],

@@ -79,16 +79,18 @@ class Forest:
             first |= cut.numpy()[order]
         starts = np.flatnonzero(first)
         ends = np.append(starts[1:], len(order))
+        block_starts = np.searchsorted(e, e[starts], side="left")
         block_ends = np.searchsorted(e, stop[starts], side="left")
         full = (ends - starts > 1) & (e[starts] == e[ends - 1])
         runs: list[Run] = []
         open_: list[int] = []
-        for start, end, last, is_full in zip(starts, ends, block_ends, full, strict=True):
+        for top, start, end, last, is_full in zip(block_starts, starts, ends, block_ends, full, strict=True):
             while open_ and stop[starts[open_[-1]]] <= e[start]:
                 open_.pop()
             parent = open_[-1] if open_ else -1
             depth = runs[parent].depth + 1 if open_ else 0
-            runs.append(Run(order[start:end], order[end:last], parent, depth, bool(is_full)))
+            below = np.concatenate([order[top:start], order[end:last]])  # top < start in a block that is cut
+            runs.append(Run(order[start:end], below, parent, depth, bool(is_full)))
             open_.append(len(runs) - 1)
         return runs
 
@@ -143,7 +145,7 @@ def concat(forests: Sequence[Forest]) -> Forest:
     """Forests side by side; nobody sees across. Rows keep their order, forest by forest."""
     if not forests:
         return roots([])
-    starts = np.cumsum([0, *(len(f) for f in forests)]).tolist()
+    starts = np.cumsum([0, *(int(f.leave_T.max()) if len(f) else 0 for f in forests)]).tolist()
     enter = [f.enter_T + at for f, at in zip(forests, starts, strict=False)]
     leave = [f.leave_T + at for f, at in zip(forests, starts, strict=False)]
     return Forest(torch.cat(enter), torch.cat(leave), torch.cat([f.pos_T for f in forests]))

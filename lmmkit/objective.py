@@ -95,7 +95,7 @@ def tap(need: Need, batch: Batch, out: Output) -> Tensor:
         case AttnMass(layers=layers):
             mass_LR = out.mass_LR if layers == "all" else out.mass_LR[list(layers)]
             place_Q = torch.searchsorted(batch.mass_R.to(pick.row_Q.device), pick.row_Q)
-            return mass_LR.float().mean(0)[place_Q]
+            return mass_LR.mean(0)[place_Q]  # float32 or wider, as it comes
 
 
 def _mean_by_view(x_QD: Tensor, pick: Pick) -> Tensor:

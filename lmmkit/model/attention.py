@@ -181,34 +181,33 @@ class _Merged(torch.autograd.Function):
         if len(row_R):
             g_TH = torch.zeros_like(lse)
             g_TH[row_R] = (d_mass_R / lse.shape[1])[:, None].to(g_TH)
-            d = _nudged(d, g_TH)
-            out_key = _shifted(out, d, -g_TH * (1 - mass_TH))
-            out_rest = _shifted(out, d, g_TH * mass_TH)
+            d, norm_TH1 = _nudged(d, g_TH)
+            out_key = _shifted(out, d, norm_TH1, -g_TH * (1 - mass_TH))
+            out_rest = _shifted(out, d, norm_TH1, g_TH * mass_TH)
         to = _Grads(torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v))
         for part in ctx.parts:
             part.backward(d, q, k, v, out_key if part.key else out_rest, lse, to)
         return to.q, to.k, to.v, None, None
 
 
-def _nudged(d: Tensor, g_TH: Tensor) -> Tensor:
-    """Output gradients, nudged by 1e-15 where they vanish but the mass's gradient does not.
+def _nudged(d: Tensor, g_TH: Tensor) -> tuple[Tensor, Tensor]:
+    """(d, its norms [T, H, 1]), `d` nudged by 1e-15 of the mass's gradient where it is less than that.
 
     Such rows' outputs nobody reads; the nudge is too little to move a gradient and enough to carry
     the shift of `_shifted`, which needs a direction.
     """
-    wide = d.to(g_TH)
-    dead_TH1 = (wide.square().sum(-1, keepdim=True) <= 1e-30) & (g_TH[..., None] != 0)
-    nudge_K = torch.zeros_like(wide[0, 0])
-    nudge_K[0] = 1e-15
-    return torch.where(dead_TH1, nudge_K, wide).to(d)
+    norm_TH1 = torch.linalg.vector_norm(d, dim=-1, keepdim=True, dtype=g_TH.dtype)
+    least_TH1 = 1e-15 * g_TH.abs()[..., None]
+    dead_TH1 = (norm_TH1 <= least_TH1) & (least_TH1 > 0)
+    d = d.masked_fill(dead_TH1, 0)
+    d[..., :1] = torch.where(dead_TH1, least_TH1.to(d), d[..., :1])
+    return d, torch.where(dead_TH1, d[..., :1].to(norm_TH1), norm_TH1)
 
 
-def _shifted(out: Tensor, d: Tensor, by_TH: Tensor) -> Tensor:
+def _shifted(out: Tensor, d: Tensor, norm_TH1: Tensor, by_TH: Tensor) -> Tensor:
     """An output `out'` with sum(d * out') = sum(d * out) + by, a row and head."""
-    wide = d.to(by_TH)
-    norm_TH1 = wide.square().sum(-1, keepdim=True)
-    step = by_TH[..., None] / torch.where(norm_TH1 == 0, 1, norm_TH1)
-    return (out + wide * step).to(out)
+    norm_TH1 = torch.where(norm_TH1 == 0, 1, norm_TH1)
+    return (out + d.to(by_TH) / norm_TH1 * (by_TH[..., None] / norm_TH1)).to(out)
 
 
 # ---------------------------------------------------------------- sdpa: PyTorch's own flash kernels
@@ -428,7 +427,7 @@ class Xformers:
         return _fmha.memory_efficient_attention(q_INHK, k_INHK, v_INHK)
 
 
-def pack(call: Call, members: Sequence[int], key: bool, device: torch.device | str) -> _Packed:
+def pack(call: Call, members: Sequence[int], key: bool, device: torch.device) -> _Packed:
     """One variable-length call of these segments, with its xformers bias."""
     q, k = [call.q[i] for i in members], [call.k[i] for i in members]
     masks = _fmha.attn_bias

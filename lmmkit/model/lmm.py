@@ -72,5 +72,6 @@ class LMM(nn.Module):
         return self.connector(self.vision(pixels_ICXY)).flatten(0, 1)
 
     def logits(self, hidden_SD: Tensor) -> Tensor:
-        """[S, V] in float32."""
-        return F.linear(hidden_SD, self.decoder.head.weight).float()
+        """[S, V] in float32 or wider."""
+        logits_SV = F.linear(hidden_SD, self.decoder.head.weight)
+        return logits_SV.to(torch.promote_types(logits_SV.dtype, torch.float32))

@@ -101,6 +101,8 @@ class TimmViT(nn.Module):
         self.image = image
         depth = len(model.blocks)
         state = feature_layer if feature_layer >= 0 else depth + 1 + feature_layer
+        if not 1 <= state <= depth:
+            raise ValueError(f"feature_layer {feature_layer} is none of its {depth} layers (1 to {depth}, -{depth} to -1)")
         self.index = state - 1
         model.prune_intermediate_layers([self.index], prune_norm=True, prune_head=True)
         self.model = model
@@ -125,7 +127,7 @@ def open_timm(
     model = timm.create_model(name, pretrained=weights is not None, num_classes=0, **sized, **overlay)
     config = timm.data.resolve_model_data_config(model)
     image = ImageSpec(
-        size=config["input_size"][-1], grid=tuple(model.patch_embed.grid_size), width=model.embed_dim,
+        size=model.patch_embed.img_size[-1], grid=tuple(model.patch_embed.grid_size), width=model.embed_dim,
         mean=mean or tuple(config["mean"]), std=std or tuple(config["std"]),
     )  # fmt: skip
     return TimmViT(model, image=image, feature_layer=feature_layer)

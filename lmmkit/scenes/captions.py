@@ -24,6 +24,8 @@ def caption(scene: Scene, rng: random.Random) -> str:
         return rng.choice((f"{place} {full[0]} {sky}", f"{sky} and {place} {full[0]}"))
     placed = [f"{thing.place} a {thing.name}" for thing in things]
     sized = [f"{thing.place} {whole}" for thing, whole in zip(things, full, strict=True)]
+    # The place comes first: a small model learns early to look where a word points, and late to
+    # find out what a sentence is going to speak of.
     if len(things) == 2:
         return rng.choice(
             (
@@ -37,6 +39,7 @@ def caption(scene: Scene, rng: random.Random) -> str:
             (
                 f"{placed[0]}, {placed[1]} and {placed[2]}",
                 f"{sized[0]}, {placed[1]} and {sized[2]}",
+                f"{placed[0]}, then {placed[1]} and {sized[2]}",
             )
         )
     bare = [f"{thing.place} {thing.name}" for thing in things]

@@ -14,11 +14,13 @@ from PIL import Image, ImageDraw
 
 from lmmkit.scenes.scene import CENTRE, Scene, Scenery, Thing
 
+Loop = list[tuple[float, float]]
+
 FINE = 3  # outlines are drawn so many times larger, then averaged: smooth edges
 REACH = 0.25  # from the middle to a corner thing, in short sides
-RADIUS = {"small": 0.13, "large": 0.2}  # in short sides
+RADIUS = {"small": 0.14, "large": 0.2}  # in short sides
 # Shapes of equal radius look unequally large; these make them alike.
-SWELL = {"circle": 1.0, "square": 0.9, "triangle": 1.12, "cross": 1.04, "star": 1.18}
+SWELL = {"square": 0.9, "triangle": 1.12, "cross": 1.04, "heart": 1.1, "bar": 1.16}
 
 RGB = {
     "red": (215, 25, 30),
@@ -29,7 +31,7 @@ RGB = {
     "white": (252, 252, 252),
 }
 INK = (20, 20, 24)  # every thing's rim: its shape reads the same in all colours
-LINE = 0.035  # the rim's width, in short sides
+LINE = 0.025  # the rim's width, in short sides
 
 # Each pair: colour at the top and colour at the bottom of the area.
 SKY = {
@@ -49,9 +51,9 @@ def draw(scene: Scene) -> Image.Image:
     size = (scene.width, scene.height)
     picture = _landscape(scene.scenery, *size)
     for thing in scene.things:
-        outline = _outline(thing, *size)
-        picture.paste(RGB[thing.colour], mask=_mask(size, outline))
-        picture.paste(INK, mask=_mask(size, outline, line=LINE * min(size)))
+        loop = _loop(thing, *size)
+        picture.paste(RGB[thing.colour], mask=_mask(size, loop))
+        picture.paste(INK, mask=_mask(size, loop, line=LINE * min(size)))
     return picture
 
 
@@ -73,45 +75,46 @@ def radius(thing: Thing, width: int, height: int) -> float:
     return RADIUS[thing.size] * SWELL[thing.shape] * min(width, height)
 
 
-def _mask(
-    size: tuple[int, int], polygon: list[tuple[float, float]], line: float = 0.0
-) -> Image.Image:
-    """255 inside the polygon (in pixels), 0 outside; with `line`, 255 on its rim of that width."""
+def _mask(size: tuple[int, int], loop: Loop, line: float = 0.0) -> Image.Image:
+    """255 inside the loop (in pixels), 0 outside, smooth between; with `line`, 255 on its rim,
+    so many pixels wide."""
     mask = Image.new("L", (size[0] * FINE, size[1] * FINE))
     pen = ImageDraw.Draw(mask)
-    points = [(x * FINE, y * FINE) for x, y in polygon]
+    points = [(x * FINE, y * FINE) for x, y in loop]
     if line:
-        # Two points more than the polygon has: its first corner is joined like the others.
+        # Two points more than the loop has: its first corner is joined like the others.
         pen.line([*points, *points[:2]], fill=255, width=round(line * FINE), joint="curve")
     else:
         pen.polygon(points, fill=255)
     return mask.reduce(FINE)
 
 
-def _outline(thing: Thing, width: int, height: int) -> list[tuple[float, float]]:
-    """The corners of `thing`, in pixels."""
+def _loop(thing: Thing, width: int, height: int) -> Loop:
+    """The outline of `thing`, in pixels."""
     x, y = middle(thing, width, height)
     r = radius(thing, width, height)
-    return [(x + r * across, y + r * down) for across, down in CORNERS_OF[thing.shape]]
+    return [(x + r * across, y + r * down) for across, down in FORM[thing.shape]]
 
 
-def _round(corners: int, inner: float = 1.0) -> list[tuple[float, float]]:
-    """Corners on the unit circle from the top on; every second one `inner` from the middle."""
-    turns = [2 * math.pi * k / corners for k in range(corners)]
-    reach = [inner if k % 2 else 1.0 for k in range(corners)]
-    return [(r * math.sin(t), -r * math.cos(t)) for r, t in zip(reach, turns, strict=True)]
+def _heart() -> Loop:
+    """Two half circles over a wedge, within -1 and 1."""
+    turns = [math.pi * k / 12 for k in range(13)]
+    left = [(-0.5 - 0.5 * math.cos(turn), -0.4 - 0.5 * math.sin(turn)) for turn in turns]
+    right = [(0.5 - 0.5 * math.cos(turn), -0.4 - 0.5 * math.sin(turn)) for turn in turns]
+    return [*left, *right, (0, 0.95)]
 
 
-ARM = 0.34  # half the width of a cross's arm, where its length is 1
-CORNERS_OF = {
-    "circle": _round(40),
+ARM = 0.36  # half the width of a cross's arm, where its length is 1
+FLAT = 0.48  # half a bar's height, where its length is 1
+FORM: dict[str, Loop] = {
     "square": [(-1, -1), (1, -1), (1, 1), (-1, 1)],
     "triangle": [(0, -1), (1, 0.8), (-1, 0.8)],
     "cross": [
         *((-ARM, -1), (ARM, -1), (ARM, -ARM), (1, -ARM), (1, ARM), (ARM, ARM)),
         *((ARM, 1), (-ARM, 1), (-ARM, ARM), (-1, ARM), (-1, -ARM), (-ARM, -ARM)),
     ],
-    "star": _round(10, inner=0.45),
+    "heart": _heart(),
+    "bar": [(-1, -FLAT), (1, -FLAT), (1, FLAT), (-1, FLAT)],
 }
 
 
@@ -131,12 +134,12 @@ def _landscape(scenery: Scenery, width: int, height: int) -> Image.Image:
     hill_HWC = 0.5 * (sky_HWC + ground_HWC) - 22
     road_HWC = ground_HWC - 30
     picture_HWC = sky_HWC
-    for layer_HWC, polygon in (
+    for layer_HWC, loop in (
         (hill_HWC, _hill(scenery)),
         (ground_HWC, _ground(scenery)),
         (road_HWC, _road(scenery)),
     ):
-        mask = _mask(size, [(x * width, y * height) for x, y in polygon])
+        mask = _mask(size, [(x * width, y * height) for x, y in loop])
         mask_HW1 = np.asarray(mask, np.float32)[:, :, None] / 255
         picture_HWC = picture_HWC + (layer_HWC - picture_HWC) * mask_HW1
 
@@ -151,11 +154,11 @@ def _horizon(scenery: Scenery, x: float) -> float:
     return scenery.horizon + scenery.slope * (x - 0.5)
 
 
-def _ground(scenery: Scenery) -> list[tuple[float, float]]:
+def _ground(scenery: Scenery) -> Loop:
     return [(0, _horizon(scenery, 0)), (1, _horizon(scenery, 1)), (1, 1), (0, 1)]
 
 
-def _hill(scenery: Scenery) -> list[tuple[float, float]]:
+def _hill(scenery: Scenery) -> Loop:
     centre, half, tall = scenery.hill
     top = []
     for k in range(17):
@@ -164,7 +167,7 @@ def _hill(scenery: Scenery) -> list[tuple[float, float]]:
     return [*top, (centre + half, 1), (centre - half, 1)]
 
 
-def _road(scenery: Scenery) -> list[tuple[float, float]]:
+def _road(scenery: Scenery) -> Loop:
     foot, head, half = scenery.road
     top = _horizon(scenery, head)
     return [(head - 0.015, top), (head + 0.015, top), (foot + half, 1), (foot - half, 1)]

@@ -17,14 +17,16 @@ TYPES = ("colour", "shape", "position", "count", "relation", "presence")
 NUMBERS = ("zero", "one", "two", "three", "four")
 PLURAL = {shape: "crosses" if shape == "cross" else f"{shape}s" for shape in SHAPES}
 
-# How often a kind is asked within its type. Of the negatives, half are random and half name
-# a thing that shares its colour or its shape with one that is there.
+# How often a kind is asked within its type. Of the negatives, half name a shape or a colour that
+# is nowhere and half an absent thing whose colour, shape or both are there on other things.
 KINDS = {
     "colour/shape": 1,
     "colour/place": 1,
     "shape/colour": 1,
     "shape/place": 1,
-    "position/name": 1,
+    "position/shape": 1,
+    "position/colour": 1,
+    "position/name": 2,
     "count/all": 1,
     "count/shape": 1,
     "count/colour": 1,
@@ -38,6 +40,8 @@ PATTERNS = {
     "colour/place": ("What colour is the object in the {}?", "Which colour is in the {}?"),
     "shape/colour": ("What shape is the {} object?", "Which shape is {}?"),
     "shape/place": ("What shape is the object in the {}?", "Which shape is in the {}?"),
+    "position/shape": ("Where is the {}?", "Where do you see the {}?"),
+    "position/colour": ("Where is the {} object?", "Where do you see the {} object?"),
     "position/name": ("Where is the {}?", "Where do you see the {}?"),
     "count/all": ("How many objects are there?", "How many objects do you see?"),
     "count/shape": ("How many {} are there?", "How many {} do you see?"),
@@ -119,8 +123,10 @@ def candidates(scene: Scene, rng: random.Random) -> Iterator[Question]:
     for i, thing in enumerate(things):
         if shapes[thing.shape] == 1:
             yield make("colour/shape", thing.shape, thing.colour, i)
+            yield make("position/shape", thing.shape, thing.place, i)
         if colours[thing.colour] == 1:
             yield make("shape/colour", thing.colour, thing.shape, i)
+            yield make("position/colour", thing.colour, thing.place, i)
         yield make("colour/place", thing.place, thing.colour, i)
         yield make("shape/place", thing.place, thing.shape, i)
         yield make("position/name", thing.name, thing.place, i)
@@ -152,22 +158,21 @@ def direction(thing: Thing, other: Thing) -> str:
 def _presence(
     things: tuple[Thing, ...], rng: random.Random, make: Callable[..., Question]
 ) -> Iterator[Question]:
-    """One question of each presence kind. A third of the yes and of the no name one word
-    ("star", "red object") instead of two, so that neither wording betrays its answer."""
+    """One question of each presence kind. Half of the yes and of the no name one word ("bar",
+    "red object") instead of two, so that neither wording betrays its answer."""
     shapes = {thing.shape for thing in things}
     colours = {thing.colour for thing in things}
     names = {thing.name for thing in things}
     i = rng.randrange(len(things))
     there = (things[i].name, things[i].shape, f"{things[i].colour} object")
-    yield make("presence/yes", rng.choices(there, (4, 1, 1))[0], "yes", i)
-    pairs = [(colour, shape) for colour in COLOURS for shape in SHAPES]
+    yield make("presence/yes", rng.choices(there, (2, 1, 1))[0], "yes", i)
+    # "presence/near" below always names two words: here it is always one.
     absent = (
-        [f"{c} {s}" for c, s in pairs if f"{c} {s}" not in names],
-        [s for s in SHAPES if s not in shapes],
-        [f"{c} object" for c in COLOURS if c not in colours],
+        [shape for shape in SHAPES if shape not in shapes],
+        [f"{colour} object" for colour in COLOURS if colour not in colours],
     )
-    # "presence/near" below always names two words: here single ones are twice as common.
     yield make("presence/no", rng.choice(rng.choice(absent)), "no")
+    pairs = [(colour, shape) for colour in COLOURS for shape in SHAPES]
     both = [p for p in pairs if p[0] in colours and p[1] in shapes]
     either = [p for p in pairs if p[0] in colours or p[1] in shapes]
     near = [f"{c} {s}" for c, s in both if f"{c} {s}" not in names]

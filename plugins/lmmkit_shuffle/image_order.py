@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -92,4 +93,5 @@ class ImageOrder(AuxTask):
         return {"shuffled": shuffled, "restored": Shuffle(self.grid, table[said]).undo()(shuffled)}
 
     def _logits(self, ctx: Ctx) -> Tensor:
-        return ctx.module(ctx[self.needs[0]]).float()
+        logits = ctx.module(ctx[self.needs[0]])
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))

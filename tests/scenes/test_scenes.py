@@ -49,12 +49,12 @@ def scene_of(row: dict) -> Scene:
 def slow_answer(scene: Scene, text: str) -> str:
     """The answer by a plain reading of the English; knows nothing of how questions are made."""
     words = re.findall(r"[a-z]+", text.lower())
-    shapes = {"circle", "square", "triangle", "cross", "star"}
+    shapes = {"square", "triangle", "cross", "heart", "bar"}
     colours = {"red", "green", "blue", "yellow", "purple", "white"}
     singular = {shape + ("es" if shape == "cross" else "s"): shape for shape in shapes}
     words = [singular.get(word, word) for word in words]
     shape = next((word for word in words if word in shapes), None)
-    # "What shape is red?" names a colour; "What colour is the star?" asks for one.
+    # "What shape is red?" names a colour; "What colour is the bar?" asks for one.
     colour = next((word for word in words if word in colours), None)
     here = [
         thing
@@ -242,7 +242,7 @@ def test_the_tokenizer_is_laid_out_like_llama(report):
     for text in (*FRAME, *INSTRUCTIONS, "Zebra \u00e9\n7"):
         assert model.decode(model.encode(text)) == text
         assert model.unk_id() not in model.encode(text)
-    for word in ("USER", "ASSISTANT", "purple", "triangle", "centre", "directly"):
+    for word in ("USER", "ASSISTANT", "purple", "triangle", "bar", "centre", "directly"):
         assert len(model.encode(word)) == 1
 
 

@@ -1,0 +1,55 @@
+"""lmmkit check RECIPE: all that can fail, before it costs anything."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from lmmkit.commands.common import Json, RecipePath, Root, Set, Trust, out, print_json, reporting, the_recipe
+
+
+
+@reporting
+def check(
+    recipe: RecipePath,
+    root: Root = None,
+    changes: Set = None,
+    images: Annotated[bool, typer.Option("--images", help="Also read the header of every picture.")] = False,
+    trust_files: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Check plan, rows, images, supervised share; estimate memory and tokens."""
+    read = the_recipe(recipe, root, changes)
+    from lmmkit.data.records import check_images
+    from lmmkit.errors import raise_all
+    from lmmkit.estimate import estimate
+    from lmmkit.plan.explain import plan_text
+    from lmmkit.plan.prepare import prepare
+
+    prepared = prepare(read, trust_files=trust_files, data=list(read.data))
+    if images:
+        raise_all([p for records in prepared.sources.values() for p in check_images(records)])
+    stages = {stage: estimate(prepared, stage) for stage in read.stages}
+    if as_json:
+        return print_json({"stages": stages, "rows": {name: len(r) for name, r in prepared.sources.items()}})
+    out.print(plan_text(prepared).rstrip())
+    out.print(_table(stages))
+    for name, records in prepared.sources.items():
+        turns = f", {records.dropped_turns} leading answers left out" if records.dropped_turns else ""
+        out.print(f"data {name}: {len(records)} rows{turns}")
+    out.print("no problems.")
+
+
+def _table(stages: dict[str, dict]) -> Table:
+    table = Table(title="what it will take (token figures from the first steps)", title_justify="left")
+    for column in ("stage", "steps", "tokens a step", "micro-batches", "supervised", "learning", "weights+optimizer"):
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    for stage, e in stages.items():
+        table.add_row(
+            stage, f"{e['steps']:,}", f"{e['tokens_per_step']:,.0f}", f"{e['micro_batches']:.1f}",
+            f"{100 * e['supervised']:.1f} %", f"{e['learning'] / 1e6:.2f} M of {e['parameters'] / 1e6:.2f} M",
+            f"{e['bytes'] / 2**20:,.0f} MiB",
+        )  # fmt: skip
+    return table

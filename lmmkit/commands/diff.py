@@ -1,0 +1,36 @@
+"""lmmkit diff A B"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from lmmkit.commands.common import Json, out, print_json, reporting
+
+Side = Annotated[Path, typer.Argument(help="A recipe, or a run folder.")]
+
+
+@reporting
+def diff(a: Side, b: Side, as_json: Json = False) -> None:
+    """Show how two recipes or runs differ, key by key, by class of key."""
+    from lmmkit.commands.recipes import find
+    from lmmkit.recipe import diff as compare
+    from lmmkit.recipe import read_recipe
+    from lmmkit.rundir import RunDir
+
+    left, right = (read_recipe(RunDir(p).resolved if p.is_dir() else find(p)) for p in (a, b))
+    found = compare(left, right)
+    if as_json:
+        return print_json([{"key": d.key, "class": d.section_class, "a": d.a, "b": d.b} for d in found])
+    if not found:
+        return out.print("the same.")
+    table = Table()
+    for column in ("class", "key", str(a), str(b)):
+        table.add_column(escape(column))
+    for d in found:
+        table.add_row(d.section_class, d.key, escape(str(d.a)), escape(str(d.b)))
+    out.print(table)

@@ -1,0 +1,82 @@
+"""lmmkit plugins list | explain | trace"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from lmmkit.commands.common import Json, RecipePath, Root, Set, Trust, out, print_json, reporting, the_recipe
+
+app = typer.Typer(no_args_is_help=True, help="What plugins there are, and what they do to a recipe.")
+
+
+@app.command("list")
+@reporting
+def list_(as_json: Json = False) -> None:
+    """Components installed, by metadata alone: nothing is imported."""
+    from lmmkit.door import installed, origin
+
+    found = {name: origin(point) for name, point in sorted(installed().items())}
+    if as_json:
+        return print_json(found)
+    table = Table()
+    table.add_column("component")
+    table.add_column("from")
+    for name, source in found.items():
+        table.add_row(name, source)
+    out.print(table)
+
+
+@app.command()
+@reporting
+def explain(
+    what: Annotated[str, typer.Argument(metavar="COMPONENT|RECIPE", help="A component, or a recipe file.")],
+    root: Root = None,
+    changes: Set = None,
+    trust_files: Trust = False,
+) -> None:
+    """Print a component's settings, or a recipe's plan."""
+    from lmmkit.door import installed, open_door
+
+    if what in installed() or not what.endswith((".yaml", ".yml")) and not Path(what).exists():
+        from lmmkit.plan.explain import component_text
+
+        door = open_door({what: what}, where={what: f"plugins explain {what}"}, trust_files=trust_files)
+        return out.print(component_text(what, door.components[what]), markup=False)
+    from lmmkit.plan.explain import plan_text
+    from lmmkit.plan.prepare import prepare
+
+    prepared = prepare(the_recipe(Path(what), root, changes), trust_files=trust_files)
+    out.print(plan_text(prepared).rstrip(), markup=False)
+
+
+@app.command()
+@reporting
+def trace(
+    recipe: RecipePath,
+    root: Root = None,
+    changes: Set = None,
+    stage: Annotated[str | None, typer.Option(help="[default: every stage]")] = None,
+    samples: Annotated[int, typer.Option(min=1)] = 2,
+    trust_files: Trust = False,
+) -> None:
+    """Dry-run a recipe's first samples: each view, who inserted what, what is supervised.
+
+    In a layout `!` marks supervised spans and `*` learned tokens.
+    """
+    from lmmkit.errors import Problem, UserError, did_you_mean
+    from lmmkit.plan.explain import stage_text
+    from lmmkit.plan.explain import trace as traced
+    from lmmkit.plan.prepare import prepare
+
+    read = the_recipe(recipe, root, changes)
+    if stage is not None and stage not in read.stages:
+        raise UserError(Problem("plugins/no-stage", "--stage", f"`{stage}`", "a stage", did_you_mean(stage, read.stages)))
+    prepared = prepare(read, trust_files=trust_files)
+    for name in read.stages if stage is None else [stage]:
+        out.print(stage_text(prepared, prepared.plans[name]), markup=False)
+        for line in traced(prepared, name, samples):
+            out.print(line, markup=False)

@@ -1,0 +1,1 @@
+"""Reads a run folder's files, never live objects."""

@@ -1,0 +1,108 @@
+"""Shared by all tests: one small scene set, tiny recipes on it, one CPU thread, no network."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+
+from lmmkit.recipe import Recipe, read_text
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_network():
+    """Any attempt to reach an address other than this machine's fails the test that makes it."""
+    connect = socket.socket.connect
+
+    def refuse(self, address):
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            raise AssertionError(f"a test tried to reach {address}")
+        return connect(self, address)
+
+    socket.socket.connect = refuse
+    yield
+    socket.socket.connect = connect
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory) -> Path:
+    """A scene set of the least size."""
+    from lmmkit.scenes import write_scenes
+
+    folder = tmp_path_factory.mktemp("data") / "scenes"
+    write_scenes(folder, count=120, heldout=24, seed=3)
+    return folder
+
+
+MODEL = """
+format: 1
+seed: 5
+model:
+  vision:    {width: 32, depth: 2, heads: 2, patch: 8, image_size: 24, feature_layer: -1}
+  connector: {kind: mlp2x_gelu}
+  text:      {width: 32, depth: 2, heads: 2, kv_heads: 1, mlp: 48, context: 256}
+  tokenizer: {from: tokenizer.model, kind: sentencepiece}
+  speaks:    {template: vicuna_v1, image_shape: pad}
+data:
+  captions:  {kind: llava, records: pretrain.json, images: ., template: plain, image_shape: crop}
+  questions: {kind: llava, records: finetune.json, images: ., template: vicuna_v1, image_shape: pad}
+  heldout:   {kind: llava, records: heldout.json, images: ., template: vicuna_v1, image_shape: pad}
+  heldout_captions: {kind: llava, records: heldout_captions.json, images: ., template: plain, image_shape: pad}
+"""
+
+PLUGINS = """
+plugins:
+  directed_token: {place: end}
+  image_order:    {grid: 3, permutations: 5}
+  text_order:     {}
+  guided_loss:    {}
+"""
+
+STAGES = """
+stages:
+  pretrain:
+    data:   {captions: 1.0}
+    batch:  {samples: 4}
+    length: {steps: 6}
+    train:  {vision: {}, connector: {}, text: {}, plugins: {}}
+    optim:  {lr: 2.0e-3, weight_decay: 0.01, clip: 1.0, warmup: 0.1}
+    losses: {next_token: 1.0, image_order: 1.0, text_order: 1.0, guided_loss: 0.5}
+  finetune:
+    data:   {questions: 1.0}
+    batch:  {samples: 4}
+    length: {steps: 6}
+    train:  {connector: {}, text: {lr: 1.0e-3}, plugins: {}}
+    optim:  {lr: 2.0e-3, clip: 1.0, warmup: 0.1}
+    losses: {next_token: 1.0, image_order: 1.0, guided_loss: 0.5}
+"""
+
+REST = """
+evaluate:
+  controls: [blank, swapped]
+  tasks:
+    answers: {kind: exact_match, data: heldout, max_new_tokens: 4}
+    terms:   {kind: terms, data: heldout}
+    restore: {kind: restore, data: heldout_captions, stage: pretrain, samples: 4, max_new_tokens: 24}
+output: {save_every: 3, keep: 2, pictures_every: 6}
+speed: {tokens: 4096, threads: 1, image_cache_mb: 16}
+"""
+
+DIRECT = MODEL + PLUGINS + STAGES + REST
+WEIGHTLESS = "{next_token: 1.0}"
+PLAIN = MODEL + "".join(
+    line if "losses:" not in line else f"    losses: {WEIGHTLESS}\n" for line in STAGES.splitlines(keepends=True)
+) + REST.replace("    restore: {kind: restore, data: heldout_captions, stage: pretrain, samples: 4, max_new_tokens: 24}\n", "")
+
+
+@pytest.fixture
+def tiny(scenes):
+    """tiny(text=DIRECT, *overrides) -> a recipe on the scenes."""
+
+    def read(*overrides: str, text: str = DIRECT) -> Recipe:
+        return read_text(text, name="tiny.yaml", overrides=overrides, root=scenes)
+
+    return read

@@ -1,0 +1,111 @@
+"""Encoders against transformers and timm on random weights."""
+
+from dataclasses import replace
+
+import pytest
+import timm
+import torch
+from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
+
+from lmmkit.dims import ImageSpec
+from lmmkit.model.attention import Eager, Sdpa
+from lmmkit.model.vision import TimmViT, ViT, VisionShape, open_timm
+from tests import hf_weights
+from tests.reference import off
+from tests.tiny import VISION
+
+CLIP = VisionShape(width=24, depth=4, heads=3, mlp=40, patch=4, image=ImageSpec(size=20, grid=(5, 5), width=24))
+SIGLIP = replace(
+    CLIP, feature_layer=-2, class_token=False, pre_norm=False, patch_bias=True, activation="gelu_tanh", norm_eps=1e-6
+)
+SIZES = dict(
+    hidden_size=24, num_hidden_layers=4, num_attention_heads=3, intermediate_size=40, image_size=20, patch_size=4,
+    attn_implementation="eager",
+)  # fmt: skip
+
+
+def vit(shape: VisionShape, backend=None) -> ViT:
+    module = ViT(shape, backend or Sdpa())
+    hf_weights.scramble(module, 5)
+    return module
+
+
+def pixels(n: int, size: int = 20) -> torch.Tensor:
+    return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(n))
+
+
+@torch.no_grad()
+def assert_parity(shape: VisionShape, model, skip: int, record) -> None:
+    """`skip` tokens of theirs are no patches."""
+    for backend in (Sdpa(), Eager()):
+        ours = vit(shape, backend)
+        unbuilt = "".join(map(str, range(shape.built, shape.depth)))
+        hf_weights.load(model, hf_weights.of_vit(ours), spare=rf"^post_layernorm|^head\.|layers\.[{unbuilt}]\.")
+        want = model(pixels(3), output_hidden_states=True).hidden_states[shape.feature_layer][:, skip:]
+        got = ours(pixels(3))
+        record(f"off_{backend.name}", off(got, want))
+        assert got.shape == (3, 25, 24) and off(got, want) < 1e-5
+
+
+@pytest.mark.parametrize("layer", [-2, 1, 0])
+def test_clip_states_are_transformers_less_the_class_token(layer, record_property):
+    model = CLIPVisionModel(CLIPVisionConfig(hidden_act="quick_gelu", **SIZES))
+    assert_parity(replace(CLIP, feature_layer=layer), model, 1, record_property)
+
+
+def test_siglip_states_are_transformers(record_property):
+    assert_parity(SIGLIP, SiglipVisionModel(SiglipVisionConfig(layer_norm_eps=1e-6, **SIZES)), 0, record_property)
+
+
+@pytest.mark.parametrize(("layer", "built"), [(-1, 3), (-2, 2), (0, 0), (1, 1), (3, 3)])
+def test_layers_after_the_chosen_state_are_not_built(layer, built):
+    assert len(ViT(replace(VISION, feature_layer=layer), Sdpa()).blocks) == built
+
+
+def test_each_picture_is_seen_alone():
+    ours = vit(CLIP).double()
+    three = pixels(3).double()
+    assert off(ours(three)[1:2], ours(three[1:2])) < 1e-12
+
+
+TIMM = "vit_tiny_patch16_224"
+
+
+def random_timm(size: int = 48, **settings):
+    model = timm.create_model(TIMM, pretrained=False, num_classes=0, img_size=size, depth=4, **settings)
+    hf_weights.scramble(model, 9)
+    return model.eval()
+
+
+@pytest.mark.parametrize("layer", [-1, -2, 1, 4])
+def test_timm_states_are_forward_intermediates(layer, record_property):
+    spec = ImageSpec(size=48, grid=(3, 3), width=192)
+    whole, state = random_timm(), layer if layer >= 0 else 5 + layer
+    ours = TimmViT(random_timm(), image=spec, feature_layer=layer)
+    with torch.no_grad():
+        want = whole.forward_intermediates(pixels(2, 48), norm=False, output_fmt="NLC", intermediates_only=True)
+        got = ours(pixels(2, 48))
+    record_property("off", off(got, want[state - 1]))
+    assert got.shape == (2, 9, 192) and torch.equal(got, want[state - 1])
+    assert len(ours.model.blocks) == state
+
+
+@pytest.mark.parametrize("layer", [0, -5, 5, -6])
+def test_timm_refuses_a_state_it_cannot_give(layer):
+    with pytest.raises(ValueError, match="feature_layer"):
+        TimmViT(random_timm(), image=ImageSpec(size=48, grid=(3, 3), width=192), feature_layer=layer)
+
+
+def test_register_and_class_tokens_of_timm_are_dropped():
+    spec = ImageSpec(size=48, grid=(3, 3), width=192)
+    with torch.no_grad():
+        got = TimmViT(random_timm(reg_tokens=4), image=spec, feature_layer=-2)(pixels(1, 48))
+    assert got.shape == (1, 9, 192)
+
+
+def test_timm_by_name_is_built_without_a_download(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    encoder = open_timm(TIMM, feature_layer=-2, image_size=32, weights=None)
+    assert encoder.image == replace(encoder.image, size=32, grid=(2, 2), width=192)
+    assert encoder.image.mean == (0.5, 0.5, 0.5) and len(encoder.model.blocks) == 11
+    assert encoder(torch.zeros(1, 3, 32, 32)).shape == (1, 4, 192)

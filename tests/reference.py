@@ -1,0 +1,106 @@
+"""Slow plain twins of the clever parts: loops, whole maps, one sequence at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lmmkit.model.decoder import Decoder
+
+
+def attention(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, see_TT: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Row by row: outputs [T, H, K], and for every row its whole line of the map, [H, T]."""
+    repeat = q_THK.shape[1] // k_TGK.shape[1]
+    head_of = torch.arange(q_THK.shape[1]) // repeat
+    k_THK, v_THK = k_TGK[:, head_of], v_TGK[:, head_of]
+    outs, lines = [], []
+    for q_HK, see_T in zip(q_THK, see_TT, strict=True):
+        seen = see_T.nonzero()[:, 0]
+        weight_HS = (torch.einsum("hk,shk->hs", q_HK, k_THK[seen]) / q_HK.shape[-1] ** 0.5).softmax(-1)
+        outs.append(torch.einsum("hs,shk->hk", weight_HS, v_THK[seen]))
+        lines.append(weight_HS.new_zeros(len(q_HK), len(see_T)).index_copy(1, seen, weight_HS))
+    return torch.stack(outs), lines
+
+
+def mass(lines: Sequence[Tensor], key_T: Tensor, row_R: Tensor) -> Tensor:
+    """[R]: the map's lines summed over the key rows, averaged over heads."""
+    found = [lines[row][:, key_T].sum(-1).mean() for row in row_R.tolist()]
+    return torch.stack(found) if found else torch.zeros(0, dtype=lines[0].dtype)
+
+
+def causal(n: int) -> Tensor:
+    """bool [n, n]: one sequence's mask."""
+    return torch.ones(n, n, dtype=torch.bool).tril()
+
+
+def grow(groups: Sequence[Sequence[np.ndarray]]) -> tuple[Tensor, list[np.ndarray]]:
+    """(bool mask, rows of every sequence) where each view stands apart, one after the other."""
+    lengths = [len(keys) for sequences in groups for keys in sequences]
+    see = torch.block_diag(*(causal(n) for n in lengths)).bool()
+    starts = np.cumsum([0, *lengths])
+    return see, [np.arange(a, a + n) for a, n in zip(starts, lengths, strict=False)]
+
+
+def trie_rows(groups: Sequence[Sequence[np.ndarray]]) -> int:
+    """Rows that a forest takes at least: distinct prefixes of every group."""
+    prefixes = [{tuple(keys[: i + 1]) for keys in sequences for i in range(len(keys))} for sequences in groups]
+    return sum(map(len, prefixes))
+
+
+def decoder(model: Decoder, x_TD: Tensor) -> tuple[Tensor, Tensor]:
+    """(states after the final norm [T, D], every layer's map [L, H, T, T]) of one causal sequence."""
+    shape, w = model.shape, dict(model.named_parameters())
+    maps = []
+    for i in range(shape.depth):
+        at = f"blocks.{i}."
+        out_TD, map_HTT = _attention(x_TD, shape, {k.removeprefix(at): t for k, t in w.items() if k.startswith(at)})
+        x_TD = x_TD + out_TD
+        h_TD = _rms(x_TD, w[at + "mlp_norm.weight"], shape.norm_eps)
+        gate_TF, up_TF = (h_TD @ w[at + "mlp.gate_up.weight"].T).chunk(2, -1)
+        x_TD = x_TD + (F.silu(gate_TF) * up_TF) @ w[at + "mlp.down.weight"].T
+        maps.append(map_HTT)
+    return _rms(x_TD, w["norm.weight"], shape.norm_eps), torch.stack(maps)
+
+
+def _attention(x_TD: Tensor, shape, w: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    h_TD = _rms(x_TD, w["attention_norm.weight"], shape.norm_eps)
+    qkv = h_TD @ w["attention.qkv.weight"].T + w.get("attention.qkv.bias", 0)
+    heads = qkv.unflatten(-1, (-1, shape.head_size))
+    q, k, v = heads.split([shape.heads, shape.kv_heads, shape.kv_heads], 1)
+    if shape.qk_norm:
+        q = _rms(q, w["attention.q_norm.weight"], shape.norm_eps)
+        k = _rms(k, w["attention.k_norm.weight"], shape.norm_eps)
+    q, k = turned(q, shape.rope_theta), turned(k, shape.rope_theta)
+    out_THK, lines = attention(q, k, v, causal(len(x_TD)))
+    return out_THK.flatten(1) @ w["attention.out.weight"].T, torch.stack(lines, 1)
+
+
+def _rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight
+
+
+def turned(x_THK: Tensor, theta: float) -> Tensor:
+    """Pair (k, k + K/2) of row t as a complex number times exp(i t / theta^(2k/K)).
+
+    The angle is rounded to float32, as the model's is.
+    """
+    half = x_THK.shape[-1] // 2
+    power = torch.arange(half, dtype=torch.float32) * 2 / x_THK.shape[-1]
+    angle_TK = torch.arange(len(x_THK), dtype=torch.float32)[:, None] * theta**-power
+    cos, sin = (part[:, None].to(x_THK) for part in (angle_TK.cos(), angle_TK.sin()))
+    a, b = x_THK[..., :half], x_THK[..., half:]
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+def off(a: Tensor, b: Tensor) -> float:
+    """The measure of every tolerance: max|a - b| / max|b|, taken in float64."""
+    assert a.shape == b.shape, (a.shape, b.shape)
+    a, b = a.detach().double().cpu(), b.detach().double().cpu()
+    if not b.numel():
+        return 0.0
+    most = b.abs().max().item()
+    return (a - b).abs().max().item() / (most if most > 0 else 1.0)

@@ -1,0 +1,118 @@
+"""The whole objective in float64: shared or apart, in any order, in any number of micro-batches."""
+
+import pytest
+import torch
+
+from lmmkit import assemble
+from lmmkit.data.pipeline import cut
+from lmmkit.model.attention import Eager, Sdpa
+from tests import paper
+from tests.reference import off
+
+SAMPLES = (*paper.CAPTIONS, *paper.CHATS)
+TERMS = {"next_token", "image_order", "text_order", "guided_loss"}
+
+
+def assert_same(got, want, limit: float = 1e-12, record=lambda name, value: None) -> None:
+    """Term sums one by one, and every parameter's gradient."""
+    (sums, gradients), (want_sums, want_gradients) = got, want
+    assert set(sums) == set(want_sums) == TERMS and set(gradients) == set(want_gradients)
+    errors = {name: off(sums[name], want_sums[name]) for name in sums}
+    record("off_sums", max(errors.values()))
+    largest = max(float(g.abs().max()) for g in want_gradients.values())
+    for name, gradient in gradients.items():
+        assert gradient is not None and gradient.abs().max() > 1e-6 * largest, f"{name} does not learn"
+        errors[name] = off(gradient, want_gradients[name])
+    record("off_gradients", max(errors[name] for name in gradients))
+    assert max(errors.values()) < limit, {name: e for name, e in errors.items() if e >= limit}
+
+
+@pytest.mark.parametrize("backend", [Sdpa(), Eager()], ids=lambda b: b.name)
+@pytest.mark.parametrize("samples", [paper.CAPTIONS, paper.CHATS, SAMPLES], ids=["captions", "chats", "both"])
+def test_shared_prefixes_are_views_apart(samples, backend, record_property):
+    made = paper.objective(backend=backend)
+    (shared, _), (apart, _) = paper.packed(samples), paper.packed(samples, share=False)
+    assert len(shared) < len(apart) and shared.count == apart.count
+    assert_same(paper.learned(made, [shared]), paper.learned(made, [apart]), record=record_property)
+
+
+def test_sdpa_is_eager(record_property):
+    batch, _ = paper.packed(SAMPLES)
+    wanted = paper.learned(paper.objective(backend=Eager()), [batch])
+    assert_same(paper.learned(paper.objective(), [batch]), wanted, record=record_property)
+
+
+def test_permuted_trees_change_nothing(record_property):
+    made = paper.objective()
+    batches = [paper.packed(samples)[0] for samples in (SAMPLES, SAMPLES[::-1], SAMPLES[2:] + SAMPLES[:2])]
+    want = paper.learned(made, batches[:1])
+    for batch in batches[1:]:
+        assert_same(paper.learned(made, [batch]), want, record=record_property)
+
+
+def test_one_micro_batch_is_several(record_property):
+    made, pack = paper.objective(), paper.packer()
+    grown = paper.trees(SAMPLES, pack)
+    whole, parts = (list(cut(grown, tokens)) for tokens in (10_000, 150))
+    assert len(whole) == 1 and len(parts) > 2
+    batches = [[pack.pack(part)[0] for part in cuts] for cuts in (whole, parts)]
+    assert_same(paper.learned(made, batches[1]), paper.learned(made, batches[0]), record=record_property)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_recomputing_gives_the_same_bits(dtype):
+    made, (batch, _) = paper.objective(dtype=dtype), paper.packed(SAMPLES, reader=paper.read64)
+    batch = batch if dtype == torch.float64 else _in_float32(batch)
+    blocks_run = []
+    for block in made.lmm.decoder.blocks:
+        block.register_forward_hook(lambda *_: blocks_run.append(1))
+    runs = []
+    for which in ("none", "all", "none"):
+        assemble.recompute(made, which)
+        sums, gradients = paper.learned(made, [batch])
+        mass = made(batch).ctxs["guided_loss"][paper.GUIDED.needs[0]].detach()
+        runs.append({**sums, **{k: g.clone() for k, g in gradients.items()}, "mass": mass})
+    for name, tensor in runs[0].items():
+        assert torch.equal(runs[1][name], tensor) and torch.equal(runs[2][name], tensor), name
+
+
+def test_recomputing_remembers_less():
+    made, (batch, _) = paper.objective(), paper.packed(SAMPLES)
+    kept = []
+    for which in ("none", "all"):
+        assemble.recompute(made, which)
+        numbers = 0
+
+        def count(tensor):
+            nonlocal numbers
+            numbers += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+            made(batch)
+        kept.append(numbers)
+    assert kept[1] < 0.7 * kept[0]
+
+
+def test_a_batch_of_text_alone_gives_every_parameter_a_gradient_of_zero():
+    made = paper.objective()
+    batch, _ = paper.packed([paper.chat("t", "hi", "yes", images=0)])
+    sums, gradients = paper.learned(made, [batch])
+    assert batch.count["image_order"] == batch.count["guided_loss"] == batch.count["text_order"] == 0
+    assert sums["image_order"] == sums["guided_loss"] == sums["text_order"] == 0 != sums["next_token"]
+    idle = [name for name in gradients if name.startswith(("plugins.", "lmm.vision.", "lmm.connector."))]
+    assert idle and all(gradients[name].eq(0).all() for name in idle)
+
+
+def test_guided_loss_is_one_minus_the_mass_of_every_response_row():
+    made, (batch, paths) = paper.objective(), paper.packed(paper.CAPTIONS)
+    out = made(batch)
+    alpha = out.ctxs["guided_loss"][paper.GUIDED.needs[0]]
+    assert len(alpha) == batch.count["guided_loss"] and bool(((alpha > 0) & (alpha < 1)).all())
+    assert off(out.sums["guided_loss"], (1 - alpha).sum()) < 1e-12
+
+
+def _in_float32(batch):
+    from dataclasses import replace
+
+    return replace(batch, pixels_ICXY=batch.pixels_ICXY.float())

@@ -1,0 +1,79 @@
+"""A model small enough to test everything on, and batches for it."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lmmkit.batch import Batch, Pick
+from lmmkit.data.pack import LaidOut, Packer
+from lmmkit.dims import ImageSpec
+from lmmkit.forest import roots
+from lmmkit.model.attention import Backend, Sdpa
+from lmmkit.model.decoder import Decoder, DecoderShape
+from lmmkit.model.lmm import LMM, Connector
+from lmmkit.model.vision import ViT, VisionShape
+from lmmkit.sample import Image, Sample, View
+from lmmkit.spans import Layout, Span, text
+from tests.hf_weights import scramble
+
+SPEC = ImageSpec(size=12, grid=(3, 3), width=16)
+VISION = VisionShape(width=16, depth=3, heads=2, mlp=24, patch=4, image=SPEC)
+TEXT = DecoderShape(vocab=101, width=24, depth=2, heads=4, kv_heads=2, head_size=8, mlp=40, context=256)
+
+
+def tiny_lmm(*, dtype: torch.dtype = torch.float32, backend: Backend | None = None, text: DecoderShape = TEXT) -> LMM:
+    """Random weights by a fixed seed, in eval mode."""
+    backend = backend or Sdpa()
+    lmm = LMM(ViT(VISION, backend), Connector("mlp2x_gelu", SPEC.width, text.width), Decoder(text), backend)
+    scramble(lmm, 0)
+    return lmm.to(dtype).eval()
+
+
+def read(image: Image, shape: str) -> Tensor:
+    """A stub reader: noise by the path, the image's edit on it, in float32."""
+    noise = torch.Generator().manual_seed(zlib.crc32(f"{image.path} {shape}".encode()))
+    pixels_CXY = torch.randn(3, SPEC.size, SPEC.size, generator=noise)
+    return pixels_CXY if image.edit is None else image.edit(pixels_CXY)
+
+
+def read64(image: Image, shape: str) -> Tensor:
+    return read(image, shape).double()
+
+
+def image(path: str) -> Span:
+    return Span(kind="image", n=SPEC.tokens, image=Image(path))
+
+
+def laid_out(*layout: Span, name: str = "main", learn: bool = True, key: str = "s") -> LaidOut:
+    return LaidOut(View(sample=Sample(key=key, turns=()), name=name, learn=learn), tuple(layout))
+
+
+def prompt(ids: Sequence[int], picture: str | None = None, at: int = 1) -> Layout:
+    """Text, and perhaps a picture `at` rows in."""
+    if picture is None:
+        return (text(ids, "user"),)
+    return tuple(s for s in (text(ids[:at], "user"), image(picture), text(ids[at:], "user")) if s.n)
+
+
+def packed(groups: Sequence[Sequence[Layout]], *, share: bool = True, reader=read) -> tuple[Batch, list]:
+    """Layouts, those of a group in one tree, as a micro-batch without targets; and their rows."""
+    packer = Packer(reader=reader, image_rows=SPEC.tokens, image_size=SPEC.size, share=share)
+    return packer.pack([packer.tree([laid_out(*layout, learn=False) for layout in group]) for group in groups])
+
+
+def text_batch(prompts: Sequence[Sequence[int]]) -> Batch:
+    """Packed text, made by hand."""
+    none, total = torch.empty(0, dtype=torch.int64), sum(map(len, prompts))
+    return Batch(
+        forest=roots([len(p) for p in prompts]), id_T=torch.tensor([i for p in prompts for i in p]), fills=(),
+        pixels_ICXY=torch.empty(0, 3, SPEC.size, SPEC.size), predict=Pick(none, none), target_S=none, term_S=none,
+        text_terms=("next_token",), key_T=torch.zeros(total, dtype=torch.bool), mass_R=none,
+    )  # fmt: skip
+
+
+def random_ids(n: int, seed: int, vocab: int = TEXT.vocab) -> list[int]:
+    return torch.randint(3, vocab, (n,), generator=torch.Generator().manual_seed(seed)).tolist()

@@ -1,0 +1,191 @@
+"""Whole runs, tiny: what is bit-identical, what resumes, what is refused."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+
+import pytest
+import torch
+
+from lmmkit.errors import UserError
+from lmmkit.rundir import RunDir
+from lmmkit.train import checkpoint
+from lmmkit.train.run import train
+from tests.conftest import DIRECT, PLAIN
+
+TIMES = ("seconds", "tokens_per_second")
+
+
+def figures(run: RunDir) -> list[dict]:
+    """The metrics, less what depends on the clock."""
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in run.read_metrics()]
+
+
+@pytest.fixture(scope="module")
+def finished(scenes, tmp_path_factory):
+    """One uninterrupted Direct run of twelve steps, and its recipe."""
+    from lmmkit.recipe import read_text
+
+    recipe = read_text(DIRECT, name="tiny.yaml", root=scenes)
+    return recipe, train(recipe, out=tmp_path_factory.mktemp("run") / "whole").run
+
+
+def test_a_run_leaves_the_files_of_its_contract(finished):
+    recipe, run = finished
+    names = {p.name for p in run.path.iterdir()}
+    assert names >= {
+        "recipe.yaml", "recipe.resolved.yaml", "plan.txt", "run.json", "lock", "metrics.jsonl", "tb", "checkpoints", "model",
+    }  # fmt: skip
+    lines = run.read_metrics()
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert {"stage", "loss", "terms/next_token", "lr", "grad_norm", "tokens_per_second", "seconds"} <= lines[0].keys()
+    assert lines[0]["lr"] == 0.0, "update 1 stands at learning rate 0"
+    assert lines[0]["chance/image_order"] == pytest.approx(1.6094, abs=1e-4)
+    for stage in recipe.stages:
+        assert {p.name for p in run.model(stage).iterdir()} == {
+            "config.json", "model.safetensors", "recipe.yaml", "tokenizer.model",
+        }  # fmt: skip
+    assert len(list(run.checkpoints.glob("step-*"))) == 2
+
+
+def test_tensorboard_holds_scalars_and_pictures(finished):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(finished[1].tb), size_guidance={"images": 0})
+    board.Reload()
+    tags = board.Tags()
+    assert {"terms/next_token", "terms/image_order", "chance/image_order", "loss"} <= set(tags["scalars"])
+    assert {"image_order/shuffled", "image_order/restored", "attention/response_to_image"} <= set(tags["images"])
+
+
+def test_plugins_of_weight_zero_leave_plain_llava_bit_for_bit(tiny, tmp_path):
+    long = [f"stages.{stage}.length.steps=10" for stage in ("pretrain", "finetune")]
+    off = [
+        "stages.pretrain.losses={next_token: 1.0, image_order: 0, text_order: 0, guided_loss: 0}",
+        "stages.finetune.losses={next_token: 1.0, image_order: 0.0, guided_loss: 0.0}",
+    ]
+    plain = train(tiny(*long, text=PLAIN), out=tmp_path / "plain").run.read_metrics()
+    zero = train(tiny(*long, *off), out=tmp_path / "zero").run.read_metrics()
+    assert len(plain) == 20
+    assert [line["loss"].hex() for line in plain] == [line["loss"].hex() for line in zero]
+    assert [line["tokens"] for line in plain] == [line["tokens"] for line in zero]
+
+
+def test_a_watched_term_is_measured_and_moves_nothing_but_rounding(tiny, tmp_path):
+    watched = [
+        "stages.pretrain.losses={next_token: 1.0, guided_loss: {weight: 0, watch: true}, image_order: {weight: 0, watch: true}, text_order: 0}",
+        "stages.finetune.losses={next_token: 1.0}",
+    ]
+    plain = train(tiny(text=PLAIN), out=tmp_path / "plain").run.read_metrics()
+    seen = train(tiny(*watched), out=tmp_path / "watched").run.read_metrics()
+    assert 0 < seen[0]["terms/guided_loss"] < 1 and seen[0]["terms/image_order"] > 0
+    for a, b in zip(plain, seen, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
+
+
+def test_one_micro_batch_equals_many(tiny, tmp_path):
+    runs = [train(tiny(f"speed.tokens={n}"), out=tmp_path / str(n)).run.read_metrics() for n in (100_000, 260)]
+    for one, many in zip(*runs, strict=True):
+        for key in ("loss", "terms/next_token", "terms/image_order", "terms/guided_loss", "grad_norm"):
+            assert many[key] == pytest.approx(one[key], rel=2e-4), (one["step"], key)
+
+
+def test_recomputation_and_workers_change_no_bit(finished, tiny, tmp_path):
+    recipe, whole = finished
+    again = train(tiny("speed.recompute=all", "speed.workers=2"), out=tmp_path / "again").run
+    assert figures(again) == figures(whole)
+
+
+def _train_in_child(recipe, out, resume):
+    os.setpgid(0, 0)
+    torch.set_num_threads(1)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    train(recipe, out=out, resume=resume)
+
+
+def test_killed_at_ten_random_points_a_run_resumes_bit_for_bit(finished, tmp_path):
+    recipe, whole = finished
+    out, rng, kills = tmp_path / "killed", random.Random(4), 0
+    fork = multiprocessing.get_context("fork")
+    for _ in range(60):
+        child = fork.Process(target=_train_in_child, args=(recipe, out, (out / "run.json").exists()))
+        child.start()
+        child.join(rng.uniform(0.05, 0.8) if kills < 10 else None)
+        if child.is_alive():
+            os.kill(child.pid, signal.SIGKILL)
+            child.join()
+            kills += 1
+        elif child.exitcode == 0 and kills >= 10:
+            break
+        elif child.exitcode == 0:  # it got through before ten kills: begin again
+            import shutil
+
+            shutil.rmtree(out)
+        else:
+            pytest.fail(f"the child ended with {child.exitcode}")
+    assert kills >= 10
+    assert figures(RunDir(out)) == figures(whole)
+    for stage in recipe.stages:
+        ours, theirs = (r.model(stage) / "model.safetensors" for r in (RunDir(out), whole))
+        assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_sigterm_ends_in_a_checkpoint_and_resumes_bit_for_bit(finished, tmp_path, tiny):
+    recipe, whole = finished
+    out = tmp_path / "stopped"
+    fork = multiprocessing.get_context("fork")
+    child = fork.Process(target=_train_in_child, args=(recipe, out, False))
+    child.start()
+    deadline = time.monotonic() + 60
+    while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").read_bytes().count(b"\n"):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.kill(child.pid, signal.SIGTERM)
+    child.join()
+    done = RunDir(out).read_metrics()[-1]["step"]
+    saved = checkpoint.latest(RunDir(out))
+    assert saved is not None and checkpoint.step_of(saved) == done
+    train(recipe, out=out, resume=True)
+    assert figures(RunDir(out)) == figures(whole)
+
+
+def test_resume_refuses_another_recipe_and_allows_another_speed(finished, tiny, tmp_path):
+    out = tmp_path / "run"
+    train(tiny("stages.finetune.length.steps=2"), out=out)
+    with pytest.raises(UserError, match="resume/changed"):
+        train(tiny("stages.finetune.optim.lr=1e-3", "stages.finetune.length.steps=2"), out=out, resume=True)
+    train(tiny("stages.finetune.length.steps=2", "speed.workers=1", "output.save_every=2"), out=out, resume=True)
+
+
+def test_a_used_folder_is_refused(finished, tiny):
+    with pytest.raises(UserError, match="run/exists"):
+        train(tiny(), out=finished[1].path)
+
+
+def test_a_stage_alone_starts_from_the_stage_before(finished, tiny, tmp_path):
+    recipe, whole = finished
+    start = f"stages.finetune.start={whole.model('pretrain')}"
+    alone = train(tiny(start), out=tmp_path / "alone", stage="finetune").run
+    assert figures(alone) == [line for line in figures(whole) if line["stage"] == "finetune"]
+
+
+def test_a_term_without_items_for_fifty_steps_is_an_error(scenes, tiny, tmp_path):
+    rows = json.loads((scenes / "finetune.json").read_text())
+    for row in rows:
+        del row["image"]
+        for turn in row["conversations"]:
+            turn["value"] = turn["value"].replace("<image>", "").strip()
+    (tmp_path / "text.json").write_text(json.dumps(rows))
+    recipe = tiny(
+        f"data.questions.records={tmp_path / 'text.json'}", "stages.finetune.length.steps=60",
+        "stages.pretrain.length.steps=1", "stages.finetune.batch.samples=1",
+    )  # fmt: skip
+    with pytest.raises(UserError, match="train/idle-term") as error:
+        train(recipe, out=tmp_path / "run")
+    assert {p.where.split(".")[-1] for p in error.value.problems} == {"image_order", "guided_loss"}
