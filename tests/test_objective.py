@@ -1,15 +1,22 @@
 """The whole objective in float64: shared or apart, in any order, in any number of micro-batches."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from lmmkit import assemble
+from lmmkit.batch import Pick
 from lmmkit.data.pipeline import cut
 from lmmkit.model.attention import Eager, Sdpa
+from lmmkit.needs import HiddenMean, Sel
+from lmmkit.objective import tap
 from tests import paper
 from tests.reference import off
+from tests.tiny import SPEC, read, read64
 
 SAMPLES = (*paper.CAPTIONS, *paper.CHATS)
+READERS = {torch.float32: read, torch.float64: read64}
 TERMS = {"next_token", "image_order", "text_order", "guided_loss"}
 
 
@@ -61,11 +68,7 @@ def test_one_micro_batch_is_several(record_property):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_recomputing_gives_the_same_bits(dtype):
-    made, (batch, _) = paper.objective(dtype=dtype), paper.packed(SAMPLES, reader=paper.read64)
-    batch = batch if dtype == torch.float64 else _in_float32(batch)
-    blocks_run = []
-    for block in made.lmm.decoder.blocks:
-        block.register_forward_hook(lambda *_: blocks_run.append(1))
+    made, (batch, _) = paper.objective(dtype=dtype), paper.packed(SAMPLES, reader=READERS[dtype])
     runs = []
     for which in ("none", "all", "none"):
         assemble.recompute(made, which)
@@ -112,7 +115,31 @@ def test_guided_loss_is_one_minus_the_mass_of_every_response_row():
     assert off(out.sums["guided_loss"], (1 - alpha).sum()) < 1e-12
 
 
-def _in_float32(batch):
-    from dataclasses import replace
+def test_the_mean_over_visual_tokens_is_of_its_own_views_picture():
+    made, (batch, paths) = paper.objective(), paper.packed(paper.CAPTIONS)
+    need = HiddenMean(Sel(view="image_order", kind="image"))
+    rows = [torch.from_numpy(paths[v][1 : 1 + SPEC.tokens]) for v in batch.views_of("image_order")]
+    views = batch.views_of("image_order")
+    pick = Pick(torch.cat(rows), torch.tensor(views).repeat_interleave(SPEC.tokens))
+    hidden = made.lmm(batch, made.tokens(batch), batch.mass_R)
+    got = tap(need, replace(batch, picks={need: pick}), hidden)
+    assert off(got, torch.stack([hidden.hidden_TD[r].mean(0) for r in rows])) < 1e-12
 
-    return replace(batch, pixels_ICXY=batch.pixels_ICXY.float())
+
+def test_mass_of_chosen_layers_is_their_mean():
+    made, (batch, _) = paper.objective(), paper.packed(paper.CHATS)
+    (need,) = paper.GUIDED.needs
+    out = made.lmm(batch, made.tokens(batch), batch.mass_R)
+    parts = []
+    for layers in ((0,), (1,), "all"):
+        chosen = replace(need, layers=layers)
+        parts.append(tap(chosen, replace(batch, picks={chosen: batch.picks[need]}), out))
+    assert off((parts[0] + parts[1]) / 2, parts[2]) < 1e-12 < off(parts[0], parts[1])
+
+
+def test_chunked_cross_entropy_is_the_whole_one(monkeypatch):
+    made, (batch, _) = paper.objective(), paper.packed(SAMPLES * 4)
+    want = paper.learned(made, [batch])
+    assert len(batch.predict) > 256
+    monkeypatch.setattr("lmmkit.objective.LOGIT_BYTES", 1)
+    assert_same(paper.learned(made, [batch]), want)

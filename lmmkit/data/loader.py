@@ -6,6 +6,7 @@ worker counts may change between runs.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -41,11 +42,13 @@ def load_steps(
     pipeline: Pipeline, start: int, stop: int, *, workers: int, worker_init: Callable[[int], None]
 ) -> Iterator[Step]:
     """Steps `start` to `stop - 1`. Raises `UserError` when a row or image turns out bad."""
-    loader = StatefulDataLoader(
-        _Steps(pipeline), batch_size=None, sampler=range(start, stop), num_workers=workers,
-        timeout=TIMEOUT if workers else 0, worker_init_fn=worker_init,
-        multiprocessing_context="forkserver" if workers else None,
-    )  # fmt: skip
+    with warnings.catch_warnings():  # torchdata 0.11 calls what torch has made a deprecated no-op
+        warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
+        loader = StatefulDataLoader(
+            _Steps(pipeline), batch_size=None, sampler=range(start, stop), num_workers=workers,
+            timeout=TIMEOUT if workers else 0, worker_init_fn=worker_init,
+            multiprocessing_context="forkserver" if workers else None,
+        )  # fmt: skip
     for step in loader:
         if isinstance(step, _Bad):
             raise UserError(step.problems)

@@ -21,17 +21,18 @@ def caption(scene: Scene, rng: random.Random) -> str:
     full = [f"a {thing.size} {thing.name}" for thing in things]
     if len(things) == 1:
         place = f"in the {things[0].place}"
-        return rng.choice((f"{place} {full[0]} {sky}", f"{sky} and {place} {full[0]}"))
+        return rng.choice((f"{place} {full[0]} {sky}", f"{full[0]} {place} {sky}"))
     placed = [f"{thing.place} a {thing.name}" for thing in things]
     sized = [f"{thing.place} {whole}" for thing, whole in zip(things, full, strict=True)]
-    # The place comes first: a small model learns early to look where a word points, and late to
-    # find out what a sentence is going to speak of.
+    # The place mostly comes first: a small model learns early to look where a word points, and
+    # late to find out what a sentence is going to speak of.
     if len(things) == 2:
+        one, two = things
         return rng.choice(
             (
                 f"{sky} {placed[0]} and {placed[1]}",
                 f"{sized[0]} and {sized[1]} {ground}",
-                f"in the {sized[0]} and in the {sized[1]}",
+                f"{full[0]} {one.place} and {full[1]} {two.place}",
             )
         )
     if len(things) == 3:
@@ -39,7 +40,6 @@ def caption(scene: Scene, rng: random.Random) -> str:
             (
                 f"{placed[0]}, {placed[1]} and {placed[2]}",
                 f"{sized[0]}, {placed[1]} and {sized[2]}",
-                f"{placed[0]}, then {placed[1]} and {sized[2]}",
             )
         )
     bare = [f"{thing.place} {thing.name}" for thing in things]

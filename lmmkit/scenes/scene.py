@@ -17,6 +17,7 @@ SHAPES = ("square", "triangle", "cross", "heart", "bar")
 COLOURS = ("red", "green", "blue", "yellow", "purple", "white")
 SIZES = ("small", "large")
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
+NEIGHBOURS = (CORNERS[:2], CORNERS[2:], CORNERS[::2], CORNERS[1::2])
 CENTRE = "centre"
 PLACES = (*CORNERS, CENTRE)
 SKIES = ("pale", "golden", "dusky")
@@ -27,7 +28,7 @@ SPLITS = ("train", "heldout")
 # shrunk to 48 pixels, a small object still covers a patch.
 CANVASES = ((64, 64), (72, 64), (64, 72), (80, 80), (90, 80), (80, 90), (96, 96), (112, 100))
 THINGS = (1, 2, 3, 4)
-THING_WEIGHTS = (0.13, 0.27, 0.3, 0.3)
+THING_WEIGHTS = (0.22, 0.33, 0.25, 0.2)
 HELDOUT_EVERY = 5  # one description in so many belongs to the held-out split
 
 
@@ -134,10 +135,12 @@ def _things(rng: random.Random, number: int) -> tuple[Thing, ...]:
             kind = (kind[0], rng.choice(kinds)[1])
         if kind not in kinds:
             kinds.append(kind)
+    places = sorted(rng.sample(CORNERS, number), key=CORNERS.index)
     if number == 1 and rng.random() < 0.4:
         places = [CENTRE]
-    else:
-        places = sorted(rng.sample(CORNERS, number), key=CORNERS.index)
+    elif number == 2 and rng.random() < 0.5:
+        # Fewer diagonals than chance gives: only neighbours can be asked for a relation.
+        places = list(rng.choice(NEIGHBOURS))
     return tuple(
         Thing(
             shape=shape,

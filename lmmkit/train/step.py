@@ -63,7 +63,7 @@ def run_step(
         for name, value in outcome.sums.items():
             sums[name] = sums.get(name, 0) + value.detach()
         if readings:
-            _read(objective, outcome, totals)
+            _read(objective, outcome, counts, totals)
     norm = _norm(objective, clip)
     optimizer.step()
     return Report(
@@ -78,8 +78,8 @@ def run_step(
 
 
 @torch.no_grad()
-def _read(objective: Objective, outcome: Outcome, totals: dict[str, list]) -> None:
-    for term in objective.terms:
+def _read(objective: Objective, outcome: Outcome, counts: Mapping[str, int], totals: dict[str, list]) -> None:
+    for term in (term for term in objective.terms if counts[term.name]):
         for name, reading in term.readings(outcome.ctxs[term.name]).items():
             both = totals.setdefault(f"{term.name}/{name}", [0.0, 0.0])
             both[0] += reading.total.detach()
