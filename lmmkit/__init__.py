@@ -13,17 +13,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lmmkit.recipe import Recipe, read_recipe
     from lmmkit.speak import load
-    from lmmkit.train.run import train
+    from lmmkit.training.run import train
 
-_HOMES = {"Recipe": "lmmkit.recipe", "read_recipe": "lmmkit.recipe", "load": "lmmkit.speak", "train": "lmmkit.train.run"}
+_HOMES = {"Recipe": "lmmkit.recipe", "read_recipe": "lmmkit.recipe", "load": "lmmkit.speak", "train": "lmmkit.training.run"}
 
 __all__ = ["Recipe", "load", "read_recipe", "train"]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str):
-    # `lmmkit.train` the function stands in front of `lmmkit.train` the package, which nobody
-    # outside needs by attribute.
     if name in _HOMES:
         value = getattr(import_module(_HOMES[name]), name)
         globals()[name] = value

@@ -68,7 +68,7 @@ class Objective(nn.Module):
 
     def _ctx(self, term: Term, batch: Batch, out: Output) -> Ctx:
         taps = {need: tap(need, batch, out) for need in term.needs}
-        module = self.plugins[term.name] if term.name in self.plugins else None
+        module = self.plugins[term.name] if term.name in self.plugins else None  # noqa: SIM401 (no `get`)
         return Ctx(term.name, batch, taps, module)
 
     def _touch(self, batch: Batch) -> Tensor | float:

@@ -59,7 +59,11 @@ def chat(key: str, *texts: str, images: int = 1) -> Sample:
 
 
 CAPTIONS = (caption("a", "a red cat on a mat"), caption("b", "two dogs"), caption("c", "sky"))
-CHATS = (chat("d", "what?", "a cat sat"), chat("e", "who?", "me and you", "why?", "so"), chat("f", "hi", "yes no", images=0))
+CHATS = (
+    chat("d", "what?", "a cat sat"),
+    chat("e", "who?", "me and you", "why?", "so"),
+    chat("f", "hi", "yes no", images=0),
+)
 
 
 def views(**settings) -> Views:

@@ -104,3 +104,8 @@ def off(a: Tensor, b: Tensor) -> float:
         return 0.0
     most = b.abs().max().item()
     return (a - b).abs().max().item() / (most if most > 0 else 1.0)
+
+
+def show(what: str, value: float) -> None:
+    """A measured figure, printed: `pytest -rP` shows them all."""
+    print(f"{what} {value:.1e}")

@@ -38,16 +38,16 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "errors", "sample", "spans", "recipe", "rundir", "model", "data", "weights", "plan", "objective", "assemble",
     ),
     "evaluate": ("errors", "dims", "sample", "recipe", "rundir", "data", "plan", "objective", "speak", "evaluate"),
-    "train": (
+    "training": (
         "errors", "dims", "sample", "spans", "batch", "recipe", "rundir", "model", "data", "weights", "plan",
-        "objective", "assemble", "train",
+        "objective", "assemble", "training",
     ),
     "report": ("rundir", "report"),
     "commands": ("errors", "sample", "recipe", "door", "rundir", "model", "data", "scenes", "plan", "estimate",
-                 "speak", "evaluate", "train", "report", "dims", "commands"),
+                 "speak", "evaluate", "training", "report", "dims", "commands"),
     "cli": ("commands",),
     "__main__": ("cli",),
-    "__init__": ("recipe", "speak", "train"),
+    "__init__": ("recipe", "speak", "training"),
 }  # fmt: skip
 PLUGINS = sorted((ROOT / "plugins").rglob("*.py"))
 FILES = sorted((ROOT / "lmmkit").rglob("*.py"))

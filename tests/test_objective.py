@@ -12,7 +12,7 @@ from lmmkit.model.attention import Eager, Sdpa
 from lmmkit.needs import HiddenMean, Sel
 from lmmkit.objective import tap
 from tests import paper
-from tests.reference import off
+from tests.reference import off, show
 from tests.tiny import SPEC, read, read64
 
 SAMPLES = (*paper.CAPTIONS, *paper.CHATS)
@@ -20,50 +20,50 @@ READERS = {torch.float32: read, torch.float64: read64}
 TERMS = {"next_token", "image_order", "text_order", "guided_loss"}
 
 
-def assert_same(got, want, limit: float = 1e-12, record=lambda name, value: None) -> None:
+def assert_same(got, want, limit: float = 1e-12) -> None:
     """Term sums one by one, and every parameter's gradient."""
     (sums, gradients), (want_sums, want_gradients) = got, want
     assert set(sums) == set(want_sums) == TERMS and set(gradients) == set(want_gradients)
     errors = {name: off(sums[name], want_sums[name]) for name in sums}
-    record("off_sums", max(errors.values()))
+    show("off_sums", max(errors.values()))
     largest = max(float(g.abs().max()) for g in want_gradients.values())
     for name, gradient in gradients.items():
         assert gradient is not None and gradient.abs().max() > 1e-6 * largest, f"{name} does not learn"
         errors[name] = off(gradient, want_gradients[name])
-    record("off_gradients", max(errors[name] for name in gradients))
+    show("off_gradients", max(errors[name] for name in gradients))
     assert max(errors.values()) < limit, {name: e for name, e in errors.items() if e >= limit}
 
 
 @pytest.mark.parametrize("backend", [Sdpa(), Eager()], ids=lambda b: b.name)
 @pytest.mark.parametrize("samples", [paper.CAPTIONS, paper.CHATS, SAMPLES], ids=["captions", "chats", "both"])
-def test_shared_prefixes_are_views_apart(samples, backend, record_property):
+def test_shared_prefixes_are_views_apart(samples, backend):
     made = paper.objective(backend=backend)
     (shared, _), (apart, _) = paper.packed(samples), paper.packed(samples, share=False)
     assert len(shared) < len(apart) and shared.count == apart.count
-    assert_same(paper.learned(made, [shared]), paper.learned(made, [apart]), record=record_property)
+    assert_same(paper.learned(made, [shared]), paper.learned(made, [apart]))
 
 
-def test_sdpa_is_eager(record_property):
+def test_sdpa_is_eager():
     batch, _ = paper.packed(SAMPLES)
     wanted = paper.learned(paper.objective(backend=Eager()), [batch])
-    assert_same(paper.learned(paper.objective(), [batch]), wanted, record=record_property)
+    assert_same(paper.learned(paper.objective(), [batch]), wanted)
 
 
-def test_permuted_trees_change_nothing(record_property):
+def test_permuted_trees_change_nothing():
     made = paper.objective()
     batches = [paper.packed(samples)[0] for samples in (SAMPLES, SAMPLES[::-1], SAMPLES[2:] + SAMPLES[:2])]
     want = paper.learned(made, batches[:1])
     for batch in batches[1:]:
-        assert_same(paper.learned(made, [batch]), want, record=record_property)
+        assert_same(paper.learned(made, [batch]), want)
 
 
-def test_one_micro_batch_is_several(record_property):
+def test_one_micro_batch_is_several():
     made, pack = paper.objective(), paper.packer()
     grown = paper.trees(SAMPLES, pack)
     whole, parts = (list(cut(grown, tokens)) for tokens in (10_000, 150))
     assert len(whole) == 1 and len(parts) > 2
     batches = [[pack.pack(part)[0] for part in cuts] for cuts in (whole, parts)]
-    assert_same(paper.learned(made, batches[1]), paper.learned(made, batches[0]), record=record_property)
+    assert_same(paper.learned(made, batches[1]), paper.learned(made, batches[0]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -108,7 +108,7 @@ def test_a_batch_of_text_alone_gives_every_parameter_a_gradient_of_zero():
 
 
 def test_guided_loss_is_one_minus_the_mass_of_every_response_row():
-    made, (batch, paths) = paper.objective(), paper.packed(paper.CAPTIONS)
+    made, (batch, _) = paper.objective(), paper.packed(paper.CAPTIONS)
     out = made(batch)
     alpha = out.ctxs["guided_loss"][paper.GUIDED.needs[0]]
     assert len(alpha) == batch.count["guided_loss"] and bool(((alpha > 0) & (alpha < 1)).all())

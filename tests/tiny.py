@@ -15,7 +15,7 @@ from lmmkit.forest import roots
 from lmmkit.model.attention import Backend, Sdpa
 from lmmkit.model.decoder import Decoder, DecoderShape
 from lmmkit.model.lmm import LMM, Connector
-from lmmkit.model.vision import ViT, VisionShape
+from lmmkit.model.vision import VisionShape, ViT
 from lmmkit.sample import Image, Sample, View
 from lmmkit.spans import Layout, Span, text
 from tests.hf_weights import scramble

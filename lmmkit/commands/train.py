@@ -24,8 +24,8 @@ def train(
     read = the_recipe(recipe, root, changes)
     to = to or Path("runs") / recipe.stem
     from lmmkit.commands.recipes import find
-    from lmmkit.train.run import train as run_training
-    from lmmkit.train.signals import exit_code
+    from lmmkit.training.run import train as run_training
+    from lmmkit.training.signals import exit_code
 
     finished = run_training(
         read, out=to, resume=resume, stage=stage, trust_files=trust_files, source=find(recipe).read_text()

@@ -94,7 +94,9 @@ def generate(
     return [_until(row, eos) for row in torch.stack(written, 1).tolist()]
 
 
-def _paths(forest: Forest, leaves: Sequence[int], prompt_rows: int, new_QN: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _paths(
+    forest: Forest, leaves: Sequence[int], prompt_rows: int, new_QN: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """(key_QM, seen_QM): the cache rows of every leaf's path, left-padded, then its reserved rows."""
     enter, leave = forest.enter_T.numpy(), forest.leave_T.numpy()
     paths = []

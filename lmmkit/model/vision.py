@@ -102,7 +102,7 @@ class TimmViT(nn.Module):
         depth = len(model.blocks)
         state = feature_layer if feature_layer >= 0 else depth + 1 + feature_layer
         if not 1 <= state <= depth:
-            raise ValueError(f"feature_layer {feature_layer} is none of its {depth} layers (1 to {depth}, -{depth} to -1)")
+            raise ValueError(f"feature_layer {feature_layer} is none of 1 to {depth} or -{depth} to -1")
         self.index = state - 1
         model.prune_intermediate_layers([self.index], prune_norm=True, prune_head=True)
         self.model = model

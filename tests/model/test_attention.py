@@ -13,7 +13,7 @@ from lmmkit.model import attention
 from lmmkit.model.attention import Eager, Sdpa, Xformers, backends, choose
 from tests import reference
 from tests.forests import permuted, random_forest
-from tests.reference import off
+from tests.reference import off, show
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda")
@@ -127,6 +127,9 @@ def of_twin(case: Case, given) -> Found:
 
 def assert_close(got: Found, want: Found, limit: float) -> None:
     errors = {name: off(a, b) for name, a, b in zip(Found._fields, got, want, strict=True)}
+    show(f"{got.out.dtype} out", errors["out"])
+    show(f"{got.out.dtype} mass", errors["mass"])
+    show(f"{got.out.dtype} gradients", max(errors["d_q"], errors["d_k"], errors["d_v"]))
     assert max(errors.values()) < limit, errors
 
 

@@ -11,7 +11,7 @@ from lmmkit.model.attention import Eager, Sdpa
 from lmmkit.model.decoder import Decoder, DecoderShape
 from lmmkit.model.init import init
 from tests import hf_weights, reference
-from tests.reference import off
+from tests.reference import off, show
 from tests.tiny import TEXT, random_ids
 
 CPU = torch.device("cpu")
@@ -23,7 +23,7 @@ LLAMAS = {
 }
 QWENS = {
     "qkv bias": (DecoderShape(width=24, heads=4, kv_heads=2, head_size=6, mlp=40, qkv_bias=True, **WIDE), Qwen2Config),
-    "q and k norm": (DecoderShape(width=24, heads=4, kv_heads=2, head_size=8, mlp=40, qk_norm=True, **WIDE), Qwen3Config),
+    "qk norm": (DecoderShape(width=24, heads=4, kv_heads=2, head_size=8, mlp=40, qk_norm=True, **WIDE), Qwen3Config),
 }
 CLASSES = {LlamaConfig: LlamaForCausalLM, Qwen2Config: Qwen2ForCausalLM, Qwen3Config: Qwen3ForCausalLM}
 
@@ -54,25 +54,25 @@ def logits(decoder: Decoder, lengths: list[int], ids: list[int], backend) -> tor
     return decoder.head(hidden)
 
 
-def assert_parity(decoder: Decoder, config_class, record) -> None:
+def assert_parity(decoder: Decoder, config_class) -> None:
     model, docs = theirs(decoder, config_class), [random_ids(n, n, 97) for n in (23, 7)]
     with torch.no_grad():
         want = torch.cat([model(torch.tensor([ids])).logits[0] for ids in docs])
         for backend in (Sdpa(), Eager()):
             got = logits(decoder, [23, 7], docs[0] + docs[1], backend)
-            record(f"off_{backend.name}", off(got, want))
+            show(f"off_{backend.name}", off(got, want))
             assert off(got, want) < 1e-5
 
 
 @pytest.mark.parametrize("name", LLAMAS)
-def test_two_packed_documents_are_two_passes_of_llama(name, record_property):
-    assert_parity(scrambled(LLAMAS[name]), LlamaConfig, record_property)
+def test_two_packed_documents_are_two_passes_of_llama(name):
+    assert_parity(scrambled(LLAMAS[name]), LlamaConfig)
 
 
 @pytest.mark.parametrize("name", QWENS)
-def test_two_packed_documents_are_two_passes_of_qwen(name, record_property):
+def test_two_packed_documents_are_two_passes_of_qwen(name):
     shape, config = QWENS[name]
-    assert_parity(scrambled(shape), config, record_property)
+    assert_parity(scrambled(shape), config)
 
 
 @pytest.mark.parametrize("shape", [*LLAMAS.values(), *(shape for shape, _ in QWENS.values())])

@@ -7,7 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lmmkit.model.attention import Eager, Sdpa
 from lmmkit.model.generate import Sampled, generate, greedy
 from tests import hf_weights, reference
-from tests.reference import off
+from tests.reference import off, show
 from tests.tiny import TEXT, packed, prompt, random_ids, read64, text_batch, tiny_lmm
 
 NEW, EOS, NEVER = 12, 2, -1
@@ -65,14 +65,14 @@ def near_ties(ours, want, gap_QN) -> int:
 
 
 @pytest.mark.parametrize("backend", [Sdpa(), Eager()], ids=lambda b: b.name)
-def test_greedy_alone_is_greedy_in_a_ragged_batch_is_transformers(backend, record_property):
+def test_greedy_alone_is_greedy_in_a_ragged_batch_is_transformers(backend):
     lmm = tiny_lmm(backend=backend)
     want, gap = theirs(lmm, PROMPTS)
     alone = [write(lmm, text_batch([p]), [len(p) - 1])[0] for p in PROMPTS]
     ragged = write(lmm, text_batch(PROMPTS), ends(PROMPTS))
     assert all(len(row) == NEW for row in alone) and len(set(map(tuple, want))) == len(PROMPTS)
     ties = near_ties(alone, want, gap) + near_ties(ragged, want, gap)
-    record_property("near_ties", ties)
+    show("near_ties", ties)
     assert ties <= 1
 
 

@@ -10,7 +10,7 @@ from lmmkit.batch import Fill
 from lmmkit.model.attention import Eager, Sdpa
 from lmmkit.model.lmm import LMM, Connector
 from tests import hf_weights
-from tests.reference import off
+from tests.reference import off, show
 from tests.tiny import SPEC, TEXT, VISION, packed, prompt, random_ids, read, read64, text_batch, tiny_lmm
 
 IMAGE = TEXT.vocab - 1  # the id that stands for an image row over there
@@ -40,7 +40,7 @@ def logits(lmm: LMM, batch) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("backend", [Sdpa(), Eager()], ids=lambda b: b.name)
-def test_packed_samples_are_llava_passes_apart(backend, record_property):
+def test_packed_samples_are_llava_passes_apart(backend):
     lmm = tiny_lmm(backend=backend)
     model = theirs(lmm)
     ids = [random_ids(n, n, IMAGE) for n in (12, 7)]
@@ -52,8 +52,8 @@ def test_packed_samples_are_llava_passes_apart(backend, record_property):
         with torch.no_grad():
             want = model(input_ids=tokens, pixel_values=read_pixels(picture)).logits[0]
         alone, _ = packed([[prompt(text, picture, at)]])
-        record_property("off_packed", off(got[path], want))
-        record_property("off_alone", off(logits(lmm, alone), want))
+        show("off_packed", off(got[path], want))
+        show("off_alone", off(logits(lmm, alone), want))
         assert off(got[path], want) < 1e-5 and off(logits(lmm, alone), want) < 1e-5
 
 

@@ -9,19 +9,19 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, 
 
 from lmmkit.dims import ImageSpec
 from lmmkit.model.attention import Eager, Sdpa
-from lmmkit.model.vision import TimmViT, ViT, VisionShape, open_timm
+from lmmkit.model.vision import TimmViT, VisionShape, ViT, open_timm
 from tests import hf_weights
-from tests.reference import off
+from tests.reference import off, show
 from tests.tiny import VISION
 
 CLIP = VisionShape(width=24, depth=4, heads=3, mlp=40, patch=4, image=ImageSpec(size=20, grid=(5, 5), width=24))
 SIGLIP = replace(
     CLIP, feature_layer=-2, class_token=False, pre_norm=False, patch_bias=True, activation="gelu_tanh", norm_eps=1e-6
 )
-SIZES = dict(
-    hidden_size=24, num_hidden_layers=4, num_attention_heads=3, intermediate_size=40, image_size=20, patch_size=4,
-    attn_implementation="eager",
-)  # fmt: skip
+SIZES = {
+    "hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 40,
+    "image_size": 20, "patch_size": 4, "attn_implementation": "eager",
+}  # fmt: skip
 
 
 def vit(shape: VisionShape, backend=None) -> ViT:
@@ -35,7 +35,7 @@ def pixels(n: int, size: int = 20) -> torch.Tensor:
 
 
 @torch.no_grad()
-def assert_parity(shape: VisionShape, model, skip: int, record) -> None:
+def assert_parity(shape: VisionShape, model, skip: int) -> None:
     """`skip` tokens of theirs are no patches."""
     for backend in (Sdpa(), Eager()):
         ours = vit(shape, backend)
@@ -43,18 +43,18 @@ def assert_parity(shape: VisionShape, model, skip: int, record) -> None:
         hf_weights.load(model, hf_weights.of_vit(ours), spare=rf"^post_layernorm|^head\.|layers\.[{unbuilt}]\.")
         want = model(pixels(3), output_hidden_states=True).hidden_states[shape.feature_layer][:, skip:]
         got = ours(pixels(3))
-        record(f"off_{backend.name}", off(got, want))
+        show(f"off_{backend.name}", off(got, want))
         assert got.shape == (3, 25, 24) and off(got, want) < 1e-5
 
 
 @pytest.mark.parametrize("layer", [-2, 1, 0])
-def test_clip_states_are_transformers_less_the_class_token(layer, record_property):
+def test_clip_states_are_transformers_less_the_class_token(layer):
     model = CLIPVisionModel(CLIPVisionConfig(hidden_act="quick_gelu", **SIZES))
-    assert_parity(replace(CLIP, feature_layer=layer), model, 1, record_property)
+    assert_parity(replace(CLIP, feature_layer=layer), model, 1)
 
 
-def test_siglip_states_are_transformers(record_property):
-    assert_parity(SIGLIP, SiglipVisionModel(SiglipVisionConfig(layer_norm_eps=1e-6, **SIZES)), 0, record_property)
+def test_siglip_states_are_transformers():
+    assert_parity(SIGLIP, SiglipVisionModel(SiglipVisionConfig(layer_norm_eps=1e-6, **SIZES)), 0)
 
 
 @pytest.mark.parametrize(("layer", "built"), [(-1, 3), (-2, 2), (0, 0), (1, 1), (3, 3)])
@@ -78,14 +78,14 @@ def random_timm(size: int = 48, **settings):
 
 
 @pytest.mark.parametrize("layer", [-1, -2, 1, 4])
-def test_timm_states_are_forward_intermediates(layer, record_property):
+def test_timm_states_are_forward_intermediates(layer):
     spec = ImageSpec(size=48, grid=(3, 3), width=192)
     whole, state = random_timm(), layer if layer >= 0 else 5 + layer
     ours = TimmViT(random_timm(), image=spec, feature_layer=layer)
     with torch.no_grad():
         want = whole.forward_intermediates(pixels(2, 48), norm=False, output_fmt="NLC", intermediates_only=True)
         got = ours(pixels(2, 48))
-    record_property("off", off(got, want[state - 1]))
+    show("off", off(got, want[state - 1]))
     assert got.shape == (2, 9, 192) and torch.equal(got, want[state - 1])
     assert len(ours.model.blocks) == state
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from lmmkit.train.signals import SIGNALS, Stop, exit_code, ignore_in_worker
+from lmmkit.training.signals import SIGNALS, Stop, exit_code, ignore_in_worker
 
 
 def test_codes():

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from lmmkit.errors import MachineError, Problem, UserError
 from lmmkit.rundir import RunDir, fsync
-from lmmkit.train import manifest
+from lmmkit.training import manifest
 
 STEP = re.compile(r"step-(\d{8})", re.ASCII)
 STAGED = re.compile(r"\.tmp-(\d{8})-[0-9a-f]+", re.ASCII)

@@ -13,8 +13,8 @@ import torch
 
 from lmmkit.errors import MachineError, UserError
 from lmmkit.rundir import RunDir, fsync
-from lmmkit.train import checkpoint, manifest
-from lmmkit.train.rng import rng_state, set_rng_state
+from lmmkit.training import checkpoint, manifest
+from lmmkit.training.rng import rng_state, set_rng_state
 
 CRASHED = 77
 

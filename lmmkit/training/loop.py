@@ -15,12 +15,12 @@ from lmmkit.errors import Problem, UserError
 from lmmkit.objective import Objective
 from lmmkit.plan.prepare import Prepared
 from lmmkit.rundir import RunDir
-from lmmkit.train import checkpoint, state
-from lmmkit.train.log import Board, MetricsLog, Progress
-from lmmkit.train.pictures import stage_pictures
-from lmmkit.train.rng import rng_state
-from lmmkit.train.signals import Stop, ignore_in_worker
-from lmmkit.train.step import Report, rate, run_step
+from lmmkit.training import checkpoint, state
+from lmmkit.training.log import Board, MetricsLog, Progress
+from lmmkit.training.pictures import stage_pictures
+from lmmkit.training.rng import rng_state
+from lmmkit.training.signals import Stop, ignore_in_worker
+from lmmkit.training.step import Report, rate, run_step
 
 IDLE_STEPS = 50  # steps in which a term may have nothing to count, before that is an error
 

@@ -14,8 +14,8 @@ import torch
 
 from lmmkit.errors import UserError
 from lmmkit.rundir import RunDir
-from lmmkit.train import checkpoint
-from lmmkit.train.run import train
+from lmmkit.training import checkpoint
+from lmmkit.training.run import train
 from tests.conftest import DIRECT, PLAIN
 
 TIMES = ("seconds", "tokens_per_second")

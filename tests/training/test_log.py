@@ -11,7 +11,7 @@ import torch
 
 from lmmkit.errors import MachineError, UserError
 from lmmkit.rundir import read_jsonl
-from lmmkit.train.log import Board, MetricsLog, Progress, duration
+from lmmkit.training.log import Board, MetricsLog, Progress, duration
 
 
 @pytest.fixture

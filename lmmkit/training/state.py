@@ -9,9 +9,9 @@ from torch import Tensor
 
 from lmmkit.errors import raise_all
 from lmmkit.objective import Objective
-from lmmkit.train import manifest
-from lmmkit.train.checkpoint import Checkpoint
-from lmmkit.train.rng import set_rng_state
+from lmmkit.training import manifest
+from lmmkit.training.checkpoint import Checkpoint
+from lmmkit.training.rng import set_rng_state
 from lmmkit.weights.own import unique_tensors
 
 

@@ -17,11 +17,11 @@ from lmmkit.plan.explain import plan_text
 from lmmkit.plan.prepare import Prepared, prepare
 from lmmkit.recipe import Recipe, digest, dump
 from lmmkit.rundir import RunDir, lock, read_json, write_json_atomic, write_text_atomic
-from lmmkit.train import checkpoint
-from lmmkit.train.log import Board, MetricsLog
-from lmmkit.train.loop import Position, run_stage
-from lmmkit.train.signals import Stop
-from lmmkit.train.state import restore
+from lmmkit.training import checkpoint
+from lmmkit.training.log import Board, MetricsLog
+from lmmkit.training.loop import Position, run_stage
+from lmmkit.training.signals import Stop
+from lmmkit.training.state import restore
 from lmmkit.weights import own
 
 
