@@ -1,0 +1,178 @@
+"""The command line as a user meets it: what works, and how bad input is told."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from lmmkit.cli import app
+from tests.conftest import DIRECT
+
+
+def run(*words: str, code: int = 0):
+    """A command; its output and errors; its exit code checked; never a traceback for bad input."""
+    result = CliRunner().invoke(app, list(map(str, words)))
+    text = result.output + (result.stderr or "")
+    assert result.exit_code == code, text + str(result.exception)
+    assert "Traceback" not in text
+    return text
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """A recipe file."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(DIRECT)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(scenes, tmp_path_factory):
+    """A run folder, trained by the command."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "mine.yaml").write_text(DIRECT)
+    run("train", folder / "mine.yaml", "--root", scenes, "--out", folder / "run")
+    return folder / "run"
+
+
+def test_check_prints_the_plan_and_the_cost(recipe, scenes):
+    text = run("check", recipe, "--root", scenes, "--images")
+    assert "term image_order  weight 1  chance 1.609" in text and "no problems." in text
+    facts = json.loads(run("check", recipe, "--root", scenes, "--json"))
+    assert facts["rows"]["questions"] == 120
+    assert facts["stages"]["finetune"]["learning"] < facts["stages"]["pretrain"]["learning"]
+
+
+def test_eval_writes_results_with_controls_and_terms(trained):
+    text = run("eval", trained)
+    assert "presence" in text and "image_order accuracy" in text
+    results = json.loads((trained / "results.json").read_text())
+    answers = results["answers"]
+    assert {"accuracy", "accuracy_blank", "accuracy_swapped", "by_type", "majority"} <= set(answers)
+    assert answers["accuracy"]["n"] == 72 and answers["accuracy"]["low"] <= answers["accuracy"]["value"]
+    assert results["terms"]["image_order"]["readings"]["accuracy"]["chance"] == pytest.approx(0.2)
+    assert results["terms"]["guided_loss"]["readings"]["mass"]["n"] > 0
+    assert results["restore"]["text_order"]["n"] == 4
+
+
+def test_chat_streams_what_it_answers(trained, scenes):
+    picture = next((scenes / "images" / "heldout").iterdir())
+    first = run("chat", trained, "--image", picture, "--prompt", "How many objects are there?", "--max-new-tokens", 5)
+    again = run("chat", trained, "--image", picture, "--prompt", "How many objects are there?", "--max-new-tokens", 5)
+    assert first == again and first.endswith("\n")
+    run("chat", trained, "--prompt", "Hello?", "--max-new-tokens", 3, "--temperature", 0.8, "--seed", 1)
+
+
+def test_chat_on_a_broken_picture_is_told(trained, tmp_path):
+    (tmp_path / "x.jpg").write_text("<html>")
+    assert "x.jpg" in run("chat", trained, "--image", tmp_path / "x.jpg", "--prompt", "?", code=2)
+
+
+def test_diff_of_a_recipe_and_a_run(trained, recipe):
+    assert "the same." in run("diff", recipe, trained)
+    recipe.write_text(DIRECT.replace("seed: 5", "seed: 6").replace("workers", "workers"))
+    assert "mathematics" in run("diff", recipe, trained)
+
+
+def test_recipes_list_and_copy(tmp_path):
+    assert "quickstart-llava" in run("recipes", "list")
+    run("recipes", "copy", "quickstart", tmp_path / "q.yaml")
+    assert "recipes/exists" in run("recipes", "copy", "quickstart", tmp_path / "q.yaml", code=2)
+    assert "Did you mean" in run("recipes", "copy", "quickstrat", code=2)
+
+
+def test_plugins_list_explain_trace(recipe, scenes):
+    assert "directed_token" in run("plugins", "list")
+    assert "place" in run("plugins", "explain", "directed_token")
+    assert "term text_order" in run("plugins", "explain", recipe, "--root", scenes)
+    text = run("plugins", "trace", recipe, "--root", scenes, "--samples", 1, "--stage", "pretrain")
+    assert "image[9] Shuffle" in text and "drt[1]*" in text and "response" in text
+    assert "Did you mean" in run("plugins", "explain", "directed_tokn", code=2)
+
+
+def test_data_show_and_check(recipe, scenes):
+    assert "[image x 9]" in run("data", "show", recipe, "questions", "--root", scenes, "--count", 1)
+    assert "heldout: 72 rows, all good" in run("data", "check", recipe, "--root", scenes, "--decode")
+    assert "Did you mean" in run("data", "show", recipe, "question", "--root", scenes, code=2)
+    assert "0 to 119" in run("data", "show", recipe, "questions", "--row", 500, "--root", scenes, code=2)
+
+
+def test_several_wrong_things_in_a_recipe_are_told_at_once_with_their_lines(recipe, scenes):
+    recipe.write_text(DIRECT.replace("seed: 5", "seed: -1").replace("{grid: 3", "{gird: 3").replace("samples: 4}", "smples: 4}"))
+    text = run("train", recipe, "--root", scenes, "--out", recipe.parent / "run", code=2)
+    assert "mine.yaml:3" in text and "smples" in text and "samples" in text
+    assert not (recipe.parent / "run").exists(), "nothing is written before all is checked"
+
+
+def test_bad_rows_and_pictures_name_file_and_row(recipe, scenes, tmp_path):
+    rows = json.loads((scenes / "finetune.json").read_text())[:6]
+    rows[1]["conversations"] = []
+    rows[2]["conversations"][0]["value"] = "no marker"
+    rows[3]["image"] = "images/train/absent.jpg"
+    rows[4]["image"] = 7
+    (tmp_path / "bad.json").write_text(json.dumps(rows))
+    words = ("--root", scenes, "--set", f"data.questions.records={tmp_path / 'bad.json'}")
+    text = run("check", recipe, *words, code=2)
+    for row in (1, 2, 4):
+        assert f"row {row}" in text
+    rows = [rows[0], rows[3]]
+    (tmp_path / "bad.json").write_text(json.dumps(rows))
+    assert "absent.jpg" in run("check", recipe, *words, code=2)
+
+
+def test_an_empty_data_set(recipe, scenes, tmp_path):
+    (tmp_path / "none.json").write_text("[]")
+    text = run("check", recipe, "--root", scenes, "--set", f"data.questions.records={tmp_path / 'none.json'}", code=2)
+    assert "records/empty" in text
+
+
+def test_a_broken_picture_in_the_middle_of_a_run_is_told_with_its_row(recipe, scenes, tmp_path):
+    import shutil
+
+    shutil.copytree(scenes, tmp_path / "scenes")
+    for picture in (tmp_path / "scenes" / "images" / "train").iterdir():
+        picture.write_bytes(picture.read_bytes()[:100])
+    text = run("train", recipe, "--root", tmp_path / "scenes", "--out", tmp_path / "run", code=2)
+    assert "images/train" in text
+
+
+def test_a_folder_in_use_is_refused(trained, scenes):
+    words = ("train", trained.parent / "mine.yaml", "--root", scenes, "--out", trained)
+    assert "run/exists" in run(*words, code=2)
+    assert "make-scenes" not in run("data", "make-scenes", scenes, code=2)
+
+
+def test_missing_files_are_told(tmp_path):
+    run("train", tmp_path / "none.yaml", code=2)
+    run("eval", tmp_path, code=2)
+    run("chat", tmp_path, "--prompt", "x", code=2)
+    run("diff", tmp_path / "a.yaml", tmp_path, code=2)
+    run("data", "make-scenes", tmp_path / "x", "--count", 3, code=2)
+
+
+def test_a_damaged_model_is_told(trained, tmp_path):
+    import shutil
+
+    shutil.copytree(trained / "model" / "finetune", tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    assert "model/unreadable" in run("chat", tmp_path / "model", "--prompt", "x", code=2)
+    (tmp_path / "model" / "config.json").write_text("{}")
+    assert "model/format" in run("chat", tmp_path / "model", "--prompt", "x", code=2)
+
+
+def test_a_bug_of_ours_exits_1_with_its_traceback(monkeypatch, tmp_path):
+    code = (
+        "import lmmkit.recipe.diff, lmmkit.recipe, sys\n"
+        "def boom(a, b): raise ZeroDivisionError('ours')\n"
+        "lmmkit.recipe.diff = boom\n"
+        "sys.argv = ['lmmkit', 'diff', 'quickstart', 'quickstart']\n"
+        "from lmmkit.cli import main\n"
+        "main()\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert result.returncode == 1 and "ZeroDivisionError: ours" in result.stderr

@@ -1,0 +1,172 @@
+"""Plans: what is on, what is off and why, and every combination that is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from lmmkit.errors import UserError
+from lmmkit.plan.prepare import prepare
+from tests.conftest import DIRECT, PLAIN
+
+
+def problems(tiny, *overrides: str, **kwargs) -> dict[str, str]:
+    """code -> where, of everything wrong."""
+    with pytest.raises(UserError) as error:
+        prepare(tiny(*overrides), **kwargs)
+    return {p.code: p.where for p in error.value.problems}
+
+
+def test_direct_llava_s_plan(tiny):
+    plans = prepare(tiny()).plans
+    pretrain, finetune = plans["pretrain"], plans["finetune"]
+    assert [t.name for t in pretrain.terms] == ["guided_loss", "image_order", "text_order"]
+    assert pretrain.text_terms == ("next_token", "text_order")
+    assert [(s.name, views) for s, views in pretrain.strategies] == [("directed_token", frozenset({"image_order"}))]
+    assert finetune.off == {"text_order": "not weighed in this stage"}
+    assert finetune.speaks_through == () and finetune.active == {"directed_token", "image_order", "guided_loss"}
+    assert pretrain.digest != finetune.digest == prepare(tiny()).plans["finetune"].digest
+
+
+def test_weight_zero_takes_the_token_that_only_it_reads_with_it(tiny):
+    plan = prepare(tiny("stages.pretrain.losses.image_order=0")).plans["pretrain"]
+    assert plan.strategies == () and not plan.tasks[0].name == "image_order"
+    assert plan.off == {"image_order": "weight 0", "directed_token": "no active term reads its tokens"}
+
+
+def test_a_weight_scheduled_from_zero_is_built(tiny):
+    plan = prepare(tiny("stages.pretrain.losses.image_order={from: 0, to: 1, over: 0.5}")).plans["pretrain"]
+    assert "image_order" in plan.active
+    assert plan.weights["image_order"].at(0) == 0 and plan.weights["image_order"].at(0.25) == 0.5
+
+
+def test_a_token_before_the_response_stands_in_every_view_and_in_inference(tiny):
+    plan = prepare(tiny("plugins.directed_token.place=before_response", "plugins.image_order.allow_unreachable=false")).plans["finetune"]
+    assert plan.strategies[0][1] is None and plan.speaks_through == ("directed_token",)
+
+
+def test_a_token_its_reader_can_never_see_through_is_refused_unless_allowed(tiny):
+    found = problems(tiny, "plugins.directed_token.place=start")
+    assert set(found) == {"plan/unreachable"}
+    allowed = tiny("plugins.directed_token.place=start", "plugins.image_order.allow_unreachable=true")
+    assert prepare(allowed).plans["pretrain"].speaks_through == ("directed_token",)
+
+
+def test_a_mark_no_strategy_provides(tiny):
+    text = DIRECT.replace("  directed_token: {place: end}\n", "")
+    with pytest.raises(UserError, match="`image_order` reads mark `drt`, which no plugin provides"):
+        prepare(tiny(text=text))
+
+
+def test_a_token_nobody_reads(tiny):
+    assert set(problems(tiny, "plugins.image_order.read=visual")) == {"plan/unread-mark"}
+
+
+def test_visual_reading_needs_no_token(tiny):
+    text = DIRECT.replace("  directed_token: {place: end}\n", "").replace("permutations: 5", "permutations: 5, read: visual")
+    assert prepare(tiny(text=text)).plans["pretrain"].strategies == ()
+
+
+def test_unknown_plugins_and_settings_are_told_together_with_their_lines(tiny):
+    text = DIRECT.replace("text_order:     {}", "text_ordr:      {}").replace("{grid: 3", "{gird: 3")
+    text = text.replace("text_order: 1.0", "text_ordr: 1.0")
+    with pytest.raises(UserError) as error:
+        prepare(tiny(text=text))
+    (unknown,) = error.value.problems
+    assert unknown.code == "plugin/unknown" and "tiny.yaml:19" in unknown.where and "`text_order`" in unknown.mend
+
+
+def test_every_wrong_setting_is_told_at_once(tiny):
+    found = problems(
+        tiny, "plugins.image_order={gird: 3, permutations: many}", "plugins.directed_token.place=ennd",
+        "plugins.guided_loss.layers=[0, 9]", "data.captions.records=absent.json",
+    )  # fmt: skip
+    assert {"plugin/unknown-key", "plugin/missing-key", "plugin/bad-value"} <= set(found)
+    assert any(code.startswith("records/") for code in found), "data problems come in the same report"
+
+
+def test_settings_that_do_not_fit_the_model(tiny):
+    assert set(problems(tiny, "plugins.image_order.grid=2")) == {"plan/setting"}
+    assert set(problems(tiny, "plugins.guided_loss.layers=[0, 2]")) == {"plan/layers"}
+
+
+def test_a_strategy_has_no_weight_and_a_term_must_have_one(tiny):
+    assert "plan/no-term" in problems(tiny, "stages.pretrain.losses.directed_token=1.0")
+    losses = [f"stages.{stage}.losses={{next_token: 1.0, image_order: 1.0, text_order: 1.0}}" for stage in ("pretrain", "finetune")]
+    assert set(problems(tiny, *losses)) == {"plan/unweighed"}
+
+
+def test_what_this_release_cannot_do_is_refused(tiny):
+    found = problems(
+        tiny, "speed.compile=true", "speed.shard=2", "stages.finetune.train.text.lora={r: 8, alpha: 16}",
+        "stages.finetune.validate={every: 1, data: heldout}",
+    )  # fmt: skip
+    assert set(found) == {"recipe/not-yet"}
+
+
+def test_components_survive_in_two_instances(tiny):
+    text = DIRECT.replace("text_order:     {}", "text_order:     {}\n  fine_order: {use: image_order, grid: 3, permutations: 3}")
+    text = text.replace("image_order: 1.0,", "image_order: 1.0, fine_order: 1.0,")
+    prepared = prepare(tiny(text=text))
+    batch = prepared.pipeline("pretrain").step(0)[0]
+    assert len(batch.views_of("image_order")) == len(batch.views_of("fine_order")) == 4
+    assert batch.labels["fine_order/permutation"].max() < 3
+    assert batch.count["image_order"] == batch.count["fine_order"] == 4
+
+
+def test_a_local_file_runs_only_when_trusted(tiny, scenes, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from dataclasses import dataclass\n"
+        "from lmmkit.ext import AttnMass, Loss, Sel, hookimpl\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Mine(Loss):\n"
+        "    power: float = 2.0\n"
+        "    needs = (AttnMass(q=Sel(learn=True)),)\n"
+        "    def value(self, ctx):\n"
+        "        return ctx[self.needs[0]].pow(self.power).sum()\n"
+        "@hookimpl\n"
+        "def lmmkit_components():\n"
+        "    return {'mine': Mine}\n"
+    )
+    text = PLAIN.replace("stages:", f"plugins:\n  mine: {{use: {file}, power: 3.0}}\nstages:", 1)
+    text = text.replace("{next_token: 1.0}", "{next_token: 1.0, mine: 0.1}")
+    with pytest.raises(UserError, match="plugin/untrusted-file"):
+        prepare(tiny(text=text))
+    prepared = prepare(tiny(text=text), trust_files=True)
+    assert prepared.parts.components["mine"].power == 3.0
+    assert prepared.parts.origin("mine").startswith(str(file))
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ("raise RuntimeError('no')", "plugin/broken"),
+        ("def lmmkit_components():\n    return {}", "plugin/unmarked"),
+        ("from lmmkit.ext import hookimpl\n@hookimpl\ndef lmmkit_component():\n    return {}", "plugin/bad-hook"),
+        ("from lmmkit.ext import hookimpl\n@hookimpl\ndef lmmkit_components():\n    return {'mine': int}", "plugin/kind"),
+        ("x = 1", "plugin/absent"),
+    ],
+)
+def test_a_broken_plugin_is_named(tiny, tmp_path, body, code):
+    (tmp_path / "mine.py").write_text(body)
+    text = PLAIN.replace("stages:", f"plugins:\n  mine: {{use: {tmp_path / 'mine.py'}}}\nstages:", 1)
+    with pytest.raises(UserError) as error:
+        prepare(tiny(text=text), trust_files=True)
+    assert [p.code for p in error.value.problems] == [code]
+
+
+def test_steps_and_epochs(tiny):
+    recipe = tiny("stages.pretrain.length={epochs: 2}", "stages.pretrain.batch.samples=7")
+    assert prepare(recipe).steps("pretrain") == 35  # ceil(240 / 7)
+    dropped = tiny("stages.pretrain.length={epochs: 2}", "stages.pretrain.batch={samples: 7, tail: drop}")
+    assert prepare(dropped).steps("pretrain") == 34
+
+
+def test_the_length_policies(tiny):
+    short = "model.text.context=40"
+    with pytest.raises(UserError, match="data/too-long"):
+        prepare(tiny(short)).pipeline("finetune").step(0)
+    cut = prepare(tiny(short, "stages.finetune.batch.too_long=truncate")).pipeline("finetune").step(0)
+    gone = prepare(tiny(short, "stages.finetune.batch.too_long=drop")).pipeline("finetune").step(0)
+    assert cut[0].dropped["truncated"] and gone[0].dropped["too_long"]
+    assert sum(b.count["next_token"] for b in gone) == 0, "a step whose samples are all dropped is empty, not an error"
