@@ -13,7 +13,7 @@ from lmmkit.needs import HiddenMean, Sel
 from lmmkit.objective import tap
 from tests import paper
 from tests.reference import off, show
-from tests.tiny import SPEC, read, read64
+from tests.tiny import read, read64
 
 SAMPLES = (*paper.CAPTIONS, *paper.CHATS)
 READERS = {torch.float32: read, torch.float64: read64}
@@ -115,15 +115,14 @@ def test_guided_loss_is_one_minus_the_mass_of_every_response_row():
     assert off(out.sums["guided_loss"], (1 - alpha).sum()) < 1e-12
 
 
-def test_the_mean_over_visual_tokens_is_of_its_own_views_picture():
+def test_the_mean_over_visual_tokens_is_of_its_own_views_rows():
     made, (batch, paths) = paper.objective(), paper.packed(paper.CAPTIONS)
-    need = HiddenMean(Sel(view="image_order", kind="image"))
-    rows = [torch.from_numpy(paths[v][1 : 1 + SPEC.tokens]) for v in batch.views_of("image_order")]
-    views = batch.views_of("image_order")
-    pick = Pick(torch.cat(rows), torch.tensor(views).repeat_interleave(SPEC.tokens))
-    hidden = made.lmm(batch, made.tokens(batch), batch.mass_R)
-    got = tap(need, replace(batch, picks={need: pick}), hidden)
-    assert off(got, torch.stack([hidden.hidden_TD[r].mean(0) for r in rows])) < 1e-12
+    need, views = HiddenMean(Sel(view="image_order", kind="image")), batch.views_of("image_order")
+    rows = [torch.from_numpy(paths[v][1 : 4 + 3 * i]) for i, v in enumerate(views)]  # as many as the view's number
+    view_Q = torch.cat([torch.full((len(r),), v) for v, r in zip(views, rows, strict=True)])
+    out = made.lmm(batch, made.tokens(batch), batch.mass_R)
+    got = tap(need, replace(batch, picks={need: Pick(torch.cat(rows), view_Q)}), out)
+    assert off(got, torch.stack([out.hidden_TD[r].mean(0) for r in rows])) < 1e-12
 
 
 def test_mass_of_chosen_layers_is_their_mean():

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from lmmkit.forest import Call, Forest
 
@@ -385,7 +386,7 @@ class _Packed:
     def backward(self, d: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, to: _Grads) -> None:
         heads, groups = q.shape[1], k.shape[1]
         d_q, d_k, d_v = _fmha.memory_efficient_attention_backward(
-            d[self.row_Q][None], out[self.row_Q][None], lse[self.row_Q].T[None].contiguous().float(),
+            d[self.row_Q][None], out[self.row_Q][None], self._kernel_lse(lse[self.row_Q], q.dtype),
             *self._inputs(q, k, v), attn_bias=self.bias,
         )  # fmt: skip
         to.q.index_add_(0, self.row_Q, d_q[0])
@@ -401,6 +402,13 @@ class _Packed:
         if lse.shape[0] == 1 and lse.shape[-1] >= len(self.row_Q):
             return lse[0, :, : len(self.row_Q)].T
         return torch.cat([lse[i, :, :n].T for i, n in enumerate(self.lengths_q)])
+
+    def _kernel_lse(self, lse_QH: Tensor, dtype: torch.dtype) -> Tensor:
+        """The layout that the backward kernel of this type reads: xformers finds the kernel by it."""
+        if dtype != torch.float32:
+            return lse_QH.T[None].contiguous()
+        padded = pad_sequence(lse_QH.split(self.lengths_q), batch_first=True, padding_value=UNSEEN)
+        return padded.transpose(1, 2).contiguous()
 
 
 @dataclass(frozen=True)

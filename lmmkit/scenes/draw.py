@@ -20,7 +20,7 @@ FINE = 3  # outlines are drawn so many times larger, then averaged: smooth edges
 REACH = 0.25  # from the middle to a corner thing, in short sides
 RADIUS = {"small": 0.13, "large": 0.2}  # in short sides
 # Shapes of equal radius look unequally large; these make them alike.
-SWELL = {"square": 0.9, "triangle": 1.12, "cross": 1.04, "heart": 1.1, "bar": 1.16}
+SWELL = {"square": 0.9, "triangle": 1.12, "cross": 1.04, "bar": 1.16}
 
 RGB = {
     "red": (215, 25, 30),
@@ -28,7 +28,6 @@ RGB = {
     "blue": (25, 60, 230),
     "yellow": (255, 225, 0),
     "purple": (165, 25, 185),
-    "white": (252, 252, 252),
 }
 INK = (20, 20, 24)  # every thing's rim: its shape reads the same in all colours
 LINE = 0.025  # the rim's width, in short sides
@@ -96,14 +95,6 @@ def _loop(thing: Thing, width: int, height: int) -> Loop:
     return [(x + r * across, y + r * down) for across, down in FORM[thing.shape]]
 
 
-def _heart() -> Loop:
-    """Two half circles over a wedge, within -1 and 1."""
-    turns = [math.pi * k / 12 for k in range(13)]
-    left = [(-0.5 - 0.5 * math.cos(turn), -0.4 - 0.5 * math.sin(turn)) for turn in turns]
-    right = [(0.5 - 0.5 * math.cos(turn), -0.4 - 0.5 * math.sin(turn)) for turn in turns]
-    return [*left, *right, (0, 0.95)]
-
-
 ARM = 0.36  # half the width of a cross's arm, where its length is 1
 FLAT = 0.48  # half a bar's height, where its length is 1
 FORM: dict[str, Loop] = {
@@ -113,7 +104,6 @@ FORM: dict[str, Loop] = {
         *((-ARM, -1), (ARM, -1), (ARM, -ARM), (1, -ARM), (1, ARM), (ARM, ARM)),
         *((ARM, 1), (-ARM, 1), (-ARM, ARM), (-1, ARM), (-1, -ARM), (-ARM, -ARM)),
     ],
-    "heart": _heart(),
     "bar": [(-1, -FLAT), (1, -FLAT), (1, FLAT), (-1, FLAT)],
 }
 

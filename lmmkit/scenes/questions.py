@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from lmmkit.scenes.scene import COLOURS, SHAPES, Scene, Thing
@@ -17,8 +17,9 @@ TYPES = ("colour", "shape", "position", "count", "relation", "presence")
 NUMBERS = ("zero", "one", "two", "three", "four")
 PLURAL = {shape: "crosses" if shape == "cross" else f"{shape}s" for shape in SHAPES}
 
-# How often a kind is asked within its type. Of the negatives, half name a shape or a colour that
-# is nowhere and half an absent thing whose colour, shape or both are there on other things.
+# How often a kind is asked within its type. Of the negatives, three in four name a shape or a
+# colour that is nowhere; one in four an absent thing whose colour, shape or both are there on
+# other things.
 KINDS = {
     "colour/shape": 1,
     "colour/place": 1,
@@ -26,13 +27,13 @@ KINDS = {
     "shape/place": 1,
     "position/shape": 1,
     "position/colour": 1,
-    "position/name": 2,
+    "position/name": 1,
     "count/all": 1,
     "count/shape": 1,
     "count/colour": 1,
     "relation/next": 1,
-    "presence/yes": 2,
-    "presence/no": 1,
+    "presence/yes": 4,
+    "presence/no": 3,
     "presence/near": 1,
 }
 PATTERNS = {
@@ -51,14 +52,18 @@ PATTERNS = {
 }
 
 
+Fact = tuple[int, str]  # a thing's index and what of it: "colour", "shape" or "place"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A question, its answer, and the things (by index) that the two of them name."""
+    """A question and its answer; the facts that its text tells and those that it asks for."""
 
     kind: str
     text: str
     answer: str
-    about: tuple[int, ...] = ()
+    tells: frozenset[Fact] = frozenset()
+    asks: frozenset[Fact] = frozenset()
 
     @property
     def type(self) -> str:
@@ -77,63 +82,68 @@ class Asker:
     def ask(self, scene: Scene, number: int, rng: random.Random) -> list[Question]:
         """Up to `number` questions of different types, in random order.
 
-        A thing that one question named is left alone by the next while there is another: its
-        answer could be read from the conversation instead of the picture.
+        Where it can be helped, none asks for what the ones before it told: that answer could be
+        read from the conversation, and the picture would teach nothing.
         """
-        asked: list[Question] = []
-        named: Counter[int] = Counter()
         pool = list(candidates(scene, rng))
-        while pool and len(asked) < number:
-            open_types = sorted({question.type for question in pool}, key=TYPES.index)
-            wanted = min(open_types, key=lambda t: (self._types[t], rng.random()))
-            question = self._best([q for q in pool if q.type == wanted], named, rng)
+        types = sorted({question.type for question in pool}, key=TYPES.index)
+        types = sorted(types, key=lambda name: (self._types[name], rng.random()))[:number]
+        rng.shuffle(types)
+        asked = []
+        known: set[Fact] = set()
+        for name in types:
+            question = self._best([q for q in pool if q.type == name], known, rng)
             asked.append(question)
-            named.update(question.about)
+            known |= question.tells | question.asks
             self._types[question.type] += 1
             self._kinds[question.kind] += 1
             self._answers[question.kind, question.answer] += 1
-            pool = [q for q in pool if q.type != wanted]
-        rng.shuffle(asked)
         return asked
 
-    def _best(self, pool: list[Question], named: Counter[int], rng: random.Random) -> Question:
-        kinds = sorted({question.kind for question in pool})
-        kind = min(kinds, key=lambda k: (self._kinds[k] / KINDS[k], rng.random()))
-        return min(
-            (question for question in pool if question.kind == kind),
-            key=lambda q: (
-                sum(named[i] for i in q.about),
-                self._answers[q.kind, q.answer],
-                rng.random(),
-            ),
-        )
+    def _best(self, pool: list[Question], known: set[Fact], rng: random.Random) -> Question:
+        def rank(question: Question) -> tuple[float, ...]:
+            told = len(question.asks & known)
+            share = self._kinds[question.kind] / KINDS[question.kind]
+            used = self._answers[question.kind, question.answer]
+            # A yes tells more than a no. Presence balances first, or it would mostly say no.
+            first = (share, told) if question.type == "presence" else (told, share)
+            return (*first, used, rng.random())
+
+        return min(pool, key=rank)
 
 
 def candidates(scene: Scene, rng: random.Random) -> Iterator[Question]:
     """Every question that `scene` answers without doubt; the wording is drawn from `rng`."""
 
-    def make(kind: str, slot: str, answer: str, *about: int) -> Question:
+    def make(
+        kind: str, slot: str, answer: str, tells: Iterable[Fact] = (), asks: Iterable[Fact] = ()
+    ) -> Question:
         patterns = PATTERNS.get(kind) or PATTERNS["presence"]
         text = rng.choice(patterns).format(slot)
-        return Question(kind=kind, text=text, answer=answer, about=about)
+        return Question(
+            kind=kind, text=text, answer=answer, tells=frozenset(tells), asks=frozenset(asks)
+        )
 
     things = scene.things
     shapes = Counter(thing.shape for thing in things)
     colours = Counter(thing.colour for thing in things)
     for i, thing in enumerate(things):
+        colour, shape, place = (i, "colour"), (i, "shape"), (i, "place")
         if shapes[thing.shape] == 1:
-            yield make("colour/shape", thing.shape, thing.colour, i)
-            yield make("position/shape", thing.shape, thing.place, i)
+            yield make("colour/shape", thing.shape, thing.colour, [shape], [colour])
+            yield make("position/shape", thing.shape, thing.place, [shape], [place])
         if colours[thing.colour] == 1:
-            yield make("shape/colour", thing.colour, thing.shape, i)
-            yield make("position/colour", thing.colour, thing.place, i)
-        yield make("colour/place", thing.place, thing.colour, i)
-        yield make("shape/place", thing.place, thing.shape, i)
-        yield make("position/name", thing.name, thing.place, i)
+            yield make("shape/colour", thing.colour, thing.shape, [colour], [shape])
+            yield make("position/colour", thing.colour, thing.place, [colour], [place])
+        yield make("colour/place", thing.place, thing.colour, [place], [colour])
+        yield make("shape/place", thing.place, thing.shape, [place], [shape])
+        yield make("position/name", thing.name, thing.place, [colour, shape], [place])
         for j, other in enumerate(things):
             side = direction(thing, other)
             if side:
-                yield make("relation/next", f"{side} the {thing.name}", other.name, i, j)
+                slot = f"{side} the {thing.name}"
+                asks = [(j, "colour"), (j, "shape")]
+                yield make("relation/next", slot, other.name, [colour, shape], asks)
     yield make("count/all", "", NUMBERS[len(things)])
     for shape in SHAPES:
         yield make("count/shape", PLURAL[shape], NUMBERS[shapes[shape]])
@@ -158,21 +168,27 @@ def direction(thing: Thing, other: Thing) -> str:
 def _presence(
     things: tuple[Thing, ...], rng: random.Random, make: Callable[..., Question]
 ) -> Iterator[Question]:
-    """One question of each presence kind. Half of the yes and of the no name one word ("bar",
-    "red object") instead of two, so that neither wording betrays its answer."""
+    """One question of each presence kind. A quarter of the yes and of the no name two words
+    ("red bar"), the others one ("bar", "red object"), so that no wording betrays its answer."""
     shapes = {thing.shape for thing in things}
     colours = {thing.colour for thing in things}
     names = {thing.name for thing in things}
     i = rng.randrange(len(things))
-    there = (things[i].name, things[i].shape, f"{things[i].colour} object")
-    yield make("presence/yes", rng.choices(there, (2, 1, 1))[0], "yes", i)
+    colour, shape = (i, "colour"), (i, "shape")
+    there = (
+        (things[i].name, [colour, shape]),
+        (things[i].shape, [shape]),
+        (f"{things[i].colour} object", [colour]),
+    )
+    text, asks = rng.choices(there, (2, 3, 3))[0]
+    yield make("presence/yes", text, "yes", asks=asks)
     # "presence/near" below always names two words: here it is always one.
     absent = (
-        [shape for shape in SHAPES if shape not in shapes],
-        [f"{colour} object" for colour in COLOURS if colour not in colours],
+        [s for s in SHAPES if s not in shapes],
+        [f"{c} object" for c in COLOURS if c not in colours],
     )
-    yield make("presence/no", rng.choice(rng.choice(absent)), "no")
-    pairs = [(colour, shape) for colour in COLOURS for shape in SHAPES]
+    yield make("presence/no", rng.choice(rng.choice([words for words in absent if words])), "no")
+    pairs = [(c, s) for c in COLOURS for s in SHAPES]
     both = [p for p in pairs if p[0] in colours and p[1] in shapes]
     either = [p for p in pairs if p[0] in colours or p[1] in shapes]
     near = [f"{c} {s}" for c, s in both if f"{c} {s}" not in names]

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 # Told apart by where their colour is, not by their corners: those are lost at 48 pixels, where
 # a circle is a square and a star a triangle to a small model.
-SHAPES = ("square", "triangle", "cross", "heart", "bar")
-COLOURS = ("red", "green", "blue", "yellow", "purple", "white")
+SHAPES = ("square", "triangle", "cross", "bar")
+COLOURS = ("red", "green", "blue", "yellow", "purple")
 SIZES = ("small", "large")
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
 NEIGHBOURS = (CORNERS[:2], CORNERS[2:], CORNERS[::2], CORNERS[1::2])
@@ -45,7 +45,7 @@ class Thing:
 
     @property
     def name(self) -> str:
-        """Colour and shape, "red bar": unique within a scene."""
+        """Colour and shape, "red bar": unique within a scene, as the colour is."""
         return f"{self.colour} {self.shape}"
 
 
@@ -123,18 +123,12 @@ def split_of(seed: int, description: tuple[tuple[str, str, str, str], ...]) -> s
 
 
 def _things(rng: random.Random, number: int) -> tuple[Thing, ...]:
-    """`number` things in different places, no two of the same colour and shape."""
-    kinds: list[tuple[str, str]] = []
-    while len(kinds) < number:
-        kind = (rng.choice(SHAPES), rng.choice(COLOURS))
-        # Repeats make counts above one common, and single words ambiguous often enough.
-        repeat = rng.random()
-        if kinds and repeat < 0.35:
-            kind = (rng.choice(kinds)[0], kind[1])
-        elif kinds and repeat < 0.6:
-            kind = (kind[0], rng.choice(kinds)[1])
-        if kind not in kinds:
-            kinds.append(kind)
+    """`number` things in different places and of different colours; shapes repeat."""
+    colours = rng.sample(COLOURS, number)
+    shapes = [rng.choice(SHAPES)]
+    while len(shapes) < number:  # repeats, so that counts above one are common
+        shapes.append(rng.choice(shapes) if rng.random() < 0.35 else rng.choice(SHAPES))
+    kinds = zip(shapes, colours, strict=True)
     places = sorted(rng.sample(CORNERS, number), key=CORNERS.index)
     if number == 1 and rng.random() < 0.4:
         places = [CENTRE]

@@ -86,6 +86,8 @@ def tell(seed: int, split: str, number: int) -> list[Told]:
         scene = make_scene(seed, split, index)
         rng = random.Random(f"lmmkit words/{seed}/{scene.id}")
         turns = rng.choice(TURNS) if split == "train" else HELDOUT_QUESTIONS
+        if len(scene.things) == 1:
+            turns = min(turns, TURNS[0])  # more would only repeat each other
         questions = tuple(asker.ask(scene, turns, rng))
         told.append(
             Told(
