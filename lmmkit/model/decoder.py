@@ -32,10 +32,10 @@ class DecoderShape:
 
 
 class Embedding(nn.Embedding):
-    """Token rows drawn from N(0, 0.02)."""
+    """Token rows drawn from N(0, 1 / width): of the size that the blocks add."""
 
     def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight, std=0.02)
+        nn.init.normal_(self.weight, std=self.embedding_dim**-0.5)
 
 
 class Decoder(nn.Module):

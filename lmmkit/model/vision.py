@@ -67,7 +67,11 @@ class VisionBlock(nn.Module):
 
 
 class ViT(nn.Module):
-    """The encoder written here. Position and class embeddings are drawn from N(0, 0.02)."""
+    """The encoder written here.
+
+    From scratch, positions begin as fixed sines and cosines of row and column (a learned table
+    needs many steps to find out what is beside what); the class token is drawn from N(0, 0.02).
+    """
 
     def __init__(self, shape: VisionShape, backend: Backend):
         super().__init__()
@@ -81,7 +85,9 @@ class ViT(nn.Module):
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.class_token, std=0.02)
-        nn.init.normal_(self.position, std=0.02)
+        nn.init.zeros_(self.position)
+        with torch.no_grad():
+            self.position[len(self.class_token) :] = 0.5 * sincos(self.image.grid, self.shape.width)
 
     def forward(self, pixels_ICXY: Tensor) -> Tensor:
         """[I, N, D]"""
@@ -91,6 +97,15 @@ class ViT(nn.Module):
         for block in self.blocks:
             x_IND = block(x_IND)
         return x_IND[:, self.class_token.shape[0] :]
+
+
+def sincos(grid: tuple[int, int], width: int) -> Tensor:
+    """[N, D]: sines and cosines of each token's row and column at D / 4 wavelengths."""
+    wave = 1e4 ** -(torch.arange(width // 4) / (width // 4))
+    row, column = torch.meshgrid(*(torch.arange(side) for side in grid), indexing="ij")
+    angles = [place.flatten()[:, None] * wave for place in (row, column)]
+    table = torch.cat([f(angle) for angle in angles for f in (torch.sin, torch.cos)], 1)
+    return nn.functional.pad(table, (0, width - table.shape[1]))
 
 
 class TimmViT(nn.Module):
