@@ -1,0 +1,122 @@
+"""Averages, intervals, controls and the tasks' bookkeeping."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lmmkit.data.images import Blank
+from lmmkit.evaluate.controls import blank, swapped
+from lmmkit.evaluate.stats import mean_with_interval
+from lmmkit.evaluate.tasks.exact_match import exact_match
+from lmmkit.evaluate.tasks.restore import restore
+from lmmkit.sample import Image, Sample, Turn
+
+
+def test_without_clusters_the_interval_is_the_binomial_one():
+    values = [1.0] * 30 + [0.0] * 70
+    got = mean_with_interval(values, [str(i) for i in range(100)])
+    error = 1.96 * np.sqrt(0.3 * 0.7 / 100)
+    assert got["value"] == pytest.approx(0.3) and got["n"] == 100
+    assert got["low"] == pytest.approx(0.3 - error, rel=0.02) and got["high"] == pytest.approx(0.3 + error, rel=0.02)
+
+
+def test_equal_answers_within_a_scene_widen_the_interval():
+    values = [1.0, 1.0, 1.0] * 30 + [0.0, 0.0, 0.0] * 70
+    alone = mean_with_interval(values, [str(i) for i in range(300)])
+    together = mean_with_interval(values, [str(i // 3) for i in range(300)])
+    ratio = (together["high"] - together["low"]) / (alone["high"] - alone["low"])
+    assert ratio == pytest.approx(np.sqrt(3), rel=0.02)
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says():
+    rng, hits = np.random.default_rng(0), 0
+    for _ in range(400):
+        scene = rng.beta(2, 2, 80)
+        values = (rng.random((80, 3)) < scene[:, None]).astype(float).ravel()
+        got = mean_with_interval(values.tolist(), [str(i // 3) for i in range(240)])
+        hits += got["low"] <= 0.5 <= got["high"]
+    assert 0.92 <= hits / 400 <= 0.98
+
+
+def test_no_values_give_no_mean():
+    assert np.isnan(mean_with_interval([], [])["value"])
+
+
+def samples() -> list[Sample]:
+    return [
+        Sample(
+            key=f"{scene}/{i}", images=(Image(f"{scene}.jpg"),), meta={"type": "colour" if i else "count", "scene": scene},
+            turns=(Turn("user", f"question {i}", images=1), Turn("assistant", answer)),
+        )
+        for scene, answers in (("a", ("one", "red")), ("b", ("two", "red")), ("c", ("one", "blue")))
+        for i, answer in enumerate(answers)
+    ]  # fmt: skip
+
+
+def test_swapped_gives_every_question_another_scene_s_picture():
+    for before, after in zip(samples(), swapped(samples()), strict=True):
+        assert before.images != after.images and before.turns == after.turns
+    assert [s.images[0].path for s in swapped(samples())] == ["b.jpg", "b.jpg", "c.jpg", "c.jpg", "a.jpg", "a.jpg"]
+
+
+def test_blank_edits_every_picture():
+    assert {s.images[0].edit for s in blank(samples(), edit=Blank("mean"))} == {Blank("mean")}
+
+
+class StubSpeaker:
+    """Answers as if it saw: right on a.jpg, "red" elsewhere; "one" on blanks."""
+
+    stage = "s"
+
+    class prepared:  # noqa: N801
+        class dims:  # noqa: N801
+            from lmmkit.dims import ImageSpec
+
+            image = ImageSpec(size=8, grid=(1, 1), width=1)
+
+    def answer(self, groups, *, new):
+        out = []
+        for group in groups:
+            assert len({view.sample.images for view in group}) == 1, "a group shares its picture"
+            for view in group:
+                assert view.sample.turns[-1].role == "user", "the answer is not shown"
+                image = view.sample.images[0]
+                first = view.sample.turns[-1].text.endswith("0")
+                out.append("one" if image.edit or (image.path == "a.jpg" and first) else "red")
+        return out
+
+
+def test_exact_match_counts_by_type_and_control():
+    got = exact_match(StubSpeaker(), samples(), new=3, controls=("blank", "swapped"), training=samples()[:2])
+    assert got["accuracy"]["value"] == pytest.approx(3 / 6)
+    assert got["accuracy_blank"]["value"] == pytest.approx(2 / 6)
+    assert got["accuracy_swapped"]["value"] == pytest.approx(3 / 6)  # c/0 on a.jpg, and red twice
+    assert got["by_type"]["colour"]["accuracy"]["value"] == pytest.approx(2 / 3)
+    assert got["majority"] == pytest.approx(4 / 6)  # "one" to question 0, "red" to question 1
+
+
+def test_restore_scores_what_was_written():
+    from types import SimpleNamespace
+
+    from lmmkit_shuffle.text_order import TextOrder
+
+    from lmmkit.sample import View
+
+    task = TextOrder(name="text_order")
+
+    class Speaker:
+        stage = "pretrain"
+        prepared = SimpleNamespace(plans={"pretrain": SimpleNamespace(tasks=(task,))})
+        views = SimpleNamespace(
+            of=lambda sample, epoch: [
+                View(sample=v.sample, name="text_order") for v in task.views(sample, np.random.default_rng(0))
+            ]
+        )
+
+        def answer(self, groups, *, new):
+            assert all(view.sample.turns[-1].role == "user" for (view,) in groups)
+            return ["a red cat", "wrong"]
+
+    texts = [Sample(key=str(i), turns=(Turn("user", ""), Turn("assistant", "a red cat"))) for i in range(2)]
+    assert restore(Speaker(), texts, new=5)["text_order"] == {"value": 0.5, "chance": pytest.approx(1 / 6), "n": 2}

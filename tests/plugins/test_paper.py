@@ -1,0 +1,135 @@
+"""The paper's parts: permutations, views, values and what their settings mean."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from lmmkit_guided_loss import GuidedLoss
+from lmmkit_shuffle.image_order import ImageOrder, Shuffle
+from lmmkit_shuffle.permutations import permutations
+from lmmkit_shuffle.text_order import TextOrder
+
+from lmmkit.ext import Batch, Ctx, Dims, Image, ImageSpec, Sample, Turn
+from lmmkit.batch import Pick
+from lmmkit.forest import roots
+
+SAMPLE = Sample(
+    key="s", images=(Image("a.jpg"), Image("b.jpg")),
+    turns=(Turn("user", "what", images=2), Turn("assistant", "A cat sat. On the mat, a cat"), Turn("user", "x"), Turn("assistant", "second")),
+)  # fmt: skip
+DIMS = Dims(width=8, vocab=50, layers=2, heads=2, image=ImageSpec(size=48, grid=(6, 6), width=8))
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+@pytest.mark.parametrize("choose", ["seed", "hamming"])
+def test_permutations_are_distinct_reproducible_and_never_the_identity(choose):
+    table = permutations(9, 24, 3, choose)
+    assert len(set(table)) == 24 and tuple(range(9)) not in table
+    assert all(sorted(row) == list(range(9)) for row in table)
+    assert table == permutations(9, 24, 3, choose) != permutations(9, 24, 4, choose)
+
+
+def test_greedy_choice_keeps_permutations_farther_apart():
+    def least(table):
+        return min(sum(a != b for a, b in zip(p, q, strict=True)) for p, q in combinations(table, 2))
+
+    assert least(permutations(9, 24, 0, "hamming")) > least(permutations(9, 24, 0, "seed"))
+
+
+def test_all_permutations_but_the_identity_can_be_had():
+    assert len(permutations(3, 5, 0, "seed")) == 5 and len(permutations(3, 5, 0, "hamming")) == 5
+
+
+def test_the_shuffle_moves_whole_tiles_and_undoes():
+    pixels = torch.arange(3 * 6 * 6.0).view(3, 6, 6)
+    shuffle = Shuffle(3, (4, 0, 1, 2, 3, 5, 6, 8, 7))
+    shuffled = shuffle(pixels)
+    assert torch.equal(shuffled[:, :2, :2], pixels[:, 2:4, 2:4]), "tile 4 stands at place 0"
+    assert torch.equal(shuffle.undo()(shuffled), pixels)
+    assert hash(shuffle) == hash(Shuffle(3, shuffle.order))
+
+
+def test_image_order_derives_one_view_of_the_first_picture():
+    task = ImageOrder(name="order", grid=3, permutations=24)
+    (view,) = task.views(SAMPLE, rng())
+    assert view.sample.turns == SAMPLE.turns and not view.learn
+    assert view.sample.images[1] == SAMPLE.images[1]
+    assert view.sample.images[0].edit.order == permutations(9, 24, 0, "seed")[view.labels["permutation"]]
+    assert task.views(Sample(key="t", turns=SAMPLE.turns), rng()) == []
+    drawn = {task.views(SAMPLE, rng(i))[0].labels["permutation"] for i in range(300)}
+    assert drawn == set(range(24))
+
+
+def test_image_order_checks_its_grid_and_count():
+    assert ImageOrder(name="o", grid=3, permutations=24).check(DIMS) == ""
+    assert ImageOrder(name="o", grid=4, permutations=24).check(DIMS).startswith("grid")
+    assert ImageOrder(name="o", grid=1, permutations=1).check(DIMS).startswith("permutations")
+    assert ImageOrder(name="o", grid=2, permutations=23).check(DIMS) == ""
+    assert ImageOrder(name="o", grid=2, permutations=24).check(DIMS).startswith("permutations")
+    assert ImageOrder(name="o", grid=3, permutations=24).chance(DIMS) == math.log(24)
+
+
+def test_text_order_shuffles_words_of_the_first_response_only():
+    (view,) = TextOrder(name="t").views(SAMPLE, rng())
+    question, answer = view.sample.turns
+    assert answer.text == "A cat sat. On the mat, a cat" and view.learn and question.images == 2
+    instruction, words = question.text.split(": ", 1)
+    assert instruction.startswith("Re-order the sentence")
+    assert sorted(words.split()) == sorted(answer.text.split()) and words.split() != answer.text.split()
+
+
+def test_text_order_skips_what_has_no_order_and_redraws_the_identity():
+    def turns(text):
+        return Sample(key="s", turns=(Turn("user", "q"), Turn("assistant", text)))
+
+    assert TextOrder(name="t").views(turns("one"), rng()) == []
+    assert TextOrder(name="t").views(turns("so so"), rng()) == []
+    for seed in range(20):
+        (view,) = TextOrder(name="t").views(turns("a b"), rng(seed))
+        assert view.sample.turns[0].text.endswith("b a")
+
+
+def test_text_order_scores_the_exact_sentence_and_knows_chance():
+    (view,) = TextOrder(name="t").views(SAMPLE, rng())
+    task = TextOrder(name="t")
+    assert task.score(view, " A cat sat. On the mat,  a cat ")[0] == 1.0
+    assert task.score(view, "A cat sat. on the mat, a cat") == (0.0, 2 / math.factorial(8))  # two "cat"
+
+
+def guided_ctx(loss: GuidedLoss, alpha: list[float], views: list[int], uniform: list[float]) -> Ctx:
+    """A context over a packed document of ten rows, queries at rows 5 and on."""
+    row_Q = torch.arange(5, 5 + len(alpha))
+    pick = Pick(row_Q, torch.tensor(views), torch.tensor(uniform))
+    empty = torch.empty(0, dtype=torch.int64)
+    batch = Batch(
+        forest=roots([10]), id_T=empty, fills=(), pixels_ICXY=torch.empty(0), predict=Pick(empty, empty),
+        target_S=empty, term_S=empty, text_terms=("next_token",), key_T=empty, mass_R=row_Q, picks={loss.needs[0]: pick},
+    )  # fmt: skip
+    return Ctx("g", batch, {loss.needs[0]: torch.tensor(alpha)}, None)
+
+
+def test_guided_loss_readings_of_alpha_and_mean():
+    alpha, views, uniform = [0.5, 0.25, 0.9], [0, 0, 1], [3 / 6, 3 / 7, 3 / 8]
+    token = GuidedLoss(name="g")
+    ctx = guided_ctx(token, alpha, views, uniform)
+    assert token.count(ctx.batch) == 3
+    assert float(token.value(ctx)) == pytest.approx(0.5 + 0.75 + 0.1)
+    assert float(token.readings(ctx)["mass"].chance) == pytest.approx(sum(uniform))
+    sample = GuidedLoss(name="g", mean="sample")
+    ctx = guided_ctx(sample, alpha, views, uniform)
+    assert sample.count(ctx.batch) == 2
+    assert float(sample.value(ctx)) == pytest.approx((0.5 + 0.75) / 2 + 0.1)
+    mean = GuidedLoss(name="g", alpha="mean")
+    assert float(mean.value(guided_ctx(mean, alpha, views, uniform))) == pytest.approx(3 - sum(alpha) / 3)
+
+
+def test_guided_loss_queries():
+    assert GuidedLoss(name="g").needs[0].q.shift == 0
+    assert GuidedLoss(name="g", query="predict").needs[0].q.shift == -1
