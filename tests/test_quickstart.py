@@ -1,0 +1,36 @@
+"""The main job on a fresh machine, the fast way."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+
+def test_the_fast_quickstart_leaves_its_summary(tmp_path):
+    command = [sys.executable, "-m", "lmmkit", "quickstart", "--fast", "--out", str(tmp_path / "q")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "exact match, its own image" in result.stdout
+    summary = json.loads((tmp_path / "q" / "summary.json").read_text())
+    assert summary.keys() == {"wall_seconds", "recipes"} and summary["recipes"].keys() == {"llava", "direct"}
+    for recipe in summary["recipes"].values():
+        assert recipe.keys() == {
+            "accuracy", "accuracy_blank", "accuracy_swapped", "majority", "image_order", "text_order", "image_mass",
+            "steps", "train_seconds",
+        }  # fmt: skip
+        for key in ("accuracy", "accuracy_blank", "accuracy_swapped"):
+            assert recipe[key].keys() == {"value", "low", "high", "n"} and recipe[key]["n"] == 180
+    llava, direct = summary["recipes"]["llava"], summary["recipes"]["direct"]
+    assert llava["image_order"] is llava["text_order"] is llava["image_mass"] is None
+    assert direct["image_order"].keys() == direct["text_order"].keys() == {"value", "chance", "n"}
+    assert direct["image_mass"].keys() == {"value", "chance"}
+    assert llava["steps"] == direct["steps"]
+    assert {p.name for p in (tmp_path / "q").iterdir()} == {"scenes", "llava", "direct", "logs", "summary.json"}
+
+
+def test_a_used_folder_is_refused(tmp_path):
+    (tmp_path / "x").write_text("")
+    command = [sys.executable, "-m", "lmmkit", "quickstart", "--out", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2 and "quickstart/not-empty" in result.stderr
