@@ -1,7 +1,7 @@
 """Losses that must not move: a refactor keeps them bit for bit, a numeric change explains itself.
 
 `LMMKIT_WRITE_GOLDEN=1 pytest tests/test_golden.py` writes the files anew; a commit that does so
-says why. Bits where torch and the CPU's vector unit are those of the file, 1e-5 elsewhere.
+says why. Bits where torch and the CPU are those of the file, 1e-5 elsewhere.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ LONG = ("stages.pretrain.length.steps=10", "stages.finetune.length.steps=10")
 
 def kind() -> str:
     """What the bits depend on."""
-    return f"torch {torch.__version__.split('+')[0]}  cpu {torch.backends.cpu.get_cpu_capability()}"
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line] if info.exists() else []
+    return f"torch {torch.__version__.split('+')[0]}  cpu {torch.backends.cpu.get_cpu_capability()} {names[0] if names else 'unknown'}"
 
 
 @pytest.mark.parametrize(("name", "text"), [("direct", DIRECT), ("plain", PLAIN)])

@@ -191,9 +191,7 @@ def _single_questions(item: Told) -> list[Record]:
             "type": question.type,
             "scene": item.scene.id,
         }
-        for number, (question, first) in enumerate(
-            zip(item.questions, item.marker_first, strict=True)
-        )
+        for number, (question, first) in enumerate(zip(item.questions, item.marker_first, strict=True))
     ]
 
 

@@ -67,9 +67,7 @@ def slow_answer(scene: Scene, text: str) -> str:
         return "yes" if here else "no"
     if "directly" in words:
         (thing,) = here
-        x, y = {"left": (-1, 0), "right": (1, 0), "above": (0, -1), "below": (0, 1)}[
-            words[words.index("directly") + 1]
-        ]
+        x, y = {"left": (-1, 0), "right": (1, 0), "above": (0, -1), "below": (0, 1)}[words[words.index("directly") + 1]]
         here = [
             other
             for other in scene.things
@@ -109,10 +107,7 @@ def test_captions_name_every_object_and_read_well(rows):
 
 
 def test_no_heldout_scene_equals_a_training_scene():
-    seen = {
-        split: {make_scene(0, split, index).description for index in range(2000)}
-        for split in SPLITS
-    }
+    seen = {split: {make_scene(0, split, index).description for index in range(2000)} for split in SPLITS}
     assert not seen["train"] & seen["heldout"]
     assert len(seen["train"]) > 1500
 
@@ -130,10 +125,7 @@ def test_rows_are_llava_rows_and_images_open(report, rows):
             assert all(turn["value"].strip() for turn in turns)
             assert set(row) - {"type", "scene"} == {"id", "image", "conversations"}, name
     images = {row["image"] for records in rows.values() for row in records}
-    on_disk = {
-        path.relative_to(report.directory).as_posix()
-        for path in (report.directory / "images").rglob("*.*")
-    }
+    on_disk = {path.relative_to(report.directory).as_posix() for path in (report.directory / "images").rglob("*.*")}
     assert images == on_disk and len(images) == COUNT + HELDOUT
     sizes = set()
     for name in images:
@@ -145,11 +137,7 @@ def test_rows_are_llava_rows_and_images_open(report, rows):
 
 
 def test_both_markers_and_four_to_six_turns(rows):
-    first = Counter(
-        row["conversations"][0]["value"].startswith("<image>")
-        for name in JSON_FILES
-        for row in rows[name]
-    )
+    first = Counter(row["conversations"][0]["value"].startswith("<image>") for name in JSON_FILES for row in rows[name])
     assert 0.4 < first[True] / first.total() < 0.6
     turns = Counter(len(questions_of(row)) for row in rows["finetune.json"])
     assert set(turns) <= {4, 5, 6} and all(len(questions_of(r)) == 1 for r in rows["heldout.json"])
@@ -219,11 +207,7 @@ def test_the_background_differs_from_tile_to_tile():
     for index in range(20):
         empty = replace(make_scene(0, "train", index), things=())
         small = draw(empty).resize((48, 48), Image.Resampling.BICUBIC)
-        tiles = [
-            small.crop((x, y, x + 16, y + 16)).reduce(4).tobytes()
-            for y in (0, 16, 32)
-            for x in (0, 16, 32)
-        ]
+        tiles = [small.crop((x, y, x + 16, y + 16)).reduce(4).tobytes() for y in (0, 16, 32) for x in (0, 16, 32)]
         nearest = min(
             sum(abs(a - b) for a, b in zip(one, two, strict=True)) / len(one)
             for i, one in enumerate(tiles)
@@ -233,9 +217,7 @@ def test_the_background_differs_from_tile_to_tile():
 
 
 def test_the_tokenizer_is_laid_out_like_llama(report):
-    model = sentencepiece.SentencePieceProcessor(
-        model_file=str(report.directory / "tokenizer.model")
-    )
+    model = sentencepiece.SentencePieceProcessor(model_file=str(report.directory / "tokenizer.model"))
     assert [model.id_to_piece(i) for i in range(3)] == ["<unk>", "<s>", "</s>"]
     assert (model.pad_id(), model.vocab_size()) == (-1, report.vocabulary)
     assert all(model.is_byte(i) for i in range(3, 259))
