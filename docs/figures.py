@@ -54,7 +54,11 @@ def views() -> list[list[Cell]]:
     shuffled = [Cell("shuffled image", tile=i) for i in SHUFFLE]
     words = [Cell("read words", w) for w in WORDS]
     learned, read = ([Cell("caption", w, learned=flag) for w in CAPTION] for flag in (True, False))
-    return [bos + image + learned, bos + image + words + learned, bos + shuffled + read + [Cell("drt", "drt")]]
+    return [
+        bos + image + learned,
+        bos + image + words + learned,
+        bos + shuffled + read + [Cell("drt", "drt")],
+    ]
 
 
 def main() -> None:
@@ -78,7 +82,9 @@ def main() -> None:
 
 
 def _code(cell: Cell, codes: dict[object, int]) -> int:
-    return codes.setdefault((cell.kind.replace("read words", "text").replace("caption", "text"), cell.text, cell.tile), len(codes))
+    return codes.setdefault(
+        (cell.kind.replace("read words", "text").replace("caption", "text"), cell.text, cell.tile), len(codes)
+    )
 
 
 def _draw_trees(axes, cells: dict[int, Cell], paths) -> None:
@@ -113,8 +119,12 @@ def _chain(axes, cells: dict[int, Cell], rows: list[int], x: float, y: float) ->
         if cell.tile >= 0:
             i, j = divmod(cell.tile, 3)
             tile = picture[32 * i : 32 * i + 32, 32 * j : 32 * j + 32]
-            axes.imshow(tile, extent=(x + 0.06, x + 0.94, y - 0.44, y + 0.44), zorder=3, interpolation="bilinear")
-            axes.add_patch(Rectangle((x + 0.04, y - 0.46), 0.92, 0.92, fill=False, ec=colour, lw=2.0, zorder=4))
+            axes.imshow(
+                tile, extent=(x + 0.06, x + 0.94, y - 0.44, y + 0.44), zorder=3, interpolation="bilinear"
+            )
+            axes.add_patch(
+                Rectangle((x + 0.04, y - 0.46), 0.92, 0.92, fill=False, ec=colour, lw=2.0, zorder=4)
+            )
         else:
             box = FancyBboxPatch(
                 (x + 0.1, y - 0.4), cell.width - 0.2, 0.8, boxstyle="round,pad=0.03,rounding_size=0.16",
@@ -138,22 +148,45 @@ def _scene():
 def _bend(axes, x0: float, y0: float, x1: float, y1: float) -> None:
     t = np.linspace(0, 1, 40)
     ease = t * t * (3 - 2 * t)
-    axes.plot(x0 + 0.08 + (x1 - x0 - 0.1) * t, y0 + (y1 - y0) * ease, color=INK, lw=1.3, zorder=2, solid_capstyle="round")
+    axes.plot(
+        x0 + 0.08 + (x1 - x0 - 0.1) * t,
+        y0 + (y1 - y0) * ease,
+        color=INK,
+        lw=1.3,
+        zorder=2,
+        solid_capstyle="round",
+    )
 
 
 def _leaf(axes, x: float, y: float, term: str, what: str) -> None:
-    axes.text(x + 0.35, y + 0.36, term, fontsize=8.8, fontweight="bold", va="center", family="DejaVu Sans Mono")
+    axes.text(
+        x + 0.35, y + 0.36, term, fontsize=8.8, fontweight="bold", va="center", family="DejaVu Sans Mono"
+    )
     axes.text(x + 0.35, y - 0.36, what, fontsize=7.6, va="center", color=INK)
 
 
 def _under(axes, x: float, y: float, term: str, what: str) -> None:
-    axes.text(x - 0.1, y - 1.45, term, fontsize=8.8, fontweight="bold", va="center", ha="right", family="DejaVu Sans Mono")
+    axes.text(
+        x - 0.1,
+        y - 1.45,
+        term,
+        fontsize=8.8,
+        fontweight="bold",
+        va="center",
+        ha="right",
+        family="DejaVu Sans Mono",
+    )
     axes.text(x - 0.1, y - 2.1, what, fontsize=7.6, va="center", ha="right", color=INK)
 
 
 def _legend(axes) -> None:
     x = 0.1
-    names = {**{k: k for k in COLOURS}, "caption": "caption, learned", "read words": "words, read", "drt": "learned token drt"}
+    names = {
+        **{k: k for k in COLOURS},
+        "caption": "caption, learned",
+        "read words": "words, read",
+        "drt": "learned token drt",
+    }
     for kind, name in names.items():
         axes.add_patch(Rectangle((x, -1.72), 0.5, 0.5, fc=COLOURS[kind], ec="none"))
         axes.text(x + 0.7, -1.48, name, fontsize=7.6, va="center")
@@ -172,8 +205,16 @@ def _draw_mask(axes, cells: dict[int, Cell], see: np.ndarray) -> None:
         for edge in (start, stop):
             axes.axvline(edge, color="white", lw=0.7)
             axes.axhline(edge, color="white", lw=0.7)
-        axes.add_patch(Rectangle((start + 0.15, -1.9), stop - start - 0.3, 1.2, fc=COLOURS[kind], ec="none", clip_on=False))
-        axes.add_patch(Rectangle((-1.9, start + 0.15), 1.2, stop - start - 0.3, fc=COLOURS[kind], ec="none", clip_on=False))
+        axes.add_patch(
+            Rectangle(
+                (start + 0.15, -1.9), stop - start - 0.3, 1.2, fc=COLOURS[kind], ec="none", clip_on=False
+            )
+        )
+        axes.add_patch(
+            Rectangle(
+                (-1.9, start + 0.15), 1.2, stop - start - 0.3, fc=COLOURS[kind], ec="none", clip_on=False
+            )
+        )
     axes.set_xlim(0, n)
     axes.set_ylim(n, 0)
     axes.set_xticks([])
@@ -181,7 +222,14 @@ def _draw_mask(axes, cells: dict[int, Cell], see: np.ndarray) -> None:
     for side in axes.spines.values():
         side.set_color("#c8d0d8")
     axes.text(n / 2, -4.6, "see(): row q sees key k", ha="center", fontsize=10.5, fontweight="bold")
-    axes.text(n / 2, -2.75, "iff  enter[k] <= enter[q] < leave[k]", ha="center", fontsize=8.2, family="DejaVu Sans Mono")
+    axes.text(
+        n / 2,
+        -2.75,
+        "iff  enter[k] <= enter[q] < leave[k]",
+        ha="center",
+        fontsize=8.2,
+        family="DejaVu Sans Mono",
+    )
     axes.text(-2.7, n / 2, "q", ha="center", va="center", fontsize=9, style="italic")
     axes.text(n / 2, n + 1.5, "k", ha="center", va="center", fontsize=9, style="italic")
 

@@ -15,7 +15,12 @@ if TYPE_CHECKING:
     from lmmkit.speak import load
     from lmmkit.training.run import train
 
-_HOMES = {"Recipe": "lmmkit.recipe", "read_recipe": "lmmkit.recipe", "load": "lmmkit.speak", "train": "lmmkit.training.run"}
+_HOMES = {
+    "Recipe": "lmmkit.recipe",
+    "read_recipe": "lmmkit.recipe",
+    "load": "lmmkit.speak",
+    "train": "lmmkit.training.run",
+}
 
 __all__ = ["Recipe", "load", "read_recipe", "train"]
 __version__ = "0.1.0"

@@ -98,7 +98,9 @@ def recompute(objective: Objective, which: str) -> None:
             block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
 
 
-def optimizer(objective: Objective, stage: Stage, learns: Mapping[str, list[nn.Parameter]]) -> torch.optim.AdamW:
+def optimizer(
+    objective: Objective, stage: Stage, learns: Mapping[str, list[nn.Parameter]]
+) -> torch.optim.AdamW:
     """AdamW; each learning parameter in exactly one group, by identity. Norms, biases and learned
     tokens do not decay."""
     undecayed = {

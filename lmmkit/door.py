@@ -156,7 +156,9 @@ def _component(manager, module, name, source) -> type[Component]:
     if hasattr(module, "lmmkit_components"):
         offered = dict(module.lmmkit_components())
     if name not in offered:
-        raise _Refused("absent", f"component `{name}` of {source}", "one it offers", did_you_mean(name, offered))
+        raise _Refused(
+            "absent", f"component `{name}` of {source}", "one it offers", did_you_mean(name, offered)
+        )
     cls = offered[name]
     if not (inspect.isclass(cls) and issubclass(cls, Component) and dataclasses.is_dataclass(cls)):
         want = "a frozen dataclass of a kind in lmmkit.ext"

@@ -151,7 +151,9 @@ def concat(forests: Sequence[Forest]) -> Forest:
     return Forest(torch.cat(enter), torch.cat(leave), torch.cat([f.pos_T for f in forests]))
 
 
-def grow(groups: Sequence[Sequence[Rows]], *, share: bool = True, worth: int = 1) -> tuple[Forest, list[Rows]]:
+def grow(
+    groups: Sequence[Sequence[Rows]], *, share: bool = True, worth: int = 1
+) -> tuple[Forest, list[Rows]]:
     """Merges the longest common prefixes of each group's sequences.
 
     Args:

@@ -113,9 +113,7 @@ class RunDir:
         """
         run = cls(Path(path))
         entries = _entries(run.path)
-        unbegun = "lock" in entries and all(
-            name in OPENING or _is_temporary(name) for name in entries
-        )
+        unbegun = "lock" in entries and all(name in OPENING or _is_temporary(name) for name in entries)
         if resume:
             if not unbegun:
                 run.require()

@@ -85,7 +85,11 @@ class Speaker:
         speaks = self.prepared.recipe.model.speaks
         images = () if image is None else (Image(str(Path(image).resolve())),)
         sample = Sample(
-            key="chat", turns=tuple(turns), images=images, template=speaks.template, image_shape=speaks.image_shape
+            key="chat",
+            turns=tuple(turns),
+            images=images,
+            template=speaks.template,
+            image_shape=speaks.image_shape,
         )
         return self.answer([[View(sample=sample)]], new=new, choose=choose, on_text=on_text)[0]
 
@@ -93,7 +97,10 @@ class Speaker:
         layout = self.views.prompt(view)
         room = self.views.context - new
         if rows(layout) > room:
-            got, want = f"a prompt of {rows(layout)} rows", f"at most {room} (the context less {new} new tokens)"
+            got, want = (
+                f"a prompt of {rows(layout)} rows",
+                f"at most {room} (the context less {new} new tokens)",
+            )
             mend = "Ask something shorter, or for fewer new tokens."
             raise UserError(Problem("speak/too-long", f"sample {view.sample.key}", got, want, mend))
         return layout
@@ -107,7 +114,9 @@ def load(path: str | Path, *, device: str | torch.device | None = None, trust_fi
     """
     folder = model_folder(Path(path))
     config = own.config_of(folder)
-    recipe = read_recipe(folder / "recipe.yaml", overrides=[f"model.tokenizer.from={folder / 'tokenizer.model'}"])
+    recipe = read_recipe(
+        folder / "recipe.yaml", overrides=[f"model.tokenizer.from={folder / 'tokenizer.model'}"]
+    )
     prepared = prepare(recipe, trust_files=trust_files, data=[])
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     objective = assemble.build(recipe, prepared.parts.components, prepared.dims, device)

@@ -53,14 +53,18 @@ def shared(trunk: int, image: slice, *tails: int) -> Case:
 def packed() -> Case:
     """Three documents: text before the image; the image in the middle; no image."""
     forest = roots([17, 23, 9])
-    return case(forest, [range(6, 12), range(17 + 5, 17 + 14)], [*range(12, 17), *range(32, 40), *range(41, 49)])
+    return case(
+        forest, [range(6, 12), range(17 + 5, 17 + 14)], [*range(12, 17), *range(32, 40), *range(41, 49)]
+    )
 
 
 def random_case(seed: int) -> Case:
     forest = random_forest(seed, most=40)
     pick = torch.Generator().manual_seed(seed)
     share = torch.rand(3, len(forest), generator=pick)
-    return case(forest, [(share[0] < 0.3).nonzero()[:, 0]], (share[1] < 0.5).nonzero(), (share[2] < 0.3).nonzero())
+    return case(
+        forest, [(share[0] < 0.3).nonzero()[:, 0]], (share[1] < 0.5).nonzero(), (share[2] < 0.3).nonzero()
+    )
 
 
 CASES = {

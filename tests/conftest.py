@@ -19,7 +19,11 @@ def no_network():
     connect = socket.socket.connect
 
     def refuse(self, address):
-        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "::1", "localhost"):
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in (
+            "127.0.0.1",
+            "::1",
+            "localhost",
+        ):
             raise AssertionError(f"a test tried to reach {address}")
         return connect(self, address)
 
@@ -93,9 +97,17 @@ speed: {tokens: 4096, threads: 1, image_cache_mb: 16}
 
 DIRECT = MODEL + PLUGINS + STAGES + REST
 WEIGHTLESS = "{next_token: 1.0}"
-PLAIN = MODEL + "".join(
-    line if "losses:" not in line else f"    losses: {WEIGHTLESS}\n" for line in STAGES.splitlines(keepends=True)
-) + REST.replace("    restore: {kind: restore, data: heldout_captions, stage: pretrain, samples: 4, max_new_tokens: 24}\n", "")
+PLAIN = (
+    MODEL
+    + "".join(
+        line if "losses:" not in line else f"    losses: {WEIGHTLESS}\n"
+        for line in STAGES.splitlines(keepends=True)
+    )
+    + REST.replace(
+        "    restore: {kind: restore, data: heldout_captions, stage: pretrain, samples: 4, max_new_tokens: 24}\n",
+        "",
+    )
+)
 
 
 @pytest.fixture

@@ -70,7 +70,11 @@ def of_vit(vit: nn.Module) -> dict[str, Tensor]:
 
 def of_lmm(lmm: nn.Module) -> dict[str, Tensor]:
     """For LlavaForConditionalGeneration."""
-    parts = {"vision.": of_vit(lmm.vision), "decoder.": of_decoder(lmm.decoder), "connector.": _unfused(lmm.connector)}
+    parts = {
+        "vision.": of_vit(lmm.vision),
+        "decoder.": of_decoder(lmm.decoder),
+        "connector.": _unfused(lmm.connector),
+    }
     return _renamed({at + name: t for at, part in parts.items() for name, t in part.items()}, LLAVA)
 
 

@@ -54,7 +54,9 @@ def caption(key: str, words: str, question: str = "", picture: str | None = None
 
 def chat(key: str, *texts: str, images: int = 1) -> Sample:
     """Stage 2's layout: a system prompt, then turns; the picture stands in the first."""
-    turns = [Turn(("user", "assistant")[i % 2], text, images if i == 0 else 0) for i, text in enumerate(texts)]
+    turns = [
+        Turn(("user", "assistant")[i % 2], text, images if i == 0 else 0) for i, text in enumerate(texts)
+    ]
     return Sample(key=key, turns=tuple(turns), images=tuple(Image(f"/{key}{i}.png") for i in range(images)))
 
 

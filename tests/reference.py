@@ -47,7 +47,9 @@ def grow(groups: Sequence[Sequence[np.ndarray]]) -> tuple[Tensor, list[np.ndarra
 
 def trie_rows(groups: Sequence[Sequence[np.ndarray]]) -> int:
     """Rows that a forest takes at least: distinct prefixes of every group."""
-    prefixes = [{tuple(keys[: i + 1]) for keys in sequences for i in range(len(keys))} for sequences in groups]
+    prefixes = [
+        {tuple(keys[: i + 1]) for keys in sequences for i in range(len(keys))} for sequences in groups
+    ]
     return sum(map(len, prefixes))
 
 
@@ -57,7 +59,9 @@ def decoder(model: Decoder, x_TD: Tensor) -> tuple[Tensor, Tensor]:
     maps = []
     for i in range(shape.depth):
         at = f"blocks.{i}."
-        out_TD, map_HTT = _attention(x_TD, shape, {k.removeprefix(at): t for k, t in w.items() if k.startswith(at)})
+        out_TD, map_HTT = _attention(
+            x_TD, shape, {k.removeprefix(at): t for k, t in w.items() if k.startswith(at)}
+        )
         x_TD = x_TD + out_TD
         h_TD = _rms(x_TD, w[at + "mlp_norm.weight"], shape.norm_eps)
         gate_TF, up_TF = (h_TD @ w[at + "mlp.gate_up.weight"].T).chunk(2, -1)

@@ -65,7 +65,10 @@ def imports(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            found |= {f"{node.module}.{alias.name}" if node.module == "lmmkit" else node.module for alias in node.names}
+            found |= {
+                f"{node.module}.{alias.name}" if node.module == "lmmkit" else node.module
+                for alias in node.names
+            }
     return found
 
 
@@ -95,7 +98,10 @@ def test_the_paper_s_parts_are_at_most_two_hundred_lines():
         tree = ast.parse(path.read_text())
         words = set()
         for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            if (
+                isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+                and ast.get_docstring(node) is not None
+            ):
                 words |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
         text = path.read_text().splitlines()
         lines += sum(1 for i, line in enumerate(text, 1) if line.strip() and i not in words)
@@ -116,12 +122,31 @@ def test_only_attention_knows_xformers_and_only_weights_knows_families():
             assert not any(name.split(".")[0] == "xformers" for name in imports(path)), path
         if room(path) != "weights":
             names = {n.id for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Name)}
-            names |= {n.name for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ClassDef | ast.FunctionDef)}
+            names |= {
+                n.name
+                for n in ast.walk(ast.parse(path.read_text()))
+                if isinstance(n, ast.ClassDef | ast.FunctionDef)
+            }
             for family in ("llama", "qwen", "siglip", "vicuna"):
-                assert not any(name.lower().startswith(family) for name in names - {"VICUNA_SYSTEM"}), (path, family)
+                assert not any(name.lower().startswith(family) for name in names - {"VICUNA_SYSTEM"}), (
+                    path,
+                    family,
+                )
 
 
-FORBIDDEN = {"pickle", "cPickle", "dill", "shelve", "marshal", "joblib", "tarfile", "zipfile", "requests", "urllib", "http"}
+FORBIDDEN = {
+    "pickle",
+    "cPickle",
+    "dill",
+    "shelve",
+    "marshal",
+    "joblib",
+    "tarfile",
+    "zipfile",
+    "requests",
+    "urllib",
+    "http",
+}
 
 
 @pytest.mark.parametrize("path", FILES + PLUGINS, ids=lambda p: str(p.relative_to(ROOT)))

@@ -189,7 +189,10 @@ def test_reserved_rows_see_their_leafs_path_and_their_own_past(seed, n):
 
 def test_room_after_an_interior_row_leaves_the_rows_below_it_alone():
     grown, new = room(roots([4]), [1], 2)
-    assert grown.see()[4:].tolist() == [[True, True, False, False, True, False], [True, True, False, False, True, True]]
+    assert grown.see()[4:].tolist() == [
+        [True, True, False, False, True, False],
+        [True, True, False, False, True, True],
+    ]
     assert new.tolist() == [[4, 5]] and grown.pos_T.tolist() == [0, 1, 2, 3, 2, 3]
 
 

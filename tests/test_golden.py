@@ -22,7 +22,11 @@ LONG = ("stages.pretrain.length.steps=10", "stages.finetune.length.steps=10")
 def kind() -> str:
     """What the bits depend on."""
     info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line] if info.exists() else []
+    names = (
+        [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+        if info.exists()
+        else []
+    )
     return f"torch {torch.__version__.split('+')[0]}  cpu {torch.backends.cpu.get_cpu_capability()} {names[0] if names else 'unknown'}"
 
 

@@ -118,7 +118,9 @@ def test_guided_loss_is_one_minus_the_mass_of_every_response_row():
 def test_the_mean_over_visual_tokens_is_of_its_own_views_rows():
     made, (batch, paths) = paper.objective(), paper.packed(paper.CAPTIONS)
     need, views = HiddenMean(Sel(view="image_order", kind="image")), batch.views_of("image_order")
-    rows = [torch.from_numpy(paths[v][1 : 4 + 3 * i]) for i, v in enumerate(views)]  # as many as the view's number
+    rows = [
+        torch.from_numpy(paths[v][1 : 4 + 3 * i]) for i, v in enumerate(views)
+    ]  # as many as the view's number
     view_Q = torch.cat([torch.full((len(r),), v) for v, r in zip(views, rows, strict=True)])
     out = made.lmm(batch, made.tokens(batch), batch.mass_R)
     got = tap(need, replace(batch, picks={need: Pick(torch.cat(rows), view_Q)}), out)

@@ -26,7 +26,13 @@ def test_the_fast_quickstart_leaves_its_summary(tmp_path):
     assert direct["image_order"].keys() == direct["text_order"].keys() == {"value", "chance", "n"}
     assert direct["image_mass"].keys() == {"value", "chance"}
     assert llava["steps"] == direct["steps"]
-    assert {p.name for p in (tmp_path / "q").iterdir()} == {"scenes", "llava", "direct", "logs", "summary.json"}
+    assert {p.name for p in (tmp_path / "q").iterdir()} == {
+        "scenes",
+        "llava",
+        "direct",
+        "logs",
+        "summary.json",
+    }
 
 
 def test_a_used_folder_is_refused(tmp_path):

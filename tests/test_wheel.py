@@ -22,7 +22,11 @@ def wheel(tmp_path_factory) -> zipfile.ZipFile:
 
 
 def test_every_recipe_travels(wheel):
-    names = {name.removeprefix("lmmkit/shipped/") for name in wheel.namelist() if name.startswith("lmmkit/shipped/")}
+    names = {
+        name.removeprefix("lmmkit/shipped/")
+        for name in wheel.namelist()
+        if name.startswith("lmmkit/shipped/")
+    }
     assert names == {str(p.relative_to(ROOT / "recipes")) for p in (ROOT / "recipes").rglob("*.yaml")}
     assert "quickstart.yaml" in names
 

@@ -25,7 +25,9 @@ VISION = VisionShape(width=16, depth=3, heads=2, mlp=24, patch=4, image=SPEC)
 TEXT = DecoderShape(vocab=101, width=24, depth=2, heads=4, kv_heads=2, head_size=8, mlp=40, context=256)
 
 
-def tiny_lmm(*, dtype: torch.dtype = torch.float32, backend: Backend | None = None, text: DecoderShape = TEXT) -> LMM:
+def tiny_lmm(
+    *, dtype: torch.dtype = torch.float32, backend: Backend | None = None, text: DecoderShape = TEXT
+) -> LMM:
     """Random weights by a fixed seed, in eval mode."""
     backend = backend or Sdpa()
     lmm = LMM(ViT(VISION, backend), Connector("mlp2x_gelu", SPEC.width, text.width), Decoder(text), backend)
@@ -62,7 +64,9 @@ def prompt(ids: Sequence[int], picture: str | None = None, at: int = 1) -> Layou
 def packed(groups: Sequence[Sequence[Layout]], *, share: bool = True, reader=read) -> tuple[Batch, list]:
     """Layouts, those of a group in one tree, as a micro-batch without targets; and their rows."""
     packer = Packer(reader=reader, image_rows=SPEC.tokens, image_size=SPEC.size, share=share)
-    return packer.pack([packer.tree([laid_out(*layout, learn=False) for layout in group]) for group in groups])
+    return packer.pack(
+        [packer.tree([laid_out(*layout, learn=False) for layout in group]) for group in groups]
+    )
 
 
 def text_batch(prompts: Sequence[Sequence[int]]) -> Batch:

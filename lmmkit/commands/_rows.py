@@ -34,5 +34,8 @@ def undecodable(records: Records, spec: ImageSpec, decode: bool) -> list[Problem
                 try:
                     read_image(image.path, spec, records.image_shape)
                 except UserError as error:
-                    found += [Problem(p.code, f"{records.where(i)}, {p.where}", p.got, p.want, p.mend) for p in error.problems]
+                    found += [
+                        Problem(p.code, f"{records.where(i)}, {p.where}", p.got, p.want, p.mend)
+                        for p in error.problems
+                    ]
     return found

@@ -13,7 +13,9 @@ from lmmkit.commands.common import Trust, err, reporting
 
 @reporting
 def chat(
-    model: Annotated[Path, typer.Argument(metavar="RUN_OR_MODEL", help="A run folder, or RUN/model/<stage>.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="RUN_OR_MODEL", help="A run folder, or RUN/model/<stage>.")
+    ],
     image: Annotated[Path | None, typer.Option(help="A picture the conversation is about.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Ask this once; without it, a conversation.")] = None,
     new: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Most tokens of an answer.")] = 64,

@@ -10,7 +10,6 @@ from rich.table import Table
 from lmmkit.commands.common import Json, RecipePath, Root, Set, Trust, out, print_json, reporting, the_recipe
 
 
-
 @reporting
 def check(
     recipe: RecipePath,
@@ -44,7 +43,15 @@ def check(
 
 def _table(stages: dict[str, dict]) -> Table:
     table = Table(title="what it will take (token figures from the first steps)", title_justify="left")
-    for column in ("stage", "steps", "tokens a step", "micro-batches", "supervised", "learning", "weights+optimizer"):
+    for column in (
+        "stage",
+        "steps",
+        "tokens a step",
+        "micro-batches",
+        "supervised",
+        "learning",
+        "weights+optimizer",
+    ):
         table.add_column(column, justify="left" if column == "stage" else "right")
     for stage, e in stages.items():
         table.add_row(

@@ -16,9 +16,15 @@ from lmmkit.errors import LmmkitError
 out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file; `lmmkit recipes list` names some.")]
-Root = Annotated[Path | None, typer.Option("--root", help="Where the recipe's relative paths start. [default: here]")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="K=V", help="Change one key: a.b=c. Repeatable.")]
+RecipePath = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="A recipe file; `lmmkit recipes list` names some.")
+]
+Root = Annotated[
+    Path | None, typer.Option("--root", help="Where the recipe's relative paths start. [default: here]")
+]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="K=V", help="Change one key: a.b=c. Repeatable.")
+]
 Trust = Annotated[bool, typer.Option("--trust-files", help="Run plugins from local files the recipe names.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 

@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from lmmkit.commands.common import Json, RecipePath, Root, Set, Trust, err, out, print_json, reporting, the_recipe
+from lmmkit.commands.common import (
+    Json,
+    RecipePath,
+    Root,
+    Set,
+    Trust,
+    err,
+    out,
+    print_json,
+    reporting,
+    the_recipe,
+)
 
 app = typer.Typer(no_args_is_help=True, help="Make, look at and check data sets.")
 
@@ -41,7 +52,8 @@ def make_scenes(
         })  # fmt: skip
     out.print(
         f"{report.directory}: {report.scenes} scenes, {report.questions} questions; held out {report.heldout_scenes} "
-        f"and {report.heldout_questions}; the majority baseline scores {100 * report.majority:.1f} %. See README.md there."
+        f"and {report.heldout_questions}; the majority baseline scores {100 * report.majority:.1f} %. "
+        "See README.md there."
     )
 
 
@@ -64,7 +76,9 @@ def show(
     from lmmkit.plan.prepare import prepare
 
     if source not in read.data:
-        raise UserError(Problem("data/no-source", "SOURCE", f"`{source}`", "a source", did_you_mean(source, read.data)))
+        raise UserError(
+            Problem("data/no-source", "SOURCE", f"`{source}`", "a source", did_you_mean(source, read.data))
+        )
     prepared = prepare(read, data=[source])
     records = prepared.sources[source]
     if not 0 <= row < len(records):
@@ -72,7 +86,9 @@ def show(
         raise UserError(Problem("data/no-row", "--row", got, f"0 to {len(records) - 1}", mend))
     for i in range(row, min(row + count, len(records))):
         sample = records[i]
-        out.print(f"[bold]{escape(records.where(i))}[/]  {escape(sample.key)}  {sample.template}, {sample.image_shape}")
+        out.print(
+            f"[bold]{escape(records.where(i))}[/]  {escape(sample.key)}  {sample.template}, {sample.image_shape}"
+        )
         for image in sample.images:
             out.print(f"  image {escape(image.path)}")
         for text, learn in pieces(prepared, sample):
@@ -86,7 +102,9 @@ def check(
     recipe: RecipePath,
     root: Root = None,
     changes: Set = None,
-    decode: Annotated[bool, typer.Option("--decode", help="Read every picture whole, not its header alone.")] = False,
+    decode: Annotated[
+        bool, typer.Option("--decode", help="Read every picture whole, not its header alone.")
+    ] = False,
     trust_files: Trust = False,
 ) -> None:
     """Check every row and every picture of a recipe's data; all problems at once."""
@@ -98,6 +116,9 @@ def check(
 
     prepared = prepare(read, trust_files=trust_files, data=list(read.data))
     problems = [p for records in prepared.sources.values() for p in check_images(records)]
-    raise_all(problems or [p for r in prepared.sources.values() for p in undecodable(r, prepared.dims.image, decode)])
+    raise_all(
+        problems
+        or [p for r in prepared.sources.values() for p in undecodable(r, prepared.dims.image, decode)]
+    )
     for name, records in prepared.sources.items():
         out.print(f"{name}: {len(records)} rows, all good")

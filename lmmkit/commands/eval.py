@@ -14,9 +14,14 @@ from lmmkit.commands.common import Json, Root, Trust, err, out, print_json, repo
 @reporting
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder with a finished stage.")],
-    on: Annotated[list[str] | None, typer.Option("--on", metavar="TASK", help="A task of the recipe. Repeatable. [default: all]")] = None,
+    on: Annotated[
+        list[str] | None,
+        typer.Option("--on", metavar="TASK", help="A task of the recipe. Repeatable. [default: all]"),
+    ] = None,
     root: Root = None,
-    probe: Annotated[bool, typer.Option("--probe", help="Also on the blank and on another sample's image.")] = False,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Also on the blank and on another sample's image.")
+    ] = False,
     trust_files: Trust = False,
     as_json: Json = False,
 ) -> None:
@@ -30,7 +35,12 @@ def evaluate(
     recipe = read_recipe(folder.resolved, root=root)
     controls = ("blank", "swapped") if probe else None
     results = run_tasks(
-        folder, recipe, only=on or (), controls=controls, trust_files=trust_files, say=lambda text: err.print(text)
+        folder,
+        recipe,
+        only=on or (),
+        controls=controls,
+        trust_files=trust_files,
+        say=lambda text: err.print(text),
     )
     if as_json:
         return print_json(results)
@@ -53,7 +63,9 @@ def task_table(name: str, result: dict) -> Table:
 
 def _rows(table: Table, term: str, figures: dict) -> None:
     chance = figures["chance"]
-    table.add_row(term, f"{figures['value']:.4f}", "" if chance is None else f"{chance:.4f}", str(figures["n"]))
+    table.add_row(
+        term, f"{figures['value']:.4f}", "" if chance is None else f"{chance:.4f}", str(figures["n"])
+    )
     for key, reading in figures.get("readings", {}).items():
         _rows(table, f"  {term} {key}", reading)
 

@@ -41,7 +41,7 @@ def explain(
     """Print a component's settings, or a recipe's plan."""
     from lmmkit.door import installed, open_door
 
-    if what in installed() or not what.endswith((".yaml", ".yml")) and not Path(what).exists():
+    if what in installed() or (not what.endswith((".yaml", ".yml")) and not Path(what).exists()):
         from lmmkit.plan.explain import component_text
 
         door = open_door({what: what}, where={what: f"plugins explain {what}"}, trust_files=trust_files)
@@ -74,7 +74,9 @@ def trace(
 
     read = the_recipe(recipe, root, changes)
     if stage is not None and stage not in read.stages:
-        raise UserError(Problem("plugins/no-stage", "--stage", f"`{stage}`", "a stage", did_you_mean(stage, read.stages)))
+        raise UserError(
+            Problem("plugins/no-stage", "--stage", f"`{stage}`", "a stage", did_you_mean(stage, read.stages))
+        )
     prepared = prepare(read, trust_files=trust_files)
     for name in read.stages if stage is None else [stage]:
         out.print(stage_text(prepared, prepared.plans[name]), markup=False)

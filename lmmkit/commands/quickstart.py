@@ -17,13 +17,19 @@ from lmmkit.errors import Problem, UserError
 
 RECIPES = {"llava": "quickstart-llava", "direct": "quickstart"}
 FAST_SCENES = ("--count", "400", "--heldout", "60")
-FAST = ("stages.pretrain.length.steps=20", "stages.finetune.length.steps=30", "evaluate.tasks.restore.samples=20")
+FAST = (
+    "stages.pretrain.length.steps=20",
+    "stages.finetune.length.steps=30",
+    "evaluate.tasks.restore.samples=20",
+)
 
 
 @reporting
 def quickstart(
     to: Annotated[Path, typer.Option("--out", help="A new or empty folder.")] = Path("quickstart"),
-    fast: Annotated[bool, typer.Option("--fast", help="The same road in about a minute; no promise of accuracy.")] = False,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="The same road in about a minute; no promise of accuracy.")
+    ] = False,
 ) -> None:
     """Train LLaVA and Direct-LLaVA, tiny, on drawn scenes; evaluate both; print the table.
 
@@ -35,13 +41,24 @@ def quickstart(
     to = to.resolve()
     if to.exists() and any(to.iterdir()):
         mend = "Name another folder with --out."
-        raise UserError(Problem("quickstart/not-empty", str(to), "a folder with files in it", "a new or empty folder", mend))
+        raise UserError(
+            Problem(
+                "quickstart/not-empty", str(to), "a folder with files in it", "a new or empty folder", mend
+            )
+        )
     scenes = to / "scenes"
-    run_all([Job("data", ["data", "make-scenes", str(scenes), *(FAST_SCENES if fast else ())], to / "logs")], say_every=30)
+    run_all(
+        [Job("data", ["data", "make-scenes", str(scenes), *(FAST_SCENES if fast else ())], to / "logs")],
+        say_every=30,
+    )
     changes = {name: _changes(name, fast) for name in RECIPES}
     run_all(
         [
-            Job(name, ["train", recipe, "--root", str(scenes), "--out", str(to / name), *changes[name]], to / "logs")
+            Job(
+                name,
+                ["train", recipe, "--root", str(scenes), "--out", str(to / name), *changes[name]],
+                to / "logs",
+            )
             for name, recipe in RECIPES.items()
         ]
     )
@@ -49,7 +66,9 @@ def quickstart(
     summary = summarise(to, list(RECIPES), wall_seconds=time.monotonic() - began)
     for table in tables(to, summary):
         out.print(table)
-    out.print(f"{to}: summary.json, one run folder a recipe, logs/. Took {summary['wall_seconds'] / 60:.1f} minutes.")
+    out.print(
+        f"{to}: summary.json, one run folder a recipe, logs/. Took {summary['wall_seconds'] / 60:.1f} minutes."
+    )
     out.print("Look further:")
     scene = scenes / "images" / "heldout"
     picture = sorted(scene.iterdir())[0]

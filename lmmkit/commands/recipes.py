@@ -54,7 +54,9 @@ def copy(
     """Copies a recipe, to be changed."""
     known = shipped()
     if name.removesuffix(".yaml") not in known:
-        raise UserError(Problem("recipes/unknown", "NAME", f"`{name}`", "a recipe", did_you_mean(name, known)))
+        raise UserError(
+            Problem("recipes/unknown", "NAME", f"`{name}`", "a recipe", did_you_mean(name, known))
+        )
     source = known[name.removesuffix(".yaml")]
     target = to or Path(source.name)
     if target.exists():

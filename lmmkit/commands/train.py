@@ -17,7 +17,9 @@ def train(
     root: Root = None,
     changes: Set = None,
     stage: Annotated[str | None, typer.Option(help="Run this stage alone, from the stage before.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in the run folder.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint in the run folder.")
+    ] = False,
     trust_files: Trust = False,
 ) -> None:
     """Train a recipe's stages and leave a run folder."""

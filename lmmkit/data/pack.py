@@ -62,7 +62,9 @@ class Packer:
         forest, paths = grow([sequences], share=self.share, worth=WORTH)
         return Tree(tuple(members), forest, paths)
 
-    def pack(self, trees: Sequence[Tree], dropped: Mapping[str, int] | None = None) -> tuple[Batch, list[np.ndarray]]:
+    def pack(
+        self, trees: Sequence[Tree], dropped: Mapping[str, int] | None = None
+    ) -> tuple[Batch, list[np.ndarray]]:
         """One micro-batch of these trees, and the rows of every view in order."""
         members = [m for tree in trees for m in tree.members]
         starts = np.cumsum([0, *(len(t.forest) for t in trees)])
@@ -165,7 +167,11 @@ def _keys(member: LaidOut, codes: dict[Hashable, int]) -> np.ndarray:
         if span.kind == "text":
             parts.append(np.asarray(span.ids, np.int64))
         else:
-            what = (span.image, member.view.sample.image_shape) if span.kind == "image" else (span.owner, span.mark)
+            what = (
+                (span.image, member.view.sample.image_shape)
+                if span.kind == "image"
+                else (span.owner, span.mark)
+            )
             code = codes.setdefault(what, len(codes))
             parts.append(-1 - (code << 32) - np.arange(span.n))
     return np.concatenate(parts) if parts else np.empty(0, np.int64)

@@ -32,9 +32,7 @@ class ImageRoot:
         path = os.path.abspath(folder)
         if not os.path.isdir(path):
             got = "no folder" if os.path.lexists(path) else "nothing there"
-            raise UserError(
-                Problem("records/images", path, got, "a folder of pictures", "Mend `images`.")
-            )
+            raise UserError(Problem("records/images", path, got, "a folder of pictures", "Mend `images`."))
         return cls(path=path, real=os.path.realpath(path))
 
     def fault(self, path: str) -> tuple[str, str, str] | None:

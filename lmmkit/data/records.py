@@ -100,9 +100,7 @@ def open_records(
         got = f"{total} problems, of which {len(problems)} are told above"
         problems.append(Problem("records/many", str(records), got, "none", "Mend the file."))
     if not problems and not rows:
-        problems.append(
-            Problem("records/empty", str(records), "no rows", "at least one", "Mend `records`.")
-        )
+        problems.append(Problem("records/empty", str(records), "no rows", "at least one", "Mend `records`."))
     if problems:
         raise UserError(problems)
     return Records(

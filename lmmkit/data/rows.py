@@ -54,9 +54,7 @@ class RowReader:
         turns = self.turns(value.get("conversations"))
         if turns and not self.faults:
             turns = self.place(turns, len(images))
-        meta = {
-            k: v for k, v in value.items() if k not in OWN_KEYS and isinstance(v, str | int | float)
-        }
+        meta = {k: v for k, v in value.items() if k not in OWN_KEYS and isinstance(v, str | int | float)}
         self.spelt([*meta, *(v for v in meta.values() if isinstance(v, str))], "another key")
         if self.faults:
             return None

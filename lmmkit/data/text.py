@@ -58,9 +58,7 @@ class Tokenizer:
             ids = (tokenizer.bos, tokenizer.eos, *tokenizer.encode_continued("a b"))
         except Exception as error:  # the C++ side raises whatever the bytes lead it to
             reason = str(error) if isinstance(error, RuntimeError) else type(error).__name__
-            raise _problem(
-                "corrupt", path, reason, "a sentencepiece model", "Copy the file anew."
-            ) from error
+            raise _problem("corrupt", path, reason, "a sentencepiece model", "Copy the file anew.") from error
         if min(ids) < 0:
             raise _problem(
                 "control", path, "a model without bos or eos", "both of them",

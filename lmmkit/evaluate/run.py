@@ -59,7 +59,9 @@ def evaluate(
 def _run(kind: str, speaker: Speaker, samples: Sequence[Sample], task: Task, controls, training) -> dict:
     match kind:
         case "exact_match":
-            return exact_match(speaker, samples, new=task.max_new_tokens, controls=controls, training=training)
+            return exact_match(
+                speaker, samples, new=task.max_new_tokens, controls=controls, training=training
+            )
         case "terms":
             return terms(speaker, samples)
         case _:
@@ -74,7 +76,13 @@ def _training(recipe: Recipe) -> set[str]:
 def _chosen(recipe: Recipe, only: Sequence[str]) -> dict[str, Task]:
     known = dict(recipe.evaluate.tasks) if recipe.evaluate is not None else {}
     problems = [
-        Problem("evaluate/no-task", f"--on {name}", f"`{name}`", "a task of the recipe's `evaluate`", did_you_mean(name, known))
+        Problem(
+            "evaluate/no-task",
+            f"--on {name}",
+            f"`{name}`",
+            "a task of the recipe's `evaluate`",
+            did_you_mean(name, known),
+        )
         for name in only
         if name not in known
     ]
@@ -83,11 +91,29 @@ def _chosen(recipe: Recipe, only: Sequence[str]) -> dict[str, Task]:
         where = recipe.where(f"evaluate.tasks.{name}")
         if (task.kind or name) not in KINDS:
             got, want = f"kind `{task.kind or name}`", f"one of {', '.join(KINDS)}"
-            problems.append(Problem("evaluate/no-kind", where, got, want, did_you_mean(task.kind or name, KINDS)))
+            problems.append(
+                Problem("evaluate/no-kind", where, got, want, did_you_mean(task.kind or name, KINDS))
+            )
         elif task.data not in recipe.data:
-            problems.append(Problem("evaluate/no-data", where, f"`{task.data}`", "a source of `data`", did_you_mean(str(task.data), recipe.data)))
+            problems.append(
+                Problem(
+                    "evaluate/no-data",
+                    where,
+                    f"`{task.data}`",
+                    "a source of `data`",
+                    did_you_mean(str(task.data), recipe.data),
+                )
+            )
         if task.stage is not None and task.stage not in recipe.stages:
-            problems.append(Problem("evaluate/no-stage", where, f"`{task.stage}`", "a stage", did_you_mean(task.stage, recipe.stages)))
+            problems.append(
+                Problem(
+                    "evaluate/no-stage",
+                    where,
+                    f"`{task.stage}`",
+                    "a stage",
+                    did_you_mean(task.stage, recipe.stages),
+                )
+            )
     if not known:
         mend = "Add an `evaluate` section with tasks."
         problems.append(Problem("evaluate/none", recipe.where("evaluate"), "no tasks", "at least one", mend))

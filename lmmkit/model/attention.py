@@ -137,7 +137,9 @@ class Part(Protocol):
         """Projections of all rows -> (out_QHK, lse_QH), lse in float32 or wider."""
         ...
 
-    def backward(self, d: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, to: _Grads) -> None:
+    def backward(
+        self, d: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, to: _Grads
+    ) -> None:
         """Adds the gradients of q, k, v of all rows to `to`; `out`, `lse`, `d` are of all rows."""
         ...
 
@@ -236,7 +238,9 @@ class _Padded:
         out_BHNK, lse_BHN = _kernel(q).forward(q_BHNK, k_BHMK, v_BHMK, self.causal)
         return self._real(out_BHNK.transpose(1, 2)), self._real(lse_BHN.transpose(1, 2))
 
-    def backward(self, d: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, to: _Grads) -> None:
+    def backward(
+        self, d: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, to: _Grads
+    ) -> None:
         heads, groups = q.shape[1], k.shape[1]
         lse_BNH = lse.new_full((self.q_BN.numel(), heads), UNSEEN)
         lse_BNH[self.slot_Q] = lse[self.row_Q]
@@ -383,7 +387,9 @@ class _Packed:
         )
         return out[0], self._packed_lse(lse)
 
-    def backward(self, d: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, to: _Grads) -> None:
+    def backward(
+        self, d: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, to: _Grads
+    ) -> None:
         heads, groups = q.shape[1], k.shape[1]
         d_q, d_k, d_v = _fmha.memory_efficient_attention_backward(
             d[self.row_Q][None], out[self.row_Q][None], self._kernel_lse(lse[self.row_Q], q.dtype),

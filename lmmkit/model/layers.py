@@ -81,7 +81,6 @@ def rotate(x_THK: Tensor, cos_T1K: Tensor, sin_T1K: Tensor) -> Tensor:
     return turned.to(x_THK)
 
 
-
 class SelfAttention(nn.Module):
     """Grouped-query attention with rotary positions; `attend` says who sees whom, and how."""
 

@@ -27,7 +27,9 @@ class Connector(nn.Module):
     def __init__(self, kind: Literal["linear", "mlp2x_gelu"], n_in: int, n_out: int):
         super().__init__()
         self.first = nn.Linear(n_in, n_out)
-        self.second = nn.Sequential(nn.GELU(), nn.Linear(n_out, n_out)) if kind == "mlp2x_gelu" else nn.Identity()
+        self.second = (
+            nn.Sequential(nn.GELU(), nn.Linear(n_out, n_out)) if kind == "mlp2x_gelu" else nn.Identity()
+        )
 
     def forward(self, x_IND: Tensor) -> Tensor:
         return self.second(self.first(x_IND))

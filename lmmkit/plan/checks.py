@@ -28,7 +28,9 @@ def settings(recipe: Recipe, parts: Parts, dims: Dims) -> list[Problem]:
         if found := component.check(dims):
             key = found.partition(":")[0]
             where = recipe.where(f"plugins.{name}.{key}")
-            problems.append(Problem("plan/setting", where, found, "one that fits the model", "Change either."))
+            problems.append(
+                Problem("plan/setting", where, found, "one that fits the model", "Change either.")
+            )
     return problems
 
 
@@ -42,7 +44,7 @@ def losses(recipe: Recipe, parts: Parts) -> list[Problem]:
             component = parts.components.get(name)
             if component is not None and not isinstance(component, Term):
                 where = recipe.where(f"stages.{stage}.losses.{name}")
-                mend = f"Take the line out: a token strategy acts through the terms that read it. {did_you_mean(name, terms)}"
+                mend = f"Take the line out: tokens act through the terms that read them. {did_you_mean(name, terms)}"
                 problems.append(Problem("plan/no-term", where, f"`{name}`, a token strategy", "a term", mend))
     for name in terms:
         if name not in weighed:
@@ -56,7 +58,9 @@ def needs(recipe: Recipe, parts: Parts, plan: StagePlan, dims: Dims) -> list[Pro
     """Needs of views that are not made, of layers that are not there, of marks nobody provides."""
     problems = []
     views = {"main", *(task.name for task in plan.tasks)}
-    provided = {m: s.name for s in parts.components.values() if isinstance(s, TokenStrategy) for m in s.provides}
+    provided = {
+        m: s.name for s in parts.components.values() if isinstance(s, TokenStrategy) for m in s.provides
+    }
     for term in plan.terms:
         where = recipe.where(f"plugins.{term.name}")
         for need in term.needs:
@@ -72,11 +76,16 @@ def needs(recipe: Recipe, parts: Parts, plan: StagePlan, dims: Dims) -> list[Pro
     return problems
 
 
-def _need(where: str, term: Term, need: Need, views: set[str], provided: Mapping[str, str], dims: Dims) -> list[Problem]:
+def _need(
+    where: str, term: Term, need: Need, views: set[str], provided: Mapping[str, str], dims: Dims
+) -> list[Problem]:
     problems = []
     sel = selector(need)
     if sel.view not in views:
-        got, mend = f"a need on view `{sel.view}`", f"Weigh that task in the stage too. {did_you_mean(sel.view, views)}"
+        got, mend = (
+            f"a need on view `{sel.view}`",
+            f"Weigh that task in the stage too. {did_you_mean(sel.view, views)}",
+        )
         problems.append(Problem("plan/no-view", where, got, "a view that the stage makes", mend))
     if sel.mark is not None and sel.mark not in provided:
         got = f"`{term.name}` reads mark `{sel.mark}`, which no plugin provides"
@@ -103,7 +112,10 @@ def marks(recipe: Recipe, parts: Parts, plans: Mapping[str, StagePlan]) -> list[
             continue
         where = recipe.where(f"plugins.{name}")
         if not read & set(component.provides):
-            got, mend = f"marks {', '.join(component.provides)}", "Add a term that reads them, or take the plugin out."
+            got, mend = (
+                f"marks {', '.join(component.provides)}",
+                "Add a term that reads them, or take the plugin out.",
+            )
             problems.append(Problem("plan/unread-mark", where, got, "a term that reads them", mend))
         for mark in component.provides:
             if mark in owner:
@@ -133,7 +145,13 @@ def reach(recipe: Recipe, parts: Parts, plan: StagePlan, dims: Dims) -> list[Pro
 def probe_layout() -> Layout:
     """A sequence as the templates make them: BOS, question, image, question, response, end."""
     image = Span(kind="image", n=4)
-    return (text((1,), "bos"), text((5, 6), "user"), image, text((7,), "user"), text((8, 9), "response", learn=True))
+    return (
+        text((1,), "bos"),
+        text((5, 6), "user"),
+        image,
+        text((7,), "user"),
+        text((8, 9), "response", learn=True),
+    )
 
 
 def _sees_image(plan: StagePlan, need: Need, dims: Dims) -> bool:
@@ -141,7 +159,12 @@ def _sees_image(plan: StagePlan, need: Need, dims: Dims) -> bool:
 
     sel = selector(need)
     view = View(sample=PROBE, name=sel.view)
-    edits = [(s.name, e) for s, views in plan.strategies if views is None or sel.view in views for e in s.edit(view)]
+    edits = [
+        (s.name, e)
+        for s, views in plan.strategies
+        if views is None or sel.view in views
+        for e in s.edit(view)
+    ]
     layout = merge(probe_layout(), edits)
     forest, (path,) = grow([[np.arange(rows(layout))]])
     see_TT = forest.see()

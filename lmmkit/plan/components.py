@@ -53,8 +53,13 @@ def build_parts(recipe: Recipe, *, trust_files: bool = False) -> Parts:
 
 def build(cls: type[Component], name: str, own: Mapping[str, object]) -> Component:
     """A component of these settings, strictly checked (pydantic's `ValidationError`)."""
-    annotated = {f.name: (f.type if not isinstance(f.type, str) else _hints(cls)[f.name], _default(f)) for f in settings(cls)}
-    form = create_model(f"{cls.__name__}Settings", __config__=ConfigDict(extra="forbid", strict=True), **annotated)
+    annotated = {
+        f.name: (f.type if not isinstance(f.type, str) else _hints(cls)[f.name], _default(f))
+        for f in settings(cls)
+    }
+    form = create_model(
+        f"{cls.__name__}Settings", __config__=ConfigDict(extra="forbid", strict=True), **annotated
+    )
     lists_as_tuples = {key: tuple(value) if isinstance(value, list) else value for key, value in own.items()}
     checked = TypeAdapter(form).validate_python(lists_as_tuples)
     return cls(name=name, **{f.name: getattr(checked, f.name) for f in settings(cls)})
@@ -77,7 +82,9 @@ def _problem(recipe: Recipe, name: str, cls: type[Component], detail: Mapping) -
     where = recipe.where(f"plugins.{name}.{key}")
     known = [field.name for field in settings(cls)]
     if detail["type"] == "extra_forbidden":
-        return Problem("plugin/unknown-key", where, f"`{key}`", f"a setting of `{name}`", did_you_mean(key, known))
+        return Problem(
+            "plugin/unknown-key", where, f"`{key}`", f"a setting of `{name}`", did_you_mean(key, known)
+        )
     if detail["type"] == "missing":
         mend = f"Add it under plugins.{name}; `lmmkit plugins explain {name}` lists all."
         return Problem("plugin/missing-key", where, f"no `{key}`", "a value", mend)

@@ -46,7 +46,11 @@ def stage_text(prepared: Prepared, plan: StagePlan) -> str:
 
 def weight_text(weight: Weight) -> str:
     """'1', '0 (watched)' or '0 to 0.1 over 0.5'."""
-    shown = f"{weight.weight:g}" if weight.weight is not None else f"{weight.from_:g} to {weight.to:g} over {weight.over or 1:g}"
+    shown = (
+        f"{weight.weight:g}"
+        if weight.weight is not None
+        else f"{weight.from_:g} to {weight.to:g} over {weight.over or 1:g}"
+    )
     return f"{shown} (watched)" if weight.watch else shown
 
 
@@ -98,7 +102,9 @@ def layout_text(layout: Layout) -> str:
 def _span(span: Span) -> str:
     if span.kind == "learned":
         return f"{span.mark}[{span.n}]*"
-    edit = f" {type(span.image.edit).__name__}" if span.image is not None and span.image.edit is not None else ""
+    edit = (
+        f" {type(span.image.edit).__name__}" if span.image is not None and span.image.edit is not None else ""
+    )
     name = "image" if span.kind == "image" else span.role
     return f"{name}[{span.n}]{edit}{'!' if span.learn else ''}"
 
@@ -107,10 +113,20 @@ def component_text(name: str, found: Found) -> str:
     """A component's kind, words, settings and source."""
     cls = found.cls
     kind = next(base.__name__ for base in cls.__mro__[1:] if base is not Component)
-    lines = [f"{name}  {kind}  from {found.origin}", "", inspect.cleandoc(cls.__doc__ or "(no words)"), "", "settings:"]
+    lines = [
+        f"{name}  {kind}  from {found.origin}",
+        "",
+        inspect.cleandoc(cls.__doc__ or "(no words)"),
+        "",
+        "settings:",
+    ]
     for field in settings(cls):
         default = "required" if field.default is dataclasses.MISSING else f"default {field.default!r}"
-        kind_text = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", None) or str(field.type)
+        kind_text = (
+            field.type
+            if isinstance(field.type, str)
+            else getattr(field.type, "__name__", None) or str(field.type)
+        )
         lines.append(f"  {field.name}: {kind_text.replace('typing.', '')}  ({default})")
     return "\n".join(lines)
 

@@ -84,9 +84,7 @@ class Prepared:
         return replace(self, sources={**self.sources, **more})
 
 
-def prepare(
-    recipe: Recipe, *, trust_files: bool = False, data: Iterable[str] | None = None
-) -> Prepared:
+def prepare(recipe: Recipe, *, trust_files: bool = False, data: Iterable[str] | None = None) -> Prepared:
     """Opens and checks all that can fail before it costs anything.
 
     Args:
@@ -109,9 +107,7 @@ def prepare(
     if parts is not None and dims is not None:
         plans = _collect(problems, lambda: compile_plan(recipe, parts, dims))
     raise_all(problems)
-    return Prepared(
-        recipe=recipe, tokenizer=tokenizer, parts=parts, dims=dims, plans=plans, sources=sources
-    )
+    return Prepared(recipe=recipe, tokenizer=tokenizer, parts=parts, dims=dims, plans=plans, sources=sources)
 
 
 def _collect(problems: list[Problem], make: Callable[[], T]) -> T | None:

@@ -45,9 +45,7 @@ def _whole(key: str, name: str, value: int, of: str, over: int) -> Iterator[Faul
         yield Fault(f"{key}.{name}", "conflict", str(value), f"a divisor of {of} = {over}", mend)
 
 
-def check_vision(
-    vision: VisionScratch | VisionTimm | VisionFrom, key: str, names: Names
-) -> Iterator[Fault]:
+def check_vision(vision: VisionScratch | VisionTimm | VisionFrom, key: str, names: Names) -> Iterator[Fault]:
     """Heads divide the width, patches the picture; the feature layer exists."""
     if not isinstance(vision, VisionScratch):
         return
@@ -96,9 +94,7 @@ def check_model(model: Model, key: str, names: Names) -> Iterator[Fault]:
             )
 
 
-def check_plugins(
-    plugins: Mapping[str, Mapping[str, Any]], key: str, names: Names
-) -> Iterator[Fault]:
+def check_plugins(plugins: Mapping[str, Mapping[str, Any]], key: str, names: Names) -> Iterator[Fault]:
     """Instance names are free; `use` is a component's name."""
     for name, settings in plugins.items():
         if name in RESERVED:
@@ -111,16 +107,12 @@ def check_plugins(
             )
         use = settings.get("use", name)
         if not isinstance(use, str) or not use:
-            yield Fault(
-                f"{key}.{name}.use", "wrong-type", str(use), "a component's name", "Change it."
-            )
+            yield Fault(f"{key}.{name}.use", "wrong-type", str(use), "a component's name", "Change it.")
 
 
 def _known(key: str, name: str, known: tuple[str, ...], section: str) -> Iterator[Fault]:
     if name not in known:
-        yield Fault(
-            key, "unknown-name", f"`{name}`", f"a name under {section}", did_you_mean(name, known)
-        )
+        yield Fault(key, "unknown-name", f"`{name}`", f"a name under {section}", did_you_mean(name, known))
 
 
 def check_sources(data: Mapping[str, float], key: str, names: Names) -> Iterator[Fault]:

@@ -49,9 +49,7 @@ Positive = Annotated[float, Strict(), Gt(0), Says("a number above 0")]
 Below1 = Annotated[float, Strict(), Ge(0), Lt(1), Says("a number from 0 to below 1")]
 Share = Annotated[float, Strict(), Gt(0), Le(1), Says("a number above 0 and up to 1")]
 Triple = Annotated[tuple[Number, Number, Number], Says("three numbers, one a colour")]
-PositiveTriple = Annotated[
-    tuple[Positive, Positive, Positive], Says("three numbers above 0, one a colour")
-]
+PositiveTriple = Annotated[tuple[Positive, Positive, Positive], Says("three numbers above 0, one a colour")]
 
 Flag = Annotated[bool, Strict(), Says("true or false")]
 Text = Annotated[str, Strict(), StringConstraints(min_length=1, max_length=4096), Says("a text")]

@@ -89,9 +89,7 @@ def _text(path: Path) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise refuse(
-            f"bytes that are no UTF-8 in line {line}", "UTF-8", "Save it as UTF-8."
-        ) from None
+        raise refuse(f"bytes that are no UTF-8 in line {line}", "UTF-8", "Save it as UTF-8.") from None
     except (OSError, ValueError) as error:  # ValueError: a path with a null byte
         raise refuse(f"{error}", "a file that can be read", "Check path and rights.") from None
 

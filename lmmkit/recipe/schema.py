@@ -40,9 +40,7 @@ class Evaluate:
     """`controls` repeat each task on a blank image and on another sample's image."""
 
     tasks: Annotated[Mapping[k.Name, Task], Says("a section of NAME: task")]
-    controls: Annotated[
-        tuple[Literal["blank", "swapped"], ...], Says("a list of blank and swapped")
-    ] = ()
+    controls: Annotated[tuple[Literal["blank", "swapped"], ...], Says("a list of blank and swapped")] = ()
 
 
 @section
@@ -80,9 +78,9 @@ class Recipe:
     model: Model
     numerics: Numerics = field(default_factory=Numerics)
     # a plugin's own settings, as written; the plugin checks them
-    plugins: Annotated[
-        Mapping[k.Instance, k.Settings], Says("a section of INSTANCE: {its settings}")
-    ] = field(default_factory=dict)
+    plugins: Annotated[Mapping[k.Instance, k.Settings], Says("a section of INSTANCE: {its settings}")] = (
+        field(default_factory=dict)
+    )
     data: Annotated[Mapping[k.Name, Source], MinLen(1), Says("a section of NAME: source")]
     stages: Annotated[Mapping[k.Name, Stage], MinLen(1), Says("a section of NAME: stage")]
     evaluate: Evaluate | None = None

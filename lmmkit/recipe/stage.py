@@ -152,9 +152,7 @@ class Validate:
 class Stage:
     """One stretch of training; `losses` maps `next_token` and plugin instances to weights."""
 
-    data: Annotated[
-        Mapping[k.Text, k.Positive], MinLen(1), Says("a section of SOURCE: weight above 0")
-    ]
+    data: Annotated[Mapping[k.Text, k.Positive], MinLen(1), Says("a section of SOURCE: weight above 0")]
     batch: Batch
     length: Length
     train: Train

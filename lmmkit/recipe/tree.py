@@ -111,9 +111,7 @@ class _Builder:
             self.complain("yaml", event, "", "a second document", "one", "Remove `---`.")
             raise _Stop
         if event.version or event.tags:
-            self.complain(
-                "yaml", event, "", "a % directive", "YAML 1.2 without", "Remove that line."
-            )
+            self.complain("yaml", event, "", "a % directive", "YAML 1.2 without", "Remove that line.")
             raise _Stop
 
     def take_key(self, top: _Open, event: Any) -> None:
@@ -125,9 +123,7 @@ class _Builder:
         self.refuse_marks(path, event)
         top.key = key
         if key == "<<" and event.style is None:
-            self.complain(
-                "anchor", event, path, "a merge key", "plain keys", "Write the keys out here."
-            )
+            self.complain("anchor", event, path, "a merge key", "plain keys", "Write the keys out here.")
         elif key in top.seen:
             self.complain(
                 "duplicate-key",
@@ -183,9 +179,7 @@ class _Builder:
         if event.tag is not None:
             self.refuse("tag", path, event, f"the tag {event.tag}", "Remove the tag.", True)
 
-    def refuse(
-        self, code: str, path: str, event: Any, got: str, mend: str, silent: bool = True
-    ) -> None:
+    def refuse(self, code: str, path: str, event: Any, got: str, mend: str, silent: bool = True) -> None:
         self.complain(code, event, path, got, "plain YAML without anchors or tags", mend)
         if silent:
             self.tree.silent.add(path)

@@ -12,7 +12,10 @@ from lmmkit.rundir import RunDir, write_json_atomic
 
 def summarise(folder: Path, names: Sequence[str], *, wall_seconds: float) -> dict:
     """Writes and returns `summary.json`: wall time, and each recipe's figures side by side."""
-    summary = {"wall_seconds": wall_seconds, "recipes": {name: _recipe(RunDir(folder / name)) for name in names}}
+    summary = {
+        "wall_seconds": wall_seconds,
+        "recipes": {name: _recipe(RunDir(folder / name)) for name in names},
+    }
     write_json_atomic(folder / "summary.json", summary)
     return summary
 
@@ -47,11 +50,17 @@ def tables(folder: Path, summary: dict) -> list[Table]:
 
 
 def _figure(key: str):
-    return lambda r: "-" if r[key] is None else f"{_percent(r[key]['value'])} ({_percent(r[key]['low'])}-{_percent(r[key]['high'])})"
+    return lambda r: (
+        "-"
+        if r[key] is None
+        else f"{_percent(r[key]['value'])} ({_percent(r[key]['low'])}-{_percent(r[key]['high'])})"
+    )
 
 
 def _beside_chance(key: str):
-    return lambda r: "-" if r[key] is None else f"{_percent(r[key]['value'])} (chance {_percent(r[key]['chance'])})"
+    return lambda r: (
+        "-" if r[key] is None else f"{_percent(r[key]['value'])} (chance {_percent(r[key]['chance'])})"
+    )
 
 
 _ROWS = {

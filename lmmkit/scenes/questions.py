@@ -115,7 +115,9 @@ class Asker:
 def candidates(scene: Scene, rng: random.Random) -> Iterator[Question]:
     """Every question that `scene` answers without doubt; the wording is drawn from `rng`."""
 
-    def make(kind: str, slot: str, answer: str, tells: Iterable[Fact] = (), asks: Iterable[Fact] = ()) -> Question:
+    def make(
+        kind: str, slot: str, answer: str, tells: Iterable[Fact] = (), asks: Iterable[Fact] = ()
+    ) -> Question:
         patterns = PATTERNS.get(kind) or PATTERNS["presence"]
         text = rng.choice(patterns).format(slot)
         return Question(kind=kind, text=text, answer=answer, tells=frozenset(tells), asks=frozenset(asks))
@@ -161,7 +163,9 @@ def direction(thing: Thing, other: Thing) -> str:
     return ""
 
 
-def _presence(things: tuple[Thing, ...], rng: random.Random, make: Callable[..., Question]) -> Iterator[Question]:
+def _presence(
+    things: tuple[Thing, ...], rng: random.Random, make: Callable[..., Question]
+) -> Iterator[Question]:
     """One question of each presence kind. A quarter of the yes and of the no name two words
     ("red bar"), the others one ("bar", "red object"), so that no wording betrays its answer."""
     shapes = {thing.shape for thing in things}

@@ -27,8 +27,8 @@ SPLITS = ("train", "heldout")
 # Width and height in pixels. Sides differ by an eighth at most: padded to a square and
 # shrunk to 48 pixels, a small object still covers a patch.
 CANVASES = ((64, 64), (72, 64), (64, 72), (80, 80), (90, 80), (80, 90), (96, 96), (112, 100))
-THINGS = (1, 2, 3, 4)
-THING_WEIGHTS = (0.22, 0.33, 0.25, 0.2)
+THINGS = (1, 2, 3)
+THING_WEIGHTS = (0.3, 0.4, 0.3)
 HELDOUT_EVERY = 5  # one description in so many belongs to the held-out split
 
 

@@ -194,9 +194,7 @@ def check_space(run: RunDir, checkpoint_bytes: int, *, keep: int) -> None:
         raise MachineError(_unwritten(run.checkpoints, needed, free, full))
 
 
-def _stage(
-    staging: Path, tensors: Mapping[str, Tensor], state: str, rng: Mapping[str, Tensor]
-) -> None:
+def _stage(staging: Path, tensors: Mapping[str, Tensor], state: str, rng: Mapping[str, Tensor]) -> None:
     """Writes every file into `staging` and waits for the disk; the manifest last."""
     names = []
     for number, shard in enumerate(_shards(tensors)):

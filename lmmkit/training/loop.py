@@ -68,7 +68,11 @@ def run_stage(
 ) -> Position:  # fmt: skip
     """Runs the rest of a stage; returns early, saved, when a stop is asked for."""
     recipe, stage = prepared.recipe, prepared.recipe.stages[position.stage]
-    plan, pipeline, steps = prepared.plans[position.stage], prepared.pipeline(position.stage), prepared.steps(position.stage)
+    plan, pipeline, steps = (
+        prepared.plans[position.stage],
+        prepared.pipeline(position.stage),
+        prepared.steps(position.stage),
+    )
     chance = {"next_token": math.log(prepared.dims.vocab)} | {
         t.name: c for t in plan.terms if (c := t.chance(prepared.dims)) is not None
     }
@@ -86,7 +90,9 @@ def run_stage(
     objective.train()
     assemble.recompute(objective, recipe.speed.recompute)
     idle = Idle()
-    batches = load_steps(pipeline, position.stage_step, steps, workers=recipe.speed.workers, worker_init=ignore_in_worker)
+    batches = load_steps(
+        pipeline, position.stage_step, steps, workers=recipe.speed.workers, worker_init=ignore_in_worker
+    )
     with Progress(position.stage, steps, done=position.stage_step) as progress:
         clock = time.perf_counter()
         for step in batches:
@@ -116,8 +122,6 @@ def run_stage(
     return position
 
 
-
-
 def _record(at: Position, report: Report, chance: dict[str, float], lr: float, seconds: float) -> dict:
     return {
         "step": at.step, "stage": at.stage, "loss": report.loss,
@@ -135,7 +139,9 @@ def _check_finite(report: Report, at: Position, keys: list[str]) -> None:
         return
     got = f"loss {report.loss}, gradient norm {report.grad_norm} on {', '.join(dict.fromkeys(keys))[:300]}"
     mend = "Resume from the last checkpoint with a lower `lr` or a `clip`, or look at these rows."
-    raise UserError(Problem("train/not-finite", f"step {at.step}, stage {at.stage}", got, "finite numbers", mend))
+    raise UserError(
+        Problem("train/not-finite", f"step {at.step}, stage {at.stage}", got, "finite numbers", mend)
+    )
 
 
 def _idle(stage: str, name: str) -> Problem:

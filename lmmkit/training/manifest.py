@@ -112,8 +112,7 @@ def mismatches(folder: Path, expected: Mapping[str, Tensor]) -> tuple[Problem, .
 def layout(tensors: Mapping[str, Tensor]) -> Layout:
     """{key: [dtype, sizes]}, such as ["float32", [3, 4]]."""
     return {
-        key: [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
-        for key, tensor in tensors.items()
+        key: [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)] for key, tensor in tensors.items()
     }
 
 
@@ -160,8 +159,7 @@ def damage(path: Path, got: str) -> Problem:
         str(path),
         got,
         "the file as it was saved",
-        "Restore it from a copy, or remove this checkpoint's folder: the run goes on "
-        "from the one before.",
+        "Restore it from a copy, or remove this checkpoint's folder: the run goes on from the one before.",
     )
 
 

@@ -43,7 +43,9 @@ def _samples(prepared: Prepared, source: str, key: str):
 
 
 @torch.no_grad()
-def look(prepared: Prepared, objective: Objective, stage: str, view: View, layout, device: torch.device) -> tuple[Tensor, Tensor]:
+def look(
+    prepared: Prepared, objective: Objective, stage: str, view: View, layout, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """(picture [3, X, Y] in 0..1, attention [X, Y] from response rows to each patch, 1 at its peak),
     mean over heads, layers and rows."""
     from lmmkit.data.pack import LaidOut

@@ -63,7 +63,10 @@ def train(
         saved = checkpoint.latest(run) if resume else None
         loaded = checkpoint.load(saved, verified=True) if saved else None
         position = Position(**loaded.state["position"]) if loaded else _first(prepared, stage)
-        with MetricsLog(run.metrics) as metrics, Board(run.tb, position.step + 1 if resume else None) as board:
+        with (
+            MetricsLog(run.metrics) as metrics,
+            Board(run.tb, position.step + 1 if resume else None) as board,
+        ):
             if resume:
                 metrics.truncate(position.step)
             for name in _stages(recipe, position.stage, stage):
@@ -75,7 +78,9 @@ def train(
                 if loaded is not None and name == position.stage:
                     restore(objective, optimizer, loaded, saved)
                 loaded = None
-                position = run_stage(prepared, objective, optimizer, position, run, metrics, board, stop, device)
+                position = run_stage(
+                    prepared, objective, optimizer, position, run, metrics, board, stop, device
+                )
                 if stop.requested:
                     return Finished(run, stop.requested)
                 _save_model(objective, prepared, run, position)
@@ -123,7 +128,9 @@ def _first(prepared: Prepared, stage: str | None) -> Position:
     if stage is None:
         return Position(names[0], 0, 0)
     if stage not in names:
-        raise UserError(Problem("train/no-stage", "--stage", f"`{stage}`", f"one of {names}", "Name one of these."))
+        raise UserError(
+            Problem("train/no-stage", "--stage", f"`{stage}`", f"one of {names}", "Name one of these.")
+        )
     return Position(stage, sum(prepared.steps(name) for name in names[: names.index(stage)]), 0)
 
 
@@ -157,7 +164,11 @@ def _save_model(objective: Objective, prepared: Prepared, run: RunDir, position:
         "speaks": vars_of(prepared.recipe.model.speaks),
     }
     own.write(
-        run.model(position.stage), objective, config=config, recipe=dump(prepared.recipe), tokenizer=prepared.tokenizer
+        run.model(position.stage),
+        objective,
+        config=config,
+        recipe=dump(prepared.recipe),
+        tokenizer=prepared.tokenizer,
     )
 
 

@@ -50,7 +50,9 @@ def config_of(folder: Path) -> dict:
     return config
 
 
-def fill(module: nn.Module, folder: Path, *, prefixes: tuple[str, ...] = ("",), strict: bool = True) -> tuple[str, ...]:
+def fill(
+    module: nn.Module, folder: Path, *, prefixes: tuple[str, ...] = ("",), strict: bool = True
+) -> tuple[str, ...]:
     """Copies the folder's tensors into the module, name by name.
 
     Args:
@@ -81,7 +83,9 @@ def fill(module: nn.Module, folder: Path, *, prefixes: tuple[str, ...] = ("",), 
                 own[name].copy_(file.get_tensor(name))
     except (OSError, SafetensorError) as error:
         mend = "Train again, or restore the file."
-        raise UserError(Problem("model/unreadable", str(path), str(error), "a safetensors file", mend)) from None
+        raise UserError(
+            Problem("model/unreadable", str(path), str(error), "a safetensors file", mend)
+        ) from None
     return missing
 
 

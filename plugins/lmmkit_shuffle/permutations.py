@@ -7,7 +7,9 @@ import numpy as np
 
 
 @cache
-def permutations(n: int, k: int, seed: int, choose: Literal["seed", "hamming"]) -> tuple[tuple[int, ...], ...]:
+def permutations(
+    n: int, k: int, seed: int, choose: Literal["seed", "hamming"]
+) -> tuple[tuple[int, ...], ...]:
     """Drawn at random, or chosen greedily: each the farthest, by least Hamming distance, from those
     before it, out of a random pool (for many tiles random ones are nearly at the maximum anyway).
     """

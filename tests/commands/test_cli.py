@@ -61,8 +61,12 @@ def test_eval_writes_results_with_controls_and_terms(trained):
 
 def test_chat_streams_what_it_answers(trained, scenes):
     picture = next((scenes / "images" / "heldout").iterdir())
-    first = run("chat", trained, "--image", picture, "--prompt", "How many objects are there?", "--max-new-tokens", 5)
-    again = run("chat", trained, "--image", picture, "--prompt", "How many objects are there?", "--max-new-tokens", 5)
+    first = run(
+        "chat", trained, "--image", picture, "--prompt", "How many objects are there?", "--max-new-tokens", 5
+    )
+    again = run(
+        "chat", trained, "--image", picture, "--prompt", "How many objects are there?", "--max-new-tokens", 5
+    )
     assert first == again and first.endswith("\n")
     run("chat", trained, "--prompt", "Hello?", "--max-new-tokens", 3, "--temperature", 0.8, "--seed", 1)
 
@@ -102,7 +106,11 @@ def test_data_show_and_check(recipe, scenes):
 
 
 def test_several_wrong_things_in_a_recipe_are_told_at_once_with_their_lines(recipe, scenes):
-    recipe.write_text(DIRECT.replace("seed: 5", "seed: -1").replace("{grid: 3", "{gird: 3").replace("samples: 4}", "smples: 4}"))
+    recipe.write_text(
+        DIRECT.replace("seed: 5", "seed: -1")
+        .replace("{grid: 3", "{gird: 3")
+        .replace("samples: 4}", "smples: 4}")
+    )
     text = run("train", recipe, "--root", scenes, "--out", recipe.parent / "run", code=2)
     assert "mine.yaml:3" in text and "smples" in text and "samples" in text
     assert not (recipe.parent / "run").exists(), "nothing is written before all is checked"
@@ -126,7 +134,9 @@ def test_bad_rows_and_pictures_name_file_and_row(recipe, scenes, tmp_path):
 
 def test_an_empty_data_set(recipe, scenes, tmp_path):
     (tmp_path / "none.json").write_text("[]")
-    text = run("check", recipe, "--root", scenes, "--set", f"data.questions.records={tmp_path / 'none.json'}", code=2)
+    text = run(
+        "check", recipe, "--root", scenes, "--set", f"data.questions.records={tmp_path / 'none.json'}", code=2
+    )
     assert "records/empty" in text
 
 
@@ -174,5 +184,7 @@ def test_a_bug_of_ours_exits_1_with_its_traceback(monkeypatch, tmp_path):
         "from lmmkit.cli import main\n"
         "main()\n"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
     assert result.returncode == 1 and "ZeroDivisionError: ours" in result.stderr

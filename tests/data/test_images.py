@@ -51,9 +51,7 @@ def clip():
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     size = SPEC.size
-    return CLIPImageProcessorPil(
-        size={"shortest_edge": size}, crop_size={"height": size, "width": size}
-    )
+    return CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
 
 
 @pytest.mark.parametrize("size", SIZES)

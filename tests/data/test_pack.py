@@ -135,7 +135,9 @@ def test_the_label_is_the_shuffle_of_the_picture_that_the_view_reads():
     for v, label in zip(views, labels.tolist(), strict=True):
         plain = batch.picture(v - 1)  # the main view stands before it
         shuffle = members(CAPTIONS)[v].layout[1].image.edit
-        assert torch.equal(shuffle.undo()(batch.picture(v)), plain) and not torch.equal(batch.picture(v), plain)
+        assert torch.equal(shuffle.undo()(batch.picture(v)), plain) and not torch.equal(
+            batch.picture(v), plain
+        )
         assert members(CAPTIONS)[v].view.labels["permutation"] == label
 
 
@@ -173,7 +175,11 @@ def test_mass_is_read_at_every_response_row_of_the_main_view_alone(packed):
 def test_text_alone_has_no_fill_no_picture_and_no_mass():
     batch, _ = paper.packed([chat("t", "hi", "yes", images=0)])
     assert batch.fills == () and batch.pixels_ICXY.shape == (0, 3, SPEC.size, SPEC.size)
-    assert len(batch.mass_R) == 0 and not batch.key_T.any() and batch.first_image_V == (-1, -1)[: len(batch.views)]
+    assert (
+        len(batch.mass_R) == 0
+        and not batch.key_T.any()
+        and batch.first_image_V == (-1, -1)[: len(batch.views)]
+    )
     assert batch.count["guided_loss"] == batch.count["image_order"] == 0 < batch.count["next_token"]
 
 

@@ -29,9 +29,7 @@ def read(folder, rows, *, name="r.json", template="vicuna_v1"):
         path.write_bytes(rows)
     else:
         path.write_text(rows if isinstance(rows, str) else json.dumps(rows))
-    return open_records(
-        "set", records=path, images=folder / "images", template=template, image_shape="pad"
-    )
+    return open_records("set", records=path, images=folder / "images", template=template, image_shape="pad")
 
 
 def problems(folder, rows, **options):

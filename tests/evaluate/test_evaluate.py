@@ -18,7 +18,9 @@ def test_without_clusters_the_interval_is_the_binomial_one():
     got = mean_with_interval(values, [str(i) for i in range(100)])
     error = 1.96 * np.sqrt(0.3 * 0.7 / 100)
     assert got["value"] == pytest.approx(0.3) and got["n"] == 100
-    assert got["low"] == pytest.approx(0.3 - error, rel=0.02) and got["high"] == pytest.approx(0.3 + error, rel=0.02)
+    assert got["low"] == pytest.approx(0.3 - error, rel=0.02) and got["high"] == pytest.approx(
+        0.3 + error, rel=0.02
+    )
 
 
 def test_equal_answers_within_a_scene_widen_the_interval():
@@ -57,7 +59,14 @@ def samples() -> list[Sample]:
 def test_swapped_gives_every_question_another_scene_s_picture():
     for before, after in zip(samples(), swapped(samples()), strict=True):
         assert before.images != after.images and before.turns == after.turns
-    assert [s.images[0].path for s in swapped(samples())] == ["b.jpg", "b.jpg", "c.jpg", "c.jpg", "a.jpg", "a.jpg"]
+    assert [s.images[0].path for s in swapped(samples())] == [
+        "b.jpg",
+        "b.jpg",
+        "c.jpg",
+        "c.jpg",
+        "a.jpg",
+        "a.jpg",
+    ]
 
 
 def test_blank_edits_every_picture():
@@ -69,8 +78,8 @@ class StubSpeaker:
 
     stage = "s"
 
-    class prepared:  # noqa: N801
-        class dims:  # noqa: N801
+    class prepared:
+        class dims:
             from lmmkit.dims import ImageSpec
 
             image = ImageSpec(size=8, grid=(1, 1), width=1)
@@ -119,4 +128,8 @@ def test_restore_scores_what_was_written():
             return ["a red cat", "wrong"]
 
     texts = [Sample(key=str(i), turns=(Turn("user", ""), Turn("assistant", "a red cat"))) for i in range(2)]
-    assert restore(Speaker(), texts, new=5)["text_order"] == {"value": 0.5, "chance": pytest.approx(1 / 6), "n": 2}
+    assert restore(Speaker(), texts, new=5)["text_order"] == {
+        "value": 0.5,
+        "chance": pytest.approx(1 / 6),
+        "n": 2,
+    }

@@ -117,7 +117,9 @@ class NoMap(TorchDispatchMode):
 def test_sdpa_allocates_no_map_and_eager_does():
     T = 2000
     forest = concat([roots([1000]), branches(400, 300, 300)[0]])
-    case = Case(forest, marks(T, range(10, 300), range(1010, 1300)), torch.arange(300, T), torch.arange(1900, T))
+    case = Case(
+        forest, marks(T, range(10, 300), range(1010, 1300)), torch.arange(300, T), torch.arange(1900, T)
+    )
     given = inputs(T, 1)
     with NoMap(T) as watch:
         of_backend(Sdpa(), case, given, torch.float32)

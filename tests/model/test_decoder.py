@@ -4,7 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from lmmkit.forest import roots
 from lmmkit.model.attention import Eager, Sdpa
@@ -22,8 +29,14 @@ LLAMAS = {
     "tied, one kv head": DecoderShape(width=32, heads=4, kv_heads=1, head_size=16, mlp=40, tied=True, **WIDE),
 }
 QWENS = {
-    "qkv bias": (DecoderShape(width=24, heads=4, kv_heads=2, head_size=6, mlp=40, qkv_bias=True, **WIDE), Qwen2Config),
-    "qk norm": (DecoderShape(width=24, heads=4, kv_heads=2, head_size=8, mlp=40, qk_norm=True, **WIDE), Qwen3Config),
+    "qkv bias": (
+        DecoderShape(width=24, heads=4, kv_heads=2, head_size=6, mlp=40, qkv_bias=True, **WIDE),
+        Qwen2Config,
+    ),
+    "qk norm": (
+        DecoderShape(width=24, heads=4, kv_heads=2, head_size=8, mlp=40, qk_norm=True, **WIDE),
+        Qwen3Config,
+    ),
 }
 CLASSES = {LlamaConfig: LlamaForCausalLM, Qwen2Config: Qwen2ForCausalLM, Qwen3Config: Qwen3ForCausalLM}
 

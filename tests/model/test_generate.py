@@ -155,4 +155,6 @@ def test_a_tiny_top_p_is_greedy():
 def test_top_p_keeps_the_fewest_tokens_that_reach_it():
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().flip(-1)
     draws = lambda p: {int(Sampled(1.0, p, torch.Generator().manual_seed(s))(logits)[0]) for s in range(60)}
-    assert draws(0.4) == {3} and draws(0.6) == {3, 2} and draws(0.9) == {3, 2, 1} and draws(1.0) == {3, 2, 1, 0}
+    assert (
+        draws(0.4) == {3} and draws(0.6) == {3, 2} and draws(0.9) == {3, 2, 1} and draws(1.0) == {3, 2, 1, 0}
+    )

@@ -14,9 +14,17 @@ from tests import hf_weights
 from tests.reference import off, show
 from tests.tiny import VISION
 
-CLIP = VisionShape(width=24, depth=4, heads=3, mlp=40, patch=4, image=ImageSpec(size=20, grid=(5, 5), width=24))
+CLIP = VisionShape(
+    width=24, depth=4, heads=3, mlp=40, patch=4, image=ImageSpec(size=20, grid=(5, 5), width=24)
+)
 SIGLIP = replace(
-    CLIP, feature_layer=-2, class_token=False, pre_norm=False, patch_bias=True, activation="gelu_tanh", norm_eps=1e-6
+    CLIP,
+    feature_layer=-2,
+    class_token=False,
+    pre_norm=False,
+    patch_bias=True,
+    activation="gelu_tanh",
+    norm_eps=1e-6,
 )
 SIZES = {
     "hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 40,
@@ -40,7 +48,9 @@ def assert_parity(shape: VisionShape, model, skip: int) -> None:
     for backend in (Sdpa(), Eager()):
         ours = vit(shape, backend)
         unbuilt = "".join(map(str, range(shape.built, shape.depth)))
-        hf_weights.load(model, hf_weights.of_vit(ours), spare=rf"^post_layernorm|^head\.|layers\.[{unbuilt}]\.")
+        hf_weights.load(
+            model, hf_weights.of_vit(ours), spare=rf"^post_layernorm|^head\.|layers\.[{unbuilt}]\."
+        )
         want = model(pixels(3), output_hidden_states=True).hidden_states[shape.feature_layer][:, skip:]
         got = ours(pixels(3))
         show(f"off_{backend.name}", off(got, want))
@@ -83,7 +93,9 @@ def test_timm_states_are_forward_intermediates(layer):
     whole, state = random_timm(), layer if layer >= 0 else 5 + layer
     ours = TimmViT(random_timm(), image=spec, feature_layer=layer)
     with torch.no_grad():
-        want = whole.forward_intermediates(pixels(2, 48), norm=False, output_fmt="NLC", intermediates_only=True)
+        want = whole.forward_intermediates(
+            pixels(2, 48), norm=False, output_fmt="NLC", intermediates_only=True
+        )
         got = ours(pixels(2, 48))
     show("off", off(got, want[state - 1]))
     assert got.shape == (2, 9, 192) and torch.equal(got, want[state - 1])

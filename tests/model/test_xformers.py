@@ -71,7 +71,9 @@ class Kernels:
         kernel = self.fmha.cutlass.BwOp if q.dtype == torch.float32 else self.fmha.flash.BwOp
         assert packed in (None, kernel.VARLEN_LSE_PACKED), "xformers would find no kernel"
         n = _lengths(attn_bias)
-        rows = [lse[0, :, : sum(n)]] if packed is not False else [x[:, :m] for x, m in zip(lse, n, strict=True)]
+        rows = (
+            [lse[0, :, : sum(n)]] if packed is not False else [x[:, :m] for x, m in zip(lse, n, strict=True)]
+        )
         lse_HQ = torch.cat(rows, 1)
         score = torch.einsum("qhd,khd->hqk", q[0], k[0]) * q.shape[-1] ** -0.5
         weight = (score + attn_bias.materialize(score.shape[1:]).to(q) - lse_HQ[..., None]).exp()

@@ -21,15 +21,21 @@ def test_direct_llava_s_plan(tiny):
     pretrain, finetune = plans["pretrain"], plans["finetune"]
     assert [t.name for t in pretrain.terms] == ["guided_loss", "image_order", "text_order"]
     assert pretrain.text_terms == ("next_token", "text_order")
-    assert [(s.name, views) for s, views in pretrain.strategies] == [("directed_token", frozenset({"image_order"}))]
+    assert [(s.name, views) for s, views in pretrain.strategies] == [
+        ("directed_token", frozenset({"image_order"}))
+    ]
     assert finetune.off == {"text_order": "not weighed in this stage"}
-    assert finetune.speaks_through == () and finetune.active == {"directed_token", "image_order", "guided_loss"}
+    assert finetune.speaks_through == () and finetune.active == {
+        "directed_token",
+        "image_order",
+        "guided_loss",
+    }
     assert pretrain.digest != finetune.digest == prepare(tiny()).plans["finetune"].digest
 
 
 def test_weight_zero_takes_the_token_that_only_it_reads_with_it(tiny):
     plan = prepare(tiny("stages.pretrain.losses.image_order=0")).plans["pretrain"]
-    assert plan.strategies == () and not plan.tasks[0].name == "image_order"
+    assert plan.strategies == () and plan.tasks[0].name != "image_order"
     assert plan.off == {"image_order": "weight 0", "directed_token": "no active term reads its tokens"}
 
 
@@ -40,7 +46,9 @@ def test_a_weight_scheduled_from_zero_is_built(tiny):
 
 
 def test_a_token_before_the_response_stands_in_every_view_and_in_inference(tiny):
-    plan = prepare(tiny("plugins.directed_token.place=before_response", "plugins.image_order.allow_unreachable=false")).plans["finetune"]
+    plan = prepare(
+        tiny("plugins.directed_token.place=before_response", "plugins.image_order.allow_unreachable=false")
+    ).plans["finetune"]
     assert plan.strategies[0][1] is None and plan.speaks_through == ("directed_token",)
 
 
@@ -62,7 +70,9 @@ def test_a_token_nobody_reads(tiny):
 
 
 def test_visual_reading_needs_no_token(tiny):
-    text = DIRECT.replace("  directed_token: {place: end}\n", "").replace("permutations: 5", "permutations: 5, read: visual")
+    text = DIRECT.replace("  directed_token: {place: end}\n", "").replace(
+        "permutations: 5", "permutations: 5, read: visual"
+    )
     assert prepare(tiny(text=text)).plans["pretrain"].strategies == ()
 
 
@@ -72,7 +82,11 @@ def test_unknown_plugins_and_settings_are_told_together_with_their_lines(tiny):
     with pytest.raises(UserError) as error:
         prepare(tiny(text=text))
     (unknown,) = error.value.problems
-    assert unknown.code == "plugin/unknown" and "tiny.yaml:19" in unknown.where and "`text_order`" in unknown.mend
+    assert (
+        unknown.code == "plugin/unknown"
+        and "tiny.yaml:19" in unknown.where
+        and "`text_order`" in unknown.mend
+    )
 
 
 def test_every_wrong_setting_is_told_at_once(tiny):
@@ -91,7 +105,10 @@ def test_settings_that_do_not_fit_the_model(tiny):
 
 def test_a_strategy_has_no_weight_and_a_term_must_have_one(tiny):
     assert "plan/no-term" in problems(tiny, "stages.pretrain.losses.directed_token=1.0")
-    losses = [f"stages.{stage}.losses={{next_token: 1.0, image_order: 1.0, text_order: 1.0}}" for stage in ("pretrain", "finetune")]
+    losses = [
+        f"stages.{stage}.losses={{next_token: 1.0, image_order: 1.0, text_order: 1.0}}"
+        for stage in ("pretrain", "finetune")
+    ]
     assert set(problems(tiny, *losses)) == {"plan/unweighed"}
 
 
@@ -104,7 +121,9 @@ def test_what_this_release_cannot_do_is_refused(tiny):
 
 
 def test_components_survive_in_two_instances(tiny):
-    text = DIRECT.replace("text_order:     {}", "text_order:     {}\n  fine_order: {use: image_order, grid: 3, permutations: 3}")
+    text = DIRECT.replace(
+        "text_order:     {}", "text_order:     {}\n  fine_order: {use: image_order, grid: 3, permutations: 3}"
+    )
     text = text.replace("image_order: 1.0,", "image_order: 1.0, fine_order: 1.0,")
     prepared = prepare(tiny(text=text))
     batch = prepared.pipeline("pretrain").step(0)[0]
@@ -142,8 +161,14 @@ def test_a_local_file_runs_only_when_trusted(tiny, scenes, tmp_path):
     [
         ("raise RuntimeError('no')", "plugin/broken"),
         ("def lmmkit_components():\n    return {}", "plugin/unmarked"),
-        ("from lmmkit.ext import hookimpl\n@hookimpl\ndef lmmkit_component():\n    return {}", "plugin/bad-hook"),
-        ("from lmmkit.ext import hookimpl\n@hookimpl\ndef lmmkit_components():\n    return {'mine': int}", "plugin/kind"),
+        (
+            "from lmmkit.ext import hookimpl\n@hookimpl\ndef lmmkit_component():\n    return {}",
+            "plugin/bad-hook",
+        ),
+        (
+            "from lmmkit.ext import hookimpl\n@hookimpl\ndef lmmkit_components():\n    return {'mine': int}",
+            "plugin/kind",
+        ),
         ("x = 1", "plugin/absent"),
     ],
 )
@@ -169,4 +194,6 @@ def test_the_length_policies(tiny):
     cut = prepare(tiny(short, "stages.finetune.batch.too_long=truncate")).pipeline("finetune").step(0)
     gone = prepare(tiny(short, "stages.finetune.batch.too_long=drop")).pipeline("finetune").step(0)
     assert cut[0].dropped["truncated"] and gone[0].dropped["too_long"]
-    assert sum(b.count["next_token"] for b in gone) == 0, "a step whose samples are all dropped is empty, not an error"
+    assert sum(b.count["next_token"] for b in gone) == 0, (
+        "a step whose samples are all dropped is empty, not an error"
+    )

@@ -13,8 +13,8 @@ from lmmkit_shuffle.image_order import ImageOrder, Shuffle
 from lmmkit_shuffle.permutations import permutations
 from lmmkit_shuffle.text_order import TextOrder
 
-from lmmkit.ext import Batch, Ctx, Dims, Image, ImageSpec, Sample, Turn
 from lmmkit.batch import Pick
+from lmmkit.ext import Batch, Ctx, Dims, Image, ImageSpec, Sample, Turn
 from lmmkit.forest import roots
 
 SAMPLE = Sample(

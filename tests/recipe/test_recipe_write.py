@@ -40,9 +40,7 @@ plain = st.recursive(
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
     | st.sampled_from(["no", "1e-4", "1_0", "=", "<<", "null", "~", "0b1", "- a", "a: b", "'"]),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text("ab<1=", max_size=3), inner)
-    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("ab<1=", max_size=3), inner),
     max_leaves=6,
 )
 

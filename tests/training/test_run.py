@@ -43,7 +43,9 @@ def test_a_run_leaves_the_files_of_its_contract(finished):
     }  # fmt: skip
     lines = run.read_metrics()
     assert [line["step"] for line in lines] == list(range(1, 13))
-    assert {"stage", "loss", "terms/next_token", "lr", "grad_norm", "tokens_per_second", "seconds"} <= lines[0].keys()
+    assert {"stage", "loss", "terms/next_token", "lr", "grad_norm", "tokens_per_second", "seconds"} <= lines[
+        0
+    ].keys()
     assert lines[0]["lr"] == 0.0, "update 1 stands at learning rate 0"
     assert lines[0]["chance/image_order"] == pytest.approx(1.6094, abs=1e-4)
     for stage in recipe.stages:
@@ -60,7 +62,9 @@ def test_tensorboard_holds_scalars_and_pictures(finished):
     board.Reload()
     tags = board.Tags()
     assert {"terms/next_token", "terms/image_order", "chance/image_order", "loss"} <= set(tags["scalars"])
-    assert {"image_order/shuffled", "image_order/restored", "attention/response_to_image"} <= set(tags["images"])
+    assert {"image_order/shuffled", "image_order/restored", "attention/response_to_image"} <= set(
+        tags["images"]
+    )
 
 
 def test_plugins_of_weight_zero_leave_plain_llava_bit_for_bit(tiny, tmp_path):
@@ -89,7 +93,9 @@ def test_a_watched_term_is_measured_and_moves_nothing_but_rounding(tiny, tmp_pat
 
 
 def test_one_micro_batch_equals_many(tiny, tmp_path):
-    runs = [train(tiny(f"speed.tokens={n}"), out=tmp_path / str(n)).run.read_metrics() for n in (100_000, 260)]
+    runs = [
+        train(tiny(f"speed.tokens={n}"), out=tmp_path / str(n)).run.read_metrics() for n in (100_000, 260)
+    ]
     for one, many in zip(*runs, strict=True):
         for key in ("loss", "terms/next_token", "terms/image_order", "terms/guided_loss", "grad_norm"):
             assert many[key] == pytest.approx(one[key], rel=2e-4), (one["step"], key)
@@ -160,7 +166,9 @@ def test_resume_refuses_another_recipe_and_allows_another_speed(finished, tiny, 
     train(tiny("stages.finetune.length.steps=2"), out=out)
     with pytest.raises(UserError, match="resume/changed"):
         train(tiny("stages.finetune.optim.lr=1e-3", "stages.finetune.length.steps=2"), out=out, resume=True)
-    train(tiny("stages.finetune.length.steps=2", "speed.workers=1", "output.save_every=2"), out=out, resume=True)
+    train(
+        tiny("stages.finetune.length.steps=2", "speed.workers=1", "output.save_every=2"), out=out, resume=True
+    )
 
 
 def test_a_used_folder_is_refused(finished, tiny):

@@ -15,7 +15,12 @@ from lmmkit.speak import Speaker
 
 
 def exact_match(
-    speaker: Speaker, samples: Sequence[Sample], *, new: int, controls: Iterable[str], training: Iterable[Sample]
+    speaker: Speaker,
+    samples: Sequence[Sample],
+    *,
+    new: int,
+    controls: Iterable[str],
+    training: Iterable[Sample],
 ) -> dict:
     """Accuracy on the last answer of every sample.
 
@@ -33,7 +38,11 @@ def exact_match(
     spec = speaker.prepared.dims.image
     asked = {"": list(samples)}
     for control in controls:
-        made = swapped(samples) if control == "swapped" else blank(samples, edit=Blank("mean", spec.mean, spec.std))
+        made = (
+            swapped(samples)
+            if control == "swapped"
+            else blank(samples, edit=Blank("mean", spec.mean, spec.std))
+        )
         asked[f"_{control}"] = made
     right = {name: _right(speaker, made, new) for name, made in asked.items()}
     clusters = [str(s.meta.get("scene", s.key)) for s in samples]

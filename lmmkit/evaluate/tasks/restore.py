@@ -27,5 +27,3 @@ def restore(speaker: Speaker, samples: Sequence[Sample], *, new: int) -> dict:
 
 def _question(sample: Sample) -> Sample:
     return replace(sample, turns=sample.turns[:-1])
-
-
