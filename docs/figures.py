@@ -5,7 +5,6 @@ The forest is grown by the library itself; words stand for tokens, and the pictu
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,10 +25,12 @@ COLOURS = {
     "bos": "#8795a1", "image": "#4c86c6", "shuffled image": "#8e6bbf", "read words": "#e3a63b",
     "caption": "#3f9e6e", "drt": "#d2544b",
 }  # fmt: skip
-CAPTION = ("red", "ring", "over", "sand", "\\n")
-WORDS = ("Re-order", "…:", "sand", "red", "over", "ring", "\\n")
+SCENES = (make_scene(3, "train", i) for i in range(200))
+SCENE = next(scene for scene in SCENES if len(scene.things) == 2 == len({thing.shape for thing in scene.things}))
+CAPTION = (*(word for thing in SCENE.things for word in (thing.colour, thing.shape)), "\\n")
+WORDS = ("Order", "…:", *(CAPTION[i] for i in (3, 0, 2, 1)), "\\n")
 SHUFFLE = (4, 7, 0, 8, 2, 5, 1, 3, 6)
-TILE, WORD, GAP = 1.0, 1.72, 0.55
+TILE, WORD, BEND, SIDE = 1.2, 1.86, 1.6, 3.3
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,9 @@ def main() -> None:
         cells |= {int(row): cell for row, cell in zip(path, view, strict=True)}
 
     plt.rcParams.update({"font.family": "DejaVu Sans", "svg.hashsalt": "lmmkit", "text.color": INK})
-    figure = plt.figure(figsize=(13.2, 5.0), facecolor="white")
-    left = figure.add_axes((0.012, 0.02, 0.635, 0.96))
-    right = figure.add_axes((0.685, 0.075, 0.305, 0.805))
+    figure = plt.figure(figsize=(13.2, 4.75), facecolor="white")
+    left = figure.add_axes((0.006, 0.01, 0.655, 0.98))
+    right = figure.add_axes((0.695, 0.06, 0.298, 0.80))
     _draw_trees(left, cells, paths)
     _draw_mask(right, cells, forest.see().numpy())
     path = Path(__file__).with_name("forest.svg")
@@ -90,44 +91,57 @@ def _code(cell: Cell, codes: dict[object, int]) -> int:
 def _draw_trees(axes, cells: dict[int, Cell], paths) -> None:
     main_path, text_path, image_path = (path.tolist() for path in paths)
     trunk = [row for row in main_path if row in text_path]
-    high, mid, low, own = 8.3, 6.35, 4.4, 0.75
+    high, mid, low, own = 12.6, 10.2, 7.8, 1.3
     end = _chain(axes, cells, trunk, 0.0, mid)
-    up = _chain(axes, cells, main_path[len(trunk) :], end + 1.5, high)
-    down = _chain(axes, cells, text_path[len(trunk) :], end + 1.5, low)
+    up = _chain(axes, cells, main_path[len(trunk) :], end + BEND, high)
+    down = _chain(axes, cells, text_path[len(trunk) :], end + BEND, low)
     other = _chain(axes, cells, image_path, 0.0, own)
     for y in (high, low):
-        _bend(axes, end, mid, end + 1.5, y)
-    _leaf(axes, up, high, "next_token, guided_loss", "write the caption; look at the image")
-    _under(axes, down, low, "text_order", "write the caption its words make with this image")
-    _leaf(axes, other, own, "image_order", "which of K permutations?")
-    title = dict(fontsize=10.5, fontweight="bold", va="bottom", ha="left")
-    axes.text(0, mid + 1.75, "one trunk, read once", **title)
-    axes.text(0, own + 1.75, "a tree of its own: the picture differs", **title)
+        _bend(axes, end, mid, end + BEND, y)
+    _leaf(axes, up + 0.4, high, "next_token, guided_loss", "write the caption, look at the image")
+    _leaf(axes, down - 5 * WORD + 0.1, low - 2.0, "text_order", "write it from its shuffled words")
+    _leaf(axes, other + 0.4, own, "image_order", "which of K permutations?")
+    _picture(axes, range(9), mid + 1.3, "one trunk, computed\nonce for two views")
+    _picture(axes, SHUFFLE, own + 1.3, "a tree of its own,\nfor the picture differs")
     _legend(axes)
-    axes.set_xlim(-0.35, 33.6)
-    axes.set_ylim(-2.25, 10.6)
+    axes.set_xlim(-0.3, end + BEND + 12 * WORD + 0.3)
+    axes.set_ylim(-2.6, 15.4)
     axes.set_aspect("equal")
     axes.axis("off")
 
 
+def _picture(axes, order, y: float, title: str) -> None:
+    """The whole picture, its tiles in `order`, above its rows."""
+    tiles = _tiles()
+    x = 1.25
+    for place, tile in enumerate(order):
+        i, j = divmod(place, 3)
+        left, top = x + j * SIDE / 3, y + SIDE - i * SIDE / 3
+        axes.imshow(tiles[tile], extent=(left, left + SIDE / 3, top - SIDE / 3, top), zorder=3, interpolation="bilinear")
+    colour = COLOURS["image" if list(order) == sorted(order) else "shuffled image"]
+    axes.add_patch(Rectangle((x, y), SIDE, SIDE, fill=False, ec=colour, lw=2.2, zorder=4))
+    axes.text(x + SIDE + 0.6, y + SIDE / 2, title, fontsize=10.5, fontweight="bold", va="center")
+
+
+def _tiles() -> list[np.ndarray]:
+    picture = np.asarray(draw(SCENE).convert("RGB").resize((96, 96)))
+    return [picture[32 * i : 32 * i + 32, 32 * j : 32 * j + 32] for i in range(3) for j in range(3)]
+
+
 def _chain(axes, cells: dict[int, Cell], rows: list[int], x: float, y: float) -> float:
     """Cells in a line from x; returns where they end."""
-    picture = np.asarray(draw(_scene()).convert("RGB").resize((96, 96)))
+    tiles, half = _tiles(), TILE / 2
     for row in rows:
         cell = cells[row]
         colour = COLOURS[cell.kind]
         if cell.tile >= 0:
-            i, j = divmod(cell.tile, 3)
-            tile = picture[32 * i : 32 * i + 32, 32 * j : 32 * j + 32]
-            axes.imshow(
-                tile, extent=(x + 0.06, x + 0.94, y - 0.44, y + 0.44), zorder=3, interpolation="bilinear"
-            )
-            axes.add_patch(
-                Rectangle((x + 0.04, y - 0.46), 0.92, 0.92, fill=False, ec=colour, lw=2.0, zorder=4)
-            )
+            inner = (x + 0.07, x + TILE - 0.07, y - half + 0.07, y + half - 0.07)
+            axes.imshow(tiles[cell.tile], extent=inner, zorder=3, interpolation="bilinear")
+            side = TILE - 0.14
+            axes.add_patch(Rectangle((inner[0], inner[2]), side, side, fill=False, ec=colour, lw=1.8, zorder=4))
         else:
             box = FancyBboxPatch(
-                (x + 0.1, y - 0.4), cell.width - 0.2, 0.8, boxstyle="round,pad=0.03,rounding_size=0.16",
+                (x + 0.1, y - 0.5), cell.width - 0.2, 1.0, boxstyle="round,pad=0.03,rounding_size=0.16",
                 fc=colour if cell.learned or cell.kind in ("drt", "bos") else colour + "40",
                 ec=colour, lw=1.3, zorder=3,
             )  # fmt: skip
@@ -135,14 +149,9 @@ def _chain(axes, cells: dict[int, Cell], rows: list[int], x: float, y: float) ->
             dark = cell.kind in ("caption", "read words") and not cell.learned
             axes.text(x + cell.width / 2, y - 0.02, cell.text, ha="center", va="center", zorder=5,
                       fontsize=6.9, color=INK if dark else "white")  # fmt: skip
-        axes.text(x + cell.width / 2, y - 0.62, str(row), ha="center", va="top", fontsize=5.4, color=PALE)
+        axes.text(x + cell.width / 2, y - 0.75, str(row), ha="center", va="top", fontsize=5.4, color=PALE)
         x += cell.width
     return x
-
-
-def _scene():
-    """A scene with several things, so that tiles tell themselves apart."""
-    return next(s for i in range(200) if len((s := make_scene(3, "train", i)).things) == 4)
 
 
 def _bend(axes, x0: float, y0: float, x1: float, y1: float) -> None:
@@ -159,38 +168,22 @@ def _bend(axes, x0: float, y0: float, x1: float, y1: float) -> None:
 
 
 def _leaf(axes, x: float, y: float, term: str, what: str) -> None:
-    axes.text(
-        x + 0.35, y + 0.36, term, fontsize=8.8, fontweight="bold", va="center", family="DejaVu Sans Mono"
-    )
-    axes.text(x + 0.35, y - 0.36, what, fontsize=7.6, va="center", color=INK)
-
-
-def _under(axes, x: float, y: float, term: str, what: str) -> None:
-    axes.text(
-        x - 0.1,
-        y - 1.45,
-        term,
-        fontsize=8.8,
-        fontweight="bold",
-        va="center",
-        ha="right",
-        family="DejaVu Sans Mono",
-    )
-    axes.text(x - 0.1, y - 2.1, what, fontsize=7.6, va="center", ha="right", color=INK)
+    axes.text(x, y + 0.4, term, fontsize=8.8, fontweight="bold", va="center", family="DejaVu Sans Mono")
+    axes.text(x, y - 0.45, what, fontsize=7.6, va="center", color=INK)
 
 
 def _legend(axes) -> None:
-    x = 0.1
     names = {
-        **{k: k for k in COLOURS},
-        "caption": "caption, learned",
-        "read words": "words, read",
-        "drt": "learned token drt",
-    }
+        "bos": "bos", "image": "image", "shuffled image": "shuffled image", "read words": "words, read",
+        "caption": "caption, supervised", "pale": "caption, read", "drt": "drt, a learned token",
+    }  # fmt: skip
+    x = 0.1
     for kind, name in names.items():
-        axes.add_patch(Rectangle((x, -1.72), 0.5, 0.5, fc=COLOURS[kind], ec="none"))
-        axes.text(x + 0.7, -1.48, name, fontsize=7.6, va="center")
-        x += 1.75 + 0.325 * len(name)
+        fill = COLOURS["caption"] + "40" if kind == "pale" else COLOURS[kind] + ("40" if kind == "read words" else "")
+        edge = COLOURS["caption"] if kind == "pale" else COLOURS[kind]
+        axes.add_patch(Rectangle((x, -2.1), 0.6, 0.6, fc=fill, ec=edge, lw=1.0))
+        axes.text(x + 0.85, -1.82, name, fontsize=7.6, va="center")
+        x += 2.0 + 0.252 * len(name)
 
 
 def _draw_mask(axes, cells: dict[int, Cell], see: np.ndarray) -> None:
@@ -247,5 +240,4 @@ def _spans(cells: dict[int, Cell]) -> list[tuple[int, int, str]]:
 
 
 if __name__ == "__main__":
-    random.seed(0)
     main()

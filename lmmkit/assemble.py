@@ -20,7 +20,7 @@ from lmmkit.objective import Objective
 from lmmkit.parts import Component, LearnedTokens
 from lmmkit.plan import facts
 from lmmkit.plan.compile import StagePlan
-from lmmkit.recipe import Recipe, Stage, VisionScratch
+from lmmkit.recipe import Recipe, Stage, VisionScratch, VisionTimm
 from lmmkit.weights import own
 
 
@@ -59,6 +59,7 @@ def _vision(recipe: Recipe, backend: Backend) -> nn.Module:
     if isinstance(vision, VisionScratch):
         with torch.device("meta"):
             return ViT(facts.vision_shape(vision), backend)
+    assert isinstance(vision, VisionTimm), "`facts.image_spec` has refused a folder"
     return facts.timm_encoder(recipe, vision)
 
 

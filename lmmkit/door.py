@@ -127,6 +127,8 @@ def _file(path: Path, trusted: bool) -> ModuleType:
         raise _Refused("no-file", f"no file {path}", "a Python file", "Mend the path in `use`.")
     name = f"lmmkit_file_{_hash(path)}"
     spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise _Refused("no-file", f"the file {path}", "a Python file", "Let its name end in `.py`.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # data workers unpickle its classes by this name
     try:

@@ -141,16 +141,6 @@ def make(enter: np.ndarray, leave: np.ndarray, pos: np.ndarray) -> Forest:
     return Forest(*(torch.from_numpy(np.ascontiguousarray(a, np.int32)) for a in (enter, leave, pos)))
 
 
-def concat(forests: Sequence[Forest]) -> Forest:
-    """Forests side by side; nobody sees across. Rows keep their order, forest by forest."""
-    if not forests:
-        return roots([])
-    starts = np.cumsum([0, *(int(f.leave_T.max()) if len(f) else 0 for f in forests)]).tolist()
-    enter = [f.enter_T + at for f, at in zip(forests, starts, strict=False)]
-    leave = [f.leave_T + at for f, at in zip(forests, starts, strict=False)]
-    return Forest(torch.cat(enter), torch.cat(leave), torch.cat([f.pos_T for f in forests]))
-
-
 def grow(
     groups: Sequence[Sequence[Rows]], *, share: bool = True, worth: int = 1
 ) -> tuple[Forest, list[Rows]]:

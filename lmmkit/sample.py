@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Role = Literal["user", "assistant"]
+ImageShape = Literal["crop", "pad"]
 
 
 class ImageEdit(Protocol):
@@ -51,7 +52,7 @@ class Sample:
     turns: tuple[Turn, ...]
     images: tuple[Image, ...] = ()
     template: str = "vicuna_v1"
-    image_shape: Literal["crop", "pad"] = "pad"
+    image_shape: ImageShape = "pad"
     meta: Mapping[str, str | int | float] = field(default_factory=dict)
 
 

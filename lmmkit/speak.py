@@ -106,8 +106,17 @@ class Speaker:
         return layout
 
 
-def load(path: str | Path, *, device: str | torch.device | None = None, trust_files: bool = False) -> Speaker:
+def load(
+    path: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device | None = None,
+    trust_files: bool = False,
+) -> Speaker:  # fmt: skip
     """The model in a run folder (its last finished stage) or in a model folder lmmkit wrote.
+
+    Args:
+        path: RUN, or RUN/model/<stage>.
+        dtype: of weights and computation.
+        device: by default CUDA where there is one.
+        trust_files: run plugins from local files, where inference needs one.
 
     Raises:
         UserError: no such model, or one that is damaged or of another make.
@@ -121,6 +130,7 @@ def load(path: str | Path, *, device: str | torch.device | None = None, trust_fi
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     objective = assemble.build(recipe, prepared.parts.components, prepared.dims, device)
     own.fill(objective, folder)
+    objective.to(dtype)
     return Speaker.of(prepared, objective, config["stage"], device)
 
 

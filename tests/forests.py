@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
-from lmmkit.forest import Forest, make
+from lmmkit.forest import Forest, make, roots
 
 
 def random_forest(seed: int, *, most: int = 40, blocks: bool = True, permute: bool = True) -> Forest:
@@ -53,3 +55,13 @@ def random_groups(seed: int) -> list[list[np.ndarray]]:
             views.append(np.concatenate([trunk[: int(rng.integers(0, len(trunk) + 1))], tail]))
         groups.append([v if len(v) else np.zeros(1, np.int64) for v in views])
     return groups
+
+
+def concat(forests: Sequence[Forest]) -> Forest:
+    """Forests side by side; nobody sees across. Rows keep their order, forest by forest."""
+    if not forests:
+        return roots([])
+    starts = np.cumsum([0, *(int(f.leave_T.max()) if len(f) else 0 for f in forests)]).tolist()
+    enter = [f.enter_T + at for f, at in zip(forests, starts, strict=False)]
+    leave = [f.leave_T + at for f, at in zip(forests, starts, strict=False)]
+    return Forest(torch.cat(enter), torch.cat(leave), torch.cat([f.pos_T for f in forests]))

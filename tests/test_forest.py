@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmmkit.forest import Forest, concat, grow, room, roots
+from lmmkit.forest import Forest, grow, room, roots
 from tests import reference
-from tests.forests import permuted, random_forest, random_groups
+from tests.forests import concat, permuted, random_forest, random_groups
 
 SEEDS = st.integers(0, 2**32 - 1)
 often = settings(derandomize=True, deadline=None, max_examples=60)

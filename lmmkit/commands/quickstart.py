@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -89,7 +89,7 @@ class Job:
     name: str
     words: list[str]
     logs: Path
-    process: subprocess.Popen | None = None
+    process: subprocess.Popen = field(init=False, repr=False)  # from `start` on
 
     @property
     def log(self) -> Path:

@@ -23,9 +23,8 @@ from torch import Tensor
 
 from lmmkit.dims import CLIP_MEAN, CLIP_STD, ImageSpec
 from lmmkit.errors import Problem, UserError
-from lmmkit.sample import Image
+from lmmkit.sample import Image, ImageShape
 
-ImageShape = Literal["crop", "pad"]
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 40_000_000  # decoded; Pillow itself only warns below 90 million
 MAX_SQUARE = 4 * MAX_PIXELS  # padded

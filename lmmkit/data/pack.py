@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from lmmkit.batch import Batch, Fill, Pick
-from lmmkit.forest import Forest, concat, grow
+from lmmkit.forest import Forest, grow
 from lmmkit.needs import AttnMass, Need, selector
 from lmmkit.parts import Term
-from lmmkit.sample import Image, View
+from lmmkit.sample import Image, ImageShape, View
 from lmmkit.spans import Layout
 
 WORTH = 8  # rows: a shorter common prefix costs more in attention calls than its rows save
@@ -28,15 +28,17 @@ class LaidOut(NamedTuple):
 
 
 class Tree(NamedTuple):
-    """All views of one sample, their common prefixes merged. `paths[v]`: the rows of view v."""
+    """The views of one sample, and the rows they take once their common prefixes are merged."""
 
     members: tuple[LaidOut, ...]
-    forest: Forest
-    paths: list[np.ndarray]
+    size: int
+
+
+Picture = tuple[Image, ImageShape]
 
 
 class ReadsImages(Protocol):
-    def __call__(self, image: Image, shape: str) -> Tensor: ...
+    def __call__(self, image: Image, shape: ImageShape) -> Tensor: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,20 +58,23 @@ class Packer:
     share: bool = True
 
     def tree(self, members: Sequence[LaidOut]) -> Tree:
-        """Grows one sample's views into a tree."""
+        """One sample's views, measured."""
+        return Tree(tuple(members), len(self._grown(members)[0]))
+
+    def _grown(self, members: Sequence[LaidOut]) -> tuple[Forest, list[np.ndarray]]:
         codes: dict[Hashable, int] = {}
         sequences = [_keys(member, codes) for member in members]
-        forest, paths = grow([sequences], share=self.share, worth=WORTH)
-        return Tree(tuple(members), forest, paths)
+        return grow([sequences], share=self.share, worth=WORTH)
 
     def pack(
         self, trees: Sequence[Tree], dropped: Mapping[str, int] | None = None
     ) -> tuple[Batch, list[np.ndarray]]:
-        """One micro-batch of these trees, and the rows of every view in order."""
+        """One micro-batch of these trees, and the rows of every view in order.
+
+        Prefixes are merged across samples too: a system prompt stands once in a micro-batch.
+        """
         members = [m for tree in trees for m in tree.members]
-        starts = np.cumsum([0, *(len(t.forest) for t in trees)])
-        paths = [path + at for tree, at in zip(trees, starts, strict=False) for path in tree.paths]
-        forest = concat([tree.forest for tree in trees])
+        forest, paths = self._grown(members)
         id_T, fills, images = self._origins(members, paths, len(forest))
         pixels = [self.reader(image, shape) for image, shape in images]
         size = self.image_size
@@ -98,11 +103,11 @@ class Packer:
         count |= {term.name: term.count(batch) for term in self.terms if term.name not in count}
         return replace(batch, count=count), paths
 
-    def _origins(self, members, paths, total) -> tuple[Tensor, tuple[Fill, ...], list[tuple[Image, str]]]:
+    def _origins(self, members, paths, total) -> tuple[Tensor, tuple[Fill, ...], list[Picture]]:
         """Token ids, fills, and the distinct (image, shape) in the order of their tokens."""
         id_T = np.full(total, -1, np.int64)
         item_T: dict[str, np.ndarray] = {}
-        images: dict[tuple[Image, str], int] = {}
+        images: dict[Picture, int] = {}
         for member, path in zip(members, paths, strict=True):
             start = 0
             for span in member.layout:
@@ -198,8 +203,8 @@ def _labels(members: Sequence[LaidOut]) -> dict[str, Tensor]:
     return {key: torch.tensor(values) for key, values in found.items()}
 
 
-def _first_images(members: Sequence[LaidOut], images: Sequence[tuple[Image, str]]) -> tuple[int, ...]:
-    number = {key: i for i, key in enumerate(images)}
+def _first_images(members: Sequence[LaidOut], images: Sequence[Picture]) -> tuple[int, ...]:
+    number: dict[tuple[Image | None, ImageShape], int] = {key: i for i, key in enumerate(images)}
     firsts = []
     for member in members:
         first = next((span.image for span in member.layout if span.kind == "image"), None)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from lmmkit.batch import Step
-from lmmkit.data.chat import lay_out, lay_out_prompt
+from lmmkit.data.chat import AfterEos, lay_out, lay_out_prompt
 from lmmkit.data.order import Order, sample_rng
 from lmmkit.data.pack import LaidOut, Packer, Tree
 from lmmkit.data.records import Records
@@ -34,7 +34,7 @@ class Views:
     image_rows: int
     context: int
     too_long: Literal["error", "truncate", "drop"]
-    after_eos: str
+    after_eos: AfterEos
     seed: int
     tasks: tuple[AuxTask, ...] = ()
     edits: tuple[tuple[TokenStrategy, frozenset[str] | None], ...] = ()
@@ -115,7 +115,7 @@ def cut(trees: Iterable[Tree], tokens: int) -> Iterable[Sequence[Tree]]:
     """Consecutive trees in parts of at most `tokens` rows; a tree is never split."""
     part: list[Tree] = []
     for tree in trees:
-        if part and sum(len(t.forest) for t in part) + len(tree.forest) > tokens:
+        if part and sum(t.size for t in part) + tree.size > tokens:
             yield part
             part = []
         part.append(tree)

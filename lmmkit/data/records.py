@@ -13,12 +13,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lmmkit.data.images import ImageShape, check_header
+from lmmkit.data.images import check_header
 from lmmkit.data.paths import ImageRoot
 from lmmkit.data.rows import Record, RowReader
 from lmmkit.data.strict_json import read_rows
 from lmmkit.errors import Problem, UserError
-from lmmkit.sample import Image, Sample
+from lmmkit.sample import Image, ImageShape, Sample
 
 SHOWN = 20  # problems told one by one
 

@@ -37,8 +37,9 @@ def evaluate(
         {task: {...}} of what was run.
     """
     tasks = _chosen(recipe, only)
+    assert recipe.evaluate is not None, "`_chosen` found tasks in it"
     controls = recipe.evaluate.controls if controls is None else controls
-    sources = open_sources(recipe, sorted({task.data for task in tasks.values()} | _training(recipe)))
+    sources = open_sources(recipe, sorted({_data(task) for task in tasks.values()} | _training(recipe)))
     training = [sample for name in sorted(_training(recipe)) for sample in sources[name]]
     speakers: dict[Path, Speaker] = {}
     results = {}
@@ -46,7 +47,7 @@ def evaluate(
         folder = model_folder(run.path, task.stage)
         if folder not in speakers:
             speakers[folder] = load(folder, trust_files=trust_files)
-        samples = list(sources[task.data])[: None if task.samples == "all" else task.samples]
+        samples = list(sources[_data(task)])[: None if task.samples == "all" else task.samples]
         began = time.perf_counter()
         say(f"{name}: {len(samples)} samples of {task.data}")
         results[name] = _run(task.kind or name, speakers[folder], samples, task, controls, training)
@@ -71,6 +72,11 @@ def _run(kind: str, speaker: Speaker, samples: Sequence[Sample], task: Task, con
 def _training(recipe: Recipe) -> set[str]:
     """The last stage's sources: what the majority baseline may have seen."""
     return set(list(recipe.stages.values())[-1].data)
+
+
+def _data(task: Task) -> str:
+    assert task.data is not None, "`_chosen` found it among the sources"
+    return task.data
 
 
 def _chosen(recipe: Recipe, only: Sequence[str]) -> dict[str, Task]:

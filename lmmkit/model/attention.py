@@ -35,7 +35,10 @@ UNSEEN = 1e30  # the log-sum-exp of a padding row: its softmax weights come out 
 class Backend(Protocol):
     """One way to compute attention."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What a recipe calls it."""
+        ...
 
     def why_not(self, device: torch.device, dtype: torch.dtype) -> str:
         """Why it cannot run there; empty when it can."""
@@ -124,14 +127,22 @@ def _softmax(score: Tensor) -> Tensor:
 
 
 class Part(Protocol):
-    """One partial attention: the query rows `row_Q` onto some of the keys they see.
+    """One partial attention: query rows onto some of the keys they see."""
 
-    `key`: these keys are the ones whose mass is read. `own`: see `forest.Call`.
-    """
+    @property
+    def row_Q(self) -> Tensor:
+        """The query rows."""
+        ...
 
-    row_Q: Tensor
-    key: bool
-    own: bool
+    @property
+    def key(self) -> bool:
+        """Whether these keys are the ones whose mass is read."""
+        ...
+
+    @property
+    def own(self) -> bool:
+        """See `forest.Call`."""
+        ...
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Projections of all rows -> (out_QHK, lse_QH), lse in float32 or wider."""
@@ -255,7 +266,8 @@ class _Padded:
             grad.index_add_(0, self.k_BM.flatten(), part_BMGK.flatten(0, 1))
 
     def _keys(self, k: Tensor, v: Tensor, heads: int) -> tuple[Tensor, Tensor]:
-        return tuple(grouped(x[self.k_BM], heads).transpose(1, 2) for x in (k, v))
+        k_BHMK, v_BHMK = (grouped(x[self.k_BM], heads).transpose(1, 2) for x in (k, v))
+        return k_BHMK, v_BHMK
 
     def _real(self, x_BN: Tensor) -> Tensor:
         flat = x_BN.flatten(0, 1)
@@ -321,8 +333,8 @@ class Sdpa:
         return _merged(parts, row_R.to(device))
 
     def dense(self, q_INHK: Tensor, k_INHK: Tensor, v_INHK: Tensor) -> Tensor:
-        out = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q_INHK, k_INHK, v_INHK)))
-        return out.transpose(1, 2)
+        q_IHNK, k_IHNK, v_IHNK = (x.transpose(1, 2) for x in (q_INHK, k_INHK, v_INHK))
+        return F.scaled_dot_product_attention(q_IHNK, k_IHNK, v_IHNK).transpose(1, 2)
 
 
 def _merged(parts: Sequence[Part], row_R: Tensor) -> Attend:
@@ -347,8 +359,7 @@ def _pad(call: Call, keys: Sequence[bool], device: torch.device) -> list[_Padded
     for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
         head = lengths[buckets[-1][0]] if buckets else None
         key, m, n = lengths[i]
-        fits = head is not None and key == head[0] and (call.causal or m == head[1])
-        if fits and n <= 1.25 * head[2] + 4:
+        if head and key == head[0] and (call.causal or m == head[1]) and n <= 1.25 * head[2] + 4:
             buckets[-1].append(i)
         else:
             buckets.append([i])
@@ -376,7 +387,7 @@ class _Packed:
 
     row_Q: Tensor
     row_K: Tensor
-    bias: object
+    bias: _fmha.AttentionBias
     lengths_q: tuple[int, ...]
     key: bool
     own: bool
@@ -413,7 +424,7 @@ class _Packed:
         """The layout that the backward kernel of this type reads: xformers finds the kernel by it."""
         if dtype != torch.float32:
             return lse_QH.T[None].contiguous()
-        padded = pad_sequence(lse_QH.split(self.lengths_q), batch_first=True, padding_value=UNSEEN)
+        padded = pad_sequence(list(lse_QH.split(self.lengths_q)), batch_first=True, padding_value=UNSEEN)
         return padded.transpose(1, 2).contiguous()
 
 
@@ -458,6 +469,6 @@ try:
 
     WHY_NO_XFORMERS = ""
 except Exception as error:  # absent, or built for another torch: say why when it matters
-    _fmha, WHY_NO_XFORMERS = None, f"xformers does not import: {error}"
+    WHY_NO_XFORMERS = f"xformers does not import: {error}"
 
 _BACKENDS: tuple[Backend, ...] = (Xformers(), Sdpa(), Eager())

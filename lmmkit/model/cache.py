@@ -9,12 +9,16 @@ from lmmkit.model.attention import Attend, gathered
 
 
 class LayerCache:
-    """Keys and values of one layer for T rows, [T, G, K]; rows are written once."""
+    """Keys and values of one layer for T rows, [T, G, K]; rows are written once.
+
+    `recording` makes them; `decoding` comes after it.
+    """
+
+    k_TGK: Tensor
+    v_TGK: Tensor
 
     def __init__(self, rows: int):
         self.rows = rows
-        self.k_TGK: Tensor | None = None
-        self.v_TGK: Tensor | None = None
 
     def recording(self, attend: Attend, rows: int) -> Attend:
         """`attend`, remembering the keys and values of rows 0 to `rows` on the way."""

@@ -14,8 +14,9 @@ def init(module: nn.Module, seed: int) -> None:
     A module without `reset_parameters` keeps what it has (timm's, read from a file).
     """
     for name, part in sorted(module.named_modules()):
-        if hasattr(part, "reset_parameters") and next(part.parameters(recurse=False), None) is not None:
+        reset = getattr(part, "reset_parameters", None)
+        if reset is not None and next(part.parameters(recurse=False), None) is not None:
             digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=7).digest()
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(int.from_bytes(digest, "big"))
-                part.reset_parameters()
+                reset()

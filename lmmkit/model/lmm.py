@@ -71,6 +71,7 @@ class LMM(nn.Module):
 
     def see(self, pixels_ICXY: Tensor) -> Tensor:
         """[I * N, D]: image tokens in decoder width, image by image."""
+        pixels_ICXY = pixels_ICXY.to(self.connector.first.weight.dtype)
         return self.connector(self.vision(pixels_ICXY)).flatten(0, 1)
 
     def logits(self, hidden_SD: Tensor) -> Tensor:

@@ -6,8 +6,9 @@ tokens are dropped inside. Layers after the chosen one are not built.
 
 from __future__ import annotations
 
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -108,10 +109,26 @@ def sincos(grid: tuple[int, int], width: int) -> Tensor:
     return nn.functional.pad(table, (0, width - table.shape[1]))
 
 
+class TimmModel(Protocol):
+    """What timm's ViTs have in common, by habit and not by a class; all of it that is used here."""
+
+    blocks: Sized
+    embed_dim: int
+    patch_embed: Any  # its `img_size` and `grid_size` are pairs
+
+    def prune_intermediate_layers(
+        self, indices: list[int], *, prune_norm: bool, prune_head: bool
+    ) -> object: ...
+
+    def forward_intermediates(
+        self, x: Tensor, *, indices: list[int], norm: bool, output_fmt: str, intermediates_only: bool
+    ) -> Sequence[Tensor]: ...
+
+
 class TimmViT(nn.Module):
     """Any timm ViT that has `forward_intermediates`, cut after the chosen layer."""
 
-    def __init__(self, model: nn.Module, *, image: ImageSpec, feature_layer: int):
+    def __init__(self, model: TimmModel, *, image: ImageSpec, feature_layer: int):
         super().__init__()
         self.image = image
         depth = len(model.blocks)
@@ -135,12 +152,16 @@ def open_timm(
     mean: tuple[float, float, float] | None = None, std: tuple[float, float, float] | None = None,
 ) -> TimmViT:  # fmt: skip
     """A timm ViT by name: from a local weights file, or as timm initialises it; never downloaded."""
-    import timm
+    from timm import create_model
+    from timm.data.config import resolve_model_data_config
 
-    sized = {} if image_size is None else {"img_size": image_size}
-    overlay = {} if weights is None else {"pretrained_cfg_overlay": {"file": weights}}
-    model = timm.create_model(name, pretrained=weights is not None, num_classes=0, **sized, **overlay)
-    config = timm.data.resolve_model_data_config(model)
+    options: dict[str, Any] = {"pretrained": weights is not None, "num_classes": 0}
+    if image_size is not None:
+        options["img_size"] = image_size
+    if weights is not None:
+        options["pretrained_cfg_overlay"] = {"file": weights}
+    model = cast(TimmModel, create_model(name, **options))
+    config = resolve_model_data_config(model)
     image = ImageSpec(
         size=model.patch_embed.img_size[-1], grid=tuple(model.patch_embed.grid_size), width=model.embed_dim,
         mean=mean or tuple(config["mean"]), std=std or tuple(config["std"]),

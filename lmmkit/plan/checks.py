@@ -37,7 +37,7 @@ def settings(recipe: Recipe, parts: Parts, dims: Dims) -> list[Problem]:
 def losses(recipe: Recipe, parts: Parts) -> list[Problem]:
     """Weights of what is no term, terms that no stage weighs."""
     problems, weighed = [], set()
-    terms = [name for name, c in parts.components.items() if isinstance(c, Term)]
+    terms = list(parts.terms)
     for stage, section in recipe.stages.items():
         for name in section.losses:
             weighed.add(name)
@@ -106,7 +106,7 @@ def _reads_own(term: Term) -> bool:
 def marks(recipe: Recipe, parts: Parts, plans: Mapping[str, StagePlan]) -> list[Problem]:
     """Token strategies that no term of the recipe reads; one mark from two of them."""
     problems, owner = [], {}
-    read = {selector(n).mark for c in parts.components.values() if isinstance(c, Term) for n in c.needs}
+    read = {selector(need).mark for term in parts.terms.values() for need in term.needs}
     for name, component in parts.components.items():
         if not isinstance(component, TokenStrategy):
             continue

@@ -86,7 +86,7 @@ def _compile(recipe: Recipe, parts: Parts, stage: str) -> StagePlan:
     weights = recipe.stages[stage].losses
     kept = {name: w for name, w in weights.items() if not w.constant_zero or w.watch}
     names = sorted(name for name in kept if name != "next_token")
-    terms = tuple(parts.components[name] for name in names)
+    terms = tuple(parts.terms[name] for name in names)
     needs = tuple(dict.fromkeys(need for term in terms for need in term.needs))
     strategies, off = [], {}
     for name, component in parts.components.items():

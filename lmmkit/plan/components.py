@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
 
 from lmmkit.door import Door, open_door, settings
 from lmmkit.errors import Problem, did_you_mean, raise_all
-from lmmkit.parts import Component
+from lmmkit.parts import Component, Term
 from lmmkit.recipe import Recipe
 
 RESERVED = ("use", "allow_unreachable")
@@ -22,6 +23,11 @@ class Parts:
     door: Door
     components: Mapping[str, Component]
     unreachable: frozenset[str]  # instances that may read what they can never see
+
+    @property
+    def terms(self) -> dict[str, Term]:
+        """The components that are terms, in recipe order."""
+        return {name: c for name, c in self.components.items() if isinstance(c, Term)}
 
     def origin(self, name: str) -> str:
         """Distribution or file of an instance."""
@@ -53,7 +59,7 @@ def build_parts(recipe: Recipe, *, trust_files: bool = False) -> Parts:
 
 def build(cls: type[Component], name: str, own: Mapping[str, object]) -> Component:
     """A component of these settings, strictly checked (pydantic's `ValidationError`)."""
-    annotated = {
+    annotated: dict[str, Any] = {
         f.name: (f.type if not isinstance(f.type, str) else _hints(cls)[f.name], _default(f))
         for f in settings(cls)
     }

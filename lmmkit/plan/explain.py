@@ -25,9 +25,9 @@ def plan_text(prepared: Prepared) -> str:
 def stage_text(prepared: Prepared, plan: StagePlan) -> str:
     """Terms, views, tokens, needs and what is off, of one stage."""
     lines = [f"plan {plan.digest}  stage {plan.stage}  {prepared.steps(plan.stage)} steps"]
+    chances = {term.name: term.chance(prepared.dims) for term in plan.terms}
     for name, weight in sorted(plan.weights.items()):
-        component = prepared.parts.components.get(name)
-        chance = component.chance(prepared.dims) if component is not None else None
+        chance = chances.get(name)
         beside = "" if chance is None else f"  chance {chance:.4g}"
         lines.append(f"  term {name}  weight {weight_text(weight)}{beside}")
     for task in plan.tasks:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from lmmkit.data.images import ImageReader
 from lmmkit.data.order import Order
@@ -63,6 +63,7 @@ class Prepared:
         if section.length.steps is not None:
             total = section.length.steps * samples
         else:
+            assert section.length.epochs is not None, "checked when the recipe was read"
             total = section.length.epochs * order.len_epoch
             total -= total % samples if section.batch.tail == "drop" else 0
         if total < 1:
@@ -96,26 +97,32 @@ def prepare(recipe: Recipe, *, trust_files: bool = False, data: Iterable[str] | 
         UserError: problems of tokenizer, plugins and data together where they do not depend on
             each other.
     """
-    problems: list[Problem] = _not_yet(recipe)
     wanted = {name for stage in recipe.stages.values() for name in stage.data} if data is None else data
-    tokenizer = _collect(problems, lambda: _open_tokenizer(recipe))
-    parts = _collect(problems, lambda: build_parts(recipe, trust_files=trust_files))
-    sources = _collect(problems, lambda: open_sources(recipe, sorted(wanted)))
-    plans = dims = None
-    if tokenizer is not None:
-        dims = _collect(problems, lambda: facts.dims(recipe, tokenizer.size))
-    if parts is not None and dims is not None:
-        plans = _collect(problems, lambda: compile_plan(recipe, parts, dims))
-    raise_all(problems)
-    return Prepared(recipe=recipe, tokenizer=tokenizer, parts=parts, dims=dims, plans=plans, sources=sources)
+    tokenizer = _Tried(lambda: _open_tokenizer(recipe))
+    parts = _Tried(lambda: build_parts(recipe, trust_files=trust_files))
+    sources = _Tried(lambda: open_sources(recipe, sorted(wanted)))
+    dims = _Tried(lambda: facts.dims(recipe, tokenizer.value.size), tokenizer)
+    plans = _Tried(lambda: compile_plan(recipe, parts.value, dims.value), parts, dims)
+    tried = (tokenizer, parts, sources, dims, plans)
+    raise_all([*_not_yet(recipe), *(problem for each in tried for problem in each.problems)])
+    return Prepared(
+        recipe=recipe, tokenizer=tokenizer.value, parts=parts.value, dims=dims.value,
+        plans=plans.value, sources=sources.value,
+    )  # fmt: skip
 
 
-def _collect(problems: list[Problem], make: Callable[[], T]) -> T | None:
-    try:
-        return make()
-    except UserError as error:
-        problems += error.problems
-        return None
+class _Tried(Generic[T]):
+    """What came of `make`: a value, or problems; neither where something it needs has no value."""
+
+    value: T
+
+    def __init__(self, make: Callable[[], T], *needs: _Tried) -> None:
+        self.problems: tuple[Problem, ...] = ()
+        if all(hasattr(each, "value") for each in needs):
+            try:
+                self.value = make()
+            except UserError as error:
+                self.problems = tuple(error.problems)
 
 
 def _open_tokenizer(recipe: Recipe) -> Tokenizer:
@@ -130,13 +137,14 @@ def open_sources(recipe: Recipe, names: Iterable[str]) -> dict[str, Records]:
     sources = {}
     for name in names:
         section = recipe.data[name]
-        opened = _collect(problems, lambda s=section, n=name: open_records(
-            n, records=recipe.path(s.records), images=recipe.path(s.images),
-            template=s.template, image_shape=s.image_shape,
-        ))  # fmt: skip
-        if opened is not None:
-            problems += missing_images(opened, limit=MISSING_SHOWN)
-            sources[name] = opened
+        try:
+            sources[name] = open_records(
+                name, records=recipe.path(section.records), images=recipe.path(section.images),
+                template=section.template, image_shape=section.image_shape,
+            )  # fmt: skip
+            problems += missing_images(sources[name], limit=MISSING_SHOWN)
+        except UserError as error:
+            problems += error.problems
     raise_all(problems)
     return sources
 

@@ -18,7 +18,7 @@ Loop = list[tuple[float, float]]
 
 FINE = 3  # outlines are drawn so many times larger, then averaged: smooth edges
 REACH = 0.25  # from the middle to a corner thing, in short sides
-RADIUS = {"small": 0.13, "large": 0.2}  # in short sides
+RADIUS = {"small": 0.16, "large": 0.22}  # in short sides
 # Shapes of equal radius look unequally large; these make them alike.
 SWELL = {"square": 0.9, "triangle": 1.12, "cross": 1.04, "bar": 1.16}
 

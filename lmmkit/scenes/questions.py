@@ -48,7 +48,7 @@ PATTERNS = {
     "count/shape": ("How many {} are there?", "How many {} do you see?"),
     "count/colour": ("How many {} objects are there?", "How many {} objects do you see?"),
     "relation/next": ("What is directly {}?", "Which object is directly {}?"),
-    "presence": ("Is there a {}?", "Do you see a {}?", "Is there a {} in the picture?"),
+    "presence": ("Is there a {}?", "Do you see a {}?"),
 }
 
 

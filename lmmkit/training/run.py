@@ -5,8 +5,9 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -23,6 +24,9 @@ from lmmkit.training.loop import Position, run_stage
 from lmmkit.training.signals import Stop
 from lmmkit.training.state import restore
 from lmmkit.weights import own
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ def train(
                     _start(objective, prepared, run, name)
                 learns = assemble.set_stage(objective, prepared.plans[name], recipe.stages[name])
                 optimizer = assemble.optimizer(objective, recipe.stages[name], learns)
-                if loaded is not None and name == position.stage:
+                if saved is not None and loaded is not None and name == position.stage:
                     restore(objective, optimizer, loaded, saved)
                 loaded = None
                 position = run_stage(
@@ -172,6 +176,6 @@ def _save_model(objective: Objective, prepared: Prepared, run: RunDir, position:
     )
 
 
-def vars_of(section: object) -> Mapping[str, object]:
+def vars_of(section: DataclassInstance) -> Mapping[str, object]:
     """A recipe section as a plain mapping."""
-    return {name: getattr(section, name) for name in section.__dataclass_fields__}
+    return {field.name: getattr(section, field.name) for field in fields(section)}

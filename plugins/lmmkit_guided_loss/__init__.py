@@ -44,14 +44,19 @@ class GuidedLoss(Loss):
         return self._sum(ctx, 1 - alpha_Q)
 
     def readings(self, ctx: Ctx) -> dict[str, Reading]:
+        return {"mass": Reading(self._sum(ctx, ctx[self.needs[0]]), self._sum(ctx, self._uniform(ctx)))}
+
+    def _uniform(self, ctx: Ctx) -> Tensor:
+        """The mass that even attention would put on the image: [Q]."""
         uniform_Q = ctx.batch.picks[self.needs[0]].uniform_Q
-        return {"mass": Reading(self._sum(ctx, ctx[self.needs[0]]), self._sum(ctx, uniform_Q))}
+        assert uniform_Q is not None, "it comes with attention mass"
+        return uniform_Q
 
     def _keys(self, ctx: Ctx) -> Tensor:
         """Image rows that each query sees: [Q]."""
         pick = ctx.batch.picks[self.needs[0]]
         seen_Q = ctx.batch.forest.pos_T.to(pick.row_Q.device)[pick.row_Q] + 1
-        return pick.uniform_Q * seen_Q
+        return self._uniform(ctx) * seen_Q
 
     def _sum(self, ctx: Ctx, x_Q: Tensor) -> Tensor:
         """The sum over tokens, or over samples of their means."""

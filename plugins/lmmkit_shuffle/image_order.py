@@ -93,5 +93,6 @@ class ImageOrder(AuxTask):
         return {"shuffled": shuffled, "restored": Shuffle(self.grid, table[said]).undo()(shuffled)}
 
     def _logits(self, ctx: Ctx) -> Tensor:
+        assert ctx.module is not None, "built by `modules`"
         logits = ctx.module(ctx[self.needs[0]])
         return logits.to(torch.promote_types(logits.dtype, torch.float32))

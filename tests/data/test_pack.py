@@ -198,7 +198,7 @@ def test_cutting_keeps_trees_whole_in_order_and_within_the_limit():
     grown = trees(SAMPLES, packer())
     parts = list(cut(grown, 150))
     assert [t for part in parts for t in part] == grown and len(parts) > 1
-    assert all(len(part) == 1 or sum(len(t.forest) for t in part) <= 150 for part in parts)
+    assert all(len(part) == 1 or sum(t.size for t in part) <= 150 for part in parts)
 
 
 @pytest.mark.parametrize("backend", [Sdpa(), Eager()], ids=lambda b: b.name)

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lmmkit.forest import concat, roots
+from lmmkit.forest import roots
 from lmmkit.model import attention
 from lmmkit.model.attention import Eager, Sdpa, Xformers, backends, choose
 from tests import reference
@@ -27,7 +27,7 @@ from tests.attention_cases import (
     of_twin,
     packed,
 )  # fmt: skip
-from tests.forests import permuted
+from tests.forests import concat, permuted
 from tests.reference import off
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import torch
@@ -19,8 +19,8 @@ def terms(speaker: Speaker, samples: Sequence[Sample]) -> dict:
     prepared, objective = speaker.prepared, speaker.objective
     dropped: Counter[str] = Counter()
     trees = (speaker.packer.tree(m) for s in samples if (m := speaker.views.fitting(s, 0, dropped)))
-    sums: Counter = Counter()
-    counts: Counter = Counter()
+    sums: dict[str, float] = defaultdict(float)
+    counts: Counter[str] = Counter()
     readings: dict[str, dict[str, list[float]]] = {}
     for part in cut(trees, prepared.recipe.speed.tokens):
         batch, _ = speaker.packer.pack(part)
