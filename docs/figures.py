@@ -26,7 +26,9 @@ COLOURS = {
     "caption": "#3f9e6e", "drt": "#d2544b",
 }  # fmt: skip
 SCENES = (make_scene(3, "train", i) for i in range(200))
-SCENE = next(scene for scene in SCENES if len(scene.things) == 2 == len({thing.shape for thing in scene.things}))
+SCENE = next(
+    scene for scene in SCENES if len(scene.things) == 2 == len({thing.shape for thing in scene.things})
+)
 CAPTION = (*(word for thing in SCENE.things for word in (thing.colour, thing.shape)), "\\n")
 WORDS = ("Order", "…:", *(CAPTION[i] for i in (3, 0, 2, 1)), "\\n")
 SHUFFLE = (4, 7, 0, 8, 2, 5, 1, 3, 6)
@@ -117,7 +119,12 @@ def _picture(axes, order, y: float, title: str) -> None:
     for place, tile in enumerate(order):
         i, j = divmod(place, 3)
         left, top = x + j * SIDE / 3, y + SIDE - i * SIDE / 3
-        axes.imshow(tiles[tile], extent=(left, left + SIDE / 3, top - SIDE / 3, top), zorder=3, interpolation="bilinear")
+        axes.imshow(
+            tiles[tile],
+            extent=(left, left + SIDE / 3, top - SIDE / 3, top),
+            zorder=3,
+            interpolation="bilinear",
+        )
     colour = COLOURS["image" if list(order) == sorted(order) else "shuffled image"]
     axes.add_patch(Rectangle((x, y), SIDE, SIDE, fill=False, ec=colour, lw=2.2, zorder=4))
     axes.text(x + SIDE + 0.6, y + SIDE / 2, title, fontsize=10.5, fontweight="bold", va="center")
@@ -138,7 +145,9 @@ def _chain(axes, cells: dict[int, Cell], rows: list[int], x: float, y: float) ->
             inner = (x + 0.07, x + TILE - 0.07, y - half + 0.07, y + half - 0.07)
             axes.imshow(tiles[cell.tile], extent=inner, zorder=3, interpolation="bilinear")
             side = TILE - 0.14
-            axes.add_patch(Rectangle((inner[0], inner[2]), side, side, fill=False, ec=colour, lw=1.8, zorder=4))
+            axes.add_patch(
+                Rectangle((inner[0], inner[2]), side, side, fill=False, ec=colour, lw=1.8, zorder=4)
+            )
         else:
             box = FancyBboxPatch(
                 (x + 0.1, y - 0.5), cell.width - 0.2, 1.0, boxstyle="round,pad=0.03,rounding_size=0.16",
@@ -179,7 +188,11 @@ def _legend(axes) -> None:
     }  # fmt: skip
     x = 0.1
     for kind, name in names.items():
-        fill = COLOURS["caption"] + "40" if kind == "pale" else COLOURS[kind] + ("40" if kind == "read words" else "")
+        fill = (
+            COLOURS["caption"] + "40"
+            if kind == "pale"
+            else COLOURS[kind] + ("40" if kind == "read words" else "")
+        )
         edge = COLOURS["caption"] if kind == "pale" else COLOURS[kind]
         axes.add_patch(Rectangle((x, -2.1), 0.6, 0.6, fc=fill, ec=edge, lw=1.0))
         axes.text(x + 0.85, -1.82, name, fontsize=7.6, va="center")

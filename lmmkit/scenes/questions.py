@@ -22,13 +22,13 @@ PLURAL = {shape: "crosses" if shape == "cross" else f"{shape}s" for shape in SHA
 # other things.
 KINDS = {
     "colour/shape": 1,
-    "colour/place": 1,
+    "colour/place": 2,
     "shape/colour": 1,
     "shape/place": 1,
     "position/shape": 1,
-    "position/colour": 1,
+    "position/colour": 2,
     "position/name": 1,
-    "count/all": 1,
+    "count/all": 2,
     "count/shape": 1,
     "count/colour": 1,
     "relation/next": 1,
@@ -48,7 +48,7 @@ PATTERNS = {
     "count/shape": ("How many {} are there?", "How many {} do you see?"),
     "count/colour": ("How many {} objects are there?", "How many {} objects do you see?"),
     "relation/next": ("What is directly {}?", "Which object is directly {}?"),
-    "presence": ("Is there a {}?", "Do you see a {}?"),
+    "presence": ("Are there {}?", "Do you see {}?"),
 }
 
 
@@ -167,28 +167,28 @@ def _presence(
     things: tuple[Thing, ...], rng: random.Random, make: Callable[..., Question]
 ) -> Iterator[Question]:
     """One question of each presence kind. A quarter of the yes and of the no name two words
-    ("red bar"), the others one ("bar", "red object"), so that no wording betrays its answer."""
+    ("red bars"), the others one ("bars", "red objects"), so that no wording betrays its answer."""
     shapes = {thing.shape for thing in things}
     colours = {thing.colour for thing in things}
     names = {thing.name for thing in things}
     i = rng.randrange(len(things))
     colour, shape = (i, "colour"), (i, "shape")
     there = (
-        (things[i].name, [colour, shape]),
-        (things[i].shape, [shape]),
-        (f"{things[i].colour} object", [colour]),
+        (f"{things[i].colour} {PLURAL[things[i].shape]}", [colour, shape]),
+        (PLURAL[things[i].shape], [shape]),
+        (f"{things[i].colour} objects", [colour]),
     )
     text, asks = rng.choices(there, (2, 3, 3))[0]
     yield make("presence/yes", text, "yes", asks=asks)
     # "presence/near" below always names two words: here it is always one.
     absent = (
-        [s for s in SHAPES if s not in shapes],
-        [f"{c} object" for c in COLOURS if c not in colours],
+        [PLURAL[s] for s in SHAPES if s not in shapes],
+        [f"{c} objects" for c in COLOURS if c not in colours],
     )
     yield make("presence/no", rng.choice(rng.choice([words for words in absent if words])), "no")
     pairs = [(c, s) for c in COLOURS for s in SHAPES]
     both = [p for p in pairs if p[0] in colours and p[1] in shapes]
     either = [p for p in pairs if p[0] in colours or p[1] in shapes]
-    near = [f"{c} {s}" for c, s in both if f"{c} {s}" not in names]
-    near = near or [f"{c} {s}" for c, s in either if f"{c} {s}" not in names]
+    near = [f"{c} {PLURAL[s]}" for c, s in both if f"{c} {s}" not in names]
+    near = near or [f"{c} {PLURAL[s]}" for c, s in either if f"{c} {s}" not in names]
     yield make("presence/near", rng.choice(near), "no")

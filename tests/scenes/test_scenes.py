@@ -63,7 +63,7 @@ def slow_answer(scene: Scene, text: str) -> str:
     ]
     if "many" in words:
         return ["zero", "one", "two", "three", "four"][len(here)]
-    if text.startswith(("Is there", "Do you see")):
+    if text.startswith(("Are there", "Do you see")):
         return "yes" if here else "no"
     if "directly" in words:
         (thing,) = here
