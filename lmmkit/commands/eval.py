@@ -1,4 +1,4 @@
-"""lmmkit eval RUN"""
+"""lmmkit eval RUN_OR_MODEL"""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lmmkit.commands.common import Json, Root, Trust, err, out, print_json, repo
 
 @reporting
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder with a finished stage.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN_OR_MODEL", help="A run, or its RUN/model/<stage>.")],
     on: Annotated[
         list[str] | None,
         typer.Option("--on", metavar="TASK", help="A task of the recipe. Repeatable. [default: all]"),
@@ -30,7 +30,8 @@ def evaluate(
     from lmmkit.recipe import read_recipe
     from lmmkit.rundir import RunDir, read_json
 
-    folder = RunDir.open(run)
+    stage = run.name if (run / "config.json").is_file() else None
+    folder = RunDir.open(run if stage is None else run.parent.parent)
     root = root or Path(read_json(folder.run_json)["root"])
     recipe = read_recipe(folder.resolved, root=root)
     controls = ("blank", "swapped") if probe else None
@@ -39,6 +40,7 @@ def evaluate(
         recipe,
         only=on or (),
         controls=controls,
+        stage=stage,
         trust_files=trust_files,
         say=lambda text: err.print(text),
     )

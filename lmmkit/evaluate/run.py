@@ -21,7 +21,7 @@ KINDS = ("exact_match", "terms", "restore")
 
 def evaluate(
     run: RunDir, recipe: Recipe, *, only: Sequence[str] = (), controls: Sequence[str] | None = None,
-    trust_files: bool = False, say: Callable[[str], None] = lambda text: None,
+    stage: str | None = None, trust_files: bool = False, say: Callable[[str], None] = lambda text: None,
 ) -> dict:  # fmt: skip
     """Runs the recipe's tasks on the run's models and merges them into its `results.json`.
 
@@ -30,6 +30,7 @@ def evaluate(
         recipe: the run's recipe, its root set.
         only: names of tasks; all by default.
         controls: in place of the recipe's.
+        stage: whose model answers, in place of the tasks' own; such results are not written.
         trust_files: run plugins from local files.
         say: told what is under way.
 
@@ -44,7 +45,7 @@ def evaluate(
     speakers: dict[Path, Speaker] = {}
     results = {}
     for name, task in tasks.items():
-        folder = model_folder(run.path, task.stage)
+        folder = model_folder(run.path, stage or task.stage)
         if folder not in speakers:
             speakers[folder] = load(folder, trust_files=trust_files)
         samples = list(sources[_data(task)])[: None if task.samples == "all" else task.samples]
@@ -52,6 +53,8 @@ def evaluate(
         say(f"{name}: {len(samples)} samples of {task.data}")
         results[name] = _run(task.kind or name, speakers[folder], samples, task, controls, training)
         results[name]["seconds"] = time.perf_counter() - began
+    if stage is not None:
+        return results
     before = read_json(run.results) if run.results.is_file() else {}
     write_json_atomic(run.results, {**before, **results})
     return results

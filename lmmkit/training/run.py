@@ -16,7 +16,7 @@ from lmmkit.errors import Problem, UserError
 from lmmkit.objective import Objective
 from lmmkit.plan.explain import plan_text
 from lmmkit.plan.prepare import Prepared, prepare
-from lmmkit.recipe import Recipe, digest, dump
+from lmmkit.recipe import Recipe, digest, dump, read_recipe
 from lmmkit.rundir import RunDir, lock, read_json, write_json_atomic, write_text_atomic
 from lmmkit.training import checkpoint
 from lmmkit.training.log import Board, MetricsLog
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 
+CHECKPOINT_PER_WEIGHT = 3  # a weight and AdamW's two moments, at the most
+
+
 @dataclass(frozen=True)
 class Finished:
     """How a run ended: its folder, and the signal that stopped it early, if one did."""
@@ -38,14 +41,15 @@ class Finished:
 
 
 def train(
-    recipe: Recipe, *, out: Path, resume: bool = False, stage: str | None = None,
-    trust_files: bool = False, source: str | None = None,
+    recipe: Recipe | str | Path, *, out: str | Path | None = None, resume: bool = False,
+    stage: str | None = None, trust_files: bool = False, source: str | None = None,
 ) -> Finished:  # fmt: skip
     """Trains the recipe's stages in order (or `stage` alone) and leaves a run folder.
 
     Args:
-        recipe: as read.
-        out: the run folder, new or empty; with `resume`, one that holds this recipe's run.
+        recipe: as read, or its file.
+        out: the run folder, new or empty; with `resume`, one that holds this recipe's run. By
+            default runs/<name of the file>, or runs/<digest> of a recipe that is no file.
         resume: go on from the newest complete checkpoint.
         stage: only this one, from the model of the stage before.
         trust_files: run plugins from local files.
@@ -54,8 +58,11 @@ def train(
     Raises:
         UserError: bad recipe, data, folder. MachineError: no space, no memory.
     """
+    name = None
+    if not isinstance(recipe, Recipe):
+        name, recipe = Path(recipe).stem, read_recipe(recipe)
     prepared = prepare(recipe, trust_files=trust_files)
-    run = RunDir.create(out, resume)
+    run = RunDir.create(Path("runs") / (name or digest(recipe)[:12]) if out is None else out, resume)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if recipe.speed.threads:
         torch.set_num_threads(recipe.speed.threads)
@@ -64,6 +71,7 @@ def train(
             print(f"note: {note}", file=sys.stderr)
         _check_same(run, prepared) if run.is_run else _open_run(run, prepared, source)
         objective = assemble.build(recipe, prepared.parts.components, prepared.dims, device)
+        checkpoint.check_space(run, CHECKPOINT_PER_WEIGHT * _bytes(objective), keep=recipe.output.keep)
         saved = checkpoint.latest(run) if resume else None
         loaded = checkpoint.load(saved, verified=True) if saved else None
         position = Position(**loaded.state["position"]) if loaded else _first(prepared, stage)
@@ -89,6 +97,10 @@ def train(
                     return Finished(run, stop.requested)
                 _save_model(objective, prepared, run, position)
     return Finished(run, None)
+
+
+def _bytes(objective: Objective) -> int:
+    return sum(p.nbytes for p in objective.parameters())
 
 
 def _open_run(run: RunDir, prepared: Prepared, source: str | None) -> None:

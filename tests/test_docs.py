@@ -1,0 +1,129 @@
+"""The documents are complete: every recipe key, every name a plugin may use, every refusal."""
+
+from __future__ import annotations
+
+import re
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import lmmkit.ext
+from lmmkit import needs, parts
+from lmmkit.door import Hooks
+from lmmkit.recipe import Recipe
+from lmmkit.recipe.schema import HIDDEN
+from lmmkit.recipe.words import keys_of
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPES, PLUGINS, ARCHITECTURE = (
+    (ROOT / name).read_text(encoding="utf-8")
+    for name in ("docs/recipes.md", "docs/plugins.md", "ARCHITECTURE.md")
+)
+DERIVED = ("model.vision.mlp", "model.text.kv_heads", "model.text.head_size")  # 0 stands for "work it out"
+NAMED = {"losses": "TERM"}  # what the names under a section stand for; NAME elsewhere
+
+
+def sections_in(hint: Any) -> Iterator[type]:
+    """The dataclasses a hint accepts, below annotations, unions and mappings."""
+    if is_dataclass(hint):
+        yield hint  # type: ignore[misc]
+    elif get_origin(hint) is Annotated:
+        yield from sections_in(get_args(hint)[0])
+    elif get_origin(hint) in (Union, types.UnionType):
+        for option in get_args(hint):
+            yield from sections_in(option)
+
+
+def mapped(hint: Any) -> Any:
+    """What the names of a mapping stand for; None where the hint is no mapping."""
+    while get_origin(hint) is Annotated:
+        hint = get_args(hint)[0]
+    origin = get_origin(hint)
+    return get_args(hint)[1] if isinstance(origin, type) and issubclass(origin, Mapping) else None
+
+
+def keys(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, dataclass field) of everything a recipe may say."""
+    by_name = {f.name.rstrip("_"): f for f in fields(cls) if f.name not in HIDDEN}
+    for key, hint in keys_of(cls).items():
+        yield f"{prefix}{key}", by_name[key]
+        inner = mapped(hint)
+        if inner is None:
+            below, at = hint, f"{prefix}{key}."
+        else:
+            below, at = inner, f"{prefix}{key}.{NAMED.get(key, 'NAME')}."
+        for section in sections_in(below):
+            yield from keys(section, at)
+
+
+def rows(text: str) -> list[tuple[str, str, str]]:
+    """(key, meaning, default) of the tables of docs/recipes.md."""
+    return re.findall(r"^\| `([^`]+)` \| (.+) \| (.+) \|$", text, re.MULTILINE)
+
+
+def test_every_recipe_key_is_documented_and_no_other():
+    known = {key for key, _ in keys(Recipe)}
+    own = {"plugins.NAME.use", "plugins.NAME.allow_unreachable"}  # read by the plan, not by the schema
+    told = {key for key, _, _ in rows(RECIPES)}
+    assert known | own == told
+    assert len(known) > 100
+
+
+def test_the_defaults_told_are_those_of_the_schema():
+    told: dict[str, set[str]] = {}
+    for key, _, default in rows(RECIPES):
+        told.setdefault(key, set()).add(default)
+    for key, field in keys(Recipe):
+        if field.default is MISSING and field.default_factory is MISSING:
+            assert "required" in told[key], key
+        elif isinstance(field.default, bool | int | float | str) and key not in DERIVED:
+            word = str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
+            assert f"`{word}`" in told[key], (key, word)
+
+
+def test_the_choices_of_every_key_are_told():
+    told: dict[str, str] = {}
+    for key, meaning, default in rows(RECIPES):
+        told[key] = f"{told.get(key, '')} {meaning} {default}"
+    for key, field in keys(Recipe):
+        if get_origin(field.type) is Literal:
+            for choice in get_args(field.type):
+                assert str(choice) in told[key], (key, choice)
+
+
+def test_every_name_of_the_door_is_in_docs_plugins():
+    names = set(lmmkit.ext.__all__)
+    names |= {name for name in vars(Hooks) if name.startswith("lmmkit_")}
+    names |= {cls.__name__ for cls in get_args(needs.Need)}
+    names |= {field.name for field in fields(needs.Sel)}
+    for kind in (parts.Component, parts.TokenStrategy, parts.Term, parts.AuxTask, parts.Loss):
+        names |= {name for name in vars(kind) if not name.startswith("_") and name != "name"}
+    missing = [name for name in sorted(names) if not re.search(rf"\b{name}\b", PLUGINS)]
+    assert not missing
+
+
+def test_every_refusal_of_door_and_plan_is_in_docs_plugins():
+    texts = {
+        name: (ROOT / "lmmkit" / name).read_text()
+        for name in ("door.py", "plan/checks.py", "plan/components.py")
+    }
+    codes = {f"plugin/{code}" for code in re.findall(r'_Refused\(\s*"([a-z-]+)"', texts["door.py"])}
+    for text in texts.values():
+        codes |= set(re.findall(r'"((?:plan|plugin)/[a-z-]+)"', text))
+    assert len(codes) > 20
+    told = set(re.findall(r"`((?:plan|plugin)/[a-z-]+)`", PLUGINS))
+    assert codes == told
+
+
+def test_files_named_in_architecture_exist():
+    names = [path.name for path in ROOT.rglob("*.py")]
+    for name in re.findall(r"`([\w/]+\.py)`", ARCHITECTURE):
+        base = name.rpartition("/")[2]
+        assert (ROOT / "lmmkit" / name).is_file() or (ROOT / name).is_file() or base in names, name
+    assert len(ARCHITECTURE.splitlines()) <= 120
+
+
+def test_the_picture_is_drawn_by_the_script():
+    assert (ROOT / "docs" / "forest.svg").read_text(encoding="utf-8").startswith("<?xml")
