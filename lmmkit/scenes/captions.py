@@ -17,9 +17,10 @@ INSTRUCTIONS = (
 def caption(scene: Scene, rng: random.Random) -> str:
     """One sentence of 8 to 18 words, lower case, without a full stop.
 
-    Half the captions go by place, in reading order ("top left a red bar"), half by name, in the
-    alphabet's order ("a blue bar bottom right"): the one teaches to look where a word points, the
-    other to find what a word names, and either order can be restored from the picture.
+    Half the captions go by place, in reading order ("top left red bar"), half by name, in the
+    alphabet's order ("blue bar bottom right"): the one teaches to look where a word points, the
+    other to find what a word names, and either order can be restored from the picture. There is
+    no "a" between place and name: what the place's last word brings from the picture is the name.
     """
     sky, ground = f"under a {scene.scenery.sky} sky", f"over {scene.scenery.ground}"
     things = scene.things
@@ -27,9 +28,9 @@ def caption(scene: Scene, rng: random.Random) -> str:
         whole, place = f"a {things[0].size} {things[0].name}", f"in the {things[0].place}"
         return rng.choice((f"{place} {whole} {sky}", f"{whole} {place} {sky}"))
     if rng.random() < 0.5:
-        parts = [f"{thing.place} a {thing.name}" for thing in things]
+        parts = [f"{thing.place} {thing.name}" for thing in things]
     else:
-        parts = [f"a {t.name} {t.place}" for t in sorted(things, key=lambda t: t.name)]
+        parts = [f"{t.name} {t.place}" for t in sorted(things, key=lambda t: t.name)]
     told = f"{', '.join(parts[:-1])} and {parts[-1]}"
     if len(things) == 3:
         return told
