@@ -18,8 +18,8 @@ from lmmkit.errors import Problem, UserError
 RECIPES = {"llava": "quickstart-llava", "direct": "quickstart"}
 FAST_SCENES = ("--count", "400", "--heldout", "60")
 FAST = (
-    "stages.pretrain.length.steps=20",
-    "stages.finetune.length.steps=30",
+    "stages.pretrain.length.steps=12",
+    "stages.finetune.length.steps=16",
     "evaluate.tasks.restore.samples=20",
 )
 

@@ -19,12 +19,14 @@ def caption(scene: Scene, rng: random.Random) -> str:
 
     Half the captions go by place, in reading order ("top left red bar"), half by name, in the
     alphabet's order ("blue bar bottom right"): the one teaches to look where a word points, the
-    other to find what a word names, and either order can be restored from the picture. There is
-    no "a" between place and name: what the place's last word brings from the picture is the name.
+    other to find what a word names, and either order can be restored from the picture. They may
+    leave things out: a caption that always told all would let the next name follow from the order
+    alone, and nothing would have to be looked up by its place.
     """
     sky, ground = f"under a {scene.scenery.sky} sky", f"over {scene.scenery.ground}"
-    things = scene.things
-    if len(things) == 1:
+    number = rng.randint(1, len(scene.things))
+    things = [scene.things[i] for i in sorted(rng.sample(range(len(scene.things)), number))]
+    if number == 1:
         whole, place = f"a {things[0].size} {things[0].name}", f"in the {things[0].place}"
         return rng.choice((f"{place} {whole} {sky}", f"{whole} {place} {sky}"))
     if rng.random() < 0.5:
@@ -32,6 +34,6 @@ def caption(scene: Scene, rng: random.Random) -> str:
     else:
         parts = [f"{t.name} {t.place}" for t in sorted(things, key=lambda t: t.name)]
     told = f"{', '.join(parts[:-1])} and {parts[-1]}"
-    if len(things) == 3:
+    if number == 3:
         return told
     return rng.choice((f"{sky} {told}", f"{told} {ground}"))

@@ -28,7 +28,7 @@ SPLITS = ("train", "heldout")
 # shrunk to 48 pixels, a small object still covers a patch.
 CANVASES = ((64, 64), (72, 64), (64, 72), (80, 80), (90, 80), (80, 90), (96, 96), (112, 100))
 THINGS = (1, 2, 3)
-THING_WEIGHTS = (0.3, 0.4, 0.3)
+THING_WEIGHTS = (0.38, 0.4, 0.22)
 HELDOUT_EVERY = 5  # one description in so many belongs to the held-out split
 
 
