@@ -11,7 +11,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lmmkit.dims import Dims
-from lmmkit.model.attention import Backend, choose
+from lmmkit.errors import MachineError, Problem
+from lmmkit.model.attention import Backend, NoBackend, choose, log_choice
 from lmmkit.model.decoder import Decoder
 from lmmkit.model.init import init
 from lmmkit.model.lmm import LMM, Connector
@@ -30,9 +31,25 @@ def compute_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if bf16 else torch.float32
 
 
+def device_here() -> torch.device:
+    """Where a run computes on this machine: CUDA where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def backend(recipe: Recipe, device: torch.device) -> Backend:
+    """The attention backend of the recipe. Raises `MachineError` if it cannot run on `device`."""
+    try:
+        return choose(recipe.speed.attention, device, compute_dtype(recipe, device))
+    except NoBackend as error:
+        want, mend = "a backend that can run here", "Set it to `auto`, which takes the first that can."
+        where = recipe.where("speed.attention")
+        raise MachineError(Problem("model/attention", where, str(error), want, mend)) from error
+
+
 def build(recipe: Recipe, components: Mapping[str, Component], dims: Dims, device: torch.device) -> Objective:
     """The whole objective on `device`, drawn from the recipe's seed."""
     objective = shell(recipe, components, dims, device)
+    log_choice(objective.lmm.backend, device, objective.compute)
     kept = {name: t for name, t in objective.state_dict().items() if t.device.type != "meta"}
     objective.to_empty(device=device)
     init(objective, recipe.seed)
@@ -42,16 +59,15 @@ def build(recipe: Recipe, components: Mapping[str, Component], dims: Dims, devic
 
 def shell(recipe: Recipe, components: Mapping[str, Component], dims: Dims, device: torch.device) -> Objective:
     """The objective without values: on the meta device, but for a timm encoder."""
-    compute = compute_dtype(recipe, device)
-    backend = choose(recipe.speed.attention, device, compute)
+    attention = backend(recipe, device)
     decoder = facts.decoder_shape(recipe, dims.vocab)
-    vision = _vision(recipe, backend)
+    vision = _vision(recipe, attention)
     with torch.device("meta"):
         connector = Connector(recipe.model.connector.kind, dims.image.width, decoder.width)
-        lmm = LMM(vision, connector, Decoder(decoder), backend)
+        lmm = LMM(vision, connector, Decoder(decoder), attention)
         modules = {name: component.modules(dims) for name, component in components.items()}
         plugins = nn.ModuleDict({name: module for name, module in modules.items() if module is not None})
-        return Objective(lmm, plugins, compute=compute)
+        return Objective(lmm, plugins, compute=compute_dtype(recipe, device))
 
 
 def _vision(recipe: Recipe, backend: Backend) -> nn.Module:

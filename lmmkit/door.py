@@ -8,10 +8,7 @@ on the command line. Hooks register; none is ever called per step.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -20,7 +17,8 @@ from types import ModuleType
 
 import pluggy
 
-from lmmkit.errors import Problem, did_you_mean, raise_all
+from lmmkit.errors import Problem, UserError, did_you_mean, raise_all
+from lmmkit.local import file_hash, load_file
 from lmmkit.parts import API, Component
 
 GROUP = "lmmkit.plugins"
@@ -103,11 +101,26 @@ class _Refused(Exception):
         self.code, self.got, self.want, self.mend = f"plugin/{code}", got, want, mend
 
 
+def file_components(path: Path, *, trust_files: bool = False) -> dict[str, Found]:
+    """Every component that a local file offers, by name; `UserError` where it cannot be had."""
+    manager = pluggy.PluginManager("lmmkit")
+    manager.add_hookspecs(Hooks)
+    try:
+        module, source = _file(path, trust_files), f"{path} {file_hash(path)}"
+        return {
+            name: Found(_component(manager, module, name, source), source)
+            for name in _offered(manager, module, source)
+        }
+    except _Refused as refusal:
+        problem = Problem(refusal.code, str(path), refusal.got, refusal.want, refusal.mend)
+        raise UserError(problem) from refusal
+
+
 def _module(instance, use, points, trust_files, base) -> tuple[ModuleType, str, str]:
     """(module, component name, origin)"""
     if ".py" in use:
         path, _, name = use.partition(":")
-        return _file(base / path, trust_files), name or instance, f"{path} {_hash(base / path)}"
+        return _file(base / path, trust_files), name or instance, f"{path} {file_hash(base / path)}"
     if use not in points:
         mend = f"{did_you_mean(use, points)} `lmmkit plugins list` shows what is installed."
         raise _Refused("unknown", f"component `{use}`", "an installed component", mend)
@@ -124,26 +137,18 @@ def _file(path: Path, trusted: bool) -> ModuleType:
         mend = f"Read {path}; if you trust it, add --trust-files to the command."
         raise _Refused("untrusted-file", f"the local file {path}", "leave to run it", mend)
     if not path.is_file():
-        raise _Refused("no-file", f"no file {path}", "a Python file", "Mend the path in `use`.")
-    name = f"lmmkit_file_{_hash(path)}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
+        raise _Refused("no-file", f"no file {path}", "a Python file", "Mend the path.")
+    if path.suffix != ".py":
         raise _Refused("no-file", f"the file {path}", "a Python file", "Let its name end in `.py`.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # data workers unpickle its classes by this name
     try:
-        spec.loader.exec_module(module)
+        return load_file(path)
     except Exception as error:
         got = f"{type(error).__name__}: {error}"
         raise _Refused("broken", got, f"{path} to import", "Mend the file.") from error
-    return module
 
 
-def _hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.is_file() else ""
-
-
-def _component(manager, module, name, source) -> type[Component]:
+def _offered(manager, module, source) -> dict[str, type[Component]]:
+    """What a module offers, once all its hooks are found good."""
     for function, value in vars(module).items():
         if function.startswith("lmmkit_") and inspect.isfunction(value) and not hasattr(value, "lmmkit_impl"):
             mend = "Put @hookimpl above it."
@@ -154,9 +159,11 @@ def _component(manager, module, name, source) -> type[Component]:
             manager.check_pending()
         except pluggy.PluginValidationError as error:
             raise _Refused("bad-hook", str(error), "only hooks lmmkit has", "Mend the plugin.") from error
-    offered = {}
-    if hasattr(module, "lmmkit_components"):
-        offered = dict(module.lmmkit_components())
+    return dict(module.lmmkit_components()) if hasattr(module, "lmmkit_components") else {}
+
+
+def _component(manager, module, name, source) -> type[Component]:
+    offered = _offered(manager, module, source)
     if name not in offered:
         raise _Refused(
             "absent", f"component `{name}` of {source}", "one it offers", did_you_mean(name, offered)

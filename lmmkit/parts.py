@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lmmkit.batch import Batch
 from lmmkit.dims import Dims
+from lmmkit.local import bare, home
 from lmmkit.needs import Need, selector
 from lmmkit.sample import Sample, View
 from lmmkit.spans import Insert
@@ -65,6 +66,14 @@ class Component:
     def check(self, dims: Dims) -> str:
         """What of the settings does not fit this model ("key: got, which ..."); empty when all does."""
         return ""
+
+    def __reduce_ex__(self, protocol):
+        """A component of a local file brings its file along: a data worker cannot import it."""
+        file = home(type(self))
+        if file is None:
+            return super().__reduce_ex__(protocol)
+        # The settings come as state, after the file is loaded: they may hold objects of it.
+        return bare, (*file, type(self).__qualname__), self.__getstate__()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -14,7 +15,7 @@ from lmmkit.data.pipeline import Views, cut
 from lmmkit.errors import Problem, UserError
 from lmmkit.model.generate import Chooser, generate, greedy
 from lmmkit.objective import Objective
-from lmmkit.plan.prepare import Prepared, prepare
+from lmmkit.plan.prepare import Prepared, prepare, prepare_bare
 from lmmkit.recipe import read_recipe
 from lmmkit.rundir import RunDir
 from lmmkit.sample import Image, Sample, Turn, View
@@ -108,7 +109,7 @@ class Speaker:
 
 def load(
     path: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device | None = None,
-    trust_files: bool = False,
+    trust_files: bool = False, plugins: Literal["spoken", "all"] = "spoken", root: str | Path | None = None,
 ) -> Speaker:  # fmt: skip
     """The model in a run folder (its last finished stage) or in a model folder lmmkit wrote.
 
@@ -116,7 +117,10 @@ def load(
         path: RUN, or RUN/model/<stage>.
         dtype: of weights and computation.
         device: by default CUDA where there is one.
-        trust_files: run plugins from local files, where inference needs one.
+        trust_files: run plugins from local files, where one is needed.
+        plugins: `spoken` opens those whose tokens stand in every view, which is all that answering
+            needs; `all` also those of the terms, to measure them.
+        root: where paths of local plugin files start; by default where the run's did.
 
     Raises:
         UserError: no such model, or one that is damaged or of another make.
@@ -124,10 +128,15 @@ def load(
     folder = model_folder(Path(path))
     config = own.config_of(folder)
     recipe = read_recipe(
-        folder / "recipe.yaml", overrides=[f"model.tokenizer.from={folder / 'tokenizer.model'}"]
-    )
-    prepared = prepare(recipe, trust_files=trust_files, data=[])
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        folder / "recipe.yaml", root=Path(root or config.get("root", ".")),
+        # the folder may lie on another machine than it was trained on
+        overrides=[f"model.tokenizer.from={(folder / 'tokenizer.model').resolve()}", "speed.attention=auto"],
+    )  # fmt: skip
+    if plugins == "all":
+        prepared = prepare(recipe, trust_files=trust_files, data=[])
+    else:
+        prepared = prepare_bare(recipe, through=config["speaks_through"], trust_files=trust_files)
+    device = torch.device(device) if device else assemble.device_here()
     objective = assemble.build(recipe, prepared.parts.components, prepared.dims, device)
     own.fill(objective, folder)
     objective.to(dtype)

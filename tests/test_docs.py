@@ -107,7 +107,7 @@ def test_every_name_of_the_door_is_in_docs_plugins():
 def test_every_refusal_of_door_and_plan_is_in_docs_plugins():
     texts = {
         name: (ROOT / "lmmkit" / name).read_text()
-        for name in ("door.py", "plan/checks.py", "plan/components.py")
+        for name in ("door.py", "local.py", "plan/checks.py", "plan/components.py")
     }
     codes = {f"plugin/{code}" for code in re.findall(r'_Refused\(\s*"([a-z-]+)"', texts["door.py"])}
     for text in texts.values():

@@ -19,15 +19,21 @@ def check(
     trust_files: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Check plan, rows, images, supervised share; estimate memory and tokens."""
+    """Check plan, rows, images, supervised share, tasks; estimate memory and tokens."""
     read = the_recipe(recipe, root, changes)
     from lmmkit.data.records import check_images
-    from lmmkit.errors import raise_all
+    from lmmkit.errors import UserError, raise_all
     from lmmkit.estimate import estimate
+    from lmmkit.evaluate.checks import task_problems
     from lmmkit.plan.explain import plan_text
     from lmmkit.plan.prepare import prepare
 
-    prepared = prepare(read, trust_files=trust_files, data=list(read.data))
+    tasks = task_problems(read)
+    try:
+        prepared = prepare(read, trust_files=trust_files, data=list(read.data))
+    except UserError as error:
+        raise UserError([*error.problems, *tasks]) from error
+    raise_all(tasks)
     if images:
         raise_all([p for records in prepared.sources.values() for p in check_images(records)])
     stages = {stage: estimate(prepared, stage) for stage in read.stages}
@@ -42,21 +48,25 @@ def check(
 
 
 def _table(stages: dict[str, dict]) -> Table:
-    table = Table(title="what it will take (token figures from the first steps)", title_justify="left")
-    for column in (
+    table = Table(
+        title="what it will take (token figures from the first steps)", title_justify="left",
+        caption="* weights, gradients and optimizer; activations come on top", caption_justify="left",
+    )  # fmt: skip
+    headings = (
         "stage",
         "steps",
-        "tokens a step",
-        "micro-batches",
-        "supervised",
-        "learning",
-        "weights+optimizer",
-    ):
+        "tokens\na step",
+        "micro-\nbatches",
+        "super-\nvised",
+        "million\nlearning",
+        "memory*",
+    )
+    for column in headings:
         table.add_column(column, justify="left" if column == "stage" else "right")
     for stage, e in stages.items():
         table.add_row(
             stage, f"{e['steps']:,}", f"{e['tokens_per_step']:,.0f}", f"{e['micro_batches']:.1f}",
-            f"{100 * e['supervised']:.1f} %", f"{e['learning'] / 1e6:.2f} M of {e['parameters'] / 1e6:.2f} M",
+            f"{100 * e['supervised']:.1f} %", f"{e['learning'] / 1e6:,.2f} of {e['parameters'] / 1e6:,.2f}",
             f"{e['bytes'] / 2**20:,.0f} MiB",
         )  # fmt: skip
     return table

@@ -20,7 +20,7 @@ RecipePath = Annotated[
     Path, typer.Argument(metavar="RECIPE", help="A recipe file; `lmmkit recipes list` names some.")
 ]
 Root = Annotated[
-    Path | None, typer.Option("--root", help="Where the recipe's relative paths start. [default: here]")
+    Path | None, typer.Option("--root", help="Where the recipe's relative paths start. \\[default: here]")
 ]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="K=V", help="Change one key: a.b=c. Repeatable.")

@@ -12,7 +12,6 @@ from lmmkit.commands.common import (
     RecipePath,
     Root,
     Set,
-    Trust,
     err,
     out,
     print_json,
@@ -67,19 +66,22 @@ def show(
     root: Root = None,
     changes: Set = None,
 ) -> None:
-    """Print rows of a source as the model will read them: pieces, with what is supervised bright."""
+    """Print rows of a source as the model will read them, less what plugins add.
+
+    Tokens are parted by a dot; what is supervised is bright.
+    """
     from rich.markup import escape
 
     read = the_recipe(recipe, root, changes)
     from lmmkit.commands._rows import pieces
     from lmmkit.errors import Problem, UserError, did_you_mean
-    from lmmkit.plan.prepare import prepare
+    from lmmkit.plan.prepare import prepare_bare
 
     if source not in read.data:
         raise UserError(
             Problem("data/no-source", "SOURCE", f"`{source}`", "a source", did_you_mean(source, read.data))
         )
-    prepared = prepare(read, data=[source])
+    prepared = prepare_bare(read, data=[source])
     records = prepared.sources[source]
     if not 0 <= row < len(records):
         got, mend = f"row {row}", "Name one of these."
@@ -105,16 +107,15 @@ def check(
     decode: Annotated[
         bool, typer.Option("--decode", help="Read every picture whole, not its header alone.")
     ] = False,
-    trust_files: Trust = False,
 ) -> None:
     """Check every row and every picture of a recipe's data; all problems at once."""
     read = the_recipe(recipe, root, changes)
     from lmmkit.commands._rows import undecodable
     from lmmkit.data.records import check_images
     from lmmkit.errors import raise_all
-    from lmmkit.plan.prepare import prepare
+    from lmmkit.plan.prepare import prepare_bare
 
-    prepared = prepare(read, trust_files=trust_files, data=list(read.data))
+    prepared = prepare_bare(read, data=list(read.data))
     problems = [p for records in prepared.sources.values() for p in check_images(records)]
     raise_all(
         problems

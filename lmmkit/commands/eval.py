@@ -16,7 +16,7 @@ def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN_OR_MODEL", help="A run, or its RUN/model/<stage>.")],
     on: Annotated[
         list[str] | None,
-        typer.Option("--on", metavar="TASK", help="A task of the recipe. Repeatable. [default: all]"),
+        typer.Option("--on", metavar="TASK", help="A task of the recipe. Repeatable. \\[default: all]"),
     ] = None,
     root: Root = None,
     probe: Annotated[

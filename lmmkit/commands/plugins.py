@@ -33,14 +33,24 @@ def list_(as_json: Json = False) -> None:
 @app.command()
 @reporting
 def explain(
-    what: Annotated[str, typer.Argument(metavar="COMPONENT|RECIPE", help="A component, or a recipe file.")],
+    what: Annotated[
+        str,
+        typer.Argument(metavar="COMPONENT|FILE.py|RECIPE", help="A component, a plugin file, or a recipe."),
+    ],
     root: Root = None,
     changes: Set = None,
     trust_files: Trust = False,
 ) -> None:
-    """Print a component's settings, or a recipe's plan."""
-    from lmmkit.door import installed, open_door
+    """Print a component's settings, those of every component of a file, or a recipe's plan."""
+    from lmmkit.door import file_components, installed, open_door
 
+    file, _, only = what.partition(":")
+    if file.endswith(".py"):
+        from lmmkit.plan.explain import component_text
+
+        found = file_components((root or Path()) / file, trust_files=trust_files)
+        texts = [component_text(name, each) for name, each in found.items() if only in ("", name)]
+        return out.print("\n\n".join(texts) or f"{what} offers no component.", markup=False)
     if what in installed() or (not what.endswith((".yaml", ".yml")) and not Path(what).exists()):
         from lmmkit.plan.explain import component_text
 
@@ -59,7 +69,7 @@ def trace(
     recipe: RecipePath,
     root: Root = None,
     changes: Set = None,
-    stage: Annotated[str | None, typer.Option(help="[default: every stage]")] = None,
+    stage: Annotated[str | None, typer.Option(help="\\[default: every stage]")] = None,
     samples: Annotated[int, typer.Option(min=1)] = 2,
     trust_files: Trust = False,
 ) -> None:

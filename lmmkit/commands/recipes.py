@@ -49,7 +49,7 @@ def list_(as_json: Json = False) -> None:
 @reporting
 def copy(
     name: Annotated[str, typer.Argument(help="A name of `lmmkit recipes list`.")],
-    to: Annotated[Path | None, typer.Argument(help="The new file. [default: NAME.yaml here]")] = None,
+    to: Annotated[Path | None, typer.Argument(help="The new file. \\[default: NAME.yaml here]")] = None,
 ) -> None:
     """Copies a recipe, to be changed."""
     known = shipped()

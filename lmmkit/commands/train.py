@@ -13,7 +13,7 @@ from lmmkit.commands.common import RecipePath, Root, Set, Trust, out, reporting,
 @reporting
 def train(
     recipe: RecipePath,
-    to: Annotated[Path | None, typer.Option("--out", help="The run folder. [default: runs/RECIPE]")] = None,
+    to: Annotated[Path | None, typer.Option("--out", help="The run folder. \\[default: runs/RECIPE]")] = None,
     root: Root = None,
     changes: Set = None,
     stage: Annotated[str | None, typer.Option(help="Run this stage alone, from the stage before.")] = None,

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,6 +123,16 @@ def missing_images(records: Records, limit: int | None = None) -> list[Problem]:
             if len(found) == limit:
                 break
     return found
+
+
+def pictures_digest(records: Records) -> str:
+    """Number, bytes and names of the picture files in short; no picture is read."""
+    crc = total = count = 0
+    for _, path in _files(records):
+        size = os.stat(path).st_size
+        crc = zlib.crc32(f"{path.removeprefix(records.root)} {size}\n".encode(), crc)
+        total, count = total + size, count + 1
+    return f"{count} files, {total} bytes, crc32 {crc:08x}"
 
 
 def check_images(records: Records, limit: int | None = None) -> list[Problem]:

@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lmmkit.errors import Problem, UserError, did_you_mean
+from lmmkit.errors import raise_all
+from lmmkit.evaluate.checks import choice_problems, task_problems
 from lmmkit.evaluate.tasks.exact_match import exact_match
 from lmmkit.evaluate.tasks.restore import restore
 from lmmkit.evaluate.tasks.terms import terms
@@ -15,8 +16,6 @@ from lmmkit.recipe import Recipe, Task
 from lmmkit.rundir import RunDir, read_json, write_json_atomic
 from lmmkit.sample import Sample
 from lmmkit.speak import Speaker, load, model_folder
-
-KINDS = ("exact_match", "terms", "restore")
 
 
 def evaluate(
@@ -47,7 +46,7 @@ def evaluate(
     for name, task in tasks.items():
         folder = model_folder(run.path, stage or task.stage)
         if folder not in speakers:
-            speakers[folder] = load(folder, trust_files=trust_files)
+            speakers[folder] = load(folder, trust_files=trust_files, plugins="all", root=recipe.root)
         samples = list(sources[_data(task)])[: None if task.samples == "all" else task.samples]
         began = time.perf_counter()
         say(f"{name}: {len(samples)} samples of {task.data}")
@@ -78,54 +77,11 @@ def _training(recipe: Recipe) -> set[str]:
 
 
 def _data(task: Task) -> str:
-    assert task.data is not None, "`_chosen` found it among the sources"
+    assert task.data is not None, "`task_problems` found it"
     return task.data
 
 
 def _chosen(recipe: Recipe, only: Sequence[str]) -> dict[str, Task]:
-    known = dict(recipe.evaluate.tasks) if recipe.evaluate is not None else {}
-    problems = [
-        Problem(
-            "evaluate/no-task",
-            f"--on {name}",
-            f"`{name}`",
-            "a task of the recipe's `evaluate`",
-            did_you_mean(name, known),
-        )
-        for name in only
-        if name not in known
-    ]
-    tasks = {name: task for name, task in known.items() if not only or name in only}
-    for name, task in tasks.items():
-        where = recipe.where(f"evaluate.tasks.{name}")
-        if (task.kind or name) not in KINDS:
-            got, want = f"kind `{task.kind or name}`", f"one of {', '.join(KINDS)}"
-            problems.append(
-                Problem("evaluate/no-kind", where, got, want, did_you_mean(task.kind or name, KINDS))
-            )
-        elif task.data not in recipe.data:
-            problems.append(
-                Problem(
-                    "evaluate/no-data",
-                    where,
-                    f"`{task.data}`",
-                    "a source of `data`",
-                    did_you_mean(str(task.data), recipe.data),
-                )
-            )
-        if task.stage is not None and task.stage not in recipe.stages:
-            problems.append(
-                Problem(
-                    "evaluate/no-stage",
-                    where,
-                    f"`{task.stage}`",
-                    "a stage",
-                    did_you_mean(task.stage, recipe.stages),
-                )
-            )
-    if not known:
-        mend = "Add an `evaluate` section with tasks."
-        problems.append(Problem("evaluate/none", recipe.where("evaluate"), "no tasks", "at least one", mend))
-    if problems:
-        raise UserError(problems)
-    return tasks
+    raise_all([*choice_problems(recipe, only), *task_problems(recipe, only)])
+    assert recipe.evaluate is not None, "`choice_problems` found tasks in it"
+    return {name: task for name, task in recipe.evaluate.tasks.items() if not only or name in only}

@@ -29,6 +29,8 @@ from lmmkit.forest import Call, Forest
 Attend = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(q_THK, k_TGK, v_TGK) -> (out_THK, mass_R)."""
 
+_log = logging.getLogger("lmmkit")
+
 UNSEEN = 1e30  # the log-sum-exp of a padding row: its softmax weights come out as exact zeros
 
 
@@ -53,18 +55,30 @@ class Backend(Protocol):
         ...
 
 
+class NoBackend(RuntimeError):
+    """What was asked for cannot run; the message says of every backend why not, or that it can."""
+
+
 def choose(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
-    """The backend of this name; `auto` is the first that can run of xformers, sdpa, eager."""
-    tried = []
-    for backend in _BACKENDS if name == "auto" else [b for b in _BACKENDS if b.name == name]:
-        reason = backend.why_not(device, dtype)
-        if not reason:
-            logging.getLogger("lmmkit").info(
-                "attention: %s%s", backend.name, f" ({'; '.join(tried)})" if tried else ""
-            )
+    """The backend of this name; `auto` is the first that can run of xformers, sdpa, eager.
+
+    Raises `NoBackend` if it cannot run there, or if there is none of that name.
+    """
+    reasons = {backend.name: backend.why_not(device, dtype) for backend in _BACKENDS}
+    for backend in _BACKENDS:
+        if name in ("auto", backend.name) and not reasons[backend.name]:
             return backend
-        tried.append(f"{backend.name}: {reason}")
-    raise RuntimeError(f"no attention backend runs on {device} in {dtype}: {'; '.join(tried)}")
+    said = "; ".join(f"{each}: {reason or 'can run'}" for each, reason in reasons.items())
+    if name in reasons:
+        raise NoBackend(f"`{name}`, which cannot run on {device} in {dtype} ({said})")
+    raise NoBackend(f"`{name}`, which is no backend ({said})")
+
+
+def log_choice(chosen: Backend, device: torch.device, dtype: torch.dtype) -> None:
+    """One line: the backend, and why none before it."""
+    better = _BACKENDS[: [backend.name for backend in _BACKENDS].index(chosen.name)]
+    reasons = [f"{backend.name}: {backend.why_not(device, dtype) or 'not asked for'}" for backend in better]
+    _log.info("attention: %s%s", chosen.name, f" ({'; '.join(reasons)})" if reasons else "")
 
 
 def backends() -> Sequence[Backend]:

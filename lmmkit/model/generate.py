@@ -61,11 +61,13 @@ def generate(
         batch: the packed prompts, on the model's device.
         leaves: the last row of each prompt.
         tokens: learned rows by fill source.
-        new: most tokens to write.
+        new: most tokens to write, at least 1.
         eos: the id that ends an answer.
         choose: picks a token a leaf from logits [Q, V].
         on_token: told of the tokens of every step, for streaming.
     """
+    if new < 1:
+        raise ValueError(f"got new = {new}; want at least one token to write")
     device, T = batch.id_T.device, len(batch)
     forest, new_QN = room(batch.forest, leaves, new)
     caches = [LayerCache(len(forest)) for _ in lmm.decoder.blocks]

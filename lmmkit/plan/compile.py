@@ -82,6 +82,16 @@ def compile_plan(recipe: Recipe, parts: Parts, dims: Dims) -> dict[str, StagePla
     return plans
 
 
+def speaking_plan(parts: Parts, stage: str) -> StagePlan:
+    """What answering takes: no term, and every token strategy of `parts` in every view."""
+    strategies = tuple((c, None) for c in parts.components.values() if isinstance(c, TokenStrategy))
+    weights = {"next_token": Weight(weight=0.0, watch=True)}
+    return StagePlan(
+        stage=stage, weights=weights, terms=(), strategies=strategies, needs=(), off={},
+        digest=_digest(parts, weights, (), strategies),
+    )  # fmt: skip
+
+
 def _compile(recipe: Recipe, parts: Parts, stage: str) -> StagePlan:
     weights = recipe.stages[stage].losses
     kept = {name: w for name, w in weights.items() if not w.constant_zero or w.watch}

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
 
 from lmmkit.door import Door, open_door, settings
 from lmmkit.errors import Problem, did_you_mean, raise_all
 from lmmkit.parts import Component, Term
-from lmmkit.recipe import Recipe
+from lmmkit.recipe import Recipe, flow_text
 
 RESERVED = ("use", "allow_unreachable")
 
@@ -46,12 +47,14 @@ def build_parts(recipe: Recipe, *, trust_files: bool = False) -> Parts:
     problems: list[Problem] = []
     built = {}
     for name, raw in recipe.plugins.items():
+        cls = door.components[name].cls
         own = {key: value for key, value in raw.items() if key not in RESERVED}
         try:
-            built[name] = build(door.components[name].cls, name, own)
+            built[name] = build(cls, name, own)
         except ValidationError as error:
-            cls = door.components[name].cls
-            problems += [_problem(recipe, name, cls, detail) for detail in error.errors()]
+            # one problem a key: each choice of a union complains by itself
+            kinds = {str(detail["loc"][0]): detail["type"] for detail in error.errors()}
+            problems += [_problem(recipe, name, cls, key, kind) for key, kind in kinds.items()]
     raise_all(problems)
     free = frozenset(name for name, raw in recipe.plugins.items() if raw.get("allow_unreachable") is True)
     return Parts(door, built, free)
@@ -72,9 +75,7 @@ def build(cls: type[Component], name: str, own: Mapping[str, object]) -> Compone
 
 
 def _hints(cls: type) -> dict[str, object]:
-    import typing
-
-    return typing.get_type_hints(cls)
+    return get_type_hints(cls)
 
 
 def _default(f) -> object:
@@ -83,19 +84,41 @@ def _default(f) -> object:
     return ... if f.default is MISSING else f.default
 
 
-def _problem(recipe: Recipe, name: str, cls: type[Component], detail: Mapping) -> Problem:
-    key = str(detail["loc"][0])
+def _problem(recipe: Recipe, name: str, cls: type[Component], key: str, kind: str) -> Problem:
     where = recipe.where(f"plugins.{name}.{key}")
     known = [field.name for field in settings(cls)]
-    if detail["type"] == "extra_forbidden":
+    use = recipe.plugins[name].get("use", name)
+    explain = f"lmmkit plugins explain {use}{' --trust-files' if '.py' in use else ''}"
+    if kind == "extra_forbidden":
         return Problem(
             "plugin/unknown-key", where, f"`{key}`", f"a setting of `{name}`", did_you_mean(key, known)
         )
-    if detail["type"] == "missing":
-        mend = f"Add it under plugins.{name}; `lmmkit plugins explain {name}` lists all."
+    if kind == "missing":
+        mend = f"Add it under plugins.{name}; `{explain}` lists all."
         return Problem("plugin/missing-key", where, f"no `{key}`", "a value", mend)
-    kind = next(field.type for field in fields(cls) if field.name == key)
-    kind = getattr(kind, "__name__", None) if isinstance(kind, type) else str(kind)
-    want = str(kind).replace("typing.", "")
-    mend = f"`lmmkit plugins explain {name}` lists the settings and their types."
-    return Problem("plugin/bad-value", where, repr(detail["input"]), want, mend)
+    mend = f"`{explain}` lists the settings and their types."
+    got, want = flow_text(recipe.plugins[name][key]), type_text(_hints(cls)[key])
+    return Problem("plugin/bad-value", where, f"`{got}`", want, mend)
+
+
+def setting_types(cls: type[Component]) -> dict[str, str]:
+    """The type of each setting, in words."""
+    hints = _hints(cls)
+    return {field.name: type_text(hints[field.name]) for field in settings(cls)}
+
+
+def type_text(hint: Any) -> str:
+    """A type in words: "one of end, start", "int", "all or a list of int"."""
+    origin = get_origin(hint)
+    args = list(get_args(hint))
+    if origin is Literal and len(args) > 1:
+        return f"one of {', '.join(map(str, args))}"
+    if origin is Literal:
+        return str(args[0])
+    if origin in (Union, UnionType):
+        return " or ".join(dict.fromkeys(map(type_text, args)))
+    if origin is tuple and args[-1] is not Ellipsis:
+        return f"a list of {len(args)}: {', '.join(map(type_text, args))}"
+    if origin in (tuple, list):
+        return f"a list of {type_text(args[0])}"
+    return "nothing" if hint is type(None) else getattr(hint, "__name__", str(hint))

@@ -12,6 +12,7 @@ from lmmkit.door import Found, settings
 from lmmkit.needs import AttnMass, HiddenAt, HiddenMean, Need, Sel
 from lmmkit.parts import Component
 from lmmkit.plan.compile import StagePlan, settings_of
+from lmmkit.plan.components import setting_types
 from lmmkit.plan.prepare import Prepared
 from lmmkit.recipe import Weight
 from lmmkit.spans import Layout, Span
@@ -120,14 +121,10 @@ def component_text(name: str, found: Found) -> str:
         "",
         "settings:",
     ]
+    types = setting_types(cls)
     for field in settings(cls):
         default = "required" if field.default is dataclasses.MISSING else f"default {field.default!r}"
-        kind_text = (
-            field.type
-            if isinstance(field.type, str)
-            else getattr(field.type, "__name__", None) or str(field.type)
-        )
-        lines.append(f"  {field.name}: {kind_text.replace('typing.', '')}  ({default})")
+        lines.append(f"  {field.name}: {types[field.name]}  ({default})")
     return "\n".join(lines)
 
 

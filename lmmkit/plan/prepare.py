@@ -16,9 +16,9 @@ from lmmkit.data.text import Tokenizer
 from lmmkit.dims import Dims
 from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.plan import facts
-from lmmkit.plan.compile import StagePlan, compile_plan
+from lmmkit.plan.compile import StagePlan, compile_plan, speaking_plan
 from lmmkit.plan.components import Parts, build_parts
-from lmmkit.recipe import Recipe
+from lmmkit.recipe import Recipe, flow_text, to_mapping
 
 MISSING_SHOWN = 20
 T = TypeVar("T")
@@ -98,13 +98,46 @@ def prepare(recipe: Recipe, *, trust_files: bool = False, data: Iterable[str] | 
             each other.
     """
     wanted = {name for stage in recipe.stages.values() for name in stage.data} if data is None else data
+    return _prepare(
+        recipe, sorted(wanted), trust_files, lambda parts, dims: compile_plan(recipe, parts, dims),
+        _not_yet(recipe),
+    )  # fmt: skip
+
+
+def prepare_bare(
+    recipe: Recipe, *, through: Iterable[str] = (), trust_files: bool = False, data: Iterable[str] = ()
+) -> Prepared:
+    """The recipe without its terms: enough to answer, or to look at data.
+
+    Args:
+        recipe: as read.
+        through: the token strategies that stand in every view; no other plugin is opened.
+        trust_files: run plugins from local files, where one of `through` is one.
+        data: names of sources to open.
+
+    Raises:
+        UserError: as `prepare`.
+    """
+    kept = {name: recipe.plugins[name] for name in through}
+    recipe = replace(recipe, plugins=kept)
+    return _prepare(
+        recipe, sorted(data), trust_files,
+        lambda parts, dims: {stage: speaking_plan(parts, stage) for stage in recipe.stages},
+    )  # fmt: skip
+
+
+def _prepare(
+    recipe: Recipe, data: Iterable[str], trust_files: bool,
+    plan: Callable[[Parts, Dims], Mapping[str, StagePlan]], found: Iterable[Problem] = (),
+) -> Prepared:  # fmt: skip
+    """Opens everything, compiles by `plan`, and raises all problems together with those `found`."""
     tokenizer = _Tried(lambda: _open_tokenizer(recipe))
     parts = _Tried(lambda: build_parts(recipe, trust_files=trust_files))
-    sources = _Tried(lambda: open_sources(recipe, sorted(wanted)))
+    sources = _Tried(lambda: open_sources(recipe, data))
     dims = _Tried(lambda: facts.dims(recipe, tokenizer.value.size), tokenizer)
-    plans = _Tried(lambda: compile_plan(recipe, parts.value, dims.value), parts, dims)
+    plans = _Tried(lambda: plan(parts.value, dims.value), parts, dims)
     tried = (tokenizer, parts, sources, dims, plans)
-    raise_all([*_not_yet(recipe), *(problem for each in tried for problem in each.problems)])
+    raise_all([*found, *(problem for each in tried for problem in each.problems)])
     return Prepared(
         recipe=recipe, tokenizer=tokenizer.value, parts=parts.value, dims=dims.value,
         plans=plans.value, sources=sources.value,
@@ -157,12 +190,25 @@ def _not_yet(recipe: Recipe) -> list[Problem]:
         lora = section.train.text.lora if section.train.text else None
         asked += [(f"stages.{stage}.train.text.lora", lora, None)]
         asked += [(f"stages.{stage}.validate", section.validate, None)]
-    want, mend = "the default", "Take the line out; this release cannot do it yet."
+    mend = "Take the line out: it is not in this release."
     return [
-        Problem("recipe/not-yet", recipe.where(key), f"`{got}`", want, mend)
+        Problem("recipe/not-yet", recipe.where(key), f"`{_written(recipe, key)}`", _said(default), mend)
         for key, got, default in asked
         if got != default
     ]
+
+
+def _written(recipe: Recipe, key: str) -> str:
+    """'shard: 2': a key and its value as a recipe writes them."""
+    value = to_mapping(recipe)
+    *_, last = steps = key.split(".")
+    for step in steps:
+        value = value[step]
+    return f"{last}: {flow_text(value)}"
+
+
+def _said(default: object) -> str:
+    return "no such key" if default is None else f"`{flow_text(default)}`, the default"
 
 
 def _no_step(recipe: Recipe, stage: str, rows: int) -> Problem:

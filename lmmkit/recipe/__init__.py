@@ -40,7 +40,7 @@ from lmmkit.recipe.stage import (
     Validate,
     Weight,
 )
-from lmmkit.recipe.write import digest, dump, to_mapping
+from lmmkit.recipe.write import digest, dump, flow_text, to_mapping
 
 __all__ = [
     "ABSENT",
@@ -81,6 +81,7 @@ __all__ = [
     "diff",
     "digest",
     "dump",
+    "flow_text",
     "from_mapping",
     "read_recipe",
     "read_text",

@@ -40,14 +40,23 @@ def dump(recipe: Recipe) -> str:
 
 def yaml_text(mapping: Mapping[str, Any]) -> str:
     """Plain dicts, lists and scalars as YAML, in the order in which they stand."""
+    return _dumped(mapping, flow=None)  # innermost sections on one line
+
+
+def flow_text(value: Any) -> str:
+    """A plain value as YAML on one line: `true`, `{r: 8, alpha: 16}`."""
+    return _dumped(value, flow=True).removesuffix("...\n").strip()  # dots end a scalar's document
+
+
+def _dumped(value: Any, flow: bool | None) -> str:
     yaml = YAML(typ="safe", pure=True)
-    yaml.default_flow_style = None  # innermost sections on one line
+    yaml.default_flow_style = flow
     yaml.sort_base_mapping_type_on_output = False  # type: ignore  # order is part of a recipe
     yaml.width = 10_000
     yaml.allow_unicode = True
     yaml.representer.ignore_aliases = lambda data: True
     out = io.StringIO()
-    yaml.dump(mapping, out)
+    yaml.dump(value, out)
     return out.getvalue()
 
 

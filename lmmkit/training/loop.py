@@ -36,14 +36,18 @@ class Position:
 
 @dataclass(frozen=True)
 class Every:
-    """Calls `do` after every `n`th step of the run, and after the last; never with n = 0."""
+    """Calls `do` after every `n`th step of the run and after a stage's last, never with n = 0.
+
+    With `on_stop` also after the step that a run stops at, whatever n is.
+    """
 
     n: int
     do: Callable[[Position], None]
-    last: bool = True
+    on_stop: bool = False
 
-    def __call__(self, position: Position, is_last: bool) -> None:
-        if self.n and (position.step % self.n == 0 or (is_last and self.last)):
+    def __call__(self, position: Position, *, last: bool, stopping: bool) -> None:
+        due = self.n > 0 and (last or position.step % self.n == 0)
+        if due or (stopping and self.on_stop):
             self.do(position)
 
 
@@ -65,8 +69,12 @@ class Idle:
 def run_stage(
     prepared: Prepared, objective: Objective, optimizer: torch.optim.Optimizer, position: Position,
     run: RunDir, metrics: MetricsLog, board: Board, stop: Stop, device: torch.device,
-) -> Position:  # fmt: skip
-    """Runs the rest of a stage; returns early, saved, when a stop is asked for."""
+) -> tuple[Position, bool]:  # fmt: skip
+    """Runs the rest of a stage; returns early, saved, when a stop is asked for.
+
+    Returns where the run stands, and whether it stopped. A stop asked for after the last step was
+    looked at is not this stage's: nothing may be saved for it.
+    """
     recipe, stage = prepared.recipe, prepared.recipe.stages[position.stage]
     plan, pipeline, steps = (
         prepared.plans[position.stage],
@@ -86,13 +94,14 @@ def run_stage(
     def draw(at: Position) -> None:
         board.images(at.step, stage_pictures(prepared, objective, position.stage, at.stage_step - 1, device))
 
-    entries = (Every(recipe.output.save_every, save), Every(recipe.output.pictures_every, draw))
+    entries = (Every(recipe.output.save_every, save, on_stop=True), Every(recipe.output.pictures_every, draw))
     objective.train()
     assemble.recompute(objective, recipe.speed.recompute)
     idle = Idle()
     batches = load_steps(
         pipeline, position.stage_step, steps, workers=recipe.speed.workers, worker_init=ignore_in_worker
     )
+    stopping = False
     with Progress(position.stage, steps, done=position.stage_step) as progress:
         clock = time.perf_counter()
         for step in batches:
@@ -116,10 +125,10 @@ def run_stage(
             progress.update(position.stage_step, tokens=report.tokens, loss=report.loss)
             stopping = stop.requested is not None  # read once: what is not saved for must not stop us
             for entry in entries:
-                entry(position, stopping or position.stage_step == steps)
+                entry(position, last=position.stage_step == steps, stopping=stopping)
             if stopping:
                 break
-    return position
+    return position, stopping
 
 
 def _record(at: Position, report: Report, chance: dict[str, float], lr: float, seconds: float) -> dict:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from lmmkit import assemble
-from lmmkit.errors import Problem, UserError
+from lmmkit.data.records import Records, pictures_digest
+from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.objective import Objective
 from lmmkit.plan.explain import plan_text
 from lmmkit.plan.prepare import Prepared, prepare
 from lmmkit.recipe import Recipe, digest, dump, read_recipe
 from lmmkit.rundir import RunDir, lock, read_json, write_json_atomic, write_text_atomic
-from lmmkit.training import checkpoint
+from lmmkit.training import checkpoint, manifest
 from lmmkit.training.log import Board, MetricsLog
 from lmmkit.training.loop import Position, run_stage
 from lmmkit.training.signals import Stop
@@ -62,8 +63,11 @@ def train(
     if not isinstance(recipe, Recipe):
         name, recipe = Path(recipe).stem, read_recipe(recipe)
     prepared = prepare(recipe, trust_files=trust_files)
-    run = RunDir.create(Path("runs") / (name or digest(recipe)[:12]) if out is None else out, resume)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = assemble.device_here()
+    assemble.backend(recipe, device)
+    out = Path("runs") / (name or digest(recipe)[:12]) if out is None else Path(out)
+    _check_stages(recipe, RunDir(out), stage, resume)
+    run = RunDir.create(out, resume)
     if recipe.speed.threads:
         torch.set_num_threads(recipe.speed.threads)
     with lock(run), Stop() as stop:
@@ -90,10 +94,10 @@ def train(
                 if saved is not None and loaded is not None and name == position.stage:
                     restore(objective, optimizer, loaded, saved)
                 loaded = None
-                position = run_stage(
+                position, stopped = run_stage(
                     prepared, objective, optimizer, position, run, metrics, board, stop, device
                 )
-                if stop.requested:
+                if stopped:
                     return Finished(run, stop.requested)
                 _save_model(objective, prepared, run, position)
     return Finished(run, None)
@@ -117,36 +121,84 @@ def _identity(prepared: Prepared) -> dict:
         "format": 1,
         "recipe": digest(prepared.recipe),
         "plans": {stage: plan.digest for stage, plan in prepared.plans.items()},
-        "rows": {name: len(records) for name, records in sorted(prepared.sources.items())},
+        "data": {name: _data_identity(records) for name, records in sorted(prepared.sources.items())},
         "plugins": {name: prepared.parts.origin(name) for name in prepared.parts.components},
         "root": str(Path(prepared.recipe.root).resolve()),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }
 
 
+def _data_identity(records: Records) -> dict[str, object]:
+    """What tells a source from another of as many rows. Where it lies does not matter."""
+    return {
+        "rows": len(records),
+        "records": f"{records.path.stat().st_size} bytes, crc32 {manifest.crc32(records.path):08x}",
+        "pictures": pictures_digest(records),
+        "template": records.template,
+        "image_shape": records.image_shape,
+    }
+
+
 def _check_same(run: RunDir, prepared: Prepared) -> None:
     """A resumed run must be the same mathematics on the same data."""
     before, now = read_json(run.run_json), _identity(prepared)
-    problems = [
+    raise_all(
         Problem(
-            "resume/changed", f"{run.path}: {key}", f"{now[key]}", f"{before.get(key)}, as the run began",
-            f"Resume with {run.resolved} (`lmmkit diff` shows what changed), or begin a new run.",
+            "resume/changed", f"{run.path}: {key}", got, f"{want}, as the run began",
+            f"Resume with {run.resolved} (`lmmkit diff` shows what changed) on the same data, or begin a new run.",
         )
-        for key in ("recipe", "plans", "rows")
-        if before.get(key) != now[key]
-    ]  # fmt: skip
-    if problems:
-        raise UserError(problems)
+        for section in ("recipe", "plans", "data")
+        for key, got, want in _changes(section, before.get(section), now[section])
+    )  # fmt: skip
+
+
+def _changes(key: str, before: object, now: object) -> Iterator[tuple[str, str, str]]:
+    """(dotted key, now, before) of every value that differs."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for name in sorted(before.keys() | now.keys()):
+            yield from _changes(f"{key}.{name}", before.get(name), now.get(name))
+    elif before != now:
+        got, want = ("nothing" if value is None else str(value) for value in (now, before))
+        yield key, got, want
+
+
+def _check_stages(recipe: Recipe, run: RunDir, only: str | None, resume: bool) -> None:
+    """The stage asked for exists, and so does every model to start from that the run will not write."""
+    names = list(recipe.stages)
+    if only is not None and only not in names:
+        raise UserError(
+            Problem("train/no-stage", "--stage", f"`{only}`", f"one of {names}", "Name one of these.")
+        )
+    if resume:  # what is behind the checkpoint is no longer needed; `_start` asks for the rest
+        return
+    to_write = {run.model(name).resolve() for name in names if only is None}
+    for name in names if only is None else [only]:
+        folder = _start_folder(recipe, run, name)
+        if folder is not None and folder.resolve() not in to_write:
+            _require_start(recipe, name, folder)
+
+
+def _start_folder(recipe: Recipe, run: RunDir, stage: str) -> Path | None:
+    """The model a stage starts from: its `start`, else what the stage before left; None: the seed."""
+    names = list(recipe.stages)
+    own_start = recipe.stages[stage].start
+    if own_start is not None:
+        return recipe.path(own_start)
+    return run.model(names[names.index(stage) - 1]) if stage != names[0] else None
+
+
+def _require_start(recipe: Recipe, stage: str, folder: Path) -> None:
+    if (folder / "config.json").is_file():
+        return
+    where, want = recipe.where(f"stages.{stage}.start"), "a model folder to start from"
+    mend = f"Name one (`--set stages.{stage}.start=RUN/model/STAGE`), or train all stages in turn."
+    raise UserError(Problem("train/no-start", where, f"no model in {folder}", want, mend))
 
 
 def _first(prepared: Prepared, stage: str | None) -> Position:
     names = list(prepared.recipe.stages)
     if stage is None:
         return Position(names[0], 0, 0)
-    if stage not in names:
-        raise UserError(
-            Problem("train/no-stage", "--stage", f"`{stage}`", f"one of {names}", "Name one of these.")
-        )
     return Position(stage, sum(prepared.steps(name) for name in names[: names.index(stage)]), 0)
 
 
@@ -156,14 +208,11 @@ def _stages(recipe: Recipe, first: str, only: str | None) -> list[str]:
 
 
 def _start(objective: Objective, prepared: Prepared, run: RunDir, stage: str) -> None:
-    """Fills the model a stage starts from: its `start`, else what the stage before left."""
-    recipe = prepared.recipe
-    names = list(recipe.stages)
-    own_start = recipe.stages[stage].start
-    before = run.model(names[names.index(stage) - 1]) if stage != names[0] else None
-    folder = recipe.path(own_start) if own_start is not None else before
+    """Fills the model a stage starts from."""
+    folder = _start_folder(prepared.recipe, run, stage)
     if folder is None:
         return
+    _require_start(prepared.recipe, stage, folder)
     own.config_of(folder)
     for name in assemble.start(objective, folder):
         print(f"note: {name} is not in {folder}; it begins at its initial draw", file=sys.stderr)
@@ -177,6 +226,7 @@ def _save_model(objective: Objective, prepared: Prepared, run: RunDir, position:
         "plan": plan.digest,
         "plugins": {name: prepared.parts.origin(name) for name in sorted(plan.active)},
         "speaks_through": list(plan.speaks_through),
+        "root": str(Path(prepared.recipe.root).resolve()),
         "speaks": vars_of(prepared.recipe.model.speaks),
     }
     own.write(

@@ -3,7 +3,7 @@
     model/<stage>/  config.json  recipe.yaml  tokenizer.model  model.safetensors
 
 The recipe holds shapes, template and plugin settings; `config.json` says which stage and step the
-weights are of and which plugins inference needs.
+weights are of, which plugins inference needs, and where paths of local plugin files start.
 """
 
 from __future__ import annotations

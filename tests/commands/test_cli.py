@@ -7,9 +7,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 from lmmkit.cli import app
+from lmmkit.commands import check
 from tests.conftest import DIRECT
 
 
@@ -45,6 +48,46 @@ def test_check_prints_the_plan_and_the_cost(recipe, scenes):
     facts = json.loads(run("check", recipe, "--root", scenes, "--json"))
     assert facts["rows"]["questions"] == 120
     assert facts["stages"]["finetune"]["learning"] < facts["stages"]["pretrain"]["learning"]
+
+
+def test_check_tells_of_tasks_together_with_the_rest(recipe, scenes):
+    recipe.write_text(
+        DIRECT.replace("{kind: terms, data: heldout}", "{kind: pope, files: pope, stage: last}")
+    )
+    text = run("check", recipe, "--root", scenes, code=2)
+    assert "evaluate/no-kind" in text and "evaluate/files" in text and "evaluate/no-stage" in text
+    recipe.write_text(recipe.read_text().replace("{grid: 3", "{gird: 3"))
+    text = run("check", recipe, "--root", scenes, code=2)
+    assert "evaluate/files" in text and "plugin/unknown-key" in text
+
+
+def test_check_tells_why_a_kernel_cannot_run(recipe, scenes):
+    if torch.cuda.is_available():
+        pytest.skip("a machine where xformers may run")
+    text = run("check", recipe, "--root", scenes, "--set", "speed.attention=xformers", code=3)
+    assert "model/attention" in text and "no kernels for cpu" in text and "eager: can run" in text
+
+
+def test_the_cost_of_a_large_model_is_told_whole_in_eighty_columns():
+    stage = {
+        "steps": 5198, "tokens_per_step": 123_456.0, "micro_batches": 12.5, "supervised": 0.123,
+        "learning": 6_738_415_616, "parameters": 7_061_000_000, "bytes": 110 * 2**30,
+    }  # fmt: skip
+    console = Console(width=80, record=True, soft_wrap=True)
+    console.print(check._table({"pretrain": stage, "finetune": stage}))
+    text = console.export_text()
+    assert "…" not in text and max(map(len, text.splitlines())) <= 80
+    for word in ("steps", "tokens", "batches", "vised", "learning", "memory", "6,738.42", "112,640 MiB"):
+        assert word in text, text
+
+
+def test_help_tells_defaults():
+    for words, default in (
+        (("train",), "runs/RECIPE"), (("check",), "here"), (("eval",), "all"), (("plugins", "trace"), "every stage"),
+        (("recipes", "copy"), "NAME.yaml here"),
+    ):  # fmt: skip
+        text = " ".join(run(*words, "--help").replace("│", " ").split())
+        assert f"[default: {default}]" in text, words
 
 
 def test_eval_writes_results_with_controls_and_terms(trained):
@@ -96,6 +139,43 @@ def test_plugins_list_explain_trace(recipe, scenes):
     text = run("plugins", "trace", recipe, "--root", scenes, "--samples", 1, "--stage", "pretrain")
     assert "image[9] Shuffle" in text and "drt[1]*" in text and "response" in text
     assert "Did you mean" in run("plugins", "explain", "directed_tokn", code=2)
+
+
+def test_components_are_explained_with_types_and_choices():
+    text = run("plugins", "explain", "directed_token")
+    assert "place: one of end, start, before_response" in text and "std: float" in text
+    assert "layers: all or a list of int" in run("plugins", "explain", "guided_loss")
+    assert "permutations: int  (required)" in run("plugins", "explain", "image_order")
+
+
+def test_the_components_of_a_file_are_explained_where_it_is_trusted(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass\n"
+        "from typing import Literal\n"
+        "from lmmkit.ext import Loss, hookimpl\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Mine(Loss):\n"
+        "    'Words of mine.'\n"
+        "    how: Literal['a', 'b'] = 'a'\n"
+        "@hookimpl\n"
+        "def lmmkit_components():\n"
+        "    return {'mine': Mine, 'other': Mine}\n"
+    )
+    text = run("plugins", "explain", file, "--trust-files")
+    assert "mine  Loss" in text and "other  Loss" in text and "Words of mine." in text
+    assert "how: one of a, b" in text
+    assert "mine  Loss" not in run("plugins", "explain", f"{file}:other", "--trust-files")
+    assert "plugin/untrusted-file" in run("plugins", "explain", file, code=2)
+    assert "plugin/no-file" in run("plugins", "explain", tmp_path / "none.py", "--trust-files", code=2)
+
+
+def test_data_needs_no_plugin(recipe, scenes):
+    text = DIRECT.replace("text_order:     {}", "text_order:     {use: ./absent.py}")
+    recipe.write_text(text.replace("{grid: 3", "{gird: 3"))
+    assert "[image x 9]" in run("data", "show", recipe, "questions", "--root", scenes, "--count", 1)
+    assert "captions: 120 rows, all good" in run("data", "check", recipe, "--root", scenes)
 
 
 def test_data_show_and_check(recipe, scenes):

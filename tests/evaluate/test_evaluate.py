@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lmmkit.data.images import Blank
+from lmmkit.evaluate.checks import choice_problems, task_problems
 from lmmkit.evaluate.controls import blank, swapped
 from lmmkit.evaluate.stats import mean_with_interval
 from lmmkit.evaluate.tasks.exact_match import exact_match
@@ -43,6 +44,20 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
 
 def test_no_values_give_no_mean():
     assert np.isnan(mean_with_interval([], [])["value"])
+
+
+def test_tasks_that_cannot_run_are_told_all_at_once(tiny):
+    recipe = tiny(
+        "evaluate.tasks={pope: {files: eval/pope}, terms: {data: heldout, stage: finetun}, "
+        "x: {kind: exact_mach, data: heldout}}"
+    )
+    found = {p.code: p for p in task_problems(recipe)}
+    assert set(found) == {"evaluate/no-kind", "evaluate/files", "evaluate/no-stage"}
+    assert "only tasks with `data`" in found["evaluate/files"].mend
+    assert "`finetune`" in found["evaluate/no-stage"].mend
+    assert [p.code for p in task_problems(recipe, only=["terms"])] == ["evaluate/no-stage"]
+    assert [p.code for p in choice_problems(recipe, ["term"])] == ["evaluate/no-task"]
+    assert task_problems(tiny()) == [] == choice_problems(tiny(), ["terms"])
 
 
 def samples() -> list[Sample]:

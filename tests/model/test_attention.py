@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_leaves
 
 from lmmkit.forest import roots
 from lmmkit.model import attention
-from lmmkit.model.attention import Eager, Sdpa, Xformers, backends, choose
+from lmmkit.model.attention import Eager, NoBackend, Sdpa, Xformers, backends, choose, log_choice
 from tests import reference
 from tests.attention_cases import (
     CASES,
@@ -149,14 +149,22 @@ def test_decoding_gathers_the_rows_its_mask_names():
 
 def test_auto_on_a_cpu_is_sdpa_and_says_why_not_xformers(caplog):
     with caplog.at_level("INFO", logger="lmmkit"):
-        assert choose("auto", CPU, torch.float32) == Sdpa()
+        chosen = choose("auto", CPU, torch.float32)
+        log_choice(chosen, CPU, torch.float32)
+    assert chosen == Sdpa()
     assert "attention: sdpa (xformers: no kernels for cpu)" in caplog.text
 
 
 def test_a_backend_asked_for_by_name_is_taken_or_says_why_not():
     assert choose("eager", CPU, torch.float32) == Eager()
-    with pytest.raises(RuntimeError, match=r"runs on cpu in torch\.float32: xformers: no kernels for cpu"):
+    with pytest.raises(NoBackend, match="xformers`, which cannot run on cpu") as error:
         choose("xformers", CPU, torch.float32)
+    assert "(xformers: no kernels for cpu; sdpa: can run; eager: can run)" in str(error.value)
+
+
+def test_a_backend_that_is_none_is_told_so_with_those_there_are():
+    with pytest.raises(NoBackend, match=r"`nonsense`, which is no backend .*eager: can run"):
+        choose("nonsense", CPU, torch.float32)
 
 
 def test_reasons_name_device_and_type():

@@ -76,6 +76,11 @@ def test_greedy_alone_is_greedy_in_a_ragged_batch_is_transformers(backend):
     assert ties <= 1
 
 
+def test_no_token_cannot_be_asked_for():
+    with pytest.raises(ValueError, match="new = 0"):
+        write(tiny_lmm(), text_batch([[5, 6]]), [1], new=0)
+
+
 def test_many_questions_on_one_picture_are_each_alone():
     lmm = tiny_lmm(dtype=torch.float64)
     questions = [[5, *random_ids(n, n)] for n in (1, 4, 7)]

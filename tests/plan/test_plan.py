@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 
 from lmmkit.errors import UserError
-from lmmkit.plan.prepare import prepare
+from lmmkit.plan.components import type_text
+from lmmkit.plan.prepare import prepare, prepare_bare
 from tests.conftest import DIRECT, PLAIN
 
 
@@ -110,6 +113,47 @@ def test_a_strategy_has_no_weight_and_a_term_must_have_one(tiny):
         for stage in ("pretrain", "finetune")
     ]
     assert set(problems(tiny, *losses)) == {"plan/unweighed"}
+
+
+def test_what_is_not_in_this_release_is_told_as_the_recipe_writes_it(tiny):
+    with pytest.raises(UserError) as error:
+        prepare(tiny("speed.shard=2", "stages.finetune.train.text.lora={r: 8, alpha: 16}"))
+    said = [str(problem) for problem in error.value.problems]
+    assert "got `shard: 2`; want `1`, the default" in said[0]
+    assert "got `lora: {r: 8, alpha: 16" in said[1] and all("not in this release" in text for text in said)
+
+
+def test_a_bad_setting_is_told_once_with_its_choices(tiny):
+    with pytest.raises(UserError) as error:
+        prepare(tiny("plugins.directed_token.place=ennd", "plugins.guided_loss.layers=[0, x]"))
+    place, layers = error.value.problems
+    assert (place.got, place.want) == ("`ennd`", "one of end, start, before_response")
+    assert (layers.got, layers.want) == ("`[0, x]`", "all or a list of int")
+
+
+@pytest.mark.parametrize(
+    ("hint", "words"),
+    [
+        (int, "int"),
+        (Literal["a"], "a"),
+        (Literal["a", "b"], "one of a, b"),
+        (int | None, "int or nothing"),
+        (tuple[float, int], "a list of 2: float, int"),
+        (list[Literal["a", "b"]], "a list of one of a, b"),
+    ],
+)
+def test_types_in_words(hint, words):
+    assert type_text(hint) == words
+
+
+def test_without_terms_only_the_plugins_spoken_through_are_opened(tiny):
+    text = DIRECT.replace("text_order:     {}", "text_ordr:      {}").replace(
+        "text_order: 1.0", "text_ordr: 1.0"
+    )
+    prepared = prepare_bare(tiny(text=text), through=["directed_token"], data=["questions"])
+    assert list(prepared.parts.components) == ["directed_token"] and list(prepared.sources) == ["questions"]
+    plan = prepared.plans["finetune"]
+    assert plan.terms == () and plan.speaks_through == ("directed_token",)
 
 
 def test_what_this_release_cannot_do_is_refused(tiny):

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -97,6 +98,7 @@ def test_board(tmp_path):
         for step in range(1, 6):
             board.scalars(step, {"loss": step, "gap": None, "bad": float("nan")})
         board.images(1, {"tensor": picture, "array": np.full((1, 2, 2), 3.0)})
+    time.sleep(1.1)  # event files sort by second, then by a count within the process, as text: 10 before 9
     with Board(tmp_path, purge_step=4) as board:
         board.scalars(4, {"loss": 40})
     events = EventAccumulator(str(tmp_path))

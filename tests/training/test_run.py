@@ -6,16 +6,21 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 
 import pytest
 import torch
 
-from lmmkit.errors import UserError
+from lmmkit.errors import MachineError, UserError
+from lmmkit.recipe import read_text
 from lmmkit.rundir import RunDir
-from lmmkit.training import checkpoint
+from lmmkit.training import checkpoint, loop
+from lmmkit.training import run as run_module
+from lmmkit.training.loop import Position
 from lmmkit.training.run import train
+from lmmkit.training.step import run_step
 from tests.conftest import DIRECT, PLAIN
 
 TIMES = ("seconds", "tokens_per_second")
@@ -29,8 +34,6 @@ def figures(run: RunDir) -> list[dict]:
 @pytest.fixture(scope="module")
 def finished(scenes, tmp_path_factory):
     """One uninterrupted Direct run of twelve steps, and its recipe."""
-    from lmmkit.recipe import read_text
-
     recipe = read_text(DIRECT, name="tiny.yaml", root=scenes)
     return recipe, train(recipe, out=tmp_path_factory.mktemp("run") / "whole").run
 
@@ -130,8 +133,6 @@ def test_killed_at_ten_random_points_a_run_resumes_bit_for_bit(finished, tmp_pat
         elif child.exitcode == 0 and kills >= 10:
             break
         elif child.exitcode == 0:  # it got through before ten kills: begin again
-            import shutil
-
             shutil.rmtree(out)
         else:
             pytest.fail(f"the child ended with {child.exitcode}")
@@ -159,6 +160,118 @@ def test_sigterm_ends_in_a_checkpoint_and_resumes_bit_for_bit(finished, tmp_path
     assert saved is not None and checkpoint.step_of(saved) == done
     train(recipe, out=out, resume=True)
     assert figures(RunDir(out)) == figures(whole)
+
+
+@pytest.mark.parametrize("step", [2, 6, 12])
+def test_a_stop_is_saved_even_where_nothing_else_is(finished, tiny, tmp_path, monkeypatch, step):
+    recipe, steps = tiny("output.save_every=0"), []
+
+    def run_step_and_signal(*args, **kwargs):
+        steps.append(1)
+        if len(steps) == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return run_step(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "run_step", run_step_and_signal)
+    stopped = train(recipe, out=tmp_path / "run")
+    assert stopped.signal == signal.SIGTERM
+    saved = checkpoint.latest(stopped.run)
+    assert saved is not None and checkpoint.step_of(saved) == step
+    assert [p.name for p in stopped.run.checkpoints.glob("step-*")] == [saved.name]
+    assert train(recipe, out=tmp_path / "run", resume=True).signal is None
+    assert figures(stopped.run) == figures(finished[1])
+
+
+def test_a_stop_asked_for_between_stages_is_not_called_saved_before_it_is(tiny, tmp_path, monkeypatch):
+    def save_and_signal(*args):
+        save_model(*args)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    save_model = run_module._save_model
+    monkeypatch.setattr(run_module, "_save_model", save_and_signal)
+    stopped = train(tiny("output.save_every=0"), out=tmp_path / "run")
+    saved = checkpoint.latest(stopped.run)
+    assert stopped.signal and saved is not None and checkpoint.step_of(saved) == 7
+
+
+def test_without_saving_a_run_leaves_no_checkpoint(tiny, tmp_path):
+    run = train(
+        tiny("output.save_every=0", text=PLAIN.replace("steps: 6", "steps: 1")), out=tmp_path / "run"
+    ).run
+    assert checkpoint.latest(run) is None and run.model("finetune").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("n", "step", "last", "stopping", "saved"),
+    [(3, 3, False, False, True), (3, 4, False, False, False), (3, 4, True, False, True), (3, 4, False, True, True),
+     (0, 4, True, False, False), (0, 4, False, True, True)],
+)  # fmt: skip
+def test_every_calls_when_due_and_on_a_stop(n, step, last, stopping, saved):
+    called = []
+    loop.Every(n, called.append, on_stop=True)(Position("s", step, step), last=last, stopping=stopping)
+    assert bool(called) is saved
+    called.clear()
+    loop.Every(n, called.append)(Position("s", 4, 4), last=False, stopping=True)
+    assert not called
+
+
+def test_a_kernel_that_cannot_run_is_refused_before_the_folder_is_made(tiny, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("a machine where xformers may run")
+    with pytest.raises(MachineError, match="model/attention") as error:
+        train(tiny("speed.attention=xformers"), out=tmp_path / "run")
+    (problem,) = error.value.problems
+    assert problem.where == "--set speed.attention=xformers"
+    assert "xformers: no kernels for cpu; sdpa: can run; eager: can run" in problem.got
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stage_without_a_model_to_start_from_is_refused_before_the_folder_is_made(tiny, tmp_path):
+    with pytest.raises(UserError, match="train/no-start") as error:
+        train(tiny(), out=tmp_path / "run", stage="finetune")
+    assert "stages.finetune.start" in error.value.problems[0].mend
+    with pytest.raises(UserError, match="train/no-start"):
+        train(tiny("stages.pretrain.start=absent"), out=tmp_path / "run")
+    with pytest.raises(UserError, match="train/no-stage"):
+        train(tiny(), out=tmp_path / "run", stage="finetun")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stage_may_start_from_what_the_same_run_will_write(tiny, tmp_path):
+    recipe = tiny(
+        f"stages.finetune.start={tmp_path / 'run/model/pretrain'}", text=PLAIN.replace("steps: 6", "steps: 1")
+    )
+    assert train(recipe, out=tmp_path / "run").signal is None
+
+
+def test_resume_refuses_other_data_and_tells_what_changed(scenes, tmp_path):
+    shutil.copytree(scenes, tmp_path / "data")
+    text = DIRECT.replace("{steps: 6}", "{steps: 1}")
+
+    def resume(root, text=text):
+        return train(read_text(text, root=root), out=tmp_path / "run", resume=(tmp_path / "run").exists())
+
+    def changed(root, text=text):
+        with pytest.raises(UserError, match="resume/changed") as error:
+            resume(root, text)
+        return {p.where.rpartition(": ")[2] for p in error.value.problems}
+
+    resume(tmp_path / "data")
+    records = tmp_path / "data" / "finetune.json"
+    before = records.read_text()
+    records.write_text(before.replace("red", "tan"))
+    assert changed(tmp_path / "data") == {"data.questions.records"}, "as many rows, as many bytes"
+    records.write_text(before)
+    other = text.replace(
+        "pretrain.json, images: ., template: plain, image_shape: crop",
+        "pretrain.json, images: ., template: plain, image_shape: pad",
+    )
+    assert changed(tmp_path / "data", other) == {"recipe", "data.captions.image_shape"}
+    shutil.copytree(tmp_path / "data", tmp_path / "moved")
+    resume(tmp_path / "moved")
+    picture = tmp_path / "moved" / json.loads(before)[0]["image"]
+    picture.write_bytes(picture.read_bytes() + b" ")
+    assert "data.questions.pictures" in changed(tmp_path / "moved")
 
 
 def test_resume_refuses_another_recipe_and_allows_another_speed(finished, tiny, tmp_path):

@@ -1,0 +1,59 @@
+"""Local plugin files: a file is a module named after its content, loaded once a process.
+
+No other process can import such a name. So a component of a file pickles as path, hash and class
+name: a data worker loads the same file first, and refuses one that was changed meanwhile.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import operator
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from lmmkit.errors import Problem, UserError
+
+PREFIX = "lmmkit_file_"
+
+
+def file_hash(path: Path) -> str:
+    """The first twelve hex digits of a file's sha256; empty where there is no file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.is_file() else ""
+
+
+def load_file(path: Path) -> ModuleType:
+    """Runs a file the user trusts, unless this process has; raises whatever the file raises."""
+    name = PREFIX + file_hash(path)
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path.resolve())
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # before it runs: dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def home(cls: type) -> tuple[str, str] | None:
+    """(path, hash) of the file a class was loaded from; None for a class of an installed module."""
+    if not cls.__module__.startswith(PREFIX):
+        return None
+    return str(sys.modules[cls.__module__].__file__), cls.__module__.removeprefix(PREFIX)
+
+
+def bare(path: str, hash_: str, qualname: str) -> Any:
+    """An object without state, of a class of this file. Raises `UserError` if the file changed."""
+    now = file_hash(Path(path))
+    if now != hash_:
+        got, mend = f"hash {now}" if now else "no file", "Put the file back as it was, and resume."
+        raise UserError(Problem("plugin/changed-file", path, got, f"{hash_}, as it was loaded", mend))
+    cls = operator.attrgetter(qualname)(load_file(Path(path)))
+    return object.__new__(cls)

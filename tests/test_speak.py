@@ -1,0 +1,104 @@
+"""What a model folder needs to answer, wherever it lies and wherever it is asked."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from lmmkit.errors import UserError
+from lmmkit.evaluate.run import evaluate
+from lmmkit.recipe import read_recipe
+from lmmkit.sample import Turn
+from lmmkit.speak import load
+from lmmkit.training.run import train
+from tests.conftest import PLAIN
+
+PLUGINS = """
+from dataclasses import dataclass
+from lmmkit.ext import AttnMass, HiddenAt, Insert, LearnedTokens, Loss, Sel, TokenStrategy, hookimpl
+
+@dataclass(frozen=True, kw_only=True)
+class Look(Loss):
+    needs = (AttnMass(q=Sel(learn=True)),)
+    def value(self, ctx):
+        return ctx[self.needs[0]].sum()
+
+@dataclass(frozen=True, kw_only=True)
+class Read(Loss):
+    needs = (HiddenAt(Sel(mark="pause")),)
+    def value(self, ctx):
+        return ctx[self.needs[0]].float().pow(2).sum()
+
+@dataclass(frozen=True, kw_only=True)
+class Pause(TokenStrategy):
+    provides = ("pause",)
+    def edit(self, view):
+        return [Insert("before_response", "pause")]
+    def modules(self, dims):
+        return LearnedTokens(1, dims.width)
+
+@hookimpl
+def lmmkit_components():
+    return {"look": Look, "read": Read, "pause": Pause}
+"""
+ASKED = [Turn("user", "How many objects are there?")]
+
+
+@pytest.fixture
+def trained(tiny, scenes, tmp_path):
+    """trained(*names) -> a run with these plugins of a file `mine.py` below its root."""
+
+    def make(*names: str):
+        root = tmp_path / "root"
+        shutil.copytree(scenes, root)
+        (root / "mine.py").write_text(PLUGINS)
+        uses = "".join(f"  {name}: {{use: ./mine.py}}\n" for name in names)
+        losses = "".join(f", {name}: 0.1" for name in names if name != "pause")
+        text = PLAIN.replace("stages:", f"plugins:\n{uses}stages:", 1).replace("{steps: 6}", "{steps: 1}")
+        text = text.replace("{next_token: 1.0}", f"{{next_token: 1.0{losses}}}")
+        (tmp_path / "mine.yaml").write_text(text)
+        recipe = read_recipe(tmp_path / "mine.yaml", root=root)
+        return recipe, train(recipe, out=tmp_path / "run", trust_files=True).run
+
+    return make
+
+
+def test_a_plugin_that_only_trained_is_not_needed_to_answer(trained, tmp_path, monkeypatch):
+    recipe, run = trained("look")
+    before = load(run.path).say(ASKED, new=5)
+    shutil.move(run.model("finetune"), tmp_path / "moved")
+    (tmp_path / "root" / "mine.py").unlink()
+    monkeypatch.chdir("/")
+    assert load(tmp_path / "moved").say(ASKED, new=5) == before
+
+
+def test_a_plugin_it_speaks_through_is_found_below_the_run_s_root(trained, tmp_path, monkeypatch):
+    recipe, run = trained("read", "pause")
+    monkeypatch.chdir("/")
+    with pytest.raises(UserError, match="plugin/untrusted-file") as error:
+        load(run.path)
+    assert len(error.value.problems) == 1, "what reads the token in training is not asked for"
+    speaker = load(run.path, trust_files=True)
+    assert [s.name for s, _ in speaker.views.edits] == ["pause"] and set(speaker.objective.plugins) == {
+        "pause"
+    }
+    assert speaker.say(ASKED, new=5) == load(run.path, trust_files=True, plugins="all").say(ASKED, new=5)
+
+
+def test_evaluation_opens_every_plugin_from_the_run_s_root_or_the_one_given(trained, tmp_path, monkeypatch):
+    recipe, run = trained("look")
+    monkeypatch.chdir("/")
+    assert "look" in evaluate(run, recipe, only=["terms"], trust_files=True)["terms"]
+    with pytest.raises(UserError, match="plugin/untrusted-file"):
+        evaluate(run, recipe, only=["terms"])
+    (tmp_path / "root").rename(tmp_path / "elsewhere")
+    there = read_recipe(run.resolved, root=tmp_path / "elsewhere")
+    assert "look" in evaluate(run, there, only=["terms"], trust_files=True)["terms"]
+
+
+def test_a_model_answers_with_another_kernel_than_it_was_trained_with(trained):
+    run = trained("look")[1]
+    recipe = run.model("finetune") / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("attention: auto", "attention: xformers"))
+    assert load(run.path).objective.lmm.backend.name in ("sdpa", "xformers")
