@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,10 +128,11 @@ def load(
     """
     folder = model_folder(Path(path))
     config = own.config_of(folder)
+    tokenizer = json.dumps(str((folder / "tokenizer.model").resolve()))  # quoted: it is read as YAML
     recipe = read_recipe(
         folder / "recipe.yaml", root=Path(root or config.get("root", ".")),
         # the folder may lie on another machine than it was trained on
-        overrides=[f"model.tokenizer.from={(folder / 'tokenizer.model').resolve()}", "speed.attention=auto"],
+        overrides=[f"model.tokenizer.from={tokenizer}", "speed.attention=auto"],
     )  # fmt: skip
     if plugins == "all":
         prepared = prepare(recipe, trust_files=trust_files, data=[])

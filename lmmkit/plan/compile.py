@@ -7,6 +7,7 @@ this, nothing decides: the pipeline and the objective carry the plan out.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
@@ -51,6 +52,13 @@ class StagePlan:
     def text_terms(self) -> tuple[str, ...]:
         """Terms that are next-token losses on some view's text."""
         return ("next_token", *(task.name for task in self.tasks if task.learns_text))
+
+    def chances(self, dims: Dims) -> dict[str, float]:
+        """What each term's average would be at chance, where that is known beforehand: ln V a token
+        for text, what the term says otherwise."""
+        text = dict.fromkeys(self.text_terms, math.log(dims.vocab))
+        said = {term.name: term.chance(dims) for term in self.terms}
+        return text | {name: chance for name, chance in said.items() if chance is not None}
 
     @property
     def active(self) -> frozenset[str]:

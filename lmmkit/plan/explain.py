@@ -26,7 +26,7 @@ def plan_text(prepared: Prepared) -> str:
 def stage_text(prepared: Prepared, plan: StagePlan) -> str:
     """Terms, views, tokens, needs and what is off, of one stage."""
     lines = [f"plan {plan.digest}  stage {plan.stage}  {prepared.steps(plan.stage)} steps"]
-    chances = {term.name: term.chance(prepared.dims) for term in plan.terms}
+    chances = plan.chances(prepared.dims)
     for name, weight in sorted(plan.weights.items()):
         chance = chances.get(name)
         beside = "" if chance is None else f"  chance {chance:.4g}"

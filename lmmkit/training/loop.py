@@ -81,9 +81,7 @@ def run_stage(
         prepared.pipeline(position.stage),
         prepared.steps(position.stage),
     )
-    chance = {"next_token": math.log(prepared.dims.vocab)} | {
-        t.name: c for t in plan.terms if (c := t.chance(prepared.dims)) is not None
-    }
+    chance = plan.chances(prepared.dims)
 
     def save(at: Position) -> None:
         checkpoint.save(

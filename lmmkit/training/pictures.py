@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lmmkit.data.pack import LaidOut
 from lmmkit.dims import ImageSpec
 from lmmkit.model.attention import Attend, attention_map
 from lmmkit.objective import Objective
@@ -27,31 +28,27 @@ def stage_pictures(
     for term in objective.terms:
         pictures = term.pictures(outcome.ctxs[term.name])
         out |= {f"{term.name}/{name}": natural(p, spec) for name, p in pictures.items()}
-    views = prepared.views(stage)
-    for name, key in batch.views:
-        source, _, _ = key.partition(":")
-        sample = next((s for s in _samples(prepared, source, key)), None)
-        if name == "main" and sample is not None and sample.images:
+    pipeline = prepared.pipeline(stage)
+    for k in range(step * pipeline.samples, min((step + 1) * pipeline.samples, pipeline.total)):
+        source, _, row = pipeline.order.at(k)
+        sample = pipeline.sources[source][row]
+        if sample.images:
             view = View(sample=sample, learn=True)
-            picture, map_XY = look(prepared, objective, stage, view, views.lay_out(view), device)
+            layout = pipeline.views.lay_out(view)
+            picture, map_XY = look(prepared, objective, stage, LaidOut(view, layout), device)
             return out | {"attention/image": picture, "attention/response_to_image": overlay(picture, map_XY)}
     return out
 
 
-def _samples(prepared: Prepared, source: str, key: str):
-    return (sample for sample in prepared.sources[source] if sample.key == key)
-
-
 @torch.no_grad()
 def look(
-    prepared: Prepared, objective: Objective, stage: str, view: View, layout, device: torch.device
+    prepared: Prepared, objective: Objective, stage: str, member: LaidOut, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """(picture [3, X, Y] in 0..1, attention [X, Y] from response rows to each patch, 1 at its peak),
     mean over heads, layers and rows."""
-    from lmmkit.data.pack import LaidOut
-
+    layout = member.layout
     packer, spec, lmm = prepared.packer(stage), prepared.dims.image, objective.lmm
-    batch, (path,) = packer.pack([packer.tree([LaidOut(view, layout)])])
+    batch, (path,) = packer.pack([packer.tree([member])])
     kind = np.repeat([s.kind == "image" for s in layout], [s.n for s in layout])
     learn = np.repeat([s.learn for s in layout], [s.n for s in layout])
     image_row, row_R = path[np.flatnonzero(kind)[: spec.tokens]], path[np.flatnonzero(learn)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
@@ -33,11 +32,10 @@ def terms(speaker: Speaker, samples: Sequence[Sample]) -> dict:
                 both = readings.setdefault(term.name, {}).setdefault(name, [0.0, 0.0])
                 both[0] += float(reading.total)
                 both[1] += float(reading.chance)
-    chance = {"next_token": math.log(prepared.dims.vocab)}
-    chance |= {term.name: term.chance(prepared.dims) for term in objective.terms}
+    chance = prepared.plans[speaker.stage].chances(prepared.dims)
     return {
         name: {
-            "value": sums[name] / counts[name], "chance": chance[name], "n": counts[name],
+            "value": sums[name] / counts[name], "chance": chance.get(name), "n": counts[name],
             "readings": {
                 key: {"value": total / counts[name], "chance": by_chance / counts[name], "n": counts[name]}
                 for key, (total, by_chance) in readings.get(name, {}).items()
