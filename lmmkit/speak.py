@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 
 from lmmkit import assemble
+from lmmkit.data.chat import response_end
 from lmmkit.data.pack import LaidOut, Packer, Tree
 from lmmkit.data.pipeline import Views, cut
 from lmmkit.errors import Problem, UserError
@@ -53,16 +54,20 @@ class Speaker:
     ) -> list[str]:  # fmt: skip
         """The texts that follow these views' prompts, in order.
 
-        Views of one group share their common prefix (many questions on one image). `on_text` is
-        told the text so far; for a single view.
+        Views of one group share their common prefix (many questions on one image); all are of one
+        template, whose end of a response ends them. `on_text` is told the text so far; for a single
+        view.
         """
+        templates = {view.sample.template for group in groups for view in group}
+        assert len(templates) == 1, f"views of several templates: {templates}"
+        end = response_end(templates.pop(), self.views.tokenizer)
         trees = [self.packer.tree([LaidOut(v, self._fitting(v, new)) for v in group]) for group in groups]
         out: list[str] = []
         for part in cut(trees, PROMPT_ROWS):
-            out += self._part(part, new, choose, on_text)
+            out += self._part(part, new, end, choose, on_text)
         return out
 
-    def _part(self, trees: Sequence[Tree], new: int, choose: Chooser, on_text) -> list[str]:
+    def _part(self, trees: Sequence[Tree], new: int, end: int, choose: Chooser, on_text) -> list[str]:
         batch, paths = self.packer.pack(trees)
         batch = batch.to(self.device)
         tokens, tokenizer = self.objective.tokens(batch), self.views.tokenizer
@@ -70,12 +75,12 @@ class Speaker:
 
         def tell(id_Q: torch.Tensor) -> None:
             so_far.append(int(id_Q[0]))
-            if so_far[-1] != tokenizer.eos:
+            if so_far[-1] != end:
                 on_text(tokenizer.decode(so_far))
 
         ids = generate(
             self.objective.lmm, batch, [int(path[-1]) for path in paths], tokens=tokens, new=new,
-            eos=tokenizer.eos, choose=choose, **({"on_token": tell} if on_text else {}),
+            eos=end, choose=choose, **({"on_token": tell} if on_text else {}),
         )  # fmt: skip
         return [tokenizer.decode(row).strip() for row in ids]
 

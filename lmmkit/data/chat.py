@@ -80,6 +80,11 @@ def lay_out_prompt(
     return lay_out(sample, tokenizer, image_rows=image_rows, after_eos=after_eos)
 
 
+def response_end(template: str, tokenizer: Tokenizer) -> int:
+    """The id that ends a response: a newline where captions are plain, the end token elsewhere."""
+    return tokenizer.encode_continued("\n")[-1] if template == "plain" else tokenizer.eos
+
+
 def _plain(writer: _Writer, turn: Turn, images: Iterator[Image]) -> None:
     for _ in range(turn.images):
         writer.image(next(images))

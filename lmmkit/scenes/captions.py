@@ -19,21 +19,22 @@ def caption(scene: Scene, rng: random.Random) -> str:
 
     Half the captions go by place, in reading order ("top left red bar"), half by name, in the
     alphabet's order ("blue bar bottom right"): the one teaches to look where a word points, the
-    other to find what a word names, and either order can be restored from the picture. They may
-    leave things out: a caption that always told all would let the next name follow from the order
+    other to find what a word names. Words or commas tell the two apart, so that shuffled words and
+    the picture leave one sentence to be restored. They may leave things out: a caption that always told all would let the next name follow from the order
     alone, and nothing would have to be looked up by its place.
     """
     sky, ground = f"under a {scene.scenery.sky} sky", f"over {scene.scenery.ground}"
     number = rng.randint(1, len(scene.things))
     things = [scene.things[i] for i in sorted(rng.sample(range(len(scene.things)), number))]
     if number == 1:
-        whole, place = f"a {things[0].size} {things[0].name}", f"in the {things[0].place}"
-        return rng.choice((f"{place} {whole} {sky}", f"{whole} {place} {sky}"))
+        whole, place = f"a {things[0].size} {things[0].name}", things[0].place
+        return rng.choice((f"in the {place} {whole} {sky}", f"{whole} at the {place} {sky}"))
     if rng.random() < 0.5:
-        parts = [f"{thing.place} {thing.name}" for thing in things]
-    else:
-        parts = [f"{t.name} {t.place}" for t in sorted(things, key=lambda t: t.name)]
-    told = f"{', '.join(parts[:-1])} and {parts[-1]}"
-    if number == 3:
-        return told
-    return rng.choice((f"{sky} {told}", f"{told} {ground}"))
+        told = _joined([f"{thing.place} {thing.name}" for thing in things])
+        return told if number == 3 else f"{sky} {told}"
+    told = _joined([f"{t.name} {t.place}" for t in sorted(things, key=lambda t: t.name)])
+    return told if number == 3 else f"{told} {ground}"
+
+
+def _joined(parts: list[str]) -> str:
+    return f"{', '.join(parts[:-1])} and {parts[-1]}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import re
 from collections import Counter, defaultdict
 from dataclasses import replace
@@ -15,7 +16,7 @@ from PIL import Image
 
 from lmmkit.errors import UserError
 from lmmkit.scenes import SceneReport, write_scenes
-from lmmkit.scenes.captions import INSTRUCTIONS
+from lmmkit.scenes.captions import INSTRUCTIONS, caption
 from lmmkit.scenes.draw import RGB, draw, middle
 from lmmkit.scenes.questions import TYPES
 from lmmkit.scenes.scene import SPLITS, Scene, make_scene
@@ -113,6 +114,15 @@ def test_captions_tell_true_things_in_an_order_that_can_be_restored(rows):
         assert said in (sorted(said), [name for name in there if name in said])
         told[len(said) == len(there)] += 1
     assert told[True] and told[False], "some captions leave things out"
+
+
+def test_the_words_of_a_caption_and_its_scene_leave_one_sentence(rows):
+    """All captions a scene can have: no two are made of the same words."""
+    for row in rows["heldout_captions.json"]:
+        scene, by_words = scene_of(row), {}
+        for seed in range(200):
+            sentence = caption(scene, random.Random(seed))
+            assert by_words.setdefault(tuple(sorted(sentence.split())), sentence) == sentence
 
 
 def test_no_heldout_scene_equals_a_training_scene():
