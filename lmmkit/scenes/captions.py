@@ -20,8 +20,9 @@ def caption(scene: Scene, rng: random.Random) -> str:
     Half the captions go by place, in reading order ("top left red bar"), half by name, in the
     alphabet's order ("blue bar bottom right"): the one teaches to look where a word points, the
     other to find what a word names. Words or commas tell the two apart, so that shuffled words and
-    the picture leave one sentence to be restored. They may leave things out: a caption that always told all would let the next name follow from the order
-    alone, and nothing would have to be looked up by its place.
+    the picture leave one sentence to be restored. They may leave things out: a caption that always
+    told all would let the next name follow from the order alone, and nothing would have to be
+    looked up by its place.
     """
     sky, ground = f"under a {scene.scenery.sky} sky", f"over {scene.scenery.ground}"
     number = rng.randint(1, len(scene.things))
