@@ -38,7 +38,7 @@ def _recipe(run: RunDir) -> dict:
 
 
 def tables(folder: Path, summary: dict) -> list[Table]:
-    """The comparison, and accuracy by question type."""
+    """The comparison, and accuracy by question type; both fit 80 columns."""
     recipes = summary["recipes"]
     main = Table(title="Held-out scenes, equal optimizer steps", title_justify="left")
     main.add_column("")
@@ -69,7 +69,7 @@ _ROWS = {
     "exact match, another scene's image": _figure("accuracy_swapped"),
     "majority answer": lambda r: _percent(r["majority"]),
     "image order restored": _beside_chance("image_order"),
-    "sentences restored (end of pretraining)": _beside_chance("text_order"),
+    "sentences restored, after stage 1": _beside_chance("text_order"),
     "attention on the image": _beside_chance("image_mass"),
     "optimizer steps": lambda r: str(r["steps"]),
     "training seconds": lambda r: f"{r['train_seconds']:.0f}",
@@ -78,11 +78,11 @@ _ROWS = {
 
 def _by_type(folder: Path, names: Sequence[str]) -> Table:
     table = Table(title="Exact match by question type, in percent", title_justify="left")
-    table.add_column("type")
+    table.add_column("type", no_wrap=True)
     by_name = {name: RunDir(folder / name).read_results()["answers"]["by_type"] for name in names}
     for name in names:
         for condition in ("image", "blank", "swapped"):
-            table.add_column(f"{name} {condition}", justify="right")
+            table.add_column(f"{name}\n{condition}", justify="right")
     table.add_column("n", justify="right")
     for kind, first in by_name[names[0]].items():
         cells = [
