@@ -11,6 +11,7 @@ from lmmkit.commands import eval as eval_
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Train LLaVA-class multimodal models from recipes and plugins. Start with `lmmkit quickstart`.",
 )  # fmt: skip
 app.command()(quickstart.quickstart)

@@ -92,7 +92,9 @@ def test_two_instances_share_one_module_and_a_broken_file_leaves_none(file, tmp_
 
 
 def test_with_workers_a_local_file_trains_as_without(tiny, file, tmp_path):
-    text = PLAIN.replace("stages:", f"plugins:\n  mine: {{use: {file}}}\n  again: {{use: {file}}}\nstages:", 1)
+    text = PLAIN.replace(
+        "stages:", f"plugins:\n  mine: {{use: {file}}}\n  again: {{use: {file}}}\nstages:", 1
+    )
     text = text.replace("{next_token: 1.0}", "{next_token: 1.0, mine: 0.1, again: 0.5}")
     text = text.replace("{steps: 6}", "{steps: 2}")
     losses = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -72,9 +73,15 @@ def quickstart(
     out.print("Look further:")
     scene = scenes / "images" / "heldout"
     picture = sorted(scene.iterdir())[0]
-    out.print(f'  lmmkit chat {to / "direct"} --image {picture} --prompt "How many objects are there?"')
-    out.print(f"  tensorboard --logdir {to}")
-    out.print("  lmmkit plugins trace quickstart --root " + str(scenes))
+    out.print(
+        f'  lmmkit chat {_quoted(to / "direct")} --image {_quoted(picture)} --prompt "How many objects are there?"'
+    )
+    out.print(f"  tensorboard --logdir {_quoted(to)}")
+    out.print(f"  lmmkit plugins trace quickstart --root {_quoted(scenes)}")
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))
 
 
 def _changes(name: str, fast: bool) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -35,4 +36,4 @@ def train(
     if finished.signal is not None:
         out.print(f"stopped by a signal; saved. Go on with the same command and --resume ({to})")
         raise typer.Exit(exit_code(finished.signal))
-    out.print(f"done: {to}   next: lmmkit eval {to}")
+    out.print(f"done: {to}   next: lmmkit eval {shlex.quote(str(to))}")

@@ -161,6 +161,11 @@ def open_timm(
     if weights is not None:
         options["pretrained_cfg_overlay"] = {"file": weights}
     model = cast(TimmModel, create_model(name, **options))
+    size, side = model.patch_embed.img_size[-1], model.patch_embed.grid_size[-1]
+    if size % side or size // side != model.patch_embed.patch_size[-1]:
+        raise ValueError(
+            f"image_size {size} is no multiple of its patches of {model.patch_embed.patch_size[-1]}"
+        )
     config = resolve_model_data_config(model)
     image = ImageSpec(
         size=model.patch_embed.img_size[-1], grid=tuple(model.patch_embed.grid_size), width=model.embed_dim,

@@ -93,8 +93,9 @@ def _need(
         problems.append(Problem("plan/unprovided-mark", where, got, "a provided mark", mend))
     if isinstance(need, AttnMass) and need.layers != "all":
         outside = [layer for layer in need.layers if not 0 <= layer < dims.layers]
-        if outside:
-            got, want = f"layers {outside}", f"layers 0 to {dims.layers - 1}"
+        if outside or not need.layers or len(set(need.layers)) < len(need.layers):
+            got = f"layers {list(need.layers)}"
+            want = f"`all`, or numbers from 0 to {dims.layers - 1}, each once"
             problems.append(Problem("plan/layers", where, got, want, "Mend `layers`."))
     return problems
 

@@ -53,17 +53,19 @@ class Every:
 
 @dataclass
 class Idle:
-    """Counts the items of each term over a stage's first steps."""
+    """Counts the items of each term over a stage's first steps, or all of a shorter one."""
+
+    steps: int
 
     items: dict[str, int] = field(default_factory=dict)
 
     def check(self, report: Report, position: Position) -> None:
-        """Raises `UserError` when a term had nothing to average in `IDLE_STEPS` steps."""
+        """Raises `UserError` when by then a term has had nothing to average."""
         for name, value in report.terms.items():
             self.items[name] = self.items.get(name, 0) + (value is not None)
         idle = [name for name, n in self.items.items() if n == 0]
-        if position.stage_step == IDLE_STEPS and idle:
-            raise UserError([_idle(position.stage, name) for name in idle])
+        if position.stage_step == min(IDLE_STEPS, self.steps) and idle:
+            raise UserError([_idle(position, name) for name in idle])
 
 
 def run_stage(
@@ -95,7 +97,7 @@ def run_stage(
     entries = (Every(recipe.output.save_every, save, on_stop=True), Every(recipe.output.pictures_every, draw))
     objective.train()
     assemble.recompute(objective, recipe.speed.recompute)
-    idle = Idle()
+    idle = Idle(steps)
     batches = load_steps(
         pipeline, position.stage_step, steps, workers=recipe.speed.workers, worker_init=ignore_in_worker
     )
@@ -151,7 +153,7 @@ def _check_finite(report: Report, at: Position, keys: list[str]) -> None:
     )
 
 
-def _idle(stage: str, name: str) -> Problem:
-    got = f"no item for term `{name}` in the first {IDLE_STEPS} steps"
+def _idle(at: Position, name: str) -> Problem:
+    got = f"no item for term `{name}` in the first {at.stage_step} steps"
     mend = "Take it out of the stage's losses, or give it data it applies to (`lmmkit plugins trace`)."
-    return Problem("train/idle-term", f"stages.{stage}.losses.{name}", got, "something to average", mend)
+    return Problem("train/idle-term", f"stages.{at.stage}.losses.{name}", got, "something to average", mend)

@@ -17,7 +17,7 @@ from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.objective import Objective
 from lmmkit.plan.explain import plan_text
 from lmmkit.plan.prepare import Prepared, prepare
-from lmmkit.recipe import Recipe, digest, dump, read_recipe
+from lmmkit.recipe import Recipe, diff, digest, dump, read_recipe
 from lmmkit.rundir import RunDir, lock, read_json, write_json_atomic, write_text_atomic
 from lmmkit.training import checkpoint, manifest
 from lmmkit.training.log import Board, MetricsLog
@@ -142,14 +142,21 @@ def _data_identity(records: Records) -> dict[str, object]:
 def _check_same(run: RunDir, prepared: Prepared) -> None:
     """A resumed run must be the same mathematics on the same data."""
     before, now = read_json(run.run_json), _identity(prepared)
-    raise_all(
-        Problem(
-            "resume/changed", f"{run.path}: {key}", got, f"{want}, as the run began",
-            f"Resume with {run.resolved} (`lmmkit diff` shows what changed) on the same data, or begin a new run.",
+    changed = [
+        (d.key, str(d.b), str(d.a))
+        for d in (
+            diff(read_recipe(run.resolved), prepared.recipe) if before.get("recipe") != now["recipe"] else ()
         )
-        for section in ("recipe", "plans", "data")
-        for key, got, want in _changes(section, before.get(section), now[section])
-    )  # fmt: skip
+        if d.section_class in ("mathematics", "data")
+    ]
+    for section in ("plans", "data"):
+        changed += _changes(section, before.get(section), now[section])
+    changed = list({key: (key, got, want) for key, got, want in changed}.values())
+    mend = f"Resume with {run.resolved} on the same data, or begin a new run."
+    raise_all(
+        Problem("resume/changed", f"{run.path}: {key}", got, f"{want}, as the run began", mend)
+        for key, got, want in changed
+    )
 
 
 def _changes(key: str, before: object, now: object) -> Iterator[tuple[str, str, str]]:

@@ -26,6 +26,9 @@ class DirectedToken(TokenStrategy):
     def edit(self, view: View) -> list[Insert]:
         return [Insert(self.place, "drt")]
 
+    def check(self, dims: Dims) -> str:
+        return f"std: {self.std}, which is below 0" if self.std < 0 else ""
+
     def modules(self, dims: Dims) -> LearnedTokens:
         return LearnedTokens(1, dims.width, std=self.std)
 

@@ -52,10 +52,11 @@ class ImageOrder(AuxTask):
         return (HiddenMean(Sel(view=self.name, kind="image")),)
 
     def check(self, dims: Dims) -> str:
-        if any(side % self.grid for side in dims.image.grid):
-            return f"grid: {self.grid}, which does not divide the {dims.image.grid} patches of a picture"
+        if self.grid < 2 or any(side % self.grid for side in dims.image.grid):
+            return f"grid: {self.grid}, which does not cut the {dims.image.grid} patches of a picture"
         most = math.factorial(self.grid**2) - 1
-        return f"permutations: {self.permutations}, of at most {most}" if self.permutations > most else ""
+        fits = 2 <= self.permutations <= most
+        return "" if fits else f"permutations: {self.permutations}, which is not 2 to {most}"
 
     def modules(self, dims: Dims) -> nn.Linear:
         return nn.Linear(dims.width, self.permutations)

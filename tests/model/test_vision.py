@@ -121,3 +121,8 @@ def test_timm_by_name_is_built_without_a_download(monkeypatch):
     assert encoder.image == replace(encoder.image, size=32, grid=(2, 2), width=192)
     assert encoder.image.mean == (0.5, 0.5, 0.5) and len(encoder.model.blocks) == 11
     assert encoder(torch.zeros(1, 3, 32, 32)).shape == (1, 4, 192)
+
+
+def test_a_timm_picture_that_its_patches_do_not_divide_is_refused():
+    with pytest.raises(ValueError, match="image_size 50 is no multiple"):
+        open_timm("vit_tiny_patch16_224", feature_layer=-2, image_size=50, weights=None)

@@ -103,7 +103,8 @@ def test_every_wrong_setting_is_told_at_once(tiny):
 
 def test_settings_that_do_not_fit_the_model(tiny):
     assert set(problems(tiny, "plugins.image_order.grid=2")) == {"plan/setting"}
-    assert set(problems(tiny, "plugins.guided_loss.layers=[0, 2]")) == {"plan/layers"}
+    for layers in ("[0, 2]", "[]", "[0, 0]"):
+        assert set(problems(tiny, f"plugins.guided_loss.layers={layers}")) == {"plan/layers"}
 
 
 def test_a_strategy_has_no_weight_and_a_term_must_have_one(tiny):

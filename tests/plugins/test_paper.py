@@ -8,6 +8,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
+from lmmkit_directed_token import DirectedToken
 from lmmkit_guided_loss import GuidedLoss
 from lmmkit_shuffle.image_order import ImageOrder, Shuffle
 from lmmkit_shuffle.permutations import permutations
@@ -70,10 +71,19 @@ def test_image_order_derives_one_view_of_the_first_picture():
 def test_image_order_checks_its_grid_and_count():
     assert ImageOrder(name="o", grid=3, permutations=24).check(DIMS) == ""
     assert ImageOrder(name="o", grid=4, permutations=24).check(DIMS).startswith("grid")
-    assert ImageOrder(name="o", grid=1, permutations=1).check(DIMS).startswith("permutations")
+    for grid in (1, 0, -3):
+        assert ImageOrder(name="o", grid=grid, permutations=5).check(DIMS).startswith("grid")
+    for wrong in (1, 0, -2):
+        assert "not 2 to" in ImageOrder(name="o", grid=3, permutations=wrong).check(DIMS)
     assert ImageOrder(name="o", grid=2, permutations=23).check(DIMS) == ""
     assert ImageOrder(name="o", grid=2, permutations=24).check(DIMS).startswith("permutations")
     assert ImageOrder(name="o", grid=3, permutations=24).chance(DIMS) == math.log(24)
+
+
+def test_the_directed_token_checks_its_spread():
+    assert DirectedToken(name="d").check(DIMS) == "" and "std" in DirectedToken(name="d", std=-1.0).check(
+        DIMS
+    )
 
 
 def test_text_order_shuffles_words_of_the_first_response_only():

@@ -266,7 +266,7 @@ def test_resume_refuses_other_data_and_tells_what_changed(scenes, tmp_path):
         "pretrain.json, images: ., template: plain, image_shape: crop",
         "pretrain.json, images: ., template: plain, image_shape: pad",
     )
-    assert changed(tmp_path / "data", other) == {"recipe", "data.captions.image_shape"}
+    assert changed(tmp_path / "data", other) == {"data.captions.image_shape"}
     shutil.copytree(tmp_path / "data", tmp_path / "moved")
     resume(tmp_path / "moved")
     picture = tmp_path / "moved" / json.loads(before)[0]["image"]
@@ -310,3 +310,19 @@ def test_a_term_without_items_for_fifty_steps_is_an_error(scenes, tiny, tmp_path
     with pytest.raises(UserError, match="train/idle-term") as error:
         train(recipe, out=tmp_path / "run")
     assert {p.where.split(".")[-1] for p in error.value.problems} == {"image_order", "guided_loss"}
+
+
+def test_a_stage_that_drops_every_answer_does_not_end_in_silence(tiny, tmp_path):
+    recipe = tiny(
+        "model.text.context=40", "stages.finetune.batch.too_long=drop", "stages.pretrain.batch.too_long=drop"
+    )
+    with pytest.raises(UserError, match="train/idle-term"):
+        train(recipe, out=tmp_path / "run")
+
+
+def test_a_changed_key_is_named_when_a_resume_is_refused(tiny, tmp_path):
+    short = ("stages.pretrain.length.steps=1", "stages.finetune.length.steps=1")
+    train(tiny(*short), out=tmp_path / "run")
+    with pytest.raises(UserError) as error:
+        train(tiny(*short, "seed=9"), out=tmp_path / "run", resume=True)
+    assert [(p.where.split(": ")[1], p.got) for p in error.value.problems] == [("seed", "9")]
