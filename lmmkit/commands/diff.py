@@ -30,7 +30,7 @@ def diff(a: Side, b: Side, as_json: Json = False) -> None:
         return out.print("the same.")
     table = Table()
     for column in ("class", "key", str(a), str(b)):
-        table.add_column(escape(column))
+        table.add_column(escape(column), overflow="fold")
     for d in found:
         table.add_row(d.section_class, d.key, escape(str(d.a)), escape(str(d.b)))
     out.print(table)
