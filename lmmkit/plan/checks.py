@@ -14,11 +14,18 @@ from lmmkit.needs import AttnMass, Need, selector
 from lmmkit.parts import AuxTask, Term, TokenStrategy
 from lmmkit.plan.components import Parts
 from lmmkit.recipe import Recipe
-from lmmkit.sample import View
+from lmmkit.sample import Image, Sample, Turn, View
 from lmmkit.spans import Layout, Span, merge, rows, text
 
 if TYPE_CHECKING:
     from lmmkit.plan.compile import StagePlan
+
+
+PROBE = Sample(
+    key="probe",
+    images=(Image("probe"),),
+    turns=(Turn("user", "what is this", images=1), Turn("assistant", "a red circle")),
+)
 
 
 def settings(recipe: Recipe, parts: Parts, dims: Dims) -> list[Problem]:
@@ -156,8 +163,6 @@ def probe_layout() -> Layout:
 
 
 def _sees_image(plan: StagePlan, need: Need, dims: Dims) -> bool:
-    from lmmkit.plan.compile import PROBE
-
     sel = selector(need)
     view = View(sample=PROBE, name=sel.view)
     edits = [

@@ -18,13 +18,7 @@ from lmmkit.parts import AuxTask, Component, Term, TokenStrategy
 from lmmkit.plan import checks
 from lmmkit.plan.components import Parts
 from lmmkit.recipe import Recipe, Weight
-from lmmkit.sample import Image, Sample, Turn, View
-
-PROBE = Sample(
-    key="probe",
-    images=(Image("probe"),),
-    turns=(Turn("user", "what is this", images=1), Turn("assistant", "a red circle")),
-)
+from lmmkit.sample import View
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +127,7 @@ def _readers(strategy: TokenStrategy, needs: tuple[Need, ...]) -> frozenset[str]
 
 def _only_at_end(strategy: TokenStrategy) -> bool:
     """Whether all its tokens stand after everything, where nobody but a reader could notice."""
-    return all(edit.at == "end" for edit in strategy.edit(View(sample=PROBE)))
+    return all(edit.at == "end" for edit in strategy.edit(View(sample=checks.PROBE)))
 
 
 def settings_of(component: Component) -> dict[str, object]:

@@ -11,7 +11,7 @@ from lmmkit.data.pack import LaidOut
 from lmmkit.door import Found, settings
 from lmmkit.needs import AttnMass, HiddenAt, HiddenMean, Need, Sel
 from lmmkit.parts import Component
-from lmmkit.plan.compile import StagePlan, settings_of
+from lmmkit.plan.compile import StagePlan
 from lmmkit.plan.components import setting_types
 from lmmkit.plan.prepare import Prepared
 from lmmkit.recipe import Weight
@@ -126,8 +126,3 @@ def component_text(name: str, found: Found) -> str:
         default = "required" if field.default is dataclasses.MISSING else f"default {field.default!r}"
         lines.append(f"  {field.name}: {types[field.name]}  ({default})")
     return "\n".join(lines)
-
-
-def settings_text(component: Component) -> str:
-    """An instance's settings on one line."""
-    return ", ".join(f"{key}={value!r}" for key, value in settings_of(component).items())

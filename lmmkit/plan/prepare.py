@@ -79,11 +79,6 @@ class Prepared:
         pipeline = self.pipeline(stage)
         return math.ceil(pipeline.total / pipeline.samples)
 
-    def with_sources(self, names: Iterable[str]) -> Prepared:
-        """The same with further data opened."""
-        more = open_sources(self.recipe, [name for name in names if name not in self.sources])
-        return replace(self, sources={**self.sources, **more})
-
 
 def prepare(recipe: Recipe, *, trust_files: bool = False, data: Iterable[str] | None = None) -> Prepared:
     """Opens and checks all that can fail before it costs anything.

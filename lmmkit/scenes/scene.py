@@ -19,7 +19,6 @@ SIZES = ("small", "large")
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
 NEIGHBOURS = (CORNERS[:2], CORNERS[2:], CORNERS[::2], CORNERS[1::2])
 CENTRE = "centre"
-PLACES = (*CORNERS, CENTRE)
 SKIES = ("pale", "golden", "dusky")
 GROUNDS = ("sand", "grass", "stone")
 SPLITS = ("train", "heldout")
