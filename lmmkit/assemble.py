@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from lmmkit.objective import Objective
 from lmmkit.parts import Component, LearnedTokens
 from lmmkit.plan import facts
 from lmmkit.plan.compile import StagePlan
+from lmmkit.plan.origins import MODULES, Origin
 from lmmkit.recipe import Recipe, Stage, VisionScratch, VisionTimm
 from lmmkit.weights import own
 
@@ -46,15 +47,31 @@ def backend(recipe: Recipe, device: torch.device) -> Backend:
         raise MachineError(Problem("model/attention", where, str(error), want, mend)) from error
 
 
-def build(recipe: Recipe, components: Mapping[str, Component], dims: Dims, device: torch.device) -> Objective:
-    """The whole objective on `device`, drawn from the recipe's seed."""
+def build(
+    recipe: Recipe, components: Mapping[str, Component], dims: Dims, device: torch.device, *,
+    origins: Sequence[Origin] = (), dtype: torch.dtype = torch.float32, drawn: bool = True,
+) -> Objective:  # fmt: skip
+    """The whole objective on `device`: parts from their folders, the rest drawn from the seed.
+
+    With `drawn` off nothing is drawn: the caller fills every tensor.
+    """
     objective = shell(recipe, components, dims, device)
     log_choice(objective.lmm.backend, device, objective.compute)
     kept = {name: t for name, t in objective.state_dict().items() if t.device.type != "meta"}
-    objective.to_empty(device=device)
-    init(objective, recipe.seed)
+    objective.to(dtype).to_empty(device=device)
+    objective.lmm.decoder.tie()
+    filled = tuple(MODULES[part] for origin in origins for part in origin.parts)
+    if drawn:
+        init(objective, recipe.seed, but=filled)
+    for origin in origins:
+        origin.fill(modules(objective))
     objective.load_state_dict(kept, strict=False)  # a timm encoder comes with its values
     return objective
+
+
+def modules(objective: Objective) -> dict[str, nn.Module]:
+    """The model's parts by name."""
+    return {part: objective.get_submodule(path) for part, path in MODULES.items()}
 
 
 def shell(recipe: Recipe, components: Mapping[str, Component], dims: Dims, device: torch.device) -> Objective:
@@ -63,7 +80,8 @@ def shell(recipe: Recipe, components: Mapping[str, Component], dims: Dims, devic
     decoder = facts.decoder_shape(recipe, dims.vocab)
     vision = _vision(recipe, attention)
     with torch.device("meta"):
-        connector = Connector(recipe.model.connector.kind, dims.image.width, decoder.width)
+        kind = recipe.model.connector
+        connector = Connector(kind.kind, dims.image.width, decoder.width) if kind else nn.Identity()
         lmm = LMM(vision, connector, Decoder(decoder), attention)
         modules = {name: component.modules(dims) for name, component in components.items()}
         plugins = nn.ModuleDict({name: module for name, module in modules.items() if module is not None})
@@ -72,10 +90,12 @@ def shell(recipe: Recipe, components: Mapping[str, Component], dims: Dims, devic
 
 def _vision(recipe: Recipe, backend: Backend) -> nn.Module:
     vision = recipe.model.vision
+    if vision is None:
+        return nn.Identity()
     if isinstance(vision, VisionScratch):
         with torch.device("meta"):
             return ViT(facts.vision_shape(vision), backend)
-    assert isinstance(vision, VisionTimm), "`facts.image_spec` has refused a folder"
+    assert isinstance(vision, VisionTimm), "`origins.resolve` puts shapes in the place of folders"
     return facts.timm_encoder(recipe, vision)
 
 

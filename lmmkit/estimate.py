@@ -13,7 +13,9 @@ SAMPLED_STEPS = 4
 def estimate(prepared: Prepared, stage: str) -> dict:
     """Steps, tokens a step and supervised share (of the first steps), parameters, bytes."""
     recipe, plan = prepared.recipe, prepared.plans[stage]
-    objective = assemble.shell(recipe, prepared.parts.components, prepared.dims, assemble.device_here())
+    objective = assemble.shell(
+        prepared.recipe, prepared.parts.components, prepared.dims, assemble.device_here()
+    )
     learns = assemble.set_stage(objective, plan, recipe.stages[stage])
     learning = sum(p.numel() for parameters in learns.values() for p in parameters)
     parameters = sum(p.numel() for p in objective.parameters())

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from lmmkit import assemble
 from lmmkit.data.chat import response_end
@@ -17,11 +17,13 @@ from lmmkit.data.pipeline import Views, cut
 from lmmkit.errors import Problem, UserError
 from lmmkit.model.generate import Chooser, generate, greedy
 from lmmkit.objective import Objective
+from lmmkit.plan import public
 from lmmkit.plan.prepare import Prepared, prepare, prepare_bare
 from lmmkit.recipe import read_recipe
 from lmmkit.rundir import RunDir
 from lmmkit.sample import Image, Sample, Turn, View
 from lmmkit.spans import rows
+from lmmkit.tokens import TokenModel
 from lmmkit.weights import own
 
 PROMPT_ROWS = 8192  # of one generation batch
@@ -38,15 +40,67 @@ class Speaker:
     stage: str
     device: torch.device
 
+    tokens: TokenModel
+
     @classmethod
-    def of(cls, prepared: Prepared, objective: Objective, stage: str, device: torch.device) -> Speaker:
-        """The speaker of an objective as a stage left it."""
+    def of(
+        cls, prepared: Prepared, objective: Objective, stage: str, device: torch.device, *,
+        eos: tuple[int, ...] = (), pad: int | None = None, image_token: int | None = None,
+    ) -> Speaker:  # fmt: skip
+        """The speaker of an objective as a stage left it.
+
+        `eos`, `pad`, `image_token`: those of the folder it came from, where they are not the
+        tokenizer's.
+        """
         objective.terms = prepared.plans[stage].terms
         objective.eval()
         return cls(
             prepared=prepared, objective=objective, views=prepared.views(stage),
             packer=prepared.packer(stage), stage=stage, device=device,
+            tokens=_tokens(prepared, objective, eos, pad, image_token),
         )  # fmt: skip
+
+    def logits(
+        self, input_ids: Tensor, pixel_values: Tensor | None = None, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        """What each place predicts next, as transformers' models say it.
+
+        Args:
+            input_ids: [B, T] int64, one `tokens.image_token` for each row of an image.
+            pixel_values: [I, 3, X, Y], preprocessed, in the order of their places.
+            attention_mask: [B, T], 0 where padded, on either side.
+
+        Returns:
+            [B, T, V] float32; zeros where padded.
+
+        Raises:
+            ValueError: shapes, ids or numbers of images that do not fit together.
+            UserError: a model that answers through learned tokens, which no ids can spell.
+        """
+        self._require_plain()
+        return self.tokens.logits(input_ids, pixel_values, attention_mask)
+
+    def generate(
+        self, input_ids: Tensor, pixel_values: Tensor | None = None, *, max_new_tokens: int,
+        attention_mask: Tensor | None = None, eos_token_id: int | Sequence[int] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Greedy tokens after each prompt, [B, new] int64: `new` is `max_new_tokens`, or less where
+        all sequences have ended; an ended one is padded. `eos_token_id` not given = the model's own.
+
+        Arguments and errors otherwise as in `logits`.
+        """
+        self._require_plain()
+        return self.tokens.generate(
+            input_ids, pixel_values, max_new_tokens=max_new_tokens, attention_mask=attention_mask,
+            eos_token_id=eos_token_id,
+        )  # fmt: skip
+
+    def _require_plain(self) -> None:
+        through = [strategy.name for strategy, views in self.views.edits if views is None]
+        if through:
+            got, want = f"learned tokens of {', '.join(through)} in every sequence", "a model without"
+            mend = "Use `say` or `answer`, which put them in."
+            raise UserError(Problem("speak/tokens", "logits", got, want, mend))
 
     def answer(
         self, groups: Sequence[Sequence[View]], *, new: int, choose: Chooser = greedy,
@@ -113,41 +167,68 @@ class Speaker:
         return layout
 
 
+def _tokens(
+    prepared: Prepared, objective: Objective, eos: tuple[int, ...], pad: int | None, image_token: int | None
+) -> TokenModel:
+    """The model in token ids. A tokenizer that knows no image token leaves its next free id to it."""
+    tokenizer = prepared.tokenizer
+    if tokenizer.size:
+        eos = eos or (tokenizer.eos,)
+        image_token = tokenizer.size if image_token is None else image_token
+    return TokenModel(
+        lmm=objective.lmm, image_token=image_token if prepared.dims.image.tokens else None,
+        image_rows=prepared.dims.image.tokens, eos=eos, pad=pad if pad is not None else next(iter(eos), 0),
+    )  # fmt: skip
+
+
 def load(
     path: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device | None = None,
     trust_files: bool = False, plugins: Literal["spoken", "all"] = "spoken", root: str | Path | None = None,
+    template: str | None = None,
 ) -> Speaker:  # fmt: skip
-    """The model in a run folder (its last finished stage) or in a model folder lmmkit wrote.
+    """A model that answers: of a run, of a model folder lmmkit wrote, or of a public one.
 
     Args:
-        path: RUN, or RUN/model/<stage>.
+        path: RUN (its last finished stage), RUN/model/<stage>, or a folder of llava-hf or a decoder.
         dtype: of weights and computation.
         device: by default CUDA where there is one.
         trust_files: run plugins from local files, where one is needed.
         plugins: `spoken` opens those whose tokens stand in every view, which is all that answering
             needs; `all` also those of the terms, to measure them.
         root: where paths of local plugin files start; by default where the run's did.
+        template: what a public model's turns are wrapped in, where its own is not wanted.
 
     Raises:
         UserError: no such model, or one that is damaged or of another make.
     """
-    folder = model_folder(Path(path))
+    device = torch.device(device) if device else assemble.device_here()
+    folder = Path(path)
+    if not own.is_ours(folder) and (folder / "config.json").is_file():
+        recipe, source = public.recipe_of(folder, template)
+        prepared = prepare_bare(recipe, mute=True)
+        objective = assemble.build(
+            prepared.recipe, {}, prepared.dims, device, origins=prepared.origins, dtype=dtype
+        )
+        ends = {"eos": source.eos, "pad": source.pad, "image_token": source.image_token}
+        return Speaker.of(prepared, objective, next(iter(recipe.stages)), device, **ends)
+    folder = model_folder(folder)
     config = own.config_of(folder)
-    tokenizer = json.dumps(str((folder / "tokenizer.model").resolve()))  # quoted: it is read as YAML
-    recipe = read_recipe(
-        folder / "recipe.yaml", root=Path(root or config.get("root", ".")),
-        # the folder may lie on another machine than it was trained on
-        overrides=[f"model.tokenizer.from={tokenizer}", "speed.attention=auto"],
-    )  # fmt: skip
+    recipe = public.recipe_of_ours(folder, config, root)
     if plugins == "all":
         prepared = prepare(recipe, trust_files=trust_files, data=[])
     else:
-        prepared = prepare_bare(recipe, through=config["speaks_through"], trust_files=trust_files)
-    device = torch.device(device) if device else assemble.device_here()
-    objective = assemble.build(recipe, prepared.parts.components, prepared.dims, device)
+        through = config.get("speaks_through", ())
+        prepared = prepare_bare(recipe, through=through, trust_files=trust_files, mute=True)
+    objective = assemble.build(
+        prepared.recipe, prepared.parts.components, prepared.dims, device, dtype=dtype, drawn=False
+    )
     own.fill(objective, folder)
-    objective.to(dtype)
-    return Speaker.of(prepared, objective, config["stage"], device)
+    ends = {
+        "eos": tuple(config.get("eos") or ()),
+        "pad": config.get("pad"),
+        "image_token": config.get("image_token"),
+    }
+    return Speaker.of(prepared, objective, config["stage"], device, **ends)
 
 
 def model_folder(path: Path, stage: str | None = None) -> Path:

@@ -78,7 +78,7 @@ def _attention(x_TD: Tensor, shape, w: dict[str, Tensor]) -> tuple[Tensor, Tenso
     if shape.qk_norm:
         q = _rms(q, w["attention.q_norm.weight"], shape.norm_eps)
         k = _rms(k, w["attention.k_norm.weight"], shape.norm_eps)
-    q, k = turned(q, shape.rope_theta), turned(k, shape.rope_theta)
+    q, k = turned(q, shape.rope.theta), turned(k, shape.rope.theta)
     out_THK, lines = attention(q, k, v, causal(len(x_TD)))
     return out_THK.flatten(1) @ w["attention.out.weight"].T, torch.stack(lines, 1)
 

@@ -95,7 +95,7 @@ class ImageReader:
     def __init__(self, spec: ImageSpec, cache_mb: int = 256) -> None:
         self.spec = spec
         self.cache_mb = cache_mb
-        bytes_each = 3 * spec.size * spec.size
+        bytes_each = max(1, 3 * spec.size * spec.size)  # a model of text alone reads none
         self._room = max(0, cache_mb * 2**20 // bytes_each)
         self._kept: OrderedDict[tuple[str, str], Tensor] = OrderedDict()
 

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from lmmkit.model.attention import Attend
-from lmmkit.model.layers import Block, Linear, RMSNorm, SelfAttention, SwiGLU, rotary
+from lmmkit.model.layers import Block, Linear, RMSNorm, SelfAttention, SwiGLU
+from lmmkit.model.rope import Rope, rotary
+
+PLAIN = Rope()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +27,7 @@ class DecoderShape:
     head_size: int
     mlp: int
     context: int
-    rope_theta: float = 1e4
+    rope: Rope = PLAIN
     norm_eps: float = 1e-5
     qkv_bias: bool = False
     qk_norm: bool = False
@@ -49,13 +52,17 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(_block(shape, gain) for _ in range(shape.depth))
         self.norm = RMSNorm(shape.width, shape.norm_eps)
         self.head = Linear(shape.width, shape.vocab, bias=False)
-        if shape.tied:
+        self.tie()
+
+    def tie(self) -> None:
+        """Makes a tied head the embedding itself; again after storage is made anew, which parts them."""
+        if self.shape.tied:
             self.head.weight = self.embed.weight
 
     def forward(self, x_TD: Tensor, pos_T: Tensor, attends: Sequence[Attend]) -> tuple[Tensor, Tensor]:
         """States after the final norm [T, D], and the mass of every layer [L, R] float32."""
         shape = self.shape
-        cos, sin = rotary(pos_T, shape.head_size, shape.rope_theta)
+        cos, sin = rotary(pos_T, shape.head_size, shape.rope)
         turn = (cos.to(x_TD.dtype), sin.to(x_TD.dtype))
         masses = []
         for block, attend in zip(self.blocks, attends, strict=True):

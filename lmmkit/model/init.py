@@ -8,12 +8,15 @@ import torch
 from torch import nn
 
 
-def init(module: nn.Module, seed: int) -> None:
+def init(module: nn.Module, seed: int, *, but: tuple[str, ...] = ()) -> None:
     """Draws every module's own parameters by its name and the seed alone, whatever else is there.
 
+    Modules below the names `but` are left as they are: their values come from elsewhere.
     A module without `reset_parameters` keeps what it has (timm's, read from a file).
     """
     for name, part in sorted(module.named_modules()):
+        if f"{name}.".startswith(tuple(f"{each}." for each in but)):
+            continue
         reset = getattr(part, "reset_parameters", None)
         if reset is not None and next(part.parameters(recurse=False), None) is not None:
             digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=7).digest()

@@ -66,14 +66,6 @@ class Linear(nn.Linear):
             nn.init.zeros_(self.bias)
 
 
-def rotary(pos_T: Tensor, size: int, theta: float) -> tuple[Tensor, Tensor]:
-    """(cos, sin), each [T, 1, K] float32, of rotary positions in the half-split layout of LLaMA."""
-    steps = torch.arange(0, size, 2, device=pos_T.device, dtype=torch.float32)
-    angle_TK = pos_T[:, None].float() * theta ** -(steps / size)
-    angle_T1K = torch.cat([angle_TK, angle_TK], -1).unsqueeze(1)
-    return angle_T1K.cos(), angle_T1K.sin()
-
-
 def rotate(x_THK: Tensor, cos_T1K: Tensor, sin_T1K: Tensor) -> Tensor:
     """Turns each head's pairs (k, k + K/2) by their row's angle."""
     left, right = x_THK.chunk(2, -1)

@@ -5,8 +5,11 @@ from __future__ import annotations
 from lmmkit.dims import Dims, ImageSpec
 from lmmkit.errors import Problem, UserError
 from lmmkit.model.decoder import DecoderShape
+from lmmkit.model.rope import Rope
 from lmmkit.model.vision import TimmViT, VisionShape, open_timm
 from lmmkit.recipe import Recipe, TextScratch, VisionScratch, VisionTimm
+
+NO_IMAGE = ImageSpec(size=0, grid=(0, 0), width=0)  # of a model of text alone
 
 
 def vision_shape(vision: VisionScratch) -> VisionShape:
@@ -38,24 +41,39 @@ def timm_encoder(recipe: Recipe, vision: VisionTimm) -> TimmViT:
 
 
 def image_spec(recipe: Recipe) -> ImageSpec:
-    """What the recipe's encoder reads and gives."""
+    """What the recipe's encoder reads and gives; nothing for a model of text alone."""
     vision = recipe.model.vision
     if isinstance(vision, VisionScratch):
         return vision_shape(vision).image
     if isinstance(vision, VisionTimm):
         return timm_encoder(recipe, vision).image
-    raise UserError(_no_import(recipe, "model.vision.from", vision.from_))
+    return NO_IMAGE
 
 
 def decoder_shape(recipe: Recipe, vocab: int) -> DecoderShape:
-    """The decoder's sizes; the vocabulary is the tokenizer's."""
+    """The decoder's sizes. `vocab`: the tokenizer's, for a decoder that gives none of its own."""
     text = recipe.model.text
-    if not isinstance(text, TextScratch):
-        raise UserError(_no_import(recipe, "model.text.from", text.from_))
+    assert isinstance(text, TextScratch), "`origins.resolve` puts shapes in the place of folders"
+    if text.vocab and text.vocab < vocab:
+        got = f"{text.vocab} rows of the embedding for a tokenizer of {vocab}"
+        mend = "Take the tokenizer of this model's folder, or a decoder with more rows."
+        where = recipe.where("model.text")
+        raise UserError(Problem("model/vocab", where, got, "a row for every token", mend))
     return DecoderShape(
-        vocab=vocab, width=text.width, depth=text.depth, heads=text.heads, kv_heads=text.kv_heads,
-        head_size=text.head_size, mlp=text.mlp, context=text.context, rope_theta=text.rope_theta,
-        norm_eps=text.norm_eps, qkv_bias=text.qkv_bias, qk_norm=text.qk_norm, tied=text.tied,
+        vocab=text.vocab or vocab, width=text.width, depth=text.depth, heads=text.heads,
+        kv_heads=text.kv_heads, head_size=text.head_size, mlp=text.mlp, context=text.context,
+        rope=_rope(text), norm_eps=text.norm_eps, qkv_bias=text.qkv_bias, qk_norm=text.qk_norm,
+        tied=text.tied,
+    )  # fmt: skip
+
+
+def _rope(text: TextScratch) -> Rope:
+    if text.rope_scaling is None:
+        return Rope(theta=text.rope_theta)
+    s = text.rope_scaling
+    return Rope(
+        theta=text.rope_theta, scaling=s.kind, factor=s.factor, original=s.original, low=s.low, high=s.high,
+        fast=s.fast, slow=s.slow, magnitude=s.magnitude,
     )  # fmt: skip
 
 
@@ -65,8 +83,3 @@ def dims(recipe: Recipe, vocab: int) -> Dims:
     return Dims(
         width=shape.width, vocab=shape.vocab, layers=shape.depth, heads=shape.heads, image=image_spec(recipe)
     )
-
-
-def _no_import(recipe: Recipe, key: str, got: str) -> Problem:
-    mend = "Give the part's shapes, or set `stages.<first>.start` to a model folder lmmkit wrote."
-    return Problem("model/import", recipe.where(key), f"`{got}`", "a model this release can read", mend)

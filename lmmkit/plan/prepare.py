@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 from lmmkit.data.images import ImageReader
 from lmmkit.data.order import Order
@@ -18,6 +18,7 @@ from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.plan import facts
 from lmmkit.plan.compile import StagePlan, compile_plan, speaking_plan
 from lmmkit.plan.components import Parts, build_parts
+from lmmkit.plan.origins import Origin, resolve
 from lmmkit.recipe import Recipe, flow_text, to_mapping
 
 MISSING_SHOWN = 20
@@ -26,9 +27,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A recipe made concrete. `sources` holds the data that was asked for, by name."""
+    """A recipe made concrete. `sources` holds the data that was asked for, by name; `origins` the
+    folders whose weights parts begin as, for which `recipe` has their shapes."""
 
     recipe: Recipe
+    origins: tuple[Origin, ...]
     tokenizer: Tokenizer
     parts: Parts
     dims: Dims
@@ -100,8 +103,9 @@ def prepare(recipe: Recipe, *, trust_files: bool = False, data: Iterable[str] | 
 
 
 def prepare_bare(
-    recipe: Recipe, *, through: Iterable[str] = (), trust_files: bool = False, data: Iterable[str] = ()
-) -> Prepared:
+    recipe: Recipe, *, through: Iterable[str] = (), trust_files: bool = False, data: Iterable[str] = (),
+    mute: bool = False,
+) -> Prepared:  # fmt: skip
     """The recipe without its terms: enough to answer, or to look at data.
 
     Args:
@@ -109,6 +113,7 @@ def prepare_bare(
         through: the token strategies that stand in every view; no other plugin is opened.
         trust_files: run plugins from local files, where one of `through` is one.
         data: names of sources to open.
+        mute: a model without a tokenizer will do; what needs one says so when it is asked.
 
     Raises:
         UserError: as `prepare`.
@@ -117,25 +122,27 @@ def prepare_bare(
     recipe = replace(recipe, plugins=kept)
     return _prepare(
         recipe, sorted(data), trust_files,
-        lambda parts, dims: {stage: speaking_plan(parts, stage) for stage in recipe.stages},
+        lambda parts, dims: {stage: speaking_plan(parts, stage) for stage in recipe.stages}, mute=mute,
     )  # fmt: skip
 
 
 def _prepare(
     recipe: Recipe, data: Iterable[str], trust_files: bool,
     plan: Callable[[Parts, Dims], Mapping[str, StagePlan]], found: Iterable[Problem] = (),
+    mute: bool = False,
 ) -> Prepared:  # fmt: skip
     """Opens everything, compiles by `plan`, and raises all problems together with those `found`."""
-    tokenizer = _Tried(lambda: _open_tokenizer(recipe))
+    tokenizer = _Tried(lambda: _open_tokenizer(recipe, mute))
+    resolved = _Tried(lambda: resolve(recipe))
     parts = _Tried(lambda: build_parts(recipe, trust_files=trust_files))
     sources = _Tried(lambda: open_sources(recipe, data))
-    dims = _Tried(lambda: facts.dims(recipe, tokenizer.value.size), tokenizer)
+    dims = _Tried(lambda: facts.dims(resolved.value[0], tokenizer.value.size), resolved, tokenizer)
     plans = _Tried(lambda: plan(parts.value, dims.value), parts, dims)
-    tried = (tokenizer, parts, sources, dims, plans)
+    tried = (tokenizer, resolved, parts, sources, dims, plans)
     raise_all([*found, *(problem for each in tried for problem in each.problems)])
     return Prepared(
-        recipe=recipe, tokenizer=tokenizer.value, parts=parts.value, dims=dims.value,
-        plans=plans.value, sources=sources.value,
+        recipe=resolved.value[0], origins=resolved.value[1], tokenizer=tokenizer.value, parts=parts.value,
+        dims=dims.value, plans=plans.value, sources=sources.value,
     )  # fmt: skip
 
 
@@ -153,10 +160,29 @@ class _Tried(Generic[T]):
                 self.problems = tuple(error.problems)
 
 
-def _open_tokenizer(recipe: Recipe) -> Tokenizer:
+class NoTokenizer:
+    """Stands for the tokenizer of a model that has none: whatever is asked of it says so."""
+
+    size = 0
+
+    def __init__(self, problem: UserError) -> None:
+        self.problem = problem
+
+    def __getattr__(self, name: str) -> object:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise self.problem
+
+
+def _open_tokenizer(recipe: Recipe, mute: bool) -> Tokenizer:
     section = recipe.model.tokenizer
     path = recipe.path(section.from_)
-    return Tokenizer.open(path / "tokenizer.model" if path.is_dir() else path, section.kind)
+    try:
+        return Tokenizer.open(path / "tokenizer.model" if path.is_dir() else path, section.kind)
+    except UserError as error:
+        if mute and path.is_dir():
+            return cast(Tokenizer, NoTokenizer(error))
+        raise
 
 
 def open_sources(recipe: Recipe, names: Iterable[str]) -> dict[str, Records]:

@@ -13,6 +13,7 @@ from lmmkit.recipe.model import (
     ImageShape,
     Model,
     Numerics,
+    RopeScaling,
     Speaks,
     TemplateName,
     TextFrom,
@@ -25,7 +26,7 @@ from lmmkit.recipe.model import (
     VisionTimm,
 )
 from lmmkit.recipe.places import Places
-from lmmkit.recipe.read import from_mapping, read_recipe, read_text
+from lmmkit.recipe.read import around, from_mapping, model_from_mapping, read_recipe, read_text
 from lmmkit.recipe.schema import Evaluate, Output, Recipe, Speed, Task
 from lmmkit.recipe.stage import (
     Batch,
@@ -59,6 +60,7 @@ __all__ = [
     "Output",
     "Places",
     "Recipe",
+    "RopeScaling",
     "Source",
     "Speaks",
     "Speed",
@@ -78,11 +80,13 @@ __all__ = [
     "VisionScratch",
     "VisionTimm",
     "Weight",
+    "around",
     "diff",
     "digest",
     "dump",
     "flow_text",
     "from_mapping",
+    "model_from_mapping",
     "read_recipe",
     "read_text",
     "section_class",

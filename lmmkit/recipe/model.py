@@ -90,14 +90,32 @@ Vision = Annotated[
 
 @section
 class Connector:
-    """What maps vision width to text width: one linear, or linear-GELU-linear."""
+    """What maps vision width to text width: one linear, or linear-GELU-linear.
+
+    `from_`: a folder of llava-hf, LLaVA or lmmkit whose connector it begins as.
+    """
 
     kind: Literal["linear", "mlp2x_gelu"]
+    from_: k.Text | None = None
+
+
+@section
+class RopeScaling:
+    """How rotary positions were stretched to a longer context; see `model/rope.py`."""
+
+    kind: Literal["linear", "llama3", "yarn"]
+    factor: k.Positive
+    original: k.Natural = 0  # context before it was stretched; llama3 and yarn
+    low: k.Positive = 1.0  # llama3: turns within `original` below which a frequency is divided
+    high: k.Positive = 4.0  # llama3: and above which it is kept
+    fast: k.Positive = 32.0  # yarn: turns above which a frequency is kept
+    slow: k.Positive = 1.0  # yarn: and below which it is divided
+    magnitude: k.NotNegative = 0.0  # yarn: of sines and cosines; 0 = 0.1 ln(factor) + 1
 
 
 @section
 class TextScratch:
-    """A decoder built here; the vocabulary size comes from the tokenizer."""
+    """A decoder built here."""
 
     width: k.Count
     depth: k.Count
@@ -106,7 +124,9 @@ class TextScratch:
     context: k.Count  # tokens in one sequence at most, image tokens included
     kv_heads: k.Count = 0  # not given = heads
     head_size: k.Count = 0  # not given = width / heads; stays 0 where that is not whole
+    vocab: k.Natural = 0  # rows of the embedding; not given = the tokenizer's size
     rope_theta: k.Positive = 1e4
+    rope_scaling: RopeScaling | None = None
     norm_eps: k.Positive = 1e-5
     qkv_bias: k.Flag = False
     qk_norm: k.Flag = False
@@ -144,7 +164,7 @@ class Tokenizer:
     """The folder that holds the tokenizer, and its kind."""
 
     from_: k.Text
-    kind: Literal["sentencepiece"]
+    kind: Literal["sentencepiece"] = "sentencepiece"
 
 
 @section
@@ -164,8 +184,8 @@ class Speaks:
 class Model:
     """The parts, in the order in which a picture and a question pass through them."""
 
-    vision: Vision
-    connector: Connector
+    vision: Vision | None = None  # not given, with connector: a model of text alone
+    connector: Connector | None = None
     text: TextModel
     tokenizer: Tokenizer
     speaks: Speaks

@@ -6,6 +6,7 @@ import copy
 import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from lmmkit.errors import Problem, UserError, did_you_mean, raise_all
 from lmmkit.recipe import checks
+from lmmkit.recipe.model import Model
 from lmmkit.recipe.places import Fault, Places
 from lmmkit.recipe.schema import HIDDEN, Recipe
 from lmmkit.recipe.tree import MAX_BYTES, Tree, parse
@@ -69,6 +71,38 @@ def from_mapping(mapping: Mapping[str, Any], *, root: Path | None = None) -> Rec
         got = f"a {type(mapping).__name__}"
         raise UserError(Problem("recipe/wrong-type", "recipe", got, "a mapping", "Pass a dict."))
     return _recipe(Tree(value=mapping), root)
+
+
+def model_from_mapping(mapping: Mapping[str, Any]) -> Model:
+    """A checked `model` section alone, as a model folder keeps it. Raises `UserError`."""
+    return from_mapping({**_AROUND, "model": mapping}).model
+
+
+def around(model: Model, stage: str) -> Recipe:
+    """The least recipe with this model: what a model that was not trained here is opened by."""
+    bare = from_mapping({**_AROUND, "stages": {stage: _AROUND["stages"]["none"]}})
+    return replace(bare, model=model)
+
+
+# A recipe without a run: everything a recipe must have, and nothing it would do.
+_AROUND: dict[str, Any] = {
+    "format": 1,
+    "seed": 0,
+    "model": {
+        "text": {"width": 2, "depth": 1, "heads": 1, "mlp": 1, "context": 1},
+        "tokenizer": {"from": "."},
+        "speaks": {"template": "plain", "image_shape": "crop"},
+    },
+    "data": {
+        "none": {"kind": "llava", "records": "none", "images": ".", "template": "plain", "image_shape": "crop"}
+    },
+    "stages": {
+        "none": {
+            "data": {"none": 1.0}, "batch": {"samples": 1}, "length": {"steps": 1}, "train": {"text": {}},
+            "optim": {"lr": 1.0}, "losses": {"next_token": 1.0},
+        }
+    },
+}  # fmt: skip
 
 
 def _text(path: Path) -> str:

@@ -25,16 +25,20 @@ from lmmkit.rundir import fsync, read_json, write_json_atomic
 FORMAT = "lmmkit-model-1"
 
 
-def write(folder: Path, module: nn.Module, *, config: Mapping, recipe: str, tokenizer: Tokenizer) -> None:
+def write(
+    folder: Path, module: nn.Module, *, config: Mapping, recipe: str | None, tokenizer: Tokenizer | None
+) -> None:
     """Writes the folder aside and renames it, replacing one of that name."""
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     save_file({k: t.contiguous() for k, t in unique_tensors(module).items()}, aside / "model.safetensors")
-    tokenizer.save(aside / "tokenizer.model")
-    (aside / "recipe.yaml").write_text(recipe, encoding="utf-8")
-    for file in ("model.safetensors", "tokenizer.model", "recipe.yaml"):
-        fsync(aside / file)
+    if tokenizer is not None:
+        tokenizer.save(aside / "tokenizer.model")
+    if recipe is not None:
+        (aside / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    for file in sorted(aside.iterdir()):
+        fsync(file)
     write_json_atomic(aside / "config.json", {"format": FORMAT, **config})
     if folder.exists():
         shutil.rmtree(folder)
@@ -50,14 +54,27 @@ def config_of(folder: Path) -> dict:
     return config
 
 
+def is_ours(folder: Path) -> bool:
+    """Whether lmmkit wrote the folder."""
+    path = folder / "config.json"
+    return path.is_file() and read_json(path, mend="Mend or remove it.").get("format") == FORMAT
+
+
+def check(module: nn.Module, folder: Path, *, at: str = "") -> None:
+    """As `fill`, by the file's header alone: the module may be on meta."""
+    fill(module, folder, at=at, copy=False)
+
+
 def fill(
-    module: nn.Module, folder: Path, *, prefixes: tuple[str, ...] = ("",), strict: bool = True
-) -> tuple[str, ...]:
+    module: nn.Module, folder: Path, *, at: str = "", prefixes: tuple[str, ...] = ("",), strict: bool = True,
+    copy: bool = True,
+) -> tuple[str, ...]:  # fmt: skip
     """Copies the folder's tensors into the module, name by name.
 
     Args:
         module: what to fill; its own values stay where `strict` is off and the folder has none.
         folder: a model folder.
+        at: what stands before the module's names in the folder.
         prefixes: only names that begin with one of these.
         strict: every tensor of the module must be there.
 
@@ -68,7 +85,7 @@ def fill(
         UserError: with every missing or ill-shaped tensor.
     """
     path = folder / "model.safetensors"
-    own = {k: t for k, t in unique_tensors(module).items() if k.startswith(prefixes)}
+    own = {at + k: t for k, t in unique_tensors(module).items() if (at + k).startswith(prefixes)}
     try:
         with safe_open(path, framework="pt") as file, torch.no_grad():
             names = set(file.keys())
@@ -79,7 +96,7 @@ def fill(
                 problems += [_mismatch(path, k, "no such tensor", own[k]) for k in missing]
             if problems:
                 raise UserError(problems)
-            for name in set(own) & names:
+            for name in (set(own) & names) if copy else ():
                 own[name].copy_(file.get_tensor(name))
     except (OSError, SafetensorError) as error:
         mend = "Train again, or restore the file."

@@ -252,7 +252,7 @@ def test_a_damaged_model_is_told(trained, tmp_path):
     weights.write_bytes(weights.read_bytes()[:-1000])
     assert "model/unreadable" in run("chat", tmp_path / "model", "--prompt", "x", code=2)
     (tmp_path / "model" / "config.json").write_text("{}")
-    assert "model/format" in run("chat", tmp_path / "model", "--prompt", "x", code=2)
+    assert "weights/architecture" in run("chat", tmp_path / "model", "--prompt", "x", code=2)
 
 
 def test_a_bug_of_ours_exits_1_with_its_traceback(monkeypatch, tmp_path):

@@ -17,6 +17,7 @@ from lmmkit.forest import roots
 from lmmkit.model.attention import Eager, Sdpa
 from lmmkit.model.decoder import Decoder, DecoderShape
 from lmmkit.model.init import init
+from lmmkit.model.rope import Rope
 from tests import hf_weights, reference
 from tests.reference import off, show
 from tests.tiny import TEXT, random_ids
@@ -25,7 +26,7 @@ CPU = torch.device("cpu")
 WIDE = {"vocab": 97, "depth": 3, "context": 64}
 LLAMAS = {
     "grouped heads": DecoderShape(width=24, heads=6, kv_heads=2, head_size=4, mlp=52, **WIDE),
-    "odd head size": DecoderShape(width=20, heads=4, kv_heads=4, head_size=6, mlp=33, rope_theta=5e5, **WIDE),
+    "odd head size": DecoderShape(width=20, heads=4, kv_heads=4, head_size=6, mlp=33, rope=Rope(theta=5e5), **WIDE),
     "tied, one kv head": DecoderShape(width=32, heads=4, kv_heads=1, head_size=16, mlp=40, tied=True, **WIDE),
 }
 QWENS = {
@@ -54,7 +55,7 @@ def theirs(decoder: Decoder, config_class=LlamaConfig):
         vocab_size=s.vocab, hidden_size=s.width, num_hidden_layers=s.depth, num_attention_heads=s.heads,
         num_key_value_heads=s.kv_heads, intermediate_size=s.mlp, max_position_embeddings=s.context,
         rms_norm_eps=s.norm_eps, tie_word_embeddings=s.tied, attn_implementation="eager", pad_token_id=0,
-        rope_parameters={"rope_type": "default", "rope_theta": s.rope_theta}, **extra,
+        rope_parameters={"rope_type": "default", "rope_theta": s.rope.theta}, **extra,
     )  # fmt: skip
     return hf_weights.load(CLASSES[config_class](config), hf_weights.of_decoder(decoder), spare="^$")
 

@@ -1,0 +1,79 @@
+"""The recipe of a model that no run here trained: its parts from one folder, and how it speaks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from lmmkit.errors import Problem, UserError
+from lmmkit.recipe import (
+    Connector,
+    Model,
+    Recipe,
+    Speaks,
+    TextFrom,
+    Tokenizer,
+    VisionFrom,
+    around,
+    model_from_mapping,
+    read_recipe,
+)
+from lmmkit.weights.source import Source, open_source
+
+STAGE = "imported"  # what stands for the stage of a model that was not trained here
+
+
+def recipe_of(folder: Path, template: str | None = None, vision: Path | None = None) -> tuple[Recipe, Source]:
+    """The recipe of a public folder that holds a decoder, and what the folder is.
+
+    Args:
+        folder: of llava-hf, original LLaVA or a decoder alone.
+        template: what turns are wrapped in; not given, `vicuna_v1` where there are images.
+        vision: a folder with the encoder, where this one leaves it out.
+
+    Raises:
+        UserError: no decoder in it, or a connector whose encoder is nowhere.
+    """
+    source = open_source(folder)
+    at = str(folder.resolve())
+    if source.text is None:
+        got, want = f"a {source.kind} folder", "a folder with a decoder"
+        mend = "Name it in a recipe: `model.vision.from`."
+        raise UserError(Problem("model/no-text", str(folder), got, want, mend))
+    encoder = open_source(vision) if vision else source
+    if source.connector and encoder.vision is None:
+        got = "a connector without the encoder it reads"
+        mend = "Import it with its encoder: `lmmkit model import SRC DST --vision CLIP_FOLDER`."
+        raise UserError(Problem("model/no-vision", str(folder), got, "both", mend))
+    shape = encoder.vision.image_shape if encoder.vision else "pad"
+    if source.kind == "llava":
+        shape = "pad"  # as its second stage does
+    model = Model(
+        vision=VisionFrom(from_=str(encoder.folder.resolve())) if source.connector else None,
+        connector=Connector(kind="mlp2x_gelu", from_=at) if source.connector else None,
+        text=TextFrom(from_=at, context=source.text.shape.context),
+        tokenizer=Tokenizer(from_=at),
+        speaks=Speaks(template=cast(Any, template or "vicuna_v1"), image_shape=cast(Any, shape)),
+    )
+    if encoder.vision and model.vision:
+        layer = encoder.vision.shape.feature_layer
+        model = Model(**{**vars(model), "vision": VisionFrom(from_=model.vision.from_, feature_layer=layer)})
+    return around(model, STAGE), source
+
+
+def recipe_of_ours(folder: Path, config: Mapping[str, Any], root: str | Path | None) -> Recipe:
+    """The recipe of a model folder lmmkit wrote; its tokenizer is the one beside the weights."""
+    path = folder / "recipe.yaml"
+    if not path.is_file():
+        model = model_from_mapping(config["model"])
+        return around(
+            Model(**{**vars(model), "tokenizer": Tokenizer(from_=str(folder.resolve()))}), config["stage"]
+        )
+    tokenizer = json.dumps(str(folder.resolve()))  # quoted: it is read as YAML
+    return read_recipe(
+        path, root=Path(root or config.get("root", ".")),
+        # the folder may lie on another machine than it was trained on
+        overrides=[f"model.tokenizer.from={tokenizer}", "speed.attention=auto"],
+    )  # fmt: skip

@@ -1,0 +1,106 @@
+"""A public `config.json`, read key by key: unknown keys are ignored, wrong ones are problems."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lmmkit.errors import Problem, UserError
+from lmmkit.rundir import read_json
+
+MEND = "Mend the file, or fetch the folder anew."
+_MISSING = object()
+
+
+@dataclass(frozen=True)
+class Config:
+    """A (sub-)section of a model folder's config. `where` is the file and the section in it."""
+
+    values: Mapping[str, Any]
+    where: str
+
+    @classmethod
+    def of(cls, folder: Path) -> Config:
+        """The folder's `config.json`. Raises `UserError` if there is none."""
+        path = folder / "config.json"
+        return cls(read_json(path, mend="Name a folder with a model's config.json and weights."), str(path))
+
+    def has(self, key: str) -> bool:
+        """Whether the key is there and not null."""
+        return self.values.get(key) is not None
+
+    def section(self, key: str) -> Config:
+        """A section below this one; empty where it is not there."""
+        value = self.values.get(key)
+        if value is not None and not isinstance(value, Mapping):
+            raise self.problem(key, value, "a section")
+        return Config(value or {}, f"{self.where}: {key}")
+
+    def count(self, key: str, default: Any = _MISSING) -> int:
+        """A whole number, 1 or more."""
+        value = self._value(key, default)
+        if type(value) is not int or not 1 <= value < 2**31:
+            raise self.problem(key, value, "a whole number, 1 or more")
+        return value
+
+    def number(self, key: str, default: Any = _MISSING) -> float:
+        """A finite number above 0."""
+        value = self._value(key, default)
+        if type(value) not in (int, float) or not 0 < value < float("inf"):
+            raise self.problem(key, value, "a number above 0")
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false."""
+        value = self._value(key, default)
+        if type(value) is not bool:
+            raise self.problem(key, value, "true or false")
+        return value
+
+    def text(self, key: str, default: Any = _MISSING) -> str:
+        """A text."""
+        value = self._value(key, default)
+        if type(value) is not str:
+            raise self.problem(key, value, "a text")
+        return value
+
+    def ids(self, key: str) -> tuple[int, ...]:
+        """Token ids: one, or a list of them."""
+        value = self.values.get(key)
+        found = value if isinstance(value, list) else [value]
+        if not all(type(v) is int and v >= 0 for v in found):
+            raise self.problem(key, value, "token ids")
+        return tuple(found)
+
+    def one_of(self, key: str, known: Mapping[str, str], default: str) -> str:
+        """What `known` calls a value that this release can carry out."""
+        value = self._value(key, default)
+        if value not in known:
+            raise self.problem(key, value, f"one of {', '.join(known)}: all that lmmkit carries out here")
+        return known[value]
+
+    def only(self, **wanted: Any) -> None:
+        """Refuses any other value of these keys: what it asks for would be left out in silence."""
+        for key, value in wanted.items():
+            if self.has(key) and self.values[key] != value:
+                raise self.problem(key, self.values[key], f"{value!r}: all that lmmkit carries out here")
+
+    def _value(self, key: str, default: Any) -> Any:
+        value = self.values.get(key)
+        if value is not None:
+            return value
+        if default is _MISSING:
+            raise self.problem(key, None, "a value")
+        return default
+
+    def problem(self, key: str, got: object, want: str) -> UserError:
+        """A problem of one key."""
+        return UserError(Problem("weights/config", f"{self.where}: {key}", repr(got), want, MEND))
+
+
+def unsupported(where: str, got: str, known: Sequence[str]) -> UserError:
+    """An architecture that no table is written for."""
+    want, mend = f"one of {', '.join(known)}", "Convert the model to one of these."
+    return UserError(Problem("weights/architecture", where, got, want, mend))

@@ -1,0 +1,167 @@
+"""Public decoders: config -> shape, and which of their tensors is which of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from lmmkit.model.decoder import DecoderShape
+from lmmkit.model.rope import Rope
+from lmmkit.weights.config import Config, unsupported
+from lmmkit.weights.keys import Table
+
+LLAMA: Table = (
+    ("embed.weight", "model.embed_tokens.weight"),
+    ("blocks.{n}.attention_norm.weight", "model.layers.{n}.input_layernorm.weight"),
+    ("blocks.{n}.attention.qkv.weight[q]", "model.layers.{n}.self_attn.q_proj.weight"),
+    ("blocks.{n}.attention.qkv.weight[k]", "model.layers.{n}.self_attn.k_proj.weight"),
+    ("blocks.{n}.attention.qkv.weight[v]", "model.layers.{n}.self_attn.v_proj.weight"),
+    ("blocks.{n}.attention.qkv.bias[q]", "model.layers.{n}.self_attn.q_proj.bias"),
+    ("blocks.{n}.attention.qkv.bias[k]", "model.layers.{n}.self_attn.k_proj.bias"),
+    ("blocks.{n}.attention.qkv.bias[v]", "model.layers.{n}.self_attn.v_proj.bias"),
+    ("blocks.{n}.attention.q_norm.weight", "model.layers.{n}.self_attn.q_norm.weight"),
+    ("blocks.{n}.attention.k_norm.weight", "model.layers.{n}.self_attn.k_norm.weight"),
+    ("blocks.{n}.attention.out.weight", "model.layers.{n}.self_attn.o_proj.weight"),
+    ("blocks.{n}.mlp_norm.weight", "model.layers.{n}.post_attention_layernorm.weight"),
+    ("blocks.{n}.mlp.gate_up.weight[gate]", "model.layers.{n}.mlp.gate_proj.weight"),
+    ("blocks.{n}.mlp.gate_up.weight[up]", "model.layers.{n}.mlp.up_proj.weight"),
+    ("blocks.{n}.mlp.down.weight", "model.layers.{n}.mlp.down_proj.weight"),
+    ("norm.weight", "model.norm.weight"),
+    ("head.weight", "lm_head.weight"),
+)
+# Qwen-7B as first published: one matrix for q, k and v, gelu-free names of the GPT-2 line.
+QWEN1: Table = (
+    ("embed.weight", "transformer.wte.weight"),
+    ("blocks.{n}.attention_norm.weight", "transformer.h.{n}.ln_1.weight"),
+    ("blocks.{n}.attention.qkv.weight", "transformer.h.{n}.attn.c_attn.weight"),
+    ("blocks.{n}.attention.qkv.bias", "transformer.h.{n}.attn.c_attn.bias"),
+    ("blocks.{n}.attention.out.weight", "transformer.h.{n}.attn.c_proj.weight"),
+    ("blocks.{n}.mlp_norm.weight", "transformer.h.{n}.ln_2.weight"),
+    ("blocks.{n}.mlp.gate_up.weight[gate]", "transformer.h.{n}.mlp.w2.weight"),
+    ("blocks.{n}.mlp.gate_up.weight[up]", "transformer.h.{n}.mlp.w1.weight"),
+    ("blocks.{n}.mlp.down.weight", "transformer.h.{n}.mlp.c_proj.weight"),
+    ("norm.weight", "transformer.ln_f.weight"),
+    ("head.weight", "lm_head.weight"),
+)
+# Tables of frequencies, once saved, and the head of a tied model, which is its embedding.
+SPARE = r"rotary_emb|\.attn\.bias$|masked_bias$|^lm_head\.weight$"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderSource:
+    """A decoder as a config describes it. `longest`: what it can be asked for without a change."""
+
+    shape: DecoderShape
+    table: Table
+    family: str
+
+
+def read_decoder(config: Config) -> DecoderSource:
+    """The decoder of a config (or of the `text_config` of one).
+
+    Raises `UserError` for an unknown family, and for settings no code here carries out.
+    """
+    family = config.text("model_type")
+    if family not in FAMILIES:
+        raise unsupported(config.where, f"model_type {family!r}", sorted(FAMILIES))
+    return FAMILIES[family](config)
+
+
+def _llama(config: Config) -> DecoderSource:
+    config.only(attention_bias=False, mlp_bias=False, pretraining_tp=1)
+    return _source(config)
+
+
+def _mistral(config: Config) -> DecoderSource:
+    return _windowed(_source(config), config)
+
+
+def _qwen2(config: Config) -> DecoderSource:
+    source = _source(config, qkv_bias=True, max_positions=32768)
+    return _windowed(source, config) if config.flag("use_sliding_window", False) else source
+
+
+def _qwen3(config: Config) -> DecoderSource:
+    config.only(attention_bias=False)
+    source = _source(config, qk_norm=True, head_size=128, max_positions=32768)
+    return _windowed(source, config) if config.flag("use_sliding_window", False) else source
+
+
+def _qwen1(config: Config) -> DecoderSource:
+    config.only(no_bias=True, scale_attn_weights=True, rotary_pct=1.0)
+    width, heads = config.count("hidden_size"), config.count("num_attention_heads")
+    size = config.count("kv_channels", width // heads)
+    shape = DecoderShape(
+        vocab=config.count("vocab_size"), width=width, depth=config.count("num_hidden_layers"), heads=heads,
+        kv_heads=heads, head_size=size, mlp=config.count("intermediate_size") // 2,
+        context=config.count("seq_length", 8192),  # log-n scaling and dynamic NTK begin above it
+        rope=Rope(theta=config.number("rotary_emb_base", 1e4)),
+        norm_eps=config.number("layer_norm_epsilon", 1e-6), qkv_bias=True,
+        tied=config.flag("tie_word_embeddings", False),
+    )  # fmt: skip
+    return DecoderSource(shape=shape, table=QWEN1, family="qwen")
+
+
+FAMILIES: dict[str, Callable[[Config], DecoderSource]] = {
+    "llama": _llama, "mistral": _mistral, "qwen2": _qwen2, "qwen3": _qwen3, "qwen": _qwen1,
+}  # fmt: skip
+
+
+def _source(
+    config: Config, *, qkv_bias: bool = False, qk_norm: bool = False, head_size: int | None = None,
+    max_positions: int = 4096,
+) -> DecoderSource:  # fmt: skip
+    config.one_of("hidden_act", {"silu": "silu"}, "silu")
+    width, heads = config.count("hidden_size"), config.count("num_attention_heads")
+    kv_heads = config.count("num_key_value_heads", heads)
+    if heads % kv_heads:
+        raise config.problem("num_key_value_heads", kv_heads, f"a divisor of {heads} heads")
+    size = config.count("head_dim", head_size or width // heads)
+    if size % 2:
+        raise config.problem("head_dim", size, "an even number")
+    context = config.count("max_position_embeddings", max_positions)
+    shape = DecoderShape(
+        vocab=config.count("vocab_size"), width=width, depth=config.count("num_hidden_layers"), heads=heads,
+        kv_heads=kv_heads, head_size=size, mlp=config.count("intermediate_size"), context=context,
+        rope=_rope(config, context), norm_eps=config.number("rms_norm_eps", 1e-6), qkv_bias=qkv_bias,
+        qk_norm=qk_norm, tied=config.flag("tie_word_embeddings", False),
+    )  # fmt: skip
+    return DecoderSource(shape=shape, table=LLAMA, family=config.text("model_type"))
+
+
+def _windowed(source: DecoderSource, config: Config) -> DecoderSource:
+    """A sliding window sees all that there is up to its size: no longer context is built."""
+    if not config.has("sliding_window"):
+        return source
+    window = config.count("sliding_window")
+    return replace(source, shape=replace(source.shape, context=min(source.shape.context, window)))
+
+
+def _rope(config: Config, context: int) -> Rope:
+    """From `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
+    now, old = config.section("rope_parameters"), config.section("rope_scaling")
+    scaling = now if now.values else old
+    theta = now.number("rope_theta", config.values.get("rope_theta", 1e4))
+    if not scaling.values:
+        return Rope(theta=theta)
+    scaling.only(partial_rotary_factor=1.0)
+    kinds = {"default": "none", "linear": "linear", "llama3": "llama3", "yarn": "yarn", "dynamic": "dynamic"}
+    key = "rope_type" if scaling.has("rope_type") else "type"
+    match scaling.one_of(key, kinds, "default"):
+        case "linear":
+            return Rope(theta=theta, scaling="linear", factor=scaling.number("factor"))
+        case "llama3":
+            return Rope(
+                theta=theta, scaling="llama3", factor=scaling.number("factor"),
+                original=scaling.count("original_max_position_embeddings"),
+                low=scaling.number("low_freq_factor"), high=scaling.number("high_freq_factor"),
+            )  # fmt: skip
+        case "yarn":
+            scaling.only(mscale=None, mscale_all_dim=None, truncate=True)
+            return Rope(
+                theta=theta, scaling="yarn", factor=scaling.number("factor"),
+                original=scaling.count("original_max_position_embeddings", context),
+                fast=scaling.number("beta_fast", 32), slow=scaling.number("beta_slow", 1),
+                magnitude=scaling.number("attention_factor") if scaling.has("attention_factor") else 0.0,
+            )  # fmt: skip
+    return Rope(theta=theta)  # dynamic changes nothing up to the context, and no more is built

@@ -1,0 +1,107 @@
+"""Public vision encoders: config -> shape, and which of their tensors is which of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lmmkit.dims import CLIP_MEAN, CLIP_STD, ImageSpec
+from lmmkit.model.vision import VisionShape
+from lmmkit.rundir import read_json
+from lmmkit.weights.config import Config, unsupported
+from lmmkit.weights.keys import Table
+
+VIT: Table = (
+    ("class_token[0]", "embeddings.class_embedding"),
+    ("patch.weight", "embeddings.patch_embedding.weight"),
+    ("patch.bias", "embeddings.patch_embedding.bias"),
+    ("position", "embeddings.position_embedding.weight"),
+    ("pre_norm.weight", "pre_layrnorm.weight"),
+    ("pre_norm.bias", "pre_layrnorm.bias"),
+    *(
+        (f"blocks.{{n}}.{ours}.{kind}{part}", f"encoder.layers.{{n}}.{theirs}.{kind}")
+        for kind in ("weight", "bias")
+        for ours, part, theirs in (
+            ("attention_norm", "", "layer_norm1"),
+            ("qkv", "[q]", "self_attn.q_proj"),
+            ("qkv", "[k]", "self_attn.k_proj"),
+            ("qkv", "[v]", "self_attn.v_proj"),
+            ("out", "", "self_attn.out_proj"),
+            ("mlp_norm", "", "layer_norm2"),
+            ("up", "", "mlp.fc1"),
+            ("down", "", "mlp.fc2"),
+        )
+    ),
+)
+# What stands behind the last layer, and a table of position numbers that old folders hold.
+SPARE = r"^post_layernorm\.|^head\.|position_ids$"
+ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSource:
+    """A vision encoder as its files describe it; `image_shape` is what its processor does."""
+
+    shape: VisionShape
+    image_shape: str
+    family: str
+
+
+def read_encoder(config: Config, folder: Path, *, feature_layer: int) -> EncoderSource:
+    """The encoder of a config (or of the `vision_config` of one).
+
+    Raises `UserError` for an unknown family, and for settings no code here carries out.
+    """
+    family = config.text("model_type")
+    if family not in FAMILIES:
+        raise unsupported(config.where, f"model_type {family!r}", sorted(FAMILIES))
+    size, patch = config.count("image_size"), config.count("patch_size")
+    config.only(num_channels=3)
+    mean, std, image_shape = _processor(folder, FAMILIES[family])
+    side, width = size // patch, config.count("hidden_size")
+    image = ImageSpec(size=size, grid=(side, side), width=width, mean=mean, std=std)
+    clip = family == "clip_vision_model"
+    depth = config.count("num_hidden_layers")
+    if not -depth - 1 <= feature_layer <= depth:
+        raise config.problem("num_hidden_layers", depth, f"enough layers for feature_layer {feature_layer}")
+    heads = config.count("num_attention_heads")
+    if width % heads:
+        raise config.problem("num_attention_heads", heads, f"a divisor of the width {width}")
+    shape = VisionShape(
+        width=width, depth=depth, heads=heads, mlp=config.count("intermediate_size"), patch=patch, image=image,
+        feature_layer=feature_layer, class_token=clip, pre_norm=clip, patch_bias=not clip,
+        activation=config.one_of("hidden_act", ACTIVATIONS, "quick_gelu" if clip else "gelu_pytorch_tanh"),  # type: ignore[arg-type]
+        norm_eps=config.number("layer_norm_eps", 1e-5 if clip else 1e-6),
+    )  # fmt: skip
+    return EncoderSource(shape=shape, image_shape=image_shape, family=family)
+
+
+CLIP = {"mean": CLIP_MEAN, "std": CLIP_STD, "shape": "crop"}
+HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "shape": "pad"}
+FAMILIES: dict[str, dict[str, Any]] = {"clip_vision_model": CLIP, "siglip_vision_model": HALF}
+
+
+def _processor(folder: Path, habits: Mapping[str, Any]) -> tuple[tuple, tuple, str]:
+    """(mean, std, image shape) of the folder's image processor, else the family's."""
+    mean, std, shape = habits["mean"], habits["std"], habits["shape"]
+    for name, key in (("preprocessor_config.json", ""), ("processor_config.json", "image_processor")):
+        if (folder / name).is_file():
+            found = Config(read_json(folder / name, mend="Mend or remove it."), str(folder / name))
+            found = found.section(key) if key else found
+            if not found.values:
+                continue
+            if found.has("do_pad"):
+                shape = "pad" if found.flag("do_pad", False) else "crop"
+            return _triple(found, "image_mean", mean), _triple(found, "image_std", std), shape
+    return mean, std, shape
+
+
+def _triple(config: Config, key: str, default: tuple) -> tuple:
+    value = config.values.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, list) or len(value) != 3 or not all(type(v) in (int, float) for v in value):
+        raise config.problem(key, value, "three numbers")
+    return tuple(map(float, value))

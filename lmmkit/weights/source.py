@@ -1,0 +1,220 @@
+"""A public model folder: which parts it holds, of what shape, under which names.
+
+Every layout is brought to one spelling: `text.` before a decoder's own public names, `vision.`
+before an encoder's, `connector.` before the projector's. What has no place keeps its name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lmmkit.errors import Problem, UserError
+from lmmkit.rundir import read_json
+from lmmkit.weights import decoders, encoders, keys
+from lmmkit.weights.config import Config, unsupported
+from lmmkit.weights.decoders import DecoderSource, read_decoder
+from lmmkit.weights.encoders import EncoderSource, read_encoder
+from lmmkit.weights.keys import Table
+from lmmkit.weights.tensors import Stored, opened
+
+CONNECTOR: Table = (
+    ("first.weight", "linear_1.weight"),
+    ("first.bias", "linear_1.bias"),
+    ("second.1.weight", "linear_2.weight"),
+    ("second.1.bias", "linear_2.bias"),
+)
+Spelling = tuple[tuple[str, str], ...]
+"""(pattern, its place in ours): the first that matches the beginning of a name renames it."""
+
+LLAVA_HF: Spelling = (
+    (r"(?:model\.)?vision_tower\.(?:vision_model\.)?", "vision."),
+    (r"(?:model\.)?multi_modal_projector\.", "connector."),
+    (r"language_model\.model\.|model\.language_model\.", "text.model."),
+    (r"language_model\.lm_head\.|lm_head\.", "text.lm_head."),
+)
+LLAVA: Spelling = (
+    (r"model\.vision_tower\.vision_tower\.vision_model\.", "vision."),
+    (r"model\.mm_projector\.0\.", "connector.linear_1."),
+    (r"model\.mm_projector\.2\.", "connector.linear_2."),
+    (r"model\.", "text.model."),
+    (r"lm_head\.", "text.lm_head."),
+)
+ENCODER: Spelling = ((r"text_model\.", "spare.text_model."), (r"vision_model\.", "vision."), (r"", "vision."))
+DECODER: Spelling = ((r"", "text."),)
+# beside the vision model of a whole CLIP or SigLIP
+TWO_TOWERS = r"|^visual_projection\.|^text_projection\.|^logit_(scale|bias)$"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What a public folder holds. `image_token`: the id that stands for one row of an image."""
+
+    folder: Path
+    kind: str
+    spelling: Spelling
+    text: DecoderSource | None = None
+    vision: EncoderSource | None = None
+    connector: bool = False
+    image_token: int | None = None
+    eos: tuple[int, ...] = ()
+    pad: int | None = None
+    dtype: str = "float32"
+
+    @contextmanager
+    def tensors(self, *, pickled: bool = False) -> Iterator[dict[str, Stored]]:
+        """The folder's tensors in our spelling."""
+        with opened(self.folder, pickled=pickled) as found:
+            yield {_spelt(name, self.spelling): stored for name, stored in found.items()}
+
+    def parts(self) -> tuple[str, ...]:
+        """Of text, vision and connector, those it holds."""
+        here = {"text": self.text, "vision": self.vision, "connector": self.connector or None}
+        return tuple(name for name, part in here.items() if part is not None)
+
+    def fill(self, part: str, module: nn.Module, stored: Mapping[str, Stored]) -> None:
+        """Copies one part's tensors into its module. Raises `UserError` as `keys.check`."""
+        keys.fill(module, self._table(part), stored, prefix=f"{part}.", spare=self.spare(part))
+
+    def check(self, part: str, module: nn.Module, stored: Mapping[str, Stored]) -> None:
+        """As `fill`, by the headers alone; the module may be on meta."""
+        keys.check(module, self._table(part), stored, prefix=f"{part}.", spare=self.spare(part))
+
+    def _table(self, part: str) -> Table:
+        if part == "text":
+            assert self.text is not None
+            return self.text.table
+        return encoders.VIT if part == "vision" else CONNECTOR
+
+    def spare(self, part: str) -> str:
+        """Names that may be in the folder without a place in ours."""
+        if part == "vision":
+            assert self.vision is not None
+            shape = self.vision.shape
+            behind = "|".join(map(str, range(shape.built, shape.depth))) or "none"
+            return rf"{encoders.SPARE}{TWO_TOWERS}|^encoder\.layers\.({behind})\."
+        return decoders.SPARE if part == "text" else r"$^"
+
+
+def open_source(folder: Path, *, feature_layer: int | None = None) -> Source:
+    """What the folder's config says it holds; no tensor is read, and no code.
+
+    Args:
+        folder: of llava-hf, original LLaVA, a decoder, CLIP or SigLIP.
+        feature_layer: the vision state to read, where it is not the folder's own (-2).
+
+    Raises:
+        UserError: no config, an unknown architecture, settings that no code here carries out.
+    """
+    config = Config.of(folder)
+    kind = config.text("model_type", "none")
+    known = {"llava": _llava_hf, "llava_llama": _llava, "clip": _two_towers, "siglip": _two_towers}
+    if kind == "llava" and not config.has("text_config"):
+        kind = "llava_llama"  # what original LLaVA wrote before it had a name of its own
+    if kind in known:
+        return known[kind](folder, config, feature_layer)
+    if kind in encoders.FAMILIES:
+        vision = read_encoder(config, folder, feature_layer=-2 if feature_layer is None else feature_layer)
+        return Source(folder=folder, kind=kind, spelling=ENCODER, vision=vision, dtype=_dtype(config))
+    if kind in decoders.FAMILIES:
+        text = read_decoder(config)
+        return Source(
+            folder=folder, kind=kind, spelling=DECODER, text=text, dtype=_dtype(config),
+            **_ends(folder, config),
+        )  # fmt: skip
+    families = [*known, *encoders.FAMILIES, *decoders.FAMILIES]
+    raise unsupported(f"{config.where}: model_type", f"`{kind}`", families)
+
+
+def _llava_hf(folder: Path, config: Config, feature_layer: int | None) -> Source:
+    config.only(projector_hidden_act="gelu", multimodal_projector_bias=True)
+    text_config = _with_defaults(config.section("text_config"))
+    text = read_decoder(text_config)
+    if config.has("tie_word_embeddings") and not text_config.has("tie_word_embeddings"):
+        text = replace(text, shape=replace(text.shape, tied=config.flag("tie_word_embeddings", False)))
+    layer = config.values.get("vision_feature_layer", -2)
+    if type(layer) is not int:
+        raise config.problem("vision_feature_layer", layer, "one layer's number")
+    vision = read_encoder(
+        _with_defaults(config.section("vision_config")), folder,
+        feature_layer=layer if feature_layer is None else feature_layer,
+    )  # fmt: skip
+    wanted = "default" if vision.shape.class_token else "full"
+    config.only(vision_feature_select_strategy=wanted)
+    key = "image_token_id" if config.has("image_token_id") else "image_token_index"
+    return Source(
+        folder=folder, kind="llava-hf", spelling=LLAVA_HF, text=text, vision=vision, connector=True,
+        image_token=config.count(key, 32000), dtype=_dtype(config), **_ends(folder, config, text_config),
+    )  # fmt: skip
+
+
+def _with_defaults(section: Config) -> Config:
+    """The published llava-hf configs leave out what their class defaults to (Vicuna-7B, ViT-L/14-336)."""
+    known = {
+        "llama": {
+            "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 11008,
+            "vocab_size": 32000, "max_position_embeddings": 2048,
+        },
+        "clip_vision_model": {
+            "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
+            "image_size": 224, "patch_size": 32,
+        },
+    }  # fmt: skip
+    defaults = known.get(str(section.values.get("model_type")), {})
+    given = {k: v for k, v in section.values.items() if v is not None}
+    return Config(defaults | given, section.where)
+
+
+def _llava(folder: Path, config: Config, feature_layer: int | None) -> Source:
+    config.only(mm_projector_type="mlp2x_gelu", mm_vision_select_feature="patch", mm_use_im_start_end=False)
+    text = read_decoder(Config({**config.values, "model_type": "llama"}, config.where))
+    return Source(
+        folder=folder, kind="llava", spelling=LLAVA, text=text, connector=True,
+        dtype=_dtype(config), **_ends(folder, config),
+    )  # fmt: skip
+
+
+def _two_towers(folder: Path, config: Config, feature_layer: int | None) -> Source:
+    section = _with_defaults(config.section("vision_config"))
+    kind = config.text("model_type") + "_vision_model"
+    vision = read_encoder(
+        Config({**section.values, "model_type": kind}, section.where), folder,
+        feature_layer=-2 if feature_layer is None else feature_layer,
+    )  # fmt: skip
+    return Source(folder=folder, kind=kind, spelling=ENCODER, vision=vision, dtype=_dtype(config))
+
+
+def _ends(folder: Path, *configs: Config) -> dict[str, Any]:
+    """The ids that end an answer and that pad one, as generation takes them: the first file that says."""
+    found = list(configs)
+    if (path := folder / "generation_config.json").is_file():
+        found.insert(0, Config(read_json(path, mend="Mend or remove it."), str(path)))
+    eos = next((c.ids("eos_token_id") for c in found if c.has("eos_token_id")), ())
+    pad = next((c.ids("pad_token_id") for c in found if c.has("pad_token_id")), ())
+    return {"eos": eos, "pad": pad[0] if pad else None}
+
+
+def _dtype(config: Config) -> str:
+    key = "dtype" if config.has("dtype") else "torch_dtype"
+    return config.text(key, "float32")
+
+
+def _spelt(name: str, spelling: Spelling) -> str:
+    for pattern, place in spelling:
+        if match := re.match(pattern, name):
+            return place + name[match.end() :]
+    return name
+
+
+def want_part(source: Source, part: str, where: str) -> None:
+    """Raises `UserError` where a folder lacks the part that a recipe takes from it."""
+    if part not in source.parts():
+        got = f"a {source.kind} folder, which holds {' and '.join(source.parts())} only"
+        want, mend = f"a folder with a {part} part", "Name another folder."
+        raise UserError(Problem("weights/part", where, got, want, mend))

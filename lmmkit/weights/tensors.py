@@ -1,0 +1,145 @@
+"""The tensors of a public model folder, read one at a time: never code, never two copies.
+
+Safetensors, whole or sharded by an index. Pickled files (`.bin`, `.pt`) are opened only where the
+user asked, and then by torch's weights-only reader, which runs nothing that the file says.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from lmmkit.errors import Problem, UserError, raise_all
+from lmmkit.rundir import read_json
+
+PICKLED = (".bin", ".pt", ".pth")
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor on disk: its file, its name there, shape and type; `read` brings it in."""
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype | str
+    read: Callable[[], Tensor]
+
+
+@contextmanager
+def opened(folder: Path, *, pickled: bool = False) -> Iterator[dict[str, Stored]]:
+    """The tensors of `folder` by name, without their values.
+
+    Args:
+        folder: a model folder, or a single weights file.
+        pickled: whether `.bin` and `.pt` files may be read (weights only).
+
+    Raises:
+        UserError: no weights, damaged or pickled files, file names that leave the folder.
+    """
+    with ExitStack() as stack:
+        found: dict[str, Stored] = {}
+        for file in files(folder, pickled=pickled):
+            for name, stored in (_pickled(file) if file.suffix in PICKLED else _safe(file, stack)).items():
+                if name in found:
+                    got = f"{name} in {found[name].file.name} too"
+                    mend = "Remove the file that does not belong."
+                    raise UserError(Problem("weights/twice", str(file), got, "each tensor once", mend))
+                found[name] = stored
+        yield found
+
+
+def files(folder: Path, *, pickled: bool = False) -> list[Path]:
+    """The weights files of a folder: those of its index, else all safetensors, else pickled ones."""
+    if folder.is_file():
+        return _allowed([folder], pickled)
+    for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+        if (folder / index).is_file():
+            return _allowed(_indexed(folder / index), pickled)
+    if safe := sorted(folder.glob("*.safetensors")):
+        return safe
+    return _allowed(sorted(p for p in folder.glob("*") if p.suffix in PICKLED), pickled, folder)
+
+
+def _indexed(index: Path) -> list[Path]:
+    mend = "Fetch the folder anew."
+    names = read_json(index, mend=mend).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(n, str) for n in names.values()):
+        got, want = "no map of tensors to files", "`weight_map`"
+        raise UserError(Problem("weights/index", str(index), got, want, mend))
+    plain = re.compile(r"[\w.-]+")
+    raise_all(
+        Problem("weights/path", str(index), f"the file name {n!r}", "a plain name in the same folder", mend)
+        for n in sorted(set(names.values()))
+        if not plain.fullmatch(n) or n.startswith(".")
+    )
+    paths = [index.parent / n for n in sorted(set(names.values()))]
+    raise_all(
+        Problem("weights/shard", str(path), "no such file", f"a shard that {index.name} names", mend)
+        for path in paths
+        if not path.is_file()
+    )
+    return paths
+
+
+def _allowed(paths: list[Path], pickled: bool, folder: Path | None = None) -> list[Path]:
+    if not paths:
+        want, mend = "*.safetensors", "Name a folder with a model's weights."
+        raise UserError(Problem("weights/none", str(folder), "no weights", want, mend))
+    bad = [path for path in paths if path.suffix in PICKLED and not pickled]
+    mend = (
+        "Convert it to safetensors, or read its weights alone: "
+        "`lmmkit model import SRC DST --allow-pickle`, then name DST."
+    )
+    raise_all(Problem("weights/pickle", str(p), "a pickled file", "safetensors", mend) for p in bad)
+    return paths
+
+
+def _safe(file: Path, stack: ExitStack) -> dict[str, Stored]:
+    try:
+        handle = stack.enter_context(safe_open(file, framework="pt"))
+        found = {}
+        for name in handle.keys():  # noqa: SIM118 (no mapping)
+            part = handle.get_slice(name)
+            kind = part.get_dtype()
+            read = _reader(handle, name)
+            found[name] = Stored(file, name, tuple(part.get_shape()), DTYPES.get(kind, kind), read)
+        return found
+    except (OSError, SafetensorError) as error:
+        raise _damaged(file, error) from None
+
+
+def _reader(handle, name: str) -> Callable[[], Tensor]:
+    return lambda: handle.get_tensor(name)
+
+
+def _pickled(file: Path) -> dict[str, Stored]:
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # whatever the reader meets in a hostile file
+        raise _damaged(file, error) from None
+    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+        raise _damaged(file, ValueError("it holds something else than tensors by name"))
+    return {name: Stored(file, name, tuple(t.shape), t.dtype, _held(t)) for name, t in state.items()}
+
+
+def _held(tensor: Tensor) -> Callable[[], Tensor]:
+    return lambda: tensor
+
+
+def _damaged(file: Path, error: Exception) -> UserError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return UserError(
+        Problem("weights/unreadable", str(file), reason, "a whole weights file", "Fetch it anew.")
+    )

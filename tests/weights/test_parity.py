@@ -1,0 +1,151 @@
+"""Logits and greedy tokens of public models equal transformers', on random weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import lmmkit
+from tests.weights import models
+
+TOLERANCE = 1e-5
+
+
+def check_logits(theirs, folder, image=None, places=None, pixels=None, n=0):
+    vocab = theirs.get_input_embeddings().num_embeddings
+    id_BT, mask_BT = models.ids(vocab, [41, 33, 7 if image is None else 25])
+    if image is not None:
+        models.with_images(id_BT, mask_BT, places, image, n)
+    ours = lmmkit.load(folder, device="cpu")
+    extra = {} if pixels is None else {"pixel_values": pixels}
+    with torch.no_grad():
+        want = theirs(input_ids=id_BT, attention_mask=mask_BT, **extra).logits
+    got = ours.logits(id_BT, pixels, mask_BT)
+    assert got.shape == want.shape and got.dtype == torch.float32
+    seen = mask_BT.bool()
+    assert models.error(got[seen], want[seen]) < TOLERANCE
+    assert not got[~seen].any()
+
+
+@pytest.mark.parametrize("shape", models.ODD)
+@pytest.mark.parametrize("family", models.DECODERS)
+def test_logits_of_decoders(family, shape, tmp_path):
+    theirs = models.decoder(family, shape)
+    check_logits(theirs, models.saved(theirs, tmp_path / "model"))
+
+
+@pytest.mark.parametrize("rope", models.ROPES)
+def test_logits_with_stretched_positions(rope, tmp_path):
+    theirs = models.decoder("llama", "grouped", rope)
+    check_logits(theirs, models.saved(theirs, tmp_path / "model"))
+
+
+@pytest.mark.parametrize(
+    "text, vision, shape",
+    [("llama", "clip", "plain"), ("qwen2", "clip gelu", "grouped"), ("mistral", "siglip", "tied")],
+)
+def test_logits_of_llava_with_several_images(text, vision, shape, tmp_path):
+    theirs = models.llava(text, vision, shape)
+    size = models.VISIONS[vision].image_size
+    n = (size // 10) ** 2
+    pixels = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(2))
+    places = [[2, 2 + n], [5], []]
+    check_logits(theirs, models.saved(theirs, tmp_path / "model"), 90, places, pixels, n)
+
+
+def test_logits_of_a_sharded_folder(tmp_path):
+    theirs = models.llava("llama", "clip", "plain")
+    folder = models.saved(theirs, tmp_path / "model", max_shard_size="20KB")
+    assert len(list(folder.glob("*.safetensors"))) > 3
+    pixels = torch.randn(1, 3, 30, 30)
+    check_logits(theirs, folder, 90, [[3], [], []], pixels, 9)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_bf16_is_as_near_to_float64_as_theirs(family, tmp_path):
+    theirs = models.decoder(family, "grouped").bfloat16()
+    folder = models.saved(theirs, tmp_path / "model")
+    id_BT, _ = models.ids(97, [40, 40, 40, 40])
+    with torch.no_grad():
+        low = theirs(id_BT).logits
+        exact = theirs.double()(id_BT).logits
+    ours = lmmkit.load(folder, dtype=torch.bfloat16, device="cpu").logits(id_BT)
+    error = ((ours - exact) ** 2).mean().sqrt(), ((low - exact) ** 2).mean().sqrt()
+    assert error[0] <= 1.2 * error[1], error
+
+
+def differences(got: torch.Tensor, want: torch.Tensor, theirs, prompt, mask, **extra) -> int:
+    """Rows whose tokens differ; each must do so first where the reference's two best are as good as equal."""
+    count = 0
+    for b in range(len(want)):
+        n = min(got.shape[1], want.shape[1])
+        unequal = (got[b, :n] != want[b, :n]).nonzero()
+        if len(unequal) == 0:
+            continue
+        at = int(unequal[0])
+        whole = torch.cat([prompt, want[:, :at]], 1)
+        seen = torch.cat([mask, torch.ones_like(want[:, :at])], 1)
+        position = (seen.cumsum(1) - 1).clamp(min=0)
+        with torch.no_grad():
+            logits = theirs(input_ids=whole, attention_mask=seen, position_ids=position, **extra).logits
+        best = logits[b, -1].topk(2).values
+        assert best[0] - best[1] < 1e-4, (b, at, float(best[0] - best[1]))
+        count += 1
+    return count
+
+
+@pytest.mark.parametrize("family", models.DECODERS)
+@pytest.mark.parametrize("lengths", [[29], [29, 11, 3, 20]], ids=["one", "left-padded four"])
+def test_greedy_tokens(family, lengths, tmp_path):
+    theirs = models.decoder(family, "grouped")
+    theirs.generation_config.eos_token_id = None
+    theirs.config.max_position_embeddings = 128
+    ours = lmmkit.load(models.saved(theirs, tmp_path / "model"), device="cpu")
+    id_BT, mask_BT = models.ids(97, lengths, side="left")
+    want = theirs.generate(
+        input_ids=id_BT, attention_mask=mask_BT, max_new_tokens=64, do_sample=False, pad_token_id=0
+    )[:, id_BT.shape[1] :]
+    got = ours.generate(id_BT, max_new_tokens=64, attention_mask=mask_BT, eos_token_id=[96_000])
+    assert got.shape == want.shape and got.dtype == torch.int64
+    near = differences(got, want, theirs, id_BT, mask_BT)
+    print(f"{family}: {near} of {len(want)} differ at a near tie")
+
+
+def test_greedy_tokens_end_and_pad_as_theirs(tmp_path):
+    theirs = models.decoder("llama", "plain")
+    ours = lmmkit.load(models.saved(theirs, tmp_path / "model"), device="cpu")
+    id_BT, mask_BT = models.ids(131, [9, 14, 4], side="left")
+    free = ours.generate(id_BT, max_new_tokens=40, attention_mask=mask_BT, eos_token_id=[1_000_000])
+    eos = int(free[0, 5])
+    want = theirs.generate(
+        input_ids=id_BT, attention_mask=mask_BT, max_new_tokens=40, do_sample=False, eos_token_id=eos,
+        pad_token_id=eos,
+    )[:, id_BT.shape[1] :]  # fmt: skip
+    got = ours.generate(id_BT, max_new_tokens=40, attention_mask=mask_BT, eos_token_id=eos)
+    ours_padded = torch.where(got == ours.tokens.pad, eos, got) if ours.tokens.pad != eos else got
+    assert torch.equal(ours_padded, want)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_changes_no_answer(side, tmp_path):
+    ours = lmmkit.load(models.saved(models.decoder("qwen2", "plain"), tmp_path / "m"), device="cpu")
+    id_BT, mask_BT = models.ids(131, [12, 5], side=side)
+    both = ours.generate(id_BT, max_new_tokens=9, attention_mask=mask_BT, eos_token_id=[10**6])
+    for b in range(2):
+        alone = ours.generate(id_BT[b][mask_BT[b].bool()][None], max_new_tokens=9, eos_token_id=[10**6])
+        assert torch.equal(both[b], alone[0])
+
+
+@pytest.mark.parametrize(
+    "id_BT, pixels, wrong",
+    [
+        (torch.full((1, 4), 131), None, "token id 131"),
+        (torch.tensor([[1, -3]]), None, "token id -3"),
+        (torch.tensor([1, 2]), None, "[B, T]"),
+        (torch.tensor([[1, 2]]), torch.zeros(1, 3, 30, 30), "0 image placeholders"),
+    ],
+)
+def test_ids_that_fit_nothing_are_refused(id_BT, pixels, wrong, tmp_path):
+    ours = lmmkit.load(models.saved(models.llava("llama", "clip", "plain"), tmp_path / "m"), device="cpu")
+    with pytest.raises(ValueError, match=wrong.replace("[", r"\[")):
+        ours.logits(id_BT, pixels)
