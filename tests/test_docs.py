@@ -21,7 +21,12 @@ RECIPES, PLUGINS, ARCHITECTURE = (
     (ROOT / name).read_text(encoding="utf-8")
     for name in ("docs/recipes.md", "docs/plugins.md", "ARCHITECTURE.md")
 )
-DERIVED = ("model.vision.mlp", "model.text.vocab", "model.text.kv_heads", "model.text.head_size")  # 0 stands for "work it out"
+DERIVED = (
+    "model.vision.mlp",
+    "model.text.vocab",
+    "model.text.kv_heads",
+    "model.text.head_size",
+)  # 0 stands for "work it out"
 NAMED = {"losses": "TERM"}  # what the names under a section stand for; NAME elsewhere
 
 

@@ -40,6 +40,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "errors", "sample", "spans", "recipe", "rundir", "model", "data", "weights", "plan", "objective", "assemble",
         "tokens",
     ),
+    "convert": ("errors", "recipe", "model", "weights", "plan", "assemble", "speak"),
     "evaluate": ("errors", "dims", "sample", "recipe", "rundir", "data", "plan", "objective", "speak", "evaluate"),
     "training": (
         "errors", "dims", "sample", "spans", "batch", "recipe", "rundir", "model", "data", "weights", "plan",
@@ -47,7 +48,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     ),
     "report": ("rundir", "report"),
     "commands": ("errors", "sample", "recipe", "door", "rundir", "model", "data", "scenes", "weights", "plan", "assemble", "estimate",
-                 "speak", "evaluate", "training", "report", "dims", "commands"),
+                 "speak", "convert", "evaluate", "training", "report", "dims", "commands"),
     "cli": ("commands",),
     "__main__": ("cli",),
     "__init__": ("recipe", "speak", "training"),

@@ -1,42 +1,53 @@
-"""The KV cache: rows of the forest that are remembered, and rows reserved for what is to come."""
+"""The KV cache: one leaf's path beside the next, padded on the left, with room for what is to come."""
 
 from __future__ import annotations
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from lmmkit.model.attention import Attend, gathered
+from lmmkit.model.attention import Attend
 
 
 class LayerCache:
-    """Keys and values of one layer for T rows, [T, G, K]; rows are written once.
+    """Keys and values of one layer for Q sequences that grow together, [Q, G, M + new, K].
 
-    `recording` makes them; `decoding` comes after it.
+    `recording` fills it from the packed prompts; `decoding` comes after it. A prefix that several
+    sequences share is copied to each: decoding then reads one stretch of memory.
     """
 
-    k_TGK: Tensor
-    v_TGK: Tensor
+    k_QGMK: Tensor
+    v_QGMK: Tensor
 
-    def __init__(self, rows: int):
-        self.rows = rows
+    def __init__(self, key_QM: Tensor, new: int):
+        self.key_QM, self.new = key_QM, new
 
-    def recording(self, attend: Attend, rows: int) -> Attend:
-        """`attend`, remembering the keys and values of rows 0 to `rows` on the way."""
+    def recording(self, attend: Attend) -> Attend:
+        """`attend`, remembering the keys and values of every sequence on the way."""
 
         def attend_and_keep(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor) -> tuple[Tensor, Tensor]:
-            self.k_TGK = k_TGK.new_zeros(self.rows, *k_TGK.shape[1:])
-            self.v_TGK = v_TGK.new_zeros(self.rows, *v_TGK.shape[1:])
-            self.k_TGK[:rows], self.v_TGK[:rows] = k_TGK, v_TGK
+            self.k_QGMK, self.v_QGMK = self._spread(k_TGK), self._spread(v_TGK)
             return attend(q_THK, k_TGK, v_TGK)
 
         return attend_and_keep
 
-    def decoding(self, row_Q: Tensor, key_QM: Tensor, seen_QM: Tensor) -> Attend:
-        """Attention of the new rows `row_Q` onto the remembered rows `key_QM` that they see."""
+    def _spread(self, x_TGK: Tensor) -> Tensor:
+        (Q, M), (_, G, K) = self.key_QM.shape, x_TGK.shape
+        x_QGMK = x_TGK.new_empty(Q, G, M + self.new, K)
+        x_QGMK[:, :, :M] = x_TGK[self.key_QM].transpose(1, 2)
+        return x_QGMK
+
+    def decoding(self, at: int, seen_Q11M: Tensor | None) -> Attend:
+        """Attention of one new row a sequence, kept at place `at`, onto all places up to it.
+
+        `seen_Q11M` hides the padding; None where there is none.
+        """
 
         def attend(q_QHK: Tensor, k_QGK: Tensor, v_QGK: Tensor) -> tuple[Tensor, Tensor]:
-            self.k_TGK[row_Q], self.v_TGK[row_Q] = k_QGK, v_QGK
-            out_QHK = gathered(q_QHK, self.k_TGK, self.v_TGK, key_QM, seen_QM)
-            return out_QHK, torch.empty(0, device=q_QHK.device)
+            self.k_QGMK[:, :, at], self.v_QGMK[:, :, at] = k_QGK, v_QGK
+            k_QGMK, v_QGMK = self.k_QGMK[:, :, : at + 1], self.v_QGMK[:, :, : at + 1]
+            # the query heads of one key head become rows of one call: nothing is repeated
+            q_QGRK = q_QHK.unflatten(1, (k_QGK.shape[1], -1))
+            out_QGRK = F.scaled_dot_product_attention(q_QGRK, k_QGMK, v_QGMK, seen_Q11M)
+            return out_QGRK.flatten(1, 2), q_QHK.new_empty(0)
 
         return attend

@@ -1,19 +1,20 @@
-"""Generation over a forest: prompts share what they share, each leaf grows in its reserved rows.
+"""Generation over a forest: prompts share what they share, each leaf grows in its own cache.
 
 One prompt, a batch of ragged prompts and many questions on one image are the same call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lmmkit.batch import Batch
-from lmmkit.forest import Forest, room
+from lmmkit.forest import Forest
 from lmmkit.model.cache import LayerCache
 from lmmkit.model.lmm import LMM
 
@@ -42,7 +43,7 @@ class Sampled:
         return id_QV.gather(1, place_Q1.to(id_QV.device)).squeeze(1)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate(
     lmm: LMM,
     batch: Batch,
@@ -50,7 +51,7 @@ def generate(
     *,
     tokens: Mapping[str, Tensor],
     new: int,
-    eos: int,
+    eos: int | Collection[int],
     choose: Chooser = greedy,
     on_token: Callable[[Tensor], None] = lambda id_Q: None,
 ) -> list[list[int]]:
@@ -62,59 +63,54 @@ def generate(
         leaves: the last row of each prompt.
         tokens: learned rows by fill source.
         new: most tokens to write, at least 1.
-        eos: the id that ends an answer.
+        eos: the ids that end an answer.
         choose: picks a token a leaf from logits [Q, V].
         on_token: told of the tokens of every step, for streaming.
     """
     if new < 1:
         raise ValueError(f"got new = {new}; want at least one token to write")
-    device, T = batch.id_T.device, len(batch)
-    forest, new_QN = room(batch.forest, leaves, new)
-    caches = [LayerCache(len(forest)) for _ in lmm.decoder.blocks]
+    ends = (eos,) if isinstance(eos, int) else tuple(eos)
+    device, leaf_Q = batch.id_T.device, torch.as_tensor(leaves)
+    key_QM, seen_QM = _paths(batch.forest, leaves)
+    caches = [LayerCache(key_QM.to(device), new) for _ in lmm.decoder.blocks]
     attend = lmm.backend.attend(batch.forest, batch.key_T, batch.mass_R, device)
     x_TD = lmm.rows(batch.id_T, batch.fills, batch.pixels_ICXY, tokens)
-    hidden_TD = lmm.decode(x_TD, batch.forest.pos_T, [c.recording(attend, T) for c in caches]).hidden_TD
-    id_Q = choose(lmm.logits(hidden_TD[torch.as_tensor(leaves, device=device)]))
+    hidden_TD = lmm.decode(x_TD, batch.forest.pos_T, [c.recording(attend) for c in caches]).hidden_TD
+    id_Q = choose(lmm.logits(hidden_TD[leaf_Q.to(device)]))
 
-    key_QM, seen_QM = (torch.from_numpy(a).to(device) for a in _paths(forest, leaves, T, new_QN))
-    row_QN, pos_Q = torch.from_numpy(new_QN).to(device), batch.forest.pos_T[torch.as_tensor(leaves)]
-    before = key_QM.shape[1] - new
+    padded, M = not bool(seen_QM.all()), key_QM.shape[1]
+    seen_Q11M = F.pad(seen_QM, (0, new), value=True)[:, None, None].to(device)
+    pos_Q = batch.forest.pos_T[leaf_Q].to(device)
+    end_E = torch.tensor(ends, dtype=torch.int64, device=device)
     written = [id_Q]
-    done_Q = id_Q == eos
+    done_Q = torch.isin(id_Q, end_E)
     for step in range(new - 1):
         on_token(id_Q)
         if bool(done_Q.all()):
             break
-        upto = before + step + 1
-        attends = [c.decoding(row_QN[:, step], key_QM[:, :upto], seen_QM[:, :upto]) for c in caches]
+        seen = seen_Q11M[..., : M + step + 1] if padded else None
+        attends = [cache.decoding(M + step, seen) for cache in caches]
         hidden_QD = lmm.decode(lmm.decoder.embed(id_Q), pos_Q + step + 1, attends).hidden_TD
         id_Q = choose(lmm.logits(hidden_QD))
         written.append(id_Q)
-        done_Q |= id_Q == eos
+        done_Q |= torch.isin(id_Q, end_E)
     else:
         on_token(id_Q)
-    return [_until(row, eos) for row in torch.stack(written, 1).tolist()]
+    return [_until(row, ends) for row in torch.stack(written, 1).tolist()]
 
 
-def _paths(
-    forest: Forest, leaves: Sequence[int], prompt_rows: int, new_QN: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """(key_QM, seen_QM): the cache rows of every leaf's path, left-padded, then its reserved rows."""
+def _paths(forest: Forest, leaves: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """(key_QM, seen_QM): the rows of every leaf's path, padded on the left."""
     enter, leave = forest.enter_T.numpy(), forest.leave_T.numpy()
-    paths = []
-    for leaf in leaves:
-        at = enter[leaf]
-        seen = np.flatnonzero((enter[:prompt_rows] <= at) & (at < leave[:prompt_rows]))
-        paths.append(seen)
+    paths = [np.flatnonzero((enter <= enter[leaf]) & (enter[leaf] < leave)) for leaf in leaves]
     longest = max(map(len, paths))
-    key_QM = np.zeros((len(leaves), longest + new_QN.shape[1]), np.int64)
-    seen_QM = np.ones(key_QM.shape, bool)
-    key_QM[:, longest:] = new_QN
+    key_QM = np.zeros((len(leaves), longest), np.int64)
+    seen_QM = np.zeros(key_QM.shape, bool)
     for i, path in enumerate(paths):
-        seen_QM[i, : longest - len(path)] = False
-        key_QM[i, longest - len(path) : longest] = path
-    return key_QM, seen_QM
+        key_QM[i, longest - len(path) :] = path
+        seen_QM[i, longest - len(path) :] = True
+    return torch.from_numpy(key_QM), torch.from_numpy(seen_QM)
 
 
-def _until(ids: list[int], eos: int) -> list[int]:
-    return ids[: ids.index(eos)] if eos in ids else ids
+def _until(ids: list[int], ends: Collection[int]) -> list[int]:
+    return ids[: next((i for i, token in enumerate(ids) if token in ends), len(ids))]

@@ -36,9 +36,9 @@ class Connector(nn.Module):
 
 
 class LMM(nn.Module):
-    """A vision encoder, a connector and a decoder."""
+    """A vision encoder, a connector and a decoder; of text alone, the first two are identities."""
 
-    def __init__(self, vision: nn.Module, connector: Connector, decoder: Decoder, backend: Backend):
+    def __init__(self, vision: nn.Module, connector: nn.Module, decoder: Decoder, backend: Backend):
         super().__init__()
         self.vision, self.connector, self.decoder = vision, connector, decoder
         self.backend = backend
@@ -71,7 +71,7 @@ class LMM(nn.Module):
 
     def see(self, pixels_ICXY: Tensor) -> Tensor:
         """[I * N, D]: image tokens in decoder width, image by image."""
-        pixels_ICXY = pixels_ICXY.to(self.connector.first.weight.dtype)
+        pixels_ICXY = pixels_ICXY.to(next(self.connector.parameters()).dtype)
         return self.connector(self.vision(pixels_ICXY)).flatten(0, 1)
 
     def logits(self, hidden_SD: Tensor) -> Tensor:

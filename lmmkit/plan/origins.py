@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.model.decoder import DecoderShape
@@ -50,6 +50,16 @@ class Origin:
         """As `fill`, by the headers alone: the modules may be on meta."""
         self._each(modules, lambda source: source.check, own.check)
 
+    def carried(self, modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+        """What the folder's encoder has besides, for an export to give back."""
+        if "vision" not in self.parts:
+            return {}
+        if self.source is None:
+            return own.carried_of(self.folder)
+        found = self.source.spared("vision", modules["vision"])
+        known = ("vision.encoder.", "vision.post_layernorm.", "vision.head.")
+        return {name: t for name, t in found.items() if name.startswith(known)}
+
     def _each(self, modules: Mapping[str, nn.Module], public: Callable, ours: Callable) -> None:
         if self.source is None:
             for part in self.parts:
@@ -65,7 +75,7 @@ class Origin:
         raise_all(problems)
 
 
-def resolve(recipe: Recipe) -> tuple[Recipe, tuple[Origin, ...]]:
+def resolve(recipe: Recipe, *, pickled: bool = False) -> tuple[Recipe, tuple[Origin, ...]]:
     """The recipe with shapes in the place of folders, and the folders to fill from.
 
     Raises `UserError` with the problems of all folders.
@@ -78,7 +88,7 @@ def resolve(recipe: Recipe) -> tuple[Recipe, tuple[Origin, ...]]:
     origins = []
     for folder, parts in wanted.items():
         try:
-            origin, model = _resolved(recipe, model, folder, tuple(parts))
+            origin, model = _resolved(recipe, model, folder, tuple(parts), pickled)
             origins.append(origin)
         except UserError as error:
             problems += error.problems
@@ -86,7 +96,9 @@ def resolve(recipe: Recipe) -> tuple[Recipe, tuple[Origin, ...]]:
     return replace(recipe, model=model), tuple(origins)
 
 
-def _resolved(recipe: Recipe, model: Model, folder: Path, parts: tuple[str, ...]) -> tuple[Origin, Model]:
+def _resolved(
+    recipe: Recipe, model: Model, folder: Path, parts: tuple[str, ...], pickled: bool
+) -> tuple[Origin, Model]:
     if own.is_ours(folder):
         there = model_from_mapping(own.config_of(folder)["model"])
         shapes: dict[str, Any] = {part: getattr(there, part) for part in parts}
@@ -96,7 +108,7 @@ def _resolved(recipe: Recipe, model: Model, folder: Path, parts: tuple[str, ...]
         origin = Origin(folder=folder, parts=parts, source=None)
     else:
         layer = model.vision.feature_layer if isinstance(model.vision, VisionFrom) else None
-        source = open_source(folder, feature_layer=layer)
+        source = open_source(folder, feature_layer=layer, pickled=pickled)
         for part in parts:
             want_part(source, part, recipe.where(f"model.{part}.from"))
         shapes = {}

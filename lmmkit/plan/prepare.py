@@ -104,7 +104,7 @@ def prepare(recipe: Recipe, *, trust_files: bool = False, data: Iterable[str] | 
 
 def prepare_bare(
     recipe: Recipe, *, through: Iterable[str] = (), trust_files: bool = False, data: Iterable[str] = (),
-    mute: bool = False,
+    mute: bool = False, pickled: bool = False,
 ) -> Prepared:  # fmt: skip
     """The recipe without its terms: enough to answer, or to look at data.
 
@@ -114,6 +114,7 @@ def prepare_bare(
         trust_files: run plugins from local files, where one of `through` is one.
         data: names of sources to open.
         mute: a model without a tokenizer will do; what needs one says so when it is asked.
+        pickled: whether folders' `.bin` files may be read, weights alone.
 
     Raises:
         UserError: as `prepare`.
@@ -122,18 +123,18 @@ def prepare_bare(
     recipe = replace(recipe, plugins=kept)
     return _prepare(
         recipe, sorted(data), trust_files,
-        lambda parts, dims: {stage: speaking_plan(parts, stage) for stage in recipe.stages}, mute=mute,
+        lambda parts, dims: {stage: speaking_plan(parts, stage) for stage in recipe.stages}, mute=mute, pickled=pickled,
     )  # fmt: skip
 
 
 def _prepare(
     recipe: Recipe, data: Iterable[str], trust_files: bool,
     plan: Callable[[Parts, Dims], Mapping[str, StagePlan]], found: Iterable[Problem] = (),
-    mute: bool = False,
+    mute: bool = False, pickled: bool = False,
 ) -> Prepared:  # fmt: skip
     """Opens everything, compiles by `plan`, and raises all problems together with those `found`."""
     tokenizer = _Tried(lambda: _open_tokenizer(recipe, mute))
-    resolved = _Tried(lambda: resolve(recipe))
+    resolved = _Tried(lambda: resolve(recipe, pickled=pickled))
     parts = _Tried(lambda: build_parts(recipe, trust_files=trust_files))
     sources = _Tried(lambda: open_sources(recipe, data))
     dims = _Tried(lambda: facts.dims(resolved.value[0], tokenizer.value.size), resolved, tokenizer)

@@ -25,19 +25,23 @@ from lmmkit.weights.source import Source, open_source
 STAGE = "imported"  # what stands for the stage of a model that was not trained here
 
 
-def recipe_of(folder: Path, template: str | None = None, vision: Path | None = None) -> tuple[Recipe, Source]:
+def recipe_of(
+    folder: Path, template: str | None = None, *, vision: Path | None = None, base: Path | None = None
+) -> tuple[Recipe, Source]:
     """The recipe of a public folder that holds a decoder, and what the folder is.
 
     Args:
         folder: of llava-hf, original LLaVA or a decoder alone.
         template: what turns are wrapped in; not given, `vicuna_v1` where there are images.
         vision: a folder with the encoder, where this one leaves it out.
+        base: a folder with the decoder, where this one leaves it out.
 
     Raises:
         UserError: no decoder in it, or a connector whose encoder is nowhere.
     """
     source = open_source(folder)
     at = str(folder.resolve())
+    decoder = str(base.resolve()) if base else at
     if source.text is None:
         got, want = f"a {source.kind} folder", "a folder with a decoder"
         mend = "Name it in a recipe: `model.vision.from`."
@@ -50,16 +54,17 @@ def recipe_of(folder: Path, template: str | None = None, vision: Path | None = N
     shape = encoder.vision.image_shape if encoder.vision else "pad"
     if source.kind == "llava":
         shape = "pad"  # as its second stage does
+    eye = None
+    if source.connector and encoder.vision:
+        layer = encoder.vision.shape.feature_layer
+        eye = VisionFrom(from_=str(encoder.folder.resolve()), feature_layer=layer)
     model = Model(
-        vision=VisionFrom(from_=str(encoder.folder.resolve())) if source.connector else None,
+        vision=eye,
         connector=Connector(kind="mlp2x_gelu", from_=at) if source.connector else None,
-        text=TextFrom(from_=at, context=source.text.shape.context),
-        tokenizer=Tokenizer(from_=at),
+        text=TextFrom(from_=decoder, context=source.text.shape.context),
+        tokenizer=Tokenizer(from_=decoder),
         speaks=Speaks(template=cast(Any, template or "vicuna_v1"), image_shape=cast(Any, shape)),
     )
-    if encoder.vision and model.vision:
-        layer = encoder.vision.shape.feature_layer
-        model = Model(**{**vars(model), "vision": VisionFrom(from_=model.vision.from_, feature_layer=layer)})
     return around(model, STAGE), source
 
 

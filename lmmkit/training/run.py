@@ -17,7 +17,7 @@ from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.objective import Objective
 from lmmkit.plan.explain import plan_text
 from lmmkit.plan.prepare import Prepared, prepare
-from lmmkit.recipe import Recipe, diff, digest, dump, read_recipe
+from lmmkit.recipe import Recipe, diff, digest, dump, read_recipe, to_mapping
 from lmmkit.rundir import RunDir, lock, read_json, write_json_atomic, write_text_atomic
 from lmmkit.training import checkpoint, manifest
 from lmmkit.training.log import Board, MetricsLog
@@ -237,13 +237,18 @@ def _save_model(objective: Objective, prepared: Prepared, run: RunDir, position:
         "speaks_through": list(plan.speaks_through),
         "root": str(Path(prepared.recipe.root).resolve()),
         "speaks": vars_of(prepared.recipe.model.speaks),
+        "model": to_mapping(prepared.recipe)["model"],
     }
+    modules, carried = assemble.modules(objective), {}
+    for origin in prepared.origins:
+        carried |= origin.carried(modules)
     own.write(
         run.model(position.stage),
         objective,
         config=config,
         recipe=dump(prepared.recipe),
         tokenizer=prepared.tokenizer,
+        carried=carried,
     )
 
 

@@ -69,10 +69,11 @@ class Config:
     def ids(self, key: str) -> tuple[int, ...]:
         """Token ids: one, or a list of them."""
         value = self.values.get(key)
-        found = value if isinstance(value, list) else [value]
-        if not all(type(v) is int and v >= 0 for v in found):
+        listed = value if isinstance(value, list) else [value]
+        found = tuple(v for v in listed if type(v) is int and v >= 0)
+        if len(found) < len(listed):
             raise self.problem(key, value, "token ids")
-        return tuple(found)
+        return found
 
     def one_of(self, key: str, known: Mapping[str, str], default: str) -> str:
         """What `known` calls a value that this release can carry out."""

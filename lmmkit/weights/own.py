@@ -1,9 +1,10 @@
 """lmmkit's own model folder: what a stage leaves behind, and what anything may start from.
 
-    model/<stage>/  config.json  recipe.yaml  tokenizer.model  model.safetensors
+    model/<stage>/  config.json  recipe.yaml  tokenizer.model  model.safetensors  carried.safetensors
 
 The recipe holds shapes, template and plugin settings; `config.json` says which stage and step the
-weights are of, which plugins inference needs, and where paths of local plugin files start.
+weights are of, which plugins inference needs, and where paths of local plugin files start. A model
+that came from elsewhere has no recipe; `carried` is what its public format has besides.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lmmkit.data.text import Tokenizer
@@ -23,16 +24,23 @@ from lmmkit.errors import Problem, UserError
 from lmmkit.rundir import fsync, read_json, write_json_atomic
 
 FORMAT = "lmmkit-model-1"
+CARRIED = "carried.safetensors"
 
 
 def write(
-    folder: Path, module: nn.Module, *, config: Mapping, recipe: str | None, tokenizer: Tokenizer | None
-) -> None:
-    """Writes the folder aside and renames it, replacing one of that name."""
+    folder: Path, module: nn.Module, *, config: Mapping, recipe: str | None, tokenizer: Tokenizer | None,
+    carried: Mapping[str, Tensor] | None = None,
+) -> None:  # fmt: skip
+    """Writes the folder aside and renames it, replacing one of that name.
+
+    `carried`: tensors that the model does not read and that an export gives back.
+    """
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     save_file({k: t.contiguous() for k, t in unique_tensors(module).items()}, aside / "model.safetensors")
+    if carried:
+        save_file({name: t.contiguous() for name, t in carried.items()}, aside / CARRIED)
     if tokenizer is not None:
         tokenizer.save(aside / "tokenizer.model")
     if recipe is not None:
@@ -58,6 +66,18 @@ def is_ours(folder: Path) -> bool:
     """Whether lmmkit wrote the folder."""
     path = folder / "config.json"
     return path.is_file() and read_json(path, mend="Mend or remove it.").get("format") == FORMAT
+
+
+def carried_of(folder: Path) -> dict[str, Tensor]:
+    """Tensors the folder carries for an export alone; none where there is no such file."""
+    path = folder / CARRIED
+    return load_file(path) if path.is_file() else {}
+
+
+def dtype_of(folder: Path) -> torch.dtype:
+    """The type of the folder's weights."""
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        return file.get_tensor("lmm.decoder.norm.weight").dtype
 
 
 def check(module: nn.Module, folder: Path, *, at: str = "") -> None:

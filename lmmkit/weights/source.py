@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from lmmkit.errors import Problem, UserError
 from lmmkit.rundir import read_json
@@ -66,12 +66,34 @@ class Source:
     eos: tuple[int, ...] = ()
     pad: int | None = None
     dtype: str = "float32"
+    pickled: bool = False
 
     @contextmanager
-    def tensors(self, *, pickled: bool = False) -> Iterator[dict[str, Stored]]:
+    def tensors(self) -> Iterator[dict[str, Stored]]:
         """The folder's tensors in our spelling."""
-        with opened(self.folder, pickled=pickled) as found:
+        with opened(self.folder, pickled=self.pickled) as found:
             yield {_spelt(name, self.spelling): stored for name, stored in found.items()}
+
+    def prefixes(self) -> dict[str, str]:
+        """How the folder begins its names, by ours: what an export gives back."""
+        found = {}
+        with opened(self.folder, pickled=self.pickled) as names:
+            for name in names:
+                for pattern, place in self.spelling:
+                    if match := re.match(pattern, name):
+                        found.setdefault(place, match.group())
+                        break
+        return found
+
+    def spared(self, part: str, module: nn.Module) -> dict[str, Tensor]:
+        """Tensors of a part that the module has no place for."""
+        placed = keys.places(module, self._table(part))
+        with self.tensors() as stored:
+            return {
+                name: each.read()
+                for name, each in stored.items()
+                if name.startswith(f"{part}.") and name.removeprefix(f"{part}.") not in placed
+            }
 
     def parts(self) -> tuple[str, ...]:
         """Of text, vision and connector, those it holds."""
@@ -102,16 +124,21 @@ class Source:
         return decoders.SPARE if part == "text" else r"$^"
 
 
-def open_source(folder: Path, *, feature_layer: int | None = None) -> Source:
+def open_source(folder: Path, *, feature_layer: int | None = None, pickled: bool = False) -> Source:
     """What the folder's config says it holds; no tensor is read, and no code.
 
     Args:
         folder: of llava-hf, original LLaVA, a decoder, CLIP or SigLIP.
         feature_layer: the vision state to read, where it is not the folder's own (-2).
+        pickled: whether its `.bin` files may be read, weights alone.
 
     Raises:
         UserError: no config, an unknown architecture, settings that no code here carries out.
     """
+    return replace(_source(folder, feature_layer), pickled=pickled)
+
+
+def _source(folder: Path, feature_layer: int | None) -> Source:
     config = Config.of(folder)
     kind = config.text("model_type", "none")
     known = {"llava": _llava_hf, "llava_llama": _llava, "clip": _two_towers, "siglip": _two_towers}

@@ -114,7 +114,7 @@ def _safe(file: Path, stack: ExitStack) -> dict[str, Stored]:
             part = handle.get_slice(name)
             kind = part.get_dtype()
             read = _reader(handle, name)
-            found[name] = Stored(file, name, tuple(part.get_shape()), DTYPES.get(kind, kind), read)
+            found[name] = Stored(file, name, tuple(part.get_shape()), DTYPES.get(kind) or kind, read)
         return found
     except (OSError, SafetensorError) as error:
         raise _damaged(file, error) from None

@@ -26,7 +26,9 @@ CPU = torch.device("cpu")
 WIDE = {"vocab": 97, "depth": 3, "context": 64}
 LLAMAS = {
     "grouped heads": DecoderShape(width=24, heads=6, kv_heads=2, head_size=4, mlp=52, **WIDE),
-    "odd head size": DecoderShape(width=20, heads=4, kv_heads=4, head_size=6, mlp=33, rope=Rope(theta=5e5), **WIDE),
+    "odd head size": DecoderShape(
+        width=20, heads=4, kv_heads=4, head_size=6, mlp=33, rope=Rope(theta=5e5), **WIDE
+    ),
     "tied, one kv head": DecoderShape(width=32, heads=4, kv_heads=1, head_size=16, mlp=40, tied=True, **WIDE),
 }
 QWENS = {

@@ -10,27 +10,32 @@ import transformers as hf
 from tests.hf_weights import scramble
 
 ODD = {
-    "plain": dict(hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=52, vocab_size=131),
-    "grouped": dict(
-        hidden_size=42, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=2, head_dim=10,
-        intermediate_size=36, vocab_size=97,
-    ),
-    "tied": dict(
-        hidden_size=32, num_hidden_layers=1, num_attention_heads=8, num_key_value_heads=1, head_dim=6,
-        intermediate_size=44, vocab_size=203, tie_word_embeddings=True,
-    ),
+    "plain": {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 52, "vocab_size": 131},
+    "grouped": {
+        "hidden_size": 42, "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 10,
+        "intermediate_size": 36, "vocab_size": 97,
+    },
+    "tied": {
+        "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 6,
+        "intermediate_size": 44, "vocab_size": 203, "tie_word_embeddings": True,
+    },
 }  # fmt: skip
 ROPES = {
-    "default": dict(rope_type="default", rope_theta=5e5),
-    "linear": dict(rope_type="linear", rope_theta=1e4, factor=3.0),
-    "llama3": dict(
-        rope_type="llama3", rope_theta=5e5, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
-        original_max_position_embeddings=16,
-    ),
-    "yarn": dict(rope_type="yarn", rope_theta=1e4, factor=4.0, original_max_position_embeddings=16),
-    "dynamic": dict(rope_type="dynamic", rope_theta=1e4, factor=2.0),
+    "default": {"rope_type": "default", "rope_theta": 5e5},
+    "linear": {"rope_type": "linear", "rope_theta": 1e4, "factor": 3.0},
+    "llama3": {
+        "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    },
+    "yarn": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16},
+    "dynamic": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0},
 }  # fmt: skip
-DECODERS = {"llama": hf.LlamaConfig, "mistral": hf.MistralConfig, "qwen2": hf.Qwen2Config, "qwen3": hf.Qwen3Config}
+DECODERS = {
+    "llama": hf.LlamaConfig,
+    "mistral": hf.MistralConfig,
+    "qwen2": hf.Qwen2Config,
+    "qwen3": hf.Qwen3Config,
+}
 
 
 def decoder(family: str, shape: str, rope: str = "default") -> hf.PreTrainedModel:
@@ -44,10 +49,19 @@ def kv(shape: dict) -> dict:
     return {"num_key_value_heads": shape["num_attention_heads"]} | shape
 
 
-CLIP = dict(hidden_size=24, intermediate_size=40, num_hidden_layers=3, num_attention_heads=3, image_size=30, patch_size=10)
+CLIP = {
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "image_size": 30,
+    "patch_size": 10,
+}
 VISIONS = {
     "clip": hf.CLIPVisionConfig(**CLIP),
-    "clip gelu": hf.CLIPVisionConfig(**(CLIP | dict(hidden_act="gelu", num_hidden_layers=2, image_size=20))),
+    "clip gelu": hf.CLIPVisionConfig(
+        **(CLIP | {"hidden_act": "gelu", "num_hidden_layers": 2, "image_size": 20})
+    ),
     "siglip": hf.SiglipVisionConfig(**CLIP),
 }
 
@@ -76,7 +90,9 @@ def saved(model: hf.PreTrainedModel, folder: Path, **options) -> Path:
     return folder
 
 
-def ids(vocab: int, lengths: list[int], *, side: str = "right", seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def ids(
+    vocab: int, lengths: list[int], *, side: str = "right", seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(input_ids, attention_mask) of random prompts, padded on one side with id 0."""
     draw = torch.Generator().manual_seed(seed)
     longest = max(lengths)

@@ -1,0 +1,119 @@
+"""Public model folders into lmmkit's own, and back."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from lmmkit import assemble
+from lmmkit.errors import Problem, UserError
+from lmmkit.plan import public
+from lmmkit.plan.prepare import prepare_bare
+from lmmkit.recipe import to_mapping
+from lmmkit.speak import load, model_folder
+from lmmkit.weights import export, own
+from lmmkit.weights.source import Source
+
+Format = Literal["llava-hf", "llava", "lmmkit"]
+HELD = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def import_model(
+    source: Path, folder: Path, *, vision: Path | None = None, base: Path | None = None,
+    allow_pickle: bool = False, template: str | None = None,
+) -> None:  # fmt: skip
+    """Writes a public model as a model folder of ours, every value and type as it is.
+
+    Args:
+        source: of llava-hf, original LLaVA (whole, or its projector alone) or a decoder.
+        folder: new, or empty.
+        vision: a folder with the encoder, where `source` leaves it out.
+        base: a folder with the decoder, where `source` leaves it out.
+        allow_pickle: also read `.bin` files, their weights alone.
+        template: what turns are wrapped in, where the default is not wanted.
+
+    Raises:
+        UserError: an unknown architecture, tensors that do not fit, a folder that holds something.
+    """
+    _require_new(folder)
+    recipe, public_source = public.recipe_of(source, template, vision=vision, base=base)
+    prepared = prepare_bare(recipe, mute=True, pickled=allow_pickle)
+    dtype = HELD.get(public_source.dtype, torch.float32)
+    objective = assemble.build(
+        prepared.recipe, {}, prepared.dims, torch.device("cpu"), origins=prepared.origins, dtype=dtype
+    )
+    carried, prefixes = {}, {}
+    for origin in prepared.origins:
+        carried |= origin.carried(assemble.modules(objective))
+        prefixes |= origin.source.prefixes() if origin.source and origin.source.kind == "llava-hf" else {}
+    config = {
+        "stage": public.STAGE, "step": 0, "speaks_through": [], "plugins": {}, "kind": public_source.kind,
+        "model": to_mapping(prepared.recipe)["model"], "prefixes": prefixes, **_ends(public_source),
+    }  # fmt: skip
+    tokenizer = prepared.tokenizer if prepared.tokenizer.size else None
+    own.write(folder, objective, config=config, recipe=None, tokenizer=tokenizer, carried=carried)
+
+
+def _ends(source: Source) -> dict[str, object]:
+    found: dict[str, object] = {"eos": list(source.eos), "pad": source.pad, "image_token": source.image_token}
+    found["family"] = source.text.family if source.text else None
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def export_model(path: Path, folder: Path, kind: Format, *, dtype: torch.dtype | None = None) -> None:
+    """Writes a run's last model, or a model folder of ours, in a public format.
+
+    Plugins that do not matter when the model answers are left out; one that does is a problem.
+
+    Raises:
+        UserError: a model that the format cannot say, a folder that holds something.
+    """
+    source = model_folder(path)
+    export.require_whole(source)
+    if kind == "lmmkit":
+        _require_new(folder)
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+        return
+    speaker = load(source, device="cpu", dtype=dtype or own.dtype_of(source))
+    parts = assemble.modules(speaker.objective)
+    model = export.Exported(
+        vision=parts["vision"], connector=parts["connector"], text=speaker.objective.lmm.decoder,
+        config=own.config_of(source), tokenizer=speaker.prepared.tokenizer, carried=own.carried_of(source),
+        image_shape=speaker.prepared.recipe.model.speaks.image_shape,
+    )  # fmt: skip
+    export.write(model, folder, kind, dtype=dtype)
+
+
+def show_model(path: Path) -> dict[str, Any]:
+    """Architecture, parameters by part, type and size of a model; nothing of it is allocated."""
+    folder = path if (path / "config.json").is_file() else model_folder(path)
+    if own.is_ours(folder):
+        config = own.config_of(folder)
+        recipe, held, kind = public.recipe_of_ours(folder, config, None), str(own.dtype_of(folder)), "lmmkit"
+        recipe = replace(recipe, plugins={})
+    else:
+        recipe, source = public.recipe_of(folder)
+        held, kind = source.dtype, source.kind
+    prepared = prepare_bare(recipe, mute=True)
+    objective = assemble.shell(prepared.recipe, {}, prepared.dims, torch.device("cpu"))
+    held = held.removeprefix("torch.")
+    size = HELD.get(held, torch.float32).itemsize
+    counts = {
+        part: sum(p.numel() for p in module.parameters())
+        for part, module in assemble.modules(objective).items()
+    }
+    return {
+        "kind": kind, "dtype": held, "parameters": counts, "total": sum(counts.values()),
+        "bytes": size * sum(counts.values()), "model": to_mapping(prepared.recipe)["model"],
+        "tokenizer": prepared.tokenizer.size or None,
+    }  # fmt: skip
+
+
+def _require_new(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        got, mend = "something is there", "Name another, or remove it."
+        raise UserError(Problem("convert/exists", str(folder), got, "a new folder", mend))

@@ -1,0 +1,348 @@
+"""A model folder of ours as a llava-hf or an original LLaVA folder, files that speak included."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lmmkit.data.text import Tokenizer
+from lmmkit.errors import Problem, UserError, raise_all
+from lmmkit.model.decoder import Decoder, DecoderShape
+from lmmkit.model.vision import VisionShape, ViT
+from lmmkit.rundir import fsync, write_json_atomic
+from lmmkit.weights import encoders, keys, own
+from lmmkit.weights.decoders import LLAMA
+from lmmkit.weights.source import CONNECTOR
+
+HUB = {
+    "vision.": "vision_tower.vision_model.", "connector.": "multi_modal_projector.",
+    "text.model.": "language_model.model.", "text.lm_head.": "language_model.lm_head.",
+}  # fmt: skip
+ORIGINAL = {
+    "vision.": "model.vision_tower.vision_tower.vision_model.", "connector.linear_1.": "model.mm_projector.0.",
+    "connector.linear_2.": "model.mm_projector.2.", "text.model.": "model.", "text.lm_head.": "lm_head.",
+}  # fmt: skip
+SHARD = 4 << 30  # bytes of one weights file at most
+ROUND = 64  # rows of a vocabulary that grows come in multiples of this
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What an export needs to know: the model's parts with values, its folder's config and tokenizer."""
+
+    vision: nn.Module
+    connector: nn.Module
+    text: Decoder
+    config: Mapping[str, Any]
+    tokenizer: Tokenizer
+    carried: Mapping[str, Tensor]
+    image_shape: str
+
+    @property
+    def shape(self) -> DecoderShape:
+        """The decoder's."""
+        return self.text.shape
+
+    @property
+    def eye(self) -> VisionShape:
+        """The encoder's; `problems` has refused what has none."""
+        assert isinstance(self.vision, ViT)
+        return self.vision.shape
+
+
+def problems(model: Exported, folder: Path, kind: str) -> list[Problem]:
+    """What keeps the model from being said in that format."""
+
+    def wrong(got: str, want: str) -> Problem:
+        mend = "Export it with `--format lmmkit`."
+        return Problem("export/format", f"{folder}: {kind}", got, want, mend)
+
+    found = []
+    if through := model.config.get("speaks_through"):
+        found.append(wrong(f"learned tokens of {', '.join(through)} in every sequence", "ids alone"))
+    if not isinstance(model.vision, ViT) or _vision_family(model.vision.shape) is None:
+        found.append(wrong("no CLIP or SigLIP encoder", "a LLaVA with one of these"))
+    if not any("second.1" in name for name, _ in model.connector.named_parameters()):
+        found.append(wrong("another connector", "`mlp2x_gelu`"))
+    if kind == "llava" and family(model) != "llama":
+        found.append(wrong(f"a decoder of the {family(model)} family", "a LLaMA"))
+    if kind == "llava" and not (isinstance(model.vision, ViT) and model.eye.class_token):
+        found.append(wrong("an encoder without a class token", "CLIP"))
+    return found
+
+
+def family(model: Exported) -> str:
+    """The public family of the decoder."""
+    shape = model.shape
+    derived = "qwen3" if shape.qk_norm else "qwen2" if shape.qkv_bias else "llama"
+    return model.config.get("family", derived)
+
+
+def write(model: Exported, folder: Path, kind: str, *, dtype: torch.dtype | None = None) -> None:
+    """Writes the folder aside and renames it.
+
+    Args:
+        model: what to write.
+        folder: new, or empty.
+        kind: `llava-hf` or `llava`.
+        dtype: of the weights; as they are where None.
+
+    Raises:
+        UserError: a model that the format cannot say, a folder that holds something.
+    """
+    found = problems(model, folder, kind)
+    if folder.exists() and any(folder.iterdir()):
+        found.append(
+            Problem("export/exists", str(folder), "a folder with files", "a new one", "Name another.")
+        )
+    raise_all(found)
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    image, rows = image_token(model)
+    hub = kind == "llava-hf"
+    prefixes = (model.config.get("prefixes") or HUB) if hub else ORIGINAL
+    tensors = _tensors(model, rows if hub else model.shape.vocab, prefixes, dtype)
+    _write_shards(aside, tensors)
+    config = _hub_config(model, image, rows) if hub else _original_config(model)
+    kept = dtype or next(model.text.parameters()).dtype
+    write_json_atomic(aside / "config.json", config | {"dtype": str(kept).removeprefix("torch.")})
+    end = {
+        "bos_token_id": _or_none(model, "bos"),
+        "eos_token_id": _eos(model),
+        "pad_token_id": _pad(model, image),
+    }
+    write_json_atomic(aside / "generation_config.json", {k: v for k, v in end.items() if v is not None})
+    _write_words(model, aside, image if hub else None)
+    if folder.exists():
+        folder.rmdir()
+    os.rename(aside, folder)
+
+
+def image_token(model: Exported) -> tuple[int, int]:
+    """(id of the image token, rows of the vocabulary): new rows only where there are none to spare."""
+    if (kept := model.config.get("image_token")) is not None:
+        return kept, model.shape.vocab
+    image = model.tokenizer.size or model.shape.vocab
+    need = image + 2  # and the padding token
+    return image, model.shape.vocab if need <= model.shape.vocab else -(-need // ROUND) * ROUND
+
+
+def _tensors(
+    model: Exported, vocab: int, prefixes: Mapping[str, str], dtype: torch.dtype | None
+) -> Iterator[tuple[str, Tensor]]:
+    parts = ((model.vision, encoders.VIT, "vision."), (model.connector, CONNECTOR, "connector."),
+             (model.text, LLAMA, "text."))  # fmt: skip
+    for module, table, prefix in parts:
+        for name, tensor in keys.public(module, table, prefix=prefix).items():
+            if name in ("text.model.embed_tokens.weight", "text.lm_head.weight"):
+                tensor = _grown(tensor, vocab)
+            yield _said(name, prefixes), tensor.to(dtype or tensor.dtype)
+    for name, tensor in _behind(model).items():
+        yield _said(name, prefixes), tensor.to(dtype or tensor.dtype)
+
+
+def _behind(model: Exported) -> dict[str, Tensor]:
+    """What the encoder's class has behind the layer that is read: as it came, else an idle norm."""
+    if model.carried:
+        return {name: t for name, t in model.carried.items() if name.startswith("vision.")}
+    weight = next(model.vision.parameters())
+    width = model.eye.width
+    return {
+        "vision.post_layernorm.weight": torch.ones(width, dtype=weight.dtype),
+        "vision.post_layernorm.bias": torch.zeros(width, dtype=weight.dtype),
+    }
+
+
+def _grown(rows_VD: Tensor, vocab: int) -> Tensor:
+    """More rows, each the mean of those there are: logits of no weight in what the model says."""
+    more = vocab - len(rows_VD)
+    if more <= 0:
+        return rows_VD
+    mean_D = rows_VD.float().mean(0).to(rows_VD)
+    return torch.cat([rows_VD, mean_D.expand(more, -1)])
+
+
+def _said(name: str, prefixes: Mapping[str, str]) -> str:
+    for ours, theirs in prefixes.items():
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    raise AssertionError(name)
+
+
+def _write_shards(folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
+    """One file, or several with an index; only one file's tensors are held a second time."""
+    shards: list[list[str]] = []
+    held: dict[str, Tensor] = {}
+    total = size = 0
+
+    def close() -> None:
+        nonlocal size
+        save_file(held, folder / f"shard-{len(shards)}", metadata={"format": "pt"})
+        shards.append(list(held))
+        held.clear()
+        size = 0
+
+    for name, tensor in tensors:
+        if held and size + tensor.nbytes > SHARD:
+            close()
+        held[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
+        size, total = size + tensor.nbytes, total + tensor.nbytes
+    close()
+    one = len(shards) == 1
+    names = ["model.safetensors"] if one else [
+        f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))
+    ]  # fmt: skip
+    for i, name in enumerate(names):
+        os.rename(folder / f"shard-{i}", folder / name)
+        fsync(folder / name)
+    if not one:
+        where = {key: name for name, held_names in zip(names, shards, strict=True) for key in held_names}
+        index = {"metadata": {"total_size": total}, "weight_map": where}
+        write_json_atomic(folder / "model.safetensors.index.json", index)
+
+
+def _hub_config(model: Exported, image: int, vocab: int) -> dict[str, Any]:
+    vision = model.eye
+    full = bool(model.carried)
+    return {
+        "model_type": "llava",
+        "architectures": ["LlavaForConditionalGeneration"],
+        "image_token_index": image,
+        "image_seq_length": vision.image.tokens,
+        "projector_hidden_act": "gelu",
+        "multimodal_projector_bias": True,
+        "vision_feature_layer": vision.feature_layer if full else -1,
+        "vision_feature_select_strategy": "default" if vision.class_token else "full",
+        "tie_word_embeddings": model.shape.tied,
+        "text_config": _text_config(model, vocab),
+        "vision_config": _vision_config(model, full),
+    }
+
+
+def _text_config(model: Exported, vocab: int) -> dict[str, Any]:
+    shape, name = model.shape, family(model)
+    arch = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}[name]
+    config = {
+        "model_type": name, "architectures": [f"{arch}ForCausalLM"], "vocab_size": vocab,
+        "hidden_size": shape.width, "num_hidden_layers": shape.depth, "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads, "head_dim": shape.head_size, "intermediate_size": shape.mlp,
+        "max_position_embeddings": shape.context, "rms_norm_eps": shape.norm_eps, "hidden_act": "silu",
+        "tie_word_embeddings": shape.tied, "rope_theta": shape.rope.theta,
+        "bos_token_id": _or_none(model, "bos"), "eos_token_id": _eos(model),
+    }  # fmt: skip
+    if name == "mistral":
+        config["sliding_window"] = None
+    rope = shape.rope
+    scaling = {"rope_type": rope.scaling, "factor": rope.factor}
+    if rope.scaling in ("llama3", "yarn"):
+        scaling["original_max_position_embeddings"] = rope.original
+    if rope.scaling == "llama3":
+        scaling |= {"low_freq_factor": rope.low, "high_freq_factor": rope.high}
+    if rope.scaling == "yarn":
+        scaling |= {"beta_fast": rope.fast, "beta_slow": rope.slow}
+        scaling |= {"attention_factor": rope.magnitude} if rope.magnitude else {}
+    return config if rope.scaling == "none" else config | {"rope_scaling": scaling}
+
+
+def _vision_config(model: Exported, full: bool) -> dict[str, Any]:
+    shape = model.eye
+    acts = {ours: theirs for theirs, ours in encoders.ACTIVATIONS.items()}
+    return {
+        "model_type": _vision_family(model.eye), "hidden_size": shape.width,
+        "num_hidden_layers": shape.depth if full else shape.built, "num_attention_heads": shape.heads,
+        "intermediate_size": shape.mlp, "image_size": shape.image.size, "patch_size": shape.patch,
+        "hidden_act": acts[shape.activation], "layer_norm_eps": shape.norm_eps,
+    } | ({"vision_use_head": False} if not shape.class_token else {})  # fmt: skip
+
+
+def _vision_family(eye: VisionShape) -> str | None:
+    habits = (eye.class_token, eye.pre_norm, eye.patch_bias)
+    return {(True, True, False): "clip_vision_model", (False, False, True): "siglip_vision_model"}.get(habits)
+
+
+def _original_config(model: Exported) -> dict[str, Any]:
+    text = _text_config(model, model.shape.vocab)
+    vision = model.eye
+    return text | {
+        "model_type": "llava_llama", "architectures": ["LlavaLlamaForCausalLM"], "use_mm_proj": True,
+        "mm_projector_type": "mlp2x_gelu", "mm_hidden_size": vision.width,
+        "mm_vision_select_layer": vision.feature_layer, "mm_vision_select_feature": "patch",
+        "mm_patch_merge_type": "flat", "mm_use_im_start_end": False, "mm_use_im_patch_token": False,
+        "image_aspect_ratio": model.image_shape if model.image_shape == "pad" else "square",
+        "tokenizer_padding_side": "right", "tokenizer_model_max_length": model.shape.context,
+    }  # fmt: skip
+
+
+def _write_words(model: Exported, folder: Path, image: int | None) -> None:
+    """Tokenizer and image processor, where the model has a tokenizer at all."""
+    image_config = _processor(model)
+    write_json_atomic(folder / "preprocessor_config.json", image_config)
+    if image is not None:
+        strategy = "default" if model.eye.class_token else "full"
+        write_json_atomic(folder / "processor_config.json", {
+            "processor_class": "LlavaProcessor", "image_token": "<image>",
+            "patch_size": model.eye.patch, "vision_feature_select_strategy": strategy,
+            "num_additional_image_tokens": int(model.eye.class_token),
+        })  # fmt: skip
+    if not model.tokenizer.size:
+        return
+    model.tokenizer.save(folder / "tokenizer.model")
+    words: dict[str, Any] = {
+        "tokenizer_class": "LlamaTokenizer", "legacy": False, "add_bos_token": True, "add_eos_token": False,
+        "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>",
+        "model_max_length": model.shape.context, "padding_side": "left" if image is not None else "right",
+    }  # fmt: skip
+    if image is not None:
+        added = {str(image): "<image>", str(image + 1): "<pad>"}
+        plain = {"special": True, "lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
+        words |= {
+            "added_tokens_decoder": {i: {"content": word, **plain} for i, word in added.items()},
+            "pad_token": "<pad>", "image_token": "<image>", "extra_special_tokens": {"image_token": "<image>"},
+            "processor_class": "LlavaProcessor",
+        }  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps(words, indent=2), encoding="utf-8")
+
+
+def _processor(model: Exported) -> dict[str, Any]:
+    image = model.eye.image
+    pad = model.image_shape == "pad"
+    return {
+        "image_processor_type": "LlavaImageProcessor" if pad else "CLIPImageProcessor",
+        **({"do_pad": True} if pad else {}), "do_convert_rgb": True, "do_resize": True, "resample": 3,
+        "size": {"shortest_edge": image.size}, "do_center_crop": True,
+        "crop_size": {"height": image.size, "width": image.size}, "do_rescale": True,
+        "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": list(image.mean),
+        "image_std": list(image.std),
+    }  # fmt: skip
+
+
+def _or_none(model: Exported, key: str) -> int | None:
+    return getattr(model.tokenizer, key) if model.tokenizer.size else None
+
+
+def _eos(model: Exported) -> int | list[int] | None:
+    eos: list[int] = list(model.config.get("eos") or ())
+    if not eos:
+        return model.tokenizer.eos if model.tokenizer.size else None
+    return eos[0] if len(eos) == 1 else eos
+
+
+def _pad(model: Exported, image: int) -> int | None:
+    return model.config.get("pad", image + 1 if model.tokenizer.size else None)
+
+
+def require_whole(folder: Path) -> None:
+    """Raises `UserError` where the folder is none of ours."""
+    if not own.is_ours(folder):
+        got, mend = "another kind of folder", "Import it first: `lmmkit model import SRC DST`."
+        raise UserError(Problem("export/source", str(folder), got, "a model folder lmmkit wrote", mend))
