@@ -25,7 +25,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "door": ("errors", "local", "parts"),
     "rundir": ("errors",),
     "model": ("batch", "dims", "errors", "forest", "needs", "model"),
-    "data": ("errors", "dims", "sample", "spans", "needs", "forest", "batch", "parts", "data"),
+    "data": ("errors", "dims", "rundir", "sample", "spans", "needs", "forest", "batch", "parts", "data"),
     "scenes": ("errors", "scenes"),
     "weights": ("errors", "dims", "rundir", "model", "data", "weights"),
     "plan": (

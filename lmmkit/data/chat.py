@@ -1,7 +1,9 @@
 """The layout of a sample: template, token ids, and which of them are learned.
 
 `plain` is images, text and answer with a newline behind each; `vicuna_v1` is the conversation of
-Vicuna v1.5, with an end token behind each answer. Ids and learned positions equal LLaVA-1.5's.
+Vicuna v1.5, with an end token behind each answer: ids and learned positions equal LLaVA-1.5's.
+`chatml` is Qwen's and `llama3` LLaMA-3's, turns between control tokens: ids equal those of their
+own templates. Their heads and their answers are encoded apart, as generation finds them.
 
 LLaVA joins a conversation to one string and tokenizes that; here each span is encoded by itself.
 The ids are the same because no piece reaches from a non-space into a following space, and spans
@@ -14,13 +16,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lmmkit.data.text import SPACE, Tokenizer
+from lmmkit.data.text import SPACE
+from lmmkit.data.tokenizer import AnyTokenizer
 from lmmkit.errors import Problem, UserError, did_you_mean, raise_all
 from lmmkit.sample import Image, Sample, Turn
 from lmmkit.spans import Layout, Span, SpanRole, text
 
 AfterEos = Literal["published", "hf437", "legacy"]
-TEMPLATES = ("plain", "vicuna_v1")
+TEMPLATES = ("plain", "vicuna_v1", "chatml", "llama3")
 AFTER_EOS = ("published", "hf437", "legacy")
 
 VICUNA_SYSTEM = (
@@ -31,7 +34,7 @@ VICUNA_SYSTEM = (
 
 def lay_out(
     sample: Sample,
-    tokenizer: Tokenizer,
+    tokenizer: AnyTokenizer,
     *,
     image_rows: int,
     after_eos: AfterEos = "published",
@@ -47,8 +50,12 @@ def lay_out(
     """
     _check(sample, after_eos)
     writer = _Writer(tokenizer=tokenizer, image_rows=image_rows, after_eos=after_eos)
-    writer.control(tokenizer.bos, "bos")
     images = iter(sample.images)
+    if sample.template in FRAMES:
+        _framed(writer, sample, images, FRAMES[sample.template])
+        return writer.close()
+    if tokenizer.bos is not None:
+        writer.control(tokenizer.bos, "bos")
     if sample.template == "plain":
         for turn in sample.turns:
             _plain(writer, turn, images)
@@ -61,7 +68,7 @@ def lay_out(
 
 def lay_out_prompt(
     sample: Sample,
-    tokenizer: Tokenizer,
+    tokenizer: AnyTokenizer,
     *,
     image_rows: int,
     after_eos: AfterEos = "published",
@@ -80,9 +87,97 @@ def lay_out_prompt(
     return lay_out(sample, tokenizer, image_rows=image_rows, after_eos=after_eos)
 
 
-def response_end(template: str, tokenizer: Tokenizer) -> int:
+def response_end(template: str, tokenizer: AnyTokenizer) -> int:
     """The id that ends a response: a newline where captions are plain, the end token elsewhere."""
+    if template in FRAMES:
+        return _control(tokenizer, template, FRAMES[template].close)
     return tokenizer.encode_continued("\n")[-1] if template == "plain" else tokenizer.eos
+
+
+def default_template(tokenizer: AnyTokenizer) -> str:
+    """The template whose control tokens the tokenizer has; `vicuna_v1` needs none."""
+    return next((name for name in FRAMES if not _missing(tokenizer, name)), "vicuna_v1")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A conversation whose every turn stands between control tokens.
+
+    `head` and `close` surround a role's name and its text; `open` is the newline or two behind a
+    head, `gap` what stands between turns, `start` a control token before all, `system` the first
+    turn where the sample has none of its own.
+    """
+
+    head: tuple[str, str]
+    open: str
+    close: str
+    gap: str = ""
+    start: str = ""
+    system: str = ""
+
+
+FRAMES = {
+    "chatml": Frame(
+        ("<|im_start|>", ""), "\n", "<|im_end|>", gap="\n", system="You are a helpful assistant."
+    ),
+    "llama3": Frame(
+        ("<|start_header_id|>", "<|end_header_id|>"), "\n\n", "<|eot_id|>", start="<|begin_of_text|>"
+    ),
+}
+
+
+def _framed(writer: _Writer, sample: Sample, images: Iterator[Image], frame: Frame) -> None:
+    def control(spelling: str, role: SpanRole, *, learn: bool = False) -> None:
+        if spelling:
+            writer.control(_control(writer.tokenizer, sample.template, spelling), role, learn=learn)
+
+    def head(name: str, role: SpanRole) -> str:
+        """Opens a turn; what is returned belongs before its text."""
+        before, behind = frame.head
+        control(before, role)
+        if not behind:
+            return name + frame.open
+        writer.write(name, role)
+        control(behind, role)
+        return frame.open
+
+    control(frame.start, "bos")
+    if frame.system:
+        writer.write(head("system", "system") + frame.system, "system")
+        control(frame.close, "system")
+        writer.write(frame.gap, "system")
+    for turn in sample.turns:
+        if turn.role == "assistant":
+            writer.write(turn.text, "response", learn=True)
+            control(frame.close, "response", learn=True)
+            writer.write(frame.gap, "user")
+            continue
+        words = head("user", "user")
+        for i in range(turn.images):
+            writer.write(words, "user")
+            writer.image(next(images))
+            words = "\n" if turn.text or i + 1 < turn.images else ""
+        writer.write(words + turn.text, "user")
+        control(frame.close, "user")
+        writer.write(frame.gap, "user")
+        writer.write(head("assistant", "header"), "header")
+        writer.part()
+
+
+def _missing(tokenizer: AnyTokenizer, template: str) -> list[str]:
+    frame = FRAMES[template]
+    wanted = (frame.start, *frame.head, frame.close)
+    return [spelling for spelling in wanted if spelling and tokenizer.control(spelling) is None]
+
+
+def _control(tokenizer: AnyTokenizer, template: str, spelling: str) -> int:
+    found = tokenizer.control(spelling)
+    if found is None:
+        got = f"a tokenizer without {', '.join(_missing(tokenizer, template))}"
+        fits = [name for name in TEMPLATES if name not in FRAMES or not _missing(tokenizer, name)]
+        mend = f"Take one of {', '.join(fits)}, or another tokenizer."
+        raise UserError(Problem("chat/control", f"template {template}", got, "its control tokens", mend))
+    return found
 
 
 def _plain(writer: _Writer, turn: Turn, images: Iterator[Image]) -> None:
@@ -118,7 +213,7 @@ class _Writer:
     written: its role, and whether it is learned.
     """
 
-    tokenizer: Tokenizer
+    tokenizer: AnyTokenizer
     image_rows: int
     after_eos: str
     spans: list[Span] = field(default_factory=list)
@@ -139,6 +234,11 @@ class _Writer:
         self._flush()
         self.spans.append(Span(kind="image", n=self.image_rows, image=image))
         self.after = "nothing"
+
+    def part(self) -> None:
+        """What follows is encoded by itself, as if nothing stood before it but a control token."""
+        self._flush()
+        self.after = "eos"
 
     def control(self, token: int, role: SpanRole, *, learn: bool = False) -> None:
         """A control token, in one span with the text of its role."""
@@ -170,8 +270,8 @@ class _Writer:
         else:
             ids = self.tokenizer.encode(words)
         self.after = "text"
-        last = self.spans[-1]
-        if (last.kind, last.role, last.learn) == ("text", role, learn):
+        last = self.spans[-1] if self.spans else None
+        if last is not None and (last.kind, last.role, last.learn) == ("text", role, learn):
             self.spans[-1] = text([*last.ids, *ids], role, learn=learn)
         else:
             self.spans.append(text(ids, role, learn=learn))

@@ -16,7 +16,7 @@ from lmmkit.data.chat import AfterEos, lay_out, lay_out_prompt
 from lmmkit.data.order import Order, sample_rng
 from lmmkit.data.pack import LaidOut, Packer, Tree
 from lmmkit.data.records import Records
-from lmmkit.data.text import Tokenizer
+from lmmkit.data.tokenizer import AnyTokenizer
 from lmmkit.errors import Problem, UserError
 from lmmkit.parts import AuxTask, TokenStrategy
 from lmmkit.sample import Sample, View
@@ -30,7 +30,7 @@ class Views:
     `edits`: each token strategy with the view names it inserts into; `None` is every view.
     """
 
-    tokenizer: Tokenizer
+    tokenizer: AnyTokenizer
     image_rows: int
     context: int
     too_long: Literal["error", "truncate", "drop"]

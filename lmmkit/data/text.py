@@ -100,6 +100,15 @@ class Tokenizer:
         rows that a model's vocabulary has beyond the tokenizer's."""
         return self._standing.decode([int(i) for i in ids if int(i) in self._spelling])
 
+    def control(self, spelling: str) -> int | None:
+        """The id of a control token."""
+        at = self._standing.piece_to_id(spelling)
+        return at if self._standing.is_control(at) and self._standing.id_to_piece(at) == spelling else None
+
+    def files(self) -> dict[str, bytes]:
+        """What a folder needs to open it again."""
+        return {FILE: self.model}
+
     @property
     def bos(self) -> int:
         """Id of the token that begins a sequence."""

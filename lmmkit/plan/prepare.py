@@ -12,7 +12,7 @@ from lmmkit.data.order import Order
 from lmmkit.data.pack import Packer
 from lmmkit.data.pipeline import Pipeline, Views
 from lmmkit.data.records import Records, missing_images, open_records
-from lmmkit.data.text import Tokenizer
+from lmmkit.data.tokenizer import AnyTokenizer, open_tokenizer
 from lmmkit.dims import Dims
 from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.plan import facts
@@ -32,7 +32,7 @@ class Prepared:
 
     recipe: Recipe
     origins: tuple[Origin, ...]
-    tokenizer: Tokenizer
+    tokenizer: AnyTokenizer
     parts: Parts
     dims: Dims
     plans: Mapping[str, StagePlan]
@@ -175,14 +175,14 @@ class NoTokenizer:
         raise self.problem
 
 
-def _open_tokenizer(recipe: Recipe, mute: bool) -> Tokenizer:
+def _open_tokenizer(recipe: Recipe, mute: bool) -> AnyTokenizer:
     section = recipe.model.tokenizer
     path = recipe.path(section.from_)
     try:
-        return Tokenizer.open(path / "tokenizer.model" if path.is_dir() else path, section.kind)
+        return open_tokenizer(path, section.kind)
     except UserError as error:
         if mute and path.is_dir():
-            return cast(Tokenizer, NoTokenizer(error))
+            return cast(AnyTokenizer, NoTokenizer(error))
         raise
 
 

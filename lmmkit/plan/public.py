@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from lmmkit.data.chat import default_template
+from lmmkit.data.tokenizer import open_tokenizer
 from lmmkit.errors import Problem, UserError
 from lmmkit.recipe import (
     Connector,
@@ -32,7 +34,7 @@ def recipe_of(
 
     Args:
         folder: of llava-hf, original LLaVA or a decoder alone.
-        template: what turns are wrapped in; not given, `vicuna_v1` where there are images.
+        template: what turns are wrapped in; not given, the tokenizer's own, else `vicuna_v1`.
         vision: a folder with the encoder, where this one leaves it out.
         base: a folder with the decoder, where this one leaves it out.
 
@@ -63,9 +65,16 @@ def recipe_of(
         connector=Connector(kind="mlp2x_gelu", from_=at) if source.connector else None,
         text=TextFrom(from_=decoder, context=source.text.shape.context),
         tokenizer=Tokenizer(from_=decoder),
-        speaks=Speaks(template=cast(Any, template or "vicuna_v1"), image_shape=cast(Any, shape)),
+        speaks=Speaks(template=cast(Any, template or _template(Path(decoder))), image_shape=cast(Any, shape)),
     )
     return around(model, STAGE), source
+
+
+def _template(folder: Path) -> str:
+    try:
+        return default_template(open_tokenizer(folder))
+    except UserError:
+        return "vicuna_v1"  # said again, with its reason, where words are asked for
 
 
 def recipe_of_ours(folder: Path, config: Mapping[str, Any], root: str | Path | None) -> Recipe:

@@ -13,7 +13,7 @@ from lmmkit.recipe.kinds import Says, section
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
-TemplateName = Literal["plain", "vicuna_v1"]
+TemplateName = Literal["plain", "vicuna_v1", "chatml", "llama3"]
 ImageShape = Literal["crop", "pad"]
 
 
@@ -164,7 +164,7 @@ class Tokenizer:
     """The folder that holds the tokenizer, and its kind."""
 
     from_: k.Text
-    kind: Literal["sentencepiece"] = "sentencepiece"
+    kind: Literal["auto", "sentencepiece", "tokenizers", "tiktoken"] = "auto"
 
 
 @section

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lmmkit.data.text import Tokenizer
+from lmmkit.data import bpe
+from lmmkit.data.tokenizer import AnyTokenizer
 from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.model.decoder import Decoder, DecoderShape
 from lmmkit.model.vision import VisionShape, ViT
@@ -31,6 +32,10 @@ ORIGINAL = {
     "vision.": "model.vision_tower.vision_tower.vision_model.", "connector.linear_1.": "model.mm_projector.0.",
     "connector.linear_2.": "model.mm_projector.2.", "text.model.": "model.", "text.lm_head.": "lm_head.",
 }  # fmt: skip
+PIECES = {  # beside a sentencepiece model
+    "tokenizer_class": "LlamaTokenizer", "legacy": False, "add_bos_token": True, "add_eos_token": False,
+    "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>",
+}  # fmt: skip
 SHARD = 4 << 30  # bytes of one weights file at most
 ROUND = 64  # rows of a vocabulary that grows come in multiples of this
 
@@ -43,7 +48,7 @@ class Exported:
     connector: nn.Module
     text: Decoder
     config: Mapping[str, Any]
-    tokenizer: Tokenizer
+    tokenizer: AnyTokenizer
     carried: Mapping[str, Tensor]
     image_shape: str
 
@@ -296,10 +301,12 @@ def _write_words(model: Exported, folder: Path, image: int | None) -> None:
         })  # fmt: skip
     if not model.tokenizer.size:
         return
-    model.tokenizer.save(folder / "tokenizer.model")
+    files = model.tokenizer.files()
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
     words: dict[str, Any] = {
-        "tokenizer_class": "LlamaTokenizer", "legacy": False, "add_bos_token": True, "add_eos_token": False,
-        "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>",
+        **(json.loads(files[bpe.BESIDE]) | {"tokenizer_class": "PreTrainedTokenizerFast"} if bpe.BESIDE in files
+           else PIECES),
         "model_max_length": model.shape.context, "padding_side": "left" if image is not None else "right",
     }  # fmt: skip
     if image is not None:

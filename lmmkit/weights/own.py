@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lmmkit.data.text import Tokenizer
+from lmmkit.data.tokenizer import AnyTokenizer
 from lmmkit.errors import Problem, UserError
 from lmmkit.rundir import fsync, read_json, write_json_atomic
 
@@ -28,7 +28,7 @@ CARRIED = "carried.safetensors"
 
 
 def write(
-    folder: Path, module: nn.Module, *, config: Mapping, recipe: str | None, tokenizer: Tokenizer | None,
+    folder: Path, module: nn.Module, *, config: Mapping, recipe: str | None, tokenizer: AnyTokenizer | None,
     carried: Mapping[str, Tensor] | None = None,
 ) -> None:  # fmt: skip
     """Writes the folder aside and renames it, replacing one of that name.
@@ -42,7 +42,8 @@ def write(
     if carried:
         save_file({name: t.contiguous() for name, t in carried.items()}, aside / CARRIED)
     if tokenizer is not None:
-        tokenizer.save(aside / "tokenizer.model")
+        for name, data in tokenizer.files().items():
+            (aside / name).write_bytes(data)
     if recipe is not None:
         (aside / "recipe.yaml").write_text(recipe, encoding="utf-8")
     for file in sorted(aside.iterdir()):
