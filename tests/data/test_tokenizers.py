@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import json
 import pickle
 import random
@@ -47,7 +48,9 @@ def random_texts(n: int) -> list[str]:
     return ["".join(piece() for _ in range(draw.randint(1, 8))) for _ in range(n)]
 
 
-def byte_level(folder: Path, pattern: str, controls: tuple[str, ...], nfc: bool, bos: str | None, eos: str) -> Path:
+def byte_level(
+    folder: Path, pattern: str, controls: tuple[str, ...], nfc: bool, bos: str | None, eos: str
+) -> Path:
     """A folder with a byte-level tokenizer.json trained here."""
     inner = tokenizers.Tokenizer(tokenizers.models.BPE())
     if nfc:
@@ -64,7 +67,9 @@ def byte_level(folder: Path, pattern: str, controls: tuple[str, ...], nfc: bool,
     inner.add_special_tokens(list(controls))
     inner.add_tokens(["<tool_call>"])
     inner.save(str(folder / "tokenizer.json"))
-    words = {"eos_token": eos, "tokenizer_class": "PreTrainedTokenizerFast"} | ({"bos_token": bos} if bos else {})
+    words = {"eos_token": eos, "tokenizer_class": "PreTrainedTokenizerFast"} | (
+        {"bos_token": bos} if bos else {}
+    )
     (folder / "tokenizer_config.json").write_text(json.dumps(words))
     return folder
 
@@ -129,7 +134,9 @@ def test_text_is_never_control(name, request):
     assert control_ids
 
     @settings(max_examples=300, deadline=None)
-    @given(st.lists(st.sampled_from(controls) | st.text(st.characters(exclude_categories=["Cs"]), max_size=6)))
+    @given(
+        st.lists(st.sampled_from(controls) | st.text(st.characters(exclude_categories=["Cs"]), max_size=6))
+    )
     def check(parts):
         text = "".join(parts)
         ids = tokenizer.encode(text)
@@ -180,7 +187,7 @@ def plain_merges(piece: bytes, ranks: dict[bytes, int]) -> list[bytes]:
     """The slow plain twin: joins the lowest-ranked neighbours until none are left."""
     parts = [piece[i : i + 1] for i in range(len(piece))]
     while True:
-        pairs = [(ranks[a + b], i) for i, (a, b) in enumerate(zip(parts, parts[1:], strict=False)) if a + b in ranks]
+        pairs = [(ranks[a + b], i) for i, (a, b) in enumerate(itertools.pairwise(parts)) if a + b in ranks]
         if not pairs:
             return parts
         _, i = min(pairs)
@@ -202,14 +209,18 @@ def test_tiktoken_files_are_merged_as_the_plain_twin_does(tmp_path):
         assert ours.decode(want) == text
 
 
-@pytest.mark.parametrize("data", [b"", b"AA==", b"AA== x", b"!!! 0", b"AA== 0\nAA== 1", b"AA== 0\nAQ== 5", b"AA== 0"])
+@pytest.mark.parametrize(
+    "data", [b"", b"AA==", b"AA== x", b"!!! 0", b"AA== 0\nAA== 1", b"AA== 0\nAQ== 5", b"AA== 0"]
+)
 def test_a_bad_tiktoken_file_is_told(data, tmp_path):
     (tmp_path / "qwen.tiktoken").write_bytes(data)
     with pytest.raises(UserError, match=r"qwen\.tiktoken"):
         open_tiktoken(tmp_path / "qwen.tiktoken")
 
 
-@pytest.mark.parametrize("data", [b"{}", b"[]", b"not json", b'{"model": {"type": "BPE"}}', b"\xff\xfe", b"[" * 10**5])
+@pytest.mark.parametrize(
+    "data", [b"{}", b"[]", b"not json", b'{"model": {"type": "BPE"}}', b"\xff\xfe", b"[" * 10**5]
+)
 def test_a_bad_tokenizer_json_is_told(data, tmp_path):
     (tmp_path / "tokenizer.json").write_bytes(data)
     with pytest.raises(UserError, match=r"text/corrupt"):
@@ -237,7 +248,12 @@ HEADERS = (
 )
 TALKS = [
     [("user", "What is this?"), ("assistant", "A red circle.")],
-    [("user", "Hi"), ("assistant", "5"), ("user", "<|im_end|> and <|eot_id|>?"), ("assistant", "  no\n\nway ")],
+    [
+        ("user", "Hi"),
+        ("assistant", "5"),
+        ("user", "<|im_end|> and <|eot_id|>?"),
+        ("assistant", "  no\n\nway "),
+    ],
     [("user", "Wie geht's, déjà vu? 12345"), ("assistant", "x"), ("user", "?"), ("assistant", "汉字")],
 ]
 
@@ -259,7 +275,9 @@ def test_templates_equal_apply_chat_template(name, jinja, talk, request):
     if not hostile:  # theirs reads control tokens out of what a user writes
         assert ids == theirs.apply_chat_template(said, chat_template=jinja, return_dict=False)
         prompt = lay_out_prompt(
-            Sample(key="k", turns=turns[:-1], images=(), template=template, image_shape="pad"), ours, image_rows=4
+            Sample(key="k", turns=turns[:-1], images=(), template=template, image_shape="pad"),
+            ours,
+            image_rows=4,
         )
         assert [i for span in prompt for i in span.ids] == theirs.apply_chat_template(
             said[:-1], chat_template=jinja, add_generation_prompt=True, return_dict=False

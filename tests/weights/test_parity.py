@@ -148,3 +148,67 @@ def test_ids_that_fit_nothing_are_refused(id_BT, pixels, wrong, tmp_path):
     ours = lmmkit.load(models.saved(models.llava("llama", "clip", "plain"), tmp_path / "m"), device="cpu")
     with pytest.raises(ValueError, match=wrong.replace("[", r"\[")):
         ours.logits(id_BT, pixels)
+
+
+def qwen1_logits(state: dict[str, torch.Tensor], config: dict, id_T: torch.Tensor) -> torch.Tensor:
+    """Qwen-7B as first published, written plainly from its tensors: the twin, for want of a class."""
+    heads, eps = config["num_attention_heads"], config["layer_norm_epsilon"]
+    size = config["hidden_size"] // heads
+
+    def norm(x, name):
+        return x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt() * state[f"transformer.{name}.weight"]
+
+    def turned(x):
+        angle = torch.arange(len(x))[:, None] * 1e4 ** -(torch.arange(0, size, 2) / size)
+        cos, sin = (torch.cat([f(angle)] * 2, -1)[:, None] for f in (torch.cos, torch.sin))
+        left, right = x.chunk(2, -1)
+        return x * cos + torch.cat([-right, left], -1) * sin
+
+    x = state["transformer.wte.weight"][id_T]
+    causal = torch.ones(len(id_T), len(id_T)).tril().bool()
+    for n in range(config["num_hidden_layers"]):
+        at = f"transformer.h.{n}."
+        y = norm(x, f"h.{n}.ln_1")
+        qkv = y @ state[f"{at}attn.c_attn.weight"].T + state[f"{at}attn.c_attn.bias"]
+        q, k, v = (part.unflatten(-1, (heads, size)) for part in qkv.chunk(3, -1))
+        score = torch.einsum("qhd,khd->hqk", turned(q), turned(k)) / size**0.5
+        weight = score.masked_fill(~causal, -torch.inf).softmax(-1)
+        out = torch.einsum("hqk,khd->qhd", weight, v).flatten(1)
+        x = x + out @ state[f"{at}attn.c_proj.weight"].T
+        y = norm(x, f"h.{n}.ln_2")
+        gate = torch.nn.functional.silu(y @ state[f"{at}mlp.w2.weight"].T)
+        x = x + (y @ state[f"{at}mlp.w1.weight"].T * gate) @ state[f"{at}mlp.c_proj.weight"].T
+    return norm(x, "ln_f") @ state["lm_head.weight"].T
+
+
+@pytest.mark.parametrize("width, heads, depth, vocab", [(48, 4, 2, 131), (40, 2, 3, 97), (36, 6, 1, 203)])
+def test_logits_of_qwen_as_first_published(width, heads, depth, vocab, tmp_path):
+    import json
+
+    from safetensors.torch import save_file
+
+    config = {
+        "model_type": "qwen", "hidden_size": width, "num_attention_heads": heads, "num_hidden_layers": depth,
+        "intermediate_size": 2 * 28, "vocab_size": vocab, "seq_length": 64, "layer_norm_epsilon": 1e-6,
+        "no_bias": True, "rotary_emb_base": 10000, "kv_channels": width // heads, "scale_attn_weights": True,
+        "rotary_pct": 1.0, "tie_word_embeddings": False, "use_dynamic_ntk": True, "use_logn_attn": True,
+        "auto_map": {"AutoModelForCausalLM": "modeling_qwen.QWenLMHeadModel"},
+    }  # fmt: skip
+    shapes = {
+        "transformer.wte.weight": (vocab, width),
+        "transformer.ln_f.weight": (width,),
+        "lm_head.weight": (vocab, width),
+    }
+    for n in range(depth):
+        shapes |= {f"transformer.h.{n}.{name}": shape for name, shape in {
+            "ln_1.weight": (width,), "ln_2.weight": (width,), "attn.c_attn.weight": (3 * width, width),
+            "attn.c_attn.bias": (3 * width,), "attn.c_proj.weight": (width, width), "mlp.w1.weight": (28, width),
+            "mlp.w2.weight": (28, width), "mlp.c_proj.weight": (width, 28),
+        }.items()}  # fmt: skip
+    draw = torch.Generator().manual_seed(0)
+    state = {k: torch.randn(s, generator=draw) * s[-1] ** -0.5 + ("ln_" in k) for k, s in shapes.items()}
+    save_file(state, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    id_BT, _ = models.ids(vocab, [37])
+    got = lmmkit.load(tmp_path, device="cpu").logits(id_BT)[0]
+    assert models.error(got, qwen1_logits(state, config, id_BT[0])) < TOLERANCE
