@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lmmkit.dims import Dims
 from lmmkit.errors import MachineError, Problem
+from lmmkit.model import lora
 from lmmkit.model.attention import Backend, NoBackend, choose, log_choice
 from lmmkit.model.decoder import Decoder
 from lmmkit.model.init import init
@@ -108,9 +109,15 @@ def start(objective: Objective, folder: Path) -> tuple[str, ...]:
     return own.fill(objective, folder, prefixes=("plugins.",), strict=False)
 
 
-def set_stage(objective: Objective, plan: StagePlan, stage: Stage) -> dict[str, list[nn.Parameter]]:
-    """Switches the objective to a stage: its terms, and which parameters learn, by part."""
+def set_stage(
+    objective: Objective, plan: StagePlan, stage: Stage, *, seed: int
+) -> dict[str, list[nn.Parameter]]:
+    """Switches the objective to a stage: its terms, and which parameters learn, by part.
+
+    Low-rank updates of the stage before are merged, those of this one are put on.
+    """
     objective.terms = plan.terms
+    lora.merge(objective.lmm.decoder)
     objective.zero_grad(set_to_none=True)  # a part that stops learning must not keep a gradient
     objective.requires_grad_(False)
     parts = {
@@ -120,7 +127,14 @@ def set_stage(objective: Objective, plan: StagePlan, stage: Stage) -> dict[str, 
         "plugins": [objective.plugins[n] for n in sorted(plan.active) if n in objective.plugins],
     }
     learns = {}
+    asked = stage.train.text.lora if stage.train.text else None
     for name in stage.train.parts():
+        if name == "text" and asked is not None:
+            learns[name] = lora.attach(
+                objective.lmm.decoder, r=asked.r, alpha=asked.alpha, dropout=asked.dropout,
+                targets=asked.targets or lora.TARGETS, seed=seed,
+            )  # fmt: skip
+            continue
         learns[name] = list(dict.fromkeys(p for module in parts[name] for p in module.parameters()))
         for parameter in learns[name]:
             parameter.requires_grad_(True)

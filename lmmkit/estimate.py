@@ -16,7 +16,7 @@ def estimate(prepared: Prepared, stage: str) -> dict:
     objective = assemble.shell(
         prepared.recipe, prepared.parts.components, prepared.dims, assemble.device_here()
     )
-    learns = assemble.set_stage(objective, plan, recipe.stages[stage])
+    learns = assemble.set_stage(objective, plan, recipe.stages[stage], seed=recipe.seed)
     learning = sum(p.numel() for parameters in learns.values() for p in parameters)
     parameters = sum(p.numel() for p in objective.parameters())
     pipeline, steps = prepared.pipeline(stage), prepared.steps(stage)

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import torch
 from torch.utils.data import Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
@@ -48,6 +49,7 @@ def load_steps(
             _Steps(pipeline), batch_size=None, sampler=range(start, stop), num_workers=workers,
             timeout=TIMEOUT if workers else 0, worker_init_fn=worker_init,
             multiprocessing_context="forkserver" if workers else None,
+            generator=torch.Generator(),  # it draws a seed as it opens: not from what dropout draws from
         )  # fmt: skip
     for step in loader:
         if isinstance(step, _Bad):

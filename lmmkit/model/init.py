@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 
-def init(module: nn.Module, seed: int, *, but: tuple[str, ...] = ()) -> None:
+def init(module: nn.Module, seed: int | str, *, but: tuple[str, ...] = ()) -> None:
     """Draws every module's own parameters by its name and the seed alone, whatever else is there.
 
     Modules below the names `but` are left as they are: their values come from elsewhere.

@@ -209,8 +209,6 @@ def _not_yet(recipe: Recipe) -> list[Problem]:
     asked = [("speed.compile", recipe.speed.compile, False), ("speed.shard", recipe.speed.shard, 1),
              ("speed.replicate", recipe.speed.replicate, 1)]  # fmt: skip
     for stage, section in recipe.stages.items():
-        lora = section.train.text.lora if section.train.text else None
-        asked += [(f"stages.{stage}.train.text.lora", lora, None)]
         asked += [(f"stages.{stage}.validate", section.validate, None)]
     mend = "Take the line out: it is not in this release."
     return [

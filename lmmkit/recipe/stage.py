@@ -43,14 +43,21 @@ class Length:
     steps: k.Count | None = None  # optimizer steps
 
 
+LoraTarget = Literal["q", "k", "v", "out", "gate", "up", "down"]
+
+
 @section
 class Lora:
-    """Low-rank updates in place of the full matrices; `targets` not given = every linear."""
+    """Low-rank updates in place of the full matrices, merged into them as the stage ends; `targets`
+    not given = every linear of the blocks.
+    """
 
     r: k.Count
     alpha: k.Positive
     dropout: k.Below1 = 0.0
-    targets: Annotated[tuple[k.Text, ...], MinLen(1), Says("a list of layer names")] | None = None
+    targets: (
+        Annotated[tuple[LoraTarget, ...], MinLen(1), Says("a list of q, k, v, out, gate, up, down")] | None
+    ) = None
 
 
 @section

@@ -14,6 +14,7 @@ import torch
 from lmmkit import assemble
 from lmmkit.data.records import Records, pictures_digest
 from lmmkit.errors import Problem, UserError, raise_all
+from lmmkit.model import lora
 from lmmkit.objective import Objective
 from lmmkit.plan.explain import plan_text
 from lmmkit.plan.prepare import Prepared, prepare
@@ -91,7 +92,9 @@ def train(
                 if name != position.stage or loaded is None:
                     position = Position(name, position.step, 0)
                     _start(objective, prepared, run, name)
-                learns = assemble.set_stage(objective, prepared.plans[name], recipe.stages[name])
+                learns = assemble.set_stage(
+                    objective, prepared.plans[name], recipe.stages[name], seed=recipe.seed
+                )
                 optimizer = assemble.optimizer(objective, recipe.stages[name], learns)
                 if saved is not None and loaded is not None and name == position.stage:
                     restore(objective, optimizer, loaded, saved)
@@ -101,6 +104,7 @@ def train(
                 )
                 if stopped:
                     return Finished(run, stop.requested)
+                lora.merge(objective.lmm.decoder)  # a model folder holds whole weights
                 _save_model(objective, prepared, run, position)
     return Finished(run, None)
 

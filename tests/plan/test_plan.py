@@ -118,10 +118,12 @@ def test_a_strategy_has_no_weight_and_a_term_must_have_one(tiny):
 
 def test_what_is_not_in_this_release_is_told_as_the_recipe_writes_it(tiny):
     with pytest.raises(UserError) as error:
-        prepare(tiny("speed.shard=2", "stages.finetune.train.text.lora={r: 8, alpha: 16}"))
+        prepare(tiny("speed.shard=2", "stages.finetune.validate={every: 1, data: heldout}"))
     said = [str(problem) for problem in error.value.problems]
     assert "got `shard: 2`; want `1`, the default" in said[0]
-    assert "got `lora: {r: 8, alpha: 16" in said[1] and all("not in this release" in text for text in said)
+    assert "got `validate: {every: 1, data: heldout" in said[1] and all(
+        "not in this release" in text for text in said
+    )
 
 
 def test_a_bad_setting_is_told_once_with_its_choices(tiny):
@@ -159,7 +161,7 @@ def test_without_terms_only_the_plugins_spoken_through_are_opened(tiny):
 
 def test_what_this_release_cannot_do_is_refused(tiny):
     found = problems(
-        tiny, "speed.compile=true", "speed.shard=2", "stages.finetune.train.text.lora={r: 8, alpha: 16}",
+        tiny, "speed.compile=true", "speed.shard=2",
         "stages.finetune.validate={every: 1, data: heldout}",
     )  # fmt: skip
     assert set(found) == {"recipe/not-yet"}

@@ -80,7 +80,7 @@ stages:
     train:
       vision: {lr: 1e-4}
       connector: {lr: 1e-3}
-      text: {lr: 2e-4, lora: {r: 8, alpha: 16, dropout: 0.05, targets: [qkv, out]}}
+      text: {lr: 2e-4, lora: {r: 8, alpha: 16, dropout: 0.05, targets: [q, out]}}
       plugins: {lr: 1e-3}
     optim: {kind: adamw, lr: 1e-3, weight_decay: 0.1, betas: [0.9, 0.95], eps: 1e-8, clip: 1.0,
             schedule: constant, warmup: 10}

@@ -1,0 +1,110 @@
+"""Low-rank updates (Hu et al., 2021), put on a decoder from outside and merged into it afterwards.
+
+A linear keeps its forward and its names: a hook adds what its adapter says of the same input,
+`scale * b(a(dropout(x)))`, where `b` begins at zero. Fused linears carry one adapter a named part.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lmmkit.model.init import init
+from lmmkit.model.layers import FusedLinear, Linear
+
+TARGETS = ("q", "k", "v", "out", "gate", "up", "down")
+CHILD = "lora"
+
+
+class Adapter(nn.Module):
+    """The update of one matrix [out, in]: scale * b @ a, of rank `r`."""
+
+    def __init__(self, n_in: int, n_out: int, *, r: int, alpha: float, dropout: float):
+        super().__init__()
+        self.a = nn.Parameter(torch.empty(r, n_in))
+        self.b = nn.Parameter(torch.empty(n_out, r))
+        self.scale, self.dropout = alpha / r, dropout
+
+    def reset_parameters(self) -> None:
+        nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
+        nn.init.zeros_(self.b)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * F.linear(F.linear(F.dropout(x, self.dropout, self.training), self.a), self.b)
+
+    def matrix(self) -> Tensor:
+        """[out, in]: what the update adds to the weight."""
+        return self.scale * (self.b @ self.a)
+
+
+def attach(
+    module: nn.Module, *, r: int, alpha: float, dropout: float, targets: Sequence[str], seed: int
+) -> list[nn.Parameter]:
+    """Puts adapters on the blocks' linears that `targets` names; their parameters.
+
+    Each is drawn by seed and name alone. `targets`: of `TARGETS`.
+    """
+    parameters = []
+    for path, linear in list(module.named_modules()):
+        name = path.rpartition(".")[2]
+        if not path.startswith("blocks.") or not isinstance(linear, FusedLinear | Linear):
+            continue
+        sizes = _sizes(linear, name, targets)
+        if not sizes:
+            continue
+        width, device = linear.weight.shape[1], linear.weight.device
+        adapters = nn.ModuleDict(
+            {
+                part: Adapter(width, size, r=r, alpha=alpha, dropout=dropout).to(device)
+                for part, size in sizes.items()
+            }
+        )
+        for part, adapter in adapters.items():
+            init(adapter, f"{seed}:{path}.{part}")
+        linear.add_module(CHILD, adapters)
+        hook = _add_fused if isinstance(linear, FusedLinear) else _add
+        adapters.take_off = linear.register_forward_hook(hook).remove  # type: ignore[assignment]
+        parameters += adapters.parameters()
+    return parameters
+
+
+@torch.no_grad()
+def merge(module: nn.Module) -> None:
+    """Adds every adapter to the weight it updates, and takes it off."""
+    for linear, adapters in list(_adapted(module)):
+        for part, adapter in adapters.items():
+            rows = linear.slices[part] if isinstance(linear, FusedLinear) else slice(None)
+            linear.weight[rows] += adapter.matrix().to(linear.weight.dtype)  # type: ignore[union-attr]
+        adapters.take_off()  # type: ignore[operator]
+        delattr(linear, CHILD)
+
+
+def _adapted(module: nn.Module) -> Iterator[tuple[FusedLinear | Linear, nn.ModuleDict]]:
+    for part in module.modules():
+        adapters = getattr(part, CHILD, None)
+        if isinstance(part, FusedLinear | Linear) and isinstance(adapters, nn.ModuleDict):
+            yield part, adapters
+
+
+def _sizes(linear: FusedLinear | Linear, name: str, targets: Iterable[str]) -> dict[str, int]:
+    if isinstance(linear, FusedLinear):
+        parts = dict(zip(linear.slices, linear.sizes, strict=True))
+        return {part: size for part, size in parts.items() if part in targets}
+    return {name: linear.out_features} if name in targets else {}
+
+
+def _add(linear: nn.Module, inputs: tuple[Tensor], out: Tensor) -> Tensor:
+    (adapter,) = getattr(linear, CHILD).values()
+    return out + adapter(inputs[0]).to(out)
+
+
+def _add_fused(linear: nn.Module, inputs: tuple[Tensor], outs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    adapters = getattr(linear, CHILD)
+    return tuple(
+        out + adapters[part](inputs[0]).to(out) if part in adapters else out
+        for part, out in zip(linear.slices, outs, strict=True)  # type: ignore[arg-type]
+    )
