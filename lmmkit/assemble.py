@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lmmkit.dims import Dims
-from lmmkit.errors import MachineError, Problem
+from lmmkit.errors import MachineError, Problem, UserError, raise_all
 from lmmkit.model import lora
 from lmmkit.model.attention import Backend, NoBackend, choose, log_choice
 from lmmkit.model.decoder import Decoder
@@ -68,6 +69,21 @@ def build(
         origin.fill(modules(objective))
     objective.load_state_dict(kept, strict=False)  # a timm encoder comes with its values
     return objective
+
+
+def check_origins(recipe: Recipe, dims: Dims, origins: Sequence[Origin], device: torch.device) -> None:
+    """Compares the folders parts begin as with the model, by their headers; nothing is allocated.
+
+    Raises `UserError` with every tensor that is missing, extra, misshapen or of a wrong type.
+    """
+    objective = shell(recipe, {}, dims, device) if origins else None
+    problems: list[Problem] = []
+    for origin in origins:
+        try:
+            origin.check(modules(cast(Objective, objective)))
+        except UserError as error:
+            problems += error.problems
+    raise_all(problems)
 
 
 def modules(objective: Objective) -> dict[str, nn.Module]:

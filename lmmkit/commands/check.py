@@ -21,12 +21,13 @@ def check(
 ) -> None:
     """Check plan, rows, images, supervised share, tasks; estimate memory and tokens."""
     read = the_recipe(recipe, root, changes)
+    from lmmkit import assemble
     from lmmkit.data.records import check_images
     from lmmkit.errors import UserError, raise_all
     from lmmkit.estimate import estimate
     from lmmkit.evaluate.checks import task_problems
     from lmmkit.plan.explain import plan_text
-    from lmmkit.plan.prepare import prepare
+    from lmmkit.plan.prepare import not_yet, prepare
 
     tasks = task_problems(read)
     try:
@@ -34,6 +35,7 @@ def check(
     except UserError as error:
         raise UserError([*error.problems, *tasks]) from error
     raise_all(tasks)
+    assemble.check_origins(prepared.recipe, prepared.dims, prepared.origins, assemble.device_here())
     if images:
         raise_all([p for records in prepared.sources.values() for p in check_images(records)])
     stages = {stage: estimate(prepared, stage) for stage in read.stages}
@@ -44,13 +46,16 @@ def check(
     for name, records in prepared.sources.items():
         turns = f", {records.dropped_turns} leading answers left out" if records.dropped_turns else ""
         out.print(f"data {name}: {len(records)} rows{turns}")
+    for problem in not_yet(read):
+        out.print(f"note: {problem.where}: {problem.got} is not in this release; `lmmkit train` refuses it")
     out.print("no problems.")
 
 
 def _table(stages: dict[str, dict]) -> Table:
     table = Table(
         title="what it will take (token figures from the first steps)", title_justify="left",
-        caption="* weights, gradients and optimizer; activations come on top", caption_justify="left",
+        caption="* of one device: weights, gradients and optimizer; activations come on top. Hours are on "
+        "shard x replicate devices at 400 TFLOP/s each, matrices of the decoder alone.", caption_justify="left",
     )  # fmt: skip
     headings = (
         "stage",
@@ -60,6 +65,7 @@ def _table(stages: dict[str, dict]) -> Table:
         "super-\nvised",
         "million\nlearning",
         "memory*",
+        "hours*",
     )
     for column in headings:
         table.add_column(column, justify="left" if column == "stage" else "right")
@@ -67,6 +73,6 @@ def _table(stages: dict[str, dict]) -> Table:
         table.add_row(
             stage, f"{e['steps']:,}", f"{e['tokens_per_step']:,.0f}", f"{e['micro_batches']:.1f}",
             f"{100 * e['supervised']:.1f} %", f"{e['learning'] / 1e6:,.2f} of {e['parameters'] / 1e6:,.2f}",
-            f"{e['bytes'] / 2**20:,.0f} MiB",
+            f"{e['bytes'] / 2**20:,.0f} MiB", f"{e['hours']:,.1f} on {e['devices']}",
         )  # fmt: skip
     return table

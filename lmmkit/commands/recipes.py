@@ -29,7 +29,7 @@ def shipped() -> dict[str, Path]:
 def find(path: Path) -> Path:
     """A recipe file as given, or the shipped recipe of that name."""
     known = shipped()
-    name = str(path.with_suffix("")).removeprefix("recipes/")
+    name = str(path).removeprefix("recipes/").removesuffix(".yaml")
     return known[name] if not path.exists() and name in known else path
 
 

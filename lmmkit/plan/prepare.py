@@ -97,8 +97,7 @@ def prepare(recipe: Recipe, *, trust_files: bool = False, data: Iterable[str] | 
     """
     wanted = {name for stage in recipe.stages.values() for name in stage.data} if data is None else data
     return _prepare(
-        recipe, sorted(wanted), trust_files, lambda parts, dims: compile_plan(recipe, parts, dims),
-        _not_yet(recipe),
+        recipe, sorted(wanted), trust_files, lambda parts, dims: compile_plan(recipe, parts, dims)
     )  # fmt: skip
 
 
@@ -129,10 +128,10 @@ def prepare_bare(
 
 def _prepare(
     recipe: Recipe, data: Iterable[str], trust_files: bool,
-    plan: Callable[[Parts, Dims], Mapping[str, StagePlan]], found: Iterable[Problem] = (),
+    plan: Callable[[Parts, Dims], Mapping[str, StagePlan]], *,
     mute: bool = False, pickled: bool = False,
 ) -> Prepared:  # fmt: skip
-    """Opens everything, compiles by `plan`, and raises all problems together with those `found`."""
+    """Opens everything, compiles by `plan`, and raises all problems together."""
     tokenizer = _Tried(lambda: _open_tokenizer(recipe, mute))
     resolved = _Tried(lambda: resolve(recipe, pickled=pickled))
     parts = _Tried(lambda: build_parts(recipe, trust_files=trust_files))
@@ -140,7 +139,7 @@ def _prepare(
     dims = _Tried(lambda: facts.dims(resolved.value[0], tokenizer.value.size), resolved, tokenizer)
     plans = _Tried(lambda: plan(parts.value, dims.value), parts, dims)
     tried = (tokenizer, resolved, parts, sources, dims, plans)
-    raise_all([*found, *(problem for each in tried for problem in each.problems)])
+    raise_all(problem for each in tried for problem in each.problems)
     return Prepared(
         recipe=resolved.value[0], origins=resolved.value[1], tokenizer=tokenizer.value, parts=parts.value,
         dims=dims.value, plans=plans.value, sources=sources.value,
@@ -204,8 +203,8 @@ def open_sources(recipe: Recipe, names: Iterable[str]) -> dict[str, Records]:
     return sources
 
 
-def _not_yet(recipe: Recipe) -> list[Problem]:
-    """Keys whose meaning is fixed but which this release cannot carry out: refused, never ignored."""
+def not_yet(recipe: Recipe) -> list[Problem]:
+    """Keys whose meaning is fixed but which this release cannot carry out: training refuses them."""
     asked = [("speed.compile", recipe.speed.compile, False), ("speed.shard", recipe.speed.shard, 1),
              ("speed.replicate", recipe.speed.replicate, 1)]  # fmt: skip
     for stage, section in recipe.stages.items():

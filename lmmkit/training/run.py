@@ -17,7 +17,7 @@ from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.model import lora
 from lmmkit.objective import Objective
 from lmmkit.plan.explain import plan_text
-from lmmkit.plan.prepare import Prepared, prepare
+from lmmkit.plan.prepare import Prepared, not_yet, prepare
 from lmmkit.recipe import Recipe, diff, digest, dump, read_recipe, to_mapping
 from lmmkit.rundir import RunDir, lock, read_json, write_json_atomic, write_text_atomic
 from lmmkit.training import checkpoint, manifest
@@ -63,9 +63,11 @@ def train(
     name = None
     if not isinstance(recipe, Recipe):
         name, recipe = Path(recipe).stem, read_recipe(recipe)
+    raise_all(not_yet(recipe))
     prepared = prepare(recipe, trust_files=trust_files)
     device = assemble.device_here()
     assemble.backend(recipe, device)
+    assemble.check_origins(prepared.recipe, prepared.dims, prepared.origins, device)
     out = Path("runs") / (name or digest(recipe)[:12]) if out is None else Path(out)
     _check_stages(recipe, RunDir(out), stage, resume)
     run = RunDir.create(out, resume)

@@ -6,7 +6,10 @@ user asked, and then by torch's weights-only reader, which runs nothing that the
 
 from __future__ import annotations
 
+import functools
+import json
 import re
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -19,6 +22,7 @@ from torch import Tensor
 from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.rundir import read_json
 
+MAX_HEADER = 100 << 20  # bytes; as the library itself allows
 PICKLED = (".bin", ".pt", ".pth")
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -107,21 +111,50 @@ def _allowed(paths: list[Path], pickled: bool, folder: Path | None = None) -> li
 
 
 def _safe(file: Path, stack: ExitStack) -> dict[str, Stored]:
+    """The file's own header, read here: the library would map the whole file to look at it."""
     try:
-        handle = stack.enter_context(safe_open(file, framework="pt"))
-        found = {}
-        for name in handle.keys():  # noqa: SIM118 (no mapping)
-            part = handle.get_slice(name)
-            kind = part.get_dtype()
-            read = _reader(handle, name)
-            found[name] = Stored(file, name, tuple(part.get_shape()), DTYPES.get(kind) or kind, read)
-        return found
-    except (OSError, SafetensorError) as error:
+        with open(file, "rb") as stream:
+            (size,) = struct.unpack("<Q", stream.read(8))
+            if size > MAX_HEADER:
+                raise ValueError(f"a header of {size} bytes")
+            header = json.loads(stream.read(size))
+        header.pop("__metadata__", None)
+        whole = 8 + size + max((part["data_offsets"][1] for part in header.values()), default=0)
+        if file.stat().st_size != whole:
+            raise ValueError(f"{file.stat().st_size} bytes where its header says {whole}")
+        read = _Lazy(file, stack)
+        return {
+            str(name): Stored(
+                file, name, tuple(map(int, part["shape"])), DTYPES.get(part["dtype"]) or str(part["dtype"]),
+                functools.partial(read, name),
+            )
+            for name, part in header.items()
+        }  # fmt: skip
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        struct.error,
+        RecursionError,
+    ) as error:
         raise _damaged(file, error) from None
 
 
-def _reader(handle, name: str) -> Callable[[], Tensor]:
-    return lambda: handle.get_tensor(name)
+class _Lazy:
+    """Opens the file when the first of its tensors is read."""
+
+    def __init__(self, file: Path, stack: ExitStack) -> None:
+        self.file, self.stack, self.handle = file, stack, None
+
+    def __call__(self, name: str) -> Tensor:
+        try:
+            if self.handle is None:
+                self.handle = self.stack.enter_context(safe_open(self.file, framework="pt"))
+            return self.handle.get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise _damaged(self.file, error) from None
 
 
 def _pickled(file: Path) -> dict[str, Stored]:
