@@ -54,8 +54,8 @@ def check(
 def _table(stages: dict[str, dict]) -> Table:
     table = Table(
         title="what it will take (token figures from the first steps)", title_justify="left",
-        caption="* of one device: weights, gradients and optimizer; activations come on top. Hours are on "
-        "shard x replicate devices at 400 TFLOP/s each, matrices of the decoder alone.", caption_justify="left",
+        caption="* of one device: weights, gradients and optimizer; activations come on top. Hours are those "
+        "of the decoder's matrices, on shard x replicate devices of 400 TFLOP/s each.", caption_justify="left",
     )  # fmt: skip
     headings = (
         "stage",
@@ -64,7 +64,7 @@ def _table(stages: dict[str, dict]) -> Table:
         "micro-\nbatches",
         "super-\nvised",
         "million\nlearning",
-        "memory*",
+        "GiB\na device*",
         "hours*",
     )
     for column in headings:
@@ -72,7 +72,11 @@ def _table(stages: dict[str, dict]) -> Table:
     for stage, e in stages.items():
         table.add_row(
             stage, f"{e['steps']:,}", f"{e['tokens_per_step']:,.0f}", f"{e['micro_batches']:.1f}",
-            f"{100 * e['supervised']:.1f} %", f"{e['learning'] / 1e6:,.2f} of {e['parameters'] / 1e6:,.2f}",
-            f"{e['bytes'] / 2**20:,.0f} MiB", f"{e['hours']:,.1f} on {e['devices']}",
+            f"{100 * e['supervised']:.1f} %", f"{_millions(e['learning'])} / {_millions(e['parameters'])}",
+            f"{e['bytes'] / 2**30:,.2f}", f"{e['hours']:,.2f}",
         )  # fmt: skip
     return table
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:,.2f}" if count < 1e8 else f"{count / 1e6:,.0f}"

@@ -48,7 +48,7 @@ def lay_out(
     Raises `UserError` for a template unknown here, turns that do not alternate from user to
     assistant, or images that do not add up.
     """
-    _check(sample, after_eos)
+    _check(sample, after_eos, image_rows)
     writer = _Writer(tokenizer=tokenizer, image_rows=image_rows, after_eos=after_eos)
     images = iter(sample.images)
     if sample.template in FRAMES:
@@ -277,7 +277,7 @@ class _Writer:
             self.spans.append(text(ids, role, learn=learn))
 
 
-def _check(sample: Sample, after_eos: str) -> None:
+def _check(sample: Sample, after_eos: str, image_rows: int) -> None:
     """Raises `UserError` with everything that keeps `sample` from being laid out."""
     problems = []
 
@@ -290,6 +290,9 @@ def _check(sample: Sample, after_eos: str) -> None:
     if after_eos not in AFTER_EOS:
         hint = did_you_mean(after_eos, AFTER_EOS)
         wrong("after-eos", f"after_eos `{after_eos}`", "a way known here", hint)
+    if sample.images and not image_rows:
+        want, mend = "a model with an encoder", "Leave the image out, or take a model that sees."
+        wrong("no-vision", "an image for a model of text alone", want, mend)
     roles = [turn.role for turn in sample.turns]
     if not roles or roles != [("user", "assistant")[i % 2] for i in range(len(roles))]:
         wrong("roles", f"turns {roles}", "user and assistant by turns", "Mend the conversation.")
