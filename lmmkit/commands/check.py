@@ -54,8 +54,9 @@ def check(
 def _table(stages: dict[str, dict]) -> Table:
     table = Table(
         title="what it will take (token figures from the first steps)", title_justify="left",
-        caption="* of one device: weights, gradients and optimizer; activations come on top. Hours are those "
-        "of the decoder's matrices, on shard x replicate devices of 400 TFLOP/s each.", caption_justify="left",
+        caption="* of one device: weights, gradients, optimizer; activations come on top.\n"
+        "Hours: the decoder's matrices, on shard x replicate devices of 400 TFLOP/s.",
+        caption_justify="left",
     )  # fmt: skip
     headings = (
         "stage",

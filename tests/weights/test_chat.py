@@ -36,10 +36,14 @@ def llava(tmp_path_factory):
 @pytest.fixture(scope="module")
 def qwen(tmp_path_factory):
     folder = tmp_path_factory.mktemp("qwen")
-    config = hf.Qwen2Config(**models.kv(models.ODD["grouped"]) | {"vocab_size": 300}, max_position_embeddings=256)
+    config = hf.Qwen2Config(
+        **models.kv(models.ODD["grouped"]) | {"vocab_size": 300}, max_position_embeddings=256
+    )
     models.saved(models.made(hf.Qwen2ForCausalLM(config)), folder)
     letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    inner = tokenizers.Tokenizer(tokenizers.models.BPE(vocab={c: i for i, c in enumerate(letters)}, merges=[]))
+    inner = tokenizers.Tokenizer(
+        tokenizers.models.BPE(vocab={c: i for i, c in enumerate(letters)}, merges=[])
+    )
     inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = tokenizers.decoders.ByteLevel()
     inner.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
@@ -49,7 +53,16 @@ def qwen(tmp_path_factory):
 
 
 def test_one_prompt_on_a_picture(llava):
-    words = ["chat", str(llava / "hf"), "--image", str(llava / "noise.png"), "--prompt", "a cat", "--max-new-tokens", "5"]
+    words = [
+        "chat",
+        str(llava / "hf"),
+        "--image",
+        str(llava / "noise.png"),
+        "--prompt",
+        "a cat",
+        "--max-new-tokens",
+        "5",
+    ]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
     again = lmmkit.load(llava / "hf", device="cpu")
@@ -76,7 +89,9 @@ def test_a_decoder_alone_speaks_in_its_template(qwen, tmp_path):
 
 
 def test_a_picture_for_a_model_of_text_alone_is_told(qwen, llava):
-    result = CliRunner().invoke(app, ["chat", str(qwen), "--image", str(llava / "noise.png"), "--prompt", "x"])
+    result = CliRunner().invoke(
+        app, ["chat", str(qwen), "--image", str(llava / "noise.png"), "--prompt", "x"]
+    )
     assert result.exit_code == 2 and "no-vision" in result.output + (result.stderr or "")
 
 
