@@ -15,7 +15,7 @@ from lmmkit.plan import public
 from lmmkit.plan.prepare import prepare_bare
 from lmmkit.recipe import to_mapping
 from lmmkit.speak import load, model_folder
-from lmmkit.weights import export, own
+from lmmkit.weights import adapter, export, own
 from lmmkit.weights.source import Source
 
 Format = Literal["llava-hf", "llava", "lmmkit"]
@@ -29,7 +29,8 @@ def import_model(
     """Writes a public model as a model folder of ours, every value and type as it is.
 
     Args:
-        source: of llava-hf, original LLaVA (whole, or its projector alone) or a decoder.
+        source: of llava-hf, original LLaVA (whole, its projector alone, or low-rank updates, which are
+            merged) or a decoder.
         folder: new, or empty.
         vision: a folder with the encoder, where `source` leaves it out.
         base: a folder with the decoder, where `source` leaves it out.
@@ -40,12 +41,18 @@ def import_model(
         UserError: an unknown architecture, tensors that do not fit, a folder that holds something.
     """
     _require_new(folder)
+    if adapter.is_adapter(source) and base is None:
+        got, mend = "updates of a decoder, not the decoder", "Name it: `--base FOLDER`."
+        raise UserError(Problem("weights/adapter", str(source), got, "its base beside it", mend))
     recipe, public_source = public.recipe_of(source, template, vision=vision, base=base)
     prepared = prepare_bare(recipe, mute=True, pickled=allow_pickle)
     dtype = HELD.get(public_source.dtype, torch.float32)
     objective = assemble.build(
         prepared.recipe, {}, prepared.dims, torch.device("cpu"), origins=prepared.origins, dtype=dtype
     )
+    if adapter.is_adapter(source):
+        with replace(public_source, pickled=allow_pickle).tensors() as stored:
+            adapter.merge(objective.lmm.decoder, stored, source)
     carried, prefixes = {}, {}
     for origin in prepared.origins:
         carried |= origin.carried(assemble.modules(objective))

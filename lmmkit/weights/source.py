@@ -39,7 +39,10 @@ LLAVA_HF: Spelling = (
     (r"language_model\.model\.|model\.language_model\.", "text.model."),
     (r"language_model\.lm_head\.|lm_head\.", "text.lm_head."),
 )
-LLAVA: Spelling = (
+LLAVA: Spelling = (  # low-rank checkpoints have a wrapper's name in front
+    (r"base_model\.model\.model\.mm_projector\.0\.", "connector.linear_1."),
+    (r"base_model\.model\.model\.mm_projector\.2\.", "connector.linear_2."),
+    (r"base_model\.model\.model\.", "text.model."),
     (r"model\.vision_tower\.vision_tower\.vision_model\.", "vision."),
     (r"model\.mm_projector\.0\.", "connector.linear_1."),
     (r"model\.mm_projector\.2\.", "connector.linear_2."),

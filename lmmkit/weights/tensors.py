@@ -23,6 +23,7 @@ from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.rundir import read_json
 
 MAX_HEADER = 100 << 20  # bytes; as the library itself allows
+LOOSE = "non_lora_trainables.bin"
 PICKLED = (".bin", ".pt", ".pth")
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -71,6 +72,8 @@ def files(folder: Path, *, pickled: bool = False) -> list[Path]:
     for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
         if (folder / index).is_file():
             return _allowed(_indexed(folder / index), pickled)
+    if (folder / LOOSE).is_file():  # what a low-rank run of LLaVA trained besides
+        return _allowed([*sorted(folder.glob("adapter_model.*")), folder / LOOSE], pickled)
     if safe := sorted(folder.glob("*.safetensors")):
         return safe
     return _allowed(sorted(p for p in folder.glob("*") if p.suffix in PICKLED), pickled, folder)

@@ -305,3 +305,41 @@ def test_the_commands(llava, tmp_path):
     assert "convert/exists" in run("model", "import", folder, tmp_path / "ours", code=2)
     run("model", "export", tmp_path / "ours", tmp_path / "back")
     assert json.loads(run("model", "show", tmp_path / "back", "--json"))["kind"] == "llava-hf"
+
+
+def test_low_rank_llava_is_merged_into_its_base(llava, tmp_path):
+    folder, _ = llava
+    base = models.decoder("llama", "plain")
+    models.saved(base, tmp_path / "vicuna")
+    lora = tmp_path / "llava-lora"
+    lora.mkdir()
+    text = json.loads((tmp_path / "vicuna" / "config.json").read_text())
+    (lora / "config.json").write_text(json.dumps(text | {"model_type": "llava_llama"}))
+    (lora / "adapter_config.json").write_text(json.dumps({"r": 3, "lora_alpha": 12, "bias": "none"}))
+    draw, pairs = torch.Generator().manual_seed(5), {}
+    state = base.state_dict()
+    for name in [n for n in state if "proj" in n]:
+        out, width = state[name].shape
+        a, b = torch.randn(3, width, generator=draw) * 0.1, torch.randn(out, 3, generator=draw) * 0.1
+        at = f"base_model.model.{name.removesuffix('.weight')}"
+        pairs |= {f"{at}.lora_A.weight": a, f"{at}.lora_B.weight": b}
+        state[name] = state[name] + 4 * b @ a
+    torch.save(pairs, lora / "adapter_model.bin")
+    loose = {f"base_model.model.model.mm_projector.{i}.{k}": torch.randn(*s, generator=draw)
+             for i, k, s in ((0, "weight", (48, 24)), (0, "bias", (48,)), (2, "weight", (48, 48)), (2, "bias", (48,)))}  # fmt: skip
+    torch.save(loose, lora / "non_lora_trainables.bin")
+    with pytest.raises(UserError, match="--base"):
+        import_model(lora, tmp_path / "no", vision=folder, allow_pickle=True)
+    import_model(lora, tmp_path / "ours", vision=folder, base=tmp_path / "vicuna", allow_pickle=True)
+    ours = lmmkit.load(tmp_path / "ours", device="cpu")
+    base.load_state_dict(state)
+    id_BT, _ = models.ids(80, [12])
+    with torch.no_grad():
+        assert models.error(ours.logits(id_BT), base(id_BT).logits) < 1e-5
+    assert torch.equal(
+        ours.objective.lmm.connector.first.bias, loose["base_model.model.model.mm_projector.0.bias"]
+    )
+    del pairs[next(iter(pairs))]
+    torch.save(pairs, lora / "adapter_model.bin")
+    with pytest.raises(UserError, match="weights/adapter"):
+        import_model(lora, tmp_path / "bad", vision=folder, base=tmp_path / "vicuna", allow_pickle=True)

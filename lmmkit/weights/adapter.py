@@ -1,0 +1,68 @@
+"""LLaVA's and peft's low-rank checkpoints: the updates of a decoder, merged as they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lmmkit.errors import Problem, raise_all
+from lmmkit.rundir import read_json
+from lmmkit.weights.config import Config
+from lmmkit.weights.decoders import LLAMA
+from lmmkit.weights.keys import Place, places
+from lmmkit.weights.own import unique_tensors
+from lmmkit.weights.tensors import Stored
+
+FILE = "adapter_config.json"
+PREFIX = "text."
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether the folder holds updates of a decoder and not the decoder."""
+    return (folder / FILE).is_file()
+
+
+def merge(module: nn.Module, stored: Mapping[str, Stored], folder: Path) -> None:
+    """Adds alpha / r * B A to every matrix that has a pair of them.
+
+    Raises `UserError` for pairs that are not whole, do not fit or have no matrix here, and for
+    settings that no code here carries out.
+    """
+    config = Config(read_json(folder / FILE, mend="Fetch the folder anew."), str(folder / FILE))
+    config.only(
+        bias="none", use_rslora=False, use_dora=False, fan_in_fan_out=False, rank_pattern={}, alpha_pattern={}
+    )
+    scale = config.number("lora_alpha") / config.count("r")
+    own, known = unique_tensors(module), places(module, LLAMA)
+    found = {name.removeprefix(PREFIX): s for name, s in stored.items() if ".lora_" in name}
+    pairs, problems = {}, []
+    for name in sorted({n.partition(".lora_")[0] for n in found}):
+        a, b = (found.get(f"{name}.lora_{side}.weight") for side in "AB")
+        place = known.get(f"{name}.weight")
+        if a is None or b is None or place is None or _shape(a, b) != tuple(place.of(own).shape):
+            got = f"A {a and a.shape}, B {b and b.shape}, {'no matrix' if place is None else place.of(own).shape}"
+            mend = "Name the base it was trained on: `--base`."
+            problems.append(
+                Problem("weights/adapter", f"{folder}: {name}", got, "B A of the matrix's shape", mend)
+            )
+        else:
+            pairs[name] = (a, b, place)
+    if not found:
+        mend = "Fetch the folder anew."
+        problems.append(Problem("weights/adapter", str(folder), "no lora_A and lora_B", "the updates", mend))
+    raise_all(problems)
+    with torch.no_grad():
+        for a, b, place in pairs.values():
+            _add(place, own, scale * (b.read().float() @ a.read().float()))
+
+
+def _shape(a: Stored, b: Stored) -> tuple[int, ...]:
+    return (*b.shape[:1], *a.shape[1:])
+
+
+def _add(place: Place, own: Mapping[str, Tensor], update: Tensor) -> None:
+    part = place.of(own)
+    part.copy_(part.float() + update)
