@@ -5,8 +5,8 @@ Two integers a row, `enter` and `leave`, say everything:
     row q sees row k   iff   enter[k] <= enter[q] < leave[k]
 
 Depth-first numbering gives every row its own `enter`; `leave` is where its subtree ends. Packed
-documents are trees; a prefix shared by several views is a trunk; a reserved row of a KV cache is
-a row nobody has reached yet; rows with equal `enter` see each other (a bidirectional block).
+documents are trees; a prefix shared by several views is a trunk; rows with equal `enter` see each
+other (a bidirectional block).
 The order of rows in memory carries no meaning.
 """
 
@@ -218,28 +218,3 @@ def _common(members: list[tuple[int, Rows]], base: int) -> int:
         apart = np.flatnonzero(keys[base:end] != first[base:end])
         end = base + int(apart[0]) if len(apart) else end
     return end
-
-
-def room(forest: Forest, leaves: Sequence[int], n: int) -> tuple[Forest, np.ndarray]:
-    """Reserves `n` rows after each leaf row: the KV cache of what is still to be written.
-
-    Each leaf's new rows continue its path and are seen by nobody else; the new rows stand at the
-    end of memory. Returns the forest and their numbers, int64 [leaves, n].
-    """
-    enter, leave, pos = (a.numpy().astype(np.int64) for a in (forest.enter_T, forest.leave_T, forest.pos_T))
-    at = enter[np.asarray(leaves, np.int64)]
-
-    def shifted(labels: np.ndarray) -> np.ndarray:
-        return labels + n * np.searchsorted(np.sort(at), labels, side="left")
-
-    rank = np.argsort(np.argsort(at, kind="stable"), kind="stable")
-    step = np.arange(1, n + 1)
-    new_enter = (at + n * rank)[:, None] + step
-    new_leave = np.broadcast_to((at + n * rank)[:, None] + n + 1, new_enter.shape)
-    new_pos = pos[np.asarray(leaves, np.int64)][:, None] + step
-    grown = make(
-        np.concatenate([shifted(enter), new_enter.ravel()]),
-        np.concatenate([shifted(leave), new_leave.ravel()]),
-        np.concatenate([pos, new_pos.ravel()]),
-    )
-    return grown, np.arange(new_enter.size).reshape(new_enter.shape) + len(forest)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmmkit.forest import Forest, grow, room, roots
+from lmmkit.forest import Forest, grow, roots
 from tests import reference
 from tests.forests import concat, permuted, random_forest, random_groups
 
@@ -167,40 +167,9 @@ def test_groups_never_share():
 
 
 @often
-@given(SEEDS, st.integers(1, 4))
-def test_reserved_rows_see_their_leafs_path_and_their_own_past(seed, n):
-    forest = random_forest(seed)
-    rng = np.random.default_rng(seed)
-    leaves = rng.integers(0, len(forest), 4).tolist()
-    leaves += [leaves[0]]  # the same leaf twice; others are interior or not, as it comes
-    grown, new = room(forest, leaves, n)
-    see, before, T = grown.see(), forest.see(), len(forest)
-    assert len(grown) == T + 5 * n and sorted(new.ravel().tolist()) == list(range(T, T + 5 * n))
-    assert (see[:T, :T] == before).all()  # what was there sees what it saw ...
-    assert not see[:T, T:].any()  # ... and no reserved row
-    for leaf, rows in zip(leaves, new, strict=True):
-        assert (see[rows, :T] == before[leaf]).all()
-        assert (see[rows][:, rows] == reference.causal(n)).all()
-        others = np.setdiff1d(new.ravel(), rows)
-        assert not see[rows][:, others].any()
-        assert grown.pos_T[rows].tolist() == [int(forest.pos_T[leaf]) + i for i in range(1, n + 1)]
-    assert (grown.pos_T[:T] == forest.pos_T).all()
-
-
-def test_room_after_an_interior_row_leaves_the_rows_below_it_alone():
-    grown, new = room(roots([4]), [1], 2)
-    assert grown.see()[4:].tolist() == [
-        [True, True, False, False, True, False],
-        [True, True, False, False, True, True],
-    ]
-    assert new.tolist() == [[4, 5]] and grown.pos_T.tolist() == [0, 1, 2, 3, 2, 3]
-
-
-@often
 @given(SEEDS)
 def test_side_by_side_nobody_sees_across(seed):
     first = random_forest(seed)
-    first = room(first, [0, len(first) - 1], 3)[0]
     parts = [first, random_forest(seed + 1), roots([3, 0, 2])]
     both = concat(parts)
     assert (both.see() == torch.block_diag(*(f.see() for f in parts)).bool()).all()

@@ -91,14 +91,6 @@ def grouped(x_THK: Tensor, heads: int) -> Tensor:
     return x_THK.repeat_interleave(heads // x_THK.shape[-2], dim=-2)
 
 
-def gathered(q_QHK: Tensor, k_TGK: Tensor, v_TGK: Tensor, key_QM: Tensor, seen_QM: Tensor) -> Tensor:
-    """Decoding: query row i attends to cache rows `key_QM[i]` where `seen_QM[i]`. [Q, H, K]"""
-    k_QMHK, v_QMHK = (grouped(x[key_QM], q_QHK.shape[1]) for x in (k_TGK, v_TGK))
-    q_QH1K, k_QHMK, v_QHMK = q_QHK.unsqueeze(2), k_QMHK.transpose(1, 2), v_QMHK.transpose(1, 2)
-    out = F.scaled_dot_product_attention(q_QH1K, k_QHMK, v_QHMK, seen_QM[:, None, None, :])
-    return out.squeeze(2)
-
-
 # ---------------------------------------------------------------- eager: the plain twin
 
 

@@ -136,17 +136,6 @@ def test_dense_attention_is_the_twins_without_a_mask():
         assert off(backend.dense(q, k, v), want) < 1e-12
 
 
-def test_decoding_gathers_the_rows_its_mask_names():
-    q, k, v, *_ = inputs(12, 2)
-    key_QM = torch.tensor([[0, 3, 4, 9], [0, 0, 7, 10]])
-    seen_QM = torch.tensor([[True] * 4, [False, True, True, True]])
-    got = attention.gathered(q[:2], k, v, key_QM, seen_QM)
-    for i in range(2):
-        rows = key_QM[i][seen_QM[i]]
-        see = torch.ones(1, len(rows), dtype=torch.bool)
-        assert off(got[i : i + 1], reference.attention(q[i : i + 1], k[rows], v[rows], see)[0]) < 1e-12
-
-
 def test_auto_on_a_cpu_is_sdpa_and_says_why_not_xformers(caplog):
     with caplog.at_level("INFO", logger="lmmkit"):
         chosen = choose("auto", CPU, torch.float32)
