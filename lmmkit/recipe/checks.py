@@ -80,8 +80,18 @@ def check_text(text: TextScratch | TextFrom, key: str, names: Names) -> Iterator
 
 
 def check_model(model: Model, key: str, names: Names) -> Iterator[Fault]:
-    """A picture fits into the context, where both are known before any file is read."""
+    """An encoder comes with a connector; a picture fits into the context, where both are known
+    before any file is read."""
     vision, text = model.vision, model.text
+    if (vision is None) != (model.connector is None):
+        there, lacks = ("vision", "connector") if vision is not None else ("connector", "vision")
+        yield Fault(
+            f"{key}.{there}",
+            "conflict",
+            f"`{there}` without `{lacks}`",
+            "both, or neither for a model of text alone",
+            f"Add `{lacks}`, or take `{there}` out.",
+        )
     if isinstance(vision, VisionScratch):
         tokens = (vision.image_size // vision.patch) ** 2
         if tokens >= text.context:

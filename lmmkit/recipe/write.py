@@ -48,6 +48,12 @@ def flow_text(value: Any) -> str:
     return _dumped(value, flow=True).removesuffix("...\n").strip()  # dots end a scalar's document
 
 
+def _quoted(representer: Any, text: str) -> Any:
+    """A text; in quotes where it begins as a key may: the library writes `[?0]`, and reads a key."""
+    style = '"' if text[:1] in ("?", ":", "-") else None
+    return representer.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
 def _dumped(value: Any, flow: bool | None) -> str:
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = flow
@@ -55,6 +61,7 @@ def _dumped(value: Any, flow: bool | None) -> str:
     yaml.width = 10_000
     yaml.allow_unicode = True
     yaml.representer.ignore_aliases = lambda data: True
+    yaml.representer.add_representer(str, _quoted)
     out = io.StringIO()
     yaml.dump(value, out)
     return out.getvalue()

@@ -98,3 +98,10 @@ def test_the_last_words_on_warmup_and_on_none():
     recipe = read_text(PRETRAINED, overrides=["stages.pretrain.optim.warmup=1"])
     assert recipe.stages["pretrain"].optim.warmup == 1.0
     assert recipe.stages["pretrain"].optim.clip == "none"
+
+
+@pytest.mark.parametrize("part", ["vision", "connector"])
+def test_an_encoder_and_its_connector_come_together(part):
+    text = "\n".join(line for line in PRETRAINED.splitlines() if not line.startswith(f"  {part}:"))
+    with pytest.raises(UserError, match=f"without `{part}`"):
+        read_text(text)
