@@ -50,6 +50,7 @@ class Batch:
     `id_T` is -1 exactly where a fill writes. `predict.row_Q[s]` is the row whose state predicts
     `target_S[s]`, for text term number `term_S[s]` of `text_terms`. `mass_R` are the distinct rows
     whose attention mass is read and `key_T` marks the rows they put it on; both stay on the host.
+    `read_T` marks, on the host too, the rows whose final states are read.
     `labels` is keyed "instance/name"; `views` holds (view name, sample key) in order;
     `first_image_V` numbers each view's first image, -1 without one; `count` is the number of items
     a term averages over; `dropped` what the layout had to leave out, by reason.
@@ -65,6 +66,7 @@ class Batch:
     text_terms: tuple[str, ...]
     key_T: Tensor
     mass_R: Tensor
+    read_T: Tensor
     picks: Mapping[Need, Pick] = field(default_factory=dict)
     labels: Mapping[str, Tensor] = field(default_factory=dict)
     views: tuple[tuple[str, str], ...] = ()

@@ -94,26 +94,43 @@ class Forest:
             open_.append(len(runs) - 1)
         return runs
 
-    def calls(self, cut: Tensor | None = None) -> tuple[tuple[Call, ...], list[Run]]:
+    def calls(
+        self, cut: Tensor | None = None, read: Tensor | None = None
+    ) -> tuple[tuple[Call, ...], list[Run]]:
         """The flash plan: the causal self call over all runs, then one call a tree level.
 
         The softmax over all a row sees is the log-sum-exp merge of its calls. Bidirectional runs
-        take a self call of their own.
+        take a self call of their own. With `read` (bool [T]) the queries are those rows, and
+        what stands between them in their runs.
         """
         runs = self.runs(cut)
+        asks = np.ones(len(self), bool) if read is None else read.numpy().copy()
+        if read is not None:
+            runs = self.runs(_cut_at_first(runs, asks, cut))
+            for run in runs:
+                asks[run.rows] = asks[run.rows].any()
         plans = []
         for full in (False, True):
-            own = [i for i, run in enumerate(runs) if run.full is full]
+            own = [i for i, run in enumerate(runs) if run.full is full and asks[run.rows[0]]]
             if own:
                 rows = tuple(runs[i].rows for i in own)
                 plans.append(Call(rows, rows, tuple(own), causal=not full, own=True))
         for depth in range(1 + max((run.depth for run in runs), default=-1)):
-            level = [i for i, r in enumerate(runs) if r.depth == depth and len(r.below)]
+            level = [i for i, r in enumerate(runs) if r.depth == depth and asks[r.below].any()]
             if level:
-                q = tuple(runs[i].below for i in level)
+                q = tuple(runs[i].below[asks[runs[i].below]] for i in level)
                 k = tuple(runs[i].rows for i in level)
                 plans.append(Call(q, k, tuple(level), causal=False, own=False))
         return tuple(plans), runs
+
+
+def _cut_at_first(runs: Sequence[Run], asks: np.ndarray, cut: Tensor | None) -> Tensor:
+    """`cut`, and a cut where the first row that asks stands in each run."""
+    out = np.zeros(len(asks), bool) if cut is None else cut.numpy().copy()
+    for run in runs:
+        if not run.full and asks[run.rows].any():
+            out[run.rows[asks[run.rows].argmax()]] = True
+    return torch.from_numpy(out)
 
 
 def _starts(enter: np.ndarray, leave: np.ndarray) -> np.ndarray:

@@ -40,8 +40,8 @@ class Objective(nn.Module):
         """One packed pass over a micro-batch, all terms summed, nothing averaged."""
         device = batch.id_T.device
         with torch.autocast(device.type, self.compute, enabled=self.compute != torch.float32):
-            out = self.lmm(batch, self.tokens(batch), batch.mass_R)
-            losses_S = self.cross_entropy(out.hidden_TD, batch)
+            out = self.lmm(batch, self.tokens(batch), batch.mass_R, batch.read_T)
+            losses_S = self.cross_entropy(out.at(batch.predict.row_Q), batch.target_S)
         by_term = losses_S.new_zeros(len(batch.text_terms)).index_add(0, batch.term_S, losses_S)
         sums = dict(zip(batch.text_terms, by_term.unbind(), strict=True))
         sums["next_token"] = sums["next_token"] + self._touch(batch)
@@ -54,13 +54,12 @@ class Objective(nn.Module):
         sources = [fill.source for fill in batch.fills if fill.source != "vision"]
         return {source: self.plugins[source.removeprefix("plugins.")]() for source in sources}
 
-    def cross_entropy(self, hidden_TD: Tensor, batch: Batch) -> Tensor:
-        """Next-token losses [S] of the supervised rows only, in chunks of bounded logits."""
-        hidden_SD = hidden_TD[batch.predict.row_Q]
+    def cross_entropy(self, hidden_SD: Tensor, target_S: Tensor) -> Tensor:
+        """Next-token losses [S] of the rows that predict, in chunks of bounded logits."""
         chunk = max(256, LOGIT_BYTES // (4 * self.lmm.decoder.shape.vocab))
         if len(hidden_SD) <= chunk:
-            return self._losses(hidden_SD, batch.target_S)
-        parts = zip(hidden_SD.split(chunk), batch.target_S.split(chunk), strict=True)
+            return self._losses(hidden_SD, target_S)
+        parts = zip(hidden_SD.split(chunk), target_S.split(chunk), strict=True)
         return torch.cat([checkpoint(self._losses, h, t, use_reentrant=False) for h, t in parts])
 
     def _losses(self, hidden_SD: Tensor, target_S: Tensor) -> Tensor:
@@ -89,9 +88,9 @@ def tap(need: Need, batch: Batch, out: Output) -> Tensor:
     pick = batch.picks[need]
     match need:
         case HiddenAt():
-            return out.hidden_TD[pick.row_Q]
+            return out.at(pick.row_Q)
         case HiddenMean():
-            return _mean_by_view(out.hidden_TD[pick.row_Q], pick)
+            return _mean_by_view(out.at(pick.row_Q), pick)
         case AttnMass(layers=layers):
             mass_LR = out.mass_LR if layers == "all" else out.mass_LR[list(layers)]
             place_Q = torch.searchsorted(batch.mass_R.to(pick.row_Q.device), pick.row_Q)

@@ -30,9 +30,9 @@ class TokenModel:
     ) -> Tensor:
         """[B, T, V] float32 (or wider): what each place predicts next; zeros where padded."""
         batch, paths = self._batch(input_ids, pixel_values, attention_mask)
-        hidden_TD = self.lmm(batch, {}, batch.mass_R).hidden_TD
-        rows = torch.cat([torch.from_numpy(path) for path in paths]).to(hidden_TD.device)
-        logits_NV = self.lmm.logits(hidden_TD[rows])
+        out = self.lmm(batch, {}, batch.mass_R)
+        rows = torch.cat([torch.from_numpy(path) for path in paths]).to(out.row_W.device)
+        logits_NV = self.lmm.logits(out.at(rows))
         if attention_mask is None:
             return logits_NV.unflatten(0, input_ids.shape)
         out = logits_NV.new_zeros(*input_ids.shape, logits_NV.shape[-1])

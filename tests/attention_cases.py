@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lmmkit.forest import Forest, grow, make, roots
+from lmmkit.model.attention import Attend, Heads
 from tests import reference
 from tests.forests import random_forest
 from tests.reference import off, show
@@ -110,8 +111,23 @@ def found(call, case: Case, given, dtype, device=CPU) -> Found:
     return Found(out, mass, *gradients)
 
 
+def unturned(attend: Attend):
+    """(q, k, v) -> (out [W, H, K], mass [R]), where nothing is turned."""
+
+    def call(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor) -> tuple[Tensor, Tensor]:
+        (T, H, K), G = q_THK.shape, k_TGK.shape[1]
+        cos_T1K = q_THK.new_ones(T, 1, K // 2)
+        out_WC, mass_R = attend(
+            torch.cat([q_THK, k_TGK, v_TGK], 1).flatten(1), Heads(H, G, K), (cos_T1K, 0 * cos_T1K)
+        )
+        return out_WC.unflatten(1, (H, K)), mass_R
+
+    return call
+
+
 def of_backend(backend, case: Case, given, dtype, device=CPU) -> Found:
-    return found(backend.attend(case.forest, case.key_T, case.row_R, device), case, given, dtype, device)
+    attend = backend.attend(case.forest, case.key_T, case.row_R, device)
+    return found(unturned(attend), case, given, dtype, device)
 
 
 def of_twin(case: Case, given) -> Found:

@@ -17,7 +17,7 @@ DECODER = [
     (r"\.attention_norm\.", ".input_layernorm."),
     (r"\.mlp_norm\.", ".post_attention_layernorm."),
     (r"\.attention\.out\.", ".self_attn.o_proj."),
-    (r"\.attention\.([qk]_norm)\.", r".self_attn.\1."),
+    (r"\.attention\.norm\.([qk])\.", r".self_attn.\1_norm."),
     (r"\.attention\.qkv\.(\w)\.", r".self_attn.\1_proj."),
     (r"\.mlp\.gate_up\.(\w+)\.", r".mlp.\1_proj."),
     (r"\.mlp\.down\.", ".mlp.down_proj."),

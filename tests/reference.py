@@ -76,8 +76,8 @@ def _attention(x_TD: Tensor, shape, w: dict[str, Tensor]) -> tuple[Tensor, Tenso
     heads = qkv.unflatten(-1, (-1, shape.head_size))
     q, k, v = heads.split([shape.heads, shape.kv_heads, shape.kv_heads], 1)
     if shape.qk_norm:
-        q = _rms(q, w["attention.q_norm.weight"], shape.norm_eps)
-        k = _rms(k, w["attention.k_norm.weight"], shape.norm_eps)
+        q = _rms(q, w["attention.norm.q.weight"], shape.norm_eps)
+        k = _rms(k, w["attention.norm.k.weight"], shape.norm_eps)
     q, k = turned(q, shape.rope.theta), turned(k, shape.rope.theta)
     out_THK, lines = attention(q, k, v, causal(len(x_TD)))
     return out_THK.flatten(1) @ w["attention.out.weight"].T, torch.stack(lines, 1)

@@ -124,7 +124,15 @@ def test_the_mean_over_visual_tokens_is_of_its_own_views_rows():
     view_Q = torch.cat([torch.full((len(r),), v) for v, r in zip(views, rows, strict=True)])
     out = made.lmm(batch, made.tokens(batch), batch.mass_R)
     got = tap(need, replace(batch, picks={need: Pick(torch.cat(rows), view_Q)}), out)
-    assert off(got, torch.stack([out.hidden_TD[r].mean(0) for r in rows])) < 1e-12
+    assert off(got, torch.stack([out.hidden_WD[r].mean(0) for r in rows])) < 1e-12
+
+
+def test_a_last_layer_of_the_rows_that_are_read_learns_what_the_whole_one_does():
+    made, (batch, _) = paper.objective(), paper.packed(SAMPLES)
+    rows = made.lmm(batch, made.tokens(batch), batch.mass_R, batch.read_T).row_W
+    assert len(rows) < 0.7 * len(batch)
+    whole = replace(batch, read_T=torch.ones(len(batch), dtype=torch.bool))
+    assert_same(paper.learned(made, [batch]), paper.learned(made, [whole]))
 
 
 def test_mass_of_chosen_layers_is_their_mean():

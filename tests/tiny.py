@@ -76,6 +76,7 @@ def text_batch(prompts: Sequence[Sequence[int]]) -> Batch:
         forest=roots([len(p) for p in prompts]), id_T=torch.tensor([i for p in prompts for i in p]), fills=(),
         pixels_ICXY=torch.empty(0, 3, SPEC.size, SPEC.size), predict=Pick(none, none), target_S=none, term_S=none,
         text_terms=("next_token",), key_T=torch.zeros(total, dtype=torch.bool), mass_R=none,
+        read_T=torch.zeros(total, dtype=torch.bool),
     )  # fmt: skip
 
 

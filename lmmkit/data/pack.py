@@ -92,6 +92,7 @@ class Packer:
             text_terms=self.text_terms,
             key_T=key_T,
             mass_R=torch.cat(mass).unique() if mass else torch.empty(0, dtype=torch.int64),
+            read_T=_read(len(forest), predict, picks),
             picks=picks,
             labels=_labels(members),
             views=tuple((m.view.name, m.view.sample.key) for m in members),
@@ -163,6 +164,12 @@ class Packer:
             share = torch.from_numpy(np.concatenate([*uniform, np.empty(0)])).float()
             picks[need] = Pick(_cat(rows), _cat(views), share if isinstance(need, AttnMass) else None)
         return torch.from_numpy(key_T), picks
+
+
+def _read(total: int, predict: Pick, picks: Mapping[Need, Pick]) -> Tensor:
+    """Rows whose states after the last layer somebody reads."""
+    hidden = [pick.row_Q for need, pick in picks.items() if not isinstance(need, AttnMass)]
+    return torch.zeros(total, dtype=torch.bool).index_fill(0, torch.cat([predict.row_Q, *hidden]), True)
 
 
 def _keys(member: LaidOut, codes: dict[Hashable, int]) -> np.ndarray:

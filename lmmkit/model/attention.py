@@ -1,8 +1,9 @@
 """Attention over a forest, with the attention mass of chosen rows. The one file that knows kernels.
 
 A backend prepares an `Attend` once a batch; all layers share it. It takes the projections of all
-packed rows and gives their outputs, and the mass that each of the R asked rows puts on the key
-rows (mean over heads, float32), exact in value and gradient, without an [T, T] map:
+packed rows, turns queries and keys by their positions, and gives the rows' outputs and the mass
+that each of the R asked rows puts on the key rows (mean over heads, float32), exact in value and
+gradient, without an [T, T] map and in one autograd node:
 
 The forest's runs are cut where key rows begin and end, so every partial call is onto keys of one
 sort. Partial softmaxes merge by their log-sum-exp, and the merge weight of the parts over key rows
@@ -14,20 +15,51 @@ computes D from (dO, O) itself, so the shift goes in through the O it is handed.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.utils.rnn import pad_sequence
 
 from lmmkit.forest import Call, Forest
 
-Attend = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(q_THK, k_TGK, v_TGK) -> (out_THK, mass_R)."""
+Turn = tuple[Tensor, Tensor]
+"""(cos, sin), each [T, 1, K / 2]: by how much each row's pairs (k, k + K / 2) are turned."""
+
+
+class Heads(NamedTuple):
+    """How a packed projection [T, (q + 2 kv) * size] falls into queries, keys and values."""
+
+    q: int
+    kv: int
+    size: int
+
+    def split(self, qkv_TC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Views of it: [T, H, K], and [T, G, K] twice."""
+        qkv_TAK = qkv_TC.unflatten(-1, (-1, self.size))
+        return qkv_TAK[:, : self.q], qkv_TAK[:, self.q : -self.kv], qkv_TAK[:, -self.kv :]
+
+
+@dataclass(frozen=True)
+class Attend:
+    """(qkv_TC, heads, turn) -> (out_WC, mass_R). The projection is the call's own: it may turn it in place.
+
+    `rows` are the W rows that come out: all, or those whose states somebody reads.
+    """
+
+    rows: Tensor | slice
+    call: Callable[[Tensor, Heads, Turn], tuple[Tensor, Tensor]]
+
+    def __call__(self, qkv_TC: Tensor, heads: Heads, turn: Turn) -> tuple[Tensor, Tensor]:
+        return self.call(qkv_TC, heads, turn)
+
+
+ALL = slice(None)
 
 _log = logging.getLogger("lmmkit")
 
@@ -46,8 +78,13 @@ class Backend(Protocol):
         """Why it cannot run there; empty when it can."""
         ...
 
-    def attend(self, forest: Forest, key_T: Tensor, row_R: Tensor, device: torch.device) -> Attend:
-        """The attention of this forest; the mass is of rows `row_R` onto rows where `key_T`."""
+    def attend(
+        self, forest: Forest, key_T: Tensor, row_R: Tensor, device: torch.device, read_T: Tensor | None = None
+    ) -> Attend:
+        """The attention of this forest; the mass is of rows `row_R` onto rows where `key_T`.
+
+        With `read_T` only these rows have to come out; those of `row_R` are among them.
+        """
         ...
 
     def dense(self, q_INHK: Tensor, k_INHK: Tensor, v_INHK: Tensor) -> Tensor:
@@ -91,6 +128,27 @@ def grouped(x_THK: Tensor, heads: int) -> Tensor:
     return x_THK.repeat_interleave(heads // x_THK.shape[-2], dim=-2)
 
 
+def turned(qkv_TC: Tensor, heads: Heads, turn: Turn) -> tuple[Tensor, Tensor, Tensor]:
+    """(q_THK, k_TGK, v_TGK), queries and keys turned to their positions; the plain twin of `_turn_`."""
+    q, k, v = heads.split(qkv_TC)
+    return _turned(q, *turn), _turned(k, *turn), v
+
+
+def _turned(x_THK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    left, right = x_THK.chunk(2, -1)
+    return torch.cat([left * cos - right * sin, right * cos + left * sin], -1).to(x_THK)
+
+
+def _turn_(x_THK: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Turns where it lies; with `-sin`, back."""
+    left, right = x_THK.chunk(2, -1)
+    new_left, new_right = left * cos, right * cos
+    new_left -= right * sin
+    new_right += left * sin
+    left.copy_(new_left)
+    right.copy_(new_right)
+
+
 # ---------------------------------------------------------------- eager: the plain twin
 
 
@@ -103,16 +161,22 @@ class Eager:
     def why_not(self, device: torch.device, dtype: torch.dtype) -> str:
         return ""
 
-    def attend(self, forest: Forest, key_T: Tensor, row_R: Tensor, device: torch.device) -> Attend:
-        see_TT, key_T, row_R = forest.see().to(device), key_T.to(device), row_R.to(device)
+    def attend(
+        self, forest: Forest, key_T: Tensor, row_R: Tensor, device: torch.device, read_T: Tensor | None = None
+    ) -> Attend:
+        rows = ALL if read_T is None else read_T.index_fill(0, row_R, True).nonzero()[:, 0]
+        place_R = torch.searchsorted(torch.arange(len(forest))[rows], row_R).to(device)
+        see_WT, key_T = forest.see()[rows].to(device), key_T.to(device)
+        rows = rows if isinstance(rows, slice) else rows.to(device)
 
-        def attend(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor) -> tuple[Tensor, Tensor]:
-            weight_HTT = attention_map(q_THK, k_TGK, see_TT)
-            out_THK = torch.einsum("hqk,khd->qhd", weight_HTT.to(v_TGK), grouped(v_TGK, q_THK.shape[1]))
-            mass_R = weight_HTT[:, row_R][..., key_T].sum(-1).mean(0)
-            return out_THK, mass_R
+        def attend(qkv_TC: Tensor, heads: Heads, turn: Turn) -> tuple[Tensor, Tensor]:
+            q_THK, k_TGK, v_TGK = turned(qkv_TC, heads, turn)
+            weight_HWT = attention_map(q_THK[rows], k_TGK, see_WT)
+            out_WHK = torch.einsum("hqk,khd->qhd", weight_HWT.to(v_TGK), grouped(v_TGK, heads.q))
+            mass_R = weight_HWT[:, place_R][..., key_T].sum(-1).mean(0)
+            return out_WHK.flatten(1), mass_R
 
-        return attend
+        return Attend(rows, attend)
 
     def dense(self, q_INHK: Tensor, k_INHK: Tensor, v_INHK: Tensor) -> Tensor:
         score = torch.einsum("iqhd,ikhd->ihqk", q_INHK, k_INHK) * q_INHK.shape[-1] ** -0.5
@@ -133,11 +197,11 @@ def _softmax(score: Tensor) -> Tensor:
 
 
 class Part(Protocol):
-    """One partial attention: query rows onto some of the keys they see."""
+    """One partial attention: rows that come out onto some of the keys they see."""
 
     @property
     def row_Q(self) -> Tensor:
-        """The query rows."""
+        """The query rows, among those that come out."""
         ...
 
     @property
@@ -151,32 +215,55 @@ class Part(Protocol):
         ...
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Projections of all rows -> (out_QHK, lse_QH), lse in float32 or wider."""
+        """Queries of the rows that come out, keys and values of all -> (out_QHK, lse_QH), lse in
+        float32 or wider."""
         ...
 
     def backward(
         self, d: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, to: _Grads
     ) -> None:
-        """Adds the gradients of q, k, v of all rows to `to`; `out`, `lse`, `d` are of all rows."""
+        """Adds the gradients of q, k, v to `to`; `d`, `out`, `lse` are of the rows that come out."""
         ...
 
 
-@dataclass
-class _Grads:
+class _Grads(NamedTuple):
     q: Tensor
     k: Tensor
     v: Tensor
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """What one batch's calls are: the parts, own ones first; the rows that come out; those of them
+    whose mass is read."""
+
+    parts: Sequence[Part]
+    rows: Tensor | slice
+    place_R: Tensor
+
+    def __call__(self, qkv_TC: Tensor, heads: Heads, turn: Turn) -> tuple[Tensor, Tensor]:
+        return _Merged.apply(qkv_TC, *turn, heads, self)
+
+
 class _Merged(torch.autograd.Function):
-    """Partial attentions merged by log-sum-exp, with the mass of rows `row_R`; see the file head."""
+    """Turning, partial attentions merged by log-sum-exp, and their mass; see the file head.
+
+    The projection is turned where it lies and has one gradient buffer. Its values from before are
+    nobody's: had somebody saved them, autograd would see by their version that they are gone.
+    """
 
     @staticmethod
-    def forward(ctx, q, k, v, parts: Sequence[Part], row_R: Tensor):
+    def forward(ctx, qkv_TC: Tensor, cos: Tensor, sin: Tensor, heads: Heads, plan: _Plan):
+        ctx.set_materialize_grads(False)
+        qkv_TC = qkv_TC.detach()
+        q, k, v = heads.split(qkv_TC)
+        _turn_(q, cos, sin)
+        _turn_(k, cos, sin)
+        q = q[plan.rows]
         wide = torch.promote_types(q.dtype, torch.float32)
-        out, lse = torch.empty_like(q), q.new_full(q.shape[:2], -torch.inf, dtype=wide)
+        out, lse = q.new_empty(q.shape), q.new_full(q.shape[:2], -torch.inf, dtype=wide)
         key_lse = torch.full_like(lse, -torch.inf)
-        for part in parts:
+        for part in plan.parts:
             part_out, part_lse = part.forward(q, k, v)
             rows = part.row_Q
             if not part.own:  # own parts come first and hold every row once
@@ -189,45 +276,59 @@ class _Merged(torch.autograd.Function):
             out[rows] = part_out
             if part.key:
                 key_lse[rows] = torch.logaddexp(key_lse[rows], part_lse)
-        mass_TH = (key_lse - lse).exp()
-        ctx.save_for_backward(q, k, v, out, lse, mass_TH, row_R)
-        ctx.parts = parts
-        return out, mass_TH[row_R].mean(-1)
+        mass_RH = (key_lse[plan.place_R] - lse[plan.place_R]).exp()
+        ctx.save_for_backward(qkv_TC, cos, sin, out, lse, mass_RH)
+        ctx.heads, ctx.plan = heads, plan
+        return out.flatten(1), mass_RH.mean(-1)
 
     @staticmethod
-    def backward(ctx, d, d_mass_R):
-        q, k, v, out, lse, mass_TH, row_R = ctx.saved_tensors
+    @once_differentiable
+    def backward(ctx, d_WC, d_mass_R):
+        qkv_TC, cos, sin, out, lse, mass_RH = ctx.saved_tensors
+        heads, plan = ctx.heads, ctx.plan
+        q, k, v = heads.split(qkv_TC)
+        q = q[plan.rows]
+        d = torch.zeros_like(out) if d_WC is None else d_WC.unflatten(1, (-1, heads.size))
         out_key = out_rest = out
-        if len(row_R):
-            g_TH = torch.zeros_like(lse)
-            g_TH[row_R] = (d_mass_R / lse.shape[1])[:, None].to(g_TH)
-            d, norm_TH1 = _nudged(d, g_TH)
-            out_key = _shifted(out, d, norm_TH1, -g_TH * (1 - mass_TH))
-            out_rest = _shifted(out, d, norm_TH1, g_TH * mass_TH)
-        to = _Grads(torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v))
-        for part in ctx.parts:
+        if d_mass_R is not None and len(plan.place_R):
+            d, out_key, out_rest = _shifted(d, out, plan.place_R, d_mass_R, mass_RH)
+        d_qkv_TC = torch.zeros_like(qkv_TC)
+        d_q, d_k, d_v = heads.split(d_qkv_TC)
+        to = _Grads(d_q[plan.rows], d_k, d_v)
+        for part in plan.parts:
             part.backward(d, q, k, v, out_key if part.key else out_rest, lse, to)
-        return to.q, to.k, to.v, None, None
+        d_q[plan.rows] = to.q
+        _turn_(d_q, cos, -sin)
+        _turn_(d_k, cos, -sin)
+        return d_qkv_TC, None, None, None, None
 
 
-def _nudged(d: Tensor, g_TH: Tensor) -> tuple[Tensor, Tensor]:
-    """(d, its norms [T, H, 1]), `d` nudged by 1e-15 of the mass's gradient where it is less than that.
+def _shifted(
+    d: Tensor, out: Tensor, row_R: Tensor, g_R: Tensor, mass_RH: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(d, the output for parts over key rows, that for the others): sum(d * out') is the row term
+    with the mass's gradient in it.
 
-    Such rows' outputs nobody reads; the nudge is too little to move a gradient and enough to carry
-    the shift of `_shifted`, which needs a direction.
+    A row whose output nobody reads has no direction `d` to put the shift in. There `d` is nudged by
+    1e-15 of the mass's gradient: too little to move a gradient, and enough to carry the shift.
     """
-    norm_TH1 = torch.linalg.vector_norm(d, dim=-1, keepdim=True, dtype=g_TH.dtype)
-    least_TH1 = 1e-15 * g_TH.abs()[..., None]
-    dead_TH1 = (norm_TH1 <= least_TH1) & (least_TH1 > 0)
-    d = d.masked_fill(dead_TH1, 0)
-    d[..., :1] = torch.where(dead_TH1, least_TH1.to(d), d[..., :1])
-    return d, torch.where(dead_TH1, d[..., :1].to(norm_TH1), norm_TH1)
-
-
-def _shifted(out: Tensor, d: Tensor, norm_TH1: Tensor, by_TH: Tensor) -> Tensor:
-    """An output `out'` with sum(d * out') = sum(d * out) + by, a row and head."""
-    norm_TH1 = torch.where(norm_TH1 == 0, 1, norm_TH1)
-    return (out + d.to(by_TH) / norm_TH1 * (by_TH[..., None] / norm_TH1)).to(out)
+    g_RH1 = (g_R / mass_RH.shape[1])[:, None, None].to(mass_RH).expand(*mass_RH.shape, 1)
+    mass_RH1, d_RHK = mass_RH[..., None], d[row_R]
+    norm_RH1 = torch.linalg.vector_norm(d_RHK, dim=-1, keepdim=True, dtype=mass_RH.dtype)
+    least_RH1 = 1e-15 * g_RH1.abs()
+    dead_RH1 = (norm_RH1 <= least_RH1) & (least_RH1 > 0)
+    d_RHK = d_RHK.masked_fill(dead_RH1, 0)
+    d_RHK[..., :1] = torch.where(dead_RH1, least_RH1.to(d), d_RHK[..., :1])
+    norm_RH1 = torch.where(dead_RH1, d_RHK[..., :1].to(norm_RH1), norm_RH1)
+    norm_RH1 = torch.where(norm_RH1 == 0, 1, norm_RH1)
+    way_RHK, out_RHK = d_RHK.to(mass_RH) / norm_RH1, out[row_R]
+    key_RHK = (out_RHK - way_RHK * (g_RH1 * (1 - mass_RH1) / norm_RH1)).to(out)
+    rest_RHK = (out_RHK + way_RHK * (g_RH1 * mass_RH1 / norm_RH1)).to(out)
+    return (
+        d.index_copy(0, row_R, d_RHK),
+        out.index_copy(0, row_R, key_RHK),
+        out.index_copy(0, row_R, rest_RHK),
+    )
 
 
 # ---------------------------------------------------------------- sdpa: PyTorch's own flash kernels
@@ -236,6 +337,8 @@ def _shifted(out: Tensor, d: Tensor, norm_TH1: Tensor, by_TH: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class _Padded:
     """Segments of like length in one dense kernel call: q_BN onto k_BM, padded rows repeat row 0.
+
+    `q_BN` counts among the rows that come out, `k_BM` among all.
 
     Keys are never padded unless causal, where a padded key stands after every real query; so no
     mask is needed. `slot_Q` are the flat places of `q_BN` that hold the real rows `row_Q`.
@@ -334,31 +437,54 @@ class Sdpa:
             return "the CUDA kernel has no float64"
         return ""
 
-    def attend(self, forest: Forest, key_T: Tensor, row_R: Tensor, device: torch.device) -> Attend:
-        parts = [part for call, keys in _calls(forest, key_T, row_R) for part in _pad(call, keys, device)]
-        return _merged(parts, row_R.to(device))
+    def attend(
+        self, forest: Forest, key_T: Tensor, row_R: Tensor, device: torch.device, read_T: Tensor | None = None
+    ) -> Attend:
+        calls = _calls(forest, key_T, row_R, read_T)
+        parts = [part for call, keys in calls.each for part in _pad(call, keys, calls.place_T, device)]
+        return calls.attend(parts, device)
 
     def dense(self, q_INHK: Tensor, k_INHK: Tensor, v_INHK: Tensor) -> Tensor:
         q_IHNK, k_IHNK, v_IHNK = (x.transpose(1, 2) for x in (q_INHK, k_INHK, v_INHK))
         return F.scaled_dot_product_attention(q_IHNK, k_IHNK, v_IHNK).transpose(1, 2)
 
 
-def _merged(parts: Sequence[Part], row_R: Tensor) -> Attend:
-    return lambda q, k, v: _Merged.apply(q, k, v, parts, row_R)
+@dataclass(frozen=True)
+class _Calls:
+    """A forest's calls, and for each segment: are its keys such whose mass is read? `rows` come out;
+    `place_T` says where among them."""
+
+    each: list[tuple[Call, list[bool]]]
+    rows: Tensor | slice
+    place_T: np.ndarray
+    place_R: Tensor
+
+    def attend(self, parts: Sequence[Part], device: torch.device) -> Attend:
+        """The calls as a backend's parts."""
+        rows = self.rows if isinstance(self.rows, slice) else self.rows.to(device)
+        return Attend(rows, _Plan(parts, rows, self.place_R.to(device)))
 
 
-def _calls(forest: Forest, key_T: Tensor, row_R: Tensor) -> list[tuple[Call, list[bool]]]:
-    """The forest's calls, cut at the edges of key rows, and for each segment: are its keys such?"""
-    if len(row_R) == 0:
-        return [(call, [False] * len(call.q)) for call in forest.calls()[0]]
-    order = torch.argsort(forest.enter_T, stable=True)
-    edge = torch.zeros(len(forest), dtype=torch.bool)
-    edge[order[1:]] = key_T[order[1:]] != key_T[order[:-1]]
-    calls, runs = forest.calls(edge)
-    return [(call, [bool(key_T[runs[i].rows[0]]) for i in call.run]) for call in calls]
+def _calls(forest: Forest, key_T: Tensor, row_R: Tensor, read_T: Tensor | None) -> _Calls:
+    """The calls that `read_T` and `row_R` need, cut at the edges of key rows where mass is read."""
+    edge = None
+    if len(row_R):
+        order = torch.argsort(forest.enter_T, stable=True)
+        edge = torch.zeros(len(forest), dtype=torch.bool)
+        edge[order[1:]] = key_T[order[1:]] != key_T[order[:-1]]
+    wanted_T = None if read_T is None else read_T.index_fill(0, row_R, True)
+    calls, runs = forest.calls(edge, wanted_T)
+    each = [(call, [len(row_R) > 0 and bool(key_T[runs[i].rows[0]]) for i in call.run]) for call in calls]
+    place_T, rows = np.arange(len(forest)), ALL
+    if read_T is not None:
+        own = [q for call in calls if call.own for q in call.q]
+        out = np.sort(np.concatenate([*own, np.empty(0, np.int64)]))
+        place_T[out] = np.arange(len(out))
+        rows = torch.from_numpy(out)
+    return _Calls(each, rows, place_T, torch.from_numpy(place_T)[row_R])
 
 
-def _pad(call: Call, keys: Sequence[bool], device: torch.device) -> list[_Padded]:
+def _pad(call: Call, keys: Sequence[bool], place_T: np.ndarray, device: torch.device) -> list[_Padded]:
     """Cuts a call's segments into buckets: keys of one length (causal: lengths within a quarter)."""
     lengths = [(keys[i], len(k), len(q)) for i, (q, k) in enumerate(zip(call.q, call.k, strict=True))]
     buckets: list[list[int]] = []
@@ -369,18 +495,21 @@ def _pad(call: Call, keys: Sequence[bool], device: torch.device) -> list[_Padded
             buckets[-1].append(i)
         else:
             buckets.append([i])
-    return [_bucket(call, bucket, keys[bucket[0]], device) for bucket in buckets]
+    return [_bucket(call, bucket, keys[bucket[0]], place_T, device) for bucket in buckets]
 
 
-def _bucket(call: Call, members: Sequence[int], key: bool, device: torch.device) -> _Padded:
+def _bucket(
+    call: Call, members: Sequence[int], key: bool, place_T: np.ndarray, device: torch.device
+) -> _Padded:
     q = [call.q[i] for i in members]
     q_BN = np.zeros((len(q), max(map(len, q))), np.int64)
     real = np.zeros(q_BN.shape, bool)
     for i, rows in enumerate(q):
         q_BN[i, : len(rows)], real[i, : len(rows)] = rows, True
-    k_BN = q_BN if call.causal else np.stack([call.k[i] for i in members])
+    k_BM = q_BN if call.causal else np.stack([call.k[i] for i in members])
     slot_Q = np.flatnonzero(real)
-    to = [torch.from_numpy(a).to(device) for a in (q_BN, k_BN, slot_Q, q_BN.ravel()[slot_Q])]
+    q_BN = np.where(real, place_T[q_BN], 0)
+    to = [torch.from_numpy(a).to(device) for a in (q_BN, k_BM, slot_Q, q_BN.ravel()[slot_Q])]
     return _Padded(*to, causal=call.causal, key=key, own=call.own)
 
 
@@ -447,25 +576,33 @@ class Xformers:
             return "no kernel for float64"
         return WHY_NO_XFORMERS
 
-    def attend(self, forest: Forest, key_T: Tensor, row_R: Tensor, device: torch.device) -> Attend:
-        parts = []
-        for call, keys in _calls(forest, key_T, row_R):
-            for key in sorted(set(keys)):
-                parts.append(pack(call, [i for i, own in enumerate(keys) if own is key], key, device))
-        return _merged(parts, row_R.to(device))
+    def attend(
+        self, forest: Forest, key_T: Tensor, row_R: Tensor, device: torch.device, read_T: Tensor | None = None
+    ) -> Attend:
+        calls = _calls(forest, key_T, row_R, read_T)
+        return calls.attend(list(packed(calls, device)), device)
 
     def dense(self, q_INHK: Tensor, k_INHK: Tensor, v_INHK: Tensor) -> Tensor:
         return _fmha.memory_efficient_attention(q_INHK, k_INHK, v_INHK)
 
 
-def pack(call: Call, members: Sequence[int], key: bool, device: torch.device) -> _Packed:
+def packed(calls: _Calls, device: torch.device) -> Iterator[_Packed]:
+    """Each call, once for keys of either sort."""
+    for call, keys in calls.each:
+        for key in sorted(set(keys)):
+            yield pack(call, [i for i, own in enumerate(keys) if own is key], key, calls.place_T, device)
+
+
+def pack(call: Call, members: Sequence[int], key: bool, place_T: np.ndarray, device: torch.device) -> _Packed:
     """One variable-length call of these segments, with its xformers bias."""
     q, k = [call.q[i] for i in members], [call.k[i] for i in members]
     masks = _fmha.attn_bias
     mask = masks.BlockDiagonalCausalMask if call.causal else masks.BlockDiagonalMask
     lengths_q, lengths_k = tuple(map(len, q)), tuple(map(len, k))
     bias = mask.from_seqlens(lengths_q, lengths_k, device=device)
-    row_Q, row_K = (torch.from_numpy(np.concatenate(rows)).to(device) for rows in (q, k))
+    row_Q, row_K = (
+        torch.from_numpy(rows).to(device) for rows in (place_T[np.concatenate(q)], np.concatenate(k))
+    )
     return _Packed(row_Q, row_K, bias, lengths_q, key, call.own)
 
 

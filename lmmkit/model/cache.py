@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from lmmkit.model.attention import Attend
+from lmmkit.model.attention import ALL, Attend, Heads, Turn, turned
 
 
 class LayerCache:
@@ -24,11 +24,12 @@ class LayerCache:
     def recording(self, attend: Attend) -> Attend:
         """`attend`, remembering the keys and values of every sequence on the way."""
 
-        def attend_and_keep(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor) -> tuple[Tensor, Tensor]:
+        def attend_and_keep(qkv_TC: Tensor, heads: Heads, turn: Turn) -> tuple[Tensor, Tensor]:
+            _, k_TGK, v_TGK = turned(qkv_TC, heads, turn)
             self.k_QGMK, self.v_QGMK = self._spread(k_TGK), self._spread(v_TGK)
-            return attend(q_THK, k_TGK, v_TGK)
+            return attend(qkv_TC, heads, turn)
 
-        return attend_and_keep
+        return Attend(attend.rows, attend_and_keep)
 
     def _spread(self, x_TGK: Tensor) -> Tensor:
         (Q, M), (_, G, K) = self.key_QM.shape, x_TGK.shape
@@ -42,12 +43,13 @@ class LayerCache:
         `seen_Q11M` hides the padding; None where there is none.
         """
 
-        def attend(q_QHK: Tensor, k_QGK: Tensor, v_QGK: Tensor) -> tuple[Tensor, Tensor]:
+        def attend(qkv_QC: Tensor, heads: Heads, turn: Turn) -> tuple[Tensor, Tensor]:
+            q_QHK, k_QGK, v_QGK = turned(qkv_QC, heads, turn)
             self.k_QGMK[:, :, at], self.v_QGMK[:, :, at] = k_QGK, v_QGK
             k_QGMK, v_QGMK = self.k_QGMK[:, :, : at + 1], self.v_QGMK[:, :, : at + 1]
             # the query heads of one key head become rows of one call: nothing is repeated
-            q_QGRK = q_QHK.unflatten(1, (k_QGK.shape[1], -1))
+            q_QGRK = q_QHK.unflatten(1, (heads.kv, -1))
             out_QGRK = F.scaled_dot_product_attention(q_QGRK, k_QGMK, v_QGMK, seen_Q11M)
-            return out_QGRK.flatten(1, 2), q_QHK.new_empty(0)
+            return out_QGRK.flatten(1), q_QHK.new_empty(0)
 
-        return attend
+        return Attend(ALL, attend)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lmmkit.model.attention import Attend
+from lmmkit.model.attention import Attend, Heads
 from lmmkit.model.layers import Block, Linear, RMSNorm, SelfAttention, SwiGLU
 from lmmkit.model.rope import Rope, rotary
 
@@ -60,7 +60,8 @@ class Decoder(nn.Module):
             self.head.weight = self.embed.weight
 
     def forward(self, x_TD: Tensor, pos_T: Tensor, attends: Sequence[Attend]) -> tuple[Tensor, Tensor]:
-        """States after the final norm [T, D], and the mass of every layer [L, R] float32."""
+        """States after the final norm of the rows that the last `attend` lets out [W, D], and the mass
+        of every layer [L, R] float32."""
         shape = self.shape
         cos, sin = rotary(pos_T, shape.head_size, shape.rope)
         turn = (cos.to(x_TD.dtype), sin.to(x_TD.dtype))
@@ -73,7 +74,7 @@ class Decoder(nn.Module):
 
 def _block(shape: DecoderShape, gain: float) -> Block:
     attention = SelfAttention(
-        shape.width, heads=shape.heads, kv_heads=shape.kv_heads, head_size=shape.head_size,
+        shape.width, Heads(shape.heads, shape.kv_heads, shape.head_size),
         qkv_bias=shape.qkv_bias, qk_norm=shape.qk_norm, norm_eps=shape.norm_eps, gain=gain,
     )  # fmt: skip
     mlp = SwiGLU(shape.width, shape.mlp, gain=gain)

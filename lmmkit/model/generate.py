@@ -73,10 +73,11 @@ def generate(
     device, leaf_Q = batch.id_T.device, torch.as_tensor(leaves)
     key_QM, seen_QM = _paths(batch.forest, leaves)
     caches = [LayerCache(key_QM.to(device), new) for _ in lmm.decoder.blocks]
-    attend = lmm.backend.attend(batch.forest, batch.key_T, batch.mass_R, device)
+    read_T = torch.zeros(len(batch), dtype=torch.bool).index_fill(0, leaf_Q, True)
+    attends = lmm.attends(batch, batch.mass_R, read_T, device)
+    recording = [cache.recording(attend) for cache, attend in zip(caches, attends, strict=True)]
     x_TD = lmm.rows(batch.id_T, batch.fills, batch.pixels_ICXY, tokens)
-    hidden_TD = lmm.decode(x_TD, batch.forest.pos_T, [c.recording(attend) for c in caches]).hidden_TD
-    id_Q = choose(lmm.logits(hidden_TD[leaf_Q.to(device)]))
+    id_Q = choose(lmm.logits(lmm.decode(x_TD, batch.forest.pos_T, recording).at(leaf_Q.to(device))))
 
     padded, M = not bool(seen_QM.all()), key_QM.shape[1]
     seen_Q11M = F.pad(seen_QM, (0, new), value=True)[:, None, None].to(device)
@@ -90,7 +91,7 @@ def generate(
             break
         seen = seen_Q11M[..., : M + step + 1] if padded else None
         attends = [cache.decoding(M + step, seen) for cache in caches]
-        hidden_QD = lmm.decode(lmm.decoder.embed(id_Q), pos_Q + step + 1, attends).hidden_TD
+        hidden_QD = lmm.decode(lmm.decoder.embed(id_Q), pos_Q + step + 1, attends).hidden_WD
         id_Q = choose(lmm.logits(hidden_QD))
         written.append(id_Q)
         done_Q |= torch.isin(id_Q, end_E)

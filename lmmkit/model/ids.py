@@ -64,5 +64,6 @@ def batch_of_ids(
         pixels_ICXY=torch.empty(0, 3, 0, 0) if pixel_values is None else pixel_values,
         predict=Pick(EMPTY, EMPTY), target_S=EMPTY, term_S=EMPTY, text_terms=("next_token",),
         key_T=torch.zeros(len(forest), dtype=torch.bool), mass_R=EMPTY,
+        read_T=torch.zeros(len(forest), dtype=torch.bool),
     )  # fmt: skip
     return batch, paths

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmmkit.model.attention import Attend
+from lmmkit.model.attention import Attend, Heads, Turn
 
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
@@ -38,7 +38,7 @@ class FusedLinear(nn.Module):
     def __init__(self, width: int, parts: dict[str, int], *, bias: bool):
         super().__init__()
         ends = [0, *accumulate(parts.values())]
-        self.sizes = list(parts.values())
+        self.sizes = parts
         self.slices = {name: slice(a, b) for name, a, b in zip(parts, ends, ends[1:], strict=False)}
         self.weight = nn.Parameter(torch.empty(ends[-1], width))
         self.bias = nn.Parameter(torch.empty(ends[-1])) if bias else None
@@ -48,9 +48,9 @@ class FusedLinear(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The parts' outputs, in order."""
-        return F.linear(x, self.weight, self.bias).split(self.sizes, -1)
+    def forward(self, x: Tensor) -> Tensor:
+        """The parts' outputs side by side, in order."""
+        return F.linear(x, self.weight, self.bias)
 
 
 class Linear(nn.Linear):
@@ -66,34 +66,36 @@ class Linear(nn.Linear):
             nn.init.zeros_(self.bias)
 
 
-def rotate(x_THK: Tensor, cos_T1K: Tensor, sin_T1K: Tensor) -> Tensor:
-    """Turns each head's pairs (k, k + K/2) by their row's angle."""
-    left, right = x_THK.chunk(2, -1)
-    turned = x_THK * cos_T1K + torch.cat([-right, left], -1) * sin_T1K
-    return turned.to(x_THK)
+class NormedHeads(nn.Module):
+    """Norms the queries and the keys of a packed projection, head by head."""
+
+    def __init__(self, heads: Heads, eps: float):
+        super().__init__()
+        self.heads = heads
+        self.q, self.k = RMSNorm(heads.size, eps), RMSNorm(heads.size, eps)
+
+    def forward(self, qkv_TC: Tensor) -> Tensor:
+        q, k, v = self.heads.split(qkv_TC)
+        return torch.cat([self.q(q), self.k(k), v], 1).flatten(1)
 
 
 class SelfAttention(nn.Module):
     """Grouped-query attention with rotary positions; `attend` says who sees whom, and how."""
 
     def __init__(
-        self, width: int, *, heads: int, kv_heads: int, head_size: int,
-        qkv_bias: bool, qk_norm: bool, norm_eps: float, gain: float,
-    ):  # fmt: skip
+        self, width: int, heads: Heads, *, qkv_bias: bool, qk_norm: bool, norm_eps: float, gain: float
+    ):
         super().__init__()
-        self.head_size = head_size
-        q, kv = heads * head_size, kv_heads * head_size
+        self.heads = heads
+        q, kv = heads.q * heads.size, heads.kv * heads.size
         self.qkv = FusedLinear(width, {"q": q, "k": kv, "v": kv}, bias=qkv_bias)
-        self.q_norm = RMSNorm(head_size, norm_eps) if qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(head_size, norm_eps) if qk_norm else nn.Identity()
+        self.norm = NormedHeads(heads, norm_eps) if qk_norm else nn.Identity()
         self.out = Linear(q, width, bias=False, gain=gain)
 
-    def forward(self, x_TD: Tensor, turn: tuple[Tensor, Tensor], attend: Attend) -> tuple[Tensor, Tensor]:
-        """([T, D], mass [R])"""
-        q, k, v = (part.unflatten(-1, (-1, self.head_size)) for part in self.qkv(x_TD))
-        q_THK, k_TGK = rotate(self.q_norm(q), *turn), rotate(self.k_norm(k), *turn)
-        out_THK, mass_R = attend(q_THK, k_TGK, v)
-        return self.out(out_THK.flatten(1)), mass_R
+    def forward(self, x_TD: Tensor, turn: Turn, attend: Attend) -> tuple[Tensor, Tensor]:
+        """([W, D] of the rows that come out, mass [R])"""
+        out_WC, mass_R = attend(self.norm(self.qkv(x_TD)), self.heads, turn)
+        return self.out(out_WC), mass_R
 
 
 class SwiGLU(nn.Module):
@@ -105,12 +107,12 @@ class SwiGLU(nn.Module):
         self.down = Linear(mlp, width, bias=False, gain=gain)
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        gate_TF, up_TF = self.gate_up(x_TD)
+        gate_TF, up_TF = self.gate_up(x_TD).chunk(2, -1)
         return self.down(F.silu(gate_TF) * up_TF)
 
 
 class Block(nn.Module):
-    """One decoder layer: (x_TD, turn, attend) -> (x_TD, mass_R), nothing hidden."""
+    """One decoder layer: (x_TD, turn, attend) -> (x_WD, mass_R), nothing hidden."""
 
     def __init__(self, attention: SelfAttention, mlp: SwiGLU, *, width: int, norm_eps: float):
         super().__init__()
@@ -119,7 +121,7 @@ class Block(nn.Module):
         self.mlp_norm = RMSNorm(width, norm_eps)
         self.mlp = mlp
 
-    def forward(self, x_TD: Tensor, turn: tuple[Tensor, Tensor], attend: Attend) -> tuple[Tensor, Tensor]:
-        out_TD, mass_R = self.attention(self.attention_norm(x_TD), turn, attend)
-        x_TD = x_TD + out_TD
-        return x_TD + self.mlp(self.mlp_norm(x_TD)), mass_R
+    def forward(self, x_TD: Tensor, turn: Turn, attend: Attend) -> tuple[Tensor, Tensor]:
+        out_WD, mass_R = self.attention(self.attention_norm(x_TD), turn, attend)
+        x_WD = x_TD[attend.rows] + out_WD
+        return x_WD + self.mlp(self.mlp_norm(x_WD)), mass_R

@@ -15,10 +15,16 @@ from lmmkit.model.decoder import Decoder
 
 
 class Output(NamedTuple):
-    """States after the final norm, and each layer's attention mass of the asked rows."""
+    """States after the final norm of rows `row_W`, ascending, and each layer's attention mass of the
+    asked rows."""
 
-    hidden_TD: Tensor
+    row_W: Tensor
+    hidden_WD: Tensor
     mass_LR: Tensor
+
+    def at(self, row_Q: Tensor) -> Tensor:
+        """[Q, D]: the states of these rows."""
+        return self.hidden_WD[torch.searchsorted(self.row_W, row_Q)]
 
 
 class Connector(nn.Module):
@@ -43,21 +49,34 @@ class LMM(nn.Module):
         self.vision, self.connector, self.decoder = vision, connector, decoder
         self.backend = backend
 
-    def forward(self, batch: Batch, tokens: Mapping[str, Tensor], row_R: Tensor) -> Output:
-        """One packed pass.
+    def forward(
+        self, batch: Batch, tokens: Mapping[str, Tensor], row_R: Tensor, read_T: Tensor | None = None
+    ) -> Output:
+        """One packed pass; the last layer only for the rows that are read.
 
         Args:
             batch: on the model's device.
             tokens: learned rows [n, D] by fill source ("plugins.<instance>").
             row_R: rows whose attention mass onto `batch.key_T` is wanted; unique, on the host.
+            read_T: the rows whose states are wanted, bool, on the host; all where None. Others may come.
         """
         x_TD = self.rows(batch.id_T, batch.fills, batch.pixels_ICXY, tokens)
-        attend = self.backend.attend(batch.forest, batch.key_T, row_R, x_TD.device)
-        return self.decode(x_TD, batch.forest.pos_T, [attend] * len(self.decoder.blocks))
+        attends = self.attends(batch, row_R, read_T, x_TD.device)
+        return self.decode(x_TD, batch.forest.pos_T, attends)
+
+    def attends(
+        self, batch: Batch, row_R: Tensor, read_T: Tensor | None, device: torch.device
+    ) -> list[Attend]:
+        """One plan for all layers but the last, whose queries are the rows that are read."""
+        every, last = (
+            self.backend.attend(batch.forest, batch.key_T, row_R, device, read) for read in (None, read_T)
+        )
+        return [every] * (len(self.decoder.blocks) - 1) + [last]
 
     def decode(self, x_TD: Tensor, pos_T: Tensor, attends: Sequence[Attend]) -> Output:
         """The decoder over rows that are already vectors, one `attend` a layer."""
-        return Output(*self.decoder(x_TD, pos_T.to(x_TD.device), attends))
+        row_W = torch.arange(len(x_TD), device=x_TD.device)[attends[-1].rows]
+        return Output(row_W, *self.decoder(x_TD, pos_T.to(x_TD.device), attends))
 
     def rows(
         self, id_T: Tensor, fills: Sequence[Fill], pixels_ICXY: Tensor, tokens: Mapping[str, Tensor]

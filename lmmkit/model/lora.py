@@ -92,8 +92,7 @@ def _adapted(module: nn.Module) -> Iterator[tuple[FusedLinear | Linear, nn.Modul
 
 def _sizes(linear: FusedLinear | Linear, name: str, targets: Iterable[str]) -> dict[str, int]:
     if isinstance(linear, FusedLinear):
-        parts = dict(zip(linear.slices, linear.sizes, strict=True))
-        return {part: size for part, size in parts.items() if part in targets}
+        return {part: size for part, size in linear.sizes.items() if part in targets}
     return {name: linear.out_features} if name in targets else {}
 
 
@@ -102,9 +101,11 @@ def _add(linear: nn.Module, inputs: tuple[Tensor], out: Tensor) -> Tensor:
     return out + adapter(inputs[0]).to(out)
 
 
-def _add_fused(linear: nn.Module, inputs: tuple[Tensor], outs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    adapters = getattr(linear, CHILD)
-    return tuple(
-        out + adapters[part](inputs[0]).to(out) if part in adapters else out
-        for part, out in zip(linear.slices, outs, strict=True)  # type: ignore[arg-type]
-    )
+def _add_fused(linear: nn.Module, inputs: tuple[Tensor], out: Tensor) -> Tensor:
+    assert isinstance(linear, FusedLinear)
+    adapters, (x,) = getattr(linear, CHILD), inputs
+    parts = [
+        adapters[part](x).to(out) if part in adapters else out.new_zeros(*out.shape[:-1], size)
+        for part, size in linear.sizes.items()
+    ]
+    return out + torch.cat(parts, -1)

@@ -62,7 +62,6 @@ class Rope:
 
 
 def rotary(pos_T: Tensor, size: int, rope: Rope) -> tuple[Tensor, Tensor]:
-    """(cos, sin), each [T, 1, K] float32, of rotary positions in the half-split layout of LLaMA."""
-    angle_TK = pos_T[:, None].float() * rope.frequencies(size, pos_T.device)
-    angle_T1K = torch.cat([angle_TK, angle_TK], -1).unsqueeze(1)
+    """(cos, sin), each [T, 1, K / 2] float32, of rotary positions in the half-split layout of LLaMA."""
+    angle_T1K = (pos_T[:, None].float() * rope.frequencies(size, pos_T.device)).unsqueeze(1)
     return rope.scale * angle_T1K.cos(), rope.scale * angle_T1K.sin()

@@ -61,7 +61,7 @@ class VisionBlock(nn.Module):
         self.down = Linear(shape.mlp, width, bias=True, gain=gain)
 
     def forward(self, x_IND: Tensor) -> Tensor:
-        qkv = self.qkv(self.attention_norm(x_IND))
+        qkv = self.qkv(self.attention_norm(x_IND)).chunk(3, -1)
         q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in qkv)
         x_IND = x_IND + self.out(self.backend.dense(q, k, v).flatten(2))
         return x_IND + self.down(self.activation(self.up(self.mlp_norm(x_IND))))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lmmkit.data.pack import LaidOut
 from lmmkit.dims import ImageSpec
-from lmmkit.model.attention import Attend, attention_map
+from lmmkit.model.attention import ALL, Attend, Heads, Turn, attention_map, turned
 from lmmkit.objective import Objective
 from lmmkit.plan.prepare import Prepared
 from lmmkit.sample import View
@@ -57,13 +57,13 @@ def look(
     maps: list[Tensor] = []
     attend = lmm.backend.attend(batch.forest, batch.key_T, batch.mass_R[:0], device)
 
-    def watching(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        maps.append(attention_map(q[row_R], k, see_RT)[..., image_row].mean((0, 1)))
-        return attend(q, k, v)
+    def watching(qkv_TC: Tensor, heads: Heads, turn: Turn) -> tuple[Tensor, Tensor]:
+        q_THK, k_TGK, _ = turned(qkv_TC, heads, turn)
+        maps.append(attention_map(q_THK[row_R], k_TGK, see_RT)[..., image_row].mean((0, 1)))
+        return attend(qkv_TC, heads, turn)
 
     x_TD = lmm.rows(batch.id_T, batch.fills, batch.pixels_ICXY, objective.tokens(batch))
-    watched: list[Attend] = [watching] * len(lmm.decoder.blocks)
-    lmm.decode(x_TD, batch.forest.pos_T, watched)
+    lmm.decode(x_TD, batch.forest.pos_T, [Attend(ALL, watching)] * len(lmm.decoder.blocks))
     map_XY = torch.stack(maps).mean(0).view(spec.grid)
     return natural(batch.picture(0), spec), map_XY / map_XY.max()
 

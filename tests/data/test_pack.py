@@ -220,7 +220,7 @@ def test_another_document_of_equal_length_does_not_move_a_bit_of_the_rest(backen
         with torch.no_grad():
             out = lmm(batch, {}, batch.mass_R)
         mass_T = torch.zeros(len(batch)).index_copy(0, batch.mass_R, out.mass_LR.mean(0))
-        return out.hidden_TD, mass_T, paths
+        return out.hidden_WD, mass_T, paths
 
     (before, mass_before, paths), (after, mass_after, _) = hidden(1), hidden(2)
     assert not torch.equal(before[paths[place]], after[paths[place]])

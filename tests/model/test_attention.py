@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_leaves
 
 from lmmkit.forest import roots
 from lmmkit.model import attention
-from lmmkit.model.attention import Eager, NoBackend, Sdpa, Xformers, backends, choose, log_choice
+from lmmkit.model.attention import Eager, Heads, NoBackend, Sdpa, Xformers, backends, choose, log_choice
 from tests import reference
 from tests.attention_cases import (
     CASES,
@@ -26,6 +26,7 @@ from tests.attention_cases import (
     of_backend,
     of_twin,
     packed,
+    unturned,
 )  # fmt: skip
 from tests.forests import concat, permuted
 from tests.reference import off
@@ -42,6 +43,47 @@ def test_value_mass_and_gradient_equal_the_twin(name, groups):
             assert_close(of_backend(backend, case, given, dtype), want, limit)
 
 
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("backend", [Sdpa(), Eager()], ids=lambda b: b.name)
+def test_rows_that_nobody_reads_may_stay_away(backend, name):
+    """The rows that come out are those of the whole call, and so are all gradients they send back."""
+    case = CASES[name]()
+    given, draw = inputs(len(case.forest), 2), torch.Generator().manual_seed(3)
+    read_T = torch.rand(len(case.forest), generator=draw) < 0.2
+    unread_R = (~read_T).nonzero()[:, 0]
+    whole = of_backend(backend, case._replace(dead_R=unread_R), given, torch.float64)
+    attend = backend.attend(case.forest, case.key_T, case.row_R, CPU, read_T)
+    rows = attend.rows
+    assert set(rows.tolist()) >= set(read_T.nonzero()[:, 0].tolist()) | set(case.row_R.tolist())
+    q, k, v = (x.clone().requires_grad_() for x in given[:3])
+    out, mass = unturned(attend)(q, k, v)
+    d_out = given[3].index_fill(0, unread_R, 0)[rows]
+    gradients = torch.autograd.grad([out, mass], [q, k, v], [d_out, given[4][case.row_R]])
+    got = Found(out, mass, *gradients)
+    assert_close(got, whole._replace(out=whole.out[rows]), 1e-12)
+
+
+def test_a_run_is_computed_from_the_first_row_that_is_read():
+    forest, none = roots([100, 50]), torch.arange(0)
+    read_T = marks(150, [70, 90])
+    assert Sdpa().attend(forest, marks(150), none, CPU, read_T).rows.tolist() == list(range(70, 100))
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_turning_in_place_is_turning(groups):
+    forest, given = roots([30]), inputs(30, groups)
+    angle_T1K = torch.randn(30, 1, SIZE // 2, generator=torch.Generator().manual_seed(1)).double()
+    heads, turn = Heads(HEADS, groups, SIZE), (angle_T1K.cos(), angle_T1K.sin())
+    key_T, row_R, found = marks(30, range(9)), torch.arange(9, 30), []
+    for backend in (Sdpa(), Eager()):
+        qkv_TC = torch.cat(given[:3], 1).flatten(1).requires_grad_()
+        out_TC, mass_R = backend.attend(forest, key_T, row_R, CPU)(qkv_TC.clone(), heads, turn)
+        (out_TC * given[3].flatten(1)).sum().add(mass_R @ given[4][row_R]).backward()
+        found.append((out_TC, mass_R, qkv_TC.grad))
+    for ours, plain in zip(*found, strict=True):
+        assert off(ours, plain) < 1e-12
+
+
 def test_eager_and_sdpa_give_mass_in_float32_or_wider():
     case = packed()
     for backend in (Sdpa(), Eager()):
@@ -52,14 +94,15 @@ def test_eager_and_sdpa_give_mass_in_float32_or_wider():
 def test_mass_of_rows_that_see_only_image_is_one_and_of_rows_that_see_none_is_zero():
     forest = roots([6, 4])
     attend = Sdpa().attend(forest, marks(10, range(6)), torch.arange(10), CPU)
-    mass = attend(*inputs(10, 2)[:3])[1]
+    mass = unturned(attend)(*inputs(10, 2)[:3])[1]
     assert mass.tolist() == pytest.approx([1.0] * 6 + [0.0] * 4, abs=1e-14)
 
 
 def test_without_an_asked_row_there_is_no_cut_and_an_empty_mass():
     forest, key_T = roots([30]), marks(30, range(5, 9))
-    assert len(attention._calls(forest, key_T, torch.tensor([], dtype=torch.int64))) == 1
-    assert Sdpa().attend(forest, key_T, torch.arange(0), CPU)(*inputs(30, 2)[:3])[1].shape == (0,)
+    assert len(attention._calls(forest, key_T, torch.arange(0), None).each) == 1
+    attend = Sdpa().attend(forest, key_T, torch.arange(0), CPU)
+    assert unturned(attend)(*inputs(30, 2)[:3])[1].shape == (0,)
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e-12])

@@ -36,7 +36,7 @@ def theirs(lmm: LMM) -> LlavaForConditionalGeneration:
 
 @torch.no_grad()
 def logits(lmm: LMM, batch) -> torch.Tensor:
-    return lmm.logits(lmm(batch, {}, batch.mass_R).hidden_TD)
+    return lmm.logits(lmm(batch, {}, batch.mass_R).hidden_WD)
 
 
 @pytest.mark.parametrize("backend", [Sdpa(), Eager()], ids=lambda b: b.name)
@@ -80,7 +80,7 @@ def test_a_file_that_several_trees_show_is_encoded_once_and_learns_from_all():
         batch, _ = packed([[prompt(ids, "a")] for ids in groups], reader=read64)
         assert len(batch.pixels_ICXY) == 1
         lmm.zero_grad()
-        lmm(batch, {}, batch.mass_R).hidden_TD.square().sum().backward()
+        lmm(batch, {}, batch.mass_R).hidden_WD.square().sum().backward()
         gradients.append(lmm.vision.patch.weight.grad.clone())
     assert off(gradients[0] + gradients[1], gradients[2]) < 1e-12 and gradients[2].abs().max() > 0
 
@@ -96,7 +96,7 @@ def test_logits_and_mass_are_float32_or_wider():
         lmm, batch = tiny_lmm(dtype=dtype), text_batch([[3, 4, 5]])
         batch = replace(batch, key_T=torch.tensor([True, False, False]), mass_R=torch.tensor([2]))
         out = lmm(batch, {}, batch.mass_R)
-        assert lmm.logits(out.hidden_TD).dtype == wide and out.mass_LR.dtype == wide
+        assert lmm.logits(out.hidden_WD).dtype == wide and out.mass_LR.dtype == wide
         assert out.mass_LR.shape == (TEXT.depth, 1)
 
 

@@ -24,12 +24,7 @@ from tests.reference import off
 
 
 def xformers_parts(case: Case) -> list:
-    parts = []
-    for call, keys in attention._calls(case.forest, case.key_T, case.row_R):
-        for key in sorted(set(keys)):
-            members = [i for i, own in enumerate(keys) if own is key]
-            parts.append(attention.pack(call, members, key, CPU))
-    return parts
+    return list(attention.packed(attention._calls(case.forest, case.key_T, case.row_R, None), CPU))
 
 
 @pytest.mark.skipif(bool(attention.WHY_NO_XFORMERS), reason=attention.WHY_NO_XFORMERS or "xformers is here")

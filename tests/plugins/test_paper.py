@@ -120,7 +120,7 @@ def guided_ctx(loss: GuidedLoss, alpha: list[float], views: list[int], uniform: 
     empty = torch.empty(0, dtype=torch.int64)
     batch = Batch(
         forest=roots([10]), id_T=empty, fills=(), pixels_ICXY=torch.empty(0), predict=Pick(empty, empty),
-        target_S=empty, term_S=empty, text_terms=("next_token",), key_T=empty, mass_R=row_Q, picks={loss.needs[0]: pick},
+        target_S=empty, term_S=empty, text_terms=("next_token",), key_T=empty, mass_R=row_Q, read_T=empty, picks={loss.needs[0]: pick},
     )  # fmt: skip
     return Ctx("g", batch, {loss.needs[0]: torch.tensor(alpha)}, None)
 

@@ -1,0 +1,299 @@
+"""The same training steps for lmmkit and for transformers: one model, one set of samples.
+
+S and L are the short and the long configuration: 64 or 576 image rows a picture. A LLaVA with
+random weights is made by transformers and read by `lmmkit.load`; the samples are laid out by
+lmmkit's own pipeline, and the peer gets the very ids of these layouts, one padded batch a view.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import transformers as hf
+from lmmkit_directed_token import DirectedToken
+from lmmkit_guided_loss import GuidedLoss
+from lmmkit_shuffle import ImageOrder, TextOrder
+from torch import Tensor, nn
+
+import lmmkit
+from lmmkit.batch import Batch
+from lmmkit.data.pack import LaidOut, Packer
+from lmmkit.data.pipeline import Views
+from lmmkit.model.init import init
+from lmmkit.objective import Objective
+from lmmkit.parts import Term
+from lmmkit.sample import Image, Sample, Turn
+from lmmkit.training.step import run_step
+from tests.hf_weights import scramble
+
+VOCAB, IMAGE, DRT = (
+    4096,
+    5,
+    6,
+)  # ids 5 and 6 are the peer's: its image token, and a row for the directed token
+LEARNING_RATE = 1e-4
+WEIGHTS = {"next_token": 1.0, "text_order": 1.0, "image_order": 1.0, "guided_loss": 0.1}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes of a workload. `question` and `answer` are word counts, `answer` from and to."""
+
+    samples: int
+    side: int  # image rows a side
+    question: int
+    answer: tuple[int, int]
+
+
+CONFIGS = {
+    "S": Config(samples=16, side=8, question=16, answer=(48, 48)),
+    "L": Config(samples=4, side=24, question=0, answer=(25, 40)),
+}
+
+
+class Numbers:
+    """A tokenizer: a word is its id."""
+
+    bos, eos, size = 1, 2, VOCAB
+
+    def encode(self, text: str) -> list[int]:
+        return [int(word) for word in text.split()]
+
+    encode_continued = encode_unprefixed = encode
+
+
+DIRECTED = DirectedToken(name="directed_token")
+GUIDED = GuidedLoss(name="guided_loss")
+TEXT_ORDER = TextOrder(name="text_order", instruction="9 10 11 12 13 14 15 16")
+
+
+def image_order(config: Config) -> ImageOrder:
+    """1,000 orders of tiles that are patches, as in the paper but for their number."""
+    return ImageOrder(name="image_order", grid=config.side, permutations=1000)
+
+
+def terms(config: Config, method: str) -> tuple[Term, ...]:
+    """The plugin terms of `llava`, `guided` or `direct`."""
+    return {"llava": (), "guided": (GUIDED,), "direct": (GUIDED, image_order(config), TEXT_ORDER)}[method]
+
+
+def samples(config: Config, seed: int = 0) -> list[Sample]:
+    """Random words in the plain layout: the picture, perhaps a question, the answer."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def words(n: int) -> str:
+        return " ".join(map(str, torch.randint(20, VOCAB, (n,), generator=draw).tolist()))
+
+    def length() -> int:
+        return int(torch.randint(config.answer[0], config.answer[1] + 1, (1,), generator=draw))
+
+    return [
+        Sample(
+            key=str(i), images=(Image(f"/{i}.png"),), template="plain",
+            turns=(Turn("user", words(config.question), 1), Turn("assistant", words(length()))),
+        )
+        for i in range(config.samples)
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Noise in the place of a picture, by its path; the image's edit on it."""
+
+    size: int
+
+    def __call__(self, image: Image, shape: str) -> Tensor:
+        draw = torch.Generator().manual_seed(zlib.crc32(image.path.encode()))
+        pixels_CXY = torch.randn(3, self.size, self.size, generator=draw)
+        return pixels_CXY if image.edit is None else image.edit(pixels_CXY)
+
+
+@dataclass(frozen=True)
+class Work:
+    """One workload: the samples' views, a packer, and both models with the same weights."""
+
+    config: Config
+    method: str
+    views: tuple[tuple[LaidOut, ...], ...]
+    packer: Packer
+    ours: Objective
+    theirs: nn.Module
+    order_head: nn.Linear  # the peer's
+
+    def batch(self) -> Batch:
+        """All samples as one packed micro-batch."""
+        return self.packer.pack([self.packer.tree(members) for members in self.views])[0]
+
+
+def work(name: str, method: str, *, frozen: bool = False, share: bool = True) -> Work:
+    """The workload of a configuration and a method; `frozen` leaves the decoder as it is (stage 1)."""
+    config = CONFIGS[name]
+    theirs = peer_model(config)
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.save_pretrained(folder)
+        lmm = lmmkit.load(Path(folder), device="cpu").objective.lmm
+    chosen = terms(config, method)
+    plugins = modules(config, method, lmm.decoder.shape.width)
+    ours = Objective(lmm, plugins, compute=torch.float32)
+    ours.terms = chosen
+    views = Views(
+        tokenizer=Numbers(), image_rows=config.side**2, context=2048, too_long="error", after_eos="published",
+        seed=0, tasks=tuple(t for t in chosen if isinstance(t, ImageOrder | TextOrder)),
+        edits=((DIRECTED, frozenset({"image_order"})),) if method == "direct" else (),
+    )  # fmt: skip
+    packer = Packer(
+        reader=Reader(14 * config.side), image_rows=config.side**2, image_size=14 * config.side,
+        text_terms=("next_token", "text_order") if method == "direct" else ("next_token",),
+        needs=tuple(need for term in chosen for need in term.needs), terms=chosen, share=share,
+    )  # fmt: skip
+    laid = tuple(tuple(views.fitting(sample, 0, Counter())) for sample in samples(config))
+    head = nn.Linear(lmm.decoder.shape.width, 1000)
+    if method == "direct":
+        head.load_state_dict(plugins["image_order"].state_dict())
+        with torch.no_grad():
+            theirs.get_input_embeddings().weight[DRT] = plugins["directed_token"].weight[0]
+    for each in (theirs, ours):
+        _freeze(each, frozen)
+    return Work(config, method, laid, packer, ours.train(), theirs.train(), head)
+
+
+def modules(config: Config, method: str, width: int) -> nn.ModuleDict:
+    """The plugins' own parameters."""
+    if method != "direct":
+        return nn.ModuleDict()
+    from lmmkit.dims import Dims, ImageSpec
+
+    spec = ImageSpec(size=14 * config.side, grid=(config.side, config.side), width=192)
+    dims = Dims(width=width, vocab=VOCAB, layers=6, heads=8, image=spec)
+    plugins = nn.ModuleDict(
+        {"directed_token": DIRECTED.modules(dims), "image_order": image_order(config).modules(dims)}
+    )
+    init(plugins, 0)
+    return plugins
+
+
+def peer_model(config: Config) -> nn.Module:
+    """transformers' LLaVA with random weights: CLIP 192 x 4, LLaMA 256 x 6."""
+    vision = hf.CLIPVisionConfig(
+        hidden_size=192, intermediate_size=768, num_hidden_layers=4, num_attention_heads=3,
+        image_size=14 * config.side, patch_size=14, projection_dim=192,
+    )  # fmt: skip
+    text = hf.LlamaConfig(
+        hidden_size=256, intermediate_size=688, num_hidden_layers=6, num_attention_heads=8, num_key_value_heads=8,
+        vocab_size=VOCAB, max_position_embeddings=2048, tie_word_embeddings=False,
+    )  # fmt: skip
+    model = hf.LlavaForConditionalGeneration(hf.LlavaConfig(
+        vision_config=vision, text_config=text, image_token_index=IMAGE, image_seq_length=config.side**2,
+        vision_feature_layer=-2, vision_feature_select_strategy="default", tie_word_embeddings=False,
+    ))  # fmt: skip
+    scramble(model, 0)
+    return model
+
+
+def _freeze(model: nn.Module, decoder_too: bool) -> None:
+    for name, parameter in model.named_parameters():
+        vision = "vision" in name
+        decoder = "decoder." in name or "language_model" in name or "lm_head" in name
+        parameter.requires_grad_(not vision and not (decoder and decoder_too))
+
+
+def optimizer(*models: nn.Module) -> torch.optim.AdamW:
+    """The same one for both."""
+    learning = [p for model in models for p in model.parameters() if p.requires_grad]
+    return torch.optim.AdamW(learning, lr=LEARNING_RATE)
+
+
+def our_step(work: Work) -> Callable[[], float]:
+    """A whole optimizer step of ours, plan and all, from a packed batch on."""
+    batch, update = work.batch(), optimizer(work.ours)
+    weights = {name: WEIGHTS[name] for name in batch.count}
+    return lambda: (
+        run_step(
+            work.ours, update, (batch,), weights, clip=None, device=torch.device("cpu"), readings=False
+        ).loss
+    )
+
+
+Peer = Callable[[], float]
+
+
+def peer_step(work: Work, how: str) -> Peer:
+    """The same step by transformers.
+
+    how: `sdpa` (no maps at all), `eager` (every pass with maps, as `output_attentions` forces) or
+    `switched` (eager only in the pass whose maps are read).
+    """
+    update = optimizer(work.theirs, work.order_head)
+    inputs = {name: _padded(work, name) for name in dict.fromkeys(m.view.name for m in work.views[0])}
+
+    def step() -> float:
+        loss = sum(_losses(work, inputs, how))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(work.theirs.parameters(), torch.inf)
+        update.step()
+        update.zero_grad()
+        return float(loss.detach())
+
+    return step
+
+
+def _losses(work: Work, inputs: dict[str, dict[str, Tensor]], how: str) -> list[Tensor]:
+    model, losses = work.theirs, []
+    guided = work.method != "llava" and how != "sdpa"
+    for name, given in inputs.items():
+        said = {key: t for key, t in given.items() if key not in ("drt", "permutation")}
+        maps = guided and name == "main"
+        model.set_attn_implementation("eager" if maps or how == "eager" else "sdpa")
+        if name == "image_order":
+            del said["labels"]
+            hidden = model.model(**said, use_cache=False).last_hidden_state
+            at_drt = hidden[torch.arange(len(hidden)), given["drt"]]
+            losses.append(F.cross_entropy(work.order_head(at_drt), given["permutation"]))
+            continue
+        out = model(**said, use_cache=False, output_attentions=maps)
+        losses.append(WEIGHTS["next_token"] * out.loss)
+        if maps:
+            losses.append(WEIGHTS["guided_loss"] * (1 - _mass(out.attentions, given)))
+    return losses
+
+
+def _mass(maps: tuple[Tensor, ...], given: dict[str, Tensor]) -> Tensor:
+    """Mean over layers, heads and response rows of the attention on image keys."""
+    asked_BT, key_BT = given["labels"] >= 0, (given["input_ids"] == IMAGE).float()
+    by_layer = [torch.einsum("bhqk,bk->bhq", each, key_BT).mean(1)[asked_BT].mean() for each in maps]
+    return torch.stack(by_layer).mean()
+
+
+def _padded(work: Work, name: str) -> dict[str, Tensor]:
+    """One view of every sample, right-padded, as transformers wants it."""
+    members = [next(m for m in views if m.view.name == name) for views in work.views]
+    longest = max(sum(span.n for span in m.layout) for m in members)
+    ids = torch.zeros(len(members), longest, dtype=torch.int64)
+    labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
+    pixels, drt = [], []
+    for i, member in enumerate(members):
+        at = 0
+        for span in member.layout:
+            place = slice(at, at + span.n)
+            ids[i, place] = (
+                torch.tensor(span.ids) if span.kind == "text" else IMAGE if span.kind == "image" else DRT
+            )
+            if span.learn and member.view.learn:
+                labels[i, place] = torch.tensor(span.ids)
+            if span.image is not None:
+                pixels.append(work.packer.reader(span.image, "pad"))
+            at += span.n
+        mask[i, :at] = 1
+        drt.append(at - 1)
+    given = {"input_ids": ids, "attention_mask": mask, "pixel_values": torch.stack(pixels), "labels": labels}
+    if name == "image_order":
+        orders = [m.view.labels["permutation"] for m in members]
+        given |= {"drt": torch.tensor(drt), "permutation": torch.tensor(orders)}
+    return given
