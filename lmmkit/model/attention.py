@@ -125,7 +125,8 @@ def backends() -> Sequence[Backend]:
 
 def grouped(x_THK: Tensor, heads: int) -> Tensor:
     """Key/value heads repeated to `heads` query heads, on the last but one dimension."""
-    return x_THK.repeat_interleave(heads // x_THK.shape[-2], dim=-2)
+    groups = x_THK.shape[-2]
+    return x_THK if heads == groups else x_THK.repeat_interleave(heads // groups, dim=-2)
 
 
 def turned(qkv_TC: Tensor, heads: Heads, turn: Turn) -> tuple[Tensor, Tensor, Tensor]:
@@ -194,6 +195,12 @@ def _softmax(score: Tensor) -> Tensor:
 
 
 # ---------------------------------------------------------------- merged partial calls
+
+
+def ungrouped(x_THK: Tensor, groups: int) -> Tensor:
+    """Gradients of repeated key/value heads, summed: the way back of `grouped`."""
+    heads = x_THK.shape[-2]
+    return x_THK if heads == groups else x_THK.unflatten(-2, (groups, heads // groups)).sum(-2)
 
 
 class Part(Protocol):
@@ -371,8 +378,7 @@ class _Padded:
         )  # fmt: skip
         to.q.index_add_(0, self.row_Q, self._real(d_q.transpose(1, 2)))
         for grad, part in ((to.k, d_k), (to.v, d_v)):
-            part_BMGK = part.transpose(1, 2).unflatten(2, (groups, heads // groups)).sum(3)
-            grad.index_add_(0, self.k_BM.flatten(), part_BMGK.flatten(0, 1))
+            grad.index_add_(0, self.k_BM.flatten(), ungrouped(part.transpose(1, 2), groups).flatten(0, 1))
 
     def _keys(self, k: Tensor, v: Tensor, heads: int) -> tuple[Tensor, Tensor]:
         k_BHMK, v_BHMK = (grouped(x[self.k_BM], heads).transpose(1, 2) for x in (k, v))
@@ -536,14 +542,14 @@ class _Packed:
     def backward(
         self, d: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, to: _Grads
     ) -> None:
-        heads, groups = q.shape[1], k.shape[1]
+        groups = k.shape[1]
         d_q, d_k, d_v = _fmha.memory_efficient_attention_backward(
             d[self.row_Q][None], out[self.row_Q][None], self._kernel_lse(lse[self.row_Q], q.dtype),
             *self._inputs(q, k, v), attn_bias=self.bias,
         )  # fmt: skip
         to.q.index_add_(0, self.row_Q, d_q[0])
         for grad, part in ((to.k, d_k), (to.v, d_v)):
-            grad.index_add_(0, self.row_K, part[0].unflatten(1, (groups, heads // groups)).sum(2))
+            grad.index_add_(0, self.row_K, ungrouped(part[0], groups))
 
     def _inputs(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         heads = q.shape[1]

@@ -7,6 +7,7 @@ from itertools import accumulate
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from lmmkit.model.attention import Attend, Heads, Turn
 
@@ -17,8 +18,59 @@ ACTIVATIONS = {
 }
 
 
+class _RmsNorm(torch.autograd.Function):
+    """`F.rms_norm`, which the CPU has no kernel for: as few passes over memory as torch's parts allow."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, eps: float):
+        wide = torch.promote_types(x.dtype, torch.float32)
+        rms = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+        scale = rms.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        return (x * scale).mul_(weight).to(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d):
+        x, weight, scale = ctx.saved_tensors
+        unit = x * scale
+        slope = d * unit
+        flat = slope.flatten(0, -2)
+        d_weight = flat.sum(0).to(weight) if ctx.needs_input_grad[1] else None
+        along = torch.mv(flat, weight.to(flat)).div_(-x.shape[-1]).view_as(scale)
+        return (d * weight).to(unit).addcmul_(unit, along).mul_(scale).to(x), d_weight, None
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / rms(x) * weight, the rms in float32 or wider."""
+    if x.is_cuda:  # which has a kernel
+        return F.rms_norm(x, weight.shape, weight, eps)
+    return _RmsNorm.apply(x, weight, eps)
+
+
+class _SwiGLU(torch.autograd.Function):
+    """silu(gate) * up of a packed projection: remembers that alone, and has one gradient buffer."""
+
+    @staticmethod
+    def forward(ctx, gate_up: Tensor):
+        ctx.save_for_backward(gate_up)
+        gate, up = gate_up.chunk(2, -1)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d):
+        (gate_up,) = ctx.saved_tensors
+        gate, up = gate_up.chunk(2, -1)
+        out = torch.empty_like(gate_up)
+        d_gate, d_up = out.chunk(2, -1)
+        torch.mul(F.silu(gate), d, out=d_up)
+        torch.ops.aten.silu_backward.grad_input(d * up, gate, grad_input=d_gate)
+        return out
+
+
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight, the rms in float32."""
+    """x / rms(x) * weight."""
 
     def __init__(self, width: int, eps: float):
         super().__init__()
@@ -29,7 +81,7 @@ class RMSNorm(nn.Module):
         nn.init.ones_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class FusedLinear(nn.Module):
@@ -107,8 +159,7 @@ class SwiGLU(nn.Module):
         self.down = Linear(mlp, width, bias=False, gain=gain)
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        gate_TF, up_TF = self.gate_up(x_TD).chunk(2, -1)
-        return self.down(F.silu(gate_TF) * up_TF)
+        return self.down(_SwiGLU.apply(self.gate_up(x_TD)))
 
 
 class Block(nn.Module):

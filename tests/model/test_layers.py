@@ -1,0 +1,54 @@
+"""Norm and gated MLP as nodes of their own: values and gradients of torch's plain parts."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lmmkit.model.init import init
+from lmmkit.model.layers import SwiGLU, rms_norm
+from tests.reference import off
+
+TIGHT = {torch.float64: 1e-12, torch.float32: 5e-6}
+
+
+def draw(*sizes, dtype):
+    return torch.randn(*sizes, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", TIGHT)
+@pytest.mark.parametrize("shape", [(7, 16), (5, 3, 16), (1, 6)])
+def test_rms_norm_is_torchs(shape, dtype):
+    x, d = draw(*shape, dtype=dtype), draw(*shape, dtype=dtype).flip(0)
+    weight = draw(shape[-1], dtype=dtype)
+    got, want = (
+        (f(a, b), *torch.autograd.grad(f(a, b), (a, b), d))
+        for f in (lambda x, w: rms_norm(x, w, 1e-5), lambda x, w: F.rms_norm(x, w.shape, w, 1e-5))
+        for a, b in [(x.clone().requires_grad_(), weight.clone().requires_grad_())]
+    )
+    for a, b in zip(got, want, strict=True):
+        assert off(a, b) < TIGHT[dtype]
+
+
+def test_a_frozen_norm_gets_no_gradient():
+    x = draw(4, 8, dtype=torch.float32).requires_grad_()
+    weight = torch.ones(8)
+    rms_norm(x, weight, 1e-5).sum().backward()
+    assert x.grad is not None and weight.grad is None
+
+
+@pytest.mark.parametrize("dtype", TIGHT)
+def test_swiglu_is_its_plain_formula(dtype):
+    mlp = SwiGLU(8, 12, gain=1.0).to(dtype)
+    init(mlp, 0)
+    x, d = draw(5, 8, dtype=dtype).requires_grad_(), draw(5, 8, dtype=dtype).flip(0)
+    learned = (x, mlp.gate_up.weight, mlp.down.weight)
+
+    def plain(x):
+        gate, up = (x @ mlp.gate_up.weight.T).chunk(2, -1)
+        return (F.silu(gate) * up) @ mlp.down.weight.T
+
+    assert off(mlp(x), plain(x)) < TIGHT[dtype]
+    for a, b in zip(
+        torch.autograd.grad(mlp(x), learned, d), torch.autograd.grad(plain(x), learned, d), strict=True
+    ):
+        assert off(a, b) < TIGHT[dtype]
