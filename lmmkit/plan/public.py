@@ -53,9 +53,7 @@ def recipe_of(
         got = "a connector without the encoder it reads"
         mend = "Import it with its encoder: `lmmkit model import SRC DST --vision CLIP_FOLDER`."
         raise UserError(Problem("model/no-vision", str(folder), got, "both", mend))
-    shape = encoder.vision.image_shape if encoder.vision else "pad"
-    if source.kind == "llava":
-        shape = "pad"  # as its second stage does
+    shape = "pad" if source.pads or not encoder.vision else encoder.vision.image_shape
     eye = None
     if source.connector and encoder.vision:
         layer = encoder.vision.shape.feature_layer

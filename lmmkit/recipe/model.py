@@ -14,7 +14,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 TemplateName = Literal["plain", "vicuna_v1", "chatml", "llama3"]
-ImageShape = Literal["crop", "pad"]
+ImageShape = Literal["crop", "pad", "squash"]
 
 
 def _derive(obj: object, name: str, value: int) -> None:

@@ -79,7 +79,7 @@ def read_encoder(config: Config, folder: Path, *, feature_layer: int) -> Encoder
 
 
 CLIP = {"mean": CLIP_MEAN, "std": CLIP_STD, "shape": "crop"}
-HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "shape": "pad"}
+HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "shape": "squash"}
 FAMILIES: dict[str, dict[str, Any]] = {"clip_vision_model": CLIP, "siglip_vision_model": HALF}
 
 
@@ -92,10 +92,19 @@ def _processor(folder: Path, habits: Mapping[str, Any]) -> tuple[tuple, tuple, s
             found = found.section(key) if key else found
             if not found.values:
                 continue
-            if found.has("do_pad"):
-                shape = "pad" if found.flag("do_pad", False) else "crop"
+            shape = _geometry(found) or shape
             return _triple(found, "image_mean", mean), _triple(found, "image_std", std), shape
     return mean, std, shape
+
+
+def _geometry(config: Config) -> str | None:
+    """What a processor's file does with a picture that is no square; None where it does not say."""
+    if config.flag("do_pad", False):
+        return "pad"
+    if config.flag("do_center_crop", False):
+        return "crop"
+    size = config.values.get("size")
+    return "squash" if isinstance(size, Mapping) and size.get("height") else None
 
 
 def _triple(config: Config, key: str, default: tuple) -> tuple:

@@ -82,6 +82,8 @@ def problems(model: Exported, folder: Path, kind: str) -> list[Problem]:
         found.append(wrong(f"a decoder of the {family(model)} family", "a LLaMA"))
     if kind == "llava" and not (isinstance(model.vision, ViT) and model.eye.class_token):
         found.append(wrong("an encoder without a class token", "CLIP"))
+    if kind == "llava" and model.image_shape == "squash":
+        found.append(wrong("pictures squashed to the square", "`crop` or `pad`"))
     return found
 
 
@@ -322,14 +324,17 @@ def _write_words(model: Exported, folder: Path, image: int | None) -> None:
 
 def _processor(model: Exported) -> dict[str, Any]:
     image = model.eye.image
-    pad = model.image_shape == "pad"
-    return {
-        "image_processor_type": "LlavaImageProcessor" if pad else "CLIPImageProcessor",
-        **({"do_pad": True} if pad else {}), "do_convert_rgb": True, "do_resize": True, "resample": 3,
-        "size": {"shortest_edge": image.size}, "do_center_crop": True,
-        "crop_size": {"height": image.size, "width": image.size}, "do_rescale": True,
-        "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": list(image.mean),
-        "image_std": list(image.std),
+    square, short = {"height": image.size, "width": image.size}, {"shortest_edge": image.size}
+    geometry: dict[str, Any] = {
+        "crop": {"image_processor_type": "CLIPImageProcessor", "size": short},
+        "pad": {"image_processor_type": "LlavaImageProcessor", "do_pad": True, "size": short},
+        "squash": {"image_processor_type": "SiglipImageProcessor", "size": square},
+    }[model.image_shape]
+    if model.image_shape != "squash":
+        geometry |= {"do_center_crop": True, "crop_size": square}
+    return geometry | {
+        "do_convert_rgb": True, "do_resize": True, "resample": 3, "do_rescale": True, "rescale_factor": 1 / 255,
+        "do_normalize": True, "image_mean": list(image.mean), "image_std": list(image.std),
     }  # fmt: skip
 
 

@@ -57,7 +57,8 @@ TWO_TOWERS = r"|^visual_projection\.|^text_projection\.|^logit_(scale|bias)$"
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """What a public folder holds. `image_token`: the id that stands for one row of an image."""
+    """What a public folder holds. `image_token`: the id that stands for one row of an image; `pads`:
+    whether it pads pictures, whatever its encoder's processor does with them."""
 
     folder: Path
     kind: str
@@ -70,6 +71,7 @@ class Source:
     pad: int | None = None
     dtype: str = "float32"
     pickled: bool = False
+    pads: bool = False
 
     @contextmanager
     def tensors(self) -> Iterator[dict[str, Stored]]:
@@ -204,8 +206,9 @@ def _with_defaults(section: Config) -> Config:
 def _llava(folder: Path, config: Config, feature_layer: int | None) -> Source:
     config.only(mm_projector_type="mlp2x_gelu", mm_vision_select_feature="patch", mm_use_im_start_end=False)
     text = read_decoder(Config({**config.values, "model_type": "llama"}, config.where))
+    aspect = config.one_of("image_aspect_ratio", {"pad": "pad", "square": "square"}, "pad")
     return Source(
-        folder=folder, kind="llava", spelling=LLAVA, text=text, connector=True,
+        folder=folder, kind="llava", spelling=LLAVA, text=text, connector=True, pads=aspect == "pad",
         dtype=_dtype(config), **_ends(folder, config),
     )  # fmt: skip
 
