@@ -86,11 +86,11 @@ def export_model(path: Path, folder: Path, kind: Format, *, dtype: torch.dtype |
         shutil.copytree(source, folder, dirs_exist_ok=True)
         return
     speaker = load(source, device="cpu", dtype=dtype or own.dtype_of(source))
-    parts = assemble.modules(speaker.objective)
+    parts, speaks = assemble.modules(speaker.objective), speaker.prepared.recipe.model.speaks
     model = export.Exported(
         vision=parts["vision"], connector=parts["connector"], text=speaker.objective.lmm.decoder,
         config=own.config_of(source), tokenizer=speaker.prepared.tokenizer, carried=own.carried_of(source),
-        image_shape=speaker.prepared.recipe.model.speaks.image_shape,
+        image_shape=speaks.image_shape, template=speaks.template,
     )  # fmt: skip
     export.write(model, folder, kind, dtype=dtype)
 

@@ -20,7 +20,7 @@ from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.model.decoder import Decoder, DecoderShape
 from lmmkit.model.vision import VisionShape, ViT
 from lmmkit.rundir import fsync, write_json_atomic
-from lmmkit.weights import encoders, keys, own
+from lmmkit.weights import encoders, keys, own, talk
 from lmmkit.weights.decoders import LLAMA
 from lmmkit.weights.source import CONNECTOR
 
@@ -42,7 +42,8 @@ ROUND = 64  # rows of a vocabulary that grows come in multiples of this
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What an export needs to know: the model's parts with values, its folder's config and tokenizer."""
+    """What an export needs to know: the model's parts with values, its folder's config and tokenizer,
+    and how it speaks."""
 
     vision: nn.Module
     connector: nn.Module
@@ -51,6 +52,7 @@ class Exported:
     tokenizer: AnyTokenizer
     carried: Mapping[str, Tensor]
     image_shape: str
+    template: str
 
     @property
     def shape(self) -> DecoderShape:
@@ -264,12 +266,13 @@ def _text_config(model: Exported, vocab: int) -> dict[str, Any]:
 def _vision_config(model: Exported, full: bool) -> dict[str, Any]:
     shape = model.eye
     acts = {ours: theirs for theirs, ours in encoders.ACTIVATIONS.items()}
+    head = any(name.startswith("vision.head.") for name in model.carried)  # SigLIP's, read by nobody
     return {
         "model_type": _vision_family(model.eye), "hidden_size": shape.width,
         "num_hidden_layers": shape.depth if full else shape.built, "num_attention_heads": shape.heads,
         "intermediate_size": shape.mlp, "image_size": shape.image.size, "patch_size": shape.patch,
         "hidden_act": acts[shape.activation], "layer_norm_eps": shape.norm_eps,
-    } | ({"vision_use_head": False} if not shape.class_token else {})  # fmt: skip
+    } | ({"vision_use_head": head} if not shape.class_token else {})  # fmt: skip
 
 
 def _vision_family(eye: VisionShape) -> str | None:
@@ -319,6 +322,9 @@ def _write_words(model: Exported, folder: Path, image: int | None) -> None:
             "pad_token": "<pad>", "image_token": "<image>", "extra_special_tokens": {"image_token": "<image>"},
             "processor_class": "LlavaProcessor",
         }  # fmt: skip
+        spoken = talk.jinja(model.template, bos=words.get("bos_token", ""), prefixed=bpe.BESIDE not in files)
+        if spoken is not None:
+            (folder / talk.FILE).write_text(spoken, encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps(words, indent=2), encoding="utf-8")
 
 

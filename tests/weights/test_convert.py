@@ -201,7 +201,7 @@ def test_a_model_that_speaks_through_a_plugin_is_refused(llava, tmp_path):
     model = export.Exported(
         vision=parts.vision, connector=parts.connector, text=parts.decoder,
         config=config | {"speaks_through": ["directed_token"]}, tokenizer=ours.prepared.tokenizer,
-        carried=own.carried_of(tmp_path / "ours"), image_shape="pad",
+        carried=own.carried_of(tmp_path / "ours"), image_shape="pad", template="vicuna_v1",
     )  # fmt: skip
     (problem,) = export.problems(model, tmp_path, "llava-hf")
     assert "directed_token" in problem.got and "--format lmmkit" in problem.mend
