@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from lmmkit import assemble
 from lmmkit.errors import Problem, UserError
+from lmmkit.model.attention import Eager
 from lmmkit.plan import public
+from lmmkit.plan.origins import MODULES, Origin, encoder_section
 from lmmkit.plan.prepare import prepare_bare
-from lmmkit.recipe import to_mapping
+from lmmkit.recipe import VisionScratch, VisionTimm, section_mapping, to_mapping, vision_from_mapping
 from lmmkit.speak import load, model_folder
 from lmmkit.weights import adapter, export, own
-from lmmkit.weights.source import Source
+from lmmkit.weights.source import Source, open_source
 
 Format = Literal["llava-hf", "llava", "lmmkit"]
 HELD = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -25,17 +29,20 @@ HELD = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bf
 def import_model(
     source: Path, folder: Path, *, vision: Path | None = None, base: Path | None = None,
     allow_pickle: bool = False, template: str | None = None,
-) -> None:  # fmt: skip
+) -> tuple[str, ...]:  # fmt: skip
     """Writes a public model as a model folder of ours, every value and type as it is.
 
     Args:
         source: of llava-hf, original LLaVA (whole, its projector alone, or low-rank updates, which are
-            merged) or a decoder.
+            merged), a decoder, or an encoder, which becomes a folder for `model.vision.from`.
         folder: new, or empty.
         vision: a folder with the encoder, where `source` leaves it out.
         base: a folder with the decoder, where `source` leaves it out.
         allow_pickle: also read `.bin` files, their weights alone.
         template: what turns are wrapped in, where the default is not wanted.
+
+    Returns:
+        The parts that the new folder holds.
 
     Raises:
         UserError: an unknown architecture, tensors that do not fit, a folder that holds something.
@@ -44,6 +51,10 @@ def import_model(
     if adapter.is_adapter(source) and base is None:
         got, mend = "updates of a decoder, not the decoder", "Name it: `--base FOLDER`."
         raise UserError(Problem("weights/adapter", str(source), got, "its base beside it", mend))
+    if (eye := open_source(source, feature_layer=-1, pickled=allow_pickle)).parts() == ("vision",):
+        _refuse_beside(source, {"--vision": vision, "--base": base, "--template": template})
+        _import_encoder(eye, folder)
+        return ("vision",)
     recipe, public_source = public.recipe_of(source, template, vision=vision, base=base)
     prepared = prepare_bare(recipe, mute=True, pickled=allow_pickle)
     dtype = HELD.get(public_source.dtype, torch.float32)
@@ -63,6 +74,29 @@ def import_model(
     }  # fmt: skip
     tokenizer = prepared.tokenizer if prepared.tokenizer.size else None
     own.write(folder, objective, config=config, recipe=None, tokenizer=tokenizer, carried=carried)
+    return tuple(part for part in MODULES if getattr(prepared.recipe.model, part) is not None)
+
+
+def _refuse_beside(source: Path, options: Mapping[str, object]) -> None:
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        got, mend = f"{', '.join(given)} with an encoder alone", "Leave them out."
+        raise UserError(Problem("convert/encoder", str(source), got, "no options of a decoder", mend))
+
+
+def _import_encoder(source: Source, folder: Path) -> None:
+    """Every block of it, whatever state a recipe will read."""
+    assert source.vision is not None
+    section = encoder_section(source.vision)
+    origin = Origin(folder=source.folder, parts=("vision",), source=source)
+    module = assemble.build_encoder(origin, section, HELD.get(source.dtype, torch.float32))
+    config = {
+        "stage": public.STAGE, "step": 0, "speaks_through": [], "plugins": {}, "kind": source.kind,
+        "model": {"vision": section_mapping(section)}, "image_shape": source.vision.image_shape,
+    }  # fmt: skip
+    named = nn.ModuleDict({"lmm": nn.ModuleDict({"vision": module})})
+    carried = origin.carried({"vision": module})
+    own.write(folder, named, config=config, recipe=None, tokenizer=None, carried=carried)
 
 
 def _ends(source: Source) -> dict[str, object]:
@@ -98,6 +132,8 @@ def export_model(path: Path, folder: Path, kind: Format, *, dtype: torch.dtype |
 def show_model(path: Path) -> dict[str, Any]:
     """Architecture, parameters by part, type and size of a model; nothing of it is allocated."""
     folder = path if (path / "config.json").is_file() else model_folder(path)
+    if (eye := _encoder_alone(folder)) is not None:
+        return _show_encoder(*eye)
     if own.is_ours(folder):
         config = own.config_of(folder)
         recipe, held, kind = public.recipe_of_ours(folder, config, None), str(own.dtype_of(folder)), "lmmkit"
@@ -107,16 +143,38 @@ def show_model(path: Path) -> dict[str, Any]:
         held, kind = source.dtype, source.kind
     prepared = prepare_bare(recipe, mute=True)
     objective = assemble.shell(prepared.recipe, {}, prepared.dims, torch.device("cpu"))
+    tokenizer = prepared.tokenizer.size or None
+    return _shown(kind, held, assemble.modules(objective), to_mapping(prepared.recipe)["model"], tokenizer)
+
+
+def _encoder_alone(folder: Path) -> tuple[str, str, VisionScratch | VisionTimm] | None:
+    """(kind, type, shape) of an encoder's folder; None for any other."""
+    if own.is_ours(folder):
+        config = own.config_of(folder)
+        if not own.is_encoder(config):
+            return None
+        return "lmmkit", str(own.dtype_of(folder)), vision_from_mapping(config["model"]["vision"])
+    source = open_source(folder)
+    if source.parts() != ("vision",) or source.vision is None:
+        return None
+    return source.kind, source.dtype, encoder_section(source.vision)
+
+
+def _show_encoder(kind: str, held: str, section: VisionScratch | VisionTimm) -> dict[str, Any]:
+    with torch.device("meta"):
+        module = assemble.encoder(section, Eager(), "model.vision")
+    return _shown(kind, held, {"vision": module}, {"vision": section_mapping(section)}, None)
+
+
+def _shown(
+    kind: str, held: str, modules: Mapping[str, nn.Module], model: dict[str, Any], tokenizer: int | None
+) -> dict[str, Any]:
     held = held.removeprefix("torch.")
     size = HELD.get(held, torch.float32).itemsize
-    counts = {
-        part: sum(p.numel() for p in module.parameters())
-        for part, module in assemble.modules(objective).items()
-    }
+    counts = {part: sum(p.numel() for p in module.parameters()) for part, module in modules.items()}
     return {
         "kind": kind, "dtype": held, "parameters": counts, "total": sum(counts.values()),
-        "bytes": size * sum(counts.values()), "model": to_mapping(prepared.recipe)["model"],
-        "tokenizer": prepared.tokenizer.size or None,
+        "bytes": size * sum(counts.values()), "model": model, "tokenizer": tokenizer,
     }  # fmt: skip
 
 

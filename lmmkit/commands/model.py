@@ -16,7 +16,9 @@ app = typer.Typer(no_args_is_help=True, help="Models of others: read, write, loo
 @app.command("import")
 @reporting
 def import_(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="A llava-hf, LLaVA or decoder folder.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="SRC", help="A llava-hf, LLaVA, decoder or encoder folder.")
+    ],
     folder: Annotated[Path, typer.Argument(metavar="DST", help="The model folder to write; new.")],
     vision: Annotated[Path | None, typer.Option(help="A folder with the encoder SRC leaves out.")] = None,
     base: Annotated[Path | None, typer.Option(help="A folder with the decoder SRC leaves out.")] = None,
@@ -28,8 +30,13 @@ def import_(
     """Write a public model as a model folder of lmmkit's, value for value."""
     from lmmkit.convert import import_model
 
-    import_model(source, folder, vision=vision, base=base, allow_pickle=allow_pickle, template=template)
-    out.print(f"{folder} holds {source}. Talk to it: `lmmkit chat {folder}`")
+    parts = import_model(
+        source, folder, vision=vision, base=base, allow_pickle=allow_pickle, template=template
+    )
+    use = f"Talk to it: `lmmkit chat {folder}`"
+    if "text" not in parts:
+        use = f"In a recipe: `model.vision: {{from: {folder}}}`"
+    out.print(f"{folder} holds {source}. {use}")
 
 
 @app.command()
@@ -72,8 +79,9 @@ def show(
         table.add_row(part, f"{count:,}", _words(sections.get(part)))
     table.add_row("all", f"{found['total']:,}", f"{found['bytes'] / 2**20:,.1f} MiB")
     out.print(table)
-    out.print(f"tokenizer: {found['tokenizer'] or 'no'} ids")
-    out.print(f"speaks: {_words(sections['speaks'])}")
+    if "text" in sections:
+        out.print(f"tokenizer: {found['tokenizer'] or 'no'} ids")
+        out.print(f"speaks: {_words(sections['speaks'])}")
 
 
 def _words(section: dict | None) -> str:

@@ -66,6 +66,15 @@ class Config:
             raise self.problem(key, value, "a text")
         return value
 
+    def triple(self, key: str, default: Any) -> Any:
+        """Three numbers, one a colour."""
+        value = self._value(key, default)
+        if value is default:
+            return default
+        if not isinstance(value, list) or len(value) != 3 or not all(type(v) in (int, float) for v in value):
+            raise self.problem(key, value, "three numbers")
+        return tuple(map(float, value))
+
     def ids(self, key: str) -> tuple[int, ...]:
         """Token ids: one, or a list of them."""
         value = self.values.get(key)

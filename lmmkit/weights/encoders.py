@@ -48,6 +48,11 @@ class EncoderSource:
     image_shape: str
     family: str
 
+    @property
+    def feature_layer(self) -> int:
+        """The state that is read."""
+        return self.shape.feature_layer
+
 
 def read_encoder(config: Config, folder: Path, *, feature_layer: int) -> EncoderSource:
     """The encoder of a config (or of the `vision_config` of one).
@@ -93,7 +98,7 @@ def _processor(folder: Path, habits: Mapping[str, Any]) -> tuple[tuple, tuple, s
             if not found.values:
                 continue
             shape = _geometry(found) or shape
-            return _triple(found, "image_mean", mean), _triple(found, "image_std", std), shape
+            return found.triple("image_mean", mean), found.triple("image_std", std), shape
     return mean, std, shape
 
 
@@ -105,12 +110,3 @@ def _geometry(config: Config) -> str | None:
         return "crop"
     size = config.values.get("size")
     return "squash" if isinstance(size, Mapping) and size.get("height") else None
-
-
-def _triple(config: Config, key: str, default: tuple) -> tuple:
-    value = config.values.get(key)
-    if value is None:
-        return default
-    if not isinstance(value, list) or len(value) != 3 or not all(type(v) in (int, float) for v in value):
-        raise config.problem(key, value, "three numbers")
-    return tuple(map(float, value))

@@ -4,14 +4,15 @@
 
 The recipe holds shapes, template and plugin settings; `config.json` says which stage and step the
 weights are of, which plugins inference needs, and where paths of local plugin files start. A model
-that came from elsewhere has no recipe; `carried` is what its public format has besides.
+that came from elsewhere has no recipe; `carried` is what its public format has besides. An encoder
+alone is such a folder with `lmm.vision.*` tensors, whose config knows no other section.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -69,16 +70,28 @@ def is_ours(folder: Path) -> bool:
     return path.is_file() and read_json(path, mend="Mend or remove it.").get("format") == FORMAT
 
 
+def is_encoder(config: Mapping) -> bool:
+    """Whether a folder's config is of an encoder alone."""
+    return "text" not in config["model"]
+
+
 def carried_of(folder: Path) -> dict[str, Tensor]:
     """Tensors the folder carries for an export alone; none where there is no such file."""
     path = folder / CARRIED
     return load_file(path) if path.is_file() else {}
 
 
-def dtype_of(folder: Path) -> torch.dtype:
-    """The type of the folder's weights."""
+def tensors(folder: Path, names: Collection[str]) -> dict[str, Tensor]:
+    """Those of the named tensors that the folder's model has."""
     with safe_open(folder / "model.safetensors", framework="pt") as file:
-        return file.get_tensor("lmm.decoder.norm.weight").dtype
+        return {name: file.get_tensor(name) for name in sorted(set(names) & set(file.keys()))}
+
+
+def dtype_of(folder: Path) -> torch.dtype:
+    """The type of the folder's weights: of the decoder, where it holds one."""
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        names, norm = sorted(file.keys()), "lmm.decoder.norm.weight"
+        return file.get_tensor(norm if norm in names else names[0]).dtype
 
 
 def check(module: nn.Module, folder: Path, *, at: str = "") -> None:

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from lmmkit.errors import Problem, UserError
 from lmmkit.rundir import read_json
-from lmmkit.weights import decoders, encoders, keys
+from lmmkit.weights import decoders, encoders, keys, timm_files
 from lmmkit.weights.config import Config, unsupported
 from lmmkit.weights.decoders import DecoderSource, read_decoder
 from lmmkit.weights.encoders import EncoderSource, read_encoder
 from lmmkit.weights.keys import Table
 from lmmkit.weights.tensors import Stored, opened
+from lmmkit.weights.timm_files import TimmSource, read_timm
 
 CONNECTOR: Table = (
     ("first.weight", "linear_1.weight"),
@@ -49,6 +50,7 @@ LLAVA: Spelling = (  # low-rank checkpoints have a wrapper's name in front
     (r"model\.", "text.model."),
     (r"lm_head\.", "text.lm_head."),
 )
+TIMM: Spelling = ((r"", "vision."),)
 ENCODER: Spelling = ((r"text_model\.", "spare.text_model."), (r"vision_model\.", "vision."), (r"", "vision."))
 DECODER: Spelling = ((r"", "text."),)
 # beside the vision model of a whole CLIP or SigLIP
@@ -64,7 +66,7 @@ class Source:
     kind: str
     spelling: Spelling
     text: DecoderSource | None = None
-    vision: EncoderSource | None = None
+    vision: EncoderSource | TimmSource | None = None
     connector: bool = False
     image_token: int | None = None
     eos: tuple[int, ...] = ()
@@ -92,7 +94,7 @@ class Source:
 
     def spared(self, part: str, module: nn.Module) -> dict[str, Tensor]:
         """Tensors of a part that the module has no place for."""
-        placed = keys.places(module, self._table(part))
+        placed = keys.places(module, self._table(part, module))
         with self.tensors() as stored:
             return {
                 name: each.read()
@@ -107,33 +109,51 @@ class Source:
 
     def fill(self, part: str, module: nn.Module, stored: Mapping[str, Stored]) -> None:
         """Copies one part's tensors into its module. Raises `UserError` as `keys.check`."""
-        keys.fill(module, self._table(part), stored, prefix=f"{part}.", spare=self.spare(part))
+        keys.fill(module, **self._pairing(part, module, stored))
 
     def check(self, part: str, module: nn.Module, stored: Mapping[str, Stored]) -> None:
         """As `fill`, by the headers alone; the module may be on meta."""
-        keys.check(module, self._table(part), stored, prefix=f"{part}.", spare=self.spare(part))
+        keys.check(module, **self._pairing(part, module, stored))
 
-    def _table(self, part: str) -> Table:
+    def _pairing(self, part: str, module: nn.Module, stored: Mapping[str, Stored]) -> dict[str, Any]:
+        prefix = f"{part}."
+        if part == "vision" and isinstance(self.vision, TimmSource) and self.vision.resized:
+            stored = timm_files.resampled(module, stored, prefix)
+        return {
+            "table": self._table(part, module), "stored": stored, "prefix": prefix,
+            "spare": self._spare(part, module),
+        }  # fmt: skip
+
+    def _table(self, part: str, module: nn.Module) -> Table:
         if part == "text":
             assert self.text is not None
             return self.text.table
+        if isinstance(self.vision, TimmSource):
+            return timm_files.table(module) if part == "vision" else CONNECTOR
         return encoders.VIT if part == "vision" else CONNECTOR
 
-    def spare(self, part: str) -> str:
+    def _spare(self, part: str, module: nn.Module) -> str:
         """Names that may be in the folder without a place in ours."""
         if part == "vision":
             assert self.vision is not None
+            if isinstance(self.vision, TimmSource):
+                return timm_files.spare(module)
             shape = self.vision.shape
             behind = "|".join(map(str, range(shape.built, shape.depth))) or "none"
             return rf"{encoders.SPARE}{TWO_TOWERS}|^encoder\.layers\.({behind})\."
         return decoders.SPARE if part == "text" else r"$^"
 
 
+def timm_source(encoder: TimmSource, file: Path, *, pickled: bool = False) -> Source:
+    """A timm encoder whose weights are in `file`, in timm's own names."""
+    return Source(folder=file, kind="timm", spelling=TIMM, vision=encoder, pickled=pickled)
+
+
 def open_source(folder: Path, *, feature_layer: int | None = None, pickled: bool = False) -> Source:
     """What the folder's config says it holds; no tensor is read, and no code.
 
     Args:
-        folder: of llava-hf, original LLaVA, a decoder, CLIP or SigLIP.
+        folder: of llava-hf, original LLaVA, a decoder, CLIP, SigLIP or timm's hub layout.
         feature_layer: the vision state to read, where it is not the folder's own (-2).
         pickled: whether its `.bin` files may be read, weights alone.
 
@@ -151,6 +171,8 @@ def _source(folder: Path, feature_layer: int | None) -> Source:
         kind = "llava_llama"  # what original LLaVA wrote before it had a name of its own
     if kind in known:
         return known[kind](folder, config, feature_layer)
+    if kind == "none" and config.has("architecture"):
+        return timm_source(read_timm(config, -2 if feature_layer is None else feature_layer), folder)
     if kind in encoders.FAMILIES:
         vision = read_encoder(config, folder, feature_layer=-2 if feature_layer is None else feature_layer)
         return Source(folder=folder, kind=kind, spelling=ENCODER, vision=vision, dtype=_dtype(config))
@@ -160,7 +182,7 @@ def _source(folder: Path, feature_layer: int | None) -> Source:
             folder=folder, kind=kind, spelling=DECODER, text=text, dtype=_dtype(config),
             **_ends(folder, config),
         )  # fmt: skip
-    families = [*known, *encoders.FAMILIES, *decoders.FAMILIES]
+    families = [*known, *encoders.FAMILIES, *decoders.FAMILIES, "timm's (`architecture`)"]
     raise unsupported(f"{config.where}: model_type", f"`{kind}`", families)
 
 
