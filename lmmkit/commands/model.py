@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from lmmkit.commands.common import Json, out, print_json, reporting
+from lmmkit.recipe import flow_text
 
 app = typer.Typer(no_args_is_help=True, help="Models of others: read, write, look at.")
 
@@ -87,5 +88,7 @@ def show(
 def _words(section: dict | None) -> str:
     if not section:
         return "none"
-    plain = {k: v for k, v in section.items() if not isinstance(v, dict | list) and v is not False}
-    return ", ".join(f"{key} {value}" for key, value in plain.items())
+    told = {
+        k: v for k, v in section.items() if v and not isinstance(v, list) and (k, v) != ("weights", "none")
+    }
+    return ", ".join(f"{k} {flow_text(v) if isinstance(v, dict) else v}" for k, v in told.items())
