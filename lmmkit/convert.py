@@ -12,17 +12,18 @@ import torch
 from torch import nn
 
 from lmmkit import assemble
-from lmmkit.errors import Problem, UserError
+from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.model.attention import Eager
+from lmmkit.objective import Objective
 from lmmkit.plan import public
 from lmmkit.plan.origins import MODULES, Origin, encoder_section
-from lmmkit.plan.prepare import prepare_bare
+from lmmkit.plan.prepare import Prepared, prepare_bare
 from lmmkit.recipe import VisionScratch, VisionTimm, section_mapping, to_mapping, vision_from_mapping
 from lmmkit.speak import load, model_folder
-from lmmkit.weights import adapter, export, own
+from lmmkit.weights import adapter, export, own, peft
 from lmmkit.weights.source import Source, open_source
 
-Format = Literal["llava-hf", "llava", "lmmkit"]
+Format = Literal["llava-hf", "llava", "lmmkit", "peft"]
 HELD = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -52,7 +53,7 @@ def import_model(
         got, mend = "updates of a decoder, not the decoder", "Name it: `--base FOLDER`."
         raise UserError(Problem("weights/adapter", str(source), got, "its base beside it", mend))
     if (eye := open_source(source, feature_layer=-1, pickled=allow_pickle)).parts() == ("vision",):
-        _refuse_beside(source, {"--vision": vision, "--base": base, "--template": template})
+        _refuse(source, {"--vision": vision, "--base": base, "--template": template}, "an encoder alone")
         _import_encoder(eye, folder)
         return ("vision",)
     recipe, public_source = public.recipe_of(source, template, vision=vision, base=base)
@@ -77,11 +78,12 @@ def import_model(
     return tuple(part for part in MODULES if getattr(prepared.recipe.model, part) is not None)
 
 
-def _refuse_beside(source: Path, options: Mapping[str, object]) -> None:
+def _refuse(where: Path, options: Mapping[str, object], what: str) -> None:
+    """Raises `UserError` for options that mean nothing to `what`."""
     given = [name for name, value in options.items() if value is not None]
     if given:
-        got, mend = f"{', '.join(given)} with an encoder alone", "Leave them out."
-        raise UserError(Problem("convert/encoder", str(source), got, "no options of a decoder", mend))
+        got, mend = f"{', '.join(given)} with {what}", "Leave them out."
+        raise UserError(Problem("convert/option", str(where), got, "options that mean something to it", mend))
 
 
 def _import_encoder(source: Source, folder: Path) -> None:
@@ -105,28 +107,73 @@ def _ends(source: Source) -> dict[str, object]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def export_model(path: Path, folder: Path, kind: Format, *, dtype: torch.dtype | None = None) -> None:
+def export_model(
+    path: Path, folder: Path, kind: Format, *, dtype: torch.dtype | None = None, base: str | None = None
+) -> None:
     """Writes a run's last model, or a model folder of ours, in a public format.
 
     Plugins that do not matter when the model answers are left out; one that does is a problem.
+    `base` is for `peft`: what its file calls the model that the adapter belongs on.
 
     Raises:
         UserError: a model that the format cannot say, a folder that holds something.
     """
     source = model_folder(path)
     export.require_whole(source)
+    _refuse(folder, {"--base": base} if kind != "peft" else {}, f"--format {kind}")
+    _refuse(folder, {"--dtype": dtype} if kind in ("lmmkit", "peft") else {}, f"--format {kind}")
     if kind == "lmmkit":
         _require_new(folder)
         shutil.copytree(source, folder, dirs_exist_ok=True)
         return
+    if kind == "peft":
+        _require_new(folder)
+        _export_adapter(source, folder, base)
+        return
     speaker = load(source, device="cpu", dtype=dtype or own.dtype_of(source))
-    parts, speaks = assemble.modules(speaker.objective), speaker.prepared.recipe.model.speaks
-    model = export.Exported(
-        vision=parts["vision"], connector=parts["connector"], text=speaker.objective.lmm.decoder,
-        config=own.config_of(source), tokenizer=speaker.prepared.tokenizer, carried=own.carried_of(source),
+    export.write(_exported(source, speaker.prepared, speaker.objective), folder, kind, dtype=dtype)
+
+
+def _exported(source: Path, prepared: Prepared, objective: Objective) -> export.Exported:
+    parts, speaks = assemble.modules(objective), prepared.recipe.model.speaks
+    return export.Exported(
+        vision=parts["vision"], connector=parts["connector"], text=objective.lmm.decoder,
+        config=own.config_of(source), tokenizer=prepared.tokenizer, carried=own.carried_of(source),
         image_shape=speaks.image_shape, template=speaks.template,
     )  # fmt: skip
-    export.write(model, folder, kind, dtype=dtype)
+
+
+def _export_adapter(source: Path, folder: Path, base: str | None) -> None:
+    """The low-rank updates of the stage that the folder is of; whole weights are not read."""
+    config, updates = own.config_of(source), own.updates_of(source)
+    recipe = public.recipe_of_ours(source, config, None)
+    stage = recipe.stages[config["stage"]].train
+    asked = stage.text.lora if stage.text else None
+    if not updates or asked is None:
+        got, want = (
+            f"stage `{config['stage']}`, which trained without low-rank updates",
+            "a stage with `lora`",
+        )
+        mend = "Export the whole model, or name RUN/model/STAGE of a stage that had them."
+        raise UserError(Problem("export/no-lora", str(source), got, want, mend))
+    prepared = prepare_bare(replace(recipe, plugins={}), mute=True)
+    objective = assemble.shell(prepared.recipe, {}, prepared.dims, torch.device("cpu"))
+    model = _exported(source, prepared, objective)
+    found = (export.problems if model.sees else export.spoken)(model, folder, "llava-hf")
+    if stage.vision is not None:
+        got, want = "an encoder that learned too", "one that is still as its base has it"
+        mend = "Export the whole model: `--format llava-hf`."
+        found.append(Problem("export/adapter", str(source), got, want, mend))
+    raise_all(found)
+    connector = {}
+    if stage.connector is not None:
+        at = f"{MODULES['connector']}."
+        names = {at + name for name in own.unique_tensors(model.connector)}
+        connector = {n.removeprefix(at): t for n, t in own.tensors(source, names).items()}
+    kept = peft.Adapter(
+        updates=updates, connector=connector, alpha=asked.alpha, dropout=asked.dropout, sees=model.sees, base=base
+    )  # fmt: skip
+    peft.write(kept, folder)
 
 
 def show_model(path: Path) -> dict[str, Any]:

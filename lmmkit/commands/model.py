@@ -46,16 +46,20 @@ def export(
     model: Annotated[Path, typer.Argument(metavar="RUN_OR_MODEL", help="A run, or a model folder.")],
     folder: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write; new.")],
     kind: Annotated[
-        Literal["llava-hf", "llava", "lmmkit"], typer.Option("--format", help="Whose layout.")
+        Literal["llava-hf", "llava", "lmmkit", "peft"],
+        typer.Option("--format", help="Whose layout; peft: the last stage's low-rank updates alone."),
     ] = "llava-hf",
     dtype: Annotated[
         Literal["as-is", "float32", "float16", "bfloat16"], typer.Option(help="Of the weights.")
     ] = "as-is",
+    base: Annotated[
+        str | None, typer.Option(help="peft: what its file calls the model the adapter belongs on.")
+    ] = None,
 ) -> None:
     """Write a model in a public format; `llava-hf` opens in transformers."""
     from lmmkit.convert import HELD, export_model
 
-    export_model(model, folder, kind, dtype=HELD.get(dtype))
+    export_model(model, folder, kind, dtype=HELD.get(dtype), base=base)
     out.print(f"{folder} holds {model} in the {kind} format.")
 
 

@@ -55,6 +55,11 @@ class Exported:
     template: str
 
     @property
+    def sees(self) -> bool:
+        """Whether there is an encoder."""
+        return not isinstance(self.vision, nn.Identity)
+
+    @property
     def shape(self) -> DecoderShape:
         """The decoder's."""
         return self.text.shape
@@ -70,12 +75,9 @@ def problems(model: Exported, folder: Path, kind: str) -> list[Problem]:
     """What keeps the model from being said in that format."""
 
     def wrong(got: str, want: str) -> Problem:
-        mend = "Export it with `--format lmmkit`."
-        return Problem("export/format", f"{folder}: {kind}", got, want, mend)
+        return _unsayable(folder, kind, got, want)
 
-    found = []
-    if through := model.config.get("speaks_through"):
-        found.append(wrong(f"learned tokens of {', '.join(through)} in every sequence", "ids alone"))
+    found = spoken(model, folder, kind)
     if not isinstance(model.vision, ViT) or _vision_family(model.vision.shape) is None:
         found.append(wrong("no CLIP or SigLIP encoder", "a LLaVA with one of these"))
     if not any("second.1" in name for name, _ in model.connector.named_parameters()):
@@ -89,11 +91,24 @@ def problems(model: Exported, folder: Path, kind: str) -> list[Problem]:
     return found
 
 
+def spoken(model: Exported, folder: Path, kind: str) -> list[Problem]:
+    """The problem of a model that answers through learned tokens, which no ids can spell."""
+    through = model.config.get("speaks_through")
+    got = f"learned tokens of {', '.join(through or ())} in every sequence"
+    return [_unsayable(folder, kind, got, "ids alone")] if through else []
+
+
+def _unsayable(folder: Path, kind: str, got: str, want: str) -> Problem:
+    mend = "Export it with `--format lmmkit`."
+    return Problem("export/format", f"{folder}: {kind}", got, want, mend)
+
+
 def family(model: Exported) -> str:
-    """The public family of the decoder."""
+    """The public family that says the decoder: Qwen-7B as first published is a Qwen2 in all but names."""
     shape = model.shape
     derived = "qwen3" if shape.qk_norm else "qwen2" if shape.qkv_bias else "llama"
-    return model.config.get("family", derived)
+    known = model.config.get("family", derived)
+    return "qwen2" if known == "qwen" else known
 
 
 def write(model: Exported, folder: Path, kind: str, *, dtype: torch.dtype | None = None) -> None:

@@ -1,10 +1,12 @@
 """lmmkit's own model folder: what a stage leaves behind, and what anything may start from.
 
     model/<stage>/  config.json  recipe.yaml  tokenizer.model  model.safetensors  carried.safetensors
+                    lora.safetensors
 
 The recipe holds shapes, template and plugin settings; `config.json` says which stage and step the
 weights are of, which plugins inference needs, and where paths of local plugin files start. A model
-that came from elsewhere has no recipe; `carried` is what its public format has besides. An encoder
+that came from elsewhere has no recipe; `carried` is what its public format has besides. `lora` holds
+the factors of a stage's low-rank updates, which the model's weights have already merged. An encoder
 alone is such a folder with `lmm.vision.*` tensors, whose config knows no other section.
 """
 
@@ -26,22 +28,25 @@ from lmmkit.rundir import fsync, read_json, write_json_atomic
 
 FORMAT = "lmmkit-model-1"
 CARRIED = "carried.safetensors"
+UPDATES = "lora.safetensors"
 
 
 def write(
     folder: Path, module: nn.Module, *, config: Mapping, recipe: str | None, tokenizer: AnyTokenizer | None,
-    carried: Mapping[str, Tensor] | None = None,
+    carried: Mapping[str, Tensor] | None = None, updates: Mapping[str, Tensor] | None = None,
 ) -> None:  # fmt: skip
     """Writes the folder aside and renames it, replacing one of that name.
 
-    `carried`: tensors that the model does not read and that an export gives back.
+    `carried`: tensors that the model does not read and that an export gives back. `updates`: the
+    factors of low-rank updates that `module` has already merged.
     """
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     save_file({k: t.contiguous() for k, t in unique_tensors(module).items()}, aside / "model.safetensors")
-    if carried:
-        save_file({name: t.contiguous() for name, t in carried.items()}, aside / CARRIED)
+    for file, beside in ((CARRIED, carried), (UPDATES, updates)):
+        if beside:
+            save_file({name: t.contiguous() for name, t in beside.items()}, aside / file)
     if tokenizer is not None:
         for name, data in tokenizer.files().items():
             (aside / name).write_bytes(data)
@@ -77,8 +82,19 @@ def is_encoder(config: Mapping) -> bool:
 
 def carried_of(folder: Path) -> dict[str, Tensor]:
     """Tensors the folder carries for an export alone; none where there is no such file."""
-    path = folder / CARRIED
-    return load_file(path) if path.is_file() else {}
+    return _beside(folder / CARRIED)
+
+
+def updates_of(folder: Path) -> dict[str, Tensor]:
+    """The factors of the low-rank updates that the folder's weights hold; none without the file."""
+    return _beside(folder / UPDATES)
+
+
+def _beside(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path) if path.is_file() else {}
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(path, error) from None
 
 
 def tensors(folder: Path, names: Collection[str]) -> dict[str, Tensor]:
@@ -133,10 +149,7 @@ def fill(
             for name in (set(own) & names) if copy else ():
                 own[name].copy_(file.get_tensor(name))
     except (OSError, SafetensorError) as error:
-        mend = "Train again, or restore the file."
-        raise UserError(
-            Problem("model/unreadable", str(path), str(error), "a safetensors file", mend)
-        ) from None
+        raise _unreadable(path, error) from None
     return missing
 
 
@@ -149,6 +162,11 @@ def unique_tensors(module: nn.Module) -> dict[str, Tensor]:
             seen.add(id(tensor))
             out[name] = tensor.detach()
     return out
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    mend = "Train again, or restore the file."
+    return UserError(Problem("model/unreadable", str(path), str(error), "a safetensors file", mend))
 
 
 def _mismatch(path: Path, name: str, got: object, own: Tensor) -> Problem:
