@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ from torch import nn
 from lmmkit import assemble
 from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.model.attention import Eager
-from lmmkit.objective import Objective
+from lmmkit.model.decoder import Decoder
 from lmmkit.plan import public
 from lmmkit.plan.origins import MODULES, Origin, encoder_section
 from lmmkit.plan.prepare import Prepared, prepare_bare
@@ -131,13 +131,14 @@ def export_model(
         _export_adapter(source, folder, base)
         return
     speaker = load(source, device="cpu", dtype=dtype or own.dtype_of(source))
-    export.write(_exported(source, speaker.prepared, speaker.objective), folder, kind, dtype=dtype)
+    model = _exported(source, speaker.prepared, assemble.modules(speaker.objective))
+    export.write(model, folder, kind, dtype=dtype)
 
 
-def _exported(source: Path, prepared: Prepared, objective: Objective) -> export.Exported:
-    parts, speaks = assemble.modules(objective), prepared.recipe.model.speaks
+def _exported(source: Path, prepared: Prepared, parts: Mapping[str, nn.Module]) -> export.Exported:
+    speaks = prepared.recipe.model.speaks
     return export.Exported(
-        vision=parts["vision"], connector=parts["connector"], text=objective.lmm.decoder,
+        vision=parts["vision"], connector=parts["connector"], text=cast(Decoder, parts["text"]),
         config=own.config_of(source), tokenizer=prepared.tokenizer, carried=own.carried_of(source),
         image_shape=speaks.image_shape, template=speaks.template,
     )  # fmt: skip
@@ -158,7 +159,7 @@ def _export_adapter(source: Path, folder: Path, base: str | None) -> None:
         raise UserError(Problem("export/no-lora", str(source), got, want, mend))
     prepared = prepare_bare(replace(recipe, plugins={}), mute=True)
     objective = assemble.shell(prepared.recipe, {}, prepared.dims, torch.device("cpu"))
-    model = _exported(source, prepared, objective)
+    model = _exported(source, prepared, assemble.modules(objective))
     found = (export.problems if model.sees else export.spoken)(model, folder, "llava-hf")
     if stage.vision is not None:
         got, want = "an encoder that learned too", "one that is still as its base has it"
