@@ -30,6 +30,7 @@ MAX_PIXELS = 40_000_000  # decoded; Pillow itself only warns below 90 million
 MAX_SQUARE = 4 * MAX_PIXELS  # padded
 MAX_ASPECT = 200
 ORIENTATION = 0x0112  # EXIF tag: how the camera was held
+RESAMPLING = {"bicubic": Pil.Resampling.BICUBIC, "bilinear": Pil.Resampling.BILINEAR}
 TURNS = {
     2: Pil.Transpose.FLIP_LEFT_RIGHT,
     3: Pil.Transpose.ROTATE_180,
@@ -198,7 +199,7 @@ def _fit(picture: Pil.Image, spec: ImageSpec, shape: ImageShape) -> Pil.Image:
     else:
         width, height = int(size * width / height), size
     if picture.size != (width, height):
-        picture = picture.resize((width, height), Pil.Resampling.BICUBIC)
+        picture = picture.resize((width, height), RESAMPLING[spec.resample])
     left, top = (width - size) // 2, (height - size) // 2
     if (width, height) == (size, size):
         return picture

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from lmmkit.dims import ImageSpec
+from lmmkit.dims import ImageSpec, Resample
 from lmmkit.errors import did_you_mean
 from lmmkit.model.attention import Backend
 from lmmkit.model.layers import ACTIVATIONS, FusedLinear, Linear
@@ -152,6 +152,7 @@ class TimmViT(nn.Module):
 def open_timm(
     name: str, *, feature_layer: int, image_size: int | None, args: Mapping[str, object],
     mean: tuple[float, float, float] | None = None, std: tuple[float, float, float] | None = None,
+    resample: Resample | None = None,
 ) -> TimmViT:  # fmt: skip
     """A timm ViT by name, with timm's initial values; on the meta device, if that is the default.
 
@@ -162,6 +163,7 @@ def open_timm(
         args: what else timm's constructor is given; plain values.
         mean: of RGB in 0..1; timm's where None.
         std: likewise.
+        resample: likewise.
 
     Raises:
         ValueError: no such ViT, arguments that are none of a model's shape, a size that does not fit.
@@ -191,5 +193,6 @@ def open_timm(
     image = ImageSpec(
         size=size, grid=tuple(patches.grid_size), width=model.embed_dim, mean=mean or tuple(config["mean"]),
         std=std or tuple(config["std"]),
+        resample=resample or ("bilinear" if config["interpolation"] == "bilinear" else "bicubic"),
     )  # fmt: skip
     return TimmViT(model, image=image, feature_layer=feature_layer)

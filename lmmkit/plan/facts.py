@@ -20,8 +20,9 @@ def vision_shape(vision: VisionScratch) -> VisionShape:
     """The shape of an encoder written out in the recipe."""
     side = vision.image_size // vision.patch
     image = ImageSpec(
-        size=vision.image_size, grid=(side, side), width=vision.width, mean=vision.mean, std=vision.std
-    )
+        size=vision.image_size, grid=(side, side), width=vision.width, mean=vision.mean, std=vision.std,
+        resample=vision.resample,
+    )  # fmt: skip
     return VisionShape(
         width=vision.width, depth=vision.depth, heads=vision.heads, mlp=vision.mlp, patch=vision.patch,
         image=image, feature_layer=vision.feature_layer, class_token=vision.class_token,
@@ -38,7 +39,7 @@ def timm_encoder(vision: VisionTimm, where: str = "model.vision") -> TimmViT:
     try:
         return open_timm(
             vision.timm, feature_layer=vision.feature_layer, image_size=vision.image_size, args=vision.args,
-            mean=vision.mean, std=vision.std,
+            mean=vision.mean, std=vision.std, resample=vision.resample,
         )  # fmt: skip
     except ValueError as error:
         mend = "Take a ViT of `timm.list_models('vit*')`, in a shape it can have."

@@ -176,7 +176,7 @@ def _asked(
 ) -> tuple[Origin, VisionScratch | VisionTimm]:
     """The folder's encoder with what the recipe wants otherwise, and the origin that gives it."""
     changed: dict[str, Any] = {
-        key: value for key in ("mean", "std") if (value := getattr(asked, key)) is not None
+        key: value for key in ("mean", "std", "resample") if (value := getattr(asked, key)) is not None
     }
     if origin.source is None and asked.feature_layer is not None:
         changed["feature_layer"] = _shallower(recipe, there, asked.feature_layer)
@@ -239,11 +239,11 @@ def encoder_section(encoder: EncoderSource | TimmSource) -> VisionScratch | Visi
         return vision_section(encoder.shape)
     section = VisionTimm(
         timm=encoder.name, weights=NO_WEIGHTS, args=dict(encoder.args), image_size=encoder.image_size,
-        feature_layer=encoder.feature_layer, mean=encoder.mean, std=encoder.std,
+        feature_layer=encoder.feature_layer, mean=encoder.mean, std=encoder.std, resample=encoder.resample,
     )  # fmt: skip
     with torch.device("meta"):
         image = facts.timm_encoder(section).image
-    return replace(section, image_size=image.size, mean=image.mean, std=image.std)
+    return replace(section, image_size=image.size, mean=image.mean, std=image.std, resample=image.resample)
 
 
 def vision_section(shape: VisionShape) -> VisionScratch:
@@ -253,4 +253,5 @@ def vision_section(shape: VisionShape) -> VisionScratch:
         image_size=shape.image.size, mlp=shape.mlp, class_token=shape.class_token, pre_norm=shape.pre_norm,
         patch_bias=shape.patch_bias, activation=shape.activation, norm_eps=shape.norm_eps,
         feature_layer=shape.feature_layer, mean=shape.image.mean, std=shape.image.std,
+        resample=shape.image.resample,
     )  # fmt: skip

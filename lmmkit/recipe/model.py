@@ -16,6 +16,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 TemplateName = Literal["plain", "vicuna_v1", "chatml", "llama3"]
 ImageShape = Literal["crop", "pad", "squash"]
+Resample = Literal["bicubic", "bilinear"]
 
 
 def _derive(obj: object, name: str, value: int) -> None:
@@ -44,6 +45,7 @@ class VisionScratch:
     feature_layer: k.Whole = -2  # 0 = the embeddings, n = after n blocks; -1 = after the last
     mean: k.Triple = CLIP_MEAN  # of RGB in 0..1
     std: k.PositiveTriple = CLIP_STD
+    resample: Resample = "bicubic"  # how a picture comes to its size
 
     def __post_init__(self):
         _derive(self, "mlp", 4 * self.width)
@@ -60,6 +62,7 @@ class VisionTimm:
     feature_layer: k.Whole = -2
     mean: k.Triple | None = None
     std: k.PositiveTriple | None = None
+    resample: Resample | None = None
 
 
 @section
@@ -73,6 +76,7 @@ class VisionFrom:
     feature_layer: k.Whole | None = None
     mean: k.Triple | None = None
     std: k.PositiveTriple | None = None
+    resample: Resample | None = None
 
 
 TIMM = "timm:"  # `from: timm:NAME` means `timm: NAME`

@@ -84,11 +84,13 @@ class Config:
             raise self.problem(key, value, "token ids")
         return found
 
-    def one_of(self, key: str, known: Mapping[str, str], default: str) -> str:
+    def one_of(self, key: str, known: Mapping[Any, str], default: Any) -> str:
         """What `known` calls a value that this release can carry out."""
         value = self._value(key, default)
-        if value not in known:
-            raise self.problem(key, value, f"one of {', '.join(known)}: all that lmmkit carries out here")
+        if isinstance(value, list | dict) or value not in known:
+            raise self.problem(
+                key, value, f"one of {', '.join(map(str, known))}: all that lmmkit carries out here"
+            )
         return known[value]
 
     def only(self, **wanted: Any) -> None:

@@ -64,9 +64,11 @@ def read_encoder(config: Config, folder: Path, *, feature_layer: int) -> Encoder
         raise unsupported(config.where, f"model_type {family!r}", sorted(FAMILIES))
     size, patch = config.count("image_size"), config.count("patch_size")
     config.only(num_channels=3)
-    mean, std, image_shape = _processor(folder, FAMILIES[family])
+    does = _processor(folder, FAMILIES[family])
     side, width = size // patch, config.count("hidden_size")
-    image = ImageSpec(size=size, grid=(side, side), width=width, mean=mean, std=std)
+    image = ImageSpec(
+        size=size, grid=(side, side), width=width, mean=does["mean"], std=does["std"], resample=does["resample"]
+    )  # fmt: skip
     clip = family == "clip_vision_model"
     depth = config.count("num_hidden_layers")
     if not -depth - 1 <= feature_layer <= depth:
@@ -80,26 +82,28 @@ def read_encoder(config: Config, folder: Path, *, feature_layer: int) -> Encoder
         activation=config.one_of("hidden_act", ACTIVATIONS, "quick_gelu" if clip else "gelu_pytorch_tanh"),  # type: ignore[arg-type]
         norm_eps=config.number("layer_norm_eps", 1e-5 if clip else 1e-6),
     )  # fmt: skip
-    return EncoderSource(shape=shape, image_shape=image_shape, family=family)
+    return EncoderSource(shape=shape, image_shape=does["shape"], family=family)
 
 
+RESAMPLE = {3: "bicubic", 2: "bilinear"}  # as Pillow numbers them
 CLIP = {"mean": CLIP_MEAN, "std": CLIP_STD, "shape": "crop"}
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "shape": "squash"}
 FAMILIES: dict[str, dict[str, Any]] = {"clip_vision_model": CLIP, "siglip_vision_model": HALF}
 
 
-def _processor(folder: Path, habits: Mapping[str, Any]) -> tuple[tuple, tuple, str]:
-    """(mean, std, image shape) of the folder's image processor, else the family's."""
-    mean, std, shape = habits["mean"], habits["std"], habits["shape"]
+def _processor(folder: Path, habits: Mapping[str, Any]) -> dict[str, Any]:
+    """`habits` with what the folder's image processor says instead."""
     for name, key in (("preprocessor_config.json", ""), ("processor_config.json", "image_processor")):
         if (folder / name).is_file():
             found = Config(read_json(folder / name, mend="Mend or remove it."), str(folder / name))
             found = found.section(key) if key else found
             if not found.values:
                 continue
-            shape = _geometry(found) or shape
-            return found.triple("image_mean", mean), found.triple("image_std", std), shape
-    return mean, std, shape
+            return {
+                "mean": found.triple("image_mean", habits["mean"]), "std": found.triple("image_std", habits["std"]),
+                "shape": _geometry(found) or habits["shape"], "resample": found.one_of("resample", RESAMPLE, 3),
+            }  # fmt: skip
+    return {**habits, "resample": "bicubic"}
 
 
 def _geometry(config: Config) -> str | None:

@@ -354,8 +354,9 @@ def _processor(model: Exported) -> dict[str, Any]:
     if model.image_shape != "squash":
         geometry |= {"do_center_crop": True, "crop_size": square}
     return geometry | {
-        "do_convert_rgb": True, "do_resize": True, "resample": 3, "do_rescale": True, "rescale_factor": 1 / 255,
+        "do_convert_rgb": True, "do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255,
         "do_normalize": True, "image_mean": list(image.mean), "image_std": list(image.std),
+        "resample": {said: code for code, said in encoders.RESAMPLE.items()}[image.resample],
     }  # fmt: skip
 
 

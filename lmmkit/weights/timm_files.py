@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lmmkit.dims import Resample
 from lmmkit.model.vision import TimmViT
 from lmmkit.weights.config import Config
 from lmmkit.weights.keys import Table
@@ -48,6 +49,7 @@ class TimmSource:
     image_size: int | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+    resample: Resample | None = None
     image_shape: str = "crop"
     resized: bool = False
 
@@ -63,11 +65,13 @@ def read_timm(config: Config, feature_layer: int) -> TimmSource:
     sides = size if isinstance(size, list) else [size]
     if any(type(side) is not (type(None) if size is None else int) or side != sides[0] for side in sides):
         raise config.problem("model_args.img_size", size, "one whole number, the side of a square")
+    known: dict[str, Resample] = {"bicubic": "bicubic", "bilinear": "bilinear"}
     ours = ("img_size", "in_chans", "num_classes")  # given by other means, or not built
     return TimmSource(
         name=config.text("architecture"), feature_layer=feature_layer,
         args={key: value for key, value in args.items() if key not in ours}, image_size=sides[0],
         mean=found.triple("mean", None), std=found.triple("std", None),
+        resample=known.get(str(found.values.get("interpolation"))),
         image_shape="squash" if found.values.get("crop_mode") == "squash" else "crop",
     )  # fmt: skip
 

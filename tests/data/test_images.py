@@ -73,13 +73,14 @@ def test_crop_and_pad_are_clips(tmp_path, clip, size):
         assert (got - want).abs().mean() < 1e-3
 
 
+@pytest.mark.parametrize(("resample", "code"), [("bicubic", 3), ("bilinear", 2)])
 @pytest.mark.parametrize("size", SIZES)
-def test_squash_is_siglips(tmp_path, size):
+def test_squash_is_siglips(tmp_path, size, resample, code):
     from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
     picture(*size).save(tmp_path / "a.png")
-    spec = ImageSpec(size=48, grid=(4, 4), width=8, mean=(0.5,) * 3, std=(0.5,) * 3)
-    theirs = SiglipImageProcessorPil(size={"height": 48, "width": 48})
+    spec = ImageSpec(size=48, grid=(4, 4), width=8, mean=(0.5,) * 3, std=(0.5,) * 3, resample=resample)
+    theirs = SiglipImageProcessorPil(size={"height": 48, "width": 48}, resample=code)
     want = torch.from_numpy(np.asarray(theirs(picture(*size))["pixel_values"][0]))
     got = normalise(read_image(tmp_path / "a.png", spec, "squash"), spec)
     assert got.shape == want.shape == (3, 48, 48)

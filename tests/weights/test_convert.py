@@ -285,7 +285,7 @@ class TestBadFolders:
         [
             {"hidden_size": "48"}, {"hidden_size": 0}, {"num_attention_heads": True}, {"hidden_act": "relu"},
             {"rope_scaling": {"rope_type": "longrope", "factor": 2}, "rope_parameters": None},
-            {"attention_bias": True}, {"head_dim": 7}, {"num_key_value_heads": 3},
+            {"attention_bias": True}, {"head_dim": 7}, {"num_key_value_heads": 3}, {"hidden_act": ["silu"]},
         ],
     )  # fmt: skip
     def test_settings_that_cannot_be_carried_out_are_told(self, change, tmp_path):

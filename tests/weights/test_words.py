@@ -80,6 +80,8 @@ def qwen(scenes, tmp_path_factory):
 def llama3(scenes, tmp_path_factory):
     """No row to spare: the vocabulary grows."""
     folder = byte_level(tmp_path_factory.mktemp("llama3"), LLAMA3, META, False, META[0], META[4])
+    processor = hf.SiglipImageProcessor(size={"height": 30, "width": 30}, resample=2)  # as SigLIP 2 has it
+    processor.save_pretrained(folder / "eye")
     config = hf.LlamaConfig(**SHAPE | {"vocab_size": 906})
     return exported(folder, scenes, config, "siglip", "llama3", "squash")
 
@@ -172,4 +174,6 @@ def test_pixels_of_an_exported_processor(name, request, tmp_path):
         most = max(most, float(levels.max()))
     show(f"grey_levels_{shape}", most)
     assert most < 1.01
-    assert lmmkit.load(model.folder, device="cpu").prepared.recipe.model.speaks.image_shape == shape
+    again = lmmkit.load(model.folder, device="cpu").prepared
+    assert (again.recipe.model.speaks.image_shape, again.dims.image) == (shape, spec)
+    assert spec.resample == ("bilinear" if name == "llama3" else "bicubic")
