@@ -31,7 +31,9 @@ def import_model(
     source: Path, folder: Path, *, vision: Path | None = None, base: Path | None = None,
     allow_pickle: bool = False, template: str | None = None,
 ) -> tuple[str, ...]:  # fmt: skip
-    """Writes a public model as a model folder of ours, every value and type as it is.
+    """Writes a public model as a model folder of ours, every value as it is.
+
+    One type holds them all: the narrowest that changes no value of `source` and `base`.
 
     Args:
         source: of llava-hf, original LLaVA (whole, its projector alone, or low-rank updates, which are
@@ -58,7 +60,7 @@ def import_model(
         return ("vision",)
     recipe, public_source = public.recipe_of(source, template, vision=vision, base=base)
     prepared = prepare_bare(recipe, mute=True, pickled=allow_pickle)
-    dtype = HELD.get(public_source.dtype, torch.float32)
+    dtype = _held(replace(public_source, pickled=allow_pickle), base)
     objective = assemble.build(
         prepared.recipe, {}, prepared.dims, torch.device("cpu"), origins=prepared.origins, dtype=dtype
     )
@@ -78,6 +80,18 @@ def import_model(
     return tuple(part for part in MODULES if getattr(prepared.recipe.model, part) is not None)
 
 
+def _held(source: Source, base: Path | None) -> torch.dtype:
+    """Low-rank updates leave the base in the type that their config names."""
+    if adapter.is_adapter(source.folder):
+        return HELD.get(source.dtype, torch.float32)
+    if base is None:
+        return source.held()
+    below = (
+        own.dtype_of(base) if own.is_ours(base) else replace(open_source(base), pickled=source.pickled).held()
+    )
+    return torch.promote_types(source.held(), below)
+
+
 def _refuse(where: Path, options: Mapping[str, object], what: str) -> None:
     """Raises `UserError` for options that mean nothing to `what`."""
     given = [name for name, value in options.items() if value is not None]
@@ -91,7 +105,7 @@ def _import_encoder(source: Source, folder: Path) -> None:
     assert source.vision is not None
     section = encoder_section(source.vision)
     origin = Origin(folder=source.folder, parts=("vision",), source=source)
-    module = assemble.build_encoder(origin, section, HELD.get(source.dtype, torch.float32))
+    module = assemble.build_encoder(origin, section, source.held())
     config = {
         "stage": public.STAGE, "step": 0, "speaks_through": [], "plugins": {}, "kind": source.kind,
         "model": {"vision": section_mapping(section)}, "image_shape": source.vision.image_shape,

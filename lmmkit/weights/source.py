@@ -6,6 +6,7 @@ before an encoder's, `connector.` before the projector's. What has no place keep
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lmmkit.errors import Problem, UserError
@@ -80,6 +82,13 @@ class Source:
         """The folder's tensors in our spelling."""
         with opened(self.folder, pickled=self.pickled) as found:
             yield {_spelt(name, self.spelling): stored for name, stored in found.items()}
+
+    def held(self) -> torch.dtype:
+        """The narrowest type that holds every value of its files, whatever its config says."""
+        with self.tensors() as stored:
+            types = {each.dtype for each in stored.values() if isinstance(each.dtype, torch.dtype)}
+        floats = sorted((t for t in types if t.is_floating_point), key=str)
+        return functools.reduce(torch.promote_types, floats) if floats else torch.float32
 
     def prefixes(self) -> dict[str, str]:
         """How the folder begins its names, by ours: what an export gives back."""

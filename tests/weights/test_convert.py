@@ -70,6 +70,16 @@ def test_import_and_export_change_no_bit(spelling, dtype, tmp_path):
     assert opened.dtype == dtype
 
 
+@pytest.mark.parametrize("said", ["bfloat16", "float32", None])
+def test_values_are_kept_whatever_type_the_config_names(said, tmp_path):
+    source = models.saved(models.decoder("qwen2", "grouped"), tmp_path / "hf")
+    config = json.loads((source / "config.json").read_text()) | {"dtype": said, "torch_dtype": said}
+    (source / "config.json").write_text(json.dumps(config))
+    import_model(source, tmp_path / "ours")
+    before, after = tensors(source), tensors(tmp_path / "ours")
+    assert torch.equal(before["model.norm.weight"], after["lmm.decoder.norm.weight"])
+
+
 @pytest.mark.parametrize(
     "text, vision, shape", [("qwen2", "siglip", "tied"), ("qwen3", "clip gelu", "grouped")]
 )
