@@ -51,6 +51,9 @@ def import_model(
         UserError: an unknown architecture, tensors that do not fit, a folder that holds something.
     """
     _require_new(folder)
+    if own.is_ours(source):
+        got, mend = "a folder lmmkit wrote", "Use it as it is."
+        raise UserError(Problem("convert/ours", str(source), got, "a public model", mend))
     if adapter.is_adapter(source) and base is None:
         got, mend = "updates of a decoder, not the decoder", "Name it: `--base FOLDER`."
         raise UserError(Problem("weights/adapter", str(source), got, "its base beside it", mend))

@@ -185,9 +185,9 @@ def open_timm(
         model = cast(TimmModel, timm.create_model(name, pretrained=False, **options))
         patches = model.patch_embed
         size, side, patch = patches.img_size[-1], patches.grid_size[-1], patches.patch_size[-1]
-    except (RuntimeError, TypeError, AttributeError, AssertionError) as error:
+    except Exception as error:  # a constructor may raise anything over sizes that make no model
         raise ValueError(f"timm: {error}") from error
-    if size % side or size // side != patch:
+    if not side or size % side or size // side != patch:
         raise ValueError(f"image_size {size} is no multiple of its patches of {patch}")
     config = resolve_model_data_config(model)
     image = ImageSpec(

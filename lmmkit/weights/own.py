@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,12 +24,27 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lmmkit.data.tokenizer import AnyTokenizer
-from lmmkit.errors import Problem, UserError
+from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.rundir import fsync, read_json, write_json_atomic
+from lmmkit.sample import ImageShape
 
 FORMAT = "lmmkit-model-1"
 CARRIED = "carried.safetensors"
 UPDATES = "lora.safetensors"
+
+
+def _listed(kind: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(type(item) is kind for item in value)
+
+
+KEYS: dict[str, Callable[[Any], bool]] = {  # of `config.json`: what each must be
+    "stage": lambda v: isinstance(v, str), "step": lambda v: type(v) is int,
+    "model": lambda v: isinstance(v, dict) and isinstance(v.get("text", v.get("vision")), dict),
+    "speaks_through": _listed(str), "eos": _listed(int), "pad": lambda v: type(v) is int,
+    "image_token": lambda v: type(v) is int, "family": lambda v: isinstance(v, str),
+    "image_shape": lambda v: v in get_args(ImageShape),
+    "prefixes": lambda v: isinstance(v, dict) and all(isinstance(to, str) for to in v.values()),
+}  # fmt: skip
 
 
 def write(
@@ -66,6 +82,19 @@ def config_of(folder: Path) -> dict:
     if config.get("format") != FORMAT:
         got, mend = f"format {config.get('format')!r}", "Name RUN/model/<stage> of an lmmkit run."
         raise UserError(Problem("model/format", str(folder), got, FORMAT, mend))
+    wrong = [key for key, fits in KEYS.items() if key in config and not fits(config[key])]
+    wrong += [key for key in ("stage", "model") if key not in config]
+    mend = "Restore the file, or write the folder anew."
+    raise_all(
+        Problem(
+            "model/config",
+            f"{folder / 'config.json'}: {key}",
+            repr(config.get(key)),
+            "what lmmkit writes",
+            mend,
+        )
+        for key in wrong
+    )
     return config
 
 

@@ -305,6 +305,26 @@ class TestBadFolders:
         with pytest.raises(UserError, match="weights/config"):
             lmmkit.load(folder)
 
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"model": None}, {"model": {}}, {"model": {"text": 3}}, {"stage": []}, {"eos": 5}, {"pad": "x"},
+            {"speaks_through": "x"}, {"image_token": True}, {"prefixes": []}, {"speaks_through": ["nobody"]},
+        ],
+    )  # fmt: skip
+    def test_a_damaged_config_of_ours_is_told(self, change, llava, tmp_path):
+        import_model(llava[0], tmp_path / "ours")
+        config = json.loads((tmp_path / "ours" / "config.json").read_text())
+        (tmp_path / "ours" / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(UserError, match="model/(config|plugins)"):
+            lmmkit.load(tmp_path / "ours")
+
+
+def test_a_folder_of_ours_needs_no_import(llava, tmp_path):
+    import_model(llava[0], tmp_path / "ours")
+    with pytest.raises(UserError, match="convert/ours"):
+        import_model(tmp_path / "ours", tmp_path / "again")
+
 
 def test_the_commands(llava, tmp_path):
     from tests.commands.test_cli import run
