@@ -316,7 +316,7 @@ class TestBadFolders:
         import_model(llava[0], tmp_path / "ours")
         config = json.loads((tmp_path / "ours" / "config.json").read_text())
         (tmp_path / "ours" / "config.json").write_text(json.dumps(config | change))
-        with pytest.raises(UserError, match="model/(config|plugins)"):
+        with pytest.raises(UserError, match=r"model/(config|plugins)"):
             lmmkit.load(tmp_path / "ours")
 
 
