@@ -137,7 +137,8 @@ def _resolved(
             layer = -2 if model.vision.feature_layer is None else model.vision.feature_layer
             model = replace(model, vision=replace(model.vision, feature_layer=layer))
     else:
-        layer = model.vision.feature_layer if isinstance(model.vision, VisionFrom) else None
+        seen = model.vision if "vision" in parts and isinstance(model.vision, VisionFrom) else None
+        layer = seen.feature_layer if seen else None
         source = open_source(folder, feature_layer=layer, pickled=pickled)
         for part in parts:
             want_part(source, part, recipe.where(f"model.{part}.from"))

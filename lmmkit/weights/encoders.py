@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lmmkit.dims import CLIP_MEAN, CLIP_STD, ImageSpec
+from lmmkit.errors import Problem, UserError
 from lmmkit.model.vision import VisionShape
 from lmmkit.rundir import read_json
 from lmmkit.weights.config import Config, unsupported
@@ -72,7 +73,9 @@ def read_encoder(config: Config, folder: Path, *, feature_layer: int) -> Encoder
     clip = family == "clip_vision_model"
     depth = config.count("num_hidden_layers")
     if not -depth - 1 <= feature_layer <= depth:
-        raise config.problem("num_hidden_layers", depth, f"enough layers for feature_layer {feature_layer}")
+        got, want = f"feature_layer {feature_layer} of {depth} layers", f"one of {-depth - 1} to {depth}"
+        mend = "Choose a layer that exists."
+        raise UserError(Problem("model/feature-layer", config.where, got, want, mend))
     heads = config.count("num_attention_heads")
     if width % heads:
         raise config.problem("num_attention_heads", heads, f"a divisor of the width {width}")

@@ -130,8 +130,17 @@ class Source:
             stored = timm_files.resampled(module, stored, prefix)
         return {
             "table": self._table(part, module), "stored": stored, "prefix": prefix,
-            "spare": self._spare(part, module),
+            "spare": self._spare(part, module), "mend": self._mend(part),
         }  # fmt: skip
+
+    def _mend(self, part: str) -> str:
+        if part == "connector":
+            return (
+                "Take it with the encoder and the decoder it was trained between, or fetch the folder anew."
+            )
+        if part == "vision" and isinstance(self.vision, TimmSource):
+            return "Take a file in timm's own names, of this model and this size."
+        return "Fetch the folder anew, or mend its config.json."
 
     def _table(self, part: str, module: nn.Module) -> Table:
         if part == "text":
