@@ -37,6 +37,7 @@ PIECES = {  # beside a sentencepiece model
     "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>",
 }  # fmt: skip
 SHARD = 4 << 30  # bytes of one weights file at most
+PAD = "<pad>"
 ROUND = 64  # rows of a vocabulary that grows come in multiples of this
 
 
@@ -132,33 +133,47 @@ def write(model: Exported, folder: Path, kind: str, *, dtype: torch.dtype | None
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    image, rows = image_token(model)
-    hub = kind == "llava-hf"
+    hub, new = kind == "llava-hf", added(model)
     prefixes = (model.config.get("prefixes") or HUB) if hub else ORIGINAL
-    tensors = _tensors(model, rows if hub else model.shape.vocab, prefixes, dtype)
+    tensors = _tensors(model, new.rows if hub else model.shape.vocab, prefixes, dtype)
     _write_shards(aside, tensors)
-    config = _hub_config(model, image, rows) if hub else _original_config(model)
+    config = _hub_config(model, new) if hub else _original_config(model)
     kept = dtype or next(model.text.parameters()).dtype
     write_json_atomic(aside / "config.json", config | {"dtype": str(kept).removeprefix("torch.")})
     end = {
         "bos_token_id": _or_none(model, "bos"),
         "eos_token_id": _eos(model),
-        "pad_token_id": _pad(model, image),
+        "pad_token_id": new.pad if hub else model.config.get("pad"),
     }
     write_json_atomic(aside / "generation_config.json", {k: v for k, v in end.items() if v is not None})
-    _write_words(model, aside, image if hub else None)
+    _write_words(model, aside, new if hub else None)
     if folder.exists():
         folder.rmdir()
     os.rename(aside, folder)
 
 
-def image_token(model: Exported) -> tuple[int, int]:
-    """(id of the image token, rows of the vocabulary): new rows only where there are none to spare."""
-    if (kept := model.config.get("image_token")) is not None:
-        return kept, model.shape.vocab
-    image = model.tokenizer.size or model.shape.vocab
-    need = image + 2  # and the padding token
-    return image, model.shape.vocab if need <= model.shape.vocab else -(-need // ROUND) * ROUND
+@dataclass(frozen=True, kw_only=True)
+class Added:
+    """The ids of `<image>` and of what pads, and the rows of a vocabulary that holds them."""
+
+    image: int
+    pad: int | None
+    rows: int
+
+
+def added(model: Exported) -> Added:
+    """The folder's own ids, else the tokenizer's, else the next that are free; rows grow where none are
+    to spare. A model without a tokenizer is not padded."""
+    tokens, config, vocab = model.tokenizer, model.config, model.shape.vocab
+    image, pad = config.get("image_token"), config.get("pad")
+    if tokens.size:
+        image = tokens.control(talk.IMAGE) if image is None else image
+        image = tokens.size if image is None else image
+        pad = tokens.control(PAD) if pad is None else pad
+        pad = max(tokens.size, image + 1) if pad is None else pad
+    image = vocab if image is None else image
+    need = max(image, pad or 0) + 1
+    return Added(image=image, pad=pad, rows=vocab if need <= vocab else -(-need // ROUND) * ROUND)
 
 
 def _tensors(
@@ -235,20 +250,20 @@ def _write_shards(folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
         write_json_atomic(folder / "model.safetensors.index.json", index)
 
 
-def _hub_config(model: Exported, image: int, vocab: int) -> dict[str, Any]:
+def _hub_config(model: Exported, new: Added) -> dict[str, Any]:
     vision = model.eye
     full = bool(model.carried)
     return {
         "model_type": "llava",
         "architectures": ["LlavaForConditionalGeneration"],
-        "image_token_index": image,
+        "image_token_index": new.image,
         "image_seq_length": vision.image.tokens,
         "projector_hidden_act": "gelu",
         "multimodal_projector_bias": True,
         "vision_feature_layer": vision.feature_layer if full else -1,
         "vision_feature_select_strategy": "default" if vision.class_token else "full",
         "tie_word_embeddings": model.shape.tied,
-        "text_config": _text_config(model, vocab),
+        "text_config": _text_config(model, new.rows),
         "vision_config": _vision_config(model, full),
     }
 
@@ -308,14 +323,14 @@ def _original_config(model: Exported) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _write_words(model: Exported, folder: Path, image: int | None) -> None:
+def _write_words(model: Exported, folder: Path, new: Added | None) -> None:
     """Tokenizer and image processor, where the model has a tokenizer at all."""
     image_config = _processor(model)
     write_json_atomic(folder / "preprocessor_config.json", image_config)
-    if image is not None:
+    if new is not None:
         strategy = "default" if model.eye.class_token else "full"
         write_json_atomic(folder / "processor_config.json", {
-            "processor_class": "LlavaProcessor", "image_token": "<image>",
+            "processor_class": "LlavaProcessor", "image_token": talk.IMAGE,
             "patch_size": model.eye.patch, "vision_feature_select_strategy": strategy,
             "num_additional_image_tokens": int(model.eye.class_token),
         })  # fmt: skip
@@ -327,14 +342,18 @@ def _write_words(model: Exported, folder: Path, image: int | None) -> None:
     words: dict[str, Any] = {
         **(json.loads(files[bpe.BESIDE]) | {"tokenizer_class": "PreTrainedTokenizerFast"} if bpe.BESIDE in files
            else PIECES),
-        "model_max_length": model.shape.context, "padding_side": "left" if image is not None else "right",
+        "model_max_length": model.shape.context, "padding_side": "left" if new is not None else "right",
     }  # fmt: skip
-    if image is not None:
-        added = {str(image): "<image>", str(image + 1): "<pad>"}
+    if new is not None:
         plain = {"special": True, "lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
+        spelt = {new.image: talk.IMAGE}
+        if new.pad is not None:
+            spelt[new.pad] = model.tokenizer.spelling(new.pad) if new.pad < model.tokenizer.size else PAD
+            words["pad_token"] = spelt[new.pad]
         words |= {
-            "added_tokens_decoder": {i: {"content": word, **plain} for i, word in added.items()},
-            "pad_token": "<pad>", "image_token": "<image>", "extra_special_tokens": {"image_token": "<image>"},
+            "added_tokens_decoder": {str(i): {"content": word, **plain} for i, word in spelt.items()
+                                     if i >= model.tokenizer.size},
+            "image_token": talk.IMAGE, "extra_special_tokens": {"image_token": talk.IMAGE},
             "processor_class": "LlavaProcessor",
         }  # fmt: skip
         spoken = talk.jinja(model.template, bos=words.get("bos_token", ""), prefixed=bpe.BESIDE not in files)
@@ -369,10 +388,6 @@ def _eos(model: Exported) -> int | list[int] | None:
     if not eos:
         return model.tokenizer.eos if model.tokenizer.size else None
     return eos[0] if len(eos) == 1 else eos
-
-
-def _pad(model: Exported, image: int) -> int | None:
-    return model.config.get("pad", image + 1 if model.tokenizer.size else None)
 
 
 def require_whole(folder: Path) -> None:

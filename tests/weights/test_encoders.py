@@ -114,6 +114,13 @@ def test_llava_s_projector_joins_an_imported_encoder(tmp_path):
     assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
 
 
+def test_a_llava_s_own_layer_is_read_where_the_recipe_names_none(tiny, tmp_path):
+    public = models.saved(models.llava("llama", "clip", "plain", layer=-1), tmp_path / "hf")
+    depths = [len(built(tiny(f"model.vision={{from: {public}{layer}}}", text=PLAIN)).blocks)
+              for layer in ("", ", feature_layer: -2")]  # fmt: skip
+    assert depths == [3, 2]
+
+
 @pytest.mark.parametrize("kind", ["clip", "siglip", "timm"])
 def test_show(kind, tmp_path):
     public = eye(kind, tmp_path / "eye")
@@ -146,6 +153,16 @@ class TestBad:
     def test_it_gives_no_other_part(self, ours, tiny):
         with pytest.raises(UserError, match="weights/part"):
             prepare(tiny(f"model.text={{from: {ours}, context: 80}}", text=PLAIN))
+
+    def test_a_layer_that_there_is_not(self, tiny, tmp_path):
+        """Told of the encoder's folder, not of the LLaVA that gives the connector."""
+        llava = models.saved(models.llava("llama", "clip", "plain"), tmp_path / "hf")
+        changes = [f"model.vision={{from: {eye('siglip', tmp_path / 'eye')}, feature_layer: -9}}",
+                   f"model.connector={{kind: mlp2x_gelu, from: {llava}}}"]  # fmt: skip
+        with pytest.raises(UserError) as raised:
+            prepare(tiny(*changes, text=PLAIN))
+        (problem,) = raised.value.problems
+        assert problem.code == "model/feature-layer" and "-4 to 3" in problem.want
 
     def test_a_layer_that_a_folder_of_ours_does_not_hold(self, tiny, tmp_path):
         import_model(

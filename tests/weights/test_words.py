@@ -15,7 +15,7 @@ import torch
 import transformers as hf
 
 import lmmkit
-from lmmkit.convert import export_model
+from lmmkit.convert import export_model, import_model
 from lmmkit.data.chat import lay_out_prompt
 from lmmkit.data.images import normalise, read_image
 from lmmkit.recipe import read_text
@@ -177,3 +177,36 @@ def test_pixels_of_an_exported_processor(name, request, tmp_path):
     again = lmmkit.load(model.folder, device="cpu").prepared
     assert (again.recipe.model.speaks.image_shape, again.dims.image) == (shape, spec)
     assert spec.resample == ("bilinear" if name == "llama3" else "bicubic")
+
+
+def test_a_tokenizer_that_knows_image_and_pad_keeps_both(scenes, tmp_path):
+    """As folders saved by transformers are: `<image>` among others in tokenizer.json, an old token to pad."""
+    (tmp_path / "hf").mkdir()
+    folder = byte_level(tmp_path / "hf", SPLIT, QWEN, True, None, QWEN[2])
+    tokenizer = hf.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>", "<video>"], "pad_token": QWEN[0]})
+    image = tokenizer.convert_tokens_to_ids("<image>")
+    config = hf.LlavaConfig(
+        vision_config=models.VISIONS["clip"], text_config=hf.Qwen2Config(**SHAPE | {"vocab_size": len(tokenizer)}),
+        image_token_index=image,
+    )  # fmt: skip
+    theirs = models.made(hf.LlavaForConditionalGeneration(config))
+    theirs.generation_config.pad_token_id = tokenizer.pad_token_id
+    models.saved(theirs, folder)
+    tokenizer.save_pretrained(folder)
+    import_model(folder, tmp_path / "ours")
+    changes = [
+        f"model.vision={{from: {folder}}}", f"model.connector={{kind: mlp2x_gelu, from: {folder}}}",
+        f"model.text={{from: {folder}, context: 512}}", f"model.tokenizer={{from: {folder}}}", "speed.tokens=8192",
+        "stages.pretrain.length.steps=1", "stages.finetune.length.steps=1",
+    ]  # fmt: skip
+    run = train(read_text(PLAIN, overrides=changes, root=scenes), out=tmp_path / "run").run.path
+    for source, pad in (tmp_path / "ours", tokenizer.pad_token_id), (run, len(tokenizer)):
+        out = tmp_path / f"{source.name}-out"
+        export_model(source, out, "llava-hf")
+        again = hf.AutoTokenizer.from_pretrained(out)
+        assert again.convert_tokens_to_ids(["<image>", "<video>"]) == [image, image + 1]
+        assert again.pad_token_id == pad and hf.AutoConfig.from_pretrained(out).image_token_index == image
+        assert lmmkit.load(source, device="cpu").tokens.image_token == image
+        rows = hf.LlavaForConditionalGeneration.from_pretrained(out).get_input_embeddings().num_embeddings
+        assert pad < rows and (rows == len(tokenizer)) == (source.name == "ours")
