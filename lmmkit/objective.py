@@ -40,7 +40,7 @@ class Objective(nn.Module):
         """One packed pass over a micro-batch, all terms summed, nothing averaged."""
         device = batch.id_T.device
         with torch.autocast(device.type, self.compute, enabled=self.compute != torch.float32):
-            out = self.lmm(batch, self.tokens(batch), batch.mass_R, batch.read_T)
+            out = self.lmm(batch, self.tokens(batch))
             losses_S = self.cross_entropy(out.at(batch.predict.row_Q), batch.target_S)
         by_term = losses_S.new_zeros(len(batch.text_terms)).index_add(0, batch.term_S, losses_S)
         sums = dict(zip(batch.text_terms, by_term.unbind(), strict=True))
@@ -93,7 +93,7 @@ def tap(need: Need, batch: Batch, out: Output) -> Tensor:
             return _mean_by_view(out.at(pick.row_Q), pick)
         case AttnMass(layers=layers):
             mass_LR = out.mass_LR if layers == "all" else out.mass_LR[list(layers)]
-            place_Q = torch.searchsorted(batch.mass_R.to(pick.row_Q.device), pick.row_Q)
+            place_Q = torch.searchsorted(batch.sight.row_R.to(pick.row_Q.device), pick.row_Q)
             return mass_LR.mean(0)[place_Q]  # float32 or wider, as it comes
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 
 from lmmkit.batch import Batch, Fill, Pick
-from lmmkit.forest import Forest, grow
+from lmmkit.calls import Sight
+from lmmkit.forest import Forest, arrange, grow
 from lmmkit.needs import AttnMass, Need, selector
 from lmmkit.parts import Term
 from lmmkit.sample import Image, ImageShape, View
@@ -63,8 +65,16 @@ class Packer:
 
     def _grown(self, members: Sequence[LaidOut]) -> tuple[Forest, list[np.ndarray]]:
         codes: dict[Hashable, int] = {}
-        sequences = [_keys(member, codes) for member in members]
-        return grow([sequences], share=self.share, worth=WORTH)
+        return grow([[_keys(member, codes) for member in members]], share=self.share, worth=WORTH)
+
+    def _arranged(self, members: Sequence[LaidOut]) -> tuple[Forest, list[np.ndarray]]:
+        """A forest whose pictures stand at even distances, and the rows of every view."""
+        forest, paths = self._grown(members)
+        cut_T = np.zeros(len(forest), bool)
+        for member, path in zip(members, paths, strict=True):
+            cut_T[path[_behind_pictures(member.layout)]] = True
+        forest, new = arrange(forest, cut_T)
+        return forest, [new[path] for path in paths]
 
     def pack(
         self, trees: Sequence[Tree], dropped: Mapping[str, int] | None = None
@@ -74,15 +84,17 @@ class Packer:
         Prefixes are merged across samples too: a system prompt stands once in a micro-batch.
         """
         members = [m for tree in trees for m in tree.members]
-        forest, paths = self._grown(members)
+        forest, paths = self._arranged(members)
         id_T, fills, images = self._origins(members, paths, len(forest))
         pixels = [self.reader(image, shape) for image, shape in images]
         size = self.image_size
         predict, target_S, term_S = self._targets(members, paths)
         key_T, picks = self._picks(members, paths, len(forest))
         mass = [pick.row_Q for need, pick in picks.items() if isinstance(need, AttnMass)]
+        sight = Sight(forest, key_T, torch.cat([*mass, _cat([])]).unique())
         batch = Batch(
-            forest=forest,
+            sight=_ready(sight),
+            last=_ready(replace(sight, read_T=_read(len(forest), predict, picks))),
             id_T=id_T,
             fills=fills,
             pixels_ICXY=torch.stack(pixels) if pixels else torch.empty(0, 3, size, size),
@@ -90,9 +102,6 @@ class Packer:
             target_S=target_S,
             term_S=term_S,
             text_terms=self.text_terms,
-            key_T=key_T,
-            mass_R=torch.cat(mass).unique() if mass else torch.empty(0, dtype=torch.int64),
-            read_T=_read(len(forest), predict, picks),
             picks=picks,
             labels=_labels(members),
             views=tuple((m.view.name, m.view.sample.key) for m in members),
@@ -152,7 +161,7 @@ class Packer:
             for v, (member, path) in enumerate(zip(members, paths, strict=True)):
                 if member.view.name != selector(need).view:
                     continue
-                places = np.asarray(selector(need).places(member.layout), np.int64)
+                places = selector(need).places(member.layout)
                 if isinstance(need, AttnMass):
                     is_key = np.zeros(len(path), bool)
                     is_key[need.k.places(member.layout)] = True
@@ -164,6 +173,12 @@ class Packer:
             share = torch.from_numpy(np.concatenate([*uniform, np.empty(0)])).float()
             picks[need] = Pick(_cat(rows), _cat(views), share if isinstance(need, AttnMass) else None)
         return torch.from_numpy(key_T), picks
+
+
+def _ready(sight: Sight) -> Sight:
+    """The sight with its calls made: here, in a data worker, and not where the model waits."""
+    assert sight.calls is not None
+    return sight
 
 
 def _read(total: int, predict: Pick, picks: Mapping[Need, Pick]) -> Tensor:
@@ -187,6 +202,14 @@ def _keys(member: LaidOut, codes: dict[Hashable, int]) -> np.ndarray:
             code = codes.setdefault(what, len(codes))
             parts.append(-1 - (code << 32) - np.arange(span.n))
     return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+
+def _behind_pictures(layout: Layout) -> list[int]:
+    """The place behind the last picture, where there is a picture and a place: up to here views of
+    one template are equally long, behind it they are not."""
+    ends = list(accumulate(span.n for span in layout))
+    last = max((i for i, span in enumerate(layout) if span.kind == "image"), default=len(layout) - 1)
+    return ends[last : len(ends) - 1][:1]
 
 
 def _supervised(layout: Layout) -> tuple[np.ndarray, np.ndarray]:

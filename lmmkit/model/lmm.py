@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmmkit.batch import Batch, Fill
-from lmmkit.model.attention import Attend, Backend
+from lmmkit.calls import Sight
+from lmmkit.model.attend import Attend
+from lmmkit.model.attention import Backend
 from lmmkit.model.decoder import Decoder
 
 
@@ -49,29 +51,22 @@ class LMM(nn.Module):
         self.vision, self.connector, self.decoder = vision, connector, decoder
         self.backend = backend
 
-    def forward(
-        self, batch: Batch, tokens: Mapping[str, Tensor], row_R: Tensor, read_T: Tensor | None = None
-    ) -> Output:
+    def forward(self, batch: Batch, tokens: Mapping[str, Tensor]) -> Output:
         """One packed pass; the last layer only for the rows that are read.
 
         Args:
             batch: on the model's device.
             tokens: learned rows [n, D] by fill source ("plugins.<instance>").
-            row_R: rows whose attention mass onto `batch.key_T` is wanted; unique, on the host.
-            read_T: the rows whose states are wanted, bool, on the host; all where None. Others may come.
         """
         x_TD = self.rows(batch.id_T, batch.fills, batch.pixels_ICXY, tokens)
-        attends = self.attends(batch, row_R, read_T, x_TD.device)
-        return self.decode(x_TD, batch.forest.pos_T, attends)
+        return self.decode(x_TD, batch.forest.pos_T, self.attends(batch.sight, batch.last, x_TD.device))
 
-    def attends(
-        self, batch: Batch, row_R: Tensor, read_T: Tensor | None, device: torch.device
-    ) -> list[Attend]:
-        """One plan for all layers but the last, whose queries are the rows that are read."""
-        every, last = (
-            self.backend.attend(batch.forest, batch.key_T, row_R, device, read) for read in (None, read_T)
-        )
-        return [every] * (len(self.decoder.blocks) - 1) + [last]
+    def attends(self, sight: Sight, last: Sight, device: torch.device) -> list[Attend]:
+        """One plan for all layers but the last."""
+        every = self.backend.attend(sight, device)
+        return [every] * (len(self.decoder.blocks) - 1) + [
+            every if last is sight else self.backend.attend(last, device)
+        ]
 
     def decode(self, x_TD: Tensor, pos_T: Tensor, attends: Sequence[Attend]) -> Output:
         """The decoder over rows that are already vectors, one `attend` a layer."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,8 @@ from torch import Tensor
 
 from lmmkit.data.pack import LaidOut
 from lmmkit.dims import ImageSpec
-from lmmkit.model.attention import ALL, Attend, Heads, Turn, attention_map, turned
+from lmmkit.model.attend import ALL, Attend, Heads, Turn, turned
+from lmmkit.model.attention import attention_map
 from lmmkit.objective import Objective
 from lmmkit.plan.prepare import Prepared
 from lmmkit.sample import View
@@ -55,7 +58,7 @@ def look(
     batch = batch.to(device)
     see_RT = batch.forest.see()[row_R].to(device)
     maps: list[Tensor] = []
-    attend = lmm.backend.attend(batch.forest, batch.key_T, batch.mass_R[:0], device)
+    attend = lmm.backend.attend(replace(batch.sight, row_R=batch.sight.row_R[:0]), device)
 
     def watching(qkv_TC: Tensor, heads: Heads, turn: Turn) -> tuple[Tensor, Tensor]:
         q_THK, k_TGK, _ = turned(qkv_TC, heads, turn)
