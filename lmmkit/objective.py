@@ -6,16 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from lmmkit.batch import Batch, Pick
+from lmmkit.model.cross_entropy import linear_cross_entropy
 from lmmkit.model.lmm import LMM, Output
 from lmmkit.needs import AttnMass, HiddenAt, HiddenMean, Need
 from lmmkit.parts import Ctx, Term
-
-LOGIT_BYTES = 64 << 20  # of float32 logits at once
 
 
 class Outcome(NamedTuple):
@@ -41,7 +38,8 @@ class Objective(nn.Module):
         device = batch.id_T.device
         with torch.autocast(device.type, self.compute, enabled=self.compute != torch.float32):
             out = self.lmm(batch, self.tokens(batch))
-            losses_S = self.cross_entropy(out.at(batch.predict.row_Q), batch.target_S)
+            hidden_SD = out.at(batch.predict.row_Q)
+            losses_S = linear_cross_entropy(hidden_SD, self.lmm.decoder.head.weight, batch.target_S)
         by_term = losses_S.new_zeros(len(batch.text_terms)).index_add(0, batch.term_S, losses_S)
         sums = dict(zip(batch.text_terms, by_term.unbind(), strict=True))
         sums["next_token"] = sums["next_token"] + self._touch(batch)
@@ -53,17 +51,6 @@ class Objective(nn.Module):
         """Learned rows by the fill source that asks for them."""
         sources = [fill.source for fill in batch.fills if fill.source != "vision"]
         return {source: self.plugins[source.removeprefix("plugins.")]() for source in sources}
-
-    def cross_entropy(self, hidden_SD: Tensor, target_S: Tensor) -> Tensor:
-        """Next-token losses [S] of the rows that predict, in chunks of bounded logits."""
-        chunk = max(256, LOGIT_BYTES // (4 * self.lmm.decoder.shape.vocab))
-        if len(hidden_SD) <= chunk:
-            return self._losses(hidden_SD, target_S)
-        parts = zip(hidden_SD.split(chunk), target_S.split(chunk), strict=True)
-        return torch.cat([checkpoint(self._losses, h, t, use_reentrant=False) for h, t in parts])
-
-    def _losses(self, hidden_SD: Tensor, target_S: Tensor) -> Tensor:
-        return F.cross_entropy(self.lmm.logits(hidden_SD), target_S, reduction="none")
 
     def _ctx(self, term: Term, batch: Batch, out: Output) -> Ctx:
         taps = {need: tap(need, batch, out) for need in term.needs}

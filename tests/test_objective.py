@@ -149,5 +149,5 @@ def test_chunked_cross_entropy_is_the_whole_one(monkeypatch):
     made, (batch, _) = paper.objective(), paper.packed(SAMPLES * 4)
     want = paper.learned(made, [batch])
     assert len(batch.predict) > 256
-    monkeypatch.setattr("lmmkit.objective.LOGIT_BYTES", 1)
+    monkeypatch.setattr("lmmkit.model.cross_entropy.LOGIT_BYTES", 1)
     assert_same(paper.learned(made, [batch]), want)
