@@ -1,6 +1,6 @@
 """The same training steps for lmmkit and for transformers: one model, one set of samples.
 
-S and L are the short and the long configuration: 64 or 576 image rows a picture. A LLaVA with
+S and L are captions with 64 or 576 image rows a picture, T is talk: about 900 rows a sample. A LLaVA with
 random weights is made by transformers and read by `lmmkit.load`; the samples are laid out by
 lmmkit's own pipeline, and the peer gets the very ids of these layouts, one padded batch a view.
 """
@@ -26,6 +26,7 @@ import lmmkit
 from lmmkit.batch import Batch
 from lmmkit.data.pack import LaidOut, Packer
 from lmmkit.data.pipeline import Views
+from lmmkit.dims import Dims, ImageSpec
 from lmmkit.model.init import init
 from lmmkit.objective import Objective
 from lmmkit.parts import Term
@@ -39,6 +40,7 @@ VOCAB, IMAGE, DRT = (
     6,
 )  # ids 5 and 6 are the peer's: its image token, and a row for the directed token
 LEARNING_RATE = 1e-4
+ORDERED = ("direct", "finetune")  # methods with an image-order task
 WEIGHTS = {"next_token": 1.0, "text_order": 1.0, "image_order": 1.0, "guided_loss": 0.1}
 
 
@@ -55,6 +57,7 @@ class Config:
 CONFIGS = {
     "S": Config(samples=16, side=8, question=16, answer=(48, 48)),
     "L": Config(samples=4, side=24, question=0, answer=(25, 40)),
+    "T": Config(samples=4, side=24, question=170, answer=(130, 170)),
 }
 
 
@@ -80,8 +83,11 @@ def image_order(config: Config) -> ImageOrder:
 
 
 def terms(config: Config, method: str) -> tuple[Term, ...]:
-    """The plugin terms of `llava`, `guided` or `direct`."""
-    return {"llava": (), "guided": (GUIDED,), "direct": (GUIDED, image_order(config), TEXT_ORDER)}[method]
+    """The plugin terms of `llava`, `guided`, `finetune` (the second stage's) or `direct` (the first's)."""
+    return {
+        "llava": (), "guided": (GUIDED,), "finetune": (GUIDED, image_order(config)),
+        "direct": (GUIDED, image_order(config), TEXT_ORDER),
+    }[method]  # fmt: skip
 
 
 def samples(config: Config, seed: int = 0) -> list[Sample]:
@@ -146,7 +152,7 @@ def work(name: str, method: str, *, frozen: bool = False, share: bool = True) ->
     views = Views(
         tokenizer=Numbers(), image_rows=config.side**2, context=2048, too_long="error", after_eos="published",
         seed=0, tasks=tuple(t for t in chosen if isinstance(t, ImageOrder | TextOrder)),
-        edits=((DIRECTED, frozenset({"image_order"})),) if method == "direct" else (),
+        edits=((DIRECTED, frozenset({"image_order"})),) if method in ORDERED else (),
     )  # fmt: skip
     packer = Packer(
         reader=Reader(14 * config.side), image_rows=config.side**2, image_size=14 * config.side,
@@ -155,7 +161,7 @@ def work(name: str, method: str, *, frozen: bool = False, share: bool = True) ->
     )  # fmt: skip
     laid = tuple(tuple(views.fitting(sample, 0, Counter())) for sample in samples(config))
     head = nn.Linear(lmm.decoder.shape.width, 1000)
-    if method == "direct":
+    if method in ORDERED:
         head.load_state_dict(plugins["image_order"].state_dict())
         with torch.no_grad():
             theirs.get_input_embeddings().weight[DRT] = plugins["directed_token"].weight[0]
@@ -166,10 +172,8 @@ def work(name: str, method: str, *, frozen: bool = False, share: bool = True) ->
 
 def modules(config: Config, method: str, width: int) -> nn.ModuleDict:
     """The plugins' own parameters."""
-    if method != "direct":
+    if method not in ORDERED:
         return nn.ModuleDict()
-    from lmmkit.dims import Dims, ImageSpec
-
     spec = ImageSpec(size=14 * config.side, grid=(config.side, config.side), width=192)
     dims = Dims(width=width, vocab=VOCAB, layers=6, heads=8, image=spec)
     plugins = nn.ModuleDict(

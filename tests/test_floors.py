@@ -36,6 +36,8 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "objective": ("batch", "needs", "parts", "model"),
     "assemble": ("errors", "dims", "parts", "recipe", "model", "weights", "plan", "objective"),
     "estimate": ("recipe", "plan", "objective", "assemble"),
+    "malloc": (),
+    "kernels": ("batch", "model"),
     "tokens": ("model",),
     "speak": (
         "errors", "sample", "spans", "recipe", "rundir", "model", "data", "weights", "plan", "objective", "assemble",
@@ -48,7 +50,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "objective", "assemble", "training",
     ),
     "report": ("rundir", "report"),
-    "commands": ("errors", "sample", "recipe", "door", "rundir", "model", "data", "scenes", "weights", "plan", "assemble", "estimate",
+    "commands": ("errors", "sample", "recipe", "door", "rundir", "model", "data", "scenes", "weights", "plan", "assemble", "estimate", "kernels",
                  "speak", "convert", "evaluate", "training", "report", "dims", "commands"),
     "cli": ("commands",),
     "__main__": ("cli",),
