@@ -62,9 +62,9 @@ def verdict(case: Report) -> str:
     def reaches(limit: object) -> bool:
         return near <= limit if most else near >= limit  # type: ignore[operator]
 
-    if case.get("target") is not None and reaches(case["target"]):
-        return "target"
-    return "pass" if reaches(case["gate"]) else "MISSED"
+    if not reaches(case["gate"]):
+        return "MISSED"
+    return "target" if case.get("target") is not None and reaches(case["target"]) else "pass"
 
 
 def _seconds(run: Callable[[], object]) -> float:

@@ -44,7 +44,7 @@ def measure(
     shape: DecoderShape, batches: Sequence[Batch], device: torch.device, dtype: torch.dtype
 ) -> list[Measured]:
     """All backends on the same random projections, turn by turn, so that load hits them alike."""
-    cases = [_Case(shape, batch, device, dtype) for batch in batches]
+    cases = [Case(shape, batch, device, dtype) for batch in batches]
     why_not = {b: b.why_not(device, dtype) or _too_large(b, shape, batches) for b in backends()}
     attends = {
         b: [b.attend(batch.sight, device) for batch in batches] for b, why in why_not.items() if not why
@@ -73,7 +73,7 @@ def measure(
     return found
 
 
-class _Case:
+class Case:
     """One batch's attention on random projections, and what float64 makes of the same numbers."""
 
     def __init__(self, shape: DecoderShape, batch: Batch, device: torch.device, dtype: torch.dtype):
