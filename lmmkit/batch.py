@@ -53,8 +53,11 @@ class Batch:
     attention is asked, `last` the last one's, of which only rows that are read come out; both stay
     on the host.
     `labels` is keyed "instance/name"; `views` holds (view name, sample key) in order;
-    `first_image_V` numbers each view's first image, -1 without one; `count` is the number of items
-    a term averages over; `dropped` what the layout had to leave out, by reason.
+    `first_image_V` numbers each view's first picture among `pixels_ICXY`, -1 where it is none of them;
+    `count` is the number of items a term averages over; `dropped` what the layout had to leave out,
+    by reason. `known_JND` are features of further pictures, which an encoder has seen before: as
+    items they come after those of `pixels_ICXY`. `unknown` names pictures whose features are to be
+    kept: (number among `pixels_ICXY`, name).
     """
 
     sight: Sight
@@ -72,6 +75,8 @@ class Batch:
     first_image_V: tuple[int, ...] = ()
     count: Mapping[str, int] = field(default_factory=dict)
     dropped: Mapping[str, int] = field(default_factory=dict)
+    known_JND: Tensor | None = None
+    unknown: tuple[tuple[int, str], ...] = ()
 
     def __len__(self) -> int:
         return len(self.id_T)
@@ -107,6 +112,7 @@ class Batch:
             id_T=move(self.id_T),
             fills=tuple(Fill(f.source, move(f.row_N), move(f.item_N)) for f in self.fills),
             pixels_ICXY=move(self.pixels_ICXY),
+            known_JND=None if self.known_JND is None else move(self.known_JND),
             predict=move_pick(self.predict),
             target_S=move(self.target_S),
             term_S=move(self.term_S),

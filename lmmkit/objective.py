@@ -16,10 +16,12 @@ from lmmkit.parts import Ctx, Term
 
 
 class Outcome(NamedTuple):
-    """Sums over each term's counted items (float32 scalars), and what each plugin term saw."""
+    """Sums over each term's counted items (float32 scalars), what each plugin term saw, and what the
+    encoder said of the batch's pixels, [I, N, D]."""
 
     sums: dict[str, Tensor]
     ctxs: dict[str, Ctx]
+    seen_IND: Tensor | None
 
 
 class Objective(nn.Module):
@@ -45,7 +47,7 @@ class Objective(nn.Module):
         sums["next_token"] = sums["next_token"] + self._touch(batch)
         ctxs = {term.name: self._ctx(term, batch, out) for term in self.terms}
         values = {t.name: t.value(ctxs[t.name]) for t in self.terms if t.name not in sums}
-        return Outcome(sums | values, ctxs)
+        return Outcome(sums | values, ctxs, out.seen_IND)
 
     def tokens(self, batch: Batch) -> dict[str, Tensor]:
         """Learned rows by the fill source that asks for them."""

@@ -76,7 +76,7 @@ def generate(
     read_T = torch.zeros(len(batch), dtype=torch.bool).index_fill(0, leaf_Q, True)
     attends = lmm.attends(batch.sight, replace(batch.sight, read_T=read_T), device)
     recording = [cache.recording(attend) for cache, attend in zip(caches, attends, strict=True)]
-    x_TD = lmm.rows(batch.id_T, batch.fills, batch.pixels_ICXY, tokens)
+    x_TD = lmm.rows(batch, lmm.encode(batch.pixels_ICXY), tokens)
     id_Q = choose(lmm.logits(lmm.decode(x_TD, batch.forest.pos_T, recording).at(leaf_Q.to(device))))
 
     padded, M = not bool(seen_QM.all()), key_QM.shape[1]

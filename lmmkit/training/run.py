@@ -14,6 +14,7 @@ import torch
 from lmmkit import assemble
 from lmmkit.data.records import Records, pictures_digest
 from lmmkit.errors import Problem, UserError, raise_all
+from lmmkit.malloc import keep_memory
 from lmmkit.model import lora
 from lmmkit.objective import Objective
 from lmmkit.plan.explain import plan_text
@@ -73,6 +74,8 @@ def train(
     run = RunDir.create(out, resume)
     if recipe.speed.threads:
         torch.set_num_threads(recipe.speed.threads)
+    if recipe.speed.keep_memory and (why_not := keep_memory()):
+        print(f"note: speed.keep_memory has no effect: {why_not}", file=sys.stderr)
     with lock(run), Stop() as stop:
         for note in checkpoint.sweep(run):
             print(f"note: {note}", file=sys.stderr)

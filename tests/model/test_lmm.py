@@ -81,8 +81,9 @@ def test_rows_come_from_ids_vision_and_tokens_each_where_its_fill_says():
     drt = torch.full((1, TEXT.width), 3.0)
     token = Fill("plugins.x", torch.tensor([11]), torch.tensor([0]))
     id_T = batch.id_T.index_fill(0, torch.tensor([11]), -1)
-    x_TD = lmm.rows(id_T, (*batch.fills, token), batch.pixels_ICXY, {"plugins.x": drt})
-    assert torch.equal(x_TD[1:10], lmm.see(batch.pixels_ICXY)) and torch.equal(x_TD[11], drt[0])
+    seen_IND = lmm.encode(batch.pixels_ICXY)
+    x_TD = lmm.rows(replace(batch, id_T=id_T, fills=(*batch.fills, token)), seen_IND, {"plugins.x": drt})
+    assert torch.equal(x_TD[1:10], lmm.connector(seen_IND)[0]) and torch.equal(x_TD[11], drt[0])
     assert torch.equal(x_TD[[0, 10]], lmm.decoder.embed(torch.tensor([5, 6])))
 
 
