@@ -23,6 +23,7 @@ from lmmkit.rundir import RunDir, lock, read_json, write_json_atomic, write_text
 from lmmkit.training import checkpoint, manifest
 from lmmkit.training.log import Board, MetricsLog
 from lmmkit.training.loop import Position, run_stage
+from lmmkit.training.rng import seed_stage
 from lmmkit.training.signals import Stop
 from lmmkit.training.state import restore
 from lmmkit.weights import own
@@ -94,6 +95,7 @@ def train(
                 if name != position.stage or loaded is None:
                     position = Position(name, position.step, 0)
                     _start(objective, prepared, run, name)
+                    seed_stage(recipe.seed, name)
                 learns = assemble.set_stage(
                     objective, prepared.plans[name], recipe.stages[name], seed=recipe.seed
                 )
