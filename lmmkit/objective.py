@@ -38,8 +38,7 @@ class Objective(nn.Module):
 
     def forward(self, batch: Batch) -> Outcome:
         """One packed pass over a micro-batch, all terms summed, nothing averaged."""
-        device = batch.id_T.device
-        with torch.autocast(device.type, self.compute, enabled=self.compute != torch.float32):
+        with self.computing(batch.id_T.device):
             out = self.lmm(batch, self.tokens(batch), batch.mass_R, batch.read_T)
             losses_S = self.cross_entropy(out.at(batch.predict.row_Q), batch.target_S)
         by_term = losses_S.new_zeros(len(batch.text_terms)).index_add(0, batch.term_S, losses_S)
@@ -48,6 +47,10 @@ class Objective(nn.Module):
         ctxs = {term.name: self._ctx(term, batch, out) for term in self.terms}
         values = {t.name: t.value(ctxs[t.name]) for t in self.terms if t.name not in sums}
         return Outcome(sums | values, ctxs)
+
+    def computing(self, device: torch.device) -> torch.autocast:
+        """The context in which the model computes."""
+        return torch.autocast(device.type, self.compute, enabled=self.compute != torch.float32)
 
     def tokens(self, batch: Batch) -> dict[str, Tensor]:
         """Learned rows by the fill source that asks for them."""

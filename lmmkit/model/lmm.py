@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmmkit.batch import Batch, Fill
@@ -90,10 +89,10 @@ class LMM(nn.Module):
 
     def see(self, pixels_ICXY: Tensor) -> Tensor:
         """[I * N, D]: image tokens in decoder width, image by image."""
-        pixels_ICXY = pixels_ICXY.to(next(self.connector.parameters()).dtype)
+        pixels_ICXY = pixels_ICXY.to(self.decoder.norm.weight.dtype)  # as wide as what flows
         return self.connector(self.vision(pixels_ICXY)).flatten(0, 1)
 
     def logits(self, hidden_SD: Tensor) -> Tensor:
         """[S, V] in float32 or wider."""
-        logits_SV = F.linear(hidden_SD, self.decoder.head.weight)
+        logits_SV = self.decoder.head(hidden_SD)
         return logits_SV.to(torch.promote_types(logits_SV.dtype, torch.float32))

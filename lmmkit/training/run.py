@@ -79,8 +79,9 @@ def train(
             print(f"note: {note}", file=sys.stderr)
         _check_same(run, prepared) if run.is_run else _open_run(run, prepared, source)
         objective = assemble.build(
-            prepared.recipe, prepared.parts.components, prepared.dims, device, origins=prepared.origins
-        )
+            prepared.recipe, prepared.parts.components, prepared.dims, device, origins=prepared.origins,
+            narrow=assemble.frozen_narrow(prepared.recipe),
+        )  # fmt: skip
         checkpoint.check_space(run, CHECKPOINT_PER_WEIGHT * _bytes(objective), keep=recipe.output.keep)
         saved = checkpoint.latest(run) if resume else None
         loaded = checkpoint.load(saved, verified=True) if saved else None
