@@ -87,17 +87,23 @@ def frozen_narrow(recipe: Recipe) -> tuple[str, ...]:
     """The parts that `numerics.frozen` holds narrow: those that no stage of the run trains whole.
 
     What a later stage trains stays wide from the start: nothing has to come back, and the run
-    needs the room of its largest stage anyway.
+    needs the room of its largest stage anyway. timm's modules read each other's weights, so they
+    stay as they are.
     """
     if recipe.numerics.frozen == "float32":
         return ()
+    vision, connector, text = recipe.model.vision, recipe.model.connector, recipe.model.text
+    there = {
+        "vision": vision if not isinstance(vision, VisionTimm) else None,
+        "connector": connector,
+        "text": text,
+    }
     whole = {
         name
         for stage in recipe.stages.values()
         for name, part in stage.train.parts().items()
         if getattr(part, "lora", None) is None
     }
-    there = {"vision": recipe.model.vision, "connector": recipe.model.connector, "text": recipe.model.text}
     return tuple(name for name, part in there.items() if part is not None and name not in whole)
 
 
