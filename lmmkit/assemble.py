@@ -201,9 +201,32 @@ def recompute(objective: Objective, which: str) -> None:
             block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
 
 
+def check_optimizers(recipe: Recipe) -> None:
+    """Raises `MachineError` with every stage whose optimizer's library does not import here."""
+    problems = []
+    for name, stage in recipe.stages.items():
+        try:
+            _adamw(stage.optim.kind)
+        except Exception as error:  # absent, or built for another torch
+            got = f"`{stage.optim.kind}`, and bitsandbytes does not import: {error}"
+            mend = "Run `pip install 'bitsandbytes>=0.50'` (the extra `lean`), or take `adamw`."
+            where = recipe.where(f"stages.{name}.optim.kind")
+            problems.append(Problem("optim/library", where, got, "an optimizer that is there", mend))
+    if problems:
+        raise MachineError(problems)
+
+
+def _adamw(kind: str) -> type[torch.optim.Optimizer]:
+    if kind == "adamw":
+        return torch.optim.AdamW
+    from bitsandbytes.optim.adamw import AdamW8bit  # an extra: imported only where it is named
+
+    return AdamW8bit
+
+
 def optimizer(
     objective: Objective, stage: Stage, learns: Mapping[str, list[nn.Parameter]]
-) -> torch.optim.AdamW:
+) -> torch.optim.Optimizer:
     """AdamW; each learning parameter in exactly one group, by identity. Norms, biases and learned
     tokens do not decay."""
     undecayed = {
@@ -225,4 +248,4 @@ def optimizer(
     grouped = [id(p) for group in groups for p in group["params"]]
     wanted = {id(p) for p in objective.parameters() if p.requires_grad}
     assert len(grouped) == len(set(grouped)) and set(grouped) == wanted, "a parameter in no or two groups"
-    return torch.optim.AdamW(groups, betas=stage.optim.betas, eps=stage.optim.eps)
+    return _adamw(stage.optim.kind)(groups, betas=stage.optim.betas, eps=stage.optim.eps)  # type: ignore[call-arg]

@@ -138,6 +138,18 @@ def test_only_attention_knows_xformers_and_only_weights_knows_families():
                 )
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_an_extra_is_imported_only_where_it_is_named(path):
+    named = {name.split(".")[0] for node in ast.parse(path.read_text()).body for name in _imported(node)}
+    assert not named & {"bitsandbytes", "wandb"}
+
+
+def _imported(node: ast.stmt) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+
+
 FORBIDDEN = {
     "pickle",
     "cPickle",

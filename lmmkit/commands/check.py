@@ -35,6 +35,7 @@ def check(
     except UserError as error:
         raise UserError([*error.problems, *tasks]) from error
     raise_all(tasks)
+    assemble.check_optimizers(read)
     assemble.check_origins(prepared.recipe, prepared.dims, prepared.origins, assemble.device_here())
     if images:
         raise_all([p for records in prepared.sources.values() for p in check_images(records)])

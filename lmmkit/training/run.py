@@ -68,6 +68,7 @@ def train(
     prepared = prepare(recipe, trust_files=trust_files)
     device = assemble.device_here()
     assemble.backend(recipe, device)
+    assemble.check_optimizers(recipe)
     assemble.check_origins(prepared.recipe, prepared.dims, prepared.origins, device)
     out = Path("runs") / (name or digest(recipe)[:12]) if out is None else Path(out)
     _check_stages(recipe, RunDir(out), stage, resume)
