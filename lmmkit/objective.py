@@ -59,7 +59,7 @@ class Objective(nn.Module):
 
     def cross_entropy(self, hidden_SD: Tensor, target_S: Tensor) -> Tensor:
         """Next-token losses [S] of the rows that predict, in chunks of bounded logits."""
-        chunk = max(256, LOGIT_BYTES // (4 * self.lmm.decoder.shape.vocab))
+        chunk = chunk_rows(self.lmm.decoder.shape.vocab)
         if len(hidden_SD) <= chunk:
             return self._losses(hidden_SD, target_S)
         parts = zip(hidden_SD.split(chunk), target_S.split(chunk), strict=True)
@@ -84,6 +84,11 @@ class Objective(nn.Module):
             idle += [self.lmm.vision, self.lmm.connector]
         params = [p for part in idle for p in part.parameters() if p.requires_grad]
         return 0.0 * sum(p.sum(dtype=torch.float32) for p in params) if params else 0.0
+
+
+def chunk_rows(vocab: int) -> int:
+    """Rows whose logits are held at once."""
+    return max(256, LOGIT_BYTES // (4 * vocab))
 
 
 def tap(need: Need, batch: Batch, out: Output) -> Tensor:

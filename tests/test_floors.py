@@ -34,7 +34,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     ),
     "objective": ("batch", "needs", "parts", "model"),
     "assemble": ("errors", "dims", "parts", "recipe", "model", "weights", "plan", "objective"),
-    "estimate": ("recipe", "plan", "objective", "assemble"),
+    "estimate": ("batch", "model", "recipe", "plan", "objective", "assemble"),
     "tokens": ("model",),
     "speak": (
         "errors", "sample", "spans", "recipe", "rundir", "model", "data", "weights", "plan", "objective", "assemble",
@@ -44,7 +44,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "evaluate": ("errors", "dims", "sample", "recipe", "rundir", "data", "plan", "objective", "speak", "evaluate"),
     "training": (
         "errors", "dims", "sample", "spans", "batch", "recipe", "rundir", "model", "data", "weights", "plan",
-        "objective", "assemble", "training",
+        "objective", "assemble", "estimate", "training",
     ),
     "report": ("rundir", "report"),
     "commands": ("errors", "sample", "recipe", "door", "rundir", "model", "data", "scenes", "weights", "plan", "assemble", "estimate",

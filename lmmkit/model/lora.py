@@ -84,6 +84,11 @@ def merge(module: nn.Module) -> None:
         delattr(linear, CHILD)
 
 
+def adapters(module: nn.Module) -> list[Adapter]:
+    """All that are on."""
+    return [part for part in module.modules() if isinstance(part, Adapter)]
+
+
 def _adapted(module: nn.Module) -> Iterator[tuple[FusedLinear | Linear, nn.ModuleDict]]:
     for part in module.modules():
         adapters = getattr(part, CHILD, None)

@@ -14,6 +14,7 @@ import torch
 from lmmkit import assemble
 from lmmkit.data.records import Records, pictures_digest
 from lmmkit.errors import Problem, UserError, raise_all
+from lmmkit.estimate import checkpoint_bytes
 from lmmkit.model import lora
 from lmmkit.objective import Objective
 from lmmkit.plan.explain import plan_text
@@ -30,9 +31,6 @@ from lmmkit.weights import own
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
-
-
-CHECKPOINT_PER_WEIGHT = 3  # a weight and AdamW's two moments, at the most
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ def train(
             prepared.recipe, prepared.parts.components, prepared.dims, device, origins=prepared.origins,
             narrow=assemble.frozen_narrow(prepared.recipe),
         )  # fmt: skip
-        checkpoint.check_space(run, CHECKPOINT_PER_WEIGHT * _bytes(objective), keep=recipe.output.keep)
+        checkpoint.check_space(run, checkpoint_bytes(prepared), keep=recipe.output.keep)
         saved = checkpoint.latest(run) if resume else None
         loaded = checkpoint.load(saved, verified=True) if saved else None
         position = Position(**loaded.state["position"]) if loaded else _first(prepared, stage)
@@ -113,10 +111,6 @@ def train(
                 lora.merge(objective.lmm.decoder)  # a model folder holds whole weights
                 _save_model(objective, prepared, run, position)
     return Finished(run, None)
-
-
-def _bytes(objective: Objective) -> int:
-    return sum(p.nbytes for p in objective.parameters())
 
 
 def _open_run(run: RunDir, prepared: Prepared, source: str | None) -> None:
