@@ -185,19 +185,18 @@ def test_low_rank_updates_of_7b_fit_a_card_of_24_gb(data):
         "bytes"]["weights"] > 28e9  # fmt: skip
 
 
-LIFELIKE = 64  # different pictures
 STEPS = {"pretrain": 2_181, "finetune": 5_198}
 
 
 def write_lifelike(root: Path) -> None:
     """Rows of about 600 packed rows a caption and 850 a conversation, a picture of its own each."""
-    for i in range(LIFELIKE):
-        Image.new("RGB", (40, 30), (i, 2 * i, 3 * i)).save(root / "images" / f"{i}.png")
+    for i in range(700):
+        Image.new("RGB", (40, 30), (i % 256, i // 3, 9)).save(root / "images" / f"{i}.png")
     talks = [("blip_laion_cc_sbu_558k", "", "a red cat on a mat here", 700), ("llava_v1_5_mix665k", "images/", "word " * 15, 500),
              ("mine", "images/", "word " * 15, 300)]  # fmt: skip
     for name, at, answer, count in talks:
         rows = [
-            {"id": str(i), "image": f"{at}{i % LIFELIKE}.png", "conversations": [
+            {"id": str(i), "image": f"{at}{i}.png", "conversations": [
                 {"from": "human", "value": "<image>\nWhat is there to be seen?"}, {"from": "gpt", "value": answer},
             ]}
             for i in range(count)

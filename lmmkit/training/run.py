@@ -91,6 +91,7 @@ def train(
         ):
             if resume:
                 metrics.truncate(position.step)
+            prepared.parts.door.started(str(run.path), to_mapping(recipe), position.step)
             for name in _stages(recipe, position.stage, stage):
                 if name != position.stage or loaded is None:
                     position = Position(name, position.step, 0)
@@ -129,6 +130,7 @@ def _identity(prepared: Prepared) -> dict:
         "plans": {stage: plan.digest for stage, plan in prepared.plans.items()},
         "data": {name: _data_identity(records) for name, records in sorted(prepared.sources.items())},
         "plugins": {name: prepared.parts.origin(name) for name in prepared.parts.components},
+        "observers": list(prepared.parts.door.observers),
         "root": str(Path(prepared.recipe.root).resolve()),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }
