@@ -153,9 +153,20 @@ def test_a_step_takes_what_is_told(scenes, case, recompute):
 
 
 @pytest.mark.slow
-def test_frozen_bfloat16_saves_what_it_says(scenes):
-    big = ["model.text={width: 1024, depth: 12, heads: 8, mlp: 2816, context: 512}", "speed.recompute=all",
+def test_frozen_bfloat16_saves_what_it_says(scenes, tmp_path):
+    import transformers as hf
+
+    width, depth, mlp = 768, 12, 2048
+    shape = {
+        "hidden_size": width,
+        "num_hidden_layers": depth,
+        "num_attention_heads": 8,
+        "intermediate_size": mlp,
+    }
+    hf.LlamaForCausalLM(hf.LlamaConfig(**shape, vocab_size=1000)).save_pretrained(tmp_path / "text")
+    big = [f"model.text={{from: {tmp_path / 'text'}, context: 512}}", "speed.recompute=all",
            "stages.finetune.batch.samples=2", LORA]  # fmt: skip
-    (_, wide), (_, lean) = probe(scenes, *big), probe(scenes, *big, FROZEN)
-    linears = 12 * (4 * 1024**2 + 3 * 1024 * 2816)
-    assert wide - lean > 0.9 * 2 * linears
+    (_, wide), (told, lean) = probe(scenes, *big), probe(scenes, *big, FROZEN)
+    linears = depth * (4 * width**2 + 3 * width * mlp)
+    assert wide - lean > 0.9 * 2 * linears, "at no time wide: not while it is read either"
+    assert 0.95 * lean < told < 1.25 * lean

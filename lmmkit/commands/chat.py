@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lmmkit.commands.common import Trust, err, reporting
+from lmmkit.commands.common import Held, Trust, err, reporting
 
 
 @reporting
@@ -22,6 +22,7 @@ def chat(
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
     seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
+    dtype: Held = "float32",
     trust_files: Trust = False,
 ) -> None:
     """Talk to a trained model about a picture."""
@@ -31,7 +32,7 @@ def chat(
     from lmmkit.sample import Turn
     from lmmkit.speak import load
 
-    speaker = load(model, trust_files=trust_files)
+    speaker = load(model, dtype=getattr(torch, dtype), trust_files=trust_files)
     draws = torch.Generator().manual_seed(seed)
     choose = Sampled(temperature, top_p, draws) if temperature > 0 else greedy
     turns: list[Turn] = []

@@ -116,6 +116,29 @@ def test_chat_streams_what_it_answers(trained, scenes):
     run("chat", trained, "--prompt", "Hello?", "--max-new-tokens", 3, "--temperature", 0.8, "--seed", 1)
 
 
+def test_a_model_answers_and_is_measured_in_bfloat16(trained, scenes):
+    picture = next((scenes / "images" / "heldout").iterdir())
+    run(
+        "chat",
+        trained,
+        "--image",
+        picture,
+        "--prompt",
+        "How many?",
+        "--max-new-tokens",
+        2,
+        "--dtype",
+        "bfloat16",
+    )
+    found = []
+    for dtype in ("bfloat16", "float32"):
+        run("eval", trained, "--on", "terms", "--dtype", dtype)
+        results = json.loads((trained / "results.json").read_text())
+        found.append(results["terms"]["next_token"]["value"])
+    narrow, wide = found
+    assert narrow == pytest.approx(wide, rel=0.02) and narrow != wide
+
+
 def test_chat_on_a_broken_picture_is_told(trained, tmp_path):
     (tmp_path / "x.jpg").write_text("<html>")
     assert "x.jpg" in run("chat", trained, "--image", tmp_path / "x.jpg", "--prompt", "?", code=2)
