@@ -214,7 +214,7 @@ def test_the_table_of_the_docs_is_what_check_says(name, data):
         sizes = [f"{n / 2**30:.1f}" for n in e["bytes"].values()]
         rows = e["tokens_per_step"] / (256 if stage == "pretrain" else 128)
         hours = e["hours"] / e["steps"] * STEPS[stage]
-        row = f"| `{name}` | {stage} | {e['devices']} | {rows:,.0f} | {' | '.join(sizes)} | {hours:.1f} |"
+        row = f"| {name} | {stage} | {e['devices']} | {rows:,.0f} | {' | '.join(sizes)} | {hours:.1f} |"
         print(row)
         missing += [row] if row not in docs else []
     assert not missing
