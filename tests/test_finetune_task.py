@@ -54,7 +54,6 @@ def root(scenes, tmp_path_factory):
         elif i % 3 == 1:
             del row["image"]
             row["conversations"] = [{"from": "human", "value": "Is it red?"}, {"from": "gpt", "value": "yes"}]
-    rows[-1]["image"] = rows[-1]["image"]
     (root / "mine.json").write_text(json.dumps(rows))
     (root / "heldout.json").write_text(json.dumps(rows[:6]))
     return root
@@ -93,19 +92,9 @@ def test_the_whole_road(root, tmp_path, overrides):
     run("eval", done.path, "--probe")
     answers = json.loads((done.path / "results.json").read_text())["answers"]
     assert answers["accuracy"]["n"] == 6 and "accuracy_swapped" in answers
-    picture = next(root.rglob("*.jpg"), None) or next(root.rglob("*.png"))
-    run(
-        "chat",
-        done.path,
-        "--image",
-        picture,
-        "--prompt",
-        "What is red?",
-        "--max-new-tokens",
-        3,
-        "--dtype",
-        "bfloat16",
-    )
+    two = [word for path in sorted((root / "images").rglob("*.*"))[:2] for word in ("--image", path)]
+    ask = ["chat", done.path, *two, "--prompt", "Which is red?", "--max-new-tokens", 3]
+    assert len(two) == 4 and run(*ask) and run(*ask, "--dtype", "bfloat16")
 
     run("model", "export", done.path, tmp_path / "hf", "--format", "llava-hf")
     theirs = hf.LlavaForConditionalGeneration.from_pretrained(tmp_path / "hf").eval()

@@ -16,7 +16,9 @@ def chat(
     model: Annotated[
         Path, typer.Argument(metavar="RUN_OR_MODEL", help="A run folder, or RUN/model/<stage>.")
     ],
-    image: Annotated[Path | None, typer.Option(help="A picture the conversation is about.")] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option(help="A picture the conversation is about. Repeatable.")
+    ] = None,
     prompt: Annotated[str | None, typer.Option(help="Ask this once; without it, a conversation.")] = None,
     new: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Most tokens of an answer.")] = 64,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
@@ -36,9 +38,10 @@ def chat(
     draws = torch.Generator().manual_seed(seed)
     choose = Sampled(temperature, top_p, draws) if temperature > 0 else greedy
     turns: list[Turn] = []
+    pictures = [str(path) for path in image or []]
 
     def ask(text: str) -> None:
-        turns.append(Turn("user", text, images=int(image is not None and not turns)))
+        turns.append(Turn("user", text, images=0 if turns else len(pictures)))
         shown = ""
 
         def stream(so_far: str) -> None:
@@ -47,13 +50,13 @@ def chat(
             sys.stdout.flush()
             shown = so_far
 
-        answer = speaker.say(turns, str(image) if image else None, new=new, choose=choose, on_text=stream)
+        answer = speaker.say(turns, pictures, new=new, choose=choose, on_text=stream)
         sys.stdout.write("\n")
         turns.append(Turn("assistant", answer))
 
     if prompt is not None:
         return ask(prompt)
-    err.print("Ask about the picture; an empty line ends." if image else "Ask; an empty line ends.")
+    err.print("Ask about the picture; an empty line ends." if pictures else "Ask; an empty line ends.")
     while line := _line():
         ask(line)
 
