@@ -37,8 +37,7 @@ class Objective(nn.Module):
 
     def forward(self, batch: Batch) -> Outcome:
         """One packed pass over a micro-batch, all terms summed, nothing averaged."""
-        device = batch.id_T.device
-        with torch.autocast(device.type, self.compute, enabled=self.compute != torch.float32):
+        with self.computing(batch.id_T.device):
             out = self.lmm(batch, self.tokens(batch))
             hidden_SD = out.at(batch.predict.row_Q)
             losses_S = linear_cross_entropy(hidden_SD, self.lmm.decoder.head.weight, batch.target_S)
@@ -48,6 +47,10 @@ class Objective(nn.Module):
         ctxs = {term.name: self._ctx(term, batch, out) for term in self.terms}
         values = {t.name: t.value(ctxs[t.name]) for t in self.terms if t.name not in sums}
         return Outcome(sums | values, ctxs, out.seen_IND)
+
+    def computing(self, device: torch.device) -> torch.autocast:
+        """The context in which the model computes."""
+        return torch.autocast(device.type, self.compute, enabled=self.compute != torch.float32)
 
     def tokens(self, batch: Batch) -> dict[str, Tensor]:
         """Learned rows by the fill source that asks for them."""

@@ -35,7 +35,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     ),
     "objective": ("batch", "needs", "parts", "model"),
     "assemble": ("errors", "dims", "parts", "recipe", "model", "weights", "plan", "objective"),
-    "estimate": ("recipe", "plan", "objective", "assemble"),
+    "estimate": ("batch", "model", "recipe", "plan", "objective", "assemble"),
     "malloc": (),
     "kernels": ("batch", "model"),
     "tokens": ("model",),
@@ -47,7 +47,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "evaluate": ("errors", "dims", "sample", "recipe", "rundir", "data", "plan", "objective", "speak", "evaluate"),
     "training": (
         "errors", "dims", "sample", "spans", "batch", "recipe", "rundir", "model", "data", "weights", "plan",
-        "objective", "assemble", "malloc", "training",
+        "objective", "assemble", "estimate", "malloc", "training",
     ),
     "report": ("rundir", "report"),
     "commands": ("errors", "sample", "recipe", "door", "rundir", "model", "data", "scenes", "weights", "plan", "assemble", "estimate", "kernels",
@@ -139,6 +139,18 @@ def test_only_attention_knows_xformers_and_only_weights_knows_families():
                     path,
                     family,
                 )
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_an_extra_is_imported_only_where_it_is_named(path):
+    named = {name.split(".")[0] for node in ast.parse(path.read_text()).body for name in _imported(node)}
+    assert not named & {"bitsandbytes", "wandb"}
+
+
+def _imported(node: ast.stmt) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [node.module or ""] if isinstance(node, ast.ImportFrom) else []
 
 
 FORBIDDEN = {

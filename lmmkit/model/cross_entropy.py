@@ -16,8 +16,9 @@ LEAST_ROWS = 256  # a chunk of fewer makes slow matrix products
 def linear_cross_entropy(hidden_SD: Tensor, weight_VD: Tensor, target_S: Tensor) -> Tensor:
     """-log softmax(hidden @ weight.T)[target], [S] in float32 or wider.
 
-    In chunks of `LOGIT_BYTES`. Logits of a single chunk are remembered, and turned into their own
-    gradient where they lie; those of several are computed again in the backward pass.
+    A frozen weight may be narrower than what it multiplies. In chunks of `LOGIT_BYTES`: the logits of a
+    single chunk are remembered, and turned into their own gradient where they lie; those of several
+    are computed again in the backward pass.
     """
     if torch.is_autocast_enabled(hidden_SD.device.type):
         dtype = torch.get_autocast_dtype(hidden_SD.device.type)
@@ -53,7 +54,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             p_CV[torch.arange(len(p_CV), device=p_CV.device), target_S[rows]] -= 1
             d_CV = p_CV.mul_(d_S[rows, None]).to(hidden_SD.dtype)
             if d_hidden_SD is not None:
-                torch.mm(d_CV, weight_VD, out=d_hidden_SD[rows])
+                torch.mm(d_CV, weight_VD.to(d_CV.dtype), out=d_hidden_SD[rows])
             if ctx.needs_input_grad[1]:
                 if d_weight_VD is None:
                     d_weight_VD = d_CV.T @ hidden_SD[rows]
@@ -64,8 +65,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return d_hidden_SD, d_weight_VD, None
 
 
+def chunk_rows(vocab: int) -> int:
+    """Rows whose logits there are at once."""
+    return max(LEAST_ROWS, LOGIT_BYTES // (4 * vocab))
+
+
 def _chunks(hidden_SD: Tensor, weight_VD: Tensor) -> Iterator[slice]:
-    size = max(LEAST_ROWS, LOGIT_BYTES // (4 * len(weight_VD)))
+    size = chunk_rows(len(weight_VD))
     return (slice(a, a + size) for a in range(0, len(hidden_SD), size))
 
 
@@ -74,4 +80,4 @@ def _wide(x: Tensor) -> torch.dtype:
 
 
 def _logits(hidden_CD: Tensor, weight_VD: Tensor) -> Tensor:
-    return F.linear(hidden_CD, weight_VD).to(_wide(hidden_CD))
+    return F.linear(hidden_CD, weight_VD.to(hidden_CD.dtype)).to(_wide(hidden_CD))

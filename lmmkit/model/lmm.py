@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmmkit.batch import Batch
@@ -80,7 +79,7 @@ class LMM(nn.Module):
         """[I, N, D] in vision width; None without pictures."""
         if not len(pixels_ICXY):
             return None
-        return self.vision(pixels_ICXY.to(next(self.connector.parameters()).dtype))
+        return self.vision(pixels_ICXY.to(self.decoder.norm.weight.dtype))  # as wide as what flows
 
     def rows(self, batch: Batch, seen_IND: Tensor | None, tokens: Mapping[str, Tensor]) -> Tensor:
         """Row vectors [T, D]: token embeddings, then every fill over the rows it owns."""
@@ -96,5 +95,5 @@ class LMM(nn.Module):
 
     def logits(self, hidden_SD: Tensor) -> Tensor:
         """[S, V] in float32 or wider."""
-        logits_SV = F.linear(hidden_SD, self.decoder.head.weight)
+        logits_SV = self.decoder.head(hidden_SD)
         return logits_SV.to(torch.promote_types(logits_SV.dtype, torch.float32))

@@ -119,7 +119,7 @@ def prepare_bare(
         UserError: as `prepare`.
     """
     kept = {name: recipe.plugins[name] for name in through}
-    recipe = replace(recipe, plugins=kept)
+    recipe = replace(recipe, plugins=kept, output=replace(recipe.output, observers=()))
     return _prepare(
         recipe, sorted(data), trust_files,
         lambda parts, dims: {stage: speaking_plan(parts, stage) for stage in recipe.stages}, mute=mute, pickled=pickled,

@@ -45,12 +45,15 @@ class Evaluate:
 
 @section
 class Output:
-    """How often things are written, in optimizer steps; 0 = never. `keep`: checkpoints kept."""
+    """How often things are written, in optimizer steps; 0 = never. `keep`: checkpoints kept.
+    `observers`: plugins that are told how a run goes, and compute nothing.
+    """
 
     save_every: k.Natural = 500
     keep: k.Two = 2  # one alone would be lost with a broken write
     log_every: k.Count = 1
     pictures_every: k.Natural = 0
+    observers: Annotated[tuple[k.Text, ...], Says("a list of files or installed plugins")] = ()
 
 
 @section

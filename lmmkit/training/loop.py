@@ -131,8 +131,9 @@ def run_stage(
             if logged:
                 record = _record(position, report, chance, stage.optim.lr * factor, now - clock)
                 metrics.write(record)
-                board.scalars(position.step, {k: v for k, v in record.items() if isinstance(v, float)})
-                prepared.parts.door.logged(position.step, record)
+                scalars = {k: v for k, v in record.items() if isinstance(v, float)}
+                board.scalars(position.step, scalars)
+                prepared.parts.door.logged(position.step, scalars)
             clock = now
             progress.update(position.stage_step, tokens=report.tokens, loss=report.loss)
             stopping = stop.requested is not None  # read once: what is not saved for must not stop us

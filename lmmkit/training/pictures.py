@@ -65,8 +65,9 @@ def look(
         maps.append(attention_map(q_THK[row_R], k_TGK, see_RT)[..., image_row].mean((0, 1)))
         return attend(qkv_TC, heads, turn)
 
-    x_TD = lmm.rows(batch, lmm.encode(batch.pixels_ICXY), objective.tokens(batch))
-    lmm.decode(x_TD, batch.forest.pos_T, [Attend(ALL, watching)] * len(lmm.decoder.blocks))
+    with objective.computing(device):
+        x_TD = lmm.rows(batch, lmm.encode(batch.pixels_ICXY), objective.tokens(batch))
+        lmm.decode(x_TD, batch.forest.pos_T, [Attend(ALL, watching)] * len(lmm.decoder.blocks))
     map_XY = torch.stack(maps).mean(0).view(spec.grid)
     return natural(batch.picture(0), spec), map_XY / map_XY.max()
 
