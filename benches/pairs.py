@@ -6,13 +6,15 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from math import comb
 
 import torch
 
 PAIRS = 15
+Report = dict[str, object]
 
 
-def compare(ours: Callable[[], object], peer: Callable[[], object], pairs: int = PAIRS) -> dict[str, object]:
+def compare(ours: Callable[[], object], peer: Callable[[], object], pairs: int = PAIRS) -> Report:
     """Runs each `pairs` times, alternating who is first; how many times longer the peer takes.
 
     Returns:
@@ -31,9 +33,38 @@ def compare(ours: Callable[[], object], peer: Callable[[], object], pairs: int =
         "ratio": statistics.median(ratios), "low": ratios[cut], "high": ratios[-1 - cut], "pairs": pairs,
         "seconds": statistics.median(t for t, _ in times),
         "peer_seconds": statistics.median(t for _, t in times),
-        "threads": torch.get_num_threads(), "malloc": os.environ.get("LD_PRELOAD") or "default",
-        "torch": torch.__version__,
+    } | machine()  # fmt: skip
+
+
+def exact(ratio: float) -> Report:
+    """A ratio that is counted and not timed: bytes, rows."""
+    return {"ratio": ratio, "low": ratio, "high": ratio, "pairs": 1} | machine()
+
+
+def machine() -> Report:
+    """What the figures were taken under."""
+    return {
+        "threads": torch.get_num_threads(), "malloc": os.environ.get("LMMKIT_MALLOC", "default"),
+        "torch": torch.__version__, "load": os.getloadavg()[0],
     }  # fmt: skip
+
+
+def verdict(case: Report) -> str:
+    """What the near end of the interval says of the case's gate and target.
+
+    `sense` is `at least` or `at most`; a case without a gate is for information.
+    """
+    if case.get("gate") is None:
+        return ""
+    most = case["sense"] == "at most"
+    near = case["high"] if most else case["low"]
+
+    def reaches(limit: object) -> bool:
+        return near <= limit if most else near >= limit  # type: ignore[operator]
+
+    if not reaches(case["gate"]):
+        return "MISSED"
+    return "target" if case.get("target") is not None and reaches(case["target"]) else "pass"
 
 
 def _seconds(run: Callable[[], object]) -> float:
@@ -44,8 +75,6 @@ def _seconds(run: Callable[[], object]) -> float:
 
 def _cut(n: int) -> int:
     """How many of n sorted values may be cut off each end with the median inside at 95 %."""
-    from math import comb
-
     tail, cut = 0.0, 0
     while (tail := tail + comb(n, cut) / 2**n) <= 0.025:
         cut += 1

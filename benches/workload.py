@@ -1,6 +1,6 @@
 """The same training steps for lmmkit and for transformers: one model, one set of samples.
 
-S and L are the short and the long configuration: 64 or 576 image rows a picture. A LLaVA with
+S and L are captions with 64 or 576 image rows a picture, T is talk: about 900 rows a sample. A LLaVA with
 random weights is made by transformers and read by `lmmkit.load`; the samples are laid out by
 lmmkit's own pipeline, and the peer gets the very ids of these layouts, one padded batch a view.
 """
@@ -26,6 +26,7 @@ import lmmkit
 from lmmkit.batch import Batch
 from lmmkit.data.pack import LaidOut, Packer
 from lmmkit.data.pipeline import Views
+from lmmkit.dims import Dims, ImageSpec
 from lmmkit.model.init import init
 from lmmkit.objective import Objective
 from lmmkit.parts import Term
@@ -38,7 +39,9 @@ VOCAB, IMAGE, DRT = (
     5,
     6,
 )  # ids 5 and 6 are the peer's: its image token, and a row for the directed token
+CPU = torch.device("cpu")
 LEARNING_RATE = 1e-4
+ORDERED = ("direct", "finetune")  # methods with an image-order task
 WEIGHTS = {"next_token": 1.0, "text_order": 1.0, "image_order": 1.0, "guided_loss": 0.1}
 
 
@@ -50,11 +53,15 @@ class Config:
     side: int  # image rows a side
     question: int
     answer: tuple[int, int]
+    vision: tuple[int, int, int] = (192, 4, 3)  # width, depth, heads; the MLP is 4 x width
+    text: tuple[int, int, int, int] = (256, 6, 8, 688)  # width, depth, heads, MLP
+    permutations: int = 1000
 
 
 CONFIGS = {
     "S": Config(samples=16, side=8, question=16, answer=(48, 48)),
     "L": Config(samples=4, side=24, question=0, answer=(25, 40)),
+    "T": Config(samples=4, side=24, question=170, answer=(130, 170)),
 }
 
 
@@ -75,13 +82,16 @@ TEXT_ORDER = TextOrder(name="text_order", instruction="9 10 11 12 13 14 15 16")
 
 
 def image_order(config: Config) -> ImageOrder:
-    """1,000 orders of tiles that are patches, as in the paper but for their number."""
-    return ImageOrder(name="image_order", grid=config.side, permutations=1000)
+    """Orders of tiles that are patches, as in the paper but for their number."""
+    return ImageOrder(name="image_order", grid=config.side, permutations=config.permutations)
 
 
 def terms(config: Config, method: str) -> tuple[Term, ...]:
-    """The plugin terms of `llava`, `guided` or `direct`."""
-    return {"llava": (), "guided": (GUIDED,), "direct": (GUIDED, image_order(config), TEXT_ORDER)}[method]
+    """The plugin terms of `llava`, `guided`, `finetune` (the second stage's) or `direct` (the first's)."""
+    return {
+        "llava": (), "guided": (GUIDED,), "finetune": (GUIDED, image_order(config)),
+        "direct": (GUIDED, image_order(config), TEXT_ORDER),
+    }[method]  # fmt: skip
 
 
 def samples(config: Config, seed: int = 0) -> list[Sample]:
@@ -117,7 +127,10 @@ class Reader:
 
 @dataclass(frozen=True)
 class Work:
-    """One workload: the samples' views, a packer, and both models with the same weights."""
+    """One workload: the samples' views, a packer, and both models with the same weights.
+
+    `compute`: what products are made in; weights are float32.
+    """
 
     config: Config
     method: str
@@ -126,27 +139,32 @@ class Work:
     ours: Objective
     theirs: nn.Module
     order_head: nn.Linear  # the peer's
+    device: torch.device
+    compute: torch.dtype
 
     def batch(self) -> Batch:
         """All samples as one packed micro-batch."""
         return self.packer.pack([self.packer.tree(members) for members in self.views])[0]
 
 
-def work(name: str, method: str, *, frozen: bool = False, share: bool = True) -> Work:
+def work(
+    name: str, method: str, *, frozen: bool = False, share: bool = True, device: torch.device = CPU,
+    compute: torch.dtype = torch.float32,
+) -> Work:  # fmt: skip
     """The workload of a configuration and a method; `frozen` leaves the decoder as it is (stage 1)."""
     config = CONFIGS[name]
     theirs = peer_model(config)
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
-        lmm = lmmkit.load(Path(folder), device="cpu").objective.lmm
+        lmm = lmmkit.load(Path(folder), device=device).objective.lmm
     chosen = terms(config, method)
-    plugins = modules(config, method, lmm.decoder.shape.width)
-    ours = Objective(lmm, plugins, compute=torch.float32)
+    plugins = modules(config, method, lmm.decoder.shape.width).to(device)
+    ours = Objective(lmm, plugins, compute=compute)
     ours.terms = chosen
     views = Views(
         tokenizer=Numbers(), image_rows=config.side**2, context=2048, too_long="error", after_eos="published",
         seed=0, tasks=tuple(t for t in chosen if isinstance(t, ImageOrder | TextOrder)),
-        edits=((DIRECTED, frozenset({"image_order"})),) if method == "direct" else (),
+        edits=((DIRECTED, frozenset({"image_order"})),) if method in ORDERED else (),
     )  # fmt: skip
     packer = Packer(
         reader=Reader(14 * config.side), image_rows=config.side**2, image_size=14 * config.side,
@@ -154,24 +172,24 @@ def work(name: str, method: str, *, frozen: bool = False, share: bool = True) ->
         needs=tuple(need for term in chosen for need in term.needs), terms=chosen, share=share,
     )  # fmt: skip
     laid = tuple(tuple(views.fitting(sample, 0, Counter())) for sample in samples(config))
-    head = nn.Linear(lmm.decoder.shape.width, 1000)
-    if method == "direct":
+    theirs.to(device)
+    head = nn.Linear(lmm.decoder.shape.width, config.permutations, device=device)
+    if method in ORDERED:
         head.load_state_dict(plugins["image_order"].state_dict())
         with torch.no_grad():
             theirs.get_input_embeddings().weight[DRT] = plugins["directed_token"].weight[0]
     for each in (theirs, ours):
         _freeze(each, frozen)
-    return Work(config, method, laid, packer, ours.train(), theirs.train(), head)
+    return Work(config, method, laid, packer, ours.train(), theirs.train(), head, device, compute)
 
 
 def modules(config: Config, method: str, width: int) -> nn.ModuleDict:
     """The plugins' own parameters."""
-    if method != "direct":
+    if method not in ORDERED:
         return nn.ModuleDict()
-    from lmmkit.dims import Dims, ImageSpec
-
     spec = ImageSpec(size=14 * config.side, grid=(config.side, config.side), width=192)
-    dims = Dims(width=width, vocab=VOCAB, layers=6, heads=8, image=spec)
+    _, layers, heads, _ = config.text
+    dims = Dims(width=width, vocab=VOCAB, layers=layers, heads=heads, image=spec)
     plugins = nn.ModuleDict(
         {"directed_token": DIRECTED.modules(dims), "image_order": image_order(config).modules(dims)}
     )
@@ -180,14 +198,16 @@ def modules(config: Config, method: str, width: int) -> nn.ModuleDict:
 
 
 def peer_model(config: Config) -> nn.Module:
-    """transformers' LLaVA with random weights: CLIP 192 x 4, LLaMA 256 x 6."""
+    """transformers' LLaVA with random weights."""
+    eye, eye_depth, eye_heads = config.vision
+    width, depth, heads, mlp = config.text
     vision = hf.CLIPVisionConfig(
-        hidden_size=192, intermediate_size=768, num_hidden_layers=4, num_attention_heads=3,
-        image_size=14 * config.side, patch_size=14, projection_dim=192,
+        hidden_size=eye, intermediate_size=4 * eye, num_hidden_layers=eye_depth, num_attention_heads=eye_heads,
+        image_size=14 * config.side, patch_size=14, projection_dim=eye,
     )  # fmt: skip
     text = hf.LlamaConfig(
-        hidden_size=256, intermediate_size=688, num_hidden_layers=6, num_attention_heads=8, num_key_value_heads=8,
-        vocab_size=VOCAB, max_position_embeddings=2048, tie_word_embeddings=False,
+        hidden_size=width, intermediate_size=mlp, num_hidden_layers=depth, num_attention_heads=heads,
+        num_key_value_heads=heads, vocab_size=VOCAB, max_position_embeddings=2048, tie_word_embeddings=False,
     )  # fmt: skip
     model = hf.LlavaForConditionalGeneration(hf.LlavaConfig(
         vision_config=vision, text_config=text, image_token_index=IMAGE, image_seq_length=config.side**2,
@@ -212,12 +232,10 @@ def optimizer(*models: nn.Module) -> torch.optim.AdamW:
 
 def our_step(work: Work) -> Callable[[], float]:
     """A whole optimizer step of ours, plan and all, from a packed batch on."""
-    batch, update = work.batch(), optimizer(work.ours)
+    batch, update = work.batch().to(work.device), optimizer(work.ours)
     weights = {name: WEIGHTS[name] for name in batch.count}
     return lambda: (
-        run_step(
-            work.ours, update, (batch,), weights, clip=None, device=torch.device("cpu"), readings=False
-        ).loss
+        run_step(work.ours, update, (batch,), weights, clip=None, device=work.device, readings=False).loss
     )
 
 
@@ -234,7 +252,8 @@ def peer_step(work: Work, how: str) -> Peer:
     inputs = {name: _padded(work, name) for name in dict.fromkeys(m.view.name for m in work.views[0])}
 
     def step() -> float:
-        loss = sum(_losses(work, inputs, how))
+        with torch.autocast(work.device.type, work.compute, enabled=work.compute != torch.float32):
+            loss = sum(_losses(work, inputs, how))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(work.theirs.parameters(), torch.inf)
         update.step()
@@ -296,4 +315,4 @@ def _padded(work: Work, name: str) -> dict[str, Tensor]:
     if name == "image_order":
         orders = [m.view.labels["permutation"] for m in members]
         given |= {"drt": torch.tensor(drt), "permutation": torch.tensor(orders)}
-    return given
+    return {key: x.to(work.device) for key, x in given.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -18,6 +18,7 @@ from lmmkit.model.attention import Backend, Eager, NoBackend, choose, log_choice
 from lmmkit.model.decoder import Decoder
 from lmmkit.model.init import init
 from lmmkit.model.lmm import LMM, Connector
+from lmmkit.model.narrow import hold_narrow
 from lmmkit.model.vision import ViT
 from lmmkit.objective import Objective
 from lmmkit.parts import Component, LearnedTokens
@@ -52,24 +53,60 @@ def backend(recipe: Recipe, device: torch.device) -> Backend:
 def build(
     recipe: Recipe, components: Mapping[str, Component], dims: Dims, device: torch.device, *,
     origins: Sequence[Origin] = (), dtype: torch.dtype = torch.float32, drawn: bool = True,
+    narrow: Collection[str] = (),
 ) -> Objective:  # fmt: skip
     """The whole objective on `device`: parts from their folders, the rest drawn from the seed.
 
-    With `drawn` off nothing is drawn: the caller fills every tensor.
+    With `drawn` off nothing is drawn: the caller fills every tensor. `narrow`: parts whose matrices
+    are held in bfloat16; one that comes from a folder is at no time held wider.
     """
     objective = shell(recipe, components, dims, device)
     log_choice(objective.lmm.backend, device, objective.compute)
-    objective.to(dtype).to_empty(device=device)
+    filled = {part for origin in origins for part in origin.parts}
+    objective.to(dtype)
+    narrow_parts(objective, filled.intersection(narrow))
+    objective.to_empty(device=device)
     objective.lmm.decoder.tie()
-    filled = tuple(MODULES[part] for origin in origins for part in origin.parts)
+    elsewhere = set(filled)
     if isinstance(recipe.model.vision, VisionTimm):
-        filled += (MODULES["vision"],)
+        elsewhere.add("vision")
         _draw_timm(objective.lmm.vision, recipe.model.vision, recipe.seed)
     if drawn:
-        init(objective, recipe.seed, but=filled)
+        init(objective, recipe.seed, but=tuple(MODULES[part] for part in elsewhere))
     for origin in origins:
         origin.fill(modules(objective))
+    narrow_parts(objective, set(narrow) - filled)  # rounded only now: values are drawn wide
     return objective
+
+
+def narrow_parts(objective: Objective, parts: Collection[str]) -> None:
+    """Holds the matrices of these parts in bfloat16."""
+    for part in parts:
+        hold_narrow(modules(objective)[part], autocast=objective.compute != torch.float32)
+
+
+def frozen_narrow(recipe: Recipe) -> tuple[str, ...]:
+    """The parts that `numerics.frozen` holds narrow: those that no stage of the run trains whole.
+
+    What a later stage trains stays wide from the start: nothing has to come back, and the run
+    needs the room of its largest stage anyway. timm's modules read each other's weights, so they
+    stay as they are.
+    """
+    if recipe.numerics.frozen == "float32":
+        return ()
+    vision, connector, text = recipe.model.vision, recipe.model.connector, recipe.model.text
+    there = {
+        "vision": vision if not isinstance(vision, VisionTimm) else None,
+        "connector": connector,
+        "text": text,
+    }
+    whole = {
+        name
+        for stage in recipe.stages.values()
+        for name, part in stage.train.parts().items()
+        if getattr(part, "lora", None) is None
+    }
+    return tuple(name for name, part in there.items() if part is not None and name not in whole)
 
 
 def build_encoder(origin: Origin, vision: VisionScratch | VisionTimm, dtype: torch.dtype) -> nn.Module:
@@ -185,9 +222,32 @@ def recompute(objective: Objective, which: str) -> None:
             block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
 
 
+def check_optimizers(recipe: Recipe) -> None:
+    """Raises `MachineError` with every stage whose optimizer's library does not import here."""
+    problems = []
+    for name, stage in recipe.stages.items():
+        try:
+            _adamw(stage.optim.kind)
+        except Exception as error:  # absent, or built for another torch
+            got = f"`{stage.optim.kind}`, and bitsandbytes does not import: {error}"
+            mend = "Run `pip install 'bitsandbytes>=0.50'` (the extra `lean`), or take `adamw`."
+            where = recipe.where(f"stages.{name}.optim.kind")
+            problems.append(Problem("optim/library", where, got, "an optimizer that is there", mend))
+    if problems:
+        raise MachineError(problems)
+
+
+def _adamw(kind: str) -> type[torch.optim.Optimizer]:
+    if kind == "adamw":
+        return torch.optim.AdamW
+    from bitsandbytes.optim.adamw import AdamW8bit  # an extra: imported only where it is named
+
+    return AdamW8bit
+
+
 def optimizer(
     objective: Objective, stage: Stage, learns: Mapping[str, list[nn.Parameter]]
-) -> torch.optim.AdamW:
+) -> torch.optim.Optimizer:
     """AdamW; each learning parameter in exactly one group, by identity. Norms, biases and learned
     tokens do not decay."""
     undecayed = {
@@ -209,4 +269,4 @@ def optimizer(
     grouped = [id(p) for group in groups for p in group["params"]]
     wanted = {id(p) for p in objective.parameters() if p.requires_grad}
     assert len(grouped) == len(set(grouped)) and set(grouped) == wanted, "a parameter in no or two groups"
-    return torch.optim.AdamW(groups, betas=stage.optim.betas, eps=stage.optim.eps)
+    return _adamw(stage.optim.kind)(groups, betas=stage.optim.betas, eps=stage.optim.eps)  # type: ignore[call-arg]

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from lmmkit.calls import Sight
 from lmmkit.forest import Forest
 from lmmkit.needs import Need
 
@@ -48,15 +49,19 @@ class Batch:
     """One micro-batch.
 
     `id_T` is -1 exactly where a fill writes. `predict.row_Q[s]` is the row whose state predicts
-    `target_S[s]`, for text term number `term_S[s]` of `text_terms`. `mass_R` are the distinct rows
-    whose attention mass is read and `key_T` marks the rows they put it on; both stay on the host.
-    `read_T` marks, on the host too, the rows whose final states are read.
+    `target_S[s]`, for text term number `term_S[s]` of `text_terms`. `sight` is what every layer's
+    attention is asked, `last` the last one's, of which only rows that are read come out; both stay
+    on the host.
     `labels` is keyed "instance/name"; `views` holds (view name, sample key) in order;
-    `first_image_V` numbers each view's first image, -1 without one; `count` is the number of items
-    a term averages over; `dropped` what the layout had to leave out, by reason.
+    `first_image_V` numbers each view's first picture among `pixels_ICXY`, -1 where it is none of them;
+    `count` is the number of items a term averages over; `dropped` what the layout had to leave out,
+    by reason. `known_JND` are features of further pictures, which an encoder has seen before: as
+    items they come after those of `pixels_ICXY`. `unknown` names pictures whose features are to be
+    kept: (number among `pixels_ICXY`, name).
     """
 
-    forest: Forest
+    sight: Sight
+    last: Sight
     id_T: Tensor
     fills: tuple[Fill, ...]
     pixels_ICXY: Tensor
@@ -64,18 +69,22 @@ class Batch:
     target_S: Tensor
     term_S: Tensor
     text_terms: tuple[str, ...]
-    key_T: Tensor
-    mass_R: Tensor
-    read_T: Tensor
     picks: Mapping[Need, Pick] = field(default_factory=dict)
     labels: Mapping[str, Tensor] = field(default_factory=dict)
     views: tuple[tuple[str, str], ...] = ()
     first_image_V: tuple[int, ...] = ()
     count: Mapping[str, int] = field(default_factory=dict)
     dropped: Mapping[str, int] = field(default_factory=dict)
+    known_JND: Tensor | None = None
+    unknown: tuple[tuple[int, str], ...] = ()
 
     def __len__(self) -> int:
         return len(self.id_T)
+
+    @property
+    def forest(self) -> Forest:
+        """Who sees whom."""
+        return self.sight.forest
 
     def views_of(self, name: str) -> list[int]:
         """Numbers of the views of this name."""
@@ -86,7 +95,7 @@ class Batch:
         return self.pixels_ICXY[self.first_image_V[view]]
 
     def to(self, device: torch.device | str) -> Batch:
-        """The batch with what the model reads on `device`; the forest's labels stay on the host."""
+        """The batch with what the model reads on `device`; the forest and the calls stay on the host."""
         device = torch.device(device)
         if device.type == "cpu":
             return self
@@ -103,6 +112,7 @@ class Batch:
             id_T=move(self.id_T),
             fills=tuple(Fill(f.source, move(f.row_N), move(f.item_N)) for f in self.fills),
             pixels_ICXY=move(self.pixels_ICXY),
+            known_JND=None if self.known_JND is None else move(self.known_JND),
             predict=move_pick(self.predict),
             target_S=move(self.target_S),
             term_S=move(self.term_S),

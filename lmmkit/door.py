@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
+from typing import Any
 
 import pluggy
 
@@ -22,7 +24,10 @@ from lmmkit.local import file_hash, load_file
 from lmmkit.parts import API, Component
 
 GROUP = "lmmkit.plugins"
+LISTENING = ("lmmkit_started", "lmmkit_logged")
+NONE: Mapping[str, str] = MappingProxyType({})
 hookspec = pluggy.HookspecMarker("lmmkit")
+_log = logging.getLogger("lmmkit")
 
 
 class Hooks:
@@ -31,6 +36,12 @@ class Hooks:
     @hookspec
     def lmmkit_components(self) -> Mapping[str, type[Component]]:
         """Component classes by name."""
+        ...
+
+    @hookspec
+    def lmmkit_started(self, run: str, recipe: Mapping[str, Any], step: int) -> None:
+        """Told on rank 0 before the first step: the run folder, the recipe with every default, and the
+        step that is behind it (0, or that of a resumed run)."""
         ...
 
     @hookspec
@@ -49,14 +60,29 @@ class Found:
 
 @dataclass(frozen=True)
 class Door:
-    """The plugins of one run: their manager, and the class of every instance."""
+    """The plugins of one run: their manager, the class of every instance, where observers came from."""
 
     manager: pluggy.PluginManager
     components: Mapping[str, Found]
+    observers: tuple[str, ...] = ()
+
+    def started(self, run: str, recipe: Mapping[str, Any], step: int) -> None:
+        """Tells all who listen that the run begins, or goes on."""
+        self._tell("lmmkit_started", {"run": run, "recipe": recipe, "step": step})
 
     def logged(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Tells the observers."""
-        self.manager.hook.lmmkit_logged(step=step, scalars=scalars)
+        """Tells all who listen the figures of a step."""
+        self._tell("lmmkit_logged", {"step": step, "scalars": scalars})
+
+    def _tell(self, hook: str, said: Mapping[str, Any]) -> None:
+        """One that raises is told of and left out from then on: a run does not die of its log."""
+        for listener in getattr(self.manager.hook, hook).get_hookimpls():
+            try:
+                listener.function(*(said[name] for name in listener.argnames))
+            except Exception as error:
+                got = f"{type(error).__name__}: {error}"
+                _log.warning("%s of %s raised %s; it is told no more", hook, listener.plugin_name, got)
+                self.manager.unregister(listener.plugin)
 
 
 def installed() -> dict[str, EntryPoint]:
@@ -70,18 +96,20 @@ def origin(point: EntryPoint) -> str:
 
 
 def open_door(
-    wanted: Mapping[str, str], *, where: Mapping[str, str], trust_files: bool = False, base: Path = Path()
-) -> Door:
-    """Imports the plugins of these instances and finds their component classes.
+    wanted: Mapping[str, str], *, where: Mapping[str, str], trust_files: bool = False, base: Path = Path(),
+    observers: Mapping[str, str] = NONE,
+) -> Door:  # fmt: skip
+    """Imports the plugins of these instances and finds their component classes; imports observers.
 
     Args:
         wanted: component to use by instance name: a name, or `path.py` or `path.py:component`.
         where: place in the recipe of each instance, for messages.
         trust_files: run local files.
         base: folder that local files are relative to.
+        observers: place in the recipe of each plugin that listens, by its name or file.
 
     Raises:
-        UserError: with every instance that cannot be had.
+        UserError: with every instance and observer that cannot be had.
     """
     manager = pluggy.PluginManager("lmmkit")
     manager.add_hookspecs(Hooks)
@@ -92,8 +120,19 @@ def open_door(
             components[instance] = Found(_component(manager, module, name, source), source)
         except _Refused as refusal:
             problems.append(Problem(refusal.code, where[instance], refusal.got, refusal.want, refusal.mend))
+    origins = []
+    for use, place in observers.items():
+        try:
+            module, _, source = _module(use, use, points, trust_files, base)
+            _offered(manager, module, source)
+            if not any(hasattr(module, hook) for hook in LISTENING):
+                mend = "Write one of them, or take it out of `output.observers`."
+                raise _Refused("deaf", f"{source} without {' and '.join(LISTENING)}", "an observer", mend)
+            origins.append(source)
+        except _Refused as refusal:
+            problems.append(Problem(refusal.code, place, refusal.got, refusal.want, refusal.mend))
     raise_all(problems)
-    return Door(manager, components)
+    return Door(manager, components, tuple(origins))
 
 
 class _Refused(Exception):

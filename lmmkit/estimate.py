@@ -1,46 +1,194 @@
-"""What a stage will take: parameters, memory of weights and optimizer, tokens. No weights are made."""
+"""What a stage will take: parameters, memory, tokens, hours. No weights are made."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
 from lmmkit import assemble
+from lmmkit.batch import Batch
+from lmmkit.model import lora
+from lmmkit.model.cross_entropy import chunk_rows
+from lmmkit.model.vision import TimmViT, ViT
+from lmmkit.objective import Objective
 from lmmkit.plan.prepare import Prepared
+from lmmkit.recipe import Recipe, Stage
 
-LEARNED_BYTES = 16  # float32 weight, gradient and two AdamW moments
-FROZEN_BYTES = 4
 SAMPLED_STEPS = 4
-DEVICE_FLOPS = 4e14  # of one device: 40 % of an H100's 989 bfloat16 TFLOP/s, an assumption
+WIDE = 4  # bytes: float32, of what learns, its gradient, and the states between blocks
+SMALL = 4096  # values below which bitsandbytes keeps moments in float32
+BLOCK = 256  # values that share a scale in its 8 bits
 
 
-def estimate(prepared: Prepared, stage: str) -> dict:
+def estimate(prepared: Prepared, stage: str, *, flops: float) -> dict:
     """Steps, tokens a step and supervised share (of the first steps), parameters, bytes and hours.
 
-    `bytes` are of one device: weights, gradients and optimizer, cut over `speed.shard`. `hours`
-    take 2 operations a weight and token forward, 2 more back through it and 2 for its gradient
-    where it learns, once more forward with `recompute`, on shard x replicate devices of
-    `DEVICE_FLOPS`; attention maps and data are left out.
+    `bytes` are of one device, by sort and in all: weights, gradients and optimizer, cut over
+    `speed.shard`, and the activations of its fullest micro-batch (`activation_bytes`). `hours` take
+    2 operations a weight and token forward, 2 more back through it and 2 for its gradient where it
+    learns, once more forward with `recompute`, on shard x replicate devices of `flops` operations a
+    second; attention maps, encoder and data are left out.
     """
-    recipe, plan = prepared.recipe, prepared.plans[stage]
-    objective = assemble.shell(
-        prepared.recipe, prepared.parts.components, prepared.dims, assemble.device_here()
-    )
-    learns = assemble.set_stage(objective, plan, recipe.stages[stage], seed=recipe.seed)
+    recipe, section = prepared.recipe, prepared.recipe.stages[stage]
+    objective, learns = staged(prepared, stage)
     learning = sum(p.numel() for parameters in learns.values() for p in parameters)
-    parameters = sum(p.numel() for p in objective.parameters())
     pipeline, steps = prepared.pipeline(stage), prepared.steps(stage)
     seen = [pipeline.step(i) for i in range(min(SAMPLED_STEPS, steps))]
     tokens = sum(len(batch) for step in seen for batch in step)
-    shards = recipe.speed.shard
     passes = 2 + 2 + 2 * (recipe.speed.recompute == "all")
     decoder = sum(p.numel() for p in objective.lmm.decoder.parameters())
-    flops = tokens / len(seen) * steps * (passes * decoder + 2 * learning)
+    operations = tokens / len(seen) * steps * (passes * decoder + 2 * learning)
+    devices = recipe.speed.shard * recipe.speed.replicate
     return {
         "steps": steps,
         "tokens_per_step": tokens / len(seen),
         "micro_batches": sum(map(len, seen)) / len(seen),
         "supervised": sum(len(batch.target_S) for step in seen for batch in step) / tokens,
-        "parameters": parameters,
+        "parameters": sum(p.numel() for p in objective.parameters()),
         "learning": learning,
-        "bytes": (LEARNED_BYTES * learning + FROZEN_BYTES * (parameters - learning)) // shards,
-        "devices": shards * recipe.speed.replicate,
-        "hours": flops / (DEVICE_FLOPS * shards * recipe.speed.replicate) / 3600,
+        "bytes": _bytes(recipe, section, objective, learns, Load.of(seen, recipe.speed.tokens)),
+        "devices": devices,
+        "hours": operations / (flops * devices) / 3600,
     }
+
+
+def staged(prepared: Prepared, stage: str) -> tuple[Objective, dict[str, list[nn.Parameter]]]:
+    """The objective as it stands in a stage, on meta, and what learns by part."""
+    recipe = prepared.recipe
+    objective = assemble.shell(recipe, prepared.parts.components, prepared.dims, assemble.device_here())
+    assemble.narrow_parts(objective, assemble.frozen_narrow(recipe))
+    return objective, assemble.set_stage(
+        objective, prepared.plans[stage], recipe.stages[stage], seed=recipe.seed
+    )
+
+
+def checkpoint_bytes(prepared: Prepared) -> int:
+    """What the largest checkpoint of the run takes on disk."""
+    sizes = []
+    for name, stage in prepared.recipe.stages.items():
+        objective, learns = staged(prepared, name)
+        sizes.append(_weights(objective) + moment_bytes(stage.optim.kind, _all(learns)))
+    return max(sizes)
+
+
+def moment_bytes(kind: str, learning: Iterable[nn.Parameter]) -> int:
+    """What an optimizer keeps of these: two moments each, in float32 or in 8 bits with a scale a block."""
+    small = [p.numel() for p in learning if kind == "adamw" or p.numel() < SMALL]
+    large = [p.numel() for p in learning if kind != "adamw" and p.numel() >= SMALL]
+    return 2 * (WIDE * sum(small) + sum(n + WIDE * -(-n // BLOCK) for n in large))
+
+
+@dataclass(frozen=True)
+class Load:
+    """What the fullest micro-batch holds: packed rows, pictures, supervised rows."""
+
+    rows: int
+    images: int
+    supervised: int
+
+    @classmethod
+    def of(cls, steps: Iterable[Iterable[Batch]], most: int) -> Load:
+        """Of steps as they were packed. Where one was cut, `most` rows are taken to be reached, with
+        pictures and supervised rows as dense as in the densest micro-batch seen."""
+        steps = [list(step) for step in steps]
+        batches = [batch for step in steps for batch in step]
+        rows = max(map(len, batches))
+        rows = max(rows, most) if any(len(step) > 1 for step in steps) else rows
+        images, supervised = (
+            max(len(counted(batch)) / len(batch) for batch in batches)
+            for counted in (lambda b: b.pixels_ICXY, lambda b: b.target_S)
+        )
+        return cls(rows, round(images * rows), round(supervised * rows))
+
+
+def _bytes(
+    recipe: Recipe, stage: Stage, objective: Objective, learns: Mapping[str, list[nn.Parameter]], load: Load
+) -> dict[str, int]:
+    learning, shards = _all(learns), recipe.speed.shard
+    out = {
+        "weights": _weights(objective) // shards,
+        "gradients": WIDE * sum(p.numel() for p in learning) // shards,
+        "optimizer": moment_bytes(stage.optim.kind, learning) // shards,
+        "activations": activation_bytes(recipe, stage, objective, load),
+    }
+    return out | {"all": sum(out.values())}
+
+
+def activation_bytes(recipe: Recipe, stage: Stage, objective: Objective, load: Load) -> int:
+    """What one forward and backward pass holds besides weights, gradients and optimizer, at its peak.
+
+    `objective` is set to the stage. With T rows, I pictures of N tokens, width D, packed projection
+    C, query width Q, MLP width M, and a = 2 bytes a value under autocast, else 4, the graph remembers
+
+    - a block: 8 T D (the states before attention and before the MLP, float32) + a T (C + Q + 2 M);
+      where its matrices learn their inputs too, a T (2 D + M); under LoRA instead each adapter's
+      input with its dropout mask, and r values. With recompute: 4 T D, and all of one block only;
+    - the connector, where it learns: a I N (D_vision + 2 D); an encoder that learns, a block:
+      8 I N D_vision + a I N (7 D_vision + 3 M_vision), never recomputed.
+
+    On top, at the peak: the widest gradients of a block, a T 4 M + 8 T D; the rows before and after
+    the decoder, 16 T D; logits of one chunk, 8 + a bytes each; the largest gradient twice over;
+    under autocast a bfloat16 copy of all that learns, and of frozen float32 matrices as far as the
+    graph reaches. Kernels' own buffers and what an allocator wastes are left out.
+    """
+    a = 2 if recipe.numerics.compute == "bfloat16" else WIDE
+    shape, decoder, every = (
+        objective.lmm.decoder.shape,
+        objective.lmm.decoder,
+        recipe.speed.recompute == "none",
+    )
+    T, D, M = load.rows, shape.width, shape.mlp
+    Q, C = shape.heads * shape.head_size, (shape.heads + 2 * shape.kv_heads) * shape.head_size
+    block = 8 * T * D + a * T * (C + Q + 2 * M)
+    train = stage.train
+    if train.text is not None and train.text.lora is None:
+        block += a * T * (2 * D + M)
+    block += T * _adapter_bytes(decoder, stage, a) // shape.depth
+    blocks = shape.depth * block if every else block + shape.depth * WIDE * T * D
+    peak = a * T * 4 * M + 8 * T * D + 16 * T * D
+    logits = min(load.supervised, chunk_rows(shape.vocab)) * shape.vocab * (8 + a)
+    learning = [p.numel() for p in objective.parameters() if p.requires_grad]
+    copies = 2 * sum(learning) * (a == 2)
+    if a == 2:
+        frozen = sum(
+            p.numel() for p in decoder.parameters() if not p.requires_grad and p.element_size() == WIDE
+        )
+        copies += 2 * frozen // (1 if every else shape.depth)
+    return blocks + peak + logits + 2 * WIDE * max(learning) + copies + _seen_bytes(objective, stage, a, load)
+
+
+def _adapter_bytes(decoder: nn.Module, stage: Stage, a: int) -> int:
+    """What the adapters of all blocks remember of one row."""
+    asked = stage.train.text.lora if stage.train.text else None
+    if asked is None:
+        return 0
+    inputs = [adapter.a.shape[1] for adapter in lora.adapters(decoder)]
+    mask = (a == WIDE) * 3 + 1  # bytes a value: CUDA's dropout keeps a bool, a CPU's a factor
+    return sum(n * (a + mask if asked.dropout else a) + asked.r * a for n in inputs)
+
+
+def _seen_bytes(objective: Objective, stage: Stage, a: int, load: Load) -> int:
+    """Of encoder and connector: what the graph remembers, and an encoder's widest moment."""
+    vision = objective.lmm.vision
+    if isinstance(vision, ViT):
+        spec, mlp, depth = vision.image, vision.shape.mlp, vision.shape.built
+    elif isinstance(vision, TimmViT):
+        spec, mlp, depth = vision.image, 4 * vision.image.width, vision.index + 1
+    else:
+        return 0
+    tokens, width, D = load.images * spec.tokens, spec.width, objective.lmm.decoder.shape.width
+    moment = tokens * (12 * width + 3 * a * mlp)
+    kept = a * tokens * (width + 2 * D) if stage.train.connector or stage.train.vision else 0
+    if stage.train.vision:
+        return kept + depth * tokens * (8 * width + a * (7 * width + 3 * mlp)) + moment
+    return max(kept, moment)
+
+
+def _weights(objective: Objective) -> int:
+    return sum(p.nbytes for p in objective.parameters())
+
+
+def _all(learns: Mapping[str, list[nn.Parameter]]) -> list[nn.Parameter]:
+    return [p for parameters in learns.values() for p in parameters]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -23,32 +24,23 @@ from torch import Tensor
 Rows = np.ndarray  # int64 row numbers
 
 
-class Run(NamedTuple):
-    """A stretch of rows with one `leave`, in the order of `enter`: the unit of a flash call.
+def expand(start: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """The numbers of stretches, one stretch after the other."""
+    ends = np.cumsum(length)
+    return np.repeat(start - ends + length, length) + np.arange(ends[-1] if len(ends) else 0)
 
-    `below` are the rows that see the whole run and are not in it. `full`: the rows see each other
-    (equal `enter`), else causally.
+
+class Runs(NamedTuple):
+    """Stretches of rows with one `leave` that lie side by side in memory, in the order of `enter`.
+
+    Run i are the rows `start[i]` to `stop[i]`; they see each other if `full[i]` (equal `enter`), else
+    causally. `see[i, j]`: the rows of run i see all rows of run j, another one.
     """
 
-    rows: Rows
-    below: Rows
-    parent: int
-    depth: int
-    full: bool
-
-
-class Call(NamedTuple):
-    """One attention call: query rows `q[i]` see key rows `k[i]`, causally or all of them.
-
-    `run[i]` numbers the run whose rows the keys are. `own`: the queries are those rows themselves;
-    every row of the forest stands in exactly one own segment.
-    """
-
-    q: tuple[Rows, ...]
-    k: tuple[Rows, ...]
-    run: tuple[int, ...]
-    causal: bool
-    own: bool
+    start: np.ndarray
+    stop: np.ndarray
+    full: np.ndarray
+    see: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -62,75 +54,61 @@ class Forest:
     def __len__(self) -> int:
         return len(self.enter_T)
 
+    @cached_property
+    def runs(self) -> Runs:
+        """Its runs, uncut."""
+        return runs(self)
+
     def see(self) -> Tensor:
         """bool [T, T]: the rule in one line, the plain twin of everything below."""
         enter, leave = self.enter_T, self.leave_T
         return (enter[None, :] <= enter[:, None]) & (enter[:, None] < leave[None, :])
 
-    def runs(self, cut: Tensor | None = None) -> list[Run]:
-        """Runs in the order of `enter`. `cut` (bool [T]) begins a new run at these rows."""
-        enter, leave = self.enter_T.numpy(), self.leave_T.numpy()
-        order = np.argsort(enter, kind="stable")
-        e, stop = enter[order], leave[order]
-        if len(order) == 0:
-            return []
-        first = _starts(e, stop)
-        if cut is not None:
-            first |= cut.numpy()[order]
-        starts = np.flatnonzero(first)
-        ends = np.append(starts[1:], len(order))
-        block_starts = np.searchsorted(e, e[starts], side="left")
-        block_ends = np.searchsorted(e, stop[starts], side="left")
-        full = (ends - starts > 1) & (e[starts] == e[ends - 1])
-        runs: list[Run] = []
-        open_: list[int] = []
-        for top, start, end, last, is_full in zip(block_starts, starts, ends, block_ends, full, strict=True):
-            while open_ and stop[starts[open_[-1]]] <= e[start]:
-                open_.pop()
-            parent = open_[-1] if open_ else -1
-            depth = runs[parent].depth + 1 if open_ else 0
-            below = np.concatenate([order[top:start], order[end:last]])  # top < start in a block that is cut
-            runs.append(Run(order[start:end], below, parent, depth, bool(is_full)))
-            open_.append(len(runs) - 1)
-        return runs
 
-    def calls(
-        self, cut: Tensor | None = None, read: Tensor | None = None
-    ) -> tuple[tuple[Call, ...], list[Run]]:
-        """The flash plan: the causal self call over all runs, then one call a tree level.
-
-        The softmax over all a row sees is the log-sum-exp merge of its calls. Bidirectional runs
-        take a self call of their own. With `read` (bool [T]) the queries are those rows, and
-        what stands between them in their runs.
-        """
-        runs = self.runs(cut)
-        asks = np.ones(len(self), bool) if read is None else read.numpy().copy()
-        if read is not None:
-            runs = self.runs(_cut_at_first(runs, asks, cut))
-            for run in runs:
-                asks[run.rows] = asks[run.rows].any()
-        plans = []
-        for full in (False, True):
-            own = [i for i, run in enumerate(runs) if run.full is full and asks[run.rows[0]]]
-            if own:
-                rows = tuple(runs[i].rows for i in own)
-                plans.append(Call(rows, rows, tuple(own), causal=not full, own=True))
-        for depth in range(1 + max((run.depth for run in runs), default=-1)):
-            level = [i for i, r in enumerate(runs) if r.depth == depth and asks[r.below].any()]
-            if level:
-                q = tuple(runs[i].below[asks[runs[i].below]] for i in level)
-                k = tuple(runs[i].rows for i in level)
-                plans.append(Call(q, k, tuple(level), causal=False, own=False))
-        return tuple(plans), runs
+def runs(forest: Forest, cut_T: np.ndarray | None = None) -> Runs:
+    """The forest's runs, cut before the rows `cut_T` (bool). Rows may stand in any order; where those
+    of a path stand in few stretches, there are few runs."""
+    enter, leave = forest.enter_T.numpy(), forest.leave_T.numpy()
+    order = np.argsort(enter, kind="stable")
+    e, stop = enter[order], leave[order]
+    first = _starts(e, stop)
+    first[1:] |= np.diff(order) != 1
+    if cut_T is not None:
+        first |= cut_T[order]
+    starts = np.flatnonzero(first)
+    ends = np.append(starts, len(order))[1:]
+    first_enter, last_enter, leaves = e[starts], e[ends - 1], stop[starts]
+    see = (last_enter[None] <= first_enter[:, None]) & (first_enter[:, None] < leaves[None])
+    np.fill_diagonal(see, False)
+    full = (ends - starts > 1) & (first_enter == last_enter)
+    return Runs(order[starts], order[starts] + ends - starts, full, see)
 
 
-def _cut_at_first(runs: Sequence[Run], asks: np.ndarray, cut: Tensor | None) -> Tensor:
-    """`cut`, and a cut where the first row that asks stands in each run."""
-    out = np.zeros(len(asks), bool) if cut is None else cut.numpy().copy()
-    for run in runs:
-        if not run.full and asks[run.rows].any():
-            out[run.rows[asks[run.rows].argmax()]] = True
-    return torch.from_numpy(out)
+def arrange(forest: Forest, cut_T: np.ndarray) -> tuple[Forest, Rows]:
+    """The same forest with its runs, cut before the rows `cut_T`, in the order kernels like best.
+
+    Level by level, siblings together, the longest first: runs of one length stand at even distances,
+    so that a call on all of them reads memory as it lies.
+
+    Returns:
+        The forest, and the new row of every old one.
+    """
+    found = runs(forest, cut_T)
+    length, level = found.stop - found.start, found.see.sum(1)
+    parent = np.where(level > 0, len(length) - 1 - found.see[:, ::-1].argmax(1), 0) if len(length) else level
+    rank, ordered = np.zeros(len(length), np.int64), np.empty(0, np.int64)
+    for depth in range(level.max(initial=-1) + 1):
+        here = np.flatnonzero(level == depth)
+        here = here[np.lexsort((-length[here], rank[parent[here]]))]
+        rank[here] = np.arange(len(here))
+        ordered = np.append(ordered, here)
+    length = length[ordered]
+    new = np.empty(len(forest), np.int64)
+    new[expand(found.start[ordered], length)] = np.arange(len(new))
+    enter, leave, pos = (np.empty(len(new), np.int32) for _ in range(3))
+    for to, from_ in zip((enter, leave, pos), (forest.enter_T, forest.leave_T, forest.pos_T), strict=True):
+        to[new] = from_.numpy()
+    return make(enter, leave, pos), new
 
 
 def _starts(enter: np.ndarray, leave: np.ndarray) -> np.ndarray:
@@ -140,7 +118,9 @@ def _starts(enter: np.ndarray, leave: np.ndarray) -> np.ndarray:
     block = np.zeros(len(enter), bool)
     block[1:] |= same
     block[:-1] |= same
-    new[1:] = (leave[1:] != leave[:-1]) | (block[1:] != block[:-1]) | (block[1:] & ~same)
+    ends = np.zeros(max(enter.max(initial=0), leave.max(initial=0)) + 1, bool)
+    ends[leave] = True  # a row of a block may be seen for less long than the others
+    new[1:] = (leave[1:] != leave[:-1]) | (block[1:] != block[:-1]) | (block[1:] & ~same) | ends[enter[1:]]
     return new
 
 

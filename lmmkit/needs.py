@@ -7,9 +7,11 @@ a need is a change of the core, with a plain twin and a test.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal
+
+import numpy as np
 
 from lmmkit.spans import Kind, Layout, Span, SpanRole
 
@@ -38,17 +40,14 @@ class Sel:
             and (self.learn is None or span.learn == self.learn)
         )
 
-    def places(self, layout: Layout) -> list[int]:
-        """Positions in the view, in order, that are selected; `shift` applied."""
-        return [i + self.shift for i in _places(self, layout) if i + self.shift >= 0]
-
-
-def _places(sel: Sel, layout: Iterable[Span]) -> Iterator[int]:
-    start = 0
-    for span in layout:
-        if sel.takes(span):
-            yield from range(start, start + span.n)
-        start += span.n
+    def places(self, layout: Layout) -> np.ndarray:
+        """Positions in the view, in order, that are selected; `shift` applied. int64"""
+        ends = list(accumulate(span.n for span in layout))
+        taken = [
+            np.arange(end - span.n, end) for end, span in zip(ends, layout, strict=True) if self.takes(span)
+        ]
+        places = np.concatenate([*taken, np.empty(0, np.int64)]) + self.shift
+        return places[places >= 0]
 
 
 @dataclass(frozen=True)

@@ -6,23 +6,22 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from lmmkit.batch import Batch, Pick
+from lmmkit.model.cross_entropy import linear_cross_entropy
 from lmmkit.model.lmm import LMM, Output
 from lmmkit.needs import AttnMass, HiddenAt, HiddenMean, Need
 from lmmkit.parts import Ctx, Term
 
-LOGIT_BYTES = 64 << 20  # of float32 logits at once
-
 
 class Outcome(NamedTuple):
-    """Sums over each term's counted items (float32 scalars), and what each plugin term saw."""
+    """Sums over each term's counted items (float32 scalars), what each plugin term saw, and what the
+    encoder said of the batch's pixels, [I, N, D]."""
 
     sums: dict[str, Tensor]
     ctxs: dict[str, Ctx]
+    seen_IND: Tensor | None
 
 
 class Objective(nn.Module):
@@ -38,32 +37,25 @@ class Objective(nn.Module):
 
     def forward(self, batch: Batch) -> Outcome:
         """One packed pass over a micro-batch, all terms summed, nothing averaged."""
-        device = batch.id_T.device
-        with torch.autocast(device.type, self.compute, enabled=self.compute != torch.float32):
-            out = self.lmm(batch, self.tokens(batch), batch.mass_R, batch.read_T)
-            losses_S = self.cross_entropy(out.at(batch.predict.row_Q), batch.target_S)
+        with self.computing(batch.id_T.device):
+            out = self.lmm(batch, self.tokens(batch))
+            hidden_SD = out.at(batch.predict.row_Q)
+            losses_S = linear_cross_entropy(hidden_SD, self.lmm.decoder.head.weight, batch.target_S)
         by_term = losses_S.new_zeros(len(batch.text_terms)).index_add(0, batch.term_S, losses_S)
         sums = dict(zip(batch.text_terms, by_term.unbind(), strict=True))
         sums["next_token"] = sums["next_token"] + self._touch(batch)
         ctxs = {term.name: self._ctx(term, batch, out) for term in self.terms}
         values = {t.name: t.value(ctxs[t.name]) for t in self.terms if t.name not in sums}
-        return Outcome(sums | values, ctxs)
+        return Outcome(sums | values, ctxs, out.seen_IND)
+
+    def computing(self, device: torch.device) -> torch.autocast:
+        """The context in which the model computes."""
+        return torch.autocast(device.type, self.compute, enabled=self.compute != torch.float32)
 
     def tokens(self, batch: Batch) -> dict[str, Tensor]:
         """Learned rows by the fill source that asks for them."""
         sources = [fill.source for fill in batch.fills if fill.source != "vision"]
         return {source: self.plugins[source.removeprefix("plugins.")]() for source in sources}
-
-    def cross_entropy(self, hidden_SD: Tensor, target_S: Tensor) -> Tensor:
-        """Next-token losses [S] of the rows that predict, in chunks of bounded logits."""
-        chunk = max(256, LOGIT_BYTES // (4 * self.lmm.decoder.shape.vocab))
-        if len(hidden_SD) <= chunk:
-            return self._losses(hidden_SD, target_S)
-        parts = zip(hidden_SD.split(chunk), target_S.split(chunk), strict=True)
-        return torch.cat([checkpoint(self._losses, h, t, use_reentrant=False) for h, t in parts])
-
-    def _losses(self, hidden_SD: Tensor, target_S: Tensor) -> Tensor:
-        return F.cross_entropy(self.lmm.logits(hidden_SD), target_S, reduction="none")
 
     def _ctx(self, term: Term, batch: Batch, out: Output) -> Ctx:
         taps = {need: tap(need, batch, out) for need in term.needs}
@@ -93,7 +85,7 @@ def tap(need: Need, batch: Batch, out: Output) -> Tensor:
             return _mean_by_view(out.at(pick.row_Q), pick)
         case AttnMass(layers=layers):
             mass_LR = out.mass_LR if layers == "all" else out.mass_LR[list(layers)]
-            place_Q = torch.searchsorted(batch.mass_R.to(pick.row_Q.device), pick.row_Q)
+            place_Q = torch.searchsorted(batch.sight.row_R.to(pick.row_Q.device), pick.row_Q)
             return mass_LR.mean(0)[place_Q]  # float32 or wider, as it comes
 
 

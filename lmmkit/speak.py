@@ -139,12 +139,16 @@ class Speaker:
         return [tokenizer.decode(row).strip() for row in ids]
 
     def say(
-        self, turns: Sequence[Turn], image: str | None = None, *, new: int = 128, choose: Chooser = greedy,
-        on_text: Callable[[str], None] | None = None,
+        self, turns: Sequence[Turn], image: str | Sequence[str] | None = None, *, new: int = 128,
+        choose: Chooser = greedy, on_text: Callable[[str], None] | None = None,
     ) -> str:  # fmt: skip
-        """The answer to a conversation that ends with a user turn, in the model's own template."""
+        """The answer to a conversation that ends with a user turn, in the model's own template.
+
+        `image`: one picture, or several in the order in which the turns count them.
+        """
         speaks = self.prepared.recipe.model.speaks
-        images = () if image is None else (Image(str(Path(image).resolve())),)
+        paths = [image] if isinstance(image, str) else image or []
+        images = tuple(Image(str(Path(path).resolve())) for path in paths)
         sample = Sample(
             key="chat",
             turns=tuple(turns),

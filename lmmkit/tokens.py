@@ -30,7 +30,7 @@ class TokenModel:
     ) -> Tensor:
         """[B, T, V] float32 (or wider): what each place predicts next; zeros where padded."""
         batch, paths = self._batch(input_ids, pixel_values, attention_mask)
-        out = self.lmm(batch, {}, batch.mass_R)
+        out = self.lmm(batch, {})
         rows = torch.cat([torch.from_numpy(path) for path in paths]).to(out.row_W.device)
         logits_NV = self.lmm.logits(out.at(rows))
         if attention_mask is None:

@@ -5,8 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lmmkit.calls import Sight
 from lmmkit.forest import Forest, grow, make, roots
-from lmmkit.model.attention import Attend, Heads
+from lmmkit.model.attend import Attend, Heads
 from tests import reference
 from tests.forests import random_forest
 from tests.reference import off, show
@@ -24,6 +25,9 @@ class Case(NamedTuple):
     key_T: Tensor
     row_R: Tensor
     dead_R: Tensor
+
+    def sight(self, read_T: Tensor | None = None) -> Sight:
+        return Sight(self.forest, self.key_T, self.row_R, read_T)
 
 
 def marks(total: int, *rows) -> Tensor:
@@ -126,7 +130,7 @@ def unturned(attend: Attend):
 
 
 def of_backend(backend, case: Case, given, dtype, device=CPU) -> Found:
-    attend = backend.attend(case.forest, case.key_T, case.row_R, device)
+    attend = backend.attend(case.sight(), device)
     return found(unturned(attend), case, given, dtype, device)
 
 

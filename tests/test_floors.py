@@ -18,14 +18,15 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "spans": ("sample",),
     "needs": ("spans",),
     "forest": (),
-    "batch": ("forest", "needs"),
+    "calls": ("forest",),
+    "batch": ("calls", "forest", "needs"),
     "parts": ("batch", "dims", "local", "needs", "sample", "spans"),
     "ext": ("batch", "dims", "needs", "parts", "sample", "spans"),
     "recipe": ("errors", "recipe"),
     "door": ("errors", "local", "parts"),
     "rundir": ("errors",),
-    "model": ("batch", "dims", "errors", "forest", "needs", "model"),
-    "data": ("errors", "dims", "rundir", "sample", "spans", "needs", "forest", "batch", "parts", "data"),
+    "model": ("batch", "calls", "dims", "errors", "forest", "needs", "model"),
+    "data": ("errors", "dims", "rundir", "sample", "spans", "needs", "calls", "forest", "batch", "parts", "data"),
     "scenes": ("errors", "scenes"),
     "weights": ("errors", "dims", "sample", "rundir", "model", "data", "weights"),
     "plan": (
@@ -34,7 +35,9 @@ FLOORS: dict[str, tuple[str, ...]] = {
     ),
     "objective": ("batch", "needs", "parts", "model"),
     "assemble": ("errors", "dims", "parts", "recipe", "model", "weights", "plan", "objective"),
-    "estimate": ("recipe", "plan", "objective", "assemble"),
+    "estimate": ("batch", "model", "recipe", "plan", "objective", "assemble"),
+    "malloc": (),
+    "kernels": ("batch", "model"),
     "tokens": ("model",),
     "speak": (
         "errors", "sample", "spans", "recipe", "rundir", "model", "data", "weights", "plan", "objective", "assemble",
@@ -44,10 +47,10 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "evaluate": ("errors", "dims", "sample", "recipe", "rundir", "data", "plan", "objective", "speak", "evaluate"),
     "training": (
         "errors", "dims", "sample", "spans", "batch", "recipe", "rundir", "model", "data", "weights", "plan",
-        "objective", "assemble", "training",
+        "objective", "assemble", "estimate", "malloc", "training",
     ),
     "report": ("rundir", "report"),
-    "commands": ("errors", "sample", "recipe", "door", "rundir", "model", "data", "scenes", "weights", "plan", "assemble", "estimate",
+    "commands": ("errors", "sample", "recipe", "door", "rundir", "model", "data", "scenes", "weights", "plan", "assemble", "estimate", "kernels",
                  "speak", "convert", "evaluate", "training", "report", "dims", "commands"),
     "cli": ("commands",),
     "__main__": ("cli",),
@@ -136,6 +139,18 @@ def test_only_attention_knows_xformers_and_only_weights_knows_families():
                     path,
                     family,
                 )
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_an_extra_is_imported_only_where_it_is_named(path):
+    named = {name.split(".")[0] for node in ast.parse(path.read_text()).body for name in _imported(node)}
+    assert not named & {"bitsandbytes", "wandb"}
+
+
+def _imported(node: ast.stmt) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [node.module or ""] if isinstance(node, ast.ImportFrom) else []
 
 
 FORBIDDEN = {

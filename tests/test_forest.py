@@ -1,14 +1,12 @@
 """The forest against its one-line rule, on random trees."""
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmmkit.forest import Forest, grow, roots
+from lmmkit.forest import Forest, arrange, grow, roots, runs
 from tests import reference
 from tests.forests import concat, permuted, random_forest, random_groups
 
@@ -16,18 +14,8 @@ SEEDS = st.integers(0, 2**32 - 1)
 often = settings(derandomize=True, deadline=None, max_examples=60)
 
 
-def covered(forest: Forest, cut: torch.Tensor | None) -> np.ndarray:
-    """How often each (query, key) pair stands in a call."""
-    times = np.zeros((len(forest), len(forest)), int)
-    for call in forest.calls(cut)[0]:
-        for q, k in zip(call.q, call.k, strict=True):
-            whole = np.ones((len(q), len(k)), int)
-            times[np.ix_(q, k)] += np.tril(whole) if call.causal else whole
-    return times
-
-
-def cut_at_random(forest: Forest, seed: int) -> torch.Tensor:
-    return torch.rand(len(forest), generator=torch.Generator().manual_seed(seed)) < 0.25
+def cut_at_random(forest: Forest, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).random(len(forest)) < 0.25
 
 
 @often
@@ -44,44 +32,50 @@ def test_intervals_of_random_and_grown_forests_nest(seed):
 
 @often
 @given(SEEDS)
-def test_every_row_stands_in_one_run_of_one_leave(seed):
+def test_runs_tile_memory_and_their_rule_is_that_of_their_rows(seed):
     forest = random_forest(seed)
     see = forest.see().numpy()
     for cut in (None, cut_at_random(forest, seed)):
-        runs = forest.runs(cut)
-        rows = np.concatenate([run.rows for run in runs])
-        assert sorted(rows.tolist()) == list(range(len(forest)))
-        for run in runs:
-            assert len(forest.leave_T[torch.from_numpy(run.rows)].unique()) == 1
-            sees_all = np.setdiff1d(np.flatnonzero(see[:, run.rows].all(1)), run.rows)
-            assert sorted(run.below.tolist()) == sees_all.tolist()
-            if run.parent >= 0:
-                assert runs[run.parent].depth == run.depth - 1
-                assert np.isin(run.rows, runs[run.parent].below).all()
+        found = runs(forest, cut)
+        order = np.argsort(found.start)
+        bounds = np.append(found.start[order], len(forest))
+        assert bounds[0] == 0 and (found.stop[order] == bounds[1:]).all()
+        for i, (a, b) in enumerate(zip(found.start, found.stop, strict=True)):
+            assert len(forest.leave_T[a:b].unique()) == 1
+            own = see[a:b, a:b]
+            assert (own == (np.ones_like(own) if found.full[i] else np.tril(np.ones_like(own)))).all()
+            for j, (c, d) in enumerate(zip(found.start, found.stop, strict=True)):
+                if i != j:
+                    assert (see[a:b, c:d] == found.see[i, j]).all()
 
 
 @often
 @given(SEEDS)
-def test_calls_cover_each_seen_pair_once_whatever_the_cut(seed):
-    forest = random_forest(seed)
-    see = forest.see().numpy().astype(int)
-    everywhere = torch.ones(len(forest), dtype=torch.bool)
-    for cut in (None, cut_at_random(forest, seed), everywhere):
-        assert (covered(forest, cut) == see).all()
+def test_arranging_is_a_permutation_that_keeps_the_rule(seed):
+    forest, paths = grow(random_groups(seed), worth=1 + seed % 9)
+    moved, new = arrange(forest, cut_at_random(forest, seed))
+    assert sorted(new.tolist()) == list(range(len(forest)))
+    assert (moved.see()[new][:, new] == forest.see()).all()
+    assert (moved.pos_T[new] == forest.pos_T).all()
+    for path in paths:
+        assert moved.pos_T[new[path]].tolist() == list(range(len(path)))
 
 
-@often
-@given(SEEDS)
-def test_a_row_queries_once_a_call_and_has_one_own_segment(seed):
-    forest = random_forest(seed)
-    calls, runs = forest.calls(cut_at_random(forest, seed))
-    own = np.concatenate([q for call in calls if call.own for q in call.q])
-    assert sorted(own.tolist()) == list(range(len(forest)))
-    assert all(not later.own or call.own for call, later in pairwise(calls))
-    for call in calls:
-        rows = np.concatenate(call.q)
-        assert len(np.unique(rows)) == len(rows)
-        assert all((runs[i].rows == k).all() for i, k in zip(call.run, call.k, strict=True))
+def test_runs_of_one_length_come_to_stand_side_by_side():
+    def view(head: int, tail: int) -> np.ndarray:
+        return np.append(np.arange(20) + 100 * head, np.arange(tail) + 10_000 * head)
+
+    views = [view(1, 3), view(2, 9), view(3, 5)]
+    forest, paths = grow([[each] for each in views])
+    cut_T = np.zeros(len(forest), bool)
+    for path in paths:
+        cut_T[path[20]] = True
+    assert runs(forest, cut_T).start.tolist() != [0, 60, 20, 69, 40, 72]
+    moved = arrange(forest, cut_T)[0]
+    found = runs(moved)
+    assert sorted(zip(found.start.tolist(), (found.stop - found.start).tolist(), strict=True)) == [
+        (0, 20), (20, 20), (40, 20), (60, 3), (63, 9), (72, 5)
+    ]  # fmt: skip
 
 
 @often
@@ -98,14 +92,9 @@ def test_a_block_of_equal_enter_sees_itself_both_ways():
     assert see[1:4, 1:4].all() and see[4].all() and see[0].tolist() == [True] + 4 * [False]
 
 
-def test_a_block_whose_rows_end_at_different_places_is_covered():
-    enter, leave = torch.tensor([0, 1, 1, 1, 4, 5]), torch.tensor([6, 6, 5, 6, 6, 6])
-    forest = Forest(enter.int(), leave.int(), torch.arange(6).int())
-    assert (covered(forest, None) == forest.see().numpy()).all()
-
-
-def test_no_rows_have_no_runs_and_no_calls():
-    assert roots([]).runs() == [] and roots([]).calls() == ((), []) and len(concat([])) == 0
+def test_no_rows_have_no_runs():
+    found, new = roots([]).runs, arrange(roots([]), np.zeros(0, bool))[1]
+    assert len(found.start) == len(new) == len(concat([])) == 0
     assert grow([])[1] == [] and len(grow([[]])[0]) == 0
 
 

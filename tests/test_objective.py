@@ -13,7 +13,7 @@ from lmmkit.needs import HiddenMean, Sel
 from lmmkit.objective import tap
 from tests import paper
 from tests.reference import off, show
-from tests.tiny import read, read64
+from tests.tiny import read, read64, whole
 
 SAMPLES = (*paper.CAPTIONS, *paper.CHATS)
 READERS = {torch.float32: read, torch.float64: read64}
@@ -122,23 +122,22 @@ def test_the_mean_over_visual_tokens_is_of_its_own_views_rows():
         torch.from_numpy(paths[v][1 : 4 + 3 * i]) for i, v in enumerate(views)
     ]  # as many as the view's number
     view_Q = torch.cat([torch.full((len(r),), v) for v, r in zip(views, rows, strict=True)])
-    out = made.lmm(batch, made.tokens(batch), batch.mass_R)
+    out = made.lmm(whole(batch), made.tokens(batch))
     got = tap(need, replace(batch, picks={need: Pick(torch.cat(rows), view_Q)}), out)
     assert off(got, torch.stack([out.hidden_WD[r].mean(0) for r in rows])) < 1e-12
 
 
 def test_a_last_layer_of_the_rows_that_are_read_learns_what_the_whole_one_does():
     made, (batch, _) = paper.objective(), paper.packed(SAMPLES)
-    rows = made.lmm(batch, made.tokens(batch), batch.mass_R, batch.read_T).row_W
+    rows = made.lmm(batch, made.tokens(batch)).row_W
     assert len(rows) < 0.7 * len(batch)
-    whole = replace(batch, read_T=torch.ones(len(batch), dtype=torch.bool))
-    assert_same(paper.learned(made, [batch]), paper.learned(made, [whole]))
+    assert_same(paper.learned(made, [batch]), paper.learned(made, [whole(batch)]))
 
 
 def test_mass_of_chosen_layers_is_their_mean():
     made, (batch, _) = paper.objective(), paper.packed(paper.CHATS)
     (need,) = paper.GUIDED.needs
-    out = made.lmm(batch, made.tokens(batch), batch.mass_R)
+    out = made.lmm(batch, made.tokens(batch))
     parts = []
     for layers in ((0,), (1,), "all"):
         chosen = replace(need, layers=layers)
@@ -150,5 +149,5 @@ def test_chunked_cross_entropy_is_the_whole_one(monkeypatch):
     made, (batch, _) = paper.objective(), paper.packed(SAMPLES * 4)
     want = paper.learned(made, [batch])
     assert len(batch.predict) > 256
-    monkeypatch.setattr("lmmkit.objective.LOGIT_BYTES", 1)
+    monkeypatch.setattr("lmmkit.model.cross_entropy.LOGIT_BYTES", 1)
     assert_same(paper.learned(made, [batch]), want)

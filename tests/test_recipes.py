@@ -172,6 +172,54 @@ def test_a_recipe_checks_on_the_true_shapes(name, data):
         assert stages["finetune"]["learning"] == projector + (lora if "lora" in name else whole)
 
 
+def test_low_rank_updates_of_7b_fit_a_card_of_24_gb(data):
+    found = json.loads(run("check", "llava-1.5-7b-lora-24gb", "--root", data, "--json"))["stages"]
+    for stage in found.values():
+        held = stage["bytes"]
+        assert 2 * 6.7e9 < held["weights"] < 16e9, "the base in bfloat16"
+        assert 1.1 * held["all"] < 24e9, "a tenth for kernels and the allocator"
+    learning = found["finetune"]["learning"]
+    assert found["finetune"]["bytes"]["optimizer"] == pytest.approx(2 * learning, rel=0.02)
+    wide = ["--set", "numerics.frozen=float32"]
+    assert json.loads(run("check", "llava-1.5-7b-lora-24gb", "--root", data, "--json", *wide))["stages"]["pretrain"][
+        "bytes"]["weights"] > 28e9  # fmt: skip
+
+
+STEPS = {"pretrain": 2_181, "finetune": 5_198}
+
+
+def write_lifelike(root: Path) -> None:
+    """Whole steps of captions and conversations, each with a picture of its own."""
+    for i in range(768):
+        Image.new("RGB", (40, 30), (i % 256, i // 3, 9)).save(root / "images" / f"{i}.png")
+    talks = [("blip_laion_cc_sbu_558k", "", "a red cat on a mat here", 768), ("llava_v1_5_mix665k", "images/", "word " * 50, 512)]  # fmt: skip
+    for name, at, answer, count in talks:
+        rows = [
+            {"id": str(i), "image": f"{at}{i}.png", "conversations": [
+                {"from": "human", "value": "<image>\nWhat is there to be seen?"}, {"from": "gpt", "value": answer},
+            ]}
+            for i in range(count)
+        ]  # fmt: skip
+        (root / f"{name}.json").write_text(json.dumps(rows))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in BIG if name != "finetune-task"])
+def test_the_table_of_the_docs_is_what_check_says(name, data):
+    write_lifelike(data)
+    found = json.loads(run("check", name, "--root", data, "--json"))["stages"]
+    write_rows(data, 700, 500)
+    docs, missing = (RECIPES.parent / "docs" / "recipes.md").read_text(), []
+    for stage, e in found.items():
+        sizes = [f"{n / 2**30:.1f}" for n in e["bytes"].values()]
+        rows = e["tokens_per_step"] / (256 if stage == "pretrain" else 128)
+        hours = e["hours"] / e["steps"] * STEPS[stage]
+        row = f"| {name} | {stage} | {e['devices']} | {rows:,.0f} | {' | '.join(sizes)} | {hours:.1f} |"
+        print(row)
+        missing += [row] if row not in docs else []
+    assert not missing
+
+
 @pytest.mark.slow
 def test_the_published_numbers_of_steps(data, tmp_path):
     write_rows(data, 558_128, 665_298)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from lmmkit.batch import Batch, Pick
+from lmmkit.calls import Sight
 from lmmkit.data.pack import LaidOut, Packer
 from lmmkit.dims import ImageSpec
 from lmmkit.forest import roots
@@ -72,12 +74,17 @@ def packed(groups: Sequence[Sequence[Layout]], *, share: bool = True, reader=rea
 def text_batch(prompts: Sequence[Sequence[int]]) -> Batch:
     """Packed text, made by hand."""
     none, total = torch.empty(0, dtype=torch.int64), sum(map(len, prompts))
+    sight = Sight(roots([len(p) for p in prompts]), torch.zeros(total, dtype=torch.bool), none)
     return Batch(
-        forest=roots([len(p) for p in prompts]), id_T=torch.tensor([i for p in prompts for i in p]), fills=(),
+        sight=sight, last=sight, id_T=torch.tensor([i for p in prompts for i in p]), fills=(),
         pixels_ICXY=torch.empty(0, 3, SPEC.size, SPEC.size), predict=Pick(none, none), target_S=none, term_S=none,
-        text_terms=("next_token",), key_T=torch.zeros(total, dtype=torch.bool), mass_R=none,
-        read_T=torch.zeros(total, dtype=torch.bool),
+        text_terms=("next_token",),
     )  # fmt: skip
+
+
+def whole(batch: Batch) -> Batch:
+    """A batch of whose last layer all rows come out."""
+    return replace(batch, last=batch.sight)
 
 
 def random_ids(n: int, seed: int, vocab: int = TEXT.vocab) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lmmkit.commands.common import Trust, err, reporting
+from lmmkit.commands.common import Held, Trust, err, reporting
 
 
 @reporting
@@ -16,12 +16,15 @@ def chat(
     model: Annotated[
         Path, typer.Argument(metavar="RUN_OR_MODEL", help="A run folder, or RUN/model/<stage>.")
     ],
-    image: Annotated[Path | None, typer.Option(help="A picture the conversation is about.")] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option(help="A picture the conversation is about. Repeatable.")
+    ] = None,
     prompt: Annotated[str | None, typer.Option(help="Ask this once; without it, a conversation.")] = None,
     new: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Most tokens of an answer.")] = 64,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
     seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
+    dtype: Held = "float32",
     trust_files: Trust = False,
 ) -> None:
     """Talk to a trained model about a picture."""
@@ -31,13 +34,14 @@ def chat(
     from lmmkit.sample import Turn
     from lmmkit.speak import load
 
-    speaker = load(model, trust_files=trust_files)
+    speaker = load(model, dtype=getattr(torch, dtype), trust_files=trust_files)
     draws = torch.Generator().manual_seed(seed)
     choose = Sampled(temperature, top_p, draws) if temperature > 0 else greedy
     turns: list[Turn] = []
+    pictures = [str(path) for path in image or []]
 
     def ask(text: str) -> None:
-        turns.append(Turn("user", text, images=int(image is not None and not turns)))
+        turns.append(Turn("user", text, images=0 if turns else len(pictures)))
         shown = ""
 
         def stream(so_far: str) -> None:
@@ -46,13 +50,13 @@ def chat(
             sys.stdout.flush()
             shown = so_far
 
-        answer = speaker.say(turns, str(image) if image else None, new=new, choose=choose, on_text=stream)
+        answer = speaker.say(turns, pictures, new=new, choose=choose, on_text=stream)
         sys.stdout.write("\n")
         turns.append(Turn("assistant", answer))
 
     if prompt is not None:
         return ask(prompt)
-    err.print("Ask about the picture; an empty line ends." if image else "Ask; an empty line ends.")
+    err.print("Ask about the picture; an empty line ends." if pictures else "Ask; an empty line ends.")
     while line := _line():
         ask(line)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
 from lmmkit.commands.common import Json, RecipePath, Root, Set, Trust, out, print_json, reporting, the_recipe
+
+TFLOPS = 400.0  # 40 % of an H100's 989 in bfloat16, an assumption
 
 
 @reporting
@@ -16,6 +19,9 @@ def check(
     root: Root = None,
     changes: Set = None,
     images: Annotated[bool, typer.Option("--images", help="Also read the header of every picture.")] = False,
+    tflops: Annotated[
+        float, typer.Option(min=1.0, help="What a device computes, 10^12 operations a second; for the hours.")
+    ] = TFLOPS,
     trust_files: Trust = False,
     as_json: Json = False,
 ) -> None:
@@ -35,14 +41,16 @@ def check(
     except UserError as error:
         raise UserError([*error.problems, *tasks]) from error
     raise_all(tasks)
+    assemble.check_optimizers(read)
     assemble.check_origins(prepared.recipe, prepared.dims, prepared.origins, assemble.device_here())
     if images:
         raise_all([p for records in prepared.sources.values() for p in check_images(records)])
-    stages = {stage: estimate(prepared, stage) for stage in read.stages}
+    stages = {stage: estimate(prepared, stage, flops=1e12 * tflops) for stage in read.stages}
     if as_json:
         return print_json({"stages": stages, "rows": {name: len(r) for name, r in prepared.sources.items()}})
     out.print(plan_text(prepared).rstrip())
     out.print(_table(stages))
+    out.print(_memory(stages, tflops))
     for name, records in prepared.sources.items():
         turns = f", {records.dropped_turns} leading answers left out" if records.dropped_turns else ""
         out.print(f"data {name}: {len(records)} rows{turns}")
@@ -52,31 +60,38 @@ def check(
 
 
 def _table(stages: dict[str, dict]) -> Table:
-    table = Table(
-        title="what it will take (token figures from the first steps)", title_justify="left",
-        caption="* of one device: weights, gradients, optimizer; activations come on top.\n"
-        "Hours: the decoder's matrices, on shard x replicate devices of 400 TFLOP/s.",
-        caption_justify="left",
-    )  # fmt: skip
-    headings = (
-        "stage",
-        "steps",
-        "tokens\na step",
-        "micro-\nbatches",
-        "super-\nvised",
-        "million\nlearning",
-        "GiB\na device*",
-        "hours*",
-    )
-    for column in headings:
-        table.add_column(column, justify="left" if column == "stage" else "right")
+    """What runs and what learns."""
+    table = Table(title="what it will take (token figures from the first steps)", title_justify="left")
+    headings = ("stage", "steps", "tokens\na step", "micro-\nbatches", "super-\nvised", "million\nlearning")
+    _columns(table, headings)
     for stage, e in stages.items():
         table.add_row(
             stage, f"{e['steps']:,}", f"{e['tokens_per_step']:,.0f}", f"{e['micro_batches']:.1f}",
             f"{100 * e['supervised']:.1f} %", f"{_millions(e['learning'])} / {_millions(e['parameters'])}",
-            f"{e['bytes'] / 2**30:,.2f}", f"{e['hours']:,.2f}",
         )  # fmt: skip
     return table
+
+
+def _memory(stages: dict[str, dict], tflops: float) -> Table:
+    """What one device holds, and for how long."""
+    devices = next(iter(stages.values()))["devices"]
+    table = Table(
+        title=f"GiB of one device, of {devices}", title_justify="left",
+        caption="Activations: of the fullest micro-batch, on a device that computes in\n"
+        "`numerics.compute`. Leave a tenth for kernels and the allocator. Hours: the\n"
+        f"decoder's matrices at {devices} x {tflops:g} TFLOP/s (--tflops). See docs/recipes.md.",
+        caption_justify="left",
+    )  # fmt: skip
+    sorts = ("weights", "gradients", "optimizer", "activations", "all")
+    _columns(table, ("stage", "weights", "gradients", "optimizer", "activa-\ntions", "all", "hours"))
+    for stage, e in stages.items():
+        table.add_row(stage, *(f"{e['bytes'][sort] / 2**30:,.2f}" for sort in sorts), f"{e['hours']:,.2f}")
+    return table
+
+
+def _columns(table: Table, headings: Sequence[str]) -> None:
+    for column in headings:
+        table.add_column(column, justify="left" if column == "stage" else "right")
 
 
 def _millions(count: int) -> str:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -26,6 +26,10 @@ Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="K=V", help="Change one key: a.b=c. Repeatable.")
 ]
 Trust = Annotated[bool, typer.Option("--trust-files", help="Run plugins from local files the recipe names.")]
+Held = Annotated[
+    Literal["float32", "bfloat16"],
+    typer.Option("--dtype", help="What the weights are held in, and computed."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from lmmkit.commands.common import Json, Root, Trust, err, out, print_json, reporting
+from lmmkit.commands.common import Held, Json, Root, Trust, err, out, print_json, reporting
 
 
 @reporting
@@ -22,10 +22,13 @@ def evaluate(
     probe: Annotated[
         bool, typer.Option("--probe", help="Also on the blank and on another sample's image.")
     ] = False,
+    dtype: Held = "float32",
     trust_files: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Evaluate a run's models on the tasks of its recipe; adds to RUN/results.json."""
+    import torch
+
     from lmmkit.evaluate.run import evaluate as run_tasks
     from lmmkit.recipe import read_recipe
     from lmmkit.rundir import RunDir, read_json
@@ -42,6 +45,7 @@ def evaluate(
         controls=controls,
         stage=stage,
         trust_files=trust_files,
+        dtype=getattr(torch, dtype),
         say=lambda text: err.print(text),
     )
     if as_json:

@@ -36,4 +36,5 @@ def train(
     if finished.signal is not None:
         out.print(f"stopped by a signal; saved. Go on with the same command and --resume ({to})")
         raise typer.Exit(exit_code(finished.signal))
-    out.print(f"done: {to}   next: lmmkit eval {shlex.quote(str(to))}")
+    following = "eval" if read.evaluate else "chat"
+    out.print(f"done: {to}   next: lmmkit {following} {shlex.quote(str(to))}")

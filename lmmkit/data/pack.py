@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor
 
 from lmmkit.batch import Batch, Fill, Pick
-from lmmkit.forest import Forest, grow
+from lmmkit.calls import Sight
+from lmmkit.data.features import FeatureCache
+from lmmkit.forest import Forest, arrange, grow
 from lmmkit.needs import AttnMass, Need, selector
 from lmmkit.parts import Term
 from lmmkit.sample import Image, ImageShape, View
@@ -37,6 +40,25 @@ class Tree(NamedTuple):
 Picture = tuple[Image, ImageShape]
 
 
+class _Seen(NamedTuple):
+    """A batch's distinct pictures: those that were `read`, then those that are `known`, by number."""
+
+    read: tuple[int, ...]
+    known: tuple[int, ...]
+    pixels_ICXY: Tensor
+    known_JND: Tensor | None
+    unknown: tuple[tuple[int, str], ...]
+
+    def renumbered(self, fill: Fill, image_rows: int) -> Fill:
+        """A fill of image items, counted in this order."""
+        if fill.source != "vision" or not self.known:
+            return fill
+        place = torch.empty(len(self.read) + len(self.known), dtype=torch.int64)
+        place[torch.tensor(self.read + self.known)] = torch.arange(len(place))
+        image_N = place[fill.item_N // image_rows]
+        return replace(fill, item_N=image_N * image_rows + fill.item_N % image_rows)
+
+
 class ReadsImages(Protocol):
     def __call__(self, image: Image, shape: ImageShape) -> Tensor: ...
 
@@ -46,7 +68,8 @@ class Packer:
     """What packing needs to know besides the views.
 
     `text_terms` names the next-token terms: "next_token" for the main view, then the tasks that
-    learn text. `terms` are the plugin terms whose items are counted.
+    learn text. `terms` are the plugin terms whose items are counted. `features` holds what a frozen
+    encoder said of pictures before.
     """
 
     reader: ReadsImages
@@ -56,6 +79,7 @@ class Packer:
     needs: tuple[Need, ...] = ()
     terms: tuple[Term, ...] = ()
     share: bool = True
+    features: FeatureCache | None = None
 
     def tree(self, members: Sequence[LaidOut]) -> Tree:
         """One sample's views, measured."""
@@ -63,8 +87,16 @@ class Packer:
 
     def _grown(self, members: Sequence[LaidOut]) -> tuple[Forest, list[np.ndarray]]:
         codes: dict[Hashable, int] = {}
-        sequences = [_keys(member, codes) for member in members]
-        return grow([sequences], share=self.share, worth=WORTH)
+        return grow([[_keys(member, codes) for member in members]], share=self.share, worth=WORTH)
+
+    def _arranged(self, members: Sequence[LaidOut]) -> tuple[Forest, list[np.ndarray]]:
+        """A forest whose pictures stand at even distances, and the rows of every view."""
+        forest, paths = self._grown(members)
+        cut_T = np.zeros(len(forest), bool)
+        for member, path in zip(members, paths, strict=True):
+            cut_T[path[_behind_pictures(member.layout)]] = True
+        forest, new = arrange(forest, cut_T)
+        return forest, [new[path] for path in paths]
 
     def pack(
         self, trees: Sequence[Tree], dropped: Mapping[str, int] | None = None
@@ -74,35 +106,60 @@ class Packer:
         Prefixes are merged across samples too: a system prompt stands once in a micro-batch.
         """
         members = [m for tree in trees for m in tree.members]
-        forest, paths = self._grown(members)
+        forest, paths = self._arranged(members)
         id_T, fills, images = self._origins(members, paths, len(forest))
-        pixels = [self.reader(image, shape) for image, shape in images]
-        size = self.image_size
+        seen = self._look(images)
         predict, target_S, term_S = self._targets(members, paths)
         key_T, picks = self._picks(members, paths, len(forest))
         mass = [pick.row_Q for need, pick in picks.items() if isinstance(need, AttnMass)]
+        sight = Sight(forest, key_T, torch.cat([*mass, _cat([])]).unique())
         batch = Batch(
-            forest=forest,
+            sight=_ready(sight),
+            last=_ready(replace(sight, read_T=_read(len(forest), predict, picks))),
             id_T=id_T,
-            fills=fills,
-            pixels_ICXY=torch.stack(pixels) if pixels else torch.empty(0, 3, size, size),
+            fills=tuple(seen.renumbered(fill, self.image_rows) for fill in fills),
+            pixels_ICXY=seen.pixels_ICXY,
+            known_JND=seen.known_JND,
+            unknown=seen.unknown,
             predict=predict,
             target_S=target_S,
             term_S=term_S,
             text_terms=self.text_terms,
-            key_T=key_T,
-            mass_R=torch.cat(mass).unique() if mass else torch.empty(0, dtype=torch.int64),
-            read_T=_read(len(forest), predict, picks),
             picks=picks,
             labels=_labels(members),
             views=tuple((m.view.name, m.view.sample.key) for m in members),
-            first_image_V=_first_images(members, images),
+            first_image_V=_first_images(members, [images[i] for i in seen.read]),
             dropped=dropped or {},
         )
         text = np.bincount(term_S.numpy(), minlength=len(self.text_terms)).tolist()
         count = dict(zip(self.text_terms, text, strict=True))
         count |= {term.name: term.count(batch) for term in self.terms if term.name not in count}
         return replace(batch, count=count), paths
+
+    def _look(self, images: Sequence[Picture]) -> _Seen:
+        """Reads pictures, or what the encoder said of them where that is known."""
+        names = (
+            {}
+            if self.features is None
+            else {
+                i: self.features.name(image.path, shape)
+                for i, (image, shape) in enumerate(images)
+                if image.edit is None
+            }
+        )
+        found = {i: self.features.get(name) for i, name in names.items()} if self.features else {}
+        known = {i: x for i, x in found.items() if x is not None}
+        read = [i for i in range(len(images)) if i not in known]
+        pixels = [self.reader(*images[i]) for i in read]
+        return _Seen(
+            read=tuple(read),
+            known=tuple(known),
+            pixels_ICXY=torch.stack(pixels)
+            if pixels
+            else torch.empty(0, 3, self.image_size, self.image_size),
+            known_JND=torch.stack(list(known.values())) if known else None,
+            unknown=tuple((at, names[i]) for at, i in enumerate(read) if i in names),
+        )
 
     def _origins(self, members, paths, total) -> tuple[Tensor, tuple[Fill, ...], list[Picture]]:
         """Token ids, fills, and the distinct (image, shape) in the order of their tokens."""
@@ -152,7 +209,7 @@ class Packer:
             for v, (member, path) in enumerate(zip(members, paths, strict=True)):
                 if member.view.name != selector(need).view:
                     continue
-                places = np.asarray(selector(need).places(member.layout), np.int64)
+                places = selector(need).places(member.layout)
                 if isinstance(need, AttnMass):
                     is_key = np.zeros(len(path), bool)
                     is_key[need.k.places(member.layout)] = True
@@ -164,6 +221,12 @@ class Packer:
             share = torch.from_numpy(np.concatenate([*uniform, np.empty(0)])).float()
             picks[need] = Pick(_cat(rows), _cat(views), share if isinstance(need, AttnMass) else None)
         return torch.from_numpy(key_T), picks
+
+
+def _ready(sight: Sight) -> Sight:
+    """The sight with its calls made: here, in a data worker, and not where the model waits."""
+    assert sight.calls is not None
+    return sight
 
 
 def _read(total: int, predict: Pick, picks: Mapping[Need, Pick]) -> Tensor:
@@ -187,6 +250,14 @@ def _keys(member: LaidOut, codes: dict[Hashable, int]) -> np.ndarray:
             code = codes.setdefault(what, len(codes))
             parts.append(-1 - (code << 32) - np.arange(span.n))
     return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+
+def _behind_pictures(layout: Layout) -> list[int]:
+    """The place behind the last picture, where there is a picture and a place: up to here views of
+    one template are equally long, behind it they are not."""
+    ends = list(accumulate(span.n for span in layout))
+    last = max((i for i, span in enumerate(layout) if span.kind == "image"), default=len(layout) - 1)
+    return ends[last : len(ends) - 1][:1]
 
 
 def _supervised(layout: Layout) -> tuple[np.ndarray, np.ndarray]:

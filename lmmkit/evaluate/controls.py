@@ -15,10 +15,13 @@ def blank(samples: Sequence[Sample], *, edit: Blank) -> list[Sample]:
 
 
 def swapped(samples: Sequence[Sample]) -> list[Sample]:
-    """Every sample with the images of the next sample whose images differ, in a circle.
+    """Every sample with the images of the next sample that has as many, but others, in a circle.
 
-    Questions on one picture stand together, so the whole group moves on to the next picture.
+    Questions on one picture stand together, so the whole group moves on to the next picture. A
+    sample of text stays as it is.
     """
-    pictures = list(dict.fromkeys(s.images for s in samples))
-    after = dict(zip(pictures, pictures[1:] + pictures[:1], strict=True))
+    after = {}
+    for count in {len(s.images) for s in samples}:
+        pictures = list(dict.fromkeys(s.images for s in samples if len(s.images) == count))
+        after |= dict(zip(pictures, pictures[1:] + pictures[:1], strict=True))
     return [replace(s, images=after[s.images]) for s in samples]

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
+
 from lmmkit.errors import raise_all
 from lmmkit.evaluate.checks import choice_problems, task_problems
 from lmmkit.evaluate.tasks.exact_match import exact_match
@@ -20,7 +22,8 @@ from lmmkit.speak import Speaker, load, model_folder
 
 def evaluate(
     run: RunDir, recipe: Recipe, *, only: Sequence[str] = (), controls: Sequence[str] | None = None,
-    stage: str | None = None, trust_files: bool = False, say: Callable[[str], None] = lambda text: None,
+    stage: str | None = None, trust_files: bool = False, dtype: torch.dtype = torch.float32,
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict:  # fmt: skip
     """Runs the recipe's tasks on the run's models and merges them into its `results.json`.
 
@@ -31,6 +34,7 @@ def evaluate(
         controls: in place of the recipe's.
         stage: whose model answers, in place of the tasks' own; such results are not written.
         trust_files: run plugins from local files.
+        dtype: of weights and computation.
         say: told what is under way.
 
     Returns:
@@ -46,7 +50,9 @@ def evaluate(
     for name, task in tasks.items():
         folder = model_folder(run.path, stage or task.stage)
         if folder not in speakers:
-            speakers[folder] = load(folder, trust_files=trust_files, plugins="all", root=recipe.root)
+            speakers[folder] = load(
+                folder, dtype=dtype, trust_files=trust_files, plugins="all", root=recipe.root
+            )
         samples = list(sources[_data(task)])[: None if task.samples == "all" else task.samples]
         began = time.perf_counter()
         say(f"{name}: {len(samples)} samples of {task.data}")

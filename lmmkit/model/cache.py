@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from lmmkit.model.attention import ALL, Attend, Heads, Turn, turned
+from lmmkit.model.attend import ALL, Attend, Heads, Turn, turned
 
 
 class LayerCache:

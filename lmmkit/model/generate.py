@@ -6,7 +6,7 @@ One prompt, a batch of ragged prompts and many questions on one image are the sa
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -74,9 +74,9 @@ def generate(
     key_QM, seen_QM = _paths(batch.forest, leaves)
     caches = [LayerCache(key_QM.to(device), new) for _ in lmm.decoder.blocks]
     read_T = torch.zeros(len(batch), dtype=torch.bool).index_fill(0, leaf_Q, True)
-    attends = lmm.attends(batch, batch.mass_R, read_T, device)
+    attends = lmm.attends(batch.sight, replace(batch.sight, read_T=read_T), device)
     recording = [cache.recording(attend) for cache, attend in zip(caches, attends, strict=True)]
-    x_TD = lmm.rows(batch.id_T, batch.fills, batch.pixels_ICXY, tokens)
+    x_TD = lmm.rows(batch, lmm.encode(batch.pixels_ICXY), tokens)
     id_Q = choose(lmm.logits(lmm.decode(x_TD, batch.forest.pos_T, recording).at(leaf_Q.to(device))))
 
     padded, M = not bool(seen_QM.all()), key_QM.shape[1]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lmmkit.batch import Batch, Fill, Pick
+from lmmkit.calls import Sight
 from lmmkit.forest import grow
 
 EMPTY = torch.empty(0, dtype=torch.int64)
@@ -59,11 +60,10 @@ def batch_of_ids(
     if outside.any():
         raise ValueError(f"got the token id {id_T[outside][0]}; want 0 to {vocab - 1}")
     fills = (Fill("vision", torch.from_numpy(row_N), torch.arange(len(row_N))),) if len(row_N) else ()
+    sight = Sight(forest, torch.zeros(len(forest), dtype=torch.bool), EMPTY)
     batch = Batch(
-        forest=forest, id_T=torch.from_numpy(id_T), fills=fills,
+        sight=sight, last=sight, id_T=torch.from_numpy(id_T), fills=fills,
         pixels_ICXY=torch.empty(0, 3, 0, 0) if pixel_values is None else pixel_values,
         predict=Pick(EMPTY, EMPTY), target_S=EMPTY, term_S=EMPTY, text_terms=("next_token",),
-        key_T=torch.zeros(len(forest), dtype=torch.bool), mass_R=EMPTY,
-        read_T=torch.zeros(len(forest), dtype=torch.bool),
     )  # fmt: skip
     return batch, paths

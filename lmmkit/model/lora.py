@@ -83,9 +83,15 @@ def merge(module: nn.Module) -> None:
     for linear, adapters in list(_adapted(module)):
         for part, adapter in adapters.items():
             rows = linear.slices[part] if isinstance(linear, FusedLinear) else slice(None)
-            linear.weight[rows] += adapter.matrix().to(linear.weight.dtype)  # type: ignore[union-attr]
+            # in the wider of both types, and rounded once
+            linear.weight[rows] = linear.weight[rows] + adapter.matrix()  # type: ignore[union-attr]
         adapters.take_off()  # type: ignore[operator]
         delattr(linear, CHILD)
+
+
+def adapters(module: nn.Module) -> list[Adapter]:
+    """All that are on."""
+    return [part for part in module.modules() if isinstance(part, Adapter)]
 
 
 def _adapted(module: nn.Module) -> Iterator[tuple[FusedLinear | Linear, nn.ModuleDict]]:

@@ -36,14 +36,15 @@ class Parts:
 
 
 def build_parts(recipe: Recipe, *, trust_files: bool = False) -> Parts:
-    """Opens the door for the instances the recipe names and builds them.
+    """Opens the door for the instances and observers the recipe names, and builds the instances.
 
     Raises:
         UserError: unknown or broken plugins; unknown, missing or ill-typed settings.
     """
     wanted = {name: str(raw.get("use", name)) for name, raw in recipe.plugins.items()}
     where = {name: recipe.where(f"plugins.{name}") for name in wanted}
-    door = open_door(wanted, where=where, trust_files=trust_files, base=recipe.path("."))
+    observers = {use: recipe.where(f"output.observers.{i}") for i, use in enumerate(recipe.output.observers)}
+    door = open_door(wanted, where=where, trust_files=trust_files, base=recipe.path("."), observers=observers)
     problems: list[Problem] = []
     built = {}
     for name, raw in recipe.plugins.items():

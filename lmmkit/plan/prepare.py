@@ -123,7 +123,7 @@ def prepare_bare(
         got, mend = f"no settings of {', '.join(missing)}", "Restore the folder's recipe.yaml."
         raise UserError(Problem("model/plugins", "recipe.yaml", got, "those the model answers through", mend))
     kept = {name: recipe.plugins[name] for name in through}
-    recipe = replace(recipe, plugins=kept)
+    recipe = replace(recipe, plugins=kept, output=replace(recipe.output, observers=()))
     return _prepare(
         recipe, sorted(data), trust_files,
         lambda parts, dims: {stage: speaking_plan(parts, stage) for stage in recipe.stages}, mute=mute, pickled=pickled,

@@ -114,5 +114,5 @@ def recipe_of_ours(folder: Path, config: Mapping[str, Any], root: str | Path | N
     return read_recipe(
         path, root=Path(root or config.get("root", ".")),
         # the folder may lie on another machine than it was trained on
-        overrides=[f"model.tokenizer.from={tokenizer}", "speed.attention=auto"],
+        overrides=[f"model.tokenizer.from={tokenizer}", "speed.attention=auto", "output.observers=[]"],
     )  # fmt: skip

@@ -213,8 +213,11 @@ class Model:
 
 @section
 class Numerics:
-    """`bfloat16` computes so on CUDA; a CPU computes in float32 whatever stands here."""
+    """`bfloat16` computes so on CUDA; a CPU computes in float32 whatever stands here. `frozen` is
+    what the matrices of a part are held in that no stage of the run trains, on any device.
+    """
 
     compute: Literal["float32", "bfloat16"] = "float32"
     weights: Literal["float32"] = "float32"
+    frozen: Literal["float32", "bfloat16"] = "float32"
     loss: Literal["float32"] = "float32"

@@ -45,12 +45,23 @@ class Evaluate:
 
 @section
 class Output:
-    """How often things are written, in optimizer steps; 0 = never. `keep`: checkpoints kept."""
+    """How often things are written, in optimizer steps; 0 = never. `keep`: checkpoints kept.
+    `observers`: plugins that are told how a run goes, and compute nothing.
+    """
 
     save_every: k.Natural = 500
     keep: k.Two = 2  # one alone would be lost with a broken write
     log_every: k.Count = 1
     pictures_every: k.Natural = 0
+    observers: Annotated[tuple[k.Text, ...], Says("a list of files or installed plugins")] = ()
+
+
+@section
+class Features:
+    """A folder for what a frozen encoder says of pictures, at most `gib` of it."""
+
+    folder: k.Text
+    gib: k.Positive
 
 
 @section
@@ -67,6 +78,8 @@ class Speed:
     workers: k.Natural = 0  # data processes a rank
     threads: k.Natural = 0  # CPU threads; 0 = leave as found
     image_cache_mb: k.Natural = 0  # 0 = no cache
+    features: Features | None = None  # where the encoder is frozen; not given = encode every time
+    keep_memory: k.Flag = False  # a CPU run's C allocator gives nothing back: fewer page faults
 
 
 @section

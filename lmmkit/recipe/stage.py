@@ -92,9 +92,11 @@ class Train:
 
 @section
 class Optim:
-    """AdamW and its schedule; the optimizer starts anew with each stage."""
+    """AdamW and its schedule; the optimizer starts anew with each stage. `adamw8bit` keeps its two
+    moments in 8 bits, by bitsandbytes.
+    """
 
-    kind: Literal["adamw"] = "adamw"
+    kind: Literal["adamw", "adamw8bit"] = "adamw"
     lr: k.Positive
     weight_decay: k.NotNegative = 0.0
     betas: Annotated[tuple[k.Below1, k.Below1], Says("two numbers from 0 to below 1")] = (

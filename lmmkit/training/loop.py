@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 
 from lmmkit import assemble
+from lmmkit.data.features import FeatureCache, digest
 from lmmkit.data.loader import load_steps
 from lmmkit.errors import Problem, UserError
 from lmmkit.objective import Objective
@@ -84,6 +85,8 @@ def run_stage(
         prepared.steps(position.stage),
     )
     chance = plan.chances(prepared.dims)
+    features = feature_cache(prepared, objective, position.stage)
+    pipeline = replace(pipeline, packer=replace(pipeline.packer, features=features))
 
     def save(at: Position) -> None:
         checkpoint.save(
@@ -112,15 +115,25 @@ def run_stage(
             clip = None if stage.optim.clip == "none" else stage.optim.clip
             position = Position(position.stage, position.step + 1, position.stage_step + 1)
             logged = position.step % recipe.output.log_every == 0
-            report = run_step(objective, optimizer, step, weights, clip=clip, device=device, readings=logged)
+            report = run_step(
+                objective,
+                optimizer,
+                step,
+                weights,
+                clip=clip,
+                device=device,
+                readings=logged,
+                features=features,
+            )
             _check_finite(report, position, [key for batch in step for _, key in batch.views])
             idle.check(report, position)
             now = time.perf_counter()
             if logged:
                 record = _record(position, report, chance, stage.optim.lr * factor, now - clock)
                 metrics.write(record)
-                board.scalars(position.step, {k: v for k, v in record.items() if isinstance(v, float)})
-                prepared.parts.door.logged(position.step, record)
+                scalars = {k: v for k, v in record.items() if isinstance(v, float)}
+                board.scalars(position.step, scalars)
+                prepared.parts.door.logged(position.step, scalars)
             clock = now
             progress.update(position.stage_step, tokens=report.tokens, loss=report.loss)
             stopping = stop.requested is not None  # read once: what is not saved for must not stop us
@@ -129,6 +142,17 @@ def run_stage(
             if stopping:
                 break
     return position, stopping
+
+
+def feature_cache(prepared: Prepared, objective: Objective, stage: str) -> FeatureCache | None:
+    """Where features of pictures are kept, in a stage whose encoder stays as it is."""
+    asked, recipe = prepared.recipe.speed.features, prepared.recipe
+    if asked is None or recipe.stages[stage].train.vision is not None:
+        return None
+    # of one set of weights, encoders of another activation or number of heads say other things
+    seen = f"{recipe.model.vision} {prepared.dims.image} {objective.compute}"
+    mark = f"{digest(objective.lmm.vision.state_dict())} {seen}"
+    return FeatureCache(recipe.path(asked.folder), mark, int(asked.gib * 2**30))
 
 
 def _record(at: Position, report: Report, chance: dict[str, float], lr: float, seconds: float) -> dict:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,8 @@ from torch import Tensor
 
 from lmmkit.data.pack import LaidOut
 from lmmkit.dims import ImageSpec
-from lmmkit.model.attention import ALL, Attend, Heads, Turn, attention_map, turned
+from lmmkit.model.attend import ALL, Attend, Heads, Turn, turned
+from lmmkit.model.attention import attention_map
 from lmmkit.objective import Objective
 from lmmkit.plan.prepare import Prepared
 from lmmkit.sample import View
@@ -55,15 +58,16 @@ def look(
     batch = batch.to(device)
     see_RT = batch.forest.see()[row_R].to(device)
     maps: list[Tensor] = []
-    attend = lmm.backend.attend(batch.forest, batch.key_T, batch.mass_R[:0], device)
+    attend = lmm.backend.attend(replace(batch.sight, row_R=batch.sight.row_R[:0]), device)
 
     def watching(qkv_TC: Tensor, heads: Heads, turn: Turn) -> tuple[Tensor, Tensor]:
         q_THK, k_TGK, _ = turned(qkv_TC, heads, turn)
         maps.append(attention_map(q_THK[row_R], k_TGK, see_RT)[..., image_row].mean((0, 1)))
         return attend(qkv_TC, heads, turn)
 
-    x_TD = lmm.rows(batch.id_T, batch.fills, batch.pixels_ICXY, objective.tokens(batch))
-    lmm.decode(x_TD, batch.forest.pos_T, [Attend(ALL, watching)] * len(lmm.decoder.blocks))
+    with objective.computing(device):
+        x_TD = lmm.rows(batch, lmm.encode(batch.pixels_ICXY), objective.tokens(batch))
+        lmm.decode(x_TD, batch.forest.pos_T, [Attend(ALL, watching)] * len(lmm.decoder.blocks))
     map_XY = torch.stack(maps).mean(0).view(spec.grid)
     return natural(batch.picture(0), spec), map_XY / map_XY.max()
 

@@ -6,10 +6,17 @@ plugins draw from generators keyed by what they draw for.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+
+
+def seed_stage(seed: int, stage: str) -> None:
+    """Sets the generators to what follows from the recipe's seed: dropout draws from them."""
+    digest = hashlib.blake2b(f"{seed}:{stage}".encode(), digest_size=7).digest()
+    torch.manual_seed(int.from_bytes(digest, "big"))
 
 
 def rng_state() -> dict[str, Tensor]:

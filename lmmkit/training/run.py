@@ -15,6 +15,8 @@ from torch import Tensor
 from lmmkit import assemble
 from lmmkit.data.records import Records, pictures_digest
 from lmmkit.errors import Problem, UserError, raise_all
+from lmmkit.estimate import checkpoint_bytes
+from lmmkit.malloc import keep_memory
 from lmmkit.model import lora
 from lmmkit.objective import Objective
 from lmmkit.plan.explain import plan_text
@@ -24,15 +26,13 @@ from lmmkit.rundir import RunDir, lock, read_json, write_json_atomic, write_text
 from lmmkit.training import checkpoint, manifest
 from lmmkit.training.log import Board, MetricsLog
 from lmmkit.training.loop import Position, run_stage
+from lmmkit.training.rng import seed_stage
 from lmmkit.training.signals import Stop
 from lmmkit.training.state import restore
 from lmmkit.weights import own
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
-
-
-CHECKPOINT_PER_WEIGHT = 3  # a weight and AdamW's two moments, at the most
 
 
 @dataclass(frozen=True)
@@ -68,20 +68,24 @@ def train(
     prepared = prepare(recipe, trust_files=trust_files)
     device = assemble.device_here()
     assemble.backend(recipe, device)
+    assemble.check_optimizers(recipe)
     assemble.check_origins(prepared.recipe, prepared.dims, prepared.origins, device)
     out = Path("runs") / (name or digest(recipe)[:12]) if out is None else Path(out)
     _check_stages(recipe, RunDir(out), stage, resume)
     run = RunDir.create(out, resume)
     if recipe.speed.threads:
         torch.set_num_threads(recipe.speed.threads)
+    if recipe.speed.keep_memory and (why_not := keep_memory()):
+        print(f"note: speed.keep_memory has no effect: {why_not}", file=sys.stderr)
     with lock(run), Stop() as stop:
         for note in checkpoint.sweep(run):
             print(f"note: {note}", file=sys.stderr)
         _check_same(run, prepared) if run.is_run else _open_run(run, prepared, source)
         objective = assemble.build(
-            prepared.recipe, prepared.parts.components, prepared.dims, device, origins=prepared.origins
-        )
-        checkpoint.check_space(run, CHECKPOINT_PER_WEIGHT * _bytes(objective), keep=recipe.output.keep)
+            prepared.recipe, prepared.parts.components, prepared.dims, device, origins=prepared.origins,
+            narrow=assemble.frozen_narrow(prepared.recipe),
+        )  # fmt: skip
+        checkpoint.check_space(run, checkpoint_bytes(prepared), keep=recipe.output.keep)
         saved = checkpoint.latest(run) if resume else None
         loaded = checkpoint.load(saved, verified=True) if saved else None
         position = Position(**loaded.state["position"]) if loaded else _first(prepared, stage)
@@ -91,10 +95,12 @@ def train(
         ):
             if resume:
                 metrics.truncate(position.step)
+            prepared.parts.door.started(str(run.path), to_mapping(recipe), position.step)
             for name in _stages(recipe, position.stage, stage):
                 if name != position.stage or loaded is None:
                     position = Position(name, position.step, 0)
                     _start(objective, prepared, run, name)
+                    seed_stage(recipe.seed, name)
                 learns = assemble.set_stage(
                     objective, prepared.plans[name], recipe.stages[name], seed=recipe.seed
                 )
@@ -113,10 +119,6 @@ def train(
     return Finished(run, None)
 
 
-def _bytes(objective: Objective) -> int:
-    return sum(p.nbytes for p in objective.parameters())
-
-
 def _open_run(run: RunDir, prepared: Prepared, source: str | None) -> None:
     """Writes what identifies the run; `run.json` last."""
     recipe = prepared.recipe
@@ -133,6 +135,7 @@ def _identity(prepared: Prepared) -> dict:
         "plans": {stage: plan.digest for stage, plan in prepared.plans.items()},
         "data": {name: _data_identity(records) for name, records in sorted(prepared.sources.items())},
         "plugins": {name: prepared.parts.origin(name) for name in prepared.parts.components},
+        "observers": list(prepared.parts.door.observers),
         "root": str(Path(prepared.recipe.root).resolve()),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }

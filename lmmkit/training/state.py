@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,14 +16,14 @@ from lmmkit.training.checkpoint import Checkpoint
 from lmmkit.training.rng import set_rng_state
 from lmmkit.weights.own import unique_tensors
 
+CONSTANT = ("qmap1", "qmap2")  # bitsandbytes: the values its 8 bits stand for, one table for all
+
 
 def tensors(objective: Objective, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """`model.<name>` and `optim.<name>.<slot>`: all that an update depends on."""
-    names = {id(p): name for name, p in objective.named_parameters()}
     out = {f"model.{name}": tensor for name, tensor in unique_tensors(objective).items()}
-    for parameter, slots in optimizer.state.items():
-        for slot, value in slots.items():
-            out[f"optim.{names[id(parameter)]}.{slot}"] = value
+    for key, slots, slot in _slots(objective, optimizer):
+        out[key] = torch.as_tensor(slots[slot])  # bitsandbytes counts its updates in an int
     return out
 
 
@@ -33,7 +35,21 @@ def restore(objective: Objective, optimizer: torch.optim.Optimizer, saved: Check
     with torch.no_grad():
         for name, tensor in wanted.items():
             tensor.copy_(saved.tensors[name])
+    for key, slots, slot in _slots(objective, optimizer):
+        if isinstance(slots[slot], int):
+            slots[slot] = int(saved.tensors[key])
     set_rng_state(saved.rng)
+
+
+def _slots(
+    objective: Objective, optimizer: torch.optim.Optimizer
+) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """(key in a checkpoint, a parameter's slots, name of one) of all that changes."""
+    names = {id(p): name for name, p in objective.named_parameters()}
+    for parameter, slots in optimizer.state.items():
+        for slot in slots:
+            if slot not in CONSTANT:
+                yield f"optim.{names[id(parameter)]}.{slot}", slots, slot
 
 
 def _allocate(optimizer: torch.optim.Optimizer) -> None:

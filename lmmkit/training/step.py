@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lmmkit.batch import Step
+from lmmkit.batch import Batch, Step
+from lmmkit.data.features import FeatureCache
 from lmmkit.objective import Objective, Outcome, add_counts, total
 from lmmkit.recipe import Optim
 
@@ -48,8 +49,12 @@ def run_step(
     clip: float | None,
     device: torch.device,
     readings: bool,
+    features: FeatureCache | None = None,
 ) -> Report:
-    """Averages every term over the whole step, then updates: 1 = N micro-batches."""
+    """Averages every term over the whole step, then updates: 1 = N micro-batches.
+
+    `features` is told what the encoder said of pictures it does not have.
+    """
     counts = add_counts(step)
     sums: dict[str, Tensor] = {}
     totals: dict[str, list] = {}
@@ -62,6 +67,8 @@ def run_step(
         loss += part.detach()
         for name, value in outcome.sums.items():
             sums[name] = sums.get(name, 0) + value.detach()
+        if features is not None:
+            _keep(features, batch, outcome)
         if readings:
             _read(objective, outcome, counts, totals)
     norm = _norm(objective, clip)
@@ -75,6 +82,12 @@ def run_step(
         chance={name: float(c) / counts[name.split("/")[0]] for name, (_, c) in totals.items()},
         dropped=dict(step[0].dropped),
     )
+
+
+def _keep(features: FeatureCache, batch: Batch, outcome: Outcome) -> None:
+    for at, name in batch.unknown:
+        assert outcome.seen_IND is not None
+        features.put(name, outcome.seen_IND[at])
 
 
 @torch.no_grad()

@@ -71,13 +71,15 @@ def test_check_tells_why_a_kernel_cannot_run(recipe, scenes):
 def test_the_cost_of_a_large_model_is_told_whole_in_eighty_columns():
     stage = {
         "steps": 5198, "tokens_per_step": 123_456.0, "micro_batches": 12.5, "supervised": 0.123,
-        "learning": 6_738_415_616, "parameters": 7_061_000_000, "bytes": 110 * 2**30, "hours": 12.345, "devices": 8,
+        "learning": 6_738_415_616, "parameters": 7_061_000_000, "hours": 12.345, "devices": 8,
+        "bytes": {"weights": 2**35, "gradients": 2**35, "optimizer": 2**36, "activations": 2**34, "all": 144 * 2**30},
     }  # fmt: skip
     console = Console(width=80, record=True, soft_wrap=True)
     console.print(check._table({"pretrain": stage, "finetune": stage}))
+    console.print(check._memory({"pretrain": stage, "finetune": stage}, 400))
     text = console.export_text()
     assert "…" not in text and max(map(len, text.splitlines())) <= 80
-    for word in ("steps", "tokens", "batches", "vised", "learning", "device", "6,738", "110.00", "12.35"):
+    for word in ("steps", "tokens", "batches", "vised", "learning", "device", "6,738", "144.00", "12.35"):
         assert word in text, text
 
 
@@ -112,6 +114,29 @@ def test_chat_streams_what_it_answers(trained, scenes):
     )
     assert first == again and first.endswith("\n")
     run("chat", trained, "--prompt", "Hello?", "--max-new-tokens", 3, "--temperature", 0.8, "--seed", 1)
+
+
+def test_a_model_answers_and_is_measured_in_bfloat16(trained, scenes):
+    picture = next((scenes / "images" / "heldout").iterdir())
+    run(
+        "chat",
+        trained,
+        "--image",
+        picture,
+        "--prompt",
+        "How many?",
+        "--max-new-tokens",
+        2,
+        "--dtype",
+        "bfloat16",
+    )
+    found = []
+    for dtype in ("bfloat16", "float32"):
+        run("eval", trained, "--on", "terms", "--dtype", dtype)
+        results = json.loads((trained / "results.json").read_text())
+        found.append(results["terms"]["next_token"]["value"])
+    narrow, wide = found
+    assert narrow == pytest.approx(wide, rel=0.02) and narrow != wide
 
 
 def test_chat_on_a_broken_picture_is_told(trained, tmp_path):

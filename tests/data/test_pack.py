@@ -11,7 +11,7 @@ from lmmkit.model.attention import Eager, Sdpa
 from lmmkit.spans import rows, text
 from tests import paper
 from tests.paper import CAPTIONS, CHATS, chat, packer, trees
-from tests.tiny import SPEC, image, laid_out, random_ids, read, read64, tiny_lmm
+from tests.tiny import SPEC, image, laid_out, random_ids, read, read64, tiny_lmm, whole
 
 SAMPLES = (*CAPTIONS, *CHATS)
 
@@ -153,13 +153,13 @@ def test_uniform_mass_is_the_share_of_image_rows_among_those_seen(packed):
     batch, _ = packed
     pick = batch.picks[paper.GUIDED.needs[0]]
     see = batch.forest.see()[pick.row_Q]
-    want = (see & batch.key_T).sum(1) / see.sum(1)
+    want = (see & batch.sight.key_T).sum(1) / see.sum(1)
     assert torch.allclose(pick.uniform_Q, want, rtol=1e-6) and (pick.uniform_Q > 0).all()
     marked = torch.zeros(len(batch), dtype=torch.bool)
     vision = next(fill for fill in batch.fills if fill.source == "vision")
     marked[vision.row_N] = True
-    assert not (batch.key_T & ~marked).any()
-    assert set(pick.row_Q.tolist()) == set(batch.mass_R.tolist())
+    assert not (batch.sight.key_T & ~marked).any()
+    assert set(pick.row_Q.tolist()) == set(batch.sight.row_R.tolist())
 
 
 def test_mass_is_read_at_every_response_row_of_the_main_view_alone(packed):
@@ -176,8 +176,8 @@ def test_text_alone_has_no_fill_no_picture_and_no_mass():
     batch, _ = paper.packed([chat("t", "hi", "yes", images=0)])
     assert batch.fills == () and batch.pixels_ICXY.shape == (0, 3, SPEC.size, SPEC.size)
     assert (
-        len(batch.mass_R) == 0
-        and not batch.key_T.any()
+        len(batch.sight.row_R) == 0
+        and not batch.sight.key_T.any()
         and batch.first_image_V == (-1, -1)[: len(batch.views)]
     )
     assert batch.count["guided_loss"] == batch.count["image_order"] == 0 < batch.count["next_token"]
@@ -218,8 +218,8 @@ def test_another_document_of_equal_length_does_not_move_a_bit_of_the_rest(backen
         ]
         batch, paths = pack.pack([pack.tree([view]) for view in views])
         with torch.no_grad():
-            out = lmm(batch, {}, batch.mass_R)
-        mass_T = torch.zeros(len(batch)).index_copy(0, batch.mass_R, out.mass_LR.mean(0))
+            out = lmm(whole(batch), {})
+        mass_T = torch.zeros(len(batch)).index_copy(0, batch.sight.row_R, out.mass_LR.mean(0))
         return out.hidden_WD, mass_T, paths
 
     (before, mass_before, paths), (after, mass_after, _) = hidden(1), hidden(2)

@@ -71,6 +71,13 @@ def samples() -> list[Sample]:
     ]  # fmt: skip
 
 
+def test_swapped_gives_as_many_pictures_as_there_were():
+    names = [("a",), (), ("b", "c"), ("d",), ("e", "f"), ()]
+    mixed = [Sample(key=str(i), turns=(), images=tuple(map(Image, paths))) for i, paths in enumerate(names)]
+    got = [tuple(image.path for image in s.images) for s in swapped(mixed)]
+    assert got == [("d",), (), ("e", "f"), ("a",), ("b", "c"), ()]
+
+
 def test_swapped_gives_every_question_another_scene_s_picture():
     for before, after in zip(samples(), swapped(samples()), strict=True):
         assert before.images != after.images and before.turns == after.turns

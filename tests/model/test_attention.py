@@ -6,9 +6,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from lmmkit.calls import Sight
 from lmmkit.forest import roots
-from lmmkit.model import attention
-from lmmkit.model.attention import Eager, Heads, NoBackend, Sdpa, Xformers, backends, choose, log_choice
+from lmmkit.model.attend import Heads
+from lmmkit.model.attention import Eager, NoBackend, Sdpa, Xformers, backends, choose, log_choice
 from tests import reference
 from tests.attention_cases import (
     CASES,
@@ -52,7 +53,7 @@ def test_rows_that_nobody_reads_may_stay_away(backend, name):
     read_T = torch.rand(len(case.forest), generator=draw) < 0.2
     unread_R = (~read_T).nonzero()[:, 0]
     whole = of_backend(backend, case._replace(dead_R=unread_R), given, torch.float64)
-    attend = backend.attend(case.forest, case.key_T, case.row_R, CPU, read_T)
+    attend = backend.attend(case.sight(read_T), CPU)
     rows = attend.rows
     assert set(rows.tolist()) >= set(read_T.nonzero()[:, 0].tolist()) | set(case.row_R.tolist())
     q, k, v = (x.clone().requires_grad_() for x in given[:3])
@@ -66,7 +67,8 @@ def test_rows_that_nobody_reads_may_stay_away(backend, name):
 def test_a_run_is_computed_from_the_first_row_that_is_read():
     forest, none = roots([100, 50]), torch.arange(0)
     read_T = marks(150, [70, 90])
-    assert Sdpa().attend(forest, marks(150), none, CPU, read_T).rows.tolist() == list(range(70, 100))
+    attend = Sdpa().attend(Sight(forest, marks(150), none, read_T), CPU)
+    assert attend.rows.tolist() == list(range(70, 100))
 
 
 @pytest.mark.parametrize("groups", [1, 4])
@@ -77,7 +79,7 @@ def test_turning_in_place_is_turning(groups):
     key_T, row_R, found = marks(30, range(9)), torch.arange(9, 30), []
     for backend in (Sdpa(), Eager()):
         qkv_TC = torch.cat(given[:3], 1).flatten(1).requires_grad_()
-        out_TC, mass_R = backend.attend(forest, key_T, row_R, CPU)(qkv_TC.clone(), heads, turn)
+        out_TC, mass_R = backend.attend(Sight(forest, key_T, row_R), CPU)(qkv_TC.clone(), heads, turn)
         (out_TC * given[3].flatten(1)).sum().add(mass_R @ given[4][row_R]).backward()
         found.append((out_TC, mass_R, qkv_TC.grad))
     for ours, plain in zip(*found, strict=True):
@@ -93,15 +95,16 @@ def test_eager_and_sdpa_give_mass_in_float32_or_wider():
 
 def test_mass_of_rows_that_see_only_image_is_one_and_of_rows_that_see_none_is_zero():
     forest = roots([6, 4])
-    attend = Sdpa().attend(forest, marks(10, range(6)), torch.arange(10), CPU)
+    attend = Sdpa().attend(Sight(forest, marks(10, range(6)), torch.arange(10)), CPU)
     mass = unturned(attend)(*inputs(10, 2)[:3])[1]
     assert mass.tolist() == pytest.approx([1.0] * 6 + [0.0] * 4, abs=1e-14)
 
 
 def test_without_an_asked_row_there_is_no_cut_and_an_empty_mass():
     forest, key_T = roots([30]), marks(30, range(5, 9))
-    assert len(attention._calls(forest, key_T, torch.arange(0), None).each) == 1
-    attend = Sdpa().attend(forest, key_T, torch.arange(0), CPU)
+    sight = Sight(forest, key_T, torch.arange(0))
+    assert len(sight.calls) == 1
+    attend = Sdpa().attend(sight, CPU)
     assert unturned(attend)(*inputs(30, 2)[:3])[1].shape == (0,)
 
 
@@ -168,7 +171,7 @@ def test_sdpa_allocates_no_map_and_eager_does():
         of_backend(Sdpa(), case, given, torch.float32)
     assert watch.seen >= T * HEADS * SIZE
     with pytest.raises(AssertionError, match="numbers"), NoMap(T):
-        Eager().attend(forest, case.key_T, case.row_R, CPU)
+        Eager().attend(case.sight(), CPU)
 
 
 def test_dense_attention_is_the_twins_without_a_mask():

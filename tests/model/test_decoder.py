@@ -13,6 +13,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from lmmkit.calls import Sight
 from lmmkit.forest import roots
 from lmmkit.model.attention import Eager, Sdpa
 from lmmkit.model.decoder import Decoder, DecoderShape
@@ -65,7 +66,7 @@ def theirs(decoder: Decoder, config_class=LlamaConfig):
 def logits(decoder: Decoder, lengths: list[int], ids: list[int], backend) -> torch.Tensor:
     forest = roots(lengths)
     none = torch.empty(0, dtype=torch.int64)
-    attend = backend.attend(forest, torch.zeros(len(ids), dtype=torch.bool), none, CPU)
+    attend = backend.attend(Sight(forest, torch.zeros(len(ids), dtype=torch.bool), none), CPU)
     hidden, _ = decoder(decoder.embed(torch.tensor(ids)), forest.pos_T, [attend] * decoder.shape.depth)
     return decoder.head(hidden)
 
@@ -99,7 +100,7 @@ def test_states_and_mass_of_one_sequence_equal_the_dense_twin(shape):
     want = maps[:, :, row_R][..., key_T].sum(-1).mean(1)
     forest = roots([20])
     for backend in (Sdpa(), Eager()):
-        attend = backend.attend(forest, key_T, row_R, CPU)
+        attend = backend.attend(Sight(forest, key_T, row_R), CPU)
         got, mass = decoder(decoder.embed(ids), forest.pos_T, [attend] * shape.depth)
         assert off(got, hidden) < 1e-12 and off(mass, want) < 1e-12
 
@@ -107,7 +108,7 @@ def test_states_and_mass_of_one_sequence_equal_the_dense_twin(shape):
 def test_each_layer_may_be_given_another_attend():
     decoder, forest = scrambled(LLAMAS["grouped heads"]), roots([9])
     rows = torch.arange(9)
-    attends = [Sdpa().attend(forest, rows < n, rows, CPU) for n in (0, 4, 9)]
+    attends = [Sdpa().attend(Sight(forest, rows < n, rows), CPU) for n in (0, 4, 9)]
     _, mass = decoder(decoder.embed(rows), forest.pos_T, attends)
     assert mass[0].tolist() == [0] * 9 and 0 < mass[1, -1] < 1 and mass[2].tolist() == pytest.approx([1] * 9)
     with pytest.raises(ValueError, match="zip"):

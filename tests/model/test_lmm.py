@@ -7,11 +7,24 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from lmmkit.batch import Fill
+from lmmkit.calls import Sight
 from lmmkit.model.attention import Eager, Sdpa
 from lmmkit.model.lmm import LMM, Connector
 from tests import hf_weights
 from tests.reference import off, show
-from tests.tiny import SPEC, TEXT, VISION, packed, prompt, random_ids, read, read64, text_batch, tiny_lmm
+from tests.tiny import (
+    SPEC,
+    TEXT,
+    VISION,
+    packed,
+    prompt,
+    random_ids,
+    read,
+    read64,
+    text_batch,
+    tiny_lmm,
+    whole,
+)
 
 IMAGE = TEXT.vocab - 1  # the id that stands for an image row over there
 
@@ -36,7 +49,7 @@ def theirs(lmm: LMM) -> LlavaForConditionalGeneration:
 
 @torch.no_grad()
 def logits(lmm: LMM, batch) -> torch.Tensor:
-    return lmm.logits(lmm(batch, {}, batch.mass_R).hidden_WD)
+    return lmm.logits(lmm(whole(batch), {}).hidden_WD)
 
 
 @pytest.mark.parametrize("backend", [Sdpa(), Eager()], ids=lambda b: b.name)
@@ -68,8 +81,9 @@ def test_rows_come_from_ids_vision_and_tokens_each_where_its_fill_says():
     drt = torch.full((1, TEXT.width), 3.0)
     token = Fill("plugins.x", torch.tensor([11]), torch.tensor([0]))
     id_T = batch.id_T.index_fill(0, torch.tensor([11]), -1)
-    x_TD = lmm.rows(id_T, (*batch.fills, token), batch.pixels_ICXY, {"plugins.x": drt})
-    assert torch.equal(x_TD[1:10], lmm.see(batch.pixels_ICXY)) and torch.equal(x_TD[11], drt[0])
+    seen_IND = lmm.encode(batch.pixels_ICXY)
+    x_TD = lmm.rows(replace(batch, id_T=id_T, fills=(*batch.fills, token)), seen_IND, {"plugins.x": drt})
+    assert torch.equal(x_TD[1:10], lmm.connector(seen_IND)[0]) and torch.equal(x_TD[11], drt[0])
     assert torch.equal(x_TD[[0, 10]], lmm.decoder.embed(torch.tensor([5, 6])))
 
 
@@ -80,7 +94,7 @@ def test_a_file_that_several_trees_show_is_encoded_once_and_learns_from_all():
         batch, _ = packed([[prompt(ids, "a")] for ids in groups], reader=read64)
         assert len(batch.pixels_ICXY) == 1
         lmm.zero_grad()
-        lmm(batch, {}, batch.mass_R).hidden_WD.square().sum().backward()
+        lmm(whole(batch), {}).hidden_WD.square().sum().backward()
         gradients.append(lmm.vision.patch.weight.grad.clone())
     assert off(gradients[0] + gradients[1], gradients[2]) < 1e-12 and gradients[2].abs().max() > 0
 
@@ -94,8 +108,9 @@ def test_a_batch_without_pictures_does_not_run_the_encoder():
 def test_logits_and_mass_are_float32_or_wider():
     for dtype, wide in ((torch.bfloat16, torch.float32), (torch.float64, torch.float64)):
         lmm, batch = tiny_lmm(dtype=dtype), text_batch([[3, 4, 5]])
-        batch = replace(batch, key_T=torch.tensor([True, False, False]), mass_R=torch.tensor([2]))
-        out = lmm(batch, {}, batch.mass_R)
+        sight = Sight(batch.forest, torch.tensor([True, False, False]), torch.tensor([2]))
+        batch = replace(batch, sight=sight, last=sight)
+        out = lmm(batch, {})
         assert lmm.logits(out.hidden_WD).dtype == wide and out.mass_LR.dtype == wide
         assert out.mass_LR.shape == (TEXT.depth, 1)
 

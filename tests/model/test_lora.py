@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lmmkit.calls import Sight
 from lmmkit.model import lora
 from lmmkit.model.attention import Eager
 from lmmkit.model.decoder import Decoder, DecoderShape
@@ -29,9 +30,8 @@ def decoder():
 
 def states(decoder):
     forest = roots([7, 5])
-    attend = Eager().attend(
-        forest, torch.zeros(12, dtype=torch.bool), torch.empty(0, dtype=torch.int64), torch.device("cpu")
-    )
+    sight = Sight(forest, torch.zeros(12, dtype=torch.bool), torch.empty(0, dtype=torch.int64))
+    attend = Eager().attend(sight, torch.device("cpu"))
     x_TD = torch.randn(12, 24, generator=torch.Generator().manual_seed(1)).double()
     return decoder(x_TD, forest.pos_T, [attend] * 2)[0]
 

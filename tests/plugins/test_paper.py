@@ -15,6 +15,7 @@ from lmmkit_shuffle.permutations import permutations
 from lmmkit_shuffle.text_order import TextOrder
 
 from lmmkit.batch import Pick
+from lmmkit.calls import Sight
 from lmmkit.ext import Batch, Ctx, Dims, Image, ImageSpec, Sample, Turn
 from lmmkit.forest import roots
 
@@ -118,9 +119,10 @@ def guided_ctx(loss: GuidedLoss, alpha: list[float], views: list[int], uniform: 
     row_Q = torch.arange(5, 5 + len(alpha))
     pick = Pick(row_Q, torch.tensor(views), torch.tensor(uniform))
     empty = torch.empty(0, dtype=torch.int64)
+    sight = Sight(roots([10]), torch.zeros(10, dtype=torch.bool), row_Q)
     batch = Batch(
-        forest=roots([10]), id_T=empty, fills=(), pixels_ICXY=torch.empty(0), predict=Pick(empty, empty),
-        target_S=empty, term_S=empty, text_terms=("next_token",), key_T=empty, mass_R=row_Q, read_T=empty, picks={loss.needs[0]: pick},
+        sight=sight, last=sight, id_T=empty, fills=(), pixels_ICXY=torch.empty(0), predict=Pick(empty, empty),
+        target_S=empty, term_S=empty, text_terms=("next_token",), picks={loss.needs[0]: pick},
     )  # fmt: skip
     return Ctx("g", batch, {loss.needs[0]: torch.tensor(alpha)}, None)
 

@@ -10,7 +10,7 @@ model:
   text:      {from: weights/vicuna, context: 2048}
   tokenizer: {from: weights/vicuna, kind: sentencepiece}
   speaks:    {template: vicuna_v1, image_shape: pad}
-numerics: {compute: bfloat16, weights: float32, loss: float32}
+numerics: {compute: bfloat16, weights: float32, frozen: bfloat16, loss: float32}
 plugins:
   directed_token: {place: end}
   image_order:    {grid: 24, permutations: 10000}
@@ -66,7 +66,7 @@ model:
          rope_theta: 10000, norm_eps: 1e-5, qkv_bias: true, qk_norm: true, tied: true}
   tokenizer: {from: scenes/tokenizer, kind: sentencepiece}
   speaks: {template: vicuna_v1, image_shape: crop, after_eos: hf437}
-numerics: {compute: float32, weights: float32, loss: float32}
+numerics: {compute: float32, weights: float32, frozen: float32, loss: float32}
 plugins:
   order: {use: image_order, grid: 4, layers: [0, -1], teacher: null}
 data:
@@ -94,7 +94,7 @@ evaluate:
     words: {kind: exact_match, data: heldout, samples: 100, max_new_tokens: 16}
     pope: {kind: pope, files: eval/pope}
   controls: [blank]
-output: {save_every: 0, keep: 3, log_every: 1, pictures_every: 0}
+output: {save_every: 0, keep: 3, log_every: 1, pictures_every: 0, observers: [watch.py]}
 speed: {tokens: 2048, share_prefix: false, attention: eager, recompute: none, compile: false,
         shard: 1, replicate: 2, workers: 0, threads: 2, image_cache_mb: 64}
 """

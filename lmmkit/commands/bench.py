@@ -1,0 +1,99 @@
+"""lmmkit bench backends | kernels RECIPE: which attention runs here, and what it costs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from lmmkit.commands.common import Json, RecipePath, Root, Set, Trust, out, print_json, reporting, the_recipe
+
+app = typer.Typer(no_args_is_help=True, help="Attention backends: what runs here, and what it costs.")
+
+
+@app.command()
+@reporting
+def backends(as_json: Json = False) -> None:
+    """Say of every attention backend whether it runs on this machine, and why not."""
+    import torch
+
+    from lmmkit.assemble import device_here
+    from lmmkit.kernels import reasons
+
+    devices = dict.fromkeys(("cpu", device_here().type))
+    types = ("float32", "bfloat16", "float64")
+    found = {d: {t: reasons(torch.device(d), getattr(torch, t)) for t in types} for d in devices}
+    if as_json:
+        return print_json(found)
+    table = Table(title=f"attention backends, torch {torch.__version__}", title_justify="left")
+    for column in ("device", "backend", *types):
+        table.add_column(column)
+    for device, by_type in found.items():
+        for name in by_type[types[0]]:
+            table.add_row(device, name, *(by_type[t][name] or "runs" for t in types))
+    out.print(table)
+    out.print("`speed.attention: auto` takes the first that runs.")
+
+
+@app.command()
+@reporting
+def kernels(
+    recipe: RecipePath,
+    root: Root = None,
+    changes: Set = None,
+    stage: Annotated[str | None, typer.Option(help="Whose batches. \\[default: the first]")] = None,
+    steps: Annotated[int, typer.Option(min=1, max=100, help="How many of its steps.")] = 1,
+    trust_files: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Time every backend on one layer's attention over a stage's real batches."""
+    read = the_recipe(recipe, root, changes)
+    from lmmkit import assemble
+    from lmmkit.errors import Problem, UserError
+    from lmmkit.kernels import measure
+    from lmmkit.plan import facts
+    from lmmkit.plan.prepare import prepare
+
+    prepared = prepare(read, trust_files=trust_files)
+    stage = stage or next(iter(prepared.plans))
+    if stage not in prepared.plans:
+        got, want = f"`{stage}`", f"one of {', '.join(prepared.plans)}"
+        raise UserError(Problem("bench/no-stage", "--stage", got, want, "Name one of these."))
+    pipeline = prepared.pipeline(stage)
+    batches = [b for i in range(min(steps, prepared.steps(stage))) for b in pipeline.step(i) if len(b)]
+    device = assemble.device_here()
+    dtype = assemble.compute_dtype(prepared.recipe, device)
+    shape = facts.decoder_shape(prepared.recipe, prepared.dims.vocab)
+    found = measure(shape, batches, device, dtype)
+    if as_json:
+        return print_json([asdict(each) for each in found])
+    rows, asked = sum(map(len, batches)), sum(len(b.sight.row_R) for b in batches)
+    table = Table(
+        title=f"one layer's attention, forward and backward: {rows:,} rows in {len(batches)} micro-batches, "
+        f"the mass of {asked:,}; {device.type}, {str(dtype).removeprefix('torch.')}",
+        title_justify="left", caption="errors: max|a - b| / max|b| against float64", caption_justify="left",
+    )  # fmt: skip
+    columns = (
+        "ms",
+        "rows a second",
+        *(("MiB above",) if device.type == "cuda" else ()),
+        "outputs",
+        "mass",
+        "gradient",
+    )
+    table.add_column("backend")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for each in found:
+        if each.seconds is not None and each.error is not None:
+            peak = () if each.peak is None else (f"{each.peak / 2**20:,.0f}",)
+            errors = (f"{error:.1e}" for error in each.error)
+            table.add_row(
+                each.backend, f"{1e3 * each.seconds:,.1f}", f"{rows / each.seconds:,.0f}", *peak, *errors
+            )
+    out.print(table)
+    for each in found:
+        if each.why_not:
+            out.print(f"{each.backend} left out: {each.why_not}")

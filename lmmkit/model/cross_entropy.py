@@ -1,0 +1,83 @@
+"""Next-token losses of a head without all its logits at once, and without a copy of any."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+LOGIT_BYTES = 64 << 20  # of float32 logits at once
+LEAST_ROWS = 256  # a chunk of fewer makes slow matrix products
+
+
+def linear_cross_entropy(hidden_SD: Tensor, weight_VD: Tensor, target_S: Tensor) -> Tensor:
+    """-log softmax(hidden @ weight.T)[target], [S] in float32 or wider.
+
+    A frozen weight may be narrower than what it multiplies. In chunks of `LOGIT_BYTES`: the logits of a
+    single chunk are remembered, and turned into their own gradient where they lie; those of several
+    are computed again in the backward pass.
+    """
+    if torch.is_autocast_enabled(hidden_SD.device.type):
+        dtype = torch.get_autocast_dtype(hidden_SD.device.type)
+        hidden_SD, weight_VD = hidden_SD.to(dtype), weight_VD.to(dtype)
+    return _LinearCrossEntropy.apply(hidden_SD, weight_VD, target_S)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden_SD: Tensor, weight_VD: Tensor, target_S: Tensor):
+        kept, lses, losses = None, [], []
+        chunks = list(_chunks(hidden_SD, weight_VD))
+        for rows in chunks:
+            logits_CV = _logits(hidden_SD[rows], weight_VD)
+            lses.append(logits_CV.logsumexp(-1))
+            losses.append(lses[-1] - logits_CV.gather(1, target_S[rows, None]).squeeze(1))
+            kept = logits_CV
+        lse_S = torch.cat([*lses, hidden_SD.new_empty(0, dtype=_wide(hidden_SD))])
+        ctx.save_for_backward(hidden_SD, weight_VD, target_S, lse_S)
+        ctx.logits_SV = kept if len(chunks) == 1 and any(ctx.needs_input_grad) else None
+        return torch.cat([*losses, lse_S[:0]])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_S):
+        hidden_SD, weight_VD, target_S, lse_S = ctx.saved_tensors
+        kept, ctx.logits_SV = ctx.logits_SV, None  # a second backward pass computes them anew
+        d_hidden_SD = torch.empty_like(hidden_SD) if ctx.needs_input_grad[0] else None
+        d_weight_VD = None
+        for rows in _chunks(hidden_SD, weight_VD):
+            logits_CV = _logits(hidden_SD[rows], weight_VD) if kept is None else kept
+            p_CV = logits_CV.sub_(lse_S[rows, None]).exp_()
+            p_CV[torch.arange(len(p_CV), device=p_CV.device), target_S[rows]] -= 1
+            d_CV = p_CV.mul_(d_S[rows, None]).to(hidden_SD.dtype)
+            if d_hidden_SD is not None:
+                torch.mm(d_CV, weight_VD.to(d_CV.dtype), out=d_hidden_SD[rows])
+            if ctx.needs_input_grad[1]:
+                if d_weight_VD is None:
+                    d_weight_VD = d_CV.T @ hidden_SD[rows]
+                else:
+                    d_weight_VD.addmm_(d_CV.T, hidden_SD[rows])
+        if d_weight_VD is None and ctx.needs_input_grad[1]:
+            d_weight_VD = torch.zeros_like(weight_VD)
+        return d_hidden_SD, d_weight_VD, None
+
+
+def chunk_rows(vocab: int) -> int:
+    """Rows whose logits there are at once."""
+    return max(LEAST_ROWS, LOGIT_BYTES // (4 * vocab))
+
+
+def _chunks(hidden_SD: Tensor, weight_VD: Tensor) -> Iterator[slice]:
+    size = chunk_rows(len(weight_VD))
+    return (slice(a, a + size) for a in range(0, len(hidden_SD), size))
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _logits(hidden_CD: Tensor, weight_VD: Tensor) -> Tensor:
+    return F.linear(hidden_CD, weight_VD.to(hidden_CD.dtype)).to(_wide(hidden_CD))

@@ -1,0 +1,81 @@
+"""The head's own cross entropy against torch's plain one, values and gradients."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lmmkit.model import cross_entropy
+from lmmkit.model.cross_entropy import linear_cross_entropy
+from tests.reference import off
+
+TIGHT = {torch.float64: 1e-12, torch.float32: 5e-6}
+
+
+def given(rows: int, dtype: torch.dtype, width: int = 16, vocab: int = 53):
+    draw = torch.Generator().manual_seed(rows)
+    hidden_SD, weight_VD, d_S = (
+        torch.randn(*size, generator=draw, dtype=torch.float64).to(dtype)
+        for size in ((rows, width), (vocab, width), (rows,))
+    )
+    target_S = torch.randint(vocab, (rows,), generator=draw)
+    return hidden_SD.requires_grad_(), weight_VD.requires_grad_(), target_S, d_S
+
+
+def plain(hidden_SD, weight_VD, target_S):
+    return F.cross_entropy(hidden_SD @ weight_VD.T, target_S, reduction="none")
+
+
+def found(loss, hidden_SD, weight_VD, target_S, d_S):
+    losses_S = loss(hidden_SD, weight_VD, target_S)
+    return (losses_S, *torch.autograd.grad(losses_S, (hidden_SD, weight_VD), d_S))
+
+
+@pytest.fixture(params=["one chunk", "several chunks"])
+def small_chunks(request, monkeypatch):
+    if request.param == "several chunks":
+        monkeypatch.setattr(cross_entropy, "LOGIT_BYTES", 1)
+        monkeypatch.setattr(cross_entropy, "LEAST_ROWS", 7)
+
+
+@pytest.mark.parametrize("dtype", TIGHT)
+@pytest.mark.parametrize("rows", [1, 7, 30])
+def test_values_and_gradients_are_the_plain_ones(rows, dtype, small_chunks):
+    for got, want in zip(
+        found(linear_cross_entropy, *given(rows, dtype)), found(plain, *given(rows, dtype)), strict=True
+    ):
+        assert off(got, want) < TIGHT[dtype]
+
+
+def test_a_second_backward_pass_gives_the_same(small_chunks):
+    hidden_SD, weight_VD, target_S, d_S = given(20, torch.float64)
+    losses_S = linear_cross_entropy(hidden_SD, weight_VD, target_S)
+    first, second = (
+        torch.autograd.grad(losses_S, (hidden_SD, weight_VD), d_S, retain_graph=True) for _ in range(2)
+    )
+    assert all(off(a, b) < 1e-12 for a, b in zip(first, second, strict=True))
+
+
+def test_no_rows_are_no_losses_and_gradients_of_zero():
+    losses_S, d_hidden, d_weight = found(linear_cross_entropy, *given(0, torch.float32))
+    assert losses_S.shape == (0,) and d_hidden.shape == (0, 16) and not d_weight.any()
+
+
+def test_a_frozen_head_gets_no_gradient_and_a_frozen_body_too():
+    hidden_SD, weight_VD, target_S, _ = given(5, torch.float32)
+    linear_cross_entropy(hidden_SD, weight_VD.detach(), target_S).sum().backward()
+    linear_cross_entropy(hidden_SD.detach(), weight_VD, target_S).sum().backward()
+    want = found(plain, *given(5, torch.float32)[:3], torch.ones(5))
+    assert off(hidden_SD.grad, want[1]) < 5e-6 and off(weight_VD.grad, want[2]) < 5e-6
+
+
+def test_under_autocast_losses_are_float32_of_bfloat16_products():
+    hidden_SD, weight_VD, target_S, d_S = given(30, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses_S = linear_cross_entropy(hidden_SD, weight_VD, target_S)
+    assert losses_S.dtype == torch.float32
+    want = plain(hidden_SD.bfloat16(), weight_VD.bfloat16(), target_S).float()
+    assert off(losses_S, want) < 0.02
+    gradients = torch.autograd.grad(losses_S, (hidden_SD, weight_VD), d_S)
+    assert all(g.dtype == torch.float32 for g in gradients)
+    exact = found(plain, *given(30, torch.float32))[1:]
+    assert all(off(a, b) < 0.03 for a, b in zip(gradients, exact, strict=True))

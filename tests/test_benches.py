@@ -1,0 +1,68 @@
+"""The benches' own arithmetic, and that the GPU script runs its road on a CPU."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benches import pairs, summary
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def case(**changes) -> dict:
+    return {
+        "ratio": 1.5,
+        "low": 1.4,
+        "high": 1.6,
+        "pairs": 15,
+        "sense": "at least",
+        "gate": 1.2,
+        "target": 2.0,
+    } | changes
+
+
+@pytest.mark.parametrize(("changes", "word"), [
+    ({}, "pass"), ({"low": 1.1}, "MISSED"), ({"low": 2.0}, "target"), ({"gate": None}, ""), ({"target": None}, "pass"),
+    ({"sense": "at most", "gate": 1.6, "target": 1.0}, "pass"), ({"sense": "at most", "gate": 1.5}, "MISSED"),
+    ({"sense": "at most", "gate": 1.7, "target": 1.6}, "target"),
+])  # fmt: skip
+def test_the_near_end_of_the_interval_decides(changes, word):
+    assert pairs.verdict(case(**changes)) == word
+
+
+def test_an_interval_holds_the_median_of_fifteen_at_95_percent():
+    assert pairs._cut(15) == 3  # P(fewer than 4 of 15 below the median) = 1.8 % on either side
+
+
+def test_comparing_alternates_and_divides_the_peer_by_ours(monkeypatch):
+    called, clock = [], iter(range(10_000))
+    monkeypatch.setattr(pairs.time, "perf_counter", lambda: next(clock))
+    found = pairs.compare(lambda: called.append("ours"), lambda: called.append("peer"), pairs=4)
+    assert called == ["ours", "peer", "peer", "ours", "ours", "peer", "peer", "ours", "ours", "peer"]
+    assert found["ratio"] == found["low"] == found["high"] == 1.0
+
+
+def test_the_summary_counts_missed_gates(tmp_path, capsys):
+    cases = [
+        {"name": "test_a[x]", "extra_info": case(peer="p")},
+        {"name": "test_b", "extra_info": case(low=1.0, peer="p")},
+    ]
+    (tmp_path / "r.json").write_text(json.dumps({"benchmarks": cases}))
+    assert summary.main(tmp_path / "r.json") == 1
+    text = capsys.readouterr().out
+    assert "a[x]" in text and "MISSED" in text and ">= 1.20" in text
+
+
+@pytest.mark.slow
+def test_the_gpu_script_takes_its_road_on_a_cpu(tmp_path):
+    command = [sys.executable, "benches/gpu.py", "--device", "cpu", "--tiny", "--out", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    for stage in ("ceilings", "parity", "kernels", "layers", "steps"):
+        found = json.loads((tmp_path / f"{stage}.json").read_text())
+        assert found["rows"] and not any(row.get("broken") for row in found["rows"])
+        assert f"## {stage}: cpu" in (tmp_path / f"{stage}.md").read_text()
