@@ -99,6 +99,20 @@ def test_an_adapter_of_llava(parts, saved, scenes, tmp_path):
     check(ours, theirs, bare, id_BT, mask_BT, pixel_values=pixels)
 
 
+def test_an_adapter_of_a_base_frozen_in_bfloat16(scenes, tmp_path):
+    """The merged weights are rounded once more than base and adapter are: as near as bfloat16 is."""
+    run, base = llava(scenes, tmp_path, f"{{text: {{lora: {LORA}}}}}", "numerics.frozen=bfloat16")
+    export_model(run.path, tmp_path / "adapter", "peft")
+    theirs = wrapped(hf.LlavaForConditionalGeneration.from_pretrained(base), tmp_path / "adapter")
+    id_BT, _ = models.ids(300, [30])
+    with torch.no_grad():
+        want = theirs(input_ids=id_BT).logits
+    got = lmmkit.load(run.path, device="cpu").logits(id_BT)
+    off = models.error(got, want[..., : got.shape[-1]])
+    show("off_bfloat16", off)
+    assert 1e-5 < off < 5e-2
+
+
 def decoder(scenes, folder, config, train_keys):
     """(run, base): a run of text alone on a public decoder."""
     public = models.saved(models.made(hf.AutoModelForCausalLM.from_config(config)), folder / "public")
