@@ -21,6 +21,7 @@ from lmmkit.plan.prepare import Prepared, prepare_bare
 from lmmkit.recipe import VisionScratch, VisionTimm, section_mapping, to_mapping, vision_from_mapping
 from lmmkit.speak import load, model_folder
 from lmmkit.weights import adapter, export, own, peft
+from lmmkit.weights.exported import Exported
 from lmmkit.weights.source import Source, open_source
 
 Format = Literal["llava-hf", "llava", "lmmkit", "peft"]
@@ -152,9 +153,9 @@ def export_model(
     export.write(model, folder, kind, dtype=dtype)
 
 
-def _exported(source: Path, prepared: Prepared, parts: Mapping[str, nn.Module]) -> export.Exported:
+def _exported(source: Path, prepared: Prepared, parts: Mapping[str, nn.Module]) -> Exported:
     speaks = prepared.recipe.model.speaks
-    return export.Exported(
+    return Exported(
         vision=parts["vision"], connector=parts["connector"], text=cast(Decoder, parts["text"]),
         config=own.config_of(source), tokenizer=prepared.tokenizer, carried=own.carried_of(source),
         image_shape=speaks.image_shape, template=speaks.template,

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from lmmkit.data import bpe
-from lmmkit.data.tokenizer import AnyTokenizer
 from lmmkit.errors import Problem, UserError, raise_all
-from lmmkit.model.decoder import Decoder, DecoderShape
 from lmmkit.model.vision import VisionShape, ViT
 from lmmkit.rundir import fsync, write_json_atomic
-from lmmkit.weights import encoders, keys, own, talk
+from lmmkit.weights import encoders, keys, own, words
 from lmmkit.weights.decoders import LLAMA
+from lmmkit.weights.exported import Added, Exported, added, family
 from lmmkit.weights.source import CONNECTOR
 
 HUB = {
@@ -32,44 +28,7 @@ ORIGINAL = {
     "vision.": "model.vision_tower.vision_tower.vision_model.", "connector.linear_1.": "model.mm_projector.0.",
     "connector.linear_2.": "model.mm_projector.2.", "text.model.": "model.", "text.lm_head.": "lm_head.",
 }  # fmt: skip
-PIECES = {  # beside a sentencepiece model
-    "tokenizer_class": "LlamaTokenizer", "legacy": False, "add_bos_token": True, "add_eos_token": False,
-    "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>",
-}  # fmt: skip
 SHARD = 4 << 30  # bytes of one weights file at most
-PAD = "<pad>"
-ROUND = 64  # rows of a vocabulary that grows come in multiples of this
-
-
-@dataclass(frozen=True, kw_only=True)
-class Exported:
-    """What an export needs to know: the model's parts with values, its folder's config and tokenizer,
-    and how it speaks."""
-
-    vision: nn.Module
-    connector: nn.Module
-    text: Decoder
-    config: Mapping[str, Any]
-    tokenizer: AnyTokenizer
-    carried: Mapping[str, Tensor]
-    image_shape: str
-    template: str
-
-    @property
-    def sees(self) -> bool:
-        """Whether there is an encoder."""
-        return not isinstance(self.vision, nn.Identity)
-
-    @property
-    def shape(self) -> DecoderShape:
-        """The decoder's."""
-        return self.text.shape
-
-    @property
-    def eye(self) -> VisionShape:
-        """The encoder's; `problems` has refused what has none."""
-        assert isinstance(self.vision, ViT)
-        return self.vision.shape
 
 
 def problems(model: Exported, folder: Path, kind: str) -> list[Problem]:
@@ -102,14 +61,6 @@ def spoken(model: Exported, folder: Path, kind: str) -> list[Problem]:
 def _unsayable(folder: Path, kind: str, got: str, want: str) -> Problem:
     mend = "Export it with `--format lmmkit`."
     return Problem("export/format", f"{folder}: {kind}", got, want, mend)
-
-
-def family(model: Exported) -> str:
-    """The public family that says the decoder: Qwen-7B as first published is a Qwen2 in all but names."""
-    shape = model.shape
-    derived = "qwen3" if shape.qk_norm else "qwen2" if shape.qkv_bias else "llama"
-    known = model.config.get("family", derived)
-    return "qwen2" if known == "qwen" else known
 
 
 def write(model: Exported, folder: Path, kind: str, *, dtype: torch.dtype | None = None) -> None:
@@ -146,34 +97,10 @@ def write(model: Exported, folder: Path, kind: str, *, dtype: torch.dtype | None
         "pad_token_id": new.pad if hub else model.config.get("pad"),
     }
     write_json_atomic(aside / "generation_config.json", {k: v for k, v in end.items() if v is not None})
-    _write_words(model, aside, new if hub else None)
+    words.write(model, aside, new if hub else None)
     if folder.exists():
         folder.rmdir()
     os.rename(aside, folder)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Added:
-    """The ids of `<image>` and of what pads, and the rows of a vocabulary that holds them."""
-
-    image: int
-    pad: int | None
-    rows: int
-
-
-def added(model: Exported) -> Added:
-    """The folder's own ids, else the tokenizer's, else the next that are free; rows grow where none are
-    to spare. A model without a tokenizer is not padded."""
-    tokens, config, vocab = model.tokenizer, model.config, model.shape.vocab
-    image, pad = config.get("image_token"), config.get("pad")
-    if tokens.size:
-        image = tokens.control(talk.IMAGE) if image is None else image
-        image = tokens.size if image is None else image
-        pad = tokens.control(PAD) if pad is None else pad
-        pad = max(tokens.size, image + 1) if pad is None else pad
-    image = vocab if image is None else image
-    need = max(image, pad or 0) + 1
-    return Added(image=image, pad=pad, rows=vocab if need <= vocab else -(-need // ROUND) * ROUND)
 
 
 def _tensors(
@@ -320,62 +247,6 @@ def _original_config(model: Exported) -> dict[str, Any]:
         "mm_patch_merge_type": "flat", "mm_use_im_start_end": False, "mm_use_im_patch_token": False,
         "image_aspect_ratio": model.image_shape if model.image_shape == "pad" else "square",
         "tokenizer_padding_side": "right", "tokenizer_model_max_length": model.shape.context,
-    }  # fmt: skip
-
-
-def _write_words(model: Exported, folder: Path, new: Added | None) -> None:
-    """Tokenizer and image processor, where the model has a tokenizer at all."""
-    image_config = _processor(model)
-    write_json_atomic(folder / "preprocessor_config.json", image_config)
-    if new is not None:
-        strategy = "default" if model.eye.class_token else "full"
-        write_json_atomic(folder / "processor_config.json", {
-            "processor_class": "LlavaProcessor", "image_token": talk.IMAGE,
-            "patch_size": model.eye.patch, "vision_feature_select_strategy": strategy,
-            "num_additional_image_tokens": int(model.eye.class_token),
-        })  # fmt: skip
-    if not model.tokenizer.size:
-        return
-    files = model.tokenizer.files()
-    for name, data in files.items():
-        (folder / name).write_bytes(data)
-    words: dict[str, Any] = {
-        **(json.loads(files[bpe.BESIDE]) | {"tokenizer_class": "PreTrainedTokenizerFast"} if bpe.BESIDE in files
-           else PIECES),
-        "model_max_length": model.shape.context, "padding_side": "left" if new is not None else "right",
-    }  # fmt: skip
-    if new is not None:
-        plain = {"special": True, "lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
-        spelt = {new.image: talk.IMAGE}
-        if new.pad is not None:
-            spelt[new.pad] = model.tokenizer.spelling(new.pad) if new.pad < model.tokenizer.size else PAD
-            words["pad_token"] = spelt[new.pad]
-        words |= {
-            "added_tokens_decoder": {str(i): {"content": word, **plain} for i, word in spelt.items()
-                                     if i >= model.tokenizer.size},
-            "image_token": talk.IMAGE, "extra_special_tokens": {"image_token": talk.IMAGE},
-            "processor_class": "LlavaProcessor",
-        }  # fmt: skip
-        spoken = talk.jinja(model.template, bos=words.get("bos_token", ""), prefixed=bpe.BESIDE not in files)
-        if spoken is not None:
-            (folder / talk.FILE).write_text(spoken, encoding="utf-8")
-    (folder / "tokenizer_config.json").write_text(json.dumps(words, indent=2), encoding="utf-8")
-
-
-def _processor(model: Exported) -> dict[str, Any]:
-    image = model.eye.image
-    square, short = {"height": image.size, "width": image.size}, {"shortest_edge": image.size}
-    geometry: dict[str, Any] = {
-        "crop": {"image_processor_type": "CLIPImageProcessor", "size": short},
-        "pad": {"image_processor_type": "LlavaImageProcessor", "do_pad": True, "size": short},
-        "squash": {"image_processor_type": "SiglipImageProcessor", "size": square},
-    }[model.image_shape]
-    if model.image_shape != "squash":
-        geometry |= {"do_center_crop": True, "crop_size": square}
-    return geometry | {
-        "do_convert_rgb": True, "do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255,
-        "do_normalize": True, "image_mean": list(image.mean), "image_std": list(image.std),
-        "resample": {said: code for code, said in encoders.RESAMPLE.items()}[image.resample],
     }  # fmt: skip
 
 

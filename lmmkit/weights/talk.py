@@ -6,9 +6,9 @@ A message's content is a text, or a list of items of type `image` and `text`; im
 from __future__ import annotations
 
 from lmmkit.data.chat import FRAMES, VICUNA_SYSTEM, Frame
+from lmmkit.weights.exported import IMAGE
 
 FILE = "chat_template.jinja"
-IMAGE = "<image>"
 
 # What a message says. `between` stands behind an image.
 CONTENT = """

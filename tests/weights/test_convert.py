@@ -205,10 +205,11 @@ def test_a_model_that_speaks_through_a_plugin_is_refused(llava, tmp_path):
     import_model(folder, tmp_path / "ours")
     config = json.loads((tmp_path / "ours" / "config.json").read_text())
     from lmmkit.weights import export, own
+    from lmmkit.weights.exported import Exported
 
     ours = lmmkit.load(tmp_path / "ours", device="cpu")
     parts = ours.objective.lmm
-    model = export.Exported(
+    model = Exported(
         vision=parts.vision, connector=parts.connector, text=parts.decoder,
         config=config | {"speaks_through": ["directed_token"]}, tokenizer=ours.prepared.tokenizer,
         carried=own.carried_of(tmp_path / "ours"), image_shape="pad", template="vicuna_v1",
