@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from lmmkit.dims import Dims
 from lmmkit.errors import MachineError, Problem, UserError, raise_all
 from lmmkit.model import lora
-from lmmkit.model.attention import Backend, NoBackend, choose, log_choice
+from lmmkit.model.attention import Backend, Eager, NoBackend, choose, log_choice
 from lmmkit.model.decoder import Decoder
 from lmmkit.model.init import init
 from lmmkit.model.lmm import LMM, Connector
@@ -25,7 +25,7 @@ from lmmkit.parts import Component, LearnedTokens
 from lmmkit.plan import facts
 from lmmkit.plan.compile import StagePlan
 from lmmkit.plan.origins import MODULES, Origin
-from lmmkit.recipe import Recipe, Stage, VisionScratch, VisionTimm
+from lmmkit.recipe import Recipe, Stage, Vision, VisionScratch, VisionTimm
 from lmmkit.weights import own
 
 
@@ -62,17 +62,19 @@ def build(
     """
     objective = shell(recipe, components, dims, device)
     log_choice(objective.lmm.backend, device, objective.compute)
-    kept = {name: t for name, t in objective.state_dict().items() if t.device.type != "meta"}
     filled = {part for origin in origins for part in origin.parts}
     objective.to(dtype)
     narrow_parts(objective, filled.intersection(narrow))
     objective.to_empty(device=device)
     objective.lmm.decoder.tie()
+    valued = set(filled)
+    if isinstance(recipe.model.vision, VisionTimm):
+        valued.add("vision")
+        _draw_timm(objective.lmm.vision, recipe.model.vision, recipe.seed)
     if drawn:
-        init(objective, recipe.seed, but=tuple(MODULES[part] for part in filled))
+        init(objective, recipe.seed, but=tuple(MODULES[part] for part in valued))
     for origin in origins:
         origin.fill(modules(objective))
-    objective.load_state_dict(kept, strict=False)  # a timm encoder comes with its values
     narrow_parts(objective, set(narrow) - filled)  # rounded only now: values are drawn wide
     return objective
 
@@ -107,6 +109,27 @@ def frozen_narrow(recipe: Recipe) -> tuple[str, ...]:
     return tuple(name for name, part in there.items() if part is not None and name not in whole)
 
 
+def build_encoder(origin: Origin, vision: VisionScratch | VisionTimm, dtype: torch.dtype) -> nn.Module:
+    """An encoder alone on the CPU, filled from its folder."""
+    with torch.device("meta"):
+        module = encoder(vision, Eager(), "model.vision")
+    module.to(dtype).to_empty(device="cpu")
+    if isinstance(vision, VisionTimm):
+        _draw_timm(module, vision, 0)
+    origin.fill({"vision": module})
+    return module
+
+
+def _draw_timm(module: nn.Module, vision: VisionTimm, seed: int) -> None:
+    """timm's own initial values, a function of the seed; and its tables, which no file holds."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        drawn = facts.timm_encoder(vision)
+        for own, values in ((module.parameters(), drawn.parameters()), (module.buffers(), drawn.buffers())):
+            for tensor, value in zip(own, values, strict=True):
+                tensor.copy_(value)
+
+
 def check_origins(recipe: Recipe, dims: Dims, origins: Sequence[Origin], device: torch.device) -> None:
     """Compares the folders parts begin as with the model, by their headers; nothing is allocated.
 
@@ -128,11 +151,12 @@ def modules(objective: Objective) -> dict[str, nn.Module]:
 
 
 def shell(recipe: Recipe, components: Mapping[str, Component], dims: Dims, device: torch.device) -> Objective:
-    """The objective without values: on the meta device, but for a timm encoder."""
+    """The objective without values, on the meta device."""
     attention = backend(recipe, device)
     decoder = facts.decoder_shape(recipe, dims.vocab)
-    vision = _vision(recipe, attention)
     with torch.device("meta"):
+        seen = recipe.model.vision
+        vision = nn.Identity() if seen is None else encoder(seen, attention, recipe.where("model.vision"))
         kind = recipe.model.connector
         connector = Connector(kind.kind, dims.image.width, decoder.width) if kind else nn.Identity()
         lmm = LMM(vision, connector, Decoder(decoder), attention)
@@ -141,15 +165,12 @@ def shell(recipe: Recipe, components: Mapping[str, Component], dims: Dims, devic
         return Objective(lmm, plugins, compute=compute_dtype(recipe, device))
 
 
-def _vision(recipe: Recipe, backend: Backend) -> nn.Module:
-    vision = recipe.model.vision
-    if vision is None:
-        return nn.Identity()
+def encoder(vision: Vision, attention: Backend, where: str) -> nn.Module:
+    """The encoder of a recipe; timm's problems stand at `where`."""
     if isinstance(vision, VisionScratch):
-        with torch.device("meta"):
-            return ViT(facts.vision_shape(vision), backend)
+        return ViT(facts.vision_shape(vision), attention)
     assert isinstance(vision, VisionTimm), "`origins.resolve` puts shapes in the place of folders"
-    return facts.timm_encoder(recipe, vision)
+    return facts.timm_encoder(vision, where)
 
 
 def start(objective: Objective, folder: Path) -> tuple[str, ...]:

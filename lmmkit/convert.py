@@ -3,50 +3,67 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
+from torch import nn
 
 from lmmkit import assemble
-from lmmkit.errors import Problem, UserError
+from lmmkit.errors import Problem, UserError, raise_all
+from lmmkit.model.attention import Eager
+from lmmkit.model.decoder import Decoder
 from lmmkit.plan import public
-from lmmkit.plan.prepare import prepare_bare
-from lmmkit.recipe import to_mapping
+from lmmkit.plan.origins import MODULES, Origin, encoder_section
+from lmmkit.plan.prepare import Prepared, prepare_bare
+from lmmkit.recipe import VisionScratch, VisionTimm, section_mapping, to_mapping, vision_from_mapping
 from lmmkit.speak import load, model_folder
-from lmmkit.weights import adapter, export, own
-from lmmkit.weights.source import Source
+from lmmkit.weights import adapter, export, own, peft
+from lmmkit.weights.source import Source, open_source
 
-Format = Literal["llava-hf", "llava", "lmmkit"]
+Format = Literal["llava-hf", "llava", "lmmkit", "peft"]
 HELD = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def import_model(
     source: Path, folder: Path, *, vision: Path | None = None, base: Path | None = None,
     allow_pickle: bool = False, template: str | None = None,
-) -> None:  # fmt: skip
-    """Writes a public model as a model folder of ours, every value and type as it is.
+) -> tuple[str, ...]:  # fmt: skip
+    """Writes a public model as a model folder of ours, every value as it is.
+
+    One type holds them all: the narrowest that changes no value of `source` and `base`.
 
     Args:
         source: of llava-hf, original LLaVA (whole, its projector alone, or low-rank updates, which are
-            merged) or a decoder.
+            merged), a decoder, or an encoder, which becomes a folder for `model.vision.from`.
         folder: new, or empty.
         vision: a folder with the encoder, where `source` leaves it out.
         base: a folder with the decoder, where `source` leaves it out.
         allow_pickle: also read `.bin` files, their weights alone.
         template: what turns are wrapped in, where the default is not wanted.
 
+    Returns:
+        The parts that the new folder holds.
+
     Raises:
         UserError: an unknown architecture, tensors that do not fit, a folder that holds something.
     """
     _require_new(folder)
+    if own.is_ours(source):
+        got, mend = "a folder lmmkit wrote", "Use it as it is."
+        raise UserError(Problem("convert/ours", str(source), got, "a public model", mend))
     if adapter.is_adapter(source) and base is None:
         got, mend = "updates of a decoder, not the decoder", "Name it: `--base FOLDER`."
         raise UserError(Problem("weights/adapter", str(source), got, "its base beside it", mend))
+    if (eye := open_source(source, feature_layer=-1, pickled=allow_pickle)).parts() == ("vision",):
+        _refuse(source, {"--vision": vision, "--base": base, "--template": template}, "an encoder alone")
+        _import_encoder(eye, folder)
+        return ("vision",)
     recipe, public_source = public.recipe_of(source, template, vision=vision, base=base)
     prepared = prepare_bare(recipe, mute=True, pickled=allow_pickle)
-    dtype = HELD.get(public_source.dtype, torch.float32)
+    dtype = _held(replace(public_source, pickled=allow_pickle), base)
     objective = assemble.build(
         prepared.recipe, {}, prepared.dims, torch.device("cpu"), origins=prepared.origins, dtype=dtype
     )
@@ -63,6 +80,42 @@ def import_model(
     }  # fmt: skip
     tokenizer = prepared.tokenizer if prepared.tokenizer.size else None
     own.write(folder, objective, config=config, recipe=None, tokenizer=tokenizer, carried=carried)
+    return tuple(part for part in MODULES if getattr(prepared.recipe.model, part) is not None)
+
+
+def _held(source: Source, base: Path | None) -> torch.dtype:
+    """Low-rank updates leave the base in the type that their config names."""
+    if adapter.is_adapter(source.folder):
+        return HELD.get(source.dtype, torch.float32)
+    if base is None:
+        return source.held()
+    below = (
+        own.dtype_of(base) if own.is_ours(base) else replace(open_source(base), pickled=source.pickled).held()
+    )
+    return torch.promote_types(source.held(), below)
+
+
+def _refuse(where: Path, options: Mapping[str, object], what: str) -> None:
+    """Raises `UserError` for options that mean nothing to `what`."""
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        got, mend = f"{', '.join(given)} with {what}", "Leave them out."
+        raise UserError(Problem("convert/option", str(where), got, "options that mean something to it", mend))
+
+
+def _import_encoder(source: Source, folder: Path) -> None:
+    """Every block of it, whatever state a recipe will read."""
+    assert source.vision is not None
+    section = encoder_section(source.vision)
+    origin = Origin(folder=source.folder, parts=("vision",), source=source)
+    module = assemble.build_encoder(origin, section, source.held())
+    config = {
+        "stage": public.STAGE, "step": 0, "speaks_through": [], "plugins": {}, "kind": source.kind,
+        "model": {"vision": section_mapping(section)}, "image_shape": source.vision.image_shape,
+    }  # fmt: skip
+    named = nn.ModuleDict({"lmm": nn.ModuleDict({"vision": module})})
+    carried = origin.carried({"vision": module})
+    own.write(folder, named, config=config, recipe=None, tokenizer=None, carried=carried)
 
 
 def _ends(source: Source) -> dict[str, object]:
@@ -71,33 +124,81 @@ def _ends(source: Source) -> dict[str, object]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def export_model(path: Path, folder: Path, kind: Format, *, dtype: torch.dtype | None = None) -> None:
+def export_model(
+    path: Path, folder: Path, kind: Format, *, dtype: torch.dtype | None = None, base: str | None = None
+) -> None:
     """Writes a run's last model, or a model folder of ours, in a public format.
 
     Plugins that do not matter when the model answers are left out; one that does is a problem.
+    `base` is for `peft`: what its file calls the model that the adapter belongs on.
 
     Raises:
         UserError: a model that the format cannot say, a folder that holds something.
     """
     source = model_folder(path)
     export.require_whole(source)
+    _refuse(folder, {"--base": base} if kind != "peft" else {}, f"--format {kind}")
+    _refuse(folder, {"--dtype": dtype} if kind in ("lmmkit", "peft") else {}, f"--format {kind}")
     if kind == "lmmkit":
         _require_new(folder)
         shutil.copytree(source, folder, dirs_exist_ok=True)
         return
+    if kind == "peft":
+        _require_new(folder)
+        _export_adapter(source, folder, base)
+        return
     speaker = load(source, device="cpu", dtype=dtype or own.dtype_of(source))
-    parts = assemble.modules(speaker.objective)
-    model = export.Exported(
-        vision=parts["vision"], connector=parts["connector"], text=speaker.objective.lmm.decoder,
-        config=own.config_of(source), tokenizer=speaker.prepared.tokenizer, carried=own.carried_of(source),
-        image_shape=speaker.prepared.recipe.model.speaks.image_shape,
-    )  # fmt: skip
+    model = _exported(source, speaker.prepared, assemble.modules(speaker.objective))
     export.write(model, folder, kind, dtype=dtype)
+
+
+def _exported(source: Path, prepared: Prepared, parts: Mapping[str, nn.Module]) -> export.Exported:
+    speaks = prepared.recipe.model.speaks
+    return export.Exported(
+        vision=parts["vision"], connector=parts["connector"], text=cast(Decoder, parts["text"]),
+        config=own.config_of(source), tokenizer=prepared.tokenizer, carried=own.carried_of(source),
+        image_shape=speaks.image_shape, template=speaks.template,
+    )  # fmt: skip
+
+
+def _export_adapter(source: Path, folder: Path, base: str | None) -> None:
+    """The low-rank updates of the stage that the folder is of; whole weights are not read."""
+    config, updates = own.config_of(source), own.updates_of(source)
+    recipe = public.recipe_of_ours(source, config, None)
+    stage = recipe.stages[config["stage"]].train
+    asked = stage.text.lora if stage.text else None
+    if not updates or asked is None:
+        got, want = (
+            f"stage `{config['stage']}`, which trained without low-rank updates",
+            "a stage with `lora`",
+        )
+        mend = "Export the whole model, or name RUN/model/STAGE of a stage that had them."
+        raise UserError(Problem("export/no-lora", str(source), got, want, mend))
+    prepared = prepare_bare(replace(recipe, plugins={}), mute=True)
+    objective = assemble.shell(prepared.recipe, {}, prepared.dims, torch.device("cpu"))
+    model = _exported(source, prepared, assemble.modules(objective))
+    found = (export.problems if model.sees else export.spoken)(model, folder, "llava-hf")
+    if stage.vision is not None:
+        got, want = "an encoder that learned too", "one that is still as its base has it"
+        mend = "Export the whole model: `--format llava-hf`."
+        found.append(Problem("export/adapter", str(source), got, want, mend))
+    raise_all(found)
+    connector = {}
+    if stage.connector is not None:
+        at = f"{MODULES['connector']}."
+        names = {at + name for name in own.unique_tensors(model.connector)}
+        connector = {n.removeprefix(at): t for n, t in own.tensors(source, names).items()}
+    kept = peft.Adapter(
+        updates=updates, connector=connector, alpha=asked.alpha, dropout=asked.dropout, sees=model.sees, base=base
+    )  # fmt: skip
+    peft.write(kept, folder)
 
 
 def show_model(path: Path) -> dict[str, Any]:
     """Architecture, parameters by part, type and size of a model; nothing of it is allocated."""
     folder = path if (path / "config.json").is_file() else model_folder(path)
+    if (eye := _encoder_alone(folder)) is not None:
+        return _show_encoder(*eye)
     if own.is_ours(folder):
         config = own.config_of(folder)
         recipe, held, kind = public.recipe_of_ours(folder, config, None), str(own.dtype_of(folder)), "lmmkit"
@@ -107,16 +208,38 @@ def show_model(path: Path) -> dict[str, Any]:
         held, kind = source.dtype, source.kind
     prepared = prepare_bare(recipe, mute=True)
     objective = assemble.shell(prepared.recipe, {}, prepared.dims, torch.device("cpu"))
+    tokenizer = prepared.tokenizer.size or None
+    return _shown(kind, held, assemble.modules(objective), to_mapping(prepared.recipe)["model"], tokenizer)
+
+
+def _encoder_alone(folder: Path) -> tuple[str, str, VisionScratch | VisionTimm] | None:
+    """(kind, type, shape) of an encoder's folder; None for any other."""
+    if own.is_ours(folder):
+        config = own.config_of(folder)
+        if not own.is_encoder(config):
+            return None
+        return "lmmkit", str(own.dtype_of(folder)), vision_from_mapping(config["model"]["vision"])
+    source = open_source(folder)
+    if source.parts() != ("vision",) or source.vision is None:
+        return None
+    return source.kind, source.dtype, encoder_section(source.vision)
+
+
+def _show_encoder(kind: str, held: str, section: VisionScratch | VisionTimm) -> dict[str, Any]:
+    with torch.device("meta"):
+        module = assemble.encoder(section, Eager(), "model.vision")
+    return _shown(kind, held, {"vision": module}, {"vision": section_mapping(section)}, None)
+
+
+def _shown(
+    kind: str, held: str, modules: Mapping[str, nn.Module], model: dict[str, Any], tokenizer: int | None
+) -> dict[str, Any]:
     held = held.removeprefix("torch.")
     size = HELD.get(held, torch.float32).itemsize
-    counts = {
-        part: sum(p.numel() for p in module.parameters())
-        for part, module in assemble.modules(objective).items()
-    }
+    counts = {part: sum(p.numel() for p in module.parameters()) for part, module in modules.items()}
     return {
         "kind": kind, "dtype": held, "parameters": counts, "total": sum(counts.values()),
-        "bytes": size * sum(counts.values()), "model": to_mapping(prepared.recipe)["model"],
-        "tokenizer": prepared.tokenizer.size or None,
+        "bytes": size * sum(counts.values()), "model": model, "tokenizer": tokenizer,
     }  # fmt: skip
 
 

@@ -14,20 +14,26 @@ A tensor of rank two or more ends its name in the letters of its dimensions:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
+Resample = Literal["bicubic", "bilinear"]
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSpec:
-    """What an encoder reads and gives: `size` px a side in, `grid` (rows, columns) of tokens out."""
+    """What an encoder reads and gives: `size` px a side in, `grid` (rows, columns) of tokens out.
+
+    `resample` is how a picture comes to that size.
+    """
 
     size: int
     grid: tuple[int, int]
     width: int
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
+    resample: Resample = "bicubic"
 
     @property
     def tokens(self) -> int:

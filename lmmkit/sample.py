@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Role = Literal["user", "assistant"]
-ImageShape = Literal["crop", "pad"]
+ImageShape = Literal["crop", "pad", "squash"]
 
 
 class ImageEdit(Protocol):

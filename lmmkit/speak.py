@@ -174,10 +174,11 @@ class Speaker:
 def _tokens(
     prepared: Prepared, objective: Objective, eos: tuple[int, ...], pad: int | None, image_token: int | None
 ) -> TokenModel:
-    """The model in token ids. A tokenizer that knows no image token leaves its next free id to it."""
+    """The model in token ids. A tokenizer without `<image>` leaves its next free id to it."""
     tokenizer = prepared.tokenizer
     if tokenizer.size:
         eos = eos or (tokenizer.eos,)
+        image_token = tokenizer.control("<image>") if image_token is None else image_token
         image_token = tokenizer.size if image_token is None else image_token
     return TokenModel(
         lmm=objective.lmm, image_token=image_token if prepared.dims.image.tokens else None,

@@ -28,7 +28,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "model": ("batch", "calls", "dims", "errors", "forest", "needs", "model"),
     "data": ("errors", "dims", "rundir", "sample", "spans", "needs", "calls", "forest", "batch", "parts", "data"),
     "scenes": ("errors", "scenes"),
-    "weights": ("errors", "dims", "rundir", "model", "data", "weights"),
+    "weights": ("errors", "dims", "sample", "rundir", "model", "data", "weights"),
     "plan": (
         "errors", "dims", "sample", "spans", "needs", "forest", "batch", "parts", "recipe", "door",
         "model", "data", "weights", "plan",

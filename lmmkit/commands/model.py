@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from lmmkit.commands.common import Json, out, print_json, reporting
+from lmmkit.recipe import flow_text
 
 app = typer.Typer(no_args_is_help=True, help="Models of others: read, write, look at.")
 
@@ -16,7 +17,9 @@ app = typer.Typer(no_args_is_help=True, help="Models of others: read, write, loo
 @app.command("import")
 @reporting
 def import_(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="A llava-hf, LLaVA or decoder folder.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="SRC", help="A llava-hf, LLaVA, decoder or encoder folder.")
+    ],
     folder: Annotated[Path, typer.Argument(metavar="DST", help="The model folder to write; new.")],
     vision: Annotated[Path | None, typer.Option(help="A folder with the encoder SRC leaves out.")] = None,
     base: Annotated[Path | None, typer.Option(help="A folder with the decoder SRC leaves out.")] = None,
@@ -28,8 +31,13 @@ def import_(
     """Write a public model as a model folder of lmmkit's, value for value."""
     from lmmkit.convert import import_model
 
-    import_model(source, folder, vision=vision, base=base, allow_pickle=allow_pickle, template=template)
-    out.print(f"{folder} holds {source}. Talk to it: `lmmkit chat {folder}`")
+    parts = import_model(
+        source, folder, vision=vision, base=base, allow_pickle=allow_pickle, template=template
+    )
+    use = f"Talk to it: `lmmkit chat {folder}`"
+    if "text" not in parts:
+        use = f"In a recipe: `model.vision: {{from: {folder}}}`"
+    out.print(f"{folder} holds {source}. {use}")
 
 
 @app.command()
@@ -38,16 +46,20 @@ def export(
     model: Annotated[Path, typer.Argument(metavar="RUN_OR_MODEL", help="A run, or a model folder.")],
     folder: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write; new.")],
     kind: Annotated[
-        Literal["llava-hf", "llava", "lmmkit"], typer.Option("--format", help="Whose layout.")
+        Literal["llava-hf", "llava", "lmmkit", "peft"],
+        typer.Option("--format", help="Whose layout; peft: the last stage's low-rank updates alone."),
     ] = "llava-hf",
     dtype: Annotated[
         Literal["as-is", "float32", "float16", "bfloat16"], typer.Option(help="Of the weights.")
     ] = "as-is",
+    base: Annotated[
+        str | None, typer.Option(help="peft: what its file calls the model the adapter belongs on.")
+    ] = None,
 ) -> None:
     """Write a model in a public format; `llava-hf` opens in transformers."""
     from lmmkit.convert import HELD, export_model
 
-    export_model(model, folder, kind, dtype=HELD.get(dtype))
+    export_model(model, folder, kind, dtype=HELD.get(dtype), base=base)
     out.print(f"{folder} holds {model} in the {kind} format.")
 
 
@@ -72,12 +84,15 @@ def show(
         table.add_row(part, f"{count:,}", _words(sections.get(part)))
     table.add_row("all", f"{found['total']:,}", f"{found['bytes'] / 2**20:,.1f} MiB")
     out.print(table)
-    out.print(f"tokenizer: {found['tokenizer'] or 'no'} ids")
-    out.print(f"speaks: {_words(sections['speaks'])}")
+    if "text" in sections:
+        out.print(f"tokenizer: {found['tokenizer'] or 'no'} ids")
+        out.print(f"speaks: {_words(sections['speaks'])}")
 
 
 def _words(section: dict | None) -> str:
     if not section:
         return "none"
-    plain = {k: v for k, v in section.items() if not isinstance(v, dict | list) and v is not False}
-    return ", ".join(f"{key} {value}" for key, value in plain.items())
+    told = {
+        k: v for k, v in section.items() if v and not isinstance(v, list) and (k, v) != ("weights", "none")
+    }
+    return ", ".join(f"{k} {flow_text(v) if isinstance(v, dict) else v}" for k, v in told.items())

@@ -88,6 +88,10 @@ class TokenizerJson:
         """The id of a control token."""
         return self._controls.get(spelling)
 
+    def spelling(self, token: int) -> str:
+        """How the vocabulary writes a token."""
+        return self._standing.id_to_token(token) or ""
+
     @property
     def size(self) -> int:
         """Ids are below it, control tokens included."""

@@ -1,4 +1,4 @@
-"""Pictures: from a file to the pixels an encoder reads, in CLIP's and LLaVA-1.5's geometry.
+"""Pictures: from a file to the pixels an encoder reads, in CLIP's, LLaVA-1.5's and SigLIP's geometry.
 
 What may come in is narrow: five formats, 40 million pixels, no long slivers, no truncated files.
 Where Pillow's plain conversion to RGB would spoil a picture (16-bit grey, transparency, a camera
@@ -30,6 +30,7 @@ MAX_PIXELS = 40_000_000  # decoded; Pillow itself only warns below 90 million
 MAX_SQUARE = 4 * MAX_PIXELS  # padded
 MAX_ASPECT = 200
 ORIENTATION = 0x0112  # EXIF tag: how the camera was held
+RESAMPLING = {"bicubic": Pil.Resampling.BICUBIC, "bilinear": Pil.Resampling.BILINEAR}
 TURNS = {
     2: Pil.Transpose.FLIP_LEFT_RIGHT,
     3: Pil.Transpose.ROTATE_180,
@@ -46,7 +47,8 @@ def read_image(path: str | os.PathLike[str], spec: ImageSpec, shape: ImageShape)
 
     `crop`: the short side becomes `size` and the middle is cut out, as LLaVA-1.5's first stage
     does. `pad`: before that the picture is made square with bars in the mean colour, as its second
-    stage does. First frame of an animation; transparency over white.
+    stage does. `squash`: both sides become `size`, whatever they were, as SigLIP does. First frame
+    of an animation; transparency over white.
 
     Raises `UserError` naming path and reason for anything else than a whole picture in an allowed
     format and size.
@@ -190,12 +192,14 @@ def _fit(picture: Pil.Image, spec: ImageSpec, shape: ImageShape) -> Pil.Image:
         square = Pil.new("RGB", (side, side), tuple(int(255 * mean) for mean in spec.mean))
         square.paste(picture, ((side - width) // 2, (side - height) // 2))
         picture, width, height = square, side, side
-    if width <= height:
+    if shape == "squash":
+        width, height = size, size
+    elif width <= height:
         width, height = size, int(size * height / width)
     else:
         width, height = int(size * width / height), size
     if picture.size != (width, height):
-        picture = picture.resize((width, height), Pil.Resampling.BICUBIC)
+        picture = picture.resize((width, height), RESAMPLING[spec.resample])
     left, top = (width - size) // 2, (height - size) // 2
     if (width, height) == (size, size):
         return picture

@@ -105,6 +105,10 @@ class Tokenizer:
         at = self._standing.piece_to_id(spelling)
         return at if self._standing.is_control(at) and self._standing.id_to_piece(at) == spelling else None
 
+    def spelling(self, token: int) -> str:
+        """How the vocabulary writes a token."""
+        return self._standing.id_to_piece(token)
+
     def files(self) -> dict[str, bytes]:
         """What a folder needs to open it again."""
         return {FILE: self.model}

@@ -12,7 +12,6 @@ def init(module: nn.Module, seed: int | str, *, but: tuple[str, ...] = ()) -> No
     """Draws every module's own parameters by its name and the seed alone, whatever else is there.
 
     Modules below the names `but` are left as they are: their values come from elsewhere.
-    A module without `reset_parameters` keeps what it has (timm's, read from a file).
     """
     for name, part in sorted(module.named_modules()):
         if f"{name}.".startswith(tuple(f"{each}." for each in but)):

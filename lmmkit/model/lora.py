@@ -72,6 +72,11 @@ def attach(
     return parameters
 
 
+def updates(module: nn.Module) -> dict[str, Tensor]:
+    """The adapters' factors by name; none where there are no adapters."""
+    return {name: p.detach() for name, p in module.named_parameters() if f".{CHILD}." in name}
+
+
 @torch.no_grad()
 def merge(module: nn.Module) -> None:
     """Adds every adapter to the weight it updates, and takes it off."""

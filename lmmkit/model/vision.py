@@ -6,14 +6,16 @@ tokens are dropped inside. Layers after the chosen one are not built.
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
+import inspect
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from lmmkit.dims import ImageSpec
+from lmmkit.dims import ImageSpec, Resample
+from lmmkit.errors import did_you_mean
 from lmmkit.model.attention import Backend
 from lmmkit.model.layers import ACTIVATIONS, FusedLinear, Linear
 
@@ -148,27 +150,49 @@ class TimmViT(nn.Module):
 
 
 def open_timm(
-    name: str, *, feature_layer: int, image_size: int | None, weights: str | None,
+    name: str, *, feature_layer: int, image_size: int | None, args: Mapping[str, object],
     mean: tuple[float, float, float] | None = None, std: tuple[float, float, float] | None = None,
+    resample: Resample | None = None,
 ) -> TimmViT:  # fmt: skip
-    """A timm ViT by name: from a local weights file, or as timm initialises it; never downloaded."""
-    from timm import create_model
-    from timm.data.config import resolve_model_data_config
+    """A timm ViT by name, with timm's initial values; on the meta device, if that is the default.
 
-    options: dict[str, Any] = {"pretrained": weights is not None, "num_classes": 0}
-    if image_size is not None:
-        options["img_size"] = image_size
-    if weights is not None:
-        options["pretrained_cfg_overlay"] = {"file": weights}
-    model = cast(TimmModel, create_model(name, **options))
-    size, side = model.patch_embed.img_size[-1], model.patch_embed.grid_size[-1]
-    if size % side or size // side != model.patch_embed.patch_size[-1]:
-        raise ValueError(
-            f"image_size {size} is no multiple of its patches of {model.patch_embed.patch_size[-1]}"
-        )
+    Args:
+        name: of timm's registry, with or without the tag of its weights; never one of a hub.
+        feature_layer: the state to read.
+        image_size: side of the picture, pixels; timm's where None.
+        args: what else timm's constructor is given; plain values.
+        mean: of RGB in 0..1; timm's where None.
+        std: likewise.
+        resample: likewise.
+
+    Raises:
+        ValueError: no such ViT, arguments that are none of a model's shape, a size that does not fit.
+    """
+    import timm
+    from timm.data.config import resolve_model_data_config
+    from timm.models import build_model_with_cfg
+
+    if not timm.is_model(name.partition(".")[0]):
+        raise ValueError(f"timm knows no such model. {did_you_mean(name, timm.list_models('vit*'))}")
+    loading = {n for f in (timm.create_model, build_model_with_cfg) for n in inspect.signature(f).parameters}
+    for key, value in args.items():
+        parts = value if isinstance(value, list | tuple) else [value]
+        if key in loading or not all(isinstance(part, str | int | float | None) for part in parts):
+            raise ValueError(f"{key} = {value!r} is no argument of a model's shape")
+    sized = {"img_size": image_size} if image_size is not None else {}
+    options: dict[str, Any] = {**args, **sized, "num_classes": 0}
+    try:
+        model = cast(TimmModel, timm.create_model(name, pretrained=False, **options))
+        patches = model.patch_embed
+        size, side, patch = patches.img_size[-1], patches.grid_size[-1], patches.patch_size[-1]
+    except Exception as error:  # a constructor may raise anything over sizes that make no model
+        raise ValueError(f"timm: {error}") from error
+    if not side or size % side or size // side != patch:
+        raise ValueError(f"image_size {size} is no multiple of its patches of {patch}")
     config = resolve_model_data_config(model)
     image = ImageSpec(
-        size=model.patch_embed.img_size[-1], grid=tuple(model.patch_embed.grid_size), width=model.embed_dim,
-        mean=mean or tuple(config["mean"]), std=std or tuple(config["std"]),
+        size=size, grid=tuple(patches.grid_size), width=model.embed_dim, mean=mean or tuple(config["mean"]),
+        std=std or tuple(config["std"]),
+        resample=resample or ("bilinear" if config["interpolation"] == "bilinear" else "bicubic"),
     )  # fmt: skip
     return TimmViT(model, image=image, feature_layer=feature_layer)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import torch
+
 from lmmkit.dims import Dims, ImageSpec
 from lmmkit.errors import Problem, UserError
 from lmmkit.model.decoder import DecoderShape
@@ -16,8 +20,9 @@ def vision_shape(vision: VisionScratch) -> VisionShape:
     """The shape of an encoder written out in the recipe."""
     side = vision.image_size // vision.patch
     image = ImageSpec(
-        size=vision.image_size, grid=(side, side), width=vision.width, mean=vision.mean, std=vision.std
-    )
+        size=vision.image_size, grid=(side, side), width=vision.width, mean=vision.mean, std=vision.std,
+        resample=vision.resample,
+    )  # fmt: skip
     return VisionShape(
         width=vision.width, depth=vision.depth, heads=vision.heads, mlp=vision.mlp, patch=vision.patch,
         image=image, feature_layer=vision.feature_layer, class_token=vision.class_token,
@@ -26,18 +31,29 @@ def vision_shape(vision: VisionScratch) -> VisionShape:
     )  # fmt: skip
 
 
-def timm_encoder(recipe: Recipe, vision: VisionTimm) -> TimmViT:
-    """The timm model of the recipe; its weights from the named file, else timm's random ones."""
-    weights = None if vision.weights == "none" else str(recipe.path(vision.weights))
+def timm_encoder(vision: VisionTimm, where: str = "model.vision") -> TimmViT:
+    """The timm model of a recipe, with timm's initial values; on meta, if that is the default.
+
+    Raises `UserError` at `where` for what timm cannot build.
+    """
     try:
         return open_timm(
-            vision.timm, feature_layer=vision.feature_layer, image_size=vision.image_size, weights=weights,
-            mean=vision.mean, std=vision.std,
+            vision.timm, feature_layer=vision.feature_layer, image_size=vision.image_size, args=vision.args,
+            mean=vision.mean, std=vision.std, resample=vision.resample,
         )  # fmt: skip
-    except (RuntimeError, FileNotFoundError, AttributeError, ValueError) as error:
-        mend = "Take a ViT of `timm.list_models('vit*')`, with matching local weights."
-        where, got = recipe.where("model.vision.timm"), f"{vision.timm}: {error}"
-        raise UserError(Problem("model/timm", where, got, "a timm ViT", mend)) from error
+    except ValueError as error:
+        mend = "Take a ViT of `timm.list_models('vit*')`, in a shape it can have."
+        raise UserError(
+            Problem("model/timm", where, f"{vision.timm}: {error}", "a timm ViT", mend)
+        ) from error
+
+
+def encoder_depth(vision: VisionScratch | VisionTimm) -> int:
+    """Blocks of the whole encoder, read or not."""
+    if isinstance(vision, VisionScratch):
+        return vision.depth
+    with torch.device("meta"):
+        return len(timm_encoder(replace(vision, feature_layer=-1)).model.blocks)
 
 
 def image_spec(recipe: Recipe) -> ImageSpec:
@@ -46,7 +62,8 @@ def image_spec(recipe: Recipe) -> ImageSpec:
     if isinstance(vision, VisionScratch):
         return vision_shape(vision).image
     if isinstance(vision, VisionTimm):
-        return timm_encoder(recipe, vision).image
+        with torch.device("meta"):
+            return timm_encoder(vision, recipe.where("model.vision")).image
     return NO_IMAGE
 
 

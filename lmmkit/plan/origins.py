@@ -10,11 +10,14 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lmmkit.errors import Problem, UserError, raise_all
+from lmmkit.model.attention import Eager
 from lmmkit.model.decoder import DecoderShape
-from lmmkit.model.vision import VisionShape
+from lmmkit.model.vision import VisionShape, ViT
+from lmmkit.plan import facts
 from lmmkit.recipe import (
     Model,
     Recipe,
@@ -23,11 +26,16 @@ from lmmkit.recipe import (
     TextScratch,
     VisionFrom,
     VisionScratch,
+    VisionTimm,
     model_from_mapping,
+    vision_from_mapping,
 )
-from lmmkit.weights import own
-from lmmkit.weights.source import Source, open_source, want_part
+from lmmkit.weights import keys, own
+from lmmkit.weights.encoders import VIT, EncoderSource
+from lmmkit.weights.source import Source, open_source, timm_source, want_part
+from lmmkit.weights.timm_files import TimmSource
 
+NO_WEIGHTS = "none"  # `model.vision.weights` of a timm encoder with values of its own
 MODULES = {"vision": "lmm.vision", "connector": "lmm.connector", "text": "lmm.decoder"}
 
 
@@ -52,13 +60,23 @@ class Origin:
 
     def carried(self, modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
         """What the folder's encoder has besides, for an export to give back."""
-        if "vision" not in self.parts:
+        if "vision" not in self.parts or not isinstance(modules["vision"], ViT):
             return {}
         if self.source is None:
-            return own.carried_of(self.folder)
+            return own.carried_of(self.folder) | self._behind(modules["vision"])
         found = self.source.spared("vision", modules["vision"])
         known = ("vision.encoder.", "vision.post_layernorm.", "vision.head.")
         return {name: t for name, t in found.items() if name.startswith(known)}
+
+    def _behind(self, module: ViT) -> dict[str, Tensor]:
+        """Blocks of a folder of ours behind the state that is read, under public names."""
+        with torch.device("meta"):
+            whole = ViT(replace(module.shape, feature_layer=-1), Eager())
+        built, at = own.unique_tensors(module), f"{MODULES['vision']}."
+        placed = {t: place for t, place in keys.places(whole, VIT).items() if place.name not in built}
+        there = own.tensors(self.folder, {at + place.name for place in placed.values()})
+        there = {name.removeprefix(at): tensor for name, tensor in there.items()}
+        return {f"vision.{t}": place.of(there) for t, place in placed.items() if place.name in there}
 
     def _each(self, modules: Mapping[str, nn.Module], public: Callable, ours: Callable) -> None:
         if self.source is None:
@@ -76,7 +94,7 @@ class Origin:
 
 
 def resolve(recipe: Recipe, *, pickled: bool = False) -> tuple[Recipe, tuple[Origin, ...]]:
-    """The recipe with shapes in the place of folders, and the folders to fill from.
+    """The recipe with shapes in the place of folders and files, and what to fill from.
 
     Raises `UserError` with the problems of all folders.
     """
@@ -92,22 +110,35 @@ def resolve(recipe: Recipe, *, pickled: bool = False) -> tuple[Recipe, tuple[Ori
             origins.append(origin)
         except UserError as error:
             problems += error.problems
+    if isinstance(model.vision, VisionTimm) and model.vision.weights != NO_WEIGHTS:
+        origin, model = _timm_file(recipe, model, model.vision, pickled)
+        origins.append(origin)
     raise_all(problems)
     return replace(recipe, model=model), tuple(origins)
+
+
+def _timm_file(recipe: Recipe, model: Model, vision: VisionTimm, pickled: bool) -> tuple[Origin, Model]:
+    file = recipe.path(vision.weights)
+    encoder = TimmSource(
+        name=vision.timm, feature_layer=vision.feature_layer, resized=vision.image_size is not None
+    )
+    origin = Origin(folder=file, parts=("vision",), source=timm_source(encoder, file, pickled=pickled))
+    return origin, replace(model, vision=replace(vision, weights=NO_WEIGHTS))
 
 
 def _resolved(
     recipe: Recipe, model: Model, folder: Path, parts: tuple[str, ...], pickled: bool
 ) -> tuple[Origin, Model]:
     if own.is_ours(folder):
-        there = model_from_mapping(own.config_of(folder)["model"])
-        shapes: dict[str, Any] = {part: getattr(there, part) for part in parts}
-        for part, shape in shapes.items():
-            if shape is None:
-                raise UserError(_lacks(recipe, part, folder))
+        config = own.config_of(folder)
+        shapes = _shapes_of_ours(recipe, config, folder, parts)
         origin = Origin(folder=folder, parts=parts, source=None)
+        if own.is_encoder(config) and isinstance(model.vision, VisionFrom):  # every block of it is there
+            layer = -2 if model.vision.feature_layer is None else model.vision.feature_layer
+            model = replace(model, vision=replace(model.vision, feature_layer=layer))
     else:
-        layer = model.vision.feature_layer if isinstance(model.vision, VisionFrom) else None
+        seen = model.vision if "vision" in parts and isinstance(model.vision, VisionFrom) else None
+        layer = seen.feature_layer if seen else None
         source = open_source(folder, feature_layer=layer, pickled=pickled)
         for part in parts:
             want_part(source, part, recipe.where(f"model.{part}.from"))
@@ -117,24 +148,63 @@ def _resolved(
             shapes["text"] = text_section(source.text.shape)
         if "vision" in parts:
             assert source.vision is not None
-            shapes["vision"] = vision_section(source.vision.shape)
+            shapes["vision"] = encoder_section(source.vision)
         origin = Origin(folder=folder, parts=parts, source=source)
     if isinstance(model.text, TextFrom) and "text" in shapes:
         shapes["text"] = _shorter(recipe, shapes["text"], model.text)
     if isinstance(model.vision, VisionFrom) and "vision" in shapes:
-        asked = model.vision
-        changed = {
-            key: value for key in ("mean", "std") if (value := getattr(asked, key)) is not None
-        }  # the pictures' size is the folder's: its table of positions has one row a patch
-        if asked.image_size not in (None, shapes["vision"].image_size):
-            got, want = str(asked.image_size), f"{shapes['vision'].image_size}, as the folder says"
-            where = recipe.where("model.vision.image_size")
-            raise UserError(Problem("model/image-size", where, got, want, "Take the line out."))
-        shapes["vision"] = replace(shapes["vision"], **changed)
+        origin, shapes["vision"] = _asked(recipe, origin, shapes["vision"], model.vision)
     if "connector" in parts:
         assert model.connector is not None
         shapes["connector"] = replace(model.connector, from_=None)
     return origin, replace(model, **shapes)
+
+
+def _shapes_of_ours(recipe: Recipe, config: Mapping[str, Any], folder: Path, parts: tuple[str, ...]) -> dict:
+    """The sections of a folder of ours."""
+    if own.is_encoder(config):
+        vision = vision_from_mapping(config["model"]["vision"])
+        shapes = {part: vision if part == "vision" else None for part in parts}
+    else:
+        whole = model_from_mapping(config["model"])
+        shapes = {part: getattr(whole, part) for part in parts}
+    raise_all(_lacks(recipe, part, folder) for part, shape in shapes.items() if shape is None)
+    return shapes
+
+
+def _asked(
+    recipe: Recipe, origin: Origin, there: VisionScratch | VisionTimm, asked: VisionFrom
+) -> tuple[Origin, VisionScratch | VisionTimm]:
+    """The folder's encoder with what the recipe wants otherwise, and the origin that gives it."""
+    changed: dict[str, Any] = {
+        key: value for key in ("mean", "std", "resample") if (value := getattr(asked, key)) is not None
+    }
+    if origin.source is None and asked.feature_layer is not None:
+        changed["feature_layer"] = _shallower(recipe, there, asked.feature_layer)
+    if asked.image_size not in (None, there.image_size):
+        if not (origin.source and isinstance(origin.source.vision, TimmSource)):
+            # ours and transformers' have a table of positions with one row a patch
+            got, want = str(asked.image_size), f"{there.image_size}, as the folder says"
+            where = recipe.where("model.vision.image_size")
+            raise UserError(Problem("model/image-size", where, got, want, "Take the line out."))
+        changed["image_size"] = asked.image_size
+        encoder = replace(origin.source.vision, resized=True)
+        origin = replace(origin, source=replace(origin.source, vision=encoder))
+    return origin, replace(there, **changed)
+
+
+def _shallower(recipe: Recipe, there: VisionScratch | VisionTimm, layer: int) -> int:
+    """`layer`, where the blocks that a folder of ours holds give that state."""
+    depth = facts.encoder_depth(there)
+    states = [n if n >= 0 else depth + 1 + n for n in (layer, there.feature_layer)]
+    if not 0 <= states[0] <= states[1]:
+        where, got = recipe.where("model.vision.feature_layer"), f"{layer}, state {states[0]} of {depth}"
+        want, mend = (
+            f"a state up to {states[1]}: the folder holds no later blocks",
+            "Name the encoder's own folder.",
+        )
+        raise UserError(Problem("model/feature-layer", where, got, want, mend))
+    return layer
 
 
 def _shorter(recipe: Recipe, text: TextScratch, asked: TextFrom) -> TextScratch:
@@ -164,6 +234,19 @@ def text_section(shape: DecoderShape) -> TextScratch:
     )  # fmt: skip
 
 
+def encoder_section(encoder: EncoderSource | TimmSource) -> VisionScratch | VisionTimm:
+    """A public encoder as a recipe writes it."""
+    if isinstance(encoder, EncoderSource):
+        return vision_section(encoder.shape)
+    section = VisionTimm(
+        timm=encoder.name, weights=NO_WEIGHTS, args=dict(encoder.args), image_size=encoder.image_size,
+        feature_layer=encoder.feature_layer, mean=encoder.mean, std=encoder.std, resample=encoder.resample,
+    )  # fmt: skip
+    with torch.device("meta"):
+        image = facts.timm_encoder(section).image
+    return replace(section, image_size=image.size, mean=image.mean, std=image.std, resample=image.resample)
+
+
 def vision_section(shape: VisionShape) -> VisionScratch:
     """An encoder's shape as a recipe writes it."""
     return VisionScratch(
@@ -171,4 +254,5 @@ def vision_section(shape: VisionShape) -> VisionScratch:
         image_size=shape.image.size, mlp=shape.mlp, class_token=shape.class_token, pre_norm=shape.pre_norm,
         patch_bias=shape.patch_bias, activation=shape.activation, norm_eps=shape.norm_eps,
         feature_layer=shape.feature_layer, mean=shape.image.mean, std=shape.image.std,
+        resample=shape.image.resample,
     )  # fmt: skip

@@ -22,6 +22,7 @@ from lmmkit.recipe import (
     model_from_mapping,
     read_recipe,
 )
+from lmmkit.weights import own
 from lmmkit.weights.source import Source, open_source
 
 STAGE = "imported"  # what stands for the stage of a model that was not trained here
@@ -45,29 +46,48 @@ def recipe_of(
     at = str(folder.resolve())
     decoder = str(base.resolve()) if base else at
     if source.text is None:
-        got, want = f"a {source.kind} folder", "a folder with a decoder"
-        mend = "Name it in a recipe: `model.vision.from`."
-        raise UserError(Problem("model/no-text", str(folder), got, want, mend))
-    encoder = open_source(vision) if vision else source
-    if source.connector and encoder.vision is None:
+        raise no_text(folder, source.kind)
+    eye = _eye(vision) if vision else _eye_of(source)
+    if source.connector and eye is None:
         got = "a connector without the encoder it reads"
         mend = "Import it with its encoder: `lmmkit model import SRC DST --vision CLIP_FOLDER`."
         raise UserError(Problem("model/no-vision", str(folder), got, "both", mend))
-    shape = encoder.vision.image_shape if encoder.vision else "pad"
-    if source.kind == "llava":
-        shape = "pad"  # as its second stage does
-    eye = None
-    if source.connector and encoder.vision:
-        layer = encoder.vision.shape.feature_layer
-        eye = VisionFrom(from_=str(encoder.folder.resolve()), feature_layer=layer)
+    section, shape = eye or (None, "pad")
+    shape = "pad" if source.pads else shape
     model = Model(
-        vision=eye,
+        vision=section if source.connector else None,
         connector=Connector(kind="mlp2x_gelu", from_=at) if source.connector else None,
         text=TextFrom(from_=decoder, context=source.text.shape.context),
         tokenizer=Tokenizer(from_=decoder),
         speaks=Speaks(template=cast(Any, template or _template(Path(decoder))), image_shape=cast(Any, shape)),
     )
     return around(model, STAGE), source
+
+
+def no_text(folder: Path, kind: str) -> UserError:
+    """The refusal of what cannot answer."""
+    mend = "Name it in a recipe, `model.vision.from`, beside a decoder."
+    return UserError(
+        Problem("model/no-text", str(folder), f"{kind}: an encoder alone", "a folder with a decoder", mend)
+    )
+
+
+def _eye(folder: Path) -> tuple[VisionFrom, str] | None:
+    """The encoder in a folder as a recipe names it, and what is done with its pictures; None: there is none."""
+    if not own.is_ours(folder):
+        return _eye_of(open_source(folder))
+    config = own.config_of(folder)
+    if "vision" not in config["model"]:
+        return None
+    shape = config["image_shape"] if own.is_encoder(config) else config["model"]["speaks"]["image_shape"]
+    return VisionFrom(from_=str(folder.resolve())), shape
+
+
+def _eye_of(source: Source) -> tuple[VisionFrom, str] | None:
+    if source.vision is None:
+        return None
+    name, layer = str(source.folder.resolve()), source.vision.feature_layer
+    return VisionFrom(from_=name, feature_layer=layer), source.vision.image_shape
 
 
 def _template(folder: Path) -> str:
@@ -78,7 +98,12 @@ def _template(folder: Path) -> str:
 
 
 def recipe_of_ours(folder: Path, config: Mapping[str, Any], root: str | Path | None) -> Recipe:
-    """The recipe of a model folder lmmkit wrote; its tokenizer is the one beside the weights."""
+    """The recipe of a model folder lmmkit wrote; its tokenizer is the one beside the weights.
+
+    Raises `UserError` for an encoder alone.
+    """
+    if own.is_encoder(config):
+        raise no_text(folder, "lmmkit")
     path = folder / "recipe.yaml"
     if not path.is_file():
         model = model_from_mapping(config["model"])

@@ -26,7 +26,14 @@ from lmmkit.recipe.model import (
     VisionTimm,
 )
 from lmmkit.recipe.places import Places
-from lmmkit.recipe.read import around, from_mapping, model_from_mapping, read_recipe, read_text
+from lmmkit.recipe.read import (
+    around,
+    from_mapping,
+    model_from_mapping,
+    read_recipe,
+    read_text,
+    vision_from_mapping,
+)
 from lmmkit.recipe.schema import Evaluate, Output, Recipe, Speed, Task
 from lmmkit.recipe.stage import (
     Batch,
@@ -41,7 +48,7 @@ from lmmkit.recipe.stage import (
     Validate,
     Weight,
 )
-from lmmkit.recipe.write import digest, dump, flow_text, to_mapping
+from lmmkit.recipe.write import digest, dump, flow_text, section_mapping, to_mapping
 
 __all__ = [
     "ABSENT",
@@ -90,5 +97,7 @@ __all__ = [
     "read_recipe",
     "read_text",
     "section_class",
+    "section_mapping",
     "to_mapping",
+    "vision_from_mapping",
 ]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import field
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Tag
+from pydantic import BeforeValidator, Discriminator, Tag
 
 from lmmkit.recipe import kinds as k
 from lmmkit.recipe.kinds import Says, section
@@ -14,7 +15,8 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 TemplateName = Literal["plain", "vicuna_v1", "chatml", "llama3"]
-ImageShape = Literal["crop", "pad"]
+ImageShape = Literal["crop", "pad", "squash"]
+Resample = Literal["bicubic", "bilinear"]
 
 
 def _derive(obj: object, name: str, value: int) -> None:
@@ -43,6 +45,7 @@ class VisionScratch:
     feature_layer: k.Whole = -2  # 0 = the embeddings, n = after n blocks; -1 = after the last
     mean: k.Triple = CLIP_MEAN  # of RGB in 0..1
     std: k.PositiveTriple = CLIP_STD
+    resample: Resample = "bicubic"  # how a picture comes to its size
 
     def __post_init__(self):
         _derive(self, "mlp", 4 * self.width)
@@ -54,37 +57,54 @@ class VisionTimm:
 
     timm: k.Text
     weights: k.Text  # a safetensors file, or `none` for random ones
+    args: k.Settings = field(default_factory=dict)  # what else timm's constructor is given
     image_size: k.Count | None = None
     feature_layer: k.Whole = -2
     mean: k.Triple | None = None
     std: k.PositiveTriple | None = None
+    resample: Resample | None = None
 
 
 @section
 class VisionFrom:
-    """A folder with a public encoder. What is not given is what the folder's files say."""
+    """A folder with an encoder. What is not given is what the folder's files say; of a public
+    encoder, -2 is read.
+    """
 
     from_: k.Text
     image_size: k.Count | None = None
-    feature_layer: k.Whole = -2
+    feature_layer: k.Whole | None = None
     mean: k.Triple | None = None
     std: k.PositiveTriple | None = None
+    resample: Resample | None = None
+
+
+TIMM = "timm:"  # `from: timm:NAME` means `timm: NAME`
+
+
+def _by_name(value: Any) -> Any:
+    if isinstance(value, Mapping) and isinstance(name := value.get("from"), str) and "timm" not in value:
+        rest = {key: item for key, item in value.items() if key != "from"}
+        return {"timm": name.removeprefix(TIMM), **rest}
+    return value
 
 
 def _vision_shape(value: Any) -> str | None:
     if isinstance(value, Mapping):
-        shape = next((key for key in ("from", "timm") if key in value), "scratch")
-        return f"<{shape}>"
+        name = value.get("from")
+        if "timm" in value or (isinstance(name, str) and name.startswith(TIMM)):
+            return "<timm>"
+        return "<from>" if "from" in value else "<scratch>"
     known = {VisionFrom: "<from>", VisionTimm: "<timm>", VisionScratch: "<scratch>"}
     return known.get(type(value))
 
 
 Vision = Annotated[
     Annotated[VisionScratch, Tag("<scratch>")]
-    | Annotated[VisionTimm, Tag("<timm>")]
+    | Annotated[VisionTimm, BeforeValidator(_by_name), Tag("<timm>")]
     | Annotated[VisionFrom, Tag("<from>")],
     Discriminator(_vision_shape),
-    Says("a section: `from: FOLDER`, or `timm: NAME`, or shapes (width, depth, heads, ...)"),
+    Says("a section: `from: FOLDER`, or `timm: NAME` with weights, or shapes (width, depth, heads, ...)"),
 ]
 
 

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from lmmkit.errors import Problem, UserError, did_you_mean, raise_all
 from lmmkit.recipe import checks
-from lmmkit.recipe.model import Model
+from lmmkit.recipe.model import Model, Vision, VisionFrom, VisionScratch, VisionTimm
 from lmmkit.recipe.places import Fault, Places
 from lmmkit.recipe.schema import HIDDEN, Recipe
 from lmmkit.recipe.tree import MAX_BYTES, Tree, parse
@@ -76,6 +76,17 @@ def from_mapping(mapping: Mapping[str, Any], *, root: Path | None = None) -> Rec
 def model_from_mapping(mapping: Mapping[str, Any]) -> Model:
     """A checked `model` section alone, as a model folder keeps it. Raises `UserError`."""
     return from_mapping({**_AROUND, "model": mapping}).model
+
+
+def vision_from_mapping(mapping: Mapping[str, Any]) -> VisionScratch | VisionTimm:
+    """A checked `model.vision` section alone, as an encoder's folder keeps it. Raises `UserError`."""
+    try:
+        section = _adapter(Vision).validate_python(mapping)
+    except ValidationError as error:
+        wrong = [f._replace(key=f"model.vision.{f.key}") for f in faults(error, mapping, Vision)]
+        raise UserError(Problem(f"recipe/{f.code}", f.key, f.got, f.want, f.mend) for f in wrong) from None
+    assert not isinstance(section, VisionFrom), "an encoder's folder names no other"
+    return section
 
 
 def around(model: Model, stage: str) -> Recipe:

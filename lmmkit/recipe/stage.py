@@ -48,8 +48,8 @@ LoraTarget = Literal["q", "k", "v", "out", "gate", "up", "down"]
 
 @section
 class Lora:
-    """Low-rank updates in place of the full matrices, merged into them as the stage ends; `targets`
-    not given = every linear of the blocks.
+    """Low-rank updates in place of the full matrices, merged into them as the stage ends and kept
+    beside them; `targets` not given = every linear of the blocks.
     """
 
     r: k.Count

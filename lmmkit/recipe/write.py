@@ -22,6 +22,11 @@ def to_mapping(recipe: Recipe) -> dict[str, Any]:
     return _plain(recipe)
 
 
+def section_mapping(section: object) -> dict[str, Any]:
+    """One section as a recipe writes it, likewise."""
+    return _plain(section)
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Weight) and value.weight is not None and not value.watch:
         return value.weight

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from lmmkit import assemble
 from lmmkit.data.records import Records, pictures_digest
@@ -112,8 +113,9 @@ def train(
                 )
                 if stopped:
                     return Finished(run, stop.requested)
+                updates = lora.updates(objective)
                 lora.merge(objective.lmm.decoder)  # a model folder holds whole weights
-                _save_model(objective, prepared, run, position)
+                _save_model(objective, prepared, run, position, updates)
     return Finished(run, None)
 
 
@@ -236,7 +238,9 @@ def _start(objective: Objective, prepared: Prepared, run: RunDir, stage: str) ->
         print(f"note: {name} is not in {folder}; it begins at its initial draw", file=sys.stderr)
 
 
-def _save_model(objective: Objective, prepared: Prepared, run: RunDir, position: Position) -> None:
+def _save_model(
+    objective: Objective, prepared: Prepared, run: RunDir, position: Position, updates: Mapping[str, Tensor]
+) -> None:
     plan = prepared.plans[position.stage]
     config = {
         "stage": position.stage,
@@ -258,6 +262,7 @@ def _save_model(objective: Objective, prepared: Prepared, run: RunDir, position:
         recipe=dump(prepared.recipe),
         tokenizer=prepared.tokenizer,
         carried=carried,
+        updates=updates,
     )
 
 

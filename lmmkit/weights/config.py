@@ -66,6 +66,15 @@ class Config:
             raise self.problem(key, value, "a text")
         return value
 
+    def triple(self, key: str, default: Any) -> Any:
+        """Three numbers, one a colour."""
+        value = self._value(key, default)
+        if value is default:
+            return default
+        if not isinstance(value, list) or len(value) != 3 or not all(type(v) in (int, float) for v in value):
+            raise self.problem(key, value, "three numbers")
+        return tuple(map(float, value))
+
     def ids(self, key: str) -> tuple[int, ...]:
         """Token ids: one, or a list of them."""
         value = self.values.get(key)
@@ -75,11 +84,13 @@ class Config:
             raise self.problem(key, value, "token ids")
         return found
 
-    def one_of(self, key: str, known: Mapping[str, str], default: str) -> str:
+    def one_of(self, key: str, known: Mapping[Any, str], default: Any) -> str:
         """What `known` calls a value that this release can carry out."""
         value = self._value(key, default)
-        if value not in known:
-            raise self.problem(key, value, f"one of {', '.join(known)}: all that lmmkit carries out here")
+        if isinstance(value, list | dict) or value not in known:
+            raise self.problem(
+                key, value, f"one of {', '.join(map(str, known))}: all that lmmkit carries out here"
+            )
         return known[value]
 
     def only(self, **wanted: Any) -> None:

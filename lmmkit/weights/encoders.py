@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lmmkit.dims import CLIP_MEAN, CLIP_STD, ImageSpec
+from lmmkit.errors import Problem, UserError
 from lmmkit.model.vision import VisionShape
 from lmmkit.rundir import read_json
 from lmmkit.weights.config import Config, unsupported
@@ -48,6 +49,11 @@ class EncoderSource:
     image_shape: str
     family: str
 
+    @property
+    def feature_layer(self) -> int:
+        """The state that is read."""
+        return self.shape.feature_layer
+
 
 def read_encoder(config: Config, folder: Path, *, feature_layer: int) -> EncoderSource:
     """The encoder of a config (or of the `vision_config` of one).
@@ -59,13 +65,17 @@ def read_encoder(config: Config, folder: Path, *, feature_layer: int) -> Encoder
         raise unsupported(config.where, f"model_type {family!r}", sorted(FAMILIES))
     size, patch = config.count("image_size"), config.count("patch_size")
     config.only(num_channels=3)
-    mean, std, image_shape = _processor(folder, FAMILIES[family])
+    does = _processor(folder, FAMILIES[family])
     side, width = size // patch, config.count("hidden_size")
-    image = ImageSpec(size=size, grid=(side, side), width=width, mean=mean, std=std)
+    image = ImageSpec(
+        size=size, grid=(side, side), width=width, mean=does["mean"], std=does["std"], resample=does["resample"]
+    )  # fmt: skip
     clip = family == "clip_vision_model"
     depth = config.count("num_hidden_layers")
     if not -depth - 1 <= feature_layer <= depth:
-        raise config.problem("num_hidden_layers", depth, f"enough layers for feature_layer {feature_layer}")
+        got, want = f"feature_layer {feature_layer} of {depth} layers", f"one of {-depth - 1} to {depth}"
+        mend = "Choose a layer that exists."
+        raise UserError(Problem("model/feature-layer", config.where, got, want, mend))
     heads = config.count("num_attention_heads")
     if width % heads:
         raise config.problem("num_attention_heads", heads, f"a divisor of the width {width}")
@@ -75,33 +85,35 @@ def read_encoder(config: Config, folder: Path, *, feature_layer: int) -> Encoder
         activation=config.one_of("hidden_act", ACTIVATIONS, "quick_gelu" if clip else "gelu_pytorch_tanh"),  # type: ignore[arg-type]
         norm_eps=config.number("layer_norm_eps", 1e-5 if clip else 1e-6),
     )  # fmt: skip
-    return EncoderSource(shape=shape, image_shape=image_shape, family=family)
+    return EncoderSource(shape=shape, image_shape=does["shape"], family=family)
 
 
+RESAMPLE = {3: "bicubic", 2: "bilinear"}  # as Pillow numbers them
 CLIP = {"mean": CLIP_MEAN, "std": CLIP_STD, "shape": "crop"}
-HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "shape": "pad"}
+HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "shape": "squash"}
 FAMILIES: dict[str, dict[str, Any]] = {"clip_vision_model": CLIP, "siglip_vision_model": HALF}
 
 
-def _processor(folder: Path, habits: Mapping[str, Any]) -> tuple[tuple, tuple, str]:
-    """(mean, std, image shape) of the folder's image processor, else the family's."""
-    mean, std, shape = habits["mean"], habits["std"], habits["shape"]
+def _processor(folder: Path, habits: Mapping[str, Any]) -> dict[str, Any]:
+    """`habits` with what the folder's image processor says instead."""
     for name, key in (("preprocessor_config.json", ""), ("processor_config.json", "image_processor")):
         if (folder / name).is_file():
             found = Config(read_json(folder / name, mend="Mend or remove it."), str(folder / name))
             found = found.section(key) if key else found
             if not found.values:
                 continue
-            if found.has("do_pad"):
-                shape = "pad" if found.flag("do_pad", False) else "crop"
-            return _triple(found, "image_mean", mean), _triple(found, "image_std", std), shape
-    return mean, std, shape
+            return {
+                "mean": found.triple("image_mean", habits["mean"]), "std": found.triple("image_std", habits["std"]),
+                "shape": _geometry(found) or habits["shape"], "resample": found.one_of("resample", RESAMPLE, 3),
+            }  # fmt: skip
+    return {**habits, "resample": "bicubic"}
 
 
-def _triple(config: Config, key: str, default: tuple) -> tuple:
-    value = config.values.get(key)
-    if value is None:
-        return default
-    if not isinstance(value, list) or len(value) != 3 or not all(type(v) in (int, float) for v in value):
-        raise config.problem(key, value, "three numbers")
-    return tuple(map(float, value))
+def _geometry(config: Config) -> str | None:
+    """What a processor's file does with a picture that is no square; None where it does not say."""
+    if config.flag("do_pad", False):
+        return "pad"
+    if config.flag("do_center_crop", False):
+        return "crop"
+    size = config.values.get("size")
+    return "squash" if isinstance(size, Mapping) and size.get("height") else None

@@ -20,7 +20,7 @@ from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.model.decoder import Decoder, DecoderShape
 from lmmkit.model.vision import VisionShape, ViT
 from lmmkit.rundir import fsync, write_json_atomic
-from lmmkit.weights import encoders, keys, own
+from lmmkit.weights import encoders, keys, own, talk
 from lmmkit.weights.decoders import LLAMA
 from lmmkit.weights.source import CONNECTOR
 
@@ -37,12 +37,14 @@ PIECES = {  # beside a sentencepiece model
     "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>",
 }  # fmt: skip
 SHARD = 4 << 30  # bytes of one weights file at most
+PAD = "<pad>"
 ROUND = 64  # rows of a vocabulary that grows come in multiples of this
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What an export needs to know: the model's parts with values, its folder's config and tokenizer."""
+    """What an export needs to know: the model's parts with values, its folder's config and tokenizer,
+    and how it speaks."""
 
     vision: nn.Module
     connector: nn.Module
@@ -51,6 +53,12 @@ class Exported:
     tokenizer: AnyTokenizer
     carried: Mapping[str, Tensor]
     image_shape: str
+    template: str
+
+    @property
+    def sees(self) -> bool:
+        """Whether there is an encoder."""
+        return not isinstance(self.vision, nn.Identity)
 
     @property
     def shape(self) -> DecoderShape:
@@ -68,12 +76,9 @@ def problems(model: Exported, folder: Path, kind: str) -> list[Problem]:
     """What keeps the model from being said in that format."""
 
     def wrong(got: str, want: str) -> Problem:
-        mend = "Export it with `--format lmmkit`."
-        return Problem("export/format", f"{folder}: {kind}", got, want, mend)
+        return _unsayable(folder, kind, got, want)
 
-    found = []
-    if through := model.config.get("speaks_through"):
-        found.append(wrong(f"learned tokens of {', '.join(through)} in every sequence", "ids alone"))
+    found = spoken(model, folder, kind)
     if not isinstance(model.vision, ViT) or _vision_family(model.vision.shape) is None:
         found.append(wrong("no CLIP or SigLIP encoder", "a LLaVA with one of these"))
     if not any("second.1" in name for name, _ in model.connector.named_parameters()):
@@ -82,14 +87,29 @@ def problems(model: Exported, folder: Path, kind: str) -> list[Problem]:
         found.append(wrong(f"a decoder of the {family(model)} family", "a LLaMA"))
     if kind == "llava" and not (isinstance(model.vision, ViT) and model.eye.class_token):
         found.append(wrong("an encoder without a class token", "CLIP"))
+    if kind == "llava" and model.image_shape == "squash":
+        found.append(wrong("pictures squashed to the square", "`crop` or `pad`"))
     return found
 
 
+def spoken(model: Exported, folder: Path, kind: str) -> list[Problem]:
+    """The problem of a model that answers through learned tokens, which no ids can spell."""
+    through = model.config.get("speaks_through")
+    got = f"learned tokens of {', '.join(through or ())} in every sequence"
+    return [_unsayable(folder, kind, got, "ids alone")] if through else []
+
+
+def _unsayable(folder: Path, kind: str, got: str, want: str) -> Problem:
+    mend = "Export it with `--format lmmkit`."
+    return Problem("export/format", f"{folder}: {kind}", got, want, mend)
+
+
 def family(model: Exported) -> str:
-    """The public family of the decoder."""
+    """The public family that says the decoder: Qwen-7B as first published is a Qwen2 in all but names."""
     shape = model.shape
     derived = "qwen3" if shape.qk_norm else "qwen2" if shape.qkv_bias else "llama"
-    return model.config.get("family", derived)
+    known = model.config.get("family", derived)
+    return "qwen2" if known == "qwen" else known
 
 
 def write(model: Exported, folder: Path, kind: str, *, dtype: torch.dtype | None = None) -> None:
@@ -113,33 +133,47 @@ def write(model: Exported, folder: Path, kind: str, *, dtype: torch.dtype | None
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    image, rows = image_token(model)
-    hub = kind == "llava-hf"
+    hub, new = kind == "llava-hf", added(model)
     prefixes = (model.config.get("prefixes") or HUB) if hub else ORIGINAL
-    tensors = _tensors(model, rows if hub else model.shape.vocab, prefixes, dtype)
+    tensors = _tensors(model, new.rows if hub else model.shape.vocab, prefixes, dtype)
     _write_shards(aside, tensors)
-    config = _hub_config(model, image, rows) if hub else _original_config(model)
+    config = _hub_config(model, new) if hub else _original_config(model)
     kept = dtype or next(model.text.parameters()).dtype
     write_json_atomic(aside / "config.json", config | {"dtype": str(kept).removeprefix("torch.")})
     end = {
         "bos_token_id": _or_none(model, "bos"),
         "eos_token_id": _eos(model),
-        "pad_token_id": _pad(model, image),
+        "pad_token_id": new.pad if hub else model.config.get("pad"),
     }
     write_json_atomic(aside / "generation_config.json", {k: v for k, v in end.items() if v is not None})
-    _write_words(model, aside, image if hub else None)
+    _write_words(model, aside, new if hub else None)
     if folder.exists():
         folder.rmdir()
     os.rename(aside, folder)
 
 
-def image_token(model: Exported) -> tuple[int, int]:
-    """(id of the image token, rows of the vocabulary): new rows only where there are none to spare."""
-    if (kept := model.config.get("image_token")) is not None:
-        return kept, model.shape.vocab
-    image = model.tokenizer.size or model.shape.vocab
-    need = image + 2  # and the padding token
-    return image, model.shape.vocab if need <= model.shape.vocab else -(-need // ROUND) * ROUND
+@dataclass(frozen=True, kw_only=True)
+class Added:
+    """The ids of `<image>` and of what pads, and the rows of a vocabulary that holds them."""
+
+    image: int
+    pad: int | None
+    rows: int
+
+
+def added(model: Exported) -> Added:
+    """The folder's own ids, else the tokenizer's, else the next that are free; rows grow where none are
+    to spare. A model without a tokenizer is not padded."""
+    tokens, config, vocab = model.tokenizer, model.config, model.shape.vocab
+    image, pad = config.get("image_token"), config.get("pad")
+    if tokens.size:
+        image = tokens.control(talk.IMAGE) if image is None else image
+        image = tokens.size if image is None else image
+        pad = tokens.control(PAD) if pad is None else pad
+        pad = max(tokens.size, image + 1) if pad is None else pad
+    image = vocab if image is None else image
+    need = max(image, pad or 0) + 1
+    return Added(image=image, pad=pad, rows=vocab if need <= vocab else -(-need // ROUND) * ROUND)
 
 
 def _tensors(
@@ -216,20 +250,20 @@ def _write_shards(folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
         write_json_atomic(folder / "model.safetensors.index.json", index)
 
 
-def _hub_config(model: Exported, image: int, vocab: int) -> dict[str, Any]:
+def _hub_config(model: Exported, new: Added) -> dict[str, Any]:
     vision = model.eye
     full = bool(model.carried)
     return {
         "model_type": "llava",
         "architectures": ["LlavaForConditionalGeneration"],
-        "image_token_index": image,
+        "image_token_index": new.image,
         "image_seq_length": vision.image.tokens,
         "projector_hidden_act": "gelu",
         "multimodal_projector_bias": True,
         "vision_feature_layer": vision.feature_layer if full else -1,
         "vision_feature_select_strategy": "default" if vision.class_token else "full",
         "tie_word_embeddings": model.shape.tied,
-        "text_config": _text_config(model, vocab),
+        "text_config": _text_config(model, new.rows),
         "vision_config": _vision_config(model, full),
     }
 
@@ -262,12 +296,13 @@ def _text_config(model: Exported, vocab: int) -> dict[str, Any]:
 def _vision_config(model: Exported, full: bool) -> dict[str, Any]:
     shape = model.eye
     acts = {ours: theirs for theirs, ours in encoders.ACTIVATIONS.items()}
+    head = any(name.startswith("vision.head.") for name in model.carried)  # SigLIP's, read by nobody
     return {
         "model_type": _vision_family(model.eye), "hidden_size": shape.width,
         "num_hidden_layers": shape.depth if full else shape.built, "num_attention_heads": shape.heads,
         "intermediate_size": shape.mlp, "image_size": shape.image.size, "patch_size": shape.patch,
         "hidden_act": acts[shape.activation], "layer_norm_eps": shape.norm_eps,
-    } | ({"vision_use_head": False} if not shape.class_token else {})  # fmt: skip
+    } | ({"vision_use_head": head} if not shape.class_token else {})  # fmt: skip
 
 
 def _vision_family(eye: VisionShape) -> str | None:
@@ -288,14 +323,14 @@ def _original_config(model: Exported) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _write_words(model: Exported, folder: Path, image: int | None) -> None:
+def _write_words(model: Exported, folder: Path, new: Added | None) -> None:
     """Tokenizer and image processor, where the model has a tokenizer at all."""
     image_config = _processor(model)
     write_json_atomic(folder / "preprocessor_config.json", image_config)
-    if image is not None:
+    if new is not None:
         strategy = "default" if model.eye.class_token else "full"
         write_json_atomic(folder / "processor_config.json", {
-            "processor_class": "LlavaProcessor", "image_token": "<image>",
+            "processor_class": "LlavaProcessor", "image_token": talk.IMAGE,
             "patch_size": model.eye.patch, "vision_feature_select_strategy": strategy,
             "num_additional_image_tokens": int(model.eye.class_token),
         })  # fmt: skip
@@ -307,29 +342,40 @@ def _write_words(model: Exported, folder: Path, image: int | None) -> None:
     words: dict[str, Any] = {
         **(json.loads(files[bpe.BESIDE]) | {"tokenizer_class": "PreTrainedTokenizerFast"} if bpe.BESIDE in files
            else PIECES),
-        "model_max_length": model.shape.context, "padding_side": "left" if image is not None else "right",
+        "model_max_length": model.shape.context, "padding_side": "left" if new is not None else "right",
     }  # fmt: skip
-    if image is not None:
-        added = {str(image): "<image>", str(image + 1): "<pad>"}
+    if new is not None:
         plain = {"special": True, "lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
+        spelt = {new.image: talk.IMAGE}
+        if new.pad is not None:
+            spelt[new.pad] = model.tokenizer.spelling(new.pad) if new.pad < model.tokenizer.size else PAD
+            words["pad_token"] = spelt[new.pad]
         words |= {
-            "added_tokens_decoder": {i: {"content": word, **plain} for i, word in added.items()},
-            "pad_token": "<pad>", "image_token": "<image>", "extra_special_tokens": {"image_token": "<image>"},
+            "added_tokens_decoder": {str(i): {"content": word, **plain} for i, word in spelt.items()
+                                     if i >= model.tokenizer.size},
+            "image_token": talk.IMAGE, "extra_special_tokens": {"image_token": talk.IMAGE},
             "processor_class": "LlavaProcessor",
         }  # fmt: skip
+        spoken = talk.jinja(model.template, bos=words.get("bos_token", ""), prefixed=bpe.BESIDE not in files)
+        if spoken is not None:
+            (folder / talk.FILE).write_text(spoken, encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps(words, indent=2), encoding="utf-8")
 
 
 def _processor(model: Exported) -> dict[str, Any]:
     image = model.eye.image
-    pad = model.image_shape == "pad"
-    return {
-        "image_processor_type": "LlavaImageProcessor" if pad else "CLIPImageProcessor",
-        **({"do_pad": True} if pad else {}), "do_convert_rgb": True, "do_resize": True, "resample": 3,
-        "size": {"shortest_edge": image.size}, "do_center_crop": True,
-        "crop_size": {"height": image.size, "width": image.size}, "do_rescale": True,
-        "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": list(image.mean),
-        "image_std": list(image.std),
+    square, short = {"height": image.size, "width": image.size}, {"shortest_edge": image.size}
+    geometry: dict[str, Any] = {
+        "crop": {"image_processor_type": "CLIPImageProcessor", "size": short},
+        "pad": {"image_processor_type": "LlavaImageProcessor", "do_pad": True, "size": short},
+        "squash": {"image_processor_type": "SiglipImageProcessor", "size": square},
+    }[model.image_shape]
+    if model.image_shape != "squash":
+        geometry |= {"do_center_crop": True, "crop_size": square}
+    return geometry | {
+        "do_convert_rgb": True, "do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255,
+        "do_normalize": True, "image_mean": list(image.mean), "image_std": list(image.std),
+        "resample": {said: code for code, said in encoders.RESAMPLE.items()}[image.resample],
     }  # fmt: skip
 
 
@@ -342,10 +388,6 @@ def _eos(model: Exported) -> int | list[int] | None:
     if not eos:
         return model.tokenizer.eos if model.tokenizer.size else None
     return eos[0] if len(eos) == 1 else eos
-
-
-def _pad(model: Exported, image: int) -> int | None:
-    return model.config.get("pad", image + 1 if model.tokenizer.size else None)
 
 
 def require_whole(folder: Path) -> None:

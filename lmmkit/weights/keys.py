@@ -58,7 +58,9 @@ def _rows(fused: Mapping[str, Mapping[str, slice]], name: str, part: str) -> sli
     return int(part) if part.isdigit() else fused[name.rpartition(".")[0]][part]
 
 
-def fill(module: nn.Module, table: Table, stored: Mapping[str, Stored], *, prefix: str, spare: str) -> None:
+def fill(
+    module: nn.Module, table: Table, stored: Mapping[str, Stored], *, prefix: str, spare: str, mend: str
+) -> None:
     """Copies public tensors into the module, each to its place, one at a time.
 
     Args:
@@ -67,18 +69,21 @@ def fill(module: nn.Module, table: Table, stored: Mapping[str, Stored], *, prefi
         stored: what the folder holds.
         prefix: of this part's public names in `stored`.
         spare: pattern of public names the module has no place for and that may be there.
+        mend: what to do where they do not fit.
 
     Raises:
         UserError: as `check`.
     """
-    check(module, table, stored, prefix=prefix, spare=spare)
+    check(module, table, stored, prefix=prefix, spare=spare, mend=mend)
     own = unique_tensors(module)
     with torch.no_grad():
         for name, place in places(module, table).items():
             place.of(own).copy_(stored[prefix + name].read())
 
 
-def check(module: nn.Module, table: Table, stored: Mapping[str, Stored], *, prefix: str, spare: str) -> None:
+def check(
+    module: nn.Module, table: Table, stored: Mapping[str, Stored], *, prefix: str, spare: str, mend: str
+) -> None:
     """Compares names, shapes and types with the headers alone; the module may be on meta.
 
     Raises:
@@ -101,7 +106,6 @@ def check(module: nn.Module, table: Table, stored: Mapping[str, Stored], *, pref
         ("shape", misshapen, "the shapes of its config"),
         ("dtype", typed, "float tensors (quantized weights are not read)"),
     )
-    mend = "Fetch the folder anew, or mend its config.json."
     raise_all(
         Problem(f"weights/{kind}", f"{file}: {prefix}*", f"{len(names)} {kind}: {_some(names)}", want, mend)
         for kind, names, want in found

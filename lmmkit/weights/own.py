@@ -1,18 +1,22 @@
 """lmmkit's own model folder: what a stage leaves behind, and what anything may start from.
 
     model/<stage>/  config.json  recipe.yaml  tokenizer.model  model.safetensors  carried.safetensors
+                    lora.safetensors
 
 The recipe holds shapes, template and plugin settings; `config.json` says which stage and step the
 weights are of, which plugins inference needs, and where paths of local plugin files start. A model
-that came from elsewhere has no recipe; `carried` is what its public format has besides.
+that came from elsewhere has no recipe; `carried` is what its public format has besides. `lora` holds
+the factors of a stage's low-rank updates, which the model's weights have already merged. An encoder
+alone is such a folder with `lmm.vision.*` tensors, whose config knows no other section.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,27 +24,45 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lmmkit.data.tokenizer import AnyTokenizer
-from lmmkit.errors import Problem, UserError
+from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.rundir import fsync, read_json, write_json_atomic
+from lmmkit.sample import ImageShape
 
 FORMAT = "lmmkit-model-1"
 CARRIED = "carried.safetensors"
+UPDATES = "lora.safetensors"
+
+
+def _listed(kind: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(type(item) is kind for item in value)
+
+
+KEYS: dict[str, Callable[[Any], bool]] = {  # of `config.json`: what each must be
+    "stage": lambda v: isinstance(v, str), "step": lambda v: type(v) is int,
+    "model": lambda v: isinstance(v, dict) and isinstance(v.get("text", v.get("vision")), dict),
+    "speaks_through": _listed(str), "eos": _listed(int), "pad": lambda v: type(v) is int,
+    "image_token": lambda v: type(v) is int, "family": lambda v: isinstance(v, str),
+    "image_shape": lambda v: v in get_args(ImageShape),
+    "prefixes": lambda v: isinstance(v, dict) and all(isinstance(to, str) for to in v.values()),
+}  # fmt: skip
 
 
 def write(
     folder: Path, module: nn.Module, *, config: Mapping, recipe: str | None, tokenizer: AnyTokenizer | None,
-    carried: Mapping[str, Tensor] | None = None,
+    carried: Mapping[str, Tensor] | None = None, updates: Mapping[str, Tensor] | None = None,
 ) -> None:  # fmt: skip
     """Writes the folder aside and renames it, replacing one of that name.
 
-    `carried`: tensors that the model does not read and that an export gives back.
+    `carried`: tensors that the model does not read and that an export gives back. `updates`: the
+    factors of low-rank updates that `module` has already merged.
     """
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     save_file({k: t.contiguous() for k, t in unique_tensors(module).items()}, aside / "model.safetensors")
-    if carried:
-        save_file({name: t.contiguous() for name, t in carried.items()}, aside / CARRIED)
+    for file, beside in ((CARRIED, carried), (UPDATES, updates)):
+        if beside:
+            save_file({name: t.contiguous() for name, t in beside.items()}, aside / file)
     if tokenizer is not None:
         for name, data in tokenizer.files().items():
             (aside / name).write_bytes(data)
@@ -60,6 +82,19 @@ def config_of(folder: Path) -> dict:
     if config.get("format") != FORMAT:
         got, mend = f"format {config.get('format')!r}", "Name RUN/model/<stage> of an lmmkit run."
         raise UserError(Problem("model/format", str(folder), got, FORMAT, mend))
+    wrong = [key for key, fits in KEYS.items() if key in config and not fits(config[key])]
+    wrong += [key for key in ("stage", "model") if key not in config]
+    mend = "Restore the file, or write the folder anew."
+    raise_all(
+        Problem(
+            "model/config",
+            f"{folder / 'config.json'}: {key}",
+            repr(config.get(key)),
+            "what lmmkit writes",
+            mend,
+        )
+        for key in wrong
+    )
     return config
 
 
@@ -69,16 +104,39 @@ def is_ours(folder: Path) -> bool:
     return path.is_file() and read_json(path, mend="Mend or remove it.").get("format") == FORMAT
 
 
+def is_encoder(config: Mapping) -> bool:
+    """Whether a folder's config is of an encoder alone."""
+    return "text" not in config["model"]
+
+
 def carried_of(folder: Path) -> dict[str, Tensor]:
     """Tensors the folder carries for an export alone; none where there is no such file."""
-    path = folder / CARRIED
-    return load_file(path) if path.is_file() else {}
+    return _beside(folder / CARRIED)
+
+
+def updates_of(folder: Path) -> dict[str, Tensor]:
+    """The factors of the low-rank updates that the folder's weights hold; none without the file."""
+    return _beside(folder / UPDATES)
+
+
+def _beside(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path) if path.is_file() else {}
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(path, error) from None
+
+
+def tensors(folder: Path, names: Collection[str]) -> dict[str, Tensor]:
+    """Those of the named tensors that the folder's model has."""
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        return {name: file.get_tensor(name) for name in sorted(set(names) & set(file.keys()))}
 
 
 def dtype_of(folder: Path) -> torch.dtype:
-    """The type of the folder's weights."""
+    """The type of the folder's weights: of the decoder, where it holds one."""
     with safe_open(folder / "model.safetensors", framework="pt") as file:
-        return file.get_tensor("lmm.decoder.norm.weight").dtype
+        names, norm = sorted(file.keys()), "lmm.decoder.norm.weight"
+        return file.get_tensor(norm if norm in names else names[0]).dtype
 
 
 def check(module: nn.Module, folder: Path, *, at: str = "") -> None:
@@ -120,10 +178,7 @@ def fill(
             for name in (set(own) & names) if copy else ():
                 own[name].copy_(file.get_tensor(name))
     except (OSError, SafetensorError) as error:
-        mend = "Train again, or restore the file."
-        raise UserError(
-            Problem("model/unreadable", str(path), str(error), "a safetensors file", mend)
-        ) from None
+        raise _unreadable(path, error) from None
     return missing
 
 
@@ -136,6 +191,11 @@ def unique_tensors(module: nn.Module) -> dict[str, Tensor]:
             seen.add(id(tensor))
             out[name] = tensor.detach()
     return out
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    mend = "Train again, or restore the file."
+    return UserError(Problem("model/unreadable", str(path), str(error), "a safetensors file", mend))
 
 
 def _mismatch(path: Path, name: str, got: object, own: Tensor) -> Problem:

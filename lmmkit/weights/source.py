@@ -6,6 +6,7 @@ before an encoder's, `connector.` before the projector's. What has no place keep
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,16 +14,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lmmkit.errors import Problem, UserError
 from lmmkit.rundir import read_json
-from lmmkit.weights import decoders, encoders, keys
+from lmmkit.weights import decoders, encoders, keys, timm_files
 from lmmkit.weights.config import Config, unsupported
 from lmmkit.weights.decoders import DecoderSource, read_decoder
 from lmmkit.weights.encoders import EncoderSource, read_encoder
 from lmmkit.weights.keys import Table
 from lmmkit.weights.tensors import Stored, opened
+from lmmkit.weights.timm_files import TimmSource, read_timm
 
 CONNECTOR: Table = (
     ("first.weight", "linear_1.weight"),
@@ -49,6 +52,7 @@ LLAVA: Spelling = (  # low-rank checkpoints have a wrapper's name in front
     (r"model\.", "text.model."),
     (r"lm_head\.", "text.lm_head."),
 )
+TIMM: Spelling = ((r"", "vision."),)
 ENCODER: Spelling = ((r"text_model\.", "spare.text_model."), (r"vision_model\.", "vision."), (r"", "vision."))
 DECODER: Spelling = ((r"", "text."),)
 # beside the vision model of a whole CLIP or SigLIP
@@ -57,25 +61,34 @@ TWO_TOWERS = r"|^visual_projection\.|^text_projection\.|^logit_(scale|bias)$"
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """What a public folder holds. `image_token`: the id that stands for one row of an image."""
+    """What a public folder holds. `image_token`: the id that stands for one row of an image; `pads`:
+    whether it pads pictures, whatever its encoder's processor does with them."""
 
     folder: Path
     kind: str
     spelling: Spelling
     text: DecoderSource | None = None
-    vision: EncoderSource | None = None
+    vision: EncoderSource | TimmSource | None = None
     connector: bool = False
     image_token: int | None = None
     eos: tuple[int, ...] = ()
     pad: int | None = None
     dtype: str = "float32"
     pickled: bool = False
+    pads: bool = False
 
     @contextmanager
     def tensors(self) -> Iterator[dict[str, Stored]]:
         """The folder's tensors in our spelling."""
         with opened(self.folder, pickled=self.pickled) as found:
             yield {_spelt(name, self.spelling): stored for name, stored in found.items()}
+
+    def held(self) -> torch.dtype:
+        """The narrowest type that holds every value of its files, whatever its config says."""
+        with self.tensors() as stored:
+            types = {each.dtype for each in stored.values() if isinstance(each.dtype, torch.dtype)}
+        floats = sorted((t for t in types if t.is_floating_point), key=str)
+        return functools.reduce(torch.promote_types, floats) if floats else torch.float32
 
     def prefixes(self) -> dict[str, str]:
         """How the folder begins its names, by ours: what an export gives back."""
@@ -90,7 +103,7 @@ class Source:
 
     def spared(self, part: str, module: nn.Module) -> dict[str, Tensor]:
         """Tensors of a part that the module has no place for."""
-        placed = keys.places(module, self._table(part))
+        placed = keys.places(module, self._table(part, module))
         with self.tensors() as stored:
             return {
                 name: each.read()
@@ -105,33 +118,60 @@ class Source:
 
     def fill(self, part: str, module: nn.Module, stored: Mapping[str, Stored]) -> None:
         """Copies one part's tensors into its module. Raises `UserError` as `keys.check`."""
-        keys.fill(module, self._table(part), stored, prefix=f"{part}.", spare=self.spare(part))
+        keys.fill(module, **self._pairing(part, module, stored))
 
     def check(self, part: str, module: nn.Module, stored: Mapping[str, Stored]) -> None:
         """As `fill`, by the headers alone; the module may be on meta."""
-        keys.check(module, self._table(part), stored, prefix=f"{part}.", spare=self.spare(part))
+        keys.check(module, **self._pairing(part, module, stored))
 
-    def _table(self, part: str) -> Table:
+    def _pairing(self, part: str, module: nn.Module, stored: Mapping[str, Stored]) -> dict[str, Any]:
+        prefix = f"{part}."
+        if part == "vision" and isinstance(self.vision, TimmSource) and self.vision.resized:
+            stored = timm_files.resampled(module, stored, prefix)
+        return {
+            "table": self._table(part, module), "stored": stored, "prefix": prefix,
+            "spare": self._spare(part, module), "mend": self._mend(part),
+        }  # fmt: skip
+
+    def _mend(self, part: str) -> str:
+        if part == "connector":
+            return (
+                "Take it with the encoder and the decoder it was trained between, or fetch the folder anew."
+            )
+        if part == "vision" and isinstance(self.vision, TimmSource):
+            return "Take a file in timm's own names, of this model and this size."
+        return "Fetch the folder anew, or mend its config.json."
+
+    def _table(self, part: str, module: nn.Module) -> Table:
         if part == "text":
             assert self.text is not None
             return self.text.table
+        if isinstance(self.vision, TimmSource):
+            return timm_files.table(module) if part == "vision" else CONNECTOR
         return encoders.VIT if part == "vision" else CONNECTOR
 
-    def spare(self, part: str) -> str:
+    def _spare(self, part: str, module: nn.Module) -> str:
         """Names that may be in the folder without a place in ours."""
         if part == "vision":
             assert self.vision is not None
+            if isinstance(self.vision, TimmSource):
+                return timm_files.spare(module)
             shape = self.vision.shape
             behind = "|".join(map(str, range(shape.built, shape.depth))) or "none"
             return rf"{encoders.SPARE}{TWO_TOWERS}|^encoder\.layers\.({behind})\."
         return decoders.SPARE if part == "text" else r"$^"
 
 
+def timm_source(encoder: TimmSource, file: Path, *, pickled: bool = False) -> Source:
+    """A timm encoder whose weights are in `file`, in timm's own names."""
+    return Source(folder=file, kind="timm", spelling=TIMM, vision=encoder, pickled=pickled)
+
+
 def open_source(folder: Path, *, feature_layer: int | None = None, pickled: bool = False) -> Source:
     """What the folder's config says it holds; no tensor is read, and no code.
 
     Args:
-        folder: of llava-hf, original LLaVA, a decoder, CLIP or SigLIP.
+        folder: of llava-hf, original LLaVA, a decoder, CLIP, SigLIP or timm's hub layout.
         feature_layer: the vision state to read, where it is not the folder's own (-2).
         pickled: whether its `.bin` files may be read, weights alone.
 
@@ -149,6 +189,8 @@ def _source(folder: Path, feature_layer: int | None) -> Source:
         kind = "llava_llama"  # what original LLaVA wrote before it had a name of its own
     if kind in known:
         return known[kind](folder, config, feature_layer)
+    if kind == "none" and config.has("architecture"):
+        return timm_source(read_timm(config, -2 if feature_layer is None else feature_layer), folder)
     if kind in encoders.FAMILIES:
         vision = read_encoder(config, folder, feature_layer=-2 if feature_layer is None else feature_layer)
         return Source(folder=folder, kind=kind, spelling=ENCODER, vision=vision, dtype=_dtype(config))
@@ -158,7 +200,7 @@ def _source(folder: Path, feature_layer: int | None) -> Source:
             folder=folder, kind=kind, spelling=DECODER, text=text, dtype=_dtype(config),
             **_ends(folder, config),
         )  # fmt: skip
-    families = [*known, *encoders.FAMILIES, *decoders.FAMILIES]
+    families = [*known, *encoders.FAMILIES, *decoders.FAMILIES, "timm's (`architecture`)"]
     raise unsupported(f"{config.where}: model_type", f"`{kind}`", families)
 
 
@@ -204,8 +246,9 @@ def _with_defaults(section: Config) -> Config:
 def _llava(folder: Path, config: Config, feature_layer: int | None) -> Source:
     config.only(mm_projector_type="mlp2x_gelu", mm_vision_select_feature="patch", mm_use_im_start_end=False)
     text = read_decoder(Config({**config.values, "model_type": "llama"}, config.where))
+    aspect = config.one_of("image_aspect_ratio", {"pad": "pad", "square": "square"}, "pad")
     return Source(
-        folder=folder, kind="llava", spelling=LLAVA, text=text, connector=True,
+        folder=folder, kind="llava", spelling=LLAVA, text=text, connector=True, pads=aspect == "pad",
         dtype=_dtype(config), **_ends(folder, config),
     )  # fmt: skip
 

@@ -23,6 +23,7 @@ from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.rundir import read_json
 
 MAX_HEADER = 100 << 20  # bytes; as the library itself allows
+WHOLE = "model.safetensors"
 LOOSE = "non_lora_trainables.bin"
 PICKLED = (".bin", ".pt", ".pth")
 DTYPES = {
@@ -66,7 +67,8 @@ def opened(folder: Path, *, pickled: bool = False) -> Iterator[dict[str, Stored]
 
 
 def files(folder: Path, *, pickled: bool = False) -> list[Path]:
-    """The weights files of a folder: those of its index, else all safetensors, else pickled ones."""
+    """The weights files of a folder: those of its index, else `model.safetensors`, else all
+    safetensors, else pickled ones."""
     if folder.is_file():
         return _allowed([folder], pickled)
     for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
@@ -74,6 +76,8 @@ def files(folder: Path, *, pickled: bool = False) -> list[Path]:
             return _allowed(_indexed(folder / index), pickled)
     if (folder / LOOSE).is_file():  # what a low-rank run of LLaVA trained besides
         return _allowed([*sorted(folder.glob("adapter_model.*")), folder / LOOSE], pickled)
+    if (folder / WHOLE).is_file():  # whatever else lies beside it is of another library
+        return [folder / WHOLE]
     if safe := sorted(folder.glob("*.safetensors")):
         return safe
     return _allowed(sorted(p for p in folder.glob("*") if p.suffix in PICKLED), pickled, folder)

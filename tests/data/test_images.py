@@ -24,6 +24,7 @@ from lmmkit.data.images import (
 from lmmkit.dims import CLIP_MEAN, ImageSpec
 from lmmkit.errors import UserError
 from lmmkit.sample import Image
+from tests.reference import show
 
 SPEC = ImageSpec(size=48, grid=(4, 4), width=8)
 GREY_LEVEL = 1 / 255 / 0.26
@@ -70,6 +71,21 @@ def test_crop_and_pad_are_clips(tmp_path, clip, size):
         assert got.dtype == torch.float32
         assert (got - want).abs().max() < 1.01 * GREY_LEVEL
         assert (got - want).abs().mean() < 1e-3
+
+
+@pytest.mark.parametrize(("resample", "code"), [("bicubic", 3), ("bilinear", 2)])
+@pytest.mark.parametrize("size", SIZES)
+def test_squash_is_siglips(tmp_path, size, resample, code):
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    picture(*size).save(tmp_path / "a.png")
+    spec = ImageSpec(size=48, grid=(4, 4), width=8, mean=(0.5,) * 3, std=(0.5,) * 3, resample=resample)
+    theirs = SiglipImageProcessorPil(size={"height": 48, "width": 48}, resample=code)
+    want = torch.from_numpy(np.asarray(theirs(picture(*size))["pixel_values"][0]))
+    got = normalise(read_image(tmp_path / "a.png", spec, "squash"), spec)
+    assert got.shape == want.shape == (3, 48, 48)
+    assert (got - want).abs().max() < 1.01 / 255 / 0.5  # a grey level
+    show("grey_levels", float((got - want).abs().max()) * 255 * 0.5)
 
 
 def test_pad_has_bars_in_the_mean_colour(tmp_path):

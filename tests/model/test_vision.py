@@ -117,7 +117,7 @@ def test_register_and_class_tokens_of_timm_are_dropped():
 
 def test_timm_by_name_is_built_without_a_download(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    encoder = open_timm(TIMM, feature_layer=-2, image_size=32, weights=None)
+    encoder = open_timm(TIMM, feature_layer=-2, image_size=32, args={})
     assert encoder.image == replace(encoder.image, size=32, grid=(2, 2), width=192)
     assert encoder.image.mean == (0.5, 0.5, 0.5) and len(encoder.model.blocks) == 11
     assert encoder(torch.zeros(1, 3, 32, 32)).shape == (1, 4, 192)
@@ -125,4 +125,4 @@ def test_timm_by_name_is_built_without_a_download(monkeypatch):
 
 def test_a_timm_picture_that_its_patches_do_not_divide_is_refused():
     with pytest.raises(ValueError, match="image_size 50 is no multiple"):
-        open_timm("vit_tiny_patch16_224", feature_layer=-2, image_size=50, weights=None)
+        open_timm(TIMM, feature_layer=-2, image_size=50, args={})

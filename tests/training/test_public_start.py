@@ -89,6 +89,8 @@ def test_a_run_with_low_rank_updates_resumes_bit_for_bit(public, tiny, tmp_path,
     shutil.rmtree(newest)  # go on from the one before, in the middle of the second stage
     train(recipe, out=part.path, resume=True)
     assert figures(part) == figures(whole)
+    kept = [run.model("finetune") / "lora.safetensors" for run in (part, whole)]
+    assert kept[0].read_bytes() == kept[1].read_bytes()
     ours, theirs = tensors(part.path, "finetune"), tensors(whole.path, "finetune")
     assert all(torch.equal(ours[n], theirs[n]) for n in theirs)
 

@@ -70,6 +70,16 @@ def test_import_and_export_change_no_bit(spelling, dtype, tmp_path):
     assert opened.dtype == dtype
 
 
+@pytest.mark.parametrize("said", ["bfloat16", "float32", None])
+def test_values_are_kept_whatever_type_the_config_names(said, tmp_path):
+    source = models.saved(models.decoder("qwen2", "grouped"), tmp_path / "hf")
+    config = json.loads((source / "config.json").read_text()) | {"dtype": said, "torch_dtype": said}
+    (source / "config.json").write_text(json.dumps(config))
+    import_model(source, tmp_path / "ours")
+    before, after = tensors(source), tensors(tmp_path / "ours")
+    assert torch.equal(before["model.norm.weight"], after["lmm.decoder.norm.weight"])
+
+
 @pytest.mark.parametrize(
     "text, vision, shape", [("qwen2", "siglip", "tied"), ("qwen3", "clip gelu", "grouped")]
 )
@@ -201,7 +211,7 @@ def test_a_model_that_speaks_through_a_plugin_is_refused(llava, tmp_path):
     model = export.Exported(
         vision=parts.vision, connector=parts.connector, text=parts.decoder,
         config=config | {"speaks_through": ["directed_token"]}, tokenizer=ours.prepared.tokenizer,
-        carried=own.carried_of(tmp_path / "ours"), image_shape="pad",
+        carried=own.carried_of(tmp_path / "ours"), image_shape="pad", template="vicuna_v1",
     )  # fmt: skip
     (problem,) = export.problems(model, tmp_path, "llava-hf")
     assert "directed_token" in problem.got and "--format lmmkit" in problem.mend
@@ -285,7 +295,7 @@ class TestBadFolders:
         [
             {"hidden_size": "48"}, {"hidden_size": 0}, {"num_attention_heads": True}, {"hidden_act": "relu"},
             {"rope_scaling": {"rope_type": "longrope", "factor": 2}, "rope_parameters": None},
-            {"attention_bias": True}, {"head_dim": 7}, {"num_key_value_heads": 3},
+            {"attention_bias": True}, {"head_dim": 7}, {"num_key_value_heads": 3}, {"hidden_act": ["silu"]},
         ],
     )  # fmt: skip
     def test_settings_that_cannot_be_carried_out_are_told(self, change, tmp_path):
@@ -294,6 +304,26 @@ class TestBadFolders:
         (folder / "config.json").write_text(json.dumps(config | change))
         with pytest.raises(UserError, match="weights/config"):
             lmmkit.load(folder)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"model": None}, {"model": {}}, {"model": {"text": 3}}, {"stage": []}, {"eos": 5}, {"pad": "x"},
+            {"speaks_through": "x"}, {"image_token": True}, {"prefixes": []}, {"speaks_through": ["nobody"]},
+        ],
+    )  # fmt: skip
+    def test_a_damaged_config_of_ours_is_told(self, change, llava, tmp_path):
+        import_model(llava[0], tmp_path / "ours")
+        config = json.loads((tmp_path / "ours" / "config.json").read_text())
+        (tmp_path / "ours" / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(UserError, match=r"model/(config|plugins)"):
+            lmmkit.load(tmp_path / "ours")
+
+
+def test_a_folder_of_ours_needs_no_import(llava, tmp_path):
+    import_model(llava[0], tmp_path / "ours")
+    with pytest.raises(UserError, match="convert/ours"):
+        import_model(tmp_path / "ours", tmp_path / "again")
 
 
 def test_the_commands(llava, tmp_path):

@@ -61,17 +61,50 @@ def test_logits_of_a_sharded_folder(tmp_path):
     check_logits(theirs, folder, 90, [[3], [], []], pixels, 9)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_bf16_is_as_near_to_float64_as_theirs(family, tmp_path):
-    theirs = models.decoder(family, "grouped").bfloat16()
-    folder = models.saved(theirs, tmp_path / "model")
-    id_BT, _ = models.ids(97, [40, 40, 40, 40])
+def check_bf16(theirs, folder, id_BT, pixels=None):
+    """Root mean square of our bfloat16 error against float64, over transformers' own."""
+    theirs = theirs.bfloat16()
+    models.saved(theirs, folder)
+    low_pixels, wide_pixels = {}, {}
+    if pixels is not None:
+        pixels = pixels.bfloat16()
+        low_pixels, wide_pixels = {"pixel_values": pixels}, {"pixel_values": pixels.double()}
     with torch.no_grad():
-        low = theirs(id_BT).logits
-        exact = theirs.double()(id_BT).logits
-    ours = lmmkit.load(folder, dtype=torch.bfloat16, device="cpu").logits(id_BT)
-    error = ((ours - exact) ** 2).mean().sqrt(), ((low - exact) ** 2).mean().sqrt()
+        low = theirs(input_ids=id_BT, **low_pixels).logits
+        exact = theirs.double()(input_ids=id_BT, **wide_pixels).logits
+    ours = lmmkit.load(folder, dtype=torch.bfloat16, device="cpu").logits(id_BT, pixels)
+    error = [float(((got - exact) ** 2).mean().sqrt()) for got in (ours, low)]
+    print(f"bf16 error over transformers': {error[0] / error[1]:.3f}")
     assert error[0] <= 1.2 * error[1], error
+
+
+@pytest.mark.parametrize("family", models.DECODERS)
+def test_bf16_is_as_near_to_float64_as_theirs(family, tmp_path):
+    id_BT, _ = models.ids(97, [40, 40, 40, 40])
+    check_bf16(models.decoder(family, "grouped"), tmp_path / "model", id_BT)
+
+
+# each family of decoders in a LLaVA, each kind of encoder
+SEEING = [
+    ("llama", "clip", "plain"), ("qwen2", "clip gelu", "grouped"), ("mistral", "siglip", "tied"), ("qwen3", "clip", "grouped"),
+]  # fmt: skip
+
+
+def seeing(text, vision, shape, lengths, places, side="right"):
+    """A LLaVA, prompts with its images at `places`, and their pixels."""
+    theirs = models.llava(text, vision, shape)
+    size = models.VISIONS[vision].image_size
+    n = (size // 10) ** 2
+    id_BT, mask_BT = models.ids(models.ODD[shape]["vocab_size"], lengths, side=side)
+    models.with_images(id_BT, mask_BT, places, 90, n)
+    pixels = torch.randn(sum(map(len, places)), 3, size, size, generator=torch.Generator().manual_seed(2))
+    return theirs, id_BT, mask_BT, pixels
+
+
+@pytest.mark.parametrize("text, vision, shape", SEEING)
+def test_bf16_of_llava_is_as_near_to_float64_as_theirs(text, vision, shape, tmp_path):
+    theirs, id_BT, _, pixels = seeing(text, vision, shape, [40] * 4, [[3], [9, 19], [1], []])
+    check_bf16(theirs, tmp_path / "model", id_BT, pixels)
 
 
 def differences(got: torch.Tensor, want: torch.Tensor, theirs, prompt, mask, **extra) -> int:
@@ -109,6 +142,23 @@ def test_greedy_tokens(family, lengths, tmp_path):
     assert got.shape == want.shape and got.dtype == torch.int64
     near = differences(got, want, theirs, id_BT, mask_BT)
     print(f"{family}: {near} of {len(want)} differ at a near tie")
+
+
+@pytest.mark.parametrize("text, vision, shape", SEEING)
+@pytest.mark.parametrize("lengths", [[29], [29, 14, 3, 22]], ids=["one", "left-padded four"])
+def test_greedy_tokens_of_llava(text, vision, shape, lengths, tmp_path):
+    places = [[2, 13], [17], [], [9]][: len(lengths)]
+    theirs, id_BT, mask_BT, pixels = seeing(text, vision, shape, lengths, places, side="left")
+    theirs.generation_config.eos_token_id = None
+    ours = lmmkit.load(models.saved(theirs, tmp_path / "model"), device="cpu")
+    want = theirs.generate(
+        input_ids=id_BT, attention_mask=mask_BT, pixel_values=pixels, max_new_tokens=64, do_sample=False,
+        pad_token_id=0,
+    )[:, id_BT.shape[1] :]  # fmt: skip
+    got = ours.generate(id_BT, pixels, max_new_tokens=64, attention_mask=mask_BT, eos_token_id=[96_000])
+    assert got.shape == want.shape == (len(lengths), 64)
+    near = differences(got, want, theirs, id_BT, mask_BT, pixel_values=pixels)
+    print(f"LLaVA of {text} and {vision}: {near} of {len(want)} differ at a near tie")
 
 
 def test_greedy_tokens_end_and_pad_as_theirs(tmp_path):

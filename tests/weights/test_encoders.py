@@ -1,0 +1,173 @@
+"""An encoder alone: imported, looked at, named in a recipe, and handed back whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import transformers as hf
+from safetensors.torch import load_file
+from timm.models import save_for_hf
+
+import lmmkit
+from lmmkit import assemble
+from lmmkit.convert import export_model, import_model, show_model
+from lmmkit.errors import UserError
+from lmmkit.plan.prepare import prepare
+from lmmkit.training.run import train
+from lmmkit.weights.source import ENCODER, LLAVA_HF, _spelt
+from tests.commands.test_cli import run
+from tests.conftest import PLAIN
+from tests.hf_weights import scramble
+from tests.weights import models
+from tests.weights.test_timm import KINDS
+
+
+def eye(kind: str, folder: Path) -> Path:
+    """A public encoder's folder."""
+    if kind == "timm":
+        model = timm.create_model(
+            KINDS["clip"][0], pretrained=False, img_size=30, patch_size=10, **KINDS["clip"][1]
+        )
+        scramble(model, 2)
+        save_for_hf(model, folder, safe_serialization=True)
+        return folder
+    return models.saved(models.made(hf.AutoModel.from_config(models.VISIONS[kind])), folder)
+
+
+def pickled(folder: Path) -> Path:
+    """The folder as many encoders are published: a .bin file alone."""
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
+def built(recipe):
+    prepared = prepare(recipe)
+    return assemble.build(
+        prepared.recipe, {}, prepared.dims, torch.device("cpu"), origins=prepared.origins
+    ).lmm.vision.eval()
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip", "timm"])
+def test_an_imported_encoder_is_the_public_one_at_every_layer(kind, tiny, tmp_path):
+    public = eye(kind, tmp_path / "eye")
+    assert import_model(public, tmp_path / "ours") == ("vision",)
+    pixels = torch.randn(2, 3, 30, 30)
+    for layer in ("", ", feature_layer: -1", ", feature_layer: -2", ", feature_layer: 1"):
+        with torch.no_grad():
+            ours, theirs = (
+                built(tiny(f"model.vision={{from: {at}{layer}}}", text=PLAIN))(pixels)
+                for at in (tmp_path / "ours", public)
+            )
+        assert torch.equal(ours, theirs), layer
+
+
+def test_a_pickled_encoder_goes_through_a_run_and_comes_back_whole(tiny, tmp_path):
+    """What the paper's recipes need of CLIP-L/336, which was published as a .bin file."""
+    before = load_file(eye("clip", tmp_path / "eye") / "model.safetensors")
+    public = pickled(tmp_path / "eye")
+    with pytest.raises(UserError, match="model import SRC DST --allow-pickle"):
+        built(tiny(f"model.vision={{from: {public}}}", text=PLAIN))
+    run("model", "import", public, tmp_path / "ours", "--allow-pickle")
+    recipe = tiny(
+        f"model.vision={{from: {tmp_path / 'ours'}}}", "stages.pretrain.length.steps=1",
+        "stages.finetune.length.steps=1", "stages.pretrain.train={connector: {}}", "speed.tokens=8192", text=PLAIN,
+    )  # fmt: skip
+    out = train(recipe, out=tmp_path / "run").run
+    export_model(out.path, tmp_path / "back", "llava-hf")
+    after = load_file(tmp_path / "back" / "model.safetensors")
+    after = {_spelt(name, LLAVA_HF): tensor for name, tensor in after.items()}
+    for name, tensor in before.items():
+        assert torch.equal(after[_spelt(name, ENCODER)], tensor), name
+    opened, info = hf.LlavaForConditionalGeneration.from_pretrained(
+        tmp_path / "back", output_loading_info=True
+    )
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert opened.config.vision_feature_layer == -2
+
+
+def test_llava_s_projector_joins_an_imported_encoder(tmp_path):
+    """`--vision` takes a folder of ours."""
+    base = models.saved(models.decoder("llama", "plain"), tmp_path / "base")
+    projector = tmp_path / "projector"
+    projector.mkdir()
+    shapes = {"0.weight": (48, 24), "0.bias": (48,), "2.weight": (48, 48), "2.bias": (48,)}
+    torch.save(
+        {f"model.mm_projector.{n}": torch.randn(s) for n, s in shapes.items()}, projector / "mm_projector.bin"
+    )
+    text = json.loads((base / "config.json").read_text())
+    (projector / "config.json").write_text(
+        json.dumps(text | {"model_type": "llava_llama", "image_aspect_ratio": "square"})
+    )
+    import_model(eye("clip", tmp_path / "eye"), tmp_path / "ours")
+    states = []
+    for vision in (tmp_path / "eye", tmp_path / "ours"):
+        out = tmp_path / f"model-{vision.name}"
+        import_model(projector, out, vision=vision, base=base, allow_pickle=True)
+        ours = lmmkit.load(out, device="cpu")
+        assert ours.prepared.recipe.model.speaks.image_shape == "crop"  # square: what CLIP's processor does
+        states.append(ours.objective.state_dict())
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+
+
+def test_a_llava_s_own_layer_is_read_where_the_recipe_names_none(tiny, tmp_path):
+    public = models.saved(models.llava("llama", "clip", "plain", layer=-1), tmp_path / "hf")
+    depths = [len(built(tiny(f"model.vision={{from: {public}{layer}}}", text=PLAIN)).blocks)
+              for layer in ("", ", feature_layer: -2")]  # fmt: skip
+    assert depths == [3, 2]
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip", "timm"])
+def test_show(kind, tmp_path):
+    public = eye(kind, tmp_path / "eye")
+    import_model(public, tmp_path / "ours")
+    theirs, ours = show_model(public), show_model(tmp_path / "ours")
+    assert set(theirs["parameters"]) == {"vision"} and ours["total"] > theirs["total"]  # every block of it
+    said = run("model", "show", tmp_path / "ours")
+    assert "vision" in said and "speaks" not in said
+    assert json.loads(run("model", "show", public, "--json"))["kind"] == theirs["kind"]
+
+
+class TestBad:
+    @pytest.fixture
+    def ours(self, tmp_path):
+        import_model(eye("clip", tmp_path / "eye"), tmp_path / "ours")
+        return tmp_path / "ours"
+
+    def test_an_encoder_does_not_answer(self, ours, tmp_path):
+        for at in (ours, tmp_path / "eye"):
+            with pytest.raises(UserError, match=r"model\.vision\.from"):
+                lmmkit.load(at)
+            assert "model/no-text" in run("chat", at, "--prompt", "x", code=2)
+        with pytest.raises(UserError, match="no-text"):
+            export_model(ours, tmp_path / "out", "llava-hf")
+
+    def test_options_of_a_decoder_are_refused(self, ours, tmp_path):
+        with pytest.raises(UserError, match=r"--base, --template"):
+            import_model(tmp_path / "eye", tmp_path / "no", base=tmp_path, template="plain")
+
+    def test_it_gives_no_other_part(self, ours, tiny):
+        with pytest.raises(UserError, match="weights/part"):
+            prepare(tiny(f"model.text={{from: {ours}, context: 80}}", text=PLAIN))
+
+    def test_a_layer_that_there_is_not(self, tiny, tmp_path):
+        """Told of the encoder's folder, not of the LLaVA that gives the connector."""
+        llava = models.saved(models.llava("llama", "clip", "plain"), tmp_path / "hf")
+        changes = [f"model.vision={{from: {eye('siglip', tmp_path / 'eye')}, feature_layer: -9}}",
+                   f"model.connector={{kind: mlp2x_gelu, from: {llava}}}"]  # fmt: skip
+        with pytest.raises(UserError) as raised:
+            prepare(tiny(*changes, text=PLAIN))
+        (problem,) = raised.value.problems
+        assert problem.code == "model/feature-layer" and "-4 to 3" in problem.want
+
+    def test_a_layer_that_a_folder_of_ours_does_not_hold(self, tiny, tmp_path):
+        import_model(
+            models.saved(models.llava("llama", "clip", "plain"), tmp_path / "hf"), tmp_path / "llava"
+        )
+        with pytest.raises(UserError, match=r"state up to 2: .*model/feature-layer"):
+            prepare(tiny(f"model.vision={{from: {tmp_path / 'llava'}, feature_layer: -1}}", text=PLAIN))
+        prepare(tiny(f"model.vision={{from: {tmp_path / 'llava'}, feature_layer: 1}}", text=PLAIN))
