@@ -25,7 +25,7 @@ from lmmkit.parts import Component, LearnedTokens
 from lmmkit.plan import facts
 from lmmkit.plan.compile import StagePlan
 from lmmkit.plan.origins import MODULES, Origin
-from lmmkit.recipe import Recipe, Stage, Vision, VisionScratch, VisionTimm
+from lmmkit.recipe import Recipe, Speed, Stage, Vision, VisionScratch, VisionTimm
 from lmmkit.weights import own
 
 
@@ -67,12 +67,12 @@ def build(
     narrow_parts(objective, filled.intersection(narrow))
     objective.to_empty(device=device)
     objective.lmm.decoder.tie()
-    elsewhere = set(filled)
+    valued = set(filled)
     if isinstance(recipe.model.vision, VisionTimm):
-        elsewhere.add("vision")
+        valued.add("vision")
         _draw_timm(objective.lmm.vision, recipe.model.vision, recipe.seed)
     if drawn:
-        init(objective, recipe.seed, but=tuple(MODULES[part] for part in elsewhere))
+        init(objective, recipe.seed, but=tuple(MODULES[part] for part in valued))
     for origin in origins:
         origin.fill(modules(objective))
     narrow_parts(objective, set(narrow) - filled)  # rounded only now: values are drawn wide
@@ -214,11 +214,12 @@ def set_stage(
     return learns
 
 
-def recompute(objective: Objective, which: str) -> None:
-    """With `all`, every decoder block runs again in the backward pass instead of being remembered."""
-    for block in objective.lmm.decoder.blocks:
+def recompute(objective: Objective, speed: Speed) -> None:
+    """As many decoder blocks as asked for run again in the backward pass instead of being remembered."""
+    blocks = objective.lmm.decoder.blocks
+    for number, block in enumerate(blocks):
         block.__dict__.pop("forward", None)
-        if which == "all":
+        if number < speed.recomputed(len(blocks)):
             block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
 
 

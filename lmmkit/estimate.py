@@ -37,7 +37,8 @@ def estimate(prepared: Prepared, stage: str, *, flops: float) -> dict:
     pipeline, steps = prepared.pipeline(stage), prepared.steps(stage)
     seen = [pipeline.step(i) for i in range(min(SAMPLED_STEPS, steps))]
     tokens = sum(len(batch) for step in seen for batch in step)
-    passes = 2 + 2 + 2 * (recipe.speed.recompute == "all")
+    depth = objective.lmm.decoder.shape.depth
+    passes = 2 + 2 + 2 * recipe.speed.recomputed(depth) / depth
     decoder = sum(p.numel() for p in objective.lmm.decoder.parameters())
     operations = tokens / len(seen) * steps * (passes * decoder + 2 * learning)
     devices = recipe.speed.shard * recipe.speed.replicate
@@ -124,7 +125,7 @@ def activation_bytes(recipe: Recipe, stage: Stage, objective: Objective, load: L
 
     - a block: 8 T D (the states before attention and before the MLP, float32) + a T (C + Q + 2 M);
       where its matrices learn their inputs too, a T (2 D + M); under LoRA instead each adapter's
-      input with its dropout mask, and r values. With recompute: 4 T D, and all of one block only;
+      input with its dropout mask, and r values. A block that is recomputed: 4 T D, and all of one of them;
     - the connector, where it learns: a I N (D_vision + 2 D); an encoder that learns, a block:
       8 I N D_vision + a I N (7 D_vision + 3 M_vision), never recomputed.
 
@@ -134,11 +135,8 @@ def activation_bytes(recipe: Recipe, stage: Stage, objective: Objective, load: L
     graph reaches. Kernels' own buffers and what an allocator wastes are left out.
     """
     a = 2 if recipe.numerics.compute == "bfloat16" else WIDE
-    shape, decoder, every = (
-        objective.lmm.decoder.shape,
-        objective.lmm.decoder,
-        recipe.speed.recompute == "none",
-    )
+    shape, decoder = objective.lmm.decoder.shape, objective.lmm.decoder
+    again = recipe.speed.recomputed(shape.depth)
     T, D, M = load.rows, shape.width, shape.mlp
     Q, C = shape.heads * shape.head_size, (shape.heads + 2 * shape.kv_heads) * shape.head_size
     block = 8 * T * D + a * T * (C + Q + 2 * M)
@@ -146,7 +144,7 @@ def activation_bytes(recipe: Recipe, stage: Stage, objective: Objective, load: L
     if train.text is not None and train.text.lora is None:
         block += a * T * (2 * D + M)
     block += T * _adapter_bytes(decoder, stage, a) // shape.depth
-    blocks = shape.depth * block if every else block + shape.depth * WIDE * T * D
+    blocks = (shape.depth - again) * block + again * WIDE * T * D + block * (again > 0)
     peak = a * T * 4 * M + 8 * T * D + 16 * T * D
     logits = min(load.supervised, chunk_rows(shape.vocab)) * shape.vocab * (8 + a)
     learning = [p.numel() for p in objective.parameters() if p.requires_grad]
@@ -155,7 +153,7 @@ def activation_bytes(recipe: Recipe, stage: Stage, objective: Objective, load: L
         frozen = sum(
             p.numel() for p in decoder.parameters() if not p.requires_grad and p.element_size() == WIDE
         )
-        copies += 2 * frozen // (1 if every else shape.depth)
+        copies += 2 * frozen * max(shape.depth - again, 1) // shape.depth
     return blocks + peak + logits + 2 * WIDE * max(learning) + copies + _seen_bytes(objective, stage, a, load)
 
 

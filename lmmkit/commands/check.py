@@ -51,6 +51,8 @@ def check(
     out.print(plan_text(prepared).rstrip())
     out.print(_table(stages))
     out.print(_memory(stages, tflops))
+    if narrow := assemble.frozen_narrow(read):
+        out.print(f"frozen in bfloat16: {', '.join(narrow)}")
     for name, records in prepared.sources.items():
         turns = f", {records.dropped_turns} leading answers left out" if records.dropped_turns else ""
         out.print(f"data {name}: {len(records)} rows{turns}")

@@ -71,7 +71,8 @@ class Speed:
     tokens: k.Count = 8192  # rows of one micro-batch at most
     share_prefix: k.Flag = True
     attention: Literal["auto", "eager", "sdpa", "xformers"] = "auto"
-    recompute: Literal["none", "all"] = "none"  # blocks run again in the backward pass
+    # decoder blocks that run again in the backward pass; a number: so many, from the first on
+    recompute: Annotated[Literal["none", "all"] | k.Count, Says("none, all, or a number of blocks")] = "none"
     compile: k.Flag = False
     shard: k.Count = 1  # devices over which one copy of the parameters is cut
     replicate: k.Count = 1  # such copies
@@ -80,6 +81,14 @@ class Speed:
     image_cache_mb: k.Natural = 0  # 0 = no cache
     features: Features | None = None  # where the encoder is frozen; not given = encode every time
     keep_memory: k.Flag = False  # a CPU run's C allocator gives nothing back: fewer page faults
+
+    def recomputed(self, depth: int) -> int:
+        """How many of `depth` blocks run again."""
+        return (
+            {"none": 0, "all": depth}[self.recompute]
+            if isinstance(self.recompute, str)
+            else min(self.recompute, depth)
+        )
 
 
 @section

@@ -99,7 +99,7 @@ def run_stage(
 
     entries = (Every(recipe.output.save_every, save, on_stop=True), Every(recipe.output.pictures_every, draw))
     objective.train()
-    assemble.recompute(objective, recipe.speed.recompute)
+    assemble.recompute(objective, recipe.speed)
     idle = Idle(steps)
     batches = load_steps(
         pipeline, position.stage_step, steps, workers=recipe.speed.workers, worker_init=ignore_in_worker

@@ -50,6 +50,12 @@ def test_check_prints_the_plan_and_the_cost(recipe, scenes):
     assert facts["stages"]["finetune"]["learning"] < facts["stages"]["pretrain"]["learning"]
 
 
+def test_check_tells_which_parts_are_narrow_and_hours_at_a_speed(recipe, scenes):
+    sets = ["--set", "numerics.frozen=bfloat16", "--set", "stages.pretrain.train={connector: {}}"]
+    text = run("check", recipe, "--root", scenes, *sets, "--tflops", 66)
+    assert "frozen in bfloat16: vision\n" in text and "1 x 66 TFLOP/s" in text
+
+
 def test_check_tells_of_tasks_together_with_the_rest(recipe, scenes):
     recipe.write_text(
         DIRECT.replace("{kind: terms, data: heldout}", "{kind: pope, files: pope, stage: last}")
