@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -21,6 +22,8 @@ from tests.conftest import PLAIN
 from tests.reference import show
 from tests.weights import models
 
+# peft asks transformers a question it has deprecated
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`")
 SHORT = [
     "stages.pretrain.length.steps=2", "stages.finetune.length.steps=4", "stages.finetune.optim.warmup=0.0",
     "stages.finetune.optim.schedule=constant", "speed.tokens=8192",
@@ -78,13 +81,22 @@ def check(ours, theirs, base, id_BT, mask_BT, **pixels):
     assert torch.equal(mine, said[:, id_BT.shape[1] :])
 
 
-@pytest.mark.parametrize(
-    "parts, saved",
-    [("{connector: {lr: 1.0e-3}, text: {lora: %s}}", True), ("{text: {lora: %s}}", False)],
-    ids=["with its connector", "alone"],
-)
-def test_an_adapter_of_llava(parts, saved, scenes, tmp_path):
-    run, base = llava(scenes, tmp_path, parts % LORA)
+@pytest.fixture(scope="module")
+def alone(scenes, tmp_path_factory):
+    """Of a stage that trained nothing else."""
+    return llava(scenes, tmp_path_factory.mktemp("alone"), f"{{text: {{lora: {LORA}}}}}")
+
+
+@pytest.fixture(scope="module")
+def beside(scenes, tmp_path_factory):
+    """Of a stage that trained the connector too."""
+    parts = f"{{connector: {{lr: 1.0e-3}}, text: {{lora: {LORA}}}}}"
+    return llava(scenes, tmp_path_factory.mktemp("beside"), parts)
+
+
+@pytest.mark.parametrize("name, saved", [("alone", False), ("beside", True)])
+def test_an_adapter_of_llava(name, saved, request, tmp_path):
+    run, base = request.getfixturevalue(name)
     export_model(run.path, tmp_path / "adapter", "peft", base="somebody/llava")
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (3, 12, 0.1)
@@ -159,9 +171,9 @@ def test_an_adapter_of_a_decoder(family, scenes, tmp_path):
     check(ours, theirs, hf.AutoModelForCausalLM.from_pretrained(base).eval(), id_BT, mask_BT)
 
 
-def test_the_merged_folder_is_as_it_was(scenes, tmp_path):
+def test_the_merged_folder_is_as_it_was(alone):
     """One file more, and its factors are what the weights were merged with."""
-    run, _ = llava(scenes, tmp_path, f"{{text: {{lora: {LORA}}}}}")
+    run, _ = alone
     before, after = run.model("pretrain"), run.model("finetune")
     assert {f.name for f in after.iterdir()} - {f.name for f in before.iterdir()} == {"lora.safetensors"}
     old, new, pairs = (
@@ -178,29 +190,29 @@ def test_the_merged_folder_is_as_it_was(scenes, tmp_path):
 
 
 class TestRefused:
-    @pytest.mark.parametrize(
-        "parts, code",
-        [
-            ("{connector: {}, text: {}}", "export/no-lora"),
-            ("{connector: {}}", "export/no-lora"),
-            ("{vision: {}, text: {lora: {r: 2, alpha: 2}}}", "export/adapter"),
-        ],
-    )
-    def test_what_is_no_adapter(self, parts, code, scenes, tmp_path):
-        run, _ = llava(scenes, tmp_path, parts)
-        text = command("model", "export", run.path, tmp_path / "adapter", "--format", "peft", code=2)
-        assert code in text and "finetune" in text and "Export the whole model" in text
+    def test_a_stage_without_updates(self, alone, tmp_path):
+        run, base = alone
+        import_model(base, tmp_path / "imported")
+        for folder, stage in (run.model("pretrain"), "pretrain"), (tmp_path / "imported", "imported"):
+            text = command("model", "export", folder, tmp_path / "adapter", "--format", "peft", code=2)
+            assert "export/no-lora" in text and f"`{stage}`" in text and "Export the whole model" in text
         assert not (tmp_path / "adapter").exists()
 
-    def test_an_imported_model_and_options(self, scenes, tmp_path):
-        run, base = llava(scenes, tmp_path, "{text: {lora: {r: 2, alpha: 2}}}")
-        import_model(base, tmp_path / "imported")
-        with pytest.raises(UserError, match="export/no-lora"):
-            export_model(tmp_path / "imported", tmp_path / "adapter", "peft")
+    def test_a_stage_that_trained_its_encoder_too(self, alone, tmp_path):
+        folder = shutil.copytree(alone[0].model("finetune"), tmp_path / "model")
+        text = (folder / "recipe.yaml").read_text()
+        changed = text.replace("train:\n      text:", "train:\n      vision: {}\n      text:")
+        assert changed != text
+        (folder / "recipe.yaml").write_text(changed)
+        with pytest.raises(UserError, match="export/adapter"):
+            export_model(folder, tmp_path / "adapter", "peft")
+
+    def test_options_of_other_formats_and_a_torn_file(self, alone, tmp_path):
+        folder = shutil.copytree(alone[0].model("finetune"), tmp_path / "model")
         with pytest.raises(UserError, match="--dtype with --format peft"):
-            export_model(run.path, tmp_path / "adapter", "peft", dtype=torch.float16)
+            export_model(folder, tmp_path / "adapter", "peft", dtype=torch.float16)
         with pytest.raises(UserError, match="--base with --format llava"):
-            export_model(run.path, tmp_path / "adapter", "llava", base="x")
-        (run.model("finetune") / "lora.safetensors").write_bytes(b"torn")
+            export_model(folder, tmp_path / "adapter", "llava", base="x")
+        (folder / "lora.safetensors").write_bytes(b"torn")
         with pytest.raises(UserError, match="model/unreadable"):
-            export_model(run.path, tmp_path / "adapter", "peft")
+            export_model(folder, tmp_path / "adapter", "peft")
