@@ -3,10 +3,10 @@ check:
     ruff check .
     ruff format --check .
     pyright
-    pytest -m "not slow"
+    pytest -n 2
 
 test:
-    pytest -m "not slow"
+    pytest -n 2
 
 slow:
     pytest -m slow
