@@ -32,7 +32,7 @@ def section_class(key: str) -> SectionClass:
     match key.partition(".")[0]:
         case "data":
             return "data"
-        case "speed":
+        case "speed" | "parallel":
             return "speed"
         case "output" | "evaluate":
             return "output"

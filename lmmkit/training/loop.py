@@ -17,9 +17,11 @@ from lmmkit.objective import Objective
 from lmmkit.plan.prepare import Prepared
 from lmmkit.rundir import RunDir
 from lmmkit.training import checkpoint, state
-from lmmkit.training.log import Board, MetricsLog, Progress
+from lmmkit.training.log import Board, MetricsLog, Progress, Silence
 from lmmkit.training.pictures import stage_pictures
+from lmmkit.training.ranks import ALONE, Ranks
 from lmmkit.training.rng import rng_state
+from lmmkit.training.shard import rooted, sees_everywhere, whole
 from lmmkit.training.signals import Stop, ignore_in_worker
 from lmmkit.training.step import Report, rate, run_step
 
@@ -71,7 +73,7 @@ class Idle:
 
 def run_stage(
     prepared: Prepared, objective: Objective, optimizer: torch.optim.Optimizer, position: Position,
-    run: RunDir, metrics: MetricsLog, board: Board, stop: Stop, device: torch.device,
+    run: RunDir, metrics: MetricsLog | Silence, board: Board | Silence, stop: Stop, device: torch.device, ranks: Ranks,
 ) -> tuple[Position, bool]:  # fmt: skip
     """Runs the rest of a stage; returns early, saved, when a stop is asked for.
 
@@ -85,17 +87,23 @@ def run_stage(
         prepared.steps(position.stage),
     )
     chance = plan.chances(prepared.dims)
-    features = feature_cache(prepared, objective, position.stage)
-    pipeline = replace(pipeline, packer=replace(pipeline.packer, features=features))
+    features = feature_cache(prepared, objective, position.stage, ranks)
+    blank = not ranks.alone and sees_everywhere(recipe)
+    packer = replace(pipeline.packer, features=features, blank=blank)
+    pipeline = replace(pipeline, packer=packer, rank=ranks.rank, world=ranks.world)
+    empty = None if ranks.alone else packer.pack([])[0]
 
     def save(at: Position) -> None:
         checkpoint.save(
             run, at.step, state.tensors(objective, optimizer), {"position": asdict(at)},
-            keep=recipe.output.keep, rng=rng_state(),
+            keep=recipe.output.keep, rng=rng_state(), ranks=ranks,
         )  # fmt: skip
 
     def draw(at: Position) -> None:
-        board.images(at.step, stage_pictures(prepared, objective, position.stage, at.stage_step - 1, device))
+        with rooted(objective):
+            board.images(
+                at.step, stage_pictures(prepared, objective, position.stage, at.stage_step - 1, device)
+            )
 
     entries = (Every(recipe.output.save_every, save, on_stop=True), Every(recipe.output.pictures_every, draw))
     objective.train()
@@ -105,7 +113,7 @@ def run_stage(
         pipeline, position.stage_step, steps, workers=recipe.speed.workers, worker_init=ignore_in_worker
     )
     stopping = False
-    with Progress(position.stage, steps, done=position.stage_step) as progress:
+    with Progress(position.stage, steps, done=position.stage_step) if ranks.first else Silence() as progress:
         clock = time.perf_counter()
         for step in batches:
             factor = rate(stage.optim, steps, position.stage_step)
@@ -124,6 +132,8 @@ def run_stage(
                 device=device,
                 readings=logged,
                 features=features,
+                ranks=ranks,
+                empty=empty,
             )
             _check_finite(report, position, [key for batch in step for _, key in batch.views])
             idle.check(report, position)
@@ -133,10 +143,14 @@ def run_stage(
                 metrics.write(record)
                 scalars = {k: v for k, v in record.items() if isinstance(v, float)}
                 board.scalars(position.step, scalars)
-                prepared.parts.door.logged(position.step, scalars)
+                if ranks.first:
+                    prepared.parts.door.logged(position.step, scalars)
             clock = now
             progress.update(position.stage_step, tokens=report.tokens, loss=report.loss)
-            stopping = stop.requested is not None  # read once: what is not saved for must not stop us
+            # read once, and the same everywhere: what is not saved for must not stop us
+            asked = ranks.most(stop.requested or 0)
+            stopping = asked > 0
+            stop.requested = asked or stop.requested
             for entry in entries:
                 entry(position, last=position.stage_step == steps, stopping=stopping)
             if stopping:
@@ -144,15 +158,19 @@ def run_stage(
     return position, stopping
 
 
-def feature_cache(prepared: Prepared, objective: Objective, stage: str) -> FeatureCache | None:
+def feature_cache(
+    prepared: Prepared, objective: Objective, stage: str, ranks: Ranks = ALONE
+) -> FeatureCache | None:
     """Where features of pictures are kept, in a stage whose encoder stays as it is."""
     asked, recipe = prepared.recipe.speed.features, prepared.recipe
     if asked is None or recipe.stages[stage].train.vision is not None:
         return None
     # of one set of weights, encoders of another activation or number of heads say other things
     seen = f"{recipe.model.vision} {prepared.dims.image} {objective.compute}"
-    mark = f"{digest(objective.lmm.vision.state_dict())} {seen}"
-    return FeatureCache(recipe.path(asked.folder), mark, int(asked.gib * 2**30))
+    held = {name: whole(tensor) for name, tensor in objective.lmm.vision.state_dict().items()}
+    return FeatureCache(
+        recipe.path(asked.folder), f"{digest(held)} {seen}", int(asked.gib * 2**30), ranks.world
+    )
 
 
 def _record(at: Position, report: Report, chance: dict[str, float], lr: float, seconds: float) -> dict:

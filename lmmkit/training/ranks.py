@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 from lmmkit.errors import LmmkitError, MachineError, Problem
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup, Store
+    from torch.distributed import ProcessGroup
+    from torch.distributed.distributed_c10d import Store
 
 TIMEOUT = timedelta(hours=1)  # for a rank that hangs; one that fails is noticed at once
 FAILED, CODE = "lmmkit/failed", "lmmkit/code"
@@ -106,7 +107,9 @@ class Ranks:
             return self
         import torch.distributed as dist
 
-        return Ranks(self.world, self.rank, dist.new_group(backend="gloo", timeout=TIMEOUT))
+        group = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        assert not isinstance(group, int), "every rank is in it"
+        return Ranks(self.world, self.rank, group)
 
 
 ALONE = Ranks()

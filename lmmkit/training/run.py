@@ -5,12 +5,13 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lmmkit import assemble
 from lmmkit.data.records import Records, pictures_digest
@@ -23,9 +24,10 @@ from lmmkit.plan.explain import plan_text
 from lmmkit.plan.prepare import Prepared, not_yet, prepare
 from lmmkit.recipe import Recipe, diff, digest, dump, read_recipe, to_mapping
 from lmmkit.rundir import RunDir, lock, read_json, write_json_atomic, write_text_atomic
-from lmmkit.training import checkpoint, manifest
-from lmmkit.training.log import Board, MetricsLog
+from lmmkit.training import checkpoint, manifest, shard
+from lmmkit.training.log import Board, MetricsLog, Silence
 from lmmkit.training.loop import Position, run_stage
+from lmmkit.training.ranks import Ranks, joined
 from lmmkit.training.rng import seed_stage
 from lmmkit.training.signals import Stop
 from lmmkit.training.state import restore
@@ -61,62 +63,143 @@ def train(
     Raises:
         UserError: bad recipe, data, folder. MachineError: no space, no memory.
     """
-    name = None
-    if not isinstance(recipe, Recipe):
-        name, recipe = Path(recipe).stem, read_recipe(recipe)
-    raise_all(not_yet(recipe))
-    prepared = prepare(recipe, trust_files=trust_files)
-    device = assemble.device_here()
-    assemble.backend(recipe, device)
-    assemble.check_optimizers(recipe)
-    assemble.check_origins(prepared.recipe, prepared.dims, prepared.origins, device)
-    out = Path("runs") / (name or digest(recipe)[:12]) if out is None else Path(out)
-    _check_stages(recipe, RunDir(out), stage, resume)
-    run = RunDir.create(out, resume)
-    if recipe.speed.threads:
-        torch.set_num_threads(recipe.speed.threads)
-    if recipe.speed.keep_memory and (why_not := keep_memory()):
-        print(f"note: speed.keep_memory has no effect: {why_not}", file=sys.stderr)
-    with lock(run), Stop() as stop:
-        for note in checkpoint.sweep(run):
-            print(f"note: {note}", file=sys.stderr)
-        _check_same(run, prepared) if run.is_run else _open_run(run, prepared, source)
-        objective = assemble.build(
-            prepared.recipe, prepared.parts.components, prepared.dims, device, origins=prepared.origins,
-            narrow=assemble.frozen_narrow(prepared.recipe),
-        )  # fmt: skip
-        checkpoint.check_space(run, checkpoint_bytes(prepared), keep=recipe.output.keep)
-        saved = checkpoint.latest(run) if resume else None
-        loaded = checkpoint.load(saved, verified=True) if saved else None
-        position = Position(**loaded.state["position"]) if loaded else _first(prepared, stage)
-        with (
-            MetricsLog(run.metrics) as metrics,
-            Board(run.tb, position.step + 1 if resume else None) as board,
-        ):
-            if resume:
-                metrics.truncate(position.step)
+    with joined() as ranks:
+        name = None
+        if not isinstance(recipe, Recipe):
+            name, recipe = Path(recipe).stem, read_recipe(recipe)
+        raise_all(not_yet(recipe))
+        shard.check_world(recipe, ranks)
+        prepared = prepare(recipe, trust_files=trust_files)
+        device = assemble.device_here()
+        assemble.backend(recipe, device)
+        assemble.check_optimizers(recipe)
+        assemble.check_origins(prepared.recipe, prepared.dims, prepared.origins, device)
+        out = Path("runs") / (name or digest(recipe)[:12]) if out is None else Path(out)
+        run = RunDir(out)
+        if ranks.first:
+            _check_stages(recipe, run, stage, resume)
+            run = RunDir.create(out, resume)
+        if recipe.speed.threads:
+            torch.set_num_threads(recipe.speed.threads)
+        if recipe.speed.keep_memory and (why_not := keep_memory()):
+            ranks.note(f"speed.keep_memory has no effect: {why_not}")
+        with lock(run) if ranks.first else nullcontext(), Stop() as stop:
+            if ranks.first:
+                for note in checkpoint.sweep(run):
+                    ranks.note(note)
+                _check_same(run, prepared) if run.is_run else _open_run(run, prepared, source)
+                checkpoint.check_space(run, checkpoint_bytes(prepared), keep=recipe.output.keep)
+            _check_together(ranks, run, prepared)
+            return _train_stages(prepared, run, ranks, stage, resume, stop, device)
+
+
+def _train_stages(
+    prepared: Prepared, run: RunDir, ranks: Ranks, stage: str | None, resume: bool, stop: Stop, device: torch.device
+) -> Finished:  # fmt: skip
+    recipe, objective = prepared.recipe, None
+    saved = checkpoint.latest(run, ranks) if resume else None
+    loaded = checkpoint.load(saved, verified=True, ranks=ranks) if saved else None
+    position = Position(**loaded.state["position"]) if loaded else _first(prepared, stage)
+    with (
+        MetricsLog(run.metrics) if ranks.first else Silence() as metrics,
+        Board(run.tb, position.step + 1 if resume else None) if ranks.first else Silence() as board,
+    ):
+        if resume:
+            metrics.truncate(position.step)
+        if ranks.first:
             prepared.parts.door.started(str(run.path), to_mapping(recipe), position.step)
-            for name in _stages(recipe, position.stage, stage):
-                if name != position.stage or loaded is None:
-                    position = Position(name, position.step, 0)
-                    _start(objective, prepared, run, name)
-                    seed_stage(recipe.seed, name)
-                learns = assemble.set_stage(
-                    objective, prepared.plans[name], recipe.stages[name], seed=recipe.seed
-                )
-                optimizer = assemble.optimizer(objective, recipe.stages[name], learns)
-                if saved is not None and loaded is not None and name == position.stage:
-                    restore(objective, optimizer, loaded, saved)
-                loaded = None
-                position, stopped = run_stage(
-                    prepared, objective, optimizer, position, run, metrics, board, stop, device
-                )
-                if stopped:
-                    return Finished(run, stop.requested)
-                updates = lora.updates(objective)
-                lora.merge(objective.lmm.decoder)  # a model folder holds whole weights
-                _save_model(objective, prepared, run, position, updates)
+        for name in _stages(recipe, position.stage, stage):
+            fresh = name != position.stage or loaded is None
+            objective, learns = _begin(prepared, run, name, ranks, device, objective, fresh=fresh)
+            if fresh:
+                position = Position(name, position.step, 0)
+                seed_stage(recipe.seed, name, ranks.rank)
+            optimizer = assemble.optimizer(objective, recipe.stages[name], learns)
+            if saved is not None and loaded is not None and not fresh:
+                restore(objective, optimizer, loaded, saved)
+                if not loaded.rng:
+                    ranks.note(
+                        f"saved by another number of ranks: dropout draws anew from step {position.step} on"
+                    )
+                    seed_stage(recipe.seed, name, ranks.rank, position.stage_step)
+            loaded = None
+            position, stopped = run_stage(
+                prepared, objective, optimizer, position, run, metrics, board, stop, device, ranks
+            )
+            if stopped:
+                return Finished(run, stop.requested)
+            optimizer = None  # its moments are not of the model
+            objective = _end(prepared, run, ranks, device, objective, position)
     return Finished(run, None)
+
+
+def _begin(
+    prepared: Prepared, run: RunDir, name: str, ranks: Ranks, device: torch.device, objective: Objective | None,
+    *, fresh: bool,
+) -> tuple[Objective, dict[str, list[nn.Parameter]]]:  # fmt: skip
+    """The objective as a stage begins, and what learns in it, by part.
+
+    One process goes on with the one it has. Of several the first makes it on its host, as one process
+    would, and hands out every rank's part.
+    """
+    learns: dict[str, list[nn.Parameter]] = {}
+    if ranks.first:
+        objective = objective or _build(prepared, device, ranks)
+        if fresh:
+            _start(objective, prepared, run, name)
+        stage = prepared.recipe.stages[name]
+        learns = assemble.set_stage(objective, prepared.plans[name], stage, seed=prepared.recipe.seed)
+    if ranks.alone:
+        assert objective is not None
+        return objective, learns
+    own, learns = shard.sharded(prepared, name, ranks, device)
+    shard.hand_out(objective, own)
+    return own, learns
+
+
+def _end(
+    prepared: Prepared, run: RunDir, ranks: Ranks, device: torch.device, objective: Objective, position: Position
+) -> Objective | None:  # fmt: skip
+    """Leaves the stage's model folder, whole weights, updates merged; the objective to go on with."""
+    full: Objective | None = objective
+    if not ranks.alone:
+        full = _build(prepared, device, ranks, valued=False) if ranks.first else None
+        if full is not None:
+            stage, plan = prepared.recipe.stages[position.stage], prepared.plans[position.stage]
+            assemble.set_stage(full, plan, stage, seed=prepared.recipe.seed)
+        shard.collect(objective, full)
+    if full is not None:
+        updates = lora.updates(full)
+        lora.merge(full.lmm.decoder)
+        _save_model(full, prepared, run, position, updates)
+    ranks.barrier()
+    return full
+
+
+def _build(prepared: Prepared, device: torch.device, ranks: Ranks, *, valued: bool = True) -> Objective:
+    """The whole objective; of several ranks, on the first one's host. Not `valued`: to be filled."""
+    return assemble.build(
+        prepared.recipe, prepared.parts.components, prepared.dims, device,
+        origins=prepared.origins if valued else (), drawn=valued, narrow=assemble.frozen_narrow(prepared.recipe),
+        place=None if ranks.alone else torch.device("cpu"),
+    )  # fmt: skip
+
+
+def _check_together(ranks: Ranks, run: RunDir, prepared: Prepared) -> None:
+    """All ranks have the same recipe and plan, and see the first one's folder."""
+    if ranks.alone:
+        return
+    own = {stage: plan.digest for stage, plan in prepared.plans.items()} | {"recipe": digest(prepared.recipe)}
+    first = ranks.tell(own)  # and everybody waits until the folder is there
+    where, mend = f"rank {ranks.rank} of {ranks.world}", "Start every rank on the same files."
+    if own != first:
+        raise UserError(Problem("ranks/differ", where, "another recipe or plan", "rank 0's", mend))
+    if not run.is_run:
+        want, mend = (
+            "the folder that rank 0 has begun",
+            "Put it on a file system that all hosts share (`--out`).",
+        )
+        raise UserError(Problem("ranks/folder", f"{where}: {run.path}", "no run in it", want, mend))
 
 
 def _open_run(run: RunDir, prepared: Prepared, source: str | None) -> None:
