@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
 
 TIMEOUT = timedelta(hours=1)  # for a rank that hangs; one that fails is noticed at once
-FAILED, CODE = "lmmkit/failed", "lmmkit/code"
+FAILED, CODE, LEFT = "lmmkit/failed", "lmmkit/code", "lmmkit/left"
 LOOK = 0.5  # seconds between two looks for another rank's failure
 GRACE = 5.0  # seconds a rank has to end by itself after another has failed
 
@@ -165,12 +165,29 @@ def _failing_together(ranks: Ranks) -> Iterator[None]:
         yield
     except Exception as error:
         told = _as_told(ranks, error, store)
-        if store.add(FAILED, 1) > 1:
-            raise Elsewhere(int(store.get(CODE))) from None
-        store.set(CODE, str(told.exit_code if isinstance(told, LmmkitError) else 1))
-        raise told from (None if isinstance(told, LmmkitError) else error.__cause__)
+        try:
+            said = store.add(FAILED, 1) > 1
+            if not said:
+                store.set(CODE, str(told.exit_code if isinstance(told, LmmkitError) else 1))
+            code = int(store.get(CODE))
+            _leave(ranks, store)
+        except RuntimeError:  # the store's host is gone without a word
+            raise told from None
+        if said:
+            raise Elsewhere(code) from None
+        if told is not error:
+            raise told from None
+        raise
     finally:
         over.set()
+
+
+def _leave(ranks: Ranks, store: Store) -> None:
+    """The store lives with the first rank, or with torchrun: it must not go before all know."""
+    gone, until = store.add(LEFT, 1), time.monotonic() + GRACE + 1
+    while ranks.first and gone < ranks.world and time.monotonic() < until:
+        time.sleep(0.05)
+        gone = store.add(LEFT, 0)
 
 
 def _as_told(ranks: Ranks, error: Exception, store: Store) -> Exception:
@@ -195,7 +212,9 @@ def _watch(store: Store, over: threading.Event) -> None:
         while not over.wait(LOOK):
             if store.check([CODE]):
                 if not over.wait(GRACE):
-                    os._exit(int(store.get(CODE)))
+                    code = int(store.get(CODE))
+                    store.add(LEFT, 1)
+                    os._exit(code)
                 return
     except RuntimeError:  # the store's host is gone: whoever ended has said why, or the loop will notice
         return

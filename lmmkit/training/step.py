@@ -88,7 +88,8 @@ def run_step(
     """
     facts = agree(ranks, step)
     counts = facts.counts
-    step = step + (empty,) * (facts.micro_batches - len(step)) if empty is not None else step
+    if empty is not None:
+        step = (*step, *[empty] * (facts.micro_batches - len(step)))
     sums: dict[str, Tensor] = {}
     totals: dict[str, list] = {}
     loss = torch.zeros((), device=device)
@@ -96,15 +97,15 @@ def run_step(
     for number, batch in enumerate(step, 1):
         exchange(objective, last=number == len(step))
         outcome = objective(batch.to(device))
+        if readings:
+            _read(objective, outcome, batch, totals)
         part = total(outcome.sums, weights, counts)
-        part.backward()
+        part.backward()  # which leaves a rank with its own part of the weights alone
         loss += part.detach()
         for name, value in outcome.sums.items():
             sums[name] = sums.get(name, 0) + value.detach()
         if features is not None:
             _keep(features, batch, outcome)
-        if readings:
-            _read(objective, outcome, batch, totals)
     norm = _norm(objective, clip)
     report = _report(ranks, facts, loss, sums, totals, norm)  # agreed before anything is changed
     optimizer.step()
