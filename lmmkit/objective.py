@@ -42,7 +42,7 @@ class Objective(nn.Module):
             hidden_SD = out.at(batch.predict.row_Q)
             losses_S = linear_cross_entropy(hidden_SD, self.lmm.decoder.head.weight, batch.target_S)
         by_term = losses_S.new_zeros(len(batch.text_terms)).index_add(0, batch.term_S, losses_S)
-        sums = dict(zip(batch.text_terms, by_term.unbind(), strict=True))
+        sums = {name: sum_.clone() for name, sum_ in zip(batch.text_terms, by_term.unbind(), strict=True)}
         sums["next_token"] = sums["next_token"] + self._touch(batch, out)
         ctxs = {term.name: self._ctx(term, batch, out) for term in self.terms}
         values = {t.name: t.value(ctxs[t.name]) for t in self.terms if t.name not in sums}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
-import signal
 import socket
 import sys
 import traceback
@@ -13,7 +13,7 @@ from pathlib import Path
 from lmmkit.commands.common import show
 from lmmkit.errors import LmmkitError
 
-LONGEST = 100  # seconds: no child outlives a broken test
+LONGEST = 40  # seconds: no child outlives a broken test
 
 
 def start(world: int, body: Callable[[int], int | None], folder: Path) -> list[int]:
@@ -48,7 +48,6 @@ def _fork(world: int, rank: int, port: int, body: Callable[[int], int | None], f
         return pid
     code = 1
     try:
-        signal.alarm(LONGEST)
         said = os.open(folder / f"said-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(said, 1)
         os.dup2(said, 2)
@@ -57,6 +56,7 @@ def _fork(world: int, rank: int, port: int, body: Callable[[int], int | None], f
             "WORLD_SIZE": str(world), "RANK": str(rank), "LOCAL_RANK": str(rank),
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         }  # fmt: skip
+        faulthandler.dump_traceback_later(LONGEST, exit=True, file=2)
         code = body(rank) or 0
     except LmmkitError as error:
         show(error)

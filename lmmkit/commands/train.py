@@ -24,17 +24,24 @@ def train(
     trust_files: Trust = False,
 ) -> None:
     """Train a recipe's stages and leave a run folder."""
-    read = the_recipe(recipe, root, changes)
-    to = to or Path("runs") / recipe.stem
-    from lmmkit.commands.recipes import find
-    from lmmkit.training.run import train as run_training
-    from lmmkit.training.signals import exit_code
+    from lmmkit.training.ranks import joined
 
-    finished = run_training(
-        read, out=to, resume=resume, stage=stage, trust_files=trust_files, source=find(recipe).read_text()
-    )
+    with joined() as ranks:
+        read = the_recipe(recipe, root, changes)
+        to = to or Path("runs") / recipe.stem
+        from lmmkit.commands.recipes import find
+        from lmmkit.training.run import train as run_training
+        from lmmkit.training.signals import exit_code
+
+        finished = run_training(
+            read, out=to, resume=resume, stage=stage, trust_files=trust_files, source=find(recipe).read_text()
+        )
+        if finished.signal is not None:
+            said = f"stopped by a signal; saved. Go on with the same command and --resume ({to})"
+        else:
+            following = "eval" if read.evaluate else "chat"
+            said = f"done: {to}   next: lmmkit {following} {shlex.quote(str(to))}"
+        if ranks.first:
+            out.print(said)
     if finished.signal is not None:
-        out.print(f"stopped by a signal; saved. Go on with the same command and --resume ({to})")
         raise typer.Exit(exit_code(finished.signal))
-    following = "eval" if read.evaluate else "chat"
-    out.print(f"done: {to}   next: lmmkit {following} {shlex.quote(str(to))}")

@@ -165,6 +165,7 @@ def _failing_together(ranks: Ranks) -> Iterator[None]:
         yield
     except Exception as error:
         told = _as_told(ranks, error, store)
+        over.set()
         try:
             said = store.add(FAILED, 1) > 1
             if not said:

@@ -97,6 +97,9 @@ def sharded(
         if isinstance(unit, FSDPModule):
             unit.set_gradient_divide_factor(1.0)
             unit.set_force_sum_reduction_for_comms(True)
+    decoder, upstream = objective.lmm.decoder, set(learns) - {"text"}
+    if upstream and not decoder.embed.weight.requires_grad:
+        decoder.embed.register_forward_hook(_anchor)
     objective.to_empty(device=device)
     found = dict(objective.named_parameters())
     out: dict[str, list[nn.Parameter]] = {part: [] for part in learns}
@@ -111,6 +114,12 @@ def _units(objective: Objective, spread: bool) -> Iterator[nn.Module]:
     vision = objective.lmm.vision
     if spread:
         yield from vision.blocks if isinstance(vision, ViT) else [vision]
+
+
+def _anchor(embed: nn.Module, inputs: tuple[Tensor, ...], rows_TD: Tensor) -> Tensor:
+    """Rows that want a gradient whatever is written over them: a backward pass through blocks that do not
+    learn gathers their weights, so it must go through them on all ranks or on none."""
+    return rows_TD + rows_TD.new_zeros((), requires_grad=torch.is_grad_enabled())
 
 
 def exchange(objective: nn.Module, *, last: bool) -> None:
