@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lmmkit.errors import MachineError, Problem, UserError
-from lmmkit.rundir import RunDir, fsync
+from lmmkit.rundir import RunDir, fsync, io_point
 from lmmkit.training import manifest
 
 STEP = re.compile(r"step-(\d{8})", re.ASCII)
@@ -60,10 +60,6 @@ class Newest(NamedTuple):
 
     path: Path | None
     notices: tuple[Problem, ...]
-
-
-def io_point(name: str) -> None:
-    """Called before every change to the disk; tests die here."""
 
 
 def save(

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import torch
 
 from lmmkit import assemble
 from lmmkit.data.features import FeatureCache, digest
 from lmmkit.data.loader import load_steps
-from lmmkit.errors import Problem, UserError
+from lmmkit.data.pipeline import Pipeline
+from lmmkit.errors import MachineError, Problem, UserError
 from lmmkit.objective import Objective
 from lmmkit.plan.prepare import Prepared
 from lmmkit.rundir import RunDir
-from lmmkit.training import checkpoint, state
+from lmmkit.training import anomalies, checkpoint, state
+from lmmkit.training.anomalies import Watch
 from lmmkit.training.log import Board, MetricsLog, Progress
+from lmmkit.training.memory import telling_room
 from lmmkit.training.pictures import stage_pictures
-from lmmkit.training.rng import rng_state
-from lmmkit.training.signals import Stop, ignore_in_worker
+from lmmkit.training.rng import looking, rng_state
+from lmmkit.training.signals import Interrupted, Stop, ignore_in_worker, until
 from lmmkit.training.step import Report, rate, run_step
+from lmmkit.training.validate import Validator
 
+PATIENCE = 3  # times in a row that a checkpoint may fail to be written, less one
 IDLE_STEPS = 50  # steps in which a term may have nothing to count, before that is an error
 
 
@@ -37,19 +42,40 @@ class Position:
 
 @dataclass(frozen=True)
 class Every:
-    """Calls `do` after every `n`th step of the run and after a stage's last, never with n = 0.
-
-    With `on_stop` also after the step that a run stops at, whatever n is.
-    """
+    """Calls `do` after every `n`th step of the run and after a stage's last, never with n = 0."""
 
     n: int
     do: Callable[[Position], None]
-    on_stop: bool = False
 
-    def __call__(self, position: Position, *, last: bool, stopping: bool) -> None:
-        due = self.n > 0 and (last or position.step % self.n == 0)
-        if due or (stopping and self.on_stop):
+    def __call__(self, position: Position, *, last: bool) -> None:
+        if self.n > 0 and (last or position.step % self.n == 0):
             self.do(position)
+
+
+@dataclass
+class Saver:
+    """Saves when it is time. What cannot be written is told and tried again the next time; at the
+    `PATIENCE`th time in a row the run ends with it, and so it does where there is no next time."""
+
+    write: Callable[[Position], None]
+    say: Callable[[str], None]
+    failed: int = 0
+    saved: Position | None = None
+
+    def __call__(self, at: Position) -> None:
+        try:
+            self.now(at)
+        except MachineError as error:
+            self.failed += 1
+            if self.failed >= PATIENCE:
+                raise
+            self.say(f"no checkpoint of step {at.step} (failed {self.failed} of {PATIENCE}): {error}")
+
+    def now(self, at: Position) -> None:
+        """As a run that ends here saves. Raises `MachineError` if it cannot be written."""
+        if self.saved != at:
+            self.write(at)
+            self.saved, self.failed = at, 0
 
 
 @dataclass
@@ -71,12 +97,13 @@ class Idle:
 
 def run_stage(
     prepared: Prepared, objective: Objective, optimizer: torch.optim.Optimizer, position: Position,
-    run: RunDir, metrics: MetricsLog, board: Board, stop: Stop, device: torch.device,
+    run: RunDir, metrics: MetricsLog, board: Board, stop: Stop, device: torch.device, before: Mapping[str, Any],
 ) -> tuple[Position, bool]:  # fmt: skip
     """Runs the rest of a stage; returns early, saved, when a stop is asked for.
 
-    Returns where the run stands, and whether it stopped. A stop asked for after the last step was
-    looked at is not this stage's: nothing may be saved for it.
+    `before` is the state of the checkpoint that the stage goes on from, {} where it begins. Returns
+    where the run stands, and whether it stopped. A stop asked for after the last step was looked at
+    is not this stage's: nothing may be saved for it.
     """
     recipe, stage = prepared.recipe, prepared.recipe.stages[position.stage]
     plan, pipeline, steps = (
@@ -87,27 +114,49 @@ def run_stage(
     chance = plan.chances(prepared.dims)
     features = feature_cache(prepared, objective, position.stage)
     pipeline = replace(pipeline, packer=replace(pipeline.packer, features=features))
+    watch, idle = Watch.of(before.get("watch")), Idle(steps, dict(before.get("idle", {})))
+    validator = Validator.of(prepared, objective, position.stage, device, stop, before.get("validation"))
 
-    def save(at: Position) -> None:
+    def write(at: Position) -> None:
+        kept = {"watch": watch.state(), "idle": idle.items, "validation": validator.state()}
         checkpoint.save(
-            run, at.step, state.tensors(objective, optimizer), {"position": asdict(at)},
+            run, at.step, state.tensors(objective, optimizer), {"position": asdict(at), **kept},
             keep=recipe.output.keep, rng=rng_state(),
         )  # fmt: skip
 
     def draw(at: Position) -> None:
-        board.images(at.step, stage_pictures(prepared, objective, position.stage, at.stage_step - 1, device))
+        with looking(objective, device):
+            pictures = stage_pictures(prepared, objective, position.stage, at.stage_step - 1, device)
+        board.images(at.step, pictures)
 
-    entries = (Every(recipe.output.save_every, save, on_stop=True), Every(recipe.output.pictures_every, draw))
+    def log(record: dict[str, Any]) -> None:
+        metrics.write(record)
+        scalars = {name: value for name, value in record.items() if isinstance(value, float)}
+        board.scalars(record["step"], scalars)
+        prepared.parts.door.logged(record["step"], scalars)
+
+    def validate(at: Position) -> None:
+        if validator.done != at.step:
+            log(validator(at, run, progress.say))
+
     objective.train()
     assemble.recompute(objective, recipe.speed)
-    idle = Idle(steps)
-    batches = load_steps(
-        pipeline, position.stage_step, steps, workers=recipe.speed.workers, worker_init=ignore_in_worker
-    )
     stopping = False
     with Progress(position.stage, steps, done=position.stage_step) as progress:
+        saver = Saver(write, progress.say)
+        # what is saved comes last: a run that goes on from there has done the others
+        entries = (
+            Every(recipe.output.pictures_every, draw),
+            Every(validator.every, validate),
+            Every(recipe.output.save_every, saver),
+        )
+        batches = load_steps(
+            pipeline, position.stage_step, steps, workers=recipe.speed.workers, worker_init=ignore_in_worker
+        )
+        if position.stage_step:  # a stop may have come before this step's validation was through
+            stopping = not _through(entries[1:2], position, steps)
         clock = time.perf_counter()
-        for step in batches:
+        for step in until(stop, batches):
             factor = rate(stage.optim, steps, position.stage_step)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
@@ -115,33 +164,53 @@ def run_stage(
             clip = None if stage.optim.clip == "none" else stage.optim.clip
             position = Position(position.stage, position.step + 1, position.stage_step + 1)
             logged = position.step % recipe.output.log_every == 0
-            report = run_step(
-                objective,
-                optimizer,
-                step,
-                weights,
-                clip=clip,
-                device=device,
-                readings=logged,
-                features=features,
-            )
-            _check_finite(report, position, [key for batch in step for _, key in batch.views])
-            idle.check(report, position)
+            with telling_room(f"step {position.step}, stage {position.stage}", step, recipe, device):
+                report = run_step(
+                    objective, optimizer, step, weights, clip=clip, device=device, readings=logged, features=features
+                )  # fmt: skip
             now = time.perf_counter()
             if logged:
-                record = _record(position, report, chance, stage.optim.lr * factor, now - clock)
-                metrics.write(record)
-                scalars = {k: v for k, v in record.items() if isinstance(v, float)}
-                board.scalars(position.step, scalars)
-                prepared.parts.door.logged(position.step, scalars)
+                log(_record(position, report, chance, stage.optim.lr * factor, now - clock))
             clock = now
+            if (seen := watch.see(position.stage_step, report)) is not None:
+                _note(seen, position, report, pipeline, run, progress.say)
+                if watch.too_many(position.stage_step):
+                    saver.now(position)
+                    rows = anomalies.rows_of(pipeline, position.stage_step - 1)
+                    raise UserError(anomalies.exhausted(position.step, position.stage, watch, report, rows))
+            idle.check(report, position)
             progress.update(position.stage_step, tokens=report.tokens, loss=report.loss)
             stopping = stop.requested is not None  # read once: what is not saved for must not stop us
-            for entry in entries:
-                entry(position, last=position.stage_step == steps, stopping=stopping)
+            stopping = not _through(entries, position, steps) or stopping
             if stopping:
                 break
+        if stopping or position.stage_step < steps:
+            saver.now(position)
+            stopping = True
     return position, stopping
+
+
+def _through(entries: Iterable[Every], position: Position, steps: int) -> bool:
+    """Does what is due at a step; False where a stop came in between."""
+    try:
+        for entry in entries:
+            entry(position, last=position.stage_step == steps)
+    except Interrupted:
+        return False
+    return True
+
+
+def _note(
+    seen: tuple[str, list[str]], at: Position, report: Report, pipeline: Pipeline, run: RunDir,
+    say: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Records a step that is out of order, with its rows."""
+    kind, of = seen
+    rows = anomalies.rows_of(pipeline, at.stage_step - 1)
+    with MetricsLog(run.anomalies) as file:
+        file.write(anomalies.record(at.step, at.stage, kind, of, report, rows))
+    done = "; nothing was updated" if kind == "not-finite" else ""
+    say(f"step {at.step}: {kind} {', '.join(of)}{done} (anomalies.jsonl has the rows)")
 
 
 def feature_cache(prepared: Prepared, objective: Objective, stage: str) -> FeatureCache | None:
@@ -165,16 +234,6 @@ def _record(at: Position, report: Report, chance: dict[str, float], lr: float, s
         "lr": lr, "grad_norm": report.grad_norm, "tokens": report.tokens,
         "tokens_per_second": report.tokens / seconds, "seconds": seconds,
     }  # fmt: skip
-
-
-def _check_finite(report: Report, at: Position, keys: list[str]) -> None:
-    if math.isfinite(report.loss) and math.isfinite(report.grad_norm):
-        return
-    got = f"loss {report.loss}, gradient norm {report.grad_norm} on {', '.join(dict.fromkeys(keys))[:300]}"
-    mend = "Resume from the last checkpoint with a lower `lr` or a `clip`, or look at these rows."
-    raise UserError(
-        Problem("train/not-finite", f"step {at.step}, stage {at.stage}", got, "finite numbers", mend)
-    )
 
 
 def _idle(at: Position, name: str) -> Problem:

@@ -2,50 +2,48 @@
 
 from __future__ import annotations
 
-import platform
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from lmmkit import assemble
-from lmmkit.data.records import Records, pictures_digest
 from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.estimate import checkpoint_bytes
 from lmmkit.malloc import keep_memory
 from lmmkit.model import lora
 from lmmkit.objective import Objective
-from lmmkit.plan.explain import plan_text
 from lmmkit.plan.prepare import Prepared, not_yet, prepare
-from lmmkit.recipe import Recipe, diff, digest, dump, read_recipe, to_mapping
-from lmmkit.rundir import RunDir, lock, read_json, write_json_atomic, write_text_atomic
-from lmmkit.training import checkpoint, manifest
+from lmmkit.recipe import Recipe, digest, read_recipe, to_mapping
+from lmmkit.rundir import RunDir, lock
+from lmmkit.training import checkpoint
+from lmmkit.training import resume as resuming
 from lmmkit.training.log import Board, MetricsLog
 from lmmkit.training.loop import Position, run_stage
+from lmmkit.training.models import save_model
 from lmmkit.training.rng import seed_stage
-from lmmkit.training.signals import Stop
+from lmmkit.training.signals import Interrupted, Stop
 from lmmkit.training.state import restore
+from lmmkit.training.validate import validate_problems
 from lmmkit.weights import own
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 
 @dataclass(frozen=True)
 class Finished:
-    """How a run ended: its folder, and the signal that stopped it early, if one did."""
+    """How a run ended: its folder, and the signal that stopped it early, if one did.
+
+    `begun`: whether it came as far as its first step, so that a checkpoint stands where it stopped.
+    """
 
     run: RunDir
     signal: int | None
+    begun: bool = True
 
 
 def train(
     recipe: Recipe | str | Path, *, out: str | Path | None = None, resume: bool = False,
-    stage: str | None = None, trust_files: bool = False, source: str | None = None,
+    stage: str | None = None, trust_files: bool = False, source: str | None = None, accept_data: bool = False,
 ) -> Finished:  # fmt: skip
     """Trains the recipe's stages in order (or `stage` alone) and leaves a run folder.
 
@@ -57,6 +55,7 @@ def train(
         stage: only this one, from the model of the stage before.
         trust_files: run plugins from local files.
         source: the recipe's text, kept in the run folder as it was written.
+        accept_data: with `resume`, go on although the data is another.
 
     Raises:
         UserError: bad recipe, data, folder. MachineError: no space, no memory.
@@ -65,22 +64,55 @@ def train(
     if not isinstance(recipe, Recipe):
         name, recipe = Path(recipe).stem, read_recipe(recipe)
     raise_all(not_yet(recipe))
+    if accept_data and not resume:
+        mend = "Add `--resume`, or leave it out."
+        raise UserError(Problem("train/option", resuming.ACCEPT, "a new run", "a run that goes on", mend))
+    out = Path("runs") / (name or digest(recipe)[:12]) if out is None else Path(out)
+    with Stop() as stop:
+        try:
+            with stop.interrupting():
+                prepared, device = _prepare(recipe, trust_files)
+                _check_stages(recipe, RunDir(out), stage, resume)
+                run = RunDir.create(out, resume)
+            with lock(run):
+                return _train(prepared, run, device, stop, resume, stage, source, accept_data)
+        except Interrupted:
+            return Finished(RunDir(out), stop.requested, begun=False)
+
+
+def _prepare(recipe: Recipe, trust_files: bool) -> tuple[Prepared, torch.device]:
+    """All that can fail before a folder is made."""
     prepared = prepare(recipe, trust_files=trust_files)
+    raise_all(validate_problems(prepared))
     device = assemble.device_here()
     assemble.backend(recipe, device)
     assemble.check_optimizers(recipe)
     assemble.check_origins(prepared.recipe, prepared.dims, prepared.origins, device)
-    out = Path("runs") / (name or digest(recipe)[:12]) if out is None else Path(out)
-    _check_stages(recipe, RunDir(out), stage, resume)
-    run = RunDir.create(out, resume)
+    return prepared, device
+
+
+def _train(
+    prepared: Prepared, run: RunDir, device: torch.device, stop: Stop, resume: bool, stage: str | None,
+    source: str | None, accept_data: bool,
+) -> Finished:  # fmt: skip
+    """Builds or restores, then every stage. Before its first step a stop ends it as it stands."""
+    recipe = prepared.recipe
     if recipe.speed.threads:
         torch.set_num_threads(recipe.speed.threads)
     if recipe.speed.keep_memory and (why_not := keep_memory()):
         print(f"note: speed.keep_memory has no effect: {why_not}", file=sys.stderr)
-    with lock(run), Stop() as stop:
+    with stop.interrupting():
         for note in checkpoint.sweep(run):
             print(f"note: {note}", file=sys.stderr)
-        _check_same(run, prepared) if run.is_run else _open_run(run, prepared, source)
+        run.clear_temporary()
+        for name in recipe.stages:
+            own.clear(run.model(name))
+            own.clear(run.best(name))
+        changed = []
+        if run.is_run:
+            changed = resuming.changes(run, prepared, accept_data=accept_data)
+        else:
+            resuming.begin(run, prepared, source)
         objective = assemble.build(
             prepared.recipe, prepared.parts.components, prepared.dims, device, origins=prepared.origins,
             narrow=assemble.frozen_narrow(prepared.recipe),
@@ -89,97 +121,40 @@ def train(
         saved = checkpoint.latest(run) if resume else None
         loaded = checkpoint.load(saved, verified=True) if saved else None
         position = Position(**loaded.state["position"]) if loaded else _first(prepared, stage)
-        with (
-            MetricsLog(run.metrics) as metrics,
-            Board(run.tb, position.step + 1 if resume else None) as board,
-        ):
-            if resume:
-                metrics.truncate(position.step)
-            prepared.parts.door.started(str(run.path), to_mapping(recipe), position.step)
-            for name in _stages(recipe, position.stage, stage):
-                if name != position.stage or loaded is None:
-                    position = Position(name, position.step, 0)
-                    _start(objective, prepared, run, name)
-                    seed_stage(recipe.seed, name)
-                learns = assemble.set_stage(
-                    objective, prepared.plans[name], recipe.stages[name], seed=recipe.seed
-                )
-                optimizer = assemble.optimizer(objective, recipe.stages[name], learns)
-                if saved is not None and loaded is not None and name == position.stage:
-                    restore(objective, optimizer, loaded, saved)
-                loaded = None
-                position, stopped = run_stage(
-                    prepared, objective, optimizer, position, run, metrics, board, stop, device
-                )
-                if stopped:
-                    return Finished(run, stop.requested)
-                updates = lora.updates(objective)
-                lora.merge(objective.lmm.decoder)  # a model folder holds whole weights
-                _save_model(objective, prepared, run, position, updates)
+        if resume:
+            resuming.go_on(run, prepared, changed, position.step)
+    with (
+        MetricsLog(run.metrics) as metrics,
+        Board(run.tb, position.step + 1 if resume else None) as board,
+    ):
+        if resume:
+            metrics.truncate(position.step)
+            if run.anomalies.is_file():
+                with MetricsLog(run.anomalies) as anomalies:
+                    anomalies.truncate(position.step)
+        prepared.parts.door.started(str(run.path), to_mapping(recipe), position.step)
+        for name in _stages(recipe, position.stage, stage):
+            if name != position.stage or loaded is None:
+                position = Position(name, position.step, 0)
+                _start(objective, prepared, run, name)
+                seed_stage(recipe.seed, name)
+            learns = assemble.set_stage(
+                objective, prepared.plans[name], recipe.stages[name], seed=recipe.seed
+            )
+            optimizer = assemble.optimizer(objective, recipe.stages[name], learns)
+            before = {}
+            if saved is not None and loaded is not None and name == position.stage:
+                restore(objective, optimizer, loaded, saved)
+                before = loaded.state
+            loaded = None
+            position, stopped = run_stage(
+                prepared, objective, optimizer, position, run, metrics, board, stop, device, before
+            )
+            if stopped:
+                return Finished(run, stop.requested)
+            save_model(run.model(name), objective, prepared, name, position.step, {})
+            lora.merge(objective.lmm.decoder)  # the next stage starts from whole weights
     return Finished(run, None)
-
-
-def _open_run(run: RunDir, prepared: Prepared, source: str | None) -> None:
-    """Writes what identifies the run; `run.json` last."""
-    recipe = prepared.recipe
-    write_text_atomic(run.recipe, source or dump(recipe))
-    write_text_atomic(run.resolved, dump(recipe))
-    write_text_atomic(run.plan, plan_text(prepared))
-    write_json_atomic(run.run_json, _identity(prepared))
-
-
-def _identity(prepared: Prepared) -> dict:
-    return {
-        "format": 1,
-        "recipe": digest(prepared.recipe),
-        "plans": {stage: plan.digest for stage, plan in prepared.plans.items()},
-        "data": {name: _data_identity(records) for name, records in sorted(prepared.sources.items())},
-        "plugins": {name: prepared.parts.origin(name) for name in prepared.parts.components},
-        "observers": list(prepared.parts.door.observers),
-        "root": str(Path(prepared.recipe.root).resolve()),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-    }
-
-
-def _data_identity(records: Records) -> dict[str, object]:
-    """What tells a source from another of as many rows. Where it lies does not matter."""
-    return {
-        "rows": len(records),
-        "records": f"{records.path.stat().st_size} bytes, crc32 {manifest.crc32(records.path):08x}",
-        "pictures": pictures_digest(records),
-        "template": records.template,
-        "image_shape": records.image_shape,
-    }
-
-
-def _check_same(run: RunDir, prepared: Prepared) -> None:
-    """A resumed run must be the same mathematics on the same data."""
-    before, now = read_json(run.run_json), _identity(prepared)
-    changed = [
-        (d.key, str(d.b), str(d.a))
-        for d in (
-            diff(read_recipe(run.resolved), prepared.recipe) if before.get("recipe") != now["recipe"] else ()
-        )
-        if d.section_class in ("mathematics", "data")
-    ]
-    for section in ("plans", "data"):
-        changed += _changes(section, before.get(section), now[section])
-    changed = list({key: (key, got, want) for key, got, want in changed}.values())
-    mend = f"Resume with {run.resolved} on the same data, or begin a new run."
-    raise_all(
-        Problem("resume/changed", f"{run.path}: {key}", got, f"{want}, as the run began", mend)
-        for key, got, want in changed
-    )
-
-
-def _changes(key: str, before: object, now: object) -> Iterator[tuple[str, str, str]]:
-    """(dotted key, now, before) of every value that differs."""
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        for name in sorted(before.keys() | now.keys()):
-            yield from _changes(f"{key}.{name}", before.get(name), now.get(name))
-    elif before != now:
-        got, want = ("nothing" if value is None else str(value) for value in (now, before))
-        yield key, got, want
 
 
 def _check_stages(recipe: Recipe, run: RunDir, only: str | None, resume: bool) -> None:
@@ -236,36 +211,3 @@ def _start(objective: Objective, prepared: Prepared, run: RunDir, stage: str) ->
     own.config_of(folder)
     for name in assemble.start(objective, folder):
         print(f"note: {name} is not in {folder}; it begins at its initial draw", file=sys.stderr)
-
-
-def _save_model(
-    objective: Objective, prepared: Prepared, run: RunDir, position: Position, updates: Mapping[str, Tensor]
-) -> None:
-    plan = prepared.plans[position.stage]
-    config = {
-        "stage": position.stage,
-        "step": position.step,
-        "plan": plan.digest,
-        "plugins": {name: prepared.parts.origin(name) for name in sorted(plan.active)},
-        "speaks_through": list(plan.speaks_through),
-        "root": str(Path(prepared.recipe.root).resolve()),
-        "speaks": vars_of(prepared.recipe.model.speaks),
-        "model": to_mapping(prepared.recipe)["model"],
-    }
-    modules, carried = assemble.modules(objective), {}
-    for origin in prepared.origins:
-        carried |= origin.carried(modules)
-    own.write(
-        run.model(position.stage),
-        objective,
-        config=config,
-        recipe=dump(prepared.recipe),
-        tokenizer=prepared.tokenizer,
-        carried=carried,
-        updates=updates,
-    )
-
-
-def vars_of(section: DataclassInstance) -> Mapping[str, object]:
-    """A recipe section as a plain mapping."""
-    return {field.name: getattr(section, field.name) for field in fields(section)}

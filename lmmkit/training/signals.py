@@ -1,7 +1,8 @@
 """Stopping on a signal: the handler sets a flag, the loop sees it, saves and ends.
 
-SIGTERM and SIGUSR1 are what schedulers send, SIGINT is Ctrl-C. Nothing happens inside the
-handler, because it may run in the middle of a collective or a save.
+SIGTERM and SIGUSR1 are what schedulers send, SIGINT is Ctrl-C. Nothing else happens inside the
+handler, because it may run in the middle of a collective or a save; only where a process merely
+waits or prepares (`Stop.interrupting`) it ends the waiting.
 """
 
 from __future__ import annotations
@@ -10,10 +11,20 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+T = TypeVar("T")
+
+
+class Interrupted(BaseException):
+    """A stop was asked for while nothing was under way that had to be ended in order.
+
+    Like KeyboardInterrupt no `Exception`: nobody on the way up is to mistake it for a fault.
+    """
 
 
 class Stop:
@@ -28,6 +39,7 @@ class Stop:
         self.requested: int | None = None
         self._grace = grace
         self._first = 0.0
+        self._interrupts = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Stop:
@@ -47,13 +59,43 @@ class Stop:
             signal.signal(signum, handler)
         self._before.clear()
 
+    def check(self) -> None:
+        """Raises `Interrupted` once a stop is asked for."""
+        if self.requested is not None:
+            raise Interrupted
+
+    @contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """A block that a signal ends with `Interrupted`, wherever it is: one that may be left half done."""
+        self._interrupts = True
+        try:
+            self.check()
+            yield
+        finally:
+            self._interrupts = False
+
     def _note(self, signum: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self.requested is None:
             self.requested, self._first = signum, now
+            if self._interrupts:
+                self._interrupts = False
+                raise Interrupted
         elif now - self._first >= self._grace:
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
+
+
+def until(stop: Stop, items: Iterable[T]) -> Iterator[T]:
+    """The items, up to the stop: one that is waited for when it comes is waited for no longer."""
+    waited = iter(items)
+    while True:
+        try:
+            with stop.interrupting():
+                item = next(waited)
+        except (StopIteration, Interrupted):
+            return
+        yield item
 
 
 def exit_code(signum: int) -> int:

@@ -28,6 +28,11 @@ class Report:
     chance: dict[str, float] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def finite(self) -> bool:
+        """Whether loss and gradient are numbers to update by."""
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+
 
 def rate(optim: Optim, steps: int, done: int) -> float:
     """The factor on the learning rate for the update after `done` updates: linear warm-up from 0,
@@ -53,6 +58,7 @@ def run_step(
 ) -> Report:
     """Averages every term over the whole step, then updates: 1 = N micro-batches.
 
+    Where loss or gradient is not finite nothing is updated: weights and optimizer keep their bits.
     `features` is told what the encoder said of pictures it does not have.
     """
     counts = add_counts(step)
@@ -72,8 +78,8 @@ def run_step(
         if readings:
             _read(objective, outcome, counts, totals)
     norm = _norm(objective, clip)
-    optimizer.step()
-    return Report(
+    # the step's figures come to the host before the update, which hangs on them, and not after it
+    report = Report(
         loss=float(loss),
         terms={name: float(s) / counts[name] if counts[name] else None for name, s in sums.items()},
         grad_norm=float(norm),
@@ -82,6 +88,9 @@ def run_step(
         chance={name: float(c) / counts[name.split("/")[0]] for name, (_, c) in totals.items()},
         dropped=dict(step[0].dropped),
     )
+    if report.finite:
+        optimizer.step()
+    return report
 
 
 def _keep(features: FeatureCache, batch: Batch, outcome: Outcome) -> None:

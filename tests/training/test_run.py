@@ -182,16 +182,20 @@ def test_a_stop_is_saved_even_where_nothing_else_is(finished, tiny, tmp_path, mo
     assert figures(stopped.run) == figures(finished[1])
 
 
-def test_a_stop_asked_for_between_stages_is_not_called_saved_before_it_is(tiny, tmp_path, monkeypatch):
+def test_a_stop_asked_for_between_stages_is_not_called_saved_before_it_is(finished, tiny, tmp_path, monkeypatch):
     def save_and_signal(*args):
         save_model(*args)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    save_model = run_module._save_model
-    monkeypatch.setattr(run_module, "_save_model", save_and_signal)
+    save_model = run_module.save_model
+    monkeypatch.setattr(run_module, "save_model", save_and_signal)
     stopped = train(tiny("output.save_every=0"), out=tmp_path / "run")
     saved = checkpoint.latest(stopped.run)
-    assert stopped.signal and saved is not None and checkpoint.step_of(saved) == 7
+    assert stopped.signal and saved is not None and checkpoint.step_of(saved) == 6
+    assert checkpoint.load(saved).state["position"]["stage"] == "finetune"
+    monkeypatch.undo()
+    assert train(tiny("output.save_every=0"), out=tmp_path / "run", resume=True).signal is None
+    assert figures(stopped.run) == figures(finished[1])
 
 
 def test_without_saving_a_run_leaves_no_checkpoint(tiny, tmp_path):
@@ -202,17 +206,12 @@ def test_without_saving_a_run_leaves_no_checkpoint(tiny, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("n", "step", "last", "stopping", "saved"),
-    [(3, 3, False, False, True), (3, 4, False, False, False), (3, 4, True, False, True), (3, 4, False, True, True),
-     (0, 4, True, False, False), (0, 4, False, True, True)],
-)  # fmt: skip
-def test_every_calls_when_due_and_on_a_stop(n, step, last, stopping, saved):
+    ("n", "step", "last", "due"), [(3, 3, False, True), (3, 4, False, False), (3, 4, True, True), (0, 4, True, False)]
+)
+def test_every_calls_when_due(n, step, last, due):
     called = []
-    loop.Every(n, called.append, on_stop=True)(Position("s", step, step), last=last, stopping=stopping)
-    assert bool(called) is saved
-    called.clear()
-    loop.Every(n, called.append)(Position("s", 4, 4), last=False, stopping=True)
-    assert not called
+    loop.Every(n, called.append)(Position("s", step, step), last=last)
+    assert bool(called) is due
 
 
 def test_a_kernel_that_cannot_run_is_refused_before_the_folder_is_made(tiny, tmp_path):
