@@ -50,11 +50,11 @@ class Prepared:
 
     def packer(self, stage: str) -> Packer:
         """How sequences become batches in a stage."""
-        plan, speed = self.plans[stage], self.recipe.speed
+        plan, speed, sources = self.plans[stage], self.recipe.speed, tuple(self.recipe.stages[stage].data)
         return Packer(
             reader=ImageReader(self.dims.image, speed.image_cache_mb), image_rows=self.dims.image.tokens,
             image_size=self.dims.image.size, text_terms=plan.text_terms, needs=plan.needs,
-            terms=plan.terms, share=speed.share_prefix,
+            terms=plan.terms, share=speed.share_prefix, sources=sources if len(sources) > 1 else (),
         )  # fmt: skip
 
     def pipeline(self, stage: str) -> Pipeline:

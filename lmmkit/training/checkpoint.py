@@ -126,6 +126,32 @@ def newest(run: RunDir) -> Newest:
     return Newest(None, ())
 
 
+class Verdict(NamedTuple):
+    """A checkpoint as it lies there; `read`: whether its bytes were, or names and sizes alone."""
+
+    step: int
+    files: int
+    bytes: int
+    read: bool
+    problems: tuple[Problem, ...]
+
+    @property
+    def sound(self) -> bool:
+        return not self.problems
+
+
+def verdicts(run: RunDir, *, every: bool) -> list[Verdict]:
+    """Of all checkpoints, newest first. Without `every`, whole files are read up to the first that is
+    sound, which is what a resume goes on from."""
+    found: list[Verdict] = []
+    for path in _steps(run):
+        read = every or not any(v.sound for v in found)
+        sizes = [file.stat().st_size for file in path.iterdir() if file.is_file()]
+        problems = manifest.verify(path, contents=read)
+        found.append(Verdict(step_of(path), len(sizes), sum(sizes), read, problems))
+    return found
+
+
 def load(path: Path, *, verified: bool = False) -> Checkpoint:
     """The checkpoint in a folder, verified before any tensor is used.
 

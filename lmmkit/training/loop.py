@@ -28,6 +28,7 @@ from lmmkit.training.step import Report, rate, run_step
 from lmmkit.training.validate import Validator
 
 PATIENCE = 3  # times in a row that a checkpoint may fail to be written, less one
+BY_SOURCE = "loss/"
 IDLE_STEPS = 50  # steps in which a term may have nothing to count, before that is an error
 
 
@@ -89,6 +90,8 @@ class Idle:
     def check(self, report: Report, position: Position) -> None:
         """Raises `UserError` when by then a term has had nothing to average."""
         for name, value in report.terms.items():
+            if name.startswith(BY_SOURCE):
+                continue
             self.items[name] = self.items.get(name, 0) + (value is not None)
         idle = [name for name, n in self.items.items() if n == 0]
         if position.stage_step == min(IDLE_STEPS, self.steps) and idle:
@@ -227,7 +230,7 @@ def feature_cache(prepared: Prepared, objective: Objective, stage: str) -> Featu
 def _record(at: Position, report: Report, chance: dict[str, float], lr: float, seconds: float) -> dict:
     return {
         "step": at.step, "stage": at.stage, "loss": report.loss,
-        **{f"terms/{name}": value for name, value in report.terms.items()},
+        **{name if name.startswith(BY_SOURCE) else f"terms/{name}": v for name, v in report.terms.items()},
         **{f"terms/{name}": value for name, value in report.readings.items()},
         **{f"chance/{name}": value for name, value in (chance | report.chance).items()},
         **{f"dropped/{reason}": n for reason, n in report.dropped.items()},

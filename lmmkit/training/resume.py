@@ -52,10 +52,8 @@ def changes(run: RunDir, prepared: Prepared, *, accept_data: bool) -> list[Chang
     Raises `UserError` with every change that a run cannot go on with.
     """
     before, now = read_json(run.run_json), identity(prepared)
-    found = []
-    if before.get("recipe") != now["recipe"]:
-        differences = diff(read_recipe(run.resolved), prepared.recipe)
-        found += [Change(d.key, d.section_class, str(d.a), str(d.b)) for d in differences]
+    differences = diff(read_recipe(run.resolved), prepared.recipe)
+    found = [Change(d.key, d.section_class, str(d.a), str(d.b)) for d in differences]
     for section, kind in (("plans", "mathematics"), ("data", "data"), ("versions", "machine")):
         found += [Change(k, kind, b, n) for k, b, n in _changed(section, before.get(section), now[section])]
     found = list({change.key: change for change in reversed(found)}.values())[::-1]

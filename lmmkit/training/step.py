@@ -17,8 +17,9 @@ from lmmkit.recipe import Optim
 
 @dataclass
 class Report:
-    """What a step did. `terms` are averages over counted items, None without items; `readings` and
-    their `chance` are those of the terms, "term/name"."""
+    """What a step did. `terms` are averages over counted items, None without items, with the next-token
+    loss of each source as "loss/SOURCE" where there are several; `readings` and their `chance` are
+    those of the terms, "term/name"."""
 
     loss: float
     terms: dict[str, float | None]
@@ -71,7 +72,7 @@ def run_step(
         part = total(outcome.sums, weights, counts)
         part.backward()
         loss += part.detach()
-        for name, value in outcome.sums.items():
+        for name, value in (outcome.sums | outcome.by_source).items():
             sums[name] = sums.get(name, 0) + value.detach()
         if features is not None:
             _keep(features, batch, outcome)

@@ -182,7 +182,9 @@ def test_a_stop_is_saved_even_where_nothing_else_is(finished, tiny, tmp_path, mo
     assert figures(stopped.run) == figures(finished[1])
 
 
-def test_a_stop_asked_for_between_stages_is_not_called_saved_before_it_is(finished, tiny, tmp_path, monkeypatch):
+def test_a_stop_asked_for_between_stages_is_not_called_saved_before_it_is(
+    finished, tiny, tmp_path, monkeypatch
+):
     def save_and_signal(*args):
         save_model(*args)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -206,7 +208,8 @@ def test_without_saving_a_run_leaves_no_checkpoint(tiny, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("n", "step", "last", "due"), [(3, 3, False, True), (3, 4, False, False), (3, 4, True, True), (0, 4, True, False)]
+    ("n", "step", "last", "due"),
+    [(3, 3, False, True), (3, 4, False, False), (3, 4, True, True), (0, 4, True, False)],
 )
 def test_every_calls_when_due(n, step, last, due):
     called = []
