@@ -17,6 +17,7 @@ from lmmkit.recipe import Recipe
 from lmmkit.rundir import RunDir
 from lmmkit.training import checkpoint, log, manifest
 from lmmkit.training.run import train
+from lmmkit.training.signals import exit_code
 from lmmkit.weights import own
 
 CRASHED = 77
@@ -49,8 +50,8 @@ def start(recipe: Recipe, out, point: Callable[[str], None] = lambda name: None)
         loader.StatefulDataLoader = lambda *args, multiprocessing_context, **kwargs: opened(
             *args, multiprocessing_context="fork" if kwargs["num_workers"] else None, **kwargs
         )
-        train(recipe, out=out, resume=(out / "run.json").exists())
-        code = 0
+        signum = train(recipe, out=out, resume=(out / "run.json").exists()).signal
+        code = 0 if signum is None else exit_code(signum)
     except BaseException:
         traceback.print_exc()
     finally:

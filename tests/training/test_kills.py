@@ -78,7 +78,7 @@ def test_the_points_are_those_of_all_that_a_run_hangs_on(undisturbed):
 
 
 def test_killed_a_few_times_at_random(undisturbed, tmp_path):
-    assert kill_at_random(undisturbed, tmp_path / "run", 12, seed=1) >= 1
+    assert kill_at_random(undisturbed, tmp_path / "run", 8, seed=1) >= 1
 
 
 def test_dead_before_a_few_changes_to_the_disk(undisturbed, tmp_path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import random
 import shutil
 import signal
 import time
@@ -116,31 +115,6 @@ def _train_in_child(recipe, out, resume):
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
     train(recipe, out=out, resume=resume)
-
-
-def test_killed_at_ten_random_points_a_run_resumes_bit_for_bit(finished, tmp_path):
-    recipe, whole = finished
-    out, rng, kills = tmp_path / "killed", random.Random(4), 0
-    fork = multiprocessing.get_context("fork")
-    for _ in range(60):
-        child = fork.Process(target=_train_in_child, args=(recipe, out, (out / "run.json").exists()))
-        child.start()
-        child.join(rng.uniform(0.05, 0.8) if kills < 10 else None)
-        if child.is_alive():
-            os.kill(child.pid, signal.SIGKILL)
-            child.join()
-            kills += 1
-        elif child.exitcode == 0 and kills >= 10:
-            break
-        elif child.exitcode == 0:  # it got through before ten kills: begin again
-            shutil.rmtree(out)
-        else:
-            pytest.fail(f"the child ended with {child.exitcode}")
-    assert kills >= 10
-    assert figures(RunDir(out)) == figures(whole)
-    for stage in recipe.stages:
-        ours, theirs = (r.model(stage) / "model.safetensors" for r in (RunDir(out), whole))
-        assert ours.read_bytes() == theirs.read_bytes()
 
 
 def test_sigterm_ends_in_a_checkpoint_and_resumes_bit_for_bit(finished, tmp_path, tiny):
