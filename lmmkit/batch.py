@@ -54,10 +54,11 @@ class Batch:
     on the host.
     `labels` is keyed "instance/name"; `views` holds (view name, sample key) in order;
     `first_image_V` numbers each view's first picture among `pixels_ICXY`, -1 where it is none of them;
-    `count` is the number of items a term averages over; `dropped` what the layout had to leave out,
-    by reason. `known_JND` are features of further pictures, which an encoder has seen before: as
-    items they come after those of `pixels_ICXY`. `unknown` names pictures whose features are to be
-    kept: (number among `pixels_ICXY`, name).
+    `count` is the number of items a term averages over, and of supervised rows of the main view by
+    source as "loss/SOURCE"; `source_S` numbers those rows' `sources`, and is their number elsewhere;
+    `dropped` what the layout had to leave out, by reason. `known_JND` are features of further pictures,
+    which an encoder has seen before: as items they come after those of `pixels_ICXY`. `unknown` names
+    pictures whose features are to be kept: (number among `pixels_ICXY`, name).
     """
 
     sight: Sight
@@ -77,6 +78,8 @@ class Batch:
     dropped: Mapping[str, int] = field(default_factory=dict)
     known_JND: Tensor | None = None
     unknown: tuple[tuple[int, str], ...] = ()
+    sources: tuple[str, ...] = ()
+    source_S: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
     def __len__(self) -> int:
         return len(self.id_T)
@@ -116,6 +119,7 @@ class Batch:
             predict=move_pick(self.predict),
             target_S=move(self.target_S),
             term_S=move(self.term_S),
+            source_S=move(self.source_S),
             picks={need: move_pick(pick) for need, pick in self.picks.items()},
             labels={name: move(label) for name, label in self.labels.items()},
         )

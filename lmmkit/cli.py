@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from lmmkit.commands import bench, chat, check, data, diff, model, plugins, quickstart, recipes, train
+from lmmkit.commands import bench, chat, check, ckpt, data, diff, model, plugins, quickstart, recipes, train
 from lmmkit.commands import eval as eval_
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.add_typer(recipes.app, name="recipes")
 app.add_typer(data.app, name="data")
 app.add_typer(plugins.app, name="plugins")
 app.add_typer(model.app, name="model")
+app.add_typer(ckpt.app, name="ckpt")
 app.add_typer(bench.app, name="bench")
 
 

@@ -80,7 +80,14 @@ def import_model(
         "model": to_mapping(prepared.recipe)["model"], "prefixes": prefixes, **_ends(public_source),
     }  # fmt: skip
     tokenizer = prepared.tokenizer if prepared.tokenizer.size else None
-    own.write(folder, objective, config=config, recipe=None, tokenizer=tokenizer, carried=carried)
+    own.write(
+        folder,
+        own.unique_tensors(objective),
+        config=config,
+        recipe=None,
+        tokenizer=tokenizer,
+        carried=carried,
+    )
     return tuple(part for part in MODULES if getattr(prepared.recipe.model, part) is not None)
 
 
@@ -116,7 +123,7 @@ def _import_encoder(source: Source, folder: Path) -> None:
     }  # fmt: skip
     named = nn.ModuleDict({"lmm": nn.ModuleDict({"vision": module})})
     carried = origin.carried({"vision": module})
-    own.write(folder, named, config=config, recipe=None, tokenizer=None, carried=carried)
+    own.write(folder, own.unique_tensors(named), config=config, recipe=None, tokenizer=None, carried=carried)
 
 
 def _ends(source: Source) -> dict[str, object]:

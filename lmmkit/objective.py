@@ -16,12 +16,13 @@ from lmmkit.parts import Ctx, Term
 
 
 class Outcome(NamedTuple):
-    """Sums over each term's counted items (float32 scalars), what each plugin term saw, and what the
-    encoder said of the batch's pixels, [I, N, D]."""
+    """Sums over each term's counted items (float32 scalars), what each plugin term saw, what the
+    encoder said of the batch's pixels, [I, N, D], and next-token sums by source, as "loss/SOURCE"."""
 
     sums: dict[str, Tensor]
     ctxs: dict[str, Ctx]
     seen_IND: Tensor | None
+    by_source: dict[str, Tensor]
 
 
 class Objective(nn.Module):
@@ -46,7 +47,7 @@ class Objective(nn.Module):
         sums["next_token"] = sums["next_token"] + self._touch(batch, out)
         ctxs = {term.name: self._ctx(term, batch, out) for term in self.terms}
         values = {t.name: t.value(ctxs[t.name]) for t in self.terms if t.name not in sums}
-        return Outcome(sums | values, ctxs, out.seen_IND)
+        return Outcome(sums | values, ctxs, out.seen_IND, _by_source(losses_S.detach(), batch))
 
     def computing(self, device: torch.device) -> torch.autocast:
         """The context in which the model computes."""
@@ -77,6 +78,13 @@ class Objective(nn.Module):
                 reached = [out.seen_IND]
         reached += [p for part in idle for p in part.parameters() if p.requires_grad]
         return 0.0 * sum(x.sum(dtype=torch.float32) for x in reached) if reached else 0.0
+
+
+def _by_source(losses_S: Tensor, batch: Batch) -> dict[str, Tensor]:
+    if not batch.sources:
+        return {}
+    sums = losses_S.new_zeros(len(batch.sources) + 1).index_add(0, batch.source_S, losses_S)
+    return {f"loss/{name}": value for name, value in zip(batch.sources, sums.unbind(), strict=False)}
 
 
 def tap(need: Need, batch: Batch, out: Output) -> Tensor:

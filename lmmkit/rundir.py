@@ -1,7 +1,8 @@
 """The run folder: the name of every file in it, how each is read, and who may write to it.
 
     RUN/  recipe.yaml  recipe.resolved.yaml  plan.txt  run.json  lock  metrics.jsonl
-          anomalies.jsonl  tb/  checkpoints/step-XXXXXXXX/  model/<stage>/  results.json
+          anomalies.jsonl  resumes.jsonl  tb/  checkpoints/step-XXXXXXXX/  model/<stage>/
+          model/<stage>-best/  results.json
 
 `run.json` is what makes a folder a run. A start that died before writing it (only the lock, the
 recipe and the plan stand there) counts as not begun: both a new run and `--resume` may take it.
@@ -65,13 +66,18 @@ class RunDir:
 
     @property
     def metrics(self) -> Path:
-        """One JSON object an optimizer step."""
+        """One JSON object an optimizer step, and one a validation."""
         return self.path / "metrics.jsonl"
 
     @property
     def anomalies(self) -> Path:
-        """One JSON object for every step skipped or row left out."""
+        """One JSON object for every step that was not finite, or whose loss or gradient leapt."""
         return self.path / "anomalies.jsonl"
+
+    @property
+    def resumes(self) -> Path:
+        """One JSON object for every time the run went on, with what had changed."""
+        return self.path / "resumes.jsonl"
 
     @property
     def tb(self) -> Path:
@@ -91,6 +97,10 @@ class RunDir:
     def model(self, stage: str) -> Path:
         """The model as `stage` left it; never pruned."""
         return self.path / "model" / stage
+
+    def best(self, stage: str) -> Path:
+        """The best model of `stage` so far, by what its `validate` names."""
+        return self.path / "model" / f"{stage}-best"
 
     @property
     def is_run(self) -> bool:
@@ -140,6 +150,12 @@ class RunDir:
             )
         _make(run.path)
         return run
+
+    def clear_temporary(self) -> None:
+        """Removes what writers left that were killed; only under the run's lock."""
+        for path in self.path.glob(".*.tmp"):
+            with suppress(OSError):
+                path.unlink()
 
     def require(self) -> None:
         """Raises `UserError` unless this folder is a run."""
@@ -235,14 +251,21 @@ def write_text_atomic(path: Path, text: str) -> None:
     # The process id keeps two writers of one file (a run and an evaluation) apart.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        io_point(f"write {path.name}")
         temporary.write_text(text, encoding="utf-8")
         fsync(temporary)
+        io_point(f"publish {path.name}")
         os.replace(temporary, path)
+        io_point(f"sync the name of {path.name}")
         fsync(path.parent)
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
         raise MachineError(_unwritable(path, error)) from error
+
+
+def io_point(name: str) -> None:
+    """Called before every change to the disk that a run's files hang on; tests die here."""
 
 
 def fsync(path: Path) -> None:

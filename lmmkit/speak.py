@@ -31,7 +31,8 @@ PROMPT_ROWS = 8192  # of one generation batch
 
 @dataclass(frozen=True, kw_only=True)
 class Speaker:
-    """A model that answers. `stage` is the stage its weights are of."""
+    """A model that answers. `stage` is the stage its weights are of; `poll` is called before every
+    micro-batch and every token, and may raise to end the work."""
 
     prepared: Prepared
     objective: Objective
@@ -39,13 +40,14 @@ class Speaker:
     packer: Packer
     stage: str
     device: torch.device
-
     tokens: TokenModel
+    poll: Callable[[], None] = lambda: None
 
     @classmethod
     def of(
         cls, prepared: Prepared, objective: Objective, stage: str, device: torch.device, *,
         eos: tuple[int, ...] = (), pad: int | None = None, image_token: int | None = None,
+        poll: Callable[[], None] = lambda: None,
     ) -> Speaker:  # fmt: skip
         """The speaker of an objective as a stage left it.
 
@@ -57,7 +59,7 @@ class Speaker:
         return cls(
             prepared=prepared, objective=objective, views=prepared.views(stage),
             packer=prepared.packer(stage), stage=stage, device=device,
-            tokens=_tokens(prepared, objective, eos, pad, image_token),
+            tokens=_tokens(prepared, objective, eos, pad, image_token), poll=poll,
         )  # fmt: skip
 
     def logits(
@@ -132,9 +134,13 @@ class Speaker:
             if so_far[-1] != end:
                 on_text(tokenizer.decode(so_far))
 
+        def chosen(logits_QV: Tensor) -> Tensor:
+            self.poll()
+            return choose(logits_QV)
+
         ids = generate(
             self.objective.lmm, batch, [int(path[-1]) for path in paths], tokens=tokens, new=new,
-            eos=end, choose=choose, **({"on_token": tell} if on_text else {}),
+            eos=end, choose=chosen, **({"on_token": tell} if on_text else {}),
         )  # fmt: skip
         return [tokenizer.decode(row).strip() for row in ids]
 

@@ -47,7 +47,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "evaluate": ("errors", "dims", "sample", "recipe", "rundir", "data", "plan", "objective", "speak", "evaluate"),
     "training": (
         "errors", "dims", "sample", "spans", "batch", "recipe", "rundir", "model", "data", "weights", "plan",
-        "objective", "assemble", "estimate", "malloc", "training",
+        "objective", "assemble", "estimate", "malloc", "speak", "evaluate", "training",
     ),
     "report": ("rundir", "report"),
     "commands": ("errors", "sample", "recipe", "door", "rundir", "model", "data", "scenes", "weights", "plan", "assemble", "estimate", "kernels",

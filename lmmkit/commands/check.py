@@ -34,13 +34,14 @@ def check(
     from lmmkit.evaluate.checks import task_problems
     from lmmkit.plan.explain import plan_text
     from lmmkit.plan.prepare import not_yet, prepare
+    from lmmkit.training.validate import validate_problems
 
     tasks = task_problems(read)
     try:
         prepared = prepare(read, trust_files=trust_files, data=list(read.data))
     except UserError as error:
         raise UserError([*error.problems, *tasks]) from error
-    raise_all(tasks)
+    raise_all([*tasks, *validate_problems(prepared)])
     assemble.check_optimizers(read)
     assemble.check_origins(prepared.recipe, prepared.dims, prepared.origins, assemble.device_here())
     if images:

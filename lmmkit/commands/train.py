@@ -21,6 +21,9 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest checkpoint in the run folder.")
     ] = False,
+    accept_data: Annotated[
+        bool, typer.Option("--accept-data-change", help="With --resume: go on although the data is another.")
+    ] = False,
     trust_files: Trust = False,
 ) -> None:
     """Train a recipe's stages and leave a run folder."""
@@ -34,14 +37,17 @@ def train(
         from lmmkit.training.signals import exit_code
 
         finished = run_training(
-            read, out=to, resume=resume, stage=stage, trust_files=trust_files, source=find(recipe).read_text()
-        )
+            read, out=to, resume=resume, stage=stage, trust_files=trust_files, source=find(recipe).read_text(),
+            accept_data=accept_data,
+        )  # fmt: skip
         if finished.signal is not None:
-            said = f"stopped by a signal; saved. Go on with the same command and --resume ({to})"
+            said = "saved" if finished.begun else "it was before its first step"
+            option = " and --resume" if finished.run.is_run else ""
+            told = f"stopped by a signal; {said}. Go on with the same command{option} ({to})"
         else:
             following = "eval" if read.evaluate else "chat"
-            said = f"done: {to}   next: lmmkit {following} {shlex.quote(str(to))}"
+            told = f"done: {to}   next: lmmkit {following} {shlex.quote(str(to))}"
         if ranks.first:
-            out.print(said)
+            out.print(told)
     if finished.signal is not None:
         raise typer.Exit(exit_code(finished.signal))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing import active_children
 
 import torch
 from torch.utils.data import Dataset
@@ -51,7 +52,13 @@ def load_steps(
             multiprocessing_context="forkserver" if workers else None,
             generator=torch.Generator(),  # it draws a seed as it opens: not from what dropout draws from
         )  # fmt: skip
-    for step in loader:
-        if isinstance(step, _Bad):
-            raise UserError(step.problems)
-        yield step
+    others = set(active_children())
+    try:
+        for step in loader:
+            if isinstance(step, _Bad):
+                raise UserError(step.problems)
+            yield step
+    finally:
+        # left early, one may be at a slow row, and it leaves signals to us: nobody is to wait for it
+        for worker in set(active_children()) - others:
+            worker.kill()

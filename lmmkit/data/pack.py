@@ -35,6 +35,7 @@ class Tree(NamedTuple):
 
     members: tuple[LaidOut, ...]
     size: int
+    source: str = ""
 
 
 Picture = tuple[Image, ImageShape]
@@ -72,6 +73,7 @@ class Packer:
     learn text. `terms` are the plugin terms whose items are counted. `features` holds what a frozen
     encoder said of pictures before. With `blank`, a micro-batch without pictures to encode gets a blank
     one that nobody reads: an encoder whose weights lie with several ranks runs on all of them or none.
+    `sources` are those whose losses are told apart.
     """
 
     reader: ReadsImages
@@ -83,10 +85,11 @@ class Packer:
     share: bool = True
     features: FeatureCache | None = None
     blank: bool = False
+    sources: tuple[str, ...] = ()
 
-    def tree(self, members: Sequence[LaidOut]) -> Tree:
+    def tree(self, members: Sequence[LaidOut], source: str = "") -> Tree:
         """One sample's views, measured."""
-        return Tree(tuple(members), len(self._grown(members)[0]))
+        return Tree(tuple(members), len(self._grown(members)[0]), source)
 
     def _grown(self, members: Sequence[LaidOut]) -> tuple[Forest, list[np.ndarray]]:
         codes: dict[Hashable, int] = {}
@@ -127,6 +130,8 @@ class Packer:
             predict=predict,
             target_S=target_S,
             term_S=term_S,
+            sources=self.sources,
+            source_S=self._from(trees, predict.view_Q, term_S),
             text_terms=self.text_terms,
             picks=picks,
             labels=_labels(members),
@@ -136,8 +141,19 @@ class Packer:
         )
         text = np.bincount(term_S.numpy(), minlength=len(self.text_terms)).tolist()
         count = dict(zip(self.text_terms, text, strict=True))
+        by_source = np.bincount(batch.source_S.numpy(), minlength=len(self.sources) + 1).tolist()
+        count |= {f"loss/{name}": n for name, n in zip(self.sources, by_source, strict=False)}
         count |= {term.name: term.count(batch) for term in self.terms if term.name not in count}
         return replace(batch, count=count), paths
+
+    def _from(self, trees: Sequence[Tree], view_S: Tensor, term_S: Tensor) -> Tensor:
+        """Each supervised row's source by number; one too high for rows of tasks and of other sources."""
+        numbers = {name: number for number, name in enumerate(self.sources)}
+        other = len(self.sources)
+        source_V = torch.tensor(
+            [numbers.get(t.source, other) for t in trees for _ in t.members], dtype=torch.int64
+        )
+        return torch.where(term_S == 0, source_V[view_S], other)
 
     def _look(self, images: Sequence[Picture]) -> _Seen:
         """Reads pictures, or what the encoder said of them where that is known."""

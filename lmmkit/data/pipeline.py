@@ -114,7 +114,7 @@ class Pipeline:
             source, epoch, row = self.order.at(k)
             members = self.views.fitting(self.sources[source][row], epoch, dropped)
             if members:
-                trees.append(self.packer.tree(members))
+                trees.append(self.packer.tree(members, source))
         cuts = list(cut(trees, self.tokens)) or [[]]
         packed = [self.packer.pack(part, dropped if i == 0 else {})[0] for i, part in enumerate(cuts)]
         return tuple(packed)

@@ -43,7 +43,7 @@ def evaluate(
     tasks = _chosen(recipe, only)
     assert recipe.evaluate is not None, "`_chosen` found tasks in it"
     controls = recipe.evaluate.controls if controls is None else controls
-    sources = open_sources(recipe, sorted({_data(task) for task in tasks.values()} | _training(recipe)))
+    sources = open_sources(recipe, sorted({data_of(task) for task in tasks.values()} | _training(recipe)))
     training = [sample for name in sorted(_training(recipe)) for sample in sources[name]]
     speakers: dict[Path, Speaker] = {}
     results = {}
@@ -53,10 +53,10 @@ def evaluate(
             speakers[folder] = load(
                 folder, dtype=dtype, trust_files=trust_files, plugins="all", root=recipe.root
             )
-        samples = list(sources[_data(task)])[: None if task.samples == "all" else task.samples]
+        samples = first(sources[data_of(task)], task.samples)
         began = time.perf_counter()
         say(f"{name}: {len(samples)} samples of {task.data}")
-        results[name] = _run(task.kind or name, speakers[folder], samples, task, controls, training)
+        results[name] = run_task(name, task, speakers[folder], samples, controls=controls, training=training)
         results[name]["seconds"] = time.perf_counter() - began
     if stage is not None:
         return results
@@ -65,8 +65,12 @@ def evaluate(
     return results
 
 
-def _run(kind: str, speaker: Speaker, samples: Sequence[Sample], task: Task, controls, training) -> dict:
-    match kind:
+def run_task(
+    name: str, task: Task, speaker: Speaker, samples: Sequence[Sample], *,
+    controls: Sequence[str] = (), training: Sequence[Sample] = (),
+) -> dict:  # fmt: skip
+    """One task's figures. `training` is what the majority baseline may have seen."""
+    match task.kind or name:
         case "exact_match":
             return exact_match(
                 speaker, samples, new=task.max_new_tokens, controls=controls, training=training
@@ -82,7 +86,13 @@ def _training(recipe: Recipe) -> set[str]:
     return set(list(recipe.stages.values())[-1].data)
 
 
-def _data(task: Task) -> str:
+def first(samples: Sequence[Sample], n: int | str) -> list[Sample]:
+    """The first `n` of them, or `all`."""
+    return [samples[i] for i in range(len(samples) if n == "all" else min(int(n), len(samples)))]
+
+
+def data_of(task: Task) -> str:
+    """The source a task reads."""
     assert task.data is not None, "`task_problems` found it"
     return task.data
 

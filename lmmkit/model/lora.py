@@ -81,12 +81,29 @@ def updates(module: nn.Module) -> dict[str, Tensor]:
 def merge(module: nn.Module) -> None:
     """Adds every adapter to the weight it updates, and takes it off."""
     for linear, adapters in list(_adapted(module)):
-        for part, adapter in adapters.items():
-            rows = linear.slices[part] if isinstance(linear, FusedLinear) else slice(None)
-            # in the wider of both types, and rounded once
-            linear.weight[rows] = linear.weight[rows] + adapter.matrix()  # type: ignore[union-attr]
+        _add_to(linear.weight, linear, adapters)
         adapters.take_off()  # type: ignore[operator]
         delattr(linear, CHILD)
+
+
+@torch.no_grad()
+def merged(module: nn.Module) -> dict[str, Tensor]:
+    """The weights that `merge` would change, as it would leave them, by name; copies on the CPU."""
+    out = {}
+    for path, linear in module.named_modules():
+        adapters = getattr(linear, CHILD, None)
+        if isinstance(linear, FusedLinear | Linear) and isinstance(adapters, nn.ModuleDict):
+            weight = linear.weight.clone()
+            _add_to(weight, linear, adapters)
+            out[f"{path}.weight"] = weight.cpu()
+    return out
+
+
+def _add_to(weight: Tensor, linear: FusedLinear | Linear, adapters: nn.ModuleDict) -> None:
+    for part, adapter in adapters.items():
+        rows = linear.slices[part] if isinstance(linear, FusedLinear) else slice(None)
+        # in the wider of both types, and rounded once
+        weight[rows] = linear.weight[rows] + adapter.matrix()  # type: ignore[operator]
 
 
 def adapters(module: nn.Module) -> list[Adapter]:

@@ -50,11 +50,11 @@ class Prepared:
 
     def packer(self, stage: str) -> Packer:
         """How sequences become batches in a stage."""
-        plan, speed = self.plans[stage], self.recipe.speed
+        plan, speed, sources = self.plans[stage], self.recipe.speed, tuple(self.recipe.stages[stage].data)
         return Packer(
             reader=ImageReader(self.dims.image, speed.image_cache_mb), image_rows=self.dims.image.tokens,
             image_size=self.dims.image.size, text_terms=plan.text_terms, needs=plan.needs,
-            terms=plan.terms, share=speed.share_prefix,
+            terms=plan.terms, share=speed.share_prefix, sources=sources if len(sources) > 1 else (),
         )  # fmt: skip
 
     def pipeline(self, stage: str) -> Pipeline:
@@ -89,16 +89,25 @@ def prepare(recipe: Recipe, *, trust_files: bool = False, data: Iterable[str] | 
     Args:
         recipe: as read.
         trust_files: run plugins from local files.
-        data: names of sources to open; by default those of all stages.
+        data: names of sources to open; by default those of all stages and their validations.
 
     Raises:
         UserError: problems of tokenizer, plugins and data together where they do not depend on
             each other.
     """
-    wanted = {name for stage in recipe.stages.values() for name in stage.data} if data is None else data
+    wanted = read_in_training(recipe) if data is None else data
     return _prepare(
         recipe, sorted(wanted), trust_files, lambda parts, dims: compile_plan(recipe, parts, dims)
     )  # fmt: skip
+
+
+def read_in_training(recipe: Recipe) -> set[str]:
+    """The sources of all stages: what they learn from, and what they are validated on."""
+    names = {name for stage in recipe.stages.values() for name in stage.data}
+    for asked in (stage.validate for stage in recipe.stages.values() if stage.validate is not None):
+        tasks = recipe.evaluate.tasks if recipe.evaluate is not None else {}
+        names |= {asked.data} | {data for name in asked.tasks if (data := tasks[name].data) is not None}
+    return names
 
 
 def prepare_bare(
@@ -209,9 +218,7 @@ def open_sources(recipe: Recipe, names: Iterable[str]) -> dict[str, Records]:
 
 def not_yet(recipe: Recipe) -> list[Problem]:
     """Keys whose meaning is fixed but which this release cannot carry out: training refuses them."""
-    asked: list[tuple[str, object, object]] = [("speed.compile", recipe.speed.compile, False)]
-    for stage, section in recipe.stages.items():
-        asked += [(f"stages.{stage}.validate", section.validate, None)]
+    asked = [("speed.compile", recipe.speed.compile, False)]
     mend = "Take the line out: it is not in this release."
     return [
         Problem("recipe/not-yet", recipe.where(key), f"`{_written(recipe, key)}`", _said(default), mend)
@@ -230,7 +237,7 @@ def _written(recipe: Recipe, key: str) -> str:
 
 
 def _said(default: object) -> str:
-    return "no such key" if default is None else f"`{flow_text(default)}`, the default"
+    return f"`{flow_text(default)}`, the default"
 
 
 def _no_step(recipe: Recipe, stage: str, rows: int) -> Problem:

@@ -199,13 +199,14 @@ def check_validate(validate: Validate, key: str, names: Names) -> Iterator[Fault
         yield from _known(f"{key}.tasks.{i}", task, names.tasks, "evaluate.tasks")
     if validate.best is not None:
         task, _, metric = validate.best.partition("/")
-        if task not in validate.tasks or not metric:
+        losses = ("loss", "next_token", *names.plugins)
+        if task not in (validate.tasks if metric else losses):
             yield Fault(
                 f"{key}.best",
                 "unknown-name",
                 f"`{validate.best}`",
-                "TASK/METRIC with a task of this section",
-                did_you_mean(task, validate.tasks),
+                "loss, a term, or TASK/METRIC with a task of this section",
+                did_you_mean(task, (*losses, *validate.tasks)),
             )
 
 

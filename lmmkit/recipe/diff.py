@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -27,16 +27,29 @@ class Difference:
     b: Any
 
 
+SECTIONS: Final[Mapping[str, SectionClass]] = {
+    "format": "mathematics", "seed": "mathematics", "model": "mathematics", "numerics": "mathematics",
+    "plugins": "mathematics", "data": "data", "stages": "mathematics", "evaluate": "output",
+    "output": "output", "speed": "speed", "parallel": "speed",
+}  # fmt: skip
+IN_STAGES: Final[Mapping[str, SectionClass]] = {
+    "data": "data", "batch": "mathematics", "length": "mathematics", "train": "mathematics",
+    "optim": "mathematics", "losses": "mathematics", "validate": "output",
+    "start": "data",  # a folder: that it lies elsewhere changes nothing
+}  # fmt: skip
+
+
 def section_class(key: str) -> SectionClass:
-    """The class of a dotted key: decided by its section alone."""
-    match key.partition(".")[0]:
-        case "data":
-            return "data"
-        case "speed" | "parallel":
-            return "speed"
-        case "output" | "evaluate":
-            return "output"
-    return "mathematics"
+    """The class of a dotted key: decided by its section, and within a stage by the stage's.
+
+    Raises `KeyError` for one that no class was given to.
+    """
+    match key.split("."):
+        case ["stages", _, section, *_]:
+            return IN_STAGES[section]
+        case [section, *_]:
+            return SECTIONS[section]
+    raise KeyError(key)
 
 
 def diff(a: Recipe, b: Recipe) -> list[Difference]:

@@ -145,9 +145,9 @@ WeightOrNumber = Annotated[
 
 @section
 class Validate:
-    """Every `every` steps: the losses on `samples` of `data`, and the `tasks`.
+    """Every `every` steps and after the last: the losses on `samples` of `data`, and the `tasks`.
 
-    `best`: "task/metric" by which the best weights are kept.
+    `best`: the figure by which the best weights are kept: "loss", a term, or "task/metric".
     """
 
     every: k.Count

@@ -33,7 +33,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lmmkit.errors import MachineError, Problem, UserError
-from lmmkit.rundir import RunDir, fsync
+from lmmkit.rundir import RunDir, fsync, io_point
 from lmmkit.training import manifest, parts
 from lmmkit.training.parts import Held, Part, Saved, hold
 from lmmkit.training.ranks import ALONE, Ranks
@@ -65,10 +65,6 @@ class Newest(NamedTuple):
 
     path: Path | None
     notices: tuple[Problem, ...]
-
-
-def io_point(name: str) -> None:
-    """Called before every change to the disk; tests die here."""
 
 
 def save(
@@ -165,6 +161,32 @@ def newest(run: RunDir, ranks: Ranks = ALONE) -> Newest:
     if notices:
         raise UserError(notices)
     return Newest(None, ())
+
+
+class Verdict(NamedTuple):
+    """A checkpoint as it lies there; `read`: whether its bytes were, or names and sizes alone."""
+
+    step: int
+    files: int
+    bytes: int
+    read: bool
+    problems: tuple[Problem, ...]
+
+    @property
+    def sound(self) -> bool:
+        return not self.problems
+
+
+def verdicts(run: RunDir, *, every: bool) -> list[Verdict]:
+    """Of all checkpoints, newest first. Without `every`, whole files are read up to the first that is
+    sound, which is what a resume goes on from."""
+    found: list[Verdict] = []
+    for path in _steps(run):
+        read = every or not any(v.sound for v in found)
+        sizes = [file.stat().st_size for file in path.iterdir() if file.is_file()]
+        problems = manifest.verify(path, contents=read)
+        found.append(Verdict(step_of(path), len(sizes), sum(sizes), read, problems))
+    return found
 
 
 def load(path: Path, *, verified: bool = False, ranks: Ranks = ALONE) -> Checkpoint:

@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from lmmkit.errors import MachineError, Problem
-from lmmkit.rundir import plain, read_jsonl, write_text_atomic
+from lmmkit.rundir import io_point, plain, read_jsonl, write_text_atomic
 
 Picture = Tensor | np.ndarray  # [C, X, Y], values 0 to 1
 
@@ -37,6 +37,7 @@ class MetricsLog:
     def write(self, record: Mapping[str, Any]) -> None:
         """Appends `record`; NaN and infinities become null."""
         try:
+            io_point(f"append to {self.path.name}")
             self._file.write(_line(record))
             self._file.flush()
         except OSError as error:
@@ -124,6 +125,8 @@ class Silence:
     def images(self, step: int, pictures: Mapping[str, Picture]) -> None: ...
 
     def update(self, done: int, *, tokens: int, loss: float | None) -> None: ...
+
+    def say(self, text: str) -> None: ...
 
 
 class Progress:

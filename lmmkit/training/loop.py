@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import torch
 
 from lmmkit import assemble
 from lmmkit.data.features import FeatureCache, digest
 from lmmkit.data.loader import load_steps
-from lmmkit.errors import Problem, UserError
+from lmmkit.data.pipeline import Pipeline
+from lmmkit.errors import MachineError, Problem, UserError
 from lmmkit.objective import Objective
 from lmmkit.plan.prepare import Prepared
 from lmmkit.rundir import RunDir
-from lmmkit.training import checkpoint, state
+from lmmkit.training import anomalies, checkpoint, state
+from lmmkit.training.anomalies import Watch
 from lmmkit.training.log import Board, MetricsLog, Progress, Silence
+from lmmkit.training.memory import telling_room
 from lmmkit.training.pictures import stage_pictures
 from lmmkit.training.ranks import ALONE, Ranks
-from lmmkit.training.rng import rng_state
+from lmmkit.training.rng import looking, rng_state
 from lmmkit.training.shard import rooted, sees_everywhere, whole
-from lmmkit.training.signals import Stop, ignore_in_worker
+from lmmkit.training.signals import Interrupted, Stop, ignore_in_worker, until
 from lmmkit.training.step import Report, rate, run_step
+from lmmkit.training.validate import Validator
 
+PATIENCE = 3  # times in a row that a checkpoint may fail to be written, less one
+BY_SOURCE = "loss/"
 IDLE_STEPS = 50  # steps in which a term may have nothing to count, before that is an error
 
 
@@ -39,19 +45,40 @@ class Position:
 
 @dataclass(frozen=True)
 class Every:
-    """Calls `do` after every `n`th step of the run and after a stage's last, never with n = 0.
-
-    With `on_stop` also after the step that a run stops at, whatever n is.
-    """
+    """Calls `do` after every `n`th step of the run and after a stage's last, never with n = 0."""
 
     n: int
     do: Callable[[Position], None]
-    on_stop: bool = False
 
-    def __call__(self, position: Position, *, last: bool, stopping: bool) -> None:
-        due = self.n > 0 and (last or position.step % self.n == 0)
-        if due or (stopping and self.on_stop):
+    def __call__(self, position: Position, *, last: bool) -> None:
+        if self.n > 0 and (last or position.step % self.n == 0):
             self.do(position)
+
+
+@dataclass
+class Saver:
+    """Saves when it is time. What cannot be written is told and tried again the next time; at the
+    `PATIENCE`th time in a row the run ends with it, and so it does where there is no next time."""
+
+    write: Callable[[Position], None]
+    say: Callable[[str], None]
+    failed: int = 0
+    saved: Position | None = None
+
+    def __call__(self, at: Position) -> None:
+        try:
+            self.now(at)
+        except MachineError as error:
+            self.failed += 1
+            if self.failed >= PATIENCE:
+                raise
+            self.say(f"no checkpoint of step {at.step} (failed {self.failed} of {PATIENCE}): {error}")
+
+    def now(self, at: Position) -> None:
+        """As a run that ends here saves. Raises `MachineError` if it cannot be written."""
+        if self.saved != at:
+            self.write(at)
+            self.saved, self.failed = at, 0
 
 
 @dataclass
@@ -65,6 +92,8 @@ class Idle:
     def check(self, report: Report, position: Position) -> None:
         """Raises `UserError` when by then a term has had nothing to average."""
         for name, value in report.terms.items():
+            if name.startswith(BY_SOURCE):
+                continue
             self.items[name] = self.items.get(name, 0) + (value is not None)
         idle = [name for name, n in self.items.items() if n == 0]
         if position.stage_step == min(IDLE_STEPS, self.steps) and idle:
@@ -73,12 +102,14 @@ class Idle:
 
 def run_stage(
     prepared: Prepared, objective: Objective, optimizer: torch.optim.Optimizer, position: Position,
-    run: RunDir, metrics: MetricsLog | Silence, board: Board | Silence, stop: Stop, device: torch.device, ranks: Ranks,
+    run: RunDir, metrics: MetricsLog | Silence, board: Board | Silence, stop: Stop, device: torch.device,
+    before: Mapping[str, Any], ranks: Ranks,
 ) -> tuple[Position, bool]:  # fmt: skip
     """Runs the rest of a stage; returns early, saved, when a stop is asked for.
 
-    Returns where the run stands, and whether it stopped. A stop asked for after the last step was
-    looked at is not this stage's: nothing may be saved for it.
+    `before` is the state of the checkpoint that the stage goes on from, {} where it begins. Returns
+    where the run stands, and whether it stopped. A stop asked for after the last step was looked at
+    is not this stage's: nothing may be saved for it.
     """
     recipe, stage = prepared.recipe, prepared.recipe.stages[position.stage]
     plan, pipeline, steps = (
@@ -92,30 +123,52 @@ def run_stage(
     packer = replace(pipeline.packer, features=features, blank=blank)
     pipeline = replace(pipeline, packer=packer, rank=ranks.rank, world=ranks.world)
     empty = None if ranks.alone else packer.pack([])[0]
+    watch, idle = Watch.of(before.get("watch")), Idle(steps, dict(before.get("idle", {})))
+    validator = Validator.of(
+        prepared, objective, position.stage, device, stop, ranks, before.get("validation")
+    )
 
-    def save(at: Position) -> None:
+    def write(at: Position) -> None:
+        kept = {"watch": watch.state(), "idle": idle.items, "validation": validator.state()}
         checkpoint.save(
-            run, at.step, state.tensors(objective, optimizer), {"position": asdict(at)},
+            run, at.step, state.tensors(objective, optimizer), {"position": asdict(at), **kept},
             keep=recipe.output.keep, rng=rng_state(), ranks=ranks,
         )  # fmt: skip
 
     def draw(at: Position) -> None:
-        with rooted(objective):
-            board.images(
-                at.step, stage_pictures(prepared, objective, position.stage, at.stage_step - 1, device)
-            )
+        with looking(objective, device), rooted(objective):
+            pictures = stage_pictures(prepared, objective, position.stage, at.stage_step - 1, device)
+        board.images(at.step, pictures)
 
-    entries = (Every(recipe.output.save_every, save, on_stop=True), Every(recipe.output.pictures_every, draw))
+    def log(record: dict[str, Any]) -> None:
+        metrics.write(record)
+        scalars = {name: value for name, value in record.items() if isinstance(value, float)}
+        board.scalars(record["step"], scalars)
+        if ranks.first:
+            prepared.parts.door.logged(record["step"], scalars)
+
+    def validate(at: Position) -> None:
+        if validator.done != at.step:
+            log(validator(at, run, progress.say))
+
     objective.train()
     assemble.recompute(objective, recipe.speed)
-    idle = Idle(steps)
-    batches = load_steps(
-        pipeline, position.stage_step, steps, workers=recipe.speed.workers, worker_init=ignore_in_worker
-    )
     stopping = False
     with Progress(position.stage, steps, done=position.stage_step) if ranks.first else Silence() as progress:
+        saver = Saver(write, progress.say)
+        # what is saved comes last: a run that goes on from there has done the others
+        entries = (
+            Every(recipe.output.pictures_every, draw),
+            Every(validator.every, validate),
+            Every(recipe.output.save_every, saver),
+        )
+        batches = load_steps(
+            pipeline, position.stage_step, steps, workers=recipe.speed.workers, worker_init=ignore_in_worker
+        )
+        if position.stage_step:  # a stop may have come before this step's validation was through
+            stopping = not _through(entries[1:2], position, steps)
         clock = time.perf_counter()
-        for step in batches:
+        for step in until(stop, batches):
             factor = rate(stage.optim, steps, position.stage_step)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
@@ -123,39 +176,55 @@ def run_stage(
             clip = None if stage.optim.clip == "none" else stage.optim.clip
             position = Position(position.stage, position.step + 1, position.stage_step + 1)
             logged = position.step % recipe.output.log_every == 0
-            report = run_step(
-                objective,
-                optimizer,
-                step,
-                weights,
-                clip=clip,
-                device=device,
-                readings=logged,
-                features=features,
-                ranks=ranks,
-                empty=empty,
-            )
-            _check_finite(report, position, [key for batch in step for _, key in batch.views])
-            idle.check(report, position)
+            with telling_room(f"step {position.step}, stage {position.stage}", step, recipe, device):
+                report = run_step(
+                    objective, optimizer, step, weights, clip=clip, device=device, readings=logged,
+                    features=features, ranks=ranks, empty=empty,
+                )  # fmt: skip
             now = time.perf_counter()
             if logged:
-                record = _record(position, report, chance, stage.optim.lr * factor, now - clock)
-                metrics.write(record)
-                scalars = {k: v for k, v in record.items() if isinstance(v, float)}
-                board.scalars(position.step, scalars)
-                if ranks.first:
-                    prepared.parts.door.logged(position.step, scalars)
+                log(_record(position, report, chance, stage.optim.lr * factor, now - clock))
             clock = now
+            if (seen := watch.see(position.stage_step, report)) is not None:
+                if ranks.first:
+                    _note(seen, position, report, pipeline, run, progress.say)
+                if watch.too_many(position.stage_step):
+                    saver.now(position)
+                    rows = anomalies.rows_of(pipeline, position.stage_step - 1)
+                    raise UserError(anomalies.exhausted(position.step, position.stage, watch, report, rows))
+            idle.check(report, position)
             progress.update(position.stage_step, tokens=report.tokens, loss=report.loss)
-            # read once, and the same everywhere: what is not saved for must not stop us
-            asked = ranks.most(stop.requested or 0)
-            stopping = asked > 0
-            stop.requested = asked or stop.requested
-            for entry in entries:
-                entry(position, last=position.stage_step == steps, stopping=stopping)
+            stopping = stop.agreed(ranks)  # read once: what is not saved for must not stop us
+            stopping = not _through(entries, position, steps) or stopping
             if stopping:
                 break
+        if stopping or position.stage_step < steps:
+            saver.now(position)
+            stopping = True
     return position, stopping
+
+
+def _through(entries: Iterable[Every], position: Position, steps: int) -> bool:
+    """Does what is due at a step; False where a stop came in between."""
+    try:
+        for entry in entries:
+            entry(position, last=position.stage_step == steps)
+    except Interrupted:
+        return False
+    return True
+
+
+def _note(
+    seen: tuple[str, list[str]], at: Position, report: Report, pipeline: Pipeline, run: RunDir,
+    say: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Records a step that is out of order, with its rows."""
+    kind, of = seen
+    rows = anomalies.rows_of(pipeline, at.stage_step - 1)
+    with MetricsLog(run.anomalies) as file:
+        file.write(anomalies.record(at.step, at.stage, kind, of, report, rows))
+    done = "; nothing was updated" if kind == "not-finite" else ""
+    say(f"step {at.step}: {kind} {', '.join(of)}{done} (anomalies.jsonl has the rows)")
 
 
 def feature_cache(
@@ -176,23 +245,13 @@ def feature_cache(
 def _record(at: Position, report: Report, chance: dict[str, float], lr: float, seconds: float) -> dict:
     return {
         "step": at.step, "stage": at.stage, "loss": report.loss,
-        **{f"terms/{name}": value for name, value in report.terms.items()},
+        **{name if name.startswith(BY_SOURCE) else f"terms/{name}": v for name, v in report.terms.items()},
         **{f"terms/{name}": value for name, value in report.readings.items()},
         **{f"chance/{name}": value for name, value in (chance | report.chance).items()},
         **{f"dropped/{reason}": n for reason, n in report.dropped.items()},
         "lr": lr, "grad_norm": report.grad_norm, "tokens": report.tokens,
         "tokens_per_second": report.tokens / seconds, "seconds": seconds,
     }  # fmt: skip
-
-
-def _check_finite(report: Report, at: Position, keys: list[str]) -> None:
-    if math.isfinite(report.loss) and math.isfinite(report.grad_norm):
-        return
-    got = f"loss {report.loss}, gradient norm {report.grad_norm} on {', '.join(dict.fromkeys(keys))[:300]}"
-    mend = "Resume from the last checkpoint with a lower `lr` or a `clip`, or look at these rows."
-    raise UserError(
-        Problem("train/not-finite", f"step {at.step}, stage {at.stage}", got, "finite numbers", mend)
-    )
 
 
 def _idle(at: Position, name: str) -> Problem:

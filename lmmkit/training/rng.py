@@ -7,10 +7,11 @@ plugins draw from generators keyed by what they draw for.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def seed_stage(seed: int, stage: str, rank: int = 0, step: int = 0) -> None:
@@ -36,3 +37,14 @@ def set_rng_state(state: Mapping[str, Tensor]) -> None:
     torch.set_rng_state(state["cpu"].cpu())
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"].cpu())
+
+
+@contextmanager
+def looking(objective: nn.Module, device: torch.device) -> Iterator[None]:
+    """A look at a model in training that leaves no trace: no dropout, no graph, no random number drawn."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
+        objective.eval()
+        try:
+            yield
+        finally:
+            objective.train()

@@ -2,54 +2,57 @@
 
 from __future__ import annotations
 
-import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lmmkit import assemble
-from lmmkit.data.records import Records, pictures_digest
 from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.estimate import checkpoint_bytes
 from lmmkit.malloc import keep_memory
 from lmmkit.model import lora
 from lmmkit.objective import Objective
-from lmmkit.plan.explain import plan_text
 from lmmkit.plan.prepare import Prepared, not_yet, prepare
-from lmmkit.recipe import Recipe, diff, digest, dump, read_recipe, to_mapping
-from lmmkit.rundir import RunDir, lock, read_json, write_json_atomic, write_text_atomic
-from lmmkit.training import checkpoint, manifest, shard
+from lmmkit.recipe import Recipe, digest, read_recipe, to_mapping
+from lmmkit.rundir import RunDir, lock
+from lmmkit.training import checkpoint, shard
+from lmmkit.training import resume as resuming
 from lmmkit.training.log import Board, MetricsLog, Silence
 from lmmkit.training.loop import Position, run_stage
+from lmmkit.training.models import build_whole, gathered, save_model
 from lmmkit.training.ranks import Ranks, joined
 from lmmkit.training.rng import seed_stage
-from lmmkit.training.signals import Stop
+from lmmkit.training.signals import Interrupted, Stop
 from lmmkit.training.state import restore
+from lmmkit.training.validate import validate_problems
 from lmmkit.weights import own
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 
 @dataclass(frozen=True)
 class Finished:
-    """How a run ended: its folder, and the signal that stopped it early, if one did."""
+    """How a run ended: its folder, and the signal that stopped it early, if one did.
+
+    `begun`: whether it came as far as its first step, so that a checkpoint stands where it stopped.
+    """
 
     run: RunDir
     signal: int | None
+    begun: bool = True
 
 
 def train(
     recipe: Recipe | str | Path, *, out: str | Path | None = None, resume: bool = False,
-    stage: str | None = None, trust_files: bool = False, source: str | None = None,
+    stage: str | None = None, trust_files: bool = False, source: str | None = None, accept_data: bool = False,
 ) -> Finished:  # fmt: skip
     """Trains the recipe's stages in order (or `stage` alone) and leaves a run folder.
+
+    Every process that torchrun started calls it; the first one owns the folder.
 
     Args:
         recipe: as read, or its file.
@@ -59,53 +62,73 @@ def train(
         stage: only this one, from the model of the stage before.
         trust_files: run plugins from local files.
         source: the recipe's text, kept in the run folder as it was written.
+        accept_data: with `resume`, go on although the data is another.
 
     Raises:
         UserError: bad recipe, data, folder. MachineError: no space, no memory.
     """
-    with joined() as ranks:
+    with joined() as ranks, Stop(alone=ranks.alone) as stop:
         name = None
         if not isinstance(recipe, Recipe):
             name, recipe = Path(recipe).stem, read_recipe(recipe)
         raise_all(not_yet(recipe))
         shard.check_world(recipe, ranks)
-        prepared = prepare(recipe, trust_files=trust_files)
-        device = assemble.device_here()
-        assemble.backend(recipe, device)
-        assemble.check_optimizers(recipe)
-        assemble.check_origins(prepared.recipe, prepared.dims, prepared.origins, device)
+        if accept_data and not resume:
+            mend = "Add `--resume`, or leave it out."
+            raise UserError(Problem("train/option", resuming.ACCEPT, "a new run", "a run that goes on", mend))
         out = Path("runs") / (name or digest(recipe)[:12]) if out is None else Path(out)
         run = RunDir(out)
-        if ranks.first:
-            _check_stages(recipe, run, stage, resume)
-            run = RunDir.create(out, resume)
-        if recipe.speed.threads:
-            torch.set_num_threads(recipe.speed.threads)
-        if recipe.speed.keep_memory and (why_not := keep_memory()):
-            ranks.note(f"speed.keep_memory has no effect: {why_not}")
-        with lock(run) if ranks.first else nullcontext(), Stop() as stop:
-            if ranks.first:
-                for note in checkpoint.sweep(run):
-                    ranks.note(note)
-                _check_same(run, prepared) if run.is_run else _open_run(run, prepared, source)
-                checkpoint.check_space(run, checkpoint_bytes(prepared), keep=recipe.output.keep)
-            _check_together(ranks, run, prepared)
-            return _train_stages(prepared, run, ranks, stage, resume, stop, device)
+        try:
+            with stop.interrupting():
+                prepared, device = _prepare(recipe, trust_files)
+                if ranks.first:
+                    _check_stages(recipe, run, stage, resume)
+                    run = RunDir.create(out, resume)
+            with lock(run) if ranks.first else nullcontext():
+                return _train(prepared, run, ranks, device, stop, resume, stage, source, accept_data)
+        except Interrupted:
+            return Finished(run, stop.requested, begun=False)
 
 
-def _train_stages(
-    prepared: Prepared, run: RunDir, ranks: Ranks, stage: str | None, resume: bool, stop: Stop, device: torch.device
+def _prepare(recipe: Recipe, trust_files: bool) -> tuple[Prepared, torch.device]:
+    """All that can fail before a folder is made."""
+    prepared = prepare(recipe, trust_files=trust_files)
+    raise_all(validate_problems(prepared))
+    device = assemble.device_here()
+    assemble.backend(recipe, device)
+    assemble.check_optimizers(recipe)
+    assemble.check_origins(prepared.recipe, prepared.dims, prepared.origins, device)
+    return prepared, device
+
+
+def _train(
+    prepared: Prepared, run: RunDir, ranks: Ranks, device: torch.device, stop: Stop, resume: bool,
+    stage: str | None, source: str | None, accept_data: bool,
 ) -> Finished:  # fmt: skip
-    recipe, objective = prepared.recipe, None
-    saved = checkpoint.latest(run, ranks) if resume else None
-    loaded = checkpoint.load(saved, verified=True, ranks=ranks) if saved else None
-    position = Position(**loaded.state["position"]) if loaded else _first(prepared, stage)
+    """Builds or restores, then every stage. Before its first step a stop ends it as it stands."""
+    recipe = prepared.recipe
+    if recipe.speed.threads:
+        torch.set_num_threads(recipe.speed.threads)
+    if recipe.speed.keep_memory and (why_not := keep_memory()):
+        ranks.note(f"speed.keep_memory has no effect: {why_not}")
+    with stop.interrupting():
+        changed = _open(prepared, run, source, accept_data) if ranks.first else []
+        _check_together(ranks, run, prepared)
+        objective = build_whole(prepared, device, ranks) if ranks.first else None
+        saved = checkpoint.latest(run, ranks) if resume else None
+        loaded = checkpoint.load(saved, verified=True, ranks=ranks) if saved else None
+        position = Position(**loaded.state["position"]) if loaded else _first(prepared, stage)
+        if resume and ranks.first:
+            resuming.go_on(run, prepared, changed, position.step)
     with (
         MetricsLog(run.metrics) if ranks.first else Silence() as metrics,
         Board(run.tb, position.step + 1 if resume else None) if ranks.first else Silence() as board,
     ):
         if resume:
             metrics.truncate(position.step)
+            if ranks.first and run.anomalies.is_file():
+                with MetricsLog(run.anomalies) as anomalies:
+                    anomalies.truncate(position.step)
         if ranks.first:
             prepared.parts.door.started(str(run.path), to_mapping(recipe), position.step)
         for name in _stages(recipe, position.stage, stage):
@@ -115,8 +138,10 @@ def _train_stages(
                 position = Position(name, position.step, 0)
                 seed_stage(recipe.seed, name, ranks.rank)
             optimizer = assemble.optimizer(objective, recipe.stages[name], learns)
+            before: Mapping[str, Any] = {}
             if saved is not None and loaded is not None and not fresh:
                 restore(objective, optimizer, loaded, saved)
+                before = loaded.state
                 if not loaded.rng:
                     ranks.note(
                         f"saved by another number of ranks: dropout draws anew from step {position.step} on"
@@ -124,7 +149,7 @@ def _train_stages(
                     seed_stage(recipe.seed, name, ranks.rank, position.stage_step)
             loaded = None
             position, stopped = run_stage(
-                prepared, objective, optimizer, position, run, metrics, board, stop, device, ranks
+                prepared, objective, optimizer, position, run, metrics, board, stop, device, before, ranks
             )
             if stopped:
                 return Finished(run, stop.requested)
@@ -133,18 +158,34 @@ def _train_stages(
     return Finished(run, None)
 
 
+def _open(prepared: Prepared, run: RunDir, source: str | None, accept_data: bool) -> list[resuming.Change]:
+    """Clears what a killed process left, and begins the run or says how it has changed."""
+    for note in checkpoint.sweep(run):
+        print(f"note: {note}", file=sys.stderr)
+    run.clear_temporary()
+    for name in prepared.recipe.stages:
+        own.clear(run.model(name))
+        own.clear(run.best(name))
+    changed = []
+    if run.is_run:
+        changed = resuming.changes(run, prepared, accept_data=accept_data)
+    else:
+        resuming.begin(run, prepared, source)
+    checkpoint.check_space(run, checkpoint_bytes(prepared), keep=prepared.recipe.output.keep)
+    return changed
+
+
 def _begin(
     prepared: Prepared, run: RunDir, name: str, ranks: Ranks, device: torch.device, objective: Objective | None,
     *, fresh: bool,
 ) -> tuple[Objective, dict[str, list[nn.Parameter]]]:  # fmt: skip
     """The objective as a stage begins, and what learns in it, by part.
 
-    One process goes on with the one it has. Of several the first makes it on its host, as one process
+    One process goes on with the one it has. Of several the first has it whole on its host, as one process
     would, and hands out every rank's part.
     """
     learns: dict[str, list[nn.Parameter]] = {}
-    if ranks.first:
-        objective = objective or _build(prepared, device, ranks)
+    if objective is not None:
         if fresh:
             _start(objective, prepared, run, name)
         stage = prepared.recipe.stages[name]
@@ -152,47 +193,32 @@ def _begin(
     if ranks.alone:
         assert objective is not None
         return objective, learns
-    own, learns = shard.sharded(prepared, name, ranks, device)
-    shard.hand_out(objective, own)
-    return own, learns
+    part, learns = shard.sharded(prepared, name, ranks, device)
+    shard.hand_out(objective, part)
+    return part, learns
 
 
 def _end(
     prepared: Prepared, run: RunDir, ranks: Ranks, device: torch.device, objective: Objective, position: Position
 ) -> Objective | None:  # fmt: skip
-    """Leaves the stage's model folder, whole weights, updates merged; the objective to go on with."""
-    full: Objective | None = objective
-    if not ranks.alone:
-        full = _build(prepared, device, ranks, valued=False) if ranks.first else None
-        if full is not None:
-            stage, plan = prepared.recipe.stages[position.stage], prepared.plans[position.stage]
-            assemble.set_stage(full, plan, stage, seed=prepared.recipe.seed)
-        shard.collect(objective, full)
-    if full is not None:
-        updates = lora.updates(full)
-        lora.merge(full.lmm.decoder)
-        _save_model(full, prepared, run, position, updates)
+    """Leaves the stage's model folder; the whole objective to go on with, on the first rank."""
+    whole = gathered(objective, prepared, position.stage, ranks, device)
+    if whole is not None:
+        save_model(run.model(position.stage), whole, prepared, position.stage, position.step, {})
+        lora.merge(whole.lmm.decoder)  # the next stage starts from whole weights
     ranks.barrier()
-    return full
-
-
-def _build(prepared: Prepared, device: torch.device, ranks: Ranks, *, valued: bool = True) -> Objective:
-    """The whole objective; of several ranks, on the first one's host. Not `valued`: to be filled."""
-    return assemble.build(
-        prepared.recipe, prepared.parts.components, prepared.dims, device,
-        origins=prepared.origins if valued else (), drawn=valued, narrow=assemble.frozen_narrow(prepared.recipe),
-        place=None if ranks.alone else torch.device("cpu"),
-    )  # fmt: skip
+    return whole
 
 
 def _check_together(ranks: Ranks, run: RunDir, prepared: Prepared) -> None:
     """All ranks have the same recipe and plan, and see the first one's folder."""
     if ranks.alone:
         return
-    own = {stage: plan.digest for stage, plan in prepared.plans.items()} | {"recipe": digest(prepared.recipe)}
-    first = ranks.tell(own)  # and everybody waits until the folder is there
+    own_digests = {stage: plan.digest for stage, plan in prepared.plans.items()}
+    own_digests["recipe"] = digest(prepared.recipe)
+    first = ranks.tell(own_digests)  # and everybody waits until the folder is there
     where, mend = f"rank {ranks.rank} of {ranks.world}", "Start every rank on the same files."
-    if own != first:
+    if own_digests != first:
         raise UserError(Problem("ranks/differ", where, "another recipe or plan", "rank 0's", mend))
     if not run.is_run:
         want, mend = (
@@ -200,69 +226,6 @@ def _check_together(ranks: Ranks, run: RunDir, prepared: Prepared) -> None:
             "Put it on a file system that all hosts share (`--out`).",
         )
         raise UserError(Problem("ranks/folder", f"{where}: {run.path}", "no run in it", want, mend))
-
-
-def _open_run(run: RunDir, prepared: Prepared, source: str | None) -> None:
-    """Writes what identifies the run; `run.json` last."""
-    recipe = prepared.recipe
-    write_text_atomic(run.recipe, source or dump(recipe))
-    write_text_atomic(run.resolved, dump(recipe))
-    write_text_atomic(run.plan, plan_text(prepared))
-    write_json_atomic(run.run_json, _identity(prepared))
-
-
-def _identity(prepared: Prepared) -> dict:
-    return {
-        "format": 1,
-        "recipe": digest(prepared.recipe),
-        "plans": {stage: plan.digest for stage, plan in prepared.plans.items()},
-        "data": {name: _data_identity(records) for name, records in sorted(prepared.sources.items())},
-        "plugins": {name: prepared.parts.origin(name) for name in prepared.parts.components},
-        "observers": list(prepared.parts.door.observers),
-        "root": str(Path(prepared.recipe.root).resolve()),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-    }
-
-
-def _data_identity(records: Records) -> dict[str, object]:
-    """What tells a source from another of as many rows. Where it lies does not matter."""
-    return {
-        "rows": len(records),
-        "records": f"{records.path.stat().st_size} bytes, crc32 {manifest.crc32(records.path):08x}",
-        "pictures": pictures_digest(records),
-        "template": records.template,
-        "image_shape": records.image_shape,
-    }
-
-
-def _check_same(run: RunDir, prepared: Prepared) -> None:
-    """A resumed run must be the same mathematics on the same data."""
-    before, now = read_json(run.run_json), _identity(prepared)
-    changed = [
-        (d.key, str(d.b), str(d.a))
-        for d in (
-            diff(read_recipe(run.resolved), prepared.recipe) if before.get("recipe") != now["recipe"] else ()
-        )
-        if d.section_class in ("mathematics", "data")
-    ]
-    for section in ("plans", "data"):
-        changed += _changes(section, before.get(section), now[section])
-    changed = list({key: (key, got, want) for key, got, want in changed}.values())
-    mend = f"Resume with {run.resolved} on the same data, or begin a new run."
-    raise_all(
-        Problem("resume/changed", f"{run.path}: {key}", got, f"{want}, as the run began", mend)
-        for key, got, want in changed
-    )
-
-
-def _changes(key: str, before: object, now: object) -> Iterator[tuple[str, str, str]]:
-    """(dotted key, now, before) of every value that differs."""
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        for name in sorted(before.keys() | now.keys()):
-            yield from _changes(f"{key}.{name}", before.get(name), now.get(name))
-    elif before != now:
-        got, want = ("nothing" if value is None else str(value) for value in (now, before))
-        yield key, got, want
 
 
 def _check_stages(recipe: Recipe, run: RunDir, only: str | None, resume: bool) -> None:
@@ -319,36 +282,3 @@ def _start(objective: Objective, prepared: Prepared, run: RunDir, stage: str) ->
     own.config_of(folder)
     for name in assemble.start(objective, folder):
         print(f"note: {name} is not in {folder}; it begins at its initial draw", file=sys.stderr)
-
-
-def _save_model(
-    objective: Objective, prepared: Prepared, run: RunDir, position: Position, updates: Mapping[str, Tensor]
-) -> None:
-    plan = prepared.plans[position.stage]
-    config = {
-        "stage": position.stage,
-        "step": position.step,
-        "plan": plan.digest,
-        "plugins": {name: prepared.parts.origin(name) for name in sorted(plan.active)},
-        "speaks_through": list(plan.speaks_through),
-        "root": str(Path(prepared.recipe.root).resolve()),
-        "speaks": vars_of(prepared.recipe.model.speaks),
-        "model": to_mapping(prepared.recipe)["model"],
-    }
-    modules, carried = assemble.modules(objective), {}
-    for origin in prepared.origins:
-        carried |= origin.carried(modules)
-    own.write(
-        run.model(position.stage),
-        objective,
-        config=config,
-        recipe=dump(prepared.recipe),
-        tokenizer=prepared.tokenizer,
-        carried=carried,
-        updates=updates,
-    )
-
-
-def vars_of(section: DataclassInstance) -> Mapping[str, object]:
-    """A recipe section as a plain mapping."""
-    return {field.name: getattr(section, field.name) for field in fields(section)}

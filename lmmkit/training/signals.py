@@ -1,7 +1,8 @@
 """Stopping on a signal: the handler sets a flag, the loop sees it, saves and ends.
 
-SIGTERM and SIGUSR1 are what schedulers send, SIGINT is Ctrl-C. Nothing happens inside the
-handler, because it may run in the middle of a collective or a save.
+SIGTERM and SIGUSR1 are what schedulers send, SIGINT is Ctrl-C. Nothing else happens inside the
+handler, because it may run in the middle of a collective or a save; only where a process merely
+waits or prepares (`Stop.interrupting`) it ends the waiting.
 """
 
 from __future__ import annotations
@@ -10,10 +11,22 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, TypeVar
+
+from lmmkit.training.ranks import Ranks
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+T = TypeVar("T")
+
+
+class Interrupted(BaseException):
+    """A stop was asked for while nothing was under way that had to be ended in order.
+
+    Like KeyboardInterrupt no `Exception`: nobody on the way up is to mistake it for a fault.
+    """
 
 
 class Stop:
@@ -22,12 +35,17 @@ class Stop:
     A second signal kills at once, as if nobody listened. Signals within `grace` seconds of the
     first are the same request: one Ctrl-C reaches a process from the terminal and again from its
     launcher. Outside the main thread Python allows no handlers, and `requested` stays None.
+
+    Not `alone`: one of several ranks interrupts nothing, since the others may be waiting for it; they
+    stop where they agree to.
     """
 
-    def __init__(self, grace: float = 2.0):
+    def __init__(self, grace: float = 2.0, *, alone: bool = True):
         self.requested: int | None = None
+        self._alone = alone
         self._grace = grace
         self._first = 0.0
+        self._interrupts = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Stop:
@@ -47,13 +65,50 @@ class Stop:
             signal.signal(signum, handler)
         self._before.clear()
 
+    def check(self) -> None:
+        """Raises `Interrupted` once a stop is asked for."""
+        if self._alone and self.requested is not None:
+            raise Interrupted
+
+    def agreed(self, ranks: Ranks) -> bool:
+        """Whether any rank was asked to stop; `requested` is the same on all of them then."""
+        asked = ranks.most(self.requested or 0)
+        if asked:
+            self.requested = asked
+        return asked > 0
+
+    @contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """A block that a signal ends with `Interrupted`, wherever it is: one that may be left half done."""
+        self._interrupts = self._alone
+        try:
+            self.check()
+            yield
+        finally:
+            self._interrupts = False
+
     def _note(self, signum: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self.requested is None:
             self.requested, self._first = signum, now
+            if self._interrupts:
+                self._interrupts = False
+                raise Interrupted
         elif now - self._first >= self._grace:
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
+
+
+def until(stop: Stop, items: Iterable[T]) -> Iterator[T]:
+    """The items, up to the stop: one that is waited for when it comes is waited for no longer."""
+    waited = iter(items)
+    while True:
+        try:
+            with stop.interrupting():
+                item = next(waited)
+        except (StopIteration, Interrupted):
+            return
+        yield item
 
 
 def exit_code(signum: int) -> int:

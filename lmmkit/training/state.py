@@ -31,7 +31,8 @@ def tensors(objective: Objective, optimizer: torch.optim.Optimizer) -> dict[str,
 def restore(objective: Objective, optimizer: torch.optim.Optimizer, saved: Checkpoint, folder: Path) -> None:
     """Puts a checkpoint's tensors back, of each the rows that this rank holds, however many ranks it is
     of. Raises `UserError` if it is of another model."""
-    _allocate(optimizer)
+    if any(key.startswith("optim.") for key in saved.tensors):  # none before the first update
+        _allocate(optimizer)
     wanted = tensors(objective, optimizer)
     raise_all(manifest.mismatches(folder, wanted))
     with torch.no_grad():

@@ -19,8 +19,9 @@ from lmmkit.training.shard import exchange, whole
 
 @dataclass
 class Report:
-    """What a step did. `terms` are averages over counted items, None without items; `readings` and
-    their `chance` are those of the terms, "term/name"."""
+    """What a step did. `terms` are averages over counted items, None without items, with the next-token
+    loss of each source as "loss/SOURCE" where there are several; `readings` and their `chance` are
+    those of the terms, "term/name"."""
 
     loss: float
     terms: dict[str, float | None]
@@ -29,6 +30,11 @@ class Report:
     readings: dict[str, float] = field(default_factory=dict)
     chance: dict[str, float] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def finite(self) -> bool:
+        """Whether loss and gradient are numbers to update by."""
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
 @dataclass(frozen=True)
@@ -83,8 +89,9 @@ def run_step(
 ) -> Report:
     """Averages every term over the whole step of all ranks, then updates: 1 = N micro-batches = N ranks.
 
-    `features` is told what the encoder said of pictures it does not have. `empty` is what a rank runs
-    while others have micro-batches left.
+    Where loss or gradient is not finite, on whichever rank, nothing is updated: weights and optimizer keep
+    their bits. `features` is told what the encoder said of pictures it does not have. `empty` is what a rank
+    runs while others have micro-batches left.
     """
     facts = agree(ranks, step)
     counts = facts.counts
@@ -102,13 +109,14 @@ def run_step(
         part = total(outcome.sums, weights, counts)
         part.backward()  # which leaves a rank with its own part of the weights alone
         loss += part.detach()
-        for name, value in outcome.sums.items():
+        for name, value in (outcome.sums | outcome.by_source).items():
             sums[name] = sums.get(name, 0) + value.detach()
         if features is not None:
             _keep(features, batch, outcome)
     norm = _norm(objective, clip)
     report = _report(ranks, facts, loss, sums, totals, norm)  # agreed before anything is changed
-    optimizer.step()
+    if report.finite:
+        optimizer.step()
     return report
 
 

@@ -24,8 +24,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lmmkit.data.tokenizer import AnyTokenizer
-from lmmkit.errors import Problem, UserError, raise_all
-from lmmkit.rundir import fsync, read_json, write_json_atomic
+from lmmkit.errors import MachineError, Problem, UserError, raise_all
+from lmmkit.rundir import fsync, io_point, read_json, write_json_atomic
 from lmmkit.sample import ImageShape
 
 FORMAT = "lmmkit-model-1"
@@ -48,32 +48,55 @@ KEYS: dict[str, Callable[[Any], bool]] = {  # of `config.json`: what each must b
 
 
 def write(
-    folder: Path, module: nn.Module, *, config: Mapping, recipe: str | None, tokenizer: AnyTokenizer | None,
+    folder: Path, tensors: Mapping[str, Tensor], *, config: Mapping, recipe: str | None, tokenizer: AnyTokenizer | None,
     carried: Mapping[str, Tensor] | None = None, updates: Mapping[str, Tensor] | None = None,
 ) -> None:  # fmt: skip
     """Writes the folder aside and renames it, replacing one of that name.
 
-    `carried`: tensors that the model does not read and that an export gives back. `updates`: the
-    factors of low-rank updates that `module` has already merged.
+    `tensors` share no memory. `carried`: tensors that the model does not read and that an export
+    gives back. `updates`: the factors of low-rank updates that `tensors` have already merged.
+    Raises `MachineError` if it cannot be written; one of that name stays as it was.
     """
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    save_file({k: t.contiguous() for k, t in unique_tensors(module).items()}, aside / "model.safetensors")
-    for file, beside in ((CARRIED, carried), (UPDATES, updates)):
-        if beside:
-            save_file({name: t.contiguous() for name, t in beside.items()}, aside / file)
-    if tokenizer is not None:
-        for name, data in tokenizer.files().items():
-            (aside / name).write_bytes(data)
-    if recipe is not None:
-        (aside / "recipe.yaml").write_text(recipe, encoding="utf-8")
-    for file in sorted(aside.iterdir()):
-        fsync(file)
-    write_json_atomic(aside / "config.json", {"format": FORMAT, **config})
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.rename(aside, folder)
+    old = folder.with_name(f".{folder.name}.old.tmp")
+    files = {"model.safetensors": tensors, CARRIED: carried, UPDATES: updates}
+    try:
+        clear(folder)
+        aside.mkdir(parents=True)
+        for file, held in files.items():
+            if held or file == "model.safetensors":
+                io_point(f"write {file}")
+                save_file({name: t.contiguous() for name, t in (held or {}).items()}, aside / file)
+        if tokenizer is not None:
+            for name, data in tokenizer.files().items():
+                (aside / name).write_bytes(data)
+        if recipe is not None:
+            (aside / "recipe.yaml").write_text(recipe, encoding="utf-8")
+        for file in sorted(aside.iterdir()):
+            fsync(file)
+        write_json_atomic(aside / "config.json", {"format": FORMAT, **config})
+        if folder.exists():
+            io_point("set the model aside")
+            os.rename(folder, old)
+        io_point("publish the model")
+        os.rename(aside, folder)
+        fsync(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        if old.exists() and not folder.exists():
+            os.rename(old, folder)
+        shutil.rmtree(aside, ignore_errors=True)
+        want, mend = "a folder that can be written to", "Free space or change its rights, then `--resume`."
+        raise MachineError(Problem("model/cannot-write", str(folder), str(error), want, mend)) from error
+
+
+def clear(folder: Path) -> None:
+    """Mends what a process that died in `write` left: the folder has its name, what was half done is gone."""
+    old = folder.with_name(f".{folder.name}.old.tmp")
+    if old.exists() and not folder.exists():
+        os.rename(old, folder)
+    for left in folder.parent.glob(f".{folder.name}.*.tmp"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def config_of(folder: Path) -> dict:

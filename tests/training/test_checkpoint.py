@@ -198,13 +198,18 @@ def test_kill_at_random_moments(run, fork):
     save(run, 1)
     rng = random.Random(0)
 
+    ready, tell = os.pipe()
+
     def train(start):
         for step in range(start, 10**6):
             save(run, step)
+            if step == start:
+                os.write(tell, b"x")
 
     newest = 1
     for _ in range(20):
         pid = fork(lambda start=newest + 1: train(start))
+        os.read(ready, 1)  # a loaded machine may take long to begin
         time.sleep(rng.uniform(0.005, 0.05))
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)

@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 
 import torch
 
+from lmmkit.data.pack import Tree
 from lmmkit.data.pipeline import cut
 from lmmkit.sample import Sample
 from lmmkit.speak import Speaker
 
 
-@torch.no_grad()
-def terms(speaker: Speaker, samples: Sequence[Sample]) -> dict:
+def terms(speaker: Speaker, samples: Iterable[Sample]) -> dict:
     """{term: {value, chance, n, readings: {name: {value, chance, n}}}}, averaged over all items."""
-    prepared, objective = speaker.prepared, speaker.objective
+    return measured(speaker, laid_out(speaker, samples))
+
+
+def laid_out(speaker: Speaker, samples: Iterable[Sample]) -> Iterator[Tree]:
+    """The samples as they train in their first epoch; those that the length policy drops are left out."""
     dropped: Counter[str] = Counter()
-    trees = (speaker.packer.tree(m) for s in samples if (m := speaker.views.fitting(s, 0, dropped)))
+    return (speaker.packer.tree(m) for s in samples if (m := speaker.views.fitting(s, 0, dropped)))
+
+
+@torch.no_grad()
+def measured(speaker: Speaker, trees: Iterable[Tree]) -> dict:
+    """As `terms`, of samples that are laid out."""
+    prepared, objective = speaker.prepared, speaker.objective
     sums: dict[str, float] = defaultdict(float)
     counts: Counter[str] = Counter()
     readings: dict[str, dict[str, list[float]]] = {}
     for part in cut(trees, prepared.recipe.speed.tokens):
+        speaker.poll()
         batch, _ = speaker.packer.pack(part)
         outcome = objective(batch.to(speaker.device))
         counts.update(batch.count)

@@ -1,0 +1,72 @@
+"""lmmkit ckpt verify RUN"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from lmmkit.commands.common import Json, out, print_json, reporting
+from lmmkit.errors import UserError
+
+app = typer.Typer(no_args_is_help=True, help="The checkpoints of a run.")
+
+
+@app.callback()
+def checkpoints() -> None:
+    """The checkpoints of a run."""
+
+
+@app.command()
+@reporting
+def verify(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    everything: Annotated[
+        bool, typer.Option("--all", help="Read every checkpoint, not the newest alone; all must be sound.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Read checkpoints and compare them with their manifests; say what a resume would do.
+
+    Exit code 2 if the newest is damaged, with --all if any is.
+    """
+    from lmmkit.rundir import RunDir
+    from lmmkit.training.checkpoint import Verdict, verdicts
+
+    folder = RunDir.open(run)
+    found: list[Verdict] = verdicts(folder, every=everything)
+    sound = next((v for v in found if v.sound), None)
+    if as_json:
+        rows = [
+            {"step": v.step, "files": v.files, "bytes": v.bytes, "read": v.read, "sound": v.sound,
+             "problems": [str(p) for p in v.problems]}
+            for v in found
+        ]  # fmt: skip
+        print_json({"run": str(run), "checkpoints": rows, "resumes_at": sound.step if sound else None})
+    else:
+        _print(found, sound)
+    if bad := [v for v in (found if everything else found[:1]) if not v.sound]:
+        if as_json:
+            raise typer.Exit(UserError.exit_code)
+        raise UserError([problem for v in bad for problem in v.problems])
+
+
+def _print(found: list, sound) -> None:
+    table = Table()
+    for column in ("step", "files", "bytes", "verdict"):
+        table.add_column(column, justify="left" if column == "verdict" else "right")
+    for v in found:
+        said = "sound" if v.read else "names and sizes are right; not read (--all)"
+        table.add_row(
+            str(v.step), str(v.files), f"{v.bytes:,}", said if v.sound else f"damaged: {v.problems[0].got}"
+        )
+    if found:
+        out.print(table)
+    if sound is not None:
+        out.print(f"`lmmkit train ... --resume` goes on from step {sound.step}.")
+    elif found:
+        out.print("`--resume` refuses: every checkpoint is damaged.")
+    else:
+        out.print("no checkpoint yet: `--resume` begins at step 0.")

@@ -1,0 +1,89 @@
+"""The model folders of a run: as a stage leaves it, and the best of a stage so far."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lmmkit import assemble
+from lmmkit.model import lora
+from lmmkit.objective import Objective
+from lmmkit.plan.prepare import Prepared
+from lmmkit.recipe import dump, to_mapping
+from lmmkit.training import shard
+from lmmkit.training.ranks import Ranks
+from lmmkit.weights import own
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+
+def build_whole(prepared: Prepared, device: torch.device, ranks: Ranks, *, valued: bool = True) -> Objective:
+    """The whole objective; of several ranks, on the first one's host. Not `valued`: to be filled."""
+    return assemble.build(
+        prepared.recipe, prepared.parts.components, prepared.dims, device,
+        origins=prepared.origins if valued else (), drawn=valued, narrow=assemble.frozen_narrow(prepared.recipe),
+        place=None if ranks.alone else torch.device("cpu"),
+    )  # fmt: skip
+
+
+def gathered(
+    objective: Objective, prepared: Prepared, stage: str, ranks: Ranks, device: torch.device
+) -> Objective | None:
+    """The objective of all ranks together, on the first one; None on the others. Every rank must ask."""
+    if ranks.alone:
+        return objective
+    whole = build_whole(prepared, device, ranks, valued=False) if ranks.first else None
+    if whole is not None:
+        plan, section = prepared.plans[stage], prepared.recipe.stages[stage]
+        assemble.set_stage(whole, plan, section, seed=prepared.recipe.seed)
+    shard.collect(objective, whole)
+    return whole
+
+
+def save_model(
+    folder: Path, objective: Objective, prepared: Prepared, stage: str, step: int, said: Mapping[str, Any]
+) -> None:
+    """Writes the model as it stands after `step`, whole: low-rank updates are merged into what is
+    written, and kept beside it. `said` goes into its config."""
+    plan = prepared.plans[stage]
+    config = {
+        "stage": stage,
+        "step": step,
+        "plan": plan.digest,
+        "plugins": {name: prepared.parts.origin(name) for name in sorted(plan.active)},
+        "speaks_through": list(plan.speaks_through),
+        "root": str(Path(prepared.recipe.root).resolve()),
+        "speaks": vars_of(prepared.recipe.model.speaks),
+        "model": to_mapping(prepared.recipe)["model"],
+        **said,
+    }
+    modules, carried = assemble.modules(objective), {}
+    for origin in prepared.origins:
+        carried |= origin.carried(modules)
+    own.write(
+        folder,
+        merged(objective),
+        config=config,
+        recipe=dump(prepared.recipe),
+        tokenizer=prepared.tokenizer,
+        carried=carried,
+        updates=lora.updates(objective),
+    )
+
+
+def merged(objective: Objective) -> dict[str, Tensor]:
+    """The tensors of a model without low-rank updates, by name: merged, where there are some."""
+    changed = {f"lmm.decoder.{name}": tensor for name, tensor in lora.merged(objective.lmm.decoder).items()}
+    tensors = own.unique_tensors(objective)
+    return {name: changed.get(name, t) for name, t in tensors.items() if f".{lora.CHILD}." not in name}
+
+
+def vars_of(section: DataclassInstance) -> Mapping[str, object]:
+    """A recipe section as a plain mapping."""
+    return {field.name: getattr(section, field.name) for field in fields(section)}

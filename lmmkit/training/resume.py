@@ -1,0 +1,126 @@
+"""What identifies a run, and what may have changed when it goes on: every change is told, some are refused.
+
+The class of a key decides (`recipe/diff.py`): other mathematics is another run; other data is,
+unless it is accepted; speed and output are anybody's.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from lmmkit.data.records import Records, pictures_digest
+from lmmkit.errors import Problem, raise_all
+from lmmkit.plan.explain import plan_text
+from lmmkit.plan.prepare import Prepared
+from lmmkit.recipe import diff, digest, dump, read_recipe
+from lmmkit.rundir import RunDir, read_json, write_json_atomic, write_text_atomic
+from lmmkit.training import manifest
+from lmmkit.training.log import MetricsLog
+
+ACCEPT = "--accept-data-change"
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing that is no longer as the run has it."""
+
+    key: str
+    kind: str
+    before: str
+    now: str
+
+    def __str__(self) -> str:
+        return f"{self.key} ({self.kind}): {self.before} -> {self.now}"
+
+
+def begin(run: RunDir, prepared: Prepared, source: str | None) -> None:
+    """Writes what identifies the run; `run.json` last."""
+    write_text_atomic(run.recipe, source or dump(prepared.recipe))
+    _write(run, prepared)
+
+
+def changes(run: RunDir, prepared: Prepared, *, accept_data: bool) -> list[Change]:
+    """How recipe, data, plan and versions differ from those of the run.
+
+    Raises `UserError` with every change that a run cannot go on with.
+    """
+    before, now = read_json(run.run_json), identity(prepared)
+    differences = diff(read_recipe(run.resolved), prepared.recipe)
+    found = [Change(d.key, d.section_class, str(d.a), str(d.b)) for d in differences]
+    for section, kind in (("plans", "mathematics"), ("data", "data"), ("versions", "machine")):
+        found += [Change(k, kind, b, n) for k, b, n in _changed(section, before.get(section), now[section])]
+    found = list({change.key: change for change in reversed(found)}.values())[::-1]
+    allowed = {"speed", "output", "machine"} | ({"data"} if accept_data else set())
+    raise_all(_refused(run, change) for change in found if change.kind not in allowed)
+    return found
+
+
+def go_on(run: RunDir, prepared: Prepared, changed: list[Change], step: int) -> None:
+    """Tells what changed, keeps it in resumes.jsonl, and makes it what the run has from here on."""
+    for change in changed:
+        print(f"note: changed since the run last stood: {change}", file=sys.stderr)
+    told = [{"key": c.key, "class": c.kind, "before": c.before, "now": c.now} for c in changed]
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    with MetricsLog(run.resumes) as file:
+        file.write({"at": when, "step": step, "changes": told, "versions": identity(prepared)["versions"]})
+    if changed:
+        _write(run, prepared)
+
+
+def identity(prepared: Prepared) -> dict:
+    """What a run is: digests of recipe, plans and the data it learns from, and what it runs on."""
+    recipe = prepared.recipe
+    learned = {name for stage in recipe.stages.values() for name in stage.data}
+    return {
+        "format": 1,
+        "recipe": digest(recipe),
+        "plans": {stage: plan.digest for stage, plan in prepared.plans.items()},
+        "data": {name: _data_identity(prepared.sources[name]) for name in sorted(learned)},
+        "plugins": {name: prepared.parts.origin(name) for name in prepared.parts.components},
+        "observers": list(prepared.parts.door.observers),
+        "root": str(Path(recipe.root).resolve()),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }
+
+
+def _write(run: RunDir, prepared: Prepared) -> None:
+    write_text_atomic(run.resolved, dump(prepared.recipe))
+    write_text_atomic(run.plan, plan_text(prepared))
+    write_json_atomic(run.run_json, identity(prepared))
+
+
+def _data_identity(records: Records) -> dict[str, object]:
+    """What tells a source from another of as many rows. Where it lies does not matter."""
+    return {
+        "rows": len(records),
+        "records": f"{records.path.stat().st_size} bytes, crc32 {manifest.crc32(records.path):08x}",
+        "pictures": pictures_digest(records),
+        "template": records.template,
+        "image_shape": records.image_shape,
+    }
+
+
+def _refused(run: RunDir, change: Change) -> Problem:
+    mend = f"Resume with {run.resolved} on the same data, or begin a new run."
+    if change.kind == "data":
+        mend += f" Where the data is meant to be another: `{ACCEPT}`; what it was is kept in resumes.jsonl."
+    return Problem(
+        "resume/changed", f"{run.path}: {change.key}", change.now, f"{change.before}, as the run has it", mend
+    )
+
+
+def _changed(key: str, before: object, now: object) -> Iterator[tuple[str, str, str]]:
+    """(dotted key, before, now) of every value that differs."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for name in sorted(before.keys() | now.keys()):
+            yield from _changed(f"{key}.{name}", before.get(name), now.get(name))
+    elif before != now:
+        was, is_ = ("nothing" if value is None else str(value) for value in (before, now))
+        yield key, was, is_

@@ -1,0 +1,187 @@
+"""Validation inside a stage: held-out losses, tasks, and the best weights so far.
+
+It looks and touches nothing: the same run without it has the same bits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lmmkit.data.pack import Tree
+from lmmkit.errors import Problem, did_you_mean
+from lmmkit.evaluate.checks import task_problems
+from lmmkit.evaluate.run import data_of, first, run_task
+from lmmkit.evaluate.tasks.terms import laid_out, measured
+from lmmkit.objective import Objective
+from lmmkit.plan.prepare import Prepared
+from lmmkit.recipe import Task, Validate
+from lmmkit.rundir import RunDir
+from lmmkit.sample import Sample
+from lmmkit.speak import Speaker
+from lmmkit.training.models import gathered, save_model
+from lmmkit.training.ranks import Ranks
+from lmmkit.training.rng import looking
+from lmmkit.training.shard import rooted
+from lmmkit.training.signals import Stop
+
+if TYPE_CHECKING:
+    from lmmkit.training.loop import Position
+
+
+@dataclass
+class Validator:
+    """A stage's validation. `done` is the run's step it was last through at, `best` the best value of
+    the figure that tells the best weights."""
+
+    asked: Validate | None
+    prepared: Prepared
+    ranks: Ranks
+    speaker: Speaker
+    trees: Sequence[Tree]
+    tasks: Mapping[str, tuple[Task, Sequence[Sample]]]
+    done: int = 0
+    best: float | None = None
+
+    @classmethod
+    def of(
+        cls, prepared: Prepared, objective: Objective, stage: str, device: torch.device, stop: Stop,
+        ranks: Ranks, state: Mapping[str, Any] | None,
+    ) -> Validator:  # fmt: skip
+        """That of a stage, as `state` said where it goes on; one that does nothing where none is asked for.
+
+        Lays the held-out samples out, once. Raises `UserError` for one that does not fit.
+        """
+        asked = prepared.recipe.stages[stage].validate
+        speaker = Speaker.of(prepared, objective, stage, device, poll=stop.check)
+        if asked is None:
+            return cls(None, prepared, ranks, speaker, (), {})
+        tasks = _tasks(prepared, asked)
+        return cls(
+            asked, prepared, ranks, speaker,
+            trees=list(laid_out(speaker, first(prepared.sources[asked.data], asked.samples))),
+            tasks={n: (t, first(prepared.sources[data_of(t)], t.samples)) for n, t in tasks.items()},
+            **(state or {}),
+        )  # fmt: skip
+
+    @property
+    def every(self) -> int:
+        """Steps between two; 0: never."""
+        return self.asked.every if self.asked is not None else 0
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint: a resumed run knows the best, and what it still owes."""
+        return {"done": self.done, "best": self.best}
+
+    def __call__(self, at: Position, run: RunDir, say: Callable[[str], None]) -> dict[str, Any]:
+        """The record of metrics.jsonl; keeps the weights if they are the best so far.
+
+        Raises `Interrupted` at a stop; nothing is done then.
+        """
+        assert self.asked is not None
+        began = time.perf_counter()
+        say(f"step {at.step}: validating on {len(self.trees)} samples of {self.asked.data}")
+        objective = self.speaker.objective
+        with looking(objective, self.speaker.device), rooted(objective):
+            figures = self.ranks.tell(self._losses(at) | self._figures())  # each rank looks at all samples
+        if self.asked.best is not None:
+            self._keep(at, run, figures)
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in figures.items() if name.count("/") < 3)
+        seconds = time.perf_counter() - began
+        say(f"step {at.step}: {shown}  ({seconds:.1f} s)")
+        self.done = at.step
+        return {"step": at.step, "stage": at.stage, **figures, "val/seconds": seconds}
+
+    def _losses(self, at: Position) -> dict[str, float]:
+        found = measured(self.speaker, self.trees)
+        plan, steps = self.prepared.plans[at.stage], self.prepared.steps(at.stage)
+        weights = {name: weight.at(at.stage_step / steps) for name, weight in plan.weights.items()}
+        loss = sum(weights[name] * term["value"] for name, term in found.items())
+        out: dict[str, float] = {"val/loss": float(loss)}
+        for name, term in found.items():
+            out[f"val/terms/{name}"] = term["value"]
+            out |= {f"val/terms/{name}/{key}": r["value"] for key, r in term["readings"].items()}
+        return out
+
+    def _figures(self) -> dict[str, float]:
+        out: dict[str, float] = {}
+        for name, (task, samples) in self.tasks.items():
+            result = run_task(name, task, self.speaker, samples)
+            if "accuracy" in result:
+                result = {"accuracy": result["accuracy"]}
+            for figure, said in result.items():
+                out[f"val/tasks/{name}/{figure}"] = said["value"]
+                readings = said.get("readings", {})
+                out |= {f"val/tasks/{name}/{figure}/{key}": r["value"] for key, r in readings.items()}
+        return out
+
+    def _keep(self, at: Position, run: RunDir, figures: Mapping[str, float]) -> None:
+        assert self.asked is not None and self.asked.best is not None
+        key, sign = _figure(self.asked.best, {name: task for name, (task, _) in self.tasks.items()})
+        value = figures.get(key)
+        if value is None or (self.best is not None and sign * value <= sign * self.best):
+            return
+        said = {"best": {"metric": key, "value": value}}
+        speaker = self.speaker
+        whole = gathered(speaker.objective, self.prepared, at.stage, self.ranks, speaker.device)
+        if whole is not None:
+            save_model(run.best(at.stage), whole, self.prepared, at.stage, at.step, said)
+        self.ranks.barrier()
+        self.best = value
+
+
+def validate_problems(prepared: Prepared) -> list[Problem]:
+    """What of a recipe's validations cannot be carried out."""
+    recipe, found = prepared.recipe, []
+    for stage, section in recipe.stages.items():
+        if (asked := section.validate) is None:
+            continue
+        at = f"stages.{stage}.validate"
+        tasks = _tasks(prepared, asked)
+        found += task_problems(recipe, list(tasks)) if tasks else []
+        for name, task in tasks.items():
+            if task.stage not in (None, stage):
+                where, got = recipe.where(f"{at}.tasks"), f"`{name}`, a task of stage `{task.stage}`"
+                mend = "Add a task without `stage`, or take it out."
+                found.append(Problem("validate/stage", where, got, f"tasks of `{stage}`", mend))
+        figures = _known(prepared, stage, tasks)
+        if asked.best is not None and asked.best not in figures:
+            where, mend = recipe.where(f"{at}.best"), did_you_mean(asked.best, figures)
+            found.append(Problem("validate/best", where, f"`{asked.best}`", "a figure of this section", mend))
+        if asked.best is not None and f"{stage}-best" in recipe.stages:
+            where = recipe.where(f"stages.{stage}-best")
+            got, want = "the folder of another stage's best weights", "a name of its own"
+            found.append(Problem("validate/name", where, got, want, "Rename the stage."))
+    return found
+
+
+def _tasks(prepared: Prepared, asked: Validate) -> dict[str, Task]:
+    section = prepared.recipe.evaluate
+    return {name: section.tasks[name] for name in asked.tasks} if section is not None else {}
+
+
+def _known(prepared: Prepared, stage: str, tasks: Mapping[str, Task]) -> list[str]:
+    """What `best` may name: a loss falls, a task's score rises; of readings nobody says which."""
+    plan = prepared.plans[stage]
+    names = ["loss", *plan.weights]
+    for name, task in tasks.items():
+        match task.kind or name:
+            case "exact_match":
+                names.append(f"{name}/accuracy")
+            case "terms":
+                names += [f"{name}/{term}" for term in plan.weights]
+            case _:
+                names += [f"{name}/{term.name}" for term in plan.tasks if term.learns_text]
+    return names
+
+
+def _figure(best: str, tasks: Mapping[str, Task]) -> tuple[str, int]:
+    """The key of the figure that `best` names, and 1 where more is better, -1 where less is."""
+    task, _, metric = best.partition("/")
+    if not metric:
+        return ("val/loss" if task == "loss" else f"val/terms/{task}"), -1
+    return f"val/tasks/{best}", -1 if (tasks[task].kind or task) == "terms" else 1

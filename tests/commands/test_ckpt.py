@@ -1,0 +1,57 @@
+"""lmmkit ckpt verify: a table, an exit code, the damaged file by name."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from lmmkit.rundir import RunDir
+from lmmkit.training import checkpoint
+from lmmkit.training.rng import rng_state
+from tests.commands.test_cli import run as lmmkit
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = RunDir(tmp_path / "run")
+    run.path.mkdir()
+    run.run_json.write_text("{}")
+    for step in (1, 2, 3):
+        checkpoint.save(run, step, {"w": torch.full((50,), float(step))}, {}, keep=3, rng=rng_state())
+    return run
+
+
+def test_sound_checkpoints(run):
+    text = lmmkit("ckpt", "verify", run.path)
+    assert "goes on from step 3" in text and text.count("not read") == 2
+    text = lmmkit("ckpt", "verify", run.path, "--all")
+    assert text.count("sound") == 3 and "not read" not in text
+
+
+def test_a_damaged_newest_is_named_and_what_a_resume_would_do(run):
+    file = run.checkpoints / "step-00000003" / "shard-00000.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"\x01")
+    text = " ".join(lmmkit("ckpt", "verify", run.path, code=2).split())
+    assert "step-00000003/shard-00000.safetensors" in text and "crc32 differs" in text
+    assert "goes on from step 2" in text and "checkpoint/damaged" in text
+    told = lmmkit("ckpt", "verify", run.path, "--json", code=2)
+    told = json.loads(told)
+    assert told["resumes_at"] == 2 and [c["sound"] for c in told["checkpoints"]] == [False, True, True]
+    assert [c["read"] for c in told["checkpoints"]] == [True, True, False]
+
+
+def test_an_older_one_counts_with_all(run):
+    (run.checkpoints / "step-00000001" / "state.json").unlink()
+    lmmkit("ckpt", "verify", run.path)
+    assert "step-00000001/state.json" in "".join(
+        lmmkit("ckpt", "verify", run.path, "--all", code=2).split("\n")
+    )
+
+
+def test_nothing_to_verify(run, tmp_path):
+    for path in run.checkpoints.iterdir():
+        path.rename(path.with_name(".trash-x" + path.name))
+    assert "begins at step 0" in lmmkit("ckpt", "verify", run.path)
+    lmmkit("ckpt", "verify", tmp_path, code=2)

@@ -1,0 +1,148 @@
+"""SIGTERM, SIGINT and SIGUSR1, to a process, its group and torchrun: each ends in a checkpoint, workers or not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lmmkit.recipe import read_text
+from lmmkit.rundir import RunDir
+from lmmkit.training import checkpoint, loop, manifest
+from lmmkit.training import run as run_module
+from lmmkit.training.run import train
+from lmmkit.training.signals import Interrupted, Stop, exit_code, until
+from tests.conftest import PLAIN
+from tests.training.kills import end, start
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+LONG = ("stages.pretrain.length.steps=100000", "output.save_every=0", "output.pictures_every=0")
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "1", "-m"]
+FIVE = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGTERM, signal.SIGINT]
+
+
+def wait_for(path: Path, lines: int, seconds: float = 120.0) -> None:
+    """Until a file has so many lines."""
+    deadline = time.monotonic() + seconds
+    while not path.exists() or path.read_bytes().count(b"\n") < lines:
+        assert time.monotonic() < deadline, f"{path} is not there"
+        time.sleep(0.01)
+
+
+def assert_saved(run: RunDir) -> None:
+    """The newest checkpoint is sound, and of the last step that was logged."""
+    saved = checkpoint.latest(run)
+    assert saved is not None and not manifest.verify(saved)
+    assert checkpoint.step_of(saved) == run.read_metrics()[-1]["step"]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_to_the_group_ends_in_a_checkpoint_with_two_workers(scenes, tmp_path, signum):
+    recipe = read_text(PLAIN, overrides=(*LONG, "speed.workers=2"), root=scenes)
+    pid = start(recipe, tmp_path / "run")
+    wait_for(tmp_path / "run" / "metrics.jsonl", 2)
+    os.killpg(pid, signum)
+    assert end(pid) == exit_code(signum)
+    assert_saved(RunDir(tmp_path / "run"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["pid", "group", "torchrun"])
+def test_five_signals_of_a_kind_end_in_a_checkpoint(scenes, tmp_path, to, capsys):
+    (tmp_path / "mine.yaml").write_text(PLAIN)
+    env = os.environ | {
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'plugins'}", "OMP_NUM_THREADS": "1",
+        "TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
+    }  # fmt: skip
+    for number, signum in enumerate(FIVE):
+        out = tmp_path / f"run{number}"
+        command = [
+            *(TORCHRUN if to == "torchrun" else [sys.executable, "-m"]),
+            "lmmkit",
+            "train",
+            "mine.yaml",
+        ]
+        command += ["--root", str(scenes), "--out", str(out)]
+        command += [word for change in (*LONG, "speed.workers=2") for word in ("--set", change)]
+        with (tmp_path / f"said{number}").open("w") as said:
+            child = subprocess.Popen(
+                command, cwd=tmp_path, env=env, stdout=said, stderr=said, start_new_session=True
+            )
+        wait_for(out / "metrics.jsonl", 3)
+        began = time.monotonic()
+        (os.killpg if to == "group" else os.kill)(child.pid, signum)
+        code = child.wait(60)
+        seconds = time.monotonic() - began
+        told = (tmp_path / f"said{number}").read_text()
+        assert "stopped by a signal; saved" in told, told
+        assert_saved(RunDir(out))
+        if to != "torchrun":
+            assert code == exit_code(signum)
+        with capsys.disabled():
+            print(f"{signum.name} to {to}: saved, {seconds:.1f} s, exit {code}")
+
+
+def test_a_wait_for_data_ends_at_once():
+    with Stop() as stop:
+
+        def items():
+            yield 1
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(30)
+            yield 2
+
+        began = time.monotonic()
+        assert list(until(stop, items())) == [1]
+        assert time.monotonic() - began < 20 and stop.requested == signal.SIGTERM
+        assert list(until(stop, [3])) == [], "what was asked for before is not forgotten"
+
+
+def test_what_must_be_ended_in_order_is_not_interrupted():
+    with Stop() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+        assert stop.requested == signal.SIGTERM
+        with pytest.raises(Interrupted), stop.interrupting():
+            pytest.fail("a block that a stop came before is not begun")
+        with pytest.raises(Interrupted):
+            stop.check()
+
+
+def test_a_stop_while_waiting_for_a_step_saves_the_one_before(tiny, tmp_path, monkeypatch):
+    recipe = tiny("output.save_every=0", text=PLAIN)
+    load = loop.load_steps
+
+    def slow(*args, **kwargs):
+        for number, step in enumerate(load(*args, **kwargs)):
+            if number == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(30)
+            yield step
+
+    monkeypatch.setattr(loop, "load_steps", slow)
+    stopped = train(recipe, out=tmp_path / "run")
+    assert stopped.signal == signal.SIGTERM and stopped.begun
+    assert_saved(stopped.run)
+    assert [line["step"] for line in stopped.run.read_metrics()] == [1, 2]
+
+
+@pytest.mark.parametrize("where", ["prepare", "lock"])
+def test_a_stop_before_the_first_step_ends_at_once(tiny, tmp_path, monkeypatch, where):
+    real = getattr(run_module, where if where == "prepare" else "checkpoint_bytes")
+
+    def signalled(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        time.sleep(30)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(run_module, where if where == "prepare" else "checkpoint_bytes", signalled)
+    recipe = tiny("stages.pretrain.length.steps=1", "stages.finetune.length.steps=1", text=PLAIN)
+    stopped = train(recipe, out=tmp_path / "run")
+    assert stopped.signal == signal.SIGUSR1 and not stopped.begun
+    monkeypatch.undo()
+    assert train(recipe, out=tmp_path / "run", resume=stopped.run.is_run).signal is None

@@ -1,0 +1,189 @@
+"""Validation inside a stage looks and touches nothing; the best weights are kept; a stop loses nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lmmkit.errors import UserError
+from lmmkit.plan.prepare import prepare
+from lmmkit.rundir import RunDir, read_json
+from lmmkit.speak import Speaker, load
+from lmmkit.training import checkpoint
+from lmmkit.training.models import merged
+from lmmkit.training.run import train
+from lmmkit.training.validate import validate_problems
+from tests.conftest import DIRECT, PLAIN
+
+TIMES = ("seconds", "tokens_per_second", "val/seconds")
+LORA = "stages.finetune.train={connector: {}, text: {lora: {r: 2, alpha: 4, dropout: 0.3}}, plugins: {}}"
+SHORT = ("stages.pretrain.length.steps=1", "stages.finetune.length.steps=5", LORA)
+ASKED = "stages.finetune.validate={every: 2, data: heldout, samples: 6, tasks: [answers], best: next_token}"
+TASK = "evaluate.tasks.answers={kind: exact_match, data: heldout, samples: 4, max_new_tokens: 3}"
+
+
+def lines(run: RunDir) -> list[dict]:
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in run.read_metrics()]
+
+
+@pytest.fixture(scope="module")
+def runs(scenes, tmp_path_factory):
+    """The same run, with dropout, without validation and with; and the recipe that asks for it."""
+    from lmmkit.recipe import read_text
+
+    folder = tmp_path_factory.mktemp("validate")
+    plain, asked = (
+        read_text(DIRECT, overrides=(*SHORT, TASK, "output.pictures_every=0", *more), root=scenes)
+        for more in ((), (ASKED, "output.pictures_every=2"))
+    )
+    return train(plain, out=folder / "plain").run, train(asked, out=folder / "asked").run, asked
+
+
+def test_a_run_has_the_same_bits_with_validation_and_without(runs):
+    plain, asked, _ = runs
+    found = lines(asked)
+    assert [line for line in found if "loss" in line] == lines(plain)
+    for stage in ("pretrain", "finetune"):
+        a, b = (run.model(stage) / "model.safetensors" for run in (plain, asked))
+        assert a.read_bytes() == b.read_bytes()
+
+
+def test_held_out_losses_and_tasks_are_logged(runs):
+    found = [line for line in lines(runs[1]) if "loss" not in line]
+    assert [line["step"] for line in found] == [2, 4, 6], "steps of the run, and the stage's last"
+    for line in found:
+        assert line["stage"] == "finetune"
+        terms = {t: line[f"val/terms/{t}"] for t in ("next_token", "image_order", "guided_loss")}
+        weighed = terms["next_token"] + terms["image_order"] + 0.5 * terms["guided_loss"]
+        assert line["val/loss"] == pytest.approx(weighed)
+        assert 0 <= line["val/terms/image_order/accuracy"] <= 1
+        assert 0 <= line["val/tasks/answers/accuracy"] <= 1
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(runs[1].tb))
+    board.Reload()
+    assert {"val/loss", "val/tasks/answers/accuracy"} <= set(board.Tags()["scalars"])
+
+
+def test_the_last_validation_is_what_evaluation_says_of_the_model(runs):
+    _, run, recipe = runs
+    from lmmkit.evaluate.tasks.terms import terms
+
+    speaker = load(run.model("finetune"), plugins="all", root=recipe.root)
+    samples = list(prepare(recipe, data=["heldout"]).sources["heldout"])[:6]
+    told = terms(speaker, samples)
+    last = lines(run)[-1]
+    for name in ("next_token", "image_order", "guided_loss"):
+        assert told[name]["value"] == pytest.approx(last[f"val/terms/{name}"], rel=1e-4)
+
+
+def test_the_best_weights_are_kept_with_their_step(runs):
+    _, run, _ = runs
+    found = {line["step"]: line["val/terms/next_token"] for line in lines(run) if "loss" not in line}
+    config = read_json(run.best("finetune") / "config.json")
+    step = min(found, key=lambda s: found[s])
+    assert config["step"] == step and config["best"] == {
+        "metric": "val/terms/next_token",
+        "value": found[step],
+    }
+    assert config["stage"] == "finetune"
+    if step == 6:
+        a, b = (load_file(f / "model.safetensors") for f in (run.best("finetune"), run.model("finetune")))
+        assert all(torch.equal(a[k], b[k]) for k in b) and a.keys() == b.keys()
+    assert load(run.best("finetune")).stage == "finetune"
+
+
+def test_low_rank_updates_are_merged_into_what_is_written_alone(tiny):
+    from lmmkit import assemble
+
+    recipe = tiny(LORA)
+    prepared = prepare(recipe)
+    device = torch.device("cpu")
+    objective = assemble.build(prepared.recipe, prepared.parts.components, prepared.dims, device)
+    assemble.set_stage(objective, prepared.plans["finetune"], recipe.stages["finetune"], seed=1)
+    for name, parameter in objective.named_parameters():
+        if ".lora." in name:
+            torch.nn.init.normal_(parameter)
+    before = {name: t.clone() for name, t in objective.state_dict().items()}
+    written = merged(objective)
+    assert all(torch.equal(before[k], t) for k, t in objective.state_dict().items())
+    assemble.lora.merge(objective.lmm.decoder)
+    merged = merged(objective)
+    assert written.keys() == merged.keys() and all(torch.equal(written[k], merged[k]) for k in merged)
+
+
+def test_a_stop_in_the_middle_of_a_validation_loses_nothing(runs, tmp_path, monkeypatch):
+    _, undisturbed, recipe = runs
+    calls = []
+    of = Speaker.of.__func__
+
+    def polled(cls, *args, poll, **kwargs):
+        def check():
+            calls.append(1)
+            if len(calls) == stop_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            poll()
+
+        return of(cls, *args, poll=check, **kwargs)
+
+    stop_at = 3
+    monkeypatch.setattr(Speaker, "of", classmethod(polled))
+    stopped = train(recipe, out=tmp_path / "run")
+    assert stopped.signal == signal.SIGTERM and len(calls) == 3
+    saved = checkpoint.latest(stopped.run)
+    assert saved is not None and checkpoint.step_of(saved) == 2
+    assert not any("val/loss" in line for line in lines(stopped.run))
+    stop_at = 0
+    train(recipe, out=tmp_path / "run", resume=True)
+    assert lines(stopped.run) == lines(undisturbed)
+    a, b = (r.best("finetune") / "model.safetensors" for r in (stopped.run, undisturbed))
+    assert a.read_bytes() == b.read_bytes()
+
+
+def test_the_best_so_far_survives_a_resume(tiny, tmp_path, monkeypatch):
+    from lmmkit.training.validate import Validator
+
+    values = {2: 1.0, 4: 3.0, 6: 2.0}
+    monkeypatch.setattr(Validator, "_losses", lambda self, at: {"val/loss": values[at.step]})
+    recipe = tiny(
+        "stages.pretrain.length.steps=1", "stages.finetune.length.steps=5", "output.save_every=4",
+        "stages.finetune.validate={every: 2, data: heldout, samples: 1, best: loss}", text=PLAIN,
+    )  # fmt: skip
+    whole_run = train(recipe, out=tmp_path / "run").run
+    assert read_json(whole_run.best("finetune") / "config.json")["step"] == 2
+    for path in whole_run.checkpoints.glob("step-00000006"):
+        path.rename(path.with_name(".trash-x"))
+    train(recipe, out=whole_run.path, resume=True)
+    assert read_json(whole_run.best("finetune") / "config.json")["step"] == 2, "not 6: step 2 was better"
+
+
+def test_what_cannot_be_validated_is_told_before_the_run(tiny, tmp_path):
+    def codes(asked, *more):
+        recipe = tiny(f"stages.finetune.validate={asked}", *more)
+        return {(p.code, p.got) for p in validate_problems(prepare(recipe))}
+
+    assert not codes("{every: 2, data: heldout, tasks: [answers, terms], best: answers/accuracy}")
+    assert not codes("{every: 2, data: heldout, tasks: [terms], best: terms/image_order}")
+    assert codes("{every: 2, data: heldout, best: text_order}") == {("validate/best", "`text_order`")}
+    assert codes("{every: 2, data: heldout, tasks: [answers], best: answers/f1}") == {
+        ("validate/best", "`answers/f1`")
+    }
+    (found,) = codes("{every: 2, data: heldout, tasks: [restore]}")
+    assert found[0] == "validate/stage" and "pretrain" in found[1]
+    recipe = tiny("stages.finetune.validate={every: 2, data: heldout, best: text_order}")
+    with pytest.raises(UserError, match="validate/best"):
+        train(recipe, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_held_out_sample_that_is_too_long_is_told_before_the_first_step(tiny, tmp_path):
+    recipe = tiny(
+        "stages.pretrain.validate={every: 1, data: heldout, samples: 2}", "model.text.context=45", text=PLAIN
+    )
+    with pytest.raises(UserError, match="data/too-long"):
+        train(recipe, out=tmp_path / "run")
+    assert not RunDir(tmp_path / "run").read_metrics()
