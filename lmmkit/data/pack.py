@@ -142,7 +142,7 @@ class Packer:
             {}
             if self.features is None
             else {
-                i: self.features.name(image.path, shape)
+                i: self.features.name(image, shape)
                 for i, (image, shape) in enumerate(images)
                 if image.edit is None
             }

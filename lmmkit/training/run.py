@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from lmmkit import assemble
-from lmmkit.data.records import Records, pictures_digest
 from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.estimate import checkpoint_bytes
 from lmmkit.malloc import keep_memory
@@ -23,7 +22,7 @@ from lmmkit.plan.explain import plan_text
 from lmmkit.plan.prepare import Prepared, not_yet, prepare
 from lmmkit.recipe import Recipe, diff, digest, dump, read_recipe, to_mapping
 from lmmkit.rundir import RunDir, lock, read_json, write_json_atomic, write_text_atomic
-from lmmkit.training import checkpoint, manifest
+from lmmkit.training import checkpoint
 from lmmkit.training.log import Board, MetricsLog
 from lmmkit.training.loop import Position, run_stage
 from lmmkit.training.rng import seed_stage
@@ -133,22 +132,11 @@ def _identity(prepared: Prepared) -> dict:
         "format": 1,
         "recipe": digest(prepared.recipe),
         "plans": {stage: plan.digest for stage, plan in prepared.plans.items()},
-        "data": {name: _data_identity(records) for name, records in sorted(prepared.sources.items())},
+        "data": {name: records.identity() for name, records in sorted(prepared.sources.items())},
         "plugins": {name: prepared.parts.origin(name) for name in prepared.parts.components},
         "observers": list(prepared.parts.door.observers),
         "root": str(Path(prepared.recipe.root).resolve()),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
-    }
-
-
-def _data_identity(records: Records) -> dict[str, object]:
-    """What tells a source from another of as many rows. Where it lies does not matter."""
-    return {
-        "rows": len(records),
-        "records": f"{records.path.stat().st_size} bytes, crc32 {manifest.crc32(records.path):08x}",
-        "pictures": pictures_digest(records),
-        "template": records.template,
-        "image_shape": records.image_shape,
     }
 
 
