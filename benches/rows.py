@@ -58,7 +58,8 @@ def write_rows(path: Path, count: int, pictures: list[str]) -> None:
 def recipe(root: Path, rows: str) -> Recipe:
     """The tests' plain recipe, its questions being those rows."""
     text = MODEL + "".join(
-        f"    losses: {WEIGHTLESS}\n" if "losses:" in line else line for line in STAGES.splitlines(keepends=True)
+        f"    losses: {WEIGHTLESS}\n" if "losses:" in line else line
+        for line in STAGES.splitlines(keepends=True)
     )
     text += REST[REST.index("output:") :]
     overrides = [f"data.questions.records={rows}", "speed.workers=2", "model.text.context=1024"]
@@ -151,7 +152,9 @@ def main() -> None:
     sense = {"at most": lambda got, most: got <= most, "at least": lambda got, least: got >= least}
     missed = [name for name, (word, bound) in BOUNDS.items() if not sense[word](found[name], bound)]
     for name in missed:
-        print(f"missed: {name} {found[name]:.1f}, want {BOUNDS[name][0]} {BOUNDS[name][1]:g}", file=sys.stderr)
+        print(
+            f"missed: {name} {found[name]:.1f}, want {BOUNDS[name][0]} {BOUNDS[name][1]:g}", file=sys.stderr
+        )
     sys.exit(bool(missed))
 
 

@@ -184,7 +184,7 @@ def _telling(path: str) -> Iterator[None]:
 def _bytes(image: Image, path: str) -> BinaryIO:
     """The file, or the part of one, that holds a picture."""
     # A pipe or device would block or never end: it must neither be waited for nor read.
-    file = open(os.open(image.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    file = open(os.open(image.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: SIM115
     try:
         found = os.fstat(file.fileno())
         offset, size = image.part or (0, found.st_size)

@@ -17,36 +17,17 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from lmmkit.data.bad_rows import BadRow
 from lmmkit.errors import Problem, UserError
 
 FORMAT = 1  # raised with every change of what an index holds, or of which rows are good
 BAD_KEPT = 100_000
 META, BAD = "index.json", "bad.jsonl"
 _SPOTS, _SPOT = 64, 4096
-
-
-class BadRow(NamedTuple):
-    """One thing wrong in one row. `key` is the part of the row; `row` counts from 0, `line` from 1."""
-
-    file: str
-    line: int
-    row: int
-    id: str
-    code: str
-    key: str
-    found: str
-    wanted: str
-    mend: str
-
-    def problem(self) -> Problem:
-        """The same as a problem."""
-        said = f", id {self.id[:80]!a}" if self.id else ""
-        where = f"{self.file}:{self.line} (row {self.row}{said})"
-        return Problem(self.code, where, self.found, self.wanted, self.mend)
 
 
 @dataclass(frozen=True, eq=False)

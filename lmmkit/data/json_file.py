@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lmmkit.data.index import BAD_KEPT, BadRow, Index, fingerprint, open_index
+from lmmkit.data.bad_rows import BadRow, place
+from lmmkit.data.index import BAD_KEPT, Index, open_index
 from lmmkit.data.json_rows import Row, read_rows, row_of
 from lmmkit.data.paths import ImageRoot, fault, is_plain, path_fault
 from lmmkit.data.rows import Measured, RowReader, measure, measured
@@ -20,7 +21,16 @@ from lmmkit.data.strict_json import Window
 from lmmkit.errors import Problem, UserError
 from lmmkit.sample import Image
 
-ROW = np.dtype([("offset", "<u8"), ("length", "<u8"), ("line", "<u8"), ("row", "<u8"), ("words", "<i4"), ("again", "<u1")])
+ROW = np.dtype(
+    [
+        ("offset", "<u8"),
+        ("length", "<u8"),
+        ("line", "<u8"),
+        ("row", "<u8"),
+        ("words", "<i4"),
+        ("again", "<u1"),
+    ]
+)
 PICTURE = np.dtype([("item", "<u8"), ("start", "<u8"), ("folder", "<u4")])
 
 Told = Callable[[BadRow], None]
@@ -57,7 +67,9 @@ class JsonFile:
             ) from error
         if [stat.st_size, stat.st_mtime_ns] != self.index.meta["stat"]:
             got, mend = "another size or time of change", "Leave the file alone while a run reads it; resume."
-            raise UserError(Problem("records/changed", str(self.path), got, "the file as it was indexed", mend))
+            raise UserError(
+                Problem("records/changed", str(self.path), got, "the file as it was indexed", mend)
+            )
         return row_of(data, int(at["row"]), int(at["line"]))
 
     def key(self, i: int, own: str) -> str:
@@ -69,10 +81,10 @@ class JsonFile:
         """The pictures of row i."""
         return tuple(Image(os.path.join(self.root.path, path)) for path in paths)
 
-    def where(self, i: int) -> str:
-        """The place of row i for a message: file, line, row."""
+    def place(self, i: int) -> tuple[str, int, int]:
+        """(file, line, row of the file) of row i."""
         at = self.index.arrays["rows"][i]
-        return f"{self.path}:{at['line']} (row {at['row']})"
+        return str(self.path), int(at["line"]), int(at["row"])
 
     def pictures(self) -> Iterator[tuple[int, Image]]:
         """Each picture once, with its first row."""
@@ -87,7 +99,9 @@ class JsonFile:
                 name = path.rpartition("/")[2]
                 if name in listing.files or (name in listing.links and os.path.isfile(self._full(path))):
                     continue
-                found.append((i, f"no {'regular ' * os.path.lexists(self._full(path))}file {self._full(path)}"))
+                found.append(
+                    (i, f"no {'regular ' * os.path.lexists(self._full(path))}file {self._full(path)}")
+                )
         return sorted(found)
 
     def strays(self) -> list[Problem]:
@@ -98,7 +112,7 @@ class JsonFile:
                 name = path.rpartition("/")[2]
                 if not listing.inside or (name in listing.links and self.root.leads_out(path)):
                     wrong = fault(path, "which a link leads out of the folder")
-                    found.append((i, Problem("records/path", self.where(i), *wrong)))
+                    found.append((i, Problem("records/path", place(*self.place(i)), *wrong)))
         return [problem for _, problem in sorted(found, key=lambda pair: pair[0])]
 
     def identity(self) -> dict[str, object]:
@@ -203,7 +217,9 @@ class _Pass:
         self.counts["problems"] += len(reader.faults)
         for fault_ in reader.faults:
             code, key, found, wanted, mend = fault_
-            bad = BadRow(str(self.path), row.line, row.index, reader.said, f"records/{code}", key, found, wanted, mend)
+            bad = BadRow(
+                str(self.path), row.line, row.index, reader.said, f"records/{code}", key, found, wanted, mend
+            )
             self.told(bad)
             if len(self.bad) < BAD_KEPT:
                 self.bad.append(bad)

@@ -11,50 +11,39 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
+from lmmkit.data.bad_rows import STRICT, BadRow, Policy, place
 from lmmkit.data.images import check_header
-from lmmkit.data.index import BadRow, Index
+from lmmkit.data.index import Index
 from lmmkit.data.json_file import open_json
 from lmmkit.data.json_rows import Row
 from lmmkit.data.rows import RowReader
+from lmmkit.data.shards import open_shards
 from lmmkit.errors import Problem, UserError
 from lmmkit.sample import Image, ImageShape, Sample
 
 SHOWN = 20  # problems told one by one
-ALWAYS = 10  # bad rows that `skip` passes over, however few rows there are
 
 
 class Rows(Protocol):
     """Where rows lie: a file of records, or shards. Rows are numbered from 0, bad ones left out."""
 
-    path: Path
-    index: Index
-
+    @property
+    def path(self) -> Path: ...
+    @property
+    def index(self) -> Index: ...
     def __len__(self) -> int: ...
     def row(self, i: int) -> Row: ...
     def key(self, i: int, own: str) -> str: ...
     def images(self, i: int, paths: tuple[str, ...]) -> tuple[Image, ...]: ...
-    def where(self, i: int) -> str: ...
+    def place(self, i: int) -> tuple[str, int, int]: ...
     def pictures(self) -> Iterator[tuple[int, Image]]: ...
     def missing(self) -> list[tuple[int, str]]: ...
     def strays(self) -> list[Problem]: ...
     def identity(self) -> dict[str, object]: ...
-
-
-@dataclass(frozen=True)
-class BadRows:
-    """What a bad row means: `error` stops; `skip` passes over up to `share` of the rows, and ten
-    in any case."""
-
-    kind: Literal["error", "skip"] = "error"
-    share: float = 0.001
-
-    def allowed(self, rows: float) -> int:
-        """How many bad ones are passed over among so many."""
-        return max(ALWAYS, int(self.share * rows)) if self.kind == "skip" else 0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -65,7 +54,7 @@ class Records(Sequence[Sample]):
     template: str
     image_shape: ImageShape
     rows: Rows
-    bad_rows: BadRows = BadRows()
+    bad_rows: Policy = STRICT
 
     @property
     def path(self) -> Path:
@@ -115,7 +104,11 @@ class Records(Sequence[Sample]):
 
     def where(self, i: int) -> str:
         """The place of row i for a message: file, line, row."""
-        return self.rows.where(i)
+        return place(*self.rows.place(i))
+
+    def bad(self, i: int, said: str, key: str, p: Problem) -> BadRow:
+        """Row i, of the id `said`, as one that turned out bad."""
+        return BadRow(*self.rows.place(i), said, p.code, key, p.got, p.want, p.mend)
 
     def identity(self) -> dict[str, object]:
         """What tells the source from another of as many rows. Where it lies does not matter."""
@@ -124,10 +117,11 @@ class Records(Sequence[Sample]):
 
 
 def open_records(
-    name: str, *, records: Path, images: Path, template: str, image_shape: ImageShape,
-    bad_rows: BadRows = BadRows(),
+    name: str, *, records: Path, images: Path | None, template: str, image_shape: ImageShape,
+    bad_rows: Policy = STRICT,
 ) -> Records:  # fmt: skip
     """The rows of the file `records`, all of them checked; picture paths are relative to `images`.
+    Without `images`, `records` is the pattern of shards that hold rows and pictures.
 
     For the template `plain` the user's words are left out, as LLaVA does with its captions.
     Picture files are not looked at, but a path that leads out of `images` is refused.
@@ -136,10 +130,20 @@ def open_records(
     """
     found = Records(
         name=name, template=template, image_shape=image_shape, bad_rows=bad_rows,
-        rows=open_json(Path(records), Path(images), template),
+        rows=open_rows(Path(records), images, template),
     )  # fmt: skip
     _refuse(found)
     return found
+
+
+def open_rows(
+    records: Path, images: Path | None, template: str, *, anew: bool = False,
+    told: Callable[[BadRow], None] | None = None, progress: Callable[[int], None] | None = None,
+) -> Rows:  # fmt: skip
+    """Where the rows of a source lie, indexed."""
+    if images is None:
+        return open_shards(records, template, anew=anew, told=told, progress=progress)
+    return open_json(records, Path(images), template, anew=anew, told=told, progress=progress)
 
 
 def _refuse(records: Records) -> None:
@@ -177,6 +181,18 @@ def missing_images(records: Records, limit: int | None = None) -> list[Problem]:
         Problem("records/image-missing", records.where(i), reason, want, mend)
         for i, reason in records.rows.missing()[:limit]
     ]
+
+
+def too_many_missing(records: Records, limit: int) -> list[Problem]:
+    """The first `limit` of `missing_images`, where there are more than the source may skip."""
+    found = missing_images(records)
+    most = records.bad_rows.allowed(len(records))
+    if len(found) <= most:
+        return []
+    got, want = f"{len(found)} missing pictures of source `{records.name}`", f"at most {most}"
+    mend = "Fetch them (`lmmkit data check` lists them all), or raise `bad_share`."
+    more = [Problem("records/too-many", str(records.path), got, want, mend)]
+    return found[:limit] + (more if records.bad_rows.kind == "skip" else [])
 
 
 def check_images(

@@ -17,6 +17,7 @@ OWN_KEYS = frozenset({"id", "image", "conversations"})
 
 Scalar = str | int | float
 
+
 class Fault(NamedTuple):
     """One thing wrong in a row; `key` is the part of the row: "conversations.3.from"."""
 
@@ -155,22 +156,32 @@ class RowReader:
             self.dropped = 1
         self.order(found)
         if sum(len(turn.text) for turn in found) > MAX_CHARS:
-            self.wrong("long", "conversations", f"over {MAX_CHARS} characters", "fewer", "Split the conversation.")
+            self.wrong(
+                "long", "conversations", f"over {MAX_CHARS} characters", "fewer", "Split the conversation."
+            )
         return found
 
     def turn(self, value: object, i: int) -> Turn | None:
         """Turn i, or None if it is not one."""
         if not isinstance(value, dict):
-            self.wrong("type", f"conversations.{i}", f"turn {i} {_kind(value)}", "an object", "Mend the turn.")
+            self.wrong(
+                "type", f"conversations.{i}", f"turn {i} {_kind(value)}", "an object", "Mend the turn."
+            )
             return None
         who, text = value.get("from"), value.get("value")
         if not isinstance(who, str) or who not in ROLES:
             hint = did_you_mean(who, ROLES) if isinstance(who, str) else "Known: gpt, human."
-            self.wrong("from", f"conversations.{i}.from", f"turn {i} from {_kind(who)}", "`human` or `gpt`", hint)
+            self.wrong(
+                "from", f"conversations.{i}.from", f"turn {i} from {_kind(who)}", "`human` or `gpt`", hint
+            )
         if not isinstance(text, str):
             at = f"conversations.{i}.value"
             self.wrong("type", at, f"turn {i} value {_kind(text)}", "a string", "Mend the turn.")
-        elif self.spelt([text], f"turn {i}", f"conversations.{i}.value") and isinstance(who, str) and who in ROLES:
+        elif (
+            self.spelt([text], f"turn {i}", f"conversations.{i}.value")
+            and isinstance(who, str)
+            and who in ROLES
+        ):
             return Turn(ROLES[who], text)
         return None
 
@@ -183,12 +194,16 @@ class RowReader:
             if turn.role != ("user", "assistant")[i % 2]:
                 at = i + self.dropped
                 got = f"turn {at} from the {turn.role} again"
-                self.wrong("order", f"conversations.{at}", got, "human and gpt by turns", "Join or split the turns.")
+                self.wrong(
+                    "order", f"conversations.{at}", got, "human and gpt by turns", "Join or split the turns."
+                )
                 return
             if turn.role == "assistant" and not turn.text.strip():
                 at = i + self.dropped
                 got = f"turn {at} an empty answer"
-                self.wrong("answer", f"conversations.{at}", got, "words to learn", "Remove the turn or the row.")
+                self.wrong(
+                    "answer", f"conversations.{at}", got, "words to learn", "Remove the turn or the row."
+                )
         if turns[-1].role == "user":
             got = "a last question without an answer"
             self.wrong("answer", "conversations", got, "one", "Remove the question.")
@@ -209,7 +224,9 @@ class RowReader:
             got = f"{images} images for {sum(marks)} {MARKER} (turns {at})"
             self.wrong("markers", "conversations", got, f"one {MARKER} an image", "Add or remove markers.")
         elif images and any(MARKER in turn.text for turn in turns if turn.role == "assistant"):
-            self.wrong("markers", "conversations", f"{MARKER} in an answer", "in questions only", "Remove it.")
+            self.wrong(
+                "markers", "conversations", f"{MARKER} in an answer", "in questions only", "Remove it."
+            )
         elif self.template == "plain" and not images:
             want = "an image for template `plain`"
             self.wrong("plain", "image", "no image", want, "Use template `vicuna_v1`.")

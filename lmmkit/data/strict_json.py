@@ -141,7 +141,9 @@ class Window:
         try:
             return self.file.read(n)
         except OSError as error:
-            raise refused(str(self.path), error.strerror or str(error), "a file to read", "Mend it.") from error
+            raise refused(
+                str(self.path), error.strerror or str(error), "a file to read", "Mend it."
+            ) from error
 
     def _check_mark(self, data: bytes) -> None:
         for mark, got, mend in _MARKS:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 
 import torch
 
 from lmmkit import assemble
+from lmmkit.batch import Step
+from lmmkit.data.bad_rows import Ledger
 from lmmkit.data.features import FeatureCache, digest
 from lmmkit.data.loader import load_steps
-from lmmkit.errors import Problem, UserError
+from lmmkit.errors import MachineError, Problem, UserError
 from lmmkit.objective import Objective
 from lmmkit.plan.prepare import Prepared
 from lmmkit.rundir import RunDir
@@ -102,8 +104,10 @@ def run_stage(
     assemble.recompute(objective, recipe.speed)
     idle = Idle(steps)
     batches = load_steps(
-        pipeline, position.stage_step, steps, workers=recipe.speed.workers, worker_init=ignore_in_worker
-    )
+        pipeline, position.stage_step, steps, workers=recipe.speed.workers, worker_init=ignore_in_worker,
+        sifted=_ledger(prepared, position, run).add,
+    )  # fmt: skip
+    batches = _saving(batches, lambda: save(position))
     stopping = False
     with Progress(position.stage, steps, done=position.stage_step) as progress:
         clock = time.perf_counter()
@@ -142,6 +146,28 @@ def run_stage(
             if stopping:
                 break
     return position, stopping
+
+
+def _ledger(prepared: Prepared, at: Position, run: RunDir) -> Ledger:
+    """The list of the rows this stage passes over."""
+    pipeline = prepared.pipeline(at.stage)
+    weights = pipeline.order.weights
+    ledger = Ledger(
+        path=run.bad_rows, stage=at.stage, before=at.step - at.stage_step,
+        policies={name: records.bad_rows for name, records in pipeline.sources.items()},
+        seen={name: pipeline.samples * w / sum(weights.values()) for name, w in weights.items()},
+    )  # fmt: skip
+    ledger.open(at.step, {name: records.rows.index.bad for name, records in pipeline.sources.items()})
+    return ledger
+
+
+def _saving(batches: Iterator[Step], save: Callable[[], None]) -> Iterator[Step]:
+    """The steps; before an error of the machine goes on its way, what was learned is saved."""
+    try:
+        yield from batches
+    except MachineError:
+        save()
+        raise
 
 
 def feature_cache(prepared: Prepared, objective: Objective, stage: str) -> FeatureCache | None:
