@@ -55,75 +55,65 @@ class Report:
 def check_source(recipe: Recipe, name: str, report: Report, decode: bool) -> dict[str, float]:
     """Reads every row of a source and looks at every picture; what was found, in numbers."""
     section = recipe.data[name]
-    policy = Policy(section.bad_rows, section.bad_share)
-    first: list[Problem] = []
-    bad_ids: set[int] = set()
+    policy, first = Policy(section.bad_rows, section.bad_share), list[Problem]()
 
     def told(bad: BadRow) -> None:
         report.add(name, bad)
-        bad_ids.add(bad.row)
         if len(first) < SHOWN:
             first.append(bad.problem())
 
-    images = None if section.images is None else recipe.path(section.images)
+    path, images = recipe.path(section.records), section.images and recipe.path(section.images)
     begin = time.perf_counter()
     try:
-        with _bar(f"{name}: rows", _size(recipe.path(section.records)), "MB", 1e-6) as move:
-            rows = open_rows(
-                recipe.path(section.records), images, section.template, anew=True, told=told,
-                progress=lambda done: move(done),
-            )  # fmt: skip
+        with _bar(f"{name}: rows", _size(path), "MB", 1e-6) as move:
+            rows = open_rows(path, images or None, section.template, anew=True, told=told, progress=move)
     except UserError as error:
         for p in error.problems:
             report.add(name, BadRow(p.where, 0, 0, "", p.code, "", p.got, p.want, p.mend))
         report.refuse(name, list(error.problems))
-        return {
-            "rows": 0,
-            "bad_rows": 0,
-            "pictures": 0,
-            "bad_pictures": 0,
-            "row_seconds": 0,
-            "picture_seconds": 0,
-        }
+        return dict.fromkeys(
+            ("rows", "bad_rows", "pictures", "bad_pictures", "row_seconds", "picture_seconds"), 0
+        )
     between, meta = time.perf_counter(), rows.index.meta
     records = Records(
         name=name, template=section.template, image_shape=section.image_shape, rows=rows, bad_rows=policy
     )
-    for stray in rows.strays():
-        told(BadRow(stray.where, 0, 0, "", stray.code, "image", stray.got, stray.want, stray.mend))
-    pictures = _check_pictures(records, told, decode) if not first or meta["rows"] else 0
-    bad_rows = meta["bad_rows"]
-    bad_pictures = len(bad_ids) - bad_rows
-    if len(bad_ids) > policy.allowed(meta["rows"]):
-        many = len(bad_ids) > len({p.where for p in first})
-        got, mend = f"{len(bad_ids)} bad rows of {meta['rows']}", f"Mend them: {report.path} lists all."
-        more = Problem("records/many", str(rows.path), got, f"at most {policy.allowed(meta['rows'])}", mend)
-        report.refuse(name, [*first, more] if many else first)
+    pictures, bad_pictures = _check_pictures(records, told, decode)
+    bad, most = meta["bad_rows"] + bad_pictures, policy.allowed(meta["rows"])
+    if bad > most:
+        got, mend = f"{meta['bad_rows']} bad rows, {bad_pictures} bad pictures", f"{report.path} lists all."
+        more = Problem("records/many", str(rows.path), got, f"at most {most}", mend)
+        report.refuse(name, [*first, *[more] * (bad > len(first))])
     elif not len(rows):
-        report.refuse(
-            name, [Problem("records/empty", str(rows.path), "no rows", "at least one", "Mend `records`.")]
-        )
+        want, mend = "at least one", "Mend `records`."
+        report.refuse(name, [Problem("records/empty", str(rows.path), "no rows", want, mend)])
     return {
-        "rows": meta["rows"], "bad_rows": bad_rows, "pictures": pictures, "bad_pictures": bad_pictures,
+        "rows": meta["rows"], "bad_rows": meta["bad_rows"], "pictures": pictures, "bad_pictures": bad_pictures,
         "row_seconds": round(between - begin, 3), "picture_seconds": round(time.perf_counter() - between, 3),
     }  # fmt: skip
 
 
-def _check_pictures(records: Records, told: Callable[[BadRow], None], decode: bool) -> int:
-    """Looks at each picture once; how many there are."""
-    check, count = check_whole if decode else check_header, 0
-    word = "pictures" if decode else "headers"
-    arrays = records.rows.index.arrays
-    with _bar(f"{records.name}: {word}", len(arrays.get("pictures", arrays.get("parts", ()))), "", 1) as move:
-        for i, image in records.rows.pictures():
-            try:
-                check(image, records.image_shape)
-            except UserError as error:
-                for p in error.problems:
-                    found = f"{p.where}: {p.got}"
-                    told(BadRow(*records.rows.place(i), "", p.code, "image", found, p.want, p.mend))
+def _check_pictures(records: Records, told: Callable[[BadRow], None], decode: bool) -> tuple[int, int]:
+    """(pictures, bad ones) of a source, each looked at once."""
+    rows, bad, count = records.rows, 0, 0
+    strays = dict(rows.strays())
+    with _bar(
+        f"{records.name}: {'pictures' if decode else 'headers'}", rows.index.meta["pictures"], "", 1
+    ) as move:
+        for i, image in rows.pictures():
+            found: list[Problem] = []
+            if image.path in strays:
+                found = [Problem("records/path", image.path, *strays[image.path])]
+            else:
+                try:
+                    (check_whole if decode else check_header)(image, records.image_shape)
+                except UserError as error:
+                    found = list(error.problems)
+            for p in found:
+                told(BadRow(*rows.place(i), "", p.code, "image", f"{p.where}: {p.got}", p.want, p.mend))
+            bad += bool(found)
             move(count := count + 1)
-    return count
+    return count, bad
 
 
 def _size(path: Path) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lmmkit.data.bad_rows import BadRow, place
+from lmmkit.data.bad_rows import BadRow
 from lmmkit.data.index import BAD_KEPT, Index, open_index
 from lmmkit.data.json_rows import Row, read_rows, row_of
 from lmmkit.data.paths import ImageRoot, fault, is_plain, path_fault
@@ -104,16 +104,16 @@ class JsonFile:
                 )
         return sorted(found)
 
-    def strays(self) -> list[Problem]:
-        """A problem for each picture that a link takes out of the root."""
+    def strays(self) -> list[tuple[str, tuple[str, str, str]]]:
+        """(absolute path, what is wrong) of each picture that a link takes out of the root."""
         found = []
         for folder, listing in self._listings():
             for i, path in self._paths(folder) if listing.links or not listing.inside else ():
                 name = path.rpartition("/")[2]
                 if not listing.inside or (name in listing.links and self.root.leads_out(path)):
                     wrong = fault(path, "which a link leads out of the folder")
-                    found.append((i, Problem("records/path", place(*self.place(i)), *wrong)))
-        return [problem for _, problem in sorted(found, key=lambda pair: pair[0])]
+                    found.append((i, self._full(path), wrong))
+        return [(path, wrong) for _, path, wrong in sorted(found)]
 
     def identity(self) -> dict[str, object]:
         """What tells this data from other: bytes of the file, names and sizes of its pictures."""
@@ -197,6 +197,7 @@ class _Pass:
             "stat": [stat.st_size, stat.st_mtime_ns],
             "crc32": window.crc,
             "folders": list(self.folder),
+            "pictures": len(self.first),
         }
         rows = np.empty(len(self.rows[0]), ROW)
         for name, column in zip(ROW.names or (), self.rows, strict=True):

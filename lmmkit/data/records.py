@@ -42,7 +42,7 @@ class Rows(Protocol):
     def place(self, i: int) -> tuple[str, int, int]: ...
     def pictures(self) -> Iterator[tuple[int, Image]]: ...
     def missing(self) -> list[tuple[int, str]]: ...
-    def strays(self) -> list[Problem]: ...
+    def strays(self) -> list[tuple[str, tuple[str, str, str]]]: ...
     def identity(self) -> dict[str, object]: ...
 
 
@@ -112,8 +112,8 @@ class Records(Sequence[Sample]):
 
     def identity(self) -> dict[str, object]:
         """What tells the source from another of as many rows. Where it lies does not matter."""
-        told = {"rows": len(self), **self.rows.identity()}
-        return told | {"template": self.template, "image_shape": self.image_shape}
+        shape = {"template": self.template, "image_shape": self.image_shape}
+        return {"rows": len(self), **self.rows.identity(), **shape}
 
 
 def open_records(
@@ -165,7 +165,11 @@ def _refuse(records: Records) -> None:
         )
     if not problems and not len(records):
         problems.append(Problem("records/empty", where, "no rows", "at least one", "Mend `records`."))
-    strays = records.rows.strays() if not problems else []
+    strays = (
+        []
+        if problems
+        else [Problem("records/path", f"{where}, {path}", *wrong) for path, wrong in records.rows.strays()]
+    )
     if len(strays) > SHOWN:
         got = f"{len(strays)} problems, of which {SHOWN} are told above"
         strays[SHOWN:] = [Problem("records/many", where, got, "none", "Mend the file, or the links.")]

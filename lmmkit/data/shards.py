@@ -95,7 +95,7 @@ class Shards:
         """None: a picture that is not in a shard is not in the index."""
         return []
 
-    def strays(self) -> list[Problem]:
+    def strays(self) -> list[tuple[str, tuple[str, str, str]]]:
         """None: a picture is bytes of a shard."""
         return []
 
@@ -205,7 +205,7 @@ class _Pass:
         if problems:
             raise UserError(problems)
         arrays = {"rows": np.array(self.rows, ROW), "parts": np.array(self.parts, PART)}
-        return Index({**self.meta, "stat": stats}, arrays, tuple(self.bad))
+        return Index({**self.meta, "stat": stats, "pictures": len(self.parts)}, arrays, tuple(self.bad))
 
     def sample(self, number: int, sample: dict) -> None:
         """One key of a shard: a row, if it has JSON."""
