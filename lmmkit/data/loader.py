@@ -6,9 +6,15 @@ worker counts may change between runs.
 
 from __future__ import annotations
 
+import math
+import threading
+import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
 import torch
@@ -56,7 +62,7 @@ def load_steps(
         warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
         loader = StatefulDataLoader(
             _Steps(pipeline), batch_size=None, sampler=range(start, stop), num_workers=workers,
-            timeout=timeout if workers else 0, worker_init_fn=worker_init,
+            worker_init_fn=worker_init,
             multiprocessing_context="forkserver" if workers else None,
             generator=torch.Generator(),  # it draws a seed as it opens: not from what dropout draws from
         )  # fmt: skip
@@ -70,20 +76,65 @@ def load_steps(
 
 def _watched(loader: Iterable[T], start: int, timeout: float) -> Iterator[T]:
     """What the loader yields; what it raises where a worker was lost, as a `MachineError`."""
-    index = start
+    index, before = start, set(active_children())
     try:
-        for got in loader:
-            yield got
-            index += 1
+        steps = iter(loader)
+        with _Watch(timeout, [each for each in active_children() if each not in before]) as watch:
+            while True:
+                with watch.waiting():
+                    got = next(steps, None)
+                if got is None:
+                    return
+                yield got
+                index += 1
     except (RuntimeError, EOFError, ConnectionError) as error:
-        text = str(error)
-        if isinstance(error, RuntimeError) and "DataLoader" not in text:
+        if isinstance(error, RuntimeError) and "DataLoader" not in str(error):
             raise
-        where = f"data workers, at or before step {index + 1} of the stage"
-        if "timed out" in text:
-            got, want = f"no answer for {timeout:g} s", "a step from a data worker"
-            mend = "See whether the file system hangs; resume, with `speed.workers` lowered if it was slow."
-            raise MachineError(Problem("data/worker-hung", where, got, want, mend)) from error
-        got = f"a worker that died: {text.strip().splitlines()[0][:200] if text.strip() else type(error).__name__}"
-        mend = "Probably memory: resume with `speed.workers` or `speed.image_cache_mb` lowered."
-        raise MachineError(Problem("data/worker-died", where, got, "a step from a worker", mend)) from error
+        raise _lost(error, index, timeout if watch.hung.is_set() else None) from error
+
+
+def _lost(error: Exception, index: int, timeout: float | None) -> MachineError:
+    """What to say of a worker that is no more; `timeout`: it was silent for so long."""
+    where, want = f"data workers, at or before step {index + 1} of the stage", "a step from a data worker"
+    if timeout is not None:
+        mend = "See whether the file system hangs; resume, with `speed.workers` lowered if it was slow."
+        return MachineError(Problem("data/worker-hung", where, f"no answer for {timeout:g} s", want, mend))
+    said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    mend = "Probably memory: resume with `speed.workers` or `speed.image_cache_mb` lowered."
+    return MachineError(Problem("data/worker-died", where, f"a worker that died: {said}", want, mend))
+
+
+class _Watch:
+    """Ends workers that are waited for in vain. The loader's own timeout would also have to pass
+    before it looks whether a worker is still alive; without one it looks every five seconds."""
+
+    def __init__(self, timeout: float, workers: Sequence[BaseProcess]) -> None:
+        self.timeout, self.workers = timeout, workers
+        self.until = math.inf
+        self.hung, self._done = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> _Watch:
+        if self.workers:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *caught: object) -> None:
+        self._done.set()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """The time that counts."""
+        self.until = time.monotonic() + self.timeout
+        try:
+            yield
+        finally:
+            self.until = math.inf
+
+    def _look(self) -> None:
+        while not self._done.wait(min(1.0, self.timeout / 4)):
+            if time.monotonic() > self.until:
+                self.hung.set()
+                for worker in self.workers:
+                    worker.kill()
+                return

@@ -34,7 +34,9 @@ def opened(folder, rows=None, name="r.json", **options):
     path = folder / name
     if rows is not None:
         path.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
-    return open_records("s", records=path, images=folder / "images", template="vicuna_v1", image_shape="pad", **options)
+    return open_records(
+        "s", records=path, images=folder / "images", template="vicuna_v1", image_shape="pad", **options
+    )
 
 
 def never(*args):
@@ -86,7 +88,13 @@ def test_an_index_that_lies_is_a_problem_and_no_more(tmp_path, cache):
     (folder,) = cache.iterdir()
     told = load(folder)
     assert told is not None
-    for name, value in (("offset", 3), ("offset", 10**18), ("length", 10**6), ("length", 0), ("line", 10**17)):
+    for name, value in (
+        ("offset", 3),
+        ("offset", 10**18),
+        ("length", 10**6),
+        ("length", 0),
+        ("line", 10**17),
+    ):
         rows = told.arrays["rows"].copy()
         rows[name] = value
         meta = {key: kept for key, kept in told.meta.items() if key != "files"}
@@ -161,7 +169,13 @@ def test_read_in_pieces_a_file_has_the_same_rows(tmp_path, monkeypatch, block):
 
 def test_a_glance_lets_pass_only_what_a_close_look_does():
     rng = random.Random(3)
-    base = [GOOD, GOOD | {"id": None}, said("Hi", "Ho", image=None), said("<image> x", "y", "z", "w"), said("x", "y <image>")]
+    base = [
+        GOOD,
+        GOOD | {"id": None},
+        said("Hi", "Ho", image=None),
+        said("<image> x", "y", "z", "w"),
+        said("x", "y <image>"),
+    ]
     passed = 0
     for i in range(20_000):
         value = rng.choice(base) if i % 50 == 0 else mutate(rng, rng.choice(base))
