@@ -80,6 +80,11 @@ class RunDir:
         return self.path / "resumes.jsonl"
 
     @property
+    def bad_rows(self) -> Path:
+        """Rows that were passed over, one JSON object a line."""
+        return self.path / "bad_rows.jsonl"
+
+    @property
     def tb(self) -> Path:
         """TensorBoard event files."""
         return self.path / "tb"

@@ -25,10 +25,14 @@ class ImageEdit(Protocol):
 
 @dataclass(frozen=True)
 class Image:
-    """A picture file (absolute path) and the edit that is run on its pixels, if any."""
+    """A picture file (absolute path) and the edit that is run on its pixels, if any.
+
+    `part`: where the picture lies in a larger file, (offset, bytes); not given = it is the file.
+    """
 
     path: str
     edit: ImageEdit | None = None
+    part: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

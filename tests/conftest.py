@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 
@@ -30,6 +31,17 @@ def no_network():
     socket.socket.connect = refuse
     yield
     socket.socket.connect = connect
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory):
+    """Indexes of test data go where the tests' files go."""
+    before = os.environ.get("LMMKIT_CACHE")
+    os.environ["LMMKIT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    os.environ.pop("LMMKIT_CACHE")
+    if before is not None:
+        os.environ["LMMKIT_CACHE"] = before
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +18,9 @@ from lmmkit.commands.common import (
     reporting,
     the_recipe,
 )
+
+if TYPE_CHECKING:
+    from lmmkit.recipe import Recipe
 
 app = typer.Typer(no_args_is_help=True, help="Make, look at and check data sets.")
 
@@ -74,13 +77,10 @@ def show(
 
     read = the_recipe(recipe, root, changes)
     from lmmkit.commands._rows import pieces
-    from lmmkit.errors import Problem, UserError, did_you_mean
+    from lmmkit.errors import Problem, UserError
     from lmmkit.plan.prepare import prepare_bare
 
-    if source not in read.data:
-        raise UserError(
-            Problem("data/no-source", "SOURCE", f"`{source}`", "a source", did_you_mean(source, read.data))
-        )
+    known_source(read, source)
     prepared = prepare_bare(read, data=[source])
     records = prepared.sources[source]
     if not 0 <= row < len(records):
@@ -92,7 +92,8 @@ def show(
             f"[bold]{escape(records.where(i))}[/]  {escape(sample.key)}  {sample.template}, {sample.image_shape}"
         )
         for image in sample.images:
-            out.print(f"  image {escape(image.path)}")
+            part = f" ({image.part[1]} bytes at {image.part[0]})" if image.part else ""
+            out.print(f"  image {escape(image.path)}{part}")
         for text, learn in pieces(prepared, sample):
             out.print(f"[bold green]{escape(text)}[/]" if learn else f"[dim]{escape(text)}[/]", end="")
         out.print()
@@ -102,24 +103,51 @@ def show(
 @reporting
 def check(
     recipe: RecipePath,
+    source: Annotated[
+        str | None, typer.Argument(help="One of the recipe's `data`; all, if not given.")
+    ] = None,
     root: Root = None,
     changes: Set = None,
     decode: Annotated[
         bool, typer.Option("--decode", help="Read every picture whole, not its header alone.")
     ] = False,
+    report: Annotated[
+        Path, typer.Option("--report", help="Where everything wrong is listed, if anything is.")
+    ] = Path("bad_rows.jsonl"),
+    as_json: Json = False,
 ) -> None:
-    """Check every row and every picture of a recipe's data; all problems at once."""
-    read = the_recipe(recipe, root, changes)
-    from lmmkit.commands._rows import undecodable
-    from lmmkit.data.records import check_images
-    from lmmkit.errors import raise_all
-    from lmmkit.plan.prepare import prepare_bare
+    """Check every row and every picture of a recipe's data: the first 20 problems, and a list of all.
 
-    prepared = prepare_bare(read, data=list(read.data))
-    problems = [p for records in prepared.sources.values() for p in check_images(records)]
-    raise_all(
-        problems
-        or [p for r in prepared.sources.values() for p in undecodable(r, prepared.dims.image, decode)]
-    )
-    for name, records in prepared.sources.items():
-        out.print(f"{name}: {len(records)} rows, all good")
+    Rows are read anew, whatever is known of them from before.
+    """
+    read = the_recipe(recipe, root, changes)
+    from lmmkit.commands._checked import Report, check_source
+    from lmmkit.errors import UserError, raise_all
+
+    known_source(read, source)
+    with Report(report) as listed:
+        found = {
+            name: check_source(read, name, listed, decode) for name in ([source] if source else read.data)
+        }
+    if as_json:
+        print_json(
+            {"sources": found, "listed": listed.count, "report": str(report) if listed.count else None}
+        )
+        raise typer.Exit(UserError.exit_code if listed.refused else 0)
+    for name, each in found.items():
+        bad = each["bad_rows"] + each["bad_pictures"]
+        passed = f"{bad} bad ones, which `bad_rows: skip` passes over" if bad else "all good"
+        if name not in listed.refused:
+            out.print(f"{name}: {each['rows']} rows, {passed}")
+    if listed.count:
+        out.print(f"{listed.count} problems listed in {report}")
+    raise_all(listed.shown)
+
+
+def known_source(read: Recipe, source: str | None) -> None:
+    """Raises `UserError` for a name that is no source."""
+    from lmmkit.errors import Problem, UserError, did_you_mean
+
+    if source is not None and source not in read.data:
+        hint = did_you_mean(source, read.data)
+        raise UserError(Problem("data/no-source", "SOURCE", f"`{source}`", "a source", hint))

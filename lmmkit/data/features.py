@@ -17,6 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lmmkit.data.images import File, image_bytes
+from lmmkit.sample import ImageShape
+
 SUFFIX = ".safetensors"
 _BYTES = torch.uint8
 
@@ -35,10 +38,9 @@ class FeatureCache:
     writers: int = 1
     _taken: list[int] = field(default_factory=list, compare=False, repr=False)
 
-    def name(self, path: str, shape: str) -> str:
-        """The name of a picture file's features, preprocessed in `shape`."""
-        with open(path, "rb") as file:
-            content = hashlib.file_digest(file, "blake2b").digest()
+    def name(self, file: File, shape: ImageShape) -> str:
+        """The name of a picture's features, preprocessed in `shape`. Errors as in `read_image`."""
+        content = hashlib.blake2b(image_bytes(file)).digest()
         return hashlib.blake2b(f"{self.mark} {shape} ".encode() + content, digest_size=20).hexdigest()
 
     def get(self, name: str) -> Tensor | None:

@@ -14,7 +14,8 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from io import BytesIO
+from typing import BinaryIO, Literal
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 40_000_000  # decoded; Pillow itself only warns below 90 million
 MAX_SQUARE = 4 * MAX_PIXELS  # padded
 MAX_ASPECT = 200
+MAX_BYTES = 4 * MAX_PIXELS  # of the file; a bitmap without compression takes as many
 ORIENTATION = 0x0112  # EXIF tag: how the camera was held
 RESAMPLING = {"bicubic": Pil.Resampling.BICUBIC, "bilinear": Pil.Resampling.BILINEAR}
 TURNS = {
@@ -42,7 +44,10 @@ TURNS = {
 }
 
 
-def read_image(path: str | os.PathLike[str], spec: ImageSpec, shape: ImageShape) -> Tensor:
+File = str | os.PathLike[str] | Image  # a whole file, or where an `Image` lies
+
+
+def read_image(path: File, spec: ImageSpec, shape: ImageShape) -> Tensor:
     """The picture, upright and RGB, as uint8 [3, size, size], rows first.
 
     `crop`: the short side becomes `size` and the middle is cut out, as LLaVA-1.5's first stage
@@ -59,10 +64,16 @@ def read_image(path: str | os.PathLike[str], spec: ImageSpec, shape: ImageShape)
         return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 
-def check_header(path: str | os.PathLike[str], shape: ImageShape) -> None:
+def check_header(path: File, shape: ImageShape) -> None:
     """Raises `UserError` for what of `read_image`'s demands the file's header already breaks."""
     with _opened(path, shape):
         pass
+
+
+def check_whole(path: File, shape: ImageShape) -> None:
+    """As `check_header`, of every pixel."""
+    with _opened(path, shape) as picture:
+        picture.load()
 
 
 def normalise(pixels_CXY: Tensor, spec: ImageSpec) -> Tensor:
@@ -99,20 +110,20 @@ class ImageReader:
         self.cache_mb = cache_mb
         bytes_each = max(1, 3 * spec.size * spec.size)  # a model of text alone reads none
         self._room = max(0, cache_mb * 2**20 // bytes_each)
-        self._kept: OrderedDict[tuple[str, str], Tensor] = OrderedDict()
+        self._kept: OrderedDict[tuple[Image, ImageShape], Tensor] = OrderedDict()
 
     def __call__(self, image: Image, shape: ImageShape) -> Tensor:
         """float32 [3, size, size]: the preprocessed picture, edited. Errors as in `read_image`."""
-        pixels_CXY = normalise(self._picture(image.path, shape), self.spec)
+        pixels_CXY = normalise(self._picture(Image(image.path, part=image.part), shape), self.spec)
         return pixels_CXY if image.edit is None else image.edit(pixels_CXY)
 
-    def _picture(self, path: str, shape: ImageShape) -> Tensor:
-        key = (path, shape)
+    def _picture(self, image: Image, shape: ImageShape) -> Tensor:
+        key = (image, shape)
         picture_CXY = self._kept.get(key)
         if picture_CXY is not None:
             self._kept.move_to_end(key)
             return picture_CXY
-        picture_CXY = read_image(path, self.spec, shape)
+        picture_CXY = read_image(image, self.spec, shape)
         if self._room:
             self._kept[key] = picture_CXY
             if len(self._kept) > self._room:
@@ -128,16 +139,34 @@ def _constants(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Tensor,
     return torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
 
 
+def image_bytes(file: File) -> bytes:
+    """The picture file as it lies. Raises `UserError` as `read_image`, as far as bytes show it."""
+    image, name = _named(file)
+    with _telling(name), _bytes(image, name) as data:
+        return data.read()
+
+
 @contextmanager
-def _opened(path: str | os.PathLike[str], shape: ImageShape) -> Iterator[Pil.Image]:
+def _opened(file: File, shape: ImageShape) -> Iterator[Pil.Image]:
     """The picture with its header read and found good; whatever goes wrong inside, `UserError`."""
+    image, name = _named(file)
+    with _telling(name), _bytes(image, name) as data, Pil.open(data, formats=FORMATS) as picture:
+        _check_size(name, *picture.size, shape)
+        yield picture
+
+
+def _named(file: File) -> tuple[Image, str]:
+    """The place of a picture, and what messages call it."""
+    image = file if isinstance(file, Image) else Image(os.fspath(file))
+    part = image.part
+    return image, image.path if part is None else f"{image.path} (bytes {part[0]} to {sum(part)})"
+
+
+@contextmanager
+def _telling(path: str) -> Iterator[None]:
+    """Whatever goes wrong inside is told as a problem of the file `path`."""
     try:
-        # A pipe or device would block or never end: look before opening.
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise _problem("file", path, "no regular file", "a picture file")
-        with Pil.open(path, formats=FORMATS) as picture:
-            _check_size(path, *picture.size, shape)
-            yield picture
+        yield
     except UserError:
         raise
     except Pil.UnidentifiedImageError as error:
@@ -150,6 +179,29 @@ def _opened(path: str | os.PathLike[str], shape: ImageShape) -> Iterator[Pil.Ima
         code, reason = ("file", missing) if missing else ("broken", str(error))
         reason = reason or type(error).__name__
         raise _problem(code, path, reason, "a whole picture file") from error
+
+
+def _bytes(image: Image, path: str) -> BinaryIO:
+    """The file, or the part of one, that holds a picture."""
+    # A pipe or device would block or never end: it must neither be waited for nor read.
+    file = open(os.open(image.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: SIM115
+    try:
+        found = os.fstat(file.fileno())
+        offset, size = image.part or (0, found.st_size)
+        if not stat.S_ISREG(found.st_mode):
+            raise _problem("file", path, "no regular file", "a picture file")
+        if size > MAX_BYTES:
+            raise _problem("size", path, f"{size} bytes", f"at most {MAX_BYTES} bytes")
+        if image.part is None:
+            return file
+        data = os.pread(file.fileno(), size, offset)
+        if len(data) < size:
+            raise _problem("broken", path, f"{len(data)} bytes", f"{size} bytes")
+    except BaseException:
+        file.close()
+        raise
+    file.close()
+    return BytesIO(data)
 
 
 def _check_size(path: str | os.PathLike[str], width: int, height: int, shape: str) -> None:

@@ -6,20 +6,29 @@ worker counts may change between runs.
 
 from __future__ import annotations
 
+import math
+import threading
+import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
+from typing import TypeVar
 
 import torch
 from torch.utils.data import Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from lmmkit.batch import Step
+from lmmkit.data.bad_rows import BadRow
 from lmmkit.data.pipeline import Pipeline
-from lmmkit.errors import Problem, UserError
+from lmmkit.errors import MachineError, Problem, UserError
 
-TIMEOUT = 300  # seconds a worker may take for one step
+TIMEOUT = 300.0  # seconds a worker may take for one step
+Sifted = tuple[tuple[str, BadRow], ...]  # rows that were passed over, by source
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -33,32 +42,103 @@ class _Steps(Dataset):
     def __init__(self, pipeline: Pipeline):
         self.pipeline = pipeline
 
-    def __getitem__(self, index: int) -> Step | _Bad:
+    def __getitem__(self, index: int) -> tuple[Step, Sifted] | _Bad:
         try:
-            return self.pipeline.step(index)
+            return self.pipeline.sifted(index)
         except UserError as error:
             return _Bad(error.problems)
 
 
 def load_steps(
-    pipeline: Pipeline, start: int, stop: int, *, workers: int, worker_init: Callable[[int], None]
-) -> Iterator[Step]:
-    """Steps `start` to `stop - 1`. Raises `UserError` when a row or image turns out bad."""
+    pipeline: Pipeline, start: int, stop: int, *, workers: int, worker_init: Callable[[int], None],
+    sifted: Callable[[int, Sifted], None] = lambda index, bad: None, timeout: float = TIMEOUT,
+) -> Iterator[Step]:  # fmt: skip
+    """Steps `start` to `stop - 1`; `sifted` is told which rows of each were passed over.
+
+    Raises `UserError` when a row or image turns out bad, `MachineError` when a worker dies, or is
+    silent for `timeout` seconds.
+    """
     with warnings.catch_warnings():  # torchdata 0.11 calls what torch has made a deprecated no-op
         warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
         loader = StatefulDataLoader(
             _Steps(pipeline), batch_size=None, sampler=range(start, stop), num_workers=workers,
-            timeout=TIMEOUT if workers else 0, worker_init_fn=worker_init,
+            worker_init_fn=worker_init,
             multiprocessing_context="forkserver" if workers else None,
             generator=torch.Generator(),  # it draws a seed as it opens: not from what dropout draws from
         )  # fmt: skip
-    others = set(active_children())
+    for index, got in enumerate(_watched(loader, start, timeout), start):
+        if isinstance(got, _Bad):
+            raise UserError(got.problems)
+        step, bad = got
+        sifted(index, bad)
+        yield step
+
+
+def _watched(loader: Iterable[T], start: int, timeout: float) -> Iterator[T]:
+    """What the loader yields; what it raises where a worker was lost, as a `MachineError`."""
+    index, before = start, set(active_children())
     try:
-        for step in loader:
-            if isinstance(step, _Bad):
-                raise UserError(step.problems)
-            yield step
+        steps = iter(loader)
+        with _Watch(timeout, [each for each in active_children() if each not in before]) as watch:
+            while True:
+                with watch.waiting():
+                    got = next(steps, None)
+                if got is None:
+                    return
+                yield got
+                index += 1
+    except (RuntimeError, EOFError, ConnectionError) as error:
+        if isinstance(error, RuntimeError) and "DataLoader" not in str(error):
+            raise
+        raise _lost(error, index, timeout if watch.hung.is_set() else None) from error
     finally:
         # left early, one may be at a slow row, and it leaves signals to us: nobody is to wait for it
-        for worker in set(active_children()) - others:
+        for worker in set(active_children()) - before:
             worker.kill()
+
+
+def _lost(error: Exception, index: int, timeout: float | None) -> MachineError:
+    """What to say of a worker that is no more; `timeout`: it was silent for so long."""
+    where, want = f"data workers, at or before step {index + 1} of the stage", "a step from a data worker"
+    if timeout is not None:
+        mend = "See whether the file system hangs; resume, with `speed.workers` lowered if it was slow."
+        return MachineError(Problem("data/worker-hung", where, f"no answer for {timeout:g} s", want, mend))
+    said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    mend = "Probably memory: resume with `speed.workers` or `speed.image_cache_mb` lowered."
+    return MachineError(Problem("data/worker-died", where, f"a worker that died: {said}", want, mend))
+
+
+class _Watch:
+    """Ends workers that are waited for in vain. The loader's own timeout would also have to pass
+    before it looks whether a worker is still alive; without one it looks every five seconds."""
+
+    def __init__(self, timeout: float, workers: Sequence[BaseProcess]) -> None:
+        self.timeout, self.workers = timeout, workers
+        self.until = math.inf
+        self.hung, self._done = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> _Watch:
+        if self.workers:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *caught: object) -> None:
+        self._done.set()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """The time that counts."""
+        self.until = time.monotonic() + self.timeout
+        try:
+            yield
+        finally:
+            self.until = math.inf
+
+    def _look(self) -> None:
+        while not self._done.wait(min(1.0, self.timeout / 4)):
+            if time.monotonic() > self.until:
+                self.hung.set()
+                for worker in self.workers:
+                    worker.kill()
+                return

@@ -18,7 +18,7 @@ from lmmkit.errors import Problem, did_you_mean, raise_all
 
 def sample_rng(seed: int, instance: str, key: str, epoch: int) -> np.random.Generator:
     """The generator that plugin `instance` uses on sample `key` in `epoch`; the same everywhere."""
-    return np.random.Generator(_philox("sample", seed, instance, key, epoch))
+    return np.random.Generator(philox("sample", seed, instance, key, epoch))
 
 
 @dataclass
@@ -78,6 +78,12 @@ class Order:
         epoch, i = divmod(n, self.sizes[source])
         return source, epoch, int(self._permutation(source, epoch)[i])
 
+    def stand_in(self, source: str, epoch: int, row: int) -> int:
+        """The row that comes after `row` in this epoch of the source; after the last, the first."""
+        rows = self._permutation(source, epoch)
+        (i,) = np.flatnonzero(rows == row)
+        return int(rows[(i + 1) % len(rows)])
+
     def _counts(self, k: int) -> list[int]:
         """How many of the first `k` positions each source has."""
         at, known = self._kept.counts
@@ -97,7 +103,7 @@ class Order:
         at, known = self._kept.permutations.get(source, (-1, None))
         if at == epoch and known is not None:
             return known
-        draws = _philox("order", self.seed, source, epoch).random_raw(self.sizes[source])
+        draws = philox("order", self.seed, source, epoch).random_raw(self.sizes[source])
         rows = np.argsort(draws, kind="stable")
         self._kept.permutations[source] = (epoch, rows)
         return rows
@@ -112,7 +118,7 @@ def _next(counts: list[int], weights: list[float]) -> int:
     return due.index(min(due))
 
 
-def _philox(*parts: str | int) -> np.random.Philox:
+def philox(*parts: str | int) -> np.random.Philox:
     """A generator keyed by a hash of the parts, each told from its neighbour by its length."""
     spelt = [str(part).encode("utf-8", "surrogatepass") for part in parts]
     digest = hashlib.blake2b(digest_size=16)

@@ -14,6 +14,7 @@ from torch import Tensor
 from lmmkit.batch import Batch, Fill, Pick
 from lmmkit.calls import Sight
 from lmmkit.data.features import FeatureCache
+from lmmkit.errors import Problem, UserError
 from lmmkit.forest import Forest, arrange, grow
 from lmmkit.needs import AttnMass, Need, selector
 from lmmkit.parts import Term
@@ -63,6 +64,17 @@ class _Seen(NamedTuple):
 
 class ReadsImages(Protocol):
     def __call__(self, image: Image, shape: ImageShape) -> Tensor: ...
+
+
+class Unreadable(UserError):
+    """Pictures that do not read, each with its problem."""
+
+    def __init__(self, bad: Sequence[tuple[Image, Problem]]) -> None:
+        self.bad = tuple(bad)
+        super().__init__(problem for _, problem in bad)
+
+    def __reduce__(self):
+        return Unreadable, (self.bad,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +173,7 @@ class Packer:
             {}
             if self.features is None
             else {
-                i: self.features.name(image.path, shape)
+                i: self.features.name(image, shape)
                 for i, (image, shape) in enumerate(images)
                 if image.edit is None
             }
@@ -169,7 +181,7 @@ class Packer:
         found = {i: self.features.get(name) for i, name in names.items()} if self.features else {}
         known = {i: x for i, x in found.items() if x is not None}
         read = [i for i in range(len(images)) if i not in known]
-        pixels = [self.reader(*images[i]) for i in read]
+        pixels = self._read([images[i] for i in read])
         return _Seen(
             read=tuple(read),
             known=tuple(known),
@@ -179,6 +191,18 @@ class Packer:
             known_JND=torch.stack(list(known.values())) if known else None,
             unknown=tuple((at, names[i]) for at, i in enumerate(read) if i in names),
         )
+
+    def _read(self, pictures: Sequence[Picture]) -> list[Tensor]:
+        """Their pixels. Raises `Unreadable` with all that do not read."""
+        pixels, bad = [], []
+        for image, shape in pictures:
+            try:
+                pixels.append(self.reader(image, shape))
+            except UserError as error:
+                bad.append((image, error.problems[0]))
+        if bad:
+            raise Unreadable(bad)
+        return pixels
 
     def _origins(self, members, paths, total) -> tuple[Tensor, tuple[Fill, ...], list[Picture]]:
         """Token ids, fills, and the distinct (image, shape) in the order of their tokens."""

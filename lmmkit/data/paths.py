@@ -4,27 +4,53 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from lmmkit.errors import Problem, UserError
 
-_MEND = "Write the path relative to `images`."
+MEND = "Write the path relative to `images`."
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")  # also a Windows drive
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_PLAIN = re.compile(r"(?:[A-Za-z0-9_-][A-Za-z0-9_.-]*/)*[A-Za-z0-9_-][A-Za-z0-9_.-]*")
+
+
+def is_plain(path: str) -> bool:
+    """Whether the path is good at a glance; if not, `path_fault` has the word."""
+    return len(path) <= 255 and _PLAIN.fullmatch(path) is not None
+
+
+def path_fault(path: str) -> tuple[str, str, str] | None:
+    """(got, want, mend) if `path` is, as text, no relative path to a file below a folder."""
+    reason = _spelling(path)
+    return None if reason is None else fault(path, reason)
+
+
+def fault(path: str, reason: str) -> tuple[str, str, str]:
+    """(got, want, mend) of a path."""
+    return f"path {path[:80]!a}, {reason}", "a file below `images`", MEND
+
+
+@dataclass(frozen=True)
+class Listing:
+    """One folder of pictures: whether it lies inside the root, links resolved; names of its
+    regular files, and of its links."""
+
+    inside: bool
+    files: frozenset[str] = frozenset()
+    links: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRoot:
     """The folder `path`, absolute; `real` is where it truly lies.
 
-    A folder below it is looked into once, for where it leads and which of its files are links:
-    this costs one listing a folder, where resolving each path would cost minutes on a big set.
+    Its folders are listed, which costs one call for many pictures, where resolving each path
+    would cost minutes on a big set.
     """
 
     path: str
     real: str
-    _folders: dict[str, tuple[bool, frozenset[str]]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def open(cls, folder: Path) -> ImageRoot:
@@ -35,34 +61,26 @@ class ImageRoot:
             raise UserError(Problem("records/images", path, got, "a folder of pictures", "Mend `images`."))
         return cls(path=path, real=os.path.realpath(path))
 
-    def fault(self, path: str) -> tuple[str, str, str] | None:
-        """(got, want, mend) if `path` is no relative path to below the folder, links resolved."""
-        reason = _spelling(path)
-        if reason is None and not self._inside(path):
-            reason = "which a link leads out of the folder"
-        if reason is None:
-            return None
-        return f"path {path[:80]!a}, {reason}", f"a file below {self.path}", _MEND
-
-    def _inside(self, path: str) -> bool:
-        folder, _, name = path.rpartition("/")
-        known = self._folders.get(folder)
-        if known is None:
-            known = self._folders[folder] = self._look(folder)
-        inside, links = known
-        if not inside or name not in links:
-            return inside
-        return self._below(os.path.realpath(os.path.join(self.path, path)))
-
-    def _look(self, folder: str) -> tuple[bool, frozenset[str]]:
+    def list(self, folder: str) -> Listing:
+        """A folder below the root, by its relative path."""
         here = os.path.join(self.path, folder)
         if not self._below(os.path.realpath(here)):
-            return False, frozenset()
+            return Listing(False)
+        files, links = [], []
         try:
             with os.scandir(here) as entries:
-                return True, frozenset(entry.name for entry in entries if entry.is_symlink())
+                for entry in entries:
+                    if entry.is_symlink():
+                        links.append(entry.name)
+                    elif entry.is_file():
+                        files.append(entry.name)
         except OSError:
-            return True, frozenset()  # not there: `missing_images` says so
+            pass  # not there: its pictures are missing
+        return Listing(True, frozenset(files), frozenset(links))
+
+    def leads_out(self, path: str) -> bool:
+        """Whether a link takes the relative path out of the folder."""
+        return not self._below(os.path.realpath(os.path.join(self.path, path)))
 
     def _below(self, real: str) -> bool:
         return real == self.real or real.startswith(self.real.rstrip("/") + "/")

@@ -12,15 +12,19 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from lmmkit.batch import Step
+from lmmkit.data.bad_rows import BadRow
 from lmmkit.data.chat import AfterEos, lay_out, lay_out_prompt
+from lmmkit.data.group import Grouped
 from lmmkit.data.order import Order, sample_rng
-from lmmkit.data.pack import LaidOut, Packer, Tree
+from lmmkit.data.pack import LaidOut, Packer, Tree, Unreadable
 from lmmkit.data.records import Records
 from lmmkit.data.tokenizer import AnyTokenizer
 from lmmkit.errors import Problem, UserError
 from lmmkit.parts import AuxTask, TokenStrategy
 from lmmkit.sample import Sample, View
 from lmmkit.spans import Layout, merge, rows, truncate
+
+LOST = ("records/changed", "records/file")  # the whole file, not a row of it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +95,7 @@ class Pipeline:
     each of `world` ranks takes a stretch."""
 
     sources: Mapping[str, Records]
-    order: Order
+    order: Order | Grouped
     views: Views
     packer: Packer
     samples: int
@@ -108,16 +112,79 @@ class Pipeline:
 
     def step(self, index: int) -> Step:
         """The micro-batches of optimizer step `index`, from 0; samples in the order's order."""
-        dropped: Counter[str] = Counter()
-        trees = []
+        return self.sifted(index)[0]
+
+    def sifted(self, index: int) -> tuple[Step, tuple[tuple[str, BadRow], ...]]:
+        """Step `index`, and the bad rows met on the way to it, by source.
+
+        Where a source may skip, the row that comes next in the source's order stands in for a bad
+        one: what is known bad starts empty with each step, so that this too is a function of the
+        step's number and of the files.
+        """
+        bad: dict[tuple[str, int], BadRow] = {}
+        while True:
+            try:
+                step = self._packed(index, bad)
+                return step, tuple((source, row) for (source, _), row in bad.items())
+            except _Spoilt as spoilt:
+                bad |= spoilt.rows
+
+    def _packed(self, index: int, bad: Mapping[tuple[str, int], BadRow]) -> Step:
+        """The step without the rows `bad`. Raises `_Spoilt` for more of those."""
+        dropped: Counter[str] = Counter({"bad_rows": len(bad)} if bad else {})
+        trees, placed, spoilt = [], [], {}
         for k in self.positions(index):
-            source, epoch, row = self.order.at(k)
-            members = self.views.fitting(self.sources[source][row], epoch, dropped)
+            source, epoch, row = self._good(k, bad)
+            try:
+                sample = self.sources[source][row]
+            except UserError as error:
+                spoilt[source, row] = self._bad(source, row, "", "", error.problems[0])
+                continue
+            placed.append((source, row, sample))
+            members = self.views.fitting(sample, epoch, dropped)
             if members:
                 trees.append(self.packer.tree(members, source))
-        cuts = list(cut(trees, self.tokens)) or [[]]
-        packed = [self.packer.pack(part, dropped if i == 0 else {})[0] for i, part in enumerate(cuts)]
+        packed = []
+        for i, part in enumerate(list(cut(trees, self.tokens)) or [[]]):
+            try:
+                packed.append(self.packer.pack(part, dropped if i == 0 else {})[0])
+            except Unreadable as error:
+                spoilt |= self._unreadable(placed, error)
+        if spoilt:
+            raise _Spoilt(spoilt)
         return tuple(packed)
+
+    def _good(self, k: int, bad: Mapping[tuple[str, int], BadRow]) -> tuple[str, int, int]:
+        """What stands at position k, or stands in there for bad rows."""
+        source, epoch, row = self.order.at(k)
+        for _ in range(len(bad) + 1):
+            if (source, row) not in bad:
+                return source, epoch, row
+            row = self.order.stand_in(source, epoch, row)
+        raise UserError([each.problem() for (name, _), each in bad.items() if name == source])
+
+    def _unreadable(self, placed, error: Unreadable) -> dict[tuple[str, int], BadRow]:
+        """The rows that asked for pictures which do not read."""
+        problems = {(image.path, image.part): problem for image, problem in error.bad}
+        return {
+            (source, row): self._bad(source, row, sample.key, "image", problems[image.path, image.part])
+            for source, row, sample in placed
+            for image in sample.images
+            if (image.path, image.part) in problems
+        }
+
+    def _bad(self, source: str, row: int, said: str, key: str, problem: Problem) -> BadRow:
+        """A row to pass over. Raises `UserError` where its source has none to spare."""
+        records = self.sources[source]
+        if records.bad_rows.kind == "error" or problem.code in LOST:
+            where = f"{records.where(row)}, {problem.where}" if key else problem.where
+            raise UserError(replace(problem, where=where))
+        return records.bad(row, said, key, problem)
+
+
+class _Spoilt(Exception):
+    def __init__(self, rows: Mapping[tuple[str, int], BadRow]) -> None:
+        self.rows = rows
 
 
 def cut(trees: Iterable[Tree], tokens: int) -> Iterable[Sequence[Tree]]:

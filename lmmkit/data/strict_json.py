@@ -1,21 +1,26 @@
-"""Rows of a JSON list or a JSONL file, each with its line, and nothing accepted that is not JSON.
+"""Strict JSON: what Python's parser lets pass is a problem here, told with its place.
 
-Python's parser takes duplicate keys, NaN, numbers without end and half surrogates; here they are
-problems. A bad row does not hide the rows behind it, as far as those can still be made out.
+Python takes duplicate keys, NaN, numbers without end and half surrogates. `Window` reads a text
+piece by piece, so that a file of any size costs a few megabytes.
 """
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
+import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 from lmmkit.errors import Problem, UserError
 
 MAX_DIGITS = 20  # enough for 64 bits; Python refuses to read more than some thousands at all
+MAX_ROW = 32 * 2**20  # characters of one value; the longest conversation, escaped, takes a third
+BLOCK = 2**20
+TOO_DEEP = "nested too deeply"
 _GAP = re.compile(r"[ \t\n\r]*")
 _MARKS = (
     (b"\x1f\x8b", "a gzip archive", "Unpack it."),
@@ -25,32 +30,10 @@ _MARKS = (
     (b"\xfe\xff", "UTF-16", "Save it as UTF-8."),
 )
 
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """A row of the file: its index from 0, its line from 1, its value, and what is wrong in it.
-
-    `faults` are (what was found, what was wanted); a row that has any has no usable value.
-    """
-
-    index: int
-    line: int
-    value: object = None
-    faults: tuple[tuple[str, str], ...] = ()
+Faults = tuple[tuple[str, str], ...]  # what was found, what was wanted
 
 
-def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of `path`: lines if its name ends in .jsonl, else the items of one JSON list.
-
-    Raises `UserError` before the first row if the file is missing or no UTF-8 text. What is no
-    list, or ends too early, shows as a last row with faults.
-    """
-    text = _text(path)
-    parser = _Parser()
-    return _lines(text, parser) if path.suffix == ".jsonl" else _items(text, parser)
-
-
-class _Parser:
+class Parser:
     """Python's scanner with hooks that note what it would let pass."""
 
     def __init__(self) -> None:
@@ -62,13 +45,13 @@ class _Parser:
             parse_float=self._float,
         )
 
-    def at(self, text: str, start: int) -> tuple[object, int, tuple[tuple[str, str], ...]]:
+    def at(self, text: str, start: int) -> tuple[object, int, Faults]:
         """(value, end, faults) of the JSON value at `start`; `JSONDecodeError` if there is none."""
         self.faults = []
         try:
             value, end = self.decoder.raw_decode(text, start)
         except RecursionError:
-            raise json.JSONDecodeError("nested too deeply", text, start) from None
+            raise json.JSONDecodeError(TOO_DEEP, text, start) from None
         return value, end, tuple(self.faults)
 
     def _object(self, pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -96,87 +79,131 @@ class _Parser:
         return value
 
 
-def _items(text: str, parser: _Parser) -> Iterator[Row]:
-    at = _skip(text, 0)
-    line, counted, index = 1, 0, 0
-    if text[at : at + 1] != "[":
-        line += text.count("\n", 0, at)
-        found = repr(text[at : at + 20]) if text[at:] else "nothing"
-        yield Row(index=0, line=line, faults=((found, "a JSON list; JSONL is named .jsonl"),))
-        return
-    at = _skip(text, at + 1)
-    closed = text[at : at + 1] == "]"
-    if closed:
-        at = _skip(text, at + 1)
-    while not closed:
-        line += text.count("\n", counted, at)
-        counted = at
-        try:
-            value, at, faults = parser.at(text, at)
-        except json.JSONDecodeError as error:
-            yield Row(index=index, line=error.lineno, faults=(_broken(error),))
-            return
-        yield Row(index=index, line=line, value=value, faults=faults)
-        index += 1
-        at = _skip(text, at)
-        closed = text[at : at + 1] == "]"
-        if not closed and text[at : at + 1] != ",":
-            line += text.count("\n", counted, at)
-            found = repr(text[at : at + 20]) if text[at:] else "the end of the file"
-            yield Row(index=index, line=line, faults=((found, "`,` or `]` after a row"),))
-            return
-        at = _skip(text, at + 1)
-    if at != len(text):
-        line += text.count("\n", counted, at)
-        found = repr(text[at : at + 20])
-        yield Row(index=index, line=line, faults=((found, "nothing after the list"),))
-
-
-def _lines(text: str, parser: _Parser) -> Iterator[Row]:
-    index = 0
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip(" \t\r"):
-            yield _line(line, parser, index, number)
-            index += 1
-
-
-def _line(line: str, parser: _Parser, index: int, number: int) -> Row:
-    try:
-        value, end, faults = parser.at(line, _skip(line, 0))
-    except json.JSONDecodeError as error:
-        return Row(index=index, line=number, faults=(_broken(error),))
-    if (end := _skip(line, end)) != len(line):
-        faults += ((repr(line[end : end + 20]), "one value a line"),)
-    return Row(index=index, line=number, value=value, faults=faults)
-
-
-def _broken(error: json.JSONDecodeError) -> tuple[str, str]:
-    return f"broken JSON at column {error.colno}: {error.msg}", "JSON"
-
-
-def _skip(text: str, at: int) -> int:
+def skip(text: str, at: int) -> int:
+    """Where the blanks at `at` end."""
     gap = _GAP.match(text, at)
     return gap.end() if gap else at
 
 
-def _text(path: Path) -> str:
-    def refuse(where: str, got: str, want: str, mend: str) -> UserError:
-        return UserError(Problem("records/file", where, got, want, mend))
+class Window:
+    """The characters of a UTF-8 file from a place on that only moves ahead.
 
+    `text[at:]` is what is at hand; `line` and `offset` (bytes) are of the character at `at`,
+    `column` counts the characters before `text` in its line. `crc` and `size` are of the bytes
+    read so far.
+
+    Raises `UserError` where the file is missing, no regular file, or no UTF-8 text.
+    """
+
+    def __init__(self, path: Path, progress: Callable[[int], None] | None = None) -> None:
+        self.path, self.progress = path, progress or (lambda size: None)
+        self.text, self.at = "", 0
+        self.line, self.offset, self.column = 1, 0, 0
+        self.crc = self.size = self._newlines = 0
+        self.done = False
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self.file = open_regular(path)
+        self.more()
+
+    def __enter__(self) -> Window:
+        return self
+
+    def __exit__(self, *caught: object) -> None:
+        self.file.close()
+
+    def more(self) -> bool:
+        """Reads on, as much again as is at hand; False at the end of the file."""
+        if self.done:
+            return False
+        data = self._read(max(BLOCK, len(self.text) - self.at))
+        if not self.size:
+            self._check_mark(data)
+        self.done = not data
+        pending = len(self._decoder.getstate()[0])
+        try:
+            text = self._decoder.decode(data, final=self.done)
+        except UnicodeDecodeError as error:
+            offset, before = self.size - pending + error.start, error.object[: error.start]
+            got = f"byte 0x{error.object[error.start]:02x} at offset {offset}, which is no UTF-8"
+            line = self._newlines + before.count(b"\n") + 1
+            raise refused(f"{self.path}:{line}", got, "JSON in UTF-8", "Save it as UTF-8.") from error
+        if self.done:
+            return False
+        gone = self.text[: self.at]
+        self.column = len(gone) - gone.rfind("\n") - 1 + (self.column if "\n" not in gone else 0)
+        self.text, self.at = self.text[self.at :] + text, 0
+        self.crc, self.size = zlib.crc32(data, self.crc), self.size + len(data)
+        self._newlines += data.count(b"\n")
+        self.progress(self.size)
+        return True
+
+    def _read(self, n: int) -> bytes:
+        try:
+            return self.file.read(n)
+        except OSError as error:
+            raise refused(
+                str(self.path), error.strerror or str(error), "a file to read", "Mend it."
+            ) from error
+
+    def _check_mark(self, data: bytes) -> None:
+        for mark, got, mend in _MARKS:
+            if data.startswith(mark):
+                raise refused(f"{self.path}:1", got, "JSON in UTF-8", mend)
+
+    def take(self, end: int) -> int:
+        """Moves to `end` of `text`; the bytes passed over."""
+        passed = self.text[self.at : end]
+        size = len(passed) if passed.isascii() else len(passed.encode())
+        self.line += passed.count("\n")
+        self.offset += size
+        self.at = end
+        return size
+
+    def peek(self) -> str:
+        """The next character that is no blank, which is moved to; empty at the end."""
+        while True:
+            self.take(skip(self.text, self.at))
+            if self.at < len(self.text) or not self.more():
+                return self.text[self.at : self.at + 1]
+
+    def next_line(self) -> str | None:
+        """The rest of the line, without its end; None where it goes beyond MAX_ROW."""
+        searched = self.at
+        while (end := self.text.find("\n", searched)) < 0:
+            if len(self.text) - self.at > MAX_ROW:
+                return None
+            searched = len(self.text) - self.at
+            if not self.more():
+                end = len(self.text)
+                break
+        return self.text[self.at : end]
+
+    def value(self, parser: Parser) -> tuple[object, int, Faults]:
+        """(value, where in `text` it ends, faults) of what stands here; as `Parser.at`."""
+        while True:
+            try:
+                value, end, faults = parser.at(self.text, self.at)
+            except json.JSONDecodeError as error:
+                known = error.msg == TOO_DEEP or len(self.text) - self.at > MAX_ROW
+                if known or not self.more():
+                    raise
+                continue
+            if end < len(self.text) or not self.more():  # a number at the very end may go on
+                return value, end, faults
+
+
+def open_regular(path: Path):
+    """The file, opened for reading bytes. Raises `UserError` for what is none."""
     try:
         if not path.is_file():
             got = "no regular file" if path.exists() else "no such file"
-            raise refuse(str(path), got, "a JSON or JSONL file", "Mend `records`.")
-        data = path.read_bytes()
+            raise refused(str(path), got, "a JSON or JSONL file", "Mend `records`.")
+        return open(path, "rb", buffering=0)
     except (OSError, ValueError) as error:
         got = getattr(error, "strerror", None) or str(error)
-        raise refuse(str(path), got, "a file to read", "Mend `records`.") from error
-    for mark, got, mend in _MARKS:
-        if data.startswith(mark):
-            raise refuse(f"{path}:1", got, "JSON in UTF-8", mend)
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        got = f"byte 0x{data[error.start]:02x} at offset {error.start}, which is no UTF-8"
-        raise refuse(f"{path}:{line}", got, "JSON in UTF-8", "Save it as UTF-8.") from error
+        raise refused(os.fspath(path), got, "a file to read", "Mend `records`.") from error
+
+
+def refused(where: str, got: str, want: str, mend: str) -> UserError:
+    """A file as a whole that cannot be read."""
+    return UserError(Problem("records/file", where, got, want, mend))

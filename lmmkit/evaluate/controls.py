@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lmmkit.data.images import Blank
-from lmmkit.sample import Image, Sample
+from lmmkit.sample import Sample
 
 
 def blank(samples: Sequence[Sample], *, edit: Blank) -> list[Sample]:
     """Every image replaced by one of a single colour."""
-    return [replace(s, images=tuple(Image(image.path, edit) for image in s.images)) for s in samples]
+    return [replace(s, images=tuple(replace(image, edit=edit) for image in s.images)) for s in samples]
 
 
 def swapped(samples: Sequence[Sample]) -> list[Sample]:

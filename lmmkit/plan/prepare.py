@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar, cast
 
+from lmmkit.data.bad_rows import Policy
+from lmmkit.data.group import Grouped
 from lmmkit.data.images import ImageReader
 from lmmkit.data.order import Order
 from lmmkit.data.pack import Packer
 from lmmkit.data.pipeline import Pipeline, Views
-from lmmkit.data.records import Records, missing_images, open_records
+from lmmkit.data.records import Records, open_records, too_many_missing
 from lmmkit.data.tokenizer import AnyTokenizer, open_tokenizer
 from lmmkit.dims import Dims
 from lmmkit.errors import Problem, UserError, raise_all
@@ -19,7 +21,7 @@ from lmmkit.plan import facts
 from lmmkit.plan.compile import StagePlan, compile_plan, speaking_plan
 from lmmkit.plan.components import Parts, build_parts
 from lmmkit.plan.origins import Origin, resolve
-from lmmkit.recipe import Recipe, flow_text, to_mapping
+from lmmkit.recipe import Batch, Recipe, flow_text, to_mapping
 
 MISSING_SHOWN = 20
 T = TypeVar("T")
@@ -72,10 +74,17 @@ class Prepared:
         if total < 1:
             raise UserError(_no_step(self.recipe, stage, order.len_epoch))
         return Pipeline(
-            sources={name: self.sources[name] for name in section.data}, order=order,
+            sources={name: self.sources[name] for name in section.data},
+            order=self._grouped(order, section.batch, total),
             views=self.views(stage), packer=self.packer(stage), samples=samples,
             tokens=self.recipe.speed.tokens, total=total,
         )  # fmt: skip
+
+    def _grouped(self, order: Order, batch: Batch, total: int) -> Order | Grouped:
+        if batch.group == "none":
+            return order
+        words = {name: self.sources[name].words_N for name in order.weights}
+        return Grouped(order, words, samples=batch.samples, total=total, alike=batch.group == "length")
 
     def steps(self, stage: str) -> int:
         """Optimizer steps of a stage."""
@@ -199,21 +208,29 @@ def _open_tokenizer(recipe: Recipe, mute: bool) -> AnyTokenizer:
 
 
 def open_sources(recipe: Recipe, names: Iterable[str]) -> dict[str, Records]:
-    """The records of these sources, every row checked and every picture file there."""
+    """The records of these sources, every row checked and every picture file there, as far as the
+    source asks for that."""
     problems: list[Problem] = []
     sources = {}
     for name in names:
-        section = recipe.data[name]
         try:
-            sources[name] = open_records(
-                name, records=recipe.path(section.records), images=recipe.path(section.images),
-                template=section.template, image_shape=section.image_shape,
-            )  # fmt: skip
-            problems += missing_images(sources[name], limit=MISSING_SHOWN)
+            sources[name] = open_source(recipe, name)
+            problems += too_many_missing(sources[name], MISSING_SHOWN)
         except UserError as error:
             problems += error.problems
     raise_all(problems)
     return sources
+
+
+def open_source(recipe: Recipe, name: str) -> Records:
+    """The records of one source, rows checked."""
+    section = recipe.data[name]
+    return open_records(
+        name, records=recipe.path(section.records),
+        images=None if section.images is None else recipe.path(section.images),
+        template=section.template, image_shape=section.image_shape,
+        bad_rows=Policy(section.bad_rows, section.bad_share),
+    )  # fmt: skip
 
 
 def not_yet(recipe: Recipe) -> list[Problem]:

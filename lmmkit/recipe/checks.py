@@ -13,7 +13,7 @@ from lmmkit.errors import did_you_mean
 from lmmkit.recipe.model import Model, TextFrom, TextScratch, VisionFrom, VisionScratch, VisionTimm
 from lmmkit.recipe.places import Fault
 from lmmkit.recipe.schema import Task
-from lmmkit.recipe.stage import Length, Stage, Train, Validate, Weight
+from lmmkit.recipe.stage import Length, Source, Stage, Train, Validate, Weight
 
 RESERVED = ("next_token", "main")  # the core's own term and view
 
@@ -125,6 +125,15 @@ def _known(key: str, name: str, known: tuple[str, ...], section: str) -> Iterato
         yield Fault(key, "unknown-name", f"`{name}`", f"a name under {section}", did_you_mean(name, known))
 
 
+def check_source(source: Source, key: str, names: Names) -> Iterator[Fault]:
+    """A records file comes with a folder of pictures; shards hold their own."""
+    if (source.kind == "llava") == (source.images is None):
+        want = "a folder of pictures" if source.images is None else "no `images`: shards hold their own"
+        got = f"kind {source.kind} {'without' if source.images is None else 'with'} `images`"
+        mend = "Add `images`." if source.images is None else "Take `images` out."
+        yield Fault(f"{key}.images" if source.images else key, "conflict", got, want, mend)
+
+
 def check_sources(data: Mapping[str, float], key: str, names: Names) -> Iterator[Fault]:
     """A stage's sources exist."""
     for source in data:
@@ -230,6 +239,7 @@ RULES: dict[str, Callable[[Any, str, Names], Iterator[Fault]]] = {
     "model.text": check_text,
     "model": check_model,
     "plugins": check_plugins,
+    "data.*": check_source,
     "stages.*.data": check_sources,
     "stages.*.length": check_length,
     "stages.*.train": check_train,

@@ -15,24 +15,31 @@ from lmmkit.recipe.model import ImageShape, TemplateName
 
 @section
 class Source:
-    """A record file and its folder of images, and the template its turns are written in."""
+    """A record file and its folder of images, or shards that hold both, and the template its turns
+    are written in. `bad_rows`: whether one stops the run, or is passed over with another in its
+    place, as long as they are no more than `bad_share` of the rows, or ten.
+    """
 
-    kind: Literal["llava"]
+    kind: Literal["llava", "webdataset"]
     records: k.Text
-    images: k.Text
+    images: k.Text | None = None  # for `llava`
     template: TemplateName
     image_shape: ImageShape
+    bad_rows: Literal["error", "skip"] = "error"
+    bad_share: k.Below1 = 0.001
 
 
 @section
 class Batch:
     """`samples` make one optimizer step, over all ranks. `too_long`: what a sample above the
-    context does. `tail`: whether the short last batch of an epoch is a step or left out.
+    context does. `tail`: whether the short last batch of an epoch is a step or left out. `group`:
+    whether a step's rows are alike: all with or all without pictures, and of like length.
     """
 
     samples: k.Count
     too_long: Literal["error", "truncate", "drop"] = "error"
     tail: Literal["keep", "drop"] = "keep"
+    group: Literal["none", "modality", "length"] = "none"
 
 
 @section

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lmmkit.data.pipeline import Pipeline
-from lmmkit.errors import Problem
+from lmmkit.errors import Problem, UserError
 from lmmkit.training.step import Report
 
 WINDOW = 128  # finite steps that a spike is measured against, as OLMo-core does
@@ -85,11 +85,17 @@ def record(
 
 
 def rows_of(pipeline: Pipeline, index: int) -> dict[str, list[str]]:
-    """The keys of the samples of optimizer step `index`, from 0, by source."""
+    """The keys of the samples of optimizer step `index`, from 0, by source; of a row that is passed over,
+    its place."""
     found: dict[str, list[str]] = {}
     for k in range(index * pipeline.samples, min((index + 1) * pipeline.samples, pipeline.total)):
         source, _, row = pipeline.order.at(k)
-        found.setdefault(source, []).append(pipeline.sources[source][row].key)
+        records = pipeline.sources[source]
+        try:
+            key = records[row].key
+        except UserError:
+            key = records.where(row)
+        found.setdefault(source, []).append(key)
     return found
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 
 from lmmkit import assemble
+from lmmkit.batch import Step
+from lmmkit.data.bad_rows import Ledger
 from lmmkit.data.features import FeatureCache, digest
 from lmmkit.data.loader import load_steps
 from lmmkit.data.pipeline import Pipeline
@@ -151,6 +153,7 @@ def run_stage(
         if validator.done != at.step:
             log(validator(at, run, progress.say))
 
+    ledger, passed = _ledger(pipeline, position, run, ranks), []
     objective.train()
     assemble.recompute(objective, recipe.speed)
     stopping = False
@@ -163,8 +166,11 @@ def run_stage(
             Every(recipe.output.save_every, saver),
         )
         batches = load_steps(
-            pipeline, position.stage_step, steps, workers=recipe.speed.workers, worker_init=ignore_in_worker
-        )
+            pipeline, position.stage_step, steps, workers=recipe.speed.workers, worker_init=ignore_in_worker,
+            sifted=lambda index, found: passed.extend(found),
+        )  # fmt: skip
+        if ranks.alone:  # of several, the others would have to save too
+            batches = _saving(batches, lambda: saver.now(position))
         if position.stage_step:  # a stop may have come before this step's validation was through
             stopping = not _through(entries[1:2], position, steps)
         clock = time.perf_counter()
@@ -192,6 +198,9 @@ def run_stage(
                     saver.now(position)
                     rows = anomalies.rows_of(pipeline, position.stage_step - 1)
                     raise UserError(anomalies.exhausted(position.step, position.stage, watch, report, rows))
+            if report.dropped.get("bad_rows"):
+                ledger.add(position.stage_step - 1, [row for rows in ranks.gather(passed) for row in rows])
+                passed.clear()
             idle.check(report, position)
             progress.update(position.stage_step, tokens=report.tokens, loss=report.loss)
             stopping = stop.agreed(ranks)  # read once: what is not saved for must not stop us
@@ -225,6 +234,27 @@ def _note(
         file.write(anomalies.record(at.step, at.stage, kind, of, report, rows))
     done = "; nothing was updated" if kind == "not-finite" else ""
     say(f"step {at.step}: {kind} {', '.join(of)}{done} (anomalies.jsonl has the rows)")
+
+
+def _ledger(pipeline: Pipeline, at: Position, run: RunDir, ranks: Ranks) -> Ledger:
+    """The list of the rows this stage passes over."""
+    weights = pipeline.order.weights
+    ledger = Ledger(
+        path=run.bad_rows, stage=at.stage, before=at.step - at.stage_step, writes=ranks.first,
+        policies={name: records.bad_rows for name, records in pipeline.sources.items()},
+        seen={name: pipeline.samples * w / sum(weights.values()) for name, w in weights.items()},
+    )  # fmt: skip
+    ledger.open(at.step, {name: records.rows.index.bad for name, records in pipeline.sources.items()})
+    return ledger
+
+
+def _saving(batches: Iterator[Step], save: Callable[[], None]) -> Iterator[Step]:
+    """The steps; before an error of the machine goes on its way, what was learned is saved."""
+    try:
+        yield from batches
+    except MachineError:
+        save()
+        raise
 
 
 def feature_cache(

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lmmkit.data.pack import LaidOut
+from lmmkit.data.pack import LaidOut, Unreadable
 from lmmkit.dims import ImageSpec
 from lmmkit.model.attend import ALL, Attend, Heads, Turn, turned
 from lmmkit.model.attention import attention_map
@@ -38,7 +38,10 @@ def stage_pictures(
         if sample.images:
             view = View(sample=sample, learn=True)
             layout = pipeline.views.lay_out(view)
-            picture, map_XY = look(prepared, objective, stage, LaidOut(view, layout), device)
+            try:
+                picture, map_XY = look(prepared, objective, stage, LaidOut(view, layout), device)
+            except Unreadable:  # the step had another row in its place
+                continue
             return out | {"attention/image": picture, "attention/response_to_image": overlay(picture, map_XY)}
     return out
 

@@ -15,13 +15,11 @@ from pathlib import Path
 
 import torch
 
-from lmmkit.data.records import Records, pictures_digest
 from lmmkit.errors import Problem, raise_all
 from lmmkit.plan.explain import plan_text
 from lmmkit.plan.prepare import Prepared
 from lmmkit.recipe import diff, digest, dump, read_recipe
 from lmmkit.rundir import RunDir, read_json, write_json_atomic, write_text_atomic
-from lmmkit.training import manifest
 from lmmkit.training.log import MetricsLog
 
 ACCEPT = "--accept-data-change"
@@ -82,7 +80,7 @@ def identity(prepared: Prepared) -> dict:
         "format": 1,
         "recipe": digest(recipe),
         "plans": {stage: plan.digest for stage, plan in prepared.plans.items()},
-        "data": {name: _data_identity(prepared.sources[name]) for name in sorted(learned)},
+        "data": {name: prepared.sources[name].identity() for name in sorted(learned)},
         "plugins": {name: prepared.parts.origin(name) for name in prepared.parts.components},
         "observers": list(prepared.parts.door.observers),
         "root": str(Path(recipe.root).resolve()),
@@ -94,17 +92,6 @@ def _write(run: RunDir, prepared: Prepared) -> None:
     write_text_atomic(run.resolved, dump(prepared.recipe))
     write_text_atomic(run.plan, plan_text(prepared))
     write_json_atomic(run.run_json, identity(prepared))
-
-
-def _data_identity(records: Records) -> dict[str, object]:
-    """What tells a source from another of as many rows. Where it lies does not matter."""
-    return {
-        "rows": len(records),
-        "records": f"{records.path.stat().st_size} bytes, crc32 {manifest.crc32(records.path):08x}",
-        "pictures": pictures_digest(records),
-        "template": records.template,
-        "image_shape": records.image_shape,
-    }
 
 
 def _refused(run: RunDir, change: Change) -> Problem:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmmkit.ext import AuxTask, Ctx, Dims, HiddenAt, HiddenMean, Image, Reading, Sample, Sel, View
+from lmmkit.ext import AuxTask, Ctx, Dims, HiddenAt, HiddenMean, Reading, Sample, Sel, View
 
 from .permutations import permutations
 
@@ -66,7 +66,7 @@ class ImageOrder(AuxTask):
             return []
         table = permutations(self.grid**2, self.permutations, self.seed, self.choose)
         k = int(rng.integers(len(table)))
-        first = Image(sample.images[0].path, Shuffle(self.grid, table[k]))
+        first = replace(sample.images[0], edit=Shuffle(self.grid, table[k]))
         shuffled = replace(sample, images=(first, *sample.images[1:]))
         return [View(sample=shuffled, labels={"permutation": k})]
 

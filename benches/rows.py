@@ -1,0 +1,162 @@
+"""Data at scale, measured: python -m benches.rows [--rows 1000000] [--keep DIR]
+
+One pass over a LLaVA JSON of so many rows, opening it again, what a data worker holds beyond one on
+ten rows, rows and picture headers a second. Prints one JSON object; exits 1 where a bound is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from lmmkit.data.images import check_header
+from lmmkit.data.json_rows import stream
+from lmmkit.data.loader import load_steps
+from lmmkit.data.records import open_records
+from lmmkit.data.rows import RowReader, measure
+from lmmkit.plan.prepare import prepare
+from lmmkit.recipe import Recipe, read_text
+from lmmkit.scenes import write_scenes
+from lmmkit.training.signals import ignore_in_worker
+from tests.conftest import MODEL, REST, STAGES, WEIGHTLESS
+
+BOUNDS = {
+    "open_s": ("at most", 2.0),
+    "worker_extra_mb": ("at most", 200.0),
+    "validate_rows_per_s": ("at least", 100_000),
+    "headers_per_s": ("at least", 5_000),
+}
+
+
+def write_rows(path: Path, count: int, pictures: list[str]) -> None:
+    """LLaVA rows: captions of 30 words on average, one in ten a conversation of five questions."""
+    rng = random.Random(0)
+    words = ["".join(rng.choices("abcdefghijklmnop", k=rng.randrange(2, 9))) for _ in range(2000)]
+
+    def said(n: int) -> str:
+        return " ".join(rng.choices(words, k=n))
+
+    with open(path, "w") as file:
+        for i in range(count):
+            turns = []
+            for j in range(5 if i % 10 == 0 else 1):
+                turns.append({"from": "human", "value": "<image>\n" * (j == 0) + said(10)})
+                turns.append({"from": "gpt", "value": said(rng.randrange(10, 30))})
+            row = {"id": f"{i:09d}", "image": pictures[i % len(pictures)], "conversations": turns}
+            file.write(("[" if i == 0 else ",\n") + json.dumps(row))
+        file.write("]\n")
+
+
+def recipe(root: Path, rows: str) -> Recipe:
+    """The tests' plain recipe, its questions being those rows."""
+    text = MODEL + "".join(
+        f"    losses: {WEIGHTLESS}\n" if "losses:" in line else line
+        for line in STAGES.splitlines(keepends=True)
+    )
+    text += REST[REST.index("output:") :]
+    overrides = [f"data.questions.records={rows}", "speed.workers=2", "model.text.context=1024"]
+    return read_text(text, name="rows.yaml", overrides=overrides, root=root)
+
+
+def uss(pid: int) -> float:
+    """Megabytes that only this process holds."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
+
+
+def workers_uss(root: Path, rows: str) -> float:
+    """Of the larger of two data workers, after 20 steps."""
+    prepared = prepare(recipe(root, rows), data=["questions", "captions"])
+    before = children()
+    steps = load_steps(prepared.pipeline("finetune"), 0, 40, workers=2, worker_init=ignore_in_worker)
+    for _ in range(20):
+        next(steps)
+    found = max(uss(pid) for pid in children() - before if is_worker(pid))
+    steps.close()  # type: ignore[attr-defined]
+    return found
+
+
+def children() -> set[int]:
+    """All processes below this one."""
+    parent = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                stat = (entry / "stat").read_text()
+            except OSError:
+                continue
+            parent[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
+    found: set[int] = {os.getpid()}
+    while more := {pid for pid, up in parent.items() if up in found} - found:
+        found |= more
+    return found - {os.getpid()}
+
+
+def is_worker(pid: int) -> bool:
+    """Whether the process has torch in it, as a data worker does and its helpers do not."""
+    return "libtorch_cpu" in Path(f"/proc/{pid}/maps").read_text() and uss(pid) > 20
+
+
+def seconds(do) -> float:
+    """What one call takes."""
+    begin = time.perf_counter()
+    do()
+    return time.perf_counter() - begin
+
+
+def figures(root: Path, count: int) -> dict[str, float]:
+    """Every figure."""
+    write_scenes(root, count=120, heldout=24, seed=3)
+    pictures = sorted(str(path.relative_to(root)) for path in (root / "images" / "train").iterdir())
+    write_rows(root / "many.json", count, pictures)
+    write_rows(root / "few.json", 10, pictures)
+    options = {"images": root, "template": "vicuna_v1", "image_shape": "pad"}
+    found = {"rows": count, "mb": os.path.getsize(root / "many.json") / 1e6}
+    found["first_pass_s"] = seconds(lambda: open_records("m", records=root / "many.json", **options))
+    found["open_s"] = seconds(lambda: open_records("m", records=root / "many.json", **options)[count // 2])
+    rows = [row for row, _ in zip(stream(root / "many.json"), range(20_000), strict=False)]
+    found["validate_rows_per_s"] = len(rows) / min(
+        seconds(lambda: [measure(row, "vicuna_v1") for row in rows]) for _ in range(5)
+    )
+    found["close_look_rows_per_s"] = len(rows) / seconds(
+        lambda: [RowReader(template="vicuna_v1").read(row) for row in rows]
+    )
+    paths = [root / path for path in pictures] * 10
+    found["headers_per_s"] = len(paths) / min(
+        seconds(lambda: [check_header(path, "pad") for path in paths]) for _ in range(5)
+    )
+    few = workers_uss(root, "few.json")
+    found["worker_ten_rows_mb"], found["worker_extra_mb"] = few, workers_uss(root, "many.json") - few
+    return found
+
+
+def main() -> None:
+    """Runs, prints, judges."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--keep", type=Path)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["LMMKIT_CACHE"] = str(Path(folder) / "cache")
+        found = figures(asked.keep or Path(folder) / "data", asked.rows)
+    print(json.dumps({name: round(value, 2) for name, value in found.items()}, indent=2))
+    sense = {"at most": lambda got, most: got <= most, "at least": lambda got, least: got >= least}
+    missed = [name for name, (word, bound) in BOUNDS.items() if not sense[word](found[name], bound)]
+    for name in missed:
+        print(
+            f"missed: {name} {found[name]:.1f}, want {BOUNDS[name][0]} {BOUNDS[name][1]:g}", file=sys.stderr
+        )
+    sys.exit(bool(missed))
+
+
+if __name__ == "__main__":
+    main()

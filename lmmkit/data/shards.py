@@ -1,0 +1,270 @@
+"""WebDataset shards as a source: tar files whose members `KEY.json` and `KEY.jpg` are a row.
+
+A row of several pictures has `KEY.0.jpg`, `KEY.1.jpg`, in the order of its markers. Members are paired
+by the package's own rule. An index of where they lie makes any row as near as any other, so that the
+order stays a function of its position. Pictures are read out of the shards; nothing is unpacked.
+"""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from lmmkit.data.bad_rows import BadRow
+from lmmkit.data.index import BAD_KEPT, Index, open_index
+from lmmkit.data.json_rows import Row, row_of
+from lmmkit.data.rows import RowReader, measured
+from lmmkit.data.strict_json import MAX_ROW
+from lmmkit.data.tar import Member, members
+from lmmkit.errors import MachineError, Problem, UserError
+from lmmkit.sample import Image
+
+ROW = np.dtype([("shard", "<u4"), ("offset", "<u8"), ("length", "<u8"), ("row", "<u8"), ("words", "<i4"),
+                ("again", "<u1"), ("first", "<u8"), ("pictures", "<u2")])  # fmt: skip
+PART = np.dtype([("offset", "<u8"), ("size", "<u8")])
+PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
+MAX_SHARDS = 100_000
+OPEN_SHARDS = 64  # files a process holds open
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Shards:
+    """The good rows of the shards that the pattern `path` names, by number."""
+
+    path: Path
+    shards: tuple[Path, ...]
+    index: Index
+    _kept: dict[int, int] = field(default_factory=dict, init=False, repr=False)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _opened, (self.path, self.shards, self.index)
+
+    def __len__(self) -> int:
+        return len(self.index.arrays["rows"])
+
+    def row(self, i: int) -> Row:
+        """Good row i as its shard has it now. Raises `UserError` if the shard is not what it was."""
+        at = self.index.arrays["rows"][i]
+        number = int(at["shard"])
+        shard = self.shards[number]
+        try:
+            stat = os.fstat(self._file(number))
+            data = os.pread(self._file(number), int(at["length"]), int(at["offset"]))
+        except OSError as error:
+            got = error.strerror or str(error)
+            raise UserError(Problem("records/file", str(shard), got, "a shard", "Restore it.")) from error
+        if [stat.st_size, stat.st_mtime_ns] != self.index.meta["stat"][number]:
+            got, mend = (
+                "another size or time of change",
+                "Leave the shard alone while a run reads it; resume.",
+            )
+            raise UserError(Problem("records/changed", str(shard), got, "the shard as it was indexed", mend))
+        return _with_pictures(row_of(data, int(at["row"]), 0), int(at["pictures"]))
+
+    def key(self, i: int, own: str) -> str:
+        """What names row i in its source: its own id, with the row's number where that came before."""
+        at = self.index.arrays["rows"][i]
+        return f"{own or at['row']}" + f"#{at['row']}" * int(at["again"])
+
+    def images(self, i: int, paths: tuple[str, ...]) -> tuple[Image, ...]:
+        """The pictures of row i."""
+        at, parts = self.index.arrays["rows"][i], self.index.arrays["parts"]
+        shard, first = str(self.shards[int(at["shard"])]), int(at["first"])
+        chosen = parts[first : first + int(at["pictures"])]
+        return tuple(Image(shard, part=(int(part["offset"]), int(part["size"]))) for part in chosen)
+
+    def place(self, i: int) -> tuple[str, int, int]:
+        """(shard, 0, row of the source) of row i."""
+        at = self.index.arrays["rows"][i]
+        return str(self.shards[int(at["shard"])]), 0, int(at["row"])
+
+    def pictures(self) -> Iterator[tuple[int, Image]]:
+        """Every picture, with its row."""
+        for i in range(len(self)):
+            for image in self.images(i, ()):
+                yield i, image
+
+    def missing(self) -> list[tuple[int, str]]:
+        """None: a picture that is not in a shard is not in the index."""
+        return []
+
+    def strays(self) -> list[tuple[str, tuple[str, str, str]]]:
+        """None: a picture is bytes of a shard."""
+        return []
+
+    def identity(self) -> dict[str, object]:
+        """What tells this data from other: sizes of the shards, and all that their headers say."""
+        sizes = [path.stat().st_size for path in self.shards]
+        rows, parts = self.index.arrays["rows"], self.index.arrays["parts"]
+        return {
+            "records": f"{len(sizes)} shards, {sum(sizes)} bytes, crc32 {self.index.meta['crc32']:08x}",
+            "pictures": f"{len(parts)} members, crc32 {zlib.crc32(parts.tobytes(), zlib.crc32(rows.tobytes())):08x}",
+        }
+
+    def _file(self, number: int) -> int:
+        if number not in self._kept:
+            if len(self._kept) >= OPEN_SHARDS:
+                os.close(self._kept.pop(next(iter(self._kept))))
+            self._kept[number] = os.open(self.shards[number], os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        return self._kept[number]
+
+
+def _opened(path: Path, shards: tuple[Path, ...], index: Index) -> Shards:
+    return Shards(path=path, shards=shards, index=index)
+
+
+def open_shards(
+    pattern: Path, template: str, *, anew: bool = False, told: Callable[[BadRow], None] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Shards:  # fmt: skip
+    """The shards with their index; `told`, `progress`, `anew` as in `open_json`.
+
+    Raises `UserError` for a pattern that names no file and for what is no archive, `MachineError`
+    where the package is missing.
+    """
+    shards = tuple(_named(pattern))
+    key = f"shards {os.path.realpath(pattern)} {'plain' if template == 'plain' else 'talk'}"
+    build = lambda: _Pass(shards, template, told, progress).index()  # noqa: E731
+    return Shards(path=pattern, shards=shards, index=open_index(key, shards, build, anew=anew))
+
+
+def _named(pattern: Path) -> list[Path]:
+    """The files of a pattern with braces ({000..099}), wildcards, or neither."""
+    braces = _package("braceexpand").braceexpand
+    try:
+        names = list(itertools.islice(braces(str(pattern)), MAX_SHARDS + 1))
+    except ValueError as error:
+        raise _refused(pattern, str(error), "a pattern of shards") from error
+    if len(names) > MAX_SHARDS:
+        raise _refused(pattern, f"more than {MAX_SHARDS} names", "fewer")
+    found = [path for name in names for path in (sorted(glob.glob(name)) if _wild(name) else [name])]
+    if not found:
+        raise _refused(pattern, "no such file", "shards")
+    return [Path(path) for path in found]
+
+
+def _wild(name: str) -> bool:
+    return any(mark in name for mark in "*?[")
+
+
+def _package(name: str):
+    """A module of `pip install -e ".[webdataset]"`; what it imports in turn costs a second."""
+    import importlib
+
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        mend = 'pip install -e ".[webdataset]"'
+        raise MachineError(
+            Problem("records/no-webdataset", "kind: webdataset", f"no package {name}", "webdataset", mend)
+        ) from error
+
+
+def _refused(pattern: Path, got: str, want: str) -> UserError:
+    return UserError(Problem("records/file", str(pattern), got, want, "Mend `records`."))
+
+
+def _with_pictures(row: Row, count: int) -> Row:
+    """The row with the pictures of its members in place of what its JSON says of pictures."""
+    if not isinstance(row.value, dict):
+        return row
+    return row._replace(value={**row.value, "image": [f"picture-{i}" for i in range(count)]})
+
+
+class _Pass:
+    """One pass over the headers of all shards, and over the JSON in them."""
+
+    def __init__(self, shards, template, told, progress) -> None:
+        self.shards, self.template = shards, template
+        self.told, self.progress = told or (lambda bad: None), progress or (lambda size: None)
+        self.rows: list[tuple[int, ...]] = []
+        self.parts: list[tuple[int, int]] = []
+        self.keys: set[str] = set()
+        self.bad: list[BadRow] = []
+        self.meta = dict.fromkeys(("rows", "bad_rows", "problems", "dropped_turns", "renamed", "crc32"), 0)
+
+    def index(self) -> Index:
+        """Everything the pass found. Broken shards are told together."""
+        stats, done, problems = [], 0, []
+        for number, shard in enumerate(self.shards):
+            try:
+                for sample in _samples(shard):
+                    self.sample(number, sample)
+                stat = os.stat(shard)
+                stats.append([stat.st_size, stat.st_mtime_ns])
+                self.progress(done := done + stat.st_size)
+            except UserError as error:
+                problems += error.problems
+        if problems:
+            raise UserError(problems)
+        arrays = {"rows": np.array(self.rows, ROW), "parts": np.array(self.parts, PART)}
+        return Index({**self.meta, "stat": stats, "pictures": len(self.parts)}, arrays, tuple(self.bad))
+
+    def sample(self, number: int, sample: dict) -> None:
+        """One key of a shard: a row, if it has JSON."""
+        shard, at = self.shards[number], self.meta["rows"]
+        self.meta["rows"] += 1
+        record, row, reader = None, Row(at, 0), RowReader(template=self.template)
+        pictures = [sample[kind] for kind in sample if kind.rpartition(".")[2] in PICTURES]
+        member: Member | None = sample.get("json")
+        if member is None:
+            reader.wrong(
+                "shard", "", f"key {sample['__key__'][:80]!a} without JSON", "a member KEY.json", "Add it."
+            )
+        elif member.size > MAX_ROW:
+            reader.wrong("long", "", f"JSON of {member.size} bytes", f"at most {MAX_ROW}", "Split the row.")
+        else:
+            with open(shard, "rb") as file:
+                data = os.pread(file.fileno(), member.size, member.offset)
+            self.meta["crc32"] = zlib.crc32(data, self.meta["crc32"])
+            row = _with_pictures(row_of(data, at, 0), len(pictures))
+            record = reader.read(row)
+        if record is None or member is None:
+            self.refuse(shard, at, reader, sample["__key__"])
+            return
+        found = measured(record, row.value, reader.dropped)
+        again, key = 0, found.key or str(at)
+        while key in self.keys:
+            again, key = again + 1, f"{key}#{at}"
+        self.keys.add(key)
+        words = found.words if pictures else -found.words
+        first = len(self.parts)
+        self.parts += [(picture.offset, picture.size) for picture in pictures]
+        self.rows.append(
+            (number, member.offset, member.size, at, words, min(again, 255), first, len(pictures))
+        )
+        self.meta["dropped_turns"] += found.dropped
+        self.meta["renamed"] += again > 0
+
+    def refuse(self, shard: Path, at: int, reader: RowReader, key: str) -> None:
+        """A bad row."""
+        self.meta["bad_rows"] += 1
+        self.meta["problems"] += len(reader.faults)
+        for fault in reader.faults:
+            code, part, found, wanted, mend = fault
+            bad = BadRow(str(shard), 0, at, reader.said or key, f"records/{code}", part, found, wanted, mend)
+            self.told(bad)
+            if len(self.bad) < BAD_KEPT:
+                self.bad.append(bad)
+
+
+def _samples(shard: Path) -> Iterator[dict]:
+    """Members of one key together, by the package's rule: {"__key__": ..., kind: member}."""
+    group = _package("webdataset.tariterators").group_by_keys
+    listed = (
+        {"fname": member.name, "data": member, "__url__": str(shard)}
+        for member in members(shard)
+        if not member.name.startswith("__")  # notes of the package itself
+    )
+    try:
+        yield from group(listed)
+    except ValueError as error:
+        got, want = str(error)[:200], "each member once"
+        raise UserError(Problem("records/shard", str(shard), got, want, "Write the shard anew.")) from error
