@@ -76,8 +76,8 @@ class Speed:
     compile: k.Flag = False
     shard: k.Count = 1  # devices over which one copy of the parameters is cut
     replicate: k.Count = 1  # such copies
-    workers: k.Natural = 0  # data processes a rank
-    threads: k.Natural = 0  # CPU threads; 0 = leave as found
+    workers: k.Few = 0  # data processes a rank
+    threads: k.Few = 0  # CPU threads; 0 = leave as found
     image_cache_mb: k.Natural = 0  # 0 = no cache
     features: Features | None = None  # where the encoder is frozen; not given = encode every time
     keep_memory: k.Flag = False  # a CPU run's C allocator gives nothing back: fewer page faults

@@ -30,7 +30,7 @@ class Batch:
     context does. `tail`: whether the short last batch of an epoch is a step or left out.
     """
 
-    samples: k.Count
+    samples: k.Samples
     too_long: Literal["error", "truncate", "drop"] = "error"
     tail: Literal["keep", "drop"] = "keep"
 
@@ -52,7 +52,7 @@ class Lora:
     beside them; `targets` not given = every linear of the blocks.
     """
 
-    r: k.Count
+    r: k.Size
     alpha: k.Positive
     dropout: k.Below1 = 0.0
     targets: (

@@ -20,7 +20,7 @@ from lmmkit.malloc import keep_memory
 from lmmkit.model import lora
 from lmmkit.objective import Objective
 from lmmkit.plan.explain import plan_text
-from lmmkit.plan.prepare import Prepared, not_yet, prepare
+from lmmkit.plan.prepare import Prepared, not_yet, prepare, writes_outside
 from lmmkit.recipe import Recipe, diff, digest, dump, read_recipe, to_mapping
 from lmmkit.rundir import RunDir, lock, read_json, write_json_atomic, write_text_atomic
 from lmmkit.training import checkpoint, manifest
@@ -64,7 +64,7 @@ def train(
     name = None
     if not isinstance(recipe, Recipe):
         name, recipe = Path(recipe).stem, read_recipe(recipe)
-    raise_all(not_yet(recipe))
+    raise_all([*not_yet(recipe), *writes_outside(recipe)])
     prepared = prepare(recipe, trust_files=trust_files)
     device = assemble.device_here()
     assemble.backend(recipe, device)
