@@ -11,7 +11,7 @@ from lmmkit.errors import Problem, UserError
 from lmmkit.rundir import read_json
 
 MEND = "Mend the file, or fetch the folder anew."
-BLOCKS = 1000  # more than any model has; each is built, on meta, to be checked
+BLOCKS = 256  # LLaMA-405B has 126; each is built, on meta, to be checked
 _MISSING = object()
 
 

@@ -57,6 +57,8 @@ def opened(folder: Path, *, pickled: bool = False) -> Iterator[dict[str, Stored]
     with ExitStack() as stack:
         found: dict[str, Stored] = {}
         for file in files(folder, pickled=pickled):
+            if not file.is_file():  # a pipe or device would never end
+                raise _damaged(file, ValueError("no regular file"))
             for name, stored in (_pickled(file) if file.suffix in PICKLED else _safe(file, stack)).items():
                 if name in found:
                     got = f"{name} in {found[name].file.name} too"

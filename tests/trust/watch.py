@@ -163,7 +163,8 @@ def _child(action, cwd: Path, log: Path, to: int, read: Sequence[Path], write: S
         with open("/proc/self/statm") as statm:
             now = int(statm.read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY, now + MEMORY))
-        roots = [tuple(os.path.realpath(p) for p in paths) for paths in (read, write)]
+        aside = [path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in write]
+        roots = [tuple(os.path.realpath(p) for p in paths) for paths in (read, [*write, *aside])]
         sys.addaudithook(Watch(lambda text: os.write(to, f"{text}\n".encode(errors="replace")), *roots))
         code = action()
     except BaseException:
