@@ -8,6 +8,6 @@ import sys
 if sys.path[:1] == [os.getcwd()] and not __file__.startswith(os.path.join(os.getcwd(), "lmmkit", "")):
     del sys.path[0]
 
-from lmmkit.cli import main  # noqa: E402
+from lmmkit.cli import main
 
 main()

@@ -149,6 +149,8 @@ def load(path: Path, *, verified: bool = False) -> Checkpoint:
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise UserError(manifest.damage(path, str(error))) from None
+    if manifest.layout(tensors) != manifest.read(path)["tensors"]:
+        raise UserError(manifest.damage(path, "other tensors than its manifest lists"))
     return Checkpoint(tensors, state, rng, step)
 
 

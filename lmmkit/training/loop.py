@@ -152,7 +152,9 @@ def feature_cache(prepared: Prepared, objective: Objective, stage: str) -> Featu
     # of one set of weights, encoders of another activation or number of heads say other things
     seen = f"{recipe.model.vision} {prepared.dims.image} {objective.compute}"
     mark = f"{digest(objective.lmm.vision.state_dict())} {seen}"
-    return FeatureCache(recipe.path(asked.folder), mark, int(asked.gib * 2**30))
+    image = prepared.dims.image
+    limit, shape = int(asked.gib * 2**30), (image.tokens, image.width)
+    return FeatureCache(recipe.path(asked.folder), mark, limit, shape)
 
 
 def _record(at: Position, report: Report, chance: dict[str, float], lr: float, seconds: float) -> dict:

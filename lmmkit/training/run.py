@@ -24,6 +24,7 @@ from lmmkit.plan.prepare import Prepared, not_yet, prepare, writes_outside
 from lmmkit.recipe import Recipe, diff, digest, dump, read_recipe, to_mapping
 from lmmkit.rundir import RunDir, lock, read_json, write_json_atomic, write_text_atomic
 from lmmkit.training import checkpoint, manifest
+from lmmkit.training.checked import position_of
 from lmmkit.training.log import Board, MetricsLog
 from lmmkit.training.loop import Position, run_stage
 from lmmkit.training.rng import seed_stage
@@ -88,7 +89,9 @@ def train(
         checkpoint.check_space(run, checkpoint_bytes(prepared), keep=recipe.output.keep)
         saved = checkpoint.latest(run) if resume else None
         loaded = checkpoint.load(saved, verified=True) if saved else None
-        position = Position(**loaded.state["position"]) if loaded else _first(prepared, stage)
+        position = _first(prepared, stage)
+        if saved is not None and loaded is not None:
+            position = position_of(loaded, saved, recipe, prepared.steps)
         with (
             MetricsLog(run.metrics) as metrics,
             Board(run.tb, position.step + 1 if resume else None) as board,

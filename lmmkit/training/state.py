@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmmkit.errors import raise_all
+from lmmkit.errors import UserError, raise_all
 from lmmkit.objective import Objective
 from lmmkit.training import manifest
-from lmmkit.training.checkpoint import Checkpoint
+from lmmkit.training.checkpoint import RNG, Checkpoint
 from lmmkit.training.rng import set_rng_state
 from lmmkit.weights.own import unique_tensors
 
@@ -38,7 +38,10 @@ def restore(objective: Objective, optimizer: torch.optim.Optimizer, saved: Check
     for key, slots, slot in _slots(objective, optimizer):
         if isinstance(slots[slot], int):
             slots[slot] = int(saved.tensors[key])
-    set_rng_state(saved.rng)
+    try:
+        set_rng_state(saved.rng)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise UserError(manifest.damage(folder / RNG, f"no state of a generator: {error}")) from None
 
 
 def _slots(

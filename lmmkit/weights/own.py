@@ -45,7 +45,8 @@ KEYS: dict[str, Callable[[Any], bool]] = {  # of `config.json`: what each must b
     "speaks_through": _listed(str), "eos": _listed(int), "pad": lambda v: type(v) is int,
     "image_token": lambda v: type(v) is int, "family": lambda v: isinstance(v, str),
     "image_shape": lambda v: v in get_args(ImageShape),
-    "root": lambda v: isinstance(v, str), "prefixes": lambda v: isinstance(v, dict) and all(isinstance(to, str) for to in v.values()),
+    "root": lambda v: isinstance(v, str),
+    "prefixes": lambda v: isinstance(v, dict) and all(isinstance(to, str) for to in v.values()),
 }  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image as Pil
@@ -100,16 +100,15 @@ class Home:
 class Artefact:
     """A hostile thing and what a user would do with it: `spoil` makes it and gives the command.
 
-    `read`: names, from the artefact's folder, that its recipe may be told to read. `code`: the exit
-    codes that will do; `says`: what its message must name.
+    `code`: the exit codes that will do; `says`: what its message must name; `write`: the names in its
+    folder that the command may write to.
     """
 
     name: str
     spoil: Callable[[Home], list[object]]
     code: tuple[int, ...] = (2,)
     says: str = ""
-    read: tuple[str, ...] = ()
-    write: tuple[str, ...] = field(default=("out", "run"))
+    write: tuple[str, ...] = ("out", "run")
 
 
 def make_base(base: Path) -> Path:
@@ -148,8 +147,8 @@ def home_in(folder: Path, base: Path) -> Home:
     return Home(home, outside, base)
 
 
-def traces(home: Home) -> list[str]:
-    """What changed outside."""
-    found = {str(p.relative_to(home.outside)): p.stat().st_size for p in home.outside.rglob("*") if p.is_file()}
-    known = {"secret.txt": len(SECRET), "secret.png": (home.base / "data" / "a.png").stat().st_size}
-    return sorted(name for name in found | known if found.get(name) != known.get(name))
+def outside(home: Home) -> dict[str, int]:
+    """Files outside and their sizes."""
+    return {
+        str(p.relative_to(home.outside)): p.stat().st_size for p in home.outside.rglob("*") if p.is_file()
+    }

@@ -233,7 +233,10 @@ TEXTS = {
 
 def _text(words: str) -> Spoil:
     def spoil(home: Home) -> list[object]:
-        talk = [{"from": "human", "value": "<image>\n" + words.replace("SHELL", home.shell)}, {"from": "gpt", "value": words}]
+        talk = [
+            {"from": "human", "value": "<image>\n" + words.replace("SHELL", home.shell)},
+            {"from": "gpt", "value": words},
+        ]
         home.rows(*[row(conversations=talk, id=words)] * 4)
         home.edit("context: 256", "context: 4096")
         home.edit("tokens: 2048", "tokens: 8192")
@@ -254,7 +257,13 @@ def png(width: int, height: int, *more: bytes, mode: int = 2) -> bytes:
     """A PNG of that header, with as many zeros as a byte's worth of deflate gives."""
     header = struct.pack(">IIBBBBB", width, height, 8, mode, 0, 0, 0)
     body = zlib.compress(bytes(min(width * height * 3 + height, 50_000_000)), 9)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + b"".join(more) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + b"".join(more)
+        + chunk(b"IDAT", body)
+        + chunk(b"IEND", b"")
+    )
 
 
 def _drawn(kind: str) -> bytes:
@@ -269,7 +278,9 @@ PICTURES: dict[str, Callable[[], bytes]] = {
     "of 2^31": lambda: png(2**31 - 1, 2**31 - 1),
     "a sliver": lambda: png(1, 60_000),
     "of no size": lambda: png(0, 0),
-    "with a text that unpacks": lambda: png(50_000, 50_000, chunk(b"zTXt", b"x\0\0" + zlib.compress(bytes(10**7)))),
+    "with a text that unpacks": lambda: png(
+        50_000, 50_000, chunk(b"zTXt", b"x\0\0" + zlib.compress(bytes(10**7)))
+    ),
     "cut off": lambda: _drawn("JPEG")[:400],
     "empty": lambda: b"",
     "HTML": lambda: b"<html><script>alert(1)</script>",
@@ -383,7 +394,9 @@ def _through_images(home: Home) -> list[object]:
 
 
 def _lines(home: Home) -> list[object]:
-    (home.data / "rows.jsonl").write_text("\n".join(["{}", '{"id": "../x"}', "[" * 10_000, json.dumps(row(image="..")), '"']))
+    (home.data / "rows.jsonl").write_text(
+        "\n".join(["{}", '{"id": "../x"}', "[" * 10_000, json.dumps(row(image="..")), '"'])
+    )
     home.edit("rows.json", "rows.jsonl")
     return CHECK
 
@@ -401,7 +414,15 @@ def _linked_root(home: Home) -> list[object]:
 
 
 def _python_beside(home: Home) -> list[object]:
-    for name in ("timm.py", "yaml.py", "__init__.py", "conftest.py", "sitecustomize.py", "lmmkit.py", "numpy.py"):
+    for name in (
+        "timm.py",
+        "yaml.py",
+        "__init__.py",
+        "conftest.py",
+        "sitecustomize.py",
+        "lmmkit.py",
+        "numpy.py",
+    ):
         for folder in (home.path, home.data):
             Path(folder / name).write_text(home.python)
     return TRAIN

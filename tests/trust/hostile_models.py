@@ -64,7 +64,10 @@ CONFIGS: dict[str, dict[str, object]] = {
     "a class of its own": {"architectures": ["evil.Evil"], "custom_pipelines": {"x": {"impl": "evil.Evil"}}},
     "trust_remote_code": {"trust_remote_code": True},
     "code to quantize": {"quantization_config": {"quant_method": "evil", "modules_to_not_convert": ["x"]}},
-    "an attention kernel": {"_attn_implementation": "evil/kernel", "_attn_implementation_internal": "evil/kernel"},
+    "an attention kernel": {
+        "_attn_implementation": "evil/kernel",
+        "_attn_implementation_internal": "evil/kernel",
+    },
     "a name elsewhere": {"_name_or_path": "../../outside", "vision_tower": "http://127.0.0.1:9/x"},
     "absurd depth": {"text_config.num_hidden_layers": HUGE},
     "large depth": {"text_config.num_hidden_layers": 900},
@@ -179,7 +182,9 @@ def _shard(target: str) -> Spoil:
         folder = home.with_("hf")
         (folder / "evil.py").write_text(home.python)
         os.mkfifo(folder / "pipe.safetensors")
-        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"lm_head.weight": target}}))
+        (folder / "model.safetensors.index.json").write_text(
+            json.dumps({"weight_map": {"lm_head.weight": target}})
+        )
         return IMPORT
 
     return spoil
@@ -192,7 +197,9 @@ def raw(header: object, data: bytes = b"", size: int | None = None) -> bytes:
 
 
 def _one(**changes: object) -> bytes:
-    return raw({"lm_head.weight": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]} | changes}, bytes(16))
+    return raw(
+        {"lm_head.weight": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]} | changes}, bytes(16)
+    )
 
 
 HEADERS: dict[str, Callable[[], bytes]] = {
@@ -238,7 +245,9 @@ PICKLES: dict[str, Callable[[Home], object]] = {
     "open": lambda home: {"a": Payload(open, str(home.outside / "touched"), "w")},
     "a module": lambda home: {"a": Payload(__import__, "antigravity")},
     "getattr": lambda home: {"a": Payload(getattr, "x", "__class__")},
-    "a nested pickle": lambda home: {"a": Payload(pickle.loads, pickle.dumps(Payload(os.system, home.shell)))},
+    "a nested pickle": lambda home: {
+        "a": Payload(pickle.loads, pickle.dumps(Payload(os.system, home.shell)))
+    },
     "no tensors": lambda home: {"a": "b"},
     "a list": lambda home: [1, 2, 3],
 }

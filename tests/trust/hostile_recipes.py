@@ -25,7 +25,11 @@ def artefacts() -> Iterator[Artefact]:
 def _edited(old: str, new: str, words: list[object] = TRAIN) -> Callable[[Home], list[object]]:
     def spoil(home: Home) -> list[object]:
         (home.path / "evil.py").write_text(home.python)
-        filled = new.replace("SHELL", home.shell).replace("PYTHON", home.python).replace("OUTSIDE", str(home.outside))
+        filled = (
+            new.replace("SHELL", home.shell)
+            .replace("PYTHON", home.python)
+            .replace("OUTSIDE", str(home.outside))
+        )
         home.edit(old, filled)
         return words
 
@@ -157,8 +161,8 @@ def _features_linked(home: Home) -> list[object]:
 
 
 OTHERS = (
-    Artefact("recipe a pipe", _pipe, says="recipe/file"),
-    Artefact("recipe a device", _device, says="recipe/file"),
+    Artefact("recipe a FIFO", _pipe, says="recipe/file"),
+    Artefact("recipe a link to a device", _device, says="recipe/file"),
     Artefact("recipe a tag by --set", _override, says="recipe/tag"),
     Artefact("recipe fields by --set", _override_dunder, says="--set"),
     Artefact("recipe an untrusted file explained", _explained, says="plugin/untrusted-file"),

@@ -38,7 +38,9 @@ NEVER = (
     "smtplib.", "pickle.find_class", "ctypes.call_function",
 )  # fmt: skip
 CHANGES = {  # event: which of its arguments are paths that it changes
-    **dict.fromkeys(("os.mkdir", "os.remove", "os.rmdir", "os.chmod", "os.chown", "os.utime", "os.truncate"), (0, 1)),
+    **dict.fromkeys(
+        ("os.mkdir", "os.remove", "os.rmdir", "os.chmod", "os.chown", "os.utime", "os.truncate"), (0, 1)
+    ),
     **dict.fromkeys(("shutil.rmtree", "tempfile.mkstemp", "tempfile.mkdtemp"), (0, 1)),
     **dict.fromkeys(("os.rename", "os.link", "shutil.move"), (0, 2)),
     "os.symlink": (1, 2),
