@@ -134,6 +134,11 @@ def _link():
     os.symlink("recipe.yaml", "../outside/link")
 
 
+def _spin():
+    while True:
+        pass
+
+
 def _module():
     import importlib.util
     from pathlib import Path
@@ -170,10 +175,12 @@ def test_the_watch_sees_code_that_did_not_come_with_a_package(tmp_path, base):
 def test_the_watch_gives_up_on_what_hangs(tmp_path, base, monkeypatch):
     import time
 
-    monkeypatch.setattr(watch, "SECONDS", 0.5)
     home = home_in(tmp_path, base)
-    met = watch.watched(lambda: time.sleep(20) or 0, home.path, read=[], write=[])
-    assert met.code is None and met.seconds < 5
+    monkeypatch.setattr(watch, "SECONDS", 1)
+    assert watch.watched(_spin, home.path, read=[], write=[]).code is None
+    monkeypatch.setattr(watch, "WALL", 0.5)
+    met = watch.watched(lambda: time.sleep(60) or 0, home.path, read=[], write=[])
+    assert met.code is None and met.seconds < 30
 
 
 def test_a_bug_of_ours_is_told_from_a_refusal(tmp_path, base):

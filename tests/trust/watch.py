@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-SECONDS = 10.0
+SECONDS = 10  # of the processor; what takes longer hangs
+WALL = 120.0  # seconds on the clock: what waits for a pipe takes no processor time
 MEMORY = 4 << 30  # bytes more than the parent has: a hostile size must not take the machine along
 
 CODE = tuple({
@@ -133,7 +134,8 @@ def watched(action: Callable[[], int], cwd: Path, *, read: Sequence[Path], write
     if hung:
         os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
-    code = None if hung else os.waitstatus_to_exitcode(status)
+    code = os.waitstatus_to_exitcode(status)
+    code = None if hung or code in (-signal.SIGXCPU, -signal.SIGKILL) else code
     breaches = tuple(dict.fromkeys(told.decode(errors="replace").splitlines()))
     said = log.read_text(errors="replace") if log.is_file() else ""
     return Outcome(code, said, breaches, time.monotonic() - began)
@@ -142,7 +144,7 @@ def watched(action: Callable[[], int], cwd: Path, *, read: Sequence[Path], write
 def _listen(at: int, began: float) -> tuple[bytes, bool]:
     """All that the child tells until it ends; whether it had to be given up."""
     told = b""
-    while (left := began + SECONDS - time.monotonic()) > 0:
+    while (left := began + WALL - time.monotonic()) > 0:
         if not select.select([at], [], [], left)[0]:
             break
         part = os.read(at, 65536)
@@ -165,6 +167,7 @@ def _child(action, cwd: Path, log: Path, to: int, read: Sequence[Path], write: S
         with open("/proc/self/statm") as statm:
             now = int(statm.read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY, now + MEMORY))
+        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
         aside = [path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in write]
         roots = [tuple(os.path.realpath(p) for p in paths) for paths in (read, [*write, *aside])]
         sys.addaudithook(Watch(lambda text: os.write(to, f"{text}\n".encode(errors="replace")), *roots))
