@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import nn
@@ -62,6 +61,7 @@ def build(
     tensors lie, if elsewhere.
     """
     objective = shell(recipe, components, dims, device)
+    _check_origins(objective, origins)  # before a hostile size takes the machine's memory
     log_choice(objective.lmm.backend, device, objective.compute)
     filled = {part for origin in origins for part in origin.parts}
     objective.to(dtype)
@@ -114,6 +114,7 @@ def build_encoder(origin: Origin, vision: VisionScratch | VisionTimm, dtype: tor
     """An encoder alone on the CPU, filled from its folder."""
     with torch.device("meta"):
         module = encoder(vision, Eager(), "model.vision")
+    origin.check({"vision": module})
     module.to(dtype).to_empty(device="cpu")
     if isinstance(vision, VisionTimm):
         _draw_timm(module, vision, 0)
@@ -136,11 +137,15 @@ def check_origins(recipe: Recipe, dims: Dims, origins: Sequence[Origin], device:
 
     Raises `UserError` with every tensor that is missing, extra, misshapen or of a wrong type.
     """
-    objective = shell(recipe, {}, dims, device) if origins else None
+    if origins:
+        _check_origins(shell(recipe, {}, dims, device), origins)
+
+
+def _check_origins(objective: Objective, origins: Sequence[Origin]) -> None:
     problems: list[Problem] = []
     for origin in origins:
         try:
-            origin.check(modules(cast(Objective, objective)))
+            origin.check(modules(objective))
         except UserError as error:
             problems += error.problems
     raise_all(problems)

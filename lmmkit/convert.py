@@ -114,7 +114,7 @@ def _refuse(where: Path, options: Mapping[str, object], what: str) -> None:
 def _import_encoder(source: Source, folder: Path) -> None:
     """Every block of it, whatever state a recipe will read."""
     assert source.vision is not None
-    section = encoder_section(source.vision)
+    section = encoder_section(source.vision, str(source.folder))
     origin = Origin(folder=source.folder, parts=("vision",), source=source)
     module = assemble.build_encoder(origin, section, source.held())
     config = {
@@ -149,6 +149,7 @@ def export_model(
     _refuse(folder, {"--dtype": dtype} if kind in ("lmmkit", "peft") else {}, f"--format {kind}")
     if kind == "lmmkit":
         _require_new(folder)
+        _require_no_links(source)
         shutil.copytree(source, folder, dirs_exist_ok=True)
         return
     if kind == "peft":
@@ -230,7 +231,7 @@ def _encoder_alone(folder: Path) -> tuple[str, str, VisionScratch | VisionTimm] 
     source = open_source(folder)
     if source.parts() != ("vision",) or source.vision is None:
         return None
-    return source.kind, source.dtype, encoder_section(source.vision)
+    return source.kind, source.dtype, encoder_section(source.vision, str(folder))
 
 
 def _show_encoder(kind: str, held: str, section: VisionScratch | VisionTimm) -> dict[str, Any]:
@@ -251,7 +252,17 @@ def _shown(
     }  # fmt: skip
 
 
+def _require_no_links(folder: Path) -> None:
+    """A copy must not bring along what a link of the folder points at."""
+    mend = "Remove it, or put the file itself there."
+    raise_all(
+        Problem("convert/link", str(path), "a link", "files and folders", mend)
+        for path in sorted(folder.rglob("*"))
+        if path.is_symlink()
+    )
+
+
 def _require_new(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
         got, mend = "something is there", "Name another, or remove it."
         raise UserError(Problem("convert/exists", str(folder), got, "a new folder", mend))

@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lmmkit.errors import MachineError, Problem, UserError
+from lmmkit.errors import MachineError, Problem, UserError, raise_all
 
 # What a start writes before `run.json`.
 OPENING = frozenset({"lock", "recipe.yaml", "recipe.resolved.yaml", "plan.txt"})
@@ -117,6 +117,7 @@ class RunDir:
         """The run at `path`, to be read. Raises `UserError` where there is none."""
         run = cls(Path(path))
         run.require()
+        run.require_plain()
         return run
 
     @classmethod
@@ -129,6 +130,7 @@ class RunDir:
         run = cls(Path(path))
         entries = _entries(run.path)
         unbegun = "lock" in entries and all(name in OPENING or _is_temporary(name) for name in entries)
+        run.require_plain()
         if resume:
             if not unbegun:
                 run.require()
@@ -161,6 +163,28 @@ class RunDir:
         for path in self.path.glob(".*.tmp"):
             with suppress(OSError):
                 path.unlink()
+
+    @property
+    def root(self) -> str:
+        """Where the relative paths of the run's recipe started. Raises `UserError`."""
+        root = read_json(self.run_json).get("root")
+        if not isinstance(root, str) or "\0" in root:
+            where, mend = f"{self.run_json}: root", "Restore the file, or name the folder: `--root DIR`."
+            raise UserError(Problem("run/unreadable", where, f"{root!r:.80}", "a folder", mend))
+        return root
+
+    def require_plain(self) -> None:
+        """Raises `UserError` for links, pipes and devices in the folder: a run of others must not lead
+        what is written out of it."""
+        want, mend = "a file or a folder", "Put the file or folder itself there, or remove it."
+        for pattern in ("*", "checkpoints/*", "model/*"):
+            raise_all(
+                Problem(
+                    "run/link", str(path), "a link" if path.is_symlink() else "a pipe or a device", want, mend
+                )
+                for path in sorted(self.path.glob(pattern))
+                if path.is_symlink() or not (path.is_file() or path.is_dir())
+            )
 
     def require(self) -> None:
         """Raises `UserError` unless this folder is a run."""

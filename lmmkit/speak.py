@@ -230,9 +230,9 @@ def load(
     else:
         through = config.get("speaks_through", ())
         prepared = prepare_bare(recipe, through=through, trust_files=trust_files, mute=True)
-    objective = assemble.build(
-        prepared.recipe, prepared.parts.components, prepared.dims, device, dtype=dtype, drawn=False
-    )
+    parts, dims = prepared.parts.components, prepared.dims
+    own.check(assemble.shell(prepared.recipe, parts, dims, device), folder)
+    objective = assemble.build(prepared.recipe, parts, dims, device, dtype=dtype, drawn=False)
     own.fill(objective, folder)
     ends = {
         "eos": tuple(config.get("eos") or ()),

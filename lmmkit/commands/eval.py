@@ -31,11 +31,11 @@ def evaluate(
 
     from lmmkit.evaluate.run import evaluate as run_tasks
     from lmmkit.recipe import read_recipe
-    from lmmkit.rundir import RunDir, read_json
+    from lmmkit.rundir import RunDir
 
     stage = run.name if (run / "config.json").is_file() else None
     folder = RunDir.open(run if stage is None else run.parent.parent)
-    root = root or Path(read_json(folder.run_json)["root"])
+    root = root or Path(folder.root)
     recipe = read_recipe(folder.resolved, root=root)
     controls = ("blank", "swapped") if probe else None
     results = run_tasks(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,6 +23,8 @@ from lmmkit.rundir import read_json
 
 FILE = "tokenizer.json"
 BESIDE = "tokenizer_config.json"
+MAX_GROWTH = 1000  # of a text by its normalizer; LLaMA's space mark takes 2
+MAX_IDS = 2**24  # each is a row of an embedding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +47,17 @@ class TokenizerJson:
         try:
             text = _read(path).decode()
             value = json.loads(text)
+            if not isinstance(value, dict):
+                raise ValueError(f"a JSON {type(value).__name__}")
+            if (growth := _growth(value.get("normalizer"))) > MAX_GROWTH:
+                raise ValueError(f"a normalizer that makes a text up to {growth} times as long")
             inner = tokenizers.Tokenizer.from_str(text)
-        except UserError:
+            if (size := _ids(inner)) > MAX_IDS:
+                raise ValueError(f"ids up to {size - 1}")
+        except (UserError, KeyboardInterrupt):
             raise
-        except Exception as error:  # the Rust side raises bare exceptions
-            reason = str(error) or type(error).__name__
+        except BaseException as error:  # the Rust side raises bare exceptions, and panics
+            reason = (str(error) or type(error).__name__)[:200]
             raise _problem("corrupt", path, reason, "a tokenizer.json", "Copy the file anew.") from None
         bos, eos = (_named(path.parent, inner, key) for key in ("bos", "eos"))
         if eos is None:
@@ -66,7 +75,14 @@ class TokenizerJson:
 
     def encode_continued(self, text: str) -> list[int]:
         """Ids of a text that directly follows text or a control token."""
-        return self._continued.encode(_spelt(text), add_special_tokens=False).ids
+        text = _spelt(text)
+        try:
+            return self._continued.encode(text, add_special_tokens=False).ids
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a panic: an expression of the file's that backtracks too long
+            where, mend = f"{FILE} on the text {text[:40]!a}", "Take the tokenizer its makers published."
+            raise _problem("encode", where, str(error)[:200], "an expression that ends", mend) from None
 
     def encode_unprefixed(self, text: str) -> list[int]:
         """Ids of a text standing alone whose dummy prefix is then cut off the first piece."""
@@ -99,7 +115,7 @@ class TokenizerJson:
 
     @cached_property
     def _size(self) -> int:
-        return 1 + max(self._standing.get_vocab(with_added_tokens=True).values(), default=-1)
+        return _ids(self._standing)
 
     def files(self) -> dict[str, bytes]:
         """What a folder needs to open it again."""
@@ -136,6 +152,19 @@ def _opened(text: str) -> tokenizers.Tokenizer:
     inner.no_padding()
     inner.no_truncation()
     return inner
+
+
+def _ids(inner: tokenizers.Tokenizer) -> int:
+    return 1 + max(inner.get_vocab(with_added_tokens=True).values(), default=-1)
+
+
+def _growth(normal: dict[str, Any] | None) -> int:
+    """How many times as long a text may come out of a normalizer: steps multiply."""
+    if normal is None:
+        return 1
+    if normal.get("type") == "Replace":
+        return 1 + len(normal["content"])
+    return math.prod(_growth(step) for step in normal.get("normalizers") or ())
 
 
 def _strict(value: dict[str, Any]) -> dict[str, Any]:

@@ -35,6 +35,7 @@ class FeatureCache:
     folder: Path
     mark: str
     limit: int
+    shape: tuple[int, int]  # N, D of what the encoder says of any picture
     writers: int = 1
     _taken: list[int] = field(default_factory=list, compare=False, repr=False)
 
@@ -45,12 +46,15 @@ class FeatureCache:
 
     def get(self, name: str) -> Tensor | None:
         """[N, D], if they are there and whole."""
+        if not self._path(name).is_file():
+            return None
         try:
             with safe_open(self._path(name), framework="pt") as file:
                 x_ND, crc = file.get_tensor("x"), (file.metadata() or {}).get("crc32")
         except (OSError, SafetensorError):
             return None
-        return x_ND if crc == _crc(x_ND) else None
+        fits = x_ND.shape == self.shape and x_ND.is_floating_point()
+        return x_ND if fits and crc == _crc(x_ND) else None
 
     def put(self, name: str, x_ND: Tensor) -> bool:
         """Writes them aside and renames; False where there is no room."""

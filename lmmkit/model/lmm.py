@@ -86,7 +86,9 @@ class LMM(nn.Module):
         x_TD = self.decoder.embed(batch.id_T.clamp(min=0))
         for fill in batch.fills:
             if fill.source == "vision":
-                pictures = [x for x in (seen_IND, batch.known_JND) if x is not None]
+                known_JND = batch.known_JND  # from files: of whatever type these are
+                known_JND = None if known_JND is None else known_JND.to(x_TD.dtype)
+                pictures = [x for x in (seen_IND, known_JND) if x is not None]
                 source = self.connector(torch.cat([x.to(pictures[0]) for x in pictures])).flatten(0, 1)
             else:
                 source = tokens[fill.source]

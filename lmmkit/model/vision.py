@@ -111,6 +111,14 @@ def sincos(grid: tuple[int, int], width: int) -> Tensor:
     return nn.functional.pad(table, (0, width - table.shape[1]))
 
 
+MOST_BLOCKS = 256  # of a timm model; each is built, on meta, to be checked
+MOST = 2**20  # of any other size
+
+
+def _plain(value: object, most: int) -> bool:
+    return isinstance(value, str | None) or (isinstance(value, int | float) and abs(value) <= most)
+
+
 class TimmModel(Protocol):
     """What timm's ViTs have in common, by habit and not by a class; all of it that is used here."""
 
@@ -177,7 +185,8 @@ def open_timm(
     loading = {n for f in (timm.create_model, build_model_with_cfg) for n in inspect.signature(f).parameters}
     for key, value in args.items():
         parts = value if isinstance(value, list | tuple) else [value]
-        if key in loading or not all(isinstance(part, str | int | float | None) for part in parts):
+        most = MOST_BLOCKS if key.startswith("depth") else MOST
+        if key in loading or not all(_plain(part, most) for part in parts):
             raise ValueError(f"{key} = {value!r} is no argument of a model's shape")
     sized = {"img_size": image_size} if image_size is not None else {}
     options: dict[str, Any] = {**args, **sized, "num_classes": 0}

@@ -148,7 +148,7 @@ def _resolved(
             shapes["text"] = text_section(source.text.shape)
         if "vision" in parts:
             assert source.vision is not None
-            shapes["vision"] = encoder_section(source.vision)
+            shapes["vision"] = encoder_section(source.vision, str(folder))
         origin = Origin(folder=folder, parts=parts, source=source)
     if isinstance(model.text, TextFrom) and "text" in shapes:
         shapes["text"] = _shorter(recipe, shapes["text"], model.text)
@@ -234,8 +234,10 @@ def text_section(shape: DecoderShape) -> TextScratch:
     )  # fmt: skip
 
 
-def encoder_section(encoder: EncoderSource | TimmSource) -> VisionScratch | VisionTimm:
-    """A public encoder as a recipe writes it."""
+def encoder_section(
+    encoder: EncoderSource | TimmSource, where: str = "model.vision"
+) -> VisionScratch | VisionTimm:
+    """A public encoder as a recipe writes it; timm's problems stand at `where`."""
     if isinstance(encoder, EncoderSource):
         return vision_section(encoder.shape)
     section = VisionTimm(
@@ -243,7 +245,7 @@ def encoder_section(encoder: EncoderSource | TimmSource) -> VisionScratch | Visi
         feature_layer=encoder.feature_layer, mean=encoder.mean, std=encoder.std, resample=encoder.resample,
     )  # fmt: skip
     with torch.device("meta"):
-        image = facts.timm_encoder(section).image
+        image = facts.timm_encoder(section, where).image
     return replace(section, image_size=image.size, mean=image.mean, std=image.std, resample=image.resample)
 
 

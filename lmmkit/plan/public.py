@@ -111,8 +111,12 @@ def recipe_of_ours(folder: Path, config: Mapping[str, Any], root: str | Path | N
             Model(**{**vars(model), "tokenizer": Tokenizer(from_=str(folder.resolve()))}), config["stage"]
         )
     tokenizer = json.dumps(str(folder.resolve()))  # quoted: it is read as YAML
-    return read_recipe(
+    recipe = read_recipe(
         path, root=Path(root or config.get("root", ".")),
         # the folder may lie on another machine than it was trained on
         overrides=[f"model.tokenizer.from={tokenizer}", "speed.attention=auto", "output.observers=[]"],
     )  # fmt: skip
+    if config["stage"] not in recipe.stages:
+        where, want = f"{folder / 'config.json'}: stage", f"a stage of {path}"
+        raise UserError(Problem("model/config", where, repr(config["stage"]), want, "Restore the folder."))
+    return recipe

@@ -41,6 +41,11 @@ Count = Annotated[int, Strict(), Ge(1), Says("a whole number, 1 or more")]
 Two = Annotated[int, Strict(), Ge(2), Says("a whole number, 2 or more")]
 # not Literal[1], which takes `true` and 1.0 for it
 One = Annotated[int, Strict(), Ge(1), Le(1), Says("1, the only format there is")]
+# What no model or machine has: without a bound a wrong recipe would be built for hours.
+Blocks = Annotated[int, Strict(), Ge(1), Le(256), Says("a whole number from 1 to 256")]
+Size = Annotated[int, Strict(), Ge(1), Le(2**20), Says("a whole number from 1 to 1048576")]
+Samples = Annotated[int, Strict(), Ge(1), Le(10**6), Says("a whole number from 1 to 1000000")]
+Few = Annotated[int, Strict(), Ge(0), Le(1024), Says("a whole number from 0 to 1024")]
 CountOrAll = Count | Literal["all"]
 
 Number = Annotated[float, Strict(), Says("a number")]

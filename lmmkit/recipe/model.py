@@ -31,12 +31,12 @@ class VisionScratch:
     token, no pre-norm, `gelu_tanh` and 1e-6.
     """
 
-    width: k.Count
-    depth: k.Count  # blocks
-    heads: k.Count
-    patch: k.Count  # pixels a side
-    image_size: k.Count  # pixels a side
-    mlp: k.Count = 0  # hidden width; not given = 4 * width
+    width: k.Size
+    depth: k.Blocks  # blocks
+    heads: k.Size
+    patch: k.Size  # pixels a side
+    image_size: k.Size  # pixels a side
+    mlp: k.Size = 0  # hidden width; not given = 4 * width
     class_token: k.Flag = True  # dropped again before the connector
     pre_norm: k.Flag = True  # a layer norm between the embeddings and the first block
     patch_bias: k.Flag = False  # a bias on the patch embedding (SigLIP has one)
@@ -58,7 +58,7 @@ class VisionTimm:
     timm: k.Text
     weights: k.Text  # a safetensors file, or `none` for random ones
     args: k.Settings = field(default_factory=dict)  # what else timm's constructor is given
-    image_size: k.Count | None = None
+    image_size: k.Size | None = None
     feature_layer: k.Whole = -2
     mean: k.Triple | None = None
     std: k.PositiveTriple | None = None
@@ -72,7 +72,7 @@ class VisionFrom:
     """
 
     from_: k.Text
-    image_size: k.Count | None = None
+    image_size: k.Size | None = None
     feature_layer: k.Whole | None = None
     mean: k.Triple | None = None
     std: k.PositiveTriple | None = None
@@ -137,13 +137,13 @@ class RopeScaling:
 class TextScratch:
     """A decoder built here."""
 
-    width: k.Count
-    depth: k.Count
-    heads: k.Count
-    mlp: k.Count  # hidden width of the gated MLP
+    width: k.Size
+    depth: k.Blocks
+    heads: k.Size
+    mlp: k.Size  # hidden width of the gated MLP
     context: k.Count  # tokens in one sequence at most, image tokens included
-    kv_heads: k.Count = 0  # not given = heads
-    head_size: k.Count = 0  # not given = width / heads; stays 0 where that is not whole
+    kv_heads: k.Size = 0  # not given = heads
+    head_size: k.Size = 0  # not given = width / heads; stays 0 where that is not whole
     vocab: k.Natural = 0  # rows of the embedding; not given = the tokenizer's size
     rope_theta: k.Positive = 1e4
     rope_scaling: RopeScaling | None = None

@@ -76,8 +76,8 @@ class Speed:
     # decoder blocks that run again in the backward pass; a number: so many, from the first on
     recompute: Annotated[Literal["none", "all"] | k.Count, Says("none, all, or a number of blocks")] = "none"
     compile: k.Flag = False
-    workers: k.Natural = 0  # data processes a rank
-    threads: k.Natural = 0  # CPU threads; 0 = leave as found
+    workers: k.Few = 0  # data processes a rank
+    threads: k.Few = 0  # CPU threads; 0 = leave as found
     image_cache_mb: k.Natural = 0  # 0 = no cache
     features: Features | None = None  # where the encoder is frozen; not given = encode every time
     keep_memory: k.Flag = False  # a CPU run's C allocator gives nothing back: fewer page faults

@@ -36,7 +36,7 @@ class Batch:
     whether a step's rows are alike: all with or all without pictures, and of like length.
     """
 
-    samples: k.Count
+    samples: k.Samples
     too_long: Literal["error", "truncate", "drop"] = "error"
     tail: Literal["keep", "drop"] = "keep"
     group: Literal["none", "modality", "length"] = "none"
@@ -59,7 +59,7 @@ class Lora:
     beside them; `targets` not given = every linear of the blocks.
     """
 
-    r: k.Count
+    r: k.Size
     alpha: k.Positive
     dropout: k.Below1 = 0.0
     targets: (

@@ -198,6 +198,7 @@ def parse(text: str, name: str) -> Tree:
     """Reads YAML `text`; `name` stands before line and column in places. Raises nothing."""
     builder = _Builder(name)
     tree = builder.tree
+    tree.places[""] = name  # of keys that are not there
     try:
         for event in YAML(typ="safe", pure=True).parse(text):
             builder.feed(event)

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 import numpy as np
 from torch import Tensor
 
-from lmmkit.errors import MachineError, Problem
+from lmmkit.errors import MachineError, Problem, UserError
 from lmmkit.rundir import io_point, plain, read_jsonl, write_text_atomic
 
 Picture = Tensor | np.ndarray  # [C, X, Y], values 0 to 1
@@ -46,7 +46,7 @@ class MetricsLog:
     def truncate(self, step: int) -> None:
         """Keeps only what was logged up to `step`, that included: the rest is run anew."""
         self._file.close()
-        self._rewrite([record for record in read_jsonl(self.path) if record["step"] <= step])
+        self._rewrite([record for record in self._read() if record["step"] <= step])
         self._file = self._open()
 
     def close(self) -> None:
@@ -58,6 +58,14 @@ class MetricsLog:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def _read(self) -> list[dict[str, Any]]:
+        records = read_jsonl(self.path)
+        for number, record in enumerate(records, 1):
+            if type(record.get("step")) is not int:
+                where, mend = f"{self.path}:{number}", "Remove that line, or restore the file."
+                raise UserError(Problem("log/step", where, "a line without its step", "a whole number", mend))
+        return records
 
     def _rewrite(self, records: list[dict[str, Any]]) -> None:
         write_text_atomic(self.path, "".join(map(_line, records)))

@@ -267,9 +267,8 @@ def feature_cache(
     # of one set of weights, encoders of another activation or number of heads say other things
     seen = f"{recipe.model.vision} {prepared.dims.image} {objective.compute}"
     held = {name: whole(tensor) for name, tensor in objective.lmm.vision.state_dict().items()}
-    return FeatureCache(
-        recipe.path(asked.folder), f"{digest(held)} {seen}", int(asked.gib * 2**30), ranks.world
-    )
+    mark, limit, image = f"{digest(held)} {seen}", int(asked.gib * 2**30), prepared.dims.image
+    return FeatureCache(recipe.path(asked.folder), mark, limit, (image.tokens, image.width), ranks.world)
 
 
 def _record(at: Position, report: Report, chance: dict[str, float], lr: float, seconds: float) -> dict:

@@ -121,6 +121,17 @@ class Saved(Mapping[str, Tensor]):
                     self._pieces.setdefault(key, cut.get(key) or [[name, 0, None]])
         if lacking := self._layout.keys() ^ self._pieces.keys():
             raise ValueError(f"tensors listed and not there, or there and not listed: {sorted(lacking)[:3]}")
+        if wrong := [key for key in self._pieces if not self._as_listed(key)]:
+            raise ValueError(f"tensors of another type or shape than listed: {sorted(wrong)[:3]}")
+
+    def _as_listed(self, key: str) -> bool:
+        dtype, sizes = self._layout[key]
+        for name, _, n in self._pieces[key]:
+            held = self._files[name].get_slice(key)
+            as_held = str(DTYPES.get(held.get_dtype())).removeprefix("torch.")
+            if [as_held, held.get_shape()] != [dtype, sizes if n is None else [n, *sizes[1:]]]:
+                return False
+        return True
 
     def __getitem__(self, key: str) -> Tensor:
         _, shape = self._layout[key]

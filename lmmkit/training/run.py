@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -18,11 +16,12 @@ from lmmkit.estimate import checkpoint_bytes
 from lmmkit.malloc import keep_memory
 from lmmkit.model import lora
 from lmmkit.objective import Objective
-from lmmkit.plan.prepare import Prepared, not_yet, prepare
+from lmmkit.plan.prepare import Prepared, not_yet, prepare, writes_outside
 from lmmkit.recipe import Recipe, digest, read_recipe, to_mapping
 from lmmkit.rundir import RunDir, lock
 from lmmkit.training import checkpoint, shard
 from lmmkit.training import resume as resuming
+from lmmkit.training.checked import state_of
 from lmmkit.training.log import Board, MetricsLog, Silence
 from lmmkit.training.loop import Position, run_stage
 from lmmkit.training.models import build_whole, gathered, save_model
@@ -71,7 +70,7 @@ def train(
         name = None
         if not isinstance(recipe, Recipe):
             name, recipe = Path(recipe).stem, read_recipe(recipe)
-        raise_all(not_yet(recipe))
+        raise_all([*not_yet(recipe), *writes_outside(recipe)])
         shard.check_world(recipe, ranks)
         if accept_data and not resume:
             mend = "Add `--resume`, or leave it out."
@@ -117,7 +116,9 @@ def _train(
         objective = build_whole(prepared, device, ranks) if ranks.first else None
         saved = checkpoint.latest(run, ranks) if resume else None
         loaded = checkpoint.load(saved, verified=True, ranks=ranks) if saved else None
-        position = Position(**loaded.state["position"]) if loaded else _first(prepared, stage)
+        position, before = _first(prepared, stage), {}
+        if saved is not None and loaded is not None:
+            position, before = state_of(loaded, saved, recipe, prepared.steps)
         if resume and ranks.first:
             resuming.go_on(run, prepared, changed, position.step)
     with (
@@ -138,19 +139,17 @@ def _train(
                 position = Position(name, position.step, 0)
                 seed_stage(recipe.seed, name, ranks.rank)
             optimizer = assemble.optimizer(objective, recipe.stages[name], learns)
-            before: Mapping[str, Any] = {}
             if saved is not None and loaded is not None and not fresh:
                 restore(objective, optimizer, loaded, saved)
-                before = loaded.state
                 if not loaded.rng:
                     ranks.note(
                         f"saved by another number of ranks: dropout draws anew from step {position.step} on"
                     )
                     seed_stage(recipe.seed, name, ranks.rank, position.stage_step)
-            loaded = None
             position, stopped = run_stage(
                 prepared, objective, optimizer, position, run, metrics, board, stop, device, before, ranks
             )
+            loaded, before = None, {}
             if stopped:
                 return Finished(run, stop.requested)
             optimizer = None  # its moments are not of the model

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmmkit.errors import raise_all
+from lmmkit.errors import UserError, raise_all
 from lmmkit.objective import Objective
 from lmmkit.training import manifest
 from lmmkit.training.checkpoint import Checkpoint
@@ -42,8 +42,12 @@ def restore(objective: Objective, optimizer: torch.optim.Optimizer, saved: Check
     for key, slots, slot in _slots(objective, optimizer):
         if isinstance(slots[slot], int):
             slots[slot] = int(saved.tensors[key])
-    if saved.rng:
+    if not saved.rng:
+        return
+    try:
         set_rng_state(saved.rng)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise UserError(manifest.damage(folder, f"no state of a generator: {error}")) from None
 
 
 def _slots(

@@ -11,6 +11,7 @@ from lmmkit.errors import Problem, UserError
 from lmmkit.rundir import read_json
 
 MEND = "Mend the file, or fetch the folder anew."
+BLOCKS = 256  # LLaMA-405B has 126; each is built, on meta, to be checked
 _MISSING = object()
 
 
@@ -38,11 +39,11 @@ class Config:
             raise self.problem(key, value, "a section")
         return Config(value or {}, f"{self.where}: {key}")
 
-    def count(self, key: str, default: Any = _MISSING) -> int:
-        """A whole number, 1 or more."""
+    def count(self, key: str, default: Any = _MISSING, *, most: int = 2**24) -> int:
+        """A whole number from 1 to `most`."""
         value = self._value(key, default)
-        if type(value) is not int or not 1 <= value < 2**31:
-            raise self.problem(key, value, "a whole number, 1 or more")
+        if type(value) is not int or not 1 <= value <= most:
+            raise self.problem(key, value, f"a whole number from 1 to {most}")
         return value
 
     def number(self, key: str, default: Any = _MISSING) -> float:

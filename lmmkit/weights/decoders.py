@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from lmmkit.model.decoder import DecoderShape
 from lmmkit.model.rope import Rope
-from lmmkit.weights.config import Config, unsupported
+from lmmkit.weights.config import BLOCKS, Config, unsupported
 from lmmkit.weights.keys import Table
 
 LLAMA: Table = (
@@ -92,7 +92,8 @@ def _qwen1(config: Config) -> DecoderSource:
     width, heads = config.count("hidden_size"), config.count("num_attention_heads")
     size = config.count("kv_channels", width // heads)
     shape = DecoderShape(
-        vocab=config.count("vocab_size"), width=width, depth=config.count("num_hidden_layers"), heads=heads,
+        vocab=config.count("vocab_size"), width=width, heads=heads,
+        depth=config.count("num_hidden_layers", most=BLOCKS),
         kv_heads=heads, head_size=size, mlp=config.count("intermediate_size") // 2,
         context=config.count("seq_length", 8192),  # log-n scaling and dynamic NTK begin above it
         rope=Rope(theta=config.number("rotary_emb_base", 1e4)),
@@ -121,7 +122,8 @@ def _source(
         raise config.problem("head_dim", size, "an even number")
     context = config.count("max_position_embeddings", max_positions)
     shape = DecoderShape(
-        vocab=config.count("vocab_size"), width=width, depth=config.count("num_hidden_layers"), heads=heads,
+        vocab=config.count("vocab_size"), width=width, heads=heads,
+        depth=config.count("num_hidden_layers", most=BLOCKS),
         kv_heads=kv_heads, head_size=size, mlp=config.count("intermediate_size"), context=context,
         rope=_rope(config, context), norm_eps=config.number("rms_norm_eps", 1e-6), qkv_bias=qkv_bias,
         qk_norm=qk_norm, tied=config.flag("tie_word_embeddings", False),

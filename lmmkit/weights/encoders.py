@@ -11,7 +11,7 @@ from lmmkit.dims import CLIP_MEAN, CLIP_STD, ImageSpec
 from lmmkit.errors import Problem, UserError
 from lmmkit.model.vision import VisionShape
 from lmmkit.rundir import read_json
-from lmmkit.weights.config import Config, unsupported
+from lmmkit.weights.config import BLOCKS, Config, unsupported
 from lmmkit.weights.keys import Table
 
 VIT: Table = (
@@ -71,7 +71,7 @@ def read_encoder(config: Config, folder: Path, *, feature_layer: int) -> Encoder
         size=size, grid=(side, side), width=width, mean=does["mean"], std=does["std"], resample=does["resample"]
     )  # fmt: skip
     clip = family == "clip_vision_model"
-    depth = config.count("num_hidden_layers")
+    depth = config.count("num_hidden_layers", most=BLOCKS)
     if not -depth - 1 <= feature_layer <= depth:
         got, want = f"feature_layer {feature_layer} of {depth} layers", f"one of {-depth - 1} to {depth}"
         mend = "Choose a layer that exists."

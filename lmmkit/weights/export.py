@@ -76,9 +76,9 @@ def write(model: Exported, folder: Path, kind: str, *, dtype: torch.dtype | None
         UserError: a model that the format cannot say, a folder that holds something.
     """
     found = problems(model, folder, kind)
-    if folder.exists() and any(folder.iterdir()):
+    if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
         found.append(
-            Problem("export/exists", str(folder), "a folder with files", "a new one", "Name another.")
+            Problem("export/exists", str(folder), "something is there", "a new folder", "Name another.")
         )
     raise_all(found)
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")

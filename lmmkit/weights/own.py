@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
@@ -29,6 +30,7 @@ from lmmkit.rundir import fsync, io_point, read_json, write_json_atomic
 from lmmkit.sample import ImageShape
 
 FORMAT = "lmmkit-model-1"
+WEIGHTS = "model.safetensors"
 CARRIED = "carried.safetensors"
 UPDATES = "lora.safetensors"
 
@@ -43,6 +45,7 @@ KEYS: dict[str, Callable[[Any], bool]] = {  # of `config.json`: what each must b
     "speaks_through": _listed(str), "eos": _listed(int), "pad": lambda v: type(v) is int,
     "image_token": lambda v: type(v) is int, "family": lambda v: isinstance(v, str),
     "image_shape": lambda v: v in get_args(ImageShape),
+    "root": lambda v: isinstance(v, str),
     "prefixes": lambda v: isinstance(v, dict) and all(isinstance(to, str) for to in v.values()),
 }  # fmt: skip
 
@@ -59,12 +62,12 @@ def write(
     """
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     old = folder.with_name(f".{folder.name}.old.tmp")
-    files = {"model.safetensors": tensors, CARRIED: carried, UPDATES: updates}
+    files = {WEIGHTS: tensors, CARRIED: carried, UPDATES: updates}
     try:
         clear(folder)
         aside.mkdir(parents=True)
         for file, held in files.items():
-            if held or file == "model.safetensors":
+            if held or file == WEIGHTS:
                 io_point(f"write {file}")
                 save_file({name: t.contiguous() for name, t in (held or {}).items()}, aside / file)
         if tokenizer is not None:
@@ -75,7 +78,9 @@ def write(
         for file in sorted(aside.iterdir()):
             fsync(file)
         write_json_atomic(aside / "config.json", {"format": FORMAT, **config})
-        if folder.exists():
+        if folder.is_symlink():
+            folder.unlink()  # what it points at is not ours to move
+        elif folder.exists():
             io_point("set the model aside")
             os.rename(folder, old)
         io_point("publish the model")
@@ -151,13 +156,13 @@ def _beside(path: Path) -> dict[str, Tensor]:
 
 def tensors(folder: Path, names: Collection[str]) -> dict[str, Tensor]:
     """Those of the named tensors that the folder's model has."""
-    with safe_open(folder / "model.safetensors", framework="pt") as file:
+    with _opened(folder / WEIGHTS) as file:
         return {name: file.get_tensor(name) for name in sorted(set(names) & set(file.keys()))}
 
 
 def dtype_of(folder: Path) -> torch.dtype:
     """The type of the folder's weights: of the decoder, where it holds one."""
-    with safe_open(folder / "model.safetensors", framework="pt") as file:
+    with _opened(folder / WEIGHTS) as file:
         names, norm = sorted(file.keys()), "lmm.decoder.norm.weight"
         return file.get_tensor(norm if norm in names else names[0]).dtype
 
@@ -186,23 +191,32 @@ def fill(
     Raises:
         UserError: with every missing or ill-shaped tensor.
     """
-    path = folder / "model.safetensors"
+    path = folder / WEIGHTS
     own = {at + k: t for k, t in unique_tensors(module).items() if (at + k).startswith(prefixes)}
+    with _opened(path) as file, torch.no_grad():
+        names = set(file.keys())
+        missing = tuple(sorted(set(own) - names))
+        wrong = [k for k in own if k in names and list(own[k].shape) != file.get_slice(k).get_shape()]
+        problems = [_mismatch(path, k, file.get_slice(k).get_shape(), own[k]) for k in wrong]
+        if strict:
+            problems += [_mismatch(path, k, "no such tensor", own[k]) for k in missing]
+        if problems:
+            raise UserError(problems)
+        for name in (set(own) & names) if copy else ():
+            own[name].copy_(file.get_tensor(name))
+    return missing
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file, read inside; whatever goes wrong there, `UserError`."""
     try:
-        with safe_open(path, framework="pt") as file, torch.no_grad():
-            names = set(file.keys())
-            missing = tuple(sorted(set(own) - names))
-            wrong = [k for k in own if k in names and list(own[k].shape) != file.get_slice(k).get_shape()]
-            problems = [_mismatch(path, k, file.get_slice(k).get_shape(), own[k]) for k in wrong]
-            if strict:
-                problems += [_mismatch(path, k, "no such tensor", own[k]) for k in missing]
-            if problems:
-                raise UserError(problems)
-            for name in (set(own) & names) if copy else ():
-                own[name].copy_(file.get_tensor(name))
+        if not path.is_file():  # a pipe would never end
+            raise OSError("no regular file" if path.exists() else "no such file")
+        with safe_open(path, framework="pt") as file:
+            yield file
     except (OSError, SafetensorError) as error:
         raise _unreadable(path, error) from None
-    return missing
 
 
 def unique_tensors(module: nn.Module) -> dict[str, Tensor]:

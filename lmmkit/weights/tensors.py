@@ -57,6 +57,8 @@ def opened(folder: Path, *, pickled: bool = False) -> Iterator[dict[str, Stored]
     with ExitStack() as stack:
         found: dict[str, Stored] = {}
         for file in files(folder, pickled=pickled):
+            if not file.is_file():  # a pipe or device would never end
+                raise _damaged(file, ValueError("no regular file"))
             for name, stored in (_pickled(file) if file.suffix in PICKLED else _safe(file, stack)).items():
                 if name in found:
                     got = f"{name} in {found[name].file.name} too"
@@ -168,7 +170,10 @@ def _pickled(file: Path) -> dict[str, Stored]:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # whatever the reader meets in a hostile file
-        raise _damaged(file, error) from None
+        # torch's own words end in advice to run what the file says
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it asks for {asked[1]}, which is no tensor" if asked else "no weights torch can read"
+        raise _damaged(file, ValueError(reason)) from None
     if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
         raise _damaged(file, ValueError("it holds something else than tensors by name"))
     return {name: Stored(file, name, tuple(t.shape), t.dtype, _held(t)) for name, t in state.items()}

@@ -18,8 +18,8 @@ def picture(tmp_path):
     return str(tmp_path / "a.png")
 
 
-def cache(tmp_path, limit=2**20, mark="encoder"):
-    return FeatureCache(tmp_path / "kept", mark, limit)
+def cache(tmp_path, limit=2**20, mark="encoder", shape=(9, 16)):
+    return FeatureCache(tmp_path / "kept", mark, limit, shape)
 
 
 def test_what_is_put_comes_back_in_another_process(tmp_path, picture):

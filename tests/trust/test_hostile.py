@@ -1,0 +1,189 @@
+"""Hostile artefacts through the commands that read them: none runs, connects, hangs or leaves its folder."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from tests.trust import hostile_data, hostile_models, hostile_recipes, hostile_runs, watch
+from tests.trust.home import SECRET, Artefact, home_in, make_base, outside
+
+KINDS = (hostile_recipes, hostile_data, hostile_models, hostile_runs)
+ALL = [artefact for kind in KINDS for artefact in kind.artefacts()]
+FEW = ALL[::12]  # of every kind some
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """The good things, and all that a command imports, before a child is forked."""
+    import timm  # noqa: F401
+    from PIL import BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, WebPImagePlugin  # noqa: F401
+    from torch.utils.tensorboard import SummaryWriter  # noqa: F401
+
+    import lmmkit.convert
+    import lmmkit.estimate
+    import lmmkit.evaluate.run
+    import lmmkit.training.run  # noqa: F401
+
+    return make_base(tmp_path_factory.mktemp("base"))
+
+
+def wrongs(artefact: Artefact, folder, base) -> list[str]:
+    """All that is wrong with how an artefact was met."""
+    home = home_in(folder, base)
+    words = artefact.spoil(home)
+    before = outside(home)
+    allowed = [home.path / name for name in artefact.write]
+    met = watch.run(words, home.path, read=[home.path], write=allowed)
+    found = [f"it {breach}" for breach in met.breaches]
+    if met.code not in artefact.code:
+        found.append(f"exit {met.code}, not one of {artefact.code}: {met.said[-800:]}")
+    if artefact.says not in met.said:
+        found.append(f"no `{artefact.says}` in {met.said[-800:]}")
+    if "Traceback" in met.said or SECRET in met.said:
+        found.append(f"it says {met.said[-800:]}")
+    if outside(home) != before:
+        found.append(f"it left {outside(home).keys() ^ before.keys() or 'changes'} outside")
+    return found
+
+
+def test_there_are_enough_and_each_has_a_name_of_its_own():
+    assert len(ALL) >= 400 and len({artefact.name for artefact in ALL}) == len(ALL)
+
+
+@pytest.mark.parametrize("artefact", FEW, ids=lambda a: a.name)
+def test_a_hostile_artefact_is_refused_or_harmless(artefact, tmp_path, base):
+    assert not wrongs(artefact, tmp_path, base)
+
+
+@pytest.mark.slow
+def test_all_of_them_are(tmp_path, base):
+    numbers = itertools.count()
+    met = {artefact.name: wrongs(artefact, tmp_path / str(next(numbers)), base) for artefact in ALL}
+    print(f"{len(met)} artefacts, {sum(map(bool, met.values()))} not met as they should be")
+    assert not {name: found for name, found in met.items() if found}
+
+
+# ------------------------------------------------------------------ the watch sees what it should
+
+
+def _system():
+    import os
+
+    os.system("true")
+
+
+def _program():
+    import subprocess
+
+    subprocess.run(["true"], check=True)
+
+
+def _connect():
+    import socket
+
+    with socket.socket() as one:
+        one.settimeout(0.1)
+        one.connect_ex(("127.0.0.1", 9))
+
+
+def _look_up():
+    import socket
+
+    socket.getaddrinfo("127.0.0.1", 9)
+
+
+def _unpickle():
+    import pickle
+
+    pickle.loads(b"cbuiltins\nlist\n.")
+
+
+def _exec():
+    exec("1")
+
+
+def _eval():
+    eval("1")
+
+
+def _read():
+    open("../outside/secret.txt").close()
+
+
+def _write():
+    open("beside.txt", "w").close()
+
+
+def _remove():
+    import os
+
+    os.remove("recipe.yaml")
+
+
+def _rename():
+    import os
+
+    os.rename("recipe.yaml", "../outside/recipe.yaml")
+
+
+def _link():
+    import os
+
+    os.symlink("recipe.yaml", "../outside/link")
+
+
+def _spin():
+    while True:
+        pass
+
+
+def _module():
+    import importlib.util
+    from pathlib import Path
+
+    Path("out").mkdir()
+    Path("out/evil.py").write_text("x = 1")
+    spec = importlib.util.spec_from_file_location("evil", "out/evil.py")
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+@pytest.mark.parametrize(
+    "action, breach",
+    [
+        (_system, "os.system"), (_program, "subprocess.Popen"), (_connect, "socket.connect"), (_look_up, "socket.getaddrinfo"),
+        (_unpickle, "pickle.find_class"), (_module, "exec of"), (_read, "reads"), (_write, "writes"), (_remove, "os.remove"),
+        (_rename, "os.rename"), (_link, "os.symlink"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)  # fmt: skip
+def test_the_watch_sees(action, breach, tmp_path, base):
+    home = home_in(tmp_path, base)
+    met = watch.watched(lambda: action() or 0, home.path, read=[home.path], write=[home.path / "out"])
+    assert any(breach in told for told in met.breaches), met
+
+
+def test_the_watch_sees_code_that_did_not_come_with_a_package(tmp_path, base):
+    """`exec` of a text, called where no package's own code is made."""
+    home = home_in(tmp_path, base)
+    for action in (_exec, _eval):
+        met = watch.watched(lambda a=action: a() or 0, home.path, read=[home.path], write=[])
+        assert any(told.startswith(("exec of", "compile of")) for told in met.breaches), met
+
+
+def test_the_watch_gives_up_on_what_hangs(tmp_path, base, monkeypatch):
+    import time
+
+    home = home_in(tmp_path, base)
+    monkeypatch.setattr(watch, "SECONDS", 1)
+    assert watch.watched(_spin, home.path, read=[], write=[]).code is None
+    monkeypatch.setattr(watch, "WALL", 0.5)
+    met = watch.watched(lambda: time.sleep(60) or 0, home.path, read=[], write=[])
+    assert met.code is None and met.seconds < 30
+
+
+def test_a_bug_of_ours_is_told_from_a_refusal(tmp_path, base):
+    home = home_in(tmp_path, base)
+    met = watch.watched(lambda: 1 // 0, home.path, read=[], write=[])
+    assert met.code == 1 and "ZeroDivisionError" in met.said
