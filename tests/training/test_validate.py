@@ -112,8 +112,8 @@ def test_low_rank_updates_are_merged_into_what_is_written_alone(tiny):
     written = merged(objective)
     assert all(torch.equal(before[k], t) for k, t in objective.state_dict().items())
     assemble.lora.merge(objective.lmm.decoder)
-    merged = merged(objective)
-    assert written.keys() == merged.keys() and all(torch.equal(written[k], merged[k]) for k in merged)
+    whole = merged(objective)
+    assert written.keys() == whole.keys() and all(torch.equal(written[k], whole[k]) for k in whole)
 
 
 def test_a_stop_in_the_middle_of_a_validation_loses_nothing(runs, tmp_path, monkeypatch):

@@ -44,7 +44,7 @@ WRONG = {
 }
 
 
-def text_of(value: object, indent: int = 0, change: Mapping[str, tuple[str, str]] = {}, at: str = "") -> Iterator[str]:  # noqa: B006
+def text_of(value: object, indent: int = 0, change: Mapping[str, tuple[str, str]] = {}, at: str = "") -> Iterator[str]:
     """Lines of block YAML; `change`: dotted key -> (another name, another value), the value as it is written."""
     assert isinstance(value, Mapping)
     for key, item in value.items():
