@@ -53,8 +53,9 @@ def load_steps(
             generator=torch.Generator(),  # it draws a seed as it opens: not from what dropout draws from
         )  # fmt: skip
     others = set(active_children())
+    steps = iter(loader)  # held here: it waits seconds for its workers when it goes, so they go first
     try:
-        for step in loader:
+        for step in steps:
             if isinstance(step, _Bad):
                 raise UserError(step.problems)
             yield step
