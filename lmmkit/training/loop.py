@@ -16,11 +16,11 @@ from lmmkit.errors import Problem, UserError
 from lmmkit.objective import Objective
 from lmmkit.plan.prepare import Prepared
 from lmmkit.rundir import RunDir
-from lmmkit.training import checkpoint, state
+from lmmkit.training import state
 from lmmkit.training.log import Board, MetricsLog, Progress, Silence
 from lmmkit.training.pictures import stage_pictures
 from lmmkit.training.ranks import ALONE, Ranks
-from lmmkit.training.rng import rng_state
+from lmmkit.training.saver import Saver
 from lmmkit.training.shard import rooted, sees_everywhere, whole
 from lmmkit.training.signals import Stop, ignore_in_worker
 from lmmkit.training.step import Report, rate, run_step
@@ -93,11 +93,10 @@ def run_stage(
     pipeline = replace(pipeline, packer=packer, rank=ranks.rank, world=ranks.world)
     empty = None if ranks.alone else packer.pack([])[0]
 
+    saver = Saver(run, keep=recipe.output.keep, ranks=ranks, beside=recipe.output.async_save)
+
     def save(at: Position) -> None:
-        checkpoint.save(
-            run, at.step, state.tensors(objective, optimizer), {"position": asdict(at)},
-            keep=recipe.output.keep, rng=rng_state(), ranks=ranks,
-        )  # fmt: skip
+        saver.save(at.step, state.tensors(objective, optimizer), {"position": asdict(at)})
 
     def draw(at: Position) -> None:
         with rooted(objective):
@@ -113,7 +112,8 @@ def run_stage(
         pipeline, position.stage_step, steps, workers=recipe.speed.workers, worker_init=ignore_in_worker
     )
     stopping = False
-    with Progress(position.stage, steps, done=position.stage_step) if ranks.first else Silence() as progress:
+    progress = Progress(position.stage, steps, done=position.stage_step) if ranks.first else Silence()
+    with saver, progress:
         clock = time.perf_counter()
         for step in batches:
             factor = rate(stage.optim, steps, position.stage_step)
@@ -151,6 +151,7 @@ def run_stage(
             asked = ranks.most(stop.requested or 0)
             stopping = asked > 0
             stop.requested = asked or stop.requested
+            saver.check()
             for entry in entries:
                 entry(position, last=position.stage_step == steps, stopping=stopping)
             if stopping:

@@ -119,7 +119,8 @@ def test_a_strategy_has_no_weight_and_a_term_must_have_one(tiny):
 
 def test_what_is_not_in_this_release_is_told_as_the_recipe_writes_it(tiny):
     said = [
-        str(p) for p in not_yet(tiny("speed.compile=true", "stages.finetune.validate={every: 1, data: heldout}"))
+        str(p)
+        for p in not_yet(tiny("speed.compile=true", "stages.finetune.validate={every: 1, data: heldout}"))
     ]
     assert "got `compile: true`; want `false`, the default" in said[0]
     assert "got `validate: {every: 1, data: heldout" in said[1] and all(
