@@ -53,19 +53,20 @@ def backend(recipe: Recipe, device: torch.device) -> Backend:
 def build(
     recipe: Recipe, components: Mapping[str, Component], dims: Dims, device: torch.device, *,
     origins: Sequence[Origin] = (), dtype: torch.dtype = torch.float32, drawn: bool = True,
-    narrow: Collection[str] = (),
+    narrow: Collection[str] = (), place: torch.device | None = None,
 ) -> Objective:  # fmt: skip
-    """The whole objective on `device`: parts from their folders, the rest drawn from the seed.
+    """The whole objective for `device`: parts from their folders, the rest drawn from the seed.
 
     With `drawn` off nothing is drawn: the caller fills every tensor. `narrow`: parts whose matrices
-    are held in bfloat16; one that comes from a folder is at no time held wider.
+    are held in bfloat16; one that comes from a folder is at no time held wider. `place`: where its
+    tensors lie, if elsewhere.
     """
     objective = shell(recipe, components, dims, device)
     log_choice(objective.lmm.backend, device, objective.compute)
     filled = {part for origin in origins for part in origin.parts}
     objective.to(dtype)
     narrow_parts(objective, filled.intersection(narrow))
-    objective.to_empty(device=device)
+    objective.to_empty(device=place or device)
     objective.lmm.decoder.tie()
     valued = set(filled)
     if isinstance(recipe.model.vision, VisionTimm):

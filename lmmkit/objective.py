@@ -43,8 +43,8 @@ class Objective(nn.Module):
             hidden_SD = out.at(batch.predict.row_Q)
             losses_S = linear_cross_entropy(hidden_SD, self.lmm.decoder.head.weight, batch.target_S)
         by_term = losses_S.new_zeros(len(batch.text_terms)).index_add(0, batch.term_S, losses_S)
-        sums = dict(zip(batch.text_terms, by_term.unbind(), strict=True))
-        sums["next_token"] = sums["next_token"] + self._touch(batch)
+        sums = {name: sum_.clone() for name, sum_ in zip(batch.text_terms, by_term.unbind(), strict=True)}
+        sums["next_token"] = sums["next_token"] + self._touch(batch, out)
         ctxs = {term.name: self._ctx(term, batch, out) for term in self.terms}
         values = {t.name: t.value(ctxs[t.name]) for t in self.terms if t.name not in sums}
         return Outcome(sums | values, ctxs, out.seen_IND, _by_source(losses_S.detach(), batch))
@@ -63,17 +63,21 @@ class Objective(nn.Module):
         module = self.plugins[term.name] if term.name in self.plugins else None  # noqa: SIM401 (no `get`)
         return Ctx(term.name, batch, taps, module)
 
-    def _touch(self, batch: Batch) -> Tensor | float:
+    def _touch(self, batch: Batch, out: Output) -> Tensor | float:
         """Zero, on the graph of every trainable parameter this batch may not have reached.
 
         So each one gets a gradient in every micro-batch and on every rank, as LLaVA's text-only
-        samples do by their blank image.
+        samples do by their blank image. Where a blank one was encoded, the encoder is reached by it.
         """
-        idle = [self.plugins]
+        idle, reached = [self.plugins], []
         if not any(fill.source == "vision" for fill in batch.fills):
-            idle += [self.lmm.vision, self.lmm.connector]
-        params = [p for part in idle for p in part.parameters() if p.requires_grad]
-        return 0.0 * sum(p.sum(dtype=torch.float32) for p in params) if params else 0.0
+            idle += [self.lmm.connector]
+            if out.seen_IND is None:
+                idle += [self.lmm.vision]
+            elif out.seen_IND.requires_grad:
+                reached = [out.seen_IND]
+        reached += [p for part in idle for p in part.parameters() if p.requires_grad]
+        return 0.0 * sum(x.sum(dtype=torch.float32) for x in reached) if reached else 0.0
 
 
 def _by_source(losses_S: Tensor, batch: Batch) -> dict[str, Tensor]:

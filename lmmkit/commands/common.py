@@ -48,14 +48,15 @@ def reporting(command: Callable) -> Callable:
 
 
 def show(error: LmmkitError) -> None:
-    """Every problem: where, then what, what would do, and the mend."""
+    """Every problem: where, then what, what would do, and the mend. Nothing where another rank has said it."""
     for problem in error.problems:
         err.print(f"[bold red]error[/] [bold]{_safe(problem.where)}[/]")
         err.print(f"  got   {_safe(problem.got)}", markup=True)
         err.print(f"  want  {_safe(problem.want)}", markup=True)
         err.print(f"  {_safe(problem.mend)}  [dim]\\[{problem.code}][/]", markup=True)
     n = len(error.problems)
-    err.print(f"{n} problem{'s' if n != 1 else ''}.")
+    if n:
+        err.print(f"{n} problem{'s' if n != 1 else ''}.")
 
 
 def _safe(text: str) -> str:

@@ -27,20 +27,27 @@ def train(
     trust_files: Trust = False,
 ) -> None:
     """Train a recipe's stages and leave a run folder."""
-    read = the_recipe(recipe, root, changes)
-    to = to or Path("runs") / recipe.stem
-    from lmmkit.commands.recipes import find
-    from lmmkit.training.run import train as run_training
-    from lmmkit.training.signals import exit_code
+    from lmmkit.training.ranks import joined
 
-    finished = run_training(
-        read, out=to, resume=resume, stage=stage, trust_files=trust_files, source=find(recipe).read_text(),
-        accept_data=accept_data,
-    )  # fmt: skip
+    with joined() as ranks:
+        read = the_recipe(recipe, root, changes)
+        to = to or Path("runs") / recipe.stem
+        from lmmkit.commands.recipes import find
+        from lmmkit.training.run import train as run_training
+        from lmmkit.training.signals import exit_code
+
+        finished = run_training(
+            read, out=to, resume=resume, stage=stage, trust_files=trust_files, source=find(recipe).read_text(),
+            accept_data=accept_data,
+        )  # fmt: skip
+        if finished.signal is not None:
+            stood = "saved" if finished.begun else "it was before its first step"
+            option = " and --resume" if finished.run.is_run else ""
+            said = f"stopped by a signal; {stood}. Go on with the same command{option} ({to})"
+        else:
+            following = "eval" if read.evaluate else "chat"
+            said = f"done: {to}   next: lmmkit {following} {shlex.quote(str(to))}"
+        if ranks.first:
+            out.print(said)
     if finished.signal is not None:
-        said = "saved" if finished.begun else "it was before its first step"
-        option = " and --resume" if finished.run.is_run else ""
-        out.print(f"stopped by a signal; {said}. Go on with the same command{option} ({to})")
         raise typer.Exit(exit_code(finished.signal))
-    following = "eval" if read.evaluate else "chat"
-    out.print(f"done: {to}   next: lmmkit {following} {shlex.quote(str(to))}")

@@ -25,12 +25,14 @@ _BYTES = torch.uint8
 class FeatureCache:
     """Features below `folder`, at most `limit` bytes of them; `mark` is of encoder and preprocessing.
 
-    Data workers read, the training process writes. What is full stays as it is: nothing is thrown out.
+    Data workers read, the training process writes, `writers` of them in equal
+    shares of the room left. What is full stays as it is: nothing is thrown out.
     """
 
     folder: Path
     mark: str
     limit: int
+    writers: int = 1
     _taken: list[int] = field(default_factory=list, compare=False, repr=False)
 
     def name(self, path: str, shape: str) -> str:
@@ -51,7 +53,9 @@ class FeatureCache:
     def put(self, name: str, x_ND: Tensor) -> bool:
         """Writes them aside and renames; False where there is no room."""
         if not self._taken:
-            self._taken.append(sum(path.stat().st_size for path in self.folder.glob(f"*/*{SUFFIX}")))
+            held = sum(path.stat().st_size for path in self.folder.glob(f"*/*{SUFFIX}"))
+            others = (self.limit - held) // self.writers * (self.writers - 1)
+            self._taken.append(held + max(others, 0))
         if self._taken[0] + x_ND.nbytes > self.limit:
             return False
         path, x_ND = self._path(name), x_ND.detach().cpu().contiguous()

@@ -55,7 +55,8 @@ class _Seen(NamedTuple):
         if fill.source != "vision" or not self.known:
             return fill
         place = torch.empty(len(self.read) + len(self.known), dtype=torch.int64)
-        place[torch.tensor(self.read + self.known)] = torch.arange(len(place))
+        place[list(self.read)] = torch.arange(len(self.read))
+        place[list(self.known)] = len(self.pixels_ICXY) + torch.arange(len(self.known))
         image_N = place[fill.item_N // image_rows]
         return replace(fill, item_N=image_N * image_rows + fill.item_N % image_rows)
 
@@ -70,7 +71,9 @@ class Packer:
 
     `text_terms` names the next-token terms: "next_token" for the main view, then the tasks that
     learn text. `terms` are the plugin terms whose items are counted. `features` holds what a frozen
-    encoder said of pictures before. `sources` are those whose losses are told apart.
+    encoder said of pictures before. `sources` are those whose losses are told apart. With `blank`, a
+    micro-batch without pictures to encode gets a blank one that nobody reads: an encoder whose weights
+    lie with several ranks runs on all of them or none.
     """
 
     reader: ReadsImages
@@ -82,6 +85,7 @@ class Packer:
     share: bool = True
     features: FeatureCache | None = None
     sources: tuple[str, ...] = ()
+    blank: bool = False
 
     def tree(self, members: Sequence[LaidOut], source: str = "") -> Tree:
         """One sample's views, measured."""
@@ -171,7 +175,7 @@ class Packer:
             known=tuple(known),
             pixels_ICXY=torch.stack(pixels)
             if pixels
-            else torch.empty(0, 3, self.image_size, self.image_size),
+            else torch.zeros(int(self.blank), 3, self.image_size, self.image_size),
             known_JND=torch.stack(list(known.values())) if known else None,
             unknown=tuple((at, names[i]) for at, i in enumerate(read) if i in names),
         )

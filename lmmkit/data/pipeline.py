@@ -87,7 +87,8 @@ class Views:
 
 @dataclass(frozen=True, kw_only=True)
 class Pipeline:
-    """The data of one stage. `tokens` bounds a micro-batch's rows; `samples` make one step."""
+    """The data of one stage. `tokens` bounds a micro-batch's rows; `samples` make one step, of which
+    each of `world` ranks takes a stretch."""
 
     sources: Mapping[str, Records]
     order: Order
@@ -96,12 +97,20 @@ class Pipeline:
     samples: int
     tokens: int
     total: int
+    rank: int = 0
+    world: int = 1
+
+    def positions(self, index: int) -> range:
+        """Where in the order this rank's samples of a step stand; every rank's together are the step."""
+        first = index * self.samples
+        n = min(self.samples, self.total - first)
+        return range(first + self.rank * n // self.world, first + (self.rank + 1) * n // self.world)
 
     def step(self, index: int) -> Step:
         """The micro-batches of optimizer step `index`, from 0; samples in the order's order."""
         dropped: Counter[str] = Counter()
         trees = []
-        for k in range(index * self.samples, min((index + 1) * self.samples, self.total)):
+        for k in self.positions(index):
             source, epoch, row = self.order.at(k)
             members = self.views.fitting(self.sources[source][row], epoch, dropped)
             if members:

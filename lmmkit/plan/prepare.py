@@ -218,8 +218,7 @@ def open_sources(recipe: Recipe, names: Iterable[str]) -> dict[str, Records]:
 
 def not_yet(recipe: Recipe) -> list[Problem]:
     """Keys whose meaning is fixed but which this release cannot carry out: training refuses them."""
-    asked = [("speed.compile", recipe.speed.compile, False), ("speed.shard", recipe.speed.shard, 1),
-             ("speed.replicate", recipe.speed.replicate, 1)]  # fmt: skip
+    asked: list[tuple[str, object, object]] = [("speed.compile", recipe.speed.compile, False)]
     mend = "Take the line out: it is not in this release."
     return [
         Problem("recipe/not-yet", recipe.where(key), f"`{_written(recipe, key)}`", _said(default), mend)

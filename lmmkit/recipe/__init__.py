@@ -34,7 +34,7 @@ from lmmkit.recipe.read import (
     read_text,
     vision_from_mapping,
 )
-from lmmkit.recipe.schema import Evaluate, Output, Recipe, Speed, Task
+from lmmkit.recipe.schema import Evaluate, Output, Parallel, Recipe, Speed, Task
 from lmmkit.recipe.stage import (
     Batch,
     Length,
@@ -65,6 +65,7 @@ __all__ = [
     "Numerics",
     "Optim",
     "Output",
+    "Parallel",
     "Places",
     "Recipe",
     "RopeScaling",

@@ -30,7 +30,7 @@ class Difference:
 SECTIONS: Final[Mapping[str, SectionClass]] = {
     "format": "mathematics", "seed": "mathematics", "model": "mathematics", "numerics": "mathematics",
     "plugins": "mathematics", "data": "data", "stages": "mathematics", "evaluate": "output",
-    "output": "output", "speed": "speed",
+    "output": "output", "speed": "speed", "parallel": "speed",
 }  # fmt: skip
 IN_STAGES: Final[Mapping[str, SectionClass]] = {
     "data": "data", "batch": "mathematics", "length": "mathematics", "train": "mathematics",

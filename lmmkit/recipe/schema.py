@@ -46,11 +46,13 @@ class Evaluate:
 @section
 class Output:
     """How often things are written, in optimizer steps; 0 = never. `keep`: checkpoints kept.
+    `async_save`: training goes on while a copy of the state is written.
     `observers`: plugins that are told how a run goes, and compute nothing.
     """
 
     save_every: k.Natural = 500
     keep: k.Two = 2  # one alone would be lost with a broken write
+    async_save: k.Flag = False
     log_every: k.Count = 1
     pictures_every: k.Natural = 0
     observers: Annotated[tuple[k.Text, ...], Says("a list of files or installed plugins")] = ()
@@ -74,8 +76,6 @@ class Speed:
     # decoder blocks that run again in the backward pass; a number: so many, from the first on
     recompute: Annotated[Literal["none", "all"] | k.Count, Says("none, all, or a number of blocks")] = "none"
     compile: k.Flag = False
-    shard: k.Count = 1  # devices over which one copy of the parameters is cut
-    replicate: k.Count = 1  # such copies
     workers: k.Natural = 0  # data processes a rank
     threads: k.Natural = 0  # CPU threads; 0 = leave as found
     image_cache_mb: k.Natural = 0  # 0 = no cache
@@ -89,6 +89,36 @@ class Speed:
             if isinstance(self.recompute, str)
             else min(self.recompute, depth)
         )
+
+
+@section
+class Parallel:
+    """How the processes that torchrun starts share the work; one process alone does all of it.
+
+    `shard` processes hold one copy of the parameters together, `replicate` is the number of copies.
+    What is not a number fills up what there are.
+    """
+
+    shard: Annotated[Literal["all"] | k.Count, Says("all, or a number of processes")] = "all"
+    replicate: Annotated[Literal["auto"] | k.Count, Says("auto, or a number of copies")] = "auto"
+
+    @property
+    def least(self) -> int:
+        """The fewest processes that this asks for."""
+        shard = 1 if self.shard == "all" else self.shard
+        return shard * (1 if self.replicate == "auto" else self.replicate)
+
+    def mesh(self, world: int) -> tuple[int, int] | None:
+        """(copies, processes a copy) of `world` processes; None if they do not fit."""
+        shard, replicate = self.shard, self.replicate
+        if world == 1:
+            return 1, 1
+        if shard == "all":
+            replicate = 1 if replicate == "auto" else replicate
+            shard = world // replicate
+        elif replicate == "auto":
+            replicate = world // shard
+        return (replicate, shard) if replicate * shard == world else None
 
 
 @section
@@ -108,6 +138,7 @@ class Recipe:
     evaluate: Evaluate | None = None
     output: Output = field(default_factory=Output)
     speed: Speed = field(default_factory=Speed)
+    parallel: Parallel = field(default_factory=Parallel)
     root: str = field(default=".", compare=False)
     places: Places = field(default_factory=Places, compare=False, repr=False)
 

@@ -1,14 +1,15 @@
 """Checkpoints: written aside, listed last, renamed once.
 
     RUN/checkpoints/.tmp-00000500-<id>/   ->   RUN/checkpoints/step-00000500/
-        shard-00000.safetensors ...      tensors by name, unique (ties are the model's to make)
-        rng-rank00000.safetensors        generator states
+        shard-00000.safetensors ...      tensors by name, unique (ties are the model's to make);
+                                         of several ranks shard-rank00001-00000 ..., the rows each holds
+        rng-rank00000.safetensors ...    generator states, a file a rank
         state.json                       whatever else the trainer needs to go on
         manifest.json                    LAST: size and crc32 of the others
 
 A process killed anywhere leaves the checkpoints that were complete before: readers look only at
 `step-XXXXXXXX` folders whose manifest verifies. `sweep` clears the rest at the next start.
-Nothing is pickled. One process writes today; several ranks would replace `_stage`.
+Nothing is pickled. Ranks write their files side by side; the first lists and publishes them.
 """
 
 from __future__ import annotations
@@ -20,25 +21,28 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from lmmkit.errors import MachineError, Problem, UserError
 from lmmkit.rundir import RunDir, fsync, io_point
-from lmmkit.training import manifest
+from lmmkit.training import manifest, parts
+from lmmkit.training.parts import Held, Part, Saved, hold
+from lmmkit.training.ranks import ALONE, Ranks
 
 STEP = re.compile(r"step-(\d{8})", re.ASCII)
 STAGED = re.compile(r"\.tmp-(\d{8})-[0-9a-f]+", re.ASCII)
 TRASH = re.compile(r"\.trash-.+", re.ASCII)
 SHARD_BYTES = 4 << 30
-RNG = "rng-rank00000.safetensors"
+RNG = "rng-rank{:05d}.safetensors"
 STATE = "state.json"
 HEADROOM = 1.1  # a tenth more than the checkpoints, for logs and headers
 
@@ -47,9 +51,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What `save` was given; the tensors lie on the CPU."""
+    """What `save` was given; tensors come to the CPU as they are asked for. `rng` is empty where as many
+    ranks as this one's did not save."""
 
-    tensors: dict[str, Tensor]
+    tensors: Saved
     state: dict[str, Any]
     rng: dict[str, Tensor]
     step: int
@@ -70,13 +75,28 @@ def save(
     *,
     keep: int,
     rng: Mapping[str, Tensor],
+    ranks: Ranks = ALONE,
 ) -> Path:
     """Writes the checkpoint of `step`, then removes all but the newest `keep` (at least 2).
 
     `tensors` share no memory; `state` is JSON with text keys (NaN and infinities included, tuples
-    come back as lists). Raises `MachineError` if it cannot be written: the older checkpoints are
-    untouched then, and training may go on.
+    come back as lists). Every rank calls it with its own generators. Raises `MachineError` on all ranks
+    if one cannot write: the older checkpoints are untouched then, and training may go on.
     """
+    return put(run, step, hold(tensors, ranks), state, keep=keep, rng=rng, ranks=ranks)
+
+
+def put(
+    run: RunDir,
+    step: int,
+    held: Held,
+    state: Mapping[str, Any],
+    *,
+    keep: int,
+    rng: Mapping[str, Tensor],
+    ranks: Ranks = ALONE,
+) -> Path:
+    """As `save`, of tensors that are held already."""
     if keep < 2:
         raise ValueError(f"got keep={keep}; want at least 2, so that one may be damaged")
     if not 0 <= step < 10**8:
@@ -85,38 +105,55 @@ def save(
     text = json.dumps(dict(state), indent=1) + "\n"
 
     target = run.checkpoints / f"step-{step:08d}"
-    staging = run.checkpoints / f".tmp-{step:08d}-{secrets.token_hex(4)}"
-    needed = sum(t.nbytes for t in (*tensors.values(), *rng.values())) + len(text)
+    staging = run.checkpoints / ranks.tell(f".tmp-{step:08d}-{secrets.token_hex(4)}")
+    own = held.nbytes + sum(t.nbytes for t in rng.values()) + len(text)
+    needed = sum(ranks.gather(own))
     try:
-        if needed > _free(run.path):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        io_point("make the folder")
-        staging.mkdir(parents=True)
-        _stage(staging, tensors, text, rng)
-        _publish(staging, target)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(staging, ignore_errors=True)
+        _all_or_none(ranks, lambda: _make(run, staging, needed) if ranks.first else None)
+        written = _all_or_none(ranks, lambda: _stage(staging, held, rng, ranks))
+        _all_or_none(ranks, lambda: _list(staging, target, held, text, written) if ranks.first else None)
+    except OSError as error:
+        if ranks.first:
+            shutil.rmtree(staging, ignore_errors=True)
         raise MachineError(_unwritten(target, needed, _free(run.path), error)) from error
-    _prune(run, keep)
+    if ranks.first:
+        _prune(run, keep)
     return target
 
 
-def latest(run: RunDir) -> Path | None:
+def _all_or_none(ranks: Ranks, do: Callable[[], Any]) -> list[Any]:
+    """What `do` gave on every rank; what one could not do is raised on all."""
+    try:
+        told = [do(), None]
+    except (OSError, SafetensorError) as error:
+        told = [None, str(error)]
+    told = ranks.gather(told)
+    wrong = [f"rank {rank}: {why}" if ranks.world > 1 else why for rank, (_, why) in enumerate(told) if why]
+    if wrong:
+        raise OSError(wrong[0])
+    return [value for value, _ in told]
+
+
+def latest(run: RunDir, ranks: Ranks = ALONE) -> Path | None:
     """The newest sound checkpoint, None before the first; a passed-over one is logged.
 
     Raises `UserError` if there are checkpoints and all are damaged.
     """
-    path, notices = newest(run)
-    for notice in notices:
+    path, notices = newest(run, ranks)
+    for notice in notices if ranks.first else ():
         _log.warning("damaged checkpoint passed over: %s", notice)
     return path
 
 
-def newest(run: RunDir) -> Newest:
-    """Like `latest`, with the notices for the caller to show. Reads whole files to verify them."""
+def newest(run: RunDir, ranks: Ranks = ALONE) -> Newest:
+    """Like `latest`, with the notices for the caller to show. Reads whole files to verify them, each on
+    one rank, and all ranks agree."""
     notices: list[Problem] = []
-    for path in _steps(run):
-        problems = manifest.verify(path)
+    for name in ranks.tell([path.name for path in _steps(run)]):
+        path = run.checkpoints / name
+        own = manifest.verify(path, share=(ranks.rank, ranks.world))
+        told = ranks.gather([asdict(problem) for problem in own])
+        problems = dict.fromkeys(Problem(**problem) for found in told for problem in found)
         if not problems:
             return Newest(path, tuple(notices))
         notices += problems
@@ -152,7 +189,7 @@ def verdicts(run: RunDir, *, every: bool) -> list[Verdict]:
     return found
 
 
-def load(path: Path, *, verified: bool = False) -> Checkpoint:
+def load(path: Path, *, verified: bool = False, ranks: Ranks = ALONE) -> Checkpoint:
     """The checkpoint in a folder, verified before any tensor is used.
 
     Pass `verified` for a path that `latest` has just given, to read the files once. Raises
@@ -162,12 +199,13 @@ def load(path: Path, *, verified: bool = False) -> Checkpoint:
     if problems:
         raise UserError(problems)
     step = step_of(path)
-    tensors: dict[str, Tensor] = {}
     try:
-        for file in sorted(manifest.read(path)["files"]):
-            if file.startswith("shard-"):
-                tensors |= load_file(path / file)
-        rng = load_file(path / RNG)
+        body = manifest.read(path)
+        tensors = Saved(path, body)
+        as_many = (
+            RNG.format(ranks.world - 1) in body["files"] and RNG.format(ranks.world) not in body["files"]
+        )
+        rng = load_file(path / RNG.format(ranks.rank)) if as_many else {}
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise UserError(manifest.damage(path, str(error))) from None
@@ -216,45 +254,70 @@ def check_space(run: RunDir, checkpoint_bytes: int, *, keep: int) -> None:
         raise MachineError(_unwritten(run.checkpoints, needed, free, full))
 
 
-def _stage(staging: Path, tensors: Mapping[str, Tensor], state: str, rng: Mapping[str, Tensor]) -> None:
-    """Writes every file into `staging` and waits for the disk; the manifest last."""
-    names = []
-    for number, shard in enumerate(_shards(tensors)):
-        names.append(f"shard-{number:05d}.safetensors")
-        _write_tensors(staging / names[-1], shard)
-    _write_tensors(staging / RNG, rng)
-    _write_bytes(staging / STATE, state.encode())
-    listing = manifest.describe(staging, [*names, RNG, STATE], tensors)
-    _write_bytes(staging / manifest.NAME, listing)
+def _make(run: RunDir, staging: Path, needed: int) -> None:
+    if needed > _free(run.path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    io_point("make the folder")
+    staging.mkdir(parents=True)
+
+
+def _stage(staging: Path, held: Held, rng: Mapping[str, Tensor], ranks: Ranks) -> list:
+    """Writes this rank's files and waits for the disk; their sizes and crc32s, and the stretches of rows
+    that lie in them."""
+    files: dict[str, list[int]] = {}
+    stretches = []
+    for number, shard in enumerate(_shards(held.parts)):
+        name = f"shard-{'' if ranks.alone else f'rank{ranks.rank:05d}-'}{number:05d}.safetensors"
+        files[name] = _write_tensors(staging / name, {key: part.tensor for key, part in shard.items()})
+        stretches += [[key, name, part.first, len(part.tensor)] for key, part in shard.items() if part.cut]
+    name = RNG.format(ranks.rank)
+    files[name] = _write_tensors(staging / name, rng)
+    return [files, stretches]
+
+
+def _list(staging: Path, target: Path, held: Held, state: str, written: list) -> None:
+    """The first rank's part: what is left, the manifest last, and the name."""
+    files: dict[str, list[int]] = {}
+    pieces: dict[str, list] = {}
+    for theirs, stretches in written:
+        files |= theirs
+        for key, *piece in stretches:
+            pieces.setdefault(key, []).append(piece)
+    files[STATE] = _write_bytes(staging / STATE, state.encode())
+    pieces = {key: sorted(found, key=lambda piece: piece[1]) for key, found in pieces.items()}
+    _write_bytes(staging / manifest.NAME, manifest.describe(files, held.layout, pieces))
     io_point("sync the folder")
     fsync(staging)
+    _publish(staging, target)
 
 
-def _shards(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+def _shards(held: Mapping[str, Part]) -> Iterator[dict[str, Part]]:
     """Cuts by size, in the order given; at least one shard. A larger tensor stands alone."""
-    shard: dict[str, Tensor] = {}
+    shard: dict[str, Part] = {}
     size = 0
-    for key, tensor in tensors.items():
-        if shard and size + tensor.nbytes > SHARD_BYTES:
+    for key, part in held.items():
+        if shard and size + part.tensor.nbytes > SHARD_BYTES:
             yield shard
             shard, size = {}, 0
-        shard[key] = tensor.detach().contiguous()
-        size += tensor.nbytes
+        shard[key] = part
+        size += part.tensor.nbytes
     yield shard
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> list[int]:
     io_point(f"write {path.name}")
-    save_file(dict(tensors), path)
+    written = parts.write(path, tensors)
     io_point(f"sync {path.name}")
     fsync(path)
+    return written
 
 
-def _write_bytes(path: Path, content: bytes) -> None:
+def _write_bytes(path: Path, content: bytes) -> list[int]:
     io_point(f"write {path.name}")
     path.write_bytes(content)
     io_point(f"sync {path.name}")
     fsync(path)
+    return [len(content), zlib.crc32(content)]
 
 
 def _publish(staging: Path, target: Path) -> None:

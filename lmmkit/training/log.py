@@ -106,6 +106,29 @@ class Board:
         self.close()
 
 
+class Silence:
+    """What a rank that keeps no log has in place of metrics, board and progress."""
+
+    def __enter__(self) -> Silence:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Writes nothing, as everything here."""
+
+    def truncate(self, step: int) -> None: ...
+
+    def scalars(self, step: int, values: Mapping[str, float | None]) -> None: ...
+
+    def images(self, step: int, pictures: Mapping[str, Picture]) -> None: ...
+
+    def update(self, done: int, *, tokens: int, loss: float | None) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+
 class Progress:
     """How far a stage is: step, loss, rates and time left.
 

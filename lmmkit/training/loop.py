@@ -17,17 +17,20 @@ from lmmkit.errors import MachineError, Problem, UserError
 from lmmkit.objective import Objective
 from lmmkit.plan.prepare import Prepared
 from lmmkit.rundir import RunDir
-from lmmkit.training import anomalies, checkpoint, state
+from lmmkit.training import anomalies, state
 from lmmkit.training.anomalies import Watch
-from lmmkit.training.log import Board, MetricsLog, Progress
+from lmmkit.training.log import Board, MetricsLog, Progress, Silence
 from lmmkit.training.memory import telling_room
 from lmmkit.training.pictures import stage_pictures
-from lmmkit.training.rng import looking, rng_state
+from lmmkit.training.ranks import ALONE, Ranks
+from lmmkit.training.rng import looking
+from lmmkit.training.saver import Saver
+from lmmkit.training.shard import rooted, sees_everywhere, whole
 from lmmkit.training.signals import Interrupted, Stop, ignore_in_worker, until
 from lmmkit.training.step import Report, rate, run_step
-from lmmkit.training.validate import Validator
+from lmmkit.training.validate import Validator, asked
 
-PATIENCE = 3  # times in a row that a checkpoint may fail to be written, less one
+IN_A_ROW = 3  # times in a row that a checkpoint may fail to be written, less one
 BY_SOURCE = "loss/"
 IDLE_STEPS = 50  # steps in which a term may have nothing to count, before that is an error
 
@@ -54,9 +57,9 @@ class Every:
 
 
 @dataclass
-class Saver:
+class Patience:
     """Saves when it is time. What cannot be written is told and tried again the next time; at the
-    `PATIENCE`th time in a row the run ends with it, and so it does where there is no next time."""
+    `IN_A_ROW`th time in a row the run ends with it, and so it does where there is no next time."""
 
     write: Callable[[Position], None]
     say: Callable[[str], None]
@@ -68,9 +71,9 @@ class Saver:
             self.now(at)
         except MachineError as error:
             self.failed += 1
-            if self.failed >= PATIENCE:
+            if self.failed >= IN_A_ROW:
                 raise
-            self.say(f"no checkpoint of step {at.step} (failed {self.failed} of {PATIENCE}): {error}")
+            self.say(f"no checkpoint of step {at.step} (failed {self.failed} of {IN_A_ROW}): {error}")
 
     def now(self, at: Position) -> None:
         """As a run that ends here saves. Raises `MachineError` if it cannot be written."""
@@ -100,7 +103,8 @@ class Idle:
 
 def run_stage(
     prepared: Prepared, objective: Objective, optimizer: torch.optim.Optimizer, position: Position,
-    run: RunDir, metrics: MetricsLog, board: Board, stop: Stop, device: torch.device, before: Mapping[str, Any],
+    run: RunDir, metrics: MetricsLog | Silence, board: Board | Silence, stop: Stop, device: torch.device, ranks: Ranks,
+    before: Mapping[str, Any],
 ) -> tuple[Position, bool]:  # fmt: skip
     """Runs the rest of a stage; returns early, saved, when a stop is asked for.
 
@@ -115,20 +119,23 @@ def run_stage(
         prepared.steps(position.stage),
     )
     chance = plan.chances(prepared.dims)
-    features = feature_cache(prepared, objective, position.stage)
-    pipeline = replace(pipeline, packer=replace(pipeline.packer, features=features))
+    features = feature_cache(prepared, objective, position.stage, ranks)
+    blank = not ranks.alone and sees_everywhere(recipe)
+    packer = replace(pipeline.packer, features=features, blank=blank)
+    pipeline = replace(pipeline, packer=packer, rank=ranks.rank, world=ranks.world)
+    empty = None if ranks.alone else packer.pack([])[0]
     watch, idle = Watch.of(before.get("watch")), Idle(steps, dict(before.get("idle", {})))
-    validator = Validator.of(prepared, objective, position.stage, device, stop, before.get("validation"))
+    validator = Validator.of(
+        prepared, objective, position.stage, device, stop, ranks, before.get("validation")
+    )
+    saver = Saver(run, keep=recipe.output.keep, ranks=ranks, beside=recipe.output.async_save)
 
     def write(at: Position) -> None:
         kept = {"watch": watch.state(), "idle": idle.items, "validation": validator.state()}
-        checkpoint.save(
-            run, at.step, state.tensors(objective, optimizer), {"position": asdict(at), **kept},
-            keep=recipe.output.keep, rng=rng_state(),
-        )  # fmt: skip
+        saver.save(at.step, state.tensors(objective, optimizer), {"position": asdict(at), **kept})
 
     def draw(at: Position) -> None:
-        with looking(objective, device):
+        with rooted(objective), looking(objective, device):
             pictures = stage_pictures(prepared, objective, position.stage, at.stage_step - 1, device)
         board.images(at.step, pictures)
 
@@ -136,7 +143,8 @@ def run_stage(
         metrics.write(record)
         scalars = {name: value for name, value in record.items() if isinstance(value, float)}
         board.scalars(record["step"], scalars)
-        prepared.parts.door.logged(record["step"], scalars)
+        if ranks.first:
+            prepared.parts.door.logged(record["step"], scalars)
 
     def validate(at: Position) -> None:
         if validator.done != at.step:
@@ -145,13 +153,14 @@ def run_stage(
     objective.train()
     assemble.recompute(objective, recipe.speed)
     stopping = False
-    with Progress(position.stage, steps, done=position.stage_step) as progress:
-        saver = Saver(write, progress.say)
+    progress = Progress(position.stage, steps, done=position.stage_step) if ranks.first else Silence()
+    with saver, progress:
+        patience = Patience(write, progress.say)
         # what is saved comes last: a run that goes on from there has done the others
         entries = (
             Every(recipe.output.pictures_every, draw),
             Every(validator.every, validate),
-            Every(recipe.output.save_every, saver),
+            Every(recipe.output.save_every, patience),
         )
         batches = load_steps(
             pipeline, position.stage_step, steps, workers=recipe.speed.workers, worker_init=ignore_in_worker
@@ -159,7 +168,8 @@ def run_stage(
         if position.stage_step:  # a stop may have come before this step's validation was through
             stopping = not _through(entries[1:2], position, steps)
         clock = time.perf_counter()
-        for step in until(stop, batches):
+        # of several ranks none may leave the others alone with a step: they agree on a stop behind it
+        for step in until(stop, batches) if ranks.alone else batches:
             factor = rate(stage.optim, steps, position.stage_step)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
@@ -169,26 +179,30 @@ def run_stage(
             logged = position.step % recipe.output.log_every == 0
             with telling_room(f"step {position.step}, stage {position.stage}", step, recipe, device):
                 report = run_step(
-                    objective, optimizer, step, weights, clip=clip, device=device, readings=logged, features=features
+                    objective, optimizer, step, weights, clip=clip, device=device, readings=logged, features=features,
+                    ranks=ranks, empty=empty,
                 )  # fmt: skip
             now = time.perf_counter()
             if logged:
                 log(_record(position, report, chance, stage.optim.lr * factor, now - clock))
             clock = now
             if (seen := watch.see(position.stage_step, report)) is not None:
-                _note(seen, position, report, pipeline, run, progress.say)
+                if ranks.first:
+                    _note(seen, position, report, pipeline, run, progress.say)
                 if watch.too_many(position.stage_step):
-                    saver.now(position)
+                    patience.now(position)
+                    saver.wait()
                     rows = anomalies.rows_of(pipeline, position.stage_step - 1)
                     raise UserError(anomalies.exhausted(position.step, position.stage, watch, report, rows))
             idle.check(report, position)
             progress.update(position.stage_step, tokens=report.tokens, loss=report.loss)
-            stopping = stop.requested is not None  # read once: what is not saved for must not stop us
+            stopping = asked(stop, ranks) > 0  # read once: what is not saved for must not stop us
+            saver.check()
             stopping = not _through(entries, position, steps) or stopping
             if stopping:
                 break
         if stopping or position.stage_step < steps:
-            saver.now(position)
+            patience.now(position)
             stopping = True
     return position, stopping
 
@@ -216,15 +230,19 @@ def _note(
     say(f"step {at.step}: {kind} {', '.join(of)}{done} (anomalies.jsonl has the rows)")
 
 
-def feature_cache(prepared: Prepared, objective: Objective, stage: str) -> FeatureCache | None:
+def feature_cache(
+    prepared: Prepared, objective: Objective, stage: str, ranks: Ranks = ALONE
+) -> FeatureCache | None:
     """Where features of pictures are kept, in a stage whose encoder stays as it is."""
-    asked, recipe = prepared.recipe.speed.features, prepared.recipe
-    if asked is None or recipe.stages[stage].train.vision is not None:
+    kept, recipe = prepared.recipe.speed.features, prepared.recipe
+    if kept is None or recipe.stages[stage].train.vision is not None:
         return None
     # of one set of weights, encoders of another activation or number of heads say other things
     seen = f"{recipe.model.vision} {prepared.dims.image} {objective.compute}"
-    mark = f"{digest(objective.lmm.vision.state_dict())} {seen}"
-    return FeatureCache(recipe.path(asked.folder), mark, int(asked.gib * 2**30))
+    held = {name: whole(tensor) for name, tensor in objective.lmm.vision.state_dict().items()}
+    return FeatureCache(
+        recipe.path(kept.folder), f"{digest(held)} {seen}", int(kept.gib * 2**30), ranks.world
+    )
 
 
 def _record(at: Position, report: Report, chance: dict[str, float], lr: float, seconds: float) -> dict:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from torch import Tensor
 from lmmkit.errors import Problem, UserError
 
 SCHEMA = 1
+CUT = 2  # the schema of one whose tensors are cut over several files, told by `parts`
 NAME = "manifest.json"
 CHUNK = 4 << 20  # bytes read at a time for a crc32
 PLAIN_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*", re.ASCII)
@@ -28,14 +29,18 @@ PLAIN_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*", re.ASCII)
 Layout = dict[str, list]  # key -> [dtype, [sizes]]
 
 
-def describe(folder: Path, files: Iterable[str], tensors: Mapping[str, Tensor]) -> bytes:
-    """The manifest of `files` as they lie in `folder`, as the bytes to write."""
+def describe(files: Mapping[str, list[int]], tensors: Layout, parts: Mapping[str, list]) -> bytes:
+    """The manifest of `files` (size and crc32) as the bytes to write.
+
+    `parts`: [file, first row, rows] of every stretch of a tensor that is cut.
+    """
     body = {
-        "schema": SCHEMA,
+        "schema": CUT if parts else SCHEMA,
         "versions": {name: _version(name) for name in ("lmmkit", "torch", "safetensors")},
-        "files": {file: [(folder / file).stat().st_size, crc32(folder / file)] for file in files},
-        "tensors": layout(tensors),
+        "files": dict(files),
+        "tensors": tensors,
     }
+    body |= {"parts": dict(parts)} if parts else {}
     return _encode(body | {"crc32": zlib.crc32(_encode(body))})
 
 
@@ -55,13 +60,13 @@ def read(folder: Path) -> dict[str, Any]:
         intact = False
     if not intact:
         raise UserError(damage(path, "a manifest with changed bytes"))
-    if body.get("schema") != SCHEMA:
+    if body.get("schema") not in (SCHEMA, CUT):
         raise UserError(
             Problem(
                 "checkpoint/schema",
                 str(path),
                 f"schema {body.get('schema')}",
-                f"schema {SCHEMA}",
+                f"schema {SCHEMA} or {CUT}",
                 "Use the lmmkit that wrote it: " + str(body.get("versions")),
             )
         )
@@ -70,10 +75,11 @@ def read(folder: Path) -> dict[str, Any]:
     return body
 
 
-def verify(folder: Path, *, contents: bool = True) -> tuple[Problem, ...]:
+def verify(folder: Path, *, contents: bool = True, share: tuple[int, int] = (0, 1)) -> tuple[Problem, ...]:
     """Everything wrong with a checkpoint; () for a sound one.
 
-    Without `contents` only names and sizes are compared, which reads no tensor.
+    Without `contents` only names and sizes are compared, which reads no tensor. `share` (rank, world):
+    read this rank's share of the files alone, so that all ranks together read each once.
     """
     try:
         files = read(folder)["files"]
@@ -85,8 +91,9 @@ def verify(folder: Path, *, contents: bool = True) -> tuple[Problem, ...]:
     # Dot files are the file system's and the desktop's, never ours.
     extra = sorted(n for n in present - set(files) - {NAME} if not n.startswith("."))
     found = [damage(folder / name, "a file the manifest does not list") for name in extra]
-    for name, (size, crc) in files.items():
-        problem = _check_file(folder / name, name, size, crc if contents else None)
+    for number, (name, (size, crc)) in enumerate(sorted(files.items())):
+        mine = contents and number % share[1] == share[0]
+        problem = _check_file(folder / name, name, size, crc if mine else None)
         if problem is not None:
             found.append(problem)
     return tuple(found)
@@ -127,13 +134,28 @@ def crc32(path: Path) -> int:
 
 def _is_shaped(body: Mapping[str, Any]) -> bool:
     """Whether the parts have the types we write: a crc32 keeps out accidents, not intent."""
-    files, tensors = body.get("files"), body.get("tensors")
+    files, tensors, parts = body.get("files"), body.get("tensors"), body.get("parts", {})
     return (
         isinstance(files, dict)
         and all(isinstance(v, list) and [type(n) for n in v] == [int, int] for v in files.values())
         and isinstance(tensors, dict)
         and all(isinstance(v, list) and len(v) == 2 for v in tensors.values())
+        and isinstance(parts, dict)
+        and all(key in tensors and _tiles(files, tensors[key][1], parts[key]) for key in parts)
     )
+
+
+def _tiles(files: Mapping[str, Any], shape: Any, pieces: Any) -> bool:
+    """Whether stretches of rows are, in order and without a gap, all rows of a tensor."""
+    at = 0
+    for piece in pieces if isinstance(pieces, list) else ():
+        if not isinstance(piece, list) or [type(x) for x in piece] != [str, int, int]:
+            return False
+        file, first, n = piece
+        if file not in files or first != at or n < 1:
+            return False
+        at += n
+    return isinstance(shape, list) and shape[:1] == [at]
 
 
 def _check_file(path: Path, name: str, size: int, crc: int | None) -> Problem | None:

@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from lmmkit import assemble
@@ -14,6 +15,8 @@ from lmmkit.model import lora
 from lmmkit.objective import Objective
 from lmmkit.plan.prepare import Prepared
 from lmmkit.recipe import dump, to_mapping
+from lmmkit.training import shard
+from lmmkit.training.ranks import Ranks
 from lmmkit.weights import own
 
 if TYPE_CHECKING:
@@ -49,6 +52,30 @@ def save_model(
         carried=carried,
         updates=lora.updates(objective),
     )
+
+
+def gathered(
+    objective: Objective, prepared: Prepared, stage: str, ranks: Ranks, device: torch.device
+) -> Objective | None:
+    """The objective as a stage has it, whole: what one process has anyway, and on the first of several
+    ranks a copy on its host. None on the others; every rank must ask."""
+    if ranks.alone:
+        return objective
+    full = build(prepared, device, ranks, valued=False) if ranks.first else None
+    if full is not None:
+        section = prepared.recipe.stages[stage]
+        assemble.set_stage(full, prepared.plans[stage], section, seed=prepared.recipe.seed)
+    shard.collect(objective, full)
+    return full
+
+
+def build(prepared: Prepared, device: torch.device, ranks: Ranks, *, valued: bool = True) -> Objective:
+    """The whole objective; of several ranks, on the first one's host. Not `valued`: to be filled."""
+    return assemble.build(
+        prepared.recipe, prepared.parts.components, prepared.dims, device,
+        origins=prepared.origins if valued else (), drawn=valued, narrow=assemble.frozen_narrow(prepared.recipe),
+        place=None if ranks.alone else torch.device("cpu"),
+    )  # fmt: skip
 
 
 def whole(objective: Objective) -> dict[str, Tensor]:

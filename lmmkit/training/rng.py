@@ -14,9 +14,13 @@ import torch
 from torch import Tensor, nn
 
 
-def seed_stage(seed: int, stage: str) -> None:
-    """Sets the generators to what follows from the recipe's seed: dropout draws from them."""
-    digest = hashlib.blake2b(f"{seed}:{stage}".encode(), digest_size=7).digest()
+def seed_stage(seed: int, stage: str, rank: int = 0, step: int = 0) -> None:
+    """Sets the generators to what follows from the recipe's seed: dropout draws from them.
+
+    Each rank draws its own. `step`: of the stage, where no state of the generators tells how to go on.
+    """
+    further = f":{rank}:{step}" if rank or step else ""
+    digest = hashlib.blake2b(f"{seed}:{stage}{further}".encode(), digest_size=7).digest()
     torch.manual_seed(int.from_bytes(digest, "big"))
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from lmmkit import assemble
 from lmmkit.errors import Problem, UserError, raise_all
@@ -17,11 +19,12 @@ from lmmkit.objective import Objective
 from lmmkit.plan.prepare import Prepared, not_yet, prepare
 from lmmkit.recipe import Recipe, digest, read_recipe, to_mapping
 from lmmkit.rundir import RunDir, lock
-from lmmkit.training import checkpoint
+from lmmkit.training import checkpoint, shard
 from lmmkit.training import resume as resuming
-from lmmkit.training.log import Board, MetricsLog
+from lmmkit.training.log import Board, MetricsLog, Silence
 from lmmkit.training.loop import Position, run_stage
-from lmmkit.training.models import save_model
+from lmmkit.training.models import build, gathered, save_model
+from lmmkit.training.ranks import Ranks, joined
 from lmmkit.training.rng import seed_stage
 from lmmkit.training.signals import Interrupted, Stop
 from lmmkit.training.state import restore
@@ -68,16 +71,24 @@ def train(
         mend = "Add `--resume`, or leave it out."
         raise UserError(Problem("train/option", resuming.ACCEPT, "a new run", "a run that goes on", mend))
     out = Path("runs") / (name or digest(recipe)[:12]) if out is None else Path(out)
-    with Stop() as stop:
+    with joined() as ranks, Stop() as stop:
         try:
-            with stop.interrupting():
+            with _preparing(stop, ranks):
+                shard.check_world(recipe, ranks)
                 prepared, device = _prepare(recipe, trust_files)
-                _check_stages(recipe, RunDir(out), stage, resume)
-                run = RunDir.create(out, resume)
-            with lock(run):
-                return _train(prepared, run, device, stop, resume, stage, source, accept_data)
+                run = RunDir(out)
+                if ranks.first:
+                    _check_stages(recipe, run, stage, resume)
+                    run = RunDir.create(out, resume)
+            with lock(run) if ranks.first else nullcontext():
+                return _train(prepared, run, ranks, device, stop, resume, stage, source, accept_data)
         except Interrupted:
             return Finished(RunDir(out), stop.requested, begun=False)
+
+
+def _preparing(stop: Stop, ranks: Ranks) -> AbstractContextManager[None]:
+    """What one process may be stopped in at once; of several none leaves the others alone."""
+    return stop.interrupting() if ranks.alone else nullcontext()
 
 
 def _prepare(recipe: Recipe, trust_files: bool) -> tuple[Prepared, torch.device]:
@@ -92,69 +103,132 @@ def _prepare(recipe: Recipe, trust_files: bool) -> tuple[Prepared, torch.device]
 
 
 def _train(
-    prepared: Prepared, run: RunDir, device: torch.device, stop: Stop, resume: bool, stage: str | None,
+    prepared: Prepared, run: RunDir, ranks: Ranks, device: torch.device, stop: Stop, resume: bool, stage: str | None,
     source: str | None, accept_data: bool,
 ) -> Finished:  # fmt: skip
-    """Builds or restores, then every stage. Before its first step a stop ends it as it stands."""
+    """Begins the run or goes on with it. Before its first step a stop ends it as it stands."""
     recipe = prepared.recipe
     if recipe.speed.threads:
         torch.set_num_threads(recipe.speed.threads)
     if recipe.speed.keep_memory and (why_not := keep_memory()):
-        print(f"note: speed.keep_memory has no effect: {why_not}", file=sys.stderr)
-    with stop.interrupting():
-        for note in checkpoint.sweep(run):
-            print(f"note: {note}", file=sys.stderr)
-        run.clear_temporary()
-        for name in recipe.stages:
-            own.clear(run.model(name))
-            own.clear(run.best(name))
-        changed = []
-        if run.is_run:
-            changed = resuming.changes(run, prepared, accept_data=accept_data)
-        else:
-            resuming.begin(run, prepared, source)
-        objective = assemble.build(
-            prepared.recipe, prepared.parts.components, prepared.dims, device, origins=prepared.origins,
-            narrow=assemble.frozen_narrow(prepared.recipe),
-        )  # fmt: skip
-        checkpoint.check_space(run, checkpoint_bytes(prepared), keep=recipe.output.keep)
-        saved = checkpoint.latest(run) if resume else None
-        loaded = checkpoint.load(saved, verified=True) if saved else None
+        ranks.note(f"speed.keep_memory has no effect: {why_not}")
+    with _preparing(stop, ranks):
+        changed = _open(prepared, run, ranks, source, accept_data) if ranks.first else []
+        _check_together(ranks, run, prepared)
+        saved = checkpoint.latest(run, ranks) if resume else None
+        loaded = checkpoint.load(saved, verified=True, ranks=ranks) if saved else None
         position = Position(**loaded.state["position"]) if loaded else _first(prepared, stage)
-        if resume:
+        if resume and ranks.first:
             resuming.go_on(run, prepared, changed, position.step)
+        objective = build(prepared, device, ranks) if ranks.first else None
     with (
-        MetricsLog(run.metrics) as metrics,
-        Board(run.tb, position.step + 1 if resume else None) as board,
+        MetricsLog(run.metrics) if ranks.first else Silence() as metrics,
+        Board(run.tb, position.step + 1 if resume else None) if ranks.first else Silence() as board,
     ):
         if resume:
             metrics.truncate(position.step)
-            if run.anomalies.is_file():
+        if ranks.first:
+            if resume and run.anomalies.is_file():
                 with MetricsLog(run.anomalies) as anomalies:
                     anomalies.truncate(position.step)
-        prepared.parts.door.started(str(run.path), to_mapping(recipe), position.step)
+            prepared.parts.door.started(str(run.path), to_mapping(recipe), position.step)
         for name in _stages(recipe, position.stage, stage):
-            if name != position.stage or loaded is None:
+            fresh = name != position.stage or loaded is None
+            objective, learns = _begin(prepared, run, name, ranks, device, objective, fresh=fresh)
+            if fresh:
                 position = Position(name, position.step, 0)
-                _start(objective, prepared, run, name)
-                seed_stage(recipe.seed, name)
-            learns = assemble.set_stage(
-                objective, prepared.plans[name], recipe.stages[name], seed=recipe.seed
-            )
+                seed_stage(recipe.seed, name, ranks.rank)
             optimizer = assemble.optimizer(objective, recipe.stages[name], learns)
             before = {}
-            if saved is not None and loaded is not None and name == position.stage:
+            if saved is not None and loaded is not None and not fresh:
                 restore(objective, optimizer, loaded, saved)
                 before = loaded.state
+                if not loaded.rng:
+                    ranks.note(
+                        f"saved by another number of ranks: dropout draws anew from step {position.step} on"
+                    )
+                    seed_stage(recipe.seed, name, ranks.rank, position.stage_step)
             loaded = None
             position, stopped = run_stage(
-                prepared, objective, optimizer, position, run, metrics, board, stop, device, before
+                prepared, objective, optimizer, position, run, metrics, board, stop, device, ranks, before
             )
             if stopped:
                 return Finished(run, stop.requested)
-            save_model(run.model(name), objective, prepared, name, position.step, {})
-            lora.merge(objective.lmm.decoder)  # the next stage starts from whole weights
+            optimizer = None  # its moments are not of the model
+            objective = _end(prepared, run, ranks, device, objective, position)
     return Finished(run, None)
+
+
+def _open(
+    prepared: Prepared, run: RunDir, ranks: Ranks, source: str | None, accept_data: bool
+) -> list[resuming.Change]:
+    """Clears what a killed process left, and begins the run, or tells how it has changed."""
+    for note in checkpoint.sweep(run):
+        ranks.note(note)
+    run.clear_temporary()
+    for name in prepared.recipe.stages:
+        own.clear(run.model(name))
+        own.clear(run.best(name))
+    changed = []
+    if run.is_run:
+        changed = resuming.changes(run, prepared, accept_data=accept_data)
+    else:
+        resuming.begin(run, prepared, source)
+    checkpoint.check_space(run, checkpoint_bytes(prepared), keep=prepared.recipe.output.keep)
+    return changed
+
+
+def _begin(
+    prepared: Prepared, run: RunDir, name: str, ranks: Ranks, device: torch.device, objective: Objective | None,
+    *, fresh: bool,
+) -> tuple[Objective, dict[str, list[nn.Parameter]]]:  # fmt: skip
+    """The objective as a stage begins, and what learns in it, by part.
+
+    One process goes on with the one it has. Of several the first makes it on its host, as one process
+    would, and hands out every rank's part.
+    """
+    learns: dict[str, list[nn.Parameter]] = {}
+    if ranks.first:
+        objective = objective or build(prepared, device, ranks)
+        if fresh:
+            _start(objective, prepared, run, name)
+        stage = prepared.recipe.stages[name]
+        learns = assemble.set_stage(objective, prepared.plans[name], stage, seed=prepared.recipe.seed)
+    if ranks.alone:
+        assert objective is not None
+        return objective, learns
+    own, learns = shard.sharded(prepared, name, ranks, device)
+    shard.hand_out(objective, own)
+    return own, learns
+
+
+def _end(
+    prepared: Prepared, run: RunDir, ranks: Ranks, device: torch.device, objective: Objective, position: Position
+) -> Objective | None:  # fmt: skip
+    """Leaves the stage's model folder, whole weights, updates merged; the objective to go on with."""
+    full = gathered(objective, prepared, position.stage, ranks, device)
+    if full is not None:
+        save_model(run.model(position.stage), full, prepared, position.stage, position.step, {})
+        lora.merge(full.lmm.decoder)  # the next stage starts from whole weights
+    ranks.barrier()
+    return full
+
+
+def _check_together(ranks: Ranks, run: RunDir, prepared: Prepared) -> None:
+    """All ranks have the same recipe and plan, and see the first one's folder."""
+    if ranks.alone:
+        return
+    own = {stage: plan.digest for stage, plan in prepared.plans.items()} | {"recipe": digest(prepared.recipe)}
+    first = ranks.tell(own)  # and everybody waits until the folder is there
+    where, mend = f"rank {ranks.rank} of {ranks.world}", "Start every rank on the same files."
+    if own != first:
+        raise UserError(Problem("ranks/differ", where, "another recipe or plan", "rank 0's", mend))
+    if not run.is_run:
+        want, mend = (
+            "the folder that rank 0 has begun",
+            "Put it on a file system that all hosts share (`--out`).",
+        )
+        raise UserError(Problem("ranks/folder", f"{where}: {run.path}", "no run in it", want, mend))
 
 
 def _check_stages(recipe: Recipe, run: RunDir, only: str | None, resume: bool) -> None:

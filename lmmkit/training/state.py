@@ -14,6 +14,7 @@ from lmmkit.objective import Objective
 from lmmkit.training import manifest
 from lmmkit.training.checkpoint import Checkpoint
 from lmmkit.training.rng import set_rng_state
+from lmmkit.training.shard import rows
 from lmmkit.weights.own import unique_tensors
 
 CONSTANT = ("qmap1", "qmap2")  # bitsandbytes: the values its 8 bits stand for, one table for all
@@ -28,18 +29,21 @@ def tensors(objective: Objective, optimizer: torch.optim.Optimizer) -> dict[str,
 
 
 def restore(objective: Objective, optimizer: torch.optim.Optimizer, saved: Checkpoint, folder: Path) -> None:
-    """Puts a checkpoint's tensors back. Raises `UserError` if it is of another model."""
+    """Puts a checkpoint's tensors back, of each the rows that this rank holds, however many ranks it is
+    of. Raises `UserError` if it is of another model."""
     if any(key.startswith("optim.") for key in saved.tensors):  # none before the first update
         _allocate(optimizer)
     wanted = tensors(objective, optimizer)
     raise_all(manifest.mismatches(folder, wanted))
     with torch.no_grad():
         for name, tensor in wanted.items():
-            tensor.copy_(saved.tensors[name])
+            local, first = rows(tensor)
+            local.copy_(saved.tensors.rows(name, first, len(local)) if local.ndim else saved.tensors[name])
     for key, slots, slot in _slots(objective, optimizer):
         if isinstance(slots[slot], int):
             slots[slot] = int(saved.tensors[key])
-    set_rng_state(saved.rng)
+    if saved.rng:
+        set_rng_state(saved.rng)
 
 
 def _slots(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -13,6 +13,8 @@ from lmmkit.batch import Batch, Step
 from lmmkit.data.features import FeatureCache
 from lmmkit.objective import Objective, Outcome, add_counts, total
 from lmmkit.recipe import Optim
+from lmmkit.training.ranks import ALONE, Ranks
+from lmmkit.training.shard import exchange, whole
 
 
 @dataclass
@@ -33,6 +35,32 @@ class Report:
     def finite(self) -> bool:
         """Whether loss and gradient are numbers to update by."""
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What all ranks know of a step before its forward pass: sums over them, but the most micro-batches."""
+
+    counts: dict[str, int]
+    micro_batches: int
+    tokens: int
+    dropped: dict[str, int]
+
+
+def agree(ranks: Ranks, step: Step) -> Facts:
+    """One exchange of host integers; no device is asked."""
+    told = ranks.gather([add_counts(step), len(step), sum(map(len, step)), dict(step[0].dropped)])
+    counts, micro_batches, tokens, dropped = zip(*told, strict=True)
+    return Facts(added(counts), max(micro_batches), sum(tokens), added(dropped))
+
+
+def added(mappings: Iterable[Mapping[str, float]]) -> dict:
+    """Sums by name."""
+    out: dict[str, float] = {}
+    for mapping in mappings:
+        for name, n in mapping.items():
+            out[name] = out.get(name, 0) + n
+    return out
 
 
 def rate(optim: Optim, steps: int, done: int) -> float:
@@ -56,42 +84,61 @@ def run_step(
     device: torch.device,
     readings: bool,
     features: FeatureCache | None = None,
+    ranks: Ranks = ALONE,
+    empty: Batch | None = None,
 ) -> Report:
-    """Averages every term over the whole step, then updates: 1 = N micro-batches.
+    """Averages every term over the whole step of all ranks, then updates: 1 = N micro-batches = N ranks.
 
-    Where loss or gradient is not finite nothing is updated: weights and optimizer keep their bits.
-    `features` is told what the encoder said of pictures it does not have.
+    Where loss or gradient of any rank is not finite none updates: weights and optimizer keep their bits.
+    `features` is told what the encoder said of pictures it does not have. `empty` is what a rank runs
+    while others have micro-batches left.
     """
-    counts = add_counts(step)
+    facts = agree(ranks, step)
+    counts = facts.counts
+    if empty is not None:
+        step = (*step, *[empty] * (facts.micro_batches - len(step)))
     sums: dict[str, Tensor] = {}
     totals: dict[str, list] = {}
     loss = torch.zeros((), device=device)
     optimizer.zero_grad(set_to_none=True)
-    for batch in step:
+    for number, batch in enumerate(step, 1):
+        exchange(objective, last=number == len(step))
         outcome = objective(batch.to(device))
+        if readings:
+            _read(objective, outcome, batch, totals)
         part = total(outcome.sums, weights, counts)
-        part.backward()
+        part.backward()  # which leaves a rank with its own part of the weights alone
         loss += part.detach()
         for name, value in (outcome.sums | outcome.by_source).items():
             sums[name] = sums.get(name, 0) + value.detach()
         if features is not None:
             _keep(features, batch, outcome)
-        if readings:
-            _read(objective, outcome, counts, totals)
     norm = _norm(objective, clip)
-    # the step's figures come to the host before the update, which hangs on them, and not after it
-    report = Report(
-        loss=float(loss),
-        terms={name: float(s) / counts[name] if counts[name] else None for name, s in sums.items()},
-        grad_norm=float(norm),
-        tokens=sum(len(batch) for batch in step),
-        readings={name: float(t) / counts[name.split("/")[0]] for name, (t, _) in totals.items()},
-        chance={name: float(c) / counts[name.split("/")[0]] for name, (_, c) in totals.items()},
-        dropped=dict(step[0].dropped),
-    )
+    # agreed, and come to the host, before the update, which hangs on them
+    report = _report(ranks, facts, loss, sums, totals, norm)
     if report.finite:
         optimizer.step()
     return report
+
+
+def _report(
+    ranks: Ranks, facts: Facts, loss: Tensor, sums: Mapping[str, Tensor], totals: Mapping[str, list], norm: Tensor
+) -> Report:  # fmt: skip
+    """This rank's sums with those of all others; the norm is of all ranks already."""
+    own = [{name: float(value) for name, value in part.items()} for part in (
+        {"": loss}, sums, {name: t for name, (t, _) in totals.items()}, {name: c for name, (_, c) in totals.items()},
+    )]  # fmt: skip
+    losses, terms, readings, chance = map(added, zip(*ranks.gather(own), strict=True))
+    counts = facts.counts
+    return Report(
+        loss=losses[""],
+        terms={name: value / counts[name] if counts[name] else None for name, value in terms.items()},
+        grad_norm=float(norm),
+        tokens=facts.tokens,
+        readings={name: value / counts[name.split("/")[0]] for name, value in readings.items()},
+        chance={name: value / counts[name.split("/")[0]] for name, value in chance.items()},
+        dropped=facts.dropped,
+    )
 
 
 def _keep(features: FeatureCache, batch: Batch, outcome: Outcome) -> None:
@@ -101,8 +148,8 @@ def _keep(features: FeatureCache, batch: Batch, outcome: Outcome) -> None:
 
 
 @torch.no_grad()
-def _read(objective: Objective, outcome: Outcome, counts: Mapping[str, int], totals: dict[str, list]) -> None:
-    for term in (term for term in objective.terms if counts[term.name]):
+def _read(objective: Objective, outcome: Outcome, batch: Batch, totals: dict[str, list]) -> None:
+    for term in (term for term in objective.terms if batch.count[term.name]):
         for name, reading in term.readings(outcome.ctxs[term.name]).items():
             both = totals.setdefault(f"{term.name}/{name}", [0.0, 0.0])
             both[0] += reading.total.detach()
@@ -110,6 +157,6 @@ def _read(objective: Objective, outcome: Outcome, counts: Mapping[str, int], tot
 
 
 def _norm(objective: Objective, clip: float | None) -> Tensor:
-    """The norm of all gradients; scales them down to `clip` where that is given."""
+    """The norm of all gradients of all ranks; scales them down to `clip` where that is given."""
     learning = [p for p in objective.parameters() if p.grad is not None]
-    return torch.nn.utils.clip_grad_norm_(learning, math.inf if clip is None else clip)
+    return whole(torch.nn.utils.clip_grad_norm_(learning, math.inf if clip is None else clip))

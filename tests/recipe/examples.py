@@ -39,7 +39,8 @@ stages:
 evaluate: {tasks: {pope: {files: eval/pope}}, controls: [blank, swapped]}
 output:   {save_every: 500, keep: 2, log_every: 1, pictures_every: 250}
 speed:    {tokens: 16384, share_prefix: true, attention: auto, recompute: all, compile: false,
-           shard: 8, replicate: 1, workers: 4}
+           workers: 4}
+parallel: {shard: 8, replicate: 1}
 """
 
 # every key of the schema that a recipe from scratch can hold, so that tests can break each
@@ -94,7 +95,8 @@ evaluate:
     words: {kind: exact_match, data: heldout, samples: 100, max_new_tokens: 16}
     pope: {kind: pope, files: eval/pope}
   controls: [blank]
-output: {save_every: 0, keep: 3, log_every: 1, pictures_every: 0, observers: [watch.py]}
+output: {save_every: 0, keep: 3, async_save: false, log_every: 1, pictures_every: 0, observers: [watch.py]}
 speed: {tokens: 2048, share_prefix: false, attention: eager, recompute: none, compile: false,
-        shard: 1, replicate: 2, workers: 0, threads: 2, image_cache_mb: 64, features: {folder: features, gib: 2.5}, keep_memory: true}
+        workers: 0, threads: 2, image_cache_mb: 64, features: {folder: features, gib: 2.5}, keep_memory: true}
+parallel: {shard: 1, replicate: 2}
 """

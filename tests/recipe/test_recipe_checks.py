@@ -105,3 +105,29 @@ def test_an_encoder_and_its_connector_come_together(part):
     text = "\n".join(line for line in PRETRAINED.splitlines() if not line.startswith(f"  {part}:"))
     with pytest.raises(UserError, match=f"without `{part}`"):
         read_text(text)
+
+
+def test_keys_that_moved_say_where_to():
+    raw = SCRATCH.replace("speed: {tokens: 2048,", "speed: {tokens: 2048, shard: 8, replicate: 2,")
+    with pytest.raises(UserError) as raised:
+        read_text(raw)
+    first, second = raised.value.problems
+    assert first.code == "recipe/unknown-key" and "speed.shard" in first.where
+    assert "`parallel: {shard: ...}`" in first.mend and "`parallel: {replicate: ...}`" in second.mend
+
+
+@pytest.mark.parametrize(
+    ("section", "fits"),
+    [
+        ("{}", {1: (1, 1), 2: (1, 2), 3: (1, 3)}),
+        ("{shard: 2}", {1: (1, 1), 2: (1, 2), 3: None, 4: (2, 2)}),
+        ("{shard: 1}", {1: (1, 1), 3: (3, 1)}),
+        ("{replicate: 2}", {1: (1, 1), 2: (2, 1), 3: None, 4: (2, 2), 6: (2, 3)}),
+        ("{shard: 2, replicate: 2}", {1: (1, 1), 2: None, 4: (2, 2), 8: None}),
+        ("{shard: 8}", {1: (1, 1), 2: None, 8: (1, 8)}),
+    ],
+)
+def test_which_numbers_of_processes_fit(section, fits):
+    text = SCRATCH.replace("parallel: {shard: 1, replicate: 2}", f"parallel: {section}")
+    parallel = read_text(text).parallel
+    assert {world: parallel.mesh(world) for world in fits} == fits

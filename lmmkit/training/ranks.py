@@ -1,0 +1,221 @@
+"""The processes that train one model together, and what they must agree on.
+
+A process started by torchrun finds its place in the environment; one started by hand is `ALONE`, the
+twin that agrees with itself at once. What the hosts agree on goes as JSON over gloo: plain values,
+never pickles, and never from inside a signal handler.
+
+The first rank to fail says why and leaves its exit code behind; the others end with that code, and
+silently. One that waits for it in a collective is ended by a watch of its own, whatever the backend.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from lmmkit.errors import LmmkitError, MachineError, Problem
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.distributed_c10d import Store
+
+TIMEOUT = timedelta(hours=1)  # for a rank that hangs; one that fails is noticed at once
+FAILED, CODE, LEFT = "lmmkit/failed", "lmmkit/code", "lmmkit/left"
+LOOK = 0.5  # seconds between two looks for another rank's failure
+GRACE = 5.0  # seconds a rank has to end by itself after another has failed
+
+
+class Elsewhere(LmmkitError):
+    """Another rank failed, and has said why."""
+
+    def __init__(self, exit_code: int):
+        super().__init__(())
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """How many processes train together, and which of them this is. `group` talks between hosts."""
+
+    world: int = 1
+    rank: int = 0
+    group: ProcessGroup | None = None
+
+    @property
+    def alone(self) -> bool:
+        """One process, by hand or by torchrun."""
+        return self.world == 1
+
+    @property
+    def first(self) -> bool:
+        """The rank that owns the run folder, logs, and says things."""
+        return self.rank == 0
+
+    def gather(self, value: Any) -> list[Any]:
+        """What every rank gave, by rank: plain JSON values, NaN and infinities included."""
+        if self.alone:
+            return [value]
+        import torch
+        import torch.distributed as dist
+
+        text = json.dumps(value).encode()
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
+        dist.all_gather(sizes, torch.tensor([len(text)]), group=self.group)
+        widest = int(max(sizes))
+        texts = [torch.zeros(widest, dtype=torch.uint8) for _ in range(self.world)]
+        own = torch.frombuffer(bytearray(text.ljust(widest)), dtype=torch.uint8)
+        dist.all_gather(texts, own, group=self.group)
+        return [
+            json.loads(text[: int(size)].numpy().tobytes()) for text, size in zip(texts, sizes, strict=True)
+        ]
+
+    def most(self, value: int) -> int:
+        """The largest of all ranks' numbers, the same on each."""
+        if self.alone:
+            return value
+        import torch
+        import torch.distributed as dist
+
+        number = torch.tensor([value])
+        dist.all_reduce(number, dist.ReduceOp.MAX, group=self.group)
+        return int(number)
+
+    def tell(self, value: Any = None) -> Any:
+        """The first rank's value, on every rank; those wait here until it is given."""
+        return self.gather(value if self.first else None)[0]
+
+    def barrier(self) -> None:
+        """Nobody goes on before everybody is here."""
+        self.most(0)
+
+    def note(self, text: str) -> None:
+        """A line for the user, once."""
+        if self.first:
+            print(f"note: {text}", file=sys.stderr)
+
+    def beside(self) -> Ranks:
+        """The same ranks with a group of its own, for a thread that talks beside the loop."""
+        if self.alone:
+            return self
+        import torch.distributed as dist
+
+        group = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        assert not isinstance(group, int), "every rank is in it"
+        return Ranks(self.world, self.rank, group)
+
+
+ALONE = Ranks()
+
+
+@contextmanager
+def joined() -> Iterator[Ranks]:
+    """This process's place among those that torchrun started; `ALONE` without it.
+
+    Inside another `joined` it is that one's. CUDA devices talk by NCCL, one a local rank, hosts by gloo.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        yield ALONE
+        return
+    import torch
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        yield Ranks(dist.get_world_size(), dist.get_rank(), dist.group.WORLD)
+        return
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(_device())
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT)
+    ranks = Ranks(dist.get_world_size(), dist.get_rank(), dist.group.WORLD)
+    with _failing_together(ranks):
+        yield ranks
+        ranks.barrier()  # the store's host must not leave while others still ask it
+    dist.destroy_process_group()
+
+
+def _device() -> int:
+    """The CUDA device of this local rank."""
+    import torch
+
+    local, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if local >= there:
+        where, want = f"local rank {local}", f"at most {there} processes, for so many devices are there"
+        mend = f"Start torchrun with --nproc-per-node {there}."
+        raise MachineError(Problem("ranks/devices", where, "no CUDA device for it", want, mend))
+    return local
+
+
+@contextmanager
+def _failing_together(ranks: Ranks) -> Iterator[None]:
+    """Shows the first failure of all ranks, once; ends every rank with its code."""
+    from torch.distributed import distributed_c10d
+
+    store = distributed_c10d._get_default_store()
+    over = threading.Event()
+    threading.Thread(target=_watch, args=(store.clone(), over), daemon=True).start()
+    try:
+        yield
+    except Exception as error:
+        told = _as_told(ranks, error, store)
+        over.set()
+        try:
+            said = store.add(FAILED, 1) > 1
+            if not said:
+                store.set(CODE, str(told.exit_code if isinstance(told, LmmkitError) else 1))
+            code = int(store.get(CODE))
+            _leave(ranks, store)
+        except RuntimeError:  # the store's host is gone without a word
+            raise told from None
+        if said:
+            raise Elsewhere(code) from None
+        if told is not error:
+            raise told from None
+        raise
+    finally:
+        over.set()
+
+
+def _leave(ranks: Ranks, store: Store) -> None:
+    """The store lives with the first rank, or with torchrun: it must not go before all know."""
+    gone, until = store.add(LEFT, 1), time.monotonic() + GRACE + 1
+    while ranks.first and gone < ranks.world and time.monotonic() < until:
+        time.sleep(0.05)
+        gone = store.add(LEFT, 0)
+
+
+def _as_told(ranks: Ranks, error: Exception, store: Store) -> Exception:
+    """`error`; where it only says that another rank is gone, that one gets a moment to say why itself."""
+    lost = isinstance(error, RuntimeError) and any(
+        word in str(error).lower() for word in ("gloo", "nccl", "connection", "broken pipe")
+    )
+    if not lost:
+        return error
+    until = time.monotonic() + GRACE / 2
+    while time.monotonic() < until and not store.check([CODE]):
+        time.sleep(0.05)
+    where, want = f"rank {ranks.rank} of {ranks.world}", "every rank alive"
+    got = f"a rank that is gone ({str(error).splitlines()[0][:200]})"
+    mend = "See what that rank said last; then start again with `--resume`."
+    return MachineError(Problem("ranks/lost", where, got, want, mend))
+
+
+def _watch(store: Store, over: threading.Event) -> None:
+    """Ends this process when another rank has failed and this one does not end by itself."""
+    try:
+        while not over.wait(LOOK):
+            if store.check([CODE]):
+                if not over.wait(GRACE):
+                    code = int(store.get(CODE))
+                    store.add(LEFT, 1)
+                    os._exit(code)
+                return
+    except RuntimeError:  # the store's host is gone: whoever ended has said why, or the loop will notice
+        return
