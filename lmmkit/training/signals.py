@@ -7,12 +7,14 @@ waits or prepares (`Stop.interrupting`) it ends the waiting.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from multiprocessing import connection
 from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
@@ -104,10 +106,19 @@ def exit_code(signum: int) -> int:
 
 
 def ignore_in_worker(worker_id: int) -> None:
-    """For `worker_init_fn`: a data worker leaves stopping to its parent.
+    """For `worker_init_fn`: a data worker leaves stopping to its parent, and goes when that is gone.
 
     A signal to the whole process group would otherwise end the workers before the parent has
-    saved, and the parent would die of a lost worker instead. The loader ends them explicitly.
+    saved, and the parent would die of a lost worker instead. The loader ends them explicitly; a
+    parent that was killed cannot, and a fork server and its workers keep each other alive for ever.
     """
     for signum in SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_go_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _go_with(sentinel: int) -> None:
+    connection.wait([sentinel])
+    os._exit(1)

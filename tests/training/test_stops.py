@@ -55,6 +55,28 @@ def test_a_signal_to_the_group_ends_in_a_checkpoint_with_two_workers(scenes, tmp
     assert_saved(RunDir(tmp_path / "run"))
 
 
+def wait_until_nobody_is_left(group: int) -> None:
+    """Of a process group: neither data workers nor what started them."""
+    deadline = time.monotonic() + 60
+    with pytest.raises(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.killpg(group, 0)
+            time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_a_killed_run_leaves_no_process_behind(scenes, tmp_path):
+    (tmp_path / "mine.yaml").write_text(PLAIN)
+    command = [sys.executable, "-m", "lmmkit", "train", "mine.yaml", "--root", str(scenes), "--out", "run"]
+    command += [word for change in (*LONG, "speed.workers=2") for word in ("--set", change)]
+    env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'plugins'}", "OMP_NUM_THREADS": "1"}
+    child = subprocess.Popen(command, cwd=tmp_path, env=env, start_new_session=True)
+    wait_for(tmp_path / "run" / "metrics.jsonl", 2, 600)
+    child.kill()
+    assert child.wait() == -signal.SIGKILL
+    wait_until_nobody_is_left(child.pid)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("to", ["pid", "group", "torchrun"])
 def test_five_signals_of_a_kind_end_in_a_checkpoint(scenes, tmp_path, to, capsys):
@@ -76,7 +98,7 @@ def test_five_signals_of_a_kind_end_in_a_checkpoint(scenes, tmp_path, to, capsys
             child = subprocess.Popen(
                 command, cwd=tmp_path, env=env, stdout=said, stderr=said, start_new_session=True
             )
-        wait_for(out / "metrics.jsonl", 3)
+        wait_for(out / "metrics.jsonl", 3, 600)
         began = time.monotonic()
         (os.killpg if to == "group" else os.kill)(child.pid, signum)
         while not list((out / "checkpoints").glob("step-*")):
@@ -84,6 +106,7 @@ def test_five_signals_of_a_kind_end_in_a_checkpoint(scenes, tmp_path, to, capsys
             time.sleep(0.01)
         seconds = time.monotonic() - began
         code = child.wait(120)
+        wait_until_nobody_is_left(child.pid)
         told = (tmp_path / f"said{number}").read_text()
         assert "stopped by a signal; saved" in told, told
         assert_saved(RunDir(out))
