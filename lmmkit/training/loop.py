@@ -134,6 +134,7 @@ def run_stage(
                 features=features,
                 ranks=ranks,
                 empty=empty,
+                each=recipe.parallel.exchange == "micro_batch",
             )
             _check_finite(report, position, [key for batch in step for _, key in batch.views])
             idle.check(report, position)
