@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -61,18 +62,22 @@ def test_a_signal_by_every_road_ends_in_a_checkpoint(written, scenes, tmp_path, 
     monkeypatch.setenv("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
     path, out = written("stages.only.length.steps=5000", "speed.workers=1"), tmp_path / "run"
     process = torchrun(path, scenes, out)
-    until = time.monotonic() + 120
-    while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").read_bytes():
-        assert process.poll() is None and time.monotonic() < until, (tmp_path / "said").read_text()
-        time.sleep(0.05)
-    if to == "rank":
-        os.kill(_ranks(process.pid)[-1], signum)
-    elif to == "group":
-        os.killpg(process.pid, signum)
-    else:
-        os.kill(process.pid, signum)
-    start = time.monotonic()
-    code = process.wait(60)
+    try:
+        until = time.monotonic() + 300
+        while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").read_bytes():
+            assert process.poll() is None and time.monotonic() < until, (tmp_path / "said").read_text()
+            time.sleep(0.05)
+        if to == "rank":
+            os.kill(_ranks(process.pid)[-1], signum)
+        elif to == "group":
+            os.killpg(process.pid, signum)
+        else:
+            os.kill(process.pid, signum)
+        start = time.monotonic()
+        code = process.wait(120)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     print(
         f"{signal.Signals(signum).name} to the {to}: torchrun ends with {code} in {time.monotonic() - start:.1f} s"
     )
