@@ -45,7 +45,7 @@ def written(mixed, scenes, tmp_path):  # noqa: F811
     return write
 
 
-def test_a_run_and_one_that_goes_on_alone(written, mixed, scenes, tmp_path):  # noqa: F811
+def test_a_run_is_one_process_s(written, mixed, scenes, tmp_path):  # noqa: F811
     path = written("output.save_every=6")
     assert torchrun(path, scenes, tmp_path / "run").wait() == 0, (tmp_path / "said").read_text()
     run = RunDir(tmp_path / "run")
