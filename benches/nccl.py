@@ -97,7 +97,7 @@ def main() -> int:
         for ranks in (n for n in (1, 2, 4, 8) if n <= there):
             out = Path(folder) / f"{ranks}"
             code = start(ranks, root, out, "numerics.compute=float32").wait()
-            found = {"ranks": ranks, "exit": code}
+            found: dict[str, float] = {"ranks": ranks, "exit": code}
             if code == 0:
                 first = first or figures(out)
                 found["farthest"] = farthest(figures(out), first)

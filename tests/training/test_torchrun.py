@@ -25,7 +25,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def torchrun(recipe: Path, root: Path, out: Path, *more: str) -> subprocess.Popen:
     """Two ranks, in a process group of their own."""
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "lmmkit",
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+        "--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1", "-m", "lmmkit",
         "train", str(recipe), "--root", str(root), "--out", str(out), *more,
     ]  # fmt: skip
     said = (out.parent / "said").open("w")
@@ -57,9 +58,8 @@ def test_a_run_is_one_process_s(written, mixed, scenes, tmp_path):  # noqa: F811
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 @pytest.mark.parametrize("to", ["rank", "group", "torchrun"])
-def test_a_signal_by_every_road_ends_in_a_checkpoint(written, scenes, tmp_path, monkeypatch, signum, to):
+def test_a_signal_by_every_road_ends_in_a_checkpoint(written, scenes, tmp_path, signum, to):
     """SIGUSR1 reaches torchrun's ranks only where torchrun is told to pass it on."""
-    monkeypatch.setenv("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
     path, out = written("stages.only.length.steps=5000", "speed.workers=1"), tmp_path / "run"
     process = torchrun(path, scenes, out)
     try:
