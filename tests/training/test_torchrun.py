@@ -57,7 +57,7 @@ def test_a_run_is_one_process_s(written, mixed, scenes, tmp_path):  # noqa: F811
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-@pytest.mark.parametrize("to", ["rank", "group", "torchrun"])
+@pytest.mark.parametrize("to", ["rank", "all", "torchrun"])
 def test_a_signal_by_every_road_ends_in_a_checkpoint(written, scenes, tmp_path, signum, to):
     """SIGUSR1 reaches torchrun's ranks only where torchrun is told to pass it on."""
     path, out = written("stages.only.length.steps=5000", "speed.workers=1"), tmp_path / "run"
@@ -69,15 +69,18 @@ def test_a_signal_by_every_road_ends_in_a_checkpoint(written, scenes, tmp_path, 
             time.sleep(0.05)
         if to == "rank":
             os.kill(_ranks(process.pid)[-1], signum)
-        elif to == "group":
-            os.killpg(process.pid, signum)
+        elif to == "all":
+            for pid in _family(process.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signum)
         else:
             os.kill(process.pid, signum)
         start = time.monotonic()
         code = process.wait(120)
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        for pid in _family(process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
     print(
         f"{signal.Signals(signum).name} to the {to}: torchrun ends with {code} in {time.monotonic() - start:.1f} s"
     )
@@ -95,7 +98,18 @@ def test_bad_input_is_told_once(written, scenes, tmp_path):
     assert said.count("recipe/out-of-range") == 1 and "exitcode  : 2" in said, said
 
 
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
+
+
+def _family(pid: int) -> list[int]:
+    """A process and all below it: torchrun's ranks have sessions of their own."""
+    return [pid, *(below for child in _children(pid) for below in _family(child))]
+
+
 def _ranks(torchrun: int) -> list[int]:
     """Process ids of the ranks."""
-    children = Path(f"/proc/{torchrun}/task/{torchrun}/children").read_text().split()
-    return [pid for pid in map(int, children) if b"lmmkit" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [pid for pid in _children(torchrun) if b"lmmkit" in Path(f"/proc/{pid}/cmdline").read_bytes()]
