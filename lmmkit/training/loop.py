@@ -180,7 +180,7 @@ def run_stage(
             with telling_room(f"step {position.step}, stage {position.stage}", step, recipe, device):
                 report = run_step(
                     objective, optimizer, step, weights, clip=clip, device=device, readings=logged, features=features,
-                    ranks=ranks, empty=empty,
+                    ranks=ranks, empty=empty, each=recipe.parallel.exchange == "micro_batch",
                 )  # fmt: skip
             now = time.perf_counter()
             if logged:

@@ -86,12 +86,13 @@ def run_step(
     features: FeatureCache | None = None,
     ranks: Ranks = ALONE,
     empty: Batch | None = None,
+    each: bool = False,
 ) -> Report:
     """Averages every term over the whole step of all ranks, then updates: 1 = N micro-batches = N ranks.
 
     Where loss or gradient of any rank is not finite none updates: weights and optimizer keep their bits.
     `features` is told what the encoder said of pictures it does not have. `empty` is what a rank runs
-    while others have micro-batches left.
+    while others have micro-batches left. `each`: gradients travel with every micro-batch.
     """
     facts = agree(ranks, step)
     counts = facts.counts
@@ -102,7 +103,7 @@ def run_step(
     loss = torch.zeros((), device=device)
     optimizer.zero_grad(set_to_none=True)
     for number, batch in enumerate(step, 1):
-        exchange(objective, last=number == len(step))
+        exchange(objective, now=each or number == len(step), last=number == len(step))
         outcome = objective(batch.to(device))
         if readings:
             _read(objective, outcome, batch, totals)

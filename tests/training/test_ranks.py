@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor, Shard
 from lmmkit import assemble
 from lmmkit.data.pipeline import Pipeline
 from lmmkit.errors import Problem, UserError
+from lmmkit.estimate import _whole, estimate, staged
 from lmmkit.objective import Objective
 from lmmkit.plan.prepare import prepare
 from lmmkit.recipe import Recipe
@@ -37,7 +38,7 @@ from tests.training.test_run import figures
 SLOW = pytest.mark.slow
 NEAR = 1e-6  # relative, of any figure that is logged
 MIXED = (
-    MODEL
+    MODEL.replace("depth: 2", "depth: 1")
     + PLUGINS.replace("  text_order:     {}\n", "")
     + """
 stages:
@@ -110,6 +111,7 @@ def test_plain_values_are_agreed_on(tmp_path):
     ("n", "parallel"),
     [
         (2, "{}"),
+        pytest.param(2, "{exchange: micro_batch}", marks=SLOW),
         pytest.param(3, "{}", marks=SLOW),
         pytest.param(2, "{shard: 1}", marks=SLOW),
         pytest.param(4, "{shard: 2}", marks=SLOW),
@@ -213,7 +215,7 @@ def _marked(key: str, tensor: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("before", "after"), [(2, 1), (2, 3), pytest.param(1, 2, marks=SLOW), pytest.param(3, 2, marks=SLOW)]
+    ("before", "after"), [(2, 3), *(pytest.param(*pair, marks=SLOW) for pair in ((2, 1), (1, 2), (3, 2)))]
 )
 def test_a_checkpoint_comes_back_on_another_number_of_ranks(mixed, tmp_path, before, after):
     recipe, run = mixed(), RunDir(tmp_path / "run")
@@ -364,3 +366,29 @@ def test_a_world_that_does_not_fit_is_told_which_do(mixed, tmp_path, capsys):
     assert "one process trains alone" in capsys.readouterr().err
     shard.check_world(mixed(), Ranks(world=8, rank=0))
     assert "of 8 ranks some stand idle" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("exchange", ["step", "micro_batch"])
+def test_a_rank_holds_what_check_tells(mixed, tmp_path, exchange):
+    """Weights, gradients and moments between steps, and gradients as they gather over micro-batches."""
+    recipe = mixed("parallel.shard=2", f"parallel.exchange={exchange}", "stages.only.length.steps=1")
+    prepared = prepare(recipe)
+    told = estimate(prepared, "only", flops=1e12)["bytes"]
+
+    def body(rank):
+        with joined() as ranks:
+            objective, optimizer = _stepped(recipe, ranks)
+            held = sum(shard.rows(p)[0].nbytes for p in objective.parameters())
+            moments = sum(
+                shard.rows(slots[slot])[0].nbytes
+                for key, slots, slot in state._slots(objective, optimizer)
+                if not key.endswith(".step")
+            )
+            print(json.dumps([held, moments]))
+
+    held, moments = json.loads(world.run(2, body, tmp_path)[0])
+    whole, gathered = _whole(recipe, staged(prepared, "only")[0])
+    assert not whole and told["weights"] == held + sum(p.nbytes for p in gathered)
+    assert told["optimizer"] == moments
+    values = sum(p.numel() for p in staged(prepared, "only")[0].parameters())
+    assert told["gradients"] == (4 * values if exchange == "step" else held)

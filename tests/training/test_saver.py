@@ -46,14 +46,14 @@ def test_a_failure_is_raised_where_the_loop_looks(run, monkeypatch, when):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(parts, "write", full)
-    with pytest.raises(MachineError, match="No space left"):
-        with Saver(run, keep=2, ranks=ALONE, beside=True) as saver:
-            saver.save(1, {"w": torch.zeros(5)}, {})
-            if when == "check":
-                saver._thread.join()
-                saver.check()
-            elif when == "save":
-                saver.save(2, {"w": torch.zeros(5)}, {})
+    saver = Saver(run, keep=2, ranks=ALONE, beside=True)
+    with pytest.raises(MachineError, match="No space left"), saver:
+        saver.save(1, {"w": torch.zeros(5)}, {})
+        if when == "check":
+            saver._thread.join()
+            saver.check()
+        elif when == "save":
+            saver.save(2, {"w": torch.zeros(5)}, {})
     assert not list(run.checkpoints.glob("*"))
 
 
