@@ -94,7 +94,7 @@ def test_a_model_folder_that_cannot_be_written_leaves_the_one_before(tmp_path, m
         assert [path.name for path in folder.parent.iterdir()] == ["stage"]
 
 
-@pytest.mark.parametrize("kind", ["flip", "extra"])
+@pytest.mark.parametrize("kind", ["flip", pytest.param("extra", marks=pytest.mark.slow)])
 def test_a_damaged_checkpoint_is_told_and_the_one_before_gone_on_from(tiny, tmp_path, caplog, kind):
     recipe = tiny(*SHORT, text=PLAIN)
     run = train(recipe, out=tmp_path / "run").run

@@ -69,6 +69,7 @@ def test_a_nan_on_one_rank_skips_the_update_on_all(tiny, tmp_path):
     assert [x["loss"] is None for x in run.read_metrics()] == [False, True, False, False]
 
 
+@pytest.mark.slow
 def test_three_in_a_row_on_one_rank_end_all_with_a_checkpoint(tiny, tmp_path):
     recipe = tiny(*SHORT, "stages.pretrain.optim.warmup=0", text=PLAIN)
 
@@ -81,6 +82,7 @@ def test_three_in_a_row_on_one_rank_end_all_with_a_checkpoint(tiny, tmp_path):
     assert checkpoint.step_of(checkpoint.latest(RunDir(tmp_path / "run"))) == 3
 
 
+@pytest.mark.slow
 def test_validation_on_two_ranks_says_what_one_process_says_and_touches_nothing(tiny, tmp_path):
     plain, asked = tiny(*SHORT, text=PLAIN), tiny(*SHORT, *VALIDATED, text=PLAIN)
     for name, recipe in (("plain", plain), ("asked", asked)):
@@ -99,6 +101,7 @@ def test_validation_on_two_ranks_says_what_one_process_says_and_touches_nothing(
     assert configs[0]["step"] == configs[1]["step"]
 
 
+@pytest.mark.slow
 def test_a_stop_on_one_rank_in_the_middle_of_a_validation_stops_all(tiny, tmp_path):
     recipe = tiny(*SHORT, *VALIDATED, text=PLAIN)
     of = Speaker.of.__func__

@@ -45,7 +45,7 @@ def assert_saved(run: RunDir) -> None:
     assert checkpoint.step_of(saved) == run.read_metrics()[-1]["step"]
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("signum", [signal.SIGINT, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
 def test_a_signal_to_the_group_ends_in_a_checkpoint_with_two_workers(scenes, tmp_path, signum):
     recipe = read_text(PLAIN, overrides=(*LONG, "speed.workers=2"), root=scenes)
     pid = start(recipe, tmp_path / "run")
