@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -26,7 +26,8 @@ def estimate(prepared: Prepared, stage: str, *, flops: float) -> dict:
     """Steps, tokens a step and supervised share (of the first steps), parameters, bytes and hours.
 
     `bytes` are of one device, by sort and in all: weights, gradients and optimizer, cut over
-    `speed.shard`, and the activations of its fullest micro-batch (`activation_bytes`). `hours` take
+    `parallel.shard` (`_bytes`), and the activations of its fullest micro-batch (`activation_bytes`), of
+    the samples it takes. Devices are as few as `parallel` asks for. `hours` take
     2 operations a weight and token forward, 2 more back through it and 2 for its gradient where it
     learns, once more forward with `recompute`, on shard x replicate devices of `flops` operations a
     second; attention maps, encoder and data are left out.
@@ -41,7 +42,10 @@ def estimate(prepared: Prepared, stage: str, *, flops: float) -> dict:
     passes = 2 + 2 + 2 * recipe.speed.recomputed(depth) / depth
     decoder = sum(p.numel() for p in objective.lmm.decoder.parameters())
     operations = tokens / len(seen) * steps * (passes * decoder + 2 * learning)
-    devices = recipe.speed.shard * recipe.speed.replicate
+    devices = recipe.parallel.least
+    own = (
+        [replace(pipeline, rank=0, world=devices).step(i) for i in range(len(seen))] if devices > 1 else seen
+    )
     return {
         "steps": steps,
         "tokens_per_step": tokens / len(seen),
@@ -49,7 +53,7 @@ def estimate(prepared: Prepared, stage: str, *, flops: float) -> dict:
         "supervised": sum(len(batch.target_S) for step in seen for batch in step) / tokens,
         "parameters": sum(p.numel() for p in objective.parameters()),
         "learning": learning,
-        "bytes": _bytes(recipe, section, objective, learns, Load.of(seen, recipe.speed.tokens)),
+        "bytes": _bytes(recipe, section, objective, learns, Load.of(own, recipe.speed.tokens)),
         "devices": devices,
         "hours": operations / (flops * devices) / 3600,
     }
@@ -83,11 +87,13 @@ def moment_bytes(kind: str, learning: Iterable[nn.Parameter]) -> int:
 
 @dataclass(frozen=True)
 class Load:
-    """What the fullest micro-batch holds: packed rows, pictures, supervised rows."""
+    """What the fullest micro-batch holds: packed rows, pictures, supervised rows; and how many
+    micro-batches a step has at most."""
 
     rows: int
     images: int
     supervised: int
+    batches: int = 1
 
     @classmethod
     def of(cls, steps: Iterable[Iterable[Batch]], most: int) -> Load:
@@ -101,20 +107,47 @@ class Load:
             max(len(counted(batch)) / len(batch) for batch in batches)
             for counted in (lambda b: b.pixels_ICXY, lambda b: b.target_S)
         )
-        return cls(rows, round(images * rows), round(supervised * rows))
+        return cls(rows, round(images * rows), round(supervised * rows), max(map(len, steps)))
 
 
 def _bytes(
     recipe: Recipe, stage: Stage, objective: Objective, learns: Mapping[str, list[nn.Parameter]], load: Load
 ) -> dict[str, int]:
-    learning, shards = _all(learns), recipe.speed.shard
+    """Of a rank. What is cut lies there by rows; whole are, at the peak, the root unit and two blocks, and
+    gradients that gather over a step's micro-batches."""
+    learning, shards = _all(learns), recipe.parallel.copy
+
+    def part(p: nn.Parameter) -> int:
+        """Values of a parameter that a rank holds."""
+        return p.numel() if shards == 1 else -(-len(p) // shards) * (p.numel() // max(len(p), 1))
+
+    kept = recipe.parallel.exchange == "step" and load.batches > 1
+    whole, gathered = _whole(recipe, objective) if shards > 1 else ([], [])
+    apart = {id(p) for p in whole}
     out = {
-        "weights": _weights(objective) // shards,
-        "gradients": WIDE * sum(p.numel() for p in learning) // shards,
-        "optimizer": moment_bytes(stage.optim.kind, learning) // shards,
+        "weights": sum(
+            p.nbytes if id(p) in apart else part(p) * p.element_size() for p in objective.parameters()
+        )
+        + sum(p.nbytes for p in gathered),
+        "gradients": WIDE * sum(p.numel() if kept else part(p) for p in learning),
+        "optimizer": moment_bytes(stage.optim.kind, learning)
+        if shards == 1
+        else 2 * WIDE * sum(map(part, learning)),
         "activations": activation_bytes(recipe, stage, objective, load),
     }
     return out | {"all": sum(out.values())}
+
+
+def _whole(recipe: Recipe, objective: Objective) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """What every rank holds whole, and what of the rest is gathered at the peak (see `training/shard.py`)."""
+    vision = objective.lmm.vision
+    whole = [] if any(stage.train.vision for stage in recipe.stages.values()) else list(vision.parameters())
+    units = [list(block.parameters()) for block in objective.lmm.decoder.blocks]
+    if not whole and isinstance(vision, ViT):
+        units += [list(block.parameters()) for block in vision.blocks]
+    elsewhere = {id(p) for p in [*whole, *(p for unit in units for p in unit)]}
+    root = [p for p in objective.parameters() if id(p) not in elsewhere]
+    return whole, root + 2 * max(units, key=lambda unit: sum(p.nbytes for p in unit))
 
 
 def activation_bytes(recipe: Recipe, stage: Stage, objective: Objective, load: Load) -> int:

@@ -47,7 +47,8 @@ class Objective(nn.Module):
         sums["next_token"] = sums["next_token"] + self._touch(batch, out)
         ctxs = {term.name: self._ctx(term, batch, out) for term in self.terms}
         values = {t.name: t.value(ctxs[t.name]) for t in self.terms if t.name not in sums}
-        return Outcome(sums | values, ctxs, out.seen_IND, _by_source(losses_S.detach(), batch))
+        seen_IND = None if out.seen_IND is None else out.seen_IND.detach()
+        return Outcome(sums | values, ctxs, seen_IND, _by_source(losses_S.detach(), batch))
 
     def computing(self, device: torch.device) -> torch.autocast:
         """The context in which the model computes."""

@@ -69,7 +69,8 @@ def test_a_micro_batch_is_full_where_a_step_is_cut(tiny):
     (batch,) = step
     assert Load.of([step], 4096) == Load(len(batch), len(batch.pixels_ICXY), len(batch.target_S))
     cut = Load.of([[batch, batch]], 10 * len(batch))
-    assert cut == Load(*(10 * n for n in (len(batch), len(batch.pixels_ICXY), len(batch.target_S))))
+    full = (10 * n for n in (len(batch), len(batch.pixels_ICXY), len(batch.target_S)))
+    assert cut == Load(*full, batches=2)
 
 
 def test_activations_follow_rows_recomputation_and_what_learns(tiny):

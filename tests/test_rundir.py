@@ -162,8 +162,9 @@ def test_an_owner_that_has_not_signed_yet(run):
             pass
 
 
-def test_a_killed_owner_leaves_no_lock_behind(run):
-    for _ in range(20):
+@pytest.mark.parametrize("starts", [20, pytest.param(200, marks=pytest.mark.slow)])
+def test_a_killed_owner_leaves_no_lock_behind(run, starts):
+    for _ in range(starts):
         ready, tell = os.pipe()
 
         def own(tell=tell):
@@ -173,6 +174,8 @@ def test_a_killed_owner_leaves_no_lock_behind(run):
 
         pid = fork(own)
         os.read(ready, 1)
+        with pytest.raises(UserError, match=rf"process {pid} on "), lock(run):
+            pass
         os.kill(pid, signal.SIGKILL)
         assert status(pid) == -signal.SIGKILL
         os.close(ready)

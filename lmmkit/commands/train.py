@@ -41,13 +41,13 @@ def train(
             accept_data=accept_data,
         )  # fmt: skip
         if finished.signal is not None:
-            said = "saved" if finished.begun else "it was before its first step"
+            stood = "saved" if finished.begun else "it was before its first step"
             option = " and --resume" if finished.run.is_run else ""
-            told = f"stopped by a signal; {said}. Go on with the same command{option} ({to})"
+            said = f"stopped by a signal; {stood}. Go on with the same command{option} ({to})"
         else:
             following = "eval" if read.evaluate else "chat"
-            told = f"done: {to}   next: lmmkit {following} {shlex.quote(str(to))}"
+            said = f"done: {to}   next: lmmkit {following} {shlex.quote(str(to))}"
         if ranks.first:
-            out.print(told)
+            out.print(said)
     if finished.signal is not None:
         raise typer.Exit(exit_code(finished.signal))

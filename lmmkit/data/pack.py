@@ -83,9 +83,9 @@ class Packer:
 
     `text_terms` names the next-token terms: "next_token" for the main view, then the tasks that
     learn text. `terms` are the plugin terms whose items are counted. `features` holds what a frozen
-    encoder said of pictures before. With `blank`, a micro-batch without pictures to encode gets a blank
-    one that nobody reads: an encoder whose weights lie with several ranks runs on all of them or none.
-    `sources` are those whose losses are told apart.
+    encoder said of pictures before. `sources` are those whose losses are told apart. With `blank`, a
+    micro-batch without pictures to encode gets a blank one that nobody reads: an encoder whose weights
+    lie with several ranks runs on all of them or none.
     """
 
     reader: ReadsImages
@@ -96,8 +96,8 @@ class Packer:
     terms: tuple[Term, ...] = ()
     share: bool = True
     features: FeatureCache | None = None
-    blank: bool = False
     sources: tuple[str, ...] = ()
+    blank: bool = False
 
     def tree(self, members: Sequence[LaidOut], source: str = "") -> Tree:
         """One sample's views, measured."""

@@ -236,7 +236,7 @@ def open_source(recipe: Recipe, name: str) -> Records:
 
 def not_yet(recipe: Recipe) -> list[Problem]:
     """Keys whose meaning is fixed but which this release cannot carry out: training refuses them."""
-    asked = [("speed.compile", recipe.speed.compile, False)]
+    asked: list[tuple[str, object, object]] = [("speed.compile", recipe.speed.compile, False)]
     mend = "Take the line out: it is not in this release."
     return [
         Problem("recipe/not-yet", recipe.where(key), f"`{_written(recipe, key)}`", _said(default), mend)

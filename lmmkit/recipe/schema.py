@@ -96,17 +96,23 @@ class Parallel:
     """How the processes that torchrun starts share the work; one process alone does all of it.
 
     `shard` processes hold one copy of the parameters together, `replicate` is the number of copies.
-    What is not a number fills up what there are.
+    What is not a number fills up what there are. `exchange`: when gradients travel. Once a `step` is the
+    least traffic, and holds them whole in between; with each `micro_batch` they are cut at once.
     """
 
     shard: Annotated[Literal["all"] | k.Count, Says("all, or a number of processes")] = "all"
     replicate: Annotated[Literal["auto"] | k.Count, Says("auto, or a number of copies")] = "auto"
+    exchange: Literal["step", "micro_batch"] = "step"
+
+    @property
+    def copy(self) -> int:
+        """The fewest processes that hold one copy."""
+        return 1 if self.shard == "all" else self.shard
 
     @property
     def least(self) -> int:
         """The fewest processes that this asks for."""
-        shard = 1 if self.shard == "all" else self.shard
-        return shard * (1 if self.replicate == "auto" else self.replicate)
+        return self.copy * (1 if self.replicate == "auto" else self.replicate)
 
     def mesh(self, world: int) -> tuple[int, int] | None:
         """(copies, processes a copy) of `world` processes; None if they do not fit."""

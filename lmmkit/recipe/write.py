@@ -75,8 +75,8 @@ def _dumped(value: Any, flow: bool | None) -> str:
 def digest(recipe: Recipe) -> str:
     """sha256 (hex) over everything that decides the mathematics and the data of the run.
 
-    Layout, comments, root, speed, parallel, output and validation take no part. The order of stages,
-    plugins, sources and terms does: stages follow one another, and sums of floats depend on their order.
+    Layout, comments, root, speed, parallel, output and validation take no part. The order of stages, plugins, sources
+    and terms does: stages follow one another, and sums of floats depend on their order.
     """
     plain = to_mapping(recipe)
     decisive = {key: plain[key] for key in (*MATHEMATICS, "data")}

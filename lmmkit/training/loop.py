@@ -19,19 +19,20 @@ from lmmkit.errors import MachineError, Problem, UserError
 from lmmkit.objective import Objective
 from lmmkit.plan.prepare import Prepared
 from lmmkit.rundir import RunDir
-from lmmkit.training import anomalies, checkpoint, state
+from lmmkit.training import anomalies, state
 from lmmkit.training.anomalies import Watch
 from lmmkit.training.log import Board, MetricsLog, Progress, Silence
 from lmmkit.training.memory import telling_room
 from lmmkit.training.pictures import stage_pictures
 from lmmkit.training.ranks import ALONE, Ranks
-from lmmkit.training.rng import looking, rng_state
+from lmmkit.training.rng import looking
+from lmmkit.training.saver import Saver
 from lmmkit.training.shard import rooted, sees_everywhere, whole
 from lmmkit.training.signals import Interrupted, Stop, ignore_in_worker, until
 from lmmkit.training.step import Report, rate, run_step
-from lmmkit.training.validate import Validator
+from lmmkit.training.validate import Validator, asked
 
-PATIENCE = 3  # times in a row that a checkpoint may fail to be written, less one
+IN_A_ROW = 3  # times in a row that a checkpoint may fail to be written, less one
 BY_SOURCE = "loss/"
 IDLE_STEPS = 50  # steps in which a term may have nothing to count, before that is an error
 
@@ -58,9 +59,9 @@ class Every:
 
 
 @dataclass
-class Saver:
+class Patience:
     """Saves when it is time. What cannot be written is told and tried again the next time; at the
-    `PATIENCE`th time in a row the run ends with it, and so it does where there is no next time."""
+    `IN_A_ROW`th time in a row the run ends with it, and so it does where there is no next time."""
 
     write: Callable[[Position], None]
     say: Callable[[str], None]
@@ -72,9 +73,9 @@ class Saver:
             self.now(at)
         except MachineError as error:
             self.failed += 1
-            if self.failed >= PATIENCE:
+            if self.failed >= IN_A_ROW:
                 raise
-            self.say(f"no checkpoint of step {at.step} (failed {self.failed} of {PATIENCE}): {error}")
+            self.say(f"no checkpoint of step {at.step} (failed {self.failed} of {IN_A_ROW}): {error}")
 
     def now(self, at: Position) -> None:
         """As a run that ends here saves. Raises `MachineError` if it cannot be written."""
@@ -104,8 +105,8 @@ class Idle:
 
 def run_stage(
     prepared: Prepared, objective: Objective, optimizer: torch.optim.Optimizer, position: Position,
-    run: RunDir, metrics: MetricsLog | Silence, board: Board | Silence, stop: Stop, device: torch.device,
-    before: Mapping[str, Any], ranks: Ranks,
+    run: RunDir, metrics: MetricsLog | Silence, board: Board | Silence, stop: Stop, device: torch.device, ranks: Ranks,
+    before: Mapping[str, Any],
 ) -> tuple[Position, bool]:  # fmt: skip
     """Runs the rest of a stage; returns early, saved, when a stop is asked for.
 
@@ -129,16 +130,14 @@ def run_stage(
     validator = Validator.of(
         prepared, objective, position.stage, device, stop, ranks, before.get("validation")
     )
+    saver = Saver(run, keep=recipe.output.keep, ranks=ranks, beside=recipe.output.async_save)
 
     def write(at: Position) -> None:
         kept = {"watch": watch.state(), "idle": idle.items, "validation": validator.state()}
-        checkpoint.save(
-            run, at.step, state.tensors(objective, optimizer), {"position": asdict(at), **kept},
-            keep=recipe.output.keep, rng=rng_state(), ranks=ranks,
-        )  # fmt: skip
+        saver.save(at.step, state.tensors(objective, optimizer), {"position": asdict(at), **kept})
 
     def draw(at: Position) -> None:
-        with looking(objective, device), rooted(objective):
+        with rooted(objective), looking(objective, device):
             pictures = stage_pictures(prepared, objective, position.stage, at.stage_step - 1, device)
         board.images(at.step, pictures)
 
@@ -157,24 +156,26 @@ def run_stage(
     objective.train()
     assemble.recompute(objective, recipe.speed)
     stopping = False
-    with Progress(position.stage, steps, done=position.stage_step) if ranks.first else Silence() as progress:
-        saver = Saver(write, progress.say)
+    progress = Progress(position.stage, steps, done=position.stage_step) if ranks.first else Silence()
+    with saver, progress:
+        patience = Patience(write, progress.say)
         # what is saved comes last: a run that goes on from there has done the others
         entries = (
             Every(recipe.output.pictures_every, draw),
             Every(validator.every, validate),
-            Every(recipe.output.save_every, saver),
+            Every(recipe.output.save_every, patience),
         )
         batches = load_steps(
             pipeline, position.stage_step, steps, workers=recipe.speed.workers, worker_init=ignore_in_worker,
             sifted=lambda index, found: passed.extend(found),
         )  # fmt: skip
         if ranks.alone:  # of several, the others would have to save too
-            batches = _saving(batches, lambda: saver.now(position))
+            batches = _saving(batches, lambda: patience.now(position))
         if position.stage_step:  # a stop may have come before this step's validation was through
             stopping = not _through(entries[1:2], position, steps)
         clock = time.perf_counter()
-        for step in until(stop, batches):
+        # of several ranks none may leave the others alone with a step: they agree on a stop behind it
+        for step in until(stop, batches) if ranks.alone else batches:
             factor = rate(stage.optim, steps, position.stage_step)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
@@ -184,8 +185,8 @@ def run_stage(
             logged = position.step % recipe.output.log_every == 0
             with telling_room(f"step {position.step}, stage {position.stage}", step, recipe, device):
                 report = run_step(
-                    objective, optimizer, step, weights, clip=clip, device=device, readings=logged,
-                    features=features, ranks=ranks, empty=empty,
+                    objective, optimizer, step, weights, clip=clip, device=device, readings=logged, features=features,
+                    ranks=ranks, empty=empty, each=recipe.parallel.exchange == "micro_batch",
                 )  # fmt: skip
             now = time.perf_counter()
             if logged:
@@ -195,7 +196,8 @@ def run_stage(
                 if ranks.first:
                     _note(seen, position, report, pipeline, run, progress.say)
                 if watch.too_many(position.stage_step):
-                    saver.now(position)
+                    patience.now(position)
+                    saver.wait()
                     rows = anomalies.rows_of(pipeline, position.stage_step - 1)
                     raise UserError(anomalies.exhausted(position.step, position.stage, watch, report, rows))
             if report.dropped.get("bad_rows"):
@@ -203,12 +205,13 @@ def run_stage(
                 passed.clear()
             idle.check(report, position)
             progress.update(position.stage_step, tokens=report.tokens, loss=report.loss)
-            stopping = stop.agreed(ranks)  # read once: what is not saved for must not stop us
+            stopping = asked(stop, ranks) > 0  # read once: what is not saved for must not stop us
+            saver.check()
             stopping = not _through(entries, position, steps) or stopping
             if stopping:
                 break
         if stopping or position.stage_step < steps:
-            saver.now(position)
+            patience.now(position)
             stopping = True
     return position, stopping
 
@@ -261,14 +264,14 @@ def feature_cache(
     prepared: Prepared, objective: Objective, stage: str, ranks: Ranks = ALONE
 ) -> FeatureCache | None:
     """Where features of pictures are kept, in a stage whose encoder stays as it is."""
-    asked, recipe = prepared.recipe.speed.features, prepared.recipe
-    if asked is None or recipe.stages[stage].train.vision is not None:
+    kept, recipe = prepared.recipe.speed.features, prepared.recipe
+    if kept is None or recipe.stages[stage].train.vision is not None:
         return None
     # of one set of weights, encoders of another activation or number of heads say other things
     seen = f"{recipe.model.vision} {prepared.dims.image} {objective.compute}"
     held = {name: whole(tensor) for name, tensor in objective.lmm.vision.state_dict().items()}
-    mark, limit, image = f"{digest(held)} {seen}", int(asked.gib * 2**30), prepared.dims.image
-    return FeatureCache(recipe.path(asked.folder), mark, limit, (image.tokens, image.width), ranks.world)
+    mark, limit, image = f"{digest(held)} {seen}", int(kept.gib * 2**30), prepared.dims.image
+    return FeatureCache(recipe.path(kept.folder), mark, limit, (image.tokens, image.width), ranks.world)
 
 
 def _record(at: Position, report: Report, chance: dict[str, float], lr: float, seconds: float) -> dict:

@@ -23,29 +23,6 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 
-def build_whole(prepared: Prepared, device: torch.device, ranks: Ranks, *, valued: bool = True) -> Objective:
-    """The whole objective; of several ranks, on the first one's host. Not `valued`: to be filled."""
-    return assemble.build(
-        prepared.recipe, prepared.parts.components, prepared.dims, device,
-        origins=prepared.origins if valued else (), drawn=valued, narrow=assemble.frozen_narrow(prepared.recipe),
-        place=None if ranks.alone else torch.device("cpu"),
-    )  # fmt: skip
-
-
-def gathered(
-    objective: Objective, prepared: Prepared, stage: str, ranks: Ranks, device: torch.device
-) -> Objective | None:
-    """The objective of all ranks together, on the first one; None on the others. Every rank must ask."""
-    if ranks.alone:
-        return objective
-    whole = build_whole(prepared, device, ranks, valued=False) if ranks.first else None
-    if whole is not None:
-        plan, section = prepared.plans[stage], prepared.recipe.stages[stage]
-        assemble.set_stage(whole, plan, section, seed=prepared.recipe.seed)
-    shard.collect(objective, whole)
-    return whole
-
-
 def save_model(
     folder: Path, objective: Objective, prepared: Prepared, stage: str, step: int, said: Mapping[str, Any]
 ) -> None:
@@ -68,7 +45,7 @@ def save_model(
         carried |= origin.carried(modules)
     own.write(
         folder,
-        merged(objective),
+        whole(objective),
         config=config,
         recipe=dump(prepared.recipe),
         tokenizer=prepared.tokenizer,
@@ -77,11 +54,35 @@ def save_model(
     )
 
 
-def merged(objective: Objective) -> dict[str, Tensor]:
+def gathered(
+    objective: Objective, prepared: Prepared, stage: str, ranks: Ranks, device: torch.device
+) -> Objective | None:
+    """The objective as a stage has it, whole: what one process has anyway, and on the first of several
+    ranks a copy on its host. None on the others; every rank must ask."""
+    if ranks.alone:
+        return objective
+    full = build(prepared, device, ranks, valued=False) if ranks.first else None
+    if full is not None:
+        section = prepared.recipe.stages[stage]
+        assemble.set_stage(full, prepared.plans[stage], section, seed=prepared.recipe.seed)
+    shard.collect(objective, full)
+    return full
+
+
+def build(prepared: Prepared, device: torch.device, ranks: Ranks, *, valued: bool = True) -> Objective:
+    """The whole objective; of several ranks, on the first one's host. Not `valued`: to be filled."""
+    return assemble.build(
+        prepared.recipe, prepared.parts.components, prepared.dims, device,
+        origins=prepared.origins if valued else (), drawn=valued, narrow=assemble.frozen_narrow(prepared.recipe),
+        place=None if ranks.alone else torch.device("cpu"),
+    )  # fmt: skip
+
+
+def whole(objective: Objective) -> dict[str, Tensor]:
     """The tensors of a model without low-rank updates, by name: merged, where there are some."""
-    changed = {f"lmm.decoder.{name}": tensor for name, tensor in lora.merged(objective.lmm.decoder).items()}
+    merged = {f"lmm.decoder.{name}": tensor for name, tensor in lora.merged(objective.lmm.decoder).items()}
     tensors = own.unique_tensors(objective)
-    return {name: changed.get(name, t) for name, t in tensors.items() if f".{lora.CHILD}." not in name}
+    return {name: merged.get(name, t) for name, t in tensors.items() if f".{lora.CHILD}." not in name}
 
 
 def vars_of(section: DataclassInstance) -> Mapping[str, object]:

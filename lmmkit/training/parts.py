@@ -50,15 +50,17 @@ class Held:
         """Of this rank's parts."""
         return sum(part.tensor.nbytes for part in self.parts.values())
 
-    def copied(self) -> Held:
-        """The same in memory of its own on the host: what is trained next does not touch it."""
-        return replace(
-            self,
-            parts={
-                key: part._replace(tensor=torch.empty_like(part.tensor, device="cpu").copy_(part.tensor))
-                for key, part in self.parts.items()
-            },
-        )
+    def copied(self, before: Held | None = None) -> Held:
+        """The same in memory of its own on the host: what is trained next does not touch it. The memory of
+        an earlier copy serves again, where it is of the same parts."""
+        again = before.parts if before is not None else {}
+        parts = {}
+        for key, part in self.parts.items():
+            own = again[key].tensor if key in again else None
+            if own is None or (own.shape, own.dtype) != (part.tensor.shape, part.tensor.dtype):
+                own = torch.empty(part.tensor.shape, dtype=part.tensor.dtype)
+            parts[key] = part._replace(tensor=own.copy_(part.tensor))
+        return replace(self, parts=parts)
 
 
 def hold(tensors: Mapping[str, Tensor], ranks: Ranks) -> Held:

@@ -121,7 +121,7 @@ def joined() -> Iterator[Ranks]:
 
     Inside another `joined` it is that one's. CUDA devices talk by NCCL, one a local rank, hosts by gloo.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield ALONE
         return
     import torch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from lmmkit.training import resume as resuming
 from lmmkit.training.checked import state_of
 from lmmkit.training.log import Board, MetricsLog, Silence
 from lmmkit.training.loop import Position, run_stage
-from lmmkit.training.models import build_whole, gathered, save_model
+from lmmkit.training.models import build, gathered, save_model
 from lmmkit.training.ranks import Ranks, joined
 from lmmkit.training.rng import seed_stage
 from lmmkit.training.signals import Interrupted, Stop
@@ -51,8 +51,6 @@ def train(
 ) -> Finished:  # fmt: skip
     """Trains the recipe's stages in order (or `stage` alone) and leaves a run folder.
 
-    Every process that torchrun started calls it; the first one owns the folder.
-
     Args:
         recipe: as read, or its file.
         out: the run folder, new or empty; with `resume`, one that holds this recipe's run. By
@@ -66,27 +64,32 @@ def train(
     Raises:
         UserError: bad recipe, data, folder. MachineError: no space, no memory.
     """
-    with joined() as ranks, Stop(alone=ranks.alone) as stop:
-        name = None
-        if not isinstance(recipe, Recipe):
-            name, recipe = Path(recipe).stem, read_recipe(recipe)
-        raise_all([*not_yet(recipe), *writes_outside(recipe)])
-        shard.check_world(recipe, ranks)
-        if accept_data and not resume:
-            mend = "Add `--resume`, or leave it out."
-            raise UserError(Problem("train/option", resuming.ACCEPT, "a new run", "a run that goes on", mend))
-        out = Path("runs") / (name or digest(recipe)[:12]) if out is None else Path(out)
-        run = RunDir(out)
+    name = None
+    if not isinstance(recipe, Recipe):
+        name, recipe = Path(recipe).stem, read_recipe(recipe)
+    raise_all([*not_yet(recipe), *writes_outside(recipe)])
+    if accept_data and not resume:
+        mend = "Add `--resume`, or leave it out."
+        raise UserError(Problem("train/option", resuming.ACCEPT, "a new run", "a run that goes on", mend))
+    out = Path("runs") / (name or digest(recipe)[:12]) if out is None else Path(out)
+    with joined() as ranks, Stop() as stop:
         try:
-            with stop.interrupting():
+            with _preparing(stop, ranks):
+                shard.check_world(recipe, ranks)
                 prepared, device = _prepare(recipe, trust_files)
+                run = RunDir(out)
                 if ranks.first:
                     _check_stages(recipe, run, stage, resume)
                     run = RunDir.create(out, resume)
             with lock(run) if ranks.first else nullcontext():
                 return _train(prepared, run, ranks, device, stop, resume, stage, source, accept_data)
         except Interrupted:
-            return Finished(run, stop.requested, begun=False)
+            return Finished(RunDir(out), stop.requested, begun=False)
+
+
+def _preparing(stop: Stop, ranks: Ranks) -> AbstractContextManager[None]:
+    """What one process may be stopped in at once; of several none leaves the others alone."""
+    return stop.interrupting() if ranks.alone else nullcontext()
 
 
 def _prepare(recipe: Recipe, trust_files: bool) -> tuple[Prepared, torch.device]:
@@ -101,19 +104,18 @@ def _prepare(recipe: Recipe, trust_files: bool) -> tuple[Prepared, torch.device]
 
 
 def _train(
-    prepared: Prepared, run: RunDir, ranks: Ranks, device: torch.device, stop: Stop, resume: bool,
-    stage: str | None, source: str | None, accept_data: bool,
+    prepared: Prepared, run: RunDir, ranks: Ranks, device: torch.device, stop: Stop, resume: bool, stage: str | None,
+    source: str | None, accept_data: bool,
 ) -> Finished:  # fmt: skip
-    """Builds or restores, then every stage. Before its first step a stop ends it as it stands."""
+    """Begins the run or goes on with it. Before its first step a stop ends it as it stands."""
     recipe = prepared.recipe
     if recipe.speed.threads:
         torch.set_num_threads(recipe.speed.threads)
     if recipe.speed.keep_memory and (why_not := keep_memory()):
         ranks.note(f"speed.keep_memory has no effect: {why_not}")
-    with stop.interrupting():
-        changed = _open(prepared, run, source, accept_data) if ranks.first else []
+    with _preparing(stop, ranks):
+        changed = _open(prepared, run, ranks, source, accept_data) if ranks.first else []
         _check_together(ranks, run, prepared)
-        objective = build_whole(prepared, device, ranks) if ranks.first else None
         saved = checkpoint.latest(run, ranks) if resume else None
         loaded = checkpoint.load(saved, verified=True, ranks=ranks) if saved else None
         position, before = _first(prepared, stage), {}
@@ -121,16 +123,17 @@ def _train(
             position, before = state_of(loaded, saved, recipe, prepared.steps)
         if resume and ranks.first:
             resuming.go_on(run, prepared, changed, position.step)
+        objective = build(prepared, device, ranks) if ranks.first else None
     with (
         MetricsLog(run.metrics) if ranks.first else Silence() as metrics,
         Board(run.tb, position.step + 1 if resume else None) if ranks.first else Silence() as board,
     ):
         if resume:
             metrics.truncate(position.step)
-            if ranks.first and run.anomalies.is_file():
+        if ranks.first:
+            if resume and run.anomalies.is_file():
                 with MetricsLog(run.anomalies) as anomalies:
                     anomalies.truncate(position.step)
-        if ranks.first:
             prepared.parts.door.started(str(run.path), to_mapping(recipe), position.step)
         for name in _stages(recipe, position.stage, stage):
             fresh = name != position.stage or loaded is None
@@ -147,7 +150,7 @@ def _train(
                     )
                     seed_stage(recipe.seed, name, ranks.rank, position.stage_step)
             position, stopped = run_stage(
-                prepared, objective, optimizer, position, run, metrics, board, stop, device, before, ranks
+                prepared, objective, optimizer, position, run, metrics, board, stop, device, ranks, before
             )
             loaded, before = None, {}
             if stopped:
@@ -157,10 +160,12 @@ def _train(
     return Finished(run, None)
 
 
-def _open(prepared: Prepared, run: RunDir, source: str | None, accept_data: bool) -> list[resuming.Change]:
-    """Clears what a killed process left, and begins the run or says how it has changed."""
+def _open(
+    prepared: Prepared, run: RunDir, ranks: Ranks, source: str | None, accept_data: bool
+) -> list[resuming.Change]:
+    """Clears what a killed process left, and begins the run, or tells how it has changed."""
     for note in checkpoint.sweep(run):
-        print(f"note: {note}", file=sys.stderr)
+        ranks.note(note)
     run.clear_temporary()
     for name in prepared.recipe.stages:
         own.clear(run.model(name))
@@ -180,11 +185,12 @@ def _begin(
 ) -> tuple[Objective, dict[str, list[nn.Parameter]]]:  # fmt: skip
     """The objective as a stage begins, and what learns in it, by part.
 
-    One process goes on with the one it has. Of several the first has it whole on its host, as one process
+    One process goes on with the one it has. Of several the first makes it on its host, as one process
     would, and hands out every rank's part.
     """
     learns: dict[str, list[nn.Parameter]] = {}
-    if objective is not None:
+    if ranks.first:
+        objective = objective or build(prepared, device, ranks)
         if fresh:
             _start(objective, prepared, run, name)
         stage = prepared.recipe.stages[name]
@@ -192,32 +198,31 @@ def _begin(
     if ranks.alone:
         assert objective is not None
         return objective, learns
-    part, learns = shard.sharded(prepared, name, ranks, device)
-    shard.hand_out(objective, part)
-    return part, learns
+    own, learns = shard.sharded(prepared, name, ranks, device)
+    shard.hand_out(objective, own)
+    return own, learns
 
 
 def _end(
     prepared: Prepared, run: RunDir, ranks: Ranks, device: torch.device, objective: Objective, position: Position
 ) -> Objective | None:  # fmt: skip
-    """Leaves the stage's model folder; the whole objective to go on with, on the first rank."""
-    whole = gathered(objective, prepared, position.stage, ranks, device)
-    if whole is not None:
-        save_model(run.model(position.stage), whole, prepared, position.stage, position.step, {})
-        lora.merge(whole.lmm.decoder)  # the next stage starts from whole weights
+    """Leaves the stage's model folder, whole weights, updates merged; the objective to go on with."""
+    full = gathered(objective, prepared, position.stage, ranks, device)
+    if full is not None:
+        save_model(run.model(position.stage), full, prepared, position.stage, position.step, {})
+        lora.merge(full.lmm.decoder)  # the next stage starts from whole weights
     ranks.barrier()
-    return whole
+    return full
 
 
 def _check_together(ranks: Ranks, run: RunDir, prepared: Prepared) -> None:
     """All ranks have the same recipe and plan, and see the first one's folder."""
     if ranks.alone:
         return
-    own_digests = {stage: plan.digest for stage, plan in prepared.plans.items()}
-    own_digests["recipe"] = digest(prepared.recipe)
-    first = ranks.tell(own_digests)  # and everybody waits until the folder is there
+    own = {stage: plan.digest for stage, plan in prepared.plans.items()} | {"recipe": digest(prepared.recipe)}
+    first = ranks.tell(own)  # and everybody waits until the folder is there
     where, mend = f"rank {ranks.rank} of {ranks.world}", "Start every rank on the same files."
-    if own_digests != first:
+    if own != first:
         raise UserError(Problem("ranks/differ", where, "another recipe or plan", "rank 0's", mend))
     if not run.is_run:
         want, mend = (

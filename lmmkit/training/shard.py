@@ -122,10 +122,11 @@ def _anchor(embed: nn.Module, inputs: tuple[Tensor, ...], rows_TD: Tensor) -> Te
     return rows_TD + rows_TD.new_zeros((), requires_grad=torch.is_grad_enabled())
 
 
-def exchange(objective: nn.Module, *, last: bool) -> None:
-    """Before a micro-batch: gradients travel with the step's last one, until then they stay here."""
+def exchange(objective: nn.Module, *, now: bool, last: bool) -> None:
+    """Before a micro-batch: whether its gradients travel `now` or stay here, and whether it is the step's
+    last."""
     if isinstance(objective, FSDPModule):
-        objective.set_requires_gradient_sync(last)
+        objective.set_requires_gradient_sync(now)
         objective.set_is_last_backward(last)
 
 
@@ -137,8 +138,10 @@ def rooted(objective: nn.Module) -> Iterator[None]:
         yield
         return
     objective.unshard()
-    yield
-    objective.reshard()
+    try:
+        yield
+    finally:
+        objective.reshard()
 
 
 def rows(tensor: Tensor) -> tuple[Tensor, int]:

@@ -7,16 +7,16 @@ waits or prepares (`Stop.interrupting`) it ends the waiting.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from multiprocessing import connection
 from types import FrameType, TracebackType
 from typing import Any, TypeVar
-
-from lmmkit.training.ranks import Ranks
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 T = TypeVar("T")
@@ -35,14 +35,10 @@ class Stop:
     A second signal kills at once, as if nobody listened. Signals within `grace` seconds of the
     first are the same request: one Ctrl-C reaches a process from the terminal and again from its
     launcher. Outside the main thread Python allows no handlers, and `requested` stays None.
-
-    Not `alone`: one of several ranks interrupts nothing, since the others may be waiting for it; they
-    stop where they agree to.
     """
 
-    def __init__(self, grace: float = 2.0, *, alone: bool = True):
+    def __init__(self, grace: float = 2.0):
         self.requested: int | None = None
-        self._alone = alone
         self._grace = grace
         self._first = 0.0
         self._interrupts = False
@@ -67,20 +63,13 @@ class Stop:
 
     def check(self) -> None:
         """Raises `Interrupted` once a stop is asked for."""
-        if self._alone and self.requested is not None:
+        if self.requested is not None:
             raise Interrupted
-
-    def agreed(self, ranks: Ranks) -> bool:
-        """Whether any rank was asked to stop; `requested` is the same on all of them then."""
-        asked = ranks.most(self.requested or 0)
-        if asked:
-            self.requested = asked
-        return asked > 0
 
     @contextmanager
     def interrupting(self) -> Iterator[None]:
         """A block that a signal ends with `Interrupted`, wherever it is: one that may be left half done."""
-        self._interrupts = self._alone
+        self._interrupts = True
         try:
             self.check()
             yield
@@ -117,10 +106,19 @@ def exit_code(signum: int) -> int:
 
 
 def ignore_in_worker(worker_id: int) -> None:
-    """For `worker_init_fn`: a data worker leaves stopping to its parent.
+    """For `worker_init_fn`: a data worker leaves stopping to its parent, and goes when that is gone.
 
     A signal to the whole process group would otherwise end the workers before the parent has
-    saved, and the parent would die of a lost worker instead. The loader ends them explicitly.
+    saved, and the parent would die of a lost worker instead. The loader ends them explicitly; a
+    parent that was killed cannot, and a fork server and its workers keep each other alive for ever.
     """
     for signum in SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_go_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _go_with(sentinel: int) -> None:
+    connection.wait([sentinel])
+    os._exit(1)

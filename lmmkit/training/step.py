@@ -86,12 +86,13 @@ def run_step(
     features: FeatureCache | None = None,
     ranks: Ranks = ALONE,
     empty: Batch | None = None,
+    each: bool = False,
 ) -> Report:
     """Averages every term over the whole step of all ranks, then updates: 1 = N micro-batches = N ranks.
 
-    Where loss or gradient is not finite, on whichever rank, nothing is updated: weights and optimizer keep
-    their bits. `features` is told what the encoder said of pictures it does not have. `empty` is what a rank
-    runs while others have micro-batches left.
+    Where loss or gradient of any rank is not finite none updates: weights and optimizer keep their bits.
+    `features` is told what the encoder said of pictures it does not have. `empty` is what a rank runs
+    while others have micro-batches left. `each`: gradients travel with every micro-batch.
     """
     facts = agree(ranks, step)
     counts = facts.counts
@@ -102,7 +103,7 @@ def run_step(
     loss = torch.zeros((), device=device)
     optimizer.zero_grad(set_to_none=True)
     for number, batch in enumerate(step, 1):
-        exchange(objective, last=number == len(step))
+        exchange(objective, now=each or number == len(step), last=number == len(step))
         outcome = objective(batch.to(device))
         if readings:
             _read(objective, outcome, batch, totals)
@@ -114,7 +115,8 @@ def run_step(
         if features is not None:
             _keep(features, batch, outcome)
     norm = _norm(objective, clip)
-    report = _report(ranks, facts, loss, sums, totals, norm)  # agreed before anything is changed
+    # agreed, and come to the host, before the update, which hangs on them
+    report = _report(ranks, facts, loss, sums, totals, norm)
     if report.finite:
         optimizer.step()
     return report

@@ -27,7 +27,7 @@ from lmmkit.training.models import gathered, save_model
 from lmmkit.training.ranks import Ranks
 from lmmkit.training.rng import looking
 from lmmkit.training.shard import rooted
-from lmmkit.training.signals import Stop
+from lmmkit.training.signals import Interrupted, Stop
 
 if TYPE_CHECKING:
     from lmmkit.training.loop import Position
@@ -40,8 +40,8 @@ class Validator:
 
     asked: Validate | None
     prepared: Prepared
-    ranks: Ranks
     speaker: Speaker
+    ranks: Ranks
     trees: Sequence[Tree]
     tasks: Mapping[str, tuple[Task, Sequence[Sample]]]
     done: int = 0
@@ -49,21 +49,26 @@ class Validator:
 
     @classmethod
     def of(
-        cls, prepared: Prepared, objective: Objective, stage: str, device: torch.device, stop: Stop,
-        ranks: Ranks, state: Mapping[str, Any] | None,
+        cls, prepared: Prepared, objective: Objective, stage: str, device: torch.device, stop: Stop, ranks: Ranks,
+        state: Mapping[str, Any] | None,
     ) -> Validator:  # fmt: skip
         """That of a stage, as `state` said where it goes on; one that does nothing where none is asked for.
 
         Lays the held-out samples out, once. Raises `UserError` for one that does not fit.
         """
-        asked = prepared.recipe.stages[stage].validate
-        speaker = Speaker.of(prepared, objective, stage, device, poll=stop.check)
-        if asked is None:
-            return cls(None, prepared, ranks, speaker, (), {})
-        tasks = _tasks(prepared, asked)
+        section = prepared.recipe.stages[stage].validate
+
+        def poll() -> None:
+            if asked(stop, ranks):
+                raise Interrupted
+
+        speaker = Speaker.of(prepared, objective, stage, device, poll=poll)
+        if section is None:
+            return cls(None, prepared, speaker, ranks, (), {})
+        tasks = _tasks(prepared, section)
         return cls(
-            asked, prepared, ranks, speaker,
-            trees=list(laid_out(speaker, first(prepared.sources[asked.data], asked.samples))),
+            section, prepared, speaker, ranks,
+            trees=list(laid_out(speaker, first(prepared.sources[section.data], section.samples))),
             tasks={n: (t, first(prepared.sources[data_of(t)], t.samples)) for n, t in tasks.items()},
             **(state or {}),
         )  # fmt: skip
@@ -85,9 +90,8 @@ class Validator:
         assert self.asked is not None
         began = time.perf_counter()
         say(f"step {at.step}: validating on {len(self.trees)} samples of {self.asked.data}")
-        objective = self.speaker.objective
-        with looking(objective, self.speaker.device), rooted(objective):
-            figures = self.ranks.tell(self._losses(at) | self._figures())  # each rank looks at all samples
+        with rooted(self.speaker.objective), looking(self.speaker.objective, self.speaker.device):
+            figures = self._losses(at) | self._figures()
         if self.asked.best is not None:
             self._keep(at, run, figures)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in figures.items() if name.count("/") < 3)
@@ -126,12 +130,18 @@ class Validator:
         if value is None or (self.best is not None and sign * value <= sign * self.best):
             return
         said = {"best": {"metric": key, "value": value}}
-        speaker = self.speaker
-        whole = gathered(speaker.objective, self.prepared, at.stage, self.ranks, speaker.device)
-        if whole is not None:
-            save_model(run.best(at.stage), whole, self.prepared, at.stage, at.step, said)
+        full = gathered(self.speaker.objective, self.prepared, at.stage, self.ranks, self.speaker.device)
+        if full is not None:
+            save_model(run.best(at.stage), full, self.prepared, at.stage, at.step, said)
         self.ranks.barrier()
         self.best = value
+
+
+def asked(stop: Stop, ranks: Ranks) -> int:
+    """The signal that a rank was asked to stop by, the same on all; 0: none. Every rank must ask."""
+    signum = ranks.most(stop.requested or 0)
+    stop.requested = signum or stop.requested
+    return signum
 
 
 def validate_problems(prepared: Prepared) -> list[Problem]:

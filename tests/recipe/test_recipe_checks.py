@@ -128,6 +128,6 @@ def test_keys_that_moved_say_where_to():
     ],
 )
 def test_which_numbers_of_processes_fit(section, fits):
-    text = SCRATCH.replace("parallel: {shard: 1, replicate: 2}", f"parallel: {section}")
+    text = SCRATCH.replace("parallel: {shard: 1, replicate: 2, exchange: step}", f"parallel: {section}")
     parallel = read_text(text).parallel
     assert {world: parallel.mesh(world) for world in fits} == fits

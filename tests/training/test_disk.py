@@ -39,8 +39,8 @@ def steps(run: RunDir) -> list[int]:
     return sorted(checkpoint.step_of(path) for path in run.checkpoints.glob("step-*"))
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
-def test_two_saves_in_a_row_may_fail(tiny, tmp_path, monkeypatch, capsys, code):
+def test_two_saves_in_a_row_may_fail(tiny, tmp_path, monkeypatch, capsys):
+    code = errno.EROFS
     fail_saves(monkeypatch, {2, 3, 5}, code)
     run = train(tiny(*SHORT, text=PLAIN), out=tmp_path / "run").run
     assert steps(run) == [6, 7] and len(run.read_metrics()) == 7
@@ -64,7 +64,7 @@ def test_the_third_ends_the_run_and_the_last_checkpoint_stands(tiny, tmp_path, m
 
 
 def test_a_file_size_limit_is_met_like_a_full_disk(tiny, tmp_path):
-    recipe = tiny(*SHORT, text=PLAIN)
+    recipe = tiny(*SHORT, "stages.pretrain.length.steps=4", text=PLAIN)
 
     def limit(name):
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -94,7 +94,7 @@ def test_a_model_folder_that_cannot_be_written_leaves_the_one_before(tmp_path, m
         assert [path.name for path in folder.parent.iterdir()] == ["stage"]
 
 
-@pytest.mark.parametrize("kind", ["flip", "missing", "extra"])
+@pytest.mark.parametrize("kind", ["flip", pytest.param("extra", marks=pytest.mark.slow)])
 def test_a_damaged_checkpoint_is_told_and_the_one_before_gone_on_from(tiny, tmp_path, caplog, kind):
     recipe = tiny(*SHORT, text=PLAIN)
     run = train(recipe, out=tmp_path / "run").run
@@ -105,8 +105,6 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_gone_on_from(tiny, tmp_
         content = bytearray(file.read_bytes())
         content[len(content) // 2] ^= 4
         file.write_bytes(content)
-    elif kind == "missing":
-        file.unlink()
     else:
         file = newest / "shard-00001.safetensors"
         file.write_bytes(b"x")

@@ -83,7 +83,7 @@ def test_killed_a_few_times_at_random(undisturbed, tmp_path):
 
 def test_dead_before_a_few_changes_to_the_disk(undisturbed, tmp_path):
     names = undisturbed[2]
-    few = {names.index(name) + 1 for name in ("sync manifest.json", "publish", "prune", "publish the model")}
+    few = {names.index(name) + 1 for name in ("publish", "publish the model")}
     assert die_at_points(undisturbed, tmp_path / "run", sorted(few), twice=True) == 2 * len(few)
 
 

@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor, Shard
 from lmmkit import assemble
 from lmmkit.data.pipeline import Pipeline
 from lmmkit.errors import Problem, UserError
+from lmmkit.estimate import _whole, estimate, staged
 from lmmkit.objective import Objective
 from lmmkit.plan.prepare import prepare
 from lmmkit.recipe import Recipe
@@ -34,9 +35,10 @@ from tests import world
 from tests.conftest import MODEL, PLUGINS
 from tests.training.test_run import figures
 
+SLOW = pytest.mark.slow
 NEAR = 1e-6  # relative, of any figure that is logged
 MIXED = (
-    MODEL
+    MODEL.replace("depth: 2", "depth: 1")
     + PLUGINS.replace("  text_order:     {}\n", "")
     + """
 stages:
@@ -105,8 +107,18 @@ def test_plain_values_are_agreed_on(tmp_path):
     )
 
 
-def test_mixed_rows_on_two_and_three_ranks_give_one_process_s_figures(mixed, tmp_path):
-    recipe = mixed()
+@pytest.mark.parametrize(
+    ("n", "parallel"),
+    [
+        (2, "{}"),
+        pytest.param(2, "{exchange: micro_batch}", marks=SLOW),
+        pytest.param(3, "{}", marks=SLOW),
+        pytest.param(2, "{shard: 1}", marks=SLOW),
+        pytest.param(4, "{shard: 2}", marks=SLOW),
+    ],
+)
+def test_mixed_rows_give_one_process_s_figures_on_any_number_of_ranks(mixed, tmp_path, n, parallel):
+    recipe = mixed(f"parallel={parallel}")
     pipeline = prepare(recipe).pipeline("only")
     seen = [[len(batch.views_of("image_order")) for batch in pipeline.step(i)] for i in range(10)]
     shares = [
@@ -119,17 +131,16 @@ def test_mixed_rows_on_two_and_three_ranks_give_one_process_s_figures(mixed, tmp
     start = unique_tensors(
         assemble.build(recipe, prepare(recipe).parts.components, prepare(recipe).dims, torch.device("cpu"))
     )
-    for n in (2, 3):
-        run = trained(n, recipe, tmp_path / str(n))
-        assert_near(run, one)
-        ours, theirs = model_of(run, "only"), model_of(one, "only")
-        assert ours.keys() == theirs.keys()
-        for name, tensor in ours.items():
-            assert not torch.equal(tensor, start[name]), f"{name} has not moved"
-            if not name.endswith(
-                "qkv.bias"
-            ):  # a bias of keys has no gradient but rounding, which Adam makes large
-                assert (tensor - theirs[name]).norm() <= 1e-4 * theirs[name].norm(), name
+    run = trained(n, recipe, tmp_path / str(n))
+    assert_near(run, one)
+    ours, theirs = model_of(run, "only"), model_of(one, "only")
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert not torch.equal(tensor, start[name]), f"{name} has not moved"
+        if not name.endswith(
+            "qkv.bias"
+        ):  # a bias of keys has no gradient but rounding, which Adam makes large
+            assert (tensor - theirs[name]).norm() <= 1e-4 * theirs[name].norm(), name
 
 
 LEAN = (
@@ -203,7 +214,9 @@ def _marked(key: str, tensor: torch.Tensor) -> torch.Tensor:
     ).to(tensor.dtype)
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 3), (3, 2)])
+@pytest.mark.parametrize(
+    ("before", "after"), [(2, 3), *(pytest.param(*pair, marks=SLOW) for pair in ((2, 1), (1, 2), (3, 2)))]
+)
 def test_a_checkpoint_comes_back_on_another_number_of_ranks(mixed, tmp_path, before, after):
     recipe, run = mixed(), RunDir(tmp_path / "run")
     run.path.mkdir()
@@ -277,7 +290,7 @@ def test_damage_to_one_rank_s_files_is_seen_by_all(tmp_path):
 
 
 def test_a_run_goes_on_with_another_number_of_ranks(mixed, tmp_path):
-    recipe = mixed("stages.only.length.steps=4", "output.save_every=2")
+    recipe = mixed("stages.only.length.steps=4", "output.save_every=2", "output.async_save=true")
     run = trained(2, recipe, tmp_path / "two")
     whole = figures(run)
     shutil.rmtree(run.checkpoints / "step-00000004")
@@ -353,3 +366,29 @@ def test_a_world_that_does_not_fit_is_told_which_do(mixed, tmp_path, capsys):
     assert "one process trains alone" in capsys.readouterr().err
     shard.check_world(mixed(), Ranks(world=8, rank=0))
     assert "of 8 ranks some stand idle" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("exchange", ["step", "micro_batch"])
+def test_a_rank_holds_what_check_tells(mixed, tmp_path, exchange):
+    """Weights, gradients and moments between steps, and gradients as they gather over micro-batches."""
+    recipe = mixed("parallel.shard=2", f"parallel.exchange={exchange}", "stages.only.length.steps=1")
+    prepared = prepare(recipe)
+    told = estimate(prepared, "only", flops=1e12)["bytes"]
+
+    def body(rank):
+        with joined() as ranks:
+            objective, optimizer = _stepped(recipe, ranks)
+            held = sum(shard.rows(p)[0].nbytes for p in objective.parameters())
+            moments = sum(
+                shard.rows(slots[slot])[0].nbytes
+                for key, slots, slot in state._slots(objective, optimizer)
+                if not key.endswith(".step")
+            )
+            print(json.dumps([held, moments]))
+
+    held, moments = json.loads(world.run(2, body, tmp_path)[0])
+    whole, gathered = _whole(recipe, staged(prepared, "only")[0])
+    assert not whole and told["weights"] == held + sum(p.nbytes for p in gathered)
+    assert told["optimizer"] == moments
+    values = sum(p.numel() for p in staged(prepared, "only")[0].parameters())
+    assert told["gradients"] == (4 * values if exchange == "step" else held)

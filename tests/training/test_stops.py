@@ -22,7 +22,11 @@ from tests.training.kills import end, start
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LONG = ("stages.pretrain.length.steps=100000", "output.save_every=0", "output.pictures_every=0")
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "1", "-m"]
+# torchrun passes on what it is told to; by itself not SIGUSR1, of which it dies and leaves the run alone
+PASSED_ON = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+TORCHRUN = [
+    sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "1", "--signals-to-handle", PASSED_ON, "-m",
+]  # fmt: skip
 FIVE = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGTERM, signal.SIGINT]
 
 
@@ -41,7 +45,7 @@ def assert_saved(run: RunDir) -> None:
     assert checkpoint.step_of(saved) == run.read_metrics()[-1]["step"]
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("signum", [signal.SIGINT, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
 def test_a_signal_to_the_group_ends_in_a_checkpoint_with_two_workers(scenes, tmp_path, signum):
     recipe = read_text(PLAIN, overrides=(*LONG, "speed.workers=2"), root=scenes)
     pid = start(recipe, tmp_path / "run")
@@ -51,13 +55,34 @@ def test_a_signal_to_the_group_ends_in_a_checkpoint_with_two_workers(scenes, tmp
     assert_saved(RunDir(tmp_path / "run"))
 
 
+def wait_until_nobody_is_left(group: int) -> None:
+    """Of a process group: neither data workers nor what started them."""
+    deadline = time.monotonic() + 60
+    with pytest.raises(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.killpg(group, 0)
+            time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_a_killed_run_leaves_no_process_behind(scenes, tmp_path):
+    (tmp_path / "mine.yaml").write_text(PLAIN)
+    command = [sys.executable, "-m", "lmmkit", "train", "mine.yaml", "--root", str(scenes), "--out", "run"]
+    command += [word for change in (*LONG, "speed.workers=2") for word in ("--set", change)]
+    env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'plugins'}", "OMP_NUM_THREADS": "1"}
+    child = subprocess.Popen(command, cwd=tmp_path, env=env, start_new_session=True)
+    wait_for(tmp_path / "run" / "metrics.jsonl", 2, 600)
+    child.kill()
+    assert child.wait() == -signal.SIGKILL
+    wait_until_nobody_is_left(child.pid)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("to", ["pid", "group", "torchrun"])
 def test_five_signals_of_a_kind_end_in_a_checkpoint(scenes, tmp_path, to, capsys):
     (tmp_path / "mine.yaml").write_text(PLAIN)
     env = os.environ | {
         "PYTHONPATH": f"{ROOT}:{ROOT / 'plugins'}", "OMP_NUM_THREADS": "1",
-        "TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
     }  # fmt: skip
     for number, signum in enumerate(FIVE):
         out = tmp_path / f"run{number}"
@@ -73,18 +98,23 @@ def test_five_signals_of_a_kind_end_in_a_checkpoint(scenes, tmp_path, to, capsys
             child = subprocess.Popen(
                 command, cwd=tmp_path, env=env, stdout=said, stderr=said, start_new_session=True
             )
-        wait_for(out / "metrics.jsonl", 3)
+        wait_for(out / "metrics.jsonl", 3, 600)
         began = time.monotonic()
         (os.killpg if to == "group" else os.kill)(child.pid, signum)
-        code = child.wait(60)
+        while not list((out / "checkpoints").glob("step-*")):
+            assert time.monotonic() < began + 60
+            time.sleep(0.01)
         seconds = time.monotonic() - began
+        code = child.wait(120)
+        wait_until_nobody_is_left(child.pid)
         told = (tmp_path / f"said{number}").read_text()
         assert "stopped by a signal; saved" in told, told
         assert_saved(RunDir(out))
         if to != "torchrun":
             assert code == exit_code(signum)
         with capsys.disabled():
-            print(f"{signum.name} to {to}: saved, {seconds:.1f} s, exit {code}")
+            gone = time.monotonic() - began
+            print(f"{signum.name} to {to}: saved after {seconds:.1f} s, gone after {gone:.1f} s, exit {code}")
 
 
 def test_a_wait_for_data_ends_at_once():

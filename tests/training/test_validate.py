@@ -14,7 +14,7 @@ from lmmkit.plan.prepare import prepare
 from lmmkit.rundir import RunDir, read_json
 from lmmkit.speak import Speaker, load
 from lmmkit.training import checkpoint
-from lmmkit.training.models import merged
+from lmmkit.training.models import whole
 from lmmkit.training.run import train
 from lmmkit.training.validate import validate_problems
 from tests.conftest import DIRECT, PLAIN
@@ -109,11 +109,11 @@ def test_low_rank_updates_are_merged_into_what_is_written_alone(tiny):
         if ".lora." in name:
             torch.nn.init.normal_(parameter)
     before = {name: t.clone() for name, t in objective.state_dict().items()}
-    written = merged(objective)
+    written = whole(objective)
     assert all(torch.equal(before[k], t) for k, t in objective.state_dict().items())
     assemble.lora.merge(objective.lmm.decoder)
-    whole = merged(objective)
-    assert written.keys() == whole.keys() and all(torch.equal(written[k], whole[k]) for k in whole)
+    merged = whole(objective)
+    assert written.keys() == merged.keys() and all(torch.equal(written[k], merged[k]) for k in merged)
 
 
 def test_a_stop_in_the_middle_of_a_validation_loses_nothing(runs, tmp_path, monkeypatch):

@@ -1,0 +1,76 @@
+"""When checkpoints are written: while the loop waits, or beside it from a copy."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor
+
+from lmmkit.rundir import RunDir
+from lmmkit.training.checkpoint import put
+from lmmkit.training.parts import Held, hold
+from lmmkit.training.ranks import Ranks
+from lmmkit.training.rng import rng_state
+
+
+class Saver:
+    """Saves a run's checkpoints. `beside`: from a copy on the host, while training goes on.
+
+    One is under way at most. What goes wrong beside the loop is raised by the next `check`, `save` or by
+    leaving the context, which waits for the last one.
+    """
+
+    def __init__(self, run: RunDir, *, keep: int, ranks: Ranks, beside: bool):
+        self._run, self._keep, self._ranks = run, keep, ranks
+        self._talks = ranks.beside() if beside else ranks
+        self._beside = beside
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+        self._copy: Held | None = None  # its memory serves again: fresh pages cost more than the copy
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Writes the checkpoint of `step`, or copies what it needs and returns."""
+        self.wait()
+        held, rng = hold(tensors, self._ranks), rng_state()
+
+        def write(held: Held = held) -> None:
+            put(self._run, step, held, state, keep=self._keep, rng=rng, ranks=self._talks)
+
+        if not self._beside:
+            return write()
+        self._copy = held.copied(self._copy)
+        self._thread = threading.Thread(target=self._guarded, args=(write, self._copy), daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raises what went wrong beside the loop."""
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def wait(self) -> None:
+        """Until nothing is under way; raises as `check`."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+    def _guarded(self, write: Callable[[Held], None], held: Held) -> None:
+        try:
+            write(held)
+        except Exception as error:  # raised where the loop looks
+            self._error = error
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.wait()
+        elif self._thread is not None and self._ranks.alone:
+            self._thread.join()  # a failing run leaves the checkpoint that it had begun

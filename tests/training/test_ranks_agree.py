@@ -1,0 +1,128 @@
+"""What several ranks skip, validate, keep and leave: all of them, on what one of them saw."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from lmmkit.objective import Objective
+from lmmkit.rundir import RunDir, read_json, read_jsonl
+from lmmkit.speak import Speaker
+from lmmkit.training import checkpoint, loop
+from lmmkit.training.run import train
+from lmmkit.training.shard import rows
+from lmmkit.training.step import run_step
+from tests import world
+from tests.conftest import PLAIN
+from tests.training.kills import figures
+
+SHORT = (
+    "stages.pretrain.length.steps=3", "stages.finetune.length.steps=1", "output.pictures_every=0", "output.save_every=0",
+)  # fmt: skip
+VALIDATED = (
+    "evaluate.tasks.answers={kind: exact_match, data: heldout, samples: 3, max_new_tokens: 3}",
+    "stages.pretrain.validate={every: 2, data: heldout, samples: 3, tasks: [answers], best: loss}",
+)
+
+
+def bits(objective, optimizer) -> dict[str, bytes]:
+    held = {f"{i}.{k}": v for i, s in enumerate(optimizer.state.values()) for k, v in s.items()}
+    named = dict(objective.named_parameters()) | held
+    return {name: rows(tensor.detach())[0].clone().numpy().tobytes() for name, tensor in named.items()}
+
+
+def spoil(bad, by: int, rank: int) -> None:
+    """Rank `by` has a NaN in its loss at the steps `bad`; every rank's bits stay as they were, or it fails."""
+    steps = iter(range(1, 1000))
+    forward = Objective.forward
+
+    def nan(self, batch):
+        outcome = forward(self, batch)
+        return outcome._replace(sums={name: value * float("nan") for name, value in outcome.sums.items()})
+
+    def spoilt(objective, optimizer, *args, **kwargs):
+        number = next(steps)
+        before = bits(objective, optimizer)
+        Objective.forward = nan if number in bad and rank == by else forward
+        report = run_step(objective, optimizer, *args, **kwargs)
+        Objective.forward = forward
+        assert (bits(objective, optimizer) == before) is (number in bad), number
+        return report
+
+    loop.run_step = spoilt
+
+
+def test_a_nan_on_one_rank_skips_the_update_on_all(tiny, tmp_path):
+    # a constant rate: where it is 0 no update changes a bit
+    recipe = tiny(*SHORT, "stages.pretrain.optim.warmup=0", "stages.finetune.optim.warmup=0", text=PLAIN)
+
+    def body(rank):
+        spoil({2}, 1, rank)
+        train(recipe, out=tmp_path / "run")
+
+    world.run(2, body, tmp_path)
+    run = RunDir(tmp_path / "run")
+    (line,) = read_jsonl(run.anomalies)
+    assert line["step"] == 2 and line["kind"] == "not-finite" and len(line["rows"]["captions"]) == 4
+    assert [x["loss"] is None for x in run.read_metrics()] == [False, True, False, False]
+
+
+@pytest.mark.slow
+def test_three_in_a_row_on_one_rank_end_all_with_a_checkpoint(tiny, tmp_path):
+    recipe = tiny(*SHORT, "stages.pretrain.optim.warmup=0", text=PLAIN)
+
+    def body(rank):
+        spoil({1, 2, 3}, 1, rank)
+        train(recipe, out=tmp_path / "run")
+
+    assert world.wait(world.start(2, body, tmp_path)) == [2, 2]
+    assert "train/not-finite" in world.said_by(tmp_path, 0) + world.said_by(tmp_path, 1)
+    assert checkpoint.step_of(checkpoint.latest(RunDir(tmp_path / "run"))) == 3
+
+
+@pytest.mark.slow
+def test_validation_on_two_ranks_says_what_one_process_says_and_touches_nothing(tiny, tmp_path):
+    plain, asked = tiny(*SHORT, text=PLAIN), tiny(*SHORT, *VALIDATED, text=PLAIN)
+    for name, recipe in (("plain", plain), ("asked", asked)):
+        world.run(
+            2, lambda rank, n=name, r=recipe: train(r, out=tmp_path / n / "run") and None, tmp_path / name
+        )
+    one = train(asked, out=tmp_path / "one").run
+    two, without = (RunDir(tmp_path / name / "run") for name in ("asked", "plain"))
+    assert [line for line in figures(two) if "loss" in line] == figures(without)
+    mine, theirs = ([line for line in figures(run) if "val/loss" in line] for run in (two, one))
+    assert [line["step"] for line in mine] == [2, 3]
+    for a, b in zip(mine, theirs, strict=True):
+        assert a.keys() == b.keys()
+        assert [a[k] for k in a if k != "stage"] == pytest.approx([b[k] for k in a if k != "stage"], rel=1e-5)
+    configs = [read_json(run.best("pretrain") / "config.json") for run in (two, one)]
+    assert configs[0]["step"] == configs[1]["step"]
+
+
+@pytest.mark.slow
+def test_a_stop_on_one_rank_in_the_middle_of_a_validation_stops_all(tiny, tmp_path):
+    recipe = tiny(*SHORT, *VALIDATED, text=PLAIN)
+    of = Speaker.of.__func__
+
+    def body(rank):
+        calls = []
+
+        def polled(cls, *args, poll, **kwargs):
+            def check():
+                calls.append(1)
+                if len(calls) == 2 and rank == 1:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                poll()
+
+            return of(cls, *args, poll=check, **kwargs)
+
+        Speaker.of = classmethod(polled)
+        finished = train(recipe, out=tmp_path / "run")
+        assert finished.signal == signal.SIGTERM and len(calls) <= 3
+
+    world.run(2, body, tmp_path)
+    run = RunDir(tmp_path / "run")
+    assert checkpoint.step_of(checkpoint.latest(run)) == 2
+    assert not any("val/loss" in line for line in figures(run))

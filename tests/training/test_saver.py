@@ -1,0 +1,101 @@
+"""Saving beside the loop: what it was, not what it becomes; and no failure is quiet."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+
+from lmmkit.errors import MachineError
+from lmmkit.rundir import RunDir
+from lmmkit.training import checkpoint, parts
+from lmmkit.training.ranks import ALONE
+from lmmkit.training.run import train
+from lmmkit.training.saver import Saver
+from tests.training.test_run import figures
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = RunDir(tmp_path / "run")
+    run.path.mkdir()
+    return run
+
+
+def test_what_is_trained_meanwhile_is_not_saved(run, monkeypatch):
+    tensor, go = torch.zeros(5), threading.Event()
+    write = parts.write
+    monkeypatch.setattr(parts, "write", lambda *args: go.wait(20) and write(*args))
+    with Saver(run, keep=2, ranks=ALONE, beside=True) as saver:
+        saver.save(1, {"w": tensor}, {})
+        tensor += 1
+        assert checkpoint.latest(run) is None, "it is under way"
+        go.set()
+        saver.save(2, {"w": tensor}, {})  # waits for the first: one at most
+        assert (run.checkpoints / "step-00000001").exists()
+        tensor += 1
+    for step, value in ((1, 0.0), (2, 1.0)):
+        found = checkpoint.load(run.checkpoints / f"step-{step:08d}")
+        assert torch.equal(found.tensors["w"], torch.full((5,), value))
+
+
+@pytest.mark.parametrize("when", ["check", "save", "leaving"])
+def test_a_failure_is_raised_where_the_loop_looks(run, monkeypatch, when):
+    def full(*args):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(parts, "write", full)
+    saver = Saver(run, keep=2, ranks=ALONE, beside=True)
+    with pytest.raises(MachineError, match="No space left"), saver:
+        saver.save(1, {"w": torch.zeros(5)}, {})
+        if when == "check":
+            saver._thread.join()
+            saver.check()
+        elif when == "save":
+            saver.save(2, {"w": torch.zeros(5)}, {})
+    assert not list(run.checkpoints.glob("*"))
+
+
+def test_a_run_ends_when_a_save_beside_it_fails(tiny, tmp_path, monkeypatch):
+    write, calls = parts.write, []
+
+    def once(*args):
+        calls.append(1)
+        if len(calls) > 2:  # the second checkpoint
+            raise OSError("No space left on device")
+        return write(*args)
+
+    monkeypatch.setattr(parts, "write", once)
+    short = tiny("output.async_save=true", "output.save_every=1", "stages.pretrain.length.steps=4")
+    with pytest.raises(MachineError, match="checkpoint/cannot-write") as raised:
+        train(short, out=tmp_path / "run", stage="pretrain")
+    assert raised.value.exit_code == 3
+    saved = checkpoint.latest(RunDir(tmp_path / "run"))
+    assert saved is not None and checkpoint.step_of(saved) == 1
+
+
+def test_saving_beside_the_loop_changes_no_bit(tiny, tmp_path):
+    few = [f"stages.{stage}.length.steps=3" for stage in ("pretrain", "finetune")]
+    one = train(tiny(*few), out=tmp_path / "one").run
+    two = train(tiny(*few, "output.async_save=true", "output.save_every=1"), out=tmp_path / "two").run
+    assert figures(one) == figures(two)
+    assert [checkpoint.step_of(path) for path in checkpoint._steps(two)] == [6, 5]
+    ours, theirs = (checkpoint.load(checkpoint._steps(run)[0]).tensors for run in (one, two))
+    assert ours.keys() == theirs.keys() and all(torch.equal(theirs[key], ours[key]) for key in ours)
+
+
+def test_a_file_is_one_the_library_reads(tmp_path):
+    from safetensors.torch import load_file
+
+    tensors = {
+        "none": torch.zeros(0, 3), "scalar": torch.tensor(7), "half": torch.arange(6).to(torch.bfloat16),
+        "turned": torch.arange(6.0).reshape(2, 3).t(), "flags": torch.tensor([True, False]),
+    }  # fmt: skip
+    size, _ = parts.write(tmp_path / "x", tensors)
+    assert size == (tmp_path / "x").stat().st_size
+    found = load_file(tmp_path / "x")
+    assert all(
+        torch.equal(found[key], tensor) and found[key].dtype == tensor.dtype
+        for key, tensor in tensors.items()
+    )
