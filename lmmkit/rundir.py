@@ -1,7 +1,7 @@
 """The run folder: the name of every file in it, how each is read, and who may write to it.
 
     RUN/  recipe.yaml  recipe.resolved.yaml  plan.txt  run.json  lock  metrics.jsonl
-          anomalies.jsonl  tb/  checkpoints/step-XXXXXXXX/  model/<stage>/  results.json
+          anomalies.jsonl  bad_rows.jsonl  tb/  checkpoints/step-XXXXXXXX/  model/<stage>/  results.json
 
 `run.json` is what makes a folder a run. A start that died before writing it (only the lock, the
 recipe and the plan stand there) counts as not begun: both a new run and `--resume` may take it.
