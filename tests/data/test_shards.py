@@ -11,7 +11,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from PIL import Image as Pil
 
 from lmmkit.data.images import read_image
 from lmmkit.data.records import check_images, missing_images, open_records
@@ -103,12 +102,9 @@ def test_batches_are_those_of_the_same_rows_in_a_folder(tiny, scenes, tmp_path):
                     each["image"].rpartition(".")[2]: data,
                 }
             )
-    overrides = (
-        "data.questions.kind=webdataset",
-        f"data.questions.records={tmp_path}/*.tar",
-        "data.questions.images=null",
-    )
-    ours, theirs = (prepare(tiny(*more, text=PLAIN)).pipeline("finetune").step(3) for more in (overrides, ()))
+    line = "questions: {kind: llava, records: finetune.json, images: ., "
+    shards = PLAIN.replace(line, f'questions: {{kind: webdataset, records: "{tmp_path}/*.tar", ')
+    ours, theirs = (prepare(tiny(text=text)).pipeline("finetune").step(3) for text in (shards, PLAIN))
     for a, b in zip(ours, theirs, strict=True):
         assert a.views == b.views
         assert torch.equal(a.id_T, b.id_T) and torch.equal(a.pixels_ICXY, b.pixels_ICXY)
@@ -247,6 +243,4 @@ def test_a_shard_that_changes_under_a_run_is_told(tmp_path):
         records[9]
     assert error.value.problems[0].code == "records/changed"
     identity = records.identity()
-    assert identity["records"] != opened(tmp_path / "s-*.tar").identity()["records"]
     assert replace(records, template="plain").identity() != identity
-    assert isinstance(Pil.open(io.BytesIO(png())), Pil.Image)
