@@ -1,8 +1,8 @@
 """The run folder: the name of every file in it, how each is read, and who may write to it.
 
     RUN/  recipe.yaml  recipe.resolved.yaml  plan.txt  run.json  lock  metrics.jsonl
-          anomalies.jsonl  resumes.jsonl  tb/  checkpoints/step-XXXXXXXX/  model/<stage>/
-          model/<stage>-best/  results.json
+          anomalies.jsonl  bad_rows.jsonl  resumes.jsonl  tb/  checkpoints/step-XXXXXXXX/
+          model/<stage>/  model/<stage>-best/  results.json
 
 `run.json` is what makes a folder a run. A start that died before writing it (only the lock, the
 recipe and the plan stand there) counts as not begun: both a new run and `--resume` may take it.

@@ -28,7 +28,7 @@ def check(
     """Check plan, rows, images, supervised share, tasks; estimate memory and tokens."""
     read = the_recipe(recipe, root, changes)
     from lmmkit import assemble
-    from lmmkit.data.records import check_images
+    from lmmkit.data.records import check_images, too_many
     from lmmkit.errors import UserError, raise_all
     from lmmkit.estimate import estimate
     from lmmkit.evaluate.checks import task_problems
@@ -45,7 +45,9 @@ def check(
     assemble.check_optimizers(read)
     assemble.check_origins(prepared.recipe, prepared.dims, prepared.origins, assemble.device_here())
     if images:
-        raise_all([p for records in prepared.sources.values() for p in check_images(records)])
+        raise_all(
+            [p for records in prepared.sources.values() for p in too_many(records, check_images(records))]
+        )
     stages = {stage: estimate(prepared, stage, flops=1e12 * tflops) for stage in read.stages}
     if as_json:
         return print_json({"stages": stages, "rows": {name: len(r) for name, r in prepared.sources.items()}})
@@ -56,7 +58,8 @@ def check(
         out.print(f"frozen in bfloat16: {', '.join(narrow)}")
     for name, records in prepared.sources.items():
         turns = f", {records.dropped_turns} leading answers left out" if records.dropped_turns else ""
-        out.print(f"data {name}: {len(records)} rows{turns}")
+        passed = f", {records.left_out} bad rows left out" if records.left_out else ""
+        out.print(f"data {name}: {len(records)} rows{turns}{passed}")
     for problem in not_yet(read):
         out.print(f"note: {problem.where}: {problem.got} is not in this release; `lmmkit train` refuses it")
     out.print("no problems.")

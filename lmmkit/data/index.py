@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from lmmkit.data.bad_rows import BadRow
+from lmmkit.data.strict_json import open_regular
 from lmmkit.errors import Problem, UserError
 
 FORMAT = 1  # raised with every change of what an index holds, or of which rows are good
@@ -82,9 +83,8 @@ def fingerprint(files: Iterable[Path]) -> list[list[int]]:
     found = []
     for path in files:
         try:
-            with open(path, "rb") as file:
-                stat = os.fstat(file.fileno())
-                crc = 0
+            with open_regular(path) as file:
+                stat, crc = os.fstat(file.fileno()), 0
                 for i in range(_SPOTS):
                     file.seek(max(0, stat.st_size - _SPOT) * i // (_SPOTS - 1))
                     crc = zlib.crc32(file.read(_SPOT), crc)

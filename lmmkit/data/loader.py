@@ -78,8 +78,9 @@ def _watched(loader: Iterable[T], start: int, timeout: float) -> Iterator[T]:
     """What the loader yields; what it raises where a worker was lost, as a `MachineError`."""
     index, before = start, set(active_children())
     steps = iter(loader)  # held here: it waits seconds for its workers when it goes, so they go first
+    watch = _Watch(timeout, [each for each in active_children() if each not in before])
     try:
-        with _Watch(timeout, [each for each in active_children() if each not in before]) as watch:
+        with watch:
             while True:
                 with watch.waiting():
                     got = next(steps, None)

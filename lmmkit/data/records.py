@@ -187,35 +187,30 @@ def missing_images(records: Records, limit: int | None = None) -> list[Problem]:
     ]
 
 
-def too_many_missing(records: Records, limit: int) -> list[Problem]:
-    """The first `limit` of `missing_images`, where there are more than the source may skip."""
-    found = missing_images(records)
+def too_many(records: Records, found: list[Problem], limit: int = SHOWN) -> list[Problem]:
+    """The first `limit` of the problems of pictures, where they are more than the source may skip."""
     most = records.bad_rows.allowed(len(records))
     if len(found) <= most:
         return []
-    got, want = f"{len(found)} missing pictures of source `{records.name}`", f"at most {most}"
-    mend = "Fetch them (`lmmkit data check` lists them all), or raise `bad_share`."
-    more = [Problem("records/too-many", str(records.path), got, want, mend)]
-    return found[:limit] + (more if records.bad_rows.kind == "skip" else [])
+    got, want = f"{len(found)} bad pictures of source `{records.name}`", f"at most {most}"
+    mend = f"Mend them; `lmmkit data check` lists them all.{' Or raise `bad_share`.' * (most > 0)}"
+    more = Problem("records/too-many", str(records.path), got, want, mend)
+    return [*found[:limit], *[more] * (len(found) > limit or most > 0)]
 
 
-def check_images(
-    records: Records, limit: int | None = None, *, check: Callable[[Image, ImageShape], None] = check_header,
-    progress: Callable[[], None] = lambda: None,
-) -> list[Problem]:  # fmt: skip
+def check_images(records: Records, limit: int | None = None) -> list[Problem]:
     """A problem for each picture whose header is bad: format, size or shape; see `read_image`.
 
-    Reads headers only, unless another `check` reads more; `limit` as in `missing_images`.
+    Reads headers only; `limit` as in `missing_images`.
     """
     found = []
     for i, image in records.rows.pictures():
         try:
-            check(image, records.image_shape)
+            check_header(image, records.image_shape)
         except UserError as error:
             for p in error.problems:
                 where = f"{records.where(i)}, {p.where}"
                 found.append(Problem(p.code, where, p.got, p.want, p.mend))
             if len(found) == limit:
                 break
-        progress()
     return found

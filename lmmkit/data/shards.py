@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import glob
 import itertools
+import math
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -31,6 +33,7 @@ ROW = np.dtype([("shard", "<u4"), ("offset", "<u8"), ("length", "<u8"), ("row", 
 PART = np.dtype([("offset", "<u8"), ("size", "<u8")])
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
 MAX_SHARDS = 100_000
+_RANGE = re.compile(r"\{(-?[0-9]{1,18})\.\.(-?[0-9]{1,18})")
 OPEN_SHARDS = 64  # files a process holds open
 
 
@@ -138,11 +141,13 @@ def open_shards(
 def _named(pattern: Path) -> list[Path]:
     """The files of a pattern with braces ({000..099}), wildcards, or neither."""
     braces = _package("braceexpand").braceexpand
+    spans = (abs(int(a) - int(b)) + 1 for a, b in _RANGE.findall(str(pattern)))
+    many = math.prod(spans) > MAX_SHARDS  # the package makes a list of each range
     try:
-        names = list(itertools.islice(braces(str(pattern)), MAX_SHARDS + 1))
+        names = [] if many else list(itertools.islice(braces(str(pattern)), MAX_SHARDS + 1))
     except ValueError as error:
         raise _refused(pattern, str(error), "a pattern of shards") from error
-    if len(names) > MAX_SHARDS:
+    if many or len(names) > MAX_SHARDS:
         raise _refused(pattern, f"more than {MAX_SHARDS} names", "fewer")
     found = [path for name in names for path in (sorted(glob.glob(name)) if _wild(name) else [name])]
     if not found:

@@ -48,15 +48,15 @@ def members(path: Path) -> Iterator[Member]:
                 name, size = pax.get("path", name), int(pax.get("size", size))
             else:
                 if kind in (b"0", b"\0"):
-                    yield Member(name or said, at + BLOCK, data)
+                    yield Member(name or _text(path, at, said), at + BLOCK, data)
                 elif kind in (b"S", b"M"):
                     raise _wrong(path, at, "a file with holes or in parts", "plain files")
                 name, size = "", -1
             at += BLOCK + -(-data // BLOCK) * BLOCK
 
 
-def _header(path: Path, at: int, header: bytes) -> tuple[bytes, str, int]:
-    """(kind, name, bytes) of a member."""
+def _header(path: Path, at: int, header: bytes) -> tuple[bytes, bytes, int]:
+    """(kind, name, bytes) of a member; a name that a longer one came before may end in mid character."""
     total = sum(header) - sum(header[148:156]) + 8 * ord(" ")
     if _number(header[148:156]) != total:
         raise _wrong(path, at, "no header of a tar archive", "one, with the sum of its bytes")
@@ -66,7 +66,7 @@ def _header(path: Path, at: int, header: bytes) -> tuple[bytes, str, int]:
     kind = header[156:157]
     prefix = header[345:500].split(b"\0")[0] if header[257:263] == b"ustar\0" else b""
     name = header[:100].split(b"\0")[0]
-    return kind, _text(path, at, prefix + b"/" * bool(prefix) + name), size if kind not in b"12345" else 0
+    return kind, prefix + b"/" * bool(prefix) + name, size if kind not in b"12345" else 0
 
 
 def _number(field: bytes) -> int | None:

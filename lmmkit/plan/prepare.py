@@ -14,7 +14,7 @@ from lmmkit.data.images import ImageReader
 from lmmkit.data.order import Order
 from lmmkit.data.pack import Packer
 from lmmkit.data.pipeline import Pipeline, Views
-from lmmkit.data.records import Records, open_records, too_many_missing
+from lmmkit.data.records import Records, missing_images, open_records, too_many
 from lmmkit.data.tokenizer import AnyTokenizer, open_tokenizer
 from lmmkit.dims import Dims
 from lmmkit.errors import Problem, UserError, raise_all
@@ -24,7 +24,6 @@ from lmmkit.plan.components import Parts, build_parts
 from lmmkit.plan.origins import Origin, resolve
 from lmmkit.recipe import Batch, Recipe, flow_text, to_mapping
 
-MISSING_SHOWN = 20
 T = TypeVar("T")
 
 
@@ -216,7 +215,7 @@ def open_sources(recipe: Recipe, names: Iterable[str]) -> dict[str, Records]:
     for name in names:
         try:
             sources[name] = open_source(recipe, name)
-            problems += too_many_missing(sources[name], MISSING_SHOWN)
+            problems += too_many(sources[name], missing_images(sources[name]))
         except UserError as error:
             problems += error.problems
     raise_all(problems)

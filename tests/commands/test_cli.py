@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 
@@ -214,6 +216,39 @@ def test_data_show_and_check(recipe, scenes):
     assert "heldout: 72 rows, all good" in run("data", "check", recipe, "--root", scenes, "--decode")
     assert "Did you mean" in run("data", "show", recipe, "question", "--root", scenes, code=2)
     assert "0 to 119" in run("data", "show", recipe, "questions", "--row", 500, "--root", scenes, code=2)
+
+
+def test_data_check_lists_everything_wrong(scenes, tmp_path):
+    folder = tmp_path / "scenes"
+    shutil.copytree(scenes, folder)
+    rows = json.loads((folder / "pretrain.json").read_text())
+    for i in range(0, 60, 2):
+        rows[i]["conversations"] = []
+    (folder / "pretrain.json").write_text(json.dumps(rows, indent=0))
+    broken = folder / rows[1]["image"]
+    broken.write_bytes(broken.read_bytes()[: broken.stat().st_size // 2])
+    os.remove(folder / rows[3]["image"])
+    path, listed = tmp_path / "mine.yaml", tmp_path / "bad.jsonl"
+    path.write_text(DIRECT)
+    args = ("data", "check", path, "captions", "--root", folder, "--report", listed)
+    text = run(*args, code=2)
+    assert "30 bad rows, 1 bad pictures" in text and "31 problems listed" in text
+    lines = [json.loads(line) for line in listed.read_text().splitlines()]
+    assert [line["row"] for line in lines] == [*range(0, 60, 2), 3]
+    assert all(
+        line[key] for line in lines for key in ("source", "file", "code", "key", "found", "wanted", "mend")
+    )
+    told = json.loads(run(*args, "--decode", "--json", code=2))["sources"]["captions"]
+    assert (told["rows"], told["bad_rows"], told["bad_pictures"]) == (120, 30, 2)
+    listed.unlink()
+    assert "30 bad rows" not in run(
+        *args, "--set", "data.captions.bad_rows=skip", "--set", "data.captions.bad_share=0.5"
+    )
+    assert "all good" in run(
+        "data", "check", path, "heldout", "--root", folder, "--report", tmp_path / "none"
+    )
+    assert not (tmp_path / "none").exists()
+    assert "Did you mean" in run("data", "check", path, "captoins", "--root", folder, code=2)
 
 
 def test_several_wrong_things_in_a_recipe_are_told_at_once_with_their_lines(recipe, scenes):

@@ -14,6 +14,7 @@ from PIL import Image as Pil
 
 from lmmkit.data.images import (
     FORMATS,
+    MAX_BYTES,
     MAX_PIXELS,
     Blank,
     ImageReader,
@@ -281,3 +282,25 @@ def test_reader_caches_within_its_bounds(tmp_path):
     assert len(pickle.dumps(reader)) < 500
     assert pickle.loads(pickle.dumps(reader)).spec == spec
     assert ImageReader(spec, cache_mb=0)(Image(paths[1]), "pad").shape == (3, 418, 418)
+
+
+def test_a_picture_in_a_larger_file(tmp_path):
+    picture(60, 50).save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "many").write_bytes(b"before" + data + b"after")
+    there = Image(str(tmp_path / "many"), part=(6, len(data)))
+    assert torch.equal(read_image(there, SPEC, "pad"), read_image(tmp_path / "a.png", SPEC, "pad"))
+    reader = ImageReader(SPEC, cache_mb=1)
+    other = Image(there.path, Blank(), (6, len(data)))
+    assert reader(there, "pad").abs().max() > 0 == reader(other, "pad").abs().max()
+    for part, code in (((6, MAX_BYTES + 1), "size"), ((6, len(data) + 99), "broken"), ((0, 20), "format")):
+        with pytest.raises(UserError) as error:
+            read_image(Image(there.path, part=part), SPEC, "pad")
+        assert error.value.problems[0].code == f"image/{code}"
+        assert f"bytes {part[0]} to" in error.value.problems[0].where
+
+
+def test_a_file_of_too_many_bytes(tmp_path):
+    with open(tmp_path / "a.png", "wb") as file:
+        file.truncate(MAX_BYTES + 1)  # a hole: it takes no room
+    assert error_of(tmp_path / "a.png") == "image/size"
