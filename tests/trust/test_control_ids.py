@@ -19,7 +19,19 @@ from tests.data.test_tokenizers import LLAMA3, META, QWEN, byte_level, random_te
 
 KINDS = ("sentencepiece", "chatml", "llama3", "tiktoken")
 WORDS = (Path(__file__).resolve().parent.parent.parent / "README.md").read_text().splitlines()
-COMMON = ("<image>", "<s>", "</s>", "<unk>", "<pad>", "<0x0A>", "<|endoftext|>", "[INST]", "<<SYS>>", "USER:", "ASSISTANT:")
+COMMON = (
+    "<image>",
+    "<s>",
+    "</s>",
+    "<unk>",
+    "<pad>",
+    "<0x0A>",
+    "<|endoftext|>",
+    "[INST]",
+    "<<SYS>>",
+    "USER:",
+    "ASSISTANT:",
+)
 SPLITS = ("\u200b", "\u200d", "\ufeff", "\u2060", "\u00ad", " ", "\u0301")
 
 
@@ -81,7 +93,9 @@ def escaped(tokenizer: AnyTokenizer, kind: str, count: int, each: int = 10**6) -
         if kind == "sentencepiece":  # in byte-level files the three ways to encode are one
             for encode in (tokenizer.encode_continued, tokenizer.encode_unprefixed):
                 out += sum(i in ids_of for i in encode(said))
-        lost += kind != "tiktoken" and tokenizer.decode(ids) != said.replace(SPACE, " ")  # NFC is not lossless
+        lost += kind != "tiktoken" and tokenizer.decode(ids) != said.replace(
+            SPACE, " "
+        )  # NFC is not lossless
         for template, want in plain.items():
             spoilt += want is not None and _laid(tokenizer, template, said, ids_of) != want
     return out, lost, spoilt

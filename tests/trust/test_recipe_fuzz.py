@@ -44,7 +44,9 @@ WRONG = {
 }
 
 
-def text_of(value: object, indent: int = 0, change: Mapping[str, tuple[str, str]] = {}, at: str = "") -> Iterator[str]:  # noqa: B006
+def text_of(
+    value: object, indent: int = 0, change: Mapping[str, tuple[str, str]] = {}, at: str = ""
+) -> Iterator[str]:
     """Lines of block YAML; `change`: dotted key -> (another name, another value), the value as it is written."""
     assert isinstance(value, Mapping)
     for key, item in value.items():
@@ -94,7 +96,9 @@ def random_mutants(draw: random.Random) -> Iterator[str]:
                 case 3:
                     text = "\n".join([*lines[:row], lines[other], *lines[row:]])
                 case 4:
-                    text = "\n".join([*lines[:row], " " * draw.randint(0, 9) + lines[row].lstrip(), *lines[row + 1 :]])
+                    text = "\n".join(
+                        [*lines[:row], " " * draw.randint(0, 9) + lines[row].lstrip(), *lines[row + 1 :]]
+                    )
                 case 5:
                     text = "\n".join([*lines[:row], *lines[row + 1 :]])
                 case _:
@@ -130,7 +134,8 @@ def bare(error: LmmkitError) -> list[str]:
     return [
         str(p)
         for p in error.problems
-        if not all((p.got.strip(), p.want.strip(), p.mend.strip(), "/" in p.code)) or "mine.yaml" not in p.where
+        if not all((p.got.strip(), p.want.strip(), p.mend.strip(), "/" in p.code))
+        or "mine.yaml" not in p.where
     ]
 
 
@@ -143,7 +148,9 @@ def met(count: int, folder: Path, *, checks: int) -> dict[str, object]:
         found["accepted" if accepted else "refused"] += 1
         if accepted and "data/rows.json" in text and found["checked"] < checks:
             home.recipe.write_text(text)
-            result = watch.run(["check", "recipe.yaml"], home.path, read=[home.path], write=[home.path / "out"])
+            result = watch.run(
+                ["check", "recipe.yaml"], home.path, read=[home.path], write=[home.path / "out"]
+            )
             found["checked"] += 1
             if result.code not in (0, 2) or "Traceback" in result.said:
                 wrong.append(f"exit {result.code}: {result.said[-600:]}")
@@ -173,11 +180,19 @@ def test_a_thousand_broken_recipes_are_accepted_or_told(tmp_path):
 
 def test_every_key_that_is_wrong_is_told_at_once():
     mapping = to_mapping(read_text(WHOLE))
-    leaves = [key for key in keys_of(mapping) if not any(other.startswith(f"{key}.") for other in keys_of(mapping))]
-    free = ("plugins.", "data.rows.records", "data.rows.images")  # any text will do, or the plugin's own to check
+    leaves = [
+        key for key in keys_of(mapping) if not any(other.startswith(f"{key}.") for other in keys_of(mapping))
+    ]
+    free = (
+        "plugins.",
+        "data.rows.records",
+        "data.rows.images",
+    )  # any text will do, or the plugin's own to check
     wrong = {key for key in leaves if not key.startswith(free)}
     change = {key: (key.rpartition(".")[2], "[[], {}]") for key in wrong}
     with pytest.raises(UserError) as error:
         read_text("\n".join(text_of(mapping, change=change)), name="mine.yaml")
-    places = {p.where.rpartition(" ")[2].removesuffix(".0") for p in error.value.problems}  # or a list's first
+    places = {
+        p.where.rpartition(" ")[2].removesuffix(".0") for p in error.value.problems
+    }  # or a list's first
     assert len(wrong) > 60 and wrong <= places
