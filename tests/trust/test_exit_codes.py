@@ -52,6 +52,13 @@ def test_the_machine_is_3(home):
     assert done.returncode == 3 and "run/cannot-write" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_events_hold_no_text_of_the_data_and_no_path(base):
+    events = b"".join(path.read_bytes() for path in (base / "run" / "tb").rglob("*") if path.is_file())
+    assert b"terms/next_token" in events or b"loss" in events
+    for word in (b"What is it", b"A cat", b"a.png", b"rows.json", str(base).encode()):
+        assert word not in events
+
+
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)])
 def test_a_stop_is_130_or_143_with_a_checkpoint(home, number, code):
     home.edit("steps: 2}", "steps: 100000}")
