@@ -203,6 +203,15 @@ def plugins(home: Home) -> None:
     command(home, "plugins", "trace", home.recipe, "--root", home.path, "--stage", "absent")
 
 
+def settings(home: Home) -> None:
+    for written in ("permutations: 5, seed: -7", "permutations: 1000000000"):
+        home.recipe.write_text(
+            RECIPE.replace("plugins: {}", f"plugins: {{image_order: {{grid: 3, read: visual, {written}}}}}")
+        )
+        home.edit("{next_token: 1.0}", "{next_token: 1.0, image_order: 1.0}")
+        command(home, "check", home.recipe, "--root", home.path)
+
+
 def spoken(home: Home) -> None:
     """A model that answers through a learned token."""
     home.edit(
@@ -304,7 +313,20 @@ def public(home: Home) -> None:
     command(home, "check", home.recipe, "--root", home.path)
 
 
-SAMPLES = (recipes, rows, pictures, tokenizers, layouts, plugins, spoken, commands, runs, checkpoints, public)
+SAMPLES = (
+    recipes,
+    rows,
+    pictures,
+    tokenizers,
+    layouts,
+    plugins,
+    settings,
+    spoken,
+    commands,
+    runs,
+    checkpoints,
+    public,
+)
 
 
 def home_for(sample: Callable[[Home], None], folder: Path, base: Path) -> Home:
