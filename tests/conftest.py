@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lmmkit.errors import LmmkitError
 from lmmkit.recipe import Recipe, read_text
 
 torch.set_num_threads(1)
@@ -42,6 +43,21 @@ def own_cache(tmp_path_factory):
     os.environ.pop("LMMKIT_CACHE")
     if before is not None:
         os.environ["LMMKIT_CACHE"] = before
+
+
+@pytest.fixture(autouse=True, scope="session")
+def whole_messages():
+    """An error that leaves out its place, what was found, what was wanted or the mend fails its test."""
+    made = LmmkitError.__init__
+
+    def check(self, problems):
+        made(self, problems)
+        for p in self.problems:
+            assert all(part.strip() for part in (p.code, p.where, p.got, p.want, p.mend)), p
+
+    LmmkitError.__init__ = check
+    yield
+    LmmkitError.__init__ = made
 
 
 @pytest.fixture(scope="session")

@@ -139,7 +139,8 @@ def prepare_bare(
     through = list(through)
     if missing := [name for name in through if name not in recipe.plugins]:
         got, mend = f"no settings of {', '.join(missing)}", "Restore the folder's recipe.yaml."
-        raise UserError(Problem("model/plugins", "recipe.yaml", got, "those the model answers through", mend))
+        where = recipe.where("plugins")
+        raise UserError(Problem("model/plugins", where, got, "those the model answers through", mend))
     kept = {name: recipe.plugins[name] for name in through}
     recipe = replace(recipe, plugins=kept, output=replace(recipe.output, observers=()))
     return _prepare(

@@ -105,7 +105,7 @@ def test_known_pictures_are_not_read(tiny, tmp_path):
     from lmmkit.plan.prepare import prepare
 
     pipeline = prepare(tiny(*FROZEN)).pipeline("pretrain")
-    kept = cache(tmp_path)
+    kept = cache(tmp_path, shape=(pipeline.packer.image_rows, 32))
     packer = replace(pipeline.packer, features=kept)
     (batch,) = replace(pipeline, packer=packer).step(0)
     rows = packer.image_rows

@@ -16,22 +16,22 @@ HELPERS: dict[str, tuple[tuple[str, int, str], ...]] = {
     "data/tiktoken_file.py": (("_problem", 0, "text"),),
     "data/tokenizer.py": (("_problem", 0, "text"),),
     "data/images.py": (("_problem", 0, "image"),),
+    "data/order.py": (("wrong", 0, "order"),),
     "recipe/tree.py": (("complain", 0, "recipe"), ("refuse", 0, "recipe")),
     "recipe/checks.py": (("Fault", 1, "recipe"),),
     "recipe/read.py": (("Fault", 1, "recipe"),),
     "recipe/words.py": (("Fault", 1, "recipe"),),
     "door.py": (("_Refused", 0, "plugin"),),
-    "weights/keys.py": (("_problem", 0, "weights"), ("_told", 0, "weights")),
 }
 # Helpers whose code is decided by an expression: what it may be.
 DECIDED = {
     "recipe/words.py": {"recipe/out-of-range", "recipe/wrong-type"},
     "data/images.py": {"image/file", "image/broken"},
+    "weights/keys.py": {"weights/missing", "weights/extra", "weights/shape", "weights/dtype"},
 }
 # `Problem`s whose code is handed on from one of the above.
 PASSED_ON = {
-    "recipe/read.py", "recipe/tree.py", "data/records.py", "data/chat.py", "data/text.py", "data/images.py", "door.py",
-    "weights/keys.py",
+    *HELPERS, *DECIDED, "data/records.py", "commands/_rows.py",
 }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ MODULES = {
     "runs programs": ("subprocess", "pty", "popen2", "commands", "sh", "plumbum"),
     "runs code": ("importlib", "runpy", "imp", "code", "codeop", "ctypes", "cffi", "builtins", "pkgutil", "pydoc"),
     "reads YAML, tags and all": ("yaml",),
+    "serves": ("tensorboard", "flask", "uvicorn", "fastapi", "gradio"),
     "runs templates": ("jinja2", "mako", "hydra", "omegaconf"),
 }  # fmt: skip
 BANNED = {module: why for why, modules in MODULES.items() for module in modules}

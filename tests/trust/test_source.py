@@ -89,6 +89,7 @@ PLANTED = {
     "from importlib.util import spec_from_file_location": "runs code",
     "import ctypes": "runs code",
     "import jinja2": "runs templates",
+    "from tensorboard import program": "serves",
     "class A:\n    def __reduce__(self):\n        return f, ()": "defines __reduce__",
     "class A:\n    def __setstate__(self, state):\n        pass": "defines __setstate__",
 }  # fmt: skip
@@ -99,6 +100,7 @@ HARMLESS = (
     "from importlib.metadata import entry_points",
     "from importlib import metadata",
     "model.eval()",
+    "from torch.utils.tensorboard import SummaryWriter",
     "run(x, shell=False)",
     "timm.create_model(x, pretrained=False)",
     "from lmmkit.plan.compile import compile_plan",
