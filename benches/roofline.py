@@ -104,7 +104,9 @@ def main(out: Path | None) -> None:
         f"read {rates['read'] / 1e9:.1f} GB/s"
     )
     if out is not None:
-        out.write_text(json.dumps({"torch": torch.__version__, "rates": rates, "steps": found}, indent=1) + "\n")
+        out.write_text(
+            json.dumps({"torch": torch.__version__, "rates": rates, "steps": found}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":
