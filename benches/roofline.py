@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +23,8 @@ from benches.workload import Work, our_step, work
 
 CASES = {
     "llava-S": ("S", "llava", False), "llava-L": ("L", "llava", False), "guided-L": ("L", "guided", False),
-    "direct-L": ("L", "direct", False), "direct-L-frozen": ("L", "direct", True), "finetune-T": ("T", "finetune", False),
+    "direct-L": ("L", "direct", False), "direct-L-frozen": ("L", "direct", True),
+    "finetune-T": ("T", "finetune", False),
 }  # fmt: skip
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward")
 
