@@ -86,6 +86,8 @@ class Ledger:
     def add(self, index: int, found: Iterable[tuple[str, Iterable]]) -> None:
         """Bad rows of the stage's step `index`, by source. Raises `UserError` above the bound."""
         found, step = [(name, BadRow(*bad)) for name, bad in found], self.before + index + 1
+        if not found:
+            return
         if self.writes:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.writelines(json.dumps(self._line(step, *each)) + "\n" for each in found)

@@ -18,8 +18,8 @@ TOTAL, SAMPLES, STEPS = 103, 10, 11
 class Rows(Pipeline):
     """Steps of row numbers, without any data."""
 
-    def step(self, index: int) -> Any:
-        return [list(self.order.at(k)) for k in self.positions(index)]
+    def sifted(self, index: int) -> Any:
+        return [list(self.order.at(k)) for k in self.positions(index)], ()
 
 
 def rows(samples: int = SAMPLES) -> Rows:

@@ -325,7 +325,7 @@ def test_one_rank_is_asked_to_stop_and_all_do(mixed, tmp_path):
     [("data", 2, "torn/row"), ("bug", 1, "ValueError: boom"), ("kill", 3, "ranks/lost")],
 )
 def test_one_rank_fails_and_all_end_with_one_message(mixed, tmp_path, monkeypatch, how, code, words):
-    recipe, step = mixed(), Pipeline.step
+    recipe, step = mixed(), Pipeline.sifted
 
     def spoilt(pipeline, index):
         if pipeline.rank == 1 and how == "data":
@@ -333,7 +333,7 @@ def test_one_rank_fails_and_all_end_with_one_message(mixed, tmp_path, monkeypatc
         return step(pipeline, index)
 
     def body(rank):
-        monkeypatch.setattr(Pipeline, "step", spoilt)
+        monkeypatch.setattr(Pipeline, "sifted", spoilt)
         if rank == 1 and how != "data":
             monkeypatch.setattr(
                 Objective, "_touch", lambda *args: os.kill(os.getpid(), 9) if how == "kill" else _boom()

@@ -108,7 +108,7 @@ class Artefact:
     spoil: Callable[[Home], list[object]]
     code: tuple[int, ...] = (2,)
     says: str = ""
-    write: tuple[str, ...] = ("out", "run")
+    write: tuple[str, ...] = ("out", "run", "bad_rows.jsonl")
 
 
 def make_base(base: Path) -> Path:

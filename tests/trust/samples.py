@@ -22,7 +22,8 @@ from lmmkit.recipe import from_mapping, read_recipe, read_text
 from lmmkit.rundir import RunDir, lock
 from lmmkit.sample import Image, Sample, Turn
 from lmmkit.speak import load
-from lmmkit.training import checkpoint, loop, manifest
+from lmmkit.training import anomalies, checkpoint, manifest
+from lmmkit.training.step import Report
 from lmmkit.weights import own
 from tests.trust.home import RECIPE, Home, row
 from tests.trust.hostile_data import RANKS, json_tokenizer, png
@@ -284,8 +285,8 @@ def checkpoints(home: Home) -> None:
     run = RunDir(home.path / "run")
     (home.path / "file").write_text("")
     tried(lambda: checkpoint.check_space(run, 10**18, keep=2))
-    report = type("Report", (), {"loss": float("nan"), "grad_norm": 1.0})()
-    tried(lambda: loop._check_finite(report, loop.Position("learn", 1, 1), ["a"]))
+    report = Report(loss=float("nan"), terms={}, grad_norm=1.0, tokens=1)
+    tried(lambda: _raise([anomalies.exhausted(1, "learn", anomalies.Watch(), report, {"rows": ["a"]})]))
 
 
 def _raise(problems) -> None:

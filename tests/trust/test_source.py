@@ -21,10 +21,18 @@ ALLOWED = {
     ("lmmkit/commands/quickstart.py", "imports subprocess (runs programs)"): "this Python with commands of ours, no shell",
     ("lmmkit/commands/model.py", "passes allow_pickle"): "the user's own option; the reader is torch's weights-only one",
     ("benches/peak.py", "imports subprocess (runs programs)"): "this Python with a bench of ours, no shell",
+    ("benches/nccl.py", "imports subprocess (runs programs)"): "torchrun with a recipe of ours, no shell",
     ("lmmkit/errors.py", "defines __reduce__"): "an error comes back from a data worker with its problems",
     ("lmmkit/parts.py", "defines __reduce_ex__"): "a component goes to a data worker, which checks its file's hash",
     ("lmmkit/data/images.py", "defines __reduce__"): "goes to a data worker without its cache",
     ("lmmkit/data/order.py", "defines __reduce__"): "goes to a data worker as its settings",
+    ("lmmkit/data/group.py", "defines __reduce__"): "the same",
+    ("lmmkit/data/index.py", "defines __reduce__"): "goes to a data worker as the folder it maps there",
+    ("lmmkit/data/json_file.py", "defines __reduce__"): "goes to a data worker as the file it opens there",
+    ("lmmkit/data/shards.py", "defines __reduce__"): "the same",
+    ("lmmkit/data/pack.py", "defines __reduce__"): "an error comes back from a data worker with its pictures",
+    ("lmmkit/data/shards.py", "imports importlib (runs code)"): "two names of ours: the optional webdataset",
+    ("lmmkit/data/shards.py", "calls import_module"): "the same",
 }  # fmt: skip
 
 

@@ -1,0 +1,64 @@
+"""What must agree before ranks train together, and what a stage may be called; without any ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from lmmkit.data import shards
+from lmmkit.errors import MachineError, UserError
+from lmmkit.plan.prepare import prepare
+from lmmkit.rundir import RunDir
+from lmmkit.training import ranks, run
+from lmmkit.training.validate import validate_problems
+from tests.conftest import PLAIN
+
+
+@dataclass(frozen=True)
+class Second(ranks.Ranks):
+    """Rank 1 of 2, to whom the first has told `first`; None: the same."""
+
+    world: int = 2
+    rank: int = 1
+    first_said: Any = None
+
+    def tell(self, value: Any = None) -> Any:
+        return value if self.first_said is None else self.first_said
+
+
+def test_another_recipe_than_the_first_rank_s_is_refused(tiny, tmp_path):
+    with pytest.raises(UserError) as error:
+        run._check_together(Second(first_said={"recipe": "x"}), RunDir(tmp_path), prepare(tiny()))
+    assert error.value.problems[0].code == "ranks/differ"
+
+
+def test_a_folder_that_is_not_the_first_rank_s_is_refused(tiny, tmp_path):
+    with pytest.raises(UserError) as error:
+        run._check_together(Second(), RunDir(tmp_path / "elsewhere"), prepare(tiny()))
+    (problem,) = error.value.problems
+    assert problem.code == "ranks/folder" and "elsewhere" in problem.where
+
+
+def test_more_local_ranks_than_devices_are_refused(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(MachineError) as error:
+        ranks._device()
+    (problem,) = error.value.problems
+    assert problem.code == "ranks/devices" and "--nproc-per-node 2" in problem.mend
+
+
+def test_a_stage_may_not_have_the_name_of_another_s_best_weights(tiny):
+    text = PLAIN.replace("  pretrain:", "  finetune-best:")
+    recipe = tiny("stages.finetune.validate={every: 1, data: heldout, best: loss}", text=text)
+    assert [p.code for p in validate_problems(prepare(recipe))] == ["validate/name"]
+
+
+def test_a_package_that_is_not_there_is_named_with_how_to_get_it():
+    with pytest.raises(MachineError) as error:
+        shards._package("webdataset_of_nobody")
+    (problem,) = error.value.problems
+    assert problem.code == "records/no-webdataset" and ".[webdataset]" in problem.mend
