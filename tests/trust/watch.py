@@ -6,6 +6,7 @@ raises no audit event: canaries stand for that, files outside that only a payloa
 
 from __future__ import annotations
 
+import ast
 import os
 import resource
 import select
@@ -92,8 +93,12 @@ class Watch:
     def code(self, event: str, args: tuple) -> None:
         file = args[0].co_filename if event == "exec" else args[1]
         file = os.fsdecode(file) if isinstance(file, str | bytes) else ""
-        caller = sys._getframe(2).f_code.co_filename
+        frame = sys._getframe(2)
+        caller = frame.f_code.co_filename
         if file.startswith(("<frozen ", *CODE)) or caller.endswith(MAKERS):
+            return
+        # how numpy reads the head of a .npy file: a tree of literals, which is never run
+        if event == "compile" and frame.f_back and frame.f_back.f_code is ast.literal_eval.__code__:
             return
         self.tell(f"{event} of {file or args[0]!r:.200} by {caller}")
 
