@@ -29,7 +29,7 @@ from lmmkit.training.rng import looking
 from lmmkit.training.saver import Saver
 from lmmkit.training.shard import rooted, sees_everywhere, whole
 from lmmkit.training.signals import Interrupted, Stop, ignore_in_worker, until
-from lmmkit.training.step import Report, rate, run_step
+from lmmkit.training.step import Report, run_step, set_rate
 from lmmkit.training.validate import Validator, asked
 
 IN_A_ROW = 3  # times in a row that a checkpoint may fail to be written, less one
@@ -117,15 +117,11 @@ def run_stage(
     recipe, stage = prepared.recipe, prepared.recipe.stages[position.stage]
     plan, pipeline, steps = (
         prepared.plans[position.stage],
-        prepared.pipeline(position.stage),
+        _pipeline(prepared, objective, position.stage, ranks),
         prepared.steps(position.stage),
     )
     chance = plan.chances(prepared.dims)
-    features = feature_cache(prepared, objective, position.stage, ranks)
-    blank = not ranks.alone and sees_everywhere(recipe)
-    packer = replace(pipeline.packer, features=features, blank=blank)
-    pipeline = replace(pipeline, packer=packer, rank=ranks.rank, world=ranks.world)
-    empty = None if ranks.alone else packer.pack([])[0]
+    empty = None if ranks.alone else pipeline.packer.pack([])[0]
     watch, idle = Watch.of(before.get("watch")), Idle(steps, dict(before.get("idle", {})))
     validator = Validator.of(
         prepared, objective, position.stage, device, stop, ranks, before.get("validation")
@@ -176,29 +172,28 @@ def run_stage(
         clock = time.perf_counter()
         # of several ranks none may leave the others alone with a step: they agree on a stop behind it
         for step in until(stop, batches) if ranks.alone else batches:
-            factor = rate(stage.optim, steps, position.stage_step)
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * factor
+            factor = set_rate(optimizer, stage.optim, steps, position.stage_step)
             weights = {name: w.at(position.stage_step / steps) for name, w in plan.weights.items()}
             clip = None if stage.optim.clip == "none" else stage.optim.clip
             position = Position(position.stage, position.step + 1, position.stage_step + 1)
             logged = position.step % recipe.output.log_every == 0
             with telling_room(f"step {position.step}, stage {position.stage}", step, recipe, device):
                 report = run_step(
-                    objective, optimizer, step, weights, clip=clip, device=device, readings=logged, features=features,
-                    ranks=ranks, empty=empty, each=recipe.parallel.exchange == "micro_batch",
+                    objective, optimizer, step, weights, clip=clip, device=device, readings=logged,
+                    features=pipeline.packer.features, ranks=ranks, empty=empty,
+                    each=recipe.parallel.exchange == "micro_batch",
                 )  # fmt: skip
             now = time.perf_counter()
             if logged:
                 log(_record(position, report, chance, stage.optim.lr * factor, now - clock))
             clock = now
             if (seen := watch.see(position.stage_step, report)) is not None:
+                rows = anomalies.rows_of(pipeline, position.stage_step - 1)
                 if ranks.first:
-                    _note(seen, position, report, pipeline, run, progress.say)
+                    _note(seen, position, report, rows, run, progress.say)
                 if watch.too_many(position.stage_step):
                     patience.now(position)
                     saver.wait()
-                    rows = anomalies.rows_of(pipeline, position.stage_step - 1)
                     raise UserError(anomalies.exhausted(position.step, position.stage, watch, report, rows))
             if report.dropped.get("bad_rows"):
                 ledger.add(position.stage_step - 1, [row for rows in ranks.gather(passed) for row in rows])
@@ -227,16 +222,24 @@ def _through(entries: Iterable[Every], position: Position, steps: int) -> bool:
 
 
 def _note(
-    seen: tuple[str, list[str]], at: Position, report: Report, pipeline: Pipeline, run: RunDir,
+    seen: tuple[str, list[str]], at: Position, report: Report, rows: Mapping[str, list[str]], run: RunDir,
     say: Callable[[str], None],
 ) -> None:  # fmt: skip
     """Records a step that is out of order, with its rows."""
     kind, of = seen
-    rows = anomalies.rows_of(pipeline, at.stage_step - 1)
     with MetricsLog(run.anomalies) as file:
         file.write(anomalies.record(at.step, at.stage, kind, of, report, rows))
     done = "; nothing was updated" if kind == "not-finite" else ""
     say(f"step {at.step}: {kind} {', '.join(of)}{done} (anomalies.jsonl has the rows)")
+
+
+def _pipeline(prepared: Prepared, objective: Objective, stage: str, ranks: Ranks) -> Pipeline:
+    """The stage's data as this rank reads it."""
+    pipeline = prepared.pipeline(stage)
+    features = feature_cache(prepared, objective, stage, ranks)
+    blank = not ranks.alone and sees_everywhere(prepared.recipe)
+    packer = replace(pipeline.packer, features=features, blank=blank)
+    return replace(pipeline, packer=packer, rank=ranks.rank, world=ranks.world)
 
 
 def _ledger(pipeline: Pipeline, at: Position, run: RunDir, ranks: Ranks) -> Ledger:
