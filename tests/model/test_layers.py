@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lmmkit.model import layers
 from lmmkit.model.init import init
 from lmmkit.model.layers import SwiGLU, rms_norm
 from tests.reference import off
@@ -52,3 +53,16 @@ def test_swiglu_is_its_plain_formula(dtype):
         torch.autograd.grad(mlp(x), learned, d), torch.autograd.grad(plain(x), learned, d), strict=True
     ):
         assert off(a, b) < TIGHT[dtype]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("rows", [1, 2, 5, layers.FEW, layers.FEW + 1])
+def test_a_few_rows_without_a_graph_have_the_products_of_the_plain_linear(rows, bias):
+    source = torch.Generator().manual_seed(rows)
+    x, weight = torch.randn(rows, 24, generator=source), torch.randn(40, 24, generator=source)
+    shift = torch.randn(40, generator=source) if bias else None
+    want = F.linear(x, weight, shift)
+    with torch.no_grad():
+        got = layers.linear(x, weight, shift)
+    assert got.is_contiguous() and torch.allclose(got, want, rtol=1e-6, atol=1e-6)
+    assert torch.equal(layers.linear(x, weight, shift), want)
