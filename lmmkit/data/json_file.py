@@ -162,10 +162,10 @@ def open_json(
     pass (`anew`: there is). Raises `UserError` for what is no file of rows, or no folder.
     """
     root = ImageRoot.open(images)
-    key = f"json {os.path.realpath(path)} {'plain' if template == 'plain' else 'talk'} {path.suffix}"
-    build = lambda: _Pass(path, template, told, progress).index()  # noqa: E731
     with Window(path):  # says in words what is no file
         pass
+    key = f"json {os.path.realpath(path)} {'plain' if template == 'plain' else 'talk'} {path.suffix}"
+    build = lambda: _Pass(path, template, told, progress).index()  # noqa: E731
     return JsonFile(path=path, root=root, index=open_index(key, [path], build, anew=anew))
 
 

@@ -140,6 +140,8 @@ def open_shards(
 
 def _named(pattern: Path) -> list[Path]:
     """The files of a pattern with braces ({000..099}), wildcards, or neither."""
+    if "\0" in str(pattern):
+        raise _refused(pattern, "a NUL in it", "a pattern of shards")
     braces = _package("braceexpand").braceexpand
     spans = (abs(int(a) - int(b)) + 1 for a, b in _RANGE.findall(str(pattern)))
     many = math.prod(spans) > MAX_SHARDS  # the package makes a list of each range

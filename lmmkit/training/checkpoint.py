@@ -206,6 +206,8 @@ def load(path: Path, *, verified: bool = False, ranks: Ranks = ALONE) -> Checkpo
             RNG.format(ranks.world - 1) in body["files"] and RNG.format(ranks.world) not in body["files"]
         )
         rng = load_file(path / RNG.format(ranks.rank)) if as_many else {}
+        if as_many and not rng:
+            raise ValueError("no state of a generator")
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise UserError(manifest.damage(path, str(error))) from None

@@ -244,3 +244,9 @@ def test_a_shard_that_changes_under_a_run_is_told(tmp_path):
     assert error.value.problems[0].code == "records/changed"
     identity = records.identity()
     assert replace(records, template="plain").identity() != identity
+
+
+def test_a_nul_in_a_pattern_is_told(tmp_path):
+    with pytest.raises(UserError) as error:
+        opened(f"{tmp_path}/a\0b.tar")
+    assert "NUL" in error.value.problems[0].got

@@ -64,8 +64,11 @@ def test_a_hostile_artefact_is_refused_or_harmless(artefact, tmp_path, base):
 def test_all_of_them_are(tmp_path, base):
     numbers = itertools.count()
     met = {artefact.name: wrongs(artefact, tmp_path / str(next(numbers)), base) for artefact in ALL}
-    print(f"{len(met)} artefacts, {sum(map(bool, met.values()))} not met as they should be")
-    assert not {name: found for name, found in met.items() if found}
+    wrong = {name: found for name, found in met.items() if found}
+    print(f"{len(met)} artefacts, {len(wrong)} not met as they should be")
+    for name, found in wrong.items():
+        print(name, found)
+    assert not wrong
 
 
 # ------------------------------------------------------------------ the watch sees what it should

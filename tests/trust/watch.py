@@ -80,6 +80,8 @@ class Watch:
         elif event in CHANGES:
             for path in args[slice(*CHANGES[event])]:
                 self.inside(event, _whole(path, args[-1] if event in AT else None), self.write)
+        elif event == "os.listdir" and os.path.realpath(args[0] or ".") in map(os.path.realpath, sys.path):
+            pass  # an import that looks for a module
         elif event in ("os.listdir", "os.scandir", "shutil.copyfile", "shutil.copytree"):
             self.inside(event, args[0], (*self.read, *self.write, *READABLE))
 
