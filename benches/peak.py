@@ -14,10 +14,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def peak(run: Callable[[], object]) -> int:
-    """Bytes of resident memory at the peak of a second run, above those before it (Linux)."""
+    """Bytes of resident memory at the peak of a second run, above those before the first (Linux): what an
+    allocator kept after the first counts too, and so do gradients and moments."""
+    before = _status("VmRSS")
     run()
     Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmRSS")
     run()
     return _status("VmHWM") - before
 
