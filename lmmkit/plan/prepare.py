@@ -219,7 +219,7 @@ def open_sources(recipe: Recipe, names: Iterable[str]) -> dict[str, Records]:
             problems += too_many(sources[name], missing_images(sources[name]))
         except UserError as error:
             problems += error.problems
-    raise_all(problems)
+    raise_all(dict.fromkeys(problems))  # sources may share a folder that is not there
     return sources
 
 

@@ -240,3 +240,10 @@ def test_the_length_policies(tiny):
     assert sum(b.count["next_token"] for b in gone) == 0, (
         "a step whose samples are all dropped is empty, not an error"
     )
+
+
+def test_a_folder_that_several_sources_lack_is_told_once(tiny):
+    changes = [f"data.{name}.images=nowhere" for name in ("captions", "questions")]
+    with pytest.raises(UserError) as error:
+        prepare(tiny(*changes))
+    assert [p.code for p in error.value.problems] == ["records/images"]
