@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from lmmkit.model.attend import ALL, Attend, Heads, Turn, turned
+from lmmkit.model.attend import ALL, Attend, Heads, Turn, turn_, turned
 
 
 class LayerCache:
@@ -44,7 +44,8 @@ class LayerCache:
         """
 
         def attend(qkv_QC: Tensor, heads: Heads, turn: Turn) -> tuple[Tensor, Tensor]:
-            q_QHK, k_QGK, v_QGK = turned(qkv_QC, heads, turn)
+            turn_(heads.turning(qkv_QC), *turn)
+            q_QHK, k_QGK, v_QGK = heads.split(qkv_QC)
             self.k_QGMK[:, :, at], self.v_QGMK[:, :, at] = k_QGK, v_QGK
             k_QGMK, v_QGMK = self.k_QGMK[:, :, : at + 1], self.v_QGMK[:, :, : at + 1]
             # the query heads of one key head become rows of one call: nothing is repeated

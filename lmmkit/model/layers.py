@@ -23,11 +23,9 @@ class _RmsNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, eps: float):
-        wide = torch.promote_types(x.dtype, torch.float32)
-        rms = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
-        scale = rms.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        out, scale = _normed(x, weight, eps)
         ctx.save_for_backward(x, weight, scale)
-        return (x * scale).mul_(weight).to(x)
+        return out
 
     @staticmethod
     @once_differentiable
@@ -41,11 +39,20 @@ class _RmsNorm(torch.autograd.Function):
         return (d * weight).to(unit).addcmul_(unit, along).mul_(scale).to(x), d_weight, None
 
 
+def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(x / rms(x) * weight, 1 / rms(x))"""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    rms = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+    scale = rms.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return (x * scale).mul_(weight).to(x), scale
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / rms(x) * weight, the rms in float32 or wider."""
     if x.is_cuda:  # which has a kernel
         return F.rms_norm(x, weight.shape, weight, eps)
-    return _RmsNorm.apply(x, weight, eps)
+    # a graph's node costs a third of the norm of one row: generation goes without
+    return _RmsNorm.apply(x, weight, eps) if torch.is_grad_enabled() else _normed(x, weight, eps)[0]
 
 
 class _SwiGLU(torch.autograd.Function):
@@ -54,8 +61,7 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, gate_up: Tensor):
         ctx.save_for_backward(gate_up)
-        gate, up = gate_up.chunk(2, -1)
-        return F.silu(gate).mul_(up)
+        return _gated(gate_up)
 
     @staticmethod
     @once_differentiable
@@ -67,6 +73,16 @@ class _SwiGLU(torch.autograd.Function):
         torch.mul(F.silu(gate), d, out=d_up)
         torch.ops.aten.silu_backward.grad_input(d * up, gate, grad_input=d_gate)
         return out
+
+
+def _gated(gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, -1)
+    return F.silu(gate).mul_(up)
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up of the two side by side, [..., 2 M] -> [..., M]."""
+    return _SwiGLU.apply(gate_up) if torch.is_grad_enabled() else _gated(gate_up)
 
 
 class RMSNorm(nn.Module):
@@ -88,14 +104,25 @@ FEW = 8  # rows
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`F.linear`. Of a few rows without a graph, as sequences that generate together have them, the CPU's
-    library is up to twice as fast with the weight on the left (docs/performance.md).
+    """`F.linear`. Of one row or a few without a graph, as sequences that are generated have them, the CPU's
+    library leaves threads idle or reads the weight twice; `_of_few` does not (docs/performance.md).
     """
-    few = x.ndim == 2 and 1 < len(x) <= FEW and x.device.type == "cpu" and x.dtype == torch.float32
+    few = x.ndim == 2 and 0 < len(x) <= FEW and x.device.type == "cpu" and x.dtype == torch.float32
     if not few or torch.is_grad_enabled():
         return F.linear(x, weight, bias)
-    out = torch.mm(weight, x.T).T.contiguous()
+    out = _of_few(x, weight)
     return out if bias is None else out.add_(bias)
+
+
+def _of_few(x: Tensor, weight: Tensor) -> Tensor:
+    """x weight^T of 1 to `FEW` rows: of several, the weight on the left; of one, a share of it a thread."""
+    if len(x) > 1:
+        return torch.mm(weight, x.T).T.contiguous()
+    shares = torch.get_num_threads()
+    if len(weight) % shares:
+        return torch.mm(x, weight.T)
+    each = weight.view(shares, -1, weight.shape[1]).transpose(1, 2)
+    return torch.bmm(x.expand(shares, 1, -1), each).view(1, -1)
 
 
 class FusedLinear(nn.Module):
@@ -176,7 +203,7 @@ class SwiGLU(nn.Module):
         self.down = Linear(mlp, width, bias=False, gain=gain)
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        return self.down(_SwiGLU.apply(self.gate_up(x_TD)))
+        return self.down(swiglu(self.gate_up(x_TD)))
 
 
 class Block(nn.Module):

@@ -56,8 +56,10 @@ def test_swiglu_is_its_plain_formula(dtype):
 
 
 @pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("threads", [1, 3, 4])  # three do not share 40 rows of a weight
 @pytest.mark.parametrize("rows", [1, 2, 5, layers.FEW, layers.FEW + 1])
-def test_a_few_rows_without_a_graph_have_the_products_of_the_plain_linear(rows, bias):
+def test_a_few_rows_without_a_graph_have_the_products_of_the_plain_linear(rows, threads, bias, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     source = torch.Generator().manual_seed(rows)
     x, weight = torch.randn(rows, 24, generator=source), torch.randn(40, 24, generator=source)
     shift = torch.randn(40, generator=source) if bias else None

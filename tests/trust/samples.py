@@ -144,7 +144,17 @@ def pictures(home: Home) -> None:
     home.rows(row())
     for content in (png(50_000, 50_000), png(1, 60_000), b"<html>", png(40, 40)[:50]):
         (home.data / "a.png").write_bytes(content)
-        command(home, "data", "check", home.recipe, "--root", home.path, "--decode", "--report", home.path / "bad.jsonl")
+        command(
+            home,
+            "data",
+            "check",
+            home.recipe,
+            "--root",
+            home.path,
+            "--decode",
+            "--report",
+            home.path / "bad.jsonl",
+        )
 
 
 def tokenizers(home: Home) -> None:
