@@ -192,6 +192,23 @@ def test_low_rank_over_frozen_bfloat16_with_features_and_recomputation(mixed, ti
             torch.testing.assert_close(tensor.float(), theirs[name].float(), rtol=1e-2, atol=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [2, 3])
+def test_rows_that_cannot_be_read_are_passed_over_by_all_ranks_as_by_one(mixed, scenes, tmp_path, n):
+    recipe = mixed("data.mixed.bad_rows=skip")
+    rows = json.loads((scenes / "mixed.json").read_text())
+    for number in (3, 11, 25):  # of those with a picture
+        (scenes / f"broken-{number}.png").write_bytes(b"no picture")
+        rows[number]["image"] = f"broken-{number}.png"
+    (scenes / "mixed.json").write_text(json.dumps(rows))
+    one = train(recipe, out=tmp_path / "one").run
+    many = trained(n, recipe, tmp_path / str(n))
+    assert_near(many, one)
+    lists = [sorted(run.bad_rows.read_text().splitlines()) for run in (one, many)]
+    assert lists[0] == lists[1] and len(lists[0]) >= 3
+    assert sum(m.get("dropped/bad_rows", 0) for m in many.read_metrics()) == len(lists[1])
+
+
 def _stepped(recipe, ranks):
     """An objective of all ranks and its optimizer, after an update that draws from no batch."""
     prepared = prepare(recipe)
