@@ -44,6 +44,7 @@ TRASH = re.compile(r"\.trash-.+", re.ASCII)
 SHARD_BYTES = 4 << 30
 RNG = "rng-rank{:05d}.safetensors"
 STATE = "state.json"
+TRIAL_BYTES = 1 << 20
 HEADROOM = 1.1  # a tenth more than the checkpoints, for logs and headers
 
 _log = logging.getLogger(__name__)
@@ -247,13 +248,22 @@ def sweep(run: RunDir) -> tuple[str, ...]:
 
 
 def check_space(run: RunDir, checkpoint_bytes: int, *, keep: int) -> None:
-    """At the start: room for `keep` checkpoints and one being written? Raises `MachineError`."""
+    """At the start: room for `keep` checkpoints and one being written, and may it be written? Raises
+    `MachineError`."""
     held = sum(f.stat().st_size for f in run.checkpoints.glob("step-*/*") if f.is_file())
     needed = int(HEADROOM * (keep + 1) * checkpoint_bytes) - held
     free = _free(run.path)
     if needed > free:
         full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         raise MachineError(_unwritten(run.checkpoints, needed, free, full))
+    trial = run.path / ".trial.tmp"  # free space says nothing of a quota
+    try:
+        trial.write_bytes(bytes(TRIAL_BYTES))
+        fsync(trial)
+    except OSError as error:
+        raise MachineError(_unwritten(run.checkpoints, needed, free, error)) from error
+    finally:
+        trial.unlink(missing_ok=True)
 
 
 def _make(run: RunDir, staging: Path, needed: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
@@ -15,6 +16,8 @@ from lmmkit.training.parts import Held, hold
 from lmmkit.training.ranks import Ranks
 from lmmkit.training.rng import rng_state
 
+GRACE = 30.0  # seconds between the signal that torchrun passes on and its kill
+
 
 class Saver:
     """Saves a run's checkpoints. `beside`: from a copy on the host, while training goes on.
@@ -26,7 +29,7 @@ class Saver:
     def __init__(self, run: RunDir, *, keep: int, ranks: Ranks, beside: bool):
         self._run, self._keep, self._ranks = run, keep, ranks
         self._talks = ranks.beside() if beside else ranks
-        self._beside = beside
+        self._beside, self._told = beside, False
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
         self._copy: Held | None = None  # its memory serves again: fresh pages cost more than the copy
@@ -37,7 +40,9 @@ class Saver:
         held, rng = hold(tensors, self._ranks), rng_state()
 
         def write(held: Held = held) -> None:
+            start = time.monotonic()
             put(self._run, step, held, state, keep=self._keep, rng=rng, ranks=self._talks)
+            self._warn(step, time.monotonic() - start)
 
         if not self._beside:
             return write()
@@ -57,6 +62,17 @@ class Saver:
             self._thread.join()
             self._thread = None
         self.check()
+
+    def _warn(self, step: int, seconds: float) -> None:
+        """Tells once that torchrun would not wait for a save: a stop would then keep the one before."""
+        if self._ranks.alone or self._told or seconds <= GRACE:
+            return
+        self._told = True
+        self._ranks.note(
+            f"the checkpoint of step {step} took {seconds:.0f} s; torchrun kills ranks {GRACE:.0f} s after a signal,"
+            " so a stop may lose the steps since the one before. Save more often (`output.save_every`), or to a faster"
+            " disk."
+        )
 
     def _guarded(self, write: Callable[[Held], None], held: Held) -> None:
         try:

@@ -1,5 +1,6 @@
 """Checkpoints under kills, damage and full disks: never lost, never wrong, never silent."""
 
+import errno
 import json
 import os
 import random
@@ -395,6 +396,18 @@ def test_disk_full_message(run, monkeypatch):
     monkeypatch.undo()
     checkpoint.check_space(run, 100, keep=2)
     assert assert_exact(checkpoint.latest(run)) == 1
+
+
+def test_a_folder_that_takes_no_write_is_told_at_the_start(run, monkeypatch):
+    run.path.mkdir(exist_ok=True)
+
+    def over_quota(path):
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    monkeypatch.setattr(checkpoint, "fsync", over_quota)
+    with pytest.raises(MachineError, match="quota"):
+        checkpoint.check_space(run, 100, keep=2)
+    assert not list(run.path.glob(".*.tmp"))
 
 
 @pytest.mark.parametrize("fails", ["publish", "sync the folder", "write state.json"])

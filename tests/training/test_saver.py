@@ -9,8 +9,8 @@ import torch
 
 from lmmkit.errors import MachineError
 from lmmkit.rundir import RunDir
-from lmmkit.training import checkpoint, parts
-from lmmkit.training.ranks import ALONE
+from lmmkit.training import checkpoint, parts, saver
+from lmmkit.training.ranks import ALONE, Ranks
 from lmmkit.training.run import train
 from lmmkit.training.saver import Saver
 from tests.training.test_run import figures
@@ -99,3 +99,14 @@ def test_a_file_is_one_the_library_reads(tmp_path):
         torch.equal(found[key], tensor) and found[key].dtype == tensor.dtype
         for key, tensor in tensors.items()
     )
+
+
+@pytest.mark.parametrize(("world", "grace", "told"), [(2, -1.0, 1), (2, 30.0, 0), (1, -1.0, 0)])
+def test_a_save_that_torchrun_would_not_wait_for_is_told_once(run, monkeypatch, capsys, world, grace, told):
+    monkeypatch.setattr(saver, "put", lambda *args, **options: None)
+    monkeypatch.setattr(saver, "hold", lambda tensors, ranks: None)
+    monkeypatch.setattr(saver, "GRACE", grace)
+    saves = Saver(run, keep=2, ranks=Ranks(world), beside=False)
+    for step in (1, 2):
+        saves.save(step, {}, {})
+    assert capsys.readouterr().err.count("output.save_every") == told
