@@ -8,11 +8,11 @@ import sys
 
 
 def test_the_fast_quickstart_leaves_its_summary(tmp_path):
-    command = [sys.executable, "-m", "lmmkit", "quickstart", "--fast", "--out", str(tmp_path / "q")]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "lmmkit", "quickstart", "--fast"]  # where the README's would leave it
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "exact match, its own image" in result.stdout
-    summary = json.loads((tmp_path / "q" / "summary.json").read_text())
+    summary = json.loads((tmp_path / "quickstart" / "summary.json").read_text())
     assert summary.keys() == {"wall_seconds", "recipes"} and summary["recipes"].keys() == {"llava", "direct"}
     for recipe in summary["recipes"].values():
         assert recipe.keys() == {
@@ -26,7 +26,7 @@ def test_the_fast_quickstart_leaves_its_summary(tmp_path):
     assert direct["image_order"].keys() == direct["text_order"].keys() == {"value", "chance", "n"}
     assert direct["image_mass"].keys() == {"value", "chance"}
     assert llava["steps"] == direct["steps"]
-    assert {p.name for p in (tmp_path / "q").iterdir()} == {
+    assert {p.name for p in (tmp_path / "quickstart").iterdir()} == {
         "scenes",
         "llava",
         "direct",

@@ -27,10 +27,11 @@ def shipped() -> dict[str, Path]:
 
 
 def find(path: Path) -> Path:
-    """A recipe file as given, or the shipped recipe of that name."""
+    """A recipe file as given, or the shipped recipe of that name; a folder of that name (the quickstart
+    leaves one) is no recipe."""
     known = shipped()
     name = str(path).removeprefix("recipes/").removesuffix(".yaml")
-    return known[name] if not path.exists() and name in known else path
+    return known[name] if not path.is_file() and name in known else path
 
 
 @app.command("list")

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from lmmkit.cli import app
-from lmmkit.commands import check
+from lmmkit.commands import check, recipes
 from tests.conftest import DIRECT
 
 
@@ -156,6 +157,14 @@ def test_diff_of_a_recipe_and_a_run(trained, recipe):
     assert "the same." in run("diff", recipe, trained)
     recipe.write_text(DIRECT.replace("seed: 5", "seed: 6").replace("workers", "workers"))
     assert "mathematics" in run("diff", recipe, trained)
+
+
+def test_a_folder_does_not_hide_the_recipe_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quickstart").mkdir()
+    assert recipes.find(Path("quickstart")) == recipes.shipped()["quickstart"]
+    (tmp_path / "quickstart.yaml").write_text("format: 1")
+    assert recipes.find(Path("quickstart.yaml")) == Path("quickstart.yaml")
 
 
 def test_recipes_list_and_copy(tmp_path):
