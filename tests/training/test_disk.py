@@ -63,16 +63,21 @@ def test_the_third_ends_the_run_and_the_last_checkpoint_stands(tiny, tmp_path, m
     assert figures(run) == figures(whole)
 
 
-def test_a_file_size_limit_is_met_like_a_full_disk(tiny, tmp_path):
+@pytest.mark.parametrize(
+    ("since", "through"), [("make the folder", 3), ("", 0)], ids=["later", "from the start"]
+)
+def test_a_file_size_limit_is_met_like_a_full_disk(tiny, tmp_path, since, through):
+    """Where it stands from the start, no step is taken; later, the third save ends the run."""
     recipe = tiny(*SHORT, "stages.pretrain.length.steps=4", text=PLAIN)
 
     def limit(name):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        if since in name:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
-    assert end(start(recipe, tmp_path / "run", limit)) == 1, "an exception, of the third save"
+    assert end(start(recipe, tmp_path / "run", limit)) == 1, "an exception"
     run = RunDir(tmp_path / "run")
-    assert steps(run) == [] and len(run.read_metrics()) == 3
-    assert not list(run.checkpoints.glob(".*"))
+    assert steps(run) == [] and len(run.read_metrics()) == through
+    assert not list(run.checkpoints.glob(".*")) and not list(run.path.glob(".*.tmp"))
 
 
 def test_a_model_folder_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
