@@ -263,7 +263,8 @@ def check_space(run: RunDir, checkpoint_bytes: int, *, keep: int) -> None:
     except OSError as error:
         raise MachineError(_unwritten(run.checkpoints, needed, free, error)) from error
     finally:
-        trial.unlink(missing_ok=True)
+        with suppress(OSError):  # on a read-only disk even what is not there cannot be removed
+            trial.unlink()
 
 
 def _make(run: RunDir, staging: Path, needed: int) -> None:

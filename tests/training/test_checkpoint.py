@@ -398,6 +398,18 @@ def test_disk_full_message(run, monkeypatch):
     assert assert_exact(checkpoint.latest(run)) == 1
 
 
+def test_a_read_only_disk_is_told_at_the_start(run, monkeypatch):
+    run.path.mkdir(exist_ok=True)
+
+    def read_only(*args, **options):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    for name in ("write_bytes", "unlink"):
+        monkeypatch.setattr(type(run.path), name, read_only)
+    with pytest.raises(MachineError, match="Read-only"):
+        checkpoint.check_space(run, 100, keep=2)
+
+
 def test_a_folder_that_takes_no_write_is_told_at_the_start(run, monkeypatch):
     run.path.mkdir(exist_ok=True)
 
