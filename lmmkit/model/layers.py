@@ -176,7 +176,7 @@ class NormedHeads(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Grouped-query attention with rotary positions; `attend` says who sees whom, and how."""
+    """What grouped-query attention learns: the projections before and after it."""
 
     def __init__(
         self, width: int, heads: Heads, *, qkv_bias: bool, qk_norm: bool, norm_eps: float, gain: float
@@ -188,10 +188,9 @@ class SelfAttention(nn.Module):
         self.norm = NormedHeads(heads, norm_eps) if qk_norm else nn.Identity()
         self.out = Linear(q, width, bias=False, gain=gain)
 
-    def forward(self, x_TD: Tensor, turn: Turn, attend: Attend) -> tuple[Tensor, Tensor]:
-        """([W, D] of the rows that come out, mass [R])"""
-        out_WC, mass_R = attend(self.norm(self.qkv(x_TD)), self.heads, turn)
-        return self.out(out_WC), mass_R
+    def project(self, x_TD: Tensor) -> Tensor:
+        """The packed projection, [T, C]."""
+        return self.norm(self.qkv(x_TD))
 
 
 class SwiGLU(nn.Module):
@@ -207,7 +206,11 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """One decoder layer: (x_TD, turn, attend) -> (x_WD, mass_R), nothing hidden."""
+    """One decoder layer: (x_TD, turn, attend) -> (x_WD, mass_R), nothing hidden.
+
+    Grouped-query attention with rotary positions; `attend` says who sees whom, and how. `before` and
+    `after` it are what a compiler may fuse.
+    """
 
     def __init__(self, attention: SelfAttention, mlp: SwiGLU, *, width: int, norm_eps: float):
         super().__init__()
@@ -217,6 +220,14 @@ class Block(nn.Module):
         self.mlp = mlp
 
     def forward(self, x_TD: Tensor, turn: Turn, attend: Attend) -> tuple[Tensor, Tensor]:
-        out_WD, mass_R = self.attention(self.attention_norm(x_TD), turn, attend)
-        x_WD = x_TD[attend.rows] + out_WD
-        return x_WD + self.mlp(self.mlp_norm(x_WD)), mass_R
+        out_WC, mass_R = attend(self.before(x_TD), self.attention.heads, turn)
+        return self.after(x_TD[attend.rows], out_WC), mass_R
+
+    def before(self, x_TD: Tensor) -> Tensor:
+        """What attention is handed, [T, C]."""
+        return self.attention.project(self.attention_norm(x_TD))
+
+    def after(self, x_WD: Tensor, out_WC: Tensor) -> Tensor:
+        """[W, D] of the rows that come out, from what they were and what they attended to."""
+        x_WD = x_WD + self.attention.out(out_WC)
+        return x_WD + self.mlp(self.mlp_norm(x_WD))

@@ -63,9 +63,17 @@ class VisionBlock(nn.Module):
         self.down = Linear(shape.mlp, width, bias=True, gain=gain)
 
     def forward(self, x_IND: Tensor) -> Tensor:
-        qkv = self.qkv(self.attention_norm(x_IND)).chunk(3, -1)
+        qkv = self.before(x_IND).chunk(3, -1)
         q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in qkv)
-        x_IND = x_IND + self.out(self.backend.dense(q, k, v).flatten(2))
+        return self.after(x_IND, self.backend.dense(q, k, v).flatten(2))
+
+    def before(self, x_IND: Tensor) -> Tensor:
+        """What attention is handed, [I, N, 3 D]."""
+        return self.qkv(self.attention_norm(x_IND))
+
+    def after(self, x_IND: Tensor, out_IND: Tensor) -> Tensor:
+        """The layer's rows, from what they were and what they attended to."""
+        x_IND = x_IND + self.out(out_IND)
         return x_IND + self.down(self.activation(self.up(self.mlp_norm(x_IND))))
 
 
