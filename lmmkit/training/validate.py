@@ -1,22 +1,24 @@
 """Validation inside a stage: held-out losses, tasks, and the best weights so far.
 
-It looks and touches nothing: the same run without it has the same bits.
+It looks and touches nothing: the same run without it has the same bits. Of several ranks each takes its
+share of the held-out samples; tasks, whose answers end when they will, every rank goes through whole.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lmmkit.data.pack import Tree
+from lmmkit.data.pipeline import cut
 from lmmkit.errors import Problem, did_you_mean
 from lmmkit.evaluate.checks import task_problems
 from lmmkit.evaluate.run import data_of, first, run_task
-from lmmkit.evaluate.tasks.terms import laid_out, measured
+from lmmkit.evaluate.tasks.terms import averaged, laid_out, summed
 from lmmkit.objective import Objective
 from lmmkit.plan.prepare import Prepared
 from lmmkit.recipe import Task, Validate
@@ -26,8 +28,9 @@ from lmmkit.speak import Speaker
 from lmmkit.training.models import gathered, save_model
 from lmmkit.training.ranks import Ranks
 from lmmkit.training.rng import looking
-from lmmkit.training.shard import rooted
+from lmmkit.training.shard import rooted, sees_everywhere
 from lmmkit.training.signals import Interrupted, Stop
+from lmmkit.training.step import added
 
 if TYPE_CHECKING:
     from lmmkit.training.loop import Position
@@ -35,14 +38,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class Validator:
-    """A stage's validation. `done` is the run's step it was last through at, `best` the best value of
-    the figure that tells the best weights."""
+    """A stage's validation. `parts` are this rank's micro-batches of the `samples` held-out ones, as many as
+    any rank's; `done` is the run's step it was last through at, `best` the best value of the figure that
+    tells the best weights."""
 
     asked: Validate | None
     prepared: Prepared
     speaker: Speaker
     ranks: Ranks
-    trees: Sequence[Tree]
+    parts: Sequence[Sequence[Tree]]
+    samples: int
     tasks: Mapping[str, tuple[Task, Sequence[Sample]]]
     done: int = 0
     best: float | None = None
@@ -64,11 +69,16 @@ class Validator:
 
         speaker = Speaker.of(prepared, objective, stage, device, poll=poll)
         if section is None:
-            return cls(None, prepared, speaker, ranks, (), {})
-        tasks = _tasks(prepared, section)
+            return cls(None, prepared, speaker, ranks, (), 0, {})
+        # an encoder whose weights lie with several ranks runs on all of them or on none
+        blank = not ranks.alone and sees_everywhere(prepared.recipe)
+        speaker = replace(speaker, packer=replace(speaker.packer, blank=blank))
+        tasks, samples = _tasks(prepared, section), first(prepared.sources[section.data], section.samples)
+        own = [samples[i] for i in range(ranks.rank, len(samples), ranks.world)]
+        parts = list(cut(laid_out(speaker, own), prepared.recipe.speed.tokens))
+        parts += [[] for _ in range(ranks.most(len(parts)) - len(parts))]
         return cls(
-            section, prepared, speaker, ranks,
-            trees=list(laid_out(speaker, first(prepared.sources[section.data], section.samples))),
+            section, prepared, speaker, ranks, parts, len(samples),
             tasks={n: (t, first(prepared.sources[data_of(t)], t.samples)) for n, t in tasks.items()},
             **(state or {}),
         )  # fmt: skip
@@ -89,7 +99,7 @@ class Validator:
         """
         assert self.asked is not None
         began = time.perf_counter()
-        say(f"step {at.step}: validating on {len(self.trees)} samples of {self.asked.data}")
+        say(f"step {at.step}: validating on {self.samples} samples of {self.asked.data}")
         with rooted(self.speaker.objective), looking(self.speaker.objective, self.speaker.device):
             figures = self._losses(at) | self._figures()
         if self.asked.best is not None:
@@ -101,7 +111,8 @@ class Validator:
         return {"step": at.step, "stage": at.stage, **figures, "val/seconds": seconds}
 
     def _losses(self, at: Position) -> dict[str, float]:
-        found = measured(self.speaker, self.trees)
+        shares = self.ranks.gather(summed(self.speaker, self.parts))
+        found = averaged(self.speaker, [added(each) for each in zip(*shares, strict=True)])
         plan, steps = self.prepared.plans[at.stage], self.prepared.steps(at.stage)
         weights = {name: weight.at(at.stage_step / steps) for name, weight in plan.weights.items()}
         loss = sum(weights[name] * term["value"] for name, term in found.items())

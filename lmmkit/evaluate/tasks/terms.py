@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
@@ -12,10 +12,14 @@ from lmmkit.data.pipeline import cut
 from lmmkit.sample import Sample
 from lmmkit.speak import Speaker
 
+Sums = list[dict[str, float]]
+"""By term its sum and its items, by "term/reading" the sum and what chance would sum to."""
+
 
 def terms(speaker: Speaker, samples: Iterable[Sample]) -> dict:
     """{term: {value, chance, n, readings: {name: {value, chance, n}}}}, averaged over all items."""
-    return measured(speaker, laid_out(speaker, samples))
+    parts = cut(laid_out(speaker, samples), speaker.prepared.recipe.speed.tokens)
+    return averaged(speaker, summed(speaker, parts))
 
 
 def laid_out(speaker: Speaker, samples: Iterable[Sample]) -> Iterator[Tree]:
@@ -25,32 +29,35 @@ def laid_out(speaker: Speaker, samples: Iterable[Sample]) -> Iterator[Tree]:
 
 
 @torch.no_grad()
-def measured(speaker: Speaker, trees: Iterable[Tree]) -> dict:
-    """As `terms`, of samples that are laid out."""
-    prepared, objective = speaker.prepared, speaker.objective
-    sums: dict[str, float] = defaultdict(float)
+def summed(speaker: Speaker, parts: Iterable[Sequence[Tree]]) -> Sums:
+    """The sums over micro-batches, of which some may be empty."""
+    objective = speaker.objective
     counts: Counter[str] = Counter()
-    readings: dict[str, dict[str, list[float]]] = {}
-    for part in cut(trees, prepared.recipe.speed.tokens):
+    sums, totals, chances = (defaultdict[str, float](float) for _ in range(3))
+    for part in parts:
         speaker.poll()
         batch, _ = speaker.packer.pack(part)
         outcome = objective(batch.to(speaker.device))
         counts.update(batch.count)
         for name, value in outcome.sums.items():
             sums[name] += float(value)
-        for term in objective.terms:
+        for term in (term for term in objective.terms if batch.count[term.name]):
             for name, reading in term.readings(outcome.ctxs[term.name]).items():
-                both = readings.setdefault(term.name, {}).setdefault(name, [0.0, 0.0])
-                both[0] += float(reading.total)
-                both[1] += float(reading.chance)
-    chance = prepared.plans[speaker.stage].chances(prepared.dims)
-    return {
-        name: {
-            "value": sums[name] / counts[name], "chance": chance.get(name), "n": counts[name],
-            "readings": {
-                key: {"value": total / counts[name], "chance": by_chance / counts[name], "n": counts[name]}
-                for key, (total, by_chance) in readings.get(name, {}).items()
-            },
-        }
-        for name in sums if counts[name]
+                totals[f"{term.name}/{name}"] += float(reading.total)
+                chances[f"{term.name}/{name}"] += float(reading.chance)
+    return [dict(each) for each in (sums, counts, totals, chances)]
+
+
+def averaged(speaker: Speaker, found: Sums) -> dict:
+    """As `terms`, of sums."""
+    sums, counts, totals, chances = found
+    chance = speaker.prepared.plans[speaker.stage].chances(speaker.prepared.dims)
+    out = {
+        name: {"value": sums[name] / n, "chance": chance.get(name), "n": n, "readings": {}}
+        for name in sums if (n := counts[name])
     }  # fmt: skip
+    for key, total in totals.items():
+        name, _, reading = key.partition("/")
+        n = counts[name]
+        out[name]["readings"][reading] = {"value": total / n, "chance": chances[key] / n, "n": n}
+    return out
