@@ -27,11 +27,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "plugins")]
 
 from benches import workload  # noqa: E402
 from benches.workload import CONFIGS, Config, our_step, peer_step, work  # noqa: E402
+from lmmkit import assemble  # noqa: E402
 from lmmkit.calls import Sight  # noqa: E402
 from lmmkit.forest import roots  # noqa: E402
 from lmmkit.kernels import measure, reasons  # noqa: E402
 from lmmkit.model.attention import backends  # noqa: E402
 from lmmkit.model.decoder import DecoderShape  # noqa: E402
+from lmmkit.recipe import Speed  # noqa: E402
 from tests.tiny import text_batch  # noqa: E402
 
 IMAGE = 576
@@ -193,9 +195,32 @@ def steps(bench: Bench) -> list[dict]:
     return _against(bench, "L", samples, first) + _against(bench, "T", samples, second)
 
 
+def compiled(bench: Bench) -> list[dict]:
+    """Our steps with the layers compiled around their attention, over the same without."""
+    rows = []
+    for name, method, frozen in (("L", "direct", True), ("T", "llava", False), ("T", "finetune", False)):
+        _size(bench, name, 2 if bench.tiny else 12)
+        made = work("gpu", method, frozen=frozen, device=bench.device, compute=bench.compute)
+        step = our_step(made)
+        (plain,), plain_peak = bench.seconds(step), bench.peak(step)
+        assemble.set_layers(made.ours, Speed(compile=True))
+        start = time.perf_counter()
+        step()
+        bench.wait()
+        first = time.perf_counter() - start
+        (fused,) = bench.seconds(step)
+        rows.append({
+            "config": name, "method": method, "decoder": "frozen" if frozen else "learns", "rows": len(made.batch()),
+            "plain ms": 1e3 * plain, "compiled ms": 1e3 * fused, "ratio": plain / fused, "first step s": first,
+            "GiB": plain_peak / 2**30, "compiled GiB": bench.peak(step) / 2**30,
+        })  # fmt: skip
+        del made, step
+        torch.compiler.reset()
+    return rows
+
+
 def _against(bench: Bench, name: str, samples: int, cases: Sequence[tuple[str, str, bool]]) -> list[dict]:
-    base: Config = replace(CONFIGS[name], samples=samples, **({} if bench.tiny else WIDE))
-    workload.CONFIGS["gpu"] = replace(base, **TINY) if bench.tiny else base
+    _size(bench, name, samples)
     rows, plain = [], None
     for method, how, frozen in cases:
         made = work("gpu", method, frozen=frozen, device=bench.device, compute=bench.compute)
@@ -213,6 +238,12 @@ def _against(bench: Bench, name: str, samples: int, cases: Sequence[tuple[str, s
         if bench.device.type == "cuda":
             torch.cuda.empty_cache()
     return rows
+
+
+def _size(bench: Bench, name: str, samples: int) -> None:
+    """Makes the config `gpu` this one, at the width of the bench."""
+    base: Config = replace(CONFIGS[name], samples=samples, **({} if bench.tiny else WIDE))
+    workload.CONFIGS["gpu"] = replace(base, **TINY) if bench.tiny else base
 
 
 def flops(made, batch, frozen: bool) -> float:
@@ -241,7 +272,9 @@ def _cell(value: object) -> str:
     return "" if value is None else str(value)
 
 
-STAGES = {"ceilings": ceilings, "parity": parity, "kernels": kernels, "layers": layers, "steps": steps}
+STAGES = {
+    "ceilings": ceilings, "parity": parity, "kernels": kernels, "layers": layers, "steps": steps, "compiled": compiled,
+}  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -14,6 +14,7 @@ from lmmkit.dims import Dims
 from lmmkit.errors import MachineError, Problem, UserError, raise_all
 from lmmkit.model import lora
 from lmmkit.model.attention import Backend, Eager, NoBackend, choose, log_choice
+from lmmkit.model.compiled import set_compiled, why_not
 from lmmkit.model.decoder import Decoder
 from lmmkit.model.init import init
 from lmmkit.model.lmm import LMM, Connector
@@ -220,13 +221,23 @@ def set_stage(
     return learns
 
 
-def recompute(objective: Objective, speed: Speed) -> None:
-    """As many decoder blocks as asked for run again in the backward pass instead of being remembered."""
-    blocks = objective.lmm.decoder.blocks
+def set_layers(objective: Objective, speed: Speed) -> None:
+    """How layers run: compiled around their attention, if asked for (timm's never); and as many decoder
+    blocks as asked for again in the backward pass instead of being remembered."""
+    blocks, vision = objective.lmm.decoder.blocks, objective.lmm.vision
+    set_compiled([*blocks, *(vision.blocks if isinstance(vision, ViT) else ())], speed.compile)
     for number, block in enumerate(blocks):
         block.__dict__.pop("forward", None)
         if number < speed.recomputed(len(blocks)):
             block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def check_compiler(recipe: Recipe, device: torch.device) -> None:
+    """Raises `MachineError` if layers shall be compiled and this machine cannot."""
+    if recipe.speed.compile and (reason := why_not(device)):
+        got, want = f"`true`, and `torch.compile` fails: {reason}", "a machine that can compile"
+        mend = "Install a C++ compiler (on CUDA, Triton too), or set it to `false`."
+        raise MachineError(Problem("model/compile", recipe.where("speed.compile"), got, want, mend))
 
 
 def check_optimizers(recipe: Recipe) -> None:

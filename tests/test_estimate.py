@@ -121,7 +121,7 @@ thread = threading.Thread(target=watch); thread.start()
 objective = assemble.build(recipe, {}, prepared.dims, cpu, origins=prepared.origins, narrow=assemble.frozen_narrow(recipe))
 learns = assemble.set_stage(objective, prepared.plans["finetune"], section, seed=0)
 optimizer = assemble.optimizer(objective, section, learns)
-objective.train(); assemble.recompute(objective, recipe.speed)
+objective.train(); assemble.set_layers(objective, recipe.speed)
 for step in steps:
     run_step(objective, optimizer, step, {"next_token": 1.0}, clip=None, device=cpu, readings=False)
 done = True; thread.join()

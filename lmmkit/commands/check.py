@@ -33,7 +33,7 @@ def check(
     from lmmkit.estimate import estimate
     from lmmkit.evaluate.checks import task_problems
     from lmmkit.plan.explain import plan_text
-    from lmmkit.plan.prepare import not_yet, prepare, writes_outside
+    from lmmkit.plan.prepare import prepare, writes_outside
     from lmmkit.training.validate import validate_problems
 
     tasks = [*task_problems(read), *writes_outside(read)]
@@ -42,8 +42,10 @@ def check(
     except UserError as error:
         raise UserError([*error.problems, *tasks]) from error
     raise_all([*tasks, *validate_problems(prepared)])
+    device = assemble.device_here()
     assemble.check_optimizers(read)
-    assemble.check_origins(prepared.recipe, prepared.dims, prepared.origins, assemble.device_here())
+    assemble.check_compiler(read, device)
+    assemble.check_origins(prepared.recipe, prepared.dims, prepared.origins, device)
     if images:
         raise_all(
             [p for records in prepared.sources.values() for p in too_many(records, check_images(records))]
@@ -60,8 +62,6 @@ def check(
         turns = f", {records.dropped_turns} leading answers left out" if records.dropped_turns else ""
         passed = f", {records.left_out} bad rows left out" if records.left_out else ""
         out.print(f"data {name}: {len(records)} rows{turns}{passed}")
-    for problem in not_yet(read):
-        out.print(f"note: {problem.where}: {problem.got} is not in this release; `lmmkit train` refuses it")
     out.print("no problems.")
 
 

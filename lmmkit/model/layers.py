@@ -49,7 +49,7 @@ def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / rms(x) * weight, the rms in float32 or wider."""
-    if x.is_cuda:  # which has a kernel
+    if x.is_cuda or torch.compiler.is_compiling():  # which have, or write, a kernel
         return F.rms_norm(x, weight.shape, weight, eps)
     # a graph's node costs a third of the norm of one row: generation goes without
     return _RmsNorm.apply(x, weight, eps) if torch.is_grad_enabled() else _normed(x, weight, eps)[0]
@@ -82,6 +82,9 @@ def _gated(gate_up: Tensor) -> Tensor:
 
 def swiglu(gate_up: Tensor) -> Tensor:
     """silu(gate) * up of the two side by side, [..., 2 M] -> [..., M]."""
+    if torch.compiler.is_compiling():
+        gate, up = gate_up.chunk(2, -1)
+        return F.silu(gate) * up
     return _SwiGLU.apply(gate_up) if torch.is_grad_enabled() else _gated(gate_up)
 
 

@@ -22,7 +22,7 @@ from lmmkit.plan import facts
 from lmmkit.plan.compile import StagePlan, compile_plan, speaking_plan
 from lmmkit.plan.components import Parts, build_parts
 from lmmkit.plan.origins import Origin, resolve
-from lmmkit.recipe import Batch, Recipe, flow_text, to_mapping
+from lmmkit.recipe import Batch, Recipe
 
 T = TypeVar("T")
 
@@ -234,17 +234,6 @@ def open_source(recipe: Recipe, name: str) -> Records:
     )  # fmt: skip
 
 
-def not_yet(recipe: Recipe) -> list[Problem]:
-    """Keys whose meaning is fixed but which this release cannot carry out: training refuses them."""
-    asked: list[tuple[str, object, object]] = [("speed.compile", recipe.speed.compile, False)]
-    mend = "Take the line out: it is not in this release."
-    return [
-        Problem("recipe/not-yet", recipe.where(key), f"`{_written(recipe, key)}`", _said(default), mend)
-        for key, got, default in asked
-        if got != default
-    ]
-
-
 def writes_outside(recipe: Recipe) -> list[Problem]:
     """Where a recipe's text asks to write elsewhere than below its root: what may be another's must not
     say that. The command line may, and so may Python."""
@@ -258,19 +247,6 @@ def writes_outside(recipe: Recipe) -> list[Problem]:
     want = f"a folder below {recipe.root}"
     mend = f"Say it on the command line: `--set {key}=FOLDER`."
     return [Problem("recipe/outside", recipe.where(key), f"`{features.folder}`", want, mend)]
-
-
-def _written(recipe: Recipe, key: str) -> str:
-    """'shard: 2': a key and its value as a recipe writes them."""
-    value = to_mapping(recipe)
-    *_, last = steps = key.split(".")
-    for step in steps:
-        value = value[step]
-    return f"{last}: {flow_text(value)}"
-
-
-def _said(default: object) -> str:
-    return f"`{flow_text(default)}`, the default"
 
 
 def _no_step(recipe: Recipe, stage: str, rows: int) -> Problem:

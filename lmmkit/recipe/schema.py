@@ -75,7 +75,7 @@ class Speed:
     attention: Literal["auto", "eager", "sdpa", "xformers"] = "auto"
     # decoder blocks that run again in the backward pass; a number: so many, from the first on
     recompute: Annotated[Literal["none", "all"] | k.Count, Says("none, all, or a number of blocks")] = "none"
-    compile: k.Flag = False
+    compile: k.Flag = False  # `torch.compile` around the attention of each layer
     workers: k.Few = 0  # data processes a rank
     threads: k.Few = 0  # CPU threads; 0 = leave as found
     image_cache_mb: k.Natural = 0  # 0 = no cache

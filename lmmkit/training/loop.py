@@ -150,7 +150,7 @@ def run_stage(
 
     ledger, passed = _ledger(pipeline, position, run, ranks), []
     objective.train()
-    assemble.recompute(objective, recipe.speed)
+    assemble.set_layers(objective, recipe.speed)
     stopping = False
     progress = Progress(position.stage, steps, done=position.stage_step) if ranks.first else Silence()
     with saver, progress:

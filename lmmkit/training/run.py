@@ -16,7 +16,7 @@ from lmmkit.estimate import checkpoint_bytes
 from lmmkit.malloc import keep_memory
 from lmmkit.model import lora
 from lmmkit.objective import Objective
-from lmmkit.plan.prepare import Prepared, not_yet, prepare, writes_outside
+from lmmkit.plan.prepare import Prepared, prepare, writes_outside
 from lmmkit.recipe import Recipe, digest, read_recipe, to_mapping
 from lmmkit.rundir import RunDir, lock
 from lmmkit.training import checkpoint, shard
@@ -67,7 +67,7 @@ def train(
     name = None
     if not isinstance(recipe, Recipe):
         name, recipe = Path(recipe).stem, read_recipe(recipe)
-    raise_all([*not_yet(recipe), *writes_outside(recipe)])
+    raise_all(writes_outside(recipe))
     if accept_data and not resume:
         mend = "Add `--resume`, or leave it out."
         raise UserError(Problem("train/option", resuming.ACCEPT, "a new run", "a run that goes on", mend))
@@ -99,6 +99,7 @@ def _prepare(recipe: Recipe, trust_files: bool) -> tuple[Prepared, torch.device]
     device = assemble.device_here()
     assemble.backend(recipe, device)
     assemble.check_optimizers(recipe)
+    assemble.check_compiler(recipe, device)
     assemble.check_origins(prepared.recipe, prepared.dims, prepared.origins, device)
     return prepared, device
 

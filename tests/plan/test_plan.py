@@ -8,8 +8,7 @@ import pytest
 
 from lmmkit.errors import UserError
 from lmmkit.plan.components import type_text
-from lmmkit.plan.prepare import not_yet, prepare, prepare_bare
-from lmmkit.training.run import train
+from lmmkit.plan.prepare import prepare, prepare_bare
 from tests.conftest import DIRECT, PLAIN
 
 
@@ -117,11 +116,6 @@ def test_a_strategy_has_no_weight_and_a_term_must_have_one(tiny):
     assert set(problems(tiny, *losses)) == {"plan/unweighed"}
 
 
-def test_what_is_not_in_this_release_is_told_as_the_recipe_writes_it(tiny):
-    (said,) = map(str, not_yet(tiny("speed.compile=true")))
-    assert "got `compile: true`; want `false`, the default" in said and "not in this release" in said
-
-
 def test_a_bad_setting_is_told_once_with_its_choices(tiny):
     with pytest.raises(UserError) as error:
         prepare(tiny("plugins.directed_token.place=ennd", "plugins.guided_loss.layers=[0, x]"))
@@ -153,14 +147,6 @@ def test_without_terms_only_the_plugins_spoken_through_are_opened(tiny):
     assert list(prepared.parts.components) == ["directed_token"] and list(prepared.sources) == ["questions"]
     plan = prepared.plans["finetune"]
     assert plan.terms == () and plan.speaks_through == ("directed_token",)
-
-
-def test_what_this_release_cannot_do_is_refused(tiny, tmp_path):
-    recipe = tiny("speed.compile=true")
-    with pytest.raises(UserError) as error:
-        train(recipe, out=tmp_path / "run")
-    assert {p.code for p in error.value.problems} == {"recipe/not-yet"}
-    prepare(recipe)  # what it asks for can be looked at
 
 
 def test_components_survive_in_two_instances(tiny):

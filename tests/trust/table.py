@@ -37,7 +37,6 @@ GIVEN = {  # what helpers say by themselves: code or its beginning -> wanted, me
     "plugin/bad-value": ("a value of the setting's type", ""),
     "recipe/file": ("a recipe file in UTF-8, at most 1 MB", "Check path and rights."),
     "recipe/set": ("`--set KEY=VALUE` of a key there is", "Write dots between keys, then `=`."),
-    "recipe/not-yet": ("the default", ""),
     "weights/config": ("a value that lmmkit carries out", "Mend the file, or fetch the folder anew."),
     "weights/missing": ("all tensors of its config", "Fetch the folder anew, or mend its config.json."),
     "weights/extra": ("no others", "Fetch the folder anew, or mend its config.json."),
