@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from lmmkit.errors import raise_all
+from lmmkit.data.pack import ReadsImages
+from lmmkit.data.records import Records, too_many
+from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.evaluate.checks import choice_problems, task_problems
 from lmmkit.evaluate.tasks.exact_match import exact_match
 from lmmkit.evaluate.tasks.restore import restore
@@ -53,8 +56,8 @@ def evaluate(
             speakers[folder] = load(
                 folder, dtype=dtype, trust_files=trust_files, plugins="all", root=recipe.root
             )
-        samples = first(sources[data_of(task)], task.samples)
         began = time.perf_counter()
+        samples = readable(sources[data_of(task)], task.samples, speakers[folder].packer.reader, say)
         say(f"{name}: {len(samples)} samples of {task.data}")
         results[name] = run_task(name, task, speakers[folder], samples, controls=controls, training=training)
         results[name]["seconds"] = time.perf_counter() - began
@@ -86,9 +89,38 @@ def _training(recipe: Recipe) -> set[str]:
     return set(list(recipe.stages.values())[-1].data)
 
 
-def first(samples: Sequence[Sample], n: int | str) -> list[Sample]:
-    """The first `n` of them, or `all`."""
-    return [samples[i] for i in range(len(samples) if n == "all" else min(int(n), len(samples)))]
+def readable(
+    records: Records, n: int | str, reader: ReadsImages, say: Callable[[str], None]
+) -> list[Sample]:
+    """The first `n` rows whose pictures read, or `all` that do. Every picture is read once here, so that
+    none ends the work in its middle; `say` is told of rows that are passed over.
+
+    Raises `UserError` where they are more than the source's `bad_rows` lets pass.
+    """
+    kept: list[Sample] = []
+    bad: list[Problem] = []
+    for i in range(len(records)):
+        if len(kept) == n:
+            break
+        sample = records[i]
+        found = _unreadable(sample, reader)
+        bad += [replace(problem, where=f"{records.where(i)}, {problem.where}") for problem in found[:1]]
+        kept += [] if found else [sample]
+    raise_all(too_many(records, bad))
+    for problem in bad:
+        say(f"passed over {problem.where}: {problem.got}")
+    return kept
+
+
+def _unreadable(sample: Sample, reader: ReadsImages) -> list[Problem]:
+    """What is wrong with its pictures."""
+    found: list[Problem] = []
+    for image in sample.images:
+        try:
+            reader(image, sample.image_shape)
+        except UserError as error:
+            found += error.problems
+    return found
 
 
 def data_of(task: Task) -> str:

@@ -17,7 +17,7 @@ from lmmkit.data.pack import Tree
 from lmmkit.data.pipeline import cut
 from lmmkit.errors import Problem, did_you_mean
 from lmmkit.evaluate.checks import task_problems
-from lmmkit.evaluate.run import data_of, first, run_task
+from lmmkit.evaluate.run import data_of, readable, run_task
 from lmmkit.evaluate.tasks.terms import averaged, laid_out, summed
 from lmmkit.objective import Objective
 from lmmkit.plan.prepare import Prepared
@@ -59,7 +59,8 @@ class Validator:
     ) -> Validator:  # fmt: skip
         """That of a stage, as `state` said where it goes on; one that does nothing where none is asked for.
 
-        Lays the held-out samples out, once. Raises `UserError` for one that does not fit.
+        Reads and lays the held-out samples out, once. Raises `UserError` for one that does not fit, and
+        for more unreadable ones than their source lets pass.
         """
         section = prepared.recipe.stages[stage].validate
 
@@ -73,13 +74,17 @@ class Validator:
         # an encoder whose weights lie with several ranks runs on all of them or on none
         blank = not ranks.alone and sees_everywhere(prepared.recipe)
         speaker = replace(speaker, packer=replace(speaker.packer, blank=blank))
-        tasks, samples = _tasks(prepared, section), first(prepared.sources[section.data], section.samples)
+
+        def rows(source: str, n: int | str) -> Sequence[Sample]:
+            return readable(prepared.sources[source], n, speaker.packer.reader, ranks.note)
+
+        samples = rows(section.data, section.samples)
         own = [samples[i] for i in range(ranks.rank, len(samples), ranks.world)]
         parts = list(cut(laid_out(speaker, own), prepared.recipe.speed.tokens))
         parts += [[] for _ in range(ranks.most(len(parts)) - len(parts))]
         return cls(
             section, prepared, speaker, ranks, parts, len(samples),
-            tasks={n: (t, first(prepared.sources[data_of(t)], t.samples)) for n, t in tasks.items()},
+            tasks={n: (t, rows(data_of(t), t.samples)) for n, t in _tasks(prepared, section).items()},
             **(state or {}),
         )  # fmt: skip
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 
 import pytest
@@ -11,6 +13,7 @@ from safetensors.torch import load_file
 
 from lmmkit.errors import UserError
 from lmmkit.plan.prepare import prepare
+from lmmkit.recipe import read_text
 from lmmkit.rundir import RunDir, read_json
 from lmmkit.speak import Speaker, load
 from lmmkit.training import checkpoint
@@ -33,8 +36,6 @@ def lines(run: RunDir) -> list[dict]:
 @pytest.fixture(scope="module")
 def runs(scenes, tmp_path_factory):
     """The same run, with dropout, without validation and with; and the recipe that asks for it."""
-    from lmmkit.recipe import read_text
-
     folder = tmp_path_factory.mktemp("validate")
     plain, asked = (
         read_text(DIRECT, overrides=(*SHORT, TASK, "output.pictures_every=0", *more), root=scenes)
@@ -186,4 +187,37 @@ def test_a_held_out_sample_that_is_too_long_is_told_before_the_first_step(tiny, 
     )
     with pytest.raises(UserError, match="data/too-long"):
         train(recipe, out=tmp_path / "run")
+    assert not RunDir(tmp_path / "run").read_metrics()
+
+
+def spoilt(scenes, folder):
+    """The scenes with two held-out rows whose pictures do not read."""
+    root = folder / "scenes"
+    shutil.copytree(scenes, root)
+    rows = json.loads((root / "heldout.json").read_text())
+    for number in (1, 4):
+        (root / f"broken-{number}.png").write_bytes(b"no picture")
+        rows[number]["image"] = f"broken-{number}.png"
+    (root / "heldout.json").write_text(json.dumps(rows))
+    return root
+
+
+def test_held_out_rows_that_do_not_read_are_passed_over_where_they_may_be(scenes, tmp_path, capsys):
+    root = spoilt(scenes, tmp_path)
+    recipe = read_text(DIRECT, overrides=(*SHORT, TASK, ASKED, "data.heldout.bad_rows=skip"), root=root)
+    run = train(recipe, out=tmp_path / "run").run
+    assert [line["step"] for line in lines(run) if "val/loss" in line] == [2, 4, 6]
+    said = capsys.readouterr().err
+    assert "validating on 6 samples" in said
+    for number in (1, 4):
+        assert f"passed over {root / 'heldout.json'}" in said and f"broken-{number}.png" in said
+
+
+def test_otherwise_they_are_told_before_a_step(scenes, tmp_path):
+    recipe = read_text(
+        DIRECT, overrides=(*SHORT, TASK, ASKED.replace("finetune", "pretrain")), root=spoilt(scenes, tmp_path)
+    )
+    with pytest.raises(UserError) as error:
+        train(recipe, out=tmp_path / "run")
+    assert len(error.value.problems) == 2 and all("heldout.json" in str(p) for p in error.value.problems)
     assert not RunDir(tmp_path / "run").read_metrics()
