@@ -13,8 +13,9 @@ from lmmkit import assemble
 from lmmkit.errors import MachineError
 from lmmkit.model import compiled, lora
 from lmmkit.recipe import Speed
+from lmmkit.rundir import RunDir
 from lmmkit.training.run import train
-from tests import paper
+from tests import paper, world
 from tests.reference import off, show
 from tests.tiny import read
 
@@ -111,3 +112,18 @@ def test_without_a_compiler_the_reason_is_given(tmp_path):
     env = os.environ | {"CXX": "/no/such/compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
     said = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert said.stdout.strip() and len(said.stdout.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_two_ranks_compiled_say_what_one_process_says(graphs, tiny, tmp_path):
+    short = [f"stages.{stage}.length.steps=2" for stage in ("pretrain", "finetune")]
+    recipes = [tiny(f"speed.compile={asked}", *short) for asked in ("true", "false")]
+
+    def body(rank):
+        train(recipes[0], out=tmp_path / "two")
+        assert graphs
+
+    world.run(2, body, tmp_path)
+    one = train(recipes[1], out=tmp_path / "one").run.read_metrics()
+    for a, b in zip(RunDir(tmp_path / "two").read_metrics(), one, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
