@@ -20,7 +20,7 @@ ALLOWED = {
     ("lmmkit/rundir.py", "imports socket (connects)"): "gethostname, for the run's lock",
     ("lmmkit/commands/quickstart.py", "imports subprocess (runs programs)"): "this Python with commands of ours, no shell",
     ("lmmkit/commands/model.py", "passes allow_pickle"): "the user's own option; the reader is torch's weights-only one",
-    ("lmmkit/model/compiled.py", "calls torch.compile"): "compiles methods of ours; no data decides what they are",
+    ("lmmkit/model/compiled.py", "names torch.compile"): "compiles methods of ours; no data decides what they are",
     ("benches/peak.py", "imports subprocess (runs programs)"): "this Python with a bench of ours, no shell",
     ("benches/nccl.py", "imports subprocess (runs programs)"): "torchrun with a recipe of ours, no shell",
     ("lmmkit/errors.py", "defines __reduce__"): "an error comes back from a data worker with its problems",
