@@ -19,7 +19,7 @@ from lmmkit.objective import Objective
 from lmmkit.plan.prepare import Prepared, prepare, writes_outside
 from lmmkit.recipe import Recipe, digest, read_recipe, to_mapping
 from lmmkit.rundir import RunDir, lock
-from lmmkit.training import checkpoint, shard
+from lmmkit.training import checkpoint, shard, store
 from lmmkit.training import resume as resuming
 from lmmkit.training.checked import state_of
 from lmmkit.training.log import Board, MetricsLog, Silence
@@ -165,7 +165,7 @@ def _open(
     prepared: Prepared, run: RunDir, ranks: Ranks, source: str | None, accept_data: bool
 ) -> list[resuming.Change]:
     """Clears what a killed process left, and begins the run, or tells how it has changed."""
-    for note in checkpoint.sweep(run):
+    for note in store.sweep(run):
         ranks.note(note)
     run.clear_temporary()
     for name in prepared.recipe.stages:
@@ -176,7 +176,7 @@ def _open(
         changed = resuming.changes(run, prepared, accept_data=accept_data)
     else:
         resuming.begin(run, prepared, source)
-    checkpoint.check_space(run, checkpoint_bytes(prepared), keep=prepared.recipe.output.keep)
+    store.check_space(run, checkpoint_bytes(prepared), keep=prepared.recipe.output.keep)
     return changed
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from lmmkit.rundir import RunDir
-from lmmkit.training.checkpoint import put
+from lmmkit.training.store import put
 from lmmkit.training.parts import Held, hold
 from lmmkit.training.ranks import Ranks
 from lmmkit.training.rng import rng_state

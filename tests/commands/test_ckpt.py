@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lmmkit.rundir import RunDir
-from lmmkit.training import checkpoint
+from lmmkit.training import store
 from lmmkit.training.rng import rng_state
 from tests.commands.test_cli import run as lmmkit
 
@@ -19,7 +19,7 @@ def run(tmp_path):
     run.path.mkdir()
     run.run_json.write_text("{}")
     for step in (1, 2, 3):
-        checkpoint.save(run, step, {"w": torch.full((50,), float(step))}, {}, keep=3, rng=rng_state())
+        store.save(run, step, {"w": torch.full((50,), float(step))}, {}, keep=3, rng=rng_state())
     return run
 
 

@@ -15,15 +15,15 @@ from lmmkit import rundir
 from lmmkit.data import loader
 from lmmkit.recipe import Recipe
 from lmmkit.rundir import RunDir
-from lmmkit.training import checkpoint, log, manifest
+from lmmkit.training import checkpoint, log, manifest, store
 from lmmkit.training.run import train
 from lmmkit.training.signals import exit_code
 from lmmkit.weights import own
 
 CRASHED = 77
 TIMES = ("seconds", "tokens_per_second", "val/seconds")
-WITH_POINTS = (rundir, checkpoint, own, log)
-WITH_SYNC = (rundir, checkpoint, own)
+WITH_POINTS = (rundir, store, own, log)
+WITH_SYNC = (rundir, store, own)
 
 
 def start(recipe: Recipe, out, point: Callable[[str], None] = lambda name: None) -> int:
@@ -110,7 +110,7 @@ class Witness:
     complete: int = 0
 
     def look(self) -> None:
-        steps = checkpoint._steps(self.run)
+        steps = checkpoint.steps(self.run)
         assert not [p for path in steps for p in manifest.verify(path)], "a corrupt checkpoint"
         assert len(steps) >= min(self.complete, 2), "fewer than two, where two were"
         self.complete = max(self.complete, len(steps))

@@ -14,7 +14,7 @@ import torch
 
 from lmmkit.errors import MachineError, UserError
 from lmmkit.rundir import RunDir, fsync
-from lmmkit.training import checkpoint, manifest
+from lmmkit.training import checkpoint, manifest, store
 from lmmkit.training.rng import rng_state, set_rng_state
 
 CRASHED = 77
@@ -33,7 +33,7 @@ def tensors_of(step):
 
 def save(run, step, keep=2):
     state = {"step": step, "nested": {"worst": float("inf")}}
-    return checkpoint.save(run, step, tensors_of(step), state, keep=keep, rng=rng_state())
+    return store.save(run, step, tensors_of(step), state, keep=keep, rng=rng_state())
 
 
 def assert_exact(path):
@@ -48,7 +48,7 @@ def assert_exact(path):
 
 
 def sound_steps(run):
-    return [checkpoint.step_of(p) for p in checkpoint._steps(run) if not manifest.verify(p)]
+    return [checkpoint.step_of(p) for p in checkpoint.steps(run) if not manifest.verify(p)]
 
 
 @pytest.fixture
@@ -61,8 +61,8 @@ def run(tmp_path):
 @pytest.fixture(autouse=True)
 def small_and_quick(monkeypatch):
     """Several shards; no waiting for the disk, which only a power cut would tell apart."""
-    monkeypatch.setattr(checkpoint, "SHARD_BYTES", 90)
-    monkeypatch.setattr(checkpoint, "fsync", lambda path: os.stat(path))
+    monkeypatch.setattr(store, "SHARD_BYTES", 90)
+    monkeypatch.setattr(store, "fsync", lambda path: os.stat(path))
 
 
 def crash_at(number):
@@ -77,10 +77,10 @@ def crash_at(number):
 
 
 def test_what_is_saved_comes_back(run, monkeypatch):
-    monkeypatch.setattr(checkpoint, "fsync", fsync)
+    monkeypatch.setattr(store, "fsync", fsync)
     torch.manual_seed(1)
     state = {"list": [1, 2.5, None], "text": "x", "worst": float("-inf")}
-    path = checkpoint.save(run, 7, tensors_of(7), state, keep=2, rng=rng_state())
+    path = store.save(run, 7, tensors_of(7), state, keep=2, rng=rng_state())
     drawn = torch.rand(5)
     assert path == run.checkpoints / "step-00000007" == checkpoint.latest(run)
     found = checkpoint.load(path, verified=True)
@@ -93,7 +93,7 @@ def test_what_is_saved_comes_back(run, monkeypatch):
 
 
 def test_no_tensors_at_all(run):
-    path = checkpoint.save(run, 0, {}, {}, keep=2, rng=rng_state())
+    path = store.save(run, 0, {}, {}, keep=2, rng=rng_state())
     assert checkpoint.load(path).tensors == {}
 
 
@@ -102,11 +102,11 @@ def test_bad_arguments_touch_nothing(run):
         options = {"keep": 2, "step": 1} | wrong
         step, keep = options["step"], options["keep"]
         with pytest.raises(ValueError):
-            checkpoint.save(run, step, {}, {}, keep=keep, rng=rng_state())
+            store.save(run, step, {}, {}, keep=keep, rng=rng_state())
     with pytest.raises(TypeError, match=r"state\.groups\[0\]"):
-        checkpoint.save(run, 1, {}, {"groups": [{0: 1}]}, keep=2, rng=rng_state())
+        store.save(run, 1, {}, {"groups": [{0: 1}]}, keep=2, rng=rng_state())
     with pytest.raises(TypeError):
-        checkpoint.save(run, 1, {}, {"x": object()}, keep=2, rng=rng_state())
+        store.save(run, 1, {}, {"x": object()}, keep=2, rng=rng_state())
     assert not run.checkpoints.exists()
 
 
@@ -114,7 +114,7 @@ def test_order_of_writes(run, monkeypatch):
     save(run, 1)
     save(run, 2)
     names = []
-    monkeypatch.setattr(checkpoint, "io_point", names.append)
+    monkeypatch.setattr(store, "io_point", names.append)
     save(run, 3)
     files = [f"shard-{n:05d}.safetensors" for n in range(len(list(run.path.rglob("*3/shard-*"))))]
     files += ["rng-rank00000.safetensors", "state.json", "manifest.json"]
@@ -141,11 +141,11 @@ def test_crash_at_every_point_of_a_save(run, forked, monkeypatch):
     shutil.copytree(run.path, pristine)
     points = []
     with monkeypatch.context() as recording:
-        recording.setattr(checkpoint, "io_point", points.append)
+        recording.setattr(store, "io_point", points.append)
         save(run, 3)
 
     def crash(number):
-        monkeypatch.setattr(checkpoint, "io_point", crash_at(number))
+        monkeypatch.setattr(store, "io_point", crash_at(number))
         save(run, 3)
 
     code, number, published = CRASHED, 0, 0
@@ -156,7 +156,7 @@ def test_crash_at_every_point_of_a_save(run, forked, monkeypatch):
         steps = sound_steps(run)
         assert len(steps) >= 2, number
         assert assert_exact(checkpoint.latest(run)) == steps[0] >= 2
-        checkpoint.sweep(run)
+        store.sweep(run)
         assert not list(run.checkpoints.glob(".*")), number
         published += 3 in sound_steps(run)
         save(run, 4)
@@ -173,12 +173,12 @@ def test_crash_at_every_point_of_saving_a_step_anew(run, forked, monkeypatch):
     shutil.copytree(run.path, pristine)
 
     def crash(number):
-        monkeypatch.setattr(checkpoint, "io_point", crash_at(number))
+        monkeypatch.setattr(store, "io_point", crash_at(number))
         save(run, 9)
 
     def crash_in_sweep(number):
-        monkeypatch.setattr(checkpoint, "io_point", crash_at(number))
-        checkpoint.sweep(run)
+        monkeypatch.setattr(store, "io_point", crash_at(number))
+        store.sweep(run)
 
     code, number = CRASHED, 0
     while code == CRASHED:
@@ -188,7 +188,7 @@ def test_crash_at_every_point_of_saving_a_step_anew(run, forked, monkeypatch):
         for point in range(4):  # the next start dies as well, a little later each time
             if forked(lambda point=point: crash_in_sweep(point)) == 0:
                 break
-        checkpoint.sweep(run)
+        store.sweep(run)
         assert assert_exact(checkpoint.latest(run)) == 9, number
         assert not list(run.checkpoints.glob(".*")), number
         number += 1
@@ -216,7 +216,7 @@ def test_kill_at_random_moments(run, fork):
         os.waitpid(pid, 0)
         found = assert_exact(checkpoint.latest(run))
         assert found >= newest
-        checkpoint.sweep(run)
+        store.sweep(run)
         newest = assert_exact(checkpoint.latest(run))
     assert newest > 1
     assert not list(run.checkpoints.glob(".*"))
@@ -343,7 +343,7 @@ def test_decoys_and_leftovers(run):
         (folder / name / "shard-00000.safetensors").write_text("half")
     (folder / ".trash-file").write_text("x")
     assert assert_exact(checkpoint.latest(run)) == 1
-    notes = "\n".join(checkpoint.sweep(run))
+    notes = "\n".join(store.sweep(run))
     assert notes.count("removed") == 3
     assert notes.count("ignored") == len(decoys) + 2
     assert {p.name for p in folder.iterdir()} == {
@@ -358,13 +358,13 @@ def test_decoys_and_leftovers(run):
 def test_sweep_finishes_a_save_that_lacks_only_its_name(run):
     save(run, 1).rename(run.checkpoints / ".tmp-00000001-0a")
     assert checkpoint.latest(run) is None
-    assert "finished step-00000001" in checkpoint.sweep(run)[0]
+    assert "finished step-00000001" in store.sweep(run)[0]
     assert assert_exact(checkpoint.latest(run)) == 1
-    assert checkpoint.sweep(run) == ()
+    assert store.sweep(run) == ()
 
 
 def test_sweep_of_a_run_without_checkpoints(run):
-    assert checkpoint.sweep(run) == ()
+    assert store.sweep(run) == ()
 
 
 def test_disk_full_loses_nothing(run, forked, capfd):
@@ -374,7 +374,7 @@ def test_disk_full_loses_nothing(run, forked, capfd):
     def fill():
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
         try:
-            checkpoint.save(run, 2, big, {}, keep=2, rng=rng_state())
+            store.save(run, 2, big, {}, keep=2, rng=rng_state())
         except MachineError as error:
             print(error)
             return error.exit_code
@@ -386,15 +386,15 @@ def test_disk_full_loses_nothing(run, forked, capfd):
 
 def test_disk_full_message(run, monkeypatch):
     save(run, 1)
-    monkeypatch.setattr(checkpoint, "_free", lambda folder: 10)
+    monkeypatch.setattr(store, "_free", lambda folder: 10)
     with pytest.raises(MachineError) as caught:
         save(run, 2)
     text = str(caught.value)
     assert "step-00000002" in text and "bytes needed, 10 free" in text and "No space" in text
     with pytest.raises(MachineError, match="330 bytes needed"):
-        checkpoint.check_space(RunDir(run.path / "other"), 100, keep=2)
+        store.check_space(RunDir(run.path / "other"), 100, keep=2)
     monkeypatch.undo()
-    checkpoint.check_space(run, 100, keep=2)
+    store.check_space(run, 100, keep=2)
     assert assert_exact(checkpoint.latest(run)) == 1
 
 
@@ -407,7 +407,7 @@ def test_a_read_only_disk_is_told_at_the_start(run, monkeypatch):
     for name in ("write_bytes", "unlink"):
         monkeypatch.setattr(type(run.path), name, read_only)
     with pytest.raises(MachineError, match="Read-only"):
-        checkpoint.check_space(run, 100, keep=2)
+        store.check_space(run, 100, keep=2)
 
 
 def test_a_folder_that_takes_no_write_is_told_at_the_start(run, monkeypatch):
@@ -416,9 +416,9 @@ def test_a_folder_that_takes_no_write_is_told_at_the_start(run, monkeypatch):
     def over_quota(path):
         raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
-    monkeypatch.setattr(checkpoint, "fsync", over_quota)
+    monkeypatch.setattr(store, "fsync", over_quota)
     with pytest.raises(MachineError, match="quota"):
-        checkpoint.check_space(run, 100, keep=2)
+        store.check_space(run, 100, keep=2)
     assert not list(run.path.glob(".*.tmp"))
 
 
@@ -430,7 +430,7 @@ def test_failing_io_keeps_the_step_that_was_there(run, monkeypatch, fails):
         if name == fails:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "io_point", point)
+    monkeypatch.setattr(store, "io_point", point)
     for step in (1, 2):
         with pytest.raises(MachineError, match="No space"):
             save(run, step)
@@ -447,7 +447,7 @@ def test_failing_prune_fails_nothing(run, monkeypatch, caplog):
         if name == "prune":
             raise OSError(13, "Permission denied")
 
-    monkeypatch.setattr(checkpoint, "io_point", point)
+    monkeypatch.setattr(store, "io_point", point)
     assert assert_exact(save(run, 3)) == 3
     assert "could not prune" in caplog.text
 

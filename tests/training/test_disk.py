@@ -11,7 +11,7 @@ import torch
 
 from lmmkit.errors import MachineError
 from lmmkit.rundir import RunDir
-from lmmkit.training import checkpoint
+from lmmkit.training import checkpoint, store
 from lmmkit.training.memory import telling_room
 from lmmkit.training.rng import rng_state
 from lmmkit.training.run import train
@@ -32,7 +32,7 @@ def fail_saves(monkeypatch, numbers, code=errno.ENOSPC):
         if name == "write state.json" and next(counted) in numbers:
             raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(checkpoint, "io_point", point)
+    monkeypatch.setattr(store, "io_point", point)
 
 
 def steps(run: RunDir) -> list[int]:
@@ -122,11 +122,11 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_gone_on_from(tiny, tmp_
 def test_order_is_by_step_whatever_the_clock_says(tmp_path, monkeypatch):
     run = RunDir(tmp_path)
     for step in (1, 2, 3):
-        path = checkpoint.save(run, step, {"w": torch.zeros(1)}, {}, keep=3, rng=rng_state())
+        path = store.save(run, step, {"w": torch.zeros(1)}, {}, keep=3, rng=rng_state())
         for file in (path, *path.iterdir()):
             os.utime(file, (10**9 - step * 10**6,) * 2)
     assert checkpoint.step_of(checkpoint.latest(run)) == 3
-    checkpoint.save(run, 4, {"w": torch.zeros(1)}, {}, keep=2, rng=rng_state())
+    store.save(run, 4, {"w": torch.zeros(1)}, {}, keep=2, rng=rng_state())
     assert steps(run) == [3, 4]
 
 

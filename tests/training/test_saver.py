@@ -80,8 +80,8 @@ def test_saving_beside_the_loop_changes_no_bit(tiny, tmp_path):
     one = train(tiny(*few), out=tmp_path / "one").run
     two = train(tiny(*few, "output.async_save=true", "output.save_every=1"), out=tmp_path / "two").run
     assert figures(one) == figures(two)
-    assert [checkpoint.step_of(path) for path in checkpoint._steps(two)] == [6, 5]
-    ours, theirs = (checkpoint.load(checkpoint._steps(run)[0]).tensors for run in (one, two))
+    assert [checkpoint.step_of(path) for path in checkpoint.steps(two)] == [6, 5]
+    ours, theirs = (checkpoint.load(checkpoint.steps(run)[0]).tensors for run in (one, two))
     assert ours.keys() == theirs.keys() and all(torch.equal(theirs[key], ours[key]) for key in ours)
 
 

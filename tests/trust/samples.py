@@ -22,7 +22,7 @@ from lmmkit.recipe import from_mapping, read_recipe, read_text
 from lmmkit.rundir import RunDir, lock
 from lmmkit.sample import Image, Sample, Turn
 from lmmkit.speak import load
-from lmmkit.training import anomalies, checkpoint, manifest
+from lmmkit.training import anomalies, manifest, store
 from lmmkit.training.step import Report
 from lmmkit.weights import own
 from tests.trust.home import RECIPE, Home, row
@@ -294,7 +294,7 @@ def checkpoints(home: Home) -> None:
     tried(lambda: _raise(manifest.mismatches(folder, {"model.x": torch.zeros(3)})))
     run = RunDir(home.path / "run")
     (home.path / "file").write_text("")
-    tried(lambda: checkpoint.check_space(run, 10**18, keep=2))
+    tried(lambda: store.check_space(run, 10**18, keep=2))
     report = Report(loss=float("nan"), terms={}, grad_norm=1.0, tokens=1)
     tried(lambda: _raise([anomalies.exhausted(1, "learn", anomalies.Watch(), report, {"rows": ["a"]})]))
 
