@@ -11,7 +11,7 @@ from lmmkit.errors import UserError
 from lmmkit.recipe import Recipe
 from lmmkit.training import manifest
 from lmmkit.training.checkpoint import STATE, Checkpoint
-from lmmkit.training.loop import Position
+from lmmkit.training.due import Position
 
 
 def state_of(

@@ -22,8 +22,9 @@ from lmmkit.rundir import RunDir, lock
 from lmmkit.training import checkpoint, shard, store
 from lmmkit.training import resume as resuming
 from lmmkit.training.checked import state_of
+from lmmkit.training.due import Position
 from lmmkit.training.log import Board, MetricsLog, Silence
-from lmmkit.training.loop import Position, run_stage
+from lmmkit.training.loop import run_stage
 from lmmkit.training.models import build, gathered, save_model
 from lmmkit.training.ranks import Ranks, joined
 from lmmkit.training.rng import seed_stage

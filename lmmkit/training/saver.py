@@ -11,10 +11,10 @@ from typing import Any
 from torch import Tensor
 
 from lmmkit.rundir import RunDir
-from lmmkit.training.store import put
 from lmmkit.training.parts import Held, hold
 from lmmkit.training.ranks import Ranks
 from lmmkit.training.rng import rng_state
+from lmmkit.training.store import put
 
 GRACE = 30.0  # seconds between the signal that torchrun passes on and its kill
 

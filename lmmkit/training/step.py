@@ -16,6 +16,8 @@ from lmmkit.recipe import Optim
 from lmmkit.training.ranks import ALONE, Ranks
 from lmmkit.training.shard import exchange, whole
 
+BY_SOURCE = "loss/"
+
 
 @dataclass
 class Report:
@@ -74,12 +76,11 @@ def rate(optim: Optim, steps: int, done: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (done - warm) / max(1, steps - warm)))
 
 
-def set_rate(optimizer: torch.optim.Optimizer, optim: Optim, steps: int, done: int) -> float:
-    """Gives every group its share of its peak rate, for the update after `done` updates; that share."""
+def set_rate(optimizer: torch.optim.Optimizer, optim: Optim, steps: int, done: int) -> None:
+    """Gives every group its share of its peak rate, for the update after `done` updates."""
     factor = rate(optim, steps, done)
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * factor
-    return factor
 
 
 def run_step(

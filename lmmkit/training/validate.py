@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -25,15 +25,13 @@ from lmmkit.recipe import Task, Validate
 from lmmkit.rundir import RunDir
 from lmmkit.sample import Sample
 from lmmkit.speak import Speaker
+from lmmkit.training.due import Position
 from lmmkit.training.models import gathered, save_model
 from lmmkit.training.ranks import Ranks
 from lmmkit.training.rng import looking
 from lmmkit.training.shard import rooted, sees_everywhere
 from lmmkit.training.signals import Interrupted, Stop
 from lmmkit.training.step import added
-
-if TYPE_CHECKING:
-    from lmmkit.training.loop import Position
 
 
 @dataclass

@@ -14,7 +14,7 @@ from lmmkit.data.records import open_records
 from lmmkit.errors import MachineError, Problem, UserError
 from lmmkit.plan.prepare import prepare
 from lmmkit.rundir import RunDir, read_jsonl
-from lmmkit.training.loop import _saving
+from lmmkit.training.reading import saving
 from lmmkit.training.run import train
 from lmmkit.training.signals import ignore_in_worker
 from tests.conftest import PLAIN
@@ -239,5 +239,5 @@ def test_what_was_learned_is_saved_before_the_machines_error_goes_on():
 
     saved = []
     with pytest.raises(MachineError):
-        list(_saving(steps(), lambda: saved.append(1)))
+        list(saving(steps(), lambda: saved.append(1)))
     assert saved == [1]

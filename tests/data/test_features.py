@@ -88,7 +88,7 @@ def test_a_run_with_kept_features_has_the_losses_of_one_without(tiny, tmp_path, 
 def test_encoders_of_the_same_weights_are_kept_apart(change, tiny, tmp_path):
     from lmmkit import assemble
     from lmmkit.plan.prepare import prepare
-    from lmmkit.training.loop import feature_cache
+    from lmmkit.training.reading import feature_cache
 
     marks, weights = set(), set()
     for more in ((), (f"model.vision.{change}",)):

@@ -17,7 +17,7 @@ from lmmkit.recipe import read_text
 from lmmkit.rundir import RunDir
 from lmmkit.training import checkpoint, loop
 from lmmkit.training import run as run_module
-from lmmkit.training.loop import Position
+from lmmkit.training.due import Every, Position
 from lmmkit.training.run import train
 from lmmkit.training.step import run_step
 from tests.conftest import DIRECT, PLAIN
@@ -187,7 +187,7 @@ def test_without_saving_a_run_leaves_no_checkpoint(tiny, tmp_path):
 )
 def test_every_calls_when_due(n, step, last, due):
     called = []
-    loop.Every(n, called.append)(Position("s", step, step), last=last)
+    Every(n, called.append)(Position("s", step, step), last=last)
     assert bool(called) is due
 
 
