@@ -1,4 +1,4 @@
-"""The run folder: the name of every file in it, how each is read, and who may write to it.
+"""The run folder: the name of every file in it, and how each is read.
 
     RUN/  recipe.yaml  recipe.resolved.yaml  plan.txt  run.json  lock  metrics.jsonl
           anomalies.jsonl  bad_rows.jsonl  resumes.jsonl  tb/  checkpoints/step-XXXXXXXX/
@@ -6,25 +6,19 @@
 
 `run.json` is what makes a folder a run. A start that died before writing it (only the lock, the
 recipe and the plan stand there) counts as not begun: both a new run and `--resume` may take it.
-A trainer calls, in this order: `RunDir.create`, `lock`, and only then writes anything.
+A trainer calls, in this order: `RunDir.create`, `lock` (`runlock.py`), and only then writes anything.
 """
 
 from __future__ import annotations
 
-import fcntl
-import json
-import math
-import numbers
 import os
-import socket
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from lmmkit.errors import MachineError, Problem, UserError, raise_all
+from lmmkit.files import read_json, read_jsonl, unwritable
 
 # What a start writes before `run.json`.
 OPENING = frozenset({"lock", "recipe.yaml", "recipe.resolved.yaml", "plan.txt"})
@@ -212,167 +206,6 @@ class RunDir:
         return read_json(self.results, mend="Make it with `lmmkit eval`.")
 
 
-def read_json(path: Path, *, mend: str = "Restore the file, or run again.") -> dict[str, Any]:
-    """The JSON object in a file. Raises `UserError` if it is missing, torn or no object."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(_unreadable(str(path), error.strerror or str(error), mend)) from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(_unreadable(str(path), f"no JSON ({error})", mend)) from None
-    if not isinstance(value, dict):
-        raise UserError(_unreadable(str(path), f"a JSON {type(value).__name__}", mend))
-    return value
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The objects of a .jsonl file, one a line; [] without a file.
-
-    A last line that breaks off is what a killed writer leaves, and is skipped. Raises `UserError`
-    naming the line for any other that is not an object.
-    """
-    try:
-        lines = path.read_bytes().splitlines()
-    except FileNotFoundError:
-        return []
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-            if not isinstance(record, dict):
-                raise ValueError(f"a {type(record).__name__}")
-        except (ValueError, RecursionError) as error:
-            if number == len(lines):
-                break
-            mend = "Remove that line, or restore the file."
-            raise UserError(_unreadable(f"{path}:{number}", f"no JSON ({error})", mend)) from None
-        records.append(record)
-    return records
-
-
-def plain(value: Any) -> Any:
-    """`value` as JSON can say it: NaN and infinities become None, numpy numbers Python's.
-
-    Raises `TypeError` for anything else, tensors among it: they would hide a wait for the GPU.
-    """
-    if value is None or isinstance(value, str | bool):
-        return value
-    if isinstance(value, numbers.Integral):
-        return int(value)
-    if isinstance(value, numbers.Real):
-        return float(value) if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    raise TypeError(f"got a {type(value).__name__}; want numbers, text, lists and mappings")
-
-
-def write_json_atomic(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes `plain(value)` so that a reader sees the old file or the new, never a part."""
-    write_text_atomic(path, json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
-
-
-def write_text_atomic(path: Path, text: str) -> None:
-    """Temporary file, fsync, rename, fsync of the folder. Raises `MachineError`."""
-    # The process id keeps two writers of one file (a run and an evaluation) apart.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        io_point(f"write {path.name}")
-        temporary.write_text(text, encoding="utf-8")
-        fsync(temporary)
-        io_point(f"publish {path.name}")
-        os.replace(temporary, path)
-        io_point(f"sync the name of {path.name}")
-        fsync(path.parent)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise MachineError(_unwritable(path, error)) from error
-
-
-def io_point(name: str) -> None:
-    """Called before every change to the disk that a run's files hang on; tests die here."""
-
-
-def fsync(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk itself."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-# Lock handles of this process. A forked data worker closes its copies: the lock lives as long as
-# any copy does, and an orphaned worker must not keep a killed run's folder taken.
-_held: set[int] = set()
-
-
-def _drop_inherited() -> None:
-    while _held:
-        os.close(_held.pop())
-
-
-os.register_at_fork(after_in_child=_drop_inherited)
-
-
-@contextmanager
-def lock(run: RunDir) -> Iterator[None]:
-    """Owns the run folder until the block ends; the kernel frees it if the process dies.
-
-    Raises `UserError` naming the owner where another process trains there, and `MachineError`
-    where the file system knows no locks or the file cannot be made.
-    """
-    try:
-        handle = os.open(run.lock, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise MachineError(_unwritable(run.lock, error)) from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        owner = os.read(handle, 4096)
-        os.close(handle)
-        raise UserError(_taken(run, owner)) from None
-    except OSError as error:
-        os.close(handle)
-        raise MachineError(_unwritable(run.lock, error)) from error
-    _held.add(handle)
-    try:
-        owner = {
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, (json.dumps(owner) + "\n").encode(), 0)
-        yield
-    finally:
-        # The file stays: removing it would let two later owners lock two different files. In a
-        # forked child the handle is already closed, and the number may be another file's.
-        if handle in _held:
-            _held.remove(handle)
-            os.close(handle)
-
-
-def _taken(run: RunDir, owner: bytes) -> Problem:
-    try:
-        who = dict(json.loads(owner))
-    except (ValueError, TypeError):  # the owner has the lock but has not signed it yet
-        who = {}
-    pid, host = who.get("pid", "unknown"), who.get("host", "unknown")
-    return Problem(
-        "run/locked",
-        str(run.lock),
-        f"a run that is under way: process {pid} on {host}, since {who.get('started', 'just now')}",
-        "one run in a folder at a time",
-        f"Wait for it or stop it (`kill {pid}` on {host}), then `--resume`; "
-        "or name another folder (`--out DIR`).",
-    )
-
-
 def _entries(path: Path) -> list[str]:
     try:
         return os.listdir(path)
@@ -388,22 +221,8 @@ def _make(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise MachineError(_unwritable(path, error)) from error
+        raise MachineError(unwritable(path, error)) from error
 
 
 def _is_temporary(name: str) -> bool:
     return name.startswith(".") and name.endswith(".tmp")
-
-
-def _unreadable(where: str, got: str, mend: str) -> Problem:
-    return Problem("run/unreadable", where, got, "a JSON object", mend)
-
-
-def _unwritable(path: Path, error: OSError) -> Problem:
-    return Problem(
-        "run/cannot-write",
-        str(path),
-        error.strerror or str(error),
-        "a folder that can be written to, on a file system with locks",
-        "Free space or change its rights, or name another folder (`--out DIR`).",
-    )

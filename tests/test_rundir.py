@@ -6,9 +6,11 @@ import time
 
 import pytest
 
-from lmmkit import rundir
+from lmmkit import files
 from lmmkit.errors import MachineError, UserError
-from lmmkit.rundir import RunDir, lock, plain, read_json, write_json_atomic
+from lmmkit.files import plain, read_json, write_json_atomic
+from lmmkit.rundir import RunDir
+from lmmkit.runlock import lock
 
 
 @pytest.fixture
@@ -102,7 +104,7 @@ def test_write_is_all_or_nothing(run, monkeypatch):
     def fail(path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(rundir, "fsync", fail)
+    monkeypatch.setattr(files, "fsync", fail)
     with pytest.raises(MachineError, match="No space"):
         write_json_atomic(run.run_json, {"seed": 2})
     assert read_json(run.run_json) == {"seed": 1}

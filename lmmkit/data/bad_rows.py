@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from lmmkit.errors import Problem, UserError
-from lmmkit.rundir import write_text_atomic
+from lmmkit.files import write_text_atomic
 
 ALWAYS = 10  # bad rows that `skip` passes over, however few rows there are
 

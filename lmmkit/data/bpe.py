@@ -19,7 +19,7 @@ import tokenizers
 
 from lmmkit.data.text import SPACE, _problem, _read, _spelt
 from lmmkit.errors import UserError
-from lmmkit.rundir import read_json
+from lmmkit.files import read_json
 
 FILE = "tokenizer.json"
 BESIDE = "tokenizer_config.json"

@@ -16,9 +16,10 @@ from lmmkit.evaluate.checks import choice_problems, task_problems
 from lmmkit.evaluate.tasks.exact_match import exact_match
 from lmmkit.evaluate.tasks.restore import restore
 from lmmkit.evaluate.tasks.terms import terms
+from lmmkit.files import read_json, write_json_atomic
 from lmmkit.plan.prepare import open_sources
 from lmmkit.recipe import Recipe, Task
-from lmmkit.rundir import RunDir, read_json, write_json_atomic
+from lmmkit.rundir import RunDir
 from lmmkit.sample import Sample
 from lmmkit.speak import Speaker, load, model_folder
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from rich.table import Table
 
-from lmmkit.rundir import RunDir, write_json_atomic
+from lmmkit.files import write_json_atomic
+from lmmkit.rundir import RunDir
 
 
 def summarise(folder: Path, names: Sequence[str], *, wall_seconds: float) -> dict:

@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from lmmkit.errors import MachineError, Problem, UserError
-from lmmkit.rundir import io_point, plain, read_jsonl, write_text_atomic
+from lmmkit.files import io_point, plain, read_jsonl, write_text_atomic
 
 Picture = Tensor | np.ndarray  # [C, X, Y], values 0 to 1
 

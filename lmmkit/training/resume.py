@@ -16,10 +16,11 @@ from pathlib import Path
 import torch
 
 from lmmkit.errors import Problem, raise_all
+from lmmkit.files import read_json, write_json_atomic, write_text_atomic
 from lmmkit.plan.explain import plan_text
 from lmmkit.plan.prepare import Prepared
 from lmmkit.recipe import diff, digest, dump, read_recipe
-from lmmkit.rundir import RunDir, read_json, write_json_atomic, write_text_atomic
+from lmmkit.rundir import RunDir
 from lmmkit.training.log import MetricsLog
 
 ACCEPT = "--accept-data-change"

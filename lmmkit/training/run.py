@@ -18,7 +18,8 @@ from lmmkit.model import lora
 from lmmkit.objective import Objective
 from lmmkit.plan.prepare import Prepared, prepare, writes_outside
 from lmmkit.recipe import Recipe, digest, read_recipe, to_mapping
-from lmmkit.rundir import RunDir, lock
+from lmmkit.rundir import RunDir
+from lmmkit.runlock import lock
 from lmmkit.training import checkpoint, shard, store
 from lmmkit.training import resume as resuming
 from lmmkit.training.checked import state_of

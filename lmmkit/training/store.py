@@ -23,7 +23,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from lmmkit.errors import MachineError, Problem
-from lmmkit.rundir import RunDir, fsync, io_point
+from lmmkit.files import fsync, io_point
+from lmmkit.rundir import RunDir
 from lmmkit.training import manifest, parts
 from lmmkit.training.checkpoint import RNG, STATE, STEP, steps
 from lmmkit.training.parts import Held, Part, hold

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lmmkit.errors import Problem, raise_all
-from lmmkit.rundir import read_json
+from lmmkit.files import read_json
 from lmmkit.weights.config import Config
 from lmmkit.weights.decoders import LLAMA
 from lmmkit.weights.keys import Place, places

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lmmkit.errors import Problem, UserError
-from lmmkit.rundir import read_json
+from lmmkit.files import read_json
 
 MEND = "Mend the file, or fetch the folder anew."
 BLOCKS = 256  # LLaMA-405B has 126; each is built, on meta, to be checked

@@ -9,8 +9,8 @@ from typing import Any
 
 from lmmkit.dims import CLIP_MEAN, CLIP_STD, ImageSpec
 from lmmkit.errors import Problem, UserError
+from lmmkit.files import read_json
 from lmmkit.model.vision import VisionShape
-from lmmkit.rundir import read_json
 from lmmkit.weights.config import BLOCKS, Config, unsupported
 from lmmkit.weights.keys import Table
 

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lmmkit.errors import Problem, UserError, raise_all
+from lmmkit.files import fsync, write_json_atomic
 from lmmkit.model.vision import VisionShape, ViT
-from lmmkit.rundir import fsync, write_json_atomic
 from lmmkit.weights import encoders, keys, own, words
 from lmmkit.weights.decoders import LLAMA
 from lmmkit.weights.exported import Added, Exported, added, family

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from lmmkit.data.tokenizer import AnyTokenizer
 from lmmkit.errors import MachineError, Problem, UserError, raise_all
-from lmmkit.rundir import fsync, io_point, read_json, write_json_atomic
+from lmmkit.files import fsync, io_point, read_json, write_json_atomic
 from lmmkit.sample import ImageShape
 
 FORMAT = "lmmkit-model-1"

@@ -19,7 +19,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lmmkit.rundir import fsync, write_json_atomic
+from lmmkit.files import fsync, write_json_atomic
 from lmmkit.weights.decoders import LLAMA
 from lmmkit.weights.source import CONNECTOR
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lmmkit.errors import Problem, UserError
-from lmmkit.rundir import read_json
+from lmmkit.files import read_json
 from lmmkit.weights import decoders, encoders, keys, timm_files
 from lmmkit.weights.config import Config, unsupported
 from lmmkit.weights.decoders import DecoderSource, read_decoder

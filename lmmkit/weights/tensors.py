@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lmmkit.errors import Problem, UserError, raise_all
-from lmmkit.rundir import read_json
+from lmmkit.files import read_json
 
 MAX_HEADER = 100 << 20  # bytes; as the library itself allows
 WHOLE = "model.safetensors"

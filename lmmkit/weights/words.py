@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lmmkit.data import bpe
-from lmmkit.rundir import write_json_atomic
+from lmmkit.files import write_json_atomic
 from lmmkit.weights import encoders, talk
 from lmmkit.weights.exported import IMAGE, PAD, Added, Exported
 

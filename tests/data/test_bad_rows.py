@@ -12,8 +12,9 @@ from lmmkit.data.bad_rows import BadRow, Ledger, Policy
 from lmmkit.data.loader import load_steps
 from lmmkit.data.records import open_records
 from lmmkit.errors import MachineError, Problem, UserError
+from lmmkit.files import read_jsonl
 from lmmkit.plan.prepare import prepare
-from lmmkit.rundir import RunDir, read_jsonl
+from lmmkit.rundir import RunDir
 from lmmkit.training.reading import saving
 from lmmkit.training.run import train
 from lmmkit.training.signals import ignore_in_worker

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lmmkit import rundir
+from lmmkit import files
 from lmmkit.data import loader
 from lmmkit.recipe import Recipe
 from lmmkit.rundir import RunDir
@@ -22,8 +22,8 @@ from lmmkit.weights import own
 
 CRASHED = 77
 TIMES = ("seconds", "tokens_per_second", "val/seconds")
-WITH_POINTS = (rundir, store, own, log)
-WITH_SYNC = (rundir, store, own)
+WITH_POINTS = (files, store, own, log)
+WITH_SYNC = (files, store, own)
 
 
 def start(recipe: Recipe, out, point: Callable[[str], None] = lambda name: None) -> int:

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from lmmkit.errors import UserError
-from lmmkit.rundir import RunDir, read_jsonl
+from lmmkit.files import read_jsonl
+from lmmkit.rundir import RunDir
 from lmmkit.training import checkpoint, loop
 from lmmkit.training.anomalies import IN_A_ROW, MANY, WINDOW, Watch
 from lmmkit.training.log import MetricsLog

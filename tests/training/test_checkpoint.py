@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from lmmkit.errors import MachineError, UserError
-from lmmkit.rundir import RunDir, fsync
+from lmmkit.files import fsync
+from lmmkit.rundir import RunDir
 from lmmkit.training import checkpoint, manifest, store
 from lmmkit.training.rng import rng_state, set_rng_state
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lmmkit.errors import MachineError, UserError
-from lmmkit.rundir import read_jsonl
+from lmmkit.files import read_jsonl
 from lmmkit.training.log import Board, MetricsLog, Progress, duration
 
 

@@ -7,8 +7,9 @@ import signal
 
 import pytest
 
+from lmmkit.files import read_json, read_jsonl
 from lmmkit.objective import Objective
-from lmmkit.rundir import RunDir, read_json, read_jsonl
+from lmmkit.rundir import RunDir
 from lmmkit.speak import Speaker
 from lmmkit.training import checkpoint, loop
 from lmmkit.training.run import train

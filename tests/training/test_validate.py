@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from lmmkit.errors import UserError
+from lmmkit.files import read_json
 from lmmkit.plan.prepare import prepare
 from lmmkit.recipe import read_text
-from lmmkit.rundir import RunDir, read_json
+from lmmkit.rundir import RunDir
 from lmmkit.speak import Speaker, load
 from lmmkit.training import checkpoint
 from lmmkit.training.models import whole

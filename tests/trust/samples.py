@@ -19,7 +19,8 @@ from lmmkit.data.order import Order
 from lmmkit.data.tokenizer import open_tokenizer
 from lmmkit.errors import LmmkitError, Problem
 from lmmkit.recipe import from_mapping, read_recipe, read_text
-from lmmkit.rundir import RunDir, lock
+from lmmkit.rundir import RunDir
+from lmmkit.runlock import lock
 from lmmkit.sample import Image, Sample, Turn
 from lmmkit.speak import load
 from lmmkit.training import anomalies, manifest, store
