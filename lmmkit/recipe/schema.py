@@ -76,6 +76,7 @@ class Speed:
     # decoder blocks that run again in the backward pass; a number: so many, from the first on
     recompute: Annotated[Literal["none", "all"] | k.Count, Says("none, all, or a number of blocks")] = "none"
     compile: k.Flag = False  # `torch.compile` around the attention of each layer
+    deterministic: k.Flag = False  # only kernels that give the same bits each time
     workers: k.Few = 0  # data processes a rank
     threads: k.Few = 0  # CPU threads; 0 = leave as found
     image_cache_mb: k.Natural = 0  # 0 = no cache

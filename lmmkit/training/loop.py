@@ -27,6 +27,7 @@ from lmmkit.training.memory import telling_room
 from lmmkit.training.pictures import stage_pictures
 from lmmkit.training.ranks import Ranks
 from lmmkit.training.reading import saving, stage_ledger, stage_pipeline
+from lmmkit.training.repeatable import telling_kernel
 from lmmkit.training.rng import looking
 from lmmkit.training.saver import Saver
 from lmmkit.training.shard import rooted
@@ -147,7 +148,8 @@ class Loop:
         set_rate(self.optimizer, optim, self.steps, before)
         weights = {name: w.at(before / self.steps) for name, w in plan.weights.items()}
         self.at = Position(self.at.stage, self.at.step + 1, before + 1)
-        with telling_room(f"step {self.at.step}, stage {self.at.stage}", step, recipe, self.device):
+        where = f"step {self.at.step}, stage {self.at.stage}"
+        with telling_room(where, step, recipe, self.device), telling_kernel(where, recipe):
             return run_step(
                 self.objective, self.optimizer, step, weights, clip=None if optim.clip == "none" else optim.clip,
                 device=self.device, readings=self.logs, features=self.pipeline.packer.features, ranks=self.ranks,

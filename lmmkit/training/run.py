@@ -28,6 +28,7 @@ from lmmkit.training.log import Board, MetricsLog, Silence
 from lmmkit.training.loop import run_stage
 from lmmkit.training.models import build, gathered, save_model
 from lmmkit.training.ranks import Ranks, joined
+from lmmkit.training.repeatable import set_repeatable
 from lmmkit.training.rng import seed_stage
 from lmmkit.training.signals import Interrupted, Stop
 from lmmkit.training.state import restore
@@ -112,6 +113,7 @@ def _train(
 ) -> Finished:  # fmt: skip
     """Begins the run or goes on with it. Before its first step a stop ends it as it stands."""
     recipe = prepared.recipe
+    set_repeatable(recipe)
     if recipe.speed.threads:
         torch.set_num_threads(recipe.speed.threads)
     if recipe.speed.keep_memory and (why_not := keep_memory()):

@@ -1,0 +1,40 @@
+"""`speed.deterministic`: only kernels that give the same bits each time; one that does not is told by name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from lmmkit.errors import MachineError, Problem
+from lmmkit.recipe import Recipe
+
+TORCH_SAYS = "does not have a deterministic implementation"
+
+
+def set_repeatable(recipe: Recipe) -> None:
+    """Lets torch refuse kernels whose sums come in any order; or, where that is not asked for, nothing.
+
+    cuBLAS is repeatable in a workspace of a fixed size alone, which it reads from the environment as it
+    starts.
+    """
+    asked = recipe.speed.deterministic
+    if asked:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(asked)
+
+
+@contextmanager
+def telling_kernel(where: str, recipe: Recipe) -> Iterator[None]:
+    """Turns torch's refusal of a kernel into a `MachineError` that names it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if TORCH_SAYS not in str(error):
+            raise
+        got = str(error).partition(", but you set")[0]
+        want = f"kernels that give the same bits each time ({recipe.where('speed.deterministic')})"
+        mend = "Set `speed.attention` to another backend if it is attention's, or `speed.deterministic: false`."
+        raise MachineError(Problem("train/not-deterministic", where, got, want, mend)) from error
