@@ -6,7 +6,7 @@ For each of 1, 2, 4 and 8 ranks that there are devices for (one by torchrun is o
 float32; of two and more also one in bfloat16, a SIGTERM in the middle, and `--resume` on one device.
 Ends with 1 where a figure of float32 is further than 1e-4, relative, from one device's (kernels may sum
 in any order), or a stop leaves no sound checkpoint.
-NOT RUN YET: written where there was no GPU. `--cpu` takes the same road with gloo.
+Run so far with `--cpu` alone, which takes the same road with gloo (docs/cluster.md): there was no GPU.
 """
 
 from __future__ import annotations
