@@ -62,6 +62,8 @@ def run_stage(
     objective.train()
     assemble.set_layers(objective, prepared.recipe.speed)
     with loop.saver, loop.progress:
+        if prepared.recipe.speed.compile:
+            loop.progress.say(f"{stage}: compiling the layers, which makes the first steps slow")
         stopped = loop.go()
     return loop.at, stopped
 
