@@ -229,4 +229,4 @@ class Loop:
             "validation": self.validator.state(),
         }
         tensors = state.tensors(self.objective, self.optimizer)
-        self.saver.save(at.step, tensors, {"position": asdict(at), **kept})
+        self.saver.save(at.step, tensors, {"position": asdict(at), **kept}, state.frozen(self.objective))

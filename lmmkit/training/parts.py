@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,12 +30,17 @@ CHUNK = 8 << 20  # bytes written at a time
 Pieces = dict[str, list[list]]  # key -> [[file, first row, rows], ...], of tensors that are cut
 
 
+Mark = tuple[int, int]  # where a tensor lies, and how often it has been written to
+
+
 class Part(NamedTuple):
-    """Rows of a tensor from `first` on; `cut` if they are not all of it."""
+    """Rows of a tensor from `first` on; `cut` if they are not all of it. `mark` tells whether one that does
+    not learn is as it was; None of one that learns."""
 
     tensor: Tensor
     first: int
     cut: bool
+    mark: Mark | None = None
 
 
 @dataclass(frozen=True)
@@ -50,27 +55,39 @@ class Held:
         """Of this rank's parts."""
         return sum(part.tensor.nbytes for part in self.parts.values())
 
+    @property
+    def learning(self) -> dict[str, Part]:
+        """Parts that the next update changes, and all that is not known to stay."""
+        return {key: part for key, part in self.parts.items() if part.mark is None}
+
+    @property
+    def lasting(self) -> dict[str, Part]:
+        """The others."""
+        return {key: part for key, part in self.parts.items() if part.mark is not None}
+
     def copied(self, before: Held | None = None) -> Held:
-        """The same in memory of its own on the host: what is trained next does not touch it. The memory of
-        an earlier copy serves again, where it is of the same parts."""
+        """The same with what learns in memory of its own on the host: what is trained next does not touch
+        it. The memory of an earlier copy serves again, where it is of the same parts."""
         again = before.parts if before is not None else {}
-        parts = {}
-        for key, part in self.parts.items():
+        parts = self.lasting
+        for key, part in self.learning.items():
             own = again[key].tensor if key in again else None
             if own is None or (own.shape, own.dtype) != (part.tensor.shape, part.tensor.dtype):
                 own = torch.empty(part.tensor.shape, dtype=part.tensor.dtype)
             parts[key] = part._replace(tensor=own.copy_(part.tensor))
-        return replace(self, parts=parts)
+        return replace(self, parts={key: parts[key] for key in self.parts})
 
 
-def hold(tensors: Mapping[str, Tensor], ranks: Ranks) -> Held:
-    """This rank's share: the rows it holds of what is cut; the rest is the first rank's."""
+def hold(tensors: Mapping[str, Tensor], ranks: Ranks, frozen: Collection[str] = ()) -> Held:
+    """This rank's share: the rows it holds of what is cut; the rest is the first rank's. `frozen`: those that
+    do not learn."""
     parts = {}
     for key, tensor in tensors.items():
         local, first = rows(tensor.detach())
         cut = local.shape != tensor.shape
         if owns(tensor, ranks) and (not cut or len(local)):
-            parts[key] = Part(local, first, cut)
+            mark = (local.data_ptr(), local._version) if key in frozen else None
+            parts[key] = Part(local, first, cut, mark)
     return Held(parts, manifest.layout(tensors))
 
 

@@ -36,5 +36,7 @@ def telling_kernel(where: str, recipe: Recipe) -> Iterator[None]:
             raise
         got = str(error).partition(", but you set")[0]
         want = f"kernels that give the same bits each time ({recipe.where('speed.deterministic')})"
-        mend = "Set `speed.attention` to another backend if it is attention's, or `speed.deterministic: false`."
+        mend = (
+            "Set `speed.attention` to another backend if it is attention's, or `speed.deterministic: false`."
+        )
         raise MachineError(Problem("train/not-deterministic", where, got, want, mend)) from error

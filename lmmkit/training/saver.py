@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
 from typing import Any
 
 from torch import Tensor
 
 from lmmkit.rundir import RunDir
+from lmmkit.training.lasting import Lasting
 from lmmkit.training.parts import Held, hold
 from lmmkit.training.ranks import Ranks
 from lmmkit.training.rng import rng_state
@@ -32,16 +33,29 @@ class Saver:
         self._beside, self._told = beside, False
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
+        self._lasting = Lasting()
         self._copy: Held | None = None  # its memory serves again: fresh pages cost more than the copy
 
-    def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Writes the checkpoint of `step`, or copies what it needs and returns."""
+    def save(
+        self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], frozen: Collection[str] = ()
+    ) -> None:
+        """Writes the checkpoint of `step`, or copies what it needs and returns. `frozen`: tensors that do not
+        change while this saver is in use."""
         self.wait()
-        held, rng = hold(tensors, self._ranks), rng_state()
+        held, rng = hold(tensors, self._ranks, frozen), rng_state()
 
         def write(held: Held = held) -> None:
             start = time.monotonic()
-            put(self._run, step, held, state, keep=self._keep, rng=rng, ranks=self._talks)
+            put(
+                self._run,
+                step,
+                held,
+                state,
+                keep=self._keep,
+                rng=rng,
+                ranks=self._talks,
+                lasting=self._lasting,
+            )
             self._warn(step, time.monotonic() - start)
 
         if not self._beside:

@@ -28,6 +28,12 @@ def tensors(objective: Objective, optimizer: torch.optim.Optimizer) -> dict[str,
     return out
 
 
+def frozen(objective: Objective) -> set[str]:
+    """Of `tensors`, those of the model that do not learn in this stage. A plugin's own may change all the same."""
+    named = objective.named_parameters()
+    return {f"model.{name}" for name, p in named if name.startswith("lmm.") and not p.requires_grad}
+
+
 def restore(objective: Objective, optimizer: torch.optim.Optimizer, saved: Checkpoint, folder: Path) -> None:
     """Puts a checkpoint's tensors back, of each the rows that this rank holds, however many ranks it is
     of. Raises `UserError` if it is of another model."""

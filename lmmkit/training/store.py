@@ -27,6 +27,7 @@ from lmmkit.files import fsync, io_point
 from lmmkit.rundir import RunDir
 from lmmkit.training import manifest, parts
 from lmmkit.training.checkpoint import RNG, STATE, STEP, steps
+from lmmkit.training.lasting import Lasting, Written
 from lmmkit.training.parts import Held, Part, hold
 from lmmkit.training.ranks import ALONE, Ranks
 
@@ -67,8 +68,10 @@ def put(
     keep: int,
     rng: Mapping[str, Tensor],
     ranks: Ranks = ALONE,
+    lasting: Lasting | None = None,
 ) -> Path:
-    """As `save`, of tensors that are held already."""
+    """As `save`, of tensors that are held already. `lasting`: what earlier ones wrote of what does not learn,
+    which is told of this one."""
     if keep < 2:
         raise ValueError(f"got keep={keep}; want at least 2, so that one may be damaged")
     if not 0 <= step < 10**8:
@@ -78,16 +81,18 @@ def put(
 
     target = run.checkpoints / f"step-{step:08d}"
     staging = run.checkpoints / ranks.tell(f".tmp-{step:08d}-{secrets.token_hex(4)}")
-    own = held.nbytes + sum(t.nbytes for t in rng.values()) + len(text)
+    lasting = Lasting() if lasting is None else lasting
+    own = held.nbytes - lasting.spared(held) + sum(t.nbytes for t in rng.values()) + len(text)
     needed = sum(ranks.gather(own))
     try:
         _all_or_none(ranks, lambda: _make(run, staging, needed) if ranks.first else None)
-        written = _all_or_none(ranks, lambda: _stage(staging, held, rng, ranks))
+        written = _all_or_none(ranks, lambda: _stage(staging, held, rng, ranks, lasting))
         _all_or_none(ranks, lambda: _list(staging, target, held, text, written) if ranks.first else None)
     except OSError as error:
         if ranks.first:
             shutil.rmtree(staging, ignore_errors=True)
         raise MachineError(_unwritten(target, needed, _free(run.path), error)) from error
+    lasting.published(target)
     if ranks.first:
         _prune(run, keep)
     return target
@@ -157,14 +162,24 @@ def _make(run: RunDir, staging: Path, needed: int) -> None:
     staging.mkdir(parents=True)
 
 
-def _stage(staging: Path, held: Held, rng: Mapping[str, Tensor], ranks: Ranks) -> list:
+def _stage(
+    staging: Path, held: Held, rng: Mapping[str, Tensor], ranks: Ranks, lasting: Lasting
+) -> list:  # fmt: skip
     """Writes this rank's files and waits for the disk; their sizes and crc32s, and the stretches of rows
     that lie in them."""
     files: dict[str, list[int]] = {}
     stretches = []
-    for number, shard in enumerate(_shards(held.parts)):
-        name = f"shard-{'' if ranks.alone else f'rank{ranks.rank:05d}-'}{number:05d}.safetensors"
-        files[name] = _write_tensors(staging / name, {key: part.tensor for key, part in shard.items()})
+    lasting.staged.clear()
+    shards = [*(("", shard) for shard in _shards(held.learning))]
+    shards += [("frozen-", shard) for shard in _shards(held.lasting) if shard]
+    for number, (kind, shard) in enumerate(shards):
+        name = f"shard-{'' if ranks.alone else f'rank{ranks.rank:05d}-'}{kind}{number:05d}.safetensors"
+        earlier = lasting.earlier(name, shard) if kind else None
+        files[name] = _linked(staging / name, earlier) or _write_tensors(
+            staging / name, {key: part.tensor for key, part in shard.items()}
+        )
+        if kind:
+            lasting.stage(staging / name, shard, files[name])
         stretches += [[key, name, part.first, len(part.tensor)] for key, part in shard.items() if part.cut]
     name = RNG.format(ranks.rank)
     files[name] = _write_tensors(staging / name, rng)
@@ -198,6 +213,19 @@ def _shards(held: Mapping[str, Part]) -> Iterator[dict[str, Part]]:
         shard[key] = part
         size += part.tensor.nbytes
     yield shard
+
+
+def _linked(path: Path, earlier: Written | None) -> list[int] | None:
+    """Gives a file of an earlier checkpoint a name in this one, if it is whole by its size and the file
+    system knows links; its size and crc32."""
+    if earlier is None or earlier.path.stat().st_size != earlier.said[0]:
+        return None
+    io_point(f"link {path.name}")
+    try:
+        os.link(earlier.path, path)
+    except OSError:
+        return None
+    return earlier.said
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> list[int]:

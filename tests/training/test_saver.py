@@ -104,7 +104,7 @@ def test_a_file_is_one_the_library_reads(tmp_path):
 @pytest.mark.parametrize(("world", "grace", "told"), [(2, -1.0, 1), (2, 30.0, 0), (1, -1.0, 0)])
 def test_a_save_that_torchrun_would_not_wait_for_is_told_once(run, monkeypatch, capsys, world, grace, told):
     monkeypatch.setattr(saver, "put", lambda *args, **options: None)
-    monkeypatch.setattr(saver, "hold", lambda tensors, ranks: None)
+    monkeypatch.setattr(saver, "hold", lambda tensors, ranks, frozen: None)
     monkeypatch.setattr(saver, "GRACE", grace)
     saves = Saver(run, keep=2, ranks=Ranks(world), beside=False)
     for step in (1, 2):
