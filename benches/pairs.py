@@ -10,7 +10,7 @@ from math import comb
 
 import torch
 
-PAIRS = 15
+PAIRS = max(15, int(os.environ.get("LMMKIT_PAIRS", 15)))  # more where the machine is restless
 Report = dict[str, object]
 
 
