@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -22,6 +22,8 @@ from lmmkit.recipe import Recipe, Task
 from lmmkit.rundir import RunDir
 from lmmkit.sample import Sample
 from lmmkit.speak import Speaker, load, model_folder
+
+ROUND = 8  # rows that a rank reads between two looks at the others
 
 
 def evaluate(
@@ -91,36 +93,56 @@ def _training(recipe: Recipe) -> set[str]:
 
 
 def readable(
-    records: Records, n: int | str, reader: ReadsImages, say: Callable[[str], None]
-) -> list[Sample]:
+    records: Records, n: int | str, reader: ReadsImages, say: Callable[[str], None], *,
+    share: tuple[int, int] = (0, 1), gather: Callable[[list], list[list]] = lambda found: [found],
+    poll: Callable[[], None] = lambda: None,
+) -> list[Sample]:  # fmt: skip
     """The first `n` rows whose pictures read, or `all` that do. Every picture is read once here, so that
-    none ends the work in its middle; `say` is told of rows that are passed over.
+    none ends the work in its middle.
 
-    Raises `UserError` where they are more than the source's `bad_rows` lets pass.
+    Args:
+        records: rows to choose from.
+        n: how many, or `all`.
+        reader: of pictures.
+        say: told of rows that are passed over.
+        share: (rank, world): of several ranks each reads its share, and what one cannot read none keeps.
+        gather: what every rank gave, by rank.
+        poll: called every few rows, as often on every rank; may raise to end the work.
+
+    Raises:
+        UserError: more rows that do not read than the source's `bad_rows` lets pass, or none that does.
     """
-    kept: list[Sample] = []
-    bad: list[Problem] = []
-    for i in range(len(records)):
-        if len(kept) == n:
+    rank, world = share
+    kept: list[int] = []
+    bad: dict[int, Problem] = {}
+    for start in range(0, len(records), ROUND * world):
+        if n != "all" and len(kept) >= int(n):
             break
-        sample = records[i]
-        found = _unreadable(sample, reader)
-        bad += [replace(problem, where=f"{records.where(i)}, {problem.where}") for problem in found[:1]]
-        kept += [] if found else [sample]
-    raise_all(too_many(records, bad))
-    for problem in bad:
+        poll()
+        rows = range(start, min(start + ROUND * world, len(records)))
+        found = [[i, asdict(p[0])] for i in rows[rank::world] if (p := _unreadable(records, i, reader))]
+        bad |= {i: Problem(**problem) for told in gather(found) for i, problem in told}
+        kept += [i for i in rows if i not in bad]
+    if n != "all" and len(kept) >= int(n):
+        kept = kept[: int(n)]
+        bad = {i: problem for i, problem in bad.items() if i < kept[-1]}
+    told = [bad[i] for i in sorted(bad)]
+    raise_all(too_many(records, told))
+    if told and not kept:
+        raise UserError(told)
+    for problem in told:
         say(f"passed over {problem.where}: {problem.got}")
-    return kept
+    return [records[i] for i in kept]
 
 
-def _unreadable(sample: Sample, reader: ReadsImages) -> list[Problem]:
-    """What is wrong with its pictures."""
-    found: list[Problem] = []
+def _unreadable(records: Records, i: int, reader: ReadsImages) -> list[Problem]:
+    """What is wrong with the pictures of row i."""
+    sample, found = records[i], []
     for image in sample.images:
         try:
             reader(image, sample.image_shape)
         except UserError as error:
-            found += error.problems
+            found += [replace(p, where=f"{records.where(i)}, {p.where}") for p in error.problems]
     return found
 
 

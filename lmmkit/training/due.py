@@ -34,27 +34,26 @@ class Every:
 
 @dataclass
 class Patience:
-    """Saves when it is time. What cannot be written is told and tried again the next time; at the
+    """Calls `write` when it is time to save. What cannot be written is told and tried again the next time; at the
     `IN_A_ROW`th time in a row the run ends with it, and so it does where there is no next time."""
 
-    write: Callable[[Position], None]
     say: Callable[[str], None]
     failed: int = 0
     saved: Position | None = None
 
-    def __call__(self, at: Position) -> None:
+    def __call__(self, at: Position, write: Callable[[Position], None]) -> None:
         try:
-            self.now(at)
+            self.now(at, write)
         except MachineError as error:
             self.failed += 1
             if self.failed >= IN_A_ROW:
                 raise
             self.say(f"no checkpoint of step {at.step} (failed {self.failed} of {IN_A_ROW}): {error}")
 
-    def now(self, at: Position) -> None:
+    def now(self, at: Position, write: Callable[[Position], None]) -> None:
         """As a run that ends here saves. Raises `MachineError` if it cannot be written."""
         if self.saved != at:
-            self.write(at)
+            write(at)
             self.saved, self.failed = at, 0
 
 

@@ -31,7 +31,7 @@ from lmmkit.training.repeatable import telling_kernel
 from lmmkit.training.rng import looking
 from lmmkit.training.saver import Saver
 from lmmkit.training.shard import rooted
-from lmmkit.training.signals import Stop, ignore_in_worker, until
+from lmmkit.training.signals import Interrupted, Stop, ignore_in_worker, until
 from lmmkit.training.step import BY_SOURCE, Report, rate, run_step, set_rate
 from lmmkit.training.validate import Validator, asked
 
@@ -98,20 +98,46 @@ class Loop:
     passed: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.patience = Patience(self.progress.say)
+
+    def due(self) -> tuple[Every, ...]:
+        """What is due, in order. What is saved comes last: a run that goes on from there has done the others.
+
+        Made anew each time: a loop that held its own methods would keep an ended stage's moments alive.
+        """
         output = self.prepared.recipe.output
-        self.patience = Patience(self.write, self.progress.say)
-        self.validation = Every(self.validator.every, self.validate)
-        # what is saved comes last: a run that goes on from there has done the others
-        self.due = (
-            Every(output.pictures_every, self.draw), self.validation, Every(output.save_every, self.patience),
-        )  # fmt: skip
+        save = Every(output.save_every, lambda at: self.patience(at, self.write))
+        return Every(output.pictures_every, self.draw), self.validation(), save
+
+    def validation(self) -> Every:
+        """Of what is due, the validation."""
+        return Every(self.validator.every, self.validate)
+
+    def through(self, entries: Iterable[Every]) -> bool:
+        """Does what is due at this step; False where a stop came in between."""
+        with telling_kernel(self.where, self.prepared.recipe):
+            return through(entries, self.at, self.steps)
+
+    def save_now(self) -> None:
+        """As a run that ends here saves."""
+        self.patience.now(self.at, self.write)
+
+    @property
+    def where(self) -> str:
+        """The step, for a message."""
+        return f"step {self.at.step}, stage {self.at.stage}"
 
     def go(self) -> bool:
         """Steps to the stage's end, or until a stop; whether it stopped, and is saved where it did."""
+        try:
+            self.validator.read()
+        except Interrupted:
+            self.save_now()
+            return True
         stopping = False
         batches = self.batches()
         if self.at.stage_step:  # a stop may have come before this step's validation was through
-            stopping = not through([self.validation], self.at, self.steps)
+            stopping = not self.through([self.validation()])
         clock = time.perf_counter()
         for step in batches:
             report = self.update(step)
@@ -124,11 +150,11 @@ class Loop:
             self.progress.update(self.at.stage_step, tokens=report.tokens, loss=report.loss)
             stopping = asked(self.stop, self.ranks) > 0  # read once: what is not saved for must not stop us
             self.saver.check()
-            stopping = not through(self.due, self.at, self.steps) or stopping
+            stopping = not self.through(self.due()) or stopping
             if stopping:
                 break
         if stopping or self.at.stage_step < self.steps:
-            self.patience.now(self.at)
+            self.save_now()
             return True
         return False
 
@@ -141,7 +167,7 @@ class Loop:
         )  # fmt: skip
         if not self.ranks.alone:
             return steps
-        return until(self.stop, saving(steps, lambda: self.patience.now(self.at)))
+        return until(self.stop, saving(steps, self.save_now))
 
     def update(self, step: Step) -> Report:
         """One optimizer step, which moves `at`."""
@@ -150,8 +176,7 @@ class Loop:
         set_rate(self.optimizer, optim, self.steps, before)
         weights = {name: w.at(before / self.steps) for name, w in plan.weights.items()}
         self.at = Position(self.at.stage, self.at.step + 1, before + 1)
-        where = f"step {self.at.step}, stage {self.at.stage}"
-        with telling_room(where, step, recipe, self.device), telling_kernel(where, recipe):
+        with telling_room(self.where, step, recipe, self.device), telling_kernel(self.where, recipe):
             return run_step(
                 self.objective, self.optimizer, step, weights, clip=None if optim.clip == "none" else optim.clip,
                 device=self.device, readings=self.logs, features=self.pipeline.packer.features, ranks=self.ranks,
@@ -167,7 +192,7 @@ class Loop:
             if self.ranks.first:
                 self.note(seen, report, rows)
             if self.watch.too_many(self.at.stage_step):
-                self.patience.now(self.at)
+                self.save_now()
                 self.saver.wait()
                 raise UserError(anomalies.exhausted(self.at.step, self.at.stage, self.watch, report, rows))
         if report.dropped.get("bad_rows"):

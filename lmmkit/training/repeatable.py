@@ -14,16 +14,26 @@ from lmmkit.recipe import Recipe
 TORCH_SAYS = "does not have a deterministic implementation"
 
 
-def set_repeatable(recipe: Recipe) -> None:
-    """Lets torch refuse kernels whose sums come in any order; or, where that is not asked for, nothing.
+@contextmanager
+def repeatable(recipe: Recipe) -> Iterator[None]:
+    """Within, torch refuses kernels whose sums come in any order; nothing changes where that is not asked for.
 
     cuBLAS is repeatable in a workspace of a fixed size alone, which it reads from the environment as it
     starts.
     """
-    asked = recipe.speed.deterministic
-    if asked:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(asked)
+    if not recipe.speed.deterministic:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from lmmkit.training.log import Board, MetricsLog, Silence
 from lmmkit.training.loop import run_stage
 from lmmkit.training.models import build, gathered, save_model
 from lmmkit.training.ranks import Ranks, joined
-from lmmkit.training.repeatable import set_repeatable
+from lmmkit.training.repeatable import repeatable
 from lmmkit.training.rng import seed_stage
 from lmmkit.training.signals import Interrupted, Stop
 from lmmkit.training.state import restore
@@ -84,7 +84,7 @@ def train(
                 if ranks.first:
                     _check_stages(recipe, run, stage, resume)
                     run = RunDir.create(out, resume)
-            with lock(run) if ranks.first else nullcontext():
+            with lock(run) if ranks.first else nullcontext(), repeatable(recipe):
                 return _train(prepared, run, ranks, device, stop, resume, stage, source, accept_data)
         except Interrupted:
             return Finished(RunDir(out), stop.requested, begun=False)
@@ -113,7 +113,6 @@ def _train(
 ) -> Finished:  # fmt: skip
     """Begins the run or goes on with it. Before its first step a stop ends it as it stands."""
     recipe = prepared.recipe
-    set_repeatable(recipe)
     if recipe.speed.threads:
         torch.set_num_threads(recipe.speed.threads)
     if recipe.speed.keep_memory and (why_not := keep_memory()):

@@ -138,7 +138,8 @@ def sweep(run: RunDir) -> tuple[str, ...]:
 def check_space(run: RunDir, checkpoint_bytes: int, *, keep: int) -> None:
     """At the start: room for `keep` checkpoints and one being written, and may it be written? Raises
     `MachineError`."""
-    held = sum(f.stat().st_size for f in run.checkpoints.glob("step-*/*") if f.is_file())
+    files = [f.stat() for f in run.checkpoints.glob("step-*/*") if f.is_file()]
+    held = sum({(f.st_dev, f.st_ino): f.st_size for f in files}.values())  # a linked file lies there once
     needed = int(HEADROOM * (keep + 1) * checkpoint_bytes) - held
     free = _free(run.path)
     if needed > free:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -44,11 +44,12 @@ class Validator:
     prepared: Prepared
     speaker: Speaker
     ranks: Ranks
-    parts: Sequence[Sequence[Tree]]
-    samples: int
-    tasks: Mapping[str, tuple[Task, Sequence[Sample]]]
+    poll: Callable[[], None]
     done: int = 0
     best: float | None = None
+    parts: Sequence[Sequence[Tree]] = ()
+    samples: int = 0
+    tasks: Mapping[str, tuple[Task, Sequence[Sample]]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -57,8 +58,7 @@ class Validator:
     ) -> Validator:  # fmt: skip
         """That of a stage, as `state` said where it goes on; one that does nothing where none is asked for.
 
-        Reads and lays the held-out samples out, once. Raises `UserError` for one that does not fit, and
-        for more unreadable ones than their source lets pass.
+        Nothing is read yet; `read` does.
         """
         section = prepared.recipe.stages[stage].validate
 
@@ -67,24 +67,35 @@ class Validator:
                 raise Interrupted
 
         speaker = Speaker.of(prepared, objective, stage, device, poll=poll)
-        if section is None:
-            return cls(None, prepared, speaker, ranks, (), 0, {})
         # an encoder whose weights lie with several ranks runs on all of them or on none
         blank = not ranks.alone and sees_everywhere(prepared.recipe)
         speaker = replace(speaker, packer=replace(speaker.packer, blank=blank))
 
-        def rows(source: str, n: int | str) -> Sequence[Sample]:
-            return readable(prepared.sources[source], n, speaker.packer.reader, ranks.note)
+        return cls(section, prepared, speaker, ranks, poll, **(state or {}))
 
-        samples = rows(section.data, section.samples)
-        own = [samples[i] for i in range(ranks.rank, len(samples), ranks.world)]
-        parts = list(cut(laid_out(speaker, own), prepared.recipe.speed.tokens))
-        parts += [[] for _ in range(ranks.most(len(parts)) - len(parts))]
-        return cls(
-            section, prepared, speaker, ranks, parts, len(samples),
-            tasks={n: (t, rows(data_of(t), t.samples)) for n, t in _tasks(prepared, section).items()},
-            **(state or {}),
-        )  # fmt: skip
+    def read(self) -> None:
+        """Reads and lays the held-out samples out, once, a share on each rank.
+
+        Raises `UserError` for one that does not fit, and for more unreadable ones than their source lets
+        pass; `Interrupted` at a stop.
+        """
+        if self.asked is None:
+            return
+        ranks, prepared = self.ranks, self.prepared
+
+        def rows(source: str, n: int | str) -> list[Sample]:
+            return readable(
+                prepared.sources[source], n, self.speaker.packer.reader, ranks.note,
+                share=(ranks.rank, ranks.world), gather=ranks.gather, poll=self.poll,
+            )  # fmt: skip
+
+        samples = rows(self.asked.data, self.asked.samples)
+        own = samples[ranks.rank :: ranks.world]
+        parts = list(cut(laid_out(self.speaker, own), prepared.recipe.speed.tokens))
+        self.parts = [*parts, *([] for _ in range(ranks.most(len(parts)) - len(parts)))]
+        self.samples = len(samples)
+        tasks = _tasks(prepared, self.asked)
+        self.tasks = {name: (task, rows(data_of(task), task.samples)) for name, task in tasks.items()}
 
     @property
     def every(self) -> int:

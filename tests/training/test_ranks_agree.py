@@ -7,6 +7,8 @@ import signal
 
 import pytest
 
+from lmmkit.errors import Problem
+from lmmkit.evaluate import run as evaluation
 from lmmkit.files import read_json, read_jsonl
 from lmmkit.objective import Objective
 from lmmkit.rundir import RunDir
@@ -127,3 +129,20 @@ def test_a_stop_on_one_rank_in_the_middle_of_a_validation_stops_all(tiny, tmp_pa
     run = RunDir(tmp_path / "run")
     assert checkpoint.step_of(checkpoint.latest(run)) == 2
     assert not any("val/loss" in line for line in figures(run))
+
+
+def test_what_one_rank_cannot_read_none_validates_on(tiny, tmp_path):
+    recipe = tiny(*SHORT, *VALIDATED, "data.heldout.bad_rows=skip", text=PLAIN)
+    read = evaluation._unreadable
+
+    def body(rank):
+        def faulty(records, i, reader):
+            wrong = Problem("image/file", "here", "Input/output error", "a picture file", "Mend it.")
+            return [wrong] if rank == 1 and i == 1 else read(records, i, reader)
+
+        evaluation._unreadable = faulty
+        train(recipe, out=tmp_path / "run")
+
+    world.run(2, body, tmp_path)
+    assert [line["step"] for line in figures(RunDir(tmp_path / "run")) if "val/loss" in line] == [2, 3]
+    assert "passed over here: Input/output error" in world.said_by(tmp_path, 0)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
 import shutil
 import signal
 import time
+import weakref
 
 import pytest
 import torch
@@ -302,3 +304,22 @@ def test_a_changed_key_is_named_when_a_resume_is_refused(tiny, tmp_path):
     with pytest.raises(UserError) as error:
         train(tiny(*short, "seed=9"), out=tmp_path / "run", resume=True)
     assert [(p.where.split(": ")[1], p.got) for p in error.value.problems] == [("seed", "9")]
+
+
+def test_an_ended_stage_leaves_no_moments_behind(tiny, tmp_path, monkeypatch):
+    """The collector of cycles may come late: a 7B stage's moments must not wait for it."""
+    begun, alive = [], []
+    stage = run_module.run_stage
+
+    def watched(prepared, objective, optimizer, *args):
+        alive.append([ended() is not None for ended in begun])
+        begun.append(weakref.ref(optimizer))
+        return stage(prepared, objective, optimizer, *args)
+
+    monkeypatch.setattr(run_module, "run_stage", watched)
+    gc.disable()
+    try:
+        train(tiny("output.pictures_every=0"), out=tmp_path / "run")
+    finally:
+        gc.enable()
+    assert alive == [[], [False]]

@@ -222,3 +222,35 @@ def test_otherwise_they_are_told_before_a_step(scenes, tmp_path):
         train(recipe, out=tmp_path / "run")
     assert len(error.value.problems) == 2 and all("heldout.json" in str(p) for p in error.value.problems)
     assert not RunDir(tmp_path / "run").read_metrics()
+
+
+def test_a_source_without_a_readable_row_is_refused(scenes, tmp_path):
+    root = spoilt(scenes, tmp_path)
+    rows = json.loads((root / "heldout.json").read_text())
+    (root / "heldout.json").write_text(json.dumps([rows[1], rows[4]]))
+    recipe = read_text(DIRECT, overrides=(*SHORT, TASK, ASKED, "data.heldout.bad_rows=skip"), root=root)
+    with pytest.raises(UserError) as error:
+        train(recipe, out=tmp_path / "run")
+    assert len(error.value.problems) == 2 and "broken-1.png" in str(error.value)
+
+
+def test_a_stop_while_held_out_pictures_are_read_is_heard(runs, tmp_path, monkeypatch):
+    from lmmkit.evaluate import run as evaluation
+
+    read, seen = evaluation._unreadable, []
+
+    def stopping(records, i, reader):
+        seen.append(i)
+        if len(seen) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return read(records, i, reader)
+
+    monkeypatch.setattr(evaluation, "_unreadable", stopping)
+    recipe = read_text(
+        DIRECT,
+        overrides=(*SHORT, ASKED.replace("samples: 6, tasks: [answers], ", "samples: all, ")),
+        root=runs[2].root,
+    )
+    stopped = train(recipe, out=tmp_path / "run")
+    assert stopped.signal == signal.SIGTERM and len(seen) <= evaluation.ROUND
+    assert checkpoint.step_of(checkpoint.latest(stopped.run)) == 1, "the step before the stage"
