@@ -219,6 +219,40 @@ def compiled(bench: Bench) -> list[dict]:
     return rows
 
 
+def ablations(bench: Bench) -> list[dict]:
+    """What each saving saves in a Direct step: over the same step without it; and what the encoder takes."""
+    _size(bench, "L", 2 if bench.tiny else 12)
+    made = work("gpu", "direct", device=bench.device, compute=bench.compute)
+    apart = work("gpu", "direct", share=False, device=bench.device, compute=bench.compute)
+    batch, vision = made.batch(), made.ours.lmm.vision
+    pixels, wide = batch.pixels_ICXY.to(bench.device), bench.compute != torch.float32
+    step, untrimmed, unshared = (
+        our_step(made),
+        our_step(made, replace(batch, last=batch.sight)),
+        our_step(apart),
+    )
+
+    def recomputed() -> None:
+        assemble.set_layers(made.ours, Speed(recompute="all"))
+        step()
+        assemble.set_layers(made.ours, Speed())
+
+    @torch.no_grad()
+    def encode() -> None:
+        with torch.autocast(bench.device.type, bench.compute, enabled=wide):
+            vision(pixels)
+
+    runs = {
+        "as it is": step, "last layer for all rows": untrimmed, "prefixes not shared": unshared,
+        "every block recomputed": recomputed, "the encoder alone": encode,
+    }  # fmt: skip
+    times = bench.seconds(*runs.values())
+    return [
+        {"what": what, "ms": 1e3 * took, "over as it is": took / times[0], "GiB": bench.peak(run) / 2**30}
+        for (what, run), took in zip(runs.items(), times, strict=True)
+    ]
+
+
 def _against(bench: Bench, name: str, samples: int, cases: Sequence[tuple[str, str, bool]]) -> list[dict]:
     _size(bench, name, samples)
     rows, plain = [], None
@@ -274,6 +308,7 @@ def _cell(value: object) -> str:
 
 STAGES = {
     "ceilings": ceilings, "parity": parity, "kernels": kernels, "layers": layers, "steps": steps, "compiled": compiled,
+    "ablations": ablations,
 }  # fmt: skip
 
 if __name__ == "__main__":

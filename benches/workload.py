@@ -230,9 +230,10 @@ def optimizer(*models: nn.Module) -> torch.optim.AdamW:
     return torch.optim.AdamW(learning, lr=LEARNING_RATE)
 
 
-def our_step(work: Work) -> Callable[[], float]:
-    """A whole optimizer step of ours, plan and all, from a packed batch on."""
-    batch, update = work.batch().to(work.device), optimizer(work.ours)
+def our_step(work: Work, batch: Batch | None = None) -> Callable[[], float]:
+    """A whole optimizer step of ours from a packed batch on: of all samples, or the one given."""
+    batch = (work.batch() if batch is None else batch).to(work.device)
+    update = optimizer(work.ours)
     weights = {name: WEIGHTS[name] for name in batch.count}
     return lambda: (
         run_step(work.ours, update, (batch,), weights, clip=None, device=work.device, readings=False).loss

@@ -62,7 +62,7 @@ def test_the_summary_counts_missed_gates(tmp_path, capsys):
 def test_the_gpu_script_takes_its_road_on_a_cpu(tmp_path):
     command = [sys.executable, "benches/gpu.py", "--device", "cpu", "--tiny", "--out", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    for stage in ("ceilings", "parity", "kernels", "layers", "steps", "compiled"):
+    for stage in ("ceilings", "parity", "kernels", "layers", "steps", "compiled", "ablations"):
         found = json.loads((tmp_path / f"{stage}.json").read_text())
         assert found["rows"] and not any(row.get("broken") for row in found["rows"])
         assert f"## {stage}: cpu" in (tmp_path / f"{stage}.md").read_text()

@@ -34,8 +34,8 @@ class Every:
 
 @dataclass
 class Patience:
-    """Calls `write` when it is time to save. What cannot be written is told and tried again the next time; at the
-    `IN_A_ROW`th time in a row the run ends with it, and so it does where there is no next time."""
+    """Calls `write` when it is time to save. What cannot be written is told and tried again the next time;
+    at the `IN_A_ROW`th time in a row the run ends with it, and so it does where there is no next time."""
 
     say: Callable[[str], None]
     failed: int = 0

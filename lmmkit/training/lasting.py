@@ -33,8 +33,9 @@ class Lasting:
     def earlier(self, name: str, parts: Mapping[str, Part]) -> Written | None:
         """The file of this name of the checkpoint before the last, if it holds just this."""
         found = self._two_ago.get(name)
-        as_it_was = found is not None and found.marks == _marks(parts)
-        return found if as_it_was and found.path.is_file() else None  # type: ignore[union-attr]
+        if found is None or found.marks != _marks(parts) or not found.path.is_file():
+            return None
+        return found
 
     def spared(self, held: Held) -> int:
         """Bytes that need no writing now."""

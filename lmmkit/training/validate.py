@@ -70,7 +70,6 @@ class Validator:
         # an encoder whose weights lie with several ranks runs on all of them or on none
         blank = not ranks.alone and sees_everywhere(prepared.recipe)
         speaker = replace(speaker, packer=replace(speaker.packer, blank=blank))
-
         return cls(section, prepared, speaker, ranks, poll, **(state or {}))
 
     def read(self) -> None:

@@ -22,6 +22,7 @@ ALLOWED = {
     ("lmmkit/commands/model.py", "passes allow_pickle"): "the user's own option; the reader is torch's weights-only one",
     ("lmmkit/model/compiled.py", "names torch.compile"): "compiles methods of ours; no data decides what they are",
     ("benches/peak.py", "imports subprocess (runs programs)"): "this Python with a bench of ours, no shell",
+    ("benches/test_start.py", "imports subprocess (runs programs)"): "this Python with an import, no shell",
     ("benches/nccl.py", "imports subprocess (runs programs)"): "torchrun with a recipe of ours, no shell",
     ("lmmkit/errors.py", "defines __reduce__"): "an error comes back from a data worker with its problems",
     ("lmmkit/parts.py", "defines __reduce_ex__"): "a component goes to a data worker, which checks its file's hash",
