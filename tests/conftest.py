@@ -53,7 +53,7 @@ def whole_messages():
     def check(self, problems):
         made(self, problems)
         for p in self.problems:
-            assert all(part.strip() for part in (p.code, p.where, p.got, p.want, p.mend)), p
+            assert all(part.strip() for part in (p.code, p.where, p.got, p.expected, p.hint)), p
 
     LmmkitError.__init__ = check
     yield

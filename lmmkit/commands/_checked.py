@@ -69,7 +69,7 @@ def check_source(recipe: Recipe, name: str, report: Report, decode: bool) -> dic
             rows = open_rows(path, images or None, section.template, anew=True, told=told, progress=move)
     except UserError as error:
         for p in error.problems:
-            report.add(name, BadRow(p.where, 0, 0, "", p.code, "", p.got, p.want, p.mend))
+            report.add(name, BadRow(p.where, 0, 0, "", p.code, "", p.got, p.expected, p.hint))
         report.refuse(name, list(error.problems))
         return dict.fromkeys(
             ("rows", "bad_rows", "pictures", "bad_pictures", "row_seconds", "picture_seconds"), 0
@@ -110,7 +110,7 @@ def _check_pictures(records: Records, told: Callable[[BadRow], None], decode: bo
                 except UserError as error:
                     found = list(error.problems)
             for p in found:
-                told(BadRow(*rows.place(i), "", p.code, "image", f"{p.where}: {p.got}", p.want, p.mend))
+                told(BadRow(*rows.place(i), "", p.code, "image", f"{p.where}: {p.got}", p.expected, p.hint))
             bad += bool(found)
             move(count := count + 1)
     return count, bad

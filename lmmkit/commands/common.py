@@ -52,8 +52,8 @@ def show(error: LmmkitError) -> None:
     for problem in error.problems:
         err.print(f"[bold red]error[/] [bold]{_safe(problem.where)}[/]")
         err.print(f"  got   {_safe(problem.got)}", markup=True)
-        err.print(f"  want  {_safe(problem.want)}", markup=True)
-        err.print(f"  {_safe(problem.mend)}  [dim]\\[{problem.code}][/]", markup=True)
+        err.print(f"  expected  {_safe(problem.expected)}", markup=True)
+        err.print(f"  {_safe(problem.hint)}  [dim]\\[{problem.code}][/]", markup=True)
     n = len(error.problems)
     if n:
         err.print(f"{n} problem{'s' if n != 1 else ''}.")

@@ -108,7 +108,7 @@ class Records(Sequence[Sample]):
 
     def bad(self, i: int, said: str, key: str, p: Problem) -> BadRow:
         """Row i, of the id `said`, as one that turned out bad."""
-        return BadRow(*self.rows.place(i), said, p.code, key, p.got, p.want, p.mend)
+        return BadRow(*self.rows.place(i), said, p.code, key, p.got, p.expected, p.hint)
 
     def identity(self) -> dict[str, object]:
         """What tells the source from another of as many rows. Where it lies does not matter."""
@@ -210,7 +210,7 @@ def check_images(records: Records, limit: int | None = None) -> list[Problem]:
         except UserError as error:
             for p in error.problems:
                 where = f"{records.where(i)}, {p.where}"
-                found.append(Problem(p.code, where, p.got, p.want, p.mend))
+                found.append(Problem(p.code, where, p.got, p.expected, p.hint))
             if len(found) == limit:
                 break
     return found

@@ -191,8 +191,8 @@ def _spelt(text: str) -> str:
                 code="text/surrogate",
                 where=f"text at character {error.start}",
                 got=f"a lone surrogate {text[error.start]!a}",
-                want="characters that UTF-8 can spell",
-                mend="Remove it from the data.",
+                expected="characters that UTF-8 can spell",
+                hint="Remove it from the data.",
             )
         ) from error
     return text

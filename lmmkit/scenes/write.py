@@ -107,8 +107,8 @@ def _problems(directory: Path, count: int, heldout: int) -> list[Problem]:
             code="scenes/too-few",
             where=f"--{name}",
             got=str(number),
-            want=f"at least {least}",
-            mend=f"Ask for {least} scenes or more.",
+            expected=f"at least {least}",
+            hint=f"Ask for {least} scenes or more.",
         )
         for name, number, least in (
             ("count", count, LEAST_COUNT),
@@ -122,8 +122,8 @@ def _problems(directory: Path, count: int, heldout: int) -> list[Problem]:
                 code="scenes/not-empty",
                 where=str(directory),
                 got="a file" if directory.is_file() else "a folder with files in it",
-                want="a new or empty folder",
-                mend="Name another folder, or remove this one first.",
+                expected="a new or empty folder",
+                hint="Name another folder, or remove this one first.",
             )
         )
     return problems
@@ -139,8 +139,8 @@ def _make_directories(directory: Path) -> None:
                 code="scenes/not-writable",
                 where=str(directory),
                 got=error.strerror or str(error),
-                want="a folder that can be made and written",
-                mend="Name another folder, or mend its permissions.",
+                expected="a folder that can be made and written",
+                hint="Name another folder, or mend its permissions.",
             )
         ) from error
 

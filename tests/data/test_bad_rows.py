@@ -185,7 +185,7 @@ def test_the_bound_holds_over_stops(tmp_path):
     with pytest.raises(UserError) as error:
         again.add(10, [("a", bad(10))])
     assert [p.code for p in error.value.problems] == ["image/broken", "records/too-many"]
-    assert "at most 10 by step 16" in error.value.problems[-1].want
+    assert "at most 10 by step 16" in error.value.problems[-1].expected
     assert ledger(tmp_path / "other", share=0.5).policies["a"].allowed(400) == 200
 
 
@@ -222,7 +222,7 @@ def test_a_worker_that_dies_is_the_machines_fault():
         list(steps)
     (problem,) = error.value.problems
     assert error.value.exit_code == 3 and problem.code == "data/worker-died"
-    assert "speed.workers" in problem.mend
+    assert "speed.workers" in problem.hint
 
 
 @pytest.mark.slow

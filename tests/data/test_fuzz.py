@@ -134,7 +134,7 @@ def fuzz_pictures(folder, count, seed):
                     accepted += 1
                 except UserError as error:
                     (problem,) = error.problems
-                    assert problem.code.startswith("image/") and str(path) in problem.where and problem.mend
+                    assert problem.code.startswith("image/") and str(path) in problem.where and problem.hint
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 * 1024
     return accepted, 2 * count - accepted
 

@@ -203,7 +203,7 @@ def test_broken_shards_are_told(tmp_path, name, data):
     with pytest.raises(UserError) as error:
         opened(tmp_path / "a.tar")
     assert {p.code for p in error.value.problems} <= {"records/shard", "records/file"}
-    assert all(str(tmp_path / "a.tar") in p.where and p.want and p.mend for p in error.value.problems)
+    assert all(str(tmp_path / "a.tar") in p.where and p.expected and p.hint for p in error.value.problems)
 
 
 def test_flipped_bytes_never_raise_anything_else(tmp_path):
@@ -221,7 +221,7 @@ def test_flipped_bytes_never_raise_anything_else(tmp_path):
                 for image in sample.images:
                     read_image(image, SPEC, "crop")
         except UserError as error:
-            assert all(p.where and p.mend for p in error.problems)
+            assert all(p.where and p.hint for p in error.problems)
 
 
 def test_shards_that_are_not_there_and_patterns_without_end(tmp_path):

@@ -53,8 +53,8 @@ def test_tasks_that_cannot_run_are_told_all_at_once(tiny):
     )
     found = {p.code: p for p in task_problems(recipe)}
     assert set(found) == {"evaluate/no-kind", "evaluate/files", "evaluate/no-stage"}
-    assert "only tasks with `data`" in found["evaluate/files"].mend
-    assert "`finetune`" in found["evaluate/no-stage"].mend
+    assert "only tasks with `data`" in found["evaluate/files"].hint
+    assert "`finetune`" in found["evaluate/no-stage"].hint
     assert [p.code for p in task_problems(recipe, only=["terms"])] == ["evaluate/no-stage"]
     assert [p.code for p in choice_problems(recipe, ["term"])] == ["evaluate/no-task"]
     assert task_problems(tiny()) == [] == choice_problems(tiny(), ["terms"])

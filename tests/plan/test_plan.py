@@ -88,7 +88,7 @@ def test_unknown_plugins_and_settings_are_told_together_with_their_lines(tiny):
     assert (
         unknown.code == "plugin/unknown"
         and "tiny.yaml:19" in unknown.where
-        and "`text_order`" in unknown.mend
+        and "`text_order`" in unknown.hint
     )
 
 
@@ -120,8 +120,8 @@ def test_a_bad_setting_is_told_once_with_its_choices(tiny):
     with pytest.raises(UserError) as error:
         prepare(tiny("plugins.directed_token.place=ennd", "plugins.guided_loss.layers=[0, x]"))
     place, layers = error.value.problems
-    assert (place.got, place.want) == ("`ennd`", "one of end, start, before_response")
-    assert (layers.got, layers.want) == ("`[0, x]`", "all or a list of int")
+    assert (place.got, place.expected) == ("`ennd`", "one of end, start, before_response")
+    assert (layers.got, layers.expected) == ("`[0, x]`", "all or a list of int")
 
 
 @pytest.mark.parametrize(

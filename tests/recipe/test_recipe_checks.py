@@ -114,7 +114,7 @@ def test_keys_that_moved_say_where_to():
         read_text(raw)
     first, second = raised.value.problems
     assert first.code == "recipe/unknown-key" and "speed.shard" in first.where
-    assert "`parallel: {shard: ...}`" in first.mend and "`parallel: {replicate: ...}`" in second.mend
+    assert "`parallel: {shard: ...}`" in first.hint and "`parallel: {replicate: ...}`" in second.hint
 
 
 @pytest.mark.parametrize(

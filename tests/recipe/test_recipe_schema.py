@@ -79,7 +79,7 @@ def problems_of(read, source):
         read(source)
     except UserError as error:
         for p in error.problems:
-            words = f"{p.where} {p.got} {p.want} {p.mend}"
+            words = f"{p.where} {p.got} {p.expected} {p.hint}"
             assert words.isascii(), p
             assert not any(word in words for word in ("pydantic", "<", "Input ", "NoneType")), p
         return [p.where for p in error.problems]

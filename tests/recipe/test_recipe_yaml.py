@@ -97,7 +97,7 @@ def test_duplicates_keep_the_first_and_the_rest_is_still_checked():
         ("recipe/duplicate-key", "r.yaml:3:1 seed"),
         ("recipe/unknown-key", "r.yaml:4:1 spede"),
     ]
-    assert "Did you mean `speed`?" in raised.value.problems[1].mend
+    assert "Did you mean `speed`?" in raised.value.problems[1].hint
 
 
 def test_places_name_every_key_and_fall_back_to_the_parent():

@@ -321,7 +321,7 @@ def test_mismatches_name_every_tensor(run):
     want["w"] = want["w"].half()
     want["half"] = want["half"][:2]
     want["new"] = want.pop("none")
-    found = [(p.where.split("`")[1], p.got, p.want) for p in manifest.mismatches(folder, want)]
+    found = [(p.where.split("`")[1], p.got, p.expected) for p in manifest.mismatches(folder, want)]
     assert found == [
         ("half", "bfloat16 [6]", "bfloat16 [2]"),
         ("new", "nothing", "float32 [0, 3]"),

@@ -145,7 +145,7 @@ def test_out_of_memory_tells_the_step_and_the_keys_to_change(tiny, tmp_path, mon
         train(tiny(*SHORT, text=PLAIN), out=tmp_path / "run")
     (problem,) = error.value.problems
     assert problem.where == "step 1, stage pretrain" and "pictures" in problem.got and "GiB" in problem.got
-    assert "`speed.tokens` below" in problem.mend and "`speed.recompute: all`" in problem.mend
+    assert "`speed.tokens` below" in problem.hint and "`speed.recompute: all`" in problem.hint
 
 
 def test_another_runtime_error_stays_what_it_is(tiny):

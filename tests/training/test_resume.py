@@ -100,7 +100,7 @@ def test_a_change_of_any_key_is_refused_or_told_as_its_class_says(begun, monkeyp
         assert bool(allowed) is (kind in ("mathematics", "data")), key
         assert bool(accepted) is (kind == "mathematics"), key
         if allowed:
-            assert key in allowed[0].where and (resume.ACCEPT in allowed[0].mend) is (kind == "data")
+            assert key in allowed[0].where and (resume.ACCEPT in allowed[0].hint) is (kind == "data")
     assert seen["mathematics"] > 30 and min(seen[k] for k in ("speed", "output")) > 3, seen
 
 

@@ -207,7 +207,7 @@ def test_a_kernel_that_cannot_run_is_refused_before_the_folder_is_made(tiny, tmp
 def test_a_stage_without_a_model_to_start_from_is_refused_before_the_folder_is_made(tiny, tmp_path):
     with pytest.raises(UserError, match="train/no-start") as error:
         train(tiny(), out=tmp_path / "run", stage="finetune")
-    assert "stages.finetune.start" in error.value.problems[0].mend
+    assert "stages.finetune.start" in error.value.problems[0].hint
     with pytest.raises(UserError, match="train/no-start"):
         train(tiny("stages.pretrain.start=absent"), out=tmp_path / "run")
     with pytest.raises(UserError, match="train/no-stage"):

@@ -48,7 +48,7 @@ def test_more_local_ranks_than_devices_are_refused(monkeypatch):
     with pytest.raises(MachineError) as error:
         ranks._device()
     (problem,) = error.value.problems
-    assert problem.code == "ranks/devices" and "--nproc-per-node 2" in problem.mend
+    assert problem.code == "ranks/devices" and "--nproc-per-node 2" in problem.hint
 
 
 def test_a_stage_may_not_have_the_name_of_another_s_best_weights(tiny):
@@ -61,4 +61,4 @@ def test_a_package_that_is_not_there_is_named_with_how_to_get_it():
     with pytest.raises(MachineError) as error:
         shards._package("webdataset_of_nobody")
     (problem,) = error.value.problems
-    assert problem.code == "records/no-webdataset" and ".[webdataset]" in problem.mend
+    assert problem.code == "records/no-webdataset" and ".[webdataset]" in problem.hint

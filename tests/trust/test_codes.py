@@ -51,10 +51,10 @@ def test_every_code_is_produced_by_a_sample_or_named_in_a_test(produced):
 def test_what_is_said_is_whole(produced):
     for problem in (p for several in produced.values() for p in several):
         assert all(
-            (problem.where.strip(), problem.got.strip(), problem.want.strip(), problem.mend.strip())
+            (problem.where.strip(), problem.got.strip(), problem.expected.strip(), problem.hint.strip())
         ), problem
         assert "\n" not in problem.where and len(problem.got) < 2000, problem
-        assert problem.mend[-1] in ".?`)}", problem
+        assert problem.hint[-1] in ".?`)}", problem
 
 
 # A recipe or an order made in Python has no file; arguments are called as the command's help calls them.

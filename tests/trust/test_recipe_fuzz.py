@@ -134,7 +134,7 @@ def bare(error: LmmkitError) -> list[str]:
     return [
         str(p)
         for p in error.problems
-        if not all((p.got.strip(), p.want.strip(), p.mend.strip(), "/" in p.code))
+        if not all((p.got.strip(), p.expected.strip(), p.hint.strip(), "/" in p.code))
         or "mine.yaml" not in p.where
     ]
 

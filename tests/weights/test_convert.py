@@ -215,7 +215,7 @@ def test_a_model_that_speaks_through_a_plugin_is_refused(llava, tmp_path):
         carried=own.carried_of(tmp_path / "ours"), image_shape="pad", template="vicuna_v1",
     )  # fmt: skip
     (problem,) = export.problems(model, tmp_path, "llava-hf")
-    assert "directed_token" in problem.got and "--format lmmkit" in problem.mend
+    assert "directed_token" in problem.got and "--format lmmkit" in problem.hint
 
 
 class TestBadFolders:

@@ -162,7 +162,7 @@ class TestBad:
         with pytest.raises(UserError) as raised:
             prepare(tiny(*changes, text=PLAIN))
         (problem,) = raised.value.problems
-        assert problem.code == "model/feature-layer" and "-4 to 3" in problem.want
+        assert problem.code == "model/feature-layer" and "-4 to 3" in problem.expected
 
     def test_a_layer_that_a_folder_of_ours_does_not_hold(self, tiny, tmp_path):
         import_model(

@@ -1,0 +1,1 @@
+"""Codes of problems with what is asked of a command."""

@@ -1,0 +1,1 @@
+"""Codes of problems with data sets, images, tokenizers and chat templates."""

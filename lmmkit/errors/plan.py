@@ -1,0 +1,1 @@
+"""Codes of problems with plugins, plans and evaluation settings."""

@@ -1,0 +1,1 @@
+"""Codes of problems with runs, checkpoints, ranks and the files of a run."""

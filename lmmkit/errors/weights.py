@@ -1,0 +1,1 @@
+"""Codes of problems with model folders, their import and their export."""
