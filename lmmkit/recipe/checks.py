@@ -1,6 +1,7 @@
-"""Rules between keys, as pure functions: parts of a recipe -> faults.
+"""Rules between keys, as pure functions: parts of a recipe -> problems.
 
-Each looks at one part, so that a typo elsewhere does not hide what it would find.
+Each looks at one part, so that a typo elsewhere does not hide its problems. Their `where` is a dotted key;
+`read` adds file and line.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lmmkit.errors import did_you_mean
+from lmmkit.errors import Problem, did_you_mean
+from lmmkit.errors.recipe import CONFLICT, NAME, OUT_OF_RANGE, UNKNOWN_NAME, WRONG_TYPE
 from lmmkit.recipe.model import Model, TextFrom, TextScratch, VisionFrom, VisionScratch, VisionTimm
-from lmmkit.recipe.places import Fault
 from lmmkit.recipe.schema import Task
 from lmmkit.recipe.stage import Length, Source, Stage, Train, Validate, Weight
 
@@ -39,170 +40,158 @@ class Names:
         return cls(plugins=keys("plugins"), data=keys("data"), tasks=keys("evaluate", "tasks"))
 
 
-def _whole(key: str, name: str, value: int, of: str, over: int) -> Iterator[Fault]:
+def _whole(key: str, name: str, value: int, of: str, over: int) -> Iterator[Problem]:
     if over % value:
-        mend = f"Change `{name}` or `{of}`."
-        yield Fault(f"{key}.{name}", "conflict", str(value), f"a divisor of {of} = {over}", mend)
+        expected, fix = f"a divisor of {of} = {over}", f"Change `{name}` or `{of}`."
+        yield CONFLICT.at(f"{key}.{name}", got=str(value), expected=expected, fix=fix)
 
 
-def check_vision(vision: VisionScratch | VisionTimm | VisionFrom, key: str, names: Names) -> Iterator[Fault]:
-    """Heads divide the width, patches the picture; the feature layer exists."""
+def check_vision(
+    vision: VisionScratch | VisionTimm | VisionFrom, key: str, names: Names
+) -> Iterator[Problem]:
+    """Heads divide the width, patches the image; the feature layer exists."""
     if not isinstance(vision, VisionScratch):
         return
     yield from _whole(key, "heads", vision.heads, "width", vision.width)
     yield from _whole(key, "patch", vision.patch, "image_size", vision.image_size)
     depth = vision.depth
     if not -depth - 1 <= vision.feature_layer <= depth:
-        yield Fault(
+        yield OUT_OF_RANGE.at(
             f"{key}.feature_layer",
-            "out-of-range",
-            str(vision.feature_layer),
-            f"{-depth - 1} to {depth}, for there are {depth} blocks",
-            "Choose a layer that exists.",
+            got=str(vision.feature_layer),
+            expected=f"{-depth - 1} to {depth}, because there are {depth} blocks",
+            fix="Choose a layer that exists.",
         )
 
 
-def check_text(text: TextScratch | TextFrom, key: str, names: Names) -> Iterator[Fault]:
+def check_text(text: TextScratch | TextFrom, key: str, names: Names) -> Iterator[Problem]:
     """Heads divide the width, key heads the heads; rotary positions need pairs of channels."""
     if not isinstance(text, TextScratch):
         return
     if text.head_size == 0:  # schema: could not be derived
         yield from _whole(key, "heads", text.heads, "width", text.width)
     elif text.head_size % 2:
-        yield Fault(
+        yield CONFLICT.at(
             f"{key}.head_size",
-            "conflict",
-            str(text.head_size),
-            "an even number, for rotary positions turn pairs of channels",
-            "Change `width`, `heads` or `head_size`.",
+            got=str(text.head_size),
+            expected="an even number, because rotary positions rotate pairs of channels",
+            fix="Change `width`, `heads` or `head_size`.",
         )
     yield from _whole(key, "kv_heads", text.kv_heads, "heads", text.heads)
 
 
-def check_model(model: Model, key: str, names: Names) -> Iterator[Fault]:
-    """An encoder comes with a connector; a picture fits into the context, where both are known
+def check_model(model: Model, key: str, names: Names) -> Iterator[Problem]:
+    """An encoder comes with a connector; an image fits into the context, if both sizes are known
     before any file is read."""
     vision, text = model.vision, model.text
     if (vision is None) != (model.connector is None):
         there, lacks = ("vision", "connector") if vision is not None else ("connector", "vision")
-        yield Fault(
+        yield CONFLICT.at(
             f"{key}.{there}",
-            "conflict",
-            f"`{there}` without `{lacks}`",
-            "both, or neither for a model of text alone",
-            f"Add `{lacks}`, or take `{there}` out.",
+            got=f"`{there}` without `{lacks}`",
+            expected="both, or neither for a text-only model",
+            fix=f"Add `{lacks}`, or remove `{there}`.",
         )
     if isinstance(vision, VisionScratch):
         tokens = (vision.image_size // vision.patch) ** 2
         if tokens >= text.context:
-            yield Fault(
+            yield CONFLICT.at(
                 f"{key}.text.context",
-                "conflict",
-                str(text.context),
-                f"more than the {tokens} tokens of one picture",
-                "Raise `context` or `patch`, or lower `image_size`.",
+                got=str(text.context),
+                expected=f"more than the {tokens} tokens of one image",
+                fix="Raise `context` or `patch`, or lower `image_size`.",
             )
 
 
-def check_plugins(plugins: Mapping[str, Mapping[str, Any]], key: str, names: Names) -> Iterator[Fault]:
+def check_plugins(plugins: Mapping[str, Mapping[str, Any]], key: str, names: Names) -> Iterator[Problem]:
     """Instance names are free; `use` is a component's name."""
     for name, settings in plugins.items():
         if name in RESERVED:
-            yield Fault(
-                f"{key}.{name}",
-                "name",
-                f"the instance name `{name}`",
-                "another, for the core uses it",
-                "Rename the instance, with `use:` for the component.",
-            )
+            got, expected = f"the instance name `{name}`", "a name that lmmkit does not use itself"
+            yield NAME.at(f"{key}.{name}", got=got, expected=expected)
         use = settings.get("use", name)
         if not isinstance(use, str) or not use:
-            yield Fault(f"{key}.{name}.use", "wrong-type", str(use), "a component's name", "Change it.")
+            expected, fix = "the name of a component", "Change the value."
+            yield WRONG_TYPE.at(f"{key}.{name}.use", got=str(use), expected=expected, fix=fix)
 
 
-def _known(key: str, name: str, known: tuple[str, ...], section: str) -> Iterator[Fault]:
+def _known(key: str, name: str, known: tuple[str, ...], section: str) -> Iterator[Problem]:
     if name not in known:
-        yield Fault(key, "unknown-name", f"`{name}`", f"a name under {section}", did_you_mean(name, known))
+        expected, nearest = f"a name under {section}", did_you_mean(name, known)
+        yield UNKNOWN_NAME.at(key, got=f"`{name}`", expected=expected, nearest=nearest)
 
 
-def check_source(source: Source, key: str, names: Names) -> Iterator[Fault]:
-    """A records file comes with a folder of pictures; shards hold their own."""
+def check_source(source: Source, key: str, names: Names) -> Iterator[Problem]:
+    """A records file comes with a folder of images; shards contain their images."""
     if (source.kind == "llava") == (source.images is None):
-        want = "a folder of pictures" if source.images is None else "no `images`: shards hold their own"
+        expected = "a folder of images" if source.images is None else "no `images`: shards contain them"
         got = f"kind {source.kind} {'without' if source.images is None else 'with'} `images`"
-        mend = "Add `images`." if source.images is None else "Take `images` out."
-        yield Fault(f"{key}.images" if source.images else key, "conflict", got, want, mend)
+        fix = "Add `images`." if source.images is None else "Remove `images`."
+        yield CONFLICT.at(f"{key}.images" if source.images else key, got=got, expected=expected, fix=fix)
 
 
-def check_sources(data: Mapping[str, float], key: str, names: Names) -> Iterator[Fault]:
+def check_sources(data: Mapping[str, float], key: str, names: Names) -> Iterator[Problem]:
     """A stage's sources exist."""
     for source in data:
         yield from _known(f"{key}.{source}", source, names.data, "data")
 
 
-def check_length(length: Length, key: str, names: Names) -> Iterator[Fault]:
+def check_length(length: Length, key: str, names: Names) -> Iterator[Problem]:
     """One length is given, not two."""
     if (length.epochs is None) == (length.steps is None):
-        yield Fault(
+        yield CONFLICT.at(
             key,
-            "conflict",
-            "neither" if length.epochs is None else "both epochs and steps",
-            "exactly one of epochs and steps",
-            f"Write {key} as {{steps: N}} or as {{epochs: N}}.",
+            got="neither epochs nor steps" if length.epochs is None else "both epochs and steps",
+            expected="exactly one of epochs and steps",
+            fix=f"Write {key} as {{steps: N}} or as {{epochs: N}}.",
         )
 
 
-def check_train(train: Train, key: str, names: Names) -> Iterator[Fault]:
-    """Something learns."""
+def check_train(train: Train, key: str, names: Names) -> Iterator[Problem]:
+    """At least one part is trainable."""
     if not train.parts():
-        yield Fault(
-            key,
-            "conflict",
-            "no part",
-            "at least one part that learns",
-            "Name vision, connector, text or plugins, such as `connector: {}`.",
-        )
+        fix = "Name vision, connector, text or plugins, such as `connector: {}`."
+        yield CONFLICT.at(key, got="no part", expected="at least one trainable part", fix=fix)
 
 
-def check_warmup(stage: Stage, key: str, names: Names) -> Iterator[Fault]:
+def check_warmup(stage: Stage, key: str, names: Names) -> Iterator[Problem]:
     """A warm-up in steps is whole and no longer than the stage."""
     warmup, steps = stage.optim.warmup, stage.length.steps
     at = f"{key}.optim.warmup"
     if warmup > 1 and warmup != int(warmup):
-        want = "a share below 1 or a whole number of steps"
-        yield Fault(at, "out-of-range", str(warmup), want, "Round it.")
+        expected = "a share below 1 or a whole number of steps"
+        yield OUT_OF_RANGE.at(at, got=str(warmup), expected=expected, fix="Round the number.")
     elif steps is not None and warmup > steps:
-        want = f"at most the stage's {steps}"
-        yield Fault(at, "conflict", f"{warmup:g} steps", want, "Shorten it.")
+        expected = f"at most the stage's {steps} steps"
+        yield CONFLICT.at(at, got=f"{warmup:g} steps", expected=expected, fix="Shorten the warm-up.")
 
 
-def check_losses(losses: Mapping[str, Weight], key: str, names: Names) -> Iterator[Fault]:
+def check_losses(losses: Mapping[str, Weight], key: str, names: Names) -> Iterator[Problem]:
     """Terms exist, weights have one shape, and one of them counts."""
     for term, weight in losses.items():
         at = f"{key}.{term}"
         yield from _known(at, term, ("next_token", *names.plugins), "plugins, or next_token")
         yield from _check_weight(weight, at)
     if all(weight.constant_zero for weight in losses.values()):
-        mend = "Give one term a weight above 0."
-        yield Fault(key, "conflict", "only weights of 0", "a term that counts", mend)
+        expected, fix = "a term with a weight above 0", "Give one term a weight above 0."
+        yield CONFLICT.at(key, got="only weights of 0", expected=expected, fix=fix)
 
 
-def _check_weight(weight: Weight, key: str) -> Iterator[Fault]:
+def _check_weight(weight: Weight, key: str) -> Iterator[Problem]:
     ramp = (weight.from_, weight.to)
     shapes = (weight.weight is not None, any(v is not None for v in (*ramp, weight.over)))
     if shapes == (True, False) or (shapes == (False, True) and None not in ramp):
         return
-    yield Fault(
+    yield CONFLICT.at(
         key,
-        "conflict",
-        "both a weight and a ramp" if all(shapes) else "half a weight",
-        "a number, or {weight, watch}, or {from, to, over, watch}",
-        "Write one of the three.",
+        got="both a weight and a ramp" if all(shapes) else "an incomplete weight",
+        expected="a number, or {weight, watch}, or {from, to, over, watch}",
+        fix="Write one of the three.",
     )
 
 
-def check_validate(validate: Validate, key: str, names: Names) -> Iterator[Fault]:
-    """What is validated on exists, and the best is told by something measured."""
+def check_validate(validate: Validate, key: str, names: Names) -> Iterator[Problem]:
+    """The data and tasks of a validation exist, and `best` is one of its figures."""
     yield from _known(f"{key}.data", validate.data, names.data, "data")
     for i, task in enumerate(validate.tasks):
         yield from _known(f"{key}.tasks.{i}", task, names.tasks, "evaluate.tasks")
@@ -210,31 +199,29 @@ def check_validate(validate: Validate, key: str, names: Names) -> Iterator[Fault
         task, _, metric = validate.best.partition("/")
         losses = ("loss", "next_token", *names.plugins)
         if task not in (validate.tasks if metric else losses):
-            yield Fault(
+            yield UNKNOWN_NAME.at(
                 f"{key}.best",
-                "unknown-name",
-                f"`{validate.best}`",
-                "loss, a term, or TASK/METRIC with a task of this section",
-                did_you_mean(task, (*losses, *validate.tasks)),
+                got=f"`{validate.best}`",
+                expected="loss, a term, or TASK/METRIC with a task of this section",
+                nearest=did_you_mean(task, (*losses, *validate.tasks)),
             )
 
 
-def check_task(task: Task, key: str, names: Names) -> Iterator[Fault]:
+def check_task(task: Task, key: str, names: Names) -> Iterator[Problem]:
     """A task reads from one place, and the place exists."""
     if (task.data is None) == (task.files is None):
-        yield Fault(
+        yield CONFLICT.at(
             key,
-            "conflict",
-            "neither data nor files" if task.data is None else "both data and files",
-            "exactly one of data and files",
-            "Name a source of data, or a folder of task files.",
+            got="neither data nor files" if task.data is None else "both data and files",
+            expected="exactly one of data and files",
+            fix="Name a source of data, or a folder of task files.",
         )
     if task.data is not None:
         yield from _known(f"{key}.data", task.data, names.data, "data")
 
 
 # where each rule applies; `*` is any name
-RULES: dict[str, Callable[[Any, str, Names], Iterator[Fault]]] = {
+RULES: dict[str, Callable[[Any, str, Names], Iterator[Problem]]] = {
     "model.vision": check_vision,
     "model.text": check_text,
     "model": check_model,

@@ -30,7 +30,7 @@ def section(cls: type[T]) -> type[T]:
 
 @dataclass(frozen=True)
 class Says:
-    """The words for a kind of value: "got 'x'; want {words}"."""
+    """Holds the words for a kind of value: "got 'x'; expected {words}"."""
 
     words: str
 

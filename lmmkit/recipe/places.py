@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 
 @dataclass(frozen=True)
@@ -26,13 +25,3 @@ class Places:
         if place.startswith("--set "):
             return place if parent == key else f"{place} ({key})"
         return f"{place} {key}".strip() or "recipe"
-
-
-class Fault(NamedTuple):
-    """A `Problem` whose place is still only a dotted key; `code` goes without "recipe/"."""
-
-    key: str
-    code: str
-    got: str
-    want: str
-    mend: str

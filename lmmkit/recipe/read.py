@@ -13,18 +13,19 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from lmmkit.errors import Problem, UserError, did_you_mean, raise_all
+from lmmkit.errors.recipe import EMPTY, FILE, NULL, SET, UNKNOWN_KEY, WRONG_TYPE
 from lmmkit.recipe import checks
 from lmmkit.recipe.model import Model, Vision, VisionFrom, VisionScratch, VisionTimm
-from lmmkit.recipe.places import Fault, Places
+from lmmkit.recipe.places import Places
 from lmmkit.recipe.schema import HIDDEN, Recipe
 from lmmkit.recipe.tree import MAX_BYTES, Tree, parse
 from lmmkit.recipe.words import (
     UNKNOWN,
     child,
     describe,
-    faults,
-    hint_to_mend,
+    fix_for,
     keys_of,
+    problems_of,
     tidy,
     unknown_key,
 )
@@ -57,8 +58,7 @@ def read_text(
         raise UserError(tree.problems)
     if not isinstance(tree.value, dict):
         got = "no keys" if tree.value is None else "text without keys"
-        mend = "Start from a recipe of `lmmkit recipes list`."
-        tree.problems.append(Problem("recipe/empty", name, got, "a section of keys", mend))
+        tree.problems.append(EMPTY.at(name, got=got))
         raise UserError(tree.problems)
     for override in overrides:
         _override(tree, override)
@@ -69,7 +69,7 @@ def from_mapping(mapping: Mapping[str, Any], *, root: Path | None = None) -> Rec
     """A checked `Recipe` from dicts in the shape of the YAML. Raises `UserError`."""
     if not isinstance(mapping, Mapping):
         got = f"a {type(mapping).__name__}"
-        raise UserError(Problem("recipe/wrong-type", "recipe", got, "a mapping", "Pass a dict."))
+        raise UserError(WRONG_TYPE.at("recipe", got=got, expected="a mapping", fix="Pass a dict."))
     return _recipe(Tree(value=mapping), root)
 
 
@@ -83,8 +83,8 @@ def vision_from_mapping(mapping: Mapping[str, Any]) -> VisionScratch | VisionTim
     try:
         section = _adapter(Vision).validate_python(mapping)
     except ValidationError as error:
-        wrong = [f._replace(key=f"model.vision.{f.key}") for f in faults(error, mapping, Vision)]
-        raise UserError(Problem(f"recipe/{f.code}", f.key, f.got, f.want, f.mend) for f in wrong) from None
+        problems = problems_of(error, mapping, Vision)
+        raise UserError(replace(p, where=f"model.vision.{p.where}") for p in problems) from None
     assert not isinstance(section, VisionFrom), "an encoder's folder names no other"
     return section
 
@@ -117,39 +117,38 @@ _AROUND: dict[str, Any] = {
 
 
 def _text(path: Path) -> str:
-    """The file's text. Raises `UserError` where it cannot be one."""
+    """Returns the file's text. Raises `UserError` if it cannot be read as text."""
 
-    def refuse(got: str, want: str, mend: str) -> UserError:
-        return UserError(Problem("recipe/file", str(path), got, want, mend))
+    def refuse(got: str) -> UserError:
+        return UserError(FILE.at(str(path), got=got, limit=MAX_BYTES))
 
     data = b""
     try:
         if not path.is_file():
-            got = "a folder" if path.is_dir() else "no such file"
-            raise refuse(got, "a recipe file", "Check the path.")
+            raise refuse("a folder" if path.is_dir() else "no such file")
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
-            raise refuse("a larger file", f"at most {MAX_BYTES} bytes", "Is this a recipe?")
+            raise refuse("a larger file")
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise refuse(f"bytes that are no UTF-8 in line {line}", "UTF-8", "Save it as UTF-8.") from None
+        raise refuse(f"bytes in line {line} that are not UTF-8") from None
     except (OSError, ValueError) as error:  # ValueError: a path with a null byte
-        raise refuse(f"{error}", "a file that can be read", "Check path and rights.") from None
+        raise refuse(str(error)) from None
 
 
 def _override(tree: Tree, override: str) -> None:
-    """Sets one "a.b=c" in the tree, or says why it cannot."""
+    """Sets one "a.b=c" in the tree, or adds the problem to the tree."""
     place = f"--set {override}"
 
-    def refuse(got: str, want: str, mend: str) -> None:
-        tree.problems.append(Problem("recipe/set", place, got, want, mend))
+    def refuse(got: str, expected: str, fix: str) -> None:
+        tree.problems.append(SET.at(place, got=got, expected=expected, fix=fix))
 
     key, equals, text = override.partition("=")
     steps = key.strip().split(".")
     if not equals or not all(steps):
-        return refuse("no KEY=VALUE", "such as seed=3", "Write dots between keys, then `=`.")
+        return refuse("no KEY=VALUE", "KEY=VALUE, such as seed=3", "Write dots between keys, then `=`.")
     key = ".".join(steps)
     value = parse(text, place)
     if value.problems:
@@ -176,11 +175,11 @@ def _override(tree: Tree, override: str) -> None:
 def _recipe(tree: Tree, root: Path | None) -> Recipe:
     """Checks a tree as a whole; raises `UserError` with all problems."""
     places = Places(dict(tree.places))
-    found: list[Fault] = []
+    found: list[Problem] = []  # `where` is still a dotted key
     raw = tidy(tree.value, "", found)
-    found = [fault for fault in found if fault.key not in tree.silent]
-    refused = {fault.key for fault in found}  # tidy left None there
-    found += [fault for fault in _nulls(raw, Recipe, "") if fault.key not in refused]
+    found = [p for p in found if p.where not in tree.silent]
+    refused = {p.where for p in found}  # tidy left None there
+    found += [p for p in _nulls(raw, Recipe, "") if p.where not in refused]
     for name in HIDDEN:  # fields, but no keys
         if raw.pop(name, UNKNOWN) is not UNKNOWN:
             found.append(unknown_key(name, name, keys_of(Recipe)))
@@ -191,14 +190,12 @@ def _recipe(tree: Tree, root: Path | None) -> Recipe:
         )
         wrong = []
     except ValidationError as error:
-        told = {fault.key for fault in found} | tree.silent
-        wrong = [fault for fault in faults(error, raw, Recipe) if fault.key not in told]
+        known = {p.where for p in found} | tree.silent
+        wrong = [p for p in problems_of(error, raw, Recipe) if p.where not in known]
     found += wrong
-    found += _cross(raw, [fault.key for fault in wrong if fault.code == "unknown-key"])
+    found += _cross(raw, [p.where for p in wrong if p.code == UNKNOWN_KEY.code])
     problems = [
-        Problem(f"recipe/{f.code}", places.where(f.key), f.got, f.want, f.mend)
-        for f in dict.fromkeys(found)
-        if f.key not in tree.silent
+        replace(p, where=places.where(p.where)) for p in dict.fromkeys(found) if p.where not in tree.silent
     ]
     raise_all([*tree.problems, *problems])
     assert recipe is not None, "pydantic refused, yet nothing was wrong"
@@ -210,10 +207,10 @@ def _adapter(hint: Any) -> TypeAdapter:
     return TypeAdapter(hint)
 
 
-def _nulls(raw: Any, hint: Any, key: str) -> Iterator[Fault]:
-    """No key takes null, save a plugin's own: leaving a key out says the same, more clearly."""
+def _nulls(raw: Any, hint: Any, key: str) -> Iterator[Problem]:
+    """Refuses null everywhere but in a plugin's settings: leaving a key out is clearer."""
     if raw is None:
-        yield Fault(key, "null", "nothing", describe(hint), hint_to_mend(raw, hint))
+        yield NULL.at(key, got="nothing", expected=describe(hint), fix=fix_for(raw, hint))
     elif isinstance(raw, (dict, list)):
         items = raw.items() if isinstance(raw, dict) else enumerate(raw)
         for name, item in items:
@@ -222,8 +219,8 @@ def _nulls(raw: Any, hint: Any, key: str) -> Iterator[Fault]:
                 yield from _nulls(item, below, f"{key}.{name}" if key else str(name))
 
 
-def _cross(raw: dict, unknown: Sequence[str]) -> Iterator[Fault]:
-    """The rules between keys, for each part that is right by itself once `unknown` are out."""
+def _cross(raw: dict, unknown: Sequence[str]) -> Iterator[Problem]:
+    """Applies the rules between keys to each part that is valid by itself without the `unknown` keys."""
     raw = copy.deepcopy(raw)
     for key in unknown:
         *parents, last = key.split(".")

@@ -14,7 +14,8 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from lmmkit.errors import Problem
+from lmmkit.errors import Code, Problem
+from lmmkit.errors.recipe import ANCHOR, DUPLICATE_KEY, RECIPE_YAML, TAG
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 50
@@ -87,9 +88,12 @@ class _Builder:
     def place(self, event: Any) -> str:
         return f"{self.name}:{event.start_mark.line + 1}:{event.start_mark.column + 1}"
 
-    def complain(self, code: str, event: Any, key: str, got: str, want: str, mend: str) -> None:
+    def complain(self, code: Code, event: Any, key: str, got: str, **fields: object) -> None:
         where = f"{self.place(event)} {key}".strip()
-        self.tree.problems.append(Problem(f"recipe/{code}", where, got, want, mend))
+        self.tree.problems.append(code.at(where, got=got, **fields))
+
+    def complain_yaml(self, event: Any, key: str, got: str, fix: str) -> None:
+        self.complain(RECIPE_YAML, event, key, got, depth=MAX_DEPTH, fix=fix)
 
     def feed(self, event: Any) -> None:
         """Takes the next event of the parser."""
@@ -108,31 +112,24 @@ class _Builder:
     def start_document(self, event: Any) -> None:
         self.documents += 1
         if self.documents > 1:
-            self.complain("yaml", event, "", "a second document", "one", "Remove `---`.")
+            self.complain_yaml(event, "", "a second document", "Remove `---`.")
             raise _Stop
         if event.version or event.tags:
-            self.complain("yaml", event, "", "a % directive", "YAML 1.2 without", "Remove that line.")
+            self.complain_yaml(event, "", "a % directive", "Remove that line.")
             raise _Stop
 
     def take_key(self, top: _Open, event: Any) -> None:
         if type(event).__name__ != "ScalarEvent":
-            self.complain("yaml", event, top.path, "a key that is no word", "a word", "Rename it.")
+            self.complain_yaml(event, top.path, "a key that is not a plain word", "Rename the key.")
             raise _Stop
         key = event.value
         path = f"{top.path}.{key}" if top.path else key
         self.refuse_marks(path, event)
         top.key = key
         if key == "<<" and event.style is None:
-            self.complain("anchor", event, path, "a merge key", "plain keys", "Write the keys out here.")
+            self.complain(ANCHOR, event, path, "a merge key")
         elif key in top.seen:
-            self.complain(
-                "duplicate-key",
-                event,
-                path,
-                f"`{key}` twice (first at {top.seen[key]})",
-                "each key once",
-                "Remove one of the two.",
-            )
+            self.complain(DUPLICATE_KEY, event, path, f"`{key}` twice (first at {top.seen[key]})")
         else:
             top.seen[key] = self.place(event)
             self.tree.places[path] = self.place(event)
@@ -150,7 +147,8 @@ class _Builder:
             path = f"{top.path}.{name}" if top.path else str(name)
         value: Any = None
         if type(event).__name__ == "AliasEvent":
-            self.refuse("anchor", path, event, f"the alias *{event.anchor}", "Write the value out.")
+            self.complain(ANCHOR, event, path, f"the alias *{event.anchor}")
+            self.tree.silent.add(path)
         elif type(event).__name__ == "ScalarEvent":
             value = resolve(event.value) if event.style is None else event.value
         else:
@@ -159,14 +157,7 @@ class _Builder:
         self.store(top, value)
         if isinstance(value, (dict, list)):
             if len(self.stack) >= MAX_DEPTH:
-                self.complain(
-                    "yaml",
-                    event,
-                    "",
-                    "sections nested too deep",
-                    f"{MAX_DEPTH} levels at most",
-                    "Flatten it.",
-                )
+                self.complain_yaml(event, "", "sections nested too deep", "Use fewer levels.")
                 raise _Stop
             self.stack.append(_Open(path, value))
 
@@ -175,13 +166,9 @@ class _Builder:
         if type(event).__name__ == "AliasEvent":
             return
         if event.anchor:
-            self.refuse("anchor", path, event, f"the anchor &{event.anchor}", "Remove it.", False)
+            self.complain(ANCHOR, event, path, f"the anchor &{event.anchor}")
         if event.tag is not None:
-            self.refuse("tag", path, event, f"the tag {event.tag}", "Remove the tag.", True)
-
-    def refuse(self, code: str, path: str, event: Any, got: str, mend: str, silent: bool = True) -> None:
-        self.complain(code, event, path, got, "plain YAML without anchors or tags", mend)
-        if silent:
+            self.complain(TAG, event, path, f"the tag {event.tag}")
             self.tree.silent.add(path)
 
     def store(self, top: _Open | None, value: Any) -> None:
@@ -212,15 +199,15 @@ def parse(text: str, name: str) -> Tree:
 
 
 def _syntax(error: Exception, name: str) -> Problem:
-    got, mend = "text that is no YAML", "Mend the line, or the one above it."
+    got, fix = "text that is not YAML", "Correct the line, or the one above it."
     if isinstance(error, MarkedYAMLError):
         mark = error.problem_mark or error.context_mark
         if mark is not None:
             name = f"{name}:{mark.line + 1}:{mark.column + 1}"
         got = error.problem or got
         if "\\t" in got:
-            mend = "Indent with spaces, never with tabs."
-    return Problem("recipe/yaml", name, got.replace("\n", " "), "YAML 1.2", mend)
+            fix = "Indent with spaces, never with tabs."
+    return RECIPE_YAML.at(name, got=got.replace("\n", " "), depth=MAX_DEPTH, fix=fix)
 
 
 def _without_refused(value: Any) -> Any:

@@ -1,4 +1,7 @@
-"""What a complaint says: the schema walked by key, and pydantic's errors in plain words."""
+"""Walks the schema by key, and turns pydantic's errors into problems in plain words.
+
+The `where` of these problems is a dotted key; `read` adds file and line.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from pydantic import Discriminator, Tag, ValidationError
 
-from lmmkit.errors import did_you_mean
+from lmmkit.errors import Problem, did_you_mean
+from lmmkit.errors.recipe import MISSING_KEY, NAME, OUT_OF_RANGE, UNKNOWN_KEY, WRONG_TYPE
 from lmmkit.recipe.kinds import Says
-from lmmkit.recipe.places import Fault
 from lmmkit.recipe.schema import HIDDEN
 from lmmkit.recipe.tree import resolve
 
@@ -107,16 +110,13 @@ def show(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def hint_to_mend(value: Any, hint: Any) -> str:
-    """What a person most likely has to do where `value` is not what `hint` wants."""
+def fix_for(value: Any, hint: Any) -> str:
+    """Returns the most likely correction of a `value` that does not fit the type hint `hint`."""
     bare = plain_hint(hint, value)
     literals = _literals(hint)
     if value is None:
-        return (
-            "Write {} where there is nothing to set."
-            if _is_section(bare)
-            else ("Give a value, or remove the key.")
-        )
+        empty = "Write {} where there is nothing to set."
+        return empty if _is_section(bare) else "Give a value, or remove the key."
     if isinstance(value, str) and literals:
         return did_you_mean(value, literals)
     if isinstance(value, str) and bare in (int, float) and _looks_like_a_number(value):
@@ -151,27 +151,26 @@ def _literals(hint: Any) -> list[str]:
     return []
 
 
-def faults(error: ValidationError, raw: Any, hint: Any) -> Iterator[Fault]:
-    """pydantic's errors about `raw`, which should have been a `hint`, one fault a key."""
-    told = set()
+def problems_of(error: ValidationError, raw: Any, hint: Any) -> Iterator[Problem]:
+    """Yields pydantic's errors about `raw`, which should fit `hint`: each code once a key."""
+    seen = set()
     for entry in error.errors(include_url=False, include_context=False):
-        fault = _fault(entry, raw, hint)
-        if (fault.key, fault.code) not in told:
-            told.add((fault.key, fault.code))
-            yield fault
+        problem = _problem(entry, raw, hint)
+        if (problem.where, problem.code) not in seen:
+            seen.add((problem.where, problem.code))
+            yield problem
 
 
-def unknown_key(key: str, name: str, known: Iterable[str]) -> Fault:
-    """The fault of a key that its section does not have."""
-    want = "one of the section's keys"
+def unknown_key(key: str, name: str, known: Iterable[str]) -> Problem:
+    """Returns the problem of a key that its section does not have."""
     if key in MOVED:
         section, _, last = MOVED[key].partition(".")
-        mend = f"Write `{section}: {{{last}: ...}}`, a section of its own."
-        return Fault(key, "unknown-key", f"the key `{name}`, which has moved", f"`{MOVED[key]}`", mend)
-    return Fault(key, "unknown-key", f"the unknown key `{name}`", want, did_you_mean(name, known))
+        fix = f"Write `{section}: {{{last}: ...}}` beside `speed`."
+        return UNKNOWN_KEY.at(key, got=f"the key `{name}`, which is now `{MOVED[key]}`", fix=fix)
+    return UNKNOWN_KEY.at(key, got=f"the unknown key `{name}`", fix=did_you_mean(name, known))
 
 
-def _fault(entry: Any, raw: Any, hint: Any) -> Fault:
+def _problem(entry: Any, raw: Any, hint: Any) -> Problem:
     path: list[str] = []
     named = False  # the key itself is what is wrong
     unexpected = entry["type"] == "unexpected_keyword_argument"
@@ -193,26 +192,26 @@ def _fault(entry: Any, raw: Any, hint: Any) -> Fault:
         if below is UNKNOWN:
             return unknown_key(".".join(path), str(step), keys_of(plain_hint(hint, parent)))
         hint = below
-    key, want = ".".join(path), describe(hint)
+    key, expected = ".".join(path), describe(hint)
     got = raw if isinstance(raw, list) else entry["input"]
     if entry["type"] == "missing" and not isinstance(raw, list):
-        return Fault(key, "missing-key", "nothing", want, f"Add `{path[-1]}: ...`.")
+        return MISSING_KEY.at(key, got="nothing", expected=expected, key=path[-1])
     if named:
-        return Fault(key, "name", show(path[-1]), want, "Rename it.")
+        return NAME.at(key, got=show(path[-1]), expected=expected)
     ranged = entry["type"].startswith(("greater", "less", "too_", "string_too"))
-    code = "out-of-range" if ranged else "wrong-type"
-    return Fault(key, code, show(got), want, hint_to_mend(got, hint))
+    code = OUT_OF_RANGE if ranged else WRONG_TYPE
+    return code.at(key, got=show(got), expected=expected, fix=fix_for(got, hint))
 
 
-def tidy(value: Any, key: str, found: list[Fault], depth: int = 0) -> Any:
-    """A deep copy of `value` in plain dicts, lists and scalars.
+def tidy(value: Any, key: str, problems: list[Problem], depth: int = 0) -> Any:
+    """Returns a deep copy of `value` in plain dicts, lists and scalars.
 
-    What no recipe may hold becomes a fault and None: numbers that are not finite or above 64
-    bits, text that is no Unicode, keys that are no text, objects, more than 50 levels.
+    What no recipe may hold becomes a problem and None: numbers that are not finite or above 64
+    bits, text that is not Unicode, keys that are not text, objects, more than 50 levels.
     """
 
-    def refuse(got: str, want: str) -> None:
-        found.append(Fault(key, "wrong-type", got, want, "Change the value."))
+    def refuse(got: str, expected: str) -> None:
+        problems.append(WRONG_TYPE.at(key, got=got, expected=expected, fix="Change the value."))
 
     if depth > 50:
         return refuse("sections nested too deep", "50 levels at most")
@@ -234,10 +233,10 @@ def tidy(value: Any, key: str, found: list[Fault], depth: int = 0) -> Any:
             out = {}
             for name, item in value.items():
                 if isinstance(name, str):
-                    out[name] = tidy(item, f"{key}.{name}" if key else name, found, depth + 1)
+                    out[name] = tidy(item, f"{key}.{name}" if key else name, problems, depth + 1)
                 else:
                     refuse(f"the key {show(name)}", "keys that are texts")
             return out
         case list() | tuple():
-            return [tidy(item, f"{key}.{i}", found, depth + 1) for i, item in enumerate(value)]
+            return [tidy(item, f"{key}.{i}", problems, depth + 1) for i, item in enumerate(value)]
     return refuse(show(value), "a plain value: text, number, true, false, list or section")
