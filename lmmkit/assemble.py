@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lmmkit.dims import Dims
 from lmmkit.errors import MachineError, Problem, UserError, raise_all
+from lmmkit.errors.plan import ATTENTION, COMPILE, LIBRARY
 from lmmkit.model import lora
 from lmmkit.model.attention import Backend, Eager, NoBackend, choose, log_choice
 from lmmkit.model.compiled import set_compiled, why_not
@@ -45,9 +46,7 @@ def backend(recipe: Recipe, device: torch.device) -> Backend:
     try:
         return choose(recipe.speed.attention, device, compute_dtype(recipe, device))
     except NoBackend as error:
-        want, mend = "a backend that can run here", "Set it to `auto`, which takes the first that can."
-        where = recipe.where("speed.attention")
-        raise MachineError(Problem("model/attention", where, str(error), want, mend)) from error
+        raise MachineError(ATTENTION.at(recipe.where("speed.attention"), got=str(error))) from error
 
 
 def build(
@@ -235,9 +234,8 @@ def set_layers(objective: Objective, speed: Speed) -> None:
 def check_compiler(recipe: Recipe, device: torch.device) -> None:
     """Raises `MachineError` if layers shall be compiled and this machine cannot."""
     if recipe.speed.compile and (reason := why_not(device)):
-        got, want = f"`true`, and `torch.compile` fails: {reason}", "a machine that can compile"
-        mend = "Install a C++ compiler (on CUDA, Triton too), or set it to `false`."
-        raise MachineError(Problem("model/compile", recipe.where("speed.compile"), got, want, mend))
+        got = f"`true`, and `torch.compile` fails: {reason}"
+        raise MachineError(COMPILE.at(recipe.where("speed.compile"), got=got))
 
 
 def check_optimizers(recipe: Recipe) -> None:
@@ -248,9 +246,7 @@ def check_optimizers(recipe: Recipe) -> None:
             _adamw(stage.optim.kind)
         except Exception as error:  # absent, or built for another torch
             got = f"`{stage.optim.kind}`, and bitsandbytes does not import: {error}"
-            mend = "Run `pip install 'bitsandbytes>=0.50'` (the extra `lean`), or take `adamw`."
-            where = recipe.where(f"stages.{name}.optim.kind")
-            problems.append(Problem("optim/library", where, got, "an optimizer that is there", mend))
+            problems.append(LIBRARY.at(recipe.where(f"stages.{name}.optim.kind"), got=got))
     if problems:
         raise MachineError(problems)
 

@@ -20,6 +20,18 @@ from typing import Any
 import pluggy
 
 from lmmkit.errors import Problem, UserError, did_you_mean, raise_all
+from lmmkit.errors.plan import (
+    ABSENT,
+    BAD_HOOK,
+    BROKEN,
+    DEAF,
+    KIND,
+    NO_FILE,
+    PLUGIN_API,
+    UNKNOWN,
+    UNMARKED,
+    UNTRUSTED_FILE,
+)
 from lmmkit.local import file_hash, load_file
 from lmmkit.parts import API, Component
 
@@ -75,13 +87,13 @@ class Door:
         self._tell("lmmkit_logged", {"step": step, "scalars": scalars})
 
     def _tell(self, hook: str, said: Mapping[str, Any]) -> None:
-        """One that raises is told of and left out from then on: a run does not die of its log."""
+        """Calls all observers. One that raises is logged and not called again: the run goes on without it."""
         for listener in getattr(self.manager.hook, hook).get_hookimpls():
             try:
                 listener.function(*(said[name] for name in listener.argnames))
             except Exception as error:
-                got = f"{type(error).__name__}: {error}"
-                _log.warning("%s of %s raised %s; it is told no more", hook, listener.plugin_name, got)
+                name, raised = listener.plugin_name, _named(error)
+                _log.warning("%s of %s raised %s; it is not called again", hook, name, raised)
                 self.manager.unregister(listener.plugin)
 
 
@@ -109,110 +121,98 @@ def open_door(
         observers: place in the recipe of each plugin that listens, by its name or file.
 
     Raises:
-        UserError: with every instance and observer that cannot be had.
+        UserError: with every instance and observer that cannot be loaded.
     """
     manager = pluggy.PluginManager("lmmkit")
     manager.add_hookspecs(Hooks)
-    points, problems, components = installed(), [], {}
+    points, components = installed(), {}
+    problems: list[Problem] = []
     for instance, use in wanted.items():
         try:
-            module, name, source = _module(instance, use, points, trust_files, base)
-            components[instance] = Found(_component(manager, module, name, source), source)
-        except _Refused as refusal:
-            problems.append(Problem(refusal.code, where[instance], refusal.got, refusal.want, refusal.mend))
+            module, name, source = _module(where[instance], instance, use, points, trust_files, base)
+            components[instance] = Found(_component(where[instance], manager, module, name, source), source)
+        except UserError as error:
+            problems += error.problems
     origins = []
     for use, place in observers.items():
         try:
-            module, _, source = _module(use, use, points, trust_files, base)
-            _offered(manager, module, source)
+            module, _, source = _module(place, use, use, points, trust_files, base)
+            _offered(place, manager, module, source)
             if not any(hasattr(module, hook) for hook in LISTENING):
-                mend = "Write one of them, or take it out of `output.observers`."
-                raise _Refused("deaf", f"{source} without {' and '.join(LISTENING)}", "an observer", mend)
+                got, hooks = f"{source} without observer hooks", ", ".join(LISTENING)
+                raise UserError(DEAF.at(place, got=got, hooks=hooks))
             origins.append(source)
-        except _Refused as refusal:
-            problems.append(Problem(refusal.code, place, refusal.got, refusal.want, refusal.mend))
+        except UserError as error:
+            problems += error.problems
     raise_all(problems)
     return Door(manager, components, tuple(origins))
 
 
-class _Refused(Exception):
-    def __init__(self, code: str, got: str, want: str, mend: str):
-        self.code, self.got, self.want, self.mend = f"plugin/{code}", got, want, mend
-
-
 def file_components(path: Path, *, trust_files: bool = False) -> dict[str, Found]:
-    """Every component that a local file offers, by name; `UserError` where it cannot be had."""
+    """Returns the components that a local file offers, by name. Raises `UserError` if there are problems."""
     manager = pluggy.PluginManager("lmmkit")
     manager.add_hookspecs(Hooks)
-    try:
-        module, source = _file(path, trust_files), f"{path} {file_hash(path)}"
-        return {
-            name: Found(_component(manager, module, name, source), source)
-            for name in _offered(manager, module, source)
-        }
-    except _Refused as refusal:
-        problem = Problem(refusal.code, str(path), refusal.got, refusal.want, refusal.mend)
-        raise UserError(problem) from refusal
+    where = str(path)
+    module, source = _file(where, path, trust_files), f"{path} {file_hash(path)}"
+    return {
+        name: Found(_component(where, manager, module, name, source), source)
+        for name in _offered(where, manager, module, source)
+    }
 
 
-def _module(instance, use, points, trust_files, base) -> tuple[ModuleType, str, str]:
-    """(module, component name, origin)"""
+def _module(where, instance, use, points, trust_files, base) -> tuple[ModuleType, str, str]:
+    """Returns (module, component name, origin). Raises `UserError` at `where`, like all below."""
     if ".py" in use:
         path, _, name = use.partition(":")
-        return _file(base / path, trust_files), name or instance, f"{path} {file_hash(base / path)}"
+        return _file(where, base / path, trust_files), name or instance, f"{path} {file_hash(base / path)}"
     if use not in points:
-        mend = f"{did_you_mean(use, points)} `lmmkit plugins list` shows what is installed."
-        raise _Refused("unknown", f"component `{use}`", "an installed component", mend)
+        raise UserError(UNKNOWN.at(where, got=f"component `{use}`", nearest=did_you_mean(use, points)))
     try:
         return points[use].load(), use, origin(points[use])
     except Exception as error:
-        got = f"{type(error).__name__}: {error}"
-        mend = f"Mend or uninstall {origin(points[use])}, or take `{instance}` out of the recipe."
-        raise _Refused("broken", got, f"a plugin `{use}` that imports", mend) from error
+        plugin = f"`{use}` of {origin(points[use])}"
+        raise UserError(BROKEN.at(where, got=_named(error), plugin=plugin)) from error
 
 
-def _file(path: Path, trusted: bool) -> ModuleType:
+def _file(where: str, path: Path, trusted: bool) -> ModuleType:
     if not trusted:
-        mend = f"Read {path}; if you trust it, add --trust-files to the command."
-        raise _Refused("untrusted-file", f"the local file {path}", "leave to run it", mend)
-    if not path.is_file():
-        raise _Refused("no-file", f"no file {path}", "a Python file", "Mend the path.")
-    if path.suffix != ".py":
-        raise _Refused("no-file", f"the file {path}", "a Python file", "Let its name end in `.py`.")
+        raise UserError(UNTRUSTED_FILE.at(where, got=f"the local file {path}", path=path))
+    if not path.is_file() or path.suffix != ".py":
+        raise UserError(NO_FILE.at(where, got=f"{'the' if path.is_file() else 'no'} file {path}"))
     try:
         return load_file(path)
     except Exception as error:
-        got = f"{type(error).__name__}: {error}"
-        raise _Refused("broken", got, f"{path} to import", "Mend the file.") from error
+        raise UserError(BROKEN.at(where, got=_named(error), plugin=path)) from error
 
 
-def _offered(manager, module, source) -> dict[str, type[Component]]:
-    """What a module offers, once all its hooks are found good."""
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _offered(where, manager, module, source) -> dict[str, type[Component]]:
+    """Returns the components that a module offers, after checking all its hooks."""
     for function, value in vars(module).items():
         if function.startswith("lmmkit_") and inspect.isfunction(value) and not hasattr(value, "lmmkit_impl"):
-            mend = "Put @hookimpl above it."
-            raise _Refused("unmarked", f"function `{function}` of {source}", "a marked hook", mend)
+            raise UserError(UNMARKED.at(where, got=f"function `{function}` of {source}"))
     if not manager.is_registered(module):
         try:
             manager.register(module)
             manager.check_pending()
         except pluggy.PluginValidationError as error:
-            raise _Refused("bad-hook", str(error), "only hooks lmmkit has", "Mend the plugin.") from error
+            raise UserError(BAD_HOOK.at(where, got=str(error))) from error
     return dict(module.lmmkit_components()) if hasattr(module, "lmmkit_components") else {}
 
 
-def _component(manager, module, name, source) -> type[Component]:
-    offered = _offered(manager, module, source)
+def _component(where, manager, module, name, source) -> type[Component]:
+    offered = _offered(where, manager, module, source)
     if name not in offered:
-        raise _Refused(
-            "absent", f"component `{name}` of {source}", "one it offers", did_you_mean(name, offered)
-        )
+        got, nearest = f"component `{name}` of {source}", did_you_mean(name, offered)
+        raise UserError(ABSENT.at(where, got=got, nearest=nearest))
     cls = offered[name]
     if not (inspect.isclass(cls) and issubclass(cls, Component) and dataclasses.is_dataclass(cls)):
-        want = "a frozen dataclass of a kind in lmmkit.ext"
-        raise _Refused("kind", f"`{name}` of {source} is {cls!r}", want, "Mend the plugin.")
+        raise UserError(KIND.at(where, got=f"`{name}` of {source}: {cls!r}"))
     if cls.api != API:
-        raise _Refused("api", f"`{name}` of api {cls.api}", f"api {API}", "Take a matching release.")
+        raise UserError(PLUGIN_API.at(where, got=f"`{name}` for API version {cls.api}", api=API))
     return cls
 
 

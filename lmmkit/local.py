@@ -14,7 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lmmkit.errors import Problem, UserError
+from lmmkit.errors import UserError
+from lmmkit.errors.plan import CHANGED_FILE
 
 PREFIX = "lmmkit_file_"
 
@@ -53,7 +54,6 @@ def bare(path: str, hash_: str, qualname: str) -> Any:
     """An object without state, of a class of this file. Raises `UserError` if the file changed."""
     now = file_hash(Path(path))
     if now != hash_:
-        got, mend = f"hash {now}" if now else "no file", "Put the file back as it was, and resume."
-        raise UserError(Problem("plugin/changed-file", path, got, f"{hash_}, as it was loaded", mend))
+        raise UserError(CHANGED_FILE.at(path, got=f"hash {now}" if now else "no file", hash=hash_))
     cls = operator.attrgetter(qualname)(load_file(Path(path)))
     return object.__new__(cls)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import lmmkit.ext
 from lmmkit import needs, parts
 from lmmkit.door import Hooks
+from lmmkit.errors import all_codes
 from lmmkit.recipe import Recipe
 from lmmkit.recipe.schema import HIDDEN
 from lmmkit.recipe.words import keys_of
@@ -110,13 +111,7 @@ def test_every_name_of_the_door_is_in_docs_plugins():
 
 
 def test_every_refusal_of_door_and_plan_is_in_docs_plugins():
-    texts = {
-        name: (ROOT / "lmmkit" / name).read_text()
-        for name in ("door.py", "local.py", "plan/checks.py", "plan/components.py")
-    }
-    codes = {f"plugin/{code}" for code in re.findall(r'_Refused\(\s*"([a-z-]+)"', texts["door.py"])}
-    for text in texts.values():
-        codes |= set(re.findall(r'"((?:plan|plugin)/[a-z-]+)"', text))
+    codes = {code for code in all_codes() if code.startswith(("plan/", "plugin/"))}
     assert len(codes) > 20
     told = set(re.findall(r"`((?:plan|plugin)/[a-z-]+)`", PLUGINS))
     assert codes == told

@@ -1,10 +1,11 @@
-"""What is wrong with a recipe's `evaluate`: known before a run costs anything, and asked again by it."""
+"""Finds the problems in a recipe's `evaluate` section: before a run starts, and again when it evaluates."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from lmmkit.errors import Problem, did_you_mean
+from lmmkit.errors.plan import FILES, NO_KIND, NO_STAGE, NO_TASK, NONE
 from lmmkit.recipe import Recipe, Task
 
 KINDS = ("exact_match", "terms", "restore")
@@ -25,11 +26,9 @@ def choice_problems(recipe: Recipe, only: Sequence[str]) -> list[Problem]:
     """Names in `only` that are no task of the recipe; or that it has no task at all."""
     tasks = recipe.evaluate.tasks if recipe.evaluate is not None else {}
     if not tasks:
-        mend = "Add an `evaluate` section with tasks."
-        return [Problem("evaluate/none", recipe.where("evaluate"), "no tasks", "at least one", mend)]
-    want = "a task of the recipe's `evaluate`"
+        return [NONE.at(recipe.where("evaluate"), got="no tasks")]
     return [
-        Problem("evaluate/no-task", f"--on {name}", f"`{name}`", want, did_you_mean(name, tasks))
+        NO_TASK.at(f"--on {name}", got=f"`{name}`", nearest=did_you_mean(name, tasks))
         for name in only
         if name not in tasks
     ]
@@ -38,14 +37,12 @@ def choice_problems(recipe: Recipe, only: Sequence[str]) -> list[Problem]:
 def _task(recipe: Recipe, key: str, kind: str, task: Task) -> list[Problem]:
     problems = []
     if kind not in KINDS:
-        got, want = f"kind `{kind}`", f"one of {', '.join(KINDS)}"
+        kinds, nearest = ", ".join(KINDS), did_you_mean(kind, KINDS)
         where = recipe.where(f"{key}.kind")
-        problems.append(Problem("evaluate/no-kind", where, got, want, did_you_mean(kind, KINDS)))
+        problems.append(NO_KIND.at(where, got=f"kind `{kind}`", kinds=kinds, nearest=nearest))
     if task.data is None:
-        where, got = recipe.where(f"{key}.files"), f"`files: {task.files}`"
-        mend = "This release evaluates only tasks with `data`: name a source there."
-        problems.append(Problem("evaluate/files", where, got, "`data`", mend))
+        problems.append(FILES.at(recipe.where(f"{key}.files"), got=f"`files: {task.files}`"))
     if task.stage is not None and task.stage not in recipe.stages:
-        where, mend = recipe.where(f"{key}.stage"), did_you_mean(task.stage, recipe.stages)
-        problems.append(Problem("evaluate/no-stage", where, f"`{task.stage}`", "a stage", mend))
+        where, nearest = recipe.where(f"{key}.stage"), did_you_mean(task.stage, recipe.stages)
+        problems.append(NO_STAGE.at(where, got=f"`{task.stage}`", nearest=nearest))
     return problems

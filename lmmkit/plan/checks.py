@@ -9,6 +9,19 @@ import numpy as np
 
 from lmmkit.dims import Dims
 from lmmkit.errors import Problem, did_you_mean
+from lmmkit.errors.plan import (
+    LAYERS,
+    MARK_TWICE,
+    NO_TERM,
+    NO_VIEW,
+    SETTING,
+    TWO_MASSES,
+    UNPROVIDED_MARK,
+    UNREACHABLE,
+    UNREAD_MARK,
+    UNREAD_VIEW,
+    UNWEIGHED,
+)
 from lmmkit.forest import grow
 from lmmkit.needs import AttnMass, Need, selector
 from lmmkit.parts import AuxTask, Term, TokenStrategy
@@ -34,10 +47,7 @@ def settings(recipe: Recipe, parts: Parts, dims: Dims) -> list[Problem]:
     for name, component in parts.components.items():
         if found := component.check(dims):
             key = found.partition(":")[0]
-            where = recipe.where(f"plugins.{name}.{key}")
-            problems.append(
-                Problem("plan/setting", where, found, "one that fits the model", "Change either.")
-            )
+            problems.append(SETTING.at(recipe.where(f"plugins.{name}.{key}"), got=found))
     return problems
 
 
@@ -50,14 +60,12 @@ def losses(recipe: Recipe, parts: Parts) -> list[Problem]:
             weighed.add(name)
             component = parts.components.get(name)
             if component is not None and not isinstance(component, Term):
-                where = recipe.where(f"stages.{stage}.losses.{name}")
-                mend = f"Take the line out: tokens act through the terms that read them. {did_you_mean(name, terms)}"
-                problems.append(Problem("plan/no-term", where, f"`{name}`, a token strategy", "a term", mend))
+                where, got = recipe.where(f"stages.{stage}.losses.{name}"), f"`{name}`, a token strategy"
+                problems.append(NO_TERM.at(where, got=got, nearest=did_you_mean(name, terms)))
     for name in terms:
         if name not in weighed:
-            mend = f"Add `{name}: 1.0` to a stage's losses, or take the plugin out."
-            where = recipe.where(f"plugins.{name}")
-            problems.append(Problem("plan/unweighed", where, f"`{name}`", "a weight in some stage", mend))
+            where, got = recipe.where(f"plugins.{name}"), f"`{name}` without a weight"
+            problems.append(UNWEIGHED.at(where, got=got, name=name))
     return problems
 
 
@@ -73,13 +81,11 @@ def needs(recipe: Recipe, parts: Parts, plan: StagePlan, dims: Dims) -> list[Pro
         for need in term.needs:
             problems += _need(where, term, need, views, provided, dims)
         if isinstance(term, AuxTask) and not term.learns_text and not _reads_own(term):
-            mend = "Declare a need on Sel(view=self.name), or learn its text."
-            problems.append(Problem("plan/unread-view", where, f"views of `{term.name}`", "a reader", mend))
+            problems.append(UNREAD_VIEW.at(where, got=f"views of `{term.name}`, which no term reads"))
     masses = {need.k for need in plan.needs if isinstance(need, AttnMass)}
     if len(masses) > 1:
         where = recipe.where(f"stages.{plan.stage}.losses")
-        got, mend = f"attention mass on {len(masses)} kinds of keys", "Weigh one of them a stage."
-        problems.append(Problem("plan/two-masses", where, got, "one kind of keys a stage", mend))
+        problems.append(TWO_MASSES.at(where, got=f"attention mass on {len(masses)} kinds of keys"))
     return problems
 
 
@@ -89,21 +95,15 @@ def _need(
     problems = []
     sel = selector(need)
     if sel.view not in views:
-        got, mend = (
-            f"a need on view `{sel.view}`",
-            f"Weigh that task in the stage too. {did_you_mean(sel.view, views)}",
-        )
-        problems.append(Problem("plan/no-view", where, got, "a view that the stage makes", mend))
+        got, nearest = f"a need on view `{sel.view}`", did_you_mean(sel.view, views)
+        problems.append(NO_VIEW.at(where, got=got, nearest=nearest))
     if sel.mark is not None and sel.mark not in provided:
-        got = f"`{term.name}` reads mark `{sel.mark}`, which no plugin provides"
-        mend = "Add a token strategy that does (for `drt`: directed_token) under plugins."
-        problems.append(Problem("plan/unprovided-mark", where, got, "a provided mark", mend))
+        got = f"`{term.name}` reads token `{sel.mark}`, which no plugin provides"
+        problems.append(UNPROVIDED_MARK.at(where, got=got))
     if isinstance(need, AttnMass) and need.layers != "all":
         outside = [layer for layer in need.layers if not 0 <= layer < dims.layers]
         if outside or not need.layers or len(set(need.layers)) < len(need.layers):
-            got = f"layers {list(need.layers)}"
-            want = f"`all`, or numbers from 0 to {dims.layers - 1}, each once"
-            problems.append(Problem("plan/layers", where, got, want, "Mend `layers`."))
+            problems.append(LAYERS.at(where, got=f"layers {list(need.layers)}", last=dims.layers - 1))
     return problems
 
 
@@ -120,15 +120,12 @@ def marks(recipe: Recipe, parts: Parts, plans: Mapping[str, StagePlan]) -> list[
             continue
         where = recipe.where(f"plugins.{name}")
         if not read & set(component.provides):
-            got, mend = (
-                f"marks {', '.join(component.provides)}",
-                "Add a term that reads them, or take the plugin out.",
-            )
-            problems.append(Problem("plan/unread-mark", where, got, "a term that reads them", mend))
+            got = f"tokens that no term reads: {', '.join(component.provides)}"
+            problems.append(UNREAD_MARK.at(where, got=got))
         for mark in component.provides:
             if mark in owner:
-                got = f"mark `{mark}`, also provided by `{owner[mark]}`"
-                problems.append(Problem("plan/mark-twice", where, got, "one provider a mark", "Remove one."))
+                got = f"token `{mark}`, which `{owner[mark]}` also provides"
+                problems.append(MARK_TWICE.at(where, got=got))
             owner[mark] = name
     return problems
 
@@ -143,10 +140,9 @@ def reach(recipe: Recipe, parts: Parts, plan: StagePlan, dims: Dims) -> list[Pro
                 continue
             if not _sees_image(plan, need, dims):
                 where = recipe.where(f"plugins.{term.name}")
-                what = f"mark `{sel.mark}`" if sel.mark else "rows"
-                got = f"`{term.name}` reads {what} that stand before the image and can never see it"
-                mend = "Move the token (directed_token.place: end), or set `allow_unreachable: true`."
-                problems.append(Problem("plan/unreachable", where, got, "rows that see the image", mend))
+                what = f"token `{sel.mark}`" if sel.mark else "rows"
+                got = f"`{term.name}` reads {what} before the image, which cannot attend to the image"
+                problems.append(UNREACHABLE.at(where, got=got))
     return problems
 
 

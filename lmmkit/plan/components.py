@@ -11,6 +11,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
 
 from lmmkit.door import Door, open_door, settings
 from lmmkit.errors import Problem, did_you_mean, raise_all
+from lmmkit.errors.plan import BAD_VALUE, MISSING_KEY, UNKNOWN_KEY
 from lmmkit.parts import Component, Term
 from lmmkit.recipe import Recipe, flow_text
 
@@ -91,15 +92,11 @@ def _problem(recipe: Recipe, name: str, cls: type[Component], key: str, kind: st
     use = recipe.plugins[name].get("use", name)
     explain = f"lmmkit plugins explain {use}{' --trust-files' if '.py' in use else ''}"
     if kind == "extra_forbidden":
-        return Problem(
-            "plugin/unknown-key", where, f"`{key}`", f"a setting of `{name}`", did_you_mean(key, known)
-        )
+        return UNKNOWN_KEY.at(where, got=f"`{key}`", name=name, nearest=did_you_mean(key, known))
     if kind == "missing":
-        mend = f"Add it under plugins.{name}; `{explain}` lists all."
-        return Problem("plugin/missing-key", where, f"no `{key}`", "a value", mend)
-    mend = f"`{explain}` lists the settings and their types."
-    got, want = flow_text(recipe.plugins[name][key]), type_text(_hints(cls)[key])
-    return Problem("plugin/bad-value", where, f"`{got}`", want, mend)
+        return MISSING_KEY.at(where, got=f"no `{key}`", name=name, explain=explain)
+    got, type_ = f"`{flow_text(recipe.plugins[name][key])}`", type_text(_hints(cls)[key])
+    return BAD_VALUE.at(where, got=got, type=type_, explain=explain)
 
 
 def setting_types(cls: type[Component]) -> dict[str, str]:

@@ -7,7 +7,8 @@ from dataclasses import replace
 import torch
 
 from lmmkit.dims import Dims, ImageSpec
-from lmmkit.errors import Problem, UserError
+from lmmkit.errors import UserError
+from lmmkit.errors.plan import TIMM, VOCAB
 from lmmkit.model.decoder import DecoderShape
 from lmmkit.model.rope import Rope
 from lmmkit.model.vision import TimmViT, VisionShape, open_timm
@@ -42,10 +43,7 @@ def timm_encoder(vision: VisionTimm, where: str = "model.vision") -> TimmViT:
             mean=vision.mean, std=vision.std, resample=vision.resample,
         )  # fmt: skip
     except ValueError as error:
-        mend = "Take a ViT of `timm.list_models('vit*')`, in a shape it can have."
-        raise UserError(
-            Problem("model/timm", where, f"{vision.timm}: {error}", "a timm ViT", mend)
-        ) from error
+        raise UserError(TIMM.at(where, got=f"{vision.timm}: {error}")) from error
 
 
 def encoder_depth(vision: VisionScratch | VisionTimm) -> int:
@@ -72,10 +70,8 @@ def decoder_shape(recipe: Recipe, vocab: int) -> DecoderShape:
     text = recipe.model.text
     assert isinstance(text, TextScratch), "`origins.resolve` puts shapes in the place of folders"
     if text.vocab and text.vocab < vocab:
-        got = f"{text.vocab} rows of the embedding for a tokenizer of {vocab}"
-        mend = "Take the tokenizer of this model's folder, or a decoder with more rows."
-        where = recipe.where("model.text")
-        raise UserError(Problem("model/vocab", where, got, "a row for every token", mend))
+        got = f"an embedding of {text.vocab} tokens for a tokenizer of {vocab}"
+        raise UserError(VOCAB.at(recipe.where("model.text"), got=got))
     return DecoderShape(
         vocab=text.vocab or vocab, width=text.width, depth=text.depth, heads=text.heads,
         kv_heads=text.kv_heads, head_size=text.head_size, mlp=text.mlp, context=text.context,

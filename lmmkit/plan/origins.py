@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lmmkit.errors import Problem, UserError, raise_all
+from lmmkit.errors.plan import CONTEXT, FEATURE_LAYER, IMAGE_SIZE, PART
 from lmmkit.model.attention import Eager
 from lmmkit.model.decoder import DecoderShape
 from lmmkit.model.vision import VisionShape, ViT
@@ -184,9 +185,8 @@ def _asked(
     if asked.image_size not in (None, there.image_size):
         if not (origin.source and isinstance(origin.source.vision, TimmSource)):
             # ours and transformers' have a table of positions with one row a patch
-            got, want = str(asked.image_size), f"{there.image_size}, as the folder says"
             where = recipe.where("model.vision.image_size")
-            raise UserError(Problem("model/image-size", where, got, want, "Take the line out."))
+            raise UserError(IMAGE_SIZE.at(where, got=str(asked.image_size), size=there.image_size))
         changed["image_size"] = asked.image_size
         encoder = replace(origin.source.vision, resized=True)
         origin = replace(origin, source=replace(origin.source, vision=encoder))
@@ -199,24 +199,19 @@ def _shallower(recipe: Recipe, there: VisionScratch | VisionTimm, layer: int) ->
     states = [n if n >= 0 else depth + 1 + n for n in (layer, there.feature_layer)]
     if not 0 <= states[0] <= states[1]:
         where, got = recipe.where("model.vision.feature_layer"), f"{layer}, state {states[0]} of {depth}"
-        want, mend = (
-            f"a state up to {states[1]}: the folder holds no later blocks",
-            "Name the encoder's own folder.",
-        )
-        raise UserError(Problem("model/feature-layer", where, got, want, mend))
+        raise UserError(FEATURE_LAYER.at(where, got=got, last=states[1]))
     return layer
 
 
 def _shorter(recipe: Recipe, text: TextScratch, asked: TextFrom) -> TextScratch:
     if asked.context > text.context:
-        where, want = recipe.where("model.text.context"), f"at most {text.context}, what it was trained for"
-        raise UserError(Problem("model/context", where, str(asked.context), want, "Lower it."))
+        where = recipe.where("model.text.context")
+        raise UserError(CONTEXT.at(where, got=str(asked.context), context=text.context))
     return replace(text, context=asked.context)
 
 
 def _lacks(recipe: Recipe, part: str, folder: Path) -> Problem:
-    where, got = recipe.where(f"model.{part}.from"), f"{folder}, a model without it"
-    return Problem("weights/part", where, got, f"a folder with a {part} part", "Name another folder.")
+    return PART.at(recipe.where(f"model.{part}.from"), got=f"{folder}, a model without it", part=part)
 
 
 def text_section(shape: DecoderShape) -> TextScratch:

@@ -18,6 +18,8 @@ from lmmkit.data.records import Records, missing_images, open_records, too_many
 from lmmkit.data.tokenizer import AnyTokenizer, open_tokenizer
 from lmmkit.dims import Dims
 from lmmkit.errors import Problem, UserError, raise_all
+from lmmkit.errors.plan import NO_STEP, PLUGINS
+from lmmkit.errors.recipe import OUTSIDE
 from lmmkit.plan import facts
 from lmmkit.plan.compile import StagePlan, compile_plan, speaking_plan
 from lmmkit.plan.components import Parts, build_parts
@@ -72,7 +74,8 @@ class Prepared:
             total = section.length.epochs * order.len_epoch
             total -= total % samples if section.batch.tail == "drop" else 0
         if total < 1:
-            raise UserError(_no_step(self.recipe, stage, order.len_epoch))
+            where = self.recipe.where(f"stages.{stage}.batch.samples")
+            raise UserError(NO_STEP.at(where, got=f"{order.len_epoch} records and `tail: drop`"))
         return Pipeline(
             sources={name: self.sources[name] for name in section.data},
             order=self._grouped(order, section.batch, total),
@@ -138,9 +141,7 @@ def prepare_bare(
     """
     through = list(through)
     if missing := [name for name in through if name not in recipe.plugins]:
-        got, mend = f"no settings of {', '.join(missing)}", "Restore the folder's recipe.yaml."
-        where = recipe.where("plugins")
-        raise UserError(Problem("model/plugins", where, got, "those the model answers through", mend))
+        raise UserError(PLUGINS.at(recipe.where("plugins"), got=f"no settings of {', '.join(missing)}"))
     kept = {name: recipe.plugins[name] for name in through}
     recipe = replace(recipe, plugins=kept, output=replace(recipe.output, observers=()))
     return _prepare(
@@ -244,11 +245,4 @@ def writes_outside(recipe: Recipe) -> list[Problem]:
     root, folder = (os.path.realpath(path) for path in (recipe.root, recipe.path(features.folder)))
     if folder.startswith(f"{root.rstrip('/')}/"):
         return []
-    want = f"a folder below {recipe.root}"
-    mend = f"Say it on the command line: `--set {key}=FOLDER`."
-    return [Problem("recipe/outside", recipe.where(key), f"`{features.folder}`", want, mend)]
-
-
-def _no_step(recipe: Recipe, stage: str, rows: int) -> Problem:
-    where, got = recipe.where(f"stages.{stage}.batch.samples"), f"{rows} rows and `tail: drop`"
-    return Problem("data/no-step", where, got, "at least one step", "Lower `samples`, or keep the tail.")
+    return [OUTSIDE.at(recipe.where(key), got=f"`{features.folder}`", root=recipe.root, key=key)]

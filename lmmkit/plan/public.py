@@ -9,7 +9,8 @@ from typing import Any, cast
 
 from lmmkit.data.chat import default_template
 from lmmkit.data.tokenizer import open_tokenizer
-from lmmkit.errors import Problem, UserError
+from lmmkit.errors import UserError
+from lmmkit.errors.plan import CONFIG, NO_TEXT, NO_VISION
 from lmmkit.recipe import (
     Connector,
     Model,
@@ -49,9 +50,7 @@ def recipe_of(
         raise no_text(folder, source.kind)
     eye = _eye(vision) if vision else _eye_of(source)
     if source.connector and eye is None:
-        got = "a connector without the encoder it reads"
-        mend = "Import it with its encoder: `lmmkit model import SRC DST --vision CLIP_FOLDER`."
-        raise UserError(Problem("model/no-vision", str(folder), got, "both", mend))
+        raise UserError(NO_VISION.at(str(folder), got="a connector without the encoder that it reads"))
     section, shape = eye or (None, "pad")
     shape = "pad" if source.pads else shape
     model = Model(
@@ -65,11 +64,8 @@ def recipe_of(
 
 
 def no_text(folder: Path, kind: str) -> UserError:
-    """The refusal of what cannot answer."""
-    mend = "Name it in a recipe, `model.vision.from`, beside a decoder."
-    return UserError(
-        Problem("model/no-text", str(folder), f"{kind}: an encoder alone", "a folder with a decoder", mend)
-    )
+    """Returns the error for a folder that has no decoder."""
+    return UserError(NO_TEXT.at(str(folder), got=f"{kind}: an encoder alone"))
 
 
 def _eye(folder: Path) -> tuple[VisionFrom, str] | None:
@@ -117,6 +113,6 @@ def recipe_of_ours(folder: Path, config: Mapping[str, Any], root: str | Path | N
         overrides=[f"model.tokenizer.from={tokenizer}", "speed.attention=auto", "output.observers=[]"],
     )  # fmt: skip
     if config["stage"] not in recipe.stages:
-        where, want = f"{folder / 'config.json'}: stage", f"a stage of {path}"
-        raise UserError(Problem("model/config", where, repr(config["stage"]), want, "Restore the folder."))
+        where = f"{folder / 'config.json'}: stage"
+        raise UserError(CONFIG.at(where, got=repr(config["stage"]), recipe=path))
     return recipe

@@ -64,7 +64,7 @@ def test_a_token_its_reader_can_never_see_through_is_refused_unless_allowed(tiny
 
 def test_a_mark_no_strategy_provides(tiny):
     text = DIRECT.replace("  directed_token: {place: end}\n", "")
-    with pytest.raises(UserError, match="`image_order` reads mark `drt`, which no plugin provides"):
+    with pytest.raises(UserError, match="`image_order` reads token `drt`, which no plugin provides"):
         prepare(tiny(text=text))
 
 

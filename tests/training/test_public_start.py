@@ -108,7 +108,7 @@ def test_a_tokenizer_that_does_not_fit_names_both(public, tiny, tmp_path):
     folder, _ = public
     small = models.decoder("llama", "plain")
     models.saved(small, tmp_path / "small")
-    with pytest.raises(UserError, match=r"131 rows of the embedding for a tokenizer of \d+"):
+    with pytest.raises(UserError, match=r"an embedding of 131 tokens for a tokenizer of \d+"):
         prepare(tiny(f"model.text={{from: {tmp_path / 'small'}, context: 32}}"))
     with pytest.raises(UserError, match=r"model/context"):
         prepare(tiny(*public[1], f"model.text={{from: {folder}, context: 4096}}"))

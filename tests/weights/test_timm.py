@@ -150,7 +150,7 @@ class TestBad:
             ("timm: vit_tiny_patch16_244, weights: none", "model/timm", "Did you mean `vit_tiny_patch16_224`"),
             ("timm: 'hf-hub:timm/vit_tiny_patch16_224', weights: none", "model/timm", "no such model"),
             ("timm: 'local-dir:/tmp', weights: none", "model/timm", "no such model"),
-            ("timm: resnet18, weights: none", "model/timm", "a timm ViT"),
+            ("timm: resnet18, weights: none", "model/timm", "ResNet"),
             ("timm: vit_tiny_patch16_224.no_such_tag, weights: none", "model/timm", "no_such_tag"),
             ("timm: vit_tiny_patch16_224, weights: none, args: {dept: 3}", "model/timm", "dept"),
             ("timm: vit_tiny_patch16_224, weights: none, args: {checkpoint_path: /etc/passwd}", "model/timm", "shape"),
