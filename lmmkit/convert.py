@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from lmmkit import assemble
-from lmmkit.errors import Problem, UserError, raise_all
+from lmmkit.errors import UserError, raise_all
+from lmmkit.errors.weights import CONVERT_EXISTS, EXPORT_ADAPTER, LINK, NO_LORA, OPTION, OURS, WEIGHTS_ADAPTER
 from lmmkit.model.attention import Eager
 from lmmkit.model.decoder import Decoder
 from lmmkit.plan import public
@@ -43,21 +44,20 @@ def import_model(
         vision: a folder with the encoder, where `source` leaves it out.
         base: a folder with the decoder, where `source` leaves it out.
         allow_pickle: also read `.bin` files, their weights alone.
-        template: what turns are wrapped in, where the default is not wanted.
+        template: the chat template, if not the default.
 
     Returns:
         The parts that the new folder holds.
 
     Raises:
-        UserError: an unknown architecture, tensors that do not fit, a folder that holds something.
+        UserError: an unknown architecture, tensors that do not fit, a folder that is not empty.
     """
     _require_new(folder)
     if own.is_ours(source):
-        got, mend = "a folder lmmkit wrote", "Use it as it is."
-        raise UserError(Problem("convert/ours", str(source), got, "a public model", mend))
+        raise UserError(OURS.at(str(source), got="a folder that lmmkit wrote"))
     if adapter.is_adapter(source) and base is None:
-        got, mend = "updates of a decoder, not the decoder", "Name it: `--base FOLDER`."
-        raise UserError(Problem("weights/adapter", str(source), got, "its base beside it", mend))
+        got, that_fit = "low-rank updates without a base model", "together with their base model"
+        raise UserError(WEIGHTS_ADAPTER.at(str(source), got=got, that_fit=that_fit))
     if (eye := open_source(source, feature_layer=-1, pickled=allow_pickle)).parts() == ("vision",):
         _refuse(source, {"--vision": vision, "--base": base, "--template": template}, "an encoder alone")
         _import_encoder(eye, folder)
@@ -104,11 +104,10 @@ def _held(source: Source, base: Path | None) -> torch.dtype:
 
 
 def _refuse(where: Path, options: Mapping[str, object], what: str) -> None:
-    """Raises `UserError` for options that mean nothing to `what`."""
-    given = [name for name, value in options.items() if value is not None]
+    """Raises `UserError` for options that do not apply to `what`."""
+    given = ", ".join(name for name, value in options.items() if value is not None)
     if given:
-        got, mend = f"{', '.join(given)} with {what}", "Leave them out."
-        raise UserError(Problem("convert/option", str(where), got, "options that mean something to it", mend))
+        raise UserError(OPTION.at(str(where), got=f"{given} with {what}", what=what, options=given))
 
 
 def _import_encoder(source: Source, folder: Path) -> None:
@@ -141,7 +140,7 @@ def export_model(
     `base` is for `peft`: what its file calls the model that the adapter belongs on.
 
     Raises:
-        UserError: a model that the format cannot say, a folder that holds something.
+        UserError: a model that the format cannot express, a folder that is not empty.
     """
     source = model_folder(path)
     export.require_whole(source)
@@ -177,20 +176,14 @@ def _export_adapter(source: Path, folder: Path, base: str | None) -> None:
     stage = recipe.stages[config["stage"]].train
     asked = stage.text.lora if stage.text else None
     if not updates or asked is None:
-        got, want = (
-            f"stage `{config['stage']}`, which trained without low-rank updates",
-            "a stage with `lora`",
-        )
-        mend = "Export the whole model, or name RUN/model/STAGE of a stage that had them."
-        raise UserError(Problem("export/no-lora", str(source), got, want, mend))
+        got = f"stage `{config['stage']}`, which trained without low-rank updates"
+        raise UserError(NO_LORA.at(str(source), got=got))
     prepared = prepare_bare(replace(recipe, plugins={}), mute=True)
     objective = assemble.shell(prepared.recipe, {}, prepared.dims, torch.device("cpu"))
     model = _exported(source, prepared, assemble.modules(objective))
     found = (export.problems if model.sees else export.spoken)(model, folder, "llava-hf")
     if stage.vision is not None:
-        got, want = "an encoder that learned too", "one that is still as its base has it"
-        mend = "Export the whole model: `--format llava-hf`."
-        found.append(Problem("export/adapter", str(source), got, want, mend))
+        found.append(EXPORT_ADAPTER.at(str(source), got="an encoder that was trained too"))
     raise_all(found)
     connector = {}
     if stage.connector is not None:
@@ -253,16 +246,11 @@ def _shown(
 
 
 def _require_no_links(folder: Path) -> None:
-    """A copy must not bring along what a link of the folder points at."""
-    mend = "Remove it, or put the file itself there."
-    raise_all(
-        Problem("convert/link", str(path), "a link", "files and folders", mend)
-        for path in sorted(folder.rglob("*"))
-        if path.is_symlink()
-    )
+    """Raises `UserError` for links: a copy must not contain what a link in the folder points to."""
+    raise_all(LINK.at(str(path), got="a link") for path in sorted(folder.rglob("*")) if path.is_symlink())
 
 
 def _require_new(folder: Path) -> None:
     if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
-        got, mend = "something is there", "Name another, or remove it."
-        raise UserError(Problem("convert/exists", str(folder), got, "a new folder", mend))
+        got = "a file, a link or a folder that is not empty"
+        raise UserError(CONVERT_EXISTS.at(str(folder), got=got))

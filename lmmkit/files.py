@@ -1,4 +1,4 @@
-"""Small files of JSON and text: read with what is wrong told, written whole or not at all."""
+"""Reads small JSON files, with problems for bad ones; writes JSON and text completely or not at all."""
 
 from __future__ import annotations
 
@@ -12,26 +12,28 @@ from pathlib import Path
 from typing import Any
 
 from lmmkit.errors import MachineError, Problem, UserError
+from lmmkit.errors.training import RUN_CANNOT_WRITE, RUN_UNREADABLE
 
 
-def read_json(path: Path, *, mend: str = "Restore the file, or run again.") -> dict[str, Any]:
-    """The JSON object in a file. Raises `UserError` if it is missing, torn or no object."""
+def read_json(path: Path, *, hint: str = "Restore the file, or run again.") -> dict[str, Any]:
+    """Returns the JSON object in a file. Raises `UserError` if the file is missing, torn or no object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(value, dict):
+            return value
+        got = f"a JSON {type(value).__name__}"
     except OSError as error:
-        raise UserError(unreadable(str(path), error.strerror or str(error), mend)) from None
+        got = error.strerror or str(error)
     except (ValueError, RecursionError) as error:
-        raise UserError(unreadable(str(path), f"no JSON ({error})", mend)) from None
-    if not isinstance(value, dict):
-        raise UserError(unreadable(str(path), f"a JSON {type(value).__name__}", mend))
-    return value
+        got = f"no JSON ({error})"
+    raise UserError(RUN_UNREADABLE.at(str(path), got=got, content="a JSON object", fix=hint))
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The objects of a .jsonl file, one a line; [] without a file.
+    """Returns the objects of a .jsonl file, one from each line; [] without a file.
 
-    A last line that breaks off is what a killed writer leaves, and is skipped. Raises `UserError`
-    naming the line for any other that is not an object.
+    A killed writer leaves an incomplete last line, which is skipped. Raises `UserError` with the line
+    number for any other line that is not an object.
     """
     try:
         lines = path.read_bytes().splitlines()
@@ -46,16 +48,17 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError) as error:
             if number == len(lines):
                 break
-            mend = "Remove that line, or restore the file."
-            raise UserError(unreadable(f"{path}:{number}", f"no JSON ({error})", mend)) from None
+            where, fix = f"{path}:{number}", "Remove that line, or restore the file."
+            got = f"no JSON ({error})"
+            raise UserError(RUN_UNREADABLE.at(where, got=got, content="a JSON object", fix=fix)) from None
         records.append(record)
     return records
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON can say it: NaN and infinities become None, numpy numbers Python's.
+    """Returns `value` in JSON's types: NaN and infinities become None, numpy numbers Python's.
 
-    Raises `TypeError` for anything else, tensors among it: they would hide a wait for the GPU.
+    Raises `TypeError` for anything else, also for tensors: they would hide a wait for the GPU.
     """
     if value is None or isinstance(value, str | bool):
         return value
@@ -69,7 +72,7 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    raise TypeError(f"got a {type(value).__name__}; want numbers, text, lists and mappings")
+    raise TypeError(f"got a {type(value).__name__}; expected numbers, text, lists and mappings")
 
 
 def write_json_atomic(path: Path, value: Mapping[str, Any]) -> None:
@@ -108,17 +111,6 @@ def fsync(path: Path) -> None:
         os.close(handle)
 
 
-def unreadable(where: str, got: str, mend: str) -> Problem:
-    """What is no JSON object where one should be."""
-    return Problem("run/unreadable", where, got, "a JSON object", mend)
-
-
 def unwritable(path: Path, error: OSError) -> Problem:
-    """What the file system refused."""
-    return Problem(
-        "run/cannot-write",
-        str(path),
-        error.strerror or str(error),
-        "a folder that can be written to, on a file system with locks",
-        "Free space or change its rights, or name another folder (`--out DIR`).",
-    )
+    """Returns the problem of a file that the file system refused to write."""
+    return RUN_CANNOT_WRITE.at(str(path), got=error.strerror or str(error))

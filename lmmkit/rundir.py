@@ -203,7 +203,7 @@ class RunDir:
     def read_results(self) -> dict[str, Any]:
         """Scores of the evaluation tasks. Raises `UserError` where there are none yet."""
         self.require()
-        return read_json(self.results, mend="Make it with `lmmkit eval`.")
+        return read_json(self.results, hint="Create it with `lmmkit eval`.")
 
 
 def _entries(path: Path) -> list[str]:

@@ -14,7 +14,9 @@ from lmmkit import assemble
 from lmmkit.data.chat import response_end
 from lmmkit.data.pack import LaidOut, Packer, Tree
 from lmmkit.data.pipeline import Views, cut
-from lmmkit.errors import Problem, UserError
+from lmmkit.errors import UserError
+from lmmkit.errors.commands import TOKENS, TOO_LONG
+from lmmkit.errors.weights import MODEL_NONE
 from lmmkit.model.generate import Chooser, generate, greedy
 from lmmkit.objective import Objective
 from lmmkit.plan import public
@@ -77,7 +79,7 @@ class Speaker:
 
         Raises:
             ValueError: shapes, ids or numbers of images that do not fit together.
-            UserError: a model that answers through learned tokens, which no ids can spell.
+            UserError: a model that answers with the help of learned tokens, which ids cannot express.
         """
         self._require_plain()
         return self.tokens.logits(input_ids, pixel_values, attention_mask)
@@ -100,9 +102,8 @@ class Speaker:
     def _require_plain(self) -> None:
         through = [strategy.name for strategy, views in self.views.edits if views is None]
         if through:
-            got, want = f"learned tokens of {', '.join(through)} in every sequence", "a model without"
-            mend = "Use `say` or `answer`, which put them in."
-            raise UserError(Problem("speak/tokens", "logits", got, want, mend))
+            got = f"learned tokens from {', '.join(through)} in every sequence"
+            raise UserError(TOKENS.at("logits", got=got))
 
     def answer(
         self, groups: Sequence[Sequence[View]], *, new: int, choose: Chooser = greedy,
@@ -168,12 +169,8 @@ class Speaker:
         layout = self.views.prompt(view)
         room = self.views.context - new
         if rows(layout) > room:
-            got, want = (
-                f"a prompt of {rows(layout)} rows",
-                f"at most {room} (the context less {new} new tokens)",
-            )
-            mend = "Ask something shorter, or for fewer new tokens."
-            raise UserError(Problem("speak/too-long", f"sample {view.sample.key}", got, want, mend))
+            where, got = f"sample {view.sample.key}", f"a prompt of {rows(layout)} rows"
+            raise UserError(TOO_LONG.at(where, got=got, room=room, new=new))
         return layout
 
 
@@ -207,7 +204,7 @@ def load(
         plugins: `spoken` opens those whose tokens stand in every view, which is all that answering
             needs; `all` also those of the terms, to measure them.
         root: where paths of local plugin files start; by default where the run's did.
-        template: what a public model's turns are wrapped in, where its own is not wanted.
+        template: the chat template of a public model, if not the one in its folder.
 
     Raises:
         UserError: no such model, or one that is damaged or of another make.
@@ -250,6 +247,6 @@ def model_folder(path: Path, stage: str | None = None) -> Path:
     names = list(read_recipe(run.resolved).stages) if stage is None else [stage]
     done = [name for name in names if (run.model(name) / "config.json").is_file()]
     if not done:
-        got, mend = f"no finished stage of {names}", "Let the run finish: `lmmkit train ... --resume`."
-        raise UserError(Problem("model/none", str(run.path / "model"), got, "a model folder", mend))
+        got = f"no finished stage among {', '.join(names)}"
+        raise UserError(MODEL_NONE.at(str(run.path / "model"), got=got))
     return run.model(done[-1])

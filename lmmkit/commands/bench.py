@@ -51,7 +51,8 @@ def kernels(
     """Time every backend on one layer's attention over a stage's real batches."""
     read = the_recipe(recipe, root, changes)
     from lmmkit import assemble
-    from lmmkit.errors import Problem, UserError
+    from lmmkit.errors import UserError
+    from lmmkit.errors.commands import BENCH_NO_STAGE
     from lmmkit.kernels import measure
     from lmmkit.plan import facts
     from lmmkit.plan.prepare import prepare
@@ -59,8 +60,7 @@ def kernels(
     prepared = prepare(read, trust_files=trust_files)
     stage = stage or next(iter(prepared.plans))
     if stage not in prepared.plans:
-        got, want = f"`{stage}`", f"one of {', '.join(prepared.plans)}"
-        raise UserError(Problem("bench/no-stage", "--stage", got, want, "Name one of these."))
+        raise UserError(BENCH_NO_STAGE.at("--stage", got=f"`{stage}`", stages=", ".join(prepared.plans)))
     pipeline = prepared.pipeline(stage)
     batches = [b for i in range(min(steps, prepared.steps(stage))) for b in pipeline.step(i) if len(b)]
     device = assemble.device_here()

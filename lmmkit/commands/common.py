@@ -48,19 +48,19 @@ def reporting(command: Callable) -> Callable:
 
 
 def show(error: LmmkitError) -> None:
-    """Every problem: where, then what, what would do, and the mend. Nothing where another rank has said it."""
+    """Prints every problem and how many there are; nothing if another rank has already printed them."""
     for problem in error.problems:
-        err.print(f"[bold red]error[/] [bold]{_safe(problem.where)}[/]")
-        err.print(f"  got   {_safe(problem.got)}", markup=True)
-        err.print(f"  expected  {_safe(problem.expected)}", markup=True)
-        err.print(f"  {_safe(problem.hint)}  [dim]\\[{problem.code}][/]", markup=True)
+        err.print(f"[bold red]error[/] [bold]{safe(problem.where)}[/]")
+        for label, text in (("got", problem.got), ("expected", problem.expected), ("hint", problem.hint)):
+            end = f"  [dim]\\[{problem.code}][/]" if label == "hint" else ""
+            err.print(f"  {label:8}  {safe(text)}".replace("\n", "\n" + 12 * " ") + end)
     n = len(error.problems)
     if n:
-        err.print(f"{n} problem{'s' if n != 1 else ''}.")
+        err.print(f"{n} problem{'s' if n != 1 else ''}. More about a code: `lmmkit explain CODE`.")
 
 
-def _safe(text: str) -> str:
-    """User text without terminal codes or markup."""
+def safe(text: str) -> str:
+    """Returns `text` without terminal codes or markup."""
     from rich.markup import escape
 
     return escape("".join(c if c.isprintable() or c == "\n" else "?" for c in text))

@@ -77,16 +77,16 @@ def trace(
 
     In a layout `!` marks supervised spans and `*` learned tokens.
     """
-    from lmmkit.errors import Problem, UserError, did_you_mean
+    from lmmkit.errors import UserError, did_you_mean
+    from lmmkit.errors.commands import PLUGINS_NO_STAGE
     from lmmkit.plan.explain import stage_text
     from lmmkit.plan.explain import trace as traced
     from lmmkit.plan.prepare import prepare
 
     read = the_recipe(recipe, root, changes)
     if stage is not None and stage not in read.stages:
-        raise UserError(
-            Problem("plugins/no-stage", "--stage", f"`{stage}`", "a stage", did_you_mean(stage, read.stages))
-        )
+        suggestion = did_you_mean(stage, read.stages)
+        raise UserError(PLUGINS_NO_STAGE.at("--stage", got=f"`{stage}`", suggestion=suggestion))
     prepared = prepare(read, trust_files=trust_files)
     for name in read.stages if stage is None else [stage]:
         out.print(stage_text(prepared, prepared.plans[name]), markup=False)

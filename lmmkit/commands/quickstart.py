@@ -14,7 +14,8 @@ from typing import Annotated
 import typer
 
 from lmmkit.commands.common import err, out, reporting
-from lmmkit.errors import Problem, UserError
+from lmmkit.errors import UserError
+from lmmkit.errors.commands import QUICKSTART_NOT_EMPTY
 
 RECIPES = {"llava": "quickstart-llava", "direct": "quickstart"}
 FAST_SCENES = ("--count", "400", "--heldout", "60")
@@ -41,12 +42,7 @@ def quickstart(
     began = time.monotonic()
     to = to.resolve()
     if to.exists() and any(to.iterdir()):
-        mend = "Name another folder with --out."
-        raise UserError(
-            Problem(
-                "quickstart/not-empty", str(to), "a folder with files in it", "a new or empty folder", mend
-            )
-        )
+        raise UserError(QUICKSTART_NOT_EMPTY.at(str(to), got="a folder with files in it"))
     scenes = to / "scenes"
     run_all(
         [Job("data", ["data", "make-scenes", str(scenes), *(FAST_SCENES if fast else ())], to / "logs")],

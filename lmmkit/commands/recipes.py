@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from lmmkit.commands.common import Json, out, print_json, reporting
-from lmmkit.errors import Problem, UserError, did_you_mean
+from lmmkit.errors import UserError, did_you_mean
+from lmmkit.errors.commands import EXISTS, RECIPES_UNKNOWN
 
 app = typer.Typer(no_args_is_help=True, help="Recipes that come with lmmkit.")
 
@@ -55,13 +56,11 @@ def copy(
     """Copies a recipe, to be changed."""
     known = shipped()
     if name.removesuffix(".yaml") not in known:
-        raise UserError(
-            Problem("recipes/unknown", "NAME", f"`{name}`", "a recipe", did_you_mean(name, known))
-        )
+        raise UserError(RECIPES_UNKNOWN.at("NAME", got=f"`{name}`", suggestion=did_you_mean(name, known)))
     source = known[name.removesuffix(".yaml")]
     target = to or Path(source.name)
     if target.exists():
-        raise UserError(Problem("recipes/exists", str(target), "a file", "a new name", "Give another name."))
+        raise UserError(EXISTS.at(str(target), got="a file or a folder"))
     shutil.copyfile(source, target)
     out.print(f"{target}: train it with `lmmkit train {target}`")
 

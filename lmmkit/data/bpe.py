@@ -192,13 +192,13 @@ def _named(folder: Path, inner: tokenizers.Tokenizer, key: str) -> int | None:
     """The id of the token that begins (bos) or ends (eos): the first file beside it that says."""
     for name in (BESIDE, "special_tokens_map.json"):
         if (folder / name).is_file():
-            word = read_json(folder / name, mend="Mend or remove it.").get(f"{key}_token")
+            word = read_json(folder / name, hint="Correct or remove the file.").get(f"{key}_token")
             word = word.get("content") if isinstance(word, dict) else word
             if isinstance(word, str):
                 return inner.token_to_id(word)
     for name in ("generation_config.json", "config.json"):
         if (folder / name).is_file():
-            found = read_json(folder / name, mend="Mend or remove it.").get(f"{key}_token_id")
+            found = read_json(folder / name, hint="Correct or remove the file.").get(f"{key}_token_id")
             found = found[0] if isinstance(found, list) and found else found
             if type(found) is int:
                 return found

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lmmkit.errors import Problem, UserError, raise_all
+from lmmkit.errors.commands import NOT_WRITABLE, SCENES_NOT_EMPTY, TOO_FEW
 from lmmkit.scenes.captions import INSTRUCTIONS, caption
 from lmmkit.scenes.draw import draw
 from lmmkit.scenes.questions import Asker, Question
@@ -103,29 +104,13 @@ def tell(seed: int, split: str, number: int) -> list[Told]:
 
 def _problems(directory: Path, count: int, heldout: int) -> list[Problem]:
     problems = [
-        Problem(
-            code="scenes/too-few",
-            where=f"--{name}",
-            got=str(number),
-            expected=f"at least {least}",
-            hint=f"Ask for {least} scenes or more.",
-        )
-        for name, number, least in (
-            ("count", count, LEAST_COUNT),
-            ("heldout", heldout, LEAST_HELDOUT),
-        )
+        TOO_FEW.at(f"--{name}", got=str(number), least=least)
+        for name, number, least in (("count", count, LEAST_COUNT), ("heldout", heldout, LEAST_HELDOUT))
         if number < least
     ]
     if directory.is_file() or (directory.is_dir() and any(directory.iterdir())):
-        problems.append(
-            Problem(
-                code="scenes/not-empty",
-                where=str(directory),
-                got="a file" if directory.is_file() else "a folder with files in it",
-                expected="a new or empty folder",
-                hint="Name another folder, or remove this one first.",
-            )
-        )
+        got = "a file" if directory.is_file() else "a folder with files in it"
+        problems.append(SCENES_NOT_EMPTY.at(str(directory), got=got))
     return problems
 
 
@@ -134,15 +119,7 @@ def _make_directories(directory: Path) -> None:
         for split in SPLITS:
             (directory / "images" / split).mkdir(parents=True)
     except OSError as error:
-        raise UserError(
-            Problem(
-                code="scenes/not-writable",
-                where=str(directory),
-                got=error.strerror or str(error),
-                expected="a folder that can be made and written",
-                hint="Name another folder, or mend its permissions.",
-            )
-        ) from error
+        raise UserError(NOT_WRITABLE.at(str(directory), got=error.strerror or str(error))) from error
 
 
 def _save(scene: Scene, directory: Path) -> None:

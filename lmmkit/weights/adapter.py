@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lmmkit.errors import Problem, raise_all
+from lmmkit.errors import raise_all
+from lmmkit.errors.weights import WEIGHTS_ADAPTER
 from lmmkit.files import read_json
 from lmmkit.weights.config import Config
 from lmmkit.weights.decoders import LLAMA
@@ -28,10 +29,10 @@ def is_adapter(folder: Path) -> bool:
 def merge(module: nn.Module, stored: Mapping[str, Stored], folder: Path) -> None:
     """Adds alpha / r * B A to every matrix that has a pair of them.
 
-    Raises `UserError` for pairs that are not whole, do not fit or have no matrix here, and for
-    settings that no code here carries out.
+    Raises `UserError` for pairs that are incomplete, do not fit or have no matrix here, and for
+    settings that lmmkit does not support.
     """
-    config = Config(read_json(folder / FILE, mend="Fetch the folder anew."), str(folder / FILE))
+    config = Config(read_json(folder / FILE, hint="Fetch the folder again."), str(folder / FILE))
     config.only(
         bias="none", use_rslora=False, use_dora=False, fan_in_fan_out=False, rank_pattern={}, alpha_pattern={}
     )
@@ -44,15 +45,13 @@ def merge(module: nn.Module, stored: Mapping[str, Stored], folder: Path) -> None
         place = known.get(f"{name}.weight")
         if a is None or b is None or place is None or _shape(a, b) != tuple(place.of(own).shape):
             got = f"A {a and a.shape}, B {b and b.shape}, {'no matrix' if place is None else place.of(own).shape}"
-            mend = "Name the base it was trained on: `--base`."
-            problems.append(
-                Problem("weights/adapter", f"{folder}: {name}", got, "B A of the matrix's shape", mend)
-            )
+            that_fit = "whose product B A has the shape of the base model's matrix"
+            problems.append(WEIGHTS_ADAPTER.at(f"{folder}: {name}", got=got, that_fit=that_fit))
         else:
             pairs[name] = (a, b, place)
     if not found:
-        mend = "Fetch the folder anew."
-        problems.append(Problem("weights/adapter", str(folder), "no lora_A and lora_B", "the updates", mend))
+        got, that_fit = "no lora_A and lora_B", "in tensors lora_A and lora_B"
+        problems.append(WEIGHTS_ADAPTER.at(str(folder), got=got, that_fit=that_fit))
     raise_all(problems)
     with torch.no_grad():
         for a, b, place in pairs.values():

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lmmkit.errors import Problem, UserError
+from lmmkit.errors import UserError
+from lmmkit.errors.weights import WEIGHTS_CONFIG
 from lmmkit.files import read_json
 
-MEND = "Mend the file, or fetch the folder anew."
 BLOCKS = 256  # LLaMA-405B has 126; each is built, on meta, to be checked
 _MISSING = object()
 
@@ -26,7 +26,7 @@ class Config:
     def of(cls, folder: Path) -> Config:
         """The folder's `config.json`. Raises `UserError` if there is none."""
         path = folder / "config.json"
-        return cls(read_json(path, mend="Name a folder with a model's config.json and weights."), str(path))
+        return cls(read_json(path, hint="Name a folder with a model's config.json and weights."), str(path))
 
     def has(self, key: str) -> bool:
         """Whether the key is there and not null."""
@@ -86,34 +86,26 @@ class Config:
         return found
 
     def one_of(self, key: str, known: Mapping[Any, str], default: Any) -> str:
-        """What `known` calls a value that this release can carry out."""
+        """Returns lmmkit's name, from `known`, for a value of a public config."""
         value = self._value(key, default)
         if isinstance(value, list | dict) or value not in known:
-            raise self.problem(
-                key, value, f"one of {', '.join(map(str, known))}: all that lmmkit carries out here"
-            )
+            raise self.problem(key, value, f"one of {', '.join(map(str, known))}")
         return known[value]
 
-    def only(self, **wanted: Any) -> None:
-        """Refuses any other value of these keys: what it asks for would be left out in silence."""
-        for key, value in wanted.items():
+    def only(self, **supported: Any) -> None:
+        """Refuses any other value of these keys, which would otherwise be ignored without a message."""
+        for key, value in supported.items():
             if self.has(key) and self.values[key] != value:
-                raise self.problem(key, self.values[key], f"{value!r}: all that lmmkit carries out here")
+                raise self.problem(key, self.values[key], repr(value))
 
     def _value(self, key: str, default: Any) -> Any:
         value = self.values.get(key)
         if value is not None:
             return value
         if default is _MISSING:
-            raise self.problem(key, None, "a value")
+            raise self.problem(key, None, "any, but the key is required")
         return default
 
-    def problem(self, key: str, got: object, want: str) -> UserError:
-        """A problem of one key."""
-        return UserError(Problem("weights/config", f"{self.where}: {key}", repr(got), want, MEND))
-
-
-def unsupported(where: str, got: str, known: Sequence[str]) -> UserError:
-    """An architecture that no table is written for."""
-    want, mend = f"one of {', '.join(known)}", "Convert the model to one of these."
-    return UserError(Problem("weights/architecture", where, got, want, mend))
+    def problem(self, key: str, got: object, values: str) -> UserError:
+        """Returns the error for one key; `values` says which ones are supported."""
+        return UserError(WEIGHTS_CONFIG.at(f"{self.where}: {key}", got=repr(got), values=values))

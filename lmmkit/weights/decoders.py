@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from lmmkit.errors import UserError
+from lmmkit.errors.weights import ARCHITECTURE
 from lmmkit.model.decoder import DecoderShape
 from lmmkit.model.rope import Rope
-from lmmkit.weights.config import BLOCKS, Config, unsupported
+from lmmkit.weights.config import BLOCKS, Config
 from lmmkit.weights.keys import Table
 
 LLAMA: Table = (
@@ -63,7 +65,8 @@ def read_decoder(config: Config) -> DecoderSource:
     """
     family = config.text("model_type")
     if family not in FAMILIES:
-        raise unsupported(config.where, f"model_type {family!r}", sorted(FAMILIES))
+        known = ", ".join(sorted(FAMILIES))
+        raise UserError(ARCHITECTURE.at(config.where, got=f"model_type {family!r}", known=known))
     return FAMILIES[family](config)
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from lmmkit.dims import CLIP_MEAN, CLIP_STD, ImageSpec
-from lmmkit.errors import Problem, UserError
+from lmmkit.errors import UserError
+from lmmkit.errors.weights import ARCHITECTURE, FEATURE_LAYER
 from lmmkit.files import read_json
 from lmmkit.model.vision import VisionShape
-from lmmkit.weights.config import BLOCKS, Config, unsupported
+from lmmkit.weights.config import BLOCKS, Config
 from lmmkit.weights.keys import Table
 
 VIT: Table = (
@@ -62,7 +63,8 @@ def read_encoder(config: Config, folder: Path, *, feature_layer: int) -> Encoder
     """
     family = config.text("model_type")
     if family not in FAMILIES:
-        raise unsupported(config.where, f"model_type {family!r}", sorted(FAMILIES))
+        known = ", ".join(sorted(FAMILIES))
+        raise UserError(ARCHITECTURE.at(config.where, got=f"model_type {family!r}", known=known))
     size, patch = config.count("image_size"), config.count("patch_size")
     config.only(num_channels=3)
     does = _processor(folder, FAMILIES[family])
@@ -73,9 +75,8 @@ def read_encoder(config: Config, folder: Path, *, feature_layer: int) -> Encoder
     clip = family == "clip_vision_model"
     depth = config.count("num_hidden_layers", most=BLOCKS)
     if not -depth - 1 <= feature_layer <= depth:
-        got, want = f"feature_layer {feature_layer} of {depth} layers", f"one of {-depth - 1} to {depth}"
-        mend = "Choose a layer that exists."
-        raise UserError(Problem("model/feature-layer", config.where, got, want, mend))
+        got, layers = f"feature_layer {feature_layer} of {depth} layers", f"one of {-depth - 1} to {depth}"
+        raise UserError(FEATURE_LAYER.at(config.where, got=got, layers=layers))
     heads = config.count("num_attention_heads")
     if width % heads:
         raise config.problem("num_attention_heads", heads, f"a divisor of the width {width}")
@@ -98,7 +99,7 @@ def _processor(folder: Path, habits: Mapping[str, Any]) -> dict[str, Any]:
     """`habits` with what the folder's image processor says instead."""
     for name, key in (("preprocessor_config.json", ""), ("processor_config.json", "image_processor")):
         if (folder / name).is_file():
-            found = Config(read_json(folder / name, mend="Mend or remove it."), str(folder / name))
+            found = Config(read_json(folder / name, hint="Correct or remove the file."), str(folder / name))
             found = found.section(key) if key else found
             if not found.values:
                 continue

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lmmkit.errors import Problem, UserError, raise_all
+from lmmkit.errors.weights import EXPORT_EXISTS, EXPORT_FORMAT, SOURCE
 from lmmkit.files import fsync, write_json_atomic
 from lmmkit.model.vision import VisionShape, ViT
 from lmmkit.weights import encoders, keys, own, words
@@ -32,35 +33,29 @@ SHARD = 4 << 30  # bytes of one weights file at most
 
 
 def problems(model: Exported, folder: Path, kind: str) -> list[Problem]:
-    """What keeps the model from being said in that format."""
-
-    def wrong(got: str, want: str) -> Problem:
-        return _unsayable(folder, kind, got, want)
-
-    found = spoken(model, folder, kind)
+    """Returns a problem for each property of the model that the format cannot express."""
+    unsupported: list[tuple[str, str]] = []
     if not isinstance(model.vision, ViT) or _vision_family(model.vision.shape) is None:
-        found.append(wrong("no CLIP or SigLIP encoder", "a LLaVA with one of these"))
+        unsupported.append(("no CLIP or SigLIP encoder", "a CLIP or SigLIP encoder"))
     if not any("second.1" in name for name, _ in model.connector.named_parameters()):
-        found.append(wrong("another connector", "`mlp2x_gelu`"))
+        unsupported.append(("another connector", "an `mlp2x_gelu` connector"))
     if kind == "llava" and family(model) != "llama":
-        found.append(wrong(f"a decoder of the {family(model)} family", "a LLaMA"))
+        unsupported.append((f"a decoder of the {family(model)} family", "a LLaMA decoder"))
     if kind == "llava" and not (isinstance(model.vision, ViT) and model.eye.class_token):
-        found.append(wrong("an encoder without a class token", "CLIP"))
+        unsupported.append(("an encoder without a class token", "a CLIP encoder"))
     if kind == "llava" and model.image_shape == "squash":
-        found.append(wrong("pictures squashed to the square", "`crop` or `pad`"))
-    return found
+        unsupported.append(("images stretched to a square", "`crop` or `pad`"))
+    where = f"{folder}: {kind}"
+    found = [EXPORT_FORMAT.at(where, got=got, supported=supported) for got, supported in unsupported]
+    return spoken(model, folder, kind) + found
 
 
 def spoken(model: Exported, folder: Path, kind: str) -> list[Problem]:
-    """The problem of a model that answers through learned tokens, which no ids can spell."""
+    """Returns a problem if the model answers with the help of learned tokens, which ids cannot express."""
     through = model.config.get("speaks_through")
-    got = f"learned tokens of {', '.join(through or ())} in every sequence"
-    return [_unsayable(folder, kind, got, "ids alone")] if through else []
-
-
-def _unsayable(folder: Path, kind: str, got: str, want: str) -> Problem:
-    mend = "Export it with `--format lmmkit`."
-    return Problem("export/format", f"{folder}: {kind}", got, want, mend)
+    got = f"learned tokens from {', '.join(through or ())} in every sequence"
+    where, supported = f"{folder}: {kind}", "no learned tokens"
+    return [EXPORT_FORMAT.at(where, got=got, supported=supported)] if through else []
 
 
 def write(model: Exported, folder: Path, kind: str, *, dtype: torch.dtype | None = None) -> None:
@@ -73,13 +68,11 @@ def write(model: Exported, folder: Path, kind: str, *, dtype: torch.dtype | None
         dtype: of the weights; as they are where None.
 
     Raises:
-        UserError: a model that the format cannot say, a folder that holds something.
+        UserError: a model that the format cannot express, a folder that is not empty.
     """
     found = problems(model, folder, kind)
     if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
-        found.append(
-            Problem("export/exists", str(folder), "something is there", "a new folder", "Name another.")
-        )
+        found.append(EXPORT_EXISTS.at(str(folder), got="a file, a link or a folder that is not empty"))
     raise_all(found)
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
@@ -262,7 +255,6 @@ def _eos(model: Exported) -> int | list[int] | None:
 
 
 def require_whole(folder: Path) -> None:
-    """Raises `UserError` where the folder is none of ours."""
+    """Raises `UserError` if lmmkit did not write the folder."""
     if not own.is_ours(folder):
-        got, mend = "another kind of folder", "Import it first: `lmmkit model import SRC DST`."
-        raise UserError(Problem("export/source", str(folder), got, "a model folder lmmkit wrote", mend))
+        raise UserError(SOURCE.at(str(folder), got="another kind of folder"))

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lmmkit.errors import Problem, raise_all
+from lmmkit.errors import raise_all
+from lmmkit.errors.weights import DTYPE, EXTRA, MISSING, SHAPE
 from lmmkit.model.layers import FusedLinear
 from lmmkit.weights.own import unique_tensors
 from lmmkit.weights.tensors import Stored
@@ -59,7 +60,7 @@ def _rows(fused: Mapping[str, Mapping[str, slice]], name: str, part: str) -> sli
 
 
 def fill(
-    module: nn.Module, table: Table, stored: Mapping[str, Stored], *, prefix: str, spare: str, mend: str
+    module: nn.Module, table: Table, stored: Mapping[str, Stored], *, prefix: str, spare: str, fix: str
 ) -> None:
     """Copies public tensors into the module, each to its place, one at a time.
 
@@ -69,12 +70,12 @@ def fill(
         stored: what the folder holds.
         prefix: of this part's public names in `stored`.
         spare: pattern of public names the module has no place for and that may be there.
-        mend: what to do where they do not fit.
+        fix: the end of the hint if they do not fit: what to do other than fetch the folder again.
 
     Raises:
         UserError: as `check`.
     """
-    check(module, table, stored, prefix=prefix, spare=spare, mend=mend)
+    check(module, table, stored, prefix=prefix, spare=spare, fix=fix)
     own = unique_tensors(module)
     with torch.no_grad():
         for name, place in places(module, table).items():
@@ -82,18 +83,18 @@ def fill(
 
 
 def check(
-    module: nn.Module, table: Table, stored: Mapping[str, Stored], *, prefix: str, spare: str, mend: str
+    module: nn.Module, table: Table, stored: Mapping[str, Stored], *, prefix: str, spare: str, fix: str
 ) -> None:
     """Compares names, shapes and types with the headers alone; the module may be on meta.
 
     Raises:
-        UserError: missing, extra, misshapen and wrongly typed tensors, all at once with counts.
+        UserError: tensors that are missing, extra, or of a wrong shape or type; all at once, with counts.
     """
-    own, wanted = unique_tensors(module), places(module, table)
+    own, expected = unique_tensors(module), places(module, table)
     file = str(next(iter(stored.values())).file.parent) if stored else "the folder"
     here = {name.removeprefix(prefix): s for name, s in stored.items() if name.startswith(prefix)}
-    both = [name for name in wanted if name in here]
-    shapes = {name: tuple(wanted[name].of(own).shape) for name in both}
+    both = [name for name in expected if name in here]
+    shapes = {name: tuple(expected[name].of(own).shape) for name in both}
     misshapen = [
         f"{name} {list(here[name].shape)} for {list(shapes[name])}"
         for name in both
@@ -101,14 +102,14 @@ def check(
     ]
     typed = [f"{name} {here[name].dtype}" for name in both if not _is_float(here[name].dtype)]
     found = (
-        ("missing", [name for name in wanted if name not in here], "all tensors of its config"),
-        ("extra", [n for n in here if n not in wanted and not re.search(spare, n)], "no others"),
-        ("shape", misshapen, "the shapes of its config"),
-        ("dtype", typed, "float tensors (quantized weights are not read)"),
+        (MISSING, "missing", [name for name in expected if name not in here]),
+        (EXTRA, "extra", [n for n in here if n not in expected and not re.search(spare, n)]),
+        (SHAPE, "of another shape", misshapen),
+        (DTYPE, "of another type", typed),
     )
     raise_all(
-        Problem(f"weights/{kind}", f"{file}: {prefix}*", f"{len(names)} {kind}: {_some(names)}", want, mend)
-        for kind, names, want in found
+        code.at(f"{file}: {prefix}*", got=f"{len(names)} {what}: {_some(names)}", fix=fix)
+        for code, what, names in found
         if names
     )
 

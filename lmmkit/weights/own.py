@@ -25,7 +25,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lmmkit.data.tokenizer import AnyTokenizer
-from lmmkit.errors import MachineError, Problem, UserError, raise_all
+from lmmkit.errors import MachineError, UserError, raise_all
+from lmmkit.errors.weights import CANNOT_WRITE, MISMATCH, MODEL_CONFIG, MODEL_FORMAT, MODEL_UNREADABLE
 from lmmkit.files import fsync, io_point, read_json, write_json_atomic
 from lmmkit.sample import ImageShape
 
@@ -91,12 +92,11 @@ def write(
         if old.exists() and not folder.exists():
             os.rename(old, folder)
         shutil.rmtree(aside, ignore_errors=True)
-        want, mend = "a folder that can be written to", "Free space or change its rights, then `--resume`."
-        raise MachineError(Problem("model/cannot-write", str(folder), str(error), want, mend)) from error
+        raise MachineError(CANNOT_WRITE.at(str(folder), got=str(error))) from error
 
 
 def clear(folder: Path) -> None:
-    """Mends what a process that died in `write` left: the folder has its name, what was half done is gone."""
+    """Cleans up after a process that died in `write`: restores the folder's name, removes partial files."""
     old = folder.with_name(f".{folder.name}.old.tmp")
     if old.exists() and not folder.exists():
         os.rename(old, folder)
@@ -105,22 +105,15 @@ def clear(folder: Path) -> None:
 
 
 def config_of(folder: Path) -> dict:
-    """The folder's config. Raises `UserError` if it is no model folder of ours."""
-    config = read_json(folder / "config.json", mend="Name a folder lmmkit wrote: RUN or RUN/model/<stage>.")
+    """Returns the folder's config. Raises `UserError` if lmmkit did not write the folder."""
+    path = folder / "config.json"
+    config = read_json(path, hint="Name a folder that lmmkit wrote: RUN or RUN/model/<stage>.")
     if config.get("format") != FORMAT:
-        got, mend = f"format {config.get('format')!r}", "Name RUN/model/<stage> of an lmmkit run."
-        raise UserError(Problem("model/format", str(folder), got, FORMAT, mend))
+        raise UserError(MODEL_FORMAT.at(str(folder), got=f"format {config.get('format')!r}", known=FORMAT))
     wrong = [key for key, fits in KEYS.items() if key in config and not fits(config[key])]
     wrong += [key for key in ("stage", "model") if key not in config]
-    mend = "Restore the file, or write the folder anew."
     raise_all(
-        Problem(
-            "model/config",
-            f"{folder / 'config.json'}: {key}",
-            repr(config.get(key)),
-            "what lmmkit writes",
-            mend,
-        )
+        MODEL_CONFIG.at(f"{path}: {key}", got=repr(config.get(key)), value="a value as lmmkit writes it")
         for key in wrong
     )
     return config
@@ -129,7 +122,7 @@ def config_of(folder: Path) -> dict:
 def is_ours(folder: Path) -> bool:
     """Whether lmmkit wrote the folder."""
     path = folder / "config.json"
-    return path.is_file() and read_json(path, mend="Mend or remove it.").get("format") == FORMAT
+    return path.is_file() and read_json(path, hint="Correct or remove the file.").get("format") == FORMAT
 
 
 def is_encoder(config: Mapping) -> bool:
@@ -151,7 +144,7 @@ def _beside(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path) if path.is_file() else {}
     except (OSError, SafetensorError) as error:
-        raise _unreadable(path, error) from None
+        raise UserError(MODEL_UNREADABLE.at(str(path), got=str(error))) from None
 
 
 def tensors(folder: Path, names: Collection[str]) -> dict[str, Tensor]:
@@ -189,19 +182,17 @@ def fill(
         Names of the module's tensors that the folder does not have.
 
     Raises:
-        UserError: with every missing or ill-shaped tensor.
+        UserError: every tensor that is missing or has another shape.
     """
     path = folder / WEIGHTS
     own = {at + k: t for k, t in unique_tensors(module).items() if (at + k).startswith(prefixes)}
     with _opened(path) as file, torch.no_grad():
         names = set(file.keys())
         missing = tuple(sorted(set(own) - names))
-        wrong = [k for k in own if k in names and list(own[k].shape) != file.get_slice(k).get_shape()]
-        problems = [_mismatch(path, k, file.get_slice(k).get_shape(), own[k]) for k in wrong]
-        if strict:
-            problems += [_mismatch(path, k, "no such tensor", own[k]) for k in missing]
-        if problems:
-            raise UserError(problems)
+        shapes = {k: file.get_slice(k).get_shape() for k in own if k in names}
+        wrong = {k: str(shape) for k, shape in shapes.items() if shape != list(own[k].shape)}
+        wrong |= dict.fromkeys(missing if strict else (), "no such tensor")
+        raise_all(MISMATCH.at(f"{path}: {k}", got=got, shape=list(own[k].shape)) for k, got in wrong.items())
         for name in (set(own) & names) if copy else ():
             own[name].copy_(file.get_tensor(name))
     return missing
@@ -209,14 +200,14 @@ def fill(
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """A safetensors file, read inside; whatever goes wrong there, `UserError`."""
+    """Opens a safetensors file. Raises `UserError` if it, or anything read from it, is damaged."""
     try:
         if not path.is_file():  # a pipe would never end
             raise OSError("no regular file" if path.exists() else "no such file")
         with safe_open(path, framework="pt") as file:
             yield file
     except (OSError, SafetensorError) as error:
-        raise _unreadable(path, error) from None
+        raise UserError(MODEL_UNREADABLE.at(str(path), got=str(error))) from None
 
 
 def unique_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -228,13 +219,3 @@ def unique_tensors(module: nn.Module) -> dict[str, Tensor]:
             seen.add(id(tensor))
             out[name] = tensor.detach()
     return out
-
-
-def _unreadable(path: Path, error: Exception) -> UserError:
-    mend = "Train again, or restore the file."
-    return UserError(Problem("model/unreadable", str(path), str(error), "a safetensors file", mend))
-
-
-def _mismatch(path: Path, name: str, got: object, own: Tensor) -> Problem:
-    mend = "Start from a model of the same shapes, or change the recipe's shapes."
-    return Problem("model/mismatch", f"{path}: {name}", str(got), f"shape {list(own.shape)}", mend)

@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmmkit.errors import Problem, UserError
+from lmmkit.errors import UserError
+from lmmkit.errors.weights import ARCHITECTURE, PART
 from lmmkit.files import read_json
 from lmmkit.weights import decoders, encoders, keys, timm_files
-from lmmkit.weights.config import Config, unsupported
+from lmmkit.weights.config import Config
 from lmmkit.weights.decoders import DecoderSource, read_decoder
 from lmmkit.weights.encoders import EncoderSource, read_encoder
 from lmmkit.weights.keys import Table
@@ -130,17 +131,15 @@ class Source:
             stored = timm_files.resampled(module, stored, prefix)
         return {
             "table": self._table(part, module), "stored": stored, "prefix": prefix,
-            "spare": self._spare(part, module), "mend": self._mend(part),
+            "spare": self._spare(part, module), "fix": self._fix(part),
         }  # fmt: skip
 
-    def _mend(self, part: str) -> str:
+    def _fix(self, part: str) -> str:
         if part == "connector":
-            return (
-                "Take it with the encoder and the decoder it was trained between, or fetch the folder anew."
-            )
+            return "use the connector with the encoder and the decoder that it was trained with"
         if part == "vision" and isinstance(self.vision, TimmSource):
-            return "Take a file in timm's own names, of this model and this size."
-        return "Fetch the folder anew, or mend its config.json."
+            return "take a file with timm's tensor names, for this model and this image size"
+        return "correct its config.json"
 
     def _table(self, part: str, module: nn.Module) -> Table:
         if part == "text":
@@ -201,7 +200,8 @@ def _source(folder: Path, feature_layer: int | None) -> Source:
             **_ends(folder, config),
         )  # fmt: skip
     families = [*known, *encoders.FAMILIES, *decoders.FAMILIES, "timm's (`architecture`)"]
-    raise unsupported(f"{config.where}: model_type", f"`{kind}`", families)
+    where, known = f"{config.where}: model_type", ", ".join(families)
+    raise UserError(ARCHITECTURE.at(where, got=f"`{kind}`", known=known))
 
 
 def _llava_hf(folder: Path, config: Config, feature_layer: int | None) -> Source:
@@ -217,8 +217,7 @@ def _llava_hf(folder: Path, config: Config, feature_layer: int | None) -> Source
         _with_defaults(config.section("vision_config")), folder,
         feature_layer=layer if feature_layer is None else feature_layer,
     )  # fmt: skip
-    wanted = "default" if vision.shape.class_token else "full"
-    config.only(vision_feature_select_strategy=wanted)
+    config.only(vision_feature_select_strategy="default" if vision.shape.class_token else "full")
     key = "image_token_id" if config.has("image_token_id") else "image_token_index"
     return Source(
         folder=folder, kind="llava-hf", spelling=LLAVA_HF, text=text, vision=vision, connector=True,
@@ -267,7 +266,7 @@ def _ends(folder: Path, *configs: Config) -> dict[str, Any]:
     """The ids that end an answer and that pad one, as generation takes them: the first file that says."""
     found = list(configs)
     if (path := folder / "generation_config.json").is_file():
-        found.insert(0, Config(read_json(path, mend="Mend or remove it."), str(path)))
+        found.insert(0, Config(read_json(path, hint="Correct or remove the file."), str(path)))
     eos = next((c.ids("eos_token_id") for c in found if c.has("eos_token_id")), ())
     pad = next((c.ids("pad_token_id") for c in found if c.has("pad_token_id")), ())
     return {"eos": eos, "pad": pad[0] if pad else None}
@@ -286,8 +285,7 @@ def _spelt(name: str, spelling: Spelling) -> str:
 
 
 def want_part(source: Source, part: str, where: str) -> None:
-    """Raises `UserError` where a folder lacks the part that a recipe takes from it."""
+    """Raises `UserError` if the folder lacks the part that a recipe takes from it."""
     if part not in source.parts():
-        got = f"a {source.kind} folder, which holds {' and '.join(source.parts())} only"
-        want, mend = f"a folder with a {part} part", "Name another folder."
-        raise UserError(Problem("weights/part", where, got, want, mend))
+        got = f"a {source.kind} folder with only {' and '.join(source.parts())}"
+        raise UserError(PART.at(where, got=got, part=part))

@@ -19,7 +19,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lmmkit.errors import Problem, UserError, raise_all
+from lmmkit.errors import UserError, raise_all
+from lmmkit.errors.weights import INDEX, PATH, PICKLE, SHARD, TWICE, WEIGHTS_NONE, WEIGHTS_UNREADABLE
 from lmmkit.files import read_json
 
 MAX_HEADER = 100 << 20  # bytes; as the library itself allows
@@ -61,9 +62,8 @@ def opened(folder: Path, *, pickled: bool = False) -> Iterator[dict[str, Stored]
                 raise _damaged(file, ValueError("no regular file"))
             for name, stored in (_pickled(file) if file.suffix in PICKLED else _safe(file, stack)).items():
                 if name in found:
-                    got = f"{name} in {found[name].file.name} too"
-                    mend = "Remove the file that does not belong."
-                    raise UserError(Problem("weights/twice", str(file), got, "each tensor once", mend))
+                    got = f"{name}, also in {found[name].file.name}"
+                    raise UserError(TWICE.at(str(file), got=got))
                 found[name] = stored
         yield found
 
@@ -86,36 +86,27 @@ def files(folder: Path, *, pickled: bool = False) -> list[Path]:
 
 
 def _indexed(index: Path) -> list[Path]:
-    mend = "Fetch the folder anew."
-    names = read_json(index, mend=mend).get("weight_map")
+    names = read_json(index, hint="Fetch the folder again.").get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(n, str) for n in names.values()):
-        got, want = "no map of tensors to files", "`weight_map`"
-        raise UserError(Problem("weights/index", str(index), got, want, mend))
+        raise UserError(INDEX.at(str(index), got="no map from tensors to files"))
     plain = re.compile(r"[\w.-]+")
     raise_all(
-        Problem("weights/path", str(index), f"the file name {n!r}", "a plain name in the same folder", mend)
+        PATH.at(str(index), got=f"the file name {n!r}")
         for n in sorted(set(names.values()))
         if not plain.fullmatch(n) or n.startswith(".")
     )
     paths = [index.parent / n for n in sorted(set(names.values()))]
     raise_all(
-        Problem("weights/shard", str(path), "no such file", f"a shard that {index.name} names", mend)
-        for path in paths
-        if not path.is_file()
+        SHARD.at(str(path), got="no such file", index=index.name) for path in paths if not path.is_file()
     )
     return paths
 
 
 def _allowed(paths: list[Path], pickled: bool, folder: Path | None = None) -> list[Path]:
     if not paths:
-        want, mend = "*.safetensors", "Name a folder with a model's weights."
-        raise UserError(Problem("weights/none", str(folder), "no weights", want, mend))
+        raise UserError(WEIGHTS_NONE.at(str(folder), got="no weights"))
     bad = [path for path in paths if path.suffix in PICKLED and not pickled]
-    mend = (
-        "Convert it to safetensors, or read its weights alone: "
-        "`lmmkit model import SRC DST --allow-pickle`, then name DST."
-    )
-    raise_all(Problem("weights/pickle", str(p), "a pickled file", "safetensors", mend) for p in bad)
+    raise_all(PICKLE.at(str(path), got="a pickled file") for path in bad)
     return paths
 
 
@@ -172,10 +163,10 @@ def _pickled(file: Path) -> dict[str, Stored]:
     except Exception as error:  # whatever the reader meets in a hostile file
         # torch's own words end in advice to run what the file says
         asked = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it asks for {asked[1]}, which is no tensor" if asked else "no weights torch can read"
+        reason = f"a call of {asked[1]}, which is no tensor" if asked else "no weights torch can read"
         raise _damaged(file, ValueError(reason)) from None
     if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
-        raise _damaged(file, ValueError("it holds something else than tensors by name"))
+        raise _damaged(file, ValueError("something else than a mapping from names to tensors"))
     return {name: Stored(file, name, tuple(t.shape), t.dtype, _held(t)) for name, t in state.items()}
 
 
@@ -185,6 +176,4 @@ def _held(tensor: Tensor) -> Callable[[], Tensor]:
 
 def _damaged(file: Path, error: Exception) -> UserError:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return UserError(
-        Problem("weights/unreadable", str(file), reason, "a whole weights file", "Fetch it anew.")
-    )
+    return UserError(WEIGHTS_UNREADABLE.at(str(file), got=reason))
