@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TextIO
 
@@ -16,6 +16,7 @@ from lmmkit.data.bad_rows import BadRow, Policy
 from lmmkit.data.images import check_header, check_whole
 from lmmkit.data.records import SHOWN, Records, open_rows
 from lmmkit.errors import Problem, UserError
+from lmmkit.errors.data import MANY, PATH, RECORDS_EMPTY
 from lmmkit.recipe import Recipe
 
 
@@ -69,7 +70,7 @@ def check_source(recipe: Recipe, name: str, report: Report, decode: bool) -> dic
             rows = open_rows(path, images or None, section.template, anew=True, told=told, progress=move)
     except UserError as error:
         for p in error.problems:
-            report.add(name, BadRow(p.where, 0, 0, "", p.code, "", p.got, p.expected, p.hint))
+            report.add(name, BadRow.of(p, (p.where, 0, 0)))
         report.refuse(name, list(error.problems))
         return dict.fromkeys(
             ("rows", "bad_rows", "pictures", "bad_pictures", "row_seconds", "picture_seconds"), 0
@@ -81,12 +82,11 @@ def check_source(recipe: Recipe, name: str, report: Report, decode: bool) -> dic
     pictures, bad_pictures = _check_pictures(records, told, decode)
     bad, most = meta["bad_rows"] + bad_pictures, policy.allowed(meta["rows"])
     if bad > most:
-        got, mend = f"{meta['bad_rows']} bad rows, {bad_pictures} bad pictures", f"{report.path} lists all."
-        more = Problem("records/many", str(rows.path), got, f"at most {most}", mend)
+        got = f"{meta['bad_rows']} bad records and {bad_pictures} bad images, all listed in {report.path}"
+        more = MANY.at(str(rows.path), got=got, most=most)
         report.refuse(name, [*first, *[more] * (bad > len(first))])
     elif not len(rows):
-        want, mend = "at least one", "Mend `records`."
-        report.refuse(name, [Problem("records/empty", str(rows.path), "no rows", want, mend)])
+        report.refuse(name, [RECORDS_EMPTY.at(str(rows.path), got="no records")])
     return {
         "rows": meta["rows"], "bad_rows": meta["bad_rows"], "pictures": pictures, "bad_pictures": bad_pictures,
         "row_seconds": round(between - begin, 3), "picture_seconds": round(time.perf_counter() - between, 3),
@@ -103,14 +103,14 @@ def _check_pictures(records: Records, told: Callable[[BadRow], None], decode: bo
         for i, image in rows.pictures():
             found: list[Problem] = []
             if image.path in strays:
-                found = [Problem("records/path", image.path, *strays[image.path])]
+                found = [PATH.at(image.path, got=strays[image.path])]
             else:
                 try:
                     (check_whole if decode else check_header)(image, records.image_shape)
                 except UserError as error:
                     found = list(error.problems)
             for p in found:
-                told(BadRow(*rows.place(i), "", p.code, "image", f"{p.where}: {p.got}", p.expected, p.hint))
+                told(BadRow.of(replace(p, got=f"{p.where}: {p.got}"), rows.place(i), key="image"))
             bad += bool(found)
             move(count := count + 1)
     return count, bad

@@ -77,15 +77,15 @@ def show(
 
     read = the_recipe(recipe, root, changes)
     from lmmkit.commands._rows import pieces
-    from lmmkit.errors import Problem, UserError
+    from lmmkit.errors import UserError
+    from lmmkit.errors.data import NO_ROW
     from lmmkit.plan.prepare import prepare_bare
 
     known_source(read, source)
     prepared = prepare_bare(read, data=[source])
     records = prepared.sources[source]
     if not 0 <= row < len(records):
-        got, mend = f"row {row}", "Name one of these."
-        raise UserError(Problem("data/no-row", "--row", got, f"0 to {len(records) - 1}", mend))
+        raise UserError(NO_ROW.at("--row", got=f"record {row}", last=len(records) - 1))
     for i in range(row, min(row + count, len(records))):
         sample = records[i]
         out.print(
@@ -146,8 +146,9 @@ def check(
 
 def known_source(read: Recipe, source: str | None) -> None:
     """Raises `UserError` for a name that is no source."""
-    from lmmkit.errors import Problem, UserError, did_you_mean
+    from lmmkit.errors import UserError, did_you_mean
+    from lmmkit.errors.data import NO_SOURCE
 
     if source is not None and source not in read.data:
-        hint = did_you_mean(source, read.data)
-        raise UserError(Problem("data/no-source", "SOURCE", f"`{source}`", "a source", hint))
+        nearest = did_you_mean(source, read.data)
+        raise UserError(NO_SOURCE.at("SOURCE", got=f"`{source}`", nearest=nearest))

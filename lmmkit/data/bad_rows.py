@@ -1,4 +1,4 @@
-"""Bad rows: what is told of one, how many a source may have, and the list a run keeps of them."""
+"""Bad records: what is reported of one, how many a source may have, and the list that a run writes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from lmmkit.errors import Problem, UserError
+from lmmkit.errors.data import TOO_MANY
 from lmmkit.files import write_text_atomic
 
 ALWAYS = 10  # bad rows that `skip` passes over, however few rows there are
 
 
 class BadRow(NamedTuple):
-    """One thing wrong in one row. `key` is the part of the row; `row` counts from 0, `line` from 1
-    (0: the row has no line)."""
+    """Describes one problem of one record. `key` is the part of the record; `row` is the number of the
+    record, from 0, `line` counts from 1 (0: the record has no line)."""
 
     file: str
     line: int
@@ -25,20 +26,25 @@ class BadRow(NamedTuple):
     id: str
     code: str
     key: str
-    found: str
-    wanted: str
-    mend: str
+    got: str
+    expected: str
+    hint: str
+
+    @classmethod
+    def of(cls, problem: Problem, place: tuple[str, int, int], id: str = "", key: str = "") -> BadRow:
+        """Describes `problem` of the record at `place`: (file, line, row)."""
+        return cls(*place, id, problem.code, key, problem.got, problem.expected, problem.hint)
 
     def problem(self) -> Problem:
-        """The same as a problem."""
-        said = f", id {self.id[:80]!a}" if self.id else ""
-        where = f"{place(self.file, self.line, self.row, said)}"
-        return Problem(self.code, where, self.found, self.wanted, self.mend)
+        """Returns the problem, with the place of the record as `where`."""
+        id_ = f", id {self.id[:80]!a}" if self.id else ""
+        where = place(self.file, self.line, self.row, id_)
+        return Problem(self.code, where, self.got, self.expected, self.hint)
 
 
-def place(file: str, line: int, row: int, said: str = "") -> str:
-    """Where a row stands, for a message."""
-    return f"{file}:{line} (row {row}{said})" if line else f"{file} (row {row}{said})"
+def place(file: str, line: int, row: int, id_: str = "") -> str:
+    """Returns the place of a record as messages name it."""
+    return f"{file}:{line} (record {row}{id_})" if line else f"{file} (record {row}{id_})"
 
 
 @dataclass(frozen=True)
@@ -83,9 +89,9 @@ class Ledger:
         if self.writes and (lines or self.path.exists()):
             write_text_atomic(self.path, "".join(json.dumps(line) + "\n" for line in lines))
 
-    def add(self, index: int, found: Iterable[tuple[str, Iterable]]) -> None:
-        """Bad rows of the stage's step `index`, by source. Raises `UserError` above the bound."""
-        found, step = [(name, BadRow(*bad)) for name, bad in found], self.before + index + 1
+    def add(self, index: int, bad_rows: Iterable[tuple[str, Iterable]]) -> None:
+        """Lists bad records of the stage's step `index`, by source. Raises `UserError` above the bound."""
+        found, step = [(name, BadRow(*bad)) for name, bad in bad_rows], self.before + index + 1
         if not found:
             return
         if self.writes:
@@ -95,11 +101,10 @@ class Ledger:
         for name in {name for name, _ in found}:
             most = self.policies[name].allowed(self.seen[name] * (index + 1))
             if self.counts[name] > most:
-                got = f"{self.counts[name]} bad rows of source `{name}`, listed in {self.path}"
-                want = f"at most {most} by step {step}"
-                mend = f"Mend the data (`lmmkit data check`), or raise `data.{name}.bad_share`; resume."
+                got = f"{self.counts[name]} bad records of source `{name}`, listed in {self.path}"
                 last = [bad.problem() for source, bad in found if source == name]
-                raise UserError([*last, Problem("records/too-many", f"data.{name}", got, want, mend)])
+                more = TOO_MANY.at(f"data.{name}", got=got, most=f"{most} by step {step}")
+                raise UserError([*last, more])
 
     def _line(self, step: int, source: str, bad: BadRow) -> dict[str, Any]:
         return {"step": step, "stage": self.stage, "source": source, **bad._asdict()}

@@ -17,8 +17,9 @@ from typing import Any
 
 import tokenizers
 
-from lmmkit.data.text import SPACE, _problem, _read, _spelt
+from lmmkit.data.text import SPACE, _read, _spelt
 from lmmkit.errors import UserError
+from lmmkit.errors.data import CORRUPT, ENCODE, TEXT_CONTROL
 from lmmkit.files import read_json
 
 FILE = "tokenizer.json"
@@ -58,11 +59,11 @@ class TokenizerJson:
             raise
         except BaseException as error:  # the Rust side raises bare exceptions, and panics
             reason = (str(error) or type(error).__name__)[:200]
-            raise _problem("corrupt", path, reason, "a tokenizer.json", "Copy the file anew.") from None
+            raise UserError(CORRUPT.at(str(path), got=reason, expected="a tokenizer.json")) from None
         bos, eos = (_named(path.parent, inner, key) for key in ("bos", "eos"))
         if eos is None:
-            want, mend = "an end token", f"Name it in {BESIDE}: `eos_token`."
-            raise _problem("control", path, "no `eos_token` beside it", want, mend)
+            got = f"no `eos_token` in {BESIDE}"
+            raise UserError(TEXT_CONTROL.at(str(path), got=got, expected="an end token"))
         return cls(text=json.dumps(_strict(value)), bos=bos, eos=eos)
 
     def encode(self, text: str) -> list[int]:
@@ -81,8 +82,8 @@ class TokenizerJson:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a panic: an expression of the file's that backtracks too long
-            where, mend = f"{FILE} on the text {text[:40]!a}", "Take the tokenizer its makers published."
-            raise _problem("encode", where, str(error)[:200], "an expression that ends", mend) from None
+            where = f"{FILE} on the text {text[:40]!a}"
+            raise UserError(ENCODE.at(where, got=str(error)[:200])) from None
 
     def encode_unprefixed(self, text: str) -> list[int]:
         """Ids of a text standing alone whose dummy prefix is then cut off the first piece."""

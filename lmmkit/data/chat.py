@@ -18,7 +18,16 @@ from typing import Literal
 
 from lmmkit.data.text import SPACE
 from lmmkit.data.tokenizer import AnyTokenizer
-from lmmkit.errors import Problem, UserError, did_you_mean, raise_all
+from lmmkit.errors import UserError, did_you_mean, raise_all
+from lmmkit.errors.data import (
+    CHAT_AFTER_EOS,
+    CHAT_CONTROL,
+    CHAT_IMAGES,
+    NO_VISION,
+    PROMPT,
+    ROLES,
+    TEMPLATE,
+)
 from lmmkit.sample import Image, Sample, Turn
 from lmmkit.spans import Layout, Span, SpanRole, text
 
@@ -80,10 +89,7 @@ def lay_out_prompt(
     it belongs to the answer. Arguments and errors as in `lay_out`; another last turn is one.
     """
     if sample.turns and sample.turns[-1].role != "user":
-        want, mend = "the user's, to be answered", "Drop the answer to generate it."
-        raise UserError(
-            Problem("chat/prompt", f"sample {sample.key}", "the assistant's turn last", want, mend)
-        )
+        raise UserError(PROMPT.at(f"sample {sample.key}", got="the assistant's turn last"))
     return lay_out(sample, tokenizer, image_rows=image_rows, after_eos=after_eos)
 
 
@@ -166,17 +172,16 @@ def _framed(writer: _Writer, sample: Sample, images: Iterator[Image], frame: Fra
 
 def _missing(tokenizer: AnyTokenizer, template: str) -> list[str]:
     frame = FRAMES[template]
-    wanted = (frame.start, *frame.head, frame.close)
-    return [spelling for spelling in wanted if spelling and tokenizer.control(spelling) is None]
+    needed = (frame.start, *frame.head, frame.close)
+    return [spelling for spelling in needed if spelling and tokenizer.control(spelling) is None]
 
 
 def _control(tokenizer: AnyTokenizer, template: str, spelling: str) -> int:
     found = tokenizer.control(spelling)
     if found is None:
         got = f"a tokenizer without {', '.join(_missing(tokenizer, template))}"
-        fits = [name for name in TEMPLATES if name not in FRAMES or not _missing(tokenizer, name)]
-        mend = f"Take one of {', '.join(fits)}, or another tokenizer."
-        raise UserError(Problem("chat/control", f"template {template}", got, "its control tokens", mend))
+        usable = [name for name in TEMPLATES if name not in FRAMES or not _missing(tokenizer, name)]
+        raise UserError(CHAT_CONTROL.at(f"template {template}", got=got, usable=", ".join(usable)))
     return found
 
 
@@ -279,25 +284,20 @@ class _Writer:
 
 def _check(sample: Sample, after_eos: str, image_rows: int) -> None:
     """Raises `UserError` with everything that keeps `sample` from being laid out."""
-    problems = []
-
-    def wrong(code: str, got: str, want: str, mend: str) -> None:
-        problems.append(Problem(f"chat/{code}", f"sample {sample.key}", got, want, mend))
-
+    problems, where = [], f"sample {sample.key}"
     if sample.template not in TEMPLATES:
-        hint = did_you_mean(sample.template, TEMPLATES)
-        wrong("template", f"template `{sample.template}`", "a template known here", hint)
+        got, nearest = f"template `{sample.template}`", did_you_mean(sample.template, TEMPLATES)
+        problems.append(TEMPLATE.at(where, got=got, known=", ".join(TEMPLATES), nearest=nearest))
     if after_eos not in AFTER_EOS:
-        hint = did_you_mean(after_eos, AFTER_EOS)
-        wrong("after-eos", f"after_eos `{after_eos}`", "a way known here", hint)
+        got = f"after_eos `{after_eos}`"
+        problems.append(CHAT_AFTER_EOS.at(where, got=got, known=", ".join(AFTER_EOS)))
     if sample.images and not image_rows:
-        want, mend = "a model with an encoder", "Leave the image out, or take a model that sees."
-        wrong("no-vision", "an image for a model of text alone", want, mend)
+        problems.append(NO_VISION.at(where, got="an image for a text-only model"))
     roles = [turn.role for turn in sample.turns]
     if not roles or roles != [("user", "assistant")[i % 2] for i in range(len(roles))]:
-        wrong("roles", f"turns {roles}", "user and assistant by turns", "Mend the conversation.")
+        problems.append(ROLES.at(where, got=f"turns {roles}"))
     places = [turn.images if turn.role == "user" else -turn.images for turn in sample.turns]
     if sum(places) != len(sample.images) or any(n < 0 for n in places):
-        got = f"{len(sample.images)} images for {[turn.images for turn in sample.turns]} by turn"
-        wrong("images", got, "one place an image, in user turns only", "Mend `Turn.images`.")
+        got = f"{len(sample.images)} images for {[turn.images for turn in sample.turns]} places by turn"
+        problems.append(CHAT_IMAGES.at(where, got=got))
     raise_all(problems)

@@ -23,7 +23,8 @@ from PIL import Image as Pil
 from torch import Tensor
 
 from lmmkit.dims import CLIP_MEAN, CLIP_STD, ImageSpec
-from lmmkit.errors import Problem, UserError
+from lmmkit.errors import UserError
+from lmmkit.errors.data import BROKEN, FORMAT, IMAGE_FILE, SHAPE, SIZE
 from lmmkit.sample import Image, ImageShape
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
@@ -164,21 +165,20 @@ def _named(file: File) -> tuple[Image, str]:
 
 @contextmanager
 def _telling(path: str) -> Iterator[None]:
-    """Whatever goes wrong inside is told as a problem of the file `path`."""
+    """Turns every error inside into a `UserError` about the file `path`."""
     try:
         yield
     except UserError:
         raise
     except Pil.UnidentifiedImageError as error:
-        want = f"a picture in {', '.join(FORMATS)}"
-        raise _problem("format", path, "a file in no known format", want) from error
+        problem = FORMAT.at(path, got="a file in no known format", formats=", ".join(FORMATS))
+        raise UserError(problem) from error
     except (Pil.DecompressionBombError, Pil.DecompressionBombWarning) as error:
-        raise _problem("size", path, str(error), f"at most {MAX_PIXELS} pixels") from error
+        raise UserError(SIZE.at(path, got=str(error), most=f"{MAX_PIXELS} pixels")) from error
     except Exception as error:  # broken files make Pillow's decoders raise nearly anything
         missing = error.strerror if isinstance(error, OSError) else None
-        code, reason = ("file", missing) if missing else ("broken", str(error))
-        reason = reason or type(error).__name__
-        raise _problem(code, path, reason, "a whole picture file") from error
+        code, reason = (IMAGE_FILE, missing) if missing else (BROKEN, str(error))
+        raise UserError(code.at(path, got=reason or type(error).__name__)) from error
 
 
 def _bytes(image: Image, path: str) -> BinaryIO:
@@ -189,14 +189,14 @@ def _bytes(image: Image, path: str) -> BinaryIO:
         found = os.fstat(file.fileno())
         offset, size = image.part or (0, found.st_size)
         if not stat.S_ISREG(found.st_mode):
-            raise _problem("file", path, "no regular file", "a picture file")
+            raise UserError(IMAGE_FILE.at(path, got="no regular file"))
         if size > MAX_BYTES:
-            raise _problem("size", path, f"{size} bytes", f"at most {MAX_BYTES} bytes")
+            raise UserError(SIZE.at(path, got=f"{size} bytes", most=f"{MAX_BYTES} bytes"))
         if image.part is None:
             return file
         data = os.pread(file.fileno(), size, offset)
         if len(data) < size:
-            raise _problem("broken", path, f"{len(data)} bytes", f"{size} bytes")
+            raise UserError(BROKEN.at(path, got=f"{len(data)} of {size} bytes"))
     except BaseException:
         file.close()
         raise
@@ -204,15 +204,15 @@ def _bytes(image: Image, path: str) -> BinaryIO:
     return BytesIO(data)
 
 
-def _check_size(path: str | os.PathLike[str], width: int, height: int, shape: str) -> None:
+def _check_size(path: str, width: int, height: int, shape: str) -> None:
     got = f"{width} x {height} pixels"
     long, short = max(width, height), min(width, height)
     if short < 1 or long > MAX_ASPECT * short:
-        raise _problem("shape", path, got, f"sides of at most {MAX_ASPECT} : 1")
+        raise UserError(SHAPE.at(path, got=got, ratio=MAX_ASPECT))
     if width * height > MAX_PIXELS:
-        raise _problem("size", path, got, f"at most {MAX_PIXELS} pixels")
+        raise UserError(SIZE.at(path, got=got, most=f"{MAX_PIXELS} pixels"))
     if shape == "pad" and long * long > MAX_SQUARE:
-        raise _problem("size", path, got, f"at most {MAX_SQUARE} pixels when padded to a square")
+        raise UserError(SIZE.at(path, got=got, most=f"{MAX_SQUARE} pixels when padded to a square"))
 
 
 def _upright(picture: Pil.Image) -> Pil.Image:
@@ -256,8 +256,3 @@ def _fit(picture: Pil.Image, spec: ImageSpec, shape: ImageShape) -> Pil.Image:
     if (width, height) == (size, size):
         return picture
     return picture.crop((left, top, left + size, top + size))
-
-
-def _problem(code: str, path: str | os.PathLike[str], got: str, want: str) -> UserError:
-    mend = "Mend or remove the file, or remove its row."
-    return UserError(Problem(f"image/{code}", os.fspath(path), got, want, mend))

@@ -23,9 +23,10 @@ import numpy as np
 
 from lmmkit.data.bad_rows import BadRow
 from lmmkit.data.strict_json import open_regular
-from lmmkit.errors import Problem, UserError
+from lmmkit.errors import UserError
+from lmmkit.errors.data import CHANGED, RECORDS_FILE
 
-FORMAT = 1  # raised with every change of what an index holds, or of which rows are good
+FORMAT = 2  # raised with every change of what an index holds, or of which rows are good
 BAD_KEPT = 100_000
 META, BAD = "index.json", "bad.jsonl"
 _SPOTS, _SPOT = 64, 4096
@@ -90,9 +91,8 @@ def fingerprint(files: Iterable[Path]) -> list[list[int]]:
                     crc = zlib.crc32(file.read(_SPOT), crc)
         except OSError as error:
             got = error.strerror or str(error)
-            raise UserError(
-                Problem("records/file", str(path), got, "a file to read", "Mend `records`.")
-            ) from error
+            problem = RECORDS_FILE.at(str(path), got=got, expected="a file that can be read")
+            raise UserError(problem) from error
         found.append([stat.st_size, stat.st_mtime_ns, crc])
     return found
 
@@ -130,10 +130,7 @@ def _again(folder: Path, meta: dict[str, Any]) -> Index:
     try:
         return _opened(folder, meta)
     except (OSError, ValueError) as error:
-        mend = "Leave data and cache alone while a run uses them; resume."
-        raise UserError(
-            Problem("records/changed", str(folder), "no index any more", "the index the run opened", mend)
-        ) from error
+        raise UserError(CHANGED.at(str(folder), got="no readable index")) from error
 
 
 def _save(index: Index, cache: Path, folder: Path) -> None:

@@ -15,10 +15,11 @@ import numpy as np
 from lmmkit.data.bad_rows import BadRow
 from lmmkit.data.index import BAD_KEPT, Index, open_index
 from lmmkit.data.json_rows import Row, read_rows, row_of
-from lmmkit.data.paths import ImageRoot, fault, is_plain, path_fault
+from lmmkit.data.paths import ImageRoot, describe, is_plain, path_fault
 from lmmkit.data.rows import Measured, RowReader, measure, measured
 from lmmkit.data.strict_json import Window
-from lmmkit.errors import Problem, UserError
+from lmmkit.errors import UserError
+from lmmkit.errors.data import CHANGED, RECORDS_FILE
 from lmmkit.sample import Image
 
 ROW = np.dtype(
@@ -62,14 +63,10 @@ class JsonFile:
             data = os.pread(self._kept["fd"], int(at["length"]), int(at["offset"]))
         except OSError as error:
             got = error.strerror or str(error)
-            raise UserError(
-                Problem("records/file", str(self.path), got, "a file to read", "Mend `records`.")
-            ) from error
+            problem = RECORDS_FILE.at(str(self.path), got=got, expected="a file that can be read")
+            raise UserError(problem) from error
         if [stat.st_size, stat.st_mtime_ns] != self.index.meta["stat"]:
-            got, mend = "another size or time of change", "Leave the file alone while a run reads it; resume."
-            raise UserError(
-                Problem("records/changed", str(self.path), got, "the file as it was indexed", mend)
-            )
+            raise UserError(CHANGED.at(str(self.path), got="another size or time of change"))
         return row_of(data, int(at["row"]), int(at["line"]))
 
     def key(self, i: int, own: str) -> str:
@@ -104,16 +101,16 @@ class JsonFile:
                 )
         return sorted(found)
 
-    def strays(self) -> list[tuple[str, tuple[str, str, str]]]:
-        """(absolute path, what is wrong) of each picture that a link takes out of the root."""
+    def strays(self) -> list[tuple[str, str]]:
+        """Returns (absolute path, description) of each image that a link takes out of the root."""
         found = []
         for folder, listing in self._listings():
             for i, path in self._paths(folder) if listing.links or not listing.inside else ():
                 name = path.rpartition("/")[2]
                 if not listing.inside or (name in listing.links and self.root.leads_out(path)):
-                    wrong = fault(path, "which a link leads out of the folder")
-                    found.append((i, self._full(path), wrong))
-        return [(path, wrong) for _, path, wrong in sorted(found)]
+                    got = describe(path, "which a link leads out of the folder")
+                    found.append((i, self._full(path), got))
+        return [(path, got) for _, path, got in sorted(found)]
 
     def identity(self) -> dict[str, object]:
         """What tells this data from other: bytes of the file, names and sizes of its pictures."""
@@ -209,18 +206,15 @@ class _Pass:
         return Index(meta, {"rows": rows, "pictures": pictures, "names": names}, tuple(self.bad))
 
     def closer(self, row: Row) -> Measured | None:
-        """A row that is not good at a glance: what is wrong with it is told."""
+        """Reads a record that `measure` does not pass. Reports all its problems."""
         reader = RowReader(template=self.template)
         record = reader.read(row)
         if record is not None:
             return measured(record, row.value, reader.dropped)
         self.counts["bad_rows"] += 1
-        self.counts["problems"] += len(reader.faults)
-        for fault_ in reader.faults:
-            code, key, found, wanted, mend = fault_
-            bad = BadRow(
-                str(self.path), row.line, row.index, reader.said, f"records/{code}", key, found, wanted, mend
-            )
+        self.counts["problems"] += len(reader.problems)
+        for key, problem in reader.problems:
+            bad = BadRow.of(problem, (str(self.path), row.line, row.index), reader.said, key)
             self.told(bad)
             if len(self.bad) < BAD_KEPT:
                 self.bad.append(bad)

@@ -16,7 +16,7 @@ from lmmkit.data.strict_json import MAX_ROW, Faults, Parser, Window, skip
 class Row(NamedTuple):
     """A row of a file: its index from 0, its line from 1, its value, and what is wrong in it.
 
-    `faults` are (what was found, what was wanted); a row that has any has no usable value. Its
+    `faults` are pairs (got, expected); a record that has any has no usable value. Its
     text lies in the `length` bytes from `offset` on; `spelt`: no escape in it spells a surrogate.
     """
 
@@ -75,7 +75,7 @@ def _items(window: Window) -> Iterator[Row]:
         after = window.peek()
         closed = after == "]"
         if not closed and after != ",":
-            yield _wrong(window, index, "`,` or `]` after a row", "the end of the file")
+            yield _wrong(window, index, "`,` or `]` after a record", "the end of the file")
             return
         if not closed:
             window.take(window.at + 1)
@@ -85,9 +85,9 @@ def _items(window: Window) -> Iterator[Row]:
         yield _wrong(window, index, "nothing after the list", "")
 
 
-def _wrong(window: Window, index: int, want: str, at_end: str) -> Row:
-    found = repr(window.text[window.at : window.at + 20]) if window.text[window.at :] else at_end
-    return Row(index, window.line, faults=((found, want),))
+def _wrong(window: Window, index: int, expected: str, at_end: str) -> Row:
+    got = repr(window.text[window.at : window.at + 20]) if window.text[window.at :] else at_end
+    return Row(index, window.line, faults=((got, expected),))
 
 
 def _lines(window: Window) -> Iterator[Row]:
@@ -96,7 +96,7 @@ def _lines(window: Window) -> Iterator[Row]:
         text = window.next_line()
         if text is None:
             got = f"a line of more than {MAX_ROW} characters"
-            yield Row(index, window.line, faults=((got, "a row a line"),))
+            yield Row(index, window.line, faults=((got, "one record a line"),))
             return
         if text.strip(" \t\r"):
             row = _line(text, parser, index, window.line)

@@ -25,6 +25,7 @@ from lmmkit.batch import Step
 from lmmkit.data.bad_rows import BadRow
 from lmmkit.data.pipeline import Pipeline
 from lmmkit.errors import MachineError, Problem, UserError
+from lmmkit.errors.data import WORKER_DIED, WORKER_HUNG
 
 TIMEOUT = 300.0  # seconds a worker may take for one step
 Sifted = tuple[tuple[str, BadRow], ...]  # rows that were passed over, by source
@@ -99,14 +100,12 @@ def _watched(loader: Iterable[T], start: int, timeout: float) -> Iterator[T]:
 
 
 def _lost(error: Exception, index: int, timeout: float | None) -> MachineError:
-    """What to say of a worker that is no more; `timeout`: it was silent for so long."""
-    where, want = f"data workers, at or before step {index + 1} of the stage", "a step from a data worker"
+    """Returns the error for a lost worker. `timeout`: it was killed after this long without an answer."""
+    where = f"data workers, at or before step {index + 1} of the stage"
     if timeout is not None:
-        mend = "See whether the file system hangs; resume, with `speed.workers` lowered if it was slow."
-        return MachineError(Problem("data/worker-hung", where, f"no answer for {timeout:g} s", want, mend))
-    said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-    mend = "Probably memory: resume with `speed.workers` or `speed.image_cache_mb` lowered."
-    return MachineError(Problem("data/worker-died", where, f"a worker that died: {said}", want, mend))
+        return MachineError(WORKER_HUNG.at(where, got=f"no answer for {timeout:g} s"))
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return MachineError(WORKER_DIED.at(where, got=f"a worker that died: {reason}"))
 
 
 class _Watch:

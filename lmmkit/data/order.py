@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lmmkit.errors import Problem, did_you_mean, raise_all
+from lmmkit.errors.data import ORDER_EMPTY, SOURCE, WEIGHT
 
 
 def sample_rng(seed: int, instance: str, key: str, epoch: int) -> np.random.Generator:
@@ -128,19 +129,15 @@ def philox(*parts: str | int) -> np.random.Philox:
 
 
 def _problems(sizes: Mapping[str, int], weights: Mapping[str, float]) -> list[Problem]:
-    found = []
-
-    def wrong(code: str, where: str, got: str, want: str, mend: str) -> None:
-        found.append(Problem(f"order/{code}", f"data weight of {where}", got, want, mend))
-
+    problems = []
     for name, weight in weights.items():
+        where = f"data weight of `{name}`"
         if name not in sizes:
-            hint = did_you_mean(name, sizes)
-            wrong("source", f"`{name}`", "no such source", "one of `data`", hint)
+            problems.append(SOURCE.at(where, got="no such source", nearest=did_you_mean(name, sizes)))
         elif sizes[name] < 1:
-            wrong("empty", f"`{name}`", f"{sizes[name]} rows", "at least one", "Mend the source.")
+            problems.append(ORDER_EMPTY.at(where, got=f"{sizes[name]} records"))
         if not (math.isfinite(weight) and weight >= 0):
-            wrong("weight", f"`{name}`", str(weight), "a finite share of 0 or more", "Mend it.")
+            problems.append(WEIGHT.at(where, got=str(weight)))
     if not any(weight > 0 for weight in weights.values()):
-        wrong("weight", "all sources", "none above 0", "at least one", "Give a source weight.")
-    return found
+        problems.append(WEIGHT.at("data weight of all sources", got="none above 0"))
+    return problems

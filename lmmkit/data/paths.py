@@ -7,9 +7,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmmkit.errors import Problem, UserError
+from lmmkit.errors import UserError
+from lmmkit.errors.data import RECORDS_IMAGES
 
-MEND = "Write the path relative to `images`."
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")  # also a Windows drive
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _PLAIN = re.compile(r"(?:[A-Za-z0-9_-][A-Za-z0-9_.-]*/)*[A-Za-z0-9_-][A-Za-z0-9_.-]*")
@@ -20,15 +20,15 @@ def is_plain(path: str) -> bool:
     return len(path) <= 255 and _PLAIN.fullmatch(path) is not None
 
 
-def path_fault(path: str) -> tuple[str, str, str] | None:
-    """(got, want, mend) if `path` is, as text, no relative path to a file below a folder."""
+def path_fault(path: str) -> str | None:
+    """Returns what is wrong if the text `path` is not a relative path to a file below a folder."""
     reason = _spelling(path)
-    return None if reason is None else fault(path, reason)
+    return None if reason is None else describe(path, reason)
 
 
-def fault(path: str, reason: str) -> tuple[str, str, str]:
-    """(got, want, mend) of a path."""
-    return f"path {path[:80]!a}, {reason}", "a file below `images`", MEND
+def describe(path: str, reason: str) -> str:
+    """Returns a bad path and the reason, for a message."""
+    return f"path {path[:80]!a}, {reason}"
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class ImageRoot:
         path = os.path.abspath(folder)
         if not os.path.isdir(path):
             got = "no folder" if os.path.lexists(path) else "nothing there"
-            raise UserError(Problem("records/images", path, got, "a folder of pictures", "Mend `images`."))
+            raise UserError(RECORDS_IMAGES.at(path, got=got))
         return cls(path=path, real=os.path.realpath(path))
 
     def list(self, folder: str) -> Listing:
@@ -91,9 +91,9 @@ def _spelling(path: str) -> str | None:
     if not path:
         return "which is empty"
     if _CONTROL.search(path):
-        return "which holds a control character"
+        return "which contains a control character"
     if "\\" in path:
-        return "which holds a backslash"
+        return "which contains a backslash"
     if path.startswith("/"):
         return "which is absolute"
     if _URL.match(path):

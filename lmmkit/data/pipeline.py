@@ -20,11 +20,12 @@ from lmmkit.data.pack import LaidOut, Packer, Tree, Unreadable
 from lmmkit.data.records import Records
 from lmmkit.data.tokenizer import AnyTokenizer
 from lmmkit.errors import Problem, UserError
+from lmmkit.errors.data import CHANGED, RECORDS_FILE, TOO_LONG
 from lmmkit.parts import AuxTask, TokenStrategy
 from lmmkit.sample import Sample, View
 from lmmkit.spans import Layout, merge, rows, truncate
 
-LOST = ("records/changed", "records/file")  # the whole file, not a row of it
+LOST = (CHANGED.code, RECORDS_FILE.code)  # problems of the whole file, not of one record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,8 @@ class Views:
             layout = self.lay_out(view)
             if rows(layout) > self.context:
                 if self.too_long == "error":
-                    raise UserError(_too_long(view, rows(layout), self.context))
+                    where = f"sample {sample.key}, view `{view.name}`"
+                    raise UserError(TOO_LONG.at(where, got=f"{rows(layout)} rows", context=self.context))
                 dropped["truncated" if self.too_long == "truncate" else "too_long"] += 1
                 if self.too_long == "drop":
                     continue
@@ -179,7 +181,7 @@ class Pipeline:
         if records.bad_rows.kind == "error" or problem.code in LOST:
             where = f"{records.where(row)}, {problem.where}" if key else problem.where
             raise UserError(replace(problem, where=where))
-        return records.bad(row, said, key, problem)
+        return BadRow.of(problem, records.rows.place(row), said, key)
 
 
 class _Spoilt(Exception):
@@ -197,13 +199,3 @@ def cut(trees: Iterable[Tree], tokens: int) -> Iterable[Sequence[Tree]]:
         part.append(tree)
     if part:
         yield part
-
-
-def _too_long(view: View, n: int, context: int) -> Problem:
-    return Problem(
-        "data/too-long",
-        f"sample {view.sample.key}, view `{view.name}`",
-        f"{n} rows",
-        f"at most model.text.context = {context}",
-        "Raise the context, shorten the row, or set `batch.too_long` to `truncate` or `drop`.",
-    )

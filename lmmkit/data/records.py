@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -23,6 +23,7 @@ from lmmkit.data.json_rows import Row
 from lmmkit.data.rows import RowReader
 from lmmkit.data.shards import open_shards
 from lmmkit.errors import Problem, UserError
+from lmmkit.errors.data import IMAGE_MISSING, MANY, PATH, RECORDS_EMPTY, TOO_MANY
 from lmmkit.sample import Image, ImageShape, Sample
 
 SHOWN = 20  # problems told one by one
@@ -42,7 +43,7 @@ class Rows(Protocol):
     def place(self, i: int) -> tuple[str, int, int]: ...
     def pictures(self) -> Iterator[tuple[int, Image]]: ...
     def missing(self) -> list[tuple[int, str]]: ...
-    def strays(self) -> list[tuple[str, tuple[str, str, str]]]: ...
+    def strays(self) -> list[tuple[str, str]]: ...
     def identity(self) -> dict[str, object]: ...
 
 
@@ -90,9 +91,7 @@ class Records(Sequence[Sample]):
         reader = RowReader(template=self.template)
         record = reader.read(self.rows.row(i))
         if record is None:  # the index promised otherwise
-            fault = reader.faults[0]
-            where = self.where(i)
-            raise UserError(Problem(f"records/{fault.code}", where, fault.got, fault.want, fault.mend))
+            raise UserError(replace(reader.problems[0][1], where=self.where(i)))
         return Sample(
             key=f"{self.name}:{self.rows.key(i, record.key)}",
             turns=record.turns,
@@ -105,10 +104,6 @@ class Records(Sequence[Sample]):
     def where(self, i: int) -> str:
         """The place of row i for a message: file, line, row."""
         return place(*self.rows.place(i))
-
-    def bad(self, i: int, said: str, key: str, p: Problem) -> BadRow:
-        """Row i, of the id `said`, as one that turned out bad."""
-        return BadRow(*self.rows.place(i), said, p.code, key, p.got, p.expected, p.hint)
 
     def identity(self) -> dict[str, object]:
         """What tells the source from another of as many rows. Where it lies does not matter."""
@@ -155,24 +150,17 @@ def _refuse(records: Records) -> None:
     if meta["bad_rows"] <= most:
         problems = []
     elif records.bad_rows.kind == "skip":
-        got = f"{meta['bad_rows']} bad rows of {meta['rows']}"
-        mend = "Mend the rows (`lmmkit data check` lists them all), or raise `bad_share`."
-        problems.append(Problem("records/too-many", where, got, f"at most {most}", mend))
+        got = f"{meta['bad_rows']} bad records of {meta['rows']}"
+        problems.append(TOO_MANY.at(where, got=got, most=most))
     elif total > len(problems):
-        got = f"{total} problems, of which {len(problems)} are told above"
-        problems.append(
-            Problem("records/many", where, got, "none", "Mend the file; `lmmkit data check` lists all.")
-        )
+        got = f"{total} problems, of which {len(problems)} are listed above"
+        problems.append(MANY.at(where, got=got, most=0))
     if not problems and not len(records):
-        problems.append(Problem("records/empty", where, "no rows", "at least one", "Mend `records`."))
-    strays = (
-        []
-        if problems
-        else [Problem("records/path", f"{where}, {path}", *wrong) for path, wrong in records.rows.strays()]
-    )
+        problems.append(RECORDS_EMPTY.at(where, got="no records"))
+    strays = [] if problems else [PATH.at(f"{where}, {path}", got=got) for path, got in records.rows.strays()]
     if len(strays) > SHOWN:
-        got = f"{len(strays)} problems, of which {SHOWN} are told above"
-        strays[SHOWN:] = [Problem("records/many", where, got, "none", "Mend the file, or the links.")]
+        got = f"{len(strays)} problems, of which {SHOWN} are listed above"
+        strays[SHOWN:] = [MANY.at(where, got=got, most=0)]
     if problems or strays:
         raise UserError([*problems, *strays])
 
@@ -180,11 +168,7 @@ def _refuse(records: Records) -> None:
 def missing_images(records: Records, limit: int | None = None) -> list[Problem]:
     """A problem for each picture file that is not there or is no regular file; the first `limit`
     of them if that is given. A file is looked for once and named with its first row."""
-    mend, want = "Fetch the file, or mend `images` or the row.", "a picture file"
-    return [
-        Problem("records/image-missing", records.where(i), reason, want, mend)
-        for i, reason in records.rows.missing()[:limit]
-    ]
+    return [IMAGE_MISSING.at(records.where(i), got=reason) for i, reason in records.rows.missing()[:limit]]
 
 
 def too_many(records: Records, found: list[Problem], limit: int = SHOWN) -> list[Problem]:
@@ -192,9 +176,8 @@ def too_many(records: Records, found: list[Problem], limit: int = SHOWN) -> list
     most = records.bad_rows.allowed(len(records))
     if len(found) <= most:
         return []
-    got, want = f"{len(found)} bad pictures of source `{records.name}`", f"at most {most}"
-    mend = f"Mend them; `lmmkit data check` lists them all.{' Or raise `bad_share`.' * (most > 0)}"
-    more = Problem("records/too-many", str(records.path), got, want, mend)
+    got = f"{len(found)} bad images of source `{records.name}`"
+    more = TOO_MANY.at(str(records.path), got=got, most=most)
     return [*found[:limit], *[more] * (len(found) > limit or most > 0)]
 
 
@@ -209,8 +192,7 @@ def check_images(records: Records, limit: int | None = None) -> list[Problem]:
             check_header(image, records.image_shape)
         except UserError as error:
             for p in error.problems:
-                where = f"{records.where(i)}, {p.where}"
-                found.append(Problem(p.code, where, p.got, p.expected, p.hint))
+                found.append(replace(p, where=f"{records.where(i)}, {p.where}"))
             if len(found) == limit:
                 break
     return found

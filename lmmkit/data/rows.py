@@ -7,7 +7,20 @@ from typing import Any, NamedTuple
 
 from lmmkit.data.json_rows import Row
 from lmmkit.data.paths import is_plain, path_fault
-from lmmkit.errors import did_you_mean
+from lmmkit.errors import Code, Problem
+from lmmkit.errors.data import (
+    ANSWER,
+    FROM,
+    JSON,
+    LONG,
+    MARKERS,
+    ORDER,
+    PATH,
+    PLAIN,
+    TEXT,
+    TURNS,
+    TYPE,
+)
 from lmmkit.sample import Role, Turn
 
 MARKER = "<image>"
@@ -16,16 +29,6 @@ ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant"}
 OWN_KEYS = frozenset({"id", "image", "conversations"})
 
 Scalar = str | int | float
-
-
-class Fault(NamedTuple):
-    """One thing wrong in a row; `key` is the part of the row: "conversations.3.from"."""
-
-    code: str
-    key: str
-    got: str
-    want: str
-    mend: str
 
 
 class Record(NamedTuple):
@@ -85,41 +88,46 @@ def measure(row: Row, template: str) -> Measured | None:
 
 @dataclass(kw_only=True)
 class RowReader:
-    """Reads one row and collects what is wrong with it; `said` is its id, for messages."""
+    """Reads one record and collects its problems, each with the part of the record: "conversations.3.from".
+
+    The caller knows the place of the record, so `where` of the problems is empty. `said` is the id of the
+    record, for messages.
+    """
 
     template: str
-    faults: list[Fault] = field(default_factory=list)
+    problems: list[tuple[str, Problem]] = field(default_factory=list)
     said: str = ""
     dropped: int = 0
 
     def read(self, row: Row) -> Record | None:
-        """The record, or None if there are faults."""
-        for got, want in row.faults:
-            self.wrong("json", "", got, want, "Mend the row.")
-        if self.faults:
+        """Returns the record, or None if there are problems."""
+        for got, expected in row.faults:
+            self.wrong(JSON, "", got, expected=expected)
+        if self.problems:
             return None
         value = row.value
         if not isinstance(value, dict):
-            self.wrong("type", "", _kind(value), "an object", "Mend the row.")
+            self.wrong(TYPE, "", _kind(value), expected="an object")
             return None
         key = self.key(value.get("id"))
         images = self.images(value.get("image"))
         turns = self.turns(value.get("conversations"))
-        if turns and not self.faults:
+        if turns and not self.problems:
             turns = self.place(turns, len(images))
         meta = {k: v for k, v in value.items() if k not in OWN_KEYS and isinstance(v, str | int | float)}
         self.spelt([*meta, *(v for v in meta.values() if isinstance(v, str))], "another key", "")
-        if self.faults:
+        if self.problems:
             return None
         return Record(key, tuple(turns), images, meta or None)
 
-    def wrong(self, code: str, key: str, got: str, want: str, mend: str) -> None:
-        self.faults.append(Fault(code, key, got, want, mend))
+    def wrong(self, code: Code, key: str, got: str, **fields: object) -> None:
+        """Adds a problem of the part `key`."""
+        self.problems.append((key, code.at("", got=got, **fields)))
 
     def key(self, value: object) -> str:
         """The row's id as text; empty if it has none."""
         if isinstance(value, bool) or not isinstance(value, str | int | None):
-            self.wrong("type", "id", f"`id` {_kind(value)}", "a string or an integer", "Mend the id.")
+            self.wrong(TYPE, "id", f"`id` {_kind(value)}", expected="a string or an integer")
             return ""
         key = "" if value is None else str(value)
         if self.spelt([key], "`id`", "id") and key:
@@ -133,19 +141,18 @@ class RowReader:
         paths: list[str] = []
         for path in value if isinstance(value, list) else [value]:
             if not isinstance(path, str):
-                want = "a path or a list of paths"
-                self.wrong("type", "image", f"`image` {_kind(path)}", want, "Mend the row.")
+                self.wrong(TYPE, "image", f"`image` {_kind(path)}", expected="a path or a list of paths")
                 continue
             paths.append(path)
-            if self.spelt([path], "`image`", "image") and (fault := path_fault(path)):
-                self.wrong("path", "image", *fault)
+            if self.spelt([path], "`image`", "image") and (got := path_fault(path)):
+                self.wrong(PATH, "image", got)
         return tuple(paths)
 
     def turns(self, value: object) -> list[Turn]:
         """The turns as written, with every marker still in the text."""
         if not isinstance(value, list) or not value:
             got = "none" if value is None or value == [] else _kind(value)
-            self.wrong("turns", "conversations", f"`conversations` {got}", "a list of turns", "Mend the row.")
+            self.wrong(TURNS, "conversations", f"`conversations` {got}")
             return []
         turns = [self.turn(turn, i) for i, turn in enumerate(value)]
         found = [turn for turn in turns if turn is not None]
@@ -155,28 +162,21 @@ class RowReader:
             found = found[1:]
             self.dropped = 1
         self.order(found)
-        if sum(len(turn.text) for turn in found) > MAX_CHARS:
-            self.wrong(
-                "long", "conversations", f"over {MAX_CHARS} characters", "fewer", "Split the conversation."
-            )
+        if (n := sum(len(turn.text) for turn in found)) > MAX_CHARS:
+            self.wrong(LONG, "conversations", f"{n} characters", most=f"{MAX_CHARS} characters")
         return found
 
     def turn(self, value: object, i: int) -> Turn | None:
         """Turn i, or None if it is not one."""
         if not isinstance(value, dict):
-            self.wrong(
-                "type", f"conversations.{i}", f"turn {i} {_kind(value)}", "an object", "Mend the turn."
-            )
+            self.wrong(TYPE, f"conversations.{i}", f"turn {i} {_kind(value)}", expected="an object")
             return None
         who, text = value.get("from"), value.get("value")
         if not isinstance(who, str) or who not in ROLES:
-            hint = did_you_mean(who, ROLES) if isinstance(who, str) else "Known: gpt, human."
-            self.wrong(
-                "from", f"conversations.{i}.from", f"turn {i} from {_kind(who)}", "`human` or `gpt`", hint
-            )
+            self.wrong(FROM, f"conversations.{i}.from", f"turn {i} from {_kind(who)}")
         if not isinstance(text, str):
             at = f"conversations.{i}.value"
-            self.wrong("type", at, f"turn {i} value {_kind(text)}", "a string", "Mend the turn.")
+            self.wrong(TYPE, at, f"turn {i} value {_kind(text)}", expected="a string")
         elif (
             self.spelt([text], f"turn {i}", f"conversations.{i}.value")
             and isinstance(who, str)
@@ -188,28 +188,20 @@ class RowReader:
     def order(self, turns: list[Turn]) -> None:
         """Questions and answers by turns, and nothing left unanswered."""
         if not turns:
-            self.wrong("turns", "conversations", "no question", "a question and an answer", "Remove the row.")
+            self.wrong(TURNS, "conversations", "no question")
             return
         for i, turn in enumerate(turns):
             if turn.role != ("user", "assistant")[i % 2]:
                 at = i + self.dropped
-                got = f"turn {at} from the {turn.role} again"
-                self.wrong(
-                    "order", f"conversations.{at}", got, "human and gpt by turns", "Join or split the turns."
-                )
+                self.wrong(ORDER, f"conversations.{at}", f"turn {at} from the {turn.role} again")
                 return
             if turn.role == "assistant" and not turn.text.strip():
                 at = i + self.dropped
-                got = f"turn {at} an empty answer"
-                self.wrong(
-                    "answer", f"conversations.{at}", got, "words to learn", "Remove the turn or the row."
-                )
+                self.wrong(ANSWER, f"conversations.{at}", f"turn {at} an empty answer")
         if turns[-1].role == "user":
-            got = "a last question without an answer"
-            self.wrong("answer", "conversations", got, "one", "Remove the question.")
+            self.wrong(ANSWER, "conversations", "a last question without an answer")
         elif self.template == "plain" and len(turns) != 2:
-            got = f"{len(turns)} turns"
-            self.wrong("plain", "conversations", got, "two for template `plain`", "Use template `vicuna_v1`.")
+            self.wrong(PLAIN, "conversations", f"{len(turns)} turns")
 
     def place(self, turns: list[Turn], images: int) -> list[Turn]:
         """The turns with markers taken out and images in front of the text.
@@ -222,14 +214,11 @@ class RowReader:
         if sum(marks) != images:
             at = [i + self.dropped for i, mark in enumerate(marks) if mark]
             got = f"{images} images for {sum(marks)} {MARKER} (turns {at})"
-            self.wrong("markers", "conversations", got, f"one {MARKER} an image", "Add or remove markers.")
+            self.wrong(MARKERS, "conversations", got)
         elif images and any(MARKER in turn.text for turn in turns if turn.role == "assistant"):
-            self.wrong(
-                "markers", "conversations", f"{MARKER} in an answer", "in questions only", "Remove it."
-            )
+            self.wrong(MARKERS, "conversations", f"{MARKER} in an answer")
         elif self.template == "plain" and not images:
-            want = "an image for template `plain`"
-            self.wrong("plain", "image", "no image", want, "Use template `vicuna_v1`.")
+            self.wrong(PLAIN, "image", "no image")
         return [self.placed(turn, mark) for turn, mark in zip(turns, marks, strict=True)]
 
     def placed(self, turn: Turn, images: int) -> Turn:
@@ -241,11 +230,10 @@ class RowReader:
         return Turn("user", turn.text.replace(MARKER, "").strip(), images) if images else turn
 
     def spelt(self, texts: list[str], what: str, key: str) -> bool:
-        """Whether UTF-8 can spell all of them; a fault if not."""
+        """Returns whether UTF-8 can encode all of them. Adds a problem if not."""
         for text in texts:
             if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
-                want = "characters that UTF-8 can spell"
-                self.wrong("text", key, f"a lone surrogate in {what}", want, "Remove it.")
+                self.wrong(TEXT, key, f"a lone surrogate in {what}")
                 return False
         return True
 

@@ -25,7 +25,8 @@ from lmmkit.data.json_rows import Row, row_of
 from lmmkit.data.rows import RowReader, measured
 from lmmkit.data.strict_json import MAX_ROW
 from lmmkit.data.tar import Member, members
-from lmmkit.errors import MachineError, Problem, UserError
+from lmmkit.errors import MachineError, UserError
+from lmmkit.errors.data import CHANGED, LONG, NO_WEBDATASET, RECORDS_FILE, SHARD
 from lmmkit.sample import Image
 
 ROW = np.dtype([("shard", "<u4"), ("offset", "<u8"), ("length", "<u8"), ("row", "<u8"), ("words", "<i4"),
@@ -61,14 +62,9 @@ class Shards:
             stat = os.fstat(self._file(number))
             data = os.pread(self._file(number), int(at["length"]), int(at["offset"]))
         except OSError as error:
-            got = error.strerror or str(error)
-            raise UserError(Problem("records/file", str(shard), got, "a shard", "Restore it.")) from error
+            raise _refused(shard, error.strerror or str(error), "a shard") from error
         if [stat.st_size, stat.st_mtime_ns] != self.index.meta["stat"][number]:
-            got, mend = (
-                "another size or time of change",
-                "Leave the shard alone while a run reads it; resume.",
-            )
-            raise UserError(Problem("records/changed", str(shard), got, "the shard as it was indexed", mend))
+            raise UserError(CHANGED.at(str(shard), got="another size or time of change"))
         return _with_pictures(row_of(data, int(at["row"]), 0), int(at["pictures"]))
 
     def key(self, i: int, own: str) -> str:
@@ -98,7 +94,7 @@ class Shards:
         """None: a picture that is not in a shard is not in the index."""
         return []
 
-    def strays(self) -> list[tuple[str, tuple[str, str, str]]]:
+    def strays(self) -> list[tuple[str, str]]:
         """None: a picture is bytes of a shard."""
         return []
 
@@ -150,7 +146,7 @@ def _named(pattern: Path) -> list[Path]:
     except ValueError as error:
         raise _refused(pattern, str(error), "a pattern of shards") from error
     if many or len(names) > MAX_SHARDS:
-        raise _refused(pattern, f"more than {MAX_SHARDS} names", "fewer")
+        raise _refused(pattern, f"more than {MAX_SHARDS} names", f"at most {MAX_SHARDS}")
     found = [path for name in names for path in (sorted(glob.glob(name)) if _wild(name) else [name])]
     if not found:
         raise _refused(pattern, "no such file", "shards")
@@ -168,14 +164,11 @@ def _package(name: str):
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        mend = 'pip install -e ".[webdataset]"'
-        raise MachineError(
-            Problem("records/no-webdataset", "kind: webdataset", f"no package {name}", "webdataset", mend)
-        ) from error
+        raise MachineError(NO_WEBDATASET.at("kind: webdataset", got=f"no package {name}")) from error
 
 
-def _refused(pattern: Path, got: str, want: str) -> UserError:
-    return UserError(Problem("records/file", str(pattern), got, want, "Mend `records`."))
+def _refused(path: Path, got: str, expected: str) -> UserError:
+    return UserError(RECORDS_FILE.at(str(path), got=got, expected=expected))
 
 
 def _with_pictures(row: Row, count: int) -> Row:
@@ -198,7 +191,7 @@ class _Pass:
         self.meta = dict.fromkeys(("rows", "bad_rows", "problems", "dropped_turns", "renamed", "crc32"), 0)
 
     def index(self) -> Index:
-        """Everything the pass found. Broken shards are told together."""
+        """Returns everything that the pass found. Raises `UserError` with all broken shards."""
         stats, done, problems = [], 0, []
         for number, shard in enumerate(self.shards):
             try:
@@ -222,11 +215,10 @@ class _Pass:
         pictures = [sample[kind] for kind in sample if kind.rpartition(".")[2] in PICTURES]
         member: Member | None = sample.get("json")
         if member is None:
-            reader.wrong(
-                "shard", "", f"key {sample['__key__'][:80]!a} without JSON", "a member KEY.json", "Add it."
-            )
+            got = f"key {sample['__key__'][:80]!a} without JSON"
+            reader.wrong(SHARD, "", got, expected="a member KEY.json")
         elif member.size > MAX_ROW:
-            reader.wrong("long", "", f"JSON of {member.size} bytes", f"at most {MAX_ROW}", "Split the row.")
+            reader.wrong(LONG, "", f"JSON of {member.size} bytes", most=f"{MAX_ROW} bytes")
         else:
             with open(shard, "rb") as file:
                 data = os.pread(file.fileno(), member.size, member.offset)
@@ -251,12 +243,11 @@ class _Pass:
         self.meta["renamed"] += again > 0
 
     def refuse(self, shard: Path, at: int, reader: RowReader, key: str) -> None:
-        """A bad row."""
+        """Reports all problems of a bad record."""
         self.meta["bad_rows"] += 1
-        self.meta["problems"] += len(reader.faults)
-        for fault in reader.faults:
-            code, part, found, wanted, mend = fault
-            bad = BadRow(str(shard), 0, at, reader.said or key, f"records/{code}", part, found, wanted, mend)
+        self.meta["problems"] += len(reader.problems)
+        for part, problem in reader.problems:
+            bad = BadRow.of(problem, (str(shard), 0, at), reader.said or key, part)
             self.told(bad)
             if len(self.bad) < BAD_KEPT:
                 self.bad.append(bad)
@@ -273,5 +264,5 @@ def _samples(shard: Path) -> Iterator[dict]:
     try:
         yield from group(listed)
     except ValueError as error:
-        got, want = str(error)[:200], "each member once"
-        raise UserError(Problem("records/shard", str(shard), got, want, "Write the shard anew.")) from error
+        problem = SHARD.at(str(shard), got=str(error)[:200], expected="each member once")
+        raise UserError(problem) from error

@@ -15,7 +15,8 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from lmmkit.errors import Problem, UserError
+from lmmkit.errors import UserError
+from lmmkit.errors.data import RECORDS_FILE
 
 MAX_DIGITS = 20  # enough for 64 bits; Python refuses to read more than some thousands at all
 MAX_ROW = 32 * 2**20  # characters of one value; the longest conversation, escaped, takes a third
@@ -23,14 +24,14 @@ BLOCK = 2**20
 TOO_DEEP = "nested too deeply"
 _GAP = re.compile(r"[ \t\n\r]*")
 _MARKS = (
-    (b"\x1f\x8b", "a gzip archive", "Unpack it."),
-    (b"PK\x03\x04", "a zip archive", "Unpack it."),
-    (b"\xef\xbb\xbf", "a byte order mark", "Save it as UTF-8 without one."),
-    (b"\xff\xfe", "UTF-16", "Save it as UTF-8."),
-    (b"\xfe\xff", "UTF-16", "Save it as UTF-8."),
+    (b"\x1f\x8b", "a gzip archive", "an unpacked file of JSON"),
+    (b"PK\x03\x04", "a zip archive", "an unpacked file of JSON"),
+    (b"\xef\xbb\xbf", "a byte order mark", "JSON in UTF-8 without a byte order mark"),
+    (b"\xff\xfe", "UTF-16", "JSON in UTF-8"),
+    (b"\xfe\xff", "UTF-16", "JSON in UTF-8"),
 )
 
-Faults = tuple[tuple[str, str], ...]  # what was found, what was wanted
+Faults = tuple[tuple[str, str], ...]  # (got, expected)
 
 
 class Parser:
@@ -63,7 +64,7 @@ class Parser:
         return found
 
     def _constant(self, name: str) -> float:
-        self.faults.append((name, "a number that JSON has"))
+        self.faults.append((name, "a JSON number"))
         return 0.0
 
     def _int(self, digits: str) -> int:
@@ -126,7 +127,7 @@ class Window:
             offset, before = self.size - pending + error.start, error.object[: error.start]
             got = f"byte 0x{error.object[error.start]:02x} at offset {offset}, which is no UTF-8"
             line = self._newlines + before.count(b"\n") + 1
-            raise refused(f"{self.path}:{line}", got, "JSON in UTF-8", "Save it as UTF-8.") from error
+            raise _refused(f"{self.path}:{line}", got, "JSON in UTF-8") from error
         if self.done:
             return False
         gone = self.text[: self.at]
@@ -141,14 +142,13 @@ class Window:
         try:
             return self.file.read(n)
         except OSError as error:
-            raise refused(
-                str(self.path), error.strerror or str(error), "a file to read", "Mend it."
-            ) from error
+            got = error.strerror or str(error)
+            raise _refused(str(self.path), got, "a file that can be read") from error
 
     def _check_mark(self, data: bytes) -> None:
-        for mark, got, mend in _MARKS:
+        for mark, got, expected in _MARKS:
             if data.startswith(mark):
-                raise refused(f"{self.path}:1", got, "JSON in UTF-8", mend)
+                raise _refused(f"{self.path}:1", got, expected)
 
     def take(self, end: int) -> int:
         """Moves to `end` of `text`; the bytes passed over."""
@@ -193,17 +193,16 @@ class Window:
 
 
 def open_regular(path: Path):
-    """The file, opened for reading bytes. Raises `UserError` for what is none."""
+    """Opens a file for reading bytes. Raises `UserError` if it is not a regular file."""
     try:
         if not path.is_file():
             got = "no regular file" if path.exists() else "no such file"
-            raise refused(str(path), got, "a JSON or JSONL file", "Mend `records`.")
+            raise _refused(str(path), got, "a JSON file, a JSONL file or a shard")
         return open(path, "rb", buffering=0)
     except (OSError, ValueError) as error:
         got = getattr(error, "strerror", None) or str(error)
-        raise refused(os.fspath(path), got, "a file to read", "Mend `records`.") from error
+        raise _refused(os.fspath(path), got, "a file that can be read") from error
 
 
-def refused(where: str, got: str, want: str, mend: str) -> UserError:
-    """A file as a whole that cannot be read."""
-    return UserError(Problem("records/file", where, got, want, mend))
+def _refused(where: str, got: str, expected: str) -> UserError:
+    return UserError(RECORDS_FILE.at(where, got=got, expected=expected))

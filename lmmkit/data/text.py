@@ -16,7 +16,8 @@ from typing import Literal
 
 from sentencepiece import SentencePieceProcessor
 
-from lmmkit.errors import Problem, UserError, did_you_mean
+from lmmkit.errors import UserError, did_you_mean
+from lmmkit.errors.data import CORRUPT, KIND, SAVE, SURROGATE, TEXT_CONTROL, TEXT_FILE
 
 KINDS = ("sentencepiece",)
 FILE = "tokenizer.model"  # what the file is called in a model folder
@@ -48,8 +49,9 @@ class Tokenizer:
         Raises `UserError` for a file that is missing, unreadable or no sentencepiece model.
         """
         if kind not in KINDS:
-            hint = did_you_mean(kind, KINDS)
-            raise _problem("kind", path, f"kind `{kind}`", "a kind known here", hint)
+            nearest = did_you_mean(kind, KINDS)
+            problem = KIND.at(str(path), got=f"kind `{kind}`", known=", ".join(KINDS), nearest=nearest)
+            raise UserError(problem)
         path = Path(path)
         if path.is_dir():
             path = path / FILE
@@ -58,12 +60,11 @@ class Tokenizer:
             ids = (tokenizer.bos, tokenizer.eos, *tokenizer.encode_continued("a b"))
         except Exception as error:  # the C++ side raises whatever the bytes lead it to
             reason = str(error) if isinstance(error, RuntimeError) else type(error).__name__
-            raise _problem("corrupt", path, reason, "a sentencepiece model", "Copy the file anew.") from error
+            problem = CORRUPT.at(str(path), got=reason, expected="a sentencepiece model")
+            raise UserError(problem) from error
         if min(ids) < 0:
-            raise _problem(
-                "control", path, "a model without bos or eos", "both of them",
-                "Train the model with bos_id and eos_id.",
-            )  # fmt: skip
+            got = "a model without bos or eos"
+            raise UserError(TEXT_CONTROL.at(str(path), got=got, expected="a model with both"))
         return tokenizer
 
     def encode(self, text: str) -> list[int]:
@@ -137,9 +138,7 @@ class Tokenizer:
             staged.replace(path)
         except OSError as error:
             staged.unlink(missing_ok=True)
-            raise _problem(
-                "save", path, error.strerror or str(error), "a path to write to", "Name another."
-            ) from error
+            raise UserError(SAVE.at(str(path), got=error.strerror or str(error))) from error
 
     @cached_property
     def _standing(self) -> SentencePieceProcessor:
@@ -166,19 +165,16 @@ def _processor(model: bytes) -> SentencePieceProcessor:
 
 
 def _read(path: Path) -> bytes:
+    most = MAX_BYTES >> 20
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode) or not 0 < found.st_size <= MAX_BYTES:
-            raise _problem(
-                "file", path, f"{found.st_size} bytes, or no regular file",
-                f"a sentencepiece model of at most {MAX_BYTES >> 20} MB", "Copy the file anew.",
-            )  # fmt: skip
+            got = f"{found.st_size} bytes, or no regular file"
+            raise UserError(TEXT_FILE.at(str(path), got=got, most=most))
         return path.read_bytes()
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise _problem(
-            "file", path, reason, "a sentencepiece model", "Mend the path of the tokenizer."
-        ) from error
+        got = getattr(error, "strerror", None) or str(error)
+        raise UserError(TEXT_FILE.at(str(path), got=got, most=most)) from error
 
 
 def _spelt(text: str) -> str:
@@ -186,17 +182,6 @@ def _spelt(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise UserError(
-            Problem(
-                code="text/surrogate",
-                where=f"text at character {error.start}",
-                got=f"a lone surrogate {text[error.start]!a}",
-                expected="characters that UTF-8 can spell",
-                hint="Remove it from the data.",
-            )
-        ) from error
+        got = f"a lone surrogate {text[error.start]!a}"
+        raise UserError(SURROGATE.at(f"text at character {error.start}", got=got)) from error
     return text
-
-
-def _problem(code: str, path: str | Path, got: str, want: str, mend: str) -> UserError:
-    return UserError(Problem(f"text/{code}", str(path), got, want, mend))

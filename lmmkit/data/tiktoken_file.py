@@ -13,7 +13,9 @@ from itertools import pairwise
 from pathlib import Path
 
 from lmmkit.data.bpe import TokenizerJson
-from lmmkit.data.text import _problem, _read
+from lmmkit.data.text import _read
+from lmmkit.errors import UserError
+from lmmkit.errors.data import TIKTOKEN
 
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -64,12 +66,12 @@ def _ranks(path: Path) -> dict[bytes, int]:
             if int(rank) != len(ranks) or not 0 < len(piece) <= MAX_PIECE or piece in ranks:
                 raise ValueError
         except (ValueError, binascii.Error):
-            got, want = repr(line[:60]), "base64 and the next rank"
-            raise _problem("tiktoken", f"{path}:{number}", got, want, "Copy the file anew.") from None
+            expected = "base64 and the next rank"
+            raise UserError(TIKTOKEN.at(f"{path}:{number}", got=repr(line[:60]), expected=expected)) from None
         ranks[piece] = len(ranks)
     if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
         got = f"no piece for {len(missing)} of the 256 bytes"
-        raise _problem("tiktoken", path, got, "every byte", "Copy the file anew.")
+        raise UserError(TIKTOKEN.at(str(path), got=got, expected="a piece for every byte"))
     return ranks
 
 

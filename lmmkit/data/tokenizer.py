@@ -8,9 +8,10 @@ from typing import Protocol
 
 from lmmkit.data import bpe, text
 from lmmkit.data.bpe import TokenizerJson
-from lmmkit.data.text import Tokenizer, _problem
+from lmmkit.data.text import Tokenizer
 from lmmkit.data.tiktoken_file import open_tiktoken
-from lmmkit.errors import did_you_mean
+from lmmkit.errors import UserError, did_you_mean
+from lmmkit.errors.data import KIND
 
 KINDS = ("auto", "sentencepiece", "tokenizers", "tiktoken")
 
@@ -51,7 +52,8 @@ def open_tokenizer(path: Path, kind: str = "auto") -> AnyTokenizer:
     Raises `UserError` for a file that is missing, damaged or of an unknown kind.
     """
     if kind not in KINDS:
-        raise _problem("kind", path, f"kind `{kind}`", "a kind known here", did_you_mean(kind, KINDS))
+        nearest = did_you_mean(kind, KINDS)
+        raise UserError(KIND.at(str(path), got=f"kind `{kind}`", known=", ".join(KINDS), nearest=nearest))
     if path.is_dir():
         known = {text.FILE: "sentencepiece", bpe.FILE: "tokenizers"}
         known |= {file.name: "tiktoken" for file in sorted(path.glob("*.tiktoken"))}

@@ -1,1 +1,228 @@
 """Codes of problems with data sets, images, tokenizers and chat templates."""
+
+from lmmkit.errors import Code
+
+# fmt: off
+
+# chat/
+
+CHAT_AFTER_EOS = Code(
+    "chat/after-eos", cause="The setting for text after an end token does not exist.",
+    expected="one of {known}", hint="Name one of these.",
+)
+CHAT_CONTROL = Code(
+    "chat/control", cause="The tokenizer lacks control tokens of the chat template.",
+    expected="all control tokens of the template",
+    hint="Use one of the templates {usable}, or another tokenizer.",
+)
+CHAT_IMAGES = Code(
+    "chat/images", cause="A sample's images do not match the places that its turns have for them.",
+    expected="one place for each image, in user turns only", hint="Correct `Turn.images`.",
+)
+NO_VISION = Code(
+    "chat/no-vision", cause="A sample with an image is given to a text-only model.",
+    expected="a model with a vision encoder",
+    hint="Remove the image, or use a model with a vision encoder.",
+)
+PROMPT = Code(
+    "chat/prompt", cause="A prompt for generation does not end with the user's turn.",
+    expected="the user's turn last", hint="Remove the answer to generate it.",
+)
+ROLES = Code(
+    "chat/roles", cause="The turns of a sample do not alternate between user and assistant.",
+    expected="user and assistant in alternation, the user first", hint="Correct the conversation.",
+)
+TEMPLATE = Code(
+    "chat/template", cause="A sample names a chat template that does not exist.",
+    expected="one of {known}", hint="{nearest}",
+)
+
+# data/
+
+NO_ROW = Code(
+    "data/no-row", cause="The source has no record of this number.",
+    expected="a number from 0 to {last}", hint="Name a record in this range.",
+)
+NO_SOURCE = Code(
+    "data/no-source", cause="The recipe has no data source of this name.",
+    expected="a source of the recipe", hint="{nearest}",
+)
+TOO_LONG = Code(
+    "data/too-long", cause="The sequence of a sample is longer than the context of the model.",
+    expected="at most model.text.context = {context}",
+    hint="Raise the context, shorten the record, or set `batch.too_long` to `truncate` or `drop`.",
+)
+WORKER_DIED = Code(
+    "data/worker-died", cause="A data worker process ended before it delivered its step.",
+    expected="a step from a data worker",
+    hint="Lack of memory is the usual cause: lower `speed.workers` or `speed.image_cache_mb`, then resume.",
+)
+WORKER_HUNG = Code(
+    "data/worker-hung", cause="A data worker process has not delivered its step in time.",
+    expected="a step from a data worker",
+    hint="Check whether the file system hangs. If it is slow, lower `speed.workers`. Then resume.",
+)
+
+# image/
+
+BAD_FILE = "Replace or remove the file, or remove its record."
+
+BROKEN = Code(
+    "image/broken", cause="An image file is damaged or cut off.",
+    expected="a complete image file", hint=BAD_FILE,
+)
+IMAGE_FILE = Code(
+    "image/file", cause="An image file is missing, is not a regular file or cannot be read.",
+    expected="a regular file that can be read", hint=BAD_FILE,
+)
+FORMAT = Code(
+    "image/format", cause="An image file has a format that is not supported.",
+    expected="an image in {formats}", hint=BAD_FILE,
+)
+SHAPE = Code(
+    "image/shape", cause="An image is too long and narrow.",
+    expected="sides of at most {ratio} : 1", hint=BAD_FILE,
+)
+SIZE = Code(
+    "image/size", cause="An image has too many pixels or its file too many bytes.",
+    expected="at most {most}", hint=BAD_FILE,
+)
+
+# order/
+
+ORDER_EMPTY = Code(
+    "order/empty", cause="A data source that is used has no records.",
+    expected="at least one record", hint="Add records to the source, or remove its weight.",
+)
+SOURCE = Code(
+    "order/source", cause="A weight names a data source that does not exist.",
+    expected="a source under `data`", hint="{nearest}",
+)
+WEIGHT = Code(
+    "order/weight", cause="The weights of the data sources are not usable as shares.",
+    expected="finite weights of 0 or more, at least one of them above 0", hint="Correct the weights.",
+)
+
+# records/
+
+ANSWER = Code(
+    "records/answer", cause="A question has no answer, or an empty one.",
+    expected="an answer that is not empty", hint="Add the answer, or remove the question.",
+)
+CHANGED = Code(
+    "records/changed", cause="A records file, a shard or its index changed while a run was reading it.",
+    expected="the file as the run opened it",
+    hint="Leave data and index cache unchanged while a run uses them. Resume the run.",
+)
+RECORDS_EMPTY = Code(
+    "records/empty", cause="A data source has no usable record.",
+    expected="at least one record", hint="Correct `records`.",
+)
+RECORDS_FILE = Code(
+    "records/file", cause="A file of records cannot be read, or has the wrong encoding.",
+    expected="{expected}", hint="Correct `records`, or replace the file.",
+)
+FROM = Code(
+    "records/from", cause="A turn names a speaker that does not exist.",
+    expected="`human` or `gpt`", hint="Correct `from`.",
+)
+IMAGE_MISSING = Code(
+    "records/image-missing", cause="An image that a record names does not exist or is not a regular file.",
+    expected="an image file", hint="Restore the file, or correct `images` or the record.",
+)
+RECORDS_IMAGES = Code(
+    "records/images", cause="The image folder of a source does not exist.",
+    expected="a folder of images", hint="Correct `images`.",
+)
+JSON = Code(
+    "records/json", cause="A record is not valid JSON.",
+    expected="{expected}", hint="Correct the record.",
+)
+LONG = Code(
+    "records/long", cause="A record is too long.",
+    expected="at most {most}", hint="Split the conversation.",
+)
+MANY = Code(
+    "records/many", cause="A source has more problems than are listed one by one.",
+    expected="at most {most}", hint="Correct the data. `lmmkit data check` lists every problem.",
+)
+MARKERS = Code(
+    "records/markers", cause="The image markers of a record do not match its images.",
+    expected="one <image> for each image, in questions only", hint="Add or remove markers.",
+)
+NO_WEBDATASET = Code(
+    "records/no-webdataset", cause="A package that is needed to read WebDataset shards is not installed.",
+    expected="the packages of the extra `webdataset`", hint='Run `pip install -e ".[webdataset]"`.',
+)
+ORDER = Code(
+    "records/order", cause="The turns of a record do not alternate between human and gpt.",
+    expected="human and gpt in alternation", hint="Join or split the turns.",
+)
+PATH = Code(
+    "records/path", cause="A record names an image by a path that is not allowed.",
+    expected="a file below `images`", hint="Write the path relative to `images`.",
+)
+PLAIN = Code(
+    "records/plain", cause="A record of a `plain` source is not an image with one caption.",
+    expected="two turns and at least one image for the template `plain`",
+    hint="Correct the record, or use the template `vicuna_v1`.",
+)
+SHARD = Code(
+    "records/shard", cause="A WebDataset shard is damaged or incomplete.",
+    expected="{expected}", hint="Write the shard again.",
+)
+TEXT = Code(
+    "records/text", cause="A record contains half of a surrogate pair.",
+    expected="characters that UTF-8 can encode", hint="Remove it from the record.",
+)
+TOO_MANY = Code(
+    "records/too-many", cause="A source has more bad records or images than it may skip.",
+    expected="at most {most}",
+    hint="Correct the data (`lmmkit data check` lists every problem), or set `bad_rows: skip` and a higher"
+    " `bad_share`. A run that has begun can be resumed then.",
+)
+TURNS = Code(
+    "records/turns", cause="A record has no usable conversation.",
+    expected="a list of turns with a question and an answer", hint="Correct or remove the record.",
+)
+TYPE = Code(
+    "records/type", cause="A part of a record has the wrong JSON type.",
+    expected="{expected}", hint="Correct the record.",
+)
+
+# text/
+
+TEXT_CONTROL = Code(
+    "text/control", cause="A tokenizer names no token that begins or ends a sequence.",
+    expected="{expected}",
+    hint="Name `eos_token` in tokenizer_config.json, or train the sentencepiece model with bos and eos.",
+)
+CORRUPT = Code(
+    "text/corrupt", cause="A tokenizer file is damaged.",
+    expected="{expected}", hint="Copy the file again.",
+)
+ENCODE = Code(
+    "text/encode", cause="A regular expression of the tokenizer fails on a text.",
+    expected="an expression that ends on every text", hint="Use the tokenizer that its authors published.",
+)
+TEXT_FILE = Code(
+    "text/file", cause="A tokenizer file is missing, empty, too large or cannot be read.",
+    expected="a tokenizer file of at most {most} MB",
+    hint="Correct the path of the tokenizer, or copy the file again.",
+)
+KIND = Code(
+    "text/kind", cause="The kind of tokenizer does not exist.",
+    expected="one of {known}", hint="{nearest}",
+)
+SAVE = Code(
+    "text/save", cause="A tokenizer file cannot be written.",
+    expected="a path that can be written to", hint="Name another path.",
+)
+SURROGATE = Code(
+    "text/surrogate", cause="A text contains half of a surrogate pair.",
+    expected="characters that UTF-8 can encode", hint="Remove it from the data.",
+)
+TIKTOKEN = Code(
+    "text/tiktoken", cause="A tiktoken file is damaged.",
+    expected="{expected}", hint="Copy the file again.",
+)

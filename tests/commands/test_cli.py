@@ -241,16 +241,16 @@ def test_data_check_lists_everything_wrong(scenes, tmp_path):
     path.write_text(DIRECT)
     args = ("data", "check", path, "captions", "--root", folder, "--report", listed)
     text = run(*args, code=2)
-    assert "30 bad rows, 1 bad pictures" in text and "31 problems listed" in text
+    assert "30 bad records and 1 bad images" in text and "31 problems listed" in text
     lines = [json.loads(line) for line in listed.read_text().splitlines()]
     assert [line["row"] for line in lines] == [*range(0, 60, 2), 3]
     assert all(
-        line[key] for line in lines for key in ("source", "file", "code", "key", "found", "wanted", "mend")
+        line[key] for line in lines for key in ("source", "file", "code", "key", "got", "expected", "hint")
     )
     told = json.loads(run(*args, "--decode", "--json", code=2))["sources"]["captions"]
     assert (told["rows"], told["bad_rows"], told["bad_pictures"]) == (120, 30, 2)
     listed.unlink()
-    assert "30 bad rows" not in run(
+    assert "30 bad records" not in run(
         *args, "--set", "data.captions.bad_rows=skip", "--set", "data.captions.bad_share=0.5"
     )
     assert "all good" in run(

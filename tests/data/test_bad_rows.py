@@ -56,7 +56,7 @@ def test_skipped_rows_are_not_there(tmp_path):
     records = opened(tmp_path, rows)
     assert (len(records), records.left_out) == (28, 2)
     assert [sample.key for sample in records][2:5] == ["s:2", "s:4", "s:5"]
-    assert records.where(3).endswith("(row 4)")
+    assert records.where(3).endswith("(record 4)")
     assert [bad.row for bad in records.rows.index.bad] == [3, 20]
 
 
@@ -67,7 +67,7 @@ def test_above_the_bound_a_source_is_refused(tmp_path):
         with pytest.raises(UserError) as error:
             opened(tmp_path, [GOOD] * 100 + [None] * left, Policy("skip", share))
         assert [p.code for p in error.value.problems][-1] == "records/too-many"
-        assert f"{left} bad rows" in error.value.problems[-1].got
+        assert f"{left} bad records" in error.value.problems[-1].got
     assert len(opened(tmp_path, [GOOD] * 100 + [None] * 11, Policy("skip", 0.5))) == 100
 
 
@@ -122,7 +122,7 @@ def test_a_run_passes_over_them_and_lists_each_once(harmed, tmp_path):
     dropped = {m["step"]: m["dropped/bad_rows"] for m in run.read_metrics() if m.get("dropped/bad_rows")}
     assert sum(dropped.values()) == len(lines)
     assert {line["step"] for line in lines} == set(dropped)
-    assert all(any(name in line["found"] or line["row"] >= 0 for name in names) for line in lines)
+    assert all(any(name in line["got"] or line["row"] >= 0 for name in names) for line in lines)
     assert {
         "source",
         "stage",
@@ -132,9 +132,9 @@ def test_a_run_passes_over_them_and_lists_each_once(harmed, tmp_path):
         "id",
         "key",
         "code",
-        "found",
-        "wanted",
-        "mend",
+        "got",
+        "expected",
+        "hint",
     } <= lines[0].keys()
 
 
@@ -150,7 +150,7 @@ def test_a_vanished_picture_stops_a_run_with_row_and_path(scenes, tmp_path, tiny
     with pytest.raises(UserError) as error:
         pipeline.step(1)
     (problem,) = error.value.problems
-    assert problem.code == "image/file" and path in problem.where and f"(row {row})" in problem.where
+    assert problem.code == "image/file" and path in problem.where and f"(record {row})" in problem.where
     with pytest.raises(UserError, match="image-missing"):
         prepare(recipe)
     assert prepare(replace(read_skip(tiny), root=str(folder))).pipeline("pretrain").step(1)

@@ -61,10 +61,8 @@ def fuzz_rows(folder, count, seed):
             measure(row, "vicuna_v1")
             reader = RowReader(template=rng.choice(["plain", "vicuna_v1"]))
             record = reader.read(row)
-            assert (record is None) == bool(reader.faults)
-            assert all(
-                part for fault in reader.faults for part in (fault.code, fault.got, fault.want, fault.mend)
-            )
+            assert (record is None) == bool(reader.problems)
+            assert all(text for _, p in reader.problems for text in (p.code, p.got, p.expected, p.hint))
     (folder / "r.jsonl").write_text("\n".join(lines), encoding="utf-8")
     rows = list(stream(folder / "r.jsonl"))
     assert [row.index for row in rows] == list(range(len(rows)))
@@ -74,7 +72,7 @@ def fuzz_rows(folder, count, seed):
     )  # fmt: skip
     bad = {each.row for each in records.rows.index.bad}
     assert all(
-        each.line and each.code.startswith("records/") and each.mend for each in records.rows.index.bad
+        each.line and each.code.startswith("records/") and each.hint for each in records.rows.index.bad
     )
     for sample in records:
         accepted += bool(sample.turns)

@@ -51,7 +51,7 @@ def test_a_second_opening_makes_no_pass(tmp_path, cache, monkeypatch):
     assert len(list(cache.iterdir())) == 1
     assert again.words_N.tolist() == [4, 4, -4, 4, 4, 3]
     assert [i for i, _ in again.rows.pictures()] == [0, 4, 5]
-    assert [again.where(i).rpartition("(")[2] for i in range(2)] == ["row 0)", "row 1)"]
+    assert [again.where(i).rpartition("(")[2] for i in range(2)] == ["record 0)", "record 1)"]
 
 
 def test_it_travels_by_name_and_the_rows_stay_the_same(tmp_path, cache):
@@ -185,7 +185,7 @@ def test_a_glance_lets_pass_only_what_a_close_look_does():
             glance, reader = measure(row, template), RowReader(template=template)
             if glance is not None:
                 record = reader.read(row)
-                assert record is not None, (value, reader.faults)
+                assert record is not None, (value, reader.problems)
                 assert glance == measured(record, row.value, reader.dropped)
                 passed += 1
     assert passed > 500

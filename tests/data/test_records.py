@@ -149,10 +149,10 @@ def test_bad_rows(folder, code):
     for row in BAD_ROWS[code]:
         found = problems(folder, json.dumps([GOOD, row], indent=0))
         assert found[0].code == f"records/{code}", (row, found)
-        assert "(row 1" in found[0].where
+        assert "(record 1" in found[0].where
         assert found[0].where.startswith(f"{folder / 'r.json'}:")
         found = problems(folder, f"{json.dumps(GOOD)}\n\n{json.dumps(row)}\n", name="r.jsonl")
-        assert f"{folder / 'r.jsonl'}:3 (row 1" in found[0].where
+        assert f"{folder / 'r.jsonl'}:3 (record 1" in found[0].where
 
 
 def test_all_bad_rows_are_counted(folder):
@@ -178,13 +178,13 @@ def test_bad_json(folder, text):
     found = problems(folder, text.replace("[", "[" + rows, 1))
     assert any(p.code == "records/json" for p in found), found
     at = next(p.where for p in found if p.code == "records/json")
-    assert at.startswith(f"{folder / 'r.json'}:{BAD_JSON[text]} (row {1 if rows else ''}")
+    assert at.startswith(f"{folder / 'r.json'}:{BAD_JSON[text]} (record {1 if rows else ''}")
 
 
 def test_jsonl_goes_on_after_a_broken_line(folder):
     good = json.dumps(GOOD)
     found = problems(folder, f'{good}\n{{"id"\n{good} x\n{good}\nNaN', name="r.jsonl")
-    assert [p.where.split(":")[-1] for p in found] == ["2 (row 1)", "3 (row 2)", "5 (row 4)"]
+    assert [p.where.split(":")[-1] for p in found] == ["2 (record 1)", "3 (record 2)", "5 (record 4)"]
 
 
 def test_bad_files(folder):
@@ -240,7 +240,7 @@ def test_missing_and_bad_images(folder):
     records = read(folder, [GOOD | {"image": name} for name in names])
     found = missing_images(records)
     assert [p.code for p in found] == ["records/image-missing"] * 2
-    assert "(row 1)" in found[0].where
+    assert "(record 1)" in found[0].where
     assert str(images / "none.png") in found[0].got
     assert len(missing_images(records, limit=1)) == 1
     codes = [p.code for p in check_images(records)]

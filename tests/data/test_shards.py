@@ -68,7 +68,7 @@ def test_what_the_package_writes_is_read_as_the_package_reads_it(tmp_path):
             assert file.read(image.part[1]) == sample["png"]
         (tmp_path / "one.png").write_bytes(sample["png"])
         assert torch.equal(read_image(image, SPEC, "crop"), read_image(tmp_path / "one.png", SPEC, "crop"))
-    assert records.where(7) == f"{tmp_path / 's-001.tar'} (row 7)"
+    assert records.where(7) == f"{tmp_path / 's-001.tar'} (record 7)"
     assert len(opened(tmp_path / "*.tar")) == 10 and len(opened(tmp_path / "s-000.tar")) == 5
     assert missing_images(records) == check_images(records) == []
 
@@ -122,7 +122,7 @@ def test_bad_rows_are_told_with_their_shard(tmp_path):
     found = error.value.problems
     assert [p.code.partition("/")[2] for p in found] == ["shard", "json", "markers", "json"]
     assert [p.where for p in found][:2] == [
-        f"{tmp_path / 'a.tar'} (row {i}, id '{k}')" for i, k in ((1, "alone"), (2, "torn"))
+        f"{tmp_path / 'a.tar'} (record {i}, id '{k}')" for i, k in ((1, "alone"), (2, "torn"))
     ]
 
 

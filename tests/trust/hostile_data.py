@@ -24,13 +24,13 @@ Spoil = Callable[[Home], list[object]]
 def artefacts() -> Iterator[Artefact]:
     """All of them."""
     for name, path in PATHS.items():
-        yield Artefact(f"path {name}", _path(path), says="row 0")
+        yield Artefact(f"path {name}", _path(path), says="record 0")
     for name, make in LINKS.items():
-        yield Artefact(f"path {name}", _linked(make), says="row 0")
+        yield Artefact(f"path {name}", _linked(make), says="record 0")
     for name, content in FILES.items():
         yield Artefact(f"rows {name}", _records(content), says="rows.json")
     for name, changes in ROWS.items():
-        yield Artefact(f"row {name}", _row(changes), says="row 0")
+        yield Artefact(f"row {name}", _row(changes), says="record 0")
     yield Artefact("row with markers for one image", _row(MARKERS), code=(0, 2))  # LLaVA takes them for one
     for name, make in PICTURES.items():
         yield Artefact(f"picture {name}", _picture(make), says="a.png")
@@ -429,7 +429,7 @@ def _python_beside(home: Home) -> list[object]:
 
 
 OTHERS = (
-    Artefact("path absolute below the root of all", _through_images, says="row 0"),
+    Artefact("path absolute below the root of all", _through_images, says="record 0"),
     Artefact("rows of lines", _lines, says="rows.jsonl:5"),
     Artefact("rows a pipe", _pipe, says="records/file"),
     Artefact("images a dead link", _linked_root, says="records/images"),
