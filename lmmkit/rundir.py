@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lmmkit.errors import MachineError, Problem, UserError, raise_all
+from lmmkit.errors import MachineError, UserError, raise_all
+from lmmkit.errors.training import LINK, NO_FOLDER, NOT_A_RUN, NOT_EMPTY, RUN_EXISTS, RUN_UNREADABLE
 from lmmkit.files import read_json, read_jsonl, unwritable
 
 # What a start writes before `run.json`.
@@ -129,25 +130,11 @@ class RunDir:
             if not unbegun:
                 run.require()
         elif run.is_run:
-            raise UserError(
-                Problem(
-                    "run/exists",
-                    str(run.path),
-                    "a folder that holds a run",
-                    "an empty or a new folder",
-                    "Go on with that run (`--resume`), or name another folder (`--out DIR`).",
-                )
-            )
+            raise UserError(RUN_EXISTS.at(str(run.path), got="a folder with a run"))
         elif entries and not unbegun:
             some = ", ".join(f"`{name}`" for name in sorted(entries)[:3])
             raise UserError(
-                Problem(
-                    "run/not-empty",
-                    str(run.path),
-                    f"a folder with {len(entries)} other files ({some})",
-                    "an empty or a new folder",
-                    "Name another folder (`--out DIR`).",
-                )
+                NOT_EMPTY.at(str(run.path), got=f"a folder with {len(entries)} other files ({some})")
             )
         _make(run.path)
         return run
@@ -163,19 +150,18 @@ class RunDir:
         """Where the relative paths of the run's recipe started. Raises `UserError`."""
         root = read_json(self.run_json).get("root")
         if not isinstance(root, str) or "\0" in root:
-            where, mend = f"{self.run_json}: root", "Restore the file, or name the folder: `--root DIR`."
-            raise UserError(Problem("run/unreadable", where, f"{root!r:.80}", "a folder", mend))
+            fix = "Restore the file, or name the folder: `--root DIR`."
+            raise UserError(
+                RUN_UNREADABLE.at(f"{self.run_json}: root", got=f"{root!r:.80}", content="a folder", fix=fix)
+            )
         return root
 
     def require_plain(self) -> None:
         """Raises `UserError` for links, pipes and devices in the folder: a run of others must not lead
         what is written out of it."""
-        want, mend = "a file or a folder", "Put the file or folder itself there, or remove it."
         for pattern in ("*", "checkpoints/*", "model/*"):
             raise_all(
-                Problem(
-                    "run/link", str(path), "a link" if path.is_symlink() else "a pipe or a device", want, mend
-                )
+                LINK.at(str(path), got="a link" if path.is_symlink() else "a pipe or a device")
                 for path in sorted(self.path.glob(pattern))
                 if path.is_symlink() or not (path.is_file() or path.is_dir())
             )
@@ -185,15 +171,7 @@ class RunDir:
         if self.is_run:
             return
         got = "no such folder" if not self.path.exists() else "no `run.json` in it"
-        raise UserError(
-            Problem(
-                "run/not-a-run",
-                str(self.path),
-                got,
-                "the folder of a run (`lmmkit train --out DIR`)",
-                "Check the path; a run is the folder that holds `run.json`.",
-            )
-        )
+        raise UserError(NOT_A_RUN.at(str(self.path), got=got))
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All steps logged so far; a torn last line is left out. Raises `UserError`."""
@@ -212,9 +190,7 @@ def _entries(path: Path) -> list[str]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        mend = "Name another folder (`--out DIR`)."
-        reason = error.strerror or str(error)
-        raise UserError(Problem("run/no-folder", str(path), reason, "a folder", mend)) from None
+        raise UserError(NO_FOLDER.at(str(path), got=error.strerror or str(error))) from None
 
 
 def _make(path: Path) -> None:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from lmmkit.errors import MachineError, Problem, UserError
+from lmmkit.errors.training import LOCKED
 from lmmkit.files import unwritable
 from lmmkit.rundir import RunDir
 
@@ -71,11 +72,5 @@ def _taken(run: RunDir, owner: bytes) -> Problem:
     except (ValueError, TypeError):  # the owner has the lock but has not signed it yet
         who = {}
     pid, host = who.get("pid", "unknown"), who.get("host", "unknown")
-    return Problem(
-        "run/locked",
-        str(run.lock),
-        f"a run that is under way: process {pid} on {host}, since {who.get('started', 'just now')}",
-        "one run in a folder at a time",
-        f"Wait for it or stop it (`kill {pid}` on {host}), then `--resume`; "
-        "or name another folder (`--out DIR`).",
-    )
+    got = f"an active run: process {pid} on {host}, since {who.get('started', 'just now')}"
+    return LOCKED.at(str(run.lock), got=got, pid=pid, host=host)

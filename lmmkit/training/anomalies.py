@@ -16,6 +16,7 @@ from typing import Any
 
 from lmmkit.data.pipeline import Pipeline
 from lmmkit.errors import Problem, UserError
+from lmmkit.errors.training import NOT_FINITE
 from lmmkit.training.step import Report
 
 WINDOW = 128  # finite steps that a spike is measured against, as OLMo-core does
@@ -100,18 +101,15 @@ def rows_of(pipeline: Pipeline, index: int) -> dict[str, list[str]]:
 
 
 def exhausted(step: int, stage: str, watch: Watch, report: Report, rows: Mapping[str, list[str]]) -> Problem:
-    """Too many steps without an update."""
+    """Returns the problem of too many steps without an update."""
     keys = ", ".join(key for keys in rows.values() for key in keys)[:300]
     got = (
         f"loss {report.loss}, gradient norm {report.grad_norm} on {keys}; "
         f"{len(watch.skipped)} of the last {AMONG} steps updated nothing"
     )
-    mend = (
-        "Look at the rows in anomalies.jsonl; then `--resume`, from weights that are as they were before, or "
-        "begin anew with a lower `lr` or a `clip`."
+    return NOT_FINITE.at(
+        f"step {step}, stage {stage}", got=got, in_a_row=IN_A_ROW - 1, most=MANY - 1, window=AMONG
     )
-    want = f"finite numbers; at most {IN_A_ROW - 1} other steps in a row, {MANY - 1} of {AMONG}"
-    return Problem("train/not-finite", f"step {step}, stage {stage}", got, want, mend)
 
 
 def _said(value: float | None) -> float | str | None:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lmmkit.errors import UserError
+from lmmkit.errors.training import DAMAGED
 from lmmkit.recipe import Recipe
-from lmmkit.training import manifest
 from lmmkit.training.checkpoint import STATE, Checkpoint
 from lmmkit.training.due import Position
 
@@ -25,8 +25,8 @@ def state_of(
     said: Any = saved.state if isinstance(saved.state, dict) else {}
     wrong = [name for name, fits in KEPT.items() if name in said and not fits(said[name])]
     if wrong:
-        got = f"{wrong[0]} {str(said[wrong[0]])[:120]}, which no run of lmmkit keeps"
-        raise UserError(manifest.damage(folder / STATE, got))
+        got = f"{wrong[0]} {str(said[wrong[0]])[:120]}, which lmmkit does not write"
+        raise UserError(DAMAGED.at(str(folder / STATE), got=got))
     return _position(said.get("position"), folder, recipe, steps), said
 
 
@@ -41,8 +41,8 @@ def _position(value: Any, folder: Path, recipe: Recipe, steps: Callable[[str], i
             and stage_step <= step < 10**8
         ):
             return Position(**value)
-    got = f"position {str(value)[:120]}"
-    raise UserError(manifest.damage(folder / STATE, f"{got}, which is none of this run's"))
+    got = f"position {str(value)[:120]}, which this run does not have"
+    raise UserError(DAMAGED.at(str(folder / STATE), got=got))
 
 
 def _watch(value: Any) -> bool:

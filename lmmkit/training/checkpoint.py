@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lmmkit.errors import Problem, UserError
+from lmmkit.errors.training import DAMAGED
 from lmmkit.rundir import RunDir
 from lmmkit.training import manifest
 from lmmkit.training.parts import Saved
@@ -129,10 +130,10 @@ def load(path: Path, *, verified: bool = False, ranks: Ranks = ALONE) -> Checkpo
         )
         rng = load_file(path / RNG.format(ranks.rank)) if as_many else {}
         if as_many and not rng:
-            raise ValueError("no state of a generator")
+            raise ValueError("no state for a random generator")
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
-        raise UserError(manifest.damage(path, str(error))) from None
+        raise UserError(DAMAGED.at(str(path), got=str(error))) from None
     return Checkpoint(tensors, state, rng, step)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from lmmkit.errors import Problem, UserError
+from lmmkit.errors import UserError
+from lmmkit.errors.training import IDLE_TERM
 from lmmkit.training.due import Position
 from lmmkit.training.step import BY_SOURCE, Report
 
@@ -27,10 +28,10 @@ class Idle:
             self.items[name] = self.items.get(name, 0) + (value is not None)
         idle = [name for name, n in self.items.items() if n == 0]
         if position.stage_step == min(IDLE_STEPS, self.steps) and idle:
-            raise UserError([_idle(position, name) for name in idle])
-
-
-def _idle(at: Position, name: str) -> Problem:
-    got = f"no item for term `{name}` in the first {at.stage_step} steps"
-    mend = "Take it out of the stage's losses, or give it data it applies to (`lmmkit plugins trace`)."
-    return Problem("train/idle-term", f"stages.{at.stage}.losses.{name}", got, "something to average", mend)
+            raise UserError(
+                IDLE_TERM.at(
+                    f"stages.{position.stage}.losses.{name}",
+                    got=f"no item for term `{name}` in the first {position.stage_step} steps",
+                )
+                for name in idle
+            )

@@ -16,6 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from lmmkit.errors import MachineError, Problem, UserError
+from lmmkit.errors.training import LOG_CANNOT_WRITE, STEP
 from lmmkit.files import io_point, plain, read_jsonl, write_text_atomic
 
 Picture = Tensor | np.ndarray  # [C, X, Y], values 0 to 1
@@ -63,8 +64,7 @@ class MetricsLog:
         records = read_jsonl(self.path)
         for number, record in enumerate(records, 1):
             if type(record.get("step")) is not int:
-                where, mend = f"{self.path}:{number}", "Remove that line, or restore the file."
-                raise UserError(Problem("log/step", where, "a line without its step", "a whole number", mend))
+                raise UserError(STEP.at(f"{self.path}:{number}", got="a line without its step"))
         return records
 
     def _rewrite(self, records: list[dict[str, Any]]) -> None:
@@ -268,10 +268,4 @@ def _ends_in_newline(path: Path) -> bool:
 
 
 def _unwritable(path: Path, error: OSError) -> Problem:
-    return Problem(
-        "log/cannot-write",
-        str(path),
-        error.strerror or str(error),
-        "a file that can be written to",
-        "Free space or change its rights, then go on with `--resume`.",
-    )
+    return LOG_CANNOT_WRITE.at(str(path), got=error.strerror or str(error))

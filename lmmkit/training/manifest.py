@@ -19,9 +19,10 @@ from typing import Any
 from torch import Tensor
 
 from lmmkit.errors import Problem, UserError
+from lmmkit.errors.training import DAMAGED, OTHER_MODEL, SCHEMA
 
-SCHEMA = 1
-CUT = 2  # the schema of one whose tensors are cut over several files, told by `parts`
+WHOLE = 1  # the schema of a manifest whose tensors are whole
+CUT = 2  # the schema of one whose tensors are cut over several files, as listed in `parts`
 NAME = "manifest.json"
 CHUNK = 4 << 20  # bytes read at a time for a crc32
 PLAIN_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*", re.ASCII)
@@ -35,7 +36,7 @@ def describe(files: Mapping[str, list[int]], tensors: Layout, parts: Mapping[str
     `parts`: [file, first row, rows] of every stretch of a tensor that is cut.
     """
     body = {
-        "schema": CUT if parts else SCHEMA,
+        "schema": CUT if parts else WHOLE,
         "versions": {name: _version(name) for name in ("lmmkit", "torch", "safetensors")},
         "files": dict(files),
         "tensors": tensors,
@@ -53,25 +54,18 @@ def read(folder: Path) -> dict[str, Any]:
         signed = body.pop("crc32")
         intact = signed == zlib.crc32(_encode(body)) and raw == _encode(body | {"crc32": signed})
     except FileNotFoundError:
-        raise UserError(damage(path, "no manifest: the save did not finish")) from None
+        raise UserError(DAMAGED.at(str(path), got="no manifest: the save did not finish")) from None
     except OSError as error:
-        raise UserError(damage(path, error.strerror or str(error))) from None
+        raise UserError(DAMAGED.at(str(path), got=error.strerror or str(error))) from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         intact = False
     if not intact:
-        raise UserError(damage(path, "a manifest with changed bytes"))
-    if body.get("schema") not in (SCHEMA, CUT):
-        raise UserError(
-            Problem(
-                "checkpoint/schema",
-                str(path),
-                f"schema {body.get('schema')}",
-                f"schema {SCHEMA} or {CUT}",
-                "Use the lmmkit that wrote it: " + str(body.get("versions")),
-            )
-        )
+        raise UserError(DAMAGED.at(str(path), got="a manifest with changed bytes"))
+    if body.get("schema") not in (WHOLE, CUT):
+        got, versions = f"schema {body.get('schema')}", body.get("versions")
+        raise UserError(SCHEMA.at(str(path), got=got, known=f"{WHOLE} or {CUT}", versions=versions))
     if not _is_shaped(body):
-        raise UserError(damage(path, "a manifest lmmkit does not write"))
+        raise UserError(DAMAGED.at(str(path), got="a manifest that lmmkit does not write"))
     return body
 
 
@@ -87,33 +81,32 @@ def verify(folder: Path, *, contents: bool = True, share: tuple[int, int] = (0, 
     except UserError as error:
         return error.problems
     except OSError as error:
-        return (damage(folder, error.strerror or str(error)),)
+        return (DAMAGED.at(str(folder), got=error.strerror or str(error)),)
     # Dot files are the file system's and the desktop's, never ours.
     extra = sorted(n for n in present - set(files) - {NAME} if not n.startswith("."))
-    found = [damage(folder / name, "a file the manifest does not list") for name in extra]
+    found = [DAMAGED.at(str(folder / name), got="a file the manifest does not list") for name in extra]
     for number, (name, (size, crc)) in enumerate(sorted(files.items())):
         mine = contents and number % share[1] == share[0]
-        problem = _check_file(folder / name, name, size, crc if mine else None)
-        if problem is not None:
-            found.append(problem)
+        got = _fault(folder / name, name, size, crc if mine else None)
+        if got is not None:
+            found.append(DAMAGED.at(str(folder / name), got=got))
     return tuple(found)
 
 
 def mismatches(folder: Path, expected: Mapping[str, Tensor]) -> tuple[Problem, ...]:
-    """How the tensors of a checkpoint differ in key, dtype or shape from those a model wants.
+    """Returns how the tensors of a checkpoint differ in key, dtype or shape from those of a model.
 
     Read from the manifest alone, before any tensor is loaded. Raises `UserError` if it is damaged.
     """
     have: Layout = read(folder)["tensors"]
-    want = layout(expected)
-    mend = "Resume with the recipe the run was started with, or begin a new run."
-    found = []
-    for key in sorted(have.keys() | want.keys()):
-        if have.get(key) != want.get(key):
-            got, wanted = (_say(table.get(key)) for table in (have, want))
-            where = f"{folder}: tensor `{key}`"
-            found.append(Problem("checkpoint/other-model", where, got, wanted, mend))
-    return tuple(found)
+    of_model = layout(expected)
+    return tuple(
+        OTHER_MODEL.at(
+            f"{folder}: tensor `{key}`", got=_shown(have.get(key)), tensor=_shown(of_model.get(key))
+        )
+        for key in sorted(have.keys() | of_model.keys())
+        if have.get(key) != of_model.get(key)
+    )
 
 
 def layout(tensors: Mapping[str, Tensor]) -> Layout:
@@ -158,35 +151,25 @@ def _tiles(files: Mapping[str, Any], shape: Any, pieces: Any) -> bool:
     return isinstance(shape, list) and shape[:1] == [at]
 
 
-def _check_file(path: Path, name: str, size: int, crc: int | None) -> Problem | None:
-    """A manifest comes from outside: no name of it may lead out of the folder."""
+def _fault(path: Path, name: str, size: int, crc: int | None) -> str | None:
+    """Returns what is wrong with a file, None if nothing is. A manifest comes from outside: its names must not
+    lead out of the folder."""
     if not PLAIN_NAME.fullmatch(name) or path.is_symlink():
-        return damage(path, "a file that is not plainly in the folder")
+        return "a link, or a name that could lead out of the folder"
     try:
         if not path.is_file():
-            return damage(path, "no such file")
+            return "no such file"
         if (got := path.stat().st_size) != size:
-            return damage(path, f"{got} bytes, where {size} were written")
+            return f"{got} bytes, where {size} were written"
         if crc is not None and crc32(path) != crc:
-            return damage(path, "changed bytes (crc32 differs)")
+            return "changed bytes (crc32 differs)"
     except OSError as error:
-        return damage(path, error.strerror or str(error))
+        return error.strerror or str(error)
     return None
 
 
-def damage(path: Path, got: str) -> Problem:
-    """A file of a checkpoint that is not as it was saved."""
-    return Problem(
-        "checkpoint/damaged",
-        str(path),
-        got,
-        "the file as it was saved",
-        "Restore it from a copy, or remove this checkpoint's folder: the run goes on from the one before.",
-    )
-
-
-def _say(entry: list | None) -> str:
-    return "nothing" if entry is None else f"{entry[0]} {entry[1]}"
+def _shown(entry: list | None) -> str:
+    return "no tensor" if entry is None else f"{entry[0]} {entry[1]}"
 
 
 def _encode(body: Mapping[str, Any]) -> bytes:

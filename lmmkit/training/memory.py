@@ -10,6 +10,7 @@ import torch
 
 from lmmkit.batch import Step
 from lmmkit.errors import MachineError, Problem
+from lmmkit.errors.training import OUT_OF_MEMORY
 from lmmkit.recipe import Recipe
 
 CPU_SAYS = "DefaultCPUAllocator: can't allocate memory"
@@ -31,23 +32,19 @@ def telling_room(where: str, step: Step, recipe: Recipe, device: torch.device) -
 def _no_room(where: str, step: Step, recipe: Recipe, device: torch.device, error: BaseException) -> Problem:
     fullest = max(step, key=len)
     got = (
-        f"no memory for the step's {len(step)} micro-batches, the fullest of {len(fullest)} rows, "
-        f"{len(fullest.pixels_ICXY)} pictures, {len(fullest.target_S)} supervised rows, at a peak of "
+        f"no memory for the {len(step)} micro-batches of a step, the largest with {len(fullest)} rows, "
+        f"{len(fullest.pixels_ICXY)} images and {len(fullest.target_S)} supervised rows, at a peak of "
         f"{_peak(device):,.1f} GiB: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
     )
     speed = recipe.speed
     keys = [
-        f"`speed.tokens` below {min(speed.tokens, len(fullest))} (the samples of a step stay as many)",
+        f"`speed.tokens` below {min(speed.tokens, len(fullest))} (a step still has as many samples)",
         *(["`speed.recompute: all`"] if speed.recompute != "all" else []),
         "`optim.kind: adamw8bit`",
         "`train.text.lora`",
         *(["`numerics.frozen: bfloat16`"] if recipe.numerics.frozen == "float32" else []),
     ]
-    mend = (
-        f"One of {', '.join(keys)}; keys of `speed` with `--resume`, from the last checkpoint. "
-        "`lmmkit check` counts what a recipe takes."
-    )
-    return Problem("train/out-of-memory", where, got, "a step that fits into the memory", mend)
+    return OUT_OF_MEMORY.at(where, got=got, keys=", ".join(keys))
 
 
 def _peak(device: torch.device) -> float:

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from lmmkit.errors import LmmkitError, MachineError, Problem
+from lmmkit.errors import LmmkitError, MachineError
+from lmmkit.errors.training import DEVICES, LOST
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -147,9 +148,7 @@ def _device() -> int:
 
     local, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if local >= there:
-        where, want = f"local rank {local}", f"at most {there} processes, for so many devices are there"
-        mend = f"Start torchrun with --nproc-per-node {there}."
-        raise MachineError(Problem("ranks/devices", where, "no CUDA device for it", want, mend))
+        raise MachineError(DEVICES.at(f"local rank {local}", got="no CUDA device for it", devices=there))
     return local
 
 
@@ -201,10 +200,8 @@ def _as_told(ranks: Ranks, error: Exception, store: Store) -> Exception:
     until = time.monotonic() + GRACE / 2
     while time.monotonic() < until and not store.check([CODE]):
         time.sleep(0.05)
-    where, want = f"rank {ranks.rank} of {ranks.world}", "every rank alive"
     got = f"a rank that is gone ({str(error).splitlines()[0][:200]})"
-    mend = "See what that rank said last; then start again with `--resume`."
-    return MachineError(Problem("ranks/lost", where, got, want, mend))
+    return MachineError(LOST.at(f"rank {ranks.rank} of {ranks.world}", got=got))
 
 
 def _watch(store: Store, over: threading.Event) -> None:

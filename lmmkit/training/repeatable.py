@@ -8,7 +8,8 @@ from contextlib import contextmanager
 
 import torch
 
-from lmmkit.errors import MachineError, Problem
+from lmmkit.errors import MachineError
+from lmmkit.errors.training import NOT_DETERMINISTIC
 from lmmkit.recipe import Recipe
 
 TORCH_SAYS = "does not have a deterministic implementation"
@@ -45,8 +46,5 @@ def telling_kernel(where: str, recipe: Recipe) -> Iterator[None]:
         if TORCH_SAYS not in str(error):
             raise
         got = str(error).partition(", but you set")[0]
-        want = f"kernels that give the same bits each time ({recipe.where('speed.deterministic')})"
-        mend = (
-            "Set `speed.attention` to another backend if it is attention's, or `speed.deterministic: false`."
-        )
-        raise MachineError(Problem("train/not-deterministic", where, got, want, mend)) from error
+        setting = recipe.where("speed.deterministic")
+        raise MachineError(NOT_DETERMINISTIC.at(where, got=got, setting=setting)) from error

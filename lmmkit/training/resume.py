@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from lmmkit.errors import Problem, raise_all
+from lmmkit.errors.training import CHANGED
 from lmmkit.files import read_json, write_json_atomic, write_text_atomic
 from lmmkit.plan.explain import plan_text
 from lmmkit.plan.prepare import Prepared
@@ -96,12 +97,10 @@ def _write(run: RunDir, prepared: Prepared) -> None:
 
 
 def _refused(run: RunDir, change: Change) -> Problem:
-    mend = f"Resume with {run.resolved} on the same data, or begin a new run."
+    where, accept = f"{run.path}: {change.key}", ""
     if change.kind == "data":
-        mend += f" Where the data is meant to be another: `{ACCEPT}`; what it was is kept in resumes.jsonl."
-    return Problem(
-        "resume/changed", f"{run.path}: {change.key}", change.now, f"{change.before}, as the run has it", mend
-    )
+        accept = f" If the change is intended: `{ACCEPT}`; resumes.jsonl keeps what the data was."
+    return CHANGED.at(where, got=change.now, before=change.before, recipe=run.resolved, accept=accept)
 
 
 def _changed(key: str, before: object, now: object) -> Iterator[tuple[str, str, str]]:

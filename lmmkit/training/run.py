@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from lmmkit import assemble
-from lmmkit.errors import Problem, UserError, raise_all
+from lmmkit.errors import UserError, raise_all
+from lmmkit.errors.training import DIFFER, FOLDER, NO_STAGE, NO_START, OPTION
 from lmmkit.estimate import checkpoint_bytes
 from lmmkit.malloc import keep_memory
 from lmmkit.model import lora
@@ -72,8 +73,7 @@ def train(
         name, recipe = Path(recipe).stem, read_recipe(recipe)
     raise_all(writes_outside(recipe))
     if accept_data and not resume:
-        mend = "Add `--resume`, or leave it out."
-        raise UserError(Problem("train/option", resuming.ACCEPT, "a new run", "a run that goes on", mend))
+        raise UserError(OPTION.at(resuming.ACCEPT, got="a new run"))
     out = Path("runs") / (name or digest(recipe)[:12]) if out is None else Path(out)
     with joined() as ranks, Stop() as stop:
         try:
@@ -225,24 +225,18 @@ def _check_together(ranks: Ranks, run: RunDir, prepared: Prepared) -> None:
         return
     own = {stage: plan.digest for stage, plan in prepared.plans.items()} | {"recipe": digest(prepared.recipe)}
     first = ranks.tell(own)  # and everybody waits until the folder is there
-    where, mend = f"rank {ranks.rank} of {ranks.world}", "Start every rank on the same files."
+    where = f"rank {ranks.rank} of {ranks.world}"
     if own != first:
-        raise UserError(Problem("ranks/differ", where, "another recipe or plan", "rank 0's", mend))
+        raise UserError(DIFFER.at(where, got="another recipe or plan"))
     if not run.is_run:
-        want, mend = (
-            "the folder that rank 0 has begun",
-            "Put it on a file system that all hosts share (`--out`).",
-        )
-        raise UserError(Problem("ranks/folder", f"{where}: {run.path}", "no run in it", want, mend))
+        raise UserError(FOLDER.at(f"{where}: {run.path}", got="no run in it"))
 
 
 def _check_stages(recipe: Recipe, run: RunDir, only: str | None, resume: bool) -> None:
     """The stage asked for exists, and so does every model to start from that the run will not write."""
     names = list(recipe.stages)
     if only is not None and only not in names:
-        raise UserError(
-            Problem("train/no-stage", "--stage", f"`{only}`", f"one of {names}", "Name one of these.")
-        )
+        raise UserError(NO_STAGE.at("--stage", got=f"`{only}`", stages=", ".join(names)))
     if resume:  # what is behind the checkpoint is no longer needed; `_start` asks for the rest
         return
     to_write = {run.model(name).resolve() for name in names if only is None}
@@ -264,9 +258,8 @@ def _start_folder(recipe: Recipe, run: RunDir, stage: str) -> Path | None:
 def _require_start(recipe: Recipe, stage: str, folder: Path) -> None:
     if (folder / "config.json").is_file():
         return
-    where, want = recipe.where(f"stages.{stage}.start"), "a model folder to start from"
-    mend = f"Name one (`--set stages.{stage}.start=RUN/model/STAGE`), or train all stages in turn."
-    raise UserError(Problem("train/no-start", where, f"no model in {folder}", want, mend))
+    where = recipe.where(f"stages.{stage}.start")
+    raise UserError(NO_START.at(where, got=f"no model in {folder}", stage=stage))
 
 
 def _first(prepared: Prepared, stage: str | None) -> Position:

@@ -24,7 +24,8 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from lmmkit import assemble
-from lmmkit.errors import Problem, UserError
+from lmmkit.errors import raise_all
+from lmmkit.errors.training import OPTIMIZER, WORLD
 from lmmkit.model.vision import ViT
 from lmmkit.objective import Objective
 from lmmkit.plan.prepare import Prepared
@@ -35,36 +36,29 @@ SHOWN = 4  # numbers of processes that would fit, in a problem
 
 
 def check_world(recipe: Recipe, ranks: Ranks) -> None:
-    """Raises `UserError` if so many processes do not fit the recipe; notes what one alone passes over."""
+    """Raises `UserError` if the number of processes does not fit the recipe; notes what has no effect."""
     parallel = recipe.parallel
     if ranks.alone:
         if parallel.least > 1:
             ranks.note(
-                f"one process trains alone, whatever `parallel` says; `torchrun --nproc-per-node {parallel.least} "
-                "-m lmmkit train ...` starts more (docs/cluster.md)"
+                "one process trains alone, so `parallel` has no effect; "
+                f"`torchrun --nproc-per-node {parallel.least} -m lmmkit train ...` starts more (docs/cluster.md)"
             )
         return
     problems = []
     if parallel.mesh(ranks.world) is None:
         fits = [n for n in range(2, 64 * parallel.least + 1) if parallel.mesh(n)][:SHOWN]
-        want = f"1 or {', '.join(map(str, fits))}" + (", and so on" if len(fits) == SHOWN else "")
-        mend = "Start torchrun with one of these, or change `parallel` (`--set parallel.shard=all`)."
-        where = recipe.where("parallel")
-        problems.append(Problem("parallel/world", where, f"{ranks.world} processes", want, mend))
+        counts = f"1 or {', '.join(map(str, fits))}" + (", and so on" if len(fits) == SHOWN else "")
+        problems.append(WORLD.at(recipe.where("parallel"), got=f"{ranks.world} processes", counts=counts))
     for name, stage in recipe.stages.items():
         if stage.optim.kind != "adamw":
-            where, got = (
-                recipe.where(f"stages.{name}.optim.kind"),
-                f"`{stage.optim.kind}` on {ranks.world} ranks",
-            )
-            mend = "Set it to `adamw`, or train on one device."
-            problems.append(Problem("parallel/optimizer", where, got, "an optimizer that knows shards", mend))
+            got = f"`{stage.optim.kind}` on {ranks.world} ranks"
+            problems.append(OPTIMIZER.at(recipe.where(f"stages.{name}.optim.kind"), got=got))
         if stage.batch.samples < ranks.world:
             ranks.note(
-                f"stages.{name}.batch.samples is {stage.batch.samples}: of {ranks.world} ranks some stand idle"
+                f"stages.{name}.batch.samples is {stage.batch.samples}: some of {ranks.world} ranks have no work"
             )
-    if problems:
-        raise UserError(problems)
+    raise_all(problems)
 
 
 def sees_everywhere(recipe: Recipe) -> bool:

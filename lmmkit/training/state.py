@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lmmkit.errors import UserError, raise_all
+from lmmkit.errors.training import DAMAGED
 from lmmkit.objective import Objective
 from lmmkit.training import manifest
 from lmmkit.training.checkpoint import Checkpoint
@@ -53,7 +54,7 @@ def restore(objective: Objective, optimizer: torch.optim.Optimizer, saved: Check
     try:
         set_rng_state(saved.rng)
     except (KeyError, TypeError, RuntimeError) as error:
-        raise UserError(manifest.damage(folder, f"no state of a generator: {error}")) from None
+        raise UserError(DAMAGED.at(str(folder), got=f"no state for a random generator: {error}")) from None
 
 
 def _slots(

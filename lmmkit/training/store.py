@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from lmmkit.errors import MachineError, Problem
+from lmmkit.errors.training import CHECKPOINT_CANNOT_WRITE
 from lmmkit.files import fsync, io_point
 from lmmkit.rundir import RunDir
 from lmmkit.training import manifest, parts
@@ -330,10 +331,5 @@ def _free(folder: Path) -> int:
 
 
 def _unwritten(target: Path, needed: int, free: int, error: Exception) -> Problem:
-    return Problem(
-        "checkpoint/cannot-write",
-        str(target),
-        f"{error} ({needed:,} bytes needed, {free:,} free)",
-        "room for the checkpoint, in a folder that can be written to",
-        "Free space, lower `output.keep`, or move the run; older checkpoints are untouched.",
-    )
+    got = f"{error} ({needed:,} bytes needed, {free:,} free)"
+    return CHECKPOINT_CANNOT_WRITE.at(str(target), got=got)

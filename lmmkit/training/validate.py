@@ -16,6 +16,7 @@ import torch
 from lmmkit.data.pack import Tree
 from lmmkit.data.pipeline import cut
 from lmmkit.errors import Problem, did_you_mean
+from lmmkit.errors.training import BEST, NAME, STAGE
 from lmmkit.evaluate.checks import task_problems
 from lmmkit.evaluate.run import data_of, readable, run_task
 from lmmkit.evaluate.tasks.terms import averaged, laid_out, summed
@@ -169,7 +170,7 @@ def asked(stop: Stop, ranks: Ranks) -> int:
 
 
 def validate_problems(prepared: Prepared) -> list[Problem]:
-    """What of a recipe's validations cannot be carried out."""
+    """Returns what is wrong in the recipe's `validate` sections."""
     recipe, found = prepared.recipe, []
     for stage, section in recipe.stages.items():
         if (asked := section.validate) is None:
@@ -179,17 +180,15 @@ def validate_problems(prepared: Prepared) -> list[Problem]:
         found += task_problems(recipe, list(tasks)) if tasks else []
         for name, task in tasks.items():
             if task.stage not in (None, stage):
-                where, got = recipe.where(f"{at}.tasks"), f"`{name}`, a task of stage `{task.stage}`"
-                mend = "Add a task without `stage`, or take it out."
-                found.append(Problem("validate/stage", where, got, f"tasks of `{stage}`", mend))
+                got = f"`{name}`, a task of stage `{task.stage}`"
+                found.append(STAGE.at(recipe.where(f"{at}.tasks"), got=got, stage=stage))
         figures = _known(prepared, stage, tasks)
         if asked.best is not None and asked.best not in figures:
-            where, mend = recipe.where(f"{at}.best"), did_you_mean(asked.best, figures)
-            found.append(Problem("validate/best", where, f"`{asked.best}`", "a figure of this section", mend))
+            suggestion = did_you_mean(asked.best, figures)
+            found.append(BEST.at(recipe.where(f"{at}.best"), got=f"`{asked.best}`", suggestion=suggestion))
         if asked.best is not None and f"{stage}-best" in recipe.stages:
-            where = recipe.where(f"stages.{stage}-best")
-            got, want = "the folder of another stage's best weights", "a name of its own"
-            found.append(Problem("validate/name", where, got, want, "Rename the stage."))
+            where, got = recipe.where(f"stages.{stage}-best"), f"the folder of the best weights of `{stage}`"
+            found.append(NAME.at(where, got=got))
     return found
 
 

@@ -324,8 +324,8 @@ def test_mismatches_name_every_tensor(run):
     found = [(p.where.split("`")[1], p.got, p.expected) for p in manifest.mismatches(folder, want)]
     assert found == [
         ("half", "bfloat16 [6]", "bfloat16 [2]"),
-        ("new", "nothing", "float32 [0, 3]"),
-        ("none", "float32 [0, 3]", "nothing"),
+        ("new", "no tensor", "float32 [0, 3]"),
+        ("none", "float32 [0, 3]", "no tensor"),
         ("w", "float32 [4, 5]", "float16 [4, 5]"),
     ]
 

@@ -144,7 +144,7 @@ def test_out_of_memory_tells_the_step_and_the_keys_to_change(tiny, tmp_path, mon
     with pytest.raises(MachineError, match="train/out-of-memory") as error:
         train(tiny(*SHORT, text=PLAIN), out=tmp_path / "run")
     (problem,) = error.value.problems
-    assert problem.where == "step 1, stage pretrain" and "pictures" in problem.got and "GiB" in problem.got
+    assert problem.where == "step 1, stage pretrain" and "images" in problem.got and "GiB" in problem.got
     assert "`speed.tokens` below" in problem.hint and "`speed.recompute: all`" in problem.hint
 
 
