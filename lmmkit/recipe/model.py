@@ -218,6 +218,4 @@ class Numerics:
     """
 
     compute: Literal["float32", "bfloat16"] = "float32"
-    weights: Literal["float32"] = "float32"
     frozen: Literal["float32", "bfloat16"] = "float32"
-    loss: Literal["float32"] = "float32"
