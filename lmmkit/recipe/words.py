@@ -18,7 +18,6 @@ from lmmkit.recipe.places import Fault
 from lmmkit.recipe.schema import HIDDEN
 from lmmkit.recipe.tree import resolve
 
-MOVED = {"speed.shard": "parallel.shard", "speed.replicate": "parallel.replicate"}
 UNKNOWN = object()  # the hint of a key that the schema does not have
 _LARGEST = 2**63
 
@@ -164,10 +163,6 @@ def faults(error: ValidationError, raw: Any, hint: Any) -> Iterator[Fault]:
 def unknown_key(key: str, name: str, known: Iterable[str]) -> Fault:
     """The fault of a key that its section does not have."""
     want = "one of the section's keys"
-    if key in MOVED:
-        section, _, last = MOVED[key].partition(".")
-        mend = f"Write `{section}: {{{last}: ...}}`, a section of its own."
-        return Fault(key, "unknown-key", f"the key `{name}`, which has moved", f"`{MOVED[key]}`", mend)
     return Fault(key, "unknown-key", f"the unknown key `{name}`", want, did_you_mean(name, known))
 
 
