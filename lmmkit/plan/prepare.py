@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar, cast
@@ -232,21 +231,6 @@ def open_source(recipe: Recipe, name: str) -> Records:
         template=section.template, image_shape=section.image_shape,
         bad_rows=Policy(section.bad_rows, section.bad_share),
     )  # fmt: skip
-
-
-def writes_outside(recipe: Recipe) -> list[Problem]:
-    """Where a recipe's text asks to write elsewhere than below its root: what may be another's must not
-    say that. The command line may, and so may Python."""
-    key, features = "speed.features.folder", recipe.speed.features
-    place = recipe.places.at.get(key, "--set ")
-    if features is None or place.startswith("--set "):
-        return []
-    root, folder = (os.path.realpath(path) for path in (recipe.root, recipe.path(features.folder)))
-    if folder.startswith(f"{root.rstrip('/')}/"):
-        return []
-    want = f"a folder below {recipe.root}"
-    mend = f"Say it on the command line: `--set {key}=FOLDER`."
-    return [Problem("recipe/outside", recipe.where(key), f"`{features.folder}`", want, mend)]
 
 
 def _no_step(recipe: Recipe, stage: str, rows: int) -> Problem:

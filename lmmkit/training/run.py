@@ -16,7 +16,7 @@ from lmmkit.estimate import checkpoint_bytes
 from lmmkit.malloc import keep_memory
 from lmmkit.model import lora
 from lmmkit.objective import Objective
-from lmmkit.plan.prepare import Prepared, prepare, writes_outside
+from lmmkit.plan.prepare import Prepared, prepare
 from lmmkit.recipe import Recipe, digest, read_recipe, to_mapping
 from lmmkit.rundir import RunDir
 from lmmkit.runlock import lock
@@ -70,7 +70,6 @@ def train(
     name = None
     if not isinstance(recipe, Recipe):
         name, recipe = Path(recipe).stem, read_recipe(recipe)
-    raise_all(writes_outside(recipe))
     if accept_data and not resume:
         mend = "Add `--resume`, or leave it out."
         raise UserError(Problem("train/option", resuming.ACCEPT, "a new run", "a run that goes on", mend))
