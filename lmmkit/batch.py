@@ -53,12 +53,10 @@ class Batch:
     attention is asked, `last` the last one's, of which only rows that are read come out; both stay
     on the host.
     `labels` is keyed "instance/name"; `views` holds (view name, sample key) in order;
-    `first_image_V` numbers each view's first picture among `pixels_ICXY`, -1 where it is none of them;
+    `first_image_V` numbers each view's first picture among `pixels_ICXY`, -1 where it has none;
     `count` is the number of items a term averages over, and of supervised rows of the main view by
     source as "loss/SOURCE"; `source_S` numbers those rows' `sources`, and is their number elsewhere;
-    `dropped` what the layout had to leave out, by reason. `known_JND` are features of further pictures,
-    which an encoder has seen before: as items they come after those of `pixels_ICXY`. `unknown` names
-    pictures whose features are to be kept: (number among `pixels_ICXY`, name).
+    `dropped` what the layout had to leave out, by reason.
     """
 
     sight: Sight
@@ -76,8 +74,6 @@ class Batch:
     first_image_V: tuple[int, ...] = ()
     count: Mapping[str, int] = field(default_factory=dict)
     dropped: Mapping[str, int] = field(default_factory=dict)
-    known_JND: Tensor | None = None
-    unknown: tuple[tuple[int, str], ...] = ()
     sources: tuple[str, ...] = ()
     source_S: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
@@ -115,7 +111,6 @@ class Batch:
             id_T=move(self.id_T),
             fills=tuple(Fill(f.source, move(f.row_N), move(f.item_N)) for f in self.fills),
             pixels_ICXY=move(self.pixels_ICXY),
-            known_JND=None if self.known_JND is None else move(self.known_JND),
             predict=move_pick(self.predict),
             target_S=move(self.target_S),
             term_S=move(self.term_S),

@@ -16,12 +16,11 @@ from lmmkit.parts import Ctx, Term
 
 
 class Outcome(NamedTuple):
-    """Sums over each term's counted items (float32 scalars), what each plugin term saw, what the
-    encoder said of the batch's pixels, [I, N, D], and next-token sums by source, as "loss/SOURCE"."""
+    """Sums over each term's counted items (float32 scalars), what each plugin term saw, and next-token
+    sums by source, as "loss/SOURCE"."""
 
     sums: dict[str, Tensor]
     ctxs: dict[str, Ctx]
-    seen_IND: Tensor | None
     by_source: dict[str, Tensor]
 
 
@@ -47,8 +46,7 @@ class Objective(nn.Module):
         sums["next_token"] = sums["next_token"] + self._touch(batch, out)
         ctxs = {term.name: self._ctx(term, batch, out) for term in self.terms}
         values = {t.name: t.value(ctxs[t.name]) for t in self.terms if t.name not in sums}
-        seen_IND = None if out.seen_IND is None else out.seen_IND.detach()
-        return Outcome(sums | values, ctxs, seen_IND, _by_source(losses_S.detach(), batch))
+        return Outcome(sums | values, ctxs, _by_source(losses_S.detach(), batch))
 
     def computing(self, device: torch.device) -> torch.autocast:
         """The context in which the model computes."""

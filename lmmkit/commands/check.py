@@ -33,10 +33,10 @@ def check(
     from lmmkit.estimate import estimate
     from lmmkit.evaluate.checks import task_problems
     from lmmkit.plan.explain import plan_text
-    from lmmkit.plan.prepare import prepare, writes_outside
+    from lmmkit.plan.prepare import prepare
     from lmmkit.training.validate import validate_problems
 
-    tasks = [*task_problems(read), *writes_outside(read)]
+    tasks = task_problems(read)
     try:
         prepared = prepare(read, trust_files=trust_files, data=list(read.data))
     except UserError as error:

@@ -31,9 +31,9 @@ from lmmkit.errors.data import (
 from lmmkit.sample import Image, Sample, Turn
 from lmmkit.spans import Layout, Span, SpanRole, text
 
-AfterEos = Literal["published", "hf437", "legacy"]
+AfterEos = Literal["published", "hf437"]
 TEMPLATES = ("plain", "vicuna_v1", "chatml", "llama3")
-AFTER_EOS = ("published", "hf437", "legacy")
+AFTER_EOS = ("published", "hf437")
 
 VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -52,7 +52,7 @@ def lay_out(
 
     `image_rows`: rows one image takes. `after_eos`: how the first word behind an end token is
     encoded; `published` as in LLaVA-1.5's weights (transformers 4.31), `hf437` as in 4.37 (no
-    dummy prefix), `legacy` as text that stands alone. A sample may end with the user's turn.
+    dummy prefix). A sample may end with the user's turn.
 
     Raises `UserError` for a template unknown here, turns that do not alternate from user to
     assistant, or images that do not add up.
@@ -270,7 +270,7 @@ class _Writer:
             return
         if self.after == "text" or (self.after == "eos" and self.after_eos == "hf437"):
             ids = self.tokenizer.encode_continued(words)
-        elif self.after == "eos" and self.after_eos == "published":
+        elif self.after == "eos":
             ids = self.tokenizer.encode_unprefixed(words)
         else:
             ids = self.tokenizer.encode(words)

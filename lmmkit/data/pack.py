@@ -13,7 +13,6 @@ from torch import Tensor
 
 from lmmkit.batch import Batch, Fill, Pick
 from lmmkit.calls import Sight
-from lmmkit.data.features import FeatureCache
 from lmmkit.errors import Problem, UserError
 from lmmkit.forest import Forest, arrange, grow
 from lmmkit.needs import AttnMass, Need, selector
@@ -42,26 +41,6 @@ class Tree(NamedTuple):
 Picture = tuple[Image, ImageShape]
 
 
-class _Seen(NamedTuple):
-    """A batch's distinct pictures: those that were `read`, then those that are `known`, by number."""
-
-    read: tuple[int, ...]
-    known: tuple[int, ...]
-    pixels_ICXY: Tensor
-    known_JND: Tensor | None
-    unknown: tuple[tuple[int, str], ...]
-
-    def renumbered(self, fill: Fill, image_rows: int) -> Fill:
-        """A fill of image items, counted in this order."""
-        if fill.source != "vision" or not self.known:
-            return fill
-        place = torch.empty(len(self.read) + len(self.known), dtype=torch.int64)
-        place[list(self.read)] = torch.arange(len(self.read))
-        place[list(self.known)] = len(self.pixels_ICXY) + torch.arange(len(self.known))
-        image_N = place[fill.item_N // image_rows]
-        return replace(fill, item_N=image_N * image_rows + fill.item_N % image_rows)
-
-
 class ReadsImages(Protocol):
     def __call__(self, image: Image, shape: ImageShape) -> Tensor: ...
 
@@ -82,10 +61,9 @@ class Packer:
     """What packing needs to know besides the views.
 
     `text_terms` names the next-token terms: "next_token" for the main view, then the tasks that
-    learn text. `terms` are the plugin terms whose items are counted. `features` holds what a frozen
-    encoder said of pictures before. `sources` are those whose losses are told apart. With `blank`, a
-    micro-batch without pictures to encode gets a blank one that nobody reads: an encoder whose weights
-    lie with several ranks runs on all of them or none.
+    learn text. `terms` are the plugin terms whose items are counted. `sources` are those whose losses
+    are told apart. With `blank`, a micro-batch without pictures gets a blank one that nobody reads: an
+    encoder whose weights lie with several ranks runs on all of them or none.
     """
 
     reader: ReadsImages
@@ -95,7 +73,6 @@ class Packer:
     needs: tuple[Need, ...] = ()
     terms: tuple[Term, ...] = ()
     share: bool = True
-    features: FeatureCache | None = None
     sources: tuple[str, ...] = ()
     blank: bool = False
 
@@ -126,7 +103,7 @@ class Packer:
         members = [m for tree in trees for m in tree.members]
         forest, paths = self._arranged(members)
         id_T, fills, images = self._origins(members, paths, len(forest))
-        seen = self._look(images)
+        pixels = self._read(images)
         predict, target_S, term_S = self._targets(members, paths)
         key_T, picks = self._picks(members, paths, len(forest))
         mass = [pick.row_Q for need, pick in picks.items() if isinstance(need, AttnMass)]
@@ -135,10 +112,10 @@ class Packer:
             sight=_ready(sight),
             last=_ready(replace(sight, read_T=_read(len(forest), predict, picks))),
             id_T=id_T,
-            fills=tuple(seen.renumbered(fill, self.image_rows) for fill in fills),
-            pixels_ICXY=seen.pixels_ICXY,
-            known_JND=seen.known_JND,
-            unknown=seen.unknown,
+            fills=fills,
+            pixels_ICXY=torch.stack(pixels)
+            if pixels
+            else torch.zeros(int(self.blank), 3, self.image_size, self.image_size),
             predict=predict,
             target_S=target_S,
             term_S=term_S,
@@ -148,7 +125,7 @@ class Packer:
             picks=picks,
             labels=_labels(members),
             views=tuple((m.view.name, m.view.sample.key) for m in members),
-            first_image_V=_first_images(members, [images[i] for i in seen.read]),
+            first_image_V=_first_images(members, images),
             dropped=dropped or {},
         )
         text = np.bincount(term_S.numpy(), minlength=len(self.text_terms)).tolist()
@@ -166,31 +143,6 @@ class Packer:
             [numbers.get(t.source, other) for t in trees for _ in t.members], dtype=torch.int64
         )
         return torch.where(term_S == 0, source_V[view_S], other)
-
-    def _look(self, images: Sequence[Picture]) -> _Seen:
-        """Reads pictures, or what the encoder said of them where that is known."""
-        names = (
-            {}
-            if self.features is None
-            else {
-                i: self.features.name(image, shape)
-                for i, (image, shape) in enumerate(images)
-                if image.edit is None
-            }
-        )
-        found = {i: self.features.get(name) for i, name in names.items()} if self.features else {}
-        known = {i: x for i, x in found.items() if x is not None}
-        read = [i for i in range(len(images)) if i not in known]
-        pixels = self._read([images[i] for i in read])
-        return _Seen(
-            read=tuple(read),
-            known=tuple(known),
-            pixels_ICXY=torch.stack(pixels)
-            if pixels
-            else torch.zeros(int(self.blank), 3, self.image_size, self.image_size),
-            known_JND=torch.stack(list(known.values())) if known else None,
-            unknown=tuple((at, names[i]) for at, i in enumerate(read) if i in names),
-        )
 
     def _read(self, pictures: Sequence[Picture]) -> list[Tensor]:
         """Their pixels. Raises `Unreadable` with all that do not read."""

@@ -43,10 +43,6 @@ OUT_OF_RANGE = Code(
     "recipe/out-of-range", cause="A value is outside the range that docs/recipes.md gives for the key.",
     expected="{expected}", hint="{fix}",
 )
-OUTSIDE = Code(
-    "recipe/outside", cause="The recipe file names a folder to write to that is not below the root.",
-    expected="a folder below {root}", hint="Give the folder on the command line: `--set {key}=FOLDER`.",
-)
 SET = Code(
     "recipe/set", cause="A `--set KEY=VALUE` option has a wrong form or an unknown key.",
     expected="{expected}", hint="{fix}",

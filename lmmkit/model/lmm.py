@@ -79,19 +79,16 @@ class LMM(nn.Module):
         """[I, N, D] in vision width; None without pictures."""
         if not len(pixels_ICXY):
             return None
-        return self.vision(pixels_ICXY.to(self.decoder.norm.weight.dtype))  # as wide as what flows
+        x_IND = self.vision(pixels_ICXY.to(self.decoder.norm.weight.dtype))  # as wide as what flows
+        return x_IND.contiguous()  # a view without the class token would make the connector many products
 
     def rows(self, batch: Batch, seen_IND: Tensor | None, tokens: Mapping[str, Tensor]) -> Tensor:
         """Row vectors [T, D]: token embeddings, then every fill over the rows it owns."""
         x_TD = self.decoder.embed(batch.id_T.clamp(min=0))
         for fill in batch.fills:
-            if fill.source == "vision":
-                known_JND = batch.known_JND  # from files: of whatever type these are
-                known_JND = None if known_JND is None else known_JND.to(x_TD.dtype)
-                pictures = [x for x in (seen_IND, known_JND) if x is not None]
-                source = self.connector(torch.cat([x.to(pictures[0]) for x in pictures])).flatten(0, 1)
-            else:
-                source = tokens[fill.source]
+            source = (
+                self.connector(seen_IND).flatten(0, 1) if fill.source == "vision" else tokens[fill.source]
+            )
             x_TD = x_TD.index_copy(0, fill.row_N, source[fill.item_N].to(x_TD))
         return x_TD
 

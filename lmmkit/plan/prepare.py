@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar, cast
@@ -19,7 +18,6 @@ from lmmkit.data.tokenizer import AnyTokenizer, open_tokenizer
 from lmmkit.dims import Dims
 from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.errors.plan import NO_STEP, PLUGINS
-from lmmkit.errors.recipe import OUTSIDE
 from lmmkit.plan import facts
 from lmmkit.plan.compile import StagePlan, compile_plan, speaking_plan
 from lmmkit.plan.components import Parts, build_parts
@@ -233,16 +231,3 @@ def open_source(recipe: Recipe, name: str) -> Records:
         template=section.template, image_shape=section.image_shape,
         bad_rows=Policy(section.bad_rows, section.bad_share),
     )  # fmt: skip
-
-
-def writes_outside(recipe: Recipe) -> list[Problem]:
-    """Where a recipe's text asks to write elsewhere than below its root: what may be another's must not
-    say that. The command line may, and so may Python."""
-    key, features = "speed.features.folder", recipe.speed.features
-    place = recipe.places.at.get(key, "--set ")
-    if features is None or place.startswith("--set "):
-        return []
-    root, folder = (os.path.realpath(path) for path in (recipe.root, recipe.path(features.folder)))
-    if folder.startswith(f"{root.rstrip('/')}/"):
-        return []
-    return [OUTSIDE.at(recipe.where(key), got=f"`{features.folder}`", root=recipe.root, key=key)]

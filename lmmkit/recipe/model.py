@@ -192,12 +192,12 @@ class Speaks:
     """The inference contract, saved with the weights: what a user's words are wrapped in.
 
     `after_eos` is how a later turn begins after the end-of-sequence token: with the ids of the
-    published checkpoints, of a Hugging Face tokenizer of 4.37, or of the older slow one.
+    published checkpoints (transformers 4.31), or with those of transformers 4.37.
     """
 
     template: TemplateName
     image_shape: ImageShape
-    after_eos: Literal["published", "hf437", "legacy"] = "published"
+    after_eos: Literal["published", "hf437"] = "published"
 
 
 @section
@@ -218,6 +218,4 @@ class Numerics:
     """
 
     compute: Literal["float32", "bfloat16"] = "float32"
-    weights: Literal["float32"] = "float32"
     frozen: Literal["float32", "bfloat16"] = "float32"
-    loss: Literal["float32"] = "float32"

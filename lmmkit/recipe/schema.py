@@ -59,14 +59,6 @@ class Output:
 
 
 @section
-class Features:
-    """A folder for what a frozen encoder says of pictures, at most `gib` of it."""
-
-    folder: k.Text
-    gib: k.Positive
-
-
-@section
 class Speed:
     """What changes time and memory but not the mathematics."""
 
@@ -80,7 +72,6 @@ class Speed:
     workers: k.Few = 0  # data processes a rank
     threads: k.Few = 0  # CPU threads; 0 = leave as found
     image_cache_mb: k.Natural = 0  # 0 = no cache
-    features: Features | None = None  # where the encoder is frozen; not given = encode every time
     keep_memory: k.Flag = False  # a CPU run's C allocator gives nothing back: fewer page faults
 
     def recomputed(self, depth: int) -> int:

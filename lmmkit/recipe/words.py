@@ -21,7 +21,6 @@ from lmmkit.recipe.kinds import Says
 from lmmkit.recipe.schema import HIDDEN
 from lmmkit.recipe.tree import resolve
 
-MOVED = {"speed.shard": "parallel.shard", "speed.replicate": "parallel.replicate"}
 UNKNOWN = object()  # the hint of a key that the schema does not have
 _LARGEST = 2**63
 
@@ -163,10 +162,6 @@ def problems_of(error: ValidationError, raw: Any, hint: Any) -> Iterator[Problem
 
 def unknown_key(key: str, name: str, known: Iterable[str]) -> Problem:
     """Returns the problem of a key that its section does not have."""
-    if key in MOVED:
-        section, _, last = MOVED[key].partition(".")
-        fix = f"Write `{section}: {{{last}: ...}}` beside `speed`."
-        return UNKNOWN_KEY.at(key, got=f"the key `{name}`, which is now `{MOVED[key]}`", fix=fix)
     return UNKNOWN_KEY.at(key, got=f"the unknown key `{name}`", fix=did_you_mean(name, known))
 
 

@@ -48,7 +48,7 @@ def run_stage(
     is not this stage's: nothing may be saved for it.
     """
     stage, steps, output = position.stage, prepared.steps(position.stage), prepared.recipe.output
-    pipeline = stage_pipeline(prepared, objective, stage, ranks)
+    pipeline = stage_pipeline(prepared, stage, ranks)
     validator = Validator.of(prepared, objective, stage, device, stop, ranks, before.get("validation"))
     loop = Loop(
         prepared=prepared, objective=objective, optimizer=optimizer, at=position, steps=steps, run=run, metrics=metrics,
@@ -179,7 +179,7 @@ class Loop:
         with telling_room(self.where, step, recipe, self.device), telling_kernel(self.where, recipe):
             return run_step(
                 self.objective, self.optimizer, step, weights, clip=None if optim.clip == "none" else optim.clip,
-                device=self.device, readings=self.logs, features=self.pipeline.packer.features, ranks=self.ranks,
+                device=self.device, readings=self.logs, ranks=self.ranks,
                 empty=self.empty, each=recipe.parallel.exchange == "micro_batch",
             )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What a stage reads on this rank: its pipeline, features of pictures that are known, bad rows."""
+"""What a stage reads on this rank: its pipeline and its bad rows."""
 
 from __future__ import annotations
 
@@ -7,38 +7,20 @@ from dataclasses import replace
 
 from lmmkit.batch import Step
 from lmmkit.data.bad_rows import Ledger
-from lmmkit.data.features import FeatureCache, digest
 from lmmkit.data.pipeline import Pipeline
 from lmmkit.errors import MachineError
-from lmmkit.objective import Objective
 from lmmkit.plan.prepare import Prepared
 from lmmkit.rundir import RunDir
 from lmmkit.training.due import Position
-from lmmkit.training.ranks import ALONE, Ranks
-from lmmkit.training.shard import sees_everywhere, whole
+from lmmkit.training.ranks import Ranks
+from lmmkit.training.shard import sees_everywhere
 
 
-def stage_pipeline(prepared: Prepared, objective: Objective, stage: str, ranks: Ranks) -> Pipeline:
+def stage_pipeline(prepared: Prepared, stage: str, ranks: Ranks) -> Pipeline:
     """The stage's data as this rank reads it."""
     pipeline = prepared.pipeline(stage)
-    features = feature_cache(prepared, objective, stage, ranks)
-    blank = not ranks.alone and sees_everywhere(prepared.recipe)
-    packer = replace(pipeline.packer, features=features, blank=blank)
+    packer = replace(pipeline.packer, blank=not ranks.alone and sees_everywhere(prepared.recipe))
     return replace(pipeline, packer=packer, rank=ranks.rank, world=ranks.world)
-
-
-def feature_cache(
-    prepared: Prepared, objective: Objective, stage: str, ranks: Ranks = ALONE
-) -> FeatureCache | None:
-    """Where features of pictures are kept, in a stage whose encoder stays as it is."""
-    kept, recipe = prepared.recipe.speed.features, prepared.recipe
-    if kept is None or recipe.stages[stage].train.vision is not None:
-        return None
-    # of one set of weights, encoders of another activation or number of heads say other things
-    seen = f"{recipe.model.vision} {prepared.dims.image} {objective.compute}"
-    held = {name: whole(tensor) for name, tensor in objective.lmm.vision.state_dict().items()}
-    mark, limit, image = f"{digest(held)} {seen}", int(kept.gib * 2**30), prepared.dims.image
-    return FeatureCache(recipe.path(kept.folder), mark, limit, (image.tokens, image.width), ranks.world)
 
 
 def stage_ledger(pipeline: Pipeline, at: Position, run: RunDir, ranks: Ranks) -> Ledger:

@@ -17,7 +17,7 @@ from lmmkit.estimate import checkpoint_bytes
 from lmmkit.malloc import keep_memory
 from lmmkit.model import lora
 from lmmkit.objective import Objective
-from lmmkit.plan.prepare import Prepared, prepare, writes_outside
+from lmmkit.plan.prepare import Prepared, prepare
 from lmmkit.recipe import Recipe, digest, read_recipe, to_mapping
 from lmmkit.rundir import RunDir
 from lmmkit.runlock import lock
@@ -71,7 +71,6 @@ def train(
     name = None
     if not isinstance(recipe, Recipe):
         name, recipe = Path(recipe).stem, read_recipe(recipe)
-    raise_all(writes_outside(recipe))
     if accept_data and not resume:
         raise UserError(OPTION.at(resuming.ACCEPT, got="a new run"))
     out = Path("runs") / (name or digest(recipe)[:12]) if out is None else Path(out)

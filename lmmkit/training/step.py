@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from lmmkit.batch import Batch, Step
-from lmmkit.data.features import FeatureCache
 from lmmkit.objective import Objective, Outcome, add_counts, total
 from lmmkit.recipe import Optim
 from lmmkit.training.ranks import ALONE, Ranks
@@ -92,7 +91,6 @@ def run_step(
     clip: float | None,
     device: torch.device,
     readings: bool,
-    features: FeatureCache | None = None,
     ranks: Ranks = ALONE,
     empty: Batch | None = None,
     each: bool = False,
@@ -100,8 +98,8 @@ def run_step(
     """Averages every term over the whole step of all ranks, then updates: 1 = N micro-batches = N ranks.
 
     Where loss or gradient of any rank is not finite none updates: weights and optimizer keep their bits.
-    `features` is told what the encoder said of pictures it does not have. `empty` is what a rank runs
-    while others have micro-batches left. `each`: gradients travel with every micro-batch.
+    `empty` is what a rank runs while others have micro-batches left. `each`: gradients travel with every
+    micro-batch.
     """
     facts = agree(ranks, step)
     counts = facts.counts
@@ -121,8 +119,6 @@ def run_step(
         loss += part.detach()
         for name, value in (outcome.sums | outcome.by_source).items():
             sums[name] = sums.get(name, 0) + value.detach()
-        if features is not None:
-            _keep(features, batch, outcome)
     norm = _norm(objective, clip)
     # agreed, and come to the host, before the update, which hangs on them
     report = _report(ranks, facts, loss, sums, totals, norm)
@@ -149,12 +145,6 @@ def _report(
         chance={name: value / counts[name.split("/")[0]] for name, value in chance.items()},
         dropped=facts.dropped,
     )
-
-
-def _keep(features: FeatureCache, batch: Batch, outcome: Outcome) -> None:
-    for at, name in batch.unknown:
-        assert outcome.seen_IND is not None
-        features.put(name, outcome.seen_IND[at])
 
 
 @torch.no_grad()

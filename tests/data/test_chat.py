@@ -93,7 +93,7 @@ def test_first_turn_of_vicuna(model):
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize(
     ("after_eos", "begin"),
-    [("published", [3308, 1001]), ("hf437", [11889]), ("legacy", [3148, 1001])],
+    [("published", [3308, 1001]), ("hf437", [11889])],
 )
 def test_later_turns(model, after_eos, begin):
     talked = talk("is it", "a cat", "is it", "on a mat")

@@ -10,7 +10,7 @@ model:
   text:      {from: weights/vicuna, context: 2048}
   tokenizer: {from: weights/vicuna, kind: sentencepiece}
   speaks:    {template: vicuna_v1, image_shape: pad}
-numerics: {compute: bfloat16, weights: float32, frozen: bfloat16, loss: float32}
+numerics: {compute: bfloat16, frozen: bfloat16}
 plugins:
   directed_token: {place: end}
   image_order:    {grid: 24, permutations: 10000}
@@ -67,7 +67,7 @@ model:
          rope_theta: 10000, norm_eps: 1e-5, qkv_bias: true, qk_norm: true, tied: true}
   tokenizer: {from: scenes/tokenizer, kind: sentencepiece}
   speaks: {template: vicuna_v1, image_shape: crop, after_eos: hf437}
-numerics: {compute: float32, weights: float32, frozen: float32, loss: float32}
+numerics: {compute: float32, frozen: float32}
 plugins:
   order: {use: image_order, grid: 4, layers: [0, -1], teacher: null}
 data:
@@ -97,6 +97,6 @@ evaluate:
   controls: [blank]
 output: {save_every: 0, keep: 3, async_save: false, log_every: 1, pictures_every: 0, observers: [watch.py]}
 speed: {tokens: 2048, share_prefix: false, attention: eager, recompute: none, compile: false, deterministic: true,
-        workers: 0, threads: 2, image_cache_mb: 64, features: {folder: features, gib: 2.5}, keep_memory: true}
+        workers: 0, threads: 2, image_cache_mb: 64, keep_memory: true}
 parallel: {shard: 1, replicate: 2, exchange: step}
 """

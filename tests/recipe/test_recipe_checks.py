@@ -108,15 +108,6 @@ def test_an_encoder_and_its_connector_come_together(part):
         read_text(text)
 
 
-def test_keys_that_moved_say_where_to():
-    raw = SCRATCH.replace("speed: {tokens: 2048,", "speed: {tokens: 2048, shard: 8, replicate: 2,")
-    with pytest.raises(UserError) as raised:
-        read_text(raw)
-    first, second = raised.value.problems
-    assert first.code == "recipe/unknown-key" and "speed.shard" in first.where
-    assert "`parallel: {shard: ...}`" in first.hint and "`parallel: {replicate: ...}`" in second.hint
-
-
 @pytest.mark.parametrize(
     ("section", "fits"),
     [

@@ -172,15 +172,14 @@ speed: {threads: 1, recompute: all}
 )
 
 
-def test_low_rank_over_frozen_bfloat16_with_features_and_recomputation(mixed, tiny, tmp_path):
+def test_low_rank_over_frozen_bfloat16_with_recomputation(mixed, tiny, tmp_path):
     """A frozen encoder is whole on every rank, which may go without it; two stages, merged in between.
 
     Blocks that do not learn are gathered for a backward pass, on ranks without pictures too.
     """
     recipe = tiny(text=LEAN)
     one = train(recipe, out=tmp_path / "one").run
-    kept = tiny(f"speed.features={{folder: {tmp_path / 'features'}, gib: 0.1}}", text=LEAN)
-    run = trained(2, kept, tmp_path / "two")
+    run = trained(2, recipe, tmp_path / "two")
     assert_near(run, one)
     assert {p.name for p in run.model("second").iterdir()} == {p.name for p in one.model("second").iterdir()}
     for stage in ("first", "second"):

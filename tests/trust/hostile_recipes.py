@@ -88,8 +88,6 @@ EDITS = {
     "terminal codes": ("seed: 5", '"\\e]0;owned\\a\\e[2J": 5\nseed: 5', "unknown-key"),
     "markup": ("seed: 5", '"[bold][link=http://x]": 5\nseed: 5', "unknown-key"),
     "a long key": ("seed: 5", f"seed: 5\n{'k' * 100_000}: 1", "recipe"),
-    "features outside": ("speed: {", "speed: {features: {folder: ../outside/f, gib: 1}, ", "recipe/outside"),
-    "features anywhere": ("speed: {", "speed: {features: {folder: OUTSIDE/f, gib: 1}, ", "recipe/outside"),
     "a start outside": ("    data:   {rows", "    start: ../outside\n    data:   {rows", "train/no-start"),
     "timm from a hub": ("vision:    {width: 16, depth: 2, heads: 2, patch: 8, image_size: 24, feature_layer: -1}", "vision: {timm: 'hf-hub:timm/vit_tiny_patch16_224', weights: none}", "model/timm"),
     "timm from a hub, tagged": ("vision:    {width: 16, depth: 2, heads: 2, patch: 8, image_size: 24, feature_layer: -1}", "vision: {timm: 'vit_tiny_patch16_224.hf-hub:a/b', weights: none}", "model/timm"),
@@ -154,17 +152,10 @@ def _explained(home: Home) -> list[object]:
     return ["plugins", "explain", "evil.py"]
 
 
-def _features_linked(home: Home) -> list[object]:
-    (home.data / "kept").symlink_to(home.outside)
-    home.edit("speed: {", "speed: {features: {folder: data/kept, gib: 1}, ")
-    return TRAIN
-
-
 OTHERS = (
     Artefact("recipe a FIFO", _pipe, says="recipe/file"),
     Artefact("recipe a link to a device", _device, says="recipe/file"),
     Artefact("recipe a tag by --set", _override, says="recipe/tag"),
     Artefact("recipe fields by --set", _override_dunder, says="--set"),
     Artefact("recipe an untrusted file explained", _explained, says="plugin/untrusted-file"),
-    Artefact("recipe features through a link", _features_linked, says="recipe/outside"),
 )

@@ -1,4 +1,4 @@
-"""Run folders, checkpoints and feature files that would be run, lead out of their folder, or never end."""
+"""Run folders and checkpoints that would be run, lead out of their folder, or never end."""
 
 from __future__ import annotations
 
@@ -58,8 +58,6 @@ def artefacts() -> Iterator[Artefact]:
         yield Artefact(f"checkpoint state {name}", _state(state), says="state.json")
     for name, make in TENSORS.items():
         yield Artefact(f"checkpoint {name}", _tensors(make), says="step-00000002")
-    for name, make in FEATURES.items():
-        yield Artefact(f"features {name}", _features(make), code=(0, 2))
     yield from OTHERS
 
 
@@ -281,47 +279,6 @@ def _stage_link(home: Home) -> list[object]:
 def _results(home: Home) -> list[object]:
     (home.with_("run") / "results.json").write_text('["os.system"]')
     return EVAL
-
-
-# ------------------------------------------------------------------ features
-
-
-def _crc(x: torch.Tensor) -> dict[str, str]:
-    return {"crc32": f"{zlib.crc32(x.contiguous().view(-1).view(torch.uint8).numpy().data):08x}"}
-
-
-def _as(x: torch.Tensor) -> Callable[[Path], None]:
-    return lambda path: save_file({"x": x}, path, metadata=_crc(x))
-
-
-FEATURES: dict[str, Callable[[Path], None]] = {
-    "a pickle": lambda path: path.write_bytes(b"cos\nsystem\n(S'true'\ntR."),
-    "of another shape": _as(torch.zeros(3, 2)),
-    "of one number": _as(torch.zeros(1)),
-    "of whole numbers": _as(torch.zeros(9, 16, dtype=torch.int64)),
-    "of nothing": _as(torch.zeros(0, 16)),
-    "without a checksum": lambda path: save_file({"x": torch.zeros(9, 16)}, path),
-    "without the tensor": lambda path: save_file({"y": torch.zeros(9, 16)}, path),
-    "cut off": lambda path: path.write_bytes(path.read_bytes()[:-5]),
-}
-
-
-def _features(make: Callable[[Path], object]) -> Spoil:
-    def spoil(home: Home) -> list[object]:
-        home.edit("speed: {", "speed: {features: {folder: out/kept, gib: 1}, ")
-        from typer.testing import CliRunner
-
-        from lmmkit.cli import app
-
-        words = ["train", str(home.recipe), "--root", str(home.path), "--out", str(home.path / "first")]
-        assert CliRunner().invoke(app, words).exit_code == 0
-        found = list((home.path / "out" / "kept").rglob("*.safetensors"))
-        assert found
-        for path in found:
-            make(path)
-        return ["train", "recipe.yaml", "--out", "run"]
-
-    return spoil
 
 
 OTHERS = (

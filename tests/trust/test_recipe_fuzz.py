@@ -26,7 +26,6 @@ WHOLE = (
     RECIPE.replace("plugins: {}", MORE.strip())
     .replace("{next_token: 1.0}", "{next_token: {from: 0.5, to: 1.0, over: 0.5}, image_order: 1.0, guided_loss: {weight: 0.0, watch: true}}")
     .replace("text: {}}", "text: {lr: 1.0e-3, lora: {r: 2, alpha: 4, targets: [q, v]}}, plugins: {}}")
-    .replace("speed: {", "speed: {features: {folder: kept, gib: 1.0}, ")
     .replace("evaluate:", "evaluate:\n  controls: [blank]")
 )  # fmt: skip
 WRONG = {
