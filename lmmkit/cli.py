@@ -6,7 +6,20 @@ import sys
 
 import typer
 
-from lmmkit.commands import bench, chat, check, ckpt, data, diff, model, plugins, quickstart, recipes, train
+from lmmkit.commands import (
+    bench,
+    chat,
+    check,
+    ckpt,
+    data,
+    diff,
+    explain,
+    model,
+    plugins,
+    quickstart,
+    recipes,
+    train,
+)
 from lmmkit.commands import eval as eval_
 
 app = typer.Typer(
@@ -20,6 +33,7 @@ app.command()(check.check)
 app.command("eval")(eval_.evaluate)
 app.command()(chat.chat)
 app.command()(diff.diff)
+app.command()(explain.explain)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(data.app, name="data")
 app.add_typer(plugins.app, name="plugins")

@@ -10,6 +10,14 @@ BENCH_NO_STAGE = Code(
     hint="Name one of these.",
 )
 
+# explain
+EXPLAIN_UNKNOWN = Code(
+    "explain/unknown",
+    cause="No error of lmmkit has this code.",
+    expected="a code from `lmmkit explain`",
+    hint="{suggestion}",
+)
+
 # plugins
 PLUGINS_NO_STAGE = Code(
     "plugins/no-stage",
