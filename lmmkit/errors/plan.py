@@ -46,19 +46,9 @@ COMPILE = Code(
     expected="a machine that can compile",
     hint="Install a C++ compiler (on CUDA also Triton), or set the key to `false`.",
 )
-CONFIG = Code(
-    "model/config", cause="A model folder's config.json names a stage that its recipe.yaml does not have.",
-    expected="a stage of {recipe}", hint="Restore the folder.",
-)
 CONTEXT = Code(
     "model/context", cause="The context is longer than the one that the decoder was trained with.",
     expected="at most {context}, the context it was trained with", hint="Lower the value.",
-)
-FEATURE_LAYER = Code(
-    "model/feature-layer",
-    cause="The model folder does not contain the encoder's blocks up to the feature layer.",
-    expected="a state up to {last}: the folder contains no later blocks",
-    hint="Name the encoder's own folder.",
 )
 IMAGE_SIZE = Code(
     "model/image-size",
@@ -217,8 +207,3 @@ UNTRUSTED_FILE = Code(
 )
 
 # weights/
-
-PART = Code(
-    "weights/part", cause="A model folder does not contain a part that the recipe takes from it.",
-    expected="a folder with a {part} part", hint="Name another folder.",
-)

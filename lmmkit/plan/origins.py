@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from lmmkit.errors import Problem, UserError, raise_all
-from lmmkit.errors.plan import CONTEXT, FEATURE_LAYER, IMAGE_SIZE, PART
+from lmmkit.errors.plan import CONTEXT, IMAGE_SIZE
+from lmmkit.errors.weights import FEATURE_LAYER, PART
 from lmmkit.model.attention import Eager
 from lmmkit.model.decoder import DecoderShape
 from lmmkit.model.vision import VisionShape, ViT
@@ -199,7 +200,7 @@ def _shallower(recipe: Recipe, there: VisionScratch | VisionTimm, layer: int) ->
     states = [n if n >= 0 else depth + 1 + n for n in (layer, there.feature_layer)]
     if not 0 <= states[0] <= states[1]:
         where, got = recipe.where("model.vision.feature_layer"), f"{layer}, state {states[0]} of {depth}"
-        raise UserError(FEATURE_LAYER.at(where, got=got, last=states[1]))
+        raise UserError(FEATURE_LAYER.at(where, got=got, layers=f"a state up to {states[1]}: the folder contains no later blocks"))
     return layer
 
 

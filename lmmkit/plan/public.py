@@ -10,7 +10,8 @@ from typing import Any, cast
 from lmmkit.data.chat import default_template
 from lmmkit.data.tokenizer import open_tokenizer
 from lmmkit.errors import UserError
-from lmmkit.errors.plan import CONFIG, NO_TEXT, NO_VISION
+from lmmkit.errors.plan import NO_TEXT, NO_VISION
+from lmmkit.errors.weights import MODEL_CONFIG
 from lmmkit.recipe import (
     Connector,
     Model,
@@ -114,5 +115,5 @@ def recipe_of_ours(folder: Path, config: Mapping[str, Any], root: str | Path | N
     )  # fmt: skip
     if config["stage"] not in recipe.stages:
         where = f"{folder / 'config.json'}: stage"
-        raise UserError(CONFIG.at(where, got=repr(config["stage"]), recipe=path))
+        raise UserError(MODEL_CONFIG.at(where, got=repr(config["stage"]), value=f"a stage of {path}"))
     return recipe
