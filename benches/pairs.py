@@ -12,6 +12,7 @@ import torch
 
 PAIRS = max(15, int(os.environ.get("LMMKIT_PAIRS", 15)))  # more where the machine is restless
 Report = dict[str, object]
+KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1"}  # read by glibc as a process starts
 
 
 def compare(ours: Callable[[], object], peer: Callable[[], object], pairs: int = PAIRS) -> Report:
@@ -41,10 +42,15 @@ def exact(ratio: float) -> Report:
     return {"ratio": ratio, "low": ratio, "high": ratio, "pairs": 1} | machine()
 
 
+def keeps_memory() -> bool:
+    """Tells whether glibc's allocator gives no freed memory back to the system."""
+    return KEPT.items() <= os.environ.items()
+
+
 def machine() -> Report:
     """What the figures were taken under."""
     return {
-        "threads": torch.get_num_threads(), "malloc": os.environ.get("LMMKIT_MALLOC", "default"),
+        "threads": torch.get_num_threads(), "malloc": "kept" if keeps_memory() else "default",
         "torch": torch.__version__, "load": os.getloadavg()[0],
     }  # fmt: skip
 

@@ -37,7 +37,7 @@ def _status(key: str) -> int:
 
 def main(kind: str, *case: str) -> None:
     """`step ours|HOW CONFIG METHOD`, or `head ours|peer ROWS PICKED`."""
-    import benches.conftest  # noqa: F401 (threads and allocator)
+    import benches.conftest  # noqa: F401 (threads)
 
     if kind == "step":
         from benches.workload import our_step, peer_step, work

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-import benches.conftest  # noqa: F401 (threads and allocator)
+import benches.conftest  # noqa: F401 (threads)
 from benches.workload import Work, our_step, work
 
 CASES = {

@@ -1,20 +1,17 @@
 """Whole training steps: ours against transformers', and ours against ours.
 
 pytest benches/test_steps.py --benchmark-json=out.json && python benches/summary.py out.json
-LMMKIT_MALLOC=kept pytest ... for both sides on an allocator that keeps its memory.
+MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=-1 pytest ... for both sides on an allocator that keeps its memory.
 """
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import transformers as hf
 
-from benches.pairs import compare
+from benches.pairs import compare, keeps_memory
 from benches.workload import our_step, peer_step, work
 
-KEPT = os.environ.get("LMMKIT_MALLOC") == "kept"
 HOW = {
     "sdpa": "SDPA, no maps",
     "eager": "every pass eager with maps",
@@ -26,7 +23,7 @@ AGAINST_TRANSFORMERS = {
     "llava-S": ("S", "llava", "sdpa", False, 1.1, 1.25),
     "llava-L-frozen": ("L", "llava", "sdpa", True, None, None),
     "guided-L": ("L", "guided", "eager", False, None, None),
-    "direct-L": ("L", "direct", "eager", False, *((1.7, 2.1) if KEPT else (2.3, 3.0))),
+    "direct-L": ("L", "direct", "eager", False, *((1.7, 2.1) if keeps_memory() else (2.3, 3.0))),
     "direct-L-switched": ("L", "direct", "switched", False, None, None),
     "direct-L-unguided": ("L", "direct", "sdpa", False, None, None),
     "direct-L-frozen": ("L", "direct", "eager", True, None, None),

@@ -138,21 +138,24 @@ def make(enter: np.ndarray, leave: np.ndarray, pos: np.ndarray) -> Forest:
     return Forest(*(torch.from_numpy(np.ascontiguousarray(a, np.int32)) for a in (enter, leave, pos)))
 
 
-def grow(
-    groups: Sequence[Sequence[Rows]], *, share: bool = True, worth: int = 1
-) -> tuple[Forest, list[Rows]]:
+def unshared(lengths: Sequence[int]) -> tuple[Forest, list[Rows]]:
+    """Returns one root a sequence, and the rows of each sequence: `grow` without sharing."""
+    ends = np.cumsum(lengths, dtype=np.int64)
+    return roots(lengths), [np.arange(end - n, end) for n, end in zip(lengths, ends, strict=True)]
+
+
+def grow(groups: Sequence[Sequence[Rows]], *, worth: int = 1) -> tuple[Forest, list[Rows]]:
     """Merges the longest common prefixes of each group's sequences.
 
     Args:
         groups: one list of sequences a sample; a sequence is int64 keys, equal keys = equal rows.
-        share: merge at all; without it every sequence is a tree of its own (the plain twin).
         worth: a common prefix of fewer rows is not worth a branching and stays unshared.
 
     Returns:
         The forest, rows in depth-first order, and for every sequence, group by group, the row of
         each of its places. A shared row stands in several of these.
     """
-    grower = _Grower(worth if share else 1 << 62)
+    grower = _Grower(worth)
     paths: list[Rows] = []
     for sequences in groups:
         grower.found = {}
@@ -199,11 +202,10 @@ class _Grower:
 
     def _split(self, members: list[tuple[int, Rows]], base: int, end: int, path: Rows) -> None:
         """A prefix too short to share: those that part right after it go separate ways."""
-        ways: dict[int, list[tuple[int, Rows]]] = {}
+        ways: dict[int | tuple[int], list[tuple[int, Rows]]] = {}
         for i, keys in members:
-            ways.setdefault(int(keys[end]) if len(keys) > end else -(1 << 62) - i, []).append((i, keys))
-        if len(ways) == 1 or self.worth >= 1 << 62:
-            ways = {i: [(i, keys)] for i, keys in members}
+            way = int(keys[end]) if len(keys) > end else (i,)  # a sequence that ends here goes alone
+            ways.setdefault(way, []).append((i, keys))
         for way in ways.values():
             self._branch(way, base, path)
 

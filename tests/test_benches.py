@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,31 @@ def test_comparing_alternates_and_divides_the_peer_by_ours(monkeypatch):
     found = pairs.compare(lambda: called.append("ours"), lambda: called.append("peer"), pairs=4)
     assert called == ["ours", "peer", "peer", "ours", "ours", "peer", "peer", "ours", "ours", "peer"]
     assert found["ratio"] == found["low"] == found["high"] == 1.0
+
+
+FAULTS = """
+import resource, torch
+for i in range(4):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(9 << 20)  # above 32 MiB, which glibc never keeps by itself
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+print(after - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_the_environment_that_performance_md_names_keeps_memory(monkeypatch):
+    def faults() -> int:
+        return int(subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, check=True).stdout)
+
+    named = " ".join(f"{name}={value}" for name, value in pairs.KEPT.items())
+    assert f"    {named} lmmkit train" in (ROOT / "docs" / "performance.md").read_text()
+    for name in pairs.KEPT:
+        monkeypatch.delenv(name, raising=False)
+    assert faults() > 1000 and not pairs.keeps_memory()
+    for name, value in pairs.KEPT.items():
+        monkeypatch.setenv(name, value)
+    assert faults() < 20 and pairs.keeps_memory()
 
 
 def test_the_summary_counts_missed_gates(tmp_path, capsys):

@@ -38,7 +38,6 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "objective": ("batch", "needs", "parts", "model"),
     "assemble": ("errors", "dims", "parts", "recipe", "model", "weights", "plan", "objective"),
     "estimate": ("batch", "model", "recipe", "plan", "objective", "assemble"),
-    "malloc": (),
     "kernels": ("batch", "model"),
     "tokens": ("model",),
     "speak": (
@@ -49,7 +48,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "evaluate": ("errors", "dims", "sample", "recipe", "files", "rundir", "data", "plan", "objective", "speak", "evaluate"),
     "training": (
         "errors", "dims", "sample", "spans", "batch", "recipe", "files", "rundir", "runlock", "model", "data", "weights",
-        "plan", "objective", "assemble", "estimate", "malloc", "speak", "evaluate", "training",
+        "plan", "objective", "assemble", "estimate", "speak", "evaluate", "training",
     ),
     "report": ("files", "rundir", "report"),
     "commands": ("errors", "sample", "recipe", "door", "rundir", "model", "data", "scenes", "weights", "plan", "assemble", "estimate", "kernels",

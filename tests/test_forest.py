@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmmkit.forest import Forest, arrange, grow, roots, runs
+from lmmkit.forest import Forest, arrange, grow, roots, runs, unshared
 from tests import reference
 from tests.forests import concat, permuted, random_forest, random_groups
 
@@ -66,7 +66,7 @@ def test_runs_of_one_length_come_to_stand_side_by_side():
         return np.append(np.arange(20) + 100 * head, np.arange(tail) + 10_000 * head)
 
     views = [view(1, 3), view(2, 9), view(3, 5)]
-    forest, paths = grow([[each] for each in views])
+    forest, paths = unshared([len(each) for each in views])
     cut_T = np.zeros(len(forest), bool)
     for path in paths:
         cut_T[path[20]] = True
@@ -95,7 +95,7 @@ def test_a_block_of_equal_enter_sees_itself_both_ways():
 def test_no_rows_have_no_runs():
     found, new = roots([]).runs, arrange(roots([]), np.zeros(0, bool))[1]
     assert len(found.start) == len(new) == len(concat([])) == 0
-    assert grow([])[1] == [] and len(grow([[]])[0]) == 0
+    assert grow([])[1] == unshared([])[1] == [] and len(grow([[]])[0]) == len(unshared([])[0]) == 0
 
 
 @pytest.mark.parametrize(("share", "worth"), [(True, 1), (True, 8), (False, 1)])
@@ -103,7 +103,8 @@ def test_no_rows_have_no_runs():
 @given(seed=SEEDS)
 def test_grown_paths_are_the_sequences(share, worth, seed):
     groups = random_groups(seed)
-    forest, paths = grow(groups, share=share, worth=worth)
+    lengths = [len(keys) for group in groups for keys in group]
+    forest, paths = grow(groups, worth=worth) if share else unshared(lengths)
     _, apart = reference.grow(groups)
     see = forest.see()
     key = np.full(len(forest), -1)
@@ -127,7 +128,8 @@ def test_grown_paths_are_the_sequences(share, worth, seed):
 def test_sharing_takes_one_row_a_distinct_prefix(seed):
     groups = random_groups(seed)
     assert len(grow(groups)[0]) == reference.trie_rows(groups)
-    assert len(grow(groups, share=False)[0]) == sum(len(keys) for group in groups for keys in group)
+    lengths = [len(keys) for group in groups for keys in group]
+    assert len(unshared(lengths)[0]) == sum(lengths)
 
 
 @often

@@ -14,7 +14,7 @@ from torch import Tensor
 from lmmkit.batch import Batch, Fill, Pick
 from lmmkit.calls import Sight
 from lmmkit.errors import Problem, UserError
-from lmmkit.forest import Forest, arrange, grow
+from lmmkit.forest import Forest, arrange, grow, unshared
 from lmmkit.needs import AttnMass, Need, selector
 from lmmkit.parts import Term
 from lmmkit.sample import Image, ImageShape, View
@@ -82,7 +82,8 @@ class Packer:
 
     def _grown(self, members: Sequence[LaidOut]) -> tuple[Forest, list[np.ndarray]]:
         codes: dict[Hashable, int] = {}
-        return grow([[_keys(member, codes) for member in members]], share=self.share, worth=WORTH)
+        keys = [_keys(member, codes) for member in members]
+        return grow([keys], worth=WORTH) if self.share else unshared([len(each) for each in keys])
 
     def _arranged(self, members: Sequence[LaidOut]) -> tuple[Forest, list[np.ndarray]]:
         """A forest whose pictures stand at even distances, and the rows of every view."""

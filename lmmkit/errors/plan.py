@@ -205,5 +205,3 @@ UNTRUSTED_FILE = Code(
     expected="permission to run the file",
     hint="Read {path}; if you trust it, add --trust-files to the command.",
 )
-
-# weights/

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lmmkit.batch import Batch, Fill, Pick
 from lmmkit.calls import Sight
-from lmmkit.forest import grow
+from lmmkit.forest import unshared
 
 EMPTY = torch.empty(0, dtype=torch.int64)
 
@@ -46,7 +46,7 @@ def batch_of_ids(
         raise ValueError("got a sequence that is all padding; want at least one token in each")
     ids = input_ids.cpu().numpy()
     sequences = [row[seen] for row, seen in zip(ids, mask, strict=True)]
-    forest, paths = grow([[sequence] for sequence in sequences], share=False)
+    forest, paths = unshared([len(sequence) for sequence in sequences])
     id_T = np.full(len(forest), -1, np.int64)
     for sequence, path in zip(sequences, paths, strict=True):
         id_T[path] = sequence

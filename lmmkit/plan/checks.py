@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from lmmkit.dims import Dims
 from lmmkit.errors import Problem, did_you_mean
 from lmmkit.errors.plan import (
@@ -22,7 +20,7 @@ from lmmkit.errors.plan import (
     UNREAD_VIEW,
     UNWEIGHED,
 )
-from lmmkit.forest import grow
+from lmmkit.forest import roots
 from lmmkit.needs import AttnMass, Need, selector
 from lmmkit.parts import AuxTask, Term, TokenStrategy
 from lmmkit.plan.components import Parts
@@ -168,8 +166,6 @@ def _sees_image(plan: StagePlan, need: Need, dims: Dims) -> bool:
         for e in s.edit(view)
     ]
     layout = merge(probe_layout(), edits)
-    forest, (path,) = grow([[np.arange(rows(layout))]])
-    see_TT = forest.see()
+    see_TT = roots([rows(layout)]).see()
     key = need.k if isinstance(need, AttnMass) else type(sel)(kind="image")
-    read, keys = path[sel.places(layout)], path[key.places(layout)]
-    return bool(see_TT[read][:, keys].any())
+    return bool(see_TT[sel.places(layout)][:, key.places(layout)].any())

@@ -200,7 +200,8 @@ def _shallower(recipe: Recipe, there: VisionScratch | VisionTimm, layer: int) ->
     states = [n if n >= 0 else depth + 1 + n for n in (layer, there.feature_layer)]
     if not 0 <= states[0] <= states[1]:
         where, got = recipe.where("model.vision.feature_layer"), f"{layer}, state {states[0]} of {depth}"
-        raise UserError(FEATURE_LAYER.at(where, got=got, layers=f"a state up to {states[1]}: the folder contains no later blocks"))
+        layers = f"a state up to {states[1]}: the folder contains no later blocks"
+        raise UserError(FEATURE_LAYER.at(where, got=got, layers=layers))
     return layer
 
 

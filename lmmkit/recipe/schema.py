@@ -72,7 +72,6 @@ class Speed:
     workers: k.Few = 0  # data processes a rank
     threads: k.Few = 0  # CPU threads; 0 = leave as found
     image_cache_mb: k.Natural = 0  # 0 = no cache
-    keep_memory: k.Flag = False  # a CPU run's C allocator gives nothing back: fewer page faults
 
     def recomputed(self, depth: int) -> int:
         """How many of `depth` blocks run again."""

@@ -14,7 +14,6 @@ from lmmkit import assemble
 from lmmkit.errors import UserError, raise_all
 from lmmkit.errors.training import DIFFER, FOLDER, NO_STAGE, NO_START, OPTION
 from lmmkit.estimate import checkpoint_bytes
-from lmmkit.malloc import keep_memory
 from lmmkit.model import lora
 from lmmkit.objective import Objective
 from lmmkit.plan.prepare import Prepared, prepare
@@ -114,8 +113,6 @@ def _train(
     recipe = prepared.recipe
     if recipe.speed.threads:
         torch.set_num_threads(recipe.speed.threads)
-    if recipe.speed.keep_memory and (why_not := keep_memory()):
-        ranks.note(f"speed.keep_memory has no effect: {why_not}")
     with _preparing(stop, ranks):
         changed = _open(prepared, run, ranks, source, accept_data) if ranks.first else []
         _check_together(ranks, run, prepared)

@@ -97,6 +97,6 @@ evaluate:
   controls: [blank]
 output: {save_every: 0, keep: 3, async_save: false, log_every: 1, pictures_every: 0, observers: [watch.py]}
 speed: {tokens: 2048, share_prefix: false, attention: eager, recompute: none, compile: false, deterministic: true,
-        workers: 0, threads: 2, image_cache_mb: 64, keep_memory: true}
+        workers: 0, threads: 2, image_cache_mb: 64}
 parallel: {shard: 1, replicate: 2, exchange: step}
 """
