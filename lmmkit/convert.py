@@ -20,7 +20,7 @@ from lmmkit.plan import public
 from lmmkit.plan.origins import MODULES, Origin, encoder_section
 from lmmkit.plan.prepare import Prepared, prepare_bare
 from lmmkit.recipe import VisionScratch, VisionTimm, section_mapping, to_mapping, vision_from_mapping
-from lmmkit.speak import load, model_folder
+from lmmkit.speak import load, find_model_folder
 from lmmkit.weights import adapter, export, own, peft
 from lmmkit.weights.exported import Exported
 from lmmkit.weights.source import Source, open_source
@@ -142,7 +142,7 @@ def export_model(
     Raises:
         UserError: a model that the format cannot express, a folder that is not empty.
     """
-    source = model_folder(path)
+    source = find_model_folder(path)
     export.require_whole(source)
     _refuse(folder, {"--base": base} if kind != "peft" else {}, f"--format {kind}")
     _refuse(folder, {"--dtype": dtype} if kind in ("lmmkit", "peft") else {}, f"--format {kind}")
@@ -198,7 +198,7 @@ def _export_adapter(source: Path, folder: Path, base: str | None) -> None:
 
 def show_model(path: Path) -> dict[str, Any]:
     """Architecture, parameters by part, type and size of a model; nothing of it is allocated."""
-    folder = path if (path / "config.json").is_file() else model_folder(path)
+    folder = path if (path / "config.json").is_file() else find_model_folder(path)
     if (eye := _encoder_alone(folder)) is not None:
         return _show_encoder(*eye)
     if own.is_ours(folder):

@@ -219,7 +219,7 @@ def load(
         )
         ends = {"eos": source.eos, "pad": source.pad, "image_token": source.image_token}
         return Speaker.of(prepared, objective, next(iter(recipe.stages)), device, **ends)
-    folder = model_folder(folder)
+    folder = find_model_folder(folder)
     config = own.config_of(folder)
     recipe = public.recipe_of_ours(folder, config, root)
     if plugins == "all":
@@ -239,7 +239,7 @@ def load(
     return Speaker.of(prepared, objective, config["stage"], device, **ends)
 
 
-def model_folder(path: Path, stage: str | None = None) -> Path:
+def find_model_folder(path: Path, stage: str | None = None) -> Path:
     """RUN -> RUN/model/<its last finished stage, or `stage`>; a model folder as it is."""
     if (path / "config.json").is_file():
         return path

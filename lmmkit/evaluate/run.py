@@ -21,7 +21,7 @@ from lmmkit.plan.prepare import open_sources
 from lmmkit.recipe import Recipe, Task
 from lmmkit.rundir import RunDir
 from lmmkit.sample import Sample
-from lmmkit.speak import Speaker, load, model_folder
+from lmmkit.speak import Speaker, load, find_model_folder
 
 ROUND = 8  # rows that a rank reads between two looks at the others
 
@@ -54,7 +54,7 @@ def evaluate(
     speakers: dict[Path, Speaker] = {}
     results = {}
     for name, task in tasks.items():
-        folder = model_folder(run.path, stage or task.stage)
+        folder = find_model_folder(run.path, stage or task.stage)
         if folder not in speakers:
             speakers[folder] = load(
                 folder, dtype=dtype, trust_files=trust_files, plugins="all", root=recipe.root

@@ -61,7 +61,7 @@ def gathered(
     ranks a copy on its host. None on the others; every rank must ask."""
     if ranks.alone:
         return objective
-    full = build(prepared, device, ranks, valued=False) if ranks.first else None
+    full = build_unsharded(prepared, device, ranks, valued=False) if ranks.first else None
     if full is not None:
         section = prepared.recipe.stages[stage]
         assemble.set_stage(full, prepared.plans[stage], section, seed=prepared.recipe.seed)
@@ -69,7 +69,7 @@ def gathered(
     return full
 
 
-def build(prepared: Prepared, device: torch.device, ranks: Ranks, *, valued: bool = True) -> Objective:
+def build_unsharded(prepared: Prepared, device: torch.device, ranks: Ranks, *, valued: bool = True) -> Objective:
     """The whole objective; of several ranks, on the first one's host. Not `valued`: to be filled."""
     return assemble.build(
         prepared.recipe, prepared.parts.components, prepared.dims, device,

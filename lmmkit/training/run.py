@@ -26,7 +26,7 @@ from lmmkit.training.checked import state_of
 from lmmkit.training.due import Position
 from lmmkit.training.log import Board, MetricsLog, Silence
 from lmmkit.training.loop import run_stage
-from lmmkit.training.models import build, gathered, save_model
+from lmmkit.training.models import build_unsharded, gathered, save_model
 from lmmkit.training.ranks import Ranks, joined
 from lmmkit.training.repeatable import repeatable
 from lmmkit.training.rng import seed_stage
@@ -123,7 +123,7 @@ def _train(
             position, before = state_of(loaded, saved, recipe, prepared.steps)
         if resume and ranks.first:
             resuming.go_on(run, prepared, changed, position.step)
-        objective = build(prepared, device, ranks) if ranks.first else None
+        objective = build_unsharded(prepared, device, ranks) if ranks.first else None
     with (
         MetricsLog(run.metrics) if ranks.first else Silence() as metrics,
         Board(run.tb, position.step + 1 if resume else None) if ranks.first else Silence() as board,
@@ -190,7 +190,7 @@ def _begin(
     """
     learns: dict[str, list[nn.Parameter]] = {}
     if ranks.first:
-        objective = objective or build(prepared, device, ranks)
+        objective = objective or build_unsharded(prepared, device, ranks)
         if fresh:
             _start(objective, prepared, run, name)
         stage = prepared.recipe.stages[name]

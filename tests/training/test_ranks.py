@@ -246,7 +246,7 @@ def test_a_checkpoint_comes_back_on_another_number_of_ranks(mixed, tmp_path, bef
                 local.copy_(marked[first : first + len(local)] if local.ndim else marked)
             store.save(run, 7, held, {"at": 7}, keep=2, rng=rng_state(), ranks=ranks)
 
-    def read(rank):
+    def read_checkpoint(rank):
         with joined() as ranks:
             path = checkpoint.latest(run, ranks)
             assert path is not None
@@ -259,7 +259,7 @@ def test_a_checkpoint_comes_back_on_another_number_of_ranks(mixed, tmp_path, bef
                 assert torch.equal(whole, _marked(key, whole)), key
 
     world.run(before, fill, tmp_path / "before")
-    world.run(after, read, tmp_path / "after")
+    world.run(after, read_checkpoint, tmp_path / "after")
     (path,) = run.checkpoints.iterdir()
     assert len(list(path.glob("rng-rank*"))) == before
     whole = checkpoint.load(path).tensors  # one process, without any rank

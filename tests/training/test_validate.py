@@ -237,13 +237,13 @@ def test_a_source_without_a_readable_row_is_refused(scenes, tmp_path):
 def test_a_stop_while_held_out_pictures_are_read_is_heard(runs, tmp_path, monkeypatch):
     from lmmkit.evaluate import run as evaluation
 
-    read, seen = evaluation._unreadable, []
+    read_unreadable, seen = evaluation._unreadable, []
 
     def stopping(records, i, reader):
         seen.append(i)
         if len(seen) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-        return read(records, i, reader)
+        return read_unreadable(records, i, reader)
 
     monkeypatch.setattr(evaluation, "_unreadable", stopping)
     recipe = read_text(
