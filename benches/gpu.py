@@ -27,11 +27,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "plugins")]
 
 from benches import workload  # noqa: E402
 from benches.workload import CONFIGS, Config, our_step, peer_step, work  # noqa: E402
-from lmmkit import assemble  # noqa: E402
-from lmmkit.calls import Sight  # noqa: E402
-from lmmkit.forest import roots  # noqa: E402
-from lmmkit.kernels import measure, reasons  # noqa: E402
-from lmmkit.model.attention import backends  # noqa: E402
+from lmmkit import build  # noqa: E402
+from lmmkit.attention.backends import backends  # noqa: E402
+from lmmkit.attention.forest import roots  # noqa: E402
+from lmmkit.attention.schedule import Sight  # noqa: E402
+from lmmkit.attention_benchmark import measure, reasons  # noqa: E402
 from lmmkit.model.decoder import DecoderShape  # noqa: E402
 from lmmkit.recipe import Speed  # noqa: E402
 from tests.tiny import text_batch  # noqa: E402
@@ -203,7 +203,7 @@ def compiled(bench: Bench) -> list[dict]:
         made = work("gpu", method, frozen=frozen, device=bench.device, compute=bench.compute)
         step = our_step(made)
         (plain,), plain_peak = bench.seconds(step), bench.peak(step)
-        assemble.set_layers(made.ours, Speed(compile=True))
+        build.set_layers(made.ours, Speed(compile=True))
         start = time.perf_counter()
         step()
         bench.wait()
@@ -233,9 +233,9 @@ def ablations(bench: Bench) -> list[dict]:
     )
 
     def recomputed() -> None:
-        assemble.set_layers(made.ours, Speed(recompute="all"))
+        build.set_layers(made.ours, Speed(recompute="all"))
         step()
-        assemble.set_layers(made.ours, Speed())
+        build.set_layers(made.ours, Speed())
 
     @torch.no_grad()
     def encode() -> None:

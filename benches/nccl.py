@@ -26,9 +26,9 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "plugins")]
 
-from lmmkit.rundir import RunDir  # noqa: E402
+from lmmkit.runs.run_folder import RunDir  # noqa: E402
 from lmmkit.scenes import write_scenes  # noqa: E402
-from lmmkit.training import checkpoint  # noqa: E402
+from lmmkit.training.checkpoint.read import read  # noqa: E402
 
 NEAR = 1e-4
 SHORT = [f"stages.{stage}.length.steps=10" for stage in ("pretrain", "finetune")] + [
@@ -71,14 +71,14 @@ def stopped(ranks: int, root: Path, out: Path) -> bool:
         time.sleep(0.1)
     os.kill(process.pid, signal.SIGTERM)
     process.wait()
-    saved = checkpoint.latest(RunDir(out))
+    saved = read.latest(RunDir(out))
     at = RunDir(out).read_metrics()[-1]["step"]
     process = start(1, root, out, "stages.pretrain.length.steps=2000", more=("--resume",))
     while process.poll() is None and RunDir(out).read_metrics()[-1]["step"] < at + 3:
         time.sleep(0.1)
     process.terminate()
     process.wait()
-    return saved is not None and checkpoint.step_of(saved) == at < RunDir(out).read_metrics()[-1]["step"]
+    return saved is not None and read.step_of(saved) == at < RunDir(out).read_metrics()[-1]["step"]
 
 
 def main() -> int:

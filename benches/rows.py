@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 
 from lmmkit.data.images import check_header
-from lmmkit.data.json_rows import stream
 from lmmkit.data.loader import load_steps
-from lmmkit.data.records import missing_images, open_records
-from lmmkit.data.rows import RowReader, measure
+from lmmkit.data.sources.json_records import stream
+from lmmkit.data.sources.record_parser import RowReader, measure
+from lmmkit.data.sources.records import missing_images, open_records
 from lmmkit.plan.prepare import prepare
 from lmmkit.recipe import Recipe, read_text
 from lmmkit.scenes import write_scenes

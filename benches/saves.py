@@ -19,10 +19,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from lmmkit.training.checkpoint.read.saver import Saver
 
-from lmmkit.rundir import RunDir
-from lmmkit.training.ranks import ALONE
-from lmmkit.training.saver import Saver
+from lmmkit.runs.run_folder import RunDir
+from lmmkit.training.distributed.process_group import ALONE
 
 GATES = {"synchronous / raw": 1.75, "blocked / synchronous": 0.25, "one tensor learns / synchronous": None}
 

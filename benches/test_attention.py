@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from benches.pairs import compare
-from lmmkit.calls import Sight
-from lmmkit.forest import roots
-from lmmkit.model.attend import Heads
-from lmmkit.model.attention import Backend, Eager, Sdpa
+from lmmkit.attention.backends import Backend, Eager, Sdpa
+from lmmkit.attention.forest import roots
+from lmmkit.attention.interface import Heads
+from lmmkit.attention.schedule import Sight
 
 CPU = torch.device("cpu")
 BATCH, HEADS, IMAGE = 2, 8, 576

@@ -13,7 +13,7 @@ import torch
 
 from benches.pairs import compare
 from benches.workload import our_step, work
-from lmmkit import assemble
+from lmmkit import build
 from lmmkit.recipe import Speed
 
 # case: config, method, decoder frozen
@@ -29,7 +29,7 @@ CASES = {
 def test_compiled_layers(case, benchmark):
     config, method, frozen = CASES[case]
     compiled, plain = (work(config, method, frozen=frozen) for _ in range(2))
-    assemble.set_layers(compiled.ours, Speed(compile=True))
+    build.set_layers(compiled.ours, Speed(compile=True))
     ours, peer = our_step(compiled), our_step(plain)
     start = time.perf_counter()
     a = ours()

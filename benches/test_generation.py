@@ -13,10 +13,10 @@ import transformers as hf
 import lmmkit
 from benches.pairs import compare
 from benches.workload import IMAGE, VOCAB, Numbers, work
-from lmmkit.data.chat import lay_out_prompt
-from lmmkit.data.pack import LaidOut
-from lmmkit.model.generate import generate
-from lmmkit.sample import Image, Sample, Turn, View
+from lmmkit.api.sample import Image, Sample, Turn, View
+from lmmkit.data.chat_templates import lay_out_prompt
+from lmmkit.data.packing import LaidOut
+from lmmkit.inference.generate import generate
 from tests.hf_weights import scramble
 
 NEW = 48

@@ -11,7 +11,7 @@ from torch import Tensor
 from benches import workload
 from benches.pairs import exact
 from benches.workload import CONFIGS, our_step, work
-from lmmkit.sample import Image
+from lmmkit.api.sample import Image
 
 SAMPLES = 64
 MILLISECONDS = 2.0

@@ -23,14 +23,14 @@ from lmmkit_shuffle import ImageOrder, TextOrder
 from torch import Tensor, nn
 
 import lmmkit
-from lmmkit.batch import Batch
-from lmmkit.data.pack import LaidOut, Packer
+from lmmkit.api.batch import Batch
+from lmmkit.api.components import Term
+from lmmkit.api.model_info import Dims, ImageSpec
+from lmmkit.api.sample import Image, Sample, Turn
+from lmmkit.data.packing import LaidOut, Packer
 from lmmkit.data.pipeline import Views
-from lmmkit.dims import Dims, ImageSpec
 from lmmkit.model.init import init
 from lmmkit.objective import Objective
-from lmmkit.parts import Term
-from lmmkit.sample import Image, Sample, Turn
 from lmmkit.training.step import run_step
 from tests.hf_weights import scramble
 

@@ -20,7 +20,7 @@ from lmmkit.commands import (
     recipes,
     train,
 )
-from lmmkit.commands import eval as eval_
+from lmmkit.commands import evaluate as eval_
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lmmkit.batch import Batch, Pick
+from lmmkit.api.batch import Batch, Pick
+from lmmkit.api.components import Ctx, Term
+from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Need
 from lmmkit.model.cross_entropy import linear_cross_entropy
-from lmmkit.model.lmm import LMM, Output
-from lmmkit.needs import AttnMass, HiddenAt, HiddenMean, Need
-from lmmkit.parts import Ctx, Term
+from lmmkit.model.vlm import LMM, Output
 
 
 class Outcome(NamedTuple):

@@ -5,9 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lmmkit.calls import Sight
-from lmmkit.forest import Forest, grow, make, roots
-from lmmkit.model.attend import Attend, Heads
+from lmmkit.attention.forest import Forest, grow, make, roots
+from lmmkit.attention.interface import Attend, Heads
+from lmmkit.attention.schedule import Sight
 from tests import reference
 from tests.forests import random_forest
 from tests.reference import off, show

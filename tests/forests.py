@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from lmmkit.forest import Forest, make, roots
+from lmmkit.attention.forest import Forest, make, roots
 
 
 def random_forest(seed: int, *, most: int = 40, blocks: bool = True, permute: bool = True) -> Forest:

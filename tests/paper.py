@@ -13,13 +13,13 @@ from lmmkit_guided_loss import GuidedLoss
 from lmmkit_shuffle import ImageOrder, TextOrder
 from torch import Tensor, nn
 
-from lmmkit.batch import Batch
-from lmmkit.data.pack import Packer, Tree
+from lmmkit.api.batch import Batch
+from lmmkit.api.model_info import Dims
+from lmmkit.api.sample import Image, Sample, Turn
+from lmmkit.attention.backends import Backend
+from lmmkit.data.packing import Packer, Tree
 from lmmkit.data.pipeline import Views
-from lmmkit.dims import Dims
-from lmmkit.model.attention import Backend
 from lmmkit.objective import Objective, total
-from lmmkit.sample import Image, Sample, Turn
 from tests.hf_weights import scramble
 from tests.tiny import SPEC, TEXT, read64, tiny_lmm
 

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmmkit.calls import Sight
-from lmmkit.forest import expand, make, roots
+from lmmkit.attention.forest import expand, make, roots
+from lmmkit.attention.schedule import Sight
 from tests.forests import random_forest
 
 often = settings(derandomize=True, deadline=None, max_examples=150)

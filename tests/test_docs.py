@@ -9,13 +9,13 @@ from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-import lmmkit.ext
-from lmmkit import needs, parts
-from lmmkit.door import Hooks
+import lmmkit.api
+from lmmkit.api import components, needs
 from lmmkit.errors import all_codes
 from lmmkit.recipe import Recipe
+from lmmkit.recipe.error_messages import keys_of
 from lmmkit.recipe.schema import HIDDEN
-from lmmkit.recipe.words import keys_of
+from lmmkit.registry import Hooks
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES, PLUGINS, ARCHITECTURE = (
@@ -100,11 +100,17 @@ def test_the_choices_of_every_key_are_told():
 
 
 def test_every_name_of_the_door_is_in_docs_plugins():
-    names = set(lmmkit.ext.__all__)
+    names = set(lmmkit.api.__all__)
     names |= {name for name in vars(Hooks) if name.startswith("lmmkit_")}
     names |= {cls.__name__ for cls in get_args(needs.Need)}
     names |= {field.name for field in fields(needs.Sel)}
-    for kind in (parts.Component, parts.TokenStrategy, parts.Term, parts.AuxTask, parts.Loss):
+    for kind in (
+        components.Component,
+        components.TokenStrategy,
+        components.Term,
+        components.AuxTask,
+        components.Loss,
+    ):
         names |= {name for name in vars(kind) if not name.startswith("_") and name != "name"}
     missing = [name for name in sorted(names) if not re.search(rf"\b{name}\b", PLUGINS)]
     assert not missing

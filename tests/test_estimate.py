@@ -10,10 +10,10 @@ import sys
 import pytest
 import torch
 
-from lmmkit import assemble
-from lmmkit.estimate import Load, checkpoint_bytes, estimate, moment_bytes
+from lmmkit import build
+from lmmkit.cost_estimate import Load, checkpoint_bytes, estimate, moment_bytes
 from lmmkit.plan.prepare import prepare
-from lmmkit.training import checkpoint, state
+from lmmkit.training.checkpoint.read import read, state_dict
 from lmmkit.training.run import train
 from tests.conftest import PLAIN
 
@@ -34,18 +34,20 @@ def test_weights_gradients_and_optimizer_are_told_exactly(tiny, case):
     prepared = prepare(tiny(WIDE, *CASES[case], text=PLAIN))
     recipe, stage = prepared.recipe, prepared.recipe.stages["finetune"]
     told = estimate(prepared, "finetune", flops=1e12)["bytes"]
-    objective = assemble.build(
-        recipe, {}, prepared.dims, torch.device("cpu"), narrow=assemble.frozen_narrow(recipe)
+    objective = build.build(
+        recipe, {}, prepared.dims, torch.device("cpu"), narrow=build.frozen_narrow(recipe)
     )
-    learns = assemble.set_stage(objective, prepared.plans["finetune"], stage, seed=0)
-    optimizer = assemble.optimizer(objective, stage, learns)
+    learns = build.set_stage(objective, prepared.plans["finetune"], stage, seed=0)
+    optimizer = build.optimizer(objective, stage, learns)
     for parameters in learns.values():
         for p in parameters:
             p.grad = torch.ones_like(p)
     gradients = sum(p.grad.nbytes for p in objective.parameters() if p.grad is not None)
     optimizer.step()
     kept = sum(
-        slots[slot].nbytes for key, slots, slot in state._slots(objective, optimizer) if ".step" not in key
+        slots[slot].nbytes
+        for key, slots, slot in state_dict._slots(objective, optimizer)
+        if ".step" not in key
     )
     assert told["weights"] == sum(p.nbytes for p in objective.parameters())
     assert (told["gradients"], told["optimizer"]) == (gradients, kept)
@@ -60,7 +62,7 @@ def test_room_for_checkpoints_is_what_they_take(tiny, tmp_path, case):
     sizes = [sum(f.stat().st_size for f in at.glob("shard-*")) for at in run.checkpoints.iterdir()]
     told = checkpoint_bytes(prepare(recipe))
     assert told <= max(sizes) <= told + 100_000, "and the files' headers"
-    assert checkpoint.latest(run) is not None
+    assert read.latest(run) is not None
 
 
 def test_a_micro_batch_is_full_where_a_step_is_cut(tiny):
@@ -100,7 +102,7 @@ import gc, json, sys, threading, time
 from pathlib import Path
 import torch
 from lmmkit import assemble
-from lmmkit.estimate import Load, activation_bytes, estimate
+from lmmkit.cost_estimate import Load, activation_bytes, estimate
 from lmmkit.plan.prepare import prepare
 from lmmkit.recipe import read_text
 from lmmkit.training.step import run_step

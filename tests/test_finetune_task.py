@@ -11,7 +11,7 @@ import transformers as hf
 from safetensors.torch import load_file
 
 import lmmkit
-from lmmkit.rundir import RunDir
+from lmmkit.runs.run_folder import RunDir
 from tests.commands.test_cli import run
 from tests.training.test_run import figures
 from tests.weights import models

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmmkit.forest import Forest, arrange, grow, roots, runs, unshared
+from lmmkit.attention.forest import Forest, arrange, grow, roots, runs, unshared
 from tests import reference
 from tests.forests import concat, permuted, random_forest, random_groups
 

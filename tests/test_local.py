@@ -8,10 +8,10 @@ from multiprocessing.reduction import ForkingPickler
 
 import pytest
 
-from lmmkit.door import file_components, open_door
+from lmmkit.api.plugin_files import load_file
 from lmmkit.errors import UserError
-from lmmkit.local import load_file
-from lmmkit.plan.components import build
+from lmmkit.plan.instances import build
+from lmmkit.registry import file_components, open_door
 from lmmkit.training.run import train
 from tests.conftest import PLAIN
 
@@ -19,7 +19,7 @@ MINE = """
 from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
-from lmmkit.ext import AttnMass, AuxTask, Loss, Sel, View, hookimpl
+from lmmkit.api import AttnMass, AuxTask, Loss, Sel, View, hookimpl
 
 class Kind(Enum):
     SQUARE = 2

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lmmkit import assemble
-from lmmkit.batch import Pick
+from lmmkit import build
+from lmmkit.api.batch import Pick
+from lmmkit.api.needs import HiddenMean, Sel
+from lmmkit.attention.backends import Eager, Sdpa
 from lmmkit.data.pipeline import cut
-from lmmkit.model.attention import Eager, Sdpa
-from lmmkit.needs import HiddenMean, Sel
 from lmmkit.objective import tap
 from lmmkit.recipe import Speed
 from tests import paper
@@ -72,7 +72,7 @@ def test_recomputing_gives_the_same_bits(dtype):
     made, (batch, _) = paper.objective(dtype=dtype), paper.packed(SAMPLES, reader=READERS[dtype])
     runs = []
     for which in ("none", "all", 1, "none"):
-        assemble.set_layers(made, Speed(recompute=which))
+        build.set_layers(made, Speed(recompute=which))
         sums, gradients = paper.learned(made, [batch])
         mass = made(batch).ctxs["guided_loss"][paper.GUIDED.needs[0]].detach()
         runs.append({**sums, **{k: g.clone() for k, g in gradients.items()}, "mass": mass})
@@ -84,7 +84,7 @@ def test_recomputing_remembers_less():
     made, (batch, _) = paper.objective(), paper.packed(SAMPLES)
     kept = []
     for which in ("none", 1, "all"):
-        assemble.set_layers(made, Speed(recompute=which))
+        build.set_layers(made, Speed(recompute=which))
         numbers = 0
 
         def count(tensor):

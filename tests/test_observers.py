@@ -67,7 +67,7 @@ def test_observers_may_come_and_go_and_no_model_needs_them(scenes, example, wand
 def test_an_observer_that_raises_is_told_of_once_and_the_run_goes_on(scenes, tmp_path, caplog):
     path = tmp_path / "broken.py"
     path.write_text(
-        "from lmmkit.ext import hookimpl\n\n@hookimpl\ndef lmmkit_logged(step):\n    raise OSError('no network')\n"
+        "from lmmkit.api import hookimpl\n\n@hookimpl\ndef lmmkit_logged(step):\n    raise OSError('no network')\n"
     )
     recipe = read_text(SHORT, root=scenes, overrides=[f"output.observers=[{path}]"])
     run = train(recipe, out=tmp_path / "run", trust_files=True).run
@@ -79,7 +79,7 @@ def test_an_observer_that_raises_is_told_of_once_and_the_run_goes_on(scenes, tmp
 def test_what_cannot_listen_is_refused_with_the_rest(scenes, tmp_path):
     (tmp_path / "deaf.py").write_text("x = 1\n")
     (tmp_path / "typo.py").write_text(
-        "from lmmkit.ext import hookimpl\n\n@hookimpl\ndef lmmkit_loged(step):\n    pass\n"
+        "from lmmkit.api import hookimpl\n\n@hookimpl\ndef lmmkit_loged(step):\n    pass\n"
     )
     names = [str(tmp_path / name) for name in ("deaf.py", "typo.py", "absent.py")] + ["wandb_log"]
     overrides = [f"output.observers=[{', '.join(names)}]", "plugins.directed_token.plac=end"]

@@ -6,11 +6,11 @@ import time
 
 import pytest
 
-from lmmkit import files
 from lmmkit.errors import MachineError, UserError
-from lmmkit.files import plain, read_json, write_json_atomic
-from lmmkit.rundir import RunDir
-from lmmkit.runlock import lock
+from lmmkit.runs import files
+from lmmkit.runs.files import plain, read_json, write_json_atomic
+from lmmkit.runs.run_folder import RunDir
+from lmmkit.runs.run_lock import lock
 
 
 @pytest.fixture

@@ -6,17 +6,17 @@ import shutil
 
 import pytest
 
+from lmmkit.api.sample import Turn
 from lmmkit.errors import UserError
 from lmmkit.evaluate.run import evaluate
+from lmmkit.inference.chat_model import load
 from lmmkit.recipe import read_recipe
-from lmmkit.sample import Turn
-from lmmkit.speak import load
 from lmmkit.training.run import train
 from tests.conftest import PLAIN
 
 PLUGINS = """
 from dataclasses import dataclass
-from lmmkit.ext import AttnMass, HiddenAt, Insert, LearnedTokens, Loss, Sel, TokenStrategy, hookimpl
+from lmmkit.api import AttnMass, HiddenAt, Insert, LearnedTokens, Loss, Sel, TokenStrategy, hookimpl
 
 @dataclass(frozen=True, kw_only=True)
 class Look(Loss):

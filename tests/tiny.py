@@ -9,17 +9,17 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lmmkit.batch import Batch, Pick
-from lmmkit.calls import Sight
-from lmmkit.data.pack import LaidOut, Packer
-from lmmkit.dims import ImageSpec
-from lmmkit.forest import roots
-from lmmkit.model.attention import Backend, Sdpa
+from lmmkit.api.batch import Batch, Pick
+from lmmkit.api.layout import Layout, Span, text
+from lmmkit.api.model_info import ImageSpec
+from lmmkit.api.sample import Image, Sample, View
+from lmmkit.attention.backends import Backend, Sdpa
+from lmmkit.attention.forest import roots
+from lmmkit.attention.schedule import Sight
+from lmmkit.data.packing import LaidOut, Packer
 from lmmkit.model.decoder import Decoder, DecoderShape
-from lmmkit.model.lmm import LMM, Connector
 from lmmkit.model.vision import VisionShape, ViT
-from lmmkit.sample import Image, Sample, View
-from lmmkit.spans import Layout, Span, text
+from lmmkit.model.vlm import LMM, Connector
 from tests.hf_weights import scramble
 
 SPEC = ImageSpec(size=12, grid=(3, 3), width=16)

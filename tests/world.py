@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from lmmkit.commands.common import show
+from lmmkit.commands.support.common import show
 from lmmkit.errors import LmmkitError
 
 LONGEST = 240  # seconds: no child outlives a broken test

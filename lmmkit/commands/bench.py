@@ -8,7 +8,17 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from lmmkit.commands.common import Json, RecipePath, Root, Set, Trust, out, print_json, reporting, the_recipe
+from lmmkit.commands.support.common import (
+    Json,
+    RecipePath,
+    Root,
+    Set,
+    Trust,
+    out,
+    print_json,
+    reporting,
+    the_recipe,
+)
 
 app = typer.Typer(no_args_is_help=True, help="Attention backends: what runs here, and what it costs.")
 
@@ -19,8 +29,8 @@ def backends(as_json: Json = False) -> None:
     """Say of every attention backend whether it runs on this machine, and why not."""
     import torch
 
-    from lmmkit.assemble import device_here
-    from lmmkit.kernels import reasons
+    from lmmkit.attention_benchmark import reasons
+    from lmmkit.build import device_here
 
     devices = dict.fromkeys(("cpu", device_here().type))
     types = ("float32", "bfloat16", "float64")
@@ -50,11 +60,11 @@ def kernels(
 ) -> None:
     """Time every backend on one layer's attention over a stage's real batches."""
     read = the_recipe(recipe, root, changes)
-    from lmmkit import assemble
+    from lmmkit import build
+    from lmmkit.attention_benchmark import measure
     from lmmkit.errors import UserError
     from lmmkit.errors.commands import BENCH_NO_STAGE
-    from lmmkit.kernels import measure
-    from lmmkit.plan import facts
+    from lmmkit.plan import shapes
     from lmmkit.plan.prepare import prepare
 
     prepared = prepare(read, trust_files=trust_files)
@@ -63,9 +73,9 @@ def kernels(
         raise UserError(BENCH_NO_STAGE.at("--stage", got=f"`{stage}`", stages=", ".join(prepared.plans)))
     pipeline = prepared.pipeline(stage)
     batches = [b for i in range(min(steps, prepared.steps(stage))) for b in pipeline.step(i) if len(b)]
-    device = assemble.device_here()
-    dtype = assemble.compute_dtype(prepared.recipe, device)
-    shape = facts.decoder_shape(prepared.recipe, prepared.dims.vocab)
+    device = build.device_here()
+    dtype = build.compute_dtype(prepared.recipe, device)
+    shape = shapes.decoder_shape(prepared.recipe, prepared.dims.vocab)
     found = measure(shape, batches, device, dtype)
     if as_json:
         return print_json([asdict(each) for each in found])

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lmmkit.commands.common import Held, Trust, err, reporting
+from lmmkit.commands.support.common import Held, Trust, err, reporting
 
 
 @reporting
@@ -30,9 +30,9 @@ def chat(
     """Talk to a trained model about a picture."""
     import torch
 
-    from lmmkit.model.generate import Sampled, greedy
-    from lmmkit.sample import Turn
-    from lmmkit.speak import load
+    from lmmkit.api.sample import Turn
+    from lmmkit.inference.chat_model import load
+    from lmmkit.inference.generate import Sampled, greedy
 
     speaker = load(model, dtype=getattr(torch, dtype), trust_files=trust_files)
     draws = torch.Generator().manual_seed(seed)

@@ -8,7 +8,17 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from lmmkit.commands.common import Json, RecipePath, Root, Set, Trust, out, print_json, reporting, the_recipe
+from lmmkit.commands.support.common import (
+    Json,
+    RecipePath,
+    Root,
+    Set,
+    Trust,
+    out,
+    print_json,
+    reporting,
+    the_recipe,
+)
 
 TFLOPS = 400.0  # 40 % of an H100's 989 in bfloat16, an assumption
 
@@ -27,14 +37,14 @@ def check(
 ) -> None:
     """Check plan, rows, images, supervised share, tasks; estimate memory and tokens."""
     read = the_recipe(recipe, root, changes)
-    from lmmkit import assemble
-    from lmmkit.data.records import check_images, too_many
+    from lmmkit import build
+    from lmmkit.cost_estimate import estimate
+    from lmmkit.data.sources.records import check_images, too_many
     from lmmkit.errors import UserError, raise_all
-    from lmmkit.estimate import estimate
     from lmmkit.evaluate.checks import task_problems
     from lmmkit.plan.explain import plan_text
     from lmmkit.plan.prepare import prepare
-    from lmmkit.training.validate import validate_problems
+    from lmmkit.training.validation import validate_problems
 
     tasks = task_problems(read)
     try:
@@ -42,10 +52,10 @@ def check(
     except UserError as error:
         raise UserError([*error.problems, *tasks]) from error
     raise_all([*tasks, *validate_problems(prepared)])
-    device = assemble.device_here()
-    assemble.check_optimizers(read)
-    assemble.check_compiler(read, device)
-    assemble.check_origins(prepared.recipe, prepared.dims, prepared.origins, device)
+    device = build.device_here()
+    build.check_optimizers(read)
+    build.check_compiler(read, device)
+    build.check_origins(prepared.recipe, prepared.dims, prepared.origins, device)
     if images:
         raise_all(
             [p for records in prepared.sources.values() for p in too_many(records, check_images(records))]
@@ -56,7 +66,7 @@ def check(
     out.print(plan_text(prepared).rstrip())
     out.print(_table(stages))
     out.print(_memory(stages, tflops))
-    if narrow := assemble.frozen_narrow(read):
+    if narrow := build.frozen_narrow(read):
         out.print(f"frozen in bfloat16: {', '.join(narrow)}")
     for name, records in prepared.sources.items():
         turns = f", {records.dropped_turns} leading answers left out" if records.dropped_turns else ""

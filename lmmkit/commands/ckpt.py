@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from lmmkit.commands.common import Json, out, print_json, reporting
+from lmmkit.commands.support.common import Json, out, print_json, reporting
 from lmmkit.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, help="The checkpoints of a run.")
@@ -32,8 +32,8 @@ def verify(
 
     Exit code 2 if the newest is damaged, with --all if any is.
     """
-    from lmmkit.rundir import RunDir
-    from lmmkit.training.checkpoint import Verdict, verdicts
+    from lmmkit.runs.run_folder import RunDir
+    from lmmkit.training.checkpoint.read.read import Verdict, verdicts
 
     folder = RunDir.open(run)
     found: list[Verdict] = verdicts(folder, every=everything)

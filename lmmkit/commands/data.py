@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lmmkit.commands.common import (
+from lmmkit.commands.support.common import (
     Json,
     RecipePath,
     Root,
@@ -76,7 +76,7 @@ def show(
     from rich.markup import escape
 
     read = the_recipe(recipe, root, changes)
-    from lmmkit.commands._rows import pieces
+    from lmmkit.commands.support.token_pieces import pieces
     from lmmkit.errors import UserError
     from lmmkit.errors.data import NO_ROW
     from lmmkit.plan.prepare import prepare_bare
@@ -121,7 +121,7 @@ def check(
     Rows are read anew, whatever is known of them from before.
     """
     read = the_recipe(recipe, root, changes)
-    from lmmkit.commands._checked import Report, check_source
+    from lmmkit.commands.support.data_check import Report, check_source
     from lmmkit.errors import UserError, raise_all
 
     known_source(read, source)

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from lmmkit.commands.common import Json, out, print_json, reporting
+from lmmkit.commands.support.common import Json, out, print_json, reporting
 
 Side = Annotated[Path, typer.Argument(help="A recipe, or a run folder.")]
 
@@ -20,7 +20,7 @@ def diff(a: Side, b: Side, as_json: Json = False) -> None:
     from lmmkit.commands.recipes import find
     from lmmkit.recipe import diff as compare
     from lmmkit.recipe import read_recipe
-    from lmmkit.rundir import RunDir
+    from lmmkit.runs.run_folder import RunDir
 
     left, right = (read_recipe(RunDir(p).resolved if p.is_dir() else find(p)) for p in (a, b))
     found = compare(left, right)

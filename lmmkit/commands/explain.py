@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from lmmkit.commands.common import Json, out, print_json, reporting, safe
+from lmmkit.commands.support.common import Json, out, print_json, reporting, safe
 from lmmkit.errors import Code, UserError, all_codes, did_you_mean
 from lmmkit.errors.commands import EXPLAIN_UNKNOWN
 

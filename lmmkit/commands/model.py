@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 from rich.table import Table
 
-from lmmkit.commands.common import Json, out, print_json, reporting
+from lmmkit.commands.support.common import Json, out, print_json, reporting
 from lmmkit.recipe import flow_text
 
 app = typer.Typer(no_args_is_help=True, help="Models of others: read, write, look at.")
@@ -29,7 +29,7 @@ def import_(
     template: Annotated[str | None, typer.Option(help="What turns are wrapped in.")] = None,
 ) -> None:
     """Write a public model as a model folder of lmmkit's, value for value."""
-    from lmmkit.convert import import_model
+    from lmmkit.import_export import import_model
 
     parts = import_model(
         source, folder, vision=vision, base=base, allow_pickle=allow_pickle, template=template
@@ -57,7 +57,7 @@ def export(
     ] = None,
 ) -> None:
     """Write a model in a public format; `llava-hf` opens in transformers."""
-    from lmmkit.convert import HELD, export_model
+    from lmmkit.import_export import HELD, export_model
 
     export_model(model, folder, kind, dtype=HELD.get(dtype), base=base)
     out.print(f"{folder} holds {model} in the {kind} format.")
@@ -70,7 +70,7 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Print a model's architecture, parameters by part, type and size."""
-    from lmmkit.convert import show_model
+    from lmmkit.import_export import show_model
 
     found = show_model(model)
     if as_json:

@@ -8,7 +8,17 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from lmmkit.commands.common import Json, RecipePath, Root, Set, Trust, out, print_json, reporting, the_recipe
+from lmmkit.commands.support.common import (
+    Json,
+    RecipePath,
+    Root,
+    Set,
+    Trust,
+    out,
+    print_json,
+    reporting,
+    the_recipe,
+)
 
 app = typer.Typer(no_args_is_help=True, help="What plugins there are, and what they do to a recipe.")
 
@@ -17,7 +27,7 @@ app = typer.Typer(no_args_is_help=True, help="What plugins there are, and what t
 @reporting
 def list_(as_json: Json = False) -> None:
     """Components installed, by metadata alone: nothing is imported."""
-    from lmmkit.door import installed, origin
+    from lmmkit.registry import installed, origin
 
     found = {name: origin(point) for name, point in sorted(installed().items())}
     if as_json:
@@ -42,7 +52,7 @@ def explain(
     trust_files: Trust = False,
 ) -> None:
     """Print a component's settings, those of every component of a file, or a recipe's plan."""
-    from lmmkit.door import file_components, installed, open_door
+    from lmmkit.registry import file_components, installed, open_door
 
     file, _, only = what.partition(":")
     if file.endswith(".py"):

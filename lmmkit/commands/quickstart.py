@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from lmmkit.commands.common import err, out, reporting
+from lmmkit.commands.support.common import err, out, reporting
 from lmmkit.errors import UserError
 from lmmkit.errors.commands import QUICKSTART_NOT_EMPTY
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lmmkit.commands.common import Json, out, print_json, reporting
+from lmmkit.commands.support.common import Json, out, print_json, reporting
 from lmmkit.errors import UserError, did_you_mean
 from lmmkit.errors.commands import EXISTS, RECIPES_UNKNOWN
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lmmkit.commands.common import RecipePath, Root, Set, Trust, out, reporting, the_recipe
+from lmmkit.commands.support.common import RecipePath, Root, Set, Trust, out, reporting, the_recipe
 
 
 @reporting
@@ -27,7 +27,7 @@ def train(
     trust_files: Trust = False,
 ) -> None:
     """Train a recipe's stages and leave a run folder."""
-    from lmmkit.training.ranks import joined
+    from lmmkit.training.distributed.process_group import joined
 
     with joined() as ranks:
         read = the_recipe(recipe, root, changes)

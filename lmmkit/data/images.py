@@ -22,10 +22,10 @@ import torch
 from PIL import Image as Pil
 from torch import Tensor
 
-from lmmkit.dims import CLIP_MEAN, CLIP_STD, ImageSpec
+from lmmkit.api.model_info import CLIP_MEAN, CLIP_STD, ImageSpec
+from lmmkit.api.sample import Image, ImageShape
 from lmmkit.errors import UserError
 from lmmkit.errors.data import BROKEN, FORMAT, IMAGE_FILE, SHAPE, SIZE
-from lmmkit.sample import Image, ImageShape
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 40_000_000  # decoded; Pillow itself only warns below 90 million

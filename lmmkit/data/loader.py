@@ -21,9 +21,9 @@ import torch
 from torch.utils.data import Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from lmmkit.batch import Step
-from lmmkit.data.bad_rows import BadRow
+from lmmkit.api.batch import Step
 from lmmkit.data.pipeline import Pipeline
+from lmmkit.data.sources.bad_records import BadRow
 from lmmkit.errors import MachineError, Problem, UserError
 from lmmkit.errors.data import WORKER_DIED, WORKER_HUNG
 

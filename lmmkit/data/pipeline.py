@@ -11,19 +11,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from lmmkit.batch import Step
-from lmmkit.data.bad_rows import BadRow
-from lmmkit.data.chat import AfterEos, lay_out, lay_out_prompt
-from lmmkit.data.group import Grouped
-from lmmkit.data.order import Order, sample_rng
-from lmmkit.data.pack import LaidOut, Packer, Tree, Unreadable
-from lmmkit.data.records import Records
-from lmmkit.data.tokenizer import AnyTokenizer
+from lmmkit.api.batch import Step
+from lmmkit.api.components import AuxTask, TokenStrategy
+from lmmkit.api.layout import Layout, merge, rows, truncate
+from lmmkit.api.sample import Sample, View
+from lmmkit.data.chat_templates import AfterEos, lay_out, lay_out_prompt
+from lmmkit.data.length_grouping import Grouped
+from lmmkit.data.packing import LaidOut, Packer, Tree, Unreadable
+from lmmkit.data.sampler import Order, sample_rng
+from lmmkit.data.sources.bad_records import BadRow
+from lmmkit.data.sources.records import Records
+from lmmkit.data.text_tokenizers.choose import AnyTokenizer
 from lmmkit.errors import Problem, UserError
 from lmmkit.errors.data import CHANGED, RECORDS_FILE, TOO_LONG
-from lmmkit.parts import AuxTask, TokenStrategy
-from lmmkit.sample import Sample, View
-from lmmkit.spans import Layout, merge, rows, truncate
 
 LOST = (CHANGED.code, RECORDS_FILE.code)  # problems of the whole file, not of one record
 

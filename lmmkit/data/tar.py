@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from lmmkit.data.strict_json import open_regular
+from lmmkit.data.sources.json_stream import open_regular
 from lmmkit.errors import Problem, UserError
 
 BLOCK = 512

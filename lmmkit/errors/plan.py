@@ -177,7 +177,7 @@ DEAF = Code(
 )
 KIND = Code(
     "plugin/kind", cause="The plugin offers a component of a wrong kind.",
-    expected="a frozen dataclass derived from a component class of lmmkit.ext", hint="Correct the plugin.",
+    expected="a frozen dataclass derived from a component class of lmmkit.api", hint="Correct the plugin.",
 )
 MISSING_KEY = Code(
     "plugin/missing-key", cause="A plugin's required setting is missing.",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from lmmkit.api.sample import Sample
 from lmmkit.data.images import Blank
-from lmmkit.sample import Sample
 
 
 def blank(samples: Sequence[Sample], *, edit: Blank) -> list[Sample]:

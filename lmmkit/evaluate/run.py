@@ -9,19 +9,19 @@ from pathlib import Path
 
 import torch
 
-from lmmkit.data.pack import ReadsImages
-from lmmkit.data.records import Records, too_many
+from lmmkit.api.sample import Sample
+from lmmkit.data.packing import ReadsImages
+from lmmkit.data.sources.records import Records, too_many
 from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.evaluate.checks import choice_problems, task_problems
-from lmmkit.evaluate.tasks.exact_match import exact_match
-from lmmkit.evaluate.tasks.restore import restore
-from lmmkit.evaluate.tasks.terms import terms
-from lmmkit.files import read_json, write_json_atomic
+from lmmkit.evaluate.exact_match import exact_match
+from lmmkit.evaluate.restore import restore
+from lmmkit.evaluate.terms import terms
+from lmmkit.inference.chat_model import Speaker, find_model_folder, load
 from lmmkit.plan.prepare import open_sources
 from lmmkit.recipe import Recipe, Task
-from lmmkit.rundir import RunDir
-from lmmkit.sample import Sample
-from lmmkit.speak import Speaker, load, find_model_folder
+from lmmkit.runs.files import read_json, write_json_atomic
+from lmmkit.runs.run_folder import RunDir
 
 ROUND = 8  # rows that a rank reads between two looks at the others
 

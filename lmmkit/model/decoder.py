@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lmmkit.model.attend import Attend, Heads
+from lmmkit.attention.interface import Attend, Heads
 from lmmkit.model.layers import Block, Linear, RMSNorm, SelfAttention, SwiGLU
 from lmmkit.model.rope import Rope, rotary
 

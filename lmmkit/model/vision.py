@@ -14,9 +14,9 @@ from typing import Any, Literal, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from lmmkit.dims import ImageSpec, Resample
+from lmmkit.api.model_info import ImageSpec, Resample
+from lmmkit.attention.backends import Backend
 from lmmkit.errors import did_you_mean
-from lmmkit.model.attention import Backend
 from lmmkit.model.layers import ACTIVATIONS, FusedLinear, Linear
 
 

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from lmmkit.dims import Dims
+from lmmkit.api.components import AuxTask, Term, TokenStrategy
+from lmmkit.api.layout import Layout, Span, merge, rows, text
+from lmmkit.api.model_info import Dims
+from lmmkit.api.needs import AttnMass, Need, selector
+from lmmkit.api.sample import Image, Sample, Turn, View
+from lmmkit.attention.forest import roots
 from lmmkit.errors import Problem, did_you_mean
 from lmmkit.errors.plan import (
     LAYERS,
@@ -20,16 +25,11 @@ from lmmkit.errors.plan import (
     UNREAD_VIEW,
     UNWEIGHED,
 )
-from lmmkit.forest import roots
-from lmmkit.needs import AttnMass, Need, selector
-from lmmkit.parts import AuxTask, Term, TokenStrategy
-from lmmkit.plan.components import Parts
+from lmmkit.plan.instances import Parts
 from lmmkit.recipe import Recipe
-from lmmkit.sample import Image, Sample, Turn, View
-from lmmkit.spans import Layout, Span, merge, rows, text
 
 if TYPE_CHECKING:
-    from lmmkit.plan.compile import StagePlan
+    from lmmkit.plan.compile_plan import StagePlan
 
 
 PROBE = Sample(

@@ -7,15 +7,15 @@ import inspect
 from collections.abc import Iterable
 from itertools import islice
 
-from lmmkit.data.pack import LaidOut
-from lmmkit.door import Found, settings
-from lmmkit.needs import AttnMass, HiddenAt, HiddenMean, Need, Sel
-from lmmkit.parts import Component
-from lmmkit.plan.compile import StagePlan
-from lmmkit.plan.components import setting_types
+from lmmkit.api.components import Component
+from lmmkit.api.layout import Layout, Span
+from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Need, Sel
+from lmmkit.data.packing import LaidOut
+from lmmkit.plan.compile_plan import StagePlan
+from lmmkit.plan.instances import setting_types
 from lmmkit.plan.prepare import Prepared
 from lmmkit.recipe import Weight
-from lmmkit.spans import Layout, Span
+from lmmkit.registry import Found, settings
 
 
 def plan_text(prepared: Prepared) -> str:

@@ -7,21 +7,21 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar, cast
 
-from lmmkit.data.bad_rows import Policy
-from lmmkit.data.group import Grouped
+from lmmkit.api.model_info import Dims
 from lmmkit.data.images import ImageReader
-from lmmkit.data.order import Order
-from lmmkit.data.pack import Packer
+from lmmkit.data.length_grouping import Grouped
+from lmmkit.data.packing import Packer
 from lmmkit.data.pipeline import Pipeline, Views
-from lmmkit.data.records import Records, missing_images, open_records, too_many
-from lmmkit.data.tokenizer import AnyTokenizer, open_tokenizer
-from lmmkit.dims import Dims
+from lmmkit.data.sampler import Order
+from lmmkit.data.sources.bad_records import Policy
+from lmmkit.data.sources.records import Records, missing_images, open_records, too_many
+from lmmkit.data.text_tokenizers.choose import AnyTokenizer, open_tokenizer
 from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.errors.plan import NO_STEP, PLUGINS
-from lmmkit.plan import facts
-from lmmkit.plan.compile import StagePlan, compile_plan, speaking_plan
-from lmmkit.plan.components import Parts, build_parts
-from lmmkit.plan.origins import Origin, resolve
+from lmmkit.plan import shapes
+from lmmkit.plan.compile_plan import StagePlan, compile_plan, speaking_plan
+from lmmkit.plan.instances import Parts, build_parts
+from lmmkit.plan.pretrained import Origin, resolve
 from lmmkit.recipe import Batch, Recipe
 
 T = TypeVar("T")
@@ -158,7 +158,7 @@ def _prepare(
     resolved = _Tried(lambda: resolve(recipe, pickled=pickled))
     parts = _Tried(lambda: build_parts(recipe, trust_files=trust_files))
     sources = _Tried(lambda: open_sources(recipe, data))
-    dims = _Tried(lambda: facts.dims(resolved.value[0], tokenizer.value.size), resolved, tokenizer)
+    dims = _Tried(lambda: shapes.dims(resolved.value[0], tokenizer.value.size), resolved, tokenizer)
     plans = _Tried(lambda: plan(parts.value, dims.value), parts, dims)
     tried = (tokenizer, resolved, parts, sources, dims, plans)
     raise_all(problem for each in tried for problem in each.problems)

@@ -25,7 +25,6 @@ from lmmkit.recipe.model import (
     VisionScratch,
     VisionTimm,
 )
-from lmmkit.recipe.places import Places
 from lmmkit.recipe.read import (
     around,
     from_mapping,
@@ -35,6 +34,7 @@ from lmmkit.recipe.read import (
     vision_from_mapping,
 )
 from lmmkit.recipe.schema import Evaluate, Output, Parallel, Recipe, Speed, Task
+from lmmkit.recipe.source_positions import Places
 from lmmkit.recipe.stage import (
     Batch,
     Length,

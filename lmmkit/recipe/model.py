@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Tag
 
-from lmmkit.recipe import kinds as k
-from lmmkit.recipe.kinds import Says, section
+from lmmkit.recipe import field_types as k
+from lmmkit.recipe.field_types import Says, section
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

@@ -14,12 +14,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from lmmkit.errors import Problem, UserError, did_you_mean, raise_all
 from lmmkit.errors.recipe import EMPTY, FILE, NULL, SET, UNKNOWN_KEY, WRONG_TYPE
-from lmmkit.recipe import checks
-from lmmkit.recipe.model import Model, Vision, VisionFrom, VisionScratch, VisionTimm
-from lmmkit.recipe.places import Places
-from lmmkit.recipe.schema import HIDDEN, Recipe
-from lmmkit.recipe.tree import MAX_BYTES, Tree, parse
-from lmmkit.recipe.words import (
+from lmmkit.recipe import rules
+from lmmkit.recipe.error_messages import (
     UNKNOWN,
     child,
     describe,
@@ -29,6 +25,10 @@ from lmmkit.recipe.words import (
     tidy,
     unknown_key,
 )
+from lmmkit.recipe.model import Model, Vision, VisionFrom, VisionScratch, VisionTimm
+from lmmkit.recipe.schema import HIDDEN, Recipe
+from lmmkit.recipe.source_positions import Places
+from lmmkit.recipe.yaml_tree import MAX_BYTES, Tree, parse
 
 # below these, keys are a person's own names: --set must not make up a new one on its way
 _NAMED = ("plugins", "data", "stages", "evaluate.tasks")
@@ -229,8 +229,8 @@ def _cross(raw: dict, unknown: Sequence[str]) -> Iterator[Problem]:
             at = at.get(parent) if isinstance(at, dict) else None
         if isinstance(at, dict):
             at.pop(last, None)
-    names = checks.Names.of(raw)
-    for pattern, check in checks.RULES.items():
+    names = rules.Names.of(raw)
+    for pattern, check in rules.RULES.items():
         for key, part, hint in _parts(raw, Recipe, pattern.split("."), ""):
             try:
                 value = _adapter(hint).validate_python(part)

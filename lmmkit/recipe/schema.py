@@ -14,10 +14,10 @@ from typing import Annotated, Literal
 
 from annotated_types import MinLen
 
-from lmmkit.recipe import kinds as k
-from lmmkit.recipe.kinds import Says, section
+from lmmkit.recipe import field_types as k
+from lmmkit.recipe.field_types import Says, section
 from lmmkit.recipe.model import Model, Numerics
-from lmmkit.recipe.places import Places
+from lmmkit.recipe.source_positions import Places
 from lmmkit.recipe.stage import Source, Stage
 
 

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 from annotated_types import MinLen
 from pydantic import BeforeValidator
 
-from lmmkit.recipe import kinds as k
-from lmmkit.recipe.kinds import Says, section
+from lmmkit.recipe import field_types as k
+from lmmkit.recipe.field_types import Says, section
 from lmmkit.recipe.model import ImageShape, TemplateName
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from rich.table import Table
 
-from lmmkit.files import write_json_atomic
-from lmmkit.rundir import RunDir
+from lmmkit.runs.files import write_json_atomic
+from lmmkit.runs.run_folder import RunDir
 
 
 def summarise(folder: Path, names: Sequence[str], *, wall_seconds: float) -> dict:

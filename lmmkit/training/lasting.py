@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from lmmkit.training.parts import Held, Mark, Part
+from lmmkit.training.checkpoint.read.tensor_files import Held, Mark, Part
 
 
 class Written(NamedTuple):

@@ -17,12 +17,12 @@ import torch
 
 from lmmkit.errors import Problem, raise_all
 from lmmkit.errors.training import CHANGED
-from lmmkit.files import read_json, write_json_atomic, write_text_atomic
 from lmmkit.plan.explain import plan_text
 from lmmkit.plan.prepare import Prepared
 from lmmkit.recipe import diff, digest, dump, read_recipe
-from lmmkit.rundir import RunDir
-from lmmkit.training.log import MetricsLog
+from lmmkit.runs.files import read_json, write_json_atomic, write_text_atomic
+from lmmkit.runs.run_folder import RunDir
+from lmmkit.training.monitoring.metrics_log import MetricsLog
 
 ACCEPT = "--accept-data-change"
 

@@ -10,30 +10,31 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lmmkit import assemble
+from lmmkit import build
+from lmmkit.cost_estimate import checkpoint_bytes
 from lmmkit.errors import UserError, raise_all
 from lmmkit.errors.training import DIFFER, FOLDER, NO_STAGE, NO_START, OPTION
-from lmmkit.estimate import checkpoint_bytes
-from lmmkit.model import lora
+from lmmkit.model.transforms import lora
 from lmmkit.objective import Objective
 from lmmkit.plan.prepare import Prepared, prepare
 from lmmkit.recipe import Recipe, digest, read_recipe, to_mapping
-from lmmkit.rundir import RunDir
-from lmmkit.runlock import lock
-from lmmkit.training import checkpoint, shard, store
+from lmmkit.runs.run_folder import RunDir
+from lmmkit.runs.run_lock import lock
 from lmmkit.training import resume as resuming
-from lmmkit.training.checked import state_of
-from lmmkit.training.due import Position
-from lmmkit.training.log import Board, MetricsLog, Silence
-from lmmkit.training.loop import run_stage
-from lmmkit.training.models import build_unsharded, gathered, save_model
-from lmmkit.training.ranks import Ranks, joined
-from lmmkit.training.repeatable import repeatable
-from lmmkit.training.rng import seed_stage
+from lmmkit.training.checkpoint.read import read, write
+from lmmkit.training.checkpoint.read.rng import seed_stage
+from lmmkit.training.checkpoint.read.state_dict import restore
+from lmmkit.training.checkpoint.read.validate_state import state_of
+from lmmkit.training.distributed import fsdp
+from lmmkit.training.distributed.process_group import Ranks, joined
+from lmmkit.training.monitoring.determinism import repeatable
+from lmmkit.training.monitoring.metrics_log import Board, MetricsLog, Silence
+from lmmkit.training.save_models import build_unsharded, gathered, save_model
 from lmmkit.training.signals import Interrupted, Stop
-from lmmkit.training.state import restore
-from lmmkit.training.validate import validate_problems
-from lmmkit.weights import own
+from lmmkit.training.stage_loop import run_stage
+from lmmkit.training.triggers import Position
+from lmmkit.training.validation import validate_problems
+from lmmkit.weights import model_folder
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def train(
     with joined() as ranks, Stop() as stop:
         try:
             with _preparing(stop, ranks):
-                shard.check_world(recipe, ranks)
+                fsdp.check_world(recipe, ranks)
                 prepared, device = _prepare(recipe, trust_files)
                 run = RunDir(out)
                 if ranks.first:
@@ -97,11 +98,11 @@ def _prepare(recipe: Recipe, trust_files: bool) -> tuple[Prepared, torch.device]
     """All that can fail before a folder is made."""
     prepared = prepare(recipe, trust_files=trust_files)
     raise_all(validate_problems(prepared))
-    device = assemble.device_here()
-    assemble.backend(recipe, device)
-    assemble.check_optimizers(recipe)
-    assemble.check_compiler(recipe, device)
-    assemble.check_origins(prepared.recipe, prepared.dims, prepared.origins, device)
+    device = build.device_here()
+    build.backend(recipe, device)
+    build.check_optimizers(recipe)
+    build.check_compiler(recipe, device)
+    build.check_origins(prepared.recipe, prepared.dims, prepared.origins, device)
     return prepared, device
 
 
@@ -116,8 +117,8 @@ def _train(
     with _preparing(stop, ranks):
         changed = _open(prepared, run, ranks, source, accept_data) if ranks.first else []
         _check_together(ranks, run, prepared)
-        saved = checkpoint.latest(run, ranks) if resume else None
-        loaded = checkpoint.load(saved, verified=True, ranks=ranks) if saved else None
+        saved = read.latest(run, ranks) if resume else None
+        loaded = read.load(saved, verified=True, ranks=ranks) if saved else None
         position, before = _first(prepared, stage), {}
         if saved is not None and loaded is not None:
             position, before = state_of(loaded, saved, recipe, prepared.steps)
@@ -141,7 +142,7 @@ def _train(
             if fresh:
                 position = Position(name, position.step, 0)
                 seed_stage(recipe.seed, name, ranks.rank)
-            optimizer = assemble.optimizer(objective, recipe.stages[name], learns)
+            optimizer = build.optimizer(objective, recipe.stages[name], learns)
             if saved is not None and loaded is not None and not fresh:
                 restore(objective, optimizer, loaded, saved)
                 if not loaded.rng:
@@ -164,18 +165,18 @@ def _open(
     prepared: Prepared, run: RunDir, ranks: Ranks, source: str | None, accept_data: bool
 ) -> list[resuming.Change]:
     """Clears what a killed process left, and begins the run, or tells how it has changed."""
-    for note in store.sweep(run):
+    for note in write.sweep(run):
         ranks.note(note)
     run.clear_temporary()
     for name in prepared.recipe.stages:
-        own.clear(run.model(name))
-        own.clear(run.best(name))
+        model_folder.clear(run.model(name))
+        model_folder.clear(run.best(name))
     changed = []
     if run.is_run:
         changed = resuming.changes(run, prepared, accept_data=accept_data)
     else:
         resuming.begin(run, prepared, source)
-    store.check_space(run, checkpoint_bytes(prepared), keep=prepared.recipe.output.keep)
+    write.check_space(run, checkpoint_bytes(prepared), keep=prepared.recipe.output.keep)
     return changed
 
 
@@ -194,12 +195,12 @@ def _begin(
         if fresh:
             _start(objective, prepared, run, name)
         stage = prepared.recipe.stages[name]
-        learns = assemble.set_stage(objective, prepared.plans[name], stage, seed=prepared.recipe.seed)
+        learns = build.set_stage(objective, prepared.plans[name], stage, seed=prepared.recipe.seed)
     if ranks.alone:
         assert objective is not None
         return objective, learns
-    own, learns = shard.sharded(prepared, name, ranks, device)
-    shard.hand_out(objective, own)
+    own, learns = fsdp.sharded(prepared, name, ranks, device)
+    fsdp.hand_out(objective, own)
     return own, learns
 
 
@@ -276,6 +277,6 @@ def _start(objective: Objective, prepared: Prepared, run: RunDir, stage: str) ->
     if folder is None:
         return
     _require_start(prepared.recipe, stage, folder)
-    own.config_of(folder)
-    for name in assemble.start(objective, folder):
+    model_folder.config_of(folder)
+    for name in build.start(objective, folder):
         print(f"note: {name} is not in {folder}; it begins at its initial draw", file=sys.stderr)

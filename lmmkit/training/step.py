@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lmmkit.batch import Batch, Step
+from lmmkit.api.batch import Batch, Step
 from lmmkit.objective import Objective, Outcome, add_counts, total
 from lmmkit.recipe import Optim
-from lmmkit.training.ranks import ALONE, Ranks
-from lmmkit.training.shard import exchange, whole
+from lmmkit.training.distributed.fsdp import exchange, whole
+from lmmkit.training.distributed.process_group import ALONE, Ranks
 
 BY_SOURCE = "loss/"
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from lmmkit.errors import UserError
 from lmmkit.errors.weights import WEIGHTS_CONFIG
-from lmmkit.files import read_json
+from lmmkit.runs.files import read_json
 
 BLOCKS = 256  # LLaMA-405B has 126; each is built, on meta, to be checked
 _MISSING = object()

@@ -10,7 +10,7 @@ from lmmkit.errors.weights import ARCHITECTURE
 from lmmkit.model.decoder import DecoderShape
 from lmmkit.model.rope import Rope
 from lmmkit.weights.config import BLOCKS, Config
-from lmmkit.weights.keys import Table
+from lmmkit.weights.name_maps import Table
 
 LLAMA: Table = (
     ("embed.weight", "model.embed_tokens.weight"),

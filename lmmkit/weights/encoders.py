@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lmmkit.dims import CLIP_MEAN, CLIP_STD, ImageSpec
+from lmmkit.api.model_info import CLIP_MEAN, CLIP_STD, ImageSpec
 from lmmkit.errors import UserError
 from lmmkit.errors.weights import ARCHITECTURE, FEATURE_LAYER
-from lmmkit.files import read_json
 from lmmkit.model.vision import VisionShape
+from lmmkit.runs.files import read_json
 from lmmkit.weights.config import BLOCKS, Config
-from lmmkit.weights.keys import Table
+from lmmkit.weights.name_maps import Table
 
 VIT: Table = (
     ("class_token[0]", "embeddings.class_embedding"),

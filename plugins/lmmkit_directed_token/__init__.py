@@ -7,7 +7,7 @@ image and the text, and a task reads its last hidden state. Ablation 8 moves it.
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from lmmkit.ext import Dims, Insert, LearnedTokens, TokenStrategy, View, hookimpl
+from lmmkit.api import Dims, Insert, LearnedTokens, TokenStrategy, View, hookimpl
 
 
 @dataclass(frozen=True, kw_only=True)

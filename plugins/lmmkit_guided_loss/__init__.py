@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lmmkit.ext import AttnMass, Batch, Ctx, Loss, Reading, Sel, hookimpl
+from lmmkit.api import AttnMass, Batch, Ctx, Loss, Reading, Sel, hookimpl
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """The two order-reconstruction tasks of Direct-LLaVA (arXiv 2508.14264): of images and of text."""
 
-from lmmkit.ext import hookimpl
+from lmmkit.api import hookimpl
 
 from .image_order import ImageOrder
 from .text_order import TextOrder

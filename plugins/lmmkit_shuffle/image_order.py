@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmmkit.ext import AuxTask, Ctx, Dims, HiddenAt, HiddenMean, Reading, Sample, Sel, View
+from lmmkit.api import AuxTask, Ctx, Dims, HiddenAt, HiddenMean, Reading, Sample, Sel, View
 
 from .permutations import permutations
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from lmmkit.ext import AuxTask, Sample, Turn, View
+from lmmkit.api import AuxTask, Sample, Turn, View
 
 
 @dataclass(frozen=True, kw_only=True)

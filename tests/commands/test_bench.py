@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from lmmkit import kernels
+from lmmkit import attention_benchmark
 from tests.commands.test_cli import recipe, run  # noqa: F401 (a fixture)
 
 
@@ -25,7 +25,7 @@ def test_kernels_measures_all_that_run_against_float64(recipe, scenes):  # noqa:
 
 
 def test_a_map_that_is_too_large_is_left_out_with_its_size(recipe, scenes, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(kernels, "MOST_MAP", 1)
+    monkeypatch.setattr(attention_benchmark, "MOST_MAP", 1)
     text = run("bench", "kernels", recipe, "--root", scenes, "--stage", "finetune")
     assert "eager left out: its map of" in text
 

@@ -6,10 +6,10 @@ import json
 
 import pytest
 import torch
+from lmmkit.training.checkpoint.read.rng import rng_state
 
-from lmmkit.rundir import RunDir
-from lmmkit.training import store
-from lmmkit.training.rng import rng_state
+from lmmkit.runs.run_folder import RunDir
+from lmmkit.training.checkpoint.read import write
 from tests.commands.test_cli import run as lmmkit
 
 
@@ -19,7 +19,7 @@ def run(tmp_path):
     run.path.mkdir()
     run.run_json.write_text("{}")
     for step in (1, 2, 3):
-        store.save(run, step, {"w": torch.full((50,), float(step))}, {}, keep=3, rng=rng_state())
+        write.save(run, step, {"w": torch.full((50,), float(step))}, {}, keep=3, rng=rng_state())
     return run
 
 

@@ -196,7 +196,7 @@ def test_the_components_of_a_file_are_explained_where_it_is_trusted(tmp_path):
         "from __future__ import annotations\n"
         "from dataclasses import dataclass\n"
         "from typing import Literal\n"
-        "from lmmkit.ext import Loss, hookimpl\n"
+        "from lmmkit.api import Loss, hookimpl\n"
         "@dataclass(frozen=True, kw_only=True)\n"
         "class Mine(Loss):\n"
         "    'Words of mine.'\n"

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from lmmkit.commands.common import show
+from lmmkit.commands.support.common import show
 from lmmkit.errors import Problem, UserError, all_codes
 from lmmkit.errors.weights import MISMATCH, MISSING, PICKLE, SHARD
 from tests.commands.test_cli import run

@@ -8,16 +8,16 @@ from dataclasses import replace
 
 import pytest
 
-from lmmkit.data.bad_rows import BadRow, Ledger, Policy
 from lmmkit.data.loader import load_steps
-from lmmkit.data.records import open_records
+from lmmkit.data.sources.bad_records import BadRow, Ledger, Policy
+from lmmkit.data.sources.records import open_records
 from lmmkit.errors import MachineError, Problem, UserError
-from lmmkit.files import read_jsonl
 from lmmkit.plan.prepare import prepare
-from lmmkit.rundir import RunDir
-from lmmkit.training.reading import saving
+from lmmkit.runs.files import read_jsonl
+from lmmkit.runs.run_folder import RunDir
 from lmmkit.training.run import train
 from lmmkit.training.signals import ignore_in_worker
+from lmmkit.training.stage_data import saving
 from tests.conftest import PLAIN
 from tests.data.test_records import GOOD
 

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmmkit.data.chat import AFTER_EOS, VICUNA_SYSTEM, lay_out, lay_out_prompt
-from lmmkit.data.text import Tokenizer
+from lmmkit.api.layout import prompt, rows
+from lmmkit.api.sample import Image, Sample, Turn
+from lmmkit.data.chat_templates import AFTER_EOS, VICUNA_SYSTEM, lay_out, lay_out_prompt
+from lmmkit.data.text_tokenizers.sentencepiece_tokenizer import Tokenizer
 from lmmkit.errors import UserError
-from lmmkit.sample import Image, Sample, Turn
-from lmmkit.spans import prompt, rows
 from tests.llama_pieces import SPACE, llama_like, processor
 
 REAL = os.environ.get("LMMKIT_LLAMA_TOKENIZER")

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 import pytest
 
 from lmmkit.data.images import FORMATS, check_header, read_image
-from lmmkit.data.json_rows import row_of, stream
-from lmmkit.data.records import Policy, open_records
-from lmmkit.data.rows import RowReader, measure
+from lmmkit.data.sources.json_records import row_of, stream
+from lmmkit.data.sources.record_parser import RowReader, measure
+from lmmkit.data.sources.records import Policy, open_records
 from lmmkit.errors import UserError
 from tests.data.test_images import SPEC, flat, paletted, picture
 from tests.data.test_records import GOOD, mutate, said

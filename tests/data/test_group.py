@@ -6,8 +6,8 @@ import random
 import numpy as np
 import pytest
 
-from lmmkit.data.group import WINDOW, Grouped
-from lmmkit.data.order import Order
+from lmmkit.data.length_grouping import WINDOW, Grouped
+from lmmkit.data.sampler import Order
 
 SAMPLES = 4
 

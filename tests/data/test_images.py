@@ -12,6 +12,8 @@ import pytest
 import torch
 from PIL import Image as Pil
 
+from lmmkit.api.model_info import CLIP_MEAN, ImageSpec
+from lmmkit.api.sample import Image
 from lmmkit.data.images import (
     FORMATS,
     MAX_BYTES,
@@ -22,9 +24,7 @@ from lmmkit.data.images import (
     normalise,
     read_image,
 )
-from lmmkit.dims import CLIP_MEAN, ImageSpec
 from lmmkit.errors import UserError
-from lmmkit.sample import Image
 from tests.reference import show
 
 SPEC = ImageSpec(size=48, grid=(4, 4), width=8)

@@ -9,11 +9,11 @@ import shutil
 import numpy as np
 import pytest
 
-from lmmkit.data import index, json_file, strict_json
-from lmmkit.data.index import Index, load
-from lmmkit.data.json_rows import Row, row_of, stream
-from lmmkit.data.records import open_records
-from lmmkit.data.rows import RowReader, measure, measured
+from lmmkit.data.sources import index_cache, json_stream, llava_json
+from lmmkit.data.sources.index_cache import Index, load
+from lmmkit.data.sources.json_records import Row, row_of, stream
+from lmmkit.data.sources.record_parser import RowReader, measure, measured
+from lmmkit.data.sources.records import open_records
 from lmmkit.errors import UserError
 from tests.data.test_records import GOOD, mutate, said
 
@@ -45,7 +45,7 @@ def never(*args):
 
 def test_a_second_opening_makes_no_pass(tmp_path, cache, monkeypatch):
     first = list(opened(tmp_path, ROWS))
-    monkeypatch.setattr(json_file._Pass, "index", never)
+    monkeypatch.setattr(llava_json._Pass, "index", never)
     again = opened(tmp_path)
     assert list(again) == first
     assert len(list(cache.iterdir())) == 1
@@ -98,7 +98,7 @@ def test_an_index_that_lies_is_a_problem_and_no_more(tmp_path, cache):
         rows = told.arrays["rows"].copy()
         rows[name] = value
         meta = {key: kept for key, kept in told.meta.items() if key != "files"}
-        index._save(Index(meta, {**told.arrays, "rows": rows}), cache, folder)
+        index_cache._save(Index(meta, {**told.arrays, "rows": rows}), cache, folder)
         records = opened(tmp_path)
         if name == "line":
             assert records[0].key == "s:7"
@@ -146,7 +146,7 @@ def test_without_a_place_for_it_the_index_stays_in_memory(tmp_path, monkeypatch,
 
 @pytest.mark.parametrize("block", [1, 7, 64, 2**20])
 def test_read_in_pieces_a_file_has_the_same_rows(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(strict_json, "BLOCK", block)
+    monkeypatch.setattr(json_stream, "BLOCK", block)
     for name, text in (
         ("a.json", json.dumps(ROWS, ensure_ascii=False, indent=1)),
         ("a.jsonl", "\n\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS)),
@@ -199,9 +199,9 @@ def test_words_are_counted_as_llava_counts_them(tmp_path, cache):
 
 
 def test_a_row_without_end_is_refused_and_not_read_forever(tmp_path, monkeypatch):
-    monkeypatch.setattr("lmmkit.data.json_rows.MAX_ROW", 1000)
-    monkeypatch.setattr(strict_json, "MAX_ROW", 1000)
-    monkeypatch.setattr(strict_json, "BLOCK", 100)
+    monkeypatch.setattr("lmmkit.data.sources.json_records.MAX_ROW", 1000)
+    monkeypatch.setattr(json_stream, "MAX_ROW", 1000)
+    monkeypatch.setattr(json_stream, "BLOCK", 100)
     (tmp_path / "a.jsonl").write_text('{"id": "' + "x" * 10_000)
     (tmp_path / "a.json").write_text('[{"id": "' + "x" * 10_000)
     for name in ("a.jsonl", "a.json"):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmmkit.data.order import Order, sample_rng
+from lmmkit.data.sampler import Order, sample_rng
 from lmmkit.errors import UserError
 
 FIRST = [35, 38, 31, 21, 3, 30, 34, 20]

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lmmkit.api.layout import rows, text
+from lmmkit.attention.backends import Eager, Sdpa
 from lmmkit.data.pipeline import cut
-from lmmkit.model.attention import Eager, Sdpa
-from lmmkit.spans import rows, text
 from tests import paper
 from tests.paper import CAPTIONS, CHATS, chat, packer, trees
 from tests.tiny import SPEC, image, laid_out, random_ids, read, read64, tiny_lmm, whole

@@ -8,9 +8,9 @@ import random
 import pytest
 from PIL import Image as Pil
 
-from lmmkit.data.records import check_images, missing_images, open_records
+from lmmkit.api.sample import Image, Turn
+from lmmkit.data.sources.records import check_images, missing_images, open_records
 from lmmkit.errors import UserError
-from lmmkit.sample import Image, Turn
 
 HUMAN, GPT = {"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}
 GOOD = {"id": "7", "image": "a.png", "conversations": [HUMAN, GPT]}

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lmmkit.data.images import read_image
-from lmmkit.data.records import check_images, missing_images, open_records
+from lmmkit.data.sources.records import check_images, missing_images, open_records
 from lmmkit.data.tar import members
 from lmmkit.errors import UserError
 from lmmkit.plan.prepare import prepare

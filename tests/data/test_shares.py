@@ -8,8 +8,8 @@ from typing import Any, cast
 import pytest
 
 from lmmkit.data.loader import load_steps
-from lmmkit.data.order import Order
 from lmmkit.data.pipeline import Pipeline
+from lmmkit.data.sampler import Order
 from lmmkit.training.signals import ignore_in_worker
 
 TOTAL, SAMPLES, STEPS = 103, 10, 11

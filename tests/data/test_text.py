@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmmkit.data.text import Tokenizer
+from lmmkit.data.text_tokenizers.sentencepiece_tokenizer import Tokenizer
 from lmmkit.errors import UserError
 from tests.llama_pieces import SPACE, llama_like, processor, write_llama_like
 

@@ -17,12 +17,12 @@ import transformers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmmkit.data.chat import default_template, lay_out, lay_out_prompt, response_end
-from lmmkit.data.text import Tokenizer
-from lmmkit.data.tiktoken_file import CONTROLS, SPLIT, open_tiktoken
-from lmmkit.data.tokenizer import open_tokenizer
+from lmmkit.api.sample import Image, Sample, Turn
+from lmmkit.data.chat_templates import default_template, lay_out, lay_out_prompt, response_end
+from lmmkit.data.text_tokenizers.choose import open_tokenizer
+from lmmkit.data.text_tokenizers.sentencepiece_tokenizer import Tokenizer
+from lmmkit.data.text_tokenizers.tiktoken_tokenizer import CONTROLS, SPLIT, open_tiktoken
 from lmmkit.errors import UserError
-from lmmkit.sample import Image, Sample, Turn
 
 WORDS = (Path(__file__).parent.parent.parent / "README.md").read_text().split("\n")
 LLAMA3 = SPLIT.replace(r"|\p{N}|", r"|\p{N}{1,3}|")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from lmmkit.api.sample import Image, Sample, Turn
 from lmmkit.data.images import Blank
 from lmmkit.evaluate.checks import choice_problems, task_problems
 from lmmkit.evaluate.controls import blank, swapped
+from lmmkit.evaluate.exact_match import exact_match
+from lmmkit.evaluate.restore import restore
 from lmmkit.evaluate.stats import mean_with_interval
-from lmmkit.evaluate.tasks.exact_match import exact_match
-from lmmkit.evaluate.tasks.restore import restore
-from lmmkit.sample import Image, Sample, Turn
 
 
 def test_without_clusters_the_interval_is_the_binomial_one():
@@ -102,7 +102,7 @@ class StubSpeaker:
 
     class prepared:
         class dims:
-            from lmmkit.dims import ImageSpec
+            from lmmkit.api.model_info import ImageSpec
 
             image = ImageSpec(size=8, grid=(1, 1), width=1)
 
@@ -132,7 +132,7 @@ def test_restore_scores_what_was_written():
 
     from lmmkit_shuffle.text_order import TextOrder
 
-    from lmmkit.sample import View
+    from lmmkit.api.sample import View
 
     task = TextOrder(name="text_order")
 

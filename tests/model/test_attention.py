@@ -6,10 +6,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lmmkit.calls import Sight
-from lmmkit.forest import roots
-from lmmkit.model.attend import Heads
-from lmmkit.model.attention import Eager, NoBackend, Sdpa, Xformers, backends, choose, log_choice
+from lmmkit.attention.backends import Eager, NoBackend, Sdpa, Xformers, backends, choose, log_choice
+from lmmkit.attention.forest import roots
+from lmmkit.attention.interface import Heads
+from lmmkit.attention.schedule import Sight
 from tests import reference
 from tests.attention_cases import (
     CASES,

@@ -9,11 +9,11 @@ import sys
 import pytest
 import torch
 
-from lmmkit import assemble
+from lmmkit import build
 from lmmkit.errors import MachineError
-from lmmkit.model import compiled, lora
+from lmmkit.model.transforms import compiled, lora
 from lmmkit.recipe import Speed
-from lmmkit.rundir import RunDir
+from lmmkit.runs.run_folder import RunDir
 from lmmkit.training.run import train
 from tests import paper, world
 from tests.reference import off, show
@@ -40,7 +40,7 @@ def graphs(monkeypatch):
 
 def figures(made, batches, speed: Speed):
     made.train()
-    assemble.set_layers(made, speed)
+    build.set_layers(made, speed)
     sums, gradients = paper.learned(made, batches)
     return {**sums, **{name: g.clone() for name, g in gradients.items() if g is not None}}
 
@@ -108,7 +108,7 @@ def test_inductor_says_the_same(monkeypatch):
 
 @pytest.mark.slow
 def test_without_a_compiler_the_reason_is_given(tmp_path):
-    code = "import torch; from lmmkit.model.compiled import why_not; print(why_not(torch.device('cpu')))"
+    code = "import torch; from lmmkit.model.transforms.compiled import why_not; print(why_not(torch.device('cpu')))"
     env = os.environ | {"CXX": "/no/such/compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
     said = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert said.stdout.strip() and len(said.stdout.strip().splitlines()) == 1

@@ -13,9 +13,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from lmmkit.calls import Sight
-from lmmkit.forest import roots
-from lmmkit.model.attention import Eager, Sdpa
+from lmmkit.attention.backends import Eager, Sdpa
+from lmmkit.attention.forest import roots
+from lmmkit.attention.schedule import Sight
 from lmmkit.model.decoder import Decoder, DecoderShape
 from lmmkit.model.init import init
 from lmmkit.model.rope import Rope

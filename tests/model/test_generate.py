@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lmmkit.model.attention import Eager, Sdpa
-from lmmkit.model.generate import Sampled, generate, greedy
+from lmmkit.attention.backends import Eager, Sdpa
+from lmmkit.inference.generate import Sampled, generate, greedy
 from tests import hf_weights, reference
 from tests.reference import off, show
 from tests.tiny import TEXT, packed, prompt, random_ids, read64, text_batch, tiny_lmm

@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from lmmkit.batch import Fill
-from lmmkit.calls import Sight
-from lmmkit.model.attention import Eager, Sdpa
-from lmmkit.model.lmm import LMM, Connector
+from lmmkit.api.batch import Fill
+from lmmkit.attention.backends import Eager, Sdpa
+from lmmkit.attention.schedule import Sight
+from lmmkit.model.vlm import LMM, Connector
 from tests import hf_weights
 from tests.reference import off, show
 from tests.tiny import (

@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lmmkit.calls import Sight
-from lmmkit.model import lora
-from lmmkit.model.attention import Eager
+from lmmkit.attention.backends import Eager
+from lmmkit.attention.schedule import Sight
 from lmmkit.model.decoder import Decoder, DecoderShape
 from lmmkit.model.init import init
+from lmmkit.model.transforms import lora
 from tests.forests import roots
 
 SHAPE = DecoderShape(

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from lmmkit.model import lora
 from lmmkit.model.decoder import Decoder
 from lmmkit.model.layers import FusedLinear
-from lmmkit.model.narrow import hold_narrow
+from lmmkit.model.transforms import lora
+from lmmkit.model.transforms.frozen_bf16 import hold_narrow
 from lmmkit.objective import Objective
 from tests import paper
 from tests.tiny import TEXT, read

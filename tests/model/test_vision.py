@@ -7,8 +7,8 @@ import timm
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
 
-from lmmkit.dims import ImageSpec
-from lmmkit.model.attention import Eager, Sdpa
+from lmmkit.api.model_info import ImageSpec
+from lmmkit.attention.backends import Eager, Sdpa
 from lmmkit.model.vision import TimmViT, VisionShape, ViT, open_timm
 from tests import hf_weights
 from tests.reference import off, show

@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 
 from lmmkit.errors import UserError
-from lmmkit.plan.components import type_text
+from lmmkit.plan.instances import type_text
 from lmmkit.plan.prepare import prepare, prepare_bare
 from tests.conftest import DIRECT, PLAIN
 
@@ -165,7 +165,7 @@ def test_a_local_file_runs_only_when_trusted(tiny, scenes, tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
         "from dataclasses import dataclass\n"
-        "from lmmkit.ext import AttnMass, Loss, Sel, hookimpl\n"
+        "from lmmkit.api import AttnMass, Loss, Sel, hookimpl\n"
         "@dataclass(frozen=True, kw_only=True)\n"
         "class Mine(Loss):\n"
         "    power: float = 2.0\n"
@@ -191,11 +191,11 @@ def test_a_local_file_runs_only_when_trusted(tiny, scenes, tmp_path):
         ("raise RuntimeError('no')", "plugin/broken"),
         ("def lmmkit_components():\n    return {}", "plugin/unmarked"),
         (
-            "from lmmkit.ext import hookimpl\n@hookimpl\ndef lmmkit_component():\n    return {}",
+            "from lmmkit.api import hookimpl\n@hookimpl\ndef lmmkit_component():\n    return {}",
             "plugin/bad-hook",
         ),
         (
-            "from lmmkit.ext import hookimpl\n@hookimpl\ndef lmmkit_components():\n    return {'mine': int}",
+            "from lmmkit.api import hookimpl\n@hookimpl\ndef lmmkit_components():\n    return {'mine': int}",
             "plugin/kind",
         ),
         ("x = 1", "plugin/absent"),

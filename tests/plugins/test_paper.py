@@ -14,10 +14,10 @@ from lmmkit_shuffle.image_order import ImageOrder, Shuffle
 from lmmkit_shuffle.permutations import permutations
 from lmmkit_shuffle.text_order import TextOrder
 
-from lmmkit.batch import Pick
-from lmmkit.calls import Sight
-from lmmkit.ext import Batch, Ctx, Dims, Image, ImageSpec, Sample, Turn
-from lmmkit.forest import roots
+from lmmkit.api import Batch, Ctx, Dims, Image, ImageSpec, Sample, Turn
+from lmmkit.api.batch import Pick
+from lmmkit.attention.forest import roots
+from lmmkit.attention.schedule import Sight
 
 SAMPLE = Sample(
     key="s", images=(Image("a.jpg"), Image("b.jpg")),

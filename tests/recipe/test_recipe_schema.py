@@ -8,9 +8,9 @@ import pytest
 
 from lmmkit.errors import UserError
 from lmmkit.recipe import Recipe, Weight, from_mapping, read_text, to_mapping
-from lmmkit.recipe.tree import parse
-from lmmkit.recipe.words import UNKNOWN, child, keys_of, plain_hint
+from lmmkit.recipe.error_messages import UNKNOWN, child, keys_of, plain_hint
 from lmmkit.recipe.write import yaml_text
+from lmmkit.recipe.yaml_tree import parse
 from tests.recipe.examples import PRETRAINED, SCRATCH
 
 WRONG = {

@@ -20,7 +20,7 @@ from lmmkit.recipe import (
     section_class,
     to_mapping,
 )
-from lmmkit.recipe.tree import parse
+from lmmkit.recipe.yaml_tree import parse
 from tests.recipe.examples import PRETRAINED, SCRATCH
 
 

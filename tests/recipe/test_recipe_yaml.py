@@ -4,7 +4,7 @@ import pytest
 
 from lmmkit.errors import UserError
 from lmmkit.recipe import read_recipe, read_text
-from lmmkit.recipe.tree import parse, resolve
+from lmmkit.recipe.yaml_tree import parse, resolve
 from tests.recipe.examples import PRETRAINED, SCRATCH
 
 

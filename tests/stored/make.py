@@ -16,12 +16,12 @@ import tempfile
 from pathlib import Path
 
 import torch
+from lmmkit.training.checkpoint.read.manifest import _version
 
 from lmmkit.recipe import read_recipe
-from lmmkit.rundir import RunDir
+from lmmkit.runs.run_folder import RunDir
 from lmmkit.scenes import write_scenes
-from lmmkit.training import checkpoint
-from lmmkit.training.manifest import _version
+from lmmkit.training.checkpoint.read import read
 from lmmkit.training.run import train
 from tests.test_golden import kind
 
@@ -83,7 +83,7 @@ def main() -> None:
         identity = json.loads(run.run_json.read_text()) | {"root": "."}  # no machine's folders
         kept.run_json.write_text(json.dumps(identity, indent=2) + "\n")
         lines = run.read_metrics()
-    assert checkpoint.step_of(checkpoint.latest(kept)) == STOPPED and len(lines) == STEPS
+    assert read.step_of(read.latest(kept)) == STOPPED and len(lines) == STEPS
     losses = {"on": kind(), "losses": [line["loss"].hex() for line in lines[STOPPED:]]}
     (folder / "losses.json").write_text(json.dumps(losses, indent=1) + "\n")
 

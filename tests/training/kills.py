@@ -11,19 +11,20 @@ from dataclasses import dataclass
 
 import torch
 
-from lmmkit import files
 from lmmkit.data import loader
 from lmmkit.recipe import Recipe
-from lmmkit.rundir import RunDir
-from lmmkit.training import checkpoint, log, manifest, store
+from lmmkit.runs import files
+from lmmkit.runs.run_folder import RunDir
+from lmmkit.training.checkpoint.read import manifest, read, write
+from lmmkit.training.monitoring import metrics_log
 from lmmkit.training.run import train
 from lmmkit.training.signals import exit_code
-from lmmkit.weights import own
+from lmmkit.weights import model_folder
 
 CRASHED = 77
 TIMES = ("seconds", "tokens_per_second", "val/seconds")
-WITH_POINTS = (files, store, own, log)
-WITH_SYNC = (files, store, own)
+WITH_POINTS = (files, write, model_folder, metrics_log)
+WITH_SYNC = (files, write, model_folder)
 
 
 def start(recipe: Recipe, out, point: Callable[[str], None] = lambda name: None) -> int:
@@ -110,15 +111,15 @@ class Witness:
     complete: int = 0
 
     def look(self) -> None:
-        steps = checkpoint.steps(self.run)
+        steps = read.steps(self.run)
         assert not [p for path in steps for p in manifest.verify(path)], "a corrupt checkpoint"
         assert len(steps) >= min(self.complete, 2), "fewer than two, where two were"
         self.complete = max(self.complete, len(steps))
-        path = checkpoint.latest(self.run)
-        step = checkpoint.step_of(path) if path is not None else -1
+        path = read.latest(self.run)
+        step = read.step_of(path) if path is not None else -1
         assert step >= self.newest, "the newest checkpoint is gone"
         if path is not None:
-            assert checkpoint.load(path, verified=True).state["position"]["step"] == step
+            assert read.load(path, verified=True).state["position"]["step"] == step
         self.newest = step
 
 

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from lmmkit.errors import UserError
-from lmmkit.files import read_jsonl
-from lmmkit.rundir import RunDir
-from lmmkit.training import checkpoint, loop
-from lmmkit.training.anomalies import IN_A_ROW, MANY, WINDOW, Watch
-from lmmkit.training.log import MetricsLog
+from lmmkit.runs.files import read_jsonl
+from lmmkit.runs.run_folder import RunDir
+from lmmkit.training import stage_loop
+from lmmkit.training.checkpoint.read import read
+from lmmkit.training.monitoring.anomalies import IN_A_ROW, MANY, WINDOW, Watch
+from lmmkit.training.monitoring.metrics_log import MetricsLog
 from lmmkit.training.run import train
 from lmmkit.training.step import Report, run_step
 from tests.conftest import PLAIN
@@ -55,7 +56,7 @@ def spoil(monkeypatch, bad, *, gradient=False):
         after[number] = bits(objective, optimizer)
         return out
 
-    monkeypatch.setattr(loop, "run_step", spoilt)
+    monkeypatch.setattr(stage_loop, "run_step", spoilt)
     return before, after, rows
 
 
@@ -107,9 +108,9 @@ def test_three_in_a_row_end_the_run_with_unharmed_weights(tiny, tmp_path, monkey
         train(recipe, out=tmp_path / "run")
     assert error.value.exit_code == 2 and "captions:" in error.value.problems[0].got
     run = RunDir(tmp_path / "run")
-    saved = checkpoint.latest(run)
-    assert saved is not None and checkpoint.step_of(saved) == 5
-    tensors = checkpoint.load(saved).tensors
+    saved = read.latest(run)
+    assert saved is not None and read.step_of(saved) == 5
+    tensors = read.load(saved).tensors
     named = {
         k.removeprefix("model."): t.numpy().tobytes() for k, t in tensors.items() if k.startswith("model.")
     }
@@ -125,16 +126,16 @@ def test_a_first_step_that_is_not_finite_can_be_resumed_from(tiny, tmp_path, mon
     spoil(monkeypatch, {1})
     whole = train(recipe, out=tmp_path / "whole").run
     spoil(monkeypatch, {1})
-    spoilt = loop.run_step
+    spoilt = stage_loop.run_step
 
     def then_stop(*args, **kwargs):
         os.kill(os.getpid(), signal.SIGTERM)
         return spoilt(*args, **kwargs)
 
-    monkeypatch.setattr(loop, "run_step", then_stop)
+    monkeypatch.setattr(stage_loop, "run_step", then_stop)
     run = train(recipe, out=tmp_path / "run").run
     monkeypatch.undo()
-    assert checkpoint.step_of(checkpoint.latest(run)) == 1
+    assert read.step_of(read.latest(run)) == 1
     train(recipe, out=run.path, resume=True)
     assert [x["loss"] for x in run.read_metrics()] == [x["loss"] for x in whole.read_metrics()]
     assert run.anomalies.read_text() == whole.anomalies.read_text()
@@ -145,7 +146,7 @@ def test_anomalies_after_a_resume_read_as_if_nothing_had_happened(tiny, tmp_path
     spoil(monkeypatch, {2, 5})
     whole = train(recipe, out=tmp_path / "whole").run
     spoil(monkeypatch, {2, 5})
-    patched, calls = loop.run_step, []
+    patched, calls = stage_loop.run_step, []
 
     def dies(*args, **kwargs):
         calls.append(1)
@@ -153,7 +154,7 @@ def test_anomalies_after_a_resume_read_as_if_nothing_had_happened(tiny, tmp_path
             raise KeyboardInterrupt
         return patched(*args, **kwargs)
 
-    monkeypatch.setattr(loop, "run_step", dies)
+    monkeypatch.setattr(stage_loop, "run_step", dies)
     with pytest.raises(KeyboardInterrupt):
         train(recipe, out=tmp_path / "run")
     run = RunDir(tmp_path / "run")

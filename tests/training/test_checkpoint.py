@@ -11,12 +11,12 @@ import time
 
 import pytest
 import torch
+from lmmkit.training.checkpoint.read.rng import rng_state, set_rng_state
 
 from lmmkit.errors import MachineError, UserError
-from lmmkit.files import fsync
-from lmmkit.rundir import RunDir
-from lmmkit.training import checkpoint, manifest, store
-from lmmkit.training.rng import rng_state, set_rng_state
+from lmmkit.runs.files import fsync
+from lmmkit.runs.run_folder import RunDir
+from lmmkit.training.checkpoint.read import manifest, read, write
 
 CRASHED = 77
 
@@ -34,11 +34,11 @@ def tensors_of(step):
 
 def save(run, step, keep=2):
     state = {"step": step, "nested": {"worst": float("inf")}}
-    return store.save(run, step, tensors_of(step), state, keep=keep, rng=rng_state())
+    return write.save(run, step, tensors_of(step), state, keep=keep, rng=rng_state())
 
 
 def assert_exact(path):
-    found = checkpoint.load(path)
+    found = read.load(path)
     want = tensors_of(found.step)
     assert found.state["step"] == found.step
     assert found.tensors.keys() == want.keys()
@@ -49,7 +49,7 @@ def assert_exact(path):
 
 
 def sound_steps(run):
-    return [checkpoint.step_of(p) for p in checkpoint.steps(run) if not manifest.verify(p)]
+    return [read.step_of(p) for p in read.steps(run) if not manifest.verify(p)]
 
 
 @pytest.fixture
@@ -62,8 +62,8 @@ def run(tmp_path):
 @pytest.fixture(autouse=True)
 def small_and_quick(monkeypatch):
     """Several shards; no waiting for the disk, which only a power cut would tell apart."""
-    monkeypatch.setattr(store, "SHARD_BYTES", 90)
-    monkeypatch.setattr(store, "fsync", lambda path: os.stat(path))
+    monkeypatch.setattr(write, "SHARD_BYTES", 90)
+    monkeypatch.setattr(write, "fsync", lambda path: os.stat(path))
 
 
 def crash_at(number):
@@ -78,13 +78,13 @@ def crash_at(number):
 
 
 def test_what_is_saved_comes_back(run, monkeypatch):
-    monkeypatch.setattr(store, "fsync", fsync)
+    monkeypatch.setattr(write, "fsync", fsync)
     torch.manual_seed(1)
     state = {"list": [1, 2.5, None], "text": "x", "worst": float("-inf")}
-    path = store.save(run, 7, tensors_of(7), state, keep=2, rng=rng_state())
+    path = write.save(run, 7, tensors_of(7), state, keep=2, rng=rng_state())
     drawn = torch.rand(5)
-    assert path == run.checkpoints / "step-00000007" == checkpoint.latest(run)
-    found = checkpoint.load(path, verified=True)
+    assert path == run.checkpoints / "step-00000007" == read.latest(run)
+    found = read.load(path, verified=True)
     assert found.state == state
     assert all(torch.equal(v, found.tensors[k]) for k, v in tensors_of(7).items())
     assert len(list(path.glob("shard-*"))) > 1
@@ -94,8 +94,8 @@ def test_what_is_saved_comes_back(run, monkeypatch):
 
 
 def test_no_tensors_at_all(run):
-    path = store.save(run, 0, {}, {}, keep=2, rng=rng_state())
-    assert checkpoint.load(path).tensors == {}
+    path = write.save(run, 0, {}, {}, keep=2, rng=rng_state())
+    assert read.load(path).tensors == {}
 
 
 def test_bad_arguments_touch_nothing(run):
@@ -103,11 +103,11 @@ def test_bad_arguments_touch_nothing(run):
         options = {"keep": 2, "step": 1} | wrong
         step, keep = options["step"], options["keep"]
         with pytest.raises(ValueError):
-            store.save(run, step, {}, {}, keep=keep, rng=rng_state())
+            write.save(run, step, {}, {}, keep=keep, rng=rng_state())
     with pytest.raises(TypeError, match=r"state\.groups\[0\]"):
-        store.save(run, 1, {}, {"groups": [{0: 1}]}, keep=2, rng=rng_state())
+        write.save(run, 1, {}, {"groups": [{0: 1}]}, keep=2, rng=rng_state())
     with pytest.raises(TypeError):
-        store.save(run, 1, {}, {"x": object()}, keep=2, rng=rng_state())
+        write.save(run, 1, {}, {"x": object()}, keep=2, rng=rng_state())
     assert not run.checkpoints.exists()
 
 
@@ -115,7 +115,7 @@ def test_order_of_writes(run, monkeypatch):
     save(run, 1)
     save(run, 2)
     names = []
-    monkeypatch.setattr(store, "io_point", names.append)
+    monkeypatch.setattr(write, "io_point", names.append)
     save(run, 3)
     files = [f"shard-{n:05d}.safetensors" for n in range(len(list(run.path.rglob("*3/shard-*"))))]
     files += ["rng-rank00000.safetensors", "state.json", "manifest.json"]
@@ -142,11 +142,11 @@ def test_crash_at_every_point_of_a_save(run, forked, monkeypatch):
     shutil.copytree(run.path, pristine)
     points = []
     with monkeypatch.context() as recording:
-        recording.setattr(store, "io_point", points.append)
+        recording.setattr(write, "io_point", points.append)
         save(run, 3)
 
     def crash(number):
-        monkeypatch.setattr(store, "io_point", crash_at(number))
+        monkeypatch.setattr(write, "io_point", crash_at(number))
         save(run, 3)
 
     code, number, published = CRASHED, 0, 0
@@ -156,12 +156,12 @@ def test_crash_at_every_point_of_a_save(run, forked, monkeypatch):
         code = forked(lambda number=number: crash(number))
         steps = sound_steps(run)
         assert len(steps) >= 2, number
-        assert assert_exact(checkpoint.latest(run)) == steps[0] >= 2
-        store.sweep(run)
+        assert assert_exact(read.latest(run)) == steps[0] >= 2
+        write.sweep(run)
         assert not list(run.checkpoints.glob(".*")), number
         published += 3 in sound_steps(run)
         save(run, 4)
-        assert assert_exact(checkpoint.latest(run)) == 4
+        assert assert_exact(read.latest(run)) == 4
         number += 1
     assert code == 0
     assert number == len(points) + 1
@@ -174,12 +174,12 @@ def test_crash_at_every_point_of_saving_a_step_anew(run, forked, monkeypatch):
     shutil.copytree(run.path, pristine)
 
     def crash(number):
-        monkeypatch.setattr(store, "io_point", crash_at(number))
+        monkeypatch.setattr(write, "io_point", crash_at(number))
         save(run, 9)
 
     def crash_in_sweep(number):
-        monkeypatch.setattr(store, "io_point", crash_at(number))
-        store.sweep(run)
+        monkeypatch.setattr(write, "io_point", crash_at(number))
+        write.sweep(run)
 
     code, number = CRASHED, 0
     while code == CRASHED:
@@ -189,8 +189,8 @@ def test_crash_at_every_point_of_saving_a_step_anew(run, forked, monkeypatch):
         for point in range(4):  # the next start dies as well, a little later each time
             if forked(lambda point=point: crash_in_sweep(point)) == 0:
                 break
-        store.sweep(run)
-        assert assert_exact(checkpoint.latest(run)) == 9, number
+        write.sweep(run)
+        assert assert_exact(read.latest(run)) == 9, number
         assert not list(run.checkpoints.glob(".*")), number
         number += 1
     assert code == 0
@@ -215,10 +215,10 @@ def test_kill_at_random_moments(run, fork):
         time.sleep(rng.uniform(0.005, 0.05))
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-        found = assert_exact(checkpoint.latest(run))
+        found = assert_exact(read.latest(run))
         assert found >= newest
-        store.sweep(run)
-        newest = assert_exact(checkpoint.latest(run))
+        write.sweep(run)
+        newest = assert_exact(read.latest(run))
     assert newest > 1
     assert not list(run.checkpoints.glob(".*"))
 
@@ -252,13 +252,13 @@ def test_all_damage_is_found(run, kind):
     for _ in range(60 if kind == "flip" else 15):
         name = damage(newest, kind, rng)
         with pytest.raises(UserError):
-            checkpoint.load(newest)
-        path, notices = checkpoint.newest(run)
+            read.load(newest)
+        path, notices = read.newest(run)
         assert assert_exact(path) == 1
         assert any(name in problem.where for problem in notices)
         shutil.rmtree(newest)
         shutil.copytree(good, newest)
-    assert assert_exact(checkpoint.latest(run)) == 2
+    assert assert_exact(read.latest(run)) == 2
 
 
 def test_every_bit_of_the_manifest_counts(run):
@@ -275,17 +275,17 @@ def test_every_bit_of_the_manifest_counts(run):
 def test_a_damaged_step_is_loud_and_can_be_saved_anew(run, caplog):
     save(run, 1)
     (save(run, 2) / "state.json").write_text("{}")
-    assert checkpoint.step_of(checkpoint.latest(run)) == 1
+    assert read.step_of(read.latest(run)) == 1
     assert "step-00000002/state.json" in caplog.text
     save(run, 2)
-    assert assert_exact(checkpoint.latest(run)) == 2
+    assert assert_exact(read.latest(run)) == 2
 
 
 def test_all_damaged_is_an_error_not_a_fresh_start(run):
-    assert checkpoint.latest(run) is None
+    assert read.latest(run) is None
     (save(run, 1) / "manifest.json").unlink()
     with pytest.raises(UserError, match="checkpoint/damaged"):
-        checkpoint.latest(run)
+        read.latest(run)
 
 
 def test_a_forged_manifest_leads_nowhere(run):
@@ -299,10 +299,10 @@ def test_a_forged_manifest_leads_nowhere(run):
         signed["crc32"] = manifest.zlib.crc32(manifest._encode(signed))
         (folder / manifest.NAME).write_bytes(manifest._encode(signed))
         with pytest.raises(UserError):
-            checkpoint.load(folder)
+            read.load(folder)
     (folder / manifest.NAME).write_bytes(b"[" * 100_000)
     with pytest.raises(UserError):
-        checkpoint.load(folder)
+        read.load(folder)
 
 
 def test_other_schema_names_the_writer(run):
@@ -311,7 +311,7 @@ def test_other_schema_names_the_writer(run):
     body["crc32"] = manifest.zlib.crc32(manifest._encode(body))
     (folder / manifest.NAME).write_bytes(manifest._encode(body))
     with pytest.raises(UserError, match=r"schema 99.*torch"):
-        checkpoint.load(folder)
+        read.load(folder)
 
 
 def test_mismatches_name_every_tensor(run):
@@ -343,8 +343,8 @@ def test_decoys_and_leftovers(run):
         (folder / name).mkdir()
         (folder / name / "shard-00000.safetensors").write_text("half")
     (folder / ".trash-file").write_text("x")
-    assert assert_exact(checkpoint.latest(run)) == 1
-    notes = "\n".join(store.sweep(run))
+    assert assert_exact(read.latest(run)) == 1
+    notes = "\n".join(write.sweep(run))
     assert notes.count("removed") == 3
     assert notes.count("ignored") == len(decoys) + 2
     assert {p.name for p in folder.iterdir()} == {
@@ -358,14 +358,14 @@ def test_decoys_and_leftovers(run):
 
 def test_sweep_finishes_a_save_that_lacks_only_its_name(run):
     save(run, 1).rename(run.checkpoints / ".tmp-00000001-0a")
-    assert checkpoint.latest(run) is None
-    assert "finished step-00000001" in store.sweep(run)[0]
-    assert assert_exact(checkpoint.latest(run)) == 1
-    assert store.sweep(run) == ()
+    assert read.latest(run) is None
+    assert "finished step-00000001" in write.sweep(run)[0]
+    assert assert_exact(read.latest(run)) == 1
+    assert write.sweep(run) == ()
 
 
 def test_sweep_of_a_run_without_checkpoints(run):
-    assert store.sweep(run) == ()
+    assert write.sweep(run) == ()
 
 
 def test_disk_full_loses_nothing(run, forked, capfd):
@@ -375,28 +375,28 @@ def test_disk_full_loses_nothing(run, forked, capfd):
     def fill():
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
         try:
-            store.save(run, 2, big, {}, keep=2, rng=rng_state())
+            write.save(run, 2, big, {}, keep=2, rng=rng_state())
         except MachineError as error:
             print(error)
             return error.exit_code
 
     assert forked(fill) == 3
-    assert assert_exact(checkpoint.latest(run)) == 1
+    assert assert_exact(read.latest(run)) == 1
     assert [p.name for p in run.checkpoints.iterdir()] == ["step-00000001"]
 
 
 def test_disk_full_message(run, monkeypatch):
     save(run, 1)
-    monkeypatch.setattr(store, "_free", lambda folder: 10)
+    monkeypatch.setattr(write, "_free", lambda folder: 10)
     with pytest.raises(MachineError) as caught:
         save(run, 2)
     text = str(caught.value)
     assert "step-00000002" in text and "bytes needed, 10 free" in text and "No space" in text
     with pytest.raises(MachineError, match="330 bytes needed"):
-        store.check_space(RunDir(run.path / "other"), 100, keep=2)
+        write.check_space(RunDir(run.path / "other"), 100, keep=2)
     monkeypatch.undo()
-    store.check_space(run, 100, keep=2)
-    assert assert_exact(checkpoint.latest(run)) == 1
+    write.check_space(run, 100, keep=2)
+    assert assert_exact(read.latest(run)) == 1
 
 
 def test_a_read_only_disk_is_told_at_the_start(run, monkeypatch):
@@ -408,7 +408,7 @@ def test_a_read_only_disk_is_told_at_the_start(run, monkeypatch):
     for name in ("write_bytes", "unlink"):
         monkeypatch.setattr(type(run.path), name, read_only)
     with pytest.raises(MachineError, match="Read-only"):
-        store.check_space(run, 100, keep=2)
+        write.check_space(run, 100, keep=2)
 
 
 def test_a_folder_that_takes_no_write_is_told_at_the_start(run, monkeypatch):
@@ -417,9 +417,9 @@ def test_a_folder_that_takes_no_write_is_told_at_the_start(run, monkeypatch):
     def over_quota(path):
         raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
-    monkeypatch.setattr(store, "fsync", over_quota)
+    monkeypatch.setattr(write, "fsync", over_quota)
     with pytest.raises(MachineError, match="quota"):
-        store.check_space(run, 100, keep=2)
+        write.check_space(run, 100, keep=2)
     assert not list(run.path.glob(".*.tmp"))
 
 
@@ -431,13 +431,13 @@ def test_failing_io_keeps_the_step_that_was_there(run, monkeypatch, fails):
         if name == fails:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store, "io_point", point)
+    monkeypatch.setattr(write, "io_point", point)
     for step in (1, 2):
         with pytest.raises(MachineError, match="No space"):
             save(run, step)
         assert [p.name for p in run.checkpoints.iterdir()] == ["step-00000001"]
     monkeypatch.undo()
-    assert assert_exact(checkpoint.latest(run)) == 1
+    assert assert_exact(read.latest(run)) == 1
 
 
 def test_failing_prune_fails_nothing(run, monkeypatch, caplog):
@@ -448,7 +448,7 @@ def test_failing_prune_fails_nothing(run, monkeypatch, caplog):
         if name == "prune":
             raise OSError(13, "Permission denied")
 
-    monkeypatch.setattr(store, "io_point", point)
+    monkeypatch.setattr(write, "io_point", point)
     assert assert_exact(save(run, 3)) == 3
     assert "could not prune" in caplog.text
 

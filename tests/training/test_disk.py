@@ -8,14 +8,14 @@ import resource
 
 import pytest
 import torch
+from lmmkit.training.checkpoint.read.rng import rng_state
 
 from lmmkit.errors import MachineError
-from lmmkit.rundir import RunDir
-from lmmkit.training import checkpoint, store
-from lmmkit.training.memory import telling_room
-from lmmkit.training.rng import rng_state
+from lmmkit.runs.run_folder import RunDir
+from lmmkit.training.checkpoint.read import read, write
+from lmmkit.training.monitoring.out_of_memory import telling_room
 from lmmkit.training.run import train
-from lmmkit.weights import own
+from lmmkit.weights import model_folder
 from tests.conftest import PLAIN
 from tests.training.kills import end, figures, start
 
@@ -32,11 +32,11 @@ def fail_saves(monkeypatch, numbers, code=errno.ENOSPC):
         if name == "write state.json" and next(counted) in numbers:
             raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(store, "io_point", point)
+    monkeypatch.setattr(write, "io_point", point)
 
 
 def steps(run: RunDir) -> list[int]:
-    return sorted(checkpoint.step_of(path) for path in run.checkpoints.glob("step-*"))
+    return sorted(read.step_of(path) for path in run.checkpoints.glob("step-*"))
 
 
 def test_two_saves_in_a_row_may_fail(tiny, tmp_path, monkeypatch, capsys):
@@ -82,7 +82,7 @@ def test_a_file_size_limit_is_met_like_a_full_disk(tiny, tmp_path, since, throug
 
 def test_a_model_folder_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
     folder = tmp_path / "model" / "stage"
-    write = lambda value: own.write(
+    write = lambda value: model_folder.write(
         folder, {"w": torch.full((3,), value)}, config={}, recipe=None, tokenizer=None
     )
     write(1.0)
@@ -91,11 +91,11 @@ def test_a_model_folder_that_cannot_be_written_leaves_the_one_before(tmp_path, m
         if name == failing:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(own, "io_point", point)
+    monkeypatch.setattr(model_folder, "io_point", point)
     for failing in ("write model.safetensors", "set the model aside", "publish the model"):
         with pytest.raises(MachineError, match="model/cannot-write"):
             write(2.0)
-        assert own.tensors(folder, ["w"])["w"].tolist() == [1.0] * 3, failing
+        assert model_folder.tensors(folder, ["w"])["w"].tolist() == [1.0] * 3, failing
         assert [path.name for path in folder.parent.iterdir()] == ["stage"]
 
 
@@ -116,17 +116,17 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_gone_on_from(tiny, tmp_
     train(recipe, out=run.path, resume=True)
     assert f"{newest.name}/{file.name}" in caplog.text and "passed over" in caplog.text
     assert figures(run) == whole and steps(run) == [6, 7]
-    assert checkpoint.newest(run).notices == (), "saved anew"
+    assert read.newest(run).notices == (), "saved anew"
 
 
 def test_order_is_by_step_whatever_the_clock_says(tmp_path, monkeypatch):
     run = RunDir(tmp_path)
     for step in (1, 2, 3):
-        path = store.save(run, step, {"w": torch.zeros(1)}, {}, keep=3, rng=rng_state())
+        path = write.save(run, step, {"w": torch.zeros(1)}, {}, keep=3, rng=rng_state())
         for file in (path, *path.iterdir()):
             os.utime(file, (10**9 - step * 10**6,) * 2)
-    assert checkpoint.step_of(checkpoint.latest(run)) == 3
-    store.save(run, 4, {"w": torch.zeros(1)}, {}, keep=2, rng=rng_state())
+    assert read.step_of(read.latest(run)) == 3
+    write.save(run, 4, {"w": torch.zeros(1)}, {}, keep=2, rng=rng_state())
     assert steps(run) == [3, 4]
 
 
@@ -135,12 +135,12 @@ def test_order_is_by_step_whatever_the_clock_says(tmp_path, monkeypatch):
                RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried")],
 )  # fmt: skip
 def test_out_of_memory_tells_the_step_and_the_keys_to_change(tiny, tmp_path, monkeypatch, raised):
-    from lmmkit.training import loop
+    from lmmkit.training import stage_loop
 
     def full(*args, **kwargs):
         raise raised
 
-    monkeypatch.setattr(loop, "run_step", full)
+    monkeypatch.setattr(stage_loop, "run_step", full)
     with pytest.raises(MachineError, match="train/out-of-memory") as error:
         train(tiny(*SHORT, text=PLAIN), out=tmp_path / "run")
     (problem,) = error.value.problems

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 import lmmkit
-from lmmkit import assemble
-from lmmkit.rundir import RunDir
-from lmmkit.training import checkpoint
+from lmmkit import build
+from lmmkit.runs.run_folder import RunDir
+from lmmkit.training.checkpoint.read import read
 from lmmkit.training.run import train
 from tests.conftest import PLAIN
 from tests.training.test_public_start import LORA, public, tensors
@@ -69,7 +69,7 @@ def test_a_lean_run_resumes_bit_for_bit_and_keeps_no_slots_for_the_frozen(lean, 
     part = RunDir(tmp_path / "part")
     shutil.rmtree(part.model("finetune"))
     shutil.rmtree(sorted((part.path / "checkpoints").iterdir())[-1])
-    saved = checkpoint.latest(part)
+    saved = read.latest(part)
     held = {k: t for shard in saved.glob("shard-*.safetensors") for k, t in load_file(shard).items()}
     slots = {name for name in held if name.startswith("optim.")}
     assert slots and all(".lora." in name or "lmm.connector." in name for name in slots)
@@ -82,7 +82,7 @@ def test_a_lean_run_resumes_bit_for_bit_and_keeps_no_slots_for_the_frozen(lean, 
 
 def test_what_a_later_stage_trains_is_never_rounded(public, tiny, tmp_path):
     recipe = tiny(*public[1], PROJECTOR, WHOLE, FROZEN, text=PLAIN)
-    assert assemble.frozen_narrow(recipe) == ("vision",)
+    assert build.frozen_narrow(recipe) == ("vision",)
     run = train(recipe, out=tmp_path / "run").run
     before, first, last = source(public[0]), tensors(run.path, "pretrain"), tensors(run.path, "finetune")
     for name in MATRIX:
@@ -101,8 +101,8 @@ def test_what_a_later_stage_trains_is_never_rounded(public, tiny, tmp_path):
     ],
 )  # fmt: skip
 def test_only_parts_that_no_stage_trains_are_narrow(tiny, overrides, narrow):
-    assert assemble.frozen_narrow(tiny(*overrides, FROZEN)) == narrow
-    assert assemble.frozen_narrow(tiny(*overrides)) == ()
+    assert build.frozen_narrow(tiny(*overrides, FROZEN)) == narrow
+    assert build.frozen_narrow(tiny(*overrides)) == ()
 
 
 def test_a_part_that_is_drawn_is_drawn_wide_and_then_rounded(tiny, tmp_path):

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from lmmkit.rundir import RunDir
+from lmmkit.runs.run_folder import RunDir
 from tests.conftest import PLAIN
 from tests.training.kills import CRASHED, Witness, assert_same, dies_at, end, kill_after, points_of, start
 

@@ -6,12 +6,12 @@ import os
 
 import pytest
 import torch
+from lmmkit.training.checkpoint.read.saver import Saver
 
-from lmmkit.rundir import RunDir
-from lmmkit.training import checkpoint, manifest, store
-from lmmkit.training.ranks import ALONE
+from lmmkit.runs.run_folder import RunDir
+from lmmkit.training.checkpoint.read import manifest, read, write
+from lmmkit.training.distributed.process_group import ALONE
 from lmmkit.training.run import train
-from lmmkit.training.saver import Saver
 from tests import world
 from tests.conftest import PLAIN
 
@@ -55,7 +55,7 @@ def test_neighbours_share_no_file_and_every_checkpoint_is_whole(run, beside):
     for step in (1, 2, 3, 4):
         path = run.checkpoints / f"step-{step:08d}"
         assert not manifest.verify(path)
-        tensors = checkpoint.load(path).tensors
+        tensors = read.load(path).tensors
         assert torch.equal(tensors["base"], base) and torch.equal(tensors["other"], torch.ones(2, 3))
         assert torch.equal(tensors["learns"], torch.full((3,), step - 1.0))
 
@@ -66,8 +66,8 @@ def test_damage_to_a_file_leaves_the_checkpoint_before_whole(run):
     with newest.open("r+b") as file:
         file.seek(-1, os.SEEK_END)
         file.write(b"\xff")
-    found = checkpoint.latest(run)
-    assert found is not None and checkpoint.step_of(found) == 4
+    found = read.latest(run)
+    assert found is not None and read.step_of(found) == 4
 
 
 def test_what_was_written_to_after_all_is_written_anew(run):
@@ -77,7 +77,7 @@ def test_what_was_written_to_after_all_is_written_anew(run):
 
     base = saved(run, 3, before=move)
     assert not set(inodes(run, 3)) & {*inodes(run, 1), *inodes(run, 2)}
-    assert torch.equal(checkpoint.load(run.checkpoints / "step-00000003").tensors["base"], base)
+    assert torch.equal(read.load(run.checkpoints / "step-00000003").tensors["base"], base)
 
 
 @pytest.mark.parametrize("fault", ["no links", "cut short", "gone"])
@@ -86,7 +86,7 @@ def test_where_a_link_cannot_be_the_file_is_written(run, monkeypatch, fault):
         raise OSError("Operation not permitted")
 
     if fault == "no links":
-        monkeypatch.setattr(store.os, "link", refuse)
+        monkeypatch.setattr(write.os, "link", refuse)
 
     def spoil(step, base):
         if step == 3 and fault != "no links":
@@ -101,8 +101,8 @@ def test_where_a_link_cannot_be_the_file_is_written(run, monkeypatch, fault):
 
 def test_no_room_is_asked_for_what_is_linked(run, monkeypatch):
     seen = []
-    make = store._make
-    monkeypatch.setattr(store, "_make", lambda *args: (seen.append(args[-1]), make(*args)))
+    make = write._make
+    monkeypatch.setattr(write, "_make", lambda *args: (seen.append(args[-1]), make(*args)))
     saved(run, 3)
     assert seen[0] == seen[1] == seen[2] + 4 * (6 + 6)
 
@@ -119,7 +119,7 @@ def test_a_run_links_what_a_stage_does_not_train_and_resumes_from_it(tiny, tmp_p
     aside, path = tmp_path / "step-00000004", run.checkpoints / "step-00000004"
     path.rename(aside)
     train(recipe, out=run.path, stage="pretrain", resume=True)
-    again, before = (checkpoint.load(each).tensors for each in (path, aside))
+    again, before = (read.load(each).tensors for each in (path, aside))
     assert list(again) == list(before) and all(torch.equal(again[key], before[key]) for key in again)
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from lmmkit.errors import MachineError, UserError
-from lmmkit.files import read_jsonl
-from lmmkit.training.log import Board, MetricsLog, Progress, duration
+from lmmkit.runs.files import read_jsonl
+from lmmkit.training.monitoring.metrics_log import Board, MetricsLog, Progress, duration
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lmmkit import assemble
+from lmmkit import build
 from lmmkit.errors import MachineError
 from lmmkit.recipe import read_text
-from lmmkit.rundir import RunDir
-from lmmkit.training import checkpoint, state
+from lmmkit.runs.run_folder import RunDir
+from lmmkit.training.checkpoint.read import read, state_dict
 from lmmkit.training.run import train
 from tests.commands.test_cli import run as command
 from tests.conftest import DIRECT, PLAIN
@@ -34,7 +34,7 @@ def held(folder) -> dict[str, torch.Tensor]:
 
 
 def test_moments_of_matrices_take_one_byte_each(finished):
-    slots = held(checkpoint.latest(finished[1]))
+    slots = held(read.latest(finished[1]))
     sizes: dict[str, int] = {}
     for name, tensor in slots.items():
         if name.startswith("optim.") and ".step" not in name:
@@ -75,7 +75,7 @@ def test_a_run_with_eight_bits_resumes_bit_for_bit(finished, tmp_path):
     shutil.rmtree(sorted((part.path / "checkpoints").iterdir())[-1])  # on from inside the second stage
     train(recipe, out=part.path, resume=True)
     assert figures(part) == figures(whole)
-    ours, theirs = held(checkpoint.latest(part)), held(checkpoint.latest(whole))
+    ours, theirs = held(read.latest(part)), held(read.latest(whole))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
     steps = {int(t) for name, t in ours.items() if name.endswith(".step")}
     assert steps == {6}, "counted by the library itself, and brought back"
@@ -83,9 +83,9 @@ def test_a_run_with_eight_bits_resumes_bit_for_bit(finished, tmp_path):
 
 def test_restoring_moves_no_parameter(tmp_path):
     net = torch.nn.Linear(64, 128)
-    optimizer = assemble._adamw("adamw8bit")(net.parameters(), lr=1.0, weight_decay=0.5)
+    optimizer = build._adamw("adamw8bit")(net.parameters(), lr=1.0, weight_decay=0.5)
     before = net.weight.detach().clone()
-    state._allocate(optimizer)
+    state_dict._allocate(optimizer)
     assert torch.equal(net.weight, before) and optimizer.state[net.weight]["state1"].dtype == torch.uint8
 
 

@@ -10,12 +10,12 @@ import transformers as hf
 from safetensors.torch import load_file
 
 import lmmkit
-from lmmkit.convert import export_model
 from lmmkit.errors import UserError
+from lmmkit.import_export import export_model
 from lmmkit.plan.prepare import prepare
-from lmmkit.rundir import RunDir
+from lmmkit.runs.run_folder import RunDir
 from lmmkit.training.run import train
-from lmmkit.weights.source import LLAVA_HF, _spelt
+from lmmkit.weights.detect import LLAVA_HF, _spelt
 from tests.training.test_run import figures
 from tests.weights import models
 

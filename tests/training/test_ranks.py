@@ -13,24 +13,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from lmmkit.training.checkpoint.read.rng import rng_state
 from safetensors.torch import load_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
-from lmmkit import assemble
+from lmmkit import build
+from lmmkit.cost_estimate import _whole, estimate, staged
 from lmmkit.data.pipeline import Pipeline
 from lmmkit.errors import Problem, UserError
-from lmmkit.estimate import _whole, estimate, staged
 from lmmkit.objective import Objective
 from lmmkit.plan.prepare import prepare
 from lmmkit.recipe import Recipe
-from lmmkit.rundir import RunDir
-from lmmkit.training import checkpoint, shard, state, store
-from lmmkit.training.ranks import ALONE, Ranks, joined
-from lmmkit.training.rng import rng_state
+from lmmkit.runs.run_folder import RunDir
+from lmmkit.training.checkpoint.read import read, state_dict, write
+from lmmkit.training.distributed import fsdp
+from lmmkit.training.distributed.process_group import ALONE, Ranks, joined
 from lmmkit.training.run import train
 from lmmkit.training.signals import exit_code
-from lmmkit.weights.own import unique_tensors
+from lmmkit.weights.model_folder import unique_tensors
 from tests import world
 from tests.conftest import MODEL, PLUGINS
 from tests.training.test_run import figures
@@ -129,7 +130,7 @@ def test_mixed_rows_give_one_process_s_figures_on_any_number_of_ranks(mixed, tmp
     assert any(len(step) > 2 for step in seen), "steps of several micro-batches"
     one = train(recipe, out=tmp_path / "one").run
     start = unique_tensors(
-        assemble.build(recipe, prepare(recipe).parts.components, prepare(recipe).dims, torch.device("cpu"))
+        build.build(recipe, prepare(recipe).parts.components, prepare(recipe).dims, torch.device("cpu"))
     )
     run = trained(n, recipe, tmp_path / str(n))
     assert_near(run, one)
@@ -212,14 +213,12 @@ def _stepped(recipe, ranks):
     """An objective of all ranks and its optimizer, after an update that draws from no batch."""
     prepared = prepare(recipe)
     if ranks.alone:
-        objective = assemble.build(recipe, prepared.parts.components, prepared.dims, torch.device("cpu"))
-        learns = assemble.set_stage(
-            objective, prepared.plans["only"], recipe.stages["only"], seed=recipe.seed
-        )
+        objective = build.build(recipe, prepared.parts.components, prepared.dims, torch.device("cpu"))
+        learns = build.set_stage(objective, prepared.plans["only"], recipe.stages["only"], seed=recipe.seed)
     else:
-        objective, learns = shard.sharded(prepared, "only", ranks, torch.device("cpu"))
-    optimizer = assemble.optimizer(objective, recipe.stages["only"], learns)
-    state._allocate(optimizer)
+        objective, learns = fsdp.sharded(prepared, "only", ranks, torch.device("cpu"))
+    optimizer = build.optimizer(objective, recipe.stages["only"], learns)
+    state_dict._allocate(optimizer)
     return objective, optimizer
 
 
@@ -239,30 +238,30 @@ def test_a_checkpoint_comes_back_on_another_number_of_ranks(mixed, tmp_path, bef
 
     def fill(rank):
         with joined() as ranks:
-            held = state.tensors(*_stepped(recipe, ranks))
+            held = state_dict.tensors(*_stepped(recipe, ranks))
             for key, tensor in held.items():
-                local, first = shard.rows(tensor)
+                local, first = fsdp.rows(tensor)
                 marked = _marked(key, torch.empty(tensor.shape, dtype=tensor.dtype))
                 local.copy_(marked[first : first + len(local)] if local.ndim else marked)
-            store.save(run, 7, held, {"at": 7}, keep=2, rng=rng_state(), ranks=ranks)
+            write.save(run, 7, held, {"at": 7}, keep=2, rng=rng_state(), ranks=ranks)
 
     def read_checkpoint(rank):
         with joined() as ranks:
-            path = checkpoint.latest(run, ranks)
+            path = read.latest(run, ranks)
             assert path is not None
-            saved = checkpoint.load(path, verified=True, ranks=ranks)
+            saved = read.load(path, verified=True, ranks=ranks)
             assert saved.state == {"at": 7} and not saved.rng, "another number of ranks draws anew"
             objective, optimizer = _stepped(recipe, ranks)
-            state.restore(objective, optimizer, saved, path)
-            for key, tensor in state.tensors(objective, optimizer).items():
-                whole = shard.whole(tensor)
+            state_dict.restore(objective, optimizer, saved, path)
+            for key, tensor in state_dict.tensors(objective, optimizer).items():
+                whole = fsdp.whole(tensor)
                 assert torch.equal(whole, _marked(key, whole)), key
 
     world.run(before, fill, tmp_path / "before")
     world.run(after, read_checkpoint, tmp_path / "after")
     (path,) = run.checkpoints.iterdir()
     assert len(list(path.glob("rng-rank*"))) == before
-    whole = checkpoint.load(path).tensors  # one process, without any rank
+    whole = read.load(path).tensors  # one process, without any rank
     assert all(torch.equal(tensor, _marked(key, tensor)) for key, tensor in whole.items())
 
 
@@ -278,11 +277,11 @@ def test_damage_to_one_rank_s_files_is_seen_by_all(tmp_path):
                     torch.full((2, 3), float(rank)), init_device_mesh("cpu", (3,)), [Shard(0)]
                 )
             }
-            store.save(run, 1, held, {}, keep=2, rng=rng_state(), ranks=ranks)
+            write.save(run, 1, held, {}, keep=2, rng=rng_state(), ranks=ranks)
 
     world.run(3, fill, tmp_path / "fill")
     path = run.checkpoints / "step-00000001"
-    assert torch.equal(checkpoint.load(path).tensors["w"][:, 0], torch.tensor([0.0, 0.0, 1.0, 1.0, 2.0, 2.0]))
+    assert torch.equal(read.load(path).tensors["w"][:, 0], torch.tensor([0.0, 0.0, 1.0, 1.0, 2.0, 2.0]))
     middle = path / "shard-rank00001-00000.safetensors"
     content = middle.read_bytes()
     flipped = bytearray(content)
@@ -291,7 +290,7 @@ def test_damage_to_one_rank_s_files_is_seen_by_all(tmp_path):
 
     def refused(rank):
         with joined() as ranks:
-            checkpoint.latest(run, ranks)
+            read.latest(run, ranks)
 
     for file, damaged in ((middle, None), (middle, bytes(flipped)), (extra, content)):
         file.unlink(missing_ok=True)
@@ -332,8 +331,8 @@ def test_one_rank_is_asked_to_stop_and_all_do(mixed, tmp_path):
     os.kill(pids[1], signal.SIGTERM)
     assert world.wait(pids) == [143, 143], [world.said_by(tmp_path, rank) for rank in (0, 1)]
     run = RunDir(tmp_path / "run")
-    saved = checkpoint.latest(run)
-    assert saved is not None and checkpoint.step_of(saved) == run.read_metrics()[-1]["step"] < 50
+    saved = read.latest(run)
+    assert saved is not None and read.step_of(saved) == run.read_metrics()[-1]["step"] < 50
 
 
 @pytest.mark.parametrize(
@@ -374,13 +373,13 @@ def test_a_world_that_does_not_fit_is_told_which_do(mixed, tmp_path, capsys):
     recipe = mixed("parallel.shard=4", "stages.only.optim.kind=adamw8bit")
     for n, want in ((2, "1 or 4, 8, 12, 16, and so on"), (4, None)):
         with pytest.raises(UserError) as raised:
-            shard.check_world(recipe, Ranks(world=n, rank=0))
+            fsdp.check_world(recipe, Ranks(world=n, rank=0))
         codes = [p.code for p in raised.value.problems]
         assert codes == ["parallel/world"] * (want is not None) + ["parallel/optimizer"]
         assert want is None or raised.value.problems[0].expected == f"a number of processes that fits: {want}"
-    shard.check_world(recipe, ALONE)
+    fsdp.check_world(recipe, ALONE)
     assert "one process trains alone" in capsys.readouterr().err
-    shard.check_world(mixed(), Ranks(world=8, rank=0))
+    fsdp.check_world(mixed(), Ranks(world=8, rank=0))
     assert "some of 8 ranks have no work" in capsys.readouterr().err
 
 
@@ -394,10 +393,10 @@ def test_a_rank_holds_what_check_tells(mixed, tmp_path, exchange):
     def body(rank):
         with joined() as ranks:
             objective, optimizer = _stepped(recipe, ranks)
-            held = sum(shard.rows(p)[0].nbytes for p in objective.parameters())
+            held = sum(fsdp.rows(p)[0].nbytes for p in objective.parameters())
             moments = sum(
-                shard.rows(slots[slot])[0].nbytes
-                for key, slots, slot in state._slots(objective, optimizer)
+                fsdp.rows(slots[slot])[0].nbytes
+                for key, slots, slot in state_dict._slots(objective, optimizer)
                 if not key.endswith(".step")
             )
             print(json.dumps([held, moments]))

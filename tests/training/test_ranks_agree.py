@@ -9,13 +9,14 @@ import pytest
 
 from lmmkit.errors import Problem
 from lmmkit.evaluate import run as evaluation
-from lmmkit.files import read_json, read_jsonl
+from lmmkit.inference.chat_model import Speaker
 from lmmkit.objective import Objective
-from lmmkit.rundir import RunDir
-from lmmkit.speak import Speaker
-from lmmkit.training import checkpoint, loop
+from lmmkit.runs.files import read_json, read_jsonl
+from lmmkit.runs.run_folder import RunDir
+from lmmkit.training import stage_loop
+from lmmkit.training.checkpoint.read import read
+from lmmkit.training.distributed.fsdp import rows
 from lmmkit.training.run import train
-from lmmkit.training.shard import rows
 from lmmkit.training.step import run_step
 from tests import world
 from tests.conftest import PLAIN
@@ -54,7 +55,7 @@ def spoil(bad, by: int, rank: int) -> None:
         assert (bits(objective, optimizer) == before) is (number in bad), number
         return report
 
-    loop.run_step = spoilt
+    stage_loop.run_step = spoilt
 
 
 def test_a_nan_on_one_rank_skips_the_update_on_all(tiny, tmp_path):
@@ -82,7 +83,7 @@ def test_three_in_a_row_on_one_rank_end_all_with_a_checkpoint(tiny, tmp_path):
 
     assert world.wait(world.start(2, body, tmp_path)) == [2, 2]
     assert "train/not-finite" in world.said_by(tmp_path, 0) + world.said_by(tmp_path, 1)
-    assert checkpoint.step_of(checkpoint.latest(RunDir(tmp_path / "run"))) == 3
+    assert read.step_of(read.latest(RunDir(tmp_path / "run"))) == 3
 
 
 @pytest.mark.slow
@@ -127,7 +128,7 @@ def test_a_stop_on_one_rank_in_the_middle_of_a_validation_stops_all(tiny, tmp_pa
 
     world.run(2, body, tmp_path)
     run = RunDir(tmp_path / "run")
-    assert checkpoint.step_of(checkpoint.latest(run)) == 2
+    assert read.step_of(read.latest(run)) == 2
     assert not any("val/loss" in line for line in figures(run))
 
 

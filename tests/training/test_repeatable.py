@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lmmkit.errors import MachineError
-from lmmkit.rundir import RunDir
-from lmmkit.training import loop
+from lmmkit.runs.run_folder import RunDir
+from lmmkit.training import stage_loop
 from lmmkit.training.run import train
 
 SHORT = ("stages.pretrain.length.steps=2", "stages.finetune.length.steps=2", "output.pictures_every=0")
@@ -23,14 +23,14 @@ def test_a_cpu_run_has_the_same_bits_with_it_and_without(tiny, tmp_path):
 
 
 def test_a_kernel_that_is_not_is_named(tiny, tmp_path, monkeypatch):
-    run_step = loop.run_step
+    run_step = stage_loop.run_step
 
     def disordered(*args, **kwargs):
         report = run_step(*args, **kwargs)
         torch.zeros(3).put_(torch.tensor([0, 0]), torch.ones(2))
         return report
 
-    monkeypatch.setattr(loop, "run_step", disordered)
+    monkeypatch.setattr(stage_loop, "run_step", disordered)
     train(tiny(*SHORT), out=tmp_path / "free")
     with pytest.raises(
         MachineError,

@@ -9,10 +9,10 @@ from dataclasses import replace
 import pytest
 
 from lmmkit.errors import UserError
-from lmmkit.files import read_jsonl
 from lmmkit.plan.prepare import prepare
 from lmmkit.recipe import Recipe, diff, from_mapping, read_text, section_class, to_mapping
-from lmmkit.rundir import RunDir
+from lmmkit.runs.files import read_jsonl
+from lmmkit.runs.run_folder import RunDir
 from lmmkit.training import resume
 from lmmkit.training.run import train
 from tests.conftest import DIRECT, PLAIN

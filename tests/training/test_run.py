@@ -16,12 +16,13 @@ import torch
 
 from lmmkit.errors import MachineError, UserError
 from lmmkit.recipe import read_text
-from lmmkit.rundir import RunDir
-from lmmkit.training import checkpoint, loop
+from lmmkit.runs.run_folder import RunDir
 from lmmkit.training import run as run_module
-from lmmkit.training.due import Every, Position
+from lmmkit.training import stage_loop
+from lmmkit.training.checkpoint.read import read
 from lmmkit.training.run import train
 from lmmkit.training.step import run_step
+from lmmkit.training.triggers import Every, Position
 from tests.conftest import DIRECT, PLAIN
 
 TIMES = ("seconds", "tokens_per_second")
@@ -132,8 +133,8 @@ def test_sigterm_ends_in_a_checkpoint_and_resumes_bit_for_bit(finished, tmp_path
     os.kill(child.pid, signal.SIGTERM)
     child.join()
     done = RunDir(out).read_metrics()[-1]["step"]
-    saved = checkpoint.latest(RunDir(out))
-    assert saved is not None and checkpoint.step_of(saved) == done
+    saved = read.latest(RunDir(out))
+    assert saved is not None and read.step_of(saved) == done
     train(recipe, out=out, resume=True)
     assert figures(RunDir(out)) == figures(whole)
 
@@ -148,11 +149,11 @@ def test_a_stop_is_saved_even_where_nothing_else_is(finished, tiny, tmp_path, mo
             os.kill(os.getpid(), signal.SIGTERM)
         return run_step(*args, **kwargs)
 
-    monkeypatch.setattr(loop, "run_step", run_step_and_signal)
+    monkeypatch.setattr(stage_loop, "run_step", run_step_and_signal)
     stopped = train(recipe, out=tmp_path / "run")
     assert stopped.signal == signal.SIGTERM
-    saved = checkpoint.latest(stopped.run)
-    assert saved is not None and checkpoint.step_of(saved) == step
+    saved = read.latest(stopped.run)
+    assert saved is not None and read.step_of(saved) == step
     assert [p.name for p in stopped.run.checkpoints.glob("step-*")] == [saved.name]
     assert train(recipe, out=tmp_path / "run", resume=True).signal is None
     assert figures(stopped.run) == figures(finished[1])
@@ -168,9 +169,9 @@ def test_a_stop_asked_for_between_stages_is_not_called_saved_before_it_is(
     save_model = run_module.save_model
     monkeypatch.setattr(run_module, "save_model", save_and_signal)
     stopped = train(tiny("output.save_every=0"), out=tmp_path / "run")
-    saved = checkpoint.latest(stopped.run)
-    assert stopped.signal and saved is not None and checkpoint.step_of(saved) == 6
-    assert checkpoint.load(saved).state["position"]["stage"] == "finetune"
+    saved = read.latest(stopped.run)
+    assert stopped.signal and saved is not None and read.step_of(saved) == 6
+    assert read.load(saved).state["position"]["stage"] == "finetune"
     monkeypatch.undo()
     assert train(tiny("output.save_every=0"), out=tmp_path / "run", resume=True).signal is None
     assert figures(stopped.run) == figures(finished[1])
@@ -180,7 +181,7 @@ def test_without_saving_a_run_leaves_no_checkpoint(tiny, tmp_path):
     run = train(
         tiny("output.save_every=0", text=PLAIN.replace("steps: 6", "steps: 1")), out=tmp_path / "run"
     ).run
-    assert checkpoint.latest(run) is None and run.model("finetune").is_dir()
+    assert read.latest(run) is None and run.model("finetune").is_dir()
 
 
 @pytest.mark.parametrize(

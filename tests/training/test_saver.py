@@ -6,13 +6,13 @@ import threading
 
 import pytest
 import torch
+from lmmkit.training.checkpoint.read.saver import Saver
 
 from lmmkit.errors import MachineError
-from lmmkit.rundir import RunDir
-from lmmkit.training import checkpoint, parts, saver
-from lmmkit.training.ranks import ALONE, Ranks
+from lmmkit.runs.run_folder import RunDir
+from lmmkit.training.checkpoint.read import read, saver, tensor_files
+from lmmkit.training.distributed.process_group import ALONE, Ranks
 from lmmkit.training.run import train
-from lmmkit.training.saver import Saver
 from tests.training.test_run import figures
 
 
@@ -25,18 +25,18 @@ def run(tmp_path):
 
 def test_what_is_trained_meanwhile_is_not_saved(run, monkeypatch):
     tensor, go = torch.zeros(5), threading.Event()
-    write = parts.write
-    monkeypatch.setattr(parts, "write", lambda *args: go.wait(20) and write(*args))
+    write = tensor_files.write
+    monkeypatch.setattr(tensor_files, "write", lambda *args: go.wait(20) and write(*args))
     with Saver(run, keep=2, ranks=ALONE, beside=True) as saver:
         saver.save(1, {"w": tensor}, {})
         tensor += 1
-        assert checkpoint.latest(run) is None, "it is under way"
+        assert read.latest(run) is None, "it is under way"
         go.set()
         saver.save(2, {"w": tensor}, {})  # waits for the first: one at most
         assert (run.checkpoints / "step-00000001").exists()
         tensor += 1
     for step, value in ((1, 0.0), (2, 1.0)):
-        found = checkpoint.load(run.checkpoints / f"step-{step:08d}")
+        found = read.load(run.checkpoints / f"step-{step:08d}")
         assert torch.equal(found.tensors["w"], torch.full((5,), value))
 
 
@@ -45,7 +45,7 @@ def test_a_failure_is_raised_where_the_loop_looks(run, monkeypatch, when):
     def full(*args):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(parts, "write", full)
+    monkeypatch.setattr(tensor_files, "write", full)
     saver = Saver(run, keep=2, ranks=ALONE, beside=True)
     with pytest.raises(MachineError, match="No space left"), saver:
         saver.save(1, {"w": torch.zeros(5)}, {})
@@ -58,7 +58,7 @@ def test_a_failure_is_raised_where_the_loop_looks(run, monkeypatch, when):
 
 
 def test_a_run_ends_when_a_save_beside_it_fails(tiny, tmp_path, monkeypatch):
-    write, calls = parts.write, []
+    write, calls = tensor_files.write, []
 
     def once(*args):
         calls.append(1)
@@ -66,13 +66,13 @@ def test_a_run_ends_when_a_save_beside_it_fails(tiny, tmp_path, monkeypatch):
             raise OSError("No space left on device")
         return write(*args)
 
-    monkeypatch.setattr(parts, "write", once)
+    monkeypatch.setattr(tensor_files, "write", once)
     short = tiny("output.async_save=true", "output.save_every=1", "stages.pretrain.length.steps=4")
     with pytest.raises(MachineError, match="checkpoint/cannot-write") as raised:
         train(short, out=tmp_path / "run", stage="pretrain")
     assert raised.value.exit_code == 3
-    saved = checkpoint.latest(RunDir(tmp_path / "run"))
-    assert saved is not None and checkpoint.step_of(saved) == 1
+    saved = read.latest(RunDir(tmp_path / "run"))
+    assert saved is not None and read.step_of(saved) == 1
 
 
 def test_saving_beside_the_loop_changes_no_bit(tiny, tmp_path):
@@ -80,8 +80,8 @@ def test_saving_beside_the_loop_changes_no_bit(tiny, tmp_path):
     one = train(tiny(*few), out=tmp_path / "one").run
     two = train(tiny(*few, "output.async_save=true", "output.save_every=1"), out=tmp_path / "two").run
     assert figures(one) == figures(two)
-    assert [checkpoint.step_of(path) for path in checkpoint.steps(two)] == [6, 5]
-    ours, theirs = (checkpoint.load(checkpoint.steps(run)[0]).tensors for run in (one, two))
+    assert [read.step_of(path) for path in read.steps(two)] == [6, 5]
+    ours, theirs = (read.load(read.steps(run)[0]).tensors for run in (one, two))
     assert ours.keys() == theirs.keys() and all(torch.equal(theirs[key], ours[key]) for key in ours)
 
 
@@ -92,7 +92,7 @@ def test_a_file_is_one_the_library_reads(tmp_path):
         "none": torch.zeros(0, 3), "scalar": torch.tensor(7), "half": torch.arange(6).to(torch.bfloat16),
         "turned": torch.arange(6.0).reshape(2, 3).t(), "flags": torch.tensor([True, False]),
     }  # fmt: skip
-    size, _ = parts.write(tmp_path / "x", tensors)
+    size, _ = tensor_files.write(tmp_path / "x", tensors)
     assert size == (tmp_path / "x").stat().st_size
     found = load_file(tmp_path / "x")
     assert all(

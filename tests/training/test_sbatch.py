@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from lmmkit.recipe import dump
-from lmmkit.rundir import RunDir
-from lmmkit.training import checkpoint
+from lmmkit.runs.run_folder import RunDir
+from lmmkit.training.checkpoint.read import read
 from lmmkit.training.run import train
 from tests.training.test_ranks import assert_near, mixed  # noqa: F401 (a fixture)
 
@@ -69,8 +69,8 @@ def test_a_job_that_is_told_to_end_goes_on_when_it_is_submitted_again(sbatch, tm
         time.sleep(0.05)
     job.send_signal(signal.SIGTERM)
     assert job.wait(60) != 0
-    saved = checkpoint.latest(RunDir(out))
-    assert saved is not None and 0 < checkpoint.step_of(saved) < 40, (tmp_path / "said").read_text()
+    saved = read.latest(RunDir(out))
+    assert saved is not None and 0 < read.step_of(saved) < 40, (tmp_path / "said").read_text()
     assert sbatch(out, "stages.only.length.steps=40").wait(300) == 0, (tmp_path / "said").read_text()
     steps = [line["step"] for line in RunDir(out).read_metrics()]
     assert steps == list(range(1, 41))

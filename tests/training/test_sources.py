@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 
-from lmmkit import assemble
+from lmmkit import build
 from lmmkit.plan.prepare import prepare
 from lmmkit.training.run import train
 
@@ -33,7 +33,7 @@ def test_sources_are_told_apart_and_add_up_to_the_whole(tiny, tmp_path):
 def test_a_source_s_loss_is_that_of_its_samples_alone(tiny):
     recipe = tiny(*MIXED)
     prepared = prepare(recipe)
-    objective = assemble.build(prepared.recipe, prepared.parts.components, prepared.dims, torch.device("cpu"))
+    objective = build.build(prepared.recipe, prepared.parts.components, prepared.dims, torch.device("cpu"))
     objective.terms = prepared.plans["finetune"].terms
     pipeline = prepared.pipeline("finetune")
     (batch,) = pipeline.step(1)

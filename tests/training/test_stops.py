@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from lmmkit.recipe import read_text
-from lmmkit.rundir import RunDir
-from lmmkit.training import checkpoint, loop, manifest
+from lmmkit.runs.run_folder import RunDir
 from lmmkit.training import run as run_module
+from lmmkit.training import stage_loop
+from lmmkit.training.checkpoint.read import manifest, read
 from lmmkit.training.run import train
 from lmmkit.training.signals import Interrupted, Stop, exit_code, until
 from tests.conftest import PLAIN
@@ -40,9 +41,9 @@ def wait_for(path: Path, lines: int, seconds: float = 120.0) -> None:
 
 def assert_saved(run: RunDir) -> None:
     """The newest checkpoint is sound, and of the last step that was logged."""
-    saved = checkpoint.latest(run)
+    saved = read.latest(run)
     assert saved is not None and not manifest.verify(saved)
-    assert checkpoint.step_of(saved) == run.read_metrics()[-1]["step"]
+    assert read.step_of(saved) == run.read_metrics()[-1]["step"]
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
@@ -145,7 +146,7 @@ def test_what_must_be_ended_in_order_is_not_interrupted():
 
 def test_a_stop_while_waiting_for_a_step_saves_the_one_before(tiny, tmp_path, monkeypatch):
     recipe = tiny("output.save_every=0", text=PLAIN)
-    load = loop.load_steps
+    load = stage_loop.load_steps
 
     def slow(*args, **kwargs):
         for number, step in enumerate(load(*args, **kwargs)):
@@ -154,7 +155,7 @@ def test_a_stop_while_waiting_for_a_step_saves_the_one_before(tiny, tmp_path, mo
                 time.sleep(30)
             yield step
 
-    monkeypatch.setattr(loop, "load_steps", slow)
+    monkeypatch.setattr(stage_loop, "load_steps", slow)
     stopped = train(recipe, out=tmp_path / "run")
     assert stopped.signal == signal.SIGTERM and stopped.begun
     assert_saved(stopped.run)

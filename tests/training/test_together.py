@@ -8,17 +8,18 @@ from typing import Any
 import pytest
 import torch
 
-from lmmkit.data import shards
+from lmmkit.data.sources import webdataset_shards
 from lmmkit.errors import MachineError, UserError
 from lmmkit.plan.prepare import prepare
-from lmmkit.rundir import RunDir
-from lmmkit.training import ranks, run
-from lmmkit.training.validate import validate_problems
+from lmmkit.runs.run_folder import RunDir
+from lmmkit.training import run
+from lmmkit.training.distributed import process_group
+from lmmkit.training.validation import validate_problems
 from tests.conftest import PLAIN
 
 
 @dataclass(frozen=True)
-class Second(ranks.Ranks):
+class Second(process_group.Ranks):
     """Rank 1 of 2, to whom the first has told `first`; None: the same."""
 
     world: int = 2
@@ -46,7 +47,7 @@ def test_more_local_ranks_than_devices_are_refused(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "3")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(MachineError) as error:
-        ranks._device()
+        process_group._device()
     (problem,) = error.value.problems
     assert problem.code == "ranks/devices" and "--nproc-per-node 2" in problem.hint
 
@@ -59,6 +60,6 @@ def test_a_stage_may_not_have_the_name_of_another_s_best_weights(tiny):
 
 def test_a_package_that_is_not_there_is_named_with_how_to_get_it():
     with pytest.raises(MachineError) as error:
-        shards._package("webdataset_of_nobody")
+        webdataset_shards._package("webdataset_of_nobody")
     (problem,) = error.value.problems
     assert problem.code == "records/no-webdataset" and ".[webdataset]" in problem.hint

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from lmmkit.rundir import RunDir
-from lmmkit.training import checkpoint
+from lmmkit.runs.run_folder import RunDir
+from lmmkit.training.checkpoint.read import read
 from lmmkit.training.run import train
 from tests.training.test_ranks import assert_near, mixed  # noqa: F401 (a fixture)
 from tests.training.test_run import figures
@@ -85,8 +85,8 @@ def test_a_signal_by_every_road_ends_in_a_checkpoint(written, scenes, tmp_path, 
         f"{signal.Signals(signum).name} to the {to}: torchrun ends with {code} in {time.monotonic() - start:.1f} s"
     )
     run, said = RunDir(out), (tmp_path / "said").read_text()
-    saved = checkpoint.latest(run)
-    assert saved is not None and checkpoint.step_of(saved) == figures(run)[-1]["step"], said
+    saved = read.latest(run)
+    assert saved is not None and read.step_of(saved) == figures(run)[-1]["step"], said
     assert code != 0 and said.count("stopped by a signal; saved") == 1, said
 
 

@@ -12,15 +12,15 @@ import torch
 from safetensors.torch import load_file
 
 from lmmkit.errors import UserError
-from lmmkit.files import read_json
+from lmmkit.inference.chat_model import Speaker, load
 from lmmkit.plan.prepare import prepare
 from lmmkit.recipe import read_text
-from lmmkit.rundir import RunDir
-from lmmkit.speak import Speaker, load
-from lmmkit.training import checkpoint
-from lmmkit.training.models import whole
+from lmmkit.runs.files import read_json
+from lmmkit.runs.run_folder import RunDir
+from lmmkit.training.checkpoint.read import read
 from lmmkit.training.run import train
-from lmmkit.training.validate import validate_problems
+from lmmkit.training.save_models import whole
+from lmmkit.training.validation import validate_problems
 from tests.conftest import DIRECT, PLAIN
 
 TIMES = ("seconds", "tokens_per_second", "val/seconds")
@@ -73,7 +73,7 @@ def test_held_out_losses_and_tasks_are_logged(runs):
 
 def test_the_last_validation_is_what_evaluation_says_of_the_model(runs):
     _, run, recipe = runs
-    from lmmkit.evaluate.tasks.terms import terms
+    from lmmkit.evaluate.terms import terms
 
     speaker = load(run.model("finetune"), plugins="all", root=recipe.root)
     samples = list(prepare(recipe, data=["heldout"]).sources["heldout"])[:6]
@@ -100,20 +100,20 @@ def test_the_best_weights_are_kept_with_their_step(runs):
 
 
 def test_low_rank_updates_are_merged_into_what_is_written_alone(tiny):
-    from lmmkit import assemble
+    from lmmkit import build
 
     recipe = tiny(LORA)
     prepared = prepare(recipe)
     device = torch.device("cpu")
-    objective = assemble.build(prepared.recipe, prepared.parts.components, prepared.dims, device)
-    assemble.set_stage(objective, prepared.plans["finetune"], recipe.stages["finetune"], seed=1)
+    objective = build.build(prepared.recipe, prepared.parts.components, prepared.dims, device)
+    build.set_stage(objective, prepared.plans["finetune"], recipe.stages["finetune"], seed=1)
     for name, parameter in objective.named_parameters():
         if ".lora." in name:
             torch.nn.init.normal_(parameter)
     before = {name: t.clone() for name, t in objective.state_dict().items()}
     written = whole(objective)
     assert all(torch.equal(before[k], t) for k, t in objective.state_dict().items())
-    assemble.lora.merge(objective.lmm.decoder)
+    build.lora.merge(objective.lmm.decoder)
     merged = whole(objective)
     assert written.keys() == merged.keys() and all(torch.equal(written[k], merged[k]) for k in merged)
 
@@ -136,8 +136,8 @@ def test_a_stop_in_the_middle_of_a_validation_loses_nothing(runs, tmp_path, monk
     monkeypatch.setattr(Speaker, "of", classmethod(polled))
     stopped = train(recipe, out=tmp_path / "run")
     assert stopped.signal == signal.SIGTERM and len(calls) == 3
-    saved = checkpoint.latest(stopped.run)
-    assert saved is not None and checkpoint.step_of(saved) == 2
+    saved = read.latest(stopped.run)
+    assert saved is not None and read.step_of(saved) == 2
     assert not any("val/loss" in line for line in lines(stopped.run))
     stop_at = 0
     train(recipe, out=tmp_path / "run", resume=True)
@@ -147,7 +147,7 @@ def test_a_stop_in_the_middle_of_a_validation_loses_nothing(runs, tmp_path, monk
 
 
 def test_the_best_so_far_survives_a_resume(tiny, tmp_path, monkeypatch):
-    from lmmkit.training.validate import Validator
+    from lmmkit.training.validation import Validator
 
     values = {2: 1.0, 4: 3.0, 6: 2.0}
     monkeypatch.setattr(Validator, "_losses", lambda self, at: {"val/loss": values[at.step]})
@@ -253,4 +253,4 @@ def test_a_stop_while_held_out_pictures_are_read_is_heard(runs, tmp_path, monkey
     )
     stopped = train(recipe, out=tmp_path / "run")
     assert stopped.signal == signal.SIGTERM and len(seen) <= evaluation.ROUND
-    assert checkpoint.step_of(checkpoint.latest(stopped.run)) == 1, "the step before the stage"
+    assert read.step_of(read.latest(stopped.run)) == 1, "the step before the stage"

@@ -56,7 +56,7 @@ EDITS = {
     "merge key": ("seed: 5", "<<: {seed: 5}", "recipe/anchor"),
     "alias": ("seed: 5", "seed: &a 5\nnumerics: *a", "recipe/anchor"),
     "a class by its path": ("plugins: {}", "plugins: {mine: {use: os.system}}", "plugin/unknown"),
-    "a function of lmmkit": ("plugins: {}", "plugins: {mine: {use: lmmkit.local.load_file}}", "plugin/unknown"),
+    "a function of lmmkit": ("plugins: {}", "plugins: {mine: {use: lmmkit.api.plugin_files.load_file}}", "plugin/unknown"),
     "_target_": ("plugins: {}", "plugins: {image_order: {_target_: os.system, permutations: 5}}", "plugin/unknown-key"),
     "_component_": ("losses: {next_token: 1.0}", "losses: {next_token: {_component_: os.system}}", "unknown-key"),
     "a local file": ("plugins: {}", "plugins: {mine: {use: ./evil.py}}", "plugin/untrusted-file"),

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from lmmkit.training import manifest
+from lmmkit.training.checkpoint.read import manifest
 from tests.trust.home import Artefact, Home
 
 RESUME = ["train", "recipe.yaml", "--out", "run", "--resume"]

@@ -13,19 +13,20 @@ import torch
 from typer.testing import CliRunner
 
 import lmmkit.errors
+from lmmkit.api.sample import Image, Sample, Turn
 from lmmkit.cli import app
-from lmmkit.data.chat import lay_out
-from lmmkit.data.order import Order
-from lmmkit.data.tokenizer import open_tokenizer
+from lmmkit.data.chat_templates import lay_out
+from lmmkit.data.sampler import Order
+from lmmkit.data.text_tokenizers.choose import open_tokenizer
 from lmmkit.errors import LmmkitError, Problem
+from lmmkit.inference.chat_model import load
 from lmmkit.recipe import from_mapping, read_recipe, read_text
-from lmmkit.rundir import RunDir
-from lmmkit.runlock import lock
-from lmmkit.sample import Image, Sample, Turn
-from lmmkit.speak import load
-from lmmkit.training import anomalies, manifest, store
+from lmmkit.runs.run_folder import RunDir
+from lmmkit.runs.run_lock import lock
+from lmmkit.training.checkpoint.read import manifest, write
+from lmmkit.training.monitoring import anomalies
 from lmmkit.training.step import Report
-from lmmkit.weights import own
+from lmmkit.weights import model_folder
 from tests.trust.home import RECIPE, Home, row
 from tests.trust.hostile_data import RANKS, json_tokenizer, png
 from tests.trust.hostile_runs import newest, sign
@@ -34,7 +35,7 @@ from tests.trust.test_recipe_fuzz import schema_mutants
 PLUGINS = """
 from __future__ import annotations
 from dataclasses import dataclass
-from lmmkit.ext import AttnMass, AuxTask, HiddenAt, Loss, Sel, TokenStrategy, View, hookimpl
+from lmmkit.api import AttnMass, AuxTask, HiddenAt, Loss, Sel, TokenStrategy, View, hookimpl
 
 @dataclass(frozen=True, kw_only=True)
 class Masses(Loss):
@@ -268,7 +269,7 @@ def runs(home: Home) -> None:
         with suppress(LmmkitError):
             load(model)
         with suppress(LmmkitError):
-            own.config_of(model)
+            model_folder.config_of(model)
     (model / "config.json").write_text(json.dumps(config))
     command(home, "model", "export", model, home.data, "--format", "llava-hf")
     command(home, "model", "export", model, "HERE/out", "--format", "llava-hf", "--base", "x")
@@ -295,7 +296,7 @@ def checkpoints(home: Home) -> None:
     tried(lambda: _raise(manifest.mismatches(folder, {"model.x": torch.zeros(3)})))
     run = RunDir(home.path / "run")
     (home.path / "file").write_text("")
-    tried(lambda: store.check_space(run, 10**18, keep=2))
+    tried(lambda: write.check_space(run, 10**18, keep=2))
     report = Report(loss=float("nan"), terms={}, grad_norm=1.0, tokens=1)
     tried(lambda: _raise([anomalies.exhausted(1, "learn", anomalies.Watch(), report, {"rows": ["a"]})]))
 

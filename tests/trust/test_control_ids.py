@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from lmmkit.data.chat import TEMPLATES, lay_out
-from lmmkit.data.text import SPACE, Tokenizer
-from lmmkit.data.tiktoken_file import SPLIT
-from lmmkit.data.tokenizer import AnyTokenizer, open_tokenizer
+from lmmkit.api.sample import Image, Sample, Turn
+from lmmkit.data.chat_templates import TEMPLATES, lay_out
+from lmmkit.data.text_tokenizers.choose import AnyTokenizer, open_tokenizer
+from lmmkit.data.text_tokenizers.sentencepiece_tokenizer import SPACE, Tokenizer
+from lmmkit.data.text_tokenizers.tiktoken_tokenizer import SPLIT
 from lmmkit.errors import UserError
-from lmmkit.sample import Image, Sample, Turn
 from lmmkit.scenes.tokenizer import train_tokenizer
 from tests.data.test_tokenizers import LLAMA3, META, QWEN, byte_level, random_texts, tiktoken_file
 

@@ -23,9 +23,9 @@ def base(tmp_path_factory):
     from PIL import BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, WebPImagePlugin  # noqa: F401
     from torch.utils.tensorboard import SummaryWriter  # noqa: F401
 
-    import lmmkit.convert
-    import lmmkit.estimate
+    import lmmkit.cost_estimate
     import lmmkit.evaluate.run
+    import lmmkit.import_export
     import lmmkit.training.run  # noqa: F401
 
     return make_base(tmp_path_factory.mktemp("base"))

@@ -112,7 +112,7 @@ HARMLESS = (
     "from torch.utils.tensorboard import SummaryWriter",
     "run(x, shell=False)",
     "timm.create_model(x, pretrained=False)",
-    "from lmmkit.plan.compile import compile_plan",
+    "from lmmkit.plan.compile_plan import compile_plan",
 )
 
 

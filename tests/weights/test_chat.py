@@ -12,10 +12,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import lmmkit
+from lmmkit.api.sample import Turn
 from lmmkit.cli import app
-from lmmkit.convert import import_model
 from lmmkit.errors import UserError
-from lmmkit.sample import Turn
+from lmmkit.import_export import import_model
 from tests.llama_pieces import write_llama_like
 from tests.weights import models
 

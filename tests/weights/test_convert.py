@@ -12,9 +12,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import lmmkit
-from lmmkit.convert import export_model, import_model, show_model
 from lmmkit.errors import UserError
-from lmmkit.weights.source import LLAVA_HF, _spelt
+from lmmkit.import_export import export_model, import_model, show_model
+from lmmkit.weights.detect import LLAVA_HF, _spelt
 from tests.llama_pieces import write_llama_like
 from tests.weights import models
 
@@ -204,17 +204,19 @@ def test_a_model_that_speaks_through_a_plugin_is_refused(llava, tmp_path):
     folder, _ = llava
     import_model(folder, tmp_path / "ours")
     config = json.loads((tmp_path / "ours" / "config.json").read_text())
-    from lmmkit.weights import export, own
-    from lmmkit.weights.exported import Exported
+    from lmmkit.weights.export.llava_folders.export_model import Exported
+
+    from lmmkit.weights import model_folder
+    from lmmkit.weights.export.llava_folders import llava_folders
 
     ours = lmmkit.load(tmp_path / "ours", device="cpu")
     parts = ours.objective.lmm
     model = Exported(
         vision=parts.vision, connector=parts.connector, text=parts.decoder,
         config=config | {"speaks_through": ["directed_token"]}, tokenizer=ours.prepared.tokenizer,
-        carried=own.carried_of(tmp_path / "ours"), image_shape="pad", template="vicuna_v1",
+        carried=model_folder.carried_of(tmp_path / "ours"), image_shape="pad", template="vicuna_v1",
     )  # fmt: skip
-    (problem,) = export.problems(model, tmp_path, "llava-hf")
+    (problem,) = llava_folders.problems(model, tmp_path, "llava-hf")
     assert "directed_token" in problem.got and "--format lmmkit" in problem.hint
 
 

@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from timm.models import save_for_hf
 
 import lmmkit
-from lmmkit import assemble
-from lmmkit.convert import export_model, import_model, show_model
+from lmmkit import build
 from lmmkit.errors import UserError
+from lmmkit.import_export import export_model, import_model, show_model
 from lmmkit.plan.prepare import prepare
 from lmmkit.training.run import train
-from lmmkit.weights.source import ENCODER, LLAVA_HF, _spelt
+from lmmkit.weights.detect import ENCODER, LLAVA_HF, _spelt
 from tests.commands.test_cli import run
 from tests.conftest import PLAIN
 from tests.hf_weights import scramble
@@ -47,7 +47,7 @@ def pickled(folder: Path) -> Path:
 
 def built(recipe):
     prepared = prepare(recipe)
-    return assemble.build(
+    return build.build(
         prepared.recipe, {}, prepared.dims, torch.device("cpu"), origins=prepared.origins
     ).lmm.vision.eval()
 

@@ -12,11 +12,11 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 import lmmkit
-from lmmkit.convert import export_model, import_model
 from lmmkit.errors import UserError
+from lmmkit.import_export import export_model, import_model
 from lmmkit.recipe import read_text
 from lmmkit.training.run import train
-from lmmkit.weights import own
+from lmmkit.weights import model_folder
 from tests.commands.test_cli import run as command
 from tests.conftest import PLAIN
 from tests.reference import show
@@ -179,7 +179,7 @@ def test_the_merged_folder_is_as_it_was(alone):
     old, new, pairs = (
         load_file(before / "model.safetensors"),
         load_file(after / "model.safetensors"),
-        own.updates_of(after),
+        model_folder.updates_of(after),
     )
     assert old.keys() == new.keys() and len(pairs) == 2 * 7 * 2
     merged = old["lmm.decoder.blocks.1.mlp.gate_up.weight"].clone()

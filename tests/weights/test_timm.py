@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 
 import lmmkit
-from lmmkit import assemble
-from lmmkit.convert import show_model
+from lmmkit import build
 from lmmkit.errors import UserError
+from lmmkit.import_export import show_model
 from lmmkit.plan.prepare import prepare
 from lmmkit.recipe import dump, read_text
 from lmmkit.training.run import train
@@ -59,8 +59,8 @@ def encoder(recipe):
     """The encoder as a run begins with it."""
     prepared = prepare(recipe)
     device = torch.device("cpu")
-    assemble.check_origins(prepared.recipe, prepared.dims, prepared.origins, device)
-    built = assemble.build(
+    build.check_origins(prepared.recipe, prepared.dims, prepared.origins, device)
+    built = build.build(
         prepared.recipe, prepared.parts.components, prepared.dims, device, origins=prepared.origins
     )
     return built.lmm.vision.eval()

@@ -15,12 +15,12 @@ import torch
 import transformers as hf
 
 import lmmkit
-from lmmkit.convert import export_model, import_model
-from lmmkit.data.chat import lay_out_prompt
+from lmmkit.api.sample import Image, Sample, Turn
+from lmmkit.data.chat_templates import lay_out_prompt
 from lmmkit.data.images import normalise, read_image
+from lmmkit.import_export import export_model, import_model
+from lmmkit.inference.chat_model import Speaker
 from lmmkit.recipe import read_text
-from lmmkit.sample import Image, Sample, Turn
-from lmmkit.speak import Speaker
 from lmmkit.training.run import train
 from tests.conftest import PLAIN
 from tests.data.test_images import SIZES, picture

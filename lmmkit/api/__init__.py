@@ -1,0 +1,44 @@
+"""All that a plugin may import: `from lmmkit.api import ...`.
+
+Names are resolved when they are first used. So the torch-free files of this package (`sample`, `layout`, `needs`,
+`model_info`) can be imported without torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pluggy import HookimplMarker
+
+    from lmmkit.api.batch import Batch
+    from lmmkit.api.components import AuxTask, Ctx, LearnedTokens, Loss, Reading, TokenStrategy
+    from lmmkit.api.layout import Insert
+    from lmmkit.api.model_info import Dims, ImageSpec
+    from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Sel
+    from lmmkit.api.sample import Image, Sample, Turn, View
+
+    hookimpl: HookimplMarker
+
+__all__ = [
+    "AttnMass", "AuxTask", "Batch", "Ctx", "Dims", "HiddenAt", "HiddenMean", "Image", "ImageSpec",
+    "Insert", "LearnedTokens", "Loss", "Reading", "Sample", "Sel", "TokenStrategy", "Turn", "View",
+    "hookimpl",
+]  # fmt: skip
+
+_FILES = {
+    "batch": ("Batch",),
+    "components": ("AuxTask", "Ctx", "LearnedTokens", "Loss", "Reading", "TokenStrategy", "hookimpl"),
+    "layout": ("Insert",),
+    "model_info": ("Dims", "ImageSpec"),
+    "needs": ("AttnMass", "HiddenAt", "HiddenMean", "Sel"),
+    "sample": ("Image", "Sample", "Turn", "View"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for file, names in _FILES.items():
+        if name in names:
+            return getattr(import_module(f"lmmkit.api.{file}"), name)
+    raise AttributeError(f"module `lmmkit.api` has no attribute `{name}`")

@@ -1,0 +1,124 @@
+"""What the loader yields and the objective eats: a packed micro-batch, all rows resolved.
+
+A `Batch` is built in a data worker on the host. Every "where" is already a row number, every
+"how many" a Python int, so that a step never asks the device anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from lmmkit.api.needs import Need
+from lmmkit.attention.forest import Forest
+from lmmkit.attention.schedule import Sight
+
+
+@dataclass(frozen=True)
+class Fill:
+    """`x[row_N] = source[item_N]`: rows that no token id describes.
+
+    `source` is "vision" (items count image tokens, image by image) or "plugins.<instance>".
+    """
+
+    source: str
+    row_N: Tensor
+    item_N: Tensor
+
+
+@dataclass(frozen=True)
+class Pick:
+    """Pairs (row, view) to read: a row that several views share appears once for each.
+
+    `uniform_Q` comes with attention mass: the mass that even attention would put there.
+    """
+
+    row_Q: Tensor
+    view_Q: Tensor
+    uniform_Q: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.row_Q)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One micro-batch.
+
+    `id_T` is -1 exactly where a fill writes. `predict.row_Q[s]` is the row whose state predicts
+    `target_S[s]`, for text term number `term_S[s]` of `text_terms`. `sight` is what every layer's
+    attention is asked, `last` the last one's, of which only rows that are read come out; both stay
+    on the host.
+    `labels` is keyed "instance/name"; `views` holds (view name, sample key) in order;
+    `first_image_V` numbers each view's first picture among `pixels_ICXY`, -1 where it has none;
+    `count` is the number of items a term averages over, and of supervised rows of the main view by
+    source as "loss/SOURCE"; `source_S` numbers those rows' `sources`, and is their number elsewhere;
+    `dropped` what the layout had to leave out, by reason.
+    """
+
+    sight: Sight
+    last: Sight
+    id_T: Tensor
+    fills: tuple[Fill, ...]
+    pixels_ICXY: Tensor
+    predict: Pick
+    target_S: Tensor
+    term_S: Tensor
+    text_terms: tuple[str, ...]
+    picks: Mapping[Need, Pick] = field(default_factory=dict)
+    labels: Mapping[str, Tensor] = field(default_factory=dict)
+    views: tuple[tuple[str, str], ...] = ()
+    first_image_V: tuple[int, ...] = ()
+    count: Mapping[str, int] = field(default_factory=dict)
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    sources: tuple[str, ...] = ()
+    source_S: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+
+    def __len__(self) -> int:
+        return len(self.id_T)
+
+    @property
+    def forest(self) -> Forest:
+        """Who sees whom."""
+        return self.sight.forest
+
+    def views_of(self, name: str) -> list[int]:
+        """Numbers of the views of this name."""
+        return [i for i, (view, _) in enumerate(self.views) if view == name]
+
+    def picture(self, view: int) -> Tensor:
+        """Preprocessed pixels [C, X, Y] of the first image of a view."""
+        return self.pixels_ICXY[self.first_image_V[view]]
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch with what the model reads on `device`; the forest and the calls stay on the host."""
+        device = torch.device(device)
+        if device.type == "cpu":
+            return self
+
+        def move(t: Tensor) -> Tensor:
+            return t.to(device, non_blocking=True)
+
+        def move_pick(p: Pick) -> Pick:
+            uniform = None if p.uniform_Q is None else move(p.uniform_Q)
+            return Pick(move(p.row_Q), move(p.view_Q), uniform)
+
+        return replace(
+            self,
+            id_T=move(self.id_T),
+            fills=tuple(Fill(f.source, move(f.row_N), move(f.item_N)) for f in self.fills),
+            pixels_ICXY=move(self.pixels_ICXY),
+            predict=move_pick(self.predict),
+            target_S=move(self.target_S),
+            term_S=move(self.term_S),
+            source_S=move(self.source_S),
+            picks={need: move_pick(pick) for need, pick in self.picks.items()},
+            labels={name: move(label) for name, label in self.labels.items()},
+        )
+
+
+Step = tuple[Batch, ...]
+"""A rank's micro-batches of ONE optimizer step: what the loader yields."""

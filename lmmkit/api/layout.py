@@ -1,0 +1,109 @@
+"""A layout: the ordered spans of one view, and the edits that token strategies make to it.
+
+A span carries no placeholder id: an image span knows its image and how many rows it takes, a
+learned span knows its mark. Rows become numbers only when a batch is packed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from lmmkit.api.sample import Image
+
+Kind = Literal["text", "image", "learned"]
+SpanRole = Literal["bos", "system", "user", "header", "response", "none"]
+Place = Literal["start", "end", "before_response"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """`n` consecutive rows of one origin.
+
+    `learn`: the rows are targets of next-token prediction. `ids` for text; `image` for an image;
+    `mark` and `owner` (a plugin instance) for learned tokens.
+    """
+
+    kind: Kind
+    n: int
+    role: SpanRole = "none"
+    learn: bool = False
+    ids: tuple[int, ...] = ()
+    image: Image | None = None
+    mark: str | None = None
+    owner: str | None = None
+
+
+Layout = tuple[Span, ...]
+
+
+@dataclass(frozen=True)
+class Insert:
+    """A token strategy's edit: `n` learned rows, reachable through `mark`, at `at`.
+
+    `start` is after the BOS token, `end` after everything, `before_response` right before the
+    first response of the view.
+    """
+
+    at: Place
+    mark: str
+    n: int = 1
+
+
+def text(ids: Sequence[int], role: SpanRole, *, learn: bool = False) -> Span:
+    """A text span of these token ids."""
+    return Span(kind="text", n=len(ids), ids=tuple(ids), role=role, learn=learn)
+
+
+def rows(layout: Iterable[Span]) -> int:
+    """Rows a layout takes."""
+    return sum(span.n for span in layout)
+
+
+def merge(layout: Layout, edits: Iterable[tuple[str, Insert]]) -> Layout:
+    """The layout with every (owner, insert) in place; equal places keep the edits' order."""
+    out = list(layout)
+    for owner, edit in edits:
+        span = Span(kind="learned", n=edit.n, mark=edit.mark, owner=owner)
+        out.insert(_index(out, edit.at), span)
+    return tuple(out)
+
+
+def _index(spans: Sequence[Span], place: Place) -> int:
+    if place == "end":
+        return len(spans)
+    if place == "before_response":
+        first = (i for i, span in enumerate(spans) if span.role == "response")
+        return next(first, len(spans))
+    after_bos = (i + 1 for i, span in enumerate(spans) if span.role == "bos")
+    at = next(after_bos, 0)
+    while at < len(spans) and spans[at].kind == "learned":  # keep the edits' order
+        at += 1
+    return at
+
+
+def truncate(layout: Layout, limit: int) -> Layout:
+    """The first `limit` rows; learned spans are never cut, text before them gives way instead.
+
+    An image span that does not fit whole is cut away with everything of the text after it.
+    """
+    room = limit - sum(span.n for span in layout if span.kind == "learned")
+    out: list[Span] = []
+    for span in layout:
+        if span.kind == "learned":
+            out.append(span)
+        elif span.n <= room:
+            out.append(span)
+            room -= span.n
+        else:
+            if span.kind == "text" and room > 0:
+                out.append(replace(span, n=room, ids=span.ids[:room]))
+            room = 0
+    return tuple(out)
+
+
+def prompt(layout: Layout) -> Layout:
+    """The part before the first learned-by-heart response: what generation starts from."""
+    first = next((i for i, span in enumerate(layout) if span.role == "response"), len(layout))
+    return layout[:first]

@@ -1,0 +1,252 @@
+"""Partial attentions over a forest's calls, merged by log-sum-exp, and the mass that falls out.
+
+Every call is onto keys of one sort where mass is asked for, and the merge weight of the parts over
+key rows IS the mass: m = exp(lse_key - lse). Its gradient g only shifts the row term D = sum(dO * O)
+of the softmax backward: D - g (1 - m) in parts over key rows, D + g m in the others. A flash
+backward computes D from (dO, O) itself, so the shift goes in through the O it is handed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lmmkit.attention.forest import expand
+from lmmkit.attention.interface import ALL, Attend, Heads, Turn, grouped, turn_, ungrouped
+
+UNSEEN = 1e30  # the log-sum-exp of a padding row: its softmax weights come out as exact zeros
+
+
+class Kernel(Protocol):
+    """One attention kernel on B dense sequences."""
+
+    def forward(self, q_BNHK: Tensor, k_BMHK: Tensor, v_BMHK: Tensor) -> tuple[Tensor, Tensor]:
+        """(out_BNHK, lse_BNH), lse in float32 or wider."""
+        ...
+
+    def backward(
+        self, d: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of q, k, v from those of out [B, N, H, K]; the row term is sum(d * out), whatever
+        `out` is."""
+        ...
+
+
+class Even(NamedTuple):
+    """B stretches of n rows, `step` apart: a view of memory as it lies."""
+
+    start: int
+    step: int
+    count: int
+    n: int
+
+    def of(self, x_T: Tensor) -> Tensor:
+        """[T, ...] -> [B, N, ...]"""
+        rows = x_T[self.start : self.start + self.step * (self.count - 1) + self.n]
+        return rows.unfold(0, self.n, self.step).movedim(-1, 1)
+
+    def lse_of(self, lse_TH: Tensor) -> Tensor:
+        """[B, N, H]"""
+        return self.of(lse_TH)
+
+    def put(self, x_T: Tensor, part: Tensor) -> None:
+        """Writes [B, N, ...] to its rows."""
+        self.of(x_T).copy_(part)
+
+    def add(self, x_T: Tensor, part: Tensor) -> None:
+        """Adds [B, N, ...] to its rows."""
+        self.of(x_T).add_(part)
+
+
+class Listed(NamedTuple):
+    """Rows `index_BN` wherever they lie, none of them twice; `real_BN` is false where row 0 stands
+    for padding, and None where there is none."""
+
+    index_BN: Tensor
+    real_BN: Tensor | None
+
+    def of(self, x_T: Tensor) -> Tensor:
+        """[T, ...] -> [B, N, ...]"""
+        return x_T[self.index_BN]
+
+    def lse_of(self, lse_TH: Tensor) -> Tensor:
+        """[B, N, H], padding as what nobody sees."""
+        lse_BNH = self.of(lse_TH)
+        return lse_BNH if self.real_BN is None else lse_BNH.masked_fill_(~self.real_BN[..., None], UNSEEN)
+
+    def put(self, x_T: Tensor, part: Tensor) -> None:
+        """Writes [B, N, ...] to its rows."""
+        x_T[self._rows()] = self._real(part)
+
+    def add(self, x_T: Tensor, part: Tensor) -> None:
+        """Adds [B, N, ...] to its rows."""
+        rows = self._rows()
+        x_T[rows] = x_T[rows].add_(self._real(part))
+
+    def _rows(self) -> Tensor:
+        return self._real(self.index_BN)
+
+    def _real(self, x_BN: Tensor) -> Tensor:
+        return x_BN.flatten(0, 1) if self.real_BN is None else x_BN[self.real_BN]
+
+
+Places = Even | Listed
+
+
+def places(start: np.ndarray, n: np.ndarray, of: np.ndarray, device: torch.device) -> Places:
+    """The rows of B sequences: stretches of `n` rows from `start` on, stretch i of sequence `of[i]`."""
+    if (start[:-1] + n[:-1] == start[1:]).all() and not of[-1]:
+        return Even(int(start[0]), int(n.sum()), 1, int(n.sum()))
+    steps = np.diff(start)
+    if (np.diff(of) == 1).all() and (n == n[0]).all() and (steps == steps[:1]).all() and steps[:1] >= n[0]:
+        return Even(int(start[0]), int(steps[0]), len(n), int(n[0]))
+    lengths_B = np.bincount(of, n).astype(np.int64)
+    real_BN = np.arange(lengths_B.max()) < lengths_B[:, None]
+    index_BN = np.zeros(real_BN.shape, np.int64)
+    index_BN[real_BN] = expand(start, n)
+    real = None if real_BN.all() else torch.from_numpy(real_BN).to(device)
+    return Listed(torch.from_numpy(index_BN).to(device), real)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One partial attention: rows `q` of those that come out, onto rows `k` of all.
+
+    `own`: the queries' own run; these parts together hold every row that comes out once. `key`:
+    the keys are those whose mass is read.
+    """
+
+    q: Places
+    k: Places
+    own: bool
+    key: bool
+    kernel: Kernel
+
+
+def attend(parts: Sequence[Part], row_W: np.ndarray | None, row_R: Tensor, device: torch.device) -> Attend:
+    """The attention of these parts, own ones first. `row_W`: the rows that come out, None for all;
+    `row_R`: those whose mass is read."""
+    if row_W is None:
+        return Attend(ALL, _Plan(parts, ALL, row_R.to(device)))
+    rows_W = torch.from_numpy(row_W)
+    place_R = torch.searchsorted(rows_W, row_R)
+    return Attend(rows_W.to(device), _Plan(parts, rows_W.to(device), place_R.to(device)))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What one batch's calls are: the parts, the rows that come out, those of them whose mass is read."""
+
+    parts: Sequence[Part]
+    rows: Tensor | slice
+    place_R: Tensor
+
+    @property
+    def whole(self) -> bool:
+        """Whether all rows come out."""
+        return isinstance(self.rows, slice)
+
+    def __call__(self, qkv_TC: Tensor, heads: Heads, turn: Turn) -> tuple[Tensor, Tensor]:
+        return _Merged.apply(qkv_TC, *turn, heads, self)
+
+
+class _Merged(torch.autograd.Function):
+    """Turning, partial attentions merged by log-sum-exp, and their mass; see the file head.
+
+    The projection is turned where it lies and has one gradient buffer. Its values from before are
+    nobody's: had somebody saved them, autograd would see by their version that they are gone.
+    """
+
+    @staticmethod
+    def forward(ctx, qkv_TC: Tensor, cos: Tensor, sin: Tensor, heads: Heads, plan: _Plan):
+        ctx.set_materialize_grads(False)
+        qkv_TC = qkv_TC.detach()
+        turn_(heads.turning(qkv_TC), cos, sin)
+        q, k, v = heads.split(qkv_TC)
+        q = q[plan.rows]
+        wide = torch.promote_types(q.dtype, torch.float32)
+        out, lse = q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=wide)
+        key_lse = torch.full_like(lse, -torch.inf)
+        for part in plan.parts:
+            k_BMHK, v_BMHK = (grouped(part.k.of(x), heads.q) for x in (k, v))
+            part_out, part_lse = part.kernel.forward(part.q.of(q), k_BMHK, v_BMHK)
+            if part.key:
+                part.q.put(key_lse, torch.logaddexp(part.q.of(key_lse), part_lse))
+            if not part.own:
+                part_out, part_lse = merged(part.q.of(out), part.q.of(lse), part_out, part_lse)
+            part.q.put(out, part_out)
+            part.q.put(lse, part_lse)
+        mass_RH = (key_lse[plan.place_R] - lse[plan.place_R]).exp()
+        ctx.save_for_backward(qkv_TC, cos, sin, out, lse, mass_RH)
+        ctx.heads, ctx.plan = heads, plan
+        return out.flatten(1), mass_RH.mean(-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_WC, d_mass_R):
+        qkv_TC, cos, sin, out, lse, mass_RH = ctx.saved_tensors
+        heads, plan = ctx.heads, ctx.plan
+        q, k, v = heads.split(qkv_TC)
+        q = q[plan.rows]
+        d = torch.zeros_like(out) if d_WC is None else d_WC.unflatten(1, (-1, heads.size))
+        out_key = out_rest = out
+        if d_mass_R is not None and len(plan.place_R):
+            d, out_key, out_rest = _shifted(d, out, plan.place_R, d_mass_R, mass_RH)
+        d_qkv_TC = torch.empty_like(qkv_TC) if plan.whole else torch.zeros_like(qkv_TC)
+        d_q, d_k, d_v = heads.split(d_qkv_TC)
+        to_q = d_q if plan.whole else torch.empty_like(q)
+        for part in plan.parts:
+            k_BMHK, v_BMHK = (grouped(part.k.of(x), heads.q) for x in (k, v))
+            grads = part.kernel.backward(
+                part.q.of(d), part.q.of(q), k_BMHK, v_BMHK, part.q.of(out_key if part.key else out_rest),
+                part.q.lse_of(lse),
+            )  # fmt: skip
+            (part.q.put if part.own else part.q.add)(to_q, grads[0])
+            write = part.k.put if part.own and plan.whole else part.k.add
+            for to, grad in zip((d_k, d_v), grads[1:], strict=True):
+                write(to, ungrouped(grad, heads.kv))
+        if not plan.whole:
+            d_q[plan.rows] = to_q
+        turn_(heads.turning(d_qkv_TC), cos, -sin)
+        return d_qkv_TC, None, None, None, None
+
+
+def merged(a: Tensor, lse_a: Tensor, b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
+    """Two partial attentions [..., K] of the same queries, and their log-sum-exps [...], as one."""
+    lse = torch.logaddexp(lse_a, lse_b)
+    out = a * (lse_a - lse).exp_()[..., None]
+    return out.addcmul_(b, (lse_b - lse).exp_()[..., None]).to(a), lse
+
+
+def _shifted(
+    d: Tensor, out: Tensor, row_R: Tensor, g_R: Tensor, mass_RH: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(d, the output for parts over key rows, that for the others): sum(d * out') is the row term
+    with the mass's gradient in it.
+
+    A row whose output nobody reads has no direction `d` to put the shift in. There `d` is nudged by
+    1e-15 of the mass's gradient: too little to move a gradient, and enough to carry the shift.
+    """
+    g_RH1 = (g_R / mass_RH.shape[1])[:, None, None].to(mass_RH).expand(*mass_RH.shape, 1)
+    mass_RH1, d_RHK = mass_RH[..., None], d[row_R]
+    norm_RH1 = torch.linalg.vector_norm(d_RHK, dim=-1, keepdim=True, dtype=mass_RH.dtype)
+    least_RH1 = 1e-15 * g_RH1.abs()
+    dead_RH1 = (norm_RH1 <= least_RH1) & (least_RH1 > 0)
+    d_RHK = d_RHK.masked_fill(dead_RH1, 0)
+    d_RHK[..., :1] = torch.where(dead_RH1, least_RH1.to(d), d_RHK[..., :1])
+    norm_RH1 = torch.where(dead_RH1, d_RHK[..., :1].to(norm_RH1), norm_RH1)
+    norm_RH1 = torch.where(norm_RH1 == 0, 1, norm_RH1)
+    way_RHK, out_RHK = d_RHK.to(mass_RH) / norm_RH1, out[row_R]
+    key_RHK = (out_RHK - way_RHK * (g_RH1 * (1 - mass_RH1) / norm_RH1)).to(out)
+    rest_RHK = (out_RHK + way_RHK * (g_RH1 * mass_RH1 / norm_RH1)).to(out)
+    return (
+        d.index_copy(0, row_R, d_RHK),
+        out.index_copy(0, row_R, key_RHK),
+        out.index_copy(0, row_R, rest_RHK),
+    )

@@ -1,0 +1,200 @@
+"""The rule of a forest as few flash calls: what every layer shares, made once a batch on the host.
+
+A run is a stretch of rows with one `leave` that lie side by side in memory. Its rows see it
+causally, and every row below sees all of it. So attention is one partial call of each run onto
+itself, and one of its rows onto each run above; partial softmaxes merge by their log-sum-exp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from lmmkit.attention.forest import Forest, Runs, expand
+
+
+class Call(NamedTuple):
+    """S segments of one sort: the rows of some stretches see all rows of one stretch, or causally.
+
+    Keys of segment s are the `m[s]` rows from `k[s]` on. Queries are stretches of `n` rows from `q`
+    on, stretch i of segment `of[i]`, in order; of a causal segment the keys themselves.
+
+    `level` 0 holds every row that comes out once, with rows of its own run; at any level a row
+    queries at most once, and in a call it is a key at most once. `within`: the keys are of the
+    queries' own run. `key`: they are of those whose mass is read, and some of these rows ask for it.
+    """
+
+    level: int
+    within: bool
+    causal: bool
+    key: bool
+    k: np.ndarray
+    m: np.ndarray
+    q: np.ndarray
+    n: np.ndarray
+    of: np.ndarray
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """[S]: how many rows each segment's queries are."""
+        return np.bincount(self.of, self.n, len(self.k)).astype(np.int64)
+
+    def part(self, segments: np.ndarray) -> Call:
+        """Some of its segments, in that order."""
+        place = np.full(len(self.k), -1)
+        place[segments] = np.arange(len(segments))
+        of = place[self.of]
+        kept = np.argsort(of, kind="stable")[(of < 0).sum() :]
+        return self._replace(
+            k=self.k[segments], m=self.m[segments], q=self.q[kept], n=self.n[kept], of=of[kept]
+        )
+
+
+COLUMNS = ("level", "within", "causal", "key", "k", "m", "q", "n")
+SORT, SEGMENT = 4, 6  # columns that tell a sort, and a segment, from another
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What is asked of one layer's attention over a forest of T rows; all of it on the host.
+
+    Args:
+        forest: who sees whom.
+        key_T: bool, rows whose attention mass is read.
+        row_R: rows that ask for the mass they put on those, none twice.
+        read_T: bool, rows whose states are read after the layer; None is all. What comes out are
+            those, those of `row_R`, and what stands behind the first of them in their runs.
+    """
+
+    forest: Forest
+    key_T: Tensor
+    row_R: Tensor
+    read_T: Tensor | None = None
+
+    @cached_property
+    def calls(self) -> tuple[Call, ...]:
+        """Level by level, those of level 0 first."""
+        return tuple(_by_sort(_joined(self._segments())))
+
+    @cached_property
+    def row_W(self) -> np.ndarray | None:
+        """The rows that come out, ascending; None where all do."""
+        if self.read_T is None:
+            return None
+        return np.sort(np.concatenate([expand(c.q, c.n) for c in self.calls if c.level == 0] or [EMPTY]))
+
+    def places(self, rows: np.ndarray) -> np.ndarray:
+        """Rows that come out, counted among those that do."""
+        return rows if self.row_W is None else np.searchsorted(self.row_W, rows)
+
+    def _segments(self) -> np.ndarray:
+        """[S, 8]: a row a segment of one stretch, `COLUMNS`; in no order."""
+        found, key, row_R = self.forest.runs, self.key_T.numpy(), np.sort(self.row_R.numpy())
+        edges = np.flatnonzero(key[1:] != key[:-1]) + 1 if len(row_R) else EMPTY
+        key = key if len(row_R) else np.zeros_like(key)
+        begin = found.start
+        if self.read_T is not None:
+            read_T = self.read_T.numpy().copy()
+            read_T[row_R] = True
+            first = _first(np.flatnonzero(read_T), found)
+            begin = np.where(found.full & (first < found.stop), found.start, first)
+        asks = _first(row_R, found) < found.stop
+        above, levels = _above(found, begin, edges, key)
+        return np.concatenate([above, _own(found, begin, asks, edges, key, 1 + levels)])
+
+
+EMPTY = np.empty(0, np.int64)
+
+
+def _first(rows: np.ndarray, found: Runs) -> np.ndarray:
+    """The first of `rows` (ascending) at or behind the start of each run; the end where there is none."""
+    return np.append(rows, np.iinfo(np.int64).max)[np.searchsorted(rows, found.start)]
+
+
+def _union(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """np.union1d, whose hashing takes three times as long at these sizes."""
+    both = np.sort(np.concatenate((a, b)))
+    return both[np.append(True, both[1:] != both[:-1])[: len(both)]]
+
+
+class _Pieces(NamedTuple):
+    """Runs cut in pieces `start` to `stop`; those of run i are `count[i]` from number `first[i]` on."""
+
+    start: np.ndarray
+    stop: np.ndarray
+    first: np.ndarray
+    count: np.ndarray
+
+
+def _cut(found: Runs, points: np.ndarray) -> _Pieces:
+    """Runs tile memory, so the points that cut it and the runs' starts bound all pieces."""
+    start = _union(found.start, points)
+    stop = np.append(start, found.stop.max(initial=0))[1:]
+    first = np.searchsorted(start, found.start)
+    return _Pieces(start, stop, first, np.searchsorted(start, found.stop) - first)
+
+
+def _above(
+    found: Runs, begin: np.ndarray, edges: np.ndarray, key: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Segments of every run's rows from `begin` on onto the pieces of the runs they see, a level each;
+    and how many levels every run has."""
+    pieces = _cut(found, edges)
+    see = found.see & (begin < found.stop)[:, None]
+    run, seen = np.divmod(np.flatnonzero(see), max(len(see), 1))  # ten times as fast as np.nonzero(see)
+    run, piece = np.repeat(run, pieces.count[seen]), expand(pieces.first[seen], pieces.count[seen])
+    level = 1 + np.arange(len(run)) - np.searchsorted(run, run)
+    k, no = pieces.start[piece], np.zeros_like(run)
+    columns = (level, no, no, key[k], k, pieces.stop[piece] - k, begin[run], found.stop[run] - begin[run])
+    return np.stack(columns, 1).astype(np.int64), np.bincount(run, minlength=len(begin))
+
+
+def _own(
+    found: Runs, begin: np.ndarray, asks: np.ndarray, edges: np.ndarray, key: np.ndarray, level: np.ndarray
+) -> np.ndarray:
+    """Segments of every run's rows from `begin` on onto the run itself, which is cut at `begin` and,
+    where it asks for mass, at the edges; the lowest free level of each run."""
+    order = np.argsort(found.start)
+    of_edge = order[np.searchsorted(found.start[order], edges, side="right") - 1]
+    inside = begin[begin < found.stop]
+    pieces = _cut(found, _union(edges[asks[of_edge]], inside))
+    read = np.flatnonzero(begin < found.stop)
+    run = np.repeat(read, pieces.count[read])
+    piece = expand(pieces.first[read], pieces.count[read])
+    k, end = pieces.start[piece], pieces.stop[piece]
+    level = level[run] + piece - pieces.first[run]
+    marked, full, begin, stop = asks[run] & key[k], found.full[run], begin[run], found.stop[run]
+    one, zero = np.ones_like(run), np.zeros_like(run)
+    itself = np.stack((zero, one, ~full, marked, k, end - k, k, end - k), 1)[k >= begin]
+    behind = np.maximum(begin, end)
+    after = np.stack((level, one, zero, marked, k, end - k, behind, stop - behind), 1)[behind < stop]
+    before = np.stack((level, one, zero, marked, k, end - k, begin, k - begin), 1)[full & (begin < k)]
+    return np.concatenate([itself, after, before]).astype(np.int64)
+
+
+def _joined(table: np.ndarray) -> np.ndarray:
+    """The table, sorted, with queries side by side onto the same keys in one row."""
+    table = table[np.lexsort(table.T[::-1])]
+    if not len(table):
+        return table
+    *_, q, n = table.T
+    apart = (table[1:, :SEGMENT] != table[:-1, :SEGMENT]).any(1) | (q[:-1] + n[:-1] != q[1:])
+    first = np.flatnonzero(np.append(True, apart))
+    joined = table[first]
+    joined[:, -1] = np.add.reduceat(n, first)
+    return joined
+
+
+def _by_sort(table: np.ndarray) -> Iterator[Call]:
+    """The calls of a sorted table."""
+    for rows in np.split(table, np.flatnonzero((table[1:, :SORT] != table[:-1, :SORT]).any(1)) + 1):
+        if len(rows):
+            new = np.append(True, (rows[1:, :SEGMENT] != rows[:-1, :SEGMENT]).any(1))
+            level, within, causal, key = rows[0, :SORT].tolist()
+            k, m, q, n = rows[:, SORT:].T
+            yield Call(level, bool(within), bool(causal), bool(key), k[new], m[new], q, n, np.cumsum(new) - 1)

@@ -1,0 +1,286 @@
+"""The only place that orders: meta build, fill, what learns, recomputation, optimizer groups."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from lmmkit.api.components import Component, LearnedTokens
+from lmmkit.api.model_info import Dims
+from lmmkit.attention.backends import Backend, Eager, NoBackend, choose, log_choice
+from lmmkit.errors import MachineError, Problem, UserError, raise_all
+from lmmkit.errors.plan import ATTENTION, COMPILE, LIBRARY
+from lmmkit.model.decoder import Decoder
+from lmmkit.model.init import init
+from lmmkit.model.transforms import lora
+from lmmkit.model.transforms.compiled import set_compiled, why_not
+from lmmkit.model.transforms.frozen_bf16 import hold_narrow
+from lmmkit.model.vision import ViT
+from lmmkit.model.vlm import LMM, Connector
+from lmmkit.objective import Objective
+from lmmkit.plan import shapes
+from lmmkit.plan.compile_plan import StagePlan
+from lmmkit.plan.pretrained import MODULES, Origin
+from lmmkit.recipe import Recipe, Speed, Stage, Vision, VisionScratch, VisionTimm
+from lmmkit.weights import model_folder
+
+
+def compute_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
+    """bfloat16 on CUDA where the recipe asks for it; a CPU computes in float32."""
+    bf16 = recipe.numerics.compute == "bfloat16" and device.type == "cuda"
+    return torch.bfloat16 if bf16 else torch.float32
+
+
+def device_here() -> torch.device:
+    """Where a run computes on this machine: CUDA where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def backend(recipe: Recipe, device: torch.device) -> Backend:
+    """The attention backend of the recipe. Raises `MachineError` if it cannot run on `device`."""
+    try:
+        return choose(recipe.speed.attention, device, compute_dtype(recipe, device))
+    except NoBackend as error:
+        raise MachineError(ATTENTION.at(recipe.where("speed.attention"), got=str(error))) from error
+
+
+def build(
+    recipe: Recipe, components: Mapping[str, Component], dims: Dims, device: torch.device, *,
+    origins: Sequence[Origin] = (), dtype: torch.dtype = torch.float32, drawn: bool = True,
+    narrow: Collection[str] = (), place: torch.device | None = None,
+) -> Objective:  # fmt: skip
+    """The whole objective for `device`: parts from their folders, the rest drawn from the seed.
+
+    With `drawn` off nothing is drawn: the caller fills every tensor. `narrow`: parts whose matrices
+    are held in bfloat16; one that comes from a folder is at no time held wider. `place`: where its
+    tensors lie, if elsewhere.
+    """
+    objective = shell(recipe, components, dims, device)
+    _check_origins(objective, origins)  # before a hostile size takes the machine's memory
+    log_choice(objective.lmm.backend, device, objective.compute)
+    filled = {part for origin in origins for part in origin.parts}
+    objective.to(dtype)
+    narrow_parts(objective, filled.intersection(narrow))
+    objective.to_empty(device=place or device)
+    objective.lmm.decoder.tie()
+    valued = set(filled)
+    if isinstance(recipe.model.vision, VisionTimm):
+        valued.add("vision")
+        _draw_timm(objective.lmm.vision, recipe.model.vision, recipe.seed)
+    if drawn:
+        init(objective, recipe.seed, but=tuple(MODULES[part] for part in valued))
+    for origin in origins:
+        origin.fill(modules(objective))
+    narrow_parts(objective, set(narrow) - filled)  # rounded only now: values are drawn wide
+    return objective
+
+
+def narrow_parts(objective: Objective, parts: Collection[str]) -> None:
+    """Holds the matrices of these parts in bfloat16."""
+    for part in parts:
+        hold_narrow(modules(objective)[part], autocast=objective.compute != torch.float32)
+
+
+def frozen_narrow(recipe: Recipe) -> tuple[str, ...]:
+    """The parts that `numerics.frozen` holds narrow: those that no stage of the run trains whole.
+
+    What a later stage trains stays wide from the start: nothing has to come back, and the run
+    needs the room of its largest stage anyway. timm's modules read each other's weights, so they
+    stay as they are.
+    """
+    if recipe.numerics.frozen == "float32":
+        return ()
+    vision, connector, text = recipe.model.vision, recipe.model.connector, recipe.model.text
+    there = {
+        "vision": vision if not isinstance(vision, VisionTimm) else None,
+        "connector": connector,
+        "text": text,
+    }
+    whole = {
+        name
+        for stage in recipe.stages.values()
+        for name, part in stage.train.parts().items()
+        if getattr(part, "lora", None) is None
+    }
+    return tuple(name for name, part in there.items() if part is not None and name not in whole)
+
+
+def build_encoder(origin: Origin, vision: VisionScratch | VisionTimm, dtype: torch.dtype) -> nn.Module:
+    """An encoder alone on the CPU, filled from its folder."""
+    with torch.device("meta"):
+        module = encoder(vision, Eager(), "model.vision")
+    origin.check({"vision": module})
+    module.to(dtype).to_empty(device="cpu")
+    if isinstance(vision, VisionTimm):
+        _draw_timm(module, vision, 0)
+    origin.fill({"vision": module})
+    return module
+
+
+def _draw_timm(module: nn.Module, vision: VisionTimm, seed: int) -> None:
+    """timm's own initial values, a function of the seed; and its tables, which no file holds."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        drawn = shapes.timm_encoder(vision)
+        for own, values in ((module.parameters(), drawn.parameters()), (module.buffers(), drawn.buffers())):
+            for tensor, value in zip(own, values, strict=True):
+                tensor.copy_(value)
+
+
+def check_origins(recipe: Recipe, dims: Dims, origins: Sequence[Origin], device: torch.device) -> None:
+    """Compares the folders parts begin as with the model, by their headers; nothing is allocated.
+
+    Raises `UserError` with every tensor that is missing, extra, misshapen or of a wrong type.
+    """
+    if origins:
+        _check_origins(shell(recipe, {}, dims, device), origins)
+
+
+def _check_origins(objective: Objective, origins: Sequence[Origin]) -> None:
+    problems: list[Problem] = []
+    for origin in origins:
+        try:
+            origin.check(modules(objective))
+        except UserError as error:
+            problems += error.problems
+    raise_all(problems)
+
+
+def modules(objective: Objective) -> dict[str, nn.Module]:
+    """The model's parts by name."""
+    return {part: objective.get_submodule(path) for part, path in MODULES.items()}
+
+
+def shell(recipe: Recipe, components: Mapping[str, Component], dims: Dims, device: torch.device) -> Objective:
+    """The objective without values, on the meta device."""
+    attention = backend(recipe, device)
+    decoder = shapes.decoder_shape(recipe, dims.vocab)
+    with torch.device("meta"):
+        seen = recipe.model.vision
+        vision = nn.Identity() if seen is None else encoder(seen, attention, recipe.where("model.vision"))
+        kind = recipe.model.connector
+        connector = Connector(kind.kind, dims.image.width, decoder.width) if kind else nn.Identity()
+        lmm = LMM(vision, connector, Decoder(decoder), attention)
+        modules = {name: component.modules(dims) for name, component in components.items()}
+        plugins = nn.ModuleDict({name: module for name, module in modules.items() if module is not None})
+        return Objective(lmm, plugins, compute=compute_dtype(recipe, device))
+
+
+def encoder(vision: Vision, attention: Backend, where: str) -> nn.Module:
+    """The encoder of a recipe; timm's problems stand at `where`."""
+    if isinstance(vision, VisionScratch):
+        return ViT(shapes.vision_shape(vision), attention)
+    assert isinstance(vision, VisionTimm), "`origins.resolve` puts shapes in the place of folders"
+    return shapes.timm_encoder(vision, where)
+
+
+def start(objective: Objective, folder: Path) -> tuple[str, ...]:
+    """Fills the model from a folder of ours; plugin tensors it lacks keep their initial draw.
+
+    Returns the names of those.
+    """
+    model_folder.fill(objective, folder, prefixes=("lmm.",))
+    return model_folder.fill(objective, folder, prefixes=("plugins.",), strict=False)
+
+
+def set_stage(
+    objective: Objective, plan: StagePlan, stage: Stage, *, seed: int
+) -> dict[str, list[nn.Parameter]]:
+    """Switches the objective to a stage: its terms, and which parameters learn, by part.
+
+    Low-rank updates of the stage before are merged, those of this one are put on.
+    """
+    objective.terms = plan.terms
+    lora.merge(objective.lmm.decoder)
+    objective.zero_grad(set_to_none=True)  # a part that stops learning must not keep a gradient
+    objective.requires_grad_(False)
+    parts = {
+        "vision": [objective.lmm.vision],
+        "connector": [objective.lmm.connector],
+        "text": [objective.lmm.decoder],
+        "plugins": [objective.plugins[n] for n in sorted(plan.active) if n in objective.plugins],
+    }
+    learns = {}
+    asked = stage.train.text.lora if stage.train.text else None
+    for name in stage.train.parts():
+        if name == "text" and asked is not None:
+            learns[name] = lora.attach(
+                objective.lmm.decoder, r=asked.r, alpha=asked.alpha, dropout=asked.dropout,
+                targets=asked.targets or lora.TARGETS, seed=seed,
+            )  # fmt: skip
+            continue
+        learns[name] = list(dict.fromkeys(p for module in parts[name] for p in module.parameters()))
+        for parameter in learns[name]:
+            parameter.requires_grad_(True)
+    return learns
+
+
+def set_layers(objective: Objective, speed: Speed) -> None:
+    """How layers run: compiled around their attention, if asked for (timm's never); and as many decoder
+    blocks as asked for again in the backward pass instead of being remembered."""
+    blocks, vision = objective.lmm.decoder.blocks, objective.lmm.vision
+    set_compiled([*blocks, *(vision.blocks if isinstance(vision, ViT) else ())], speed.compile)
+    for number, block in enumerate(blocks):
+        block.__dict__.pop("forward", None)
+        if number < speed.recomputed(len(blocks)):
+            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def check_compiler(recipe: Recipe, device: torch.device) -> None:
+    """Raises `MachineError` if layers shall be compiled and this machine cannot."""
+    if recipe.speed.compile and (reason := why_not(device)):
+        got = f"`true`, and `torch.compile` fails: {reason}"
+        raise MachineError(COMPILE.at(recipe.where("speed.compile"), got=got))
+
+
+def check_optimizers(recipe: Recipe) -> None:
+    """Raises `MachineError` with every stage whose optimizer's library does not import here."""
+    problems = []
+    for name, stage in recipe.stages.items():
+        try:
+            _adamw(stage.optim.kind)
+        except Exception as error:  # absent, or built for another torch
+            got = f"`{stage.optim.kind}`, and bitsandbytes does not import: {error}"
+            problems.append(LIBRARY.at(recipe.where(f"stages.{name}.optim.kind"), got=got))
+    if problems:
+        raise MachineError(problems)
+
+
+def _adamw(kind: str) -> type[torch.optim.Optimizer]:
+    if kind == "adamw":
+        return torch.optim.AdamW
+    from bitsandbytes.optim.adamw import AdamW8bit  # an extra: imported only where it is named
+
+    return AdamW8bit
+
+
+def optimizer(
+    objective: Objective, stage: Stage, learns: Mapping[str, list[nn.Parameter]]
+) -> torch.optim.Optimizer:
+    """AdamW; each learning parameter in exactly one group, by identity. Norms, biases and learned
+    tokens do not decay."""
+    undecayed = {
+        id(p)
+        for module in objective.modules()
+        for p in module.parameters(recurse=False)
+        if p.ndim < 2 or isinstance(module, LearnedTokens)
+    }
+    groups = []
+    for name, parameters in learns.items():
+        lr = stage.train.parts()[name].lr or stage.optim.lr
+        for decay in (True, False):
+            members = [p for p in parameters if (id(p) not in undecayed) is decay]
+            if members:
+                groups.append({
+                    "params": members, "lr": lr, "peak": lr, "part": name,
+                    "weight_decay": stage.optim.weight_decay if decay else 0.0,
+                })  # fmt: skip
+    grouped = [id(p) for group in groups for p in group["params"]]
+    wanted = {id(p) for p in objective.parameters() if p.requires_grad}
+    assert len(grouped) == len(set(grouped)) and set(grouped) == wanted, "a parameter in no or two groups"
+    return _adamw(stage.optim.kind)(groups, betas=stage.optim.betas, eps=stage.optim.eps)  # type: ignore[call-arg]

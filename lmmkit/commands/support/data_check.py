@@ -1,0 +1,148 @@
+"""A source checked to its last row and picture: progress for people, a list of everything wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TextIO
+
+from lmmkit.commands.support.common import err
+from lmmkit.data.images import check_header, check_whole
+from lmmkit.data.sources.bad_records import BadRow, Policy
+from lmmkit.data.sources.records import SHOWN, Records, open_rows
+from lmmkit.errors import Problem, UserError
+from lmmkit.errors.data import MANY, PATH, RECORDS_EMPTY
+from lmmkit.recipe import Recipe
+
+
+@dataclass
+class Report:
+    """The file that lists everything wrong, one JSON object a line; made when there is something.
+
+    `shown`: the first problems of sources that must not have any, `refused`.
+    """
+
+    path: Path
+    count: int = 0
+    shown: list[Problem] = field(default_factory=list)
+    refused: set[str] = field(default_factory=set)
+    _file: TextIO | None = None
+
+    def __enter__(self) -> Report:
+        return self
+
+    def __exit__(self, *caught: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def add(self, source: str, bad: BadRow) -> None:
+        """Lists one more."""
+        if self._file is None:
+            self._file = open(self.path, "w", encoding="utf-8")  # noqa: SIM115
+        self._file.write(json.dumps({"source": source, **bad._asdict()}) + "\n")
+        self.count += 1
+
+    def refuse(self, source: str, problems: list[Problem]) -> None:
+        """The source has more than it may."""
+        self.refused.add(source)
+        self.shown += problems
+
+
+def check_source(recipe: Recipe, name: str, report: Report, decode: bool) -> dict[str, float]:
+    """Reads every row of a source and looks at every picture; what was found, in numbers."""
+    section = recipe.data[name]
+    policy, first = Policy(section.bad_rows, section.bad_share), list[Problem]()
+
+    def told(bad: BadRow) -> None:
+        report.add(name, bad)
+        if len(first) < SHOWN:
+            first.append(bad.problem())
+
+    path, images = recipe.path(section.records), section.images and recipe.path(section.images)
+    begin = time.perf_counter()
+    try:
+        with _bar(f"{name}: rows", _size(path), "MB", 1e-6) as move:
+            rows = open_rows(path, images or None, section.template, anew=True, told=told, progress=move)
+    except UserError as error:
+        for p in error.problems:
+            report.add(name, BadRow.of(p, (p.where, 0, 0)))
+        report.refuse(name, list(error.problems))
+        return dict.fromkeys(
+            ("rows", "bad_rows", "pictures", "bad_pictures", "row_seconds", "picture_seconds"), 0
+        )
+    between, meta = time.perf_counter(), rows.index.meta
+    records = Records(
+        name=name, template=section.template, image_shape=section.image_shape, rows=rows, bad_rows=policy
+    )
+    pictures, bad_pictures = _check_pictures(records, told, decode)
+    bad, most = meta["bad_rows"] + bad_pictures, policy.allowed(meta["rows"])
+    if bad > most:
+        got = f"{meta['bad_rows']} bad records and {bad_pictures} bad images, all listed in {report.path}"
+        more = MANY.at(str(rows.path), got=got, most=most)
+        report.refuse(name, [*first, *[more] * (bad > len(first))])
+    elif not len(rows):
+        report.refuse(name, [RECORDS_EMPTY.at(str(rows.path), got="no records")])
+    return {
+        "rows": meta["rows"], "bad_rows": meta["bad_rows"], "pictures": pictures, "bad_pictures": bad_pictures,
+        "row_seconds": round(between - begin, 3), "picture_seconds": round(time.perf_counter() - between, 3),
+    }  # fmt: skip
+
+
+def _check_pictures(records: Records, told: Callable[[BadRow], None], decode: bool) -> tuple[int, int]:
+    """(pictures, bad ones) of a source, each looked at once."""
+    rows, bad, count = records.rows, 0, 0
+    strays = dict(rows.strays())
+    with _bar(
+        f"{records.name}: {'pictures' if decode else 'headers'}", rows.index.meta["pictures"], "", 1
+    ) as move:
+        for i, image in rows.pictures():
+            found: list[Problem] = []
+            if image.path in strays:
+                found = [PATH.at(image.path, got=strays[image.path])]
+            else:
+                try:
+                    (check_whole if decode else check_header)(image, records.image_shape)
+                except UserError as error:
+                    found = list(error.problems)
+            for p in found:
+                told(BadRow.of(replace(p, got=f"{p.where}: {p.got}"), rows.place(i), key="image"))
+            bad += bool(found)
+            move(count := count + 1)
+    return count, bad
+
+
+def _size(path: Path) -> int:
+    """Bytes of the file; 0 of a pattern."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
+
+
+@contextmanager
+def _bar(title: str, total: int, unit: str, scale: float) -> Iterator[Callable[[float], None]]:
+    """A bar on a terminal with rate and time left; `move(done)`."""
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    rate = TextColumn("{task.fields[rate]}")
+    columns = (TextColumn(title), BarColumn(), TaskProgressColumn(), rate, TimeRemainingColumn())
+    begin, told = time.perf_counter(), 0.0
+    with Progress(*columns, console=err, disable=not err.is_terminal) as bar:
+        task = bar.add_task(title, total=total or None, rate="")
+
+        def move(done: float) -> None:
+            nonlocal told
+            now = time.perf_counter()
+            if now - told > 0.2 or done >= total:  # a redraw costs more than a header
+                told = now
+                speed = (
+                    f"{done * scale / max(now - begin, 1e-3):,.0f} {unit or 'a second'}{'/s' * bool(unit)}"
+                )
+                bar.update(task, completed=done, rate=speed)
+
+        yield move

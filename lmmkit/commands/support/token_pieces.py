@@ -1,0 +1,19 @@
+"""Rows for people: token pieces of a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lmmkit.api.sample import Sample, View
+from lmmkit.plan.prepare import Prepared
+
+
+def pieces(prepared: Prepared, sample: Sample) -> Iterator[tuple[str, bool]]:
+    """(text, supervised) of each span of the main view, tokens parted by a middle dot."""
+    stage = next(iter(prepared.plans))
+    tokenizer = prepared.tokenizer
+    for span in prepared.views(stage).lay_out(View(sample=sample, learn=True)):
+        if span.kind == "text":
+            yield "·".join(tokenizer.decode([i]) or f"<{i}>" for i in span.ids) + " ", span.learn
+        else:
+            yield f"[{span.mark or 'image'} x {span.n}] ", False

@@ -1,0 +1,225 @@
+"""What a stage will take: parameters, memory, tokens, hours. No weights are made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from lmmkit import build
+from lmmkit.api.batch import Batch
+from lmmkit.model.cross_entropy import chunk_rows
+from lmmkit.model.transforms import lora
+from lmmkit.model.vision import TimmViT, ViT
+from lmmkit.objective import Objective
+from lmmkit.plan.prepare import Prepared
+from lmmkit.recipe import Recipe, Stage
+
+SAMPLED_STEPS = 4
+WIDE = 4  # bytes: float32, of what learns, its gradient, and the states between blocks
+SMALL = 4096  # values below which bitsandbytes keeps moments in float32
+BLOCK = 256  # values that share a scale in its 8 bits
+
+
+def estimate(prepared: Prepared, stage: str, *, flops: float) -> dict:
+    """Steps, tokens a step and supervised share (of the first steps), parameters, bytes and hours.
+
+    `bytes` are of one device, by sort and in all: weights, gradients and optimizer, cut over
+    `parallel.shard` (`_bytes`), and the activations of its fullest micro-batch (`activation_bytes`), of
+    the samples it takes. Devices are as few as `parallel` asks for. `hours` take
+    2 operations a weight and token forward, 2 more back through it and 2 for its gradient where it
+    learns, once more forward with `recompute`, on shard x replicate devices of `flops` operations a
+    second; attention maps, encoder and data are left out.
+    """
+    recipe, section = prepared.recipe, prepared.recipe.stages[stage]
+    objective, learns = staged(prepared, stage)
+    learning = sum(p.numel() for parameters in learns.values() for p in parameters)
+    pipeline, steps = prepared.pipeline(stage), prepared.steps(stage)
+    seen = [pipeline.step(i) for i in range(min(SAMPLED_STEPS, steps))]
+    tokens = sum(len(batch) for step in seen for batch in step)
+    depth = objective.lmm.decoder.shape.depth
+    passes = 2 + 2 + 2 * recipe.speed.recomputed(depth) / depth
+    decoder = sum(p.numel() for p in objective.lmm.decoder.parameters())
+    operations = tokens / len(seen) * steps * (passes * decoder + 2 * learning)
+    devices = recipe.parallel.least
+    own = (
+        [replace(pipeline, rank=0, world=devices).step(i) for i in range(len(seen))] if devices > 1 else seen
+    )
+    return {
+        "steps": steps,
+        "tokens_per_step": tokens / len(seen),
+        "micro_batches": sum(map(len, seen)) / len(seen),
+        "supervised": sum(len(batch.target_S) for step in seen for batch in step) / tokens,
+        "parameters": sum(p.numel() for p in objective.parameters()),
+        "learning": learning,
+        "bytes": _bytes(recipe, section, objective, learns, Load.of(own, recipe.speed.tokens)),
+        "devices": devices,
+        "hours": operations / (flops * devices) / 3600,
+    }
+
+
+def staged(prepared: Prepared, stage: str) -> tuple[Objective, dict[str, list[nn.Parameter]]]:
+    """The objective as it stands in a stage, on meta, and what learns by part."""
+    recipe = prepared.recipe
+    objective = build.shell(recipe, prepared.parts.components, prepared.dims, build.device_here())
+    build.narrow_parts(objective, build.frozen_narrow(recipe))
+    return objective, build.set_stage(
+        objective, prepared.plans[stage], recipe.stages[stage], seed=recipe.seed
+    )
+
+
+def checkpoint_bytes(prepared: Prepared) -> int:
+    """What the largest checkpoint of the run takes on disk."""
+    sizes = []
+    for name, stage in prepared.recipe.stages.items():
+        objective, learns = staged(prepared, name)
+        sizes.append(_weights(objective) + moment_bytes(stage.optim.kind, _all(learns)))
+    return max(sizes)
+
+
+def moment_bytes(kind: str, learning: Iterable[nn.Parameter]) -> int:
+    """What an optimizer keeps of these: two moments each, in float32 or in 8 bits with a scale a block."""
+    small = [p.numel() for p in learning if kind == "adamw" or p.numel() < SMALL]
+    large = [p.numel() for p in learning if kind != "adamw" and p.numel() >= SMALL]
+    return 2 * (WIDE * sum(small) + sum(n + WIDE * -(-n // BLOCK) for n in large))
+
+
+@dataclass(frozen=True)
+class Load:
+    """What the fullest micro-batch holds: packed rows, pictures, supervised rows; and how many
+    micro-batches a step has at most."""
+
+    rows: int
+    images: int
+    supervised: int
+    batches: int = 1
+
+    @classmethod
+    def of(cls, steps: Iterable[Iterable[Batch]], most: int) -> Load:
+        """Of steps as they were packed. Where one was cut, `most` rows are taken to be reached, with
+        pictures and supervised rows as dense as in the densest micro-batch seen."""
+        steps = [list(step) for step in steps]
+        batches = [batch for step in steps for batch in step]
+        rows = max(map(len, batches))
+        rows = max(rows, most) if any(len(step) > 1 for step in steps) else rows
+        images, supervised = (
+            max(len(counted(batch)) / len(batch) for batch in batches)
+            for counted in (lambda b: b.pixels_ICXY, lambda b: b.target_S)
+        )
+        return cls(rows, round(images * rows), round(supervised * rows), max(map(len, steps)))
+
+
+def _bytes(
+    recipe: Recipe, stage: Stage, objective: Objective, learns: Mapping[str, list[nn.Parameter]], load: Load
+) -> dict[str, int]:
+    """Of a rank. What is cut lies there by rows; whole are, at the peak, the root unit and two blocks, and
+    gradients that gather over a step's micro-batches."""
+    learning, shards = _all(learns), recipe.parallel.copy
+
+    def part(p: nn.Parameter) -> int:
+        """Values of a parameter that a rank holds."""
+        return p.numel() if shards == 1 else -(-len(p) // shards) * (p.numel() // max(len(p), 1))
+
+    kept = recipe.parallel.exchange == "step" and load.batches > 1
+    whole, gathered = _whole(recipe, objective) if shards > 1 else ([], [])
+    apart = {id(p) for p in whole}
+    out = {
+        "weights": sum(
+            p.nbytes if id(p) in apart else part(p) * p.element_size() for p in objective.parameters()
+        )
+        + sum(p.nbytes for p in gathered),
+        "gradients": WIDE * sum(p.numel() if kept else part(p) for p in learning),
+        "optimizer": moment_bytes(stage.optim.kind, learning)
+        if shards == 1
+        else 2 * WIDE * sum(map(part, learning)),
+        "activations": activation_bytes(recipe, stage, objective, load),
+    }
+    return out | {"all": sum(out.values())}
+
+
+def _whole(recipe: Recipe, objective: Objective) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """What every rank holds whole, and what of the rest is gathered at the peak (see `training/shard.py`)."""
+    vision = objective.lmm.vision
+    whole = [] if any(stage.train.vision for stage in recipe.stages.values()) else list(vision.parameters())
+    units = [list(block.parameters()) for block in objective.lmm.decoder.blocks]
+    if not whole and isinstance(vision, ViT):
+        units += [list(block.parameters()) for block in vision.blocks]
+    elsewhere = {id(p) for p in [*whole, *(p for unit in units for p in unit)]}
+    root = [p for p in objective.parameters() if id(p) not in elsewhere]
+    return whole, root + 2 * max(units, key=lambda unit: sum(p.nbytes for p in unit))
+
+
+def activation_bytes(recipe: Recipe, stage: Stage, objective: Objective, load: Load) -> int:
+    """What one forward and backward pass holds besides weights, gradients and optimizer, at its peak.
+
+    `objective` is set to the stage. With T rows, I pictures of N tokens, width D, packed projection
+    C, query width Q, MLP width M, and a = 2 bytes a value under autocast, else 4, the graph remembers
+
+    - a block: 8 T D (the states before attention and before the MLP, float32) + a T (C + Q + 2 M);
+      where its matrices learn their inputs too, a T (2 D + M); under LoRA instead each adapter's
+      input with its dropout mask, and r values. A block that is recomputed: 4 T D, and all of one of them;
+    - the connector, where it learns: a I N (D_vision + 2 D); an encoder that learns, a block:
+      8 I N D_vision + a I N (7 D_vision + 3 M_vision), never recomputed.
+
+    On top, at the peak: the widest gradients of a block, a T 4 M + 8 T D; the rows before and after
+    the decoder, 16 T D; logits of one chunk, 8 + a bytes each; the largest gradient twice over;
+    under autocast a bfloat16 copy of all that learns, and of frozen float32 matrices as far as the
+    graph reaches. Kernels' own buffers and what an allocator wastes are left out.
+    """
+    a = 2 if recipe.numerics.compute == "bfloat16" else WIDE
+    shape, decoder = objective.lmm.decoder.shape, objective.lmm.decoder
+    again = recipe.speed.recomputed(shape.depth)
+    T, D, M = load.rows, shape.width, shape.mlp
+    Q, C = shape.heads * shape.head_size, (shape.heads + 2 * shape.kv_heads) * shape.head_size
+    block = 8 * T * D + a * T * (C + Q + 2 * M)
+    train = stage.train
+    if train.text is not None and train.text.lora is None:
+        block += a * T * (2 * D + M)
+    block += T * _adapter_bytes(decoder, stage, a) // shape.depth
+    blocks = (shape.depth - again) * block + again * WIDE * T * D + block * (again > 0)
+    peak = a * T * 4 * M + 8 * T * D + 16 * T * D
+    logits = min(load.supervised, chunk_rows(shape.vocab)) * shape.vocab * (8 + a)
+    learning = [p.numel() for p in objective.parameters() if p.requires_grad]
+    copies = 2 * sum(learning) * (a == 2)
+    if a == 2:
+        frozen = sum(
+            p.numel() for p in decoder.parameters() if not p.requires_grad and p.element_size() == WIDE
+        )
+        copies += 2 * frozen * max(shape.depth - again, 1) // shape.depth
+    return blocks + peak + logits + 2 * WIDE * max(learning) + copies + _seen_bytes(objective, stage, a, load)
+
+
+def _adapter_bytes(decoder: nn.Module, stage: Stage, a: int) -> int:
+    """What the adapters of all blocks remember of one row."""
+    asked = stage.train.text.lora if stage.train.text else None
+    if asked is None:
+        return 0
+    inputs = [adapter.a.shape[1] for adapter in lora.adapters(decoder)]
+    mask = (a == WIDE) * 3 + 1  # bytes a value: CUDA's dropout keeps a bool, a CPU's a factor
+    return sum(n * (a + mask if asked.dropout else a) + asked.r * a for n in inputs)
+
+
+def _seen_bytes(objective: Objective, stage: Stage, a: int, load: Load) -> int:
+    """Of encoder and connector: what the graph remembers, and an encoder's widest moment."""
+    vision = objective.lmm.vision
+    if isinstance(vision, ViT):
+        spec, mlp, depth = vision.image, vision.shape.mlp, vision.shape.built
+    elif isinstance(vision, TimmViT):
+        spec, mlp, depth = vision.image, 4 * vision.image.width, vision.index + 1
+    else:
+        return 0
+    tokens, width, D = load.images * spec.tokens, spec.width, objective.lmm.decoder.shape.width
+    moment = tokens * (12 * width + 3 * a * mlp)
+    kept = a * tokens * (width + 2 * D) if stage.train.connector or stage.train.vision else 0
+    if stage.train.vision:
+        return kept + depth * tokens * (8 * width + a * (7 * width + 3 * mlp)) + moment
+    return max(kept, moment)
+
+
+def _weights(objective: Objective) -> int:
+    return sum(p.nbytes for p in objective.parameters())
+
+
+def _all(learns: Mapping[str, list[nn.Parameter]]) -> list[nn.Parameter]:
+    return [p for parameters in learns.values() for p in parameters]

@@ -1,0 +1,303 @@
+"""The layout of a sample: template, token ids, and which of them are learned.
+
+`plain` is images, text and answer with a newline behind each; `vicuna_v1` is the conversation of
+Vicuna v1.5, with an end token behind each answer: ids and learned positions equal LLaVA-1.5's.
+`chatml` is Qwen's and `llama3` LLaMA-3's, turns between control tokens: ids equal those of their
+own templates. Their heads and their answers are encoded apart, as generation finds them.
+
+LLaVA joins a conversation to one string and tokenizes that; here each span is encoded by itself.
+The ids are the same because no piece reaches from a non-space into a following space, and spans
+are only ever parted there: spaces at the end of a text are encoded with the text behind them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lmmkit.api.layout import Layout, Span, SpanRole, text
+from lmmkit.api.sample import Image, Sample, Turn
+from lmmkit.data.text_tokenizers.choose import AnyTokenizer
+from lmmkit.data.text_tokenizers.sentencepiece_tokenizer import SPACE
+from lmmkit.errors import UserError, did_you_mean, raise_all
+from lmmkit.errors.data import (
+    CHAT_AFTER_EOS,
+    CHAT_CONTROL,
+    CHAT_IMAGES,
+    NO_VISION,
+    PROMPT,
+    ROLES,
+    TEMPLATE,
+)
+
+AfterEos = Literal["published", "hf437"]
+TEMPLATES = ("plain", "vicuna_v1", "chatml", "llama3")
+AFTER_EOS = ("published", "hf437")
+
+VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+
+
+def lay_out(
+    sample: Sample,
+    tokenizer: AnyTokenizer,
+    *,
+    image_rows: int,
+    after_eos: AfterEos = "published",
+) -> Layout:
+    """The spans of a sample: its answers are learned, the rest is read.
+
+    `image_rows`: rows one image takes. `after_eos`: how the first word behind an end token is
+    encoded; `published` as in LLaVA-1.5's weights (transformers 4.31), `hf437` as in 4.37 (no
+    dummy prefix). A sample may end with the user's turn.
+
+    Raises `UserError` for a template unknown here, turns that do not alternate from user to
+    assistant, or images that do not add up.
+    """
+    _check(sample, after_eos, image_rows)
+    writer = _Writer(tokenizer=tokenizer, image_rows=image_rows, after_eos=after_eos)
+    images = iter(sample.images)
+    if sample.template in FRAMES:
+        _framed(writer, sample, images, FRAMES[sample.template])
+        return writer.close()
+    if tokenizer.bos is not None:
+        writer.control(tokenizer.bos, "bos")
+    if sample.template == "plain":
+        for turn in sample.turns:
+            _plain(writer, turn, images)
+    else:
+        writer.write(VICUNA_SYSTEM, "system")
+        for i, turn in enumerate(sample.turns):
+            _vicuna(writer, turn, images, first=i == 0)
+    return writer.close()
+
+
+def lay_out_prompt(
+    sample: Sample,
+    tokenizer: AnyTokenizer,
+    *,
+    image_rows: int,
+    after_eos: AfterEos = "published",
+) -> Layout:
+    """The spans that generation starts from, for a sample whose last turn is the user's.
+
+    They are those that `lay_out` puts before the answer, so a model goes on with the ids it was
+    trained to go on with: for `vicuna_v1` the prompt ends in "ASSISTANT:" and the space behind
+    it belongs to the answer. Arguments and errors as in `lay_out`; another last turn is one.
+    """
+    if sample.turns and sample.turns[-1].role != "user":
+        raise UserError(PROMPT.at(f"sample {sample.key}", got="the assistant's turn last"))
+    return lay_out(sample, tokenizer, image_rows=image_rows, after_eos=after_eos)
+
+
+def response_end(template: str, tokenizer: AnyTokenizer) -> int:
+    """The id that ends a response: a newline where captions are plain, the end token elsewhere."""
+    if template in FRAMES:
+        return _control(tokenizer, template, FRAMES[template].close)
+    return tokenizer.encode_continued("\n")[-1] if template == "plain" else tokenizer.eos
+
+
+def default_template(tokenizer: AnyTokenizer) -> str:
+    """The template whose control tokens the tokenizer has; `vicuna_v1` needs none."""
+    return next((name for name in FRAMES if not _missing(tokenizer, name)), "vicuna_v1")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A conversation whose every turn stands between control tokens.
+
+    `head` and `close` surround a role's name and its text; `open` is the newline or two behind a
+    head, `gap` what stands between turns, `start` a control token before all, `system` the first
+    turn where the sample has none of its own.
+    """
+
+    head: tuple[str, str]
+    open: str
+    close: str
+    gap: str = ""
+    start: str = ""
+    system: str = ""
+
+
+FRAMES = {
+    "chatml": Frame(
+        ("<|im_start|>", ""), "\n", "<|im_end|>", gap="\n", system="You are a helpful assistant."
+    ),
+    "llama3": Frame(
+        ("<|start_header_id|>", "<|end_header_id|>"), "\n\n", "<|eot_id|>", start="<|begin_of_text|>"
+    ),
+}
+
+
+def _framed(writer: _Writer, sample: Sample, images: Iterator[Image], frame: Frame) -> None:
+    def control(spelling: str, role: SpanRole, *, learn: bool = False) -> None:
+        if spelling:
+            writer.control(_control(writer.tokenizer, sample.template, spelling), role, learn=learn)
+
+    def head(name: str, role: SpanRole) -> str:
+        """Opens a turn; what is returned belongs before its text."""
+        before, behind = frame.head
+        control(before, role)
+        if not behind:
+            return name + frame.open
+        writer.write(name, role)
+        control(behind, role)
+        return frame.open
+
+    control(frame.start, "bos")
+    if frame.system:
+        writer.write(head("system", "system") + frame.system, "system")
+        control(frame.close, "system")
+        writer.write(frame.gap, "system")
+    for turn in sample.turns:
+        if turn.role == "assistant":
+            writer.write(turn.text, "response", learn=True)
+            control(frame.close, "response", learn=True)
+            writer.write(frame.gap, "user")
+            continue
+        words = head("user", "user")
+        for i in range(turn.images):
+            writer.write(words, "user")
+            writer.image(next(images))
+            words = "\n" if turn.text or i + 1 < turn.images else ""
+        writer.write(words + turn.text, "user")
+        control(frame.close, "user")
+        writer.write(frame.gap, "user")
+        writer.write(head("assistant", "header"), "header")
+        writer.part()
+
+
+def _missing(tokenizer: AnyTokenizer, template: str) -> list[str]:
+    frame = FRAMES[template]
+    needed = (frame.start, *frame.head, frame.close)
+    return [spelling for spelling in needed if spelling and tokenizer.control(spelling) is None]
+
+
+def _control(tokenizer: AnyTokenizer, template: str, spelling: str) -> int:
+    found = tokenizer.control(spelling)
+    if found is None:
+        got = f"a tokenizer without {', '.join(_missing(tokenizer, template))}"
+        usable = [name for name in TEMPLATES if name not in FRAMES or not _missing(tokenizer, name)]
+        raise UserError(CHAT_CONTROL.at(f"template {template}", got=got, usable=", ".join(usable)))
+    return found
+
+
+def _plain(writer: _Writer, turn: Turn, images: Iterator[Image]) -> None:
+    for _ in range(turn.images):
+        writer.image(next(images))
+    if turn.role == "assistant":
+        writer.write(turn.text + "\n", "response", learn=True)
+    elif turn.text:
+        writer.write(turn.text + "\n", "user")
+
+
+def _vicuna(writer: _Writer, turn: Turn, images: Iterator[Image], *, first: bool) -> None:
+    if turn.role == "assistant":
+        writer.write(" " + turn.text, "response", learn=True)
+        writer.control(writer.tokenizer.eos, "response", learn=True)
+        return
+    words = " USER: " if first else "USER: "
+    for i in range(turn.images):
+        writer.write(words, "user")
+        writer.image(next(images))
+        # LLaVA strips a question that is nothing but its image, the newline included.
+        words = "\n" if turn.text or i + 1 < turn.images else ""
+    writer.write(words + turn.text, "user")
+    writer.write(" ASSISTANT:", "header")
+
+
+@dataclass(kw_only=True)
+class _Writer:
+    """Collects spans, and knows after what the next text stands.
+
+    `after` is what it follows: nothing (the start, an image), text, or an end token. `spaces` are
+    trailing spaces of what was written, kept back for the text to come; `last` is how that was
+    written: its role, and whether it is learned.
+    """
+
+    tokenizer: AnyTokenizer
+    image_rows: int
+    after_eos: str
+    spans: list[Span] = field(default_factory=list)
+    after: Literal["nothing", "text", "eos"] = "nothing"
+    spaces: str = ""
+    last: tuple[SpanRole, bool] = ("none", False)
+
+    def write(self, words: str, role: SpanRole, *, learn: bool = False) -> None:
+        """Text of one role. Its trailing spaces wait for the text behind them."""
+        words = self.spaces + words.replace(SPACE, " ")  # one and the same to sentencepiece
+        kept = words.rstrip(" ")
+        self.spaces = words[len(kept) :]
+        self._encode(kept, role, learn)
+        self.last = (role, learn)
+
+    def image(self, image: Image) -> None:
+        """An image slot. What stands behind it is encoded as text that stands alone."""
+        self._flush()
+        self.spans.append(Span(kind="image", n=self.image_rows, image=image))
+        self.after = "nothing"
+
+    def part(self) -> None:
+        """What follows is encoded by itself, as if nothing stood before it but a control token."""
+        self._flush()
+        self.after = "eos"
+
+    def control(self, token: int, role: SpanRole, *, learn: bool = False) -> None:
+        """A control token, in one span with the text of its role."""
+        self._flush()
+        last = self.spans[-1] if self.spans else None
+        if last is not None and (last.kind, last.role, last.learn) == ("text", role, learn):
+            self.spans[-1] = text([*last.ids, token], role, learn=learn)
+        else:
+            self.spans.append(text([token], role, learn=learn))
+        self.after = "nothing" if role == "bos" else "eos"
+
+    def close(self) -> Layout:
+        """All spans."""
+        self._flush()
+        return tuple(self.spans)
+
+    def _flush(self) -> None:
+        spaces, self.spaces = self.spaces, ""
+        if spaces:
+            self._encode(spaces, *self.last)
+
+    def _encode(self, words: str, role: SpanRole, learn: bool) -> None:
+        if not words:
+            return
+        if self.after == "text" or (self.after == "eos" and self.after_eos == "hf437"):
+            ids = self.tokenizer.encode_continued(words)
+        elif self.after == "eos":
+            ids = self.tokenizer.encode_unprefixed(words)
+        else:
+            ids = self.tokenizer.encode(words)
+        self.after = "text"
+        last = self.spans[-1] if self.spans else None
+        if last is not None and (last.kind, last.role, last.learn) == ("text", role, learn):
+            self.spans[-1] = text([*last.ids, *ids], role, learn=learn)
+        else:
+            self.spans.append(text(ids, role, learn=learn))
+
+
+def _check(sample: Sample, after_eos: str, image_rows: int) -> None:
+    """Raises `UserError` with everything that keeps `sample` from being laid out."""
+    problems, where = [], f"sample {sample.key}"
+    if sample.template not in TEMPLATES:
+        got, nearest = f"template `{sample.template}`", did_you_mean(sample.template, TEMPLATES)
+        problems.append(TEMPLATE.at(where, got=got, known=", ".join(TEMPLATES), nearest=nearest))
+    if after_eos not in AFTER_EOS:
+        got = f"after_eos `{after_eos}`"
+        problems.append(CHAT_AFTER_EOS.at(where, got=got, known=", ".join(AFTER_EOS)))
+    if sample.images and not image_rows:
+        problems.append(NO_VISION.at(where, got="an image for a text-only model"))
+    roles = [turn.role for turn in sample.turns]
+    if not roles or roles != [("user", "assistant")[i % 2] for i in range(len(roles))]:
+        problems.append(ROLES.at(where, got=f"turns {roles}"))
+    places = [turn.images if turn.role == "user" else -turn.images for turn in sample.turns]
+    if sum(places) != len(sample.images) or any(n < 0 for n in places):
+        got = f"{len(sample.images)} images for {[turn.images for turn in sample.turns]} places by turn"
+        problems.append(CHAT_IMAGES.at(where, got=got))
+    raise_all(problems)

@@ -1,0 +1,126 @@
+"""Bad records: what is reported of one, how many a source may have, and the list that a run writes."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from lmmkit.errors import Problem, UserError
+from lmmkit.errors.data import TOO_MANY
+from lmmkit.runs.files import write_text_atomic
+
+ALWAYS = 10  # bad rows that `skip` passes over, however few rows there are
+
+
+class BadRow(NamedTuple):
+    """Describes one problem of one record. `key` is the part of the record; `row` is the number of the
+    record, from 0, `line` counts from 1 (0: the record has no line)."""
+
+    file: str
+    line: int
+    row: int
+    id: str
+    code: str
+    key: str
+    got: str
+    expected: str
+    hint: str
+
+    @classmethod
+    def of(cls, problem: Problem, place: tuple[str, int, int], id: str = "", key: str = "") -> BadRow:
+        """Describes `problem` of the record at `place`: (file, line, row)."""
+        return cls(*place, id, problem.code, key, problem.got, problem.expected, problem.hint)
+
+    def problem(self) -> Problem:
+        """Returns the problem, with the place of the record as `where`."""
+        id_ = f", id {self.id[:80]!a}" if self.id else ""
+        where = place(self.file, self.line, self.row, id_)
+        return Problem(self.code, where, self.got, self.expected, self.hint)
+
+
+def place(file: str, line: int, row: int, id_: str = "") -> str:
+    """Returns the place of a record as messages name it."""
+    return f"{file}:{line} (record {row}{id_})" if line else f"{file} (record {row}{id_})"
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What a bad row means: `error` stops; `skip` passes over up to `share` of the rows, and ten
+    in any case."""
+
+    kind: Literal["error", "skip"] = "error"
+    share: float = 0.001
+
+    def allowed(self, rows: float) -> int:
+        """How many bad ones are passed over among so many."""
+        return max(ALWAYS, int(self.share * rows)) if self.kind == "skip" else 0
+
+
+STRICT = Policy()
+
+
+@dataclass(kw_only=True)
+class Ledger:
+    """The list of bad rows that a stage passed over, one JSON object a line, and their bound.
+
+    `seen`: rows that each source gives a step, on average. `before`: steps of the run before the
+    stage. What a run did again after a stop is listed once. Of several ranks all count, and one `writes`.
+    """
+
+    path: Path
+    stage: str
+    before: int
+    policies: Mapping[str, Policy]
+    seen: Mapping[str, float]
+    writes: bool = True
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def open(self, step: int, known: Mapping[str, Iterable[BadRow]]) -> None:
+        """Goes on after `step` of the run. `known` was left out of each source before any step."""
+        lines = [line for line in _lines(self.path) if line["step"] <= step]
+        if not any((line["stage"], line["step"]) == (self.stage, self.before) for line in lines):
+            lines += [self._line(self.before, name, bad) for name in known for bad in known[name]]
+        mine = {(line["source"], line["row"], line["step"]) for line in lines if line["stage"] == self.stage}
+        self.counts = Counter(source for source, _, at in mine if at > self.before)
+        if self.writes and (lines or self.path.exists()):
+            write_text_atomic(self.path, "".join(json.dumps(line) + "\n" for line in lines))
+
+    def add(self, index: int, bad_rows: Iterable[tuple[str, Iterable]]) -> None:
+        """Lists bad records of the stage's step `index`, by source. Raises `UserError` above the bound."""
+        found, step = [(name, BadRow(*bad)) for name, bad in bad_rows], self.before + index + 1
+        if not found:
+            return
+        if self.writes:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.writelines(json.dumps(self._line(step, *each)) + "\n" for each in found)
+        self.counts.update(source for source, _ in {(name, bad.row): bad for name, bad in found})
+        for name in {name for name, _ in found}:
+            most = self.policies[name].allowed(self.seen[name] * (index + 1))
+            if self.counts[name] > most:
+                got = f"{self.counts[name]} bad records of source `{name}`, listed in {self.path}"
+                last = [bad.problem() for source, bad in found if source == name]
+                more = TOO_MANY.at(f"data.{name}", got=got, most=f"{most} by step {step}")
+                raise UserError([*last, more])
+
+    def _line(self, step: int, source: str, bad: BadRow) -> dict[str, Any]:
+        return {"step": step, "stage": self.stage, "source": source, **bad._asdict()}
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """What is whole of the list; a last line that a kill cut off is not."""
+    if not path.exists():
+        return []
+    found = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            break
+        if not isinstance(line, dict) or not line.keys() >= {"step", "stage", "source", "row"}:
+            break
+        found.append(line)
+    return found

@@ -1,0 +1,159 @@
+"""What one pass over a data file found, kept on disk: arrays, what the pass counted, bad rows.
+
+An index lies in `$LMMKIT_CACHE`, else `$XDG_CACHE_HOME/lmmkit`, else `~/.cache/lmmkit`, never
+beside the data, which may be read-only. It is a cache of something that is at hand: what does
+not fit its file to the byte is made anew, and what is read by it is checked again when it is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lmmkit.data.sources.bad_records import BadRow
+from lmmkit.data.sources.json_stream import open_regular
+from lmmkit.errors import UserError
+from lmmkit.errors.data import CHANGED, RECORDS_FILE
+
+FORMAT = 2  # raised with every change of what an index holds, or of which rows are good
+BAD_KEPT = 100_000
+META, BAD = "index.json", "bad.jsonl"
+_SPOTS, _SPOT = 64, 4096
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """`meta` is plain JSON; `arrays` are maps of files in `folder`, or in memory where there is none.
+
+    Pickles by its folder, so that a data worker shares the pages of the maps.
+    """
+
+    meta: Mapping[str, Any]
+    arrays: Mapping[str, np.ndarray]
+    bad: tuple[BadRow, ...] = ()
+    folder: Path | None = None
+
+    def __reduce__(self) -> tuple[object, ...]:
+        if self.folder is None:
+            return Index, (dict(self.meta), dict(self.arrays), self.bad)
+        return _again, (self.folder, dict(self.meta))
+
+
+def open_index(key: str, files: Iterable[Path], build: Callable[[], Index], *, anew: bool = False) -> Index:
+    """The index of `files` under `key`: as kept, or from `build` and then kept where that can be."""
+    print_of = fingerprint(files)
+    name = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=12).hexdigest()
+    stamp = hashlib.blake2b(json.dumps([FORMAT, key, print_of]).encode(), digest_size=12).hexdigest()
+    cache = cache_folder()
+    folder = cache / f"{name}-{stamp}"
+    if not anew and (kept := load(folder)) is not None:
+        return kept
+    built = build()
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        _save(built, cache, folder)
+    except OSError as error:
+        print(f"note: no index kept in {cache}: {error.strerror}; set LMMKIT_CACHE", file=sys.stderr)
+        return built
+    for other in cache.glob(f"{name}-*"):
+        if other != folder:
+            shutil.rmtree(other, ignore_errors=True)
+    return load(folder) or built
+
+
+def cache_folder() -> Path:
+    """Where indexes are kept."""
+    own, shared = os.environ.get("LMMKIT_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    home = Path(shared) if shared else Path(os.path.expanduser("~")) / ".cache"
+    return (Path(own) if own else home / "lmmkit") / "index"
+
+
+def fingerprint(files: Iterable[Path]) -> list[list[int]]:
+    """Size, time of change, and a crc of spots all over it, for each file."""
+    found = []
+    for path in files:
+        try:
+            with open_regular(path) as file:
+                stat, crc = os.fstat(file.fileno()), 0
+                for i in range(_SPOTS):
+                    file.seek(max(0, stat.st_size - _SPOT) * i // (_SPOTS - 1))
+                    crc = zlib.crc32(file.read(_SPOT), crc)
+        except OSError as error:
+            got = error.strerror or str(error)
+            problem = RECORDS_FILE.at(str(path), got=got, expected="a file that can be read")
+            raise UserError(problem) from error
+        found.append([stat.st_size, stat.st_mtime_ns, crc])
+    return found
+
+
+def load(folder: Path) -> Index | None:
+    """The index in a folder; None if there is none, or it is not what was written."""
+    try:
+        meta = json.loads((folder / META).read_bytes())
+        if meta.pop("crc") != _crc(meta):
+            return None
+        for name, crc in meta["files"].items():
+            with open(folder / name, "rb") as file:
+                found = 0
+                while block := file.read(1 << 20):
+                    found = zlib.crc32(block, found)
+            if found != crc:
+                return None
+        lines = (folder / BAD).read_text("utf-8").splitlines()
+        return replace(_opened(folder, meta), bad=tuple(BadRow(*json.loads(line)) for line in lines))
+    except Exception:  # a cache that anybody may have written: whatever is wrong, it is made anew
+        return None
+
+
+def _opened(folder: Path, meta: dict[str, Any]) -> Index:
+    arrays = {
+        name.removesuffix(".npy"): np.load(folder / name, mmap_mode="r", allow_pickle=False)
+        for name in meta["files"]
+        if name.endswith(".npy")
+    }
+    return Index(meta, arrays, (), folder)
+
+
+def _again(folder: Path, meta: dict[str, Any]) -> Index:
+    """The index in another process."""
+    try:
+        return _opened(folder, meta)
+    except (OSError, ValueError) as error:
+        raise UserError(CHANGED.at(str(folder), got="no readable index")) from error
+
+
+def _save(index: Index, cache: Path, folder: Path) -> None:
+    """Writes aside, then renames."""
+    aside = Path(tempfile.mkdtemp(prefix=".tmp-", dir=cache))
+    try:
+        for name, array in index.arrays.items():
+            np.save(aside / f"{name}.npy", array, allow_pickle=False)
+        lines = (json.dumps(list(row)) + "\n" for row in index.bad)
+        (aside / BAD).write_text("".join(lines), encoding="utf-8")
+        files = {path.name: zlib.crc32(path.read_bytes()) for path in sorted(aside.iterdir())}
+        meta = {**index.meta, "files": files}
+        (aside / META).write_text(json.dumps({**meta, "crc": _crc(meta)}), encoding="utf-8")
+        if folder.exists():
+            shutil.rmtree(folder)
+        try:
+            os.rename(aside, folder)
+        except OSError:
+            if not folder.exists():  # else another process was as fast
+                raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _crc(meta: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(meta, sort_keys=True).encode())

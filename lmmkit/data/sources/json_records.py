@@ -1,0 +1,127 @@
+"""Rows of a JSON list or a JSONL file, each with its line and its bytes.
+
+A bad row does not hide the rows behind it, as far as those can still be made out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from lmmkit.data.sources.json_stream import MAX_ROW, Faults, Parser, Window, skip
+
+
+class Row(NamedTuple):
+    """A row of a file: its index from 0, its line from 1, its value, and what is wrong in it.
+
+    `faults` are pairs (got, expected); a record that has any has no usable value. Its
+    text lies in the `length` bytes from `offset` on; `spelt`: no escape in it spells a surrogate.
+    """
+
+    index: int
+    line: int
+    value: object = None
+    faults: Faults = ()
+    offset: int = 0
+    length: int = 0
+    spelt: bool = False
+
+
+def read_rows(window: Window) -> Iterator[Row]:
+    """The rows of a file: lines if its name ends in .jsonl, else the items of one JSON list.
+
+    What is no list, or ends too early, shows as a last row with faults.
+    """
+    return _lines(window) if window.path.suffix == ".jsonl" else _items(window)
+
+
+def stream(path: Path, progress: Callable[[int], None] | None = None) -> Iterator[Row]:
+    """`read_rows` of a file by its name."""
+    with Window(path, progress) as window:
+        yield from read_rows(window)
+
+
+def row_of(data: bytes, index: int, line: int) -> Row:
+    """A row from its bytes, as an index has it."""
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        got = f"byte 0x{data[error.start]:02x}, which is no UTF-8"
+        return Row(index, line, faults=((got, "JSON in UTF-8"),))
+    return _line(text, Parser(), index, line)
+
+
+def _items(window: Window) -> Iterator[Row]:
+    parser, index = Parser(), 0
+    if window.peek() != "[":
+        yield _wrong(window, 0, "a JSON list; JSONL is named .jsonl", "nothing")
+        return
+    window.take(window.at + 1)
+    closed = window.peek() == "]"
+    while not closed:
+        start = window.line
+        try:
+            value, end, faults = window.value(parser)
+        except json.JSONDecodeError as error:
+            line = start + window.text.count("\n", window.at, error.pos)
+            before = window.column if error.lineno == 1 else 0
+            yield Row(index, line, faults=(_broken(error, before),))
+            return
+        spelt, offset = _spelt(window.text, window.at, end), window.offset
+        yield Row(index, start, value, faults, offset, window.take(end), spelt)
+        index += 1
+        after = window.peek()
+        closed = after == "]"
+        if not closed and after != ",":
+            yield _wrong(window, index, "`,` or `]` after a record", "the end of the file")
+            return
+        if not closed:
+            window.take(window.at + 1)
+            window.peek()
+    window.take(window.at + 1)
+    if window.peek():
+        yield _wrong(window, index, "nothing after the list", "")
+
+
+def _wrong(window: Window, index: int, expected: str, at_end: str) -> Row:
+    got = repr(window.text[window.at : window.at + 20]) if window.text[window.at :] else at_end
+    return Row(index, window.line, faults=((got, expected),))
+
+
+def _lines(window: Window) -> Iterator[Row]:
+    parser, index = Parser(), 0
+    while window.at < len(window.text) or window.more():
+        text = window.next_line()
+        if text is None:
+            got = f"a line of more than {MAX_ROW} characters"
+            yield Row(index, window.line, faults=((got, "one record a line"),))
+            return
+        if text.strip(" \t\r"):
+            row = _line(text, parser, index, window.line)
+            offset, spelt = window.offset, _spelt(text, 0, len(text))
+            yield row._replace(offset=offset, length=window.take(window.at + len(text)), spelt=spelt)
+            index += 1
+        else:
+            window.take(window.at + len(text))
+        window.take(min(window.at + 1, len(window.text)))
+
+
+def _line(text: str, parser: Parser, index: int, number: int) -> Row:
+    try:
+        value, end, faults = parser.at(text, skip(text, 0))
+    except json.JSONDecodeError as error:
+        return Row(index, number, faults=(_broken(error),))
+    if (end := skip(text, end)) != len(text):
+        faults += ((repr(text[end : end + 20]), "one value a line"),)
+    return Row(index, number, value, faults)
+
+
+def _spelt(text: str, start: int, end: int) -> bool:
+    return text.find("\\ud", start, end) < 0 and text.find("\\uD", start, end) < 0
+
+
+def _broken(error: json.JSONDecodeError, before: int = 0) -> tuple[str, str]:
+    """`before`: characters of the line that stand before the text."""
+    return f"broken JSON at column {before + error.colno}: {error.msg}", "JSON"

@@ -1,0 +1,268 @@
+"""WebDataset shards as a source: tar files whose members `KEY.json` and `KEY.jpg` are a row.
+
+A row of several pictures has `KEY.0.jpg`, `KEY.1.jpg`, in the order of its markers. Members are paired
+by the package's own rule. An index of where they lie makes any row as near as any other, so that the
+order stays a function of its position. Pictures are read out of the shards; nothing is unpacked.
+"""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import math
+import os
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from lmmkit.api.sample import Image
+from lmmkit.data.sources.bad_records import BadRow
+from lmmkit.data.sources.index_cache import BAD_KEPT, Index, open_index
+from lmmkit.data.sources.json_records import Row, row_of
+from lmmkit.data.sources.json_stream import MAX_ROW
+from lmmkit.data.sources.record_parser import RowReader, measured
+from lmmkit.data.tar import Member, members
+from lmmkit.errors import MachineError, UserError
+from lmmkit.errors.data import CHANGED, LONG, NO_WEBDATASET, RECORDS_FILE, SHARD
+
+ROW = np.dtype([("shard", "<u4"), ("offset", "<u8"), ("length", "<u8"), ("row", "<u8"), ("words", "<i4"),
+                ("again", "<u1"), ("first", "<u8"), ("pictures", "<u2")])  # fmt: skip
+PART = np.dtype([("offset", "<u8"), ("size", "<u8")])
+PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
+MAX_SHARDS = 100_000
+_RANGE = re.compile(r"\{(-?[0-9]{1,18})\.\.(-?[0-9]{1,18})")
+OPEN_SHARDS = 64  # files a process holds open
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Shards:
+    """The good rows of the shards that the pattern `path` names, by number."""
+
+    path: Path
+    shards: tuple[Path, ...]
+    index: Index
+    _kept: dict[int, int] = field(default_factory=dict, init=False, repr=False)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _opened, (self.path, self.shards, self.index)
+
+    def __len__(self) -> int:
+        return len(self.index.arrays["rows"])
+
+    def row(self, i: int) -> Row:
+        """Good row i as its shard has it now. Raises `UserError` if the shard is not what it was."""
+        at = self.index.arrays["rows"][i]
+        number = int(at["shard"])
+        shard = self.shards[number]
+        try:
+            stat = os.fstat(self._file(number))
+            data = os.pread(self._file(number), int(at["length"]), int(at["offset"]))
+        except OSError as error:
+            raise _refused(shard, error.strerror or str(error), "a shard") from error
+        if [stat.st_size, stat.st_mtime_ns] != self.index.meta["stat"][number]:
+            raise UserError(CHANGED.at(str(shard), got="another size or time of change"))
+        return _with_pictures(row_of(data, int(at["row"]), 0), int(at["pictures"]))
+
+    def key(self, i: int, own: str) -> str:
+        """What names row i in its source: its own id, with the row's number where that came before."""
+        at = self.index.arrays["rows"][i]
+        return f"{own or at['row']}" + f"#{at['row']}" * int(at["again"])
+
+    def images(self, i: int, paths: tuple[str, ...]) -> tuple[Image, ...]:
+        """The pictures of row i."""
+        at, parts = self.index.arrays["rows"][i], self.index.arrays["parts"]
+        shard, first = str(self.shards[int(at["shard"])]), int(at["first"])
+        chosen = parts[first : first + int(at["pictures"])]
+        return tuple(Image(shard, part=(int(part["offset"]), int(part["size"]))) for part in chosen)
+
+    def place(self, i: int) -> tuple[str, int, int]:
+        """(shard, 0, row of the source) of row i."""
+        at = self.index.arrays["rows"][i]
+        return str(self.shards[int(at["shard"])]), 0, int(at["row"])
+
+    def pictures(self) -> Iterator[tuple[int, Image]]:
+        """Every picture, with its row."""
+        for i in range(len(self)):
+            for image in self.images(i, ()):
+                yield i, image
+
+    def missing(self) -> list[tuple[int, str]]:
+        """None: a picture that is not in a shard is not in the index."""
+        return []
+
+    def strays(self) -> list[tuple[str, str]]:
+        """None: a picture is bytes of a shard."""
+        return []
+
+    def identity(self) -> dict[str, object]:
+        """What tells this data from other: sizes of the shards, and all that their headers say."""
+        sizes = [path.stat().st_size for path in self.shards]
+        rows, parts = self.index.arrays["rows"], self.index.arrays["parts"]
+        return {
+            "records": f"{len(sizes)} shards, {sum(sizes)} bytes, crc32 {self.index.meta['crc32']:08x}",
+            "pictures": f"{len(parts)} members, crc32 {zlib.crc32(parts.tobytes(), zlib.crc32(rows.tobytes())):08x}",
+        }
+
+    def _file(self, number: int) -> int:
+        if number not in self._kept:
+            if len(self._kept) >= OPEN_SHARDS:
+                os.close(self._kept.pop(next(iter(self._kept))))
+            self._kept[number] = os.open(self.shards[number], os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        return self._kept[number]
+
+
+def _opened(path: Path, shards: tuple[Path, ...], index: Index) -> Shards:
+    return Shards(path=path, shards=shards, index=index)
+
+
+def open_shards(
+    pattern: Path, template: str, *, anew: bool = False, told: Callable[[BadRow], None] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Shards:  # fmt: skip
+    """The shards with their index; `told`, `progress`, `anew` as in `open_json`.
+
+    Raises `UserError` for a pattern that names no file and for what is no archive, `MachineError`
+    where the package is missing.
+    """
+    shards = tuple(_named(pattern))
+    key = f"shards {os.path.realpath(pattern)} {'plain' if template == 'plain' else 'talk'}"
+    build = lambda: _Pass(shards, template, told, progress).index()  # noqa: E731
+    return Shards(path=pattern, shards=shards, index=open_index(key, shards, build, anew=anew))
+
+
+def _named(pattern: Path) -> list[Path]:
+    """The files of a pattern with braces ({000..099}), wildcards, or neither."""
+    if "\0" in str(pattern):
+        raise _refused(pattern, "a NUL in it", "a pattern of shards")
+    braces = _package("braceexpand").braceexpand
+    spans = (abs(int(a) - int(b)) + 1 for a, b in _RANGE.findall(str(pattern)))
+    many = math.prod(spans) > MAX_SHARDS  # the package makes a list of each range
+    try:
+        names = [] if many else list(itertools.islice(braces(str(pattern)), MAX_SHARDS + 1))
+    except ValueError as error:
+        raise _refused(pattern, str(error), "a pattern of shards") from error
+    if many or len(names) > MAX_SHARDS:
+        raise _refused(pattern, f"more than {MAX_SHARDS} names", f"at most {MAX_SHARDS}")
+    found = [path for name in names for path in (sorted(glob.glob(name)) if _wild(name) else [name])]
+    if not found:
+        raise _refused(pattern, "no such file", "shards")
+    return [Path(path) for path in found]
+
+
+def _wild(name: str) -> bool:
+    return any(mark in name for mark in "*?[")
+
+
+def _package(name: str):
+    """A module of `pip install -e ".[webdataset]"`; what it imports in turn costs a second."""
+    import importlib
+
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise MachineError(NO_WEBDATASET.at("kind: webdataset", got=f"no package {name}")) from error
+
+
+def _refused(path: Path, got: str, expected: str) -> UserError:
+    return UserError(RECORDS_FILE.at(str(path), got=got, expected=expected))
+
+
+def _with_pictures(row: Row, count: int) -> Row:
+    """The row with the pictures of its members in place of what its JSON says of pictures."""
+    if not isinstance(row.value, dict):
+        return row
+    return row._replace(value={**row.value, "image": [f"picture-{i}" for i in range(count)]})
+
+
+class _Pass:
+    """One pass over the headers of all shards, and over the JSON in them."""
+
+    def __init__(self, shards, template, told, progress) -> None:
+        self.shards, self.template = shards, template
+        self.told, self.progress = told or (lambda bad: None), progress or (lambda size: None)
+        self.rows: list[tuple[int, ...]] = []
+        self.parts: list[tuple[int, int]] = []
+        self.keys: set[str] = set()
+        self.bad: list[BadRow] = []
+        self.meta = dict.fromkeys(("rows", "bad_rows", "problems", "dropped_turns", "renamed", "crc32"), 0)
+
+    def index(self) -> Index:
+        """Returns everything that the pass found. Raises `UserError` with all broken shards."""
+        stats, done, problems = [], 0, []
+        for number, shard in enumerate(self.shards):
+            try:
+                for sample in _samples(shard):
+                    self.sample(number, sample)
+                stat = os.stat(shard)
+                stats.append([stat.st_size, stat.st_mtime_ns])
+                self.progress(done := done + stat.st_size)
+            except UserError as error:
+                problems += error.problems
+        if problems:
+            raise UserError(problems)
+        arrays = {"rows": np.array(self.rows, ROW), "parts": np.array(self.parts, PART)}
+        return Index({**self.meta, "stat": stats, "pictures": len(self.parts)}, arrays, tuple(self.bad))
+
+    def sample(self, number: int, sample: dict) -> None:
+        """One key of a shard: a row, if it has JSON."""
+        shard, at = self.shards[number], self.meta["rows"]
+        self.meta["rows"] += 1
+        record, row, reader = None, Row(at, 0), RowReader(template=self.template)
+        pictures = [sample[kind] for kind in sample if kind.rpartition(".")[2] in PICTURES]
+        member: Member | None = sample.get("json")
+        if member is None:
+            got = f"key {sample['__key__'][:80]!a} without JSON"
+            reader.wrong(SHARD, "", got, expected="a member KEY.json")
+        elif member.size > MAX_ROW:
+            reader.wrong(LONG, "", f"JSON of {member.size} bytes", most=f"{MAX_ROW} bytes")
+        else:
+            with open(shard, "rb") as file:
+                data = os.pread(file.fileno(), member.size, member.offset)
+            self.meta["crc32"] = zlib.crc32(data, self.meta["crc32"])
+            row = _with_pictures(row_of(data, at, 0), len(pictures))
+            record = reader.read(row)
+        if record is None or member is None:
+            self.refuse(shard, at, reader, sample["__key__"])
+            return
+        found = measured(record, row.value, reader.dropped)
+        again, key = 0, found.key or str(at)
+        while key in self.keys:
+            again, key = again + 1, f"{key}#{at}"
+        self.keys.add(key)
+        words = found.words if pictures else -found.words
+        first = len(self.parts)
+        self.parts += [(picture.offset, picture.size) for picture in pictures]
+        self.rows.append(
+            (number, member.offset, member.size, at, words, min(again, 255), first, len(pictures))
+        )
+        self.meta["dropped_turns"] += found.dropped
+        self.meta["renamed"] += again > 0
+
+    def refuse(self, shard: Path, at: int, reader: RowReader, key: str) -> None:
+        """Reports all problems of a bad record."""
+        self.meta["bad_rows"] += 1
+        self.meta["problems"] += len(reader.problems)
+        for part, problem in reader.problems:
+            bad = BadRow.of(problem, (str(shard), 0, at), reader.said or key, part)
+            self.told(bad)
+            if len(self.bad) < BAD_KEPT:
+                self.bad.append(bad)
+
+
+def _samples(shard: Path) -> Iterator[dict]:
+    """Members of one key together, by the package's rule: {"__key__": ..., kind: member}."""
+    group = _package("webdataset.tariterators").group_by_keys
+    listed = (
+        {"fname": member.name, "data": member, "__url__": str(shard)}
+        for member in members(shard)
+        if not member.name.startswith("__")  # notes of the package itself
+    )
+    try:
+        yield from group(listed)
+    except ValueError as error:
+        problem = SHARD.at(str(shard), got=str(error)[:200], expected="each member once")
+        raise UserError(problem) from error

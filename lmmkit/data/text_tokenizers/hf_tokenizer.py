@@ -1,0 +1,206 @@
+"""Text to token ids and back, by a `tokenizer.json` of the `tokenizers` library.
+
+As with sentencepiece, text is only ever text: what a file calls added tokens are control tokens
+here, put down by a layout and never found in what a user writes.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from lmmkit.data.text_tokenizers.sentencepiece_tokenizer import SPACE, _read, _spelt
+from lmmkit.errors import UserError
+from lmmkit.errors.data import CORRUPT, ENCODE, TEXT_CONTROL
+from lmmkit.runs.files import read_json
+
+FILE = "tokenizer.json"
+BESIDE = "tokenizer_config.json"
+MAX_GROWTH = 1000  # of a text by its normalizer; LLaMA's space mark takes 2
+MAX_IDS = 2**24  # each is a row of an embedding
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerJson:
+    """A `tokenizer.json`; pickles as its text. The three ways to encode are those of `Tokenizer`:
+    they differ where a dummy prefix begins a text, as in LLaMA's, and agree in byte-level files.
+    """
+
+    text: str = field(repr=False)
+    bos: int | None
+    eos: int
+
+    @classmethod
+    def open(cls, path: str | Path) -> TokenizerJson:
+        """The tokenizer in the file `path`; what begins and ends a sequence is said beside it.
+
+        Raises `UserError` for a file that is missing, damaged, or of no known end token.
+        """
+        path = Path(path)
+        try:
+            text = _read(path).decode()
+            value = json.loads(text)
+            if not isinstance(value, dict):
+                raise ValueError(f"a JSON {type(value).__name__}")
+            if (growth := _growth(value.get("normalizer"))) > MAX_GROWTH:
+                raise ValueError(f"a normalizer that makes a text up to {growth} times as long")
+            inner = tokenizers.Tokenizer.from_str(text)
+            if (size := _ids(inner)) > MAX_IDS:
+                raise ValueError(f"ids up to {size - 1}")
+        except (UserError, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # the Rust side raises bare exceptions, and panics
+            reason = (str(error) or type(error).__name__)[:200]
+            raise UserError(CORRUPT.at(str(path), got=reason, expected="a tokenizer.json")) from None
+        bos, eos = (_named(path.parent, inner, key) for key in ("bos", "eos"))
+        if eos is None:
+            got = f"no `eos_token` in {BESIDE}"
+            raise UserError(TEXT_CONTROL.at(str(path), got=got, expected="an end token"))
+        return cls(text=json.dumps(_strict(value)), bos=bos, eos=eos)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text that stands alone. Raises `UserError` for lone surrogates.
+
+        The dummy prefix is a space put before any text, as sentencepiece does; the library leaves
+        it out where there is a space already.
+        """
+        return self.encode_continued(f" {text}" if self._prefixed and text else text)
+
+    def encode_continued(self, text: str) -> list[int]:
+        """Ids of a text that directly follows text or a control token."""
+        text = _spelt(text)
+        try:
+            return self._continued.encode(text, add_special_tokens=False).ids
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a panic: an expression of the file's that backtracks too long
+            where = f"{FILE} on the text {text[:40]!a}"
+            raise UserError(ENCODE.at(where, got=str(error)[:200])) from None
+
+    def encode_unprefixed(self, text: str) -> list[int]:
+        """Ids of a text standing alone whose dummy prefix is then cut off the first piece."""
+        ids = self.encode(text)
+        first = self._standing.id_to_token(ids[0]) if ids else None
+        if first is None or not self._prefixed or text.startswith((" ", SPACE)):
+            return ids
+        if first == SPACE:
+            return ids[1:]
+        rest = self._standing.token_to_id(first.removeprefix(SPACE))
+        return self.encode_continued(text) if rest is None else [rest, *ids[1:]]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of these ids; control tokens and rows beyond the tokenizer's are skipped."""
+        spelt = [int(i) for i in ids if 0 <= int(i) < self.size and int(i) not in self._controls.values()]
+        return self._standing.decode(spelt, skip_special_tokens=True)
+
+    def control(self, spelling: str) -> int | None:
+        """The id of a control token."""
+        return self._controls.get(spelling)
+
+    def spelling(self, token: int) -> str:
+        """How the vocabulary writes a token."""
+        return self._standing.id_to_token(token) or ""
+
+    @property
+    def size(self) -> int:
+        """Ids are below it, control tokens included."""
+        return self._size
+
+    @cached_property
+    def _size(self) -> int:
+        return _ids(self._standing)
+
+    def files(self) -> dict[str, bytes]:
+        """What a folder needs to open it again."""
+        names = {i: spelling for spelling, i in self._standing.get_vocab(with_added_tokens=True).items()}
+        words = {
+            f"{key}_token": names[i] for key, i in (("bos", self.bos), ("eos", self.eos)) if i is not None
+        }
+        return {FILE: self.text.encode(), BESIDE: json.dumps(words).encode()}
+
+    @cached_property
+    def _standing(self) -> tokenizers.Tokenizer:
+        return _opened(self.text)
+
+    @cached_property
+    def _continued(self) -> tokenizers.Tokenizer:
+        return _opened(json.dumps(_unprefixed(json.loads(self.text)))) if self._prefixed else self._standing
+
+    @cached_property
+    def _prefixed(self) -> bool:
+        value = json.loads(self.text)
+        return _unprefixed(value) != value
+
+    @cached_property
+    def _controls(self) -> dict[str, int]:
+        return {token["content"]: token["id"] for token in json.loads(self.text).get("added_tokens") or ()}
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"text": self.text, "bos": self.bos, "eos": self.eos}
+
+
+def _opened(text: str) -> tokenizers.Tokenizer:
+    inner = tokenizers.Tokenizer.from_str(text)
+    inner.encode_special_tokens = True  # spelled in pieces, not found
+    inner.no_padding()
+    inner.no_truncation()
+    return inner
+
+
+def _ids(inner: tokenizers.Tokenizer) -> int:
+    return 1 + max(inner.get_vocab(with_added_tokens=True).values(), default=-1)
+
+
+def _growth(normal: dict[str, Any] | None) -> int:
+    """How many times as long a text may come out of a normalizer: steps multiply."""
+    if normal is None:
+        return 1
+    if normal.get("type") == "Replace":
+        return 1 + len(normal["content"])
+    return math.prod(_growth(step) for step in normal.get("normalizers") or ())
+
+
+def _strict(value: dict[str, Any]) -> dict[str, Any]:
+    """Every added token special: the library finds all others in a user's text, whatever is set."""
+    tokens = [token | {"special": True} for token in value.get("added_tokens") or ()]
+    return value | {"added_tokens": tokens, "post_processor": None}
+
+
+def _unprefixed(value: dict[str, Any]) -> dict[str, Any]:
+    """The file without its dummy prefix, where it has one."""
+    value = copy.deepcopy(value)
+    normal = value.get("normalizer") or {}
+    steps = normal.get("normalizers", [normal] if normal else [])
+    kept = [step for step in steps if step.get("type") != "Prepend"]
+    if len(kept) < len(steps):
+        value["normalizer"] = {"type": "Sequence", "normalizers": kept}
+    split = value.get("pre_tokenizer") or {}
+    for step in split.get("pretokenizers", [split] if split else []):
+        if step.get("type") == "Metaspace" and step.get("prepend_scheme", "always") != "never":
+            step["prepend_scheme"] = "never"
+    return value
+
+
+def _named(folder: Path, inner: tokenizers.Tokenizer, key: str) -> int | None:
+    """The id of the token that begins (bos) or ends (eos): the first file beside it that says."""
+    for name in (BESIDE, "special_tokens_map.json"):
+        if (folder / name).is_file():
+            word = read_json(folder / name, hint="Correct or remove the file.").get(f"{key}_token")
+            word = word.get("content") if isinstance(word, dict) else word
+            if isinstance(word, str):
+                return inner.token_to_id(word)
+    for name in ("generation_config.json", "config.json"):
+        if (folder / name).is_file():
+            found = read_json(folder / name, hint="Correct or remove the file.").get(f"{key}_token_id")
+            found = found[0] if isinstance(found, list) and found else found
+            if type(found) is int:
+                return found
+    return None

@@ -1,1 +1,0 @@
-"""Evaluation tasks: each is `run(speaker, records, task) -> results`, by the kind a recipe names."""

@@ -1,0 +1,270 @@
+"""Public model folders into lmmkit's own, and back."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import nn
+
+from lmmkit import build
+from lmmkit.attention.backends import Eager
+from lmmkit.errors import UserError, raise_all
+from lmmkit.errors.weights import CONVERT_EXISTS, EXPORT_ADAPTER, LINK, NO_LORA, OPTION, OURS, WEIGHTS_ADAPTER
+from lmmkit.inference.chat_model import find_model_folder, load
+from lmmkit.model.decoder import Decoder
+from lmmkit.plan import from_model
+from lmmkit.plan.prepare import Prepared, prepare_bare
+from lmmkit.plan.pretrained import MODULES, Origin, encoder_section
+from lmmkit.recipe import VisionScratch, VisionTimm, section_mapping, to_mapping, vision_from_mapping
+from lmmkit.weights import lora_checkpoints, model_folder
+from lmmkit.weights.detect import Source, open_source
+from lmmkit.weights.export.llava_folders import llava_folders, peft_adapter
+from lmmkit.weights.export.llava_folders.export_model import Exported
+
+Format = Literal["llava-hf", "llava", "lmmkit", "peft"]
+HELD = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def import_model(
+    source: Path, folder: Path, *, vision: Path | None = None, base: Path | None = None,
+    allow_pickle: bool = False, template: str | None = None,
+) -> tuple[str, ...]:  # fmt: skip
+    """Writes a public model as a model folder of ours, every value as it is.
+
+    One type holds them all: the narrowest that changes no value of `source` and `base`.
+
+    Args:
+        source: of llava-hf, original LLaVA (whole, its projector alone, or low-rank updates, which are
+            merged), a decoder, or an encoder, which becomes a folder for `model.vision.from`.
+        folder: new, or empty.
+        vision: a folder with the encoder, where `source` leaves it out.
+        base: a folder with the decoder, where `source` leaves it out.
+        allow_pickle: also read `.bin` files, their weights alone.
+        template: the chat template, if not the default.
+
+    Returns:
+        The parts that the new folder holds.
+
+    Raises:
+        UserError: an unknown architecture, tensors that do not fit, a folder that is not empty.
+    """
+    _require_new(folder)
+    if model_folder.is_ours(source):
+        raise UserError(OURS.at(str(source), got="a folder that lmmkit wrote"))
+    if lora_checkpoints.is_adapter(source) and base is None:
+        got, that_fit = "low-rank updates without a base model", "together with their base model"
+        raise UserError(WEIGHTS_ADAPTER.at(str(source), got=got, that_fit=that_fit))
+    if (eye := open_source(source, feature_layer=-1, pickled=allow_pickle)).parts() == ("vision",):
+        _refuse(source, {"--vision": vision, "--base": base, "--template": template}, "an encoder alone")
+        _import_encoder(eye, folder)
+        return ("vision",)
+    recipe, public_source = from_model.recipe_of(source, template, vision=vision, base=base)
+    prepared = prepare_bare(recipe, mute=True, pickled=allow_pickle)
+    dtype = _held(replace(public_source, pickled=allow_pickle), base)
+    objective = build.build(
+        prepared.recipe, {}, prepared.dims, torch.device("cpu"), origins=prepared.origins, dtype=dtype
+    )
+    if lora_checkpoints.is_adapter(source):
+        with replace(public_source, pickled=allow_pickle).tensors() as stored:
+            lora_checkpoints.merge(objective.lmm.decoder, stored, source)
+    carried, prefixes = {}, {}
+    for origin in prepared.origins:
+        carried |= origin.carried(build.modules(objective))
+        prefixes |= origin.source.prefixes() if origin.source and origin.source.kind == "llava-hf" else {}
+    config = {
+        "stage": from_model.STAGE, "step": 0, "speaks_through": [], "plugins": {}, "kind": public_source.kind,
+        "model": to_mapping(prepared.recipe)["model"], "prefixes": prefixes, **_ends(public_source),
+    }  # fmt: skip
+    tokenizer = prepared.tokenizer if prepared.tokenizer.size else None
+    model_folder.write(
+        folder,
+        model_folder.unique_tensors(objective),
+        config=config,
+        recipe=None,
+        tokenizer=tokenizer,
+        carried=carried,
+    )
+    return tuple(part for part in MODULES if getattr(prepared.recipe.model, part) is not None)
+
+
+def _held(source: Source, base: Path | None) -> torch.dtype:
+    """Low-rank updates leave the base in the type that their config names."""
+    if lora_checkpoints.is_adapter(source.folder):
+        return HELD.get(source.dtype, torch.float32)
+    if base is None:
+        return source.held()
+    below = (
+        model_folder.dtype_of(base)
+        if model_folder.is_ours(base)
+        else replace(open_source(base), pickled=source.pickled).held()
+    )
+    return torch.promote_types(source.held(), below)
+
+
+def _refuse(where: Path, options: Mapping[str, object], what: str) -> None:
+    """Raises `UserError` for options that do not apply to `what`."""
+    given = ", ".join(name for name, value in options.items() if value is not None)
+    if given:
+        raise UserError(OPTION.at(str(where), got=f"{given} with {what}", what=what, options=given))
+
+
+def _import_encoder(source: Source, folder: Path) -> None:
+    """Every block of it, whatever state a recipe will read."""
+    assert source.vision is not None
+    section = encoder_section(source.vision, str(source.folder))
+    origin = Origin(folder=source.folder, parts=("vision",), source=source)
+    module = build.build_encoder(origin, section, source.held())
+    config = {
+        "stage": from_model.STAGE, "step": 0, "speaks_through": [], "plugins": {}, "kind": source.kind,
+        "model": {"vision": section_mapping(section)}, "image_shape": source.vision.image_shape,
+    }  # fmt: skip
+    named = nn.ModuleDict({"lmm": nn.ModuleDict({"vision": module})})
+    carried = origin.carried({"vision": module})
+    model_folder.write(
+        folder,
+        model_folder.unique_tensors(named),
+        config=config,
+        recipe=None,
+        tokenizer=None,
+        carried=carried,
+    )
+
+
+def _ends(source: Source) -> dict[str, object]:
+    found: dict[str, object] = {"eos": list(source.eos), "pad": source.pad, "image_token": source.image_token}
+    found["family"] = source.text.family if source.text else None
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def export_model(
+    path: Path, folder: Path, kind: Format, *, dtype: torch.dtype | None = None, base: str | None = None
+) -> None:
+    """Writes a run's last model, or a model folder of ours, in a public format.
+
+    Plugins that do not matter when the model answers are left out; one that does is a problem.
+    `base` is for `peft`: what its file calls the model that the adapter belongs on.
+
+    Raises:
+        UserError: a model that the format cannot express, a folder that is not empty.
+    """
+    source = find_model_folder(path)
+    llava_folders.require_whole(source)
+    _refuse(folder, {"--base": base} if kind != "peft" else {}, f"--format {kind}")
+    _refuse(folder, {"--dtype": dtype} if kind in ("lmmkit", "peft") else {}, f"--format {kind}")
+    if kind == "lmmkit":
+        _require_new(folder)
+        _require_no_links(source)
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+        return
+    if kind == "peft":
+        _require_new(folder)
+        _export_adapter(source, folder, base)
+        return
+    speaker = load(source, device="cpu", dtype=dtype or model_folder.dtype_of(source))
+    model = _exported(source, speaker.prepared, build.modules(speaker.objective))
+    llava_folders.write(model, folder, kind, dtype=dtype)
+
+
+def _exported(source: Path, prepared: Prepared, parts: Mapping[str, nn.Module]) -> Exported:
+    speaks = prepared.recipe.model.speaks
+    return Exported(
+        vision=parts["vision"], connector=parts["connector"], text=cast(Decoder, parts["text"]),
+        config=model_folder.config_of(source), tokenizer=prepared.tokenizer, carried=model_folder.carried_of(source),
+        image_shape=speaks.image_shape, template=speaks.template,
+    )  # fmt: skip
+
+
+def _export_adapter(source: Path, folder: Path, base: str | None) -> None:
+    """The low-rank updates of the stage that the folder is of; whole weights are not read."""
+    config, updates = model_folder.config_of(source), model_folder.updates_of(source)
+    recipe = from_model.recipe_of_ours(source, config, None)
+    stage = recipe.stages[config["stage"]].train
+    asked = stage.text.lora if stage.text else None
+    if not updates or asked is None:
+        got = f"stage `{config['stage']}`, which trained without low-rank updates"
+        raise UserError(NO_LORA.at(str(source), got=got))
+    prepared = prepare_bare(replace(recipe, plugins={}), mute=True)
+    objective = build.shell(prepared.recipe, {}, prepared.dims, torch.device("cpu"))
+    model = _exported(source, prepared, build.modules(objective))
+    found = (llava_folders.problems if model.sees else llava_folders.spoken)(model, folder, "llava-hf")
+    if stage.vision is not None:
+        found.append(EXPORT_ADAPTER.at(str(source), got="an encoder that was trained too"))
+    raise_all(found)
+    connector = {}
+    if stage.connector is not None:
+        at = f"{MODULES['connector']}."
+        names = {at + name for name in model_folder.unique_tensors(model.connector)}
+        connector = {n.removeprefix(at): t for n, t in model_folder.tensors(source, names).items()}
+    kept = peft_adapter.Adapter(
+        updates=updates, connector=connector, alpha=asked.alpha, dropout=asked.dropout, sees=model.sees, base=base
+    )  # fmt: skip
+    peft_adapter.write(kept, folder)
+
+
+def show_model(path: Path) -> dict[str, Any]:
+    """Architecture, parameters by part, type and size of a model; nothing of it is allocated."""
+    folder = path if (path / "config.json").is_file() else find_model_folder(path)
+    if (eye := _encoder_alone(folder)) is not None:
+        return _show_encoder(*eye)
+    if model_folder.is_ours(folder):
+        config = model_folder.config_of(folder)
+        recipe, held, kind = (
+            from_model.recipe_of_ours(folder, config, None),
+            str(model_folder.dtype_of(folder)),
+            "lmmkit",
+        )
+        recipe = replace(recipe, plugins={})
+    else:
+        recipe, source = from_model.recipe_of(folder)
+        held, kind = source.dtype, source.kind
+    prepared = prepare_bare(recipe, mute=True)
+    objective = build.shell(prepared.recipe, {}, prepared.dims, torch.device("cpu"))
+    tokenizer = prepared.tokenizer.size or None
+    return _shown(kind, held, build.modules(objective), to_mapping(prepared.recipe)["model"], tokenizer)
+
+
+def _encoder_alone(folder: Path) -> tuple[str, str, VisionScratch | VisionTimm] | None:
+    """(kind, type, shape) of an encoder's folder; None for any other."""
+    if model_folder.is_ours(folder):
+        config = model_folder.config_of(folder)
+        if not model_folder.is_encoder(config):
+            return None
+        return "lmmkit", str(model_folder.dtype_of(folder)), vision_from_mapping(config["model"]["vision"])
+    source = open_source(folder)
+    if source.parts() != ("vision",) or source.vision is None:
+        return None
+    return source.kind, source.dtype, encoder_section(source.vision, str(folder))
+
+
+def _show_encoder(kind: str, held: str, section: VisionScratch | VisionTimm) -> dict[str, Any]:
+    with torch.device("meta"):
+        module = build.encoder(section, Eager(), "model.vision")
+    return _shown(kind, held, {"vision": module}, {"vision": section_mapping(section)}, None)
+
+
+def _shown(
+    kind: str, held: str, modules: Mapping[str, nn.Module], model: dict[str, Any], tokenizer: int | None
+) -> dict[str, Any]:
+    held = held.removeprefix("torch.")
+    size = HELD.get(held, torch.float32).itemsize
+    counts = {part: sum(p.numel() for p in module.parameters()) for part, module in modules.items()}
+    return {
+        "kind": kind, "dtype": held, "parameters": counts, "total": sum(counts.values()),
+        "bytes": size * sum(counts.values()), "model": model, "tokenizer": tokenizer,
+    }  # fmt: skip
+
+
+def _require_no_links(folder: Path) -> None:
+    """Raises `UserError` for links: a copy must not contain what a link in the folder points to."""
+    raise_all(LINK.at(str(path), got="a link") for path in sorted(folder.rglob("*")) if path.is_symlink())
+
+
+def _require_new(folder: Path) -> None:
+    if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
+        got = "a file, a link or a folder that is not empty"
+        raise UserError(CONVERT_EXISTS.at(str(folder), got=got))

@@ -1,0 +1,69 @@
+"""Token ids as other libraries pass them, [B, T] with padding and image placeholders, as a batch.
+
+Padding is dropped at the door; every sequence is a tree of its own; each placeholder becomes one
+row of an image, in order over the whole batch.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lmmkit.api.batch import Batch, Fill, Pick
+from lmmkit.attention.forest import unshared
+from lmmkit.attention.schedule import Sight
+
+EMPTY = torch.empty(0, dtype=torch.int64)
+
+
+def batch_of_ids(
+    input_ids: Tensor, pixel_values: Tensor | None, attention_mask: Tensor | None, *,
+    image_token: int | None, image_rows: int, vocab: int,
+) -> tuple[Batch, list[np.ndarray]]:  # fmt: skip
+    """A batch without targets, and for every sequence the rows of its unpadded places.
+
+    Args:
+        input_ids: [B, T] int64; `image_token` stands for each row of an image.
+        pixel_values: [I, 3, X, Y], preprocessed, in the order of their places; or None.
+        attention_mask: [B, T], 0 where padded; or None.
+        image_token: the placeholder's id; None where the model sees no images.
+        image_rows: rows one image takes.
+        vocab: rows of the embedding.
+
+    Raises:
+        ValueError: shapes that do not fit together, ids outside the vocabulary, a number of
+            placeholders that is not `image_rows` an image.
+    """
+    if input_ids.ndim != 2 or input_ids.dtype != torch.int64:
+        raise ValueError(f"got input_ids {list(input_ids.shape)} {input_ids.dtype}; want [B, T] int64")
+    mask = np.ones(input_ids.shape, bool) if attention_mask is None else attention_mask.cpu().numpy() != 0
+    if mask.shape != tuple(input_ids.shape):
+        raise ValueError(
+            f"got attention_mask {list(mask.shape)}; want that of input_ids {list(input_ids.shape)}"
+        )
+    if not mask.any(1).all():
+        raise ValueError("got a sequence that is all padding; want at least one token in each")
+    ids = input_ids.cpu().numpy()
+    sequences = [row[seen] for row, seen in zip(ids, mask, strict=True)]
+    forest, paths = unshared([len(sequence) for sequence in sequences])
+    id_T = np.full(len(forest), -1, np.int64)
+    for sequence, path in zip(sequences, paths, strict=True):
+        id_T[path] = sequence
+    row_N = np.concatenate([p[s == image_token] for s, p in zip(sequences, paths, strict=True)])
+    images = 0 if pixel_values is None else len(pixel_values)
+    if len(row_N) != images * image_rows:
+        got = f"{len(row_N)} image placeholders (id {image_token}) and {images} images"
+        raise ValueError(f"got {got}; want {image_rows} placeholders an image")
+    id_T[row_N] = -1
+    outside = (id_T >= vocab) | ((id_T < 0) & ~np.isin(np.arange(len(id_T)), row_N))
+    if outside.any():
+        raise ValueError(f"got the token id {id_T[outside][0]}; want 0 to {vocab - 1}")
+    fills = (Fill("vision", torch.from_numpy(row_N), torch.arange(len(row_N))),) if len(row_N) else ()
+    sight = Sight(forest, torch.zeros(len(forest), dtype=torch.bool), EMPTY)
+    batch = Batch(
+        sight=sight, last=sight, id_T=torch.from_numpy(id_T), fills=fills,
+        pixels_ICXY=torch.empty(0, 3, 0, 0) if pixel_values is None else pixel_values,
+        predict=Pick(EMPTY, EMPTY), target_S=EMPTY, term_S=EMPTY, text_terms=("next_token",),
+    )  # fmt: skip
+    return batch, paths

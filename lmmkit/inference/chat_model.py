@@ -1,0 +1,252 @@
+"""Sample -> text: a trained objective that answers, in memory or from a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lmmkit import build
+from lmmkit.api.layout import rows
+from lmmkit.api.sample import Image, Sample, Turn, View
+from lmmkit.data.chat_templates import response_end
+from lmmkit.data.packing import LaidOut, Packer, Tree
+from lmmkit.data.pipeline import Views, cut
+from lmmkit.errors import UserError
+from lmmkit.errors.commands import TOKENS, TOO_LONG
+from lmmkit.errors.weights import MODEL_NONE
+from lmmkit.inference.generate import Chooser, generate, greedy
+from lmmkit.inference.token_model import TokenModel
+from lmmkit.objective import Objective
+from lmmkit.plan import from_model
+from lmmkit.plan.prepare import Prepared, prepare, prepare_bare
+from lmmkit.recipe import read_recipe
+from lmmkit.runs.run_folder import RunDir
+from lmmkit.weights import model_folder
+
+PROMPT_ROWS = 8192  # of one generation batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speaker:
+    """A model that answers. `stage` is the stage its weights are of; `poll` is called before every
+    micro-batch and every token, and may raise to end the work."""
+
+    prepared: Prepared
+    objective: Objective
+    views: Views
+    packer: Packer
+    stage: str
+    device: torch.device
+    tokens: TokenModel
+    poll: Callable[[], None] = lambda: None
+
+    @classmethod
+    def of(
+        cls, prepared: Prepared, objective: Objective, stage: str, device: torch.device, *,
+        eos: tuple[int, ...] = (), pad: int | None = None, image_token: int | None = None,
+        poll: Callable[[], None] = lambda: None,
+    ) -> Speaker:  # fmt: skip
+        """The speaker of an objective as a stage left it.
+
+        `eos`, `pad`, `image_token`: those of the folder it came from, where they are not the
+        tokenizer's.
+        """
+        objective.terms = prepared.plans[stage].terms
+        objective.eval()
+        return cls(
+            prepared=prepared, objective=objective, views=prepared.views(stage),
+            packer=prepared.packer(stage), stage=stage, device=device,
+            tokens=_tokens(prepared, objective, eos, pad, image_token), poll=poll,
+        )  # fmt: skip
+
+    def logits(
+        self, input_ids: Tensor, pixel_values: Tensor | None = None, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        """What each place predicts next, as transformers' models say it.
+
+        Args:
+            input_ids: [B, T] int64, one `tokens.image_token` for each row of an image.
+            pixel_values: [I, 3, X, Y], preprocessed, in the order of their places.
+            attention_mask: [B, T], 0 where padded, on either side.
+
+        Returns:
+            [B, T, V] float32; zeros where padded.
+
+        Raises:
+            ValueError: shapes, ids or numbers of images that do not fit together.
+            UserError: a model that answers with the help of learned tokens, which ids cannot express.
+        """
+        self._require_plain()
+        return self.tokens.logits(input_ids, pixel_values, attention_mask)
+
+    def generate(
+        self, input_ids: Tensor, pixel_values: Tensor | None = None, *, max_new_tokens: int,
+        attention_mask: Tensor | None = None, eos_token_id: int | Sequence[int] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Greedy tokens after each prompt, [B, new] int64: `new` is `max_new_tokens`, or less where
+        all sequences have ended; an ended one is padded. `eos_token_id` not given = the model's own.
+
+        Arguments and errors otherwise as in `logits`.
+        """
+        self._require_plain()
+        return self.tokens.generate(
+            input_ids, pixel_values, max_new_tokens=max_new_tokens, attention_mask=attention_mask,
+            eos_token_id=eos_token_id,
+        )  # fmt: skip
+
+    def _require_plain(self) -> None:
+        through = [strategy.name for strategy, views in self.views.edits if views is None]
+        if through:
+            got = f"learned tokens from {', '.join(through)} in every sequence"
+            raise UserError(TOKENS.at("logits", got=got))
+
+    def answer(
+        self, groups: Sequence[Sequence[View]], *, new: int, choose: Chooser = greedy,
+        on_text: Callable[[str], None] | None = None,
+    ) -> list[str]:  # fmt: skip
+        """The texts that follow these views' prompts, in order.
+
+        Views of one group share their common prefix (many questions on one image); all are of one
+        template, whose end of a response ends them. `on_text` is told the text so far; for a single
+        view.
+        """
+        templates = {view.sample.template for group in groups for view in group}
+        assert len(templates) == 1, f"views of several templates: {templates}"
+        end = response_end(templates.pop(), self.views.tokenizer)
+        trees = [self.packer.tree([LaidOut(v, self._fitting(v, new)) for v in group]) for group in groups]
+        out: list[str] = []
+        for part in cut(trees, PROMPT_ROWS):
+            out += self._part(part, new, end, choose, on_text)
+        return out
+
+    def _part(self, trees: Sequence[Tree], new: int, end: int, choose: Chooser, on_text) -> list[str]:
+        batch, paths = self.packer.pack(trees)
+        batch = batch.to(self.device)
+        tokens, tokenizer = self.objective.tokens(batch), self.views.tokenizer
+        so_far: list[int] = []
+
+        def tell(id_Q: torch.Tensor) -> None:
+            so_far.append(int(id_Q[0]))
+            if so_far[-1] != end:
+                on_text(tokenizer.decode(so_far))
+
+        def chosen(logits_QV: Tensor) -> Tensor:
+            self.poll()
+            return choose(logits_QV)
+
+        ids = generate(
+            self.objective.lmm, batch, [int(path[-1]) for path in paths], tokens=tokens, new=new,
+            eos=end, choose=chosen, **({"on_token": tell} if on_text else {}),
+        )  # fmt: skip
+        return [tokenizer.decode(row).strip() for row in ids]
+
+    def say(
+        self, turns: Sequence[Turn], image: str | Sequence[str] | None = None, *, new: int = 128,
+        choose: Chooser = greedy, on_text: Callable[[str], None] | None = None,
+    ) -> str:  # fmt: skip
+        """The answer to a conversation that ends with a user turn, in the model's own template.
+
+        `image`: one picture, or several in the order in which the turns count them.
+        """
+        speaks = self.prepared.recipe.model.speaks
+        paths = [image] if isinstance(image, str) else image or []
+        images = tuple(Image(str(Path(path).resolve())) for path in paths)
+        sample = Sample(
+            key="chat",
+            turns=tuple(turns),
+            images=images,
+            template=speaks.template,
+            image_shape=speaks.image_shape,
+        )
+        return self.answer([[View(sample=sample)]], new=new, choose=choose, on_text=on_text)[0]
+
+    def _fitting(self, view: View, new: int):
+        layout = self.views.prompt(view)
+        room = self.views.context - new
+        if rows(layout) > room:
+            where, got = f"sample {view.sample.key}", f"a prompt of {rows(layout)} rows"
+            raise UserError(TOO_LONG.at(where, got=got, room=room, new=new))
+        return layout
+
+
+def _tokens(
+    prepared: Prepared, objective: Objective, eos: tuple[int, ...], pad: int | None, image_token: int | None
+) -> TokenModel:
+    """The model in token ids. A tokenizer without `<image>` leaves its next free id to it."""
+    tokenizer = prepared.tokenizer
+    if tokenizer.size:
+        eos = eos or (tokenizer.eos,)
+        image_token = tokenizer.control("<image>") if image_token is None else image_token
+        image_token = tokenizer.size if image_token is None else image_token
+    return TokenModel(
+        lmm=objective.lmm, image_token=image_token if prepared.dims.image.tokens else None,
+        image_rows=prepared.dims.image.tokens, eos=eos, pad=pad if pad is not None else next(iter(eos), 0),
+    )  # fmt: skip
+
+
+def load(
+    path: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device | None = None,
+    trust_files: bool = False, plugins: Literal["spoken", "all"] = "spoken", root: str | Path | None = None,
+    template: str | None = None,
+) -> Speaker:  # fmt: skip
+    """A model that answers: of a run, of a model folder lmmkit wrote, or of a public one.
+
+    Args:
+        path: RUN (its last finished stage), RUN/model/<stage>, or a folder of llava-hf or a decoder.
+        dtype: of weights and computation.
+        device: by default CUDA where there is one.
+        trust_files: run plugins from local files, where one is needed.
+        plugins: `spoken` opens those whose tokens stand in every view, which is all that answering
+            needs; `all` also those of the terms, to measure them.
+        root: where paths of local plugin files start; by default where the run's did.
+        template: the chat template of a public model, if not the one in its folder.
+
+    Raises:
+        UserError: no such model, or one that is damaged or of another make.
+    """
+    device = torch.device(device) if device else build.device_here()
+    folder = Path(path)
+    if not model_folder.is_ours(folder) and (folder / "config.json").is_file():
+        recipe, source = from_model.recipe_of(folder, template)
+        prepared = prepare_bare(recipe, mute=True)
+        objective = build.build(
+            prepared.recipe, {}, prepared.dims, device, origins=prepared.origins, dtype=dtype
+        )
+        ends = {"eos": source.eos, "pad": source.pad, "image_token": source.image_token}
+        return Speaker.of(prepared, objective, next(iter(recipe.stages)), device, **ends)
+    folder = find_model_folder(folder)
+    config = model_folder.config_of(folder)
+    recipe = from_model.recipe_of_ours(folder, config, root)
+    if plugins == "all":
+        prepared = prepare(recipe, trust_files=trust_files, data=[])
+    else:
+        through = config.get("speaks_through", ())
+        prepared = prepare_bare(recipe, through=through, trust_files=trust_files, mute=True)
+    parts, dims = prepared.parts.components, prepared.dims
+    model_folder.check(build.shell(prepared.recipe, parts, dims, device), folder)
+    objective = build.build(prepared.recipe, parts, dims, device, dtype=dtype, drawn=False)
+    model_folder.fill(objective, folder)
+    ends = {
+        "eos": tuple(config.get("eos") or ()),
+        "pad": config.get("pad"),
+        "image_token": config.get("image_token"),
+    }
+    return Speaker.of(prepared, objective, config["stage"], device, **ends)
+
+
+def find_model_folder(path: Path, stage: str | None = None) -> Path:
+    """RUN -> RUN/model/<its last finished stage, or `stage`>; a model folder as it is."""
+    if (path / "config.json").is_file():
+        return path
+    run = RunDir.open(path)
+    names = list(read_recipe(run.resolved).stages) if stage is None else [stage]
+    done = [name for name in names if (run.model(name) / "config.json").is_file()]
+    if not done:
+        got = f"no finished stage among {', '.join(names)}"
+        raise UserError(MODEL_NONE.at(str(run.path / "model"), got=got))
+    return run.model(done[-1])

@@ -1,0 +1,117 @@
+"""Generation over a forest: prompts share what they share, each leaf grows in its own cache.
+
+One prompt, a batch of ragged prompts and many questions on one image are the same call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lmmkit.api.batch import Batch
+from lmmkit.attention.forest import Forest
+from lmmkit.inference.kv_cache import LayerCache
+from lmmkit.model.vlm import LMM
+
+Chooser = Callable[[Tensor], Tensor]
+"""logits_QV -> token ids [Q]."""
+
+
+def greedy(logits_QV: Tensor) -> Tensor:
+    """The most likely token."""
+    return logits_QV.argmax(-1)
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Draws from the `top_p` likeliest tokens at `temperature`, by its own generator."""
+
+    temperature: float
+    top_p: float
+    generator: torch.Generator
+
+    def __call__(self, logits_QV: Tensor) -> Tensor:
+        weight_QV, id_QV = (logits_QV / self.temperature).softmax(-1).sort(-1, descending=True)
+        before_QV = weight_QV.cumsum(-1) - weight_QV
+        weight_QV = weight_QV.masked_fill(before_QV >= self.top_p, 0)
+        place_Q1 = torch.multinomial(weight_QV.cpu(), 1, generator=self.generator)
+        return id_QV.gather(1, place_Q1.to(id_QV.device)).squeeze(1)
+
+
+@torch.inference_mode()
+def generate(
+    lmm: LMM,
+    batch: Batch,
+    leaves: Sequence[int],
+    *,
+    tokens: Mapping[str, Tensor],
+    new: int,
+    eos: int | Collection[int],
+    choose: Chooser = greedy,
+    on_token: Callable[[Tensor], None] = lambda id_Q: None,
+) -> list[list[int]]:
+    """Up to `new` token ids after each leaf row, the end token left out.
+
+    Args:
+        lmm: the model, in eval mode.
+        batch: the packed prompts, on the model's device.
+        leaves: the last row of each prompt.
+        tokens: learned rows by fill source.
+        new: most tokens to write, at least 1.
+        eos: the ids that end an answer.
+        choose: picks a token a leaf from logits [Q, V].
+        on_token: told of the tokens of every step, for streaming.
+    """
+    if new < 1:
+        raise ValueError(f"got new = {new}; want at least one token to write")
+    ends = (eos,) if isinstance(eos, int) else tuple(eos)
+    device, leaf_Q = batch.id_T.device, torch.as_tensor(leaves)
+    key_QM, seen_QM = _paths(batch.forest, leaves)
+    caches = [LayerCache(key_QM.to(device), new) for _ in lmm.decoder.blocks]
+    read_T = torch.zeros(len(batch), dtype=torch.bool).index_fill(0, leaf_Q, True)
+    attends = lmm.attends(batch.sight, replace(batch.sight, read_T=read_T), device)
+    recording = [cache.recording(attend) for cache, attend in zip(caches, attends, strict=True)]
+    x_TD = lmm.rows(batch, lmm.encode(batch.pixels_ICXY), tokens)
+    id_Q = choose(lmm.logits(lmm.decode(x_TD, batch.forest.pos_T, recording).at(leaf_Q.to(device))))
+
+    padded, M = not bool(seen_QM.all()), key_QM.shape[1]
+    seen_Q11M = F.pad(seen_QM, (0, new), value=True)[:, None, None].to(device)
+    pos_Q = batch.forest.pos_T[leaf_Q].to(device)
+    end_E = torch.tensor(ends, dtype=torch.int64, device=device)
+    written = [id_Q]
+    done_Q = torch.isin(id_Q, end_E)
+    for step in range(new - 1):
+        on_token(id_Q)
+        if bool(done_Q.all()):
+            break
+        seen = seen_Q11M[..., : M + step + 1] if padded else None
+        attends = [cache.decoding(M + step, seen) for cache in caches]
+        hidden_QD = lmm.decode(lmm.decoder.embed(id_Q), pos_Q + step + 1, attends).hidden_WD
+        id_Q = choose(lmm.logits(hidden_QD))
+        written.append(id_Q)
+        done_Q |= torch.isin(id_Q, end_E)
+    else:
+        on_token(id_Q)
+    return [_until(row, ends) for row in torch.stack(written, 1).tolist()]
+
+
+def _paths(forest: Forest, leaves: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """(key_QM, seen_QM): the rows of every leaf's path, padded on the left."""
+    enter, leave = forest.enter_T.numpy(), forest.leave_T.numpy()
+    paths = [np.flatnonzero((enter <= enter[leaf]) & (enter[leaf] < leave)) for leaf in leaves]
+    longest = max(map(len, paths))
+    key_QM = np.zeros((len(leaves), longest), np.int64)
+    seen_QM = np.zeros(key_QM.shape, bool)
+    for i, path in enumerate(paths):
+        key_QM[i, longest - len(path) :] = path
+        seen_QM[i, longest - len(path) :] = True
+    return torch.from_numpy(key_QM), torch.from_numpy(seen_QM)
+
+
+def _until(ids: list[int], ends: Collection[int]) -> list[int]:
+    return ids[: next((i for i, token in enumerate(ids) if token in ends), len(ids))]

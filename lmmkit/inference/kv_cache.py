@@ -1,0 +1,56 @@
+"""The KV cache: one leaf's path beside the next, padded on the left, with room for what is to come."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from lmmkit.attention.interface import ALL, Attend, Heads, Turn, turn_, turned
+
+
+class LayerCache:
+    """Keys and values of one layer for Q sequences that grow together, [Q, G, M + new, K].
+
+    `recording` fills it from the packed prompts; `decoding` comes after it. A prefix that several
+    sequences share is copied to each: decoding then reads one stretch of memory.
+    """
+
+    k_QGMK: Tensor
+    v_QGMK: Tensor
+
+    def __init__(self, key_QM: Tensor, new: int):
+        self.key_QM, self.new = key_QM, new
+
+    def recording(self, attend: Attend) -> Attend:
+        """`attend`, remembering the keys and values of every sequence on the way."""
+
+        def attend_and_keep(qkv_TC: Tensor, heads: Heads, turn: Turn) -> tuple[Tensor, Tensor]:
+            _, k_TGK, v_TGK = turned(qkv_TC, heads, turn)
+            self.k_QGMK, self.v_QGMK = self._spread(k_TGK), self._spread(v_TGK)
+            return attend(qkv_TC, heads, turn)
+
+        return Attend(attend.rows, attend_and_keep)
+
+    def _spread(self, x_TGK: Tensor) -> Tensor:
+        (Q, M), (_, G, K) = self.key_QM.shape, x_TGK.shape
+        x_QGMK = x_TGK.new_empty(Q, G, M + self.new, K)
+        x_QGMK[:, :, :M] = x_TGK[self.key_QM].transpose(1, 2)
+        return x_QGMK
+
+    def decoding(self, at: int, seen_Q11M: Tensor | None) -> Attend:
+        """Attention of one new row a sequence, kept at place `at`, onto all places up to it.
+
+        `seen_Q11M` hides the padding; None where there is none.
+        """
+
+        def attend(qkv_QC: Tensor, heads: Heads, turn: Turn) -> tuple[Tensor, Tensor]:
+            turn_(heads.turning(qkv_QC), *turn)
+            q_QHK, k_QGK, v_QGK = heads.split(qkv_QC)
+            self.k_QGMK[:, :, at], self.v_QGMK[:, :, at] = k_QGK, v_QGK
+            k_QGMK, v_QGMK = self.k_QGMK[:, :, : at + 1], self.v_QGMK[:, :, : at + 1]
+            # the query heads of one key head become rows of one call: nothing is repeated
+            q_QGRK = q_QHK.unflatten(1, (heads.kv, -1))
+            out_QGRK = F.scaled_dot_product_attention(q_QGRK, k_QGMK, v_QGMK, seen_Q11M)
+            return out_QGRK.flatten(1), q_QHK.new_empty(0)
+
+        return Attend(ALL, attend)

@@ -1,0 +1,98 @@
+"""The large multimodal model: see, project, fill the rows that are not text, decode."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lmmkit.api.batch import Batch
+from lmmkit.attention.backends import Backend
+from lmmkit.attention.interface import Attend
+from lmmkit.attention.schedule import Sight
+from lmmkit.model.decoder import Decoder
+
+
+class Output(NamedTuple):
+    """States after the final norm of rows `row_W`, ascending, each layer's attention mass of the asked
+    rows, and what the encoder said of the batch's pixels."""
+
+    row_W: Tensor
+    hidden_WD: Tensor
+    mass_LR: Tensor
+    seen_IND: Tensor | None = None
+
+    def at(self, row_Q: Tensor) -> Tensor:
+        """[Q, D]: the states of these rows."""
+        return self.hidden_WD[torch.searchsorted(self.row_W, row_Q)]
+
+
+class Connector(nn.Module):
+    """Vision width to decoder width: one linear, or LLaVA-1.5's two with an exact GELU between."""
+
+    def __init__(self, kind: Literal["linear", "mlp2x_gelu"], n_in: int, n_out: int):
+        super().__init__()
+        self.first = nn.Linear(n_in, n_out)
+        self.second = (
+            nn.Sequential(nn.GELU(), nn.Linear(n_out, n_out)) if kind == "mlp2x_gelu" else nn.Identity()
+        )
+
+    def forward(self, x_IND: Tensor) -> Tensor:
+        return self.second(self.first(x_IND))
+
+
+class LMM(nn.Module):
+    """A vision encoder, a connector and a decoder; of text alone, the first two are identities."""
+
+    def __init__(self, vision: nn.Module, connector: nn.Module, decoder: Decoder, backend: Backend):
+        super().__init__()
+        self.vision, self.connector, self.decoder = vision, connector, decoder
+        self.backend = backend
+
+    def forward(self, batch: Batch, tokens: Mapping[str, Tensor]) -> Output:
+        """One packed pass; the last layer only for the rows that are read.
+
+        Args:
+            batch: on the model's device.
+            tokens: learned rows [n, D] by fill source ("plugins.<instance>").
+        """
+        seen_IND = self.encode(batch.pixels_ICXY)
+        x_TD = self.rows(batch, seen_IND, tokens)
+        out = self.decode(x_TD, batch.forest.pos_T, self.attends(batch.sight, batch.last, x_TD.device))
+        return out._replace(seen_IND=seen_IND)
+
+    def attends(self, sight: Sight, last: Sight, device: torch.device) -> list[Attend]:
+        """One plan for all layers but the last."""
+        every = self.backend.attend(sight, device)
+        return [every] * (len(self.decoder.blocks) - 1) + [
+            every if last is sight else self.backend.attend(last, device)
+        ]
+
+    def decode(self, x_TD: Tensor, pos_T: Tensor, attends: Sequence[Attend]) -> Output:
+        """The decoder over rows that are already vectors, one `attend` a layer."""
+        row_W = torch.arange(len(x_TD), device=x_TD.device)[attends[-1].rows]
+        return Output(row_W, *self.decoder(x_TD, pos_T.to(x_TD.device), attends))
+
+    def encode(self, pixels_ICXY: Tensor) -> Tensor | None:
+        """[I, N, D] in vision width; None without pictures."""
+        if not len(pixels_ICXY):
+            return None
+        x_IND = self.vision(pixels_ICXY.to(self.decoder.norm.weight.dtype))  # as wide as what flows
+        return x_IND.contiguous()  # a view without the class token would make the connector many products
+
+    def rows(self, batch: Batch, seen_IND: Tensor | None, tokens: Mapping[str, Tensor]) -> Tensor:
+        """Row vectors [T, D]: token embeddings, then every fill over the rows it owns."""
+        x_TD = self.decoder.embed(batch.id_T.clamp(min=0))
+        for fill in batch.fills:
+            source = (
+                self.connector(seen_IND).flatten(0, 1) if fill.source == "vision" else tokens[fill.source]
+            )
+            x_TD = x_TD.index_copy(0, fill.row_N, source[fill.item_N].to(x_TD))
+        return x_TD
+
+    def logits(self, hidden_SD: Tensor) -> Tensor:
+        """[S, V] in float32 or wider."""
+        logits_SV = self.decoder.head(hidden_SD)
+        return logits_SV.to(torch.promote_types(logits_SV.dtype, torch.float32))

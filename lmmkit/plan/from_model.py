@@ -1,0 +1,121 @@
+"""The recipe of a model that no run here trained: its parts from one folder, and how it speaks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from lmmkit.data.chat_templates import default_template
+from lmmkit.data.text_tokenizers.choose import open_tokenizer
+from lmmkit.errors import UserError
+from lmmkit.errors.plan import NO_TEXT, NO_VISION
+from lmmkit.errors.weights import MODEL_CONFIG
+from lmmkit.recipe import (
+    Connector,
+    Model,
+    Recipe,
+    Speaks,
+    TextFrom,
+    Tokenizer,
+    VisionFrom,
+    around,
+    model_from_mapping,
+    read_recipe,
+)
+from lmmkit.weights import model_folder
+from lmmkit.weights.detect import Source, open_source
+
+STAGE = "imported"  # what stands for the stage of a model that was not trained here
+
+
+def recipe_of(
+    folder: Path, template: str | None = None, *, vision: Path | None = None, base: Path | None = None
+) -> tuple[Recipe, Source]:
+    """The recipe of a public folder that holds a decoder, and what the folder is.
+
+    Args:
+        folder: of llava-hf, original LLaVA or a decoder alone.
+        template: what turns are wrapped in; not given, the tokenizer's own, else `vicuna_v1`.
+        vision: a folder with the encoder, where this one leaves it out.
+        base: a folder with the decoder, where this one leaves it out.
+
+    Raises:
+        UserError: no decoder in it, or a connector whose encoder is nowhere.
+    """
+    source = open_source(folder)
+    at = str(folder.resolve())
+    decoder = str(base.resolve()) if base else at
+    if source.text is None:
+        raise no_text(folder, source.kind)
+    eye = _eye(vision) if vision else _eye_of(source)
+    if source.connector and eye is None:
+        raise UserError(NO_VISION.at(str(folder), got="a connector without the encoder that it reads"))
+    section, shape = eye or (None, "pad")
+    shape = "pad" if source.pads else shape
+    model = Model(
+        vision=section if source.connector else None,
+        connector=Connector(kind="mlp2x_gelu", from_=at) if source.connector else None,
+        text=TextFrom(from_=decoder, context=source.text.shape.context),
+        tokenizer=Tokenizer(from_=decoder),
+        speaks=Speaks(template=cast(Any, template or _template(Path(decoder))), image_shape=cast(Any, shape)),
+    )
+    return around(model, STAGE), source
+
+
+def no_text(folder: Path, kind: str) -> UserError:
+    """Returns the error for a folder that has no decoder."""
+    return UserError(NO_TEXT.at(str(folder), got=f"{kind}: an encoder alone"))
+
+
+def _eye(folder: Path) -> tuple[VisionFrom, str] | None:
+    """The encoder in a folder as a recipe names it, and what is done with its pictures; None: there is none."""
+    if not model_folder.is_ours(folder):
+        return _eye_of(open_source(folder))
+    config = model_folder.config_of(folder)
+    if "vision" not in config["model"]:
+        return None
+    shape = (
+        config["image_shape"] if model_folder.is_encoder(config) else config["model"]["speaks"]["image_shape"]
+    )
+    return VisionFrom(from_=str(folder.resolve())), shape
+
+
+def _eye_of(source: Source) -> tuple[VisionFrom, str] | None:
+    if source.vision is None:
+        return None
+    name, layer = str(source.folder.resolve()), source.vision.feature_layer
+    return VisionFrom(from_=name, feature_layer=layer), source.vision.image_shape
+
+
+def _template(folder: Path) -> str:
+    try:
+        return default_template(open_tokenizer(folder))
+    except UserError:
+        return "vicuna_v1"  # said again, with its reason, where words are asked for
+
+
+def recipe_of_ours(folder: Path, config: Mapping[str, Any], root: str | Path | None) -> Recipe:
+    """The recipe of a model folder lmmkit wrote; its tokenizer is the one beside the weights.
+
+    Raises `UserError` for an encoder alone.
+    """
+    if model_folder.is_encoder(config):
+        raise no_text(folder, "lmmkit")
+    path = folder / "recipe.yaml"
+    if not path.is_file():
+        model = model_from_mapping(config["model"])
+        return around(
+            Model(**{**vars(model), "tokenizer": Tokenizer(from_=str(folder.resolve()))}), config["stage"]
+        )
+    tokenizer = json.dumps(str(folder.resolve()))  # quoted: it is read as YAML
+    recipe = read_recipe(
+        path, root=Path(root or config.get("root", ".")),
+        # the folder may lie on another machine than it was trained on
+        overrides=[f"model.tokenizer.from={tokenizer}", "speed.attention=auto", "output.observers=[]"],
+    )  # fmt: skip
+    if config["stage"] not in recipe.stages:
+        where = f"{folder / 'config.json'}: stage"
+        raise UserError(MODEL_CONFIG.at(where, got=repr(config["stage"]), value=f"a stage of {path}"))
+    return recipe

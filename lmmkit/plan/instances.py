@@ -1,0 +1,122 @@
+"""Plugin settings of a recipe -> built components, every problem of theirs at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
+
+from lmmkit.api.components import Component, Term
+from lmmkit.errors import Problem, did_you_mean, raise_all
+from lmmkit.errors.plan import BAD_VALUE, MISSING_KEY, UNKNOWN_KEY
+from lmmkit.recipe import Recipe, flow_text
+from lmmkit.registry import Door, open_door, settings
+
+RESERVED = ("use", "allow_unreachable")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The plugin instances of a run, in recipe order, and the door they came through."""
+
+    door: Door
+    components: Mapping[str, Component]
+    unreachable: frozenset[str]  # instances that may read what they can never see
+
+    @property
+    def terms(self) -> dict[str, Term]:
+        """The components that are terms, in recipe order."""
+        return {name: c for name, c in self.components.items() if isinstance(c, Term)}
+
+    def origin(self, name: str) -> str:
+        """Distribution or file of an instance."""
+        return self.door.components[name].origin
+
+
+def build_parts(recipe: Recipe, *, trust_files: bool = False) -> Parts:
+    """Opens the door for the instances and observers the recipe names, and builds the instances.
+
+    Raises:
+        UserError: unknown or broken plugins; unknown, missing or ill-typed settings.
+    """
+    wanted = {name: str(raw.get("use", name)) for name, raw in recipe.plugins.items()}
+    where = {name: recipe.where(f"plugins.{name}") for name in wanted}
+    observers = {use: recipe.where(f"output.observers.{i}") for i, use in enumerate(recipe.output.observers)}
+    door = open_door(wanted, where=where, trust_files=trust_files, base=recipe.path("."), observers=observers)
+    problems: list[Problem] = []
+    built = {}
+    for name, raw in recipe.plugins.items():
+        cls = door.components[name].cls
+        own = {key: value for key, value in raw.items() if key not in RESERVED}
+        try:
+            built[name] = build(cls, name, own)
+        except ValidationError as error:
+            # one problem a key: each choice of a union complains by itself
+            kinds = {str(detail["loc"][0]): detail["type"] for detail in error.errors()}
+            problems += [_problem(recipe, name, cls, key, kind) for key, kind in kinds.items()]
+    raise_all(problems)
+    free = frozenset(name for name, raw in recipe.plugins.items() if raw.get("allow_unreachable") is True)
+    return Parts(door, built, free)
+
+
+def build(cls: type[Component], name: str, own: Mapping[str, object]) -> Component:
+    """A component of these settings, strictly checked (pydantic's `ValidationError`)."""
+    annotated: dict[str, Any] = {
+        f.name: (f.type if not isinstance(f.type, str) else _hints(cls)[f.name], _default(f))
+        for f in settings(cls)
+    }
+    form = create_model(
+        f"{cls.__name__}Settings", __config__=ConfigDict(extra="forbid", strict=True), **annotated
+    )
+    lists_as_tuples = {key: tuple(value) if isinstance(value, list) else value for key, value in own.items()}
+    checked = TypeAdapter(form).validate_python(lists_as_tuples)
+    return cls(name=name, **{f.name: getattr(checked, f.name) for f in settings(cls)})
+
+
+def _hints(cls: type) -> dict[str, object]:
+    return get_type_hints(cls)
+
+
+def _default(f) -> object:
+    from dataclasses import MISSING
+
+    return ... if f.default is MISSING else f.default
+
+
+def _problem(recipe: Recipe, name: str, cls: type[Component], key: str, kind: str) -> Problem:
+    where = recipe.where(f"plugins.{name}.{key}")
+    known = [field.name for field in settings(cls)]
+    use = recipe.plugins[name].get("use", name)
+    explain = f"lmmkit plugins explain {use}{' --trust-files' if '.py' in use else ''}"
+    if kind == "extra_forbidden":
+        return UNKNOWN_KEY.at(where, got=f"`{key}`", name=name, nearest=did_you_mean(key, known))
+    if kind == "missing":
+        return MISSING_KEY.at(where, got=f"no `{key}`", name=name, explain=explain)
+    got, type_ = f"`{flow_text(recipe.plugins[name][key])}`", type_text(_hints(cls)[key])
+    return BAD_VALUE.at(where, got=got, type=type_, explain=explain)
+
+
+def setting_types(cls: type[Component]) -> dict[str, str]:
+    """The type of each setting, in words."""
+    hints = _hints(cls)
+    return {field.name: type_text(hints[field.name]) for field in settings(cls)}
+
+
+def type_text(hint: Any) -> str:
+    """A type in words: "one of end, start", "int", "all or a list of int"."""
+    origin = get_origin(hint)
+    args = list(get_args(hint))
+    if origin is Literal and len(args) > 1:
+        return f"one of {', '.join(map(str, args))}"
+    if origin is Literal:
+        return str(args[0])
+    if origin in (Union, UnionType):
+        return " or ".join(dict.fromkeys(map(type_text, args)))
+    if origin is tuple and args[-1] is not Ellipsis:
+        return f"a list of {len(args)}: {', '.join(map(type_text, args))}"
+    if origin in (tuple, list):
+        return f"a list of {type_text(args[0])}"
+    return "nothing" if hint is type(None) else getattr(hint, "__name__", str(hint))

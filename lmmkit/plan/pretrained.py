@@ -1,0 +1,259 @@
+"""Parts that begin as a folder's weights: `from: FOLDER` -> written-out shapes, and where to fill from.
+
+After `resolve`, a recipe says of every part what it is; the rest of lmmkit never asks a folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lmmkit.attention.backends import Eager
+from lmmkit.errors import Problem, UserError, raise_all
+from lmmkit.errors.plan import CONTEXT, IMAGE_SIZE
+from lmmkit.errors.weights import FEATURE_LAYER, PART
+from lmmkit.model.decoder import DecoderShape
+from lmmkit.model.vision import VisionShape, ViT
+from lmmkit.plan import shapes
+from lmmkit.recipe import (
+    Model,
+    Recipe,
+    RopeScaling,
+    TextFrom,
+    TextScratch,
+    VisionFrom,
+    VisionScratch,
+    VisionTimm,
+    model_from_mapping,
+    vision_from_mapping,
+)
+from lmmkit.weights import model_folder, name_maps
+from lmmkit.weights.detect import Source, open_source, timm_source, want_part
+from lmmkit.weights.encoders import VIT, EncoderSource
+from lmmkit.weights.timm_encoder import TimmSource
+
+NO_WEIGHTS = "none"  # `model.vision.weights` of a timm encoder with values of its own
+MODULES = {"vision": "lmm.vision", "connector": "lmm.connector", "text": "lmm.decoder"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """A folder that parts begin as: a public one, or one lmmkit wrote (`source` is None)."""
+
+    folder: Path
+    parts: tuple[str, ...]
+    source: Source | None
+
+    def fill(self, modules: Mapping[str, nn.Module]) -> None:
+        """Copies the folder's tensors into its parts' modules, by part.
+
+        Raises `UserError` with everything that does not fit, of all parts together.
+        """
+        self._each(modules, lambda source: source.fill, model_folder.fill)
+
+    def check(self, modules: Mapping[str, nn.Module]) -> None:
+        """As `fill`, by the headers alone: the modules may be on meta."""
+        self._each(modules, lambda source: source.check, model_folder.check)
+
+    def carried(self, modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+        """What the folder's encoder has besides, for an export to give back."""
+        if "vision" not in self.parts or not isinstance(modules["vision"], ViT):
+            return {}
+        if self.source is None:
+            return model_folder.carried_of(self.folder) | self._behind(modules["vision"])
+        found = self.source.spared("vision", modules["vision"])
+        known = ("vision.encoder.", "vision.post_layernorm.", "vision.head.")
+        return {name: t for name, t in found.items() if name.startswith(known)}
+
+    def _behind(self, module: ViT) -> dict[str, Tensor]:
+        """Blocks of a folder of ours behind the state that is read, under public names."""
+        with torch.device("meta"):
+            whole = ViT(replace(module.shape, feature_layer=-1), Eager())
+        built, at = model_folder.unique_tensors(module), f"{MODULES['vision']}."
+        placed = {t: place for t, place in name_maps.places(whole, VIT).items() if place.name not in built}
+        there = model_folder.tensors(self.folder, {at + place.name for place in placed.values()})
+        there = {name.removeprefix(at): tensor for name, tensor in there.items()}
+        return {f"vision.{t}": place.of(there) for t, place in placed.items() if place.name in there}
+
+    def _each(self, modules: Mapping[str, nn.Module], public: Callable, ours: Callable) -> None:
+        if self.source is None:
+            for part in self.parts:
+                ours(modules[part], self.folder, at=f"{MODULES[part]}.")
+            return
+        problems: list[Problem] = []
+        with self.source.tensors() as stored:
+            for part in self.parts:
+                try:
+                    public(self.source)(part, modules[part], stored)
+                except UserError as error:
+                    problems += error.problems
+        raise_all(problems)
+
+
+def resolve(recipe: Recipe, *, pickled: bool = False) -> tuple[Recipe, tuple[Origin, ...]]:
+    """The recipe with shapes in the place of folders and files, and what to fill from.
+
+    Raises `UserError` with the problems of all folders.
+    """
+    model, wanted, problems = recipe.model, {}, []
+    for part in MODULES:
+        section = getattr(model, part)
+        if name := getattr(section, "from_", None):
+            wanted.setdefault(recipe.path(name), []).append(part)
+    origins = []
+    for folder, parts in wanted.items():
+        try:
+            origin, model = _resolved(recipe, model, folder, tuple(parts), pickled)
+            origins.append(origin)
+        except UserError as error:
+            problems += error.problems
+    if isinstance(model.vision, VisionTimm) and model.vision.weights != NO_WEIGHTS:
+        origin, model = _timm_file(recipe, model, model.vision, pickled)
+        origins.append(origin)
+    raise_all(problems)
+    return replace(recipe, model=model), tuple(origins)
+
+
+def _timm_file(recipe: Recipe, model: Model, vision: VisionTimm, pickled: bool) -> tuple[Origin, Model]:
+    file = recipe.path(vision.weights)
+    encoder = TimmSource(
+        name=vision.timm, feature_layer=vision.feature_layer, resized=vision.image_size is not None
+    )
+    origin = Origin(folder=file, parts=("vision",), source=timm_source(encoder, file, pickled=pickled))
+    return origin, replace(model, vision=replace(vision, weights=NO_WEIGHTS))
+
+
+def _resolved(
+    recipe: Recipe, model: Model, folder: Path, parts: tuple[str, ...], pickled: bool
+) -> tuple[Origin, Model]:
+    if model_folder.is_ours(folder):
+        config = model_folder.config_of(folder)
+        shapes = _shapes_of_ours(recipe, config, folder, parts)
+        origin = Origin(folder=folder, parts=parts, source=None)
+        if model_folder.is_encoder(config) and isinstance(
+            model.vision, VisionFrom
+        ):  # every block of it is there
+            layer = -2 if model.vision.feature_layer is None else model.vision.feature_layer
+            model = replace(model, vision=replace(model.vision, feature_layer=layer))
+    else:
+        seen = model.vision if "vision" in parts and isinstance(model.vision, VisionFrom) else None
+        layer = seen.feature_layer if seen else None
+        source = open_source(folder, feature_layer=layer, pickled=pickled)
+        for part in parts:
+            want_part(source, part, recipe.where(f"model.{part}.from"))
+        shapes = {}
+        if "text" in parts:
+            assert source.text is not None
+            shapes["text"] = text_section(source.text.shape)
+        if "vision" in parts:
+            assert source.vision is not None
+            shapes["vision"] = encoder_section(source.vision, str(folder))
+        origin = Origin(folder=folder, parts=parts, source=source)
+    if isinstance(model.text, TextFrom) and "text" in shapes:
+        shapes["text"] = _shorter(recipe, shapes["text"], model.text)
+    if isinstance(model.vision, VisionFrom) and "vision" in shapes:
+        origin, shapes["vision"] = _asked(recipe, origin, shapes["vision"], model.vision)
+    if "connector" in parts:
+        assert model.connector is not None
+        shapes["connector"] = replace(model.connector, from_=None)
+    return origin, replace(model, **shapes)
+
+
+def _shapes_of_ours(recipe: Recipe, config: Mapping[str, Any], folder: Path, parts: tuple[str, ...]) -> dict:
+    """The sections of a folder of ours."""
+    if model_folder.is_encoder(config):
+        vision = vision_from_mapping(config["model"]["vision"])
+        shapes = {part: vision if part == "vision" else None for part in parts}
+    else:
+        whole = model_from_mapping(config["model"])
+        shapes = {part: getattr(whole, part) for part in parts}
+    raise_all(_lacks(recipe, part, folder) for part, shape in shapes.items() if shape is None)
+    return shapes
+
+
+def _asked(
+    recipe: Recipe, origin: Origin, there: VisionScratch | VisionTimm, asked: VisionFrom
+) -> tuple[Origin, VisionScratch | VisionTimm]:
+    """The folder's encoder with what the recipe wants otherwise, and the origin that gives it."""
+    changed: dict[str, Any] = {
+        key: value for key in ("mean", "std", "resample") if (value := getattr(asked, key)) is not None
+    }
+    if origin.source is None and asked.feature_layer is not None:
+        changed["feature_layer"] = _shallower(recipe, there, asked.feature_layer)
+    if asked.image_size not in (None, there.image_size):
+        if not (origin.source and isinstance(origin.source.vision, TimmSource)):
+            # ours and transformers' have a table of positions with one row a patch
+            where = recipe.where("model.vision.image_size")
+            raise UserError(IMAGE_SIZE.at(where, got=str(asked.image_size), size=there.image_size))
+        changed["image_size"] = asked.image_size
+        encoder = replace(origin.source.vision, resized=True)
+        origin = replace(origin, source=replace(origin.source, vision=encoder))
+    return origin, replace(there, **changed)
+
+
+def _shallower(recipe: Recipe, there: VisionScratch | VisionTimm, layer: int) -> int:
+    """`layer`, where the blocks that a folder of ours holds give that state."""
+    depth = shapes.encoder_depth(there)
+    states = [n if n >= 0 else depth + 1 + n for n in (layer, there.feature_layer)]
+    if not 0 <= states[0] <= states[1]:
+        where, got = recipe.where("model.vision.feature_layer"), f"{layer}, state {states[0]} of {depth}"
+        layers = f"a state up to {states[1]}: the folder contains no later blocks"
+        raise UserError(FEATURE_LAYER.at(where, got=got, layers=layers))
+    return layer
+
+
+def _shorter(recipe: Recipe, text: TextScratch, asked: TextFrom) -> TextScratch:
+    if asked.context > text.context:
+        where = recipe.where("model.text.context")
+        raise UserError(CONTEXT.at(where, got=str(asked.context), context=text.context))
+    return replace(text, context=asked.context)
+
+
+def _lacks(recipe: Recipe, part: str, folder: Path) -> Problem:
+    return PART.at(recipe.where(f"model.{part}.from"), got=f"{folder}, a model without it", part=part)
+
+
+def text_section(shape: DecoderShape) -> TextScratch:
+    """A decoder's shape as a recipe writes it."""
+    rope = shape.rope
+    scaling = None
+    if rope.scaling != "none":
+        names = {f.name for f in fields(RopeScaling)} - {"kind"}
+        scaling = RopeScaling(kind=rope.scaling, **{name: getattr(rope, name) for name in names})
+    return TextScratch(
+        width=shape.width, depth=shape.depth, heads=shape.heads, mlp=shape.mlp, context=shape.context,
+        kv_heads=shape.kv_heads, head_size=shape.head_size, vocab=shape.vocab, rope_theta=rope.theta,
+        rope_scaling=scaling, norm_eps=shape.norm_eps, qkv_bias=shape.qkv_bias, qk_norm=shape.qk_norm,
+        tied=shape.tied,
+    )  # fmt: skip
+
+
+def encoder_section(
+    encoder: EncoderSource | TimmSource, where: str = "model.vision"
+) -> VisionScratch | VisionTimm:
+    """A public encoder as a recipe writes it; timm's problems stand at `where`."""
+    if isinstance(encoder, EncoderSource):
+        return vision_section(encoder.shape)
+    section = VisionTimm(
+        timm=encoder.name, weights=NO_WEIGHTS, args=dict(encoder.args), image_size=encoder.image_size,
+        feature_layer=encoder.feature_layer, mean=encoder.mean, std=encoder.std, resample=encoder.resample,
+    )  # fmt: skip
+    with torch.device("meta"):
+        image = shapes.timm_encoder(section, where).image
+    return replace(section, image_size=image.size, mean=image.mean, std=image.std, resample=image.resample)
+
+
+def vision_section(shape: VisionShape) -> VisionScratch:
+    """An encoder's shape as a recipe writes it."""
+    return VisionScratch(
+        width=shape.width, depth=shape.depth, heads=shape.heads, patch=shape.patch,
+        image_size=shape.image.size, mlp=shape.mlp, class_token=shape.class_token, pre_norm=shape.pre_norm,
+        patch_bias=shape.patch_bias, activation=shape.activation, norm_eps=shape.norm_eps,
+        feature_layer=shape.feature_layer, mean=shape.image.mean, std=shape.image.std,
+        resample=shape.image.resample,
+    )  # fmt: skip

@@ -1,0 +1,221 @@
+"""Where plugins come in: pluggy at the door, component classes beyond it.
+
+Entry points of the group `lmmkit.plugins` are named after COMPONENTS, so metadata alone finds
+them and only what a recipe names is imported. A local file runs only where the user trusts files
+on the command line. Hooks register; none is ever called per step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import MappingProxyType, ModuleType
+from typing import Any
+
+import pluggy
+
+from lmmkit.api.components import API, Component
+from lmmkit.api.plugin_files import file_hash, load_file
+from lmmkit.errors import Problem, UserError, did_you_mean, raise_all
+from lmmkit.errors.plan import (
+    ABSENT,
+    BAD_HOOK,
+    BROKEN,
+    DEAF,
+    KIND,
+    NO_FILE,
+    PLUGIN_API,
+    UNKNOWN,
+    UNMARKED,
+    UNTRUSTED_FILE,
+)
+
+GROUP = "lmmkit.plugins"
+LISTENING = ("lmmkit_started", "lmmkit_logged")
+NONE: Mapping[str, str] = MappingProxyType({})
+hookspec = pluggy.HookspecMarker("lmmkit")
+_log = logging.getLogger("lmmkit")
+
+
+class Hooks:
+    """What a plugin module may implement."""
+
+    @hookspec
+    def lmmkit_components(self) -> Mapping[str, type[Component]]:
+        """Component classes by name."""
+        ...
+
+    @hookspec
+    def lmmkit_started(self, run: str, recipe: Mapping[str, Any], step: int) -> None:
+        """Told on rank 0 before the first step: the run folder, the recipe with every default, and the
+        step that is behind it (0, or that of a resumed run)."""
+        ...
+
+    @hookspec
+    def lmmkit_logged(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Told on rank 0 after a step's figures are written; must not change anything."""
+        ...
+
+
+@dataclass(frozen=True)
+class Found:
+    """A component class and where it came from (a distribution and version, or a file's hash)."""
+
+    cls: type[Component]
+    origin: str
+
+
+@dataclass(frozen=True)
+class Door:
+    """The plugins of one run: their manager, the class of every instance, where observers came from."""
+
+    manager: pluggy.PluginManager
+    components: Mapping[str, Found]
+    observers: tuple[str, ...] = ()
+
+    def started(self, run: str, recipe: Mapping[str, Any], step: int) -> None:
+        """Tells all who listen that the run begins, or goes on."""
+        self._tell("lmmkit_started", {"run": run, "recipe": recipe, "step": step})
+
+    def logged(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Tells all who listen the figures of a step."""
+        self._tell("lmmkit_logged", {"step": step, "scalars": scalars})
+
+    def _tell(self, hook: str, said: Mapping[str, Any]) -> None:
+        """Calls all observers. One that raises is logged and not called again: the run goes on without it."""
+        for listener in getattr(self.manager.hook, hook).get_hookimpls():
+            try:
+                listener.function(*(said[name] for name in listener.argnames))
+            except Exception as error:
+                name, raised = listener.plugin_name, _named(error)
+                _log.warning("%s of %s raised %s; it is not called again", hook, name, raised)
+                self.manager.unregister(listener.plugin)
+
+
+def installed() -> dict[str, EntryPoint]:
+    """Entry points by component name; nothing is imported."""
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def origin(point: EntryPoint) -> str:
+    """'distribution version' of an entry point."""
+    return f"{point.dist.name} {point.dist.version}" if point.dist else point.value
+
+
+def open_door(
+    wanted: Mapping[str, str], *, where: Mapping[str, str], trust_files: bool = False, base: Path = Path(),
+    observers: Mapping[str, str] = NONE,
+) -> Door:  # fmt: skip
+    """Imports the plugins of these instances and finds their component classes; imports observers.
+
+    Args:
+        wanted: component to use by instance name: a name, or `path.py` or `path.py:component`.
+        where: place in the recipe of each instance, for messages.
+        trust_files: run local files.
+        base: folder that local files are relative to.
+        observers: place in the recipe of each plugin that listens, by its name or file.
+
+    Raises:
+        UserError: with every instance and observer that cannot be loaded.
+    """
+    manager = pluggy.PluginManager("lmmkit")
+    manager.add_hookspecs(Hooks)
+    points, components = installed(), {}
+    problems: list[Problem] = []
+    for instance, use in wanted.items():
+        try:
+            module, name, source = _module(where[instance], instance, use, points, trust_files, base)
+            components[instance] = Found(_component(where[instance], manager, module, name, source), source)
+        except UserError as error:
+            problems += error.problems
+    origins = []
+    for use, place in observers.items():
+        try:
+            module, _, source = _module(place, use, use, points, trust_files, base)
+            _offered(place, manager, module, source)
+            if not any(hasattr(module, hook) for hook in LISTENING):
+                got, hooks = f"{source} without observer hooks", ", ".join(LISTENING)
+                raise UserError(DEAF.at(place, got=got, hooks=hooks))
+            origins.append(source)
+        except UserError as error:
+            problems += error.problems
+    raise_all(problems)
+    return Door(manager, components, tuple(origins))
+
+
+def file_components(path: Path, *, trust_files: bool = False) -> dict[str, Found]:
+    """Returns the components that a local file offers, by name. Raises `UserError` if there are problems."""
+    manager = pluggy.PluginManager("lmmkit")
+    manager.add_hookspecs(Hooks)
+    where = str(path)
+    module, source = _file(where, path, trust_files), f"{path} {file_hash(path)}"
+    return {
+        name: Found(_component(where, manager, module, name, source), source)
+        for name in _offered(where, manager, module, source)
+    }
+
+
+def _module(where, instance, use, points, trust_files, base) -> tuple[ModuleType, str, str]:
+    """Returns (module, component name, origin). Raises `UserError` at `where`, like all below."""
+    if ".py" in use:
+        path, _, name = use.partition(":")
+        return _file(where, base / path, trust_files), name or instance, f"{path} {file_hash(base / path)}"
+    if use not in points:
+        raise UserError(UNKNOWN.at(where, got=f"component `{use}`", nearest=did_you_mean(use, points)))
+    try:
+        return points[use].load(), use, origin(points[use])
+    except Exception as error:
+        plugin = f"`{use}` of {origin(points[use])}"
+        raise UserError(BROKEN.at(where, got=_named(error), plugin=plugin)) from error
+
+
+def _file(where: str, path: Path, trusted: bool) -> ModuleType:
+    if not trusted:
+        raise UserError(UNTRUSTED_FILE.at(where, got=f"the local file {path}", path=path))
+    if not path.is_file() or path.suffix != ".py":
+        raise UserError(NO_FILE.at(where, got=f"{'the' if path.is_file() else 'no'} file {path}"))
+    try:
+        return load_file(path)
+    except Exception as error:
+        raise UserError(BROKEN.at(where, got=_named(error), plugin=path)) from error
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _offered(where, manager, module, source) -> dict[str, type[Component]]:
+    """Returns the components that a module offers, after checking all its hooks."""
+    for function, value in vars(module).items():
+        if function.startswith("lmmkit_") and inspect.isfunction(value) and not hasattr(value, "lmmkit_impl"):
+            raise UserError(UNMARKED.at(where, got=f"function `{function}` of {source}"))
+    if not manager.is_registered(module):
+        try:
+            manager.register(module)
+            manager.check_pending()
+        except pluggy.PluginValidationError as error:
+            raise UserError(BAD_HOOK.at(where, got=str(error))) from error
+    return dict(module.lmmkit_components()) if hasattr(module, "lmmkit_components") else {}
+
+
+def _component(where, manager, module, name, source) -> type[Component]:
+    offered = _offered(where, manager, module, source)
+    if name not in offered:
+        got, nearest = f"component `{name}` of {source}", did_you_mean(name, offered)
+        raise UserError(ABSENT.at(where, got=got, nearest=nearest))
+    cls = offered[name]
+    if not (inspect.isclass(cls) and issubclass(cls, Component) and dataclasses.is_dataclass(cls)):
+        raise UserError(KIND.at(where, got=f"`{name}` of {source}: {cls!r}"))
+    if cls.api != API:
+        raise UserError(PLUGIN_API.at(where, got=f"`{name}` for API version {cls.api}", api=API))
+    return cls
+
+
+def settings(cls: type[Component]) -> Iterable[dataclasses.Field]:
+    """The recipe keys of a component."""
+    return [field for field in dataclasses.fields(cls) if field.name != "name"]

@@ -1,0 +1,76 @@
+"""Who may write to a run folder: one process at a time, by the kernel's word."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+from lmmkit.errors import MachineError, Problem, UserError
+from lmmkit.errors.training import LOCKED
+from lmmkit.runs.files import unwritable
+from lmmkit.runs.run_folder import RunDir
+
+# Lock handles of this process. A forked data worker closes its copies: the lock lives as long as
+# any copy does, and an orphaned worker must not keep a killed run's folder taken.
+_held: set[int] = set()
+
+
+def _drop_inherited() -> None:
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_drop_inherited)
+
+
+@contextmanager
+def lock(run: RunDir) -> Iterator[None]:
+    """Owns the run folder until the block ends; the kernel frees it if the process dies.
+
+    Raises `UserError` naming the owner where another process trains there, and `MachineError`
+    where the file system knows no locks or the file cannot be made.
+    """
+    try:
+        handle = os.open(run.lock, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise MachineError(unwritable(run.lock, error)) from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.read(handle, 4096)
+        os.close(handle)
+        raise UserError(_taken(run, owner)) from None
+    except OSError as error:
+        os.close(handle)
+        raise MachineError(unwritable(run.lock, error)) from error
+    _held.add(handle)
+    try:
+        owner = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, (json.dumps(owner) + "\n").encode(), 0)
+        yield
+    finally:
+        # The file stays: removing it would let two later owners lock two different files. In a
+        # forked child the handle is already closed, and the number may be another file's.
+        if handle in _held:
+            _held.remove(handle)
+            os.close(handle)
+
+
+def _taken(run: RunDir, owner: bytes) -> Problem:
+    try:
+        who = dict(json.loads(owner))
+    except (ValueError, TypeError):  # the owner has the lock but has not signed it yet
+        who = {}
+    pid, host = who.get("pid", "unknown"), who.get("host", "unknown")
+    got = f"an active run: process {pid} on {host}, since {who.get('started', 'just now')}"
+    return LOCKED.at(str(run.lock), got=got, pid=pid, host=host)

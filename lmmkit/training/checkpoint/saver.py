@@ -1,0 +1,106 @@
+"""When checkpoints are written: while the loop waits, or beside it from a copy."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor
+
+from lmmkit.runs.run_folder import RunDir
+from lmmkit.training.checkpoint.read.rng import rng_state
+from lmmkit.training.checkpoint.read.tensor_files import Held, hold
+from lmmkit.training.checkpoint.read.write import put
+from lmmkit.training.distributed.process_group import Ranks
+from lmmkit.training.lasting import Lasting
+
+GRACE = 30.0  # seconds between the signal that torchrun passes on and its kill
+
+
+class Saver:
+    """Saves a run's checkpoints. `beside`: from a copy on the host, while training goes on.
+
+    One is under way at most. What goes wrong beside the loop is raised by the next `check`, `save` or by
+    leaving the context, which waits for the last one.
+    """
+
+    def __init__(self, run: RunDir, *, keep: int, ranks: Ranks, beside: bool):
+        self._run, self._keep, self._ranks = run, keep, ranks
+        self._talks = ranks.beside() if beside else ranks
+        self._beside, self._told = beside, False
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+        self._lasting = Lasting()
+        self._copy: Held | None = None  # its memory serves again: fresh pages cost more than the copy
+
+    def save(
+        self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], frozen: Collection[str] = ()
+    ) -> None:
+        """Writes the checkpoint of `step`, or copies what it needs and returns. `frozen`: tensors that do not
+        change while this saver is in use."""
+        self.wait()
+        held, rng = hold(tensors, self._ranks, frozen), rng_state()
+
+        def write(held: Held = held) -> None:
+            start = time.monotonic()
+            put(
+                self._run,
+                step,
+                held,
+                state,
+                keep=self._keep,
+                rng=rng,
+                ranks=self._talks,
+                lasting=self._lasting,
+            )
+            self._warn(step, time.monotonic() - start)
+
+        if not self._beside:
+            return write()
+        self._copy = held.copied(self._copy)
+        self._thread = threading.Thread(target=self._guarded, args=(write, self._copy), daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raises what went wrong beside the loop."""
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def wait(self) -> None:
+        """Until nothing is under way; raises as `check`."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+    def _warn(self, step: int, seconds: float) -> None:
+        """Tells once that torchrun would not wait for a save: a stop would then keep the one before."""
+        if self._ranks.alone or self._told or seconds <= GRACE:
+            return
+        self._told = True
+        self._ranks.note(
+            f"the checkpoint of step {step} took {seconds:.0f} s; torchrun kills ranks {GRACE:.0f} s after a signal,"
+            " so a stop may lose the steps since the one before. Save more often (`output.save_every`), or to a faster"
+            " disk."
+        )
+
+    def _guarded(self, write: Callable[[Held], None], held: Held) -> None:
+        try:
+            write(held)
+        except Exception as error:  # raised where the loop looks
+            self._error = error
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.wait()
+        elif self._thread is not None and self._ranks.alone:
+            self._thread.join()  # a failing run leaves the checkpoint that it had begun

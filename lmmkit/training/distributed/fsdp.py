@@ -1,0 +1,190 @@
+"""An objective whose weights, gradients and moments lie with several ranks (PyTorch's FSDP2).
+
+One unit a block, so that only a block's weights are whole at a time; all else is the root unit:
+embedding, head, norms, connector, plugins. Plugins are there because a unit of their own would wait
+for ranks on which nobody calls it. An encoder that no stage trains is in no unit: each rank has it
+whole, and may go without running it.
+
+Weights travel as they are held, and gradients are SUMMED in float32: the step has divided by the
+counts of all ranks. Computing in bfloat16 stays autocast's business, so that a rank rounds where one
+process does; FSDP's own mixed precision would round norms and biases as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from lmmkit import build
+from lmmkit.errors import raise_all
+from lmmkit.errors.training import OPTIMIZER, WORLD
+from lmmkit.model.vision import ViT
+from lmmkit.objective import Objective
+from lmmkit.plan.prepare import Prepared
+from lmmkit.recipe import Recipe
+from lmmkit.training.distributed.process_group import Ranks
+
+SHOWN = 4  # numbers of processes that would fit, in a problem
+
+
+def check_world(recipe: Recipe, ranks: Ranks) -> None:
+    """Raises `UserError` if the number of processes does not fit the recipe; notes what has no effect."""
+    parallel = recipe.parallel
+    if ranks.alone:
+        if parallel.least > 1:
+            ranks.note(
+                "one process trains alone, so `parallel` has no effect; "
+                f"`torchrun --nproc-per-node {parallel.least} -m lmmkit train ...` starts more (docs/cluster.md)"
+            )
+        return
+    problems = []
+    if parallel.mesh(ranks.world) is None:
+        fits = [n for n in range(2, 64 * parallel.least + 1) if parallel.mesh(n)][:SHOWN]
+        counts = f"1 or {', '.join(map(str, fits))}" + (", and so on" if len(fits) == SHOWN else "")
+        problems.append(WORLD.at(recipe.where("parallel"), got=f"{ranks.world} processes", counts=counts))
+    for name, stage in recipe.stages.items():
+        if stage.optim.kind != "adamw":
+            got = f"`{stage.optim.kind}` on {ranks.world} ranks"
+            problems.append(OPTIMIZER.at(recipe.where(f"stages.{name}.optim.kind"), got=got))
+        if stage.batch.samples < ranks.world:
+            ranks.note(
+                f"stages.{name}.batch.samples is {stage.batch.samples}: some of {ranks.world} ranks have no work"
+            )
+    raise_all(problems)
+
+
+def sees_everywhere(recipe: Recipe) -> bool:
+    """Whether the encoder lies with several ranks: where any stage trains it."""
+    return any(stage.train.vision is not None for stage in recipe.stages.values())
+
+
+def sharded(
+    prepared: Prepared, stage: str, ranks: Ranks, device: torch.device
+) -> tuple[Objective, dict[str, list[nn.Parameter]]]:
+    """The objective as it stands in a stage, this rank's part of it allocated and without values; and
+    what learns, by part of the model."""
+    recipe = prepared.recipe
+    objective = build.shell(recipe, prepared.parts.components, prepared.dims, device)
+    build.narrow_parts(objective, build.frozen_narrow(recipe))
+    learns = build.set_stage(objective, prepared.plans[stage], recipe.stages[stage], seed=recipe.seed)
+    part_of = {id(p): part for part, parameters in learns.items() for p in parameters}
+    parts = {name: part_of[id(p)] for name, p in objective.named_parameters() if id(p) in part_of}
+    shape = recipe.parallel.mesh(ranks.world)
+    assert shape is not None, "`check_world` comes first"
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
+    mesh = mesh if shape[0] > 1 else mesh["shard"]
+    spread = sees_everywhere(recipe)
+    for unit in _units(objective, spread):
+        fully_shard(unit, mesh=mesh)
+    fully_shard(
+        objective, mesh=mesh, ignored_params=None if spread else set(objective.lmm.vision.parameters())
+    )
+    for unit in objective.modules():
+        if isinstance(unit, FSDPModule):
+            unit.set_gradient_divide_factor(1.0)
+            unit.set_force_sum_reduction_for_comms(True)
+    decoder, upstream = objective.lmm.decoder, set(learns) - {"text"}
+    if upstream and not decoder.embed.weight.requires_grad:
+        decoder.embed.register_forward_hook(_anchor)
+    objective.to_empty(device=device)
+    found = dict(objective.named_parameters())
+    out: dict[str, list[nn.Parameter]] = {part: [] for part in learns}
+    for name, part in parts.items():
+        out[part].append(found[name])
+    return objective, out
+
+
+def _units(objective: Objective, spread: bool) -> Iterator[nn.Module]:
+    """What is gathered at a time. timm's modules read each other's weights, so they are one unit."""
+    yield from objective.lmm.decoder.blocks
+    vision = objective.lmm.vision
+    if spread:
+        yield from vision.blocks if isinstance(vision, ViT) else [vision]
+
+
+def _anchor(embed: nn.Module, inputs: tuple[Tensor, ...], rows_TD: Tensor) -> Tensor:
+    """Rows that want a gradient whatever is written over them: a backward pass through blocks that do not
+    learn gathers their weights, so it must go through them on all ranks or on none."""
+    return rows_TD + rows_TD.new_zeros((), requires_grad=torch.is_grad_enabled())
+
+
+def exchange(objective: nn.Module, *, now: bool, last: bool) -> None:
+    """Before a micro-batch: whether its gradients travel `now` or stay here, and whether it is the step's
+    last."""
+    if isinstance(objective, FSDPModule):
+        objective.set_requires_gradient_sync(now)
+        objective.set_is_last_backward(last)
+
+
+@contextmanager
+def rooted(objective: nn.Module) -> Iterator[None]:
+    """For passes other than the objective's own forward, and those without a backward: the root unit is
+    whole within and cut again behind. Every rank must run the same passes."""
+    if not isinstance(objective, FSDPModule):
+        yield
+        return
+    objective.unshard()
+    try:
+        yield
+    finally:
+        objective.reshard()
+
+
+def rows(tensor: Tensor) -> tuple[Tensor, int]:
+    """What this rank holds of a tensor, and the row of the whole where that begins."""
+    if not isinstance(tensor, DTensor):
+        return tensor, 0
+    _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    return tensor.to_local(), offset[0] if offset else 0
+
+
+def owns(tensor: Tensor, ranks: Ranks) -> bool:
+    """Whether this rank is the one to write what it holds: of copies, the first."""
+    if not isinstance(tensor, DTensor):
+        return ranks.first
+    mesh = tensor.device_mesh
+    return mesh.ndim == 1 or mesh.get_local_rank("replicate") == 0
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor of all ranks together; every rank must ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def hand_out(full: Objective | None, objective: Objective) -> None:
+    """Gives every rank its part of the first rank's `full` objective, a tensor at a time."""
+    given = dict(_all(full)) if full is not None else {}
+    for name, own in _all(objective):
+        local, first = rows(own)
+        tensor = (
+            given[name].to(local.device)
+            if given
+            else torch.empty(own.shape, dtype=own.dtype, device=local.device)
+        )
+        dist.broadcast(tensor, 0)
+        local.copy_(tensor[first : first + len(local)] if local.ndim else tensor)
+
+
+@torch.no_grad()
+def collect(objective: Objective, full: Objective | None) -> None:
+    """The way back: into the first rank's `full` objective, a tensor at a time."""
+    into = dict(_all(full)) if full is not None else {}
+    for name, own in _all(objective):
+        tensor = whole(own)
+        if into:
+            into[name].copy_(tensor)
+
+
+def _all(objective: Objective) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter and buffer, each once; those too that no file holds."""
+    for name, tensor in (*objective.named_parameters(), *objective.named_buffers()):
+        yield name, tensor.detach()

@@ -1,0 +1,89 @@
+"""Pictures for TensorBoard: what the terms show, and where the answers look."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lmmkit.api.model_info import ImageSpec
+from lmmkit.api.sample import View
+from lmmkit.attention.backends import attention_map
+from lmmkit.attention.interface import ALL, Attend, Heads, Turn, turned
+from lmmkit.data.packing import LaidOut, Unreadable
+from lmmkit.objective import Objective
+from lmmkit.plan.prepare import Prepared
+
+HEAT = (1.0, 0.25, 0.0)  # RGB of full attention
+
+
+@torch.no_grad()
+def stage_pictures(
+    prepared: Prepared, objective: Objective, stage: str, step: int, device: torch.device
+) -> dict[str, Tensor]:
+    """Pictures [3, X, Y] in 0..1 of a step's first micro-batch, by "term/name"."""
+    batch = prepared.pipeline(stage).step(step)[0].to(device)
+    spec, outcome = prepared.dims.image, objective(batch)
+    out = {}
+    for term in objective.terms:
+        pictures = term.pictures(outcome.ctxs[term.name])
+        out |= {f"{term.name}/{name}": natural(p, spec) for name, p in pictures.items()}
+    pipeline = prepared.pipeline(stage)
+    for k in range(step * pipeline.samples, min((step + 1) * pipeline.samples, pipeline.total)):
+        source, _, row = pipeline.order.at(k)
+        sample = pipeline.sources[source][row]
+        if sample.images:
+            view = View(sample=sample, learn=True)
+            layout = pipeline.views.lay_out(view)
+            try:
+                picture, map_XY = look(prepared, objective, stage, LaidOut(view, layout), device)
+            except Unreadable:  # the step had another row in its place
+                continue
+            return out | {"attention/image": picture, "attention/response_to_image": overlay(picture, map_XY)}
+    return out
+
+
+@torch.no_grad()
+def look(
+    prepared: Prepared, objective: Objective, stage: str, member: LaidOut, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """(picture [3, X, Y] in 0..1, attention [X, Y] from response rows to each patch, 1 at its peak),
+    mean over heads, layers and rows."""
+    layout = member.layout
+    packer, spec, lmm = prepared.packer(stage), prepared.dims.image, objective.lmm
+    batch, (path,) = packer.pack([packer.tree([member])])
+    kind = np.repeat([s.kind == "image" for s in layout], [s.n for s in layout])
+    learn = np.repeat([s.learn for s in layout], [s.n for s in layout])
+    image_row, row_R = path[np.flatnonzero(kind)[: spec.tokens]], path[np.flatnonzero(learn)]
+    batch = batch.to(device)
+    see_RT = batch.forest.see()[row_R].to(device)
+    maps: list[Tensor] = []
+    attend = lmm.backend.attend(replace(batch.sight, row_R=batch.sight.row_R[:0]), device)
+
+    def watching(qkv_TC: Tensor, heads: Heads, turn: Turn) -> tuple[Tensor, Tensor]:
+        q_THK, k_TGK, _ = turned(qkv_TC, heads, turn)
+        maps.append(attention_map(q_THK[row_R], k_TGK, see_RT)[..., image_row].mean((0, 1)))
+        return attend(qkv_TC, heads, turn)
+
+    with objective.computing(device):
+        x_TD = lmm.rows(batch, lmm.encode(batch.pixels_ICXY), objective.tokens(batch))
+        lmm.decode(x_TD, batch.forest.pos_T, [Attend(ALL, watching)] * len(lmm.decoder.blocks))
+    map_XY = torch.stack(maps).mean(0).view(spec.grid)
+    return natural(batch.picture(0), spec), map_XY / map_XY.max()
+
+
+def overlay(picture_CXY: Tensor, map_XY: Tensor) -> Tensor:
+    """The picture, darkened, with attention glowing over it."""
+    size = picture_CXY.shape[1:]
+    heat = F.interpolate(map_XY[None, None].float(), size=size, mode="bilinear")[0].clamp(0, 1).cpu()
+    colour = torch.tensor(HEAT)[:, None, None]
+    return picture_CXY.cpu() * (1 - 0.7 * heat) * 0.7 + colour * heat * 0.7
+
+
+def natural(pixels_CXY: Tensor, spec: ImageSpec) -> Tensor:
+    """Preprocessed pixels back to RGB in 0..1."""
+    mean, std = (torch.tensor(t)[:, None, None].to(pixels_CXY) for t in (spec.mean, spec.std))
+    return (pixels_CXY * std + mean).clamp(0, 1)

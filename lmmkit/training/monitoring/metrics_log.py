@@ -1,0 +1,271 @@
+"""Where a step's figures go: metrics.jsonl, TensorBoard, and the line on the terminal."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from torch import Tensor
+
+from lmmkit.errors import MachineError, Problem, UserError
+from lmmkit.errors.training import LOG_CANNOT_WRITE, STEP
+from lmmkit.runs.files import io_point, plain, read_jsonl, write_text_atomic
+
+Picture = Tensor | np.ndarray  # [C, X, Y], values 0 to 1
+
+
+class MetricsLog:
+    """Appends one JSON object a step; each is handed to the system before `write` returns.
+
+    Opening it mends a last line that broke off, else the next would be glued to it. Raises
+    `UserError` if another line is damaged, `MachineError` if the file cannot be written.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        if path.is_file() and not _ends_in_newline(path):
+            self._rewrite(read_jsonl(path))
+        self._file = self._open()
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Appends `record`; NaN and infinities become null."""
+        try:
+            io_point(f"append to {self.path.name}")
+            self._file.write(_line(record))
+            self._file.flush()
+        except OSError as error:
+            raise MachineError(_unwritable(self.path, error)) from error
+
+    def truncate(self, step: int) -> None:
+        """Keeps only what was logged up to `step`, that included: the rest is run anew."""
+        self._file.close()
+        self._rewrite([record for record in self._read() if record["step"] <= step])
+        self._file = self._open()
+
+    def close(self) -> None:
+        """Closes the file; nothing is held back before."""
+        self._file.close()
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _read(self) -> list[dict[str, Any]]:
+        records = read_jsonl(self.path)
+        for number, record in enumerate(records, 1):
+            if type(record.get("step")) is not int:
+                raise UserError(STEP.at(f"{self.path}:{number}", got="a line without its step"))
+        return records
+
+    def _rewrite(self, records: list[dict[str, Any]]) -> None:
+        write_text_atomic(self.path, "".join(map(_line, records)))
+
+    def _open(self) -> TextIO:
+        try:
+            return self.path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise MachineError(_unwritable(self.path, error)) from error
+
+
+class Board:
+    """Scalars and pictures for TensorBoard.
+
+    With `purge_step` set (on resume: the restored step + 1), what an earlier process logged from
+    that step on is hidden. Importing tensorboard is slow, so it waits until a board is made.
+    """
+
+    def __init__(self, tb_dir: Path, purge_step: int | None):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(tb_dir), purge_step=purge_step, flush_secs=30)
+
+    def scalars(self, step: int, values: Mapping[str, float | None]) -> None:
+        """A point a figure; None (a term without items in this step) and NaN leave a gap."""
+        for name, value in values.items():
+            if value is not None and math.isfinite(value):
+                self._writer.add_scalar(name, value, step)
+
+    def images(self, step: int, pictures: Mapping[str, Picture]) -> None:
+        """A picture a name: [C, X, Y], values 0 to 1; what lies outside is clipped."""
+        for name, picture in pictures.items():
+            if isinstance(picture, Tensor):
+                picture = picture.detach().float().cpu().numpy()
+            clipped = np.clip(np.asarray(picture, dtype=np.float32), 0.0, 1.0)
+            self._writer.add_image(name, clipped, step)
+
+    def close(self) -> None:
+        """Writes out what is held back."""
+        self._writer.close()
+
+    def __enter__(self) -> Board:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+class Silence:
+    """What a rank that keeps no log has in place of metrics, board and progress."""
+
+    def __enter__(self) -> Silence:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Writes nothing, as everything here."""
+
+    def truncate(self, step: int) -> None: ...
+
+    def scalars(self, step: int, values: Mapping[str, float | None]) -> None: ...
+
+    def images(self, step: int, pictures: Mapping[str, Picture]) -> None: ...
+
+    def update(self, done: int, *, tokens: int, loss: float | None) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+
+class Progress:
+    """How far a stage is: step, loss, rates and time left.
+
+    On a terminal a bar is redrawn in place; elsewhere (a file, a scheduler's log) a plain line is
+    printed every `every` seconds and on the last step.
+    """
+
+    WINDOW = 50  # steps the rates are taken over
+
+    def __init__(
+        self,
+        stage: str,
+        steps: int,
+        *,
+        done: int = 0,
+        stream: TextIO | None = None,
+        every: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        """`steps` of the stage in all, `done` of them by an earlier process."""
+        self.stage, self.steps, self.done = stage, steps, done
+        self._stream = sys.stderr if stream is None else stream
+        self._every, self._clock = every, clock
+        self._tokens = 0
+        self._points = deque([(clock(), done, 0)], maxlen=self.WINDOW)
+        self._shown = clock()
+        self._bar = _Bar(stage, steps, done, self._stream) if self._stream.isatty() else None
+
+    def update(self, done: int, *, tokens: int, loss: float | None) -> None:
+        """After a step: steps of the stage done so far, tokens of this step, its loss."""
+        now = self._clock()
+        self.done = done
+        self._tokens += tokens
+        self._points.append((now, done, self._tokens))
+        last = done >= self.steps
+        wait = _Bar.EVERY if self._bar is not None else self._every
+        if not last and now - self._shown < wait:
+            return
+        self._shown = now
+        if self._bar is not None:
+            self._bar.show(done, self._figures(loss))
+        else:
+            self._print(f"{self.stage} {done}/{self.steps}  {self._figures(loss)}")
+
+    def say(self, text: str) -> None:
+        """A line of its own, above the bar where there is one."""
+        if self._bar is not None:
+            self._bar.say(text)
+        else:
+            self._print(text)
+
+    def close(self) -> None:
+        """Leaves the bar as it stands."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _figures(self, loss: float | None) -> str:
+        (t0, done0, tokens0), (t1, done1, tokens1) = self._points[0], self._points[-1]
+        seconds = max(t1 - t0, 1e-9)
+        rate = (done1 - done0) / seconds
+        left = duration((self.steps - done1) / rate) if rate > 0 else "unknown"
+        shown = "none" if loss is None else f"{loss:.4f}"
+        tokens = (tokens1 - tokens0) / seconds
+        return f"loss {shown}  {rate:.2f} steps/s  {tokens:,.0f} tokens/s  {left} left"
+
+    def _print(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+
+
+class _Bar:
+    """The bar on a terminal. Redrawn by hand: a drawing thread and forked data workers clash."""
+
+    EVERY = 0.2  # seconds between two drawings
+
+    def __init__(self, stage: str, steps: int, done: int, stream: TextIO):
+        from rich import progress
+        from rich.console import Console
+
+        self._rich = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TextColumn("{task.fields[figures]}", markup=False),
+            console=Console(file=stream),
+            auto_refresh=False,
+        )
+        self._task = self._rich.add_task(stage, total=steps, completed=done, figures="")
+        self._rich.start()
+
+    def show(self, done: int, figures: str) -> None:
+        self._rich.update(self._task, completed=done, figures=figures, refresh=True)
+
+    def say(self, text: str) -> None:
+        self._rich.console.print(text, markup=False, highlight=False)
+
+    def close(self) -> None:
+        self._rich.stop()
+
+
+def duration(seconds: float) -> str:
+    """Two units at most: "41 s", "12 min 30 s", "5 h 02 min", "3 d 04 h"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600:02d} h"
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(plain(record), allow_nan=False) + "\n"
+
+
+def _ends_in_newline(path: Path) -> bool:
+    """True of an empty file."""
+    with path.open("rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return True
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+
+def _unwritable(path: Path, error: OSError) -> Problem:
+    return LOG_CANNOT_WRITE.at(str(path), got=error.strerror or str(error))

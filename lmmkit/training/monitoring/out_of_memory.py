@@ -1,0 +1,53 @@
+"""Out of memory: which step, how full it was, and the keys of the recipe that make room."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from lmmkit.api.batch import Step
+from lmmkit.errors import MachineError, Problem
+from lmmkit.errors.training import OUT_OF_MEMORY
+from lmmkit.recipe import Recipe
+
+CPU_SAYS = "DefaultCPUAllocator: can't allocate memory"
+
+
+@contextmanager
+def telling_room(where: str, step: Step, recipe: Recipe, device: torch.device) -> Iterator[None]:
+    """Turns what an allocator raises within a step into a `MachineError`; nothing is tried again."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise MachineError(_no_room(where, step, recipe, device, error)) from error
+    except RuntimeError as error:
+        if CPU_SAYS not in str(error):
+            raise
+        raise MachineError(_no_room(where, step, recipe, device, error)) from error
+
+
+def _no_room(where: str, step: Step, recipe: Recipe, device: torch.device, error: BaseException) -> Problem:
+    fullest = max(step, key=len)
+    got = (
+        f"no memory for the {len(step)} micro-batches of a step, the largest with {len(fullest)} rows, "
+        f"{len(fullest.pixels_ICXY)} images and {len(fullest.target_S)} supervised rows, at a peak of "
+        f"{_peak(device):,.1f} GiB: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+    )
+    speed = recipe.speed
+    keys = [
+        f"`speed.tokens` below {min(speed.tokens, len(fullest))} (a step still has as many samples)",
+        *(["`speed.recompute: all`"] if speed.recompute != "all" else []),
+        "`optim.kind: adamw8bit`",
+        "`train.text.lora`",
+        *(["`numerics.frozen: bfloat16`"] if recipe.numerics.frozen == "float32" else []),
+    ]
+    return OUT_OF_MEMORY.at(where, got=got, keys=", ".join(keys))
+
+
+def _peak(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

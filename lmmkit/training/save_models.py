@@ -1,0 +1,92 @@
+"""The model folders of a run: as a stage leaves it, and the best of a stage so far."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lmmkit import build
+from lmmkit.model.transforms import lora
+from lmmkit.objective import Objective
+from lmmkit.plan.prepare import Prepared
+from lmmkit.recipe import dump, to_mapping
+from lmmkit.training.distributed import fsdp
+from lmmkit.training.distributed.process_group import Ranks
+from lmmkit.weights import model_folder
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+
+def save_model(
+    folder: Path, objective: Objective, prepared: Prepared, stage: str, step: int, said: Mapping[str, Any]
+) -> None:
+    """Writes the model as it stands after `step`, whole: low-rank updates are merged into what is
+    written, and kept beside it. `said` goes into its config."""
+    plan = prepared.plans[stage]
+    config = {
+        "stage": stage,
+        "step": step,
+        "plan": plan.digest,
+        "plugins": {name: prepared.parts.origin(name) for name in sorted(plan.active)},
+        "speaks_through": list(plan.speaks_through),
+        "root": str(Path(prepared.recipe.root).resolve()),
+        "speaks": vars_of(prepared.recipe.model.speaks),
+        "model": to_mapping(prepared.recipe)["model"],
+        **said,
+    }
+    modules, carried = build.modules(objective), {}
+    for origin in prepared.origins:
+        carried |= origin.carried(modules)
+    model_folder.write(
+        folder,
+        whole(objective),
+        config=config,
+        recipe=dump(prepared.recipe),
+        tokenizer=prepared.tokenizer,
+        carried=carried,
+        updates=lora.updates(objective),
+    )
+
+
+def gathered(
+    objective: Objective, prepared: Prepared, stage: str, ranks: Ranks, device: torch.device
+) -> Objective | None:
+    """The objective as a stage has it, whole: what one process has anyway, and on the first of several
+    ranks a copy on its host. None on the others; every rank must ask."""
+    if ranks.alone:
+        return objective
+    full = build_unsharded(prepared, device, ranks, valued=False) if ranks.first else None
+    if full is not None:
+        section = prepared.recipe.stages[stage]
+        build.set_stage(full, prepared.plans[stage], section, seed=prepared.recipe.seed)
+    fsdp.collect(objective, full)
+    return full
+
+
+def build_unsharded(
+    prepared: Prepared, device: torch.device, ranks: Ranks, *, valued: bool = True
+) -> Objective:
+    """The whole objective; of several ranks, on the first one's host. Not `valued`: to be filled."""
+    return build.build(
+        prepared.recipe, prepared.parts.components, prepared.dims, device,
+        origins=prepared.origins if valued else (), drawn=valued, narrow=build.frozen_narrow(prepared.recipe),
+        place=None if ranks.alone else torch.device("cpu"),
+    )  # fmt: skip
+
+
+def whole(objective: Objective) -> dict[str, Tensor]:
+    """The tensors of a model without low-rank updates, by name: merged, where there are some."""
+    merged = {f"lmm.decoder.{name}": tensor for name, tensor in lora.merged(objective.lmm.decoder).items()}
+    tensors = model_folder.unique_tensors(objective)
+    return {name: merged.get(name, t) for name, t in tensors.items() if f".{lora.CHILD}." not in name}
+
+
+def vars_of(section: DataclassInstance) -> Mapping[str, object]:
+    """A recipe section as a plain mapping."""
+    return {field.name: getattr(section, field.name) for field in fields(section)}

@@ -1,0 +1,44 @@
+"""What a stage reads on this rank: its pipeline and its bad rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from lmmkit.api.batch import Step
+from lmmkit.data.pipeline import Pipeline
+from lmmkit.data.sources.bad_records import Ledger
+from lmmkit.errors import MachineError
+from lmmkit.plan.prepare import Prepared
+from lmmkit.runs.run_folder import RunDir
+from lmmkit.training.distributed.fsdp import sees_everywhere
+from lmmkit.training.distributed.process_group import Ranks
+from lmmkit.training.triggers import Position
+
+
+def stage_pipeline(prepared: Prepared, stage: str, ranks: Ranks) -> Pipeline:
+    """The stage's data as this rank reads it."""
+    pipeline = prepared.pipeline(stage)
+    packer = replace(pipeline.packer, blank=not ranks.alone and sees_everywhere(prepared.recipe))
+    return replace(pipeline, packer=packer, rank=ranks.rank, world=ranks.world)
+
+
+def stage_ledger(pipeline: Pipeline, at: Position, run: RunDir, ranks: Ranks) -> Ledger:
+    """The list of the rows this stage passes over."""
+    weights = pipeline.order.weights
+    ledger = Ledger(
+        path=run.bad_rows, stage=at.stage, before=at.step - at.stage_step, writes=ranks.first,
+        policies={name: records.bad_rows for name, records in pipeline.sources.items()},
+        seen={name: pipeline.samples * w / sum(weights.values()) for name, w in weights.items()},
+    )  # fmt: skip
+    ledger.open(at.step, {name: records.rows.index.bad for name, records in pipeline.sources.items()})
+    return ledger
+
+
+def saving(batches: Iterator[Step], save: Callable[[], None]) -> Iterator[Step]:
+    """The steps; before an error of the machine goes on its way, what was learned is saved."""
+    try:
+        yield from batches
+    except MachineError:
+        save()
+        raise

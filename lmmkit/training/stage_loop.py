@@ -1,0 +1,258 @@
+"""The loop of one stage: take a step, run it, log it, save now and then."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from lmmkit import build
+from lmmkit.api.batch import Batch, Step
+from lmmkit.data.loader import load_steps
+from lmmkit.data.pipeline import Pipeline
+from lmmkit.data.sources.bad_records import Ledger
+from lmmkit.errors import UserError
+from lmmkit.objective import Objective
+from lmmkit.plan.prepare import Prepared
+from lmmkit.runs.run_folder import RunDir
+from lmmkit.training.checkpoint.read import state_dict
+from lmmkit.training.checkpoint.read.rng import looking
+from lmmkit.training.checkpoint.read.saver import Saver
+from lmmkit.training.distributed.fsdp import rooted
+from lmmkit.training.distributed.process_group import Ranks
+from lmmkit.training.monitoring import anomalies
+from lmmkit.training.monitoring.anomalies import Watch
+from lmmkit.training.monitoring.determinism import telling_kernel
+from lmmkit.training.monitoring.empty_terms import Idle
+from lmmkit.training.monitoring.image_logging import stage_pictures
+from lmmkit.training.monitoring.metrics_log import Board, MetricsLog, Progress, Silence
+from lmmkit.training.monitoring.out_of_memory import telling_room
+from lmmkit.training.signals import Interrupted, Stop, ignore_in_worker, until
+from lmmkit.training.stage_data import saving, stage_ledger, stage_pipeline
+from lmmkit.training.step import BY_SOURCE, Report, rate, run_step, set_rate
+from lmmkit.training.triggers import Every, Patience, Position, through
+from lmmkit.training.validation import Validator, asked
+
+
+def run_stage(
+    prepared: Prepared, objective: Objective, optimizer: torch.optim.Optimizer, position: Position,
+    run: RunDir, metrics: MetricsLog | Silence, board: Board | Silence, stop: Stop, device: torch.device, ranks: Ranks,
+    before: Mapping[str, Any],
+) -> tuple[Position, bool]:  # fmt: skip
+    """Runs the rest of a stage; returns early, saved, when a stop is asked for.
+
+    `before` is the state of the checkpoint that the stage goes on from, {} where it begins. Returns
+    where the run stands, and whether it stopped. A stop asked for after the last step was looked at
+    is not this stage's: nothing may be saved for it.
+    """
+    stage, steps, output = position.stage, prepared.steps(position.stage), prepared.recipe.output
+    pipeline = stage_pipeline(prepared, stage, ranks)
+    validator = Validator.of(prepared, objective, stage, device, stop, ranks, before.get("validation"))
+    loop = Loop(
+        prepared=prepared, objective=objective, optimizer=optimizer, at=position, steps=steps, run=run, metrics=metrics,
+        board=board, stop=stop, device=device, ranks=ranks, pipeline=pipeline,
+        empty=None if ranks.alone else pipeline.packer.pack([])[0],
+        watch=Watch.of(before.get("watch")), idle=Idle(steps, dict(before.get("idle", {}))), validator=validator,
+        ledger=stage_ledger(pipeline, position, run, ranks),
+        saver=Saver(run, keep=output.keep, ranks=ranks, beside=output.async_save),
+        progress=Progress(stage, steps, done=position.stage_step) if ranks.first else Silence(),
+    )  # fmt: skip
+    objective.train()
+    build.set_layers(objective, prepared.recipe.speed)
+    with loop.saver, loop.progress:
+        if prepared.recipe.speed.compile:
+            loop.progress.say(f"{stage}: compiling the layers, which makes the first steps slow")
+        stopped = loop.go()
+    return loop.at, stopped
+
+
+@dataclass(kw_only=True)
+class Loop:
+    """A stage under way on this rank: what it works on, what looks on, and `at`, where it stands.
+
+    `empty` is what a rank runs while others have micro-batches left, `passed` the bad rows that the
+    pipeline has met since they were last listed.
+    """
+
+    prepared: Prepared
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    at: Position
+    steps: int
+    run: RunDir
+    metrics: MetricsLog | Silence
+    board: Board | Silence
+    stop: Stop
+    device: torch.device
+    ranks: Ranks
+    pipeline: Pipeline
+    empty: Batch | None
+    watch: Watch
+    idle: Idle
+    validator: Validator
+    ledger: Ledger
+    saver: Saver
+    progress: Progress | Silence
+    passed: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.patience = Patience(self.progress.say)
+
+    def due(self) -> tuple[Every, ...]:
+        """What is due, in order. What is saved comes last: a run that goes on from there has done the others.
+
+        Made anew each time: a loop that held its own methods would keep an ended stage's moments alive.
+        """
+        output = self.prepared.recipe.output
+        save = Every(output.save_every, lambda at: self.patience(at, self.write))
+        return Every(output.pictures_every, self.draw), self.validation(), save
+
+    def validation(self) -> Every:
+        """Of what is due, the validation."""
+        return Every(self.validator.every, self.validate)
+
+    def through(self, entries: Iterable[Every]) -> bool:
+        """Does what is due at this step; False where a stop came in between."""
+        with telling_kernel(self.where, self.prepared.recipe):
+            return through(entries, self.at, self.steps)
+
+    def save_now(self) -> None:
+        """As a run that ends here saves."""
+        self.patience.now(self.at, self.write)
+
+    @property
+    def where(self) -> str:
+        """The step, for a message."""
+        return f"step {self.at.step}, stage {self.at.stage}"
+
+    def go(self) -> bool:
+        """Steps to the stage's end, or until a stop; whether it stopped, and is saved where it did."""
+        try:
+            self.validator.read()
+        except Interrupted:
+            self.save_now()
+            return True
+        stopping = False
+        batches = self.batches()
+        if self.at.stage_step:  # a stop may have come before this step's validation was through
+            stopping = not self.through([self.validation()])
+        clock = time.perf_counter()
+        for step in batches:
+            report = self.update(step)
+            now = time.perf_counter()
+            if self.logs:
+                self.log(self.record(report, now - clock))
+            clock = now
+            self.look(report)
+            self.idle.check(report, self.at)
+            self.progress.update(self.at.stage_step, tokens=report.tokens, loss=report.loss)
+            stopping = asked(self.stop, self.ranks) > 0  # read once: what is not saved for must not stop us
+            self.saver.check()
+            stopping = not self.through(self.due()) or stopping
+            if stopping:
+                break
+        if stopping or self.at.stage_step < self.steps:
+            self.save_now()
+            return True
+        return False
+
+    def batches(self) -> Iterable[Step]:
+        """The steps that are left. Of several ranks none may leave the others alone with one: they agree on
+        a stop behind it, and do not save before the others do."""
+        steps = load_steps(
+            self.pipeline, self.at.stage_step, self.steps, workers=self.prepared.recipe.speed.workers,
+            worker_init=ignore_in_worker, sifted=lambda index, found: self.passed.extend(found),
+        )  # fmt: skip
+        if not self.ranks.alone:
+            return steps
+        return until(self.stop, saving(steps, self.save_now))
+
+    def update(self, step: Step) -> Report:
+        """One optimizer step, which moves `at`."""
+        recipe, before = self.prepared.recipe, self.at.stage_step
+        optim, plan = recipe.stages[self.at.stage].optim, self.prepared.plans[self.at.stage]
+        set_rate(self.optimizer, optim, self.steps, before)
+        weights = {name: w.at(before / self.steps) for name, w in plan.weights.items()}
+        self.at = Position(self.at.stage, self.at.step + 1, before + 1)
+        with telling_room(self.where, step, recipe, self.device), telling_kernel(self.where, recipe):
+            return run_step(
+                self.objective, self.optimizer, step, weights, clip=None if optim.clip == "none" else optim.clip,
+                device=self.device, readings=self.logs, ranks=self.ranks,
+                empty=self.empty, each=recipe.parallel.exchange == "micro_batch",
+            )  # fmt: skip
+
+    def look(self, report: Report) -> None:
+        """Records what is out of order in a step, and its bad rows. Raises `UserError` where they are too
+        many."""
+        index = self.at.stage_step - 1
+        if (seen := self.watch.see(self.at.stage_step, report)) is not None:
+            rows = anomalies.rows_of(self.pipeline, index)
+            if self.ranks.first:
+                self.note(seen, report, rows)
+            if self.watch.too_many(self.at.stage_step):
+                self.save_now()
+                self.saver.wait()
+                raise UserError(anomalies.exhausted(self.at.step, self.at.stage, self.watch, report, rows))
+        if report.dropped.get("bad_rows"):
+            self.ledger.add(index, [row for rows in self.ranks.gather(self.passed) for row in rows])
+            self.passed.clear()
+
+    def note(self, seen: tuple[str, list[str]], report: Report, rows: Mapping[str, list[str]]) -> None:
+        """Records a step that is out of order, with its rows."""
+        kind, of = seen
+        with MetricsLog(self.run.anomalies) as file:
+            file.write(anomalies.record(self.at.step, self.at.stage, kind, of, report, rows))
+        done = "; nothing was updated" if kind == "not-finite" else ""
+        said = f"step {self.at.step}: {kind} {', '.join(of)}{done} (anomalies.jsonl has the rows)"
+        self.progress.say(said)
+
+    @property
+    def logs(self) -> bool:
+        """Whether the step is one to log."""
+        return self.at.step % self.prepared.recipe.output.log_every == 0
+
+    def record(self, report: Report, seconds: float) -> dict[str, Any]:
+        """The step's line of metrics.jsonl."""
+        optim = self.prepared.recipe.stages[self.at.stage].optim
+        chance = self.prepared.plans[self.at.stage].chances(self.prepared.dims)
+        return {
+            "step": self.at.step, "stage": self.at.stage, "loss": report.loss,
+            **{name if name.startswith(BY_SOURCE) else f"terms/{name}": v for name, v in report.terms.items()},
+            **{f"terms/{name}": value for name, value in report.readings.items()},
+            **{f"chance/{name}": value for name, value in (chance | report.chance).items()},
+            **{f"dropped/{reason}": n for reason, n in report.dropped.items()},
+            "lr": optim.lr * rate(optim, self.steps, self.at.stage_step - 1), "grad_norm": report.grad_norm,
+            "tokens": report.tokens, "tokens_per_second": report.tokens / seconds, "seconds": seconds,
+        }  # fmt: skip
+
+    def log(self, record: dict[str, Any]) -> None:
+        """To the file, TensorBoard and observers."""
+        self.metrics.write(record)
+        scalars = {name: value for name, value in record.items() if isinstance(value, float)}
+        self.board.scalars(record["step"], scalars)
+        if self.ranks.first:
+            self.prepared.parts.door.logged(record["step"], scalars)
+
+    def draw(self, at: Position) -> None:
+        """The terms' pictures, to TensorBoard."""
+        with rooted(self.objective), looking(self.objective, self.device):
+            pictures = stage_pictures(self.prepared, self.objective, at.stage, at.stage_step - 1, self.device)
+        self.board.images(at.step, pictures)
+
+    def validate(self, at: Position) -> None:
+        """Unless it is done: a run that goes on may have come that far."""
+        if self.validator.done != at.step:
+            self.log(self.validator(at, self.run, self.progress.say))
+
+    def write(self, at: Position) -> None:
+        """A checkpoint."""
+        kept = {
+            "watch": self.watch.state(),
+            "idle": self.idle.items,
+            "validation": self.validator.state(),
+        }
+        tensors = state_dict.tensors(self.objective, self.optimizer)
+        self.saver.save(at.step, tensors, {"position": asdict(at), **kept}, state_dict.frozen(self.objective))

@@ -1,0 +1,220 @@
+"""Validation inside a stage: held-out losses, tasks, and the best weights so far.
+
+It looks and touches nothing: the same run without it has the same bits. Of several ranks each takes its
+share of the held-out samples; tasks, whose answers end when they will, every rank goes through whole.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from lmmkit.api.sample import Sample
+from lmmkit.data.packing import Tree
+from lmmkit.data.pipeline import cut
+from lmmkit.errors import Problem, did_you_mean
+from lmmkit.errors.training import BEST, NAME, STAGE
+from lmmkit.evaluate.checks import task_problems
+from lmmkit.evaluate.run import data_of, readable, run_task
+from lmmkit.evaluate.terms import averaged, laid_out, summed
+from lmmkit.inference.chat_model import Speaker
+from lmmkit.objective import Objective
+from lmmkit.plan.prepare import Prepared
+from lmmkit.recipe import Task, Validate
+from lmmkit.runs.run_folder import RunDir
+from lmmkit.training.checkpoint.read.rng import looking
+from lmmkit.training.distributed.fsdp import rooted, sees_everywhere
+from lmmkit.training.distributed.process_group import Ranks
+from lmmkit.training.save_models import gathered, save_model
+from lmmkit.training.signals import Interrupted, Stop
+from lmmkit.training.step import added
+from lmmkit.training.triggers import Position
+
+
+@dataclass
+class Validator:
+    """A stage's validation. `parts` are this rank's micro-batches of the `samples` held-out ones, as many as
+    any rank's; `done` is the run's step it was last through at, `best` the best value of the figure that
+    tells the best weights."""
+
+    asked: Validate | None
+    prepared: Prepared
+    speaker: Speaker
+    ranks: Ranks
+    poll: Callable[[], None]
+    done: int = 0
+    best: float | None = None
+    parts: Sequence[Sequence[Tree]] = ()
+    samples: int = 0
+    tasks: Mapping[str, tuple[Task, Sequence[Sample]]] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, prepared: Prepared, objective: Objective, stage: str, device: torch.device, stop: Stop, ranks: Ranks,
+        state: Mapping[str, Any] | None,
+    ) -> Validator:  # fmt: skip
+        """That of a stage, as `state` said where it goes on; one that does nothing where none is asked for.
+
+        Nothing is read yet; `read` does.
+        """
+        section = prepared.recipe.stages[stage].validate
+
+        def poll() -> None:
+            if asked(stop, ranks):
+                raise Interrupted
+
+        speaker = Speaker.of(prepared, objective, stage, device, poll=poll)
+        # an encoder whose weights lie with several ranks runs on all of them or on none
+        blank = not ranks.alone and sees_everywhere(prepared.recipe)
+        speaker = replace(speaker, packer=replace(speaker.packer, blank=blank))
+        return cls(section, prepared, speaker, ranks, poll, **(state or {}))
+
+    def read(self) -> None:
+        """Reads and lays the held-out samples out, once, a share on each rank.
+
+        Raises `UserError` for one that does not fit, and for more unreadable ones than their source lets
+        pass; `Interrupted` at a stop.
+        """
+        if self.asked is None:
+            return
+        ranks, prepared = self.ranks, self.prepared
+
+        def rows(source: str, n: int | str) -> list[Sample]:
+            return readable(
+                prepared.sources[source], n, self.speaker.packer.reader, ranks.note,
+                share=(ranks.rank, ranks.world), gather=ranks.gather, poll=self.poll,
+            )  # fmt: skip
+
+        samples = rows(self.asked.data, self.asked.samples)
+        own = samples[ranks.rank :: ranks.world]
+        parts = list(cut(laid_out(self.speaker, own), prepared.recipe.speed.tokens))
+        self.parts = [*parts, *([] for _ in range(ranks.most(len(parts)) - len(parts)))]
+        self.samples = len(samples)
+        tasks = _tasks(prepared, self.asked)
+        self.tasks = {name: (task, rows(data_of(task), task.samples)) for name, task in tasks.items()}
+
+    @property
+    def every(self) -> int:
+        """Steps between two; 0: never."""
+        return self.asked.every if self.asked is not None else 0
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint: a resumed run knows the best, and what it still owes."""
+        return {"done": self.done, "best": self.best}
+
+    def __call__(self, at: Position, run: RunDir, say: Callable[[str], None]) -> dict[str, Any]:
+        """The record of metrics.jsonl; keeps the weights if they are the best so far.
+
+        Raises `Interrupted` at a stop; nothing is done then.
+        """
+        assert self.asked is not None
+        began = time.perf_counter()
+        say(f"step {at.step}: validating on {self.samples} samples of {self.asked.data}")
+        with rooted(self.speaker.objective), looking(self.speaker.objective, self.speaker.device):
+            figures = self._losses(at) | self._figures()
+        if self.asked.best is not None:
+            self._keep(at, run, figures)
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in figures.items() if name.count("/") < 3)
+        seconds = time.perf_counter() - began
+        say(f"step {at.step}: {shown}  ({seconds:.1f} s)")
+        self.done = at.step
+        return {"step": at.step, "stage": at.stage, **figures, "val/seconds": seconds}
+
+    def _losses(self, at: Position) -> dict[str, float]:
+        shares = self.ranks.gather(summed(self.speaker, self.parts))
+        found = averaged(self.speaker, [added(each) for each in zip(*shares, strict=True)])
+        plan, steps = self.prepared.plans[at.stage], self.prepared.steps(at.stage)
+        weights = {name: weight.at(at.stage_step / steps) for name, weight in plan.weights.items()}
+        loss = sum(weights[name] * term["value"] for name, term in found.items())
+        out: dict[str, float] = {"val/loss": float(loss)}
+        for name, term in found.items():
+            out[f"val/terms/{name}"] = term["value"]
+            out |= {f"val/terms/{name}/{key}": r["value"] for key, r in term["readings"].items()}
+        return out
+
+    def _figures(self) -> dict[str, float]:
+        out: dict[str, float] = {}
+        for name, (task, samples) in self.tasks.items():
+            result = run_task(name, task, self.speaker, samples)
+            if "accuracy" in result:
+                result = {"accuracy": result["accuracy"]}
+            for figure, said in result.items():
+                out[f"val/tasks/{name}/{figure}"] = said["value"]
+                readings = said.get("readings", {})
+                out |= {f"val/tasks/{name}/{figure}/{key}": r["value"] for key, r in readings.items()}
+        return out
+
+    def _keep(self, at: Position, run: RunDir, figures: Mapping[str, float]) -> None:
+        assert self.asked is not None and self.asked.best is not None
+        key, sign = _figure(self.asked.best, {name: task for name, (task, _) in self.tasks.items()})
+        value = figures.get(key)
+        if value is None or (self.best is not None and sign * value <= sign * self.best):
+            return
+        said = {"best": {"metric": key, "value": value}}
+        full = gathered(self.speaker.objective, self.prepared, at.stage, self.ranks, self.speaker.device)
+        if full is not None:
+            save_model(run.best(at.stage), full, self.prepared, at.stage, at.step, said)
+        self.ranks.barrier()
+        self.best = value
+
+
+def asked(stop: Stop, ranks: Ranks) -> int:
+    """The signal that a rank was asked to stop by, the same on all; 0: none. Every rank must ask."""
+    signum = ranks.most(stop.requested or 0)
+    stop.requested = signum or stop.requested
+    return signum
+
+
+def validate_problems(prepared: Prepared) -> list[Problem]:
+    """Returns what is wrong in the recipe's `validate` sections."""
+    recipe, found = prepared.recipe, []
+    for stage, section in recipe.stages.items():
+        if (asked := section.validate) is None:
+            continue
+        at = f"stages.{stage}.validate"
+        tasks = _tasks(prepared, asked)
+        found += task_problems(recipe, list(tasks)) if tasks else []
+        for name, task in tasks.items():
+            if task.stage not in (None, stage):
+                got = f"`{name}`, a task of stage `{task.stage}`"
+                found.append(STAGE.at(recipe.where(f"{at}.tasks"), got=got, stage=stage))
+        figures = _known(prepared, stage, tasks)
+        if asked.best is not None and asked.best not in figures:
+            suggestion = did_you_mean(asked.best, figures)
+            found.append(BEST.at(recipe.where(f"{at}.best"), got=f"`{asked.best}`", suggestion=suggestion))
+        if asked.best is not None and f"{stage}-best" in recipe.stages:
+            where, got = recipe.where(f"stages.{stage}-best"), f"the folder of the best weights of `{stage}`"
+            found.append(NAME.at(where, got=got))
+    return found
+
+
+def _tasks(prepared: Prepared, asked: Validate) -> dict[str, Task]:
+    section = prepared.recipe.evaluate
+    return {name: section.tasks[name] for name in asked.tasks} if section is not None else {}
+
+
+def _known(prepared: Prepared, stage: str, tasks: Mapping[str, Task]) -> list[str]:
+    """What `best` may name: a loss falls, a task's score rises; of readings nobody says which."""
+    plan = prepared.plans[stage]
+    names = ["loss", *plan.weights]
+    for name, task in tasks.items():
+        match task.kind or name:
+            case "exact_match":
+                names.append(f"{name}/accuracy")
+            case "terms":
+                names += [f"{name}/{term}" for term in plan.weights]
+            case _:
+                names += [f"{name}/{term.name}" for term in plan.tasks if term.learns_text]
+    return names
+
+
+def _figure(best: str, tasks: Mapping[str, Task]) -> tuple[str, int]:
+    """The key of the figure that `best` names, and 1 where more is better, -1 where less is."""
+    task, _, metric = best.partition("/")
+    if not metric:
+        return ("val/loss" if task == "loss" else f"val/terms/{task}"), -1
+    return f"val/tasks/{best}", -1 if (tasks[task].kind or task) == "terms" else 1

@@ -1,0 +1,291 @@
+"""A public model folder: which parts it holds, of what shape, under which names.
+
+Every layout is brought to one spelling: `text.` before a decoder's own public names, `vision.`
+before an encoder's, `connector.` before the projector's. What has no place keeps its name.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lmmkit.errors import UserError
+from lmmkit.errors.weights import ARCHITECTURE, PART
+from lmmkit.runs.files import read_json
+from lmmkit.weights import decoders, encoders, name_maps, timm_encoder
+from lmmkit.weights.config import Config
+from lmmkit.weights.decoders import DecoderSource, read_decoder
+from lmmkit.weights.encoders import EncoderSource, read_encoder
+from lmmkit.weights.name_maps import Table
+from lmmkit.weights.tensor_reader import Stored, opened
+from lmmkit.weights.timm_encoder import TimmSource, read_timm
+
+CONNECTOR: Table = (
+    ("first.weight", "linear_1.weight"),
+    ("first.bias", "linear_1.bias"),
+    ("second.1.weight", "linear_2.weight"),
+    ("second.1.bias", "linear_2.bias"),
+)
+Spelling = tuple[tuple[str, str], ...]
+"""(pattern, its place in ours): the first that matches the beginning of a name renames it."""
+
+LLAVA_HF: Spelling = (
+    (r"(?:model\.)?vision_tower\.(?:vision_model\.)?", "vision."),
+    (r"(?:model\.)?multi_modal_projector\.", "connector."),
+    (r"language_model\.model\.|model\.language_model\.", "text.model."),
+    (r"language_model\.lm_head\.|lm_head\.", "text.lm_head."),
+)
+LLAVA: Spelling = (  # low-rank checkpoints have a wrapper's name in front
+    (r"base_model\.model\.model\.mm_projector\.0\.", "connector.linear_1."),
+    (r"base_model\.model\.model\.mm_projector\.2\.", "connector.linear_2."),
+    (r"base_model\.model\.model\.", "text.model."),
+    (r"model\.vision_tower\.vision_tower\.vision_model\.", "vision."),
+    (r"model\.mm_projector\.0\.", "connector.linear_1."),
+    (r"model\.mm_projector\.2\.", "connector.linear_2."),
+    (r"model\.", "text.model."),
+    (r"lm_head\.", "text.lm_head."),
+)
+TIMM: Spelling = ((r"", "vision."),)
+ENCODER: Spelling = ((r"text_model\.", "spare.text_model."), (r"vision_model\.", "vision."), (r"", "vision."))
+DECODER: Spelling = ((r"", "text."),)
+# beside the vision model of a whole CLIP or SigLIP
+TWO_TOWERS = r"|^visual_projection\.|^text_projection\.|^logit_(scale|bias)$"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What a public folder holds. `image_token`: the id that stands for one row of an image; `pads`:
+    whether it pads pictures, whatever its encoder's processor does with them."""
+
+    folder: Path
+    kind: str
+    spelling: Spelling
+    text: DecoderSource | None = None
+    vision: EncoderSource | TimmSource | None = None
+    connector: bool = False
+    image_token: int | None = None
+    eos: tuple[int, ...] = ()
+    pad: int | None = None
+    dtype: str = "float32"
+    pickled: bool = False
+    pads: bool = False
+
+    @contextmanager
+    def tensors(self) -> Iterator[dict[str, Stored]]:
+        """The folder's tensors in our spelling."""
+        with opened(self.folder, pickled=self.pickled) as found:
+            yield {_spelt(name, self.spelling): stored for name, stored in found.items()}
+
+    def held(self) -> torch.dtype:
+        """The narrowest type that holds every value of its files, whatever its config says."""
+        with self.tensors() as stored:
+            types = {each.dtype for each in stored.values() if isinstance(each.dtype, torch.dtype)}
+        floats = sorted((t for t in types if t.is_floating_point), key=str)
+        return functools.reduce(torch.promote_types, floats) if floats else torch.float32
+
+    def prefixes(self) -> dict[str, str]:
+        """How the folder begins its names, by ours: what an export gives back."""
+        found = {}
+        with opened(self.folder, pickled=self.pickled) as names:
+            for name in names:
+                for pattern, place in self.spelling:
+                    if match := re.match(pattern, name):
+                        found.setdefault(place, match.group())
+                        break
+        return found
+
+    def spared(self, part: str, module: nn.Module) -> dict[str, Tensor]:
+        """Tensors of a part that the module has no place for."""
+        placed = name_maps.places(module, self._table(part, module))
+        with self.tensors() as stored:
+            return {
+                name: each.read()
+                for name, each in stored.items()
+                if name.startswith(f"{part}.") and name.removeprefix(f"{part}.") not in placed
+            }
+
+    def parts(self) -> tuple[str, ...]:
+        """Of text, vision and connector, those it holds."""
+        here = {"text": self.text, "vision": self.vision, "connector": self.connector or None}
+        return tuple(name for name, part in here.items() if part is not None)
+
+    def fill(self, part: str, module: nn.Module, stored: Mapping[str, Stored]) -> None:
+        """Copies one part's tensors into its module. Raises `UserError` as `keys.check`."""
+        name_maps.fill(module, **self._pairing(part, module, stored))
+
+    def check(self, part: str, module: nn.Module, stored: Mapping[str, Stored]) -> None:
+        """As `fill`, by the headers alone; the module may be on meta."""
+        name_maps.check(module, **self._pairing(part, module, stored))
+
+    def _pairing(self, part: str, module: nn.Module, stored: Mapping[str, Stored]) -> dict[str, Any]:
+        prefix = f"{part}."
+        if part == "vision" and isinstance(self.vision, TimmSource) and self.vision.resized:
+            stored = timm_encoder.resampled(module, stored, prefix)
+        return {
+            "table": self._table(part, module), "stored": stored, "prefix": prefix,
+            "spare": self._spare(part, module), "fix": self._fix(part),
+        }  # fmt: skip
+
+    def _fix(self, part: str) -> str:
+        if part == "connector":
+            return "use the connector with the encoder and the decoder that it was trained with"
+        if part == "vision" and isinstance(self.vision, TimmSource):
+            return "take a file with timm's tensor names, for this model and this image size"
+        return "correct its config.json"
+
+    def _table(self, part: str, module: nn.Module) -> Table:
+        if part == "text":
+            assert self.text is not None
+            return self.text.table
+        if isinstance(self.vision, TimmSource):
+            return timm_encoder.table(module) if part == "vision" else CONNECTOR
+        return encoders.VIT if part == "vision" else CONNECTOR
+
+    def _spare(self, part: str, module: nn.Module) -> str:
+        """Names that may be in the folder without a place in ours."""
+        if part == "vision":
+            assert self.vision is not None
+            if isinstance(self.vision, TimmSource):
+                return timm_encoder.spare(module)
+            shape = self.vision.shape
+            behind = "|".join(map(str, range(shape.built, shape.depth))) or "none"
+            return rf"{encoders.SPARE}{TWO_TOWERS}|^encoder\.layers\.({behind})\."
+        return decoders.SPARE if part == "text" else r"$^"
+
+
+def timm_source(encoder: TimmSource, file: Path, *, pickled: bool = False) -> Source:
+    """A timm encoder whose weights are in `file`, in timm's own names."""
+    return Source(folder=file, kind="timm", spelling=TIMM, vision=encoder, pickled=pickled)
+
+
+def open_source(folder: Path, *, feature_layer: int | None = None, pickled: bool = False) -> Source:
+    """What the folder's config says it holds; no tensor is read, and no code.
+
+    Args:
+        folder: of llava-hf, original LLaVA, a decoder, CLIP, SigLIP or timm's hub layout.
+        feature_layer: the vision state to read, where it is not the folder's own (-2).
+        pickled: whether its `.bin` files may be read, weights alone.
+
+    Raises:
+        UserError: no config, an unknown architecture, settings that no code here carries out.
+    """
+    return replace(_source(folder, feature_layer), pickled=pickled)
+
+
+def _source(folder: Path, feature_layer: int | None) -> Source:
+    config = Config.of(folder)
+    kind = config.text("model_type", "none")
+    known = {"llava": _llava_hf, "llava_llama": _llava, "clip": _two_towers, "siglip": _two_towers}
+    if kind == "llava" and not config.has("text_config"):
+        kind = "llava_llama"  # what original LLaVA wrote before it had a name of its own
+    if kind in known:
+        return known[kind](folder, config, feature_layer)
+    if kind == "none" and config.has("architecture"):
+        return timm_source(read_timm(config, -2 if feature_layer is None else feature_layer), folder)
+    if kind in encoders.FAMILIES:
+        vision = read_encoder(config, folder, feature_layer=-2 if feature_layer is None else feature_layer)
+        return Source(folder=folder, kind=kind, spelling=ENCODER, vision=vision, dtype=_dtype(config))
+    if kind in decoders.FAMILIES:
+        text = read_decoder(config)
+        return Source(
+            folder=folder, kind=kind, spelling=DECODER, text=text, dtype=_dtype(config),
+            **_ends(folder, config),
+        )  # fmt: skip
+    families = [*known, *encoders.FAMILIES, *decoders.FAMILIES, "timm's (`architecture`)"]
+    where, known = f"{config.where}: model_type", ", ".join(families)
+    raise UserError(ARCHITECTURE.at(where, got=f"`{kind}`", known=known))
+
+
+def _llava_hf(folder: Path, config: Config, feature_layer: int | None) -> Source:
+    config.only(projector_hidden_act="gelu", multimodal_projector_bias=True)
+    text_config = _with_defaults(config.section("text_config"))
+    text = read_decoder(text_config)
+    if config.has("tie_word_embeddings") and not text_config.has("tie_word_embeddings"):
+        text = replace(text, shape=replace(text.shape, tied=config.flag("tie_word_embeddings", False)))
+    layer = config.values.get("vision_feature_layer", -2)
+    if type(layer) is not int:
+        raise config.problem("vision_feature_layer", layer, "one layer's number")
+    vision = read_encoder(
+        _with_defaults(config.section("vision_config")), folder,
+        feature_layer=layer if feature_layer is None else feature_layer,
+    )  # fmt: skip
+    config.only(vision_feature_select_strategy="default" if vision.shape.class_token else "full")
+    key = "image_token_id" if config.has("image_token_id") else "image_token_index"
+    return Source(
+        folder=folder, kind="llava-hf", spelling=LLAVA_HF, text=text, vision=vision, connector=True,
+        image_token=config.count(key, 32000), dtype=_dtype(config), **_ends(folder, config, text_config),
+    )  # fmt: skip
+
+
+def _with_defaults(section: Config) -> Config:
+    """The published llava-hf configs leave out what their class defaults to (Vicuna-7B, ViT-L/14-336)."""
+    known = {
+        "llama": {
+            "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 11008,
+            "vocab_size": 32000, "max_position_embeddings": 2048,
+        },
+        "clip_vision_model": {
+            "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
+            "image_size": 224, "patch_size": 32,
+        },
+    }  # fmt: skip
+    defaults = known.get(str(section.values.get("model_type")), {})
+    given = {k: v for k, v in section.values.items() if v is not None}
+    return Config(defaults | given, section.where)
+
+
+def _llava(folder: Path, config: Config, feature_layer: int | None) -> Source:
+    config.only(mm_projector_type="mlp2x_gelu", mm_vision_select_feature="patch", mm_use_im_start_end=False)
+    text = read_decoder(Config({**config.values, "model_type": "llama"}, config.where))
+    aspect = config.one_of("image_aspect_ratio", {"pad": "pad", "square": "square"}, "pad")
+    return Source(
+        folder=folder, kind="llava", spelling=LLAVA, text=text, connector=True, pads=aspect == "pad",
+        dtype=_dtype(config), **_ends(folder, config),
+    )  # fmt: skip
+
+
+def _two_towers(folder: Path, config: Config, feature_layer: int | None) -> Source:
+    section = _with_defaults(config.section("vision_config"))
+    kind = config.text("model_type") + "_vision_model"
+    vision = read_encoder(
+        Config({**section.values, "model_type": kind}, section.where), folder,
+        feature_layer=-2 if feature_layer is None else feature_layer,
+    )  # fmt: skip
+    return Source(folder=folder, kind=kind, spelling=ENCODER, vision=vision, dtype=_dtype(config))
+
+
+def _ends(folder: Path, *configs: Config) -> dict[str, Any]:
+    """The ids that end an answer and that pad one, as generation takes them: the first file that says."""
+    found = list(configs)
+    if (path := folder / "generation_config.json").is_file():
+        found.insert(0, Config(read_json(path, hint="Correct or remove the file."), str(path)))
+    eos = next((c.ids("eos_token_id") for c in found if c.has("eos_token_id")), ())
+    pad = next((c.ids("pad_token_id") for c in found if c.has("pad_token_id")), ())
+    return {"eos": eos, "pad": pad[0] if pad else None}
+
+
+def _dtype(config: Config) -> str:
+    key = "dtype" if config.has("dtype") else "torch_dtype"
+    return config.text(key, "float32")
+
+
+def _spelt(name: str, spelling: Spelling) -> str:
+    for pattern, place in spelling:
+        if match := re.match(pattern, name):
+            return place + name[match.end() :]
+    return name
+
+
+def want_part(source: Source, part: str, where: str) -> None:
+    """Raises `UserError` if the folder lacks the part that a recipe takes from it."""
+    if part not in source.parts():
+        got = f"a {source.kind} folder with only {' and '.join(source.parts())}"
+        raise UserError(PART.at(where, got=got, part=part))

@@ -1,0 +1,261 @@
+"""A model folder of ours as a llava-hf or an original LLaVA folder, files that speak included."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lmmkit.errors import Problem, UserError, raise_all
+from lmmkit.errors.weights import EXPORT_EXISTS, EXPORT_FORMAT, SOURCE
+from lmmkit.model.vision import VisionShape, ViT
+from lmmkit.runs.files import fsync, write_json_atomic
+from lmmkit.weights import encoders, model_folder, name_maps
+from lmmkit.weights.decoders import LLAMA
+from lmmkit.weights.detect import CONNECTOR
+from lmmkit.weights.export.llava_folders import processor_files
+from lmmkit.weights.export.llava_folders.export_model import Added, Exported, added, family
+
+HUB = {
+    "vision.": "vision_tower.vision_model.", "connector.": "multi_modal_projector.",
+    "text.model.": "language_model.model.", "text.lm_head.": "language_model.lm_head.",
+}  # fmt: skip
+ORIGINAL = {
+    "vision.": "model.vision_tower.vision_tower.vision_model.", "connector.linear_1.": "model.mm_projector.0.",
+    "connector.linear_2.": "model.mm_projector.2.", "text.model.": "model.", "text.lm_head.": "lm_head.",
+}  # fmt: skip
+SHARD = 4 << 30  # bytes of one weights file at most
+
+
+def problems(model: Exported, folder: Path, kind: str) -> list[Problem]:
+    """Returns a problem for each property of the model that the format cannot express."""
+    unsupported: list[tuple[str, str]] = []
+    if not isinstance(model.vision, ViT) or _vision_family(model.vision.shape) is None:
+        unsupported.append(("no CLIP or SigLIP encoder", "a CLIP or SigLIP encoder"))
+    if not any("second.1" in name for name, _ in model.connector.named_parameters()):
+        unsupported.append(("another connector", "an `mlp2x_gelu` connector"))
+    if kind == "llava" and family(model) != "llama":
+        unsupported.append((f"a decoder of the {family(model)} family", "a LLaMA decoder"))
+    if kind == "llava" and not (isinstance(model.vision, ViT) and model.eye.class_token):
+        unsupported.append(("an encoder without a class token", "a CLIP encoder"))
+    if kind == "llava" and model.image_shape == "squash":
+        unsupported.append(("images stretched to a square", "`crop` or `pad`"))
+    where = f"{folder}: {kind}"
+    found = [EXPORT_FORMAT.at(where, got=got, supported=supported) for got, supported in unsupported]
+    return spoken(model, folder, kind) + found
+
+
+def spoken(model: Exported, folder: Path, kind: str) -> list[Problem]:
+    """Returns a problem if the model answers with the help of learned tokens, which ids cannot express."""
+    through = model.config.get("speaks_through")
+    got = f"learned tokens from {', '.join(through or ())} in every sequence"
+    where, supported = f"{folder}: {kind}", "no learned tokens"
+    return [EXPORT_FORMAT.at(where, got=got, supported=supported)] if through else []
+
+
+def write(model: Exported, folder: Path, kind: str, *, dtype: torch.dtype | None = None) -> None:
+    """Writes the folder aside and renames it.
+
+    Args:
+        model: what to write.
+        folder: new, or empty.
+        kind: `llava-hf` or `llava`.
+        dtype: of the weights; as they are where None.
+
+    Raises:
+        UserError: a model that the format cannot express, a folder that is not empty.
+    """
+    found = problems(model, folder, kind)
+    if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
+        found.append(EXPORT_EXISTS.at(str(folder), got="a file, a link or a folder that is not empty"))
+    raise_all(found)
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    hub, new = kind == "llava-hf", added(model)
+    prefixes = (model.config.get("prefixes") or HUB) if hub else ORIGINAL
+    tensors = _tensors(model, new.rows if hub else model.shape.vocab, prefixes, dtype)
+    _write_shards(aside, tensors)
+    config = _hub_config(model, new) if hub else _original_config(model)
+    kept = dtype or next(model.text.parameters()).dtype
+    write_json_atomic(aside / "config.json", config | {"dtype": str(kept).removeprefix("torch.")})
+    end = {
+        "bos_token_id": _or_none(model, "bos"),
+        "eos_token_id": _eos(model),
+        "pad_token_id": new.pad if hub else model.config.get("pad"),
+    }
+    write_json_atomic(aside / "generation_config.json", {k: v for k, v in end.items() if v is not None})
+    processor_files.write(model, aside, new if hub else None)
+    if folder.exists():
+        folder.rmdir()
+    os.rename(aside, folder)
+
+
+def _tensors(
+    model: Exported, vocab: int, prefixes: Mapping[str, str], dtype: torch.dtype | None
+) -> Iterator[tuple[str, Tensor]]:
+    parts = ((model.vision, encoders.VIT, "vision."), (model.connector, CONNECTOR, "connector."),
+             (model.text, LLAMA, "text."))  # fmt: skip
+    for module, table, prefix in parts:
+        for name, tensor in name_maps.public(module, table, prefix=prefix).items():
+            if name in ("text.model.embed_tokens.weight", "text.lm_head.weight"):
+                tensor = _grown(tensor, vocab)
+            yield _said(name, prefixes), tensor.to(dtype or tensor.dtype)
+    for name, tensor in _behind(model).items():
+        yield _said(name, prefixes), tensor.to(dtype or tensor.dtype)
+
+
+def _behind(model: Exported) -> dict[str, Tensor]:
+    """What the encoder's class has behind the layer that is read: as it came, else an idle norm."""
+    if model.carried:
+        return {name: t for name, t in model.carried.items() if name.startswith("vision.")}
+    weight = next(model.vision.parameters())
+    width = model.eye.width
+    return {
+        "vision.post_layernorm.weight": torch.ones(width, dtype=weight.dtype),
+        "vision.post_layernorm.bias": torch.zeros(width, dtype=weight.dtype),
+    }
+
+
+def _grown(rows_VD: Tensor, vocab: int) -> Tensor:
+    """More rows, each the mean of those there are: logits of no weight in what the model says."""
+    more = vocab - len(rows_VD)
+    if more <= 0:
+        return rows_VD
+    mean_D = rows_VD.float().mean(0).to(rows_VD)
+    return torch.cat([rows_VD, mean_D.expand(more, -1)])
+
+
+def _said(name: str, prefixes: Mapping[str, str]) -> str:
+    for ours, theirs in prefixes.items():
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    raise AssertionError(name)
+
+
+def _write_shards(folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
+    """One file, or several with an index; only one file's tensors are held a second time."""
+    shards: list[list[str]] = []
+    held: dict[str, Tensor] = {}
+    total = size = 0
+
+    def close() -> None:
+        nonlocal size
+        save_file(held, folder / f"shard-{len(shards)}", metadata={"format": "pt"})
+        shards.append(list(held))
+        held.clear()
+        size = 0
+
+    for name, tensor in tensors:
+        if held and size + tensor.nbytes > SHARD:
+            close()
+        held[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
+        size, total = size + tensor.nbytes, total + tensor.nbytes
+    close()
+    one = len(shards) == 1
+    names = ["model.safetensors"] if one else [
+        f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))
+    ]  # fmt: skip
+    for i, name in enumerate(names):
+        os.rename(folder / f"shard-{i}", folder / name)
+        fsync(folder / name)
+    if not one:
+        where = {key: name for name, held_names in zip(names, shards, strict=True) for key in held_names}
+        index = {"metadata": {"total_size": total}, "weight_map": where}
+        write_json_atomic(folder / "model.safetensors.index.json", index)
+
+
+def _hub_config(model: Exported, new: Added) -> dict[str, Any]:
+    vision = model.eye
+    full = bool(model.carried)
+    return {
+        "model_type": "llava",
+        "architectures": ["LlavaForConditionalGeneration"],
+        "image_token_index": new.image,
+        "image_seq_length": vision.image.tokens,
+        "projector_hidden_act": "gelu",
+        "multimodal_projector_bias": True,
+        "vision_feature_layer": vision.feature_layer if full else -1,
+        "vision_feature_select_strategy": "default" if vision.class_token else "full",
+        "tie_word_embeddings": model.shape.tied,
+        "text_config": _text_config(model, new.rows),
+        "vision_config": _vision_config(model, full),
+    }
+
+
+def _text_config(model: Exported, vocab: int) -> dict[str, Any]:
+    shape, name = model.shape, family(model)
+    arch = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}[name]
+    config = {
+        "model_type": name, "architectures": [f"{arch}ForCausalLM"], "vocab_size": vocab,
+        "hidden_size": shape.width, "num_hidden_layers": shape.depth, "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads, "head_dim": shape.head_size, "intermediate_size": shape.mlp,
+        "max_position_embeddings": shape.context, "rms_norm_eps": shape.norm_eps, "hidden_act": "silu",
+        "tie_word_embeddings": shape.tied, "rope_theta": shape.rope.theta,
+        "bos_token_id": _or_none(model, "bos"), "eos_token_id": _eos(model),
+    }  # fmt: skip
+    if name == "mistral":
+        config["sliding_window"] = None
+    rope = shape.rope
+    scaling = {"rope_type": rope.scaling, "factor": rope.factor}
+    if rope.scaling in ("llama3", "yarn"):
+        scaling["original_max_position_embeddings"] = rope.original
+    if rope.scaling == "llama3":
+        scaling |= {"low_freq_factor": rope.low, "high_freq_factor": rope.high}
+    if rope.scaling == "yarn":
+        scaling |= {"beta_fast": rope.fast, "beta_slow": rope.slow}
+        scaling |= {"attention_factor": rope.magnitude} if rope.magnitude else {}
+    return config if rope.scaling == "none" else config | {"rope_scaling": scaling}
+
+
+def _vision_config(model: Exported, full: bool) -> dict[str, Any]:
+    shape = model.eye
+    acts = {ours: theirs for theirs, ours in encoders.ACTIVATIONS.items()}
+    head = any(name.startswith("vision.head.") for name in model.carried)  # SigLIP's, read by nobody
+    return {
+        "model_type": _vision_family(model.eye), "hidden_size": shape.width,
+        "num_hidden_layers": shape.depth if full else shape.built, "num_attention_heads": shape.heads,
+        "intermediate_size": shape.mlp, "image_size": shape.image.size, "patch_size": shape.patch,
+        "hidden_act": acts[shape.activation], "layer_norm_eps": shape.norm_eps,
+    } | ({"vision_use_head": head} if not shape.class_token else {})  # fmt: skip
+
+
+def _vision_family(eye: VisionShape) -> str | None:
+    habits = (eye.class_token, eye.pre_norm, eye.patch_bias)
+    return {(True, True, False): "clip_vision_model", (False, False, True): "siglip_vision_model"}.get(habits)
+
+
+def _original_config(model: Exported) -> dict[str, Any]:
+    text = _text_config(model, model.shape.vocab)
+    vision = model.eye
+    return text | {
+        "model_type": "llava_llama", "architectures": ["LlavaLlamaForCausalLM"], "use_mm_proj": True,
+        "mm_projector_type": "mlp2x_gelu", "mm_hidden_size": vision.width,
+        "mm_vision_select_layer": vision.feature_layer, "mm_vision_select_feature": "patch",
+        "mm_patch_merge_type": "flat", "mm_use_im_start_end": False, "mm_use_im_patch_token": False,
+        "image_aspect_ratio": model.image_shape if model.image_shape == "pad" else "square",
+        "tokenizer_padding_side": "right", "tokenizer_model_max_length": model.shape.context,
+    }  # fmt: skip
+
+
+def _or_none(model: Exported, key: str) -> int | None:
+    return getattr(model.tokenizer, key) if model.tokenizer.size else None
+
+
+def _eos(model: Exported) -> int | list[int] | None:
+    eos: list[int] = list(model.config.get("eos") or ())
+    if not eos:
+        return model.tokenizer.eos if model.tokenizer.size else None
+    return eos[0] if len(eos) == 1 else eos
+
+
+def require_whole(folder: Path) -> None:
+    """Raises `UserError` if lmmkit did not write the folder."""
+    if not model_folder.is_ours(folder):
+        raise UserError(SOURCE.at(str(folder), got="another kind of folder"))

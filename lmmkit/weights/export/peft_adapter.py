@@ -1,0 +1,93 @@
+"""The low-rank updates of a stage as a folder that the `peft` library opens on transformers' base.
+
+    adapter_config.json  adapter_model.safetensors
+
+The base is the model that the stage began from. A connector that learned beside the updates goes
+with them whole (`modules_to_save`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lmmkit.runs.files import fsync, write_json_atomic
+from lmmkit.weights.decoders import LLAMA
+from lmmkit.weights.detect import CONNECTOR
+
+WRAPPED = "base_model.model."  # what peft puts before a base's own names
+PROJECTOR = "multi_modal_projector"
+UPDATE = re.compile(r"lmm\.decoder\.blocks\.(\d+)\.(.+)\.lora\.(\w+)\.([ab])")
+PROJECTIONS = {
+    ours: theirs.removesuffix(".weight") for ours, theirs in LLAMA if theirs.endswith("_proj.weight")
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """What is written: tensors by our names, and the settings they were trained with.
+
+    `connector`: that of the stage's end where it learned, else empty. `sees`: whether the base is a
+    LLaVA. `base`: what the base is called where the adapter is read.
+    """
+
+    updates: Mapping[str, Tensor]
+    connector: Mapping[str, Tensor]
+    alpha: float
+    dropout: float
+    sees: bool
+    base: str | None
+
+    @property
+    def r(self) -> int:
+        """Rank of the updates."""
+        return next(len(t) for name, t in self.updates.items() if name.endswith(".a"))
+
+
+def write(adapter: Adapter, folder: Path) -> None:
+    """Writes the folder aside and renames it; it is new, or empty."""
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    before = f"{WRAPPED}model.language_model." if adapter.sees else f"{WRAPPED}model."
+    tensors = {_named(name, before): t.float().contiguous() for name, t in adapter.updates.items()}
+    for ours, theirs in CONNECTOR if adapter.connector else ():
+        tensors[f"{WRAPPED}model.{PROJECTOR}.{theirs}"] = adapter.connector[ours].float().contiguous()
+    save_file(tensors, aside / "adapter_model.safetensors", metadata={"format": "pt"})
+    fsync(aside / "adapter_model.safetensors")
+    write_json_atomic(aside / "adapter_config.json", _config(adapter, list(tensors)))
+    if folder.exists():
+        folder.rmdir()
+    os.rename(aside, folder)
+
+
+def _named(name: str, before: str) -> str:
+    """Our name of a factor -> peft's: `...qkv.lora.q.a` -> `...q_proj.lora_A.weight`."""
+    match = UPDATE.fullmatch(name)
+    assert match is not None, name
+    n, path, part, side = match.groups()
+    at = f"blocks.{{n}}.{path}.weight"
+    public = (PROJECTIONS.get(f"{at}[{part}]") or PROJECTIONS[at]).replace("{n}", n)
+    return f"{before}{public.removeprefix('model.')}.lora_{side.upper()}.weight"
+
+
+def _config(adapter: Adapter, names: list[str]) -> dict[str, Any]:
+    found = {m.group(1) for name in names if (m := re.search(r"(\w+)\.lora_A\.", name))}
+    targets = [p.rpartition(".")[2] for p in PROJECTIONS.values() if p.rpartition(".")[2] in found]
+    whole = int(adapter.alpha) if adapter.alpha == int(adapter.alpha) else adapter.alpha
+    return {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": adapter.base,
+        "inference_mode": True, "r": adapter.r, "lora_alpha": whole, "lora_dropout": adapter.dropout,
+        # an encoder has projections of the same names, which a list would match too
+        "target_modules": rf".*language_model.*\.({'|'.join(targets)})" if adapter.sees else targets,
+        "modules_to_save": [PROJECTOR] if adapter.connector else None,
+        "bias": "none", "fan_in_fan_out": False, "use_rslora": False, "use_dora": False,
+    }  # fmt: skip

@@ -1,0 +1,67 @@
+"""LLaVA's and peft's low-rank checkpoints: the updates of a decoder, merged as they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lmmkit.errors import raise_all
+from lmmkit.errors.weights import WEIGHTS_ADAPTER
+from lmmkit.runs.files import read_json
+from lmmkit.weights.config import Config
+from lmmkit.weights.decoders import LLAMA
+from lmmkit.weights.model_folder import unique_tensors
+from lmmkit.weights.name_maps import Place, places
+from lmmkit.weights.tensor_reader import Stored
+
+FILE = "adapter_config.json"
+PREFIX = "text."
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether the folder holds updates of a decoder and not the decoder."""
+    return (folder / FILE).is_file()
+
+
+def merge(module: nn.Module, stored: Mapping[str, Stored], folder: Path) -> None:
+    """Adds alpha / r * B A to every matrix that has a pair of them.
+
+    Raises `UserError` for pairs that are incomplete, do not fit or have no matrix here, and for
+    settings that lmmkit does not support.
+    """
+    config = Config(read_json(folder / FILE, hint="Fetch the folder again."), str(folder / FILE))
+    config.only(
+        bias="none", use_rslora=False, use_dora=False, fan_in_fan_out=False, rank_pattern={}, alpha_pattern={}
+    )
+    scale = config.number("lora_alpha") / config.count("r")
+    own, known = unique_tensors(module), places(module, LLAMA)
+    found = {name.removeprefix(PREFIX): s for name, s in stored.items() if ".lora_" in name}
+    pairs, problems = {}, []
+    for name in sorted({n.partition(".lora_")[0] for n in found}):
+        a, b = (found.get(f"{name}.lora_{side}.weight") for side in "AB")
+        place = known.get(f"{name}.weight")
+        if a is None or b is None or place is None or _shape(a, b) != tuple(place.of(own).shape):
+            got = f"A {a and a.shape}, B {b and b.shape}, {'no matrix' if place is None else place.of(own).shape}"
+            that_fit = "whose product B A has the shape of the base model's matrix"
+            problems.append(WEIGHTS_ADAPTER.at(f"{folder}: {name}", got=got, that_fit=that_fit))
+        else:
+            pairs[name] = (a, b, place)
+    if not found:
+        got, that_fit = "no lora_A and lora_B", "in tensors lora_A and lora_B"
+        problems.append(WEIGHTS_ADAPTER.at(str(folder), got=got, that_fit=that_fit))
+    raise_all(problems)
+    with torch.no_grad():
+        for a, b, place in pairs.values():
+            _add(place, own, scale * (b.read().float() @ a.read().float()))
+
+
+def _shape(a: Stored, b: Stored) -> tuple[int, ...]:
+    return (*b.shape[:1], *a.shape[1:])
+
+
+def _add(place: Place, own: Mapping[str, Tensor], update: Tensor) -> None:
+    part = place.of(own)
+    part.copy_(part.float() + update)

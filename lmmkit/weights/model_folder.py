@@ -1,0 +1,221 @@
+"""lmmkit's own model folder: what a stage leaves behind, and what anything may start from.
+
+    model/<stage>/  config.json  recipe.yaml  tokenizer.model  model.safetensors  carried.safetensors
+                    lora.safetensors
+
+The recipe holds shapes, template and plugin settings; `config.json` says which stage and step the
+weights are of, which plugins inference needs, and where paths of local plugin files start. A model
+that came from elsewhere has no recipe; `carried` is what its public format has besides. `lora` holds
+the factors of a stage's low-rank updates, which the model's weights have already merged. An encoder
+alone is such a folder with `lmm.vision.*` tensors, whose config knows no other section.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lmmkit.api.sample import ImageShape
+from lmmkit.data.text_tokenizers.choose import AnyTokenizer
+from lmmkit.errors import MachineError, UserError, raise_all
+from lmmkit.errors.weights import CANNOT_WRITE, MISMATCH, MODEL_CONFIG, MODEL_FORMAT, MODEL_UNREADABLE
+from lmmkit.runs.files import fsync, io_point, read_json, write_json_atomic
+
+FORMAT = "lmmkit-model-1"
+WEIGHTS = "model.safetensors"
+CARRIED = "carried.safetensors"
+UPDATES = "lora.safetensors"
+
+
+def _listed(kind: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(type(item) is kind for item in value)
+
+
+KEYS: dict[str, Callable[[Any], bool]] = {  # of `config.json`: what each must be
+    "stage": lambda v: isinstance(v, str), "step": lambda v: type(v) is int,
+    "model": lambda v: isinstance(v, dict) and isinstance(v.get("text", v.get("vision")), dict),
+    "speaks_through": _listed(str), "eos": _listed(int), "pad": lambda v: type(v) is int,
+    "image_token": lambda v: type(v) is int, "family": lambda v: isinstance(v, str),
+    "image_shape": lambda v: v in get_args(ImageShape),
+    "root": lambda v: isinstance(v, str),
+    "prefixes": lambda v: isinstance(v, dict) and all(isinstance(to, str) for to in v.values()),
+}  # fmt: skip
+
+
+def write(
+    folder: Path, tensors: Mapping[str, Tensor], *, config: Mapping, recipe: str | None, tokenizer: AnyTokenizer | None,
+    carried: Mapping[str, Tensor] | None = None, updates: Mapping[str, Tensor] | None = None,
+) -> None:  # fmt: skip
+    """Writes the folder aside and renames it, replacing one of that name.
+
+    `tensors` share no memory. `carried`: tensors that the model does not read and that an export
+    gives back. `updates`: the factors of low-rank updates that `tensors` have already merged.
+    Raises `MachineError` if it cannot be written; one of that name stays as it was.
+    """
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    old = folder.with_name(f".{folder.name}.old.tmp")
+    files = {WEIGHTS: tensors, CARRIED: carried, UPDATES: updates}
+    try:
+        clear(folder)
+        aside.mkdir(parents=True)
+        for file, held in files.items():
+            if held or file == WEIGHTS:
+                io_point(f"write {file}")
+                save_file({name: t.contiguous() for name, t in (held or {}).items()}, aside / file)
+        if tokenizer is not None:
+            for name, data in tokenizer.files().items():
+                (aside / name).write_bytes(data)
+        if recipe is not None:
+            (aside / "recipe.yaml").write_text(recipe, encoding="utf-8")
+        for file in sorted(aside.iterdir()):
+            fsync(file)
+        write_json_atomic(aside / "config.json", {"format": FORMAT, **config})
+        if folder.is_symlink():
+            folder.unlink()  # what it points at is not ours to move
+        elif folder.exists():
+            io_point("set the model aside")
+            os.rename(folder, old)
+        io_point("publish the model")
+        os.rename(aside, folder)
+        fsync(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        if old.exists() and not folder.exists():
+            os.rename(old, folder)
+        shutil.rmtree(aside, ignore_errors=True)
+        raise MachineError(CANNOT_WRITE.at(str(folder), got=str(error))) from error
+
+
+def clear(folder: Path) -> None:
+    """Cleans up after a process that died in `write`: restores the folder's name, removes partial files."""
+    old = folder.with_name(f".{folder.name}.old.tmp")
+    if old.exists() and not folder.exists():
+        os.rename(old, folder)
+    for left in folder.parent.glob(f".{folder.name}.*.tmp"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def config_of(folder: Path) -> dict:
+    """Returns the folder's config. Raises `UserError` if lmmkit did not write the folder."""
+    path = folder / "config.json"
+    config = read_json(path, hint="Name a folder that lmmkit wrote: RUN or RUN/model/<stage>.")
+    if config.get("format") != FORMAT:
+        raise UserError(MODEL_FORMAT.at(str(folder), got=f"format {config.get('format')!r}", known=FORMAT))
+    wrong = [key for key, fits in KEYS.items() if key in config and not fits(config[key])]
+    wrong += [key for key in ("stage", "model") if key not in config]
+    raise_all(
+        MODEL_CONFIG.at(f"{path}: {key}", got=repr(config.get(key)), value="a value as lmmkit writes it")
+        for key in wrong
+    )
+    return config
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether lmmkit wrote the folder."""
+    path = folder / "config.json"
+    return path.is_file() and read_json(path, hint="Correct or remove the file.").get("format") == FORMAT
+
+
+def is_encoder(config: Mapping) -> bool:
+    """Whether a folder's config is of an encoder alone."""
+    return "text" not in config["model"]
+
+
+def carried_of(folder: Path) -> dict[str, Tensor]:
+    """Tensors the folder carries for an export alone; none where there is no such file."""
+    return _beside(folder / CARRIED)
+
+
+def updates_of(folder: Path) -> dict[str, Tensor]:
+    """The factors of the low-rank updates that the folder's weights hold; none without the file."""
+    return _beside(folder / UPDATES)
+
+
+def _beside(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path) if path.is_file() else {}
+    except (OSError, SafetensorError) as error:
+        raise UserError(MODEL_UNREADABLE.at(str(path), got=str(error))) from None
+
+
+def tensors(folder: Path, names: Collection[str]) -> dict[str, Tensor]:
+    """Those of the named tensors that the folder's model has."""
+    with _opened(folder / WEIGHTS) as file:
+        return {name: file.get_tensor(name) for name in sorted(set(names) & set(file.keys()))}
+
+
+def dtype_of(folder: Path) -> torch.dtype:
+    """The type of the folder's weights: of the decoder, where it holds one."""
+    with _opened(folder / WEIGHTS) as file:
+        names, norm = sorted(file.keys()), "lmm.decoder.norm.weight"
+        return file.get_tensor(norm if norm in names else names[0]).dtype
+
+
+def check(module: nn.Module, folder: Path, *, at: str = "") -> None:
+    """As `fill`, by the file's header alone: the module may be on meta."""
+    fill(module, folder, at=at, copy=False)
+
+
+def fill(
+    module: nn.Module, folder: Path, *, at: str = "", prefixes: tuple[str, ...] = ("",), strict: bool = True,
+    copy: bool = True,
+) -> tuple[str, ...]:  # fmt: skip
+    """Copies the folder's tensors into the module, name by name.
+
+    Args:
+        module: what to fill; its own values stay where `strict` is off and the folder has none.
+        folder: a model folder.
+        at: what stands before the module's names in the folder.
+        prefixes: only names that begin with one of these.
+        strict: every tensor of the module must be there.
+
+    Returns:
+        Names of the module's tensors that the folder does not have.
+
+    Raises:
+        UserError: every tensor that is missing or has another shape.
+    """
+    path = folder / WEIGHTS
+    own = {at + k: t for k, t in unique_tensors(module).items() if (at + k).startswith(prefixes)}
+    with _opened(path) as file, torch.no_grad():
+        names = set(file.keys())
+        missing = tuple(sorted(set(own) - names))
+        shapes = {k: file.get_slice(k).get_shape() for k in own if k in names}
+        wrong = {k: str(shape) for k, shape in shapes.items() if shape != list(own[k].shape)}
+        wrong |= dict.fromkeys(missing if strict else (), "no such tensor")
+        raise_all(MISMATCH.at(f"{path}: {k}", got=got, shape=list(own[k].shape)) for k, got in wrong.items())
+        for name in (set(own) & names) if copy else ():
+            own[name].copy_(file.get_tensor(name))
+    return missing
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Opens a safetensors file. Raises `UserError` if it, or anything read from it, is damaged."""
+    try:
+        if not path.is_file():  # a pipe would never end
+            raise OSError("no regular file" if path.exists() else "no such file")
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise UserError(MODEL_UNREADABLE.at(str(path), got=str(error))) from None
+
+
+def unique_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, each once: a tied head is its embedding."""
+    seen: set[int] = set()
+    out = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            out[name] = tensor.detach()
+    return out

@@ -1,0 +1,130 @@
+"""Key tables: which public tensor is which of ours, read both ways.
+
+A table pairs our names with public ones, `{n}` counting layers. `qkv.weight[q]` names rows of a
+fused matrix; without brackets the tensors are the same. `class_token[0]` is its only row.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lmmkit.errors import raise_all
+from lmmkit.errors.weights import DTYPE, EXTRA, MISSING, SHAPE
+from lmmkit.model.layers import FusedLinear
+from lmmkit.weights.model_folder import unique_tensors
+from lmmkit.weights.tensor_reader import Stored
+
+Table = tuple[tuple[str, str], ...]
+SHOWN = 12  # names listed of each sort of problem
+
+
+class Place(NamedTuple):
+    """Where a public tensor lies in ours: the tensor, and its rows (all where None)."""
+
+    name: str
+    rows: slice | int | None
+
+    def of(self, own: Mapping[str, Tensor]) -> Tensor:
+        """A view of that part."""
+        return own[self.name] if self.rows is None else own[self.name][self.rows]
+
+
+def places(module: nn.Module, table: Table) -> dict[str, Place]:
+    """Public name -> place, for all the module has. Every row of ours lies in exactly one place."""
+    own = unique_tensors(module)
+    fused = {name: part.slices for name, part in module.named_modules() if isinstance(part, FusedLinear)}
+    depth = 1 + max((int(n.split(".")[1]) for n in own if n.startswith("blocks.")), default=-1)
+    found: dict[str, Place] = {}
+    for ours, theirs in table:
+        for n in range(depth) if "{n}" in ours else (0,):
+            name, _, part = ours.replace("{n}", str(n)).rstrip("]").partition("[")
+            if name in own and own[name].numel():
+                found[theirs.replace("{n}", str(n))] = Place(name, _rows(fused, name, part))
+    covered = dict.fromkeys(own, 0)
+    for place in found.values():
+        covered[place.name] += place.of(own).numel()
+    wrong = [name for name, count in covered.items() if count != own[name].numel()]
+    assert not wrong, f"the table does not cover {wrong}"
+    return found
+
+
+def _rows(fused: Mapping[str, Mapping[str, slice]], name: str, part: str) -> slice | int | None:
+    if not part:
+        return None
+    return int(part) if part.isdigit() else fused[name.rpartition(".")[0]][part]
+
+
+def fill(
+    module: nn.Module, table: Table, stored: Mapping[str, Stored], *, prefix: str, spare: str, fix: str
+) -> None:
+    """Copies public tensors into the module, each to its place, one at a time.
+
+    Args:
+        module: with values of its own to write over.
+        table: public names without `prefix`.
+        stored: what the folder holds.
+        prefix: of this part's public names in `stored`.
+        spare: pattern of public names the module has no place for and that may be there.
+        fix: the end of the hint if they do not fit: what to do other than fetch the folder again.
+
+    Raises:
+        UserError: as `check`.
+    """
+    check(module, table, stored, prefix=prefix, spare=spare, fix=fix)
+    own = unique_tensors(module)
+    with torch.no_grad():
+        for name, place in places(module, table).items():
+            place.of(own).copy_(stored[prefix + name].read())
+
+
+def check(
+    module: nn.Module, table: Table, stored: Mapping[str, Stored], *, prefix: str, spare: str, fix: str
+) -> None:
+    """Compares names, shapes and types with the headers alone; the module may be on meta.
+
+    Raises:
+        UserError: tensors that are missing, extra, or of a wrong shape or type; all at once, with counts.
+    """
+    own, expected = unique_tensors(module), places(module, table)
+    file = str(next(iter(stored.values())).file.parent) if stored else "the folder"
+    here = {name.removeprefix(prefix): s for name, s in stored.items() if name.startswith(prefix)}
+    both = [name for name in expected if name in here]
+    shapes = {name: tuple(expected[name].of(own).shape) for name in both}
+    misshapen = [
+        f"{name} {list(here[name].shape)} for {list(shapes[name])}"
+        for name in both
+        if here[name].shape != shapes[name]
+    ]
+    typed = [f"{name} {here[name].dtype}" for name in both if not _is_float(here[name].dtype)]
+    found = (
+        (MISSING, "missing", [name for name in expected if name not in here]),
+        (EXTRA, "extra", [n for n in here if n not in expected and not re.search(spare, n)]),
+        (SHAPE, "of another shape", misshapen),
+        (DTYPE, "of another type", typed),
+    )
+    raise_all(
+        code.at(f"{file}: {prefix}*", got=f"{len(names)} {what}: {_some(names)}", fix=fix)
+        for code, what, names in found
+        if names
+    )
+
+
+def public(module: nn.Module, table: Table, *, prefix: str) -> dict[str, Tensor]:
+    """The module's tensors under public names."""
+    own = unique_tensors(module)
+    return {prefix + name: place.of(own) for name, place in places(module, table).items()}
+
+
+def _is_float(dtype: torch.dtype | str) -> bool:
+    return isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize > 1
+
+
+def _some(names: Iterable[str]) -> str:
+    names = sorted(names)
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

@@ -1,0 +1,179 @@
+"""The tensors of a public model folder, read one at a time: never code, never two copies.
+
+Safetensors, whole or sharded by an index. Pickled files (`.bin`, `.pt`) are opened only where the
+user asked, and then by torch's weights-only reader, which runs nothing that the file says.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from lmmkit.errors import UserError, raise_all
+from lmmkit.errors.weights import INDEX, PATH, PICKLE, SHARD, TWICE, WEIGHTS_NONE, WEIGHTS_UNREADABLE
+from lmmkit.runs.files import read_json
+
+MAX_HEADER = 100 << 20  # bytes; as the library itself allows
+WHOLE = "model.safetensors"
+LOOSE = "non_lora_trainables.bin"
+PICKLED = (".bin", ".pt", ".pth")
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor on disk: its file, its name there, shape and type; `read` brings it in."""
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype | str
+    read: Callable[[], Tensor]
+
+
+@contextmanager
+def opened(folder: Path, *, pickled: bool = False) -> Iterator[dict[str, Stored]]:
+    """The tensors of `folder` by name, without their values.
+
+    Args:
+        folder: a model folder, or a single weights file.
+        pickled: whether `.bin` and `.pt` files may be read (weights only).
+
+    Raises:
+        UserError: no weights, damaged or pickled files, file names that leave the folder.
+    """
+    with ExitStack() as stack:
+        found: dict[str, Stored] = {}
+        for file in files(folder, pickled=pickled):
+            if not file.is_file():  # a pipe or device would never end
+                raise _damaged(file, ValueError("no regular file"))
+            for name, stored in (_pickled(file) if file.suffix in PICKLED else _safe(file, stack)).items():
+                if name in found:
+                    got = f"{name}, also in {found[name].file.name}"
+                    raise UserError(TWICE.at(str(file), got=got))
+                found[name] = stored
+        yield found
+
+
+def files(folder: Path, *, pickled: bool = False) -> list[Path]:
+    """The weights files of a folder: those of its index, else `model.safetensors`, else all
+    safetensors, else pickled ones."""
+    if folder.is_file():
+        return _allowed([folder], pickled)
+    for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+        if (folder / index).is_file():
+            return _allowed(_indexed(folder / index), pickled)
+    if (folder / LOOSE).is_file():  # what a low-rank run of LLaVA trained besides
+        return _allowed([*sorted(folder.glob("adapter_model.*")), folder / LOOSE], pickled)
+    if (folder / WHOLE).is_file():  # whatever else lies beside it is of another library
+        return [folder / WHOLE]
+    if safe := sorted(folder.glob("*.safetensors")):
+        return safe
+    return _allowed(sorted(p for p in folder.glob("*") if p.suffix in PICKLED), pickled, folder)
+
+
+def _indexed(index: Path) -> list[Path]:
+    names = read_json(index, hint="Fetch the folder again.").get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(n, str) for n in names.values()):
+        raise UserError(INDEX.at(str(index), got="no map from tensors to files"))
+    plain = re.compile(r"[\w.-]+")
+    raise_all(
+        PATH.at(str(index), got=f"the file name {n!r}")
+        for n in sorted(set(names.values()))
+        if not plain.fullmatch(n) or n.startswith(".")
+    )
+    paths = [index.parent / n for n in sorted(set(names.values()))]
+    raise_all(
+        SHARD.at(str(path), got="no such file", index=index.name) for path in paths if not path.is_file()
+    )
+    return paths
+
+
+def _allowed(paths: list[Path], pickled: bool, folder: Path | None = None) -> list[Path]:
+    if not paths:
+        raise UserError(WEIGHTS_NONE.at(str(folder), got="no weights"))
+    bad = [path for path in paths if path.suffix in PICKLED and not pickled]
+    raise_all(PICKLE.at(str(path), got="a pickled file") for path in bad)
+    return paths
+
+
+def _safe(file: Path, stack: ExitStack) -> dict[str, Stored]:
+    """The file's own header, read here: the library would map the whole file to look at it."""
+    try:
+        with open(file, "rb") as stream:
+            (size,) = struct.unpack("<Q", stream.read(8))
+            if size > MAX_HEADER:
+                raise ValueError(f"a header of {size} bytes")
+            header = json.loads(stream.read(size))
+        header.pop("__metadata__", None)
+        whole = 8 + size + max((part["data_offsets"][1] for part in header.values()), default=0)
+        if file.stat().st_size != whole:
+            raise ValueError(f"{file.stat().st_size} bytes where its header says {whole}")
+        read = _Lazy(file, stack)
+        return {
+            str(name): Stored(
+                file, name, tuple(map(int, part["shape"])), DTYPES.get(part["dtype"]) or str(part["dtype"]),
+                functools.partial(read, name),
+            )
+            for name, part in header.items()
+        }  # fmt: skip
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        struct.error,
+        RecursionError,
+    ) as error:
+        raise _damaged(file, error) from None
+
+
+class _Lazy:
+    """Opens the file when the first of its tensors is read."""
+
+    def __init__(self, file: Path, stack: ExitStack) -> None:
+        self.file, self.stack, self.handle = file, stack, None
+
+    def __call__(self, name: str) -> Tensor:
+        try:
+            if self.handle is None:
+                self.handle = self.stack.enter_context(safe_open(self.file, framework="pt"))
+            return self.handle.get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise _damaged(self.file, error) from None
+
+
+def _pickled(file: Path) -> dict[str, Stored]:
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # whatever the reader meets in a hostile file
+        # torch's own words end in advice to run what the file says
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"a call of {asked[1]}, which is no tensor" if asked else "no weights torch can read"
+        raise _damaged(file, ValueError(reason)) from None
+    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+        raise _damaged(file, ValueError("something else than a mapping from names to tensors"))
+    return {name: Stored(file, name, tuple(t.shape), t.dtype, _held(t)) for name, t in state.items()}
+
+
+def _held(tensor: Tensor) -> Callable[[], Tensor]:
+    return lambda: tensor
+
+
+def _damaged(file: Path, error: Exception) -> UserError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return UserError(WEIGHTS_UNREADABLE.at(str(file), got=reason))

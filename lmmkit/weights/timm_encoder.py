@@ -1,0 +1,110 @@
+"""timm's vision transformers: a folder of its hub layout, or a weights file in timm's own names.
+
+    config.json (architecture, pretrained_cfg, model_args)  model.safetensors
+
+Only ever read from disk: nothing here asks a hub.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from lmmkit.api.model_info import Resample
+from lmmkit.model.vision import TimmViT
+from lmmkit.weights.config import Config
+from lmmkit.weights.model_folder import unique_tensors
+from lmmkit.weights.name_maps import Table
+from lmmkit.weights.tensor_reader import Stored
+
+POSITIONS = "pos_embed"
+# What stands behind the last block: pruned, for no state before it needs it.
+BEHIND = r"^(norm|fc_norm|head|head_dist|attn_pool)\."
+# Of training, and no part of a model's shape.
+RATES = (
+    "drop_rate",
+    "pos_drop_rate",
+    "patch_drop_rate",
+    "proj_drop_rate",
+    "attn_drop_rate",
+    "drop_path_rate",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimmSource:
+    """A timm encoder as its folder or a recipe describes it; what is None is timm's.
+
+    `resized`: the picture has another size than the weights were made for, and the table of
+    positions is to be resampled.
+    """
+
+    name: str
+    feature_layer: int
+    args: Mapping[str, Any] = field(default_factory=dict)
+    image_size: int | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    resample: Resample | None = None
+    image_shape: str = "crop"
+    resized: bool = False
+
+
+def read_timm(config: Config, feature_layer: int) -> TimmSource:
+    """The encoder of a hub folder's config. Raises `UserError` for values that cannot be carried out."""
+    found = config.section("pretrained_cfg")
+    found = found if found.values else config  # as folders were written before 2023
+    args = {k: v for k, v in config.section("model_args").values.items() if k not in RATES}
+    given = Config(args, f"{config.where}: model_args")
+    given.only(in_chans=3)
+    size = args.get("img_size") or (found.values.get("input_size") or [None])[-1]
+    sides = size if isinstance(size, list) else [size]
+    if any(type(side) is not (type(None) if size is None else int) or side != sides[0] for side in sides):
+        raise config.problem("model_args.img_size", size, "one whole number, the side of a square")
+    known: dict[str, Resample] = {"bicubic": "bicubic", "bilinear": "bilinear"}
+    ours = ("img_size", "in_chans", "num_classes")  # given by other means, or not built
+    return TimmSource(
+        name=config.text("architecture"), feature_layer=feature_layer,
+        args={key: value for key, value in args.items() if key not in ours}, image_size=sides[0],
+        mean=found.triple("mean", None), std=found.triple("std", None),
+        resample=known.get(str(found.values.get("interpolation"))),
+        image_shape="squash" if found.values.get("crop_mode") == "squash" else "crop",
+    )  # fmt: skip
+
+
+def table(module: nn.Module) -> Table:
+    """Our names of a `TimmViT` and timm's: the same, but for the wrapper's."""
+    return tuple((name, name.removeprefix("model.")) for name in unique_tensors(module))
+
+
+def spare(module: nn.Module) -> str:
+    """Names that may be in a file without a place in ours: heads, and blocks behind the state read."""
+    assert isinstance(module, TimmViT)
+    built = "|".join(map(str, range(len(module.model.blocks))))
+    return rf"{BEHIND}|^blocks\.(?!({built})\.)"
+
+
+def resampled(module: nn.Module, stored: Mapping[str, Stored], prefix: str) -> dict[str, Stored]:
+    """The stored tensors with positions for the module's own grid, as timm resamples them."""
+    assert isinstance(module, TimmViT)
+    own = unique_tensors(module).get(f"model.{POSITIONS}")
+    there = stored.get(prefix + POSITIONS)
+    out = dict(stored)
+    if own is None or there is None or len(there.shape) != 3:
+        return out
+    model: Any = module.model
+    first = 0 if getattr(model, "no_embed_class", False) else getattr(model, "num_prefix_tokens", 1)
+    if math.isqrt(max(there.shape[1] - first, 0)) ** 2 + first == there.shape[1] != own.shape[1]:
+
+        def read() -> Tensor:
+            from timm.layers.pos_embed import resample_abs_pos_embed
+
+            grid = list(model.patch_embed.grid_size)
+            return resample_abs_pos_embed(there.read(), new_size=grid, num_prefix_tokens=first)
+
+        out[prefix + POSITIONS] = replace(there, shape=tuple(own.shape), read=read)
+    return out
