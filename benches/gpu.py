@@ -28,9 +28,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "plugins")]
 from benches import workload  # noqa: E402
 from benches.workload import CONFIGS, Config, our_step, peer_step, work  # noqa: E402
 from lmmkit import build  # noqa: E402
-from lmmkit.attention.backends import backends  # noqa: E402
+from lmmkit.attention.backends import all_backends  # noqa: E402
 from lmmkit.attention.forest import roots  # noqa: E402
-from lmmkit.attention.schedule import Sight  # noqa: E402
+from lmmkit.attention.schedule import AttentionSpec  # noqa: E402
 from lmmkit.attention_benchmark import measure, reasons  # noqa: E402
 from lmmkit.model.decoder import DecoderShape  # noqa: E402
 from lmmkit.recipe import Speed  # noqa: E402
@@ -130,7 +130,7 @@ def parity(bench: Bench) -> list[dict]:
         {torch.float32: 5e-6} if bench.device.type == "cuda" else {torch.float32: 5e-6, torch.float64: 1e-12}
     )
     rows = []
-    for backend in backends():
+    for backend in all_backends():
         for dtype, limit in limits.items():
             if backend.why_not(bench.device, dtype):
                 continue
@@ -159,7 +159,7 @@ def kernels(bench: Bench) -> list[dict]:
     rows = []
     for n, asking in lengths:
         batch = masses(n, asking, 1 if bench.tiny else 8)
-        alone = replace(batch, sight=replace(batch.sight, row_R=batch.sight.row_R[:0]))
+        alone = replace(batch, attention=replace(batch.attention, row_R=batch.attention.row_R[:0]))
         plain = {m.backend: m for m in measure(shape, [alone], bench.device, bench.compute)}
         for found in measure(shape, [batch], bench.device, bench.compute):
             if found.seconds is not None:
@@ -171,8 +171,8 @@ def kernels(bench: Bench) -> list[dict]:
 def masses(n: int, asking: int, samples: int):
     """Sequences of n rows, an image first; the last `asking` rows ask for its mass."""
     batch, row_T = text_batch([[3] * n] * samples), torch.arange(samples * n)
-    sight = Sight(roots([n] * samples), row_T % n < min(IMAGE, n // 2), row_T[row_T % n >= n - asking])
-    return replace(batch, sight=sight, last=sight)
+    spec = AttentionSpec(roots([n] * samples), row_T % n < min(IMAGE, n // 2), row_T[row_T % n >= n - asking])
+    return replace(batch, attention=spec, last=spec)
 
 
 def layers(bench: Bench) -> list[dict]:
@@ -228,7 +228,7 @@ def ablations(bench: Bench) -> list[dict]:
     pixels, wide = batch.pixels_ICXY.to(bench.device), bench.compute != torch.float32
     step, untrimmed, unshared = (
         our_step(made),
-        our_step(made, replace(batch, last=batch.sight)),
+        our_step(made, replace(batch, last=batch.attention)),
         our_step(apart),
     )
 

@@ -26,14 +26,12 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "plugins")]
 
-from lmmkit.runs.run_folder import RunDir  # noqa: E402
+from lmmkit.runs.run_folder import RunFolder  # noqa: E402
 from lmmkit.scenes import write_scenes  # noqa: E402
-from lmmkit.training.checkpoint.read import read  # noqa: E402
+from lmmkit.training.checkpoint import read  # noqa: E402
 
 NEAR = 1e-4
-SHORT = [f"stages.{stage}.length.steps=10" for stage in ("pretrain", "finetune")] + [
-    "output.pictures_every=0"
-]
+SHORT = [f"stages.{stage}.length.steps=10" for stage in ("pretrain", "finetune")] + ["output.images_every=0"]
 
 
 def start(ranks: int, root: Path, out: Path, *changes: str, more: tuple[str, ...] = ()) -> subprocess.Popen:
@@ -51,7 +49,7 @@ def figures(out: Path) -> list[dict[str, float]]:
     skip = ("seconds", "tokens", "tokens_per_second")
     return [
         {k: v for k, v in line.items() if isinstance(v, float) and k not in skip}
-        for line in RunDir(out).read_metrics()
+        for line in RunFolder(out).read_metrics()
     ]
 
 
@@ -65,20 +63,20 @@ def farthest(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> fl
 def stopped(ranks: int, root: Path, out: Path) -> bool:
     """Whether a SIGTERM in the middle leaves a checkpoint of the last step, and one device goes on from it."""
     process = start(ranks, root, out, "stages.pretrain.length.steps=2000")
-    while not RunDir(out).metrics.exists() or not RunDir(out).metrics.read_bytes():
+    while not RunFolder(out).metrics.exists() or not RunFolder(out).metrics.read_bytes():
         if process.poll() is not None:
             return False
         time.sleep(0.1)
     os.kill(process.pid, signal.SIGTERM)
     process.wait()
-    saved = read.latest(RunDir(out))
-    at = RunDir(out).read_metrics()[-1]["step"]
+    saved = read.latest(RunFolder(out))
+    at = RunFolder(out).read_metrics()[-1]["step"]
     process = start(1, root, out, "stages.pretrain.length.steps=2000", more=("--resume",))
-    while process.poll() is None and RunDir(out).read_metrics()[-1]["step"] < at + 3:
+    while process.poll() is None and RunFolder(out).read_metrics()[-1]["step"] < at + 3:
         time.sleep(0.1)
     process.terminate()
     process.wait()
-    return saved is not None and read.step_of(saved) == at < RunDir(out).read_metrics()[-1]["step"]
+    return saved is not None and read.step_of(saved) == at < RunFolder(out).read_metrics()[-1]["step"]
 
 
 def main() -> int:

@@ -11,11 +11,11 @@ from math import comb
 import torch
 
 PAIRS = max(15, int(os.environ.get("LMMKIT_PAIRS", 15)))  # more where the machine is restless
-Report = dict[str, object]
+StepReport = dict[str, object]
 KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1"}  # read by glibc as a process starts
 
 
-def compare(ours: Callable[[], object], peer: Callable[[], object], pairs: int = PAIRS) -> Report:
+def compare(ours: Callable[[], object], peer: Callable[[], object], pairs: int = PAIRS) -> StepReport:
     """Runs each `pairs` times, alternating who is first; how many times longer the peer takes.
 
     Returns:
@@ -37,7 +37,7 @@ def compare(ours: Callable[[], object], peer: Callable[[], object], pairs: int =
     } | machine()  # fmt: skip
 
 
-def exact(ratio: float) -> Report:
+def exact(ratio: float) -> StepReport:
     """A ratio that is counted and not timed: bytes, rows."""
     return {"ratio": ratio, "low": ratio, "high": ratio, "pairs": 1} | machine()
 
@@ -47,7 +47,7 @@ def keeps_memory() -> bool:
     return KEPT.items() <= os.environ.items()
 
 
-def machine() -> Report:
+def machine() -> StepReport:
     """What the figures were taken under."""
     return {
         "threads": torch.get_num_threads(), "malloc": "kept" if keeps_memory() else "default",
@@ -55,7 +55,7 @@ def machine() -> Report:
     }  # fmt: skip
 
 
-def verdict(case: Report) -> str:
+def verdict(case: StepReport) -> str:
     """What the near end of the interval says of the case's gate and target.
 
     `sense` is `at least` or `at most`; a case without a gate is for information.

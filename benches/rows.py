@@ -20,7 +20,7 @@ import torch
 from lmmkit.data.images import check_header
 from lmmkit.data.loader import load_steps
 from lmmkit.data.sources.json_records import stream
-from lmmkit.data.sources.record_parser import RowReader, measure
+from lmmkit.data.sources.record_parser import RecordParser, measure_record
 from lmmkit.data.sources.records import missing_images, open_records
 from lmmkit.plan.prepare import prepare
 from lmmkit.recipe import Recipe, read_text
@@ -119,7 +119,7 @@ def figures(root: Path, count: int) -> dict[str, float]:
     pictures = sorted(str(path.relative_to(root)) for path in (root / "images" / "train").iterdir())
     write_rows(root / "many.json", count, pictures)
     write_rows(root / "few.json", 10, pictures)
-    options = {"images": root, "template": "vicuna_v1", "image_shape": "pad"}
+    options = {"images": root, "template": "vicuna_v1", "image_fit": "pad"}
     found = {"rows": count, "mb": os.path.getsize(root / "many.json") / 1e6}
 
     def opened():
@@ -132,10 +132,10 @@ def figures(root: Path, count: int) -> dict[str, float]:
     found["missing_s"] = seconds(lambda: missing_images(opened()), time.perf_counter)
     rows = [row for row, _ in zip(stream(root / "many.json"), range(20_000), strict=False)]
     found["validate_rows_per_s"] = len(rows) / min(
-        seconds(lambda: [measure(row, "vicuna_v1") for row in rows]) for _ in range(REPEATS)
+        seconds(lambda: [measure_record(row, "vicuna_v1") for row in rows]) for _ in range(REPEATS)
     )
     found["close_look_rows_per_s"] = len(rows) / seconds(
-        lambda: [RowReader(template="vicuna_v1").read(row) for row in rows]
+        lambda: [RecordParser(template="vicuna_v1").read(row) for row in rows]
     )
     paths = [root / path for path in pictures] * 10
     found["headers_per_s"] = len(paths) / min(

@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from lmmkit.training.checkpoint.read.saver import Saver
 
-from lmmkit.runs.run_folder import RunDir
+from lmmkit.runs.run_folder import RunFolder
+from lmmkit.training.checkpoint.saver import Saver
 from lmmkit.training.distributed.process_group import ALONE
 
 GATES = {"synchronous / raw": 1.75, "blocked / synchronous": 0.25, "one tensor learns / synchronous": None}
@@ -67,7 +67,7 @@ def main() -> int:
     try:
         names = ("waiting", "beside", "frozen")
         waiting, beside, linking = (
-            Saver(RunDir(folder / name), keep=2, ranks=ALONE, beside=name == "beside") for name in names
+            Saver(RunFolder(folder / name), keep=2, ranks=ALONE, beside=name == "beside") for name in names
         )
         for name in names:
             (folder / name).mkdir()

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from benches.pairs import compare
-from lmmkit.attention.backends import Backend, Eager, Sdpa
+from lmmkit.attention.backends import Backend, Sdpa
+from lmmkit.attention.eager import Eager
 from lmmkit.attention.forest import roots
 from lmmkit.attention.interface import Heads
-from lmmkit.attention.schedule import Sight
+from lmmkit.attention.schedule import AttentionSpec
 
 CPU = torch.device("cpu")
 BATCH, HEADS, IMAGE = 2, 8, 576
@@ -22,7 +23,7 @@ def call(backend: Backend, n: int, size: int, asking: int):
     """One layer's attention on fixed inputs: (outputs and gradients), with `asking` rows for the mass."""
     row_T = torch.arange(BATCH * n)
     key_T, last_R = row_T % n < IMAGE, row_T[(row_T % n >= n - asking)]
-    attend = backend.attend(Sight(roots([n] * BATCH), key_T, last_R), CPU)
+    attention_fn = backend.prepare(AttentionSpec(roots([n] * BATCH), key_T, last_R), CPU)
     draw = torch.Generator().manual_seed(0)
     qkv_TC = torch.randn(BATCH * n, 3 * HEADS * size, generator=draw)
     d_TC = torch.randn(BATCH * n, HEADS * size, generator=draw)
@@ -30,7 +31,7 @@ def call(backend: Backend, n: int, size: int, asking: int):
 
     def run() -> tuple[Tensor, Tensor]:
         given = qkv_TC.clone().requires_grad_()
-        out_TC, mass_R = attend(given * 1, Heads(HEADS, HEADS, size), (cos, 0 * cos))
+        out_TC, mass_R = attention_fn(given * 1, Heads(HEADS, HEADS, size), (cos, 0 * cos))
         total = (out_TC * d_TC).sum() - (mass_R.mean() if asking else 0)
         return mass_R, torch.autograd.grad(total, given)[0]
 

@@ -49,7 +49,7 @@ def test_host_plan(what, made, benchmark):
     trees = [packer.tree(members) for members in made.views]
     batch = packer.pack(trees)[0]
     runs = {
-        "calls": lambda: replace(batch.sight).calls,
+        "calls": lambda: replace(batch.attention).calls,
         "calls of the last layer": lambda: replace(batch.last).calls,
         "the whole packing": lambda: packer.pack(trees),
     }

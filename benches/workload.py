@@ -236,7 +236,7 @@ def our_step(work: Work, batch: Batch | None = None) -> Callable[[], float]:
     update = optimizer(work.ours)
     weights = {name: WEIGHTS[name] for name in batch.count}
     return lambda: (
-        run_step(work.ours, update, (batch,), weights, clip=None, device=work.device, readings=False).loss
+        run_step(work.ours, update, (batch,), weights, clip=None, device=work.device, metrics=False).loss
     )
 
 
@@ -305,7 +305,7 @@ def _padded(work: Work, name: str) -> dict[str, Tensor]:
             ids[i, place] = (
                 torch.tensor(span.ids) if span.kind == "text" else IMAGE if span.kind == "image" else DRT
             )
-            if span.learn and member.view.learn:
+            if span.supervised and member.view.supervised:
                 labels[i, place] = torch.tensor(span.ids)
             if span.image is not None:
                 pixels.append(work.packer.reader(span.image, "pad"))

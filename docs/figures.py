@@ -13,10 +13,10 @@ import numpy as np
 
 mpl.use("svg")
 import matplotlib.pyplot as plt
+from lmmkit.data.pack import MIN_SHARED
+from lmmkit.forest import grow
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
-from lmmkit.data.pack import WORTH
-from lmmkit.forest import grow
 from lmmkit.scenes.draw import draw
 from lmmkit.scenes.scene import make_scene
 
@@ -68,7 +68,9 @@ def main() -> None:
     """Grows the forest of one sample and draws it beside its mask."""
     members = views()
     codes: dict[object, int] = {}
-    forest, paths = grow([[np.array([_code(cell, codes) for cell in view]) for view in members]], worth=WORTH)
+    forest, paths = grow(
+        [[np.array([_code(cell, codes) for cell in view]) for view in members]], worth=MIN_SHARED
+    )
     cells: dict[int, Cell] = {}
     for view, path in zip(members, paths, strict=True):
         cells |= {int(row): cell for row, cell in zip(path, view, strict=True)}

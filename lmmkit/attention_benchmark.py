@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from lmmkit.api.batch import Batch
-from lmmkit.attention.backends import Backend, Eager, backends
-from lmmkit.attention.interface import Attend, Heads
+from lmmkit.attention.backends import Backend, all_backends
+from lmmkit.attention.eager import Eager
+from lmmkit.attention.interface import AttentionFn, Heads
 from lmmkit.attention.sdpa import Sdpa
 from lmmkit.model.decoder import DecoderShape
-from lmmkit.model.rope import rotary
+from lmmkit.model.rope import rope_angles
 
 REPEATS = 5
 MOST_MAP = 4 << 30  # bytes of a whole attention map that is still tried
@@ -23,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class Measured:
+class BackendTiming:
     """One backend on one layer's attention, forward and backward: median seconds over all batches,
     bytes above the inputs at the peak (CUDA only), and the worst relative error against float64 of
     outputs, mass and gradient. `why_not` says why there are none."""
@@ -37,38 +38,43 @@ class Measured:
 
 def reasons(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
     """Of every backend, best first: why it cannot run there; empty where it can."""
-    return {backend.name: backend.why_not(device, dtype) for backend in backends()}
+    return {backend.name: backend.why_not(device, dtype) for backend in all_backends()}
 
 
 def measure(
     shape: DecoderShape, batches: Sequence[Batch], device: torch.device, dtype: torch.dtype
-) -> list[Measured]:
+) -> list[BackendTiming]:
     """All backends on the same random projections, turn by turn, so that load hits them alike."""
     cases = [Case(shape, batch, device, dtype) for batch in batches]
-    why_not = {b: b.why_not(device, dtype) or _too_large(b, shape, batches) for b in backends()}
-    attends = {
-        b: [b.attend(batch.sight, device) for batch in batches] for b, why in why_not.items() if not why
+    why_not = {b: b.why_not(device, dtype) or _too_large(b, shape, batches) for b in all_backends()}
+    attention_fns = {
+        b: [b.prepare(batch.attention, device) for batch in batches] for b, why in why_not.items() if not why
     }
-    times: dict[Backend, list[float]] = {backend: [] for backend in attends}
+    times: dict[Backend, list[float]] = {backend: [] for backend in attention_fns}
     for _ in range(1 + REPEATS):
-        for backend, each in attends.items():
+        for backend, each in attention_fns.items():
             _wait(device)
             start = time.perf_counter()
-            for case, attend in zip(cases, each, strict=True):
-                case.run(attend)
+            for case, attention_fn in zip(cases, each, strict=True):
+                case.run(attention_fn)
             _wait(device)
             times[backend].append(time.perf_counter() - start)
     found = []
     for backend, why in why_not.items():
         if why:
-            found.append(Measured(backend.name, why))
+            found.append(BackendTiming(backend.name, why))
             continue
-        peaks = [case.peak(attend) for case, attend in zip(cases, attends[backend], strict=True)]
-        errors = [case.errors(attend) for case, attend in zip(cases, attends[backend], strict=True)]
+        peaks = [
+            case.peak(attention_fn) for case, attention_fn in zip(cases, attention_fns[backend], strict=True)
+        ]
+        errors = [
+            case.errors(attention_fn)
+            for case, attention_fn in zip(cases, attention_fns[backend], strict=True)
+        ]
         worst = tuple(max(column) for column in zip(*errors, strict=True))
         seconds = statistics.median(times[backend][1:])
         found.append(
-            Measured(backend.name, "", seconds, max(peaks) if device.type == "cuda" else None, worst)
+            BackendTiming(backend.name, "", seconds, max(peaks) if device.type == "cuda" else None, worst)
         )  # type: ignore[arg-type]
     return found
 
@@ -77,39 +83,43 @@ class Case:
     """One batch's attention on random projections, and what float64 makes of the same numbers."""
 
     def __init__(self, shape: DecoderShape, batch: Batch, device: torch.device, dtype: torch.dtype):
-        self.sight, self.device = batch.sight, device
+        self.attention, self.device = batch.attention, device
         self.heads = Heads(shape.heads, shape.kv_heads, shape.head_size)
         draw = torch.Generator().manual_seed(0)
         T, K = len(batch), shape.head_size
         qkv_TC = torch.randn(T, (shape.heads + 2 * shape.kv_heads) * K, generator=draw)
         d_TC = torch.randn(T, shape.heads * K, generator=draw)
-        d_R = torch.randn(len(batch.sight.row_R), generator=draw)
-        turn = rotary(batch.forest.pos_T, K, shape.rope)
+        d_R = torch.randn(len(batch.attention.row_R), generator=draw)
+        turn = rope_angles(batch.forest.pos_T, K, shape.rope)
         self.given = (*(x.to(device, dtype) for x in (qkv_TC, d_TC, *turn)), d_R.to(device))
 
-    def run(self, attend: Attend, given: tuple[Tensor, ...] | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def run(
+        self, attention_fn: AttentionFn, given: tuple[Tensor, ...] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """(outputs, mass, gradient of the projections)"""
         qkv_TC, d_TC, cos, sin, d_R = given or self.given
         leaf = qkv_TC.clone().requires_grad_()
-        out_TC, mass_R = attend(leaf * 1, self.heads, (cos, sin))  # the call turns its own copy in place
+        out_TC, mass_R = attention_fn(
+            leaf * 1, self.heads, (cos, sin)
+        )  # the call turns its own copy in place
         (gradient,) = torch.autograd.grad([out_TC, mass_R], leaf, [d_TC, d_R.to(mass_R)])
         return out_TC.detach(), mass_R.detach(), gradient
 
-    def errors(self, attend: Attend) -> list[float]:
+    def errors(self, attention_fn: AttentionFn) -> list[float]:
         """max|a - b| / max|b| of each."""
-        exact = self.run(Sdpa().attend(self.sight, CPU), tuple(x.cpu().double() for x in self.given))
-        pairs = zip(self.run(attend), exact, strict=True)
+        exact = self.run(Sdpa().prepare(self.attention, CPU), tuple(x.cpu().double() for x in self.given))
+        pairs = zip(self.run(attention_fn), exact, strict=True)
         return [
             float((a.cpu().double() - b).abs().max() / b.abs().max()) if b.numel() else 0.0 for a, b in pairs
         ]
 
-    def peak(self, attend: Attend) -> int:
+    def peak(self, attention_fn: AttentionFn) -> int:
         """Bytes on a CUDA device above what lay there; 0 elsewhere."""
         if self.device.type != "cuda":
             return 0
         torch.cuda.reset_peak_memory_stats(self.device)
         before = torch.cuda.memory_allocated(self.device)
-        self.run(attend)
+        self.run(attention_fn)
         return torch.cuda.max_memory_allocated(self.device) - before
 
 

@@ -12,7 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from lmmkit.api.components import Component, LearnedTokens
 from lmmkit.api.model_info import Dims
-from lmmkit.attention.backends import Backend, Eager, NoBackend, choose, log_choice
+from lmmkit.attention.backends import Backend, NoBackend, choose, log_choice
+from lmmkit.attention.eager import Eager
 from lmmkit.errors import MachineError, Problem, UserError, raise_all
 from lmmkit.errors.plan import ATTENTION, COMPILE, LIBRARY
 from lmmkit.model.decoder import Decoder
@@ -24,8 +25,8 @@ from lmmkit.model.vision import ViT
 from lmmkit.model.vlm import LMM, Connector
 from lmmkit.objective import Objective
 from lmmkit.plan import shapes
-from lmmkit.plan.compile_plan import StagePlan
-from lmmkit.plan.pretrained import MODULES, Origin
+from lmmkit.plan.pretrained import MODULES, Pretrained
+from lmmkit.plan.stage_plan import StagePlan
 from lmmkit.recipe import Recipe, Speed, Stage, Vision, VisionScratch, VisionTimm
 from lmmkit.weights import model_folder
 
@@ -49,9 +50,9 @@ def backend(recipe: Recipe, device: torch.device) -> Backend:
         raise MachineError(ATTENTION.at(recipe.where("speed.attention"), got=str(error))) from error
 
 
-def build(
+def build_objective(
     recipe: Recipe, components: Mapping[str, Component], dims: Dims, device: torch.device, *,
-    origins: Sequence[Origin] = (), dtype: torch.dtype = torch.float32, drawn: bool = True,
+    pretrained: Sequence[Pretrained] = (), dtype: torch.dtype = torch.float32, drawn: bool = True,
     narrow: Collection[str] = (), place: torch.device | None = None,
 ) -> Objective:  # fmt: skip
     """The whole objective for `device`: parts from their folders, the rest drawn from the seed.
@@ -61,9 +62,9 @@ def build(
     tensors lie, if elsewhere.
     """
     objective = shell(recipe, components, dims, device)
-    _check_origins(objective, origins)  # before a hostile size takes the machine's memory
+    _check_pretrained(objective, pretrained)  # before a hostile size takes the machine's memory
     log_choice(objective.lmm.backend, device, objective.compute)
-    filled = {part for origin in origins for part in origin.parts}
+    filled = {part for origin in pretrained for part in origin.parts}
     objective.to(dtype)
     narrow_parts(objective, filled.intersection(narrow))
     objective.to_empty(device=place or device)
@@ -74,7 +75,7 @@ def build(
         _draw_timm(objective.lmm.vision, recipe.model.vision, recipe.seed)
     if drawn:
         init(objective, recipe.seed, but=tuple(MODULES[part] for part in valued))
-    for origin in origins:
+    for origin in pretrained:
         origin.fill(modules(objective))
     narrow_parts(objective, set(narrow) - filled)  # rounded only now: values are drawn wide
     return objective
@@ -110,7 +111,7 @@ def frozen_narrow(recipe: Recipe) -> tuple[str, ...]:
     return tuple(name for name, part in there.items() if part is not None and name not in whole)
 
 
-def build_encoder(origin: Origin, vision: VisionScratch | VisionTimm, dtype: torch.dtype) -> nn.Module:
+def build_encoder(origin: Pretrained, vision: VisionScratch | VisionTimm, dtype: torch.dtype) -> nn.Module:
     """An encoder alone on the CPU, filled from its folder."""
     with torch.device("meta"):
         module = encoder(vision, Eager(), "model.vision")
@@ -132,18 +133,20 @@ def _draw_timm(module: nn.Module, vision: VisionTimm, seed: int) -> None:
                 tensor.copy_(value)
 
 
-def check_origins(recipe: Recipe, dims: Dims, origins: Sequence[Origin], device: torch.device) -> None:
+def check_pretrained(
+    recipe: Recipe, dims: Dims, pretrained: Sequence[Pretrained], device: torch.device
+) -> None:
     """Compares the folders parts begin as with the model, by their headers; nothing is allocated.
 
     Raises `UserError` with every tensor that is missing, extra, misshapen or of a wrong type.
     """
-    if origins:
-        _check_origins(shell(recipe, {}, dims, device), origins)
+    if pretrained:
+        _check_pretrained(shell(recipe, {}, dims, device), pretrained)
 
 
-def _check_origins(objective: Objective, origins: Sequence[Origin]) -> None:
+def _check_pretrained(objective: Objective, pretrained: Sequence[Pretrained]) -> None:
     problems: list[Problem] = []
-    for origin in origins:
+    for origin in pretrained:
         try:
             origin.check(modules(objective))
         except UserError as error:
@@ -205,19 +208,19 @@ def set_stage(
         "text": [objective.lmm.decoder],
         "plugins": [objective.plugins[n] for n in sorted(plan.active) if n in objective.plugins],
     }
-    learns = {}
+    trainable = {}
     asked = stage.train.text.lora if stage.train.text else None
     for name in stage.train.parts():
         if name == "text" and asked is not None:
-            learns[name] = lora.attach(
+            trainable[name] = lora.attach(
                 objective.lmm.decoder, r=asked.r, alpha=asked.alpha, dropout=asked.dropout,
                 targets=asked.targets or lora.TARGETS, seed=seed,
             )  # fmt: skip
             continue
-        learns[name] = list(dict.fromkeys(p for module in parts[name] for p in module.parameters()))
-        for parameter in learns[name]:
+        trainable[name] = list(dict.fromkeys(p for module in parts[name] for p in module.parameters()))
+        for parameter in trainable[name]:
             parameter.requires_grad_(True)
-    return learns
+    return trainable
 
 
 def set_layers(objective: Objective, speed: Speed) -> None:
@@ -260,7 +263,7 @@ def _adamw(kind: str) -> type[torch.optim.Optimizer]:
 
 
 def optimizer(
-    objective: Objective, stage: Stage, learns: Mapping[str, list[nn.Parameter]]
+    objective: Objective, stage: Stage, trainable: Mapping[str, list[nn.Parameter]]
 ) -> torch.optim.Optimizer:
     """AdamW; each learning parameter in exactly one group, by identity. Norms, biases and learned
     tokens do not decay."""
@@ -271,7 +274,7 @@ def optimizer(
         if p.ndim < 2 or isinstance(module, LearnedTokens)
     }
     groups = []
-    for name, parameters in learns.items():
+    for name, parameters in trainable.items():
         lr = stage.train.parts()[name].lr or stage.optim.lr
         for decay in (True, False):
             members = [p for p in parameters if (id(p) not in undecayed) is decay]

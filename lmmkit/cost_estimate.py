@@ -33,8 +33,8 @@ def estimate(prepared: Prepared, stage: str, *, flops: float) -> dict:
     second; attention maps, encoder and data are left out.
     """
     recipe, section = prepared.recipe, prepared.recipe.stages[stage]
-    objective, learns = staged(prepared, stage)
-    learning = sum(p.numel() for parameters in learns.values() for p in parameters)
+    objective, trainable = staged(prepared, stage)
+    learning = sum(p.numel() for parameters in trainable.values() for p in parameters)
     pipeline, steps = prepared.pipeline(stage), prepared.steps(stage)
     seen = [pipeline.step(i) for i in range(min(SAMPLED_STEPS, steps))]
     tokens = sum(len(batch) for step in seen for batch in step)
@@ -53,7 +53,7 @@ def estimate(prepared: Prepared, stage: str, *, flops: float) -> dict:
         "supervised": sum(len(batch.target_S) for step in seen for batch in step) / tokens,
         "parameters": sum(p.numel() for p in objective.parameters()),
         "learning": learning,
-        "bytes": _bytes(recipe, section, objective, learns, Load.of(own, recipe.speed.tokens)),
+        "bytes": _bytes(recipe, section, objective, trainable, Load.of(own, recipe.speed.tokens)),
         "devices": devices,
         "hours": operations / (flops * devices) / 3600,
     }
@@ -62,7 +62,7 @@ def estimate(prepared: Prepared, stage: str, *, flops: float) -> dict:
 def staged(prepared: Prepared, stage: str) -> tuple[Objective, dict[str, list[nn.Parameter]]]:
     """The objective as it stands in a stage, on meta, and what learns by part."""
     recipe = prepared.recipe
-    objective = build.shell(recipe, prepared.parts.components, prepared.dims, build.device_here())
+    objective = build.shell(recipe, prepared.instances.components, prepared.dims, build.device_here())
     build.narrow_parts(objective, build.frozen_narrow(recipe))
     return objective, build.set_stage(
         objective, prepared.plans[stage], recipe.stages[stage], seed=recipe.seed
@@ -73,8 +73,8 @@ def checkpoint_bytes(prepared: Prepared) -> int:
     """What the largest checkpoint of the run takes on disk."""
     sizes = []
     for name, stage in prepared.recipe.stages.items():
-        objective, learns = staged(prepared, name)
-        sizes.append(_weights(objective) + moment_bytes(stage.optim.kind, _all(learns)))
+        objective, trainable = staged(prepared, name)
+        sizes.append(_weights(objective) + moment_bytes(stage.optim.kind, _all(trainable)))
     return max(sizes)
 
 
@@ -111,11 +111,15 @@ class Load:
 
 
 def _bytes(
-    recipe: Recipe, stage: Stage, objective: Objective, learns: Mapping[str, list[nn.Parameter]], load: Load
+    recipe: Recipe,
+    stage: Stage,
+    objective: Objective,
+    trainable: Mapping[str, list[nn.Parameter]],
+    load: Load,
 ) -> dict[str, int]:
     """Of a rank. What is cut lies there by rows; whole are, at the peak, the root unit and two blocks, and
     gradients that gather over a step's micro-batches."""
-    learning, shards = _all(learns), recipe.parallel.copy
+    learning, shards = _all(trainable), recipe.parallel.copy
 
     def part(p: nn.Parameter) -> int:
         """Values of a parameter that a rank holds."""
@@ -221,5 +225,5 @@ def _weights(objective: Objective) -> int:
     return sum(p.nbytes for p in objective.parameters())
 
 
-def _all(learns: Mapping[str, list[nn.Parameter]]) -> list[nn.Parameter]:
-    return [p for parameters in learns.values() for p in parameters]
+def _all(trainable: Mapping[str, list[nn.Parameter]]) -> list[nn.Parameter]:
+    return [p for parameters in trainable.values() for p in parameters]

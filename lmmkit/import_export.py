@@ -12,19 +12,19 @@ import torch
 from torch import nn
 
 from lmmkit import build
-from lmmkit.attention.backends import Eager
+from lmmkit.attention.eager import Eager
 from lmmkit.errors import UserError, raise_all
 from lmmkit.errors.weights import CONVERT_EXISTS, EXPORT_ADAPTER, LINK, NO_LORA, OPTION, OURS, WEIGHTS_ADAPTER
 from lmmkit.inference.chat_model import find_model_folder, load
 from lmmkit.model.decoder import Decoder
 from lmmkit.plan import from_model
 from lmmkit.plan.prepare import Prepared, prepare_bare
-from lmmkit.plan.pretrained import MODULES, Origin, encoder_section
+from lmmkit.plan.pretrained import MODULES, Pretrained, encoder_section
 from lmmkit.recipe import VisionScratch, VisionTimm, section_mapping, to_mapping, vision_from_mapping
 from lmmkit.weights import lora_checkpoints, model_folder
-from lmmkit.weights.detect import Source, open_source
-from lmmkit.weights.export.llava_folders import llava_folders, peft_adapter
-from lmmkit.weights.export.llava_folders.export_model import Exported
+from lmmkit.weights.detect import PretrainedFolder, open_pretrained
+from lmmkit.weights.export import llava_folders, peft_adapter
+from lmmkit.weights.export.export_model import Exported
 
 Format = Literal["llava-hf", "llava", "lmmkit", "peft"]
 HELD = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -59,25 +59,25 @@ def import_model(
     if lora_checkpoints.is_adapter(source) and base is None:
         got, that_fit = "low-rank updates without a base model", "together with their base model"
         raise UserError(WEIGHTS_ADAPTER.at(str(source), got=got, that_fit=that_fit))
-    if (eye := open_source(source, feature_layer=-1, pickled=allow_pickle)).parts() == ("vision",):
+    if (eye := open_pretrained(source, feature_layer=-1, pickled=allow_pickle)).parts() == ("vision",):
         _refuse(source, {"--vision": vision, "--base": base, "--template": template}, "an encoder alone")
         _import_encoder(eye, folder)
         return ("vision",)
     recipe, public_source = from_model.recipe_of(source, template, vision=vision, base=base)
-    prepared = prepare_bare(recipe, mute=True, pickled=allow_pickle)
+    prepared = prepare_bare(recipe, allow_missing_tokenizer=True, pickled=allow_pickle)
     dtype = _held(replace(public_source, pickled=allow_pickle), base)
-    objective = build.build(
-        prepared.recipe, {}, prepared.dims, torch.device("cpu"), origins=prepared.origins, dtype=dtype
+    objective = build.build_objective(
+        prepared.recipe, {}, prepared.dims, torch.device("cpu"), pretrained=prepared.pretrained, dtype=dtype
     )
     if lora_checkpoints.is_adapter(source):
         with replace(public_source, pickled=allow_pickle).tensors() as stored:
             lora_checkpoints.merge(objective.lmm.decoder, stored, source)
-    carried, prefixes = {}, {}
-    for origin in prepared.origins:
-        carried |= origin.carried(build.modules(objective))
+    passthrough, prefixes = {}, {}
+    for origin in prepared.pretrained:
+        passthrough |= origin.passthrough(build.modules(objective))
         prefixes |= origin.source.prefixes() if origin.source and origin.source.kind == "llava-hf" else {}
     config = {
-        "stage": from_model.STAGE, "step": 0, "speaks_through": [], "plugins": {}, "kind": public_source.kind,
+        "stage": from_model.STAGE, "step": 0, "inference_plugins": [], "plugins": {}, "kind": public_source.kind,
         "model": to_mapping(prepared.recipe)["model"], "prefixes": prefixes, **_ends(public_source),
     }  # fmt: skip
     tokenizer = prepared.tokenizer if prepared.tokenizer.size else None
@@ -87,12 +87,12 @@ def import_model(
         config=config,
         recipe=None,
         tokenizer=tokenizer,
-        carried=carried,
+        passthrough=passthrough,
     )
     return tuple(part for part in MODULES if getattr(prepared.recipe.model, part) is not None)
 
 
-def _held(source: Source, base: Path | None) -> torch.dtype:
+def _held(source: PretrainedFolder, base: Path | None) -> torch.dtype:
     """Low-rank updates leave the base in the type that their config names."""
     if lora_checkpoints.is_adapter(source.folder):
         return HELD.get(source.dtype, torch.float32)
@@ -101,7 +101,7 @@ def _held(source: Source, base: Path | None) -> torch.dtype:
     below = (
         model_folder.dtype_of(base)
         if model_folder.is_ours(base)
-        else replace(open_source(base), pickled=source.pickled).held()
+        else replace(open_pretrained(base), pickled=source.pickled).held()
     )
     return torch.promote_types(source.held(), below)
 
@@ -113,29 +113,29 @@ def _refuse(where: Path, options: Mapping[str, object], what: str) -> None:
         raise UserError(OPTION.at(str(where), got=f"{given} with {what}", what=what, options=given))
 
 
-def _import_encoder(source: Source, folder: Path) -> None:
+def _import_encoder(source: PretrainedFolder, folder: Path) -> None:
     """Every block of it, whatever state a recipe will read."""
     assert source.vision is not None
     section = encoder_section(source.vision, str(source.folder))
-    origin = Origin(folder=source.folder, parts=("vision",), source=source)
+    origin = Pretrained(folder=source.folder, parts=("vision",), source=source)
     module = build.build_encoder(origin, section, source.held())
     config = {
-        "stage": from_model.STAGE, "step": 0, "speaks_through": [], "plugins": {}, "kind": source.kind,
-        "model": {"vision": section_mapping(section)}, "image_shape": source.vision.image_shape,
+        "stage": from_model.STAGE, "step": 0, "inference_plugins": [], "plugins": {}, "kind": source.kind,
+        "model": {"vision": section_mapping(section)}, "image_fit": source.vision.image_fit,
     }  # fmt: skip
     named = nn.ModuleDict({"lmm": nn.ModuleDict({"vision": module})})
-    carried = origin.carried({"vision": module})
+    passthrough = origin.passthrough({"vision": module})
     model_folder.write(
         folder,
         model_folder.unique_tensors(named),
         config=config,
         recipe=None,
         tokenizer=None,
-        carried=carried,
+        passthrough=passthrough,
     )
 
 
-def _ends(source: Source) -> dict[str, object]:
+def _ends(source: PretrainedFolder) -> dict[str, object]:
     found: dict[str, object] = {"eos": list(source.eos), "pad": source.pad, "image_token": source.image_token}
     found["family"] = source.text.family if source.text else None
     return {name: value for name, value in found.items() if value is not None}
@@ -165,17 +165,17 @@ def export_model(
         _require_new(folder)
         _export_adapter(source, folder, base)
         return
-    speaker = load(source, device="cpu", dtype=dtype or model_folder.dtype_of(source))
-    model = _exported(source, speaker.prepared, build.modules(speaker.objective))
+    chat_model = load(source, device="cpu", dtype=dtype or model_folder.dtype_of(source))
+    model = _exported(source, chat_model.prepared, build.modules(chat_model.objective))
     llava_folders.write(model, folder, kind, dtype=dtype)
 
 
 def _exported(source: Path, prepared: Prepared, parts: Mapping[str, nn.Module]) -> Exported:
-    speaks = prepared.recipe.model.speaks
+    chat = prepared.recipe.model.chat
     return Exported(
         vision=parts["vision"], connector=parts["connector"], text=cast(Decoder, parts["text"]),
-        config=model_folder.config_of(source), tokenizer=prepared.tokenizer, carried=model_folder.carried_of(source),
-        image_shape=speaks.image_shape, template=speaks.template,
+        config=model_folder.config_of(source), tokenizer=prepared.tokenizer,
+        passthrough=model_folder.carried_of(source), image_fit=chat.image_fit, template=chat.template,
     )  # fmt: skip
 
 
@@ -188,7 +188,7 @@ def _export_adapter(source: Path, folder: Path, base: str | None) -> None:
     if not updates or asked is None:
         got = f"stage `{config['stage']}`, which trained without low-rank updates"
         raise UserError(NO_LORA.at(str(source), got=got))
-    prepared = prepare_bare(replace(recipe, plugins={}), mute=True)
+    prepared = prepare_bare(replace(recipe, plugins={}), allow_missing_tokenizer=True)
     objective = build.shell(prepared.recipe, {}, prepared.dims, torch.device("cpu"))
     model = _exported(source, prepared, build.modules(objective))
     found = (llava_folders.problems if model.sees else llava_folders.spoken)(model, folder, "llava-hf")
@@ -200,7 +200,7 @@ def _export_adapter(source: Path, folder: Path, base: str | None) -> None:
         at = f"{MODULES['connector']}."
         names = {at + name for name in model_folder.unique_tensors(model.connector)}
         connector = {n.removeprefix(at): t for n, t in model_folder.tensors(source, names).items()}
-    kept = peft_adapter.Adapter(
+    kept = peft_adapter.PeftAdapter(
         updates=updates, connector=connector, alpha=asked.alpha, dropout=asked.dropout, sees=model.sees, base=base
     )  # fmt: skip
     peft_adapter.write(kept, folder)
@@ -222,7 +222,7 @@ def show_model(path: Path) -> dict[str, Any]:
     else:
         recipe, source = from_model.recipe_of(folder)
         held, kind = source.dtype, source.kind
-    prepared = prepare_bare(recipe, mute=True)
+    prepared = prepare_bare(recipe, allow_missing_tokenizer=True)
     objective = build.shell(prepared.recipe, {}, prepared.dims, torch.device("cpu"))
     tokenizer = prepared.tokenizer.size or None
     return _shown(kind, held, build.modules(objective), to_mapping(prepared.recipe)["model"], tokenizer)
@@ -235,7 +235,7 @@ def _encoder_alone(folder: Path) -> tuple[str, str, VisionScratch | VisionTimm] 
         if not model_folder.is_encoder(config):
             return None
         return "lmmkit", str(model_folder.dtype_of(folder)), vision_from_mapping(config["model"]["vision"])
-    source = open_source(folder)
+    source = open_pretrained(folder)
     if source.parts() != ("vision",) or source.vision is None:
         return None
     return source.kind, source.dtype, encoder_section(source.vision, str(folder))

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lmmkit.api.batch import Batch, Pick
+from lmmkit.api.batch import Batch, RowGather
 from lmmkit.api.components import Ctx, Term
 from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Need
 from lmmkit.model.cross_entropy import linear_cross_entropy
-from lmmkit.model.vlm import LMM, Output
+from lmmkit.model.vlm import LMM, ModelOutput
 
 
 class Outcome(NamedTuple):
@@ -43,7 +43,7 @@ class Objective(nn.Module):
             losses_S = linear_cross_entropy(hidden_SD, self.lmm.decoder.head.weight, batch.target_S)
         by_term = losses_S.new_zeros(len(batch.text_terms)).index_add(0, batch.term_S, losses_S)
         sums = {name: sum_.clone() for name, sum_ in zip(batch.text_terms, by_term.unbind(), strict=True)}
-        sums["next_token"] = sums["next_token"] + self._touch(batch, out)
+        sums["next_token"] = sums["next_token"] + self._zero_graph_anchor(batch, out)
         ctxs = {term.name: self._ctx(term, batch, out) for term in self.terms}
         values = {t.name: t.value(ctxs[t.name]) for t in self.terms if t.name not in sums}
         return Outcome(sums | values, ctxs, _by_source(losses_S.detach(), batch))
@@ -54,22 +54,22 @@ class Objective(nn.Module):
 
     def tokens(self, batch: Batch) -> dict[str, Tensor]:
         """Learned rows by the fill source that asks for them."""
-        sources = [fill.source for fill in batch.fills if fill.source != "vision"]
+        sources = [scatter.source for scatter in batch.scatters if scatter.source != "vision"]
         return {source: self.plugins[source.removeprefix("plugins.")]() for source in sources}
 
-    def _ctx(self, term: Term, batch: Batch, out: Output) -> Ctx:
+    def _ctx(self, term: Term, batch: Batch, out: ModelOutput) -> Ctx:
         taps = {need: tap(need, batch, out) for need in term.needs}
         module = self.plugins[term.name] if term.name in self.plugins else None  # noqa: SIM401 (no `get`)
         return Ctx(term.name, batch, taps, module)
 
-    def _touch(self, batch: Batch, out: Output) -> Tensor | float:
+    def _zero_graph_anchor(self, batch: Batch, out: ModelOutput) -> Tensor | float:
         """Zero, on the graph of every trainable parameter this batch may not have reached.
 
         So each one gets a gradient in every micro-batch and on every rank, as LLaVA's text-only
         samples do by their blank image. Where a blank one was encoded, the encoder is reached by it.
         """
         idle, reached = [self.plugins], []
-        if not any(fill.source == "vision" for fill in batch.fills):
+        if not any(scatter.source == "vision" for scatter in batch.scatters):
             idle += [self.lmm.connector]
             if out.seen_IND is None:
                 idle += [self.lmm.vision]
@@ -86,9 +86,9 @@ def _by_source(losses_S: Tensor, batch: Batch) -> dict[str, Tensor]:
     return {f"loss/{name}": value for name, value in zip(batch.sources, sums.unbind(), strict=False)}
 
 
-def tap(need: Need, batch: Batch, out: Output) -> Tensor:
+def tap(need: Need, batch: Batch, out: ModelOutput) -> Tensor:
     """What a need asked for, in the order of its pick."""
-    pick = batch.picks[need]
+    pick = batch.gathers[need]
     match need:
         case HiddenAt():
             return out.at(pick.row_Q)
@@ -96,11 +96,11 @@ def tap(need: Need, batch: Batch, out: Output) -> Tensor:
             return _mean_by_view(out.at(pick.row_Q), pick)
         case AttnMass(layers=layers):
             mass_LR = out.mass_LR if layers == "all" else out.mass_LR[list(layers)]
-            place_Q = torch.searchsorted(batch.sight.row_R.to(pick.row_Q.device), pick.row_Q)
+            place_Q = torch.searchsorted(batch.attention.row_R.to(pick.row_Q.device), pick.row_Q)
             return mass_LR.mean(0)[place_Q]  # float32 or wider, as it comes
 
 
-def _mean_by_view(x_QD: Tensor, pick: Pick) -> Tensor:
+def _mean_by_view(x_QD: Tensor, pick: RowGather) -> Tensor:
     """[views, D]: means over the rows of each view that has any, in view order."""
     _, group_Q, size_G = pick.view_Q.unique_consecutive(return_inverse=True, return_counts=True)
     sums_GD = x_QD.new_zeros(len(size_G), x_QD.shape[1]).index_add(0, group_Q, x_QD)

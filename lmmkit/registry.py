@@ -63,7 +63,7 @@ class Hooks:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundComponent:
     """A component class and where it came from (a distribution and version, or a file's hash)."""
 
     cls: type[Component]
@@ -71,11 +71,11 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Door:
+class Registry:
     """The plugins of one run: their manager, the class of every instance, where observers came from."""
 
     manager: pluggy.PluginManager
-    components: Mapping[str, Found]
+    components: Mapping[str, FoundComponent]
     observers: tuple[str, ...] = ()
 
     def started(self, run: str, recipe: Mapping[str, Any], step: int) -> None:
@@ -107,10 +107,10 @@ def origin(point: EntryPoint) -> str:
     return f"{point.dist.name} {point.dist.version}" if point.dist else point.value
 
 
-def open_door(
+def open_registry(
     wanted: Mapping[str, str], *, where: Mapping[str, str], trust_files: bool = False, base: Path = Path(),
     observers: Mapping[str, str] = NONE,
-) -> Door:  # fmt: skip
+) -> Registry:  # fmt: skip
     """Imports the plugins of these instances and finds their component classes; imports observers.
 
     Args:
@@ -130,10 +130,12 @@ def open_door(
     for instance, use in wanted.items():
         try:
             module, name, source = _module(where[instance], instance, use, points, trust_files, base)
-            components[instance] = Found(_component(where[instance], manager, module, name, source), source)
+            components[instance] = FoundComponent(
+                _component(where[instance], manager, module, name, source), source
+            )
         except UserError as error:
             problems += error.problems
-    origins = []
+    pretrained = []
     for use, place in observers.items():
         try:
             module, _, source = _module(place, use, use, points, trust_files, base)
@@ -141,21 +143,21 @@ def open_door(
             if not any(hasattr(module, hook) for hook in LISTENING):
                 got, hooks = f"{source} without observer hooks", ", ".join(LISTENING)
                 raise UserError(DEAF.at(place, got=got, hooks=hooks))
-            origins.append(source)
+            pretrained.append(source)
         except UserError as error:
             problems += error.problems
     raise_all(problems)
-    return Door(manager, components, tuple(origins))
+    return Registry(manager, components, tuple(pretrained))
 
 
-def file_components(path: Path, *, trust_files: bool = False) -> dict[str, Found]:
+def file_components(path: Path, *, trust_files: bool = False) -> dict[str, FoundComponent]:
     """Returns the components that a local file offers, by name. Raises `UserError` if there are problems."""
     manager = pluggy.PluginManager("lmmkit")
     manager.add_hookspecs(Hooks)
     where = str(path)
     module, source = _file(where, path, trust_files), f"{path} {file_hash(path)}"
     return {
-        name: Found(_component(where, manager, module, name, source), source)
+        name: FoundComponent(_component(where, manager, module, name, source), source)
         for name in _offered(where, manager, module, source)
     }
 
@@ -216,6 +218,6 @@ def _component(where, manager, module, name, source) -> type[Component]:
     return cls
 
 
-def settings(cls: type[Component]) -> Iterable[dataclasses.Field]:
+def setting_fields(cls: type[Component]) -> Iterable[dataclasses.Field]:
     """The recipe keys of a component."""
     return [field for field in dataclasses.fields(cls) if field.name != "name"]

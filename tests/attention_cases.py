@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from lmmkit.attention.forest import Forest, grow, make, roots
-from lmmkit.attention.interface import Attend, Heads
-from lmmkit.attention.schedule import Sight
+from lmmkit.attention.interface import AttentionFn, Heads
+from lmmkit.attention.schedule import AttentionSpec
 from tests import reference
 from tests.forests import random_forest
 from tests.reference import off, show
@@ -26,8 +26,8 @@ class Case(NamedTuple):
     row_R: Tensor
     dead_R: Tensor
 
-    def sight(self, read_T: Tensor | None = None) -> Sight:
-        return Sight(self.forest, self.key_T, self.row_R, read_T)
+    def attention(self, read_T: Tensor | None = None) -> AttentionSpec:
+        return AttentionSpec(self.forest, self.key_T, self.row_R, read_T)
 
 
 def marks(total: int, *rows) -> Tensor:
@@ -115,13 +115,13 @@ def found(call, case: Case, given, dtype, device=CPU) -> Found:
     return Found(out, mass, *gradients)
 
 
-def unturned(attend: Attend):
+def unturned(attention_fn: AttentionFn):
     """(q, k, v) -> (out [W, H, K], mass [R]), where nothing is turned."""
 
     def call(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor) -> tuple[Tensor, Tensor]:
         (T, H, K), G = q_THK.shape, k_TGK.shape[1]
         cos_T1K = q_THK.new_ones(T, 1, K // 2)
-        out_WC, mass_R = attend(
+        out_WC, mass_R = attention_fn(
             torch.cat([q_THK, k_TGK, v_TGK], 1).flatten(1), Heads(H, G, K), (cos_T1K, 0 * cos_T1K)
         )
         return out_WC.unflatten(1, (H, K)), mass_R
@@ -130,8 +130,8 @@ def unturned(attend: Attend):
 
 
 def of_backend(backend, case: Case, given, dtype, device=CPU) -> Found:
-    attend = backend.attend(case.sight(), device)
-    return found(unturned(attend), case, given, dtype, device)
+    attention_fn = backend.prepare(case.attention(), device)
+    return found(unturned(attention_fn), case, given, dtype, device)
 
 
 def of_twin(case: Case, given) -> Found:

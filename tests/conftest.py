@@ -78,12 +78,12 @@ model:
   connector: {kind: mlp2x_gelu}
   text:      {width: 32, depth: 2, heads: 2, kv_heads: 1, mlp: 48, context: 256}
   tokenizer: {from: tokenizer.model, kind: sentencepiece}
-  speaks:    {template: vicuna_v1, image_shape: pad}
+  chat:      {template: vicuna_v1, image_fit: pad}
 data:
-  captions:  {kind: llava, records: pretrain.json, images: ., template: plain, image_shape: crop}
-  questions: {kind: llava, records: finetune.json, images: ., template: vicuna_v1, image_shape: pad}
-  heldout:   {kind: llava, records: heldout.json, images: ., template: vicuna_v1, image_shape: pad}
-  heldout_captions: {kind: llava, records: heldout_captions.json, images: ., template: plain, image_shape: pad}
+  captions:  {kind: llava, records: pretrain.json, images: ., template: plain, image_fit: crop}
+  questions: {kind: llava, records: finetune.json, images: ., template: vicuna_v1, image_fit: pad}
+  heldout:   {kind: llava, records: heldout.json, images: ., template: vicuna_v1, image_fit: pad}
+  heldout_captions: {kind: llava, records: heldout_captions.json, images: ., template: plain, image_fit: pad}
 """
 
 PLUGINS = """
@@ -119,7 +119,7 @@ evaluate:
     answers: {kind: exact_match, data: heldout, max_new_tokens: 4}
     terms:   {kind: terms, data: heldout}
     restore: {kind: restore, data: heldout_captions, stage: pretrain, samples: 4, max_new_tokens: 24}
-output: {save_every: 3, keep: 2, pictures_every: 6}
+output: {save_every: 3, keep: 2, images_every: 6}
 speed: {tokens: 4096, threads: 1, image_cache_mb: 16}
 """
 

@@ -17,7 +17,7 @@ from lmmkit.api.batch import Batch
 from lmmkit.api.model_info import Dims
 from lmmkit.api.sample import Image, Sample, Turn
 from lmmkit.attention.backends import Backend
-from lmmkit.data.packing import Packer, Tree
+from lmmkit.data.packing import Packer, SizedSample
 from lmmkit.data.pipeline import Views
 from lmmkit.objective import Objective, total
 from tests.hf_weights import scramble
@@ -85,7 +85,7 @@ def packer(*, share: bool = True, reader=read64) -> Packer:
     )  # fmt: skip
 
 
-def trees(samples: Sequence[Sample], pack: Packer, **settings) -> list[Tree]:
+def trees(samples: Sequence[Sample], pack: Packer, **settings) -> list[SizedSample]:
     laid_out = views(**settings)
     return [pack.tree(laid_out.fitting(sample, 0, Counter())) for sample in samples]
 

@@ -103,7 +103,7 @@ def test_every_name_of_the_door_is_in_docs_plugins():
     names = set(lmmkit.api.__all__)
     names |= {name for name in vars(Hooks) if name.startswith("lmmkit_")}
     names |= {cls.__name__ for cls in get_args(needs.Need)}
-    names |= {field.name for field in fields(needs.Sel)}
+    names |= {field.name for field in fields(needs.Select)}
     for kind in (
         components.Component,
         components.TokenStrategy,

@@ -13,7 +13,7 @@ import torch
 from lmmkit import build
 from lmmkit.cost_estimate import Load, checkpoint_bytes, estimate, moment_bytes
 from lmmkit.plan.prepare import prepare
-from lmmkit.training.checkpoint.read import read, state_dict
+from lmmkit.training.checkpoint import read, state_dict
 from lmmkit.training.run import train
 from tests.conftest import PLAIN
 
@@ -34,12 +34,12 @@ def test_weights_gradients_and_optimizer_are_told_exactly(tiny, case):
     prepared = prepare(tiny(WIDE, *CASES[case], text=PLAIN))
     recipe, stage = prepared.recipe, prepared.recipe.stages["finetune"]
     told = estimate(prepared, "finetune", flops=1e12)["bytes"]
-    objective = build.build(
+    objective = build.build_objective(
         recipe, {}, prepared.dims, torch.device("cpu"), narrow=build.frozen_narrow(recipe)
     )
-    learns = build.set_stage(objective, prepared.plans["finetune"], stage, seed=0)
-    optimizer = build.optimizer(objective, stage, learns)
-    for parameters in learns.values():
+    trainable = build.set_stage(objective, prepared.plans["finetune"], stage, seed=0)
+    optimizer = build.optimizer(objective, stage, trainable)
+    for parameters in trainable.values():
         for p in parameters:
             p.grad = torch.ones_like(p)
     gradients = sum(p.grad.nbytes for p in objective.parameters() if p.grad is not None)

@@ -11,13 +11,13 @@ import transformers as hf
 from safetensors.torch import load_file
 
 import lmmkit
-from lmmkit.runs.run_folder import RunDir
+from lmmkit.runs.run_folder import RunFolder
 from tests.commands.test_cli import run
 from tests.training.test_run import figures
 from tests.weights import models
 
 EYE, DOWN = "lmm.vision.blocks.0.qkv.weight", "lmm.decoder.blocks.0.mlp.down.weight"
-HELDOUT = ["data.heldout={kind: llava, records: heldout.json, images: ., template: vicuna_v1, image_shape: pad}",
+HELDOUT = ["data.heldout={kind: llava, records: heldout.json, images: ., template: vicuna_v1, image_fit: pad}",
            "evaluate={tasks: {answers: {kind: exact_match, data: heldout, max_new_tokens: 3}}}"]  # fmt: skip
 LORA = "stages.finetune.train.text={lora: {r: 4, alpha: 8, dropout: 0.05}, lr: 2.0e-3}"
 SMALL = [
@@ -59,13 +59,13 @@ def root(scenes, tmp_path_factory):
     return root
 
 
-def train(root, out, *overrides: str, resume: bool = False) -> RunDir:
+def train(root, out, *overrides: str, resume: bool = False) -> RunFolder:
     sets = [word for each in (*SMALL, *HELDOUT, *overrides) for word in ("--set", each)]
     run("train", "finetune-task", "--root", root, "--out", out, *sets, *(["--resume"] if resume else []))
-    return RunDir(out)
+    return RunFolder(out)
 
 
-def moved(run: RunDir, root, name: str) -> float:
+def moved(run: RunFolder, root, name: str) -> float:
     """The largest change of a tensor, of the folder the run began as."""
     before = lmmkit.load(root / "weights" / "llava-1.5-7b-hf", device="cpu").objective.state_dict()[name]
     after = load_file(run.model("finetune") / "model.safetensors")[name]

@@ -21,7 +21,7 @@ def cut_at_random(forest: Forest, seed: int) -> np.ndarray:
 @often
 @given(SEEDS)
 def test_intervals_of_random_and_grown_forests_nest(seed):
-    forests = [random_forest(seed), grow(random_groups(seed), worth=1 + seed % 9)[0]]
+    forests = [random_forest(seed), grow(random_groups(seed), min_shared=1 + seed % 9)[0]]
     for forest in forests:
         enter, leave = forest.enter_T, forest.leave_T
         assert (enter < leave).all()
@@ -52,7 +52,7 @@ def test_runs_tile_memory_and_their_rule_is_that_of_their_rows(seed):
 @often
 @given(SEEDS)
 def test_arranging_is_a_permutation_that_keeps_the_rule(seed):
-    forest, paths = grow(random_groups(seed), worth=1 + seed % 9)
+    forest, paths = grow(random_groups(seed), min_shared=1 + seed % 9)
     moved, new = arrange(forest, cut_at_random(forest, seed))
     assert sorted(new.tolist()) == list(range(len(forest)))
     assert (moved.see()[new][:, new] == forest.see()).all()
@@ -98,13 +98,13 @@ def test_no_rows_have_no_runs():
     assert grow([])[1] == unshared([])[1] == [] and len(grow([[]])[0]) == len(unshared([])[0]) == 0
 
 
-@pytest.mark.parametrize(("share", "worth"), [(True, 1), (True, 8), (False, 1)])
+@pytest.mark.parametrize(("share", "min_shared"), [(True, 1), (True, 8), (False, 1)])
 @often
 @given(seed=SEEDS)
-def test_grown_paths_are_the_sequences(share, worth, seed):
+def test_grown_paths_are_the_sequences(share, min_shared, seed):
     groups = random_groups(seed)
     lengths = [len(keys) for group in groups for keys in group]
-    forest, paths = grow(groups, worth=worth) if share else unshared(lengths)
+    forest, paths = grow(groups, min_shared=min_shared) if share else unshared(lengths)
     _, apart = reference.grow(groups)
     see = forest.see()
     key = np.full(len(forest), -1)
@@ -134,21 +134,21 @@ def test_sharing_takes_one_row_a_distinct_prefix(seed):
 
 @often
 @given(SEEDS, st.integers(2, 10))
-def test_no_stretch_shorter_than_its_worth_is_shared(seed, worth):
+def test_no_stretch_shorter_than_its_worth_is_shared(seed, min_shared):
     groups = random_groups(seed)
-    forest, paths = grow(groups, worth=worth)
+    forest, paths = grow(groups, min_shared=min_shared)
     users = [frozenset(i for i, path in enumerate(paths) if row in path) for row in range(len(forest))]
     stretches: dict[frozenset, int] = {}
     for user in users:
         stretches[user] = stretches.get(user, 0) + 1
-    assert all(n >= worth for user, n in stretches.items() if len(user) > 1)
+    assert all(n >= min_shared for user, n in stretches.items() if len(user) > 1)
 
 
 def test_a_prefix_just_worth_it_is_shared_and_one_row_less_is_not():
     long, short = np.arange(8), np.arange(7)
     for trunk, rows in ((long, 10), (short, 16)):
         views = [np.append(trunk, 100), np.append(trunk, 200)]
-        assert len(grow([views], worth=8)[0]) == rows
+        assert len(grow([views], min_shared=8)[0]) == rows
 
 
 def test_groups_never_share():

@@ -10,8 +10,8 @@ import pytest
 
 from lmmkit.api.plugin_files import load_file
 from lmmkit.errors import UserError
-from lmmkit.plan.instances import build
-from lmmkit.registry import file_components, open_door
+from lmmkit.plan.instances import build_component
+from lmmkit.registry import file_components, open_registry
 from lmmkit.training.run import train
 from tests.conftest import PLAIN
 
@@ -34,7 +34,7 @@ class Mine(Loss):
 
 @dataclass(frozen=True, kw_only=True)
 class Again(AuxTask):
-    learns_text = True
+    text_loss = True
     def views(self, sample, rng):
         return [View(sample=sample, learn=True)]
 
@@ -59,7 +59,7 @@ def _forget():
 
 
 def test_a_component_of_a_file_unpickles_where_the_file_was_never_loaded(file):
-    mine = build(file_components(file, trust_files=True)["mine"].cls, "mine", {"power": 3.0})
+    mine = build_component(file_components(file, trust_files=True)["mine"].cls, "mine", {"power": 3.0})
     raw = bytes(ForkingPickler.dumps(mine))
     _forget()
     again = pickle.loads(raw)
@@ -69,7 +69,7 @@ def test_a_component_of_a_file_unpickles_where_the_file_was_never_loaded(file):
 
 
 def test_a_changed_or_absent_file_is_not_run_by_a_worker(file):
-    raw = pickle.dumps(build(file_components(file, trust_files=True)["mine"].cls, "mine", {}))
+    raw = pickle.dumps(build_component(file_components(file, trust_files=True)["mine"].cls, "mine", {}))
     _forget()
     file.write_text(MINE + "raise AssertionError('must not run')\n")
     with pytest.raises(UserError, match="plugin/changed-file"):
@@ -80,10 +80,10 @@ def test_a_changed_or_absent_file_is_not_run_by_a_worker(file):
 
 
 def test_two_instances_share_one_module_and_a_broken_file_leaves_none(file, tmp_path):
-    door = open_door(
+    registry = open_registry(
         {"mine": str(file), "more": f"{file}:mine"}, where={"mine": "", "more": ""}, trust_files=True
     )
-    assert door.components["mine"].cls is door.components["more"].cls
+    assert registry.components["mine"].cls is registry.components["more"].cls
     (tmp_path / "broken.py").write_text("1 / 0")
     before = set(sys.modules)
     with pytest.raises(ZeroDivisionError):

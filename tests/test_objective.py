@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from lmmkit import build
-from lmmkit.api.batch import Pick
-from lmmkit.api.needs import HiddenMean, Sel
-from lmmkit.attention.backends import Eager, Sdpa
+from lmmkit.api.batch import RowGather
+from lmmkit.api.needs import HiddenMean, Select
+from lmmkit.attention.backends import Sdpa
+from lmmkit.attention.eager import Eager
 from lmmkit.data.pipeline import cut
 from lmmkit.objective import tap
 from lmmkit.recipe import Speed
@@ -118,13 +119,13 @@ def test_guided_loss_is_one_minus_the_mass_of_every_response_row():
 
 def test_the_mean_over_visual_tokens_is_of_its_own_views_rows():
     made, (batch, paths) = paper.objective(), paper.packed(paper.CAPTIONS)
-    need, views = HiddenMean(Sel(view="image_order", kind="image")), batch.views_of("image_order")
+    need, views = HiddenMean(Select(view="image_order", kind="image")), batch.views_of("image_order")
     rows = [
         torch.from_numpy(paths[v][1 : 4 + 3 * i]) for i, v in enumerate(views)
     ]  # as many as the view's number
     view_Q = torch.cat([torch.full((len(r),), v) for v, r in zip(views, rows, strict=True)])
     out = made.lmm(whole(batch), made.tokens(batch))
-    got = tap(need, replace(batch, picks={need: Pick(torch.cat(rows), view_Q)}), out)
+    got = tap(need, replace(batch, gathers={need: RowGather(torch.cat(rows), view_Q)}), out)
     assert off(got, torch.stack([out.hidden_WD[r].mean(0) for r in rows])) < 1e-12
 
 
@@ -142,7 +143,7 @@ def test_mass_of_chosen_layers_is_their_mean():
     parts = []
     for layers in ((0,), (1,), "all"):
         chosen = replace(need, layers=layers)
-        parts.append(tap(chosen, replace(batch, picks={chosen: batch.picks[need]}), out))
+        parts.append(tap(chosen, replace(batch, gathers={chosen: batch.gathers[need]}), out))
     assert off((parts[0] + parts[1]) / 2, parts[2]) < 1e-12 < off(parts[0], parts[1])
 
 

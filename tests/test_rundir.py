@@ -9,13 +9,13 @@ import pytest
 from lmmkit.errors import MachineError, UserError
 from lmmkit.runs import files
 from lmmkit.runs.files import plain, read_json, write_json_atomic
-from lmmkit.runs.run_folder import RunDir
+from lmmkit.runs.run_folder import RunFolder
 from lmmkit.runs.run_lock import lock
 
 
 @pytest.fixture
 def run(tmp_path):
-    run = RunDir.create(tmp_path / "out" / "run", resume=False)
+    run = RunFolder.create(tmp_path / "out" / "run", resume=False)
     write_json_atomic(run.run_json, {"seed": 1})
     return run
 
@@ -25,7 +25,7 @@ def codes(error):
 
 
 def test_names(tmp_path):
-    run = RunDir(str(tmp_path))
+    run = RunFolder(str(tmp_path))
     assert run.path == tmp_path
     assert run.model("finetune") == tmp_path / "model" / "finetune"
     files = [run.recipe, run.resolved, run.plan, run.run_json, run.lock, run.metrics]
@@ -38,22 +38,22 @@ def test_names(tmp_path):
 
 def test_a_new_run_wants_an_empty_folder(run, tmp_path):
     with pytest.raises(UserError, match=r"--resume.*--out") as error:
-        RunDir.create(run.path, resume=False)
+        RunFolder.create(run.path, resume=False)
     assert codes(error) == ["run/exists"]
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "recipe.yaml").touch()
     with pytest.raises(UserError, match="--out") as error:
-        RunDir.create(tmp_path / "photos", resume=False)
+        RunFolder.create(tmp_path / "photos", resume=False)
     assert codes(error) == ["run/not-empty"]
     (tmp_path / "empty").mkdir()
-    assert RunDir.create(tmp_path / "empty", resume=False).path.is_dir()
+    assert RunFolder.create(tmp_path / "empty", resume=False).path.is_dir()
 
 
 def test_resume_wants_a_run(run, tmp_path):
-    assert RunDir.create(run.path, resume=True) == run
+    assert RunFolder.create(run.path, resume=True) == run
     for name in ("nowhere", "photos"):
         with pytest.raises(UserError) as error:
-            RunDir.create(tmp_path / name, resume=True)
+            RunFolder.create(tmp_path / name, resume=True)
         assert codes(error) == ["run/not-a-run"]
         (tmp_path / "photos").mkdir(exist_ok=True)
     assert not (tmp_path / "nowhere").exists()
@@ -63,20 +63,20 @@ def test_resume_wants_a_run(run, tmp_path):
 def test_a_start_that_died_before_it_was_a_run(tmp_path, resume):
     for name in ("lock", "recipe.yaml", "plan.txt", ".run.json.123.tmp"):
         (tmp_path / name).touch()
-    assert RunDir.create(tmp_path, resume=resume).path == tmp_path
+    assert RunFolder.create(tmp_path, resume=resume).path == tmp_path
 
 
 def test_a_file_in_the_way(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError) as error:
-        RunDir.create(tmp_path / "file", resume=False)
+        RunFolder.create(tmp_path / "file", resume=False)
     assert codes(error) == ["run/no-folder"]
     with pytest.raises((UserError, MachineError)):
-        RunDir.create(tmp_path / "file" / "deeper", resume=False)
+        RunFolder.create(tmp_path / "file" / "deeper", resume=False)
 
 
 def test_readers(run, tmp_path):
-    assert RunDir.open(run.path) == run
+    assert RunFolder.open(run.path) == run
     assert run.read_metrics() == []
     run.metrics.write_text('{"step": 1}\n{"step": 2}\n{"step": 3, "lo')
     assert [record["step"] for record in run.read_metrics()] == [1, 2]
@@ -84,8 +84,8 @@ def test_readers(run, tmp_path):
         run.read_results()
     write_json_atomic(run.results, {"pope": {"accuracy": 0.5, "chance": float("nan")}})
     assert run.read_results() == {"pope": {"accuracy": 0.5, "chance": None}}
-    other = RunDir(tmp_path)
-    for read in (other.read_metrics, other.read_results, lambda: RunDir.open(tmp_path)):
+    other = RunFolder(tmp_path)
+    for read in (other.read_metrics, other.read_results, lambda: RunFolder.open(tmp_path)):
         with pytest.raises(UserError) as error:
             read()
         assert codes(error) == ["run/not-a-run"]
@@ -208,5 +208,5 @@ def _is_taken(run):
 
 
 def test_no_folder_no_lock(tmp_path):
-    with pytest.raises(MachineError), lock(RunDir(tmp_path / "nowhere")):
+    with pytest.raises(MachineError), lock(RunFolder(tmp_path / "nowhere")):
         pass

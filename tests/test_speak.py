@@ -66,11 +66,11 @@ def trained(tiny, scenes, tmp_path):
 
 def test_a_plugin_that_only_trained_is_not_needed_to_answer(trained, tmp_path, monkeypatch):
     recipe, run = trained("look")
-    before = load(run.path).say(ASKED, new=5)
+    before = load(run.path).notify(ASKED, new=5)
     shutil.move(run.model("finetune"), tmp_path / "moved")
     (tmp_path / "root" / "mine.py").unlink()
     monkeypatch.chdir("/")
-    assert load(tmp_path / "moved").say(ASKED, new=5) == before
+    assert load(tmp_path / "moved").notify(ASKED, new=5) == before
 
 
 def test_a_plugin_it_speaks_through_is_found_below_the_run_s_root(trained, tmp_path, monkeypatch):
@@ -79,11 +79,13 @@ def test_a_plugin_it_speaks_through_is_found_below_the_run_s_root(trained, tmp_p
     with pytest.raises(UserError, match="plugin/untrusted-file") as error:
         load(run.path)
     assert len(error.value.problems) == 1, "what reads the token in training is not asked for"
-    speaker = load(run.path, trust_files=True)
-    assert [s.name for s, _ in speaker.views.edits] == ["pause"] and set(speaker.objective.plugins) == {
+    chat_model = load(run.path, trust_files=True)
+    assert [s.name for s, _ in chat_model.views.edits] == ["pause"] and set(chat_model.objective.plugins) == {
         "pause"
     }
-    assert speaker.say(ASKED, new=5) == load(run.path, trust_files=True, plugins="all").say(ASKED, new=5)
+    assert chat_model.notify(ASKED, new=5) == load(run.path, trust_files=True, plugins="all").notify(
+        ASKED, new=5
+    )
 
 
 def test_evaluation_opens_every_plugin_from_the_run_s_root_or_the_one_given(trained, tmp_path, monkeypatch):

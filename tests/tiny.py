@@ -9,13 +9,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lmmkit.api.batch import Batch, Pick
+from lmmkit.api.batch import Batch, RowGather
 from lmmkit.api.layout import Layout, Span, text
 from lmmkit.api.model_info import ImageSpec
 from lmmkit.api.sample import Image, Sample, View
 from lmmkit.attention.backends import Backend, Sdpa
 from lmmkit.attention.forest import roots
-from lmmkit.attention.schedule import Sight
+from lmmkit.attention.schedule import AttentionSpec
 from lmmkit.data.packing import LaidOut, Packer
 from lmmkit.model.decoder import Decoder, DecoderShape
 from lmmkit.model.vision import VisionShape, ViT
@@ -52,8 +52,8 @@ def image(path: str) -> Span:
     return Span(kind="image", n=SPEC.tokens, image=Image(path))
 
 
-def laid_out(*layout: Span, name: str = "main", learn: bool = True, key: str = "s") -> LaidOut:
-    return LaidOut(View(sample=Sample(key=key, turns=()), name=name, learn=learn), tuple(layout))
+def laid_out(*layout: Span, name: str = "main", supervised: bool = True, key: str = "s") -> LaidOut:
+    return LaidOut(View(sample=Sample(key=key, turns=()), name=name, supervised=supervised), tuple(layout))
 
 
 def prompt(ids: Sequence[int], picture: str | None = None, at: int = 1) -> Layout:
@@ -67,24 +67,24 @@ def packed(groups: Sequence[Sequence[Layout]], *, share: bool = True, reader=rea
     """Layouts, those of a group in one tree, as a micro-batch without targets; and their rows."""
     packer = Packer(reader=reader, image_rows=SPEC.tokens, image_size=SPEC.size, share=share)
     return packer.pack(
-        [packer.tree([laid_out(*layout, learn=False) for layout in group]) for group in groups]
+        [packer.tree([laid_out(*layout, supervised=False) for layout in group]) for group in groups]
     )
 
 
 def text_batch(prompts: Sequence[Sequence[int]]) -> Batch:
     """Packed text, made by hand."""
     none, total = torch.empty(0, dtype=torch.int64), sum(map(len, prompts))
-    sight = Sight(roots([len(p) for p in prompts]), torch.zeros(total, dtype=torch.bool), none)
+    spec = AttentionSpec(roots([len(p) for p in prompts]), torch.zeros(total, dtype=torch.bool), none)
     return Batch(
-        sight=sight, last=sight, id_T=torch.tensor([i for p in prompts for i in p]), fills=(),
-        pixels_ICXY=torch.empty(0, 3, SPEC.size, SPEC.size), predict=Pick(none, none), target_S=none, term_S=none,
+        attention=spec, last=spec, id_T=torch.tensor([i for p in prompts for i in p]), scatters=(),
+        pixels_ICXY=torch.empty(0, 3, SPEC.size, SPEC.size), predict=RowGather(none, none), target_S=none, term_S=none,
         text_terms=("next_token",),
     )  # fmt: skip
 
 
 def whole(batch: Batch) -> Batch:
     """A batch of whose last layer all rows come out."""
-    return replace(batch, last=batch.sight)
+    return replace(batch, last=batch.attention)
 
 
 def random_ids(n: int, seed: int, vocab: int = TEXT.vocab) -> list[int]:

@@ -13,26 +13,26 @@ if TYPE_CHECKING:
     from pluggy import HookimplMarker
 
     from lmmkit.api.batch import Batch
-    from lmmkit.api.components import AuxTask, Ctx, LearnedTokens, Loss, Reading, TokenStrategy
+    from lmmkit.api.components import AuxTask, Ctx, LearnedTokens, Loss, Metric, TokenStrategy
     from lmmkit.api.layout import Insert
     from lmmkit.api.model_info import Dims, ImageSpec
-    from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Sel
+    from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Select
     from lmmkit.api.sample import Image, Sample, Turn, View
 
     hookimpl: HookimplMarker
 
 __all__ = [
     "AttnMass", "AuxTask", "Batch", "Ctx", "Dims", "HiddenAt", "HiddenMean", "Image", "ImageSpec",
-    "Insert", "LearnedTokens", "Loss", "Reading", "Sample", "Sel", "TokenStrategy", "Turn", "View",
+    "Insert", "LearnedTokens", "Loss", "Metric", "Sample", "Select", "TokenStrategy", "Turn", "View",
     "hookimpl",
 ]  # fmt: skip
 
 _FILES = {
     "batch": ("Batch",),
-    "components": ("AuxTask", "Ctx", "LearnedTokens", "Loss", "Reading", "TokenStrategy", "hookimpl"),
+    "components": ("AuxTask", "Ctx", "LearnedTokens", "Loss", "Metric", "TokenStrategy", "hookimpl"),
     "layout": ("Insert",),
     "model_info": ("Dims", "ImageSpec"),
-    "needs": ("AttnMass", "HiddenAt", "HiddenMean", "Sel"),
+    "needs": ("AttnMass", "HiddenAt", "HiddenMean", "Select"),
     "sample": ("Image", "Sample", "Turn", "View"),
 }
 

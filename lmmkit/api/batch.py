@@ -14,11 +14,11 @@ from torch import Tensor
 
 from lmmkit.api.needs import Need
 from lmmkit.attention.forest import Forest
-from lmmkit.attention.schedule import Sight
+from lmmkit.attention.schedule import AttentionSpec
 
 
 @dataclass(frozen=True)
-class Fill:
+class EmbedScatter:
     """`x[row_N] = source[item_N]`: rows that no token id describes.
 
     `source` is "vision" (items count image tokens, image by image) or "plugins.<instance>".
@@ -30,7 +30,7 @@ class Fill:
 
 
 @dataclass(frozen=True)
-class Pick:
+class RowGather:
     """Pairs (row, view) to read: a row that several views share appears once for each.
 
     `uniform_Q` comes with attention mass: the mass that even attention would put there.
@@ -59,16 +59,16 @@ class Batch:
     `dropped` what the layout had to leave out, by reason.
     """
 
-    sight: Sight
-    last: Sight
+    attention: AttentionSpec
+    last: AttentionSpec
     id_T: Tensor
-    fills: tuple[Fill, ...]
+    scatters: tuple[EmbedScatter, ...]
     pixels_ICXY: Tensor
-    predict: Pick
+    predict: RowGather
     target_S: Tensor
     term_S: Tensor
     text_terms: tuple[str, ...]
-    picks: Mapping[Need, Pick] = field(default_factory=dict)
+    gathers: Mapping[Need, RowGather] = field(default_factory=dict)
     labels: Mapping[str, Tensor] = field(default_factory=dict)
     views: tuple[tuple[str, str], ...] = ()
     first_image_V: tuple[int, ...] = ()
@@ -83,7 +83,7 @@ class Batch:
     @property
     def forest(self) -> Forest:
         """Who sees whom."""
-        return self.sight.forest
+        return self.attention.forest
 
     def views_of(self, name: str) -> list[int]:
         """Numbers of the views of this name."""
@@ -102,20 +102,20 @@ class Batch:
         def move(t: Tensor) -> Tensor:
             return t.to(device, non_blocking=True)
 
-        def move_pick(p: Pick) -> Pick:
+        def move_pick(p: RowGather) -> RowGather:
             uniform = None if p.uniform_Q is None else move(p.uniform_Q)
-            return Pick(move(p.row_Q), move(p.view_Q), uniform)
+            return RowGather(move(p.row_Q), move(p.view_Q), uniform)
 
         return replace(
             self,
             id_T=move(self.id_T),
-            fills=tuple(Fill(f.source, move(f.row_N), move(f.item_N)) for f in self.fills),
+            scatters=tuple(EmbedScatter(f.source, move(f.row_N), move(f.item_N)) for f in self.scatters),
             pixels_ICXY=move(self.pixels_ICXY),
             predict=move_pick(self.predict),
             target_S=move(self.target_S),
             term_S=move(self.term_S),
             source_S=move(self.source_S),
-            picks={need: move_pick(pick) for need, pick in self.picks.items()},
+            gathers={need: move_pick(pick) for need, pick in self.gathers.items()},
             labels={name: move(label) for name, label in self.labels.items()},
         )
 

@@ -27,7 +27,7 @@ API = 1
 hookimpl = HookimplMarker("lmmkit")
 
 
-class Reading(NamedTuple):
+class Metric(NamedTuple):
     """A figure to log beside the loss: its sum over the counted items, and the sum chance gives."""
 
     total: Tensor
@@ -100,7 +100,7 @@ class Term(Component):
 
     def count(self, batch: Batch) -> int:
         """Items of this micro-batch the term averages over; asked on the host, before the forward."""
-        return len(batch.picks[self.needs[0]])
+        return len(batch.gathers[self.needs[0]])
 
     def value(self, ctx: Ctx) -> Tensor:
         """The SUM over those items, a float32 scalar. The core divides by the global count."""
@@ -110,11 +110,11 @@ class Term(Component):
         """What the averaged value would be at chance, where that is known beforehand."""
         return None
 
-    def readings(self, ctx: Ctx) -> Mapping[str, Reading]:
+    def metrics(self, ctx: Ctx) -> Mapping[str, Metric]:
         """Further figures, on logging steps and in evaluation; never differentiated."""
         return {}
 
-    def pictures(self, ctx: Ctx) -> Mapping[str, Tensor]:
+    def images(self, ctx: Ctx) -> Mapping[str, Tensor]:
         """Pictures for TensorBoard, preprocessed pixels [C, X, Y] by name."""
         return {}
 
@@ -123,11 +123,11 @@ class Term(Component):
 class AuxTask(Term):
     """Derives further views from a sample and learns from them.
 
-    With `learns_text` the term is the next-token loss on the views' supervised text and `value`
+    With `text_loss` the term is the next-token loss on the views' supervised text and `value`
     is never called; `score` then judges generated text.
     """
 
-    learns_text: ClassVar[bool] = False
+    text_loss: ClassVar[bool] = False
 
     def views(self, sample: Sample, rng: np.random.Generator) -> Sequence[View]:
         """The task's views; `rng` is keyed by (seed, instance, sample, epoch)."""
@@ -163,7 +163,7 @@ class LearnedTokens(nn.Module):
         return self.weight
 
 
-def reads(term: Term, view: str, mark: str) -> bool:
+def reads(term: Term, view: str, token_name: str) -> bool:
     """Whether a term reads this mark in this view."""
-    sels = (selector(need) for need in term.needs)
-    return any(sel.view == view and sel.mark == mark for sel in sels)
+    selects = (selector(need) for need in term.needs)
+    return any(select.view == view and select.token_name == token_name for select in selects)

@@ -28,10 +28,10 @@ class Span:
     kind: Kind
     n: int
     role: SpanRole = "none"
-    learn: bool = False
+    supervised: bool = False
     ids: tuple[int, ...] = ()
     image: Image | None = None
-    mark: str | None = None
+    token_name: str | None = None
     owner: str | None = None
 
 
@@ -47,25 +47,25 @@ class Insert:
     """
 
     at: Place
-    mark: str
+    token_name: str
     n: int = 1
 
 
-def text(ids: Sequence[int], role: SpanRole, *, learn: bool = False) -> Span:
+def text(ids: Sequence[int], role: SpanRole, *, supervised: bool = False) -> Span:
     """A text span of these token ids."""
-    return Span(kind="text", n=len(ids), ids=tuple(ids), role=role, learn=learn)
+    return Span(kind="text", n=len(ids), ids=tuple(ids), role=role, supervised=supervised)
 
 
-def rows(layout: Iterable[Span]) -> int:
+def row_count(layout: Iterable[Span]) -> int:
     """Rows a layout takes."""
     return sum(span.n for span in layout)
 
 
-def merge(layout: Layout, edits: Iterable[tuple[str, Insert]]) -> Layout:
+def insert_tokens(layout: Layout, edits: Iterable[tuple[str, Insert]]) -> Layout:
     """The layout with every (owner, insert) in place; equal places keep the edits' order."""
     out = list(layout)
     for owner, edit in edits:
-        span = Span(kind="learned", n=edit.n, mark=edit.mark, owner=owner)
+        span = Span(kind="learned", n=edit.n, token_name=edit.token_name, owner=owner)
         out.insert(_index(out, edit.at), span)
     return tuple(out)
 

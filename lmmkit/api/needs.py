@@ -17,7 +17,7 @@ from lmmkit.api.layout import Kind, Layout, Span, SpanRole
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sel:
+class Select:
     """Selects rows of one view: those of spans that match every given field.
 
     `view` is "main" or a task's instance name. `learn=True` keeps supervised rows only. `shift`
@@ -27,41 +27,41 @@ class Sel:
     view: str = "main"
     kind: Kind | None = None
     role: SpanRole | None = None
-    mark: str | None = None
-    learn: bool | None = None
+    token_name: str | None = None
+    supervised: bool | None = None
     shift: Literal[0, -1] = 0
 
-    def takes(self, span: Span) -> bool:
+    def matches(self, span: Span) -> bool:
         """Whether this span's rows are selected."""
         return (
             (self.kind is None or span.kind == self.kind)
             and (self.role is None or span.role == self.role)
-            and (self.mark is None or span.mark == self.mark)
-            and (self.learn is None or span.learn == self.learn)
+            and (self.token_name is None or span.token_name == self.token_name)
+            and (self.supervised is None or span.supervised == self.supervised)
         )
 
-    def places(self, layout: Layout) -> np.ndarray:
+    def positions(self, layout: Layout) -> np.ndarray:
         """Positions in the view, in order, that are selected; `shift` applied. int64"""
         ends = list(accumulate(span.n for span in layout))
         taken = [
-            np.arange(end - span.n, end) for end, span in zip(ends, layout, strict=True) if self.takes(span)
+            np.arange(end - span.n, end) for end, span in zip(ends, layout, strict=True) if self.matches(span)
         ]
-        places = np.concatenate([*taken, np.empty(0, np.int64)]) + self.shift
-        return places[places >= 0]
+        positions = np.concatenate([*taken, np.empty(0, np.int64)]) + self.shift
+        return positions[positions >= 0]
 
 
 @dataclass(frozen=True)
 class HiddenAt:
     """[Q, D]: hidden states after the final norm at the selected rows, in (view, row) order."""
 
-    at: Sel
+    at: Select
 
 
 @dataclass(frozen=True)
 class HiddenMean:
     """[Q, D]: the mean of those states over the selected rows, one row a view that has any."""
 
-    over: Sel
+    over: Select
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,16 +71,16 @@ class AttnMass:
     Float32, mean over heads and over `layers`: "all", or layer numbers from 0.
     """
 
-    q: Sel
-    k: Sel = Sel(kind="image")
+    q: Select
+    k: Select = Select(kind="image")
     layers: Literal["all"] | tuple[int, ...] = "all"
 
 
 Need = HiddenAt | HiddenMean | AttnMass
 
 
-def selector(need: Need) -> Sel:
+def selector(need: Need) -> Select:
     """The selector whose rows a need reads (the queries of a mass)."""
     match need:
-        case HiddenAt(at=sel) | HiddenMean(over=sel) | AttnMass(q=sel):
-            return sel
+        case HiddenAt(at=select) | HiddenMean(over=select) | AttnMass(q=select):
+            return select

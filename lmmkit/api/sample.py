@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Role = Literal["user", "assistant"]
-ImageShape = Literal["crop", "pad", "squash"]
+ImageFit = Literal["crop", "pad", "stretch"]
 
 
 class ImageEdit(Protocol):
@@ -48,7 +48,7 @@ class Turn:
 class Sample:
     """One conversation about zero or more images, as the records file has it.
 
-    `key` is unique in its source; `template` and `image_shape` say how the source is to be laid
+    `key` is unique in its source; `template` and `image_fit` say how the source is to be laid
     out; `meta` carries the record's further scalar fields (question type, scene) to evaluation.
     """
 
@@ -56,7 +56,7 @@ class Sample:
     turns: tuple[Turn, ...]
     images: tuple[Image, ...] = ()
     template: str = "vicuna_v1"
-    image_shape: ImageShape = "pad"
+    image_fit: ImageFit = "pad"
     meta: Mapping[str, str | int | float] = field(default_factory=dict)
 
 
@@ -70,5 +70,5 @@ class View:
 
     sample: Sample
     name: str = "main"
-    learn: bool = False
+    supervised: bool = False
     labels: Mapping[str, int | float] = field(default_factory=dict)

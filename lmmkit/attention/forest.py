@@ -144,7 +144,7 @@ def unshared(lengths: Sequence[int]) -> tuple[Forest, list[Rows]]:
     return roots(lengths), [np.arange(end - n, end) for n, end in zip(lengths, ends, strict=True)]
 
 
-def grow(groups: Sequence[Sequence[Rows]], *, worth: int = 1) -> tuple[Forest, list[Rows]]:
+def grow(groups: Sequence[Sequence[Rows]], *, min_shared: int = 1) -> tuple[Forest, list[Rows]]:
     """Merges the longest common prefixes of each group's sequences.
 
     Args:
@@ -155,7 +155,7 @@ def grow(groups: Sequence[Sequence[Rows]], *, worth: int = 1) -> tuple[Forest, l
         The forest, rows in depth-first order, and for every sequence, group by group, the row of
         each of its places. A shared row stands in several of these.
     """
-    grower = _Grower(worth)
+    grower = _Grower(min_shared)
     paths: list[Rows] = []
     for sequences in groups:
         grower.found = {}
@@ -167,8 +167,8 @@ def grow(groups: Sequence[Sequence[Rows]], *, worth: int = 1) -> tuple[Forest, l
 
 
 class _Grower:
-    def __init__(self, worth: int):
-        self.worth = worth
+    def __init__(self, min_shared: int):
+        self.min_shared = min_shared
         self.n = 0
         self.leave: list[np.ndarray] = []
         self.pos: list[np.ndarray] = []
@@ -188,7 +188,7 @@ class _Grower:
 
     def _branch(self, members: list[tuple[int, Rows]], base: int, path: Rows) -> None:
         end = _common(members, base)
-        if len(members) > 1 and end - base < self.worth:
+        if len(members) > 1 and end - base < self.min_shared:
             self._split(members, base, end, path)
             return
         at = self.n

@@ -1,4 +1,4 @@
-"""What a layer's attention is handed and hands back: packed heads, their turning, an `Attend`."""
+"""What a layer's attention is handed and hands back: packed heads, their turning, an `AttentionFn`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-Turn = tuple[Tensor, Tensor]
+Rotary = tuple[Tensor, Tensor]
 """(cos, sin), each [T, 1, K / 2]: by how much each row's pairs (k, k + K / 2) are turned."""
 
 ALL = slice(None)
@@ -27,23 +27,23 @@ class Heads(NamedTuple):
         qkv_TAK = qkv_TC.unflatten(-1, (-1, self.size))
         return qkv_TAK[:, : self.q], qkv_TAK[:, self.q : -self.kv], qkv_TAK[:, -self.kv :]
 
-    def turning(self, qkv_TC: Tensor) -> Tensor:
+    def queries_and_keys(self, qkv_TC: Tensor) -> Tensor:
         """A view of what positions turn: queries and keys, [T, H + G, K]."""
         return qkv_TC.unflatten(-1, (-1, self.size))[:, : -self.kv]
 
 
 @dataclass(frozen=True)
-class Attend:
+class AttentionFn:
     """(qkv_TC, heads, turn) -> (out_WC, mass_R). The projection is the call's own: it may turn it in place.
 
     `rows` are the W rows that come out: all, or those whose states somebody reads.
     """
 
     rows: Tensor | slice
-    call: Callable[[Tensor, Heads, Turn], tuple[Tensor, Tensor]]
+    call: Callable[[Tensor, Heads, Rotary], tuple[Tensor, Tensor]]
 
-    def __call__(self, qkv_TC: Tensor, heads: Heads, turn: Turn) -> tuple[Tensor, Tensor]:
-        return self.call(qkv_TC, heads, turn)
+    def __call__(self, qkv_TC: Tensor, heads: Heads, rotary: Rotary) -> tuple[Tensor, Tensor]:
+        return self.call(qkv_TC, heads, rotary)
 
 
 def grouped(x_THK: Tensor, heads: int) -> Tensor:
@@ -58,18 +58,18 @@ def ungrouped(x_THK: Tensor, groups: int) -> Tensor:
     return x_THK if heads == groups else x_THK.unflatten(-2, (groups, heads // groups)).sum(-2)
 
 
-def turned(qkv_TC: Tensor, heads: Heads, turn: Turn) -> tuple[Tensor, Tensor, Tensor]:
+def apply_rope(qkv_TC: Tensor, heads: Heads, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
     """(q_THK, k_TGK, v_TGK), queries and keys turned to their positions; the plain twin of `turn_`."""
     q, k, v = heads.split(qkv_TC)
-    return _turned(q, *turn), _turned(k, *turn), v
+    return _apply_rope(q, *rotary), _apply_rope(k, *rotary), v
 
 
-def _turned(x_THK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _apply_rope(x_THK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     left, right = x_THK.chunk(2, -1)
     return torch.cat([left * cos - right * sin, right * cos + left * sin], -1).to(x_THK)
 
 
-def turn_(x_THK: Tensor, cos: Tensor, sin: Tensor) -> None:
+def apply_rope_(x_THK: Tensor, cos: Tensor, sin: Tensor) -> None:
     """Turns where it lies; with `-sin`, back."""
     left, right = x_THK.chunk(2, -1)
     old_left = left.clone()

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lmmkit.attention.forest import expand
-from lmmkit.attention.interface import ALL, Attend, Heads, Turn, grouped, turn_, ungrouped
+from lmmkit.attention.interface import ALL, AttentionFn, Heads, Rotary, apply_rope_, grouped, ungrouped
 
 UNSEEN = 1e30  # the log-sum-exp of a padding row: its softmax weights come out as exact zeros
 
@@ -38,7 +38,7 @@ class Kernel(Protocol):
         ...
 
 
-class Even(NamedTuple):
+class StridedRows(NamedTuple):
     """B stretches of n rows, `step` apart: a view of memory as it lies."""
 
     start: int
@@ -64,7 +64,7 @@ class Even(NamedTuple):
         self.of(x_T).add_(part)
 
 
-class Listed(NamedTuple):
+class IndexedRows(NamedTuple):
     """Rows `index_BN` wherever they lie, none of them twice; `real_BN` is false where row 0 stands
     for padding, and None where there is none."""
 
@@ -96,54 +96,56 @@ class Listed(NamedTuple):
         return x_BN.flatten(0, 1) if self.real_BN is None else x_BN[self.real_BN]
 
 
-Places = Even | Listed
+RowSet = StridedRows | IndexedRows
 
 
-def places(start: np.ndarray, n: np.ndarray, of: np.ndarray, device: torch.device) -> Places:
+def row_set(start: np.ndarray, n: np.ndarray, of: np.ndarray, device: torch.device) -> RowSet:
     """The rows of B sequences: stretches of `n` rows from `start` on, stretch i of sequence `of[i]`."""
     if (start[:-1] + n[:-1] == start[1:]).all() and not of[-1]:
-        return Even(int(start[0]), int(n.sum()), 1, int(n.sum()))
+        return StridedRows(int(start[0]), int(n.sum()), 1, int(n.sum()))
     steps = np.diff(start)
     if (np.diff(of) == 1).all() and (n == n[0]).all() and (steps == steps[:1]).all() and steps[:1] >= n[0]:
-        return Even(int(start[0]), int(steps[0]), len(n), int(n[0]))
+        return StridedRows(int(start[0]), int(steps[0]), len(n), int(n[0]))
     lengths_B = np.bincount(of, n).astype(np.int64)
     real_BN = np.arange(lengths_B.max()) < lengths_B[:, None]
     index_BN = np.zeros(real_BN.shape, np.int64)
     index_BN[real_BN] = expand(start, n)
     real = None if real_BN.all() else torch.from_numpy(real_BN).to(device)
-    return Listed(torch.from_numpy(index_BN).to(device), real)
+    return IndexedRows(torch.from_numpy(index_BN).to(device), real)
 
 
 @dataclass(frozen=True)
-class Part:
+class PartialAttention:
     """One partial attention: rows `q` of those that come out, onto rows `k` of all.
 
     `own`: the queries' own run; these parts together hold every row that comes out once. `key`:
     the keys are those whose mass is read.
     """
 
-    q: Places
-    k: Places
+    q: RowSet
+    k: RowSet
     own: bool
     key: bool
     kernel: Kernel
 
 
-def attend(parts: Sequence[Part], row_W: np.ndarray | None, row_R: Tensor, device: torch.device) -> Attend:
+def attention_from_parts(
+    parts: Sequence[PartialAttention], row_W: np.ndarray | None, row_R: Tensor, device: torch.device
+) -> AttentionFn:
     """The attention of these parts, own ones first. `row_W`: the rows that come out, None for all;
     `row_R`: those whose mass is read."""
     if row_W is None:
-        return Attend(ALL, _Plan(parts, ALL, row_R.to(device)))
+        return AttentionFn(ALL, _Plan(parts, ALL, row_R.to(device)))
     rows_W = torch.from_numpy(row_W)
     place_R = torch.searchsorted(rows_W, row_R)
-    return Attend(rows_W.to(device), _Plan(parts, rows_W.to(device), place_R.to(device)))
+    return AttentionFn(rows_W.to(device), _Plan(parts, rows_W.to(device), place_R.to(device)))
 
 
 @dataclass(frozen=True)
 class _Plan:
     """What one batch's calls are: the parts, the rows that come out, those of them whose mass is read."""
 
-    parts: Sequence[Part]
+    parts: Sequence[PartialAttention]
     rows: Tensor | slice
     place_R: Tensor
 
@@ -152,8 +154,8 @@ class _Plan:
         """Whether all rows come out."""
         return isinstance(self.rows, slice)
 
-    def __call__(self, qkv_TC: Tensor, heads: Heads, turn: Turn) -> tuple[Tensor, Tensor]:
-        return _Merged.apply(qkv_TC, *turn, heads, self)
+    def __call__(self, qkv_TC: Tensor, heads: Heads, rotary: Rotary) -> tuple[Tensor, Tensor]:
+        return _Merged.apply(qkv_TC, *rotary, heads, self)
 
 
 class _Merged(torch.autograd.Function):
@@ -167,7 +169,7 @@ class _Merged(torch.autograd.Function):
     def forward(ctx, qkv_TC: Tensor, cos: Tensor, sin: Tensor, heads: Heads, plan: _Plan):
         ctx.set_materialize_grads(False)
         qkv_TC = qkv_TC.detach()
-        turn_(heads.turning(qkv_TC), cos, sin)
+        apply_rope_(heads.queries_and_keys(qkv_TC), cos, sin)
         q, k, v = heads.split(qkv_TC)
         q = q[plan.rows]
         wide = torch.promote_types(q.dtype, torch.float32)
@@ -179,7 +181,7 @@ class _Merged(torch.autograd.Function):
             if part.key:
                 part.q.put(key_lse, torch.logaddexp(part.q.of(key_lse), part_lse))
             if not part.own:
-                part_out, part_lse = merged(part.q.of(out), part.q.of(lse), part_out, part_lse)
+                part_out, part_lse = merge_partials(part.q.of(out), part.q.of(lse), part_out, part_lse)
             part.q.put(out, part_out)
             part.q.put(lse, part_lse)
         mass_RH = (key_lse[plan.place_R] - lse[plan.place_R]).exp()
@@ -213,11 +215,11 @@ class _Merged(torch.autograd.Function):
                 write(to, ungrouped(grad, heads.kv))
         if not plan.whole:
             d_q[plan.rows] = to_q
-        turn_(heads.turning(d_qkv_TC), cos, -sin)
+        apply_rope_(heads.queries_and_keys(d_qkv_TC), cos, -sin)
         return d_qkv_TC, None, None, None, None
 
 
-def merged(a: Tensor, lse_a: Tensor, b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
+def merge_partials(a: Tensor, lse_a: Tensor, b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
     """Two partial attentions [..., K] of the same queries, and their log-sum-exps [...], as one."""
     lse = torch.logaddexp(lse_a, lse_b)
     out = a * (lse_a - lse).exp_()[..., None]

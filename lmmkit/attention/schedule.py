@@ -60,7 +60,7 @@ SORT, SEGMENT = 4, 6  # columns that tell a sort, and a segment, from another
 
 
 @dataclass(frozen=True)
-class Sight:
+class AttentionSpec:
     """What is asked of one layer's attention over a forest of T rows; all of it on the host.
 
     Args:

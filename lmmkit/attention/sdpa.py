@@ -10,9 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lmmkit.attention.interface import Attend
-from lmmkit.attention.merge import UNSEEN, Kernel, Part, attend, merged, places
-from lmmkit.attention.schedule import Call, Sight
+from lmmkit.attention.interface import AttentionFn
+from lmmkit.attention.merge import (
+    UNSEEN,
+    Kernel,
+    PartialAttention,
+    attention_from_parts,
+    merge_partials,
+    row_set,
+)
+from lmmkit.attention.schedule import AttentionSpec, Call
 
 STRETCH = 192  # rows: the CPU kernel computes its whole blocks of 512 keys, causal or not
 
@@ -30,22 +37,24 @@ class Sdpa:
             return "the CUDA kernel has no float64"
         return ""
 
-    def attend(self, sight: Sight, device: torch.device) -> Attend:
+    def prepare(self, spec: AttentionSpec, device: torch.device) -> AttentionFn:
         kernels = _CUDA if device.type == "cuda" else _CPU
-        return attend(list(_parts(sight, kernels, device)), sight.row_W, sight.row_R, device)
+        return attention_from_parts(list(_parts(spec, kernels, device)), spec.row_W, spec.row_R, device)
 
     def dense(self, q_INHK: Tensor, k_INHK: Tensor, v_INHK: Tensor) -> Tensor:
         q_IHNK, k_IHNK, v_IHNK = (x.transpose(1, 2) for x in (q_INHK, k_INHK, v_INHK))
         return F.scaled_dot_product_attention(q_IHNK, k_IHNK, v_IHNK).transpose(1, 2)
 
 
-def _parts(sight: Sight, kernels: dict[bool, Kernel], device: torch.device) -> Iterator[Part]:
+def _parts(
+    spec: AttentionSpec, kernels: dict[bool, Kernel], device: torch.device
+) -> Iterator[PartialAttention]:
     """Each call's segments in batches of like length; keys are padded only where causal."""
-    for call in sight.calls:
+    for call in spec.calls:
         for batch in _alike(call):
-            q = places(sight.places(batch.q), batch.n, batch.of, device)
-            k = places(batch.k, batch.m, np.arange(len(batch.k)), device)
-            yield Part(q, k, own=call.level == 0, key=call.key, kernel=kernels[call.causal])
+            q = row_set(spec.places(batch.q), batch.n, batch.of, device)
+            k = row_set(batch.k, batch.m, np.arange(len(batch.k)), device)
+            yield PartialAttention(q, k, own=call.level == 0, key=call.key, kernel=kernels[call.causal])
 
 
 def _alike(call: Call) -> Iterator[Call]:
@@ -90,7 +99,7 @@ class _CausalFlash:
             here = slice(a, b)
             own = _flash(q[:, :, here], k[:, :, here], v[:, :, here], causal=True)
             before = _flash(q[:, :, here], k[:, :, :a], v[:, :, :a]) if a else ()
-            found.append(merged(*own, *before) if before else own)
+            found.append(merge_partials(*own, *before) if before else own)
         outs, lses = zip(*found, strict=True)
         return torch.cat(_heads_first(*outs), 1), torch.cat(_heads_first(*lses), 1)
 

@@ -79,7 +79,7 @@ def kernels(
     found = measure(shape, batches, device, dtype)
     if as_json:
         return print_json([asdict(each) for each in found])
-    rows, asked = sum(map(len, batches)), sum(len(b.sight.row_R) for b in batches)
+    rows, asked = sum(map(len, batches)), sum(len(b.attention.row_R) for b in batches)
     table = Table(
         title=f"one layer's attention, forward and backward: {rows:,} rows in {len(batches)} micro-batches, "
         f"the mass of {asked:,}; {device.type}, {str(dtype).removeprefix('torch.')}",

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lmmkit.commands.support.common import Held, Trust, err, reporting
+from lmmkit.commands.support.common import Dtype, Trust, err, reporting
 
 
 @reporting
@@ -20,11 +20,13 @@ def chat(
         list[Path] | None, typer.Option(help="A picture the conversation is about. Repeatable.")
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="Ask this once; without it, a conversation.")] = None,
-    new: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Most tokens of an answer.")] = 64,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", min=1, help="Most tokens of an answer.")
+    ] = 64,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
     seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
-    dtype: Held = "float32",
+    dtype: Dtype = "float32",
     trust_files: Trust = False,
 ) -> None:
     """Talk to a trained model about a picture."""
@@ -34,7 +36,7 @@ def chat(
     from lmmkit.inference.chat_model import load
     from lmmkit.inference.generate import Sampled, greedy
 
-    speaker = load(model, dtype=getattr(torch, dtype), trust_files=trust_files)
+    chat_model = load(model, dtype=getattr(torch, dtype), trust_files=trust_files)
     draws = torch.Generator().manual_seed(seed)
     choose = Sampled(temperature, top_p, draws) if temperature > 0 else greedy
     turns: list[Turn] = []
@@ -50,7 +52,9 @@ def chat(
             sys.stdout.flush()
             shown = so_far
 
-        answer = speaker.say(turns, pictures, new=new, choose=choose, on_text=stream)
+        answer = chat_model.reply(
+            turns, pictures, max_new_tokens=max_new_tokens, choose=choose, on_text=stream
+        )
         sys.stdout.write("\n")
         turns.append(Turn("assistant", answer))
 

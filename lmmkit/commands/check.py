@@ -55,7 +55,7 @@ def check(
     device = build.device_here()
     build.check_optimizers(read)
     build.check_compiler(read, device)
-    build.check_origins(prepared.recipe, prepared.dims, prepared.origins, device)
+    build.check_pretrained(prepared.recipe, prepared.dims, prepared.pretrained, device)
     if images:
         raise_all(
             [p for records in prepared.sources.values() for p in too_many(records, check_images(records))]

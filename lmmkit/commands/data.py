@@ -89,13 +89,13 @@ def show(
     for i in range(row, min(row + count, len(records))):
         sample = records[i]
         out.print(
-            f"[bold]{escape(records.where(i))}[/]  {escape(sample.key)}  {sample.template}, {sample.image_shape}"
+            f"[bold]{escape(records.where(i))}[/]  {escape(sample.key)}  {sample.template}, {sample.image_fit}"
         )
         for image in sample.images:
             part = f" ({image.part[1]} bytes at {image.part[0]})" if image.part else ""
             out.print(f"  image {escape(image.path)}{part}")
-        for text, learn in pieces(prepared, sample):
-            out.print(f"[bold green]{escape(text)}[/]" if learn else f"[dim]{escape(text)}[/]", end="")
+        for text, supervised in pieces(prepared, sample):
+            out.print(f"[bold green]{escape(text)}[/]" if supervised else f"[dim]{escape(text)}[/]", end="")
         out.print()
 
 
@@ -113,7 +113,7 @@ def check(
     ] = False,
     report: Annotated[
         Path, typer.Option("--report", help="Where everything wrong is listed, if anything is.")
-    ] = Path("bad_rows.jsonl"),
+    ] = Path("bad_records.jsonl"),
     as_json: Json = False,
 ) -> None:
     """Check every row and every picture of a recipe's data: the first 20 problems, and a list of all.
@@ -121,13 +121,13 @@ def check(
     Rows are read anew, whatever is known of them from before.
     """
     read = the_recipe(recipe, root, changes)
-    from lmmkit.commands.support.data_check import Report, check_source
+    from lmmkit.commands.support.data_check import CheckReport, check_records
     from lmmkit.errors import UserError, raise_all
 
     known_source(read, source)
-    with Report(report) as listed:
+    with CheckReport(report) as listed:
         found = {
-            name: check_source(read, name, listed, decode) for name in ([source] if source else read.data)
+            name: check_records(read, name, listed, decode) for name in ([source] if source else read.data)
         }
     if as_json:
         print_json(
@@ -135,8 +135,8 @@ def check(
         )
         raise typer.Exit(UserError.exit_code if listed.refused else 0)
     for name, each in found.items():
-        bad = each["bad_rows"] + each["bad_pictures"]
-        passed = f"{bad} bad ones, which `bad_rows: skip` passes over" if bad else "all good"
+        bad = each["bad_records"] + each["bad_pictures"]
+        passed = f"{bad} bad ones, which `bad_records: skip` passes over" if bad else "all good"
         if name not in listed.refused:
             out.print(f"{name}: {each['rows']} rows, {passed}")
     if listed.count:

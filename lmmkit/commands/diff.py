@@ -17,12 +17,12 @@ Side = Annotated[Path, typer.Argument(help="A recipe, or a run folder.")]
 @reporting
 def diff(a: Side, b: Side, as_json: Json = False) -> None:
     """Show how two recipes or runs differ, key by key, by class of key."""
-    from lmmkit.commands.recipes import find
     from lmmkit.recipe import diff as compare
     from lmmkit.recipe import read_recipe
-    from lmmkit.runs.run_folder import RunDir
+    from lmmkit.recipe.shipped import find_recipe
+    from lmmkit.runs.run_folder import RunFolder
 
-    left, right = (read_recipe(RunDir(p).resolved if p.is_dir() else find(p)) for p in (a, b))
+    left, right = (read_recipe(RunFolder(p).resolved if p.is_dir() else find_recipe(p)) for p in (a, b))
     found = compare(left, right)
     if as_json:
         return print_json([{"key": d.key, "class": d.section_class, "a": d.a, "b": d.b} for d in found])

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from lmmkit.commands.support.common import Held, Json, Root, Trust, err, out, print_json, reporting
+from lmmkit.commands.support.common import Dtype, Json, Root, Trust, err, out, print_json, reporting
 
 
 @reporting
@@ -22,7 +22,7 @@ def evaluate(
     probe: Annotated[
         bool, typer.Option("--probe", help="Also on the blank and on another sample's image.")
     ] = False,
-    dtype: Held = "float32",
+    dtype: Dtype = "float32",
     trust_files: Trust = False,
     as_json: Json = False,
 ) -> None:
@@ -31,10 +31,10 @@ def evaluate(
 
     from lmmkit.evaluate.run import evaluate as run_tasks
     from lmmkit.recipe import read_recipe
-    from lmmkit.runs.run_folder import RunDir
+    from lmmkit.runs.run_folder import RunFolder
 
     stage = run.name if (run / "config.json").is_file() else None
-    folder = RunDir.open(run if stage is None else run.parent.parent)
+    folder = RunFolder.open(run if stage is None else run.parent.parent)
     root = root or Path(folder.root)
     recipe = read_recipe(folder.resolved, root=root)
     controls = ("blank", "swapped") if probe else None
@@ -46,7 +46,7 @@ def evaluate(
         stage=stage,
         trust_files=trust_files,
         dtype=getattr(torch, dtype),
-        say=lambda text: err.print(text),
+        notify=lambda text: err.print(text),
     )
     if as_json:
         return print_json(results)
@@ -72,7 +72,7 @@ def _rows(table: Table, term: str, figures: dict) -> None:
     table.add_row(
         term, f"{figures['value']:.4f}", "" if chance is None else f"{chance:.4f}", str(figures["n"])
     )
-    for key, reading in figures.get("readings", {}).items():
+    for key, reading in figures.get("metrics", {}).items():
         _rows(table, f"  {term} {key}", reading)
 
 

@@ -86,7 +86,7 @@ def show(
     out.print(table)
     if "text" in sections:
         out.print(f"tokenizer: {found['tokenizer'] or 'no'} ids")
-        out.print(f"speaks: {_words(sections['speaks'])}")
+        out.print(f"chat: {_words(sections['chat'])}")
 
 
 def _words(section: dict | None) -> str:

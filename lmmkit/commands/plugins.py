@@ -52,7 +52,7 @@ def explain(
     trust_files: Trust = False,
 ) -> None:
     """Print a component's settings, those of every component of a file, or a recipe's plan."""
-    from lmmkit.registry import file_components, installed, open_door
+    from lmmkit.registry import file_components, installed, open_registry
 
     file, _, only = what.partition(":")
     if file.endswith(".py"):
@@ -64,8 +64,10 @@ def explain(
     if what in installed() or (not what.endswith((".yaml", ".yml")) and not Path(what).exists()):
         from lmmkit.plan.explain import component_text
 
-        door = open_door({what: what}, where={what: f"plugins explain {what}"}, trust_files=trust_files)
-        return out.print(component_text(what, door.components[what]), markup=False)
+        registry = open_registry(
+            {what: what}, where={what: f"plugins explain {what}"}, trust_files=trust_files
+        )
+        return out.print(component_text(what, registry.components[what]), markup=False)
     from lmmkit.plan.explain import plan_text
     from lmmkit.plan.prepare import prepare
 
@@ -75,7 +77,7 @@ def explain(
 
 @app.command()
 @reporting
-def trace(
+def trace_samples(
     recipe: RecipePath,
     root: Root = None,
     changes: Set = None,
@@ -90,7 +92,7 @@ def trace(
     from lmmkit.errors import UserError, did_you_mean
     from lmmkit.errors.commands import PLUGINS_NO_STAGE
     from lmmkit.plan.explain import stage_text
-    from lmmkit.plan.explain import trace as traced
+    from lmmkit.plan.explain import trace_samples as traced
     from lmmkit.plan.prepare import prepare
 
     read = the_recipe(recipe, root, changes)

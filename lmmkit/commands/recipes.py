@@ -11,28 +11,9 @@ import typer
 from lmmkit.commands.support.common import Json, out, print_json, reporting
 from lmmkit.errors import UserError, did_you_mean
 from lmmkit.errors.commands import EXISTS, RECIPES_UNKNOWN
+from lmmkit.recipe.shipped import shipped
 
 app = typer.Typer(no_args_is_help=True, help="Recipes that come with lmmkit.")
-
-
-def folder() -> Path:
-    """Where they lie: in the installed package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parent.parent
-    shipped = package / "shipped"
-    return shipped if shipped.is_dir() else package.parent / "recipes"
-
-
-def shipped() -> dict[str, Path]:
-    """Recipe files by name without ending ("ablations/start")."""
-    return {str(p.relative_to(folder()).with_suffix("")): p for p in sorted(folder().rglob("*.yaml"))}
-
-
-def find(path: Path) -> Path:
-    """A recipe file as given, or the shipped recipe of that name; a folder of that name (the quickstart
-    leaves one) is no recipe."""
-    known = shipped()
-    name = str(path).removeprefix("recipes/").removesuffix(".yaml")
-    return known[name] if not path.is_file() and name in known else path
 
 
 @app.command("list")

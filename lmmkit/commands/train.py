@@ -32,12 +32,12 @@ def train(
     with joined() as ranks:
         read = the_recipe(recipe, root, changes)
         to = to or Path("runs") / recipe.stem
-        from lmmkit.commands.recipes import find
+        from lmmkit.recipe.shipped import find_recipe
         from lmmkit.training.run import train as run_training
         from lmmkit.training.signals import exit_code
 
         finished = run_training(
-            read, out=to, resume=resume, stage=stage, trust_files=trust_files, source=find(recipe).read_text(),
+            read, out=to, resume=resume, stage=stage, trust_files=trust_files, source=find_recipe(recipe).read_text(),
             accept_data=accept_data,
         )  # fmt: skip
         if finished.signal is not None:

@@ -18,7 +18,7 @@ from typing import Literal
 
 from lmmkit.api.layout import Layout, Span, SpanRole, text
 from lmmkit.api.sample import Image, Sample, Turn
-from lmmkit.data.text_tokenizers.choose import AnyTokenizer
+from lmmkit.data.text_tokenizers.choose import TextTokenizer
 from lmmkit.data.text_tokenizers.sentencepiece_tokenizer import SPACE
 from lmmkit.errors import UserError, did_you_mean, raise_all
 from lmmkit.errors.data import (
@@ -43,7 +43,7 @@ VICUNA_SYSTEM = (
 
 def lay_out(
     sample: Sample,
-    tokenizer: AnyTokenizer,
+    tokenizer: TextTokenizer,
     *,
     image_rows: int,
     after_eos: AfterEos = "published",
@@ -77,7 +77,7 @@ def lay_out(
 
 def lay_out_prompt(
     sample: Sample,
-    tokenizer: AnyTokenizer,
+    tokenizer: TextTokenizer,
     *,
     image_rows: int,
     after_eos: AfterEos = "published",
@@ -93,14 +93,14 @@ def lay_out_prompt(
     return lay_out(sample, tokenizer, image_rows=image_rows, after_eos=after_eos)
 
 
-def response_end(template: str, tokenizer: AnyTokenizer) -> int:
+def response_end(template: str, tokenizer: TextTokenizer) -> int:
     """The id that ends a response: a newline where captions are plain, the end token elsewhere."""
     if template in FRAMES:
         return _control(tokenizer, template, FRAMES[template].close)
     return tokenizer.encode_continued("\n")[-1] if template == "plain" else tokenizer.eos
 
 
-def default_template(tokenizer: AnyTokenizer) -> str:
+def default_template(tokenizer: TextTokenizer) -> str:
     """The template whose control tokens the tokenizer has; `vicuna_v1` needs none."""
     return next((name for name in FRAMES if not _missing(tokenizer, name)), "vicuna_v1")
 
@@ -133,9 +133,9 @@ FRAMES = {
 
 
 def _framed(writer: _Writer, sample: Sample, images: Iterator[Image], frame: Frame) -> None:
-    def control(spelling: str, role: SpanRole, *, learn: bool = False) -> None:
+    def control(spelling: str, role: SpanRole, *, supervised: bool = False) -> None:
         if spelling:
-            writer.control(_control(writer.tokenizer, sample.template, spelling), role, learn=learn)
+            writer.control(_control(writer.tokenizer, sample.template, spelling), role, supervised=supervised)
 
     def head(name: str, role: SpanRole) -> str:
         """Opens a turn; what is returned belongs before its text."""
@@ -154,8 +154,8 @@ def _framed(writer: _Writer, sample: Sample, images: Iterator[Image], frame: Fra
         writer.write(frame.gap, "system")
     for turn in sample.turns:
         if turn.role == "assistant":
-            writer.write(turn.text, "response", learn=True)
-            control(frame.close, "response", learn=True)
+            writer.write(turn.text, "response", supervised=True)
+            control(frame.close, "response", supervised=True)
             writer.write(frame.gap, "user")
             continue
         words = head("user", "user")
@@ -170,13 +170,13 @@ def _framed(writer: _Writer, sample: Sample, images: Iterator[Image], frame: Fra
         writer.part()
 
 
-def _missing(tokenizer: AnyTokenizer, template: str) -> list[str]:
+def _missing(tokenizer: TextTokenizer, template: str) -> list[str]:
     frame = FRAMES[template]
     needed = (frame.start, *frame.head, frame.close)
     return [spelling for spelling in needed if spelling and tokenizer.control(spelling) is None]
 
 
-def _control(tokenizer: AnyTokenizer, template: str, spelling: str) -> int:
+def _control(tokenizer: TextTokenizer, template: str, spelling: str) -> int:
     found = tokenizer.control(spelling)
     if found is None:
         got = f"a tokenizer without {', '.join(_missing(tokenizer, template))}"
@@ -189,15 +189,15 @@ def _plain(writer: _Writer, turn: Turn, images: Iterator[Image]) -> None:
     for _ in range(turn.images):
         writer.image(next(images))
     if turn.role == "assistant":
-        writer.write(turn.text + "\n", "response", learn=True)
+        writer.write(turn.text + "\n", "response", supervised=True)
     elif turn.text:
         writer.write(turn.text + "\n", "user")
 
 
 def _vicuna(writer: _Writer, turn: Turn, images: Iterator[Image], *, first: bool) -> None:
     if turn.role == "assistant":
-        writer.write(" " + turn.text, "response", learn=True)
-        writer.control(writer.tokenizer.eos, "response", learn=True)
+        writer.write(" " + turn.text, "response", supervised=True)
+        writer.control(writer.tokenizer.eos, "response", supervised=True)
         return
     words = " USER: " if first else "USER: "
     for i in range(turn.images):
@@ -218,7 +218,7 @@ class _Writer:
     written: its role, and whether it is learned.
     """
 
-    tokenizer: AnyTokenizer
+    tokenizer: TextTokenizer
     image_rows: int
     after_eos: str
     spans: list[Span] = field(default_factory=list)
@@ -226,13 +226,13 @@ class _Writer:
     spaces: str = ""
     last: tuple[SpanRole, bool] = ("none", False)
 
-    def write(self, words: str, role: SpanRole, *, learn: bool = False) -> None:
+    def write(self, words: str, role: SpanRole, *, supervised: bool = False) -> None:
         """Text of one role. Its trailing spaces wait for the text behind them."""
         words = self.spaces + words.replace(SPACE, " ")  # one and the same to sentencepiece
         kept = words.rstrip(" ")
         self.spaces = words[len(kept) :]
-        self._encode(kept, role, learn)
-        self.last = (role, learn)
+        self._encode(kept, role, supervised)
+        self.last = (role, supervised)
 
     def image(self, image: Image) -> None:
         """An image slot. What stands behind it is encoded as text that stands alone."""
@@ -245,14 +245,14 @@ class _Writer:
         self._flush()
         self.after = "eos"
 
-    def control(self, token: int, role: SpanRole, *, learn: bool = False) -> None:
+    def control(self, token: int, role: SpanRole, *, supervised: bool = False) -> None:
         """A control token, in one span with the text of its role."""
         self._flush()
         last = self.spans[-1] if self.spans else None
-        if last is not None and (last.kind, last.role, last.learn) == ("text", role, learn):
-            self.spans[-1] = text([*last.ids, token], role, learn=learn)
+        if last is not None and (last.kind, last.role, last.supervised) == ("text", role, supervised):
+            self.spans[-1] = text([*last.ids, token], role, supervised=supervised)
         else:
-            self.spans.append(text([token], role, learn=learn))
+            self.spans.append(text([token], role, supervised=supervised))
         self.after = "nothing" if role == "bos" else "eos"
 
     def close(self) -> Layout:
@@ -265,7 +265,7 @@ class _Writer:
         if spaces:
             self._encode(spaces, *self.last)
 
-    def _encode(self, words: str, role: SpanRole, learn: bool) -> None:
+    def _encode(self, words: str, role: SpanRole, supervised: bool) -> None:
         if not words:
             return
         if self.after == "text" or (self.after == "eos" and self.after_eos == "hf437"):
@@ -276,10 +276,10 @@ class _Writer:
             ids = self.tokenizer.encode(words)
         self.after = "text"
         last = self.spans[-1] if self.spans else None
-        if last is not None and (last.kind, last.role, last.learn) == ("text", role, learn):
-            self.spans[-1] = text([*last.ids, *ids], role, learn=learn)
+        if last is not None and (last.kind, last.role, last.supervised) == ("text", role, supervised):
+            self.spans[-1] = text([*last.ids, *ids], role, supervised=supervised)
         else:
-            self.spans.append(text(ids, role, learn=learn))
+            self.spans.append(text(ids, role, supervised=supervised))
 
 
 def _check(sample: Sample, after_eos: str, image_rows: int) -> None:

@@ -23,7 +23,7 @@ from PIL import Image as Pil
 from torch import Tensor
 
 from lmmkit.api.model_info import CLIP_MEAN, CLIP_STD, ImageSpec
-from lmmkit.api.sample import Image, ImageShape
+from lmmkit.api.sample import Image, ImageFit
 from lmmkit.errors import UserError
 from lmmkit.errors.data import BROKEN, FORMAT, IMAGE_FILE, SHAPE, SIZE
 
@@ -48,12 +48,12 @@ TURNS = {
 File = str | os.PathLike[str] | Image  # a whole file, or where an `Image` lies
 
 
-def read_image(path: File, spec: ImageSpec, shape: ImageShape) -> Tensor:
+def read_image(path: File, spec: ImageSpec, shape: ImageFit) -> Tensor:
     """The picture, upright and RGB, as uint8 [3, size, size], rows first.
 
     `crop`: the short side becomes `size` and the middle is cut out, as LLaVA-1.5's first stage
     does. `pad`: before that the picture is made square with bars in the mean colour, as its second
-    stage does. `squash`: both sides become `size`, whatever they were, as SigLIP does. First frame
+    stage does. `stretch`: both sides become `size`, whatever they were, as SigLIP does. First frame
     of an animation; transparency over white.
 
     Raises `UserError` naming path and reason for anything else than a whole picture in an allowed
@@ -65,13 +65,13 @@ def read_image(path: File, spec: ImageSpec, shape: ImageShape) -> Tensor:
         return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 
-def check_header(path: File, shape: ImageShape) -> None:
+def check_header(path: File, shape: ImageFit) -> None:
     """Raises `UserError` for what of `read_image`'s demands the file's header already breaks."""
     with _opened(path, shape):
         pass
 
 
-def check_whole(path: File, shape: ImageShape) -> None:
+def check_whole(path: File, shape: ImageFit) -> None:
     """As `check_header`, of every pixel."""
     with _opened(path, shape) as picture:
         picture.load()
@@ -111,14 +111,14 @@ class ImageReader:
         self.cache_mb = cache_mb
         bytes_each = max(1, 3 * spec.size * spec.size)  # a model of text alone reads none
         self._room = max(0, cache_mb * 2**20 // bytes_each)
-        self._kept: OrderedDict[tuple[Image, ImageShape], Tensor] = OrderedDict()
+        self._kept: OrderedDict[tuple[Image, ImageFit], Tensor] = OrderedDict()
 
-    def __call__(self, image: Image, shape: ImageShape) -> Tensor:
+    def __call__(self, image: Image, shape: ImageFit) -> Tensor:
         """float32 [3, size, size]: the preprocessed picture, edited. Errors as in `read_image`."""
         pixels_CXY = normalise(self._picture(Image(image.path, part=image.part), shape), self.spec)
         return pixels_CXY if image.edit is None else image.edit(pixels_CXY)
 
-    def _picture(self, image: Image, shape: ImageShape) -> Tensor:
+    def _picture(self, image: Image, shape: ImageFit) -> Tensor:
         key = (image, shape)
         picture_CXY = self._kept.get(key)
         if picture_CXY is not None:
@@ -148,7 +148,7 @@ def image_bytes(file: File) -> bytes:
 
 
 @contextmanager
-def _opened(file: File, shape: ImageShape) -> Iterator[Pil.Image]:
+def _opened(file: File, shape: ImageFit) -> Iterator[Pil.Image]:
     """The picture with its header read and found good; whatever goes wrong inside, `UserError`."""
     image, name = _named(file)
     with _telling(name), _bytes(image, name) as data, Pil.open(data, formats=FORMATS) as picture:
@@ -236,7 +236,7 @@ def _rgb(picture: Pil.Image) -> Pil.Image:
     return picture.convert("RGB")
 
 
-def _fit(picture: Pil.Image, spec: ImageSpec, shape: ImageShape) -> Pil.Image:
+def _fit(picture: Pil.Image, spec: ImageSpec, shape: ImageFit) -> Pil.Image:
     size = spec.size
     width, height = picture.size
     if shape == "pad" and width != height:
@@ -244,7 +244,7 @@ def _fit(picture: Pil.Image, spec: ImageSpec, shape: ImageShape) -> Pil.Image:
         square = Pil.new("RGB", (side, side), tuple(int(255 * mean) for mean in spec.mean))
         square.paste(picture, ((side - width) // 2, (side - height) // 2))
         picture, width, height = square, side, side
-    if shape == "squash":
+    if shape == "stretch":
         width, height = size, size
     elif width <= height:
         width, height = size, int(size * height / width)

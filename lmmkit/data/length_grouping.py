@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lmmkit.data.sampler import Order, philox
+from lmmkit.data.sampler import Sampler, philox
 
 WINDOW = 64  # steps; one of them at most is mixed
 At = tuple[str, int, int]  # source, its epoch, row
 
 
 @dataclass(frozen=True)
-class Grouped:
+class GroupedSampler:
     """An order whose steps of `samples` rows are alike, over the first `total` positions.
 
     `words`: for each row of each source its length, below 0 where it has no picture. With `alike`
@@ -27,11 +27,11 @@ class Grouped:
     (transformers' grouping); else a step's rows are random and sorted within the step (LLaVA's).
     """
 
-    order: Order
+    order: Sampler
     words: Mapping[str, np.ndarray]
     samples: int
     total: int
-    alike: bool
+    by_length: bool
     _kept: dict[int, list[At]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -52,9 +52,9 @@ class Grouped:
             self._kept[window] = self._window(window)
         return self._kept[window][i]
 
-    def stand_in(self, source: str, epoch: int, row: int) -> int:
+    def replacement(self, source: str, epoch: int, row: int) -> int:
         """As of the order."""
-        return self.order.stand_in(source, epoch, row)
+        return self.order.replacement(source, epoch, row)
 
     def _window(self, window: int) -> list[At]:
         start = window * WINDOW * self.samples
@@ -62,7 +62,7 @@ class Grouped:
         words_N = np.array([int(self.words[source][row]) for source, _, row in rows])
         batches, rest_N = [], []
         for pool_N in (np.flatnonzero(words_N >= 0), np.flatnonzero(words_N < 0)):
-            pool_N = _longest_first(pool_N, words_N) if self.alike else pool_N
+            pool_N = _longest_first(pool_N, words_N) if self.by_length else pool_N
             cuts = range(self.samples, len(pool_N) + 1, self.samples)
             *whole, left_N = np.split(pool_N, list(cuts))
             batches += whole
@@ -75,7 +75,7 @@ class Grouped:
         return [rows[i] for i in np.concatenate(chosen).tolist()]
 
     def __reduce__(self) -> tuple[object, ...]:
-        return Grouped, (self.order, self.words, self.samples, self.total, self.alike)
+        return GroupedSampler, (self.order, self.words, self.samples, self.total, self.by_length)
 
 
 def _longest_first(pool_N: np.ndarray, words_N: np.ndarray) -> np.ndarray:

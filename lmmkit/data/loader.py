@@ -23,12 +23,12 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from lmmkit.api.batch import Step
 from lmmkit.data.pipeline import Pipeline
-from lmmkit.data.sources.bad_records import BadRow
+from lmmkit.data.sources.bad_records import BadRecord
 from lmmkit.errors import MachineError, Problem, UserError
 from lmmkit.errors.data import WORKER_DIED, WORKER_HUNG
 
 TIMEOUT = 300.0  # seconds a worker may take for one step
-Sifted = tuple[tuple[str, BadRow], ...]  # rows that were passed over, by source
+StepAndSkipped = tuple[tuple[str, BadRecord], ...]  # rows that were passed over, by source
 T = TypeVar("T")
 
 
@@ -43,16 +43,16 @@ class _Steps(Dataset):
     def __init__(self, pipeline: Pipeline):
         self.pipeline = pipeline
 
-    def __getitem__(self, index: int) -> tuple[Step, Sifted] | _Bad:
+    def __getitem__(self, index: int) -> tuple[Step, StepAndSkipped] | _Bad:
         try:
-            return self.pipeline.sifted(index)
+            return self.pipeline.step_and_skipped(index)
         except UserError as error:
             return _Bad(error.problems)
 
 
 def load_steps(
     pipeline: Pipeline, start: int, stop: int, *, workers: int, worker_init: Callable[[int], None],
-    sifted: Callable[[int, Sifted], None] = lambda index, bad: None, timeout: float = TIMEOUT,
+    step_and_skipped: Callable[[int, StepAndSkipped], None] = lambda index, bad: None, timeout: float = TIMEOUT,
 ) -> Iterator[Step]:  # fmt: skip
     """Steps `start` to `stop - 1`; `sifted` is told which rows of each were passed over.
 
@@ -71,7 +71,7 @@ def load_steps(
         if isinstance(got, _Bad):
             raise UserError(got.problems)
         step, bad = got
-        sifted(index, bad)
+        step_and_skipped(index, bad)
         yield step
 
 
@@ -79,7 +79,7 @@ def _watched(loader: Iterable[T], start: int, timeout: float) -> Iterator[T]:
     """What the loader yields; what it raises where a worker was lost, as a `MachineError`."""
     index, before = start, set(active_children())
     steps = iter(loader)  # held here: it waits seconds for its workers when it goes, so they go first
-    watch = _Watch(timeout, [each for each in active_children() if each not in before])
+    watch = _WorkerTimeout(timeout, [each for each in active_children() if each not in before])
     try:
         with watch:
             while True:
@@ -108,7 +108,7 @@ def _lost(error: Exception, index: int, timeout: float | None) -> MachineError:
     return MachineError(WORKER_DIED.at(where, got=f"a worker that died: {reason}"))
 
 
-class _Watch:
+class _WorkerTimeout:
     """Ends workers that are waited for in vain. The loader's own timeout would also have to pass
     before it looks whether a worker is still alive; without one it looks every five seconds."""
 
@@ -118,7 +118,7 @@ class _Watch:
         self.hung, self._done = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
 
-    def __enter__(self) -> _Watch:
+    def __enter__(self) -> _WorkerTimeout:
         if self.workers:
             self._thread.start()
         return self

@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmmkit.api.batch import Batch, Fill, Pick
+from lmmkit.api.batch import Batch, EmbedScatter, RowGather
 from lmmkit.api.components import Term
 from lmmkit.api.layout import Layout
 from lmmkit.api.needs import AttnMass, Need, selector
-from lmmkit.api.sample import Image, ImageShape, View
+from lmmkit.api.sample import Image, ImageFit, View
 from lmmkit.attention.forest import Forest, arrange, grow, unshared
-from lmmkit.attention.schedule import Sight
+from lmmkit.attention.schedule import AttentionSpec
 from lmmkit.errors import Problem, UserError
 
-WORTH = 8  # rows: a shorter common prefix costs more in attention calls than its rows save
+MIN_SHARED = 8  # rows: a shorter common prefix costs more in attention calls than its rows save
 
 
 class LaidOut(NamedTuple):
@@ -30,7 +30,7 @@ class LaidOut(NamedTuple):
     layout: Layout
 
 
-class Tree(NamedTuple):
+class SizedSample(NamedTuple):
     """The views of one sample, and the rows they take once their common prefixes are merged."""
 
     members: tuple[LaidOut, ...]
@@ -38,11 +38,11 @@ class Tree(NamedTuple):
     source: str = ""
 
 
-Picture = tuple[Image, ImageShape]
+ImageRef = tuple[Image, ImageFit]
 
 
 class ReadsImages(Protocol):
-    def __call__(self, image: Image, shape: ImageShape) -> Tensor: ...
+    def __call__(self, image: Image, shape: ImageFit) -> Tensor: ...
 
 
 class Unreadable(UserError):
@@ -76,14 +76,14 @@ class Packer:
     sources: tuple[str, ...] = ()
     blank: bool = False
 
-    def tree(self, members: Sequence[LaidOut], source: str = "") -> Tree:
+    def tree(self, members: Sequence[LaidOut], source: str = "") -> SizedSample:
         """One sample's views, measured."""
-        return Tree(tuple(members), len(self._grown(members)[0]), source)
+        return SizedSample(tuple(members), len(self._grown(members)[0]), source)
 
     def _grown(self, members: Sequence[LaidOut]) -> tuple[Forest, list[np.ndarray]]:
         codes: dict[Hashable, int] = {}
         keys = [_keys(member, codes) for member in members]
-        return grow([keys], worth=WORTH) if self.share else unshared([len(each) for each in keys])
+        return grow([keys], min_shared=MIN_SHARED) if self.share else unshared([len(each) for each in keys])
 
     def _arranged(self, members: Sequence[LaidOut]) -> tuple[Forest, list[np.ndarray]]:
         """A forest whose pictures stand at even distances, and the rows of every view."""
@@ -95,7 +95,7 @@ class Packer:
         return forest, [new[path] for path in paths]
 
     def pack(
-        self, trees: Sequence[Tree], dropped: Mapping[str, int] | None = None
+        self, trees: Sequence[SizedSample], dropped: Mapping[str, int] | None = None
     ) -> tuple[Batch, list[np.ndarray]]:
         """One micro-batch of these trees, and the rows of every view in order.
 
@@ -103,17 +103,17 @@ class Packer:
         """
         members = [m for tree in trees for m in tree.members]
         forest, paths = self._arranged(members)
-        id_T, fills, images = self._origins(members, paths, len(forest))
+        id_T, scatters, images = self._origins(members, paths, len(forest))
         pixels = self._read(images)
         predict, target_S, term_S = self._targets(members, paths)
-        key_T, picks = self._picks(members, paths, len(forest))
-        mass = [pick.row_Q for need, pick in picks.items() if isinstance(need, AttnMass)]
-        sight = Sight(forest, key_T, torch.cat([*mass, _cat([])]).unique())
+        key_T, gathers = self._gathers(members, paths, len(forest))
+        mass = [pick.row_Q for need, pick in gathers.items() if isinstance(need, AttnMass)]
+        spec = AttentionSpec(forest, key_T, torch.cat([*mass, _cat([])]).unique())
         batch = Batch(
-            sight=_ready(sight),
-            last=_ready(replace(sight, read_T=_read(len(forest), predict, picks))),
+            attention=_ready(spec),
+            last=_ready(replace(spec, read_T=_read(len(forest), predict, gathers))),
             id_T=id_T,
-            fills=fills,
+            scatters=scatters,
             pixels_ICXY=torch.stack(pixels)
             if pixels
             else torch.zeros(int(self.blank), 3, self.image_size, self.image_size),
@@ -123,7 +123,7 @@ class Packer:
             sources=self.sources,
             source_S=self._from(trees, predict.view_Q, term_S),
             text_terms=self.text_terms,
-            picks=picks,
+            gathers=gathers,
             labels=_labels(members),
             views=tuple((m.view.name, m.view.sample.key) for m in members),
             first_image_V=_first_images(members, images),
@@ -136,7 +136,7 @@ class Packer:
         count |= {term.name: term.count(batch) for term in self.terms if term.name not in count}
         return replace(batch, count=count), paths
 
-    def _from(self, trees: Sequence[Tree], view_S: Tensor, term_S: Tensor) -> Tensor:
+    def _from(self, trees: Sequence[SizedSample], view_S: Tensor, term_S: Tensor) -> Tensor:
         """Each supervised row's source by number; one too high for rows of tasks and of other sources."""
         numbers = {name: number for number, name in enumerate(self.sources)}
         other = len(self.sources)
@@ -145,7 +145,7 @@ class Packer:
         )
         return torch.where(term_S == 0, source_V[view_S], other)
 
-    def _read(self, pictures: Sequence[Picture]) -> list[Tensor]:
+    def _read(self, pictures: Sequence[ImageRef]) -> list[Tensor]:
         """Their pixels. Raises `Unreadable` with all that do not read."""
         pixels, bad = [], []
         for image, shape in pictures:
@@ -157,11 +157,11 @@ class Packer:
             raise Unreadable(bad)
         return pixels
 
-    def _origins(self, members, paths, total) -> tuple[Tensor, tuple[Fill, ...], list[Picture]]:
+    def _origins(self, members, paths, total) -> tuple[Tensor, tuple[EmbedScatter, ...], list[ImageRef]]:
         """Token ids, fills, and the distinct (image, shape) in the order of their tokens."""
         id_T = np.full(total, -1, np.int64)
         item_T: dict[str, np.ndarray] = {}
-        images: dict[Picture, int] = {}
+        images: dict[ImageRef, int] = {}
         for member, path in zip(members, paths, strict=True):
             start = 0
             for span in member.layout:
@@ -171,22 +171,22 @@ class Packer:
                     id_T[rows] = span.ids
                     continue
                 if span.kind == "image":
-                    key = (span.image, member.view.sample.image_shape)
+                    key = (span.image, member.view.sample.image_fit)
                     first, source = images.setdefault(key, len(images)) * self.image_rows, "vision"
                 else:
                     first, source = 0, f"plugins.{span.owner}"
                 item_T.setdefault(source, np.full(total, -1, np.int64))[rows] = first + np.arange(span.n)
-        fills = []
+        scatters = []
         for source, items in sorted(item_T.items()):
             rows = np.flatnonzero(items >= 0)
-            fills.append(Fill(source, torch.from_numpy(rows), torch.from_numpy(items[rows])))
-        return torch.from_numpy(id_T), tuple(fills), list(images)
+            scatters.append(EmbedScatter(source, torch.from_numpy(rows), torch.from_numpy(items[rows])))
+        return torch.from_numpy(id_T), tuple(scatters), list(images)
 
-    def _targets(self, members, paths) -> tuple[Pick, Tensor, Tensor]:
+    def _targets(self, members, paths) -> tuple[RowGather, Tensor, Tensor]:
         """Rows that predict, on the view's own path; their targets; their text terms."""
         rows, views, targets, terms = [], [], [], []
         for v, (member, path) in enumerate(zip(members, paths, strict=True)):
-            if not member.view.learn:
+            if not member.view.supervised:
                 continue
             name = "next_token" if member.view.name == "main" else member.view.name
             ids, place = _supervised(member.layout)
@@ -194,40 +194,40 @@ class Packer:
             views.append(np.full(len(place), v))
             targets.append(ids)
             terms.append(np.full(len(place), self.text_terms.index(name)))
-        return Pick(_cat(rows), _cat(views)), _cat(targets), _cat(terms)
+        return RowGather(_cat(rows), _cat(views)), _cat(targets), _cat(terms)
 
-    def _picks(self, members, paths, total) -> tuple[Tensor, dict[Need, Pick]]:
+    def _gathers(self, members, paths, total) -> tuple[Tensor, dict[Need, RowGather]]:
         """The rows every need reads, and the key rows of attention mass."""
         key_T = np.zeros(total, bool)
-        picks = {}
+        gathers = {}
         for need in self.needs:
             rows, views, uniform = [], [], []
             for v, (member, path) in enumerate(zip(members, paths, strict=True)):
                 if member.view.name != selector(need).view:
                     continue
-                places = selector(need).places(member.layout)
+                places = selector(need).positions(member.layout)
                 if isinstance(need, AttnMass):
                     is_key = np.zeros(len(path), bool)
-                    is_key[need.k.places(member.layout)] = True
+                    is_key[need.k.positions(member.layout)] = True
                     places = places[np.cumsum(is_key)[places] > 0]  # a row that sees no key has no mass
                     key_T[path[is_key & (len(places) > 0)]] = True
                     uniform.append(np.cumsum(is_key)[places] / (places + 1))
                 rows.append(path[places])
                 views.append(np.full(len(places), v))
             share = torch.from_numpy(np.concatenate([*uniform, np.empty(0)])).float()
-            picks[need] = Pick(_cat(rows), _cat(views), share if isinstance(need, AttnMass) else None)
-        return torch.from_numpy(key_T), picks
+            gathers[need] = RowGather(_cat(rows), _cat(views), share if isinstance(need, AttnMass) else None)
+        return torch.from_numpy(key_T), gathers
 
 
-def _ready(sight: Sight) -> Sight:
+def _ready(spec: AttentionSpec) -> AttentionSpec:
     """The sight with its calls made: here, in a data worker, and not where the model waits."""
-    assert sight.calls is not None
-    return sight
+    assert spec.calls is not None
+    return spec
 
 
-def _read(total: int, predict: Pick, picks: Mapping[Need, Pick]) -> Tensor:
+def _read(total: int, predict: RowGather, gathers: Mapping[Need, RowGather]) -> Tensor:
     """Rows whose states after the last layer somebody reads."""
-    hidden = [pick.row_Q for need, pick in picks.items() if not isinstance(need, AttnMass)]
+    hidden = [pick.row_Q for need, pick in gathers.items() if not isinstance(need, AttnMass)]
     return torch.zeros(total, dtype=torch.bool).index_fill(0, torch.cat([predict.row_Q, *hidden]), True)
 
 
@@ -239,9 +239,9 @@ def _keys(member: LaidOut, codes: dict[Hashable, int]) -> np.ndarray:
             parts.append(np.asarray(span.ids, np.int64))
         else:
             what = (
-                (span.image, member.view.sample.image_shape)
+                (span.image, member.view.sample.image_fit)
                 if span.kind == "image"
-                else (span.owner, span.mark)
+                else (span.owner, span.token_name)
             )
             code = codes.setdefault(what, len(codes))
             parts.append(-1 - (code << 32) - np.arange(span.n))
@@ -260,7 +260,7 @@ def _supervised(layout: Layout) -> tuple[np.ndarray, np.ndarray]:
     """(ids, places) of the rows that are targets; nothing predicts a row at place 0."""
     ids, places, start = [], [], 0
     for span in layout:
-        if span.learn:
+        if span.supervised:
             skip = 1 if start == 0 else 0
             ids.append(np.asarray(span.ids[skip:], np.int64))
             places.append(np.arange(start + skip, start + span.n))
@@ -277,12 +277,12 @@ def _labels(members: Sequence[LaidOut]) -> dict[str, Tensor]:
     return {key: torch.tensor(values) for key, values in found.items()}
 
 
-def _first_images(members: Sequence[LaidOut], images: Sequence[Picture]) -> tuple[int, ...]:
-    number: dict[tuple[Image | None, ImageShape], int] = {key: i for i, key in enumerate(images)}
+def _first_images(members: Sequence[LaidOut], images: Sequence[ImageRef]) -> tuple[int, ...]:
+    number: dict[tuple[Image | None, ImageFit], int] = {key: i for i, key in enumerate(images)}
     firsts = []
     for member in members:
         first = next((span.image for span in member.layout if span.kind == "image"), None)
-        firsts.append(number.get((first, member.view.sample.image_shape), -1))
+        firsts.append(number.get((first, member.view.sample.image_fit), -1))
     return tuple(firsts)
 
 

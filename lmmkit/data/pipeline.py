@@ -13,15 +13,15 @@ from typing import Literal
 
 from lmmkit.api.batch import Step
 from lmmkit.api.components import AuxTask, TokenStrategy
-from lmmkit.api.layout import Layout, merge, rows, truncate
+from lmmkit.api.layout import Layout, insert_tokens, row_count, truncate
 from lmmkit.api.sample import Sample, View
 from lmmkit.data.chat_templates import AfterEos, lay_out, lay_out_prompt
-from lmmkit.data.length_grouping import Grouped
-from lmmkit.data.packing import LaidOut, Packer, Tree, Unreadable
-from lmmkit.data.sampler import Order, sample_rng
-from lmmkit.data.sources.bad_records import BadRow
+from lmmkit.data.length_grouping import GroupedSampler
+from lmmkit.data.packing import LaidOut, Packer, SizedSample, Unreadable
+from lmmkit.data.sampler import Sampler, sample_rng
+from lmmkit.data.sources.bad_records import BadRecord
 from lmmkit.data.sources.records import Records
-from lmmkit.data.text_tokenizers.choose import AnyTokenizer
+from lmmkit.data.text_tokenizers.choose import TextTokenizer
 from lmmkit.errors import Problem, UserError
 from lmmkit.errors.data import CHANGED, RECORDS_FILE, TOO_LONG
 
@@ -35,7 +35,7 @@ class Views:
     `edits`: each token strategy with the view names it inserts into; `None` is every view.
     """
 
-    tokenizer: AnyTokenizer
+    tokenizer: TextTokenizer
     image_rows: int
     context: int
     too_long: Literal["error", "truncate", "drop"]
@@ -46,7 +46,7 @@ class Views:
 
     def of(self, sample: Sample, epoch: int) -> list[View]:
         """The views of a sample in this epoch, main first; a task's carry its name."""
-        views = [View(sample=sample, learn=True)]
+        views = [View(sample=sample, supervised=True)]
         for task in self.tasks:
             rng = sample_rng(self.seed, task.name, sample.key, epoch)
             views += [replace(v, name=task.name) for v in task.views(sample, rng)]
@@ -69,22 +69,22 @@ class Views:
         for strategy, names in self.edits:
             if names is None or view.name in names:
                 edits += [(strategy.name, edit) for edit in strategy.edit(view)]
-        return merge(layout, edits)
+        return insert_tokens(layout, edits)
 
     def fitting(self, sample: Sample, epoch: int, dropped: Counter[str]) -> list[LaidOut]:
         """The laid-out views that train, after the length policy; what is left out is counted."""
         kept = []
         for view in self.of(sample, epoch):
             layout = self.lay_out(view)
-            if rows(layout) > self.context:
+            if row_count(layout) > self.context:
                 if self.too_long == "error":
                     where = f"sample {sample.key}, view `{view.name}`"
-                    raise UserError(TOO_LONG.at(where, got=f"{rows(layout)} rows", context=self.context))
+                    raise UserError(TOO_LONG.at(where, got=f"{row_count(layout)} rows", context=self.context))
                 dropped["truncated" if self.too_long == "truncate" else "too_long"] += 1
                 if self.too_long == "drop":
                     continue
                 layout = truncate(layout, self.context)
-            if view.learn and not any(span.learn for span in layout):
+            if view.supervised and not any(span.supervised for span in layout):
                 dropped["no_target"] += 1
                 continue
             kept.append(LaidOut(view, layout))
@@ -97,7 +97,7 @@ class Pipeline:
     each of `world` ranks takes a stretch."""
 
     sources: Mapping[str, Records]
-    order: Order | Grouped
+    order: Sampler | GroupedSampler
     views: Views
     packer: Packer
     samples: int
@@ -114,16 +114,16 @@ class Pipeline:
 
     def step(self, index: int) -> Step:
         """The micro-batches of optimizer step `index`, from 0; samples in the order's order."""
-        return self.sifted(index)[0]
+        return self.step_and_skipped(index)[0]
 
-    def sifted(self, index: int) -> tuple[Step, tuple[tuple[str, BadRow], ...]]:
+    def step_and_skipped(self, index: int) -> tuple[Step, tuple[tuple[str, BadRecord], ...]]:
         """Step `index`, and the bad rows met on the way to it, by source.
 
         Where a source may skip, the row that comes next in the source's order stands in for a bad
         one: what is known bad starts empty with each step, so that this too is a function of the
         step's number and of the files.
         """
-        bad: dict[tuple[str, int], BadRow] = {}
+        bad: dict[tuple[str, int], BadRecord] = {}
         while True:
             try:
                 step = self._packed(index, bad)
@@ -131,9 +131,9 @@ class Pipeline:
             except _Spoilt as spoilt:
                 bad |= spoilt.rows
 
-    def _packed(self, index: int, bad: Mapping[tuple[str, int], BadRow]) -> Step:
+    def _packed(self, index: int, bad: Mapping[tuple[str, int], BadRecord]) -> Step:
         """The step without the rows `bad`. Raises `_Spoilt` for more of those."""
-        dropped: Counter[str] = Counter({"bad_rows": len(bad)} if bad else {})
+        dropped: Counter[str] = Counter({"bad_records": len(bad)} if bad else {})
         trees, placed, spoilt = [], [], {}
         for k in self.positions(index):
             source, epoch, row = self._good(k, bad)
@@ -156,16 +156,16 @@ class Pipeline:
             raise _Spoilt(spoilt)
         return tuple(packed)
 
-    def _good(self, k: int, bad: Mapping[tuple[str, int], BadRow]) -> tuple[str, int, int]:
+    def _good(self, k: int, bad: Mapping[tuple[str, int], BadRecord]) -> tuple[str, int, int]:
         """What stands at position k, or stands in there for bad rows."""
         source, epoch, row = self.order.at(k)
         for _ in range(len(bad) + 1):
             if (source, row) not in bad:
                 return source, epoch, row
-            row = self.order.stand_in(source, epoch, row)
+            row = self.order.replacement(source, epoch, row)
         raise UserError([each.problem() for (name, _), each in bad.items() if name == source])
 
-    def _unreadable(self, placed, error: Unreadable) -> dict[tuple[str, int], BadRow]:
+    def _unreadable(self, placed, error: Unreadable) -> dict[tuple[str, int], BadRecord]:
         """The rows that asked for pictures which do not read."""
         problems = {(image.path, image.part): problem for image, problem in error.bad}
         return {
@@ -175,23 +175,23 @@ class Pipeline:
             if (image.path, image.part) in problems
         }
 
-    def _bad(self, source: str, row: int, said: str, key: str, problem: Problem) -> BadRow:
+    def _bad(self, source: str, row: int, said: str, key: str, problem: Problem) -> BadRecord:
         """A row to pass over. Raises `UserError` where its source has none to spare."""
         records = self.sources[source]
-        if records.bad_rows.kind == "error" or problem.code in LOST:
+        if records.bad_records.kind == "error" or problem.code in LOST:
             where = f"{records.where(row)}, {problem.where}" if key else problem.where
             raise UserError(replace(problem, where=where))
-        return BadRow.of(problem, records.rows.place(row), said, key)
+        return BadRecord.of(problem, records.rows.place(row), said, key)
 
 
 class _Spoilt(Exception):
-    def __init__(self, rows: Mapping[tuple[str, int], BadRow]) -> None:
-        self.rows = rows
+    def __init__(self, row_count: Mapping[tuple[str, int], BadRecord]) -> None:
+        self.rows = row_count
 
 
-def cut(trees: Iterable[Tree], tokens: int) -> Iterable[Sequence[Tree]]:
+def cut(trees: Iterable[SizedSample], tokens: int) -> Iterable[Sequence[SizedSample]]:
     """Consecutive trees in parts of at most `tokens` rows; a tree is never split."""
-    part: list[Tree] = []
+    part: list[SizedSample] = []
     for tree in trees:
         if part and sum(t.size for t in part) + tree.size > tokens:
             yield part

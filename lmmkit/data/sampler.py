@@ -31,7 +31,7 @@ class _Kept:
 
 
 @dataclass(frozen=True)
-class Order:
+class Sampler:
     """Which row stands at each position of an endless stream over one or more sources.
 
     `sizes`: rows of each source; `weights`: the share of the stream each source gets (they need
@@ -79,7 +79,7 @@ class Order:
         epoch, i = divmod(n, self.sizes[source])
         return source, epoch, int(self._permutation(source, epoch)[i])
 
-    def stand_in(self, source: str, epoch: int, row: int) -> int:
+    def replacement(self, source: str, epoch: int, row: int) -> int:
         """The row that comes after `row` in this epoch of the source; after the last, the first."""
         rows = self._permutation(source, epoch)
         (i,) = np.flatnonzero(rows == row)
@@ -110,7 +110,7 @@ class Order:
         return rows
 
     def __reduce__(self) -> tuple[object, ...]:
-        return Order, (dict(self.sizes), dict(self.weights), self.seed)
+        return Sampler, (dict(self.sizes), dict(self.weights), self.seed)
 
 
 def _next(counts: list[int], weights: list[float]) -> int:

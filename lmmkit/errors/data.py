@@ -178,7 +178,7 @@ TEXT = Code(
 TOO_MANY = Code(
     "records/too-many", cause="A source has more bad records or images than it may skip.",
     expected="at most {most}",
-    hint="Correct the data (`lmmkit data check` lists every problem), or set `bad_rows: skip` and a higher"
+    hint="Correct the data (`lmmkit data check` lists every problem), or set `bad_records: skip` and a higher"
     " `bad_share`. A run that has begun can be resumed then.",
 )
 TURNS = Code(

@@ -11,14 +11,14 @@ from lmmkit.api.sample import Sample, View
 from lmmkit.data.images import Blank
 from lmmkit.evaluate.controls import blank, swapped
 from lmmkit.evaluate.stats import mean_with_interval
-from lmmkit.inference.chat_model import Speaker
+from lmmkit.inference.chat_model import ChatModel
 
 
 def exact_match(
-    speaker: Speaker,
+    chat_model: ChatModel,
     samples: Sequence[Sample],
     *,
-    new: int,
+    max_new_tokens: int,
     controls: Iterable[str],
     training: Iterable[Sample],
 ) -> dict:
@@ -35,7 +35,7 @@ def exact_match(
     Returns:
         accuracy, accuracy_<control>, by_type, majority; each accuracy {value, low, high, n}.
     """
-    spec = speaker.prepared.dims.image
+    spec = chat_model.prepared.dims.image
     asked = {"": list(samples)}
     for control in controls:
         made = (
@@ -44,7 +44,7 @@ def exact_match(
             else blank(samples, edit=Blank("mean", spec.mean, spec.std))
         )
         asked[f"_{control}"] = made
-    right = {name: _right(speaker, made, new) for name, made in asked.items()}
+    right = {name: _right(chat_model, made, max_new_tokens) for name, made in asked.items()}
     clusters = [str(s.meta.get("scene", s.key)) for s in samples]
     results: dict = {f"accuracy{n}": mean_with_interval(r, clusters) for n, r in right.items()}
     results["by_type"] = {
@@ -58,10 +58,10 @@ def exact_match(
     return results
 
 
-def _right(speaker: Speaker, samples: Sequence[Sample], new: int) -> list[float]:
+def _right(chat_model: ChatModel, samples: Sequence[Sample], max_new_tokens: int) -> list[float]:
     views = [View(sample=replace(s, turns=s.turns[:-1])) for s in samples]
     groups = [list(g) for _, g in groupby(views, key=lambda view: view.sample.images)]
-    answers = speaker.answer(groups, new=new)
+    answers = chat_model.answer(groups, max_new_tokens=max_new_tokens)
     return [float(a == s.turns[-1].text.strip()) for a, s in zip(answers, samples, strict=True)]
 
 

@@ -17,19 +17,19 @@ from lmmkit.evaluate.checks import choice_problems, task_problems
 from lmmkit.evaluate.exact_match import exact_match
 from lmmkit.evaluate.restore import restore
 from lmmkit.evaluate.terms import terms
-from lmmkit.inference.chat_model import Speaker, find_model_folder, load
+from lmmkit.inference.chat_model import ChatModel, find_model_folder, load
 from lmmkit.plan.prepare import open_sources
 from lmmkit.recipe import Recipe, Task
 from lmmkit.runs.files import read_json, write_json_atomic
-from lmmkit.runs.run_folder import RunDir
+from lmmkit.runs.run_folder import RunFolder
 
 ROUND = 8  # rows that a rank reads between two looks at the others
 
 
 def evaluate(
-    run: RunDir, recipe: Recipe, *, only: Sequence[str] = (), controls: Sequence[str] | None = None,
+    run: RunFolder, recipe: Recipe, *, only: Sequence[str] = (), controls: Sequence[str] | None = None,
     stage: str | None = None, trust_files: bool = False, dtype: torch.dtype = torch.float32,
-    say: Callable[[str], None] = lambda text: None,
+    notify: Callable[[str], None] = lambda text: None,
 ) -> dict:  # fmt: skip
     """Runs the recipe's tasks on the run's models and merges them into its `results.json`.
 
@@ -51,18 +51,20 @@ def evaluate(
     controls = recipe.evaluate.controls if controls is None else controls
     sources = open_sources(recipe, sorted({data_of(task) for task in tasks.values()} | _training(recipe)))
     training = [sample for name in sorted(_training(recipe)) for sample in sources[name]]
-    speakers: dict[Path, Speaker] = {}
+    chat_models: dict[Path, ChatModel] = {}
     results = {}
     for name, task in tasks.items():
         folder = find_model_folder(run.path, stage or task.stage)
-        if folder not in speakers:
-            speakers[folder] = load(
+        if folder not in chat_models:
+            chat_models[folder] = load(
                 folder, dtype=dtype, trust_files=trust_files, plugins="all", root=recipe.root
             )
         began = time.perf_counter()
-        samples = readable(sources[data_of(task)], task.samples, speakers[folder].packer.reader, say)
-        say(f"{name}: {len(samples)} samples of {task.data}")
-        results[name] = run_task(name, task, speakers[folder], samples, controls=controls, training=training)
+        samples = readable(sources[data_of(task)], task.samples, chat_models[folder].packer.reader, notify)
+        notify(f"{name}: {len(samples)} samples of {task.data}")
+        results[name] = run_task(
+            name, task, chat_models[folder], samples, controls=controls, training=training
+        )
         results[name]["seconds"] = time.perf_counter() - began
     if stage is not None:
         return results
@@ -72,19 +74,19 @@ def evaluate(
 
 
 def run_task(
-    name: str, task: Task, speaker: Speaker, samples: Sequence[Sample], *,
+    name: str, task: Task, chat_model: ChatModel, samples: Sequence[Sample], *,
     controls: Sequence[str] = (), training: Sequence[Sample] = (),
 ) -> dict:  # fmt: skip
     """One task's figures. `training` is what the majority baseline may have seen."""
     match task.kind or name:
         case "exact_match":
             return exact_match(
-                speaker, samples, new=task.max_new_tokens, controls=controls, training=training
+                chat_model, samples, max_new_tokens=task.max_new_tokens, controls=controls, training=training
             )
         case "terms":
-            return terms(speaker, samples)
+            return terms(chat_model, samples)
         case _:
-            return restore(speaker, samples, new=task.max_new_tokens)
+            return restore(chat_model, samples, max_new_tokens=task.max_new_tokens)
 
 
 def _training(recipe: Recipe) -> set[str]:
@@ -93,7 +95,7 @@ def _training(recipe: Recipe) -> set[str]:
 
 
 def readable(
-    records: Records, n: int | str, reader: ReadsImages, say: Callable[[str], None], *,
+    records: Records, n: int | str, reader: ReadsImages, notify: Callable[[str], None], *,
     share: tuple[int, int] = (0, 1), gather: Callable[[list], list[list]] = lambda found: [found],
     poll: Callable[[], None] = lambda: None,
 ) -> list[Sample]:  # fmt: skip
@@ -110,7 +112,7 @@ def readable(
         poll: called every few rows, as often on every rank; may raise to end the work.
 
     Raises:
-        UserError: more rows that do not read than the source's `bad_rows` lets pass, or none that does.
+        UserError: more rows that do not read than the source's `bad_records` lets pass, or none that does.
     """
     rank, world = share
     kept: list[int] = []
@@ -131,7 +133,7 @@ def readable(
     if told and not kept:
         raise UserError(told)
     for problem in told:
-        say(f"passed over {problem.where}: {problem.got}")
+        notify(f"passed over {problem.where}: {problem.got}")
     return [records[i] for i in kept]
 
 
@@ -140,7 +142,7 @@ def _unreadable(records: Records, i: int, reader: ReadsImages) -> list[Problem]:
     sample, found = records[i], []
     for image in sample.images:
         try:
-            reader(image, sample.image_shape)
+            reader(image, sample.image_fit)
         except UserError as error:
             found += [replace(p, where=f"{records.where(i)}, {p.where}") for p in error.problems]
     return found

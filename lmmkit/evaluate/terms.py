@@ -8,56 +8,56 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 
 from lmmkit.api.sample import Sample
-from lmmkit.data.packing import Tree
+from lmmkit.data.packing import SizedSample
 from lmmkit.data.pipeline import cut
-from lmmkit.inference.chat_model import Speaker
+from lmmkit.inference.chat_model import ChatModel
 
 Sums = list[dict[str, float]]
 """By term its sum and its items, by "term/reading" the sum and what chance would sum to."""
 
 
-def terms(speaker: Speaker, samples: Iterable[Sample]) -> dict:
+def terms(chat_model: ChatModel, samples: Iterable[Sample]) -> dict:
     """{term: {value, chance, n, readings: {name: {value, chance, n}}}}, averaged over all items."""
-    parts = cut(laid_out(speaker, samples), speaker.prepared.recipe.speed.tokens)
-    return averaged(speaker, summed(speaker, parts))
+    parts = cut(laid_out(chat_model, samples), chat_model.prepared.recipe.speed.tokens)
+    return averaged(chat_model, summed(chat_model, parts))
 
 
-def laid_out(speaker: Speaker, samples: Iterable[Sample]) -> Iterator[Tree]:
+def laid_out(chat_model: ChatModel, samples: Iterable[Sample]) -> Iterator[SizedSample]:
     """The samples as they train in their first epoch; those that the length policy drops are left out."""
     dropped: Counter[str] = Counter()
-    return (speaker.packer.tree(m) for s in samples if (m := speaker.views.fitting(s, 0, dropped)))
+    return (chat_model.packer.tree(m) for s in samples if (m := chat_model.views.fitting(s, 0, dropped)))
 
 
 @torch.no_grad()
-def summed(speaker: Speaker, parts: Iterable[Sequence[Tree]]) -> Sums:
+def summed(chat_model: ChatModel, parts: Iterable[Sequence[SizedSample]]) -> Sums:
     """The sums over micro-batches, of which some may be empty."""
-    objective = speaker.objective
+    objective = chat_model.objective
     counts: Counter[str] = Counter()
     sums, totals, chances = (defaultdict[str, float](float) for _ in range(3))
     for part in parts:
-        speaker.poll()
-        batch, _ = speaker.packer.pack(part)
-        outcome = objective(batch.to(speaker.device))
+        chat_model.poll()
+        batch, _ = chat_model.packer.pack(part)
+        outcome = objective(batch.to(chat_model.device))
         counts.update(batch.count)
         for name, value in outcome.sums.items():
             sums[name] += float(value)
         for term in (term for term in objective.terms if batch.count[term.name]):
-            for name, reading in term.readings(outcome.ctxs[term.name]).items():
+            for name, reading in term.metrics(outcome.ctxs[term.name]).items():
                 totals[f"{term.name}/{name}"] += float(reading.total)
                 chances[f"{term.name}/{name}"] += float(reading.chance)
     return [dict(each) for each in (sums, counts, totals, chances)]
 
 
-def averaged(speaker: Speaker, found: Sums) -> dict:
+def averaged(chat_model: ChatModel, found: Sums) -> dict:
     """As `terms`, of sums."""
     sums, counts, totals, chances = found
-    chance = speaker.prepared.plans[speaker.stage].chances(speaker.prepared.dims)
+    chance = chat_model.prepared.plans[chat_model.stage].chances(chat_model.prepared.dims)
     out = {
-        name: {"value": sums[name] / n, "chance": chance.get(name), "n": n, "readings": {}}
+        name: {"value": sums[name] / n, "chance": chance.get(name), "n": n, "metrics": {}}
         for name in sums if (n := counts[name])
     }  # fmt: skip
     for key, total in totals.items():
         name, _, reading = key.partition("/")
         n = counts[name]
-        out[name]["readings"][reading] = {"value": total / n, "chance": chances[key] / n, "n": n}
+        out[name]["metrics"][reading] = {"value": total / n, "chance": chances[key] / n, "n": n}
     return out

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmmkit.api.batch import Batch, Fill, Pick
+from lmmkit.api.batch import Batch, EmbedScatter, RowGather
 from lmmkit.attention.forest import unshared
-from lmmkit.attention.schedule import Sight
+from lmmkit.attention.schedule import AttentionSpec
 
 EMPTY = torch.empty(0, dtype=torch.int64)
 
@@ -59,11 +59,13 @@ def batch_of_ids(
     outside = (id_T >= vocab) | ((id_T < 0) & ~np.isin(np.arange(len(id_T)), row_N))
     if outside.any():
         raise ValueError(f"got the token id {id_T[outside][0]}; want 0 to {vocab - 1}")
-    fills = (Fill("vision", torch.from_numpy(row_N), torch.arange(len(row_N))),) if len(row_N) else ()
-    sight = Sight(forest, torch.zeros(len(forest), dtype=torch.bool), EMPTY)
+    scatters = (
+        (EmbedScatter("vision", torch.from_numpy(row_N), torch.arange(len(row_N))),) if len(row_N) else ()
+    )
+    spec = AttentionSpec(forest, torch.zeros(len(forest), dtype=torch.bool), EMPTY)
     batch = Batch(
-        sight=sight, last=sight, id_T=torch.from_numpy(id_T), fills=fills,
+        attention=spec, last=spec, id_T=torch.from_numpy(id_T), scatters=scatters,
         pixels_ICXY=torch.empty(0, 3, 0, 0) if pixel_values is None else pixel_values,
-        predict=Pick(EMPTY, EMPTY), target_S=EMPTY, term_S=EMPTY, text_terms=("next_token",),
+        predict=RowGather(EMPTY, EMPTY), target_S=EMPTY, term_S=EMPTY, text_terms=("next_token",),
     )  # fmt: skip
     return batch, paths

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from lmmkit import build
-from lmmkit.api.layout import rows
+from lmmkit.api.layout import row_count
 from lmmkit.api.sample import Image, Sample, Turn, View
 from lmmkit.data.chat_templates import response_end
-from lmmkit.data.packing import LaidOut, Packer, Tree
+from lmmkit.data.packing import LaidOut, Packer, SizedSample
 from lmmkit.data.pipeline import Views, cut
 from lmmkit.errors import UserError
 from lmmkit.errors.commands import TOKENS, TOO_LONG
@@ -25,14 +25,14 @@ from lmmkit.objective import Objective
 from lmmkit.plan import from_model
 from lmmkit.plan.prepare import Prepared, prepare, prepare_bare
 from lmmkit.recipe import read_recipe
-from lmmkit.runs.run_folder import RunDir
+from lmmkit.runs.run_folder import RunFolder
 from lmmkit.weights import model_folder
 
 PROMPT_ROWS = 8192  # of one generation batch
 
 
 @dataclass(frozen=True, kw_only=True)
-class Speaker:
+class ChatModel:
     """A model that answers. `stage` is the stage its weights are of; `poll` is called before every
     micro-batch and every token, and may raise to end the work."""
 
@@ -50,7 +50,7 @@ class Speaker:
         cls, prepared: Prepared, objective: Objective, stage: str, device: torch.device, *,
         eos: tuple[int, ...] = (), pad: int | None = None, image_token: int | None = None,
         poll: Callable[[], None] = lambda: None,
-    ) -> Speaker:  # fmt: skip
+    ) -> ChatModel:  # fmt: skip
         """The speaker of an objective as a stage left it.
 
         `eos`, `pad`, `image_token`: those of the folder it came from, where they are not the
@@ -100,13 +100,13 @@ class Speaker:
         )  # fmt: skip
 
     def _require_plain(self) -> None:
-        through = [strategy.name for strategy, views in self.views.edits if views is None]
-        if through:
-            got = f"learned tokens from {', '.join(through)} in every sequence"
+        inference_plugins = [strategy.name for strategy, views in self.views.edits if views is None]
+        if inference_plugins:
+            got = f"learned tokens from {', '.join(inference_plugins)} in every sequence"
             raise UserError(TOKENS.at("logits", got=got))
 
     def answer(
-        self, groups: Sequence[Sequence[View]], *, new: int, choose: Chooser = greedy,
+        self, groups: Sequence[Sequence[View]], *, max_new_tokens: int, choose: Chooser = greedy,
         on_text: Callable[[str], None] | None = None,
     ) -> list[str]:  # fmt: skip
         """The texts that follow these views' prompts, in order.
@@ -118,13 +118,18 @@ class Speaker:
         templates = {view.sample.template for group in groups for view in group}
         assert len(templates) == 1, f"views of several templates: {templates}"
         end = response_end(templates.pop(), self.views.tokenizer)
-        trees = [self.packer.tree([LaidOut(v, self._fitting(v, new)) for v in group]) for group in groups]
+        trees = [
+            self.packer.tree([LaidOut(v, self._fitting(v, max_new_tokens)) for v in group])
+            for group in groups
+        ]
         out: list[str] = []
         for part in cut(trees, PROMPT_ROWS):
-            out += self._part(part, new, end, choose, on_text)
+            out += self._part(part, max_new_tokens, end, choose, on_text)
         return out
 
-    def _part(self, trees: Sequence[Tree], new: int, end: int, choose: Chooser, on_text) -> list[str]:
+    def _part(
+        self, trees: Sequence[SizedSample], max_new_tokens: int, end: int, choose: Chooser, on_text
+    ) -> list[str]:
         batch, paths = self.packer.pack(trees)
         batch = batch.to(self.device)
         tokens, tokenizer = self.objective.tokens(batch), self.views.tokenizer
@@ -140,37 +145,39 @@ class Speaker:
             return choose(logits_QV)
 
         ids = generate(
-            self.objective.lmm, batch, [int(path[-1]) for path in paths], tokens=tokens, new=new,
+            self.objective.lmm, batch, [int(path[-1]) for path in paths], tokens=tokens, max_new_tokens=max_new_tokens,
             eos=end, choose=chosen, **({"on_token": tell} if on_text else {}),
         )  # fmt: skip
         return [tokenizer.decode(row).strip() for row in ids]
 
-    def say(
-        self, turns: Sequence[Turn], image: str | Sequence[str] | None = None, *, new: int = 128,
+    def reply(
+        self, turns: Sequence[Turn], image: str | Sequence[str] | None = None, *, max_new_tokens: int = 128,
         choose: Chooser = greedy, on_text: Callable[[str], None] | None = None,
     ) -> str:  # fmt: skip
         """The answer to a conversation that ends with a user turn, in the model's own template.
 
         `image`: one picture, or several in the order in which the turns count them.
         """
-        speaks = self.prepared.recipe.model.speaks
+        chat = self.prepared.recipe.model.chat
         paths = [image] if isinstance(image, str) else image or []
         images = tuple(Image(str(Path(path).resolve())) for path in paths)
         sample = Sample(
             key="chat",
             turns=tuple(turns),
             images=images,
-            template=speaks.template,
-            image_shape=speaks.image_shape,
+            template=chat.template,
+            image_fit=chat.image_fit,
         )
-        return self.answer([[View(sample=sample)]], new=new, choose=choose, on_text=on_text)[0]
+        return self.answer(
+            [[View(sample=sample)]], max_new_tokens=max_new_tokens, choose=choose, on_text=on_text
+        )[0]
 
-    def _fitting(self, view: View, new: int):
+    def _fitting(self, view: View, max_new_tokens: int):
         layout = self.views.prompt(view)
-        room = self.views.context - new
-        if rows(layout) > room:
-            where, got = f"sample {view.sample.key}", f"a prompt of {rows(layout)} rows"
-            raise UserError(TOO_LONG.at(where, got=got, room=room, new=new))
+        room = self.views.context - max_new_tokens
+        if row_count(layout) > room:
+            where, got = f"sample {view.sample.key}", f"a prompt of {row_count(layout)} rows"
+            raise UserError(TOO_LONG.at(where, got=got, room=room, max_new_tokens=max_new_tokens))
         return layout
 
 
@@ -193,7 +200,7 @@ def load(
     path: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device | None = None,
     trust_files: bool = False, plugins: Literal["spoken", "all"] = "spoken", root: str | Path | None = None,
     template: str | None = None,
-) -> Speaker:  # fmt: skip
+) -> ChatModel:  # fmt: skip
     """A model that answers: of a run, of a model folder lmmkit wrote, or of a public one.
 
     Args:
@@ -213,37 +220,39 @@ def load(
     folder = Path(path)
     if not model_folder.is_ours(folder) and (folder / "config.json").is_file():
         recipe, source = from_model.recipe_of(folder, template)
-        prepared = prepare_bare(recipe, mute=True)
-        objective = build.build(
-            prepared.recipe, {}, prepared.dims, device, origins=prepared.origins, dtype=dtype
+        prepared = prepare_bare(recipe, allow_missing_tokenizer=True)
+        objective = build.build_objective(
+            prepared.recipe, {}, prepared.dims, device, pretrained=prepared.pretrained, dtype=dtype
         )
         ends = {"eos": source.eos, "pad": source.pad, "image_token": source.image_token}
-        return Speaker.of(prepared, objective, next(iter(recipe.stages)), device, **ends)
+        return ChatModel.of(prepared, objective, next(iter(recipe.stages)), device, **ends)
     folder = find_model_folder(folder)
     config = model_folder.config_of(folder)
     recipe = from_model.recipe_of_ours(folder, config, root)
     if plugins == "all":
         prepared = prepare(recipe, trust_files=trust_files, data=[])
     else:
-        through = config.get("speaks_through", ())
-        prepared = prepare_bare(recipe, through=through, trust_files=trust_files, mute=True)
-    parts, dims = prepared.parts.components, prepared.dims
+        inference_plugins = config.get("inference_plugins", ())
+        prepared = prepare_bare(
+            recipe, inference_plugins=inference_plugins, trust_files=trust_files, allow_missing_tokenizer=True
+        )
+    parts, dims = prepared.instances.components, prepared.dims
     model_folder.check(build.shell(prepared.recipe, parts, dims, device), folder)
-    objective = build.build(prepared.recipe, parts, dims, device, dtype=dtype, drawn=False)
+    objective = build.build_objective(prepared.recipe, parts, dims, device, dtype=dtype, drawn=False)
     model_folder.fill(objective, folder)
     ends = {
         "eos": tuple(config.get("eos") or ()),
         "pad": config.get("pad"),
         "image_token": config.get("image_token"),
     }
-    return Speaker.of(prepared, objective, config["stage"], device, **ends)
+    return ChatModel.of(prepared, objective, config["stage"], device, **ends)
 
 
 def find_model_folder(path: Path, stage: str | None = None) -> Path:
     """RUN -> RUN/model/<its last finished stage, or `stage`>; a model folder as it is."""
     if (path / "config.json").is_file():
         return path
-    run = RunDir.open(path)
+    run = RunFolder.open(path)
     names = list(read_recipe(run.resolved).stages) if stage is None else [stage]
     done = [name for name in names if (run.model(name) / "config.json").is_file()]
     if not done:

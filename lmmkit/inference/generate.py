@@ -50,7 +50,7 @@ def generate(
     leaves: Sequence[int],
     *,
     tokens: Mapping[str, Tensor],
-    new: int,
+    max_new_tokens: int,
     eos: int | Collection[int],
     choose: Chooser = greedy,
     on_token: Callable[[Tensor], None] = lambda id_Q: None,
@@ -67,31 +67,33 @@ def generate(
         choose: picks a token a leaf from logits [Q, V].
         on_token: told of the tokens of every step, for streaming.
     """
-    if new < 1:
-        raise ValueError(f"got new = {new}; want at least one token to write")
+    if max_new_tokens < 1:
+        raise ValueError(f"got new = {max_new_tokens}; want at least one token to write")
     ends = (eos,) if isinstance(eos, int) else tuple(eos)
     device, leaf_Q = batch.id_T.device, torch.as_tensor(leaves)
     key_QM, seen_QM = _paths(batch.forest, leaves)
-    caches = [LayerCache(key_QM.to(device), new) for _ in lmm.decoder.blocks]
+    caches = [LayerCache(key_QM.to(device), max_new_tokens) for _ in lmm.decoder.blocks]
     read_T = torch.zeros(len(batch), dtype=torch.bool).index_fill(0, leaf_Q, True)
-    attends = lmm.attends(batch.sight, replace(batch.sight, read_T=read_T), device)
-    recording = [cache.recording(attend) for cache, attend in zip(caches, attends, strict=True)]
+    attention_fns = lmm.attention_fns(batch.attention, replace(batch.attention, read_T=read_T), device)
+    recording = [
+        cache.recording(attention_fn) for cache, attention_fn in zip(caches, attention_fns, strict=True)
+    ]
     x_TD = lmm.rows(batch, lmm.encode(batch.pixels_ICXY), tokens)
     id_Q = choose(lmm.logits(lmm.decode(x_TD, batch.forest.pos_T, recording).at(leaf_Q.to(device))))
 
     padded, M = not bool(seen_QM.all()), key_QM.shape[1]
-    seen_Q11M = F.pad(seen_QM, (0, new), value=True)[:, None, None].to(device)
+    seen_Q11M = F.pad(seen_QM, (0, max_new_tokens), value=True)[:, None, None].to(device)
     pos_Q = batch.forest.pos_T[leaf_Q].to(device)
     end_E = torch.tensor(ends, dtype=torch.int64, device=device)
     written = [id_Q]
     done_Q = torch.isin(id_Q, end_E)
-    for step in range(new - 1):
+    for step in range(max_new_tokens - 1):
         on_token(id_Q)
         if bool(done_Q.all()):
             break
         seen = seen_Q11M[..., : M + step + 1] if padded else None
-        attends = [cache.decoding(M + step, seen) for cache in caches]
-        hidden_QD = lmm.decode(lmm.decoder.embed(id_Q), pos_Q + step + 1, attends).hidden_WD
+        attention_fns = [cache.decoding(M + step, seen) for cache in caches]
+        hidden_QD = lmm.decode(lmm.decoder.embed(id_Q), pos_Q + step + 1, attention_fns).hidden_WD
         id_Q = choose(lmm.logits(hidden_QD))
         written.append(id_Q)
         done_Q |= torch.isin(id_Q, end_E)

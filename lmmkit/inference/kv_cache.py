@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from lmmkit.attention.interface import ALL, Attend, Heads, Turn, turn_, turned
+from lmmkit.attention.interface import ALL, AttentionFn, Heads, Rotary, apply_rope, apply_rope_
 
 
 class LayerCache:
@@ -18,33 +18,33 @@ class LayerCache:
     k_QGMK: Tensor
     v_QGMK: Tensor
 
-    def __init__(self, key_QM: Tensor, new: int):
-        self.key_QM, self.new = key_QM, new
+    def __init__(self, key_QM: Tensor, max_new_tokens: int):
+        self.key_QM, self.max_new_tokens = key_QM, max_new_tokens
 
-    def recording(self, attend: Attend) -> Attend:
+    def recording(self, attention_fn: AttentionFn) -> AttentionFn:
         """`attend`, remembering the keys and values of every sequence on the way."""
 
-        def attend_and_keep(qkv_TC: Tensor, heads: Heads, turn: Turn) -> tuple[Tensor, Tensor]:
-            _, k_TGK, v_TGK = turned(qkv_TC, heads, turn)
+        def attend_and_keep(qkv_TC: Tensor, heads: Heads, rotary: Rotary) -> tuple[Tensor, Tensor]:
+            _, k_TGK, v_TGK = apply_rope(qkv_TC, heads, rotary)
             self.k_QGMK, self.v_QGMK = self._spread(k_TGK), self._spread(v_TGK)
-            return attend(qkv_TC, heads, turn)
+            return attention_fn(qkv_TC, heads, rotary)
 
-        return Attend(attend.rows, attend_and_keep)
+        return AttentionFn(attention_fn.rows, attend_and_keep)
 
     def _spread(self, x_TGK: Tensor) -> Tensor:
         (Q, M), (_, G, K) = self.key_QM.shape, x_TGK.shape
-        x_QGMK = x_TGK.new_empty(Q, G, M + self.new, K)
+        x_QGMK = x_TGK.new_empty(Q, G, M + self.max_new_tokens, K)
         x_QGMK[:, :, :M] = x_TGK[self.key_QM].transpose(1, 2)
         return x_QGMK
 
-    def decoding(self, at: int, seen_Q11M: Tensor | None) -> Attend:
+    def decoding(self, at: int, seen_Q11M: Tensor | None) -> AttentionFn:
         """Attention of one new row a sequence, kept at place `at`, onto all places up to it.
 
         `seen_Q11M` hides the padding; None where there is none.
         """
 
-        def attend(qkv_QC: Tensor, heads: Heads, turn: Turn) -> tuple[Tensor, Tensor]:
-            turn_(heads.turning(qkv_QC), *turn)
+        def attention_fn(qkv_QC: Tensor, heads: Heads, rotary: Rotary) -> tuple[Tensor, Tensor]:
+            apply_rope_(heads.queries_and_keys(qkv_QC), *rotary)
             q_QHK, k_QGK, v_QGK = heads.split(qkv_QC)
             self.k_QGMK[:, :, at], self.v_QGMK[:, :, at] = k_QGK, v_QGK
             k_QGMK, v_QGMK = self.k_QGMK[:, :, : at + 1], self.v_QGMK[:, :, : at + 1]
@@ -53,4 +53,4 @@ class LayerCache:
             out_QGRK = F.scaled_dot_product_attention(q_QGRK, k_QGMK, v_QGMK, seen_Q11M)
             return out_QGRK.flatten(1), q_QHK.new_empty(0)
 
-        return Attend(ALL, attend)
+        return AttentionFn(ALL, attention_fn)

@@ -50,7 +50,7 @@ class TokenModel:
         ends = (eos,) if isinstance(eos, int) else tuple(eos)
         kept: list[Tensor] = []
         generate(
-            self.lmm, batch, [int(path[-1]) for path in paths], tokens={}, new=max_new_tokens, eos=ends,
+            self.lmm, batch, [int(path[-1]) for path in paths], tokens={}, max_new_tokens=max_new_tokens, eos=ends,
             on_token=lambda id_Q: kept.append(id_Q.cpu()),
         )  # fmt: skip
         id_BN = torch.stack(kept, 1)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lmmkit.attention.interface import Attend, Heads
+from lmmkit.attention.interface import AttentionFn, Heads
 from lmmkit.model.layers import Block, Linear, RMSNorm, SelfAttention, SwiGLU
-from lmmkit.model.rope import Rope, rotary
+from lmmkit.model.rope import Rope, rope_angles
 
 PLAIN = Rope()
 
@@ -59,15 +59,17 @@ class Decoder(nn.Module):
         if self.shape.tied:
             self.head.weight = self.embed.weight
 
-    def forward(self, x_TD: Tensor, pos_T: Tensor, attends: Sequence[Attend]) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x_TD: Tensor, pos_T: Tensor, attention_fns: Sequence[AttentionFn]
+    ) -> tuple[Tensor, Tensor]:
         """States after the final norm of the rows that the last `attend` lets out [W, D], and the mass
         of every layer [L, R] float32."""
         shape = self.shape
-        cos, sin = rotary(pos_T, shape.head_size, shape.rope)
-        turn = (cos.to(x_TD.dtype), sin.to(x_TD.dtype))
+        cos, sin = rope_angles(pos_T, shape.head_size, shape.rope)
+        rotary = (cos.to(x_TD.dtype), sin.to(x_TD.dtype))
         masses = []
-        for block, attend in zip(self.blocks, attends, strict=True):
-            x_TD, mass_R = block(x_TD, turn, attend)
+        for block, attention_fn in zip(self.blocks, attention_fns, strict=True):
+            x_TD, mass_R = block(x_TD, rotary, attention_fn)
             masses.append(mass_R)
         return self.norm(x_TD), torch.stack(masses)
 

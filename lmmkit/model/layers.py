@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lmmkit.attention.interface import Attend, Heads, Turn
+from lmmkit.attention.interface import AttentionFn, Heads, Rotary
 
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
@@ -222,9 +222,9 @@ class Block(nn.Module):
         self.mlp_norm = RMSNorm(width, norm_eps)
         self.mlp = mlp
 
-    def forward(self, x_TD: Tensor, turn: Turn, attend: Attend) -> tuple[Tensor, Tensor]:
-        out_WC, mass_R = attend(self.before(x_TD), self.attention.heads, turn)
-        return self.after(x_TD[attend.rows], out_WC), mass_R
+    def forward(self, x_TD: Tensor, rotary: Rotary, attention_fn: AttentionFn) -> tuple[Tensor, Tensor]:
+        out_WC, mass_R = attention_fn(self.before(x_TD), self.attention.heads, rotary)
+        return self.after(x_TD[attention_fn.rows], out_WC), mass_R
 
     def before(self, x_TD: Tensor) -> Tensor:
         """What attention is handed, [T, C]."""

@@ -61,7 +61,7 @@ class Rope:
         return size * math.log(self.original / (turns * 2 * math.pi)) / (2 * math.log(self.theta))
 
 
-def rotary(pos_T: Tensor, size: int, rope: Rope) -> tuple[Tensor, Tensor]:
+def rope_angles(pos_T: Tensor, size: int, rope: Rope) -> tuple[Tensor, Tensor]:
     """(cos, sin), each [T, 1, K / 2] float32, of rotary positions in the half-split layout of LLaMA."""
     angle_T1K = (pos_T[:, None].float() * rope.frequencies(size, pos_T.device)).unsqueeze(1)
     return rope.scale * angle_T1K.cos(), rope.scale * angle_T1K.sin()

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from lmmkit.api.batch import Batch
 from lmmkit.attention.backends import Backend
-from lmmkit.attention.interface import Attend
-from lmmkit.attention.schedule import Sight
+from lmmkit.attention.interface import AttentionFn
+from lmmkit.attention.schedule import AttentionSpec
 from lmmkit.model.decoder import Decoder
 
 
-class Output(NamedTuple):
+class ModelOutput(NamedTuple):
     """States after the final norm of rows `row_W`, ascending, each layer's attention mass of the asked
     rows, and what the encoder said of the batch's pixels."""
 
@@ -51,7 +51,7 @@ class LMM(nn.Module):
         self.vision, self.connector, self.decoder = vision, connector, decoder
         self.backend = backend
 
-    def forward(self, batch: Batch, tokens: Mapping[str, Tensor]) -> Output:
+    def forward(self, batch: Batch, tokens: Mapping[str, Tensor]) -> ModelOutput:
         """One packed pass; the last layer only for the rows that are read.
 
         Args:
@@ -60,20 +60,24 @@ class LMM(nn.Module):
         """
         seen_IND = self.encode(batch.pixels_ICXY)
         x_TD = self.rows(batch, seen_IND, tokens)
-        out = self.decode(x_TD, batch.forest.pos_T, self.attends(batch.sight, batch.last, x_TD.device))
+        out = self.decode(
+            x_TD, batch.forest.pos_T, self.attention_fns(batch.attention, batch.last, x_TD.device)
+        )
         return out._replace(seen_IND=seen_IND)
 
-    def attends(self, sight: Sight, last: Sight, device: torch.device) -> list[Attend]:
+    def attention_fns(
+        self, spec: AttentionSpec, last: AttentionSpec, device: torch.device
+    ) -> list[AttentionFn]:
         """One plan for all layers but the last."""
-        every = self.backend.attend(sight, device)
+        every = self.backend.prepare(spec, device)
         return [every] * (len(self.decoder.blocks) - 1) + [
-            every if last is sight else self.backend.attend(last, device)
+            every if last is spec else self.backend.prepare(last, device)
         ]
 
-    def decode(self, x_TD: Tensor, pos_T: Tensor, attends: Sequence[Attend]) -> Output:
+    def decode(self, x_TD: Tensor, pos_T: Tensor, attention_fns: Sequence[AttentionFn]) -> ModelOutput:
         """The decoder over rows that are already vectors, one `attend` a layer."""
-        row_W = torch.arange(len(x_TD), device=x_TD.device)[attends[-1].rows]
-        return Output(row_W, *self.decoder(x_TD, pos_T.to(x_TD.device), attends))
+        row_W = torch.arange(len(x_TD), device=x_TD.device)[attention_fns[-1].rows]
+        return ModelOutput(row_W, *self.decoder(x_TD, pos_T.to(x_TD.device), attention_fns))
 
     def encode(self, pixels_ICXY: Tensor) -> Tensor | None:
         """[I, N, D] in vision width; None without pictures."""
@@ -85,11 +89,13 @@ class LMM(nn.Module):
     def rows(self, batch: Batch, seen_IND: Tensor | None, tokens: Mapping[str, Tensor]) -> Tensor:
         """Row vectors [T, D]: token embeddings, then every fill over the rows it owns."""
         x_TD = self.decoder.embed(batch.id_T.clamp(min=0))
-        for fill in batch.fills:
+        for scatter in batch.scatters:
             source = (
-                self.connector(seen_IND).flatten(0, 1) if fill.source == "vision" else tokens[fill.source]
+                self.connector(seen_IND).flatten(0, 1)
+                if scatter.source == "vision"
+                else tokens[scatter.source]
             )
-            x_TD = x_TD.index_copy(0, fill.row_N, source[fill.item_N].to(x_TD))
+            x_TD = x_TD.index_copy(0, scatter.row_N, source[scatter.item_N].to(x_TD))
         return x_TD
 
     def logits(self, hidden_SD: Tensor) -> Tensor:

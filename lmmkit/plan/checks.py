@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from lmmkit.api.components import AuxTask, Term, TokenStrategy
-from lmmkit.api.layout import Layout, Span, merge, rows, text
+from lmmkit.api.layout import Layout, Span, insert_tokens, row_count, text
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import AttnMass, Need, selector
 from lmmkit.api.sample import Image, Sample, Turn, View
@@ -25,11 +25,11 @@ from lmmkit.errors.plan import (
     UNREAD_VIEW,
     UNWEIGHED,
 )
-from lmmkit.plan.instances import Parts
+from lmmkit.plan.instances import Instances
 from lmmkit.recipe import Recipe
 
 if TYPE_CHECKING:
-    from lmmkit.plan.compile_plan import StagePlan
+    from lmmkit.plan.stage_plan import StagePlan
 
 
 PROBE = Sample(
@@ -39,24 +39,24 @@ PROBE = Sample(
 )
 
 
-def settings(recipe: Recipe, parts: Parts, dims: Dims) -> list[Problem]:
+def settings(recipe: Recipe, instances: Instances, dims: Dims) -> list[Problem]:
     """Settings that do not fit the model's sizes."""
     problems = []
-    for name, component in parts.components.items():
+    for name, component in instances.components.items():
         if found := component.check(dims):
             key = found.partition(":")[0]
             problems.append(SETTING.at(recipe.where(f"plugins.{name}.{key}"), got=found))
     return problems
 
 
-def losses(recipe: Recipe, parts: Parts) -> list[Problem]:
+def losses(recipe: Recipe, instances: Instances) -> list[Problem]:
     """Weights of what is no term, terms that no stage weighs."""
     problems, weighed = [], set()
-    terms = list(parts.terms)
+    terms = list(instances.terms)
     for stage, section in recipe.stages.items():
         for name in section.losses:
             weighed.add(name)
-            component = parts.components.get(name)
+            component = instances.components.get(name)
             if component is not None and not isinstance(component, Term):
                 where, got = recipe.where(f"stages.{stage}.losses.{name}"), f"`{name}`, a token strategy"
                 problems.append(NO_TERM.at(where, got=got, nearest=did_you_mean(name, terms)))
@@ -67,18 +67,18 @@ def losses(recipe: Recipe, parts: Parts) -> list[Problem]:
     return problems
 
 
-def needs(recipe: Recipe, parts: Parts, plan: StagePlan, dims: Dims) -> list[Problem]:
+def needs(recipe: Recipe, instances: Instances, plan: StagePlan, dims: Dims) -> list[Problem]:
     """Needs of views that are not made, of layers that are not there, of marks nobody provides."""
     problems = []
     views = {"main", *(task.name for task in plan.tasks)}
     provided = {
-        m: s.name for s in parts.components.values() if isinstance(s, TokenStrategy) for m in s.provides
+        m: s.name for s in instances.components.values() if isinstance(s, TokenStrategy) for m in s.provides
     }
     for term in plan.terms:
         where = recipe.where(f"plugins.{term.name}")
         for need in term.needs:
             problems += _need(where, term, need, views, provided, dims)
-        if isinstance(term, AuxTask) and not term.learns_text and not _reads_own(term):
+        if isinstance(term, AuxTask) and not term.text_loss and not _reads_own(term):
             problems.append(UNREAD_VIEW.at(where, got=f"views of `{term.name}`, which no term reads"))
     masses = {need.k for need in plan.needs if isinstance(need, AttnMass)}
     if len(masses) > 1:
@@ -91,12 +91,12 @@ def _need(
     where: str, term: Term, need: Need, views: set[str], provided: Mapping[str, str], dims: Dims
 ) -> list[Problem]:
     problems = []
-    sel = selector(need)
-    if sel.view not in views:
-        got, nearest = f"a need on view `{sel.view}`", did_you_mean(sel.view, views)
+    select = selector(need)
+    if select.view not in views:
+        got, nearest = f"a need on view `{select.view}`", did_you_mean(select.view, views)
         problems.append(NO_VIEW.at(where, got=got, nearest=nearest))
-    if sel.mark is not None and sel.mark not in provided:
-        got = f"`{term.name}` reads token `{sel.mark}`, which no plugin provides"
+    if select.token_name is not None and select.token_name not in provided:
+        got = f"`{term.name}` reads token `{select.token_name}`, which no plugin provides"
         problems.append(UNPROVIDED_MARK.at(where, got=got))
     if isinstance(need, AttnMass) and need.layers != "all":
         outside = [layer for layer in need.layers if not 0 <= layer < dims.layers]
@@ -109,36 +109,38 @@ def _reads_own(term: Term) -> bool:
     return any(selector(need).view == term.name for need in term.needs)
 
 
-def marks(recipe: Recipe, parts: Parts, plans: Mapping[str, StagePlan]) -> list[Problem]:
+def token_names(recipe: Recipe, instances: Instances, plans: Mapping[str, StagePlan]) -> list[Problem]:
     """Token strategies that no term of the recipe reads; one mark from two of them."""
     problems, owner = [], {}
-    read = {selector(need).mark for term in parts.terms.values() for need in term.needs}
-    for name, component in parts.components.items():
+    read = {selector(need).token_name for term in instances.terms.values() for need in term.needs}
+    for name, component in instances.components.items():
         if not isinstance(component, TokenStrategy):
             continue
         where = recipe.where(f"plugins.{name}")
         if not read & set(component.provides):
             got = f"tokens that no term reads: {', '.join(component.provides)}"
             problems.append(UNREAD_MARK.at(where, got=got))
-        for mark in component.provides:
-            if mark in owner:
-                got = f"token `{mark}`, which `{owner[mark]}` also provides"
+        for token_name in component.provides:
+            if token_name in owner:
+                got = f"token `{token_name}`, which `{owner[token_name]}` also provides"
                 problems.append(MARK_TWICE.at(where, got=got))
-            owner[mark] = name
+            owner[token_name] = name
     return problems
 
 
-def reach(recipe: Recipe, parts: Parts, plan: StagePlan, dims: Dims) -> list[Problem]:
+def reach(recipe: Recipe, instances: Instances, plan: StagePlan, dims: Dims) -> list[Problem]:
     """Runs THE RULE on a probe layout: a row that is read must see an image."""
     problems = []
     for term in plan.terms:
         for need in term.needs:
-            sel = selector(need)
-            if term.name in parts.unreachable or (sel.mark is None and not isinstance(need, AttnMass)):
+            select = selector(need)
+            if term.name in instances.unreachable or (
+                select.token_name is None and not isinstance(need, AttnMass)
+            ):
                 continue
             if not _sees_image(plan, need, dims):
                 where = recipe.where(f"plugins.{term.name}")
-                what = f"token `{sel.mark}`" if sel.mark else "rows"
+                what = f"token `{select.token_name}`" if select.token_name else "rows"
                 got = f"`{term.name}` reads {what} before the image, which cannot attend to the image"
                 problems.append(UNREACHABLE.at(where, got=got))
     return problems
@@ -152,20 +154,20 @@ def probe_layout() -> Layout:
         text((5, 6), "user"),
         image,
         text((7,), "user"),
-        text((8, 9), "response", learn=True),
+        text((8, 9), "response", supervised=True),
     )
 
 
 def _sees_image(plan: StagePlan, need: Need, dims: Dims) -> bool:
-    sel = selector(need)
-    view = View(sample=PROBE, name=sel.view)
+    select = selector(need)
+    view = View(sample=PROBE, name=select.view)
     edits = [
         (s.name, e)
         for s, views in plan.strategies
-        if views is None or sel.view in views
+        if views is None or select.view in views
         for e in s.edit(view)
     ]
-    layout = merge(probe_layout(), edits)
-    see_TT = roots([rows(layout)]).see()
-    key = need.k if isinstance(need, AttnMass) else type(sel)(kind="image")
-    return bool(see_TT[sel.places(layout)][:, key.places(layout)].any())
+    layout = insert_tokens(probe_layout(), edits)
+    see_TT = roots([row_count(layout)]).see()
+    key = need.k if isinstance(need, AttnMass) else type(select)(kind="image")
+    return bool(see_TT[select.positions(layout)][:, key.positions(layout)].any())

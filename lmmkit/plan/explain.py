@@ -9,13 +9,13 @@ from itertools import islice
 
 from lmmkit.api.components import Component
 from lmmkit.api.layout import Layout, Span
-from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Need, Sel
+from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Need, Select
 from lmmkit.data.packing import LaidOut
-from lmmkit.plan.compile_plan import StagePlan
 from lmmkit.plan.instances import setting_types
 from lmmkit.plan.prepare import Prepared
+from lmmkit.plan.stage_plan import StagePlan
 from lmmkit.recipe import Weight
-from lmmkit.registry import Found, settings
+from lmmkit.registry import FoundComponent, setting_fields
 
 
 def plan_text(prepared: Prepared) -> str:
@@ -32,7 +32,7 @@ def stage_text(prepared: Prepared, plan: StagePlan) -> str:
         beside = "" if chance is None else f"  chance {chance:.4g}"
         lines.append(f"  term {name}  weight {weight_text(weight)}{beside}")
     for task in plan.tasks:
-        lines.append(f"  view {task.name}{'  learns its text' if task.learns_text else ''}")
+        lines.append(f"  view {task.name}{'  learns its text' if task.text_loss else ''}")
     for strategy, views in plan.strategies:
         where = "every view" if views is None else "views " + ", ".join(sorted(views))
         lines.append(f"  tokens {strategy.name} ({', '.join(strategy.provides)}) in {where}")
@@ -40,8 +40,8 @@ def stage_text(prepared: Prepared, plan: StagePlan) -> str:
         askers = [term.name for term in plan.terms if need in term.needs]
         lines.append(f"  need {need_text(need)}  for {', '.join(askers)}")
     lines += [f"  off {name}: {reason}" for name, reason in sorted(plan.off.items())]
-    through = ", ".join(plan.speaks_through) or "no plugin"
-    lines.append(f"  inference needs {through}")
+    inference_plugins = ", ".join(plan.inference_plugins) or "no plugin"
+    lines.append(f"  inference needs {inference_plugins}")
     return "\n".join(lines)
 
 
@@ -58,23 +58,23 @@ def weight_text(weight: Weight) -> str:
 def need_text(need: Need) -> str:
     """A need in one line."""
     match need:
-        case HiddenAt(at=sel):
-            return f"hidden state at {sel_text(sel)}"
-        case HiddenMean(over=sel):
-            return f"mean hidden state over {sel_text(sel)}"
+        case HiddenAt(at=select):
+            return f"hidden state at {select_text(select)}"
+        case HiddenMean(over=select):
+            return f"mean hidden state over {select_text(select)}"
         case AttnMass(q=q, k=k, layers=layers):
-            return f"attention mass of {sel_text(q)} on {sel_text(k)}, layers {layers}"
+            return f"attention mass of {select_text(q)} on {select_text(k)}, layers {layers}"
 
 
-def sel_text(sel: Sel) -> str:
+def select_text(select: Select) -> str:
     """A selector in one phrase."""
-    facts = [f"{f.name} {getattr(sel, f.name)}" for f in dataclasses.fields(sel) if f.name not in ("view", "shift")
-             and getattr(sel, f.name) is not None]  # fmt: skip
-    before = "rows before " if sel.shift else ""
-    return f"{before}{' '.join(facts) or 'all rows'} of {sel.view}"
+    names = [f.name for f in dataclasses.fields(select) if f.name not in ("view", "shift")]
+    facts = [f"{name} {getattr(select, name)}" for name in names if getattr(select, name) is not None]
+    before = "rows before " if select.shift else ""
+    return f"{before}{' '.join(facts) or 'all rows'} of {select.view}"
 
 
-def trace(prepared: Prepared, stage: str, count: int) -> Iterable[str]:
+def trace_samples(prepared: Prepared, stage: str, count: int) -> Iterable[str]:
     """A dry run on the stage's first samples: each view's spans, as they would be trained on."""
     pipeline = prepared.pipeline(stage)
     for k in islice(range(pipeline.total), count):
@@ -102,15 +102,15 @@ def layout_text(layout: Layout) -> str:
 
 def _span(span: Span) -> str:
     if span.kind == "learned":
-        return f"{span.mark}[{span.n}]*"
+        return f"{span.token_name}[{span.n}]*"
     edit = (
         f" {type(span.image.edit).__name__}" if span.image is not None and span.image.edit is not None else ""
     )
     name = "image" if span.kind == "image" else span.role
-    return f"{name}[{span.n}]{edit}{'!' if span.learn else ''}"
+    return f"{name}[{span.n}]{edit}{'!' if span.supervised else ''}"
 
 
-def component_text(name: str, found: Found) -> str:
+def component_text(name: str, found: FoundComponent) -> str:
     """A component's kind, words, settings and source."""
     cls = found.cls
     kind = next(base.__name__ for base in cls.__mro__[1:] if base is not Component)
@@ -122,7 +122,7 @@ def component_text(name: str, found: Found) -> str:
         "settings:",
     ]
     types = setting_types(cls)
-    for field in settings(cls):
+    for field in setting_fields(cls):
         default = "required" if field.default is dataclasses.MISSING else f"default {field.default!r}"
         lines.append(f"  {field.name}: {types[field.name]}  ({default})")
     return "\n".join(lines)

@@ -13,10 +13,10 @@ from lmmkit.errors import UserError
 from lmmkit.errors.plan import NO_TEXT, NO_VISION
 from lmmkit.errors.weights import MODEL_CONFIG
 from lmmkit.recipe import (
-    Connector,
+    Chat,
+    ConnectorConfig,
     Model,
     Recipe,
-    Speaks,
     TextFrom,
     Tokenizer,
     VisionFrom,
@@ -25,14 +25,14 @@ from lmmkit.recipe import (
     read_recipe,
 )
 from lmmkit.weights import model_folder
-from lmmkit.weights.detect import Source, open_source
+from lmmkit.weights.detect import PretrainedFolder, open_pretrained
 
 STAGE = "imported"  # what stands for the stage of a model that was not trained here
 
 
 def recipe_of(
     folder: Path, template: str | None = None, *, vision: Path | None = None, base: Path | None = None
-) -> tuple[Recipe, Source]:
+) -> tuple[Recipe, PretrainedFolder]:
     """The recipe of a public folder that holds a decoder, and what the folder is.
 
     Args:
@@ -44,9 +44,9 @@ def recipe_of(
     Raises:
         UserError: no decoder in it, or a connector whose encoder is nowhere.
     """
-    source = open_source(folder)
-    at = str(folder.resolve())
-    decoder = str(base.resolve()) if base else at
+    source = open_pretrained(folder)
+    at = str(folder.resolve_pretrained())
+    decoder = str(base.resolve_pretrained()) if base else at
     if source.text is None:
         raise no_text(folder, source.kind)
     eye = _eye(vision) if vision else _eye_of(source)
@@ -56,10 +56,10 @@ def recipe_of(
     shape = "pad" if source.pads else shape
     model = Model(
         vision=section if source.connector else None,
-        connector=Connector(kind="mlp2x_gelu", from_=at) if source.connector else None,
+        connector=ConnectorConfig(kind="mlp2x_gelu", from_=at) if source.connector else None,
         text=TextFrom(from_=decoder, context=source.text.shape.context),
         tokenizer=Tokenizer(from_=decoder),
-        speaks=Speaks(template=cast(Any, template or _template(Path(decoder))), image_shape=cast(Any, shape)),
+        chat=Chat(template=cast(Any, template or _template(Path(decoder))), image_fit=cast(Any, shape)),
     )
     return around(model, STAGE), source
 
@@ -72,21 +72,19 @@ def no_text(folder: Path, kind: str) -> UserError:
 def _eye(folder: Path) -> tuple[VisionFrom, str] | None:
     """The encoder in a folder as a recipe names it, and what is done with its pictures; None: there is none."""
     if not model_folder.is_ours(folder):
-        return _eye_of(open_source(folder))
+        return _eye_of(open_pretrained(folder))
     config = model_folder.config_of(folder)
     if "vision" not in config["model"]:
         return None
-    shape = (
-        config["image_shape"] if model_folder.is_encoder(config) else config["model"]["speaks"]["image_shape"]
-    )
-    return VisionFrom(from_=str(folder.resolve())), shape
+    shape = config["image_fit"] if model_folder.is_encoder(config) else config["model"]["chat"]["image_fit"]
+    return VisionFrom(from_=str(folder.resolve_pretrained())), shape
 
 
-def _eye_of(source: Source) -> tuple[VisionFrom, str] | None:
+def _eye_of(source: PretrainedFolder) -> tuple[VisionFrom, str] | None:
     if source.vision is None:
         return None
-    name, layer = str(source.folder.resolve()), source.vision.feature_layer
-    return VisionFrom(from_=name, feature_layer=layer), source.vision.image_shape
+    name, layer = str(source.folder.resolve_pretrained()), source.vision.feature_layer
+    return VisionFrom(from_=name, feature_layer=layer), source.vision.image_fit
 
 
 def _template(folder: Path) -> str:
@@ -107,9 +105,10 @@ def recipe_of_ours(folder: Path, config: Mapping[str, Any], root: str | Path | N
     if not path.is_file():
         model = model_from_mapping(config["model"])
         return around(
-            Model(**{**vars(model), "tokenizer": Tokenizer(from_=str(folder.resolve()))}), config["stage"]
+            Model(**{**vars(model), "tokenizer": Tokenizer(from_=str(folder.resolve_pretrained()))}),
+            config["stage"],
         )
-    tokenizer = json.dumps(str(folder.resolve()))  # quoted: it is read as YAML
+    tokenizer = json.dumps(str(folder.resolve_pretrained()))  # quoted: it is read as YAML
     recipe = read_recipe(
         path, root=Path(root or config.get("root", ".")),
         # the folder may lie on another machine than it was trained on

@@ -13,16 +13,16 @@ from lmmkit.api.components import Component, Term
 from lmmkit.errors import Problem, did_you_mean, raise_all
 from lmmkit.errors.plan import BAD_VALUE, MISSING_KEY, UNKNOWN_KEY
 from lmmkit.recipe import Recipe, flow_text
-from lmmkit.registry import Door, open_door, settings
+from lmmkit.registry import Registry, open_registry, setting_fields
 
 RESERVED = ("use", "allow_unreachable")
 
 
 @dataclass(frozen=True)
-class Parts:
+class Instances:
     """The plugin instances of a run, in recipe order, and the door they came through."""
 
-    door: Door
+    registry: Registry
     components: Mapping[str, Component]
     unreachable: frozenset[str]  # instances that may read what they can never see
 
@@ -33,10 +33,10 @@ class Parts:
 
     def origin(self, name: str) -> str:
         """Distribution or file of an instance."""
-        return self.door.components[name].origin
+        return self.registry.components[name].origin
 
 
-def build_parts(recipe: Recipe, *, trust_files: bool = False) -> Parts:
+def build_instances(recipe: Recipe, *, trust_files: bool = False) -> Instances:
     """Opens the door for the instances and observers the recipe names, and builds the instances.
 
     Raises:
@@ -45,35 +45,37 @@ def build_parts(recipe: Recipe, *, trust_files: bool = False) -> Parts:
     wanted = {name: str(raw.get("use", name)) for name, raw in recipe.plugins.items()}
     where = {name: recipe.where(f"plugins.{name}") for name in wanted}
     observers = {use: recipe.where(f"output.observers.{i}") for i, use in enumerate(recipe.output.observers)}
-    door = open_door(wanted, where=where, trust_files=trust_files, base=recipe.path("."), observers=observers)
+    registry = open_registry(
+        wanted, where=where, trust_files=trust_files, base=recipe.path("."), observers=observers
+    )
     problems: list[Problem] = []
     built = {}
     for name, raw in recipe.plugins.items():
-        cls = door.components[name].cls
+        cls = registry.components[name].cls
         own = {key: value for key, value in raw.items() if key not in RESERVED}
         try:
-            built[name] = build(cls, name, own)
+            built[name] = build_component(cls, name, own)
         except ValidationError as error:
             # one problem a key: each choice of a union complains by itself
             kinds = {str(detail["loc"][0]): detail["type"] for detail in error.errors()}
             problems += [_problem(recipe, name, cls, key, kind) for key, kind in kinds.items()]
     raise_all(problems)
     free = frozenset(name for name, raw in recipe.plugins.items() if raw.get("allow_unreachable") is True)
-    return Parts(door, built, free)
+    return Instances(registry, built, free)
 
 
-def build(cls: type[Component], name: str, own: Mapping[str, object]) -> Component:
+def build_component(cls: type[Component], name: str, own: Mapping[str, object]) -> Component:
     """A component of these settings, strictly checked (pydantic's `ValidationError`)."""
     annotated: dict[str, Any] = {
         f.name: (f.type if not isinstance(f.type, str) else _hints(cls)[f.name], _default(f))
-        for f in settings(cls)
+        for f in setting_fields(cls)
     }
     form = create_model(
         f"{cls.__name__}Settings", __config__=ConfigDict(extra="forbid", strict=True), **annotated
     )
     lists_as_tuples = {key: tuple(value) if isinstance(value, list) else value for key, value in own.items()}
     checked = TypeAdapter(form).validate_python(lists_as_tuples)
-    return cls(name=name, **{f.name: getattr(checked, f.name) for f in settings(cls)})
+    return cls(name=name, **{f.name: getattr(checked, f.name) for f in setting_fields(cls)})
 
 
 def _hints(cls: type) -> dict[str, object]:
@@ -88,7 +90,7 @@ def _default(f) -> object:
 
 def _problem(recipe: Recipe, name: str, cls: type[Component], key: str, kind: str) -> Problem:
     where = recipe.where(f"plugins.{name}.{key}")
-    known = [field.name for field in settings(cls)]
+    known = [field.name for field in setting_fields(cls)]
     use = recipe.plugins[name].get("use", name)
     explain = f"lmmkit plugins explain {use}{' --trust-files' if '.py' in use else ''}"
     if kind == "extra_forbidden":
@@ -102,7 +104,7 @@ def _problem(recipe: Recipe, name: str, cls: type[Component], key: str, kind: st
 def setting_types(cls: type[Component]) -> dict[str, str]:
     """The type of each setting, in words."""
     hints = _hints(cls)
-    return {field.name: type_text(hints[field.name]) for field in settings(cls)}
+    return {field.name: type_text(hints[field.name]) for field in setting_fields(cls)}
 
 
 def type_text(hint: Any) -> str:

@@ -9,20 +9,21 @@ from typing import Generic, TypeVar, cast
 
 from lmmkit.api.model_info import Dims
 from lmmkit.data.images import ImageReader
-from lmmkit.data.length_grouping import Grouped
+from lmmkit.data.length_grouping import GroupedSampler
 from lmmkit.data.packing import Packer
 from lmmkit.data.pipeline import Pipeline, Views
-from lmmkit.data.sampler import Order
+from lmmkit.data.sampler import Sampler
 from lmmkit.data.sources.bad_records import Policy
 from lmmkit.data.sources.records import Records, missing_images, open_records, too_many
-from lmmkit.data.text_tokenizers.choose import AnyTokenizer, open_tokenizer
+from lmmkit.data.text_tokenizers.choose import TextTokenizer, open_tokenizer
 from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.errors.plan import NO_STEP, PLUGINS
 from lmmkit.plan import shapes
-from lmmkit.plan.compile_plan import StagePlan, compile_plan, speaking_plan
-from lmmkit.plan.instances import Parts, build_parts
-from lmmkit.plan.pretrained import Origin, resolve
-from lmmkit.recipe import Batch, Recipe
+from lmmkit.plan.compile_plan import chat_plan, compile_plan
+from lmmkit.plan.instances import Instances, build_instances
+from lmmkit.plan.pretrained import Pretrained, resolve_pretrained
+from lmmkit.plan.stage_plan import StagePlan
+from lmmkit.recipe import BatchConfig, Recipe
 
 T = TypeVar("T")
 
@@ -33,9 +34,9 @@ class Prepared:
     folders whose weights parts begin as, for which `recipe` has their shapes."""
 
     recipe: Recipe
-    origins: tuple[Origin, ...]
-    tokenizer: AnyTokenizer
-    parts: Parts
+    pretrained: tuple[Pretrained, ...]
+    tokenizer: TextTokenizer
+    instances: Instances
     dims: Dims
     plans: Mapping[str, StagePlan]
     sources: Mapping[str, Records]
@@ -46,7 +47,7 @@ class Prepared:
         return Views(
             tokenizer=self.tokenizer, image_rows=self.dims.image.tokens,
             context=self.recipe.model.text.context, too_long=section.batch.too_long,
-            after_eos=self.recipe.model.speaks.after_eos, seed=self.recipe.seed,
+            after_eos=self.recipe.model.chat.after_eos, seed=self.recipe.seed,
             tasks=plan.tasks, edits=plan.strategies,
         )  # fmt: skip
 
@@ -63,7 +64,7 @@ class Prepared:
         """The data of a stage."""
         section = self.recipe.stages[stage]
         sizes = {name: len(self.sources[name]) for name in section.data}
-        order = Order(sizes, section.data, self.recipe.seed)
+        order = Sampler(sizes, section.data, self.recipe.seed)
         samples = section.batch.samples
         if section.length.steps is not None:
             total = section.length.steps * samples
@@ -81,11 +82,13 @@ class Prepared:
             tokens=self.recipe.speed.tokens, total=total,
         )  # fmt: skip
 
-    def _grouped(self, order: Order, batch: Batch, total: int) -> Order | Grouped:
+    def _grouped(self, order: Sampler, batch: BatchConfig, total: int) -> Sampler | GroupedSampler:
         if batch.group == "none":
             return order
         words = {name: self.sources[name].words_N for name in order.weights}
-        return Grouped(order, words, samples=batch.samples, total=total, alike=batch.group == "length")
+        return GroupedSampler(
+            order, words, samples=batch.samples, total=total, by_length=batch.group == "length"
+        )
 
     def steps(self, stage: str) -> int:
         """Optimizer steps of a stage."""
@@ -107,7 +110,7 @@ def prepare(recipe: Recipe, *, trust_files: bool = False, data: Iterable[str] | 
     """
     wanted = read_in_training(recipe) if data is None else data
     return _prepare(
-        recipe, sorted(wanted), trust_files, lambda parts, dims: compile_plan(recipe, parts, dims)
+        recipe, sorted(wanted), trust_files, lambda instances, dims: compile_plan(recipe, instances, dims)
     )  # fmt: skip
 
 
@@ -121,8 +124,8 @@ def read_in_training(recipe: Recipe) -> set[str]:
 
 
 def prepare_bare(
-    recipe: Recipe, *, through: Iterable[str] = (), trust_files: bool = False, data: Iterable[str] = (),
-    mute: bool = False, pickled: bool = False,
+    recipe: Recipe, *, inference_plugins: Iterable[str] = (), trust_files: bool = False, data: Iterable[str] = (),
+    allow_missing_tokenizer: bool = False, pickled: bool = False,
 ) -> Prepared:  # fmt: skip
     """The recipe without its terms: enough to answer, or to look at data.
 
@@ -137,33 +140,34 @@ def prepare_bare(
     Raises:
         UserError: as `prepare`.
     """
-    through = list(through)
-    if missing := [name for name in through if name not in recipe.plugins]:
+    inference_plugins = list(inference_plugins)
+    if missing := [name for name in inference_plugins if name not in recipe.plugins]:
         raise UserError(PLUGINS.at(recipe.where("plugins"), got=f"no settings of {', '.join(missing)}"))
-    kept = {name: recipe.plugins[name] for name in through}
+    kept = {name: recipe.plugins[name] for name in inference_plugins}
     recipe = replace(recipe, plugins=kept, output=replace(recipe.output, observers=()))
     return _prepare(
         recipe, sorted(data), trust_files,
-        lambda parts, dims: {stage: speaking_plan(parts, stage) for stage in recipe.stages}, mute=mute, pickled=pickled,
+        lambda instances, dims: {stage: chat_plan(instances, stage) for stage in recipe.stages},
+        allow_missing_tokenizer=allow_missing_tokenizer, pickled=pickled,
     )  # fmt: skip
 
 
 def _prepare(
     recipe: Recipe, data: Iterable[str], trust_files: bool,
-    plan: Callable[[Parts, Dims], Mapping[str, StagePlan]], *,
-    mute: bool = False, pickled: bool = False,
+    plan: Callable[[Instances, Dims], Mapping[str, StagePlan]], *,
+    allow_missing_tokenizer: bool = False, pickled: bool = False,
 ) -> Prepared:  # fmt: skip
     """Opens everything, compiles by `plan`, and raises all problems together."""
-    tokenizer = _Tried(lambda: _open_tokenizer(recipe, mute))
-    resolved = _Tried(lambda: resolve(recipe, pickled=pickled))
-    parts = _Tried(lambda: build_parts(recipe, trust_files=trust_files))
+    tokenizer = _Tried(lambda: _open_tokenizer(recipe, allow_missing_tokenizer))
+    resolved = _Tried(lambda: resolve_pretrained(recipe, pickled=pickled))
+    instances = _Tried(lambda: build_instances(recipe, trust_files=trust_files))
     sources = _Tried(lambda: open_sources(recipe, data))
     dims = _Tried(lambda: shapes.dims(resolved.value[0], tokenizer.value.size), resolved, tokenizer)
-    plans = _Tried(lambda: plan(parts.value, dims.value), parts, dims)
-    tried = (tokenizer, resolved, parts, sources, dims, plans)
+    plans = _Tried(lambda: plan(instances.value, dims.value), instances, dims)
+    tried = (tokenizer, resolved, instances, sources, dims, plans)
     raise_all(problem for each in tried for problem in each.problems)
     return Prepared(
-        recipe=resolved.value[0], origins=resolved.value[1], tokenizer=tokenizer.value, parts=parts.value,
+        recipe=resolved.value[0], pretrained=resolved.value[1], tokenizer=tokenizer.value, instances=instances.value,
         dims=dims.value, plans=plans.value, sources=sources.value,
     )  # fmt: skip
 
@@ -196,14 +200,14 @@ class NoTokenizer:
         raise self.problem
 
 
-def _open_tokenizer(recipe: Recipe, mute: bool) -> AnyTokenizer:
+def _open_tokenizer(recipe: Recipe, allow_missing_tokenizer: bool) -> TextTokenizer:
     section = recipe.model.tokenizer
     path = recipe.path(section.from_)
     try:
         return open_tokenizer(path, section.kind)
     except UserError as error:
-        if mute and path.is_dir():
-            return cast(AnyTokenizer, NoTokenizer(error))
+        if allow_missing_tokenizer and path.is_dir():
+            return cast(TextTokenizer, NoTokenizer(error))
         raise
 
 
@@ -228,6 +232,6 @@ def open_source(recipe: Recipe, name: str) -> Records:
     return open_records(
         name, records=recipe.path(section.records),
         images=None if section.images is None else recipe.path(section.images),
-        template=section.template, image_shape=section.image_shape,
-        bad_rows=Policy(section.bad_rows, section.bad_share),
+        template=section.template, image_fit=section.image_fit,
+        bad_records=Policy(section.bad_records, section.bad_share),
     )  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmmkit.attention.backends import Eager
+from lmmkit.attention.eager import Eager
 from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.errors.plan import CONTEXT, IMAGE_SIZE
 from lmmkit.errors.weights import FEATURE_LAYER, PART
@@ -33,7 +33,7 @@ from lmmkit.recipe import (
     vision_from_mapping,
 )
 from lmmkit.weights import model_folder, name_maps
-from lmmkit.weights.detect import Source, open_source, timm_source, want_part
+from lmmkit.weights.detect import PretrainedFolder, open_pretrained, timm_source, want_part
 from lmmkit.weights.encoders import VIT, EncoderSource
 from lmmkit.weights.timm_encoder import TimmSource
 
@@ -42,12 +42,12 @@ MODULES = {"vision": "lmm.vision", "connector": "lmm.connector", "text": "lmm.de
 
 
 @dataclass(frozen=True, kw_only=True)
-class Origin:
+class Pretrained:
     """A folder that parts begin as: a public one, or one lmmkit wrote (`source` is None)."""
 
     folder: Path
     parts: tuple[str, ...]
-    source: Source | None
+    source: PretrainedFolder | None
 
     def fill(self, modules: Mapping[str, nn.Module]) -> None:
         """Copies the folder's tensors into its parts' modules, by part.
@@ -60,7 +60,7 @@ class Origin:
         """As `fill`, by the headers alone: the modules may be on meta."""
         self._each(modules, lambda source: source.check, model_folder.check)
 
-    def carried(self, modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    def passthrough(self, modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
         """What the folder's encoder has besides, for an export to give back."""
         if "vision" not in self.parts or not isinstance(modules["vision"], ViT):
             return {}
@@ -75,7 +75,7 @@ class Origin:
         with torch.device("meta"):
             whole = ViT(replace(module.shape, feature_layer=-1), Eager())
         built, at = model_folder.unique_tensors(module), f"{MODULES['vision']}."
-        placed = {t: place for t, place in name_maps.places(whole, VIT).items() if place.name not in built}
+        placed = {t: place for t, place in name_maps.map_names(whole, VIT).items() if place.name not in built}
         there = model_folder.tensors(self.folder, {at + place.name for place in placed.values()})
         there = {name.removeprefix(at): tensor for name, tensor in there.items()}
         return {f"vision.{t}": place.of(there) for t, place in placed.items() if place.name in there}
@@ -95,7 +95,7 @@ class Origin:
         raise_all(problems)
 
 
-def resolve(recipe: Recipe, *, pickled: bool = False) -> tuple[Recipe, tuple[Origin, ...]]:
+def resolve_pretrained(recipe: Recipe, *, pickled: bool = False) -> tuple[Recipe, tuple[Pretrained, ...]]:
     """The recipe with shapes in the place of folders and files, and what to fill from.
 
     Raises `UserError` with the problems of all folders.
@@ -105,36 +105,36 @@ def resolve(recipe: Recipe, *, pickled: bool = False) -> tuple[Recipe, tuple[Ori
         section = getattr(model, part)
         if name := getattr(section, "from_", None):
             wanted.setdefault(recipe.path(name), []).append(part)
-    origins = []
+    pretrained = []
     for folder, parts in wanted.items():
         try:
             origin, model = _resolved(recipe, model, folder, tuple(parts), pickled)
-            origins.append(origin)
+            pretrained.append(origin)
         except UserError as error:
             problems += error.problems
     if isinstance(model.vision, VisionTimm) and model.vision.weights != NO_WEIGHTS:
         origin, model = _timm_file(recipe, model, model.vision, pickled)
-        origins.append(origin)
+        pretrained.append(origin)
     raise_all(problems)
-    return replace(recipe, model=model), tuple(origins)
+    return replace(recipe, model=model), tuple(pretrained)
 
 
-def _timm_file(recipe: Recipe, model: Model, vision: VisionTimm, pickled: bool) -> tuple[Origin, Model]:
+def _timm_file(recipe: Recipe, model: Model, vision: VisionTimm, pickled: bool) -> tuple[Pretrained, Model]:
     file = recipe.path(vision.weights)
     encoder = TimmSource(
         name=vision.timm, feature_layer=vision.feature_layer, resized=vision.image_size is not None
     )
-    origin = Origin(folder=file, parts=("vision",), source=timm_source(encoder, file, pickled=pickled))
+    origin = Pretrained(folder=file, parts=("vision",), source=timm_source(encoder, file, pickled=pickled))
     return origin, replace(model, vision=replace(vision, weights=NO_WEIGHTS))
 
 
 def _resolved(
     recipe: Recipe, model: Model, folder: Path, parts: tuple[str, ...], pickled: bool
-) -> tuple[Origin, Model]:
+) -> tuple[Pretrained, Model]:
     if model_folder.is_ours(folder):
         config = model_folder.config_of(folder)
         shapes = _shapes_of_ours(recipe, config, folder, parts)
-        origin = Origin(folder=folder, parts=parts, source=None)
+        origin = Pretrained(folder=folder, parts=parts, source=None)
         if model_folder.is_encoder(config) and isinstance(
             model.vision, VisionFrom
         ):  # every block of it is there
@@ -143,7 +143,7 @@ def _resolved(
     else:
         seen = model.vision if "vision" in parts and isinstance(model.vision, VisionFrom) else None
         layer = seen.feature_layer if seen else None
-        source = open_source(folder, feature_layer=layer, pickled=pickled)
+        source = open_pretrained(folder, feature_layer=layer, pickled=pickled)
         for part in parts:
             want_part(source, part, recipe.where(f"model.{part}.from"))
         shapes = {}
@@ -153,7 +153,7 @@ def _resolved(
         if "vision" in parts:
             assert source.vision is not None
             shapes["vision"] = encoder_section(source.vision, str(folder))
-        origin = Origin(folder=folder, parts=parts, source=source)
+        origin = Pretrained(folder=folder, parts=parts, source=source)
     if isinstance(model.text, TextFrom) and "text" in shapes:
         shapes["text"] = _shorter(recipe, shapes["text"], model.text)
     if isinstance(model.vision, VisionFrom) and "vision" in shapes:
@@ -177,8 +177,8 @@ def _shapes_of_ours(recipe: Recipe, config: Mapping[str, Any], folder: Path, par
 
 
 def _asked(
-    recipe: Recipe, origin: Origin, there: VisionScratch | VisionTimm, asked: VisionFrom
-) -> tuple[Origin, VisionScratch | VisionTimm]:
+    recipe: Recipe, origin: Pretrained, there: VisionScratch | VisionTimm, asked: VisionFrom
+) -> tuple[Pretrained, VisionScratch | VisionTimm]:
     """The folder's encoder with what the recipe wants otherwise, and the origin that gives it."""
     changed: dict[str, Any] = {
         key: value for key in ("mean", "std", "resample") if (value := getattr(asked, key)) is not None

@@ -19,7 +19,7 @@ from lmmkit.errors import Problem, did_you_mean
 from lmmkit.errors.recipe import MISSING_KEY, NAME, OUT_OF_RANGE, UNKNOWN_KEY, WRONG_TYPE
 from lmmkit.recipe.field_types import Says
 from lmmkit.recipe.schema import HIDDEN
-from lmmkit.recipe.yaml_tree import resolve
+from lmmkit.recipe.yaml_tree import scalar_value
 
 UNKNOWN = object()  # the hint of a key that the schema does not have
 _LARGEST = 2**63
@@ -90,7 +90,7 @@ def describe(hint: Any) -> str:
     return "a plain value"
 
 
-def show(value: Any) -> str:
+def show_value(value: Any) -> str:
     """A value as a person wrote it, cut to a line."""
     match value:
         case None:
@@ -128,7 +128,7 @@ def fix_for(value: Any, hint: Any) -> str:
 
 
 def _looks_like_a_number(text: str) -> bool:
-    bare = resolve(text.replace("_", "").replace(",", "").strip())
+    bare = scalar_value(text.replace("_", "").replace(",", "").strip())
     return isinstance(bare, (int, float)) and not isinstance(bare, bool)
 
 
@@ -192,10 +192,10 @@ def _problem(entry: Any, raw: Any, hint: Any) -> Problem:
     if entry["type"] == "missing" and not isinstance(raw, list):
         return MISSING_KEY.at(key, got="nothing", expected=expected, key=path[-1])
     if named:
-        return NAME.at(key, got=show(path[-1]), expected=expected)
+        return NAME.at(key, got=show_value(path[-1]), expected=expected)
     ranged = entry["type"].startswith(("greater", "less", "too_", "string_too"))
     code = OUT_OF_RANGE if ranged else WRONG_TYPE
-    return code.at(key, got=show(got), expected=expected, fix=fix_for(got, hint))
+    return code.at(key, got=show_value(got), expected=expected, fix=fix_for(got, hint))
 
 
 def tidy(value: Any, key: str, problems: list[Problem], depth: int = 0) -> Any:
@@ -215,14 +215,14 @@ def tidy(value: Any, key: str, problems: list[Problem], depth: int = 0) -> Any:
             return value
         case int():
             in_range = -_LARGEST <= value < _LARGEST
-            return int(value) if in_range else refuse(show(value), "a number of at most 64 bits")
+            return int(value) if in_range else refuse(show_value(value), "a number of at most 64 bits")
         case float():
-            return float(value) if math.isfinite(value) else refuse(show(value), "a finite number")
+            return float(value) if math.isfinite(value) else refuse(show_value(value), "a finite number")
         case str():
             try:
                 value.encode()
             except UnicodeEncodeError:
-                return refuse(show(value), "text in Unicode")
+                return refuse(show_value(value), "text in Unicode")
             return str(value)
         case Mapping():
             out = {}
@@ -230,8 +230,8 @@ def tidy(value: Any, key: str, problems: list[Problem], depth: int = 0) -> Any:
                 if isinstance(name, str):
                     out[name] = tidy(item, f"{key}.{name}" if key else name, problems, depth + 1)
                 else:
-                    refuse(f"the key {show(name)}", "keys that are texts")
+                    refuse(f"the key {show_value(name)}", "keys that are texts")
             return out
         case list() | tuple():
             return [tidy(item, f"{key}.{i}", problems, depth + 1) for i, item in enumerate(value)]
-    return refuse(show(value), "a plain value: text, number, true, false, list or section")
+    return refuse(show_value(value), "a plain value: text, number, true, false, list or section")

@@ -15,7 +15,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 TemplateName = Literal["plain", "vicuna_v1", "chatml", "llama3"]
-ImageShape = Literal["crop", "pad", "squash"]
+ImageFit = Literal["crop", "pad", "stretch"]
 Resample = Literal["bicubic", "bilinear"]
 
 
@@ -109,7 +109,7 @@ Vision = Annotated[
 
 
 @section
-class Connector:
+class ConnectorConfig:
     """What maps vision width to text width: one linear, or linear-GELU-linear.
 
     `from_`: a folder of llava-hf, LLaVA or lmmkit whose connector it begins as.
@@ -188,7 +188,7 @@ class Tokenizer:
 
 
 @section
-class Speaks:
+class Chat:
     """The inference contract, saved with the weights: what a user's words are wrapped in.
 
     `after_eos` is how a later turn begins after the end-of-sequence token: with the ids of the
@@ -196,7 +196,7 @@ class Speaks:
     """
 
     template: TemplateName
-    image_shape: ImageShape
+    image_fit: ImageFit
     after_eos: Literal["published", "hf437"] = "published"
 
 
@@ -205,10 +205,10 @@ class Model:
     """The parts, in the order in which a picture and a question pass through them."""
 
     vision: Vision | None = None  # not given, with connector: a model of text alone
-    connector: Connector | None = None
+    connector: ConnectorConfig | None = None
     text: TextModel
     tokenizer: Tokenizer
-    speaks: Speaks
+    chat: Chat
 
 
 @section

@@ -28,7 +28,7 @@ from lmmkit.recipe.error_messages import (
 from lmmkit.recipe.model import Model, Vision, VisionFrom, VisionScratch, VisionTimm
 from lmmkit.recipe.schema import HIDDEN, Recipe
 from lmmkit.recipe.source_positions import Places
-from lmmkit.recipe.yaml_tree import MAX_BYTES, Tree, parse
+from lmmkit.recipe.yaml_tree import MAX_BYTES, YamlTree, parse
 
 # below these, keys are a person's own names: --set must not make up a new one on its way
 _NAMED = ("plugins", "data", "stages", "evaluate.tasks")
@@ -70,7 +70,7 @@ def from_mapping(mapping: Mapping[str, Any], *, root: Path | None = None) -> Rec
     if not isinstance(mapping, Mapping):
         got = f"a {type(mapping).__name__}"
         raise UserError(WRONG_TYPE.at("recipe", got=got, expected="a mapping", fix="Pass a dict."))
-    return _recipe(Tree(value=mapping), root)
+    return _recipe(YamlTree(value=mapping), root)
 
 
 def model_from_mapping(mapping: Mapping[str, Any]) -> Model:
@@ -102,10 +102,10 @@ _AROUND: dict[str, Any] = {
     "model": {
         "text": {"width": 2, "depth": 1, "heads": 1, "mlp": 1, "context": 1},
         "tokenizer": {"from": "."},
-        "speaks": {"template": "plain", "image_shape": "crop"},
+        "chat": {"template": "plain", "image_fit": "crop"},
     },
     "data": {
-        "none": {"kind": "llava", "records": "none", "images": ".", "template": "plain", "image_shape": "crop"}
+        "none": {"kind": "llava", "records": "none", "images": ".", "template": "plain", "image_fit": "crop"}
     },
     "stages": {
         "none": {
@@ -138,7 +138,7 @@ def _text(path: Path) -> str:
         raise refuse(str(error)) from None
 
 
-def _override(tree: Tree, override: str) -> None:
+def _override(tree: YamlTree, override: str) -> None:
     """Sets one "a.b=c" in the tree, or adds the problem to the tree."""
     place = f"--set {override}"
 
@@ -172,7 +172,7 @@ def _override(tree: Tree, override: str) -> None:
     return None
 
 
-def _recipe(tree: Tree, root: Path | None) -> Recipe:
+def _recipe(tree: YamlTree, root: Path | None) -> Recipe:
     """Checks a tree as a whole; raises `UserError` with all problems."""
     places = Places(dict(tree.places))
     found: list[Problem] = []  # `where` is still a dotted key

@@ -54,7 +54,7 @@ class Output:
     keep: k.Two = 2  # one alone would be lost with a broken write
     async_save: k.Flag = False
     log_every: k.Count = 1
-    pictures_every: k.Natural = 0
+    images_every: k.Natural = 0
     observers: Annotated[tuple[k.Text, ...], Says("a list of files or installed plugins")] = ()
 
 

@@ -10,13 +10,13 @@ from pydantic import BeforeValidator
 
 from lmmkit.recipe import field_types as k
 from lmmkit.recipe.field_types import Says, section
-from lmmkit.recipe.model import ImageShape, TemplateName
+from lmmkit.recipe.model import ImageFit, TemplateName
 
 
 @section
 class Source:
     """A record file and its folder of images, or shards that hold both, and the template its turns
-    are written in. `bad_rows`: whether one stops the run, or is passed over with another in its
+    are written in. `bad_records`: whether one stops the run, or is passed over with another in its
     place, as long as they are no more than `bad_share` of the rows, or ten.
     """
 
@@ -24,13 +24,13 @@ class Source:
     records: k.Text
     images: k.Text | None = None  # for `llava`
     template: TemplateName
-    image_shape: ImageShape
-    bad_rows: Literal["error", "skip"] = "error"
+    image_fit: ImageFit
+    bad_records: Literal["error", "skip"] = "error"
     bad_share: k.Below1 = 0.001
 
 
 @section
-class Batch:
+class BatchConfig:
     """`samples` make one optimizer step, over all ranks. `too_long`: what a sample above the
     context does. `tail`: whether the short last batch of an epoch is a step or left out. `group`:
     whether a step's rows are alike: all with or all without pictures, and of like length.
@@ -169,7 +169,7 @@ class Stage:
     """One stretch of training; `losses` maps `next_token` and plugin instances to weights."""
 
     data: Annotated[Mapping[k.Text, k.Positive], MinLen(1), Says("a section of SOURCE: weight above 0")]
-    batch: Batch
+    batch: BatchConfig
     length: Length
     train: Train
     optim: Optim

@@ -32,7 +32,7 @@ _WORDS = {
 }
 
 
-def resolve(text: str) -> Any:
+def scalar_value(text: str) -> Any:
     """The value of a plain (unquoted) scalar."""
     if text in _WORDS:
         return _WORDS[text]
@@ -48,7 +48,7 @@ def resolve(text: str) -> Any:
 
 
 @dataclass
-class Tree:
+class YamlTree:
     """A document as far as it could be read. `silent`: keys whose value was refused here, and
     about which nobody needs to complain again (they hold None).
     """
@@ -81,7 +81,7 @@ class _Stop(Exception):
 class _Builder:
     def __init__(self, name: str):
         self.name = name
-        self.tree = Tree()
+        self.tree = YamlTree()
         self.stack: list[_Open] = []
         self.documents = 0
 
@@ -150,7 +150,7 @@ class _Builder:
             self.complain(ANCHOR, event, path, f"the alias *{event.anchor}")
             self.tree.silent.add(path)
         elif type(event).__name__ == "ScalarEvent":
-            value = resolve(event.value) if event.style is None else event.value
+            value = scalar_value(event.value) if event.style is None else event.value
         else:
             value = {} if type(event).__name__ == "MappingStartEvent" else []
         self.refuse_marks(path, event)
@@ -181,7 +181,7 @@ class _Builder:
             top.key = None
 
 
-def parse(text: str, name: str) -> Tree:
+def parse(text: str, name: str) -> YamlTree:
     """Reads YAML `text`; `name` stands before line and column in places. Raises nothing."""
     builder = _Builder(name)
     tree = builder.tree

@@ -8,25 +8,25 @@ from pathlib import Path
 from rich.table import Table
 
 from lmmkit.runs.files import write_json_atomic
-from lmmkit.runs.run_folder import RunDir
+from lmmkit.runs.run_folder import RunFolder
 
 
 def summarise(folder: Path, names: Sequence[str], *, wall_seconds: float) -> dict:
     """Writes and returns `summary.json`: wall time, and each recipe's figures side by side."""
     summary = {
         "wall_seconds": wall_seconds,
-        "recipes": {name: _recipe(RunDir(folder / name)) for name in names},
+        "recipes": {name: _recipe(RunFolder(folder / name)) for name in names},
     }
     write_json_atomic(folder / "summary.json", summary)
     return summary
 
 
-def _recipe(run: RunDir) -> dict:
+def _recipe(run: RunFolder) -> dict:
     results, metrics = run.read_results(), run.read_metrics()
     answers, terms = results["answers"], results["terms"]
-    order = terms.get("image_order", {}).get("readings", {}).get("accuracy")
+    order = terms.get("image_order", {}).get("metrics", {}).get("accuracy")
     restored = results.get("restore", {}).get("text_order")
-    mass = terms["guided_loss"]["readings"]["mass"] if "guided_loss" in terms else None
+    mass = terms["guided_loss"]["metrics"]["mass"] if "guided_loss" in terms else None
     return {
         **{key: answers[key] for key in ("accuracy", "accuracy_blank", "accuracy_swapped")},
         "majority": answers["majority"],
@@ -80,7 +80,7 @@ _ROWS = {
 def _by_type(folder: Path, names: Sequence[str]) -> Table:
     table = Table(title="Exact match by question type, in percent", title_justify="left")
     table.add_column("type", no_wrap=True)
-    by_name = {name: RunDir(folder / name).read_results()["answers"]["by_type"] for name in names}
+    by_name = {name: RunFolder(folder / name).read_results()["answers"]["by_type"] for name in names}
     for name in names:
         for condition in ("image", "blank", "swapped"):
             table.add_column(f"{name}\n{condition}", justify="right")

@@ -1,12 +1,12 @@
 """The run folder: the name of every file in it, and how each is read.
 
     RUN/  recipe.yaml  recipe.resolved.yaml  plan.txt  run.json  lock  metrics.jsonl
-          anomalies.jsonl  bad_rows.jsonl  resumes.jsonl  tb/  checkpoints/step-XXXXXXXX/
+          anomalies.jsonl  bad_records.jsonl  resumes.jsonl  tb/  checkpoints/step-XXXXXXXX/
           model/<stage>/  model/<stage>-best/  results.json
 
 `run.json` is what makes a folder a run. A start that died before writing it (only the lock, the
 recipe and the plan stand there) counts as not begun: both a new run and `--resume` may take it.
-A trainer calls, in this order: `RunDir.create`, `lock` (`runlock.py`), and only then writes anything.
+A trainer calls, in this order: `RunFolder.create`, `lock` (`runlock.py`), and only then writes anything.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ OPENING = frozenset({"lock", "recipe.yaml", "recipe.resolved.yaml", "plan.txt"})
 
 
 @dataclass(frozen=True)
-class RunDir:
+class RunFolder:
     """Names only: making one touches no disk. `open` and `create` look at the folder."""
 
     path: Path
@@ -75,9 +75,9 @@ class RunDir:
         return self.path / "resumes.jsonl"
 
     @property
-    def bad_rows(self) -> Path:
+    def bad_records(self) -> Path:
         """Rows that were passed over, one JSON object a line."""
-        return self.path / "bad_rows.jsonl"
+        return self.path / "bad_records.jsonl"
 
     @property
     def tb(self) -> Path:
@@ -108,7 +108,7 @@ class RunDir:
         return self.run_json.is_file()
 
     @classmethod
-    def open(cls, path: str | os.PathLike) -> RunDir:
+    def open(cls, path: str | os.PathLike) -> RunFolder:
         """The run at `path`, to be read. Raises `UserError` where there is none."""
         run = cls(Path(path))
         run.require()
@@ -116,7 +116,7 @@ class RunDir:
         return run
 
     @classmethod
-    def create(cls, path: str | os.PathLike, resume: bool) -> RunDir:
+    def create(cls, path: str | os.PathLike, resume: bool) -> RunFolder:
         """The folder to train in, made if need be; writes nothing into it.
 
         Raises `UserError` if a new run would land on files that are there, or if there is nothing

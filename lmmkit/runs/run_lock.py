@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from lmmkit.errors import MachineError, Problem, UserError
 from lmmkit.errors.training import LOCKED
 from lmmkit.runs.files import unwritable
-from lmmkit.runs.run_folder import RunDir
+from lmmkit.runs.run_folder import RunFolder
 
 # Lock handles of this process. A forked data worker closes its copies: the lock lives as long as
 # any copy does, and an orphaned worker must not keep a killed run's folder taken.
@@ -29,7 +29,7 @@ os.register_at_fork(after_in_child=_drop_inherited)
 
 
 @contextmanager
-def lock(run: RunDir) -> Iterator[None]:
+def lock(run: RunFolder) -> Iterator[None]:
     """Owns the run folder until the block ends; the kernel frees it if the process dies.
 
     Raises `UserError` naming the owner where another process trains there, and `MachineError`
@@ -66,7 +66,7 @@ def lock(run: RunDir) -> Iterator[None]:
             os.close(handle)
 
 
-def _taken(run: RunDir, owner: bytes) -> Problem:
+def _taken(run: RunFolder, owner: bytes) -> Problem:
     try:
         who = dict(json.loads(owner))
     except (ValueError, TypeError):  # the owner has the lock but has not signed it yet

@@ -21,7 +21,7 @@ from lmmkit.plan.explain import plan_text
 from lmmkit.plan.prepare import Prepared
 from lmmkit.recipe import diff, digest, dump, read_recipe
 from lmmkit.runs.files import read_json, write_json_atomic, write_text_atomic
-from lmmkit.runs.run_folder import RunDir
+from lmmkit.runs.run_folder import RunFolder
 from lmmkit.training.monitoring.metrics_log import MetricsLog
 
 ACCEPT = "--accept-data-change"
@@ -40,13 +40,13 @@ class Change:
         return f"{self.key} ({self.kind}): {self.before} -> {self.now}"
 
 
-def begin(run: RunDir, prepared: Prepared, source: str | None) -> None:
+def begin(run: RunFolder, prepared: Prepared, source: str | None) -> None:
     """Writes what identifies the run; `run.json` last."""
     write_text_atomic(run.recipe, source or dump(prepared.recipe))
     _write(run, prepared)
 
 
-def changes(run: RunDir, prepared: Prepared, *, accept_data: bool) -> list[Change]:
+def changes(run: RunFolder, prepared: Prepared, *, accept_data: bool) -> list[Change]:
     """How recipe, data, plan and versions differ from those of the run.
 
     Raises `UserError` with every change that a run cannot go on with.
@@ -62,7 +62,7 @@ def changes(run: RunDir, prepared: Prepared, *, accept_data: bool) -> list[Chang
     return found
 
 
-def go_on(run: RunDir, prepared: Prepared, changed: list[Change], step: int) -> None:
+def go_on(run: RunFolder, prepared: Prepared, changed: list[Change], step: int) -> None:
     """Tells what changed, keeps it in resumes.jsonl, and makes it what the run has from here on."""
     for change in changed:
         print(f"note: changed since the run last stood: {change}", file=sys.stderr)
@@ -83,20 +83,20 @@ def identity(prepared: Prepared) -> dict:
         "recipe": digest(recipe),
         "plans": {stage: plan.digest for stage, plan in prepared.plans.items()},
         "data": {name: prepared.sources[name].identity() for name in sorted(learned)},
-        "plugins": {name: prepared.parts.origin(name) for name in prepared.parts.components},
-        "observers": list(prepared.parts.door.observers),
+        "plugins": {name: prepared.instances.origin(name) for name in prepared.instances.components},
+        "observers": list(prepared.instances.registry.observers),
         "root": str(Path(recipe.root).resolve()),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }
 
 
-def _write(run: RunDir, prepared: Prepared) -> None:
+def _write(run: RunFolder, prepared: Prepared) -> None:
     write_text_atomic(run.resolved, dump(prepared.recipe))
     write_text_atomic(run.plan, plan_text(prepared))
     write_json_atomic(run.run_json, identity(prepared))
 
 
-def _refused(run: RunDir, change: Change) -> Problem:
+def _refused(run: RunFolder, change: Change) -> Problem:
     where, accept = f"{run.path}: {change.key}", ""
     if change.kind == "data":
         accept = f" If the change is intended: `{ACCEPT}`; resumes.jsonl keeps what the data was."

@@ -18,17 +18,17 @@ from lmmkit.model.transforms import lora
 from lmmkit.objective import Objective
 from lmmkit.plan.prepare import Prepared, prepare
 from lmmkit.recipe import Recipe, digest, read_recipe, to_mapping
-from lmmkit.runs.run_folder import RunDir
+from lmmkit.runs.run_folder import RunFolder
 from lmmkit.runs.run_lock import lock
 from lmmkit.training import resume as resuming
-from lmmkit.training.checkpoint.read import read, write
-from lmmkit.training.checkpoint.read.rng import seed_stage
-from lmmkit.training.checkpoint.read.state_dict import restore
-from lmmkit.training.checkpoint.read.validate_state import state_of
+from lmmkit.training.checkpoint import read, write
+from lmmkit.training.checkpoint.rng import seed_stage
+from lmmkit.training.checkpoint.state_dict import restore_state
+from lmmkit.training.checkpoint.validate_state import state_of
 from lmmkit.training.distributed import fsdp
 from lmmkit.training.distributed.process_group import Ranks, joined
 from lmmkit.training.monitoring.determinism import repeatable
-from lmmkit.training.monitoring.metrics_log import Board, MetricsLog, Silence
+from lmmkit.training.monitoring.metrics_log import Board, MetricsLog, NullLogger
 from lmmkit.training.save_models import build_unsharded, gathered, save_model
 from lmmkit.training.signals import Interrupted, Stop
 from lmmkit.training.stage_loop import run_stage
@@ -38,13 +38,13 @@ from lmmkit.weights import model_folder
 
 
 @dataclass(frozen=True)
-class Finished:
+class TrainResult:
     """How a run ended: its folder, and the signal that stopped it early, if one did.
 
     `begun`: whether it came as far as its first step, so that a checkpoint stands where it stopped.
     """
 
-    run: RunDir
+    run: RunFolder
     signal: int | None
     begun: bool = True
 
@@ -52,7 +52,7 @@ class Finished:
 def train(
     recipe: Recipe | str | Path, *, out: str | Path | None = None, resume: bool = False,
     stage: str | None = None, trust_files: bool = False, source: str | None = None, accept_data: bool = False,
-) -> Finished:  # fmt: skip
+) -> TrainResult:  # fmt: skip
     """Trains the recipe's stages in order (or `stage` alone) and leaves a run folder.
 
     Args:
@@ -79,14 +79,14 @@ def train(
             with _preparing(stop, ranks):
                 fsdp.check_world(recipe, ranks)
                 prepared, device = _prepare(recipe, trust_files)
-                run = RunDir(out)
+                run = RunFolder(out)
                 if ranks.first:
                     _check_stages(recipe, run, stage, resume)
-                    run = RunDir.create(out, resume)
+                    run = RunFolder.create(out, resume)
             with lock(run) if ranks.first else nullcontext(), repeatable(recipe):
                 return _train(prepared, run, ranks, device, stop, resume, stage, source, accept_data)
         except Interrupted:
-            return Finished(RunDir(out), stop.requested, begun=False)
+            return TrainResult(RunFolder(out), stop.requested, begun=False)
 
 
 def _preparing(stop: Stop, ranks: Ranks) -> AbstractContextManager[None]:
@@ -102,14 +102,14 @@ def _prepare(recipe: Recipe, trust_files: bool) -> tuple[Prepared, torch.device]
     build.backend(recipe, device)
     build.check_optimizers(recipe)
     build.check_compiler(recipe, device)
-    build.check_origins(prepared.recipe, prepared.dims, prepared.origins, device)
+    build.check_pretrained(prepared.recipe, prepared.dims, prepared.pretrained, device)
     return prepared, device
 
 
 def _train(
-    prepared: Prepared, run: RunDir, ranks: Ranks, device: torch.device, stop: Stop, resume: bool, stage: str | None,
+    prepared: Prepared, run: RunFolder, ranks: Ranks, device: torch.device, stop: Stop, resume: bool, stage: str | None,
     source: str | None, accept_data: bool,
-) -> Finished:  # fmt: skip
+) -> TrainResult:  # fmt: skip
     """Begins the run or goes on with it. Before its first step a stop ends it as it stands."""
     recipe = prepared.recipe
     if recipe.speed.threads:
@@ -126,8 +126,8 @@ def _train(
             resuming.go_on(run, prepared, changed, position.step)
         objective = build_unsharded(prepared, device, ranks) if ranks.first else None
     with (
-        MetricsLog(run.metrics) if ranks.first else Silence() as metrics,
-        Board(run.tb, position.step + 1 if resume else None) if ranks.first else Silence() as board,
+        MetricsLog(run.metrics) if ranks.first else NullLogger() as metrics,
+        Board(run.tb, position.step + 1 if resume else None) if ranks.first else NullLogger() as board,
     ):
         if resume:
             metrics.truncate(position.step)
@@ -135,18 +135,18 @@ def _train(
             if resume and run.anomalies.is_file():
                 with MetricsLog(run.anomalies) as anomalies:
                     anomalies.truncate(position.step)
-            prepared.parts.door.started(str(run.path), to_mapping(recipe), position.step)
+            prepared.instances.registry.started(str(run.path), to_mapping(recipe), position.step)
         for name in _stages(recipe, position.stage, stage):
             fresh = name != position.stage or loaded is None
-            objective, learns = _begin(prepared, run, name, ranks, device, objective, fresh=fresh)
+            objective, trainable = _begin(prepared, run, name, ranks, device, objective, fresh=fresh)
             if fresh:
                 position = Position(name, position.step, 0)
                 seed_stage(recipe.seed, name, ranks.rank)
-            optimizer = build.optimizer(objective, recipe.stages[name], learns)
+            optimizer = build.optimizer(objective, recipe.stages[name], trainable)
             if saved is not None and loaded is not None and not fresh:
-                restore(objective, optimizer, loaded, saved)
+                restore_state(objective, optimizer, loaded, saved)
                 if not loaded.rng:
-                    ranks.note(
+                    ranks.log_once(
                         f"saved by another number of ranks: dropout draws anew from step {position.step} on"
                     )
                     seed_stage(recipe.seed, name, ranks.rank, position.stage_step)
@@ -155,18 +155,18 @@ def _train(
             )
             loaded, before = None, {}
             if stopped:
-                return Finished(run, stop.requested)
+                return TrainResult(run, stop.requested)
             optimizer = None  # its moments are not of the model
             objective = _end(prepared, run, ranks, device, objective, position)
-    return Finished(run, None)
+    return TrainResult(run, None)
 
 
 def _open(
-    prepared: Prepared, run: RunDir, ranks: Ranks, source: str | None, accept_data: bool
+    prepared: Prepared, run: RunFolder, ranks: Ranks, source: str | None, accept_data: bool
 ) -> list[resuming.Change]:
     """Clears what a killed process left, and begins the run, or tells how it has changed."""
     for note in write.sweep(run):
-        ranks.note(note)
+        ranks.log_once(note)
     run.clear_temporary()
     for name in prepared.recipe.stages:
         model_folder.clear(run.model(name))
@@ -181,7 +181,7 @@ def _open(
 
 
 def _begin(
-    prepared: Prepared, run: RunDir, name: str, ranks: Ranks, device: torch.device, objective: Objective | None,
+    prepared: Prepared, run: RunFolder, name: str, ranks: Ranks, device: torch.device, objective: Objective | None,
     *, fresh: bool,
 ) -> tuple[Objective, dict[str, list[nn.Parameter]]]:  # fmt: skip
     """The objective as a stage begins, and what learns in it, by part.
@@ -189,23 +189,23 @@ def _begin(
     One process goes on with the one it has. Of several the first makes it on its host, as one process
     would, and hands out every rank's part.
     """
-    learns: dict[str, list[nn.Parameter]] = {}
+    trainable: dict[str, list[nn.Parameter]] = {}
     if ranks.first:
         objective = objective or build_unsharded(prepared, device, ranks)
         if fresh:
             _start(objective, prepared, run, name)
         stage = prepared.recipe.stages[name]
-        learns = build.set_stage(objective, prepared.plans[name], stage, seed=prepared.recipe.seed)
+        trainable = build.set_stage(objective, prepared.plans[name], stage, seed=prepared.recipe.seed)
     if ranks.alone:
         assert objective is not None
-        return objective, learns
-    own, learns = fsdp.sharded(prepared, name, ranks, device)
-    fsdp.hand_out(objective, own)
-    return own, learns
+        return objective, trainable
+    own, trainable = fsdp.sharded(prepared, name, ranks, device)
+    fsdp.scatter_from_rank0(objective, own)
+    return own, trainable
 
 
 def _end(
-    prepared: Prepared, run: RunDir, ranks: Ranks, device: torch.device, objective: Objective, position: Position
+    prepared: Prepared, run: RunFolder, ranks: Ranks, device: torch.device, objective: Objective, position: Position
 ) -> Objective | None:  # fmt: skip
     """Leaves the stage's model folder, whole weights, updates merged; the objective to go on with."""
     full = gathered(objective, prepared, position.stage, ranks, device)
@@ -216,12 +216,12 @@ def _end(
     return full
 
 
-def _check_together(ranks: Ranks, run: RunDir, prepared: Prepared) -> None:
+def _check_together(ranks: Ranks, run: RunFolder, prepared: Prepared) -> None:
     """All ranks have the same recipe and plan, and see the first one's folder."""
     if ranks.alone:
         return
     own = {stage: plan.digest for stage, plan in prepared.plans.items()} | {"recipe": digest(prepared.recipe)}
-    first = ranks.tell(own)  # and everybody waits until the folder is there
+    first = ranks.broadcast(own)  # and everybody waits until the folder is there
     where = f"rank {ranks.rank} of {ranks.world}"
     if own != first:
         raise UserError(DIFFER.at(where, got="another recipe or plan"))
@@ -229,7 +229,7 @@ def _check_together(ranks: Ranks, run: RunDir, prepared: Prepared) -> None:
         raise UserError(FOLDER.at(f"{where}: {run.path}", got="no run in it"))
 
 
-def _check_stages(recipe: Recipe, run: RunDir, only: str | None, resume: bool) -> None:
+def _check_stages(recipe: Recipe, run: RunFolder, only: str | None, resume: bool) -> None:
     """The stage asked for exists, and so does every model to start from that the run will not write."""
     names = list(recipe.stages)
     if only is not None and only not in names:
@@ -243,7 +243,7 @@ def _check_stages(recipe: Recipe, run: RunDir, only: str | None, resume: bool) -
             _require_start(recipe, name, folder)
 
 
-def _start_folder(recipe: Recipe, run: RunDir, stage: str) -> Path | None:
+def _start_folder(recipe: Recipe, run: RunFolder, stage: str) -> Path | None:
     """The model a stage starts from: its `start`, else what the stage before left; None: the seed."""
     names = list(recipe.stages)
     own_start = recipe.stages[stage].start
@@ -271,7 +271,7 @@ def _stages(recipe: Recipe, first: str, only: str | None) -> list[str]:
     return [only] if only is not None else names[names.index(first) :]
 
 
-def _start(objective: Objective, prepared: Prepared, run: RunDir, stage: str) -> None:
+def _start(objective: Objective, prepared: Prepared, run: RunFolder, stage: str) -> None:
     """Fills the model a stage starts from."""
     folder = _start_folder(prepared.recipe, run, stage)
     if folder is None:

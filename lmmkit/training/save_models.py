@@ -33,23 +33,23 @@ def save_model(
         "stage": stage,
         "step": step,
         "plan": plan.digest,
-        "plugins": {name: prepared.parts.origin(name) for name in sorted(plan.active)},
-        "speaks_through": list(plan.speaks_through),
+        "plugins": {name: prepared.instances.origin(name) for name in sorted(plan.active)},
+        "inference_plugins": list(plan.inference_plugins),
         "root": str(Path(prepared.recipe.root).resolve()),
-        "speaks": vars_of(prepared.recipe.model.speaks),
+        "chat": vars_of(prepared.recipe.model.chat),
         "model": to_mapping(prepared.recipe)["model"],
         **said,
     }
-    modules, carried = build.modules(objective), {}
-    for origin in prepared.origins:
-        carried |= origin.carried(modules)
+    modules, passthrough = build.modules(objective), {}
+    for origin in prepared.pretrained:
+        passthrough |= origin.passthrough(modules)
     model_folder.write(
         folder,
-        whole(objective),
+        merged_tensors(objective),
         config=config,
         recipe=dump(prepared.recipe),
         tokenizer=prepared.tokenizer,
-        carried=carried,
+        passthrough=passthrough,
         updates=lora.updates(objective),
     )
 
@@ -65,7 +65,7 @@ def gathered(
     if full is not None:
         section = prepared.recipe.stages[stage]
         build.set_stage(full, prepared.plans[stage], section, seed=prepared.recipe.seed)
-    fsdp.collect(objective, full)
+    fsdp.gather_to_rank0(objective, full)
     return full
 
 
@@ -73,14 +73,14 @@ def build_unsharded(
     prepared: Prepared, device: torch.device, ranks: Ranks, *, valued: bool = True
 ) -> Objective:
     """The whole objective; of several ranks, on the first one's host. Not `valued`: to be filled."""
-    return build.build(
-        prepared.recipe, prepared.parts.components, prepared.dims, device,
-        origins=prepared.origins if valued else (), drawn=valued, narrow=build.frozen_narrow(prepared.recipe),
+    return build.build_objective(
+        prepared.recipe, prepared.instances.components, prepared.dims, device,
+        pretrained=prepared.pretrained if valued else (), drawn=valued, narrow=build.frozen_narrow(prepared.recipe),
         place=None if ranks.alone else torch.device("cpu"),
     )  # fmt: skip
 
 
-def whole(objective: Objective) -> dict[str, Tensor]:
+def merged_tensors(objective: Objective) -> dict[str, Tensor]:
     """The tensors of a model without low-rank updates, by name: merged, where there are some."""
     merged = {f"lmm.decoder.{name}": tensor for name, tensor in lora.merged(objective.lmm.decoder).items()}
     tensors = model_folder.unique_tensors(objective)

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from lmmkit.api.batch import Step
 from lmmkit.data.pipeline import Pipeline
-from lmmkit.data.sources.bad_records import Ledger
+from lmmkit.data.sources.bad_records import BadRecordLog
 from lmmkit.errors import MachineError
 from lmmkit.plan.prepare import Prepared
-from lmmkit.runs.run_folder import RunDir
+from lmmkit.runs.run_folder import RunFolder
 from lmmkit.training.distributed.fsdp import sees_everywhere
 from lmmkit.training.distributed.process_group import Ranks
 from lmmkit.training.triggers import Position
@@ -23,12 +23,12 @@ def stage_pipeline(prepared: Prepared, stage: str, ranks: Ranks) -> Pipeline:
     return replace(pipeline, packer=packer, rank=ranks.rank, world=ranks.world)
 
 
-def stage_ledger(pipeline: Pipeline, at: Position, run: RunDir, ranks: Ranks) -> Ledger:
+def stage_ledger(pipeline: Pipeline, at: Position, run: RunFolder, ranks: Ranks) -> BadRecordLog:
     """The list of the rows this stage passes over."""
     weights = pipeline.order.weights
-    ledger = Ledger(
-        path=run.bad_rows, stage=at.stage, before=at.step - at.stage_step, writes=ranks.first,
-        policies={name: records.bad_rows for name, records in pipeline.sources.items()},
+    ledger = BadRecordLog(
+        path=run.bad_records, stage=at.stage, before=at.step - at.stage_step, writes=ranks.first,
+        policies={name: records.bad_records for name, records in pipeline.sources.items()},
         seen={name: pipeline.samples * w / sum(weights.values()) for name, w in weights.items()},
     )  # fmt: skip
     ledger.open(at.step, {name: records.rows.index.bad for name, records in pipeline.sources.items()})

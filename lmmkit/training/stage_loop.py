@@ -13,34 +13,34 @@ from lmmkit import build
 from lmmkit.api.batch import Batch, Step
 from lmmkit.data.loader import load_steps
 from lmmkit.data.pipeline import Pipeline
-from lmmkit.data.sources.bad_records import Ledger
+from lmmkit.data.sources.bad_records import BadRecordLog
 from lmmkit.errors import UserError
 from lmmkit.objective import Objective
 from lmmkit.plan.prepare import Prepared
-from lmmkit.runs.run_folder import RunDir
-from lmmkit.training.checkpoint.read import state_dict
-from lmmkit.training.checkpoint.read.rng import looking
-from lmmkit.training.checkpoint.read.saver import Saver
-from lmmkit.training.distributed.fsdp import rooted
+from lmmkit.runs.run_folder import RunFolder
+from lmmkit.training.checkpoint import state_dict
+from lmmkit.training.checkpoint.rng import eval_no_grad
+from lmmkit.training.checkpoint.saver import Saver
+from lmmkit.training.distributed.fsdp import unsharded
 from lmmkit.training.distributed.process_group import Ranks
 from lmmkit.training.monitoring import anomalies
-from lmmkit.training.monitoring.anomalies import Watch
+from lmmkit.training.monitoring.anomalies import SpikeDetector
 from lmmkit.training.monitoring.determinism import telling_kernel
-from lmmkit.training.monitoring.empty_terms import Idle
+from lmmkit.training.monitoring.empty_terms import EmptyTermCheck
 from lmmkit.training.monitoring.image_logging import stage_pictures
-from lmmkit.training.monitoring.metrics_log import Board, MetricsLog, Progress, Silence
+from lmmkit.training.monitoring.metrics_log import Board, MetricsLog, NullLogger, Progress
 from lmmkit.training.monitoring.out_of_memory import telling_room
 from lmmkit.training.signals import Interrupted, Stop, ignore_in_worker, until
 from lmmkit.training.stage_data import saving, stage_ledger, stage_pipeline
-from lmmkit.training.step import BY_SOURCE, Report, rate, run_step, set_rate
-from lmmkit.training.triggers import Every, Patience, Position, through
+from lmmkit.training.step import BY_SOURCE, StepReport, rate, run_step, set_rate
+from lmmkit.training.triggers import Every, Position, SaveRetry, run_due
 from lmmkit.training.validation import Validator, asked
 
 
 def run_stage(
     prepared: Prepared, objective: Objective, optimizer: torch.optim.Optimizer, position: Position,
-    run: RunDir, metrics: MetricsLog | Silence, board: Board | Silence, stop: Stop, device: torch.device, ranks: Ranks,
-    before: Mapping[str, Any],
+    run: RunFolder, metrics: MetricsLog | NullLogger, board: Board | NullLogger, stop: Stop,
+    device: torch.device, ranks: Ranks, before: Mapping[str, Any],
 ) -> tuple[Position, bool]:  # fmt: skip
     """Runs the rest of a stage; returns early, saved, when a stop is asked for.
 
@@ -55,16 +55,16 @@ def run_stage(
         prepared=prepared, objective=objective, optimizer=optimizer, at=position, steps=steps, run=run, metrics=metrics,
         board=board, stop=stop, device=device, ranks=ranks, pipeline=pipeline,
         empty=None if ranks.alone else pipeline.packer.pack([])[0],
-        watch=Watch.of(before.get("watch")), idle=Idle(steps, dict(before.get("idle", {}))), validator=validator,
-        ledger=stage_ledger(pipeline, position, run, ranks),
+        watch=SpikeDetector.of(before.get("watch")), idle=EmptyTermCheck(steps, dict(before.get("idle", {}))),
+        validator=validator, ledger=stage_ledger(pipeline, position, run, ranks),
         saver=Saver(run, keep=output.keep, ranks=ranks, beside=output.async_save),
-        progress=Progress(stage, steps, done=position.stage_step) if ranks.first else Silence(),
+        progress=Progress(stage, steps, done=position.stage_step) if ranks.first else NullLogger(),
     )  # fmt: skip
     objective.train()
     build.set_layers(objective, prepared.recipe.speed)
     with loop.saver, loop.progress:
         if prepared.recipe.speed.compile:
-            loop.progress.say(f"{stage}: compiling the layers, which makes the first steps slow")
+            loop.progress.notify(f"{stage}: compiling the layers, which makes the first steps slow")
         stopped = loop.go()
     return loop.at, stopped
 
@@ -82,24 +82,24 @@ class Loop:
     optimizer: torch.optim.Optimizer
     at: Position
     steps: int
-    run: RunDir
-    metrics: MetricsLog | Silence
-    board: Board | Silence
+    run: RunFolder
+    metrics: MetricsLog | NullLogger
+    board: Board | NullLogger
     stop: Stop
     device: torch.device
     ranks: Ranks
     pipeline: Pipeline
     empty: Batch | None
-    watch: Watch
-    idle: Idle
+    watch: SpikeDetector
+    idle: EmptyTermCheck
     validator: Validator
-    ledger: Ledger
+    ledger: BadRecordLog
     saver: Saver
-    progress: Progress | Silence
+    progress: Progress | NullLogger
     passed: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.patience = Patience(self.progress.say)
+        self.patience = SaveRetry(self.progress.notify)
 
     def due(self) -> tuple[Every, ...]:
         """What is due, in order. What is saved comes last: a run that goes on from there has done the others.
@@ -108,16 +108,16 @@ class Loop:
         """
         output = self.prepared.recipe.output
         save = Every(output.save_every, lambda at: self.patience(at, self.write))
-        return Every(output.pictures_every, self.draw), self.validation(), save
+        return Every(output.images_every, self.draw), self.validation(), save
 
     def validation(self) -> Every:
         """Of what is due, the validation."""
         return Every(self.validator.every, self.validate)
 
-    def through(self, entries: Iterable[Every]) -> bool:
+    def run_due(self, entries: Iterable[Every]) -> bool:
         """Does what is due at this step; False where a stop came in between."""
         with telling_kernel(self.where, self.prepared.recipe):
-            return through(entries, self.at, self.steps)
+            return run_due(entries, self.at, self.steps)
 
     def save_now(self) -> None:
         """As a run that ends here saves."""
@@ -138,7 +138,7 @@ class Loop:
         stopping = False
         batches = self.batches()
         if self.at.stage_step:  # a stop may have come before this step's validation was through
-            stopping = not self.through([self.validation()])
+            stopping = not self.run_due([self.validation()])
         clock = time.perf_counter()
         for step in batches:
             report = self.update(step)
@@ -151,7 +151,7 @@ class Loop:
             self.progress.update(self.at.stage_step, tokens=report.tokens, loss=report.loss)
             stopping = asked(self.stop, self.ranks) > 0  # read once: what is not saved for must not stop us
             self.saver.check()
-            stopping = not self.through(self.due()) or stopping
+            stopping = not self.run_due(self.due()) or stopping
             if stopping:
                 break
         if stopping or self.at.stage_step < self.steps:
@@ -164,13 +164,13 @@ class Loop:
         a stop behind it, and do not save before the others do."""
         steps = load_steps(
             self.pipeline, self.at.stage_step, self.steps, workers=self.prepared.recipe.speed.workers,
-            worker_init=ignore_in_worker, sifted=lambda index, found: self.passed.extend(found),
+            worker_init=ignore_in_worker, step_and_skipped=lambda index, found: self.passed.extend(found),
         )  # fmt: skip
         if not self.ranks.alone:
             return steps
         return until(self.stop, saving(steps, self.save_now))
 
-    def update(self, step: Step) -> Report:
+    def update(self, step: Step) -> StepReport:
         """One optimizer step, which moves `at`."""
         recipe, before = self.prepared.recipe, self.at.stage_step
         optim, plan = recipe.stages[self.at.stage].optim, self.prepared.plans[self.at.stage]
@@ -180,48 +180,50 @@ class Loop:
         with telling_room(self.where, step, recipe, self.device), telling_kernel(self.where, recipe):
             return run_step(
                 self.objective, self.optimizer, step, weights, clip=None if optim.clip == "none" else optim.clip,
-                device=self.device, readings=self.logs, ranks=self.ranks,
-                empty=self.empty, each=recipe.parallel.exchange == "micro_batch",
+                device=self.device, metrics=self.logs, ranks=self.ranks,
+                empty=self.empty, each=recipe.parallel.set_grad_sync == "micro_batch",
             )  # fmt: skip
 
-    def look(self, report: Report) -> None:
+    def look(self, report: StepReport) -> None:
         """Records what is out of order in a step, and its bad rows. Raises `UserError` where they are too
         many."""
         index = self.at.stage_step - 1
         if (seen := self.watch.see(self.at.stage_step, report)) is not None:
             rows = anomalies.rows_of(self.pipeline, index)
             if self.ranks.first:
-                self.note(seen, report, rows)
+                self.record_anomaly(seen, report, rows)
             if self.watch.too_many(self.at.stage_step):
                 self.save_now()
                 self.saver.wait()
                 raise UserError(anomalies.exhausted(self.at.step, self.at.stage, self.watch, report, rows))
-        if report.dropped.get("bad_rows"):
+        if report.dropped.get("bad_records"):
             self.ledger.add(index, [row for rows in self.ranks.gather(self.passed) for row in rows])
             self.passed.clear()
 
-    def note(self, seen: tuple[str, list[str]], report: Report, rows: Mapping[str, list[str]]) -> None:
+    def record_anomaly(
+        self, seen: tuple[str, list[str]], report: StepReport, rows: Mapping[str, list[str]]
+    ) -> None:
         """Records a step that is out of order, with its rows."""
         kind, of = seen
         with MetricsLog(self.run.anomalies) as file:
             file.write(anomalies.record(self.at.step, self.at.stage, kind, of, report, rows))
         done = "; nothing was updated" if kind == "not-finite" else ""
         said = f"step {self.at.step}: {kind} {', '.join(of)}{done} (anomalies.jsonl has the rows)"
-        self.progress.say(said)
+        self.progress.notify(said)
 
     @property
     def logs(self) -> bool:
         """Whether the step is one to log."""
         return self.at.step % self.prepared.recipe.output.log_every == 0
 
-    def record(self, report: Report, seconds: float) -> dict[str, Any]:
+    def record(self, report: StepReport, seconds: float) -> dict[str, Any]:
         """The step's line of metrics.jsonl."""
         optim = self.prepared.recipe.stages[self.at.stage].optim
         chance = self.prepared.plans[self.at.stage].chances(self.prepared.dims)
         return {
             "step": self.at.step, "stage": self.at.stage, "loss": report.loss,
             **{name if name.startswith(BY_SOURCE) else f"terms/{name}": v for name, v in report.terms.items()},
-            **{f"terms/{name}": value for name, value in report.readings.items()},
+            **{f"terms/{name}": value for name, value in report.metrics.items()},
             **{f"chance/{name}": value for name, value in (chance | report.chance).items()},
             **{f"dropped/{reason}": n for reason, n in report.dropped.items()},
             "lr": optim.lr * rate(optim, self.steps, self.at.stage_step - 1), "grad_norm": report.grad_norm,
@@ -234,18 +236,18 @@ class Loop:
         scalars = {name: value for name, value in record.items() if isinstance(value, float)}
         self.board.scalars(record["step"], scalars)
         if self.ranks.first:
-            self.prepared.parts.door.logged(record["step"], scalars)
+            self.prepared.instances.registry.logged(record["step"], scalars)
 
     def draw(self, at: Position) -> None:
         """The terms' pictures, to TensorBoard."""
-        with rooted(self.objective), looking(self.objective, self.device):
+        with unsharded(self.objective), eval_no_grad(self.objective, self.device):
             pictures = stage_pictures(self.prepared, self.objective, at.stage, at.stage_step - 1, self.device)
         self.board.images(at.step, pictures)
 
     def validate(self, at: Position) -> None:
         """Unless it is done: a run that goes on may have come that far."""
         if self.validator.done != at.step:
-            self.log(self.validator(at, self.run, self.progress.say))
+            self.log(self.validator(at, self.run, self.progress.notify))
 
     def write(self, at: Position) -> None:
         """A checkpoint."""
@@ -254,5 +256,5 @@ class Loop:
             "idle": self.idle.items,
             "validation": self.validator.state(),
         }
-        tensors = state_dict.tensors(self.objective, self.optimizer)
+        tensors = state_dict.state_tensors(self.objective, self.optimizer)
         self.saver.save(at.step, tensors, {"position": asdict(at), **kept}, state_dict.frozen(self.objective))

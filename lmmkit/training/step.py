@@ -12,14 +12,14 @@ from torch import Tensor
 from lmmkit.api.batch import Batch, Step
 from lmmkit.objective import Objective, Outcome, add_counts, total
 from lmmkit.recipe import Optim
-from lmmkit.training.distributed.fsdp import exchange, whole
+from lmmkit.training.distributed.fsdp import gather_full, set_grad_sync
 from lmmkit.training.distributed.process_group import ALONE, Ranks
 
 BY_SOURCE = "loss/"
 
 
 @dataclass
-class Report:
+class StepReport:
     """What a step did. `terms` are averages over counted items, None without items, with the next-token
     loss of each source as "loss/SOURCE" where there are several; `readings` and their `chance` are
     those of the terms, "term/name"."""
@@ -28,7 +28,7 @@ class Report:
     terms: dict[str, float | None]
     grad_norm: float
     tokens: int
-    readings: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
     chance: dict[str, float] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
 
@@ -52,10 +52,10 @@ def agree(ranks: Ranks, step: Step) -> Facts:
     """One exchange of host integers; no device is asked."""
     told = ranks.gather([add_counts(step), len(step), sum(map(len, step)), dict(step[0].dropped)])
     counts, micro_batches, tokens, dropped = zip(*told, strict=True)
-    return Facts(added(counts), max(micro_batches), sum(tokens), added(dropped))
+    return Facts(sum_by_name(counts), max(micro_batches), sum(tokens), sum_by_name(dropped))
 
 
-def added(mappings: Iterable[Mapping[str, float]]) -> dict:
+def sum_by_name(mappings: Iterable[Mapping[str, float]]) -> dict:
     """Sums by name."""
     out: dict[str, float] = {}
     for mapping in mappings:
@@ -90,11 +90,11 @@ def run_step(
     *,
     clip: float | None,
     device: torch.device,
-    readings: bool,
+    metrics: bool,
     ranks: Ranks = ALONE,
     empty: Batch | None = None,
     each: bool = False,
-) -> Report:
+) -> StepReport:
     """Averages every term over the whole step of all ranks, then updates: 1 = N micro-batches = N ranks.
 
     Where loss or gradient of any rank is not finite none updates: weights and optimizer keep their bits.
@@ -110,9 +110,9 @@ def run_step(
     loss = torch.zeros((), device=device)
     optimizer.zero_grad(set_to_none=True)
     for number, batch in enumerate(step, 1):
-        exchange(objective, now=each or number == len(step), last=number == len(step))
+        set_grad_sync(objective, now=each or number == len(step), last=number == len(step))
         outcome = objective(batch.to(device))
-        if readings:
+        if metrics:
             _read(objective, outcome, batch, totals)
         part = total(outcome.sums, weights, counts)
         part.backward()  # which leaves a rank with its own part of the weights alone
@@ -129,19 +129,19 @@ def run_step(
 
 def _report(
     ranks: Ranks, facts: Facts, loss: Tensor, sums: Mapping[str, Tensor], totals: Mapping[str, list], norm: Tensor
-) -> Report:  # fmt: skip
+) -> StepReport:  # fmt: skip
     """This rank's sums with those of all others; the norm is of all ranks already."""
     own = [{name: float(value) for name, value in part.items()} for part in (
         {"": loss}, sums, {name: t for name, (t, _) in totals.items()}, {name: c for name, (_, c) in totals.items()},
     )]  # fmt: skip
-    losses, terms, readings, chance = map(added, zip(*ranks.gather(own), strict=True))
+    losses, terms, metrics, chance = map(sum_by_name, zip(*ranks.gather(own), strict=True))
     counts = facts.counts
-    return Report(
+    return StepReport(
         loss=losses[""],
         terms={name: value / counts[name] if counts[name] else None for name, value in terms.items()},
         grad_norm=float(norm),
         tokens=facts.tokens,
-        readings={name: value / counts[name.split("/")[0]] for name, value in readings.items()},
+        metrics={name: value / counts[name.split("/")[0]] for name, value in metrics.items()},
         chance={name: value / counts[name.split("/")[0]] for name, value in chance.items()},
         dropped=facts.dropped,
     )
@@ -150,7 +150,7 @@ def _report(
 @torch.no_grad()
 def _read(objective: Objective, outcome: Outcome, batch: Batch, totals: dict[str, list]) -> None:
     for term in (term for term in objective.terms if batch.count[term.name]):
-        for name, reading in term.readings(outcome.ctxs[term.name]).items():
+        for name, reading in term.metrics(outcome.ctxs[term.name]).items():
             both = totals.setdefault(f"{term.name}/{name}", [0.0, 0.0])
             both[0] += reading.total.detach()
             both[1] += reading.chance
@@ -159,4 +159,4 @@ def _read(objective: Objective, outcome: Outcome, batch: Batch, totals: dict[str
 def _norm(objective: Objective, clip: float | None) -> Tensor:
     """The norm of all gradients of all ranks; scales them down to `clip` where that is given."""
     learning = [p for p in objective.parameters() if p.grad is not None]
-    return whole(torch.nn.utils.clip_grad_norm_(learning, math.inf if clip is None else clip))
+    return gather_full(torch.nn.utils.clip_grad_norm_(learning, math.inf if clip is None else clip))

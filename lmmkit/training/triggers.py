@@ -33,11 +33,11 @@ class Every:
 
 
 @dataclass
-class Patience:
+class SaveRetry:
     """Calls `write` when it is time to save. What cannot be written is told and tried again the next time;
     at the `IN_A_ROW`th time in a row the run ends with it, and so it does where there is no next time."""
 
-    say: Callable[[str], None]
+    notify: Callable[[str], None]
     failed: int = 0
     saved: Position | None = None
 
@@ -48,7 +48,7 @@ class Patience:
             self.failed += 1
             if self.failed >= IN_A_ROW:
                 raise
-            self.say(f"no checkpoint of step {at.step} (failed {self.failed} of {IN_A_ROW}): {error}")
+            self.notify(f"no checkpoint of step {at.step} (failed {self.failed} of {IN_A_ROW}): {error}")
 
     def now(self, at: Position, write: Callable[[Position], None]) -> None:
         """As a run that ends here saves. Raises `MachineError` if it cannot be written."""
@@ -57,7 +57,7 @@ class Patience:
             self.saved, self.failed = at, 0
 
 
-def through(entries: Iterable[Every], position: Position, steps: int) -> bool:
+def run_due(entries: Iterable[Every], position: Position, steps: int) -> bool:
     """Does what is due at a step; False where a stop came in between."""
     try:
         for entry in entries:

@@ -14,24 +14,24 @@ from typing import Any
 import torch
 
 from lmmkit.api.sample import Sample
-from lmmkit.data.packing import Tree
+from lmmkit.data.packing import SizedSample
 from lmmkit.data.pipeline import cut
 from lmmkit.errors import Problem, did_you_mean
 from lmmkit.errors.training import BEST, NAME, STAGE
 from lmmkit.evaluate.checks import task_problems
 from lmmkit.evaluate.run import data_of, readable, run_task
 from lmmkit.evaluate.terms import averaged, laid_out, summed
-from lmmkit.inference.chat_model import Speaker
+from lmmkit.inference.chat_model import ChatModel
 from lmmkit.objective import Objective
 from lmmkit.plan.prepare import Prepared
 from lmmkit.recipe import Task, Validate
-from lmmkit.runs.run_folder import RunDir
-from lmmkit.training.checkpoint.read.rng import looking
-from lmmkit.training.distributed.fsdp import rooted, sees_everywhere
+from lmmkit.runs.run_folder import RunFolder
+from lmmkit.training.checkpoint.rng import eval_no_grad
+from lmmkit.training.distributed.fsdp import sees_everywhere, unsharded
 from lmmkit.training.distributed.process_group import Ranks
 from lmmkit.training.save_models import gathered, save_model
 from lmmkit.training.signals import Interrupted, Stop
-from lmmkit.training.step import added
+from lmmkit.training.step import sum_by_name
 from lmmkit.training.triggers import Position
 
 
@@ -43,12 +43,12 @@ class Validator:
 
     asked: Validate | None
     prepared: Prepared
-    speaker: Speaker
+    chat_model: ChatModel
     ranks: Ranks
     poll: Callable[[], None]
     done: int = 0
     best: float | None = None
-    parts: Sequence[Sequence[Tree]] = ()
+    parts: Sequence[Sequence[SizedSample]] = ()
     samples: int = 0
     tasks: Mapping[str, tuple[Task, Sequence[Sample]]] = field(default_factory=dict)
 
@@ -67,11 +67,11 @@ class Validator:
             if asked(stop, ranks):
                 raise Interrupted
 
-        speaker = Speaker.of(prepared, objective, stage, device, poll=poll)
+        chat_model = ChatModel.of(prepared, objective, stage, device, poll=poll)
         # an encoder whose weights lie with several ranks runs on all of them or on none
         blank = not ranks.alone and sees_everywhere(prepared.recipe)
-        speaker = replace(speaker, packer=replace(speaker.packer, blank=blank))
-        return cls(section, prepared, speaker, ranks, poll, **(state or {}))
+        chat_model = replace(chat_model, packer=replace(chat_model.packer, blank=blank))
+        return cls(section, prepared, chat_model, ranks, poll, **(state or {}))
 
     def read(self) -> None:
         """Reads and lays the held-out samples out, once, a share on each rank.
@@ -85,14 +85,14 @@ class Validator:
 
         def rows(source: str, n: int | str) -> list[Sample]:
             return readable(
-                prepared.sources[source], n, self.speaker.packer.reader, ranks.note,
+                prepared.sources[source], n, self.chat_model.packer.reader, ranks.note,
                 share=(ranks.rank, ranks.world), gather=ranks.gather, poll=self.poll,
             )  # fmt: skip
 
         samples = rows(self.asked.data, self.asked.samples)
         own = samples[ranks.rank :: ranks.world]
-        parts = list(cut(laid_out(self.speaker, own), prepared.recipe.speed.tokens))
-        self.parts = [*parts, *([] for _ in range(ranks.most(len(parts)) - len(parts)))]
+        parts = list(cut(laid_out(self.chat_model, own), prepared.recipe.speed.tokens))
+        self.parts = [*parts, *([] for _ in range(ranks.all_reduce_max(len(parts)) - len(parts)))]
         self.samples = len(samples)
         tasks = _tasks(prepared, self.asked)
         self.tasks = {name: (task, rows(data_of(task), task.samples)) for name, task in tasks.items()}
@@ -106,56 +106,61 @@ class Validator:
         """For a checkpoint: a resumed run knows the best, and what it still owes."""
         return {"done": self.done, "best": self.best}
 
-    def __call__(self, at: Position, run: RunDir, say: Callable[[str], None]) -> dict[str, Any]:
+    def __call__(self, at: Position, run: RunFolder, notify: Callable[[str], None]) -> dict[str, Any]:
         """The record of metrics.jsonl; keeps the weights if they are the best so far.
 
         Raises `Interrupted` at a stop; nothing is done then.
         """
         assert self.asked is not None
         began = time.perf_counter()
-        say(f"step {at.step}: validating on {self.samples} samples of {self.asked.data}")
-        with rooted(self.speaker.objective), looking(self.speaker.objective, self.speaker.device):
+        notify(f"step {at.step}: validating on {self.samples} samples of {self.asked.data}")
+        with (
+            unsharded(self.chat_model.objective),
+            eval_no_grad(self.chat_model.objective, self.chat_model.device),
+        ):
             figures = self._losses(at) | self._figures()
         if self.asked.best is not None:
             self._keep(at, run, figures)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in figures.items() if name.count("/") < 3)
         seconds = time.perf_counter() - began
-        say(f"step {at.step}: {shown}  ({seconds:.1f} s)")
+        notify(f"step {at.step}: {shown}  ({seconds:.1f} s)")
         self.done = at.step
         return {"step": at.step, "stage": at.stage, **figures, "val/seconds": seconds}
 
     def _losses(self, at: Position) -> dict[str, float]:
-        shares = self.ranks.gather(summed(self.speaker, self.parts))
-        found = averaged(self.speaker, [added(each) for each in zip(*shares, strict=True)])
+        shares = self.ranks.gather(summed(self.chat_model, self.parts))
+        found = averaged(self.chat_model, [sum_by_name(each) for each in zip(*shares, strict=True)])
         plan, steps = self.prepared.plans[at.stage], self.prepared.steps(at.stage)
         weights = {name: weight.at(at.stage_step / steps) for name, weight in plan.weights.items()}
         loss = sum(weights[name] * term["value"] for name, term in found.items())
         out: dict[str, float] = {"val/loss": float(loss)}
         for name, term in found.items():
             out[f"val/terms/{name}"] = term["value"]
-            out |= {f"val/terms/{name}/{key}": r["value"] for key, r in term["readings"].items()}
+            out |= {f"val/terms/{name}/{key}": r["value"] for key, r in term["metrics"].items()}
         return out
 
     def _figures(self) -> dict[str, float]:
         out: dict[str, float] = {}
         for name, (task, samples) in self.tasks.items():
-            result = run_task(name, task, self.speaker, samples)
+            result = run_task(name, task, self.chat_model, samples)
             if "accuracy" in result:
                 result = {"accuracy": result["accuracy"]}
             for figure, said in result.items():
                 out[f"val/tasks/{name}/{figure}"] = said["value"]
-                readings = said.get("readings", {})
-                out |= {f"val/tasks/{name}/{figure}/{key}": r["value"] for key, r in readings.items()}
+                metrics = said.get("metrics", {})
+                out |= {f"val/tasks/{name}/{figure}/{key}": r["value"] for key, r in metrics.items()}
         return out
 
-    def _keep(self, at: Position, run: RunDir, figures: Mapping[str, float]) -> None:
+    def _keep(self, at: Position, run: RunFolder, figures: Mapping[str, float]) -> None:
         assert self.asked is not None and self.asked.best is not None
         key, sign = _figure(self.asked.best, {name: task for name, (task, _) in self.tasks.items()})
         value = figures.get(key)
         if value is None or (self.best is not None and sign * value <= sign * self.best):
             return
         said = {"best": {"metric": key, "value": value}}
-        full = gathered(self.speaker.objective, self.prepared, at.stage, self.ranks, self.speaker.device)
+        full = gathered(
+            self.chat_model.objective, self.prepared, at.stage, self.ranks, self.chat_model.device
+        )
         if full is not None:
             save_model(run.best(at.stage), full, self.prepared, at.stage, at.step, said)
         self.ranks.barrier()
@@ -164,7 +169,7 @@ class Validator:
 
 def asked(stop: Stop, ranks: Ranks) -> int:
     """The signal that a rank was asked to stop by, the same on all; 0: none. Every rank must ask."""
-    signum = ranks.most(stop.requested or 0)
+    signum = ranks.all_reduce_max(stop.requested or 0)
     stop.requested = signum or stop.requested
     return signum
 
@@ -208,7 +213,7 @@ def _known(prepared: Prepared, stage: str, tasks: Mapping[str, Task]) -> list[st
             case "terms":
                 names += [f"{name}/{term}" for term in plan.weights]
             case _:
-                names += [f"{name}/{term.name}" for term in plan.tasks if term.learns_text]
+                names += [f"{name}/{term.name}" for term in plan.tasks if term.text_loss]
     return names
 
 

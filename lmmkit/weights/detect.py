@@ -61,7 +61,7 @@ TWO_TOWERS = r"|^visual_projection\.|^text_projection\.|^logit_(scale|bias)$"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class PretrainedFolder:
     """What a public folder holds. `image_token`: the id that stands for one row of an image; `pads`:
     whether it pads pictures, whatever its encoder's processor does with them."""
 
@@ -104,7 +104,7 @@ class Source:
 
     def spared(self, part: str, module: nn.Module) -> dict[str, Tensor]:
         """Tensors of a part that the module has no place for."""
-        placed = name_maps.places(module, self._table(part, module))
+        placed = name_maps.map_names(module, self._table(part, module))
         with self.tensors() as stored:
             return {
                 name: each.read()
@@ -161,12 +161,14 @@ class Source:
         return decoders.SPARE if part == "text" else r"$^"
 
 
-def timm_source(encoder: TimmSource, file: Path, *, pickled: bool = False) -> Source:
+def timm_source(encoder: TimmSource, file: Path, *, pickled: bool = False) -> PretrainedFolder:
     """A timm encoder whose weights are in `file`, in timm's own names."""
-    return Source(folder=file, kind="timm", spelling=TIMM, vision=encoder, pickled=pickled)
+    return PretrainedFolder(folder=file, kind="timm", spelling=TIMM, vision=encoder, pickled=pickled)
 
 
-def open_source(folder: Path, *, feature_layer: int | None = None, pickled: bool = False) -> Source:
+def open_pretrained(
+    folder: Path, *, feature_layer: int | None = None, pickled: bool = False
+) -> PretrainedFolder:
     """What the folder's config says it holds; no tensor is read, and no code.
 
     Args:
@@ -180,7 +182,7 @@ def open_source(folder: Path, *, feature_layer: int | None = None, pickled: bool
     return replace(_source(folder, feature_layer), pickled=pickled)
 
 
-def _source(folder: Path, feature_layer: int | None) -> Source:
+def _source(folder: Path, feature_layer: int | None) -> PretrainedFolder:
     config = Config.of(folder)
     kind = config.text("model_type", "none")
     known = {"llava": _llava_hf, "llava_llama": _llava, "clip": _two_towers, "siglip": _two_towers}
@@ -192,10 +194,12 @@ def _source(folder: Path, feature_layer: int | None) -> Source:
         return timm_source(read_timm(config, -2 if feature_layer is None else feature_layer), folder)
     if kind in encoders.FAMILIES:
         vision = read_encoder(config, folder, feature_layer=-2 if feature_layer is None else feature_layer)
-        return Source(folder=folder, kind=kind, spelling=ENCODER, vision=vision, dtype=_dtype(config))
+        return PretrainedFolder(
+            folder=folder, kind=kind, spelling=ENCODER, vision=vision, dtype=_dtype(config)
+        )
     if kind in decoders.FAMILIES:
         text = read_decoder(config)
-        return Source(
+        return PretrainedFolder(
             folder=folder, kind=kind, spelling=DECODER, text=text, dtype=_dtype(config),
             **_ends(folder, config),
         )  # fmt: skip
@@ -204,7 +208,7 @@ def _source(folder: Path, feature_layer: int | None) -> Source:
     raise UserError(ARCHITECTURE.at(where, got=f"`{kind}`", known=known))
 
 
-def _llava_hf(folder: Path, config: Config, feature_layer: int | None) -> Source:
+def _llava_hf(folder: Path, config: Config, feature_layer: int | None) -> PretrainedFolder:
     config.only(projector_hidden_act="gelu", multimodal_projector_bias=True)
     text_config = _with_defaults(config.section("text_config"))
     text = read_decoder(text_config)
@@ -219,7 +223,7 @@ def _llava_hf(folder: Path, config: Config, feature_layer: int | None) -> Source
     )  # fmt: skip
     config.only(vision_feature_select_strategy="default" if vision.shape.class_token else "full")
     key = "image_token_id" if config.has("image_token_id") else "image_token_index"
-    return Source(
+    return PretrainedFolder(
         folder=folder, kind="llava-hf", spelling=LLAVA_HF, text=text, vision=vision, connector=True,
         image_token=config.count(key, 32000), dtype=_dtype(config), **_ends(folder, config, text_config),
     )  # fmt: skip
@@ -242,24 +246,24 @@ def _with_defaults(section: Config) -> Config:
     return Config(defaults | given, section.where)
 
 
-def _llava(folder: Path, config: Config, feature_layer: int | None) -> Source:
+def _llava(folder: Path, config: Config, feature_layer: int | None) -> PretrainedFolder:
     config.only(mm_projector_type="mlp2x_gelu", mm_vision_select_feature="patch", mm_use_im_start_end=False)
     text = read_decoder(Config({**config.values, "model_type": "llama"}, config.where))
     aspect = config.one_of("image_aspect_ratio", {"pad": "pad", "square": "square"}, "pad")
-    return Source(
+    return PretrainedFolder(
         folder=folder, kind="llava", spelling=LLAVA, text=text, connector=True, pads=aspect == "pad",
         dtype=_dtype(config), **_ends(folder, config),
     )  # fmt: skip
 
 
-def _two_towers(folder: Path, config: Config, feature_layer: int | None) -> Source:
+def _two_towers(folder: Path, config: Config, feature_layer: int | None) -> PretrainedFolder:
     section = _with_defaults(config.section("vision_config"))
     kind = config.text("model_type") + "_vision_model"
     vision = read_encoder(
         Config({**section.values, "model_type": kind}, section.where), folder,
         feature_layer=-2 if feature_layer is None else feature_layer,
     )  # fmt: skip
-    return Source(folder=folder, kind=kind, spelling=ENCODER, vision=vision, dtype=_dtype(config))
+    return PretrainedFolder(folder=folder, kind=kind, spelling=ENCODER, vision=vision, dtype=_dtype(config))
 
 
 def _ends(folder: Path, *configs: Config) -> dict[str, Any]:
@@ -284,7 +288,7 @@ def _spelt(name: str, spelling: Spelling) -> str:
     return name
 
 
-def want_part(source: Source, part: str, where: str) -> None:
+def want_part(source: PretrainedFolder, part: str, where: str) -> None:
     """Raises `UserError` if the folder lacks the part that a recipe takes from it."""
     if part not in source.parts():
         got = f"a {source.kind} folder with only {' and '.join(source.parts())}"

@@ -44,10 +44,10 @@ ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSource:
-    """A vision encoder as its files describe it; `image_shape` is what its processor does."""
+    """A vision encoder as its files describe it; `image_fit` is what its processor does."""
 
     shape: VisionShape
-    image_shape: str
+    image_fit: str
     family: str
 
     @property
@@ -86,12 +86,12 @@ def read_encoder(config: Config, folder: Path, *, feature_layer: int) -> Encoder
         activation=config.one_of("hidden_act", ACTIVATIONS, "quick_gelu" if clip else "gelu_pytorch_tanh"),  # type: ignore[arg-type]
         norm_eps=config.number("layer_norm_eps", 1e-5 if clip else 1e-6),
     )  # fmt: skip
-    return EncoderSource(shape=shape, image_shape=does["shape"], family=family)
+    return EncoderSource(shape=shape, image_fit=does["shape"], family=family)
 
 
 RESAMPLE = {3: "bicubic", 2: "bilinear"}  # as Pillow numbers them
 CLIP = {"mean": CLIP_MEAN, "std": CLIP_STD, "shape": "crop"}
-HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "shape": "squash"}
+HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "shape": "stretch"}
 FAMILIES: dict[str, dict[str, Any]] = {"clip_vision_model": CLIP, "siglip_vision_model": HALF}
 
 
@@ -117,4 +117,4 @@ def _geometry(config: Config) -> str | None:
     if config.flag("do_center_crop", False):
         return "crop"
     size = config.values.get("size")
-    return "squash" if isinstance(size, Mapping) and size.get("height") else None
+    return "stretch" if isinstance(size, Mapping) and size.get("height") else None

@@ -14,7 +14,7 @@ from lmmkit.runs.files import read_json
 from lmmkit.weights.config import Config
 from lmmkit.weights.decoders import LLAMA
 from lmmkit.weights.model_folder import unique_tensors
-from lmmkit.weights.name_maps import Place, places
+from lmmkit.weights.name_maps import MappedSlice, map_names
 from lmmkit.weights.tensor_reader import Stored
 
 FILE = "adapter_config.json"
@@ -37,7 +37,7 @@ def merge(module: nn.Module, stored: Mapping[str, Stored], folder: Path) -> None
         bias="none", use_rslora=False, use_dora=False, fan_in_fan_out=False, rank_pattern={}, alpha_pattern={}
     )
     scale = config.number("lora_alpha") / config.count("r")
-    own, known = unique_tensors(module), places(module, LLAMA)
+    own, known = unique_tensors(module), map_names(module, LLAMA)
     found = {name.removeprefix(PREFIX): s for name, s in stored.items() if ".lora_" in name}
     pairs, problems = {}, []
     for name in sorted({n.partition(".lora_")[0] for n in found}):
@@ -62,6 +62,6 @@ def _shape(a: Stored, b: Stored) -> tuple[int, ...]:
     return (*b.shape[:1], *a.shape[1:])
 
 
-def _add(place: Place, own: Mapping[str, Tensor], update: Tensor) -> None:
+def _add(place: MappedSlice, own: Mapping[str, Tensor], update: Tensor) -> None:
     part = place.of(own)
     part.copy_(part.float() + update)

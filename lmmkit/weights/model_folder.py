@@ -24,15 +24,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lmmkit.api.sample import ImageShape
-from lmmkit.data.text_tokenizers.choose import AnyTokenizer
+from lmmkit.api.sample import ImageFit
+from lmmkit.data.text_tokenizers.choose import TextTokenizer
 from lmmkit.errors import MachineError, UserError, raise_all
 from lmmkit.errors.weights import CANNOT_WRITE, MISMATCH, MODEL_CONFIG, MODEL_FORMAT, MODEL_UNREADABLE
 from lmmkit.runs.files import fsync, io_point, read_json, write_json_atomic
 
 FORMAT = "lmmkit-model-1"
 WEIGHTS = "model.safetensors"
-CARRIED = "carried.safetensors"
+PASSTHROUGH = "carried.safetensors"
 UPDATES = "lora.safetensors"
 
 
@@ -43,17 +43,18 @@ def _listed(kind: type) -> Callable[[Any], bool]:
 KEYS: dict[str, Callable[[Any], bool]] = {  # of `config.json`: what each must be
     "stage": lambda v: isinstance(v, str), "step": lambda v: type(v) is int,
     "model": lambda v: isinstance(v, dict) and isinstance(v.get("text", v.get("vision")), dict),
-    "speaks_through": _listed(str), "eos": _listed(int), "pad": lambda v: type(v) is int,
+    "inference_plugins": _listed(str), "eos": _listed(int), "pad": lambda v: type(v) is int,
     "image_token": lambda v: type(v) is int, "family": lambda v: isinstance(v, str),
-    "image_shape": lambda v: v in get_args(ImageShape),
+    "image_fit": lambda v: v in get_args(ImageFit),
     "root": lambda v: isinstance(v, str),
     "prefixes": lambda v: isinstance(v, dict) and all(isinstance(to, str) for to in v.values()),
 }  # fmt: skip
 
 
 def write(
-    folder: Path, tensors: Mapping[str, Tensor], *, config: Mapping, recipe: str | None, tokenizer: AnyTokenizer | None,
-    carried: Mapping[str, Tensor] | None = None, updates: Mapping[str, Tensor] | None = None,
+    folder: Path, tensors: Mapping[str, Tensor], *, config: Mapping, recipe: str | None,
+    tokenizer: TextTokenizer | None, passthrough: Mapping[str, Tensor] | None = None,
+    updates: Mapping[str, Tensor] | None = None,
 ) -> None:  # fmt: skip
     """Writes the folder aside and renames it, replacing one of that name.
 
@@ -63,7 +64,7 @@ def write(
     """
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     old = folder.with_name(f".{folder.name}.old.tmp")
-    files = {WEIGHTS: tensors, CARRIED: carried, UPDATES: updates}
+    files = {WEIGHTS: tensors, PASSTHROUGH: passthrough, UPDATES: updates}
     try:
         clear(folder)
         aside.mkdir(parents=True)
@@ -132,7 +133,7 @@ def is_encoder(config: Mapping) -> bool:
 
 def carried_of(folder: Path) -> dict[str, Tensor]:
     """Tensors the folder carries for an export alone; none where there is no such file."""
-    return _beside(folder / CARRIED)
+    return _beside(folder / PASSTHROUGH)
 
 
 def updates_of(folder: Path) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ Table = tuple[tuple[str, str], ...]
 SHOWN = 12  # names listed of each sort of problem
 
 
-class Place(NamedTuple):
+class MappedSlice(NamedTuple):
     """Where a public tensor lies in ours: the tensor, and its rows (all where None)."""
 
     name: str
@@ -34,17 +34,17 @@ class Place(NamedTuple):
         return own[self.name] if self.rows is None else own[self.name][self.rows]
 
 
-def places(module: nn.Module, table: Table) -> dict[str, Place]:
+def map_names(module: nn.Module, table: Table) -> dict[str, MappedSlice]:
     """Public name -> place, for all the module has. Every row of ours lies in exactly one place."""
     own = unique_tensors(module)
     fused = {name: part.slices for name, part in module.named_modules() if isinstance(part, FusedLinear)}
     depth = 1 + max((int(n.split(".")[1]) for n in own if n.startswith("blocks.")), default=-1)
-    found: dict[str, Place] = {}
+    found: dict[str, MappedSlice] = {}
     for ours, theirs in table:
         for n in range(depth) if "{n}" in ours else (0,):
             name, _, part = ours.replace("{n}", str(n)).rstrip("]").partition("[")
             if name in own and own[name].numel():
-                found[theirs.replace("{n}", str(n))] = Place(name, _rows(fused, name, part))
+                found[theirs.replace("{n}", str(n))] = MappedSlice(name, _rows(fused, name, part))
     covered = dict.fromkeys(own, 0)
     for place in found.values():
         covered[place.name] += place.of(own).numel()
@@ -78,7 +78,7 @@ def fill(
     check(module, table, stored, prefix=prefix, spare=spare, fix=fix)
     own = unique_tensors(module)
     with torch.no_grad():
-        for name, place in places(module, table).items():
+        for name, place in map_names(module, table).items():
             place.of(own).copy_(stored[prefix + name].read())
 
 
@@ -90,7 +90,7 @@ def check(
     Raises:
         UserError: tensors that are missing, extra, or of a wrong shape or type; all at once, with counts.
     """
-    own, expected = unique_tensors(module), places(module, table)
+    own, expected = unique_tensors(module), map_names(module, table)
     file = str(next(iter(stored.values())).file.parent) if stored else "the folder"
     here = {name.removeprefix(prefix): s for name, s in stored.items() if name.startswith(prefix)}
     both = [name for name in expected if name in here]
@@ -117,7 +117,7 @@ def check(
 def public(module: nn.Module, table: Table, *, prefix: str) -> dict[str, Tensor]:
     """The module's tensors under public names."""
     own = unique_tensors(module)
-    return {prefix + name: place.of(own) for name, place in places(module, table).items()}
+    return {prefix + name: place.of(own) for name, place in map_names(module, table).items()}
 
 
 def _is_float(dtype: torch.dtype | str) -> bool:

@@ -50,7 +50,7 @@ class TimmSource:
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     resample: Resample | None = None
-    image_shape: str = "crop"
+    image_fit: str = "crop"
     resized: bool = False
 
 
@@ -72,7 +72,7 @@ def read_timm(config: Config, feature_layer: int) -> TimmSource:
         args={key: value for key, value in args.items() if key not in ours}, image_size=sides[0],
         mean=found.triple("mean", None), std=found.triple("std", None),
         resample=known.get(str(found.values.get("interpolation"))),
-        image_shape="squash" if found.values.get("crop_mode") == "squash" else "crop",
+        image_fit="stretch" if found.values.get("crop_mode") == "stretch" else "crop",
     )  # fmt: skip
 
 

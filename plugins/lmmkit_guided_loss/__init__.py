@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lmmkit.api import AttnMass, Batch, Ctx, Loss, Reading, Sel, hookimpl
+from lmmkit.api import AttnMass, Batch, Ctx, Loss, Metric, Select, hookimpl
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +31,10 @@ class GuidedLoss(Loss):
     @property
     def needs(self) -> tuple[AttnMass]:
         shift = -1 if self.query == "predict" else 0
-        return (AttnMass(q=Sel(learn=True, shift=shift), layers=self.layers),)
+        return (AttnMass(q=Select(supervised=True, shift=shift), layers=self.layers),)
 
     def count(self, batch: Batch) -> int:
-        pick = batch.picks[self.needs[0]]
+        pick = batch.gathers[self.needs[0]]
         return len(pick) if self.mean == "token" else len(pick.view_Q.unique())
 
     def value(self, ctx: Ctx) -> Tensor:
@@ -43,18 +43,18 @@ class GuidedLoss(Loss):
             alpha_Q = alpha_Q / self._keys(ctx)
         return self._sum(ctx, 1 - alpha_Q)
 
-    def readings(self, ctx: Ctx) -> dict[str, Reading]:
-        return {"mass": Reading(self._sum(ctx, ctx[self.needs[0]]), self._sum(ctx, self._uniform(ctx)))}
+    def metrics(self, ctx: Ctx) -> dict[str, Metric]:
+        return {"mass": Metric(self._sum(ctx, ctx[self.needs[0]]), self._sum(ctx, self._uniform(ctx)))}
 
     def _uniform(self, ctx: Ctx) -> Tensor:
         """The mass that even attention would put on the image: [Q]."""
-        uniform_Q = ctx.batch.picks[self.needs[0]].uniform_Q
+        uniform_Q = ctx.batch.gathers[self.needs[0]].uniform_Q
         assert uniform_Q is not None, "it comes with attention mass"
         return uniform_Q
 
     def _keys(self, ctx: Ctx) -> Tensor:
         """Image rows that each query sees: [Q]."""
-        pick = ctx.batch.picks[self.needs[0]]
+        pick = ctx.batch.gathers[self.needs[0]]
         seen_Q = ctx.batch.forest.pos_T.to(pick.row_Q.device)[pick.row_Q] + 1
         return self._uniform(ctx) * seen_Q
 
@@ -62,7 +62,7 @@ class GuidedLoss(Loss):
         """The sum over tokens, or over samples of their means."""
         if self.mean == "token":
             return x_Q.sum()
-        view_Q = ctx.batch.picks[self.needs[0]].view_Q
+        view_Q = ctx.batch.gathers[self.needs[0]].view_Q
         size_V = torch.bincount(view_Q, minlength=1)
         return (x_Q / size_V[view_Q]).sum()
 

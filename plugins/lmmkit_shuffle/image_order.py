@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmmkit.api import AuxTask, Ctx, Dims, HiddenAt, HiddenMean, Reading, Sample, Sel, View
+from lmmkit.api import AuxTask, Ctx, Dims, HiddenAt, HiddenMean, Metric, Sample, Select, View
 
 from .permutations import permutations
 
@@ -48,8 +48,8 @@ class ImageOrder(AuxTask):
     @property
     def needs(self) -> tuple[HiddenAt | HiddenMean]:
         if self.read == "token":
-            return (HiddenAt(Sel(view=self.name, mark="drt")),)
-        return (HiddenMean(Sel(view=self.name, kind="image")),)
+            return (HiddenAt(Select(view=self.name, token_name="drt")),)
+        return (HiddenMean(Select(view=self.name, kind="image")),)
 
     def check(self, dims: Dims) -> str:
         if self.grid < 2 or any(side % self.grid for side in dims.image.grid):
@@ -80,13 +80,13 @@ class ImageOrder(AuxTask):
     def chance(self, dims: Dims) -> float:
         return math.log(self.permutations)
 
-    def readings(self, ctx: Ctx) -> dict[str, Reading]:
+    def metrics(self, ctx: Ctx) -> dict[str, Metric]:
         if not len(ctx[self.needs[0]]):
             return {}
         right = self._logits(ctx).argmax(-1) == ctx.label("permutation")
-        return {"accuracy": Reading(right.float().sum(), len(right) / self.permutations)}
+        return {"accuracy": Metric(right.float().sum(), len(right) / self.permutations)}
 
-    def pictures(self, ctx: Ctx) -> dict[str, Tensor]:
+    def images(self, ctx: Ctx) -> dict[str, Tensor]:
         if not len(ctx[self.needs[0]]):
             return {}
         table = permutations(self.grid**2, self.permutations, self.seed, self.choose)

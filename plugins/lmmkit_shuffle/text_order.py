@@ -19,7 +19,7 @@ class TextOrder(AuxTask):
     """
 
     instruction: str = "Re-order the sentence to represent the information of the image:"
-    learns_text: ClassVar[bool] = True
+    text_loss: ClassVar[bool] = True
 
     def views(self, sample: Sample, rng: np.random.Generator) -> list[View]:
         response = next(turn for turn in sample.turns if turn.role == "assistant")
@@ -30,7 +30,7 @@ class TextOrder(AuxTask):
         while shuffled == words:
             shuffled = [words[i] for i in rng.permutation(len(words))]
         question = Turn("user", f"{self.instruction} {' '.join(shuffled)}", images=len(sample.images))
-        return [View(sample=replace(sample, turns=(question, response)), learn=True)]
+        return [View(sample=replace(sample, turns=(question, response)), supervised=True)]
 
     def score(self, view: View, text: str) -> tuple[float, float]:
         wanted = view.sample.turns[1].text.split()

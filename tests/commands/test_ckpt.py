@@ -6,16 +6,16 @@ import json
 
 import pytest
 import torch
-from lmmkit.training.checkpoint.read.rng import rng_state
 
-from lmmkit.runs.run_folder import RunDir
-from lmmkit.training.checkpoint.read import write
+from lmmkit.runs.run_folder import RunFolder
+from lmmkit.training.checkpoint import write
+from lmmkit.training.checkpoint.rng import rng_state
 from tests.commands.test_cli import run as lmmkit
 
 
 @pytest.fixture
 def run(tmp_path):
-    run = RunDir(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     run.path.mkdir()
     run.run_json.write_text("{}")
     for step in (1, 2, 3):

@@ -15,7 +15,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from lmmkit.cli import app
-from lmmkit.commands import check, recipes
+from lmmkit.commands import check
+from lmmkit.recipe import shipped
 from tests.conftest import DIRECT
 
 
@@ -108,8 +109,8 @@ def test_eval_writes_results_with_controls_and_terms(trained):
     answers = results["answers"]
     assert {"accuracy", "accuracy_blank", "accuracy_swapped", "by_type", "majority"} <= set(answers)
     assert answers["accuracy"]["n"] == 72 and answers["accuracy"]["low"] <= answers["accuracy"]["value"]
-    assert results["terms"]["image_order"]["readings"]["accuracy"]["chance"] == pytest.approx(0.2)
-    assert results["terms"]["guided_loss"]["readings"]["mass"]["n"] > 0
+    assert results["terms"]["image_order"]["metrics"]["accuracy"]["chance"] == pytest.approx(0.2)
+    assert results["terms"]["guided_loss"]["metrics"]["mass"]["n"] > 0
     assert results["restore"]["text_order"]["n"] == 4
 
 
@@ -162,9 +163,9 @@ def test_diff_of_a_recipe_and_a_run(trained, recipe):
 def test_a_folder_does_not_hide_the_recipe_of_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "quickstart").mkdir()
-    assert recipes.find(Path("quickstart")) == recipes.shipped()["quickstart"]
+    assert shipped.find_recipe(Path("quickstart")) == shipped.shipped()["quickstart"]
     (tmp_path / "quickstart.yaml").write_text("format: 1")
-    assert recipes.find(Path("quickstart.yaml")) == Path("quickstart.yaml")
+    assert shipped.find_recipe(Path("quickstart.yaml")) == Path("quickstart.yaml")
 
 
 def test_recipes_list_and_copy(tmp_path):
@@ -248,10 +249,10 @@ def test_data_check_lists_everything_wrong(scenes, tmp_path):
         line[key] for line in lines for key in ("source", "file", "code", "key", "got", "expected", "hint")
     )
     told = json.loads(run(*args, "--decode", "--json", code=2))["sources"]["captions"]
-    assert (told["rows"], told["bad_rows"], told["bad_pictures"]) == (120, 30, 2)
+    assert (told["rows"], told["bad_records"], told["bad_pictures"]) == (120, 30, 2)
     listed.unlink()
     assert "30 bad records" not in run(
-        *args, "--set", "data.captions.bad_rows=skip", "--set", "data.captions.bad_share=0.5"
+        *args, "--set", "data.captions.bad_records=skip", "--set", "data.captions.bad_share=0.5"
     )
     assert "all good" in run(
         "data", "check", path, "heldout", "--root", folder, "--report", tmp_path / "none"

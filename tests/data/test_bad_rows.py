@@ -9,19 +9,19 @@ from dataclasses import replace
 import pytest
 
 from lmmkit.data.loader import load_steps
-from lmmkit.data.sources.bad_records import BadRow, Ledger, Policy
+from lmmkit.data.sources.bad_records import BadRecord, BadRecordLog, Policy
 from lmmkit.data.sources.records import open_records
 from lmmkit.errors import MachineError, Problem, UserError
 from lmmkit.plan.prepare import prepare
 from lmmkit.runs.files import read_jsonl
-from lmmkit.runs.run_folder import RunDir
+from lmmkit.runs.run_folder import RunFolder
 from lmmkit.training.run import train
 from lmmkit.training.signals import ignore_in_worker
 from lmmkit.training.stage_data import saving
 from tests.conftest import PLAIN
 from tests.data.test_records import GOOD
 
-SKIP = ("data.captions.bad_rows=skip", "data.questions.bad_rows=skip")
+SKIP = ("data.captions.bad_records=skip", "data.questions.bad_records=skip")
 
 
 @pytest.fixture
@@ -45,8 +45,8 @@ def opened(folder, rows, policy=None):
     (folder / "r.json").write_text(json.dumps(rows))
     (folder / "images").mkdir(exist_ok=True)
     return open_records(
-        "s", records=folder / "r.json", images=folder / "images", template="vicuna_v1", image_shape="pad",
-        bad_rows=policy or Policy("skip"),
+        "s", records=folder / "r.json", images=folder / "images", template="vicuna_v1", image_fit="pad",
+        bad_records=policy or Policy("skip"),
     )  # fmt: skip
 
 
@@ -77,15 +77,15 @@ def test_another_row_stands_in_and_it_is_the_next_of_the_order(harmed):
     records = pipeline.sources["captions"]
     met = set()
     for i in range(30):
-        step, bad = pipeline.sifted(i)
+        step, bad = pipeline.step_and_skipped(i)
         order = [pipeline.order.at(k) for k in range(4 * i, 4 * i + 4)]
         want = []
         for source, epoch, row in order:
             while any(records[row].images[0].path.endswith(name) for name in names):
-                row = pipeline.order.stand_in(source, epoch, row)
+                row = pipeline.order.replacement(source, epoch, row)
             want.append(records[row].key)
         assert [key for batch in step for view, key in batch.views if view == "main"] == want
-        assert sum(batch.dropped.get("bad_rows", 0) for batch in step) == len(bad)
+        assert sum(batch.dropped.get("bad_records", 0) for batch in step) == len(bad)
         met |= {each.row for _, each in bad}
         assert all(each.code == "image/broken" and each.key == "image" for _, each in bad)
     assert len(met) == 10
@@ -94,7 +94,7 @@ def test_another_row_stands_in_and_it_is_the_next_of_the_order(harmed):
 def test_stand_ins_are_the_same_with_workers_and_from_any_step(harmed):
     read, _ = harmed
     pipeline = prepare(read(*SKIP, "stages.pretrain.length.steps=12")).pipeline("pretrain")
-    alone = {i: [b.views for b in pipeline.sifted(i)[0]] for i in reversed(range(12))}
+    alone = {i: [b.views for b in pipeline.step_and_skipped(i)[0]] for i in reversed(range(12))}
     told = []
     steps = load_steps(
         pipeline,
@@ -102,7 +102,7 @@ def test_stand_ins_are_the_same_with_workers_and_from_any_step(harmed):
         12,
         workers=2,
         worker_init=ignore_in_worker,
-        sifted=lambda i, bad: told.extend([i] * len(bad)),
+        step_and_skipped=lambda i, bad: told.extend([i] * len(bad)),
     )
     assert {i: [b.views for b in step] for i, step in enumerate(steps, 2)} == {
         i: alone[i] for i in range(2, 12)
@@ -113,13 +113,15 @@ def test_stand_ins_are_the_same_with_workers_and_from_any_step(harmed):
 def test_a_run_passes_over_them_and_lists_each_once(harmed, tmp_path):
     read, names = harmed
     recipe = read(
-        *SKIP, "output.pictures_every=2", "stages.pretrain.length.steps=20", "stages.finetune.length.steps=2"
+        *SKIP, "output.images_every=2", "stages.pretrain.length.steps=20", "stages.finetune.length.steps=2"
     )
     train(recipe, out=tmp_path / "run")
-    run = RunDir(tmp_path / "run")
-    lines = read_jsonl(run.bad_rows)
+    run = RunFolder(tmp_path / "run")
+    lines = read_jsonl(run.bad_records)
     assert lines
-    dropped = {m["step"]: m["dropped/bad_rows"] for m in run.read_metrics() if m.get("dropped/bad_rows")}
+    dropped = {
+        m["step"]: m["dropped/bad_records"] for m in run.read_metrics() if m.get("dropped/bad_records")
+    }
     assert sum(dropped.values()) == len(lines)
     assert {line["step"] for line in lines} == set(dropped)
     assert all(any(name in line["got"] or line["row"] >= 0 for name in names) for line in lines)
@@ -161,15 +163,17 @@ def read_skip(tiny):
 
 
 def ledger(path, share=0.0):
-    return Ledger(path=path, stage="one", before=5, policies={"a": Policy("skip", share)}, seen={"a": 4.0})
+    return BadRecordLog(
+        path=path, stage="one", before=5, policies={"a": Policy("skip", share)}, seen={"a": 4.0}
+    )
 
 
 def bad(row):
-    return BadRow("f", 1, row, "", "image/broken", "image", "x", "y", "z")
+    return BadRecord("f", 1, row, "", "image/broken", "image", "x", "y", "z")
 
 
 def test_the_bound_holds_over_stops(tmp_path):
-    path = tmp_path / "bad_rows.jsonl"
+    path = tmp_path / "bad_records.jsonl"
     kept = ledger(path)
     kept.open(5, {"a": [bad(99)]})
     for i in range(8):
@@ -190,16 +194,16 @@ def test_the_bound_holds_over_stops(tmp_path):
 
 
 def test_no_list_where_nothing_is_bad(tmp_path):
-    kept = ledger(tmp_path / "bad_rows.jsonl")
+    kept = ledger(tmp_path / "bad_records.jsonl")
     kept.open(5, {"a": []})
     kept.add(0, [])
-    assert not (tmp_path / "bad_rows.jsonl").exists()
+    assert not (tmp_path / "bad_records.jsonl").exists()
 
 
 class Killed:
     """A pipeline whose third step costs the worker its life."""
 
-    def sifted(self, index):
+    def step_and_skipped(self, index):
         if index == 2:
             os.kill(os.getpid(), 9)
         return (), ()
@@ -208,7 +212,7 @@ class Killed:
 class Hung:
     """One whose third step never comes."""
 
-    def sifted(self, index):
+    def step_and_skipped(self, index):
         if index == 2:
             import time
 

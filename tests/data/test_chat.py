@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmmkit.api.layout import prompt, rows
+from lmmkit.api.layout import prompt, row_count
 from lmmkit.api.sample import Image, Sample, Turn
 from lmmkit.data.chat_templates import AFTER_EOS, VICUNA_SYSTEM, lay_out, lay_out_prompt
-from lmmkit.data.text_tokenizers.sentencepiece_tokenizer import Tokenizer
+from lmmkit.data.text_tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from lmmkit.errors import UserError
 from tests.llama_pieces import SPACE, llama_like, processor
 
@@ -24,8 +24,8 @@ IMAGE = -200  # what LLaVA puts for an image
 
 
 @cache
-def tokenizer(name: str) -> Tokenizer:
-    return Tokenizer.open(REAL) if name == "real" else Tokenizer(model=llama_like())
+def tokenizer(name: str) -> SentencePieceTokenizer:
+    return SentencePieceTokenizer.open(REAL) if name == "real" else SentencePieceTokenizer(model=llama_like())
 
 
 def sample(*turns: Turn, template: str = "vicuna_v1") -> Sample:
@@ -43,12 +43,12 @@ def ids_and_mask(layout) -> tuple[list[int], list[bool]]:
     for span in layout:
         found = [IMAGE] if span.kind == "image" else list(span.ids)
         ids += found
-        mask += [span.learn] * len(found)
+        mask += [span.supervised] * len(found)
     return ids, mask
 
 
 def learned(layout) -> list[int]:
-    return [i for span in layout if span.learn for i in span.ids]
+    return [i for span in layout if span.supervised for i in span.ids]
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -58,7 +58,7 @@ def test_plain(model):
     ids, mask = ids_and_mask(layout)
     assert ids == [1, IMAGE, 263, 6635, 373, 263, 1775, 13]
     assert mask == [False] * 2 + [True] * 6
-    assert rows(layout) == 7 + 576
+    assert row_count(layout) == 7 + 576
     assert [span.role for span in layout] == ["bos", "none", "response"]
     assert layout[1].image == Image("/0.png")
 

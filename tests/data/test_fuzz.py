@@ -10,7 +10,7 @@ import pytest
 
 from lmmkit.data.images import FORMATS, check_header, read_image
 from lmmkit.data.sources.json_records import row_of, stream
-from lmmkit.data.sources.record_parser import RowReader, measure
+from lmmkit.data.sources.record_parser import RecordParser, measure_record
 from lmmkit.data.sources.records import Policy, open_records
 from lmmkit.errors import UserError
 from tests.data.test_images import SPEC, flat, paletted, picture
@@ -58,8 +58,8 @@ def fuzz_rows(folder, count, seed):
     for line in lines:
         with within(1):
             row = row_of(line.encode(), 0, 1)
-            measure(row, "vicuna_v1")
-            reader = RowReader(template=rng.choice(["plain", "vicuna_v1"]))
+            measure_record(row, "vicuna_v1")
+            reader = RecordParser(template=rng.choice(["plain", "vicuna_v1"]))
             record = reader.read(row)
             assert (record is None) == bool(reader.problems)
             assert all(text for _, p in reader.problems for text in (p.code, p.got, p.expected, p.hint))
@@ -67,8 +67,8 @@ def fuzz_rows(folder, count, seed):
     rows = list(stream(folder / "r.jsonl"))
     assert [row.index for row in rows] == list(range(len(rows)))
     records = open_records(
-        "s", records=folder / "r.jsonl", images=folder / "images", template="vicuna_v1", image_shape="pad",
-        bad_rows=Policy("skip", 0.9999),
+        "s", records=folder / "r.jsonl", images=folder / "images", template="vicuna_v1", image_fit="pad",
+        bad_records=Policy("skip", 0.9999),
     )  # fmt: skip
     bad = {each.row for each in records.rows.index.bad}
     assert all(

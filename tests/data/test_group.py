@@ -6,18 +6,18 @@ import random
 import numpy as np
 import pytest
 
-from lmmkit.data.length_grouping import WINDOW, Grouped
-from lmmkit.data.sampler import Order
+from lmmkit.data.length_grouping import WINDOW, GroupedSampler
+from lmmkit.data.sampler import Sampler
 
 SAMPLES = 4
 
 
-def made(total=1000, *, sizes=None, weights=None, alike=False, seed=7):
+def made(total=1000, *, sizes=None, weights=None, by_length=False, seed=7):
     sizes = sizes or {"a": 1000}
     rng = np.random.default_rng(0)
     words = {n: rng.integers(1, 200, size) * rng.choice([-1, 1, 1], size) for n, size in sizes.items()}
-    order = Order(sizes, weights or dict.fromkeys(sizes, 1.0), seed)
-    return Grouped(order, words, samples=SAMPLES, total=total, alike=alike)
+    order = Sampler(sizes, weights or dict.fromkeys(sizes, 1.0), seed)
+    return GroupedSampler(order, words, samples=SAMPLES, total=total, by_length=by_length)
 
 
 def steps(grouped):
@@ -43,9 +43,9 @@ def llava(rows, words, batches_in_order):
     return [whole[j] for j in batches_in_order], rest
 
 
-@pytest.mark.parametrize("alike", [False, True])
-def test_an_epoch_has_every_row_once_and_steps_of_one_kind(alike):
-    grouped = made(alike=alike)
+@pytest.mark.parametrize("by_length", [False, True])
+def test_an_epoch_has_every_row_once_and_steps_of_one_kind(by_length):
+    grouped = made(by_length=by_length)
     assert sorted(row for step in steps(grouped) for _, _, row in step) == list(range(1000))
     mixed = 0
     for step in steps(grouped):
@@ -53,9 +53,9 @@ def test_an_epoch_has_every_row_once_and_steps_of_one_kind(alike):
         assert [abs(n) for n in found] == sorted(map(abs, found), reverse=True)
         mixed += len({n > 0 for n in found}) > 1
     assert mixed <= -(-1000 // (WINDOW * SAMPLES))
-    plain = Grouped(made().order, grouped.words, samples=SAMPLES, total=1000, alike=False)
+    plain = GroupedSampler(made().order, grouped.words, samples=SAMPLES, total=1000, by_length=False)
     spread = [np.mean([np.ptp(np.abs(lengths(g, s))) for s in steps(g)]) for g in (grouped, plain)]
-    assert not alike or spread[0] < spread[1] / 5
+    assert not by_length or spread[0] < spread[1] / 5
 
 
 def test_a_window_is_llavas_grouping_of_its_rows():
@@ -93,5 +93,5 @@ def test_text_alone_and_pictures_alone():
     for sign in (1, -1):
         grouped = made(300)
         words = {"a": sign * np.abs(grouped.words["a"])}
-        alone = Grouped(grouped.order, words, samples=SAMPLES, total=300, alike=False)
+        alone = GroupedSampler(grouped.order, words, samples=SAMPLES, total=300, by_length=False)
         assert sorted(alone.at(k) for k in range(300)) == sorted(grouped.order.at(k) for k in range(300))

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from lmmkit.data.sources import index_cache, json_stream, llava_json
-from lmmkit.data.sources.index_cache import Index, load
-from lmmkit.data.sources.json_records import Row, row_of, stream
-from lmmkit.data.sources.record_parser import RowReader, measure, measured
+from lmmkit.data.sources.index_cache import Index, load_index
+from lmmkit.data.sources.json_records import RawRecord, row_of, stream
+from lmmkit.data.sources.record_parser import RecordParser, measure_record, measured_record
 from lmmkit.data.sources.records import open_records
 from lmmkit.errors import UserError
 from tests.data.test_records import GOOD, mutate, said
@@ -35,7 +35,7 @@ def opened(folder, rows=None, name="r.json", **options):
     if rows is not None:
         path.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
     return open_records(
-        "s", records=path, images=folder / "images", template="vicuna_v1", image_shape="pad", **options
+        "s", records=path, images=folder / "images", template="vicuna_v1", image_fit="pad", **options
     )
 
 
@@ -77,16 +77,16 @@ def test_whatever_is_wrong_with_an_index_it_is_made_anew(tmp_path, cache):
             if harm == "lose":
                 path.unlink()
             if bytes(data) != b"" or harm == "lose":
-                assert load(folder) is None, (name, harm)
+                assert load_index(folder) is None, (name, harm)
             assert list(opened(tmp_path)) == want, (name, harm)
-            assert load(folder) is not None
+            assert load_index(folder) is not None
 
 
 def test_an_index_that_lies_is_a_problem_and_no_more(tmp_path, cache):
     """Its sums are right, so it is believed as far as where rows are; what is there is checked."""
     opened(tmp_path, ROWS)
     (folder,) = cache.iterdir()
-    told = load(folder)
+    told = load_index(folder)
     assert told is not None
     for name, value in (
         ("offset", 3),
@@ -182,11 +182,11 @@ def test_a_glance_lets_pass_only_what_a_close_look_does():
         text = json.dumps(value)
         row = row_of(text.encode(), 0, 1)._replace(spelt="\\ud" not in text, length=len(text))
         for template in ("plain", "vicuna_v1"):
-            glance, reader = measure(row, template), RowReader(template=template)
+            glance, reader = measure_record(row, template), RecordParser(template=template)
             if glance is not None:
                 record = reader.read(row)
                 assert record is not None, (value, reader.problems)
-                assert glance == measured(record, row.value, reader.dropped)
+                assert glance == measured_record(record, row.value, reader.dropped)
                 passed += 1
     assert passed > 500
 
@@ -206,4 +206,4 @@ def test_a_row_without_end_is_refused_and_not_read_forever(tmp_path, monkeypatch
     (tmp_path / "a.json").write_text('[{"id": "' + "x" * 10_000)
     for name in ("a.jsonl", "a.json"):
         (row,) = list(stream(tmp_path / name))
-        assert isinstance(row, Row) and row.faults and len(row.faults[0][0]) < 200
+        assert isinstance(row, RawRecord) and row.faults and len(row.faults[0][0]) < 200

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmmkit.data.sampler import Order, sample_rng
+from lmmkit.data.sampler import Sampler, sample_rng
 from lmmkit.errors import UserError
 
 FIRST = [35, 38, 31, 21, 3, 30, 34, 20]
@@ -26,7 +26,7 @@ def slow_sources(weights, n):
 
 
 def test_one_source_is_its_permutation_epoch_by_epoch():
-    order = Order({"a": 17, "b": 3}, {"a": 1.0}, 5)
+    order = Sampler({"a": 17, "b": 3}, {"a": 1.0}, 5)
     seen = [order.at(k) for k in range(3 * 17)]
     assert {source for source, _, _ in seen} == {"a"}
     epochs = [[row for _, e, row in seen if e == epoch] for epoch in range(3)]
@@ -37,7 +37,7 @@ def test_one_source_is_its_permutation_epoch_by_epoch():
 
 
 def test_an_order_is_its_seed():
-    orders = [Order({"a": 50}, {"a": w}, seed) for w, seed in ((1.0, 1), (0.3, 1), (1.0, 2))]
+    orders = [Sampler({"a": 50}, {"a": w}, seed) for w, seed in ((1.0, 1), (0.3, 1), (1.0, 2))]
     first, same, other = ([o.at(k) for k in range(50)] for o in orders)
     assert first == same != other
     # Held by what numpy promises to keep; a change here changes every run that was ever started.
@@ -51,9 +51,9 @@ def test_an_order_is_its_seed():
 )
 def test_mixtures_follow_the_rule(weights, k):
     names = dict(zip("abcde", weights, strict=False))
-    order = Order(dict.fromkeys(names, 7), names, 0)
+    order = Sampler(dict.fromkeys(names, 7), names, 0)
     assert order.at(k)[0] == slow_sources(names, k + 1)[-1]
-    counts = Counter(Order(dict.fromkeys(names, 7), names, 0).at(j)[0] for j in range(k))
+    counts = Counter(Sampler(dict.fromkeys(names, 7), names, 0).at(j)[0] for j in range(k))
     for name, weight in names.items():
         share = weight / sum(names.values()) * k
         assert abs(counts[name] - share) < len(names) / 2 + 1
@@ -62,8 +62,8 @@ def test_mixtures_follow_the_rule(weights, k):
 @pytest.mark.parametrize("weights", [{"a": 0.7, "b": 0.3}, {"a": 1, "b": 1e-6, "c": 3}, {"a": 2}])
 def test_any_way_of_asking_gives_the_same(weights):
     sizes = {"a": 11, "b": 5, "c": 23}
-    straight = [Order(sizes, weights, 3).at(k) for k in range(200)]
-    order = Order(sizes, weights, 3)
+    straight = [Sampler(sizes, weights, 3).at(k) for k in range(200)]
+    order = Sampler(sizes, weights, 3)
     assert [order.at(k) for k in range(200)] == straight
     places = list(range(200)) * 2
     random.Random(0).shuffle(places)
@@ -73,16 +73,16 @@ def test_any_way_of_asking_gives_the_same(weights):
 
 
 def test_every_row_of_a_mixture_comes_once_an_epoch():
-    order = Order({"a": 11, "b": 5}, {"a": 0.5, "b": 0.5}, 3)
+    order = Sampler({"a": 11, "b": 5}, {"a": 0.5, "b": 0.5}, 3)
     seen = Counter(order.at(k) for k in range(110))
     assert set(seen.values()) == {1}
     assert sum(1 for source, _, _ in seen if source == "a") == 55
     assert order.len_epoch == 16
-    assert Order({"a": 11, "b": 5}, {"a": 0.5, "b": 0}, 3).len_epoch == 11
+    assert Sampler({"a": 11, "b": 5}, {"a": 0.5, "b": 0}, 3).len_epoch == 11
 
 
 def test_far_positions_cost_no_walk():
-    order = Order({"a": 11, "b": 5, "c": 7}, {"a": 0.5, "b": 0.2, "c": 0.3}, 3)
+    order = Sampler({"a": 11, "b": 5, "c": 7}, {"a": 0.5, "b": 0.2, "c": 0.3}, 3)
     far = 10**12
     counts = [order.at(k)[0] for k in range(far, far + 1000)]
     assert Counter(counts) == {"a": 500, "b": 200, "c": 300}
@@ -96,7 +96,7 @@ def test_bad_weights():
     ]  # fmt: skip
     for sizes, weights, code in cases:
         with pytest.raises(UserError) as error:
-            Order(sizes, weights, 0)
+            Sampler(sizes, weights, 0)
         assert error.value.problems[0].code == f"order/{code}"
 
 

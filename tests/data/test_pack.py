@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lmmkit.api.layout import rows, text
-from lmmkit.attention.backends import Eager, Sdpa
+from lmmkit.api.layout import row_count, text
+from lmmkit.attention.backends import Sdpa
+from lmmkit.attention.eager import Eager
 from lmmkit.data.pipeline import cut
 from tests import paper
 from tests.paper import CAPTIONS, CHATS, chat, packer, trees
@@ -37,10 +38,12 @@ def packed(request):
 
 def test_every_row_holds_what_its_views_layout_says(packed):
     batch, paths = packed
-    filled = {(f.source, int(r)): int(i) for f in batch.fills for r, i in zip(f.row_N, f.item_N, strict=True)}
+    filled = {
+        (f.source, int(r)): int(i) for f in batch.scatters for r, i in zip(f.row_N, f.item_N, strict=True)
+    }
     assert len(paths) == len(members())
     for member, path in zip(members(), paths, strict=True):
-        assert len(path) == rows(member.layout)
+        assert len(path) == row_count(member.layout)
         for place, span, i in walk(member.layout):
             row = int(path[place])
             if span.kind == "text":
@@ -49,16 +52,16 @@ def test_every_row_holds_what_its_views_layout_says(packed):
                 assert filled[f"plugins.{span.owner}", row] == i
             else:
                 item = filled["vision", row]
-                want = read64(span.image, member.view.sample.image_shape)
+                want = read64(span.image, member.view.sample.image_fit)
                 assert item % SPEC.tokens == i and torch.equal(batch.pixels_ICXY[item // SPEC.tokens], want)
 
 
 def test_ids_are_minus_one_exactly_where_a_fill_writes_and_fills_are_disjoint(packed):
     batch, _ = packed
-    written = torch.cat([fill.row_N for fill in batch.fills])
+    written = torch.cat([fill.row_N for fill in batch.scatters])
     assert len(written.unique()) == len(written)
     assert sorted(written.tolist()) == (batch.id_T == -1).nonzero()[:, 0].tolist()
-    assert {fill.source for fill in batch.fills} == {"vision", "plugins.directed_token"}
+    assert {fill.source for fill in batch.scatters} == {"vision", "plugins.directed_token"}
 
 
 def test_predictions_are_made_by_the_predecessor_on_the_views_path(packed):
@@ -67,7 +70,7 @@ def test_predictions_are_made_by_the_predecessor_on_the_views_path(packed):
     for v, (member, path) in enumerate(zip(members(), paths, strict=True)):
         term = {"main": 0, "text_order": 1}.get(member.view.name)
         for place, span, i in walk(member.layout):
-            if span.learn and member.view.learn and place:
+            if span.supervised and member.view.supervised and place:
                 want.append((int(path[place - 1]), v, span.ids[i], term))
     columns = (batch.predict.row_Q, batch.predict.view_Q, batch.target_S, batch.term_S)
     assert want and list(zip(*(c.tolist() for c in columns), strict=True)) == want
@@ -83,8 +86,8 @@ def test_no_tree_sees_another_and_every_view_sees_its_own_path(packed):
 
 def test_the_last_image_row_predicts_the_first_words_of_two_branches():
     two = [
-        laid_out(text([1], "bos"), image("a"), text([7, 8], "response", learn=True)),
-        laid_out(text([1], "bos"), image("a"), text([9, 8], "response", learn=True), name="text_order"),
+        laid_out(text([1], "bos"), image("a"), text([7, 8], "response", supervised=True)),
+        laid_out(text([1], "bos"), image("a"), text([9, 8], "response", supervised=True), name="text_order"),
     ]
     pack = packer()
     batch, paths = pack.pack([pack.tree(two)])
@@ -102,22 +105,22 @@ def test_the_last_image_row_predicts_the_first_words_of_two_branches():
 
 def test_a_first_row_that_is_learned_has_nobody_to_predict_it():
     pack = packer()
-    batch, _ = pack.pack([pack.tree([laid_out(text([5, 6, 7], "response", learn=True))])])
+    batch, _ = pack.pack([pack.tree([laid_out(text([5, 6, 7], "response", supervised=True))])])
     assert batch.predict.row_Q.tolist() == [0, 1] and batch.target_S.tolist() == [6, 7]
 
 
 def test_counts_are_items_of_each_term():
     batch, _ = paper.packed(SAMPLES)
-    learns = Counter()
+    trainable = Counter()
     for m in members():
-        learns[m.view.name] += sum(s.n for s in m.layout if s.learn) * m.view.learn
+        trainable[m.view.name] += sum(s.n for s in m.layout if s.supervised) * m.view.supervised
     pictured = sum(m.view.name == "main" and any(s.kind == "image" for s in m.layout) for m in members())
     in_pictured = sum(
-        sum(s.n for s in m.layout if s.learn)
+        sum(s.n for s in m.layout if s.supervised)
         for m in members() if m.view.name == "main" and any(s.kind == "image" for s in m.layout)
     )  # fmt: skip
     assert batch.count == {
-        "next_token": learns["main"], "text_order": learns["text_order"],
+        "next_token": trainable["main"], "text_order": trainable["text_order"],
         "image_order": pictured, "guided_loss": in_pictured,
     }  # fmt: skip
 
@@ -151,15 +154,15 @@ def test_a_pictures_rows_are_shared_but_its_shuffle_is_another_picture():
 
 def test_uniform_mass_is_the_share_of_image_rows_among_those_seen(packed):
     batch, _ = packed
-    pick = batch.picks[paper.GUIDED.needs[0]]
+    pick = batch.gathers[paper.GUIDED.needs[0]]
     see = batch.forest.see()[pick.row_Q]
-    want = (see & batch.sight.key_T).sum(1) / see.sum(1)
+    want = (see & batch.attention.key_T).sum(1) / see.sum(1)
     assert torch.allclose(pick.uniform_Q, want, rtol=1e-6) and (pick.uniform_Q > 0).all()
     marked = torch.zeros(len(batch), dtype=torch.bool)
-    vision = next(fill for fill in batch.fills if fill.source == "vision")
+    vision = next(fill for fill in batch.scatters if fill.source == "vision")
     marked[vision.row_N] = True
-    assert not (batch.sight.key_T & ~marked).any()
-    assert set(pick.row_Q.tolist()) == set(batch.sight.row_R.tolist())
+    assert not (batch.attention.key_T & ~marked).any()
+    assert set(pick.row_Q.tolist()) == set(batch.attention.row_R.tolist())
 
 
 def test_mass_is_read_at_every_response_row_of_the_main_view_alone(packed):
@@ -167,17 +170,17 @@ def test_mass_is_read_at_every_response_row_of_the_main_view_alone(packed):
     want = []
     for v, (member, path) in enumerate(zip(members(), paths, strict=True)):
         if member.view.name == "main" and any(span.kind == "image" for span in member.layout):
-            want += [(int(path[place]), v) for place, span, _ in walk(member.layout) if span.learn]
-    pick = batch.picks[paper.GUIDED.needs[0]]
+            want += [(int(path[place]), v) for place, span, _ in walk(member.layout) if span.supervised]
+    pick = batch.gathers[paper.GUIDED.needs[0]]
     assert list(zip(pick.row_Q.tolist(), pick.view_Q.tolist(), strict=True)) == want
 
 
 def test_text_alone_has_no_fill_no_picture_and_no_mass():
     batch, _ = paper.packed([chat("t", "hi", "yes", images=0)])
-    assert batch.fills == () and batch.pixels_ICXY.shape == (0, 3, SPEC.size, SPEC.size)
+    assert batch.scatters == () and batch.pixels_ICXY.shape == (0, 3, SPEC.size, SPEC.size)
     assert (
-        len(batch.sight.row_R) == 0
-        and not batch.sight.key_T.any()
+        len(batch.attention.row_R) == 0
+        and not batch.attention.key_T.any()
         and batch.first_image_V == (-1, -1)[: len(batch.views)]
     )
     assert batch.count["guided_loss"] == batch.count["image_order"] == 0 < batch.count["next_token"]
@@ -189,7 +192,7 @@ def test_no_tree_at_all_is_an_empty_batch_with_zero_counts():
 
 
 def test_the_same_file_in_another_shape_is_another_picture():
-    crop = replace(CAPTIONS[0], image_shape="crop")
+    crop = replace(CAPTIONS[0], image_fit="crop")
     batch, _ = paper.packed([CAPTIONS[0], crop, CAPTIONS[0]])
     assert len(batch.pixels_ICXY) == 2 + 2  # plain and shuffled, padded and cropped
 
@@ -213,13 +216,13 @@ def test_another_document_of_equal_length_does_not_move_a_bit_of_the_rest(backen
         words[place] = random_ids(len(words[place]), stranger)
         pictures = [f"stranger{stranger}" if i == place else f"own{i}" for i in range(3)]
         views = [
-            laid_out(text(w[:3], "bos"), image(p), text(w[3:], "response", learn=True))
+            laid_out(text(w[:3], "bos"), image(p), text(w[3:], "response", supervised=True))
             for w, p in zip(words, pictures, strict=True)
         ]
         batch, paths = pack.pack([pack.tree([view]) for view in views])
         with torch.no_grad():
             out = lmm(whole(batch), {})
-        mass_T = torch.zeros(len(batch)).index_copy(0, batch.sight.row_R, out.mass_LR.mean(0))
+        mass_T = torch.zeros(len(batch)).index_copy(0, batch.attention.row_R, out.mass_LR.mean(0))
         return out.hidden_WD, mass_T, paths
 
     (before, mass_before, paths), (after, mass_after, _) = hidden(1), hidden(2)

@@ -29,7 +29,7 @@ def read(folder, rows, *, name="r.json", template="vicuna_v1"):
         path.write_bytes(rows)
     else:
         path.write_text(rows if isinstance(rows, str) else json.dumps(rows))
-    return open_records("set", records=path, images=folder / "images", template=template, image_shape="pad")
+    return open_records("set", records=path, images=folder / "images", template=template, image_fit="pad")
 
 
 def problems(folder, rows, **options):
@@ -50,7 +50,7 @@ def test_a_row(folder):
     assert sample.key == "set:7"
     assert sample.turns == (Turn("user", "What?", 1), Turn("assistant", "A cat."))
     assert sample.images == (Image(str(folder / "images" / "a.png")),)
-    assert (sample.template, sample.image_shape) == ("vicuna_v1", "pad")
+    assert (sample.template, sample.image_fit) == ("vicuna_v1", "pad")
     assert sample.meta == {"kind": "short", "hops": 2, "model": ""}
     assert [s.key for s in records] == ["set:7"]
     with pytest.raises(IndexError):
@@ -201,14 +201,14 @@ def test_bad_files(folder):
     os.mkfifo(folder / "fifo")
     for path in (folder / "none", folder, folder / "fifo"):
         with pytest.raises(UserError):
-            open_records("s", records=path, images=folder, template="plain", image_shape="pad")
+            open_records("s", records=path, images=folder, template="plain", image_fit="pad")
     with pytest.raises(UserError) as error:
         open_records(
             "s",
             records=folder / "r.json",
             images=folder / "no",
             template="plain",
-            image_shape="pad",
+            image_fit="pad",
         )
     assert error.value.problems[0].code == "records/images"
 
@@ -228,7 +228,7 @@ def test_links_that_lead_out(folder):
         assert len(read(folder, [GOOD | {"image": path}])) == 1
     (folder / "alias").symlink_to(images)
     rows = folder / "r.json"
-    open_records("s", records=rows, images=folder / "alias", template="plain", image_shape="pad")
+    open_records("s", records=rows, images=folder / "alias", template="plain", image_fit="pad")
 
 
 def test_missing_and_bad_images(folder):

@@ -14,7 +14,7 @@ import torch
 
 from lmmkit.data.images import read_image
 from lmmkit.data.sources.records import check_images, missing_images, open_records
-from lmmkit.data.tar import members
+from lmmkit.data.sources.tar_members import members
 from lmmkit.errors import UserError
 from lmmkit.plan.prepare import prepare
 from tests.conftest import PLAIN
@@ -48,9 +48,7 @@ def written(folder, count=10, shards=2):
 
 
 def opened(pattern, **options):
-    return open_records(
-        "s", records=pattern, images=None, template="vicuna_v1", image_shape="crop", **options
-    )
+    return open_records("s", records=pattern, images=None, template="vicuna_v1", image_fit="crop", **options)
 
 
 def test_what_the_package_writes_is_read_as_the_package_reads_it(tmp_path):

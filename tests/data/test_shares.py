@@ -9,7 +9,7 @@ import pytest
 
 from lmmkit.data.loader import load_steps
 from lmmkit.data.pipeline import Pipeline
-from lmmkit.data.sampler import Order
+from lmmkit.data.sampler import Sampler
 from lmmkit.training.signals import ignore_in_worker
 
 TOTAL, SAMPLES, STEPS = 103, 10, 11
@@ -18,12 +18,12 @@ TOTAL, SAMPLES, STEPS = 103, 10, 11
 class Rows(Pipeline):
     """Steps of row numbers, without any data."""
 
-    def sifted(self, index: int) -> Any:
+    def step_and_skipped(self, index: int) -> Any:
         return [list(self.order.at(k)) for k in self.positions(index)], ()
 
 
 def rows(samples: int = SAMPLES) -> Rows:
-    order = Order({"a": 37, "b": 11}, {"a": 0.8, "b": 0.3}, 5)
+    order = Sampler({"a": 37, "b": 11}, {"a": 0.8, "b": 0.3}, 5)
     return Rows(
         sources={}, order=order, views=cast(Any, None), packer=cast(Any, None), samples=samples, tokens=1, total=TOTAL
     )  # fmt: skip

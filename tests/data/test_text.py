@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmmkit.data.text_tokenizers.sentencepiece_tokenizer import Tokenizer
+from lmmkit.data.text_tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from lmmkit.errors import UserError
 from tests.llama_pieces import SPACE, llama_like, processor, write_llama_like
 
-TOKENIZER = Tokenizer(model=llama_like())
+TOKENIZER = SentencePieceTokenizer(model=llama_like())
 CONTROL = ("<s>", "</s>", "<unk>", "<image>", "<0x0A>")
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 
@@ -23,7 +23,7 @@ def code(error: pytest.ExceptionInfo[UserError]) -> str:
 def test_open_encode_decode(tmp_path):
     path = write_llama_like(tmp_path)
     for source in (path, tmp_path):
-        tokenizer = Tokenizer.open(source)
+        tokenizer = SentencePieceTokenizer.open(source)
         assert (tokenizer.bos, tokenizer.eos, tokenizer.size) == (1, 2, 32_000)
         assert tokenizer.encode("a cat on a mat\n") == [263, 6635, 373, 263, 1775, 13]
         assert tokenizer.decode([1, 263, 6635, 2, 0, 32_005]) == "a cat"
@@ -75,7 +75,7 @@ def test_pickles_small_and_equal():
 
 def test_save_is_whole_or_not_at_all(tmp_path):
     TOKENIZER.save(tmp_path / "tokenizer.model")
-    assert Tokenizer.open(tmp_path) == TOKENIZER
+    assert SentencePieceTokenizer.open(tmp_path) == TOKENIZER
     with pytest.raises(UserError) as error:
         TOKENIZER.save(tmp_path / "nowhere" / "tokenizer.model")
     assert code(error) == "text/save"
@@ -97,7 +97,7 @@ def test_bad_files(tmp_path, name):
     path = tmp_path / "tokenizer.model"
     path.write_bytes(BAD_FILES[name])
     with pytest.raises(UserError) as error:
-        Tokenizer.open(path)
+        SentencePieceTokenizer.open(path)
     assert error.value.problems[0].where == str(path)
     assert code(error) in ("text/file", "text/corrupt", "text/control")
 
@@ -106,10 +106,10 @@ def test_no_file(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path / "none", tmp_path, tmp_path / "fifo", "a\0b"):
         with pytest.raises(UserError) as error:
-            Tokenizer.open(path)
+            SentencePieceTokenizer.open(path)
         assert code(error) == "text/file"
     with pytest.raises(UserError) as error:
-        Tokenizer.open(tmp_path, kind="sentencepeace")
+        SentencePieceTokenizer.open(tmp_path, kind="sentencepeace")
     assert "Did you mean `sentencepiece`" in str(error.value)
 
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from lmmkit.api.sample import Image, Sample, Turn
 from lmmkit.data.chat_templates import default_template, lay_out, lay_out_prompt, response_end
 from lmmkit.data.text_tokenizers.choose import open_tokenizer
-from lmmkit.data.text_tokenizers.sentencepiece_tokenizer import Tokenizer
+from lmmkit.data.text_tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from lmmkit.data.text_tokenizers.tiktoken_tokenizer import CONTROLS, SPLIT, open_tiktoken
 from lmmkit.errors import UserError
 
@@ -52,7 +52,7 @@ def byte_level(
     folder: Path, pattern: str, controls: tuple[str, ...], nfc: bool, bos: str | None, eos: str
 ) -> Path:
     """A folder with a byte-level tokenizer.json trained here."""
-    inner = tokenizers.Tokenizer(tokenizers.models.BPE())
+    inner = tokenizers.SentencePieceTokenizer(tokenizers.models.BPE())
     if nfc:
         inner.normalizer = tokenizers.normalizers.NFC()
     pre = tokenizers.pre_tokenizers
@@ -268,14 +268,14 @@ def test_templates_equal_apply_chat_template(name, jinja, talk, request):
     talk = [(role, text if name == "qwen" else text.strip()) for role, text in talk]
     hostile = any("<|" in text for _, text in talk)
     turns = tuple(Turn(role, text) for role, text in talk)
-    sample = Sample(key="k", turns=turns, images=(), template=template, image_shape="pad")
+    sample = Sample(key="k", turns=turns, images=(), template=template, image_fit="pad")
     layout = lay_out(sample, ours, image_rows=4)
     ids = [i for span in layout for i in span.ids]
     said = [{"role": role, "content": text} for role, text in talk]
     if not hostile:  # theirs reads control tokens out of what a user writes
         assert ids == theirs.apply_chat_template(said, chat_template=jinja, return_dict=False)
         prompt = lay_out_prompt(
-            Sample(key="k", turns=turns[:-1], images=(), template=template, image_shape="pad"),
+            Sample(key="k", turns=turns[:-1], images=(), template=template, image_fit="pad"),
             ours,
             image_rows=4,
         )
@@ -283,7 +283,7 @@ def test_templates_equal_apply_chat_template(name, jinja, talk, request):
             said[:-1], chat_template=jinja, add_generation_prompt=True, return_dict=False
         )
     end = response_end(template, ours)
-    learned = [list(span.ids) for span in layout if span.learn]
+    learned = [list(span.ids) for span in layout if span.supervised]
     assert learned == [[*ours.encode(text), end] for role, text in talk if role == "assistant"]
     assert ids.count(end) == len(talk) + (name == "qwen")
 
@@ -292,7 +292,7 @@ def test_images_stand_before_the_question(qwen):
     ours = open_tokenizer(qwen)
     turns = (Turn("user", "what", images=2), Turn("assistant", "that"))
     images = (Image("a"), Image("b"))
-    sample = Sample(key="k", turns=turns, images=images, template="chatml", image_shape="pad")
+    sample = Sample(key="k", turns=turns, images=images, template="chatml", image_fit="pad")
     kinds = [(span.kind, span.n) for span in lay_out(sample, ours, image_rows=4)]
     assert [n for kind, n in kinds if kind == "image"] == [4, 4]
 
@@ -301,12 +301,12 @@ def test_images_stand_before_the_question(qwen):
 def test_templates_without_a_first_token(template, qwen):
     ours = open_tokenizer(qwen)
     turns = (Turn("user", "what", images=1), Turn("assistant", "that"))
-    sample = Sample(key="k", turns=turns, images=(Image("a"),), template=template, image_shape="pad")
+    sample = Sample(key="k", turns=turns, images=(Image("a"),), template=template, image_fit="pad")
     layout = lay_out(sample, ours, image_rows=4)
-    assert layout[0].role != "bos" and any(span.learn for span in layout)
+    assert layout[0].role != "bos" and any(span.supervised for span in layout)
 
 
 def test_a_template_whose_tokens_are_not_there_is_told(llama2):
-    sample = Sample(key="k", turns=(Turn("user", "x"),), images=(), template="chatml", image_shape="pad")
+    sample = Sample(key="k", turns=(Turn("user", "x"),), images=(), template="chatml", image_fit="pad")
     with pytest.raises(UserError, match=r"<\|im_start\|>.*plain, vicuna_v1"):
-        lay_out(sample, Tokenizer.open(llama2), image_rows=4)
+        lay_out(sample, SentencePieceTokenizer.open(llama2), image_rows=4)

@@ -106,7 +106,7 @@ class StubSpeaker:
 
             image = ImageSpec(size=8, grid=(1, 1), width=1)
 
-    def answer(self, groups, *, new):
+    def answer(self, groups, *, max_new_tokens):
         out = []
         for group in groups:
             assert len({view.sample.images for view in group}) == 1, "a group shares its picture"
@@ -119,7 +119,9 @@ class StubSpeaker:
 
 
 def test_exact_match_counts_by_type_and_control():
-    got = exact_match(StubSpeaker(), samples(), new=3, controls=("blank", "swapped"), training=samples()[:2])
+    got = exact_match(
+        StubSpeaker(), samples(), max_new_tokens=3, controls=("blank", "swapped"), training=samples()[:2]
+    )
     assert got["accuracy"]["value"] == pytest.approx(3 / 6)
     assert got["accuracy_blank"]["value"] == pytest.approx(2 / 6)
     assert got["accuracy_swapped"]["value"] == pytest.approx(3 / 6)  # c/0 on a.jpg, and red twice
@@ -136,7 +138,7 @@ def test_restore_scores_what_was_written():
 
     task = TextOrder(name="text_order")
 
-    class Speaker:
+    class ChatModel:
         stage = "pretrain"
         prepared = SimpleNamespace(plans={"pretrain": SimpleNamespace(tasks=(task,))})
         views = SimpleNamespace(
@@ -145,12 +147,12 @@ def test_restore_scores_what_was_written():
             ]
         )
 
-        def answer(self, groups, *, new):
+        def answer(self, groups, *, max_new_tokens):
             assert all(view.sample.turns[-1].role == "user" for (view,) in groups)
             return ["a red cat", "wrong"]
 
     texts = [Sample(key=str(i), turns=(Turn("user", ""), Turn("assistant", "a red cat"))) for i in range(2)]
-    assert restore(Speaker(), texts, new=5)["text_order"] == {
+    assert restore(ChatModel(), texts, max_new_tokens=5)["text_order"] == {
         "value": 0.5,
         "chance": pytest.approx(1 / 6),
         "n": 2,

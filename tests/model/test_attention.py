@@ -6,10 +6,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lmmkit.attention.backends import Eager, NoBackend, Sdpa, Xformers, backends, choose, log_choice
+from lmmkit.attention.backends import NoBackend, Sdpa, Xformers, all_backends, choose, log_choice
+from lmmkit.attention.eager import Eager
 from lmmkit.attention.forest import roots
 from lmmkit.attention.interface import Heads
-from lmmkit.attention.schedule import Sight
+from lmmkit.attention.schedule import AttentionSpec
 from tests import reference
 from tests.attention_cases import (
     CASES,
@@ -53,11 +54,11 @@ def test_rows_that_nobody_reads_may_stay_away(backend, name):
     read_T = torch.rand(len(case.forest), generator=draw) < 0.2
     unread_R = (~read_T).nonzero()[:, 0]
     whole = of_backend(backend, case._replace(dead_R=unread_R), given, torch.float64)
-    attend = backend.attend(case.sight(read_T), CPU)
-    rows = attend.rows
+    attention_fn = backend.prepare(case.attention(read_T), CPU)
+    rows = attention_fn.rows
     assert set(rows.tolist()) >= set(read_T.nonzero()[:, 0].tolist()) | set(case.row_R.tolist())
     q, k, v = (x.clone().requires_grad_() for x in given[:3])
-    out, mass = unturned(attend)(q, k, v)
+    out, mass = unturned(attention_fn)(q, k, v)
     d_out = given[3].index_fill(0, unread_R, 0)[rows]
     gradients = torch.autograd.grad([out, mass], [q, k, v], [d_out, given[4][case.row_R]])
     got = Found(out, mass, *gradients)
@@ -67,19 +68,21 @@ def test_rows_that_nobody_reads_may_stay_away(backend, name):
 def test_a_run_is_computed_from_the_first_row_that_is_read():
     forest, none = roots([100, 50]), torch.arange(0)
     read_T = marks(150, [70, 90])
-    attend = Sdpa().attend(Sight(forest, marks(150), none, read_T), CPU)
-    assert attend.rows.tolist() == list(range(70, 100))
+    attention_fn = Sdpa().prepare(AttentionSpec(forest, marks(150), none, read_T), CPU)
+    assert attention_fn.rows.tolist() == list(range(70, 100))
 
 
 @pytest.mark.parametrize("groups", [1, 4])
 def test_turning_in_place_is_turning(groups):
     forest, given = roots([30]), inputs(30, groups)
     angle_T1K = torch.randn(30, 1, SIZE // 2, generator=torch.Generator().manual_seed(1)).double()
-    heads, turn = Heads(HEADS, groups, SIZE), (angle_T1K.cos(), angle_T1K.sin())
+    heads, rotary = Heads(HEADS, groups, SIZE), (angle_T1K.cos(), angle_T1K.sin())
     key_T, row_R, found = marks(30, range(9)), torch.arange(9, 30), []
     for backend in (Sdpa(), Eager()):
         qkv_TC = torch.cat(given[:3], 1).flatten(1).requires_grad_()
-        out_TC, mass_R = backend.attend(Sight(forest, key_T, row_R), CPU)(qkv_TC.clone(), heads, turn)
+        out_TC, mass_R = backend.prepare(AttentionSpec(forest, key_T, row_R), CPU)(
+            qkv_TC.clone(), heads, rotary
+        )
         (out_TC * given[3].flatten(1)).sum().add(mass_R @ given[4][row_R]).backward()
         found.append((out_TC, mass_R, qkv_TC.grad))
     for ours, plain in zip(*found, strict=True):
@@ -95,17 +98,17 @@ def test_eager_and_sdpa_give_mass_in_float32_or_wider():
 
 def test_mass_of_rows_that_see_only_image_is_one_and_of_rows_that_see_none_is_zero():
     forest = roots([6, 4])
-    attend = Sdpa().attend(Sight(forest, marks(10, range(6)), torch.arange(10)), CPU)
-    mass = unturned(attend)(*inputs(10, 2)[:3])[1]
+    attention_fn = Sdpa().prepare(AttentionSpec(forest, marks(10, range(6)), torch.arange(10)), CPU)
+    mass = unturned(attention_fn)(*inputs(10, 2)[:3])[1]
     assert mass.tolist() == pytest.approx([1.0] * 6 + [0.0] * 4, abs=1e-14)
 
 
 def test_without_an_asked_row_there_is_no_cut_and_an_empty_mass():
     forest, key_T = roots([30]), marks(30, range(5, 9))
-    sight = Sight(forest, key_T, torch.arange(0))
-    assert len(sight.calls) == 1
-    attend = Sdpa().attend(sight, CPU)
-    assert unturned(attend)(*inputs(30, 2)[:3])[1].shape == (0,)
+    spec = AttentionSpec(forest, key_T, torch.arange(0))
+    assert len(spec.calls) == 1
+    attention_fn = Sdpa().prepare(spec, CPU)
+    assert unturned(attention_fn)(*inputs(30, 2)[:3])[1].shape == (0,)
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e-12])
@@ -171,7 +174,7 @@ def test_sdpa_allocates_no_map_and_eager_does():
         of_backend(Sdpa(), case, given, torch.float32)
     assert watch.seen >= T * HEADS * SIZE
     with pytest.raises(AssertionError, match="numbers"), NoMap(T):
-        Eager().attend(case.sight(), CPU)
+        Eager().prepare(case.attention(), CPU)
 
 
 def test_dense_attention_is_the_twins_without_a_mask():
@@ -203,7 +206,7 @@ def test_a_backend_that_is_none_is_told_so_with_those_there_are():
 
 
 def test_reasons_name_device_and_type():
-    assert [b.name for b in backends()] == ["xformers", "sdpa", "eager"]
+    assert [b.name for b in all_backends()] == ["xformers", "sdpa", "eager"]
     assert "meta" in Sdpa().why_not(torch.device("meta"), torch.float32)
     assert "float64" in Sdpa().why_not(CUDA, torch.float64)
     assert "float64" in Xformers().why_not(CUDA, torch.float64)

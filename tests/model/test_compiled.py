@@ -13,7 +13,7 @@ from lmmkit import build
 from lmmkit.errors import MachineError
 from lmmkit.model.transforms import compiled, lora
 from lmmkit.recipe import Speed
-from lmmkit.runs.run_folder import RunDir
+from lmmkit.runs.run_folder import RunFolder
 from lmmkit.training.run import train
 from tests import paper, world
 from tests.reference import off, show
@@ -125,5 +125,5 @@ def test_two_ranks_compiled_say_what_one_process_says(graphs, tiny, tmp_path):
 
     world.run(2, body, tmp_path)
     one = train(recipes[1], out=tmp_path / "one").run.read_metrics()
-    for a, b in zip(RunDir(tmp_path / "two").read_metrics(), one, strict=True):
+    for a, b in zip(RunFolder(tmp_path / "two").read_metrics(), one, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)

@@ -13,9 +13,10 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from lmmkit.attention.backends import Eager, Sdpa
+from lmmkit.attention.backends import Sdpa
+from lmmkit.attention.eager import Eager
 from lmmkit.attention.forest import roots
-from lmmkit.attention.schedule import Sight
+from lmmkit.attention.schedule import AttentionSpec
 from lmmkit.model.decoder import Decoder, DecoderShape
 from lmmkit.model.init import init
 from lmmkit.model.rope import Rope
@@ -66,8 +67,8 @@ def theirs(decoder: Decoder, config_class=LlamaConfig):
 def logits(decoder: Decoder, lengths: list[int], ids: list[int], backend) -> torch.Tensor:
     forest = roots(lengths)
     none = torch.empty(0, dtype=torch.int64)
-    attend = backend.attend(Sight(forest, torch.zeros(len(ids), dtype=torch.bool), none), CPU)
-    hidden, _ = decoder(decoder.embed(torch.tensor(ids)), forest.pos_T, [attend] * decoder.shape.depth)
+    attention_fn = backend.prepare(AttentionSpec(forest, torch.zeros(len(ids), dtype=torch.bool), none), CPU)
+    hidden, _ = decoder(decoder.embed(torch.tensor(ids)), forest.pos_T, [attention_fn] * decoder.shape.depth)
     return decoder.head(hidden)
 
 
@@ -100,19 +101,19 @@ def test_states_and_mass_of_one_sequence_equal_the_dense_twin(shape):
     want = maps[:, :, row_R][..., key_T].sum(-1).mean(1)
     forest = roots([20])
     for backend in (Sdpa(), Eager()):
-        attend = backend.attend(Sight(forest, key_T, row_R), CPU)
-        got, mass = decoder(decoder.embed(ids), forest.pos_T, [attend] * shape.depth)
+        attention_fn = backend.prepare(AttentionSpec(forest, key_T, row_R), CPU)
+        got, mass = decoder(decoder.embed(ids), forest.pos_T, [attention_fn] * shape.depth)
         assert off(got, hidden) < 1e-12 and off(mass, want) < 1e-12
 
 
 def test_each_layer_may_be_given_another_attend():
     decoder, forest = scrambled(LLAMAS["grouped heads"]), roots([9])
     rows = torch.arange(9)
-    attends = [Sdpa().attend(Sight(forest, rows < n, rows), CPU) for n in (0, 4, 9)]
-    _, mass = decoder(decoder.embed(rows), forest.pos_T, attends)
+    attention_fns = [Sdpa().prepare(AttentionSpec(forest, rows < n, rows), CPU) for n in (0, 4, 9)]
+    _, mass = decoder(decoder.embed(rows), forest.pos_T, attention_fns)
     assert mass[0].tolist() == [0] * 9 and 0 < mass[1, -1] < 1 and mass[2].tolist() == pytest.approx([1] * 9)
     with pytest.raises(ValueError, match="zip"):
-        decoder(decoder.embed(rows), forest.pos_T, attends[:2])
+        decoder(decoder.embed(rows), forest.pos_T, attention_fns[:2])
 
 
 def test_a_tied_head_is_the_embedding_and_counts_once():

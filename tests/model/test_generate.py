@@ -4,7 +4,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lmmkit.attention.backends import Eager, Sdpa
+from lmmkit.attention.backends import Sdpa
+from lmmkit.attention.eager import Eager
 from lmmkit.inference.generate import Sampled, generate, greedy
 from tests import hf_weights, reference
 from tests.reference import off, show

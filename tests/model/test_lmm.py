@@ -6,9 +6,10 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from lmmkit.api.batch import Fill
-from lmmkit.attention.backends import Eager, Sdpa
-from lmmkit.attention.schedule import Sight
+from lmmkit.api.batch import EmbedScatter
+from lmmkit.attention.backends import Sdpa
+from lmmkit.attention.eager import Eager
+from lmmkit.attention.schedule import AttentionSpec
 from lmmkit.model.vlm import LMM, Connector
 from tests import hf_weights
 from tests.reference import off, show
@@ -79,10 +80,12 @@ def test_rows_come_from_ids_vision_and_tokens_each_where_its_fill_says():
     lmm = tiny_lmm()
     batch, _ = packed([[prompt([5, 6, 7], "a")]])
     drt = torch.full((1, TEXT.width), 3.0)
-    token = Fill("plugins.x", torch.tensor([11]), torch.tensor([0]))
+    token = EmbedScatter("plugins.x", torch.tensor([11]), torch.tensor([0]))
     id_T = batch.id_T.index_fill(0, torch.tensor([11]), -1)
     seen_IND = lmm.encode(batch.pixels_ICXY)
-    x_TD = lmm.rows(replace(batch, id_T=id_T, fills=(*batch.fills, token)), seen_IND, {"plugins.x": drt})
+    x_TD = lmm.rows(
+        replace(batch, id_T=id_T, scatters=(*batch.scatters, token)), seen_IND, {"plugins.x": drt}
+    )
     assert torch.equal(x_TD[1:10], lmm.connector(seen_IND)[0]) and torch.equal(x_TD[11], drt[0])
     assert torch.equal(x_TD[[0, 10]], lmm.decoder.embed(torch.tensor([5, 6])))
 
@@ -108,8 +111,8 @@ def test_a_batch_without_pictures_does_not_run_the_encoder():
 def test_logits_and_mass_are_float32_or_wider():
     for dtype, wide in ((torch.bfloat16, torch.float32), (torch.float64, torch.float64)):
         lmm, batch = tiny_lmm(dtype=dtype), text_batch([[3, 4, 5]])
-        sight = Sight(batch.forest, torch.tensor([True, False, False]), torch.tensor([2]))
-        batch = replace(batch, sight=sight, last=sight)
+        spec = AttentionSpec(batch.forest, torch.tensor([True, False, False]), torch.tensor([2]))
+        batch = replace(batch, attention=spec, last=spec)
         out = lmm(batch, {})
         assert lmm.logits(out.hidden_WD).dtype == wide and out.mass_LR.dtype == wide
         assert out.mass_LR.shape == (TEXT.depth, 1)

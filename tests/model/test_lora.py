@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lmmkit.attention.backends import Eager
-from lmmkit.attention.schedule import Sight
+from lmmkit.attention.eager import Eager
+from lmmkit.attention.schedule import AttentionSpec
 from lmmkit.model.decoder import Decoder, DecoderShape
 from lmmkit.model.init import init
 from lmmkit.model.transforms import lora
@@ -30,10 +30,10 @@ def decoder():
 
 def states(decoder):
     forest = roots([7, 5])
-    sight = Sight(forest, torch.zeros(12, dtype=torch.bool), torch.empty(0, dtype=torch.int64))
-    attend = Eager().attend(sight, torch.device("cpu"))
+    spec = AttentionSpec(forest, torch.zeros(12, dtype=torch.bool), torch.empty(0, dtype=torch.int64))
+    attention_fn = Eager().prepare(spec, torch.device("cpu"))
     x_TD = torch.randn(12, 24, generator=torch.Generator().manual_seed(1)).double()
-    return decoder(x_TD, forest.pos_T, [attend] * 2)[0]
+    return decoder(x_TD, forest.pos_T, [attention_fn] * 2)[0]
 
 
 def attached(decoder, **changes):
@@ -87,7 +87,7 @@ def test_targets_choose(decoder):
 
 
 def test_dropout_is_the_inputs_and_only_in_training():
-    adapter = lora.Adapter(40, 3, r=2, alpha=2.0, dropout=0.5)
+    adapter = lora.LoraAdapter(40, 3, r=2, alpha=2.0, dropout=0.5)
     with torch.no_grad():
         adapter.a.normal_()
         adapter.b.normal_()

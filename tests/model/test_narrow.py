@@ -43,7 +43,7 @@ def loss_of(objective: Objective) -> torch.Tensor:
     return torch.stack(list(objective(BATCH).sums.values())).sum()
 
 
-def learn(objective: Objective, parameters) -> tuple[torch.Tensor, list[torch.Tensor]]:
+def supervised(objective: Objective, parameters) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """The loss, and its gradients."""
     loss = loss_of(objective)
     return loss.detach(), list(torch.autograd.grad(loss, list(parameters)))
@@ -56,7 +56,7 @@ def test_a_narrow_part_is_a_rounded_one_bit_for_bit(part, compute):
     found = []
     for objective in (held, twin):
         learning = objective.lmm.connector.requires_grad_(True).parameters()
-        found.append(learn(objective, learning))
+        found.append(supervised(objective, learning))
     (loss, gradients), (want_loss, want_gradients) = found
     assert torch.equal(loss, want_loss) and float(loss) > 0
     assert all(torch.equal(a, b) for a, b in zip(gradients, want_gradients, strict=True))
@@ -100,7 +100,7 @@ def test_low_rank_updates_stay_wide_and_are_rounded_once_when_merged():
             for i, p in enumerate(adapters):
                 p.copy_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(i)))
         assert {p.dtype for p in adapters} == {torch.float32}
-        found.append(learn(objective, adapters))
+        found.append(supervised(objective, adapters))
         lora.merge(objective.lmm.decoder)
     assert torch.equal(found[0][0], found[1][0])
     assert all(torch.equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))

@@ -8,7 +8,8 @@ import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
 
 from lmmkit.api.model_info import ImageSpec
-from lmmkit.attention.backends import Eager, Sdpa
+from lmmkit.attention.backends import Sdpa
+from lmmkit.attention.eager import Eager
 from lmmkit.model.vision import TimmViT, VisionShape, ViT, open_timm
 from tests import hf_weights
 from tests.reference import off, show

@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lmmkit.attention import backends
-from lmmkit.attention.backends import Eager, Sdpa, Xformers
+from lmmkit.attention import xformers_backend
+from lmmkit.attention.backends import Sdpa, Xformers
+from lmmkit.attention.eager import Eager
 from tests.attention_cases import (
     CASES,
     CPU,
@@ -24,10 +25,10 @@ from tests.reference import off
 
 
 def xformers_parts(case: Case) -> list:
-    return list(backends.packed(case.sight(), CPU))
+    return list(xformers_backend.packed(case.attention(), CPU))
 
 
-@pytest.mark.skipif(bool(backends.WHY_NO_XFORMERS), reason=backends.WHY_NO_XFORMERS or "xformers is here")
+@pytest.mark.skipif(bool(xformers_backend.WHY_NO_XFORMERS), reason=xformers_backend.WHY_NO_XFORMERS or "xformers is here")
 @pytest.mark.parametrize("name", CASES)
 def test_xformers_biases_materialised_are_the_rule(name):
     case = CASES[name]()
@@ -85,13 +86,13 @@ def _lengths(bias) -> list[int]:
     return [b - a for a, b in pairwise(starts)]
 
 
-@pytest.mark.skipif(bool(backends.WHY_NO_XFORMERS), reason=backends.WHY_NO_XFORMERS or "xformers is here")
+@pytest.mark.skipif(bool(xformers_backend.WHY_NO_XFORMERS), reason=xformers_backend.WHY_NO_XFORMERS or "xformers is here")
 @pytest.mark.parametrize("name", CASES)
 def test_xformers_on_stand_in_kernels_equals_the_twin(name, monkeypatch):
     case = CASES[name]()
     given = inputs(len(case.forest), 2)
     want = of_twin(case, given)
-    monkeypatch.setattr(backends, "_fmha", Kernels(backends._fmha))
+    monkeypatch.setattr(xformers_backend, "_fmha", Kernels(xformers_backend._fmha))
     for dtype, limit in TIGHT.items():
         assert_close(of_backend(Xformers(), case, given, dtype), want, limit)
 

@@ -28,7 +28,7 @@ def test_direct_llava_s_plan(tiny):
         ("directed_token", frozenset({"image_order"}))
     ]
     assert finetune.off == {"text_order": "not weighed in this stage"}
-    assert finetune.speaks_through == () and finetune.active == {
+    assert finetune.inference_plugins == () and finetune.active == {
         "directed_token",
         "image_order",
         "guided_loss",
@@ -52,14 +52,14 @@ def test_a_token_before_the_response_stands_in_every_view_and_in_inference(tiny)
     plan = prepare(
         tiny("plugins.directed_token.place=before_response", "plugins.image_order.allow_unreachable=false")
     ).plans["finetune"]
-    assert plan.strategies[0][1] is None and plan.speaks_through == ("directed_token",)
+    assert plan.strategies[0][1] is None and plan.inference_plugins == ("directed_token",)
 
 
 def test_a_token_its_reader_can_never_see_through_is_refused_unless_allowed(tiny):
     found = problems(tiny, "plugins.directed_token.place=start")
     assert set(found) == {"plan/unreachable"}
     allowed = tiny("plugins.directed_token.place=start", "plugins.image_order.allow_unreachable=true")
-    assert prepare(allowed).plans["pretrain"].speaks_through == ("directed_token",)
+    assert prepare(allowed).plans["pretrain"].inference_plugins == ("directed_token",)
 
 
 def test_a_mark_no_strategy_provides(tiny):
@@ -144,9 +144,11 @@ def test_without_terms_only_the_plugins_spoken_through_are_opened(tiny):
         "text_order: 1.0", "text_ordr: 1.0"
     )
     prepared = prepare_bare(tiny(text=text), through=["directed_token"], data=["questions"])
-    assert list(prepared.parts.components) == ["directed_token"] and list(prepared.sources) == ["questions"]
+    assert list(prepared.instances.components) == ["directed_token"] and list(prepared.sources) == [
+        "questions"
+    ]
     plan = prepared.plans["finetune"]
-    assert plan.terms == () and plan.speaks_through == ("directed_token",)
+    assert plan.terms == () and plan.inference_plugins == ("directed_token",)
 
 
 def test_components_survive_in_two_instances(tiny):
@@ -181,8 +183,8 @@ def test_a_local_file_runs_only_when_trusted(tiny, scenes, tmp_path):
     with pytest.raises(UserError, match="plugin/untrusted-file"):
         prepare(tiny(text=text))
     prepared = prepare(tiny(text=text), trust_files=True)
-    assert prepared.parts.components["mine"].power == 3.0
-    assert prepared.parts.origin("mine").startswith(str(file))
+    assert prepared.instances.components["mine"].power == 3.0
+    assert prepared.instances.origin("mine").startswith(str(file))
 
 
 @pytest.mark.parametrize(

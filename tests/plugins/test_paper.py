@@ -15,9 +15,9 @@ from lmmkit_shuffle.permutations import permutations
 from lmmkit_shuffle.text_order import TextOrder
 
 from lmmkit.api import Batch, Ctx, Dims, Image, ImageSpec, Sample, Turn
-from lmmkit.api.batch import Pick
+from lmmkit.api.batch import RowGather
 from lmmkit.attention.forest import roots
-from lmmkit.attention.schedule import Sight
+from lmmkit.attention.schedule import AttentionSpec
 
 SAMPLE = Sample(
     key="s", images=(Image("a.jpg"), Image("b.jpg")),
@@ -61,7 +61,7 @@ def test_the_shuffle_moves_whole_tiles_and_undoes():
 def test_image_order_derives_one_view_of_the_first_picture():
     task = ImageOrder(name="order", grid=3, permutations=24)
     (view,) = task.views(SAMPLE, rng())
-    assert view.sample.turns == SAMPLE.turns and not view.learn
+    assert view.sample.turns == SAMPLE.turns and not view.supervised
     assert view.sample.images[1] == SAMPLE.images[1]
     assert view.sample.images[0].edit.order == permutations(9, 24, 0, "seed")[view.labels["permutation"]]
     assert task.views(Sample(key="t", turns=SAMPLE.turns), rng()) == []
@@ -90,7 +90,7 @@ def test_the_directed_token_checks_its_spread():
 def test_text_order_shuffles_words_of_the_first_response_only():
     (view,) = TextOrder(name="t").views(SAMPLE, rng())
     question, answer = view.sample.turns
-    assert answer.text == "A cat sat. On the mat, a cat" and view.learn and question.images == 2
+    assert answer.text == "A cat sat. On the mat, a cat" and view.supervised and question.images == 2
     instruction, words = question.text.split(": ", 1)
     assert instruction.startswith("Re-order the sentence")
     assert sorted(words.split()) == sorted(answer.text.split()) and words.split() != answer.text.split()
@@ -117,12 +117,12 @@ def test_text_order_scores_the_exact_sentence_and_knows_chance():
 def guided_ctx(loss: GuidedLoss, alpha: list[float], views: list[int], uniform: list[float]) -> Ctx:
     """A context over a packed document of ten rows, queries at rows 5 and on."""
     row_Q = torch.arange(5, 5 + len(alpha))
-    pick = Pick(row_Q, torch.tensor(views), torch.tensor(uniform))
+    pick = RowGather(row_Q, torch.tensor(views), torch.tensor(uniform))
     empty = torch.empty(0, dtype=torch.int64)
-    sight = Sight(roots([10]), torch.zeros(10, dtype=torch.bool), row_Q)
+    spec = AttentionSpec(roots([10]), torch.zeros(10, dtype=torch.bool), row_Q)
     batch = Batch(
-        sight=sight, last=sight, id_T=empty, fills=(), pixels_ICXY=torch.empty(0), predict=Pick(empty, empty),
-        target_S=empty, term_S=empty, text_terms=("next_token",), picks={loss.needs[0]: pick},
+        attention=spec, last=spec, id_T=empty, scatters=(), pixels_ICXY=torch.empty(0), predict=RowGather(empty, empty),
+        target_S=empty, term_S=empty, text_terms=("next_token",), gathers={loss.needs[0]: pick},
     )  # fmt: skip
     return Ctx("g", batch, {loss.needs[0]: torch.tensor(alpha)}, None)
 
@@ -133,7 +133,7 @@ def test_guided_loss_readings_of_alpha_and_mean():
     ctx = guided_ctx(token, alpha, views, uniform)
     assert token.count(ctx.batch) == 3
     assert float(token.value(ctx)) == pytest.approx(0.5 + 0.75 + 0.1)
-    assert float(token.readings(ctx)["mass"].chance) == pytest.approx(sum(uniform))
+    assert float(token.metrics(ctx)["mass"].chance) == pytest.approx(sum(uniform))
     sample = GuidedLoss(name="g", mean="sample")
     ctx = guided_ctx(sample, alpha, views, uniform)
     assert sample.count(ctx.batch) == 2

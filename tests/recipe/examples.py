@@ -9,7 +9,7 @@ model:
   connector: {kind: mlp2x_gelu}
   text:      {from: weights/vicuna, context: 2048}
   tokenizer: {from: weights/vicuna, kind: sentencepiece}
-  speaks:    {template: vicuna_v1, image_shape: pad}
+  chat:      {template: vicuna_v1, image_fit: pad}
 numerics: {compute: bfloat16, frozen: bfloat16}
 plugins:
   directed_token: {place: end}
@@ -17,9 +17,9 @@ plugins:
   text_order:     {}
   guided_loss:    {alpha: mass, mean: token, query: response, layers: all}
 data:
-  captions: {kind: llava, records: captions.json, images: x, template: plain, image_shape: crop}
-  mix665k:  {kind: llava, records: mix.json, images: ., template: vicuna_v1, image_shape: pad}
-  heldout:  {kind: llava, records: heldout.json, images: ., template: vicuna_v1, image_shape: pad}
+  captions: {kind: llava, records: captions.json, images: x, template: plain, image_fit: crop}
+  mix665k:  {kind: llava, records: mix.json, images: ., template: vicuna_v1, image_fit: pad}
+  heldout:  {kind: llava, records: heldout.json, images: ., template: vicuna_v1, image_fit: pad}
 stages:
   pretrain:
     data:   {captions: 1.0}
@@ -37,7 +37,7 @@ stages:
     losses: {next_token: 1.0, image_order: 1.0, guided_loss: 1.0}
     validate: {every: 500, data: heldout, samples: 1000, tasks: [pope], best: pope/f1}
 evaluate: {tasks: {pope: {files: eval/pope}}, controls: [blank, swapped]}
-output:   {save_every: 500, keep: 2, log_every: 1, pictures_every: 250}
+output:   {save_every: 500, keep: 2, log_every: 1, images_every: 250}
 speed:    {tokens: 16384, share_prefix: true, attention: auto, recompute: all, compile: false,
            workers: 4}
 parallel: {shard: 8, replicate: 1}
@@ -66,13 +66,13 @@ model:
   text: {width: 64, depth: 4, heads: 4, kv_heads: 2, mlp: 128, context: 256, head_size: 16,
          rope_theta: 10000, norm_eps: 1e-5, qkv_bias: true, qk_norm: true, tied: true}
   tokenizer: {from: scenes/tokenizer, kind: sentencepiece}
-  speaks: {template: vicuna_v1, image_shape: crop, after_eos: hf437}
+  chat: {template: vicuna_v1, image_fit: crop, after_eos: hf437}
 numerics: {compute: float32, frozen: float32}
 plugins:
   order: {use: image_order, grid: 4, layers: [0, -1], teacher: null}
 data:
-  scenes: {kind: llava, records: train.json, images: images, template: plain, image_shape: crop}
-  heldout: {kind: llava, records: test.json, images: images, template: plain, image_shape: crop}
+  scenes: {kind: llava, records: train.json, images: images, template: plain, image_fit: crop}
+  heldout: {kind: llava, records: test.json, images: images, template: plain, image_fit: crop}
 stages:
   only:
     data: {scenes: 1}
@@ -95,7 +95,7 @@ evaluate:
     words: {kind: exact_match, data: heldout, samples: 100, max_new_tokens: 16}
     pope: {kind: pope, files: eval/pope}
   controls: [blank]
-output: {save_every: 0, keep: 3, async_save: false, log_every: 1, pictures_every: 0, observers: [watch.py]}
+output: {save_every: 0, keep: 3, async_save: false, log_every: 1, images_every: 0, observers: [watch.py]}
 speed: {tokens: 2048, share_prefix: false, attention: eager, recompute: none, compile: false, deterministic: true,
         workers: 0, threads: 2, image_cache_mb: 64}
 parallel: {shard: 1, replicate: 2, exchange: step}

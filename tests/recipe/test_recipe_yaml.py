@@ -4,7 +4,7 @@ import pytest
 
 from lmmkit.errors import UserError
 from lmmkit.recipe import read_recipe, read_text
-from lmmkit.recipe.yaml_tree import parse, resolve
+from lmmkit.recipe.yaml_tree import parse, scalar_value
 from tests.recipe.examples import PRETRAINED, SCRATCH
 
 
@@ -47,7 +47,7 @@ from tests.recipe.examples import PRETRAINED, SCRATCH
     ],
 )
 def test_plain_scalars_follow_the_core_schema(text, value):
-    got = resolve(text)
+    got = scalar_value(text)
     assert type(got) is type(value)
     assert got == (pytest.approx(value) if isinstance(value, float) else value)
 

@@ -136,8 +136,8 @@ def test_rows_are_llava_rows_and_images_open(report, rows):
         assert len({row["id"] for row in records}) == len(records)
         for row in records:
             turns = row["conversations"]
-            speakers = [turn["from"] for turn in turns]
-            assert speakers == ["human", "gpt"] * (len(turns) // 2)
+            chat_models = [turn["from"] for turn in turns]
+            assert chat_models == ["human", "gpt"] * (len(turns) // 2)
             first = turns[0]["value"]
             assert sum(turn["value"].count("<image>") for turn in turns) == 1
             assert first.startswith("<image>\n") or first.endswith("\n<image>")

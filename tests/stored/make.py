@@ -16,12 +16,12 @@ import tempfile
 from pathlib import Path
 
 import torch
-from lmmkit.training.checkpoint.read.manifest import _version
 
 from lmmkit.recipe import read_recipe
-from lmmkit.runs.run_folder import RunDir
+from lmmkit.runs.run_folder import RunFolder
 from lmmkit.scenes import write_scenes
-from lmmkit.training.checkpoint.read import read
+from lmmkit.training.checkpoint import read
+from lmmkit.training.checkpoint.manifest import _version
 from lmmkit.training.run import train
 from tests.test_golden import kind
 
@@ -35,9 +35,9 @@ model:
   connector: {kind: linear}
   text:      {width: 8, depth: 1, heads: 2, kv_heads: 1, mlp: 16, context: 256, tied: true}
   tokenizer: {from: tokenizer.model, kind: sentencepiece}
-  speaks:    {template: vicuna_v1, image_shape: pad}
+  chat:      {template: vicuna_v1, image_fit: pad}
 data:
-  questions: {kind: llava, records: rows.json, images: ., template: vicuna_v1, image_shape: pad}
+  questions: {kind: llava, records: rows.json, images: ., template: vicuna_v1, image_fit: pad}
 stages:
   only:
     data:   {questions: 1.0}
@@ -74,7 +74,7 @@ def main() -> None:
     recipe = read_recipe(folder / "recipe.yaml", root=folder / "data")
     with tempfile.TemporaryDirectory() as made:
         run = train(recipe, out=Path(made) / "run").run
-        kept = RunDir(folder / "run")
+        kept = RunFolder(folder / "run")
         kept.checkpoints.mkdir(parents=True)
         name = f"step-{STOPPED:08d}"
         shutil.copytree(run.checkpoints / name, kept.checkpoints / name)

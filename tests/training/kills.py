@@ -14,8 +14,8 @@ import torch
 from lmmkit.data import loader
 from lmmkit.recipe import Recipe
 from lmmkit.runs import files
-from lmmkit.runs.run_folder import RunDir
-from lmmkit.training.checkpoint.read import manifest, read, write
+from lmmkit.runs.run_folder import RunFolder
+from lmmkit.training.checkpoint import manifest, read, write
 from lmmkit.training.monitoring import metrics_log
 from lmmkit.training.run import train
 from lmmkit.training.signals import exit_code
@@ -98,7 +98,7 @@ def points_of(recipe: Recipe, out) -> list[str]:
     return names.read_text().splitlines()
 
 
-def figures(run: RunDir) -> list[dict]:
+def figures(run: RunFolder) -> list[dict]:
     return [{k: v for k, v in line.items() if k not in TIMES} for line in run.read_metrics()]
 
 
@@ -106,7 +106,7 @@ def figures(run: RunDir) -> list[dict]:
 class Witness:
     """Looks at a run folder after every death; raises where something is lost or damaged."""
 
-    run: RunDir
+    run: RunFolder
     newest: int = -1
     complete: int = 0
 
@@ -123,7 +123,7 @@ class Witness:
         self.newest = step
 
 
-def assert_same(run: RunDir, whole: RunDir, stages) -> None:
+def assert_same(run: RunFolder, whole: RunFolder, stages) -> None:
     """Every logged bit, every model, and no leftovers."""
     assert figures(run) == figures(whole)
     for folder in (f(stage) for stage in stages for f in (whole.model, whole.best)):

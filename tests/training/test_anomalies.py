@@ -12,20 +12,20 @@ import torch
 
 from lmmkit.errors import UserError
 from lmmkit.runs.files import read_jsonl
-from lmmkit.runs.run_folder import RunDir
+from lmmkit.runs.run_folder import RunFolder
 from lmmkit.training import stage_loop
-from lmmkit.training.checkpoint.read import read
-from lmmkit.training.monitoring.anomalies import IN_A_ROW, MANY, WINDOW, Watch
+from lmmkit.training.checkpoint import read
+from lmmkit.training.monitoring.anomalies import IN_A_ROW, MANY, WINDOW, SpikeDetector
 from lmmkit.training.monitoring.metrics_log import MetricsLog
 from lmmkit.training.run import train
-from lmmkit.training.step import Report, run_step
+from lmmkit.training.step import StepReport, run_step
 from tests.conftest import PLAIN
 
 NAN = float("nan")
 
 
 def report(loss=1.0, norm=1.0, **terms):
-    return Report(loss=loss, terms={"next_token": loss, **terms}, grad_norm=norm, tokens=1)
+    return StepReport(loss=loss, terms={"next_token": loss, **terms}, grad_norm=norm, tokens=1)
 
 
 def spoil(monkeypatch, bad, *, gradient=False):
@@ -78,7 +78,7 @@ def bits(objective, optimizer):
     return {name: torch.as_tensor(t).detach().clone().numpy().tobytes() for name, t in named.items()}
 
 
-SHORT = ("stages.pretrain.length.steps=3", "stages.finetune.length.steps=2", "output.pictures_every=0")
+SHORT = ("stages.pretrain.length.steps=3", "stages.finetune.length.steps=2", "output.images_every=0")
 
 
 @pytest.mark.parametrize("gradient", [False, True])
@@ -107,7 +107,7 @@ def test_three_in_a_row_end_the_run_with_unharmed_weights(tiny, tmp_path, monkey
     with pytest.raises(UserError, match="train/not-finite") as error:
         train(recipe, out=tmp_path / "run")
     assert error.value.exit_code == 2 and "captions:" in error.value.problems[0].got
-    run = RunDir(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     saved = read.latest(run)
     assert saved is not None and read.step_of(saved) == 5
     tensors = read.load(saved).tensors
@@ -157,7 +157,7 @@ def test_anomalies_after_a_resume_read_as_if_nothing_had_happened(tiny, tmp_path
     monkeypatch.setattr(stage_loop, "run_step", dies)
     with pytest.raises(KeyboardInterrupt):
         train(recipe, out=tmp_path / "run")
-    run = RunDir(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     with MetricsLog(run.anomalies) as file:  # of a step that comes to be run anew
         file.write(read_jsonl(run.anomalies)[0] | {"step": 5})
     spoil(monkeypatch, {1})  # the resumed process begins at step 5
@@ -166,19 +166,19 @@ def test_anomalies_after_a_resume_read_as_if_nothing_had_happened(tiny, tmp_path
 
 
 def test_ten_of_a_thousand_are_too_many():
-    watch = Watch()
+    watch = SpikeDetector()
     for n in range(MANY):
         assert not watch.skipped or not watch.too_many(watch.skipped[-1])
         watch.see(50 * n + 1, report(NAN))
     assert watch.too_many(50 * (MANY - 1) + 1)
     assert not watch.too_many(50 * (MANY - 1) + 2), "only a step that was itself skipped ends a run"
-    watch = Watch.of(json.loads(json.dumps(watch.state())))
+    watch = SpikeDetector.of(json.loads(json.dumps(watch.state())))
     watch.see(2000, report(NAN))
     assert not watch.too_many(2000) and watch.skipped == [2000]
 
 
 def test_in_a_row_means_in_a_row():
-    watch = Watch()
+    watch = SpikeDetector()
     for step in (1, 2, 4, 5):
         watch.see(step, report(NAN))
         assert not watch.too_many(step)
@@ -193,7 +193,7 @@ def curve(seed, n=200):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_spike_is_seen_and_noise_is_not(seed):
-    watch = Watch()
+    watch = SpikeDetector()
     found = {
         step: seen
         for step, loss in enumerate(curve(seed), 1)
@@ -206,14 +206,14 @@ def test_a_spike_is_seen_and_noise_is_not(seed):
 
 
 def test_the_first_steps_are_no_spikes():
-    watch = Watch()
+    watch = SpikeDetector()
     assert watch.see(1, report(1.0)) is None and watch.see(2, report(100.0)) is None
 
 
 def test_a_watch_that_went_through_a_checkpoint_sees_the_same():
-    one, two = Watch(), Watch()
+    one, two = SpikeDetector(), SpikeDetector()
     for step, loss in enumerate(curve(9), 1):
         one.see(step, report(loss))
         two.see(step, report(loss))
-        two = Watch.of(json.loads(json.dumps(two.state())))
+        two = SpikeDetector.of(json.loads(json.dumps(two.state())))
     assert one == two

@@ -11,12 +11,12 @@ import time
 
 import pytest
 import torch
-from lmmkit.training.checkpoint.read.rng import rng_state, set_rng_state
 
 from lmmkit.errors import MachineError, UserError
 from lmmkit.runs.files import fsync
-from lmmkit.runs.run_folder import RunDir
-from lmmkit.training.checkpoint.read import manifest, read, write
+from lmmkit.runs.run_folder import RunFolder
+from lmmkit.training.checkpoint import manifest, read, write
+from lmmkit.training.checkpoint.rng import rng_state, set_rng_state
 
 CRASHED = 77
 
@@ -54,7 +54,7 @@ def sound_steps(run):
 
 @pytest.fixture
 def run(tmp_path):
-    run = RunDir(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     run.path.mkdir()
     return run
 
@@ -393,7 +393,7 @@ def test_disk_full_message(run, monkeypatch):
     text = str(caught.value)
     assert "step-00000002" in text and "bytes needed, 10 free" in text and "No space" in text
     with pytest.raises(MachineError, match="330 bytes needed"):
-        write.check_space(RunDir(run.path / "other"), 100, keep=2)
+        write.check_space(RunFolder(run.path / "other"), 100, keep=2)
     monkeypatch.undo()
     write.check_space(run, 100, keep=2)
     assert assert_exact(read.latest(run)) == 1

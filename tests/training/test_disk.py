@@ -8,11 +8,11 @@ import resource
 
 import pytest
 import torch
-from lmmkit.training.checkpoint.read.rng import rng_state
 
 from lmmkit.errors import MachineError
-from lmmkit.runs.run_folder import RunDir
-from lmmkit.training.checkpoint.read import read, write
+from lmmkit.runs.run_folder import RunFolder
+from lmmkit.training.checkpoint import read, write
+from lmmkit.training.checkpoint.rng import rng_state
 from lmmkit.training.monitoring.out_of_memory import telling_room
 from lmmkit.training.run import train
 from lmmkit.weights import model_folder
@@ -20,7 +20,7 @@ from tests.conftest import PLAIN
 from tests.training.kills import end, figures, start
 
 SHORT = (
-    "stages.pretrain.length.steps=1", "stages.finetune.length.steps=6", "output.save_every=1", "output.pictures_every=0",
+    "stages.pretrain.length.steps=1", "stages.finetune.length.steps=6", "output.save_every=1", "output.images_every=0",
 )  # fmt: skip
 
 
@@ -35,7 +35,7 @@ def fail_saves(monkeypatch, numbers, code=errno.ENOSPC):
     monkeypatch.setattr(write, "io_point", point)
 
 
-def steps(run: RunDir) -> list[int]:
+def steps(run: RunFolder) -> list[int]:
     return sorted(read.step_of(path) for path in run.checkpoints.glob("step-*"))
 
 
@@ -56,7 +56,7 @@ def test_the_third_ends_the_run_and_the_last_checkpoint_stands(tiny, tmp_path, m
     with pytest.raises(MachineError, match="checkpoint/cannot-write") as error:
         train(recipe, out=tmp_path / "run")
     assert error.value.exit_code == 3
-    run = RunDir(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     assert steps(run) == [2, 3] and len(run.read_metrics()) == 6
     monkeypatch.undo()
     train(recipe, out=run.path, resume=True)
@@ -75,7 +75,7 @@ def test_a_file_size_limit_is_met_like_a_full_disk(tiny, tmp_path, since, throug
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
     assert end(start(recipe, tmp_path / "run", limit)) == 1, "an exception"
-    run = RunDir(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     assert steps(run) == [] and len(run.read_metrics()) == through
     assert not list(run.checkpoints.glob(".*")) and not list(run.path.glob(".*.tmp"))
 
@@ -120,7 +120,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_gone_on_from(tiny, tmp_
 
 
 def test_order_is_by_step_whatever_the_clock_says(tmp_path, monkeypatch):
-    run = RunDir(tmp_path)
+    run = RunFolder(tmp_path)
     for step in (1, 2, 3):
         path = write.save(run, step, {"w": torch.zeros(1)}, {}, keep=3, rng=rng_state())
         for file in (path, *path.iterdir()):

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 import lmmkit
 from lmmkit import build
-from lmmkit.runs.run_folder import RunDir
-from lmmkit.training.checkpoint.read import read
+from lmmkit.runs.run_folder import RunFolder
+from lmmkit.training.checkpoint import read
 from lmmkit.training.run import train
 from tests.conftest import PLAIN
 from tests.training.test_public_start import LORA, public, tensors
@@ -66,7 +66,7 @@ def test_losses_are_near_those_of_float32(lean, public, tiny, tmp_path):
 def test_a_lean_run_resumes_bit_for_bit_and_keeps_no_slots_for_the_frozen(lean, tmp_path):
     recipe, whole = lean
     shutil.copytree(whole.path, tmp_path / "part")
-    part = RunDir(tmp_path / "part")
+    part = RunFolder(tmp_path / "part")
     shutil.rmtree(part.model("finetune"))
     shutil.rmtree(sorted((part.path / "checkpoints").iterdir())[-1])
     saved = read.latest(part)

@@ -11,12 +11,12 @@ import time
 
 import pytest
 
-from lmmkit.runs.run_folder import RunDir
+from lmmkit.runs.run_folder import RunFolder
 from tests.conftest import PLAIN
 from tests.training.kills import CRASHED, Witness, assert_same, dies_at, end, kill_after, points_of, start
 
 RUN = (
-    "stages.pretrain.length.steps=3", "stages.finetune.length.steps=5", "output.save_every=2", "output.pictures_every=0",
+    "stages.pretrain.length.steps=3", "stages.finetune.length.steps=5", "output.save_every=2", "output.images_every=0",
     "speed.workers=2", "stages.finetune.validate={every: 3, data: heldout, samples: 4, best: loss}",
 )  # fmt: skip
 
@@ -31,20 +31,20 @@ def undisturbed(scenes, tmp_path_factory):
     names = points_of(recipe, out)
     began = time.perf_counter()
     assert end(start(recipe, out.with_name("again"))) == 0
-    return recipe, RunDir(out), names, time.perf_counter() - began
+    return recipe, RunFolder(out), names, time.perf_counter() - began
 
 
 def kill_at_random(undisturbed, out, kills: int, seed: int) -> int:
     """Kills until there were so many; gives how many runs came through, each with the same bits."""
     recipe, whole, _, seconds = undisturbed
-    rng, done, came_through, witness = random.Random(seed), 0, 0, Witness(RunDir(out))
+    rng, done, came_through, witness = random.Random(seed), 0, 0, Witness(RunFolder(out))
     while done < kills or came_through == 0 or out.exists():
         code = kill_after(start(recipe, out), rng.uniform(0.0, seconds) if done < kills else 600)
         witness.look()
         if code == 0:
-            assert_same(RunDir(out), whole, recipe.stages)
+            assert_same(RunFolder(out), whole, recipe.stages)
             shutil.rmtree(out)
-            came_through, witness = came_through + 1, Witness(RunDir(out))
+            came_through, witness = came_through + 1, Witness(RunFolder(out))
         else:
             assert code == -9, f"the child ended with {code}"
             done += 1
@@ -56,7 +56,7 @@ def die_at_points(undisturbed, out, numbers, *, twice: bool = False) -> int:
     recipe, whole, _, _ = undisturbed
     deaths = 0
     for number in numbers:
-        witness = Witness(RunDir(out))
+        witness = Witness(RunFolder(out))
         for point in (number, *([1 + number % 7] if twice else ())):
             code = end(start(recipe, out, dies_at(point)))
             assert code == CRASHED, f"the child ended with {code}"
@@ -64,7 +64,7 @@ def die_at_points(undisturbed, out, numbers, *, twice: bool = False) -> int:
             witness.look()
         assert end(start(recipe, out)) == 0
         witness.look()
-        assert_same(RunDir(out), whole, recipe.stages)
+        assert_same(RunFolder(out), whole, recipe.stages)
         shutil.rmtree(out)
     return deaths
 

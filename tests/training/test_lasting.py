@@ -6,10 +6,10 @@ import os
 
 import pytest
 import torch
-from lmmkit.training.checkpoint.read.saver import Saver
 
-from lmmkit.runs.run_folder import RunDir
-from lmmkit.training.checkpoint.read import manifest, read, write
+from lmmkit.runs.run_folder import RunFolder
+from lmmkit.training.checkpoint import manifest, read, write
+from lmmkit.training.checkpoint.saver import Saver
 from lmmkit.training.distributed.process_group import ALONE
 from lmmkit.training.run import train
 from tests import world
@@ -18,32 +18,32 @@ from tests.conftest import PLAIN
 FROZEN = "stages.pretrain.train={connector: {}, plugins: {}}"
 
 
-def frozen_files(run: RunDir, step: int) -> dict[str, os.stat_result]:
+def frozen_files(run: RunFolder, step: int) -> dict[str, os.stat_result]:
     folder = run.checkpoints / f"step-{step:08d}"
     return {path.name: path.stat() for path in sorted(folder.glob("*frozen*"))}
 
 
-def inodes(run: RunDir, step: int) -> list[int]:
+def inodes(run: RunFolder, step: int) -> list[int]:
     return [stat.st_ino for stat in frozen_files(run, step).values()]
 
 
 @pytest.fixture
 def run(tmp_path):
-    run = RunDir(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     run.path.mkdir()
     return run
 
 
-def saved(run: RunDir, steps: int, *, keep: int = 4, beside: bool = False, before=lambda step, base: None):
+def saved(run: RunFolder, steps: int, *, keep: int = 4, beside: bool = False, before=lambda step, base: None):
     """Checkpoints of a tensor that learns and two that do not."""
-    base, other, learns = torch.arange(6.0), torch.ones(2, 3), torch.zeros(3)
+    base, other, trainable = torch.arange(6.0), torch.ones(2, 3), torch.zeros(3)
     with Saver(run, keep=keep, ranks=ALONE, beside=beside) as saver:
         for step in range(1, steps + 1):
             before(step, base)
-            tensors = {"base": base, "other": other, "learns": learns}
+            tensors = {"base": base, "other": other, "learns": trainable}
             saver.save(step, tensors, {}, {"base", "other"})
             saver.wait()
-            learns += 1
+            trainable += 1
     return base
 
 
@@ -129,7 +129,7 @@ def test_ranks_link_their_own_rows(tiny, tmp_path):
         FROZEN, "output.save_every=1", "output.keep=3", "stages.pretrain.length.steps=4", text=PLAIN
     )
     world.run(2, lambda rank: train(recipe, out=tmp_path / "run", stage="pretrain") and None, tmp_path)
-    run = RunDir(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     assert inodes(run, 2) == inodes(run, 4) and not set(inodes(run, 3)) & set(inodes(run, 4))
     assert {name.split("-frozen")[0] for name in frozen_files(run, 4)} == {
         "shard-rank00000",

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from lmmkit import build
 from lmmkit.errors import MachineError
 from lmmkit.recipe import read_text
-from lmmkit.runs.run_folder import RunDir
-from lmmkit.training.checkpoint.read import read, state_dict
+from lmmkit.runs.run_folder import RunFolder
+from lmmkit.training.checkpoint import read, state_dict
 from lmmkit.training.run import train
 from tests.commands.test_cli import run as command
 from tests.conftest import DIRECT, PLAIN
@@ -70,7 +70,7 @@ def test_losses_stay_near_those_of_adamw(tiny, tmp_path):
 def test_a_run_with_eight_bits_resumes_bit_for_bit(finished, tmp_path):
     recipe, whole = finished
     shutil.copytree(whole.path, tmp_path / "part")
-    part = RunDir(tmp_path / "part")
+    part = RunFolder(tmp_path / "part")
     shutil.rmtree(part.model("finetune"))
     shutil.rmtree(sorted((part.path / "checkpoints").iterdir())[-1])  # on from inside the second stage
     train(recipe, out=part.path, resume=True)

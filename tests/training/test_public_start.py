@@ -13,7 +13,7 @@ import lmmkit
 from lmmkit.errors import UserError
 from lmmkit.import_export import export_model
 from lmmkit.plan.prepare import prepare
-from lmmkit.runs.run_folder import RunDir
+from lmmkit.runs.run_folder import RunFolder
 from lmmkit.training.run import train
 from lmmkit.weights.detect import LLAVA_HF, _spelt
 from tests.training.test_run import figures
@@ -43,7 +43,7 @@ def public(scenes, tmp_path_factory):
 
 
 def tensors(run, stage):
-    return load_file(RunDir(run).model(stage) / "model.safetensors")
+    return load_file(RunFolder(run).model(stage) / "model.safetensors")
 
 
 def test_low_rank_updates_from_public_weights_to_public_weights(public, tiny, tmp_path):
@@ -83,7 +83,7 @@ def test_a_run_with_low_rank_updates_resumes_bit_for_bit(public, tiny, tmp_path,
     again = train(recipe, out=tmp_path / "again").run
     assert figures(again) == figures(whole)
     shutil.copytree(whole.path, tmp_path / "part")
-    part = RunDir(tmp_path / "part")
+    part = RunFolder(tmp_path / "part")
     shutil.rmtree(part.model("finetune"))
     newest = sorted((part.path / "checkpoints").iterdir())[-1]
     shutil.rmtree(newest)  # go on from the one before, in the middle of the second stage

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from lmmkit.training.checkpoint.read.rng import rng_state
 from safetensors.torch import load_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
@@ -25,8 +24,9 @@ from lmmkit.errors import Problem, UserError
 from lmmkit.objective import Objective
 from lmmkit.plan.prepare import prepare
 from lmmkit.recipe import Recipe
-from lmmkit.runs.run_folder import RunDir
-from lmmkit.training.checkpoint.read import read, state_dict, write
+from lmmkit.runs.run_folder import RunFolder
+from lmmkit.training.checkpoint import read, state_dict, write
+from lmmkit.training.checkpoint.rng import rng_state
 from lmmkit.training.distributed import fsdp
 from lmmkit.training.distributed.process_group import ALONE, Ranks, joined
 from lmmkit.training.run import train
@@ -55,7 +55,7 @@ speed: {tokens: 160, threads: 1}
 """
 ).replace(
     "data:\n",
-    "data:\n  mixed: {kind: llava, records: mixed.json, images: ., template: vicuna_v1, image_shape: pad}\n",
+    "data:\n  mixed: {kind: llava, records: mixed.json, images: ., template: vicuna_v1, image_fit: pad}\n",
     1,
 )
 
@@ -72,13 +72,13 @@ def mixed(tiny, scenes):
     return lambda *overrides: tiny(*overrides, text=MIXED)
 
 
-def trained(n: int, recipe: Recipe, folder: Path, **options) -> RunDir:
+def trained(n: int, recipe: Recipe, folder: Path, **options) -> RunFolder:
     """A run on `n` ranks, below `folder`."""
     world.run(n, lambda rank: train(recipe, out=folder / "run", **options) and None, folder)
-    return RunDir(folder / "run")
+    return RunFolder(folder / "run")
 
 
-def assert_near(run: RunDir, one: RunDir, rel: float = NEAR) -> None:
+def assert_near(run: RunFolder, one: RunFolder, rel: float = NEAR) -> None:
     a, b = figures(run), figures(one)
     assert len(a) == len(b)
     for mine, theirs in zip(a, b, strict=True):
@@ -88,7 +88,7 @@ def assert_near(run: RunDir, one: RunDir, rel: float = NEAR) -> None:
             assert mine[key] == want, (mine["step"], key)
 
 
-def model_of(run: RunDir, stage: str) -> dict[str, torch.Tensor]:
+def model_of(run: RunFolder, stage: str) -> dict[str, torch.Tensor]:
     return load_file(run.model(stage) / "model.safetensors")
 
 
@@ -99,12 +99,15 @@ def test_plain_values_are_agreed_on(tmp_path):
             assert ranks.gather({"rank": rank, "long": "x" * rank * 5000}) == [
                 {"rank": r, "long": "x" * r * 5000} for r in range(3)
             ]
-            assert ranks.most(rank * 7) == 14 and ranks.tell(rank + 40) == 40
+            assert ranks.all_reduce_max(rank * 7) == 14 and ranks.broadcast(rank + 40) == 40
             assert ranks.beside().gather([float("inf"), None]) == [[float("inf"), None]] * 3
 
     world.run(3, body, tmp_path)
     assert (
-        ALONE.gather(1) == [1] and ALONE.most(3) == 3 and ALONE.tell("x") == "x" and ALONE.beside() is ALONE
+        ALONE.gather(1) == [1]
+        and ALONE.all_reduce_max(3) == 3
+        and ALONE.broadcast("x") == "x"
+        and ALONE.beside() is ALONE
     )
 
 
@@ -130,7 +133,9 @@ def test_mixed_rows_give_one_process_s_figures_on_any_number_of_ranks(mixed, tmp
     assert any(len(step) > 2 for step in seen), "steps of several micro-batches"
     one = train(recipe, out=tmp_path / "one").run
     start = unique_tensors(
-        build.build(recipe, prepare(recipe).parts.components, prepare(recipe).dims, torch.device("cpu"))
+        build.build_objective(
+            recipe, prepare(recipe).instances.components, prepare(recipe).dims, torch.device("cpu")
+        )
     )
     run = trained(n, recipe, tmp_path / str(n))
     assert_near(run, one)
@@ -163,12 +168,12 @@ stages:
     train:  {connector: {}, text: {lora: {r: 4, alpha: 8}}}
     optim:  {lr: 2.0e-3, clip: 1.0, warmup: 1}
     losses: {next_token: 1.0}
-output: {save_every: 0, pictures_every: 3}
+output: {save_every: 0, images_every: 3}
 speed: {threads: 1, recompute: all}
 """
 ).replace(
     "data:\n",
-    "data:\n  mixed: {kind: llava, records: mixed.json, images: ., template: vicuna_v1, image_shape: pad}\n",
+    "data:\n  mixed: {kind: llava, records: mixed.json, images: ., template: vicuna_v1, image_fit: pad}\n",
     1,
 )
 
@@ -195,7 +200,7 @@ def test_low_rank_over_frozen_bfloat16_with_recomputation(mixed, tiny, tmp_path)
 @pytest.mark.slow
 @pytest.mark.parametrize("n", [2, 3])
 def test_rows_that_cannot_be_read_are_passed_over_by_all_ranks_as_by_one(mixed, scenes, tmp_path, n):
-    recipe = mixed("data.mixed.bad_rows=skip")
+    recipe = mixed("data.mixed.bad_records=skip")
     rows = json.loads((scenes / "mixed.json").read_text())
     for number in (3, 11, 25):  # of those with a picture
         (scenes / f"broken-{number}.png").write_bytes(b"no picture")
@@ -204,20 +209,24 @@ def test_rows_that_cannot_be_read_are_passed_over_by_all_ranks_as_by_one(mixed, 
     one = train(recipe, out=tmp_path / "one").run
     many = trained(n, recipe, tmp_path / str(n))
     assert_near(many, one)
-    lists = [sorted(run.bad_rows.read_text().splitlines()) for run in (one, many)]
+    lists = [sorted(run.bad_records.read_text().splitlines()) for run in (one, many)]
     assert lists[0] == lists[1] and len(lists[0]) >= 3
-    assert sum(m.get("dropped/bad_rows", 0) for m in many.read_metrics()) == len(lists[1])
+    assert sum(m.get("dropped/bad_records", 0) for m in many.read_metrics()) == len(lists[1])
 
 
 def _stepped(recipe, ranks):
     """An objective of all ranks and its optimizer, after an update that draws from no batch."""
     prepared = prepare(recipe)
     if ranks.alone:
-        objective = build.build(recipe, prepared.parts.components, prepared.dims, torch.device("cpu"))
-        learns = build.set_stage(objective, prepared.plans["only"], recipe.stages["only"], seed=recipe.seed)
+        objective = build.build_objective(
+            recipe, prepared.instances.components, prepared.dims, torch.device("cpu")
+        )
+        trainable = build.set_stage(
+            objective, prepared.plans["only"], recipe.stages["only"], seed=recipe.seed
+        )
     else:
-        objective, learns = fsdp.sharded(prepared, "only", ranks, torch.device("cpu"))
-    optimizer = build.optimizer(objective, recipe.stages["only"], learns)
+        objective, trainable = fsdp.sharded(prepared, "only", ranks, torch.device("cpu"))
+    optimizer = build.optimizer(objective, recipe.stages["only"], trainable)
     state_dict._allocate(optimizer)
     return objective, optimizer
 
@@ -233,14 +242,14 @@ def _marked(key: str, tensor: torch.Tensor) -> torch.Tensor:
     ("before", "after"), [(2, 3), *(pytest.param(*pair, marks=SLOW) for pair in ((2, 1), (1, 2), (3, 2)))]
 )
 def test_a_checkpoint_comes_back_on_another_number_of_ranks(mixed, tmp_path, before, after):
-    recipe, run = mixed(), RunDir(tmp_path / "run")
+    recipe, run = mixed(), RunFolder(tmp_path / "run")
     run.path.mkdir()
 
     def fill(rank):
         with joined() as ranks:
-            held = state_dict.tensors(*_stepped(recipe, ranks))
+            held = state_dict.state_tensors(*_stepped(recipe, ranks))
             for key, tensor in held.items():
-                local, first = fsdp.rows(tensor)
+                local, first = fsdp.local_rows(tensor)
                 marked = _marked(key, torch.empty(tensor.shape, dtype=tensor.dtype))
                 local.copy_(marked[first : first + len(local)] if local.ndim else marked)
             write.save(run, 7, held, {"at": 7}, keep=2, rng=rng_state(), ranks=ranks)
@@ -252,9 +261,9 @@ def test_a_checkpoint_comes_back_on_another_number_of_ranks(mixed, tmp_path, bef
             saved = read.load(path, verified=True, ranks=ranks)
             assert saved.state == {"at": 7} and not saved.rng, "another number of ranks draws anew"
             objective, optimizer = _stepped(recipe, ranks)
-            state_dict.restore(objective, optimizer, saved, path)
-            for key, tensor in state_dict.tensors(objective, optimizer).items():
-                whole = fsdp.whole(tensor)
+            state_dict.restore_state(objective, optimizer, saved, path)
+            for key, tensor in state_dict.state_tensors(objective, optimizer).items():
+                whole = fsdp.gather_full(tensor)
                 assert torch.equal(whole, _marked(key, whole)), key
 
     world.run(before, fill, tmp_path / "before")
@@ -267,7 +276,7 @@ def test_a_checkpoint_comes_back_on_another_number_of_ranks(mixed, tmp_path, bef
 
 def test_damage_to_one_rank_s_files_is_seen_by_all(tmp_path):
     """Before any tensor is assigned: a lost shard, a foreign one, a flipped bit."""
-    run = RunDir(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     run.path.mkdir()
 
     def fill(rank):
@@ -330,7 +339,7 @@ def test_one_rank_is_asked_to_stop_and_all_do(mixed, tmp_path):
         time.sleep(0.02)
     os.kill(pids[1], signal.SIGTERM)
     assert world.wait(pids) == [143, 143], [world.said_by(tmp_path, rank) for rank in (0, 1)]
-    run = RunDir(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     saved = read.latest(run)
     assert saved is not None and read.step_of(saved) == run.read_metrics()[-1]["step"] < 50
 
@@ -340,7 +349,7 @@ def test_one_rank_is_asked_to_stop_and_all_do(mixed, tmp_path):
     [("data", 2, "torn/row"), ("bug", 1, "ValueError: boom"), ("kill", 3, "ranks/lost")],
 )
 def test_one_rank_fails_and_all_end_with_one_message(mixed, tmp_path, monkeypatch, how, code, words):
-    recipe, step = mixed(), Pipeline.sifted
+    recipe, step = mixed(), Pipeline.step_and_skipped
 
     def spoilt(pipeline, index):
         if pipeline.rank == 1 and how == "data":
@@ -348,10 +357,12 @@ def test_one_rank_fails_and_all_end_with_one_message(mixed, tmp_path, monkeypatc
         return step(pipeline, index)
 
     def body(rank):
-        monkeypatch.setattr(Pipeline, "sifted", spoilt)
+        monkeypatch.setattr(Pipeline, "step_and_skipped", spoilt)
         if rank == 1 and how != "data":
             monkeypatch.setattr(
-                Objective, "_touch", lambda *args: os.kill(os.getpid(), 9) if how == "kill" else _boom()
+                Objective,
+                "_zero_graph_anchor",
+                lambda *args: os.kill(os.getpid(), 9) if how == "kill" else _boom(),
             )
         train(recipe, out=tmp_path / "run")
 
@@ -393,9 +404,9 @@ def test_a_rank_holds_what_check_tells(mixed, tmp_path, exchange):
     def body(rank):
         with joined() as ranks:
             objective, optimizer = _stepped(recipe, ranks)
-            held = sum(fsdp.rows(p)[0].nbytes for p in objective.parameters())
+            held = sum(fsdp.local_rows(p)[0].nbytes for p in objective.parameters())
             moments = sum(
-                fsdp.rows(slots[slot])[0].nbytes
+                fsdp.local_rows(slots[slot])[0].nbytes
                 for key, slots, slot in state_dict._slots(objective, optimizer)
                 if not key.endswith(".step")
             )

@@ -9,13 +9,13 @@ import pytest
 
 from lmmkit.errors import Problem
 from lmmkit.evaluate import run as evaluation
-from lmmkit.inference.chat_model import Speaker
+from lmmkit.inference.chat_model import ChatModel
 from lmmkit.objective import Objective
 from lmmkit.runs.files import read_json, read_jsonl
-from lmmkit.runs.run_folder import RunDir
+from lmmkit.runs.run_folder import RunFolder
 from lmmkit.training import stage_loop
-from lmmkit.training.checkpoint.read import read
-from lmmkit.training.distributed.fsdp import rows
+from lmmkit.training.checkpoint import read
+from lmmkit.training.distributed.fsdp import local_rows
 from lmmkit.training.run import train
 from lmmkit.training.step import run_step
 from tests import world
@@ -23,7 +23,7 @@ from tests.conftest import PLAIN
 from tests.training.kills import figures
 
 SHORT = (
-    "stages.pretrain.length.steps=3", "stages.finetune.length.steps=1", "output.pictures_every=0", "output.save_every=0",
+    "stages.pretrain.length.steps=3", "stages.finetune.length.steps=1", "output.images_every=0", "output.save_every=0",
 )  # fmt: skip
 VALIDATED = (
     "evaluate.tasks.answers={kind: exact_match, data: heldout, samples: 3, max_new_tokens: 3}",
@@ -34,7 +34,7 @@ VALIDATED = (
 def bits(objective, optimizer) -> dict[str, bytes]:
     held = {f"{i}.{k}": v for i, s in enumerate(optimizer.state.values()) for k, v in s.items()}
     named = dict(objective.named_parameters()) | held
-    return {name: rows(tensor.detach())[0].clone().numpy().tobytes() for name, tensor in named.items()}
+    return {name: local_rows(tensor.detach())[0].clone().numpy().tobytes() for name, tensor in named.items()}
 
 
 def spoil(bad, by: int, rank: int) -> None:
@@ -67,7 +67,7 @@ def test_a_nan_on_one_rank_skips_the_update_on_all(tiny, tmp_path):
         train(recipe, out=tmp_path / "run")
 
     world.run(2, body, tmp_path)
-    run = RunDir(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     (line,) = read_jsonl(run.anomalies)
     assert line["step"] == 2 and line["kind"] == "not-finite" and len(line["rows"]["captions"]) == 4
     assert [x["loss"] is None for x in run.read_metrics()] == [False, True, False, False]
@@ -83,7 +83,7 @@ def test_three_in_a_row_on_one_rank_end_all_with_a_checkpoint(tiny, tmp_path):
 
     assert world.wait(world.start(2, body, tmp_path)) == [2, 2]
     assert "train/not-finite" in world.said_by(tmp_path, 0) + world.said_by(tmp_path, 1)
-    assert read.step_of(read.latest(RunDir(tmp_path / "run"))) == 3
+    assert read.step_of(read.latest(RunFolder(tmp_path / "run"))) == 3
 
 
 @pytest.mark.slow
@@ -94,7 +94,7 @@ def test_validation_on_two_ranks_says_what_one_process_says_and_touches_nothing(
             2, lambda rank, n=name, r=recipe: train(r, out=tmp_path / n / "run") and None, tmp_path / name
         )
     one = train(asked, out=tmp_path / "one").run
-    two, without = (RunDir(tmp_path / name / "run") for name in ("asked", "plain"))
+    two, without = (RunFolder(tmp_path / name / "run") for name in ("asked", "plain"))
     assert [line for line in figures(two) if "loss" in line] == figures(without)
     mine, theirs = ([line for line in figures(run) if "val/loss" in line] for run in (two, one))
     assert [line["step"] for line in mine] == [2, 3]
@@ -108,7 +108,7 @@ def test_validation_on_two_ranks_says_what_one_process_says_and_touches_nothing(
 @pytest.mark.slow
 def test_a_stop_on_one_rank_in_the_middle_of_a_validation_stops_all(tiny, tmp_path):
     recipe = tiny(*SHORT, *VALIDATED, text=PLAIN)
-    of = Speaker.of.__func__
+    of = ChatModel.of.__func__
 
     def body(rank):
         calls = []
@@ -122,18 +122,18 @@ def test_a_stop_on_one_rank_in_the_middle_of_a_validation_stops_all(tiny, tmp_pa
 
             return of(cls, *args, poll=check, **kwargs)
 
-        Speaker.of = classmethod(polled)
+        ChatModel.of = classmethod(polled)
         finished = train(recipe, out=tmp_path / "run")
         assert finished.signal == signal.SIGTERM and len(calls) <= 3
 
     world.run(2, body, tmp_path)
-    run = RunDir(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     assert read.step_of(read.latest(run)) == 2
     assert not any("val/loss" in line for line in figures(run))
 
 
 def test_what_one_rank_cannot_read_none_validates_on(tiny, tmp_path):
-    recipe = tiny(*SHORT, *VALIDATED, "data.heldout.bad_rows=skip", text=PLAIN)
+    recipe = tiny(*SHORT, *VALIDATED, "data.heldout.bad_records=skip", text=PLAIN)
     read = evaluation._unreadable
 
     def body(rank):
@@ -145,5 +145,5 @@ def test_what_one_rank_cannot_read_none_validates_on(tiny, tmp_path):
         train(recipe, out=tmp_path / "run")
 
     world.run(2, body, tmp_path)
-    assert [line["step"] for line in figures(RunDir(tmp_path / "run")) if "val/loss" in line] == [2, 3]
+    assert [line["step"] for line in figures(RunFolder(tmp_path / "run")) if "val/loss" in line] == [2, 3]
     assert "passed over here: Input/output error" in world.said_by(tmp_path, 0)

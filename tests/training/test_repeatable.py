@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from lmmkit.errors import MachineError
-from lmmkit.runs.run_folder import RunDir
+from lmmkit.runs.run_folder import RunFolder
 from lmmkit.training import stage_loop
 from lmmkit.training.run import train
 
-SHORT = ("stages.pretrain.length.steps=2", "stages.finetune.length.steps=2", "output.pictures_every=0")
+SHORT = ("stages.pretrain.length.steps=2", "stages.finetune.length.steps=2", "output.images_every=0")
 
 
 def test_a_cpu_run_has_the_same_bits_with_it_and_without(tiny, tmp_path):
@@ -37,7 +37,7 @@ def test_a_kernel_that_is_not_is_named(tiny, tmp_path, monkeypatch):
         match=r"step 1, stage pretrain: got put_.*speed\.deterministic.*\[train/not-deterministic\]",
     ):
         train(tiny(*SHORT, "speed.deterministic=true"), out=tmp_path / "run")
-    assert not RunDir(tmp_path / "run").read_metrics()
+    assert not RunFolder(tmp_path / "run").read_metrics()
 
 
 def test_what_the_caller_has_set_stays(tiny, tmp_path):

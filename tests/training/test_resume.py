@@ -12,7 +12,7 @@ from lmmkit.errors import UserError
 from lmmkit.plan.prepare import prepare
 from lmmkit.recipe import Recipe, diff, from_mapping, read_text, section_class, to_mapping
 from lmmkit.runs.files import read_jsonl
-from lmmkit.runs.run_folder import RunDir
+from lmmkit.runs.run_folder import RunFolder
 from lmmkit.training import resume
 from lmmkit.training.run import train
 from tests.conftest import DIRECT, PLAIN
@@ -58,7 +58,7 @@ def other(value):
 def begun(scenes, tmp_path_factory):
     """A run that has begun and gone no further, and what was prepared for it."""
     prepared = prepare(read_text(DIRECT, root=scenes))
-    run = RunDir.create(tmp_path_factory.mktemp("resume") / "run", resume=False)
+    run = RunFolder.create(tmp_path_factory.mktemp("resume") / "run", resume=False)
     resume.begin(run, prepared, None)
     return run, prepared
 
@@ -113,7 +113,7 @@ def _refused(run, prepared, accept):
 
 
 def test_what_changed_is_told_kept_and_no_longer_a_change(tiny, tmp_path, capsys):
-    short = ("stages.pretrain.length.steps=1", "stages.finetune.length.steps=1", "output.pictures_every=0")
+    short = ("stages.pretrain.length.steps=1", "stages.finetune.length.steps=1", "output.images_every=0")
     run = train(tiny(*short, text=PLAIN), out=tmp_path / "run").run
     capsys.readouterr()
     train(tiny(*short, "output.keep=3", "speed.tokens=4000", text=PLAIN), out=run.path, resume=True)
@@ -129,7 +129,7 @@ def test_what_changed_is_told_kept_and_no_longer_a_change(tiny, tmp_path, capsys
 
 def test_other_data_goes_on_where_it_is_accepted(scenes, tmp_path, capsys):
     shutil.copytree(scenes, tmp_path / "data")
-    text = PLAIN.replace("{steps: 6}", "{steps: 1}").replace("pictures_every: 6", "pictures_every: 0")
+    text = PLAIN.replace("{steps: 6}", "{steps: 1}").replace("images_every: 6", "images_every: 0")
     recipe = read_text(text, root=tmp_path / "data")
     run = train(recipe, out=tmp_path / "run").run
     records = tmp_path / "data" / "finetune.json"
@@ -146,7 +146,7 @@ def test_other_data_goes_on_where_it_is_accepted(scenes, tmp_path, capsys):
 
 
 def test_a_held_out_source_may_come_and_go(tiny, tmp_path):
-    short = ("stages.pretrain.length.steps=1", "stages.finetune.length.steps=1", "output.pictures_every=0")
+    short = ("stages.pretrain.length.steps=1", "stages.finetune.length.steps=1", "output.images_every=0")
     run = train(tiny(*short, text=PLAIN), out=tmp_path / "run").run
     asked = "stages.finetune.validate={every: 1, data: heldout, samples: 2}"
     train(tiny(*short, asked, text=PLAIN), out=run.path, resume=True)

@@ -16,10 +16,10 @@ import torch
 
 from lmmkit.errors import MachineError, UserError
 from lmmkit.recipe import read_text
-from lmmkit.runs.run_folder import RunDir
+from lmmkit.runs.run_folder import RunFolder
 from lmmkit.training import run as run_module
 from lmmkit.training import stage_loop
-from lmmkit.training.checkpoint.read import read
+from lmmkit.training.checkpoint import read
 from lmmkit.training.run import train
 from lmmkit.training.step import run_step
 from lmmkit.training.triggers import Every, Position
@@ -28,7 +28,7 @@ from tests.conftest import DIRECT, PLAIN
 TIMES = ("seconds", "tokens_per_second")
 
 
-def figures(run: RunDir) -> list[dict]:
+def figures(run: RunFolder) -> list[dict]:
     """The metrics, less what depends on the clock."""
     return [{k: v for k, v in line.items() if k not in TIMES} for line in run.read_metrics()]
 
@@ -132,11 +132,11 @@ def test_sigterm_ends_in_a_checkpoint_and_resumes_bit_for_bit(finished, tmp_path
         time.sleep(0.005)
     os.kill(child.pid, signal.SIGTERM)
     child.join()
-    done = RunDir(out).read_metrics()[-1]["step"]
-    saved = read.latest(RunDir(out))
+    done = RunFolder(out).read_metrics()[-1]["step"]
+    saved = read.latest(RunFolder(out))
     assert saved is not None and read.step_of(saved) == done
     train(recipe, out=out, resume=True)
-    assert figures(RunDir(out)) == figures(whole)
+    assert figures(RunFolder(out)) == figures(whole)
 
 
 @pytest.mark.parametrize("step", [2, 6, 12])
@@ -242,10 +242,10 @@ def test_resume_refuses_other_data_and_tells_what_changed(scenes, tmp_path):
     assert changed(tmp_path / "data") == {"data.questions.records"}, "as many rows, as many bytes"
     records.write_text(before)
     other = text.replace(
-        "pretrain.json, images: ., template: plain, image_shape: crop",
-        "pretrain.json, images: ., template: plain, image_shape: pad",
+        "pretrain.json, images: ., template: plain, image_fit: crop",
+        "pretrain.json, images: ., template: plain, image_fit: pad",
     )
-    assert changed(tmp_path / "data", other) == {"data.captions.image_shape"}
+    assert changed(tmp_path / "data", other) == {"data.captions.image_fit"}
     shutil.copytree(tmp_path / "data", tmp_path / "moved")
     resume(tmp_path / "moved")
     picture = tmp_path / "moved" / json.loads(before)[0]["image"]
@@ -320,7 +320,7 @@ def test_an_ended_stage_leaves_no_moments_behind(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(run_module, "run_stage", watched)
     gc.disable()
     try:
-        train(tiny("output.pictures_every=0"), out=tmp_path / "run")
+        train(tiny("output.images_every=0"), out=tmp_path / "run")
     finally:
         gc.enable()
     assert alive == [[], [False]]

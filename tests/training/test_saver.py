@@ -6,11 +6,11 @@ import threading
 
 import pytest
 import torch
-from lmmkit.training.checkpoint.read.saver import Saver
 
 from lmmkit.errors import MachineError
-from lmmkit.runs.run_folder import RunDir
-from lmmkit.training.checkpoint.read import read, saver, tensor_files
+from lmmkit.runs.run_folder import RunFolder
+from lmmkit.training.checkpoint import read, saver, tensor_files
+from lmmkit.training.checkpoint.saver import Saver
 from lmmkit.training.distributed.process_group import ALONE, Ranks
 from lmmkit.training.run import train
 from tests.training.test_run import figures
@@ -18,7 +18,7 @@ from tests.training.test_run import figures
 
 @pytest.fixture
 def run(tmp_path):
-    run = RunDir(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     run.path.mkdir()
     return run
 
@@ -71,7 +71,7 @@ def test_a_run_ends_when_a_save_beside_it_fails(tiny, tmp_path, monkeypatch):
     with pytest.raises(MachineError, match="checkpoint/cannot-write") as raised:
         train(short, out=tmp_path / "run", stage="pretrain")
     assert raised.value.exit_code == 3
-    saved = read.latest(RunDir(tmp_path / "run"))
+    saved = read.latest(RunFolder(tmp_path / "run"))
     assert saved is not None and read.step_of(saved) == 1
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from lmmkit.recipe import dump
-from lmmkit.runs.run_folder import RunDir
-from lmmkit.training.checkpoint.read import read
+from lmmkit.runs.run_folder import RunFolder
+from lmmkit.training.checkpoint import read
 from lmmkit.training.run import train
 from tests.training.test_ranks import assert_near, mixed  # noqa: F401 (a fixture)
 
@@ -57,7 +57,7 @@ def sbatch(mixed, scenes, tmp_path):  # noqa: F811
 
 def test_two_nodes_train_what_one_process_trains(sbatch, mixed, tmp_path):  # noqa: F811
     assert sbatch(tmp_path / "run").wait(300) == 0, (tmp_path / "said").read_text()
-    assert_near(RunDir(tmp_path / "run"), train(mixed(), out=tmp_path / "one").run)
+    assert_near(RunFolder(tmp_path / "run"), train(mixed(), out=tmp_path / "one").run)
 
 
 def test_a_job_that_is_told_to_end_goes_on_when_it_is_submitted_again(sbatch, tmp_path):
@@ -69,8 +69,8 @@ def test_a_job_that_is_told_to_end_goes_on_when_it_is_submitted_again(sbatch, tm
         time.sleep(0.05)
     job.send_signal(signal.SIGTERM)
     assert job.wait(60) != 0
-    saved = read.latest(RunDir(out))
+    saved = read.latest(RunFolder(out))
     assert saved is not None and 0 < read.step_of(saved) < 40, (tmp_path / "said").read_text()
     assert sbatch(out, "stages.only.length.steps=40").wait(300) == 0, (tmp_path / "said").read_text()
-    steps = [line["step"] for line in RunDir(out).read_metrics()]
+    steps = [line["step"] for line in RunFolder(out).read_metrics()]
     assert steps == list(range(1, 41))

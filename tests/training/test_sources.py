@@ -13,7 +13,7 @@ from lmmkit.training.run import train
 
 MIXED = (
     "stages.finetune.data={questions: 2.0, captions: 1.0}", "stages.pretrain.length.steps=1",
-    "stages.finetune.length.steps=4", "stages.finetune.batch.samples=5", "output.pictures_every=0",
+    "stages.finetune.length.steps=4", "stages.finetune.batch.samples=5", "output.images_every=0",
 )  # fmt: skip
 
 
@@ -33,7 +33,9 @@ def test_sources_are_told_apart_and_add_up_to_the_whole(tiny, tmp_path):
 def test_a_source_s_loss_is_that_of_its_samples_alone(tiny):
     recipe = tiny(*MIXED)
     prepared = prepare(recipe)
-    objective = build.build(prepared.recipe, prepared.parts.components, prepared.dims, torch.device("cpu"))
+    objective = build.build_objective(
+        prepared.recipe, prepared.instances.components, prepared.dims, torch.device("cpu")
+    )
     objective.terms = prepared.plans["finetune"].terms
     pipeline = prepared.pipeline("finetune")
     (batch,) = pipeline.step(1)
@@ -56,7 +58,7 @@ def pipeline_positions(pipeline, index):
 def test_a_source_that_no_row_of_a_step_is_of_has_no_loss_and_is_no_idle_term(tiny, tmp_path):
     recipe = tiny(
         *MIXED[1:2], "stages.finetune.data={questions: 1.0, captions: 0.001}", "stages.finetune.length.steps=3",
-        "output.pictures_every=0",
+        "output.images_every=0",
     )  # fmt: skip
     lines = train(recipe, out=tmp_path / "run").run.read_metrics()
     assert lines[-1]["loss/captions"] is None and lines[-1]["loss/questions"] > 0

@@ -12,17 +12,17 @@ from pathlib import Path
 import pytest
 
 from lmmkit.recipe import read_text
-from lmmkit.runs.run_folder import RunDir
+from lmmkit.runs.run_folder import RunFolder
 from lmmkit.training import run as run_module
 from lmmkit.training import stage_loop
-from lmmkit.training.checkpoint.read import manifest, read
+from lmmkit.training.checkpoint import manifest, read
 from lmmkit.training.run import train
 from lmmkit.training.signals import Interrupted, Stop, exit_code, until
 from tests.conftest import PLAIN
 from tests.training.kills import end, start
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-LONG = ("stages.pretrain.length.steps=100000", "output.save_every=0", "output.pictures_every=0")
+LONG = ("stages.pretrain.length.steps=100000", "output.save_every=0", "output.images_every=0")
 # torchrun passes on what it is told to; by itself not SIGUSR1, of which it dies and leaves the run alone
 PASSED_ON = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 TORCHRUN = [
@@ -39,7 +39,7 @@ def wait_for(path: Path, lines: int, seconds: float = 120.0) -> None:
         time.sleep(0.01)
 
 
-def assert_saved(run: RunDir) -> None:
+def assert_saved(run: RunFolder) -> None:
     """The newest checkpoint is sound, and of the last step that was logged."""
     saved = read.latest(run)
     assert saved is not None and not manifest.verify(saved)
@@ -53,7 +53,7 @@ def test_a_signal_to_the_group_ends_in_a_checkpoint_with_two_workers(scenes, tmp
     wait_for(tmp_path / "run" / "metrics.jsonl", 2)
     os.killpg(pid, signum)
     assert end(pid) == exit_code(signum)
-    assert_saved(RunDir(tmp_path / "run"))
+    assert_saved(RunFolder(tmp_path / "run"))
 
 
 def wait_until_nobody_is_left(group: int) -> None:
@@ -110,7 +110,7 @@ def test_five_signals_of_a_kind_end_in_a_checkpoint(scenes, tmp_path, to, capsys
         wait_until_nobody_is_left(child.pid)
         told = (tmp_path / f"said{number}").read_text()
         assert "stopped by a signal; saved" in told, told
-        assert_saved(RunDir(out))
+        assert_saved(RunFolder(out))
         if to != "torchrun":
             assert code == exit_code(signum)
         with capsys.disabled():

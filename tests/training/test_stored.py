@@ -18,7 +18,7 @@ STORED = sorted(
 
 
 def test_this_release_has_one():
-    from lmmkit.training.checkpoint.read.manifest import _version
+    from lmmkit.training.checkpoint.manifest import _version
 
     assert _version("lmmkit") in [path.name for path in STORED]
 

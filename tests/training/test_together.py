@@ -11,7 +11,7 @@ import torch
 from lmmkit.data.sources import webdataset_shards
 from lmmkit.errors import MachineError, UserError
 from lmmkit.plan.prepare import prepare
-from lmmkit.runs.run_folder import RunDir
+from lmmkit.runs.run_folder import RunFolder
 from lmmkit.training import run
 from lmmkit.training.distributed import process_group
 from lmmkit.training.validation import validate_problems
@@ -26,19 +26,19 @@ class Second(process_group.Ranks):
     rank: int = 1
     first_said: Any = None
 
-    def tell(self, value: Any = None) -> Any:
+    def broadcast(self, value: Any = None) -> Any:
         return value if self.first_said is None else self.first_said
 
 
 def test_another_recipe_than_the_first_rank_s_is_refused(tiny, tmp_path):
     with pytest.raises(UserError) as error:
-        run._check_together(Second(first_said={"recipe": "x"}), RunDir(tmp_path), prepare(tiny()))
+        run._check_together(Second(first_said={"recipe": "x"}), RunFolder(tmp_path), prepare(tiny()))
     assert error.value.problems[0].code == "ranks/differ"
 
 
 def test_a_folder_that_is_not_the_first_rank_s_is_refused(tiny, tmp_path):
     with pytest.raises(UserError) as error:
-        run._check_together(Second(), RunDir(tmp_path / "elsewhere"), prepare(tiny()))
+        run._check_together(Second(), RunFolder(tmp_path / "elsewhere"), prepare(tiny()))
     (problem,) = error.value.problems
     assert problem.code == "ranks/folder" and "elsewhere" in problem.where
 

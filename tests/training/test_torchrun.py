@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from lmmkit.runs.run_folder import RunDir
-from lmmkit.training.checkpoint.read import read
+from lmmkit.runs.run_folder import RunFolder
+from lmmkit.training.checkpoint import read
 from lmmkit.training.run import train
 from tests.training.test_ranks import assert_near, mixed  # noqa: F401 (a fixture)
 from tests.training.test_run import figures
@@ -49,7 +49,7 @@ def written(mixed, scenes, tmp_path):  # noqa: F811
 def test_a_run_is_one_process_s(written, mixed, scenes, tmp_path):  # noqa: F811
     path = written("output.save_every=6")
     assert torchrun(path, scenes, tmp_path / "run").wait() == 0, (tmp_path / "said").read_text()
-    run = RunDir(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     said = (tmp_path / "said").read_text()
     assert said.count("done: ") == 1 and said.count("10/10") == 1, said
     one = train(mixed(), out=tmp_path / "one").run
@@ -84,7 +84,7 @@ def test_a_signal_by_every_road_ends_in_a_checkpoint(written, scenes, tmp_path, 
     print(
         f"{signal.Signals(signum).name} to the {to}: torchrun ends with {code} in {time.monotonic() - start:.1f} s"
     )
-    run, said = RunDir(out), (tmp_path / "said").read_text()
+    run, said = RunFolder(out), (tmp_path / "said").read_text()
     saved = read.latest(run)
     assert saved is not None and read.step_of(saved) == figures(run)[-1]["step"], said
     assert code != 0 and said.count("stopped by a signal; saved") == 1, said

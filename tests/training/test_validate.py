@@ -12,14 +12,14 @@ import torch
 from safetensors.torch import load_file
 
 from lmmkit.errors import UserError
-from lmmkit.inference.chat_model import Speaker, load
+from lmmkit.inference.chat_model import ChatModel, load
 from lmmkit.plan.prepare import prepare
 from lmmkit.recipe import read_text
 from lmmkit.runs.files import read_json
-from lmmkit.runs.run_folder import RunDir
-from lmmkit.training.checkpoint.read import read
+from lmmkit.runs.run_folder import RunFolder
+from lmmkit.training.checkpoint import read
 from lmmkit.training.run import train
-from lmmkit.training.save_models import whole
+from lmmkit.training.save_models import merged_tensors
 from lmmkit.training.validation import validate_problems
 from tests.conftest import DIRECT, PLAIN
 
@@ -30,7 +30,7 @@ ASKED = "stages.finetune.validate={every: 2, data: heldout, samples: 6, tasks: [
 TASK = "evaluate.tasks.answers={kind: exact_match, data: heldout, samples: 4, max_new_tokens: 3}"
 
 
-def lines(run: RunDir) -> list[dict]:
+def lines(run: RunFolder) -> list[dict]:
     return [{k: v for k, v in line.items() if k not in TIMES} for line in run.read_metrics()]
 
 
@@ -39,8 +39,8 @@ def runs(scenes, tmp_path_factory):
     """The same run, with dropout, without validation and with; and the recipe that asks for it."""
     folder = tmp_path_factory.mktemp("validate")
     plain, asked = (
-        read_text(DIRECT, overrides=(*SHORT, TASK, "output.pictures_every=0", *more), root=scenes)
-        for more in ((), (ASKED, "output.pictures_every=2"))
+        read_text(DIRECT, overrides=(*SHORT, TASK, "output.images_every=0", *more), root=scenes)
+        for more in ((), (ASKED, "output.images_every=2"))
     )
     return train(plain, out=folder / "plain").run, train(asked, out=folder / "asked").run, asked
 
@@ -75,9 +75,9 @@ def test_the_last_validation_is_what_evaluation_says_of_the_model(runs):
     _, run, recipe = runs
     from lmmkit.evaluate.terms import terms
 
-    speaker = load(run.model("finetune"), plugins="all", root=recipe.root)
+    chat_model = load(run.model("finetune"), plugins="all", root=recipe.root)
     samples = list(prepare(recipe, data=["heldout"]).sources["heldout"])[:6]
-    told = terms(speaker, samples)
+    told = terms(chat_model, samples)
     last = lines(run)[-1]
     for name in ("next_token", "image_order", "guided_loss"):
         assert told[name]["value"] == pytest.approx(last[f"val/terms/{name}"], rel=1e-4)
@@ -105,23 +105,23 @@ def test_low_rank_updates_are_merged_into_what_is_written_alone(tiny):
     recipe = tiny(LORA)
     prepared = prepare(recipe)
     device = torch.device("cpu")
-    objective = build.build(prepared.recipe, prepared.parts.components, prepared.dims, device)
+    objective = build.build_objective(prepared.recipe, prepared.instances.components, prepared.dims, device)
     build.set_stage(objective, prepared.plans["finetune"], recipe.stages["finetune"], seed=1)
     for name, parameter in objective.named_parameters():
         if ".lora." in name:
             torch.nn.init.normal_(parameter)
     before = {name: t.clone() for name, t in objective.state_dict().items()}
-    written = whole(objective)
+    written = merged_tensors(objective)
     assert all(torch.equal(before[k], t) for k, t in objective.state_dict().items())
     build.lora.merge(objective.lmm.decoder)
-    merged = whole(objective)
+    merged = merged_tensors(objective)
     assert written.keys() == merged.keys() and all(torch.equal(written[k], merged[k]) for k in merged)
 
 
 def test_a_stop_in_the_middle_of_a_validation_loses_nothing(runs, tmp_path, monkeypatch):
     _, undisturbed, recipe = runs
     calls = []
-    of = Speaker.of.__func__
+    of = ChatModel.of.__func__
 
     def polled(cls, *args, poll, **kwargs):
         def check():
@@ -133,7 +133,7 @@ def test_a_stop_in_the_middle_of_a_validation_loses_nothing(runs, tmp_path, monk
         return of(cls, *args, poll=check, **kwargs)
 
     stop_at = 3
-    monkeypatch.setattr(Speaker, "of", classmethod(polled))
+    monkeypatch.setattr(ChatModel, "of", classmethod(polled))
     stopped = train(recipe, out=tmp_path / "run")
     assert stopped.signal == signal.SIGTERM and len(calls) == 3
     saved = read.latest(stopped.run)
@@ -188,7 +188,7 @@ def test_a_held_out_sample_that_is_too_long_is_told_before_the_first_step(tiny, 
     )
     with pytest.raises(UserError, match="data/too-long"):
         train(recipe, out=tmp_path / "run")
-    assert not RunDir(tmp_path / "run").read_metrics()
+    assert not RunFolder(tmp_path / "run").read_metrics()
 
 
 def spoilt(scenes, folder):
@@ -205,7 +205,7 @@ def spoilt(scenes, folder):
 
 def test_held_out_rows_that_do_not_read_are_passed_over_where_they_may_be(scenes, tmp_path, capsys):
     root = spoilt(scenes, tmp_path)
-    recipe = read_text(DIRECT, overrides=(*SHORT, TASK, ASKED, "data.heldout.bad_rows=skip"), root=root)
+    recipe = read_text(DIRECT, overrides=(*SHORT, TASK, ASKED, "data.heldout.bad_records=skip"), root=root)
     run = train(recipe, out=tmp_path / "run").run
     assert [line["step"] for line in lines(run) if "val/loss" in line] == [2, 4, 6]
     said = capsys.readouterr().err
@@ -221,14 +221,14 @@ def test_otherwise_they_are_told_before_a_step(scenes, tmp_path):
     with pytest.raises(UserError) as error:
         train(recipe, out=tmp_path / "run")
     assert len(error.value.problems) == 2 and all("heldout.json" in str(p) for p in error.value.problems)
-    assert not RunDir(tmp_path / "run").read_metrics()
+    assert not RunFolder(tmp_path / "run").read_metrics()
 
 
 def test_a_source_without_a_readable_row_is_refused(scenes, tmp_path):
     root = spoilt(scenes, tmp_path)
     rows = json.loads((root / "heldout.json").read_text())
     (root / "heldout.json").write_text(json.dumps([rows[1], rows[4]]))
-    recipe = read_text(DIRECT, overrides=(*SHORT, TASK, ASKED, "data.heldout.bad_rows=skip"), root=root)
+    recipe = read_text(DIRECT, overrides=(*SHORT, TASK, ASKED, "data.heldout.bad_records=skip"), root=root)
     with pytest.raises(UserError) as error:
         train(recipe, out=tmp_path / "run")
     assert len(error.value.problems) == 2 and "broken-1.png" in str(error.value)

@@ -114,12 +114,12 @@ def _config(changes: dict[str, object], words: list[object]) -> Spoil:
 
 def _change(path: Path, changes: dict[str, object]) -> None:
     value = json.loads(path.read_text()) if path.is_file() else {}
-    for key, new in changes.items():
+    for key, max_new_tokens in changes.items():
         *above, last = key.split(".")
         at = value
         for step in above:
             at = at[step]
-        at[last] = new
+        at[last] = max_new_tokens
     path.write_text(json.dumps(value))
 
 
@@ -337,7 +337,7 @@ def _own_plugin(home: Home) -> list[object]:
     (folder / "evil.py").write_text(home.python)
     recipe = (folder / "recipe.yaml").read_text()
     (folder / "recipe.yaml").write_text(recipe.replace("plugins: {}", "plugins:\n  evil: {use: ./evil.py}"))
-    _change(folder / "config.json", {"speaks_through": ["evil"], "root": str(folder)})
+    _change(folder / "config.json", {"inference_plugins": ["evil"], "root": str(folder)})
     return ["chat", "run", "--prompt", "x"]
 
 
@@ -391,7 +391,7 @@ OTHERS = (
     Artefact("model of ours, absurd sizes", _own("config.json", {"model": {"text": {"width": HUGE}}}, ["model", "show", "run"]), code=(0, 2)),
     Artefact("model of ours, root elsewhere", _own("config.json", {"root": "/"}, CHAT_RUN), code=(0, 2)),
     Artefact("model of ours, root no text", _own("config.json", {"root": 5}, CHAT_RUN)),
-    Artefact("model of ours, junk", _own("config.json", {"speaks_through": ["os.system"], "eos": [HUGE], "image_token": -1}, CHAT_RUN)),
+    Artefact("model of ours, junk", _own("config.json", {"inference_plugins": ["os.system"], "eos": [HUGE], "image_token": -1}, CHAT_RUN)),
     Artefact("model import through a link", _destination_link, says="convert/exists"),
     Artefact("model of ours, weights a pipe", _own_pipe),
 )  # fmt: skip

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from lmmkit.training.checkpoint.read import manifest
+from lmmkit.training.checkpoint import manifest
 from tests.trust.home import Artefact, Home
 
 RESUME = ["train", "recipe.yaml", "--out", "run", "--resume"]
@@ -119,14 +119,14 @@ def _piped(name: str) -> Spoil:
     return spoil
 
 
-def _spoil_recipes(home: Home, old: str, new: str) -> None:
+def _spoil_recipes(home: Home, old: str, max_new_tokens: str) -> None:
     (home.path / "evil.py").write_text(home.python)
     run = home.with_("run")
     (run / "evil.py").write_text(home.python)
     for path in (run / "recipe.resolved.yaml", run / "model" / "learn" / "recipe.yaml", home.recipe):
         text = path.read_text()
         assert old in text, (path, old)
-        path.write_text(text.replace(old, new))
+        path.write_text(text.replace(old, max_new_tokens))
 
 
 def _plugin(words: list[object]) -> Spoil:

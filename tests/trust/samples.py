@@ -16,16 +16,16 @@ import lmmkit.errors
 from lmmkit.api.sample import Image, Sample, Turn
 from lmmkit.cli import app
 from lmmkit.data.chat_templates import lay_out
-from lmmkit.data.sampler import Order
+from lmmkit.data.sampler import Sampler
 from lmmkit.data.text_tokenizers.choose import open_tokenizer
 from lmmkit.errors import LmmkitError, Problem
 from lmmkit.inference.chat_model import load
 from lmmkit.recipe import from_mapping, read_recipe, read_text
-from lmmkit.runs.run_folder import RunDir
+from lmmkit.runs.run_folder import RunFolder
 from lmmkit.runs.run_lock import lock
-from lmmkit.training.checkpoint.read import manifest, write
+from lmmkit.training.checkpoint import manifest, write
 from lmmkit.training.monitoring import anomalies
-from lmmkit.training.step import Report
+from lmmkit.training.step import StepReport
 from lmmkit.weights import model_folder
 from tests.trust.home import RECIPE, Home, row
 from tests.trust.hostile_data import RANKS, json_tokenizer, png
@@ -191,13 +191,13 @@ def layouts(home: Home) -> None:
         turns=(Turn("user", "x"), Turn("assistant", "y")),
         images=(),
         template="plain",
-        image_shape="pad",
+        image_fit="pad",
     )
     tried(lambda: lay_out(good, tokenizer, image_rows=4, after_eos="evil"))  # type: ignore[arg-type]
     tried(lambda: lay_out(replace(good, images=(Image("a"),)), tokenizer, image_rows=0))
     tried(lambda: lay_out(replace(good, template="chatml"), tokenizer, image_rows=4))
-    tried(lambda: Order({"a": 0}, {"a": 1.0, "b": -1.0}, 1))
-    tried(lambda: Order({"a": 1}, {"a": 0.0}, 1))
+    tried(lambda: Sampler({"a": 0}, {"a": 1.0, "b": -1.0}, 1))
+    tried(lambda: Sampler({"a": 1}, {"a": 0.0}, 1))
 
 
 def plugins(home: Home) -> None:
@@ -239,7 +239,7 @@ def spoken(home: Home) -> None:
     tried(lambda: load(run).logits(torch.zeros(1, 3, dtype=torch.int64)))
     command(home, "model", "export", run, "HERE/hub", "--format", "llava-hf")
     (home.path / "locked" / "lock").mkdir(parents=True)
-    tried(lambda: lock(RunDir(home.path / "locked")).__enter__())
+    tried(lambda: lock(RunFolder(home.path / "locked")).__enter__())
 
 
 def commands(home: Home) -> None:
@@ -257,14 +257,14 @@ def commands(home: Home) -> None:
 def runs(home: Home) -> None:
     run = home.with_("run")
     model = run / "model" / "learn"
-    tried(lambda: load(run).say([Turn("user", "x" * 9000)]))
+    tried(lambda: load(run).notify([Turn("user", "x" * 9000)]))
     (run / "results.json").unlink(missing_ok=True)
     (run / "metrics.jsonl").write_text('{"a": 1}\n{"b": 2}\n')
     command(home, "train", home.recipe, "--root", home.path, "--out", run, "--resume")
     (run / "run.json").write_text("{}")
     command(home, "eval", run)
     config = json.loads((model / "config.json").read_text())
-    for changes in ({"speaks_through": ["absent"]}, {"format": "lmmkit-model-9"}, {"stage": 3}):
+    for changes in ({"inference_plugins": ["absent"]}, {"format": "lmmkit-model-9"}, {"stage": 3}):
         (model / "config.json").write_text(json.dumps(config | changes))
         with suppress(LmmkitError):
             load(model)
@@ -285,7 +285,7 @@ def runs(home: Home) -> None:
     recipe = read_recipe(home.recipe, root=home.path)
     from lmmkit.evaluate.run import evaluate
 
-    tried(lambda: evaluate(RunDir(run), recipe))
+    tried(lambda: evaluate(RunFolder(run), recipe))
 
 
 def checkpoints(home: Home) -> None:
@@ -294,11 +294,13 @@ def checkpoints(home: Home) -> None:
     tried(lambda: manifest.read(folder))
     sign(folder, {"schema": 1})
     tried(lambda: _raise(manifest.mismatches(folder, {"model.x": torch.zeros(3)})))
-    run = RunDir(home.path / "run")
+    run = RunFolder(home.path / "run")
     (home.path / "file").write_text("")
     tried(lambda: write.check_space(run, 10**18, keep=2))
-    report = Report(loss=float("nan"), terms={}, grad_norm=1.0, tokens=1)
-    tried(lambda: _raise([anomalies.exhausted(1, "learn", anomalies.Watch(), report, {"rows": ["a"]})]))
+    report = StepReport(loss=float("nan"), terms={}, grad_norm=1.0, tokens=1)
+    tried(
+        lambda: _raise([anomalies.exhausted(1, "learn", anomalies.SpikeDetector(), report, {"rows": ["a"]})])
+    )
 
 
 def _raise(problems) -> None:

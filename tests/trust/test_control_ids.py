@@ -10,8 +10,8 @@ import pytest
 
 from lmmkit.api.sample import Image, Sample, Turn
 from lmmkit.data.chat_templates import TEMPLATES, lay_out
-from lmmkit.data.text_tokenizers.choose import AnyTokenizer, open_tokenizer
-from lmmkit.data.text_tokenizers.sentencepiece_tokenizer import SPACE, Tokenizer
+from lmmkit.data.text_tokenizers.choose import TextTokenizer, open_tokenizer
+from lmmkit.data.text_tokenizers.sentencepiece_tokenizer import SPACE, SentencePieceTokenizer
 from lmmkit.data.text_tokenizers.tiktoken_tokenizer import SPLIT
 from lmmkit.errors import UserError
 from lmmkit.scenes.tokenizer import train_tokenizer
@@ -36,7 +36,7 @@ SPLITS = ("\u200b", "\u200d", "\ufeff", "\u2060", "\u00ad", " ", "\u0301")
 
 
 @pytest.fixture(scope="module")
-def tokenizers(tmp_path_factory) -> dict[str, AnyTokenizer]:
+def tokenizers(tmp_path_factory) -> dict[str, TextTokenizer]:
     """One of each kind, trained here."""
     folders = {kind: tmp_path_factory.mktemp(kind) for kind in KINDS}
     (folders["sentencepiece"] / "tokenizer.model").write_bytes(train_tokenizer(WORDS))
@@ -46,9 +46,9 @@ def tokenizers(tmp_path_factory) -> dict[str, AnyTokenizer]:
     return {kind: open_tokenizer(folder) for kind, folder in folders.items()}
 
 
-def controls(tokenizer: AnyTokenizer) -> dict[str, int]:
+def controls(tokenizer: TextTokenizer) -> dict[str, int]:
     """Every token that is no text, by its spelling."""
-    if isinstance(tokenizer, Tokenizer):
+    if isinstance(tokenizer, SentencePieceTokenizer):
         mute = set(range(tokenizer.size)) - tokenizer._spelling  # type: ignore[attr-defined]
         return {tokenizer.spelling(i): i for i in mute}
     return dict(tokenizer._controls)  # type: ignore[attr-defined]
@@ -77,7 +77,7 @@ def hostile(text: str, spellings: list[str], draw: random.Random) -> str:
     return "".join(parts)
 
 
-def escaped(tokenizer: AnyTokenizer, kind: str, count: int, each: int = 10**6) -> tuple[int, int, int]:
+def escaped(tokenizer: TextTokenizer, kind: str, count: int, each: int = 10**6) -> tuple[int, int, int]:
     """(control ids that came out of texts, texts that do not come back, conversations with too many)
 
     `each`: special tokens in a text, drawn from all of them.
@@ -101,10 +101,10 @@ def escaped(tokenizer: AnyTokenizer, kind: str, count: int, each: int = 10**6) -
     return out, lost, spoilt
 
 
-def _laid(tokenizer: AnyTokenizer, template: str, words: str, ids_of: set[int]) -> Counter | None:
+def _laid(tokenizer: TextTokenizer, template: str, words: str, ids_of: set[int]) -> Counter | None:
     """How often each control id stands in a conversation; None for a template of another tokenizer."""
     turns = (Turn("user", words, images=1), Turn("assistant", words))
-    sample = Sample(key="k", turns=turns, images=(Image("a"),), template=template, image_shape="pad")
+    sample = Sample(key="k", turns=turns, images=(Image("a"),), template=template, image_fit="pad")
     try:
         layout = lay_out(sample, tokenizer, image_rows=4)
     except UserError:

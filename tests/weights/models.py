@@ -105,9 +105,9 @@ def ids(
     return id_BT, mask_BT
 
 
-def with_images(id_BT: torch.Tensor, mask_BT: torch.Tensor, places: list[list[int]], image: int, n: int):
+def with_images(id_BT: torch.Tensor, mask_BT: torch.Tensor, map_names: list[list[int]], image: int, n: int):
     """Image placeholders over `n` places from each of `places[b]` on."""
-    for b, starts in enumerate(places):
+    for b, starts in enumerate(map_names):
         for start in starts:
             assert mask_BT[b, start : start + n].all()
             id_BT[b, start : start + n] = image

@@ -204,17 +204,16 @@ def test_a_model_that_speaks_through_a_plugin_is_refused(llava, tmp_path):
     folder, _ = llava
     import_model(folder, tmp_path / "ours")
     config = json.loads((tmp_path / "ours" / "config.json").read_text())
-    from lmmkit.weights.export.llava_folders.export_model import Exported
-
     from lmmkit.weights import model_folder
-    from lmmkit.weights.export.llava_folders import llava_folders
+    from lmmkit.weights.export import llava_folders
+    from lmmkit.weights.export.export_model import Exported
 
     ours = lmmkit.load(tmp_path / "ours", device="cpu")
     parts = ours.objective.lmm
     model = Exported(
         vision=parts.vision, connector=parts.connector, text=parts.decoder,
-        config=config | {"speaks_through": ["directed_token"]}, tokenizer=ours.prepared.tokenizer,
-        carried=model_folder.carried_of(tmp_path / "ours"), image_shape="pad", template="vicuna_v1",
+        config=config | {"inference_plugins": ["directed_token"]}, tokenizer=ours.prepared.tokenizer,
+        passthrough=model_folder.carried_of(tmp_path / "ours"), image_fit="pad", template="vicuna_v1",
     )  # fmt: skip
     (problem,) = llava_folders.problems(model, tmp_path, "llava-hf")
     assert "directed_token" in problem.got and "--format lmmkit" in problem.hint
@@ -312,7 +311,7 @@ class TestBadFolders:
         "change",
         [
             {"model": None}, {"model": {}}, {"model": {"text": 3}}, {"stage": []}, {"eos": 5}, {"pad": "x"},
-            {"speaks_through": "x"}, {"image_token": True}, {"prefixes": []}, {"speaks_through": ["nobody"]},
+            {"inference_plugins": "x"}, {"image_token": True}, {"prefixes": []}, {"inference_plugins": ["nobody"]},
         ],
     )  # fmt: skip
     def test_a_damaged_config_of_ours_is_told(self, change, llava, tmp_path):

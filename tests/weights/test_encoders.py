@@ -47,8 +47,8 @@ def pickled(folder: Path) -> Path:
 
 def built(recipe):
     prepared = prepare(recipe)
-    return build.build(
-        prepared.recipe, {}, prepared.dims, torch.device("cpu"), origins=prepared.origins
+    return build.build_objective(
+        prepared.recipe, {}, prepared.dims, torch.device("cpu"), pretrained=prepared.pretrained
     ).lmm.vision.eval()
 
 
@@ -109,7 +109,7 @@ def test_llava_s_projector_joins_an_imported_encoder(tmp_path):
         out = tmp_path / f"model-{vision.name}"
         import_model(projector, out, vision=vision, base=base, allow_pickle=True)
         ours = lmmkit.load(out, device="cpu")
-        assert ours.prepared.recipe.model.speaks.image_shape == "crop"  # square: what CLIP's processor does
+        assert ours.prepared.recipe.model.chat.image_fit == "crop"  # square: what CLIP's processor does
         states.append(ours.objective.state_dict())
     assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
 
@@ -128,7 +128,7 @@ def test_show(kind, tmp_path):
     theirs, ours = show_model(public), show_model(tmp_path / "ours")
     assert set(theirs["parameters"]) == {"vision"} and ours["total"] > theirs["total"]  # every block of it
     said = run("model", "show", tmp_path / "ours")
-    assert "vision" in said and "speaks" not in said
+    assert "vision" in said and "chat" not in said
     assert json.loads(run("model", "show", public, "--json"))["kind"] == theirs["kind"]
 
 

@@ -59,9 +59,9 @@ def encoder(recipe):
     """The encoder as a run begins with it."""
     prepared = prepare(recipe)
     device = torch.device("cpu")
-    build.check_origins(prepared.recipe, prepared.dims, prepared.origins, device)
-    built = build.build(
-        prepared.recipe, prepared.parts.components, prepared.dims, device, origins=prepared.origins
+    build.check_pretrained(prepared.recipe, prepared.dims, prepared.pretrained, device)
+    built = build.build_objective(
+        prepared.recipe, prepared.instances.components, prepared.dims, device, pretrained=prepared.pretrained
     )
     return built.lmm.vision.eval()
 

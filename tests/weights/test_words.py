@@ -19,7 +19,7 @@ from lmmkit.api.sample import Image, Sample, Turn
 from lmmkit.data.chat_templates import lay_out_prompt
 from lmmkit.data.images import normalise, read_image
 from lmmkit.import_export import export_model, import_model
-from lmmkit.inference.chat_model import Speaker
+from lmmkit.inference.chat_model import ChatModel
 from lmmkit.recipe import read_text
 from lmmkit.training.run import train
 from tests.conftest import PLAIN
@@ -37,15 +37,15 @@ SHAPE = models.kv(models.ODD["plain"]) | {"max_position_embeddings": 1024}
 class Exported:
     """A run's model, and the llava-hf folder it was written to."""
 
-    ours: Speaker
+    ours: ChatModel
     folder: Path
 
     def ids(self, turns: tuple[Turn, ...], image: Path) -> list[int]:
         """The prompt in token ids, as `input_ids` spell it."""
-        speaks = self.ours.prepared.recipe.model.speaks
+        chat = self.ours.prepared.recipe.model.chat
         sample = Sample(
-            key="a", turns=turns, images=(Image(str(image)),), template=speaks.template,
-            image_shape=speaks.image_shape,
+            key="a", turns=turns, images=(Image(str(image)),), template=chat.template,
+            image_fit=chat.image_fit,
         )  # fmt: skip
         rows = self.ours.tokens.image_rows
         layout = lay_out_prompt(sample, self.ours.prepared.tokenizer, image_rows=rows)
@@ -58,7 +58,7 @@ def exported(folder: Path, scenes: Path, text: hf.PreTrainedConfig, vision: str,
     models.saved(models.made(hf.AutoModel.from_config(models.VISIONS[vision])), folder / "eye")
     changes = [
         f"model.vision={{from: {folder / 'eye'}}}", f"model.text={{from: {folder}, context: 512}}",
-        f"model.tokenizer={{from: {folder}}}", f"model.speaks={{template: {template}, image_shape: {shape}}}",
+        f"model.tokenizer={{from: {folder}}}", f"model.chat={{template: {template}, image_fit: {shape}}}",
         "stages.pretrain.length.steps=1", "stages.finetune.length.steps=1", "speed.tokens=8192",
         *(f"data.{name}.template={template}" for name in ("questions", "heldout")),
     ]  # fmt: skip
@@ -83,7 +83,7 @@ def llama3(scenes, tmp_path_factory):
     processor = hf.SiglipImageProcessor(size={"height": 30, "width": 30}, resample=2)  # as SigLIP 2 has it
     processor.save_pretrained(folder / "eye")
     config = hf.LlamaConfig(**SHAPE | {"vocab_size": 906})
-    return exported(folder, scenes, config, "siglip", "llama3", "squash")
+    return exported(folder, scenes, config, "siglip", "llama3", "stretch")
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def test_a_prompt_in_its_template_and_the_greedy_answer(name, request, tmp_path)
     new = theirs.eval().generate(**ready, max_new_tokens=24, do_sample=False)[:, ready.input_ids.shape[1] :]
     got = model.ours.generate(ready.input_ids, ready.pixel_values, max_new_tokens=24)
     assert torch.equal(got, new) and len(set(new[0].tolist())) > 5
-    answer = model.ours.say(TURNS, str(tmp_path / "a.png"), new=24)
+    answer = model.ours.notify(TURNS, str(tmp_path / "a.png"), new=24)
     assert processor.decode(new[0], skip_special_tokens=True).strip() == answer
 
 
@@ -142,8 +142,8 @@ def test_a_conversation_in_its_template(name, request, tmp_path):
     model = request.getfixturevalue(name)
     tokenizer = hf.AutoTokenizer.from_pretrained(model.folder)
     turns = (Turn("user", "a b"), Turn("assistant", "5  5\n5"), Turn("user", "a  mat?"))
-    speaks, ours = model.ours.prepared.recipe.model.speaks, model.ours.prepared.tokenizer
-    sample = Sample(key="a", turns=turns, template=speaks.template)
+    chat, ours = model.ours.prepared.recipe.model.chat, model.ours.prepared.tokenizer
+    sample = Sample(key="a", turns=turns, template=chat.template)
     layout = lay_out_prompt(sample, ours, image_rows=9, after_eos="hf437")  # as transformers now has it
     want = [i for span in layout for i in span.ids]
     said = [{"role": turn.role, "content": turn.text} for turn in turns]
@@ -161,10 +161,10 @@ def test_a_conversation_in_its_template(name, request, tmp_path):
 
 @pytest.mark.parametrize("name", ["qwen", "llama3", "llama"])
 def test_pixels_of_an_exported_processor(name, request, tmp_path):
-    """pad, squash and crop: within a grey level of ours, at every size."""
+    """pad, stretch and crop: within a grey level of ours, at every size."""
     model = request.getfixturevalue(name)
     processor = hf.AutoProcessor.from_pretrained(model.folder, backend="pil")
-    spec, shape = model.ours.prepared.dims.image, model.ours.prepared.recipe.model.speaks.image_shape
+    spec, shape = model.ours.prepared.dims.image, model.ours.prepared.recipe.model.chat.image_fit
     most = 0.0
     for size in SIZES:
         picture(*size).save(tmp_path / "a.png")
@@ -175,7 +175,7 @@ def test_pixels_of_an_exported_processor(name, request, tmp_path):
     show(f"grey_levels_{shape}", most)
     assert most < 1.01
     again = lmmkit.load(model.folder, device="cpu").prepared
-    assert (again.recipe.model.speaks.image_shape, again.dims.image) == (shape, spec)
+    assert (again.recipe.model.chat.image_fit, again.dims.image) == (shape, spec)
     assert spec.resample == ("bilinear" if name == "llama3" else "bicubic")
 
 

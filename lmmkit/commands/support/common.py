@@ -26,7 +26,7 @@ Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="K=V", help="Change one key: a.b=c. Repeatable.")
 ]
 Trust = Annotated[bool, typer.Option("--trust-files", help="Run plugins from local files the recipe names.")]
-Held = Annotated[
+Dtype = Annotated[
     Literal["float32", "bfloat16"],
     typer.Option("--dtype", help="What the weights are held in, and computed."),
 ]
@@ -73,7 +73,7 @@ def print_json(value: object) -> None:
 
 def the_recipe(path: Path, root: Path | None, changes: list[str] | None):
     """The recipe a command was given: a file, or the name of a shipped one."""
-    from lmmkit.commands.recipes import find
     from lmmkit.recipe import read_recipe
+    from lmmkit.recipe.shipped import find_recipe
 
-    return read_recipe(find(path), overrides=changes or (), root=root)
+    return read_recipe(find_recipe(path), overrides=changes or (), root=root)

@@ -13,15 +13,15 @@ from typing import TextIO
 
 from lmmkit.commands.support.common import err
 from lmmkit.data.images import check_header, check_whole
-from lmmkit.data.sources.bad_records import BadRow, Policy
-from lmmkit.data.sources.records import SHOWN, Records, open_rows
+from lmmkit.data.sources.bad_records import BadRecord, Policy
+from lmmkit.data.sources.records import SHOWN, Records, open_record_store
 from lmmkit.errors import Problem, UserError
 from lmmkit.errors.data import MANY, PATH, RECORDS_EMPTY
 from lmmkit.recipe import Recipe
 
 
 @dataclass
-class Report:
+class CheckReport:
     """The file that lists everything wrong, one JSON object a line; made when there is something.
 
     `shown`: the first problems of sources that must not have any, `refused`.
@@ -33,14 +33,14 @@ class Report:
     refused: set[str] = field(default_factory=set)
     _file: TextIO | None = None
 
-    def __enter__(self) -> Report:
+    def __enter__(self) -> CheckReport:
         return self
 
     def __exit__(self, *caught: object) -> None:
         if self._file is not None:
             self._file.close()
 
-    def add(self, source: str, bad: BadRow) -> None:
+    def add(self, source: str, bad: BadRecord) -> None:
         """Lists one more."""
         if self._file is None:
             self._file = open(self.path, "w", encoding="utf-8")  # noqa: SIM115
@@ -53,12 +53,12 @@ class Report:
         self.shown += problems
 
 
-def check_source(recipe: Recipe, name: str, report: Report, decode: bool) -> dict[str, float]:
+def check_records(recipe: Recipe, name: str, report: CheckReport, decode: bool) -> dict[str, float]:
     """Reads every row of a source and looks at every picture; what was found, in numbers."""
     section = recipe.data[name]
-    policy, first = Policy(section.bad_rows, section.bad_share), list[Problem]()
+    policy, first = Policy(section.bad_records, section.bad_share), list[Problem]()
 
-    def told(bad: BadRow) -> None:
+    def told(bad: BadRecord) -> None:
         report.add(name, bad)
         if len(first) < SHOWN:
             first.append(bad.problem())
@@ -67,50 +67,52 @@ def check_source(recipe: Recipe, name: str, report: Report, decode: bool) -> dic
     begin = time.perf_counter()
     try:
         with _bar(f"{name}: rows", _size(path), "MB", 1e-6) as move:
-            rows = open_rows(path, images or None, section.template, anew=True, told=told, progress=move)
+            rows = open_record_store(
+                path, images or None, section.template, anew=True, told=told, progress=move
+            )
     except UserError as error:
         for p in error.problems:
-            report.add(name, BadRow.of(p, (p.where, 0, 0)))
+            report.add(name, BadRecord.of(p, (p.where, 0, 0)))
         report.refuse(name, list(error.problems))
         return dict.fromkeys(
-            ("rows", "bad_rows", "pictures", "bad_pictures", "row_seconds", "picture_seconds"), 0
+            ("rows", "bad_records", "pictures", "bad_pictures", "row_seconds", "picture_seconds"), 0
         )
     between, meta = time.perf_counter(), rows.index.meta
     records = Records(
-        name=name, template=section.template, image_shape=section.image_shape, rows=rows, bad_rows=policy
+        name=name, template=section.template, image_fit=section.image_fit, rows=rows, bad_records=policy
     )
     pictures, bad_pictures = _check_pictures(records, told, decode)
-    bad, most = meta["bad_rows"] + bad_pictures, policy.allowed(meta["rows"])
+    bad, most = meta["bad_records"] + bad_pictures, policy.allowed(meta["rows"])
     if bad > most:
-        got = f"{meta['bad_rows']} bad records and {bad_pictures} bad images, all listed in {report.path}"
+        got = f"{meta['bad_records']} bad records and {bad_pictures} bad images, all listed in {report.path}"
         more = MANY.at(str(rows.path), got=got, most=most)
         report.refuse(name, [*first, *[more] * (bad > len(first))])
     elif not len(rows):
         report.refuse(name, [RECORDS_EMPTY.at(str(rows.path), got="no records")])
     return {
-        "rows": meta["rows"], "bad_rows": meta["bad_rows"], "pictures": pictures, "bad_pictures": bad_pictures,
+        "rows": meta["rows"], "bad_records": meta["bad_records"], "pictures": pictures, "bad_pictures": bad_pictures,
         "row_seconds": round(between - begin, 3), "picture_seconds": round(time.perf_counter() - between, 3),
     }  # fmt: skip
 
 
-def _check_pictures(records: Records, told: Callable[[BadRow], None], decode: bool) -> tuple[int, int]:
+def _check_pictures(records: Records, told: Callable[[BadRecord], None], decode: bool) -> tuple[int, int]:
     """(pictures, bad ones) of a source, each looked at once."""
     rows, bad, count = records.rows, 0, 0
-    strays = dict(rows.strays())
+    paths_outside = dict(rows.paths_outside())
     with _bar(
         f"{records.name}: {'pictures' if decode else 'headers'}", rows.index.meta["pictures"], "", 1
     ) as move:
         for i, image in rows.pictures():
             found: list[Problem] = []
-            if image.path in strays:
-                found = [PATH.at(image.path, got=strays[image.path])]
+            if image.path in paths_outside:
+                found = [PATH.at(image.path, got=paths_outside[image.path])]
             else:
                 try:
-                    (check_whole if decode else check_header)(image, records.image_shape)
+                    (check_whole if decode else check_header)(image, records.image_fit)
                 except UserError as error:
                     found = list(error.problems)
             for p in found:
-                told(BadRow.of(replace(p, got=f"{p.where}: {p.got}"), rows.place(i), key="image"))
+                told(BadRecord.of(replace(p, got=f"{p.where}: {p.got}"), rows.place(i), key="image"))
             bad += bool(found)
             move(count := count + 1)
     return count, bad

@@ -12,8 +12,8 @@ def pieces(prepared: Prepared, sample: Sample) -> Iterator[tuple[str, bool]]:
     """(text, supervised) of each span of the main view, tokens parted by a middle dot."""
     stage = next(iter(prepared.plans))
     tokenizer = prepared.tokenizer
-    for span in prepared.views(stage).lay_out(View(sample=sample, learn=True)):
+    for span in prepared.views(stage).lay_out(View(sample=sample, supervised=True)):
         if span.kind == "text":
-            yield "·".join(tokenizer.decode([i]) or f"<{i}>" for i in span.ids) + " ", span.learn
+            yield "·".join(tokenizer.decode([i]) or f"<{i}>" for i in span.ids) + " ", span.supervised
         else:
             yield f"[{span.mark or 'image'} x {span.n}] ", False

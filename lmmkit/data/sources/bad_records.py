@@ -16,7 +16,7 @@ from lmmkit.runs.files import write_text_atomic
 ALWAYS = 10  # bad rows that `skip` passes over, however few rows there are
 
 
-class BadRow(NamedTuple):
+class BadRecord(NamedTuple):
     """Describes one problem of one record. `key` is the part of the record; `row` is the number of the
     record, from 0, `line` counts from 1 (0: the record has no line)."""
 
@@ -31,7 +31,7 @@ class BadRow(NamedTuple):
     hint: str
 
     @classmethod
-    def of(cls, problem: Problem, place: tuple[str, int, int], id: str = "", key: str = "") -> BadRow:
+    def of(cls, problem: Problem, place: tuple[str, int, int], id: str = "", key: str = "") -> BadRecord:
         """Describes `problem` of the record at `place`: (file, line, row)."""
         return cls(*place, id, problem.code, key, problem.got, problem.expected, problem.hint)
 
@@ -64,7 +64,7 @@ STRICT = Policy()
 
 
 @dataclass(kw_only=True)
-class Ledger:
+class BadRecordLog:
     """The list of bad rows that a stage passed over, one JSON object a line, and their bound.
 
     `seen`: rows that each source gives a step, on average. `before`: steps of the run before the
@@ -79,7 +79,7 @@ class Ledger:
     writes: bool = True
     counts: Counter[str] = field(default_factory=Counter)
 
-    def open(self, step: int, known: Mapping[str, Iterable[BadRow]]) -> None:
+    def open(self, step: int, known: Mapping[str, Iterable[BadRecord]]) -> None:
         """Goes on after `step` of the run. `known` was left out of each source before any step."""
         lines = [line for line in _lines(self.path) if line["step"] <= step]
         if not any((line["stage"], line["step"]) == (self.stage, self.before) for line in lines):
@@ -89,9 +89,9 @@ class Ledger:
         if self.writes and (lines or self.path.exists()):
             write_text_atomic(self.path, "".join(json.dumps(line) + "\n" for line in lines))
 
-    def add(self, index: int, bad_rows: Iterable[tuple[str, Iterable]]) -> None:
+    def add(self, index: int, bad_records: Iterable[tuple[str, Iterable]]) -> None:
         """Lists bad records of the stage's step `index`, by source. Raises `UserError` above the bound."""
-        found, step = [(name, BadRow(*bad)) for name, bad in bad_rows], self.before + index + 1
+        found, step = [(name, BadRecord(*bad)) for name, bad in bad_records], self.before + index + 1
         if not found:
             return
         if self.writes:
@@ -106,7 +106,7 @@ class Ledger:
                 more = TOO_MANY.at(f"data.{name}", got=got, most=f"{most} by step {step}")
                 raise UserError([*last, more])
 
-    def _line(self, step: int, source: str, bad: BadRow) -> dict[str, Any]:
+    def _line(self, step: int, source: str, bad: BadRecord) -> dict[str, Any]:
         return {"step": step, "stage": self.stage, "source": source, **bad._asdict()}
 
 

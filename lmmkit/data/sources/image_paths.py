@@ -32,7 +32,7 @@ def describe(path: str, reason: str) -> str:
 
 
 @dataclass(frozen=True)
-class Listing:
+class FolderListing:
     """One folder of pictures: whether it lies inside the root, links resolved; names of its
     regular files, and of its links."""
 
@@ -61,11 +61,11 @@ class ImageRoot:
             raise UserError(RECORDS_IMAGES.at(path, got=got))
         return cls(path=path, real=os.path.realpath(path))
 
-    def list(self, folder: str) -> Listing:
+    def list(self, folder: str) -> FolderListing:
         """A folder below the root, by its relative path."""
         here = os.path.join(self.path, folder)
         if not self._below(os.path.realpath(here)):
-            return Listing(False)
+            return FolderListing(False)
         files, links = [], []
         try:
             with os.scandir(here) as entries:
@@ -76,7 +76,7 @@ class ImageRoot:
                         files.append(entry.name)
         except OSError:
             pass  # not there: its pictures are missing
-        return Listing(True, frozenset(files), frozenset(links))
+        return FolderListing(True, frozenset(files), frozenset(links))
 
     def leads_out(self, path: str) -> bool:
         """Whether a link takes the relative path out of the folder."""

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from lmmkit.data.sources.bad_records import BadRow
+from lmmkit.data.sources.bad_records import BadRecord
 from lmmkit.data.sources.json_stream import open_regular
 from lmmkit.errors import UserError
 from lmmkit.errors.data import CHANGED, RECORDS_FILE
@@ -41,7 +41,7 @@ class Index:
 
     meta: Mapping[str, Any]
     arrays: Mapping[str, np.ndarray]
-    bad: tuple[BadRow, ...] = ()
+    bad: tuple[BadRecord, ...] = ()
     folder: Path | None = None
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -50,14 +50,16 @@ class Index:
         return _again, (self.folder, dict(self.meta))
 
 
-def open_index(key: str, files: Iterable[Path], build: Callable[[], Index], *, anew: bool = False) -> Index:
+def open_index(
+    key: str, files: Iterable[Path], build: Callable[[], Index], *, rebuild: bool = False
+) -> Index:
     """The index of `files` under `key`: as kept, or from `build` and then kept where that can be."""
     print_of = fingerprint(files)
     name = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=12).hexdigest()
     stamp = hashlib.blake2b(json.dumps([FORMAT, key, print_of]).encode(), digest_size=12).hexdigest()
     cache = cache_folder()
     folder = cache / f"{name}-{stamp}"
-    if not anew and (kept := load(folder)) is not None:
+    if not rebuild and (kept := load_index(folder)) is not None:
         return kept
     built = build()
     try:
@@ -69,7 +71,7 @@ def open_index(key: str, files: Iterable[Path], build: Callable[[], Index], *, a
     for other in cache.glob(f"{name}-*"):
         if other != folder:
             shutil.rmtree(other, ignore_errors=True)
-    return load(folder) or built
+    return load_index(folder) or built
 
 
 def cache_folder() -> Path:
@@ -97,7 +99,7 @@ def fingerprint(files: Iterable[Path]) -> list[list[int]]:
     return found
 
 
-def load(folder: Path) -> Index | None:
+def load_index(folder: Path) -> Index | None:
     """The index in a folder; None if there is none, or it is not what was written."""
     try:
         meta = json.loads((folder / META).read_bytes())
@@ -111,14 +113,14 @@ def load(folder: Path) -> Index | None:
             if found != crc:
                 return None
         lines = (folder / BAD).read_text("utf-8").splitlines()
-        return replace(_opened(folder, meta), bad=tuple(BadRow(*json.loads(line)) for line in lines))
+        return replace(_opened(folder, meta), bad=tuple(BadRecord(*json.loads(line)) for line in lines))
     except Exception:  # a cache that anybody may have written: whatever is wrong, it is made anew
         return None
 
 
 def _opened(folder: Path, meta: dict[str, Any]) -> Index:
     arrays = {
-        name.removesuffix(".npy"): np.load(folder / name, mmap_mode="r", allow_pickle=False)
+        name.removesuffix(".npy"): np.load_index(folder / name, mmap_mode="r", allow_pickle=False)
         for name in meta["files"]
         if name.endswith(".npy")
     }

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from lmmkit.data.sources.json_stream import MAX_ROW, Faults, Parser, Window, skip
 
 
-class Row(NamedTuple):
+class RawRecord(NamedTuple):
     """A row of a file: its index from 0, its line from 1, its value, and what is wrong in it.
 
     `faults` are pairs (got, expected); a record that has any has no usable value. Its
@@ -29,7 +29,7 @@ class Row(NamedTuple):
     spelt: bool = False
 
 
-def read_rows(window: Window) -> Iterator[Row]:
+def read_rows(window: Window) -> Iterator[RawRecord]:
     """The rows of a file: lines if its name ends in .jsonl, else the items of one JSON list.
 
     What is no list, or ends too early, shows as a last row with faults.
@@ -37,23 +37,23 @@ def read_rows(window: Window) -> Iterator[Row]:
     return _lines(window) if window.path.suffix == ".jsonl" else _items(window)
 
 
-def stream(path: Path, progress: Callable[[int], None] | None = None) -> Iterator[Row]:
+def stream(path: Path, progress: Callable[[int], None] | None = None) -> Iterator[RawRecord]:
     """`read_rows` of a file by its name."""
     with Window(path, progress) as window:
         yield from read_rows(window)
 
 
-def row_of(data: bytes, index: int, line: int) -> Row:
+def row_of(data: bytes, index: int, line: int) -> RawRecord:
     """A row from its bytes, as an index has it."""
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
         got = f"byte 0x{data[error.start]:02x}, which is no UTF-8"
-        return Row(index, line, faults=((got, "JSON in UTF-8"),))
+        return RawRecord(index, line, faults=((got, "JSON in UTF-8"),))
     return _line(text, Parser(), index, line)
 
 
-def _items(window: Window) -> Iterator[Row]:
+def _items(window: Window) -> Iterator[RawRecord]:
     parser, index = Parser(), 0
     if window.peek() != "[":
         yield _wrong(window, 0, "a JSON list; JSONL is named .jsonl", "nothing")
@@ -67,10 +67,10 @@ def _items(window: Window) -> Iterator[Row]:
         except json.JSONDecodeError as error:
             line = start + window.text.count("\n", window.at, error.pos)
             before = window.column if error.lineno == 1 else 0
-            yield Row(index, line, faults=(_broken(error, before),))
+            yield RawRecord(index, line, faults=(_broken(error, before),))
             return
         spelt, offset = _spelt(window.text, window.at, end), window.offset
-        yield Row(index, start, value, faults, offset, window.take(end), spelt)
+        yield RawRecord(index, start, value, faults, offset, window.take(end), spelt)
         index += 1
         after = window.peek()
         closed = after == "]"
@@ -85,18 +85,18 @@ def _items(window: Window) -> Iterator[Row]:
         yield _wrong(window, index, "nothing after the list", "")
 
 
-def _wrong(window: Window, index: int, expected: str, at_end: str) -> Row:
+def _wrong(window: Window, index: int, expected: str, at_end: str) -> RawRecord:
     got = repr(window.text[window.at : window.at + 20]) if window.text[window.at :] else at_end
-    return Row(index, window.line, faults=((got, expected),))
+    return RawRecord(index, window.line, faults=((got, expected),))
 
 
-def _lines(window: Window) -> Iterator[Row]:
+def _lines(window: Window) -> Iterator[RawRecord]:
     parser, index = Parser(), 0
     while window.at < len(window.text) or window.more():
         text = window.next_line()
         if text is None:
             got = f"a line of more than {MAX_ROW} characters"
-            yield Row(index, window.line, faults=((got, "one record a line"),))
+            yield RawRecord(index, window.line, faults=((got, "one record a line"),))
             return
         if text.strip(" \t\r"):
             row = _line(text, parser, index, window.line)
@@ -108,14 +108,14 @@ def _lines(window: Window) -> Iterator[Row]:
         window.take(min(window.at + 1, len(window.text)))
 
 
-def _line(text: str, parser: Parser, index: int, number: int) -> Row:
+def _line(text: str, parser: Parser, index: int, number: int) -> RawRecord:
     try:
         value, end, faults = parser.at(text, skip(text, 0))
     except json.JSONDecodeError as error:
-        return Row(index, number, faults=(_broken(error),))
+        return RawRecord(index, number, faults=(_broken(error),))
     if (end := skip(text, end)) != len(text):
         faults += ((repr(text[end : end + 20]), "one value a line"),)
-    return Row(index, number, value, faults)
+    return RawRecord(index, number, value, faults)
 
 
 def _spelt(text: str, start: int, end: int) -> bool:

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from lmmkit.api.sample import Image
-from lmmkit.data.sources.bad_records import BadRow
+from lmmkit.data.sources.bad_records import BadRecord
 from lmmkit.data.sources.image_paths import ImageRoot, describe, is_plain, path_fault
 from lmmkit.data.sources.index_cache import BAD_KEPT, Index, open_index
-from lmmkit.data.sources.json_records import Row, read_rows, row_of
+from lmmkit.data.sources.json_records import RawRecord, read_rows, row_of
 from lmmkit.data.sources.json_stream import Window
-from lmmkit.data.sources.record_parser import Measured, RowReader, measure, measured
+from lmmkit.data.sources.record_parser import RecordParser, RecordSize, measure_record, measured_record
 from lmmkit.errors import UserError
 from lmmkit.errors.data import CHANGED, RECORDS_FILE
 
@@ -34,12 +34,12 @@ ROW = np.dtype(
 )
 PICTURE = np.dtype([("item", "<u8"), ("start", "<u8"), ("folder", "<u4")])
 
-Told = Callable[[BadRow], None]
+Told = Callable[[BadRecord], None]
 Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class JsonFile:
+class JsonRecords:
     """The good rows of the file `path`, by number; pictures lie below `root`."""
 
     path: Path
@@ -53,7 +53,7 @@ class JsonFile:
     def __len__(self) -> int:
         return len(self.index.arrays["rows"])
 
-    def row(self, i: int) -> Row:
+    def row(self, i: int) -> RawRecord:
         """Good row i as the file has it now. Raises `UserError` if the file is not what it was."""
         at = self.index.arrays["rows"][i]
         try:
@@ -101,7 +101,7 @@ class JsonFile:
                 )
         return sorted(found)
 
-    def strays(self) -> list[tuple[str, str]]:
+    def paths_outside(self) -> list[tuple[str, str]]:
         """Returns (absolute path, description) of each image that a link takes out of the root."""
         found = []
         for folder, listing in self._listings():
@@ -145,14 +145,14 @@ class JsonFile:
                 yield int(pictures["item"][j]), path
 
 
-def _opened(path: Path, root: ImageRoot, index: Index) -> JsonFile:
-    return JsonFile(path=path, root=root, index=index)
+def _opened(path: Path, root: ImageRoot, index: Index) -> JsonRecords:
+    return JsonRecords(path=path, root=root, index=index)
 
 
 def open_json(
-    path: Path, images: Path, template: str, *, anew: bool = False,
-    told: Told | None = None, progress: Progress | None = None,
-) -> JsonFile:  # fmt: skip
+    path: Path, images: Path, template: str, *, rebuild: bool = False,
+    on_bad_record: Told | None = None, progress: Progress | None = None,
+) -> JsonRecords:  # fmt: skip
     """The file with its index, which a pass over the whole file makes where there is none.
 
     `told` hears of everything wrong in every bad row, and `progress` of bytes read, if there is a
@@ -162,23 +162,25 @@ def open_json(
     with Window(path):  # says in words what is no file
         pass
     key = f"json {os.path.realpath(path)} {'plain' if template == 'plain' else 'talk'} {path.suffix}"
-    build = lambda: _Pass(path, template, told, progress).index()  # noqa: E731
-    return JsonFile(path=path, root=root, index=open_index(key, [path], build, anew=anew))
+    build = lambda: _Pass(path, template, on_bad_record, progress).index()  # noqa: E731
+    return JsonRecords(path=path, root=root, index=open_index(key, [path], build, rebuild=rebuild))
 
 
 class _Pass:
     """One pass over a file: every row parsed and checked, the good ones measured."""
 
-    def __init__(self, path: Path, template: str, told: Told | None, progress: Progress | None) -> None:
+    def __init__(
+        self, path: Path, template: str, on_bad_record: Told | None, progress: Progress | None
+    ) -> None:
         self.path, self.template = path, template
-        self.told, self.progress = told or (lambda bad: None), progress
+        self.on_bad_record, self.progress = on_bad_record or (lambda bad: None), progress
         self.rows: list[array.array] = [array.array(code) for code in "QQQQiB"]
         self.pictures: dict[str, None] = {}
         self.first, self.names = array.array("Q"), bytearray()
         self.starts, self.folders, self.folder = array.array("Q"), array.array("I"), dict[str, int]()
         self.keys: set[str] = set()
-        self.bad: list[BadRow] = []
-        self.counts: Counter[str] = Counter(rows=0, bad_rows=0, problems=0, dropped_turns=0, renamed=0)
+        self.bad: list[BadRecord] = []
+        self.counts: Counter[str] = Counter(rows=0, bad_records=0, problems=0, dropped_turns=0, renamed=0)
 
     def index(self) -> Index:
         """Everything the pass found."""
@@ -186,7 +188,7 @@ class _Pass:
         with Window(self.path, self.progress) as window:
             for row in read_rows(window):
                 self.counts["rows"] += 1
-                found = measure(row, self.template) or self.closer(row)
+                found = measure_record(row, self.template) or self.closer(row)
                 if found is not None:
                     self.keep(row, found)
         meta = {
@@ -205,22 +207,22 @@ class _Pass:
         names = np.frombuffer(bytes(self.names), np.uint8)
         return Index(meta, {"rows": rows, "pictures": pictures, "names": names}, tuple(self.bad))
 
-    def closer(self, row: Row) -> Measured | None:
+    def closer(self, row: RawRecord) -> RecordSize | None:
         """Reads a record that `measure` does not pass. Reports all its problems."""
-        reader = RowReader(template=self.template)
+        reader = RecordParser(template=self.template)
         record = reader.read(row)
         if record is not None:
-            return measured(record, row.value, reader.dropped)
-        self.counts["bad_rows"] += 1
+            return measured_record(record, row.value, reader.dropped)
+        self.counts["bad_records"] += 1
         self.counts["problems"] += len(reader.problems)
         for key, problem in reader.problems:
-            bad = BadRow.of(problem, (str(self.path), row.line, row.index), reader.said, key)
-            self.told(bad)
+            bad = BadRecord.of(problem, (str(self.path), row.line, row.index), reader.said, key)
+            self.on_bad_record(bad)
             if len(self.bad) < BAD_KEPT:
                 self.bad.append(bad)
         return None
 
-    def keep(self, row: Row, found: Measured) -> None:
+    def keep(self, row: RawRecord, found: RecordSize) -> None:
         """A good row goes into the index."""
         again, key = 0, found.key or str(row.index)
         while key in self.keys:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from lmmkit.api.sample import Role, Turn
 from lmmkit.data.sources.image_paths import is_plain, path_fault
-from lmmkit.data.sources.json_records import Row
+from lmmkit.data.sources.json_records import RawRecord
 from lmmkit.errors import Code, Problem
 from lmmkit.errors.data import (
     ANSWER,
@@ -40,7 +40,7 @@ class Record(NamedTuple):
     meta: dict[str, Scalar] | None
 
 
-class Measured(NamedTuple):
+class RecordSize(NamedTuple):
     """What an index keeps of a good row. `words`: of all turns, parted by blanks, as LLaVA counts
     them; `dropped`: answers before any question."""
 
@@ -50,7 +50,7 @@ class Measured(NamedTuple):
     dropped: int = 0
 
 
-def measure(row: Row, template: str) -> Measured | None:
+def measure_record(row: RawRecord, template: str) -> RecordSize | None:
     """The measures of a row that is good at a glance; None for all that wants a closer look.
 
     It lets pass only what `RowReader` would, ten times as fast: most rows of a file are plain.
@@ -83,11 +83,11 @@ def measure(row: Row, template: str) -> Measured | None:
         asked = not asked
     if marks != (path is not None) or (template == "plain" and path is None):
         return None
-    return Measured("" if key is None else str(key), () if path is None else (path,), words)
+    return RecordSize("" if key is None else str(key), () if path is None else (path,), words)
 
 
 @dataclass(kw_only=True)
-class RowReader:
+class RecordParser:
     """Reads one record and collects its problems, each with the part of the record: "conversations.3.from".
 
     The caller knows the place of the record, so `where` of the problems is empty. `said` is the id of the
@@ -99,7 +99,7 @@ class RowReader:
     said: str = ""
     dropped: int = 0
 
-    def read(self, row: Row) -> Record | None:
+    def read(self, row: RawRecord) -> Record | None:
         """Returns the record, or None if there are problems."""
         for got, expected in row.faults:
             self.wrong(JSON, "", got, expected=expected)
@@ -238,10 +238,10 @@ class RowReader:
         return True
 
 
-def measured(record: Record, value: Any, dropped: int) -> Measured:
+def measured_record(record: Record, value: Any, dropped: int) -> RecordSize:
     """The measures of a good row, by its value and the record made of it."""
     words = sum(len(turn["value"].split()) for turn in value["conversations"])
-    return Measured(record.key, record.images, words, dropped)
+    return RecordSize(record.key, record.images, words, dropped)
 
 
 def _kind(value: object) -> str:

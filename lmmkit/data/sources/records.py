@@ -15,13 +15,13 @@ from typing import Protocol
 
 import numpy as np
 
-from lmmkit.api.sample import Image, ImageShape, Sample
+from lmmkit.api.sample import Image, ImageFit, Sample
 from lmmkit.data.images import check_header
-from lmmkit.data.sources.bad_records import STRICT, BadRow, Policy, place
+from lmmkit.data.sources.bad_records import STRICT, BadRecord, Policy, place
 from lmmkit.data.sources.index_cache import Index
-from lmmkit.data.sources.json_records import Row
+from lmmkit.data.sources.json_records import RawRecord
 from lmmkit.data.sources.llava_json import open_json
-from lmmkit.data.sources.record_parser import RowReader
+from lmmkit.data.sources.record_parser import RecordParser
 from lmmkit.data.sources.webdataset_shards import open_shards
 from lmmkit.errors import Problem, UserError
 from lmmkit.errors.data import IMAGE_MISSING, MANY, PATH, RECORDS_EMPTY, TOO_MANY
@@ -29,7 +29,7 @@ from lmmkit.errors.data import IMAGE_MISSING, MANY, PATH, RECORDS_EMPTY, TOO_MAN
 SHOWN = 20  # problems told one by one
 
 
-class Rows(Protocol):
+class RecordStore(Protocol):
     """Where rows lie: a file of records, or shards. Rows are numbered from 0, bad ones left out."""
 
     @property
@@ -37,13 +37,13 @@ class Rows(Protocol):
     @property
     def index(self) -> Index: ...
     def __len__(self) -> int: ...
-    def row(self, i: int) -> Row: ...
+    def row(self, i: int) -> RawRecord: ...
     def key(self, i: int, own: str) -> str: ...
     def images(self, i: int, paths: tuple[str, ...]) -> tuple[Image, ...]: ...
     def place(self, i: int) -> tuple[str, int, int]: ...
     def pictures(self) -> Iterator[tuple[int, Image]]: ...
     def missing(self) -> list[tuple[int, str]]: ...
-    def strays(self) -> list[tuple[str, str]]: ...
+    def paths_outside(self) -> list[tuple[str, str]]: ...
     def identity(self) -> dict[str, object]: ...
 
 
@@ -53,9 +53,9 @@ class Records(Sequence[Sample]):
 
     name: str
     template: str
-    image_shape: ImageShape
-    rows: Rows
-    bad_rows: Policy = STRICT
+    image_fit: ImageFit
+    rows: RecordStore
+    bad_records: Policy = STRICT
 
     @property
     def path(self) -> Path:
@@ -75,7 +75,7 @@ class Records(Sequence[Sample]):
     @property
     def left_out(self) -> int:
         """Bad rows that were passed over."""
-        return self.rows.index.meta["bad_rows"]
+        return self.rows.index.meta["bad_records"]
 
     @property
     def words_N(self) -> np.ndarray:
@@ -88,7 +88,7 @@ class Records(Sequence[Sample]):
     def __getitem__(self, i: int) -> Sample:  # type: ignore[override]  # slices have no use here
         if not 0 <= i < len(self):
             raise IndexError(i)
-        reader = RowReader(template=self.template)
+        reader = RecordParser(template=self.template)
         record = reader.read(self.rows.row(i))
         if record is None:  # the index promised otherwise
             raise UserError(replace(reader.problems[0][1], where=self.where(i)))
@@ -97,7 +97,7 @@ class Records(Sequence[Sample]):
             turns=record.turns,
             images=self.rows.images(i, record.images),
             template=self.template,
-            image_shape=self.image_shape,
+            image_fit=self.image_fit,
             meta=record.meta or {},
         )
 
@@ -107,13 +107,13 @@ class Records(Sequence[Sample]):
 
     def identity(self) -> dict[str, object]:
         """What tells the source from another of as many rows. Where it lies does not matter."""
-        shape = {"template": self.template, "image_shape": self.image_shape}
+        shape = {"template": self.template, "image_fit": self.image_fit}
         return {"rows": len(self), **self.rows.identity(), **shape}
 
 
 def open_records(
-    name: str, *, records: Path, images: Path | None, template: str, image_shape: ImageShape,
-    bad_rows: Policy = STRICT,
+    name: str, *, records: Path, images: Path | None, template: str, image_fit: ImageFit,
+    bad_records: Policy = STRICT,
 ) -> Records:  # fmt: skip
     """The rows of the file `records`, all of them checked; picture paths are relative to `images`.
     Without `images`, `records` is the pattern of shards that hold rows and pictures.
@@ -124,45 +124,51 @@ def open_records(
     Raises `UserError` with the first 20 problems and the number of all of them.
     """
     found = Records(
-        name=name, template=template, image_shape=image_shape, bad_rows=bad_rows,
-        rows=open_rows(Path(records), images, template),
+        name=name, template=template, image_fit=image_fit, bad_records=bad_records,
+        rows=open_record_store(Path(records), images, template),
     )  # fmt: skip
     _refuse(found)
     return found
 
 
-def open_rows(
-    records: Path, images: Path | None, template: str, *, anew: bool = False,
-    told: Callable[[BadRow], None] | None = None, progress: Callable[[int], None] | None = None,
-) -> Rows:  # fmt: skip
+def open_record_store(
+    records: Path, images: Path | None, template: str, *, rebuild: bool = False,
+    on_bad_record: Callable[[BadRecord], None] | None = None, progress: Callable[[int], None] | None = None,
+) -> RecordStore:  # fmt: skip
     """Where the rows of a source lie, indexed."""
     if images is None:
-        return open_shards(records, template, anew=anew, told=told, progress=progress)
-    return open_json(records, Path(images), template, anew=anew, told=told, progress=progress)
+        return open_shards(records, template, rebuild=rebuild, on_bad_record=on_bad_record, progress=progress)
+    return open_json(
+        records, Path(images), template, rebuild=rebuild, on_bad_record=on_bad_record, progress=progress
+    )
 
 
 def _refuse(records: Records) -> None:
     """Raises what is wrong with the rows as a whole."""
     meta, where = records.rows.index.meta, str(records.path)
-    told: list[BadRow] = list(records.rows.index.bad[:SHOWN])
-    problems = [bad.problem() for bad in told]
-    total, most = meta["problems"], records.bad_rows.allowed(meta["rows"])
-    if meta["bad_rows"] <= most:
+    on_bad_record: list[BadRecord] = list(records.rows.index.bad[:SHOWN])
+    problems = [bad.problem() for bad in on_bad_record]
+    total, most = meta["problems"], records.bad_records.allowed(meta["rows"])
+    if meta["bad_records"] <= most:
         problems = []
-    elif records.bad_rows.kind == "skip":
-        got = f"{meta['bad_rows']} bad records of {meta['rows']}"
+    elif records.bad_records.kind == "skip":
+        got = f"{meta['bad_records']} bad records of {meta['rows']}"
         problems.append(TOO_MANY.at(where, got=got, most=most))
     elif total > len(problems):
         got = f"{total} problems, of which {len(problems)} are listed above"
         problems.append(MANY.at(where, got=got, most=0))
     if not problems and not len(records):
         problems.append(RECORDS_EMPTY.at(where, got="no records"))
-    strays = [] if problems else [PATH.at(f"{where}, {path}", got=got) for path, got in records.rows.strays()]
-    if len(strays) > SHOWN:
-        got = f"{len(strays)} problems, of which {SHOWN} are listed above"
-        strays[SHOWN:] = [MANY.at(where, got=got, most=0)]
-    if problems or strays:
-        raise UserError([*problems, *strays])
+    paths_outside = (
+        []
+        if problems
+        else [PATH.at(f"{where}, {path}", got=got) for path, got in records.rows.paths_outside()]
+    )
+    if len(paths_outside) > SHOWN:
+        got = f"{len(paths_outside)} problems, of which {SHOWN} are listed above"
+        paths_outside[SHOWN:] = [MANY.at(where, got=got, most=0)]
+    if problems or paths_outside:
+        raise UserError([*problems, *paths_outside])
 
 
 def missing_images(records: Records, limit: int | None = None) -> list[Problem]:
@@ -173,7 +179,7 @@ def missing_images(records: Records, limit: int | None = None) -> list[Problem]:
 
 def too_many(records: Records, found: list[Problem], limit: int = SHOWN) -> list[Problem]:
     """The first `limit` of the problems of pictures, where they are more than the source may skip."""
-    most = records.bad_rows.allowed(len(records))
+    most = records.bad_records.allowed(len(records))
     if len(found) <= most:
         return []
     got = f"{len(found)} bad images of source `{records.name}`"
@@ -189,7 +195,7 @@ def check_images(records: Records, limit: int | None = None) -> list[Problem]:
     found = []
     for i, image in records.rows.pictures():
         try:
-            check_header(image, records.image_shape)
+            check_header(image, records.image_fit)
         except UserError as error:
             for p in error.problems:
                 found.append(replace(p, where=f"{records.where(i)}, {p.where}"))

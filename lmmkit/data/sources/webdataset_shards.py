@@ -20,12 +20,12 @@ from pathlib import Path
 import numpy as np
 
 from lmmkit.api.sample import Image
-from lmmkit.data.sources.bad_records import BadRow
+from lmmkit.data.sources.bad_records import BadRecord
 from lmmkit.data.sources.index_cache import BAD_KEPT, Index, open_index
-from lmmkit.data.sources.json_records import Row, row_of
+from lmmkit.data.sources.json_records import RawRecord, row_of
 from lmmkit.data.sources.json_stream import MAX_ROW
-from lmmkit.data.sources.record_parser import RowReader, measured
-from lmmkit.data.tar import Member, members
+from lmmkit.data.sources.record_parser import RecordParser, measured_record
+from lmmkit.data.sources.tar_members import Member, members
 from lmmkit.errors import MachineError, UserError
 from lmmkit.errors.data import CHANGED, LONG, NO_WEBDATASET, RECORDS_FILE, SHARD
 
@@ -39,7 +39,7 @@ OPEN_SHARDS = 64  # files a process holds open
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Shards:
+class ShardRecords:
     """The good rows of the shards that the pattern `path` names, by number."""
 
     path: Path
@@ -53,7 +53,7 @@ class Shards:
     def __len__(self) -> int:
         return len(self.index.arrays["rows"])
 
-    def row(self, i: int) -> Row:
+    def row(self, i: int) -> RawRecord:
         """Good row i as its shard has it now. Raises `UserError` if the shard is not what it was."""
         at = self.index.arrays["rows"][i]
         number = int(at["shard"])
@@ -94,7 +94,7 @@ class Shards:
         """None: a picture that is not in a shard is not in the index."""
         return []
 
-    def strays(self) -> list[tuple[str, str]]:
+    def paths_outside(self) -> list[tuple[str, str]]:
         """None: a picture is bytes of a shard."""
         return []
 
@@ -115,14 +115,14 @@ class Shards:
         return self._kept[number]
 
 
-def _opened(path: Path, shards: tuple[Path, ...], index: Index) -> Shards:
-    return Shards(path=path, shards=shards, index=index)
+def _opened(path: Path, shards: tuple[Path, ...], index: Index) -> ShardRecords:
+    return ShardRecords(path=path, shards=shards, index=index)
 
 
 def open_shards(
-    pattern: Path, template: str, *, anew: bool = False, told: Callable[[BadRow], None] | None = None,
+    pattern: Path, template: str, *, rebuild: bool = False, on_bad_record: Callable[[BadRecord], None] | None = None,
     progress: Callable[[int], None] | None = None,
-) -> Shards:  # fmt: skip
+) -> ShardRecords:  # fmt: skip
     """The shards with their index; `told`, `progress`, `anew` as in `open_json`.
 
     Raises `UserError` for a pattern that names no file and for what is no archive, `MachineError`
@@ -130,8 +130,8 @@ def open_shards(
     """
     shards = tuple(_named(pattern))
     key = f"shards {os.path.realpath(pattern)} {'plain' if template == 'plain' else 'talk'}"
-    build = lambda: _Pass(shards, template, told, progress).index()  # noqa: E731
-    return Shards(path=pattern, shards=shards, index=open_index(key, shards, build, anew=anew))
+    build = lambda: _Pass(shards, template, on_bad_record, progress).index()  # noqa: E731
+    return ShardRecords(path=pattern, shards=shards, index=open_index(key, shards, build, rebuild=rebuild))
 
 
 def _named(pattern: Path) -> list[Path]:
@@ -171,7 +171,7 @@ def _refused(path: Path, got: str, expected: str) -> UserError:
     return UserError(RECORDS_FILE.at(str(path), got=got, expected=expected))
 
 
-def _with_pictures(row: Row, count: int) -> Row:
+def _with_pictures(row: RawRecord, count: int) -> RawRecord:
     """The row with the pictures of its members in place of what its JSON says of pictures."""
     if not isinstance(row.value, dict):
         return row
@@ -181,14 +181,17 @@ def _with_pictures(row: Row, count: int) -> Row:
 class _Pass:
     """One pass over the headers of all shards, and over the JSON in them."""
 
-    def __init__(self, shards, template, told, progress) -> None:
+    def __init__(self, shards, template, on_bad_record, progress) -> None:
         self.shards, self.template = shards, template
-        self.told, self.progress = told or (lambda bad: None), progress or (lambda size: None)
+        self.on_bad_record, self.progress = (
+            on_bad_record or (lambda bad: None),
+            progress or (lambda size: None),
+        )
         self.rows: list[tuple[int, ...]] = []
         self.parts: list[tuple[int, int]] = []
         self.keys: set[str] = set()
-        self.bad: list[BadRow] = []
-        self.meta = dict.fromkeys(("rows", "bad_rows", "problems", "dropped_turns", "renamed", "crc32"), 0)
+        self.bad: list[BadRecord] = []
+        self.meta = dict.fromkeys(("rows", "bad_records", "problems", "dropped_turns", "renamed", "crc32"), 0)
 
     def index(self) -> Index:
         """Returns everything that the pass found. Raises `UserError` with all broken shards."""
@@ -211,7 +214,7 @@ class _Pass:
         """One key of a shard: a row, if it has JSON."""
         shard, at = self.shards[number], self.meta["rows"]
         self.meta["rows"] += 1
-        record, row, reader = None, Row(at, 0), RowReader(template=self.template)
+        record, row, reader = None, RawRecord(at, 0), RecordParser(template=self.template)
         pictures = [sample[kind] for kind in sample if kind.rpartition(".")[2] in PICTURES]
         member: Member | None = sample.get("json")
         if member is None:
@@ -228,7 +231,7 @@ class _Pass:
         if record is None or member is None:
             self.refuse(shard, at, reader, sample["__key__"])
             return
-        found = measured(record, row.value, reader.dropped)
+        found = measured_record(record, row.value, reader.dropped)
         again, key = 0, found.key or str(at)
         while key in self.keys:
             again, key = again + 1, f"{key}#{at}"
@@ -242,13 +245,13 @@ class _Pass:
         self.meta["dropped_turns"] += found.dropped
         self.meta["renamed"] += again > 0
 
-    def refuse(self, shard: Path, at: int, reader: RowReader, key: str) -> None:
+    def refuse(self, shard: Path, at: int, reader: RecordParser, key: str) -> None:
         """Reports all problems of a bad record."""
-        self.meta["bad_rows"] += 1
+        self.meta["bad_records"] += 1
         self.meta["problems"] += len(reader.problems)
         for part, problem in reader.problems:
-            bad = BadRow.of(problem, (str(shard), 0, at), reader.said or key, part)
-            self.told(bad)
+            bad = BadRecord.of(problem, (str(shard), 0, at), reader.said or key, part)
+            self.on_bad_record(bad)
             if len(self.bad) < BAD_KEPT:
                 self.bad.append(bad)
 

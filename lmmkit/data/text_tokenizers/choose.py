@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Protocol
 
 from lmmkit.data.text_tokenizers import hf_tokenizer, sentencepiece_tokenizer
-from lmmkit.data.text_tokenizers.hf_tokenizer import TokenizerJson
-from lmmkit.data.text_tokenizers.sentencepiece_tokenizer import Tokenizer
+from lmmkit.data.text_tokenizers.hf_tokenizer import HFTokenizer
+from lmmkit.data.text_tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from lmmkit.data.text_tokenizers.tiktoken_tokenizer import open_tiktoken
 from lmmkit.errors import UserError, did_you_mean
 from lmmkit.errors.data import KIND
@@ -16,7 +16,7 @@ from lmmkit.errors.data import KIND
 KINDS = ("auto", "sentencepiece", "tokenizers", "tiktoken")
 
 
-class AnyTokenizer(Protocol):
+class TextTokenizer(Protocol):
     """What a layout and a decoder of answers need; see `text.Tokenizer`."""
 
     @property
@@ -43,7 +43,7 @@ class AnyTokenizer(Protocol):
     def files(self) -> dict[str, bytes]: ...
 
 
-def open_tokenizer(path: Path, kind: str = "auto") -> AnyTokenizer:
+def open_tokenizer(path: Path, kind: str = "auto") -> TextTokenizer:
     """The tokenizer in a folder, or in a file.
 
     `auto` takes `tokenizer.model` before `tokenizer.json` before a `.tiktoken` file: what LLaMA's
@@ -65,5 +65,5 @@ def open_tokenizer(path: Path, kind: str = "auto") -> AnyTokenizer:
     elif kind == "auto":
         kind = {".json": "tokenizers", ".tiktoken": "tiktoken"}.get(path.suffix, "sentencepiece")
     if kind == "tokenizers":
-        return TokenizerJson.open(path)
-    return open_tiktoken(path) if kind == "tiktoken" else Tokenizer.open(path)
+        return HFTokenizer.open(path)
+    return open_tiktoken(path) if kind == "tiktoken" else SentencePieceTokenizer.open(path)

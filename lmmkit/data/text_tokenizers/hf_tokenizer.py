@@ -29,7 +29,7 @@ MAX_IDS = 2**24  # each is a row of an embedding
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizerJson:
+class HFTokenizer:
     """A `tokenizer.json`; pickles as its text. The three ways to encode are those of `Tokenizer`:
     they differ where a dummy prefix begins a text, as in LLaMA's, and agree in byte-level files.
     """
@@ -39,7 +39,7 @@ class TokenizerJson:
     eos: int
 
     @classmethod
-    def open(cls, path: str | Path) -> TokenizerJson:
+    def open(cls, path: str | Path) -> HFTokenizer:
         """The tokenizer in the file `path`; what begins and ends a sequence is said beside it.
 
         Raises `UserError` for a file that is missing, damaged, or of no known end token.
@@ -52,7 +52,7 @@ class TokenizerJson:
                 raise ValueError(f"a JSON {type(value).__name__}")
             if (growth := _growth(value.get("normalizer"))) > MAX_GROWTH:
                 raise ValueError(f"a normalizer that makes a text up to {growth} times as long")
-            inner = tokenizers.Tokenizer.from_str(text)
+            inner = tokenizers.SentencePieceTokenizer.from_str(text)
             if (size := _ids(inner)) > MAX_IDS:
                 raise ValueError(f"ids up to {size - 1}")
         except (UserError, KeyboardInterrupt):
@@ -127,11 +127,11 @@ class TokenizerJson:
         return {FILE: self.text.encode(), BESIDE: json.dumps(words).encode()}
 
     @cached_property
-    def _standing(self) -> tokenizers.Tokenizer:
+    def _standing(self) -> tokenizers.SentencePieceTokenizer:
         return _opened(self.text)
 
     @cached_property
-    def _continued(self) -> tokenizers.Tokenizer:
+    def _continued(self) -> tokenizers.SentencePieceTokenizer:
         return _opened(json.dumps(_unprefixed(json.loads(self.text)))) if self._prefixed else self._standing
 
     @cached_property
@@ -147,15 +147,15 @@ class TokenizerJson:
         return {"text": self.text, "bos": self.bos, "eos": self.eos}
 
 
-def _opened(text: str) -> tokenizers.Tokenizer:
-    inner = tokenizers.Tokenizer.from_str(text)
+def _opened(text: str) -> tokenizers.SentencePieceTokenizer:
+    inner = tokenizers.SentencePieceTokenizer.from_str(text)
     inner.encode_special_tokens = True  # spelled in pieces, not found
     inner.no_padding()
     inner.no_truncation()
     return inner
 
 
-def _ids(inner: tokenizers.Tokenizer) -> int:
+def _ids(inner: tokenizers.SentencePieceTokenizer) -> int:
     return 1 + max(inner.get_vocab(with_added_tokens=True).values(), default=-1)
 
 
@@ -189,7 +189,7 @@ def _unprefixed(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-def _named(folder: Path, inner: tokenizers.Tokenizer, key: str) -> int | None:
+def _named(folder: Path, inner: tokenizers.SentencePieceTokenizer, key: str) -> int | None:
     """The id of the token that begins (bos) or ends (eos): the first file beside it that says."""
     for name in (BESIDE, "special_tokens_map.json"):
         if (folder / name).is_file():

@@ -31,7 +31,7 @@ _CONTINUED = b"\x1a\x04\x18\x00\x20\x00"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tokenizer:
+class SentencePieceTokenizer:
     """A sentencepiece model; pickles as its serialized bytes.
 
     `encode` for text that stands alone, `encode_continued` for text that goes on after text, and
@@ -43,7 +43,7 @@ class Tokenizer:
     kind: Literal["sentencepiece"] = "sentencepiece"
 
     @classmethod
-    def open(cls, path: str | Path, kind: str = "sentencepiece") -> Tokenizer:
+    def open(cls, path: str | Path, kind: str = "sentencepiece") -> SentencePieceTokenizer:
         """The tokenizer in the file `path`, or in the folder `path` under its usual name.
 
         Raises `UserError` for a file that is missing, unreadable or no sentencepiece model.

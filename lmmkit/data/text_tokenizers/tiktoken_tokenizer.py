@@ -12,7 +12,7 @@ import json
 from itertools import pairwise
 from pathlib import Path
 
-from lmmkit.data.text_tokenizers.hf_tokenizer import TokenizerJson
+from lmmkit.data.text_tokenizers.hf_tokenizer import HFTokenizer
 from lmmkit.data.text_tokenizers.sentencepiece_tokenizer import _read
 from lmmkit.errors import UserError
 from lmmkit.errors.data import TIKTOKEN
@@ -25,7 +25,7 @@ CONTROLS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" fo
 MAX_PIECE = 512  # bytes; the published file's longest has 128
 
 
-def open_tiktoken(path: Path) -> TokenizerJson:
+def open_tiktoken(path: Path) -> HFTokenizer:
     """The tokenizer of a `.tiktoken` file. Raises `UserError` with the first line that is none."""
     ranks = _ranks(path)
     letters = _letters()
@@ -54,7 +54,7 @@ def open_tiktoken(path: Path) -> TokenizerJson:
             "merges": [[spelt(left), spelt(right)] for left, right in merges],
         },
     }  # fmt: skip
-    return TokenizerJson(text=json.dumps(value), bos=None, eos=first)
+    return HFTokenizer(text=json.dumps(value), bos=None, eos=first)
 
 
 def _ranks(path: Path) -> dict[bytes, int]:

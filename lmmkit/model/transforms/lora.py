@@ -20,7 +20,7 @@ TARGETS = ("q", "k", "v", "out", "gate", "up", "down")
 CHILD = "lora"
 
 
-class Adapter(nn.Module):
+class LoraAdapter(nn.Module):
     """The update of one matrix [out, in]: scale * b @ a, of rank `r`."""
 
     def __init__(self, n_in: int, n_out: int, *, r: int, alpha: float, dropout: float):
@@ -59,7 +59,7 @@ def attach(
         width, device = linear.weight.shape[1], linear.weight.device
         adapters = nn.ModuleDict(
             {
-                part: Adapter(width, size, r=r, alpha=alpha, dropout=dropout).to(device)
+                part: LoraAdapter(width, size, r=r, alpha=alpha, dropout=dropout).to(device)
                 for part, size in sizes.items()
             }
         )
@@ -106,9 +106,9 @@ def _add_to(weight: Tensor, linear: FusedLinear | Linear, adapters: nn.ModuleDic
         weight[rows] = linear.weight[rows] + adapter.matrix()  # type: ignore[operator]
 
 
-def adapters(module: nn.Module) -> list[Adapter]:
+def adapters(module: nn.Module) -> list[LoraAdapter]:
     """All that are on."""
-    return [part for part in module.modules() if isinstance(part, Adapter)]
+    return [part for part in module.modules() if isinstance(part, LoraAdapter)]
 
 
 def _adapted(module: nn.Module) -> Iterator[tuple[FusedLinear | Linear, nn.ModuleDict]]:

@@ -30,7 +30,7 @@ PLAIN_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*", re.ASCII)
 Layout = dict[str, list]  # key -> [dtype, [sizes]]
 
 
-def describe(files: Mapping[str, list[int]], tensors: Layout, parts: Mapping[str, list]) -> bytes:
+def encode(files: Mapping[str, list[int]], tensors: Layout, parts: Mapping[str, list]) -> bytes:
     """The manifest of `files` (size and crc32) as the bytes to write.
 
     `parts`: [file, first row, rows] of every stretch of a tensor that is cut.

@@ -27,9 +27,9 @@ from torch import Tensor
 
 from lmmkit.errors import Problem, UserError
 from lmmkit.errors.training import DAMAGED
-from lmmkit.runs.run_folder import RunDir
-from lmmkit.training.checkpoint.read import manifest
-from lmmkit.training.checkpoint.read.tensor_files import Saved
+from lmmkit.runs.run_folder import RunFolder
+from lmmkit.training.checkpoint import manifest
+from lmmkit.training.checkpoint.tensor_files import SavedTensors
 from lmmkit.training.distributed.process_group import ALONE, Ranks
 
 STEP = re.compile(r"step-(\d{8})", re.ASCII)
@@ -44,7 +44,7 @@ class Checkpoint:
     """What `save` was given; tensors come to the CPU as they are asked for. `rng` is empty where as many
     ranks as this one's did not save."""
 
-    tensors: Saved
+    tensors: SavedTensors
     state: dict[str, Any]
     rng: dict[str, Tensor]
     step: int
@@ -57,7 +57,7 @@ class Newest(NamedTuple):
     notices: tuple[Problem, ...]
 
 
-def latest(run: RunDir, ranks: Ranks = ALONE) -> Path | None:
+def latest(run: RunFolder, ranks: Ranks = ALONE) -> Path | None:
     """The newest sound checkpoint, None before the first; a passed-over one is logged.
 
     Raises `UserError` if there are checkpoints and all are damaged.
@@ -68,11 +68,11 @@ def latest(run: RunDir, ranks: Ranks = ALONE) -> Path | None:
     return path
 
 
-def newest(run: RunDir, ranks: Ranks = ALONE) -> Newest:
+def newest(run: RunFolder, ranks: Ranks = ALONE) -> Newest:
     """Like `latest`, with the notices for the caller to show. Reads whole files to verify them, each on
     one rank, and all ranks agree."""
     notices: list[Problem] = []
-    for name in ranks.tell([path.name for path in steps(run)]):
+    for name in ranks.broadcast([path.name for path in steps(run)]):
         path = run.checkpoints / name
         own = manifest.verify(path, share=(ranks.rank, ranks.world))
         told = ranks.gather([asdict(problem) for problem in own])
@@ -100,7 +100,7 @@ class Verdict(NamedTuple):
         return not self.problems
 
 
-def verdicts(run: RunDir, *, every: bool) -> list[Verdict]:
+def verdicts(run: RunFolder, *, every: bool) -> list[Verdict]:
     """Of all checkpoints, newest first. Without `every`, whole files are read up to the first that is
     sound, which is what a resume goes on from."""
     found: list[Verdict] = []
@@ -124,7 +124,7 @@ def load(path: Path, *, verified: bool = False, ranks: Ranks = ALONE) -> Checkpo
     step = step_of(path)
     try:
         body = manifest.read(path)
-        tensors = Saved(path, body)
+        tensors = SavedTensors(path, body)
         as_many = (
             RNG.format(ranks.world - 1) in body["files"] and RNG.format(ranks.world) not in body["files"]
         )
@@ -145,7 +145,7 @@ def step_of(path: Path) -> int:
     return int(match[1])
 
 
-def steps(run: RunDir) -> list[Path]:
+def steps(run: RunFolder) -> list[Path]:
     """Folders named like a checkpoint, newest first."""
     found = run.checkpoints.glob("step-*")
     return sorted((p for p in found if STEP.fullmatch(p.name) and p.is_dir()), reverse=True)

@@ -40,7 +40,7 @@ def set_rng_state(state: Mapping[str, Tensor]) -> None:
 
 
 @contextmanager
-def looking(objective: nn.Module, device: torch.device) -> Iterator[None]:
+def eval_no_grad(objective: nn.Module, device: torch.device) -> Iterator[None]:
     """A look at a model in training that leaves no trace: no dropout, no graph, no random number drawn."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
         objective.eval()

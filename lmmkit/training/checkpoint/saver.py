@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
-from lmmkit.runs.run_folder import RunDir
-from lmmkit.training.checkpoint.read.rng import rng_state
-from lmmkit.training.checkpoint.read.tensor_files import Held, hold
-from lmmkit.training.checkpoint.read.write import put
+from lmmkit.runs.run_folder import RunFolder
+from lmmkit.training.checkpoint.linked_files import Lasting
+from lmmkit.training.checkpoint.rng import rng_state
+from lmmkit.training.checkpoint.tensor_files import HeldTensors, hold
+from lmmkit.training.checkpoint.write import put
 from lmmkit.training.distributed.process_group import Ranks
-from lmmkit.training.lasting import Lasting
 
 GRACE = 30.0  # seconds between the signal that torchrun passes on and its kill
 
@@ -27,14 +27,14 @@ class Saver:
     leaving the context, which waits for the last one.
     """
 
-    def __init__(self, run: RunDir, *, keep: int, ranks: Ranks, beside: bool):
+    def __init__(self, run: RunFolder, *, keep: int, ranks: Ranks, beside: bool):
         self._run, self._keep, self._ranks = run, keep, ranks
         self._talks = ranks.beside() if beside else ranks
         self._beside, self._told = beside, False
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
         self._lasting = Lasting()
-        self._copy: Held | None = None  # its memory serves again: fresh pages cost more than the copy
+        self._copy: HeldTensors | None = None  # its memory serves again: fresh pages cost more than the copy
 
     def save(
         self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], frozen: Collection[str] = ()
@@ -44,7 +44,7 @@ class Saver:
         self.wait()
         held, rng = hold(tensors, self._ranks, frozen), rng_state()
 
-        def write(held: Held = held) -> None:
+        def write(held: HeldTensors = held) -> None:
             start = time.monotonic()
             put(
                 self._run,
@@ -82,13 +82,13 @@ class Saver:
         if self._ranks.alone or self._told or seconds <= GRACE:
             return
         self._told = True
-        self._ranks.note(
+        self._ranks.log_once(
             f"the checkpoint of step {step} took {seconds:.0f} s; torchrun kills ranks {GRACE:.0f} s after a signal,"
             " so a stop may lose the steps since the one before. Save more often (`output.save_every`), or to a faster"
             " disk."
         )
 
-    def _guarded(self, write: Callable[[Held], None], held: Held) -> None:
+    def _guarded(self, write: Callable[[HeldTensors], None], held: HeldTensors) -> None:
         try:
             write(held)
         except Exception as error:  # raised where the loop looks

@@ -12,16 +12,16 @@ from torch import Tensor
 from lmmkit.errors import UserError, raise_all
 from lmmkit.errors.training import DAMAGED
 from lmmkit.objective import Objective
-from lmmkit.training.checkpoint.read import manifest
-from lmmkit.training.checkpoint.read.read import Checkpoint
-from lmmkit.training.checkpoint.read.rng import set_rng_state
-from lmmkit.training.distributed.fsdp import rows
+from lmmkit.training.checkpoint import manifest
+from lmmkit.training.checkpoint.read import Checkpoint
+from lmmkit.training.checkpoint.rng import set_rng_state
+from lmmkit.training.distributed.fsdp import local_rows
 from lmmkit.weights.model_folder import unique_tensors
 
 CONSTANT = ("qmap1", "qmap2")  # bitsandbytes: the values its 8 bits stand for, one table for all
 
 
-def tensors(objective: Objective, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def state_tensors(objective: Objective, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """`model.<name>` and `optim.<name>.<slot>`: all that an update depends on."""
     out = {f"model.{name}": tensor for name, tensor in unique_tensors(objective).items()}
     for key, slots, slot in _slots(objective, optimizer):
@@ -35,16 +35,18 @@ def frozen(objective: Objective) -> set[str]:
     return {f"model.{name}" for name, p in named if name.startswith("lmm.") and not p.requires_grad}
 
 
-def restore(objective: Objective, optimizer: torch.optim.Optimizer, saved: Checkpoint, folder: Path) -> None:
+def restore_state(
+    objective: Objective, optimizer: torch.optim.Optimizer, saved: Checkpoint, folder: Path
+) -> None:
     """Puts a checkpoint's tensors back, of each the rows that this rank holds, however many ranks it is
     of. Raises `UserError` if it is of another model."""
     if any(key.startswith("optim.") for key in saved.tensors):  # none before the first update
         _allocate(optimizer)
-    wanted = tensors(objective, optimizer)
+    wanted = state_tensors(objective, optimizer)
     raise_all(manifest.mismatches(folder, wanted))
     with torch.no_grad():
         for name, tensor in wanted.items():
-            local, first = rows(tensor)
+            local, first = local_rows(tensor)
             local.copy_(saved.tensors.rows(name, first, len(local)) if local.ndim else saved.tensors[name])
     for key, slots, slot in _slots(objective, optimizer):
         if isinstance(slots[slot], int):

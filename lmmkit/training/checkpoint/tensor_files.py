@@ -19,8 +19,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from lmmkit.training.checkpoint.read import manifest
-from lmmkit.training.distributed.fsdp import owns, rows
+from lmmkit.training.checkpoint import manifest
+from lmmkit.training.distributed.fsdp import local_rows, owns
 from lmmkit.training.distributed.process_group import Ranks
 from lmmkit.weights.tensor_reader import DTYPES
 
@@ -33,7 +33,7 @@ Pieces = dict[str, list[list]]  # key -> [[file, first row, rows], ...], of tens
 Mark = tuple[int, int]  # where a tensor lies, and how often it has been written to
 
 
-class Part(NamedTuple):
+class TensorSlice(NamedTuple):
     """Rows of a tensor from `first` on; `cut` if they are not all of it. `mark` tells whether one that does
     not learn is as it was; None of one that learns."""
 
@@ -44,10 +44,10 @@ class Part(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Held:
+class HeldTensors:
     """What one rank writes of a checkpoint's tensors, and the layout of the whole ones."""
 
-    parts: Mapping[str, Part]
+    parts: Mapping[str, TensorSlice]
     layout: manifest.Layout
 
     @property
@@ -56,16 +56,16 @@ class Held:
         return sum(part.tensor.nbytes for part in self.parts.values())
 
     @property
-    def learning(self) -> dict[str, Part]:
+    def learning(self) -> dict[str, TensorSlice]:
         """Parts that the next update changes, and all that is not known to stay."""
         return {key: part for key, part in self.parts.items() if part.mark is None}
 
     @property
-    def lasting(self) -> dict[str, Part]:
+    def lasting(self) -> dict[str, TensorSlice]:
         """The others."""
         return {key: part for key, part in self.parts.items() if part.mark is not None}
 
-    def copied(self, before: Held | None = None) -> Held:
+    def copied(self, before: HeldTensors | None = None) -> HeldTensors:
         """The same with what learns in memory of its own on the host: what is trained next does not touch
         it. The memory of an earlier copy serves again, where it is of the same parts."""
         again = before.parts if before is not None else {}
@@ -78,17 +78,17 @@ class Held:
         return replace(self, parts={key: parts[key] for key in self.parts})
 
 
-def hold(tensors: Mapping[str, Tensor], ranks: Ranks, frozen: Collection[str] = ()) -> Held:
+def hold(tensors: Mapping[str, Tensor], ranks: Ranks, frozen: Collection[str] = ()) -> HeldTensors:
     """This rank's share: the rows it holds of what is cut; the rest is the first rank's. `frozen`: those that
     do not learn."""
     parts = {}
     for key, tensor in tensors.items():
-        local, first = rows(tensor.detach())
+        local, first = local_rows(tensor.detach())
         cut = local.shape != tensor.shape
         if owns(tensor, ranks) and (not cut or len(local)):
             mark = (local.data_ptr(), local._version) if key in frozen else None
-            parts[key] = Part(local, first, cut, mark)
-    return Held(parts, manifest.layout(tensors))
+            parts[key] = TensorSlice(local, first, cut, mark)
+    return HeldTensors(parts, manifest.layout(tensors))
 
 
 def write(path: Path, tensors: Mapping[str, Tensor]) -> list[int]:
@@ -123,7 +123,7 @@ def _chunks(head: bytes, tensors: Iterable[Tensor]) -> Iterator[memoryview]:
             yield data[start : start + CHUNK]
 
 
-class Saved(Mapping[str, Tensor]):
+class SavedTensors(Mapping[str, Tensor]):
     """A checkpoint's tensors by name. Each is read when it is asked for, or only some of its rows."""
 
     def __init__(self, folder: Path, body: Mapping[str, Any]):

@@ -10,7 +10,7 @@ from typing import Any
 from lmmkit.errors import UserError
 from lmmkit.errors.training import DAMAGED
 from lmmkit.recipe import Recipe
-from lmmkit.training.checkpoint.read.read import STATE, Checkpoint
+from lmmkit.training.checkpoint.read import STATE, Checkpoint
 from lmmkit.training.triggers import Position
 
 

@@ -25,12 +25,12 @@ from torch import Tensor
 from lmmkit.errors import MachineError, Problem
 from lmmkit.errors.training import CHECKPOINT_CANNOT_WRITE
 from lmmkit.runs.files import fsync, io_point
-from lmmkit.runs.run_folder import RunDir
-from lmmkit.training.checkpoint.read import manifest, tensor_files
-from lmmkit.training.checkpoint.read.read import RNG, STATE, STEP, steps
-from lmmkit.training.checkpoint.read.tensor_files import Held, Part, hold
+from lmmkit.runs.run_folder import RunFolder
+from lmmkit.training.checkpoint import manifest, tensor_files
+from lmmkit.training.checkpoint.linked_files import Lasting, Written
+from lmmkit.training.checkpoint.read import RNG, STATE, STEP, steps
+from lmmkit.training.checkpoint.tensor_files import HeldTensors, TensorSlice, hold
 from lmmkit.training.distributed.process_group import ALONE, Ranks
-from lmmkit.training.lasting import Lasting, Written
 
 STAGED = re.compile(r"\.tmp-(\d{8})-[0-9a-f]+", re.ASCII)
 TRASH = re.compile(r"\.trash-.+", re.ASCII)
@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 
 
 def save(
-    run: RunDir,
+    run: RunFolder,
     step: int,
     tensors: Mapping[str, Tensor],
     state: Mapping[str, Any],
@@ -61,9 +61,9 @@ def save(
 
 
 def put(
-    run: RunDir,
+    run: RunFolder,
     step: int,
-    held: Held,
+    held: HeldTensors,
     state: Mapping[str, Any],
     *,
     keep: int,
@@ -81,7 +81,7 @@ def put(
     text = json.dumps(dict(state), indent=1) + "\n"
 
     target = run.checkpoints / f"step-{step:08d}"
-    staging = run.checkpoints / ranks.tell(f".tmp-{step:08d}-{secrets.token_hex(4)}")
+    staging = run.checkpoints / ranks.broadcast(f".tmp-{step:08d}-{secrets.token_hex(4)}")
     lasting = Lasting() if lasting is None else lasting
     own = held.nbytes - lasting.spared(held) + sum(t.nbytes for t in rng.values()) + len(text)
     needed = sum(ranks.gather(own))
@@ -112,7 +112,7 @@ def _all_or_none(ranks: Ranks, do: Callable[[], Any]) -> list[Any]:
     return [value for value, _ in told]
 
 
-def sweep(run: RunDir) -> tuple[str, ...]:
+def sweep(run: RunFolder) -> tuple[str, ...]:
     """Clears what a killed process left behind, and tells what it did; only under the run's lock.
 
     A staged folder with a sound manifest lacks nothing but its name: it gets it, unless a
@@ -136,7 +136,7 @@ def sweep(run: RunDir) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def check_space(run: RunDir, checkpoint_bytes: int, *, keep: int) -> None:
+def check_space(run: RunFolder, checkpoint_bytes: int, *, keep: int) -> None:
     """At the start: room for `keep` checkpoints and one being written, and may it be written? Raises
     `MachineError`."""
     files = [f.stat() for f in run.checkpoints.glob("step-*/*") if f.is_file()]
@@ -157,7 +157,7 @@ def check_space(run: RunDir, checkpoint_bytes: int, *, keep: int) -> None:
             trial.unlink()
 
 
-def _make(run: RunDir, staging: Path, needed: int) -> None:
+def _make(run: RunFolder, staging: Path, needed: int) -> None:
     if needed > _free(run.path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     io_point("make the folder")
@@ -165,7 +165,7 @@ def _make(run: RunDir, staging: Path, needed: int) -> None:
 
 
 def _stage(
-    staging: Path, held: Held, rng: Mapping[str, Tensor], ranks: Ranks, lasting: Lasting
+    staging: Path, held: HeldTensors, rng: Mapping[str, Tensor], ranks: Ranks, lasting: Lasting
 ) -> list:  # fmt: skip
     """Writes this rank's files and waits for the disk; their sizes and crc32s, and the stretches of rows
     that lie in them."""
@@ -188,7 +188,7 @@ def _stage(
     return [files, stretches]
 
 
-def _list(staging: Path, target: Path, held: Held, state: str, written: list) -> None:
+def _list(staging: Path, target: Path, held: HeldTensors, state: str, written: list) -> None:
     """The first rank's part: what is left, the manifest last, and the name."""
     files: dict[str, list[int]] = {}
     pieces: dict[str, list] = {}
@@ -198,15 +198,15 @@ def _list(staging: Path, target: Path, held: Held, state: str, written: list) ->
             pieces.setdefault(key, []).append(piece)
     files[STATE] = _write_bytes(staging / STATE, state.encode())
     pieces = {key: sorted(found, key=lambda piece: piece[1]) for key, found in pieces.items()}
-    _write_bytes(staging / manifest.NAME, manifest.describe(files, held.layout, pieces))
+    _write_bytes(staging / manifest.NAME, manifest.encode(files, held.layout, pieces))
     io_point("sync the folder")
     fsync(staging)
     _publish(staging, target)
 
 
-def _shards(held: Mapping[str, Part]) -> Iterator[dict[str, Part]]:
+def _shards(held: Mapping[str, TensorSlice]) -> Iterator[dict[str, TensorSlice]]:
     """Cuts by size, in the order given; at least one shard. A larger tensor stands alone."""
-    shard: dict[str, Part] = {}
+    shard: dict[str, TensorSlice] = {}
     size = 0
     for key, part in held.items():
         if shard and size + part.tensor.nbytes > SHARD_BYTES:
@@ -279,7 +279,7 @@ def _rename(path: Path, target: Path, why: str) -> None:
     fsync(target.parent)
 
 
-def _prune(run: RunDir, keep: int) -> None:
+def _prune(run: RunFolder, keep: int) -> None:
     """Keeps the newest `keep` that are complete and all newer ones; failing here fails nothing.
 
     Complete is judged by names and sizes: reading them all at every save would cost too much.

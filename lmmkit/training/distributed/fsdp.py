@@ -40,7 +40,7 @@ def check_world(recipe: Recipe, ranks: Ranks) -> None:
     parallel = recipe.parallel
     if ranks.alone:
         if parallel.least > 1:
-            ranks.note(
+            ranks.log_once(
                 "one process trains alone, so `parallel` has no effect; "
                 f"`torchrun --nproc-per-node {parallel.least} -m lmmkit train ...` starts more (docs/cluster.md)"
             )
@@ -55,7 +55,7 @@ def check_world(recipe: Recipe, ranks: Ranks) -> None:
             got = f"`{stage.optim.kind}` on {ranks.world} ranks"
             problems.append(OPTIMIZER.at(recipe.where(f"stages.{name}.optim.kind"), got=got))
         if stage.batch.samples < ranks.world:
-            ranks.note(
+            ranks.log_once(
                 f"stages.{name}.batch.samples is {stage.batch.samples}: some of {ranks.world} ranks have no work"
             )
     raise_all(problems)
@@ -72,10 +72,10 @@ def sharded(
     """The objective as it stands in a stage, this rank's part of it allocated and without values; and
     what learns, by part of the model."""
     recipe = prepared.recipe
-    objective = build.shell(recipe, prepared.parts.components, prepared.dims, device)
+    objective = build.shell(recipe, prepared.instances.components, prepared.dims, device)
     build.narrow_parts(objective, build.frozen_narrow(recipe))
-    learns = build.set_stage(objective, prepared.plans[stage], recipe.stages[stage], seed=recipe.seed)
-    part_of = {id(p): part for part, parameters in learns.items() for p in parameters}
+    trainable = build.set_stage(objective, prepared.plans[stage], recipe.stages[stage], seed=recipe.seed)
+    part_of = {id(p): part for part, parameters in trainable.items() for p in parameters}
     parts = {name: part_of[id(p)] for name, p in objective.named_parameters() if id(p) in part_of}
     shape = recipe.parallel.mesh(ranks.world)
     assert shape is not None, "`check_world` comes first"
@@ -91,12 +91,12 @@ def sharded(
         if isinstance(unit, FSDPModule):
             unit.set_gradient_divide_factor(1.0)
             unit.set_force_sum_reduction_for_comms(True)
-    decoder, upstream = objective.lmm.decoder, set(learns) - {"text"}
+    decoder, upstream = objective.lmm.decoder, set(trainable) - {"text"}
     if upstream and not decoder.embed.weight.requires_grad:
         decoder.embed.register_forward_hook(_anchor)
     objective.to_empty(device=device)
     found = dict(objective.named_parameters())
-    out: dict[str, list[nn.Parameter]] = {part: [] for part in learns}
+    out: dict[str, list[nn.Parameter]] = {part: [] for part in trainable}
     for name, part in parts.items():
         out[part].append(found[name])
     return objective, out
@@ -116,7 +116,7 @@ def _anchor(embed: nn.Module, inputs: tuple[Tensor, ...], rows_TD: Tensor) -> Te
     return rows_TD + rows_TD.new_zeros((), requires_grad=torch.is_grad_enabled())
 
 
-def exchange(objective: nn.Module, *, now: bool, last: bool) -> None:
+def set_grad_sync(objective: nn.Module, *, now: bool, last: bool) -> None:
     """Before a micro-batch: whether its gradients travel `now` or stay here, and whether it is the step's
     last."""
     if isinstance(objective, FSDPModule):
@@ -125,7 +125,7 @@ def exchange(objective: nn.Module, *, now: bool, last: bool) -> None:
 
 
 @contextmanager
-def rooted(objective: nn.Module) -> Iterator[None]:
+def unsharded(objective: nn.Module) -> Iterator[None]:
     """For passes other than the objective's own forward, and those without a backward: the root unit is
     whole within and cut again behind. Every rank must run the same passes."""
     if not isinstance(objective, FSDPModule):
@@ -138,7 +138,7 @@ def rooted(objective: nn.Module) -> Iterator[None]:
         objective.reshard()
 
 
-def rows(tensor: Tensor) -> tuple[Tensor, int]:
+def local_rows(tensor: Tensor) -> tuple[Tensor, int]:
     """What this rank holds of a tensor, and the row of the whole where that begins."""
     if not isinstance(tensor, DTensor):
         return tensor, 0
@@ -154,17 +154,17 @@ def owns(tensor: Tensor, ranks: Ranks) -> bool:
     return mesh.ndim == 1 or mesh.get_local_rank("replicate") == 0
 
 
-def whole(tensor: Tensor) -> Tensor:
+def gather_full(tensor: Tensor) -> Tensor:
     """The tensor of all ranks together; every rank must ask."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 @torch.no_grad()
-def hand_out(full: Objective | None, objective: Objective) -> None:
+def scatter_from_rank0(full: Objective | None, objective: Objective) -> None:
     """Gives every rank its part of the first rank's `full` objective, a tensor at a time."""
     given = dict(_all(full)) if full is not None else {}
     for name, own in _all(objective):
-        local, first = rows(own)
+        local, first = local_rows(own)
         tensor = (
             given[name].to(local.device)
             if given
@@ -175,11 +175,11 @@ def hand_out(full: Objective | None, objective: Objective) -> None:
 
 
 @torch.no_grad()
-def collect(objective: Objective, full: Objective | None) -> None:
+def gather_to_rank0(objective: Objective, full: Objective | None) -> None:
     """The way back: into the first rank's `full` objective, a tensor at a time."""
     into = dict(_all(full)) if full is not None else {}
     for name, own in _all(objective):
-        tensor = whole(own)
+        tensor = gather_full(own)
         if into:
             into[name].copy_(tensor)
 

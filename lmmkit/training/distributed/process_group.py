@@ -34,7 +34,7 @@ LOOK = 0.5  # seconds between two looks for another rank's failure
 GRACE = 5.0  # seconds a rank has to end by itself after another has failed
 
 
-class Elsewhere(LmmkitError):
+class OtherRankFailed(LmmkitError):
     """Another rank failed, and has said why."""
 
     def __init__(self, exit_code: int):
@@ -78,7 +78,7 @@ class Ranks:
             json.loads(text[: int(size)].numpy().tobytes()) for text, size in zip(texts, sizes, strict=True)
         ]
 
-    def most(self, value: int) -> int:
+    def all_reduce_max(self, value: int) -> int:
         """The largest of all ranks' numbers, the same on each."""
         if self.alone:
             return value
@@ -89,20 +89,20 @@ class Ranks:
         dist.all_reduce(number, dist.ReduceOp.MAX, group=self.group)
         return int(number)
 
-    def tell(self, value: Any = None) -> Any:
+    def broadcast(self, value: Any = None) -> Any:
         """The first rank's value, on every rank; those wait here until it is given."""
         return self.gather(value if self.first else None)[0]
 
     def barrier(self) -> None:
         """Nobody goes on before everybody is here."""
-        self.most(0)
+        self.all_reduce_max(0)
 
-    def note(self, text: str) -> None:
+    def log_once(self, text: str) -> None:
         """A line for the user, once."""
         if self.first:
             print(f"note: {text}", file=sys.stderr)
 
-    def beside(self) -> Ranks:
+    def new_group(self) -> Ranks:
         """The same ranks with a group of its own, for a thread that talks beside the loop."""
         if self.alone:
             return self
@@ -174,7 +174,7 @@ def _failing_together(ranks: Ranks) -> Iterator[None]:
         except RuntimeError:  # the store's host is gone without a word
             raise told from None
         if said:
-            raise Elsewhere(code) from None
+            raise OtherRankFailed(code) from None
         if told is not error:
             raise told from None
         raise

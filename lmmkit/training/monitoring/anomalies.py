@@ -17,7 +17,7 @@ from typing import Any
 from lmmkit.data.pipeline import Pipeline
 from lmmkit.errors import Problem, UserError
 from lmmkit.errors.training import NOT_FINITE
-from lmmkit.training.step import Report
+from lmmkit.training.step import StepReport
 
 WINDOW = 128  # finite steps that a spike is measured against, as OLMo-core does
 FEWEST = 64  # of them that must be there
@@ -28,7 +28,7 @@ MANY = 10  # were without one, less one
 
 
 @dataclass
-class Watch:
+class SpikeDetector:
     """The last steps of a stage: losses and gradient norms of finite ones, numbers of the others."""
 
     losses: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
@@ -36,7 +36,7 @@ class Watch:
     skipped: list[int] = field(default_factory=list)
 
     @classmethod
-    def of(cls, state: Mapping[str, Sequence] | None) -> Watch:
+    def of(cls, state: Mapping[str, Sequence] | None) -> SpikeDetector:
         """As `state` said; without one, the watch of a stage that begins."""
         watch = cls()
         if state is not None:
@@ -49,7 +49,7 @@ class Watch:
         """For a checkpoint: a resumed run sees the same spikes."""
         return {"losses": list(self.losses), "norms": list(self.norms), "skipped": self.skipped}
 
-    def see(self, step: int, report: Report) -> tuple[str, list[str]] | None:
+    def see(self, step: int, report: StepReport) -> tuple[str, list[str]] | None:
         """What is out of order in step number `step` of the stage, and which figures; None: nothing."""
         if not report.finite:
             self.skipped = [s for s in self.skipped if s > step - AMONG] + [step]
@@ -75,7 +75,7 @@ def _is_spike(value: float, before: Sequence[float]) -> bool:
 
 
 def record(
-    step: int, stage: str, kind: str, of: list[str], report: Report, rows: Mapping[str, list[str]]
+    step: int, stage: str, kind: str, of: list[str], report: StepReport, rows: Mapping[str, list[str]]
 ) -> dict[str, Any]:
     """A line of anomalies.jsonl. JSON has no NaN: what is not finite stands as text."""
     return {
@@ -100,7 +100,9 @@ def rows_of(pipeline: Pipeline, index: int) -> dict[str, list[str]]:
     return found
 
 
-def exhausted(step: int, stage: str, watch: Watch, report: Report, rows: Mapping[str, list[str]]) -> Problem:
+def exhausted(
+    step: int, stage: str, watch: SpikeDetector, report: StepReport, rows: Mapping[str, list[str]]
+) -> Problem:
     """Returns the problem of too many steps without an update."""
     keys = ", ".join(key for keys in rows.values() for key in keys)[:300]
     got = (
@@ -108,7 +110,7 @@ def exhausted(step: int, stage: str, watch: Watch, report: Report, rows: Mapping
         f"{len(watch.skipped)} of the last {AMONG} steps updated nothing"
     )
     return NOT_FINITE.at(
-        f"step {step}, stage {stage}", got=got, in_a_row=IN_A_ROW - 1, most=MANY - 1, window=AMONG
+        f"step {step}, stage {stage}", got=got, in_a_row=IN_A_ROW - 1, all_reduce_max=MANY - 1, window=AMONG
     )
 
 

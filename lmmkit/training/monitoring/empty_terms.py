@@ -6,21 +6,21 @@ from dataclasses import dataclass, field
 
 from lmmkit.errors import UserError
 from lmmkit.errors.training import IDLE_TERM
-from lmmkit.training.step import BY_SOURCE, Report
+from lmmkit.training.step import BY_SOURCE, StepReport
 from lmmkit.training.triggers import Position
 
 IDLE_STEPS = 50  # steps in which a term may have nothing to count, before that is an error
 
 
 @dataclass
-class Idle:
+class EmptyTermCheck:
     """Counts the items of each term over a stage's first steps, or all of a shorter one."""
 
     steps: int
 
     items: dict[str, int] = field(default_factory=dict)
 
-    def check(self, report: Report, position: Position) -> None:
+    def check(self, report: StepReport, position: Position) -> None:
         """Raises `UserError` when by then a term has had nothing to average."""
         for name, value in report.terms.items():
             if name.startswith(BY_SOURCE):

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lmmkit.api.model_info import ImageSpec
 from lmmkit.api.sample import View
-from lmmkit.attention.backends import attention_map
-from lmmkit.attention.interface import ALL, Attend, Heads, Turn, turned
+from lmmkit.attention.eager import attention_map
+from lmmkit.attention.interface import ALL, AttentionFn, Heads, Rotary, apply_rope
 from lmmkit.data.packing import LaidOut, Unreadable
 from lmmkit.objective import Objective
 from lmmkit.plan.prepare import Prepared
@@ -29,14 +29,14 @@ def stage_pictures(
     spec, outcome = prepared.dims.image, objective(batch)
     out = {}
     for term in objective.terms:
-        pictures = term.pictures(outcome.ctxs[term.name])
+        pictures = term.images(outcome.ctxs[term.name])
         out |= {f"{term.name}/{name}": natural(p, spec) for name, p in pictures.items()}
     pipeline = prepared.pipeline(stage)
     for k in range(step * pipeline.samples, min((step + 1) * pipeline.samples, pipeline.total)):
         source, _, row = pipeline.order.at(k)
         sample = pipeline.sources[source][row]
         if sample.images:
-            view = View(sample=sample, learn=True)
+            view = View(sample=sample, supervised=True)
             layout = pipeline.views.lay_out(view)
             try:
                 picture, map_XY = look(prepared, objective, stage, LaidOut(view, layout), device)
@@ -56,21 +56,21 @@ def look(
     packer, spec, lmm = prepared.packer(stage), prepared.dims.image, objective.lmm
     batch, (path,) = packer.pack([packer.tree([member])])
     kind = np.repeat([s.kind == "image" for s in layout], [s.n for s in layout])
-    learn = np.repeat([s.learn for s in layout], [s.n for s in layout])
-    image_row, row_R = path[np.flatnonzero(kind)[: spec.tokens]], path[np.flatnonzero(learn)]
+    supervised = np.repeat([s.supervised for s in layout], [s.n for s in layout])
+    image_row, row_R = path[np.flatnonzero(kind)[: spec.tokens]], path[np.flatnonzero(supervised)]
     batch = batch.to(device)
     see_RT = batch.forest.see()[row_R].to(device)
     maps: list[Tensor] = []
-    attend = lmm.backend.attend(replace(batch.sight, row_R=batch.sight.row_R[:0]), device)
+    attend = lmm.backend.attend(replace(batch.attention, row_R=batch.attention.row_R[:0]), device)
 
-    def watching(qkv_TC: Tensor, heads: Heads, turn: Turn) -> tuple[Tensor, Tensor]:
-        q_THK, k_TGK, _ = turned(qkv_TC, heads, turn)
+    def watching(qkv_TC: Tensor, heads: Heads, turn: Rotary) -> tuple[Tensor, Tensor]:
+        q_THK, k_TGK, _ = apply_rope(qkv_TC, heads, turn)
         maps.append(attention_map(q_THK[row_R], k_TGK, see_RT)[..., image_row].mean((0, 1)))
         return attend(qkv_TC, heads, turn)
 
     with objective.computing(device):
         x_TD = lmm.rows(batch, lmm.encode(batch.pixels_ICXY), objective.tokens(batch))
-        lmm.decode(x_TD, batch.forest.pos_T, [Attend(ALL, watching)] * len(lmm.decoder.blocks))
+        lmm.decode(x_TD, batch.forest.pos_T, [AttentionFn(ALL, watching)] * len(lmm.decoder.blocks))
     map_XY = torch.stack(maps).mean(0).view(spec.grid)
     return natural(batch.picture(0), spec), map_XY / map_XY.max()
 

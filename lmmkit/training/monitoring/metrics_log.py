@@ -114,10 +114,10 @@ class Board:
         self.close()
 
 
-class Silence:
+class NullLogger:
     """What a rank that keeps no log has in place of metrics, board and progress."""
 
-    def __enter__(self) -> Silence:
+    def __enter__(self) -> NullLogger:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -134,7 +134,7 @@ class Silence:
 
     def update(self, done: int, *, tokens: int, loss: float | None) -> None: ...
 
-    def say(self, text: str) -> None: ...
+    def notify(self, text: str) -> None: ...
 
 
 class Progress:
@@ -181,10 +181,10 @@ class Progress:
         else:
             self._print(f"{self.stage} {done}/{self.steps}  {self._figures(loss)}")
 
-    def say(self, text: str) -> None:
+    def notify(self, text: str) -> None:
         """A line of its own, above the bar where there is one."""
         if self._bar is not None:
-            self._bar.say(text)
+            self._bar.notify(text)
         else:
             self._print(text)
 
@@ -235,7 +235,7 @@ class _Bar:
     def show(self, done: int, figures: str) -> None:
         self._rich.update(self._task, completed=done, figures=figures, refresh=True)
 
-    def say(self, text: str) -> None:
+    def notify(self, text: str) -> None:
         self._rich.console.print(text, markup=False, highlight=False)
 
     def close(self) -> None:

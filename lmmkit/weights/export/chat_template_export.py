@@ -6,7 +6,7 @@ A message's content is a text, or a list of items of type `image` and `text`; im
 from __future__ import annotations
 
 from lmmkit.data.chat_templates import FRAMES, VICUNA_SYSTEM, Frame
-from lmmkit.weights.export.llava_folders.export_model import IMAGE
+from lmmkit.weights.export.export_model import IMAGE
 
 FILE = "chat_template.jinja"
 

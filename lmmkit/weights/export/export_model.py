@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lmmkit.data.text_tokenizers.choose import AnyTokenizer
+from lmmkit.data.text_tokenizers.choose import TextTokenizer
 from lmmkit.model.decoder import Decoder, DecoderShape
 from lmmkit.model.vision import VisionShape, ViT
 
@@ -25,9 +25,9 @@ class Exported:
     connector: nn.Module
     text: Decoder
     config: Mapping[str, Any]
-    tokenizer: AnyTokenizer
-    carried: Mapping[str, Tensor]
-    image_shape: str
+    tokenizer: TextTokenizer
+    passthrough: Mapping[str, Tensor]
+    image_fit: str
     template: str
 
     @property
@@ -56,7 +56,7 @@ def family(model: Exported) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Added:
+class TokenIds:
     """The ids of `<image>` and of what pads, and the rows of a vocabulary that holds them."""
 
     image: int
@@ -64,7 +64,7 @@ class Added:
     rows: int
 
 
-def added(model: Exported) -> Added:
+def new_token_ids(model: Exported) -> TokenIds:
     """The folder's own ids, else the tokenizer's, else the next that are free; rows grow where none are
     to spare. A model without a tokenizer is not padded."""
     tokens, config, vocab = model.tokenizer, model.config, model.shape.vocab
@@ -76,4 +76,4 @@ def added(model: Exported) -> Added:
         pad = max(tokens.size, image + 1) if pad is None else pad
     image = vocab if image is None else image
     need = max(image, pad or 0) + 1
-    return Added(image=image, pad=pad, rows=vocab if need <= vocab else -(-need // ROUND) * ROUND)
+    return TokenIds(image=image, pad=pad, rows=vocab if need <= vocab else -(-need // ROUND) * ROUND)

@@ -19,8 +19,8 @@ from lmmkit.runs.files import fsync, write_json_atomic
 from lmmkit.weights import encoders, model_folder, name_maps
 from lmmkit.weights.decoders import LLAMA
 from lmmkit.weights.detect import CONNECTOR
-from lmmkit.weights.export.llava_folders import processor_files
-from lmmkit.weights.export.llava_folders.export_model import Added, Exported, added, family
+from lmmkit.weights.export import processor_files
+from lmmkit.weights.export.export_model import Exported, TokenIds, family, new_token_ids
 
 HUB = {
     "vision.": "vision_tower.vision_model.", "connector.": "multi_modal_projector.",
@@ -44,7 +44,7 @@ def problems(model: Exported, folder: Path, kind: str) -> list[Problem]:
         unsupported.append((f"a decoder of the {family(model)} family", "a LLaMA decoder"))
     if kind == "llava" and not (isinstance(model.vision, ViT) and model.eye.class_token):
         unsupported.append(("an encoder without a class token", "a CLIP encoder"))
-    if kind == "llava" and model.image_shape == "squash":
+    if kind == "llava" and model.image_fit == "stretch":
         unsupported.append(("images stretched to a square", "`crop` or `pad`"))
     where = f"{folder}: {kind}"
     found = [EXPORT_FORMAT.at(where, got=got, supported=supported) for got, supported in unsupported]
@@ -53,7 +53,7 @@ def problems(model: Exported, folder: Path, kind: str) -> list[Problem]:
 
 def spoken(model: Exported, folder: Path, kind: str) -> list[Problem]:
     """Returns a problem if the model answers with the help of learned tokens, which ids cannot express."""
-    through = model.config.get("speaks_through")
+    through = model.config.get("inference_plugins")
     got = f"learned tokens from {', '.join(through or ())} in every sequence"
     where, supported = f"{folder}: {kind}", "no learned tokens"
     return [EXPORT_FORMAT.at(where, got=got, supported=supported)] if through else []
@@ -78,7 +78,7 @@ def write(model: Exported, folder: Path, kind: str, *, dtype: torch.dtype | None
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    hub, new = kind == "llava-hf", added(model)
+    hub, new = kind == "llava-hf", new_token_ids(model)
     prefixes = (model.config.get("prefixes") or HUB) if hub else ORIGINAL
     tensors = _tensors(model, new.rows if hub else model.shape.vocab, prefixes, dtype)
     _write_shards(aside, tensors)
@@ -113,8 +113,8 @@ def _tensors(
 
 def _behind(model: Exported) -> dict[str, Tensor]:
     """What the encoder's class has behind the layer that is read: as it came, else an idle norm."""
-    if model.carried:
-        return {name: t for name, t in model.carried.items() if name.startswith("vision.")}
+    if model.passthrough:
+        return {name: t for name, t in model.passthrough.items() if name.startswith("vision.")}
     weight = next(model.vision.parameters())
     width = model.eye.width
     return {
@@ -171,9 +171,9 @@ def _write_shards(folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
         write_json_atomic(folder / "model.safetensors.index.json", index)
 
 
-def _hub_config(model: Exported, new: Added) -> dict[str, Any]:
+def _hub_config(model: Exported, new: TokenIds) -> dict[str, Any]:
     vision = model.eye
-    full = bool(model.carried)
+    full = bool(model.passthrough)
     return {
         "model_type": "llava",
         "architectures": ["LlavaForConditionalGeneration"],
@@ -217,7 +217,7 @@ def _text_config(model: Exported, vocab: int) -> dict[str, Any]:
 def _vision_config(model: Exported, full: bool) -> dict[str, Any]:
     shape = model.eye
     acts = {ours: theirs for theirs, ours in encoders.ACTIVATIONS.items()}
-    head = any(name.startswith("vision.head.") for name in model.carried)  # SigLIP's, read by nobody
+    head = any(name.startswith("vision.head.") for name in model.passthrough)  # SigLIP's, read by nobody
     return {
         "model_type": _vision_family(model.eye), "hidden_size": shape.width,
         "num_hidden_layers": shape.depth if full else shape.built, "num_attention_heads": shape.heads,
@@ -239,7 +239,7 @@ def _original_config(model: Exported) -> dict[str, Any]:
         "mm_projector_type": "mlp2x_gelu", "mm_hidden_size": vision.width,
         "mm_vision_select_layer": vision.feature_layer, "mm_vision_select_feature": "patch",
         "mm_patch_merge_type": "flat", "mm_use_im_start_end": False, "mm_use_im_patch_token": False,
-        "image_aspect_ratio": model.image_shape if model.image_shape == "pad" else "square",
+        "image_aspect_ratio": model.image_fit if model.image_fit == "pad" else "square",
         "tokenizer_padding_side": "right", "tokenizer_model_max_length": model.shape.context,
     }  # fmt: skip
 

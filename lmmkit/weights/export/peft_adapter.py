@@ -32,7 +32,7 @@ PROJECTIONS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adapter:
+class PeftAdapter:
     """What is written: tensors by our names, and the settings they were trained with.
 
     `connector`: that of the stage's end where it learned, else empty. `sees`: whether the base is a
@@ -52,7 +52,7 @@ class Adapter:
         return next(len(t) for name, t in self.updates.items() if name.endswith(".a"))
 
 
-def write(adapter: Adapter, folder: Path) -> None:
+def write(adapter: PeftAdapter, folder: Path) -> None:
     """Writes the folder aside and renames it; it is new, or empty."""
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
@@ -79,7 +79,7 @@ def _named(name: str, before: str) -> str:
     return f"{before}{public.removeprefix('model.')}.lora_{side.upper()}.weight"
 
 
-def _config(adapter: Adapter, names: list[str]) -> dict[str, Any]:
+def _config(adapter: PeftAdapter, names: list[str]) -> dict[str, Any]:
     found = {m.group(1) for name in names if (m := re.search(r"(\w+)\.lora_A\.", name))}
     targets = [p.rpartition(".")[2] for p in PROJECTIONS.values() if p.rpartition(".")[2] in found]
     whole = int(adapter.alpha) if adapter.alpha == int(adapter.alpha) else adapter.alpha

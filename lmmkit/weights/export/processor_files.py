@@ -9,8 +9,8 @@ from typing import Any
 from lmmkit.data.text_tokenizers import hf_tokenizer
 from lmmkit.runs.files import write_json_atomic
 from lmmkit.weights import encoders
-from lmmkit.weights.export.llava_folders import chat_template_export
-from lmmkit.weights.export.llava_folders.export_model import IMAGE, PAD, Added, Exported
+from lmmkit.weights.export import chat_template_export
+from lmmkit.weights.export.export_model import IMAGE, PAD, Exported, TokenIds
 
 PIECES = {  # beside a sentencepiece model
     "tokenizer_class": "LlamaTokenizer", "legacy": False, "add_bos_token": True, "add_eos_token": False,
@@ -18,7 +18,7 @@ PIECES = {  # beside a sentencepiece model
 }  # fmt: skip
 
 
-def write(model: Exported, folder: Path, new: Added | None) -> None:
+def write(model: Exported, folder: Path, new: TokenIds | None) -> None:
     """The image processor, and the tokenizer where the model has one.
 
     `new`: the ids of a llava-hf export, which has a processor for both; None for original LLaVA.
@@ -38,8 +38,8 @@ def write(model: Exported, folder: Path, new: Added | None) -> None:
     for name, data in files.items():
         (folder / name).write_bytes(data)
     words: dict[str, Any] = {
-        **(json.loads(files[hf_tokenizer.BESIDE]) | {"tokenizer_class": "PreTrainedTokenizerFast"} if hf_tokenizer.BESIDE in files
-           else PIECES),
+        **(json.loads(files[hf_tokenizer.BESIDE]) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+           if hf_tokenizer.BESIDE in files else PIECES),
         "model_max_length": model.shape.context, "padding_side": "left" if new is not None else "right",
     }  # fmt: skip
     if new is not None:
@@ -68,9 +68,9 @@ def _processor(model: Exported) -> dict[str, Any]:
     geometry: dict[str, Any] = {
         "crop": {"image_processor_type": "CLIPImageProcessor", "size": short},
         "pad": {"image_processor_type": "LlavaImageProcessor", "do_pad": True, "size": short},
-        "squash": {"image_processor_type": "SiglipImageProcessor", "size": square},
-    }[model.image_shape]
-    if model.image_shape != "squash":
+        "stretch": {"image_processor_type": "SiglipImageProcessor", "size": square},
+    }[model.image_fit]
+    if model.image_fit != "stretch":
         geometry |= {"do_center_crop": True, "crop_size": square}
     return geometry | {
         "do_convert_rgb": True, "do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255,

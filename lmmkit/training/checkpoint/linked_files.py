@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from lmmkit.training.checkpoint.read.tensor_files import Held, Mark, Part
+from lmmkit.training.checkpoint.tensor_files import HeldTensors, Mark, TensorSlice
 
 
 class Written(NamedTuple):
@@ -30,20 +30,20 @@ class Lasting:
     staged: dict[str, Written] = field(default_factory=dict)
     before: deque[dict[str, Written]] = field(default_factory=lambda: deque(maxlen=2))
 
-    def earlier(self, name: str, parts: Mapping[str, Part]) -> Written | None:
+    def earlier(self, name: str, parts: Mapping[str, TensorSlice]) -> Written | None:
         """The file of this name of the checkpoint before the last, if it holds just this."""
         found = self._two_ago.get(name)
         if found is None or found.marks != _marks(parts) or not found.path.is_file():
             return None
         return found
 
-    def spared(self, held: Held) -> int:
+    def spared(self, held: HeldTensors) -> int:
         """Bytes that need no writing now."""
         marks = {key: mark for written in self._two_ago.values() for key, mark in written.marks.items()}
         same = (part for key, part in held.lasting.items() if marks.get(key) == part.mark)
         return sum(part.tensor.nbytes for part in same)
 
-    def stage(self, path: Path, parts: Mapping[str, Part], said: list[int]) -> None:
+    def stage(self, path: Path, parts: Mapping[str, TensorSlice], said: list[int]) -> None:
         """A file of the checkpoint that is being written."""
         self.staged[path.name] = Written(path, _marks(parts), said)
 
@@ -56,5 +56,5 @@ class Lasting:
         return self.before[0] if len(self.before) == 2 else {}
 
 
-def _marks(parts: Mapping[str, Part]) -> dict[str, Mark | None]:
+def _marks(parts: Mapping[str, TensorSlice]) -> dict[str, Mark | None]:
     return {key: part.mark for key, part in parts.items()}

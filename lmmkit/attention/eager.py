@@ -1,0 +1,51 @@
+"""The plain attention backend: a masked softmax with the complete attention map."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lmmkit.attention.interface import ALL, AttentionFn, Heads, Rotary, apply_rope, grouped
+from lmmkit.attention.schedule import AttentionSpec
+
+
+@dataclass(frozen=True)
+class Eager:
+    """Masked softmax with the whole map. Slow and plain: what the others are compared with."""
+
+    name: str = "eager"
+
+    def why_not(self, device: torch.device, dtype: torch.dtype) -> str:
+        return ""
+
+    def prepare(self, spec: AttentionSpec, device: torch.device) -> AttentionFn:
+        row_R, read_T = spec.row_R, spec.read_T
+        rows = ALL if read_T is None else read_T.index_fill(0, row_R, True).nonzero()[:, 0]
+        place_R = torch.searchsorted(torch.arange(len(spec.forest))[rows], row_R).to(device)
+        see_WT, key_T = spec.forest.see()[rows].to(device), spec.key_T.to(device)
+        rows = rows if isinstance(rows, slice) else rows.to(device)
+
+        def attention_from_parts(qkv_TC: Tensor, heads: Heads, rotary: Rotary) -> tuple[Tensor, Tensor]:
+            q_THK, k_TGK, v_TGK = apply_rope(qkv_TC, heads, rotary)
+            weight_HWT = attention_map(q_THK[rows], k_TGK, see_WT)
+            out_WHK = torch.einsum("hqk,khd->qhd", weight_HWT.to(v_TGK), grouped(v_TGK, heads.q))
+            mass_R = weight_HWT[:, place_R][..., key_T].sum(-1).mean(0)
+            return out_WHK.flatten(1), mass_R
+
+        return AttentionFn(rows, attention_from_parts)
+
+    def dense(self, q_INHK: Tensor, k_INHK: Tensor, v_INHK: Tensor) -> Tensor:
+        score = torch.einsum("iqhd,ikhd->ihqk", q_INHK, k_INHK) * q_INHK.shape[-1] ** -0.5
+        return torch.einsum("ihqk,ikhd->iqhd", _softmax(score).to(v_INHK), v_INHK)
+
+
+def attention_map(q_QHK: Tensor, k_TGK: Tensor, see_QT: Tensor) -> Tensor:
+    """The softmax weights themselves, [H, Q, T], float32 or wider: for pictures and twins."""
+    score = torch.einsum("qhd,khd->hqk", q_QHK, grouped(k_TGK, q_QHK.shape[1])) * q_QHK.shape[-1] ** -0.5
+    return _softmax(score.masked_fill(~see_QT, -torch.inf))
+
+
+def _softmax(score: Tensor) -> Tensor:
+    return score.softmax(-1, dtype=torch.promote_types(score.dtype, torch.float32))

@@ -1,0 +1,91 @@
+"""The xformers attention backend for CUDA. This is the only file that imports xformers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from lmmkit.attention.interface import AttentionFn
+from lmmkit.attention.merge import UNSEEN, PartialAttention, attention_from_parts, row_set
+from lmmkit.attention.schedule import AttentionSpec
+
+
+@dataclass(frozen=True)
+class Xformers:
+    """xformers' FA2 (bfloat16) and CUTLASS (float32) kernels on packed segments; CUDA only."""
+
+    name: str = "xformers"
+
+    def why_not(self, device: torch.device, dtype: torch.dtype) -> str:
+        if device.type != "cuda":
+            return f"no kernels for {device.type}"
+        if dtype == torch.float64:
+            return "no kernel for float64"
+        return WHY_NO_XFORMERS
+
+    def prepare(self, spec: AttentionSpec, device: torch.device) -> AttentionFn:
+        return attention_from_parts(list(packed(spec, device)), spec.row_W, spec.row_R, device)
+
+    def dense(self, q_INHK: Tensor, k_INHK: Tensor, v_INHK: Tensor) -> Tensor:
+        return _fmha.memory_efficient_attention(q_INHK, k_INHK, v_INHK)
+
+
+def packed(spec: AttentionSpec, device: torch.device) -> Iterator[PartialAttention]:
+    """All segments of a call in one variable-length kernel call."""
+    masks = _fmha.attn_bias
+    for call in spec.calls:
+        mask = masks.BlockDiagonalCausalMask if call.causal else masks.BlockDiagonalMask
+        lengths = call.lengths.tolist()
+        bias = mask.from_seqlens(lengths, call.m.tolist(), device=device)
+        q = row_set(spec.places(call.q), call.n, np.zeros_like(call.q), device)
+        k = row_set(call.k, call.m, np.zeros_like(call.k), device)
+        yield PartialAttention(q, k, own=call.level == 0, key=call.key, kernel=_Varlen(bias, tuple(lengths)))
+
+
+@dataclass(frozen=True)
+class _Varlen:
+    """Segments one after the other in one call, B = 1, told apart by the bias."""
+
+    bias: _fmha.AttentionBias
+    lengths: tuple[int, ...]
+
+    def forward(self, q_BNHK: Tensor, k_BMHK: Tensor, v_BMHK: Tensor) -> tuple[Tensor, Tensor]:
+        out, lse = _fmha.memory_efficient_attention_forward_requires_grad(
+            q_BNHK, k_BMHK, v_BMHK, attn_bias=self.bias
+        )
+        return out, self._packed(lse, q_BNHK.shape[1])[None]
+
+    def backward(
+        self, d: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return _fmha.memory_efficient_attention_backward(
+            d, out, self._kernels(lse[0], q.dtype), q, k, v, attn_bias=self.bias
+        )
+
+    def _packed(self, lse: Tensor, total: int) -> Tensor:
+        """[Q, H] of either layout: FA2 packs [1, H, Q], CUTLASS pads [segments, H, longest]."""
+        if lse.shape[0] == 1 and lse.shape[-1] >= total:
+            return lse[0, :, :total].T
+        return torch.cat([lse[i, :, :n].T for i, n in enumerate(self.lengths)])
+
+    def _kernels(self, lse_QH: Tensor, dtype: torch.dtype) -> Tensor:
+        """The layout that the backward kernel of this type reads: xformers finds the kernel by it."""
+        if dtype != torch.float32:
+            return lse_QH.T[None].contiguous()
+        padded = pad_sequence(list(lse_QH.split(self.lengths)), batch_first=True, padding_value=UNSEEN)
+        return padded.transpose(1, 2).contiguous()
+
+
+try:
+    logging.getLogger("xformers").setLevel(logging.ERROR)  # its loader warns even where PyTorch's ops serve
+    from xformers.ops import fmha as _fmha
+
+    WHY_NO_XFORMERS = ""
+except Exception as error:  # absent, or built for another torch: say why when it matters
+    WHY_NO_XFORMERS = f"xformers does not import: {error}"
