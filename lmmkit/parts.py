@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lmmkit.batch import Batch
 from lmmkit.dims import Dims
 from lmmkit.local import bare, home
-from lmmkit.needs import Need, selector
+from lmmkit.needs import Need
 from lmmkit.sample import Sample, View
 from lmmkit.spans import Insert
 
@@ -159,9 +159,3 @@ class LearnedTokens(nn.Module):
     def forward(self) -> Tensor:
         """[n, D]"""
         return self.weight
-
-
-def reads(term: Term, view: str, mark: str) -> bool:
-    """Whether a term reads this mark in this view."""
-    sels = (selector(need) for need in term.needs)
-    return any(sel.view == view and sel.mark == mark for sel in sels)

@@ -195,7 +195,7 @@ class _Pass:
         self.parts: list[tuple[int, int]] = []
         self.keys: set[str] = set()
         self.bad: list[BadRow] = []
-        self.meta = dict.fromkeys(("rows", "bad_rows", "problems", "dropped_turns", "renamed", "crc32"), 0)
+        self.meta = dict.fromkeys(("rows", "bad_rows", "problems", "dropped_turns", "crc32"), 0)
 
     def index(self) -> Index:
         """Everything the pass found. Broken shards are told together."""
@@ -248,7 +248,6 @@ class _Pass:
             (number, member.offset, member.size, at, words, min(again, 255), first, len(pictures))
         )
         self.meta["dropped_turns"] += found.dropped
-        self.meta["renamed"] += again > 0
 
     def refuse(self, shard: Path, at: int, reader: RowReader, key: str) -> None:
         """A bad row."""

@@ -109,7 +109,7 @@ def _reads_own(term: Term) -> bool:
     return any(selector(need).view == term.name for need in term.needs)
 
 
-def marks(recipe: Recipe, parts: Parts, plans: Mapping[str, StagePlan]) -> list[Problem]:
+def marks(recipe: Recipe, parts: Parts) -> list[Problem]:
     """Token strategies that no term of the recipe reads; one mark from two of them."""
     problems, owner = [], {}
     read = {selector(need).mark for term in parts.terms.values() for need in term.needs}
@@ -131,7 +131,7 @@ def marks(recipe: Recipe, parts: Parts, plans: Mapping[str, StagePlan]) -> list[
     return problems
 
 
-def reach(recipe: Recipe, parts: Parts, plan: StagePlan, dims: Dims) -> list[Problem]:
+def reach(recipe: Recipe, parts: Parts, plan: StagePlan) -> list[Problem]:
     """Runs THE RULE on a probe layout: a row that is read must see an image."""
     problems = []
     for term in plan.terms:
@@ -139,7 +139,7 @@ def reach(recipe: Recipe, parts: Parts, plan: StagePlan, dims: Dims) -> list[Pro
             sel = selector(need)
             if term.name in parts.unreachable or (sel.mark is None and not isinstance(need, AttnMass)):
                 continue
-            if not _sees_image(plan, need, dims):
+            if not _sees_image(plan, need):
                 where = recipe.where(f"plugins.{term.name}")
                 what = f"mark `{sel.mark}`" if sel.mark else "rows"
                 got = f"`{term.name}` reads {what} that stand before the image and can never see it"
@@ -160,7 +160,7 @@ def probe_layout() -> Layout:
     )
 
 
-def _sees_image(plan: StagePlan, need: Need, dims: Dims) -> bool:
+def _sees_image(plan: StagePlan, need: Need) -> bool:
     sel = selector(need)
     view = View(sample=PROBE, name=sel.view)
     edits = [

@@ -76,10 +76,10 @@ def compile_plan(recipe: Recipe, parts: Parts, dims: Dims) -> dict[str, StagePla
     plans = {stage: _compile(recipe, parts, stage) for stage in recipe.stages}
     for plan in plans.values():
         problems += checks.needs(recipe, parts, plan, dims)
-    problems += checks.marks(recipe, parts, plans)
+    problems += checks.marks(recipe, parts)
     raise_all(problems)
     for plan in plans.values():
-        problems += checks.reach(recipe, parts, plan, dims)
+        problems += checks.reach(recipe, parts, plan)
     raise_all(dict.fromkeys(problems))
     return plans
 

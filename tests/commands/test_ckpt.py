@@ -9,6 +9,8 @@ import torch
 
 from lmmkit.rundir import RunDir
 from lmmkit.training import store
+from lmmkit.training.parts import hold
+from lmmkit.training.ranks import ALONE
 from lmmkit.training.rng import rng_state
 from tests.commands.test_cli import run as lmmkit
 
@@ -19,7 +21,7 @@ def run(tmp_path):
     run.path.mkdir()
     run.run_json.write_text("{}")
     for step in (1, 2, 3):
-        store.save(run, step, {"w": torch.full((50,), float(step))}, {}, keep=3, rng=rng_state())
+        store.put(run, step, hold({"w": torch.full((50,), float(step))}, ALONE), {}, keep=3, rng=rng_state())
     return run
 
 

@@ -9,11 +9,12 @@ from contextlib import contextmanager
 import pytest
 
 from lmmkit.data.images import FORMATS, check_header, read_image
-from lmmkit.data.json_rows import row_of, stream
+from lmmkit.data.json_rows import row_of
 from lmmkit.data.records import Policy, open_records
 from lmmkit.data.rows import RowReader, measure
 from lmmkit.errors import UserError
 from tests.data.test_images import SPEC, flat, paletted, picture
+from tests.data.test_index import rows_in
 from tests.data.test_records import GOOD, mutate, said
 
 BASE = [
@@ -66,7 +67,7 @@ def fuzz_rows(folder, count, seed):
                 part for fault in reader.faults for part in (fault.code, fault.got, fault.want, fault.mend)
             )
     (folder / "r.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    rows = list(stream(folder / "r.jsonl"))
+    rows = rows_in(folder / "r.jsonl")
     assert [row.index for row in rows] == list(range(len(rows)))
     records = open_records(
         "s", records=folder / "r.jsonl", images=folder / "images", template="vicuna_v1", image_shape="pad",

@@ -234,7 +234,7 @@ def summed(data):
 
 
 @pytest.mark.parametrize(
-    ("name", "data"), broken_shards(), ids=lambda value: value if isinstance(value, str) else ""
+    ("name", "data"), list(broken_shards()), ids=lambda value: value if isinstance(value, str) else ""
 )
 def test_broken_shards_are_told(tmp_path, name, data):
     (tmp_path / "a.tar").write_bytes(data)

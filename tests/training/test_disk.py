@@ -13,6 +13,8 @@ from lmmkit.errors import MachineError
 from lmmkit.rundir import RunDir
 from lmmkit.training import checkpoint, store
 from lmmkit.training.memory import telling_room
+from lmmkit.training.parts import hold
+from lmmkit.training.ranks import ALONE
 from lmmkit.training.rng import rng_state
 from lmmkit.training.run import train
 from lmmkit.weights import own
@@ -122,11 +124,11 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_gone_on_from(tiny, tmp_
 def test_order_is_by_step_whatever_the_clock_says(tmp_path, monkeypatch):
     run = RunDir(tmp_path)
     for step in (1, 2, 3):
-        path = store.save(run, step, {"w": torch.zeros(1)}, {}, keep=3, rng=rng_state())
+        path = store.put(run, step, hold({"w": torch.zeros(1)}, ALONE), {}, keep=3, rng=rng_state())
         for file in (path, *path.iterdir()):
             os.utime(file, (10**9 - step * 10**6,) * 2)
     assert checkpoint.step_of(checkpoint.latest(run)) == 3
-    store.save(run, 4, {"w": torch.zeros(1)}, {}, keep=2, rng=rng_state())
+    store.put(run, 4, hold({"w": torch.zeros(1)}, ALONE), {}, keep=2, rng=rng_state())
     assert steps(run) == [3, 4]
 
 

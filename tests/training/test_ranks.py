@@ -26,6 +26,7 @@ from lmmkit.plan.prepare import prepare
 from lmmkit.recipe import Recipe
 from lmmkit.rundir import RunDir
 from lmmkit.training import checkpoint, shard, state, store
+from lmmkit.training.parts import hold
 from lmmkit.training.ranks import ALONE, Ranks, joined
 from lmmkit.training.rng import rng_state
 from lmmkit.training.run import train
@@ -244,7 +245,7 @@ def test_a_checkpoint_comes_back_on_another_number_of_ranks(mixed, tmp_path, bef
                 local, first = shard.rows(tensor)
                 marked = _marked(key, torch.empty(tensor.shape, dtype=tensor.dtype))
                 local.copy_(marked[first : first + len(local)] if local.ndim else marked)
-            store.save(run, 7, held, {"at": 7}, keep=2, rng=rng_state(), ranks=ranks)
+            store.put(run, 7, hold(held, ranks), {"at": 7}, keep=2, rng=rng_state(), ranks=ranks)
 
     def read(rank):
         with joined() as ranks:
@@ -278,7 +279,7 @@ def test_damage_to_one_rank_s_files_is_seen_by_all(tmp_path):
                     torch.full((2, 3), float(rank)), init_device_mesh("cpu", (3,)), [Shard(0)]
                 )
             }
-            store.save(run, 1, held, {}, keep=2, rng=rng_state(), ranks=ranks)
+            store.put(run, 1, hold(held, ranks), {}, keep=2, rng=rng_state(), ranks=ranks)
 
     world.run(3, fill, tmp_path / "fill")
     path = run.checkpoints / "step-00000001"
