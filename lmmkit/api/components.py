@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lmmkit.api.batch import Batch
 from lmmkit.api.layout import Insert
 from lmmkit.api.model_info import Dims
-from lmmkit.api.needs import Need, selector
+from lmmkit.api.needs import Need
 from lmmkit.api.plugin_files import bare, home
 from lmmkit.api.sample import Sample, View
 
@@ -161,9 +161,3 @@ class LearnedTokens(nn.Module):
     def forward(self) -> Tensor:
         """[n, D]"""
         return self.weight
-
-
-def reads(term: Term, view: str, token_name: str) -> bool:
-    """Whether a term reads this mark in this view."""
-    selects = (selector(need) for need in term.needs)
-    return any(select.view == view and select.token_name == token_name for select in selects)

@@ -101,9 +101,3 @@ def truncate(layout: Layout, limit: int) -> Layout:
                 out.append(replace(span, n=room, ids=span.ids[:room]))
             room = 0
     return tuple(out)
-
-
-def prompt(layout: Layout) -> Layout:
-    """The part before the first learned-by-heart response: what generation starts from."""
-    first = next((i for i, span in enumerate(layout) if span.role == "response"), len(layout))
-    return layout[:first]

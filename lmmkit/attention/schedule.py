@@ -25,12 +25,11 @@ class Call(NamedTuple):
     on, stretch i of segment `of[i]`, in order; of a causal segment the keys themselves.
 
     `level` 0 holds every row that comes out once, with rows of its own run; at any level a row
-    queries at most once, and in a call it is a key at most once. `within`: the keys are of the
-    queries' own run. `key`: they are of those whose mass is read, and some of these rows ask for it.
+    queries at most once, and in a call it is a key at most once. `key`: the keys are of those whose
+    mass is read, and some of these rows ask for it.
     """
 
     level: int
-    within: bool
     causal: bool
     key: bool
     k: np.ndarray
@@ -55,7 +54,6 @@ class Call(NamedTuple):
         )
 
 
-COLUMNS = ("level", "within", "causal", "key", "k", "m", "q", "n")
 SORT, SEGMENT = 4, 6  # columns that tell a sort, and a segment, from another
 
 
@@ -93,7 +91,10 @@ class AttentionSpec:
         return rows if self.row_W is None else np.searchsorted(self.row_W, rows)
 
     def _segments(self) -> np.ndarray:
-        """[S, 8]: a row a segment of one stretch, `COLUMNS`; in no order."""
+        """[S, 8]: a row a segment of one stretch, in no order: level, within, causal, key, k, m, q, n.
+
+        `within`: the keys are of the queries' own run.
+        """
         found, key, row_R = self.forest.runs, self.key_T.numpy(), np.sort(self.row_R.numpy())
         edges = np.flatnonzero(key[1:] != key[:-1]) + 1 if len(row_R) else EMPTY
         key = key if len(row_R) else np.zeros_like(key)
@@ -195,6 +196,6 @@ def _by_sort(table: np.ndarray) -> Iterator[Call]:
     for rows in np.split(table, np.flatnonzero((table[1:, :SORT] != table[:-1, :SORT]).any(1)) + 1):
         if len(rows):
             new = np.append(True, (rows[1:, :SEGMENT] != rows[:-1, :SEGMENT]).any(1))
-            level, within, causal, key = rows[0, :SORT].tolist()
+            level, _, causal, key = rows[0, :SORT].tolist()
             k, m, q, n = rows[:, SORT:].T
-            yield Call(level, bool(within), bool(causal), bool(key), k[new], m[new], q, n, np.cumsum(new) - 1)
+            yield Call(level, bool(causal), bool(key), k[new], m[new], q, n, np.cumsum(new) - 1)

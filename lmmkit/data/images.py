@@ -140,13 +140,6 @@ def _constants(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Tensor,
     return torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
 
 
-def image_bytes(file: File) -> bytes:
-    """The picture file as it lies. Raises `UserError` as `read_image`, as far as bytes show it."""
-    image, name = _named(file)
-    with _telling(name), _bytes(image, name) as data:
-        return data.read()
-
-
 @contextmanager
 def _opened(file: File, shape: ImageFit) -> Iterator[Pil.Image]:
     """The picture with its header read and found good; whatever goes wrong inside, `UserError`."""

@@ -109,7 +109,7 @@ def _reads_own(term: Term) -> bool:
     return any(selector(need).view == term.name for need in term.needs)
 
 
-def token_names(recipe: Recipe, instances: Instances, plans: Mapping[str, StagePlan]) -> list[Problem]:
+def token_names(recipe: Recipe, instances: Instances) -> list[Problem]:
     """Token strategies that no term of the recipe reads; one mark from two of them."""
     problems, owner = [], {}
     read = {selector(need).token_name for term in instances.terms.values() for need in term.needs}
@@ -128,7 +128,7 @@ def token_names(recipe: Recipe, instances: Instances, plans: Mapping[str, StageP
     return problems
 
 
-def reach(recipe: Recipe, instances: Instances, plan: StagePlan, dims: Dims) -> list[Problem]:
+def reach(recipe: Recipe, instances: Instances, plan: StagePlan) -> list[Problem]:
     """Runs THE RULE on a probe layout: a row that is read must see an image."""
     problems = []
     for term in plan.terms:
@@ -138,7 +138,7 @@ def reach(recipe: Recipe, instances: Instances, plan: StagePlan, dims: Dims) -> 
                 select.token_name is None and not isinstance(need, AttnMass)
             ):
                 continue
-            if not _sees_image(plan, need, dims):
+            if not _sees_image(plan, need):
                 where = recipe.where(f"plugins.{term.name}")
                 what = f"token `{select.token_name}`" if select.token_name else "rows"
                 got = f"`{term.name}` reads {what} before the image, which cannot attend to the image"
@@ -158,7 +158,7 @@ def probe_layout() -> Layout:
     )
 
 
-def _sees_image(plan: StagePlan, need: Need, dims: Dims) -> bool:
+def _sees_image(plan: StagePlan, need: Need) -> bool:
     select = selector(need)
     view = View(sample=PROBE, name=select.view)
     edits = [

@@ -31,10 +31,10 @@ def compile_plan(recipe: Recipe, instances: Instances, dims: Dims) -> dict[str, 
     plans = {stage: _compile(recipe, instances, stage) for stage in recipe.stages}
     for plan in plans.values():
         problems += checks.needs(recipe, instances, plan, dims)
-    problems += checks.token_names(recipe, instances, plans)
+    problems += checks.token_names(recipe, instances)
     raise_all(problems)
     for plan in plans.values():
-        problems += checks.reach(recipe, instances, plan, dims)
+        problems += checks.reach(recipe, instances, plan)
     raise_all(dict.fromkeys(problems))
     return plans
 

@@ -9,11 +9,12 @@ from contextlib import contextmanager
 import pytest
 
 from lmmkit.data.images import FORMATS, check_header, read_image
-from lmmkit.data.sources.json_records import row_of, stream
+from lmmkit.data.sources.json_records import row_of
 from lmmkit.data.sources.record_parser import RecordParser, measure_record
 from lmmkit.data.sources.records import Policy, open_records
 from lmmkit.errors import UserError
 from tests.data.test_images import SPEC, flat, paletted, picture
+from tests.data.test_index import rows_in
 from tests.data.test_records import GOOD, mutate, said
 
 BASE = [
@@ -64,7 +65,7 @@ def fuzz_rows(folder, count, seed):
             assert (record is None) == bool(reader.problems)
             assert all(text for _, p in reader.problems for text in (p.code, p.got, p.expected, p.hint))
     (folder / "r.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    rows = list(stream(folder / "r.jsonl"))
+    rows = rows_in(folder / "r.jsonl")
     assert [row.index for row in rows] == list(range(len(rows)))
     records = open_records(
         "s", records=folder / "r.jsonl", images=folder / "images", template="vicuna_v1", image_fit="pad",

@@ -11,7 +11,7 @@ import pytest
 
 from lmmkit.data.sources import index_cache, json_stream, llava_json
 from lmmkit.data.sources.index_cache import Index, load_index
-from lmmkit.data.sources.json_records import RawRecord, row_of, stream
+from lmmkit.data.sources.json_records import RawRecord, read_rows, row_of
 from lmmkit.data.sources.record_parser import RecordParser, measure_record, measured_record
 from lmmkit.data.sources.records import open_records
 from lmmkit.errors import UserError
@@ -144,6 +144,11 @@ def test_without_a_place_for_it_the_index_stays_in_memory(tmp_path, monkeypatch,
     assert list(pickle.loads(pickle.dumps(records))) == list(records)
 
 
+def rows_in(path):
+    with json_stream.Window(path) as window:
+        return list(read_rows(window))
+
+
 @pytest.mark.parametrize("block", [1, 7, 64, 2**20])
 def test_read_in_pieces_a_file_has_the_same_rows(tmp_path, monkeypatch, block):
     monkeypatch.setattr(json_stream, "BLOCK", block)
@@ -152,7 +157,7 @@ def test_read_in_pieces_a_file_has_the_same_rows(tmp_path, monkeypatch, block):
         ("a.jsonl", "\n\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS)),
     ):
         (tmp_path / name).write_text(text, encoding="utf-8")
-        rows = list(stream(tmp_path / name))
+        rows = rows_in(tmp_path / name)
         assert [row.value for row in rows] == ROWS
         data = (tmp_path / name).read_bytes()
         for row in rows:
@@ -160,7 +165,7 @@ def test_read_in_pieces_a_file_has_the_same_rows(tmp_path, monkeypatch, block):
             assert row.line == data[: row.offset].count(b"\n") + 1
         broken = text.replace('"id": 8', '"id" 8')
         (tmp_path / name).write_text(broken, encoding="utf-8")
-        (fault,) = [row for row in stream(tmp_path / name) if row.faults]
+        (fault,) = [row for row in rows_in(tmp_path / name) if row.faults]
         line = broken[: broken.index('"id" 8')].count("\n") + 1
         column = broken.index('"id" 8') - broken.rfind("\n", 0, broken.index('"id" 8')) + 5
         assert fault.line == line
@@ -205,5 +210,5 @@ def test_a_row_without_end_is_refused_and_not_read_forever(tmp_path, monkeypatch
     (tmp_path / "a.jsonl").write_text('{"id": "' + "x" * 10_000)
     (tmp_path / "a.json").write_text('[{"id": "' + "x" * 10_000)
     for name in ("a.jsonl", "a.json"):
-        (row,) = list(stream(tmp_path / name))
+        (row,) = rows_in(tmp_path / name)
         assert isinstance(row, RawRecord) and row.faults and len(row.faults[0][0]) < 200

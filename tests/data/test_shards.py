@@ -178,14 +178,52 @@ def broken_shards():
     yield "gz", b"\x1f\x8b" + bytes(2000)
     yield "zip", b"PK\x03\x04" + bytes(2000)
     yield "flip", whole[:100] + bytes([whole[100] ^ 1]) + whole[101:]
-    for size in (b"77777777777\0", b"zzzzzzzzzzz\0", b"\x80" + b"\xff" * 11, b"\xff" * 12, b"-0000000001\0"):
+    second = whole.index(b"a.png")
+    yield "flip in the second", whole[: second + 100] + b"x" + whole[second + 101 :]
+    sizes = (
+        b"77777777777\0",
+        b"zzzzzzzzzzz\0",
+        b"\x80" + b"\xff" * 11,
+        b"\xff" * 12,
+        b"-0000000001\0",
+        b"-0000001000\0",
+    )
+    for size in sizes:
         yield f"size {size!r}", summed(whole[:124] + size + whole[136:])
+        yield (
+            f"second size {size!r}",
+            whole[:second] + summed(whole[second : second + 124] + size + whole[second + 136 :]),
+        )
+    for kind in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE):
+        yield (
+            f"negative {kind!r}",
+            summed(whole[:124] + b"-0000001000\0" + whole[136:156] + kind + whole[157:]),
+        )
+        yield (
+            f"huge {kind!r}",
+            summed(whole[:124] + b"\x80" + b"\xff" * 11 + whole[136:156] + kind + whole[157:]),
+        )
+        yield f"endless {kind!r}", plain_tar(*[("a", b"a\0", {"type": kind})] * 3000)
     yield "holes", plain_tar(("a.json", b"", {"type": tarfile.GNUTYPE_SPARSE}))
+    holes = pax_record(b"GNU.sparse.major=1\n") + pax_record(b"GNU.sparse.minor=0\n")
+    endless = pax_record(b"size=" + b"9" * 5000 + b"\n")
+    for records in (holes, pax_record(b"GNU.sparse.map=0,1\n"), pax_record(b"size=-1024\n"), endless):
+        header = ("h", records, {"type": tarfile.XHDTYPE})
+        yield f"pax {records[:30]!r}", plain_tar(header, ("a.json", b"1\n" * 99))
+    yield "pax digits", plain_tar(("h", b"1" * 60_000, {"type": tarfile.XHDTYPE}), ("a.json", b"{}"))
+    yield "no UTF-8", plain_tar(("a\udcff.json", b"{}"))
     yield "long name", plain_tar(("x" * 70_000 + ".json", b""))
     yield "twice", plain_tar(("a.json", b"{}"), ("a.json", b"{}"))
     pax = plain_tar(("\u732b" * 60 + ".json", b"{}"), format=tarfile.PAX_FORMAT)
-    yield "pax", pax.replace(b"path=", b"path#")
     yield "pax size", summed(pax[:512] + b"99999999 path=x\n".ljust(512, b"\0") + pax[1024:])
+
+
+def pax_record(text):
+    """`text` behind its length, which counts its own digits."""
+    length = len(text) + 2
+    while length != len(b"%d %s" % (length, text)):
+        length += 1
+    return b"%d %s" % (length, text)
 
 
 def summed(data):
@@ -194,7 +232,7 @@ def summed(data):
 
 
 @pytest.mark.parametrize(
-    ("name", "data"), broken_shards(), ids=lambda value: value if isinstance(value, str) else ""
+    ("name", "data"), list(broken_shards()), ids=lambda value: value if isinstance(value, str) else ""
 )
 def test_broken_shards_are_told(tmp_path, name, data):
     (tmp_path / "a.tar").write_bytes(data)

@@ -28,7 +28,9 @@ def xformers_parts(case: Case) -> list:
     return list(xformers_backend.packed(case.attention(), CPU))
 
 
-@pytest.mark.skipif(bool(xformers_backend.WHY_NO_XFORMERS), reason=xformers_backend.WHY_NO_XFORMERS or "xformers is here")
+@pytest.mark.skipif(
+    bool(xformers_backend.WHY_NO_XFORMERS), reason=xformers_backend.WHY_NO_XFORMERS or "xformers is here"
+)
 @pytest.mark.parametrize("name", CASES)
 def test_xformers_biases_materialised_are_the_rule(name):
     case = CASES[name]()
@@ -86,7 +88,9 @@ def _lengths(bias) -> list[int]:
     return [b - a for a, b in pairwise(starts)]
 
 
-@pytest.mark.skipif(bool(xformers_backend.WHY_NO_XFORMERS), reason=xformers_backend.WHY_NO_XFORMERS or "xformers is here")
+@pytest.mark.skipif(
+    bool(xformers_backend.WHY_NO_XFORMERS), reason=xformers_backend.WHY_NO_XFORMERS or "xformers is here"
+)
 @pytest.mark.parametrize("name", CASES)
 def test_xformers_on_stand_in_kernels_equals_the_twin(name, monkeypatch):
     case = CASES[name]()

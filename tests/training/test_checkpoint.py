@@ -17,6 +17,8 @@ from lmmkit.runs.files import fsync
 from lmmkit.runs.run_folder import RunFolder
 from lmmkit.training.checkpoint import manifest, read, write
 from lmmkit.training.checkpoint.rng import rng_state, set_rng_state
+from lmmkit.training.checkpoint.tensor_files import hold
+from lmmkit.training.distributed.process_group import ALONE
 
 CRASHED = 77
 
@@ -34,7 +36,7 @@ def tensors_of(step):
 
 def save(run, step, keep=2):
     state = {"step": step, "nested": {"worst": float("inf")}}
-    return write.save(run, step, tensors_of(step), state, keep=keep, rng=rng_state())
+    return write.put(run, step, hold(tensors_of(step), ALONE), state, keep=keep, rng=rng_state())
 
 
 def assert_exact(path):
@@ -81,7 +83,7 @@ def test_what_is_saved_comes_back(run, monkeypatch):
     monkeypatch.setattr(write, "fsync", fsync)
     torch.manual_seed(1)
     state = {"list": [1, 2.5, None], "text": "x", "worst": float("-inf")}
-    path = write.save(run, 7, tensors_of(7), state, keep=2, rng=rng_state())
+    path = write.put(run, 7, hold(tensors_of(7), ALONE), state, keep=2, rng=rng_state())
     drawn = torch.rand(5)
     assert path == run.checkpoints / "step-00000007" == read.latest(run)
     found = read.load(path, verified=True)
@@ -94,7 +96,7 @@ def test_what_is_saved_comes_back(run, monkeypatch):
 
 
 def test_no_tensors_at_all(run):
-    path = write.save(run, 0, {}, {}, keep=2, rng=rng_state())
+    path = write.put(run, 0, hold({}, ALONE), {}, keep=2, rng=rng_state())
     assert read.load(path).tensors == {}
 
 
@@ -103,11 +105,11 @@ def test_bad_arguments_touch_nothing(run):
         options = {"keep": 2, "step": 1} | wrong
         step, keep = options["step"], options["keep"]
         with pytest.raises(ValueError):
-            write.save(run, step, {}, {}, keep=keep, rng=rng_state())
+            write.put(run, step, hold({}, ALONE), {}, keep=keep, rng=rng_state())
     with pytest.raises(TypeError, match=r"state\.groups\[0\]"):
-        write.save(run, 1, {}, {"groups": [{0: 1}]}, keep=2, rng=rng_state())
+        write.put(run, 1, hold({}, ALONE), {"groups": [{0: 1}]}, keep=2, rng=rng_state())
     with pytest.raises(TypeError):
-        write.save(run, 1, {}, {"x": object()}, keep=2, rng=rng_state())
+        write.put(run, 1, hold({}, ALONE), {"x": object()}, keep=2, rng=rng_state())
     assert not run.checkpoints.exists()
 
 
@@ -375,7 +377,7 @@ def test_disk_full_loses_nothing(run, forked, capfd):
     def fill():
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
         try:
-            write.save(run, 2, big, {}, keep=2, rng=rng_state())
+            write.put(run, 2, hold(big, ALONE), {}, keep=2, rng=rng_state())
         except MachineError as error:
             print(error)
             return error.exit_code

@@ -13,6 +13,8 @@ from lmmkit.errors import MachineError
 from lmmkit.runs.run_folder import RunFolder
 from lmmkit.training.checkpoint import read, write
 from lmmkit.training.checkpoint.rng import rng_state
+from lmmkit.training.checkpoint.tensor_files import hold
+from lmmkit.training.distributed.process_group import ALONE
 from lmmkit.training.monitoring.out_of_memory import telling_room
 from lmmkit.training.run import train
 from lmmkit.weights import model_folder
@@ -122,11 +124,11 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_gone_on_from(tiny, tmp_
 def test_order_is_by_step_whatever_the_clock_says(tmp_path, monkeypatch):
     run = RunFolder(tmp_path)
     for step in (1, 2, 3):
-        path = write.save(run, step, {"w": torch.zeros(1)}, {}, keep=3, rng=rng_state())
+        path = write.put(run, step, hold({"w": torch.zeros(1)}, ALONE), {}, keep=3, rng=rng_state())
         for file in (path, *path.iterdir()):
             os.utime(file, (10**9 - step * 10**6,) * 2)
     assert read.step_of(read.latest(run)) == 3
-    write.save(run, 4, {"w": torch.zeros(1)}, {}, keep=2, rng=rng_state())
+    write.put(run, 4, hold({"w": torch.zeros(1)}, ALONE), {}, keep=2, rng=rng_state())
     assert steps(run) == [3, 4]
 
 

@@ -9,7 +9,7 @@ MODULES = {
     "reads objects back to life": (
         "pickle", "cPickle", "_pickle", "pickletools", "dill", "cloudpickle", "joblib", "shelve", "marshal", "copyreg",
     ),
-    "unpacks": ("tarfile", "zipfile", "zipimport", "patoolib"),
+    "unpacks": ("zipfile", "zipimport", "patoolib"),
     "connects": (
         "socket", "socketserver", "ssl", "http", "urllib", "urllib3", "requests", "httpx", "aiohttp", "ftplib", "smtplib",
         "telnetlib", "xmlrpc", "webbrowser", "huggingface_hub", "fsspec", "boto3", "paramiko",
@@ -32,7 +32,18 @@ CALLS = {
 }  # fmt: skip
 BEGINNINGS = ("os.exec", "os.spawn")
 OFF = ("shell", "trust_remote_code", "allow_pickle", "pretrained")  # keywords that must be a plain False
-BY_NAME = ("eval", "exec", "compile", "__import__", "system", "popen", "load_module", "exec_module")
+BY_NAME = (
+    "eval",
+    "exec",
+    "compile",
+    "__import__",
+    "system",
+    "popen",
+    "load_module",
+    "exec_module",
+    "extract",
+    "extractall",
+)
 HOOKS = ("__reduce__", "__reduce_ex__", "__setstate__")
 
 
@@ -49,6 +60,8 @@ def faults(source: str) -> Iterator[str]:
             yield f"defines {node.name}"
         elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Load):
             yield from _forbidden(_dotted(node, names), "names")  # handed on, to be called elsewhere
+            if isinstance(node, ast.Attribute) and node.attr.lstrip("_").startswith("extract"):
+                yield f"names {node.attr} (unpacks)"  # of tarfile, which may be imported: it reads headers
 
 
 def _bound(tree: ast.Module) -> Iterator[tuple[str, str]]:

@@ -56,7 +56,11 @@ PLANTED = {
     "from pickle import loads": "imports pickle",
     "import os.path, marshal as m": "imports marshal",
     "def f():\n    import shelve": "imports shelve",
-    "import tarfile": "unpacks",
+    "import tarfile\ntarfile.open(x).extractall()": "unpacks",
+    "import tarfile\nwith tarfile.open(x) as tar:\n    tar.extract(member, folder)": "unpacks",
+    "tar.extractfile(member)": "unpacks",
+    "unpack = tar._extract_member": "unpacks",
+    "getattr(tar, 'extractall')": "calls 'extractall' by its name",
     "from zipfile import ZipFile": "unpacks",
     "import shutil\nshutil.unpack_archive(x)": "shutil.unpack_archive",
     "import requests": "connects",
@@ -104,6 +108,7 @@ PLANTED = {
 }  # fmt: skip
 HARMLESS = (
     "import re\nre.compile(x)",
+    "import tarfile\ntarfile.open(fileobj=file, mode='r:').next()",
     "import torch\ntorch.load(x, weights_only=True)",
     "import numpy as np\nnp.load(x, allow_pickle=False)",
     "from importlib.metadata import entry_points",

@@ -6,8 +6,7 @@ A bad row does not hide the rows behind it, as far as those can still be made ou
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from lmmkit.data.sources.json_stream import MAX_ROW, Faults, Parser, Window, skip
@@ -35,12 +34,6 @@ def read_rows(window: Window) -> Iterator[RawRecord]:
     What is no list, or ends too early, shows as a last row with faults.
     """
     return _lines(window) if window.path.suffix == ".jsonl" else _items(window)
-
-
-def stream(path: Path, progress: Callable[[int], None] | None = None) -> Iterator[RawRecord]:
-    """`read_rows` of a file by its name."""
-    with Window(path, progress) as window:
-        yield from read_rows(window)
 
 
 def row_of(data: bytes, index: int, line: int) -> RawRecord:

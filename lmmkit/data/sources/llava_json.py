@@ -180,7 +180,7 @@ class _Pass:
         self.starts, self.folders, self.folder = array.array("Q"), array.array("I"), dict[str, int]()
         self.keys: set[str] = set()
         self.bad: list[BadRecord] = []
-        self.counts: Counter[str] = Counter(rows=0, bad_records=0, problems=0, dropped_turns=0, renamed=0)
+        self.counts: Counter[str] = Counter(rows=0, bad_records=0, problems=0, dropped_turns=0)
 
     def index(self) -> Index:
         """Everything the pass found."""
@@ -236,7 +236,6 @@ class _Pass:
         for column, value in zip(self.rows, values, strict=True):
             column.append(value)
         self.counts["dropped_turns"] += found.dropped
-        self.counts["renamed"] += again > 0
 
     def picture(self, path: str, item: int) -> None:
         """A picture seen for the first time."""

@@ -68,11 +68,6 @@ class Records(Sequence[Sample]):
         return self.rows.index.meta["dropped_turns"]
 
     @property
-    def renamed(self) -> int:
-        """Rows whose id another row had before, so that their key carries the row as well."""
-        return self.rows.index.meta["renamed"]
-
-    @property
     def left_out(self) -> int:
         """Bad rows that were passed over."""
         return self.rows.index.meta["bad_records"]

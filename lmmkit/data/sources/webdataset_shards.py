@@ -191,7 +191,7 @@ class _Pass:
         self.parts: list[tuple[int, int]] = []
         self.keys: set[str] = set()
         self.bad: list[BadRecord] = []
-        self.meta = dict.fromkeys(("rows", "bad_records", "problems", "dropped_turns", "renamed", "crc32"), 0)
+        self.meta = dict.fromkeys(("rows", "bad_records", "problems", "dropped_turns", "crc32"), 0)
 
     def index(self) -> Index:
         """Returns everything that the pass found. Raises `UserError` with all broken shards."""
@@ -243,7 +243,6 @@ class _Pass:
             (number, member.offset, member.size, at, words, min(again, 255), first, len(pictures))
         )
         self.meta["dropped_turns"] += found.dropped
-        self.meta["renamed"] += again > 0
 
     def refuse(self, shard: Path, at: int, reader: RecordParser, key: str) -> None:
         """Reports all problems of a bad record."""

@@ -29,7 +29,7 @@ from lmmkit.runs.run_folder import RunFolder
 from lmmkit.training.checkpoint import manifest, tensor_files
 from lmmkit.training.checkpoint.linked_files import Lasting, Written
 from lmmkit.training.checkpoint.read import RNG, STATE, STEP, steps
-from lmmkit.training.checkpoint.tensor_files import HeldTensors, TensorSlice, hold
+from lmmkit.training.checkpoint.tensor_files import HeldTensors, TensorSlice
 from lmmkit.training.distributed.process_group import ALONE, Ranks
 
 STAGED = re.compile(r"\.tmp-(\d{8})-[0-9a-f]+", re.ASCII)
@@ -39,25 +39,6 @@ TRIAL_BYTES = 1 << 20
 HEADROOM = 1.1  # a tenth more than the checkpoints, for logs and headers
 
 _log = logging.getLogger(__name__)
-
-
-def save(
-    run: RunFolder,
-    step: int,
-    tensors: Mapping[str, Tensor],
-    state: Mapping[str, Any],
-    *,
-    keep: int,
-    rng: Mapping[str, Tensor],
-    ranks: Ranks = ALONE,
-) -> Path:
-    """Writes the checkpoint of `step`, then removes all but the newest `keep` (at least 2).
-
-    `tensors` share no memory; `state` is JSON with text keys (NaN and infinities included, tuples
-    come back as lists). Every rank calls it with its own generators. Raises `MachineError` on all ranks
-    if one cannot write: the older checkpoints are untouched then, and training may go on.
-    """
-    return put(run, step, hold(tensors, ranks), state, keep=keep, rng=rng, ranks=ranks)
 
 
 def put(
@@ -71,8 +52,13 @@ def put(
     ranks: Ranks = ALONE,
     lasting: Lasting | None = None,
 ) -> Path:
-    """As `save`, of tensors that are held already. `lasting`: what earlier ones wrote of what does not learn,
-    which is told of this one."""
+    """Writes the checkpoint of `step`, then removes all but the newest `keep` (at least 2).
+
+    `held` tensors share no memory; `state` is JSON with text keys (NaN and infinities included, tuples
+    come back as lists). Every rank calls it with its own generators. `lasting`: what earlier checkpoints wrote
+    of what does not learn; this one is added to it. Raises `MachineError` on all ranks if one cannot write:
+    the older checkpoints are untouched then, and training may go on.
+    """
     if keep < 2:
         raise ValueError(f"got keep={keep}; want at least 2, so that one may be damaged")
     if not 0 <= step < 10**8:
