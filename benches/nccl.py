@@ -71,7 +71,7 @@ def stopped(ranks: int, root: Path, out: Path) -> bool:
         time.sleep(0.1)
     os.kill(process.pid, signal.SIGTERM)
     process.wait()
-    saved = checkpoint.latest(RunDir(out))
+    saved = checkpoint.newest(RunDir(out)).path
     at = RunDir(out).read_metrics()[-1]["step"]
     process = start(1, root, out, "stages.pretrain.length.steps=2000", more=("--resume",))
     while process.poll() is None and RunDir(out).read_metrics()[-1]["step"] < at + 3:

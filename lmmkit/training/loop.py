@@ -23,6 +23,7 @@ from lmmkit.training.anomalies import Watch
 from lmmkit.training.due import Every, Patience, Position, through
 from lmmkit.training.idle import Idle
 from lmmkit.training.log import Board, MetricsLog, Progress, Silence
+from lmmkit.training.manifest import Frozen
 from lmmkit.training.memory import telling_room
 from lmmkit.training.pictures import stage_pictures
 from lmmkit.training.ranks import Ranks
@@ -39,11 +40,12 @@ from lmmkit.training.validate import Validator, asked
 def run_stage(
     prepared: Prepared, objective: Objective, optimizer: torch.optim.Optimizer, position: Position,
     run: RunDir, metrics: MetricsLog | Silence, board: Board | Silence, stop: Stop, device: torch.device, ranks: Ranks,
-    before: Mapping[str, Any],
+    before: Mapping[str, Any], frozen: Frozen | None,
 ) -> tuple[Position, bool]:  # fmt: skip
     """Runs the rest of a stage; returns early, saved, when a stop is asked for.
 
-    `before` is the state of the checkpoint that the stage goes on from, {} where it begins. Returns
+    `before` is the state of the checkpoint that the stage resumes from, {} where it begins; `frozen` lists its
+    files of frozen weights. Returns
     where the run stands, and whether it stopped. A stop asked for after the last step was looked at
     is not this stage's: nothing may be saved for it.
     """
@@ -56,7 +58,9 @@ def run_stage(
         empty=None if ranks.alone else pipeline.packer.pack([])[0],
         watch=Watch.of(before.get("watch")), idle=Idle(steps, dict(before.get("idle", {}))), validator=validator,
         ledger=stage_ledger(pipeline, position, run, ranks),
-        saver=Saver(run, keep=output.keep, ranks=ranks, beside=output.async_save),
+        saver=Saver(
+            run, keep=output.keep, ranks=ranks, beside=output.async_save, frozen=state.frozen(objective), before=frozen
+        ),
         progress=Progress(stage, steps, done=position.stage_step) if ranks.first else Silence(),
     )  # fmt: skip
     objective.train()
@@ -254,4 +258,4 @@ class Loop:
             "validation": self.validator.state(),
         }
         tensors = state.tensors(self.objective, self.optimizer)
-        self.saver.save(at.step, tensors, {"position": asdict(at), **kept}, state.frozen(self.objective))
+        self.saver.save(at.step, tensors, {"position": asdict(at), **kept})

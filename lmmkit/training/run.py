@@ -13,7 +13,7 @@ from torch import nn
 from lmmkit import assemble
 from lmmkit.errors import UserError, raise_all
 from lmmkit.errors.training import DIFFER, FOLDER, NO_STAGE, NO_START, OPTION
-from lmmkit.estimate import checkpoint_bytes
+from lmmkit.estimate import checkpoint_bytes, checkpoint_room
 from lmmkit.malloc import keep_memory
 from lmmkit.model import lora
 from lmmkit.objective import Objective
@@ -120,8 +120,8 @@ def _train(
     with _preparing(stop, ranks):
         changed = _open(prepared, run, ranks, source, accept_data) if ranks.first else []
         _check_together(ranks, run, prepared)
-        saved = checkpoint.latest(run, ranks) if resume else None
-        loaded = checkpoint.load(saved, verified=True, ranks=ranks) if saved else None
+        saved, _, spoiled = checkpoint.newest(run, ranks) if resume else checkpoint.Newest(None, ())
+        loaded = checkpoint.load(saved, spoiled=spoiled, ranks=ranks) if saved else None
         position, before = _first(prepared, stage), {}
         if saved is not None and loaded is not None:
             position, before = state_of(loaded, saved, recipe, prepared.steps)
@@ -145,16 +145,28 @@ def _train(
             if fresh:
                 position = Position(name, position.step, 0)
                 seed_stage(recipe.seed, name, ranks.rank)
-            optimizer = assemble.optimizer(objective, recipe.stages[name], learns)
+            optimizer, frozen = assemble.optimizer(objective, recipe.stages[name], learns), None
             if saved is not None and loaded is not None and not fresh:
                 restore(objective, optimizer, loaded, saved)
+                frozen = loaded.frozen
                 if not loaded.rng:
                     ranks.note(
                         f"saved by another number of ranks: dropout draws anew from step {position.step} on"
                     )
                     seed_stage(recipe.seed, name, ranks.rank, position.stage_step)
             position, stopped = run_stage(
-                prepared, objective, optimizer, position, run, metrics, board, stop, device, ranks, before
+                prepared,
+                objective,
+                optimizer,
+                position,
+                run,
+                metrics,
+                board,
+                stop,
+                device,
+                ranks,
+                before,
+                frozen,
             )
             loaded, before = None, {}
             if stopped:
@@ -179,7 +191,7 @@ def _open(
         changed = resuming.changes(run, prepared, accept_data=accept_data)
     else:
         resuming.begin(run, prepared, source)
-    store.check_space(run, checkpoint_bytes(prepared), keep=prepared.recipe.output.keep)
+    store.check_space(run, checkpoint_room(checkpoint_bytes(prepared), prepared.recipe.output.keep))
     return changed
 
 

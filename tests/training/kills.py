@@ -111,14 +111,15 @@ class Witness:
 
     def look(self) -> None:
         steps = checkpoint.steps(self.run)
-        assert not [p for path in steps for p in manifest.verify(path)], "a corrupt checkpoint"
+        found = [manifest.examine(path, every_copy=True) for path in steps]
+        assert not [f for f in found if f.problems or f.spoiled], "a corrupt checkpoint"
         assert len(steps) >= min(self.complete, 2), "fewer than two, where two were"
         self.complete = max(self.complete, len(steps))
-        path = checkpoint.latest(self.run)
+        path = checkpoint.newest(self.run).path
         step = checkpoint.step_of(path) if path is not None else -1
         assert step >= self.newest, "the newest checkpoint is gone"
         if path is not None:
-            assert checkpoint.load(path, verified=True).state["position"]["step"] == step
+            assert checkpoint.load(path, spoiled=()).state["position"]["step"] == step
         self.newest = step
 
 
@@ -133,4 +134,6 @@ def assert_same(run: RunDir, whole: RunDir, stages) -> None:
             weights = [f / "model.safetensors" for f in (ours, folder)]
             assert weights[0].read_bytes() == weights[1].read_bytes()
     assert not list(run.checkpoints.glob(".*")) and not list((run.path / "model").glob(".*"))
+    listed = {manifest.examine(path, contents=False).frozen for path in checkpoint.steps(run)}
+    assert {path.name for path in run.checkpoints.glob("frozen-*")} == listed - {None}
     assert not list(run.path.glob(".*"))

@@ -107,7 +107,7 @@ def test_three_in_a_row_end_the_run_with_unharmed_weights(tiny, tmp_path, monkey
         train(recipe, out=tmp_path / "run")
     assert error.value.exit_code == 2 and "captions:" in error.value.problems[0].got
     run = RunDir(tmp_path / "run")
-    saved = checkpoint.latest(run)
+    saved = checkpoint.newest(run).path
     assert saved is not None and checkpoint.step_of(saved) == 5
     tensors = checkpoint.load(saved).tensors
     named = {
@@ -134,7 +134,7 @@ def test_a_first_step_that_is_not_finite_can_be_resumed_from(tiny, tmp_path, mon
     monkeypatch.setattr(loop, "run_step", then_stop)
     run = train(recipe, out=tmp_path / "run").run
     monkeypatch.undo()
-    assert checkpoint.step_of(checkpoint.latest(run)) == 1
+    assert checkpoint.step_of(checkpoint.newest(run).path) == 1
     train(recipe, out=run.path, resume=True)
     assert [x["loss"] for x in run.read_metrics()] == [x["loss"] for x in whole.read_metrics()]
     assert run.anomalies.read_text() == whole.anomalies.read_text()

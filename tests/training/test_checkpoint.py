@@ -83,8 +83,8 @@ def test_what_is_saved_comes_back(run, monkeypatch):
     state = {"list": [1, 2.5, None], "text": "x", "worst": float("-inf")}
     path = store.save(run, 7, tensors_of(7), state, keep=2, rng=rng_state())
     drawn = torch.rand(5)
-    assert path == run.checkpoints / "step-00000007" == checkpoint.latest(run)
-    found = checkpoint.load(path, verified=True)
+    assert path == run.checkpoints / "step-00000007" == checkpoint.newest(run).path
+    found = checkpoint.load(path, spoiled=())
     assert found.state == state
     assert all(torch.equal(v, found.tensors[k]) for k, v in tensors_of(7).items())
     assert len(list(path.glob("shard-*"))) > 1
@@ -156,12 +156,12 @@ def test_crash_at_every_point_of_a_save(run, forked, monkeypatch):
         code = forked(lambda number=number: crash(number))
         steps = sound_steps(run)
         assert len(steps) >= 2, number
-        assert assert_exact(checkpoint.latest(run)) == steps[0] >= 2
+        assert assert_exact(checkpoint.newest(run).path) == steps[0] >= 2
         store.sweep(run)
         assert not list(run.checkpoints.glob(".*")), number
         published += 3 in sound_steps(run)
         save(run, 4)
-        assert assert_exact(checkpoint.latest(run)) == 4
+        assert assert_exact(checkpoint.newest(run).path) == 4
         number += 1
     assert code == 0
     assert number == len(points) + 1
@@ -190,7 +190,7 @@ def test_crash_at_every_point_of_saving_a_step_anew(run, forked, monkeypatch):
             if forked(lambda point=point: crash_in_sweep(point)) == 0:
                 break
         store.sweep(run)
-        assert assert_exact(checkpoint.latest(run)) == 9, number
+        assert assert_exact(checkpoint.newest(run).path) == 9, number
         assert not list(run.checkpoints.glob(".*")), number
         number += 1
     assert code == 0
@@ -215,10 +215,10 @@ def test_kill_at_random_moments(run, fork):
         time.sleep(rng.uniform(0.005, 0.05))
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-        found = assert_exact(checkpoint.latest(run))
+        found = assert_exact(checkpoint.newest(run).path)
         assert found >= newest
         store.sweep(run)
-        newest = assert_exact(checkpoint.latest(run))
+        newest = assert_exact(checkpoint.newest(run).path)
     assert newest > 1
     assert not list(run.checkpoints.glob(".*"))
 
@@ -253,12 +253,12 @@ def test_all_damage_is_found(run, kind):
         name = damage(newest, kind, rng)
         with pytest.raises(UserError):
             checkpoint.load(newest)
-        path, notices = checkpoint.newest(run)
+        path, notices, _ = checkpoint.newest(run)
         assert assert_exact(path) == 1
         assert any(name in problem.where for problem in notices)
         shutil.rmtree(newest)
         shutil.copytree(good, newest)
-    assert assert_exact(checkpoint.latest(run)) == 2
+    assert assert_exact(checkpoint.newest(run).path) == 2
 
 
 def test_every_bit_of_the_manifest_counts(run):
@@ -275,17 +275,17 @@ def test_every_bit_of_the_manifest_counts(run):
 def test_a_damaged_step_is_loud_and_can_be_saved_anew(run, caplog):
     save(run, 1)
     (save(run, 2) / "state.json").write_text("{}")
-    assert checkpoint.step_of(checkpoint.latest(run)) == 1
+    assert checkpoint.step_of(checkpoint.newest(run).path) == 1
     assert "step-00000002/state.json" in caplog.text
     save(run, 2)
-    assert assert_exact(checkpoint.latest(run)) == 2
+    assert assert_exact(checkpoint.newest(run).path) == 2
 
 
 def test_all_damaged_is_an_error_not_a_fresh_start(run):
-    assert checkpoint.latest(run) is None
+    assert checkpoint.newest(run).path is None
     (save(run, 1) / "manifest.json").unlink()
     with pytest.raises(UserError, match="checkpoint/damaged"):
-        checkpoint.latest(run)
+        checkpoint.newest(run)
 
 
 def test_a_forged_manifest_leads_nowhere(run):
@@ -343,7 +343,7 @@ def test_decoys_and_leftovers(run):
         (folder / name).mkdir()
         (folder / name / "shard-00000.safetensors").write_text("half")
     (folder / ".trash-file").write_text("x")
-    assert assert_exact(checkpoint.latest(run)) == 1
+    assert assert_exact(checkpoint.newest(run).path) == 1
     notes = "\n".join(store.sweep(run))
     assert notes.count("removed") == 3
     assert notes.count("ignored") == len(decoys) + 2
@@ -358,9 +358,9 @@ def test_decoys_and_leftovers(run):
 
 def test_sweep_finishes_a_save_that_lacks_only_its_name(run):
     save(run, 1).rename(run.checkpoints / ".tmp-00000001-0a")
-    assert checkpoint.latest(run) is None
+    assert checkpoint.newest(run).path is None
     assert "finished step-00000001" in store.sweep(run)[0]
-    assert assert_exact(checkpoint.latest(run)) == 1
+    assert assert_exact(checkpoint.newest(run).path) == 1
     assert store.sweep(run) == ()
 
 
@@ -381,7 +381,7 @@ def test_disk_full_loses_nothing(run, forked, capfd):
             return error.exit_code
 
     assert forked(fill) == 3
-    assert assert_exact(checkpoint.latest(run)) == 1
+    assert assert_exact(checkpoint.newest(run).path) == 1
     assert [p.name for p in run.checkpoints.iterdir()] == ["step-00000001"]
 
 
@@ -393,10 +393,10 @@ def test_disk_full_message(run, monkeypatch):
     text = str(caught.value)
     assert "step-00000002" in text and "bytes needed, 10 free" in text and "No space" in text
     with pytest.raises(MachineError, match="330 bytes needed"):
-        store.check_space(RunDir(run.path / "other"), 100, keep=2)
+        store.check_space(RunDir(run.path / "other"), 300)
     monkeypatch.undo()
-    store.check_space(run, 100, keep=2)
-    assert assert_exact(checkpoint.latest(run)) == 1
+    store.check_space(run, 300)
+    assert assert_exact(checkpoint.newest(run).path) == 1
 
 
 def test_a_read_only_disk_is_told_at_the_start(run, monkeypatch):
@@ -408,7 +408,7 @@ def test_a_read_only_disk_is_told_at_the_start(run, monkeypatch):
     for name in ("write_bytes", "unlink"):
         monkeypatch.setattr(type(run.path), name, read_only)
     with pytest.raises(MachineError, match="Read-only"):
-        store.check_space(run, 100, keep=2)
+        store.check_space(run, 300)
 
 
 def test_a_folder_that_takes_no_write_is_told_at_the_start(run, monkeypatch):
@@ -419,7 +419,7 @@ def test_a_folder_that_takes_no_write_is_told_at_the_start(run, monkeypatch):
 
     monkeypatch.setattr(store, "fsync", over_quota)
     with pytest.raises(MachineError, match="quota"):
-        store.check_space(run, 100, keep=2)
+        store.check_space(run, 300)
     assert not list(run.path.glob(".*.tmp"))
 
 
@@ -437,7 +437,7 @@ def test_failing_io_keeps_the_step_that_was_there(run, monkeypatch, fails):
             save(run, step)
         assert [p.name for p in run.checkpoints.iterdir()] == ["step-00000001"]
     monkeypatch.undo()
-    assert assert_exact(checkpoint.latest(run)) == 1
+    assert assert_exact(checkpoint.newest(run).path) == 1
 
 
 def test_failing_prune_fails_nothing(run, monkeypatch, caplog):

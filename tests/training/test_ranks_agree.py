@@ -82,7 +82,7 @@ def test_three_in_a_row_on_one_rank_end_all_with_a_checkpoint(tiny, tmp_path):
 
     assert world.wait(world.start(2, body, tmp_path)) == [2, 2]
     assert "train/not-finite" in world.said_by(tmp_path, 0) + world.said_by(tmp_path, 1)
-    assert checkpoint.step_of(checkpoint.latest(RunDir(tmp_path / "run"))) == 3
+    assert checkpoint.step_of(checkpoint.newest(RunDir(tmp_path / "run")).path) == 3
 
 
 @pytest.mark.slow
@@ -127,7 +127,7 @@ def test_a_stop_on_one_rank_in_the_middle_of_a_validation_stops_all(tiny, tmp_pa
 
     world.run(2, body, tmp_path)
     run = RunDir(tmp_path / "run")
-    assert checkpoint.step_of(checkpoint.latest(run)) == 2
+    assert checkpoint.step_of(checkpoint.newest(run).path) == 2
     assert not any("val/loss" in line for line in figures(run))
 
 

@@ -40,7 +40,7 @@ def wait_for(path: Path, lines: int, seconds: float = 120.0) -> None:
 
 def assert_saved(run: RunDir) -> None:
     """The newest checkpoint is sound, and of the last step that was logged."""
-    saved = checkpoint.latest(run)
+    saved = checkpoint.newest(run).path
     assert saved is not None and not manifest.verify(saved)
     assert checkpoint.step_of(saved) == run.read_metrics()[-1]["step"]
 
