@@ -45,9 +45,8 @@ def run_stage(
     """Runs the rest of a stage; returns early, saved, when a stop is asked for.
 
     `before` is the state of the checkpoint that the stage resumes from, {} where it begins; `frozen` lists its
-    files of frozen weights. Returns
-    where the run stands, and whether it stopped. A stop asked for after the last step was looked at
-    is not this stage's: nothing may be saved for it.
+    files of frozen weights. Returns the position, and whether the run stopped. A stop that is requested after
+    the last step was checked belongs to the next stage: nothing may be saved for it.
     """
     stage, steps, output = position.stage, prepared.steps(position.stage), prepared.recipe.output
     pipeline = stage_pipeline(prepared, objective, stage, ranks)

@@ -154,21 +154,11 @@ def _train(
                         f"saved by another number of ranks: dropout draws anew from step {position.step} on"
                     )
                     seed_stage(recipe.seed, name, ranks.rank, position.stage_step)
+            loaded = None  # closes its files, so that the disk space is free once it is pruned
             position, stopped = run_stage(
-                prepared,
-                objective,
-                optimizer,
-                position,
-                run,
-                metrics,
-                board,
-                stop,
-                device,
-                ranks,
-                before,
-                frozen,
-            )
-            loaded, before = None, {}
+                prepared, objective, optimizer, position, run, metrics, board, stop, device, ranks, before, frozen,
+            )  # fmt: skip
+            before = {}
             if stopped:
                 return Finished(run, stop.requested)
             optimizer = None  # its moments are not of the model
