@@ -69,7 +69,7 @@ def stopped(ranks: int, root: Path, out: Path) -> bool:
         time.sleep(0.1)
     os.kill(process.pid, signal.SIGTERM)
     process.wait()
-    saved = read.latest(RunFolder(out))
+    saved = read.newest(RunFolder(out)).path
     at = RunFolder(out).read_metrics()[-1]["step"]
     process = start(1, root, out, "stages.pretrain.length.steps=2000", more=("--resume",))
     while process.poll() is None and RunFolder(out).read_metrics()[-1]["step"] < at + 3:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -69,13 +69,25 @@ def staged(prepared: Prepared, stage: str) -> tuple[Objective, dict[str, list[nn
     )
 
 
-def checkpoint_bytes(prepared: Prepared) -> int:
-    """What the largest checkpoint of the run takes on disk."""
+def checkpoint_bytes(prepared: Prepared) -> list[tuple[int, int]]:
+    """Returns for each stage the bytes of a checkpoint, and of the frozen weights that its checkpoints share."""
     sizes = []
     for name, stage in prepared.recipe.stages.items():
         objective, trainable = staged(prepared, name)
-        sizes.append(_weights(objective) + moment_bytes(stage.optim.kind, _all(trainable)))
-    return max(sizes)
+        frozen = sum(p.nbytes for p in objective.lmm.parameters() if not p.requires_grad)
+        sizes.append((_weights(objective) - frozen + moment_bytes(stage.optim.kind, _all(trainable)), frozen))
+    return sizes
+
+
+def checkpoint_room(sizes: Sequence[tuple[int, int]], keep: int) -> int:
+    """Returns the most bytes that `keep` checkpoints and one being written take on the disk, with two copies of
+    the frozen weights of each stage they are from. They are from one stage, or from several in a row."""
+    slots = keep + 1
+    rows = [sizes[i:j] for i in range(len(sizes)) for j in range(i + 1, min(len(sizes), i + slots) + 1)]
+    return max(
+        sum(own + 2 * frozen for own, frozen in row) + (slots - len(row)) * max(own for own, _ in row)
+        for row in rows
+    )
 
 
 def moment_bytes(kind: str, learning: Iterable[nn.Parameter]) -> int:

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from lmmkit import build
-from lmmkit.cost_estimate import Load, checkpoint_bytes, estimate, moment_bytes
+from lmmkit.cost_estimate import Load, checkpoint_bytes, checkpoint_room, estimate, moment_bytes
 from lmmkit.plan.prepare import prepare
-from lmmkit.training.checkpoint import read, state_dict
+from lmmkit.training.checkpoint import manifest, read, state_dict
 from lmmkit.training.run import train
 from tests.conftest import PLAIN
 
@@ -59,10 +59,26 @@ def test_room_for_checkpoints_is_what_they_take(tiny, tmp_path, case):
     short = [f"stages.{stage}.length.steps=1" for stage in ("pretrain", "finetune")]
     recipe = tiny(WIDE, *CASES[case], *short, "output.save_every=1", text=PLAIN)
     run = train(recipe, out=tmp_path / "run").run
-    sizes = [sum(f.stat().st_size for f in at.glob("shard-*")) for at in run.checkpoints.iterdir()]
     told = checkpoint_bytes(prepare(recipe))
-    assert told <= max(sizes) <= told + 100_000, "and the files' headers"
-    assert read.latest(run) is not None
+    for (own, frozen), path in zip(told, reversed(read.steps(run)), strict=True):
+        shards = sum(file.stat().st_size for file in path.glob("shard-*"))
+        assert own <= shards <= own + 100_000, "and the files' headers"
+        home = run.checkpoints / manifest.examine(path).frozen
+        for copy in manifest.COPIES:
+            shared = sum(file.stat().st_size for file in home.glob(f"{copy}-*"))
+            assert frozen <= shared <= frozen + 100_000
+    taken = sum(file.stat().st_size for file in run.checkpoints.rglob("*.safetensors"))
+    assert taken <= checkpoint_room(told, keep=1) + 400_000 < checkpoint_room(told, keep=2)
+
+
+def test_room_counts_the_frozen_weights_of_every_stage_that_checkpoints_are_from():
+    assert checkpoint_room([(10, 0)], keep=2) == 30
+    assert checkpoint_room([(10, 100)], keep=5) == 60 + 200
+    assert checkpoint_room([(1, 100), (50, 2)], keep=2) == 1 + 50 + 50 + 2 * 102, (
+        "where the second stage begins"
+    )
+    assert checkpoint_room([(1, 20), (50, 2)], keep=2) == 150 + 2 * 2, "later in it"
+    assert checkpoint_room([(1, 9), (1, 9), (1, 9), (1, 9)], keep=2) == 3 + 2 * 27
 
 
 def test_a_micro_batch_is_full_where_a_step_is_cut(tiny):

@@ -81,7 +81,7 @@ FLOORS: dict[str, str] = {
         validation stage_loop run
     """,
     "lmmkit.training.checkpoint": """
-        manifest rng tensor_files linked_files read state_dict validate_state write saver
+        manifest rng tensor_files read frozen_weights state_dict validate_state write saver
     """,
     "lmmkit.training.distributed": """
         process_group fsdp

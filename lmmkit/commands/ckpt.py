@@ -41,7 +41,7 @@ def verify(
     if as_json:
         rows = [
             {"step": v.step, "files": v.files, "bytes": v.bytes, "read": v.read, "sound": v.sound,
-             "problems": [str(p) for p in v.problems]}
+             "problems": [str(p) for p in v.problems], "frozen": v.frozen, "damaged_copies": v.spoiled}
             for v in found
         ]  # fmt: skip
         print_json({"run": str(run), "checkpoints": rows, "resumes_at": sound.step if sound else None})
@@ -55,13 +55,13 @@ def verify(
 
 def _print(found: list, sound) -> None:
     table = Table()
-    for column in ("step", "files", "bytes", "verdict"):
-        table.add_column(column, justify="left" if column == "verdict" else "right")
+    for column in ("step", "files", "bytes", "frozen weights", "verdict"):
+        table.add_column(column, justify="right" if column in ("step", "files", "bytes") else "left")
     for v in found:
-        said = "sound" if v.read else "names and sizes are right; not read (--all)"
-        table.add_row(
-            str(v.step), str(v.files), f"{v.bytes:,}", said if v.sound else f"damaged: {v.problems[0].got}"
-        )
+        verdict = "sound" if v.read else "names and sizes are right; not read (--all)"
+        verdict = verdict if v.sound else f"damaged: {v.problems[0].got}"
+        verdict += "".join(f"; {copy}: {got}, the other copy is sound" for copy, got in v.spoiled.items())
+        table.add_row(str(v.step), str(v.files), f"{v.bytes:,}", v.frozen or "none", verdict)
     if found:
         out.print(table)
     if sound is not None:

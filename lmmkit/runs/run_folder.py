@@ -2,7 +2,7 @@
 
     RUN/  recipe.yaml  recipe.resolved.yaml  plan.txt  run.json  lock  metrics.jsonl
           anomalies.jsonl  bad_records.jsonl  resumes.jsonl  tb/  checkpoints/step-XXXXXXXX/
-          model/<stage>/  model/<stage>-best/  results.json
+          checkpoints/frozen-XXXXXXXX-<id>/  model/<stage>/  model/<stage>-best/  results.json
 
 `run.json` is what makes a folder a run. A start that died before writing it (only the lock, the
 recipe and the plan stand there) counts as not begun: both a new run and `--resume` may take it.
@@ -86,7 +86,7 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """Holds `step-XXXXXXXX` folders; pruned as training goes on."""
+        """Holds `step-XXXXXXXX` folders and the frozen weights they list; pruned during training."""
         return self.path / "checkpoints"
 
     @property

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lmmkit import build
-from lmmkit.cost_estimate import checkpoint_bytes
+from lmmkit.cost_estimate import checkpoint_bytes, checkpoint_room
 from lmmkit.errors import UserError, raise_all
 from lmmkit.errors.training import DIFFER, FOLDER, NO_STAGE, NO_START, OPTION
 from lmmkit.model.transforms import lora
@@ -117,8 +117,8 @@ def _train(
     with _preparing(stop, ranks):
         changed = _open(prepared, run, ranks, source, accept_data) if ranks.first else []
         _check_together(ranks, run, prepared)
-        saved = read.latest(run, ranks) if resume else None
-        loaded = read.load(saved, verified=True, ranks=ranks) if saved else None
+        saved, _, spoiled = read.newest(run, ranks) if resume else read.Newest(None, ())
+        loaded = read.load(saved, spoiled=spoiled, ranks=ranks) if saved else None
         position, before = _first(prepared, stage), {}
         if saved is not None and loaded is not None:
             position, before = state_of(loaded, saved, recipe, prepared.steps)
@@ -142,18 +142,20 @@ def _train(
             if fresh:
                 position = Position(name, position.step, 0)
                 seed_stage(recipe.seed, name, ranks.rank)
-            optimizer = build.optimizer(objective, recipe.stages[name], trainable)
+            optimizer, frozen = build.optimizer(objective, recipe.stages[name], trainable), None
             if saved is not None and loaded is not None and not fresh:
                 restore_state(objective, optimizer, loaded, saved)
+                frozen = loaded.frozen
                 if not loaded.rng:
                     ranks.log_once(
                         f"saved by another number of ranks: dropout draws anew from step {position.step} on"
                     )
                     seed_stage(recipe.seed, name, ranks.rank, position.stage_step)
+            loaded = None  # closes its files, so that the disk space is free once it is pruned
             position, stopped = run_stage(
-                prepared, objective, optimizer, position, run, metrics, board, stop, device, ranks, before
-            )
-            loaded, before = None, {}
+                prepared, objective, optimizer, position, run, metrics, board, stop, device, ranks, before, frozen,
+            )  # fmt: skip
+            before = {}
             if stopped:
                 return TrainResult(run, stop.requested)
             optimizer = None  # its moments are not of the model
@@ -176,7 +178,7 @@ def _open(
         changed = resuming.changes(run, prepared, accept_data=accept_data)
     else:
         resuming.begin(run, prepared, source)
-    write.check_space(run, checkpoint_bytes(prepared), keep=prepared.recipe.output.keep)
+    write.check_space(run, checkpoint_room(checkpoint_bytes(prepared), prepared.recipe.output.keep))
     return changed
 
 

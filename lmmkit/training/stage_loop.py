@@ -19,6 +19,7 @@ from lmmkit.objective import Objective
 from lmmkit.plan.prepare import Prepared
 from lmmkit.runs.run_folder import RunFolder
 from lmmkit.training.checkpoint import state_dict
+from lmmkit.training.checkpoint.manifest import Frozen
 from lmmkit.training.checkpoint.rng import eval_no_grad
 from lmmkit.training.checkpoint.saver import Saver
 from lmmkit.training.distributed.fsdp import unsharded
@@ -41,12 +42,13 @@ def run_stage(
     prepared: Prepared, objective: Objective, optimizer: torch.optim.Optimizer, position: Position,
     run: RunFolder, metrics: MetricsLog | NullLogger, board: Board | NullLogger, stop: Stop,
     device: torch.device, ranks: Ranks, before: Mapping[str, Any],
+    frozen: Frozen | None,
 ) -> tuple[Position, bool]:  # fmt: skip
     """Runs the rest of a stage; returns early, saved, when a stop is asked for.
 
-    `before` is the state of the checkpoint that the stage goes on from, {} where it begins. Returns
-    where the run stands, and whether it stopped. A stop asked for after the last step was looked at
-    is not this stage's: nothing may be saved for it.
+    `before` is the state of the checkpoint that the stage resumes from, {} where it begins; `frozen` lists its
+    files of frozen weights. Returns the position, and whether the run stopped. A stop that is requested after
+    the last step was checked belongs to the next stage: nothing may be saved for it.
     """
     stage, steps, output = position.stage, prepared.steps(position.stage), prepared.recipe.output
     pipeline = stage_pipeline(prepared, stage, ranks)
@@ -57,7 +59,10 @@ def run_stage(
         empty=None if ranks.alone else pipeline.packer.pack([])[0],
         watch=SpikeDetector.of(before.get("watch")), idle=EmptyTermCheck(steps, dict(before.get("idle", {}))),
         validator=validator, ledger=stage_ledger(pipeline, position, run, ranks),
-        saver=Saver(run, keep=output.keep, ranks=ranks, beside=output.async_save),
+        saver=Saver(
+            run, keep=output.keep, ranks=ranks, beside=output.async_save, frozen=state_dict.frozen(objective),
+            before=frozen,
+        ),
         progress=Progress(stage, steps, done=position.stage_step) if ranks.first else NullLogger(),
     )  # fmt: skip
     objective.train()
@@ -257,4 +262,4 @@ class Loop:
             "validation": self.validator.state(),
         }
         tensors = state_dict.state_tensors(self.objective, self.optimizer)
-        self.saver.save(at.step, tensors, {"position": asdict(at), **kept}, state_dict.frozen(self.objective))
+        self.saver.save(at.step, tensors, {"position": asdict(at), **kept})

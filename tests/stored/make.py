@@ -76,14 +76,14 @@ def main() -> None:
         run = train(recipe, out=Path(made) / "run").run
         kept = RunFolder(folder / "run")
         kept.checkpoints.mkdir(parents=True)
-        name = f"step-{STOPPED:08d}"
-        shutil.copytree(run.checkpoints / name, kept.checkpoints / name)
+        for path in (run.checkpoints / f"step-{STOPPED:08d}", *run.checkpoints.glob("frozen-*")):
+            shutil.copytree(path, kept.checkpoints / path.name)
         for path in (run.recipe, run.resolved, run.plan):
             shutil.copy(path, kept.path / path.name)
         identity = json.loads(run.run_json.read_text()) | {"root": "."}  # no machine's folders
         kept.run_json.write_text(json.dumps(identity, indent=2) + "\n")
         lines = run.read_metrics()
-    assert read.step_of(read.latest(kept)) == STOPPED and len(lines) == STEPS
+    assert read.step_of(read.newest(kept).path) == STOPPED and len(lines) == STEPS
     losses = {"on": kind(), "losses": [line["loss"].hex() for line in lines[STOPPED:]]}
     (folder / "losses.json").write_text(json.dumps(losses, indent=1) + "\n")
 

@@ -112,14 +112,15 @@ class Witness:
 
     def look(self) -> None:
         steps = read.steps(self.run)
-        assert not [p for path in steps for p in manifest.verify(path)], "a corrupt checkpoint"
+        found = [manifest.examine(path, every_copy=True) for path in steps]
+        assert not [f for f in found if f.problems or f.spoiled], "a corrupt checkpoint"
         assert len(steps) >= min(self.complete, 2), "fewer than two, where two were"
         self.complete = max(self.complete, len(steps))
-        path = read.latest(self.run)
+        path = read.newest(self.run).path
         step = read.step_of(path) if path is not None else -1
         assert step >= self.newest, "the newest checkpoint is gone"
         if path is not None:
-            assert read.load(path, verified=True).state["position"]["step"] == step
+            assert read.load(path, spoiled=()).state["position"]["step"] == step
         self.newest = step
 
 
@@ -134,4 +135,6 @@ def assert_same(run: RunFolder, whole: RunFolder, stages) -> None:
             weights = [f / "model.safetensors" for f in (ours, folder)]
             assert weights[0].read_bytes() == weights[1].read_bytes()
     assert not list(run.checkpoints.glob(".*")) and not list((run.path / "model").glob(".*"))
+    listed = {manifest.examine(path, contents=False).frozen for path in read.steps(run)}
+    assert {path.name for path in run.checkpoints.glob("frozen-*")} == listed - {None}
     assert not list(run.path.glob(".*"))

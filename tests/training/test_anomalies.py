@@ -108,7 +108,7 @@ def test_three_in_a_row_end_the_run_with_unharmed_weights(tiny, tmp_path, monkey
         train(recipe, out=tmp_path / "run")
     assert error.value.exit_code == 2 and "captions:" in error.value.problems[0].got
     run = RunFolder(tmp_path / "run")
-    saved = read.latest(run)
+    saved = read.newest(run).path
     assert saved is not None and read.step_of(saved) == 5
     tensors = read.load(saved).tensors
     named = {
@@ -135,7 +135,7 @@ def test_a_first_step_that_is_not_finite_can_be_resumed_from(tiny, tmp_path, mon
     monkeypatch.setattr(stage_loop, "run_step", then_stop)
     run = train(recipe, out=tmp_path / "run").run
     monkeypatch.undo()
-    assert read.step_of(read.latest(run)) == 1
+    assert read.step_of(read.newest(run).path) == 1
     train(recipe, out=run.path, resume=True)
     assert [x["loss"] for x in run.read_metrics()] == [x["loss"] for x in whole.read_metrics()]
     assert run.anomalies.read_text() == whole.anomalies.read_text()

@@ -85,8 +85,8 @@ def test_what_is_saved_comes_back(run, monkeypatch):
     state = {"list": [1, 2.5, None], "text": "x", "worst": float("-inf")}
     path = write.put(run, 7, hold(tensors_of(7), ALONE), state, keep=2, rng=rng_state())
     drawn = torch.rand(5)
-    assert path == run.checkpoints / "step-00000007" == read.latest(run)
-    found = read.load(path, verified=True)
+    assert path == run.checkpoints / "step-00000007" == read.newest(run).path
+    found = read.load(path, spoiled=())
     assert found.state == state
     assert all(torch.equal(v, found.tensors[k]) for k, v in tensors_of(7).items())
     assert len(list(path.glob("shard-*"))) > 1
@@ -158,12 +158,12 @@ def test_crash_at_every_point_of_a_save(run, forked, monkeypatch):
         code = forked(lambda number=number: crash(number))
         steps = sound_steps(run)
         assert len(steps) >= 2, number
-        assert assert_exact(read.latest(run)) == steps[0] >= 2
+        assert assert_exact(read.newest(run).path) == steps[0] >= 2
         write.sweep(run)
         assert not list(run.checkpoints.glob(".*")), number
         published += 3 in sound_steps(run)
         save(run, 4)
-        assert assert_exact(read.latest(run)) == 4
+        assert assert_exact(read.newest(run).path) == 4
         number += 1
     assert code == 0
     assert number == len(points) + 1
@@ -192,7 +192,7 @@ def test_crash_at_every_point_of_saving_a_step_anew(run, forked, monkeypatch):
             if forked(lambda point=point: crash_in_sweep(point)) == 0:
                 break
         write.sweep(run)
-        assert assert_exact(read.latest(run)) == 9, number
+        assert assert_exact(read.newest(run).path) == 9, number
         assert not list(run.checkpoints.glob(".*")), number
         number += 1
     assert code == 0
@@ -217,10 +217,10 @@ def test_kill_at_random_moments(run, fork):
         time.sleep(rng.uniform(0.005, 0.05))
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-        found = assert_exact(read.latest(run))
+        found = assert_exact(read.newest(run).path)
         assert found >= newest
         write.sweep(run)
-        newest = assert_exact(read.latest(run))
+        newest = assert_exact(read.newest(run).path)
     assert newest > 1
     assert not list(run.checkpoints.glob(".*"))
 
@@ -255,12 +255,12 @@ def test_all_damage_is_found(run, kind):
         name = damage(newest, kind, rng)
         with pytest.raises(UserError):
             read.load(newest)
-        path, notices = read.newest(run)
+        path, notices, _ = read.newest(run)
         assert assert_exact(path) == 1
         assert any(name in problem.where for problem in notices)
         shutil.rmtree(newest)
         shutil.copytree(good, newest)
-    assert assert_exact(read.latest(run)) == 2
+    assert assert_exact(read.newest(run).path) == 2
 
 
 def test_every_bit_of_the_manifest_counts(run):
@@ -277,17 +277,17 @@ def test_every_bit_of_the_manifest_counts(run):
 def test_a_damaged_step_is_loud_and_can_be_saved_anew(run, caplog):
     save(run, 1)
     (save(run, 2) / "state.json").write_text("{}")
-    assert read.step_of(read.latest(run)) == 1
+    assert read.step_of(read.newest(run).path) == 1
     assert "step-00000002/state.json" in caplog.text
     save(run, 2)
-    assert assert_exact(read.latest(run)) == 2
+    assert assert_exact(read.newest(run).path) == 2
 
 
 def test_all_damaged_is_an_error_not_a_fresh_start(run):
-    assert read.latest(run) is None
+    assert read.newest(run).path is None
     (save(run, 1) / "manifest.json").unlink()
     with pytest.raises(UserError, match="checkpoint/damaged"):
-        read.latest(run)
+        read.newest(run)
 
 
 def test_a_forged_manifest_leads_nowhere(run):
@@ -345,7 +345,7 @@ def test_decoys_and_leftovers(run):
         (folder / name).mkdir()
         (folder / name / "shard-00000.safetensors").write_text("half")
     (folder / ".trash-file").write_text("x")
-    assert assert_exact(read.latest(run)) == 1
+    assert assert_exact(read.newest(run).path) == 1
     notes = "\n".join(write.sweep(run))
     assert notes.count("removed") == 3
     assert notes.count("ignored") == len(decoys) + 2
@@ -360,9 +360,9 @@ def test_decoys_and_leftovers(run):
 
 def test_sweep_finishes_a_save_that_lacks_only_its_name(run):
     save(run, 1).rename(run.checkpoints / ".tmp-00000001-0a")
-    assert read.latest(run) is None
+    assert read.newest(run).path is None
     assert "finished step-00000001" in write.sweep(run)[0]
-    assert assert_exact(read.latest(run)) == 1
+    assert assert_exact(read.newest(run).path) == 1
     assert write.sweep(run) == ()
 
 
@@ -383,7 +383,7 @@ def test_disk_full_loses_nothing(run, forked, capfd):
             return error.exit_code
 
     assert forked(fill) == 3
-    assert assert_exact(read.latest(run)) == 1
+    assert assert_exact(read.newest(run).path) == 1
     assert [p.name for p in run.checkpoints.iterdir()] == ["step-00000001"]
 
 
@@ -395,10 +395,10 @@ def test_disk_full_message(run, monkeypatch):
     text = str(caught.value)
     assert "step-00000002" in text and "bytes needed, 10 free" in text and "No space" in text
     with pytest.raises(MachineError, match="330 bytes needed"):
-        write.check_space(RunFolder(run.path / "other"), 100, keep=2)
+        write.check_space(RunFolder(run.path / "other"), 300)
     monkeypatch.undo()
-    write.check_space(run, 100, keep=2)
-    assert assert_exact(read.latest(run)) == 1
+    write.check_space(run, 300)
+    assert assert_exact(read.newest(run).path) == 1
 
 
 def test_a_read_only_disk_is_told_at_the_start(run, monkeypatch):
@@ -410,7 +410,7 @@ def test_a_read_only_disk_is_told_at_the_start(run, monkeypatch):
     for name in ("write_bytes", "unlink"):
         monkeypatch.setattr(type(run.path), name, read_only)
     with pytest.raises(MachineError, match="Read-only"):
-        write.check_space(run, 100, keep=2)
+        write.check_space(run, 300)
 
 
 def test_a_folder_that_takes_no_write_is_told_at_the_start(run, monkeypatch):
@@ -421,7 +421,7 @@ def test_a_folder_that_takes_no_write_is_told_at_the_start(run, monkeypatch):
 
     monkeypatch.setattr(write, "fsync", over_quota)
     with pytest.raises(MachineError, match="quota"):
-        write.check_space(run, 100, keep=2)
+        write.check_space(run, 300)
     assert not list(run.path.glob(".*.tmp"))
 
 
@@ -439,7 +439,7 @@ def test_failing_io_keeps_the_step_that_was_there(run, monkeypatch, fails):
             save(run, step)
         assert [p.name for p in run.checkpoints.iterdir()] == ["step-00000001"]
     monkeypatch.undo()
-    assert assert_exact(read.latest(run)) == 1
+    assert assert_exact(read.newest(run).path) == 1
 
 
 def test_failing_prune_fails_nothing(run, monkeypatch, caplog):

@@ -69,7 +69,7 @@ def test_a_lean_run_resumes_bit_for_bit_and_keeps_no_slots_for_the_frozen(lean, 
     part = RunFolder(tmp_path / "part")
     shutil.rmtree(part.model("finetune"))
     shutil.rmtree(sorted((part.path / "checkpoints").iterdir())[-1])
-    saved = read.latest(part)
+    saved = read.newest(part).path
     held = {k: t for shard in saved.glob("shard-*.safetensors") for k, t in load_file(shard).items()}
     slots = {name for name in held if name.startswith("optim.")}
     assert slots and all(".lora." in name or "lmm.connector." in name for name in slots)

@@ -73,6 +73,8 @@ def test_the_points_are_those_of_all_that_a_run_hangs_on(undisturbed):
     names = set(undisturbed[2])
     assert {
         "publish run.json", "append to metrics.jsonl", "make the folder", "write manifest.json", "publish", "prune", "delete",
+        "make the folder of frozen weights", "write a-frozen-00000.safetensors", "sync b-frozen-00000.safetensors",
+        "sync the folder of frozen weights",
         "write model.safetensors", "publish the model", "set the model aside", "sync the run",
     } <= names  # fmt: skip
 

@@ -34,7 +34,7 @@ def held(folder) -> dict[str, torch.Tensor]:
 
 
 def test_moments_of_matrices_take_one_byte_each(finished):
-    slots = held(read.latest(finished[1]))
+    slots = held(read.newest(finished[1]).path)
     sizes: dict[str, int] = {}
     for name, tensor in slots.items():
         if name.startswith("optim.") and ".step" not in name:
@@ -75,7 +75,7 @@ def test_a_run_with_eight_bits_resumes_bit_for_bit(finished, tmp_path):
     shutil.rmtree(sorted((part.path / "checkpoints").iterdir())[-1])  # on from inside the second stage
     train(recipe, out=part.path, resume=True)
     assert figures(part) == figures(whole)
-    ours, theirs = held(read.latest(part)), held(read.latest(whole))
+    ours, theirs = held(read.newest(part).path), held(read.newest(whole).path)
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
     steps = {int(t) for name, t in ours.items() if name.endswith(".step")}
     assert steps == {6}, "counted by the library itself, and brought back"

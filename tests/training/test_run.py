@@ -133,7 +133,7 @@ def test_sigterm_ends_in_a_checkpoint_and_resumes_bit_for_bit(finished, tmp_path
     os.kill(child.pid, signal.SIGTERM)
     child.join()
     done = RunFolder(out).read_metrics()[-1]["step"]
-    saved = read.latest(RunFolder(out))
+    saved = read.newest(RunFolder(out)).path
     assert saved is not None and read.step_of(saved) == done
     train(recipe, out=out, resume=True)
     assert figures(RunFolder(out)) == figures(whole)
@@ -152,7 +152,7 @@ def test_a_stop_is_saved_even_where_nothing_else_is(finished, tiny, tmp_path, mo
     monkeypatch.setattr(stage_loop, "run_step", run_step_and_signal)
     stopped = train(recipe, out=tmp_path / "run")
     assert stopped.signal == signal.SIGTERM
-    saved = read.latest(stopped.run)
+    saved = read.newest(stopped.run).path
     assert saved is not None and read.step_of(saved) == step
     assert [p.name for p in stopped.run.checkpoints.glob("step-*")] == [saved.name]
     assert train(recipe, out=tmp_path / "run", resume=True).signal is None
@@ -169,7 +169,7 @@ def test_a_stop_asked_for_between_stages_is_not_called_saved_before_it_is(
     save_model = run_module.save_model
     monkeypatch.setattr(run_module, "save_model", save_and_signal)
     stopped = train(tiny("output.save_every=0"), out=tmp_path / "run")
-    saved = read.latest(stopped.run)
+    saved = read.newest(stopped.run).path
     assert stopped.signal and saved is not None and read.step_of(saved) == 6
     assert read.load(saved).state["position"]["stage"] == "finetune"
     monkeypatch.undo()
@@ -181,7 +181,7 @@ def test_without_saving_a_run_leaves_no_checkpoint(tiny, tmp_path):
     run = train(
         tiny("output.save_every=0", text=PLAIN.replace("steps: 6", "steps: 1")), out=tmp_path / "run"
     ).run
-    assert read.latest(run) is None and run.model("finetune").is_dir()
+    assert read.newest(run).path is None and run.model("finetune").is_dir()
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def test_what_is_trained_meanwhile_is_not_saved(run, monkeypatch):
     with Saver(run, keep=2, ranks=ALONE, beside=True) as saver:
         saver.save(1, {"w": tensor}, {})
         tensor += 1
-        assert read.latest(run) is None, "it is under way"
+        assert read.newest(run).path is None, "it is under way"
         go.set()
         saver.save(2, {"w": tensor}, {})  # waits for the first: one at most
         assert (run.checkpoints / "step-00000001").exists()
@@ -71,7 +71,7 @@ def test_a_run_ends_when_a_save_beside_it_fails(tiny, tmp_path, monkeypatch):
     with pytest.raises(MachineError, match="checkpoint/cannot-write") as raised:
         train(short, out=tmp_path / "run", stage="pretrain")
     assert raised.value.exit_code == 3
-    saved = read.latest(RunFolder(tmp_path / "run"))
+    saved = read.newest(RunFolder(tmp_path / "run")).path
     assert saved is not None and read.step_of(saved) == 1
 
 
@@ -104,7 +104,7 @@ def test_a_file_is_one_the_library_reads(tmp_path):
 @pytest.mark.parametrize(("world", "grace", "told"), [(2, -1.0, 1), (2, 30.0, 0), (1, -1.0, 0)])
 def test_a_save_that_torchrun_would_not_wait_for_is_told_once(run, monkeypatch, capsys, world, grace, told):
     monkeypatch.setattr(saver, "put", lambda *args, **options: None)
-    monkeypatch.setattr(saver, "hold", lambda tensors, ranks, frozen: None)
+    monkeypatch.setattr(saver, "hold", lambda tensors, ranks, frozen: tensor_files.HeldTensors({}, {}))
     monkeypatch.setattr(saver, "GRACE", grace)
     saves = Saver(run, keep=2, ranks=Ranks(world), beside=False)
     for step in (1, 2):

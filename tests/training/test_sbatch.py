@@ -69,7 +69,7 @@ def test_a_job_that_is_told_to_end_goes_on_when_it_is_submitted_again(sbatch, tm
         time.sleep(0.05)
     job.send_signal(signal.SIGTERM)
     assert job.wait(60) != 0
-    saved = read.latest(RunFolder(out))
+    saved = read.newest(RunFolder(out)).path
     assert saved is not None and 0 < read.step_of(saved) < 40, (tmp_path / "said").read_text()
     assert sbatch(out, "stages.only.length.steps=40").wait(300) == 0, (tmp_path / "said").read_text()
     steps = [line["step"] for line in RunFolder(out).read_metrics()]

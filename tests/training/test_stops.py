@@ -41,7 +41,7 @@ def wait_for(path: Path, lines: int, seconds: float = 120.0) -> None:
 
 def assert_saved(run: RunFolder) -> None:
     """The newest checkpoint is sound, and of the last step that was logged."""
-    saved = read.latest(run)
+    saved = read.newest(run).path
     assert saved is not None and not manifest.verify(saved)
     assert read.step_of(saved) == run.read_metrics()[-1]["step"]
 

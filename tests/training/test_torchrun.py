@@ -85,7 +85,7 @@ def test_a_signal_by_every_road_ends_in_a_checkpoint(written, scenes, tmp_path, 
         f"{signal.Signals(signum).name} to the {to}: torchrun ends with {code} in {time.monotonic() - start:.1f} s"
     )
     run, said = RunFolder(out), (tmp_path / "said").read_text()
-    saved = read.latest(run)
+    saved = read.newest(run).path
     assert saved is not None and read.step_of(saved) == figures(run)[-1]["step"], said
     assert code != 0 and said.count("stopped by a signal; saved") == 1, said
 

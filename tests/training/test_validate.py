@@ -136,7 +136,7 @@ def test_a_stop_in_the_middle_of_a_validation_loses_nothing(runs, tmp_path, monk
     monkeypatch.setattr(ChatModel, "of", classmethod(polled))
     stopped = train(recipe, out=tmp_path / "run")
     assert stopped.signal == signal.SIGTERM and len(calls) == 3
-    saved = read.latest(stopped.run)
+    saved = read.newest(stopped.run).path
     assert saved is not None and read.step_of(saved) == 2
     assert not any("val/loss" in line for line in lines(stopped.run))
     stop_at = 0
@@ -253,4 +253,4 @@ def test_a_stop_while_held_out_pictures_are_read_is_heard(runs, tmp_path, monkey
     )
     stopped = train(recipe, out=tmp_path / "run")
     assert stopped.signal == signal.SIGTERM and len(seen) <= evaluation.ROUND
-    assert read.step_of(read.latest(stopped.run)) == 1, "the step before the stage"
+    assert read.step_of(read.newest(stopped.run).path) == 1, "the step before the stage"

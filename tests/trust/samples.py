@@ -296,7 +296,7 @@ def checkpoints(home: Home) -> None:
     tried(lambda: _raise(manifest.mismatches(folder, {"model.x": torch.zeros(3)})))
     run = RunFolder(home.path / "run")
     (home.path / "file").write_text("")
-    tried(lambda: write.check_space(run, 10**18, keep=2))
+    tried(lambda: write.check_space(run, 10**18))
     report = StepReport(loss=float("nan"), terms={}, grad_norm=1.0, tokens=1)
     tried(
         lambda: _raise([anomalies.exhausted(1, "learn", anomalies.SpikeDetector(), report, {"rows": ["a"]})])

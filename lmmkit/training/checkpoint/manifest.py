@@ -1,9 +1,10 @@
 """What a checkpoint folder must hold, and the proof that it holds it.
 
 `manifest.json` is written last, so a folder with one is complete; it lists size and crc32 of
-every other file, so a folder that agrees with it is undamaged. It signs itself as well: its own
-crc32 stands in it, and its bytes must be exactly those we would write. safetensors has no
-checksum of its own.
+every other file, so a folder that agrees with it is undamaged. It signs itself as well: it contains
+its own crc32, and its bytes must be exactly those we would write. safetensors has no checksum.
+
+It also lists the files of the stage's frozen weights (`frozen.py`).
 """
 
 from __future__ import annotations
@@ -11,37 +12,60 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypedDict
 
 from torch import Tensor
 
 from lmmkit.errors import Problem, UserError
 from lmmkit.errors.training import DAMAGED, OTHER_MODEL, SCHEMA
 
-WHOLE = 1  # the schema of a manifest whose tensors are whole
-CUT = 2  # the schema of one whose tensors are cut over several files, as listed in `parts`
+FORMAT = 1
 NAME = "manifest.json"
 CHUNK = 4 << 20  # bytes read at a time for a crc32
 PLAIN_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*", re.ASCII)
+FROZEN = re.compile(r"frozen-\d{8}-[0-9a-f]{8}", re.ASCII)
+COPIES = ("a", "b")
 
 Layout = dict[str, list]  # key -> [dtype, [sizes]]
 
 
-def encode(files: Mapping[str, list[int]], tensors: Layout, parts: Mapping[str, list]) -> bytes:
-    """The manifest of `files` (size and crc32) as the bytes to write.
+class Frozen(TypedDict):
+    """Lists the files of a stage's frozen weights (size and crc32), the names of these tensors, and `parts` of
+    those that are cut."""
 
-    `parts`: [file, first row, rows] of every stretch of a tensor that is cut.
+    folder: str
+    files: dict[str, list[int]]
+    tensors: list[str]
+    parts: dict[str, list]
+
+
+class Findings(NamedTuple):
+    """Holds what is wrong with a checkpoint: `problems` make it useless; `spoiled` are damaged copies of files
+    whose other copy is sound, and why. `frozen`: the folder of these files."""
+
+    problems: tuple[Problem, ...]
+    spoiled: dict[str, str]
+    frozen: str | None = None
+
+
+def encode(
+    files: Mapping[str, list[int]], tensors: Layout, parts: Mapping[str, list], frozen: Frozen | None = None
+) -> bytes:
+    """Returns the manifest of `files` (size and crc32) as the bytes to write.
+
+    `parts`: [file, first row, rows] of every piece of a tensor that is cut.
     """
     body = {
-        "schema": CUT if parts else WHOLE,
+        "schema": FORMAT,
         "versions": {name: _version(name) for name in ("lmmkit", "torch", "safetensors")},
         "files": dict(files),
         "tensors": tensors,
     }
     body |= {"parts": dict(parts)} if parts else {}
+    body |= {"frozen": frozen} if frozen is not None else {}
     return _encode(body | {"crc32": zlib.crc32(_encode(body))})
 
 
@@ -61,36 +85,64 @@ def read(folder: Path) -> dict[str, Any]:
         intact = False
     if not intact:
         raise UserError(DAMAGED.at(str(path), got="a manifest with changed bytes"))
-    if body.get("schema") not in (WHOLE, CUT):
+    if body.get("schema") != FORMAT:
         got, versions = f"schema {body.get('schema')}", body.get("versions")
-        raise UserError(SCHEMA.at(str(path), got=got, known=f"{WHOLE} or {CUT}", versions=versions))
+        raise UserError(SCHEMA.at(str(path), got=got, known=FORMAT, versions=versions))
     if not _is_shaped(body):
         raise UserError(DAMAGED.at(str(path), got="a manifest that lmmkit does not write"))
     return body
 
 
-def verify(folder: Path, *, contents: bool = True, share: tuple[int, int] = (0, 1)) -> tuple[Problem, ...]:
-    """Everything wrong with a checkpoint; () for a sound one.
+def verify(folder: Path, *, contents: bool = True) -> tuple[Problem, ...]:
+    """Returns everything that makes a checkpoint useless; () for a sound one. Without `contents` only names and
+    sizes are compared, which reads no tensor."""
+    return examine(folder, contents=contents).problems
 
-    Without `contents` only names and sizes are compared, which reads no tensor. `share` (rank, world):
-    read this rank's share of the files alone, so that all ranks together read each once.
+
+def examine(
+    folder: Path,
+    *,
+    contents: bool = True,
+    every_copy: bool = False,
+    share: tuple[int, int] = (0, 1),
+    crc_of: Callable[[Path], int] | None = None,
+) -> Findings:
+    """Returns what is wrong with a checkpoint, and with the copies of its frozen weights.
+
+    A second copy is read if the first is damaged, or with `every_copy`. `share` (rank, world): read only this
+    rank's share of the files, so that all ranks together read each once. `crc_of`: in place of `crc32`.
     """
     try:
-        files = read(folder)["files"]
+        body = read(folder)
         present = {entry.name for entry in folder.iterdir()}
     except UserError as error:
-        return error.problems
+        return Findings(error.problems, {})
     except OSError as error:
-        return (DAMAGED.at(str(folder), got=error.strerror or str(error)),)
+        return Findings((DAMAGED.at(str(folder), got=error.strerror or str(error)),), {})
     # Dot files are the file system's and the desktop's, never ours.
-    extra = sorted(n for n in present - set(files) - {NAME} if not n.startswith("."))
-    found = [DAMAGED.at(str(folder / name), got="a file the manifest does not list") for name in extra]
-    for number, (name, (size, crc)) in enumerate(sorted(files.items())):
+    extra = sorted(n for n in present - set(body["files"]) - {NAME} if not n.startswith("."))
+    problems = [DAMAGED.at(str(folder / name), got="a file the manifest does not list") for name in extra]
+    entries = [([f"{folder.name}/{name}"], *said) for name, said in sorted(body["files"].items())]
+    if (frozen := body.get("frozen")) is not None:
+        entries += [(copies(frozen, name), *said) for name, said in sorted(frozen["files"].items())]
+    spoiled: dict[str, str] = {}
+    for number, (names, size, crc) in enumerate(entries):
         mine = contents and number % share[1] == share[0]
-        got = _fault(folder / name, name, size, crc if mine else None)
-        if got is not None:
-            found.append(DAMAGED.at(str(folder / name), got=got))
-    return tuple(found)
+        faults: dict[str, str] = {}
+        for before, name in enumerate(names):
+            expected = crc if mine and (every_copy or len(faults) == before) else None
+            if (got := _fault(folder.parent / name, size, expected, crc_of or crc32)) is not None:
+                faults[name] = got
+        if len(faults) < len(names):
+            spoiled |= faults
+        else:
+            problems += [DAMAGED.at(str(folder.parent / name), got=got) for name, got in faults.items()]
+    return Findings(tuple(problems), spoiled, frozen["folder"] if frozen is not None else None)
+
+
+def copies(frozen: Frozen, name: str) -> list[str]:
+    """Returns the names of the copies of a file of frozen weights, from the folder of the checkpoints."""
+    return [f"{frozen['folder']}/{copy}-{name}" for copy in COPIES]
 
 
 def mismatches(folder: Path, expected: Mapping[str, Tensor]) -> tuple[Problem, ...]:
@@ -127,19 +179,39 @@ def crc32(path: Path) -> int:
 
 def _is_shaped(body: Mapping[str, Any]) -> bool:
     """Whether the parts have the types we write: a crc32 keeps out accidents, not intent."""
-    files, tensors, parts = body.get("files"), body.get("tensors"), body.get("parts", {})
+    tensors, frozen = body.get("tensors"), body.get("frozen")
+    return (
+        isinstance(tensors, dict)
+        and all(isinstance(v, list) and len(v) == 2 for v in tensors.values())
+        and _lists(body.get("files"), body.get("parts", {}), tensors)
+        and (frozen is None or _is_frozen(frozen, tensors))
+    )
+
+
+def _is_frozen(frozen: Any, tensors: Layout) -> bool:
+    return (
+        isinstance(frozen, dict)
+        and frozen.keys() == Frozen.__annotations__.keys()
+        and isinstance(frozen["folder"], str)
+        and FROZEN.fullmatch(frozen["folder"]) is not None
+        and isinstance(frozen["tensors"], list)
+        and _lists(frozen["files"], frozen["parts"], tensors)
+    )
+
+
+def _lists(files: Any, parts: Any, tensors: Layout) -> bool:
+    """Whether `files` and `parts` have the types we write. No name may lead out of the folder."""
     return (
         isinstance(files, dict)
+        and all(PLAIN_NAME.fullmatch(name) for name in files)
         and all(isinstance(v, list) and [type(n) for n in v] == [int, int] for v in files.values())
-        and isinstance(tensors, dict)
-        and all(isinstance(v, list) and len(v) == 2 for v in tensors.values())
         and isinstance(parts, dict)
         and all(key in tensors and _tiles(files, tensors[key][1], parts[key]) for key in parts)
     )
 
 
 def _tiles(files: Mapping[str, Any], shape: Any, pieces: Any) -> bool:
-    """Whether stretches of rows are, in order and without a gap, all rows of a tensor."""
+    """Whether pieces are, in order and without a gap, all rows of a tensor."""
     at = 0
     for piece in pieces if isinstance(pieces, list) else ():
         if not isinstance(piece, list) or [type(x) for x in piece] != [str, int, int]:
@@ -151,17 +223,16 @@ def _tiles(files: Mapping[str, Any], shape: Any, pieces: Any) -> bool:
     return isinstance(shape, list) and shape[:1] == [at]
 
 
-def _fault(path: Path, name: str, size: int, crc: int | None) -> str | None:
-    """Returns what is wrong with a file, None if nothing is. A manifest comes from outside: its names must not
-    lead out of the folder."""
-    if not PLAIN_NAME.fullmatch(name) or path.is_symlink():
-        return "a link, or a name that could lead out of the folder"
+def _fault(path: Path, size: int, crc: int | None, crc_of: Callable[[Path], int]) -> str | None:
+    """Returns what is wrong with a file, None if nothing is. No link may lead out of the folder."""
+    if path.is_symlink() or path.parent.is_symlink():
+        return "a link"
     try:
         if not path.is_file():
             return "no such file"
         if (got := path.stat().st_size) != size:
             return f"{got} bytes, where {size} were written"
-        if crc is not None and crc32(path) != crc:
+        if crc is not None and crc_of(path) != crc:
             return "changed bytes (crc32 differs)"
     except OSError as error:
         return error.strerror or str(error)

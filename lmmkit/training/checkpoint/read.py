@@ -5,8 +5,9 @@
                                          of several ranks shard-rank00001-00000 ..., the rows each holds
         rng-rank00000.safetensors ...    generator states, a file a rank
         state.json                       whatever else the trainer needs to go on
-        manifest.json                    LAST: size and crc32 of the others
+        manifest.json                    LAST: size and crc32 of the others, and of the frozen weights
 
+Weights that a stage does not train are in a folder of the stage beside these (`frozen.py`).
 A process killed anywhere leaves the checkpoints that were complete before: readers look only at
 `step-XXXXXXXX` folders whose manifest verifies. `sweep` clears the rest at the next start.
 Nothing is pickled. Ranks write their files side by side; the first lists and publishes them.
@@ -17,7 +18,9 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lmmkit.errors import Problem, UserError
+from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.errors.training import DAMAGED
 from lmmkit.runs.run_folder import RunFolder
 from lmmkit.training.checkpoint import manifest
@@ -41,44 +44,45 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What `save` was given; tensors come to the CPU as they are asked for. `rng` is empty where as many
-    ranks as this one's did not save."""
+    """Holds what `save` was given; tensors come to the CPU as they are asked for. `rng` is empty if another
+    number of ranks saved. `frozen` lists the frozen weights for the next checkpoints of the stage, None if
+    there are none or a copy is damaged."""
 
     tensors: SavedTensors
     state: dict[str, Any]
     rng: dict[str, Tensor]
     step: int
+    frozen: manifest.Frozen | None
 
 
 class Newest(NamedTuple):
-    """The newest sound checkpoint, and what is wrong with each newer one."""
+    """Holds the newest sound checkpoint, what is wrong with each newer one, and damaged copies of its frozen
+    weights."""
 
     path: Path | None
     notices: tuple[Problem, ...]
-
-
-def latest(run: RunFolder, ranks: Ranks = ALONE) -> Path | None:
-    """The newest sound checkpoint, None before the first; a passed-over one is logged.
-
-    Raises `UserError` if there are checkpoints and all are damaged.
-    """
-    path, notices = newest(run, ranks)
-    for notice in notices if ranks.first else ():
-        _log.warning("damaged checkpoint passed over: %s", notice)
-    return path
+    spoiled: frozenset[str] = frozenset()
 
 
 def newest(run: RunFolder, ranks: Ranks = ALONE) -> Newest:
-    """Like `latest`, with the notices for the caller to show. Reads whole files to verify them, each on
-    one rank, and all ranks agree."""
+    """Returns the newest sound checkpoint, no path before the first; logs what is damaged.
+
+    Reads whole files to verify them, each on one rank, and all ranks agree. Raises `UserError` if there are
+    checkpoints and all are damaged.
+    """
     notices: list[Problem] = []
     for name in ranks.broadcast([path.name for path in steps(run)]):
         path = run.checkpoints / name
-        own = manifest.verify(path, share=(ranks.rank, ranks.world))
-        told = ranks.gather([asdict(problem) for problem in own])
-        problems = dict.fromkeys(Problem(**problem) for found in told for problem in found)
+        own = manifest.examine(path, share=(ranks.rank, ranks.world))
+        gathered = ranks.gather([[asdict(problem) for problem in own.problems], own.spoiled])
+        problems = dict.fromkeys(Problem(**problem) for found, _ in gathered for problem in found)
+        spoiled = {copy: got for _, found in gathered for copy, got in found.items()}
         if not problems:
-            return Newest(path, tuple(notices))
+            for notice in notices if ranks.first else ():
+                _log.warning("damaged checkpoint passed over: %s", notice)
+            for copy, got in spoiled.items() if ranks.first else ():
+                _log.warning("damaged copy %s (%s): the other copy is used", run.checkpoints / copy, got)
+            return Newest(path, tuple(notices), frozenset(spoiled))
         notices += problems
     # Starting at step 0 again would be the silent loss of the whole run.
     if notices:
@@ -87,13 +91,16 @@ def newest(run: RunFolder, ranks: Ranks = ALONE) -> Newest:
 
 
 class Verdict(NamedTuple):
-    """A checkpoint as it lies there; `read`: whether its bytes were, or names and sizes alone."""
+    """Describes a checkpoint on the disk; `read`: whether its bytes were read, or only names and sizes. The rest
+    is as in `manifest.Findings`."""
 
     step: int
     files: int
     bytes: int
     read: bool
     problems: tuple[Problem, ...]
+    spoiled: dict[str, str]
+    frozen: str | None
 
     @property
     def sound(self) -> bool:
@@ -101,30 +108,31 @@ class Verdict(NamedTuple):
 
 
 def verdicts(run: RunFolder, *, every: bool) -> list[Verdict]:
-    """Of all checkpoints, newest first. Without `every`, whole files are read up to the first that is
-    sound, which is what a resume goes on from."""
+    """Returns one for each checkpoint, newest first. Without `every`, whole files are read up to the first
+    that is sound, from which a run would resume."""
     found: list[Verdict] = []
+    crc_of = cache(manifest.crc32)  # the checkpoints of a stage share their frozen weights
     for path in steps(run):
         read = every or not any(v.sound for v in found)
         sizes = [file.stat().st_size for file in path.iterdir() if file.is_file()]
-        problems = manifest.verify(path, contents=read)
-        found.append(Verdict(step_of(path), len(sizes), sum(sizes), read, problems))
+        findings = manifest.examine(path, contents=read, every_copy=True, crc_of=crc_of)
+        found.append(Verdict(step_of(path), len(sizes), sum(sizes), read, *findings))
     return found
 
 
-def load(path: Path, *, verified: bool = False, ranks: Ranks = ALONE) -> Checkpoint:
-    """The checkpoint in a folder, verified before any tensor is used.
+def load(path: Path, *, spoiled: Collection[str] | None = None, ranks: Ranks = ALONE) -> Checkpoint:
+    """Returns the checkpoint in a folder, verified before any tensor is used.
 
-    Pass `verified` for a path that `latest` has just given, to read the files once. Raises
-    `UserError` if it is damaged.
+    Pass what `newest` has just returned as `spoiled`, to read the files once. Raises `UserError` if the
+    checkpoint is damaged.
     """
-    problems = () if verified else manifest.verify(path)
-    if problems:
-        raise UserError(problems)
+    if spoiled is None:
+        problems, spoiled, _ = manifest.examine(path)
+        raise_all(problems)
     step = step_of(path)
     try:
         body = manifest.read(path)
-        tensors = SavedTensors(path, body)
+        tensors = SavedTensors(path, body, spoiled)
         as_many = (
             RNG.format(ranks.world - 1) in body["files"] and RNG.format(ranks.world) not in body["files"]
         )
@@ -134,7 +142,7 @@ def load(path: Path, *, verified: bool = False, ranks: Ranks = ALONE) -> Checkpo
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise UserError(DAMAGED.at(str(path), got=str(error))) from None
-    return Checkpoint(tensors, state, rng, step)
+    return Checkpoint(tensors, state, rng, step, None if spoiled else body.get("frozen"))
 
 
 def step_of(path: Path) -> int:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
 from torch import Tensor
 
 from lmmkit.runs.run_folder import RunFolder
-from lmmkit.training.checkpoint.linked_files import Lasting
+from lmmkit.training.checkpoint.frozen_weights import OnDisk
+from lmmkit.training.checkpoint.manifest import Frozen
 from lmmkit.training.checkpoint.rng import rng_state
 from lmmkit.training.checkpoint.tensor_files import HeldTensors, hold
 from lmmkit.training.checkpoint.write import put
@@ -21,28 +22,38 @@ GRACE = 30.0  # seconds between the signal that torchrun passes on and its kill
 
 
 class Saver:
-    """Saves a run's checkpoints. `beside`: from a copy on the host, while training goes on.
+    """Saves the checkpoints of a stage. `beside`: from a copy on the host, while training continues.
 
-    One is under way at most. What goes wrong beside the loop is raised by the next `check`, `save` or by
+    At most one is being written. What goes wrong beside the loop is raised by the next `check`, `save` or by
     leaving the context, which waits for the last one.
     """
 
-    def __init__(self, run: RunFolder, *, keep: int, ranks: Ranks, beside: bool):
+    def __init__(
+        self,
+        run: RunFolder,
+        *,
+        keep: int,
+        ranks: Ranks,
+        beside: bool,
+        frozen: Mapping[str, Tensor] = {},
+        before: Frozen | None = None,
+    ):
+        """`frozen`: tensors that the stage does not train; `before`: their files, as the checkpoint lists them
+        from which the stage resumes."""
         self._run, self._keep, self._ranks = run, keep, ranks
         self._talks = ranks.beside() if beside else ranks
         self._beside, self._told = beside, False
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
-        self._lasting = Lasting()
+        self._names = frozenset(frozen)
+        reusable = before is not None and before["tensors"] == sorted(frozen)
+        self._on_disk = OnDisk(hold(frozen, ranks, frozen).marks, before if reusable else None)
         self._copy: HeldTensors | None = None  # its memory serves again: fresh pages cost more than the copy
 
-    def save(
-        self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], frozen: Collection[str] = ()
-    ) -> None:
-        """Writes the checkpoint of `step`, or copies what it needs and returns. `frozen`: tensors that do not
-        change while this saver is in use."""
+    def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Writes the checkpoint of `step`, or copies what it needs and returns."""
         self.wait()
-        held, rng = hold(tensors, self._ranks, frozen), rng_state()
+        held, rng = hold(tensors, self._ranks, self._names), rng_state()
 
         def write(held: HeldTensors = held) -> None:
             start = time.monotonic()
@@ -54,7 +65,7 @@ class Saver:
                 keep=self._keep,
                 rng=rng,
                 ranks=self._talks,
-                lasting=self._lasting,
+                on_disk=self._on_disk,
             )
             self._warn(step, time.monotonic() - start)
 

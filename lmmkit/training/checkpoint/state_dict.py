@@ -29,10 +29,11 @@ def state_tensors(objective: Objective, optimizer: torch.optim.Optimizer) -> dic
     return out
 
 
-def frozen(objective: Objective) -> set[str]:
-    """Of `tensors`, those of the model that do not learn in this stage. A plugin's own may change all the same."""
-    named = objective.named_parameters()
-    return {f"model.{name}" for name, p in named if name.startswith("lmm.") and not p.requires_grad}
+def frozen(objective: Objective) -> dict[str, Tensor]:
+    """Returns those of `tensors` that the stage does not train; only the model's, since plugins may change
+    weights without training."""
+    found = {f"lmm.{name}" for name, p in objective.lmm.named_parameters() if not p.requires_grad}
+    return {f"model.{name}": tensor for name, tensor in unique_tensors(objective).items() if name in found}
 
 
 def restore_state(

@@ -30,47 +30,44 @@ CHUNK = 8 << 20  # bytes written at a time
 Pieces = dict[str, list[list]]  # key -> [[file, first row, rows], ...], of tensors that are cut
 
 
-Mark = tuple[int, int]  # where a tensor lies, and how often it has been written to
-
-
 class TensorSlice(NamedTuple):
-    """Rows of a tensor from `first` on; `cut` if they are not all of it. `mark` tells whether one that does
-    not learn is as it was; None of one that learns."""
+    """Holds the rows of a tensor from `first` on; `cut` if they are not all of its rows."""
 
     tensor: Tensor
     first: int
     cut: bool
-    mark: Mark | None = None
 
 
 @dataclass(frozen=True)
 class HeldTensors:
-    """What one rank writes of a checkpoint's tensors, and the layout of the whole ones."""
+    """Holds what one rank writes of a checkpoint's tensors, the layout of the whole ones, and the names of those
+    that are frozen."""
 
     parts: Mapping[str, TensorSlice]
     layout: manifest.Layout
+    names: frozenset[str] = frozenset()
 
     @property
-    def nbytes(self) -> int:
-        """Of this rank's parts."""
-        return sum(part.tensor.nbytes for part in self.parts.values())
+    def changing(self) -> dict[str, TensorSlice]:
+        """Returns this rank's parts that an update may change."""
+        return {key: part for key, part in self.parts.items() if key not in self.names}
 
     @property
-    def learning(self) -> dict[str, TensorSlice]:
-        """Parts that the next update changes, and all that is not known to stay."""
-        return {key: part for key, part in self.parts.items() if part.mark is None}
+    def frozen(self) -> dict[str, TensorSlice]:
+        """Returns this rank's parts of frozen tensors."""
+        return {key: part for key, part in self.parts.items() if key in self.names}
 
     @property
-    def lasting(self) -> dict[str, TensorSlice]:
-        """The others."""
-        return {key: part for key, part in self.parts.items() if part.mark is not None}
+    def marks(self) -> dict[str, tuple[int, int]]:
+        """Returns the address of each frozen part and how often it was written to: equal marks, equal values."""
+        return {key: (tensor.data_ptr(), tensor._version) for key, (tensor, _, _) in self.frozen.items()}
 
     def copied(self, before: HeldTensors | None = None) -> HeldTensors:
-        """The same with what learns in memory of its own on the host: what is trained next does not touch
-        it. The memory of an earlier copy serves again, where it is of the same parts."""
+        """Returns a copy whose changing parts are in separate host memory, so that training can continue. Reuses
+        the memory of an earlier copy with the same parts."""
         again = before.parts if before is not None else {}
-        parts = self.lasting
-        for key, part in self.learning.items():
+        parts = self.frozen
+        for key, part in self.changing.items():
             own = again[key].tensor if key in again else None
             if own is None or (own.shape, own.dtype) != (part.tensor.shape, part.tensor.dtype):
                 own = torch.empty(part.tensor.shape, dtype=part.tensor.dtype)
@@ -79,16 +76,19 @@ class HeldTensors:
 
 
 def hold(tensors: Mapping[str, Tensor], ranks: Ranks, frozen: Collection[str] = ()) -> HeldTensors:
-    """This rank's share: the rows it holds of what is cut; the rest is the first rank's. `frozen`: those that
-    do not learn."""
+    """Returns this rank's share: its rows of cut tensors; the first rank has all others. `frozen`: names."""
     parts = {}
     for key, tensor in tensors.items():
         local, first = local_rows(tensor.detach())
         cut = local.shape != tensor.shape
         if owns(tensor, ranks) and (not cut or len(local)):
-            mark = (local.data_ptr(), local._version) if key in frozen else None
-            parts[key] = TensorSlice(local, first, cut, mark)
-    return HeldTensors(parts, manifest.layout(tensors))
+            parts[key] = TensorSlice(local, first, cut)
+    return HeldTensors(parts, manifest.layout(tensors), frozenset(frozen))
+
+
+def nbytes(parts: Mapping[str, TensorSlice]) -> int:
+    """Returns the bytes of the parts' tensors."""
+    return sum(part.tensor.nbytes for part in parts.values())
 
 
 def write(path: Path, tensors: Mapping[str, Tensor]) -> list[int]:
@@ -126,18 +126,26 @@ def _chunks(head: bytes, tensors: Iterable[Tensor]) -> Iterator[memoryview]:
 class SavedTensors(Mapping[str, Tensor]):
     """A checkpoint's tensors by name. Each is read when it is asked for, or only some of its rows."""
 
-    def __init__(self, folder: Path, body: Mapping[str, Any]):
-        """`body`: its manifest. Raises what the library does for a file that is none of its own."""
+    def __init__(self, folder: Path, body: Mapping[str, Any], spoiled: Collection[str]):
+        """Opens the files. `body`: the manifest; `spoiled`: damaged copies. Raises what the library raises for
+        files of another format."""
         self._layout: manifest.Layout = body["tensors"]
         self._pieces: Pieces = {}
         self._files: dict[str, Any] = {}
         self._stack = ExitStack()
-        cut = body.get("parts", {})
-        for name in sorted(body["files"]):
-            if name.startswith("shard-"):
-                self._files[name] = self._stack.enter_context(safe_open(folder / name, framework="pt"))
-                for key in list(self._files[name].keys()):
-                    self._pieces.setdefault(key, cut.get(key) or [[name, 0, None]])
+        cut: Pieces = body.get("parts", {})
+        paths = {name: folder / name for name in sorted(body["files"]) if name.startswith("shard-")}
+        if (frozen := body.get("frozen")) is not None:
+            cut = cut | frozen["parts"]
+            for name in sorted(frozen["files"]):
+                sound = [copy for copy in manifest.copies(frozen, name) if copy not in spoiled]
+                if not sound:
+                    raise ValueError(f"both copies of {name} are damaged")
+                paths[name] = folder.parent / sound[0]
+        for name, path in paths.items():
+            self._files[name] = self._stack.enter_context(safe_open(path, framework="pt"))
+            for key in list(self._files[name].keys()):
+                self._pieces.setdefault(key, cut.get(key) or [[name, 0, None]])
         if lacking := self._layout.keys() ^ self._pieces.keys():
             raise ValueError(f"tensors listed and not there, or there and not listed: {sorted(lacking)[:3]}")
         if wrong := [key for key in self._pieces if not self._as_listed(key)]:

@@ -14,10 +14,10 @@ import re
 import secrets
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 from torch import Tensor
@@ -27,18 +27,28 @@ from lmmkit.errors.training import CHECKPOINT_CANNOT_WRITE
 from lmmkit.runs.files import fsync, io_point
 from lmmkit.runs.run_folder import RunFolder
 from lmmkit.training.checkpoint import manifest, tensor_files
-from lmmkit.training.checkpoint.linked_files import Lasting, Written
+from lmmkit.training.checkpoint.frozen_weights import OnDisk, unlisted
+from lmmkit.training.checkpoint.manifest import COPIES, FROZEN, Frozen
 from lmmkit.training.checkpoint.read import RNG, STATE, STEP, steps
-from lmmkit.training.checkpoint.tensor_files import HeldTensors, TensorSlice
+from lmmkit.training.checkpoint.tensor_files import HeldTensors, TensorSlice, nbytes
 from lmmkit.training.distributed.process_group import ALONE, Ranks
 
 STAGED = re.compile(r"\.tmp-(\d{8})-[0-9a-f]+", re.ASCII)
 TRASH = re.compile(r"\.trash-.+", re.ASCII)
+KEPT = re.compile(f"{STEP.pattern}|{FROZEN.pattern}", re.ASCII)
 SHARD_BYTES = 4 << 30
 TRIAL_BYTES = 1 << 20
 HEADROOM = 1.1  # a tenth more than the checkpoints, for logs and headers
 
 _log = logging.getLogger(__name__)
+
+
+class Place(NamedTuple):
+    """Names the folders of a save: `staging` becomes `target`; `home` is for frozen weights, if they are written."""
+
+    staging: Path
+    target: Path
+    home: Path | None
 
 
 def put(
@@ -50,14 +60,14 @@ def put(
     keep: int,
     rng: Mapping[str, Tensor],
     ranks: Ranks = ALONE,
-    lasting: Lasting | None = None,
+    on_disk: OnDisk | None = None,
 ) -> Path:
     """Writes the checkpoint of `step`, then removes all but the newest `keep` (at least 2).
 
     `held` tensors share no memory; `state` is JSON with text keys (NaN and infinities included, tuples
-    come back as lists). Every rank calls it with its own generators. `lasting`: what earlier checkpoints wrote
-    of what does not learn; this one is added to it. Raises `MachineError` on all ranks if one cannot write:
-    the older checkpoints are untouched then, and training may go on.
+    come back as lists). Every rank calls it with its own generators. `on_disk`: the frozen weights that earlier
+    saves wrote; this save updates it. Raises `MachineError` on all ranks if one cannot write: the older
+    checkpoints are unchanged then, and training may continue.
     """
     if keep < 2:
         raise ValueError(f"got keep={keep}; want at least 2, so that one may be damaged")
@@ -66,23 +76,30 @@ def put(
     _require_text_keys(state, "state")
     text = json.dumps(dict(state), indent=1) + "\n"
 
-    target = run.checkpoints / f"step-{step:08d}"
-    staging = run.checkpoints / ranks.broadcast(f".tmp-{step:08d}-{secrets.token_hex(4)}")
-    lasting = Lasting() if lasting is None else lasting
-    own = held.nbytes - lasting.spared(held) + sum(t.nbytes for t in rng.values()) + len(text)
-    needed = sum(ranks.gather(own))
+    on_disk = OnDisk() if on_disk is None else on_disk
+    id_ = ranks.broadcast(f"{step:08d}-{secrets.token_hex(4)}")
+    fresh = ranks.all_reduce_max(not on_disk.matches(held, run.checkpoints)) and held.names
+    place = Place(
+        run.checkpoints / f".tmp-{id_}",
+        run.checkpoints / f"step-{step:08d}",
+        run.checkpoints / f"frozen-{id_}" if fresh else None,
+    )
+    own = nbytes(held.changing) + sum(t.nbytes for t in rng.values()) + len(text)
+    needed = sum(ranks.gather(own + (len(COPIES) * nbytes(held.frozen) if fresh else 0)))
     try:
-        _all_or_none(ranks, lambda: _make(run, staging, needed) if ranks.first else None)
-        written = _all_or_none(ranks, lambda: _stage(staging, held, rng, ranks, lasting))
-        _all_or_none(ranks, lambda: _list(staging, target, held, text, written) if ranks.first else None)
+        _all_or_none(ranks, lambda: _make(run, place, needed) if ranks.first else None)
+        written = _all_or_none(ranks, lambda: _stage(place, held, rng, ranks))
+        frozen = _frozen(place.home, held, written) if place.home else on_disk.files
+        _all_or_none(ranks, lambda: _list(place, held, text, written, frozen) if ranks.first else None)
     except OSError as error:
         if ranks.first:
-            shutil.rmtree(staging, ignore_errors=True)
-        raise MachineError(_unwritten(target, needed, _free(run.path), error)) from error
-    lasting.published(target)
+            for path in (place.staging, *unlisted(run)):
+                shutil.rmtree(path, ignore_errors=True)
+        raise MachineError(_unwritten(place.target, needed, _free(run.path), error)) from error
+    on_disk.marks, on_disk.files = held.marks, frozen
     if ranks.first:
         _prune(run, keep)
-    return target
+    return place.target
 
 
 def _all_or_none(ranks: Ranks, do: Callable[[], Any]) -> list[Any]:
@@ -114,20 +131,23 @@ def sweep(run: RunFolder) -> tuple[str, ...]:
                 notes.append(f"finished {target.name}, which was all but saved")
                 continue
         elif not TRASH.fullmatch(path.name):
-            if not (STEP.fullmatch(path.name) and path.is_dir()):
+            if not (KEPT.fullmatch(path.name) and path.is_dir()):
                 notes.append(f"ignored `{path.name}`: not a checkpoint")
             continue
         _delete(path)
         notes.append(f"removed {path.name}, left by a run that was stopped")
+    for path in unlisted(run):
+        _delete(path)
+        notes.append(f"removed {path.name}, which no checkpoint lists")
     return tuple(notes)
 
 
-def check_space(run: RunFolder, checkpoint_bytes: int, *, keep: int) -> None:
-    """At the start: room for `keep` checkpoints and one being written, and may it be written? Raises
+def check_space(run: RunFolder, room: int) -> None:
+    """Checks at the start that checkpoints of `room` bytes fit on the disk, and that it takes a file. Raises
     `MachineError`."""
-    files = [f.stat() for f in run.checkpoints.glob("step-*/*") if f.is_file()]
-    held = sum({(f.st_dev, f.st_ino): f.st_size for f in files}.values())  # a linked file lies there once
-    needed = int(HEADROOM * (keep + 1) * checkpoint_bytes) - held
+    folders = (path for path in run.checkpoints.glob("*") if KEPT.fullmatch(path.name))
+    there = sum(file.stat().st_size for path in folders for file in path.glob("*") if file.is_file())
+    needed = int(HEADROOM * room) - there
     free = _free(run.path)
     if needed > free:
         full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -143,55 +163,76 @@ def check_space(run: RunFolder, checkpoint_bytes: int, *, keep: int) -> None:
             trial.unlink()
 
 
-def _make(run: RunFolder, staging: Path, needed: int) -> None:
+def _make(run: RunFolder, place: Place, needed: int) -> None:
     if needed > _free(run.path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     io_point("make the folder")
-    staging.mkdir(parents=True)
+    place.staging.mkdir(parents=True)
+    if place.home is not None:
+        io_point("make the folder of frozen weights")
+        place.home.mkdir()
 
 
-def _stage(
-    staging: Path, held: HeldTensors, rng: Mapping[str, Tensor], ranks: Ranks, lasting: Lasting
-) -> list:  # fmt: skip
-    """Writes this rank's files and waits for the disk; their sizes and crc32s, and the stretches of rows
-    that lie in them."""
-    files: dict[str, list[int]] = {}
-    stretches = []
-    lasting.staged.clear()
-    shards = [*(("", shard) for shard in _shards(held.learning))]
-    shards += [("frozen-", shard) for shard in _shards(held.lasting) if shard]
-    for number, (kind, shard) in enumerate(shards):
-        name = f"shard-{'' if ranks.alone else f'rank{ranks.rank:05d}-'}{kind}{number:05d}.safetensors"
-        earlier = lasting.earlier(name, shard) if kind else None
-        files[name] = _linked(staging / name, earlier) or _write_tensors(
-            staging / name, {key: part.tensor for key, part in shard.items()}
-        )
-        if kind:
-            lasting.stage(staging / name, shard, files[name])
-        stretches += [[key, name, part.first, len(part.tensor)] for key, part in shard.items() if part.cut]
+def _stage(place: Place, held: HeldTensors, rng: Mapping[str, Tensor], ranks: Ranks) -> list:
+    """Writes this rank's files and waits for the disk. Returns what `_write_parts` does, first for the
+    checkpoint, then for the frozen weights."""
+    rank = "" if ranks.alone else f"rank{ranks.rank:05d}-"
+    frozen: list = [{}, []]
+    if (home := place.home) is not None:
+        frozen = _write_parts(held.frozen, f"frozen-{rank}", [f"{home}/{copy}-" for copy in COPIES])
+    own = _write_parts(held.changing, f"shard-{rank}", [f"{place.staging}/"])
     name = RNG.format(ranks.rank)
-    files[name] = _write_tensors(staging / name, rng)
-    return [files, stretches]
+    own[0][name] = _write_tensors(place.staging / name, rng)
+    return [own, frozen]
 
 
-def _list(staging: Path, target: Path, held: HeldTensors, state: str, written: list) -> None:
-    """The first rank's part: what is left, the manifest last, and the name."""
+def _write_parts(parts: Mapping[str, TensorSlice], kind: str, prefixes: Sequence[str]) -> list:
+    """Writes parts to files `<prefix><kind><number>`, once for each prefix. Returns the files' sizes and crc32s,
+    and the pieces of cut tensors."""
+    files: dict[str, list[int]] = {}
+    pieces = []
+    for number, shard in enumerate(_shards(parts)):
+        name = f"{kind}{number:05d}.safetensors"
+        for prefix in prefixes:
+            files[name] = _write_tensors(
+                Path(prefix + name), {key: part.tensor for key, part in shard.items()}
+            )
+        pieces += [[key, name, part.first, len(part.tensor)] for key, part in shard.items() if part.cut]
+    return [files, pieces]
+
+
+def _collected(written: Iterable[list]) -> tuple[dict[str, list[int]], dict[str, list]]:
+    """Returns the files of all ranks, and the pieces of each cut tensor in order."""
     files: dict[str, list[int]] = {}
     pieces: dict[str, list] = {}
-    for theirs, stretches in written:
+    for theirs, cut in written:
         files |= theirs
-        for key, *piece in stretches:
+        for key, *piece in cut:
             pieces.setdefault(key, []).append(piece)
-    files[STATE] = _write_bytes(staging / STATE, state.encode())
-    pieces = {key: sorted(found, key=lambda piece: piece[1]) for key, found in pieces.items()}
-    _write_bytes(staging / manifest.NAME, manifest.encode(files, held.layout, pieces))
+    return files, {key: sorted(found, key=lambda piece: piece[1]) for key, found in pieces.items()}
+
+
+def _frozen(home: Path, held: HeldTensors, written: list) -> Frozen:
+    files, pieces = _collected(frozen for _, frozen in written)
+    return {"folder": home.name, "files": files, "tensors": sorted(held.names), "parts": pieces}
+
+
+def _list(place: Place, held: HeldTensors, state: str, written: list, frozen: Frozen | None) -> None:
+    """Does what is left to the first rank: writes the manifest last, and renames the folder."""
+    if place.home is not None:
+        io_point("sync the folder of frozen weights")
+        fsync(place.home)
+        fsync(place.home.parent)
+    files, pieces = _collected(own for own, _ in written)
+    files[STATE] = _write_bytes(place.staging / STATE, state.encode())
+    _write_bytes(place.staging / manifest.NAME, manifest.encode(files, held.layout, pieces, frozen))
     io_point("sync the folder")
-    fsync(staging)
-    _publish(staging, target)
+    fsync(place.staging)
+    _publish(place.staging, place.target)
 
 
 def _shards(held: Mapping[str, TensorSlice]) -> Iterator[dict[str, TensorSlice]]:
-    """Cuts by size, in the order given; at least one shard. A larger tensor stands alone."""
+    """Cuts by size, in the order given. A tensor that is larger gets a separate file."""
     shard: dict[str, TensorSlice] = {}
     size = 0
     for key, part in held.items():
@@ -200,20 +241,8 @@ def _shards(held: Mapping[str, TensorSlice]) -> Iterator[dict[str, TensorSlice]]
             shard, size = {}, 0
         shard[key] = part
         size += part.tensor.nbytes
-    yield shard
-
-
-def _linked(path: Path, earlier: Written | None) -> list[int] | None:
-    """Gives a file of an earlier checkpoint a name in this one, if it is whole by its size and the file
-    system knows links; its size and crc32."""
-    if earlier is None or earlier.path.stat().st_size != earlier.said[0]:
-        return None
-    io_point(f"link {path.name}")
-    try:
-        os.link(earlier.path, path)
-    except OSError:
-        return None
-    return earlier.said
+    if shard:
+        yield shard
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> list[int]:
@@ -280,7 +309,7 @@ def _prune(run: RunFolder, keep: int) -> None:
             _rename(path, _trash(path), "prune")
         except OSError as error:
             _log.warning("could not prune %s: %s", path, error)
-    for path in run.checkpoints.glob(".trash-*"):
+    for path in (*run.checkpoints.glob(".trash-*"), *unlisted(run)):
         _delete(path)
 
 
