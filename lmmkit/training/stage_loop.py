@@ -186,7 +186,7 @@ class Loop:
             return run_step(
                 self.objective, self.optimizer, step, weights, clip=None if optim.clip == "none" else optim.clip,
                 device=self.device, metrics=self.logs, ranks=self.ranks,
-                empty=self.empty, each=recipe.parallel.set_grad_sync == "micro_batch",
+                empty=self.empty, each=recipe.parallel.exchange == "micro_batch",
             )  # fmt: skip
 
     def look(self, report: StepReport) -> None:
