@@ -128,7 +128,7 @@ def test_files_named_in_architecture_exist():
     for name in re.findall(r"`([\w/]+\.py)`", ARCHITECTURE):
         base = name.rpartition("/")[2]
         assert (ROOT / "lmmkit" / name).is_file() or (ROOT / name).is_file() or base in names, name
-    assert len(ARCHITECTURE.splitlines()) <= 120
+    assert len(ARCHITECTURE.splitlines()) <= 150
 
 
 def test_the_picture_is_drawn_by_the_script():
