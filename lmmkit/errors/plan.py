@@ -135,7 +135,7 @@ UNREAD_MARK = Code(
 UNREAD_VIEW = Code(
     "plan/unread-view", cause="A task makes a view that nothing reads.",
     expected="a term that reads them",
-    hint="Declare a need on `Sel(view=self.name)`, or train on the text of the view (`text_loss`).",
+    hint="Declare a need on `Select(view=self.name)`, or train on the text of the view (`text_loss`).",
 )
 UNWEIGHED = Code(
     "plan/unweighed", cause="No stage gives the term a weight.",

@@ -45,8 +45,8 @@ def recipe_of(
         UserError: no decoder in it, or a connector whose encoder is nowhere.
     """
     source = open_pretrained(folder)
-    at = str(folder.resolve_pretrained())
-    decoder = str(base.resolve_pretrained()) if base else at
+    at = str(folder.resolve())
+    decoder = str(base.resolve()) if base else at
     if source.text is None:
         raise no_text(folder, source.kind)
     eye = _eye(vision) if vision else _eye_of(source)
@@ -77,13 +77,13 @@ def _eye(folder: Path) -> tuple[VisionFrom, str] | None:
     if "vision" not in config["model"]:
         return None
     shape = config["image_fit"] if model_folder.is_encoder(config) else config["model"]["chat"]["image_fit"]
-    return VisionFrom(from_=str(folder.resolve_pretrained())), shape
+    return VisionFrom(from_=str(folder.resolve())), shape
 
 
 def _eye_of(source: PretrainedFolder) -> tuple[VisionFrom, str] | None:
     if source.vision is None:
         return None
-    name, layer = str(source.folder.resolve_pretrained()), source.vision.feature_layer
+    name, layer = str(source.folder.resolve()), source.vision.feature_layer
     return VisionFrom(from_=name, feature_layer=layer), source.vision.image_fit
 
 
@@ -105,10 +105,10 @@ def recipe_of_ours(folder: Path, config: Mapping[str, Any], root: str | Path | N
     if not path.is_file():
         model = model_from_mapping(config["model"])
         return around(
-            Model(**{**vars(model), "tokenizer": Tokenizer(from_=str(folder.resolve_pretrained()))}),
+            Model(**{**vars(model), "tokenizer": Tokenizer(from_=str(folder.resolve()))}),
             config["stage"],
         )
-    tokenizer = json.dumps(str(folder.resolve_pretrained()))  # quoted: it is read as YAML
+    tokenizer = json.dumps(str(folder.resolve()))  # quoted: it is read as YAML
     recipe = read_recipe(
         path, root=Path(root or config.get("root", ".")),
         # the folder may lie on another machine than it was trained on

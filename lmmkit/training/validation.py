@@ -85,7 +85,7 @@ class Validator:
 
         def rows(source: str, n: int | str) -> list[Sample]:
             return readable(
-                prepared.sources[source], n, self.chat_model.packer.reader, ranks.note,
+                prepared.sources[source], n, self.chat_model.packer.reader, ranks.log_once,
                 share=(ranks.rank, ranks.world), gather=ranks.gather, poll=self.poll,
             )  # fmt: skip
 

@@ -68,7 +68,7 @@ def check_records(recipe: Recipe, name: str, report: CheckReport, decode: bool) 
     try:
         with _bar(f"{name}: rows", _size(path), "MB", 1e-6) as move:
             rows = open_record_store(
-                path, images or None, section.template, anew=True, told=told, progress=move
+                path, images or None, section.template, rebuild=True, on_bad_record=on_bad_record, progress=move
             )
     except UserError as error:
         for p in error.problems:

@@ -16,4 +16,4 @@ def pieces(prepared: Prepared, sample: Sample) -> Iterator[tuple[str, bool]]:
         if span.kind == "text":
             yield "·".join(tokenizer.decode([i]) or f"<{i}>" for i in span.ids) + " ", span.supervised
         else:
-            yield f"[{span.mark or 'image'} x {span.n}] ", False
+            yield f"[{span.token_name or 'image'} x {span.n}] ", False

@@ -120,7 +120,7 @@ def load_index(folder: Path) -> Index | None:
 
 def _opened(folder: Path, meta: dict[str, Any]) -> Index:
     arrays = {
-        name.removesuffix(".npy"): np.load_index(folder / name, mmap_mode="r", allow_pickle=False)
+        name.removesuffix(".npy"): np.load(folder / name, mmap_mode="r", allow_pickle=False)
         for name in meta["files"]
         if name.endswith(".npy")
     }

@@ -52,7 +52,7 @@ class HFTokenizer:
                 raise ValueError(f"a JSON {type(value).__name__}")
             if (growth := _growth(value.get("normalizer"))) > MAX_GROWTH:
                 raise ValueError(f"a normalizer that makes a text up to {growth} times as long")
-            inner = tokenizers.SentencePieceTokenizer.from_str(text)
+            inner = tokenizers.Tokenizer.from_str(text)
             if (size := _ids(inner)) > MAX_IDS:
                 raise ValueError(f"ids up to {size - 1}")
         except (UserError, KeyboardInterrupt):
@@ -127,11 +127,11 @@ class HFTokenizer:
         return {FILE: self.text.encode(), BESIDE: json.dumps(words).encode()}
 
     @cached_property
-    def _standing(self) -> tokenizers.SentencePieceTokenizer:
+    def _standing(self) -> tokenizers.Tokenizer:
         return _opened(self.text)
 
     @cached_property
-    def _continued(self) -> tokenizers.SentencePieceTokenizer:
+    def _continued(self) -> tokenizers.Tokenizer:
         return _opened(json.dumps(_unprefixed(json.loads(self.text)))) if self._prefixed else self._standing
 
     @cached_property
@@ -147,15 +147,15 @@ class HFTokenizer:
         return {"text": self.text, "bos": self.bos, "eos": self.eos}
 
 
-def _opened(text: str) -> tokenizers.SentencePieceTokenizer:
-    inner = tokenizers.SentencePieceTokenizer.from_str(text)
+def _opened(text: str) -> tokenizers.Tokenizer:
+    inner = tokenizers.Tokenizer.from_str(text)
     inner.encode_special_tokens = True  # spelled in pieces, not found
     inner.no_padding()
     inner.no_truncation()
     return inner
 
 
-def _ids(inner: tokenizers.SentencePieceTokenizer) -> int:
+def _ids(inner: tokenizers.Tokenizer) -> int:
     return 1 + max(inner.get_vocab(with_added_tokens=True).values(), default=-1)
 
 
@@ -189,7 +189,7 @@ def _unprefixed(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-def _named(folder: Path, inner: tokenizers.SentencePieceTokenizer, key: str) -> int | None:
+def _named(folder: Path, inner: tokenizers.Tokenizer, key: str) -> int | None:
     """The id of the token that begins (bos) or ends (eos): the first file beside it that says."""
     for name in (BESIDE, "special_tokens_map.json"):
         if (folder / name).is_file():

@@ -41,7 +41,7 @@ class Saver:
         """`frozen`: tensors that the stage does not train; `before`: their files, as the checkpoint lists them
         from which the stage resumes."""
         self._run, self._keep, self._ranks = run, keep, ranks
-        self._talks = ranks.beside() if beside else ranks
+        self._talks = ranks.new_group() if beside else ranks
         self._beside, self._told = beside, False
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None

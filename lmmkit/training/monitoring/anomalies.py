@@ -110,7 +110,7 @@ def exhausted(
         f"{len(watch.skipped)} of the last {AMONG} steps updated nothing"
     )
     return NOT_FINITE.at(
-        f"step {step}, stage {stage}", got=got, in_a_row=IN_A_ROW - 1, all_reduce_max=MANY - 1, window=AMONG
+        f"step {step}, stage {stage}", got=got, in_a_row=IN_A_ROW - 1, most=MANY - 1, window=AMONG
     )
 
 
