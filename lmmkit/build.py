@@ -90,7 +90,7 @@ def narrow_parts(objective: Objective, parts: Collection[str]) -> None:
 def frozen_narrow(recipe: Recipe) -> tuple[str, ...]:
     """Returns the parts that `numerics.frozen` stores in bfloat16: those that no stage trains completely.
 
-    A part that a later stage trains stays in full precision from the start: no part has to be converted
+    A part that a later stage trains keeps the wider dtype from the start: no part has to be converted
     back, and the run needs the memory of its largest stage anyway. timm's modules read each other's
     weights, so they are not changed.
     """

@@ -108,7 +108,7 @@ def _mean_by_view(x_QD: Tensor, pick: RowGather) -> Tensor:
 
 
 def total(sums: Mapping[str, Tensor], weights: Mapping[str, float], counts: Mapping[str, int]) -> Tensor:
-    """Returns the part of the objective from one micro-batch: sum of weight * sum / global count."""
+    """Returns the contribution of one micro-batch to the objective: sum of weight * sum / global count."""
     parts = [weights[name] / max(counts[name], 1) * sums[name] for name in weights]
     return torch.stack(parts).sum()
 

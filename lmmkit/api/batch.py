@@ -1,7 +1,7 @@
 """The packed micro-batch that the loader yields and the objective reads, with all rows resolved.
 
-A `Batch` is built in a data worker on the host. All places are row numbers and all counts are Python
-ints, so a training step never waits for a value from the device.
+A `Batch` is built in a data worker on the host. All references to rows are row numbers, and all counts
+are Python ints, so a training step never waits for a value from the device.
 """
 
 from __future__ import annotations

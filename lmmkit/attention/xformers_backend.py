@@ -37,7 +37,7 @@ class Xformers:
 
 
 def packed(spec: AttentionSpec, device: torch.device) -> Iterator[PartialAttention]:
-    """Yields one variable-length kernel call for all segments of a call."""
+    """Yields one partial attention per call: one variable-length kernel call for all its segments."""
     masks = _fmha.attn_bias
     for call in spec.calls:
         mask = masks.BlockDiagonalCausalMask if call.causal else masks.BlockDiagonalMask

@@ -34,7 +34,7 @@ PROMPT_ROWS = 8192  # in one generation batch
 @dataclass(frozen=True, kw_only=True)
 class ChatModel:
     """Holds a model that answers. `stage` is the stage that its weights come from. `poll` is called before
-    each token, and may raise to stop the generation."""
+    each token and each micro-batch of an evaluation, and may raise to stop the work."""
 
     prepared: Prepared
     objective: Objective

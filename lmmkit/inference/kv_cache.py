@@ -1,4 +1,4 @@
-"""The KV cache: one path of rows per leaf, padded on the left, with free places for new tokens."""
+"""The KV cache: one path of rows per leaf, padded on the left, with space for new tokens."""
 
 from __future__ import annotations
 

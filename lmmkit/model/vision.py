@@ -78,7 +78,7 @@ class VisionBlock(nn.Module):
 
 
 class ViT(nn.Module):
-    """Computes lmmkit's ViT.
+    """Computes the ViT that is implemented here.
 
     From scratch, positions start as sines and cosines of grid row and column (a random table needs many
     steps to find which tokens are neighbours); the class token is drawn from N(0, 0.02^2).
