@@ -1,4 +1,4 @@
-"""The only place that orders: meta build, fill, what learns, recomputation, optimizer groups."""
+"""The build of an objective, in one order: meta build, values, trainable parameters, layers, optimizer."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ from lmmkit.weights import model_folder
 
 
 def compute_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
-    """bfloat16 on CUDA where the recipe asks for it; a CPU computes in float32."""
+    """Returns bfloat16 on CUDA if the recipe asks for it, else float32."""
     bf16 = recipe.numerics.compute == "bfloat16" and device.type == "cuda"
     return torch.bfloat16 if bf16 else torch.float32
 
 
 def device_here() -> torch.device:
-    """Where a run computes on this machine: CUDA where there is one."""
+    """Returns the device of a run on this machine: CUDA if available, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def backend(recipe: Recipe, device: torch.device) -> Backend:
-    """The attention backend of the recipe. Raises `MachineError` if it cannot run on `device`."""
+    """Returns the attention backend of the recipe. Raises `MachineError` if it cannot run on `device`."""
     try:
         return choose(recipe.speed.attention, device, compute_dtype(recipe, device))
     except NoBackend as error:
@@ -55,14 +55,14 @@ def build_objective(
     pretrained: Sequence[Pretrained] = (), dtype: torch.dtype = torch.float32, drawn: bool = True,
     narrow: Collection[str] = (), place: torch.device | None = None,
 ) -> Objective:  # fmt: skip
-    """The whole objective for `device`: parts from their folders, the rest drawn from the seed.
+    """Returns the complete objective for `device`: parts from their folders, the rest drawn from the seed.
 
-    With `drawn` off nothing is drawn: the caller fills every tensor. `narrow`: parts whose matrices
-    are held in bfloat16; one that comes from a folder is at no time held wider. `place`: where its
-    tensors lie, if elsewhere.
+    With `drawn` off nothing is drawn from the seed: the caller fills all tensors. `narrow`: parts whose
+    matrices are stored in bfloat16; those that come from a folder are never stored in a wider dtype.
+    `place`: the device of its tensors, if it is not `device`.
     """
     objective = shell(recipe, components, dims, device)
-    _check_pretrained(objective, pretrained)  # before a hostile size takes the machine's memory
+    _check_pretrained(objective, pretrained)  # before a hostile size allocates memory
     log_choice(objective.lmm.backend, device, objective.compute)
     filled = {part for origin in pretrained for part in origin.parts}
     objective.to(dtype)
@@ -77,22 +77,22 @@ def build_objective(
         init(objective, recipe.seed, but=tuple(MODULES[part] for part in valued))
     for origin in pretrained:
         origin.fill(modules(objective))
-    narrow_parts(objective, set(narrow) - filled)  # rounded only now: values are drawn wide
+    narrow_parts(objective, set(narrow) - filled)  # rounded only now: values are drawn in `dtype`
     return objective
 
 
 def narrow_parts(objective: Objective, parts: Collection[str]) -> None:
-    """Holds the matrices of these parts in bfloat16."""
+    """Rounds the matrices of these parts to bfloat16."""
     for part in parts:
         hold_narrow(modules(objective)[part], autocast=objective.compute != torch.float32)
 
 
 def frozen_narrow(recipe: Recipe) -> tuple[str, ...]:
-    """The parts that `numerics.frozen` holds narrow: those that no stage of the run trains whole.
+    """Returns the parts that `numerics.frozen` stores in bfloat16: those that no stage trains completely.
 
-    What a later stage trains stays wide from the start: nothing has to come back, and the run
-    needs the room of its largest stage anyway. timm's modules read each other's weights, so they
-    stay as they are.
+    A part that a later stage trains keeps the wider dtype from the start: no part has to be converted
+    back, and the run needs the memory of its largest stage anyway. timm's modules read each other's
+    weights, so they are not changed.
     """
     if recipe.numerics.frozen == "float32":
         return ()
@@ -112,7 +112,7 @@ def frozen_narrow(recipe: Recipe) -> tuple[str, ...]:
 
 
 def build_encoder(origin: Pretrained, vision: VisionScratch | VisionTimm, dtype: torch.dtype) -> nn.Module:
-    """An encoder alone on the CPU, filled from its folder."""
+    """Returns only an encoder, on the CPU, filled from its folder."""
     with torch.device("meta"):
         module = encoder(vision, Eager(), "model.vision")
     origin.check({"vision": module})
@@ -124,7 +124,7 @@ def build_encoder(origin: Pretrained, vision: VisionScratch | VisionTimm, dtype:
 
 
 def _draw_timm(module: nn.Module, vision: VisionTimm, seed: int) -> None:
-    """timm's own initial values, a function of the seed; and its tables, which no file holds."""
+    """Sets timm's initial values, a function of the seed, and timm's buffers, which no file contains."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         drawn = shapes.timm_encoder(vision)
@@ -136,9 +136,9 @@ def _draw_timm(module: nn.Module, vision: VisionTimm, seed: int) -> None:
 def check_pretrained(
     recipe: Recipe, dims: Dims, pretrained: Sequence[Pretrained], device: torch.device
 ) -> None:
-    """Compares the folders parts begin as with the model, by their headers; nothing is allocated.
+    """Compares the pretrained folders with the model, by their headers; nothing is allocated.
 
-    Raises `UserError` with every tensor that is missing, extra, misshapen or of a wrong type.
+    Raises `UserError` with each tensor that is missing, extra, or has a wrong shape or dtype.
     """
     if pretrained:
         _check_pretrained(shell(recipe, {}, dims, device), pretrained)
@@ -155,12 +155,12 @@ def _check_pretrained(objective: Objective, pretrained: Sequence[Pretrained]) ->
 
 
 def modules(objective: Objective) -> dict[str, nn.Module]:
-    """The model's parts by name."""
+    """Returns the parts of the model by name."""
     return {part: objective.get_submodule(path) for part, path in MODULES.items()}
 
 
 def shell(recipe: Recipe, components: Mapping[str, Component], dims: Dims, device: torch.device) -> Objective:
-    """The objective without values, on the meta device."""
+    """Returns the objective without values, on the meta device."""
     attention = backend(recipe, device)
     decoder = shapes.decoder_shape(recipe, dims.vocab)
     with torch.device("meta"):
@@ -175,7 +175,7 @@ def shell(recipe: Recipe, components: Mapping[str, Component], dims: Dims, devic
 
 
 def encoder(vision: Vision, attention: Backend, where: str) -> nn.Module:
-    """The encoder of a recipe; timm's problems stand at `where`."""
+    """Returns the encoder of a recipe; problems from timm are reported at `where`."""
     if isinstance(vision, VisionScratch):
         return ViT(shapes.vision_shape(vision), attention)
     assert isinstance(vision, VisionTimm), "`origins.resolve` puts shapes in the place of folders"
@@ -183,9 +183,9 @@ def encoder(vision: Vision, attention: Backend, where: str) -> nn.Module:
 
 
 def start(objective: Objective, folder: Path) -> tuple[str, ...]:
-    """Fills the model from a folder of ours; plugin tensors it lacks keep their initial draw.
+    """Fills the model from a folder written by lmmkit. Plugin tensors that it lacks keep their initial draw.
 
-    Returns the names of those.
+    Returns the names of those tensors.
     """
     model_folder.fill(objective, folder, prefixes=("lmm.",))
     return model_folder.fill(objective, folder, prefixes=("plugins.",), strict=False)
@@ -194,13 +194,13 @@ def start(objective: Objective, folder: Path) -> tuple[str, ...]:
 def set_stage(
     objective: Objective, plan: StagePlan, stage: Stage, *, seed: int
 ) -> dict[str, list[nn.Parameter]]:
-    """Switches the objective to a stage: its terms, and which parameters learn, by part.
+    """Switches the objective to a stage: sets its terms, and returns the trainable parameters by part.
 
-    Low-rank updates of the stage before are merged, those of this one are put on.
+    The LoRA updates of the previous stage are merged, and those of this stage are attached.
     """
     objective.terms = plan.terms
     lora.merge(objective.lmm.decoder)
-    objective.zero_grad(set_to_none=True)  # a part that stops learning must not keep a gradient
+    objective.zero_grad(set_to_none=True)  # a part that becomes frozen must not keep a gradient
     objective.requires_grad_(False)
     parts = {
         "vision": [objective.lmm.vision],
@@ -224,8 +224,8 @@ def set_stage(
 
 
 def set_layers(objective: Objective, speed: Speed) -> None:
-    """How layers run: compiled around their attention, if asked for (timm's never); and as many decoder
-    blocks as asked for again in the backward pass instead of being remembered."""
+    """Compiles layers before and after their attention, if asked for (never timm's), and recomputes the asked
+    number of decoder blocks in the backward pass instead of saving their activations."""
     blocks, vision = objective.lmm.decoder.blocks, objective.lmm.vision
     set_compiled([*blocks, *(vision.blocks if isinstance(vision, ViT) else ())], speed.compile)
     for number, block in enumerate(blocks):
@@ -235,19 +235,19 @@ def set_layers(objective: Objective, speed: Speed) -> None:
 
 
 def check_compiler(recipe: Recipe, device: torch.device) -> None:
-    """Raises `MachineError` if layers shall be compiled and this machine cannot."""
+    """Raises `MachineError` if the recipe asks for compiled layers and this machine cannot compile."""
     if recipe.speed.compile and (reason := why_not(device)):
         got = f"`true`, and `torch.compile` fails: {reason}"
         raise MachineError(COMPILE.at(recipe.where("speed.compile"), got=got))
 
 
 def check_optimizers(recipe: Recipe) -> None:
-    """Raises `MachineError` with every stage whose optimizer's library does not import here."""
+    """Raises `MachineError` with each stage whose optimizer library cannot be imported here."""
     problems = []
     for name, stage in recipe.stages.items():
         try:
             _adamw(stage.optim.kind)
-        except Exception as error:  # absent, or built for another torch
+        except Exception as error:  # not installed, or built for another torch
             got = f"`{stage.optim.kind}`, and bitsandbytes does not import: {error}"
             problems.append(LIBRARY.at(recipe.where(f"stages.{name}.optim.kind"), got=got))
     if problems:
@@ -257,7 +257,7 @@ def check_optimizers(recipe: Recipe) -> None:
 def _adamw(kind: str) -> type[torch.optim.Optimizer]:
     if kind == "adamw":
         return torch.optim.AdamW
-    from bitsandbytes.optim.adamw import AdamW8bit  # an extra: imported only where it is named
+    from bitsandbytes.optim.adamw import AdamW8bit  # an extra: imported only if the recipe names it
 
     return AdamW8bit
 
@@ -265,8 +265,8 @@ def _adamw(kind: str) -> type[torch.optim.Optimizer]:
 def optimizer(
     objective: Objective, stage: Stage, trainable: Mapping[str, list[nn.Parameter]]
 ) -> torch.optim.Optimizer:
-    """AdamW; each learning parameter in exactly one group, by identity. Norms, biases and learned
-    tokens do not decay."""
+    """Returns AdamW with each trainable parameter in exactly one group, by identity. Norms, biases and
+    learned tokens have no weight decay."""
     undecayed = {
         id(p)
         for module in objective.modules()

@@ -1,4 +1,4 @@
-"""The root module: a batch in, every term's sum out. Heads, cross entropy, learned tokens."""
+"""The root module: maps a batch to the sum of each term. Head, cross entropy, learned tokens."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from lmmkit.model.vlm import LMM, ModelOutput
 
 
 class Outcome(NamedTuple):
-    """Sums over each term's counted items (float32 scalars), what each plugin term saw, and next-token
-    sums by source, as "loss/SOURCE"."""
+    """Holds the sums over each term's counted items (float32 scalars), the inputs of each plugin term, and
+    the next-token sums by source, as "loss/SOURCE"."""
 
     sums: dict[str, Tensor]
     ctxs: dict[str, Ctx]
@@ -25,9 +25,9 @@ class Outcome(NamedTuple):
 
 
 class Objective(nn.Module):
-    """The model, the plugins' modules, and the active terms of a stage.
+    """Holds the model, the modules of the plugins, and the active terms of a stage.
 
-    Modules live here for the whole run under `plugins.<instance>`; `terms` is what a stage changes.
+    The modules stay here during the complete run under `plugins.<instance>`; a stage changes `terms`.
     """
 
     def __init__(self, lmm: LMM, plugins: nn.ModuleDict, *, compute: torch.dtype):
@@ -36,7 +36,7 @@ class Objective(nn.Module):
         self.terms: tuple[Term, ...] = ()
 
     def forward(self, batch: Batch) -> Outcome:
-        """One packed pass over a micro-batch, all terms summed, nothing averaged."""
+        """Runs one packed pass over a micro-batch; all terms are sums, without averages."""
         with self.computing(batch.id_T.device):
             out = self.lmm(batch, self.tokens(batch))
             hidden_SD = out.at(batch.predict.row_Q)
@@ -49,11 +49,11 @@ class Objective(nn.Module):
         return Outcome(sums | values, ctxs, _by_source(losses_S.detach(), batch))
 
     def computing(self, device: torch.device) -> torch.autocast:
-        """The context in which the model computes."""
+        """Returns the autocast context in which the model computes."""
         return torch.autocast(device.type, self.compute, enabled=self.compute != torch.float32)
 
     def tokens(self, batch: Batch) -> dict[str, Tensor]:
-        """Learned rows by the fill source that asks for them."""
+        """Returns the learned tokens by scatter source."""
         sources = [scatter.source for scatter in batch.scatters if scatter.source != "vision"]
         return {source: self.plugins[source.removeprefix("plugins.")]() for source in sources}
 
@@ -63,10 +63,10 @@ class Objective(nn.Module):
         return Ctx(term.name, batch, taps, module)
 
     def _zero_graph_anchor(self, batch: Batch, out: ModelOutput) -> Tensor | float:
-        """Zero, on the graph of every trainable parameter this batch may not have reached.
+        """Returns zero, connected in the graph to each trainable parameter that this batch may not use.
 
-        So each one gets a gradient in every micro-batch and on every rank, as LLaVA's text-only
-        samples do by their blank image. Where a blank one was encoded, the encoder is reached by it.
+        So each parameter gets a gradient in every micro-batch and on every rank. LLaVA does this with a
+        blank image in text-only samples. If a blank image was encoded, the encoder is connected through it.
         """
         idle, reached = [self.plugins], []
         if not any(scatter.source == "vision" for scatter in batch.scatters):
@@ -87,7 +87,7 @@ def _by_source(losses_S: Tensor, batch: Batch) -> dict[str, Tensor]:
 
 
 def tap(need: Need, batch: Batch, out: ModelOutput) -> Tensor:
-    """What a need asked for, in the order of its pick."""
+    """Returns the tensor for a need, in the order of its row gather."""
     pick = batch.gathers[need]
     match need:
         case HiddenAt():
@@ -97,24 +97,24 @@ def tap(need: Need, batch: Batch, out: ModelOutput) -> Tensor:
         case AttnMass(layers=layers):
             mass_LR = out.mass_LR if layers == "all" else out.mass_LR[list(layers)]
             place_Q = torch.searchsorted(batch.attention.row_R.to(pick.row_Q.device), pick.row_Q)
-            return mass_LR.mean(0)[place_Q]  # float32 or wider, as it comes
+            return mass_LR.mean(0)[place_Q]  # float32 or wider
 
 
 def _mean_by_view(x_QD: Tensor, pick: RowGather) -> Tensor:
-    """[views, D]: means over the rows of each view that has any, in view order."""
+    """Returns the means over the rows of each view that has any, in view order: [views, D]."""
     _, group_Q, size_G = pick.view_Q.unique_consecutive(return_inverse=True, return_counts=True)
     sums_GD = x_QD.new_zeros(len(size_G), x_QD.shape[1]).index_add(0, group_Q, x_QD)
     return sums_GD / size_G[:, None]
 
 
 def total(sums: Mapping[str, Tensor], weights: Mapping[str, float], counts: Mapping[str, int]) -> Tensor:
-    """The objective's share of one micro-batch: sum of weight * sum / global count."""
+    """Returns the contribution of one micro-batch to the objective: sum of weight * sum / global count."""
     parts = [weights[name] / max(counts[name], 1) * sums[name] for name in weights]
     return torch.stack(parts).sum()
 
 
 def add_counts(batches: Sequence[Batch]) -> dict[str, int]:
-    """Items of each term over all micro-batches of a step."""
+    """Returns the number of items of each term over all micro-batches of a step."""
     out: dict[str, int] = {}
     for batch in batches:
         for name, n in batch.count.items():

@@ -1,7 +1,7 @@
-"""All that a plugin may import: `from lmmkit.api import ...`.
+"""Everything that a plugin may import: `from lmmkit.api import ...`.
 
-Names are resolved when they are first used. So the torch-free files of this package (`sample`, `layout`, `needs`,
-`model_info`) can be imported without torch.
+Names are resolved when they are first used. So the torch-free files of this package (`sample`,
+`layout`, `needs`, `model_info`) can be imported without torch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What the loader yields and the objective eats: a packed micro-batch, all rows resolved.
+"""The packed micro-batch that the loader yields and the objective reads, with all rows resolved.
 
-A `Batch` is built in a data worker on the host. Every "where" is already a row number, every
-"how many" a Python int, so that a step never asks the device anything.
+A `Batch` is built in a data worker on the host. All references to rows are row numbers, and all counts
+are Python ints, so a training step never waits for a value from the device.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lmmkit.attention.schedule import AttentionSpec
 
 @dataclass(frozen=True)
 class EmbedScatter:
-    """`x[row_N] = source[item_N]`: rows that no token id describes.
+    """Describes `x[row_N] = source[item_N]`: the embeddings of rows without a token id.
 
     `source` is "vision" (items count image tokens, image by image) or "plugins.<instance>".
     """
@@ -31,9 +31,9 @@ class EmbedScatter:
 
 @dataclass(frozen=True)
 class RowGather:
-    """Pairs (row, view) to read: a row that several views share appears once for each.
+    """Holds pairs (row, view) to read; a row that several views share occurs once per view.
 
-    `uniform_Q` comes with attention mass: the mass that even attention would put there.
+    `uniform_Q` is given for attention mass only: the mass that uniform attention would put there.
     """
 
     row_Q: Tensor
@@ -46,17 +46,17 @@ class RowGather:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """One micro-batch.
+    """Holds one micro-batch.
 
-    `id_T` is -1 exactly where a fill writes. `predict.row_Q[s]` is the row whose state predicts
-    `target_S[s]`, for text term number `term_S[s]` of `text_terms`. `sight` is what every layer's
-    attention is asked, `last` the last one's, of which only rows that are read come out; both stay
-    on the host.
-    `labels` is keyed "instance/name"; `views` holds (view name, sample key) in order;
-    `first_image_V` numbers each view's first picture among `pixels_ICXY`, -1 where it has none;
-    `count` is the number of items a term averages over, and of supervised rows of the main view by
-    source as "loss/SOURCE"; `source_S` numbers those rows' `sources`, and is their number elsewhere;
-    `dropped` what the layout had to leave out, by reason.
+    `id_T` is -1 exactly at the rows that a scatter writes. `predict.row_Q[s]` is the row whose state
+    predicts `target_S[s]`, for text term number `term_S[s]` of `text_terms`. `attention` specifies the
+    attention of every layer but the last; `last` specifies that of the last layer, which outputs only
+    rows that are read. Both stay on the host.
+    `labels` is keyed "instance/name". `views` lists (view name, sample key) in order. `first_image_V`
+    is the index in `pixels_ICXY` of the first image of each view, -1 if it has none. `count` is the
+    number of items that a term averages over, and, as "loss/SOURCE", the number of supervised rows of
+    the main view by source. `source_S` is the index in `sources` for those rows, and `len(sources)`
+    for all others. `dropped` counts what the layout left out, by reason.
     """
 
     attention: AttentionSpec
@@ -82,19 +82,19 @@ class Batch:
 
     @property
     def forest(self) -> Forest:
-        """Who sees whom."""
+        """Returns the forest: which row sees which."""
         return self.attention.forest
 
     def views_of(self, name: str) -> list[int]:
-        """Numbers of the views of this name."""
+        """Returns the numbers of the views of this name."""
         return [i for i, (view, _) in enumerate(self.views) if view == name]
 
     def picture(self, view: int) -> Tensor:
-        """Preprocessed pixels [C, X, Y] of the first image of a view."""
+        """Returns the preprocessed pixels [C, X, Y] of the first image of a view."""
         return self.pixels_ICXY[self.first_image_V[view]]
 
     def to(self, device: torch.device | str) -> Batch:
-        """The batch with what the model reads on `device`; the forest and the calls stay on the host."""
+        """Returns the batch with all model inputs on `device`; the forest and the calls stay on the host."""
         device = torch.device(device)
         if device.type == "cpu":
             return self
@@ -121,4 +121,4 @@ class Batch:
 
 
 Step = tuple[Batch, ...]
-"""A rank's micro-batches of ONE optimizer step: what the loader yields."""
+"""The micro-batches of one rank for ONE optimizer step, as the loader yields them."""

@@ -1,8 +1,8 @@
-"""What a plugin may be: a token strategy, an auxiliary task or a loss.
+"""The base classes of plugins: token strategy, auxiliary task and loss.
 
-A component is a frozen dataclass whose fields ARE its recipe settings; `name` is its instance
-name, given by the core. It holds nothing else, so it pickles into data workers; parameters live
-in the module that `modules` builds and are reached through `ctx.module`.
+A component is a frozen dataclass whose fields ARE its recipe settings; `name` is its instance name,
+which the core sets. It contains nothing else, so it can be pickled for data workers. Parameters
+belong to the module that `modules` builds; a term reaches them through `ctx.module`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ hookimpl = HookimplMarker("lmmkit")
 
 
 class Metric(NamedTuple):
-    """A figure to log beside the loss: its sum over the counted items, and the sum chance gives."""
+    """Holds a figure to log next to the loss: its sum over the counted items, and the sum at chance level."""
 
     total: Tensor
     chance: Tensor | float
@@ -36,7 +36,7 @@ class Metric(NamedTuple):
 
 @dataclass(frozen=True)
 class Ctx:
-    """What a term sees of one micro-batch: the batch, exactly its declared needs, its own module."""
+    """Holds the inputs of a term for one micro-batch: the batch, exactly its declared needs, its module."""
 
     name: str
     batch: Batch
@@ -44,48 +44,50 @@ class Ctx:
     module: nn.Module | None
 
     def __getitem__(self, need: Need) -> Tensor:
-        """The tensor of a declared need; an undeclared one is a `KeyError` that says so."""
+        """Returns the tensor of a declared need. Raises `KeyError` if the need is not declared."""
         if need not in self.taps:
             raise KeyError(f"plugin `{self.name}` reads {need}, which it does not declare in `needs`")
         return self.taps[need]
 
     def label(self, key: str) -> Tensor:
-        """The labels `key` of this instance's views, in view order: [views]."""
+        """Returns the labels `key` of this instance's views, in view order: [views]."""
         return self.batch.labels[f"{self.name}/{key}"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Component:
-    """Settings of one plugin instance."""
+    """Holds the settings of one plugin instance."""
 
     api: ClassVar[int] = API
     name: str
 
     def modules(self, dims: Dims) -> nn.Module | None:
-        """The instance's parameters, built once for the whole run; each has `reset_parameters`."""
+        """Returns the module of the instance, built once per run. Each module in it with parameters has
+        `reset_parameters`."""
         return None
 
     def check(self, dims: Dims) -> str:
-        """What of the settings does not fit this model ("key: got, which ..."); empty when all does."""
+        """Returns which settings do not fit this model ("key: got, which ..."); empty if all do."""
         return ""
 
     def __reduce_ex__(self, protocol):
-        """A component of a local file brings its file along: a data worker cannot import it."""
+        """Pickles a component from a local file together with the path and hash of the file, so that a data
+        worker can load it."""
         file = home(type(self))
         if file is None:
             return super().__reduce_ex__(protocol)
-        # The settings come as state, after the file is loaded: they may hold objects of it.
+        # The settings are passed as state, after the file is loaded: they may contain objects from it.
         return bare, (*file, type(self).__qualname__), self.__getstate__()
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenStrategy(Component):
-    """Puts learned tokens into layouts. Its module's `forward()` gives their rows, [n, D]."""
+    """Inserts learned tokens into layouts. The `forward()` of its module returns their embeddings, [n, D]."""
 
     provides: ClassVar[tuple[str, ...]] = ()
 
     def edit(self, view: View) -> Sequence[Insert]:
-        """Where its tokens stand in this view. Must not depend on pixels or randomness."""
+        """Returns where to insert its tokens in this view. Must not depend on pixels or randomness."""
         raise NotImplementedError
 
 
@@ -95,59 +97,59 @@ class Term(Component):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        """What `value` reads of the model."""
+        """Returns what `value` reads from the model."""
         return ()
 
     def count(self, batch: Batch) -> int:
-        """Items of this micro-batch the term averages over; asked on the host, before the forward."""
+        """Returns the number of items that the term averages over; called on the host, before the forward."""
         return len(batch.gathers[self.needs[0]])
 
     def value(self, ctx: Ctx) -> Tensor:
-        """The SUM over those items, a float32 scalar. The core divides by the global count."""
+        """Returns the SUM over those items, a float32 scalar. The core divides by the global count."""
         raise NotImplementedError
 
     def chance(self, dims: Dims) -> float | None:
-        """What the averaged value would be at chance, where that is known beforehand."""
+        """Returns the averaged value at chance level, or None if it is not known in advance."""
         return None
 
     def metrics(self, ctx: Ctx) -> Mapping[str, Metric]:
-        """Further figures, on logging steps and in evaluation; never differentiated."""
+        """Returns further metrics, on logging steps and in evaluation; never differentiated."""
         return {}
 
     def images(self, ctx: Ctx) -> Mapping[str, Tensor]:
-        """Pictures for TensorBoard, preprocessed pixels [C, X, Y] by name."""
+        """Returns images for TensorBoard: preprocessed pixels [C, X, Y] by name."""
         return {}
 
 
 @dataclass(frozen=True, kw_only=True)
 class AuxTask(Term):
-    """Derives further views from a sample and learns from them.
+    """Derives further views from a sample and trains on them.
 
-    With `text_loss` the term is the next-token loss on the views' supervised text and `value`
-    is never called; `score` then judges generated text.
+    With `text_loss` the term is the next-token loss on the supervised text of the views and `value`
+    is never called; `score` then scores generated text.
     """
 
     text_loss: ClassVar[bool] = False
 
     def views(self, sample: Sample, rng: np.random.Generator) -> Sequence[View]:
-        """The task's views; `rng` is keyed by (seed, instance, sample, epoch)."""
+        """Returns the views of the task; `rng` is keyed by (seed, instance, sample, epoch)."""
         raise NotImplementedError
 
     def count(self, batch: Batch) -> int:
         return len(batch.views_of(self.name))
 
     def score(self, view: View, text: str) -> tuple[float, float]:
-        """(score of the generated text in [0, 1], what guessing would score)."""
+        """Returns (score of the generated text in [0, 1], expected score of guessing)."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loss(Term):
-    """A term over the views that are there anyway."""
+    """Computes a term on the existing views, without adding any."""
 
 
 class LearnedTokens(nn.Module):
-    """`n` learned rows of width D, drawn from N(0, std)."""
+    """Holds `n` learned tokens of width D, drawn from N(0, std^2)."""
 
     def __init__(self, n: int, width: int, *, std: float = 0.02):
         super().__init__()
@@ -155,9 +157,9 @@ class LearnedTokens(nn.Module):
         self.std = std
 
     def reset_parameters(self) -> None:
-        """Draws the rows anew."""
+        """Draws new values for the tokens."""
         nn.init.normal_(self.weight, std=self.std)
 
     def forward(self) -> Tensor:
-        """[n, D]"""
+        """Returns the embeddings, [n, D]."""
         return self.weight

@@ -1,7 +1,7 @@
 """A layout: the ordered spans of one view, and the edits that token strategies make to it.
 
-A span carries no placeholder id: an image span knows its image and how many rows it takes, a
-learned span knows its mark. Rows become numbers only when a batch is packed.
+A span has no placeholder id. An image span has its image and its number of rows; a learned span has
+its `token_name`. Row numbers are assigned only when a batch is packed.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ Place = Literal["start", "end", "before_response"]
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """`n` consecutive rows of one origin.
+    """Describes `n` consecutive rows of one kind.
 
-    `learn`: the rows are targets of next-token prediction. `ids` for text; `image` for an image;
-    `mark` and `owner` (a plugin instance) for learned tokens.
+    `supervised`: the rows are targets of next-token prediction. `ids` is for text, `image` for an image,
+    `token_name` and `owner` (a plugin instance) for learned tokens.
     """
 
     kind: Kind
@@ -40,10 +40,10 @@ Layout = tuple[Span, ...]
 
 @dataclass(frozen=True)
 class Insert:
-    """A token strategy's edit: `n` learned rows, reachable through `mark`, at `at`.
+    """Describes the edit of a token strategy: `n` learned tokens at `at`, selectable by `token_name`.
 
-    `start` is after the BOS token, `end` after everything, `before_response` right before the
-    first response of the view.
+    `start` is after the BOS token, `end` after everything, `before_response` directly before the first
+    response of the view.
     """
 
     at: Place
@@ -52,17 +52,17 @@ class Insert:
 
 
 def text(ids: Sequence[int], role: SpanRole, *, supervised: bool = False) -> Span:
-    """A text span of these token ids."""
+    """Returns a text span with these token ids."""
     return Span(kind="text", n=len(ids), ids=tuple(ids), role=role, supervised=supervised)
 
 
 def row_count(layout: Iterable[Span]) -> int:
-    """Rows a layout takes."""
+    """Returns the number of rows of a layout."""
     return sum(span.n for span in layout)
 
 
 def insert_tokens(layout: Layout, edits: Iterable[tuple[str, Insert]]) -> Layout:
-    """The layout with every (owner, insert) in place; equal places keep the edits' order."""
+    """Returns the layout with each (owner, insert) applied; equal places keep the order of `edits`."""
     out = list(layout)
     for owner, edit in edits:
         span = Span(kind="learned", n=edit.n, token_name=edit.token_name, owner=owner)
@@ -84,9 +84,10 @@ def _index(spans: Sequence[Span], place: Place) -> int:
 
 
 def truncate(layout: Layout, limit: int) -> Layout:
-    """The first `limit` rows; learned spans are never cut, text before them gives way instead.
+    """Returns the first `limit` rows. Learned spans are never cut; the other spans are cut to make space.
 
-    An image span that does not fit whole is cut away with everything of the text after it.
+    An image span that does not fit completely is removed, and so is everything after it except learned
+    spans.
     """
     room = limit - sum(span.n for span in layout if span.kind == "learned")
     out: list[Span] = []

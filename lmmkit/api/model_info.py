@@ -1,14 +1,14 @@
-"""Sizes that more than one room needs, and the legend of dimension letters.
+"""Sizes that more than one package needs, and the meaning of the dimension letters.
 
-A tensor of rank two or more ends its name in the letters of its dimensions:
+The name of a tensor of rank two or more ends in the letters of its dimensions:
 
     B samples          T packed rows of a forest      D width of the decoder
     I images           S supervised rows              F width of an MLP
-    N tokens an image  Q picked rows                  H query heads, G key/value heads
+    N tokens an image  Q gathered rows                H query heads, G key/value heads
     C colour channels  R rows whose mass is read      K size of a head
     X, Y pixels        L layers                       V vocabulary
 
-    x_TD is [T, D]; q_THK is [T, H, K]; pixels_ICXY is [I, C, X, Y], rows of the picture first.
+    x_TD is [T, D]; q_THK is [T, H, K]; pixels_ICXY is [I, C, X, Y], image height first.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSpec:
-    """What an encoder reads and gives: `size` px a side in, `grid` (rows, columns) of tokens out.
+    """Describes input and output of an encoder: images of `size` px a side, `grid` (rows, columns) of tokens.
 
-    `resample` is how a picture comes to that size.
+    `resample` is the filter that resizes an image to that size.
     """
 
     size: int
@@ -37,13 +37,13 @@ class ImageSpec:
 
     @property
     def tokens(self) -> int:
-        """Rows one image takes in the decoder."""
+        """Returns the number of rows of one image in the decoder."""
         return self.grid[0] * self.grid[1]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dims:
-    """The facts a plugin may build modules from."""
+    """Holds the sizes of the model that a plugin may build modules from."""
 
     width: int
     vocab: int

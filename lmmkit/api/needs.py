@@ -1,8 +1,8 @@
-"""The closed vocabulary of what a term may ask of the model.
+"""The closed vocabulary of what a term may read from the model.
 
 A need is a frozen, hashable description. The plan collects the needs of all active terms; the
-pipeline resolves each to row numbers; the model computes exactly these and nothing else. Adding
-a need is a change of the core, with a plain twin and a test.
+pipeline resolves each to row numbers; the model computes exactly these and nothing else. A new need
+is a change of the core, with a simple reference implementation and a test.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from lmmkit.api.layout import Kind, Layout, Span, SpanRole
 class Select:
     """Selects rows of one view: those of spans that match every given field.
 
-    `view` is "main" or a task's instance name. `learn=True` keeps supervised rows only. `shift`
-    of -1 takes, instead of each row, its predecessor on the view's path (the row that predicts it).
+    `view` is "main" or the instance name of a task. `supervised=True` selects supervised rows only.
+    `shift=-1` selects, instead of each row, the previous row of the view (the row that predicts it).
     """
 
     view: str = "main"
@@ -32,7 +32,7 @@ class Select:
     shift: Literal[0, -1] = 0
 
     def matches(self, span: Span) -> bool:
-        """Whether this span's rows are selected."""
+        """Returns whether the rows of this span are selected."""
         return (
             (self.kind is None or span.kind == self.kind)
             and (self.role is None or span.role == self.role)
@@ -41,7 +41,7 @@ class Select:
         )
 
     def positions(self, layout: Layout) -> np.ndarray:
-        """Positions in the view, in order, that are selected; `shift` applied. int64"""
+        """Returns the selected positions in the view, in order, with `shift` applied; int64."""
         ends = list(accumulate(span.n for span in layout))
         taken = [
             np.arange(end - span.n, end) for end, span in zip(ends, layout, strict=True) if self.matches(span)
@@ -52,21 +52,21 @@ class Select:
 
 @dataclass(frozen=True)
 class HiddenAt:
-    """[Q, D]: hidden states after the final norm at the selected rows, in (view, row) order."""
+    """Asks for the hidden states after the final norm at the selected rows, in (view, row) order: [Q, D]."""
 
     at: Select
 
 
 @dataclass(frozen=True)
 class HiddenMean:
-    """[Q, D]: the mean of those states over the selected rows, one row a view that has any."""
+    """Asks for the mean of those states over the selected rows, for each view that has any: [Q, D]."""
 
     over: Select
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttnMass:
-    """[Q]: the attention that each query row puts on all selected keys it sees, in [0, 1].
+    """Asks for the attention that each query row puts on all selected keys that it sees, in [0, 1]: [Q].
 
     Float32, mean over heads and over `layers`: "all", or layer numbers from 0.
     """
@@ -80,7 +80,7 @@ Need = HiddenAt | HiddenMean | AttnMass
 
 
 def selector(need: Need) -> Select:
-    """The selector whose rows a need reads (the queries of a mass)."""
+    """Returns the selector of the rows that a need reads (for a mass, the queries)."""
     match need:
         case HiddenAt(at=select) | HiddenMean(over=select) | AttnMass(q=select):
             return select

@@ -1,7 +1,7 @@
-"""Local plugin files: a file is a module named after its content, loaded once a process.
+"""Local plugin files: each is loaded once per process, as a module named after its content.
 
-No other process can import such a name. So a component of a file pickles as path, hash and class
-name: a data worker loads the same file first, and refuses one that was changed meanwhile.
+No other process can import such a name. So a component from a file is pickled as path, hash and class
+name. A data worker loads the same file first, and raises if it was changed in the meantime.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ PREFIX = "lmmkit_file_"
 
 
 def file_hash(path: Path) -> str:
-    """The first twelve hex digits of a file's sha256; empty where there is no file."""
+    """Returns the first twelve hex digits of the sha256 of a file; empty if there is no file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.is_file() else ""
 
 
 def load_file(path: Path) -> ModuleType:
-    """Runs a file the user trusts, unless this process has; raises whatever the file raises."""
+    """Runs a file that the user trusts, once per process. Raises what the file raises."""
     name = PREFIX + file_hash(path)
     if name in sys.modules:
         return sys.modules[name]
@@ -34,7 +34,7 @@ def load_file(path: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # before it runs: dataclasses look their module up
+    sys.modules[name] = module  # before it runs: dataclasses look up their module
     try:
         spec.loader.exec_module(module)
     except BaseException:
@@ -44,14 +44,14 @@ def load_file(path: Path) -> ModuleType:
 
 
 def home(cls: type) -> tuple[str, str] | None:
-    """(path, hash) of the file a class was loaded from; None for a class of an installed module."""
+    """Returns (path, hash) of the file that a class was loaded from; None if from an installed module."""
     if not cls.__module__.startswith(PREFIX):
         return None
     return str(sys.modules[cls.__module__].__file__), cls.__module__.removeprefix(PREFIX)
 
 
 def bare(path: str, hash_: str, qualname: str) -> Any:
-    """An object without state, of a class of this file. Raises `UserError` if the file changed."""
+    """Returns an object without state, of a class from this file. Raises `UserError` if the file changed."""
     now = file_hash(Path(path))
     if now != hash_:
         raise UserError(CHANGED_FILE.at(path, got=f"hash {now}" if now else "no file", hash=hash_))

@@ -1,6 +1,6 @@
-"""What a data set means, before any tokenizer: samples, their turns and images, views of them.
+"""The content of a data set before tokenization: samples, their turns and images, and views of them.
 
-Everything here is frozen. A task that wants a sample to look different derives a new one with
+Everything here is frozen. A task that needs a changed sample creates a new one with
 `dataclasses.replace`; nothing is edited in place.
 """
 
@@ -18,16 +18,16 @@ ImageFit = Literal["crop", "pad", "stretch"]
 
 
 class ImageEdit(Protocol):
-    """A change of a PREPROCESSED picture; frozen and hashable, so that equal edits are one image."""
+    """Changes a PREPROCESSED image; frozen and hashable, so that equal edits of an image are one image."""
 
     def __call__(self, pixels_CXY: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class Image:
-    """A picture file (absolute path) and the edit that is run on its pixels, if any.
+    """Describes an image file (absolute path) and the edit applied to its pixels, if any.
 
-    `part`: where the picture lies in a larger file, (offset, bytes); not given = it is the file.
+    `part`: where the image is in a larger file, (offset, bytes); None if it is the complete file.
     """
 
     path: str
@@ -37,7 +37,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Turn:
-    """One utterance. `images` of the sample's pictures stand in front of `text`."""
+    """Holds one utterance. `images` is the number of the sample's images that come before `text`."""
 
     role: Role
     text: str
@@ -46,10 +46,10 @@ class Turn:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One conversation about zero or more images, as the records file has it.
+    """Holds one conversation about zero or more images, as read from a record.
 
-    `key` is unique in its source; `template` and `image_fit` say how the source is to be laid
-    out; `meta` carries the record's further scalar fields (question type, scene) to evaluation.
+    `key` is unique in its source. `template` and `image_fit` are the chat template and the image fit of
+    the source. `meta` passes the other scalar fields of the record (question type, scene) to evaluation.
     """
 
     key: str
@@ -62,10 +62,10 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """One sequence derived from a sample.
+    """Describes one sequence derived from a sample.
 
-    The core makes the view `main` of every sample; a task's views carry the task's instance name
-    (`name` is filled in by the core). `labels` reach `Ctx.label(key)` as one tensor a key.
+    The core makes the view `main` of every sample. The views of a task have its instance name as `name`,
+    set by the core. `Ctx.label(key)` returns the `labels` as one tensor per key.
     """
 
     sample: Sample

@@ -1,9 +1,10 @@
-"""Attention over a forest, with the attention mass of chosen rows: the backends and their choice.
+"""Attention backends and their choice.
 
-A backend prepares an `AttentionFn` once a batch; all layers share it. It takes the projections of all
-packed rows, turns queries and keys by their positions, and gives the rows' outputs and the mass
-that each of the R asked rows puts on the key rows (mean over heads, float32), exact in value and
-gradient. `eager` computes the complete map; the others do without one, see `merge.py`.
+A backend prepares an `AttentionFn` once per batch; all layers share it. The function takes the
+projections of all packed rows and rotates queries and keys by position. It returns the outputs of the
+rows and the attention mass: how much each of the R query rows of `row_R` attends to the key rows (mean
+over heads, float32), exact in value and gradient. `eager` computes the complete attention map; the
+other backends avoid it, see `merge.py`.
 """
 
 from __future__ import annotations
@@ -25,34 +26,34 @@ _log = logging.getLogger("lmmkit")
 
 
 class Backend(Protocol):
-    """One way to compute attention."""
+    """Defines the interface of an attention backend."""
 
     @property
     def name(self) -> str:
-        """What a recipe calls it."""
+        """Returns the name used in recipes."""
         ...
 
     def why_not(self, device: torch.device, dtype: torch.dtype) -> str:
-        """Why it cannot run there; empty when it can."""
+        """Returns why the backend cannot run there; empty if it can."""
         ...
 
     def prepare(self, spec: AttentionSpec, device: torch.device) -> AttentionFn:
-        """The attention of a forest as `sight` asks for it."""
+        """Returns the attention function for `spec`."""
         ...
 
     def dense(self, q_INHK: Tensor, k_INHK: Tensor, v_INHK: Tensor) -> Tensor:
-        """Bidirectional attention within each of I equal sequences: [I, N, H, K]."""
+        """Returns bidirectional attention within each of I sequences of equal length: [I, N, H, K]."""
         ...
 
 
 class NoBackend(RuntimeError):
-    """What was asked for cannot run; the message says of every backend why not, or that it can."""
+    """Reports that a backend cannot run. The message lists for each backend the reason, or `can run`."""
 
 
 def choose(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
-    """The backend of this name; `auto` is the first that can run of xformers, sdpa, eager.
+    """Returns the backend of this name; `auto` takes the first of xformers, sdpa, eager that can run.
 
-    Raises `NoBackend` if it cannot run there, or if there is none of that name.
+    Raises `NoBackend` if it cannot run there, or if no backend has this name.
     """
     reasons = {backend.name: backend.why_not(device, dtype) for backend in _BACKENDS}
     for backend in _BACKENDS:
@@ -65,14 +66,14 @@ def choose(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
 
 
 def log_choice(chosen: Backend, device: torch.device, dtype: torch.dtype) -> None:
-    """One line: the backend, and why none before it."""
+    """Logs one line: the chosen backend, and why each better one was not chosen."""
     better = _BACKENDS[: [backend.name for backend in _BACKENDS].index(chosen.name)]
     reasons = [f"{backend.name}: {backend.why_not(device, dtype) or 'not asked for'}" for backend in better]
     _log.info("attention: %s%s", chosen.name, f" ({'; '.join(reasons)})" if reasons else "")
 
 
 def all_backends() -> Sequence[Backend]:
-    """All backends, best first."""
+    """Returns all backends, best first."""
     return _BACKENDS
 
 

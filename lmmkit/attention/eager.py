@@ -13,7 +13,7 @@ from lmmkit.attention.schedule import AttentionSpec
 
 @dataclass(frozen=True)
 class Eager:
-    """Masked softmax with the whole map. Slow and plain: what the others are compared with."""
+    """Computes a masked softmax with the complete map. Slow and simple: the reference for the others."""
 
     name: str = "eager"
 
@@ -42,7 +42,7 @@ class Eager:
 
 
 def attention_map(q_QHK: Tensor, k_TGK: Tensor, see_QT: Tensor) -> Tensor:
-    """The softmax weights themselves, [H, Q, T], float32 or wider: for pictures and twins."""
+    """Returns the softmax weights [H, Q, T], float32 or wider: for images and reference code."""
     score = torch.einsum("qhd,khd->hqk", q_QHK, grouped(k_TGK, q_QHK.shape[1])) * q_QHK.shape[-1] ** -0.5
     return _softmax(score.masked_fill(~see_QT, -torch.inf))
 

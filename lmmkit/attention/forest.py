@@ -1,13 +1,13 @@
-"""The one structure: packed rows as nodes of trees, and the rule of who sees whom.
+"""The labelled forest: packed rows as nodes of trees, and the rule of which row sees which.
 
-Two integers a row, `enter` and `leave`, say everything:
+Two integers per row, `enter` and `leave`, define the rule:
 
     row q sees row k   iff   enter[k] <= enter[q] < leave[k]
 
-Depth-first numbering gives every row its own `enter`; `leave` is where its subtree ends. Packed
-documents are trees; a prefix shared by several views is a trunk; rows with equal `enter` see each
-other (a bidirectional block).
-The order of rows in memory carries no meaning.
+Depth-first numbering gives each row a distinct `enter`; `leave` is the end of its subtree. Packed
+documents are trees. A prefix shared by several views is the common trunk of a tree. Rows with equal
+`enter` see each other (a bidirectional block).
+The order of rows in memory has no meaning.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ Rows = np.ndarray  # int64 row numbers
 
 
 def expand(start: np.ndarray, length: np.ndarray) -> np.ndarray:
-    """The numbers of stretches, one stretch after the other."""
+    """Returns the row numbers of the ranges `start[i]` to `start[i] + length[i]`, concatenated."""
     ends = np.cumsum(length)
     return np.repeat(start - ends + length, length) + np.arange(ends[-1] if len(ends) else 0)
 
 
 class Runs(NamedTuple):
-    """Stretches of rows with one `leave` that lie side by side in memory, in the order of `enter`.
+    """Holds runs: contiguous rows with the same `leave`, listed in the order of `enter`.
 
-    Run i are the rows `start[i]` to `stop[i]`; they see each other if `full[i]` (equal `enter`), else
-    causally. `see[i, j]`: the rows of run i see all rows of run j, another one.
+    Run i is the rows `start[i]` to `stop[i]`. They all see each other if `full[i]` (equal `enter`), else
+    they see causally. `see[i, j]`: the rows of run i see all rows of run j, where j is not i.
     """
 
     start: np.ndarray
@@ -45,7 +45,7 @@ class Runs(NamedTuple):
 
 @dataclass(frozen=True)
 class Forest:
-    """T packed rows. `enter_T`, `leave_T`: the rule; `pos_T`: rotary position. All int32, host."""
+    """Describes T packed rows. `enter_T`, `leave_T`: the rule; `pos_T`: rotary position. int32, on host."""
 
     enter_T: Tensor
     leave_T: Tensor
@@ -56,18 +56,18 @@ class Forest:
 
     @cached_property
     def runs(self) -> Runs:
-        """Its runs, uncut."""
+        """Returns the runs of the forest, without cuts."""
         return runs(self)
 
     def see(self) -> Tensor:
-        """bool [T, T]: the rule in one line, the plain twin of everything below."""
+        """Returns bool [T, T]: the rule in one line, the reference for everything below."""
         enter, leave = self.enter_T, self.leave_T
         return (enter[None, :] <= enter[:, None]) & (enter[:, None] < leave[None, :])
 
 
 def runs(forest: Forest, cut_T: np.ndarray | None = None) -> Runs:
-    """The forest's runs, cut before the rows `cut_T` (bool). Rows may stand in any order; where those
-    of a path stand in few stretches, there are few runs."""
+    """Returns the runs of the forest, cut before the rows `cut_T` (bool). Rows may have any order; the fewer
+    contiguous ranges the rows of a path form, the fewer runs there are."""
     enter, leave = forest.enter_T.numpy(), forest.leave_T.numpy()
     order = np.argsort(enter, kind="stable")
     e, stop = enter[order], leave[order]
@@ -85,13 +85,13 @@ def runs(forest: Forest, cut_T: np.ndarray | None = None) -> Runs:
 
 
 def arrange(forest: Forest, cut_T: np.ndarray) -> tuple[Forest, Rows]:
-    """The same forest with its runs, cut before the rows `cut_T`, in the order kernels like best.
+    """Reorders the runs of a forest, cut before the rows `cut_T`, for fast kernel calls.
 
-    Level by level, siblings together, the longest first: runs of one length stand at even distances,
-    so that a call on all of them reads memory as it lies.
+    The order is by level, siblings together, longest first. Runs of equal length are then at equal
+    distances, so a call on all of them reads a strided view of memory without a copy.
 
     Returns:
-        The forest, and the new row of every old one.
+        The forest, and the new row number of each old row.
     """
     found = runs(forest, cut_T)
     length, level = found.stop - found.start, found.see.sum(1)
@@ -112,20 +112,20 @@ def arrange(forest: Forest, cut_T: np.ndarray) -> tuple[Forest, Rows]:
 
 
 def _starts(enter: np.ndarray, leave: np.ndarray) -> np.ndarray:
-    """bool [T], in the order of `enter`: where a run begins."""
+    """Returns bool [T], in the order of `enter`: true where a run begins."""
     new = np.ones(len(enter), bool)
     same = enter[1:] == enter[:-1]
     block = np.zeros(len(enter), bool)
     block[1:] |= same
     block[:-1] |= same
     ends = np.zeros(max(enter.max(initial=0), leave.max(initial=0)) + 1, bool)
-    ends[leave] = True  # a row of a block may be seen for less long than the others
+    ends[leave] = True  # a row of a block may have a smaller `leave` than the others
     new[1:] = (leave[1:] != leave[:-1]) | (block[1:] != block[:-1]) | (block[1:] & ~same) | ends[enter[1:]]
     return new
 
 
 def roots(lengths: Sequence[int]) -> Forest:
-    """Packed documents: one causal root each, rows one after the other."""
+    """Returns the forest of packed documents: one causal tree each, one after the other in memory."""
     n = np.asarray(lengths, np.int64)
     ends = np.cumsum(n)
     total = int(ends[-1]) if len(n) else 0
@@ -134,12 +134,12 @@ def roots(lengths: Sequence[int]) -> Forest:
 
 
 def make(enter: np.ndarray, leave: np.ndarray, pos: np.ndarray) -> Forest:
-    """A forest of these integer arrays."""
+    """Returns the forest with these integer arrays."""
     return Forest(*(torch.from_numpy(np.ascontiguousarray(a, np.int32)) for a in (enter, leave, pos)))
 
 
 def unshared(lengths: Sequence[int]) -> tuple[Forest, list[Rows]]:
-    """Returns one root a sequence, and the rows of each sequence: `grow` without sharing."""
+    """Returns one tree per sequence, and the rows of each sequence: `grow` without sharing."""
     ends = np.cumsum(lengths, dtype=np.int64)
     return roots(lengths), [np.arange(end - n, end) for n, end in zip(lengths, ends, strict=True)]
 
@@ -148,12 +148,12 @@ def grow(groups: Sequence[Sequence[Rows]], *, min_shared: int = 1) -> tuple[Fore
     """Merges the longest common prefixes of each group's sequences.
 
     Args:
-        groups: one list of sequences a sample; a sequence is int64 keys, equal keys = equal rows.
-        worth: a common prefix of fewer rows is not worth a branching and stays unshared.
+        groups: one list of sequences per sample; a sequence is int64 keys, equal keys = equal rows.
+        min_shared: a common prefix of fewer rows than this is not shared.
 
     Returns:
-        The forest, rows in depth-first order, and for every sequence, group by group, the row of
-        each of its places. A shared row stands in several of these.
+        The forest, with rows in depth-first order, and for each sequence, group by group, the row of
+        each of its positions. A shared row occurs in several sequences.
     """
     grower = _Grower(min_shared)
     paths: list[Rows] = []
@@ -175,7 +175,7 @@ class _Grower:
         self.found: dict[int, Rows] = {}
 
     def put(self, members: list[tuple[int, Rows]], base: int, path: Rows) -> None:
-        """Adds sequences that agree on their first `base` rows, which stand at `path`."""
+        """Adds sequences that agree on their first `base` rows, which are the rows `path`."""
         ending = [i for i, keys in members if len(keys) == base]
         for i in ending:
             self.found[i] = path
@@ -195,16 +195,16 @@ class _Grower:
         rows = np.arange(at, at + end - base)
         self.n += end - base
         slot = len(self.leave)
-        self.leave.append(rows)  # held open until the subtree is known
+        self.leave.append(rows)  # placeholder until the subtree is known
         self.pos.append(np.arange(base, end))
         self.put(members, end, np.concatenate([path, rows]))
         self.leave[slot] = np.full(end - base, self.n)
 
     def _split(self, members: list[tuple[int, Rows]], base: int, end: int, path: Rows) -> None:
-        """A prefix too short to share: those that part right after it go separate ways."""
+        """Handles a prefix too short to share: splits the members by the key that follows it."""
         ways: dict[int | tuple[int], list[tuple[int, Rows]]] = {}
         for i, keys in members:
-            way = int(keys[end]) if len(keys) > end else (i,)  # a sequence that ends here goes alone
+            way = int(keys[end]) if len(keys) > end else (i,)  # a sequence that ends here shares with none
             ways.setdefault(way, []).append((i, keys))
         for way in ways.values():
             self._branch(way, base, path)

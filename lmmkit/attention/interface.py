@@ -1,4 +1,4 @@
-"""What a layer's attention is handed and hands back: packed heads, their turning, an `AttentionFn`."""
+"""The interface of a layer's attention: packed heads, rotary embedding, `AttentionFn`."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ import torch
 from torch import Tensor
 
 Rotary = tuple[Tensor, Tensor]
-"""(cos, sin), each [T, 1, K / 2]: by how much each row's pairs (k, k + K / 2) are turned."""
+"""(cos, sin), each [T, 1, K / 2]: the rotation of the pairs (k, k + K / 2) of each row."""
 
 ALL = slice(None)
 
 
 class Heads(NamedTuple):
-    """How a packed projection [T, (q + 2 kv) * size] falls into queries, keys and values."""
+    """Describes how a packed projection [T, (q + 2 kv) * size] splits into queries, keys and values."""
 
     q: int
     kv: int
     size: int
 
     def split(self, qkv_TC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Views of it: [T, H, K], and [T, G, K] twice."""
+        """Returns views of queries [T, H, K], keys and values [T, G, K]."""
         qkv_TAK = qkv_TC.unflatten(-1, (-1, self.size))
         return qkv_TAK[:, : self.q], qkv_TAK[:, self.q : -self.kv], qkv_TAK[:, -self.kv :]
 
     def queries_and_keys(self, qkv_TC: Tensor) -> Tensor:
-        """A view of what positions turn: queries and keys, [T, H + G, K]."""
+        """Returns a view of queries and keys, which RoPE rotates: [T, H + G, K]."""
         return qkv_TC.unflatten(-1, (-1, self.size))[:, : -self.kv]
 
 
 @dataclass(frozen=True)
 class AttentionFn:
-    """(qkv_TC, heads, turn) -> (out_WC, mass_R). The projection is the call's own: it may turn it in place.
+    """Maps (qkv_TC, heads, rotary) to (out_WC, mass_R). It may apply RoPE to `qkv_TC` in place.
 
-    `rows` are the W rows that come out: all, or those whose states somebody reads.
+    `rows` are the W output rows: all, or at least those whose states are read later.
     """
 
     rows: Tensor | slice
@@ -47,19 +47,19 @@ class AttentionFn:
 
 
 def grouped(x_THK: Tensor, heads: int) -> Tensor:
-    """Key/value heads repeated to `heads` query heads, on the last but one dimension."""
+    """Repeats key/value heads to `heads` query heads, on the second to last dimension."""
     groups = x_THK.shape[-2]
     return x_THK if heads == groups else x_THK.repeat_interleave(heads // groups, dim=-2)
 
 
 def ungrouped(x_THK: Tensor, groups: int) -> Tensor:
-    """Gradients of repeated key/value heads, summed: the way back of `grouped`."""
+    """Sums the gradients of repeated key/value heads: the backward of `grouped`."""
     heads = x_THK.shape[-2]
     return x_THK if heads == groups else x_THK.unflatten(-2, (groups, heads // groups)).sum(-2)
 
 
 def apply_rope(qkv_TC: Tensor, heads: Heads, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
-    """(q_THK, k_TGK, v_TGK), queries and keys turned to their positions; the plain twin of `turn_`."""
+    """Returns (q_THK, k_TGK, v_TGK), RoPE applied to queries and keys; the reference for `apply_rope_`."""
     q, k, v = heads.split(qkv_TC)
     return _apply_rope(q, *rotary), _apply_rope(k, *rotary), v
 
@@ -70,7 +70,7 @@ def _apply_rope(x_THK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def apply_rope_(x_THK: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """Turns where it lies; with `-sin`, back."""
+    """Applies RoPE in place; `-sin` inverts it."""
     left, right = x_THK.chunk(2, -1)
     old_left = left.clone()
     left.mul_(cos).addcmul_(right, sin, value=-1)

@@ -1,9 +1,9 @@
-"""Partial attentions over a forest's calls, merged by log-sum-exp, and the mass that falls out.
+"""Partial attentions over the calls of a forest, merged by log-sum-exp, and the attention mass.
 
-Every call is onto keys of one sort where mass is asked for, and the merge weight of the parts over
-key rows IS the mass: m = exp(lse_key - lse). Its gradient g only shifts the row term D = sum(dO * O)
-of the softmax backward: D - g (1 - m) in parts over key rows, D + g m in the others. A flash
-backward computes D from (dO, O) itself, so the shift goes in through the O it is handed.
+Where mass is asked for, the keys of a call are either all key rows or all other rows. So the merge
+weight of the parts over key rows IS the mass: m = exp(lse_key - lse). Its gradient g only shifts the
+row term D = sum(dO * O) of the softmax backward: D - g (1 - m) in parts over key rows, D + g m in the
+others. A flash backward computes D from (dO, O), so the shift is applied to the O that it receives.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from torch.autograd.function import once_differentiable
 from lmmkit.attention.forest import expand
 from lmmkit.attention.interface import ALL, AttentionFn, Heads, Rotary, apply_rope_, grouped, ungrouped
 
-UNSEEN = 1e30  # the log-sum-exp of a padding row: its softmax weights come out as exact zeros
+UNSEEN = 1e30  # the log-sum-exp of a padding row: its softmax weights become exact zeros
 
 
 class Kernel(Protocol):
-    """One attention kernel on B dense sequences."""
+    """Defines the interface of an attention kernel on B dense sequences."""
 
     def forward(self, q_BNHK: Tensor, k_BMHK: Tensor, v_BMHK: Tensor) -> tuple[Tensor, Tensor]:
-        """(out_BNHK, lse_BNH), lse in float32 or wider."""
+        """Returns (out_BNHK, lse_BNH), lse in float32 or wider."""
         ...
 
     def backward(
         self, d: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of q, k, v from those of out [B, N, H, K]; the row term is sum(d * out), whatever
-        `out` is."""
+        """Returns the gradients of q, k, v from `d`, the gradient of the output [B, N, H, K]. The row term is
+        sum(d * out) for any given `out`."""
         ...
 
 
 class StridedRows(NamedTuple):
-    """B stretches of n rows, `step` apart: a view of memory as it lies."""
+    """Describes B ranges of n rows, `step` apart: a strided view of memory."""
 
     start: int
     step: int
@@ -47,12 +47,12 @@ class StridedRows(NamedTuple):
     n: int
 
     def of(self, x_T: Tensor) -> Tensor:
-        """[T, ...] -> [B, N, ...]"""
+        """Selects its rows: [T, ...] -> [B, N, ...]."""
         rows = x_T[self.start : self.start + self.step * (self.count - 1) + self.n]
         return rows.unfold(0, self.n, self.step).movedim(-1, 1)
 
     def lse_of(self, lse_TH: Tensor) -> Tensor:
-        """[B, N, H]"""
+        """Returns the log-sum-exp of its rows, [B, N, H]."""
         return self.of(lse_TH)
 
     def put(self, x_T: Tensor, part: Tensor) -> None:
@@ -65,18 +65,18 @@ class StridedRows(NamedTuple):
 
 
 class IndexedRows(NamedTuple):
-    """Rows `index_BN` wherever they lie, none of them twice; `real_BN` is false where row 0 stands
-    for padding, and None where there is none."""
+    """Describes rows by index, `index_BN`, none of them twice. `real_BN` is false at padding, which has
+    index 0; it is None where there is no padding."""
 
     index_BN: Tensor
     real_BN: Tensor | None
 
     def of(self, x_T: Tensor) -> Tensor:
-        """[T, ...] -> [B, N, ...]"""
+        """Selects its rows: [T, ...] -> [B, N, ...]."""
         return x_T[self.index_BN]
 
     def lse_of(self, lse_TH: Tensor) -> Tensor:
-        """[B, N, H], padding as what nobody sees."""
+        """Returns the log-sum-exp of its rows, [B, N, H], with `UNSEEN` at padding."""
         lse_BNH = self.of(lse_TH)
         return lse_BNH if self.real_BN is None else lse_BNH.masked_fill_(~self.real_BN[..., None], UNSEEN)
 
@@ -100,7 +100,7 @@ RowSet = StridedRows | IndexedRows
 
 
 def row_set(start: np.ndarray, n: np.ndarray, of: np.ndarray, device: torch.device) -> RowSet:
-    """The rows of B sequences: stretches of `n` rows from `start` on, stretch i of sequence `of[i]`."""
+    """Returns the rows of B sequences. Range i: the `n[i]` rows from `start[i]`, in sequence `of[i]`."""
     if (start[:-1] + n[:-1] == start[1:]).all() and not of[-1]:
         return StridedRows(int(start[0]), int(n.sum()), 1, int(n.sum()))
     steps = np.diff(start)
@@ -116,10 +116,10 @@ def row_set(start: np.ndarray, n: np.ndarray, of: np.ndarray, device: torch.devi
 
 @dataclass(frozen=True)
 class PartialAttention:
-    """One partial attention: rows `q` of those that come out, onto rows `k` of all.
+    """Describes one partial attention: query rows `q`, numbered among the output rows, onto rows `k` of all.
 
-    `own`: the queries' own run; these parts together hold every row that comes out once. `key`:
-    the keys are those whose mass is read.
+    `own`: the keys belong to the run of the queries and every output row is a query of exactly one
+    such part. `key`: the keys are rows whose mass is read.
     """
 
     q: RowSet
@@ -132,8 +132,8 @@ class PartialAttention:
 def attention_from_parts(
     parts: Sequence[PartialAttention], row_W: np.ndarray | None, row_R: Tensor, device: torch.device
 ) -> AttentionFn:
-    """The attention of these parts, own ones first. `row_W`: the rows that come out, None for all;
-    `row_R`: those whose mass is read."""
+    """Returns the attention function for these parts, which must start with the `own` ones. `row_W`: the
+    output rows, None for all; `row_R`: the query rows whose mass is returned."""
     if row_W is None:
         return AttentionFn(ALL, _Plan(parts, ALL, row_R.to(device)))
     rows_W = torch.from_numpy(row_W)
@@ -143,7 +143,7 @@ def attention_from_parts(
 
 @dataclass(frozen=True)
 class _Plan:
-    """What one batch's calls are: the parts, the rows that come out, those of them whose mass is read."""
+    """Holds the parts of one batch, the output rows, and the indices in them of the rows `row_R`."""
 
     parts: Sequence[PartialAttention]
     rows: Tensor | slice
@@ -151,7 +151,7 @@ class _Plan:
 
     @property
     def whole(self) -> bool:
-        """Whether all rows come out."""
+        """Returns whether all rows are output rows."""
         return isinstance(self.rows, slice)
 
     def __call__(self, qkv_TC: Tensor, heads: Heads, rotary: Rotary) -> tuple[Tensor, Tensor]:
@@ -159,10 +159,10 @@ class _Plan:
 
 
 class _Merged(torch.autograd.Function):
-    """Turning, partial attentions merged by log-sum-exp, and their mass; see the file head.
+    """Applies RoPE, merges partial attentions by log-sum-exp and returns the mass; see the module docstring.
 
-    The projection is turned where it lies and has one gradient buffer. Its values from before are
-    nobody's: had somebody saved them, autograd would see by their version that they are gone.
+    RoPE is applied to the projection in place, and its gradient is one buffer. If another op saved the
+    old values, autograd's version check raises.
     """
 
     @staticmethod
@@ -220,7 +220,7 @@ class _Merged(torch.autograd.Function):
 
 
 def merge_partials(a: Tensor, lse_a: Tensor, b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
-    """Two partial attentions [..., K] of the same queries, and their log-sum-exps [...], as one."""
+    """Merges two partial attentions [..., K] of the same queries, with log-sum-exps [...], into one."""
     lse = torch.logaddexp(lse_a, lse_b)
     out = a * (lse_a - lse).exp_()[..., None]
     return out.addcmul_(b, (lse_b - lse).exp_()[..., None]).to(a), lse
@@ -229,11 +229,11 @@ def merge_partials(a: Tensor, lse_a: Tensor, b: Tensor, lse_b: Tensor) -> tuple[
 def _shifted(
     d: Tensor, out: Tensor, row_R: Tensor, g_R: Tensor, mass_RH: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(d, the output for parts over key rows, that for the others): sum(d * out') is the row term
-    with the mass's gradient in it.
+    """Returns (d, the output for parts over key rows, the output for the others), such that sum(d * out') is
+    the row term that includes the gradient of the mass.
 
-    A row whose output nobody reads has no direction `d` to put the shift in. There `d` is nudged by
-    1e-15 of the mass's gradient: too little to move a gradient, and enough to carry the shift.
+    If the output of a row is not read, `d` is zero there and cannot carry the shift. Such a `d` is set to
+    1e-15 of the gradient of the mass: too small to change a gradient, large enough to carry the shift.
     """
     g_RH1 = (g_R / mass_RH.shape[1])[:, None, None].to(mass_RH).expand(*mass_RH.shape, 1)
     mass_RH1, d_RHK = mass_RH[..., None], d[row_R]

@@ -1,8 +1,8 @@
-"""The rule of a forest as few flash calls: what every layer shares, made once a batch on the host.
+"""The rule of a forest as few flash calls, computed once per batch on the host and shared by all layers.
 
-A run is a stretch of rows with one `leave` that lie side by side in memory. Its rows see it
-causally, and every row below sees all of it. So attention is one partial call of each run onto
-itself, and one of its rows onto each run above; partial softmaxes merge by their log-sum-exp.
+A run is a contiguous range of rows with the same `leave`. Its rows see each other causally, and every
+row below sees all of it. So attention is one partial call of each run onto itself, and one of its rows
+onto each run above. The partial softmaxes are merged by their log-sum-exp.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from lmmkit.attention.forest import Forest, Runs, expand
 
 
 class Call(NamedTuple):
-    """S segments of one sort: the rows of some stretches see all rows of one stretch, or causally.
+    """Describes S segments of one kind. A segment has one range of keys; its queries see all, or causally.
 
-    Keys of segment s are the `m[s]` rows from `k[s]` on. Queries are stretches of `n` rows from `q`
-    on, stretch i of segment `of[i]`, in order; of a causal segment the keys themselves.
+    The keys of segment s are the `m[s]` rows from `k[s]`. Query range i is the `n[i]` rows from `q[i]`
+    and belongs to segment `of[i]`, in order. In a causal segment the queries are the keys.
 
-    `level` 0 holds every row that comes out once, with rows of its own run; at any level a row
-    queries at most once, and in a call it is a key at most once. `key`: the keys are of those whose
-    mass is read, and some of these rows ask for it.
+    At `level` 0 every output row is a query once, with keys from its own run. At any level a row is a
+    query at most once, and in a call it is a key at most once. `key`: the keys are rows whose mass is
+    read, and some of the queries ask for it.
     """
 
     level: int
@@ -40,11 +40,11 @@ class Call(NamedTuple):
 
     @property
     def lengths(self) -> np.ndarray:
-        """[S]: how many rows each segment's queries are."""
+        """Returns the number of query rows of each segment, [S]."""
         return np.bincount(self.of, self.n, len(self.k)).astype(np.int64)
 
     def part(self, segments: np.ndarray) -> Call:
-        """Some of its segments, in that order."""
+        """Returns the call with only these segments, in this order."""
         place = np.full(len(self.k), -1)
         place[segments] = np.arange(len(segments))
         of = place[self.of]
@@ -54,19 +54,19 @@ class Call(NamedTuple):
         )
 
 
-SORT, SEGMENT = 4, 6  # columns that tell a sort, and a segment, from another
+SORT, SEGMENT = 4, 6  # leading columns that identify a kind of call, and a segment
 
 
 @dataclass(frozen=True)
 class AttentionSpec:
-    """What is asked of one layer's attention over a forest of T rows; all of it on the host.
+    """Specifies the attention of one layer over a forest of T rows; all tensors are on the host.
 
     Args:
-        forest: who sees whom.
-        key_T: bool, rows whose attention mass is read.
-        row_R: rows that ask for the mass they put on those, none twice.
-        read_T: bool, rows whose states are read after the layer; None is all. What comes out are
-            those, those of `row_R`, and what stands behind the first of them in their runs.
+        forest: which row sees which.
+        key_T: bool, the key rows that the mass is summed over.
+        row_R: query rows whose mass on those keys is returned, none twice.
+        read_T: bool, rows whose states are read after the layer; None for all. Output rows: `read_T`,
+            `row_R`, and all later rows of the same runs.
     """
 
     forest: Forest
@@ -76,24 +76,24 @@ class AttentionSpec:
 
     @cached_property
     def calls(self) -> tuple[Call, ...]:
-        """Level by level, those of level 0 first."""
+        """Returns the calls by level, those of level 0 first."""
         return tuple(_by_sort(_joined(self._segments())))
 
     @cached_property
     def row_W(self) -> np.ndarray | None:
-        """The rows that come out, ascending; None where all do."""
+        """Returns the output rows, ascending; None for all."""
         if self.read_T is None:
             return None
         return np.sort(np.concatenate([expand(c.q, c.n) for c in self.calls if c.level == 0] or [EMPTY]))
 
     def places(self, rows: np.ndarray) -> np.ndarray:
-        """Rows that come out, counted among those that do."""
+        """Returns the index of each of these output rows among the output rows."""
         return rows if self.row_W is None else np.searchsorted(self.row_W, rows)
 
     def _segments(self) -> np.ndarray:
-        """[S, 8]: a row a segment of one stretch, in no order: level, within, causal, key, k, m, q, n.
+        """Returns [S, 8], unsorted: one segment with one query range per table row.
 
-        `within`: the keys are of the queries' own run.
+        Columns: level, within, causal, key, k, m, q, n. `within`: the keys are in the run of the queries.
         """
         found, key, row_R = self.forest.runs, self.key_T.numpy(), np.sort(self.row_R.numpy())
         edges = np.flatnonzero(key[1:] != key[:-1]) + 1 if len(row_R) else EMPTY
@@ -113,18 +113,18 @@ EMPTY = np.empty(0, np.int64)
 
 
 def _first(rows: np.ndarray, found: Runs) -> np.ndarray:
-    """The first of `rows` (ascending) at or behind the start of each run; the end where there is none."""
+    """Returns the first of `rows` (ascending) at or after the start of each run; int64 maximum if none."""
     return np.append(rows, np.iinfo(np.int64).max)[np.searchsorted(rows, found.start)]
 
 
 def _union(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """np.union1d, whose hashing takes three times as long at these sizes."""
+    """Returns the sorted union. `np.union1d` hashes, which takes three times as long at these sizes."""
     both = np.sort(np.concatenate((a, b)))
     return both[np.append(True, both[1:] != both[:-1])[: len(both)]]
 
 
 class _Pieces(NamedTuple):
-    """Runs cut in pieces `start` to `stop`; those of run i are `count[i]` from number `first[i]` on."""
+    """Holds the pieces `start` to `stop` of runs; run i has the `count[i]` pieces from number `first[i]`."""
 
     start: np.ndarray
     stop: np.ndarray
@@ -133,7 +133,7 @@ class _Pieces(NamedTuple):
 
 
 def _cut(found: Runs, points: np.ndarray) -> _Pieces:
-    """Runs tile memory, so the points that cut it and the runs' starts bound all pieces."""
+    """Cuts runs at `points`. Runs tile memory, so the points and the starts of the runs bound all pieces."""
     start = _union(found.start, points)
     stop = np.append(start, found.stop.max(initial=0))[1:]
     first = np.searchsorted(start, found.start)
@@ -143,8 +143,8 @@ def _cut(found: Runs, points: np.ndarray) -> _Pieces:
 def _above(
     found: Runs, begin: np.ndarray, edges: np.ndarray, key: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Segments of every run's rows from `begin` on onto the pieces of the runs they see, a level each;
-    and how many levels every run has."""
+    """Returns the segments of each run's rows from `begin` onto the pieces of the runs that they see, one
+    level each, and the number of levels of each run."""
     pieces = _cut(found, edges)
     see = found.see & (begin < found.stop)[:, None]
     run, seen = np.divmod(np.flatnonzero(see), max(len(see), 1))  # ten times as fast as np.nonzero(see)
@@ -158,8 +158,8 @@ def _above(
 def _own(
     found: Runs, begin: np.ndarray, asks: np.ndarray, edges: np.ndarray, key: np.ndarray, level: np.ndarray
 ) -> np.ndarray:
-    """Segments of every run's rows from `begin` on onto the run itself, which is cut at `begin` and,
-    where it asks for mass, at the edges; the lowest free level of each run."""
+    """Returns the segments of each run's rows from `begin` onto the run itself. The run is cut at `begin`
+    and, if it asks for mass, at the edges. `level` is the lowest free level of each run."""
     order = np.argsort(found.start)
     of_edge = order[np.searchsorted(found.start[order], edges, side="right") - 1]
     inside = begin[begin < found.stop]
@@ -179,7 +179,7 @@ def _own(
 
 
 def _joined(table: np.ndarray) -> np.ndarray:
-    """The table, sorted, with queries side by side onto the same keys in one row."""
+    """Sorts the table, and joins contiguous queries onto the same keys into one table row."""
     table = table[np.lexsort(table.T[::-1])]
     if not len(table):
         return table
@@ -192,7 +192,7 @@ def _joined(table: np.ndarray) -> np.ndarray:
 
 
 def _by_sort(table: np.ndarray) -> Iterator[Call]:
-    """The calls of a sorted table."""
+    """Yields the calls of a sorted table."""
     for rows in np.split(table, np.flatnonzero((table[1:, :SORT] != table[:-1, :SORT]).any(1)) + 1):
         if len(rows):
             new = np.append(True, (rows[1:, :SEGMENT] != rows[:-1, :SEGMENT]).any(1))

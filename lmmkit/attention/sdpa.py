@@ -1,4 +1,4 @@
-"""PyTorch's own flash kernels on stretches of like length, with their log-sum-exp."""
+"""PyTorch's flash kernels on segments of similar length, with their log-sum-exp."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from lmmkit.attention.merge import (
 )
 from lmmkit.attention.schedule import AttentionSpec, Call
 
-STRETCH = 192  # rows: the CPU kernel computes its whole blocks of 512 keys, causal or not
+STRETCH = 192  # rows: the CPU kernel computes full blocks of 512 keys, causal or not
 
 
 @dataclass(frozen=True)
 class Sdpa:
-    """PyTorch's flash kernels: the CPU's, and the memory-efficient one of CUDA."""
+    """Runs PyTorch's kernels: flash attention on CPU, memory-efficient attention on CUDA."""
 
     name: str = "sdpa"
 
@@ -49,7 +49,7 @@ class Sdpa:
 def _parts(
     spec: AttentionSpec, kernels: dict[bool, Kernel], device: torch.device
 ) -> Iterator[PartialAttention]:
-    """Each call's segments in batches of like length; keys are padded only where causal."""
+    """Yields the segments of each call in batches of similar length; keys are padded only if causal."""
     for call in spec.calls:
         for batch in _alike(call):
             q = row_set(spec.places(batch.q), batch.n, batch.of, device)
@@ -58,8 +58,8 @@ def _parts(
 
 
 def _alike(call: Call) -> Iterator[Call]:
-    """Parts of a call that one dense kernel call takes: queries within a quarter of the fewest, keys
-    of one length unless causal."""
+    """Yields parts of a call that fit one dense kernel call: at most 1.25 n + 8 queries, where n is the
+    smallest number, and keys of equal length unless causal."""
     lengths = call.lengths
     order = np.lexsort((call.k, lengths, call.m))
     begin, n, m = 0, lengths[order].tolist(), call.m[order].tolist()
@@ -71,13 +71,13 @@ def _alike(call: Call) -> Iterator[Call]:
 
 
 def _heads_first(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """[B, N, H, ...] -> [B, H, N, ...], and back."""
+    """Swaps dimensions 1 and 2: [B, N, H, ...] <-> [B, H, N, ...]."""
     return tuple(x.transpose(1, 2) for x in tensors)
 
 
 @dataclass(frozen=True)
 class _Flash:
-    """The CPU's flash kernel onto all keys; float32, float64, bfloat16; one head size for q, k and v."""
+    """Runs the CPU flash kernel onto all keys: float32, float64, bfloat16; equal head size for q, k and v."""
 
     def forward(self, q_BNHK: Tensor, k_BMHK: Tensor, v_BMHK: Tensor) -> tuple[Tensor, Tensor]:
         return _heads_first(*_flash(*_heads_first(q_BNHK, k_BMHK, v_BMHK)))  # type: ignore[return-value]
@@ -90,7 +90,7 @@ class _Flash:
 
 @dataclass(frozen=True)
 class _CausalFlash:
-    """The same, causally: in stretches, each causally onto itself and whole onto all before it."""
+    """Runs the CPU flash kernel causally. Each stretch sees itself causally, and all stretches before it."""
 
     def forward(self, q_BNHK: Tensor, k_BMHK: Tensor, v_BMHK: Tensor) -> tuple[Tensor, Tensor]:
         q, k, v = _heads_first(q_BNHK, k_BMHK, v_BMHK)
@@ -109,7 +109,7 @@ class _CausalFlash:
         d_q, d_k, d_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
         d, q, k, v, out, lse, to_q, to_k, to_v = _heads_first(d, q, k, v, out, lse, d_q, d_k, d_v)
         *earlier, last = _stretches(q.shape[2])
-        for a, b in (last, *earlier):  # the last one reaches all keys, so it writes and the others add
+        for a, b in (last, *earlier):  # the last one covers all keys, so it writes and the others add
             here, write = slice(a, b), Tensor.copy_ if b == q.shape[2] else Tensor.add_
             row, rest = (d[:, :, here], q[:, :, here]), (out[:, :, here], lse[:, :, here])
             own_q, own_k, own_v = _flash_back(*row, k[:, :, here], v[:, :, here], *rest, causal=True)
@@ -125,7 +125,7 @@ class _CausalFlash:
 
 
 def _stretches(n: int) -> list[tuple[int, int]]:
-    """Bounds of equal parts of at most `STRETCH`."""
+    """Returns the bounds of equal stretches of at most `STRETCH` rows; the last may be shorter."""
     size = -(-n // -(-n // STRETCH))
     return [(a, min(a + size, n)) for a in range(0, n, size)]
 
@@ -144,7 +144,7 @@ def _flash_back(
 
 @dataclass(frozen=True)
 class _Efficient:
-    """PyTorch's memory-efficient CUDA kernel. Its log-sum-exp is padded to 32 queries."""
+    """Runs PyTorch's memory-efficient CUDA kernel. Its log-sum-exp is padded to a multiple of 32 queries."""
 
     causal: bool
 

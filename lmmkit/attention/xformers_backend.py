@@ -18,7 +18,7 @@ from lmmkit.attention.schedule import AttentionSpec
 
 @dataclass(frozen=True)
 class Xformers:
-    """xformers' FA2 (bfloat16) and CUTLASS (float32) kernels on packed segments; CUDA only."""
+    """Runs the FA2 (bfloat16) and CUTLASS (float32) kernels of xformers on packed segments; CUDA only."""
 
     name: str = "xformers"
 
@@ -37,7 +37,7 @@ class Xformers:
 
 
 def packed(spec: AttentionSpec, device: torch.device) -> Iterator[PartialAttention]:
-    """All segments of a call in one variable-length kernel call."""
+    """Yields one partial attention per call: one variable-length kernel call for all its segments."""
     masks = _fmha.attn_bias
     for call in spec.calls:
         mask = masks.BlockDiagonalCausalMask if call.causal else masks.BlockDiagonalMask
@@ -50,7 +50,7 @@ def packed(spec: AttentionSpec, device: torch.device) -> Iterator[PartialAttenti
 
 @dataclass(frozen=True)
 class _Varlen:
-    """Segments one after the other in one call, B = 1, told apart by the bias."""
+    """Runs concatenated segments in one call, B = 1; the bias separates them."""
 
     bias: _fmha.AttentionBias
     lengths: tuple[int, ...]
@@ -69,13 +69,13 @@ class _Varlen:
         )
 
     def _packed(self, lse: Tensor, total: int) -> Tensor:
-        """[Q, H] of either layout: FA2 packs [1, H, Q], CUTLASS pads [segments, H, longest]."""
+        """Returns [Q, H] from either layout: FA2 packs [1, H, Q], CUTLASS pads [segments, H, longest]."""
         if lse.shape[0] == 1 and lse.shape[-1] >= total:
             return lse[0, :, :total].T
         return torch.cat([lse[i, :, :n].T for i, n in enumerate(self.lengths)])
 
     def _kernels(self, lse_QH: Tensor, dtype: torch.dtype) -> Tensor:
-        """The layout that the backward kernel of this type reads: xformers finds the kernel by it."""
+        """Returns the layout for the backward kernel of this dtype; xformers selects the kernel by it."""
         if dtype != torch.float32:
             return lse_QH.T[None].contiguous()
         padded = pad_sequence(list(lse_QH.split(self.lengths)), batch_first=True, padding_value=UNSEEN)
@@ -83,9 +83,9 @@ class _Varlen:
 
 
 try:
-    logging.getLogger("xformers").setLevel(logging.ERROR)  # its loader warns even where PyTorch's ops serve
+    logging.getLogger("xformers").setLevel(logging.ERROR)  # its loader warns even if PyTorch's ops serve
     from xformers.ops import fmha as _fmha
 
     WHY_NO_XFORMERS = ""
-except Exception as error:  # absent, or built for another torch: say why when it matters
+except Exception as error:  # absent, or built for another torch: report why only if it is needed
     WHY_NO_XFORMERS = f"xformers does not import: {error}"

@@ -1,7 +1,7 @@
-"""Token ids as other libraries pass them, [B, T] with padding and image placeholders, as a batch.
+"""Conversion of token ids [B, T] with padding and image placeholders, as in other libraries, to a batch.
 
-Padding is dropped at the door; every sequence is a tree of its own; each placeholder becomes one
-row of an image, in order over the whole batch.
+Padding is dropped. Each sequence becomes a separate tree. Each placeholder becomes one row of an image,
+in order over the complete batch.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ def batch_of_ids(
     input_ids: Tensor, pixel_values: Tensor | None, attention_mask: Tensor | None, *,
     image_token: int | None, image_rows: int, vocab: int,
 ) -> tuple[Batch, list[np.ndarray]]:  # fmt: skip
-    """A batch without targets, and for every sequence the rows of its unpadded places.
+    """Returns a batch without targets, and for each sequence the rows of its unpadded positions.
 
     Args:
-        input_ids: [B, T] int64; `image_token` stands for each row of an image.
-        pixel_values: [I, 3, X, Y], preprocessed, in the order of their places; or None.
+        input_ids: [B, T] int64; one `image_token` for each row of an image.
+        pixel_values: [I, 3, X, Y], preprocessed, in the order of their placeholders; or None.
         attention_mask: [B, T], 0 where padded; or None.
-        image_token: the placeholder's id; None where the model sees no images.
-        image_rows: rows one image takes.
-        vocab: rows of the embedding.
+        image_token: the id of the placeholder; None if the model takes no images.
+        image_rows: the number of rows of one image.
+        vocab: number of embeddings.
 
     Raises:
         ValueError: shapes that do not fit together, ids outside the vocabulary, a number of
-            placeholders that is not `image_rows` an image.
+            placeholders that is not `image_rows` per image.
     """
     if input_ids.ndim != 2 or input_ids.dtype != torch.int64:
         raise ValueError(f"got input_ids {list(input_ids.shape)} {input_ids.dtype}; want [B, T] int64")

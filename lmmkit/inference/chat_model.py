@@ -1,4 +1,4 @@
-"""Sample -> text: a trained objective that answers, in memory or from a folder."""
+"""Text generation from samples with a trained objective, in memory or loaded from a folder."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from lmmkit.recipe import read_recipe
 from lmmkit.runs.run_folder import RunFolder
 from lmmkit.weights import model_folder
 
-PROMPT_ROWS = 8192  # of one generation batch
+PROMPT_ROWS = 8192  # in one generation batch
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChatModel:
-    """A model that answers. `stage` is the stage its weights are of; `poll` is called before every
-    micro-batch and every token, and may raise to end the work."""
+    """Holds a model that answers. `stage` is the stage that its weights come from. `poll` is called before
+    each token and each micro-batch of an evaluation, and may raise to stop the work."""
 
     prepared: Prepared
     objective: Objective
@@ -51,9 +51,9 @@ class ChatModel:
         eos: tuple[int, ...] = (), pad: int | None = None, image_token: int | None = None,
         poll: Callable[[], None] = lambda: None,
     ) -> ChatModel:  # fmt: skip
-        """The speaker of an objective as a stage left it.
+        """Returns the chat model for an objective with the weights of a stage.
 
-        `eos`, `pad`, `image_token`: those of the folder it came from, where they are not the
+        `eos`, `pad`, `image_token`: the ids from the folder of the weights, if they differ from the
         tokenizer's.
         """
         objective.terms = prepared.plans[stage].terms
@@ -67,11 +67,11 @@ class ChatModel:
     def logits(
         self, input_ids: Tensor, pixel_values: Tensor | None = None, attention_mask: Tensor | None = None
     ) -> Tensor:
-        """What each place predicts next, as transformers' models say it.
+        """Returns the next-token logits of each position, like the models in transformers.
 
         Args:
             input_ids: [B, T] int64, one `tokens.image_token` for each row of an image.
-            pixel_values: [I, 3, X, Y], preprocessed, in the order of their places.
+            pixel_values: [I, 3, X, Y], preprocessed, in the order of their placeholders.
             attention_mask: [B, T], 0 where padded, on either side.
 
         Returns:
@@ -79,7 +79,7 @@ class ChatModel:
 
         Raises:
             ValueError: shapes, ids or numbers of images that do not fit together.
-            UserError: a model that answers with the help of learned tokens, which ids cannot express.
+            UserError: the model needs learned tokens to answer, which ids cannot express.
         """
         self._require_plain()
         return self.tokens.logits(input_ids, pixel_values, attention_mask)
@@ -88,10 +88,10 @@ class ChatModel:
         self, input_ids: Tensor, pixel_values: Tensor | None = None, *, max_new_tokens: int,
         attention_mask: Tensor | None = None, eos_token_id: int | Sequence[int] | None = None,
     ) -> Tensor:  # fmt: skip
-        """Greedy tokens after each prompt, [B, new] int64: `new` is `max_new_tokens`, or less where
-        all sequences have ended; an ended one is padded. `eos_token_id` not given = the model's own.
+        """Returns the greedy tokens after each prompt, [B, new] int64. `new` is `max_new_tokens`, or less if
+        all sequences have ended; ended sequences are padded. `eos_token_id` defaults to the model's.
 
-        Arguments and errors otherwise as in `logits`.
+        The other arguments and the errors are those of `logits`.
         """
         self._require_plain()
         return self.tokens.generate(
@@ -109,11 +109,11 @@ class ChatModel:
         self, groups: Sequence[Sequence[View]], *, max_new_tokens: int, choose: Chooser = greedy,
         on_text: Callable[[str], None] | None = None,
     ) -> list[str]:  # fmt: skip
-        """The texts that follow these views' prompts, in order.
+        """Returns the texts generated after the prompts of these views, in order.
 
-        Views of one group share their common prefix (many questions on one image); all are of one
-        template, whose end of a response ends them. `on_text` is told the text so far; for a single
-        view.
+        Views of one group share their common prefix (many questions on one image). All views must have
+        one template; its end-of-response token ends a text. `on_text`, for a single view only, is called
+        with the text so far.
         """
         templates = {view.sample.template for group in groups for view in group}
         assert len(templates) == 1, f"views of several templates: {templates}"
@@ -154,9 +154,9 @@ class ChatModel:
         self, turns: Sequence[Turn], image: str | Sequence[str] | None = None, *, max_new_tokens: int = 128,
         choose: Chooser = greedy, on_text: Callable[[str], None] | None = None,
     ) -> str:  # fmt: skip
-        """The answer to a conversation that ends with a user turn, in the model's own template.
+        """Returns the answer to a conversation that ends with a user turn, in the model's chat template.
 
-        `image`: one picture, or several in the order in which the turns count them.
+        `image`: one image, or several in the order in which the turns count them.
         """
         chat = self.prepared.recipe.model.chat
         paths = [image] if isinstance(image, str) else image or []
@@ -184,7 +184,7 @@ class ChatModel:
 def _tokens(
     prepared: Prepared, objective: Objective, eos: tuple[int, ...], pad: int | None, image_token: int | None
 ) -> TokenModel:
-    """The model in token ids. A tokenizer without `<image>` leaves its next free id to it."""
+    """Returns the token model. If the tokenizer has no `<image>`, the image token is the next free id."""
     tokenizer = prepared.tokenizer
     if tokenizer.size:
         eos = eos or (tokenizer.eos,)
@@ -201,20 +201,20 @@ def load(
     trust_files: bool = False, plugins: Literal["spoken", "all"] = "spoken", root: str | Path | None = None,
     template: str | None = None,
 ) -> ChatModel:  # fmt: skip
-    """A model that answers: of a run, of a model folder lmmkit wrote, or of a public one.
+    """Loads a chat model from a run, a model folder written by lmmkit, or a public model folder.
 
     Args:
-        path: RUN (its last finished stage), RUN/model/<stage>, or a folder of llava-hf or a decoder.
-        dtype: of weights and computation.
-        device: by default CUDA where there is one.
-        trust_files: run plugins from local files, where one is needed.
-        plugins: `spoken` opens those whose tokens stand in every view, which is all that answering
-            needs; `all` also those of the terms, to measure them.
-        root: where paths of local plugin files start; by default where the run's did.
+        path: RUN (its last finished stage), RUN/model/<stage>, or a llava-hf or decoder folder.
+        dtype: dtype of weights and computation.
+        device: by default CUDA if available.
+        trust_files: whether to run plugins from local files, if one is needed.
+        plugins: `spoken` loads those whose tokens are in every view, which is all that answering needs;
+            `all` also loads the plugins of the terms, to measure them.
+        root: the folder that paths of local plugin files are relative to; by default that of the run.
         template: the chat template of a public model, if not the one in its folder.
 
     Raises:
-        UserError: no such model, or one that is damaged or of another make.
+        UserError: no such model, or one that is damaged or in an unknown format.
     """
     device = torch.device(device) if device else build.device_here()
     folder = Path(path)
@@ -249,7 +249,7 @@ def load(
 
 
 def find_model_folder(path: Path, stage: str | None = None) -> Path:
-    """RUN -> RUN/model/<its last finished stage, or `stage`>; a model folder as it is."""
+    """Returns RUN/model/<`stage`, or the last finished stage> for a RUN; returns a model folder unchanged."""
     if (path / "config.json").is_file():
         return path
     run = RunFolder.open(path)

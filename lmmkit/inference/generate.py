@@ -1,6 +1,6 @@
-"""Generation over a forest: prompts share what they share, each leaf grows in its own cache.
+"""Generation over a forest: prompts share their common prefixes, and each leaf has a separate cache.
 
-One prompt, a batch of ragged prompts and many questions on one image are the same call.
+One prompt, a batch of prompts of different lengths and many questions on one image are the same call.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ Chooser = Callable[[Tensor], Tensor]
 
 
 def greedy(logits_QV: Tensor) -> Tensor:
-    """The most likely token."""
+    """Returns the most likely tokens."""
     return logits_QV.argmax(-1)
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """Draws from the `top_p` likeliest tokens at `temperature`, by its own generator."""
+    """Draws from the most likely tokens with total probability `top_p` at `temperature`, with `generator`."""
 
     temperature: float
     top_p: float
@@ -55,17 +55,17 @@ def generate(
     choose: Chooser = greedy,
     on_token: Callable[[Tensor], None] = lambda id_Q: None,
 ) -> list[list[int]]:
-    """Up to `new` token ids after each leaf row, the end token left out.
+    """Returns up to `max_new_tokens` token ids after each leaf row, without the end token.
 
     Args:
         lmm: the model, in eval mode.
         batch: the packed prompts, on the model's device.
         leaves: the last row of each prompt.
-        tokens: learned rows by fill source.
-        new: most tokens to write, at least 1.
+        tokens: learned tokens by scatter source.
+        max_new_tokens: maximum number of tokens to generate, at least 1.
         eos: the ids that end an answer.
-        choose: picks a token a leaf from logits [Q, V].
-        on_token: told of the tokens of every step, for streaming.
+        choose: chooses a token for each leaf from logits [Q, V].
+        on_token: called with the tokens of each step, for streaming.
     """
     if max_new_tokens < 1:
         raise ValueError(f"got new = {max_new_tokens}; want at least one token to write")
@@ -103,7 +103,7 @@ def generate(
 
 
 def _paths(forest: Forest, leaves: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """(key_QM, seen_QM): the rows of every leaf's path, padded on the left."""
+    """Returns (key_QM, seen_QM): the rows of each leaf's path, padded on the left, and their mask."""
     enter, leave = forest.enter_T.numpy(), forest.leave_T.numpy()
     paths = [np.flatnonzero((enter <= enter[leaf]) & (enter[leaf] < leave)) for leaf in leaves]
     longest = max(map(len, paths))

@@ -1,4 +1,4 @@
-"""The KV cache: one leaf's path beside the next, padded on the left, with room for what is to come."""
+"""The KV cache: one path of rows per leaf, padded on the left, with space for new tokens."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from lmmkit.attention.interface import ALL, AttentionFn, Heads, Rotary, apply_ro
 
 
 class LayerCache:
-    """Keys and values of one layer for Q sequences that grow together, [Q, G, M + new, K].
+    """Holds keys and values of one layer for Q sequences that grow together, [Q, G, M + max_new_tokens, K].
 
     `recording` fills it from the packed prompts; `decoding` comes after it. A prefix that several
-    sequences share is copied to each: decoding then reads one stretch of memory.
+    sequences share is copied to each, so that decoding reads contiguous memory.
     """
 
     k_QGMK: Tensor
@@ -22,7 +22,7 @@ class LayerCache:
         self.key_QM, self.max_new_tokens = key_QM, max_new_tokens
 
     def recording(self, attention_fn: AttentionFn) -> AttentionFn:
-        """`attend`, remembering the keys and values of every sequence on the way."""
+        """Wraps `attention_fn` so that it also stores the keys and values of all sequences."""
 
         def attend_and_keep(qkv_TC: Tensor, heads: Heads, rotary: Rotary) -> tuple[Tensor, Tensor]:
             _, k_TGK, v_TGK = apply_rope(qkv_TC, heads, rotary)
@@ -38,9 +38,9 @@ class LayerCache:
         return x_QGMK
 
     def decoding(self, at: int, seen_Q11M: Tensor | None) -> AttentionFn:
-        """Attention of one new row a sequence, kept at place `at`, onto all places up to it.
+        """Returns the attention of one new row per sequence, stored at index `at`, onto all rows up to it.
 
-        `seen_Q11M` hides the padding; None where there is none.
+        `seen_Q11M` masks the padding; None if there is none.
         """
 
         def attention_fn(qkv_QC: Tensor, heads: Heads, rotary: Rotary) -> tuple[Tensor, Tensor]:
@@ -48,7 +48,7 @@ class LayerCache:
             q_QHK, k_QGK, v_QGK = heads.split(qkv_QC)
             self.k_QGMK[:, :, at], self.v_QGMK[:, :, at] = k_QGK, v_QGK
             k_QGMK, v_QGMK = self.k_QGMK[:, :, : at + 1], self.v_QGMK[:, :, : at + 1]
-            # the query heads of one key head become rows of one call: nothing is repeated
+            # the query heads of one key head become rows of one call, so keys are not repeated
             q_QGRK = q_QHK.unflatten(1, (heads.kv, -1))
             out_QGRK = F.scaled_dot_product_attention(q_QGRK, k_QGMK, v_QGMK, seen_Q11M)
             return out_QGRK.flatten(1), q_QHK.new_empty(0)

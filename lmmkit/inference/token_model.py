@@ -1,4 +1,4 @@
-"""Token ids in, logits or token ids out: the calls that people know from transformers."""
+"""Logits and generation from token ids, with the calls known from transformers."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from lmmkit.model.vlm import LMM
 
 @dataclass(frozen=True, kw_only=True)
 class TokenModel:
-    """A model spoken to in token ids. `image_token` is the id that stands for one row of an image,
-    `image_rows` how many one takes; `eos` end an answer, `pad` follows an ended one."""
+    """Runs a model on token ids. `image_token` is the placeholder id for one row of an image, `image_rows`
+    the number of rows of one image. The ids `eos` end an answer; `pad` follows an ended one."""
 
     lmm: LMM
     image_token: int | None
@@ -28,7 +28,7 @@ class TokenModel:
     def logits(
         self, input_ids: Tensor, pixel_values: Tensor | None = None, attention_mask: Tensor | None = None
     ) -> Tensor:
-        """[B, T, V] float32 (or wider): what each place predicts next; zeros where padded."""
+        """Returns the next-token logits of each position, [B, T, V] float32 or wider; zeros where padded."""
         batch, paths = self._batch(input_ids, pixel_values, attention_mask)
         out = self.lmm(batch, {})
         rows = torch.cat([torch.from_numpy(path) for path in paths]).to(out.row_W.device)
@@ -44,7 +44,7 @@ class TokenModel:
         self, input_ids: Tensor, pixel_values: Tensor | None = None, *, max_new_tokens: int,
         attention_mask: Tensor | None = None, eos_token_id: int | Collection[int] | None = None,
     ) -> Tensor:  # fmt: skip
-        """[B, new] int64: greedy tokens after each prompt, up to and with its end token, then padding."""
+        """Returns the greedy tokens after each prompt up to the end token, then padding: [B, new] int64."""
         batch, paths = self._batch(input_ids, pixel_values, attention_mask)
         eos = self.eos if eos_token_id is None else eos_token_id
         ends = (eos,) if isinstance(eos, int) else tuple(eos)

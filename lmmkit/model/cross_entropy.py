@@ -1,4 +1,4 @@
-"""Next-token losses of a head without all its logits at once, and without a copy of any."""
+"""Next-token losses of a head, without all logits in memory at once and without a copy of any."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ LEAST_ROWS = 256  # a chunk of fewer makes slow matrix products
 
 
 def linear_cross_entropy(hidden_SD: Tensor, weight_VD: Tensor, target_S: Tensor) -> Tensor:
-    """-log softmax(hidden @ weight.T)[target], [S] in float32 or wider.
+    """Returns -log softmax(hidden @ weight.T)[target], [S] in float32 or wider.
 
-    A frozen weight may be narrower than what it multiplies. In chunks of `LOGIT_BYTES`: the logits of a
-    single chunk are remembered, and turned into their own gradient where they lie; those of several
-    are computed again in the backward pass.
+    A frozen weight may have lower precision than `hidden_SD`. The logits are computed in chunks of
+    `LOGIT_BYTES`. A single chunk is saved, and changed in place into its gradient; several chunks are
+    computed again in the backward pass.
     """
     if torch.is_autocast_enabled(hidden_SD.device.type):
         dtype = torch.get_autocast_dtype(hidden_SD.device.type)
@@ -45,7 +45,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, d_S):
         hidden_SD, weight_VD, target_S, lse_S = ctx.saved_tensors
-        kept, ctx.logits_SV = ctx.logits_SV, None  # a second backward pass computes them anew
+        kept, ctx.logits_SV = ctx.logits_SV, None  # a second backward pass computes them again
         d_hidden_SD = torch.empty_like(hidden_SD) if ctx.needs_input_grad[0] else None
         d_weight_VD = None
         for rows in _chunks(hidden_SD, weight_VD):
@@ -66,7 +66,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def chunk_rows(vocab: int) -> int:
-    """Rows whose logits there are at once."""
+    """Returns the number of rows whose logits are in memory at once."""
     return max(LEAST_ROWS, LOGIT_BYTES // (4 * vocab))
 
 

@@ -1,4 +1,4 @@
-"""A decoder of the LLaMA family over the packed rows of a forest."""
+"""A decoder from the LLaMA family over the packed rows of a forest."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PLAIN = Rope()
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderShape:
-    """Sizes of a decoder. `head_size` need not be width / heads; `context` is the longest row path."""
+    """Holds the sizes of a decoder. `head_size` need not be width / heads; `context` is the longest path."""
 
     vocab: int
     width: int
@@ -35,14 +35,14 @@ class DecoderShape:
 
 
 class Embedding(nn.Embedding):
-    """Token rows drawn from N(0, 1 / width): of the size that the blocks add."""
+    """Holds token embeddings, drawn from N(0, 1 / width): of the same scale as what the blocks add."""
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.weight, std=self.embedding_dim**-0.5)
 
 
 class Decoder(nn.Module):
-    """Embeddings, blocks, final norm, head. Rows in any order; the forest's `attend` ties them."""
+    """Computes embeddings, blocks, final norm, head. Rows may have any order; attention connects them."""
 
     def __init__(self, shape: DecoderShape):
         super().__init__()
@@ -55,15 +55,15 @@ class Decoder(nn.Module):
         self.tie()
 
     def tie(self) -> None:
-        """Makes a tied head the embedding itself; again after storage is made anew, which parts them."""
+        """Ties the head to the embedding if `shape.tied`. Repeat after `to_empty`, which unties them."""
         if self.shape.tied:
             self.head.weight = self.embed.weight
 
     def forward(
         self, x_TD: Tensor, pos_T: Tensor, attention_fns: Sequence[AttentionFn]
     ) -> tuple[Tensor, Tensor]:
-        """States after the final norm of the rows that the last `attend` lets out [W, D], and the mass
-        of every layer [L, R] float32."""
+        """Returns the states after the final norm [W, D], of the output rows of the last attention function,
+        and the mass of each layer [L, R], float32."""
         shape = self.shape
         cos, sin = rope_angles(pos_T, shape.head_size, shape.rope)
         rotary = (cos.to(x_TD.dtype), sin.to(x_TD.dtype))

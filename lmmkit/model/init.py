@@ -1,4 +1,4 @@
-"""Initial weights, a pure function of seed and module name."""
+"""Initial weights as a pure function of seed and module name."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import nn
 
 
 def init(module: nn.Module, seed: int | str, *, but: tuple[str, ...] = ()) -> None:
-    """Draws every module's own parameters by its name and the seed alone, whatever else is there.
+    """Draws the parameters of each module from its name and the seed only, independent of other modules.
 
-    Modules below the names `but` are left as they are: their values come from elsewhere.
+    Modules below the names `but` are not changed: their values come from elsewhere.
     """
     for name, part in sorted(module.named_modules()):
         if f"{name}.".startswith(tuple(f"{each}." for each in but)):

@@ -1,4 +1,4 @@
-"""The parts both towers are made of: norms, fused linears, rotary positions, MLPs, blocks."""
+"""Layers of the decoder and the vision encoder: norms, fused linears, attention projections, MLPs, blocks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ACTIVATIONS = {
 
 
 class _RmsNorm(torch.autograd.Function):
-    """`F.rms_norm`, which the CPU has no kernel for: as few passes over memory as torch's parts allow."""
+    """Computes `F.rms_norm` on CPU, which has no kernel for it, in few passes over memory."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, eps: float):
@@ -40,7 +40,7 @@ class _RmsNorm(torch.autograd.Function):
 
 
 def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """(x / rms(x) * weight, 1 / rms(x))"""
+    """Returns (x / rms(x) * weight, 1 / rms(x))."""
     wide = torch.promote_types(x.dtype, torch.float32)
     rms = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
     scale = rms.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
@@ -48,15 +48,15 @@ def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / rms(x) * weight, the rms in float32 or wider."""
-    if x.is_cuda or torch.compiler.is_compiling():  # which have, or write, a kernel
+    """Returns x / rms(x) * weight, with the rms in float32 or wider."""
+    if x.is_cuda or torch.compiler.is_compiling():  # both have a kernel, or generate one
         return F.rms_norm(x, weight.shape, weight, eps)
-    # a graph's node costs a third of the norm of one row: generation goes without
+    # an autograd node costs a third of the norm of one row, so generation avoids it
     return _RmsNorm.apply(x, weight, eps) if torch.is_grad_enabled() else _normed(x, weight, eps)[0]
 
 
 class _SwiGLU(torch.autograd.Function):
-    """silu(gate) * up of a packed projection: remembers that alone, and has one gradient buffer."""
+    """Computes silu(gate) * up of a packed projection; saves only the projection, has one gradient buffer."""
 
     @staticmethod
     def forward(ctx, gate_up: Tensor):
@@ -81,7 +81,7 @@ def _gated(gate_up: Tensor) -> Tensor:
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
-    """silu(gate) * up of the two side by side, [..., 2 M] -> [..., M]."""
+    """Returns silu(gate) * up, where gate and up are concatenated: [..., 2 M] -> [..., M]."""
     if torch.compiler.is_compiling():
         gate, up = gate_up.chunk(2, -1)
         return F.silu(gate) * up
@@ -89,7 +89,7 @@ def swiglu(gate_up: Tensor) -> Tensor:
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight."""
+    """Computes x / rms(x) * weight."""
 
     def __init__(self, width: int, eps: float):
         super().__init__()
@@ -107,8 +107,8 @@ FEW = 8  # rows
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`F.linear`. Of one row or a few without a graph, as sequences that are generated have them, the CPU's
-    library leaves threads idle or reads the weight twice; `_of_few` does not (docs/performance.md).
+    """Computes `F.linear`. For few rows without a graph, as in generation, the CPU library leaves threads
+    idle or reads the weight twice; `_of_few` does not (docs/performance.md).
     """
     few = x.ndim == 2 and 0 < len(x) <= FEW and x.device.type == "cpu" and x.dtype == torch.float32
     if not few or torch.is_grad_enabled():
@@ -118,7 +118,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _of_few(x: Tensor, weight: Tensor) -> Tensor:
-    """x weight^T of 1 to `FEW` rows: of several, the weight on the left; of one, a share of it a thread."""
+    """Returns x weight^T for 1 to `FEW` rows. Several rows: weight x^T, transposed. One row: a slice of the
+    weight per thread."""
     if len(x) > 1:
         return torch.mm(weight, x.T).T.contiguous()
     shares = torch.get_num_threads()
@@ -129,7 +130,7 @@ def _of_few(x: Tensor, weight: Tensor) -> Tensor:
 
 
 class FusedLinear(nn.Module):
-    """Several linears of one input stored as one matrix; `slices` names the rows of each."""
+    """Stores several linears with the same input as one matrix; `slices` gives the matrix rows of each."""
 
     def __init__(self, width: int, parts: dict[str, int], *, bias: bool):
         super().__init__()
@@ -145,12 +146,12 @@ class FusedLinear(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The parts' outputs side by side, in order."""
+        """Returns the outputs of the linears, concatenated in order."""
         return linear(x, self.weight, self.bias)
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` drawn from N(0, gain^2 / fan_in): residual branches take a gain below 1."""
+    """Extends `nn.Linear`: drawn from N(0, gain^2 / fan_in). Residual branches use a gain below 1."""
 
     def __init__(self, n_in: int, n_out: int, *, bias: bool, gain: float = 1.0):
         self.gain = gain
@@ -166,7 +167,7 @@ class Linear(nn.Linear):
 
 
 class NormedHeads(nn.Module):
-    """Norms the queries and the keys of a packed projection, head by head."""
+    """Normalizes the queries and the keys of a packed projection, per head."""
 
     def __init__(self, heads: Heads, eps: float):
         super().__init__()
@@ -179,7 +180,7 @@ class NormedHeads(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """What grouped-query attention learns: the projections before and after it."""
+    """Holds the parameters of grouped-query attention: the projections before and after it."""
 
     def __init__(
         self, width: int, heads: Heads, *, qkv_bias: bool, qk_norm: bool, norm_eps: float, gain: float
@@ -192,12 +193,12 @@ class SelfAttention(nn.Module):
         self.out = Linear(q, width, bias=False, gain=gain)
 
     def project(self, x_TD: Tensor) -> Tensor:
-        """The packed projection, [T, C]."""
+        """Returns the packed projection, [T, C]."""
         return self.norm(self.qkv(x_TD))
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)), gate and up stored as one matrix."""
+    """Computes down(silu(gate(x)) * up(x)); gate and up are stored as one matrix."""
 
     def __init__(self, width: int, mlp: int, *, gain: float):
         super().__init__()
@@ -209,10 +210,10 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """One decoder layer: (x_TD, turn, attend) -> (x_WD, mass_R), nothing hidden.
+    """Computes one decoder layer: (x_TD, rotary, attention_fn) -> (x_WD, mass_R), without hidden state.
 
-    Grouped-query attention with rotary positions; `attend` says who sees whom, and how. `before` and
-    `after` it are what a compiler may fuse.
+    Grouped-query attention with rotary positions; `attention_fn` implements the rule of which row sees
+    which. `before` and `after` are the code around it that `torch.compile` may fuse.
     """
 
     def __init__(self, attention: SelfAttention, mlp: SwiGLU, *, width: int, norm_eps: float):
@@ -227,10 +228,10 @@ class Block(nn.Module):
         return self.after(x_TD[attention_fn.rows], out_WC), mass_R
 
     def before(self, x_TD: Tensor) -> Tensor:
-        """What attention is handed, [T, C]."""
+        """Returns the input of attention, [T, C]."""
         return self.attention.project(self.attention_norm(x_TD))
 
     def after(self, x_WD: Tensor, out_WC: Tensor) -> Tensor:
-        """[W, D] of the rows that come out, from what they were and what they attended to."""
+        """Returns the output rows [W, D], from their states `x_WD` and their attention outputs `out_WC`."""
         x_WD = x_WD + self.attention.out(out_WC)
         return x_WD + self.mlp(self.mlp_norm(x_WD))

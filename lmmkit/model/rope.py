@@ -1,4 +1,4 @@
-"""Rotary frequencies and their published scalings to longer contexts."""
+"""RoPE frequencies and their published scalings to longer contexts."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Rope:
-    """How rotary angles grow with position.
+    """Describes how rotary angles grow with position.
 
-    `linear` divides every frequency by `factor`. `llama3` divides only those whose wavelength is
-    long against the `original` context, with a ramp between `low` and `high` turns of it. `yarn`
-    ramps between `slow` and `fast` turns (Peng et al., 2023), and scales the angles' sines and
-    cosines by `magnitude` (0 = 0.1 ln(factor) + 1).
+    `linear` divides all frequencies by `factor`. `llama3` divides only those whose wavelength is long
+    compared with the `original` context, with a ramp between `low` and `high` turns per context. `yarn`
+    has a ramp between `slow` and `fast` turns (Peng et al., 2023), and multiplies the sines and cosines
+    by `magnitude` (0 = 0.1 ln(factor) + 1).
     """
 
     theta: float = 1e4
@@ -31,7 +31,7 @@ class Rope:
     magnitude: float = 0.0
 
     def frequencies(self, size: int, device: torch.device) -> Tensor:
-        """[K / 2] float32, in radians a position, for heads of `size`."""
+        """Returns [K / 2] float32, in radians per position, for heads of `size`."""
         steps = torch.arange(0, size, 2, device=device, dtype=torch.float32) / size
         plain = self.theta**-steps
         match self.scaling:
@@ -51,17 +51,17 @@ class Rope:
 
     @property
     def scale(self) -> float:
-        """What sines and cosines are multiplied by."""
+        """Returns the factor of sines and cosines."""
         if self.scaling != "yarn" or self.factor <= 1:
             return 1.0
         return self.magnitude or 0.1 * math.log(self.factor) + 1.0
 
     def _pair(self, size: int, turns: float) -> float:
-        """The (fractional) pair of a head that turns so often within the original context."""
+        """Returns the (fractional) index of the pair that makes `turns` turns within the original context."""
         return size * math.log(self.original / (turns * 2 * math.pi)) / (2 * math.log(self.theta))
 
 
 def rope_angles(pos_T: Tensor, size: int, rope: Rope) -> tuple[Tensor, Tensor]:
-    """(cos, sin), each [T, 1, K / 2] float32, of rotary positions in the half-split layout of LLaMA."""
+    """Returns (cos, sin) of rotary positions, each [T, 1, K / 2] float32, in LLaMA's half-split layout."""
     angle_T1K = (pos_T[:, None].float() * rope.frequencies(size, pos_T.device)).unsqueeze(1)
     return rope.scale * angle_T1K.cos(), rope.scale * angle_T1K.sin()

@@ -1,7 +1,7 @@
-"""Vision encoders: a ViT that can be CLIP's and SigLIP's, and any timm ViT behind one interface.
+"""Vision encoders: a ViT that covers CLIP and SigLIP, and any timm ViT behind one interface.
 
-`forward(pixels_ICXY) -> x_IND`: patch tokens of the chosen layer, row by row; class and register
-tokens are dropped inside. Layers after the chosen one are not built.
+`forward(pixels_ICXY) -> x_IND`: patch tokens from the chosen layer, grid row by grid row; class and
+register tokens are removed. Layers after the chosen one are not built.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lmmkit.model.layers import ACTIVATIONS, FusedLinear, Linear
 
 @dataclass(frozen=True, kw_only=True)
 class VisionShape:
-    """Sizes and habits of a ViT. `feature_layer` counts states: 0 the embeddings, -1 the last layer.
+    """Holds sizes and options of a ViT. `feature_layer` counts states: 0 the embeddings, -1 the last layer.
 
     CLIP: class token, norm before the blocks, quick GELU, no patch bias. SigLIP: none of these,
     tanh GELU, a patch bias.
@@ -43,12 +43,12 @@ class VisionShape:
 
     @property
     def built(self) -> int:
-        """Layers that the chosen state needs."""
+        """Returns the number of layers that the chosen state needs."""
         return self.feature_layer if self.feature_layer >= 0 else self.depth + 1 + self.feature_layer
 
 
 class VisionBlock(nn.Module):
-    """Pre-norm transformer layer over I dense sequences of N tokens."""
+    """Computes a pre-norm transformer layer over I dense sequences of N tokens."""
 
     def __init__(self, shape: VisionShape, backend: Backend):
         super().__init__()
@@ -68,20 +68,20 @@ class VisionBlock(nn.Module):
         return self.after(x_IND, self.backend.dense(q, k, v).flatten(2))
 
     def before(self, x_IND: Tensor) -> Tensor:
-        """What attention is handed, [I, N, 3 D]."""
+        """Returns the input of attention, [I, N, 3 D]."""
         return self.qkv(self.attention_norm(x_IND))
 
     def after(self, x_IND: Tensor, out_IND: Tensor) -> Tensor:
-        """The layer's rows, from what they were and what they attended to."""
+        """Returns the output of the layer, from its input `x_IND` and the attention output `out_IND`."""
         x_IND = x_IND + self.out(out_IND)
         return x_IND + self.down(self.activation(self.up(self.mlp_norm(x_IND))))
 
 
 class ViT(nn.Module):
-    """The encoder written here.
+    """Computes the ViT that is implemented here.
 
-    From scratch, positions begin as fixed sines and cosines of row and column (a learned table
-    needs many steps to find out what is beside what); the class token is drawn from N(0, 0.02).
+    From scratch, positions start as sines and cosines of grid row and column (a random table needs many
+    steps to find which tokens are neighbours); the class token is drawn from N(0, 0.02^2).
     """
 
     def __init__(self, shape: VisionShape, backend: Backend):
@@ -101,7 +101,7 @@ class ViT(nn.Module):
             self.position[len(self.class_token) :] = 0.5 * sincos(self.image.grid, self.shape.width)
 
     def forward(self, pixels_ICXY: Tensor) -> Tensor:
-        """[I, N, D]"""
+        """Returns the patch tokens, [I, N, D]."""
         patches_IND = self.patch(pixels_ICXY).flatten(2).transpose(1, 2)
         first_I1D = self.class_token.expand(len(patches_IND), -1, -1)
         x_IND = self.pre_norm(torch.cat([first_I1D, patches_IND], 1) + self.position)
@@ -111,7 +111,7 @@ class ViT(nn.Module):
 
 
 def sincos(grid: tuple[int, int], width: int) -> Tensor:
-    """[N, D]: sines and cosines of each token's row and column at D / 4 wavelengths."""
+    """Returns the sines and cosines of each token's grid row and column at D / 4 wavelengths, [N, D]."""
     wave = 1e4 ** -(torch.arange(width // 4) / (width // 4))
     row, column = torch.meshgrid(*(torch.arange(side) for side in grid), indexing="ij")
     angles = [place.flatten()[:, None] * wave for place in (row, column)]
@@ -119,8 +119,8 @@ def sincos(grid: tuple[int, int], width: int) -> Tensor:
     return nn.functional.pad(table, (0, width - table.shape[1]))
 
 
-MOST_BLOCKS = 256  # of a timm model; each is built, on meta, to be checked
-MOST = 2**20  # of any other size
+MOST_BLOCKS = 256  # in a timm model; each is built, on meta, for the check
+MOST = 2**20  # for any other size
 
 
 def _plain(value: object, most: int) -> bool:
@@ -128,7 +128,7 @@ def _plain(value: object, most: int) -> bool:
 
 
 class TimmModel(Protocol):
-    """What timm's ViTs have in common, by habit and not by a class; all of it that is used here."""
+    """Defines what is used here of timm's ViTs, which share no base class."""
 
     blocks: Sized
     embed_dim: int
@@ -144,7 +144,7 @@ class TimmModel(Protocol):
 
 
 class TimmViT(nn.Module):
-    """Any timm ViT that has `forward_intermediates`, cut after the chosen layer."""
+    """Wraps any timm ViT that has `forward_intermediates`, cut after the chosen layer."""
 
     def __init__(self, model: TimmModel, *, image: ImageSpec, feature_layer: int):
         super().__init__()
@@ -158,7 +158,7 @@ class TimmViT(nn.Module):
         self.model = model
 
     def forward(self, pixels_ICXY: Tensor) -> Tensor:
-        """[I, N, D]"""
+        """Returns the patch tokens, [I, N, D]."""
         (x_IND,) = self.model.forward_intermediates(
             pixels_ICXY, indices=[self.index], norm=False, output_fmt="NLC", intermediates_only=True
         )
@@ -170,19 +170,19 @@ def open_timm(
     mean: tuple[float, float, float] | None = None, std: tuple[float, float, float] | None = None,
     resample: Resample | None = None,
 ) -> TimmViT:  # fmt: skip
-    """A timm ViT by name, with timm's initial values; on the meta device, if that is the default.
+    """Returns a timm ViT by name, with timm's initial values; on the meta device, if that is the default.
 
     Args:
-        name: of timm's registry, with or without the tag of its weights; never one of a hub.
+        name: from timm's registry, with or without the tag of its weights; never a hub name.
         feature_layer: the state to read.
-        image_size: side of the picture, pixels; timm's where None.
-        args: what else timm's constructor is given; plain values.
-        mean: of RGB in 0..1; timm's where None.
-        std: likewise.
-        resample: likewise.
+        image_size: side of the image in pixels; None for timm's.
+        args: other arguments of timm's constructor; plain values.
+        mean: of RGB in 0..1; None for timm's.
+        std: of RGB in 0..1; None for timm's.
+        resample: filter that resizes images; None for timm's.
 
     Raises:
-        ValueError: no such ViT, arguments that are none of a model's shape, a size that does not fit.
+        ValueError: no such ViT, arguments that do not describe a model's shape, a size that does not fit.
     """
     import timm
     from timm.data.config import resolve_model_data_config
@@ -202,7 +202,7 @@ def open_timm(
         model = cast(TimmModel, timm.create_model(name, pretrained=False, **options))
         patches = model.patch_embed
         size, side, patch = patches.img_size[-1], patches.grid_size[-1], patches.patch_size[-1]
-    except Exception as error:  # a constructor may raise anything over sizes that make no model
+    except Exception as error:  # a constructor may raise any error for impossible sizes
         raise ValueError(f"timm: {error}") from error
     if not side or size % side or size // side != patch:
         raise ValueError(f"image_size {size} is no multiple of its patches of {patch}")

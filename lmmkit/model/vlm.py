@@ -1,4 +1,4 @@
-"""The large multimodal model: see, project, fill the rows that are not text, decode."""
+"""The large multimodal model: encode images, project, scatter into the rows that are not text, decode."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from lmmkit.model.decoder import Decoder
 
 
 class ModelOutput(NamedTuple):
-    """States after the final norm of rows `row_W`, ascending, each layer's attention mass of the asked
-    rows, and what the encoder said of the batch's pixels."""
+    """Holds the states after the final norm of rows `row_W` (ascending), the attention mass of rows `row_R`
+    in each layer, and the encoder's output for the pixels of the batch."""
 
     row_W: Tensor
     hidden_WD: Tensor
@@ -25,12 +25,12 @@ class ModelOutput(NamedTuple):
     seen_IND: Tensor | None = None
 
     def at(self, row_Q: Tensor) -> Tensor:
-        """[Q, D]: the states of these rows."""
+        """Returns the states of these rows, [Q, D]."""
         return self.hidden_WD[torch.searchsorted(self.row_W, row_Q)]
 
 
 class Connector(nn.Module):
-    """Vision width to decoder width: one linear, or LLaVA-1.5's two with an exact GELU between."""
+    """Maps vision width to decoder width: one linear, or the two of LLaVA-1.5 with an exact GELU between."""
 
     def __init__(self, kind: Literal["linear", "mlp2x_gelu"], n_in: int, n_out: int):
         super().__init__()
@@ -44,7 +44,7 @@ class Connector(nn.Module):
 
 
 class LMM(nn.Module):
-    """A vision encoder, a connector and a decoder; of text alone, the first two are identities."""
+    """Holds a vision encoder, a connector and a decoder. In text-only models the first two are identities."""
 
     def __init__(self, vision: nn.Module, connector: nn.Module, decoder: Decoder, backend: Backend):
         super().__init__()
@@ -52,11 +52,11 @@ class LMM(nn.Module):
         self.backend = backend
 
     def forward(self, batch: Batch, tokens: Mapping[str, Tensor]) -> ModelOutput:
-        """One packed pass; the last layer only for the rows that are read.
+        """Runs one packed pass; the last layer outputs only the rows that are read.
 
         Args:
             batch: on the model's device.
-            tokens: learned rows [n, D] by fill source ("plugins.<instance>").
+            tokens: learned tokens [n, D] by scatter source ("plugins.<instance>").
         """
         seen_IND = self.encode(batch.pixels_ICXY)
         x_TD = self.rows(batch, seen_IND, tokens)
@@ -68,26 +68,26 @@ class LMM(nn.Module):
     def attention_fns(
         self, spec: AttentionSpec, last: AttentionSpec, device: torch.device
     ) -> list[AttentionFn]:
-        """One plan for all layers but the last."""
+        """Returns the attention function of each layer; all layers but the last share one."""
         every = self.backend.prepare(spec, device)
         return [every] * (len(self.decoder.blocks) - 1) + [
             every if last is spec else self.backend.prepare(last, device)
         ]
 
     def decode(self, x_TD: Tensor, pos_T: Tensor, attention_fns: Sequence[AttentionFn]) -> ModelOutput:
-        """The decoder over rows that are already vectors, one `attend` a layer."""
+        """Runs the decoder on row vectors, with one attention function per layer."""
         row_W = torch.arange(len(x_TD), device=x_TD.device)[attention_fns[-1].rows]
         return ModelOutput(row_W, *self.decoder(x_TD, pos_T.to(x_TD.device), attention_fns))
 
     def encode(self, pixels_ICXY: Tensor) -> Tensor | None:
-        """[I, N, D] in vision width; None without pictures."""
+        """Returns [I, N, D] in vision width; None without images."""
         if not len(pixels_ICXY):
             return None
-        x_IND = self.vision(pixels_ICXY.to(self.decoder.norm.weight.dtype))  # as wide as what flows
-        return x_IND.contiguous()  # a view without the class token would make the connector many products
+        x_IND = self.vision(pixels_ICXY.to(self.decoder.norm.weight.dtype))  # the dtype of the activations
+        return x_IND.contiguous()  # on a view without the class token the connector would run many products
 
     def rows(self, batch: Batch, seen_IND: Tensor | None, tokens: Mapping[str, Tensor]) -> Tensor:
-        """Row vectors [T, D]: token embeddings, then every fill over the rows it owns."""
+        """Returns row vectors [T, D]: token embeddings, then each scatter into its rows."""
         x_TD = self.decoder.embed(batch.id_T.clamp(min=0))
         for scatter in batch.scatters:
             source = (
@@ -99,6 +99,6 @@ class LMM(nn.Module):
         return x_TD
 
     def logits(self, hidden_SD: Tensor) -> Tensor:
-        """[S, V] in float32 or wider."""
+        """Returns the logits [S, V] in float32 or wider."""
         logits_SV = self.decoder.head(hidden_SD)
         return logits_SV.to(torch.promote_types(logits_SV.dtype, torch.float32))

@@ -1,7 +1,7 @@
-"""`torch.compile` around the attention of every layer, never across it: its kernels are chosen already.
+"""`torch.compile` for the code before and after the attention of each layer; attention is not compiled.
 
-What is compiled is plain tensor arithmetic, so one graph without a break serves all layers of a kind, and
-shapes are free: micro-batches of any length run the same code.
+The compiled code is plain tensor arithmetic. So all layers of one kind share one graph without breaks,
+and shapes are dynamic: micro-batches of any length run the same code.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ BACKEND = "inductor"
 
 
 def set_compiled(layers: Iterable[nn.Module], asked: bool) -> None:
-    """Layers' halves `before` and `after` their attention compiled, or as they are written.
+    """Compiles the methods `before` and `after` of these layers if `asked`, else restores the original ones.
 
-    Graphs of earlier layers are thrown away: what learns is part of a graph, and torch keeps only a few.
+    If `asked`, earlier graphs are dropped: a graph depends on which parameters are trainable, and torch
+    keeps only a few graphs.
     """
     for layer in layers:
         for half in HALVES:
@@ -30,10 +31,10 @@ def set_compiled(layers: Iterable[nn.Module], asked: bool) -> None:
 
 
 def why_not(device: torch.device) -> str:
-    """Why nothing can be compiled for `device` on this machine; empty when it can. Compiles a sum."""
+    """Returns why compiling for `device` fails on this machine; empty if it works. Compiles a probe."""
     try:
         torch.compile(_probe, backend=BACKEND)(torch.ones(2, device=device))
-    except Exception as error:  # a compiler, headers or Triton that are not there: each says so in its way
+    except Exception as error:  # a missing compiler, header or Triton each raise different errors
         return " ".join(str(error).strip().partition("\n\n")[0].split())
     return ""
 

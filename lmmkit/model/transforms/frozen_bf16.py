@@ -1,11 +1,11 @@
-"""Frozen matrices held in bfloat16, put on a part from outside; what flows through it stays as wide.
+"""Frozen matrices stored in bfloat16, applied to a part from outside; activations keep their dtype.
 
-Only matrices are narrowed: linears and token rows. Norms, biases, positions and the patch
-convolution are a thousandth of a model, and kernels want them as wide as their input.
+Only matrices are rounded: linears and token embeddings. Norms, biases, positions and the patch
+convolution are a thousandth of a model, and kernels need them in the dtype of their input.
 
-Under autocast a product takes a narrow matrix as it is; it would round a wide one at every use.
-Elsewhere the matrix is widened for its product alone, and the graph remembers it narrow. The other
-way, a product of bfloat16, takes a CPU without such instructions six times as long (LAB.md).
+Under autocast a product uses a bfloat16 matrix directly; a float32 one would be rounded at each use.
+Elsewhere the matrix is widened only for its product, and the graph saves the bfloat16 one. The
+alternative, a bfloat16 product, is six times slower on a CPU without such instructions (LAB.md).
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ NARROW = torch.bfloat16
 
 
 def hold_narrow(part: nn.Module, *, autocast: bool) -> None:
-    """Rounds a part's matrices to bfloat16, where they lie or on meta; none of them may learn.
+    """Rounds the matrices of a part to bfloat16, on their device or on meta; all of them must be frozen.
 
-    `autocast`: whether the part computes under it, and so needs no widening.
+    `autocast`: whether the part computes under autocast, and so needs no widening.
     """
     for module in part.modules():
         if isinstance(module, nn.Embedding):
@@ -46,7 +46,7 @@ def _product(linear: FusedLinear | nn.Linear, x: Tensor) -> Tensor:
 
 
 class _Product(torch.autograd.Function):
-    """`F.linear` with a frozen matrix narrower than its input."""
+    """Computes `F.linear` with a frozen matrix of lower precision than its input."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None):

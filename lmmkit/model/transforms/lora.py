@@ -1,7 +1,7 @@
-"""Low-rank updates (Hu et al., 2021), put on a decoder from outside and merged into it afterwards.
+"""LoRA: low-rank updates (Hu et al., 2021), applied to a decoder from outside and merged into it later.
 
-A linear keeps its forward and its names: a hook adds what its adapter says of the same input,
-`scale * b(a(dropout(x)))`, where `b` begins at zero. Fused linears carry one adapter a named part.
+A linear keeps its forward and its names. A hook adds the adapter's output for the same input,
+`scale * b(a(dropout(x)))`, where `b` starts at zero. A fused linear has one adapter per named slice.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CHILD = "lora"
 
 
 class LoraAdapter(nn.Module):
-    """The update of one matrix [out, in]: scale * b @ a, of rank `r`."""
+    """Holds the update of one matrix [out, in]: scale * b @ a, of rank `r`."""
 
     def __init__(self, n_in: int, n_out: int, *, r: int, alpha: float, dropout: float):
         super().__init__()
@@ -37,16 +37,16 @@ class LoraAdapter(nn.Module):
         return self.scale * F.linear(F.linear(F.dropout(x, self.dropout, self.training), self.a), self.b)
 
     def matrix(self) -> Tensor:
-        """[out, in]: what the update adds to the weight."""
+        """Returns the update that is added to the weight, [out, in]."""
         return self.scale * (self.b @ self.a)
 
 
 def attach(
     module: nn.Module, *, r: int, alpha: float, dropout: float, targets: Sequence[str], seed: int
 ) -> list[nn.Parameter]:
-    """Puts adapters on the blocks' linears that `targets` names; their parameters.
+    """Attaches adapters to the linears of the blocks that `targets` names. Returns their parameters.
 
-    Each is drawn by seed and name alone. `targets`: of `TARGETS`.
+    Each adapter is drawn from seed and name only. `targets`: names from `TARGETS`.
     """
     parameters = []
     for path, linear in list(module.named_modules()):
@@ -73,13 +73,13 @@ def attach(
 
 
 def updates(module: nn.Module) -> dict[str, Tensor]:
-    """The adapters' factors by name; none where there are no adapters."""
+    """Returns the factors of the adapters by name; empty if there are no adapters."""
     return {name: p.detach() for name, p in module.named_parameters() if f".{CHILD}." in name}
 
 
 @torch.no_grad()
 def merge(module: nn.Module) -> None:
-    """Adds every adapter to the weight it updates, and takes it off."""
+    """Adds each adapter to the weight that it updates, and removes the adapter."""
     for linear, adapters in list(_adapted(module)):
         _add_to(linear.weight, linear, adapters)
         adapters.take_off()  # type: ignore[operator]
@@ -88,7 +88,7 @@ def merge(module: nn.Module) -> None:
 
 @torch.no_grad()
 def merged(module: nn.Module) -> dict[str, Tensor]:
-    """The weights that `merge` would change, as it would leave them, by name; copies on the CPU."""
+    """Returns the merged weights by name, as copies on the CPU; the model is unchanged."""
     out = {}
     for path, linear in module.named_modules():
         adapters = getattr(linear, CHILD, None)
@@ -102,12 +102,12 @@ def merged(module: nn.Module) -> dict[str, Tensor]:
 def _add_to(weight: Tensor, linear: FusedLinear | Linear, adapters: nn.ModuleDict) -> None:
     for part, adapter in adapters.items():
         rows = linear.slices[part] if isinstance(linear, FusedLinear) else slice(None)
-        # in the wider of both types, and rounded once
+        # added in the wider of the two dtypes, and rounded once
         weight[rows] = linear.weight[rows] + adapter.matrix()  # type: ignore[operator]
 
 
 def adapters(module: nn.Module) -> list[LoraAdapter]:
-    """All that are on."""
+    """Returns all attached adapters."""
     return [part for part in module.modules() if isinstance(part, LoraAdapter)]
 
 
