@@ -137,7 +137,7 @@ class Packer:
         return replace(batch, count=count), paths
 
     def _from(self, trees: Sequence[SizedSample], view_S: Tensor, term_S: Tensor) -> Tensor:
-        """Returns the number of the source of each supervised row; `len(sources)` for tasks and other sources."""
+        """Returns the source number of each supervised row; `len(sources)` for tasks and other sources."""
         numbers = {name: number for number, name in enumerate(self.sources)}
         other = len(self.sources)
         source_V = torch.tensor(

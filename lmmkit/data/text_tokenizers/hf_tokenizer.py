@@ -191,7 +191,7 @@ def _unprefixed(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _named(folder: Path, inner: tokenizers.SentencePieceTokenizer, key: str) -> int | None:
-    """Returns the id of the begin (bos) or end (eos) token, from the first file in the folder that names it."""
+    """Returns the id of the begin (bos) or end (eos) token, from the first file that names it."""
     for name in (BESIDE, "special_tokens_map.json"):
         if (folder / name).is_file():
             word = read_json(folder / name, hint="Correct or remove the file.").get(f"{key}_token")
