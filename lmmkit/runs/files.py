@@ -81,7 +81,7 @@ def write_json_atomic(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """Writes a temporary file, syncs it, renames it and syncs the folder. Raises `MachineError` on failure."""
+    """Writes a temporary file, syncs it, renames it, syncs the folder. Raises `MachineError` on failure."""
     # The process id keeps two writers of one file (a run and an evaluation) apart.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -1,7 +1,7 @@
 """Parses JSON strictly, and reports as problems what Python's parser accepts.
 
-Python accepts duplicate keys, NaN and numbers of unlimited size. `Window` reads a text piece by
-piece, so a file of any size needs only a few megabytes of memory.
+Python accepts duplicate keys, NaN, numbers of unlimited size and lone surrogates. `Window` reads a
+text piece by piece, so a file of any size needs only a few megabytes of memory.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Parser:
         )
 
     def at(self, text: str, start: int) -> tuple[object, int, Faults]:
-        """Returns (value, end, faults) of the JSON value at `start`. Raises `JSONDecodeError` if there is none."""
+        """Returns (value, end, faults) of the value at `start`. Raises `JSONDecodeError` if there is none."""
         self.faults = []
         try:
             value, end = self.decoder.raw_decode(text, start)

@@ -31,7 +31,7 @@ class Member(NamedTuple):
 
 
 def members(path: Path) -> Iterator[Member]:
-    """Yields the regular files of the archive in order. Raises `UserError` for an incomplete or bad archive."""
+    """Yields the regular files of the archive in order. Raises `UserError` if it is incomplete or bad."""
     with open_regular(path) as file:
         headers: Any = _Headers(path, file)
         end = os.fstat(file.fileno()).st_size
