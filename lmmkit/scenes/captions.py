@@ -21,7 +21,7 @@ def caption(scene: Scene, rng: random.Random) -> str:
     things first, in alphabetical order ("blue bar bottom right"). The first kind trains the model to look
     at a named place, the second to find a named thing. Words or commas distinguish the two kinds, so
     shuffled words and the image determine one sentence. A caption may leave things out. If it always
-    named all, the next place would follow from the order, and the model would not need to look it up.
+    named all, the next name would follow from the order, and the model need not look at its place.
     """
     sky, ground = f"under a {scene.scenery.sky} sky", f"over {scene.scenery.ground}"
     number = rng.randint(1, len(scene.things))
