@@ -94,7 +94,7 @@ def import_model(
 
 
 def _held(source: PretrainedFolder, base: Path | None) -> torch.dtype:
-    """Returns the type of the imported weights. For low-rank updates it is the type that their config names."""
+    """Returns the type of the imported weights; for low-rank updates the type that their config names."""
     if lora_checkpoints.is_adapter(source.folder):
         return HELD.get(source.dtype, torch.float32)
     if base is None:

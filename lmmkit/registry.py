@@ -2,7 +2,7 @@
 
 An entry point of the group `lmmkit.plugins` has the name of a component, so metadata is enough to
 find it, and only the plugins that a recipe names are imported. A local file runs only if the user
-trusts files on the command line. Components come from a hook that is called once, never in a step.
+trusts files on the command line. The component hook is called when plugins are loaded, never in a step.
 """
 
 from __future__ import annotations

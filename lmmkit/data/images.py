@@ -168,7 +168,7 @@ def _telling(path: str) -> Iterator[None]:
         raise UserError(problem) from error
     except (Pil.DecompressionBombError, Pil.DecompressionBombWarning) as error:
         raise UserError(SIZE.at(path, got=str(error), most=f"{MAX_PIXELS} pixels")) from error
-    except Exception as error:  # broken files make Pillow's decoders raise nearly anything
+    except Exception as error:  # for broken files Pillow's decoders raise errors of many types
         missing = error.strerror if isinstance(error, OSError) else None
         code, reason = (IMAGE_FILE, missing) if missing else (BROKEN, str(error))
         raise UserError(code.at(path, got=reason or type(error).__name__)) from error

@@ -232,7 +232,7 @@ def _read(total: int, predict: RowGather, gathers: Mapping[Need, RowGather]) -> 
 
 
 def _keys(member: LaidOut, codes: dict[Hashable, int]) -> np.ndarray:
-    """Returns int64 identities of the rows of a view: token ids, or negative numbers for other rows."""
+    """Returns int64 identities of a view's rows: token ids, or negative for images and learned tokens."""
     parts = []
     for span in member.layout:
         if span.kind == "text":

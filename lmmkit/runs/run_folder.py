@@ -66,7 +66,8 @@ class RunFolder:
 
     @property
     def anomalies(self) -> Path:
-        """Returns the path of the list of steps that were not finite or had a spike in loss or gradient."""
+        """Returns the path of the anomalies: one JSON object for each step that was not finite, or whose
+        loss or gradient had a spike."""
         return self.path / "anomalies.jsonl"
 
     @property

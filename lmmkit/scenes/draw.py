@@ -61,7 +61,7 @@ def middle(thing: Thing, width: int, height: int) -> tuple[float, float]:
     short = min(width, height)
     x, y = width / 2 + thing.dx * short, height / 2 + thing.dy * short
     if thing.place != CENTRE:
-        # Distances are more equal than the sides: a square cut from the middle keeps the things.
+        # Distances differ less than the sides of the image: a square cut from its middle keeps the things.
         reach_x = REACH * (3 * short + width) / 4
         reach_y = REACH * (3 * short + height) / 4
         x += reach_x if thing.place.endswith("right") else -reach_x

@@ -152,7 +152,7 @@ def _save(index: Index, cache: Path, folder: Path) -> None:
         try:
             os.rename(aside, folder)
         except OSError:
-            if not folder.exists():  # else another process was as fast
+            if not folder.exists():  # else another process wrote it first
                 raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)

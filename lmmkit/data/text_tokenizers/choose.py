@@ -1,4 +1,4 @@
-"""Opens a tokenizer of any kind, behind one interface."""
+"""Opens tokenizers of all kinds, and describes their common interface."""
 
 from __future__ import annotations
 
