@@ -55,7 +55,7 @@ def _check(path: Path, info: tarfile.TarInfo, end: int) -> None:
     """Raises `UserError` for a file that is not plain, not complete, or has a broken name."""
     if info.issparse() or info.type == PARTIAL:
         raise _wrong(path, info.offset, "a file with holes or in parts", "plain files")
-    if not 0 <= info.size <= end - info.offset_data:  # with a size below 0, tarfile reads the same header without end
+    if not 0 <= info.size <= end - info.offset_data:  # below 0 tarfile reads one header for ever
         got = f"{end} bytes"
         raise _wrong(path, info.offset, got, f"{info.offset_data + info.size}, as the header there says")
     if re.search("[\0\ud800-\udfff]", info.name):  # tarfile decodes bytes that are not UTF-8 to surrogates
