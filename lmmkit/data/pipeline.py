@@ -108,7 +108,7 @@ class Pipeline:
     world: int = 1
 
     def positions(self, index: int) -> range:
-        """Returns the positions of the samples that this rank takes in a step. All ranks together cover it."""
+        """Returns the positions of the samples that this rank takes in a step. All ranks cover the step."""
         first = index * self.samples
         n = min(self.samples, self.total - first)
         return range(first + self.rank * n // self.world, first + (self.rank + 1) * n // self.world)
