@@ -1,4 +1,4 @@
-"""Every attention backend on a recipe's own batches: time, memory, and error against float64."""
+"""Measures every attention backend on the batches of a recipe: time, memory, and error against float64."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from lmmkit.model.decoder import DecoderShape
 from lmmkit.model.rope import rope_angles
 
 REPEATS = 5
-MOST_MAP = 4 << 30  # bytes of a whole attention map that is still tried
+MOST_MAP = 4 << 30  # bytes; a larger attention map is not tried
 CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class BackendTiming:
-    """One backend on one layer's attention, forward and backward: median seconds over all batches,
-    bytes above the inputs at the peak (CUDA only), and the worst relative error against float64 of
-    outputs, mass and gradient. `why_not` says why there are none."""
+    """Holds the figures of one backend for one layer's attention, forward and backward: median seconds for
+    all batches, peak bytes above the inputs (CUDA only), and the worst relative errors against float64
+    of outputs, mass and gradient. `why_not` gives the reason if there are none."""
 
     backend: str
     why_not: str = ""
@@ -37,14 +37,14 @@ class BackendTiming:
 
 
 def reasons(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
-    """Of every backend, best first: why it cannot run there; empty where it can."""
+    """Returns for each backend, best first, why it cannot run on `device`; "" if it can."""
     return {backend.name: backend.why_not(device, dtype) for backend in all_backends()}
 
 
 def measure(
     shape: DecoderShape, batches: Sequence[Batch], device: torch.device, dtype: torch.dtype
 ) -> list[BackendTiming]:
-    """All backends on the same random projections, turn by turn, so that load hits them alike."""
+    """Measures all backends on the same random projections, in turns, so that machine load affects all."""
     cases = [Case(shape, batch, device, dtype) for batch in batches]
     why_not = {b: b.why_not(device, dtype) or _too_large(b, shape, batches) for b in all_backends()}
     attention_fns = {
@@ -80,7 +80,7 @@ def measure(
 
 
 class Case:
-    """One batch's attention on random projections, and what float64 makes of the same numbers."""
+    """Runs the attention of one batch on random projections, and compares it with float64."""
 
     def __init__(self, shape: DecoderShape, batch: Batch, device: torch.device, dtype: torch.dtype):
         self.attention, self.device = batch.attention, device
@@ -96,17 +96,17 @@ class Case:
     def run(
         self, attention_fn: AttentionFn, given: tuple[Tensor, ...] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(outputs, mass, gradient of the projections)"""
+        """Returns (outputs, mass, gradient of the projections)."""
         qkv_TC, d_TC, cos, sin, d_R = given or self.given
         leaf = qkv_TC.clone().requires_grad_()
         out_TC, mass_R = attention_fn(
             leaf * 1, self.heads, (cos, sin)
-        )  # the call turns its own copy in place
+        )  # RoPE is applied in place, to this copy
         (gradient,) = torch.autograd.grad([out_TC, mass_R], leaf, [d_TC, d_R.to(mass_R)])
         return out_TC.detach(), mass_R.detach(), gradient
 
     def errors(self, attention_fn: AttentionFn) -> list[float]:
-        """max|a - b| / max|b| of each."""
+        """Returns max|a - b| / max|b| for outputs, mass and gradient, where b is float64."""
         exact = self.run(Sdpa().prepare(self.attention, CPU), tuple(x.cpu().double() for x in self.given))
         pairs = zip(self.run(attention_fn), exact, strict=True)
         return [
@@ -114,7 +114,7 @@ class Case:
         ]
 
     def peak(self, attention_fn: AttentionFn) -> int:
-        """Bytes on a CUDA device above what lay there; 0 elsewhere."""
+        """Returns the peak bytes on a CUDA device above those allocated before; 0 on other devices."""
         if self.device.type != "cuda":
             return 0
         torch.cuda.reset_peak_memory_stats(self.device)

@@ -1,4 +1,4 @@
-"""What a stage will take: parameters, memory, tokens, hours. No weights are made."""
+"""Estimates the cost of a stage: parameters, memory, tokens, hours. No weights are allocated."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from lmmkit.plan.prepare import Prepared
 from lmmkit.recipe import Recipe, Stage
 
 SAMPLED_STEPS = 4
-WIDE = 4  # bytes: float32, of what learns, its gradient, and the states between blocks
+WIDE = 4  # bytes of float32: trainable parameters, their gradients, and the states between blocks
 SMALL = 4096  # values below which bitsandbytes keeps moments in float32
-BLOCK = 256  # values that share a scale in its 8 bits
+BLOCK = 256  # 8-bit values that share a scale in bitsandbytes
 
 
 def estimate(prepared: Prepared, stage: str, *, flops: float) -> dict:
-    """Steps, tokens a step and supervised share (of the first steps), parameters, bytes and hours.
+    """Returns steps, tokens a step, supervised share (in the first steps), parameters, bytes and hours.
 
-    `bytes` are of one device, by sort and in all: weights, gradients and optimizer, cut over
-    `parallel.shard` (`_bytes`), and the activations of its fullest micro-batch (`activation_bytes`), of
-    the samples it takes. Devices are as few as `parallel` asks for. `hours` take
-    2 operations a weight and token forward, 2 more back through it and 2 for its gradient where it
-    learns, once more forward with `recompute`, on shard x replicate devices of `flops` operations a
-    second; attention maps, encoder and data are left out.
+    `bytes` are those of one device, by kind and in total: weights, gradients and optimizer, sharded over
+    `parallel.shard` (`_bytes`), and the activations of the device's fullest micro-batch
+    (`activation_bytes`). The number of devices is the smallest that `parallel` allows. `hours` count for
+    each weight and token 2 operations forward, 2 backward, 2 for the gradient if the weight is trainable,
+    and 2 more forward with `recompute`, on shard x replicate devices with `flops` operations a second.
+    Attention maps, encoder and data are left out.
     """
     recipe, section = prepared.recipe, prepared.recipe.stages[stage]
     objective, trainable = staged(prepared, stage)
@@ -60,7 +60,7 @@ def estimate(prepared: Prepared, stage: str, *, flops: float) -> dict:
 
 
 def staged(prepared: Prepared, stage: str) -> tuple[Objective, dict[str, list[nn.Parameter]]]:
-    """The objective as it stands in a stage, on meta, and what learns by part."""
+    """Returns the objective on the meta device, set to a stage, and the trainable parameters by part."""
     recipe = prepared.recipe
     objective = build.shell(recipe, prepared.instances.components, prepared.dims, build.device_here())
     build.narrow_parts(objective, build.frozen_narrow(recipe))
@@ -70,7 +70,7 @@ def staged(prepared: Prepared, stage: str) -> tuple[Objective, dict[str, list[nn
 
 
 def checkpoint_bytes(prepared: Prepared) -> list[tuple[int, int]]:
-    """Returns for each stage the bytes of a checkpoint, and of the frozen weights that its checkpoints share."""
+    """Returns for each stage the bytes of a checkpoint, and of the frozen weights its checkpoints share."""
     sizes = []
     for name, stage in prepared.recipe.stages.items():
         objective, trainable = staged(prepared, name)
@@ -80,8 +80,8 @@ def checkpoint_bytes(prepared: Prepared) -> list[tuple[int, int]]:
 
 
 def checkpoint_room(sizes: Sequence[tuple[int, int]], keep: int) -> int:
-    """Returns the most bytes that `keep` checkpoints and one being written take on the disk, with two copies of
-    the frozen weights of each stage they are from. They are from one stage, or from several in a row."""
+    """Returns the most bytes on disk of `keep` checkpoints and one being written, with two copies of the
+    frozen weights of each of their stages. They are from one stage, or from consecutive stages."""
     slots = keep + 1
     rows = [sizes[i:j] for i in range(len(sizes)) for j in range(i + 1, min(len(sizes), i + slots) + 1)]
     return max(
@@ -91,7 +91,8 @@ def checkpoint_room(sizes: Sequence[tuple[int, int]], keep: int) -> int:
 
 
 def moment_bytes(kind: str, learning: Iterable[nn.Parameter]) -> int:
-    """What an optimizer keeps of these: two moments each, in float32 or in 8 bits with a scale a block."""
+    """Returns the bytes of the optimizer state: two moments for each parameter, in float32, or in 8 bits
+    with one scale for each block of values."""
     small = [p.numel() for p in learning if kind == "adamw" or p.numel() < SMALL]
     large = [p.numel() for p in learning if kind != "adamw" and p.numel() >= SMALL]
     return 2 * (WIDE * sum(small) + sum(n + WIDE * -(-n // BLOCK) for n in large))
@@ -99,8 +100,8 @@ def moment_bytes(kind: str, learning: Iterable[nn.Parameter]) -> int:
 
 @dataclass(frozen=True)
 class Load:
-    """What the fullest micro-batch holds: packed rows, pictures, supervised rows; and how many
-    micro-batches a step has at most."""
+    """Holds the size of the fullest micro-batch in packed rows, images and supervised rows, and the most
+    micro-batches of a step."""
 
     rows: int
     images: int
@@ -109,8 +110,8 @@ class Load:
 
     @classmethod
     def of(cls, steps: Iterable[Iterable[Batch]], most: int) -> Load:
-        """Of steps as they were packed. Where one was cut, `most` rows are taken to be reached, with
-        pictures and supervised rows as dense as in the densest micro-batch seen."""
+        """Returns the load of packed steps. If a step has several micro-batches, at least `most` rows are
+        assumed, with images and supervised rows as dense as in the densest micro-batch of `steps`."""
         steps = [list(step) for step in steps]
         batches = [batch for step in steps for batch in step]
         rows = max(map(len, batches))
@@ -129,12 +130,12 @@ def _bytes(
     trainable: Mapping[str, list[nn.Parameter]],
     load: Load,
 ) -> dict[str, int]:
-    """Of a rank. What is cut lies there by rows; whole are, at the peak, the root unit and two blocks, and
-    gradients that gather over a step's micro-batches."""
+    """Returns the bytes of one rank by kind. Sharded parameters are split along their first dimension.
+    Complete at the peak are the root unit, two blocks, and gradients that are summed over a step."""
     learning, shards = _all(trainable), recipe.parallel.copy
 
     def part(p: nn.Parameter) -> int:
-        """Values of a parameter that a rank holds."""
+        """Returns the number of values of a parameter on one rank."""
         return p.numel() if shards == 1 else -(-len(p) // shards) * (p.numel() // max(len(p), 1))
 
     kept = recipe.parallel.exchange == "step" and load.batches > 1
@@ -155,7 +156,8 @@ def _bytes(
 
 
 def _whole(recipe: Recipe, objective: Objective) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """What every rank holds whole, and what of the rest is gathered at the peak (see `training/shard.py`)."""
+    """Returns the parameters that are complete on every rank, and those of the rest that are gathered at
+    the peak (see `training/distributed/fsdp.py`)."""
     vision = objective.lmm.vision
     whole = [] if any(stage.train.vision for stage in recipe.stages.values()) else list(vision.parameters())
     units = [list(block.parameters()) for block in objective.lmm.decoder.blocks]
@@ -167,21 +169,21 @@ def _whole(recipe: Recipe, objective: Objective) -> tuple[list[nn.Parameter], li
 
 
 def activation_bytes(recipe: Recipe, stage: Stage, objective: Objective, load: Load) -> int:
-    """What one forward and backward pass holds besides weights, gradients and optimizer, at its peak.
+    """Returns the peak bytes of one forward and backward pass, without weights, gradients and optimizer.
 
-    `objective` is set to the stage. With T rows, I pictures of N tokens, width D, packed projection
-    C, query width Q, MLP width M, and a = 2 bytes a value under autocast, else 4, the graph remembers
+    `objective` is set to the stage. With T rows, I images of N tokens, width D, packed projection
+    C, query width Q, MLP width M, and a = 2 bytes a value under autocast, else 4, the graph stores
 
-    - a block: 8 T D (the states before attention and before the MLP, float32) + a T (C + Q + 2 M);
-      where its matrices learn their inputs too, a T (2 D + M); under LoRA instead each adapter's
-      input with its dropout mask, and r values. A block that is recomputed: 4 T D, and all of one of them;
-    - the connector, where it learns: a I N (D_vision + 2 D); an encoder that learns, a block:
+    - for each block 8 T D (the states before attention and before the MLP, float32) + a T (C + Q + 2 M);
+      if its matrices are trainable, also their inputs, a T (2 D + M); under LoRA instead the input of each
+      adapter with its dropout mask, and r values. A recomputed block: 4 T D, plus all of one such block;
+    - for a trainable connector a I N (D_vision + 2 D); for each block of a trainable encoder
       8 I N D_vision + a I N (7 D_vision + 3 M_vision), never recomputed.
 
-    On top, at the peak: the widest gradients of a block, a T 4 M + 8 T D; the rows before and after
-    the decoder, 16 T D; logits of one chunk, 8 + a bytes each; the largest gradient twice over;
-    under autocast a bfloat16 copy of all that learns, and of frozen float32 matrices as far as the
-    graph reaches. Kernels' own buffers and what an allocator wastes are left out.
+    The peak adds: the widest gradients of a block, a T 4 M + 8 T D; the rows before and after the
+    decoder, 16 T D; the logits of one chunk, 8 + a bytes each; twice the largest gradient; under
+    autocast a bfloat16 copy of all trainable parameters, and of frozen float32 matrices as far as the
+    graph reaches. Buffers of kernels and unused memory of the allocator are left out.
     """
     a = 2 if recipe.numerics.compute == "bfloat16" else WIDE
     shape, decoder = objective.lmm.decoder.shape, objective.lmm.decoder
@@ -207,17 +209,17 @@ def activation_bytes(recipe: Recipe, stage: Stage, objective: Objective, load: L
 
 
 def _adapter_bytes(decoder: nn.Module, stage: Stage, a: int) -> int:
-    """What the adapters of all blocks remember of one row."""
+    """Returns the bytes that the adapters of all blocks store for one row."""
     asked = stage.train.text.lora if stage.train.text else None
     if asked is None:
         return 0
     inputs = [adapter.a.shape[1] for adapter in lora.adapters(decoder)]
-    mask = (a == WIDE) * 3 + 1  # bytes a value: CUDA's dropout keeps a bool, a CPU's a factor
+    mask = (a == WIDE) * 3 + 1  # bytes a value: dropout stores a bool on CUDA, a factor on a CPU
     return sum(n * (a + mask if asked.dropout else a) + asked.r * a for n in inputs)
 
 
 def _seen_bytes(objective: Objective, stage: Stage, a: int, load: Load) -> int:
-    """Of encoder and connector: what the graph remembers, and an encoder's widest moment."""
+    """Returns the bytes of encoder and connector: what the graph stores, and the encoder's peak."""
     vision = objective.lmm.vision
     if isinstance(vision, ViT):
         spec, mlp, depth = vision.image, vision.shape.mlp, vision.shape.built

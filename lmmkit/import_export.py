@@ -1,4 +1,4 @@
-"""Public model folders into lmmkit's own, and back."""
+"""Converts public model folders to lmmkit's model folders, and back."""
 
 from __future__ import annotations
 
@@ -34,24 +34,25 @@ def import_model(
     source: Path, folder: Path, *, vision: Path | None = None, base: Path | None = None,
     allow_pickle: bool = False, template: str | None = None,
 ) -> tuple[str, ...]:  # fmt: skip
-    """Writes a public model as a model folder of ours, every value as it is.
+    """Writes a public model as an lmmkit model folder, without changing a value.
 
-    One type holds them all: the narrowest that changes no value of `source` and `base`.
+    All weights get one type: the narrowest that changes no value of `source` and `base`.
 
     Args:
-        source: of llava-hf, original LLaVA (whole, its projector alone, or low-rank updates, which are
-            merged), a decoder, or an encoder, which becomes a folder for `model.vision.from`.
-        folder: new, or empty.
-        vision: a folder with the encoder, where `source` leaves it out.
-        base: a folder with the decoder, where `source` leaves it out.
-        allow_pickle: also read `.bin` files, their weights alone.
+        source: a llava-hf model, an original LLaVA model (complete, only its projector, or low-rank
+            updates, which are merged), a decoder, or an encoder, which becomes a folder for
+            `model.vision.from`.
+        folder: the new folder; it must not exist, or be empty.
+        vision: a folder with the encoder, if `source` does not contain it.
+        base: a folder with the decoder, if `source` does not contain it.
+        allow_pickle: allows reading the weights in `.bin` files.
         template: the chat template, if not the default.
 
     Returns:
-        The parts that the new folder holds.
+        The parts in the new folder.
 
     Raises:
-        UserError: an unknown architecture, tensors that do not fit, a folder that is not empty.
+        UserError: an unknown architecture, tensors that do not fit, or a folder that is not empty.
     """
     _require_new(folder)
     if model_folder.is_ours(source):
@@ -93,7 +94,7 @@ def import_model(
 
 
 def _held(source: PretrainedFolder, base: Path | None) -> torch.dtype:
-    """Low-rank updates leave the base in the type that their config names."""
+    """Returns the type of the imported weights; for low-rank updates the type that their config names."""
     if lora_checkpoints.is_adapter(source.folder):
         return HELD.get(source.dtype, torch.float32)
     if base is None:
@@ -114,7 +115,7 @@ def _refuse(where: Path, options: Mapping[str, object], what: str) -> None:
 
 
 def _import_encoder(source: PretrainedFolder, folder: Path) -> None:
-    """Every block of it, whatever state a recipe will read."""
+    """Writes an encoder as a model folder, with all blocks, so that a recipe can choose any layer."""
     assert source.vision is not None
     section = encoder_section(source.vision, str(source.folder))
     origin = Pretrained(folder=source.folder, parts=("vision",), source=source)
@@ -144,13 +145,13 @@ def _ends(source: PretrainedFolder) -> dict[str, object]:
 def export_model(
     path: Path, folder: Path, kind: Format, *, dtype: torch.dtype | None = None, base: str | None = None
 ) -> None:
-    """Writes a run's last model, or a model folder of ours, in a public format.
+    """Writes the last model of a run, or an lmmkit model folder, in a public format.
 
-    Plugins that do not matter when the model answers are left out; one that does is a problem.
-    `base` is for `peft`: what its file calls the model that the adapter belongs on.
+    Plugins that inference does not need are left out; a plugin that it needs is a problem.
+    `base` is for `peft`: the name of the adapter's base model in the written file.
 
     Raises:
-        UserError: a model that the format cannot express, a folder that is not empty.
+        UserError: a model that the format cannot express, or a folder that is not empty.
     """
     source = find_model_folder(path)
     llava_folders.require_whole(source)
@@ -180,7 +181,7 @@ def _exported(source: Path, prepared: Prepared, parts: Mapping[str, nn.Module]) 
 
 
 def _export_adapter(source: Path, folder: Path, base: str | None) -> None:
-    """The low-rank updates of the stage that the folder is of; whole weights are not read."""
+    """Writes the low-rank updates of the folder's stage. The decoder's full weights are not read."""
     config, updates = model_folder.config_of(source), model_folder.updates_of(source)
     recipe = from_model.recipe_of_ours(source, config, None)
     stage = recipe.stages[config["stage"]].train
@@ -207,7 +208,7 @@ def _export_adapter(source: Path, folder: Path, base: str | None) -> None:
 
 
 def show_model(path: Path) -> dict[str, Any]:
-    """Architecture, parameters by part, type and size of a model; nothing of it is allocated."""
+    """Returns architecture, parameters by part, type and size of a model. Allocates no weights."""
     folder = path if (path / "config.json").is_file() else find_model_folder(path)
     if (eye := _encoder_alone(folder)) is not None:
         return _show_encoder(*eye)
@@ -229,7 +230,7 @@ def show_model(path: Path) -> dict[str, Any]:
 
 
 def _encoder_alone(folder: Path) -> tuple[str, str, VisionScratch | VisionTimm] | None:
-    """(kind, type, shape) of an encoder's folder; None for any other."""
+    """Returns (kind, type, vision section) of an encoder's folder; None for other folders."""
     if model_folder.is_ours(folder):
         config = model_folder.config_of(folder)
         if not model_folder.is_encoder(config):

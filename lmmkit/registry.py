@@ -1,8 +1,8 @@
-"""Where plugins come in: pluggy at the door, component classes beyond it.
+"""Finds and loads plugins with pluggy, and returns their component classes.
 
-Entry points of the group `lmmkit.plugins` are named after COMPONENTS, so metadata alone finds
-them and only what a recipe names is imported. A local file runs only where the user trusts files
-on the command line. Hooks register; none is ever called per step.
+An entry point of the group `lmmkit.plugins` has the name of a component, so metadata is enough to
+find it, and only the plugins that a recipe names are imported. A local file runs only if the user
+trusts files on the command line. The component hook is called when plugins are loaded, never in a step.
 """
 
 from __future__ import annotations
@@ -43,28 +43,28 @@ _log = logging.getLogger("lmmkit")
 
 
 class Hooks:
-    """What a plugin module may implement."""
+    """Declares the hooks that a plugin module may implement."""
 
     @hookspec
     def lmmkit_components(self) -> Mapping[str, type[Component]]:
-        """Component classes by name."""
+        """Returns component classes by name."""
         ...
 
     @hookspec
     def lmmkit_started(self, run: str, recipe: Mapping[str, Any], step: int) -> None:
-        """Told on rank 0 before the first step: the run folder, the recipe with every default, and the
-        step that is behind it (0, or that of a resumed run)."""
+        """Receives on rank 0, before the first step, the run folder, the recipe with all defaults, and the
+        number of finished steps (0, or that of a resumed run)."""
         ...
 
     @hookspec
     def lmmkit_logged(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Told on rank 0 after a step's figures are written; must not change anything."""
+        """Receives on rank 0 the figures of a step after they are written. Must not change anything."""
         ...
 
 
 @dataclass(frozen=True)
 class FoundComponent:
-    """A component class and where it came from (a distribution and version, or a file's hash)."""
+    """Holds a component class and its origin: a distribution and version, or a path and the file's hash."""
 
     cls: type[Component]
     origin: str
@@ -72,22 +72,22 @@ class FoundComponent:
 
 @dataclass(frozen=True)
 class Registry:
-    """The plugins of one run: their manager, the class of every instance, where observers came from."""
+    """Holds the plugins of one run: their manager, the class of each instance, the origins of observers."""
 
     manager: pluggy.PluginManager
     components: Mapping[str, FoundComponent]
     observers: tuple[str, ...] = ()
 
     def started(self, run: str, recipe: Mapping[str, Any], step: int) -> None:
-        """Tells all who listen that the run begins, or goes on."""
+        """Notifies all observers that the run starts or resumes."""
         self._tell("lmmkit_started", {"run": run, "recipe": recipe, "step": step})
 
     def logged(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Tells all who listen the figures of a step."""
+        """Sends the figures of a step to all observers."""
         self._tell("lmmkit_logged", {"step": step, "scalars": scalars})
 
     def _tell(self, hook: str, said: Mapping[str, Any]) -> None:
-        """Calls all observers. One that raises is logged and not called again: the run goes on without it."""
+        """Calls all observers. One that raises is logged and not called again; the run continues."""
         for listener in getattr(self.manager.hook, hook).get_hookimpls():
             try:
                 listener.function(*(said[name] for name in listener.argnames))
@@ -98,12 +98,12 @@ class Registry:
 
 
 def installed() -> dict[str, EntryPoint]:
-    """Entry points by component name; nothing is imported."""
+    """Returns entry points by component name. Imports nothing."""
     return {point.name: point for point in entry_points(group=GROUP)}
 
 
 def origin(point: EntryPoint) -> str:
-    """'distribution version' of an entry point."""
+    """Returns 'distribution version' of an entry point."""
     return f"{point.dist.name} {point.dist.version}" if point.dist else point.value
 
 
@@ -111,17 +111,17 @@ def open_registry(
     wanted: Mapping[str, str], *, where: Mapping[str, str], trust_files: bool = False, base: Path = Path(),
     observers: Mapping[str, str] = NONE,
 ) -> Registry:  # fmt: skip
-    """Imports the plugins of these instances and finds their component classes; imports observers.
+    """Imports the plugins of the given instances and finds their component classes; imports observers.
 
     Args:
-        wanted: component to use by instance name: a name, or `path.py` or `path.py:component`.
-        where: place in the recipe of each instance, for messages.
-        trust_files: run local files.
-        base: folder that local files are relative to.
-        observers: place in the recipe of each plugin that listens, by its name or file.
+        wanted: the component of each instance: a name, `path.py` or `path.py:component`.
+        where: the place in the recipe of each instance, for messages.
+        trust_files: allows local files to run.
+        base: the folder that local files are relative to.
+        observers: the place in the recipe of each observer, by its name or file.
 
     Raises:
-        UserError: with every instance and observer that cannot be loaded.
+        UserError: lists every instance and observer that cannot be loaded.
     """
     manager = pluggy.PluginManager("lmmkit")
     manager.add_hookspecs(Hooks)
@@ -219,5 +219,5 @@ def _component(where, manager, module, name, source) -> type[Component]:
 
 
 def setting_fields(cls: type[Component]) -> Iterable[dataclasses.Field]:
-    """The recipe keys of a component."""
+    """Returns the fields of a component that are recipe keys."""
     return [field for field in dataclasses.fields(cls) if field.name != "name"]

@@ -1,13 +1,13 @@
-"""The layout of a sample: template, token ids, and which of them are learned.
+"""The layout of a sample: template, token ids, and which of them are supervised.
 
-`plain` is images, text and answer with a newline behind each; `vicuna_v1` is the conversation of
-Vicuna v1.5, with an end token behind each answer: ids and learned positions equal LLaVA-1.5's.
-`chatml` is Qwen's and `llama3` LLaMA-3's, turns between control tokens: ids equal those of their
-own templates. Their heads and their answers are encoded apart, as generation finds them.
+`plain`: images, text and answer, with a newline after each text. `vicuna_v1`: the conversation of
+Vicuna v1.5, with an end token after each answer; ids and supervised positions equal LLaVA-1.5's.
+`chatml` (Qwen) and `llama3` (LLaMA-3): turns between control tokens; ids equal those of the public
+templates. Here the header of an answer and the answer are encoded separately, as in generation.
 
-LLaVA joins a conversation to one string and tokenizes that; here each span is encoded by itself.
-The ids are the same because no piece reaches from a non-space into a following space, and spans
-are only ever parted there: spaces at the end of a text are encoded with the text behind them.
+LLaVA joins a conversation into one string and tokenizes that string. Here each span is encoded
+separately. The ids are equal because no piece extends from a non-space into a following space, and
+spans are split only there: spaces at the end of a text are encoded with the text that follows.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ def lay_out(
     image_rows: int,
     after_eos: AfterEos = "published",
 ) -> Layout:
-    """The spans of a sample: its answers are learned, the rest is read.
+    """Returns the spans of a sample. Its answers are supervised, the rest is not.
 
-    `image_rows`: rows one image takes. `after_eos`: how the first word behind an end token is
-    encoded; `published` as in LLaVA-1.5's weights (transformers 4.31), `hf437` as in 4.37 (no
-    dummy prefix). A sample may end with the user's turn.
+    `image_rows`: the number of rows that one image takes. `after_eos`: how the first word after an
+    end token is encoded; `published` as in LLaVA-1.5's weights (transformers 4.31), `hf437` as in
+    4.37 (no dummy prefix). A sample may end with the user's turn.
 
-    Raises `UserError` for a template unknown here, turns that do not alternate from user to
-    assistant, or images that do not add up.
+    Raises `UserError` for an unknown template, for turns that do not alternate between user and
+    assistant, or if the turns name another number of images than the sample has.
     """
     _check(sample, after_eos, image_rows)
     writer = _Writer(tokenizer=tokenizer, image_rows=image_rows, after_eos=after_eos)
@@ -82,11 +82,12 @@ def lay_out_prompt(
     image_rows: int,
     after_eos: AfterEos = "published",
 ) -> Layout:
-    """The spans that generation starts from, for a sample whose last turn is the user's.
+    """Returns the spans that generation starts from, for a sample whose last turn is the user's.
 
-    They are those that `lay_out` puts before the answer, so a model goes on with the ids it was
-    trained to go on with: for `vicuna_v1` the prompt ends in "ASSISTANT:" and the space behind
-    it belongs to the answer. Arguments and errors as in `lay_out`; another last turn is one.
+    They are the spans that `lay_out` puts before the answer, so the model continues the same ids as
+    in training. For `vicuna_v1` the prompt ends in "ASSISTANT:", and the space after it belongs to
+    the answer. Arguments and errors are those of `lay_out`. Raises `UserError` also if the last turn
+    is the assistant's.
     """
     if sample.turns and sample.turns[-1].role != "user":
         raise UserError(PROMPT.at(f"sample {sample.key}", got="the assistant's turn last"))
@@ -94,24 +95,24 @@ def lay_out_prompt(
 
 
 def response_end(template: str, tokenizer: TextTokenizer) -> int:
-    """The id that ends a response: a newline where captions are plain, the end token elsewhere."""
+    """Returns the id that ends a response: a newline for `plain`, a control token for the others."""
     if template in FRAMES:
         return _control(tokenizer, template, FRAMES[template].close)
     return tokenizer.encode_continued("\n")[-1] if template == "plain" else tokenizer.eos
 
 
 def default_template(tokenizer: TextTokenizer) -> str:
-    """The template whose control tokens the tokenizer has; `vicuna_v1` needs none."""
+    """Returns the template whose control tokens the tokenizer has, else `vicuna_v1`, which needs none."""
     return next((name for name in FRAMES if not _missing(tokenizer, name)), "vicuna_v1")
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A conversation whose every turn stands between control tokens.
+    """Describes a template that puts each turn between control tokens.
 
-    `head` and `close` surround a role's name and its text; `open` is the newline or two behind a
-    head, `gap` what stands between turns, `start` a control token before all, `system` the first
-    turn where the sample has none of its own.
+    `head`: the control tokens before and after the name of a role. `open`: the text after a head.
+    `close`: the control token after the text of a turn. `gap`: the text between turns. `start`: a
+    control token at the beginning. `system`: the text of the system turn; empty for none.
     """
 
     head: tuple[str, str]
@@ -138,7 +139,7 @@ def _framed(writer: _Writer, sample: Sample, images: Iterator[Image], frame: Fra
             writer.control(_control(writer.tokenizer, sample.template, spelling), role, supervised=supervised)
 
     def head(name: str, role: SpanRole) -> str:
-        """Opens a turn; what is returned belongs before its text."""
+        """Opens a turn. Returns the text to put before the text of the turn."""
         before, behind = frame.head
         control(before, role)
         if not behind:
@@ -203,7 +204,7 @@ def _vicuna(writer: _Writer, turn: Turn, images: Iterator[Image], *, first: bool
     for i in range(turn.images):
         writer.write(words, "user")
         writer.image(next(images))
-        # LLaVA strips a question that is nothing but its image, the newline included.
+        # LLaVA strips a question that contains only its image, including the newline.
         words = "\n" if turn.text or i + 1 < turn.images else ""
     writer.write(words + turn.text, "user")
     writer.write(" ASSISTANT:", "header")
@@ -211,11 +212,11 @@ def _vicuna(writer: _Writer, turn: Turn, images: Iterator[Image], *, first: bool
 
 @dataclass(kw_only=True)
 class _Writer:
-    """Collects spans, and knows after what the next text stands.
+    """Collects spans and remembers what the next text follows.
 
-    `after` is what it follows: nothing (the start, an image), text, or an end token. `spaces` are
-    trailing spaces of what was written, kept back for the text to come; `last` is how that was
-    written: its role, and whether it is learned.
+    `after`: what the next text follows: nothing (the start, an image), text, or an end token.
+    `spaces`: trailing spaces of the last text, which are encoded with the next text. `last`: the role
+    of the last text, and whether it is supervised.
     """
 
     tokenizer: TextTokenizer
@@ -227,26 +228,26 @@ class _Writer:
     last: tuple[SpanRole, bool] = ("none", False)
 
     def write(self, words: str, role: SpanRole, *, supervised: bool = False) -> None:
-        """Text of one role. Its trailing spaces wait for the text behind them."""
-        words = self.spaces + words.replace(SPACE, " ")  # one and the same to sentencepiece
+        """Adds text of one role. Its trailing spaces are kept for the next text."""
+        words = self.spaces + words.replace(SPACE, " ")  # sentencepiece treats both alike
         kept = words.rstrip(" ")
         self.spaces = words[len(kept) :]
         self._encode(kept, role, supervised)
         self.last = (role, supervised)
 
     def image(self, image: Image) -> None:
-        """An image slot. What stands behind it is encoded as text that stands alone."""
+        """Adds an image. The text after it is encoded like a text at the start."""
         self._flush()
         self.spans.append(Span(kind="image", n=self.image_rows, image=image))
         self.after = "nothing"
 
     def part(self) -> None:
-        """What follows is encoded by itself, as if nothing stood before it but a control token."""
+        """Makes the next text be encoded separately, as if it followed a control token."""
         self._flush()
         self.after = "eos"
 
     def control(self, token: int, role: SpanRole, *, supervised: bool = False) -> None:
-        """A control token, in one span with the text of its role."""
+        """Adds a control token, in one span with the preceding text of the same role."""
         self._flush()
         last = self.spans[-1] if self.spans else None
         if last is not None and (last.kind, last.role, last.supervised) == ("text", role, supervised):
@@ -256,7 +257,7 @@ class _Writer:
         self.after = "nothing" if role == "bos" else "eos"
 
     def close(self) -> Layout:
-        """All spans."""
+        """Returns all spans."""
         self._flush()
         return tuple(self.spans)
 
@@ -283,7 +284,7 @@ class _Writer:
 
 
 def _check(sample: Sample, after_eos: str, image_rows: int) -> None:
-    """Raises `UserError` with everything that keeps `sample` from being laid out."""
+    """Raises `UserError` with all problems that prevent the layout of `sample`."""
     problems, where = [], f"sample {sample.key}"
     if sample.template not in TEMPLATES:
         got, nearest = f"template `{sample.template}`", did_you_mean(sample.template, TEMPLATES)

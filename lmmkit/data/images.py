@@ -1,8 +1,8 @@
-"""Pictures: from a file to the pixels an encoder reads, in CLIP's, LLaVA-1.5's and SigLIP's geometry.
+"""Reads image files into the pixels that an encoder takes, resized as CLIP, LLaVA-1.5 or SigLIP do.
 
-What may come in is narrow: five formats, 40 million pixels, no long slivers, no truncated files.
-Where Pillow's plain conversion to RGB would spoil a picture (16-bit grey, transparency, a camera
-held sideways) the result is the one a viewer would show.
+Only five formats are accepted, with at most 40 million pixels, an aspect ratio of at most 200, and no
+truncated files. Pillow's plain conversion to RGB would be wrong for 16-bit grey, transparency and EXIF
+rotation. For those the result is the image that a viewer shows.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 40_000_000  # decoded; Pillow itself only warns below 90 million
 MAX_SQUARE = 4 * MAX_PIXELS  # padded
 MAX_ASPECT = 200
-MAX_BYTES = 4 * MAX_PIXELS  # of the file; a bitmap without compression takes as many
-ORIENTATION = 0x0112  # EXIF tag: how the camera was held
+MAX_BYTES = 4 * MAX_PIXELS  # of the file; an uncompressed bitmap takes as many
+ORIENTATION = 0x0112  # EXIF tag: rotation and mirroring
 RESAMPLING = {"bicubic": Pil.Resampling.BICUBIC, "bilinear": Pil.Resampling.BILINEAR}
 TURNS = {
     2: Pil.Transpose.FLIP_LEFT_RIGHT,
@@ -45,19 +45,19 @@ TURNS = {
 }
 
 
-File = str | os.PathLike[str] | Image  # a whole file, or where an `Image` lies
+File = str | os.PathLike[str] | Image  # the path of a file, or an `Image`, which may be a part of one
 
 
 def read_image(path: File, spec: ImageSpec, shape: ImageFit) -> Tensor:
-    """The picture, upright and RGB, as uint8 [3, size, size], rows first.
+    """Returns the image, upright and RGB, as uint8 [3, size, size] (channels, height, width).
 
-    `crop`: the short side becomes `size` and the middle is cut out, as LLaVA-1.5's first stage
-    does. `pad`: before that the picture is made square with bars in the mean colour, as its second
-    stage does. `stretch`: both sides become `size`, whatever they were, as SigLIP does. First frame
-    of an animation; transparency over white.
+    `crop`: the short side becomes `size` and the middle is cut out, as in LLaVA-1.5's first stage.
+    `pad`: before that, the image is made square with bars in the mean colour, as in its second stage.
+    `stretch`: both sides become `size`, as in SigLIP. Of an animation the first frame is read.
+    Transparent pixels are blended over white.
 
-    Raises `UserError` naming path and reason for anything else than a whole picture in an allowed
-    format and size.
+    Raises `UserError` with path and reason unless the file is a complete image in an allowed format
+    and size.
     """
     with _opened(path, shape) as picture:
         picture.load()
@@ -66,33 +66,33 @@ def read_image(path: File, spec: ImageSpec, shape: ImageFit) -> Tensor:
 
 
 def check_header(path: File, shape: ImageFit) -> None:
-    """Raises `UserError` for what of `read_image`'s demands the file's header already breaks."""
+    """Raises `UserError` if the header of the file breaks a rule of `read_image`."""
     with _opened(path, shape):
         pass
 
 
 def check_whole(path: File, shape: ImageFit) -> None:
-    """As `check_header`, of every pixel."""
+    """Raises `UserError` if the header breaks a rule of `read_image` or a pixel cannot be decoded."""
     with _opened(path, shape) as picture:
         picture.load()
 
 
 def normalise(pixels_CXY: Tensor, spec: ImageSpec) -> Tensor:
-    """uint8 [3, X, Y] as float32: scaled to [0, 1], less the mean, over the deviation."""
+    """Converts uint8 [3, X, Y] to float32: scales to [0, 1], subtracts the mean, divides by the deviation."""
     mean, std = _constants(spec.mean, spec.std)
     return pixels_CXY.to(torch.float32).mul_(1 / 255).sub_(mean).div_(std)
 
 
 @dataclass(frozen=True)
 class Blank:
-    """An edit that leaves nothing of the picture: the `mean` colour (zeros), or `black`."""
+    """Describes an edit that replaces the image by one colour: the `mean` colour (zeros), or `black`."""
 
     kind: Literal["mean", "black"] = "mean"
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
 
     def __call__(self, pixels_CXY: Tensor) -> Tensor:
-        """[3, X, Y], of one colour."""
+        """Returns an image [3, X, Y] of one colour."""
         if self.kind == "mean":
             return torch.zeros_like(pixels_CXY)
         mean, std = _constants(self.mean, self.std)
@@ -100,21 +100,21 @@ class Blank:
 
 
 class ImageReader:
-    """Reads, normalises and edits pictures; keeps the latest of them as uint8.
+    """Reads, normalises and edits images; keeps the last used ones in memory as uint8.
 
-    `cache_mb` bounds what is kept. Pickles without it: each data worker fills its own. One reader
-    serves one thread.
+    `cache_mb` bounds this cache in MiB. Pickling leaves the cache out: each data worker fills another
+    one. Do not share a reader between threads.
     """
 
     def __init__(self, spec: ImageSpec, cache_mb: int = 256) -> None:
         self.spec = spec
         self.cache_mb = cache_mb
-        bytes_each = max(1, 3 * spec.size * spec.size)  # a model of text alone reads none
+        bytes_each = max(1, 3 * spec.size * spec.size)  # `size` is 0 in a text-only model
         self._room = max(0, cache_mb * 2**20 // bytes_each)
         self._kept: OrderedDict[tuple[Image, ImageFit], Tensor] = OrderedDict()
 
     def __call__(self, image: Image, shape: ImageFit) -> Tensor:
-        """float32 [3, size, size]: the preprocessed picture, edited. Errors as in `read_image`."""
+        """Returns the preprocessed and edited image, float32 [3, size, size]. Raises as `read_image`."""
         pixels_CXY = normalise(self._picture(Image(image.path, part=image.part), shape), self.spec)
         return pixels_CXY if image.edit is None else image.edit(pixels_CXY)
 
@@ -142,7 +142,7 @@ def _constants(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Tensor,
 
 @contextmanager
 def _opened(file: File, shape: ImageFit) -> Iterator[Pil.Image]:
-    """The picture with its header read and found good; whatever goes wrong inside, `UserError`."""
+    """Opens the image and checks its header. Every error in the block becomes a `UserError`."""
     image, name = _named(file)
     with _telling(name), _bytes(image, name) as data, Pil.open(data, formats=FORMATS) as picture:
         _check_size(name, *picture.size, shape)
@@ -150,7 +150,7 @@ def _opened(file: File, shape: ImageFit) -> Iterator[Pil.Image]:
 
 
 def _named(file: File) -> tuple[Image, str]:
-    """The place of a picture, and what messages call it."""
+    """Returns the `Image` of a file, and the name that messages use for it."""
     image = file if isinstance(file, Image) else Image(os.fspath(file))
     part = image.part
     return image, image.path if part is None else f"{image.path} (bytes {part[0]} to {sum(part)})"
@@ -168,15 +168,15 @@ def _telling(path: str) -> Iterator[None]:
         raise UserError(problem) from error
     except (Pil.DecompressionBombError, Pil.DecompressionBombWarning) as error:
         raise UserError(SIZE.at(path, got=str(error), most=f"{MAX_PIXELS} pixels")) from error
-    except Exception as error:  # broken files make Pillow's decoders raise nearly anything
+    except Exception as error:  # for broken files Pillow's decoders raise errors of many types
         missing = error.strerror if isinstance(error, OSError) else None
         code, reason = (IMAGE_FILE, missing) if missing else (BROKEN, str(error))
         raise UserError(code.at(path, got=reason or type(error).__name__)) from error
 
 
 def _bytes(image: Image, path: str) -> BinaryIO:
-    """The file, or the part of one, that holds a picture."""
-    # A pipe or device would block or never end: it must neither be waited for nor read.
+    """Opens the file of an image, or the part of a file that contains it."""
+    # A pipe or a device could block or never end. O_NONBLOCK avoids the wait; the check below refuses both.
     file = open(os.open(image.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: SIM115
     try:
         found = os.fstat(file.fileno())
@@ -211,7 +211,7 @@ def _check_size(path: str, width: int, height: int, shape: str) -> None:
 def _upright(picture: Pil.Image) -> Pil.Image:
     try:
         turn = TURNS.get(picture.getexif().get(ORIENTATION, 1))
-    except Exception:  # broken EXIF is common, and no reason to lose the picture
+    except Exception:  # broken EXIF is common, and no reason to refuse the image
         turn = None
     return picture if turn is None else picture.transpose(turn)
 

@@ -1,8 +1,8 @@
-"""Steps of rows that are alike: with a picture or without, and longest first, as LLaVA groups them.
+"""Groups the records of a step as LLaVA does: only records with an image or only text, longest first.
 
-LLaVA shuffles an epoch, parts rows with a picture from rows of text, cuts each into batches sorted by
-length, and shuffles the batches; what is left over comes last, mixed. Here the same happens inside
-windows of `WINDOW` steps of an order, which makes the row at a position a function of that window.
+LLaVA shuffles an epoch, separates records with an image from text records, cuts each kind into batches
+sorted by length, and shuffles the batches. The remaining records come last, mixed. Here this happens
+within windows of `WINDOW` steps of the sampler, so the record at a position depends on its window only.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import numpy as np
 
 from lmmkit.data.sampler import Sampler, philox
 
-WINDOW = 64  # steps; one of them at most is mixed
-At = tuple[str, int, int]  # source, its epoch, row
+WINDOW = 64  # steps; at most one of them is mixed
+At = tuple[str, int, int]  # source, its epoch, record
 
 
 @dataclass(frozen=True)
 class GroupedSampler:
-    """An order whose steps of `samples` rows are alike, over the first `total` positions.
+    """Groups the records of `order` into steps of `samples` similar ones, for the first `total` positions.
 
-    `words`: for each row of each source its length, below 0 where it has no picture. With `alike`
-    a window's rows are sorted by length before they are cut, so that a step's are of like length
-    (transformers' grouping); else a step's rows are random and sorted within the step (LLaVA's).
+    `words`: the length of each record of each source, below 0 if it has no image. With `by_length`
+    the records of a window are sorted by length before they are cut, so a step has records of similar
+    length (transformers' grouping). Otherwise a step has random records, sorted within the step (LLaVA's).
     """
 
     order: Sampler
@@ -36,16 +36,16 @@ class GroupedSampler:
 
     @property
     def weights(self) -> Mapping[str, float]:
-        """As of the order."""
+        """Returns the weights of `order`."""
         return self.order.weights
 
     @property
     def len_epoch(self) -> int:
-        """As of the order."""
+        """Returns the epoch length of `order`."""
         return self.order.len_epoch
 
     def at(self, k: int) -> At:
-        """(source, epoch of that source, row) at position `k`, whatever was asked before."""
+        """Returns (source, epoch of that source, record) at position `k`, independent of earlier calls."""
         window, i = divmod(k, WINDOW * self.samples)
         if window not in self._kept:
             self._kept.clear()
@@ -53,7 +53,7 @@ class GroupedSampler:
         return self._kept[window][i]
 
     def replacement(self, source: str, epoch: int, row: int) -> int:
-        """As of the order."""
+        """Returns the replacement that `order` gives."""
         return self.order.replacement(source, epoch, row)
 
     def _window(self, window: int) -> list[At]:

@@ -1,7 +1,7 @@
-"""Steps in order, from data workers; the state of the data is one integer.
+"""Loads the steps of a stage in order, in data workers. The state of the data is one integer, the step.
 
-A resumed run builds a new loader that starts at its step: nothing of a loader is ever saved, so
-worker counts may change between runs.
+A resumed run builds a new loader that starts at its step. No state of a loader is saved, so the number
+of workers may change between runs.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from lmmkit.errors import MachineError, Problem, UserError
 from lmmkit.errors.data import WORKER_DIED, WORKER_HUNG
 
 TIMEOUT = 300.0  # seconds a worker may take for one step
-StepAndSkipped = tuple[tuple[str, BadRecord], ...]  # rows that were passed over, by source
+StepAndSkipped = tuple[tuple[str, BadRecord], ...]  # records that were skipped, by source
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class _Bad:
-    """A step that bad data spoilt; travels from the worker as a value, to be raised at home."""
+    """Holds the problems of a step with bad data. The worker returns it; the main process raises."""
 
     problems: tuple[Problem, ...]
 
@@ -54,18 +54,18 @@ def load_steps(
     pipeline: Pipeline, start: int, stop: int, *, workers: int, worker_init: Callable[[int], None],
     step_and_skipped: Callable[[int, StepAndSkipped], None] = lambda index, bad: None, timeout: float = TIMEOUT,
 ) -> Iterator[Step]:  # fmt: skip
-    """Steps `start` to `stop - 1`; `sifted` is told which rows of each were passed over.
+    """Yields steps `start` to `stop - 1`. Calls `step_and_skipped` with each step's skipped records.
 
-    Raises `UserError` when a row or image turns out bad, `MachineError` when a worker dies, or is
-    silent for `timeout` seconds.
+    Raises `UserError` for a bad record or image, and `MachineError` when a worker dies or does not
+    answer for `timeout` seconds.
     """
-    with warnings.catch_warnings():  # torchdata 0.11 calls what torch has made a deprecated no-op
+    with warnings.catch_warnings():  # torchdata 0.11 calls a function that torch deprecated
         warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
         loader = StatefulDataLoader(
             _Steps(pipeline), batch_size=None, sampler=range(start, stop), num_workers=workers,
             worker_init_fn=worker_init,
             multiprocessing_context="forkserver" if workers else None,
-            generator=torch.Generator(),  # it draws a seed as it opens: not from what dropout draws from
+            generator=torch.Generator(),  # it draws a seed when it opens: keep dropout's generator unchanged
         )  # fmt: skip
     for index, got in enumerate(_watched(loader, start, timeout), start):
         if isinstance(got, _Bad):
@@ -76,9 +76,9 @@ def load_steps(
 
 
 def _watched(loader: Iterable[T], start: int, timeout: float) -> Iterator[T]:
-    """What the loader yields; what it raises where a worker was lost, as a `MachineError`."""
+    """Yields the items of the loader. Raises `MachineError` for a lost worker."""
     index, before = start, set(active_children())
-    steps = iter(loader)  # held here: it waits seconds for its workers when it goes, so they go first
+    steps = iter(loader)  # kept until the end: its deletion waits seconds for live workers
     watch = _WorkerTimeout(timeout, [each for each in active_children() if each not in before])
     try:
         with watch:
@@ -94,7 +94,7 @@ def _watched(loader: Iterable[T], start: int, timeout: float) -> Iterator[T]:
             raise
         raise _lost(error, index, timeout if watch.hung.is_set() else None) from error
     finally:
-        # left early, one may be at a slow row, and it leaves signals to us: nobody is to wait for it
+        # After an early exit a worker may still read a slow record, and it ignores signals. Do not wait.
         for worker in set(active_children()) - before:
             worker.kill()
 
@@ -109,8 +109,8 @@ def _lost(error: Exception, index: int, timeout: float | None) -> MachineError:
 
 
 class _WorkerTimeout:
-    """Ends workers that are waited for in vain. The loader's own timeout would also have to pass
-    before it looks whether a worker is still alive; without one it looks every five seconds."""
+    """Kills workers that do not answer in time. The timeout of the loader is not used: with it, the
+    loader would notice a dead worker only after the timeout; without it, it checks every five seconds."""
 
     def __init__(self, timeout: float, workers: Sequence[BaseProcess]) -> None:
         self.timeout, self.workers = timeout, workers
@@ -128,7 +128,7 @@ class _WorkerTimeout:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """The time that counts."""
+        """Counts the time in the block against the timeout."""
         self.until = time.monotonic() + self.timeout
         try:
             yield

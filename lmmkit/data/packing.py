@@ -1,4 +1,4 @@
-"""Views of samples -> a packed micro-batch: rows numbered, selectors resolved, items counted."""
+"""Packs the views of samples into a micro-batch: numbers rows, resolves selectors, counts items."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from lmmkit.attention.forest import Forest, arrange, grow, unshared
 from lmmkit.attention.schedule import AttentionSpec
 from lmmkit.errors import Problem, UserError
 
-MIN_SHARED = 8  # rows: a shorter common prefix costs more in attention calls than its rows save
+MIN_SHARED = 8  # rows; sharing a shorter prefix costs more attention calls than it saves rows
 
 
 class LaidOut(NamedTuple):
-    """A view and the spans of its sequence."""
+    """Holds a view and the spans of its sequence."""
 
     view: View
     layout: Layout
 
 
 class SizedSample(NamedTuple):
-    """The views of one sample, and the rows they take once their common prefixes are merged."""
+    """Holds the views of one sample, and the number of rows they take after their prefixes are merged."""
 
     members: tuple[LaidOut, ...]
     size: int
@@ -46,7 +46,7 @@ class ReadsImages(Protocol):
 
 
 class Unreadable(UserError):
-    """Pictures that do not read, each with its problem."""
+    """Lists the images that cannot be read, each with its problem."""
 
     def __init__(self, bad: Sequence[tuple[Image, Problem]]) -> None:
         self.bad = tuple(bad)
@@ -58,12 +58,12 @@ class Unreadable(UserError):
 
 @dataclass(frozen=True, kw_only=True)
 class Packer:
-    """What packing needs to know besides the views.
+    """Packs views into micro-batches.
 
-    `text_terms` names the next-token terms: "next_token" for the main view, then the tasks that
-    learn text. `terms` are the plugin terms whose items are counted. `sources` are those whose losses
-    are told apart. With `blank`, a micro-batch without pictures gets a blank one that nobody reads: an
-    encoder whose weights lie with several ranks runs on all of them or none.
+    `text_terms`: names of the next-token terms, "next_token" for the main view, then the tasks with a
+    text loss. `terms`: the plugin terms whose items are counted. `sources`: the sources whose losses are
+    reported separately. With `blank`, a micro-batch without images gets a blank image that no row uses:
+    an encoder sharded over several ranks must run on all of them or on none.
     """
 
     reader: ReadsImages
@@ -77,7 +77,7 @@ class Packer:
     blank: bool = False
 
     def tree(self, members: Sequence[LaidOut], source: str = "") -> SizedSample:
-        """One sample's views, measured."""
+        """Returns the views of one sample with their number of rows."""
         return SizedSample(tuple(members), len(self._grown(members)[0]), source)
 
     def _grown(self, members: Sequence[LaidOut]) -> tuple[Forest, list[np.ndarray]]:
@@ -86,7 +86,7 @@ class Packer:
         return grow([keys], min_shared=MIN_SHARED) if self.share else unshared([len(each) for each in keys])
 
     def _arranged(self, members: Sequence[LaidOut]) -> tuple[Forest, list[np.ndarray]]:
-        """A forest whose pictures stand at even distances, and the rows of every view."""
+        """Returns a forest in which images are at even distances, and the rows of every view."""
         forest, paths = self._grown(members)
         cut_T = np.zeros(len(forest), bool)
         for member, path in zip(members, paths, strict=True):
@@ -97,9 +97,9 @@ class Packer:
     def pack(
         self, trees: Sequence[SizedSample], dropped: Mapping[str, int] | None = None
     ) -> tuple[Batch, list[np.ndarray]]:
-        """One micro-batch of these trees, and the rows of every view in order.
+        """Returns one micro-batch of these samples, and the rows of every view in order.
 
-        Prefixes are merged across samples too: a system prompt stands once in a micro-batch.
+        Prefixes are merged across samples too: a micro-batch contains a common system prompt once.
         """
         members = [m for tree in trees for m in tree.members]
         forest, paths = self._arranged(members)
@@ -137,7 +137,7 @@ class Packer:
         return replace(batch, count=count), paths
 
     def _from(self, trees: Sequence[SizedSample], view_S: Tensor, term_S: Tensor) -> Tensor:
-        """Each supervised row's source by number; one too high for rows of tasks and of other sources."""
+        """Returns the source number of each supervised row; `len(sources)` for tasks and other sources."""
         numbers = {name: number for number, name in enumerate(self.sources)}
         other = len(self.sources)
         source_V = torch.tensor(
@@ -146,7 +146,7 @@ class Packer:
         return torch.where(term_S == 0, source_V[view_S], other)
 
     def _read(self, pictures: Sequence[ImageRef]) -> list[Tensor]:
-        """Their pixels. Raises `Unreadable` with all that do not read."""
+        """Returns the pixels of the images. Raises `Unreadable` with all images that cannot be read."""
         pixels, bad = [], []
         for image, shape in pictures:
             try:
@@ -158,7 +158,7 @@ class Packer:
         return pixels
 
     def _origins(self, members, paths, total) -> tuple[Tensor, tuple[EmbedScatter, ...], list[ImageRef]]:
-        """Token ids, fills, and the distinct (image, shape) in the order of their tokens."""
+        """Returns token ids, scatters, and the distinct (image, fit) in the order of their tokens."""
         id_T = np.full(total, -1, np.int64)
         item_T: dict[str, np.ndarray] = {}
         images: dict[ImageRef, int] = {}
@@ -183,7 +183,7 @@ class Packer:
         return torch.from_numpy(id_T), tuple(scatters), list(images)
 
     def _targets(self, members, paths) -> tuple[RowGather, Tensor, Tensor]:
-        """Rows that predict, on the view's own path; their targets; their text terms."""
+        """Returns the rows that predict, on the path of their view; their targets; their text terms."""
         rows, views, targets, terms = [], [], [], []
         for v, (member, path) in enumerate(zip(members, paths, strict=True)):
             if not member.view.supervised:
@@ -197,7 +197,7 @@ class Packer:
         return RowGather(_cat(rows), _cat(views)), _cat(targets), _cat(terms)
 
     def _gathers(self, members, paths, total) -> tuple[Tensor, dict[Need, RowGather]]:
-        """The rows every need reads, and the key rows of attention mass."""
+        """Returns the key rows of attention mass, and the rows that each need reads."""
         key_T = np.zeros(total, bool)
         gathers = {}
         for need in self.needs:
@@ -209,7 +209,7 @@ class Packer:
                 if isinstance(need, AttnMass):
                     is_key = np.zeros(len(path), bool)
                     is_key[need.k.positions(member.layout)] = True
-                    places = places[np.cumsum(is_key)[places] > 0]  # a row that sees no key has no mass
+                    places = places[np.cumsum(is_key)[places] > 0]  # a row without a visible key has no mass
                     key_T[path[is_key & (len(places) > 0)]] = True
                     uniform.append(np.cumsum(is_key)[places] / (places + 1))
                 rows.append(path[places])
@@ -220,19 +220,19 @@ class Packer:
 
 
 def _ready(spec: AttentionSpec) -> AttentionSpec:
-    """The sight with its calls made: here, in a data worker, and not where the model waits."""
+    """Computes the attention calls of `spec` here, in a data worker, so that the model does not wait."""
     assert spec.calls is not None
     return spec
 
 
 def _read(total: int, predict: RowGather, gathers: Mapping[Need, RowGather]) -> Tensor:
-    """Rows whose states after the last layer somebody reads."""
+    """Returns a mask [total] of the rows whose states after the last layer are read."""
     hidden = [pick.row_Q for need, pick in gathers.items() if not isinstance(need, AttnMass)]
     return torch.zeros(total, dtype=torch.bool).index_fill(0, torch.cat([predict.row_Q, *hidden]), True)
 
 
 def _keys(member: LaidOut, codes: dict[Hashable, int]) -> np.ndarray:
-    """int64 identities of a view's rows: token ids, or negative numbers of image and learned rows."""
+    """Returns int64 identities of a view's rows: token ids, or negative for images and learned tokens."""
     parts = []
     for span in member.layout:
         if span.kind == "text":
@@ -249,15 +249,15 @@ def _keys(member: LaidOut, codes: dict[Hashable, int]) -> np.ndarray:
 
 
 def _behind_pictures(layout: Layout) -> list[int]:
-    """The place behind the last picture, where there is a picture and a place: up to here views of
-    one template are equally long, behind it they are not."""
+    """Returns the position after the last image; [] without an image or without a span after it.
+    Up to this position the views of one template have equal lengths; after it they do not."""
     ends = list(accumulate(span.n for span in layout))
     last = max((i for i, span in enumerate(layout) if span.kind == "image"), default=len(layout) - 1)
     return ends[last : len(ends) - 1][:1]
 
 
 def _supervised(layout: Layout) -> tuple[np.ndarray, np.ndarray]:
-    """(ids, places) of the rows that are targets; nothing predicts a row at place 0."""
+    """Returns (ids, positions) of the rows that are targets. Nothing predicts the row at position 0."""
     ids, places, start = [], [], 0
     for span in layout:
         if span.supervised:

@@ -1,7 +1,7 @@
-"""Step number -> Step: records, views, layouts, edits, truncation, trees, micro-batches.
+"""Makes the step of a step number: records, views, layouts, edits, truncation, packing, micro-batches.
 
-A pipeline is plain frozen data, so it pickles into data workers, and a pure function: the step of
-a number is the same whatever ran before, in whichever process.
+A pipeline is a frozen dataclass, so it can be pickled for data workers. It is a pure function: the
+step of a number does not depend on the process or on the steps made before.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from lmmkit.data.text_tokenizers.choose import TextTokenizer
 from lmmkit.errors import Problem, UserError
 from lmmkit.errors.data import CHANGED, RECORDS_FILE, TOO_LONG
 
-LOST = (CHANGED.code, RECORDS_FILE.code)  # problems of the whole file, not of one record
+LOST = (CHANGED.code, RECORDS_FILE.code)  # problems of a file, not of one record
 
 
 @dataclass(frozen=True, kw_only=True)
 class Views:
-    """What a sample becomes: the main view, then each task's, laid out and edited.
+    """Makes the views of a sample: the main view, then those of each task, laid out and edited.
 
-    `edits`: each token strategy with the view names it inserts into; `None` is every view.
+    `edits`: each token strategy with the names of the views that it inserts into; `None` for all.
     """
 
     tokenizer: TextTokenizer
@@ -45,7 +45,7 @@ class Views:
     edits: tuple[tuple[TokenStrategy, frozenset[str] | None], ...] = ()
 
     def of(self, sample: Sample, epoch: int) -> list[View]:
-        """The views of a sample in this epoch, main first; a task's carry its name."""
+        """Returns the views of a sample in this epoch, main first. The view of a task has the task's name."""
         views = [View(sample=sample, supervised=True)]
         for task in self.tasks:
             rng = sample_rng(self.seed, task.name, sample.key, epoch)
@@ -53,12 +53,12 @@ class Views:
         return views
 
     def lay_out(self, view: View) -> Layout:
-        """The whole sequence of a view, learned tokens in place, however long."""
+        """Returns the full sequence of a view with its learned tokens, without a limit on its length."""
         layout = lay_out(view.sample, self.tokenizer, image_rows=self.image_rows, after_eos=self.after_eos)
         return self._edited(view, layout)
 
     def prompt(self, view: View) -> Layout:
-        """What generation starts from: the sample up to its last user turn, same edits."""
+        """Returns the layout that generation starts from: up to the last user turn, with the same edits."""
         layout = lay_out_prompt(
             view.sample, self.tokenizer, image_rows=self.image_rows, after_eos=self.after_eos
         )
@@ -72,7 +72,8 @@ class Views:
         return insert_tokens(layout, edits)
 
     def fitting(self, sample: Sample, epoch: int, dropped: Counter[str]) -> list[LaidOut]:
-        """The laid-out views that train, after the length policy; what is left out is counted."""
+        """Returns the laid-out views to train on, after the length policy. Counts in `dropped` what it
+        truncates or leaves out. Raises `UserError` for a too long view if `too_long` is "error"."""
         kept = []
         for view in self.of(sample, epoch):
             layout = self.lay_out(view)
@@ -93,8 +94,8 @@ class Views:
 
 @dataclass(frozen=True, kw_only=True)
 class Pipeline:
-    """The data of one stage. `tokens` bounds a micro-batch's rows; `samples` make one step, of which
-    each of `world` ranks takes a stretch."""
+    """Describes the data of one stage. `tokens`: most rows of a micro-batch. `samples`: the number of
+    samples of a step; each of `world` ranks takes a contiguous part of them."""
 
     sources: Mapping[str, Records]
     order: Sampler | GroupedSampler
@@ -107,21 +108,20 @@ class Pipeline:
     world: int = 1
 
     def positions(self, index: int) -> range:
-        """Where in the order this rank's samples of a step stand; every rank's together are the step."""
+        """Returns the positions of the samples that this rank takes in a step. All ranks cover the step."""
         first = index * self.samples
         n = min(self.samples, self.total - first)
         return range(first + self.rank * n // self.world, first + (self.rank + 1) * n // self.world)
 
     def step(self, index: int) -> Step:
-        """The micro-batches of optimizer step `index`, from 0; samples in the order's order."""
+        """Returns the micro-batches of optimizer step `index`, from 0. Samples keep the order of `order`."""
         return self.step_and_skipped(index)[0]
 
     def step_and_skipped(self, index: int) -> tuple[Step, tuple[tuple[str, BadRecord], ...]]:
-        """Step `index`, and the bad rows met on the way to it, by source.
+        """Returns step `index`, and the bad records found while making it, each with its source.
 
-        Where a source may skip, the row that comes next in the source's order stands in for a bad
-        one: what is known bad starts empty with each step, so that this too is a function of the
-        step's number and of the files.
+        If a source may skip, the next record in the source's order replaces a bad one. The list of known
+        bad records starts empty in each step, so the result depends only on the step number and the files.
         """
         bad: dict[tuple[str, int], BadRecord] = {}
         while True:
@@ -132,7 +132,7 @@ class Pipeline:
                 bad |= spoilt.rows
 
     def _packed(self, index: int, bad: Mapping[tuple[str, int], BadRecord]) -> Step:
-        """The step without the rows `bad`. Raises `_Spoilt` for more of those."""
+        """Returns the step without the records `bad`. Raises `_Spoilt` if it finds more bad ones."""
         dropped: Counter[str] = Counter({"bad_records": len(bad)} if bad else {})
         trees, placed, spoilt = [], [], {}
         for k in self.positions(index):
@@ -157,7 +157,7 @@ class Pipeline:
         return tuple(packed)
 
     def _good(self, k: int, bad: Mapping[tuple[str, int], BadRecord]) -> tuple[str, int, int]:
-        """What stands at position k, or stands in there for bad rows."""
+        """Returns (source, epoch, record) at position k, or of the replacement if the record is bad."""
         source, epoch, row = self.order.at(k)
         for _ in range(len(bad) + 1):
             if (source, row) not in bad:
@@ -166,7 +166,7 @@ class Pipeline:
         raise UserError([each.problem() for (name, _), each in bad.items() if name == source])
 
     def _unreadable(self, placed, error: Unreadable) -> dict[tuple[str, int], BadRecord]:
-        """The rows that asked for pictures which do not read."""
+        """Returns the records with images that cannot be read."""
         problems = {(image.path, image.part): problem for image, problem in error.bad}
         return {
             (source, row): self._bad(source, row, sample.key, "image", problems[image.path, image.part])
@@ -176,7 +176,7 @@ class Pipeline:
         }
 
     def _bad(self, source: str, row: int, said: str, key: str, problem: Problem) -> BadRecord:
-        """A row to pass over. Raises `UserError` where its source has none to spare."""
+        """Returns the bad record to skip. Raises `UserError` if its source may not skip, or lost its file."""
         records = self.sources[source]
         if records.bad_records.kind == "error" or problem.code in LOST:
             where = f"{records.where(row)}, {problem.where}" if key else problem.where
@@ -190,7 +190,7 @@ class _Spoilt(Exception):
 
 
 def cut(trees: Iterable[SizedSample], tokens: int) -> Iterable[Sequence[SizedSample]]:
-    """Consecutive trees in parts of at most `tokens` rows; a tree is never split."""
+    """Yields consecutive samples in groups of at most `tokens` rows. A sample is never split."""
     part: list[SizedSample] = []
     for tree in trees:
         if part and sum(t.size for t in part) + tree.size > tokens:

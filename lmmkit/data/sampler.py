@@ -1,7 +1,7 @@
 """The order of samples: a pure function of position, sources, weights and seed.
 
-Nothing about it is ever saved but the position. Permutations come from the raw output of a
-counter-based generator, which numpy promises to keep; its `permutation` it may change.
+Only the position is saved. Permutations are computed from the raw output of a counter-based generator,
+because numpy guarantees that this output stays equal. It gives no such guarantee for `permutation`.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from lmmkit.errors.data import ORDER_EMPTY, SOURCE, WEIGHT
 
 
 def sample_rng(seed: int, instance: str, key: str, epoch: int) -> np.random.Generator:
-    """The generator that plugin `instance` uses on sample `key` in `epoch`; the same everywhere."""
+    """Returns the generator that plugin `instance` uses for sample `key` in `epoch`, equal on all ranks."""
     return np.random.Generator(philox("sample", seed, instance, key, epoch))
 
 
 @dataclass
 class _Kept:
-    """What an order keeps for the next position: counts before it, and a permutation a source."""
+    """Caches data for the next position: the counts before it, and one permutation for each source."""
 
     counts: tuple[int, tuple[int, ...]] = (0, ())
     permutations: dict[str, tuple[int, np.ndarray]] = field(default_factory=dict)
@@ -32,15 +32,15 @@ class _Kept:
 
 @dataclass(frozen=True)
 class Sampler:
-    """Which row stands at each position of an endless stream over one or more sources.
+    """Maps each position of an endless stream over one or more sources to a record.
 
-    `sizes`: rows of each source; `weights`: the share of the stream each source gets (they need
-    not add up to one; a source without weight stays out). One source runs through a new
-    permutation each epoch. Of several, the next row is always from the source that lags most:
-    the one whose next row, at an even pace, is due first, row j of a source of weight w being
-    due at (j + 1/2) / w; at a tie, the one named first in `weights`.
+    `sizes`: the number of records of each source. `weights`: the share of the stream that each source
+    gets. They need not add up to one; a source with weight 0 is left out. Each source runs through a
+    new permutation in each epoch. With several sources, record j of a source with weight w is due at
+    (j + 1/2) / w, and the next record is the one that is due first. At a tie it comes from the source
+    that `weights` names first.
 
-    Raises `UserError` for unknown sources, empty ones, and weights that are no shares.
+    Raises `UserError` for unknown or empty sources, and for weights that are negative or not finite.
     """
 
     sizes: Mapping[str, int]
@@ -55,18 +55,17 @@ class Sampler:
 
     @property
     def len_epoch(self) -> int:
-        """Positions in one epoch: the sizes of all sources of the stream, added up.
+        """Returns the number of positions in one epoch: the sum of the sizes of all sources with weight.
 
-        For one source this is one pass. In a mixture it only sets the length: a source of more
-        weight than its size accounts for runs through some rows twice, another through a part.
+        For one source this is one pass. In a mixture it only sets the length: a source whose weight is
+        high for its size repeats some records, and another source gives only a part of its records.
         """
         return sum(self.sizes[name] for name in self.weights)
 
     def at(self, k: int) -> tuple[str, int, int]:
-        """(source, epoch of that source, row) at position `k` >= 0, whatever was asked before.
+        """Returns (source, epoch of that source, record) at position `k` >= 0, independent of earlier calls.
 
-        Cheap when positions are asked in rising order: the counts and one permutation a source
-        are kept.
+        Rising positions are cheap, because the counts and one permutation for each source are cached.
         """
         names = list(self.weights)
         if len(names) == 1:
@@ -80,20 +79,20 @@ class Sampler:
         return source, epoch, int(self._permutation(source, epoch)[i])
 
     def replacement(self, source: str, epoch: int, row: int) -> int:
-        """The row that comes after `row` in this epoch of the source; after the last, the first."""
+        """Returns the record after `row` in this epoch of the source; after the last one, the first."""
         rows = self._permutation(source, epoch)
         (i,) = np.flatnonzero(rows == row)
         return int(rows[(i + 1) % len(rows)])
 
     def _counts(self, k: int) -> list[int]:
-        """How many of the first `k` positions each source has."""
+        """Returns how many of the first `k` positions each source has."""
         at, known = self._kept.counts
         if at == k and known:
             return list(known)
         weights = list(self.weights.values())
         total = sum(weights)
-        # When k rows are out, the time is k / total give or take half a row a source; what is due
-        # well before that is out for certain, and the few rows that are left are stepped through.
+        # After k records the time is k / total, plus or minus half a record for each source. Records due
+        # well before that time are certainly counted. The loop adds the few that remain.
         time = (k - len(weights) / 2) / total
         counts = [max(0, math.floor(w * time + 0.5) - 1) for w in weights]
         for _ in range(k - sum(counts)):
@@ -114,13 +113,13 @@ class Sampler:
 
 
 def _next(counts: list[int], weights: list[float]) -> int:
-    """The source whose next row is due first."""
+    """Returns the index of the source whose next record is due first."""
     due = [(n + 0.5) / w for n, w in zip(counts, weights, strict=True)]
     return due.index(min(due))
 
 
 def philox(*parts: str | int) -> np.random.Philox:
-    """A generator keyed by a hash of the parts, each told from its neighbour by its length."""
+    """Returns a generator keyed by a hash of the parts. Each part is hashed with its length before it."""
     spelt = [str(part).encode("utf-8", "surrogatepass") for part in parts]
     digest = hashlib.blake2b(digest_size=16)
     for part in spelt:

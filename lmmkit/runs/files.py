@@ -16,7 +16,7 @@ from lmmkit.errors.training import RUN_CANNOT_WRITE, RUN_UNREADABLE
 
 
 def read_json(path: Path, *, hint: str = "Restore the file, or run again.") -> dict[str, Any]:
-    """Returns the JSON object in a file. Raises `UserError` if the file is missing, torn or no object."""
+    """Returns the JSON object in a file. Raises `UserError` if the file is missing, torn or not an object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(value, dict):
@@ -56,9 +56,9 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def plain(value: Any) -> Any:
-    """Returns `value` in JSON's types: NaN and infinities become None, numpy numbers Python's.
+    """Returns `value` in JSON's types: NaN and infinities become None, numpy numbers become Python's.
 
-    Raises `TypeError` for anything else, also for tensors: they would hide a wait for the GPU.
+    Raises `TypeError` for other types. Tensors are refused because converting them waits for the GPU.
     """
     if value is None or isinstance(value, str | bool):
         return value
@@ -76,12 +76,12 @@ def plain(value: Any) -> Any:
 
 
 def write_json_atomic(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes `plain(value)` so that a reader sees the old file or the new, never a part."""
+    """Writes `plain(value)` atomically: a reader gets the old file or the new one, never a part."""
     write_text_atomic(path, json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """Temporary file, fsync, rename, fsync of the folder. Raises `MachineError`."""
+    """Writes a temporary file, syncs it, renames it, syncs the folder. Raises `MachineError` on failure."""
     # The process id keeps two writers of one file (a run and an evaluation) apart.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -99,11 +99,11 @@ def write_text_atomic(path: Path, text: str) -> None:
 
 
 def io_point(name: str) -> None:
-    """Called before every change to the disk that a run's files hang on; tests die here."""
+    """Marks each point before a change to a run's files on disk. Tests stop the process here."""
 
 
 def fsync(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk itself."""
+    """Waits until a file, or the names in a folder, are physically on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

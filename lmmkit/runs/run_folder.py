@@ -1,12 +1,12 @@
-"""The run folder: the name of every file in it, and how each is read.
+"""The run folder: the name of every file in it, and functions that read them.
 
     RUN/  recipe.yaml  recipe.resolved.yaml  plan.txt  run.json  lock  metrics.jsonl
           anomalies.jsonl  bad_records.jsonl  resumes.jsonl  tb/  checkpoints/step-XXXXXXXX/
           checkpoints/frozen-XXXXXXXX-<id>/  model/<stage>/  model/<stage>-best/  results.json
 
-`run.json` is what makes a folder a run. A start that died before writing it (only the lock, the
-recipe and the plan stand there) counts as not begun: both a new run and `--resume` may take it.
-A trainer calls, in this order: `RunFolder.create`, `lock` (`runlock.py`), and only then writes anything.
+A folder with `run.json` is a run. If a start died before writing it (only the lock, the recipe and
+the plan are there), the run has not begun: both a new run and `--resume` may use the folder.
+A trainer calls `RunFolder.create`, then `lock` (`run_lock.py`), and only then writes files.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from lmmkit.errors import MachineError, UserError, raise_all
 from lmmkit.errors.training import LINK, NO_FOLDER, NOT_A_RUN, NOT_EMPTY, RUN_EXISTS, RUN_UNREADABLE
 from lmmkit.runs.files import read_json, read_jsonl, unwritable
 
-# What a start writes before `run.json`.
+# The files that a start writes before `run.json`.
 OPENING = frozenset({"lock", "recipe.yaml", "recipe.resolved.yaml", "plan.txt"})
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Names only: making one touches no disk. `open` and `create` look at the folder."""
+    """Names the files of a run. The constructor does not read the disk; `open` and `create` do."""
 
     path: Path
 
@@ -36,80 +36,82 @@ class RunFolder:
 
     @property
     def recipe(self) -> Path:
-        """The recipe as the user wrote it."""
+        """Returns the path of the recipe as the user wrote it."""
         return self.path / "recipe.yaml"
 
     @property
     def resolved(self) -> Path:
-        """The recipe with every default and override in it."""
+        """Returns the path of the recipe with all defaults and overrides."""
         return self.path / "recipe.resolved.yaml"
 
     @property
     def plan(self) -> Path:
-        """What `lmmkit plugins explain` prints."""
+        """Returns the path of the output of `lmmkit plugins explain`."""
         return self.path / "plan.txt"
 
     @property
     def run_json(self) -> Path:
-        """Versions, hashes, machine; its presence makes the folder a run."""
+        """Returns the path of `run.json`: versions, hashes, machine. Its presence makes the folder a run."""
         return self.path / "run.json"
 
     @property
     def lock(self) -> Path:
-        """Held by the process that trains; see `lock`."""
+        """Returns the path of the lock file, which the training process locks; see `lock`."""
         return self.path / "lock"
 
     @property
     def metrics(self) -> Path:
-        """One JSON object an optimizer step, and one a validation."""
+        """Returns the path of the metrics: one JSON object for each optimizer step and each validation."""
         return self.path / "metrics.jsonl"
 
     @property
     def anomalies(self) -> Path:
-        """One JSON object for every step that was not finite, or whose loss or gradient leapt."""
+        """Returns the path of the anomalies: one JSON object for each step that was not finite, or whose
+        loss or gradient had a spike."""
         return self.path / "anomalies.jsonl"
 
     @property
     def resumes(self) -> Path:
-        """One JSON object for every time the run went on, with what had changed."""
+        """Returns the path of the list of resumes: one JSON object for each, with what had changed."""
         return self.path / "resumes.jsonl"
 
     @property
     def bad_records(self) -> Path:
-        """Rows that were passed over, one JSON object a line."""
+        """Returns the path of the list of skipped records, one JSON object a line."""
         return self.path / "bad_records.jsonl"
 
     @property
     def tb(self) -> Path:
-        """TensorBoard event files."""
+        """Returns the folder of the TensorBoard event files."""
         return self.path / "tb"
 
     @property
     def checkpoints(self) -> Path:
-        """Holds `step-XXXXXXXX` folders and the frozen weights they list; pruned during training."""
+        """Returns the folder of the `step-XXXXXXXX` folders and the frozen weights that they list. Training
+        prunes it."""
         return self.path / "checkpoints"
 
     @property
     def results(self) -> Path:
-        """Scores of the evaluation tasks, for scripts."""
+        """Returns the path of the scores of the evaluation tasks, for scripts."""
         return self.path / "results.json"
 
     def model(self, stage: str) -> Path:
-        """The model as `stage` left it; never pruned."""
+        """Returns the folder of the model at the end of `stage`; never pruned."""
         return self.path / "model" / stage
 
     def best(self, stage: str) -> Path:
-        """The best model of `stage` so far, by what its `validate` names."""
+        """Returns the folder of the best model of `stage` so far, by the metric that its `validate` names."""
         return self.path / "model" / f"{stage}-best"
 
     @property
     def is_run(self) -> bool:
-        """Whether a run has begun in this folder."""
+        """Returns whether a run has begun in this folder."""
         return self.run_json.is_file()
 
     @classmethod
     def open(cls, path: str | os.PathLike) -> RunFolder:
-        """The run at `path`, to be read. Raises `UserError` where there is none."""
+        """Opens the run at `path` for reading. Raises `UserError` if there is none."""
         run = cls(Path(path))
         run.require()
         run.require_plain()
@@ -117,10 +119,10 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: str | os.PathLike, resume: bool) -> RunFolder:
-        """The folder to train in, made if need be; writes nothing into it.
+        """Returns the folder to train in, and makes it if it is missing. Writes nothing into it.
 
-        Raises `UserError` if a new run would land on files that are there, or if there is nothing
-        to resume; `MachineError` if the folder cannot be made.
+        Raises `UserError` if a new run would use a folder with other files, or if there is nothing to
+        resume; `MachineError` if the folder cannot be made.
         """
         run = cls(Path(path))
         entries = _entries(run.path)
@@ -140,14 +142,14 @@ class RunFolder:
         return run
 
     def clear_temporary(self) -> None:
-        """Removes what writers left that were killed; only under the run's lock."""
+        """Removes temporary files of killed writers. Call it only while holding the run's lock."""
         for path in self.path.glob(".*.tmp"):
             with suppress(OSError):
                 path.unlink()
 
     @property
     def root(self) -> str:
-        """Where the relative paths of the run's recipe started. Raises `UserError`."""
+        """Returns the folder that the recipe's paths are relative to. Raises `UserError` if it is bad."""
         root = read_json(self.run_json).get("root")
         if not isinstance(root, str) or "\0" in root:
             fix = "Restore the file, or name the folder: `--root DIR`."
@@ -157,8 +159,8 @@ class RunFolder:
         return root
 
     def require_plain(self) -> None:
-        """Raises `UserError` for links, pipes and devices in the folder: a run of others must not lead
-        what is written out of it."""
+        """Raises `UserError` for links, pipes and devices in the folder: with a run from somebody else,
+        they could redirect writes to other places."""
         for pattern in ("*", "checkpoints/*", "model/*"):
             raise_all(
                 LINK.at(str(path), got="a link" if path.is_symlink() else "a pipe or a device")
@@ -174,12 +176,12 @@ class RunFolder:
         raise UserError(NOT_A_RUN.at(str(self.path), got=got))
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All steps logged so far; a torn last line is left out. Raises `UserError`."""
+        """Returns all steps logged so far, without a torn last line. Raises `UserError` for a bad file."""
         self.require()
         return read_jsonl(self.metrics)
 
     def read_results(self) -> dict[str, Any]:
-        """Scores of the evaluation tasks. Raises `UserError` where there are none yet."""
+        """Returns the scores of the evaluation tasks. Raises `UserError` if there are none yet."""
         self.require()
         return read_json(self.results, hint="Create it with `lmmkit eval`.")
 

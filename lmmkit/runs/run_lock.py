@@ -1,4 +1,4 @@
-"""Who may write to a run folder: one process at a time, by the kernel's word."""
+"""Locks a run folder, so that only one process at a time writes to it. The kernel enforces the lock."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from lmmkit.errors.training import LOCKED
 from lmmkit.runs.files import unwritable
 from lmmkit.runs.run_folder import RunFolder
 
-# Lock handles of this process. A forked data worker closes its copies: the lock lives as long as
-# any copy does, and an orphaned worker must not keep a killed run's folder taken.
+# Lock handles of this process. A lock lasts as long as any copy of its handle. So a forked data worker
+# closes its copies; else an orphaned worker would keep the folder of a killed run locked.
 _held: set[int] = set()
 
 
@@ -30,10 +30,10 @@ os.register_at_fork(after_in_child=_drop_inherited)
 
 @contextmanager
 def lock(run: RunFolder) -> Iterator[None]:
-    """Owns the run folder until the block ends; the kernel frees it if the process dies.
+    """Locks the run folder until the block ends. The kernel frees it if the process dies.
 
-    Raises `UserError` naming the owner where another process trains there, and `MachineError`
-    where the file system knows no locks or the file cannot be made.
+    Raises `UserError` with the owner if another process trains there, and `MachineError` if the file
+    system does not support locks or the file cannot be made.
     """
     try:
         handle = os.open(run.lock, os.O_RDWR | os.O_CREAT, 0o644)
@@ -59,8 +59,8 @@ def lock(run: RunFolder) -> Iterator[None]:
         os.pwrite(handle, (json.dumps(owner) + "\n").encode(), 0)
         yield
     finally:
-        # The file stays: removing it would let two later owners lock two different files. In a
-        # forked child the handle is already closed, and the number may be another file's.
+        # The file remains: if it were removed, two later owners could lock two different files. In a
+        # forked child the handle is already closed, and its number may belong to another file.
         if handle in _held:
             _held.remove(handle)
             os.close(handle)
@@ -69,7 +69,7 @@ def lock(run: RunFolder) -> Iterator[None]:
 def _taken(run: RunFolder, owner: bytes) -> Problem:
     try:
         who = dict(json.loads(owner))
-    except (ValueError, TypeError):  # the owner has the lock but has not signed it yet
+    except (ValueError, TypeError):  # the owner has the lock but has not written its data yet
         who = {}
     pid, host = who.get("pid", "unknown"), who.get("host", "unknown")
     got = f"an active run: process {pid} on {host}, since {who.get('started', 'just now')}"

@@ -1,4 +1,4 @@
-"""Captions and the instructions that ask for them: every thing, its place, in reading order."""
+"""Captions of scenes, and the instructions that ask for them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ INSTRUCTIONS = (
 
 
 def caption(scene: Scene, rng: random.Random) -> str:
-    """One sentence of 8 to 18 words, lower case, without a full stop.
+    """Returns one sentence of 8 to 18 words, lower case, without a full stop.
 
-    Half the captions go by place, in reading order ("top left red bar"), half by name, in the
-    alphabet's order ("blue bar bottom right"): the one teaches to look where a word points, the
-    other to find what a word names. Words or commas tell the two apart, so that shuffled words and
-    the picture leave one sentence to be restored. They may leave things out: a caption that always
-    told all would let the next name follow from the order alone, and nothing would have to be
-    looked up by its place.
+    Half of the captions name places first, in reading order ("top left red bar"). The other half name
+    things first, in alphabetical order ("blue bar bottom right"). The first kind trains the model to look
+    at a named place, the second to find a named thing. Words or commas distinguish the two kinds, so
+    shuffled words and the image determine one sentence. A caption may leave things out. If it always
+    named all, the next name would follow from the order, and the model need not look at its place.
     """
     sky, ground = f"under a {scene.scenery.sky} sky", f"over {scene.scenery.ground}"
     number = rng.randint(1, len(scene.things))

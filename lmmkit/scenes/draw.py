@@ -1,8 +1,8 @@
-"""Draws a scene: a landscape that runs on across the whole picture, and the things on it.
+"""Draws a scene: a continuous landscape over the full image, and the things on it.
 
-The landscape is there for the order of tiles: sky, hill, sloping horizon and road cross their
-borders, light falls from one side and the corners are dark, so each tile tells where it belongs.
-It is pale and greyish all over, so that no thing's colour drowns in it.
+The landscape is needed for tasks that put image tiles in order. Sky, hill, sloping horizon and road
+cross the tile borders, light comes from one side and the corners are dark, so each tile shows its
+position. All colours of the landscape are pale and greyish, so that the things are clearly visible.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from lmmkit.scenes.scene import CENTRE, Scene, Scenery, Thing
 
 Loop = list[tuple[float, float]]
 
-FINE = 3  # outlines are drawn so many times larger, then averaged: smooth edges
+FINE = 3  # outlines are drawn larger by this factor, then averaged, for smooth edges
 REACH = 0.25  # from the middle to a corner thing, in short sides
 RADIUS = {"small": 0.16, "large": 0.22}  # in short sides
-# Shapes of equal radius look unequally large; these make them alike.
+# Shapes of equal radius look different in size. These factors make them look equal.
 SWELL = {"square": 0.9, "triangle": 1.12, "cross": 1.04, "bar": 1.16}
 
 RGB = {
@@ -29,7 +29,7 @@ RGB = {
     "yellow": (255, 225, 0),
     "purple": (165, 25, 185),
 }
-INK = (20, 20, 24)  # every thing's rim: its shape reads the same in all colours
+INK = (20, 20, 24)  # the rim of all things: shapes look the same in all colours
 LINE = 0.025  # the rim's width, in short sides
 
 # Each pair: colour at the top and colour at the bottom of the area.
@@ -46,7 +46,7 @@ GROUND = {
 
 
 def draw(scene: Scene) -> Image.Image:
-    """The picture of `scene`, RGB, `scene.width` x `scene.height` pixels."""
+    """Returns the image of `scene`, RGB, `scene.width` x `scene.height` pixels."""
     size = (scene.width, scene.height)
     picture = _landscape(scene.scenery, *size)
     for thing in scene.things:
@@ -57,11 +57,11 @@ def draw(scene: Scene) -> Image.Image:
 
 
 def middle(thing: Thing, width: int, height: int) -> tuple[float, float]:
-    """Where `thing` is drawn, in pixels from the top left corner."""
+    """Returns the centre of `thing`, in pixels from the top left corner."""
     short = min(width, height)
     x, y = width / 2 + thing.dx * short, height / 2 + thing.dy * short
     if thing.place != CENTRE:
-        # Nearer to square than the picture: a square cut from its middle keeps the things.
+        # Distances differ less than the sides of the image: a square cut from its middle keeps the things.
         reach_x = REACH * (3 * short + width) / 4
         reach_y = REACH * (3 * short + height) / 4
         x += reach_x if thing.place.endswith("right") else -reach_x
@@ -70,18 +70,18 @@ def middle(thing: Thing, width: int, height: int) -> tuple[float, float]:
 
 
 def radius(thing: Thing, width: int, height: int) -> float:
-    """Half the extent of `thing` in pixels."""
+    """Returns half the extent of `thing` in pixels."""
     return RADIUS[thing.size] * SWELL[thing.shape] * min(width, height)
 
 
 def _mask(size: tuple[int, int], loop: Loop, line: float = 0.0) -> Image.Image:
-    """255 inside the loop (in pixels), 0 outside, smooth between; with `line`, 255 on its rim,
-    so many pixels wide."""
+    """Returns a mask: 255 inside the loop (in pixels), 0 outside, smooth between. With `line`, 255 on
+    the rim, which is `line` pixels wide."""
     mask = Image.new("L", (size[0] * FINE, size[1] * FINE))
     pen = ImageDraw.Draw(mask)
     points = [(x * FINE, y * FINE) for x, y in loop]
     if line:
-        # Two points more than the loop has: its first corner is joined like the others.
+        # The first two points are repeated at the end, so that the first corner is joined like the others.
         pen.line([*points, *points[:2]], fill=255, width=round(line * FINE), joint="curve")
     else:
         pen.polygon(points, fill=255)
@@ -89,14 +89,14 @@ def _mask(size: tuple[int, int], loop: Loop, line: float = 0.0) -> Image.Image:
 
 
 def _loop(thing: Thing, width: int, height: int) -> Loop:
-    """The outline of `thing`, in pixels."""
+    """Returns the outline of `thing`, in pixels."""
     x, y = middle(thing, width, height)
     r = radius(thing, width, height)
     return [(x + r * across, y + r * down) for across, down in FORM[thing.shape]]
 
 
-ARM = 0.36  # half the width of a cross's arm, where its length is 1
-FLAT = 0.48  # half a bar's height, where its length is 1
+ARM = 0.36  # half the width of an arm of a cross, relative to its length
+FLAT = 0.48  # half the height of a bar, relative to half its length
 FORM: dict[str, Loop] = {
     "square": [(-1, -1), (1, -1), (1, 1), (-1, 1)],
     "triangle": [(0, -1), (1, 0.8), (-1, 0.8)],
@@ -133,7 +133,7 @@ def _landscape(scenery: Scenery, width: int, height: int) -> Image.Image:
         mask_HW1 = np.asarray(mask, np.float32)[:, :, None] / 255
         picture_HWC = picture_HWC + (layer_HWC - picture_HWC) * mask_HW1
 
-    # Light from above on one side; dark corners, as a lens makes them.
+    # Light from above on one side; dark corners, as in a photograph.
     far_HW = (x_W[None, :] - scenery.light) ** 2 + (y_H[:, None] * 0.9) ** 2
     lens_HW = (x_W[None, :] - 0.5) ** 2 + (y_H[:, None] - 0.5) ** 2
     light_HW = 0.9 + 0.28 * np.exp(-far_HW / 0.18) - 0.45 * lens_HW

@@ -1,7 +1,7 @@
-"""Questions with one right answer each, chosen so that no answer pays without the picture.
+"""Questions with one right answer each, chosen so that guessing without the image scores low.
 
-`candidates` lists what may be asked of a scene; an `Asker` chooses, keeping types, kinds of a
-type and answers of a kind equally frequent over the whole data set.
+`candidates` yields the possible questions about a scene. An `Asker` chooses from them. It balances the
+types, the kinds within a type and the answers of a kind over the data set.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ TYPES = ("colour", "shape", "position", "count", "relation", "presence")
 NUMBERS = ("zero", "one", "two", "three", "four")
 PLURAL = {shape: "crosses" if shape == "cross" else f"{shape}s" for shape in SHAPES}
 
-# How often a kind is asked within its type. Of the negatives, three in four name a
-# colour that is nowhere; one in four an absent thing whose colour, shape or both are there on
-# other things.
+# How often a kind is asked within its type. Three of four negative questions name a colour that the
+# scene does not have. One of four names an absent thing whose colour or shape other things have.
 KINDS = {
     "colour/place": 1,
     "shape/colour": 2,
@@ -44,12 +43,12 @@ PATTERNS = {
 }
 
 
-Fact = tuple[int, str]  # a thing's index and what of it: "colour", "shape" or "place"
+Fact = tuple[int, str]  # the index of a thing and one of its attributes: "colour", "shape" or "place"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A question and its answer; the facts that its text tells and those that it asks for."""
+    """Holds a question and its answer, the facts that its text states and the facts that it asks for."""
 
     kind: str
     text: str
@@ -59,12 +58,12 @@ class Question:
 
     @property
     def type(self) -> str:
-        """One of `TYPES`: "colour" of "colour/shape"."""
+        """Returns the type, one of `TYPES`: "colour" for the kind "colour/place"."""
         return self.kind.split("/")[0]
 
 
 class Asker:
-    """Chooses questions; remembers what it chose, so that shares and answers stay even."""
+    """Chooses questions. Counts what it chose, to keep types, kinds and answers balanced."""
 
     def __init__(self) -> None:
         self._types: Counter[str] = Counter()
@@ -72,10 +71,10 @@ class Asker:
         self._answers: Counter[tuple[str, str]] = Counter()
 
     def ask(self, scene: Scene, number: int, rng: random.Random) -> list[Question]:
-        """Up to `number` questions of different types, in random order.
+        """Returns up to `number` questions of different types, in random order.
 
-        Where it can be helped, none asks for what the ones before it told: that answer could be
-        read from the conversation, and the picture would teach nothing.
+        If possible, no question asks for a fact that earlier questions or answers state. The model could
+        copy such an answer from the conversation without using the image.
         """
         pool = list(candidates(scene, rng))
         types = sorted({question.type for question in pool}, key=TYPES.index)
@@ -97,7 +96,7 @@ class Asker:
             told = len(question.asks & known)
             share = self._kinds[question.kind] / KINDS[question.kind]
             used = self._answers[question.kind, question.answer]
-            # A yes tells more than a no. Presence balances first, or it would mostly say no.
+            # A yes states more facts than a no. Presence balances the kinds first, else most answers are no.
             first = (share, told) if question.type == "presence" else (told, share)
             return (*first, used, rng.random())
 
@@ -105,7 +104,7 @@ class Asker:
 
 
 def candidates(scene: Scene, rng: random.Random) -> Iterator[Question]:
-    """Every question that `scene` answers without doubt; the wording is drawn from `rng`."""
+    """Yields questions that have one clear answer in `scene`. The wording is drawn from `rng`."""
 
     def make(
         kind: str, slot: str, answer: str, tells: Iterable[Fact] = (), asks: Iterable[Fact] = ()
@@ -118,8 +117,8 @@ def candidates(scene: Scene, rng: random.Random) -> Iterator[Question]:
     colours = Counter(thing.colour for thing in things)
     for i, thing in enumerate(things):
         colour, shape, place = (i, "colour"), (i, "shape"), (i, "place")
-        # A thing is asked for by its colour or its place: to find it by its shape is more than so
-        # small a model learns in the minutes it has.
+        # Questions identify a thing by its colour or its place. Finding it by its shape is too hard for
+        # such a small model in a few minutes of training.
         yield make("colour/place", thing.place, thing.colour, [place], [colour])
         yield make("shape/colour", thing.colour, thing.shape, [colour], [shape])
         yield make("shape/place", thing.place, thing.shape, [place], [shape])
@@ -137,7 +136,7 @@ def candidates(scene: Scene, rng: random.Random) -> Iterator[Question]:
 
 
 def direction(thing: Thing, other: Thing) -> str:
-    """Where `other` stands from `thing`: "left of" ...; "" unless they share a row or column."""
+    """Returns where `other` is relative to `thing`, such as "left of"; "" for diagonal or equal places."""
     if thing.place == other.place or " " not in thing.place:
         return ""
     row, column = thing.place.split()
@@ -152,8 +151,8 @@ def direction(thing: Thing, other: Thing) -> str:
 def _presence(
     things: tuple[Thing, ...], rng: random.Random, make: Callable[..., Question]
 ) -> Iterator[Question]:
-    """One question of each presence kind. A quarter of the yes and of the no name a pair ("red
-    bars"), the others a colour ("red objects"), so that no wording betrays its answer."""
+    """Yields one question of each presence kind. A quarter of the yes and of the no questions name colour
+    and shape ("red bars"), the others a colour ("red objects"), so the wording does not reveal the answer."""
     shapes = {thing.shape for thing in things}
     colours = {thing.colour for thing in things}
     names = {thing.name for thing in things}

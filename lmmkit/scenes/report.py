@@ -1,4 +1,4 @@
-"""What was written and what it is worth: counts, shares, and the baseline without a picture."""
+"""Reports on a written data set: counts, shares, and the accuracy of a baseline without images."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from lmmkit.scenes.questions import TYPES, Question
 
 @dataclass(frozen=True, kw_only=True)
 class SceneReport:
-    """A written data set. Shares and accuracies are between 0 and 1.
+    """Describes a written data set. Shares and accuracies are between 0 and 1.
 
-    `majority` is what a reader who never opens a picture scores on the held-out questions by
-    giving the commonest training answer to the same question; `majority_by_type` splits it.
+    `majority` is the accuracy on the held-out questions of the majority baseline, which reads no image and
+    gives the most common training answer to the same question. `majority_by_type` is the same by type.
     """
 
     directory: Path
@@ -35,22 +35,22 @@ class SceneReport:
 
 
 def type_shares(questions: Iterable[Question]) -> dict[str, float]:
-    """The share of each question type."""
+    """Returns the share of each question type."""
     counts = Counter(question.type for question in questions)
     return {name: counts[name] / counts.total() for name in TYPES}
 
 
 def yes_no_share(questions: Iterable[Question]) -> float:
-    """The share of questions whose answer is yes or no."""
+    """Returns the share of questions whose answer is yes or no."""
     answers = Counter(question.answer in ("yes", "no") for question in questions)
     return answers[True] / answers.total()
 
 
 def majority(train: Iterable[Question], heldout: Iterable[Question]) -> dict[str, float]:
-    """Accuracy of the commonest training answer, by type and under "all".
+    """Returns the accuracy of the most common training answer, by type and under "all".
 
-    A question that training never asked gets the commonest answer of its type; ties go to the
-    first answer in the alphabet.
+    A question that training never asked gets the most common answer of its type. At a tie the first
+    answer in alphabetical order is taken.
     """
     by_text: defaultdict[str, Counter[str]] = defaultdict(Counter)
     by_type: defaultdict[str, Counter[str]] = defaultdict(Counter)
@@ -69,7 +69,7 @@ def majority(train: Iterable[Question], heldout: Iterable[Question]) -> dict[str
 
 
 def readme(report: SceneReport) -> str:
-    """The data set's README.md; holds nothing that differs between two equal runs."""
+    """Returns the README.md of the data set. Two equal calls of `write_scenes` give equal text."""
     rows = "\n".join(
         f"| {name} | {report.type_shares[name]:.1%} | {report.heldout_type_shares[name]:.1%} "
         f"| {report.majority_by_type.get(name, 0):.1%} |"

@@ -1,8 +1,8 @@
-"""Symbolic scenes: what stands where, before anything is drawn or asked.
+"""Symbolic scenes: things and their places, before drawing and questions.
 
-A scene is a function of (seed, split, index) alone, so a small data set is the beginning of a
-large one. Which split a scene may appear in follows from a hash of its description: no held-out
-scene can equal a training scene, whatever the counts.
+A scene is a function of (seed, split, index) only, so a small data set is the beginning of a large
+one. A hash of its description decides the split of a scene, so for all counts no held-out scene
+equals a training scene.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import hashlib
 import random
 from dataclasses import dataclass
 
-# Told apart by where their colour is, not by their corners: those are lost at 48 pixels, where
-# a circle is a square and a star a triangle to a small model.
+# These shapes differ in the area that they fill, not only in their corners. At 48 pixels corners are
+# lost: a small model cannot distinguish a circle from a square, or a star from a triangle.
 SHAPES = ("square", "triangle", "cross", "bar")
 COLOURS = ("red", "green", "blue", "yellow", "purple")
 SIZES = ("small", "large")
@@ -28,12 +28,12 @@ SPLITS = ("train", "heldout")
 CANVASES = ((64, 64), (72, 64), (64, 72), (80, 80), (90, 80), (80, 90), (96, 96), (112, 100))
 THINGS = (1, 2, 3)
 THING_WEIGHTS = (0.38, 0.4, 0.22)
-HELDOUT_EVERY = 5  # one description in so many belongs to the held-out split
+HELDOUT_EVERY = 5  # one of this many descriptions belongs to the held-out split
 
 
 @dataclass(frozen=True, kw_only=True)
 class Thing:
-    """One object. `dx`, `dy` move it off its place, in shares of the picture's short side."""
+    """Describes one object. `dx`, `dy` shift it from its place, in shares of the image's short side."""
 
     shape: str
     colour: str
@@ -44,16 +44,16 @@ class Thing:
 
     @property
     def name(self) -> str:
-        """Colour and shape, "red bar": unique within a scene, as the colour is."""
+        """Returns colour and shape, as in "red bar". It is unique within a scene, like the colour."""
         return f"{self.colour} {self.shape}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scenery:
-    """The background. Lengths are shares of the picture's height or width.
+    """Describes the background. Lengths are shares of the image's height or width.
 
-    `horizon` is its height at the middle, `slope` its fall from the left to the right edge;
-    `light` is where the light comes from (0 left, 1 right); `tint` shifts the hues a little.
+    `horizon` is its height in the middle, `slope` its fall from the left to the right edge. `light` is
+    the side that the light comes from (0 left, 1 right). `tint` shifts the colours slightly.
     """
 
     sky: str
@@ -68,7 +68,7 @@ class Scenery:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """A picture's description; `things` stand in reading order."""
+    """Describes an image. `things` are in reading order."""
 
     split: str
     index: int
@@ -80,22 +80,22 @@ class Scene:
 
     @property
     def id(self) -> str:
-        """As in "train/000123": also the picture's path below `images/`, less its suffix."""
+        """Returns the id, as in "train/000123". It is also the path below `images/`, without the suffix."""
         return f"{self.split}/{self.index:06d}"
 
     @property
     def image(self) -> str:
-        """The picture's path in the data set's folder."""
+        """Returns the path of the image in the data set's folder."""
         return f"images/{self.id}.{self.suffix}"
 
     @property
     def description(self) -> tuple[tuple[str, str, str, str], ...]:
-        """What makes two scenes equal: the sorted (shape, colour, size, place) of its things."""
+        """Returns the sorted (shape, colour, size, place) of its things. Equal ones mean equal scenes."""
         return tuple(sorted((t.shape, t.colour, t.size, t.place) for t in self.things))
 
 
 def make_scene(seed: int, split: str, index: int) -> Scene:
-    """The scene number `index` of `split`; equal arguments give an equal scene."""
+    """Returns scene number `index` of `split`. Equal arguments give an equal scene."""
     rng = random.Random(f"lmmkit scenes/{seed}/{split}/{index}")
     number = rng.choices(THINGS, THING_WEIGHTS)[0]
     width, height = rng.choice(CANVASES)
@@ -116,13 +116,13 @@ def make_scene(seed: int, split: str, index: int) -> Scene:
 
 
 def split_of(seed: int, description: tuple[tuple[str, str, str, str], ...]) -> str:
-    """The only split in which a scene of this description may appear."""
+    """Returns the only split in which a scene with this description may appear."""
     digest = hashlib.blake2b(repr((seed, description)).encode(), digest_size=8).digest()
     return "heldout" if int.from_bytes(digest, "big") % HELDOUT_EVERY == 0 else "train"
 
 
 def _things(rng: random.Random, number: int) -> tuple[Thing, ...]:
-    """`number` things in different places and of different colours; shapes repeat."""
+    """Returns `number` things with different places and different colours. Shapes may repeat."""
     colours = rng.sample(COLOURS, number)
     shapes = [rng.choice(SHAPES)]
     while len(shapes) < number:  # repeats, so that counts above one are common
@@ -132,7 +132,7 @@ def _things(rng: random.Random, number: int) -> tuple[Thing, ...]:
     if number == 1 and rng.random() < 0.4:
         places = [CENTRE]
     elif number == 2 and rng.random() < 0.5:
-        # Fewer diagonals than chance gives: only neighbours can be asked for a relation.
+        # Fewer diagonals than by chance: relation questions need neighbours.
         places = list(rng.choice(NEIGHBOURS))
     return tuple(
         Thing(

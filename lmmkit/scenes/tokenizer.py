@@ -1,4 +1,4 @@
-"""Trains the data set's tokenizer: a small sentencepiece model laid out as LLaMA's is."""
+"""Trains the tokenizer of the data set: a small sentencepiece model with LLaMA's layout of ids."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import sentencepiece
 
 VOCABULARY = 640
-# Texts that training puts around the data; without them their words would fall to letters.
+# Texts that training puts around the data. Without them their words would be split into letters.
 FRAME = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
     "helpful, detailed, and polite answers to the user's questions.",
@@ -18,13 +18,13 @@ FRAME = (
 
 
 def train_tokenizer(texts: Iterable[str]) -> bytes:
-    """The bytes of a `tokenizer.model`: pieces 0 <unk>, 1 <s>, 2 </s>, 256 bytes, then BPE.
+    """Returns the bytes of a `tokenizer.model`: pieces 0 <unk>, 1 <s>, 2 </s>, 256 bytes, then BPE.
 
-    Single-threaded and fed from memory, so that equal texts give equal bytes: a model file
-    remembers the paths it was trained from.
+    Training uses one thread and reads from memory, so that equal texts give equal bytes. A model
+    trained from files stores their paths.
     """
     lines = [text for text in texts if text]
-    # Frame words must outrank rare letter pairs, however many captions there are.
+    # Words of FRAME must be more frequent than rare letter pairs, for any number of captions.
     lines += FRAME * (1 + len(lines) // 200)
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(

@@ -1,4 +1,4 @@
-"""Writes the data set: pictures, LLaVA JSON, tokenizer and README."""
+"""Writes the data set: images, LLaVA JSON, tokenizer and README."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lmmkit.scenes.report import SceneReport, majority, readme, type_shares, yes
 from lmmkit.scenes.scene import SPLITS, Scene, make_scene
 from lmmkit.scenes.tokenizer import VOCABULARY, train_tokenizer
 
-# Fewer, and the tokenizer lacks words and the shares of question types lose their meaning.
+# With fewer scenes the tokenizer lacks words, and shares of question types are not meaningful.
 LEAST_COUNT = 100
 LEAST_HELDOUT = 20
 TURNS = (4, 5, 6)
@@ -30,13 +30,13 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Told:
-    """A scene with all that is said about it."""
+    """Holds a scene with its instruction, caption and questions."""
 
     scene: Scene
     instruction: str  # with its <image> marker
     caption: str
     questions: tuple[Question, ...]
-    marker_first: tuple[bool, ...]  # for each question: does <image> stand before it?
+    marker_first: tuple[bool, ...]  # for each question: is <image> before it?
 
 
 def write_scenes(
@@ -49,8 +49,8 @@ def write_scenes(
 ) -> SceneReport:
     """Writes a data set of `count` training and `heldout` held-out scenes into `directory`.
 
-    Equal arguments write equal bytes. `progress` is called with pictures written and pictures
-    in all. Raises `UserError` where a count is too small or `directory` is not empty.
+    Equal arguments write equal bytes. `progress` is called with the number of images written and the
+    total. Raises `UserError` if a count is too small or `directory` is not empty.
     """
     directory = Path(directory)
     raise_all(_problems(directory, count, heldout))
@@ -80,7 +80,7 @@ def write_scenes(
 
 
 def tell(seed: int, split: str, number: int) -> list[Told]:
-    """The first `number` scenes of `split` with captions and questions."""
+    """Returns the first `number` scenes of `split` with captions and questions."""
     asker = Asker()
     told = []
     for index in range(number):
@@ -88,7 +88,7 @@ def tell(seed: int, split: str, number: int) -> list[Told]:
         rng = random.Random(f"lmmkit words/{seed}/{scene.id}")
         turns = rng.choice(TURNS) if split == "train" else HELDOUT_QUESTIONS
         if len(scene.things) == 1:
-            turns = min(turns, TURNS[0])  # more would only repeat each other
+            turns = min(turns, TURNS[0])  # more questions would repeat facts
         questions = tuple(asker.ask(scene, turns, rng))
         told.append(
             Told(
@@ -131,7 +131,7 @@ def _save(scene: Scene, directory: Path) -> None:
 
 
 def _write_text(path: Path, text: str) -> None:
-    # Written as bytes: text mode would end lines differently on another system.
+    # Bytes, because text mode writes other line ends on other systems.
     path.write_bytes(text.encode())
 
 
@@ -173,7 +173,7 @@ def _single_questions(item: Told) -> list[Record]:
 
 
 def _texts(told: Sequence[Told]) -> list[str]:
-    """What the tokenizer learns from: every text of the training records, without markers."""
+    """Returns the texts to train the tokenizer on: all texts of the training records, without markers."""
     texts: list[str] = [*INSTRUCTIONS]
     for item in told:
         texts.append(item.caption)

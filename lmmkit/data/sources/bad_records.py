@@ -1,4 +1,4 @@
-"""Bad records: what is reported of one, how many a source may have, and the list that a run writes."""
+"""Bad records: their description, how many a source may have, and the list that a run writes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lmmkit.errors import Problem, UserError
 from lmmkit.errors.data import TOO_MANY
 from lmmkit.runs.files import write_text_atomic
 
-ALWAYS = 10  # bad rows that `skip` passes over, however few rows there are
+ALWAYS = 10  # bad records that `skip` always allows, even in a small source
 
 
 class BadRecord(NamedTuple):
@@ -49,14 +49,14 @@ def place(file: str, line: int, row: int, id_: str = "") -> str:
 
 @dataclass(frozen=True)
 class Policy:
-    """What a bad row means: `error` stops; `skip` passes over up to `share` of the rows, and ten
-    in any case."""
+    """Describes what a bad record causes: `error` stops; `skip` skips up to `share` of the records,
+    and always up to ten."""
 
     kind: Literal["error", "skip"] = "error"
     share: float = 0.001
 
     def allowed(self, rows: float) -> int:
-        """How many bad ones are passed over among so many."""
+        """Returns how many bad records may be skipped among `rows` records."""
         return max(ALWAYS, int(self.share * rows)) if self.kind == "skip" else 0
 
 
@@ -65,10 +65,10 @@ STRICT = Policy()
 
 @dataclass(kw_only=True)
 class BadRecordLog:
-    """The list of bad rows that a stage passed over, one JSON object a line, and their bound.
+    """Writes the list of bad records that a stage skipped, one JSON object a line, and checks their bound.
 
-    `seen`: rows that each source gives a step, on average. `before`: steps of the run before the
-    stage. What a run did again after a stop is listed once. Of several ranks all count, and one `writes`.
+    `seen`: average number of records that each source gives in a step. `before`: steps of the run before
+    the stage. Steps that are repeated after a stop are listed once. All ranks count, one `writes`.
     """
 
     path: Path
@@ -80,7 +80,7 @@ class BadRecordLog:
     counts: Counter[str] = field(default_factory=Counter)
 
     def open(self, step: int, known: Mapping[str, Iterable[BadRecord]]) -> None:
-        """Goes on after `step` of the run. `known` was left out of each source before any step."""
+        """Continues the list after `step` of the run. `known`: bad records in the index of each source."""
         lines = [line for line in _lines(self.path) if line["step"] <= step]
         if not any((line["stage"], line["step"]) == (self.stage, self.before) for line in lines):
             lines += [self._line(self.before, name, bad) for name in known for bad in known[name]]
@@ -111,7 +111,7 @@ class BadRecordLog:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """What is whole of the list; a last line that a kill cut off is not."""
+    """Returns the complete lines of the list. A kill can leave an incomplete last line, which is skipped."""
     if not path.exists():
         return []
     found = []

@@ -1,4 +1,4 @@
-"""Which picture paths a records file may name: files below its image folder, nothing else."""
+"""Checks the image paths of a records file: they must name files below its image folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PLAIN = re.compile(r"(?:[A-Za-z0-9_-][A-Za-z0-9_.-]*/)*[A-Za-z0-9_-][A-Za-z0-9_
 
 
 def is_plain(path: str) -> bool:
-    """Whether the path is good at a glance; if not, `path_fault` has the word."""
+    """Returns whether the path has a simple, good form. If not, `path_fault` decides."""
     return len(path) <= 255 and _PLAIN.fullmatch(path) is not None
 
 
@@ -33,8 +33,8 @@ def describe(path: str, reason: str) -> str:
 
 @dataclass(frozen=True)
 class FolderListing:
-    """One folder of pictures: whether it lies inside the root, links resolved; names of its
-    regular files, and of its links."""
+    """Holds the names of the regular files and of the links in a folder of images. `inside`: with links
+    resolved, the folder is inside the root."""
 
     inside: bool
     files: frozenset[str] = frozenset()
@@ -43,10 +43,10 @@ class FolderListing:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRoot:
-    """The folder `path`, absolute; `real` is where it truly lies.
+    """Describes the image folder: `path` is absolute, `real` has its links resolved.
 
-    Its folders are listed, which costs one call for many pictures, where resolving each path
-    would cost minutes on a big set.
+    Listing a folder is one call for many images. Resolving each path would take minutes on a big
+    data set.
     """
 
     path: str
@@ -54,7 +54,7 @@ class ImageRoot:
 
     @classmethod
     def open(cls, folder: Path) -> ImageRoot:
-        """Raises `UserError` if `folder` is none."""
+        """Returns the root for `folder`. Raises `UserError` if it is not a folder."""
         path = os.path.abspath(folder)
         if not os.path.isdir(path):
             got = "no folder" if os.path.lexists(path) else "nothing there"
@@ -62,7 +62,7 @@ class ImageRoot:
         return cls(path=path, real=os.path.realpath(path))
 
     def list(self, folder: str) -> FolderListing:
-        """A folder below the root, by its relative path."""
+        """Lists a folder below the root, given by its relative path."""
         here = os.path.join(self.path, folder)
         if not self._below(os.path.realpath(here)):
             return FolderListing(False)
@@ -75,11 +75,11 @@ class ImageRoot:
                     elif entry.is_file():
                         files.append(entry.name)
         except OSError:
-            pass  # not there: its pictures are missing
+            pass  # no such folder: its images are missing
         return FolderListing(True, frozenset(files), frozenset(links))
 
     def leads_out(self, path: str) -> bool:
-        """Whether a link takes the relative path out of the folder."""
+        """Returns whether a link leads the relative path out of the folder."""
         return not self._below(os.path.realpath(os.path.join(self.path, path)))
 
     def _below(self, real: str) -> bool:
@@ -87,7 +87,7 @@ class ImageRoot:
 
 
 def _spelling(path: str) -> str | None:
-    """What is wrong with the path as text."""
+    """Returns what is wrong with the path as text; None if it is good."""
     if not path:
         return "which is empty"
     if _CONTROL.search(path):

@@ -1,8 +1,8 @@
-"""What one pass over a data file found, kept on disk: arrays, what the pass counted, bad rows.
+"""Stores on disk what one pass over data files found: arrays, counts, bad records.
 
-An index lies in `$LMMKIT_CACHE`, else `$XDG_CACHE_HOME/lmmkit`, else `~/.cache/lmmkit`, never
-beside the data, which may be read-only. It is a cache of something that is at hand: what does
-not fit its file to the byte is made anew, and what is read by it is checked again when it is read.
+An index is in `$LMMKIT_CACHE`, else `$XDG_CACHE_HOME/lmmkit`, else `~/.cache/lmmkit`, never in the
+folder of the data, which may be read-only. An index is only a cache: it is built again if its files
+changed or it is damaged, and every record that is read through it is checked again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lmmkit.data.sources.json_stream import open_regular
 from lmmkit.errors import UserError
 from lmmkit.errors.data import CHANGED, RECORDS_FILE
 
-FORMAT = 2  # raised with every change of what an index holds, or of which rows are good
+FORMAT = 2  # increase it when the content of an index, or the rule for good records, changes
 BAD_KEPT = 100_000
 META, BAD = "index.json", "bad.jsonl"
 _SPOTS, _SPOT = 64, 4096
@@ -34,9 +34,10 @@ _SPOTS, _SPOT = 64, 4096
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """`meta` is plain JSON; `arrays` are maps of files in `folder`, or in memory where there is none.
+    """Holds an index. `meta` is plain JSON; `arrays` are memory maps of files in `folder`, or in memory
+    without a folder.
 
-    Pickles by its folder, so that a data worker shares the pages of the maps.
+    Pickles as its folder, so that a data worker shares the pages of the maps.
     """
 
     meta: Mapping[str, Any]
@@ -53,7 +54,7 @@ class Index:
 def open_index(
     key: str, files: Iterable[Path], build: Callable[[], Index], *, rebuild: bool = False
 ) -> Index:
-    """The index of `files` under `key`: as kept, or from `build` and then kept where that can be."""
+    """Returns the stored index of `files` under `key`, or calls `build` and stores its index if possible."""
     print_of = fingerprint(files)
     name = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=12).hexdigest()
     stamp = hashlib.blake2b(json.dumps([FORMAT, key, print_of]).encode(), digest_size=12).hexdigest()
@@ -75,14 +76,14 @@ def open_index(
 
 
 def cache_folder() -> Path:
-    """Where indexes are kept."""
+    """Returns the folder of all indexes."""
     own, shared = os.environ.get("LMMKIT_CACHE"), os.environ.get("XDG_CACHE_HOME")
     home = Path(shared) if shared else Path(os.path.expanduser("~")) / ".cache"
     return (Path(own) if own else home / "lmmkit") / "index"
 
 
 def fingerprint(files: Iterable[Path]) -> list[list[int]]:
-    """Size, time of change, and a crc of spots all over it, for each file."""
+    """Returns for each file its size, its time of change, and a crc of sample blocks spread over it."""
     found = []
     for path in files:
         try:
@@ -100,7 +101,7 @@ def fingerprint(files: Iterable[Path]) -> list[list[int]]:
 
 
 def load_index(folder: Path) -> Index | None:
-    """The index in a folder; None if there is none, or it is not what was written."""
+    """Returns the index in a folder; None if there is none, or if it differs from what was written."""
     try:
         meta = json.loads((folder / META).read_bytes())
         if meta.pop("crc") != _crc(meta):
@@ -114,7 +115,7 @@ def load_index(folder: Path) -> Index | None:
                 return None
         lines = (folder / BAD).read_text("utf-8").splitlines()
         return replace(_opened(folder, meta), bad=tuple(BadRecord(*json.loads(line)) for line in lines))
-    except Exception:  # a cache that anybody may have written: whatever is wrong, it is made anew
+    except Exception:  # any process may have written this cache: on any error, build it again
         return None
 
 
@@ -128,7 +129,7 @@ def _opened(folder: Path, meta: dict[str, Any]) -> Index:
 
 
 def _again(folder: Path, meta: dict[str, Any]) -> Index:
-    """The index in another process."""
+    """Opens the index in another process. Raises `UserError` if it cannot be read."""
     try:
         return _opened(folder, meta)
     except (OSError, ValueError) as error:
@@ -136,7 +137,7 @@ def _again(folder: Path, meta: dict[str, Any]) -> Index:
 
 
 def _save(index: Index, cache: Path, folder: Path) -> None:
-    """Writes aside, then renames."""
+    """Writes the index to a temporary folder, then renames it to `folder`."""
     aside = Path(tempfile.mkdtemp(prefix=".tmp-", dir=cache))
     try:
         for name, array in index.arrays.items():
@@ -151,7 +152,7 @@ def _save(index: Index, cache: Path, folder: Path) -> None:
         try:
             os.rename(aside, folder)
         except OSError:
-            if not folder.exists():  # else another process was as fast
+            if not folder.exists():  # else another process wrote it first
                 raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)

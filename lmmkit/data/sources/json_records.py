@@ -1,6 +1,6 @@
-"""Rows of a JSON list or a JSONL file, each with its line and its bytes.
+"""Reads the records of a JSON list or a JSONL file, each with its line and its bytes.
 
-A bad row does not hide the rows behind it, as far as those can still be made out.
+After a bad record the following records are still read, as far as their start can be found.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from lmmkit.data.sources.json_stream import MAX_ROW, Faults, Parser, Window, ski
 
 
 class RawRecord(NamedTuple):
-    """A row of a file: its index from 0, its line from 1, its value, and what is wrong in it.
+    """Holds a record of a file: its index from 0, its line from 1, its value and its faults.
 
-    `faults` are pairs (got, expected); a record that has any has no usable value. Its
-    text lies in the `length` bytes from `offset` on; `spelt`: no escape in it spells a surrogate.
+    `faults` are pairs (got, expected); a record with faults has no usable value. Its text is the
+    `length` bytes from `offset` on. `spelt`: the text contains no escape of a surrogate.
     """
 
     index: int
@@ -29,15 +29,15 @@ class RawRecord(NamedTuple):
 
 
 def read_rows(window: Window) -> Iterator[RawRecord]:
-    """The rows of a file: lines if its name ends in .jsonl, else the items of one JSON list.
+    """Returns the records of a file: its lines if its name ends in .jsonl, else the items of a JSON list.
 
-    What is no list, or ends too early, shows as a last row with faults.
+    If the file is not a list, or ends too early, the last record has faults.
     """
     return _lines(window) if window.path.suffix == ".jsonl" else _items(window)
 
 
 def row_of(data: bytes, index: int, line: int) -> RawRecord:
-    """A row from its bytes, as an index has it."""
+    """Returns the record that the bytes `data` contain."""
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
@@ -116,5 +116,5 @@ def _spelt(text: str, start: int, end: int) -> bool:
 
 
 def _broken(error: json.JSONDecodeError, before: int = 0) -> tuple[str, str]:
-    """`before`: characters of the line that stand before the text."""
+    """Returns (got, expected) for broken JSON. `before`: characters of the line before the text."""
     return f"broken JSON at column {before + error.colno}: {error.msg}", "JSON"

@@ -1,7 +1,7 @@
-"""Strict JSON: what Python's parser lets pass is a problem here, told with its place.
+"""Parses JSON strictly, and reports as problems what Python's parser accepts.
 
-Python takes duplicate keys, NaN, numbers without end and half surrogates. `Window` reads a text
-piece by piece, so that a file of any size costs a few megabytes.
+Python accepts duplicate keys, NaN, numbers of unlimited size and lone surrogates. `Window` reads a
+text piece by piece, so a file of any size needs only a few megabytes of memory.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathlib import Path
 from lmmkit.errors import UserError
 from lmmkit.errors.data import RECORDS_FILE
 
-MAX_DIGITS = 20  # enough for 64 bits; Python refuses to read more than some thousands at all
-MAX_ROW = 32 * 2**20  # characters of one value; the longest conversation, escaped, takes a third
+MAX_DIGITS = 20  # enough for 64 bits; Python itself raises above some thousands
+MAX_ROW = 32 * 2**20  # characters of one value, three times the longest escaped conversation
 BLOCK = 2**20
 TOO_DEEP = "nested too deeply"
 _GAP = re.compile(r"[ \t\n\r]*")
@@ -35,7 +35,7 @@ Faults = tuple[tuple[str, str], ...]  # (got, expected)
 
 
 class Parser:
-    """Python's scanner with hooks that note what it would let pass."""
+    """Parses with Python's JSON decoder and hooks that record the faults it would accept."""
 
     def __init__(self) -> None:
         self.faults: list[tuple[str, str]] = []
@@ -47,7 +47,7 @@ class Parser:
         )
 
     def at(self, text: str, start: int) -> tuple[object, int, Faults]:
-        """(value, end, faults) of the JSON value at `start`; `JSONDecodeError` if there is none."""
+        """Returns (value, end, faults) of the value at `start`. Raises `JSONDecodeError` if there is none."""
         self.faults = []
         try:
             value, end = self.decoder.raw_decode(text, start)
@@ -81,19 +81,19 @@ class Parser:
 
 
 def skip(text: str, at: int) -> int:
-    """Where the blanks at `at` end."""
+    """Returns the end of the blanks that start at `at`."""
     gap = _GAP.match(text, at)
     return gap.end() if gap else at
 
 
 class Window:
-    """The characters of a UTF-8 file from a place on that only moves ahead.
+    """Reads the characters of a UTF-8 file, forward only.
 
-    `text[at:]` is what is at hand; `line` and `offset` (bytes) are of the character at `at`,
-    `column` counts the characters before `text` in its line. `crc` and `size` are of the bytes
-    read so far.
+    `text[at:]` is what has been read but not passed. `line` and `offset` (bytes) are those of the
+    character at `at`. `column` counts the characters before `text` in its line. `crc` and `size` are
+    those of the bytes read so far.
 
-    Raises `UserError` where the file is missing, no regular file, or no UTF-8 text.
+    Raises `UserError` if the file is missing, not a regular file, or not UTF-8 text.
     """
 
     def __init__(self, path: Path, progress: Callable[[int], None] | None = None) -> None:
@@ -113,7 +113,7 @@ class Window:
         self.file.close()
 
     def more(self) -> bool:
-        """Reads on, as much again as is at hand; False at the end of the file."""
+        """Reads at least as much as `text[at:]` contains. Returns False at the end of the file."""
         if self.done:
             return False
         data = self._read(max(BLOCK, len(self.text) - self.at))
@@ -151,7 +151,7 @@ class Window:
                 raise _refused(f"{self.path}:1", got, expected)
 
     def take(self, end: int) -> int:
-        """Moves to `end` of `text`; the bytes passed over."""
+        """Moves to `end` of `text`. Returns the number of bytes passed."""
         passed = self.text[self.at : end]
         size = len(passed) if passed.isascii() else len(passed.encode())
         self.line += passed.count("\n")
@@ -160,14 +160,14 @@ class Window:
         return size
 
     def peek(self) -> str:
-        """The next character that is no blank, which is moved to; empty at the end."""
+        """Moves to the next character that is not blank and returns it; "" at the end of the file."""
         while True:
             self.take(skip(self.text, self.at))
             if self.at < len(self.text) or not self.more():
                 return self.text[self.at : self.at + 1]
 
     def next_line(self) -> str | None:
-        """The rest of the line, without its end; None where it goes beyond MAX_ROW."""
+        """Returns the rest of the line without its end; None if it is longer than MAX_ROW."""
         searched = self.at
         while (end := self.text.find("\n", searched)) < 0:
             if len(self.text) - self.at > MAX_ROW:
@@ -179,7 +179,7 @@ class Window:
         return self.text[self.at : end]
 
     def value(self, parser: Parser) -> tuple[object, int, Faults]:
-        """(value, where in `text` it ends, faults) of what stands here; as `Parser.at`."""
+        """Returns (value, its end in `text`, faults) of the value at `at`. Raises as `Parser.at`."""
         while True:
             try:
                 value, end, faults = parser.at(self.text, self.at)
@@ -188,7 +188,7 @@ class Window:
                 if known or not self.more():
                     raise
                 continue
-            if end < len(self.text) or not self.more():  # a number at the very end may go on
+            if end < len(self.text) or not self.more():  # a number at the end of `text` may continue
                 return value, end, faults
 
 

@@ -1,4 +1,4 @@
-"""A records file in LLaVA's format with its index: rows are parsed when they are asked for."""
+"""Reads a records file in LLaVA's format through an index. A record is parsed when it is read."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class JsonRecords:
-    """The good rows of the file `path`, by number; pictures lie below `root`."""
+    """Reads the good records of the file `path`, by number. Their images are below `root`."""
 
     path: Path
     root: ImageRoot
@@ -54,7 +54,7 @@ class JsonRecords:
         return len(self.index.arrays["rows"])
 
     def row(self, i: int) -> RawRecord:
-        """Good row i as the file has it now. Raises `UserError` if the file is not what it was."""
+        """Reads good record i from the file. Raises `UserError` if the file changed since it was indexed."""
         at = self.index.arrays["rows"][i]
         try:
             if "fd" not in self._kept:
@@ -70,26 +70,26 @@ class JsonRecords:
         return row_of(data, int(at["row"]), int(at["line"]))
 
     def key(self, i: int, own: str) -> str:
-        """What names row i in its source: its own id, with the row's number where that came before."""
+        """Returns the key of record i in its source: its id, plus the record number if the id is a repeat."""
         at = self.index.arrays["rows"][i]
         return f"{own or at['row']}" + f"#{at['row']}" * int(at["again"])
 
     def images(self, i: int, paths: tuple[str, ...]) -> tuple[Image, ...]:
-        """The pictures of row i."""
+        """Returns the images of record i."""
         return tuple(Image(os.path.join(self.root.path, path)) for path in paths)
 
     def place(self, i: int) -> tuple[str, int, int]:
-        """(file, line, row of the file) of row i."""
+        """Returns (file, line, record number in the file) of record i."""
         at = self.index.arrays["rows"][i]
         return str(self.path), int(at["line"]), int(at["row"])
 
     def pictures(self) -> Iterator[tuple[int, Image]]:
-        """Each picture once, with its first row."""
+        """Yields each image once, with the number of its first record."""
         for i, path in self._paths():
             yield i, Image(os.path.join(self.root.path, path))
 
     def missing(self) -> list[tuple[int, str]]:
-        """(row, what is wrong) of each picture file that is not there, or is no regular file."""
+        """Returns (record, description) of each image file that is missing or not a regular file."""
         found = []
         for folder, listing in self._listings():
             for i, path in self._paths(folder):
@@ -113,13 +113,13 @@ class JsonRecords:
         return [(path, got) for _, path, got in sorted(found)]
 
     def identity(self) -> dict[str, object]:
-        """What tells this data from other: bytes of the file, names and sizes of its pictures."""
+        """Returns what distinguishes this data from other data: file content, image names and sizes."""
         crc = total = count = 0
         for _, image in self.pictures():
             try:
                 size = os.stat(image.path).st_size
             except OSError:
-                size = -1  # a source may do without some
+                size = -1  # a source may skip missing images
             crc = zlib.crc32(f"{image.path.removeprefix(self.root.path)} {size}\n".encode(), crc)
             total, count = total + max(size, 0), count + 1
         return {
@@ -135,7 +135,7 @@ class JsonRecords:
             yield number, self.root.list(folder)
 
     def _paths(self, folder: int | None = None) -> Iterator[tuple[int, str]]:
-        """(first row, relative path) of each picture, in the order of rows; of one folder."""
+        """Yields (first record, relative path) of each image in record order, of all folders or of one."""
         pictures, names = self.index.arrays["pictures"], self.index.arrays["names"]
         ends = np.append(pictures["start"][1:], len(names)).astype(np.uint64)
         chosen = range(len(pictures)) if folder is None else np.flatnonzero(pictures["folder"] == folder)
@@ -153,13 +153,13 @@ def open_json(
     path: Path, images: Path, template: str, *, rebuild: bool = False,
     on_bad_record: Told | None = None, progress: Progress | None = None,
 ) -> JsonRecords:  # fmt: skip
-    """The file with its index, which a pass over the whole file makes where there is none.
+    """Returns the file with its index. If there is no index yet, one pass over the file makes it.
 
-    `told` hears of everything wrong in every bad row, and `progress` of bytes read, if there is a
-    pass (`anew`: there is). Raises `UserError` for what is no file of rows, or no folder.
+    `rebuild` forces this pass. It calls `on_bad_record` for every problem of every bad record, and
+    `progress` with the bytes read. Raises `UserError` for a bad records file or image folder.
     """
     root = ImageRoot.open(images)
-    with Window(path):  # says in words what is no file
+    with Window(path):  # raises a clear error if it cannot be read
         pass
     key = f"json {os.path.realpath(path)} {'plain' if template == 'plain' else 'talk'} {path.suffix}"
     build = lambda: _Pass(path, template, on_bad_record, progress).index()  # noqa: E731
@@ -167,7 +167,7 @@ def open_json(
 
 
 class _Pass:
-    """One pass over a file: every row parsed and checked, the good ones measured."""
+    """Makes one pass over a file: parses and checks every record, and measures the good ones."""
 
     def __init__(
         self, path: Path, template: str, on_bad_record: Told | None, progress: Progress | None
@@ -183,7 +183,7 @@ class _Pass:
         self.counts: Counter[str] = Counter(rows=0, bad_records=0, problems=0, dropped_turns=0)
 
     def index(self) -> Index:
-        """Everything the pass found."""
+        """Returns everything that the pass found."""
         stat = os.stat(self.path)
         with Window(self.path, self.progress) as window:
             for row in read_rows(window):
@@ -208,7 +208,7 @@ class _Pass:
         return Index(meta, {"rows": rows, "pictures": pictures, "names": names}, tuple(self.bad))
 
     def closer(self, row: RawRecord) -> RecordSize | None:
-        """Reads a record that `measure` does not pass. Reports all its problems."""
+        """Parses a record that `measure_record` did not accept. Reports all its problems."""
         reader = RecordParser(template=self.template)
         record = reader.read(row)
         if record is not None:
@@ -223,7 +223,7 @@ class _Pass:
         return None
 
     def keep(self, row: RawRecord, found: RecordSize) -> None:
-        """A good row goes into the index."""
+        """Adds a good record to the index."""
         again, key = 0, found.key or str(row.index)
         while key in self.keys:
             again, key = again + 1, f"{key}#{row.index}"
@@ -238,7 +238,7 @@ class _Pass:
         self.counts["dropped_turns"] += found.dropped
 
     def picture(self, path: str, item: int) -> None:
-        """A picture seen for the first time."""
+        """Adds an image path that appears for the first time."""
         self.pictures[path] = None
         self.first.append(item)
         self.starts.append(len(self.names))

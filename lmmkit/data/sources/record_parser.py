@@ -1,4 +1,4 @@
-"""One row of a LLaVA records file: what makes it good, and the record it becomes."""
+"""Checks one record of a LLaVA records file and converts it to the parts of a sample."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Scalar = str | int | float
 
 
 class Record(NamedTuple):
-    """A checked row: the parts of a `Sample`. `images` are relative paths; `key` may be empty."""
+    """Holds a checked record: the parts of a `Sample`. `images` are relative paths; `key` may be empty."""
 
     key: str
     turns: tuple[Turn, ...]
@@ -41,8 +41,8 @@ class Record(NamedTuple):
 
 
 class RecordSize(NamedTuple):
-    """What an index keeps of a good row. `words`: of all turns, parted by blanks, as LLaVA counts
-    them; `dropped`: answers before any question."""
+    """Holds what an index stores of a good record. `words`: number of words of all turns, separated by
+    blanks, as LLaVA counts them. `dropped`: number of answers before any question."""
 
     key: str
     images: tuple[str, ...]
@@ -51,9 +51,10 @@ class RecordSize(NamedTuple):
 
 
 def measure_record(row: RawRecord, template: str) -> RecordSize | None:
-    """The measures of a row that is good at a glance; None for all that wants a closer look.
+    """Returns the measures of a record in a simple, good form; None if `RecordParser` must check it.
 
-    It lets pass only what `RowReader` would, ten times as fast: most rows of a file are plain.
+    It accepts only records that `RecordParser` accepts. It is ten times as fast, and most records of a
+    file have the simple form.
     """
     value = row.value
     if row.faults or not row.spelt or type(value) is not dict or row.length > MAX_CHARS:
@@ -125,7 +126,7 @@ class RecordParser:
         self.problems.append((key, code.at("", got=got, **fields)))
 
     def key(self, value: object) -> str:
-        """The row's id as text; empty if it has none."""
+        """Returns the id of the record as text; empty if it has none."""
         if isinstance(value, bool) or not isinstance(value, str | int | None):
             self.wrong(TYPE, "id", f"`id` {_kind(value)}", expected="a string or an integer")
             return ""
@@ -135,7 +136,7 @@ class RecordParser:
         return key
 
     def images(self, value: object) -> tuple[str, ...]:
-        """The row's picture paths."""
+        """Returns the image paths of the record."""
         if value is None:
             return ()
         paths: list[str] = []
@@ -149,7 +150,7 @@ class RecordParser:
         return tuple(paths)
 
     def turns(self, value: object) -> list[Turn]:
-        """The turns as written, with every marker still in the text."""
+        """Returns the turns as written, with all markers still in the text."""
         if not isinstance(value, list) or not value:
             got = "none" if value is None or value == [] else _kind(value)
             self.wrong(TURNS, "conversations", f"`conversations` {got}")
@@ -167,7 +168,7 @@ class RecordParser:
         return found
 
     def turn(self, value: object, i: int) -> Turn | None:
-        """Turn i, or None if it is not one."""
+        """Returns turn i, or None if it is bad."""
         if not isinstance(value, dict):
             self.wrong(TYPE, f"conversations.{i}", f"turn {i} {_kind(value)}", expected="an object")
             return None
@@ -186,7 +187,7 @@ class RecordParser:
         return None
 
     def order(self, turns: list[Turn]) -> None:
-        """Questions and answers by turns, and nothing left unanswered."""
+        """Checks that questions and answers alternate and that every question has an answer."""
         if not turns:
             self.wrong(TURNS, "conversations", "no question")
             return
@@ -204,9 +205,9 @@ class RecordParser:
             self.wrong(PLAIN, "conversations", f"{len(turns)} turns")
 
     def place(self, turns: list[Turn], images: int) -> list[Turn]:
-        """The turns with markers taken out and images in front of the text.
+        """Returns the turns with the markers removed and the images before the text.
 
-        As in LLaVA the markers of one turn mean one image if the row has only one.
+        If the record has one image, several markers in one turn mean this one image, as in LLaVA.
         """
         marks = [turn.text.count(MARKER) if turn.role == "user" else 0 for turn in turns]
         if images == 1:
@@ -222,7 +223,7 @@ class RecordParser:
         return [self.placed(turn, mark) for turn, mark in zip(turns, marks, strict=True)]
 
     def placed(self, turn: Turn, images: int) -> Turn:
-        """One turn of `place`."""
+        """Returns one turn with its markers removed and `images` images."""
         if turn.role == "assistant":
             return turn
         if self.template == "plain":
@@ -239,13 +240,13 @@ class RecordParser:
 
 
 def measured_record(record: Record, value: Any, dropped: int) -> RecordSize:
-    """The measures of a good row, by its value and the record made of it."""
+    """Returns the measures of a good record, from its JSON value and the checked record."""
     words = sum(len(turn["value"].split()) for turn in value["conversations"])
     return RecordSize(record.key, record.images, words, dropped)
 
 
 def _kind(value: object) -> str:
-    """What a JSON value is, in words."""
+    """Describes a JSON value in words."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     if isinstance(value, str):

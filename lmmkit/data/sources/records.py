@@ -1,9 +1,9 @@
-"""The samples of one source: rows of a records file or of shards, checked before a run begins.
+"""Reads the samples of one source: records of a file or of shards, checked before a run begins.
 
     {"id": "17", "image": "a/17.jpg", "conversations": [
         {"from": "human", "value": "<image>\\nWhat is it?"}, {"from": "gpt", "value": "A cat."}]}
 
-`open_records` opens the index that one pass over all rows left; a row is parsed when it is asked for.
+`open_records` opens an index, which one pass over all records writes. A record is parsed when it is read.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from lmmkit.data.sources.webdataset_shards import open_shards
 from lmmkit.errors import Problem, UserError
 from lmmkit.errors.data import IMAGE_MISSING, MANY, PATH, RECORDS_EMPTY, TOO_MANY
 
-SHOWN = 20  # problems told one by one
+SHOWN = 20  # problems listed one by one
 
 
 class RecordStore(Protocol):
-    """Where rows lie: a file of records, or shards. Rows are numbered from 0, bad ones left out."""
+    """Describes a store of records: a file, or shards. Good records are numbered from 0, without bad ones."""
 
     @property
     def path(self) -> Path: ...
@@ -49,7 +49,7 @@ class RecordStore(Protocol):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Records(Sequence[Sample]):
-    """The samples of one source in file order, bad rows left out; `records[i]` is good row i."""
+    """Holds the samples of one source in file order, without bad records; `records[i]` is good record i."""
 
     name: str
     template: str
@@ -59,22 +59,22 @@ class Records(Sequence[Sample]):
 
     @property
     def path(self) -> Path:
-        """The records file, or the pattern of the shards."""
+        """Returns the path of the records file, or the pattern of the shards."""
         return self.rows.path
 
     @property
     def dropped_turns(self) -> int:
-        """Answers that stood before any question and were left out."""
+        """Returns the number of answers that came before any question and were left out."""
         return self.rows.index.meta["dropped_turns"]
 
     @property
     def left_out(self) -> int:
-        """Bad rows that were passed over."""
+        """Returns the number of bad records that were skipped."""
         return self.rows.index.meta["bad_records"]
 
     @property
     def words_N(self) -> np.ndarray:
-        """The words of each row, below 0 where it has no picture."""
+        """Returns the number of words of each record, below 0 if the record has no image."""
         return self.rows.index.arrays["rows"]["words"]
 
     def __len__(self) -> int:
@@ -85,7 +85,7 @@ class Records(Sequence[Sample]):
             raise IndexError(i)
         reader = RecordParser(template=self.template)
         record = reader.read(self.rows.row(i))
-        if record is None:  # the index promised otherwise
+        if record is None:  # the index lists only good records
             raise UserError(replace(reader.problems[0][1], where=self.where(i)))
         return Sample(
             key=f"{self.name}:{self.rows.key(i, record.key)}",
@@ -97,11 +97,11 @@ class Records(Sequence[Sample]):
         )
 
     def where(self, i: int) -> str:
-        """The place of row i for a message: file, line, row."""
+        """Returns the place of record i for a message: file, line, record."""
         return place(*self.rows.place(i))
 
     def identity(self) -> dict[str, object]:
-        """What tells the source from another of as many rows. Where it lies does not matter."""
+        """Returns what distinguishes the data of this source from other data. Its path is not included."""
         shape = {"template": self.template, "image_fit": self.image_fit}
         return {"rows": len(self), **self.rows.identity(), **shape}
 
@@ -110,13 +110,13 @@ def open_records(
     name: str, *, records: Path, images: Path | None, template: str, image_fit: ImageFit,
     bad_records: Policy = STRICT,
 ) -> Records:  # fmt: skip
-    """The rows of the file `records`, all of them checked; picture paths are relative to `images`.
-    Without `images`, `records` is the pattern of shards that hold rows and pictures.
+    """Returns the records of the file `records`, after checking all of them. Image paths are relative to
+    `images`. Without `images`, `records` is the pattern of shards, which contain records and images.
 
     For the template `plain` the user's words are left out, as LLaVA does with its captions.
-    Picture files are not looked at, but a path that leads out of `images` is refused.
+    Image files are not read, but a path that leads out of `images` is refused.
 
-    Raises `UserError` with the first 20 problems and the number of all of them.
+    Raises `UserError` with the first 20 problems and the total number.
     """
     found = Records(
         name=name, template=template, image_fit=image_fit, bad_records=bad_records,
@@ -130,7 +130,7 @@ def open_record_store(
     records: Path, images: Path | None, template: str, *, rebuild: bool = False,
     on_bad_record: Callable[[BadRecord], None] | None = None, progress: Callable[[int], None] | None = None,
 ) -> RecordStore:  # fmt: skip
-    """Where the rows of a source lie, indexed."""
+    """Returns the record store of a source, with its index."""
     if images is None:
         return open_shards(records, template, rebuild=rebuild, on_bad_record=on_bad_record, progress=progress)
     return open_json(
@@ -139,7 +139,7 @@ def open_record_store(
 
 
 def _refuse(records: Records) -> None:
-    """Raises what is wrong with the rows as a whole."""
+    """Raises `UserError` for too many bad records, no records, or image paths outside the image folder."""
     meta, where = records.rows.index.meta, str(records.path)
     on_bad_record: list[BadRecord] = list(records.rows.index.bad[:SHOWN])
     problems = [bad.problem() for bad in on_bad_record]
@@ -167,13 +167,13 @@ def _refuse(records: Records) -> None:
 
 
 def missing_images(records: Records, limit: int | None = None) -> list[Problem]:
-    """A problem for each picture file that is not there or is no regular file; the first `limit`
-    of them if that is given. A file is looked for once and named with its first row."""
+    """Returns a problem for each image file that is missing or not a regular file; at most `limit` if it
+    is given. Each file is checked once and reported at its first record."""
     return [IMAGE_MISSING.at(records.where(i), got=reason) for i, reason in records.rows.missing()[:limit]]
 
 
 def too_many(records: Records, found: list[Problem], limit: int = SHOWN) -> list[Problem]:
-    """The first `limit` of the problems of pictures, where they are more than the source may skip."""
+    """Returns the first `limit` image problems if there are more than the source may skip, else none."""
     most = records.bad_records.allowed(len(records))
     if len(found) <= most:
         return []
@@ -183,9 +183,9 @@ def too_many(records: Records, found: list[Problem], limit: int = SHOWN) -> list
 
 
 def check_images(records: Records, limit: int | None = None) -> list[Problem]:
-    """A problem for each picture whose header is bad: format, size or shape; see `read_image`.
+    """Returns a problem for each image with a bad header: format, size or shape; see `read_image`.
 
-    Reads headers only; `limit` as in `missing_images`.
+    Reads headers only. Stops at `limit` problems.
     """
     found = []
     for i, image in records.rows.pictures():

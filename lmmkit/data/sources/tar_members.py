@@ -1,4 +1,4 @@
-"""Finds the files of a tar archive. Only headers are read: nothing is unpacked, no name becomes a path.
+"""Finds the files in a tar archive. Only headers are read: nothing is unpacked, no name becomes a path.
 
 Python's `tarfile` parses the headers and trusts them, so `_Headers` bounds what it may read.
 """
@@ -23,7 +23,7 @@ _MEND = "Write the shard anew."
 
 
 class Member(NamedTuple):
-    """A regular file in an archive: its name, and where its bytes lie."""
+    """Describes a regular file in an archive: its name, and the offset and number of its bytes."""
 
     name: str
     offset: int
@@ -31,20 +31,20 @@ class Member(NamedTuple):
 
 
 def members(path: Path) -> Iterator[Member]:
-    """Yields the regular files of the archive in order. Raises `UserError` for what is no whole archive."""
+    """Yields the regular files of the archive in order. Raises `UserError` if it is incomplete or bad."""
     with open_regular(path) as file:
         headers: Any = _Headers(path, file)
         end = os.fstat(file.fileno()).st_size
         try:
             with tarfile.open(fileobj=headers, mode="r:", encoding="utf-8") as tar:
                 while (info := tar.next()) is not None:
-                    tar.members.clear()  # tarfile keeps all it has read
+                    tar.members.clear()  # tarfile keeps every header in memory
                     headers.left = MAX_HEADERS
                     _check(path, info, end)
                     if info.type in PLAIN:
                         yield Member(info.name, info.offset_data, info.size)
                 headers.seek(tar.offset)
-                if headers.read(BLOCK) != bytes(BLOCK):  # tarfile takes a bad header for the end
+                if headers.read(BLOCK) != bytes(BLOCK):  # tarfile treats a bad header as the end
                     got = "no header of a tar archive"
                     raise _wrong(path, tar.offset, got, "one, with the sum of its bytes")
         except (tarfile.TarError, ValueError, RecursionError) as error:
@@ -52,13 +52,13 @@ def members(path: Path) -> Iterator[Member]:
 
 
 def _check(path: Path, info: tarfile.TarInfo, end: int) -> None:
-    """Raises `UserError` for a file that is not plain, not whole, or has a broken name."""
+    """Raises `UserError` for a file that is not plain, not complete, or has a broken name."""
     if info.issparse() or info.type == PARTIAL:
         raise _wrong(path, info.offset, "a file with holes or in parts", "plain files")
-    if not 0 <= info.size <= end - info.offset_data:  # below 0, tarfile reads the same header for ever
+    if not 0 <= info.size <= end - info.offset_data:  # below 0 tarfile reads one header for ever
         got = f"{end} bytes"
         raise _wrong(path, info.offset, got, f"{info.offset_data + info.size}, as the header there says")
-    if re.search("[\0\ud800-\udfff]", info.name):  # bytes that are no UTF-8 are read as surrogates
+    if re.search("[\0\ud800-\udfff]", info.name):  # tarfile decodes bytes that are not UTF-8 to surrogates
         raise _wrong(path, info.offset, f"the name {info.name[:40]!a}", "UTF-8, without NUL")
 
 
@@ -80,7 +80,7 @@ class _Headers:
             raise _wrong(self.path, at, error.strerror or str(error), "a file to read") from error
         if len(data) < size:
             raise _wrong(self.path, at, "the end of the file", "two empty blocks that end an archive")
-        if re.search(rb"[0-9]{200}", data):  # pax headers cost Python before 3.11.10 their square in time
+        if re.search(rb"[0-9]{200}", data):  # before Python 3.11.10 pax headers take quadratic time
             raise _wrong(self.path, at, "a number of 200 digits", "shorter ones")
         return data
 

@@ -1,8 +1,8 @@
-"""WebDataset shards as a source: tar files whose members `KEY.json` and `KEY.jpg` are a row.
+"""Reads WebDataset shards as a source: tar files in which `KEY.json` and `KEY.jpg` are one record.
 
-A row of several pictures has `KEY.0.jpg`, `KEY.1.jpg`, in the order of its markers. Members are paired
-by the package's own rule. An index of where they lie makes any row as near as any other, so that the
-order stays a function of its position. Pictures are read out of the shards; nothing is unpacked.
+A record with several images has `KEY.0.jpg`, `KEY.1.jpg`, in the order of its markers. The `webdataset`
+package's rule pairs the members. An index of their offsets gives random access to every record, so the
+order is a function of position, as for JSON. Images are read from the shards; nothing is unpacked.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ PART = np.dtype([("offset", "<u8"), ("size", "<u8")])
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
 MAX_SHARDS = 100_000
 _RANGE = re.compile(r"\{(-?[0-9]{1,18})\.\.(-?[0-9]{1,18})")
-OPEN_SHARDS = 64  # files a process holds open
+OPEN_SHARDS = 64  # files that a process keeps open
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ShardRecords:
-    """The good rows of the shards that the pattern `path` names, by number."""
+    """Reads the good records of the shards that the pattern `path` names, by number."""
 
     path: Path
     shards: tuple[Path, ...]
@@ -54,7 +54,7 @@ class ShardRecords:
         return len(self.index.arrays["rows"])
 
     def row(self, i: int) -> RawRecord:
-        """Good row i as its shard has it now. Raises `UserError` if the shard is not what it was."""
+        """Reads good record i from its shard. Raises `UserError` if the shard changed since it was indexed."""
         at = self.index.arrays["rows"][i]
         number = int(at["shard"])
         shard = self.shards[number]
@@ -68,38 +68,39 @@ class ShardRecords:
         return _with_pictures(row_of(data, int(at["row"]), 0), int(at["pictures"]))
 
     def key(self, i: int, own: str) -> str:
-        """What names row i in its source: its own id, with the row's number where that came before."""
+        """Returns the key of record i in its source: its id, plus the record number if the id is a repeat."""
         at = self.index.arrays["rows"][i]
         return f"{own or at['row']}" + f"#{at['row']}" * int(at["again"])
 
     def images(self, i: int, paths: tuple[str, ...]) -> tuple[Image, ...]:
-        """The pictures of row i."""
+        """Returns the images of record i."""
         at, parts = self.index.arrays["rows"][i], self.index.arrays["parts"]
         shard, first = str(self.shards[int(at["shard"])]), int(at["first"])
         chosen = parts[first : first + int(at["pictures"])]
         return tuple(Image(shard, part=(int(part["offset"]), int(part["size"]))) for part in chosen)
 
     def place(self, i: int) -> tuple[str, int, int]:
-        """(shard, 0, row of the source) of row i."""
+        """Returns (shard, 0, record number in the source) of record i."""
         at = self.index.arrays["rows"][i]
         return str(self.shards[int(at["shard"])]), 0, int(at["row"])
 
     def pictures(self) -> Iterator[tuple[int, Image]]:
-        """Every picture, with its row."""
+        """Yields every image, with the number of its record."""
         for i in range(len(self)):
             for image in self.images(i, ()):
                 yield i, image
 
     def missing(self) -> list[tuple[int, str]]:
-        """None: a picture that is not in a shard is not in the index."""
+        """Returns []: an image that is not in a shard is not in the index."""
         return []
 
     def paths_outside(self) -> list[tuple[str, str]]:
-        """None: a picture is bytes of a shard."""
+        """Returns []: an image is a part of a shard."""
         return []
 
     def identity(self) -> dict[str, object]:
-        """What tells this data from other: sizes of the shards, and all that their headers say."""
+        """Returns what distinguishes this data from other data: sizes of the shards, and checksums of their
+        JSON and of the index of their members."""
         sizes = [path.stat().st_size for path in self.shards]
         rows, parts = self.index.arrays["rows"], self.index.arrays["parts"]
         return {
@@ -123,10 +124,10 @@ def open_shards(
     pattern: Path, template: str, *, rebuild: bool = False, on_bad_record: Callable[[BadRecord], None] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> ShardRecords:  # fmt: skip
-    """The shards with their index; `told`, `progress`, `anew` as in `open_json`.
+    """Returns the shards with their index; `on_bad_record`, `progress`, `rebuild` as in `open_json`.
 
-    Raises `UserError` for a pattern that names no file and for what is no archive, `MachineError`
-    where the package is missing.
+    Raises `UserError` for a pattern that matches no file and for a file that is not an archive, and
+    `MachineError` if the package is missing.
     """
     shards = tuple(_named(pattern))
     key = f"shards {os.path.realpath(pattern)} {'plain' if template == 'plain' else 'talk'}"
@@ -135,7 +136,7 @@ def open_shards(
 
 
 def _named(pattern: Path) -> list[Path]:
-    """The files of a pattern with braces ({000..099}), wildcards, or neither."""
+    """Returns the files of a pattern with braces ({000..099}), wildcards, or neither."""
     if "\0" in str(pattern):
         raise _refused(pattern, "a NUL in it", "a pattern of shards")
     braces = _package("braceexpand").braceexpand
@@ -158,7 +159,7 @@ def _wild(name: str) -> bool:
 
 
 def _package(name: str):
-    """A module of `pip install -e ".[webdataset]"`; what it imports in turn costs a second."""
+    """Imports a module of `pip install -e ".[webdataset]"` only when needed, because this takes a second."""
     import importlib
 
     try:
@@ -172,14 +173,14 @@ def _refused(path: Path, got: str, expected: str) -> UserError:
 
 
 def _with_pictures(row: RawRecord, count: int) -> RawRecord:
-    """The row with the pictures of its members in place of what its JSON says of pictures."""
+    """Returns the record with `image` replaced by one name for each image member of its key."""
     if not isinstance(row.value, dict):
         return row
     return row._replace(value={**row.value, "image": [f"picture-{i}" for i in range(count)]})
 
 
 class _Pass:
-    """One pass over the headers of all shards, and over the JSON in them."""
+    """Makes one pass over the headers of all shards, and over the JSON in them."""
 
     def __init__(self, shards, template, on_bad_record, progress) -> None:
         self.shards, self.template = shards, template
@@ -211,7 +212,7 @@ class _Pass:
         return Index({**self.meta, "stat": stats, "pictures": len(self.parts)}, arrays, tuple(self.bad))
 
     def sample(self, number: int, sample: dict) -> None:
-        """One key of a shard: a row, if it has JSON."""
+        """Adds the record of one key of a shard to the index, or reports it as bad."""
         shard, at = self.shards[number], self.meta["rows"]
         self.meta["rows"] += 1
         record, row, reader = None, RawRecord(at, 0), RecordParser(template=self.template)
@@ -256,12 +257,12 @@ class _Pass:
 
 
 def _samples(shard: Path) -> Iterator[dict]:
-    """Members of one key together, by the package's rule: {"__key__": ..., kind: member}."""
+    """Yields the members of each key together, by the package's rule: {"__key__": ..., kind: member}."""
     group = _package("webdataset.tariterators").group_by_keys
     listed = (
         {"fname": member.name, "data": member, "__url__": str(shard)}
         for member in members(shard)
-        if not member.name.startswith("__")  # notes of the package itself
+        if not member.name.startswith("__")  # metadata of the package
     )
     try:
         yield from group(listed)

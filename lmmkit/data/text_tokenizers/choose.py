@@ -1,4 +1,4 @@
-"""Tokenizers of every kind behind one interface."""
+"""Opens tokenizers of all kinds, and describes their common interface."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ KINDS = ("auto", "sentencepiece", "tokenizers", "tiktoken")
 
 
 class TextTokenizer(Protocol):
-    """What a layout and a decoder of answers need; see `text.Tokenizer`."""
+    """Describes what layouts and the decoding of answers need; see `SentencePieceTokenizer`."""
 
     @property
     def bos(self) -> int | None:
-        """Begins a sequence; None where nothing does."""
+        """Returns the id that begins a sequence; None if there is none."""
         ...
 
     @property
     def eos(self) -> int:
-        """Ends an answer."""
+        """Returns the id that ends an answer."""
         ...
 
     @property
     def size(self) -> int:
-        """Ids are below it."""
+        """Returns the bound of the ids: all are below it."""
         ...
 
     def encode(self, text: str) -> list[int]: ...
@@ -44,12 +44,12 @@ class TextTokenizer(Protocol):
 
 
 def open_tokenizer(path: Path, kind: str = "auto") -> TextTokenizer:
-    """The tokenizer in a folder, or in a file.
+    """Returns the tokenizer in a folder, or in a file.
 
-    `auto` takes `tokenizer.model` before `tokenizer.json` before a `.tiktoken` file: what LLaMA's
-    own tokenizer says of a text is what its weights were trained on.
+    `auto` prefers `tokenizer.model`, then `tokenizer.json`, then a `.tiktoken` file, because LLaMA's
+    weights were trained on the ids from `tokenizer.model`.
 
-    Raises `UserError` for a file that is missing, damaged or of an unknown kind.
+    Raises `UserError` for a file that is missing or damaged, and for an unknown kind.
     """
     if kind not in KINDS:
         nearest = did_you_mean(kind, KINDS)

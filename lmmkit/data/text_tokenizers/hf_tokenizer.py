@@ -1,7 +1,7 @@
-"""Text to token ids and back, by a `tokenizer.json` of the `tokenizers` library.
+"""Converts text to token ids and back, with a `tokenizer.json` of the `tokenizers` library.
 
-As with sentencepiece, text is only ever text: what a file calls added tokens are control tokens
-here, put down by a layout and never found in what a user writes.
+The added tokens of the file are control tokens here. A layout inserts them as ids. They are never
+recognised in a text, as with sentencepiece.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ from lmmkit.runs.files import read_json
 
 FILE = "tokenizer.json"
 BESIDE = "tokenizer_config.json"
-MAX_GROWTH = 1000  # of a text by its normalizer; LLaMA's space mark takes 2
-MAX_IDS = 2**24  # each is a row of an embedding
+MAX_GROWTH = 1000  # factor by which a normalizer may lengthen a text; LLaMA's needs 2
+MAX_IDS = 2**24  # each is a matrix row of an embedding
 
 
 @dataclass(frozen=True, kw_only=True)
 class HFTokenizer:
-    """A `tokenizer.json`; pickles as its text. The three ways to encode are those of `Tokenizer`:
-    they differ where a dummy prefix begins a text, as in LLaMA's, and agree in byte-level files.
+    """Holds a `tokenizer.json`; pickles as its text. The three ways to encode are those of
+    `SentencePieceTokenizer`. They differ if the file adds a dummy prefix, as LLaMA's does, and agree in
+    byte-level files.
     """
 
     text: str = field(repr=False)
@@ -40,9 +41,9 @@ class HFTokenizer:
 
     @classmethod
     def open(cls, path: str | Path) -> HFTokenizer:
-        """The tokenizer in the file `path`; what begins and ends a sequence is said beside it.
+        """Returns the tokenizer in the file `path`. Other files in its folder name the begin and end token.
 
-        Raises `UserError` for a file that is missing, damaged, or of no known end token.
+        Raises `UserError` for a file that is missing or damaged, or if no end token is named.
         """
         path = Path(path)
         try:
@@ -67,26 +68,26 @@ class HFTokenizer:
         return cls(text=json.dumps(_strict(value)), bos=bos, eos=eos)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text that stands alone. Raises `UserError` for lone surrogates.
+        """Returns the ids of a text on its own. Raises `UserError` for lone surrogates.
 
-        The dummy prefix is a space put before any text, as sentencepiece does; the library leaves
-        it out where there is a space already.
+        Here the dummy prefix, a space, is added before every text, as sentencepiece does. The library
+        would leave it out before a text that begins with a space.
         """
         return self.encode_continued(f" {text}" if self._prefixed and text else text)
 
     def encode_continued(self, text: str) -> list[int]:
-        """Ids of a text that directly follows text or a control token."""
+        """Returns the ids of a text that directly follows text or a control token."""
         text = _spelt(text)
         try:
             return self._continued.encode(text, add_special_tokens=False).ids
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # a panic: an expression of the file's that backtracks too long
+        except BaseException as error:  # a panic: a regular expression in the file that backtracks too long
             where = f"{FILE} on the text {text[:40]!a}"
             raise UserError(ENCODE.at(where, got=str(error)[:200])) from None
 
     def encode_unprefixed(self, text: str) -> list[int]:
-        """Ids of a text standing alone whose dummy prefix is then cut off the first piece."""
+        """Returns the ids of a text on its own, with the dummy prefix then removed from the first piece."""
         ids = self.encode(text)
         first = self._standing.id_to_token(ids[0]) if ids else None
         if first is None or not self._prefixed or text.startswith((" ", SPACE)):
@@ -97,21 +98,21 @@ class HFTokenizer:
         return self.encode_continued(text) if rest is None else [rest, *ids[1:]]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of these ids; control tokens and rows beyond the tokenizer's are skipped."""
+        """Returns the text of these ids. Skips control tokens and ids that the tokenizer does not have."""
         spelt = [int(i) for i in ids if 0 <= int(i) < self.size and int(i) not in self._controls.values()]
         return self._standing.decode(spelt, skip_special_tokens=True)
 
     def control(self, spelling: str) -> int | None:
-        """The id of a control token."""
+        """Returns the id of a control token; None if there is no such token."""
         return self._controls.get(spelling)
 
     def spelling(self, token: int) -> str:
-        """How the vocabulary writes a token."""
+        """Returns the spelling of a token in the vocabulary."""
         return self._standing.id_to_token(token) or ""
 
     @property
     def size(self) -> int:
-        """Ids are below it, control tokens included."""
+        """Returns the bound of the ids: all are below it, control tokens included."""
         return self._size
 
     @cached_property
@@ -119,7 +120,7 @@ class HFTokenizer:
         return _ids(self._standing)
 
     def files(self) -> dict[str, bytes]:
-        """What a folder needs to open it again."""
+        """Returns the files, by name, from which a folder can be opened again."""
         names = {i: spelling for spelling, i in self._standing.get_vocab(with_added_tokens=True).items()}
         words = {
             f"{key}_token": names[i] for key, i in (("bos", self.bos), ("eos", self.eos)) if i is not None
@@ -147,9 +148,15 @@ class HFTokenizer:
         return {"text": self.text, "bos": self.bos, "eos": self.eos}
 
 
+<<<<<<< HEAD
 def _opened(text: str) -> tokenizers.Tokenizer:
     inner = tokenizers.Tokenizer.from_str(text)
     inner.encode_special_tokens = True  # spelled in pieces, not found
+=======
+def _opened(text: str) -> tokenizers.SentencePieceTokenizer:
+    inner = tokenizers.SentencePieceTokenizer.from_str(text)
+    inner.encode_special_tokens = True  # do not recognise them in a text; split them into pieces
+>>>>>>> w/p2
     inner.no_padding()
     inner.no_truncation()
     return inner
@@ -160,7 +167,7 @@ def _ids(inner: tokenizers.Tokenizer) -> int:
 
 
 def _growth(normal: dict[str, Any] | None) -> int:
-    """How many times as long a text may come out of a normalizer: steps multiply."""
+    """Returns how many times longer a normalizer may make a text. The factors of its steps multiply."""
     if normal is None:
         return 1
     if normal.get("type") == "Replace":
@@ -169,13 +176,13 @@ def _growth(normal: dict[str, Any] | None) -> int:
 
 
 def _strict(value: dict[str, Any]) -> dict[str, Any]:
-    """Every added token special: the library finds all others in a user's text, whatever is set."""
+    """Marks every added token as special. The library always recognises the others in a user's text."""
     tokens = [token | {"special": True} for token in value.get("added_tokens") or ()]
     return value | {"added_tokens": tokens, "post_processor": None}
 
 
 def _unprefixed(value: dict[str, Any]) -> dict[str, Any]:
-    """The file without its dummy prefix, where it has one."""
+    """Returns the file's content without a dummy prefix."""
     value = copy.deepcopy(value)
     normal = value.get("normalizer") or {}
     steps = normal.get("normalizers", [normal] if normal else [])
@@ -189,8 +196,13 @@ def _unprefixed(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
+<<<<<<< HEAD
 def _named(folder: Path, inner: tokenizers.Tokenizer, key: str) -> int | None:
     """The id of the token that begins (bos) or ends (eos): the first file beside it that says."""
+=======
+def _named(folder: Path, inner: tokenizers.SentencePieceTokenizer, key: str) -> int | None:
+    """Returns the id of the begin (bos) or end (eos) token, from the first file that names it."""
+>>>>>>> w/p2
     for name in (BESIDE, "special_tokens_map.json"):
         if (folder / name).is_file():
             word = read_json(folder / name, hint="Correct or remove the file.").get(f"{key}_token")

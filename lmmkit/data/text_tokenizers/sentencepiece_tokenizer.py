@@ -1,7 +1,7 @@
-"""Text to token ids and back, by a sentencepiece model.
+"""Converts text to token ids and back, with a sentencepiece model.
 
-The ids are those of the LLaMA tokenizer in its non-legacy form, without its parser of control
-tokens: here text is only ever text, and control tokens are ids that a layout puts down itself.
+The ids are those of the LLaMA tokenizer in its non-legacy form, but control tokens are never
+recognised in a text. A layout inserts them as ids.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from lmmkit.errors import UserError, did_you_mean
 from lmmkit.errors.data import CORRUPT, KIND, SAVE, SURROGATE, TEXT_CONTROL, TEXT_FILE
 
 KINDS = ("sentencepiece",)
-FILE = "tokenizer.model"  # what the file is called in a model folder
+FILE = "tokenizer.model"  # the name of the file in a model folder
 MAX_BYTES = 64 << 20  # the largest model file that is read; LLaMA's has half a megabyte
-SPACE = "\u2581"  # stands for a space inside pieces
+SPACE = "\u2581"  # represents a space inside pieces
 
-# Appended to a serialized model these replace two fields of its normalizer (in protobuf's wire
-# format a repeated message is merged into the first): no dummy prefix, and spaces are kept.
-# A text that goes on after another must keep its leading space whatever the model was trained on.
+# Appended to a serialized model, these bytes replace two fields of its normalizer (protobuf merges
+# a repeated message into the first one): no dummy prefix, and spaces are kept. A text that follows
+# another must keep its leading space, independent of the settings that the model was trained with.
 _CONTINUED = b"\x1a\x04\x18\x00\x20\x00"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SentencePieceTokenizer:
-    """A sentencepiece model; pickles as its serialized bytes.
+    """Holds a sentencepiece model; pickles as its serialized bytes.
 
-    `encode` for text that stands alone, `encode_continued` for text that goes on after text, and
-    `encode_unprefixed` for the ids that transformers 4.31 gives to text after a control token.
-    None of them ever gives a control id.
+    Use `encode` for a text on its own, `encode_continued` for a text that follows text, and
+    `encode_unprefixed` for the ids that transformers 4.31 gives to a text after a control token.
+    None of them ever returns a control id.
     """
 
     model: bytes = field(repr=False)
@@ -44,7 +44,7 @@ class SentencePieceTokenizer:
 
     @classmethod
     def open(cls, path: str | Path, kind: str = "sentencepiece") -> SentencePieceTokenizer:
-        """The tokenizer in the file `path`, or in the folder `path` under its usual name.
+        """Returns the tokenizer in the file `path`, or in the folder `path` under its usual name.
 
         Raises `UserError` for a file that is missing, unreadable or no sentencepiece model.
         """
@@ -58,7 +58,7 @@ class SentencePieceTokenizer:
         tokenizer = cls(model=_read(path))
         try:
             ids = (tokenizer.bos, tokenizer.eos, *tokenizer.encode_continued("a b"))
-        except Exception as error:  # the C++ side raises whatever the bytes lead it to
+        except Exception as error:  # bad bytes make the C++ code raise errors of many types
             reason = str(error) if isinstance(error, RuntimeError) else type(error).__name__
             problem = CORRUPT.at(str(path), got=reason, expected="a sentencepiece model")
             raise UserError(problem) from error
@@ -68,22 +68,22 @@ class SentencePieceTokenizer:
         return tokenizer
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text that stands alone: its first piece carries the dummy prefix.
+        """Returns the ids of a text on its own: its first piece has the dummy prefix.
 
-        Raises `UserError` for a text with lone surrogates, which no UTF-8 can spell.
+        Raises `UserError` for a text with lone surrogates, which UTF-8 cannot encode.
         """
         return self._standing.encode(_spelt(text))
 
     def encode_continued(self, text: str) -> list[int]:
-        """Ids of a text that directly follows text or a control token: no dummy prefix."""
+        """Returns the ids of a text that directly follows text or a control token: no dummy prefix."""
         return self._continued.encode(_spelt(text))
 
     def encode_unprefixed(self, text: str) -> list[int]:
-        """Ids of a text standing alone whose dummy prefix is then cut off the first piece.
+        """Returns the ids of a text on its own, with the dummy prefix then removed from the first piece.
 
-        Other pieces than `encode_continued` gives, because the cut comes after the merging. A
-        text that begins with a space keeps its prefix. Where the rest of the first piece is no
-        piece of its own (4.31 puts down the unknown token), `encode_continued` has to do.
+        The pieces differ from those of `encode_continued`, because the prefix is removed after merging.
+        A text that begins with a space keeps its prefix. If the vocabulary lacks the rest of the first
+        piece (4.31 writes the unknown token), the result is that of `encode_continued`.
         """
         ids = self._standing.encode(_spelt(text))
         if not ids or text.startswith((" ", SPACE)):
@@ -97,40 +97,40 @@ class SentencePieceTokenizer:
         return [rest, *ids[1:]]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of these ids. Ids that spell none are skipped: control tokens, unknown, and
-        rows that a model's vocabulary has beyond the tokenizer's."""
+        """Returns the text of these ids. Skips ids without text: control tokens, the unknown token, and
+        ids that the model's vocabulary has but the tokenizer does not."""
         return self._standing.decode([int(i) for i in ids if int(i) in self._spelling])
 
     def control(self, spelling: str) -> int | None:
-        """The id of a control token."""
+        """Returns the id of a control token; None if there is no such token."""
         at = self._standing.piece_to_id(spelling)
         return at if self._standing.is_control(at) and self._standing.id_to_piece(at) == spelling else None
 
     def spelling(self, token: int) -> str:
-        """How the vocabulary writes a token."""
+        """Returns the spelling of a token in the vocabulary."""
         return self._standing.id_to_piece(token)
 
     def files(self) -> dict[str, bytes]:
-        """What a folder needs to open it again."""
+        """Returns the files, by name, from which a folder can be opened again."""
         return {FILE: self.model}
 
     @property
     def bos(self) -> int:
-        """Id of the token that begins a sequence."""
+        """Returns the id of the token that begins a sequence."""
         return self._standing.bos_id()
 
     @property
     def eos(self) -> int:
-        """Id of the token that ends an answer."""
+        """Returns the id of the token that ends an answer."""
         return self._standing.eos_id()
 
     @property
     def size(self) -> int:
-        """Number of pieces; ids are below it."""
+        """Returns the number of pieces. All ids are below it."""
         return self._standing.get_piece_size()
 
     def save(self, path: str | Path) -> None:
-        """Writes the model file, whole or not at all. Raises `UserError` where that cannot be."""
+        """Writes the model file, completely or not at all. Raises `UserError` if it cannot be written."""
         path = Path(path)
         staged = path.with_name(f".{path.name}.{os.getpid()}")
         try:
@@ -178,7 +178,7 @@ def _read(path: Path) -> bytes:
 
 
 def _spelt(text: str) -> str:
-    """`text`, if UTF-8 can spell it."""
+    """Returns `text`. Raises `UserError` if UTF-8 cannot encode it."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -1,7 +1,7 @@
-"""`qwen.tiktoken`, the vocabulary of Qwen-7B as first published, as a `tokenizer.json`.
+"""Converts `qwen.tiktoken`, the vocabulary of Qwen-7B as first published, to a `tokenizer.json`.
 
-The file lists byte strings by rank; merging always joins the pair of the lowest rank. Each
-string's own merge is what its bytes come to when only lower ranks may join.
+The file lists byte strings by rank. Merging always joins the pair of the lowest rank. The merge rule
+of a string is the pair that its bytes become when only lower ranks may be joined.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MAX_PIECE = 512  # bytes; the published file's longest has 128
 
 
 def open_tiktoken(path: Path) -> HFTokenizer:
-    """The tokenizer of a `.tiktoken` file. Raises `UserError` with the first line that is none."""
+    """Returns the tokenizer of a `.tiktoken` file. Raises `UserError` for the first bad line."""
     ranks = _ranks(path)
     letters = _letters()
 
@@ -76,7 +76,7 @@ def _ranks(path: Path) -> dict[bytes, int]:
 
 
 def _parts(piece: bytes, ranks: dict[bytes, int], below: int) -> list[bytes]:
-    """What the bytes come to when only pieces of a rank below may be joined."""
+    """Returns the pieces that the bytes become when only pieces of a rank under `below` may be joined."""
     parts = [bytes([byte]) for byte in piece]
     while len(parts) > 2:
         joined = [ranks.get(a + b, below) for a, b in pairwise(parts)]
@@ -89,7 +89,7 @@ def _parts(piece: bytes, ranks: dict[bytes, int], below: int) -> list[bytes]:
 
 
 def _letters() -> list[str]:
-    """The letter that stands for each byte in byte-level vocabularies: itself, where it prints."""
+    """Returns the letter for each byte in byte-level vocabularies: the byte itself if it is printable."""
     prints = {*range(33, 127), *range(161, 173), *range(174, 256)}
     spare = iter(range(256, 512))
     return [chr(byte if byte in prints else next(spare)) for byte in range(256)]
