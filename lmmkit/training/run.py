@@ -247,7 +247,7 @@ def _check_stages(recipe: Recipe, run: RunFolder, only: str | None, resume: bool
 
 
 def _start_folder(recipe: Recipe, run: RunFolder, stage: str) -> Path | None:
-    """Returns the start model: the stage's `start`, else that of the stage before; None: the initial weights."""
+    """Returns the start model: the stage's `start`, else that of the stage before; None if there is none."""
     names = list(recipe.stages)
     own_start = recipe.stages[stage].start
     if own_start is not None:
