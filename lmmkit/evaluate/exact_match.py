@@ -74,7 +74,7 @@ def _by_type(samples: Sequence[Sample]) -> dict[str, list[int]]:
 
 
 def _majority(samples: Sequence[Sample], training: Iterable[Sample]) -> float:
-    """Returns the accuracy of the most common training answer to the same question text, else to any question."""
+    """Returns the accuracy of the most common training answer to the same question, else to any question."""
     by_question: dict[str, Counter] = defaultdict(Counter)
     overall: Counter = Counter()
     for sample in training:

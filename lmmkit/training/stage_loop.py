@@ -155,7 +155,7 @@ class Loop:
             self.look(report)
             self.idle.check(report, self.at)
             self.progress.update(self.at.stage_step, tokens=report.tokens, loss=report.loss)
-            stopping = asked(self.stop, self.ranks) > 0  # read once: each stop needs a save
+            stopping = asked(self.stop, self.ranks) > 0  # read once: a stop must be followed by a save
             self.saver.check()
             stopping = not self.run_due(self.due()) or stopping
             if stopping:

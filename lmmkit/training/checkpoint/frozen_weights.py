@@ -23,7 +23,7 @@ from lmmkit.training.checkpoint.tensor_files import HeldTensors
 
 @dataclass
 class OnDisk:
-    """Holds the files of the stage's frozen weights, and this rank's `marks` from the time they were written."""
+    """Holds the files of the stage's frozen weights, and this rank's `marks` when they were written."""
 
     marks: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     files: manifest.Frozen | None = None

@@ -33,8 +33,8 @@ Layout = dict[str, list]  # key -> [dtype, [sizes]]
 
 
 class Frozen(TypedDict):
-    """Lists the files of a stage's frozen weights (size and crc32), the names of these tensors, and in `parts`
-    the pieces of those that are cut."""
+    """Lists the files of a stage's frozen weights (size and crc32), the names of these tensors, and the
+    pieces of those that are cut (`parts`)."""
 
     folder: str
     files: dict[str, list[int]]
@@ -43,8 +43,8 @@ class Frozen(TypedDict):
 
 
 class Findings(NamedTuple):
-    """Describes the damage of a checkpoint: `problems` make it unusable; `spoiled` are damaged copies of files
-    whose other copy is sound, with the reason. `frozen`: the folder of these files."""
+    """Describes the damage to a checkpoint: `problems` make it unusable; `spoiled` are damaged copies of
+    files whose other copy is sound, with the reason. `frozen`: the folder of these files."""
 
     problems: tuple[Problem, ...]
     spoiled: dict[str, str]
@@ -56,7 +56,7 @@ def encode(
 ) -> bytes:
     """Returns the manifest of `files` (size and crc32) as the bytes to write.
 
-    `parts`: [file, first row, rows] of every piece of a tensor that is cut.
+    `parts`: [file, first matrix row, number of matrix rows] for every piece of a tensor that is cut.
     """
     body = {
         "schema": FORMAT,
@@ -70,7 +70,7 @@ def encode(
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """Returns the manifest of a checkpoint, verified. Raises `UserError` if it is missing, damaged or unknown."""
+    """Returns the manifest of a checkpoint, verified. Raises `UserError` if it is missing or invalid."""
     path = folder / NAME
     try:
         raw = path.read_bytes()
@@ -200,7 +200,7 @@ def _is_frozen(frozen: Any, tensors: Layout) -> bool:
 
 
 def _lists(files: Any, parts: Any, tensors: Layout) -> bool:
-    """Returns whether `files` and `parts` have the types that lmmkit writes. No name may lead out of the folder."""
+    """Returns whether `files` and `parts` have the types we write. No name may lead out of the folder."""
     return (
         isinstance(files, dict)
         and all(PLAIN_NAME.fullmatch(name) for name in files)
@@ -224,7 +224,7 @@ def _tiles(files: Mapping[str, Any], shape: Any, pieces: Any) -> bool:
 
 
 def _fault(path: Path, size: int, crc: int | None, crc_of: Callable[[Path], int]) -> str | None:
-    """Returns what is wrong with a file, None if nothing is. Links are refused: they may lead out of the folder."""
+    """Returns what is wrong with a file, else None. Refuses links: they may lead out of the folder."""
     if path.is_symlink() or path.parent.is_symlink():
         return "a link"
     try:

@@ -44,9 +44,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Holds a saved checkpoint; each tensor is read to the CPU on access. `rng` is empty if a different number
-    of ranks saved it. `frozen` lists the frozen weights for the next checkpoints of the stage, None if there
-    are none or a copy is damaged."""
+    """Holds a saved checkpoint; each tensor is read to the CPU on access. `rng` is empty if another number of
+    ranks saved it. `frozen` lists the frozen weights for the next checkpoints of the stage, None if there are
+    none or a copy is damaged."""
 
     tensors: SavedTensors
     state: dict[str, Any]

@@ -22,7 +22,7 @@ GRACE = 30.0  # seconds between the signal that torchrun passes on and its kill
 
 
 class Saver:
-    """Saves the checkpoints of a stage. `beside`: in a thread, from a copy on the host, while training continues.
+    """Saves the checkpoints of a stage. `beside`: in a thread, from a host copy, while training continues.
 
     At most one checkpoint is written at a time. The next `check` or `save` raises an error from the thread;
     so does leaving the context, which waits for the last save.

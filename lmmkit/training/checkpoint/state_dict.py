@@ -30,8 +30,8 @@ def state_tensors(objective: Objective, optimizer: torch.optim.Optimizer) -> dic
 
 
 def frozen(objective: Objective) -> dict[str, Tensor]:
-    """Returns those of `state_tensors` that are frozen in the stage. Omits the plugins' tensors, since plugins
-    may change frozen weights."""
+    """Returns those of `state_tensors` that are frozen in the stage. Omits the plugins' tensors, because
+    plugins may change frozen weights."""
     found = {f"lmm.{name}" for name, p in objective.lmm.named_parameters() if not p.requires_grad}
     return {f"model.{name}": tensor for name, tensor in unique_tensors(objective).items() if name in found}
 

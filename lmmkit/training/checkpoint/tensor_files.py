@@ -27,7 +27,7 @@ from lmmkit.weights.tensor_reader import DTYPES
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 CHUNK = 8 << 20  # bytes written at a time
 
-Pieces = dict[str, list[list]]  # key -> [[file, first row, rows], ...], of tensors that are cut
+Pieces = dict[str, list[list]]  # key -> [[file, first matrix row, count], ...], of tensors that are cut
 
 
 class TensorSlice(NamedTuple):
@@ -40,8 +40,8 @@ class TensorSlice(NamedTuple):
 
 @dataclass(frozen=True)
 class HeldTensors:
-    """Holds the slices that one rank writes to a checkpoint (`parts`), the layout of the full tensors, and the
-    names of the frozen ones."""
+    """Holds the slices that one rank writes to a checkpoint (`parts`), the layout of the full tensors, and
+    the names of the frozen ones."""
 
     parts: Mapping[str, TensorSlice]
     layout: manifest.Layout
@@ -127,8 +127,8 @@ class SavedTensors(Mapping[str, Tensor]):
     """Maps names to the tensors in a checkpoint. Reads a tensor, or some of its matrix rows, on access."""
 
     def __init__(self, folder: Path, body: Mapping[str, Any], spoiled: Collection[str]):
-        """Opens the files. `body`: the manifest; `spoiled`: damaged copies. Raises `ValueError` for tensors that
-        differ from the manifest, and the errors of safetensors for a file in another format."""
+        """Opens the files. `body`: the manifest; `spoiled`: damaged copies. Raises `ValueError` for
+        tensors that differ from the manifest, and safetensors' errors for a file in another format."""
         self._layout: manifest.Layout = body["tensors"]
         self._pieces: Pieces = {}
         self._files: dict[str, Any] = {}

@@ -44,7 +44,7 @@ _log = logging.getLogger(__name__)
 
 
 class Place(NamedTuple):
-    """Names the folders of a save: `staging` becomes `target`; `home` is for frozen weights, if they are written."""
+    """Names the folders of a save: `staging` becomes `target`; `home` is for frozen weights, or None."""
 
     staging: Path
     target: Path
@@ -174,8 +174,8 @@ def _make(run: RunFolder, place: Place, needed: int) -> None:
 
 
 def _stage(place: Place, held: HeldTensors, rng: Mapping[str, Tensor], ranks: Ranks) -> list:
-    """Writes this rank's files and waits for the disk. Returns two results of `_write_parts`: for the checkpoint
-    and for the frozen weights."""
+    """Writes this rank's files and waits for the disk. Returns two results of `_write_parts`: for the
+    checkpoint and for the frozen weights."""
     rank = "" if ranks.alone else f"rank{ranks.rank:05d}-"
     frozen: list = [{}, []]
     if (home := place.home) is not None:
@@ -187,8 +187,8 @@ def _stage(place: Place, held: HeldTensors, rng: Mapping[str, Tensor], ranks: Ra
 
 
 def _write_parts(parts: Mapping[str, TensorSlice], kind: str, prefixes: Sequence[str]) -> list:
-    """Writes slices to files `<prefix><kind><number>`, once for each prefix. Returns the files' sizes and crc32s,
-    and the pieces of cut tensors."""
+    """Writes slices to files `<prefix><kind><number>`, once for each prefix. Returns the files' sizes and
+    crc32s, and the pieces of cut tensors."""
     files: dict[str, list[int]] = {}
     pieces = []
     for number, shard in enumerate(_shards(parts)):
@@ -329,7 +329,7 @@ def _trash(path: Path) -> Path:
 
 
 def _require_text_keys(value: Any, where: str) -> None:
-    """Raises `TypeError` for other keys: JSON silently converts numbers to text, and a resume would not find them."""
+    """Raises `TypeError` for other keys: JSON silently makes them text, and a resume would not find them."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             if not isinstance(key, str):

@@ -121,7 +121,7 @@ def _anchor(embed: nn.Module, inputs: tuple[Tensor, ...], rows_TD: Tensor) -> Te
 
 
 def set_grad_sync(objective: nn.Module, *, now: bool, last: bool) -> None:
-    """Sets, before a micro-batch, whether to reduce its gradients `now`, and whether it is the step's last."""
+    """Sets, before a micro-batch, whether its gradients are reduced `now` and whether it is the `last`."""
     if isinstance(objective, FSDPModule):
         objective.set_requires_gradient_sync(now)
         objective.set_is_last_backward(last)

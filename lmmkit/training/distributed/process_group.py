@@ -192,7 +192,7 @@ def _leave(ranks: Ranks, store: Store) -> None:
 
 
 def _as_told(ranks: Ranks, error: Exception, store: Store) -> Exception:
-    """Returns `error`. If it only reports a lost rank, first waits for that rank, and returns `MachineError`."""
+    """Returns `error`. If it only reports a lost rank, waits for that rank; returns `MachineError`."""
     lost = isinstance(error, RuntimeError) and any(
         word in str(error).lower() for word in ("gloo", "nccl", "connection", "broken pipe")
     )

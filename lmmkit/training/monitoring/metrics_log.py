@@ -156,7 +156,7 @@ class Progress:
         every: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """Starts the display. `steps`: of the full stage; `done`: those that an earlier process did."""
+        """Starts the display. `steps`: all of the stage; `done`: those that an earlier process completed."""
         self.stage, self.steps, self.done = stage, steps, done
         self._stream = sys.stderr if stream is None else stream
         self._every, self._clock = every, clock
