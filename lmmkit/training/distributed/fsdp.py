@@ -113,7 +113,7 @@ def _units(objective: Objective, spread: bool) -> Iterator[nn.Module]:
 
 
 def _anchor(embed: nn.Module, inputs: tuple[Tensor, ...], rows_TD: Tensor) -> Tensor:
-    """Returns the rows unchanged, but always with a gradient.
+    """Returns the rows with equal values, but requiring a gradient even if all are overwritten later.
 
     A backward pass through frozen blocks gathers their weights, so it must run on all ranks or on none.
     """
