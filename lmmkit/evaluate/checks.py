@@ -1,4 +1,4 @@
-"""Finds the problems in a recipe's `evaluate` section: before a run starts, and again when it evaluates."""
+"""Finds the problems in a recipe's `evaluate` section: before a run starts, and before an evaluation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ KINDS = ("exact_match", "terms", "restore")
 
 
 def task_problems(recipe: Recipe, only: Sequence[str] = ()) -> list[Problem]:
-    """Problems of the recipe's tasks, or of those named in `only`."""
+    """Returns the problems of the recipe's tasks, or of those named in `only`."""
     tasks = recipe.evaluate.tasks if recipe.evaluate is not None else {}
     return [
         problem
@@ -23,7 +23,7 @@ def task_problems(recipe: Recipe, only: Sequence[str] = ()) -> list[Problem]:
 
 
 def choice_problems(recipe: Recipe, only: Sequence[str]) -> list[Problem]:
-    """Names in `only` that are no task of the recipe; or that it has no task at all."""
+    """Returns a problem for each name in `only` that is no task of the recipe, or one if it has no tasks."""
     tasks = recipe.evaluate.tasks if recipe.evaluate is not None else {}
     if not tasks:
         return [NONE.at(recipe.where("evaluate"), got="no tasks")]

@@ -1,4 +1,4 @@
-"""The vision-reliance probe: the same questions on a blank image and on another scene's image."""
+"""Controls for reliance on the image: the questions with a blank image, and with another scene's image."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from lmmkit.data.images import Blank
 
 
 def blank(samples: Sequence[Sample], *, edit: Blank) -> list[Sample]:
-    """Every image replaced by one of a single colour."""
+    """Returns the samples with every image replaced by one of a single colour."""
     return [replace(s, images=tuple(replace(image, edit=edit) for image in s.images)) for s in samples]
 
 
 def swapped(samples: Sequence[Sample]) -> list[Sample]:
-    """Every sample with the images of the next sample that has as many, but others, in a circle.
+    """Returns each sample with the images of another sample that has equally many images.
 
-    Questions on one picture stand together, so the whole group moves on to the next picture. A
-    sample of text stays as it is.
+    The sets of images are shifted by one, in order of first use, the last to the first. So all questions on
+    one image get the same other image. Samples without images are unchanged.
     """
     after = {}
     for count in {len(s.images) for s in samples}:

@@ -1,4 +1,4 @@
-"""Short answers, right or wrong: exact match after trimming, by question type, with controls."""
+"""Exact match of short answers after trimming, by question type, with controls."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def exact_match(
     controls: Iterable[str],
     training: Iterable[Sample],
 ) -> dict:
-    """Accuracy on the last answer of every sample.
+    """Returns the accuracy on the last answer of every sample.
 
     Args:
-        speaker: the model.
-        samples: each ends with the answer that is right; `meta["type"]` and `meta["scene"]`, where
-            given, name the question type and the cluster.
-        new: most tokens of an answer.
-        controls: `blank` and `swapped`, each the same questions on such images.
-        training: what the majority baseline learns from.
+        chat_model: the model.
+        samples: each ends with the correct answer; `meta["type"]` and `meta["scene"]`, if given, name
+            the question type and the cluster.
+        max_new_tokens: maximum number of tokens of an answer.
+        controls: `blank` and `swapped`, each the same questions with such images.
+        training: the samples for the majority baseline.
 
     Returns:
         accuracy, accuracy_<control>, by_type, majority; each accuracy {value, low, high, n}.
@@ -74,7 +74,7 @@ def _by_type(samples: Sequence[Sample]) -> dict[str, list[int]]:
 
 
 def _majority(samples: Sequence[Sample], training: Iterable[Sample]) -> float:
-    """Accuracy of the commonest training answer to the same question text, else of all."""
+    """Returns the accuracy of the most common training answer to the same question, else to any question."""
     by_question: dict[str, Counter] = defaultdict(Counter)
     overall: Counter = Counter()
     for sample in training:

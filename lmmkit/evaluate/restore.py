@@ -1,4 +1,4 @@
-"""Tasks that learn text, judged by what the model writes: greedy text against the task's score."""
+"""Evaluation of tasks with a text loss: the task scores the text that the model generates greedily."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lmmkit.inference.chat_model import ChatModel
 
 
 def restore(chat_model: ChatModel, samples: Sequence[Sample], *, max_new_tokens: int) -> dict:
-    """{task: {value, chance, n}}: the mean score of every text task of the speaker's stage."""
+    """Returns {task: {value, chance, n}}: the mean score of every text task in the model's stage."""
     results = {}
     for task in chat_model.prepared.plans[chat_model.stage].tasks:
         if not task.text_loss:

@@ -1,4 +1,4 @@
-"""The evaluation of a run: every task of its recipe, into `results.json`."""
+"""The evaluation of a run: runs the tasks of its recipe and writes `results.json`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lmmkit.recipe import Recipe, Task
 from lmmkit.runs.files import read_json, write_json_atomic
 from lmmkit.runs.run_folder import RunFolder
 
-ROUND = 8  # rows that a rank reads between two looks at the others
+ROUND = 8  # records that a rank reads between two exchanges with the others
 
 
 def evaluate(
@@ -37,14 +37,14 @@ def evaluate(
         run: a run with at least one finished stage.
         recipe: the run's recipe, its root set.
         only: names of tasks; all by default.
-        controls: in place of the recipe's.
-        stage: whose model answers, in place of the tasks' own; such results are not written.
+        controls: replace the controls in the recipe.
+        stage: the stage whose model answers, instead of the stage in each task; such results are not written.
         trust_files: run plugins from local files.
         dtype: of weights and computation.
-        say: told what is under way.
+        notify: called with a line of text as the evaluation proceeds.
 
     Returns:
-        {task: {...}} of what was run.
+        {task: {...}} for the tasks that were run.
     """
     tasks = _chosen(recipe, only)
     assert recipe.evaluate is not None, "`_chosen` found tasks in it"
@@ -77,7 +77,7 @@ def run_task(
     name: str, task: Task, chat_model: ChatModel, samples: Sequence[Sample], *,
     controls: Sequence[str] = (), training: Sequence[Sample] = (),
 ) -> dict:  # fmt: skip
-    """One task's figures. `training` is what the majority baseline may have seen."""
+    """Returns the figures of one task. `training`: the samples for the majority baseline."""
     match task.kind or name:
         case "exact_match":
             return exact_match(
@@ -90,7 +90,7 @@ def run_task(
 
 
 def _training(recipe: Recipe) -> set[str]:
-    """The last stage's sources: what the majority baseline may have seen."""
+    """Returns the sources in the last stage, for the majority baseline."""
     return set(list(recipe.stages.values())[-1].data)
 
 
@@ -99,20 +99,21 @@ def readable(
     share: tuple[int, int] = (0, 1), gather: Callable[[list], list[list]] = lambda found: [found],
     poll: Callable[[], None] = lambda: None,
 ) -> list[Sample]:  # fmt: skip
-    """The first `n` rows whose pictures read, or `all` that do. Every picture is read once here, so that
-    none ends the work in its middle.
+    """Returns the samples of the first `n` records with readable images, or of `all` such records.
+
+    Reads every image once here, so that a bad image does not end the evaluation later.
 
     Args:
-        records: rows to choose from.
+        records: the records to choose from.
         n: how many, or `all`.
-        reader: of pictures.
-        say: told of rows that are passed over.
-        share: (rank, world): of several ranks each reads its share, and what one cannot read none keeps.
-        gather: what every rank gave, by rank.
-        poll: called every few rows, as often on every rank; may raise to end the work.
+        reader: reads an image.
+        notify: called with a line of text for each record that is skipped.
+        share: (rank, world): each rank reads its share; no rank keeps a record that one cannot read.
+        gather: returns the values of all ranks, by rank.
+        poll: called every few records, equally often on every rank; may raise to end the work.
 
     Raises:
-        UserError: more rows that do not read than the source's `bad_records` lets pass, or none that does.
+        UserError: more unreadable records than the source's `bad_records` allows, or no readable one.
     """
     rank, world = share
     kept: list[int] = []
@@ -138,7 +139,7 @@ def readable(
 
 
 def _unreadable(records: Records, i: int, reader: ReadsImages) -> list[Problem]:
-    """What is wrong with the pictures of row i."""
+    """Returns the problems of the images in record i."""
     sample, found = records[i], []
     for image in sample.images:
         try:
@@ -149,7 +150,7 @@ def _unreadable(records: Records, i: int, reader: ReadsImages) -> list[Problem]:
 
 
 def data_of(task: Task) -> str:
-    """The source a task reads."""
+    """Returns the source that a task reads."""
     assert task.data is not None, "`task_problems` found it"
     return task.data
 

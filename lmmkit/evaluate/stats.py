@@ -1,4 +1,4 @@
-"""Averages with their 95 % intervals."""
+"""Means with their 95 % intervals."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ Z95 = 1.959964
 
 
 def mean_with_interval(values: Sequence[float], clusters: Sequence[str]) -> dict[str, float | int]:
-    """{value, low, high, n}: the mean and its 95 % interval.
+    """Returns {value, low, high, n}: the mean and its 95 % interval.
 
-    Values of one cluster (questions on one scene) are not independent: the standard error is of
-    the cluster sums (the ratio estimator's linearisation), by the normal approximation.
+    Values from one cluster (questions on one scene) are not independent. The standard error is therefore that
+    of the cluster sums (linearisation of the ratio estimator), with the normal approximation.
     """
     x = np.asarray(values, float)
     n = len(x)

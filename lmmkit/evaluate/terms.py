@@ -1,4 +1,4 @@
-"""Every term of a stage on held-out data: its value and its readings, each beside chance."""
+"""Every term of a stage on held-out data: its value and its metrics, each with its chance level."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from lmmkit.data.pipeline import cut
 from lmmkit.inference.chat_model import ChatModel
 
 Sums = list[dict[str, float]]
-"""By term its sum and its items, by "term/reading" the sum and what chance would sum to."""
+"""Four mappings: sum and items by term, and total and chance total by "term/metric"."""
 
 
 def terms(chat_model: ChatModel, samples: Iterable[Sample]) -> dict:
-    """{term: {value, chance, n, readings: {name: {value, chance, n}}}}, averaged over all items."""
+    """Returns {term: {value, chance, n, metrics: {name: {value, chance, n}}}}, averaged over all items."""
     parts = cut(laid_out(chat_model, samples), chat_model.prepared.recipe.speed.tokens)
     return averaged(chat_model, summed(chat_model, parts))
 
 
 def laid_out(chat_model: ChatModel, samples: Iterable[Sample]) -> Iterator[SizedSample]:
-    """The samples as they train in their first epoch; those that the length policy drops are left out."""
+    """Returns the samples, laid out for their first epoch, without those that the length policy drops."""
     dropped: Counter[str] = Counter()
     return (chat_model.packer.tree(m) for s in samples if (m := chat_model.views.fitting(s, 0, dropped)))
 
 
 @torch.no_grad()
 def summed(chat_model: ChatModel, parts: Iterable[Sequence[SizedSample]]) -> Sums:
-    """The sums over micro-batches, of which some may be empty."""
+    """Returns the sums over micro-batches; some of these may be empty."""
     objective = chat_model.objective
     counts: Counter[str] = Counter()
     sums, totals, chances = (defaultdict[str, float](float) for _ in range(3))
@@ -49,7 +49,7 @@ def summed(chat_model: ChatModel, parts: Iterable[Sequence[SizedSample]]) -> Sum
 
 
 def averaged(chat_model: ChatModel, found: Sums) -> dict:
-    """As `terms`, of sums."""
+    """Returns the result of `terms` from sums."""
     sums, counts, totals, chances = found
     chance = chat_model.prepared.plans[chat_model.stage].chances(chat_model.prepared.dims)
     out = {

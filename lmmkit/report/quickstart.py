@@ -1,4 +1,4 @@
-"""The quickstart's summary and tables, from the two run folders."""
+"""The summary and tables of the quickstart, from the run folders."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _recipe(run: RunFolder) -> dict:
 
 
 def tables(folder: Path, summary: dict) -> list[Table]:
-    """The comparison, and accuracy by question type; both fit 80 columns."""
+    """Returns the comparison, and the accuracy by question type; both fit 80 columns."""
     recipes = summary["recipes"]
     main = Table(title="Held-out scenes, equal optimizer steps", title_justify="left")
     main.add_column("")

@@ -1,7 +1,7 @@
-"""What identifies a run, and what may have changed when it goes on: every change is told, some are refused.
+"""Identity of a run, and changes at a resume: every change is reported, some are refused.
 
-The class of a key decides (`recipe/diff.py`): other mathematics is another run; other data is,
-unless it is accepted; speed and output are anybody's.
+The class of the changed key decides (`recipe/diff.py`): a change of mathematics is refused; so is a change of
+data, unless it is accepted; speed and output may change freely.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ACCEPT = "--accept-data-change"
 
 @dataclass(frozen=True)
 class Change:
-    """One thing that is no longer as the run has it."""
+    """Describes one value that differs from that of the run."""
 
     key: str
     kind: str
@@ -41,15 +41,15 @@ class Change:
 
 
 def begin(run: RunFolder, prepared: Prepared, source: str | None) -> None:
-    """Writes what identifies the run; `run.json` last."""
+    """Writes the files that identify the run; `run.json` last."""
     write_text_atomic(run.recipe, source or dump(prepared.recipe))
     _write(run, prepared)
 
 
 def changes(run: RunFolder, prepared: Prepared, *, accept_data: bool) -> list[Change]:
-    """How recipe, data, plan and versions differ from those of the run.
+    """Returns how recipe, data, plans and versions differ from those of the run.
 
-    Raises `UserError` with every change that a run cannot go on with.
+    Raises `UserError` with every change that a resume does not allow.
     """
     before, now = read_json(run.run_json), identity(prepared)
     differences = diff(read_recipe(run.resolved), prepared.recipe)
@@ -63,7 +63,7 @@ def changes(run: RunFolder, prepared: Prepared, *, accept_data: bool) -> list[Ch
 
 
 def go_on(run: RunFolder, prepared: Prepared, changed: list[Change], step: int) -> None:
-    """Tells what changed, keeps it in resumes.jsonl, and makes it what the run has from here on."""
+    """Prints the changes, appends them to resumes.jsonl, and updates the identity files of the run."""
     for change in changed:
         print(f"note: changed since the run last stood: {change}", file=sys.stderr)
     told = [{"key": c.key, "class": c.kind, "before": c.before, "now": c.now} for c in changed]
@@ -75,7 +75,7 @@ def go_on(run: RunFolder, prepared: Prepared, changed: list[Change], step: int) 
 
 
 def identity(prepared: Prepared) -> dict:
-    """What a run is: digests of recipe, plans and the data it learns from, and what it runs on."""
+    """Returns the identity of a run: digests of recipe, plans and training data, plugins and versions."""
     recipe = prepared.recipe
     learned = {name for stage in recipe.stages.values() for name in stage.data}
     return {
@@ -104,7 +104,7 @@ def _refused(run: RunFolder, change: Change) -> Problem:
 
 
 def _changed(key: str, before: object, now: object) -> Iterator[tuple[str, str, str]]:
-    """(dotted key, before, now) of every value that differs."""
+    """Yields (dotted key, before, now) for every value that differs."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         for name in sorted(before.keys() | now.keys()):
             yield from _changed(f"{key}.{name}", before.get(name), now.get(name))

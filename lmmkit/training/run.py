@@ -1,4 +1,4 @@
-"""A run from recipe to models: prepare, build, restore, every stage, save."""
+"""A run from recipe to models: prepares, builds, restores, trains every stage, saves."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ from lmmkit.weights import model_folder
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended: its folder, and the signal that stopped it early, if one did.
+    """Describes how a run ended: its folder, and the signal that stopped it early, if any.
 
-    `begun`: whether it came as far as its first step, so that a checkpoint stands where it stopped.
+    `begun`: whether training had started when it stopped, so that there is a checkpoint at that step.
     """
 
     run: RunFolder
@@ -53,20 +53,21 @@ def train(
     recipe: Recipe | str | Path, *, out: str | Path | None = None, resume: bool = False,
     stage: str | None = None, trust_files: bool = False, source: str | None = None, accept_data: bool = False,
 ) -> TrainResult:  # fmt: skip
-    """Trains the recipe's stages in order (or `stage` alone) and leaves a run folder.
+    """Trains the recipe's stages in order (or `stage` alone) and writes a run folder.
 
     Args:
-        recipe: as read, or its file.
-        out: the run folder, new or empty; with `resume`, one that holds this recipe's run. By
-            default runs/<name of the file>, or runs/<digest> of a recipe that is no file.
-        resume: go on from the newest complete checkpoint.
-        stage: only this one, from the model of the stage before.
+        recipe: a recipe, or the path of its file.
+        out: the run folder, new or empty; with `resume`, the folder of this recipe's run. Default:
+            runs/<name of the file>, or runs/<digest> if the recipe is not given as a file.
+        resume: continue from the newest complete checkpoint.
+        stage: train only this stage, from the model of the previous one.
         trust_files: run plugins from local files.
-        source: the recipe's text, kept in the run folder as it was written.
-        accept_data: with `resume`, go on although the data is another.
+        source: the recipe's text, stored unchanged in the run folder.
+        accept_data: with `resume`, continue although the data has changed.
 
     Raises:
-        UserError: bad recipe, data, folder. MachineError: no space, no memory.
+        UserError: bad recipe, data or folder.
+        MachineError: not enough disk space or memory.
     """
     name = None
     if not isinstance(recipe, Recipe):
@@ -90,12 +91,12 @@ def train(
 
 
 def _preparing(stop: Stop, ranks: Ranks) -> AbstractContextManager[None]:
-    """What one process may be stopped in at once; of several none leaves the others alone."""
+    """Lets a signal end the block at once if one process trains; several ranks must not lose one."""
     return stop.interrupting() if ranks.alone else nullcontext()
 
 
 def _prepare(recipe: Recipe, trust_files: bool) -> tuple[Prepared, torch.device]:
-    """All that can fail before a folder is made."""
+    """Returns the prepared recipe and the device. Runs all checks that need no run folder."""
     prepared = prepare(recipe, trust_files=trust_files)
     raise_all(validate_problems(prepared))
     device = build.device_here()
@@ -110,7 +111,7 @@ def _train(
     prepared: Prepared, run: RunFolder, ranks: Ranks, device: torch.device, stop: Stop, resume: bool, stage: str | None,
     source: str | None, accept_data: bool,
 ) -> TrainResult:  # fmt: skip
-    """Begins the run or goes on with it. Before its first step a stop ends it as it stands."""
+    """Starts or resumes the run. A stop before the first step ends it without a save."""
     recipe = prepared.recipe
     if recipe.speed.threads:
         torch.set_num_threads(recipe.speed.threads)
@@ -151,14 +152,14 @@ def _train(
                         f"saved by another number of ranks: dropout draws anew from step {position.step} on"
                     )
                     seed_stage(recipe.seed, name, ranks.rank, position.stage_step)
-            loaded = None  # closes its files, so that the disk space is free once it is pruned
+            loaded = None  # closes its files: pruning then frees their disk space
             position, stopped = run_stage(
                 prepared, objective, optimizer, position, run, metrics, board, stop, device, ranks, before, frozen,
             )  # fmt: skip
             before = {}
             if stopped:
                 return TrainResult(run, stop.requested)
-            optimizer = None  # its moments are not of the model
+            optimizer = None  # frees the memory of its moments
             objective = _end(prepared, run, ranks, device, objective, position)
     return TrainResult(run, None)
 
@@ -166,7 +167,7 @@ def _train(
 def _open(
     prepared: Prepared, run: RunFolder, ranks: Ranks, source: str | None, accept_data: bool
 ) -> list[resuming.Change]:
-    """Clears what a killed process left, and begins the run, or tells how it has changed."""
+    """Removes leftovers of a killed process. Starts a new run, or returns the changes of an existing one."""
     for note in write.sweep(run):
         ranks.log_once(note)
     run.clear_temporary()
@@ -186,10 +187,10 @@ def _begin(
     prepared: Prepared, run: RunFolder, name: str, ranks: Ranks, device: torch.device, objective: Objective | None,
     *, fresh: bool,
 ) -> tuple[Objective, dict[str, list[nn.Parameter]]]:  # fmt: skip
-    """The objective as a stage begins, and what learns in it, by part.
+    """Returns the objective at the start of a stage, and its trainable parameters by part.
 
-    One process goes on with the one it has. Of several the first makes it on its host, as one process
-    would, and hands out every rank's part.
+    One process reuses the objective that it has. Of several ranks, the first builds it on its host, like a
+    single process, and sends each rank its shard.
     """
     trainable: dict[str, list[nn.Parameter]] = {}
     if ranks.first:
@@ -209,21 +210,21 @@ def _begin(
 def _end(
     prepared: Prepared, run: RunFolder, ranks: Ranks, device: torch.device, objective: Objective, position: Position
 ) -> Objective | None:  # fmt: skip
-    """Leaves the stage's model folder, whole weights, updates merged; the objective to go on with."""
+    """Writes the stage's model folder with full, merged weights. Returns the objective for the next stage."""
     full = gathered(objective, prepared, position.stage, ranks, device)
     if full is not None:
         save_model(run.model(position.stage), full, prepared, position.stage, position.step, {})
-        lora.merge(full.lmm.decoder)  # the next stage starts from whole weights
+        lora.merge(full.lmm.decoder)  # the next stage starts from merged weights
     ranks.barrier()
     return full
 
 
 def _check_together(ranks: Ranks, run: RunFolder, prepared: Prepared) -> None:
-    """All ranks have the same recipe and plan, and see the first one's folder."""
+    """Raises `UserError` unless all ranks have the same recipe and plan, and the first rank's folder."""
     if ranks.alone:
         return
     own = {stage: plan.digest for stage, plan in prepared.plans.items()} | {"recipe": digest(prepared.recipe)}
-    first = ranks.broadcast(own)  # and everybody waits until the folder is there
+    first = ranks.broadcast(own)  # all ranks also wait here until the folder exists
     where = f"rank {ranks.rank} of {ranks.world}"
     if own != first:
         raise UserError(DIFFER.at(where, got="another recipe or plan"))
@@ -232,11 +233,11 @@ def _check_together(ranks: Ranks, run: RunFolder, prepared: Prepared) -> None:
 
 
 def _check_stages(recipe: Recipe, run: RunFolder, only: str | None, resume: bool) -> None:
-    """The stage asked for exists, and so does every model to start from that the run will not write."""
+    """Raises `UserError` unless `only` is a stage, and each start model exists or this run will write it."""
     names = list(recipe.stages)
     if only is not None and only not in names:
         raise UserError(NO_STAGE.at("--stage", got=f"`{only}`", stages=", ".join(names)))
-    if resume:  # what is behind the checkpoint is no longer needed; `_start` asks for the rest
+    if resume:  # stages before the checkpoint need no start model; `_start` checks the others
         return
     to_write = {run.model(name).resolve() for name in names if only is None}
     for name in names if only is None else [only]:
@@ -246,7 +247,7 @@ def _check_stages(recipe: Recipe, run: RunFolder, only: str | None, resume: bool
 
 
 def _start_folder(recipe: Recipe, run: RunFolder, stage: str) -> Path | None:
-    """The model a stage starts from: its `start`, else what the stage before left; None: the seed."""
+    """Returns the start model: the stage's `start`, else that of the stage before; None if there is none."""
     names = list(recipe.stages)
     own_start = recipe.stages[stage].start
     if own_start is not None:
@@ -274,7 +275,7 @@ def _stages(recipe: Recipe, first: str, only: str | None) -> list[str]:
 
 
 def _start(objective: Objective, prepared: Prepared, run: RunFolder, stage: str) -> None:
-    """Fills the model a stage starts from."""
+    """Loads the weights that a stage starts from. Prints the names that the folder lacks."""
     folder = _start_folder(prepared.recipe, run, stage)
     if folder is None:
         return

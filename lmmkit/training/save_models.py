@@ -1,4 +1,4 @@
-"""The model folders of a run: as a stage leaves it, and the best of a stage so far."""
+"""The model folders of a run: the model at the end of a stage, and the best one so far."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 def save_model(
     folder: Path, objective: Objective, prepared: Prepared, stage: str, step: int, said: Mapping[str, Any]
 ) -> None:
-    """Writes the model as it stands after `step`, whole: low-rank updates are merged into what is
-    written, and kept beside it. `said` goes into its config."""
+    """Writes the model after `step` with full weights. Low-rank updates are merged into them, and also
+    written separately. `said` is added to the config."""
     plan = prepared.plans[stage]
     config = {
         "stage": stage,
@@ -57,8 +57,8 @@ def save_model(
 def gathered(
     objective: Objective, prepared: Prepared, stage: str, ranks: Ranks, device: torch.device
 ) -> Objective | None:
-    """The objective as a stage has it, whole: what one process has anyway, and on the first of several
-    ranks a copy on its host. None on the others; every rank must ask."""
+    """Returns the objective of a stage with full weights: `objective` itself if one process trains, else a
+    copy on the host of the first rank, and None on the others. Every rank must call it."""
     if ranks.alone:
         return objective
     full = build_unsharded(prepared, device, ranks, valued=False) if ranks.first else None
@@ -72,7 +72,7 @@ def gathered(
 def build_unsharded(
     prepared: Prepared, device: torch.device, ranks: Ranks, *, valued: bool = True
 ) -> Objective:
-    """The whole objective; of several ranks, on the first one's host. Not `valued`: to be filled."""
+    """Returns the unsharded objective; with several ranks, on the host. Not `valued`: no values."""
     return build.build_objective(
         prepared.recipe, prepared.instances.components, prepared.dims, device,
         pretrained=prepared.pretrained if valued else (), drawn=valued, narrow=build.frozen_narrow(prepared.recipe),
@@ -81,12 +81,12 @@ def build_unsharded(
 
 
 def merged_tensors(objective: Objective) -> dict[str, Tensor]:
-    """The tensors of a model without low-rank updates, by name: merged, where there are some."""
+    """Returns the tensors of a model by name, with low-rank updates merged into them."""
     merged = {f"lmm.decoder.{name}": tensor for name, tensor in lora.merged(objective.lmm.decoder).items()}
     tensors = model_folder.unique_tensors(objective)
     return {name: merged.get(name, t) for name, t in tensors.items() if f".{lora.CHILD}." not in name}
 
 
 def vars_of(section: DataclassInstance) -> Mapping[str, object]:
-    """A recipe section as a plain mapping."""
+    """Returns a recipe section as a plain mapping."""
     return {field.name: getattr(section, field.name) for field in fields(section)}

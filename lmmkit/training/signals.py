@@ -1,8 +1,8 @@
-"""Stopping on a signal: the handler sets a flag, the loop sees it, saves and ends.
+"""Stopping on a signal: the handler sets a flag; the loop reads it, saves and ends.
 
-SIGTERM and SIGUSR1 are what schedulers send, SIGINT is Ctrl-C. Nothing else happens inside the
-handler, because it may run in the middle of a collective or a save; only where a process merely
-waits or prepares (`Stop.interrupting`) it ends the waiting.
+Schedulers send SIGTERM and SIGUSR1; SIGINT is Ctrl-C. The handler does nothing more, because it may run
+during a collective or a save. Only while a process waits or prepares (`Stop.interrupting`) does it raise
+`Interrupted`.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ T = TypeVar("T")
 
 
 class Interrupted(BaseException):
-    """A stop was asked for while nothing was under way that had to be ended in order.
+    """Reports a stop request at a point where no work must be finished first.
 
-    Like KeyboardInterrupt no `Exception`: nobody on the way up is to mistake it for a fault.
+    It is no `Exception`, like KeyboardInterrupt, so that no `except Exception` treats it as a failure.
     """
 
 
 class Stop:
-    """While open, `requested` is the number of the first signal that asked to stop, else None.
+    """Listens for stop signals while open; `requested` is the number of the first one, None before it.
 
-    A second signal kills at once, as if nobody listened. Signals within `grace` seconds of the
-    first are the same request: one Ctrl-C reaches a process from the terminal and again from its
+    A second signal kills the process at once, by the default handler. Signals within `grace` seconds after
+    the first are the same request: one Ctrl-C reaches a process from the terminal and again from its
     launcher. Outside the main thread Python allows no handlers, and `requested` stays None.
     """
 
@@ -47,7 +47,7 @@ class Stop:
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():
             for signum in SIGNALS:
-                # None stands for a handler that C code installed, which cannot be put back.
+                # None means a handler installed by C code, which Python cannot restore.
                 self._before[signum] = signal.signal(signum, self._note) or signal.SIG_DFL
         return self
 
@@ -62,13 +62,13 @@ class Stop:
         self._before.clear()
 
     def check(self) -> None:
-        """Raises `Interrupted` once a stop is asked for."""
+        """Raises `Interrupted` if a stop is requested."""
         if self.requested is not None:
             raise Interrupted
 
     @contextmanager
     def interrupting(self) -> Iterator[None]:
-        """A block that a signal ends with `Interrupted`, wherever it is: one that may be left half done."""
+        """Raises `Interrupted` in the block once a signal arrives. The block must be safe to abandon."""
         self._interrupts = True
         try:
             self.check()
@@ -89,7 +89,7 @@ class Stop:
 
 
 def until(stop: Stop, items: Iterable[T]) -> Iterator[T]:
-    """The items, up to the stop: one that is waited for when it comes is waited for no longer."""
+    """Yields items until a stop is requested; a pending wait is interrupted."""
     waited = iter(items)
     while True:
         try:
@@ -101,16 +101,16 @@ def until(stop: Stop, items: Iterable[T]) -> Iterator[T]:
 
 
 def exit_code(signum: int) -> int:
-    """What a run that saved and stopped exits with: 130 after Ctrl-C, 143 after the others."""
+    """Returns the exit code of a run that saved and stopped: 130 after Ctrl-C, 143 after other signals."""
     return 130 if signum == signal.SIGINT else 143
 
 
 def ignore_in_worker(worker_id: int) -> None:
-    """For `worker_init_fn`: a data worker leaves stopping to its parent, and goes when that is gone.
+    """Makes a data worker ignore stop signals and exit when its parent has exited. For `worker_init_fn`.
 
-    A signal to the whole process group would otherwise end the workers before the parent has
-    saved, and the parent would die of a lost worker instead. The loader ends them explicitly; a
-    parent that was killed cannot, and a fork server and its workers keep each other alive for ever.
+    A signal to the process group would otherwise end the workers before the parent has saved, and the parent
+    would fail because of a lost worker. The loader ends the workers explicitly. A killed parent cannot, and a
+    fork server and its workers would keep each other alive forever.
     """
     for signum in SIGNALS:
         signal.signal(signum, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""What a stage reads on this rank: its pipeline and its bad rows."""
+"""The data of a stage on this rank: its pipeline and its bad records."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from lmmkit.training.triggers import Position
 
 
 def stage_pipeline(prepared: Prepared, stage: str, ranks: Ranks) -> Pipeline:
-    """The stage's data as this rank reads it."""
+    """Returns the stage's pipeline for this rank."""
     pipeline = prepared.pipeline(stage)
     packer = replace(pipeline.packer, blank=not ranks.alone and sees_everywhere(prepared.recipe))
     return replace(pipeline, packer=packer, rank=ranks.rank, world=ranks.world)
 
 
 def stage_ledger(pipeline: Pipeline, at: Position, run: RunFolder, ranks: Ranks) -> BadRecordLog:
-    """The list of the rows this stage passes over."""
+    """Returns the log of the bad records that this stage skips, opened at `at`."""
     weights = pipeline.order.weights
     ledger = BadRecordLog(
         path=run.bad_records, stage=at.stage, before=at.step - at.stage_step, writes=ranks.first,
@@ -36,7 +36,7 @@ def stage_ledger(pipeline: Pipeline, at: Position, run: RunFolder, ranks: Ranks)
 
 
 def saving(batches: Iterator[Step], save: Callable[[], None]) -> Iterator[Step]:
-    """The steps; before an error of the machine goes on its way, what was learned is saved."""
+    """Yields the steps. On a `MachineError` it calls `save` and raises the error again."""
     try:
         yield from batches
     except MachineError:

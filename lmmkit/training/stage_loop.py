@@ -1,4 +1,4 @@
-"""The loop of one stage: take a step, run it, log it, save now and then."""
+"""The training loop of one stage: takes steps, runs, checks and logs them, and saves checkpoints."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def run_stage(
     device: torch.device, ranks: Ranks, before: Mapping[str, Any],
     frozen: Frozen | None,
 ) -> tuple[Position, bool]:  # fmt: skip
-    """Runs the rest of a stage; returns early, saved, when a stop is asked for.
+    """Runs the remaining steps of a stage. Saves and returns early when a stop is requested.
 
-    `before` is the state of the checkpoint that the stage resumes from, {} where it begins; `frozen` lists its
-    files of frozen weights. Returns the position, and whether the run stopped. A stop that is requested after
-    the last step was checked belongs to the next stage: nothing may be saved for it.
+    `before` is the state in the checkpoint that the stage resumes from, {} at the start of a stage; `frozen`
+    lists the files of its frozen weights. Returns the position, and whether the run stopped. A stop that is
+    requested after the check at the last step belongs to the next stage: this stage must not save for it.
     """
     stage, steps, output = position.stage, prepared.steps(position.stage), prepared.recipe.output
     pipeline = stage_pipeline(prepared, stage, ranks)
@@ -76,10 +76,10 @@ def run_stage(
 
 @dataclass(kw_only=True)
 class Loop:
-    """A stage under way on this rank: what it works on, what looks on, and `at`, where it stands.
+    """Holds the state of a running stage on this rank; `at` is the current position.
 
-    `empty` is what a rank runs while others have micro-batches left, `passed` the bad rows that the
-    pipeline has met since they were last listed.
+    `empty` is the micro-batch that a rank runs while other ranks have micro-batches left. `passed` are the
+    bad records that the pipeline skipped and that are not yet in `ledger`.
     """
 
     prepared: Prepared
@@ -107,34 +107,35 @@ class Loop:
         self.patience = SaveRetry(self.progress.notify)
 
     def due(self) -> tuple[Every, ...]:
-        """What is due, in order. What is saved comes last: a run that goes on from there has done the others.
+        """Returns the periodic actions, in order. Saving is last: a checkpoint means the others are done.
 
-        Made anew each time: a loop that held its own methods would keep an ended stage's moments alive.
+        The tuple is built at each call. A loop that stored its methods would be a reference cycle, and would
+        keep the optimizer moments of an ended stage in memory.
         """
         output = self.prepared.recipe.output
         save = Every(output.save_every, lambda at: self.patience(at, self.write))
         return Every(output.images_every, self.draw), self.validation(), save
 
     def validation(self) -> Every:
-        """Of what is due, the validation."""
+        """Returns the periodic validation."""
         return Every(self.validator.every, self.validate)
 
     def run_due(self, entries: Iterable[Every]) -> bool:
-        """Does what is due at this step; False where a stop came in between."""
+        """Runs the actions that are due at this step. Returns False if a stop interrupts them."""
         with telling_kernel(self.where, self.prepared.recipe):
             return run_due(entries, self.at, self.steps)
 
     def save_now(self) -> None:
-        """As a run that ends here saves."""
+        """Saves before the run ends here. Raises `MachineError` if it fails."""
         self.patience.now(self.at, self.write)
 
     @property
     def where(self) -> str:
-        """The step, for a message."""
+        """Returns the step and stage as text for a message."""
         return f"step {self.at.step}, stage {self.at.stage}"
 
     def go(self) -> bool:
-        """Steps to the stage's end, or until a stop; whether it stopped, and is saved where it did."""
+        """Runs steps to the end of the stage or to a stop. Returns whether it stopped and saved."""
         try:
             self.validator.read()
         except Interrupted:
@@ -142,7 +143,7 @@ class Loop:
             return True
         stopping = False
         batches = self.batches()
-        if self.at.stage_step:  # a stop may have come before this step's validation was through
+        if self.at.stage_step:  # a stop may have interrupted this step's validation
             stopping = not self.run_due([self.validation()])
         clock = time.perf_counter()
         for step in batches:
@@ -154,7 +155,7 @@ class Loop:
             self.look(report)
             self.idle.check(report, self.at)
             self.progress.update(self.at.stage_step, tokens=report.tokens, loss=report.loss)
-            stopping = asked(self.stop, self.ranks) > 0  # read once: what is not saved for must not stop us
+            stopping = asked(self.stop, self.ranks) > 0  # read once: a stop must be followed by a save
             self.saver.check()
             stopping = not self.run_due(self.due()) or stopping
             if stopping:
@@ -165,8 +166,11 @@ class Loop:
         return False
 
     def batches(self) -> Iterable[Step]:
-        """The steps that are left. Of several ranks none may leave the others alone with one: they agree on
-        a stop behind it, and do not save before the others do."""
+        """Yields the remaining steps.
+
+        A single process ends them at a stop, and saves if reading fails. Several ranks do neither here: all
+        must run the same steps, so they agree on a stop after each step.
+        """
         steps = load_steps(
             self.pipeline, self.at.stage_step, self.steps, workers=self.prepared.recipe.speed.workers,
             worker_init=ignore_in_worker, step_and_skipped=lambda index, found: self.passed.extend(found),
@@ -176,7 +180,7 @@ class Loop:
         return until(self.stop, saving(steps, self.save_now))
 
     def update(self, step: Step) -> StepReport:
-        """One optimizer step, which moves `at`."""
+        """Runs one optimizer step and advances `at`."""
         recipe, before = self.prepared.recipe, self.at.stage_step
         optim, plan = recipe.stages[self.at.stage].optim, self.prepared.plans[self.at.stage]
         set_rate(self.optimizer, optim, self.steps, before)
@@ -190,8 +194,10 @@ class Loop:
             )  # fmt: skip
 
     def look(self, report: StepReport) -> None:
-        """Records what is out of order in a step, and its bad rows. Raises `UserError` where they are too
-        many."""
+        """Records the anomaly of a step, if any, and its bad records.
+
+        Raises `UserError` if there are too many of either.
+        """
         index = self.at.stage_step - 1
         if (seen := self.watch.see(self.at.stage_step, report)) is not None:
             rows = anomalies.rows_of(self.pipeline, index)
@@ -208,7 +214,7 @@ class Loop:
     def record_anomaly(
         self, seen: tuple[str, list[str]], report: StepReport, rows: Mapping[str, list[str]]
     ) -> None:
-        """Records a step that is out of order, with its rows."""
+        """Writes an anomalous step and its sample keys to anomalies.jsonl, and prints a notice."""
         kind, of = seen
         with MetricsLog(self.run.anomalies) as file:
             file.write(anomalies.record(self.at.step, self.at.stage, kind, of, report, rows))
@@ -218,11 +224,11 @@ class Loop:
 
     @property
     def logs(self) -> bool:
-        """Whether the step is one to log."""
+        """Returns whether the current step is logged."""
         return self.at.step % self.prepared.recipe.output.log_every == 0
 
     def record(self, report: StepReport, seconds: float) -> dict[str, Any]:
-        """The step's line of metrics.jsonl."""
+        """Returns the step's record for metrics.jsonl."""
         optim = self.prepared.recipe.stages[self.at.stage].optim
         chance = self.prepared.plans[self.at.stage].chances(self.prepared.dims)
         return {
@@ -236,7 +242,7 @@ class Loop:
         }  # fmt: skip
 
     def log(self, record: dict[str, Any]) -> None:
-        """To the file, TensorBoard and observers."""
+        """Writes a record to metrics.jsonl, TensorBoard and observers."""
         self.metrics.write(record)
         scalars = {name: value for name, value in record.items() if isinstance(value, float)}
         self.board.scalars(record["step"], scalars)
@@ -244,18 +250,18 @@ class Loop:
             self.prepared.instances.registry.logged(record["step"], scalars)
 
     def draw(self, at: Position) -> None:
-        """The terms' pictures, to TensorBoard."""
+        """Writes the images of the terms to TensorBoard."""
         with unsharded(self.objective), eval_no_grad(self.objective, self.device):
             pictures = stage_pictures(self.prepared, self.objective, at.stage, at.stage_step - 1, self.device)
         self.board.images(at.step, pictures)
 
     def validate(self, at: Position) -> None:
-        """Unless it is done: a run that goes on may have come that far."""
+        """Validates and logs, unless this step is already validated, as after a resume."""
         if self.validator.done != at.step:
             self.log(self.validator(at, self.run, self.progress.notify))
 
     def write(self, at: Position) -> None:
-        """A checkpoint."""
+        """Saves a checkpoint."""
         kept = {
             "watch": self.watch.state(),
             "idle": self.idle.items,

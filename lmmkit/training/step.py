@@ -1,4 +1,4 @@
-"""One optimizer step: forward and backward over its micro-batches, clip, update."""
+"""One optimizer step: forward and backward over its micro-batches, gradient clipping, update."""
 
 from __future__ import annotations
 
@@ -20,9 +20,12 @@ BY_SOURCE = "loss/"
 
 @dataclass
 class StepReport:
-    """What a step did. `terms` are averages over counted items, None without items, with the next-token
-    loss of each source as "loss/SOURCE" where there are several; `readings` and their `chance` are
-    those of the terms, "term/name"."""
+    """Describes the result of a step.
+
+    `terms` are averages over counted items, None without items. With several sources it also has the
+    next-token loss of each source, "loss/SOURCE". `metrics` and their `chance` are those of the terms,
+    "term/name".
+    """
 
     loss: float
     terms: dict[str, float | None]
@@ -34,13 +37,13 @@ class StepReport:
 
     @property
     def finite(self) -> bool:
-        """Whether loss and gradient are numbers to update by."""
+        """Returns whether loss and gradient norm are finite."""
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What all ranks know of a step before its forward pass: sums over them, but the most micro-batches."""
+    """Holds sums over all ranks for a step before its forward pass; of `micro_batches`, the maximum."""
 
     counts: dict[str, int]
     micro_batches: int
@@ -49,14 +52,14 @@ class Facts:
 
 
 def agree(ranks: Ranks, step: Step) -> Facts:
-    """One exchange of host integers; no device is asked."""
+    """Exchanges the counts of a step between ranks, once, as host integers; reads nothing from a device."""
     told = ranks.gather([add_counts(step), len(step), sum(map(len, step)), dict(step[0].dropped)])
     counts, micro_batches, tokens, dropped = zip(*told, strict=True)
     return Facts(sum_by_name(counts), max(micro_batches), sum(tokens), sum_by_name(dropped))
 
 
 def sum_by_name(mappings: Iterable[Mapping[str, float]]) -> dict:
-    """Sums by name."""
+    """Returns the sum of the mappings, name by name."""
     out: dict[str, float] = {}
     for mapping in mappings:
         for name, n in mapping.items():
@@ -65,8 +68,10 @@ def sum_by_name(mappings: Iterable[Mapping[str, float]]) -> dict:
 
 
 def rate(optim: Optim, steps: int, done: int) -> float:
-    """The factor on the learning rate for the update after `done` updates: linear warm-up from 0,
-    then half a cosine to 0 (LLaVA-1.5: update 1 stands at 0)."""
+    """Returns the learning rate factor for the update after `done` updates.
+
+    Linear warm-up from 0, then half a cosine to 0, or constant (LLaVA-1.5: the first update has rate 0).
+    """
     warm = math.ceil(optim.warmup * steps) if optim.warmup < 1 else int(optim.warmup)
     if done < warm:
         return done / warm
@@ -76,7 +81,7 @@ def rate(optim: Optim, steps: int, done: int) -> float:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, optim: Optim, steps: int, done: int) -> None:
-    """Gives every group its share of its peak rate, for the update after `done` updates."""
+    """Sets the learning rate of every parameter group for the update after `done` updates."""
     factor = rate(optim, steps, done)
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * factor
@@ -95,11 +100,11 @@ def run_step(
     empty: Batch | None = None,
     each: bool = False,
 ) -> StepReport:
-    """Averages every term over the whole step of all ranks, then updates: 1 = N micro-batches = N ranks.
+    """Averages every term over the full step on all ranks, then updates: 1 = N micro-batches = N ranks.
 
-    Where loss or gradient of any rank is not finite none updates: weights and optimizer keep their bits.
-    `empty` is what a rank runs while others have micro-batches left. `each`: gradients travel with every
-    micro-batch.
+    If the loss or a gradient is not finite on any rank, no rank updates: weights and optimizer state keep
+    their bits. `empty` is the micro-batch that a rank runs while others have micro-batches left. `each`:
+    gradients are reduced after every micro-batch, not only after the last.
     """
     facts = agree(ranks, step)
     counts = facts.counts
@@ -115,12 +120,12 @@ def run_step(
         if metrics:
             _read(objective, outcome, batch, totals)
         part = total(outcome.sums, weights, counts)
-        part.backward()  # which leaves a rank with its own part of the weights alone
+        part.backward()  # frees the gathered weights: the rank keeps only its shard
         loss += part.detach()
         for name, value in (outcome.sums | outcome.by_source).items():
             sums[name] = sums.get(name, 0) + value.detach()
     norm = _norm(objective, clip)
-    # agreed, and come to the host, before the update, which hangs on them
+    # all ranks need the sums on the host before the update, because it depends on them
     report = _report(ranks, facts, loss, sums, totals, norm)
     if report.finite:
         optimizer.step()
@@ -130,7 +135,7 @@ def run_step(
 def _report(
     ranks: Ranks, facts: Facts, loss: Tensor, sums: Mapping[str, Tensor], totals: Mapping[str, list], norm: Tensor
 ) -> StepReport:  # fmt: skip
-    """This rank's sums with those of all others; the norm is of all ranks already."""
+    """Returns the report with sums over all ranks; `norm` already covers all ranks."""
     own = [{name: float(value) for name, value in part.items()} for part in (
         {"": loss}, sums, {name: t for name, (t, _) in totals.items()}, {name: c for name, (_, c) in totals.items()},
     )]  # fmt: skip
@@ -157,6 +162,6 @@ def _read(objective: Objective, outcome: Outcome, batch: Batch, totals: dict[str
 
 
 def _norm(objective: Objective, clip: float | None) -> Tensor:
-    """The norm of all gradients of all ranks; scales them down to `clip` where that is given."""
+    """Returns the norm of all gradients on all ranks. Scales them down to norm `clip`, if given."""
     learning = [p for p in objective.parameters() if p.grad is not None]
     return gather_full(torch.nn.utils.clip_grad_norm_(learning, math.inf if clip is None else clip))

@@ -1,4 +1,4 @@
-"""What is due after a step: drawing, validating, saving, each every so many steps."""
+"""Actions that run every n steps: image logging, validation, saving."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from lmmkit.errors import MachineError
 from lmmkit.training.signals import Interrupted
 
-IN_A_ROW = 3  # times in a row that a checkpoint may fail to be written, less one
+IN_A_ROW = 3  # the failed save in a row that ends the run
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands: updates made in all, the stage, updates made in it."""
+    """Describes the progress of a run: the stage, all updates so far (`step`), and those of the stage."""
 
     stage: str
     step: int
@@ -22,7 +22,7 @@ class Position:
 
 @dataclass(frozen=True)
 class Every:
-    """Calls `do` after every `n`th step of the run and after a stage's last, never with n = 0."""
+    """Calls `do` after every `n`th step of the run and after the last step of a stage; never if n = 0."""
 
     n: int
     do: Callable[[Position], None]
@@ -34,8 +34,10 @@ class Every:
 
 @dataclass
 class SaveRetry:
-    """Calls `write` when it is time to save. What cannot be written is told and tried again the next time;
-    at the `IN_A_ROW`th time in a row the run ends with it, and so it does where there is no next time."""
+    """Calls `write` to save. A failed save is reported and retried at the next interval.
+
+    The `IN_A_ROW`th failure in a row raises its `MachineError`.
+    """
 
     notify: Callable[[str], None]
     failed: int = 0
@@ -51,14 +53,14 @@ class SaveRetry:
             self.notify(f"no checkpoint of step {at.step} (failed {self.failed} of {IN_A_ROW}): {error}")
 
     def now(self, at: Position, write: Callable[[Position], None]) -> None:
-        """As a run that ends here saves. Raises `MachineError` if it cannot be written."""
+        """Saves, unless this position is saved already. Raises `MachineError` on the first failure."""
         if self.saved != at:
             write(at)
             self.saved, self.failed = at, 0
 
 
 def run_due(entries: Iterable[Every], position: Position, steps: int) -> bool:
-    """Does what is due at a step; False where a stop came in between."""
+    """Runs the actions that are due at a step. Returns False if a stop interrupts them."""
     try:
         for entry in entries:
             entry(position, last=position.stage_step == steps)

@@ -1,7 +1,7 @@
 """Validation inside a stage: held-out losses, tasks, and the best weights so far.
 
-It looks and touches nothing: the same run without it has the same bits. Of several ranks each takes its
-share of the held-out samples; tasks, whose answers end when they will, every rank goes through whole.
+It does not change training: the same run without it has the same bits. Each rank takes a share of the
+held-out samples for the losses. Every rank runs all samples of the tasks, because answers differ in length.
 """
 
 from __future__ import annotations
@@ -37,9 +37,12 @@ from lmmkit.training.triggers import Position
 
 @dataclass
 class Validator:
-    """A stage's validation. `parts` are this rank's micro-batches of the `samples` held-out ones, as many as
-    any rank's; `done` is the run's step it was last through at, `best` the best value of the figure that
-    tells the best weights."""
+    """Validates a stage.
+
+    `parts` are this rank's micro-batches of the `samples` held-out samples, some empty so that all ranks have
+    equally many. `done` is the step of the last completed validation, `best` the best value so far of the
+    figure that selects the best weights.
+    """
 
     asked: Validate | None
     prepared: Prepared
@@ -57,9 +60,9 @@ class Validator:
         cls, prepared: Prepared, objective: Objective, stage: str, device: torch.device, stop: Stop, ranks: Ranks,
         state: Mapping[str, Any] | None,
     ) -> Validator:  # fmt: skip
-        """That of a stage, as `state` said where it goes on; one that does nothing where none is asked for.
+        """Returns the validator of a stage, with the `state` from a checkpoint, if any.
 
-        Nothing is read yet; `read` does.
+        Without a `validate` section it does nothing. It reads no samples yet; `read` does.
         """
         section = prepared.recipe.stages[stage].validate
 
@@ -68,16 +71,16 @@ class Validator:
                 raise Interrupted
 
         chat_model = ChatModel.of(prepared, objective, stage, device, poll=poll)
-        # an encoder whose weights lie with several ranks runs on all of them or on none
+        # an encoder whose weights are sharded must run on all ranks or on none
         blank = not ranks.alone and sees_everywhere(prepared.recipe)
         chat_model = replace(chat_model, packer=replace(chat_model.packer, blank=blank))
         return cls(section, prepared, chat_model, ranks, poll, **(state or {}))
 
     def read(self) -> None:
-        """Reads and lays the held-out samples out, once, a share on each rank.
+        """Reads and lays out the held-out samples, once, a share on each rank.
 
-        Raises `UserError` for one that does not fit, and for more unreadable ones than their source lets
-        pass; `Interrupted` at a stop.
+        Raises `UserError` for a sample that does not fit, and for more unreadable records than their source
+        allows; `Interrupted` at a stop.
         """
         if self.asked is None:
             return
@@ -99,17 +102,17 @@ class Validator:
 
     @property
     def every(self) -> int:
-        """Steps between two; 0: never."""
+        """Returns the steps between two validations; 0: never."""
         return self.asked.every if self.asked is not None else 0
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint: a resumed run knows the best, and what it still owes."""
+        """Returns the state for a checkpoint: the step of the last validation, and the best value."""
         return {"done": self.done, "best": self.best}
 
     def __call__(self, at: Position, run: RunFolder, notify: Callable[[str], None]) -> dict[str, Any]:
-        """The record of metrics.jsonl; keeps the weights if they are the best so far.
+        """Validates, and returns the record for metrics.jsonl. Writes the weights if they are the best.
 
-        Raises `Interrupted` at a stop; nothing is done then.
+        Raises `Interrupted` at a stop; the validation then does not count as done.
         """
         assert self.asked is not None
         began = time.perf_counter()
@@ -168,7 +171,7 @@ class Validator:
 
 
 def asked(stop: Stop, ranks: Ranks) -> int:
-    """The signal that a rank was asked to stop by, the same on all; 0: none. Every rank must ask."""
+    """Returns the stop signal of any rank, the same on all; 0: none. Every rank must call it."""
     signum = ranks.all_reduce_max(stop.requested or 0)
     stop.requested = signum or stop.requested
     return signum
@@ -203,7 +206,7 @@ def _tasks(prepared: Prepared, asked: Validate) -> dict[str, Task]:
 
 
 def _known(prepared: Prepared, stage: str, tasks: Mapping[str, Task]) -> list[str]:
-    """What `best` may name: a loss falls, a task's score rises; of readings nobody says which."""
+    """Returns the names that `best` may have: losses fall, scores rise; metrics have no known direction."""
     plan = prepared.plans[stage]
     names = ["loss", *plan.weights]
     for name, task in tasks.items():
@@ -218,7 +221,7 @@ def _known(prepared: Prepared, stage: str, tasks: Mapping[str, Task]) -> list[st
 
 
 def _figure(best: str, tasks: Mapping[str, Task]) -> tuple[str, int]:
-    """The key of the figure that `best` names, and 1 where more is better, -1 where less is."""
+    """Returns the key of the figure that `best` names, and 1 if higher is better, else -1."""
     task, _, metric = best.partition("/")
     if not metric:
         return ("val/loss" if task == "loss" else f"val/terms/{task}"), -1

@@ -1,11 +1,11 @@
-"""Frozen weights on the disk: written by the first save of a stage, and shared by its checkpoints.
+"""Frozen weights on disk: written by the first save of a stage, and shared by its checkpoints.
 
     RUN/checkpoints/frozen-00000500-<id>/    written at step 500
         a-frozen-00000.safetensors ...       of several ranks a-frozen-rank00001-00000 ...
         b-frozen-00000.safetensors ...       the second copy, read if the first is damaged
 
-Every manifest of the stage lists them. A folder that no checkpoint lists is removed: by the next save, which
-removes old checkpoints, or at the next start, if the save that wrote it did not finish.
+Every manifest of the stage lists them. A folder that no checkpoint lists is removed by the next save, which
+also removes old checkpoints, or at the next start.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from lmmkit.training.checkpoint.tensor_files import HeldTensors
 
 @dataclass
 class OnDisk:
-    """Remembers the files of the stage's frozen weights, and this rank's marks from when they were written."""
+    """Holds the files of the stage's frozen weights, and this rank's `marks` when they were written."""
 
     marks: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     files: manifest.Frozen | None = None
 
     def matches(self, held: HeldTensors, checkpoints: Path) -> bool:
-        """Whether the weights are unchanged, and both copies there with the right sizes."""
+        """Returns whether the weights are unchanged, and both copies exist with the right sizes."""
         if self.files is None or self.marks != held.marks:
             return False
         for name, (size, _) in self.files["files"].items():

@@ -1,10 +1,10 @@
-"""What a checkpoint folder must hold, and the proof that it holds it.
+"""The manifest of a checkpoint folder: the list of its files, with checksums.
 
-`manifest.json` is written last, so a folder with one is complete; it lists size and crc32 of
-every other file, so a folder that agrees with it is undamaged. It signs itself as well: it contains
-its own crc32, and its bytes must be exactly those we would write. safetensors has no checksum.
+`manifest.json` is written last, so a folder with a manifest is complete. It lists the size and crc32 of every
+other file, because safetensors has no checksum; a folder that matches is undamaged. It also contains a crc32
+of itself, and its bytes must be exactly those that lmmkit writes.
 
-It also lists the files of the stage's frozen weights (`frozen.py`).
+It also lists the files of the stage's frozen weights (`frozen_weights.py`).
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ Layout = dict[str, list]  # key -> [dtype, [sizes]]
 
 
 class Frozen(TypedDict):
-    """Lists the files of a stage's frozen weights (size and crc32), the names of these tensors, and `parts` of
-    those that are cut."""
+    """Lists the files of a stage's frozen weights (size and crc32), the names of these tensors, and the
+    pieces of those that are cut (`parts`)."""
 
     folder: str
     files: dict[str, list[int]]
@@ -43,8 +43,8 @@ class Frozen(TypedDict):
 
 
 class Findings(NamedTuple):
-    """Holds what is wrong with a checkpoint: `problems` make it useless; `spoiled` are damaged copies of files
-    whose other copy is sound, and why. `frozen`: the folder of these files."""
+    """Describes the damage to a checkpoint: `problems` make it unusable; `spoiled` are damaged copies of
+    files whose other copy is sound, with the reason. `frozen`: the folder of these files."""
 
     problems: tuple[Problem, ...]
     spoiled: dict[str, str]
@@ -56,7 +56,7 @@ def encode(
 ) -> bytes:
     """Returns the manifest of `files` (size and crc32) as the bytes to write.
 
-    `parts`: [file, first row, rows] of every piece of a tensor that is cut.
+    `parts`: [file, first matrix row, number of matrix rows] for every piece of a tensor that is cut.
     """
     body = {
         "schema": FORMAT,
@@ -70,7 +70,7 @@ def encode(
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint, itself checked. Raises `UserError` if it cannot be trusted."""
+    """Returns the manifest of a checkpoint, verified. Raises `UserError` if it is missing or invalid."""
     path = folder / NAME
     try:
         raw = path.read_bytes()
@@ -94,8 +94,8 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def verify(folder: Path, *, contents: bool = True) -> tuple[Problem, ...]:
-    """Returns everything that makes a checkpoint useless; () for a sound one. Without `contents` only names and
-    sizes are compared, which reads no tensor."""
+    """Returns everything that makes a checkpoint unusable; () for a sound one. Without `contents` only names
+    and sizes are compared, and no tensor is read."""
     return examine(folder, contents=contents).problems
 
 
@@ -110,7 +110,7 @@ def examine(
     """Returns what is wrong with a checkpoint, and with the copies of its frozen weights.
 
     A second copy is read if the first is damaged, or with `every_copy`. `share` (rank, world): read only this
-    rank's share of the files, so that all ranks together read each once. `crc_of`: in place of `crc32`.
+    rank's share of the files, so that all ranks together read each once. `crc_of`: used instead of `crc32`.
     """
     try:
         body = read(folder)
@@ -119,7 +119,7 @@ def examine(
         return Findings(error.problems, {})
     except OSError as error:
         return Findings((DAMAGED.at(str(folder), got=error.strerror or str(error)),), {})
-    # Dot files are the file system's and the desktop's, never ours.
+    # The file system or the desktop creates dot files; lmmkit does not.
     extra = sorted(n for n in present - set(body["files"]) - {NAME} if not n.startswith("."))
     problems = [DAMAGED.at(str(folder / name), got="a file the manifest does not list") for name in extra]
     entries = [([f"{folder.name}/{name}"], *said) for name, said in sorted(body["files"].items())]
@@ -141,14 +141,14 @@ def examine(
 
 
 def copies(frozen: Frozen, name: str) -> list[str]:
-    """Returns the names of the copies of a file of frozen weights, from the folder of the checkpoints."""
+    """Returns the paths of both copies of a file of frozen weights, relative to the checkpoints folder."""
     return [f"{frozen['folder']}/{copy}-{name}" for copy in COPIES]
 
 
 def mismatches(folder: Path, expected: Mapping[str, Tensor]) -> tuple[Problem, ...]:
     """Returns how the tensors of a checkpoint differ in key, dtype or shape from those of a model.
 
-    Read from the manifest alone, before any tensor is loaded. Raises `UserError` if it is damaged.
+    Reads only the manifest, before any tensor is loaded. Raises `UserError` if it is damaged.
     """
     have: Layout = read(folder)["tensors"]
     of_model = layout(expected)
@@ -162,14 +162,14 @@ def mismatches(folder: Path, expected: Mapping[str, Tensor]) -> tuple[Problem, .
 
 
 def layout(tensors: Mapping[str, Tensor]) -> Layout:
-    """{key: [dtype, sizes]}, such as ["float32", [3, 4]]."""
+    """Returns {key: [dtype, sizes]}, such as ["float32", [3, 4]]."""
     return {
         key: [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)] for key, tensor in tensors.items()
     }
 
 
 def crc32(path: Path) -> int:
-    """crc32 of a file's bytes."""
+    """Returns the crc32 of a file's bytes."""
     crc = 0
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
@@ -178,7 +178,7 @@ def crc32(path: Path) -> int:
 
 
 def _is_shaped(body: Mapping[str, Any]) -> bool:
-    """Whether the parts have the types we write: a crc32 keeps out accidents, not intent."""
+    """Returns whether the fields have the types that lmmkit writes: a crc32 detects accidents, not intent."""
     tensors, frozen = body.get("tensors"), body.get("frozen")
     return (
         isinstance(tensors, dict)
@@ -200,7 +200,7 @@ def _is_frozen(frozen: Any, tensors: Layout) -> bool:
 
 
 def _lists(files: Any, parts: Any, tensors: Layout) -> bool:
-    """Whether `files` and `parts` have the types we write. No name may lead out of the folder."""
+    """Returns whether `files` and `parts` have the types we write. No name may lead out of the folder."""
     return (
         isinstance(files, dict)
         and all(PLAIN_NAME.fullmatch(name) for name in files)
@@ -211,7 +211,7 @@ def _lists(files: Any, parts: Any, tensors: Layout) -> bool:
 
 
 def _tiles(files: Mapping[str, Any], shape: Any, pieces: Any) -> bool:
-    """Whether pieces are, in order and without a gap, all rows of a tensor."""
+    """Returns whether the pieces cover all matrix rows of a tensor, in order and without a gap."""
     at = 0
     for piece in pieces if isinstance(pieces, list) else ():
         if not isinstance(piece, list) or [type(x) for x in piece] != [str, int, int]:
@@ -224,7 +224,7 @@ def _tiles(files: Mapping[str, Any], shape: Any, pieces: Any) -> bool:
 
 
 def _fault(path: Path, size: int, crc: int | None, crc_of: Callable[[Path], int]) -> str | None:
-    """Returns what is wrong with a file, None if nothing is. No link may lead out of the folder."""
+    """Returns what is wrong with a file, else None. Refuses links: they may lead out of the folder."""
     if path.is_symlink() or path.parent.is_symlink():
         return "a link"
     try:

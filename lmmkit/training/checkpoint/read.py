@@ -1,16 +1,16 @@
-"""Checkpoints as they lie in a run's folder, and reading them; `store.py` writes.
+"""The files of checkpoints in a run folder, and reading them; `write.py` writes them.
 
     RUN/checkpoints/.tmp-00000500-<id>/   ->   RUN/checkpoints/step-00000500/
-        shard-00000.safetensors ...      tensors by name, unique (ties are the model's to make);
-                                         of several ranks shard-rank00001-00000 ..., the rows each holds
-        rng-rank00000.safetensors ...    generator states, a file a rank
-        state.json                       whatever else the trainer needs to go on
+        shard-00000.safetensors ...      tensors by name, each once (the model restores ties);
+                                         with several ranks shard-rank00001-00000 ..., each rank's shard
+        rng-rank00000.safetensors ...    generator states, one file for each rank
+        state.json                       all other state that a resume needs
         manifest.json                    LAST: size and crc32 of the others, and of the frozen weights
 
-Weights that a stage does not train are in a folder of the stage beside these (`frozen.py`).
-A process killed anywhere leaves the checkpoints that were complete before: readers look only at
-`step-XXXXXXXX` folders whose manifest verifies. `sweep` clears the rest at the next start.
-Nothing is pickled. Ranks write their files side by side; the first lists and publishes them.
+Frozen weights are in a separate folder of the stage, next to the checkpoints (`frozen_weights.py`).
+A process that is killed at any point leaves the earlier checkpoints intact: readers use only `step-XXXXXXXX`
+folders with a valid manifest. `sweep` removes the rest at the next start. Nothing is pickled. Each rank
+writes its files; the first rank writes the manifest and renames the folder.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Holds what `save` was given; tensors come to the CPU as they are asked for. `rng` is empty if another
-    number of ranks saved. `frozen` lists the frozen weights for the next checkpoints of the stage, None if
-    there are none or a copy is damaged."""
+    """Holds a saved checkpoint; each tensor is read to the CPU on access. `rng` is empty if another number of
+    ranks saved it. `frozen` lists the frozen weights for the next checkpoints of the stage, None if there are
+    none or a copy is damaged."""
 
     tensors: SavedTensors
     state: dict[str, Any]
@@ -56,7 +56,7 @@ class Checkpoint:
 
 
 class Newest(NamedTuple):
-    """Holds the newest sound checkpoint, what is wrong with each newer one, and damaged copies of its frozen
+    """Holds the newest sound checkpoint, the problems of each newer one, and damaged copies of its frozen
     weights."""
 
     path: Path | None
@@ -65,10 +65,10 @@ class Newest(NamedTuple):
 
 
 def newest(run: RunFolder, ranks: Ranks = ALONE) -> Newest:
-    """Returns the newest sound checkpoint, no path before the first; logs what is damaged.
+    """Returns the newest sound checkpoint, with path None if there is no checkpoint yet. Logs damaged ones.
 
-    Reads whole files to verify them, each on one rank, and all ranks agree. Raises `UserError` if there are
-    checkpoints and all are damaged.
+    Reads all files completely to verify them, each on one rank; all ranks get the same result. Raises
+    `UserError` if there are checkpoints and all are damaged.
     """
     notices: list[Problem] = []
     for name in ranks.broadcast([path.name for path in steps(run)]):
@@ -84,15 +84,15 @@ def newest(run: RunFolder, ranks: Ranks = ALONE) -> Newest:
                 _log.warning("damaged copy %s (%s): the other copy is used", run.checkpoints / copy, got)
             return Newest(path, tuple(notices), frozenset(spoiled))
         notices += problems
-    # Starting at step 0 again would be the silent loss of the whole run.
+    # A start from step 0 would lose the run without an error.
     if notices:
         raise UserError(notices)
     return Newest(None, ())
 
 
 class Verdict(NamedTuple):
-    """Describes a checkpoint on the disk; `read`: whether its bytes were read, or only names and sizes. The rest
-    is as in `manifest.Findings`."""
+    """Describes a checkpoint on disk; `read`: whether its bytes were read, or only names and sizes. For
+    `problems`, `spoiled` and `frozen` see `manifest.Findings`."""
 
     step: int
     files: int
@@ -108,8 +108,8 @@ class Verdict(NamedTuple):
 
 
 def verdicts(run: RunFolder, *, every: bool) -> list[Verdict]:
-    """Returns one for each checkpoint, newest first. Without `every`, whole files are read up to the first
-    that is sound, from which a run would resume."""
+    """Returns a verdict for each checkpoint, newest first. Without `every`, contents are read only up to the
+    first sound checkpoint, from which a run would resume."""
     found: list[Verdict] = []
     crc_of = cache(manifest.crc32)  # the checkpoints of a stage share their frozen weights
     for path in steps(run):
@@ -123,7 +123,7 @@ def verdicts(run: RunFolder, *, every: bool) -> list[Verdict]:
 def load(path: Path, *, spoiled: Collection[str] | None = None, ranks: Ranks = ALONE) -> Checkpoint:
     """Returns the checkpoint in a folder, verified before any tensor is used.
 
-    Pass what `newest` has just returned as `spoiled`, to read the files once. Raises `UserError` if the
+    Pass `spoiled` from the result of `newest` to skip a second verification. Raises `UserError` if the
     checkpoint is damaged.
     """
     if spoiled is None:
@@ -146,7 +146,7 @@ def load(path: Path, *, spoiled: Collection[str] | None = None, ranks: Ranks = A
 
 
 def step_of(path: Path) -> int:
-    """The step in a checkpoint's folder name."""
+    """Returns the step in a checkpoint's folder name."""
     match = STEP.fullmatch(path.name)
     if match is None:
         raise ValueError(f"got folder `{path.name}`; want step-XXXXXXXX")
@@ -154,6 +154,6 @@ def step_of(path: Path) -> int:
 
 
 def steps(run: RunFolder) -> list[Path]:
-    """Folders named like a checkpoint, newest first."""
+    """Returns the folders named like a checkpoint, newest first."""
     found = run.checkpoints.glob("step-*")
     return sorted((p for p in found if STEP.fullmatch(p.name) and p.is_dir()), reverse=True)

@@ -1,7 +1,7 @@
-"""The state of torch's random generators, as tensors a checkpoint can hold.
+"""The state of torch's random generators, as tensors for a checkpoint.
 
-numpy's and Python's global generators are not used in training, so they are not kept: data and
-plugins draw from generators keyed by what they draw for.
+Training does not use the global generators of numpy and Python, so they are not saved: data and plugins use
+generators with a key for each draw.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 
 def seed_stage(seed: int, stage: str, rank: int = 0, step: int = 0) -> None:
-    """Sets the generators to what follows from the recipe's seed: dropout draws from them.
+    """Seeds torch's generators, which dropout uses, from the recipe's seed, the stage and the rank.
 
-    Each rank draws its own. `step`: of the stage, where no state of the generators tells how to go on.
+    `step` of the stage: given at a resume without saved generator states.
     """
     further = f":{rank}:{step}" if rank or step else ""
     digest = hashlib.blake2b(f"{seed}:{stage}{further}".encode(), digest_size=7).digest()
@@ -25,7 +25,7 @@ def seed_stage(seed: int, stage: str, rank: int = 0, step: int = 0) -> None:
 
 
 def rng_state() -> dict[str, Tensor]:
-    """uint8 states: "cpu", and "cuda" for this rank's device once CUDA is in use."""
+    """Returns uint8 states: "cpu", and "cuda" for this rank's device if CUDA is in use."""
     state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_initialized():
         state["cuda"] = torch.cuda.get_rng_state().cpu()
@@ -33,7 +33,7 @@ def rng_state() -> dict[str, Tensor]:
 
 
 def set_rng_state(state: Mapping[str, Tensor]) -> None:
-    """Sets what `rng_state` gave. A CUDA state is passed over on a machine without CUDA."""
+    """Restores a result of `rng_state`. Ignores a CUDA state on a machine without CUDA."""
     torch.set_rng_state(state["cpu"].cpu())
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"].cpu())
@@ -41,7 +41,7 @@ def set_rng_state(state: Mapping[str, Tensor]) -> None:
 
 @contextmanager
 def eval_no_grad(objective: nn.Module, device: torch.device) -> Iterator[None]:
-    """A look at a model in training that leaves no trace: no dropout, no graph, no random number drawn."""
+    """Evaluates without side effects: no dropout, no graph; the generators' states are restored."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
         objective.eval()
         try:

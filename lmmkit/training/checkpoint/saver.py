@@ -1,4 +1,4 @@
-"""When checkpoints are written: while the loop waits, or beside it from a copy."""
+"""Writes checkpoints while the loop waits, or in a thread from a copy."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ GRACE = 30.0  # seconds between the signal that torchrun passes on and its kill
 
 
 class Saver:
-    """Saves the checkpoints of a stage. `beside`: from a copy on the host, while training continues.
+    """Saves the checkpoints of a stage. `beside`: in a thread, from a host copy, while training continues.
 
-    At most one is being written. What goes wrong beside the loop is raised by the next `check`, `save` or by
-    leaving the context, which waits for the last one.
+    At most one checkpoint is written at a time. The next `check` or `save` raises an error from the thread;
+    so does leaving the context, which waits for the last save.
     """
 
     def __init__(
@@ -38,8 +38,8 @@ class Saver:
         frozen: Mapping[str, Tensor] = {},
         before: Frozen | None = None,
     ):
-        """`frozen`: tensors that the stage does not train; `before`: their files, as the checkpoint lists them
-        from which the stage resumes."""
+        """Prepares to save. `frozen`: tensors that the stage does not train; `before`: their files, as listed
+        by the checkpoint from which the stage resumes."""
         self._run, self._keep, self._ranks = run, keep, ranks
         self._talks = ranks.new_group() if beside else ranks
         self._beside, self._told = beside, False
@@ -48,10 +48,10 @@ class Saver:
         self._names = frozenset(frozen)
         reusable = before is not None and before["tensors"] == sorted(frozen)
         self._on_disk = OnDisk(hold(frozen, ranks, frozen).marks, before if reusable else None)
-        self._copy: HeldTensors | None = None  # its memory serves again: fresh pages cost more than the copy
+        self._copy: HeldTensors | None = None  # its memory is reused: fresh pages cost more than the copy
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Writes the checkpoint of `step`, or copies what it needs and returns."""
+        """Writes the checkpoint of `step`, or copies its tensors and starts a thread that writes them."""
         self.wait()
         held, rng = hold(tensors, self._ranks, self._names), rng_state()
 
@@ -76,20 +76,20 @@ class Saver:
         self._thread.start()
 
     def check(self) -> None:
-        """Raises what went wrong beside the loop."""
+        """Raises the error of the thread, if any."""
         if self._error is not None:
             error, self._error = self._error, None
             raise error
 
     def wait(self) -> None:
-        """Until nothing is under way; raises as `check`."""
+        """Waits for the save in progress, if any; raises its error."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
         self.check()
 
     def _warn(self, step: int, seconds: float) -> None:
-        """Tells once that torchrun would not wait for a save: a stop would then keep the one before."""
+        """Warns once that torchrun kills ranks before such a save ends: a stop would lose the last steps."""
         if self._ranks.alone or self._told or seconds <= GRACE:
             return
         self._told = True
@@ -102,7 +102,7 @@ class Saver:
     def _guarded(self, write: Callable[[HeldTensors], None], held: HeldTensors) -> None:
         try:
             write(held)
-        except Exception as error:  # raised where the loop looks
+        except Exception as error:  # `check` raises it in the loop's thread
             self._error = error
 
     def __enter__(self) -> Saver:
@@ -114,4 +114,4 @@ class Saver:
         if error is None:
             self.wait()
         elif self._thread is not None and self._ranks.alone:
-            self._thread.join()  # a failing run leaves the checkpoint that it had begun
+            self._thread.join()  # a failing run completes the save in progress

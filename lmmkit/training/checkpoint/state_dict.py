@@ -1,4 +1,4 @@
-"""What a checkpoint holds of model and optimizer, by parameter name, and how it comes back."""
+"""Tensors of model and optimizer for a checkpoint, by parameter name, and their restoration."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from lmmkit.training.checkpoint.rng import set_rng_state
 from lmmkit.training.distributed.fsdp import local_rows
 from lmmkit.weights.model_folder import unique_tensors
 
-CONSTANT = ("qmap1", "qmap2")  # bitsandbytes: the values its 8 bits stand for, one table for all
+CONSTANT = ("qmap1", "qmap2")  # bitsandbytes: its table of 8-bit values, equal for all
 
 
 def state_tensors(objective: Objective, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """`model.<name>` and `optim.<name>.<slot>`: all that an update depends on."""
+    """Returns `model.<name>` and `optim.<name>.<slot>`: all tensors on which an update depends."""
     out = {f"model.{name}": tensor for name, tensor in unique_tensors(objective).items()}
     for key, slots, slot in _slots(objective, optimizer):
         out[key] = torch.as_tensor(slots[slot])  # bitsandbytes counts its updates in an int
@@ -30,8 +30,8 @@ def state_tensors(objective: Objective, optimizer: torch.optim.Optimizer) -> dic
 
 
 def frozen(objective: Objective) -> dict[str, Tensor]:
-    """Returns those of `tensors` that the stage does not train; only the model's, since plugins may change
-    weights without training."""
+    """Returns those of `state_tensors` that are frozen in the stage. Omits the plugins' tensors, because
+    plugins may change frozen weights."""
     found = {f"lmm.{name}" for name, p in objective.lmm.named_parameters() if not p.requires_grad}
     return {f"model.{name}": tensor for name, tensor in unique_tensors(objective).items() if name in found}
 
@@ -39,8 +39,10 @@ def frozen(objective: Objective) -> dict[str, Tensor]:
 def restore_state(
     objective: Objective, optimizer: torch.optim.Optimizer, saved: Checkpoint, folder: Path
 ) -> None:
-    """Puts a checkpoint's tensors back, of each the rows that this rank holds, however many ranks it is
-    of. Raises `UserError` if it is of another model."""
+    """Restores the tensors from a checkpoint: of each, this rank's shard, for any number of saving ranks.
+
+    Restores the generators too. Raises `UserError` if the checkpoint is from a different model.
+    """
     if any(key.startswith("optim.") for key in saved.tensors):  # none before the first update
         _allocate(optimizer)
     wanted = state_tensors(objective, optimizer)
@@ -63,7 +65,7 @@ def restore_state(
 def _slots(
     objective: Objective, optimizer: torch.optim.Optimizer
 ) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """(key in a checkpoint, a parameter's slots, name of one) of all that changes."""
+    """Yields (key in a checkpoint, a parameter's slots, name of one slot) for all slots that change."""
     names = {id(p): name for name, p in objective.named_parameters()}
     for parameter, slots in optimizer.state.items():
         for slot in slots:
@@ -72,7 +74,7 @@ def _slots(
 
 
 def _allocate(optimizer: torch.optim.Optimizer) -> None:
-    """Makes the optimizer's slots by an update that moves nothing."""
+    """Creates the optimizer's slots by an update with zero gradients and zero learning rate."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)

@@ -1,8 +1,8 @@
-"""Tensors of a checkpoint in files: what each rank writes of them, and any rows of them read back.
+"""Tensor files of a checkpoint: the slices that each rank writes, and reading any matrix rows.
 
-A file is a safetensors file, written here and not by the library: its crc32 is summed on the way, so
-that nothing is read back, and the interpreter is left free while a thread writes. Only the first
-dimension is ever cut, so that a part is a stretch of rows.
+The files are safetensors files. They are written here, not by the library, so that the crc32 is computed
+during the write without a second read, and other Python threads can run meanwhile. Tensors are cut only along
+the first dimension, so that a slice is a range of matrix rows.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from lmmkit.weights.tensor_reader import DTYPES
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 CHUNK = 8 << 20  # bytes written at a time
 
-Pieces = dict[str, list[list]]  # key -> [[file, first row, rows], ...], of tensors that are cut
+Pieces = dict[str, list[list]]  # key -> [[file, first matrix row, count], ...], of tensors that are cut
 
 
 class TensorSlice(NamedTuple):
-    """Holds the rows of a tensor from `first` on; `cut` if they are not all of its rows."""
+    """Holds the matrix rows of a tensor from `first` on; `cut` if they are not all of them."""
 
     tensor: Tensor
     first: int
@@ -40,8 +40,8 @@ class TensorSlice(NamedTuple):
 
 @dataclass(frozen=True)
 class HeldTensors:
-    """Holds what one rank writes of a checkpoint's tensors, the layout of the whole ones, and the names of those
-    that are frozen."""
+    """Holds the slices that one rank writes to a checkpoint (`parts`), the layout of the full tensors, and
+    the names of the frozen ones."""
 
     parts: Mapping[str, TensorSlice]
     layout: manifest.Layout
@@ -49,22 +49,22 @@ class HeldTensors:
 
     @property
     def changing(self) -> dict[str, TensorSlice]:
-        """Returns this rank's parts that an update may change."""
+        """Returns this rank's slices that an update may change."""
         return {key: part for key, part in self.parts.items() if key not in self.names}
 
     @property
     def frozen(self) -> dict[str, TensorSlice]:
-        """Returns this rank's parts of frozen tensors."""
+        """Returns this rank's slices of frozen tensors."""
         return {key: part for key, part in self.parts.items() if key in self.names}
 
     @property
     def marks(self) -> dict[str, tuple[int, int]]:
-        """Returns the address of each frozen part and how often it was written to: equal marks, equal values."""
+        """Returns the address and the version counter of each frozen slice: equal marks mean equal values."""
         return {key: (tensor.data_ptr(), tensor._version) for key, (tensor, _, _) in self.frozen.items()}
 
     def copied(self, before: HeldTensors | None = None) -> HeldTensors:
-        """Returns a copy whose changing parts are in separate host memory, so that training can continue. Reuses
-        the memory of an earlier copy with the same parts."""
+        """Returns a copy whose changing slices are in separate host memory, so that training can continue.
+        Reuses the memory of an earlier copy with the same slices."""
         again = before.parts if before is not None else {}
         parts = self.frozen
         for key, part in self.changing.items():
@@ -76,7 +76,7 @@ class HeldTensors:
 
 
 def hold(tensors: Mapping[str, Tensor], ranks: Ranks, frozen: Collection[str] = ()) -> HeldTensors:
-    """Returns this rank's share: its rows of cut tensors; the first rank has all others. `frozen`: names."""
+    """Returns the slices that this rank saves; uncut tensors are saved by one rank. `frozen`: names."""
     parts = {}
     for key, tensor in tensors.items():
         local, first = local_rows(tensor.detach())
@@ -87,12 +87,12 @@ def hold(tensors: Mapping[str, Tensor], ranks: Ranks, frozen: Collection[str] = 
 
 
 def nbytes(parts: Mapping[str, TensorSlice]) -> int:
-    """Returns the bytes of the parts' tensors."""
+    """Returns the total bytes of the slices."""
     return sum(part.tensor.nbytes for part in parts.values())
 
 
 def write(path: Path, tensors: Mapping[str, Tensor]) -> list[int]:
-    """Writes a safetensors file; its size and crc32."""
+    """Writes a safetensors file; returns its size and crc32."""
     header: dict[str, Any] = {}
     end = 0
     for key, tensor in tensors.items():
@@ -124,11 +124,11 @@ def _chunks(head: bytes, tensors: Iterable[Tensor]) -> Iterator[memoryview]:
 
 
 class SavedTensors(Mapping[str, Tensor]):
-    """A checkpoint's tensors by name. Each is read when it is asked for, or only some of its rows."""
+    """Maps names to the tensors in a checkpoint. Reads a tensor, or some of its matrix rows, on access."""
 
     def __init__(self, folder: Path, body: Mapping[str, Any], spoiled: Collection[str]):
-        """Opens the files. `body`: the manifest; `spoiled`: damaged copies. Raises what the library raises for
-        files of another format."""
+        """Opens the files. `body`: the manifest; `spoiled`: damaged copies. Raises `ValueError` for
+        tensors that differ from the manifest, and safetensors' errors for a file in another format."""
         self._layout: manifest.Layout = body["tensors"]
         self._pieces: Pieces = {}
         self._files: dict[str, Any] = {}
@@ -171,7 +171,7 @@ class SavedTensors(Mapping[str, Tensor]):
         return len(self._layout)
 
     def rows(self, key: str, first: int, count: int) -> Tensor:
-        """`count` rows from `first` on, out of as many files as they lie in; no others are read."""
+        """Returns `count` matrix rows from `first` on. Reads only these, from one or more files."""
         (file, start, n), *more = pieces = self._pieces[key]
         if n is None or (not more and (start, n) == (first, count)):
             whole = n is None and [first, count] == [0, self._layout[key][1][0]]

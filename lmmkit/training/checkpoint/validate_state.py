@@ -1,4 +1,4 @@
-"""What a checkpoint says, held against the run: its checksums keep out accidents, not intent."""
+"""Checks of the state in a checkpoint against the run: checksums detect accidents, not intent."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from lmmkit.training.triggers import Position
 def state_of(
     saved: Checkpoint, folder: Path, recipe: Recipe, steps: Callable[[str], int]
 ) -> tuple[Position, dict[str, Any]]:
-    """Where a checkpoint stands, and what the stage's loop kept in it.
+    """Returns the position of a checkpoint, and the state that the stage's loop stored in it.
 
-    Raises `UserError` for a place this run does not have, and for what the loop never kept. `steps`: the
-    optimizer steps of a stage.
+    Raises `UserError` for a position that this run does not have, and for state that lmmkit does not write.
+    `steps` returns the optimizer steps of a stage.
     """
     said: Any = saved.state if isinstance(saved.state, dict) else {}
     wrong = [name for name, fits in KEPT.items() if name in said and not fits(said[name])]

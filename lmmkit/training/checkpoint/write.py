@@ -1,7 +1,7 @@
-"""Writing checkpoints: aside, listed last, renamed once; and clearing what a killed process left.
+"""Writes checkpoints to a temporary folder, the manifest last, then renames it; cleans up after a kill.
 
-Every change to the disk is announced by `io_point` and waited for (`fsync`) before the next that hangs
-on it. `checkpoint.py` has the names, and reads.
+`io_point` precedes every change on disk. `fsync` completes each change before the next that depends on it.
+`read.py` describes the files and reads them.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ TRASH = re.compile(r"\.trash-.+", re.ASCII)
 KEPT = re.compile(f"{STEP.pattern}|{FROZEN.pattern}", re.ASCII)
 SHARD_BYTES = 4 << 30
 TRIAL_BYTES = 1 << 20
-HEADROOM = 1.1  # a tenth more than the checkpoints, for logs and headers
+HEADROOM = 1.1  # 10 % more than the checkpoints, for logs and headers
 
 _log = logging.getLogger(__name__)
 
 
 class Place(NamedTuple):
-    """Names the folders of a save: `staging` becomes `target`; `home` is for frozen weights, if they are written."""
+    """Names the folders of a save: `staging` becomes `target`; `home` is for frozen weights, or None."""
 
     staging: Path
     target: Path
@@ -64,10 +64,10 @@ def put(
 ) -> Path:
     """Writes the checkpoint of `step`, then removes all but the newest `keep` (at least 2).
 
-    `held` tensors share no memory; `state` is JSON with text keys (NaN and infinities included, tuples
-    come back as lists). Every rank calls it with its own generators. `on_disk`: the frozen weights that earlier
-    saves wrote; this save updates it. Raises `MachineError` on all ranks if one cannot write: the older
-    checkpoints are unchanged then, and training may continue.
+    `held` tensors share no memory; `state` is JSON with text keys (NaN and infinities are allowed, tuples are
+    read back as lists). Every rank calls it, with `rng` of that rank. `on_disk`: the frozen weights that
+    earlier saves wrote; this save updates it. Raises `MachineError` on all ranks if one cannot write: the
+    older checkpoints are unchanged then, and training may continue.
     """
     if keep < 2:
         raise ValueError(f"got keep={keep}; want at least 2, so that one may be damaged")
@@ -103,7 +103,7 @@ def put(
 
 
 def _all_or_none(ranks: Ranks, do: Callable[[], Any]) -> list[Any]:
-    """What `do` gave on every rank; what one could not do is raised on all."""
+    """Returns the results of `do` from every rank. If it fails on one rank, raises `OSError` on all."""
     try:
         told = [do(), None]
     except (OSError, SafetensorError) as error:
@@ -116,11 +116,11 @@ def _all_or_none(ranks: Ranks, do: Callable[[], Any]) -> list[Any]:
 
 
 def sweep(run: RunFolder) -> tuple[str, ...]:
-    """Clears what a killed process left behind, and tells what it did; only under the run's lock.
+    """Removes leftovers of a killed process and returns notes for the user. Requires the run's lock.
 
-    A staged folder with a sound manifest lacks nothing but its name: it gets it, unless a
-    checkpoint of that step is there. That is what saves a step that was being written anew.
-    Raises `MachineError` if it cannot be given its name.
+    A temporary folder with a sound manifest lacks only its final name. It is renamed, unless there is a
+    checkpoint of that step already. So a kill while a step is saved again does not lose it. Raises
+    `MachineError` if the folder cannot be renamed.
     """
     notes = []
     for path in sorted(run.checkpoints.glob("*")) if run.checkpoints.is_dir() else ():
@@ -143,8 +143,8 @@ def sweep(run: RunFolder) -> tuple[str, ...]:
 
 
 def check_space(run: RunFolder, room: int) -> None:
-    """Checks at the start that checkpoints of `room` bytes fit on the disk, and that it takes a file. Raises
-    `MachineError`."""
+    """Raises `MachineError` if checkpoints of `room` bytes do not fit on the disk, or a trial file cannot be
+    written."""
     folders = (path for path in run.checkpoints.glob("*") if KEPT.fullmatch(path.name))
     there = sum(file.stat().st_size for path in folders for file in path.glob("*") if file.is_file())
     needed = int(HEADROOM * room) - there
@@ -152,14 +152,14 @@ def check_space(run: RunFolder, room: int) -> None:
     if needed > free:
         full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         raise MachineError(_unwritten(run.checkpoints, needed, free, full))
-    trial = run.path / ".trial.tmp"  # free space says nothing of a quota
+    trial = run.path / ".trial.tmp"  # free space does not show a quota
     try:
         trial.write_bytes(bytes(TRIAL_BYTES))
         fsync(trial)
     except OSError as error:
         raise MachineError(_unwritten(run.checkpoints, needed, free, error)) from error
     finally:
-        with suppress(OSError):  # on a read-only disk even what is not there cannot be removed
+        with suppress(OSError):  # on a read-only disk, `unlink` fails even without a file
             trial.unlink()
 
 
@@ -174,8 +174,8 @@ def _make(run: RunFolder, place: Place, needed: int) -> None:
 
 
 def _stage(place: Place, held: HeldTensors, rng: Mapping[str, Tensor], ranks: Ranks) -> list:
-    """Writes this rank's files and waits for the disk. Returns what `_write_parts` does, first for the
-    checkpoint, then for the frozen weights."""
+    """Writes this rank's files and waits for the disk. Returns two results of `_write_parts`: for the
+    checkpoint and for the frozen weights."""
     rank = "" if ranks.alone else f"rank{ranks.rank:05d}-"
     frozen: list = [{}, []]
     if (home := place.home) is not None:
@@ -187,8 +187,8 @@ def _stage(place: Place, held: HeldTensors, rng: Mapping[str, Tensor], ranks: Ra
 
 
 def _write_parts(parts: Mapping[str, TensorSlice], kind: str, prefixes: Sequence[str]) -> list:
-    """Writes parts to files `<prefix><kind><number>`, once for each prefix. Returns the files' sizes and crc32s,
-    and the pieces of cut tensors."""
+    """Writes slices to files `<prefix><kind><number>`, once for each prefix. Returns the files' sizes and
+    crc32s, and the pieces of cut tensors."""
     files: dict[str, list[int]] = {}
     pieces = []
     for number, shard in enumerate(_shards(parts)):
@@ -218,7 +218,7 @@ def _frozen(home: Path, held: HeldTensors, written: list) -> Frozen:
 
 
 def _list(place: Place, held: HeldTensors, state: str, written: list, frozen: Frozen | None) -> None:
-    """Does what is left to the first rank: writes the manifest last, and renames the folder."""
+    """Completes the save on the first rank: writes the state, the manifest last, and renames the folder."""
     if place.home is not None:
         io_point("sync the folder of frozen weights")
         fsync(place.home)
@@ -232,7 +232,7 @@ def _list(place: Place, held: HeldTensors, state: str, written: list, frozen: Fr
 
 
 def _shards(held: Mapping[str, TensorSlice]) -> Iterator[dict[str, TensorSlice]]:
-    """Cuts by size, in the order given. A tensor that is larger gets a separate file."""
+    """Groups slices into files by size, in the given order. A larger slice gets a separate file."""
     shard: dict[str, TensorSlice] = {}
     size = 0
     for key, part in held.items():
@@ -262,7 +262,7 @@ def _write_bytes(path: Path, content: bytes) -> list[int]:
 
 
 def _publish(staging: Path, target: Path) -> None:
-    """Gives the staged folder its name. One of that step (saved anew, or damaged) steps aside."""
+    """Renames the temporary folder to `target`. Moves an existing folder of that step to the trash first."""
     aside = _trash(target) if target.exists() else None
     if aside is not None:
         _rename(target, aside, "set aside")
@@ -273,11 +273,11 @@ def _publish(staging: Path, target: Path) -> None:
             os.rename(aside, target)
         raise
     io_point("sync the run")
-    fsync(target.parent.parent)  # the name `checkpoints` itself may be new
+    fsync(target.parent.parent)  # the folder `checkpoints` itself may be new
 
 
 def _finish(staging: Path, target: Path) -> None:
-    """The end of a save whose process died: it may have died before it had waited for the disk."""
+    """Completes the save of a killed process, which may not have waited for the disk."""
     try:
         for file in staging.iterdir():
             fsync(file)
@@ -295,9 +295,9 @@ def _rename(path: Path, target: Path, why: str) -> None:
 
 
 def _prune(run: RunFolder, keep: int) -> None:
-    """Keeps the newest `keep` that are complete and all newer ones; failing here fails nothing.
+    """Removes the checkpoints older than the newest `keep` complete ones. A failure is only logged.
 
-    Complete is judged by names and sizes: reading them all at every save would cost too much.
+    Only names and sizes decide whether one is complete: reading all files at every save would cost too much.
     """
     complete = 0
     for path in steps(run):
@@ -305,7 +305,7 @@ def _prune(run: RunFolder, keep: int) -> None:
             complete += not manifest.verify(path, contents=False)
             continue
         try:
-            # Out of sight first: a folder that is half deleted must not look like a checkpoint.
+            # Rename first: a partly deleted folder must not look like a checkpoint.
             _rename(path, _trash(path), "prune")
         except OSError as error:
             _log.warning("could not prune %s: %s", path, error)
@@ -329,7 +329,7 @@ def _trash(path: Path) -> Path:
 
 
 def _require_text_keys(value: Any, where: str) -> None:
-    """JSON turns a number as a key into text without a word; a resumed run would not find it."""
+    """Raises `TypeError` for other keys: JSON silently makes them text, and a resume would not find them."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             if not isinstance(key, str):

@@ -1,13 +1,13 @@
-"""An objective whose weights, gradients and moments lie with several ranks (PyTorch's FSDP2).
+"""Sharding of weights, gradients and optimizer moments over several ranks (PyTorch's FSDP2).
 
-One unit a block, so that only a block's weights are whole at a time; all else is the root unit:
-embedding, head, norms, connector, plugins. Plugins are there because a unit of their own would wait
-for ranks on which nobody calls it. An encoder that no stage trains is in no unit: each rank has it
-whole, and may go without running it.
+Each block is a unit, so that only one block's weights are gathered at a time. All else is in the root unit:
+embedding, head, norms, connector, plugins. A plugin is no separate unit, because its collectives would wait
+for ranks that do not call it. An encoder that no stage trains is in no unit: each rank has all of it, and may
+skip it.
 
-Weights travel as they are held, and gradients are SUMMED in float32: the step has divided by the
-counts of all ranks. Computing in bfloat16 stays autocast's business, so that a rank rounds where one
-process does; FSDP's own mixed precision would round norms and biases as well.
+Weights are sent in the dtype in which they are stored. Gradients are SUMMED in float32: the step has already
+divided by the counts of all ranks. Autocast does the bfloat16 computation, so that a rank rounds in the same
+places as a single process; FSDP's mixed precision would also round norms and biases.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from lmmkit.plan.prepare import Prepared
 from lmmkit.recipe import Recipe
 from lmmkit.training.distributed.process_group import Ranks
 
-SHOWN = 4  # numbers of processes that would fit, in a problem
+SHOWN = 4  # the count of valid process numbers that an error lists
 
 
 def check_world(recipe: Recipe, ranks: Ranks) -> None:
-    """Raises `UserError` if the number of processes does not fit the recipe; notes what has no effect."""
+    """Raises `UserError` if the number of processes does not fit the recipe. Notes keys without effect."""
     parallel = recipe.parallel
     if ranks.alone:
         if parallel.least > 1:
@@ -62,15 +62,17 @@ def check_world(recipe: Recipe, ranks: Ranks) -> None:
 
 
 def sees_everywhere(recipe: Recipe) -> bool:
-    """Whether the encoder lies with several ranks: where any stage trains it."""
+    """Returns whether the encoder is sharded, which is so if any stage trains it."""
     return any(stage.train.vision is not None for stage in recipe.stages.values())
 
 
 def sharded(
     prepared: Prepared, stage: str, ranks: Ranks, device: torch.device
 ) -> tuple[Objective, dict[str, list[nn.Parameter]]]:
-    """The objective as it stands in a stage, this rank's part of it allocated and without values; and
-    what learns, by part of the model."""
+    """Returns the objective for a stage, and its trainable parameters by part of the model.
+
+    This rank's shard is allocated but not initialized.
+    """
     recipe = prepared.recipe
     objective = build.shell(recipe, prepared.instances.components, prepared.dims, device)
     build.narrow_parts(objective, build.frozen_narrow(recipe))
@@ -103,7 +105,7 @@ def sharded(
 
 
 def _units(objective: Objective, spread: bool) -> Iterator[nn.Module]:
-    """What is gathered at a time. timm's modules read each other's weights, so they are one unit."""
+    """Yields the units below the root. timm's modules read each other's weights, so they are one unit."""
     yield from objective.lmm.decoder.blocks
     vision = objective.lmm.vision
     if spread:
@@ -111,14 +113,15 @@ def _units(objective: Objective, spread: bool) -> Iterator[nn.Module]:
 
 
 def _anchor(embed: nn.Module, inputs: tuple[Tensor, ...], rows_TD: Tensor) -> Tensor:
-    """Rows that want a gradient whatever is written over them: a backward pass through blocks that do not
-    learn gathers their weights, so it must go through them on all ranks or on none."""
+    """Returns the rows with equal values, but requiring a gradient even if all are overwritten later.
+
+    A backward pass through frozen blocks gathers their weights, so it must run on all ranks or on none.
+    """
     return rows_TD + rows_TD.new_zeros((), requires_grad=torch.is_grad_enabled())
 
 
 def set_grad_sync(objective: nn.Module, *, now: bool, last: bool) -> None:
-    """Before a micro-batch: whether its gradients travel `now` or stay here, and whether it is the step's
-    last."""
+    """Sets, before a micro-batch, whether its gradients are reduced `now` and whether it is the `last`."""
     if isinstance(objective, FSDPModule):
         objective.set_requires_gradient_sync(now)
         objective.set_is_last_backward(last)
@@ -126,8 +129,11 @@ def set_grad_sync(objective: nn.Module, *, now: bool, last: bool) -> None:
 
 @contextmanager
 def unsharded(objective: nn.Module) -> Iterator[None]:
-    """For passes other than the objective's own forward, and those without a backward: the root unit is
-    whole within and cut again behind. Every rank must run the same passes."""
+    """Gathers the root unit's weights within the block and shards them again after it.
+
+    It is needed for passes that do not call the objective's `forward`, and for those without a backward.
+    Every rank must run the same passes.
+    """
     if not isinstance(objective, FSDPModule):
         yield
         return
@@ -139,7 +145,7 @@ def unsharded(objective: nn.Module) -> Iterator[None]:
 
 
 def local_rows(tensor: Tensor) -> tuple[Tensor, int]:
-    """What this rank holds of a tensor, and the row of the whole where that begins."""
+    """Returns this rank's shard of a tensor, and the index of its first matrix row in the full tensor."""
     if not isinstance(tensor, DTensor):
         return tensor, 0
     _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
@@ -147,7 +153,7 @@ def local_rows(tensor: Tensor) -> tuple[Tensor, int]:
 
 
 def owns(tensor: Tensor, ranks: Ranks) -> bool:
-    """Whether this rank is the one to write what it holds: of copies, the first."""
+    """Returns whether this rank must save its shard: of several replicas, the first does."""
     if not isinstance(tensor, DTensor):
         return ranks.first
     mesh = tensor.device_mesh
@@ -155,13 +161,13 @@ def owns(tensor: Tensor, ranks: Ranks) -> bool:
 
 
 def gather_full(tensor: Tensor) -> Tensor:
-    """The tensor of all ranks together; every rank must ask."""
+    """Returns the full tensor; every rank must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 @torch.no_grad()
 def scatter_from_rank0(full: Objective | None, objective: Objective) -> None:
-    """Gives every rank its part of the first rank's `full` objective, a tensor at a time."""
+    """Copies to every rank its shard of the first rank's `full` objective, one tensor at a time."""
     given = dict(_all(full)) if full is not None else {}
     for name, own in _all(objective):
         local, first = local_rows(own)
@@ -176,7 +182,7 @@ def scatter_from_rank0(full: Objective | None, objective: Objective) -> None:
 
 @torch.no_grad()
 def gather_to_rank0(objective: Objective, full: Objective | None) -> None:
-    """The way back: into the first rank's `full` objective, a tensor at a time."""
+    """Copies the shards of all ranks into the first rank's `full` objective, one tensor at a time."""
     into = dict(_all(full)) if full is not None else {}
     for name, own in _all(objective):
         tensor = gather_full(own)
@@ -185,6 +191,6 @@ def gather_to_rank0(objective: Objective, full: Objective | None) -> None:
 
 
 def _all(objective: Objective) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter and buffer, each once; those too that no file holds."""
+    """Yields every parameter and buffer once, also those that are not saved."""
     for name, tensor in (*objective.named_parameters(), *objective.named_buffers()):
         yield name, tensor.detach()

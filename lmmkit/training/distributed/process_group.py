@@ -1,11 +1,11 @@
-"""The processes that train one model together, and what they must agree on.
+"""The processes that train one model together, and their communication on the host.
 
-A process started by torchrun finds its place in the environment; one started by hand is `ALONE`, the
-twin that agrees with itself at once. What the hosts agree on goes as JSON over gloo: plain values,
-never pickles, and never from inside a signal handler.
+A process started by torchrun reads its rank from the environment. A process started by hand is `ALONE`: the
+same methods return at once. Values are exchanged as JSON over gloo, never as pickles, and never inside a
+signal handler.
 
-The first rank to fail says why and leaves its exit code behind; the others end with that code, and
-silently. One that waits for it in a collective is ended by a watch of its own, whatever the backend.
+The first rank that fails prints the error and stores its exit code. The others end with that code and print
+nothing. A rank that waits in a collective is ended by its watch thread, with any backend.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.distributed_c10d import Store
 
-TIMEOUT = timedelta(hours=1)  # for a rank that hangs; one that fails is noticed at once
+TIMEOUT = timedelta(hours=1)  # for a rank that hangs; a failed rank is noticed at once
 FAILED, CODE, LEFT = "lmmkit/failed", "lmmkit/code", "lmmkit/left"
-LOOK = 0.5  # seconds between two looks for another rank's failure
-GRACE = 5.0  # seconds a rank has to end by itself after another has failed
+LOOK = 0.5  # seconds between two checks for another rank's failure
+GRACE = 5.0  # seconds in which a rank may end by itself after another has failed
 
 
 class OtherRankFailed(LmmkitError):
-    """Another rank failed, and has said why."""
+    """Reports that another rank failed and has printed the error."""
 
     def __init__(self, exit_code: int):
         super().__init__(())
@@ -44,7 +44,7 @@ class OtherRankFailed(LmmkitError):
 
 @dataclass(frozen=True)
 class Ranks:
-    """How many processes train together, and which of them this is. `group` talks between hosts."""
+    """Describes this process: its rank among `world` processes. `group` communicates between hosts."""
 
     world: int = 1
     rank: int = 0
@@ -52,16 +52,16 @@ class Ranks:
 
     @property
     def alone(self) -> bool:
-        """One process, by hand or by torchrun."""
+        """Returns whether there is only one process, started by hand or by torchrun."""
         return self.world == 1
 
     @property
     def first(self) -> bool:
-        """The rank that owns the run folder, logs, and says things."""
+        """Returns whether this is the rank that writes the run folder and logs, and prints notes."""
         return self.rank == 0
 
     def gather(self, value: Any) -> list[Any]:
-        """What every rank gave, by rank: plain JSON values, NaN and infinities included."""
+        """Returns the values of all ranks, by rank: plain JSON values, including NaN and infinities."""
         if self.alone:
             return [value]
         import torch
@@ -79,7 +79,7 @@ class Ranks:
         ]
 
     def all_reduce_max(self, value: int) -> int:
-        """The largest of all ranks' numbers, the same on each."""
+        """Returns the maximum of all ranks' values, on every rank."""
         if self.alone:
             return value
         import torch
@@ -90,20 +90,20 @@ class Ranks:
         return int(number)
 
     def broadcast(self, value: Any = None) -> Any:
-        """The first rank's value, on every rank; those wait here until it is given."""
+        """Returns the first rank's value on every rank; all ranks wait for it."""
         return self.gather(value if self.first else None)[0]
 
     def barrier(self) -> None:
-        """Nobody goes on before everybody is here."""
+        """Waits until all ranks have called it."""
         self.all_reduce_max(0)
 
     def log_once(self, text: str) -> None:
-        """A line for the user, once."""
+        """Prints a note for the user, on the first rank only."""
         if self.first:
             print(f"note: {text}", file=sys.stderr)
 
     def new_group(self) -> Ranks:
-        """The same ranks with a group of its own, for a thread that talks beside the loop."""
+        """Returns these ranks with a separate group, for a thread that communicates during training."""
         if self.alone:
             return self
         import torch.distributed as dist
@@ -118,9 +118,10 @@ ALONE = Ranks()
 
 @contextmanager
 def joined() -> Iterator[Ranks]:
-    """This process's place among those that torchrun started; `ALONE` without it.
+    """Yields this process's rank among those that torchrun started; `ALONE` without torchrun.
 
-    Inside another `joined` it is that one's. CUDA devices talk by NCCL, one a local rank, hosts by gloo.
+    Inside another `joined` block it reuses that process group. CUDA devices, one for each local rank,
+    communicate by NCCL, hosts by gloo.
     """
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield ALONE
@@ -138,12 +139,12 @@ def joined() -> Iterator[Ranks]:
     ranks = Ranks(dist.get_world_size(), dist.get_rank(), dist.group.WORLD)
     with _failing_together(ranks):
         yield ranks
-        ranks.barrier()  # the store's host must not leave while others still ask it
+        ranks.barrier()  # the store's host must not exit while others still use it
     dist.destroy_process_group()
 
 
 def _device() -> int:
-    """The CUDA device of this local rank."""
+    """Returns the CUDA device of this local rank. Raises `MachineError` if there is none."""
     import torch
 
     local, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
@@ -154,7 +155,7 @@ def _device() -> int:
 
 @contextmanager
 def _failing_together(ranks: Ranks) -> Iterator[None]:
-    """Shows the first failure of all ranks, once; ends every rank with its code."""
+    """Lets only the first failed rank report its error, and ends every rank with its exit code."""
     from torch.distributed import distributed_c10d
 
     store = distributed_c10d._get_default_store()
@@ -171,7 +172,7 @@ def _failing_together(ranks: Ranks) -> Iterator[None]:
                 store.set(CODE, str(told.exit_code if isinstance(told, LmmkitError) else 1))
             code = int(store.get(CODE))
             _leave(ranks, store)
-        except RuntimeError:  # the store's host is gone without a word
+        except RuntimeError:  # the store's host is gone without an error message
             raise told from None
         if said:
             raise OtherRankFailed(code) from None
@@ -183,7 +184,7 @@ def _failing_together(ranks: Ranks) -> Iterator[None]:
 
 
 def _leave(ranks: Ranks, store: Store) -> None:
-    """The store lives with the first rank, or with torchrun: it must not go before all know."""
+    """Makes the first rank, which may host the store, wait until all ranks have read the failure."""
     gone, until = store.add(LEFT, 1), time.monotonic() + GRACE + 1
     while ranks.first and gone < ranks.world and time.monotonic() < until:
         time.sleep(0.05)
@@ -191,7 +192,7 @@ def _leave(ranks: Ranks, store: Store) -> None:
 
 
 def _as_told(ranks: Ranks, error: Exception, store: Store) -> Exception:
-    """`error`; where it only says that another rank is gone, that one gets a moment to say why itself."""
+    """Returns `error`. If it only reports a lost rank, waits for that rank; returns `MachineError`."""
     lost = isinstance(error, RuntimeError) and any(
         word in str(error).lower() for word in ("gloo", "nccl", "connection", "broken pipe")
     )
@@ -214,5 +215,5 @@ def _watch(store: Store, over: threading.Event) -> None:
                     store.add(LEFT, 1)
                     os._exit(code)
                 return
-    except RuntimeError:  # the store's host is gone: whoever ended has said why, or the loop will notice
+    except RuntimeError:  # the store's host is gone: it has reported its error, or the loop will notice
         return

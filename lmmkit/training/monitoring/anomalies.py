@@ -1,8 +1,8 @@
-"""Steps whose figures are out of order: what they are, what of them is recorded, when they are too many.
+"""Anomalous steps: how they are detected and recorded, and when there are too many.
 
-The figures are of the whole step, the same on every rank: so every rank comes to the same verdict
-without asking. A step that is not finite updates nothing (`step.py`); a spike is only recorded,
-for a run that left out what it did not expect would hide a fault in its data.
+The figures are those of the full step and equal on all ranks, so every rank decides the same without
+communication. A step that is not finite updates nothing (`step.py`). A spike is only recorded: a run that
+skipped unexpected steps would hide a fault in its data.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from lmmkit.errors import Problem, UserError
 from lmmkit.errors.training import NOT_FINITE
 from lmmkit.training.step import StepReport
 
-WINDOW = 128  # finite steps that a spike is measured against, as OLMo-core does
-FEWEST = 64  # of them that must be there
+WINDOW = 128  # finite steps that a spike is compared with, as in OLMo-core
+FEWEST = 64  # of them, the minimum for a comparison
 SIGMAS = 6.0
 IN_A_ROW = 3  # steps without an update after which a run ends
-AMONG = 1000  # steps of which at most
-MANY = 10  # were without one, less one
+AMONG = 1000  # steps, of which fewer than
+MANY = 10  # may be without an update
 
 
 @dataclass
 class SpikeDetector:
-    """The last steps of a stage: losses and gradient norms of finite ones, numbers of the others."""
+    """Detects anomalies. Holds losses and norms of recent finite steps, and the skipped step numbers."""
 
     losses: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
     norms: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
@@ -37,7 +37,7 @@ class SpikeDetector:
 
     @classmethod
     def of(cls, state: Mapping[str, Sequence] | None) -> SpikeDetector:
-        """As `state` said; without one, the watch of a stage that begins."""
+        """Returns a detector with the given `state`; without one, an empty detector."""
         watch = cls()
         if state is not None:
             watch.losses.extend(state["losses"])
@@ -46,11 +46,11 @@ class SpikeDetector:
         return watch
 
     def state(self) -> dict[str, list]:
-        """For a checkpoint: a resumed run sees the same spikes."""
+        """Returns the state for a checkpoint, so that a resumed run detects the same spikes."""
         return {"losses": list(self.losses), "norms": list(self.norms), "skipped": self.skipped}
 
     def see(self, step: int, report: StepReport) -> tuple[str, list[str]] | None:
-        """What is out of order in step number `step` of the stage, and which figures; None: nothing."""
+        """Returns the kind of anomaly in step `step` of the stage, and its figures; None if there is none."""
         if not report.finite:
             self.skipped = [s for s in self.skipped if s > step - AMONG] + [step]
             figures = {"loss": report.loss, "grad_norm": report.grad_norm}
@@ -63,7 +63,7 @@ class SpikeDetector:
         return ("spike", high) if high else None
 
     def too_many(self, step: int) -> bool:
-        """Whether the run has to end at this step, which was without an update."""
+        """Returns whether the run must end at this step because of too many steps without an update."""
         in_a_row = self.skipped[-IN_A_ROW:] == list(range(step - IN_A_ROW + 1, step + 1))
         return in_a_row or (self.skipped[-1:] == [step] and len(self.skipped) >= MANY)
 
@@ -77,7 +77,7 @@ def _is_spike(value: float, before: Sequence[float]) -> bool:
 def record(
     step: int, stage: str, kind: str, of: list[str], report: StepReport, rows: Mapping[str, list[str]]
 ) -> dict[str, Any]:
-    """A line of anomalies.jsonl. JSON has no NaN: what is not finite stands as text."""
+    """Returns a record for anomalies.jsonl. JSON has no NaN, so values that are not finite become text."""
     return {
         "step": step, "stage": stage, "kind": kind, "of": of, "loss": _said(report.loss),
         "grad_norm": _said(report.grad_norm),
@@ -86,8 +86,8 @@ def record(
 
 
 def rows_of(pipeline: Pipeline, index: int) -> dict[str, list[str]]:
-    """The keys of the samples of optimizer step `index`, from 0, by source; of a row that is passed over,
-    its place."""
+    """Returns the sample keys of optimizer step `index` (from 0) by source. A bad record is given by its
+    place in the file."""
     found: dict[str, list[str]] = {}
     for k in range(index * pipeline.samples, min((index + 1) * pipeline.samples, pipeline.total)):
         source, _, row = pipeline.order.at(k)

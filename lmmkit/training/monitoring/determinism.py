@@ -1,4 +1,4 @@
-"""`speed.deterministic`: only kernels that give the same bits each time; one that does not is told by name."""
+"""`speed.deterministic`: allows only kernels that give the same bits each time, and names any other."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ TORCH_SAYS = "does not have a deterministic implementation"
 
 @contextmanager
 def repeatable(recipe: Recipe) -> Iterator[None]:
-    """Within, torch refuses kernels whose sums come in any order; nothing changes where that is not asked for.
+    """Makes torch refuse nondeterministic kernels within the block, if the recipe asks for it.
 
-    cuBLAS is repeatable in a workspace of a fixed size alone, which it reads from the environment as it
-    starts.
+    cuBLAS is deterministic only with a workspace of a fixed size. It reads the size from the environment when
+    it starts.
     """
     if not recipe.speed.deterministic:
         yield
@@ -39,7 +39,7 @@ def repeatable(recipe: Recipe) -> Iterator[None]:
 
 @contextmanager
 def telling_kernel(where: str, recipe: Recipe) -> Iterator[None]:
-    """Turns torch's refusal of a kernel into a `MachineError` that names it."""
+    """Converts torch's refusal of a kernel to a `MachineError` that names the kernel."""
     try:
         yield
     except RuntimeError as error:

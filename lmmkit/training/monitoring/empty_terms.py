@@ -1,4 +1,4 @@
-"""Terms that have had nothing to average since a stage began: a recipe and data that do not fit."""
+"""Terms without items since the start of a stage: the recipe does not fit the data."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from lmmkit.errors.training import IDLE_TERM
 from lmmkit.training.step import BY_SOURCE, StepReport
 from lmmkit.training.triggers import Position
 
-IDLE_STEPS = 50  # steps in which a term may have nothing to count, before that is an error
+IDLE_STEPS = 50  # steps after which a term without items is an error
 
 
 @dataclass
 class EmptyTermCheck:
-    """Counts the items of each term over a stage's first steps, or all of a shorter one."""
+    """Counts the steps in which each term has items; `steps` is the length of the stage."""
 
     steps: int
 
     items: dict[str, int] = field(default_factory=dict)
 
     def check(self, report: StepReport, position: Position) -> None:
-        """Raises `UserError` when by then a term has had nothing to average."""
+        """Raises `UserError` if a term has no items up to step `IDLE_STEPS`, or in all of a shorter stage."""
         for name, value in report.terms.items():
             if name.startswith(BY_SOURCE):
                 continue

@@ -1,4 +1,4 @@
-"""Pictures for TensorBoard: what the terms show, and where the answers look."""
+"""Images for TensorBoard: those of the terms, and the attention from the response to the image."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ HEAT = (1.0, 0.25, 0.0)  # RGB of full attention
 def stage_pictures(
     prepared: Prepared, objective: Objective, stage: str, step: int, device: torch.device
 ) -> dict[str, Tensor]:
-    """Pictures [3, X, Y] in 0..1 of a step's first micro-batch, by "term/name"."""
+    """Returns the terms' images for a step's first micro-batch, [3, X, Y] in 0..1, by "term/name".
+
+    Adds the attention of the step's first sample with a readable image.
+    """
     batch = prepared.pipeline(stage).step(step)[0].to(device)
     spec, outcome = prepared.dims.image, objective(batch)
     out = {}
@@ -40,7 +43,7 @@ def stage_pictures(
             layout = pipeline.views.lay_out(view)
             try:
                 picture, map_XY = look(prepared, objective, stage, LaidOut(view, layout), device)
-            except Unreadable:  # the step had another row in its place
+            except Unreadable:  # the step used a replacement
                 continue
             return out | {"attention/image": picture, "attention/response_to_image": overlay(picture, map_XY)}
     return out
@@ -50,8 +53,10 @@ def stage_pictures(
 def look(
     prepared: Prepared, objective: Objective, stage: str, member: LaidOut, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """(picture [3, X, Y] in 0..1, attention [X, Y] from response rows to each patch, 1 at its peak),
-    mean over heads, layers and rows."""
+    """Returns the image, [3, X, Y] in 0..1, and the attention from response rows to each patch, [X, Y].
+
+    The attention is the mean over heads, layers and rows, scaled to a maximum of 1.
+    """
     layout = member.layout
     packer, spec, lmm = prepared.packer(stage), prepared.dims.image, objective.lmm
     batch, (path,) = packer.pack([packer.tree([member])])
@@ -76,7 +81,7 @@ def look(
 
 
 def overlay(picture_CXY: Tensor, map_XY: Tensor) -> Tensor:
-    """The picture, darkened, with attention glowing over it."""
+    """Returns the image, darkened, with the attention drawn over it."""
     size = picture_CXY.shape[1:]
     heat = F.interpolate(map_XY[None, None].float(), size=size, mode="bilinear")[0].clamp(0, 1).cpu()
     colour = torch.tensor(HEAT)[:, None, None]
@@ -84,6 +89,6 @@ def overlay(picture_CXY: Tensor, map_XY: Tensor) -> Tensor:
 
 
 def natural(pixels_CXY: Tensor, spec: ImageSpec) -> Tensor:
-    """Preprocessed pixels back to RGB in 0..1."""
+    """Returns preprocessed pixels as RGB in 0..1."""
     mean, std = (torch.tensor(t)[:, None, None].to(pixels_CXY) for t in (spec.mean, spec.std))
     return (pixels_CXY * std + mean).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""Where a step's figures go: metrics.jsonl, TensorBoard, and the line on the terminal."""
+"""Logs of a step's figures: metrics.jsonl, TensorBoard, and the progress line on the terminal."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ Picture = Tensor | np.ndarray  # [C, X, Y], values 0 to 1
 
 
 class MetricsLog:
-    """Appends one JSON object a step; each is handed to the system before `write` returns.
+    """Appends one JSON object for each step; `write` flushes it to the operating system.
 
-    Opening it mends a last line that broke off, else the next would be glued to it. Raises
+    Opening the file removes an incomplete last line, so that the next line is not appended to it. Raises
     `UserError` if another line is damaged, `MachineError` if the file cannot be written.
     """
 
@@ -45,13 +45,13 @@ class MetricsLog:
             raise MachineError(_unwritable(self.path, error)) from error
 
     def truncate(self, step: int) -> None:
-        """Keeps only what was logged up to `step`, that included: the rest is run anew."""
+        """Removes the records after `step`, because those steps will run again."""
         self._file.close()
         self._rewrite([record for record in self._read() if record["step"] <= step])
         self._file = self._open()
 
     def close(self) -> None:
-        """Closes the file; nothing is held back before."""
+        """Closes the file; every record is already written."""
         self._file.close()
 
     def __enter__(self) -> MetricsLog:
@@ -78,10 +78,10 @@ class MetricsLog:
 
 
 class Board:
-    """Scalars and pictures for TensorBoard.
+    """Writes scalars and images for TensorBoard.
 
-    With `purge_step` set (on resume: the restored step + 1), what an earlier process logged from
-    that step on is hidden. Importing tensorboard is slow, so it waits until a board is made.
+    With `purge_step` (on resume: the restored step + 1), TensorBoard hides what an earlier process logged
+    from that step on. Importing tensorboard is slow, so it is imported when a board is created.
     """
 
     def __init__(self, tb_dir: Path, purge_step: int | None):
@@ -90,13 +90,13 @@ class Board:
         self._writer = SummaryWriter(str(tb_dir), purge_step=purge_step, flush_secs=30)
 
     def scalars(self, step: int, values: Mapping[str, float | None]) -> None:
-        """A point a figure; None (a term without items in this step) and NaN leave a gap."""
+        """Writes one point for each value; omits None (a term without items), NaN and infinities."""
         for name, value in values.items():
             if value is not None and math.isfinite(value):
                 self._writer.add_scalar(name, value, step)
 
     def images(self, step: int, pictures: Mapping[str, Picture]) -> None:
-        """A picture a name: [C, X, Y], values 0 to 1; what lies outside is clipped."""
+        """Writes one image for each name: [C, X, Y], values clipped to 0..1."""
         for name, picture in pictures.items():
             if isinstance(picture, Tensor):
                 picture = picture.detach().float().cpu().numpy()
@@ -104,7 +104,7 @@ class Board:
             self._writer.add_image(name, clipped, step)
 
     def close(self) -> None:
-        """Writes out what is held back."""
+        """Writes buffered points and closes the writer."""
         self._writer.close()
 
     def __enter__(self) -> Board:
@@ -115,7 +115,7 @@ class Board:
 
 
 class NullLogger:
-    """What a rank that keeps no log has in place of metrics, board and progress."""
+    """Replaces metrics, board and progress on a rank that logs nothing."""
 
     def __enter__(self) -> NullLogger:
         return self
@@ -124,7 +124,7 @@ class NullLogger:
         pass
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Writes nothing, as everything here."""
+        """Writes nothing, like all methods of this class."""
 
     def truncate(self, step: int) -> None: ...
 
@@ -138,13 +138,13 @@ class NullLogger:
 
 
 class Progress:
-    """How far a stage is: step, loss, rates and time left.
+    """Prints the progress of a stage: step, loss, rates and time left.
 
-    On a terminal a bar is redrawn in place; elsewhere (a file, a scheduler's log) a plain line is
-    printed every `every` seconds and on the last step.
+    On a terminal it redraws a bar in place. Elsewhere (a file, a scheduler's log) it prints a plain line
+    every `every` seconds and on the last step.
     """
 
-    WINDOW = 50  # steps the rates are taken over
+    WINDOW = 50  # steps over which the rates are measured
 
     def __init__(
         self,
@@ -156,7 +156,7 @@ class Progress:
         every: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """`steps` of the stage in all, `done` of them by an earlier process."""
+        """Starts the display. `steps`: all of the stage; `done`: those that an earlier process completed."""
         self.stage, self.steps, self.done = stage, steps, done
         self._stream = sys.stderr if stream is None else stream
         self._every, self._clock = every, clock
@@ -166,7 +166,7 @@ class Progress:
         self._bar = _Bar(stage, steps, done, self._stream) if self._stream.isatty() else None
 
     def update(self, done: int, *, tokens: int, loss: float | None) -> None:
-        """After a step: steps of the stage done so far, tokens of this step, its loss."""
+        """Shows a completed step. `done`: steps of the stage so far; `tokens`, `loss`: of this step."""
         now = self._clock()
         self.done = done
         self._tokens += tokens
@@ -182,14 +182,14 @@ class Progress:
             self._print(f"{self.stage} {done}/{self.steps}  {self._figures(loss)}")
 
     def notify(self, text: str) -> None:
-        """A line of its own, above the bar where there is one."""
+        """Prints a separate line, above the bar if there is one."""
         if self._bar is not None:
             self._bar.notify(text)
         else:
             self._print(text)
 
     def close(self) -> None:
-        """Leaves the bar as it stands."""
+        """Stops updating the bar; its last state remains visible."""
         if self._bar is not None:
             self._bar.close()
 
@@ -213,9 +213,9 @@ class Progress:
 
 
 class _Bar:
-    """The bar on a terminal. Redrawn by hand: a drawing thread and forked data workers clash."""
+    """Draws the bar on a terminal. Uses no thread, because threads and forked data workers conflict."""
 
-    EVERY = 0.2  # seconds between two drawings
+    EVERY = 0.2  # seconds between two redraws
 
     def __init__(self, stage: str, steps: int, done: int, stream: TextIO):
         from rich import progress
@@ -243,7 +243,7 @@ class _Bar:
 
 
 def duration(seconds: float) -> str:
-    """Two units at most: "41 s", "12 min 30 s", "5 h 02 min", "3 d 04 h"."""
+    """Returns a duration in at most two units: "41 s", "12 min 30 s", "5 h 02 min", "3 d 04 h"."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -259,7 +259,7 @@ def _line(record: Mapping[str, Any]) -> str:
 
 
 def _ends_in_newline(path: Path) -> bool:
-    """True of an empty file."""
+    """Returns whether a file is empty or ends in a newline."""
     with path.open("rb") as file:
         if file.seek(0, os.SEEK_END) == 0:
             return True

@@ -1,4 +1,4 @@
-"""Out of memory: which step, how full it was, and the keys of the recipe that make room."""
+"""Out of memory: the error names the step, its size, and the recipe keys that reduce memory use."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CPU_SAYS = "DefaultCPUAllocator: can't allocate memory"
 
 @contextmanager
 def telling_room(where: str, step: Step, recipe: Recipe, device: torch.device) -> Iterator[None]:
-    """Turns what an allocator raises within a step into a `MachineError`; nothing is tried again."""
+    """Converts an allocator error within a step to a `MachineError`; the step is not retried."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
