@@ -69,7 +69,7 @@ def losses(recipe: Recipe, instances: Instances) -> list[Problem]:
 
 
 def needs(recipe: Recipe, instances: Instances, plan: StagePlan, dims: Dims) -> list[Problem]:
-    """Returns the problems of needs: views, layers or tokens that do not exist, and views that no term reads."""
+    """Returns the problems of needs: missing views, layers or tokens, and views that no term reads."""
     problems = []
     views = {"main", *(task.name for task in plan.tasks)}
     provided = {
@@ -111,7 +111,7 @@ def _reads_own(term: Term) -> bool:
 
 
 def token_names(recipe: Recipe, instances: Instances) -> list[Problem]:
-    """Returns the problems of token strategies: tokens that no term reads, one token name from two strategies."""
+    """Returns the problems of token strategies: unread tokens, and tokens with two providers."""
     problems, owner = [], {}
     read = {selector(need).token_name for term in instances.terms.values() for need in term.needs}
     for name, component in instances.components.items():

@@ -75,7 +75,7 @@ def select_text(select: Select) -> str:
 
 
 def trace_samples(prepared: Prepared, stage: str, count: int) -> Iterable[str]:
-    """Yields the lines of a dry run on the stage's first samples: each view's spans, as training uses them."""
+    """Yields the lines of a dry run on the stage's first samples: the spans of each view in training."""
     pipeline = prepared.pipeline(stage)
     for k in islice(range(pipeline.total), count):
         source, epoch, row = pipeline.order.at(k)

@@ -70,7 +70,7 @@ def no_text(folder: Path, kind: str) -> UserError:
 
 
 def _eye(folder: Path) -> tuple[VisionFrom, str] | None:
-    """Returns the recipe section for the encoder in a folder, and its `image_fit`; None without an encoder."""
+    """Returns a recipe section for the encoder in a folder, and its `image_fit`; None without an encoder."""
     if not model_folder.is_ours(folder):
         return _eye_of(open_pretrained(folder))
     config = model_folder.config_of(folder)

@@ -66,7 +66,7 @@ def build_instances(recipe: Recipe, *, trust_files: bool = False) -> Instances:
 
 
 def build_component(cls: type[Component], name: str, own: Mapping[str, object]) -> Component:
-    """Returns a component built from the settings `own`. Strict types; raises pydantic's `ValidationError`."""
+    """Returns a component with the settings `own`. Strict types; raises pydantic's `ValidationError`."""
     annotated: dict[str, Any] = {
         f.name: (f.type if not isinstance(f.type, str) else _hints(cls)[f.name], _default(f))
         for f in setting_fields(cls)

@@ -66,7 +66,7 @@ def image_spec(recipe: Recipe) -> ImageSpec:
 
 
 def decoder_shape(recipe: Recipe, vocab: int) -> DecoderShape:
-    """Returns the decoder's shape. `vocab`: the tokenizer's size, used if the recipe gives no vocabulary size.
+    """Returns the decoder's shape. `vocab`: the tokenizer's size, the default for the recipe's `vocab`.
 
     Raises `UserError` if the embedding has fewer matrix rows than the tokenizer has tokens.
     """

@@ -1,4 +1,4 @@
-"""Reads a recipe from a file, a text or a mapping. Returns a `Recipe`, or raises all its problems together."""
+"""Reads a recipe from a file, a text or a mapping, and raises all its problems together."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ def _nulls(raw: Any, hint: Any, key: str) -> Iterator[Problem]:
 
 
 def _cross(raw: dict, unknown: Sequence[str]) -> Iterator[Problem]:
-    """Yields problems from the rules between keys, for each section that is valid without the `unknown` keys."""
+    """Yields problems from the rules between keys, for sections that are valid without `unknown` keys."""
     raw = copy.deepcopy(raw)
     for key in unknown:
         *parents, last = key.split(".")

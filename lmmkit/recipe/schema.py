@@ -37,7 +37,7 @@ class Task:
 
 @section
 class Evaluate:
-    """Lists the evaluation tasks. `controls` repeat each task with a blank image or another sample's image."""
+    """Lists the evaluation tasks. `controls` repeat each task with blank or swapped images."""
 
     tasks: Annotated[Mapping[k.Name, Task], Says("a section of NAME: task")]
     controls: Annotated[tuple[Literal["blank", "swapped"], ...], Says("a list of blank and swapped")] = ()

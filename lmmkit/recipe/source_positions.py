@@ -17,7 +17,7 @@ class Places:
     at: Mapping[str, str] = field(default_factory=dict)
 
     def where(self, key: str) -> str:
-        """Returns 'file:line:col KEY'. A key that the file does not contain gets the position of its parent."""
+        """Returns 'file:line:col KEY'. A key that is not in the file gets the position of its parent."""
         parent = key
         while parent and parent not in self.at:
             parent = parent.rpartition(".")[0]

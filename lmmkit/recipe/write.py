@@ -54,7 +54,7 @@ def flow_text(value: Any) -> str:
 
 
 def _quoted(representer: Any, text: str) -> Any:
-    """Represents a text. Quotes it if it begins with `?`, `:` or `-`: ruamel writes `[?0]` but reads it as a key."""
+    """Represents a text, in quotes if it begins with `?`, `:` or `-`: ruamel reads its own `[?0]` as a key."""
     style = '"' if text[:1] in ("?", ":", "-") else None
     return representer.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 

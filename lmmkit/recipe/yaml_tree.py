@@ -59,8 +59,8 @@ def scalar_value(text: str) -> Any:
 
 @dataclass
 class YamlTree:
-    """Holds a document as far as it could be read. `silent`: keys whose value was refused here and is now
-    None; later checks report no further problem for them.
+    """Holds a document as far as it could be read. `silent`: keys whose value was refused here;
+    later checks report no further problem for them.
     """
 
     value: Any = None
@@ -168,7 +168,7 @@ class _Reader:
         return key
 
     def refuse_marks(self, path: str, event: Any) -> None:
-        """Adds problems for `&anchor` and `!tag`. A value with an anchor is kept; one with a tag is silenced."""
+        """Adds problems for `&anchor` and `!tag`. The value is kept; after a tag, its later problems are ignored."""
         if event.anchor:
             self.refuse("anchor", path, event, f"the anchor &{event.anchor}", "Remove it.", False)
         if event.tag is not None:
@@ -181,7 +181,7 @@ class _Reader:
 
 
 def parse(text: str, name: str) -> YamlTree:
-    """Reads YAML `text`. `name` precedes line and column in positions. Raises nothing; problems are in the tree."""
+    """Reads YAML `text`. Positions begin with `name`. Raises nothing; the tree contains the problems."""
     reader = _Reader(name, YAML(typ="safe", pure=True).parse(text))
     try:
         reader.read()
