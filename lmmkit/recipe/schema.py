@@ -107,7 +107,7 @@ class Parallel:
         return self.copy * (1 if self.replicate == "auto" else self.replicate)
 
     def mesh(self, world: int) -> tuple[int, int] | None:
-        """Returns (copies, processes per copy) for `world` processes; None if the settings do not fit `world`."""
+        """Returns (copies, processes per copy) for `world` processes; None if the settings do not fit."""
         shard, replicate = self.shard, self.replicate
         if world == 1:
             return 1, 1

@@ -50,11 +50,11 @@ def yaml_text(mapping: Mapping[str, Any]) -> str:
 
 def flow_text(value: Any) -> str:
     """Returns a plain value as YAML on one line: `true`, `{r: 8, alpha: 16}`."""
-    return _dumped(value, flow=True).removesuffix("...\n").strip()  # ruamel ends the document of a scalar with dots
+    return _dumped(value, flow=True).removesuffix("...\n").strip()  # ruamel adds dots after a scalar
 
 
 def _quoted(representer: Any, text: str) -> Any:
-    """Represents a text, in quotes if it begins with `?`, `:` or `-`: ruamel reads its own `[?0]` as a key."""
+    """Represents a text, in quotes if it begins with `?`, `:` or `-`: ruamel reads `[?0]` as a key."""
     style = '"' if text[:1] in ("?", ":", "-") else None
     return representer.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 

@@ -51,7 +51,7 @@ SPARE = r"rotary_emb|\.attn\.bias$|masked_bias$|^lm_head\.weight$"
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderSource:
-    """A decoder as a config describes it. `longest`: what it can be asked for without a change."""
+    """Describes a decoder from its config: shape, table of tensor names, and family."""
 
     shape: DecoderShape
     table: Table
@@ -143,7 +143,7 @@ def _windowed(source: DecoderSource, config: Config) -> DecoderSource:
 
 
 def _rope(config: Config, context: int) -> Rope:
-    """Reads RoPE settings from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
+    """Reads RoPE from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
     now, old = config.section("rope_parameters"), config.section("rope_scaling")
     scaling = now if now.values else old
     theta = now.number("rope_theta", config.values.get("rope_theta", 1e4))

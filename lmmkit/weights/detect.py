@@ -85,7 +85,7 @@ class PretrainedFolder:
             yield {_spelt(name, self.spelling): stored for name, stored in found.items()}
 
     def held(self) -> torch.dtype:
-        """Returns the narrowest floating-point type for all tensors in its files, independent of its config."""
+        """Returns the narrowest float type that represents all its tensors, independent of its config."""
         with self.tensors() as stored:
             types = {each.dtype for each in stored.values() if isinstance(each.dtype, torch.dtype)}
         floats = sorted((t for t in types if t.is_floating_point), key=str)
