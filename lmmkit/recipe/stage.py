@@ -127,7 +127,7 @@ class Weight:
     weight: k.NotNegative | None = None
     from_: k.NotNegative | None = None
     to: k.NotNegative | None = None
-    over: k.Share | None = None  # not given with from and to = the whole stage
+    over: k.Share | None = None  # not given with from and to = the complete stage
     watch: k.Flag = False
 
     def at(self, progress: float) -> float:

@@ -168,7 +168,7 @@ class _Reader:
         return key
 
     def refuse_marks(self, path: str, event: Any) -> None:
-        """Adds problems for `&anchor` and `!tag`. The value is kept; a tagged one gets no further problems."""
+        """Adds problems for `&anchor` and `!tag`. The value is kept; a tag hides its later problems."""
         if event.anchor:
             self.refuse("anchor", path, event, f"the anchor &{event.anchor}", "Remove it.", False)
         if event.tag is not None:

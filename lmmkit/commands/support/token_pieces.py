@@ -1,4 +1,4 @@
-"""Readable token pieces of a sample."""
+"""Yields the token pieces of a sample as readable text."""
 
 from __future__ import annotations
 
