@@ -4,7 +4,7 @@
     finished = lmmkit.train(lmmkit.read_recipe("recipe.yaml"), out="runs/mine")
     model = lmmkit.load("runs/mine")
 
-Names resolve on first use, so that `import lmmkit` costs nothing.
+Names are imported on first use, so that `import lmmkit` is fast.
 """
 
 from importlib import import_module

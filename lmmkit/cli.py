@@ -1,4 +1,4 @@
-"""The command line. Help imports no torch: each command imports what it needs when it runs."""
+"""The command line. Each command imports its modules when it runs, so that help does not import torch."""
 
 from __future__ import annotations
 
@@ -43,7 +43,10 @@ app.add_typer(bench.app, name="bench")
 
 
 def main() -> None:
-    """Exit codes: 0; 2 the user's input; 3 the machine; 130/143 stopped; 1 a bug of ours."""
+    """Runs the command line.
+
+    Exit codes: 0 success; 1 a bug in lmmkit; 2 invalid user input; 3 a machine error; 130/143 stopped.
+    """
     app()
 
 

@@ -1,4 +1,4 @@
-"""Each check is a pure function of recipe, parts and plan to problems."""
+"""Checks of a plan: pure functions from recipe, instances and plan to problems."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ PROBE = Sample(
 
 
 def settings(recipe: Recipe, instances: Instances, dims: Dims) -> list[Problem]:
-    """Settings that do not fit the model's sizes."""
+    """Returns the problems of plugin settings that do not fit the model's sizes."""
     problems = []
     for name, component in instances.components.items():
         if found := component.check(dims):
@@ -50,7 +50,8 @@ def settings(recipe: Recipe, instances: Instances, dims: Dims) -> list[Problem]:
 
 
 def losses(recipe: Recipe, instances: Instances) -> list[Problem]:
-    """Weights of what is no term, terms that no stage weighs."""
+    """Returns the problems of `losses`: weights of instances that are not terms, and terms without a weight
+    in any stage."""
     problems, weighed = [], set()
     terms = list(instances.terms)
     for stage, section in recipe.stages.items():
@@ -68,7 +69,7 @@ def losses(recipe: Recipe, instances: Instances) -> list[Problem]:
 
 
 def needs(recipe: Recipe, instances: Instances, plan: StagePlan, dims: Dims) -> list[Problem]:
-    """Needs of views that are not made, of layers that are not there, of marks nobody provides."""
+    """Returns the problems of needs: missing views, layers or tokens, and views that no term reads."""
     problems = []
     views = {"main", *(task.name for task in plan.tasks)}
     provided = {
@@ -110,7 +111,7 @@ def _reads_own(term: Term) -> bool:
 
 
 def token_names(recipe: Recipe, instances: Instances) -> list[Problem]:
-    """Token strategies that no term of the recipe reads; one mark from two of them."""
+    """Returns the problems of token strategies: unread tokens, and tokens with two providers."""
     problems, owner = [], {}
     read = {selector(need).token_name for term in instances.terms.values() for need in term.needs}
     for name, component in instances.components.items():
@@ -129,7 +130,8 @@ def token_names(recipe: Recipe, instances: Instances) -> list[Problem]:
 
 
 def reach(recipe: Recipe, instances: Instances, plan: StagePlan) -> list[Problem]:
-    """Runs THE RULE on a probe layout: a row that is read must see an image."""
+    """Applies the attention rule to a probe layout: each row that a term reads must be able to attend to
+    an image. Returns the problems."""
     problems = []
     for term in plan.terms:
         for need in term.needs:
@@ -147,7 +149,7 @@ def reach(recipe: Recipe, instances: Instances, plan: StagePlan) -> list[Problem
 
 
 def probe_layout() -> Layout:
-    """A sequence as the templates make them: BOS, question, image, question, response, end."""
+    """Returns a layout in the order of the chat templates: BOS, question, image, question, response."""
     image = Span(kind="image", n=4)
     return (
         text((1,), "bos"),

@@ -1,7 +1,7 @@
-"""Recipe -> one frozen plan a stage: terms, views, needs, where learned tokens stand.
+"""Compiles a recipe to one frozen plan per stage: terms, views, needs, positions of learned tokens.
 
-Everything that could go wrong by combination is found here, before anything costs time. After
-this, nothing decides: the pipeline and the objective carry the plan out.
+Every invalid combination is found here, before any costly work starts. After this step no choice is
+left: the pipeline and the objective execute the plan.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from lmmkit.recipe import Recipe, Weight
 
 
 def compile_plan(recipe: Recipe, instances: Instances, dims: Dims) -> dict[str, StagePlan]:
-    """A plan for every stage.
+    """Returns a plan for every stage, by stage name.
 
     Raises:
-        UserError: with every problem of every stage.
+        UserError: with the problems of all stages.
     """
     problems = checks.settings(recipe, instances, dims) + checks.losses(recipe, instances)
     raise_all(problems)
@@ -40,7 +40,7 @@ def compile_plan(recipe: Recipe, instances: Instances, dims: Dims) -> dict[str, 
 
 
 def chat_plan(instances: Instances, stage: str) -> StagePlan:
-    """What answering takes: no term, and every token strategy of `parts` in every view."""
+    """Returns the plan for inference: no terms, and every token strategy from `instances` in every view."""
     strategies = tuple((c, None) for c in instances.components.values() if isinstance(c, TokenStrategy))
     weights = {"next_token": Weight(weight=0.0, watch=True)}
     return StagePlan(
@@ -75,18 +75,18 @@ def _compile(recipe: Recipe, instances: Instances, stage: str) -> StagePlan:
 
 
 def _readers(strategy: TokenStrategy, needs: tuple[Need, ...]) -> frozenset[str]:
-    """Views in which some need reads a mark of this strategy."""
+    """Returns the views in which some need reads a token of this strategy."""
     selects = [selector(need) for need in needs] + [n.k for n in needs if isinstance(n, AttnMass)]
     return frozenset(select.view for select in selects if select.token_name in strategy.provides)
 
 
 def _only_at_end(strategy: TokenStrategy) -> bool:
-    """Whether all its tokens stand after everything, where nobody but a reader could notice."""
+    """Returns whether all its tokens are at the end: text and images do not attend to them."""
     return all(edit.at == "end" for edit in strategy.edit(View(sample=checks.PROBE)))
 
 
 def settings_of(component: Component) -> dict[str, object]:
-    """The settings as the recipe would write them."""
+    """Returns the component's settings, by the keys of the recipe."""
     return {f.name: getattr(component, f.name) for f in fields(component) if f.name != "name"}
 
 

@@ -1,4 +1,4 @@
-"""The plan in words: what `plan.txt` holds, and what `lmmkit plugins explain | trace` print."""
+"""The plan as text: `plan.txt`, and the output of `lmmkit plugins explain` and `lmmkit plugins trace`."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from lmmkit.registry import FoundComponent, setting_fields
 
 
 def plan_text(prepared: Prepared) -> str:
-    """Every stage's plan."""
+    """Returns the text of every stage's plan."""
     return "\n\n".join(stage_text(prepared, plan) for plan in prepared.plans.values()) + "\n"
 
 
 def stage_text(prepared: Prepared, plan: StagePlan) -> str:
-    """Terms, views, tokens, needs and what is off, of one stage."""
+    """Returns the text of one stage's plan: terms, views, tokens, needs, and inactive instances."""
     lines = [f"plan {plan.digest}  stage {plan.stage}  {prepared.steps(plan.stage)} steps"]
     chances = plan.chances(prepared.dims)
     for name, weight in sorted(plan.weights.items()):
@@ -46,7 +46,7 @@ def stage_text(prepared: Prepared, plan: StagePlan) -> str:
 
 
 def weight_text(weight: Weight) -> str:
-    """'1', '0 (watched)' or '0 to 0.1 over 0.5'."""
+    """Returns a weight as text: '1', '0 (watched)' or '0 to 0.1 over 0.5'."""
     shown = (
         f"{weight.weight:g}"
         if weight.weight is not None
@@ -56,7 +56,7 @@ def weight_text(weight: Weight) -> str:
 
 
 def need_text(need: Need) -> str:
-    """A need in one line."""
+    """Returns a need as one line of text."""
     match need:
         case HiddenAt(at=select):
             return f"hidden state at {select_text(select)}"
@@ -67,7 +67,7 @@ def need_text(need: Need) -> str:
 
 
 def select_text(select: Select) -> str:
-    """A selector in one phrase."""
+    """Returns a selector as one phrase."""
     names = [f.name for f in dataclasses.fields(select) if f.name not in ("view", "shift")]
     facts = [f"{name} {getattr(select, name)}" for name in names if getattr(select, name) is not None]
     before = "rows before " if select.shift else ""
@@ -75,7 +75,7 @@ def select_text(select: Select) -> str:
 
 
 def trace_samples(prepared: Prepared, stage: str, count: int) -> Iterable[str]:
-    """A dry run on the stage's first samples: each view's spans, as they would be trained on."""
+    """Yields the lines of a dry run on the stage's first samples: the spans of each view in training."""
     pipeline = prepared.pipeline(stage)
     for k in islice(range(pipeline.total), count):
         source, epoch, row = pipeline.order.at(k)
@@ -96,7 +96,8 @@ def trace_samples(prepared: Prepared, stage: str, count: int) -> Iterable[str]:
 
 
 def layout_text(layout: Layout) -> str:
-    """'bos[1] | image[36] | response[8]!', with ! on supervised spans and * on learned tokens."""
+    """Returns a layout as text: 'bos[1] | image[36] | response[8]!'. ! marks supervised spans, * learned
+    tokens."""
     return " | ".join(_span(span) for span in layout)
 
 
@@ -111,7 +112,7 @@ def _span(span: Span) -> str:
 
 
 def component_text(name: str, found: FoundComponent) -> str:
-    """A component's kind, words, settings and source."""
+    """Returns a component's kind, origin, docstring and settings as text."""
     cls = found.cls
     kind = next(base.__name__ for base in cls.__mro__[1:] if base is not Component)
     lines = [

@@ -1,4 +1,4 @@
-"""The recipe of a model that no run here trained: its parts from one folder, and how it speaks."""
+"""Recipes for models that have no recipe file: parts, tokenizer and chat format, read from model folders."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from lmmkit.recipe import (
 from lmmkit.weights import model_folder
 from lmmkit.weights.detect import PretrainedFolder, open_pretrained
 
-STAGE = "imported"  # what stands for the stage of a model that was not trained here
+STAGE = "imported"  # the stage name of a model that lmmkit did not train
 
 
 def recipe_of(
     folder: Path, template: str | None = None, *, vision: Path | None = None, base: Path | None = None
 ) -> tuple[Recipe, PretrainedFolder]:
-    """The recipe of a public folder that holds a decoder, and what the folder is.
+    """Returns the recipe for a public folder with a decoder, and the folder's description.
 
     Args:
-        folder: of llava-hf, original LLaVA or a decoder alone.
-        template: what turns are wrapped in; not given, the tokenizer's own, else `vicuna_v1`.
-        vision: a folder with the encoder, where this one leaves it out.
-        base: a folder with the decoder, where this one leaves it out.
+        folder: a folder in the layout of llava-hf, original LLaVA or a decoder alone.
+        template: the chat template. Default: the one that fits the tokenizer, else `vicuna_v1`.
+        vision: a folder with the encoder, if `folder` lacks it.
+        base: a folder with the decoder, if `folder` lacks it.
 
     Raises:
-        UserError: no decoder in it, or a connector whose encoder is nowhere.
+        UserError: if there is no decoder, or a connector without an encoder.
     """
     source = open_pretrained(folder)
     at = str(folder.resolve())
@@ -70,7 +70,7 @@ def no_text(folder: Path, kind: str) -> UserError:
 
 
 def _eye(folder: Path) -> tuple[VisionFrom, str] | None:
-    """The encoder in a folder as a recipe names it, and what is done with its pictures; None: there is none."""
+    """Returns a recipe section for the encoder in a folder, and its `image_fit`; None without an encoder."""
     if not model_folder.is_ours(folder):
         return _eye_of(open_pretrained(folder))
     config = model_folder.config_of(folder)
@@ -91,13 +91,13 @@ def _template(folder: Path) -> str:
     try:
         return default_template(open_tokenizer(folder))
     except UserError:
-        return "vicuna_v1"  # said again, with its reason, where words are asked for
+        return "vicuna_v1"  # the first use of the tokenizer reports the error with its reason
 
 
 def recipe_of_ours(folder: Path, config: Mapping[str, Any], root: str | Path | None) -> Recipe:
-    """The recipe of a model folder lmmkit wrote; its tokenizer is the one beside the weights.
+    """Returns the recipe of a model folder that lmmkit wrote, with the tokenizer from that folder.
 
-    Raises `UserError` for an encoder alone.
+    Raises `UserError` if the folder contains only an encoder.
     """
     if model_folder.is_encoder(config):
         raise no_text(folder, "lmmkit")
@@ -111,7 +111,7 @@ def recipe_of_ours(folder: Path, config: Mapping[str, Any], root: str | Path | N
     tokenizer = json.dumps(str(folder.resolve()))  # quoted: it is read as YAML
     recipe = read_recipe(
         path, root=Path(root or config.get("root", ".")),
-        # the folder may lie on another machine than it was trained on
+        # the folder may have been copied from the machine of the training run
         overrides=[f"model.tokenizer.from={tokenizer}", "speed.attention=auto", "output.observers=[]"],
     )  # fmt: skip
     if config["stage"] not in recipe.stages:

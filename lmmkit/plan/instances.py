@@ -1,4 +1,4 @@
-"""Plugin settings of a recipe -> built components, every problem of theirs at once."""
+"""Builds the components from a recipe's plugin settings, and reports all their problems together."""
 
 from __future__ import annotations
 
@@ -20,27 +20,28 @@ RESERVED = ("use", "allow_unreachable")
 
 @dataclass(frozen=True)
 class Instances:
-    """The plugin instances of a run, in recipe order, and the door they came through."""
+    """Holds the plugin instances of a run, in recipe order, and the registry that loaded their classes."""
 
     registry: Registry
     components: Mapping[str, Component]
-    unreachable: frozenset[str]  # instances that may read what they can never see
+    unreachable: frozenset[str]  # instances that may read rows which attend to no image
 
     @property
     def terms(self) -> dict[str, Term]:
-        """The components that are terms, in recipe order."""
+        """Returns the components that are terms, in recipe order."""
         return {name: c for name, c in self.components.items() if isinstance(c, Term)}
 
     def origin(self, name: str) -> str:
-        """Distribution or file of an instance."""
+        """Returns the distribution or file that an instance's class comes from."""
         return self.registry.components[name].origin
 
 
 def build_instances(recipe: Recipe, *, trust_files: bool = False) -> Instances:
-    """Opens the door for the instances and observers the recipe names, and builds the instances.
+    """Opens the registry for the recipe's instances and observers, and builds the instances.
 
     Raises:
-        UserError: unknown or broken plugins; unknown, missing or ill-typed settings.
+        UserError: for unknown or broken plugins, and for settings that are unknown, missing or of a wrong
+            type.
     """
     wanted = {name: str(raw.get("use", name)) for name, raw in recipe.plugins.items()}
     where = {name: recipe.where(f"plugins.{name}") for name in wanted}
@@ -56,7 +57,7 @@ def build_instances(recipe: Recipe, *, trust_files: bool = False) -> Instances:
         try:
             built[name] = build_component(cls, name, own)
         except ValidationError as error:
-            # one problem a key: each choice of a union complains by itself
+            # one problem per key: pydantic reports each member of a union separately
             kinds = {str(detail["loc"][0]): detail["type"] for detail in error.errors()}
             problems += [_problem(recipe, name, cls, key, kind) for key, kind in kinds.items()]
     raise_all(problems)
@@ -65,7 +66,7 @@ def build_instances(recipe: Recipe, *, trust_files: bool = False) -> Instances:
 
 
 def build_component(cls: type[Component], name: str, own: Mapping[str, object]) -> Component:
-    """A component of these settings, strictly checked (pydantic's `ValidationError`)."""
+    """Returns a component with the settings `own`. Strict types; raises pydantic's `ValidationError`."""
     annotated: dict[str, Any] = {
         f.name: (f.type if not isinstance(f.type, str) else _hints(cls)[f.name], _default(f))
         for f in setting_fields(cls)
@@ -102,13 +103,13 @@ def _problem(recipe: Recipe, name: str, cls: type[Component], key: str, kind: st
 
 
 def setting_types(cls: type[Component]) -> dict[str, str]:
-    """The type of each setting, in words."""
+    """Returns the type of each setting as text, by name."""
     hints = _hints(cls)
     return {field.name: type_text(hints[field.name]) for field in setting_fields(cls)}
 
 
 def type_text(hint: Any) -> str:
-    """A type in words: "one of end, start", "int", "all or a list of int"."""
+    """Returns a type as text: "one of end, start", "int", "all or a list of int"."""
     origin = get_origin(hint)
     args = list(get_args(hint))
     if origin is Literal and len(args) > 1:

@@ -1,4 +1,4 @@
-"""Recipe -> everything a run needs but weights: tokenizer, parts, plans, data, pipelines."""
+"""Prepares all that a run needs except weights: tokenizer, instances, plans, sources, pipelines."""
 
 from __future__ import annotations
 
@@ -30,8 +30,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A recipe made concrete. `sources` holds the data that was asked for, by name; `origins` the
-    folders whose weights parts begin as, for which `recipe` has their shapes."""
+    """Holds a resolved recipe and the objects built from it.
+
+    `sources`: the opened sources, by name. `pretrained`: the folders from which parts take their initial
+    weights; `recipe` contains the shapes of these parts.
+    """
 
     recipe: Recipe
     pretrained: tuple[Pretrained, ...]
@@ -42,7 +45,7 @@ class Prepared:
     sources: Mapping[str, Records]
 
     def views(self, stage: str) -> Views:
-        """How samples become sequences in a stage."""
+        """Returns the object that turns a stage's samples into views and layouts."""
         section, plan = self.recipe.stages[stage], self.plans[stage]
         return Views(
             tokenizer=self.tokenizer, image_rows=self.dims.image.tokens,
@@ -52,7 +55,7 @@ class Prepared:
         )  # fmt: skip
 
     def packer(self, stage: str) -> Packer:
-        """How sequences become batches in a stage."""
+        """Returns the object that packs a stage's layouts into batches."""
         plan, speed, sources = self.plans[stage], self.recipe.speed, tuple(self.recipe.stages[stage].data)
         return Packer(
             reader=ImageReader(self.dims.image, speed.image_cache_mb), image_rows=self.dims.image.tokens,
@@ -61,7 +64,7 @@ class Prepared:
         )  # fmt: skip
 
     def pipeline(self, stage: str) -> Pipeline:
-        """The data of a stage."""
+        """Returns the data pipeline of a stage. Raises `UserError` if the stage has no complete step."""
         section = self.recipe.stages[stage]
         sizes = {name: len(self.sources[name]) for name in section.data}
         order = Sampler(sizes, section.data, self.recipe.seed)
@@ -91,21 +94,21 @@ class Prepared:
         )
 
     def steps(self, stage: str) -> int:
-        """Optimizer steps of a stage."""
+        """Returns the number of optimizer steps in a stage."""
         pipeline = self.pipeline(stage)
         return math.ceil(pipeline.total / pipeline.samples)
 
 
 def prepare(recipe: Recipe, *, trust_files: bool = False, data: Iterable[str] | None = None) -> Prepared:
-    """Opens and checks all that can fail before it costs anything.
+    """Opens and checks all that can fail, before any costly work starts.
 
     Args:
-        recipe: as read.
+        recipe: a recipe as `read_recipe` returns it.
         trust_files: run plugins from local files.
-        data: names of sources to open; by default those of all stages and their validations.
+        data: names of the sources to open. Default: those of all stages and their validations.
 
     Raises:
-        UserError: problems of tokenizer, plugins and data together where they do not depend on
+        UserError: with the problems of tokenizer, plugins and data together, if they do not depend on
             each other.
     """
     wanted = read_in_training(recipe) if data is None else data
@@ -115,7 +118,7 @@ def prepare(recipe: Recipe, *, trust_files: bool = False, data: Iterable[str] | 
 
 
 def read_in_training(recipe: Recipe) -> set[str]:
-    """The sources of all stages: what they learn from, and what they are validated on."""
+    """Returns the names of the sources that all stages use, for training and for validation."""
     names = {name for stage in recipe.stages.values() for name in stage.data}
     for asked in (stage.validate for stage in recipe.stages.values() if stage.validate is not None):
         tasks = recipe.evaluate.tasks if recipe.evaluate is not None else {}
@@ -127,18 +130,18 @@ def prepare_bare(
     recipe: Recipe, *, inference_plugins: Iterable[str] = (), trust_files: bool = False, data: Iterable[str] = (),
     allow_missing_tokenizer: bool = False, pickled: bool = False,
 ) -> Prepared:  # fmt: skip
-    """The recipe without its terms: enough to answer, or to look at data.
+    """Prepares a recipe without its terms, for inference or for inspection of data.
 
     Args:
-        recipe: as read.
-        through: the token strategies that stand in every view; no other plugin is opened.
-        trust_files: run plugins from local files, where one of `through` is one.
-        data: names of sources to open.
-        mute: a model without a tokenizer will do; what needs one says so when it is asked.
-        pickled: whether folders' `.bin` files may be read, weights alone.
+        recipe: a recipe as `read_recipe` returns it.
+        inference_plugins: the token strategies to insert into every view. No other plugin is opened.
+        trust_files: run plugins from local files, if `inference_plugins` names any.
+        data: names of the sources to open.
+        allow_missing_tokenizer: accept a model without a tokenizer; any later use of it raises `UserError`.
+        pickled: whether `.bin` files of folders may be read, with torch's weights-only reader.
 
     Raises:
-        UserError: as `prepare`.
+        UserError: in the cases of `prepare`, and for `inference_plugins` without settings.
     """
     inference_plugins = list(inference_plugins)
     if missing := [name for name in inference_plugins if name not in recipe.plugins]:
@@ -157,7 +160,7 @@ def _prepare(
     plan: Callable[[Instances, Dims], Mapping[str, StagePlan]], *,
     allow_missing_tokenizer: bool = False, pickled: bool = False,
 ) -> Prepared:  # fmt: skip
-    """Opens everything, compiles by `plan`, and raises all problems together."""
+    """Opens everything, compiles the plans with `plan`, and raises all problems together."""
     tokenizer = _Tried(lambda: _open_tokenizer(recipe, allow_missing_tokenizer))
     resolved = _Tried(lambda: resolve_pretrained(recipe, pickled=pickled))
     instances = _Tried(lambda: build_instances(recipe, trust_files=trust_files))
@@ -173,7 +176,7 @@ def _prepare(
 
 
 class _Tried(Generic[T]):
-    """What came of `make`: a value, or problems; neither where something it needs has no value."""
+    """Holds the result of `make`: a value or problems. Has neither if one of `needs` has no value."""
 
     value: T
 
@@ -187,7 +190,7 @@ class _Tried(Generic[T]):
 
 
 class NoTokenizer:
-    """Stands for the tokenizer of a model that has none: whatever is asked of it says so."""
+    """Replaces the tokenizer of a model that has none. Use of any method raises `problem`."""
 
     size = 0
 
@@ -212,8 +215,8 @@ def _open_tokenizer(recipe: Recipe, allow_missing_tokenizer: bool) -> TextTokeni
 
 
 def open_sources(recipe: Recipe, names: Iterable[str]) -> dict[str, Records]:
-    """The records of these sources, every row checked and every picture file there, as far as the
-    source asks for that."""
+    """Opens the named sources, checks every record, and checks that the image files exist, as far as each
+    source's `bad_records` requires it."""
     problems: list[Problem] = []
     sources = {}
     for name in names:
@@ -222,12 +225,12 @@ def open_sources(recipe: Recipe, names: Iterable[str]) -> dict[str, Records]:
             problems += too_many(sources[name], missing_images(sources[name]))
         except UserError as error:
             problems += error.problems
-    raise_all(dict.fromkeys(problems))  # sources may share a folder that is not there
+    raise_all(dict.fromkeys(problems))  # several sources may name one missing folder
     return sources
 
 
 def open_source(recipe: Recipe, name: str) -> Records:
-    """The records of one source, rows checked."""
+    """Opens one source and checks its records."""
     section = recipe.data[name]
     return open_records(
         name, records=recipe.path(section.records),

@@ -1,6 +1,6 @@
-"""Parts that begin as a folder's weights: `from: FOLDER` -> written-out shapes, and where to fill from.
+"""Resolves `from: FOLDER` to shapes, and copies the folder's weights into the model's parts.
 
-After `resolve`, a recipe says of every part what it is; the rest of lmmkit never asks a folder.
+After `resolve_pretrained`, a recipe contains the shape of every part. The rest of lmmkit reads no folder.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from lmmkit.weights.detect import PretrainedFolder, open_pretrained, timm_source
 from lmmkit.weights.encoders import VIT, EncoderSource
 from lmmkit.weights.timm_encoder import TimmSource
 
-NO_WEIGHTS = "none"  # `model.vision.weights` of a timm encoder with values of its own
+NO_WEIGHTS = "none"  # `model.vision.weights` of a timm encoder with random weights
 MODULES = {"vision": "lmm.vision", "connector": "lmm.connector", "text": "lmm.decoder"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrained:
-    """A folder that parts begin as: a public one, or one lmmkit wrote (`source` is None)."""
+    """Describes a folder with initial weights: a public one, or one that lmmkit wrote (`source` is None)."""
 
     folder: Path
     parts: tuple[str, ...]
@@ -52,16 +52,19 @@ class Pretrained:
     def fill(self, modules: Mapping[str, nn.Module]) -> None:
         """Copies the folder's tensors into its parts' modules, by part.
 
-        Raises `UserError` with everything that does not fit, of all parts together.
+        Raises `UserError` with the mismatches of all parts together.
         """
         self._each(modules, lambda source: source.fill, model_folder.fill)
 
     def check(self, modules: Mapping[str, nn.Module]) -> None:
-        """As `fill`, by the headers alone: the modules may be on meta."""
+        """Checks names, shapes and types from the file headers. The modules may be on meta.
+
+        Raises `UserError` in the cases of `fill`.
+        """
         self._each(modules, lambda source: source.check, model_folder.check)
 
     def passthrough(self, modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-        """What the folder's encoder has besides, for an export to give back."""
+        """Returns the encoder's tensors that the model does not use and an export writes back."""
         if "vision" not in self.parts or not isinstance(modules["vision"], ViT):
             return {}
         if self.source is None:
@@ -71,7 +74,7 @@ class Pretrained:
         return {name: t for name, t in found.items() if name.startswith(known)}
 
     def _behind(self, module: ViT) -> dict[str, Tensor]:
-        """Blocks of a folder of ours behind the state that is read, under public names."""
+        """Returns the blocks after the feature layer from an lmmkit folder, under public names."""
         with torch.device("meta"):
             whole = ViT(replace(module.shape, feature_layer=-1), Eager())
         built, at = model_folder.unique_tensors(module), f"{MODULES['vision']}."
@@ -96,9 +99,9 @@ class Pretrained:
 
 
 def resolve_pretrained(recipe: Recipe, *, pickled: bool = False) -> tuple[Recipe, tuple[Pretrained, ...]]:
-    """The recipe with shapes in the place of folders and files, and what to fill from.
+    """Returns the recipe with shapes in place of folders and files, and the folders with the weights.
 
-    Raises `UserError` with the problems of all folders.
+    Raises `UserError` with the problems from all folders.
     """
     model, wanted, problems = recipe.model, {}, []
     for part in MODULES:
@@ -137,7 +140,7 @@ def _resolved(
         origin = Pretrained(folder=folder, parts=parts, source=None)
         if model_folder.is_encoder(config) and isinstance(
             model.vision, VisionFrom
-        ):  # every block of it is there
+        ):  # the folder contains all blocks of the encoder
             layer = -2 if model.vision.feature_layer is None else model.vision.feature_layer
             model = replace(model, vision=replace(model.vision, feature_layer=layer))
     else:
@@ -165,7 +168,7 @@ def _resolved(
 
 
 def _shapes_of_ours(recipe: Recipe, config: Mapping[str, Any], folder: Path, parts: tuple[str, ...]) -> dict:
-    """The sections of a folder of ours."""
+    """Returns the `model` sections from a folder that lmmkit wrote, by part."""
     if model_folder.is_encoder(config):
         vision = vision_from_mapping(config["model"]["vision"])
         shapes = {part: vision if part == "vision" else None for part in parts}
@@ -179,7 +182,7 @@ def _shapes_of_ours(recipe: Recipe, config: Mapping[str, Any], folder: Path, par
 def _asked(
     recipe: Recipe, origin: Pretrained, there: VisionScratch | VisionTimm, asked: VisionFrom
 ) -> tuple[Pretrained, VisionScratch | VisionTimm]:
-    """The folder's encoder with what the recipe wants otherwise, and the origin that gives it."""
+    """Returns `origin` and the folder's encoder section, both with the changes that the recipe asks for."""
     changed: dict[str, Any] = {
         key: value for key in ("mean", "std", "resample") if (value := getattr(asked, key)) is not None
     }
@@ -187,7 +190,7 @@ def _asked(
         changed["feature_layer"] = _shallower(recipe, there, asked.feature_layer)
     if asked.image_size not in (None, there.image_size):
         if not (origin.source and isinstance(origin.source.vision, TimmSource)):
-            # ours and transformers' have a table of positions with one row a patch
+            # other encoders have a position table with one matrix row per patch
             where = recipe.where("model.vision.image_size")
             raise UserError(IMAGE_SIZE.at(where, got=str(asked.image_size), size=there.image_size))
         changed["image_size"] = asked.image_size
@@ -197,7 +200,7 @@ def _asked(
 
 
 def _shallower(recipe: Recipe, there: VisionScratch | VisionTimm, layer: int) -> int:
-    """`layer`, where the blocks that a folder of ours holds give that state."""
+    """Returns `layer`. Raises `UserError` if the blocks in an lmmkit folder do not reach that state."""
     depth = shapes.encoder_depth(there)
     states = [n if n >= 0 else depth + 1 + n for n in (layer, there.feature_layer)]
     if not 0 <= states[0] <= states[1]:
@@ -219,7 +222,7 @@ def _lacks(recipe: Recipe, part: str, folder: Path) -> Problem:
 
 
 def text_section(shape: DecoderShape) -> TextScratch:
-    """A decoder's shape as a recipe writes it."""
+    """Returns a decoder's shape as a recipe section."""
     rope = shape.rope
     scaling = None
     if rope.scaling != "none":
@@ -236,7 +239,7 @@ def text_section(shape: DecoderShape) -> TextScratch:
 def encoder_section(
     encoder: EncoderSource | TimmSource, where: str = "model.vision"
 ) -> VisionScratch | VisionTimm:
-    """A public encoder as a recipe writes it; timm's problems stand at `where`."""
+    """Returns a public encoder as a recipe section. `where`: the position in problems from timm."""
     if isinstance(encoder, EncoderSource):
         return vision_section(encoder.shape)
     section = VisionTimm(
@@ -249,7 +252,7 @@ def encoder_section(
 
 
 def vision_section(shape: VisionShape) -> VisionScratch:
-    """An encoder's shape as a recipe writes it."""
+    """Returns an encoder's shape as a recipe section."""
     return VisionScratch(
         width=shape.width, depth=shape.depth, heads=shape.heads, patch=shape.patch,
         image_size=shape.image.size, mlp=shape.mlp, class_token=shape.class_token, pre_norm=shape.pre_norm,

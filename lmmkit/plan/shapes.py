@@ -1,4 +1,4 @@
-"""What the recipe says of sizes, before any weight exists."""
+"""Sizes and shapes from the recipe, before any weights exist."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from lmmkit.model.rope import Rope
 from lmmkit.model.vision import TimmViT, VisionShape, open_timm
 from lmmkit.recipe import Recipe, TextScratch, VisionScratch, VisionTimm
 
-NO_IMAGE = ImageSpec(size=0, grid=(0, 0), width=0)  # of a model of text alone
+NO_IMAGE = ImageSpec(size=0, grid=(0, 0), width=0)  # for a text-only model
 
 
 def vision_shape(vision: VisionScratch) -> VisionShape:
-    """The shape of an encoder written out in the recipe."""
+    """Returns the shape of an encoder whose sizes are in the recipe."""
     side = vision.image_size // vision.patch
     image = ImageSpec(
         size=vision.image_size, grid=(side, side), width=vision.width, mean=vision.mean, std=vision.std,
@@ -33,9 +33,9 @@ def vision_shape(vision: VisionScratch) -> VisionShape:
 
 
 def timm_encoder(vision: VisionTimm, where: str = "model.vision") -> TimmViT:
-    """The timm model of a recipe, with timm's initial values; on meta, if that is the default.
+    """Returns the recipe's timm model with timm's initial values, on the default device (which may be meta).
 
-    Raises `UserError` at `where` for what timm cannot build.
+    Raises `UserError` at `where` if timm cannot build it.
     """
     try:
         return open_timm(
@@ -47,7 +47,7 @@ def timm_encoder(vision: VisionTimm, where: str = "model.vision") -> TimmViT:
 
 
 def encoder_depth(vision: VisionScratch | VisionTimm) -> int:
-    """Blocks of the whole encoder, read or not."""
+    """Returns the number of blocks in the complete encoder, including those after the feature layer."""
     if isinstance(vision, VisionScratch):
         return vision.depth
     with torch.device("meta"):
@@ -55,7 +55,7 @@ def encoder_depth(vision: VisionScratch | VisionTimm) -> int:
 
 
 def image_spec(recipe: Recipe) -> ImageSpec:
-    """What the recipe's encoder reads and gives; nothing for a model of text alone."""
+    """Returns the image size and output grid of the recipe's encoder; `NO_IMAGE` for a text-only model."""
     vision = recipe.model.vision
     if isinstance(vision, VisionScratch):
         return vision_shape(vision).image
@@ -66,7 +66,10 @@ def image_spec(recipe: Recipe) -> ImageSpec:
 
 
 def decoder_shape(recipe: Recipe, vocab: int) -> DecoderShape:
-    """The decoder's sizes. `vocab`: the tokenizer's, for a decoder that gives none of its own."""
+    """Returns the decoder's shape. `vocab`: the tokenizer's size, the default for the recipe's `vocab`.
+
+    Raises `UserError` if the embedding has fewer matrix rows than the tokenizer has tokens.
+    """
     text = recipe.model.text
     assert isinstance(text, TextScratch), "`origins.resolve` puts shapes in the place of folders"
     if text.vocab and text.vocab < vocab:
@@ -91,7 +94,7 @@ def _rope(text: TextScratch) -> Rope:
 
 
 def dims(recipe: Recipe, vocab: int) -> Dims:
-    """What a plugin may know of the model."""
+    """Returns the model sizes that plugins may use."""
     shape = decoder_shape(recipe, vocab)
     return Dims(
         width=shape.width, vocab=shape.vocab, layers=shape.depth, heads=shape.heads, image=image_spec(recipe)

@@ -14,7 +14,7 @@ from lmmkit.recipe import Weight
 
 @dataclass(frozen=True, kw_only=True)
 class StagePlan:
-    """What one stage computes. Order of plugins never matters but among inserts at one place.
+    """Describes what one stage computes. The order of plugins matters only for inserts at the same position.
 
     `strategies` pairs each active token strategy with the views it inserts into (None: all).
     `off` names the instances that this stage leaves out, with the reason.
@@ -30,27 +30,29 @@ class StagePlan:
 
     @property
     def tasks(self) -> tuple[AuxTask, ...]:
-        """Active auxiliary tasks, by name."""
+        """Returns the active auxiliary tasks, sorted by name."""
         return tuple(term for term in self.terms if isinstance(term, AuxTask))
 
     @property
     def text_terms(self) -> tuple[str, ...]:
-        """Terms that are next-token losses on some view's text."""
+        """Returns the names of the terms that are next-token losses on the text of some view."""
         return ("next_token", *(task.name for task in self.tasks if task.text_loss))
 
     def chances(self, dims: Dims) -> dict[str, float]:
-        """What each term's average would be at chance, where that is known beforehand: ln V a token
-        for text, what the term says otherwise."""
+        """Returns each term's average loss at chance level, for terms where it is known in advance.
+
+        It is ln V per token for text, and `Term.chance` for other terms.
+        """
         text = dict.fromkeys(self.text_terms, math.log(dims.vocab))
         said = {term.name: term.chance(dims) for term in self.terms}
         return text | {name: chance for name, chance in said.items() if chance is not None}
 
     @property
     def active(self) -> frozenset[str]:
-        """Instances that take part: their modules may learn."""
+        """Returns the names of the active instances. Their modules may be trainable."""
         return frozenset(t.name for t in self.terms) | {s.name for s, _ in self.strategies}
 
     @property
     def inference_plugins(self) -> tuple[str, ...]:
-        """Token strategies that stand in the main view, so that inference needs them."""
+        """Returns the names of the token strategies in the main view. Inference needs them."""
         return tuple(s.name for s, views in self.strategies if views is None or "main" in views)

@@ -1,8 +1,8 @@
-"""The recipe: one YAML file that says everything about a run.
+"""The recipe: one YAML file that describes a run completely.
 
-`schema` (with `model`, `stage`, `kinds`) is the form; `read` turns a file, a text or a mapping
-into a checked `Recipe`, `write` turns it back, `diff` compares two. `tree` (YAML with line
-numbers), `words` (what a complaint says) and `checks` (rules between keys) are its means.
+`schema` (with `model`, `stage`, `field_types`) defines the keys. `read` turns a file, a text or a mapping
+into a checked `Recipe`, `write` turns it back, `diff` compares two. Helpers: `yaml_tree` (YAML with line
+numbers), `error_messages` (texts of problems) and `rules` (rules between keys).
 """
 
 from lmmkit.recipe.diff import ABSENT, Difference, diff, section_class

@@ -1,4 +1,4 @@
-"""What differs between two recipes, key by key, and what kind of difference each is."""
+"""Compares two recipes key by key, and classifies each difference."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from lmmkit.recipe.schema import Recipe
 from lmmkit.recipe.write import to_mapping
 
 SectionClass = Literal["mathematics", "data", "speed", "output"]
-ABSENT: Final = "(absent)"  # what a Difference holds for a key that one recipe lacks
+ABSENT: Final = "(absent)"  # the value in a Difference for a key that one recipe lacks
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """One key with another value; a key that only one recipe has is `ABSENT` in the other.
+    """Describes one key with different values. A key that only one recipe has is `ABSENT` in the other.
 
-    Where both have the same names in another order, `key` is the section and the values are
-    the two orders, as lists of names.
+    If both recipes have the same names in a different order, `key` is the section, and the values are
+    the two lists of names.
     """
 
     key: str
@@ -35,14 +35,14 @@ SECTIONS: Final[Mapping[str, SectionClass]] = {
 IN_STAGES: Final[Mapping[str, SectionClass]] = {
     "data": "data", "batch": "mathematics", "length": "mathematics", "train": "mathematics",
     "optim": "mathematics", "losses": "mathematics", "validate": "output",
-    "start": "data",  # a folder: that it lies elsewhere changes nothing
+    "start": "data",  # a folder path: another path does not change the computation
 }  # fmt: skip
 
 
 def section_class(key: str) -> SectionClass:
-    """The class of a dotted key: decided by its section, and within a stage by the stage's.
+    """Returns the class of a dotted key. The section decides it; inside a stage, the stage's section.
 
-    Raises `KeyError` for one that no class was given to.
+    Raises `KeyError` for a key without a class.
     """
     match key.split("."):
         case ["stages", _, section, *_]:
@@ -53,7 +53,7 @@ def section_class(key: str) -> SectionClass:
 
 
 def diff(a: Recipe, b: Recipe) -> list[Difference]:
-    """Every key whose value differs, in the order of `a`; root and places do not count."""
+    """Returns every key whose value differs, in the order of `a`. Ignores `root` and `places`."""
     return [
         Difference(key=key, section_class=section_class(key), a=x, b=y)
         for key, x, y in _walk(to_mapping(a), to_mapping(b), "")

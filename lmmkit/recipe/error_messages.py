@@ -1,4 +1,4 @@
-"""Walks the schema by key, and turns pydantic's errors into problems in plain words.
+"""Finds the type hint of a key in the schema, and turns pydantic's errors into problems.
 
 The `where` of these problems is a dotted key; `read` adds file and line.
 """
@@ -21,20 +21,20 @@ from lmmkit.recipe.field_types import Says
 from lmmkit.recipe.schema import HIDDEN
 from lmmkit.recipe.yaml_tree import scalar_value
 
-UNKNOWN = object()  # the hint of a key that the schema does not have
+UNKNOWN = object()  # the type hint of a key that the schema does not have
 _LARGEST = 2**63
 
 
 @functools.cache
 def keys_of(cls: type) -> dict[str, Any]:
-    """YAML key -> type hint of a section."""
+    """Returns the type hint of each YAML key in a section."""
     hints = get_type_hints(cls, include_extras=True)
     names = [f.name for f in fields(cls) if f.name not in HIDDEN]
     return {name.rstrip("_"): hints[name] for name in names}
 
 
 def plain_hint(hint: Any, raw: Any = None) -> Any:
-    """The hint without annotations and `| None`; of several sections the one `raw` asks for."""
+    """Returns the hint without annotations and `| None`. Among several section types, `raw` selects one."""
     while True:
         if get_origin(hint) is Annotated:
             hint, *marks = get_args(hint)
@@ -62,7 +62,7 @@ def _tag(hint: Any) -> str | None:
 
 
 def child(hint: Any, raw: Any, key: str | int) -> Any:
-    """The hint of `key` under `hint`, or UNKNOWN. `raw` is what stands at `hint`."""
+    """Returns the hint of `key` under `hint`, or UNKNOWN. `raw` is the recipe's value at `hint`."""
     hint = plain_hint(hint, raw)
     if is_dataclass(hint):
         return keys_of(hint).get(str(key), UNKNOWN)  # type: ignore[arg-type]
@@ -75,7 +75,7 @@ def child(hint: Any, raw: Any, key: str | int) -> Any:
 
 
 def describe(hint: Any) -> str:
-    """The words for what a hint accepts."""
+    """Returns a text that describes the values a hint accepts."""
     if get_origin(hint) is Annotated:
         inner, *marks = get_args(hint)
         says = next((mark.words for mark in marks if isinstance(mark, Says)), None)
@@ -91,7 +91,7 @@ def describe(hint: Any) -> str:
 
 
 def show_value(value: Any) -> str:
-    """A value as a person wrote it, cut to a line."""
+    """Returns a value as text for a problem, cut to one line."""
     match value:
         case None:
             return "nothing"
@@ -151,7 +151,7 @@ def _literals(hint: Any) -> list[str]:
 
 
 def problems_of(error: ValidationError, raw: Any, hint: Any) -> Iterator[Problem]:
-    """Yields pydantic's errors about `raw`, which should fit `hint`: each code once a key."""
+    """Yields pydantic's errors about `raw`, which should fit `hint`, as problems: each code once per key."""
     seen = set()
     for entry in error.errors(include_url=False, include_context=False):
         problem = _problem(entry, raw, hint)
@@ -167,7 +167,7 @@ def unknown_key(key: str, name: str, known: Iterable[str]) -> Problem:
 
 def _problem(entry: Any, raw: Any, hint: Any) -> Problem:
     path: list[str] = []
-    named = False  # the key itself is what is wrong
+    named = False  # the key itself is wrong
     unexpected = entry["type"] == "unexpected_keyword_argument"
     above, parent = hint, raw
     for i, step in enumerate(entry["loc"], 1):
@@ -177,11 +177,11 @@ def _problem(entry: Any, raw: Any, hint: Any) -> Problem:
             break
         below = child(hint, raw, step)
         if below is UNKNOWN and not (unexpected and last):
-            continue  # a step inside pydantic's unions, which is no key
+            continue  # a step inside a pydantic union, not a key
         if isinstance(raw, list) and int(step) >= len(raw):
-            break  # a list too short is wrong as a whole
+            break  # the problem belongs to the complete list, which is too short
         above, parent = hint, raw
-        if isinstance(raw, (Mapping, list)):  # a bare number may stand for a section
+        if isinstance(raw, (Mapping, list)):  # a bare number may replace a section
             path.append(str(step))
             raw = raw.get(step) if isinstance(raw, Mapping) else raw[int(step)]
         if below is UNKNOWN:
@@ -201,7 +201,7 @@ def _problem(entry: Any, raw: Any, hint: Any) -> Problem:
 def tidy(value: Any, key: str, problems: list[Problem], depth: int = 0) -> Any:
     """Returns a deep copy of `value` in plain dicts, lists and scalars.
 
-    What no recipe may hold becomes a problem and None: numbers that are not finite or above 64
+    A value that no recipe may contain becomes a problem and None: numbers that are not finite or exceed 64
     bits, text that is not Unicode, keys that are not text, objects, more than 50 levels.
     """
 

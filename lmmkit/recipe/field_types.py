@@ -1,7 +1,7 @@
-"""The kinds of value a recipe may hold, each with the words in which a problem asks for it.
+"""The types of recipe values, each with the text that a problem prints as `expected`.
 
-Every scalar is strict: `true` is no number and "3" is no number; a whole number will do where a
-number is wanted.
+Every scalar is strict: `true` is not a number and "3" is not a number. An integer is accepted as a
+number.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ T = TypeVar("T")
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def section(cls: type[T]) -> type[T]:
-    """A frozen keyword-only dataclass of which pydantic accepts exactly the keys."""
-    # arbitrary types: only for Recipe.places, which never comes from a file
+    """Returns the class as a frozen keyword-only dataclass. pydantic accepts exactly its keys."""
+    # arbitrary types: only for Recipe.places, which no file can set
     cls.__pydantic_config__ = ConfigDict(  # type: ignore[attr-defined]
         extra="forbid",
         alias_generator=lambda name: name.rstrip("_"),
@@ -30,7 +30,7 @@ def section(cls: type[T]) -> type[T]:
 
 @dataclass(frozen=True)
 class Says:
-    """Holds the words for a kind of value: "got 'x'; expected {words}"."""
+    """Holds the text for a type of value: "got 'x'; expected {words}"."""
 
     words: str
 
@@ -39,9 +39,9 @@ Whole = Annotated[int, Strict(), Says("a whole number")]
 Natural = Annotated[int, Strict(), Ge(0), Says("a whole number, 0 or more")]
 Count = Annotated[int, Strict(), Ge(1), Says("a whole number, 1 or more")]
 Two = Annotated[int, Strict(), Ge(2), Says("a whole number, 2 or more")]
-# not Literal[1], which takes `true` and 1.0 for it
+# not Literal[1], which also accepts `true` and 1.0
 One = Annotated[int, Strict(), Ge(1), Le(1), Says("1, the only format there is")]
-# What no model or machine has: without a bound a wrong recipe would be built for hours.
+# Upper bounds above any real model or machine: without them, building a wrong recipe would take hours.
 Blocks = Annotated[int, Strict(), Ge(1), Le(256), Says("a whole number from 1 to 256")]
 Size = Annotated[int, Strict(), Ge(1), Le(2**20), Says("a whole number from 1 to 1048576")]
 Samples = Annotated[int, Strict(), Ge(1), Le(10**6), Says("a whole number from 1 to 1000000")]

@@ -1,4 +1,4 @@
-"""The `model` and `numerics` sections: the parts, their shapes, and how they speak."""
+"""The `model` and `numerics` sections: parts, shapes, tokenizer, chat format and data types."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Resample = Literal["bicubic", "bilinear"]
 
 
 def _derive(obj: object, name: str, value: int) -> None:
-    """Fills a field left at 0 ("work it out") while the frozen object is being built."""
+    """Sets a field whose value is 0 ("derive it") while the frozen object is created."""
     if getattr(obj, name) == 0:
         object.__setattr__(obj, name, value)
 
 
 @section
 class VisionScratch:
-    """A vision transformer built here. The switches default to CLIP's; SigLIP's are no class
+    """Describes a vision transformer by its shape. The defaults are those of CLIP. SigLIP has no class
     token, no pre-norm, `gelu_tanh` and 1e-6.
     """
 
@@ -37,15 +37,15 @@ class VisionScratch:
     patch: k.Size  # pixels a side
     image_size: k.Size  # pixels a side
     mlp: k.Size = 0  # hidden width; not given = 4 * width
-    class_token: k.Flag = True  # dropped again before the connector
+    class_token: k.Flag = True  # removed before the connector
     pre_norm: k.Flag = True  # a layer norm between the embeddings and the first block
     patch_bias: k.Flag = False  # a bias on the patch embedding (SigLIP has one)
     activation: Literal["quick_gelu", "gelu", "gelu_tanh"] = "quick_gelu"
     norm_eps: k.Positive = 1e-5
     feature_layer: k.Whole = -2  # 0 = the embeddings, n = after n blocks; -1 = after the last
-    mean: k.Triple = CLIP_MEAN  # of RGB in 0..1
+    mean: k.Triple = CLIP_MEAN  # per RGB channel, values in 0..1
     std: k.PositiveTriple = CLIP_STD
-    resample: Resample = "bicubic"  # how a picture comes to its size
+    resample: Resample = "bicubic"  # interpolation when images are resized
 
     def __post_init__(self):
         _derive(self, "mlp", 4 * self.width)
@@ -53,11 +53,11 @@ class VisionScratch:
 
 @section
 class VisionTimm:
-    """A timm model by name. What is not given is what timm's own configuration says."""
+    """Names a timm model. Values that are not given come from timm's configuration."""
 
     timm: k.Text
-    weights: k.Text  # a safetensors file, or `none` for random ones
-    args: k.Settings = field(default_factory=dict)  # what else timm's constructor is given
+    weights: k.Text  # a safetensors file, or `none` for random weights
+    args: k.Settings = field(default_factory=dict)  # further arguments of timm's constructor
     image_size: k.Size | None = None
     feature_layer: k.Whole = -2
     mean: k.Triple | None = None
@@ -67,8 +67,8 @@ class VisionTimm:
 
 @section
 class VisionFrom:
-    """A folder with an encoder. What is not given is what the folder's files say; of a public
-    encoder, -2 is read.
+    """Names a folder with an encoder. Values that are not given come from the folder's files. The default
+    `feature_layer` for a public encoder is -2.
     """
 
     from_: k.Text
@@ -110,9 +110,9 @@ Vision = Annotated[
 
 @section
 class ConnectorConfig:
-    """What maps vision width to text width: one linear, or linear-GELU-linear.
+    """Describes the map from vision width to text width: one linear, or linear-GELU-linear.
 
-    `from_`: a folder of llava-hf, LLaVA or lmmkit whose connector it begins as.
+    `from_`: a folder from llava-hf, LLaVA or lmmkit with the connector's initial weights.
     """
 
     kind: Literal["linear", "mlp2x_gelu"]
@@ -121,30 +121,30 @@ class ConnectorConfig:
 
 @section
 class RopeScaling:
-    """How rotary positions were stretched to a longer context; see `model/rope.py`."""
+    """Describes how rotary positions were scaled to a longer context; see `model/rope.py`."""
 
     kind: Literal["linear", "llama3", "yarn"]
     factor: k.Positive
-    original: k.Natural = 0  # context before it was stretched; llama3 and yarn
+    original: k.Natural = 0  # context before the scaling; llama3 and yarn
     low: k.Positive = 1.0  # llama3: turns within `original` below which a frequency is divided
     high: k.Positive = 4.0  # llama3: and above which it is kept
     fast: k.Positive = 32.0  # yarn: turns above which a frequency is kept
     slow: k.Positive = 1.0  # yarn: and below which it is divided
-    magnitude: k.NotNegative = 0.0  # yarn: of sines and cosines; 0 = 0.1 ln(factor) + 1
+    magnitude: k.NotNegative = 0.0  # yarn: factor on sines and cosines; 0 = 0.1 ln(factor) + 1
 
 
 @section
 class TextScratch:
-    """A decoder built here."""
+    """Describes a decoder by its shape."""
 
     width: k.Size
     depth: k.Blocks
     heads: k.Size
     mlp: k.Size  # hidden width of the gated MLP
-    context: k.Count  # tokens in one sequence at most, image tokens included
+    context: k.Count  # most tokens in one sequence, including image tokens
     kv_heads: k.Size = 0  # not given = heads
-    head_size: k.Size = 0  # not given = width / heads; stays 0 where that is not whole
-    vocab: k.Natural = 0  # rows of the embedding; not given = the tokenizer's size
+    head_size: k.Size = 0  # not given = width / heads; stays 0 if that is not an integer
+    vocab: k.Natural = 0  # matrix rows of the embedding; not given = the tokenizer's size
     rope_theta: k.Positive = 1e4
     rope_scaling: RopeScaling | None = None
     norm_eps: k.Positive = 1e-5
@@ -160,7 +160,7 @@ class TextScratch:
 
 @section
 class TextFrom:
-    """A folder with a public decoder; `context` may be shorter than what it was trained for."""
+    """Names a folder with a decoder. `context` may be shorter than in its training."""
 
     from_: k.Text
     context: k.Count
@@ -181,7 +181,7 @@ TextModel = Annotated[
 
 @section
 class Tokenizer:
-    """The folder that holds the tokenizer, and its kind."""
+    """Names the folder with the tokenizer, and the tokenizer's kind."""
 
     from_: k.Text
     kind: Literal["auto", "sentencepiece", "tokenizers", "tiktoken"] = "auto"
@@ -189,9 +189,9 @@ class Tokenizer:
 
 @section
 class Chat:
-    """The inference contract, saved with the weights: what a user's words are wrapped in.
+    """Describes the prompt format for inference, which is saved with the weights.
 
-    `after_eos` is how a later turn begins after the end-of-sequence token: with the ids of the
+    `after_eos`: how a later turn is tokenized after the end-of-sequence token: with the ids of the
     published checkpoints (transformers 4.31), or with those of transformers 4.37.
     """
 
@@ -202,9 +202,9 @@ class Chat:
 
 @section
 class Model:
-    """The parts, in the order in which a picture and a question pass through them."""
+    """Describes the parts, in the order in which an image and a question pass through them."""
 
-    vision: Vision | None = None  # not given, with connector: a model of text alone
+    vision: Vision | None = None  # neither vision nor connector given: a text-only model
     connector: ConnectorConfig | None = None
     text: TextModel
     tokenizer: Tokenizer
@@ -213,8 +213,8 @@ class Model:
 
 @section
 class Numerics:
-    """`bfloat16` computes so on CUDA; a CPU computes in float32 whatever stands here. `frozen` is
-    what the matrices of a part are held in that no stage of the run trains, on any device.
+    """Sets the data types. `compute` applies on CUDA; a CPU always computes in float32. `frozen`: the type of
+    the matrices in parts that no stage of the run trains, on any device.
     """
 
     compute: Literal["float32", "bfloat16"] = "float32"

@@ -1,4 +1,4 @@
-"""A recipe from a file, a text or a mapping: all that is wrong with it at once, or a `Recipe`."""
+"""Reads a recipe from a file, a text or a mapping, and raises all its problems together."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from lmmkit.recipe.schema import HIDDEN, Recipe
 from lmmkit.recipe.source_positions import Places
 from lmmkit.recipe.yaml_tree import MAX_BYTES, YamlTree, parse
 
-# below these, keys are a person's own names: --set must not make up a new one on its way
+# below these keys, the user chooses the names: --set must not create a new one on its path
 _NAMED = ("plugins", "data", "stages", "evaluate.tasks")
 
 
 def read_recipe(
     path: str | os.PathLike[str], *, overrides: Sequence[str] = (), root: Path | None = None
 ) -> Recipe:
-    """Reads the YAML file at `path`, sets `overrides` ("a.b=c", c in YAML), checks everything.
+    """Reads the YAML file at `path`, applies `overrides` ("a.b=c", c in YAML), and checks everything.
 
-    `root` is what relative paths in the recipe start from; not given, the current directory.
+    `root`: the folder for relative paths in the recipe. Default: the current directory.
     Raises `UserError` with every problem found.
     """
     return read_text(_text(Path(path)), name=str(path), overrides=overrides, root=root)
@@ -52,7 +52,7 @@ def read_text(
     overrides: Sequence[str] = (),
     root: Path | None = None,
 ) -> Recipe:
-    """As `read_recipe`, for text that is at hand; `name` stands for the file in problems."""
+    """Reads a recipe from YAML text, like `read_recipe`. `name` is the file name in problems."""
     tree = parse(text, name)
     if tree.broken:
         raise UserError(tree.problems)
@@ -66,7 +66,7 @@ def read_text(
 
 
 def from_mapping(mapping: Mapping[str, Any], *, root: Path | None = None) -> Recipe:
-    """A checked `Recipe` from dicts in the shape of the YAML. Raises `UserError`."""
+    """Returns a checked `Recipe` from dicts with the structure of the YAML. Raises `UserError`."""
     if not isinstance(mapping, Mapping):
         got = f"a {type(mapping).__name__}"
         raise UserError(WRONG_TYPE.at("recipe", got=got, expected="a mapping", fix="Pass a dict."))
@@ -74,12 +74,12 @@ def from_mapping(mapping: Mapping[str, Any], *, root: Path | None = None) -> Rec
 
 
 def model_from_mapping(mapping: Mapping[str, Any]) -> Model:
-    """A checked `model` section alone, as a model folder keeps it. Raises `UserError`."""
+    """Returns a checked `model` section, as stored in a model folder. Raises `UserError`."""
     return from_mapping({**_AROUND, "model": mapping}).model
 
 
 def vision_from_mapping(mapping: Mapping[str, Any]) -> VisionScratch | VisionTimm:
-    """A checked `model.vision` section alone, as an encoder's folder keeps it. Raises `UserError`."""
+    """Returns a checked `model.vision` section, as stored in an encoder's folder. Raises `UserError`."""
     try:
         section = _adapter(Vision).validate_python(mapping)
     except ValidationError as error:
@@ -90,12 +90,12 @@ def vision_from_mapping(mapping: Mapping[str, Any]) -> VisionScratch | VisionTim
 
 
 def around(model: Model, stage: str) -> Recipe:
-    """The least recipe with this model: what a model that was not trained here is opened by."""
+    """Returns a minimal recipe with this model. It opens models that lmmkit did not train."""
     bare = from_mapping({**_AROUND, "stages": {stage: _AROUND["stages"]["none"]}})
     return replace(bare, model=model)
 
 
-# A recipe without a run: everything a recipe must have, and nothing it would do.
+# A minimal valid recipe: the required keys with values that no run uses.
 _AROUND: dict[str, Any] = {
     "format": 1,
     "seed": 0,
@@ -139,7 +139,7 @@ def _text(path: Path) -> str:
 
 
 def _override(tree: YamlTree, override: str) -> None:
-    """Sets one "a.b=c" in the tree, or adds the problem to the tree."""
+    """Applies one "a.b=c" to the tree, or adds a problem to the tree."""
     place = f"--set {override}"
 
     def refuse(got: str, expected: str, fix: str) -> None:
@@ -165,7 +165,7 @@ def _override(tree: YamlTree, override: str) -> None:
         if not isinstance(at, dict):
             return refuse(f"`{done}`, which has no keys", "a section", "Set that key as a whole.")
     at[steps[-1]] = value.value
-    # what stood below the key is gone, and so is what was wrong with it
+    # the old values below the key are replaced, so their problems are removed too
     tree.silent = {old for old in tree.silent if not f"{old}.".startswith(f"{key}.")}
     kept = {old: at for old, at in tree.places.items() if not old.startswith(f"{key}.")}
     tree.places = {**kept, key: place}
@@ -173,14 +173,14 @@ def _override(tree: YamlTree, override: str) -> None:
 
 
 def _recipe(tree: YamlTree, root: Path | None) -> Recipe:
-    """Checks a tree as a whole; raises `UserError` with all problems."""
+    """Checks a tree and returns its recipe. Raises `UserError` with all problems."""
     places = Places(dict(tree.places))
     found: list[Problem] = []  # `where` is still a dotted key
     raw = tidy(tree.value, "", found)
     found = [p for p in found if p.where not in tree.silent]
-    refused = {p.where for p in found}  # tidy left None there
+    refused = {p.where for p in found}  # tidy set these values to None
     found += [p for p in _nulls(raw, Recipe, "") if p.where not in refused]
-    for name in HIDDEN:  # fields, but no keys
+    for name in HIDDEN:  # fields of Recipe that are not keys
         if raw.pop(name, UNKNOWN) is not UNKNOWN:
             found.append(unknown_key(name, name, keys_of(Recipe)))
     recipe = None
@@ -208,7 +208,7 @@ def _adapter(hint: Any) -> TypeAdapter:
 
 
 def _nulls(raw: Any, hint: Any, key: str) -> Iterator[Problem]:
-    """Refuses null everywhere but in a plugin's settings: leaving a key out is clearer."""
+    """Yields a problem for each null outside plugin settings: it is clearer to omit the key."""
     if raw is None:
         yield NULL.at(key, got="nothing", expected=describe(hint), fix=fix_for(raw, hint))
     elif isinstance(raw, (dict, list)):
@@ -220,7 +220,7 @@ def _nulls(raw: Any, hint: Any, key: str) -> Iterator[Problem]:
 
 
 def _cross(raw: dict, unknown: Sequence[str]) -> Iterator[Problem]:
-    """Applies the rules between keys to each part that is valid by itself without the `unknown` keys."""
+    """Yields problems from the rules between keys, for sections that are valid without `unknown` keys."""
     raw = copy.deepcopy(raw)
     for key in unknown:
         *parents, last = key.split(".")
@@ -240,7 +240,7 @@ def _cross(raw: dict, unknown: Sequence[str]) -> Iterator[Problem]:
 
 
 def _parts(raw: Any, hint: Any, pattern: list[str], key: str) -> Iterator[tuple[str, Any, Any]]:
-    """(dotted key, value, hint) of all that stands where `pattern` points; `*` is any name."""
+    """Yields (dotted key, value, hint) for every value that matches `pattern`; `*` matches any name."""
     if not pattern and raw is not None:
         yield key, raw, hint
     if not pattern or not isinstance(raw, dict):

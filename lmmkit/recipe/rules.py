@@ -1,7 +1,7 @@
-"""Rules between keys, as pure functions: parts of a recipe -> problems.
+"""Rules between keys, as pure functions from a section of the recipe to problems.
 
-Each looks at one part, so that a typo elsewhere does not hide its problems. Their `where` is a dotted key;
-`read` adds file and line.
+Each rule reads one section, so a typo in another section does not hide its problems. `where` is a dotted
+key; `read` adds file and line.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from lmmkit.recipe.model import Model, TextFrom, TextScratch, VisionFrom, Vision
 from lmmkit.recipe.schema import Task
 from lmmkit.recipe.stage import Length, Source, Stage, Train, Validate, Weight
 
-RESERVED = ("next_token", "main")  # the core's own term and view
+RESERVED = ("next_token", "main")  # the term and the view of the core
 
 
 @dataclass(frozen=True)
 class Names:
-    """The names that other keys may refer to."""
+    """Holds the names that other keys may refer to."""
 
     plugins: tuple[str, ...] = ()
     data: tuple[str, ...] = ()
@@ -29,7 +29,7 @@ class Names:
 
     @classmethod
     def of(cls, raw: Mapping[str, Any]) -> Names:
-        """Reads the names from a mapping that may be wrong in every other way."""
+        """Returns the names from a mapping that may be invalid in all other respects."""
 
         def keys(*path: str) -> tuple[str, ...]:
             at: Any = raw
@@ -49,7 +49,7 @@ def _whole(key: str, name: str, value: int, of: str, over: int) -> Iterator[Prob
 def check_vision(
     vision: VisionScratch | VisionTimm | VisionFrom, key: str, names: Names
 ) -> Iterator[Problem]:
-    """Heads divide the width, patches the image; the feature layer exists."""
+    """Checks that heads divide the width, patches divide the image, and the feature layer exists."""
     if not isinstance(vision, VisionScratch):
         return
     yield from _whole(key, "heads", vision.heads, "width", vision.width)
@@ -65,10 +65,10 @@ def check_vision(
 
 
 def check_text(text: TextScratch | TextFrom, key: str, names: Names) -> Iterator[Problem]:
-    """Heads divide the width, key heads the heads; rotary positions need pairs of channels."""
+    """Checks that heads divide the width, `kv_heads` divides the heads, and `head_size` is even for RoPE."""
     if not isinstance(text, TextScratch):
         return
-    if text.head_size == 0:  # schema: could not be derived
+    if text.head_size == 0:  # the schema could not derive it
         yield from _whole(key, "heads", text.heads, "width", text.width)
     elif text.head_size % 2:
         yield CONFLICT.at(
@@ -81,8 +81,8 @@ def check_text(text: TextScratch | TextFrom, key: str, names: Names) -> Iterator
 
 
 def check_model(model: Model, key: str, names: Names) -> Iterator[Problem]:
-    """An encoder comes with a connector; an image fits into the context, if both sizes are known
-    before any file is read."""
+    """Checks that an encoder has a connector, and that an image fits into the context, if both sizes are
+    known before any file is read."""
     vision, text = model.vision, model.text
     if (vision is None) != (model.connector is None):
         there, lacks = ("vision", "connector") if vision is not None else ("connector", "vision")
@@ -104,7 +104,7 @@ def check_model(model: Model, key: str, names: Names) -> Iterator[Problem]:
 
 
 def check_plugins(plugins: Mapping[str, Mapping[str, Any]], key: str, names: Names) -> Iterator[Problem]:
-    """Instance names are free; `use` is a component's name."""
+    """Checks that instance names are not reserved, and that `use` is the name of a component."""
     for name, settings in plugins.items():
         if name in RESERVED:
             got, expected = f"the instance name `{name}`", "a name that lmmkit does not use itself"
@@ -122,7 +122,7 @@ def _known(key: str, name: str, known: tuple[str, ...], section: str) -> Iterato
 
 
 def check_source(source: Source, key: str, names: Names) -> Iterator[Problem]:
-    """A records file comes with a folder of images; shards contain their images."""
+    """Checks that a records file has a folder of images, and that shards, which contain images, have none."""
     if (source.kind == "llava") == (source.images is None):
         expected = "a folder of images" if source.images is None else "no `images`: shards contain them"
         got = f"kind {source.kind} {'without' if source.images is None else 'with'} `images`"
@@ -131,13 +131,13 @@ def check_source(source: Source, key: str, names: Names) -> Iterator[Problem]:
 
 
 def check_sources(data: Mapping[str, float], key: str, names: Names) -> Iterator[Problem]:
-    """A stage's sources exist."""
+    """Checks that a stage's sources exist."""
     for source in data:
         yield from _known(f"{key}.{source}", source, names.data, "data")
 
 
 def check_length(length: Length, key: str, names: Names) -> Iterator[Problem]:
-    """One length is given, not two."""
+    """Checks that exactly one length is given."""
     if (length.epochs is None) == (length.steps is None):
         yield CONFLICT.at(
             key,
@@ -148,14 +148,14 @@ def check_length(length: Length, key: str, names: Names) -> Iterator[Problem]:
 
 
 def check_train(train: Train, key: str, names: Names) -> Iterator[Problem]:
-    """At least one part is trainable."""
+    """Checks that at least one part is trainable."""
     if not train.parts():
         fix = "Name vision, connector, text or plugins, such as `connector: {}`."
         yield CONFLICT.at(key, got="no part", expected="at least one trainable part", fix=fix)
 
 
 def check_warmup(stage: Stage, key: str, names: Names) -> Iterator[Problem]:
-    """A warm-up in steps is whole and no longer than the stage."""
+    """Checks that a warm-up in steps is an integer and not longer than the stage."""
     warmup, steps = stage.optim.warmup, stage.length.steps
     at = f"{key}.optim.warmup"
     if warmup > 1 and warmup != int(warmup):
@@ -167,7 +167,7 @@ def check_warmup(stage: Stage, key: str, names: Names) -> Iterator[Problem]:
 
 
 def check_losses(losses: Mapping[str, Weight], key: str, names: Names) -> Iterator[Problem]:
-    """Terms exist, weights have one shape, and one of them counts."""
+    """Checks that terms exist, that each weight has one form, and that one weight is above 0."""
     for term, weight in losses.items():
         at = f"{key}.{term}"
         yield from _known(at, term, ("next_token", *names.plugins), "plugins, or next_token")
@@ -191,7 +191,7 @@ def _check_weight(weight: Weight, key: str) -> Iterator[Problem]:
 
 
 def check_validate(validate: Validate, key: str, names: Names) -> Iterator[Problem]:
-    """The data and tasks of a validation exist, and `best` is one of its figures."""
+    """Checks that the data and tasks of a validation exist, and that `best` is one of its metrics."""
     yield from _known(f"{key}.data", validate.data, names.data, "data")
     for i, task in enumerate(validate.tasks):
         yield from _known(f"{key}.tasks.{i}", task, names.tasks, "evaluate.tasks")
@@ -208,7 +208,7 @@ def check_validate(validate: Validate, key: str, names: Names) -> Iterator[Probl
 
 
 def check_task(task: Task, key: str, names: Names) -> Iterator[Problem]:
-    """A task reads from one place, and the place exists."""
+    """Checks that a task has either `data` or `files`, and that the source in `data` exists."""
     if (task.data is None) == (task.files is None):
         yield CONFLICT.at(
             key,
@@ -220,7 +220,7 @@ def check_task(task: Task, key: str, names: Names) -> Iterator[Problem]:
         yield from _known(f"{key}.data", task.data, names.data, "data")
 
 
-# where each rule applies; `*` is any name
+# the keys to which each rule applies; `*` matches any name
 RULES: dict[str, Callable[[Any, str, Names], Iterator[Problem]]] = {
     "model.vision": check_vision,
     "model.text": check_text,

@@ -1,8 +1,8 @@
-"""The whole recipe as frozen dataclasses: every key, what it means, its unit and its default.
+"""The recipe as frozen dataclasses: every key with its meaning, unit and default.
 
-`model.py` and `stage.py` hold those sections, this file the rest and the whole. pydantic builds
-them from plain mappings (`read.py`); what is built directly in Python is not validated. A field
-that ends in `_` is the YAML key without it (`from_` is `from`).
+`model.py` and `stage.py` define the sections of those names; this file defines the others and `Recipe`.
+pydantic builds the objects from plain mappings (`read.py`). Objects built directly in Python are not
+validated. A trailing `_` in a field name is not part of the YAML key (`from_` is `from`).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from lmmkit.recipe.stage import Source, Stage
 
 @section
 class Task:
-    """One task: a folder of task `files`, or a source of `data`. `kind` not given = the task's
-    own name. `stage`: whose model answers; not given = the last.
+    """Describes one task: a folder of task `files`, or a source in `data`. `kind` not given = the task's
+    name. `stage`: the stage whose model answers; not given = the last.
     """
 
     kind: k.Text | None = None
@@ -37,7 +37,7 @@ class Task:
 
 @section
 class Evaluate:
-    """`controls` repeat each task on a blank image and on another sample's image."""
+    """Lists the evaluation tasks. `controls` repeat each task with blank or swapped images."""
 
     tasks: Annotated[Mapping[k.Name, Task], Says("a section of NAME: task")]
     controls: Annotated[tuple[Literal["blank", "swapped"], ...], Says("a list of blank and swapped")] = ()
@@ -45,13 +45,13 @@ class Evaluate:
 
 @section
 class Output:
-    """How often things are written, in optimizer steps; 0 = never. `keep`: checkpoints kept.
-    `async_save`: training goes on while a copy of the state is written.
-    `observers`: plugins that are told how a run goes, and compute nothing.
+    """Sets how often output is written, in optimizer steps; 0 = never. `keep`: number of checkpoints kept.
+    `async_save`: training continues while a copy of the state is written.
+    `observers`: plugins that receive the events of a run and compute nothing for it.
     """
 
     save_every: k.Natural = 500
-    keep: k.Two = 2  # one alone would be lost with a broken write
+    keep: k.Two = 2  # with only one, a failed write could lose it
     async_save: k.Flag = False
     log_every: k.Count = 1
     images_every: k.Natural = 0
@@ -60,21 +60,21 @@ class Output:
 
 @section
 class Speed:
-    """What changes time and memory but not the mathematics."""
+    """Sets options that change time and memory but not the mathematics."""
 
-    tokens: k.Count = 8192  # rows of one micro-batch at most
+    tokens: k.Count = 8192  # most rows in one micro-batch
     share_prefix: k.Flag = True
     attention: Literal["auto", "eager", "sdpa", "xformers"] = "auto"
-    # decoder blocks that run again in the backward pass; a number: so many, from the first on
+    # decoder blocks that run again in the backward pass; a number N: the first N blocks
     recompute: Annotated[Literal["none", "all"] | k.Count, Says("none, all, or a number of blocks")] = "none"
     compile: k.Flag = False  # `torch.compile` around the attention of each layer
-    deterministic: k.Flag = False  # only kernels that give the same bits each time
-    workers: k.Few = 0  # data processes a rank
-    threads: k.Few = 0  # CPU threads; 0 = leave as found
+    deterministic: k.Flag = False  # only kernels with bit-identical results on each run
+    workers: k.Few = 0  # data processes per rank
+    threads: k.Few = 0  # CPU threads; 0 = do not change
     image_cache_mb: k.Natural = 0  # 0 = no cache
 
     def recomputed(self, depth: int) -> int:
-        """How many of `depth` blocks run again."""
+        """Returns how many of `depth` blocks run again in the backward pass."""
         return (
             {"none": 0, "all": depth}[self.recompute]
             if isinstance(self.recompute, str)
@@ -84,11 +84,12 @@ class Speed:
 
 @section
 class Parallel:
-    """How the processes that torchrun starts share the work; one process alone does all of it.
+    """Describes how the processes from torchrun share the work. A single process does all of it.
 
-    `shard` processes hold one copy of the parameters together, `replicate` is the number of copies.
-    What is not a number fills up what there are. `exchange`: when gradients travel. Once a `step` is the
-    least traffic, and holds them whole in between; with each `micro_batch` they are cut at once.
+    `shard` processes hold one copy of the parameters together; `replicate` is the number of copies.
+    `all` and `auto` use all processes that there are. `exchange`: when gradients are reduced. `step`, once
+    per step, has the least traffic and keeps full gradients until then; `micro_batch` shards them after
+    each micro-batch.
     """
 
     shard: Annotated[Literal["all"] | k.Count, Says("all, or a number of processes")] = "all"
@@ -97,16 +98,16 @@ class Parallel:
 
     @property
     def copy(self) -> int:
-        """The fewest processes that hold one copy."""
+        """Returns the smallest number of processes that can hold one copy."""
         return 1 if self.shard == "all" else self.shard
 
     @property
     def least(self) -> int:
-        """The fewest processes that this asks for."""
+        """Returns the smallest number of processes that these settings need."""
         return self.copy * (1 if self.replicate == "auto" else self.replicate)
 
     def mesh(self, world: int) -> tuple[int, int] | None:
-        """(copies, processes a copy) of `world` processes; None if they do not fit."""
+        """Returns (copies, processes per copy) for `world` processes; None if the settings do not fit."""
         shard, replicate = self.shard, self.replicate
         if world == 1:
             return 1, 1
@@ -120,13 +121,13 @@ class Parallel:
 
 @section
 class Recipe:
-    """One whole run. `root` and `places` say where it was read; they take no part in equality."""
+    """Describes one complete run. `root` and `places` record where it was read; equality ignores them."""
 
     format: k.One
     seed: k.Natural
     model: Model
     numerics: Numerics = field(default_factory=Numerics)
-    # a plugin's own settings, as written; the plugin checks them
+    # the settings of each plugin, unchanged; the plugin checks them
     plugins: Annotated[Mapping[k.Instance, k.Settings], Says("a section of INSTANCE: {its settings}")] = (
         field(default_factory=dict)
     )
@@ -140,12 +141,12 @@ class Recipe:
     places: Places = field(default_factory=Places, compare=False, repr=False)
 
     def path(self, name: str) -> Path:
-        """`name` below the root; an absolute name as it is."""
+        """Returns the path `name` relative to the root; an absolute path unchanged."""
         return Path(self.root) / name
 
     def where(self, key: str) -> str:
-        """'file:line:col KEY' for a problem found after reading, such as a plugin's."""
+        """Returns 'file:line:col KEY', for a problem found after reading, for example in a plugin."""
         return self.places.where(key)
 
 
-HIDDEN = ("root", "places")  # fields of Recipe that are no keys
+HIDDEN = ("root", "places")  # fields of Recipe that are not keys

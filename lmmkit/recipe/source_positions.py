@@ -1,4 +1,4 @@
-"""Where each key of a recipe was written, so that a complaint made late can still name a line."""
+"""Positions of recipe keys in their file, so that problems found later can name a line."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Places:
-    """`at` maps a dotted key ("model.text.width", list items by number) to "file:line:col".
+    """Maps a dotted key ("model.text.width", list items by number) to "file:line:col", in `at`.
 
-    A key set on the command line stands at "--set KEY=VALUE". A recipe built in Python has no
-    places; its keys alone are named then.
+    The position of a key set on the command line is "--set KEY=VALUE". A recipe built in Python has no
+    positions; problems then name only its keys.
     """
 
     at: Mapping[str, str] = field(default_factory=dict)
 
     def where(self, key: str) -> str:
-        """'file:line:col KEY'; a key that was not written stands where its parent stands."""
+        """Returns 'file:line:col KEY'. A key that is not in the file gets the position of its parent."""
         parent = key
         while parent and parent not in self.at:
             parent = parent.rpartition(".")[0]

@@ -1,4 +1,4 @@
-"""The `data` and `stages` sections: what is read, and what is learned from it for how long."""
+"""The `data` and `stages` sections: sources, and how each stage trains on them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from lmmkit.recipe.model import ImageFit, TemplateName
 
 @section
 class Source:
-    """A record file and its folder of images, or shards that hold both, and the template its turns
-    are written in. `bad_records`: whether one stops the run, or is passed over with another in its
-    place, as long as they are no more than `bad_share` of the rows, or ten.
+    """Describes a data source: a record file and its folder of images, or shards that contain both, and the
+    chat template for its turns. `bad_records`: `error` stops the run at a bad record. `skip` replaces it by
+    another record, for at most `bad_share` of the records, or ten.
     """
 
     kind: Literal["llava", "webdataset"]
@@ -31,9 +31,9 @@ class Source:
 
 @section
 class BatchConfig:
-    """`samples` make one optimizer step, over all ranks. `too_long`: what a sample above the
-    context does. `tail`: whether the short last batch of an epoch is a step or left out. `group`:
-    whether a step's rows are alike: all with or all without pictures, and of like length.
+    """Describes the batch: `samples` per optimizer step, over all ranks. `too_long`: the treatment of samples
+    longer than the context. `tail`: keep or drop the short last batch of an epoch. `group`: put similar
+    samples into a step: all with or all without images (`modality`), or also of similar length (`length`).
     """
 
     samples: k.Samples
@@ -44,9 +44,9 @@ class BatchConfig:
 
 @section
 class Length:
-    """How long a stage is; exactly one of the two is given."""
+    """Sets the length of a stage. Exactly one of the two is given."""
 
-    epochs: k.Count | None = None  # each source as often as its weight asks
+    epochs: k.Count | None = None  # each source as often as its weight sets
     steps: k.Count | None = None  # optimizer steps
 
 
@@ -55,8 +55,8 @@ LoraTarget = Literal["q", "k", "v", "out", "gate", "up", "down"]
 
 @section
 class Lora:
-    """Low-rank updates in place of the full matrices, merged into them as the stage ends and kept
-    beside them; `targets` not given = every linear of the blocks.
+    """Trains low-rank updates in place of the full matrices. At the end of the stage they are merged into the
+    matrices and also saved separately. `targets` not given = every linear in the blocks.
     """
 
     r: k.Size
@@ -69,14 +69,14 @@ class Lora:
 
 @section
 class TrainPart:
-    """A part that learns; `lr` not given = the stage's."""
+    """Makes a part trainable; `lr` not given = the stage's."""
 
     lr: k.Positive | None = None
 
 
 @section
 class TrainText:
-    """The decoder learns, whole or through `lora`; `lr` not given = the stage's."""
+    """Makes the decoder trainable, fully or through `lora`; `lr` not given = the stage's."""
 
     lr: k.Positive | None = None
     lora: Lora | None = None
@@ -84,7 +84,7 @@ class TrainText:
 
 @section
 class Train:
-    """What learns in a stage; a part that is not named stays as it is."""
+    """Names the trainable parts of a stage; the other parts are frozen."""
 
     vision: TrainPart | None = None
     connector: TrainPart | None = None
@@ -92,15 +92,15 @@ class Train:
     plugins: TrainPart | None = None
 
     def parts(self) -> dict[str, TrainPart | TrainText]:
-        """The named parts only, by name."""
+        """Returns the trainable parts, by name."""
         named = {name: getattr(self, name) for name in ("vision", "connector", "text", "plugins")}
         return {name: part for name, part in named.items() if part is not None}
 
 
 @section
 class Optim:
-    """AdamW and its schedule; the optimizer starts anew with each stage. `adamw8bit` keeps its two
-    moments in 8 bits, by bitsandbytes.
+    """Sets AdamW and its schedule. Each stage starts with a new optimizer. `adamw8bit` keeps the two moments
+    in 8 bits, with bitsandbytes.
     """
 
     kind: Literal["adamw", "adamw8bit"] = "adamw"
@@ -111,15 +111,15 @@ class Optim:
         0.999,
     )
     eps: k.Positive = 1e-8
-    clip: k.Positive | Literal["none"] = "none"  # largest norm of all gradients together
+    clip: k.Positive | Literal["none"] = "none"  # largest norm over all gradients together
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup: k.NotNegative = 0.0  # below 1: share of the stage, rounded up; from 1 on: steps
 
 
 @section
 class Weight:
-    """What a term counts for: `weight`, or a line `from_` -> `to` over the first `over` of the
-    stage and `to` after it. `watch` keeps measuring where the weight is 0.
+    """Sets the weight of a term: `weight`, or a linear ramp from `from_` to `to` over the share `over` of the
+    stage, then `to`. `watch` keeps measuring the term when its weight is 0.
 
     In YAML a bare number is `{weight: number}`.
     """
@@ -127,11 +127,11 @@ class Weight:
     weight: k.NotNegative | None = None
     from_: k.NotNegative | None = None
     to: k.NotNegative | None = None
-    over: k.Share | None = None  # not given with from and to = the whole stage
+    over: k.Share | None = None  # not given with from and to = the complete stage
     watch: k.Flag = False
 
     def at(self, progress: float) -> float:
-        """The weight when `progress` (0..1) of the stage is done."""
+        """Returns the weight at `progress` (0..1) of the stage."""
         if self.weight is not None:
             return self.weight
         assert self.from_ is not None and self.to is not None, "checked when the recipe was read"
@@ -139,7 +139,7 @@ class Weight:
 
     @property
     def constant_zero(self) -> bool:
-        """Whether the term never counts in this stage."""
+        """Returns whether the weight is 0 during the complete stage."""
         return not any((self.weight, self.from_, self.to))
 
 
@@ -152,9 +152,10 @@ WeightOrNumber = Annotated[
 
 @section
 class Validate:
-    """Every `every` steps and after the last: the losses on `samples` of `data`, and the `tasks`.
+    """Describes the validation, every `every` steps and after the last: losses on `samples` samples from
+    `data`, and `tasks`.
 
-    `best`: the figure by which the best weights are kept: "loss", a term, or "task/metric".
+    `best`: the metric that selects the best weights to keep: "loss", a term, or "task/metric".
     """
 
     every: k.Count
@@ -166,7 +167,7 @@ class Validate:
 
 @section
 class Stage:
-    """One stretch of training; `losses` maps `next_token` and plugin instances to weights."""
+    """Describes one stage of training. `losses` maps `next_token` and plugin instances to weights."""
 
     data: Annotated[Mapping[k.Text, k.Positive], MinLen(1), Says("a section of SOURCE: weight above 0")]
     batch: BatchConfig
@@ -175,4 +176,4 @@ class Stage:
     optim: Optim
     losses: Annotated[Mapping[k.Text, WeightOrNumber], MinLen(1), Says("a section of TERM: weight")]
     validate: Validate | None = None
-    start: k.Text | None = None  # a model folder to start from in place of the stage before
+    start: k.Text | None = None  # a model folder to start from, in place of the previous stage

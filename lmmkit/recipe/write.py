@@ -1,4 +1,4 @@
-"""A recipe back into plain mappings and YAML, and its fingerprint."""
+"""Turns a recipe into plain mappings and YAML, and computes its digest."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ MATHEMATICS = ("format", "seed", "model", "numerics", "plugins", "stages")
 
 
 def to_mapping(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as `from_mapping` would take it, defaults written out, absent keys left out."""
+    """Returns the recipe as a mapping for `from_mapping`, with defaults, without absent keys."""
     return _plain(recipe)
 
 
 def section_mapping(section: object) -> dict[str, Any]:
-    """One section as a recipe writes it, likewise."""
+    """Returns one section as a mapping, with defaults, without absent keys."""
     return _plain(section)
 
 
@@ -39,22 +39,22 @@ def _plain(value: Any) -> Any:
 
 
 def dump(recipe: Recipe) -> str:
-    """The resolved recipe as YAML that reads back equal."""
+    """Returns the recipe as YAML text. Reading that text gives an equal recipe."""
     return yaml_text(to_mapping(recipe))
 
 
 def yaml_text(mapping: Mapping[str, Any]) -> str:
-    """Plain dicts, lists and scalars as YAML, in the order in which they stand."""
-    return _dumped(mapping, flow=None)  # innermost sections on one line
+    """Returns plain dicts, lists and scalars as YAML text, in their given order."""
+    return _dumped(mapping, flow=None)  # flow None: innermost sections on one line
 
 
 def flow_text(value: Any) -> str:
-    """A plain value as YAML on one line: `true`, `{r: 8, alpha: 16}`."""
-    return _dumped(value, flow=True).removesuffix("...\n").strip()  # dots end a scalar's document
+    """Returns a plain value as YAML on one line: `true`, `{r: 8, alpha: 16}`."""
+    return _dumped(value, flow=True).removesuffix("...\n").strip()  # ruamel adds dots after a scalar
 
 
 def _quoted(representer: Any, text: str) -> Any:
-    """A text; in quotes where it begins as a key may: the library writes `[?0]`, and reads a key."""
+    """Represents a text, in quotes if it begins with `?`, `:` or `-`: ruamel reads `[?0]` as a key."""
     style = '"' if text[:1] in ("?", ":", "-") else None
     return representer.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
@@ -62,7 +62,7 @@ def _quoted(representer: Any, text: str) -> Any:
 def _dumped(value: Any, flow: bool | None) -> str:
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = flow
-    yaml.sort_base_mapping_type_on_output = False  # type: ignore  # order is part of a recipe
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore  # the order is part of a recipe
     yaml.width = 10_000
     yaml.allow_unicode = True
     yaml.representer.ignore_aliases = lambda data: True
@@ -73,10 +73,10 @@ def _dumped(value: Any, flow: bool | None) -> str:
 
 
 def digest(recipe: Recipe) -> str:
-    """sha256 (hex) over everything that decides the mathematics and the data of the run.
+    """Returns the sha256 (hex) over all keys that determine the mathematics and the data of the run.
 
-    Layout, comments, root, speed, parallel, output and validation take no part. The order of stages, plugins, sources
-    and terms does: stages follow one another, and sums of floats depend on their order.
+    Layout, comments, root, speed, parallel, output, evaluate and validation have no effect. The order of
+    stages, plugins, sources and terms has: stages run in order, and sums of floats depend on their order.
     """
     plain = to_mapping(recipe)
     decisive = {key: plain[key] for key in (*MATHEMATICS, "data")}

@@ -1,9 +1,10 @@
-"""YAML 1.2 text -> plain dicts, lists and scalars, with the line of every key.
+"""Turns YAML 1.2 text into plain dicts, lists and scalars, with the position of every key.
 
-ruamel.yaml only splits the text into events; scalars are resolved here by the core schema of
-YAML 1.2, so `1e-4` is a number, `no` a word and `1_000` a text.
-Nothing can be shared, tagged or merged, so a recipe reads as it is written. `YAML().compose()` does not
-serve: its nodes no longer tell an alias, a tag or a directive, and it recurses as deep as the text asks.
+ruamel.yaml only splits the text into events. Scalars are resolved here by the core schema of YAML 1.2, so
+`1e-4` is a number, and `no` and `1_000` are texts.
+Anchors, aliases, tags and merge keys are refused, so each value is visible where it is used.
+`YAML().compose()` is not suitable: its nodes do not show aliases, tags and directives, and its recursion
+depth has no limit.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _WORDS = {
 
 
 def scalar_value(text: str) -> Any:
-    """The value of a plain (unquoted) scalar."""
+    """Returns the value of a plain (unquoted) scalar."""
     if text in _WORDS:
         return _WORDS[text]
     if _INT.fullmatch(text):
@@ -58,8 +59,8 @@ def scalar_value(text: str) -> Any:
 
 @dataclass
 class YamlTree:
-    """A document as far as it could be read. `silent`: keys whose value was refused here, and
-    about which nobody needs to complain again (they hold None).
+    """Holds a document as far as it could be read. `silent`: keys whose value was refused here;
+    later checks report no further problem for them.
     """
 
     value: Any = None
@@ -70,7 +71,7 @@ class YamlTree:
 
 
 class _Stop(Exception):
-    """What follows cannot be read with any sense."""
+    """Signals that the rest of the document cannot be read."""
 
 
 class _Reader:
@@ -78,7 +79,7 @@ class _Reader:
 
     def __init__(self, name: str, events: Iterator[Any]):
         self.name, self.events = name, events
-        self.tree = YamlTree(places={"": name})  # where keys that are not there would be
+        self.tree = YamlTree(places={"": name})  # the position for keys that the file does not contain
 
     def place(self, event: Any) -> str:
         return f"{self.name}:{event.start_mark.line + 1}:{event.start_mark.column + 1}"
@@ -88,7 +89,7 @@ class _Reader:
         self.tree.problems.append(Problem(f"recipe/{code}", where, got, want, mend))
 
     def read(self) -> None:
-        """Reads the one document that the text may have."""
+        """Reads the document. The text may contain only one."""
         documents = 0
         for event in self.events:
             if isinstance(event, DocumentStartEvent):
@@ -143,7 +144,7 @@ class _Reader:
         return items
 
     def key(self, event: Any, above: str, seen: dict[str, str]) -> str | None:
-        """Returns a mapping's key; None for one that is refused, whose value is read only for its problems."""
+        """Returns a mapping's key. None: the key is refused, and its value is read only for its problems."""
         if not isinstance(event, ScalarEvent):
             self.complain("yaml", event, above, "a key that is no word", "a word", "Rename it.")
             raise _Stop
@@ -167,7 +168,7 @@ class _Reader:
         return key
 
     def refuse_marks(self, path: str, event: Any) -> None:
-        """Complains about `&anchor` and `!tag`; the value itself still counts."""
+        """Adds problems for `&anchor` and `!tag`. The value is kept; a tag hides its later problems."""
         if event.anchor:
             self.refuse("anchor", path, event, f"the anchor &{event.anchor}", "Remove it.", False)
         if event.tag is not None:
@@ -180,13 +181,13 @@ class _Reader:
 
 
 def parse(text: str, name: str) -> YamlTree:
-    """Reads YAML `text`; `name` stands before line and column in places. Raises nothing."""
+    """Reads YAML `text`. Positions begin with `name`. Raises nothing; the tree contains the problems."""
     reader = _Reader(name, YAML(typ="safe", pure=True).parse(text))
     try:
         reader.read()
     except _Stop:
         reader.tree.broken = True
-    except (YAMLError, ValueError) as error:  # ValueError: an escape beyond Unicode
+    except (YAMLError, ValueError) as error:  # ValueError: an escape outside Unicode
         reader.tree.broken = True
         reader.tree.problems.append(_syntax(error, name))
     return reader.tree

@@ -1,4 +1,4 @@
-"""A public `config.json`, read key by key: unknown keys are ignored, wrong ones are problems."""
+"""Reads a public `config.json` key by key. Unknown keys are ignored; invalid values are problems."""
 
 from __future__ import annotations
 
@@ -11,64 +11,64 @@ from lmmkit.errors import UserError
 from lmmkit.errors.weights import WEIGHTS_CONFIG
 from lmmkit.runs.files import read_json
 
-BLOCKS = 256  # LLaMA-405B has 126; each is built, on meta, to be checked
+BLOCKS = 256  # LLaMA-405B has 126; the check builds each block on meta
 _MISSING = object()
 
 
 @dataclass(frozen=True)
 class Config:
-    """A (sub-)section of a model folder's config. `where` is the file and the section in it."""
+    """Holds a section or subsection of a model folder's config. `where`: the file and the section."""
 
     values: Mapping[str, Any]
     where: str
 
     @classmethod
     def of(cls, folder: Path) -> Config:
-        """The folder's `config.json`. Raises `UserError` if there is none."""
+        """Reads the folder's `config.json`. Raises `UserError` if there is none."""
         path = folder / "config.json"
         return cls(read_json(path, hint="Name a folder with a model's config.json and weights."), str(path))
 
     def has(self, key: str) -> bool:
-        """Whether the key is there and not null."""
+        """Returns whether the key exists and is not null."""
         return self.values.get(key) is not None
 
     def section(self, key: str) -> Config:
-        """A section below this one; empty where it is not there."""
+        """Returns a section below this one; an empty one if it does not exist."""
         value = self.values.get(key)
         if value is not None and not isinstance(value, Mapping):
             raise self.problem(key, value, "a section")
         return Config(value or {}, f"{self.where}: {key}")
 
     def count(self, key: str, default: Any = _MISSING, *, most: int = 2**24) -> int:
-        """A whole number from 1 to `most`."""
+        """Returns an integer from 1 to `most`. Raises `UserError` for other values."""
         value = self._value(key, default)
         if type(value) is not int or not 1 <= value <= most:
             raise self.problem(key, value, f"a whole number from 1 to {most}")
         return value
 
     def number(self, key: str, default: Any = _MISSING) -> float:
-        """A finite number above 0."""
+        """Returns a finite number above 0. Raises `UserError` for other values."""
         value = self._value(key, default)
         if type(value) not in (int, float) or not 0 < value < float("inf"):
             raise self.problem(key, value, "a number above 0")
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
-        """True or false."""
+        """Returns true or false. Raises `UserError` for other values."""
         value = self._value(key, default)
         if type(value) is not bool:
             raise self.problem(key, value, "true or false")
         return value
 
     def text(self, key: str, default: Any = _MISSING) -> str:
-        """A text."""
+        """Returns a text. Raises `UserError` for other values."""
         value = self._value(key, default)
         if type(value) is not str:
             raise self.problem(key, value, "a text")
         return value
 
     def triple(self, key: str, default: Any) -> Any:
-        """Three numbers, one a colour."""
+        """Returns three numbers, one per color. Raises `UserError` for other values."""
         value = self._value(key, default)
         if value is default:
             return default
@@ -77,7 +77,7 @@ class Config:
         return tuple(map(float, value))
 
     def ids(self, key: str) -> tuple[int, ...]:
-        """Token ids: one, or a list of them."""
+        """Returns token ids from a single id or a list. Raises `UserError` for other values."""
         value = self.values.get(key)
         listed = value if isinstance(value, list) else [value]
         found = tuple(v for v in listed if type(v) is int and v >= 0)
@@ -93,7 +93,7 @@ class Config:
         return known[value]
 
     def only(self, **supported: Any) -> None:
-        """Refuses any other value of these keys, which would otherwise be ignored without a message."""
+        """Raises `UserError` for other values of these keys, which would be ignored silently otherwise."""
         for key, value in supported.items():
             if self.has(key) and self.values[key] != value:
                 raise self.problem(key, self.values[key], repr(value))
@@ -107,5 +107,5 @@ class Config:
         return default
 
     def problem(self, key: str, got: object, values: str) -> UserError:
-        """Returns the error for one key; `values` says which ones are supported."""
+        """Returns the error for one key; `values` describes the supported ones."""
         return UserError(WEIGHTS_CONFIG.at(f"{self.where}: {key}", got=repr(got), values=values))

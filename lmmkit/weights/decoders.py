@@ -1,4 +1,4 @@
-"""Public decoders: config -> shape, and which of their tensors is which of ours."""
+"""Public decoders: shapes from their configs, and tables that map tensor names."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LLAMA: Table = (
     ("norm.weight", "model.norm.weight"),
     ("head.weight", "lm_head.weight"),
 )
-# Qwen-7B as first published: one matrix for q, k and v, gelu-free names of the GPT-2 line.
+# The first Qwen-7B: one matrix for q, k and v; names in the style of GPT-2.
 QWEN1: Table = (
     ("embed.weight", "transformer.wte.weight"),
     ("blocks.{n}.attention_norm.weight", "transformer.h.{n}.ln_1.weight"),
@@ -45,13 +45,13 @@ QWEN1: Table = (
     ("norm.weight", "transformer.ln_f.weight"),
     ("head.weight", "lm_head.weight"),
 )
-# Tables of frequencies, once saved, and the head of a tied model, which is its embedding.
+# Frequency tables, which old folders contain, and the head of a tied model, which equals its embedding.
 SPARE = r"rotary_emb|\.attn\.bias$|masked_bias$|^lm_head\.weight$"
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderSource:
-    """A decoder as a config describes it. `longest`: what it can be asked for without a change."""
+    """Describes a decoder from its config: shape, table of tensor names, and family."""
 
     shape: DecoderShape
     table: Table
@@ -59,9 +59,9 @@ class DecoderSource:
 
 
 def read_decoder(config: Config) -> DecoderSource:
-    """The decoder of a config (or of the `text_config` of one).
+    """Reads the decoder from a config (or from its `text_config`).
 
-    Raises `UserError` for an unknown family, and for settings no code here carries out.
+    Raises `UserError` for an unknown family, and for settings that lmmkit does not support.
     """
     family = config.text("model_type")
     if family not in FAMILIES:
@@ -98,7 +98,7 @@ def _qwen1(config: Config) -> DecoderSource:
         vocab=config.count("vocab_size"), width=width, heads=heads,
         depth=config.count("num_hidden_layers", most=BLOCKS),
         kv_heads=heads, head_size=size, mlp=config.count("intermediate_size") // 2,
-        context=config.count("seq_length", 8192),  # log-n scaling and dynamic NTK begin above it
+        context=config.count("seq_length", 8192),  # log-n scaling and dynamic NTK apply only above it
         rope=Rope(theta=config.number("rotary_emb_base", 1e4)),
         norm_eps=config.number("layer_norm_epsilon", 1e-6), qkv_bias=True,
         tied=config.flag("tie_word_embeddings", False),
@@ -135,7 +135,7 @@ def _source(
 
 
 def _windowed(source: DecoderSource, config: Config) -> DecoderSource:
-    """A sliding window sees all that there is up to its size: no longer context is built."""
+    """Limits the context to the sliding window. Up to that length, the window has no effect."""
     if not config.has("sliding_window"):
         return source
     window = config.count("sliding_window")
@@ -143,7 +143,7 @@ def _windowed(source: DecoderSource, config: Config) -> DecoderSource:
 
 
 def _rope(config: Config, context: int) -> Rope:
-    """From `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
+    """Reads RoPE from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
     now, old = config.section("rope_parameters"), config.section("rope_scaling")
     scaling = now if now.values else old
     theta = now.number("rope_theta", config.values.get("rope_theta", 1e4))
@@ -169,4 +169,4 @@ def _rope(config: Config, context: int) -> Rope:
                 fast=scaling.number("beta_fast", 32), slow=scaling.number("beta_slow", 1),
                 magnitude=scaling.number("attention_factor") if scaling.has("attention_factor") else 0.0,
             )  # fmt: skip
-    return Rope(theta=theta)  # dynamic changes nothing up to the context, and no more is built
+    return Rope(theta=theta)  # dynamic has no effect up to the context, and longer ones are not built

@@ -1,7 +1,7 @@
-"""A public model folder: which parts it holds, of what shape, under which names.
+"""Detects what a public model folder contains: parts, shapes and tensor names.
 
-Every layout is brought to one spelling: `text.` before a decoder's own public names, `vision.`
-before an encoder's, `connector.` before the projector's. What has no place keeps its name.
+The tensor names of every layout get common prefixes: `text.` before a decoder's public names, `vision.`
+before an encoder's, `connector.` before a projector's. Names without a matching rule are unchanged.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ LLAVA_HF: Spelling = (
     (r"language_model\.model\.|model\.language_model\.", "text.model."),
     (r"language_model\.lm_head\.|lm_head\.", "text.lm_head."),
 )
-LLAVA: Spelling = (  # low-rank checkpoints have a wrapper's name in front
+LLAVA: Spelling = (  # low-rank checkpoints have the prefix of a wrapper
     (r"base_model\.model\.model\.mm_projector\.0\.", "connector.linear_1."),
     (r"base_model\.model\.model\.mm_projector\.2\.", "connector.linear_2."),
     (r"base_model\.model\.model\.", "text.model."),
@@ -56,14 +56,14 @@ LLAVA: Spelling = (  # low-rank checkpoints have a wrapper's name in front
 TIMM: Spelling = ((r"", "vision."),)
 ENCODER: Spelling = ((r"text_model\.", "spare.text_model."), (r"vision_model\.", "vision."), (r"", "vision."))
 DECODER: Spelling = ((r"", "text."),)
-# beside the vision model of a whole CLIP or SigLIP
+# next to the vision model in a full CLIP or SigLIP
 TWO_TOWERS = r"|^visual_projection\.|^text_projection\.|^logit_(scale|bias)$"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainedFolder:
-    """What a public folder holds. `image_token`: the id that stands for one row of an image; `pads`:
-    whether it pads pictures, whatever its encoder's processor does with them."""
+    """Describes a public folder. `image_token`: the id that represents one row of an image. `pads`: whether
+    it pads images, independent of its encoder's image processor."""
 
     folder: Path
     kind: str
@@ -80,19 +80,19 @@ class PretrainedFolder:
 
     @contextmanager
     def tensors(self) -> Iterator[dict[str, Stored]]:
-        """The folder's tensors in our spelling."""
+        """Yields the folder's tensors, by names with the common prefixes."""
         with opened(self.folder, pickled=self.pickled) as found:
             yield {_spelt(name, self.spelling): stored for name, stored in found.items()}
 
     def held(self) -> torch.dtype:
-        """The narrowest type that holds every value of its files, whatever its config says."""
+        """Returns the narrowest float type that represents all its tensors, independent of its config."""
         with self.tensors() as stored:
             types = {each.dtype for each in stored.values() if isinstance(each.dtype, torch.dtype)}
         floats = sorted((t for t in types if t.is_floating_point), key=str)
         return functools.reduce(torch.promote_types, floats) if floats else torch.float32
 
     def prefixes(self) -> dict[str, str]:
-        """How the folder begins its names, by ours: what an export gives back."""
+        """Returns the folder's name prefix for each common prefix. An export writes these back."""
         found = {}
         with opened(self.folder, pickled=self.pickled) as names:
             for name in names:
@@ -103,7 +103,7 @@ class PretrainedFolder:
         return found
 
     def spared(self, part: str, module: nn.Module) -> dict[str, Tensor]:
-        """Tensors of a part that the module has no place for."""
+        """Returns the tensors of a part that the module does not have."""
         placed = name_maps.map_names(module, self._table(part, module))
         with self.tensors() as stored:
             return {
@@ -113,16 +113,16 @@ class PretrainedFolder:
             }
 
     def parts(self) -> tuple[str, ...]:
-        """Of text, vision and connector, those it holds."""
+        """Returns which of text, vision and connector the folder contains."""
         here = {"text": self.text, "vision": self.vision, "connector": self.connector or None}
         return tuple(name for name, part in here.items() if part is not None)
 
     def fill(self, part: str, module: nn.Module, stored: Mapping[str, Stored]) -> None:
-        """Copies one part's tensors into its module. Raises `UserError` as `keys.check`."""
+        """Copies one part's tensors into its module. Raises `UserError` in the cases of `name_maps.check`."""
         name_maps.fill(module, **self._pairing(part, module, stored))
 
     def check(self, part: str, module: nn.Module, stored: Mapping[str, Stored]) -> None:
-        """As `fill`, by the headers alone; the module may be on meta."""
+        """Checks one part's tensors from the headers, like `name_maps.check`. The module may be on meta."""
         name_maps.check(module, **self._pairing(part, module, stored))
 
     def _pairing(self, part: str, module: nn.Module, stored: Mapping[str, Stored]) -> dict[str, Any]:
@@ -150,7 +150,7 @@ class PretrainedFolder:
         return encoders.VIT if part == "vision" else CONNECTOR
 
     def _spare(self, part: str, module: nn.Module) -> str:
-        """Names that may be in the folder without a place in ours."""
+        """Returns a pattern for public names that the folder may contain and the module does not have."""
         if part == "vision":
             assert self.vision is not None
             if isinstance(self.vision, TimmSource):
@@ -162,22 +162,22 @@ class PretrainedFolder:
 
 
 def timm_source(encoder: TimmSource, file: Path, *, pickled: bool = False) -> PretrainedFolder:
-    """A timm encoder whose weights are in `file`, in timm's own names."""
+    """Describes a timm encoder whose weights are in `file`, under timm's names."""
     return PretrainedFolder(folder=file, kind="timm", spelling=TIMM, vision=encoder, pickled=pickled)
 
 
 def open_pretrained(
     folder: Path, *, feature_layer: int | None = None, pickled: bool = False
 ) -> PretrainedFolder:
-    """What the folder's config says it holds; no tensor is read, and no code.
+    """Describes a folder from its config. Reads no tensors and runs no code from it.
 
     Args:
-        folder: of llava-hf, original LLaVA, a decoder, CLIP, SigLIP or timm's hub layout.
-        feature_layer: the vision state to read, where it is not the folder's own (-2).
-        pickled: whether its `.bin` files may be read, weights alone.
+        folder: a folder in the layout of llava-hf, original LLaVA, a decoder, CLIP, SigLIP or timm's hub.
+        feature_layer: the vision state to read. Default: the folder's (-2 if it names none).
+        pickled: whether its `.bin` files may be read, with torch's weights-only reader.
 
     Raises:
-        UserError: no config, an unknown architecture, settings that no code here carries out.
+        UserError: for a missing config, an unknown architecture or settings that lmmkit does not support.
     """
     return replace(_source(folder, feature_layer), pickled=pickled)
 
@@ -187,7 +187,7 @@ def _source(folder: Path, feature_layer: int | None) -> PretrainedFolder:
     kind = config.text("model_type", "none")
     known = {"llava": _llava_hf, "llava_llama": _llava, "clip": _two_towers, "siglip": _two_towers}
     if kind == "llava" and not config.has("text_config"):
-        kind = "llava_llama"  # what original LLaVA wrote before it had a name of its own
+        kind = "llava_llama"  # early versions of original LLaVA wrote `llava`
     if kind in known:
         return known[kind](folder, config, feature_layer)
     if kind == "none" and config.has("architecture"):
@@ -230,7 +230,7 @@ def _llava_hf(folder: Path, config: Config, feature_layer: int | None) -> Pretra
 
 
 def _with_defaults(section: Config) -> Config:
-    """The published llava-hf configs leave out what their class defaults to (Vicuna-7B, ViT-L/14-336)."""
+    """Adds class defaults, which the published llava-hf configs (Vicuna-7B, ViT-L/14-336) omit."""
     known = {
         "llama": {
             "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 11008,
@@ -267,7 +267,7 @@ def _two_towers(folder: Path, config: Config, feature_layer: int | None) -> Pret
 
 
 def _ends(folder: Path, *configs: Config) -> dict[str, Any]:
-    """The ids that end an answer and that pad one, as generation takes them: the first file that says."""
+    """Returns the end and padding ids for generation, each from the first config that has it."""
     found = list(configs)
     if (path := folder / "generation_config.json").is_file():
         found.insert(0, Config(read_json(path, hint="Correct or remove the file."), str(path)))

@@ -1,4 +1,4 @@
-"""Public vision encoders: config -> shape, and which of their tensors is which of ours."""
+"""Public vision encoders: shapes from their configs, and a table that maps tensor names."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ VIT: Table = (
         )
     ),
 )
-# What stands behind the last layer, and a table of position numbers that old folders hold.
+# Tensors after the last layer, and a table of position numbers in old folders.
 SPARE = r"^post_layernorm\.|^head\.|position_ids$"
 ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSource:
-    """A vision encoder as its files describe it; `image_fit` is what its processor does."""
+    """Describes a vision encoder from its files. `image_fit`: the treatment of images by its processor."""
 
     shape: VisionShape
     image_fit: str
@@ -52,14 +52,14 @@ class EncoderSource:
 
     @property
     def feature_layer(self) -> int:
-        """The state that is read."""
+        """Returns the index of the state that the connector reads."""
         return self.shape.feature_layer
 
 
 def read_encoder(config: Config, folder: Path, *, feature_layer: int) -> EncoderSource:
-    """The encoder of a config (or of the `vision_config` of one).
+    """Reads the encoder from a config (or from its `vision_config`).
 
-    Raises `UserError` for an unknown family, and for settings no code here carries out.
+    Raises `UserError` for an unknown family, and for settings that lmmkit does not support.
     """
     family = config.text("model_type")
     if family not in FAMILIES:
@@ -89,14 +89,14 @@ def read_encoder(config: Config, folder: Path, *, feature_layer: int) -> Encoder
     return EncoderSource(shape=shape, image_fit=does["shape"], family=family)
 
 
-RESAMPLE = {3: "bicubic", 2: "bilinear"}  # as Pillow numbers them
+RESAMPLE = {3: "bicubic", 2: "bilinear"}  # the numbers that Pillow uses
 CLIP = {"mean": CLIP_MEAN, "std": CLIP_STD, "shape": "crop"}
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "shape": "stretch"}
 FAMILIES: dict[str, dict[str, Any]] = {"clip_vision_model": CLIP, "siglip_vision_model": HALF}
 
 
 def _processor(folder: Path, habits: Mapping[str, Any]) -> dict[str, Any]:
-    """`habits` with what the folder's image processor says instead."""
+    """Returns the folder's image processor settings; `habits` gives the defaults."""
     for name, key in (("preprocessor_config.json", ""), ("processor_config.json", "image_processor")):
         if (folder / name).is_file():
             found = Config(read_json(folder / name, hint="Correct or remove the file."), str(folder / name))
@@ -111,7 +111,7 @@ def _processor(folder: Path, habits: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _geometry(config: Config) -> str | None:
-    """What a processor's file does with a picture that is no square; None where it does not say."""
+    """Returns the `image_fit` of an image processor's config; None if the config does not define it."""
     if config.flag("do_pad", False):
         return "pad"
     if config.flag("do_center_crop", False):

@@ -1,4 +1,4 @@
-"""LLaVA's and peft's low-rank checkpoints: the updates of a decoder, merged as they are read."""
+"""Merges low-rank checkpoints from LLaVA and peft into a decoder."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ PREFIX = "text."
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether the folder holds updates of a decoder and not the decoder."""
+    """Returns whether the folder contains low-rank updates of a decoder instead of the decoder."""
     return (folder / FILE).is_file()
 
 
 def merge(module: nn.Module, stored: Mapping[str, Stored], folder: Path) -> None:
-    """Adds alpha / r * B A to every matrix that has a pair of them.
+    """Adds alpha / r * B A to every matrix that has a pair A, B.
 
-    Raises `UserError` for pairs that are incomplete, do not fit or have no matrix here, and for
+    Raises `UserError` for pairs that are incomplete, do not fit or have no matrix in the module, and for
     settings that lmmkit does not support.
     """
     config = Config(read_json(folder / FILE, hint="Fetch the folder again."), str(folder / FILE))

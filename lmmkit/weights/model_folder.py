@@ -1,13 +1,13 @@
-"""lmmkit's own model folder: what a stage leaves behind, and what anything may start from.
+"""Writes and reads lmmkit's model folder, the result of a stage and a possible start of another run.
 
     model/<stage>/  config.json  recipe.yaml  tokenizer.model  model.safetensors  carried.safetensors
                     lora.safetensors
 
-The recipe holds shapes, template and plugin settings; `config.json` says which stage and step the
-weights are of, which plugins inference needs, and where paths of local plugin files start. A model
-that came from elsewhere has no recipe; `carried` is what its public format has besides. `lora` holds
-the factors of a stage's low-rank updates, which the model's weights have already merged. An encoder
-alone is such a folder with `lmm.vision.*` tensors, whose config knows no other section.
+The recipe contains shapes, template and plugin settings. `config.json` names the stage and step of the
+weights, the plugins that inference needs, and the root for paths of local plugin files. An imported model
+has no recipe; `carried` contains the further tensors of its public format. `lora` contains the factors of
+a stage's low-rank updates, which are already merged into the model's weights. The folder of an encoder
+alone has `lmm.vision.*` tensors, and its config has only the vision section.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _listed(kind: type) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, list) and all(type(item) is kind for item in value)
 
 
-KEYS: dict[str, Callable[[Any], bool]] = {  # of `config.json`: what each must be
+KEYS: dict[str, Callable[[Any], bool]] = {  # keys of `config.json`, each with the check of its value
     "stage": lambda v: isinstance(v, str), "step": lambda v: type(v) is int,
     "model": lambda v: isinstance(v, dict) and isinstance(v.get("text", v.get("vision")), dict),
     "inference_plugins": _listed(str), "eos": _listed(int), "pad": lambda v: type(v) is int,
@@ -56,11 +56,11 @@ def write(
     tokenizer: TextTokenizer | None, passthrough: Mapping[str, Tensor] | None = None,
     updates: Mapping[str, Tensor] | None = None,
 ) -> None:  # fmt: skip
-    """Writes the folder aside and renames it, replacing one of that name.
+    """Writes the folder under a temporary name and renames it. Replaces an old folder of that name.
 
-    `tensors` share no memory. `carried`: tensors that the model does not read and that an export
-    gives back. `updates`: the factors of low-rank updates that `tensors` have already merged.
-    Raises `MachineError` if it cannot be written; one of that name stays as it was.
+    `tensors` share no memory. `passthrough`: tensors that the model does not use and an export writes back.
+    `updates`: the factors of low-rank updates, already merged into `tensors`.
+    Raises `MachineError` if it cannot be written; the old folder is then unchanged.
     """
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     old = folder.with_name(f".{folder.name}.old.tmp")
@@ -81,7 +81,7 @@ def write(
             fsync(file)
         write_json_atomic(aside / "config.json", {"format": FORMAT, **config})
         if folder.is_symlink():
-            folder.unlink()  # what it points at is not ours to move
+            folder.unlink()  # the target of the link must not be moved
         elif folder.exists():
             io_point("set the model aside")
             os.rename(folder, old)
@@ -97,7 +97,7 @@ def write(
 
 
 def clear(folder: Path) -> None:
-    """Cleans up after a process that died in `write`: restores the folder's name, removes partial files."""
+    """Cleans up after a process that died in `write`: restores the old folder, removes partial files."""
     old = folder.with_name(f".{folder.name}.old.tmp")
     if old.exists() and not folder.exists():
         os.rename(old, folder)
@@ -121,23 +121,23 @@ def config_of(folder: Path) -> dict:
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether lmmkit wrote the folder."""
+    """Returns whether lmmkit wrote the folder."""
     path = folder / "config.json"
     return path.is_file() and read_json(path, hint="Correct or remove the file.").get("format") == FORMAT
 
 
 def is_encoder(config: Mapping) -> bool:
-    """Whether a folder's config is of an encoder alone."""
+    """Returns whether a folder's config describes an encoder alone."""
     return "text" not in config["model"]
 
 
 def carried_of(folder: Path) -> dict[str, Tensor]:
-    """Tensors the folder carries for an export alone; none where there is no such file."""
+    """Returns the tensors that only an export uses; an empty dict without the file."""
     return _beside(folder / PASSTHROUGH)
 
 
 def updates_of(folder: Path) -> dict[str, Tensor]:
-    """The factors of the low-rank updates that the folder's weights hold; none without the file."""
+    """Returns the factors of the low-rank updates in the folder's weights; an empty dict without the file."""
     return _beside(folder / UPDATES)
 
 
@@ -149,20 +149,20 @@ def _beside(path: Path) -> dict[str, Tensor]:
 
 
 def tensors(folder: Path, names: Collection[str]) -> dict[str, Tensor]:
-    """Those of the named tensors that the folder's model has."""
+    """Returns the named tensors, without those that the folder does not contain."""
     with _opened(folder / WEIGHTS) as file:
         return {name: file.get_tensor(name) for name in sorted(set(names) & set(file.keys()))}
 
 
 def dtype_of(folder: Path) -> torch.dtype:
-    """The type of the folder's weights: of the decoder, where it holds one."""
+    """Returns the data type of the folder's weights; that of the decoder if there is one."""
     with _opened(folder / WEIGHTS) as file:
         names, norm = sorted(file.keys()), "lmm.decoder.norm.weight"
         return file.get_tensor(norm if norm in names else names[0]).dtype
 
 
 def check(module: nn.Module, folder: Path, *, at: str = "") -> None:
-    """As `fill`, by the file's header alone: the module may be on meta."""
+    """Checks names and shapes from the file's header, like `fill`. The module may be on meta."""
     fill(module, folder, at=at, copy=False)
 
 
@@ -173,17 +173,17 @@ def fill(
     """Copies the folder's tensors into the module, name by name.
 
     Args:
-        module: what to fill; its own values stay where `strict` is off and the folder has none.
+        module: the module to fill. Without `strict`, tensors that the folder lacks keep their values.
         folder: a model folder.
-        at: what stands before the module's names in the folder.
-        prefixes: only names that begin with one of these.
-        strict: every tensor of the module must be there.
+        at: the prefix of the module's names in the folder.
+        prefixes: copy only names that begin with one of these.
+        strict: require every tensor of the module.
 
     Returns:
-        Names of the module's tensors that the folder does not have.
+        The names of the module's tensors that the folder does not contain.
 
     Raises:
-        UserError: every tensor that is missing or has another shape.
+        UserError: with every tensor that is missing (if `strict`) or has another shape.
     """
     path = folder / WEIGHTS
     own = {at + k: t for k, t in unique_tensors(module).items() if (at + k).startswith(prefixes)}
@@ -203,7 +203,7 @@ def fill(
 def _opened(path: Path) -> Iterator[Any]:
     """Opens a safetensors file. Raises `UserError` if it, or anything read from it, is damaged."""
     try:
-        if not path.is_file():  # a pipe would never end
+        if not path.is_file():  # reading a pipe would never end
             raise OSError("no regular file" if path.exists() else "no such file")
         with safe_open(path, framework="pt") as file:
             yield file
@@ -212,7 +212,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def unique_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, each once: a tied head is its embedding."""
+    """Returns parameters and buffers by name, each tensor once: a tied head appears as its embedding."""
     seen: set[int] = set()
     out = {}
     for name, tensor in module.state_dict(keep_vars=True).items():

@@ -1,7 +1,7 @@
-"""Key tables: which public tensor is which of ours, read both ways.
+"""Maps public tensor names to lmmkit's names, in both directions.
 
-A table pairs our names with public ones, `{n}` counting layers. `qkv.weight[q]` names rows of a
-fused matrix; without brackets the tensors are the same. `class_token[0]` is its only row.
+A table pairs lmmkit's names with public ones; `{n}` is the layer number. `qkv.weight[q]` names matrix rows
+in a fused matrix; without brackets the tensors are equal. `class_token[0]` is its only row.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from lmmkit.weights.model_folder import unique_tensors
 from lmmkit.weights.tensor_reader import Stored
 
 Table = tuple[tuple[str, str], ...]
-SHOWN = 12  # names listed of each sort of problem
+SHOWN = 12  # names listed for each kind of problem
 
 
 class MappedSlice(NamedTuple):
-    """Where a public tensor lies in ours: the tensor, and its rows (all where None)."""
+    """Locates a public tensor in lmmkit's: the tensor name and the matrix rows (None: all)."""
 
     name: str
     rows: slice | int | None
 
     def of(self, own: Mapping[str, Tensor]) -> Tensor:
-        """A view of that part."""
+        """Returns a tensor view of this slice."""
         return own[self.name] if self.rows is None else own[self.name][self.rows]
 
 
 def map_names(module: nn.Module, table: Table) -> dict[str, MappedSlice]:
-    """Public name -> place, for all the module has. Every row of ours lies in exactly one place."""
+    """Returns the slice for each public name. The slices cover every tensor of the module exactly once."""
     own = unique_tensors(module)
     fused = {name: part.slices for name, part in module.named_modules() if isinstance(part, FusedLinear)}
     depth = 1 + max((int(n.split(".")[1]) for n in own if n.startswith("blocks.")), default=-1)
@@ -62,18 +62,18 @@ def _rows(fused: Mapping[str, Mapping[str, slice]], name: str, part: str) -> sli
 def fill(
     module: nn.Module, table: Table, stored: Mapping[str, Stored], *, prefix: str, spare: str, fix: str
 ) -> None:
-    """Copies public tensors into the module, each to its place, one at a time.
+    """Copies public tensors into the module, one at a time.
 
     Args:
-        module: with values of its own to write over.
+        module: the module to fill; its values are overwritten.
         table: public names without `prefix`.
-        stored: what the folder holds.
-        prefix: of this part's public names in `stored`.
-        spare: pattern of public names the module has no place for and that may be there.
-        fix: the end of the hint if they do not fit: what to do other than fetch the folder again.
+        stored: the tensors of the folder.
+        prefix: the prefix of this part's public names in `stored`.
+        spare: pattern of public names that `stored` may contain and the module does not have.
+        fix: the end of the hint if tensors do not fit: an alternative to fetching the folder again.
 
     Raises:
-        UserError: as `check`.
+        UserError: in the cases of `check`.
     """
     check(module, table, stored, prefix=prefix, spare=spare, fix=fix)
     own = unique_tensors(module)
@@ -85,10 +85,10 @@ def fill(
 def check(
     module: nn.Module, table: Table, stored: Mapping[str, Stored], *, prefix: str, spare: str, fix: str
 ) -> None:
-    """Compares names, shapes and types with the headers alone; the module may be on meta.
+    """Compares names, shapes and types, from the headers only. The module may be on meta.
 
     Raises:
-        UserError: tensors that are missing, extra, or of a wrong shape or type; all at once, with counts.
+        UserError: with all tensors that are missing, extra, or of a wrong shape or type, and their counts.
     """
     own, expected = unique_tensors(module), map_names(module, table)
     file = str(next(iter(stored.values())).file.parent) if stored else "the folder"
@@ -115,7 +115,7 @@ def check(
 
 
 def public(module: nn.Module, table: Table, *, prefix: str) -> dict[str, Tensor]:
-    """The module's tensors under public names."""
+    """Returns the module's tensors under public names."""
     own = unique_tensors(module)
     return {prefix + name: place.of(own) for name, place in map_names(module, table).items()}
 

@@ -1,7 +1,7 @@
-"""The tensors of a public model folder, read one at a time: never code, never two copies.
+"""Reads the tensors of a public model folder one at a time, without a second copy, and runs no code.
 
-Safetensors, whole or sharded by an index. Pickled files (`.bin`, `.pt`) are opened only where the
-user asked, and then by torch's weights-only reader, which runs nothing that the file says.
+It reads safetensors, in one file or in shards with an index. It opens pickled files (`.bin`, `.pt`) only on
+request, with torch's weights-only reader, which runs no code from the file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lmmkit.errors import UserError, raise_all
 from lmmkit.errors.weights import INDEX, PATH, PICKLE, SHARD, TWICE, WEIGHTS_NONE, WEIGHTS_UNREADABLE
 from lmmkit.runs.files import read_json
 
-MAX_HEADER = 100 << 20  # bytes; as the library itself allows
+MAX_HEADER = 100 << 20  # bytes; the limit of the safetensors library
 WHOLE = "model.safetensors"
 LOOSE = "non_lora_trainables.bin"
 PICKLED = (".bin", ".pt", ".pth")
@@ -35,7 +35,7 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Stored:
-    """One tensor on disk: its file, its name there, shape and type; `read` brings it in."""
+    """Describes one tensor on disk: its file, its name there, shape and type. `read` loads it."""
 
     file: Path
     name: str
@@ -46,19 +46,19 @@ class Stored:
 
 @contextmanager
 def opened(folder: Path, *, pickled: bool = False) -> Iterator[dict[str, Stored]]:
-    """The tensors of `folder` by name, without their values.
+    """Yields the tensors of `folder` by name, without loading their values.
 
     Args:
         folder: a model folder, or a single weights file.
         pickled: whether `.bin` and `.pt` files may be read (weights only).
 
     Raises:
-        UserError: no weights, damaged or pickled files, file names that leave the folder.
+        UserError: for missing weights, damaged or pickled files, and file names outside the folder.
     """
     with ExitStack() as stack:
         found: dict[str, Stored] = {}
         for file in files(folder, pickled=pickled):
-            if not file.is_file():  # a pipe or device would never end
+            if not file.is_file():  # reading a pipe or device would never end
                 raise _damaged(file, ValueError("no regular file"))
             for name, stored in (_pickled(file) if file.suffix in PICKLED else _safe(file, stack)).items():
                 if name in found:
@@ -69,16 +69,16 @@ def opened(folder: Path, *, pickled: bool = False) -> Iterator[dict[str, Stored]
 
 
 def files(folder: Path, *, pickled: bool = False) -> list[Path]:
-    """The weights files of a folder: those of its index, else `model.safetensors`, else all
+    """Returns the weights files of a folder: those in its index, else `model.safetensors`, else all
     safetensors, else pickled ones."""
     if folder.is_file():
         return _allowed([folder], pickled)
     for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
         if (folder / index).is_file():
             return _allowed(_indexed(folder / index), pickled)
-    if (folder / LOOSE).is_file():  # what a low-rank run of LLaVA trained besides
+    if (folder / LOOSE).is_file():  # the other tensors that a low-rank run of LLaVA trained
         return _allowed([*sorted(folder.glob("adapter_model.*")), folder / LOOSE], pickled)
-    if (folder / WHOLE).is_file():  # whatever else lies beside it is of another library
+    if (folder / WHOLE).is_file():  # other files next to it belong to another library
         return [folder / WHOLE]
     if safe := sorted(folder.glob("*.safetensors")):
         return safe
@@ -111,7 +111,7 @@ def _allowed(paths: list[Path], pickled: bool, folder: Path | None = None) -> li
 
 
 def _safe(file: Path, stack: ExitStack) -> dict[str, Stored]:
-    """The file's own header, read here: the library would map the whole file to look at it."""
+    """Reads the file's header directly. The safetensors library would map the full file for it."""
     try:
         with open(file, "rb") as stream:
             (size,) = struct.unpack("<Q", stream.read(8))
@@ -143,7 +143,7 @@ def _safe(file: Path, stack: ExitStack) -> dict[str, Stored]:
 
 
 class _Lazy:
-    """Opens the file when the first of its tensors is read."""
+    """Reads tensors from a file, and opens it at the first read."""
 
     def __init__(self, file: Path, stack: ExitStack) -> None:
         self.file, self.stack, self.handle = file, stack, None
@@ -160,8 +160,8 @@ class _Lazy:
 def _pickled(file: Path) -> dict[str, Stored]:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # whatever the reader meets in a hostile file
-        # torch's own words end in advice to run what the file says
+    except Exception as error:  # a hostile file can cause any exception
+        # torch's message ends with the advice to run the code in the file
         asked = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"a call of {asked[1]}, which is no tensor" if asked else "no weights torch can read"
         raise _damaged(file, ValueError(reason)) from None

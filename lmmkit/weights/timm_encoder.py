@@ -1,8 +1,8 @@
-"""timm's vision transformers: a folder of its hub layout, or a weights file in timm's own names.
+"""Reads timm's vision transformers from a folder in its hub layout, or from a weights file with timm's names.
 
     config.json (architecture, pretrained_cfg, model_args)  model.safetensors
 
-Only ever read from disk: nothing here asks a hub.
+It reads only from disk, and never contacts a hub.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from lmmkit.weights.name_maps import Table
 from lmmkit.weights.tensor_reader import Stored
 
 POSITIONS = "pos_embed"
-# What stands behind the last block: pruned, for no state before it needs it.
+# Tensors after the last block. They are pruned, because no earlier state needs them.
 BEHIND = r"^(norm|fc_norm|head|head_dist|attn_pool)\."
-# Of training, and no part of a model's shape.
+# Dropout rates for training, which do not change the shape.
 RATES = (
     "drop_rate",
     "pos_drop_rate",
@@ -37,10 +37,9 @@ RATES = (
 
 @dataclass(frozen=True, kw_only=True)
 class TimmSource:
-    """A timm encoder as its folder or a recipe describes it; what is None is timm's.
+    """Describes a timm encoder from its folder or a recipe. For None, timm's value applies.
 
-    `resized`: the picture has another size than the weights were made for, and the table of
-    positions is to be resampled.
+    `resized`: the image size differs from that of the weights, so the position table must be resampled.
     """
 
     name: str
@@ -55,9 +54,9 @@ class TimmSource:
 
 
 def read_timm(config: Config, feature_layer: int) -> TimmSource:
-    """The encoder of a hub folder's config. Raises `UserError` for values that cannot be carried out."""
+    """Reads the encoder from a hub folder's config. Raises `UserError` for values that are not supported."""
     found = config.section("pretrained_cfg")
-    found = found if found.values else config  # as folders were written before 2023
+    found = found if found.values else config  # the format of folders before 2023
     args = {k: v for k, v in config.section("model_args").values.items() if k not in RATES}
     given = Config(args, f"{config.where}: model_args")
     given.only(in_chans=3)
@@ -66,7 +65,7 @@ def read_timm(config: Config, feature_layer: int) -> TimmSource:
     if any(type(side) is not (type(None) if size is None else int) or side != sides[0] for side in sides):
         raise config.problem("model_args.img_size", size, "one whole number, the side of a square")
     known: dict[str, Resample] = {"bicubic": "bicubic", "bilinear": "bilinear"}
-    ours = ("img_size", "in_chans", "num_classes")  # given by other means, or not built
+    ours = ("img_size", "in_chans", "num_classes")  # set elsewhere, or not built
     return TimmSource(
         name=config.text("architecture"), feature_layer=feature_layer,
         args={key: value for key, value in args.items() if key not in ours}, image_size=sides[0],
@@ -77,19 +76,20 @@ def read_timm(config: Config, feature_layer: int) -> TimmSource:
 
 
 def table(module: nn.Module) -> Table:
-    """Our names of a `TimmViT` and timm's: the same, but for the wrapper's."""
+    """Returns the table from names in a `TimmViT` to timm's: only the wrapper's prefix differs."""
     return tuple((name, name.removeprefix("model.")) for name in unique_tensors(module))
 
 
 def spare(module: nn.Module) -> str:
-    """Names that may be in a file without a place in ours: heads, and blocks behind the state read."""
+    """Returns a pattern for names that the file may contain and the module does not have: heads, and blocks
+    after the feature layer."""
     assert isinstance(module, TimmViT)
     built = "|".join(map(str, range(len(module.model.blocks))))
     return rf"{BEHIND}|^blocks\.(?!({built})\.)"
 
 
 def resampled(module: nn.Module, stored: Mapping[str, Stored], prefix: str) -> dict[str, Stored]:
-    """The stored tensors with positions for the module's own grid, as timm resamples them."""
+    """Returns the stored tensors with the position table resampled to the module's grid by timm."""
     assert isinstance(module, TimmViT)
     own = unique_tensors(module).get(f"model.{POSITIONS}")
     there = stored.get(prefix + POSITIONS)

@@ -1,4 +1,4 @@
-"""What commands share: reading a recipe with its options, printing problems, exit codes."""
+"""Helpers for all commands: options, reading a recipe, printing problems, exit codes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 
 def reporting(command: Callable) -> Callable:
-    """The command, with its problems printed and its exit code theirs; never a traceback for them."""
+    """Returns the command with error handling: an `LmmkitError` is printed without a traceback and sets the
+    exit code."""
 
     @wraps(command)
     def run(*args, **kwargs):
@@ -67,12 +68,12 @@ def safe(text: str) -> str:
 
 
 def print_json(value: object) -> None:
-    """One JSON document on standard output."""
+    """Prints one JSON document on standard output."""
     typer.echo(json.dumps(value, indent=2))
 
 
 def the_recipe(path: Path, root: Path | None, changes: list[str] | None):
-    """The recipe a command was given: a file, or the name of a shipped one."""
+    """Reads the recipe from a command's argument: a file, or the name of a shipped recipe."""
     from lmmkit.recipe import read_recipe
     from lmmkit.recipe.shipped import find_recipe
 

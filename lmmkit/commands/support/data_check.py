@@ -1,4 +1,4 @@
-"""A source checked to its last row and picture: progress for people, a list of everything wrong."""
+"""Checks every record and image of a source, shows progress, and lists all problems."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from lmmkit.recipe import Recipe
 
 @dataclass
 class CheckReport:
-    """The file that lists everything wrong, one JSON object a line; made when there is something.
+    """Writes a file with all problems, one JSON object per line. Creates it at the first problem.
 
-    `shown`: the first problems of sources that must not have any, `refused`.
+    `refused`: the sources with more problems than allowed. `shown`: their first problems.
     """
 
     path: Path
@@ -41,20 +41,20 @@ class CheckReport:
             self._file.close()
 
     def add(self, source: str, bad: BadRecord) -> None:
-        """Lists one more."""
+        """Writes one bad record to the file."""
         if self._file is None:
             self._file = open(self.path, "w", encoding="utf-8")  # noqa: SIM115
         self._file.write(json.dumps({"source": source, **bad._asdict()}) + "\n")
         self.count += 1
 
     def refuse(self, source: str, problems: list[Problem]) -> None:
-        """The source has more than it may."""
+        """Records that a source has more problems than allowed."""
         self.refused.add(source)
         self.shown += problems
 
 
 def check_records(recipe: Recipe, name: str, report: CheckReport, decode: bool) -> dict[str, float]:
-    """Reads every row of a source and looks at every picture; what was found, in numbers."""
+    """Reads every record of a source and checks every image. Returns counts, and times in seconds."""
     section = recipe.data[name]
     policy, first = Policy(section.bad_records, section.bad_share), list[Problem]()
 
@@ -96,7 +96,7 @@ def check_records(recipe: Recipe, name: str, report: CheckReport, decode: bool) 
 
 
 def _check_pictures(records: Records, told: Callable[[BadRecord], None], decode: bool) -> tuple[int, int]:
-    """(pictures, bad ones) of a source, each looked at once."""
+    """Checks each image of a source once. Returns (images, bad images)."""
     rows, bad, count = records.rows, 0, 0
     paths_outside = dict(rows.paths_outside())
     with _bar(
@@ -119,7 +119,7 @@ def _check_pictures(records: Records, told: Callable[[BadRecord], None], decode:
 
 
 def _size(path: Path) -> int:
-    """Bytes of the file; 0 of a pattern."""
+    """Returns the size of the file in bytes; 0 for a pattern."""
     try:
         return os.stat(path).st_size
     except OSError:
@@ -128,7 +128,7 @@ def _size(path: Path) -> int:
 
 @contextmanager
 def _bar(title: str, total: int, unit: str, scale: float) -> Iterator[Callable[[float], None]]:
-    """A bar on a terminal with rate and time left; `move(done)`."""
+    """Shows a progress bar with rate and remaining time on a terminal. Yields `move(done)`."""
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     rate = TextColumn("{task.fields[rate]}")
@@ -140,7 +140,7 @@ def _bar(title: str, total: int, unit: str, scale: float) -> Iterator[Callable[[
         def move(done: float) -> None:
             nonlocal told
             now = time.perf_counter()
-            if now - told > 0.2 or done >= total:  # a redraw costs more than a header
+            if now - told > 0.2 or done >= total:  # drawing the bar costs more than checking a header
                 told = now
                 speed = (
                     f"{done * scale / max(now - begin, 1e-3):,.0f} {unit or 'a second'}{'/s' * bool(unit)}"

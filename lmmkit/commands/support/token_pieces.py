@@ -1,4 +1,4 @@
-"""Rows for people: token pieces of a sample."""
+"""Yields the token pieces of a sample as readable text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lmmkit.plan.prepare import Prepared
 
 
 def pieces(prepared: Prepared, sample: Sample) -> Iterator[tuple[str, bool]]:
-    """(text, supervised) of each span of the main view, tokens parted by a middle dot."""
+    """Yields (text, supervised) for each span in the main view, with a middle dot between tokens."""
     stage = next(iter(prepared.plans))
     tokenizer = prepared.tokenizer
     for span in prepared.views(stage).lay_out(View(sample=sample, supervised=True)):

@@ -1,6 +1,6 @@
-"""Our templates in the words of transformers: what an export says in `chat_template.jinja`.
+"""Writes lmmkit's chat templates as Jinja for transformers: the `chat_template.jinja` of an export.
 
-A message's content is a text, or a list of items of type `image` and `text`; images stand first.
+A message's content is a text, or a list of items of type `image` and `text`. Images come first.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from lmmkit.weights.export.export_model import IMAGE
 
 FILE = "chat_template.jinja"
 
-# What a message says. `between` stands behind an image.
+# Macro for a message's content. `BETWEEN` follows each image.
 CONTENT = """
 {%- macro said(content) -%}
 {%- if content is string -%}{{ content }}{%- else -%}
@@ -39,13 +39,13 @@ FRAMED = """
 
 
 def jinja(template: str, *, bos: str, prefixed: bool) -> str | None:
-    """The template `template` with an image's placeholder; None for `plain`, which is no conversation.
+    """Returns `template` as Jinja, with a placeholder for images; None for `plain`, which has no turns.
 
     Args:
-        template: of `data.chat.TEMPLATES`.
-        bos: what begins a sequence; empty where nothing does.
-        prefixed: whether a text that stands alone begins with a space piece, which transformers
-            leaves out behind a control token: LLaVA-1.5 was trained to find one behind an image.
+        template: the name of a chat template.
+        bos: the text of the token that begins a sequence; empty if there is none.
+        prefixed: whether the tokenizer begins a separate text with a space piece. transformers omits that
+            piece after a control token, but LLaVA-1.5 was trained with one after an image.
     """
     if template in FRAMES:
         return _filled(CONTENT + FRAMED, **_frame(FRAMES[template]), BETWEEN="\n")
@@ -65,6 +65,6 @@ def _frame(frame: Frame) -> dict[str, str]:
 
 
 def _filled(text: str, **words: str) -> str:
-    """Constants as assignments before the text, quoted as Jinja reads them."""
+    """Returns `text` with Jinja assignments of the constants, in quotes, before it."""
     quoted = {name: repr(word) for name, word in {**words, "IMAGE": IMAGE}.items()}
     return "".join(f"{{%- set {name} = {word} -%}}\n" for name, word in quoted.items()) + text.lstrip("\n")

@@ -1,4 +1,4 @@
-"""What an export works on: a model, its folder's config and tokenizer, and ids that may be new."""
+"""The input of an export: a model, its folder's config and tokenizer, and ids for new tokens."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from lmmkit.model.decoder import Decoder, DecoderShape
 from lmmkit.model.vision import VisionShape, ViT
 
 IMAGE, PAD = "<image>", "<pad>"
-ROUND = 64  # rows of a vocabulary that grows come in multiples of this
+ROUND = 64  # a vocabulary that grows is rounded up to a multiple of this
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What an export needs to know: the model's parts with values, its folder's config and tokenizer,
-    and how it speaks."""
+    """Holds the input of an export: the model's parts with weights, its folder's config and tokenizer,
+    `image_fit` and the chat template."""
 
     vision: nn.Module
     connector: nn.Module
@@ -32,23 +32,23 @@ class Exported:
 
     @property
     def sees(self) -> bool:
-        """Whether there is an encoder."""
+        """Returns whether the model has an encoder."""
         return not isinstance(self.vision, nn.Identity)
 
     @property
     def shape(self) -> DecoderShape:
-        """The decoder's."""
+        """Returns the decoder's shape."""
         return self.text.shape
 
     @property
     def eye(self) -> VisionShape:
-        """The encoder's; `problems` has refused what has none."""
+        """Returns the encoder's shape. `problems` has already refused models without a `ViT`."""
         assert isinstance(self.vision, ViT)
         return self.vision.shape
 
 
 def family(model: Exported) -> str:
-    """The public family that says the decoder: Qwen-7B as first published is a Qwen2 in all but names."""
+    """Returns the Hugging Face `model_type` for the decoder. The first Qwen-7B is Qwen2 under other names."""
     shape = model.shape
     derived = "qwen3" if shape.qk_norm else "qwen2" if shape.qkv_bias else "llama"
     known = model.config.get("family", derived)
@@ -57,7 +57,7 @@ def family(model: Exported) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenIds:
-    """The ids of `<image>` and of what pads, and the rows of a vocabulary that holds them."""
+    """Holds the ids of `<image>` and of the padding token, and the vocabulary size that contains them."""
 
     image: int
     pad: int | None
@@ -65,8 +65,10 @@ class TokenIds:
 
 
 def new_token_ids(model: Exported) -> TokenIds:
-    """The folder's own ids, else the tokenizer's, else the next that are free; rows grow where none are
-    to spare. A model without a tokenizer is not padded."""
+    """Returns the ids from the folder's config, else from the tokenizer, else the next free ids.
+
+    The vocabulary grows if it is too small. A model without a tokenizer gets no new padding id.
+    """
     tokens, config, vocab = model.tokenizer, model.config, model.shape.vocab
     image, pad = config.get("image_token"), config.get("pad")
     if tokens.size:

@@ -1,4 +1,4 @@
-"""A model folder of ours as a llava-hf or an original LLaVA folder, files that speak included."""
+"""Exports an lmmkit model as a llava-hf or an original LLaVA folder, with tokenizer and processor files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ORIGINAL = {
     "vision.": "model.vision_tower.vision_tower.vision_model.", "connector.linear_1.": "model.mm_projector.0.",
     "connector.linear_2.": "model.mm_projector.2.", "text.model.": "model.", "text.lm_head.": "lm_head.",
 }  # fmt: skip
-SHARD = 4 << 30  # bytes of one weights file at most
+SHARD = 4 << 30  # largest size of one weights file, in bytes
 
 
 def problems(model: Exported, folder: Path, kind: str) -> list[Problem]:
@@ -52,7 +52,7 @@ def problems(model: Exported, folder: Path, kind: str) -> list[Problem]:
 
 
 def spoken(model: Exported, folder: Path, kind: str) -> list[Problem]:
-    """Returns a problem if the model answers with the help of learned tokens, which ids cannot express."""
+    """Returns a problem if inference uses learned tokens, which token ids cannot express."""
     through = model.config.get("inference_plugins")
     got = f"learned tokens from {', '.join(through or ())} in every sequence"
     where, supported = f"{folder}: {kind}", "no learned tokens"
@@ -60,16 +60,16 @@ def spoken(model: Exported, folder: Path, kind: str) -> list[Problem]:
 
 
 def write(model: Exported, folder: Path, kind: str, *, dtype: torch.dtype | None = None) -> None:
-    """Writes the folder aside and renames it.
+    """Writes the folder under a temporary name and renames it.
 
     Args:
-        model: what to write.
-        folder: new, or empty.
+        model: the model to export.
+        folder: a new or empty folder.
         kind: `llava-hf` or `llava`.
-        dtype: of the weights; as they are where None.
+        dtype: the data type of the written weights; None keeps theirs.
 
     Raises:
-        UserError: a model that the format cannot express, a folder that is not empty.
+        UserError: for a model that the format cannot express, and for a folder that is not empty.
     """
     found = problems(model, folder, kind)
     if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
@@ -112,7 +112,7 @@ def _tensors(
 
 
 def _behind(model: Exported) -> dict[str, Tensor]:
-    """What the encoder's class has behind the layer that is read: as it came, else an idle norm."""
+    """Returns the encoder's tensors after the feature layer: the passthrough ones, else an identity norm."""
     if model.passthrough:
         return {name: t for name, t in model.passthrough.items() if name.startswith("vision.")}
     weight = next(model.vision.parameters())
@@ -124,7 +124,8 @@ def _behind(model: Exported) -> dict[str, Tensor]:
 
 
 def _grown(rows_VD: Tensor, vocab: int) -> Tensor:
-    """More rows, each the mean of those there are: logits of no weight in what the model says."""
+    """Returns the matrix with `vocab` rows. Each new one is the mean of the others, so that its logit is
+    unlikely to be the largest."""
     more = vocab - len(rows_VD)
     if more <= 0:
         return rows_VD
@@ -140,7 +141,7 @@ def _said(name: str, prefixes: Mapping[str, str]) -> str:
 
 
 def _write_shards(folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
-    """One file, or several with an index; only one file's tensors are held a second time."""
+    """Writes one file, or several with an index. Copies the tensors of only one file at a time."""
     shards: list[list[str]] = []
     held: dict[str, Tensor] = {}
     total = size = 0
@@ -217,7 +218,7 @@ def _text_config(model: Exported, vocab: int) -> dict[str, Any]:
 def _vision_config(model: Exported, full: bool) -> dict[str, Any]:
     shape = model.eye
     acts = {ours: theirs for theirs, ours in encoders.ACTIVATIONS.items()}
-    head = any(name.startswith("vision.head.") for name in model.passthrough)  # SigLIP's, read by nobody
+    head = any(name.startswith("vision.head.") for name in model.passthrough)  # from SigLIP; LLaVA ignores it
     return {
         "model_type": _vision_family(model.eye), "hidden_size": shape.width,
         "num_hidden_layers": shape.depth if full else shape.built, "num_attention_heads": shape.heads,

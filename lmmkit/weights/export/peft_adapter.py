@@ -1,9 +1,9 @@
-"""The low-rank updates of a stage as a folder that the `peft` library opens on transformers' base.
+"""Exports the low-rank updates of a stage as a folder that `peft` loads onto a transformers base model.
 
     adapter_config.json  adapter_model.safetensors
 
-The base is the model that the stage began from. A connector that learned beside the updates goes
-with them whole (`modules_to_save`).
+The base is the model from which the stage started. A connector that was also trainable is saved in full
+(`modules_to_save`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lmmkit.runs.files import fsync, write_json_atomic
 from lmmkit.weights.decoders import LLAMA
 from lmmkit.weights.detect import CONNECTOR
 
-WRAPPED = "base_model.model."  # what peft puts before a base's own names
+WRAPPED = "base_model.model."  # the prefix that peft adds to the names of the base
 PROJECTOR = "multi_modal_projector"
 UPDATE = re.compile(r"lmm\.decoder\.blocks\.(\d+)\.(.+)\.lora\.(\w+)\.([ab])")
 PROJECTIONS = {
@@ -33,10 +33,10 @@ PROJECTIONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class PeftAdapter:
-    """What is written: tensors by our names, and the settings they were trained with.
+    """Holds the tensors by lmmkit's names, and the settings of their training.
 
-    `connector`: that of the stage's end where it learned, else empty. `sees`: whether the base is a
-    LLaVA. `base`: what the base is called where the adapter is read.
+    `connector`: its tensors at the end of the stage if it was trainable, else empty. `sees`: whether the
+    base is a LLaVA. `base`: the name of the base model for the user of the adapter.
     """
 
     updates: Mapping[str, Tensor]
@@ -48,12 +48,12 @@ class PeftAdapter:
 
     @property
     def r(self) -> int:
-        """Rank of the updates."""
+        """Returns the rank of the updates."""
         return next(len(t) for name, t in self.updates.items() if name.endswith(".a"))
 
 
 def write(adapter: PeftAdapter, folder: Path) -> None:
-    """Writes the folder aside and renames it; it is new, or empty."""
+    """Writes the folder under a temporary name and renames it. `folder` is new or empty."""
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -70,7 +70,7 @@ def write(adapter: PeftAdapter, folder: Path) -> None:
 
 
 def _named(name: str, before: str) -> str:
-    """Our name of a factor -> peft's: `...qkv.lora.q.a` -> `...q_proj.lora_A.weight`."""
+    """Returns peft's name for a factor: `...qkv.lora.q.a` -> `...q_proj.lora_A.weight`."""
     match = UPDATE.fullmatch(name)
     assert match is not None, name
     n, path, part, side = match.groups()
@@ -86,7 +86,7 @@ def _config(adapter: PeftAdapter, names: list[str]) -> dict[str, Any]:
     return {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": adapter.base,
         "inference_mode": True, "r": adapter.r, "lora_alpha": whole, "lora_dropout": adapter.dropout,
-        # an encoder has projections of the same names, which a list would match too
+        # a list would also match the projections of the encoder, which have the same names
         "target_modules": rf".*language_model.*\.({'|'.join(targets)})" if adapter.sees else targets,
         "modules_to_save": [PROJECTOR] if adapter.connector else None,
         "bias": "none", "fan_in_fan_out": False, "use_rslora": False, "use_dora": False,

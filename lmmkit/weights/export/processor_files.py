@@ -1,4 +1,4 @@
-"""Tokenizer and processor files of an export: what transformers reads to speak and to see."""
+"""Writes the tokenizer and processor files of an export, for transformers."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from lmmkit.weights import encoders
 from lmmkit.weights.export import chat_template_export
 from lmmkit.weights.export.export_model import IMAGE, PAD, Exported, TokenIds
 
-PIECES = {  # beside a sentencepiece model
+PIECES = {  # with a sentencepiece model
     "tokenizer_class": "LlamaTokenizer", "legacy": False, "add_bos_token": True, "add_eos_token": False,
     "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>",
 }  # fmt: skip
 
 
 def write(model: Exported, folder: Path, new: TokenIds | None) -> None:
-    """The image processor, and the tokenizer where the model has one.
+    """Writes the image processor, and the tokenizer if the model has one.
 
-    `new`: the ids of a llava-hf export, which has a processor for both; None for original LLaVA.
+    `new`: the ids for a llava-hf export, which has a processor for text and images; None for original LLaVA.
     """
     image_config = _processor(model)
     write_json_atomic(folder / "preprocessor_config.json", image_config)
