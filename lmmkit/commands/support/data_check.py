@@ -58,7 +58,7 @@ def check_records(recipe: Recipe, name: str, report: CheckReport, decode: bool) 
     section = recipe.data[name]
     policy, first = Policy(section.bad_records, section.bad_share), list[Problem]()
 
-    def told(bad: BadRecord) -> None:
+    def on_bad_record(bad: BadRecord) -> None:
         report.add(name, bad)
         if len(first) < SHOWN:
             first.append(bad.problem())
@@ -81,21 +81,21 @@ def check_records(recipe: Recipe, name: str, report: CheckReport, decode: bool) 
     records = Records(
         name=name, template=section.template, image_fit=section.image_fit, rows=rows, bad_records=policy
     )
-    pictures, bad_pictures = _check_pictures(records, told, decode)
-    bad, most = meta["bad_records"] + bad_pictures, policy.allowed(meta["rows"])
+    images_seen, bad_images = _check_images(records, on_bad_record, decode)
+    bad, most = meta["bad_records"] + bad_images, policy.allowed(meta["rows"])
     if bad > most:
-        got = f"{meta['bad_records']} bad records and {bad_pictures} bad images, all listed in {report.path}"
+        got = f"{meta['bad_records']} bad records and {bad_images} bad images, all listed in {report.path}"
         more = MANY.at(str(rows.path), got=got, most=most)
         report.refuse(name, [*first, *[more] * (bad > len(first))])
     elif not len(rows):
         report.refuse(name, [RECORDS_EMPTY.at(str(rows.path), got="no records")])
     return {
-        "rows": meta["rows"], "bad_records": meta["bad_records"], "pictures": pictures, "bad_pictures": bad_pictures,
+        "rows": meta["rows"], "bad_records": meta["bad_records"], "pictures": images_seen, "bad_pictures": bad_images,
         "row_seconds": round(between - begin, 3), "picture_seconds": round(time.perf_counter() - between, 3),
     }  # fmt: skip
 
 
-def _check_pictures(records: Records, told: Callable[[BadRecord], None], decode: bool) -> tuple[int, int]:
+def _check_images(records: Records, on_bad_record: Callable[[BadRecord], None], decode: bool) -> tuple[int, int]:
     """Checks each image of a source once. Returns (images, bad images)."""
     rows, bad, count = records.rows, 0, 0
     paths_outside = dict(rows.paths_outside())
@@ -112,7 +112,7 @@ def _check_pictures(records: Records, told: Callable[[BadRecord], None], decode:
                 except UserError as error:
                     found = list(error.problems)
             for p in found:
-                told(BadRecord.of(replace(p, got=f"{p.where}: {p.got}"), rows.place(i), key="image"))
+                on_bad_record(BadRecord.of(replace(p, got=f"{p.where}: {p.got}"), rows.place(i), key="image"))
             bad += bool(found)
             move(count := count + 1)
     return count, bad

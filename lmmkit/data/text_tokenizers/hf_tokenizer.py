@@ -148,15 +148,9 @@ class HFTokenizer:
         return {"text": self.text, "bos": self.bos, "eos": self.eos}
 
 
-<<<<<<< HEAD
 def _opened(text: str) -> tokenizers.Tokenizer:
     inner = tokenizers.Tokenizer.from_str(text)
-    inner.encode_special_tokens = True  # spelled in pieces, not found
-=======
-def _opened(text: str) -> tokenizers.SentencePieceTokenizer:
-    inner = tokenizers.SentencePieceTokenizer.from_str(text)
     inner.encode_special_tokens = True  # do not recognise them in a text; split them into pieces
->>>>>>> w/p2
     inner.no_padding()
     inner.no_truncation()
     return inner
@@ -196,13 +190,8 @@ def _unprefixed(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-<<<<<<< HEAD
 def _named(folder: Path, inner: tokenizers.Tokenizer, key: str) -> int | None:
-    """The id of the token that begins (bos) or ends (eos): the first file beside it that says."""
-=======
-def _named(folder: Path, inner: tokenizers.SentencePieceTokenizer, key: str) -> int | None:
     """Returns the id of the begin (bos) or end (eos) token, from the first file that names it."""
->>>>>>> w/p2
     for name in (BESIDE, "special_tokens_map.json"):
         if (folder / name).is_file():
             word = read_json(folder / name, hint="Correct or remove the file.").get(f"{key}_token")
