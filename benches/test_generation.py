@@ -93,7 +93,7 @@ def test_many_questions_on_one_image(benchmark):
     lmm = made.ours.lmm.eval()
 
     def mine():
-        ids = generate(lmm, batch, [int(p[-1]) for p in paths], tokens={}, new=NEW, eos=[10**6])
+        ids = generate(lmm, batch, [int(p[-1]) for p in paths], tokens={}, max_new_tokens=NEW, eos=[10**6])
         return torch.tensor(ids)
 
     def peer():

@@ -117,7 +117,7 @@ PROBE = """
 import gc, json, sys, threading, time
 from pathlib import Path
 import torch
-from lmmkit import assemble
+from lmmkit import build
 from lmmkit.cost_estimate import Load, activation_bytes, estimate
 from lmmkit.plan.prepare import prepare
 from lmmkit.recipe import read_text
@@ -136,12 +136,12 @@ def watch():
     while not done:
         peak[0] = max(peak[0], anon()); time.sleep(0.002)
 thread = threading.Thread(target=watch); thread.start()
-objective = assemble.build(recipe, {}, prepared.dims, cpu, origins=prepared.origins, narrow=assemble.frozen_narrow(recipe))
-learns = assemble.set_stage(objective, prepared.plans["finetune"], section, seed=0)
-optimizer = assemble.optimizer(objective, section, learns)
-objective.train(); assemble.set_layers(objective, recipe.speed)
+objective = build.build_objective(recipe, {}, prepared.dims, cpu, pretrained=prepared.pretrained, narrow=build.frozen_narrow(recipe))
+trainable = build.set_stage(objective, prepared.plans["finetune"], section, seed=0)
+optimizer = build.optimizer(objective, section, trainable)
+objective.train(); build.set_layers(objective, recipe.speed)
 for step in steps:
-    run_step(objective, optimizer, step, {"next_token": 1.0}, clip=None, device=cpu, readings=False)
+    run_step(objective, optimizer, step, {"next_token": 1.0}, clip=None, device=cpu, metrics=False)
 done = True; thread.join()
 full = max((b for s in steps for b in s), key=len)
 load = Load(len(full), len(full.pixels_ICXY), len(full.target_S))

@@ -19,7 +19,7 @@ MINE = """
 from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
-from lmmkit.api import AttnMass, AuxTask, Loss, Sel, View, hookimpl
+from lmmkit.api import AttnMass, AuxTask, Loss, Select, View, hookimpl
 
 class Kind(Enum):
     SQUARE = 2
@@ -28,7 +28,7 @@ class Kind(Enum):
 class Mine(Loss):
     power: float = 2.0
     kind: Kind = Kind.SQUARE
-    needs = (AttnMass(q=Sel(learn=True)),)
+    needs = (AttnMass(q=Select(supervised=True)),)
     def value(self, ctx):
         return ctx[self.needs[0]].pow(self.power).sum()
 
@@ -36,7 +36,7 @@ class Mine(Loss):
 class Again(AuxTask):
     text_loss = True
     def views(self, sample, rng):
-        return [View(sample=sample, learn=True)]
+        return [View(sample=sample, supervised=True)]
 
 @hookimpl
 def lmmkit_components():

@@ -16,17 +16,17 @@ from tests.conftest import PLAIN
 
 PLUGINS = """
 from dataclasses import dataclass
-from lmmkit.api import AttnMass, HiddenAt, Insert, LearnedTokens, Loss, Sel, TokenStrategy, hookimpl
+from lmmkit.api import AttnMass, HiddenAt, Insert, LearnedTokens, Loss, Select, TokenStrategy, hookimpl
 
 @dataclass(frozen=True, kw_only=True)
 class Look(Loss):
-    needs = (AttnMass(q=Sel(learn=True)),)
+    needs = (AttnMass(q=Select(supervised=True)),)
     def value(self, ctx):
         return ctx[self.needs[0]].sum()
 
 @dataclass(frozen=True, kw_only=True)
 class Read(Loss):
-    needs = (HiddenAt(Sel(mark="pause")),)
+    needs = (HiddenAt(Select(token_name="pause")),)
     def value(self, ctx):
         return ctx[self.needs[0]].float().pow(2).sum()
 
@@ -66,11 +66,11 @@ def trained(tiny, scenes, tmp_path):
 
 def test_a_plugin_that_only_trained_is_not_needed_to_answer(trained, tmp_path, monkeypatch):
     recipe, run = trained("look")
-    before = load(run.path).notify(ASKED, new=5)
+    before = load(run.path).reply(ASKED, max_new_tokens=5)
     shutil.move(run.model("finetune"), tmp_path / "moved")
     (tmp_path / "root" / "mine.py").unlink()
     monkeypatch.chdir("/")
-    assert load(tmp_path / "moved").notify(ASKED, new=5) == before
+    assert load(tmp_path / "moved").reply(ASKED, max_new_tokens=5) == before
 
 
 def test_a_plugin_it_speaks_through_is_found_below_the_run_s_root(trained, tmp_path, monkeypatch):
@@ -83,8 +83,8 @@ def test_a_plugin_it_speaks_through_is_found_below_the_run_s_root(trained, tmp_p
     assert [s.name for s, _ in chat_model.views.edits] == ["pause"] and set(chat_model.objective.plugins) == {
         "pause"
     }
-    assert chat_model.notify(ASKED, new=5) == load(run.path, trust_files=True, plugins="all").notify(
-        ASKED, new=5
+    assert chat_model.reply(ASKED, max_new_tokens=5) == load(run.path, trust_files=True, plugins="all").reply(
+        ASKED, max_new_tokens=5
     )
 
 

@@ -16,8 +16,12 @@ PROMPTS = [random_ids(n, n) for n in (3, 17, 1, 9)]
 NEAR = 1e-4  # two logits closer than this may change places
 
 
-def write(lmm, batch, leaves, *, new=NEW, eos=NEVER, choose=greedy, tokens=None) -> list[list[int]]:
-    return generate(lmm, batch, leaves, tokens=tokens or {}, new=new, eos=eos, choose=choose)
+def write(
+    lmm, batch, leaves, *, max_new_tokens=NEW, eos=NEVER, choose=greedy, tokens=None
+) -> list[list[int]]:
+    return generate(
+        lmm, batch, leaves, tokens=tokens or {}, max_new_tokens=max_new_tokens, eos=eos, choose=choose
+    )
 
 
 def ends(prompts) -> list[int]:
@@ -79,7 +83,7 @@ def test_greedy_alone_is_greedy_in_a_ragged_batch_is_transformers(backend):
 
 def test_no_token_cannot_be_asked_for():
     with pytest.raises(ValueError, match="new = 0"):
-        write(tiny_lmm(), text_batch([[5, 6]]), [1], new=0)
+        write(tiny_lmm(), text_batch([[5, 6]]), [1], max_new_tokens=0)
 
 
 def test_many_questions_on_one_picture_are_each_alone():
@@ -127,13 +131,13 @@ def test_generation_stops_when_all_have_ended_and_tells_every_token():
     whole = write(lmm, text_batch([ids]), [len(ids) - 1])[0]
     eos, told = whole[5], []
     generate(
-        lmm, text_batch([ids]), [len(ids) - 1], tokens={}, new=NEW, eos=eos,
+        lmm, text_batch([ids]), [len(ids) - 1], tokens={}, max_new_tokens=NEW, eos=eos,
         on_token=lambda id_Q: told.append(int(id_Q[0])),
     )  # fmt: skip
     assert told == whole[: whole.index(eos) + 1]
     told.clear()
     generate(
-        lmm, text_batch([ids]), [len(ids) - 1], tokens={}, new=NEW, eos=NEVER,
+        lmm, text_batch([ids]), [len(ids) - 1], tokens={}, max_new_tokens=NEW, eos=NEVER,
         on_token=lambda id_Q: told.append(int(id_Q[0])),
     )  # fmt: skip
     assert told == whole

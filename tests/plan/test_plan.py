@@ -143,7 +143,7 @@ def test_without_terms_only_the_plugins_spoken_through_are_opened(tiny):
     text = DIRECT.replace("text_order:     {}", "text_ordr:      {}").replace(
         "text_order: 1.0", "text_ordr: 1.0"
     )
-    prepared = prepare_bare(tiny(text=text), through=["directed_token"], data=["questions"])
+    prepared = prepare_bare(tiny(text=text), inference_plugins=["directed_token"], data=["questions"])
     assert list(prepared.instances.components) == ["directed_token"] and list(prepared.sources) == [
         "questions"
     ]
@@ -167,11 +167,11 @@ def test_a_local_file_runs_only_when_trusted(tiny, scenes, tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
         "from dataclasses import dataclass\n"
-        "from lmmkit.api import AttnMass, Loss, Sel, hookimpl\n"
+        "from lmmkit.api import AttnMass, Loss, Select, hookimpl\n"
         "@dataclass(frozen=True, kw_only=True)\n"
         "class Mine(Loss):\n"
         "    power: float = 2.0\n"
-        "    needs = (AttnMass(q=Sel(learn=True)),)\n"
+        "    needs = (AttnMass(q=Select(supervised=True)),)\n"
         "    def value(self, ctx):\n"
         "        return ctx[self.needs[0]].pow(self.power).sum()\n"
         "@hookimpl\n"

@@ -101,14 +101,14 @@ def test_plain_values_are_agreed_on(tmp_path):
                 {"rank": r, "long": "x" * r * 5000} for r in range(3)
             ]
             assert ranks.all_reduce_max(rank * 7) == 14 and ranks.broadcast(rank + 40) == 40
-            assert ranks.beside().gather([float("inf"), None]) == [[float("inf"), None]] * 3
+            assert ranks.new_group().gather([float("inf"), None]) == [[float("inf"), None]] * 3
 
     world.run(3, body, tmp_path)
     assert (
         ALONE.gather(1) == [1]
         and ALONE.all_reduce_max(3) == 3
         and ALONE.broadcast("x") == "x"
-        and ALONE.beside() is ALONE
+        and ALONE.new_group() is ALONE
     )
 
 

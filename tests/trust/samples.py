@@ -35,20 +35,20 @@ from tests.trust.test_recipe_fuzz import schema_mutants
 PLUGINS = """
 from __future__ import annotations
 from dataclasses import dataclass
-from lmmkit.api import AttnMass, AuxTask, HiddenAt, Loss, Sel, TokenStrategy, View, hookimpl
+from lmmkit.api import AttnMass, AuxTask, HiddenAt, Loss, Select, TokenStrategy, View, hookimpl
 
 @dataclass(frozen=True, kw_only=True)
 class Masses(Loss):
     kind: str = "image"
     @property
     def needs(self):
-        return (AttnMass(q=Sel(learn=True), k=Sel(kind=self.kind)),)
+        return (AttnMass(q=Select(supervised=True), k=Select(kind=self.kind)),)
     def value(self, ctx):
         return ctx[self.needs[0]].sum()
 
 @dataclass(frozen=True, kw_only=True)
 class Elsewhere(Loss):
-    needs = (HiddenAt(Sel(view="elsewhere", mark="nobody")),)
+    needs = (HiddenAt(Select(view="elsewhere", token_name="nobody")),)
     def value(self, ctx):
         return ctx[self.needs[0]].sum()
 

@@ -66,7 +66,7 @@ def test_one_prompt_on_a_picture(llava):
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
     again = lmmkit.load(llava / "hf", device="cpu")
-    said = again.notify([Turn("user", "a cat", images=1)], str(llava / "noise.png"), new=5)
+    said = again.reply([Turn("user", "a cat", images=1)], str(llava / "noise.png"), max_new_tokens=5)
     assert result.stdout.strip() == said.strip()
 
 
@@ -80,10 +80,12 @@ def test_a_conversation_of_two_turns(llava):
 def test_a_decoder_alone_speaks_in_its_template(qwen, tmp_path):
     ours = lmmkit.load(qwen, device="cpu")
     assert ours.prepared.recipe.model.chat.template == "chatml"
-    assert isinstance(ours.notify([Turn("user", "hi")], new=6), str)
+    assert isinstance(ours.reply([Turn("user", "hi")], max_new_tokens=6), str)
     import_model(qwen, tmp_path / "ours")
     again = lmmkit.load(tmp_path / "ours", device="cpu")
-    assert again.notify([Turn("user", "hi")], new=6) == ours.notify([Turn("user", "hi")], new=6)
+    assert again.reply([Turn("user", "hi")], max_new_tokens=6) == ours.reply(
+        [Turn("user", "hi")], max_new_tokens=6
+    )
     id_BT = torch.randint(3, 250, (1, 9))
     assert torch.equal(again.logits(id_BT), ours.logits(id_BT))
 
@@ -98,4 +100,4 @@ def test_a_picture_for_a_model_of_text_alone_is_told(qwen, llava):
 def test_words_without_a_tokenizer_are_told(tmp_path):
     ours = lmmkit.load(models.saved(models.decoder("llama", "plain"), tmp_path / "m"), device="cpu")
     with pytest.raises(UserError, match="text/file"):
-        ours.notify([Turn("user", "hi")])
+        ours.reply([Turn("user", "hi")])

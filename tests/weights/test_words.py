@@ -132,7 +132,7 @@ def test_a_prompt_in_its_template_and_the_greedy_answer(name, request, tmp_path)
     new = theirs.eval().generate(**ready, max_new_tokens=24, do_sample=False)[:, ready.input_ids.shape[1] :]
     got = model.ours.generate(ready.input_ids, ready.pixel_values, max_new_tokens=24)
     assert torch.equal(got, new) and len(set(new[0].tolist())) > 5
-    answer = model.ours.notify(TURNS, str(tmp_path / "a.png"), new=24)
+    answer = model.ours.reply(TURNS, str(tmp_path / "a.png"), max_new_tokens=24)
     assert processor.decode(new[0], skip_special_tokens=True).strip() == answer
 
 

@@ -68,7 +68,12 @@ def check_records(recipe: Recipe, name: str, report: CheckReport, decode: bool) 
     try:
         with _bar(f"{name}: rows", _size(path), "MB", 1e-6) as move:
             rows = open_record_store(
-                path, images or None, section.template, rebuild=True, on_bad_record=on_bad_record, progress=move
+                path,
+                images or None,
+                section.template,
+                rebuild=True,
+                on_bad_record=on_bad_record,
+                progress=move,
             )
     except UserError as error:
         for p in error.problems:
@@ -95,7 +100,9 @@ def check_records(recipe: Recipe, name: str, report: CheckReport, decode: bool) 
     }  # fmt: skip
 
 
-def _check_images(records: Records, on_bad_record: Callable[[BadRecord], None], decode: bool) -> tuple[int, int]:
+def _check_images(
+    records: Records, on_bad_record: Callable[[BadRecord], None], decode: bool
+) -> tuple[int, int]:
     """Checks each image of a source once. Returns (images, bad images)."""
     rows, bad, count = records.rows, 0, 0
     paths_outside = dict(rows.paths_outside())

@@ -66,7 +66,7 @@ def look(
     batch = batch.to(device)
     see_RT = batch.forest.see()[row_R].to(device)
     maps: list[Tensor] = []
-    attend = lmm.backend.attend(replace(batch.attention, row_R=batch.attention.row_R[:0]), device)
+    attend = lmm.backend.prepare(replace(batch.attention, row_R=batch.attention.row_R[:0]), device)
 
     def watching(qkv_TC: Tensor, heads: Heads, turn: Rotary) -> tuple[Tensor, Tensor]:
         q_THK, k_TGK, _ = apply_rope(qkv_TC, heads, turn)
