@@ -77,7 +77,7 @@ def explain(
 
 @app.command()
 @reporting
-def trace_samples(
+def trace(
     recipe: RecipePath,
     root: Root = None,
     changes: Set = None,
