@@ -110,7 +110,7 @@ def byte_level(folder: Path, controls: list[str], eos: str, first: int) -> None:
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     vocab = {letter: i for i, letter in enumerate(alphabet)}
     vocab |= {f"none {i}": i for i in range(len(vocab), first)}
-    inner = tokenizers.SentencePieceTokenizer(tokenizers.models.BPE(vocab=vocab, merges=[]))
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=[]))
     inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = tokenizers.decoders.ByteLevel()
     inner.add_special_tokens(controls)

@@ -52,7 +52,7 @@ def byte_level(
     folder: Path, pattern: str, controls: tuple[str, ...], nfc: bool, bos: str | None, eos: str
 ) -> Path:
     """A folder with a byte-level tokenizer.json trained here."""
-    inner = tokenizers.SentencePieceTokenizer(tokenizers.models.BPE())
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE())
     if nfc:
         inner.normalizer = tokenizers.normalizers.NFC()
     pre = tokenizers.pre_tokenizers

@@ -85,11 +85,11 @@ class Home:
             file.write_text(file.read_text().replace(str(self.base), str(self.path)))
         return self.path / name
 
-    def edit(self, old: str, max_new_tokens: str) -> None:
+    def edit(self, old: str, new: str) -> None:
         """Changes the recipe."""
         text = self.recipe.read_text()
         assert old in text, old
-        self.recipe.write_text(text.replace(old, max_new_tokens))
+        self.recipe.write_text(text.replace(old, new))
 
     def rows(self, *rows: object) -> None:
         """Writes the records file."""
@@ -119,7 +119,7 @@ def make_base(base: Path) -> Path:
     data.mkdir(parents=True)
     words = (Path(__file__).resolve().parent.parent.parent / "README.md").read_text().splitlines()
     (data / "tokenizer.model").write_bytes(train_tokenizer(words))
-    Pil.max_new_tokens("RGB", (40, 30), (200, 30, 30)).save(data / "a.png")
+    Pil.new("RGB", (40, 30), (200, 30, 30)).save(data / "a.png")
     (data / "rows.json").write_text(json.dumps([row(), row(id="2"), row(id="3"), row(id="4")]))
     (base / "recipe.yaml").write_text(RECIPE)
     lora = RECIPE.replace("text: {}}", "text: {lora: {r: 2, alpha: 4}}}")

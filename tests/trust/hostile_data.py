@@ -268,7 +268,7 @@ def png(width: int, height: int, *more: bytes, mode: int = 2) -> bytes:
 
 def _drawn(kind: str) -> bytes:
     out = io.BytesIO()
-    Pil.max_new_tokens("RGB", (64, 64), (1, 2, 3)).save(out, format=kind)
+    Pil.new("RGB", (64, 64), (1, 2, 3)).save(out, format=kind)
     return out.getvalue()
 
 

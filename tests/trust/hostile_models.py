@@ -114,12 +114,12 @@ def _config(changes: dict[str, object], words: list[object]) -> Spoil:
 
 def _change(path: Path, changes: dict[str, object]) -> None:
     value = json.loads(path.read_text()) if path.is_file() else {}
-    for key, max_new_tokens in changes.items():
+    for key, new in changes.items():
         *above, last = key.split(".")
         at = value
         for step in above:
             at = at[step]
-        at[last] = max_new_tokens
+        at[last] = new
     path.write_text(json.dumps(value))
 
 

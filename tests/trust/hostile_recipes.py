@@ -13,20 +13,20 @@ TRAIN = ["train", "recipe.yaml", "--out", "out"]
 
 def artefacts() -> Iterator[Artefact]:
     """All of them."""
-    for name, (old, max_new_tokens, says) in EDITS.items():
-        yield Artefact(f"recipe {name}", _edited(old, max_new_tokens), says=says)
+    for name, (old, new, says) in EDITS.items():
+        yield Artefact(f"recipe {name}", _edited(old, new), says=says)
     for name, text in WHOLE.items():
         yield Artefact(f"recipe {name}", _whole(text), says="recipe.yaml")
-    for name, (old, max_new_tokens) in ACCEPTED.items():
-        yield Artefact(f"recipe {name}", _edited(old, max_new_tokens, CHECK), code=(0, 2))
+    for name, (old, new) in ACCEPTED.items():
+        yield Artefact(f"recipe {name}", _edited(old, new, CHECK), code=(0, 2))
     yield from OTHERS
 
 
-def _edited(old: str, max_new_tokens: str, words: list[object] = TRAIN) -> Callable[[Home], list[object]]:
+def _edited(old: str, new: str, words: list[object] = TRAIN) -> Callable[[Home], list[object]]:
     def spoil(home: Home) -> list[object]:
         (home.path / "evil.py").write_text(home.python)
         filled = (
-            max_new_tokens.replace("SHELL", home.shell)
+            new.replace("SHELL", home.shell)
             .replace("PYTHON", home.python)
             .replace("OUTSIDE", str(home.outside))
         )

@@ -119,14 +119,14 @@ def _piped(name: str) -> Spoil:
     return spoil
 
 
-def _spoil_recipes(home: Home, old: str, max_new_tokens: str) -> None:
+def _spoil_recipes(home: Home, old: str, new: str) -> None:
     (home.path / "evil.py").write_text(home.python)
     run = home.with_("run")
     (run / "evil.py").write_text(home.python)
     for path in (run / "recipe.resolved.yaml", run / "model" / "learn" / "recipe.yaml", home.recipe):
         text = path.read_text()
         assert old in text, (path, old)
-        path.write_text(text.replace(old, max_new_tokens))
+        path.write_text(text.replace(old, new))
 
 
 def _plugin(words: list[object]) -> Spoil:

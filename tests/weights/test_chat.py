@@ -41,7 +41,7 @@ def qwen(tmp_path_factory):
     )
     models.saved(models.made(hf.Qwen2ForCausalLM(config)), folder)
     letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    inner = tokenizers.SentencePieceTokenizer(
+    inner = tokenizers.Tokenizer(
         tokenizers.models.BPE(vocab={c: i for i, c in enumerate(letters)}, merges=[])
     )
     inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
