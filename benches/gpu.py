@@ -34,7 +34,7 @@ from lmmkit.attention.schedule import AttentionSpec  # noqa: E402
 from lmmkit.attention_benchmark import measure, reasons  # noqa: E402
 from lmmkit.model.decoder import DecoderShape  # noqa: E402
 from lmmkit.recipe import Speed  # noqa: E402
-from tests.tiny import text_batch  # noqa: E402
+from tests.support.tiny_model import text_batch  # noqa: E402
 
 IMAGE = 576
 # 7B width, 8 of its 32 layers; CLIP ViT-L/14-336
@@ -123,8 +123,8 @@ def ceilings(bench: Bench) -> list[dict]:
 
 def parity(bench: Bench) -> list[dict]:
     """Every backend against float64, rows without an output gradient included."""
-    from tests.attention_cases import CASES, inputs, of_backend, of_twin
-    from tests.reference import off
+    from tests.support.attention_cases import CASES, inputs, of_backend, of_twin
+    from tests.support.plain_twins import off
 
     limits = (
         {torch.float32: 5e-6} if bench.device.type == "cuda" else {torch.float32: 5e-6, torch.float64: 1e-12}

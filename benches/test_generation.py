@@ -17,7 +17,7 @@ from lmmkit.api.sample import Image, Sample, Turn, View
 from lmmkit.data.chat_templates import lay_out_prompt
 from lmmkit.data.packing import LaidOut
 from lmmkit.inference.generate import generate
-from tests.hf_weights import scramble
+from tests.support.hf_weights import scramble
 
 NEW = 48
 

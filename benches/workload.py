@@ -32,7 +32,7 @@ from lmmkit.data.pipeline import Views
 from lmmkit.model.init import init
 from lmmkit.objective import Objective
 from lmmkit.training.step import run_step
-from tests.hf_weights import scramble
+from tests.support.hf_weights import scramble
 
 VOCAB, IMAGE, DRT = (
     4096,

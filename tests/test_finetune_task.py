@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 import lmmkit
 from lmmkit.runs.run_folder import RunFolder
-from tests.commands.test_cli import run
+from tests.support import hf_model_folders
+from tests.test_cli import run
 from tests.training.test_run import figures
-from tests.weights import models
 
 EYE, DOWN = "lmm.vision.blocks.0.qkv.weight", "lmm.decoder.blocks.0.mlp.down.weight"
 HELDOUT = ["data.heldout={kind: llava, records: heldout.json, images: ., template: vicuna_v1, image_fit: pad}",
@@ -36,9 +36,11 @@ def root(scenes, tmp_path_factory):
         hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=160, vocab_size=1000,
         max_position_embeddings=2048,
     )  # fmt: skip
-    config = hf.LlavaConfig(vision_config=models.VISIONS["clip"], text_config=text, image_token_index=998)
+    config = hf.LlavaConfig(
+        vision_config=hf_model_folders.VISIONS["clip"], text_config=text, image_token_index=998
+    )
     folder = root / "weights" / "llava-1.5-7b-hf"
-    models.saved(models.made(hf.LlavaForConditionalGeneration(config)), folder)
+    hf_model_folders.saved(hf_model_folders.made(hf.LlavaForConditionalGeneration(config)), folder)
     shutil.copy(scenes / "tokenizer.model", folder)
     rows = json.loads((scenes / "finetune.json").read_text())[:24]
     for i, row in enumerate(rows):
@@ -98,13 +100,13 @@ def test_the_whole_road(root, tmp_path, overrides):
 
     run("model", "export", done.path, tmp_path / "hf", "--format", "llava-hf")
     theirs = hf.LlavaForConditionalGeneration.from_pretrained(tmp_path / "hf").eval()
-    id_BT, _ = models.ids(300, [40])
-    models.with_images(id_BT, torch.ones_like(id_BT), [[3, 20]], theirs.config.image_token_index, 9)
+    id_BT, _ = hf_model_folders.ids(300, [40])
+    hf_model_folders.with_images(id_BT, torch.ones_like(id_BT), [[3, 20]], theirs.config.image_token_index, 9)
     pixels = torch.randn(2, 3, 30, 30, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         want = theirs(input_ids=id_BT, pixel_values=pixels).logits
     got = lmmkit.load(done.path, device="cpu").logits(id_BT, pixels)
-    assert models.error(got, want[..., : got.shape[-1]]) < 1e-5
+    assert hf_model_folders.error(got, want[..., : got.shape[-1]]) < 1e-5
 
 
 def test_check_tells_what_each_choice_takes(root):

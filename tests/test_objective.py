@@ -13,11 +13,11 @@ from lmmkit.attention.eager import Eager
 from lmmkit.data.pipeline import cut
 from lmmkit.objective import tap
 from lmmkit.recipe import Speed
-from tests import paper
-from tests.reference import off, show
-from tests.tiny import read, read64, whole
+from tests.support import paper_objective
+from tests.support.plain_twins import off, show
+from tests.support.tiny_model import read, read64, whole
 
-SAMPLES = (*paper.CAPTIONS, *paper.CHATS)
+SAMPLES = (*paper_objective.CAPTIONS, *paper_objective.CHATS)
 READERS = {torch.float32: read, torch.float64: read64}
 TERMS = {"next_token", "image_order", "text_order", "guided_loss"}
 
@@ -37,52 +37,59 @@ def assert_same(got, want, limit: float = 1e-12) -> None:
 
 
 @pytest.mark.parametrize("backend", [Sdpa(), Eager()], ids=lambda b: b.name)
-@pytest.mark.parametrize("samples", [paper.CAPTIONS, paper.CHATS, SAMPLES], ids=["captions", "chats", "both"])
+@pytest.mark.parametrize(
+    "samples", [paper_objective.CAPTIONS, paper_objective.CHATS, SAMPLES], ids=["captions", "chats", "both"]
+)
 def test_shared_prefixes_are_views_apart(samples, backend):
-    made = paper.objective(backend=backend)
-    (shared, _), (apart, _) = paper.packed(samples), paper.packed(samples, share=False)
+    made = paper_objective.objective(backend=backend)
+    (shared, _), (apart, _) = paper_objective.packed(samples), paper_objective.packed(samples, share=False)
     assert len(shared) < len(apart) and shared.count == apart.count
-    assert_same(paper.learned(made, [shared]), paper.learned(made, [apart]))
+    assert_same(paper_objective.learned(made, [shared]), paper_objective.learned(made, [apart]))
 
 
 def test_sdpa_is_eager():
-    batch, _ = paper.packed(SAMPLES)
-    wanted = paper.learned(paper.objective(backend=Eager()), [batch])
-    assert_same(paper.learned(paper.objective(), [batch]), wanted)
+    batch, _ = paper_objective.packed(SAMPLES)
+    wanted = paper_objective.learned(paper_objective.objective(backend=Eager()), [batch])
+    assert_same(paper_objective.learned(paper_objective.objective(), [batch]), wanted)
 
 
 def test_permuted_trees_change_nothing():
-    made = paper.objective()
-    batches = [paper.packed(samples)[0] for samples in (SAMPLES, SAMPLES[::-1], SAMPLES[2:] + SAMPLES[:2])]
-    want = paper.learned(made, batches[:1])
+    made = paper_objective.objective()
+    batches = [
+        paper_objective.packed(samples)[0] for samples in (SAMPLES, SAMPLES[::-1], SAMPLES[2:] + SAMPLES[:2])
+    ]
+    want = paper_objective.learned(made, batches[:1])
     for batch in batches[1:]:
-        assert_same(paper.learned(made, [batch]), want)
+        assert_same(paper_objective.learned(made, [batch]), want)
 
 
 def test_one_micro_batch_is_several():
-    made, pack = paper.objective(), paper.packer()
-    grown = paper.trees(SAMPLES, pack)
+    made, pack = paper_objective.objective(), paper_objective.packer()
+    grown = paper_objective.trees(SAMPLES, pack)
     whole, parts = (list(cut(grown, tokens)) for tokens in (10_000, 150))
     assert len(whole) == 1 and len(parts) > 2
     batches = [[pack.pack(part)[0] for part in cuts] for cuts in (whole, parts)]
-    assert_same(paper.learned(made, batches[1]), paper.learned(made, batches[0]))
+    assert_same(paper_objective.learned(made, batches[1]), paper_objective.learned(made, batches[0]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_recomputing_gives_the_same_bits(dtype):
-    made, (batch, _) = paper.objective(dtype=dtype), paper.packed(SAMPLES, reader=READERS[dtype])
+    made, (batch, _) = (
+        paper_objective.objective(dtype=dtype),
+        paper_objective.packed(SAMPLES, reader=READERS[dtype]),
+    )
     runs = []
     for which in ("none", "all", 1, "none"):
         build.set_layers(made, Speed(recompute=which))
-        sums, gradients = paper.learned(made, [batch])
-        mass = made(batch).ctxs["guided_loss"][paper.GUIDED.needs[0]].detach()
+        sums, gradients = paper_objective.learned(made, [batch])
+        mass = made(batch).ctxs["guided_loss"][paper_objective.GUIDED.needs[0]].detach()
         runs.append({**sums, **{k: g.clone() for k, g in gradients.items()}, "mass": mass})
     for name, tensor in runs[0].items():
         assert all(torch.equal(run[name], tensor) for run in runs[1:]), name
 
 
 def test_recomputing_remembers_less():
-    made, (batch, _) = paper.objective(), paper.packed(SAMPLES)
+    made, (batch, _) = paper_objective.objective(), paper_objective.packed(SAMPLES)
     kept = []
     for which in ("none", 1, "all"):
         build.set_layers(made, Speed(recompute=which))
@@ -100,9 +107,9 @@ def test_recomputing_remembers_less():
 
 
 def test_a_batch_of_text_alone_gives_every_parameter_a_gradient_of_zero():
-    made = paper.objective()
-    batch, _ = paper.packed([paper.chat("t", "hi", "yes", images=0)])
-    sums, gradients = paper.learned(made, [batch])
+    made = paper_objective.objective()
+    batch, _ = paper_objective.packed([paper_objective.chat("t", "hi", "yes", images=0)])
+    sums, gradients = paper_objective.learned(made, [batch])
     assert batch.count["image_order"] == batch.count["guided_loss"] == batch.count["text_order"] == 0
     assert sums["image_order"] == sums["guided_loss"] == sums["text_order"] == 0 != sums["next_token"]
     idle = [name for name in gradients if name.startswith(("plugins.", "lmm.vision.", "lmm.connector."))]
@@ -110,15 +117,15 @@ def test_a_batch_of_text_alone_gives_every_parameter_a_gradient_of_zero():
 
 
 def test_guided_loss_is_one_minus_the_mass_of_every_response_row():
-    made, (batch, _) = paper.objective(), paper.packed(paper.CAPTIONS)
+    made, (batch, _) = paper_objective.objective(), paper_objective.packed(paper_objective.CAPTIONS)
     out = made(batch)
-    alpha = out.ctxs["guided_loss"][paper.GUIDED.needs[0]]
+    alpha = out.ctxs["guided_loss"][paper_objective.GUIDED.needs[0]]
     assert len(alpha) == batch.count["guided_loss"] and bool(((alpha > 0) & (alpha < 1)).all())
     assert off(out.sums["guided_loss"], (1 - alpha).sum()) < 1e-12
 
 
 def test_the_mean_over_visual_tokens_is_of_its_own_views_rows():
-    made, (batch, paths) = paper.objective(), paper.packed(paper.CAPTIONS)
+    made, (batch, paths) = paper_objective.objective(), paper_objective.packed(paper_objective.CAPTIONS)
     need, views = HiddenMean(Select(view="image_order", kind="image")), batch.views_of("image_order")
     rows = [
         torch.from_numpy(paths[v][1 : 4 + 3 * i]) for i, v in enumerate(views)
@@ -130,15 +137,15 @@ def test_the_mean_over_visual_tokens_is_of_its_own_views_rows():
 
 
 def test_a_last_layer_of_the_rows_that_are_read_learns_what_the_whole_one_does():
-    made, (batch, _) = paper.objective(), paper.packed(SAMPLES)
+    made, (batch, _) = paper_objective.objective(), paper_objective.packed(SAMPLES)
     rows = made.lmm(batch, made.tokens(batch)).row_W
     assert len(rows) < 0.7 * len(batch)
-    assert_same(paper.learned(made, [batch]), paper.learned(made, [whole(batch)]))
+    assert_same(paper_objective.learned(made, [batch]), paper_objective.learned(made, [whole(batch)]))
 
 
 def test_mass_of_chosen_layers_is_their_mean():
-    made, (batch, _) = paper.objective(), paper.packed(paper.CHATS)
-    (need,) = paper.GUIDED.needs
+    made, (batch, _) = paper_objective.objective(), paper_objective.packed(paper_objective.CHATS)
+    (need,) = paper_objective.GUIDED.needs
     out = made.lmm(batch, made.tokens(batch))
     parts = []
     for layers in ((0,), (1,), "all"):
@@ -148,8 +155,8 @@ def test_mass_of_chosen_layers_is_their_mean():
 
 
 def test_chunked_cross_entropy_is_the_whole_one(monkeypatch):
-    made, (batch, _) = paper.objective(), paper.packed(SAMPLES * 4)
-    want = paper.learned(made, [batch])
+    made, (batch, _) = paper_objective.objective(), paper_objective.packed(SAMPLES * 4)
+    want = paper_objective.learned(made, [batch])
     assert len(batch.predict) > 256
     monkeypatch.setattr("lmmkit.model.cross_entropy.LOGIT_BYTES", 1)
-    assert_same(paper.learned(made, [batch]), want)
+    assert_same(paper_objective.learned(made, [batch]), want)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.commands.test_cli import run
-from tests.llama_pieces import write_llama_like
+from tests.support.fake_llama_tokenizer import write_llama_like
+from tests.test_cli import run
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 BIG = sorted(p.stem for p in RECIPES.glob("*.yaml") if "quickstart" not in p.stem)

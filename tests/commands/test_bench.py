@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from lmmkit import attention_benchmark
-from tests.commands.test_cli import recipe, run  # noqa: F401 (a fixture)
+from tests.test_cli import recipe, run  # noqa: F401 (a fixture)
 
 
 def test_backends_says_of_each_whether_it_runs():

@@ -12,7 +12,7 @@ from lmmkit.training.checkpoint import write
 from lmmkit.training.checkpoint.rng import rng_state
 from lmmkit.training.checkpoint.tensor_files import hold
 from lmmkit.training.distributed.process_group import ALONE
-from tests.commands.test_cli import run as lmmkit
+from tests.test_cli import run as lmmkit
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from lmmkit.commands.support.common import show
 from lmmkit.errors import Problem, UserError, all_codes
 from lmmkit.errors.weights import MISMATCH, MISSING, PICKLE, SHARD
-from tests.commands.test_cli import run
+from tests.test_cli import run
 
 
 def words(text: str) -> str:

@@ -25,7 +25,7 @@ from lmmkit.data.images import (
     read_image,
 )
 from lmmkit.errors import UserError
-from tests.reference import show
+from tests.support.plain_twins import show
 
 SPEC = ImageSpec(size=48, grid=(4, 4), width=8)
 GREY_LEVEL = 1 / 255 / 0.26

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from lmmkit.model import cross_entropy
 from lmmkit.model.cross_entropy import linear_cross_entropy
-from tests.reference import off
+from tests.support.plain_twins import off
 
 TIGHT = {torch.float64: 1e-12, torch.float32: 5e-6}
 

@@ -20,9 +20,9 @@ from lmmkit.attention.schedule import AttentionSpec
 from lmmkit.model.decoder import Decoder, DecoderShape
 from lmmkit.model.init import init
 from lmmkit.model.rope import Rope
-from tests import hf_weights, reference
-from tests.reference import off, show
-from tests.tiny import TEXT, random_ids
+from tests.support import hf_weights, plain_twins
+from tests.support.plain_twins import off, show
+from tests.support.tiny_model import TEXT, random_ids
 
 CPU = torch.device("cpu")
 WIDE = {"vocab": 97, "depth": 3, "context": 64}
@@ -97,7 +97,7 @@ def test_two_packed_documents_are_two_passes_of_qwen(name):
 def test_states_and_mass_of_one_sequence_equal_the_dense_twin(shape):
     decoder = scrambled(shape, torch.float64)
     ids, key_T, row_R = torch.tensor(random_ids(20, 5, 97)), torch.arange(20) % 20 < 9, torch.arange(6, 20)
-    hidden, maps = reference.decoder(decoder, decoder.embed(ids))
+    hidden, maps = plain_twins.decoder(decoder, decoder.embed(ids))
     want = maps[:, :, row_R][..., key_T].sum(-1).mean(1)
     forest = roots([20])
     for backend in (Sdpa(), Eager()):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from lmmkit.model import layers
 from lmmkit.model.init import init
 from lmmkit.model.layers import SwiGLU, rms_norm
-from tests.reference import off
+from tests.support.plain_twins import off
 
 TIGHT = {torch.float64: 1e-12, torch.float32: 5e-6}
 

@@ -11,9 +11,9 @@ from lmmkit.api.model_info import ImageSpec
 from lmmkit.attention.backends import Sdpa
 from lmmkit.attention.eager import Eager
 from lmmkit.model.vision import TimmViT, VisionShape, ViT, open_timm
-from tests import hf_weights
-from tests.reference import off, show
-from tests.tiny import VISION
+from tests.support import hf_weights
+from tests.support.plain_twins import off, show
+from tests.support.tiny_model import VISION
 
 CLIP = VisionShape(
     width=24, depth=4, heads=3, mlp=40, patch=4, image=ImageSpec(size=20, grid=(5, 5), width=24)

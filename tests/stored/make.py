@@ -5,7 +5,7 @@
         run/         a run that was stopped after four of its eight steps, as it stood
         losses.json  what its next steps came to, and on what
 
-`tests/training/test_stored.py` goes on with every one of them.
+`tests/training/checkpoint/test_read_stored_versions.py` goes on with every one of them.
 """
 
 from __future__ import annotations

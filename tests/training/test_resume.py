@@ -16,7 +16,7 @@ from lmmkit.runs.run_folder import RunFolder
 from lmmkit.training import resume
 from lmmkit.training.run import train
 from tests.conftest import DIRECT, PLAIN
-from tests.recipe.examples import PRETRAINED, SCRATCH
+from tests.support.example_recipes import PRETRAINED, SCRATCH
 from tests.test_docs import keys
 
 KEYS = sorted({key for key, _ in keys(Recipe)})

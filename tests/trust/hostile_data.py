@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image as Pil
 
-from tests.trust.home import Artefact, Home, row
+from tests.support.hostile_home import Artefact, Home, row
 
 CHECK = ["data", "check", "recipe.yaml"]
 DECODE = [*CHECK, "--decode"]

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.trust.home import Artefact, Home
+from tests.support.hostile_home import Artefact, Home
 
 CHAT = ["chat", "hf", "--prompt", "x", "--max-new-tokens", "1"]
 CHAT_RUN = ["chat", "run", "--prompt", "x", "--max-new-tokens", "1"]

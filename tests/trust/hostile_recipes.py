@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 
-from tests.trust.home import Artefact, Home
+from tests.support.hostile_home import Artefact, Home
 
 CHECK = ["check", "recipe.yaml"]
 TRAIN = ["train", "recipe.yaml", "--out", "out"]

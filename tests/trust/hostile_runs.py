@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lmmkit.training.checkpoint import manifest
-from tests.trust.home import Artefact, Home
+from tests.support.hostile_home import Artefact, Home
 
 RESUME = ["train", "recipe.yaml", "--out", "run", "--resume"]
 EVAL = ["eval", "run"]

@@ -27,7 +27,7 @@ from lmmkit.training.checkpoint import manifest, write
 from lmmkit.training.monitoring import anomalies
 from lmmkit.training.step import StepReport
 from lmmkit.weights import model_folder
-from tests.trust.home import RECIPE, Home, row
+from tests.support.hostile_home import RECIPE, Home, row
 from tests.trust.hostile_data import RANKS, json_tokenizer, png
 from tests.trust.hostile_runs import newest, sign
 from tests.trust.test_recipe_fuzz import schema_mutants
@@ -345,6 +345,6 @@ SAMPLES = (
 
 
 def home_for(sample: Callable[[Home], None], folder: Path, base: Path) -> Home:
-    from tests.trust.home import home_in
+    from tests.support.hostile_home import home_in
 
     return home_in(folder / sample.__name__, base)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from lmmkit.errors import AREAS, all_codes
+from tests.support.hostile_home import make_base
 from tests.trust import samples
-from tests.trust.home import make_base
 
 TESTS = Path(__file__).resolve().parent.parent
 PACKAGE = TESTS.parent / "lmmkit"

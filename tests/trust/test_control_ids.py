@@ -15,7 +15,14 @@ from lmmkit.data.text_tokenizers.sentencepiece_tokenizer import SPACE, SentenceP
 from lmmkit.data.text_tokenizers.tiktoken_tokenizer import SPLIT
 from lmmkit.errors import UserError
 from lmmkit.scenes.tokenizer import train_tokenizer
-from tests.data.test_tokenizers import LLAMA3, META, QWEN, byte_level, random_texts, tiktoken_file
+from tests.data.text_tokenizers.test_hf_tokenizer import (
+    LLAMA3,
+    META,
+    QWEN,
+    byte_level,
+    random_texts,
+    tiktoken_file,
+)
 
 KINDS = ("sentencepiece", "chatml", "llama3", "tiktoken")
 WORDS = (Path(__file__).resolve().parent.parent.parent / "README.md").read_text().splitlines()

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from lmmkit.cli import main
-from tests.trust.home import home_in, make_base
+from tests.support.hostile_home import home_in, make_base
 
 ENV = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "PYTHONDONTWRITEBYTECODE": "1"}
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.trust import hostile_data, hostile_models, hostile_recipes, hostile_runs, watch
-from tests.trust.home import SECRET, Artefact, home_in, make_base, outside
+from tests.support import audit_hooks
+from tests.support.hostile_home import SECRET, Artefact, home_in, make_base, outside
+from tests.trust import hostile_data, hostile_models, hostile_recipes, hostile_runs
 
 KINDS = (hostile_recipes, hostile_data, hostile_models, hostile_runs)
 ALL = [artefact for kind in KINDS for artefact in kind.artefacts()]
@@ -38,7 +39,7 @@ def wrongs(artefact: Artefact, folder, base) -> list[str]:
     before = outside(home)
     cache = Path(os.environ["LMMKIT_CACHE"])  # the user's own, where indexes of data go
     allowed = [cache, *(home.path / name for name in artefact.write)]
-    met = watch.run(words, home.path, read=[cache, home.path], write=allowed)
+    met = audit_hooks.run(words, home.path, read=[cache, home.path], write=allowed)
     found = [f"it {breach}" for breach in met.breaches]
     if met.code not in artefact.code:
         found.append(f"exit {met.code}, not one of {artefact.code}: {met.said[-800:]}")
@@ -166,7 +167,7 @@ def _module():
 )  # fmt: skip
 def test_the_watch_sees(action, breach, tmp_path, base):
     home = home_in(tmp_path, base)
-    met = watch.watched(lambda: action() or 0, home.path, read=[home.path], write=[home.path / "out"])
+    met = audit_hooks.watched(lambda: action() or 0, home.path, read=[home.path], write=[home.path / "out"])
     assert any(breach in told for told in met.breaches), met
 
 
@@ -174,7 +175,7 @@ def test_the_watch_sees_code_that_did_not_come_with_a_package(tmp_path, base):
     """`exec` of a text, called where no package's own code is made."""
     home = home_in(tmp_path, base)
     for action in (_exec, _eval):
-        met = watch.watched(lambda a=action: a() or 0, home.path, read=[home.path], write=[])
+        met = audit_hooks.watched(lambda a=action: a() or 0, home.path, read=[home.path], write=[])
         assert any(told.startswith(("exec of", "compile of")) for told in met.breaches), met
 
 
@@ -182,14 +183,14 @@ def test_the_watch_gives_up_on_what_hangs(tmp_path, base, monkeypatch):
     import time
 
     home = home_in(tmp_path, base)
-    monkeypatch.setattr(watch, "SECONDS", 1)
-    assert watch.watched(_spin, home.path, read=[], write=[]).code is None
-    monkeypatch.setattr(watch, "WALL", 0.5)
-    met = watch.watched(lambda: time.sleep(60) or 0, home.path, read=[], write=[])
+    monkeypatch.setattr(audit_hooks, "SECONDS", 1)
+    assert audit_hooks.watched(_spin, home.path, read=[], write=[]).code is None
+    monkeypatch.setattr(audit_hooks, "WALL", 0.5)
+    met = audit_hooks.watched(lambda: time.sleep(60) or 0, home.path, read=[], write=[])
     assert met.code is None and met.seconds < 30
 
 
 def test_a_bug_of_ours_is_told_from_a_refusal(tmp_path, base):
     home = home_in(tmp_path, base)
-    met = watch.watched(lambda: 1 // 0, home.path, read=[], write=[])
+    met = audit_hooks.watched(lambda: 1 // 0, home.path, read=[], write=[])
     assert met.code == 1 and "ZeroDivisionError" in met.said

@@ -12,8 +12,8 @@ import pytest
 
 from lmmkit.errors import LmmkitError, UserError
 from lmmkit.recipe import read_text, to_mapping
-from tests.trust import watch
-from tests.trust.home import RECIPE, home_in, make_base
+from tests.support import audit_hooks
+from tests.support.hostile_home import RECIPE, home_in, make_base
 
 SHIPPED = sorted((Path(__file__).resolve().parent.parent.parent / "recipes").rglob("*.yaml"))
 MORE = """
@@ -147,7 +147,7 @@ def met(count: int, folder: Path, *, checks: int) -> dict[str, object]:
         found["accepted" if accepted else "refused"] += 1
         if accepted and "data/rows.json" in text and found["checked"] < checks:
             home.recipe.write_text(text)
-            result = watch.run(
+            result = audit_hooks.run(
                 ["check", "recipe.yaml"], home.path, read=[home.path], write=[home.path / "out"]
             )
             found["checked"] += 1

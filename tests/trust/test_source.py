@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.trust.scan import faults
+from tests.support.source_scan import faults
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FILES = sorted(p for top in ("lmmkit", "plugins", "benches", "docs") for p in (ROOT / top).rglob("*.py"))

@@ -19,11 +19,11 @@ from lmmkit.import_export import export_model, import_model, show_model
 from lmmkit.plan.prepare import prepare
 from lmmkit.training.run import train
 from lmmkit.weights.detect import ENCODER, LLAVA_HF, _spelt
-from tests.commands.test_cli import run
 from tests.conftest import PLAIN
-from tests.hf_weights import scramble
-from tests.weights import models
-from tests.weights.test_timm import KINDS
+from tests.support import hf_model_folders
+from tests.support.hf_weights import scramble
+from tests.test_cli import run
+from tests.weights.test_timm_encoder import KINDS
 
 
 def eye(kind: str, folder: Path) -> Path:
@@ -35,7 +35,9 @@ def eye(kind: str, folder: Path) -> Path:
         scramble(model, 2)
         save_for_hf(model, folder, safe_serialization=True)
         return folder
-    return models.saved(models.made(hf.AutoModel.from_config(models.VISIONS[kind])), folder)
+    return hf_model_folders.saved(
+        hf_model_folders.made(hf.AutoModel.from_config(hf_model_folders.VISIONS[kind])), folder
+    )
 
 
 def pickled(folder: Path) -> Path:
@@ -92,7 +94,7 @@ def test_a_pickled_encoder_goes_through_a_run_and_comes_back_whole(tiny, tmp_pat
 
 def test_llava_s_projector_joins_an_imported_encoder(tmp_path):
     """`--vision` takes a folder of ours."""
-    base = models.saved(models.decoder("llama", "plain"), tmp_path / "base")
+    base = hf_model_folders.saved(hf_model_folders.decoder("llama", "plain"), tmp_path / "base")
     projector = tmp_path / "projector"
     projector.mkdir()
     shapes = {"0.weight": (48, 24), "0.bias": (48,), "2.weight": (48, 48), "2.bias": (48,)}
@@ -115,7 +117,9 @@ def test_llava_s_projector_joins_an_imported_encoder(tmp_path):
 
 
 def test_a_llava_s_own_layer_is_read_where_the_recipe_names_none(tiny, tmp_path):
-    public = models.saved(models.llava("llama", "clip", "plain", layer=-1), tmp_path / "hf")
+    public = hf_model_folders.saved(
+        hf_model_folders.llava("llama", "clip", "plain", layer=-1), tmp_path / "hf"
+    )
     depths = [len(built(tiny(f"model.vision={{from: {public}{layer}}}", text=PLAIN)).blocks)
               for layer in ("", ", feature_layer: -2")]  # fmt: skip
     assert depths == [3, 2]
@@ -156,7 +160,7 @@ class TestBad:
 
     def test_a_layer_that_there_is_not(self, tiny, tmp_path):
         """Told of the encoder's folder, not of the LLaVA that gives the connector."""
-        llava = models.saved(models.llava("llama", "clip", "plain"), tmp_path / "hf")
+        llava = hf_model_folders.saved(hf_model_folders.llava("llama", "clip", "plain"), tmp_path / "hf")
         changes = [f"model.vision={{from: {eye('siglip', tmp_path / 'eye')}, feature_layer: -9}}",
                    f"model.connector={{kind: mlp2x_gelu, from: {llava}}}"]  # fmt: skip
         with pytest.raises(UserError) as raised:
@@ -166,7 +170,8 @@ class TestBad:
 
     def test_a_layer_that_a_folder_of_ours_does_not_hold(self, tiny, tmp_path):
         import_model(
-            models.saved(models.llava("llama", "clip", "plain"), tmp_path / "hf"), tmp_path / "llava"
+            hf_model_folders.saved(hf_model_folders.llava("llama", "clip", "plain"), tmp_path / "hf"),
+            tmp_path / "llava",
         )
         with pytest.raises(UserError, match=r"state up to 2: .*model/feature-layer"):
             prepare(tiny(f"model.vision={{from: {tmp_path / 'llava'}, feature_layer: -1}}", text=PLAIN))

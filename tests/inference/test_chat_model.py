@@ -1,0 +1,106 @@
+"""`lmmkit chat` on public folders: a picture and a prompt, several turns, each in its own template."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import tokenizers
+import torch
+import transformers as hf
+from PIL import Image
+from typer.testing import CliRunner
+
+import lmmkit
+from lmmkit.api.sample import Turn
+from lmmkit.cli import app
+from lmmkit.errors import UserError
+from lmmkit.import_export import import_model
+from tests.support import hf_model_folders
+from tests.support.fake_llama_tokenizer import write_llama_like
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chat")
+    theirs = hf_model_folders.llava("llama", "clip", "plain")
+    theirs.config.text_config.max_position_embeddings = 400
+    theirs.resize_token_embeddings(32_064)
+    theirs.config.image_token_index = theirs.config.image_token_id = 32_000
+    hf_model_folders.scramble(theirs, 3)
+    write_llama_like(hf_model_folders.saved(theirs, folder / "hf"))
+    Image.effect_noise((50, 41), 60).convert("RGB").save(folder / "noise.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("qwen")
+    config = hf.Qwen2Config(
+        **hf_model_folders.kv(hf_model_folders.ODD["grouped"]) | {"vocab_size": 300},
+        max_position_embeddings=256,
+    )
+    hf_model_folders.saved(hf_model_folders.made(hf.Qwen2ForCausalLM(config)), folder)
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    inner = tokenizers.Tokenizer(
+        tokenizers.models.BPE(vocab={c: i for i, c in enumerate(letters)}, merges=[])
+    )
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = tokenizers.decoders.ByteLevel()
+    inner.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    inner.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
+    return folder
+
+
+def test_one_prompt_on_a_picture(llava):
+    words = [
+        "chat",
+        str(llava / "hf"),
+        "--image",
+        str(llava / "noise.png"),
+        "--prompt",
+        "a cat",
+        "--max-new-tokens",
+        "5",
+    ]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    again = lmmkit.load(llava / "hf", device="cpu")
+    said = again.reply([Turn("user", "a cat", images=1)], str(llava / "noise.png"), max_new_tokens=5)
+    assert result.stdout.strip() == said.strip()
+
+
+def test_a_conversation_of_two_turns(llava):
+    words = ["chat", str(llava / "hf"), "--image", str(llava / "noise.png"), "--max-new-tokens", "4"]
+    result = CliRunner().invoke(app, words, input="a cat\na mat\n\n")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count(">") >= 3
+
+
+def test_a_decoder_alone_speaks_in_its_template(qwen, tmp_path):
+    ours = lmmkit.load(qwen, device="cpu")
+    assert ours.prepared.recipe.model.chat.template == "chatml"
+    assert isinstance(ours.reply([Turn("user", "hi")], max_new_tokens=6), str)
+    import_model(qwen, tmp_path / "ours")
+    again = lmmkit.load(tmp_path / "ours", device="cpu")
+    assert again.reply([Turn("user", "hi")], max_new_tokens=6) == ours.reply(
+        [Turn("user", "hi")], max_new_tokens=6
+    )
+    id_BT = torch.randint(3, 250, (1, 9))
+    assert torch.equal(again.logits(id_BT), ours.logits(id_BT))
+
+
+def test_a_picture_for_a_model_of_text_alone_is_told(qwen, llava):
+    result = CliRunner().invoke(
+        app, ["chat", str(qwen), "--image", str(llava / "noise.png"), "--prompt", "x"]
+    )
+    assert result.exit_code == 2 and "no-vision" in result.output + (result.stderr or "")
+
+
+def test_words_without_a_tokenizer_are_told(tmp_path):
+    ours = lmmkit.load(
+        hf_model_folders.saved(hf_model_folders.decoder("llama", "plain"), tmp_path / "m"), device="cpu"
+    )
+    with pytest.raises(UserError, match="text/file"):
+        ours.reply([Turn("user", "hi")])

@@ -1,0 +1,125 @@
+"""Rules between keys, each with the key that it names."""
+
+import pytest
+
+from lmmkit.errors import UserError
+from lmmkit.recipe import read_text
+from tests.support.example_recipes import PRETRAINED, SCRATCH
+
+STAGE = "stages.only"
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "code"),
+    [
+        ("model.vision.heads=5", "model.vision.heads", "conflict"),
+        ("model.vision.patch=7", "model.vision.patch", "conflict"),
+        ("model.vision.feature_layer=5", "model.vision.feature_layer", "out-of-range"),
+        ("model.vision.feature_layer=-6", "model.vision.feature_layer", "out-of-range"),
+        ("model.text.kv_heads=3", "model.text.kv_heads", "conflict"),
+        ("model.text.head_size=15", "model.text.head_size", "conflict"),
+        ("model.text.context=64", "model.text.context", "conflict"),
+        ("data.scenes.kind=webdataset", "data.scenes.images", "conflict"),
+        ("plugins.next_token={}", "plugins.next_token", "name"),
+        ("plugins.main={}", "plugins.main", "name"),
+        ("plugins.Big={}", "plugins.Big", "name"),
+        ("plugins.order.use=3", "plugins.order.use", "wrong-type"),
+        (f"{STAGE}.data={{nowhere: 1}}", f"{STAGE}.data.nowhere", "unknown-name"),
+        (f"{STAGE}.data={{scenes: 0}}", f"{STAGE}.data.scenes", "out-of-range"),
+        (f"{STAGE}.data={{}}", f"{STAGE}.data", "out-of-range"),
+        (f"{STAGE}.length.epochs=1", f"{STAGE}.length", "conflict"),
+        (f"{STAGE}.length={{}}", f"{STAGE}.length", "conflict"),
+        (f"{STAGE}.train={{}}", f"{STAGE}.train", "conflict"),
+        (f"{STAGE}.train.head={{}}", f"{STAGE}.train.head", "unknown-key"),
+        (f"{STAGE}.train.vision.lora={{r: 1}}", f"{STAGE}.train.vision.lora", "unknown-key"),
+        (f"{STAGE}.optim.warmup=1.5", f"{STAGE}.optim.warmup", "out-of-range"),
+        (f"{STAGE}.optim.warmup=201", f"{STAGE}.optim.warmup", "conflict"),
+        (f"{STAGE}.optim.clip=0", f"{STAGE}.optim.clip", "out-of-range"),
+        (f"{STAGE}.optim.betas=[0.9, 1]", f"{STAGE}.optim.betas.1", "out-of-range"),
+        (f"{STAGE}.losses.ordre=1", f"{STAGE}.losses.ordre", "unknown-name"),
+        (f"{STAGE}.losses.order=-1", f"{STAGE}.losses.order", "out-of-range"),
+        (f"{STAGE}.losses.order=true", f"{STAGE}.losses.order", "wrong-type"),
+        (f"{STAGE}.losses.order={{from: 1}}", f"{STAGE}.losses.order", "conflict"),
+        (f"{STAGE}.losses.order={{watch: true}}", f"{STAGE}.losses.order", "conflict"),
+        (f"{STAGE}.losses.order.weight=1", f"{STAGE}.losses.order", "conflict"),
+        (f"{STAGE}.losses={{next_token: 0}}", f"{STAGE}.losses", "conflict"),
+        (f"{STAGE}.validate.data=scene", f"{STAGE}.validate.data", "unknown-name"),
+        (f"{STAGE}.validate.tasks=[word]", f"{STAGE}.validate.tasks.0", "unknown-name"),
+        (f"{STAGE}.validate.best=words", f"{STAGE}.validate.best", "unknown-name"),
+        (f"{STAGE}.validate.best=pope/f1", f"{STAGE}.validate.best", "unknown-name"),
+        ("evaluate.tasks.words.files=x", "evaluate.tasks.words", "conflict"),
+        ("evaluate.tasks.pope={}", "evaluate.tasks.pope", "conflict"),
+        ("evaluate.tasks.words.data=x", "evaluate.tasks.words.data", "unknown-name"),
+        ("evaluate.controls=[blanc]", "evaluate.controls.0", "wrong-type"),
+        ("output.keep=1", "output.keep", "out-of-range"),
+        ("data={}", "data", "out-of-range"),
+    ],
+)
+def test_a_rule_names_its_key(override, key, code):
+    with pytest.raises(UserError) as raised:
+        read_text(SCRATCH, overrides=[override])
+    found = [(p.where, p.code) for p in raised.value.problems]
+    assert any(
+        c == f"recipe/{code}" and (w.endswith((f"({key})", f" {key}")) or w == f"--set {override}")
+        for w, c in found
+    ), found
+
+
+def test_everything_is_told_at_once():
+    text = SCRATCH.replace("width: 64", "widht: 64", 1).replace("seed: 7", "seed: '7'")
+    text = text.replace("order: {from", "ordre: {from").replace("clip: 1.0", "clip: nope")
+    with pytest.raises(UserError) as raised:
+        read_text(
+            text,
+            overrides=["speed.tokenz=3", "stages.onyl.seed=1", "model.text.kv_heads=3", "speed"],
+        )
+    told = {(p.code.removeprefix("recipe/"), p.where.split()[-1]) for p in raised.value.problems}
+    assert told == {
+        ("wrong-type", "seed"),
+        ("missing-key", "model.vision.width"),
+        ("unknown-key", "model.vision.widht"),
+        ("wrong-type", "stages.only.optim.clip"),
+        ("unknown-name", "stages.only.losses.ordre"),
+        ("unknown-key", "speed.tokenz=3"),
+        ("set", "stages.onyl.seed=1"),
+        ("conflict", "model.text.kv_heads=3"),
+        ("set", "speed"),
+    }
+
+
+def test_heads_that_do_not_divide_need_a_head_size():
+    raw = {"overrides": ["model.text={width: 60, depth: 1, heads: 8, mlp: 8, context: 128}"]}
+    with pytest.raises(UserError, match=r"model\.text\.heads"):
+        read_text(SCRATCH, **raw)
+    raw = {"overrides": [raw["overrides"][0].replace("}", ", head_size: 8}")]}
+    assert read_text(SCRATCH, **raw).model.text.head_size == 8
+
+
+def test_the_last_words_on_warmup_and_on_none():
+    recipe = read_text(PRETRAINED, overrides=["stages.pretrain.optim.warmup=1"])
+    assert recipe.stages["pretrain"].optim.warmup == 1.0
+    assert recipe.stages["pretrain"].optim.clip == "none"
+
+
+@pytest.mark.parametrize("part", ["vision", "connector"])
+def test_an_encoder_and_its_connector_come_together(part):
+    text = "\n".join(line for line in PRETRAINED.splitlines() if not line.startswith(f"  {part}:"))
+    with pytest.raises(UserError, match=f"without `{part}`"):
+        read_text(text)
+
+
+@pytest.mark.parametrize(
+    ("section", "fits"),
+    [
+        ("{}", {1: (1, 1), 2: (1, 2), 3: (1, 3)}),
+        ("{shard: 2}", {1: (1, 1), 2: (1, 2), 3: None, 4: (2, 2)}),
+        ("{shard: 1}", {1: (1, 1), 3: (3, 1)}),
+        ("{replicate: 2}", {1: (1, 1), 2: (2, 1), 3: None, 4: (2, 2), 6: (2, 3)}),
+        ("{shard: 2, replicate: 2}", {1: (1, 1), 2: None, 4: (2, 2), 8: None}),
+        ("{shard: 8}", {1: (1, 1), 2: None, 8: (1, 8)}),
+    ],
+)
+def test_which_numbers_of_processes_fit(section, fits):
+    text = SCRATCH.replace("parallel: {shard: 1, replicate: 2, exchange: step}", f"parallel: {section}")
+    parallel = read_text(text).parallel
+    assert {world: parallel.mesh(world) for world in fits} == fits

@@ -1,0 +1,116 @@
+"""The paper's three plugins on a tiny objective, made by hand; samples; and a tokenizer of letters."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from lmmkit_directed_token import DirectedToken
+from lmmkit_guided_loss import GuidedLoss
+from lmmkit_shuffle import ImageOrder, TextOrder
+from torch import Tensor, nn
+
+from lmmkit.api.batch import Batch
+from lmmkit.api.model_info import Dims
+from lmmkit.api.sample import Image, Sample, Turn
+from lmmkit.attention.backends import Backend
+from lmmkit.data.packing import Packer, SizedSample
+from lmmkit.data.pipeline import Views
+from lmmkit.objective import Objective, total
+from tests.support.hf_weights import scramble
+from tests.support.tiny_model import SPEC, TEXT, read64, tiny_lmm
+
+DRT = DirectedToken(name="directed_token")
+IMAGE_ORDER = ImageOrder(name="image_order", grid=3, permutations=5)
+TEXT_ORDER = TextOrder(name="text_order", instruction="Order:")
+GUIDED = GuidedLoss(name="guided_loss")
+TERMS = (GUIDED, IMAGE_ORDER, TEXT_ORDER)
+DIMS = Dims(width=TEXT.width, vocab=TEXT.vocab, layers=TEXT.depth, heads=TEXT.heads, image=SPEC)
+WEIGHTS = {"next_token": 1.0, "guided_loss": 0.5, "image_order": 0.3, "text_order": 0.7}
+
+
+@dataclass(frozen=True)
+class Letters:
+    """A tokenizer: one id a character."""
+
+    bos: int = 1
+    eos: int = 2
+    size: int = TEXT.vocab
+
+    def encode(self, text: str) -> list[int]:
+        return [3 + ord(c) % (TEXT.vocab - 3) for c in text]
+
+    encode_continued = encode_unprefixed = encode
+
+
+def caption(key: str, words: str, question: str = "", picture: str | None = None) -> Sample:
+    """Stage 1's layout: image, perhaps a question, caption."""
+    turns = (Turn("user", question, 1), Turn("assistant", words))
+    return Sample(key=key, turns=turns, images=(Image(picture or f"/{key}.png"),), template="plain")
+
+
+def chat(key: str, *texts: str, images: int = 1) -> Sample:
+    """Stage 2's layout: a system prompt, then turns; the picture stands in the first."""
+    turns = [
+        Turn(("user", "assistant")[i % 2], text, images if i == 0 else 0) for i, text in enumerate(texts)
+    ]
+    return Sample(key=key, turns=tuple(turns), images=tuple(Image(f"/{key}{i}.png") for i in range(images)))
+
+
+CAPTIONS = (caption("a", "a red cat on a mat"), caption("b", "two dogs"), caption("c", "sky"))
+CHATS = (
+    chat("d", "what?", "a cat sat"),
+    chat("e", "who?", "me and you", "why?", "so"),
+    chat("f", "hi", "yes no", images=0),
+)
+
+
+def views(**settings) -> Views:
+    """The three views of a sample; the directed token in those of image_order."""
+    settings = {"context": 256, "too_long": "truncate"} | settings
+    return Views(
+        tokenizer=Letters(), image_rows=SPEC.tokens, after_eos="published", seed=0, tasks=(IMAGE_ORDER, TEXT_ORDER),
+        edits=((DRT, frozenset({"image_order"})),), **settings,
+    )  # fmt: skip
+
+
+def packer(*, share: bool = True, reader=read64) -> Packer:
+    needs = tuple(need for term in TERMS for need in term.needs)
+    return Packer(
+        reader=reader, image_rows=SPEC.tokens, image_size=SPEC.size, text_terms=("next_token", "text_order"),
+        needs=needs, terms=TERMS, share=share,
+    )  # fmt: skip
+
+
+def trees(samples: Sequence[Sample], pack: Packer, **settings) -> list[SizedSample]:
+    laid_out = views(**settings)
+    return [pack.tree(laid_out.fitting(sample, 0, Counter())) for sample in samples]
+
+
+def packed(samples: Sequence[Sample], *, share: bool = True, reader=read64) -> tuple[Batch, list[np.ndarray]]:
+    pack = packer(share=share, reader=reader)
+    return pack.pack(trees(samples, pack))
+
+
+def objective(*, dtype: torch.dtype = torch.float64, backend: Backend | None = None) -> Objective:
+    modules = {c.name: c.modules(DIMS) for c in (DRT, *TERMS)}
+    plugins = nn.ModuleDict({name: m for name, m in modules.items() if m is not None})
+    scramble(plugins, 1)
+    made = Objective(tiny_lmm(dtype=dtype, backend=backend), plugins.to(dtype), compute=torch.float32)
+    made.terms = TERMS
+    return made
+
+
+def learned(made: Objective, batches: Sequence[Batch]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Term sums over micro-batches, and the gradient of every parameter of their weighted total."""
+    made.zero_grad()
+    counts = {name: max(sum(b.count[name] for b in batches), 1) for name in WEIGHTS}
+    sums: dict[str, Tensor] = {}
+    for batch in batches:
+        found = made(batch).sums
+        total(found, WEIGHTS, counts).backward()
+        sums = {name: sums.get(name, 0) + value.detach() for name, value in found.items()}
+    return sums, {name: p.grad for name, p in made.named_parameters()}

@@ -1,0 +1,115 @@
+"""torchrun itself, as a user starts it: a run, its stops by every road, a message that is said once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lmmkit.runs.run_folder import RunFolder
+from lmmkit.training.checkpoint import read
+from lmmkit.training.run import train
+from tests.training.distributed.test_fsdp import assert_near, mixed  # noqa: F401 (a fixture)
+from tests.training.test_run import figures
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def torchrun(recipe: Path, root: Path, out: Path, *more: str) -> subprocess.Popen:
+    """Two ranks, in a process group of their own."""
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+        "--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1", "-m", "lmmkit",
+        "train", str(recipe), "--root", str(root), "--out", str(out), *more,
+    ]  # fmt: skip
+    said = (out.parent / "said").open("w")
+    return subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=said, start_new_session=True)
+
+
+@pytest.fixture
+def written(mixed, scenes, tmp_path):  # noqa: F811
+    """The recipe as a file."""
+    from lmmkit.recipe import dump
+
+    def write(*overrides: str) -> Path:
+        path = tmp_path / "mixed.yaml"
+        path.write_text(dump(mixed(*overrides)))
+        return path
+
+    return write
+
+
+def test_a_run_is_one_process_s(written, mixed, scenes, tmp_path):  # noqa: F811
+    path = written("output.save_every=6")
+    assert torchrun(path, scenes, tmp_path / "run").wait() == 0, (tmp_path / "said").read_text()
+    run = RunFolder(tmp_path / "run")
+    said = (tmp_path / "said").read_text()
+    assert said.count("done: ") == 1 and said.count("10/10") == 1, said
+    one = train(mixed(), out=tmp_path / "one").run
+    assert_near(run, one)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("to", ["rank", "all", "torchrun"])
+def test_a_signal_by_every_road_ends_in_a_checkpoint(written, scenes, tmp_path, signum, to):
+    """SIGUSR1 reaches torchrun's ranks only where torchrun is told to pass it on."""
+    path, out = written("stages.only.length.steps=5000", "speed.workers=1"), tmp_path / "run"
+    process = torchrun(path, scenes, out)
+    try:
+        until = time.monotonic() + 300
+        while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").read_bytes():
+            assert process.poll() is None and time.monotonic() < until, (tmp_path / "said").read_text()
+            time.sleep(0.05)
+        if to == "rank":
+            os.kill(_ranks(process.pid)[-1], signum)
+        elif to == "all":
+            for pid in _family(process.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signum)
+        else:
+            os.kill(process.pid, signum)
+        start = time.monotonic()
+        code = process.wait(120)
+    finally:
+        for pid in _family(process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    print(
+        f"{signal.Signals(signum).name} to the {to}: torchrun ends with {code} in {time.monotonic() - start:.1f} s"
+    )
+    run, said = RunFolder(out), (tmp_path / "said").read_text()
+    saved = read.newest(run).path
+    assert saved is not None and read.step_of(saved) == figures(run)[-1]["step"], said
+    assert code != 0 and said.count("stopped by a signal; saved") == 1, said
+
+
+def test_bad_input_is_told_once(written, scenes, tmp_path):
+    path = written()
+    path.write_text(path.read_text().replace("samples: 5", "samples: 0"))
+    assert torchrun(path, scenes, tmp_path / "run").wait() != 0
+    said = (tmp_path / "said").read_text()
+    assert said.count("recipe/out-of-range") == 1 and "exitcode  : 2" in said, said
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
+
+
+def _family(pid: int) -> list[int]:
+    """A process and all below it: torchrun's ranks have sessions of their own."""
+    return [pid, *(below for child in _children(pid) for below in _family(child))]
+
+
+def _ranks(torchrun: int) -> list[int]:
+    """Process ids of the ranks."""
+    return [pid for pid in _children(torchrun) if b"lmmkit" in Path(f"/proc/{pid}/cmdline").read_bytes()]

@@ -1,0 +1,222 @@
+"""A run's low-rank updates as an adapter: the real `peft` on the base says what the merged model says."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+import transformers as hf
+from peft import PeftModel
+from safetensors.torch import load_file
+
+import lmmkit
+from lmmkit.errors import UserError
+from lmmkit.import_export import export_model, import_model
+from lmmkit.recipe import read_text
+from lmmkit.training.run import train
+from lmmkit.weights import model_folder
+from tests.conftest import PLAIN
+from tests.support import hf_model_folders
+from tests.support.plain_twins import show
+from tests.test_cli import run as command
+
+# peft asks transformers a question it has deprecated
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`")
+SHORT = [
+    "stages.pretrain.length.steps=2", "stages.finetune.length.steps=4", "stages.finetune.optim.warmup=0.0",
+    "stages.finetune.optim.schedule=constant", "speed.tokens=8192",
+]  # fmt: skip
+LORA = "{r: 3, alpha: 12, dropout: 0.1}"
+SIZES = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "intermediate_size": 40, "vocab_size": 1000, "max_position_embeddings": 512,
+}  # fmt: skip
+
+
+def llava(scenes, folder, train_keys, *more):
+    """(run, base): a run from a public LLaVA whose second stage trains `train_keys`, and what that began from."""
+    public = folder / "public"
+    if not public.exists():
+        config = hf.LlavaConfig(
+            vision_config=hf_model_folders.VISIONS["clip"],
+            text_config=hf.LlamaConfig(**SIZES),
+            image_token_index=998,
+        )
+        hf_model_folders.saved(hf_model_folders.made(hf.LlavaForConditionalGeneration(config)), public)
+    changes = [
+        f"model.vision={{from: {public}}}", f"model.connector={{kind: mlp2x_gelu, from: {public}}}",
+        f"model.text={{from: {public}, context: 256}}", "stages.pretrain.train={connector: {}}", *SHORT,
+        f"stages.finetune.train={train_keys}", "stages.finetune.optim.lr=0.05", *more,
+    ]  # fmt: skip
+    run = train(read_text(PLAIN, overrides=changes, root=scenes), out=folder / "run").run
+    export_model(run.model("pretrain"), folder / "base", "llava-hf")
+    return run, folder / "base"
+
+
+def wrapped(model: hf.PreTrainedModel, adapter) -> PeftModel:
+    """peft's model, with nothing of the adapter left over and nothing of it missing."""
+    opened = PeftModel.from_pretrained(model, adapter).eval()
+    named = {n for n, _ in opened.named_parameters() if "lora_" in n or "modules_to_save.default" in n}
+    stored = load_file(adapter / "adapter_model.safetensors")
+    assert {n.replace(".default", "").replace(".modules_to_save", "") for n in named} == set(stored)
+    return opened
+
+
+def check(ours, theirs, base, id_BT, mask_BT, **pixels):
+    """Logits within 1e-5 relative, greedy tokens equal; and the adapter matters."""
+    with torch.no_grad():
+        want = theirs(input_ids=id_BT, attention_mask=mask_BT, **pixels).logits
+        bare = base(input_ids=id_BT, attention_mask=mask_BT, **pixels).logits
+    got = ours.logits(id_BT, *pixels.values(), attention_mask=mask_BT)
+    seen, columns = mask_BT.bool(), got.shape[-1]
+    off = hf_model_folders.error(got[seen], want[seen][:, :columns])
+    show("off", off)
+    assert off < 1e-5
+    assert hf_model_folders.error(bare[seen], want[seen]) > 1e-2
+    options = {"max_new_tokens": 24, "eos_token_id": [10**6]}
+    said = theirs.generate(
+        input_ids=id_BT, attention_mask=mask_BT, do_sample=False, pad_token_id=0, **pixels, **options
+    )
+    mine = ours.generate(id_BT, *pixels.values(), attention_mask=mask_BT, **options)
+    assert torch.equal(mine, said[:, id_BT.shape[1] :])
+
+
+@pytest.fixture(scope="module")
+def alone(scenes, tmp_path_factory):
+    """Of a stage that trained nothing else."""
+    return llava(scenes, tmp_path_factory.mktemp("alone"), f"{{text: {{lora: {LORA}}}}}")
+
+
+@pytest.fixture(scope="module")
+def beside(scenes, tmp_path_factory):
+    """Of a stage that trained the connector too."""
+    parts = f"{{connector: {{lr: 1.0e-3}}, text: {{lora: {LORA}}}}}"
+    return llava(scenes, tmp_path_factory.mktemp("beside"), parts)
+
+
+@pytest.mark.parametrize("name, saved", [("alone", False), ("beside", True)])
+def test_an_adapter_of_llava(name, saved, request, tmp_path):
+    run, base = request.getfixturevalue(name)
+    export_model(run.path, tmp_path / "adapter", "peft", base="somebody/llava")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (3, 12, 0.1)
+    assert config["base_model_name_or_path"] == "somebody/llava"
+    assert config["modules_to_save"] == (["multi_modal_projector"] if saved else None)
+    theirs = wrapped(hf.LlavaForConditionalGeneration.from_pretrained(base), tmp_path / "adapter")
+    ours = lmmkit.load(run.path, device="cpu")
+    id_BT, mask_BT = hf_model_folders.ids(300, [30, 17], side="left")
+    hf_model_folders.with_images(id_BT, mask_BT, [[3], [19]], ours.tokens.image_token, 9)
+    bare = hf.LlavaForConditionalGeneration.from_pretrained(base).eval()
+    pixels = torch.randn(2, 3, 30, 30, generator=torch.Generator().manual_seed(0))
+    check(ours, theirs, bare, id_BT, mask_BT, pixel_values=pixels)
+
+
+def test_an_adapter_of_a_base_frozen_in_bfloat16(scenes, tmp_path):
+    """The merged weights are rounded once more than base and adapter are: as near as bfloat16 is."""
+    run, base = llava(scenes, tmp_path, f"{{text: {{lora: {LORA}}}}}", "numerics.frozen=bfloat16")
+    export_model(run.path, tmp_path / "adapter", "peft")
+    theirs = wrapped(hf.LlavaForConditionalGeneration.from_pretrained(base), tmp_path / "adapter")
+    id_BT, _ = hf_model_folders.ids(300, [30])
+    with torch.no_grad():
+        want = theirs(input_ids=id_BT).logits
+    got = lmmkit.load(run.path, device="cpu").logits(id_BT)
+    off = hf_model_folders.error(got, want[..., : got.shape[-1]])
+    show("off_bfloat16", off)
+    assert 1e-5 < off < 5e-2
+
+
+def decoder(scenes, folder, config, train_keys):
+    """(run, base): a run of text alone on a public decoder."""
+    public = hf_model_folders.saved(
+        hf_model_folders.made(hf.AutoModelForCausalLM.from_config(config)), folder / "public"
+    )
+    rows = [
+        {
+            "id": str(i),
+            "conversations": [{"from": "human", "value": f"a {i}"}, {"from": "gpt", "value": "red bars"}],
+        }
+        for i in range(8)
+    ]
+    (folder / "rows.json").write_text(json.dumps(rows))
+    text = "".join(
+        line for line in PLAIN.splitlines(True) if not line.startswith(("  vision:", "  connector:"))
+    )
+    changes = [
+        f"model.text={{from: {public}, context: 256}}", *SHORT, "stages.finetune.optim.lr=0.05",
+        *(f"stages.{stage}.data={{questions: 1.0}}" for stage in ("pretrain", "finetune")),
+        f"data.questions.records={folder / 'rows.json'}", f"stages.pretrain.train={train_keys}",
+        f"stages.finetune.train={train_keys}",
+    ]  # fmt: skip
+    return train(read_text(text, overrides=changes, root=scenes), out=folder / "run").run, public
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_an_adapter_of_a_decoder(family, scenes, tmp_path):
+    """Some projections only; the base is the public folder itself: the first stage of two, from its model folder."""
+    run, base = decoder(
+        scenes,
+        tmp_path,
+        hf_model_folders.DECODERS[family](**SIZES),
+        "{text: {lora: {r: 2, alpha: 5, targets: [q, v, up, down]}}}",
+    )
+    export_model(run.model("pretrain"), tmp_path / "adapter", "peft")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["target_modules"] == ["q_proj", "v_proj", "up_proj", "down_proj"]
+    assert (config["lora_alpha"], config["modules_to_save"], config["base_model_name_or_path"]) == (
+        5,
+        None,
+        None,
+    )
+    theirs = wrapped(hf.AutoModelForCausalLM.from_pretrained(base), tmp_path / "adapter")
+    ours = lmmkit.load(run.model("pretrain"), device="cpu")
+    id_BT, mask_BT = hf_model_folders.ids(300, [30, 17], side="left")
+    check(ours, theirs, hf.AutoModelForCausalLM.from_pretrained(base).eval(), id_BT, mask_BT)
+
+
+def test_the_merged_folder_is_as_it_was(alone):
+    """One file more, and its factors are what the weights were merged with."""
+    run, _ = alone
+    before, after = run.model("pretrain"), run.model("finetune")
+    assert {f.name for f in after.iterdir()} - {f.name for f in before.iterdir()} == {"lora.safetensors"}
+    old, new, pairs = (
+        load_file(before / "model.safetensors"),
+        load_file(after / "model.safetensors"),
+        model_folder.updates_of(after),
+    )
+    assert old.keys() == new.keys() and len(pairs) == 2 * 7 * 2
+    merged = old["lmm.decoder.blocks.1.mlp.gate_up.weight"].clone()
+    for rows, part in (slice(0, 40), "gate"), (slice(40, 80), "up"):
+        a, b = (pairs[f"lmm.decoder.blocks.1.mlp.gate_up.lora.{part}.{side}"] for side in "ab")
+        merged[rows] += 12 / 3 * (b @ a)
+    assert torch.equal(merged, new["lmm.decoder.blocks.1.mlp.gate_up.weight"])
+
+
+class TestRefused:
+    def test_a_stage_without_updates(self, alone, tmp_path):
+        run, base = alone
+        import_model(base, tmp_path / "imported")
+        for folder, stage in (run.model("pretrain"), "pretrain"), (tmp_path / "imported", "imported"):
+            text = command("model", "export", folder, tmp_path / "adapter", "--format", "peft", code=2)
+            assert "export/no-lora" in text and f"`{stage}`" in text and "Export the whole model" in text
+        assert not (tmp_path / "adapter").exists()
+
+    def test_a_stage_that_trained_its_encoder_too(self, alone, tmp_path):
+        folder = shutil.copytree(alone[0].model("finetune"), tmp_path / "model")
+        text = (folder / "recipe.yaml").read_text()
+        changed = text.replace("train:\n      text:", "train:\n      vision: {}\n      text:")
+        assert changed != text
+        (folder / "recipe.yaml").write_text(changed)
+        with pytest.raises(UserError, match="export/adapter"):
+            export_model(folder, tmp_path / "adapter", "peft")
+
+    def test_options_of_other_formats_and_a_torn_file(self, alone, tmp_path):
+        folder = shutil.copytree(alone[0].model("finetune"), tmp_path / "model")
+        with pytest.raises(UserError, match="--dtype with --format peft"):
+            export_model(folder, tmp_path / "adapter", "peft", dtype=torch.float16)
+        with pytest.raises(UserError, match="--base with --format llava"):
+            export_model(folder, tmp_path / "adapter", "llava", base="x")
+        (folder / "lora.safetensors").write_bytes(b"torn")
+        with pytest.raises(UserError, match="model/unreadable"):
+            export_model(folder, tmp_path / "adapter", "peft")
