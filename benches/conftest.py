@@ -10,6 +10,6 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """The tests' `--dist` in pyproject is not for benches: at it pytest-benchmark would measure nothing."""
+    """Turns off `--dist` of pyproject: with it pytest-benchmark measures nothing."""
     if config.getoption("numprocesses", None) is None:
         config.option.dist = "no"

@@ -1,4 +1,4 @@
-"""What only a GPU can tell: ceilings, kernels, whole steps against transformers.
+"""Measures on a GPU: ceilings, kernels, whole steps compared with transformers.
 
     python benches/gpu.py --out DIR            all stages, each under 8 minutes on an H100 or H200
     python benches/gpu.py --stage kernels      one of them
@@ -43,7 +43,7 @@ TINY = {"side": 4, "samples": 2}
 
 
 def main() -> int:
-    """Runs the stages asked for; 1 where a parity limit was broken."""
+    """Runs the requested stages; returns 1 if a parity limit is broken."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -67,7 +67,7 @@ def main() -> int:
 
 
 class Bench:
-    """The device, the sizes, and how to time there."""
+    """Holds the device, the sizes and the timers."""
 
     def __init__(self, device: torch.device, tiny: bool):
         self.device, self.tiny = device, tiny
@@ -75,13 +75,13 @@ class Bench:
         self.repeats = 3 if tiny else 11
 
     def machine(self) -> dict:
-        """What the figures are of."""
+        """Returns what the figures were measured on."""
         name = torch.cuda.get_device_name() if self.device.type == "cuda" else self.device.type
         today = datetime.date.today().isoformat()
         return {"device": name, "torch": torch.__version__, "date": today, "compute": str(self.compute)}
 
     def seconds(self, *runs: Callable[[], object]) -> list[float]:
-        """The median time of each, turn by turn, after a warm-up."""
+        """Returns the median time of each, measured in turn, after a warm-up."""
         times: list[list[float]] = [[] for _ in runs]
         for _ in range(1 + self.repeats):
             for i, run in enumerate(runs):
@@ -93,7 +93,7 @@ class Bench:
         return [statistics.median(each[1:]) for each in times]
 
     def peak(self, run: Callable[[], object]) -> int:
-        """Bytes above what lay there; 0 on a CPU."""
+        """Returns the peak bytes above those before; 0 on a CPU."""
         if self.device.type != "cuda":
             return 0
         torch.cuda.reset_peak_memory_stats()
@@ -102,13 +102,13 @@ class Bench:
         return torch.cuda.max_memory_allocated() - before
 
     def wait(self) -> None:
-        """Until the device has done what it was given."""
+        """Waits until the device is idle."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
 
 def ceilings(bench: Bench) -> list[dict]:
-    """Matrix products and copies: what the rest is measured by; and which backends run."""
+    """Measures matrix products and copies, the ceilings of the rest, and lists the backends that run."""
     n = 256 if bench.tiny else 8192
     a, b = (torch.randn(n, n, device=bench.device, dtype=bench.compute) for _ in range(2))
     x = torch.empty(n * n * 8, device=bench.device, dtype=bench.compute)
@@ -122,7 +122,7 @@ def ceilings(bench: Bench) -> list[dict]:
 
 
 def parity(bench: Bench) -> list[dict]:
-    """Every backend against float64, rows without an output gradient included."""
+    """Compares every backend with float64, rows without an output gradient included."""
     from tests.support.attention_cases import CASES, inputs, of_backend, of_twin
     from tests.support.plain_twins import off
 
@@ -149,7 +149,7 @@ def parity(bench: Bench) -> list[dict]:
 
 
 def kernels(bench: Bench) -> list[dict]:
-    """One layer's attention, the mass of the last R rows on 576 image rows, by backend."""
+    """Times one layer's attention with the mass of the last R rows on 576 image rows, by backend."""
     sizes = [(n, r) for n in (640, 1024, 2048) for r in (32, 64, 256, 512) if r < n - IMAGE]
     lengths = [(48, 8)] if bench.tiny else sizes
     shape = DecoderShape(
@@ -169,21 +169,21 @@ def kernels(bench: Bench) -> list[dict]:
 
 
 def masses(n: int, asking: int, samples: int):
-    """Sequences of n rows, an image first; the last `asking` rows ask for its mass."""
+    """Returns sequences of n rows that begin with an image; the last `asking` rows ask for its mass."""
     batch, row_T = text_batch([[3] * n] * samples), torch.arange(samples * n)
     spec = AttentionSpec(roots([n] * samples), row_T % n < min(IMAGE, n // 2), row_T[row_T % n >= n - asking])
     return replace(batch, attention=spec, last=spec)
 
 
 def layers(bench: Bench) -> list[dict]:
-    """Guided loss over plain, and lmmkit over transformers, at growing batches of plain LLaVA."""
+    """Compares the guided loss with plain, and lmmkit with transformers, at growing batches of plain LLaVA."""
     return [row for samples in ((2,) if bench.tiny else (12, 24, 48)) for row in _against(bench, "L", samples, [
         ("llava", "sdpa", False), ("guided", "eager", False),
     ])]  # fmt: skip
 
 
 def steps(bench: Bench) -> list[dict]:
-    """Both stages of the paper, whole steps, against three ways to do them with transformers."""
+    """Compares whole steps of both stages of the paper with three ways to do them in transformers."""
     first = [
         ("llava", "sdpa", True),
         ("direct", "eager", True),
@@ -196,7 +196,7 @@ def steps(bench: Bench) -> list[dict]:
 
 
 def compiled(bench: Bench) -> list[dict]:
-    """Our steps with the layers compiled around their attention, over the same without."""
+    """Compares our steps with layers compiled around their attention and without."""
     rows = []
     for name, method, frozen in (("L", "direct", True), ("T", "llava", False), ("T", "finetune", False)):
         _size(bench, name, 2 if bench.tiny else 12)
@@ -220,7 +220,7 @@ def compiled(bench: Bench) -> list[dict]:
 
 
 def ablations(bench: Bench) -> list[dict]:
-    """What each saving saves in a Direct step: over the same step without it; and what the encoder takes."""
+    """Measures a Direct step without each of our optimizations, and the share of the encoder."""
     _size(bench, "L", 2 if bench.tiny else 12)
     made = work("gpu", "direct", device=bench.device, compute=bench.compute)
     apart = work("gpu", "direct", share=False, device=bench.device, compute=bench.compute)
@@ -275,20 +275,20 @@ def _against(bench: Bench, name: str, samples: int, cases: Sequence[tuple[str, s
 
 
 def _size(bench: Bench, name: str, samples: int) -> None:
-    """Makes the config `gpu` this one, at the width of the bench."""
+    """Sets the config `gpu` to this one, at the width of the bench."""
     base: Config = replace(CONFIGS[name], samples=samples, **({} if bench.tiny else WIDE))
     workload.CONFIGS["gpu"] = replace(base, **TINY) if bench.tiny else base
 
 
 def flops(made, batch, frozen: bool) -> float:
-    """Operations of the decoder's matrices a step: 4 a weight and row where it is frozen, else 6; TFLOP/s
-    of it over the ceiling's product is the utilisation."""
+    """Returns the operations of the decoder's matrices in a step: 4 a weight and row if frozen, else 6. Their
+    TFLOP/s over the measured product is the utilisation."""
     weights = sum(p.numel() for p in made.ours.lmm.decoder.blocks.parameters())
     return (4 if frozen else 6) * weights * len(batch)
 
 
 def markdown(found: dict) -> str:
-    """A stage's rows as a table."""
+    """Returns a stage's figures as a table."""
     rows = found["rows"]
     columns = list(dict.fromkeys(key for row in rows for key in row))
     of = f"{found['device']}, torch {found['torch']}, {found['date']}"

@@ -1,4 +1,4 @@
-"""NCCL, which a CPU cannot tell: runs a small recipe on 1 to 8 GPUs and compares the logged figures.
+"""Checks NCCL, which needs GPUs: runs a small recipe on 1 to 8 GPUs and compares the logged figures.
 
     python benches/nccl.py [--most 8]       in a checkout, on a machine with CUDA devices
 
@@ -35,7 +35,7 @@ SHORT = [f"stages.{stage}.length.steps=10" for stage in ("pretrain", "finetune")
 
 
 def start(ranks: int, root: Path, out: Path, *changes: str, more: tuple[str, ...] = ()) -> subprocess.Popen:
-    """The quickstart's recipe by torchrun."""
+    """Trains the quickstart's recipe by torchrun."""
     sets = [word for change in (*SHORT, *changes) for word in ("--set", change)]
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m", "lmmkit",
@@ -45,7 +45,7 @@ def start(ranks: int, root: Path, out: Path, *changes: str, more: tuple[str, ...
 
 
 def figures(out: Path) -> list[dict[str, float]]:
-    """What is logged, less what depends on the clock and on where prompts meet."""
+    """Returns the logged figures that depend neither on the clock nor on shared prompts."""
     skip = ("seconds", "tokens", "tokens_per_second")
     return [
         {k: v for k, v in line.items() if isinstance(v, float) and k not in skip}
@@ -54,14 +54,14 @@ def figures(out: Path) -> list[dict[str, float]]:
 
 
 def farthest(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> float:
-    """The largest relative difference of any figure."""
+    """Returns the largest relative difference of any figure."""
     return max(
         abs(a[key] - b[key]) / max(abs(b[key]), 1e-12) for a, b in zip(ours, theirs, strict=True) for key in b
     )
 
 
 def stopped(ranks: int, root: Path, out: Path) -> bool:
-    """Whether a SIGTERM in the middle leaves a checkpoint of the last step, and one device goes on from it."""
+    """Returns whether a SIGTERM leaves a checkpoint of the last step from which one device resumes."""
     process = start(ranks, root, out, "stages.pretrain.length.steps=2000")
     while not RunFolder(out).metrics.exists() or not RunFolder(out).metrics.read_bytes():
         if process.poll() is not None:
@@ -80,12 +80,12 @@ def stopped(ranks: int, root: Path, out: Path) -> bool:
 
 
 def main() -> int:
-    """Prints a line a run."""
+    """Prints one line for each run."""
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     options.add_argument("--most", type=int, default=8)
-    options.add_argument("--cpu", action="store_true", help="the same road by gloo, to see that it runs")
+    options.add_argument("--cpu", action="store_true", help="use gloo on the CPU, to check this script")
     asked = options.parse_args()
     there = asked.most if asked.cpu else min(torch.cuda.device_count(), asked.most)
     bad, first = 0, None

@@ -1,4 +1,4 @@
-"""Ours and a peer, turn by turn in one process: the ratio of their times, with an interval."""
+"""Times ours and a peer in turn in one process: the ratio of their times, with an interval."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from math import comb
 
 import torch
 
-PAIRS = max(15, int(os.environ.get("LMMKIT_PAIRS", 15)))  # more where the machine is restless
+PAIRS = max(15, int(os.environ.get("LMMKIT_PAIRS", 15)))  # use more on a noisy machine
 StepReport = dict[str, object]
 KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1"}  # read by glibc as a process starts
 
@@ -38,17 +38,17 @@ def compare(ours: Callable[[], object], peer: Callable[[], object], pairs: int =
 
 
 def exact(ratio: float) -> StepReport:
-    """A ratio that is counted and not timed: bytes, rows."""
+    """Returns a ratio that is counted, not timed: bytes or rows."""
     return {"ratio": ratio, "low": ratio, "high": ratio, "pairs": 1} | machine()
 
 
 def keeps_memory() -> bool:
-    """Tells whether glibc's allocator gives no freed memory back to the system."""
+    """Returns whether glibc's allocator keeps freed memory in the process."""
     return KEPT.items() <= os.environ.items()
 
 
 def machine() -> StepReport:
-    """What the figures were taken under."""
+    """Describes the machine and its settings."""
     return {
         "threads": torch.get_num_threads(), "malloc": "kept" if keeps_memory() else "default",
         "torch": torch.__version__, "load": os.getloadavg()[0],
@@ -56,7 +56,7 @@ def machine() -> StepReport:
 
 
 def verdict(case: StepReport) -> str:
-    """What the near end of the interval says of the case's gate and target.
+    """Compares the near end of the interval with the gate and target of the case.
 
     `sense` is `at least` or `at most`; a case without a gate is for information.
     """
@@ -80,7 +80,7 @@ def _seconds(run: Callable[[], object]) -> float:
 
 
 def _cut(n: int) -> int:
-    """How many of n sorted values may be cut off each end with the median inside at 95 %."""
+    """Returns how many of n sorted values may be cut off each end with the median inside at 95 %."""
     tail, cut = 0.0, 0
     while (tail := tail + comb(n, cut) / 2**n) <= 0.025:
         cut += 1

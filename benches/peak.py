@@ -1,4 +1,4 @@
-"""python -m benches.peak CASE...: the memory one step takes above what lay there before, in bytes.
+"""python -m benches.peak CASE...: prints the peak memory of one step above that before, in bytes.
 
 A process of its own for each figure: what one side leaves in the allocator must not serve the other.
 """
@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def peak(run: Callable[[], object]) -> int:
-    """Bytes of resident memory at the peak of a second run, above those before the first (Linux): what an
-    allocator kept after the first counts too, and so do gradients and moments."""
+    """Returns the peak bytes of resident memory in a second run, above those before the first (Linux). Memory
+    that the allocator kept after the first run, gradients and moments count."""
     before = _status("VmRSS")
     run()
     Path("/proc/self/clear_refs").write_text("5")
@@ -24,10 +24,10 @@ def peak(run: Callable[[], object]) -> int:
 
 
 def of(*case: str) -> int:
-    """The figure of a case, measured in a new process; `case` as `main` takes it."""
+    """Returns the figure of a case (see `main`), measured in a new process."""
     command = [sys.executable, "-m", "benches.peak", *case]
-    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    return int(said.split()[-1])
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return int(output.split()[-1])
 
 
 def _status(key: str) -> int:
@@ -36,7 +36,7 @@ def _status(key: str) -> int:
 
 
 def main(kind: str, *case: str) -> None:
-    """`step ours|HOW CONFIG METHOD`, or `head ours|peer ROWS PICKED`."""
+    """Takes `step ours|HOW CONFIG METHOD` or `head ours|peer ROWS PICKED`."""
     import benches.conftest  # noqa: F401 (threads)
 
     if kind == "step":

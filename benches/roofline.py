@@ -1,4 +1,4 @@
-"""python -m benches.roofline [--json FILE]: what a step must cost, and what it does cost.
+"""python -m benches.roofline [--json FILE]: compares the cost of a step with its lower bound.
 
 The floor of a step is its products at the rate of one large product, and its attention at the rate
 of torch's flash kernel on long sequences; that of a generated token is reading the weights once.
@@ -30,7 +30,7 @@ PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backwar
 
 
 def seconds(run: Callable[[], object], times: int = 7) -> float:
-    """The least of several runs, on the processor's clock over its threads: nothing else counts."""
+    """Returns the least CPU seconds of several runs, over the number of threads."""
     run()
     found = []
     for _ in range(times):
@@ -41,13 +41,13 @@ def seconds(run: Callable[[], object], times: int = 7) -> float:
 
 
 def product_rate(n: int = 1536) -> float:
-    """FLOP/s of one large product, float32."""
+    """Measures FLOP/s of one large product, float32."""
     a, b, out = (torch.randn(n, n) for _ in range(3))
     return 2 * n**3 / seconds(lambda: torch.mm(a, b, out=out))
 
 
 def flash_rate(n: int = 2048, heads: int = 8, size: int = 32) -> float:
-    """FLOP/s of torch's flash kernel, forward and backward, without a mask (a causal one is uneven)."""
+    """Measures FLOP/s of torch's flash kernel, forward and backward, without a mask (a causal one is uneven)."""
     q, k, v = (torch.randn(1, heads, n, size, requires_grad=True) for _ in range(3))
 
     def run() -> None:
@@ -57,13 +57,13 @@ def flash_rate(n: int = 2048, heads: int = 8, size: int = 32) -> float:
 
 
 def read_rate(megabytes: int = 256) -> float:
-    """Bytes/s of a matrix times a vector that does not fit any cache."""
+    """Measures bytes/s of a matrix times a vector that does not fit any cache."""
     a, b = torch.randn(megabytes * 256, 1024), torch.randn(1024)
     return a.nbytes / seconds(lambda: torch.mv(a, b))
 
 
 def products(step: Callable[[], object]) -> float:
-    """FLOP of a step's products."""
+    """Counts the FLOP of a step's products."""
     with FlopCounterMode(display=False) as counter:
         step()
     counts = counter.get_flop_counts()["Global"]
@@ -71,13 +71,13 @@ def products(step: Callable[[], object]) -> float:
 
 
 def attention(made: Work) -> float:
-    """FLOP of a step's attention by the rule of who sees whom: 4 a pair and channel, and 10 backward."""
+    """Counts the FLOP of a step's attention: 4 for each visible pair and channel, and 10 backward."""
     batch, config = made.batch(), made.config
     pairs = int(batch.forest.see().sum())
     width, depth, *_ = config.text
     vision, blocks, *_ = config.vision
     seen = len(batch.pixels_ICXY) * config.side**4
-    # the encoder learns in none of these workloads, and its last block is not built
+    # the encoder is frozen in all of these workloads, and its last block is not built
     return 14 * pairs * width * depth + 4 * seen * vision * (blocks - 1)
 
 

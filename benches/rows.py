@@ -1,7 +1,8 @@
-"""Data at scale, measured: python -m benches.rows [--rows 1000000] [--keep DIR]
+"""Measures data at scale: python -m benches.rows [--rows 1000000] [--keep DIR]
 
-One pass over a LLaVA JSON of so many rows, opening it again, what a data worker holds beyond one on
-ten rows, rows and picture headers a second of a core. Prints one JSON object; exits 1 where a bound is missed.
+One pass over a LLaVA JSON of so many records, a second opening, the memory of a data worker above that of
+one with ten records, and records and image headers a second on one core.
+Prints one JSON object; exits with 1 if a bound is missed.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from lmmkit.scenes import write_scenes
 from lmmkit.training.signals import ignore_in_worker
 from tests.conftest import MODEL, REST, STAGES, WEIGHTLESS
 
-REPEATS = 25  # of which the least counts: what else the machine does only adds
+REPEATS = 25  # the least counts: other load only adds
 BOUNDS = {
     "open_s": ("at most", 2.0),
     "worker_extra_mb": ("at most", 200.0),
@@ -39,27 +40,27 @@ BOUNDS = {
 }
 
 
-def write_rows(path: Path, count: int, pictures: list[str]) -> None:
-    """LLaVA rows: captions of 30 words on average, one in ten a conversation of five questions."""
+def write_rows(path: Path, count: int, images: list[str]) -> None:
+    """Writes LLaVA records: captions of 30 words on average, one in ten a conversation of five questions."""
     rng = random.Random(0)
     words = ["".join(rng.choices("abcdefghijklmnop", k=rng.randrange(2, 9))) for _ in range(2000)]
 
-    def said(n: int) -> str:
+    def words_of(n: int) -> str:
         return " ".join(rng.choices(words, k=n))
 
     with open(path, "w") as file:
         for i in range(count):
             turns = []
             for j in range(5 if i % 10 == 0 else 1):
-                turns.append({"from": "human", "value": "<image>\n" * (j == 0) + said(10)})
-                turns.append({"from": "gpt", "value": said(rng.randrange(10, 30))})
-            row = {"id": f"{i:09d}", "image": pictures[i % len(pictures)], "conversations": turns}
+                turns.append({"from": "human", "value": "<image>\n" * (j == 0) + words_of(10)})
+                turns.append({"from": "gpt", "value": words_of(rng.randrange(10, 30))})
+            row = {"id": f"{i:09d}", "image": images[i % len(images)], "conversations": turns}
             file.write(("[" if i == 0 else ",\n") + json.dumps(row))
         file.write("]\n")
 
 
 def recipe(root: Path, rows: str) -> Recipe:
-    """The tests' plain recipe, its questions being those rows."""
+    """Returns the tests' plain recipe with these records as its questions."""
     text = MODEL + "".join(
         f"    losses: {WEIGHTLESS}\n" if "losses:" in line else line
         for line in STAGES.splitlines(keepends=True)
@@ -70,13 +71,13 @@ def recipe(root: Path, rows: str) -> Recipe:
 
 
 def uss(pid: int) -> float:
-    """Megabytes that only this process holds."""
+    """Returns the megabytes that no other process shares."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
 
 
 def workers_uss(root: Path, rows: str) -> float:
-    """Of the larger of two data workers, after 20 steps."""
+    """Returns the megabytes of the larger of two data workers after 20 steps."""
     prepared = prepare(recipe(root, rows), data=["questions", "captions"])
     before = children()
     steps = load_steps(prepared.pipeline("finetune"), 0, 40, workers=2, worker_init=ignore_in_worker)
@@ -88,7 +89,7 @@ def workers_uss(root: Path, rows: str) -> float:
 
 
 def children() -> set[int]:
-    """All processes below this one."""
+    """Returns all descendants of this process."""
     parent = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -104,23 +105,23 @@ def children() -> set[int]:
 
 
 def is_worker(pid: int) -> bool:
-    """Whether the process has torch in it, as a data worker does and its helpers do not."""
+    """Returns whether the process has loaded torch: a data worker has, its helpers have not."""
     return "libtorch_cpu" in Path(f"/proc/{pid}/maps").read_text() and uss(pid) > 20
 
 
 def seconds(do, clock=time.process_time) -> float:
-    """What one call takes of a core, or by another clock."""
+    """Returns the CPU seconds of one call, or those of another clock."""
     begin = clock()
     do()
     return clock() - begin
 
 
 def figures(root: Path, count: int) -> dict[str, float]:
-    """Every figure."""
+    """Returns all figures."""
     write_scenes(root, count=120, heldout=24, seed=3)
-    pictures = sorted(str(path.relative_to(root)) for path in (root / "images" / "train").iterdir())
-    write_rows(root / "many.json", count, pictures)
-    write_rows(root / "few.json", 10, pictures)
+    images = sorted(str(path.relative_to(root)) for path in (root / "images" / "train").iterdir())
+    write_rows(root / "many.json", count, images)
+    write_rows(root / "few.json", 10, images)
     options = {"images": root, "template": "vicuna_v1", "image_fit": "pad"}
     found = {"rows": count, "mb": os.path.getsize(root / "many.json") / 1e6}
 
@@ -140,7 +141,7 @@ def figures(root: Path, count: int) -> dict[str, float]:
     found["close_look_rows_per_s"] = len(rows) / seconds(
         lambda: [RecordParser(template="vicuna_v1").read(row) for row in rows]
     )
-    paths = [root / path for path in pictures] * 10
+    paths = [root / path for path in images] * 10
     found["headers_per_s"] = len(paths) / min(
         seconds(lambda: [check_header(path, "pad") for path in paths]) for _ in range(REPEATS)
     )
@@ -150,7 +151,7 @@ def figures(root: Path, count: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Runs, prints, judges."""
+    """Prints the figures; exits with 1 if a bound is missed."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--keep", type=Path)

@@ -1,4 +1,4 @@
-"""python -m benches.saves [--mb 400] [--rounds 7] [--at DIR]: what a checkpoint costs over its bytes.
+"""python -m benches.saves [--mb 400] [--rounds 7] [--at DIR]: times saves, compared with writing their bytes.
 
 Raw is one file of as many bytes, written and synced. A round is raw, a save that the loop waits for,
 one beside the loop, which computes meanwhile, and one in a stage that trains one tensor, after its first;
@@ -28,7 +28,7 @@ GATES = {"synchronous / raw": 1.75, "blocked / synchronous": 0.25, LATER: None}
 
 
 def raw(folder: Path, tensors: dict[str, torch.Tensor]) -> float:
-    """Seconds to write the bytes and have them on the disk."""
+    """Returns the seconds until the bytes are on the disk."""
     path = folder / "raw"
     start = time.perf_counter()
     with path.open("wb", buffering=0) as file:
@@ -43,7 +43,7 @@ def raw(folder: Path, tensors: dict[str, torch.Tensor]) -> float:
 
 
 def saved(saver: Saver, step: int, tensors: dict[str, torch.Tensor]) -> tuple[float, float]:
-    """Seconds until the loop may go on, and until the checkpoint is there."""
+    """Returns the seconds until the loop continues, and until the checkpoint is complete."""
     start = time.perf_counter()
     saver.save(step, tensors, {"step": step})
     blocked = time.perf_counter() - start

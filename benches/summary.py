@@ -1,4 +1,4 @@
-"""python benches/summary.py RESULT.json...: every ratio beside its gate; exit 1 where one is missed."""
+"""python benches/summary.py RESULT.json...: prints every ratio with its gate; exits with 1 if one is missed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIGN = {"at least": ">=", "at most": "<="}
 
 
 def main(path: Path) -> int:
-    """Prints the table; how many gates were missed."""
+    """Prints the table; returns the number of missed gates."""
     table = Table(title=str(path), title_justify="left")
     for column in ("case", "ratio", "95 %", "gate", "target", "result", "peer"):
         table.add_column(column, justify="right" if column in ("ratio", "95 %", "gate", "target") else "left")

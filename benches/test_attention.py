@@ -1,4 +1,4 @@
-"""Attention alone, forward and backward: with the image's mass, without, and with the whole map.
+"""Attention alone, forward and backward: with the image's mass, without it, and with the whole map.
 
 One sequence twice: 576 image rows among N, the last R rows ask for their mass.
 """
@@ -20,7 +20,7 @@ CASES = [(700, 64, 64), (700, 128, 64), (2048, 64, 64), (2048, 128, 64), (2048, 
 
 
 def call(backend: Backend, n: int, size: int, asking: int):
-    """One layer's attention on fixed inputs: (outputs and gradients), with `asking` rows for the mass."""
+    """Returns one layer's attention on fixed inputs (outputs and gradients), with `asking` rows for the mass."""
     row_T = torch.arange(BATCH * n)
     key_T, last_R = row_T % n < IMAGE, row_T[(row_T % n >= n - asking)]
     attention_fn = backend.prepare(AttentionSpec(roots([n] * BATCH), key_T, last_R), CPU)

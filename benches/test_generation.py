@@ -1,4 +1,4 @@
-"""Greedy generation against transformers' `generate`: the same tokens, on a random 50M model.
+"""Greedy generation compared with transformers' `generate`: the same tokens, on a random 50M model.
 
 OMP_NUM_THREADS=2 pytest benches/test_generation.py --benchmark-json=out.json
 python benches/summary.py out.json
@@ -49,10 +49,10 @@ def test_generation(pair, batch, benchmark):
         return ours.generate(id_BT, max_new_tokens=NEW, attention_mask=mask_BT, eos_token_id=[10**6])
 
     def peer():
-        said = theirs.generate(
+        ids = theirs.generate(
             input_ids=id_BT, attention_mask=mask_BT, max_new_tokens=NEW, do_sample=False, pad_token_id=0
         )
-        return said[:, id_BT.shape[1] :]
+        return ids[:, id_BT.shape[1] :]
 
     assert torch.equal(mine(), peer())
     found = compare(mine, peer)
@@ -69,15 +69,15 @@ QUESTIONS = 20
 
 
 def test_many_questions_on_one_image(benchmark):
-    """What an evaluation asks: the picture and what stands before it are read once."""
+    """Asks many questions about one image, like an evaluation: the common prefix is read once."""
     made = work("L", "llava")
     draw = torch.Generator().manual_seed(0)
     words = [torch.randint(20, VOCAB, (12,), generator=draw).tolist() for _ in range(QUESTIONS)]
-    picture = Image("/one.png")
+    image = Image("/one.png")
     samples = [
         Sample(
             key=str(i),
-            images=(picture,),
+            images=(image,),
             turns=(Turn("user", " ".join(map(str, each)), 1),),
             template="plain",
         )
@@ -87,7 +87,7 @@ def test_many_questions_on_one_image(benchmark):
     members = [LaidOut(View(sample=each), layout) for each, layout in zip(samples, layouts, strict=True)]
     batch, paths = made.packer.pack([made.packer.tree(members)])
     flat = [[i for span in x for i in (span.ids or [IMAGE] * span.n)] for x in layouts]
-    pixels = made.packer.reader(picture, "pad").expand(QUESTIONS, -1, -1, -1)
+    pixels = made.packer.reader(image, "pad").expand(QUESTIONS, -1, -1, -1)
     made.theirs.eval().generation_config.eos_token_id = None
     made.theirs.set_attn_implementation("sdpa")
     lmm = made.ours.lmm.eval()
@@ -97,14 +97,14 @@ def test_many_questions_on_one_image(benchmark):
         return torch.tensor(ids)
 
     def peer():
-        said = made.theirs.generate(
+        ids = made.theirs.generate(
             input_ids=torch.tensor(flat),
             pixel_values=pixels,
             max_new_tokens=NEW,
             do_sample=False,
             pad_token_id=0,
         )
-        return said[:, len(flat[0]) :]
+        return ids[:, len(flat[0]) :]
 
     assert torch.equal(mine(), peer())
     found = compare(mine, peer)

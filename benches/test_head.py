@@ -15,7 +15,7 @@ VOCABS = {"32k": 32_000, "152k": 152_064}
 
 
 def head(who: str, vocab: int, rows: int) -> Callable[[], float]:
-    """Forward and backward of the head; `peer` takes the logits of all rows, as transformers does."""
+    """Returns forward and backward of the head; `peer` computes the logits of all rows, as transformers does."""
     draw = torch.Generator().manual_seed(0)
     hidden_TD = torch.randn(ROWS, WIDTH, generator=draw).requires_grad_()
     weight_VD = (torch.randn(vocab, WIDTH, generator=draw) * WIDTH**-0.5).requires_grad_()

@@ -1,4 +1,4 @@
-"""What a step keeps and takes, in bytes: ours against transformers', the guided loss against none."""
+"""Memory of a step in bytes: ours compared with transformers', the guided loss with none."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def test_peak_of_a_step(case, benchmark):
 
 
 def saved(config: str, method: str) -> int:
-    """Bytes that the forward pass keeps for the backward pass, each storage once."""
+    """Returns the bytes that the forward pass keeps for the backward pass, each storage once."""
     made = work(config, method)
     kept: dict[int, int] = {}
 

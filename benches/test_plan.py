@@ -1,4 +1,4 @@
-"""What the host does for a batch of 64 samples, three views each, and how a step grows with its rows."""
+"""Host time for a batch of 64 samples with three views each, and the time of a step by its rows."""
 
 import statistics
 import time
@@ -19,14 +19,14 @@ MILLISECONDS = 2.0
 
 @dataclass(frozen=True)
 class NoPicture:
-    """A reader that reads nothing: the plan alone is measured."""
+    """Returns zeros without reading: only the plan is measured."""
 
     def __call__(self, image: Image, shape: str) -> Tensor:
         return torch.empty(1)
 
 
 def milliseconds(run) -> list[float]:
-    """15 times, on the processor's clock."""
+    """Returns 15 CPU times."""
     times = []
     for _ in range(15):
         start = time.process_time()
@@ -66,7 +66,7 @@ GROWTH = {"4k": 7, "8k": 14, "16k": 28, "32k": 56}  # samples of about 600 rows
 
 
 def test_time_a_row_stays_as_the_batch_grows(benchmark):
-    """Attention is within samples, so it grows with the rows too; what a step adds beyond is overhead."""
+    """Attends within samples, so attention grows with the rows too; growth beyond that is overhead."""
     steps, rows = {}, {}
     with pytest.MonkeyPatch.context() as patch:
         for name, samples in GROWTH.items():

@@ -1,4 +1,4 @@
-"""From nothing to a first step: importing, and the first step over later ones.
+"""Start of a process: the import, and the first step over later ones.
 
 pytest benches/test_start.py --benchmark-json=out.json && python benches/summary.py out.json
 For information: no gate.
@@ -21,7 +21,7 @@ PEER = "from transformers import LlavaForConditionalGeneration, Trainer"
 
 
 def importing(code: str) -> Callable[[], object]:
-    """A new process that imports, and ends."""
+    """Starts a new process that only imports."""
     return lambda: subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
@@ -41,7 +41,7 @@ def seconds(step: Callable[[], float]) -> float:
 
 
 def test_first_step(benchmark):
-    """One pair: a process has one first step."""
+    """Runs one pair: a process has one first step."""
     made = work("S", "llava")
     ours, peer = our_step(made), peer_step(made, "sdpa")
     first, peer_first = seconds(ours), seconds(peer)

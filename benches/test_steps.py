@@ -1,4 +1,4 @@
-"""Whole training steps: ours against transformers', and ours against ours.
+"""Whole training steps: ours compared with transformers', and ours with ours.
 
 pytest benches/test_steps.py --benchmark-json=out.json && python benches/summary.py out.json
 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=-1 pytest ... for both sides on an allocator that keeps its memory.
@@ -73,7 +73,7 @@ def test_cost_over_plain_llava(case, benchmark):
 
 
 def test_one_pass_over_three_of_ours(benchmark):
-    """What sharing prefixes saves, the same losses."""
+    """Compares shared prefixes with none; the losses are equal."""
     shared, apart = (work("L", "direct", share=share) for share in (True, False))
     ours, peer = our_step(shared), our_step(apart)
     a, b = ours(), peer()

@@ -1,6 +1,6 @@
-"""The same training steps for lmmkit and for transformers: one model, one set of samples.
+"""Equal training steps for lmmkit and transformers: one model, one set of samples.
 
-S and L are captions with 64 or 576 image rows a picture, T is talk: about 900 rows a sample. A LLaVA with
+S and L are captions with 64 or 576 rows an image, T are conversations of about 900 rows a sample. A LLaVA with
 random weights is made by transformers and read by `lmmkit.load`; the samples are laid out by
 lmmkit's own pipeline, and the peer gets the very ids of these layouts, one padded batch a view.
 """
@@ -66,7 +66,7 @@ CONFIGS = {
 
 
 class Numbers:
-    """A tokenizer: a word is its id."""
+    """Encodes words that are ids."""
 
     bos, eos, size = 1, 2, VOCAB
 
@@ -82,12 +82,12 @@ TEXT_ORDER = TextOrder(name="text_order", instruction="9 10 11 12 13 14 15 16")
 
 
 def image_order(config: Config) -> ImageOrder:
-    """Orders of tiles that are patches, as in the paper but for their number."""
+    """Returns the paper's image-order task with tiles of one patch and a given number of permutations."""
     return ImageOrder(name="image_order", grid=config.side, permutations=config.permutations)
 
 
 def terms(config: Config, method: str) -> tuple[Term, ...]:
-    """The plugin terms of `llava`, `guided`, `finetune` (the second stage's) or `direct` (the first's)."""
+    """Returns the plugin terms of `llava`, `guided`, `finetune` (the second stage's) or `direct` (the first's)."""
     return {
         "llava": (), "guided": (GUIDED,), "finetune": (GUIDED, image_order(config)),
         "direct": (GUIDED, image_order(config), TEXT_ORDER),
@@ -95,7 +95,7 @@ def terms(config: Config, method: str) -> tuple[Term, ...]:
 
 
 def samples(config: Config, seed: int = 0) -> list[Sample]:
-    """Random words in the plain layout: the picture, perhaps a question, the answer."""
+    """Returns random words in the plain layout: the image, perhaps a question, the answer."""
     draw = torch.Generator().manual_seed(seed)
 
     def words(n: int) -> str:
@@ -115,7 +115,7 @@ def samples(config: Config, seed: int = 0) -> list[Sample]:
 
 @dataclass(frozen=True)
 class Reader:
-    """Noise in the place of a picture, by its path; the image's edit on it."""
+    """Returns noise that depends on the image's path, with the image's edit applied."""
 
     size: int
 
@@ -127,9 +127,9 @@ class Reader:
 
 @dataclass(frozen=True)
 class Work:
-    """One workload: the samples' views, a packer, and both models with the same weights.
+    """Holds a workload: the samples' views, a packer, and both models with the same weights.
 
-    `compute`: what products are made in; weights are float32.
+    `compute`: the dtype of products; weights are float32.
     """
 
     config: Config
@@ -143,7 +143,7 @@ class Work:
     compute: torch.dtype
 
     def batch(self) -> Batch:
-        """All samples as one packed micro-batch."""
+        """Returns all samples as one packed micro-batch."""
         return self.packer.pack([self.packer.tree(members) for members in self.views])[0]
 
 
@@ -151,7 +151,7 @@ def work(
     name: str, method: str, *, frozen: bool = False, share: bool = True, device: torch.device = CPU,
     compute: torch.dtype = torch.float32,
 ) -> Work:  # fmt: skip
-    """The workload of a configuration and a method; `frozen` leaves the decoder as it is (stage 1)."""
+    """Returns the workload of a configuration and a method; `frozen` freezes the decoder (stage 1)."""
     config = CONFIGS[name]
     theirs = peer_model(config)
     with tempfile.TemporaryDirectory() as folder:
@@ -184,7 +184,7 @@ def work(
 
 
 def modules(config: Config, method: str, width: int) -> nn.ModuleDict:
-    """The plugins' own parameters."""
+    """Returns the parameters of the plugins."""
     if method not in ORDERED:
         return nn.ModuleDict()
     spec = ImageSpec(size=14 * config.side, grid=(config.side, config.side), width=192)
@@ -198,12 +198,13 @@ def modules(config: Config, method: str, width: int) -> nn.ModuleDict:
 
 
 def peer_model(config: Config) -> nn.Module:
-    """transformers' LLaVA with random weights."""
-    eye, eye_depth, eye_heads = config.vision
+    """Returns transformers' LLaVA with random weights."""
+    vision_width, vision_depth, vision_heads = config.vision
     width, depth, heads, mlp = config.text
     vision = hf.CLIPVisionConfig(
-        hidden_size=eye, intermediate_size=4 * eye, num_hidden_layers=eye_depth, num_attention_heads=eye_heads,
-        image_size=14 * config.side, patch_size=14, projection_dim=eye,
+        hidden_size=vision_width, intermediate_size=4 * vision_width, num_hidden_layers=vision_depth,
+        num_attention_heads=vision_heads,
+        image_size=14 * config.side, patch_size=14, projection_dim=vision_width,
     )  # fmt: skip
     text = hf.LlamaConfig(
         hidden_size=width, intermediate_size=mlp, num_hidden_layers=depth, num_attention_heads=heads,
@@ -225,13 +226,13 @@ def _freeze(model: nn.Module, decoder_too: bool) -> None:
 
 
 def optimizer(*models: nn.Module) -> torch.optim.AdamW:
-    """The same one for both."""
-    learning = [p for model in models for p in model.parameters() if p.requires_grad]
-    return torch.optim.AdamW(learning, lr=LEARNING_RATE)
+    """Returns AdamW, equal for both models."""
+    trainable = [p for model in models for p in model.parameters() if p.requires_grad]
+    return torch.optim.AdamW(trainable, lr=LEARNING_RATE)
 
 
 def our_step(work: Work, batch: Batch | None = None) -> Callable[[], float]:
-    """A whole optimizer step of ours from a packed batch on: of all samples, or the one given."""
+    """Returns our optimizer step on a packed batch: all samples by default."""
     batch = (work.batch() if batch is None else batch).to(work.device)
     update = optimizer(work.ours)
     weights = {name: WEIGHTS[name] for name in batch.count}
@@ -244,10 +245,10 @@ Peer = Callable[[], float]
 
 
 def peer_step(work: Work, how: str) -> Peer:
-    """The same step by transformers.
+    """Returns the equal step by transformers.
 
-    how: `sdpa` (no maps at all), `eager` (every pass with maps, as `output_attentions` forces) or
-    `switched` (eager only in the pass whose maps are read).
+    how: `sdpa` (no maps), `eager` (every pass with maps, forced by `output_attentions`) or `switched` (eager
+    only in the pass whose maps are read).
     """
     update = optimizer(work.theirs, work.order_head)
     inputs = {name: _padded(work, name) for name in dict.fromkeys(m.view.name for m in work.views[0])}
@@ -268,16 +269,16 @@ def _losses(work: Work, inputs: dict[str, dict[str, Tensor]], how: str) -> list[
     model, losses = work.theirs, []
     guided = work.method != "llava" and how != "sdpa"
     for name, given in inputs.items():
-        said = {key: t for key, t in given.items() if key not in ("drt", "permutation")}
+        kept = {key: t for key, t in given.items() if key not in ("drt", "permutation")}
         maps = guided and name == "main"
         model.set_attn_implementation("eager" if maps or how == "eager" else "sdpa")
         if name == "image_order":
-            del said["labels"]
-            hidden = model.model(**said, use_cache=False).last_hidden_state
+            del kept["labels"]
+            hidden = model.model(**kept, use_cache=False).last_hidden_state
             at_drt = hidden[torch.arange(len(hidden)), given["drt"]]
             losses.append(F.cross_entropy(work.order_head(at_drt), given["permutation"]))
             continue
-        out = model(**said, use_cache=False, output_attentions=maps)
+        out = model(**kept, use_cache=False, output_attentions=maps)
         losses.append(WEIGHTS["next_token"] * out.loss)
         if maps:
             losses.append(WEIGHTS["guided_loss"] * (1 - _mass(out.attentions, given)))
@@ -285,14 +286,14 @@ def _losses(work: Work, inputs: dict[str, dict[str, Tensor]], how: str) -> list[
 
 
 def _mass(maps: tuple[Tensor, ...], given: dict[str, Tensor]) -> Tensor:
-    """Mean over layers, heads and response rows of the attention on image keys."""
+    """Returns the mean over layers, heads and response rows of the attention on image keys."""
     asked_BT, key_BT = given["labels"] >= 0, (given["input_ids"] == IMAGE).float()
     by_layer = [torch.einsum("bhqk,bk->bhq", each, key_BT).mean(1)[asked_BT].mean() for each in maps]
     return torch.stack(by_layer).mean()
 
 
 def _padded(work: Work, name: str) -> dict[str, Tensor]:
-    """One view of every sample, right-padded, as transformers wants it."""
+    """Returns one view of every sample, right-padded for transformers."""
     members = [next(m for m in views if m.view.name == name) for views in work.views]
     longest = max(sum(span.n for span in m.layout) for m in members)
     ids = torch.zeros(len(members), longest, dtype=torch.int64)

@@ -1,0 +1,55 @@
+"""Code and documents use plain words: docstrings begin with a verb, and some words are not used at all."""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CODE = [path for folder in ("lmmkit", "plugins", "benches") for path in sorted((ROOT / folder).rglob("*.py"))]
+HISTORY = ("LAB.md", "CHANGELOG.md")  # what was measured under older names
+DOCUMENTS = [
+    path
+    for pattern in ("*.md", "docs/*.md", "recipes/**/*.yaml")
+    for path in sorted(ROOT.glob(pattern))
+    if path.name not in HISTORY
+]
+UNUSED = re.compile(
+    r"\b(mend(s|ed|ing)?|anew|told|said|heard|gone on with|whatever|pictures?|eyes?|sees|mutes?|muted|lies"
+    r"|stands|speaks?|spoken|nobody)\b",
+    re.IGNORECASE,
+)
+NOT_A_VERB = re.compile(r"(What|The same|As|Of|By|How|Where|Whether|Every|All|A|An|The) ")
+
+
+def words(path: Path) -> Iterator[tuple[int, str]]:
+    """Yields line and text of the names, strings and comments of a file."""
+    for token in tokenize.generate_tokens(io.StringIO(path.read_text()).readline):
+        if token.type in (tokenize.NAME, tokenize.STRING, tokenize.COMMENT):
+            yield token.start[0], token.string.replace("_", " ")
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_code_uses_plain_words(path):
+    found = {(line, match.group()) for line, text in words(path) for match in UNUSED.finditer(text)}
+    assert not found
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_a_document_uses_plain_words(path):
+    lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+    assert not [(number, line) for number, line in lines if UNUSED.search(line)]
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_docstrings_of_functions_begin_with_a_verb(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            text = ast.get_docstring(node) or ""
+            assert not NOT_A_VERB.match(text), f"{path}:{node.lineno}: {text.splitlines()[0]}"
