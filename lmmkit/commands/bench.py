@@ -1,4 +1,4 @@
-"""lmmkit bench backends | kernels RECIPE: which attention runs here, and what it costs."""
+"""lmmkit bench backends | kernels RECIPE: which attention backends run here, and their cost."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from lmmkit.commands.support.common import (
     the_recipe,
 )
 
-app = typer.Typer(no_args_is_help=True, help="Attention backends: what runs here, and what it costs.")
+app = typer.Typer(no_args_is_help=True, help="Attention backends: which run here, and their cost.")
 
 
 @app.command()
 @reporting
 def backends(as_json: Json = False) -> None:
-    """Say of every attention backend whether it runs on this machine, and why not."""
+    """List the attention backends and whether each runs on this machine, or why not."""
     import torch
 
     from lmmkit.attention_benchmark import reasons
@@ -44,7 +44,7 @@ def backends(as_json: Json = False) -> None:
         for name in by_type[types[0]]:
             table.add_row(device, name, *(by_type[t][name] or "runs" for t in types))
     out.print(table)
-    out.print("`speed.attention: auto` takes the first that runs.")
+    out.print("`speed.attention: auto` uses the first that runs.")
 
 
 @app.command()
@@ -53,12 +53,14 @@ def kernels(
     recipe: RecipePath,
     root: Root = None,
     changes: Set = None,
-    stage: Annotated[str | None, typer.Option(help="Whose batches. \\[default: the first]")] = None,
-    steps: Annotated[int, typer.Option(min=1, max=100, help="How many of its steps.")] = 1,
+    stage: Annotated[
+        str | None, typer.Option(help="The stage of the batches. \\[default: the first]")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, max=100, help="The number of steps.")] = 1,
     trust_files: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Time every backend on one layer's attention over a stage's real batches."""
+    """Time every backend on one layer's attention with the batches of a stage."""
     read = the_recipe(recipe, root, changes)
     from lmmkit import build
     from lmmkit.attention_benchmark import measure

@@ -1,4 +1,4 @@
-"""lmmkit ckpt verify RUN"""
+"""lmmkit ckpt verify RUN: checks the checkpoints of a run."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from rich.table import Table
 from lmmkit.commands.support.common import Json, out, print_json, reporting
 from lmmkit.errors import UserError
 
-app = typer.Typer(no_args_is_help=True, help="The checkpoints of a run.")
+app = typer.Typer(no_args_is_help=True, help="Check the checkpoints of a run.")
 
 
 @app.callback()
 def checkpoints() -> None:
-    """The checkpoints of a run."""
+    """Check the checkpoints of a run."""
 
 
 @app.command()
@@ -24,13 +24,13 @@ def checkpoints() -> None:
 def verify(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
     everything: Annotated[
-        bool, typer.Option("--all", help="Read every checkpoint, not the newest alone; all must be sound.")
+        bool, typer.Option("--all", help="Read every checkpoint, not only the newest; all must be sound.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Read checkpoints and compare them with their manifests; say what a resume would do.
+    """Read checkpoints, compare them with their manifests, and print what a resume would do.
 
-    Exit code 2 if the newest is damaged, with --all if any is.
+    Exit code 2 if the newest is damaged; with --all, if any is.
     """
     from lmmkit.runs.run_folder import RunFolder
     from lmmkit.training.checkpoint.read import Verdict, verdicts
@@ -58,14 +58,14 @@ def _print(found: list, sound) -> None:
     for column in ("step", "files", "bytes", "frozen weights", "verdict"):
         table.add_column(column, justify="right" if column in ("step", "files", "bytes") else "left")
     for v in found:
-        verdict = "sound" if v.read else "names and sizes are right; not read (--all)"
+        verdict = "sound" if v.read else "names and sizes match; not read (--all)"
         verdict = verdict if v.sound else f"damaged: {v.problems[0].got}"
         verdict += "".join(f"; {copy}: {got}, the other copy is sound" for copy, got in v.spoiled.items())
         table.add_row(str(v.step), str(v.files), f"{v.bytes:,}", v.frozen or "none", verdict)
     if found:
         out.print(table)
     if sound is not None:
-        out.print(f"`lmmkit train ... --resume` goes on from step {sound.step}.")
+        out.print(f"`lmmkit train ... --resume` continues from step {sound.step}.")
     elif found:
         out.print("`--resume` refuses: every checkpoint is damaged.")
     else:

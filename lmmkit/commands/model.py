@@ -1,4 +1,4 @@
-"""lmmkit model import | export | show"""
+"""lmmkit model import | export | show: converts and describes model folders."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.table import Table
 from lmmkit.commands.support.common import Json, out, print_json, reporting
 from lmmkit.recipe import flow_text
 
-app = typer.Typer(no_args_is_help=True, help="Models of others: read, write, look at.")
+app = typer.Typer(no_args_is_help=True, help="Import, export and describe models.")
 
 
 @app.command("import")
@@ -21,23 +21,23 @@ def import_(
         Path, typer.Argument(metavar="SRC", help="A llava-hf, LLaVA, decoder or encoder folder.")
     ],
     folder: Annotated[Path, typer.Argument(metavar="DST", help="The model folder to write; new.")],
-    vision: Annotated[Path | None, typer.Option(help="A folder with the encoder SRC leaves out.")] = None,
-    base: Annotated[Path | None, typer.Option(help="A folder with the decoder SRC leaves out.")] = None,
+    vision: Annotated[Path | None, typer.Option(help="A folder with the encoder that SRC lacks.")] = None,
+    base: Annotated[Path | None, typer.Option(help="A folder with the decoder that SRC lacks.")] = None,
     allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Also read .bin files, their weights alone.")
+        bool, typer.Option("--allow-pickle", help="Also read .bin files, with torch's weights-only reader.")
     ] = False,
-    template: Annotated[str | None, typer.Option(help="What turns are wrapped in.")] = None,
+    template: Annotated[str | None, typer.Option(help="The chat template.")] = None,
 ) -> None:
-    """Write a public model as a model folder of lmmkit's, value for value."""
+    """Convert a public model into a model folder of lmmkit; every value stays the same."""
     from lmmkit.import_export import import_model
 
     parts = import_model(
         source, folder, vision=vision, base=base, allow_pickle=allow_pickle, template=template
     )
-    use = f"Talk to it: `lmmkit chat {folder}`"
+    use = f"Try it: `lmmkit chat {folder}`"
     if "text" not in parts:
         use = f"In a recipe: `model.vision: {{from: {folder}}}`"
-    out.print(f"{folder} holds {source}. {use}")
+    out.print(f"{source} is now in {folder}. {use}")
 
 
 @app.command()
@@ -47,20 +47,20 @@ def export(
     folder: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write; new.")],
     kind: Annotated[
         Literal["llava-hf", "llava", "lmmkit", "peft"],
-        typer.Option("--format", help="Whose layout; peft: the last stage's low-rank updates alone."),
+        typer.Option("--format", help="The format of the folder; peft: only the last stage's LoRA."),
     ] = "llava-hf",
     dtype: Annotated[
-        Literal["as-is", "float32", "float16", "bfloat16"], typer.Option(help="Of the weights.")
+        Literal["as-is", "float32", "float16", "bfloat16"], typer.Option(help="The dtype of the weights.")
     ] = "as-is",
     base: Annotated[
-        str | None, typer.Option(help="peft: what its file calls the model the adapter belongs on.")
+        str | None, typer.Option(help="peft: the name of the base model in the adapter's file.")
     ] = None,
 ) -> None:
     """Write a model in a public format; `llava-hf` opens in transformers."""
     from lmmkit.import_export import HELD, export_model
 
     export_model(model, folder, kind, dtype=HELD.get(dtype), base=base)
-    out.print(f"{folder} holds {model} in the {kind} format.")
+    out.print(f"{model} is now in {folder}, in the {kind} format.")
 
 
 @app.command()
@@ -69,7 +69,7 @@ def show(
     model: Annotated[Path, typer.Argument(metavar="RUN_OR_MODEL", help="A run or any model folder.")],
     as_json: Json = False,
 ) -> None:
-    """Print a model's architecture, parameters by part, type and size."""
+    """Print the architecture of a model, its parameters by part, dtype and size."""
     from lmmkit.import_export import show_model
 
     found = show_model(model)
@@ -92,7 +92,7 @@ def show(
 def _words(section: dict | None) -> str:
     if not section:
         return "none"
-    told = {
+    shown = {
         k: v for k, v in section.items() if v and not isinstance(v, list) and (k, v) != ("weights", "none")
     }
-    return ", ".join(f"{k} {flow_text(v) if isinstance(v, dict) else v}" for k, v in told.items())
+    return ", ".join(f"{k} {flow_text(v) if isinstance(v, dict) else v}" for k, v in shown.items())

@@ -27,7 +27,7 @@ def run(tmp_path):
 
 def test_sound_checkpoints(run):
     text = lmmkit("ckpt", "verify", run.path)
-    assert "goes on from step 3" in text and text.count("not read") == 2
+    assert "continues from step 3" in text and text.count("not read") == 2
     text = lmmkit("ckpt", "verify", run.path, "--all")
     assert text.count("sound") == 3 and "not read" not in text
 
@@ -37,7 +37,7 @@ def test_a_damaged_newest_is_named_and_what_a_resume_would_do(run):
     file.write_bytes(file.read_bytes()[:-1] + b"\x01")
     text = " ".join(lmmkit("ckpt", "verify", run.path, code=2).split())
     assert "step-00000003/shard-00000.safetensors" in text and "crc32 differs" in text
-    assert "goes on from step 2" in text and "checkpoint/damaged" in text
+    assert "continues from step 2" in text and "checkpoint/damaged" in text
     told = lmmkit("ckpt", "verify", run.path, "--json", code=2)
     told = json.loads(told)
     assert told["resumes_at"] == 2 and [c["sound"] for c in told["checkpoints"]] == [False, True, True]
