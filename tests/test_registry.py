@@ -86,7 +86,7 @@ def test_what_cannot_listen_is_refused_with_the_rest(scenes, tmp_path):
     with pytest.raises(UserError) as error:
         prepare(read_text(DIRECT, root=scenes, overrides=overrides[:1]), trust_files=True)
     codes = [p.code for p in error.value.problems]
-    assert codes == ["plugin/deaf", "plugin/bad-hook", "plugin/no-file", "plugin/unknown"]
+    assert codes == ["plugin/no-observer-hook", "plugin/bad-hook", "plugin/no-file", "plugin/unknown"]
     assert all("output.observers" in p.where for p in error.value.problems)
     with pytest.raises(UserError, match="plugin/untrusted-file"):
         prepare(read_text(DIRECT, root=scenes, overrides=[f"output.observers=[{names[0]}]"]))

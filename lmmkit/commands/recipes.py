@@ -10,7 +10,7 @@ import typer
 
 from lmmkit.commands.support.common import Json, out, print_json, reporting
 from lmmkit.errors import UserError, did_you_mean
-from lmmkit.errors.commands import EXISTS, RECIPES_UNKNOWN
+from lmmkit.errors.commands import EXISTS, UNKNOWN_RECIPE
 from lmmkit.recipe.shipped import shipped
 
 app = typer.Typer(no_args_is_help=True, help="Recipes that come with lmmkit.")
@@ -37,7 +37,7 @@ def copy(
     """Copies a recipe, to be changed."""
     known = shipped()
     if name.removesuffix(".yaml") not in known:
-        raise UserError(RECIPES_UNKNOWN.at("NAME", got=f"`{name}`", suggestion=did_you_mean(name, known)))
+        raise UserError(UNKNOWN_RECIPE.at("NAME", got=f"`{name}`", suggestion=did_you_mean(name, known)))
     source = known[name.removesuffix(".yaml")]
     target = to or Path(source.name)
     if target.exists():

@@ -17,8 +17,8 @@ from lmmkit.data.chat_templates import response_end
 from lmmkit.data.packing import LaidOut, Packer, SizedSample
 from lmmkit.data.pipeline import Views, cut
 from lmmkit.errors import UserError
-from lmmkit.errors.commands import TOKENS, TOO_LONG
-from lmmkit.errors.weights import MODEL_NONE
+from lmmkit.errors.commands import LEARNED_TOKENS, TOO_LONG
+from lmmkit.errors.weights import NO_FINISHED_STAGE
 from lmmkit.inference.generate import Chooser, generate, greedy
 from lmmkit.inference.token_model import TokenModel
 from lmmkit.objective import Objective
@@ -103,7 +103,7 @@ class ChatModel:
         inference_plugins = [strategy.name for strategy, views in self.views.edits if views is None]
         if inference_plugins:
             got = f"learned tokens from {', '.join(inference_plugins)} in every sequence"
-            raise UserError(TOKENS.at("logits", got=got))
+            raise UserError(LEARNED_TOKENS.at("logits", got=got))
 
     def answer(
         self, groups: Sequence[Sequence[View]], *, max_new_tokens: int, choose: Chooser = greedy,
@@ -257,5 +257,5 @@ def find_model_folder(path: Path, stage: str | None = None) -> Path:
     done = [name for name in names if (run.model(name) / "config.json").is_file()]
     if not done:
         got = f"no finished stage among {', '.join(names)}"
-        raise UserError(MODEL_NONE.at(str(run.path / "model"), got=got))
+        raise UserError(NO_FINISHED_STAGE.at(str(run.path / "model"), got=got))
     return run.model(done[-1])

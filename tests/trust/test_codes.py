@@ -78,8 +78,8 @@ def test_every_message_is_complete(produced):
 
 # A recipe or an order made in Python has no file; arguments are called as the command's help calls them.
 PLACELESS = {
-    "recipe/wrong-type", "data/no-source", "recipes/unknown", "chat/control", "order/empty", "order/source", "order/weight",
-    "model/vocab", "speak/tokens",
+    "recipe/wrong-type", "data/unknown-source", "recipes/unknown-recipe", "chat/control-tokens", "sampler/empty-source", "sampler/unknown-source", "sampler/weights",
+    "model/vocab", "chat/learned-tokens",
 }  # fmt: skip
 
 
