@@ -198,7 +198,7 @@ def _tokens(
 
 def load(
     path: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device | None = None,
-    trust_files: bool = False, plugins: Literal["spoken", "all"] = "spoken", root: str | Path | None = None,
+    trust_files: bool = False, plugins: Literal["inference", "all"] = "inference", root: str | Path | None = None,
     template: str | None = None,
 ) -> ChatModel:  # fmt: skip
     """Loads a chat model from a run, a model folder written by lmmkit, or a public model folder.
@@ -208,7 +208,7 @@ def load(
         dtype: dtype of weights and computation.
         device: by default CUDA if available.
         trust_files: whether to run plugins from local files, if one is needed.
-        plugins: `spoken` loads those whose tokens are in every view, which is all that answering needs;
+        plugins: `inference` loads only those whose tokens are in every view, which inference needs;
             `all` also loads the plugins of the terms, to measure them.
         root: the folder that paths of local plugin files are relative to; by default that of the run.
         template: the chat template of a public model, if not the one in its folder.

@@ -27,7 +27,7 @@ def test_direct_llava_s_plan(tiny):
     assert [(s.name, views) for s, views in pretrain.strategies] == [
         ("directed_token", frozenset({"image_order"}))
     ]
-    assert finetune.off == {"text_order": "not weighed in this stage"}
+    assert finetune.off == {"text_order": "no weight in this stage"}
     assert finetune.inference_plugins == () and finetune.active == {
         "directed_token",
         "image_order",

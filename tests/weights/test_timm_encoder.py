@@ -176,7 +176,11 @@ class TestBad:
         state["visual.bogus"] = torch.zeros(2)
         save_file(state, at / "model.safetensors")
         found = self.problems(f"from: {at}", scenes)
-        assert sorted(p.code for p in found) == ["weights/extra-tensors", "weights/missing-tensors", "weights/shape"]
+        assert sorted(p.code for p in found) == [
+            "weights/extra-tensors",
+            "weights/missing-tensors",
+            "weights/shape",
+        ]
         assert "blocks.0.mlp.fc1.bias" in str(found) and "visual.bogus" in str(found)
 
     def test_pickled_weights_are_refused(self, folder, scenes):

@@ -141,8 +141,7 @@ def open_record_store(
 def _refuse(records: Records) -> None:
     """Raises `UserError` for too many bad records, no records, or image paths outside the image folder."""
     meta, where = records.rows.index.meta, str(records.path)
-    on_bad_record: list[BadRecord] = list(records.rows.index.bad[:SHOWN])
-    problems = [bad.problem() for bad in on_bad_record]
+    problems = [bad.problem() for bad in records.rows.index.bad[:SHOWN]]
     total, most = meta["problems"], records.bad_records.allowed(meta["rows"])
     if meta["bad_records"] <= most:
         problems = []
