@@ -167,7 +167,9 @@ def _resolved(
     return origin, replace(model, **sections)
 
 
-def _sections_of_ours(recipe: Recipe, config: Mapping[str, Any], folder: Path, parts: tuple[str, ...]) -> dict:
+def _sections_of_ours(
+    recipe: Recipe, config: Mapping[str, Any], folder: Path, parts: tuple[str, ...]
+) -> dict:
     """Returns the `model` sections from a folder that lmmkit wrote, by part."""
     if model_folder.is_encoder(config):
         vision = vision_from_mapping(config["model"]["vision"])
