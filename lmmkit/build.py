@@ -15,7 +15,7 @@ from lmmkit.api.model_info import Dims
 from lmmkit.attention.backends import Backend, NoBackend, choose, log_choice
 from lmmkit.attention.eager import Eager
 from lmmkit.errors import MachineError, Problem, UserError, raise_all
-from lmmkit.errors.plan import ATTENTION, COMPILE, LIBRARY
+from lmmkit.errors.plan import ATTENTION, COMPILE, NOT_INSTALLED
 from lmmkit.model.decoder import Decoder
 from lmmkit.model.init import init
 from lmmkit.model.transforms import lora
@@ -249,7 +249,7 @@ def check_optimizers(recipe: Recipe) -> None:
             _adamw(stage.optim.kind)
         except Exception as error:  # not installed, or built for another torch
             got = f"`{stage.optim.kind}`, and bitsandbytes does not import: {error}"
-            problems.append(LIBRARY.at(recipe.where(f"stages.{name}.optim.kind"), got=got))
+            problems.append(NOT_INSTALLED.at(recipe.where(f"stages.{name}.optim.kind"), got=got))
     if problems:
         raise MachineError(problems)
 

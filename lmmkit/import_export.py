@@ -14,7 +14,15 @@ from torch import nn
 from lmmkit import build
 from lmmkit.attention.eager import Eager
 from lmmkit.errors import UserError, raise_all
-from lmmkit.errors.weights import CONVERT_EXISTS, EXPORT_ADAPTER, LINK, NO_LORA, OPTION, OURS, WEIGHTS_ADAPTER
+from lmmkit.errors.weights import (
+    ALREADY_LMMKIT,
+    CONVERT_EXISTS,
+    LINK,
+    NO_LORA,
+    OPTION,
+    TRAINED_ENCODER,
+    WEIGHTS_ADAPTER,
+)
 from lmmkit.inference.chat_model import find_model_folder, load
 from lmmkit.model.decoder import Decoder
 from lmmkit.plan import from_model
@@ -56,7 +64,7 @@ def import_model(
     """
     _require_new(folder)
     if model_folder.is_ours(source):
-        raise UserError(OURS.at(str(source), got="a folder that lmmkit wrote"))
+        raise UserError(ALREADY_LMMKIT.at(str(source), got="a folder that lmmkit wrote"))
     if lora_checkpoints.is_adapter(source) and base is None:
         got, that_fit = "low-rank updates without a base model", "together with their base model"
         raise UserError(WEIGHTS_ADAPTER.at(str(source), got=got, that_fit=that_fit))
@@ -194,7 +202,7 @@ def _export_adapter(source: Path, folder: Path, base: str | None) -> None:
     model = _exported(source, prepared, build.modules(objective))
     found = (llava_folders.problems if model.sees else llava_folders.spoken)(model, folder, "llava-hf")
     if stage.vision is not None:
-        found.append(EXPORT_ADAPTER.at(str(source), got="an encoder that was trained too"))
+        found.append(TRAINED_ENCODER.at(str(source), got="an encoder that was trained too"))
     raise_all(found)
     connector = {}
     if stage.connector is not None:

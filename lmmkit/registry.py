@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -23,20 +24,20 @@ from lmmkit.api.components import API, Component
 from lmmkit.api.plugin_files import file_hash, load_file
 from lmmkit.errors import Problem, UserError, did_you_mean, raise_all
 from lmmkit.errors.plan import (
-    ABSENT,
+    API_VERSION,
     BAD_HOOK,
-    BROKEN,
-    DEAF,
-    KIND,
+    LOAD_ERROR,
+    NO_COMPONENT,
     NO_FILE,
-    PLUGIN_API,
-    UNKNOWN,
-    UNMARKED,
+    NO_HOOKIMPL,
+    NO_OBSERVER_HOOK,
+    NOT_A_COMPONENT,
+    UNKNOWN_COMPONENT,
     UNTRUSTED_FILE,
 )
 
 GROUP = "lmmkit.plugins"
-LISTENING = ("lmmkit_started", "lmmkit_logged")
+OBSERVER_HOOKS = ("lmmkit_started", "lmmkit_logged")
 NONE: Mapping[str, str] = MappingProxyType({})
 hookspec = pluggy.HookspecMarker("lmmkit")
 _log = logging.getLogger("lmmkit")
@@ -80,21 +81,21 @@ class Registry:
 
     def started(self, run: str, recipe: Mapping[str, Any], step: int) -> None:
         """Notifies all observers that the run starts or resumes."""
-        self._tell("lmmkit_started", {"run": run, "recipe": recipe, "step": step})
+        self._notify("lmmkit_started", run=run, recipe=recipe, step=step)
 
     def logged(self, step: int, scalars: Mapping[str, float]) -> None:
         """Sends the figures of a step to all observers."""
-        self._tell("lmmkit_logged", {"step": step, "scalars": scalars})
+        self._notify("lmmkit_logged", step=step, scalars=scalars)
 
-    def _tell(self, hook: str, said: Mapping[str, Any]) -> None:
+    def _notify(self, hook: str, **arguments: Any) -> None:
         """Calls all observers. One that raises is logged and not called again; the run continues."""
-        for listener in getattr(self.manager.hook, hook).get_hookimpls():
+        for observer in getattr(self.manager.hook, hook).get_hookimpls():
             try:
-                listener.function(*(said[name] for name in listener.argnames))
+                observer.function(*(arguments[name] for name in observer.argnames))
             except Exception as error:
-                name, raised = listener.plugin_name, _named(error)
-                _log.warning("%s of %s raised %s; it is not called again", hook, name, raised)
-                self.manager.unregister(listener.plugin)
+                name = observer.plugin_name
+                _log.warning("%s of %s raised %s; it is not called again", hook, name, _text(error))
+                self.manager.unregister(name=name)
 
 
 def installed() -> dict[str, EntryPoint]:
@@ -115,107 +116,144 @@ def open_registry(
 
     Args:
         wanted: the component of each instance: a name, `path.py` or `path.py:component`.
-        where: the place in the recipe of each instance, for messages.
+        where: the position in the recipe of each instance, for messages.
         trust_files: allows local files to run.
         base: the folder that local files are relative to.
-        observers: the place in the recipe of each observer, by its name or file.
+        observers: the position in the recipe of each observer, by its name or file.
 
     Raises:
         UserError: lists every instance and observer that cannot be loaded.
     """
-    manager = pluggy.PluginManager("lmmkit")
-    manager.add_hookspecs(Hooks)
-    points, components = installed(), {}
+    loader = _Loader(trust_files, base)
+    components, origins = {}, []
     problems: list[Problem] = []
     for instance, use in wanted.items():
         try:
-            module, name, source = _module(where[instance], instance, use, points, trust_files, base)
-            components[instance] = FoundComponent(
-                _component(where[instance], manager, module, name, source), source
-            )
+            components[instance] = loader.component(where[instance], instance, use)
         except UserError as error:
             problems += error.problems
-    pretrained = []
-    for use, place in observers.items():
+    for use, position in observers.items():
         try:
-            module, _, source = _module(place, use, use, points, trust_files, base)
-            _offered(place, manager, module, source)
-            if not any(hasattr(module, hook) for hook in LISTENING):
-                got, hooks = f"{source} without observer hooks", ", ".join(LISTENING)
-                raise UserError(DEAF.at(place, got=got, hooks=hooks))
-            pretrained.append(source)
+            origins.append(loader.observer(position, use))
         except UserError as error:
             problems += error.problems
     raise_all(problems)
-    return Registry(manager, components, tuple(pretrained))
+    return Registry(loader.manager, components, tuple(origins))
 
 
 def file_components(path: Path, *, trust_files: bool = False) -> dict[str, FoundComponent]:
     """Returns the components that a local file offers, by name. Raises `UserError` if there are problems."""
-    manager = pluggy.PluginManager("lmmkit")
-    manager.add_hookspecs(Hooks)
-    where = str(path)
-    module, source = _file(where, path, trust_files), f"{path} {file_hash(path)}"
-    return {
-        name: FoundComponent(_component(where, manager, module, name, source), source)
-        for name in _offered(where, manager, module, source)
-    }
+    plugin = _Loader(trust_files, Path()).plugin(str(path), str(path))
+    return {name: _checked(str(path), plugin, name) for name in plugin.components}
 
 
-def _module(where, instance, use, points, trust_files, base) -> tuple[ModuleType, str, str]:
-    """Returns (module, component name, origin). Raises `UserError` at `where`, like all below."""
-    if ".py" in use:
-        path, _, name = use.partition(":")
-        return _file(where, base / path, trust_files), name or instance, f"{path} {file_hash(base / path)}"
-    if use not in points:
-        raise UserError(UNKNOWN.at(where, got=f"component `{use}`", nearest=did_you_mean(use, points)))
-    try:
-        return points[use].load(), use, origin(points[use])
-    except Exception as error:
-        plugin = f"`{use}` of {origin(points[use])}"
-        raise UserError(BROKEN.at(where, got=_named(error), plugin=plugin)) from error
+@dataclass(frozen=True)
+class _Plugin:
+    """Describes a registered plugin: its name in the manager, its origin, and the components it offers."""
+
+    name: str
+    origin: str
+    components: Mapping[str, Any]
 
 
-def _file(where: str, path: Path, trusted: bool) -> ModuleType:
-    if not trusted:
-        raise UserError(UNTRUSTED_FILE.at(where, got=f"the local file {path}", path=path))
-    if not path.is_file() or path.suffix != ".py":
-        raise UserError(NO_FILE.at(where, got=f"{'the' if path.is_file() else 'no'} file {path}"))
-    try:
-        return load_file(path)
-    except Exception as error:
-        raise UserError(BROKEN.at(where, got=_named(error), plugin=path)) from error
+class _Loader:
+    """Imports plugins and registers them with pluggy. All its methods raise `UserError` at `where`."""
 
+    def __init__(self, trust_files: bool, base: Path):
+        self.trust_files, self.base = trust_files, base
+        self.installed = installed()
+        self.manager = pluggy.PluginManager("lmmkit")
+        self.manager.add_hookspecs(Hooks)
 
-def _named(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+    def component(self, where: str, instance: str, use: str) -> FoundComponent:
+        """Returns the component that `use` names; for a file without a component's name, `instance`."""
+        name = (use.partition(":")[2] or instance) if ".py" in use else use
+        return _checked(where, self.plugin(where, use), name)
 
+    def observer(self, where: str, use: str) -> str:
+        """Returns the origin of an observer."""
+        plugin = self.plugin(where, use)
+        if not any(self._implementation(hook, plugin.name) for hook in OBSERVER_HOOKS):
+            got, hooks = f"{plugin.origin} without observer hooks", ", ".join(OBSERVER_HOOKS)
+            raise UserError(NO_OBSERVER_HOOK.at(where, got=got, hooks=hooks))
+        return plugin.origin
 
-def _offered(where, manager, module, source) -> dict[str, type[Component]]:
-    """Returns the components that a module offers, after checking all its hooks."""
-    for function, value in vars(module).items():
-        if function.startswith("lmmkit_") and inspect.isfunction(value) and not hasattr(value, "lmmkit_impl"):
-            raise UserError(UNMARKED.at(where, got=f"function `{function}` of {source}"))
-    if not manager.is_registered(module):
+    def plugin(self, where: str, use: str) -> _Plugin:
+        """Imports and registers the plugin that `use` names, unless it is registered."""
+        if ".py" in use:
+            name = use.partition(":")[0]
+            module, source = self._file(where, self.base / name), f"{name} {file_hash(self.base / name)}"
+        else:
+            module, source = self._installed(where, use)
+            name = module.__name__
+        if not self.manager.is_registered(module):
+            self._register(where, module, name, source)
+        name = self.manager.get_name(module)
+        offer = self._implementation("lmmkit_components", name)
+        with _loading(where, source):
+            return _Plugin(name, source, dict(offer.function()) if offer else {})
+
+    def _installed(self, where: str, name: str) -> tuple[ModuleType, str]:
+        """Returns the module of an installed component, and its origin."""
+        if name not in self.installed:
+            got, nearest = f"component `{name}`", did_you_mean(name, self.installed)
+            raise UserError(UNKNOWN_COMPONENT.at(where, got=got, nearest=nearest))
+        source = origin(self.installed[name])
+        with _loading(where, f"`{name}` of {source}"):
+            return self.installed[name].load(), source
+
+    def _file(self, where: str, path: Path) -> ModuleType:
+        """Returns the module of a local file."""
+        if not self.trust_files:
+            raise UserError(UNTRUSTED_FILE.at(where, got=f"the local file {path}", path=path))
+        if not path.is_file() or path.suffix != ".py":
+            raise UserError(NO_FILE.at(where, got=f"{'the' if path.is_file() else 'no'} file {path}"))
+        with _loading(where, path):
+            return load_file(path)
+
+    def _register(self, where: str, module: ModuleType, name: str, source: str) -> None:
+        """Registers a module as `name`, after all its hooks are checked."""
+        for function, value in vars(module).items():
+            named_like_a_hook = function.startswith("lmmkit_") and inspect.isfunction(value)
+            if named_like_a_hook and self.manager.parse_hookimpl_opts(module, function) is None:
+                raise UserError(NO_HOOKIMPL.at(where, got=f"function `{function}` of {source}"))
         try:
-            manager.register(module)
-            manager.check_pending()
+            self.manager.register(module, name=name)
+            self.manager.check_pending()
         except pluggy.PluginValidationError as error:
-            raise UserError(BAD_HOOK.at(where, got=str(error))) from error
-    return dict(module.lmmkit_components()) if hasattr(module, "lmmkit_components") else {}
+            self.manager.unregister(name=name)  # `check_pending` would report it again for later plugins
+            raise UserError(BAD_HOOK.at(where, got=str(error).replace("\n", " "))) from error
+
+    def _implementation(self, hook: str, plugin: str) -> pluggy.HookImpl | None:
+        """Returns a plugin's implementation of a hook, or None."""
+        found = getattr(self.manager.hook, hook).get_hookimpls()
+        return next((each for each in found if each.plugin_name == plugin), None)
 
 
-def _component(where, manager, module, name, source) -> type[Component]:
-    offered = _offered(where, manager, module, source)
-    if name not in offered:
-        got, nearest = f"component `{name}` of {source}", did_you_mean(name, offered)
-        raise UserError(ABSENT.at(where, got=got, nearest=nearest))
-    cls = offered[name]
+def _checked(where: str, plugin: _Plugin, name: str) -> FoundComponent:
+    """Returns the component `name` of a plugin. Raises `UserError` if it is missing or cannot be used."""
+    if name not in plugin.components:
+        got, nearest = f"component `{name}` of {plugin.origin}", did_you_mean(name, plugin.components)
+        raise UserError(NO_COMPONENT.at(where, got=got, nearest=nearest))
+    cls = plugin.components[name]
     if not (inspect.isclass(cls) and issubclass(cls, Component) and dataclasses.is_dataclass(cls)):
-        raise UserError(KIND.at(where, got=f"`{name}` of {source}: {cls!r}"))
+        raise UserError(NOT_A_COMPONENT.at(where, got=f"`{name}` of {plugin.origin}: {cls!r}"))
     if cls.api != API:
-        raise UserError(PLUGIN_API.at(where, got=f"`{name}` for API version {cls.api}", api=API))
-    return cls
+        raise UserError(API_VERSION.at(where, got=f"`{name}` for API version {cls.api}", api=API))
+    return FoundComponent(cls, plugin.origin)
+
+
+@contextmanager
+def _loading(where: str, plugin: object) -> Iterator[None]:
+    """Reports any exception of a plugin's code as a problem at `where`."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(LOAD_ERROR.at(where, got=_text(error), plugin=plugin)) from error
+
+
+def _text(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def setting_fields(cls: type[Component]) -> Iterable[dataclasses.Field]:

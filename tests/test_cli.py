@@ -65,7 +65,7 @@ def test_check_tells_of_tasks_together_with_the_rest(recipe, scenes):
         DIRECT.replace("{kind: terms, data: heldout}", "{kind: pope, files: pope, stage: last}")
     )
     text = run("check", recipe, "--root", scenes, code=2)
-    assert "evaluate/no-kind" in text and "evaluate/files" in text and "evaluate/no-stage" in text
+    assert "evaluate/unknown-kind" in text and "evaluate/files" in text and "evaluate/unknown-stage" in text
     recipe.write_text(recipe.read_text().replace("{grid: 3", "{gird: 3"))
     text = run("check", recipe, "--root", scenes, code=2)
     assert "evaluate/files" in text and "plugin/unknown-key" in text
@@ -75,7 +75,7 @@ def test_check_tells_why_a_kernel_cannot_run(recipe, scenes):
     if torch.cuda.is_available():
         pytest.skip("a machine where xformers may run")
     text = run("check", recipe, "--root", scenes, "--set", "speed.attention=xformers", code=3)
-    assert "model/attention" in text and "no kernels for cpu" in text and "eager: can run" in text
+    assert "model/attention-backend" in text and "no kernels for cpu" in text and "eager: can run" in text
 
 
 def test_the_cost_of_a_large_model_is_told_whole_in_eighty_columns():
@@ -326,7 +326,7 @@ def test_a_damaged_model_is_told(trained, tmp_path):
     shutil.copytree(trained / "model" / "finetune", tmp_path / "model")
     weights = tmp_path / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
-    assert "model/unreadable" in run("chat", tmp_path / "model", "--prompt", "x", code=2)
+    assert "model/damaged" in run("chat", tmp_path / "model", "--prompt", "x", code=2)
     (tmp_path / "model" / "config.json").write_text("{}")
     assert "weights/architecture" in run("chat", tmp_path / "model", "--prompt", "x", code=2)
 

@@ -89,7 +89,7 @@ class Batch:
         """Returns the numbers of the views of this name."""
         return [i for i, (view, _) in enumerate(self.views) if view == name]
 
-    def picture(self, view: int) -> Tensor:
+    def first_image(self, view: int) -> Tensor:
         """Returns the preprocessed pixels [C, X, Y] of the first image of a view."""
         return self.pixels_ICXY[self.first_image_V[view]]
 

@@ -20,7 +20,7 @@ from lmmkit.api.batch import Batch
 from lmmkit.api.layout import Insert
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import Need
-from lmmkit.api.plugin_files import bare, home
+from lmmkit.api.plugin_files import empty_instance, source_file
 from lmmkit.api.sample import Sample, View
 
 API = 1
@@ -73,11 +73,11 @@ class Component:
     def __reduce_ex__(self, protocol):
         """Pickles a component from a local file together with the path and hash of the file, so that a data
         worker can load it."""
-        file = home(type(self))
+        file = source_file(type(self))
         if file is None:
             return super().__reduce_ex__(protocol)
         # The settings are passed as state, after the file is loaded: they may contain objects from it.
-        return bare, (*file, type(self).__qualname__), self.__getstate__()
+        return empty_instance, (*file, type(self).__qualname__), self.__getstate__()
 
 
 @dataclass(frozen=True, kw_only=True)

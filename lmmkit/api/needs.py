@@ -66,7 +66,7 @@ class HiddenMean:
 
 @dataclass(frozen=True, kw_only=True)
 class AttnMass:
-    """Asks for the attention that each query row puts on all selected keys that it sees, in [0, 1]: [Q].
+    """Asks for the attention that each query row puts on the selected keys that it can attend to, in [0, 1]: [Q].
 
     Float32, mean over heads and over `layers`: "all", or layer numbers from 0.
     """

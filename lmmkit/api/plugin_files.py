@@ -32,7 +32,7 @@ def load_file(path: Path) -> ModuleType:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path.resolve())
     if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is no Python file")
+        raise ImportError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # before it runs: dataclasses look up their module
     try:
@@ -43,15 +43,15 @@ def load_file(path: Path) -> ModuleType:
     return module
 
 
-def home(cls: type) -> tuple[str, str] | None:
+def source_file(cls: type) -> tuple[str, str] | None:
     """Returns (path, hash) of the file that a class was loaded from; None if from an installed module."""
     if not cls.__module__.startswith(PREFIX):
         return None
     return str(sys.modules[cls.__module__].__file__), cls.__module__.removeprefix(PREFIX)
 
 
-def bare(path: str, hash_: str, qualname: str) -> Any:
-    """Returns an object without state, of a class from this file. Raises `UserError` if the file changed."""
+def empty_instance(path: str, hash_: str, qualname: str) -> Any:
+    """Returns an object without state, of a class from a file. Raises `UserError` if the file has changed."""
     now = file_hash(Path(path))
     if now != hash_:
         raise UserError(CHANGED_FILE.at(path, got=f"hash {now}" if now else "no file", hash=hash_))

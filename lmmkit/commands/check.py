@@ -76,7 +76,7 @@ def check(
 
 
 def _table(stages: dict[str, dict]) -> Table:
-    """What runs and what learns."""
+    """Returns the table of steps, tokens and trainable parameters of the stages."""
     table = Table(title="what it will take (token figures from the first steps)", title_justify="left")
     headings = ("stage", "steps", "tokens\na step", "micro-\nbatches", "super-\nvised", "million\nlearning")
     _columns(table, headings)

@@ -78,14 +78,14 @@ def show(
     read = the_recipe(recipe, root, changes)
     from lmmkit.commands.support.token_pieces import pieces
     from lmmkit.errors import UserError
-    from lmmkit.errors.data import NO_ROW
+    from lmmkit.errors.data import NO_RECORD
     from lmmkit.plan.prepare import prepare_bare
 
     known_source(read, source)
     prepared = prepare_bare(read, data=[source])
     records = prepared.sources[source]
     if not 0 <= row < len(records):
-        raise UserError(NO_ROW.at("--row", got=f"record {row}", last=len(records) - 1))
+        raise UserError(NO_RECORD.at("--row", got=f"record {row}", last=len(records) - 1))
     for i in range(row, min(row + count, len(records))):
         sample = records[i]
         out.print(

@@ -16,7 +16,7 @@ Side = Annotated[Path, typer.Argument(help="A recipe, or a run folder.")]
 
 @reporting
 def diff(a: Side, b: Side, as_json: Json = False) -> None:
-    """Show how two recipes or runs differ, key by key, by class of key."""
+    """Show the keys in which two recipes or runs differ, each with its class."""
     from lmmkit.recipe import diff as compare
     from lmmkit.recipe import read_recipe
     from lmmkit.recipe.shipped import find_recipe

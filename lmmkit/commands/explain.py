@@ -11,7 +11,7 @@ from rich.table import Table
 
 from lmmkit.commands.support.common import Json, out, print_json, reporting, safe
 from lmmkit.errors import Code, UserError, all_codes, did_you_mean
-from lmmkit.errors.commands import EXPLAIN_UNKNOWN
+from lmmkit.errors.commands import UNKNOWN_CODE
 
 WIDTH = 80
 
@@ -31,7 +31,7 @@ def explain(
     if code not in known:
         related = [name for name in known if name.startswith(f"{code.partition('/')[0]}/")]
         suggestion = did_you_mean(code, related or known)
-        raise UserError(EXPLAIN_UNKNOWN.at("CODE", got=f"`{code}`", suggestion=suggestion))
+        raise UserError(UNKNOWN_CODE.at("CODE", got=f"`{code}`", suggestion=suggestion))
     found = known[code]
     if as_json:
         return print_json(asdict(found))

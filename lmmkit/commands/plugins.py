@@ -20,13 +20,13 @@ from lmmkit.commands.support.common import (
     the_recipe,
 )
 
-app = typer.Typer(no_args_is_help=True, help="What plugins there are, and what they do to a recipe.")
+app = typer.Typer(no_args_is_help=True, help="List plugins, and show what they do in a recipe.")
 
 
 @app.command("list")
 @reporting
 def list_(as_json: Json = False) -> None:
-    """Components installed, by metadata alone: nothing is imported."""
+    """List the installed components from package metadata; nothing is imported."""
     from lmmkit.registry import installed, origin
 
     found = {name: origin(point) for name, point in sorted(installed().items())}
@@ -51,7 +51,7 @@ def explain(
     changes: Set = None,
     trust_files: Trust = False,
 ) -> None:
-    """Print a component's settings, those of every component of a file, or a recipe's plan."""
+    """Print the settings of a component or of all components in a file, or the plan of a recipe."""
     from lmmkit.registry import file_components, installed, open_registry
 
     file, _, only = what.partition(":")
@@ -85,7 +85,7 @@ def trace(
     samples: Annotated[int, typer.Option(min=1)] = 2,
     trust_files: Trust = False,
 ) -> None:
-    """Dry-run a recipe's first samples: each view, who inserted what, what is supervised.
+    """Print a recipe's first samples: the spans of each view, and what is supervised.
 
     In a layout `!` marks supervised spans and `*` learned tokens.
     """

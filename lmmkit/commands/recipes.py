@@ -10,7 +10,7 @@ import typer
 
 from lmmkit.commands.support.common import Json, out, print_json, reporting
 from lmmkit.errors import UserError, did_you_mean
-from lmmkit.errors.commands import EXISTS, RECIPES_UNKNOWN
+from lmmkit.errors.commands import EXISTS, UNKNOWN_RECIPE
 from lmmkit.recipe.shipped import shipped
 
 app = typer.Typer(no_args_is_help=True, help="Recipes that come with lmmkit.")
@@ -19,7 +19,7 @@ app = typer.Typer(no_args_is_help=True, help="Recipes that come with lmmkit.")
 @app.command("list")
 @reporting
 def list_(as_json: Json = False) -> None:
-    """Names and what they are."""
+    """List the recipes, each with its first line."""
     found = {name: _headline(path) for name, path in shipped().items()}
     if as_json:
         return print_json(found)
@@ -34,10 +34,10 @@ def copy(
     name: Annotated[str, typer.Argument(help="A name of `lmmkit recipes list`.")],
     to: Annotated[Path | None, typer.Argument(help="The new file. \\[default: NAME.yaml here]")] = None,
 ) -> None:
-    """Copies a recipe, to be changed."""
+    """Copy a recipe to a new file, to edit it."""
     known = shipped()
     if name.removesuffix(".yaml") not in known:
-        raise UserError(RECIPES_UNKNOWN.at("NAME", got=f"`{name}`", suggestion=did_you_mean(name, known)))
+        raise UserError(UNKNOWN_RECIPE.at("NAME", got=f"`{name}`", suggestion=did_you_mean(name, known)))
     source = known[name.removesuffix(".yaml")]
     target = to or Path(source.name)
     if target.exists():

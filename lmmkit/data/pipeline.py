@@ -185,8 +185,8 @@ class Pipeline:
 
 
 class _Spoilt(Exception):
-    def __init__(self, row_count: Mapping[tuple[str, int], BadRecord]) -> None:
-        self.rows = row_count
+    def __init__(self, rows: Mapping[tuple[str, int], BadRecord]) -> None:
+        self.rows = rows
 
 
 def cut(trees: Iterable[SizedSample], tokens: int) -> Iterable[Sequence[SizedSample]]:

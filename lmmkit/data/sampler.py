@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lmmkit.errors import Problem, did_you_mean, raise_all
-from lmmkit.errors.data import ORDER_EMPTY, SOURCE, WEIGHT
+from lmmkit.errors.data import EMPTY_SOURCE, SOURCE, WEIGHT
 
 
 def sample_rng(seed: int, instance: str, key: str, epoch: int) -> np.random.Generator:
@@ -134,7 +134,7 @@ def _problems(sizes: Mapping[str, int], weights: Mapping[str, float]) -> list[Pr
         if name not in sizes:
             problems.append(SOURCE.at(where, got="no such source", nearest=did_you_mean(name, sizes)))
         elif sizes[name] < 1:
-            problems.append(ORDER_EMPTY.at(where, got=f"{sizes[name]} records"))
+            problems.append(EMPTY_SOURCE.at(where, got=f"{sizes[name]} records"))
         if not (math.isfinite(weight) and weight >= 0):
             problems.append(WEIGHT.at(where, got=str(weight)))
     if not any(weight > 0 for weight in weights.values()):

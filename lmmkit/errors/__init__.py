@@ -1,7 +1,7 @@
 """Problems with the user's input: what is wrong, where, what was expected and how to fix it.
 
-Bad input is never one exception at a time. A reader collects `Problem`s and raises them together, so that a
-recipe with four mistakes is fixed in one go. `commands/` prints them without a traceback and exits with
+A reader of input collects `Problem`s and raises them together, so that a recipe with four mistakes is fixed
+in one go. `commands/` prints them without a traceback and exits with
 `exit_code`; any other exception is a bug of lmmkit and exits 1.
 
 Every kind of problem is a `Code`, a constant in the file of this package that is named after its area.
@@ -15,15 +15,16 @@ from dataclasses import KW_ONLY, dataclass
 from importlib import import_module
 
 AREAS = ("recipe", "plan", "data", "weights", "training", "commands")
-"""The files of this package that hold codes."""
+"""The files of this package that contain codes."""
+SHOWN = 8  # names in a hint
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong.
+    """Describes one thing that is wrong.
 
-    `code` is stable and can be searched for ("recipe/unknown-key"); `where` names file:line and key, or file
-    and record.
+    `code` is stable and can be searched for ("recipe/unknown-key"). `where` names the file, line and key, or
+    the file and record.
     """
 
     code: str
@@ -38,10 +39,10 @@ class Problem:
 
 @dataclass(frozen=True)
 class Code:
-    """One kind of problem: its code and the words that all its reports share.
+    """Describes one kind of problem: its code, and the texts that all problems of this kind share.
 
-    `cause` says in a sentence when it is raised. `expected` and `hint` may hold fields, `{name}`, which `at`
-    fills in.
+    `cause` is a sentence about when it is raised. `expected` and `hint` may contain fields, `{name}`, which
+    `at` fills in.
     """
 
     code: str
@@ -56,14 +57,14 @@ class Code:
 
 
 def all_codes() -> dict[str, Code]:
-    """Returns every code by its text, sorted."""
+    """Returns all codes by name, sorted."""
     modules = [import_module(f"{__name__}.{area}") for area in AREAS]
     codes = {v.code: v for module in modules for v in vars(module).values() if isinstance(v, Code)}
     return dict(sorted(codes.items()))
 
 
 class LmmkitError(Exception):
-    """Carries every problem found. It is printed without a traceback."""
+    """Contains every problem that was found. It is printed without a traceback."""
 
     exit_code = 1
 
@@ -82,7 +83,7 @@ class UserError(LmmkitError):
 
 
 class MachineError(LmmkitError):
-    """Reports a fault of the machine: a missing package, no disk space, a dead data worker."""
+    """Reports a problem of the machine: a missing package, no disk space, a data worker that ended."""
 
     exit_code = 3
 
@@ -95,9 +96,12 @@ def raise_all(problems: Iterable[Problem]) -> None:
 
 
 def did_you_mean(got: str, known: Iterable[str]) -> str:
-    """Returns "Did you mean `x`?" for the nearest of `known`, else the list of them."""
+    """Returns "Did you mean `x`?" for the name in `known` that is close to `got`, else a list of names."""
     known = sorted(map(str, known))
-    near = difflib.get_close_matches(str(got), known, n=1)
-    if near:
+    if not known:
+        return "There are no such names."
+    if near := difflib.get_close_matches(str(got), known, n=1):
         return f"Did you mean `{near[0]}`?"
-    return f"Known: {', '.join(known)}." if known else "None are known here."
+    shown = sorted(difflib.get_close_matches(str(got), known, n=SHOWN, cutoff=0.0))
+    more = f" and {len(known) - len(shown)} more" if len(known) > len(shown) else ""
+    return f"Known: {', '.join(shown)}{more}."

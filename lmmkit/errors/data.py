@@ -7,17 +7,17 @@ from lmmkit.errors import Code
 # chat/
 
 CHAT_AFTER_EOS = Code(
-    "chat/after-eos", cause="The setting for text after an end token does not exist.",
+    "chat/after-eos", cause="The value of `after_eos` is unknown.",
     expected="one of {known}", hint="Name one of these.",
 )
 CHAT_CONTROL = Code(
-    "chat/control", cause="The tokenizer lacks control tokens of the chat template.",
+    "chat/control-tokens", cause="The tokenizer lacks control tokens of the chat template.",
     expected="all control tokens of the template",
     hint="Use one of the templates {usable}, or another tokenizer.",
 )
 CHAT_IMAGES = Code(
-    "chat/images", cause="A sample's images do not match the places that its turns have for them.",
-    expected="one place for each image, in user turns only", hint="Correct `Turn.images`.",
+    "chat/images", cause="The number of images of a sample differs from the number that its turns count.",
+    expected="each image counted once, in user turns only", hint="Correct `Turn.images`.",
 )
 NO_VISION = Code(
     "chat/no-vision", cause="A sample with an image is given to a text-only model.",
@@ -26,25 +26,25 @@ NO_VISION = Code(
 )
 PROMPT = Code(
     "chat/prompt", cause="A prompt for generation does not end with the user's turn.",
-    expected="the user's turn last", hint="Remove the answer to generate it.",
+    expected="the user's turn last", hint="Remove the assistant's turn that the model should generate.",
 )
 ROLES = Code(
     "chat/roles", cause="The turns of a sample do not alternate between user and assistant.",
     expected="user and assistant in alternation, the user first", hint="Correct the conversation.",
 )
 TEMPLATE = Code(
-    "chat/template", cause="A sample names a chat template that does not exist.",
+    "chat/unknown-template", cause="A sample names a chat template that does not exist.",
     expected="one of {known}", hint="{nearest}",
 )
 
 # data/
 
-NO_ROW = Code(
-    "data/no-row", cause="The source has no record of this number.",
+NO_RECORD = Code(
+    "data/no-record", cause="The source has no record of this number.",
     expected="a number from 0 to {last}", hint="Name a record in this range.",
 )
 NO_SOURCE = Code(
-    "data/no-source", cause="The recipe has no data source of this name.",
+    "data/unknown-source", cause="The recipe has no data source of this name.",
     expected="a source of the recipe", hint="{nearest}",
 )
 TOO_LONG = Code(
@@ -55,10 +55,10 @@ TOO_LONG = Code(
 WORKER_DIED = Code(
     "data/worker-died", cause="A data worker process ended before it delivered its step.",
     expected="a step from a data worker",
-    hint="Lack of memory is the usual cause: lower `speed.workers` or `speed.image_cache_mb`, then resume.",
+    hint="The usual cause is too little memory: lower `speed.workers` or `speed.image_cache_mb`, then resume.",
 )
 WORKER_HUNG = Code(
-    "data/worker-hung", cause="A data worker process has not delivered its step in time.",
+    "data/worker-hung", cause="A data worker process did not deliver its step in time.",
     expected="a step from a data worker",
     hint="Check whether the file system hangs. If it is slow, lower `speed.workers`. Then resume.",
 )
@@ -68,7 +68,7 @@ WORKER_HUNG = Code(
 BAD_FILE = "Replace or remove the file, or remove its record."
 
 BROKEN = Code(
-    "image/broken", cause="An image file is damaged or cut off.",
+    "image/damaged", cause="An image file is damaged or incomplete.",
     expected="a complete image file", hint=BAD_FILE,
 )
 IMAGE_FILE = Code(
@@ -80,33 +80,18 @@ FORMAT = Code(
     expected="an image in {formats}", hint=BAD_FILE,
 )
 SHAPE = Code(
-    "image/shape", cause="An image is too long and narrow.",
+    "image/aspect-ratio", cause="An image is too long and narrow.",
     expected="sides of at most {ratio} : 1", hint=BAD_FILE,
 )
 SIZE = Code(
-    "image/size", cause="An image has too many pixels or its file too many bytes.",
+    "image/too-large", cause="An image has too many pixels, or its file has too many bytes.",
     expected="at most {most}", hint=BAD_FILE,
-)
-
-# order/
-
-ORDER_EMPTY = Code(
-    "order/empty", cause="A data source that is used has no records.",
-    expected="at least one record", hint="Add records to the source, or remove its weight.",
-)
-SOURCE = Code(
-    "order/source", cause="A weight names a data source that does not exist.",
-    expected="a source under `data`", hint="{nearest}",
-)
-WEIGHT = Code(
-    "order/weight", cause="The weights of the data sources are not usable as shares.",
-    expected="finite weights of 0 or more, at least one of them above 0", hint="Correct the weights.",
 )
 
 # records/
 
 ANSWER = Code(
-    "records/answer", cause="A question has no answer, or an empty one.",
+    "records/no-answer", cause="A question has no answer, or an empty one.",
     expected="an answer that is not empty", hint="Add the answer, or remove the question.",
 )
 CHANGED = Code(
@@ -123,15 +108,15 @@ RECORDS_FILE = Code(
     expected="{expected}", hint="Correct `records`, or replace the file.",
 )
 FROM = Code(
-    "records/from", cause="A turn names a speaker that does not exist.",
+    "records/from", cause="The speaker of a turn, `from`, is neither `human` nor `gpt`.",
     expected="`human` or `gpt`", hint="Correct `from`.",
 )
 IMAGE_MISSING = Code(
-    "records/image-missing", cause="An image that a record names does not exist or is not a regular file.",
+    "records/missing-image", cause="An image that a record names does not exist or is not a regular file.",
     expected="an image file", hint="Restore the file, or correct `images` or the record.",
 )
 RECORDS_IMAGES = Code(
-    "records/images", cause="The image folder of a source does not exist.",
+    "records/no-image-folder", cause="The image folder of a source does not exist.",
     expected="a folder of images", hint="Correct `images`.",
 )
 JSON = Code(
@@ -139,15 +124,15 @@ JSON = Code(
     expected="{expected}", hint="Correct the record.",
 )
 LONG = Code(
-    "records/long", cause="A record is too long.",
+    "records/too-long", cause="A record is too long.",
     expected="at most {most}", hint="Split the conversation.",
 )
-MANY = Code(
-    "records/many", cause="A source has more problems than are listed one by one.",
+MORE_PROBLEMS = Code(
+    "records/more-problems", cause="A source has more problems than the message lists.",
     expected="at most {most}", hint="Correct the data. `lmmkit data check` lists every problem.",
 )
 MARKERS = Code(
-    "records/markers", cause="The image markers of a record do not match its images.",
+    "records/image-markers", cause="The `<image>` markers of a record do not match its images.",
     expected="one <image> for each image, in questions only", hint="Add or remove markers.",
 )
 NO_WEBDATASET = Code(
@@ -155,11 +140,11 @@ NO_WEBDATASET = Code(
     expected="the packages of the extra `webdataset`", hint='Run `pip install -e ".[webdataset]"`.',
 )
 ORDER = Code(
-    "records/order", cause="The turns of a record do not alternate between human and gpt.",
+    "records/turn-order", cause="The turns of a record do not alternate between human and gpt.",
     expected="human and gpt in alternation", hint="Join or split the turns.",
 )
 PATH = Code(
-    "records/path", cause="A record names an image by a path that is not allowed.",
+    "records/image-path", cause="A record names an image by a path that leads out of the image folder.",
     expected="a file below `images`", hint="Write the path relative to `images`.",
 )
 PLAIN = Code(
@@ -172,57 +157,73 @@ SHARD = Code(
     expected="{expected}", hint="Write the shard again.",
 )
 TEXT = Code(
-    "records/text", cause="A record contains half of a surrogate pair.",
+    "records/surrogate", cause="A record contains half of a surrogate pair, which UTF-8 cannot encode.",
     expected="characters that UTF-8 can encode", hint="Remove it from the record.",
 )
 TOO_MANY = Code(
-    "records/too-many", cause="A source has more bad records or images than it may skip.",
+    "records/too-many-bad", cause="A source has more bad records or images than it may skip.",
     expected="at most {most}",
-    hint="Correct the data (`lmmkit data check` lists every problem), or set `bad_records: skip` and a higher"
-    " `bad_share`. A run that has begun can be resumed then.",
+    hint="Correct the data (`lmmkit data check` lists every problem), or set `bad_records: skip` and a higher "
+    "`bad_share`. Then a run that has begun can be resumed.",
 )
 TURNS = Code(
-    "records/turns", cause="A record has no usable conversation.",
+    "records/no-conversation", cause="A record has no usable conversation.",
     expected="a list of turns with a question and an answer", hint="Correct or remove the record.",
 )
 TYPE = Code(
-    "records/type", cause="A part of a record has the wrong JSON type.",
+    "records/wrong-type", cause="A value of a record has the wrong JSON type.",
     expected="{expected}", hint="Correct the record.",
 )
 
-# text/
+# sampler/
 
-TEXT_CONTROL = Code(
-    "text/control", cause="A tokenizer names no token that begins or ends a sequence.",
+EMPTY_SOURCE = Code(
+    "sampler/empty-source", cause="A data source with a weight has no records.",
+    expected="at least one record", hint="Add records to the source, or remove its weight.",
+)
+SOURCE = Code(
+    "sampler/unknown-source", cause="A weight names a data source that does not exist.",
+    expected="a source under `data`", hint="{nearest}",
+)
+WEIGHT = Code(
+    "sampler/weights", cause="The weights of the data sources are negative, not finite, or all 0.",
+    expected="finite weights of 0 or more, at least one of them above 0", hint="Correct the weights.",
+)
+
+# tokenizer/
+
+TOKENIZER_CANNOT_WRITE = Code(
+    "tokenizer/cannot-write", cause="A tokenizer file cannot be written.",
+    expected="a path that can be written to", hint="Name another path.",
+)
+TOKENIZER_CONTROL = Code(
+    "tokenizer/control-tokens", cause="A tokenizer has no token that begins or ends a sequence.",
     expected="{expected}",
     hint="Name `eos_token` in tokenizer_config.json, or train the sentencepiece model with bos and eos.",
 )
-CORRUPT = Code(
-    "text/corrupt", cause="A tokenizer file is damaged.",
+TOKENIZER_DAMAGED = Code(
+    "tokenizer/damaged", cause="A tokenizer file is damaged.",
     expected="{expected}", hint="Copy the file again.",
 )
-ENCODE = Code(
-    "text/encode", cause="A regular expression of the tokenizer fails on a text.",
-    expected="an expression that ends on every text", hint="Use the tokenizer that its authors published.",
-)
-TEXT_FILE = Code(
-    "text/file", cause="A tokenizer file is missing, empty, too large or cannot be read.",
+TOKENIZER_FILE = Code(
+    "tokenizer/file", cause="A tokenizer file is missing, empty, too large or cannot be read.",
     expected="a tokenizer file of at most {most} MB",
     hint="Correct the path of the tokenizer, or copy the file again.",
 )
-KIND = Code(
-    "text/kind", cause="The kind of tokenizer does not exist.",
+TOKENIZER_KIND = Code(
+    "tokenizer/unknown-kind", cause="lmmkit has no tokenizer of this kind.",
     expected="one of {known}", hint="{nearest}",
 )
-SAVE = Code(
-    "text/save", cause="A tokenizer file cannot be written.",
-    expected="a path that can be written to", hint="Name another path.",
+TOKENIZER_REGEX = Code(
+    "tokenizer/regex", cause="A regular expression of the tokenizer fails on a text.",
+    expected="an expression that works on every text",
+    hint="Use the tokenizer that its authors published.",
 )
 SURROGATE = Code(
-    "text/surrogate", cause="A text contains half of a surrogate pair.",
+    "tokenizer/surrogate", cause="A text contains half of a surrogate pair, which UTF-8 cannot encode.",
     expected="characters that UTF-8 can encode", hint="Remove it from the data.",
 )
 TIKTOKEN = Code(
-    "text/tiktoken", cause="A tiktoken file is damaged.",
+    "tokenizer/tiktoken", cause="A tiktoken file is damaged.",
     expected="{expected}", hint="Copy the file again.",
 )

@@ -8,10 +8,10 @@ from lmmkit.errors import Code
 
 ANCHOR = Code(
     "recipe/anchor", cause="The recipe uses a YAML anchor, alias or merge key.",
-    expected="plain YAML without `&`, `*` and `<<`", hint="Write the value out in each place.",
+    expected="plain YAML without `&`, `*` and `<<`", hint="Write the value in each place where it is used.",
 )
 CONFLICT = Code(
-    "recipe/conflict", cause="Two values of the recipe exclude each other.",
+    "recipe/conflict", cause="Two values of the recipe contradict each other.",
     expected="{expected}", hint="{fix}",
 )
 DUPLICATE_KEY = Code(
@@ -36,7 +36,7 @@ NAME = Code(
     expected="{expected}", hint="Choose another name.",
 )
 NULL = Code(
-    "recipe/null", cause="A key has no value; no key of a recipe takes null.",
+    "recipe/null", cause="A key has no value, or the value null.",
     expected="{expected}", hint="{fix}",
 )
 OUT_OF_RANGE = Code(
@@ -60,10 +60,10 @@ UNKNOWN_NAME = Code(
     expected="{expected}", hint="{nearest}",
 )
 WRONG_TYPE = Code(
-    "recipe/wrong-type", cause="A value has the wrong type; docs/recipes.md lists what each key takes.",
+    "recipe/wrong-type", cause="A value has the wrong type; docs/recipes.md lists the types of all keys.",
     expected="{expected}", hint="{fix}",
 )
 RECIPE_YAML = Code(
     "recipe/yaml", cause="The recipe is not plain YAML 1.2.",
-    expected="one YAML 1.2 document of at most {depth} nested levels", hint="{fix}",
+    expected="{expected}", hint="{fix}",
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lmmkit.errors import Problem, did_you_mean
-from lmmkit.errors.plan import FILES, NO_KIND, NO_STAGE, NO_TASK, NONE
+from lmmkit.errors.plan import FILES, NO_KIND, NO_STAGE, NO_TASK, NO_TASKS
 from lmmkit.recipe import Recipe, Task
 
 KINDS = ("exact_match", "terms", "restore")
@@ -26,7 +26,7 @@ def choice_problems(recipe: Recipe, only: Sequence[str]) -> list[Problem]:
     """Returns a problem for each name in `only` that is no task of the recipe, or one if it has no tasks."""
     tasks = recipe.evaluate.tasks if recipe.evaluate is not None else {}
     if not tasks:
-        return [NONE.at(recipe.where("evaluate"), got="no tasks")]
+        return [NO_TASKS.at(recipe.where("evaluate"), got="no tasks")]
     return [
         NO_TASK.at(f"--on {name}", got=f"`{name}`", nearest=did_you_mean(name, tasks))
         for name in only

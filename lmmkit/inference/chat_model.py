@@ -17,8 +17,8 @@ from lmmkit.data.chat_templates import response_end
 from lmmkit.data.packing import LaidOut, Packer, SizedSample
 from lmmkit.data.pipeline import Views, cut
 from lmmkit.errors import UserError
-from lmmkit.errors.commands import TOKENS, TOO_LONG
-from lmmkit.errors.weights import MODEL_NONE
+from lmmkit.errors.commands import LEARNED_TOKENS, TOO_LONG
+from lmmkit.errors.weights import NO_FINISHED_STAGE
 from lmmkit.inference.generate import Chooser, generate, greedy
 from lmmkit.inference.token_model import TokenModel
 from lmmkit.objective import Objective
@@ -103,7 +103,7 @@ class ChatModel:
         inference_plugins = [strategy.name for strategy, views in self.views.edits if views is None]
         if inference_plugins:
             got = f"learned tokens from {', '.join(inference_plugins)} in every sequence"
-            raise UserError(TOKENS.at("logits", got=got))
+            raise UserError(LEARNED_TOKENS.at("logits", got=got))
 
     def answer(
         self, groups: Sequence[Sequence[View]], *, max_new_tokens: int, choose: Chooser = greedy,
@@ -198,7 +198,7 @@ def _tokens(
 
 def load(
     path: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device | None = None,
-    trust_files: bool = False, plugins: Literal["spoken", "all"] = "spoken", root: str | Path | None = None,
+    trust_files: bool = False, plugins: Literal["inference", "all"] = "inference", root: str | Path | None = None,
     template: str | None = None,
 ) -> ChatModel:  # fmt: skip
     """Loads a chat model from a run, a model folder written by lmmkit, or a public model folder.
@@ -208,7 +208,7 @@ def load(
         dtype: dtype of weights and computation.
         device: by default CUDA if available.
         trust_files: whether to run plugins from local files, if one is needed.
-        plugins: `spoken` loads those whose tokens are in every view, which is all that answering needs;
+        plugins: `inference` loads only those whose tokens are in every view, which inference needs;
             `all` also loads the plugins of the terms, to measure them.
         root: the folder that paths of local plugin files are relative to; by default that of the run.
         template: the chat template of a public model, if not the one in its folder.
@@ -257,5 +257,5 @@ def find_model_folder(path: Path, stage: str | None = None) -> Path:
     done = [name for name in names if (run.model(name) / "config.json").is_file()]
     if not done:
         got = f"no finished stage among {', '.join(names)}"
-        raise UserError(MODEL_NONE.at(str(run.path / "model"), got=got))
+        raise UserError(NO_FINISHED_STAGE.at(str(run.path / "model"), got=got))
     return run.model(done[-1])

@@ -14,16 +14,16 @@ from lmmkit.attention.forest import roots
 from lmmkit.errors import Problem, did_you_mean
 from lmmkit.errors.plan import (
     LAYERS,
-    MARK_TWICE,
-    NO_TERM,
     NO_VIEW,
+    NO_WEIGHT,
+    NOT_A_TERM,
     SETTING,
+    TOKEN_TWICE,
     TWO_MASSES,
-    UNPROVIDED_MARK,
+    UNPROVIDED_TOKEN,
     UNREACHABLE,
-    UNREAD_MARK,
+    UNREAD_TOKEN,
     UNREAD_VIEW,
-    UNWEIGHED,
 )
 from lmmkit.plan.instances import Instances
 from lmmkit.recipe import Recipe
@@ -60,11 +60,11 @@ def losses(recipe: Recipe, instances: Instances) -> list[Problem]:
             component = instances.components.get(name)
             if component is not None and not isinstance(component, Term):
                 where, got = recipe.where(f"stages.{stage}.losses.{name}"), f"`{name}`, a token strategy"
-                problems.append(NO_TERM.at(where, got=got, nearest=did_you_mean(name, terms)))
+                problems.append(NOT_A_TERM.at(where, got=got, nearest=did_you_mean(name, terms)))
     for name in terms:
         if name not in weighed:
             where, got = recipe.where(f"plugins.{name}"), f"`{name}` without a weight"
-            problems.append(UNWEIGHED.at(where, got=got, name=name))
+            problems.append(NO_WEIGHT.at(where, got=got, name=name))
     return problems
 
 
@@ -98,7 +98,7 @@ def _need(
         problems.append(NO_VIEW.at(where, got=got, nearest=nearest))
     if select.token_name is not None and select.token_name not in provided:
         got = f"`{term.name}` reads token `{select.token_name}`, which no plugin provides"
-        problems.append(UNPROVIDED_MARK.at(where, got=got))
+        problems.append(UNPROVIDED_TOKEN.at(where, got=got))
     if isinstance(need, AttnMass) and need.layers != "all":
         outside = [layer for layer in need.layers if not 0 <= layer < dims.layers]
         if outside or not need.layers or len(set(need.layers)) < len(need.layers):
@@ -120,11 +120,11 @@ def token_names(recipe: Recipe, instances: Instances) -> list[Problem]:
         where = recipe.where(f"plugins.{name}")
         if not read & set(component.provides):
             got = f"tokens that no term reads: {', '.join(component.provides)}"
-            problems.append(UNREAD_MARK.at(where, got=got))
+            problems.append(UNREAD_TOKEN.at(where, got=got))
         for token_name in component.provides:
             if token_name in owner:
                 got = f"token `{token_name}`, which `{owner[token_name]}` also provides"
-                problems.append(MARK_TWICE.at(where, got=got))
+                problems.append(TOKEN_TWICE.at(where, got=got))
             owner[token_name] = name
     return problems
 

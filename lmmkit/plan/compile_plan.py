@@ -63,7 +63,7 @@ def _compile(recipe: Recipe, instances: Instances, stage: str) -> StagePlan:
             else:
                 off[name] = "no active term reads its tokens"
         elif name not in weights:
-            off[name] = "not weighed in this stage"
+            off[name] = "no weight in this stage"
         elif name not in kept:
             off[name] = "weight 0"
     if "next_token" not in kept:

@@ -32,7 +32,7 @@ def stage_text(prepared: Prepared, plan: StagePlan) -> str:
         beside = "" if chance is None else f"  chance {chance:.4g}"
         lines.append(f"  term {name}  weight {weight_text(weight)}{beside}")
     for task in plan.tasks:
-        lines.append(f"  view {task.name}{'  learns its text' if task.text_loss else ''}")
+        lines.append(f"  view {task.name}{'  trains on its text' if task.text_loss else ''}")
     for strategy, views in plan.strategies:
         where = "every view" if views is None else "views " + ", ".join(sorted(views))
         lines.append(f"  tokens {strategy.name} ({', '.join(strategy.provides)}) in {where}")
@@ -118,7 +118,7 @@ def component_text(name: str, found: FoundComponent) -> str:
     lines = [
         f"{name}  {kind}  from {found.origin}",
         "",
-        inspect.cleandoc(cls.__doc__ or "(no words)"),
+        inspect.cleandoc(cls.__doc__ or "(no description)"),
         "",
         "settings:",
     ]

@@ -17,7 +17,7 @@ from lmmkit.data.sources.bad_records import Policy
 from lmmkit.data.sources.records import Records, missing_images, open_records, too_many
 from lmmkit.data.text_tokenizers.choose import TextTokenizer, open_tokenizer
 from lmmkit.errors import Problem, UserError, raise_all
-from lmmkit.errors.plan import NO_STEP, PLUGINS
+from lmmkit.errors.plan import NO_STEP, PLUGIN_SETTINGS
 from lmmkit.plan import shapes
 from lmmkit.plan.compile_plan import chat_plan, compile_plan
 from lmmkit.plan.instances import Instances, build_instances
@@ -145,7 +145,9 @@ def prepare_bare(
     """
     inference_plugins = list(inference_plugins)
     if missing := [name for name in inference_plugins if name not in recipe.plugins]:
-        raise UserError(PLUGINS.at(recipe.where("plugins"), got=f"no settings of {', '.join(missing)}"))
+        raise UserError(
+            PLUGIN_SETTINGS.at(recipe.where("plugins"), got=f"no settings of {', '.join(missing)}")
+        )
     kept = {name: recipe.plugins[name] for name in inference_plugins}
     recipe = replace(recipe, plugins=kept, output=replace(recipe.output, observers=()))
     return _prepare(

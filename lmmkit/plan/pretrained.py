@@ -68,12 +68,12 @@ class Pretrained:
         if "vision" not in self.parts or not isinstance(modules["vision"], ViT):
             return {}
         if self.source is None:
-            return model_folder.carried_of(self.folder) | self._behind(modules["vision"])
+            return model_folder.carried_of(self.folder) | self._later_blocks(modules["vision"])
         found = self.source.spared("vision", modules["vision"])
         known = ("vision.encoder.", "vision.post_layernorm.", "vision.head.")
         return {name: t for name, t in found.items() if name.startswith(known)}
 
-    def _behind(self, module: ViT) -> dict[str, Tensor]:
+    def _later_blocks(self, module: ViT) -> dict[str, Tensor]:
         """Returns the blocks after the feature layer from an lmmkit folder, under public names."""
         with torch.device("meta"):
             whole = ViT(replace(module.shape, feature_layer=-1), Eager())
@@ -136,7 +136,7 @@ def _resolved(
 ) -> tuple[Pretrained, Model]:
     if model_folder.is_ours(folder):
         config = model_folder.config_of(folder)
-        shapes = _shapes_of_ours(recipe, config, folder, parts)
+        sections = _sections_of_ours(recipe, config, folder, parts)
         origin = Pretrained(folder=folder, parts=parts, source=None)
         if model_folder.is_encoder(config) and isinstance(
             model.vision, VisionFrom
@@ -144,42 +144,44 @@ def _resolved(
             layer = -2 if model.vision.feature_layer is None else model.vision.feature_layer
             model = replace(model, vision=replace(model.vision, feature_layer=layer))
     else:
-        seen = model.vision if "vision" in parts and isinstance(model.vision, VisionFrom) else None
-        layer = seen.feature_layer if seen else None
+        vision = model.vision if "vision" in parts and isinstance(model.vision, VisionFrom) else None
+        layer = vision.feature_layer if vision else None
         source = open_pretrained(folder, feature_layer=layer, pickled=pickled)
         for part in parts:
             want_part(source, part, recipe.where(f"model.{part}.from"))
-        shapes = {}
+        sections = {}
         if "text" in parts:
             assert source.text is not None
-            shapes["text"] = text_section(source.text.shape)
+            sections["text"] = text_section(source.text.shape)
         if "vision" in parts:
             assert source.vision is not None
-            shapes["vision"] = encoder_section(source.vision, str(folder))
+            sections["vision"] = encoder_section(source.vision, str(folder))
         origin = Pretrained(folder=folder, parts=parts, source=source)
-    if isinstance(model.text, TextFrom) and "text" in shapes:
-        shapes["text"] = _shorter(recipe, shapes["text"], model.text)
-    if isinstance(model.vision, VisionFrom) and "vision" in shapes:
-        origin, shapes["vision"] = _asked(recipe, origin, shapes["vision"], model.vision)
+    if isinstance(model.text, TextFrom) and "text" in sections:
+        sections["text"] = _with_context(recipe, sections["text"], model.text)
+    if isinstance(model.vision, VisionFrom) and "vision" in sections:
+        origin, sections["vision"] = _with_changes(recipe, origin, sections["vision"], model.vision)
     if "connector" in parts:
         assert model.connector is not None
-        shapes["connector"] = replace(model.connector, from_=None)
-    return origin, replace(model, **shapes)
+        sections["connector"] = replace(model.connector, from_=None)
+    return origin, replace(model, **sections)
 
 
-def _shapes_of_ours(recipe: Recipe, config: Mapping[str, Any], folder: Path, parts: tuple[str, ...]) -> dict:
+def _sections_of_ours(
+    recipe: Recipe, config: Mapping[str, Any], folder: Path, parts: tuple[str, ...]
+) -> dict:
     """Returns the `model` sections from a folder that lmmkit wrote, by part."""
     if model_folder.is_encoder(config):
         vision = vision_from_mapping(config["model"]["vision"])
-        shapes = {part: vision if part == "vision" else None for part in parts}
+        sections = {part: vision if part == "vision" else None for part in parts}
     else:
         whole = model_from_mapping(config["model"])
-        shapes = {part: getattr(whole, part) for part in parts}
-    raise_all(_lacks(recipe, part, folder) for part, shape in shapes.items() if shape is None)
-    return shapes
+        sections = {part: getattr(whole, part) for part in parts}
+    raise_all(_missing_part(recipe, part, folder) for part, section in sections.items() if section is None)
+    return sections
 
 
-def _asked(
+def _with_changes(
     recipe: Recipe, origin: Pretrained, there: VisionScratch | VisionTimm, asked: VisionFrom
 ) -> tuple[Pretrained, VisionScratch | VisionTimm]:
     """Returns `origin` and the folder's encoder section, both with the changes that the recipe asks for."""
@@ -187,7 +189,7 @@ def _asked(
         key: value for key in ("mean", "std", "resample") if (value := getattr(asked, key)) is not None
     }
     if origin.source is None and asked.feature_layer is not None:
-        changed["feature_layer"] = _shallower(recipe, there, asked.feature_layer)
+        changed["feature_layer"] = _feature_layer(recipe, there, asked.feature_layer)
     if asked.image_size not in (None, there.image_size):
         if not (origin.source and isinstance(origin.source.vision, TimmSource)):
             # other encoders have a position table with one matrix row per patch
@@ -199,7 +201,7 @@ def _asked(
     return origin, replace(there, **changed)
 
 
-def _shallower(recipe: Recipe, there: VisionScratch | VisionTimm, layer: int) -> int:
+def _feature_layer(recipe: Recipe, there: VisionScratch | VisionTimm, layer: int) -> int:
     """Returns `layer`. Raises `UserError` if the blocks in an lmmkit folder do not reach that state."""
     depth = shapes.encoder_depth(there)
     states = [n if n >= 0 else depth + 1 + n for n in (layer, there.feature_layer)]
@@ -210,14 +212,14 @@ def _shallower(recipe: Recipe, there: VisionScratch | VisionTimm, layer: int) ->
     return layer
 
 
-def _shorter(recipe: Recipe, text: TextScratch, asked: TextFrom) -> TextScratch:
+def _with_context(recipe: Recipe, text: TextScratch, asked: TextFrom) -> TextScratch:
     if asked.context > text.context:
         where = recipe.where("model.text.context")
         raise UserError(CONTEXT.at(where, got=str(asked.context), context=text.context))
     return replace(text, context=asked.context)
 
 
-def _lacks(recipe: Recipe, part: str, folder: Path) -> Problem:
+def _missing_part(recipe: Recipe, part: str, folder: Path) -> Problem:
     return PART.at(recipe.where(f"model.{part}.from"), got=f"{folder}, a model without it", part=part)
 
 

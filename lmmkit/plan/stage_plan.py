@@ -44,8 +44,8 @@ class StagePlan:
         It is ln V per token for text, and `Term.chance` for other terms.
         """
         text = dict.fromkeys(self.text_terms, math.log(dims.vocab))
-        said = {term.name: term.chance(dims) for term in self.terms}
-        return text | {name: chance for name, chance in said.items() if chance is not None}
+        other = {term.name: term.chance(dims) for term in self.terms}
+        return text | {name: chance for name, chance in other.items() if chance is not None}
 
     @property
     def active(self) -> frozenset[str]:

@@ -99,9 +99,10 @@ def show_value(value: Any) -> str:
             return str(value).lower()
         case str():
             return ascii(value) if len(value) < 60 else ascii(value[:57]) + "..."
+        case int() if abs(value) >= 10**30:
+            return "a number of more than 30 digits"
         case int() | float():
-            text = repr(value) if isinstance(value, float) or abs(value) < 10**30 else "a huge one"
-            return f"the number {text}"
+            return f"the number {value!r}"
         case Mapping():
             return "a section" if value else "an empty section"
         case list() | tuple():
@@ -209,7 +210,7 @@ def tidy(value: Any, key: str, problems: list[Problem], depth: int = 0) -> Any:
         problems.append(WRONG_TYPE.at(key, got=got, expected=expected, fix="Change the value."))
 
     if depth > 50:
-        return refuse("sections nested too deep", "50 levels at most")
+        return refuse("sections that are nested too deeply", "at most 50 nested levels")
     match value:
         case None | bool():
             return value

@@ -140,17 +140,17 @@ def _text(path: Path) -> str:
 
 def _override(tree: YamlTree, override: str) -> None:
     """Applies one "a.b=c" to the tree, or adds a problem to the tree."""
-    place = f"--set {override}"
+    where = f"--set {override}"
 
     def refuse(got: str, expected: str, fix: str) -> None:
-        tree.problems.append(SET.at(place, got=got, expected=expected, fix=fix))
+        tree.problems.append(SET.at(where, got=got, expected=expected, fix=fix))
 
     key, equals, text = override.partition("=")
     steps = key.strip().split(".")
     if not equals or not all(steps):
         return refuse("no KEY=VALUE", "KEY=VALUE, such as seed=3", "Write dots between keys, then `=`.")
     key = ".".join(steps)
-    value = parse(text, place)
+    value = parse(text, where)
     if value.problems:
         tree.problems.extend(value.problems)
         return None
@@ -160,7 +160,7 @@ def _override(tree: YamlTree, override: str) -> None:
             return refuse(f"the unknown `{step}`", f"a name under {done}", did_you_mean(step, at))
         done = f"{done}.{step}" if done else step
         if step not in at:
-            tree.places[done] = place
+            tree.places[done] = where
         at = at.setdefault(step, {})
         if not isinstance(at, dict):
             return refuse(f"`{done}`, which has no keys", "a section", "Set that key as a whole.")
@@ -168,7 +168,7 @@ def _override(tree: YamlTree, override: str) -> None:
     # the old values below the key are replaced, so their problems are removed too
     tree.silent = {old for old in tree.silent if not f"{old}.".startswith(f"{key}.")}
     kept = {old: at for old, at in tree.places.items() if not old.startswith(f"{key}.")}
-    tree.places = {**kept, key: place}
+    tree.places = {**kept, key: where}
     return None
 
 

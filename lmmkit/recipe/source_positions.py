@@ -21,7 +21,7 @@ class Places:
         parent = key
         while parent and parent not in self.at:
             parent = parent.rpartition(".")[0]
-        place = self.at.get(parent, "")
-        if place.startswith("--set "):
-            return place if parent == key else f"{place} ({key})"
-        return f"{place} {key}".strip() or "recipe"
+        position = self.at.get(parent, "")
+        if position.startswith("--set "):
+            return position if parent == key else f"{position} ({key})"
+        return f"{position} {key}".strip() or "recipe"

@@ -1,7 +1,7 @@
 """Turns YAML 1.2 text into plain dicts, lists and scalars, with the position of every key.
 
-ruamel.yaml only splits the text into events. Scalars are resolved here by the core schema of YAML 1.2, so
-`1e-4` is a number, and `no` and `1_000` are texts.
+ruamel.yaml only splits the text into events. Scalars get their values here, by the core schema of YAML 1.2:
+`1e-4` is a number, `no` and `1_000` are text.
 Anchors, aliases, tags and merge keys are refused, so each value is visible where it is used.
 `YAML().compose()` is not suitable: its nodes do not show aliases, tags and directives, and its recursion
 depth has no limit.
@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -25,7 +25,8 @@ from ruamel.yaml.events import (
     SequenceEndEvent,
 )
 
-from lmmkit.errors import Problem
+from lmmkit.errors import Code, Problem
+from lmmkit.errors.recipe import ANCHOR, DUPLICATE_KEY, RECIPE_YAML, TAG
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 50
@@ -59,8 +60,9 @@ def scalar_value(text: str) -> Any:
 
 @dataclass
 class YamlTree:
-    """Holds a document as far as it could be read. `silent`: keys whose value was refused here;
-    later checks report no further problem for them.
+    """Holds a document as far as it could be read.
+
+    `silent`: keys whose value was refused here; later checks report no further problem for them.
     """
 
     value: Any = None
@@ -81,12 +83,17 @@ class _Reader:
         self.name, self.events = name, events
         self.tree = YamlTree(places={"": name})  # the position for keys that the file does not contain
 
-    def place(self, event: Any) -> str:
+    def position(self, event: Any) -> str:
         return f"{self.name}:{event.start_mark.line + 1}:{event.start_mark.column + 1}"
 
-    def complain(self, code: str, event: Any, key: str, got: str, want: str, mend: str) -> None:
-        where = f"{self.place(event)} {key}".strip()
-        self.tree.problems.append(Problem(f"recipe/{code}", where, got, want, mend))
+    def complain(self, code: Code, event: Any, key: str, got: str, **fields: object) -> None:
+        """Adds a problem at an event."""
+        self.tree.problems.append(code.at(f"{self.position(event)} {key}".strip(), got=got, **fields))
+
+    def stop(self, event: Any, got: str, expected: str, fix: str, key: str = "") -> NoReturn:
+        """Adds a problem and ends the reading."""
+        self.complain(RECIPE_YAML, event, key, got, expected=expected, fix=fix)
+        raise _Stop
 
     def read(self) -> None:
         """Reads the document. The text may contain only one."""
@@ -99,37 +106,29 @@ class _Reader:
 
     def start_document(self, event: Any, number: int) -> None:
         if number > 1:
-            self.complain("yaml", event, "", "a second document", "one", "Remove `---`.")
-            raise _Stop
+            self.stop(event, "a second document", "one document", "Remove `---`.")
         if event.version or event.tags:
-            self.complain("yaml", event, "", "a % directive", "YAML 1.2 without", "Remove that line.")
-            raise _Stop
+            self.stop(event, "a % directive", "YAML 1.2 without directives", "Remove that line.")
 
     def value(self, event: Any, path: str, depth: int) -> Any:
         """Returns the value that begins with `event`, inside `depth` mappings and lists."""
         if isinstance(event, AliasEvent):
-            self.refuse("anchor", path, event, f"the alias *{event.anchor}", "Write the value out.")
+            self.complain(ANCHOR, event, path, f"the alias *{event.anchor}")
+            self.tree.silent.add(path)
             return None
-        self.refuse_marks(path, event)
+        self.refuse_properties(path, event)
         if isinstance(event, ScalarEvent):
             return scalar_value(event.value) if event.style is None else event.value
         if depth >= MAX_DEPTH:
-            self.complain(
-                "yaml",
-                event,
-                "",
-                "sections nested too deep",
-                f"{MAX_DEPTH} levels at most",
-                "Flatten it.",
-            )
-            raise _Stop
+            expected = f"at most {MAX_DEPTH} nested levels"
+            self.stop(event, "sections that are nested too deeply", expected, "Use fewer levels.")
         return (self.mapping if isinstance(event, MappingStartEvent) else self.sequence)(path, depth + 1)
 
     def sequence(self, path: str, depth: int) -> Any:
         items = []
         while not isinstance(event := next(self.events), SequenceEndEvent):
             at = f"{path}.{len(items)}"
-            self.tree.places.setdefault(at, self.place(event))
+            self.tree.places.setdefault(at, self.position(event))
             items.append(self.value(event, at, depth))
         return items
 
@@ -146,37 +145,25 @@ class _Reader:
     def key(self, event: Any, above: str, seen: dict[str, str]) -> str | None:
         """Returns a mapping's key. None: the key is refused, and its value is read only for its problems."""
         if not isinstance(event, ScalarEvent):
-            self.complain("yaml", event, above, "a key that is no word", "a word", "Rename it.")
-            raise _Stop
+            self.stop(event, "a key that is a list or a section", "a word", "Rename the key.", above)
         key = event.value
         path = f"{above}.{key}" if above else key
-        self.refuse_marks(path, event)
+        self.refuse_properties(path, event)
         if key == "<<" and event.style is None:
-            self.complain("anchor", event, path, "a merge key", "plain keys", "Write the keys out here.")
+            self.complain(ANCHOR, event, path, "a merge key")
             return None
         if key in seen:
-            self.complain(
-                "duplicate-key",
-                event,
-                path,
-                f"`{key}` twice (first at {seen[key]})",
-                "each key once",
-                "Remove one of the two.",
-            )
+            self.complain(DUPLICATE_KEY, event, path, f"`{key}` twice (first at {seen[key]})")
             return None
-        seen[key] = self.tree.places[path] = self.place(event)
+        seen[key] = self.tree.places[path] = self.position(event)
         return key
 
-    def refuse_marks(self, path: str, event: Any) -> None:
+    def refuse_properties(self, path: str, event: Any) -> None:
         """Adds problems for `&anchor` and `!tag`. The value is kept; a tag hides its later problems."""
         if event.anchor:
-            self.refuse("anchor", path, event, f"the anchor &{event.anchor}", "Remove it.", False)
+            self.complain(ANCHOR, event, path, f"the anchor &{event.anchor}")
         if event.tag is not None:
-            self.refuse("tag", path, event, f"the tag {event.tag}", "Remove the tag.", True)
-
-    def refuse(self, code: str, path: str, event: Any, got: str, mend: str, silent: bool = True) -> None:
-        self.complain(code, event, path, got, "plain YAML without anchors or tags", mend)
-        if silent:
+            self.complain(TAG, event, path, f"the tag {event.tag}")
             self.tree.silent.add(path)
 
 
@@ -194,12 +181,12 @@ def parse(text: str, name: str) -> YamlTree:
 
 
 def _syntax(error: Exception, name: str) -> Problem:
-    got, mend = "text that is no YAML", "Mend the line, or the one above it."
+    got, fix = "text that is not YAML", "Correct this line, or the line above it."
     if isinstance(error, MarkedYAMLError):
         mark = error.problem_mark or error.context_mark
         if mark is not None:
             name = f"{name}:{mark.line + 1}:{mark.column + 1}"
         got = error.problem or got
         if "\\t" in got:
-            mend = "Indent with spaces, never with tabs."
-    return Problem("recipe/yaml", name, got.replace("\n", " "), "YAML 1.2", mend)
+            fix = "Indent with spaces, not with tabs."
+    return RECIPE_YAML.at(name, got=got.replace("\n", " "), expected="YAML 1.2", fix=fix)

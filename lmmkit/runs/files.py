@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lmmkit.errors import MachineError, Problem, UserError
-from lmmkit.errors.training import RUN_CANNOT_WRITE, RUN_UNREADABLE
+from lmmkit.errors.training import RUN_CANNOT_WRITE, RUN_DAMAGED
 
 
 def read_json(path: Path, *, hint: str = "Restore the file, or run again.") -> dict[str, Any]:
@@ -26,7 +26,7 @@ def read_json(path: Path, *, hint: str = "Restore the file, or run again.") -> d
         got = error.strerror or str(error)
     except (ValueError, RecursionError) as error:
         got = f"no JSON ({error})"
-    raise UserError(RUN_UNREADABLE.at(str(path), got=got, content="a JSON object", fix=hint))
+    raise UserError(RUN_DAMAGED.at(str(path), got=got, content="a JSON object", fix=hint))
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -50,7 +50,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
                 break
             where, fix = f"{path}:{number}", "Remove that line, or restore the file."
             got = f"no JSON ({error})"
-            raise UserError(RUN_UNREADABLE.at(where, got=got, content="a JSON object", fix=fix)) from None
+            raise UserError(RUN_DAMAGED.at(where, got=got, content="a JSON object", fix=fix)) from None
         records.append(record)
     return records
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lmmkit.errors import MachineError, UserError, raise_all
-from lmmkit.errors.training import LINK, NO_FOLDER, NOT_A_RUN, NOT_EMPTY, RUN_EXISTS, RUN_UNREADABLE
+from lmmkit.errors.training import LINK, NOT_A_FOLDER, NOT_A_RUN, NOT_EMPTY, RUN_DAMAGED, RUN_EXISTS
 from lmmkit.runs.files import read_json, read_jsonl, unwritable
 
 # The files that a start writes before `run.json`.
@@ -154,7 +154,7 @@ class RunFolder:
         if not isinstance(root, str) or "\0" in root:
             fix = "Restore the file, or name the folder: `--root DIR`."
             raise UserError(
-                RUN_UNREADABLE.at(f"{self.run_json}: root", got=f"{root!r:.80}", content="a folder", fix=fix)
+                RUN_DAMAGED.at(f"{self.run_json}: root", got=f"{root!r:.80}", content="a folder", fix=fix)
             )
         return root
 
@@ -192,7 +192,7 @@ def _entries(path: Path) -> list[str]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise UserError(NO_FOLDER.at(str(path), got=error.strerror or str(error))) from None
+        raise UserError(NOT_A_FOLDER.at(str(path), got=error.strerror or str(error))) from None
 
 
 def _make(path: Path) -> None:

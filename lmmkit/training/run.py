@@ -13,7 +13,7 @@ from torch import nn
 from lmmkit import build
 from lmmkit.cost_estimate import checkpoint_bytes, checkpoint_room
 from lmmkit.errors import UserError, raise_all
-from lmmkit.errors.training import DIFFER, FOLDER, NO_STAGE, NO_START, OPTION
+from lmmkit.errors.training import DIFFER, NO_SHARED_FOLDER, NO_STAGE, NO_START, ONLY_WITH_RESUME
 from lmmkit.model.transforms import lora
 from lmmkit.objective import Objective
 from lmmkit.plan.prepare import Prepared, prepare
@@ -73,7 +73,7 @@ def train(
     if not isinstance(recipe, Recipe):
         name, recipe = Path(recipe).stem, read_recipe(recipe)
     if accept_data and not resume:
-        raise UserError(OPTION.at(resuming.ACCEPT, got="a new run"))
+        raise UserError(ONLY_WITH_RESUME.at(resuming.ACCEPT, got="a new run"))
     out = Path("runs") / (name or digest(recipe)[:12]) if out is None else Path(out)
     with joined() as ranks, Stop() as stop:
         try:
@@ -229,7 +229,7 @@ def _check_together(ranks: Ranks, run: RunFolder, prepared: Prepared) -> None:
     if own != first:
         raise UserError(DIFFER.at(where, got="another recipe or plan"))
     if not run.is_run:
-        raise UserError(FOLDER.at(f"{where}: {run.path}", got="no run in it"))
+        raise UserError(NO_SHARED_FOLDER.at(f"{where}: {run.path}", got="no run in it"))
 
 
 def _check_stages(recipe: Recipe, run: RunFolder, only: str | None, resume: bool) -> None:

@@ -17,7 +17,7 @@ from lmmkit.api.sample import Sample
 from lmmkit.data.packing import SizedSample
 from lmmkit.data.pipeline import cut
 from lmmkit.errors import Problem, did_you_mean
-from lmmkit.errors.training import BEST, NAME, STAGE
+from lmmkit.errors.training import BEST, OTHER_STAGE, STAGE_NAME
 from lmmkit.evaluate.checks import task_problems
 from lmmkit.evaluate.run import data_of, readable, run_task
 from lmmkit.evaluate.terms import averaged, laid_out, summed
@@ -189,14 +189,14 @@ def validate_problems(prepared: Prepared) -> list[Problem]:
         for name, task in tasks.items():
             if task.stage not in (None, stage):
                 got = f"`{name}`, a task of stage `{task.stage}`"
-                found.append(STAGE.at(recipe.where(f"{at}.tasks"), got=got, stage=stage))
+                found.append(OTHER_STAGE.at(recipe.where(f"{at}.tasks"), got=got, stage=stage))
         figures = _known(prepared, stage, tasks)
         if asked.best is not None and asked.best not in figures:
             suggestion = did_you_mean(asked.best, figures)
             found.append(BEST.at(recipe.where(f"{at}.best"), got=f"`{asked.best}`", suggestion=suggestion))
         if asked.best is not None and f"{stage}-best" in recipe.stages:
             where, got = recipe.where(f"stages.{stage}-best"), f"the folder of the best weights of `{stage}`"
-            found.append(NAME.at(where, got=got))
+            found.append(STAGE_NAME.at(where, got=got))
     return found
 
 

@@ -32,7 +32,7 @@ def merge(module: nn.Module, stored: Mapping[str, Stored], folder: Path) -> None
     Raises `UserError` for pairs that are incomplete, do not fit or have no matrix in the module, and for
     settings that lmmkit does not support.
     """
-    config = Config(read_json(folder / FILE, hint="Fetch the folder again."), str(folder / FILE))
+    config = Config(read_json(folder / FILE, hint="Download the folder again."), str(folder / FILE))
     config.only(
         bias="none", use_rslora=False, use_dora=False, fan_in_fan_out=False, rank_pattern={}, alpha_pattern={}
     )

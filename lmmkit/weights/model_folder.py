@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from lmmkit.api.sample import ImageFit
 from lmmkit.data.text_tokenizers.choose import TextTokenizer
 from lmmkit.errors import MachineError, UserError, raise_all
-from lmmkit.errors.weights import CANNOT_WRITE, MISMATCH, MODEL_CONFIG, MODEL_FORMAT, MODEL_UNREADABLE
+from lmmkit.errors.weights import CANNOT_WRITE, MISMATCH, MODEL_CONFIG, MODEL_DAMAGED, MODEL_FORMAT
 from lmmkit.runs.files import fsync, io_point, read_json, write_json_atomic
 
 FORMAT = "lmmkit-model-1"
@@ -145,7 +145,7 @@ def _beside(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path) if path.is_file() else {}
     except (OSError, SafetensorError) as error:
-        raise UserError(MODEL_UNREADABLE.at(str(path), got=str(error))) from None
+        raise UserError(MODEL_DAMAGED.at(str(path), got=str(error))) from None
 
 
 def tensors(folder: Path, names: Collection[str]) -> dict[str, Tensor]:
@@ -208,7 +208,7 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as file:
             yield file
     except (OSError, SafetensorError) as error:
-        raise UserError(MODEL_UNREADABLE.at(str(path), got=str(error))) from None
+        raise UserError(MODEL_DAMAGED.at(str(path), got=str(error))) from None
 
 
 def unique_tensors(module: nn.Module) -> dict[str, Tensor]:

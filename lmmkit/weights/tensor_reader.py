@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lmmkit.errors import UserError, raise_all
-from lmmkit.errors.weights import INDEX, PATH, PICKLE, SHARD, TWICE, WEIGHTS_NONE, WEIGHTS_UNREADABLE
+from lmmkit.errors.weights import INDEX, NO_WEIGHTS_FILE, PATH, PICKLE, SHARD, TENSOR_TWICE, WEIGHTS_DAMAGED
 from lmmkit.runs.files import read_json
 
 MAX_HEADER = 100 << 20  # bytes; the limit of the safetensors library
@@ -63,7 +63,7 @@ def opened(folder: Path, *, pickled: bool = False) -> Iterator[dict[str, Stored]
             for name, stored in (_pickled(file) if file.suffix in PICKLED else _safe(file, stack)).items():
                 if name in found:
                     got = f"{name}, also in {found[name].file.name}"
-                    raise UserError(TWICE.at(str(file), got=got))
+                    raise UserError(TENSOR_TWICE.at(str(file), got=got))
                 found[name] = stored
         yield found
 
@@ -86,7 +86,7 @@ def files(folder: Path, *, pickled: bool = False) -> list[Path]:
 
 
 def _indexed(index: Path) -> list[Path]:
-    names = read_json(index, hint="Fetch the folder again.").get("weight_map")
+    names = read_json(index, hint="Download the folder again.").get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(n, str) for n in names.values()):
         raise UserError(INDEX.at(str(index), got="no map from tensors to files"))
     plain = re.compile(r"[\w.-]+")
@@ -104,7 +104,7 @@ def _indexed(index: Path) -> list[Path]:
 
 def _allowed(paths: list[Path], pickled: bool, folder: Path | None = None) -> list[Path]:
     if not paths:
-        raise UserError(WEIGHTS_NONE.at(str(folder), got="no weights"))
+        raise UserError(NO_WEIGHTS_FILE.at(str(folder), got="no weights"))
     bad = [path for path in paths if path.suffix in PICKLED and not pickled]
     raise_all(PICKLE.at(str(path), got="a pickled file") for path in bad)
     return paths
@@ -176,4 +176,4 @@ def _held(tensor: Tensor) -> Callable[[], Tensor]:
 
 def _damaged(file: Path, error: Exception) -> UserError:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return UserError(WEIGHTS_UNREADABLE.at(str(file), got=reason))
+    return UserError(WEIGHTS_DAMAGED.at(str(file), got=reason))

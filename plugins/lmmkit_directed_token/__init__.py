@@ -1,7 +1,7 @@
 """The directed token of Direct-LLaVA (NeurIPS 2025, arXiv 2508.14264, section 3).
 
-One learned row, `drt`, after the last token of a view: under causal attention it sees all of the
-image and the text, and a task reads its last hidden state. Ablation 8 moves it.
+It is one learned token, `drt`, after the last token of a view. Under causal attention it attends to the
+complete image and text, and a task reads its last hidden state. The paper's ablation 8 moves it.
 """
 
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from lmmkit.api import Dims, Insert, LearnedTokens, TokenStrategy, View, hookimp
 
 @dataclass(frozen=True, kw_only=True)
 class DirectedToken(TokenStrategy):
-    """Inserts `drt` at `place`, drawn from N(0, `std`).
+    """Inserts `drt` at `place`; its initial values are drawn from N(0, `std`^2).
 
-    At `end` nobody but a reader could notice it, so the core inserts it only into views that read
-    it. At `start` (after BOS) and `before_response` every view carries it, generation included; a
-    token at the start sees no image, and the plan refuses an image task that reads it there.
+    At `end` no other row attends to the token, so it is inserted only into views in which a term reads it.
+    At `start` (after BOS) and `before_response` it is in every view, also in generation. At the start it
+    cannot attend to an image, so the plan refuses a task that reads it there.
     """
 
     place: Literal["end", "start", "before_response"] = "end"

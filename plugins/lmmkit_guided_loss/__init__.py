@@ -1,7 +1,7 @@
 """The image-to-response guided loss of Direct-LLaVA (arXiv 2508.14264): 1 - alpha(v, r).
 
-alpha is the attention that flows from the image into the response tokens, averaged over heads,
-layers and tokens. The readings the paper leaves open are settings.
+alpha is the attention that response tokens pay to the image, averaged over heads, layers and tokens.
+Settings choose between the interpretations that the paper allows.
 """
 
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ from lmmkit.api import AttnMass, Batch, Ctx, Loss, Metric, Select, hookimpl
 class GuidedLoss(Loss):
     """Raises the attention that responses pay to the image.
 
-    alpha: `mass` on all image keys (it can reach 1), or `mean`, the average a key.
-    mean:  over all response tokens, or over the samples' own means.
-    query: the `response` tokens, end-of-turn included, or the rows that `predict` them.
-    layers: all, or numbers from 0.
+    alpha: `mass`, the sum over all image keys (at most 1), or `mean`, the average over them.
+    mean: over all response tokens (`token`), or first over the tokens of each sample (`sample`).
+    query: the `response` tokens, including the end-of-turn token, or the rows that `predict` them.
+    layers: `all`, or layer numbers from 0.
     """
 
     alpha: Literal["mass", "mean"] = "mass"
@@ -34,8 +34,8 @@ class GuidedLoss(Loss):
         return (AttnMass(q=Select(supervised=True, shift=shift), layers=self.layers),)
 
     def count(self, batch: Batch) -> int:
-        pick = batch.gathers[self.needs[0]]
-        return len(pick) if self.mean == "token" else len(pick.view_Q.unique())
+        gather = batch.gathers[self.needs[0]]
+        return len(gather) if self.mean == "token" else len(gather.view_Q.unique())
 
     def value(self, ctx: Ctx) -> Tensor:
         alpha_Q = ctx[self.needs[0]]
@@ -47,19 +47,19 @@ class GuidedLoss(Loss):
         return {"mass": Metric(self._sum(ctx, ctx[self.needs[0]]), self._sum(ctx, self._uniform(ctx)))}
 
     def _uniform(self, ctx: Ctx) -> Tensor:
-        """The mass that even attention would put on the image: [Q]."""
+        """Returns the mass on the image under uniform attention: [Q]."""
         uniform_Q = ctx.batch.gathers[self.needs[0]].uniform_Q
-        assert uniform_Q is not None, "it comes with attention mass"
+        assert uniform_Q is not None, "packing sets it for attention mass"
         return uniform_Q
 
     def _keys(self, ctx: Ctx) -> Tensor:
-        """Image rows that each query sees: [Q]."""
-        pick = ctx.batch.gathers[self.needs[0]]
-        seen_Q = ctx.batch.forest.pos_T.to(pick.row_Q.device)[pick.row_Q] + 1
-        return self._uniform(ctx) * seen_Q
+        """Returns the number of image rows that each query attends to: [Q]."""
+        gather = ctx.batch.gathers[self.needs[0]]
+        rows_Q = ctx.batch.forest.pos_T.to(gather.row_Q.device)[gather.row_Q] + 1
+        return self._uniform(ctx) * rows_Q
 
     def _sum(self, ctx: Ctx, x_Q: Tensor) -> Tensor:
-        """The sum over tokens, or over samples of their means."""
+        """Returns the sum over tokens, or the sum of the samples' means."""
         if self.mean == "token":
             return x_Q.sum()
         view_Q = ctx.batch.gathers[self.needs[0]].view_Q

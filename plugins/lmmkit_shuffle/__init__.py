@@ -1,4 +1,4 @@
-"""The two order-reconstruction tasks of Direct-LLaVA (arXiv 2508.14264): of images and of text."""
+"""The two order-reconstruction tasks of Direct-LLaVA (arXiv 2508.14264): image order and text order."""
 
 from lmmkit.api import hookimpl
 

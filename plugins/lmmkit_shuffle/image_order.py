@@ -1,4 +1,4 @@
-"""Image-order reconstruction: which of K permutations shuffled the picture's tiles?"""
+"""Image-order reconstruction: a classifier predicts which of K permutations shuffled the tiles."""
 
 import math
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ from .permutations import permutations
 
 @dataclass(frozen=True)
 class Shuffle:
-    """Moves tile `order[i]` of a `grid` x `grid` picture to place i; with `undo`, back."""
+    """Moves tile `order[i]` of a `grid` x `grid` image to position i. `undo` returns the inverse."""
 
     grid: int
     order: tuple[int, ...]
@@ -33,10 +33,16 @@ class Shuffle:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageOrder(AuxTask):
-    """Shuffles the first picture's `grid` x `grid` tiles by one of `permutations` and asks which.
+    """Shuffles the `grid` x `grid` tiles of the first image, and predicts the permutation.
 
-    read: from the directed token, or from the mean of the `visual` tokens (ablation 2). One linear
-    from the state to the K permutations; cross entropy. The text is context, not trained on here.
+    grid: tiles in a row and in a column.
+    permutations: their number K.
+    seed: for drawing the K permutations.
+    choose: `seed`, the first K that are drawn; or `hamming`, K that are far apart.
+    read: the directed token (`token`), or the mean of the image rows (`visual`, the paper's ablation 2).
+
+    A linear layer maps the hidden state to K logits; the loss is their cross entropy. The text of the
+    view is context, and not supervised.
     """
 
     grid: int
@@ -53,7 +59,7 @@ class ImageOrder(AuxTask):
 
     def check(self, dims: Dims) -> str:
         if self.grid < 2 or any(side % self.grid for side in dims.image.grid):
-            return f"grid: {self.grid}, which does not cut the {dims.image.grid} patches of a picture"
+            return f"grid: {self.grid}, which does not divide the {dims.image.grid} patches of an image"
         if self.seed < 0:
             return f"seed: {self.seed}, which is below 0"
         most = min(math.factorial(self.grid**2) - 1, 10**6)
@@ -90,12 +96,12 @@ class ImageOrder(AuxTask):
         if not len(ctx[self.needs[0]]):
             return {}
         table = permutations(self.grid**2, self.permutations, self.seed, self.choose)
-        said = int(self._logits(ctx)[0].argmax())
+        predicted = int(self._logits(ctx)[0].argmax())
         view = ctx.batch.views_of(self.name)[0]
-        shuffled = ctx.batch.picture(view)
-        return {"shuffled": shuffled, "restored": Shuffle(self.grid, table[said]).undo()(shuffled)}
+        shuffled = ctx.batch.first_image(view)
+        return {"shuffled": shuffled, "restored": Shuffle(self.grid, table[predicted]).undo()(shuffled)}
 
     def _logits(self, ctx: Ctx) -> Tensor:
-        assert ctx.module is not None, "built by `modules`"
+        assert ctx.module is not None, "`modules` builds it"
         logits = ctx.module(ctx[self.needs[0]])
         return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""K distinct permutations of n tiles, the identity excluded."""
+"""K distinct permutations of n tiles, without the identity."""
 
 from functools import cache
 from typing import Literal
@@ -10,8 +10,10 @@ import numpy as np
 def permutations(
     n: int, k: int, seed: int, choose: Literal["seed", "hamming"]
 ) -> tuple[tuple[int, ...], ...]:
-    """Drawn at random, or chosen greedily: each the farthest, by least Hamming distance, from those
-    before it, out of a random pool (for many tiles random ones are nearly at the maximum anyway).
+    """Returns K permutations: the first K that are drawn (`seed`), or K that are far apart (`hamming`).
+
+    `hamming` chooses greedily from a random pool: each permutation has the largest possible Hamming
+    distance to the nearest one before it. With many tiles, random permutations are almost as far apart.
     """
     rng = np.random.default_rng([seed, n, k])
     pool = _distinct(rng, n, k if choose == "seed" else min(100 * k, 20_000))

@@ -1,4 +1,4 @@
-"""Text-order reconstruction: write the sentence whose words stand here in random order."""
+"""Text-order reconstruction: the model writes a sentence whose words it is given in random order."""
 
 import math
 from collections import Counter
@@ -12,10 +12,10 @@ from lmmkit.api import AuxTask, Sample, Turn, View
 
 @dataclass(frozen=True, kw_only=True)
 class TextOrder(AuxTask):
-    """Asks for the first response from its shuffled words and the picture; next-token loss on it.
+    """Asks for the first response, given its shuffled words and the image; the loss is next-token.
 
-    Words are what stands between blanks, punctuation and case kept; the original order is drawn
-    again; a response of fewer than two distinct words is skipped.
+    Words are separated by white space and keep their punctuation and case. The original order is never
+    used: it is drawn again. A response of fewer than two distinct words is skipped.
     """
 
     instruction: str = "Re-order the sentence to represent the information of the image:"

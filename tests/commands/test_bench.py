@@ -32,4 +32,4 @@ def test_a_map_that_is_too_large_is_left_out_with_its_size(recipe, scenes, monke
 
 def test_an_unknown_stage_is_told(recipe, scenes):  # noqa: F811
     text = run("bench", "kernels", recipe, "--root", scenes, "--stage", "nonsense", code=2)
-    assert "bench/no-stage" in text and "pretrain" in text
+    assert "bench/unknown-stage" in text and "pretrain" in text

@@ -30,16 +30,16 @@ def test_a_code_is_explained_with_cause_expected_and_hint():
 
 
 def test_fields_that_a_message_fills_in_are_shown_as_such():
-    assert "hint Fetch the folder again, or <fix>." in words(run("explain", "weights/missing"))
-    assert "expected a file named in <index>" in words(run("explain", "weights/shard"))
+    assert "hint Download the folder again, or <fix>." in words(run("explain", "weights/missing-tensors"))
+    assert "expected a file named in <index>" in words(run("explain", "weights/missing-shard"))
     assert "expected see the message" in words(run("explain", "model/config"))
-    assert "{" not in run("explain", "run/unreadable")
+    assert "{" not in run("explain", "run/damaged")
 
 
 def test_as_json_templates_stay_as_they_are():
-    found = json.loads(run("explain", "weights/shard", "--json"))
+    found = json.loads(run("explain", "weights/missing-shard", "--json"))
     assert found == {
-        "code": "weights/shard", "cause": SHARD.cause, "expected": SHARD.expected, "hint": SHARD.hint,
+        "code": "weights/missing-shard", "cause": SHARD.cause, "expected": SHARD.expected, "hint": SHARD.hint,
     }  # fmt: skip
     listed = json.loads(run("explain", "--json"))
     assert [each["code"] for each in listed] == list(all_codes())
@@ -67,12 +67,12 @@ def test_markup_in_a_text_is_printed_not_obeyed(monkeypatch):
 @pytest.mark.parametrize("typed", ["weights/mising", "weihgts/missing", "weight/missing"])
 def test_an_unknown_code_is_refused_with_the_nearest(typed):
     text = run("explain", typed, code=2)
-    assert "explain/unknown" in text and "Did you mean `weights/missing`?" in text
+    assert "explain/unknown-code" in text and "Did you mean `weights/missing-tensors`?" in text
 
 
 def test_a_code_unlike_any_other_is_answered_with_those_of_its_kind():
     text = run("explain", "speak/xyzzy", code=2)
-    assert "Known: speak/tokens, speak/too-long." in text and "weights/" not in text
+    assert "Known: chat/learned-tokens, chat/too-long." in text and "weights/" not in text
 
 
 def test_it_needs_no_torch():
@@ -80,7 +80,7 @@ def test_it_needs_no_torch():
         "import sys\n"
         "from typer.testing import CliRunner\n"
         "from lmmkit.cli import app\n"
-        "for words in ([], ['weights/missing'], ['--json']):\n"
+        "for words in ([], ['weights/missing-tensors'], ['--json']):\n"
         "    assert CliRunner().invoke(app, ['explain', *words]).exit_code == 0\n"
         "assert not {'torch', 'numpy', 'pydantic'} & set(sys.modules)\n"
     )
@@ -96,7 +96,7 @@ def test_problems_are_printed_with_aligned_labels(capsys):
         "  got       first",
         "            second?[31m",
         "  expected  shape [2, 3]",
-        f"  hint      {MISMATCH.hint}  [model/mismatch]",
+        f"  hint      {MISMATCH.hint}  [model/tensor-mismatch]",
         "error here",
         "  got       1",
         "  expected  2",

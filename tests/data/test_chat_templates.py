@@ -222,7 +222,7 @@ def test_what_cannot_be_laid_out():
     user, assistant = Turn("user", "is it"), Turn("assistant", "a")
     one = (Image("/0.png"),)
     cases = {
-        "chat/template": Sample(key="s", turns=(user, assistant), template="vicuna"),
+        "chat/unknown-template": Sample(key="s", turns=(user, assistant), template="vicuna"),
         "chat/roles": Sample(key="s", turns=(user, user)),
         "chat/images": Sample(key="s", turns=(user, assistant), images=one),
     }

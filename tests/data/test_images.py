@@ -180,7 +180,7 @@ def test_files_that_are_refused(tmp_path):
     assert error_of(tmp_path / "fifo.jpg") == "image/file"
     for data in (b"", b"<html>", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"GIF89a"):
         path.write_bytes(data)
-        assert error_of(path) in ("image/format", "image/broken")
+        assert error_of(path) in ("image/format", "image/damaged")
     for kind in ("TIFF", "PPM", "ICO"):
         picture(48, 48).save(path, kind)
         assert error_of(path) == "image/format"
@@ -195,7 +195,7 @@ def test_truncated(tmp_path, kind):
     data = path.read_bytes()
     for share in (0.1, 0.5, 0.95):
         path.write_bytes(data[: int(len(data) * share)])
-        assert error_of(path) in ("image/broken", "image/format")
+        assert error_of(path) in ("image/damaged", "image/format")
 
 
 def big_png(width: int, height: int) -> bytes:
@@ -226,7 +226,7 @@ def test_bombs_and_slivers(tmp_path):
     assert time.perf_counter() - begin < 1
     path.write_bytes(big_png(8_000, MAX_PIXELS // 8_000))
     check_header(path, "pad")  # the header is good: only decoding finds out
-    assert error_of(path) == "image/broken"
+    assert error_of(path) == "image/damaged"
     path.write_bytes(big_png(20_000, 2_000))
     check_header(path, "crop")
 
@@ -303,4 +303,4 @@ def test_a_picture_in_a_larger_file(tmp_path):
 def test_a_file_of_too_many_bytes(tmp_path):
     with open(tmp_path / "a.png", "wb") as file:
         file.truncate(MAX_BYTES + 1)  # a hole: it takes no room
-    assert error_of(tmp_path / "a.png") == "image/size"
+    assert error_of(tmp_path / "a.png") == "image/too-large"

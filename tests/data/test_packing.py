@@ -136,10 +136,10 @@ def test_the_label_is_the_shuffle_of_the_picture_that_the_view_reads():
     batch, _ = paper_objective.packed(CAPTIONS)
     views, labels = batch.views_of("image_order"), batch.labels["image_order/permutation"]
     for v, label in zip(views, labels.tolist(), strict=True):
-        plain = batch.picture(v - 1)  # the main view stands before it
+        plain = batch.first_image(v - 1)  # the main view comes before it
         shuffle = members(CAPTIONS)[v].layout[1].image.edit
-        assert torch.equal(shuffle.undo()(batch.picture(v)), plain) and not torch.equal(
-            batch.picture(v), plain
+        assert torch.equal(shuffle.undo()(batch.first_image(v)), plain) and not torch.equal(
+            batch.first_image(v), plain
         )
         assert members(CAPTIONS)[v].view.labels["permutation"] == label
 

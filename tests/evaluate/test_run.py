@@ -52,11 +52,11 @@ def test_tasks_that_cannot_run_are_told_all_at_once(tiny):
         "x: {kind: exact_mach, data: heldout}}"
     )
     found = {p.code: p for p in task_problems(recipe)}
-    assert set(found) == {"evaluate/no-kind", "evaluate/files", "evaluate/no-stage"}
+    assert set(found) == {"evaluate/unknown-kind", "evaluate/files", "evaluate/unknown-stage"}
     assert "only tasks with `data`" in found["evaluate/files"].hint
-    assert "`finetune`" in found["evaluate/no-stage"].hint
-    assert [p.code for p in task_problems(recipe, only=["terms"])] == ["evaluate/no-stage"]
-    assert [p.code for p in choice_problems(recipe, ["term"])] == ["evaluate/no-task"]
+    assert "`finetune`" in found["evaluate/unknown-stage"].hint
+    assert [p.code for p in task_problems(recipe, only=["terms"])] == ["evaluate/unknown-stage"]
+    assert [p.code for p in choice_problems(recipe, ["term"])] == ["evaluate/unknown-task"]
     assert task_problems(tiny()) == [] == choice_problems(tiny(), ["terms"])
 
 

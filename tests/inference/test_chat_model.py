@@ -102,5 +102,5 @@ def test_words_without_a_tokenizer_are_told(tmp_path):
     ours = lmmkit.load(
         hf_model_folders.saved(hf_model_folders.decoder("llama", "plain"), tmp_path / "m"), device="cpu"
     )
-    with pytest.raises(UserError, match="text/file"):
+    with pytest.raises(UserError, match="tokenizer/file"):
         ours.reply([Turn("user", "hi")])

@@ -27,7 +27,7 @@ def test_direct_llava_s_plan(tiny):
     assert [(s.name, views) for s, views in pretrain.strategies] == [
         ("directed_token", frozenset({"image_order"}))
     ]
-    assert finetune.off == {"text_order": "not weighed in this stage"}
+    assert finetune.off == {"text_order": "no weight in this stage"}
     assert finetune.inference_plugins == () and finetune.active == {
         "directed_token",
         "image_order",
@@ -69,7 +69,7 @@ def test_a_mark_no_strategy_provides(tiny):
 
 
 def test_a_token_nobody_reads(tiny):
-    assert set(problems(tiny, "plugins.image_order.read=visual")) == {"plan/unread-mark"}
+    assert set(problems(tiny, "plugins.image_order.read=visual")) == {"plan/unread-token"}
 
 
 def test_visual_reading_needs_no_token(tiny):
@@ -108,12 +108,12 @@ def test_settings_that_do_not_fit_the_model(tiny):
 
 
 def test_a_strategy_has_no_weight_and_a_term_must_have_one(tiny):
-    assert "plan/no-term" in problems(tiny, "stages.pretrain.losses.directed_token=1.0")
+    assert "plan/not-a-term" in problems(tiny, "stages.pretrain.losses.directed_token=1.0")
     losses = [
         f"stages.{stage}.losses={{next_token: 1.0, image_order: 1.0, text_order: 1.0}}"
         for stage in ("pretrain", "finetune")
     ]
-    assert set(problems(tiny, *losses)) == {"plan/unweighed"}
+    assert set(problems(tiny, *losses)) == {"plan/no-weight"}
 
 
 def test_a_bad_setting_is_told_once_with_its_choices(tiny):
@@ -190,17 +190,17 @@ def test_a_local_file_runs_only_when_trusted(tiny, scenes, tmp_path):
 @pytest.mark.parametrize(
     ("body", "code"),
     [
-        ("raise RuntimeError('no')", "plugin/broken"),
-        ("def lmmkit_components():\n    return {}", "plugin/unmarked"),
+        ("raise RuntimeError('no')", "plugin/load-error"),
+        ("def lmmkit_components():\n    return {}", "plugin/no-hookimpl"),
         (
             "from lmmkit.api import hookimpl\n@hookimpl\ndef lmmkit_component():\n    return {}",
             "plugin/bad-hook",
         ),
         (
             "from lmmkit.api import hookimpl\n@hookimpl\ndef lmmkit_components():\n    return {'mine': int}",
-            "plugin/kind",
+            "plugin/not-a-component",
         ),
-        ("x = 1", "plugin/absent"),
+        ("x = 1", "plugin/no-component"),
     ],
 )
 def test_a_broken_plugin_is_named(tiny, tmp_path, body, code):
@@ -234,4 +234,4 @@ def test_a_folder_that_several_sources_lack_is_told_once(tiny):
     changes = [f"data.{name}.images=nowhere" for name in ("captions", "questions")]
     with pytest.raises(UserError) as error:
         prepare(tiny(*changes))
-    assert [p.code for p in error.value.problems] == ["records/images"]
+    assert [p.code for p in error.value.problems] == ["records/no-image-folder"]

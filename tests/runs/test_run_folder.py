@@ -70,7 +70,7 @@ def test_a_file_in_the_way(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError) as error:
         RunFolder.create(tmp_path / "file", resume=False)
-    assert codes(error) == ["run/no-folder"]
+    assert codes(error) == ["run/not-a-folder"]
     with pytest.raises((UserError, MachineError)):
         RunFolder.create(tmp_path / "file" / "deeper", resume=False)
 
@@ -97,7 +97,7 @@ def test_damaged_json(tmp_path, content):
     path.write_bytes(content.encode("utf-8", "surrogateescape"))
     with pytest.raises(UserError) as error:
         read_json(path)
-    assert codes(error) == ["run/unreadable"]
+    assert codes(error) == ["run/damaged"]
 
 
 def test_write_is_all_or_nothing(run, monkeypatch):

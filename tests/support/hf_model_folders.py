@@ -105,9 +105,11 @@ def ids(
     return id_BT, mask_BT
 
 
-def with_images(id_BT: torch.Tensor, mask_BT: torch.Tensor, map_names: list[list[int]], image: int, n: int):
-    """Image placeholders over `n` places from each of `places[b]` on."""
-    for b, starts in enumerate(map_names):
+def with_images(
+    id_BT: torch.Tensor, mask_BT: torch.Tensor, image_starts: list[list[int]], image: int, n: int
+):
+    """Writes `n` image placeholders from each of `image_starts[b]` on."""
+    for b, starts in enumerate(image_starts):
         for start in starts:
             assert mask_BT[b, start : start + n].all()
             id_BT[b, start : start + n] = image

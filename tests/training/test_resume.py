@@ -137,7 +137,7 @@ def test_other_data_goes_on_where_it_is_accepted(scenes, tmp_path, capsys):
     with pytest.raises(UserError, match="resume/changed") as error:
         train(recipe, out=run.path, resume=True)
     assert "--accept-data-change" in str(error.value)
-    with pytest.raises(UserError, match="train/option"):
+    with pytest.raises(UserError, match="train/only-with-resume"):
         train(recipe, out=tmp_path / "new", accept_data=True)
     train(recipe, out=run.path, resume=True, accept_data=True)
     (line,) = read_jsonl(run.resumes)

@@ -112,5 +112,5 @@ def test_a_tokenizer_that_does_not_fit_names_both(public, tiny, tmp_path):
         prepare(tiny(f"model.text={{from: {tmp_path / 'small'}, context: 32}}"))
     with pytest.raises(UserError, match=r"model/context"):
         prepare(tiny(*public[1], f"model.text={{from: {folder}, context: 4096}}"))
-    with pytest.raises(UserError, match=r"weights/part"):
+    with pytest.raises(UserError, match=r"weights/missing-part"):
         prepare(tiny(f"model.vision={{from: {tmp_path / 'small'}}}"))

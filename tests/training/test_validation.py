@@ -175,7 +175,7 @@ def test_what_cannot_be_validated_is_told_before_the_run(tiny, tmp_path):
         ("validate/best", "`answers/f1`")
     }
     (found,) = codes("{every: 2, data: heldout, tasks: [restore]}")
-    assert found[0] == "validate/stage" and "pretrain" in found[1]
+    assert found[0] == "validate/other-stage" and "pretrain" in found[1]
     recipe = tiny("stages.finetune.validate={every: 2, data: heldout, best: text_order}")
     with pytest.raises(UserError, match="validate/best"):
         train(recipe, out=tmp_path / "run")

@@ -432,6 +432,6 @@ OTHERS = (
     Artefact("path absolute below the root of all", _through_images, says="record 0"),
     Artefact("rows of lines", _lines, says="rows.jsonl:5"),
     Artefact("rows a pipe", _pipe, says="records/file"),
-    Artefact("images a dead link", _linked_root, says="records/images"),
+    Artefact("images a dead link", _linked_root, says="records/no-image-folder"),
     Artefact("data with Python beside it", _python_beside, code=(0,)),
 )

@@ -380,7 +380,7 @@ def _twice(home: Home) -> list[object]:
 
 OTHERS = (
     Artefact("model pickle as it was before zip", _old_pickle, says="pytorch_model.bin"),
-    Artefact("model with one tensor in two files", _twice, says="weights/twice"),
+    Artefact("model with one tensor in two files", _twice, says="weights/tensor-twice"),
     Artefact("model config a pipe", _fifo("config.json", SHOW)),
     Artefact("model weights a pipe", _fifo("model.safetensors", CHAT)),
     Artefact("model tokenizer a pipe", _fifo("tokenizer.model", CHAT)),

@@ -257,7 +257,7 @@ def commands(home: Home) -> None:
 def runs(home: Home) -> None:
     run = home.with_("run")
     model = run / "model" / "learn"
-    tried(lambda: load(run).notify([Turn("user", "x" * 9000)]))
+    tried(lambda: load(run).reply([Turn("user", "x" * 9000)]))
     (run / "results.json").unlink(missing_ok=True)
     (run / "metrics.jsonl").write_text('{"a": 1}\n{"b": 2}\n')
     command(home, "train", home.recipe, "--root", home.path, "--out", run, "--resume")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lmmkit.errors import AREAS, all_codes
+from lmmkit.errors import AREAS, SHOWN, all_codes, did_you_mean
 from tests.support.hostile_home import make_base
 from tests.trust import samples
 
@@ -41,9 +41,9 @@ def produced(base, tmp_path_factory):
     """Every problem of all samples, by code."""
     found = {}
     for sample in samples.SAMPLES:
-        with samples.collected() as told:
+        with samples.collected() as problems:
             sample(samples.home_for(sample, tmp_path_factory.mktemp("sample"), base))
-        for problem in told:
+        for problem in problems:
             found.setdefault(problem.code, []).append(problem)
     return found
 
@@ -78,8 +78,8 @@ def test_every_message_is_complete(produced):
 
 # A recipe or an order made in Python has no file; arguments are called as the command's help calls them.
 PLACELESS = {
-    "recipe/wrong-type", "data/no-source", "recipes/unknown", "chat/control", "order/empty", "order/source", "order/weight",
-    "model/vocab", "speak/tokens",
+    "recipe/wrong-type", "data/unknown-source", "recipes/unknown-recipe", "chat/control-tokens", "sampler/empty-source", "sampler/unknown-source", "sampler/weights",
+    "model/vocab", "chat/learned-tokens",
 }  # fmt: skip
 
 
@@ -89,6 +89,16 @@ def test_a_place_names_a_file_an_option_or_a_sample(produced):
         p.code for several in produced.values() for p in several if not any(mark in p.where for mark in marks)
     }  # fmt: skip
     assert not bare - PLACELESS
+
+
+def test_a_hint_names_the_nearest_name_or_lists_a_few():
+    assert did_you_mean("text_ordr", ["image_order", "text_order"]) == "Did you mean `text_order`?"
+    assert did_you_mean("zzz", ["b", "a"]) == "Known: a, b."
+    assert did_you_mean("zzz", []) == "There are no such names."
+    names = [f"name_{i:03d}" for i in range(100)]
+    hint = did_you_mean("zzz", names)
+    assert hint.count("name_") == SHOWN and hint.endswith(f" and {100 - SHOWN} more.")
+    assert "xxz" in did_you_mean("zzzzzz", [*names, "xxz"]), "the nearest ones are shown"
 
 
 def test_the_page_of_codes_is_up_to_date():

@@ -11,11 +11,11 @@ from tests.support import hf_model_folders
 TOLERANCE = 1e-5
 
 
-def check_logits(theirs, folder, image=None, map_names=None, pixels=None, n=0):
+def check_logits(theirs, folder, image=None, image_starts=None, pixels=None, n=0):
     vocab = theirs.get_input_embeddings().num_embeddings
     id_BT, mask_BT = hf_model_folders.ids(vocab, [41, 33, 7 if image is None else 25])
     if image is not None:
-        hf_model_folders.with_images(id_BT, mask_BT, map_names, image, n)
+        hf_model_folders.with_images(id_BT, mask_BT, image_starts, image, n)
     ours = lmmkit.load(folder, device="cpu")
     extra = {} if pixels is None else {"pixel_values": pixels}
     with torch.no_grad():
@@ -49,8 +49,8 @@ def test_logits_of_llava_with_several_images(text, vision, shape, tmp_path):
     size = hf_model_folders.VISIONS[vision].image_size
     n = (size // 10) ** 2
     pixels = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(2))
-    map_names = [[2, 2 + n], [5], []]
-    check_logits(theirs, hf_model_folders.saved(theirs, tmp_path / "model"), 90, map_names, pixels, n)
+    image_starts = [[2, 2 + n], [5], []]
+    check_logits(theirs, hf_model_folders.saved(theirs, tmp_path / "model"), 90, image_starts, pixels, n)
 
 
 def test_logits_of_a_sharded_folder(tmp_path):
@@ -90,14 +90,16 @@ SEEING = [
 ]  # fmt: skip
 
 
-def seeing(text, vision, shape, lengths, map_names, side="right"):
+def seeing(text, vision, shape, lengths, image_starts, side="right"):
     """A LLaVA, prompts with its images at `places`, and their pixels."""
     theirs = hf_model_folders.llava(text, vision, shape)
     size = hf_model_folders.VISIONS[vision].image_size
     n = (size // 10) ** 2
     id_BT, mask_BT = hf_model_folders.ids(hf_model_folders.ODD[shape]["vocab_size"], lengths, side=side)
-    hf_model_folders.with_images(id_BT, mask_BT, map_names, 90, n)
-    pixels = torch.randn(sum(map(len, map_names)), 3, size, size, generator=torch.Generator().manual_seed(2))
+    hf_model_folders.with_images(id_BT, mask_BT, image_starts, 90, n)
+    pixels = torch.randn(
+        sum(map(len, image_starts)), 3, size, size, generator=torch.Generator().manual_seed(2)
+    )
     return theirs, id_BT, mask_BT, pixels
 
 
@@ -147,8 +149,8 @@ def test_greedy_tokens(family, lengths, tmp_path):
 @pytest.mark.parametrize("text, vision, shape", SEEING)
 @pytest.mark.parametrize("lengths", [[29], [29, 14, 3, 22]], ids=["one", "left-padded four"])
 def test_greedy_tokens_of_llava(text, vision, shape, lengths, tmp_path):
-    map_names = [[2, 13], [17], [], [9]][: len(lengths)]
-    theirs, id_BT, mask_BT, pixels = seeing(text, vision, shape, lengths, map_names, side="left")
+    image_starts = [[2, 13], [17], [], [9]][: len(lengths)]
+    theirs, id_BT, mask_BT, pixels = seeing(text, vision, shape, lengths, image_starts, side="left")
     theirs.generation_config.eos_token_id = None
     ours = lmmkit.load(hf_model_folders.saved(theirs, tmp_path / "model"), device="cpu")
     want = theirs.generate(

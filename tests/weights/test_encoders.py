@@ -155,7 +155,7 @@ class TestBad:
             import_model(tmp_path / "eye", tmp_path / "no", base=tmp_path, template="plain")
 
     def test_it_gives_no_other_part(self, ours, tiny):
-        with pytest.raises(UserError, match="weights/part"):
+        with pytest.raises(UserError, match="weights/missing-part"):
             prepare(tiny(f"model.text={{from: {ours}, context: 80}}", text=PLAIN))
 
     def test_a_layer_that_there_is_not(self, tiny, tmp_path):

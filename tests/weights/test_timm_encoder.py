@@ -157,7 +157,7 @@ class TestBad:
             ("timm: vit_tiny_patch16_224, weights: none, args: {pretrained: true}", "model/timm", "shape"),
             ("timm: vit_tiny_patch16_224, weights: none, image_size: 50", "model/timm", "no multiple"),
             ("timm: vit_tiny_patch16_224, weights: none, feature_layer: 0", "model/timm", "feature_layer 0"),
-            ("timm: vit_tiny_patch16_224, weights: nowhere.safetensors", "weights/none", "safetensors"),
+            ("timm: vit_tiny_patch16_224, weights: nowhere.safetensors", "weights/no-weights-file", "safetensors"),
             ("from: 'timm:vit_tiny_patch16_224'", "recipe/missing-key", "weights"),
             ("from: 'timm:', weights: none", "recipe/out-of-range", "a text"),
             ("from: somewhere, weights: x", "recipe/unknown-key", "weights"),
@@ -176,7 +176,11 @@ class TestBad:
         state["visual.bogus"] = torch.zeros(2)
         save_file(state, at / "model.safetensors")
         found = self.problems(f"from: {at}", scenes)
-        assert sorted(p.code for p in found) == ["weights/extra", "weights/missing", "weights/shape"]
+        assert sorted(p.code for p in found) == [
+            "weights/extra-tensors",
+            "weights/missing-tensors",
+            "weights/shape",
+        ]
         assert "blocks.0.mlp.fc1.bias" in str(found) and "visual.bogus" in str(found)
 
     def test_pickled_weights_are_refused(self, folder, scenes):

@@ -16,7 +16,7 @@ from lmmkit.data.images import check_header, check_whole
 from lmmkit.data.sources.bad_records import BadRecord, Policy
 from lmmkit.data.sources.records import SHOWN, Records, open_record_store
 from lmmkit.errors import Problem, UserError
-from lmmkit.errors.data import MANY, PATH, RECORDS_EMPTY
+from lmmkit.errors.data import MORE_PROBLEMS, PATH, RECORDS_EMPTY
 from lmmkit.recipe import Recipe
 
 
@@ -90,7 +90,7 @@ def check_records(recipe: Recipe, name: str, report: CheckReport, decode: bool) 
     bad, most = meta["bad_records"] + bad_images, policy.allowed(meta["rows"])
     if bad > most:
         got = f"{meta['bad_records']} bad records and {bad_images} bad images, all listed in {report.path}"
-        more = MANY.at(str(rows.path), got=got, most=most)
+        more = MORE_PROBLEMS.at(str(rows.path), got=got, most=most)
         report.refuse(name, [*first, *[more] * (bad > len(first))])
     elif not len(rows):
         report.refuse(name, [RECORDS_EMPTY.at(str(rows.path), got="no records")])

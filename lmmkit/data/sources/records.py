@@ -24,7 +24,7 @@ from lmmkit.data.sources.llava_json import open_json
 from lmmkit.data.sources.record_parser import RecordParser
 from lmmkit.data.sources.webdataset_shards import open_shards
 from lmmkit.errors import Problem, UserError
-from lmmkit.errors.data import IMAGE_MISSING, MANY, PATH, RECORDS_EMPTY, TOO_MANY
+from lmmkit.errors.data import IMAGE_MISSING, MORE_PROBLEMS, PATH, RECORDS_EMPTY, TOO_MANY
 
 SHOWN = 20  # problems listed one by one
 
@@ -141,8 +141,7 @@ def open_record_store(
 def _refuse(records: Records) -> None:
     """Raises `UserError` for too many bad records, no records, or image paths outside the image folder."""
     meta, where = records.rows.index.meta, str(records.path)
-    on_bad_record: list[BadRecord] = list(records.rows.index.bad[:SHOWN])
-    problems = [bad.problem() for bad in on_bad_record]
+    problems = [bad.problem() for bad in records.rows.index.bad[:SHOWN]]
     total, most = meta["problems"], records.bad_records.allowed(meta["rows"])
     if meta["bad_records"] <= most:
         problems = []
@@ -151,7 +150,7 @@ def _refuse(records: Records) -> None:
         problems.append(TOO_MANY.at(where, got=got, most=most))
     elif total > len(problems):
         got = f"{total} problems, of which {len(problems)} are listed above"
-        problems.append(MANY.at(where, got=got, most=0))
+        problems.append(MORE_PROBLEMS.at(where, got=got, most=0))
     if not problems and not len(records):
         problems.append(RECORDS_EMPTY.at(where, got="no records"))
     paths_outside = (
@@ -161,7 +160,7 @@ def _refuse(records: Records) -> None:
     )
     if len(paths_outside) > SHOWN:
         got = f"{len(paths_outside)} problems, of which {SHOWN} are listed above"
-        paths_outside[SHOWN:] = [MANY.at(where, got=got, most=0)]
+        paths_outside[SHOWN:] = [MORE_PROBLEMS.at(where, got=got, most=0)]
     if problems or paths_outside:
         raise UserError([*problems, *paths_outside])
 

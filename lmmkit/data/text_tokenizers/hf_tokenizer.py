@@ -19,7 +19,7 @@ import tokenizers
 
 from lmmkit.data.text_tokenizers.sentencepiece_tokenizer import SPACE, _read, _spelt
 from lmmkit.errors import UserError
-from lmmkit.errors.data import CORRUPT, ENCODE, TEXT_CONTROL
+from lmmkit.errors.data import TOKENIZER_CONTROL, TOKENIZER_DAMAGED, TOKENIZER_REGEX
 from lmmkit.runs.files import read_json
 
 FILE = "tokenizer.json"
@@ -60,11 +60,13 @@ class HFTokenizer:
             raise
         except BaseException as error:  # the Rust side raises bare exceptions, and panics
             reason = (str(error) or type(error).__name__)[:200]
-            raise UserError(CORRUPT.at(str(path), got=reason, expected="a tokenizer.json")) from None
+            raise UserError(
+                TOKENIZER_DAMAGED.at(str(path), got=reason, expected="a tokenizer.json")
+            ) from None
         bos, eos = (_named(path.parent, inner, key) for key in ("bos", "eos"))
         if eos is None:
             got = f"no `eos_token` in {BESIDE}"
-            raise UserError(TEXT_CONTROL.at(str(path), got=got, expected="an end token"))
+            raise UserError(TOKENIZER_CONTROL.at(str(path), got=got, expected="an end token"))
         return cls(text=json.dumps(_strict(value)), bos=bos, eos=eos)
 
     def encode(self, text: str) -> list[int]:
@@ -84,7 +86,7 @@ class HFTokenizer:
             raise
         except BaseException as error:  # a panic: a regular expression in the file that backtracks too long
             where = f"{FILE} on the text {text[:40]!a}"
-            raise UserError(ENCODE.at(where, got=str(error)[:200])) from None
+            raise UserError(TOKENIZER_REGEX.at(where, got=str(error)[:200])) from None
 
     def encode_unprefixed(self, text: str) -> list[int]:
         """Returns the ids of a text on its own, with the dummy prefix then removed from the first piece."""

@@ -17,7 +17,14 @@ from typing import Literal
 from sentencepiece import SentencePieceProcessor
 
 from lmmkit.errors import UserError, did_you_mean
-from lmmkit.errors.data import CORRUPT, KIND, SAVE, SURROGATE, TEXT_CONTROL, TEXT_FILE
+from lmmkit.errors.data import (
+    SURROGATE,
+    TOKENIZER_CANNOT_WRITE,
+    TOKENIZER_CONTROL,
+    TOKENIZER_DAMAGED,
+    TOKENIZER_FILE,
+    TOKENIZER_KIND,
+)
 
 KINDS = ("sentencepiece",)
 FILE = "tokenizer.model"  # the name of the file in a model folder
@@ -50,7 +57,9 @@ class SentencePieceTokenizer:
         """
         if kind not in KINDS:
             nearest = did_you_mean(kind, KINDS)
-            problem = KIND.at(str(path), got=f"kind `{kind}`", known=", ".join(KINDS), nearest=nearest)
+            problem = TOKENIZER_KIND.at(
+                str(path), got=f"kind `{kind}`", known=", ".join(KINDS), nearest=nearest
+            )
             raise UserError(problem)
         path = Path(path)
         if path.is_dir():
@@ -60,11 +69,11 @@ class SentencePieceTokenizer:
             ids = (tokenizer.bos, tokenizer.eos, *tokenizer.encode_continued("a b"))
         except Exception as error:  # bad bytes make the C++ code raise errors of many types
             reason = str(error) if isinstance(error, RuntimeError) else type(error).__name__
-            problem = CORRUPT.at(str(path), got=reason, expected="a sentencepiece model")
+            problem = TOKENIZER_DAMAGED.at(str(path), got=reason, expected="a sentencepiece model")
             raise UserError(problem) from error
         if min(ids) < 0:
             got = "a model without bos or eos"
-            raise UserError(TEXT_CONTROL.at(str(path), got=got, expected="a model with both"))
+            raise UserError(TOKENIZER_CONTROL.at(str(path), got=got, expected="a model with both"))
         return tokenizer
 
     def encode(self, text: str) -> list[int]:
@@ -138,7 +147,7 @@ class SentencePieceTokenizer:
             staged.replace(path)
         except OSError as error:
             staged.unlink(missing_ok=True)
-            raise UserError(SAVE.at(str(path), got=error.strerror or str(error))) from error
+            raise UserError(TOKENIZER_CANNOT_WRITE.at(str(path), got=error.strerror or str(error))) from error
 
     @cached_property
     def _standing(self) -> SentencePieceProcessor:
@@ -170,11 +179,11 @@ def _read(path: Path) -> bytes:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode) or not 0 < found.st_size <= MAX_BYTES:
             got = f"{found.st_size} bytes, or no regular file"
-            raise UserError(TEXT_FILE.at(str(path), got=got, most=most))
+            raise UserError(TOKENIZER_FILE.at(str(path), got=got, most=most))
         return path.read_bytes()
     except (OSError, ValueError) as error:
         got = getattr(error, "strerror", None) or str(error)
-        raise UserError(TEXT_FILE.at(str(path), got=got, most=most)) from error
+        raise UserError(TOKENIZER_FILE.at(str(path), got=got, most=most)) from error
 
 
 def _spelt(text: str) -> str:

@@ -25,7 +25,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from lmmkit import build
 from lmmkit.errors import raise_all
-from lmmkit.errors.training import OPTIMIZER, WORLD
+from lmmkit.errors.training import OPTIMIZER, PROCESS_COUNT
 from lmmkit.model.vision import ViT
 from lmmkit.objective import Objective
 from lmmkit.plan.prepare import Prepared
@@ -49,7 +49,9 @@ def check_world(recipe: Recipe, ranks: Ranks) -> None:
     if parallel.mesh(ranks.world) is None:
         fits = [n for n in range(2, 64 * parallel.least + 1) if parallel.mesh(n)][:SHOWN]
         counts = f"1 or {', '.join(map(str, fits))}" + (", and so on" if len(fits) == SHOWN else "")
-        problems.append(WORLD.at(recipe.where("parallel"), got=f"{ranks.world} processes", counts=counts))
+        problems.append(
+            PROCESS_COUNT.at(recipe.where("parallel"), got=f"{ranks.world} processes", counts=counts)
+        )
     for name, stage in recipe.stages.items():
         if stage.optim.kind != "adamw":
             got = f"`{stage.optim.kind}` on {ranks.world} ranks"

@@ -22,7 +22,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from lmmkit.errors import LmmkitError, MachineError
-from lmmkit.errors.training import DEVICES, LOST
+from lmmkit.errors.training import RANK_ENDED, TOO_FEW_DEVICES
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -149,7 +149,9 @@ def _device() -> int:
 
     local, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if local >= there:
-        raise MachineError(DEVICES.at(f"local rank {local}", got="no CUDA device for it", devices=there))
+        raise MachineError(
+            TOO_FEW_DEVICES.at(f"local rank {local}", got="no CUDA device for it", devices=there)
+        )
     return local
 
 
@@ -202,7 +204,7 @@ def _as_told(ranks: Ranks, error: Exception, store: Store) -> Exception:
     while time.monotonic() < until and not store.check([CODE]):
         time.sleep(0.05)
     got = f"a rank that is gone ({str(error).splitlines()[0][:200]})"
-    return MachineError(LOST.at(f"rank {ranks.rank} of {ranks.world}", got=got))
+    return MachineError(RANK_ENDED.at(f"rank {ranks.rank} of {ranks.world}", got=got))
 
 
 def _watch(store: Store, over: threading.Event) -> None:

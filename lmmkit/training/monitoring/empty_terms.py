@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from lmmkit.errors import UserError
-from lmmkit.errors.training import IDLE_TERM
+from lmmkit.errors.training import EMPTY_TERM
 from lmmkit.training.step import BY_SOURCE, StepReport
 from lmmkit.training.triggers import Position
 
@@ -29,7 +29,7 @@ class EmptyTermCheck:
         idle = [name for name, n in self.items.items() if n == 0]
         if position.stage_step == min(IDLE_STEPS, self.steps) and idle:
             raise UserError(
-                IDLE_TERM.at(
+                EMPTY_TERM.at(
                     f"stages.{position.stage}.losses.{name}",
                     got=f"no item for term `{name}` in the first {position.stage_step} steps",
                 )

@@ -77,7 +77,7 @@ def look(
         x_TD = lmm.rows(batch, lmm.encode(batch.pixels_ICXY), objective.tokens(batch))
         lmm.decode(x_TD, batch.forest.pos_T, [AttentionFn(ALL, watching)] * len(lmm.decoder.blocks))
     map_XY = torch.stack(maps).mean(0).view(spec.grid)
-    return natural(batch.picture(0), spec), map_XY / map_XY.max()
+    return natural(batch.first_image(0), spec), map_XY / map_XY.max()
 
 
 def overlay(picture_CXY: Tensor, map_XY: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from lmmkit.errors import MachineError, Problem, UserError
-from lmmkit.errors.training import LOG_CANNOT_WRITE, STEP
+from lmmkit.errors.training import LOG_CANNOT_WRITE, NO_STEP
 from lmmkit.runs.files import io_point, plain, read_jsonl, write_text_atomic
 
 Picture = Tensor | np.ndarray  # [C, X, Y], values 0 to 1
@@ -64,7 +64,7 @@ class MetricsLog:
         records = read_jsonl(self.path)
         for number, record in enumerate(records, 1):
             if type(record.get("step")) is not int:
-                raise UserError(STEP.at(f"{self.path}:{number}", got="a line without its step"))
+                raise UserError(NO_STEP.at(f"{self.path}:{number}", got="a line without its step"))
         return records
 
     def _rewrite(self, records: list[dict[str, Any]]) -> None:

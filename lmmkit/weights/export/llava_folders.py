@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lmmkit.errors import Problem, UserError, raise_all
-from lmmkit.errors.weights import EXPORT_EXISTS, EXPORT_FORMAT, SOURCE
+from lmmkit.errors.weights import EXPORT_EXISTS, NOT_LMMKIT, UNSUPPORTED_PART
 from lmmkit.model.vision import VisionShape, ViT
 from lmmkit.runs.files import fsync, write_json_atomic
 from lmmkit.weights import encoders, model_folder, name_maps
@@ -47,7 +47,7 @@ def problems(model: Exported, folder: Path, kind: str) -> list[Problem]:
     if kind == "llava" and model.image_fit == "stretch":
         unsupported.append(("images stretched to a square", "`crop` or `pad`"))
     where = f"{folder}: {kind}"
-    found = [EXPORT_FORMAT.at(where, got=got, supported=supported) for got, supported in unsupported]
+    found = [UNSUPPORTED_PART.at(where, got=got, supported=supported) for got, supported in unsupported]
     return spoken(model, folder, kind) + found
 
 
@@ -56,7 +56,7 @@ def spoken(model: Exported, folder: Path, kind: str) -> list[Problem]:
     through = model.config.get("inference_plugins")
     got = f"learned tokens from {', '.join(through or ())} in every sequence"
     where, supported = f"{folder}: {kind}", "no learned tokens"
-    return [EXPORT_FORMAT.at(where, got=got, supported=supported)] if through else []
+    return [UNSUPPORTED_PART.at(where, got=got, supported=supported)] if through else []
 
 
 def write(model: Exported, folder: Path, kind: str, *, dtype: torch.dtype | None = None) -> None:
@@ -259,4 +259,4 @@ def _eos(model: Exported) -> int | list[int] | None:
 def require_whole(folder: Path) -> None:
     """Raises `UserError` if lmmkit did not write the folder."""
     if not model_folder.is_ours(folder):
-        raise UserError(SOURCE.at(str(folder), got="another kind of folder"))
+        raise UserError(NOT_LMMKIT.at(str(folder), got="another kind of folder"))

@@ -66,7 +66,7 @@ def test_above_the_bound_a_source_is_refused(tmp_path):
     for share, left in ((0.001, 11), (0.05, 20)):
         with pytest.raises(UserError) as error:
             opened(tmp_path, [GOOD] * 100 + [None] * left, Policy("skip", share))
-        assert [p.code for p in error.value.problems][-1] == "records/too-many"
+        assert [p.code for p in error.value.problems][-1] == "records/too-many-bad"
         assert f"{left} bad records" in error.value.problems[-1].got
     assert len(opened(tmp_path, [GOOD] * 100 + [None] * 11, Policy("skip", 0.5))) == 100
 
@@ -87,7 +87,7 @@ def test_another_row_stands_in_and_it_is_the_next_of_the_order(harmed):
         assert [key for batch in step for view, key in batch.views if view == "main"] == want
         assert sum(batch.dropped.get("bad_records", 0) for batch in step) == len(bad)
         met |= {each.row for _, each in bad}
-        assert all(each.code == "image/broken" and each.key == "image" for _, each in bad)
+        assert all(each.code == "image/damaged" and each.key == "image" for _, each in bad)
     assert len(met) == 10
 
 
@@ -169,7 +169,7 @@ def ledger(path, share=0.0):
 
 
 def bad(row):
-    return BadRecord("f", 1, row, "", "image/broken", "image", "x", "y", "z")
+    return BadRecord("f", 1, row, "", "image/damaged", "image", "x", "y", "z")
 
 
 def test_the_bound_holds_over_stops(tmp_path):
@@ -188,7 +188,7 @@ def test_the_bound_holds_over_stops(tmp_path):
         again.add(i, [("a", bad(i)), ("a", bad(i)._replace(key="id"))])
     with pytest.raises(UserError) as error:
         again.add(10, [("a", bad(10))])
-    assert [p.code for p in error.value.problems] == ["image/broken", "records/too-many"]
+    assert [p.code for p in error.value.problems] == ["image/damaged", "records/too-many-bad"]
     assert "at most 10 by step 16" in error.value.problems[-1].expected
     assert ledger(tmp_path / "other", share=0.5).policies["a"].allowed(400) == 200
 

@@ -158,7 +158,7 @@ def test_all_bad_rows_are_counted(folder):
     rows = [GOOD | {"image": "/a"}] * 30 + [GOOD] + [GOOD | {"id": 1.5, "image": 4}]
     found = problems(folder, rows)
     assert len(found) == 21
-    assert found[-1].code == "records/many"
+    assert found[-1].code == "records/more-problems"
     assert found[-1].got.startswith("32 problems")
     assert 'id "7"' in found[0].where or "id '7'" in found[0].where
 
@@ -209,7 +209,7 @@ def test_bad_files(folder):
             template="plain",
             image_fit="pad",
         )
-    assert error.value.problems[0].code == "records/images"
+    assert error.value.problems[0].code == "records/no-image-folder"
 
 
 def test_links_that_lead_out(folder):
@@ -222,7 +222,7 @@ def test_links_that_lead_out(folder):
     (images / "inner.png").symlink_to(images / "in.png")
     (images / "inside").symlink_to(images / "sub")
     for path in ("file.png", "out/secret.png"):
-        assert problems(folder, [GOOD | {"image": path}])[0].code == "records/path"
+        assert problems(folder, [GOOD | {"image": path}])[0].code == "records/image-path"
     for path in ("in.png", "inner.png", "inside/a.png", "none/a.png", "./in.png"):
         assert len(read(folder, [GOOD | {"image": path}])) == 1
     (folder / "alias").symlink_to(images)
@@ -238,7 +238,7 @@ def test_missing_and_bad_images(folder):
     names = ["a.png", "none.png", "dir.png", "text.png", "none.png"]
     records = read(folder, [GOOD | {"image": name} for name in names])
     found = missing_images(records)
-    assert [p.code for p in found] == ["records/image-missing"] * 2
+    assert [p.code for p in found] == ["records/missing-image"] * 2
     assert "(record 1)" in found[0].where
     assert str(images / "none.png") in found[0].got
     assert len(missing_images(records, limit=1)) == 1

@@ -223,7 +223,7 @@ def test_a_bad_tiktoken_file_is_told(data, tmp_path):
 )
 def test_a_bad_tokenizer_json_is_told(data, tmp_path):
     (tmp_path / "tokenizer.json").write_bytes(data)
-    with pytest.raises(UserError, match=r"text/corrupt"):
+    with pytest.raises(UserError, match=r"tokenizer/damaged"):
         open_tokenizer(tmp_path)
 
 

@@ -347,7 +347,7 @@ def test_one_rank_is_asked_to_stop_and_all_do(mixed, tmp_path):
 
 @pytest.mark.parametrize(
     ("how", "code", "words"),
-    [("data", 2, "torn/row"), ("bug", 1, "ValueError: boom"), ("kill", 3, "ranks/lost")],
+    [("data", 2, "torn/row"), ("bug", 1, "ValueError: boom"), ("kill", 3, "ranks/rank-ended")],
 )
 def test_one_rank_fails_and_all_end_with_one_message(mixed, tmp_path, monkeypatch, how, code, words):
     recipe, step = mixed(), Pipeline.step_and_skipped
@@ -387,7 +387,7 @@ def test_a_world_that_does_not_fit_is_told_which_do(mixed, tmp_path, capsys):
         with pytest.raises(UserError) as raised:
             fsdp.check_world(recipe, Ranks(world=n, rank=0))
         codes = [p.code for p in raised.value.problems]
-        assert codes == ["parallel/world"] * (want is not None) + ["parallel/optimizer"]
+        assert codes == ["parallel/process-count"] * (want is not None) + ["parallel/optimizer"]
         assert want is None or raised.value.problems[0].expected == f"a number of processes that fits: {want}"
     fsdp.check_world(recipe, ALONE)
     assert "one process trains alone" in capsys.readouterr().err

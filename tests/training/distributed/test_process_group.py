@@ -40,7 +40,7 @@ def test_a_folder_that_is_not_the_first_rank_s_is_refused(tiny, tmp_path):
     with pytest.raises(UserError) as error:
         run._check_together(Second(), RunFolder(tmp_path / "elsewhere"), prepare(tiny()))
     (problem,) = error.value.problems
-    assert problem.code == "ranks/folder" and "elsewhere" in problem.where
+    assert problem.code == "ranks/no-shared-folder" and "elsewhere" in problem.where
 
 
 def test_more_local_ranks_than_devices_are_refused(monkeypatch):
@@ -49,13 +49,13 @@ def test_more_local_ranks_than_devices_are_refused(monkeypatch):
     with pytest.raises(MachineError) as error:
         process_group._device()
     (problem,) = error.value.problems
-    assert problem.code == "ranks/devices" and "--nproc-per-node 2" in problem.hint
+    assert problem.code == "ranks/too-few-devices" and "--nproc-per-node 2" in problem.hint
 
 
 def test_a_stage_may_not_have_the_name_of_another_s_best_weights(tiny):
     text = PLAIN.replace("  pretrain:", "  finetune-best:")
     recipe = tiny("stages.finetune.validate={every: 1, data: heldout, best: loss}", text=text)
-    assert [p.code for p in validate_problems(prepare(recipe))] == ["validate/name"]
+    assert [p.code for p in validate_problems(prepare(recipe))] == ["validate/stage-name"]
 
 
 def test_a_package_that_is_not_there_is_named_with_how_to_get_it():

@@ -208,7 +208,7 @@ class TestRefused:
         changed = text.replace("train:\n      text:", "train:\n      vision: {}\n      text:")
         assert changed != text
         (folder / "recipe.yaml").write_text(changed)
-        with pytest.raises(UserError, match="export/adapter"):
+        with pytest.raises(UserError, match="export/trained-encoder"):
             export_model(folder, tmp_path / "adapter", "peft")
 
     def test_options_of_other_formats_and_a_torn_file(self, alone, tmp_path):
@@ -218,5 +218,5 @@ class TestRefused:
         with pytest.raises(UserError, match="--base with --format llava"):
             export_model(folder, tmp_path / "adapter", "llava", base="x")
         (folder / "lora.safetensors").write_bytes(b"torn")
-        with pytest.raises(UserError, match="model/unreadable"):
+        with pytest.raises(UserError, match="model/damaged"):
             export_model(folder, tmp_path / "adapter", "peft")
