@@ -15,7 +15,7 @@ from lmmkit import build
 from lmmkit.attention.eager import Eager
 from lmmkit.errors import UserError, raise_all
 from lmmkit.errors.weights import CONVERT_EXISTS, EXPORT_ADAPTER, LINK, NO_LORA, OPTION, OURS, WEIGHTS_ADAPTER
-from lmmkit.inference.chat_model import find_model_folder, load
+from lmmkit.inference.load import find_model_folder, load
 from lmmkit.model.decoder import Decoder
 from lmmkit.plan import from_model
 from lmmkit.plan.prepare import Prepared, prepare_bare

@@ -1,4 +1,4 @@
-"""Codes of problems with what is asked of a command."""
+"""Codes of problems with the arguments of a command."""
 
 from lmmkit.errors import Code
 
@@ -73,11 +73,11 @@ TOKENS = Code(
     "speak/tokens",
     cause="The model needs learned tokens in every sequence, and token ids cannot express them.",
     expected="a model without learned tokens in every sequence",
-    hint="Use `say` or `answer`, which add the learned tokens.",
+    hint="Use `reply` or `answer`, which add the learned tokens.",
 )
 TOO_LONG = Code(
     "speak/too-long",
     cause="The prompt leaves too little of the context for the answer.",
-    expected="at most {room} rows (the context less {new} new tokens)",
-    hint="Ask something shorter, or ask for fewer new tokens.",
+    expected="at most {room} rows (the context without {max_new_tokens} new tokens)",
+    hint="Shorten the prompt, or lower `max_new_tokens`.",
 )

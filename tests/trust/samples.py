@@ -19,7 +19,7 @@ from lmmkit.data.chat_templates import lay_out
 from lmmkit.data.sampler import Sampler
 from lmmkit.data.text_tokenizers.choose import open_tokenizer
 from lmmkit.errors import LmmkitError, Problem
-from lmmkit.inference.chat_model import load
+from lmmkit.inference.load import load
 from lmmkit.recipe import from_mapping, read_recipe, read_text
 from lmmkit.runs.run_folder import RunFolder
 from lmmkit.runs.run_lock import lock
@@ -257,7 +257,7 @@ def commands(home: Home) -> None:
 def runs(home: Home) -> None:
     run = home.with_("run")
     model = run / "model" / "learn"
-    tried(lambda: load(run).notify([Turn("user", "x" * 9000)]))
+    tried(lambda: load(run).reply([Turn("user", "x" * 9000)]))
     (run / "results.json").unlink(missing_ok=True)
     (run / "metrics.jsonl").write_text('{"a": 1}\n{"b": 2}\n')
     command(home, "train", home.recipe, "--root", home.path, "--out", run, "--resume")
