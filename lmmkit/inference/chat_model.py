@@ -108,6 +108,8 @@ class ChatModel:
         one template; its end-of-response token ends a text. `on_text`, for a single view only, is called
         with the text so far.
         """
+        if not groups:
+            return []
         templates = {view.sample.template for group in groups for view in group}
         assert len(templates) == 1, f"views of several templates: {templates}"
         end = response_end(templates.pop(), self.views.tokenizer)
@@ -142,7 +144,7 @@ class ChatModel:
             self.objective.lmm, batch, [int(path[-1]) for path in paths], tokens=tokens, max_new_tokens=max_new_tokens,
             eos=end, choose=chosen, **({"on_token": stream} if on_text else {}),
         )  # fmt: skip
-        return [tokenizer.decode(row).strip() for row in ids]
+        return [tokenizer.decode(answer).strip() for answer in ids]
 
     def reply(
         self, turns: Sequence[Turn], image: str | Sequence[str] | None = None, *, max_new_tokens: int = 128,

@@ -202,7 +202,7 @@ def check_validate(validate: Validate, key: str, names: Names) -> Iterator[Probl
             yield UNKNOWN_NAME.at(
                 f"{key}.best",
                 got=f"`{validate.best}`",
-                expected="loss, a term, or TASK/METRIC with a task of this section",
+                expected="loss, a term, or TASK/FIGURE with a task of this section",
                 nearest=did_you_mean(task, (*losses, *validate.tasks)),
             )
 

@@ -1,4 +1,4 @@
-"""What a model folder needs to answer, wherever it lies and wherever it is asked."""
+"""Loading a model: which plugins it needs, and from where they are read."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_plugin_that_only_trained_is_not_needed_to_answer(trained, tmp_path, m
     assert load(tmp_path / "moved").reply(ASKED, max_new_tokens=5) == before
 
 
-def test_a_plugin_it_speaks_through_is_found_below_the_run_s_root(trained, tmp_path, monkeypatch):
+def test_a_plugin_that_answering_needs_is_found_below_the_run_s_root(trained, tmp_path, monkeypatch):
     recipe, run = trained("read", "pause")
     monkeypatch.chdir("/")
     with pytest.raises(UserError, match="plugin/untrusted-file") as error:
