@@ -11,14 +11,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lmmkit.inference.chat_model import load
+    from lmmkit.inference.load import load
     from lmmkit.recipe import Recipe, read_recipe
     from lmmkit.training.run import train
 
 _HOMES = {
     "Recipe": "lmmkit.recipe",
     "read_recipe": "lmmkit.recipe",
-    "load": "lmmkit.inference.chat_model",
+    "load": "lmmkit.inference.load",
     "train": "lmmkit.training.run",
 }
 

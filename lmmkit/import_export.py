@@ -23,7 +23,7 @@ from lmmkit.errors.weights import (
     TRAINED_ENCODER,
     WEIGHTS_ADAPTER,
 )
-from lmmkit.inference.chat_model import find_model_folder, load
+from lmmkit.inference.load import find_model_folder, load
 from lmmkit.model.decoder import Decoder
 from lmmkit.plan import from_model
 from lmmkit.plan.prepare import Prepared, prepare_bare

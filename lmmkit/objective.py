@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,16 @@ class Objective(nn.Module):
         ctxs = {term.name: self._ctx(term, batch, out) for term in self.terms}
         values = {t.name: t.value(ctxs[t.name]) for t in self.terms if t.name not in sums}
         return Outcome(sums | values, ctxs, _by_source(losses_S.detach(), batch))
+
+    @torch.no_grad()
+    def metric_sums(self, outcome: Outcome, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Returns the totals and the chance totals of the metrics of a micro-batch, by "term/metric"."""
+        totals, chances = {}, {}
+        for term in (term for term in self.terms if batch.count[term.name]):
+            for name, metric in term.metrics(outcome.ctxs[term.name]).items():
+                totals[f"{term.name}/{name}"] = metric.total.detach()
+                chances[f"{term.name}/{name}"] = metric.chance
+        return totals, chances
 
     def computing(self, device: torch.device) -> torch.autocast:
         """Returns the autocast context in which the model computes."""
@@ -113,10 +123,10 @@ def total(sums: Mapping[str, Tensor], weights: Mapping[str, float], counts: Mapp
     return torch.stack(parts).sum()
 
 
-def add_counts(batches: Sequence[Batch]) -> dict[str, int]:
-    """Returns the number of items of each term over all micro-batches of a step."""
-    out: dict[str, int] = {}
-    for batch in batches:
-        for name, n in batch.count.items():
-            out[name] = out.get(name, 0) + n
+def sum_by_name(mappings: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns the sum of the mappings, name by name."""
+    out: dict[str, Any] = {}
+    for mapping in mappings:
+        for name, value in mapping.items():
+            out[name] = out.get(name, 0) + value
     return out

@@ -104,13 +104,14 @@ def test_help_tells_defaults():
 
 def test_eval_writes_results_with_controls_and_terms(trained):
     text = run("eval", trained)
-    assert "presence" in text and "image_order accuracy" in text
+    assert "presence" in text and "image_order/accuracy" in text
     results = json.loads((trained / "results.json").read_text())
     answers = results["answers"]
-    assert {"accuracy", "accuracy_blank", "accuracy_swapped", "by_type", "majority"} <= set(answers)
+    assert {"accuracy", "accuracy_blank", "accuracy_swapped", "accuracy/presence"} <= set(answers)
+    assert 0 < answers["accuracy"]["chance"] < 1, "the majority baseline"
     assert answers["accuracy"]["n"] == 72 and answers["accuracy"]["low"] <= answers["accuracy"]["value"]
-    assert results["terms"]["image_order"]["metrics"]["accuracy"]["chance"] == pytest.approx(0.2)
-    assert results["terms"]["guided_loss"]["metrics"]["mass"]["n"] > 0
+    assert results["terms"]["image_order/accuracy"]["chance"] == pytest.approx(0.2)
+    assert results["terms"]["guided_loss/mass"]["n"] > 0
     assert results["restore"]["text_order"]["n"] == 4
 
 

@@ -30,7 +30,7 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def root(scenes, tmp_path_factory):
-    """A user's folder: a llava-hf model, pictures, rows with two, one or no picture."""
+    """A user's folder: a llava-hf model, images, records with two, one or no image."""
     root = tmp_path_factory.mktemp("user")
     text = hf.LlamaConfig(
         hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=160, vocab_size=1000,
@@ -109,13 +109,13 @@ def test_the_whole_road(root, tmp_path, overrides):
     assert hf_model_folders.error(got, want[..., : got.shape[-1]]) < 1e-5
 
 
-def test_check_tells_what_each_choice_takes(root):
-    def told(*sets: str) -> dict:
+def test_check_estimates_the_memory_of_each_choice(root):
+    def bytes_of(*sets: str) -> dict:
         words = [word for each in (*SMALL, *HELDOUT, *sets) for word in ("--set", each)]
         return json.loads(run("check", "finetune-task", "--root", root, "--json", *words))["stages"][
             "finetune"
         ]["bytes"]
 
-    whole, lean, eight = told(), told(LORA), told("stages.finetune.optim.kind=adamw8bit")
+    whole, lean, eight = bytes_of(), bytes_of(LORA), bytes_of("stages.finetune.optim.kind=adamw8bit")
     assert lean["weights"] < whole["weights"] and lean["optimizer"] < whole["optimizer"]
     assert eight["optimizer"] < 0.5 * whole["optimizer"] and eight["weights"] == whole["weights"]

@@ -17,33 +17,35 @@ def chat(
         Path, typer.Argument(metavar="RUN_OR_MODEL", help="A run folder, or RUN/model/<stage>.")
     ],
     image: Annotated[
-        list[Path] | None, typer.Option(help="A picture the conversation is about. Repeatable.")
+        list[Path] | None, typer.Option(help="An image for the first question. Repeatable.")
     ] = None,
-    prompt: Annotated[str | None, typer.Option(help="Ask this once; without it, a conversation.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Ask this and exit; without it, a conversation starts.")
+    ] = None,
     max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", min=1, help="Most tokens of an answer.")
+        int, typer.Option("--max-new-tokens", min=1, help="The most tokens of an answer.")
     ] = 64,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed for sampling.")] = 0,
     dtype: Dtype = "float32",
     trust_files: Trust = False,
 ) -> None:
-    """Talk to a trained model about a picture."""
+    """Chat with a trained model about images."""
     import torch
 
     from lmmkit.api.sample import Turn
-    from lmmkit.inference.chat_model import load
     from lmmkit.inference.generate import Sampled, greedy
+    from lmmkit.inference.load import load
 
     chat_model = load(model, dtype=getattr(torch, dtype), trust_files=trust_files)
-    draws = torch.Generator().manual_seed(seed)
-    choose = Sampled(temperature, top_p, draws) if temperature > 0 else greedy
+    generator = torch.Generator().manual_seed(seed)
+    choose = Sampled(temperature, top_p, generator) if temperature > 0 else greedy
     turns: list[Turn] = []
-    pictures = [str(path) for path in image or []]
+    images = [str(path) for path in image or []]
 
     def ask(text: str) -> None:
-        turns.append(Turn("user", text, images=0 if turns else len(pictures)))
+        turns.append(Turn("user", text, images=0 if turns else len(images)))
         shown = ""
 
         def stream(so_far: str) -> None:
@@ -52,15 +54,13 @@ def chat(
             sys.stdout.flush()
             shown = so_far
 
-        answer = chat_model.reply(
-            turns, pictures, max_new_tokens=max_new_tokens, choose=choose, on_text=stream
-        )
+        answer = chat_model.reply(turns, images, max_new_tokens=max_new_tokens, choose=choose, on_text=stream)
         sys.stdout.write("\n")
         turns.append(Turn("assistant", answer))
 
     if prompt is not None:
         return ask(prompt)
-    err.print("Ask about the picture; an empty line ends." if pictures else "Ask; an empty line ends.")
+    err.print("Ask about the image; an empty line ends." if images else "Ask; an empty line ends.")
     while line := _line():
         ask(line)
 

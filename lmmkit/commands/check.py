@@ -41,17 +41,16 @@ def check(
     from lmmkit.cost_estimate import estimate
     from lmmkit.data.sources.records import check_images, too_many
     from lmmkit.errors import UserError, raise_all
-    from lmmkit.evaluate.checks import task_problems
+    from lmmkit.evaluate.kinds import task_problems
     from lmmkit.plan.explain import plan_text
     from lmmkit.plan.prepare import prepare
     from lmmkit.training.validation import validate_problems
 
-    tasks = task_problems(read)
     try:
         prepared = prepare(read, trust_files=trust_files, data=list(read.data))
     except UserError as error:
-        raise UserError([*error.problems, *tasks]) from error
-    raise_all([*tasks, *validate_problems(prepared)])
+        raise UserError([*error.problems, *task_problems(read)]) from error
+    raise_all(validate_problems(prepared))
     device = build.device_here()
     build.check_optimizers(read)
     build.check_compiler(read, device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +21,7 @@ def evaluate(
     ] = None,
     root: Root = None,
     probe: Annotated[
-        bool, typer.Option("--probe", help="Also on the blank and on another sample's image.")
+        bool, typer.Option("--probe", help="Also with a blank image, and with another sample's image.")
     ] = False,
     dtype: Dtype = "float32",
     trust_files: Trust = False,
@@ -49,50 +50,16 @@ def evaluate(
         notify=lambda text: err.print(text),
     )
     if as_json:
-        return print_json(results)
+        return print_json({name: result.as_json() for name, result in results.items()})
     for name, result in results.items():
-        out.print(task_table(name, result))
+        out.print(aligned(name, result.task.table(result.figures)))
 
 
-def task_table(name: str, result: dict) -> Table:
-    """One task's figures, aligned."""
-    if "accuracy" in result:
-        return _accuracy_table(name, result)
-    table = Table(title=name, title_justify="left")
-    for column in ("figure", "value", "chance", "n"):
-        table.add_column(column, justify="left" if column == "figure" else "right")
-    for term, figures in result.items():
-        if isinstance(figures, dict):
-            _rows(table, term, figures)
+def aligned(title: str, lines: Sequence[Sequence[str]]) -> Table:
+    """Returns the lines as a table; the first has the headings. Numbers are aligned to the right."""
+    table = Table(title=title, title_justify="left")
+    for i, heading in enumerate(lines[0]):
+        table.add_column(heading, justify="right" if i else "left")
+    for line in lines[1:]:
+        table.add_row(*line)
     return table
-
-
-def _rows(table: Table, term: str, figures: dict) -> None:
-    chance = figures["chance"]
-    table.add_row(
-        term, f"{figures['value']:.4f}", "" if chance is None else f"{chance:.4f}", str(figures["n"])
-    )
-    for key, reading in figures.get("metrics", {}).items():
-        _rows(table, f"  {term} {key}", reading)
-
-
-def _accuracy_table(name: str, result: dict) -> Table:
-    kinds = [key for key in result if key.startswith("accuracy")]
-    table = Table(title=f"{name}  (majority baseline {percent(result['majority'])})", title_justify="left")
-    table.add_column("questions")
-    for kind in kinds:
-        table.add_column(kind.removeprefix("accuracy_").replace("accuracy", "image"), justify="right")
-    table.add_column("n", justify="right")
-    for kind, row in {**result["by_type"], "all": result}.items():
-        table.add_row(kind, *(interval(row[k]) for k in kinds), str(row[kinds[0]]["n"]))
-    return table
-
-
-def interval(figure: dict) -> str:
-    """'76.1 (74.0-78.2)', in percent."""
-    return f"{percent(figure['value'])} ({percent(figure['low'])}-{percent(figure['high'])})"
-
-
-def percent(value: float) -> str:
-    """One decimal, without the sign."""
-    return f"{100 * value:.1f}"

@@ -1,4 +1,4 @@
-"""Codes of problems with what is asked of a command."""
+"""Codes of problems with the arguments of a command."""
 
 from lmmkit.errors import Code
 

@@ -13,10 +13,6 @@ NO_STEP = Code(
 
 # evaluate/
 
-FILES = Code(
-    "evaluate/files", cause="An evaluation task has `files`; this release evaluates only tasks with `data`.",
-    expected="a task with `data`", hint="Name a source in `data`: lmmkit evaluates only tasks with `data`.",
-)
 NO_KIND = Code(
     "evaluate/unknown-kind", cause="An evaluation task has an unknown kind.",
     expected="one of {kinds}", hint="{nearest}",

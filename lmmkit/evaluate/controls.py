@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from lmmkit.api.model_info import ImageSpec
 from lmmkit.api.sample import Sample
 from lmmkit.data.images import Blank
+
+
+def with_controls(
+    samples: Sequence[Sample], controls: Iterable[str], spec: ImageSpec
+) -> dict[str, Sequence[Sample]]:
+    """Returns the samples under "", and those of each control under "_CONTROL". `spec`: of the encoder."""
+    made = {
+        "blank": lambda: blank(samples, edit=Blank("mean", spec.mean, spec.std)),
+        "swapped": lambda: swapped(samples),
+    }
+    return {"": samples} | {f"_{control}": made[control]() for control in controls}
 
 
 def blank(samples: Sequence[Sample], *, edit: Blank) -> list[Sample]:
@@ -22,6 +34,6 @@ def swapped(samples: Sequence[Sample]) -> list[Sample]:
     """
     after = {}
     for count in {len(s.images) for s in samples}:
-        pictures = list(dict.fromkeys(s.images for s in samples if len(s.images) == count))
-        after |= dict(zip(pictures, pictures[1:] + pictures[:1], strict=True))
+        sets = list(dict.fromkeys(s.images for s in samples if len(s.images) == count))
+        after |= dict(zip(sets, sets[1:] + sets[:1], strict=True))
     return [replace(s, images=after[s.images]) for s in samples]

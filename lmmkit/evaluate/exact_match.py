@@ -1,88 +1,95 @@
-"""Exact match of short answers after trimming, by question type, with controls."""
+"""Exact match of short answers, by question type, with controls and the majority baseline."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 
 from lmmkit.api.sample import Sample, View
-from lmmkit.data.images import Blank
-from lmmkit.evaluate.controls import blank, swapped
+from lmmkit.evaluate.controls import with_controls
 from lmmkit.evaluate.stats import mean_with_interval
+from lmmkit.evaluate.task import Better, EvalTask, Figure, Line, percent
 from lmmkit.inference.chat_model import ChatModel
+from lmmkit.majority import Majority
+from lmmkit.plan.stage_plan import StagePlan
 
 
-def exact_match(
-    chat_model: ChatModel,
-    samples: Sequence[Sample],
-    *,
-    max_new_tokens: int,
-    controls: Iterable[str],
-    training: Iterable[Sample],
-) -> dict:
-    """Returns the accuracy on the last answer of every sample.
+class ExactMatch(EvalTask):
+    """Compares the greedy answer to the last question of each sample with its last turn, both trimmed.
 
-    Args:
-        chat_model: the model.
-        samples: each ends with the correct answer; `meta["type"]` and `meta["scene"]`, if given, name
-            the question type and the cluster.
-        max_new_tokens: maximum number of tokens of an answer.
-        controls: `blank` and `swapped`, each the same questions with such images.
-        training: the samples for the majority baseline.
-
-    Returns:
-        accuracy, accuracy_<control>, by_type, majority; each accuracy {value, low, high, n}.
+    Figures: "accuracy", "accuracy/TYPE" for each `meta["type"]`, and the same as "accuracy_CONTROL". Intervals
+    are clustered by `meta["scene"]`. Chance is the accuracy of the majority baseline.
     """
-    spec = chat_model.prepared.dims.image
-    asked = {"": list(samples)}
-    for control in controls:
-        made = (
-            swapped(samples)
-            if control == "swapped"
-            else blank(samples, edit=Blank("mean", spec.mean, spec.std))
-        )
-        asked[f"_{control}"] = made
-    right = {name: _right(chat_model, made, max_new_tokens) for name, made in asked.items()}
-    clusters = [str(s.meta.get("scene", s.key)) for s in samples]
-    results: dict = {f"accuracy{n}": mean_with_interval(r, clusters) for n, r in right.items()}
-    results["by_type"] = {
-        kind: {
-            f"accuracy{name}": mean_with_interval([r[i] for i in members], [clusters[i] for i in members])
-            for name, r in right.items()
-        }
-        for kind, members in _by_type(samples).items()
-    }
-    results["majority"] = _majority(samples, training)
-    return results
+
+    def run(
+        self, chat_model: ChatModel, samples: Sequence[Sample], *,
+        controls: Iterable[str] = (), baseline: Majority | None = None,
+    ) -> dict[str, Figure]:  # fmt: skip
+        """Returns the accuracies."""
+        clusters = [str(s.meta.get("scene", s.key)) for s in samples]
+        guessed = None if baseline is None else _guessed(baseline, samples)
+        out = {}
+        for control, asked in with_controls(samples, controls, chat_model.prepared.dims.image).items():
+            right = self._right(chat_model, asked)
+            for detail, members in _by_type(samples).items():
+                chance = None
+                if guessed is not None and members:
+                    chance = sum(guessed[i] for i in members) / len(members)
+                out[f"accuracy{control}{detail}"] = mean_with_interval(
+                    [right[i] for i in members], [clusters[i] for i in members], chance=chance
+                )
+        return out
+
+    def figures(self, plan: StagePlan) -> dict[str, Better]:
+        """Returns the accuracy on the complete data."""
+        return {"accuracy": "higher"}
+
+    def table(self, figures: Mapping[str, Figure]) -> list[Line]:
+        """Returns the headings, then one line for each question type, and one for all."""
+        conditions = [name for name in figures if "/" not in name]
+        details = [name.removeprefix("accuracy") for name in figures if name.startswith("accuracy/")]
+        images = [name.removeprefix("accuracy_").replace("accuracy", "image") for name in conditions]
+        lines: list[Line] = [("questions", *images, "majority", "n")]
+        for detail in (*details, ""):
+            first, *others = (figures[condition + detail] for condition in conditions)
+            shown = [figure.in_percent() for figure in (first, *others)]
+            lines.append((detail.removeprefix("/") or "all", *shown, percent(first.chance), str(first.n)))
+        return lines
+
+    def _right(self, chat_model: ChatModel, samples: Sequence[Sample]) -> list[float]:
+        views = [View(sample=replace(s, turns=s.turns[:-1])) for s in samples]
+        groups = [list(g) for _, g in groupby(views, key=lambda view: view.sample.images)]
+        answers = chat_model.answer(groups, max_new_tokens=self.section.max_new_tokens)
+        return [float(a == _expected(s)) for a, s in zip(answers, samples, strict=True)]
 
 
-def _right(chat_model: ChatModel, samples: Sequence[Sample], max_new_tokens: int) -> list[float]:
-    views = [View(sample=replace(s, turns=s.turns[:-1])) for s in samples]
-    groups = [list(g) for _, g in groupby(views, key=lambda view: view.sample.images)]
-    answers = chat_model.answer(groups, max_new_tokens=max_new_tokens)
-    return [float(a == s.turns[-1].text.strip()) for a, s in zip(answers, samples, strict=True)]
+def baseline_of(training: Iterable[Sample]) -> Majority:
+    """Returns the majority baseline that knows the answers of these samples."""
+    return Majority(
+        (question.text, _type(sample), answer.text.strip())
+        for sample in training
+        for question, answer in zip(sample.turns[::2], sample.turns[1::2], strict=False)
+    )
+
+
+def _guessed(baseline: Majority, samples: Sequence[Sample]) -> list[bool]:
+    return [baseline.answer(s.turns[-2].text, _type(s)) == _expected(s) for s in samples]
+
+
+def _expected(sample: Sample) -> str:
+    return sample.turns[-1].text.strip()
+
+
+def _type(sample: Sample) -> str:
+    return str(sample.meta.get("type", ""))
 
 
 def _by_type(samples: Sequence[Sample]) -> dict[str, list[int]]:
+    """Returns the indices of all samples under "", and those of each type under "/TYPE"."""
     members = defaultdict(list)
     for i, sample in enumerate(samples):
         if "type" in sample.meta:
-            members[str(sample.meta["type"])].append(i)
-    return dict(sorted(members.items()))
-
-
-def _majority(samples: Sequence[Sample], training: Iterable[Sample]) -> float:
-    """Returns the accuracy of the most common training answer to the same question, else to any question."""
-    by_question: dict[str, Counter] = defaultdict(Counter)
-    overall: Counter = Counter()
-    for sample in training:
-        for question, answer in zip(sample.turns[::2], sample.turns[1::2], strict=False):
-            by_question[question.text][answer.text] += 1
-            overall[answer.text] += 1
-    right = 0
-    for sample in samples:
-        known = by_question.get(sample.turns[-2].text) or overall
-        right += bool(known) and known.most_common(1)[0][0] == sample.turns[-1].text
-    return right / max(1, len(samples))
+            members[f"/{_type(sample)}"].append(i)
+    return {"": list(range(len(samples))), **dict(sorted(members.items()))}

@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from lmmkit.api.sample import Sample
+from lmmkit.api.sample import Sample, View
+from lmmkit.evaluate.task import Better, EvalTask, Figure
 from lmmkit.inference.chat_model import ChatModel
+from lmmkit.majority import Majority
+from lmmkit.plan.stage_plan import StagePlan
 
 
-def restore(chat_model: ChatModel, samples: Sequence[Sample], *, max_new_tokens: int) -> dict:
-    """Returns {task: {value, chance, n}}: the mean score of every text task in the model's stage."""
-    results = {}
-    for task in chat_model.prepared.plans[chat_model.stage].tasks:
-        if not task.text_loss:
-            continue
-        views = [v for s in samples for v in chat_model.views.of(s, 0) if v.name == task.name]
-        prompts = [[replace(v, sample=_question(v.sample))] for v in views]
-        texts = chat_model.answer(prompts, max_new_tokens=max_new_tokens)
-        scored = [task.score(view, text) for view, text in zip(views, texts, strict=True)]
-        n = max(1, len(scored))
-        value, chance = (sum(column) / n for column in zip(*scored, strict=True)) if scored else (0.0, 0.0)
-        results[task.name] = {"value": value, "chance": chance, "n": len(scored)}
-    return results
+class Restore(EvalTask):
+    """Measures the text tasks in the model's stage. Figures: the mean score of each, by its name."""
+
+    def run(
+        self, chat_model: ChatModel, samples: Sequence[Sample], *,
+        controls: Iterable[str] = (), baseline: Majority | None = None,
+    ) -> dict[str, Figure]:  # fmt: skip
+        """Returns the mean scores. The task knows its chance level; there are no controls."""
+        figures = {}
+        for task in chat_model.prepared.plans[chat_model.stage].tasks:
+            if not task.text_loss:
+                continue
+            views = [v for s in samples for v in chat_model.views.of(s, 0) if v.name == task.name]
+            prompts = [[_without_answer(view)] for view in views]
+            texts = chat_model.answer(prompts, max_new_tokens=self.section.max_new_tokens)
+            scores = [task.score(view, text) for view, text in zip(views, texts, strict=True)]
+            n = len(scores)
+            value, chance = (sum(column) / n for column in zip(*scores, strict=True)) if n else (0.0, 0.0)
+            figures[task.name] = Figure(value=value, chance=chance, n=n)
+        return figures
+
+    def figures(self, plan: StagePlan) -> dict[str, Better]:
+        """Returns the text tasks of the stage."""
+        return {task.name: "higher" for task in plan.tasks if task.text_loss}
 
 
-def _question(sample: Sample) -> Sample:
-    return replace(sample, turns=sample.turns[:-1])
+def _without_answer(view: View) -> View:
+    return replace(view, sample=replace(view.sample, turns=view.sample.turns[:-1]))

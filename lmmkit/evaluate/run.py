@@ -4,33 +4,48 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from lmmkit.api.sample import Sample
 from lmmkit.data.packing import ReadsImages
 from lmmkit.data.sources.records import Records, too_many
-from lmmkit.errors import Problem, UserError, raise_all
-from lmmkit.evaluate.checks import choice_problems, task_problems
-from lmmkit.evaluate.exact_match import exact_match
-from lmmkit.evaluate.restore import restore
-from lmmkit.evaluate.terms import terms
-from lmmkit.inference.chat_model import ChatModel, find_model_folder, load
+from lmmkit.errors import Problem, UserError, did_you_mean, raise_all
+from lmmkit.errors.plan import NO_TASK, NO_TASKS
+from lmmkit.evaluate.exact_match import baseline_of
+from lmmkit.evaluate.kinds import task_problems, tasks_of
+from lmmkit.evaluate.task import EvalTask, Figure
+from lmmkit.inference.chat_model import ChatModel
+from lmmkit.inference.load import find_model_folder, load
 from lmmkit.plan.prepare import open_sources
-from lmmkit.recipe import Recipe, Task
+from lmmkit.recipe import Recipe
 from lmmkit.runs.files import read_json, write_json_atomic
 from lmmkit.runs.run_folder import RunFolder
 
 ROUND = 8  # records that a rank reads between two exchanges with the others
 
 
+@dataclass(frozen=True)
+class TaskResult:
+    """Holds the figures of one task, and the seconds it took."""
+
+    task: EvalTask
+    figures: dict[str, Figure]
+    seconds: float
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns the entry for `results.json`: each figure by its name, and the seconds."""
+        return {**{name: asdict(figure) for name, figure in self.figures.items()}, "seconds": self.seconds}
+
+
 def evaluate(
     run: RunFolder, recipe: Recipe, *, only: Sequence[str] = (), controls: Sequence[str] | None = None,
     stage: str | None = None, trust_files: bool = False, dtype: torch.dtype = torch.float32,
     notify: Callable[[str], None] = lambda text: None,
-) -> dict:  # fmt: skip
+) -> dict[str, TaskResult]:  # fmt: skip
     """Runs the recipe's tasks on the run's models and merges them into its `results.json`.
 
     Args:
@@ -44,54 +59,46 @@ def evaluate(
         notify: called with a line of text as the evaluation proceeds.
 
     Returns:
-        {task: {...}} for the tasks that were run.
+        the results of the tasks that were run, by name.
     """
-    tasks = _chosen(recipe, only)
-    assert recipe.evaluate is not None, "`_chosen` found tasks in it"
+    raise_all(_problems(recipe, only))
+    assert recipe.evaluate is not None, "`_problems` found tasks in it"
     controls = recipe.evaluate.controls if controls is None else controls
-    sources = open_sources(recipe, sorted({data_of(task) for task in tasks.values()} | _training(recipe)))
-    training = [sample for name in sorted(_training(recipe)) for sample in sources[name]]
+    tasks = tasks_of(recipe, only)
+    training = list(recipe.stages.values())[-1].data
+    sources = open_sources(recipe, sorted({*training, *(task.section.data for task in tasks.values())}))
+    baseline = baseline_of(sample for name in sorted(training) for sample in sources[name])
     chat_models: dict[Path, ChatModel] = {}
     results = {}
     for name, task in tasks.items():
-        folder = find_model_folder(run.path, stage or task.stage)
+        folder = find_model_folder(run.path, stage or task.section.stage)
         if folder not in chat_models:
             chat_models[folder] = load(
                 folder, dtype=dtype, trust_files=trust_files, plugins="all", root=recipe.root
             )
         began = time.perf_counter()
-        samples = readable(sources[data_of(task)], task.samples, chat_models[folder].packer.reader, notify)
-        notify(f"{name}: {len(samples)} samples of {task.data}")
-        results[name] = run_task(
-            name, task, chat_models[folder], samples, controls=controls, training=training
-        )
-        results[name]["seconds"] = time.perf_counter() - began
-    if stage is not None:
-        return results
-    before = read_json(run.results) if run.results.is_file() else {}
-    write_json_atomic(run.results, {**before, **results})
+        data, reader = sources[task.section.data], chat_models[folder].packer.reader
+        samples = readable(data, task.section.samples, reader, notify)
+        notify(f"{name}: {len(samples)} samples of {task.section.data}")
+        figures = task.run(chat_models[folder], samples, controls=controls, baseline=baseline)
+        results[name] = TaskResult(task, figures, time.perf_counter() - began)
+    if stage is None:
+        before = read_json(run.results) if run.results.is_file() else {}
+        new = {name: result.as_json() for name, result in results.items()}
+        write_json_atomic(run.results, {**before, **new})
     return results
 
 
-def run_task(
-    name: str, task: Task, chat_model: ChatModel, samples: Sequence[Sample], *,
-    controls: Sequence[str] = (), training: Sequence[Sample] = (),
-) -> dict:  # fmt: skip
-    """Returns the figures of one task. `training`: the samples for the majority baseline."""
-    match task.kind or name:
-        case "exact_match":
-            return exact_match(
-                chat_model, samples, max_new_tokens=task.max_new_tokens, controls=controls, training=training
-            )
-        case "terms":
-            return terms(chat_model, samples)
-        case _:
-            return restore(chat_model, samples, max_new_tokens=task.max_new_tokens)
-
-
-def _training(recipe: Recipe) -> set[str]:
-    """Returns the sources in the last stage, for the majority baseline."""
-    return set(list(recipe.stages.values())[-1].data)
+def _problems(recipe: Recipe, only: Sequence[str]) -> list[Problem]:
+    """Returns the problems of the recipe's tasks, and of the names in `only`."""
+    tasks = recipe.evaluate.tasks if recipe.evaluate is not None else {}
+    if not tasks:
+        return [NO_TASKS.at(recipe.where("evaluate"), got="no tasks")]
+    unknown = [name for name in only if name not in tasks]
+    return [
+        *(NO_TASK.at(f"--on {name}", got=f"`{name}`", nearest=did_you_mean(name, tasks)) for name in unknown),
+        *task_problems(recipe),
+    ]
 
 
 def readable(
@@ -122,18 +129,18 @@ def readable(
         if n != "all" and len(kept) >= int(n):
             break
         poll()
-        rows = range(start, min(start + ROUND * world, len(records)))
-        found = [[i, asdict(p[0])] for i in rows[rank::world] if (p := _unreadable(records, i, reader))]
-        bad |= {i: Problem(**problem) for told in gather(found) for i, problem in told}
-        kept += [i for i in rows if i not in bad]
+        numbers = range(start, min(start + ROUND * world, len(records)))
+        found = [[i, asdict(p[0])] for i in numbers[rank::world] if (p := _unreadable(records, i, reader))]
+        bad |= {i: Problem(**problem) for of_rank in gather(found) for i, problem in of_rank}
+        kept += [i for i in numbers if i not in bad]
     if n != "all" and len(kept) >= int(n):
         kept = kept[: int(n)]
         bad = {i: problem for i, problem in bad.items() if i < kept[-1]}
-    told = [bad[i] for i in sorted(bad)]
-    raise_all(too_many(records, told))
-    if told and not kept:
-        raise UserError(told)
-    for problem in told:
+    problems = [bad[i] for i in sorted(bad)]
+    raise_all(too_many(records, problems))
+    if problems and not kept:
+        raise UserError(problems)
+    for problem in problems:
         notify(f"passed over {problem.where}: {problem.got}")
     return [records[i] for i in kept]
 
@@ -147,15 +154,3 @@ def _unreadable(records: Records, i: int, reader: ReadsImages) -> list[Problem]:
         except UserError as error:
             found += [replace(p, where=f"{records.where(i)}, {p.where}") for p in error.problems]
     return found
-
-
-def data_of(task: Task) -> str:
-    """Returns the source that a task reads."""
-    assert task.data is not None, "`task_problems` found it"
-    return task.data
-
-
-def _chosen(recipe: Recipe, only: Sequence[str]) -> dict[str, Task]:
-    raise_all([*choice_problems(recipe, only), *task_problems(recipe, only)])
-    assert recipe.evaluate is not None, "`choice_problems` found tasks in it"
-    return {name: task for name, task in recipe.evaluate.tasks.items() if not only or name in only}

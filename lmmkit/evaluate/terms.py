@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -10,16 +10,30 @@ import torch
 from lmmkit.api.sample import Sample
 from lmmkit.data.packing import SizedSample
 from lmmkit.data.pipeline import cut
+from lmmkit.evaluate.task import Better, EvalTask, Figure
 from lmmkit.inference.chat_model import ChatModel
+from lmmkit.majority import Majority
+from lmmkit.objective import sum_by_name
+from lmmkit.plan.stage_plan import StagePlan
 
 Sums = list[dict[str, float]]
 """Four mappings: sum and items by term, and total and chance total by "term/metric"."""
 
 
-def terms(chat_model: ChatModel, samples: Iterable[Sample]) -> dict:
-    """Returns {term: {value, chance, n, metrics: {name: {value, chance, n}}}}, averaged over all items."""
-    parts = cut(laid_out(chat_model, samples), chat_model.prepared.recipe.speed.tokens)
-    return averaged(chat_model, summed(chat_model, parts))
+class Terms(EvalTask):
+    """Measures the terms of the model's stage. Figures: "TERM" and "TERM/METRIC", averages over all items."""
+
+    def run(
+        self, chat_model: ChatModel, samples: Sequence[Sample], *,
+        controls: Iterable[str] = (), baseline: Majority | None = None,
+    ) -> dict[str, Figure]:  # fmt: skip
+        """Returns the averages. The terms know their chance level; there are no controls."""
+        parts = cut(laid_out(chat_model, samples), chat_model.prepared.recipe.speed.tokens)
+        return averages(chat_model, term_sums(chat_model, parts))
+
+    def figures(self, plan: StagePlan) -> dict[str, Better]:
+        """Returns the terms. A metric of a term does not state which values are better."""
+        return dict.fromkeys(plan.weights, "lower")
 
 
 def laid_out(chat_model: ChatModel, samples: Iterable[Sample]) -> Iterator[SizedSample]:
@@ -29,35 +43,31 @@ def laid_out(chat_model: ChatModel, samples: Iterable[Sample]) -> Iterator[Sized
 
 
 @torch.no_grad()
-def summed(chat_model: ChatModel, parts: Iterable[Sequence[SizedSample]]) -> Sums:
+def term_sums(chat_model: ChatModel, parts: Iterable[Sequence[SizedSample]]) -> Sums:
     """Returns the sums over micro-batches; some of these may be empty."""
     objective = chat_model.objective
-    counts: Counter[str] = Counter()
-    sums, totals, chances = (defaultdict[str, float](float) for _ in range(3))
+    sums: Sums = [{}, {}, {}, {}]
     for part in parts:
         chat_model.poll()
         batch, _ = chat_model.packer.pack(part)
         outcome = objective(batch.to(chat_model.device))
-        counts.update(batch.count)
-        for name, value in outcome.sums.items():
-            sums[name] += float(value)
-        for term in (term for term in objective.terms if batch.count[term.name]):
-            for name, reading in term.metrics(outcome.ctxs[term.name]).items():
-                totals[f"{term.name}/{name}"] += float(reading.total)
-                chances[f"{term.name}/{name}"] += float(reading.chance)
-    return [dict(each) for each in (sums, counts, totals, chances)]
+        values, totals, chances = (
+            {name: float(value) for name, value in each.items()}
+            for each in (outcome.sums, *objective.metric_sums(outcome, batch))
+        )
+        found = (values, batch.count, totals, chances)
+        sums = [sum_by_name(pair) for pair in zip(sums, found, strict=True)]
+    return sums
 
 
-def averaged(chat_model: ChatModel, found: Sums) -> dict:
-    """Returns the result of `terms` from sums."""
-    sums, counts, totals, chances = found
+def averages(chat_model: ChatModel, sums: Sums) -> dict[str, Figure]:
+    """Returns the figures of all terms that have items."""
+    values, counts, totals, chances = sums
     chance = chat_model.prepared.plans[chat_model.stage].chances(chat_model.prepared.dims)
-    out = {
-        name: {"value": sums[name] / n, "chance": chance.get(name), "n": n, "metrics": {}}
-        for name in sums if (n := counts[name])
-    }  # fmt: skip
-    for key, total in totals.items():
-        name, _, reading = key.partition("/")
-        n = counts[name]
-        out[name]["metrics"][reading] = {"value": total / n, "chance": chances[key] / n, "n": n}
+    out = {}
+    for term in (term for term in values if counts.get(term)):
+        n = int(counts[term])
+        out[term] = Figure(value=values[term] / n, chance=chance.get(term), n=n)
+        for metric in (key for key in totals if key.startswith(f"{term}/")):
+            out[metric] = Figure(value=totals[metric] / n, chance=chances[metric] / n, n=n)
     return out

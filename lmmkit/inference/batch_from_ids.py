@@ -36,16 +36,15 @@ def batch_of_ids(
             placeholders that is not `image_rows` per image.
     """
     if input_ids.ndim != 2 or input_ids.dtype != torch.int64:
-        raise ValueError(f"got input_ids {list(input_ids.shape)} {input_ids.dtype}; want [B, T] int64")
+        raise ValueError(f"input_ids: expected [B, T] int64, got {list(input_ids.shape)} {input_ids.dtype}")
     mask = np.ones(input_ids.shape, bool) if attention_mask is None else attention_mask.cpu().numpy() != 0
     if mask.shape != tuple(input_ids.shape):
-        raise ValueError(
-            f"got attention_mask {list(mask.shape)}; want that of input_ids {list(input_ids.shape)}"
-        )
+        expected = f"the shape of input_ids, {list(input_ids.shape)}"
+        raise ValueError(f"attention_mask: expected {expected}, got {list(mask.shape)}")
     if not mask.any(1).all():
-        raise ValueError("got a sequence that is all padding; want at least one token in each")
+        raise ValueError("attention_mask: expected a token in each sequence, got one of padding only")
     ids = input_ids.cpu().numpy()
-    sequences = [row[seen] for row, seen in zip(ids, mask, strict=True)]
+    sequences = [line[kept] for line, kept in zip(ids, mask, strict=True)]
     forest, paths = unshared([len(sequence) for sequence in sequences])
     id_T = np.full(len(forest), -1, np.int64)
     for sequence, path in zip(sequences, paths, strict=True):
@@ -54,11 +53,13 @@ def batch_of_ids(
     images = 0 if pixel_values is None else len(pixel_values)
     if len(row_N) != images * image_rows:
         got = f"{len(row_N)} image placeholders (id {image_token}) and {images} images"
-        raise ValueError(f"got {got}; want {image_rows} placeholders an image")
+        raise ValueError(f"input_ids: expected {image_rows} placeholders an image, got {got}")
     id_T[row_N] = -1
     outside = (id_T >= vocab) | ((id_T < 0) & ~np.isin(np.arange(len(id_T)), row_N))
     if outside.any():
-        raise ValueError(f"got the token id {id_T[outside][0]}; want 0 to {vocab - 1}")
+        raise ValueError(
+            f"input_ids: expected ids from 0 to {vocab - 1}, got the token id {id_T[outside][0]}"
+        )
     scatters = (
         (EmbedScatter("vision", torch.from_numpy(row_N), torch.arange(len(row_N))),) if len(row_N) else ()
     )

@@ -1,16 +1,14 @@
-"""Text generation from samples with a trained objective, in memory or loaded from a folder."""
+"""Text generation from samples with a trained objective."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from lmmkit import build
 from lmmkit.api.layout import row_count
 from lmmkit.api.sample import Image, Sample, Turn, View
 from lmmkit.data.chat_templates import response_end
@@ -18,15 +16,10 @@ from lmmkit.data.packing import LaidOut, Packer, SizedSample
 from lmmkit.data.pipeline import Views, cut
 from lmmkit.errors import UserError
 from lmmkit.errors.commands import LEARNED_TOKENS, TOO_LONG
-from lmmkit.errors.weights import NO_FINISHED_STAGE
 from lmmkit.inference.generate import Chooser, generate, greedy
 from lmmkit.inference.token_model import TokenModel
 from lmmkit.objective import Objective
-from lmmkit.plan import from_model
-from lmmkit.plan.prepare import Prepared, prepare, prepare_bare
-from lmmkit.recipe import read_recipe
-from lmmkit.runs.run_folder import RunFolder
-from lmmkit.weights import model_folder
+from lmmkit.plan.prepare import Prepared
 
 PROMPT_ROWS = 8192  # in one generation batch
 
@@ -88,10 +81,10 @@ class ChatModel:
         self, input_ids: Tensor, pixel_values: Tensor | None = None, *, max_new_tokens: int,
         attention_mask: Tensor | None = None, eos_token_id: int | Sequence[int] | None = None,
     ) -> Tensor:  # fmt: skip
-        """Returns the greedy tokens after each prompt, [B, new] int64. `new` is `max_new_tokens`, or less if
-        all sequences have ended; ended sequences are padded. `eos_token_id` defaults to the model's.
+        """Returns the greedy tokens after each prompt, [B, N] int64.
 
-        The other arguments and the errors are those of `logits`.
+        N is `max_new_tokens`, or fewer if all sequences have ended. Ended sequences are padded.
+        `eos_token_id` defaults to the model's. The other arguments and the errors are those of `logits`.
         """
         self._require_plain()
         return self.tokens.generate(
@@ -115,6 +108,8 @@ class ChatModel:
         one template; its end-of-response token ends a text. `on_text`, for a single view only, is called
         with the text so far.
         """
+        if not groups:
+            return []
         templates = {view.sample.template for group in groups for view in group}
         assert len(templates) == 1, f"views of several templates: {templates}"
         end = response_end(templates.pop(), self.views.tokenizer)
@@ -122,12 +117,13 @@ class ChatModel:
             self.packer.tree([LaidOut(v, self._fitting(v, max_new_tokens)) for v in group])
             for group in groups
         ]
-        out: list[str] = []
-        for part in cut(trees, PROMPT_ROWS):
-            out += self._part(part, max_new_tokens, end, choose, on_text)
-        return out
+        return [
+            text
+            for part in cut(trees, PROMPT_ROWS)
+            for text in self._generate_texts(part, max_new_tokens, end, choose, on_text)
+        ]
 
-    def _part(
+    def _generate_texts(
         self, trees: Sequence[SizedSample], max_new_tokens: int, end: int, choose: Chooser, on_text
     ) -> list[str]:
         batch, paths = self.packer.pack(trees)
@@ -135,7 +131,7 @@ class ChatModel:
         tokens, tokenizer = self.objective.tokens(batch), self.views.tokenizer
         so_far: list[int] = []
 
-        def tell(id_Q: torch.Tensor) -> None:
+        def stream(id_Q: torch.Tensor) -> None:
             so_far.append(int(id_Q[0]))
             if so_far[-1] != end:
                 on_text(tokenizer.decode(so_far))
@@ -146,9 +142,9 @@ class ChatModel:
 
         ids = generate(
             self.objective.lmm, batch, [int(path[-1]) for path in paths], tokens=tokens, max_new_tokens=max_new_tokens,
-            eos=end, choose=chosen, **({"on_token": tell} if on_text else {}),
+            eos=end, choose=chosen, **({"on_token": stream} if on_text else {}),
         )  # fmt: skip
-        return [tokenizer.decode(row).strip() for row in ids]
+        return [tokenizer.decode(answer).strip() for answer in ids]
 
     def reply(
         self, turns: Sequence[Turn], image: str | Sequence[str] | None = None, *, max_new_tokens: int = 128,
@@ -194,68 +190,3 @@ def _tokens(
         lmm=objective.lmm, image_token=image_token if prepared.dims.image.tokens else None,
         image_rows=prepared.dims.image.tokens, eos=eos, pad=pad if pad is not None else next(iter(eos), 0),
     )  # fmt: skip
-
-
-def load(
-    path: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device | None = None,
-    trust_files: bool = False, plugins: Literal["inference", "all"] = "inference", root: str | Path | None = None,
-    template: str | None = None,
-) -> ChatModel:  # fmt: skip
-    """Loads a chat model from a run, a model folder written by lmmkit, or a public model folder.
-
-    Args:
-        path: RUN (its last finished stage), RUN/model/<stage>, or a llava-hf or decoder folder.
-        dtype: dtype of weights and computation.
-        device: by default CUDA if available.
-        trust_files: whether to run plugins from local files, if one is needed.
-        plugins: `inference` loads only those whose tokens are in every view, which inference needs;
-            `all` also loads the plugins of the terms, to measure them.
-        root: the folder that paths of local plugin files are relative to; by default that of the run.
-        template: the chat template of a public model, if not the one in its folder.
-
-    Raises:
-        UserError: no such model, or one that is damaged or in an unknown format.
-    """
-    device = torch.device(device) if device else build.device_here()
-    folder = Path(path)
-    if not model_folder.is_ours(folder) and (folder / "config.json").is_file():
-        recipe, source = from_model.recipe_of(folder, template)
-        prepared = prepare_bare(recipe, allow_missing_tokenizer=True)
-        objective = build.build_objective(
-            prepared.recipe, {}, prepared.dims, device, pretrained=prepared.pretrained, dtype=dtype
-        )
-        ends = {"eos": source.eos, "pad": source.pad, "image_token": source.image_token}
-        return ChatModel.of(prepared, objective, next(iter(recipe.stages)), device, **ends)
-    folder = find_model_folder(folder)
-    config = model_folder.config_of(folder)
-    recipe = from_model.recipe_of_ours(folder, config, root)
-    if plugins == "all":
-        prepared = prepare(recipe, trust_files=trust_files, data=[])
-    else:
-        inference_plugins = config.get("inference_plugins", ())
-        prepared = prepare_bare(
-            recipe, inference_plugins=inference_plugins, trust_files=trust_files, allow_missing_tokenizer=True
-        )
-    parts, dims = prepared.instances.components, prepared.dims
-    model_folder.check(build.shell(prepared.recipe, parts, dims, device), folder)
-    objective = build.build_objective(prepared.recipe, parts, dims, device, dtype=dtype, drawn=False)
-    model_folder.fill(objective, folder)
-    ends = {
-        "eos": tuple(config.get("eos") or ()),
-        "pad": config.get("pad"),
-        "image_token": config.get("image_token"),
-    }
-    return ChatModel.of(prepared, objective, config["stage"], device, **ends)
-
-
-def find_model_folder(path: Path, stage: str | None = None) -> Path:
-    """Returns RUN/model/<`stage`, or the last finished stage> for a RUN; returns a model folder unchanged."""
-    if (path / "config.json").is_file():
-        return path
-    run = RunFolder.open(path)
-    names = list(read_recipe(run.resolved).stages) if stage is None else [stage]
-    done = [name for name in names if (run.model(name) / "config.json").is_file()]
-    if not done:
-        got = f"no finished stage among {', '.join(names)}"
-        raise UserError(NO_FINISHED_STAGE.at(str(run.path / "model"), got=got))
-    return run.model(done[-1])

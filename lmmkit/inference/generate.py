@@ -68,10 +68,10 @@ def generate(
         on_token: called with the tokens of each step, for streaming.
     """
     if max_new_tokens < 1:
-        raise ValueError(f"got new = {max_new_tokens}; want at least one token to write")
+        raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
     ends = (eos,) if isinstance(eos, int) else tuple(eos)
     device, leaf_Q = batch.id_T.device, torch.as_tensor(leaves)
-    key_QM, seen_QM = _paths(batch.forest, leaves)
+    key_QM, visible_QM = _paths(batch.forest, leaves)
     caches = [LayerCache(key_QM.to(device), max_new_tokens) for _ in lmm.decoder.blocks]
     read_T = torch.zeros(len(batch), dtype=torch.bool).index_fill(0, leaf_Q, True)
     attention_fns = lmm.attention_fns(batch.attention, replace(batch.attention, read_T=read_T), device)
@@ -81,38 +81,38 @@ def generate(
     x_TD = lmm.rows(batch, lmm.encode(batch.pixels_ICXY), tokens)
     id_Q = choose(lmm.logits(lmm.decode(x_TD, batch.forest.pos_T, recording).at(leaf_Q.to(device))))
 
-    padded, M = not bool(seen_QM.all()), key_QM.shape[1]
-    seen_Q11M = F.pad(seen_QM, (0, max_new_tokens), value=True)[:, None, None].to(device)
+    padded, M = not bool(visible_QM.all()), key_QM.shape[1]
+    visible_Q11M = F.pad(visible_QM, (0, max_new_tokens), value=True)[:, None, None].to(device)
     pos_Q = batch.forest.pos_T[leaf_Q].to(device)
     end_E = torch.tensor(ends, dtype=torch.int64, device=device)
-    written = [id_Q]
+    generated = [id_Q]
     done_Q = torch.isin(id_Q, end_E)
     for step in range(max_new_tokens - 1):
         on_token(id_Q)
         if bool(done_Q.all()):
             break
-        seen = seen_Q11M[..., : M + step + 1] if padded else None
-        attention_fns = [cache.decoding(M + step, seen) for cache in caches]
+        mask_Q11M = visible_Q11M[..., : M + step + 1] if padded else None
+        attention_fns = [cache.decoding(M + step, mask_Q11M) for cache in caches]
         hidden_QD = lmm.decode(lmm.decoder.embed(id_Q), pos_Q + step + 1, attention_fns).hidden_WD
         id_Q = choose(lmm.logits(hidden_QD))
-        written.append(id_Q)
+        generated.append(id_Q)
         done_Q |= torch.isin(id_Q, end_E)
     else:
         on_token(id_Q)
-    return [_until(row, ends) for row in torch.stack(written, 1).tolist()]
+    return [_until(ids, ends) for ids in torch.stack(generated, 1).tolist()]
 
 
 def _paths(forest: Forest, leaves: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Returns (key_QM, seen_QM): the rows of each leaf's path, padded on the left, and their mask."""
+    """Returns (key_QM, visible_QM): the rows of each leaf's path, padded on the left, and their mask."""
     enter, leave = forest.enter_T.numpy(), forest.leave_T.numpy()
     paths = [np.flatnonzero((enter <= enter[leaf]) & (enter[leaf] < leave)) for leaf in leaves]
     longest = max(map(len, paths))
     key_QM = np.zeros((len(leaves), longest), np.int64)
-    seen_QM = np.zeros(key_QM.shape, bool)
+    visible_QM = np.zeros(key_QM.shape, bool)
     for i, path in enumerate(paths):
         key_QM[i, longest - len(path) :] = path
-        seen_QM[i, longest - len(path) :] = True
-    return torch.from_numpy(key_QM), torch.from_numpy(seen_QM)
+        visible_QM[i, longest - len(path) :] = True
+    return torch.from_numpy(key_QM), torch.from_numpy(visible_QM)
 
 
 def _until(ids: list[int], ends: Collection[int]) -> list[int]:

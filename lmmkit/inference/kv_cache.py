@@ -37,10 +37,10 @@ class LayerCache:
         x_QGMK[:, :, :M] = x_TGK[self.key_QM].transpose(1, 2)
         return x_QGMK
 
-    def decoding(self, at: int, seen_Q11M: Tensor | None) -> AttentionFn:
+    def decoding(self, at: int, mask_Q11M: Tensor | None) -> AttentionFn:
         """Returns the attention of one new row per sequence, stored at index `at`, onto all rows up to it.
 
-        `seen_Q11M` masks the padding; None if there is none.
+        `mask_Q11M` masks the padding; None if there is none.
         """
 
         def attention_fn(qkv_QC: Tensor, heads: Heads, rotary: Rotary) -> tuple[Tensor, Tensor]:
@@ -50,7 +50,7 @@ class LayerCache:
             k_QGMK, v_QGMK = self.k_QGMK[:, :, : at + 1], self.v_QGMK[:, :, : at + 1]
             # the query heads of one key head become rows of one call, so keys are not repeated
             q_QGRK = q_QHK.unflatten(1, (heads.kv, -1))
-            out_QGRK = F.scaled_dot_product_attention(q_QGRK, k_QGMK, v_QGMK, seen_Q11M)
+            out_QGRK = F.scaled_dot_product_attention(q_QGRK, k_QGMK, v_QGMK, mask_Q11M)
             return out_QGRK.flatten(1), q_QHK.new_empty(0)
 
         return AttentionFn(ALL, attention_fn)

@@ -44,7 +44,7 @@ class TokenModel:
         self, input_ids: Tensor, pixel_values: Tensor | None = None, *, max_new_tokens: int,
         attention_mask: Tensor | None = None, eos_token_id: int | Collection[int] | None = None,
     ) -> Tensor:  # fmt: skip
-        """Returns the greedy tokens after each prompt up to the end token, then padding: [B, new] int64."""
+        """Returns the greedy tokens after each prompt up to the end token, then padding: [B, N] int64."""
         batch, paths = self._batch(input_ids, pixel_values, attention_mask)
         eos = self.eos if eos_token_id is None else eos_token_id
         ends = (eos,) if isinstance(eos, int) else tuple(eos)

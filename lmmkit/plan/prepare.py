@@ -122,7 +122,7 @@ def read_in_training(recipe: Recipe) -> set[str]:
     names = {name for stage in recipe.stages.values() for name in stage.data}
     for asked in (stage.validate for stage in recipe.stages.values() if stage.validate is not None):
         tasks = recipe.evaluate.tasks if recipe.evaluate is not None else {}
-        names |= {asked.data} | {data for name in asked.tasks if (data := tasks[name].data) is not None}
+        names |= {asked.data} | {tasks[name].data for name in asked.tasks}
     return names
 
 

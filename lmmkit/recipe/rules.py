@@ -202,22 +202,14 @@ def check_validate(validate: Validate, key: str, names: Names) -> Iterator[Probl
             yield UNKNOWN_NAME.at(
                 f"{key}.best",
                 got=f"`{validate.best}`",
-                expected="loss, a term, or TASK/METRIC with a task of this section",
+                expected="loss, a term, or TASK/FIGURE with a task of this section",
                 nearest=did_you_mean(task, (*losses, *validate.tasks)),
             )
 
 
 def check_task(task: Task, key: str, names: Names) -> Iterator[Problem]:
-    """Checks that a task has either `data` or `files`, and that the source in `data` exists."""
-    if (task.data is None) == (task.files is None):
-        yield CONFLICT.at(
-            key,
-            got="neither data nor files" if task.data is None else "both data and files",
-            expected="exactly one of data and files",
-            fix="Name a source of data, or a folder of task files.",
-        )
-    if task.data is not None:
-        yield from _known(f"{key}.data", task.data, names.data, "data")
+    """Checks that the source of a task exists."""
+    yield from _known(f"{key}.data", task.data, names.data, "data")
 
 
 # the keys to which each rule applies; `*` matches any name

@@ -23,13 +23,12 @@ from lmmkit.recipe.stage import Source, Stage
 
 @section
 class Task:
-    """Describes one task: a folder of task `files`, or a source in `data`. `kind` not given = the task's
-    name. `stage`: the stage whose model answers; not given = the last.
+    """Describes one task on the source `data`. `kind` not given = the task's name. `stage`: the stage whose
+    model answers; not given = the last.
     """
 
     kind: k.Text | None = None
-    data: k.Text | None = None
-    files: k.Text | None = None
+    data: k.Text
     stage: k.Text | None = None
     samples: k.CountOrAll = "all"
     max_new_tokens: k.Count = 128

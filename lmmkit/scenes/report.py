@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from lmmkit.majority import Majority
 from lmmkit.scenes.questions import TYPES, Question
 
 
@@ -46,22 +47,13 @@ def yes_no_share(questions: Iterable[Question]) -> float:
     return answers[True] / answers.total()
 
 
-def majority(train: Iterable[Question], heldout: Iterable[Question]) -> dict[str, float]:
-    """Returns the accuracy of the most common training answer, by type and under "all".
-
-    A question that training never asked gets the most common answer of its type. At a tie the first
-    answer in alphabetical order is taken.
-    """
-    by_text: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    by_type: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for question in train:
-        by_text[question.text][question.answer] += 1
-        by_type[question.type][question.answer] += 1
+def majority_accuracy(train: Iterable[Question], heldout: Iterable[Question]) -> dict[str, float]:
+    """Returns the accuracy of the majority baseline, by type and under "all"."""
+    baseline = Majority((question.text, question.type, question.answer) for question in train)
     right: Counter[str] = Counter()
     asked: Counter[str] = Counter()
     for question in heldout:
-        answers = by_text.get(question.text) or by_type[question.type]
-        guess = min(answers, key=lambda answer: (-answers[answer], answer))
+        guess = baseline.answer(question.text, question.type)
         for name in (question.type, "all"):
             asked[name] += 1
             right[name] += guess == question.answer

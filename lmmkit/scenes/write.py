@@ -14,7 +14,7 @@ from lmmkit.errors.commands import NOT_WRITABLE, SCENES_NOT_EMPTY, TOO_FEW
 from lmmkit.scenes.captions import INSTRUCTIONS, caption
 from lmmkit.scenes.draw import draw
 from lmmkit.scenes.questions import Asker, Question
-from lmmkit.scenes.report import SceneReport, majority, readme, type_shares, yes_no_share
+from lmmkit.scenes.report import SceneReport, majority_accuracy, readme, type_shares, yes_no_share
 from lmmkit.scenes.scene import SPLITS, Scene, make_scene
 from lmmkit.scenes.tokenizer import VOCABULARY, train_tokenizer
 
@@ -184,7 +184,7 @@ def _texts(told: Sequence[Told]) -> list[str]:
 
 def _report(directory: Path, seed: int, told: dict[str, list[Told]]) -> SceneReport:
     questions = {split: [q for item in told[split] for q in item.questions] for split in SPLITS}
-    accuracy = majority(questions["train"], questions["heldout"])
+    accuracy = majority_accuracy(questions["train"], questions["heldout"])
     names = (*FILES, "tokenizer.model", "README.md")
     return SceneReport(
         directory=directory,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from lmmkit.api.batch import Batch, Step
-from lmmkit.objective import Objective, Outcome, add_counts, total
+from lmmkit.objective import Objective, sum_by_name, total
 from lmmkit.recipe import Optim
 from lmmkit.training.distributed.fsdp import gather_full, set_grad_sync
 from lmmkit.training.distributed.process_group import ALONE, Ranks
@@ -53,18 +53,11 @@ class Facts:
 
 def agree(ranks: Ranks, step: Step) -> Facts:
     """Exchanges the counts of a step between ranks, once, as host integers; reads nothing from a device."""
-    told = ranks.gather([add_counts(step), len(step), sum(map(len, step)), dict(step[0].dropped)])
+    told = ranks.gather(
+        [sum_by_name(batch.count for batch in step), len(step), sum(map(len, step)), dict(step[0].dropped)]
+    )
     counts, micro_batches, tokens, dropped = zip(*told, strict=True)
     return Facts(sum_by_name(counts), max(micro_batches), sum(tokens), sum_by_name(dropped))
-
-
-def sum_by_name(mappings: Iterable[Mapping[str, float]]) -> dict:
-    """Returns the sum of the mappings, name by name."""
-    out: dict[str, float] = {}
-    for mapping in mappings:
-        for name, n in mapping.items():
-            out[name] = out.get(name, 0) + n
-    return out
 
 
 def rate(optim: Optim, steps: int, done: int) -> float:
@@ -111,14 +104,15 @@ def run_step(
     if empty is not None:
         step = (*step, *[empty] * (facts.micro_batches - len(step)))
     sums: dict[str, Tensor] = {}
-    totals: dict[str, list] = {}
+    measured: list[dict] = [{}, {}]  # totals and chance totals of the metrics
     loss = torch.zeros((), device=device)
     optimizer.zero_grad(set_to_none=True)
     for number, batch in enumerate(step, 1):
         set_grad_sync(objective, now=each or number == len(step), last=number == len(step))
         outcome = objective(batch.to(device))
         if metrics:
-            _read(objective, outcome, batch, totals)
+            found = objective.metric_sums(outcome, batch)
+            measured = [sum_by_name(pair) for pair in zip(measured, found, strict=True)]
         part = total(outcome.sums, weights, counts)
         part.backward()  # frees the gathered weights: the rank keeps only its shard
         loss += part.detach()
@@ -126,19 +120,18 @@ def run_step(
             sums[name] = sums.get(name, 0) + value.detach()
     norm = _norm(objective, clip)
     # all ranks need the sums on the host before the update, because it depends on them
-    report = _report(ranks, facts, loss, sums, totals, norm)
+    report = _report(ranks, facts, loss, sums, measured, norm)
     if report.finite:
         optimizer.step()
     return report
 
 
 def _report(
-    ranks: Ranks, facts: Facts, loss: Tensor, sums: Mapping[str, Tensor], totals: Mapping[str, list], norm: Tensor
+    ranks: Ranks, facts: Facts, loss: Tensor, sums: Mapping[str, Tensor], measured: list[dict], norm: Tensor
 ) -> StepReport:  # fmt: skip
     """Returns the report with sums over all ranks; `norm` already covers all ranks."""
-    own = [{name: float(value) for name, value in part.items()} for part in (
-        {"": loss}, sums, {name: t for name, (t, _) in totals.items()}, {name: c for name, (_, c) in totals.items()},
-    )]  # fmt: skip
+    parts = ({"": loss}, sums, *measured)
+    own = [{name: float(value) for name, value in part.items()} for part in parts]
     losses, terms, metrics, chance = map(sum_by_name, zip(*ranks.gather(own), strict=True))
     counts = facts.counts
     return StepReport(
@@ -150,15 +143,6 @@ def _report(
         chance={name: value / counts[name.split("/")[0]] for name, value in chance.items()},
         dropped=facts.dropped,
     )
-
-
-@torch.no_grad()
-def _read(objective: Objective, outcome: Outcome, batch: Batch, totals: dict[str, list]) -> None:
-    for term in (term for term in objective.terms if batch.count[term.name]):
-        for name, reading in term.metrics(outcome.ctxs[term.name]).items():
-            both = totals.setdefault(f"{term.name}/{name}", [0.0, 0.0])
-            both[0] += reading.total.detach()
-            both[1] += reading.chance
 
 
 def _norm(objective: Objective, clip: float | None) -> Tensor:

@@ -18,20 +18,20 @@ from lmmkit.data.packing import SizedSample
 from lmmkit.data.pipeline import cut
 from lmmkit.errors import Problem, did_you_mean
 from lmmkit.errors.training import BEST, OTHER_STAGE, STAGE_NAME
-from lmmkit.evaluate.checks import task_problems
-from lmmkit.evaluate.run import data_of, readable, run_task
-from lmmkit.evaluate.terms import averaged, laid_out, summed
+from lmmkit.evaluate.kinds import task_problems, tasks_of
+from lmmkit.evaluate.run import readable
+from lmmkit.evaluate.task import EvalTask
+from lmmkit.evaluate.terms import averages, laid_out, term_sums
 from lmmkit.inference.chat_model import ChatModel
-from lmmkit.objective import Objective
+from lmmkit.objective import Objective, sum_by_name
 from lmmkit.plan.prepare import Prepared
-from lmmkit.recipe import Task, Validate
+from lmmkit.recipe import Validate
 from lmmkit.runs.run_folder import RunFolder
 from lmmkit.training.checkpoint.rng import eval_no_grad
 from lmmkit.training.distributed.fsdp import sees_everywhere, unsharded
 from lmmkit.training.distributed.process_group import Ranks
 from lmmkit.training.save_models import gathered, save_model
 from lmmkit.training.signals import Interrupted, Stop
-from lmmkit.training.step import sum_by_name
 from lmmkit.training.triggers import Position
 
 
@@ -53,7 +53,7 @@ class Validator:
     best: float | None = None
     parts: Sequence[Sequence[SizedSample]] = ()
     samples: int = 0
-    tasks: Mapping[str, tuple[Task, Sequence[Sample]]] = field(default_factory=dict)
+    tasks: Mapping[str, tuple[EvalTask, Sequence[Sample]]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -98,7 +98,7 @@ class Validator:
         self.parts = [*parts, *([] for _ in range(ranks.all_reduce_max(len(parts)) - len(parts)))]
         self.samples = len(samples)
         tasks = _tasks(prepared, self.asked)
-        self.tasks = {name: (task, rows(data_of(task), task.samples)) for name, task in tasks.items()}
+        self.tasks = {n: (task, rows(task.section.data, task.section.samples)) for n, task in tasks.items()}
 
     @property
     def every(self) -> int:
@@ -131,32 +131,24 @@ class Validator:
         return {"step": at.step, "stage": at.stage, **figures, "val/seconds": seconds}
 
     def _losses(self, at: Position) -> dict[str, float]:
-        shares = self.ranks.gather(summed(self.chat_model, self.parts))
-        found = averaged(self.chat_model, [sum_by_name(each) for each in zip(*shares, strict=True)])
+        shares = self.ranks.gather(term_sums(self.chat_model, self.parts))
+        found = averages(self.chat_model, [sum_by_name(each) for each in zip(*shares, strict=True)])
         plan, steps = self.prepared.plans[at.stage], self.prepared.steps(at.stage)
         weights = {name: weight.at(at.stage_step / steps) for name, weight in plan.weights.items()}
-        loss = sum(weights[name] * term["value"] for name, term in found.items())
-        out: dict[str, float] = {"val/loss": float(loss)}
-        for name, term in found.items():
-            out[f"val/terms/{name}"] = term["value"]
-            out |= {f"val/terms/{name}/{key}": r["value"] for key, r in term["metrics"].items()}
-        return out
+        loss = sum(weights[name] * figure.value for name, figure in found.items() if name in weights)
+        return {"val/loss": float(loss)} | {f"val/terms/{name}": f.value for name, f in found.items()}
 
     def _figures(self) -> dict[str, float]:
-        out: dict[str, float] = {}
-        for name, (task, samples) in self.tasks.items():
-            result = run_task(name, task, self.chat_model, samples)
-            if "accuracy" in result:
-                result = {"accuracy": result["accuracy"]}
-            for figure, said in result.items():
-                out[f"val/tasks/{name}/{figure}"] = said["value"]
-                metrics = said.get("metrics", {})
-                out |= {f"val/tasks/{name}/{figure}/{key}": r["value"] for key, r in metrics.items()}
-        return out
+        return {
+            f"val/tasks/{name}/{key}": figure.value
+            for name, (task, samples) in self.tasks.items()
+            for key, figure in task.run(self.chat_model, samples).items()
+        }
 
     def _keep(self, at: Position, run: RunFolder, figures: Mapping[str, float]) -> None:
         assert self.asked is not None and self.asked.best is not None
-        key, sign = _figure(self.asked.best, {name: task for name, (task, _) in self.tasks.items()})
+        tasks = {name: task for name, (task, _) in self.tasks.items()}
+        key, sign = _known(self.prepared, at.stage, tasks)[self.asked.best]
         value = figures.get(key)
         if value is None or (self.best is not None and sign * value <= sign * self.best):
             return
@@ -179,16 +171,16 @@ def asked(stop: Stop, ranks: Ranks) -> int:
 
 def validate_problems(prepared: Prepared) -> list[Problem]:
     """Returns what is wrong in the recipe's `validate` sections."""
-    recipe, found = prepared.recipe, []
+    recipe = prepared.recipe
+    found = task_problems(recipe)
     for stage, section in recipe.stages.items():
         if (asked := section.validate) is None:
             continue
         at = f"stages.{stage}.validate"
         tasks = _tasks(prepared, asked)
-        found += task_problems(recipe, list(tasks)) if tasks else []
         for name, task in tasks.items():
-            if task.stage not in (None, stage):
-                got = f"`{name}`, a task of stage `{task.stage}`"
+            if task.section.stage not in (None, stage):
+                got = f"`{name}`, a task of stage `{task.section.stage}`"
                 found.append(OTHER_STAGE.at(recipe.where(f"{at}.tasks"), got=got, stage=stage))
         figures = _known(prepared, stage, tasks)
         if asked.best is not None and asked.best not in figures:
@@ -200,29 +192,15 @@ def validate_problems(prepared: Prepared) -> list[Problem]:
     return found
 
 
-def _tasks(prepared: Prepared, asked: Validate) -> dict[str, Task]:
-    section = prepared.recipe.evaluate
-    return {name: section.tasks[name] for name in asked.tasks} if section is not None else {}
+def _tasks(prepared: Prepared, asked: Validate) -> dict[str, EvalTask]:
+    return tasks_of(prepared.recipe, asked.tasks) if asked.tasks else {}
 
 
-def _known(prepared: Prepared, stage: str, tasks: Mapping[str, Task]) -> list[str]:
-    """Returns the names that `best` may have: losses fall, scores rise; metrics have no known direction."""
+def _known(prepared: Prepared, stage: str, tasks: Mapping[str, EvalTask]) -> dict[str, tuple[str, int]]:
+    """Returns, by the names that `best` may have, the key of the figure and 1 if higher is better, else -1."""
     plan = prepared.plans[stage]
-    names = ["loss", *plan.weights]
+    known = {term: (f"val/terms/{term}", -1) for term in plan.weights} | {"loss": ("val/loss", -1)}
     for name, task in tasks.items():
-        match task.kind or name:
-            case "exact_match":
-                names.append(f"{name}/accuracy")
-            case "terms":
-                names += [f"{name}/{term}" for term in plan.weights]
-            case _:
-                names += [f"{name}/{term.name}" for term in plan.tasks if term.text_loss]
-    return names
-
-
-def _figure(best: str, tasks: Mapping[str, Task]) -> tuple[str, int]:
-    """Returns the key of the figure that `best` names, and 1 if higher is better, else -1."""
-    task, _, metric = best.partition("/")
-    if not metric:
-        return ("val/loss" if task == "loss" else f"val/terms/{task}"), -1
-    return f"val/tasks/{best}", -1 if (tasks[task].kind or task) == "terms" else 1
+        for figure, better in task.figures(plan).items():
+            known[f"{name}/{figure}"] = (f"val/tasks/{name}/{figure}", 1 if better == "higher" else -1)
+    return known

@@ -1,4 +1,4 @@
-"""`lmmkit chat` on public folders: a picture and a prompt, several turns, each in its own template."""
+"""`lmmkit chat` on public folders: an image and a prompt, several turns, and the template of each folder."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def qwen(tmp_path_factory):
     return folder
 
 
-def test_one_prompt_on_a_picture(llava):
+def test_one_prompt_on_an_image(llava):
     words = [
         "chat",
         str(llava / "hf"),
@@ -67,8 +67,8 @@ def test_one_prompt_on_a_picture(llava):
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
     again = lmmkit.load(llava / "hf", device="cpu")
-    said = again.reply([Turn("user", "a cat", images=1)], str(llava / "noise.png"), max_new_tokens=5)
-    assert result.stdout.strip() == said.strip()
+    answer = again.reply([Turn("user", "a cat", images=1)], str(llava / "noise.png"), max_new_tokens=5)
+    assert result.stdout.strip() == answer.strip()
 
 
 def test_a_conversation_of_two_turns(llava):
@@ -78,7 +78,7 @@ def test_a_conversation_of_two_turns(llava):
     assert result.stdout.count(">") >= 3
 
 
-def test_a_decoder_alone_speaks_in_its_template(qwen, tmp_path):
+def test_a_decoder_alone_answers_in_its_template(qwen, tmp_path):
     ours = lmmkit.load(qwen, device="cpu")
     assert ours.prepared.recipe.model.chat.template == "chatml"
     assert isinstance(ours.reply([Turn("user", "hi")], max_new_tokens=6), str)
@@ -91,14 +91,26 @@ def test_a_decoder_alone_speaks_in_its_template(qwen, tmp_path):
     assert torch.equal(again.logits(id_BT), ours.logits(id_BT))
 
 
-def test_a_picture_for_a_model_of_text_alone_is_told(qwen, llava):
+def test_a_prompt_that_leaves_no_room_for_the_answer_is_refused(qwen):
+    ours = lmmkit.load(qwen, device="cpu")
+    with pytest.raises(UserError, match="chat/too-long") as error:
+        ours.reply([Turn("user", "x" * 300)], max_new_tokens=6)
+    (problem,) = error.value.problems
+    assert "at most 250 rows (the context without 6 new tokens)" in problem.expected
+
+
+def test_no_questions_have_no_answers(qwen):
+    assert lmmkit.load(qwen, device="cpu").answer([], max_new_tokens=6) == []
+
+
+def test_an_image_for_a_text_model_is_refused(qwen, llava):
     result = CliRunner().invoke(
         app, ["chat", str(qwen), "--image", str(llava / "noise.png"), "--prompt", "x"]
     )
     assert result.exit_code == 2 and "no-vision" in result.output + (result.stderr or "")
 
 
-def test_words_without_a_tokenizer_are_told(tmp_path):
+def test_text_without_a_tokenizer_is_refused(tmp_path):
     ours = lmmkit.load(
         hf_model_folders.saved(hf_model_folders.decoder("llama", "plain"), tmp_path / "m"), device="cpu"
     )

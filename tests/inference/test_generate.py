@@ -81,12 +81,12 @@ def test_greedy_alone_is_greedy_in_a_ragged_batch_is_transformers(backend):
     assert ties <= 1
 
 
-def test_no_token_cannot_be_asked_for():
-    with pytest.raises(ValueError, match="new = 0"):
+def test_zero_new_tokens_are_refused():
+    with pytest.raises(ValueError, match=r"max_new_tokens: .* got 0"):
         write(tiny_lmm(), text_batch([[5, 6]]), [1], max_new_tokens=0)
 
 
-def test_many_questions_on_one_picture_are_each_alone():
+def test_many_questions_on_one_image_are_answered_as_if_alone():
     lmm = tiny_lmm(dtype=torch.float64)
     questions = [[5, *random_ids(n, n)] for n in (1, 4, 7)]
     layouts = [prompt(ids, "a") for ids in questions]
@@ -126,21 +126,21 @@ def test_an_answer_ends_before_its_end_token_and_the_others_go_on():
     assert len(stopped[1]) <= 4
 
 
-def test_generation_stops_when_all_have_ended_and_tells_every_token():
+def test_generation_stops_when_all_have_ended_and_streams_every_token():
     lmm, ids = tiny_lmm(), PROMPTS[1]
     whole = write(lmm, text_batch([ids]), [len(ids) - 1])[0]
-    eos, told = whole[5], []
+    eos, streamed = whole[5], []
     generate(
         lmm, text_batch([ids]), [len(ids) - 1], tokens={}, max_new_tokens=NEW, eos=eos,
-        on_token=lambda id_Q: told.append(int(id_Q[0])),
+        on_token=lambda id_Q: streamed.append(int(id_Q[0])),
     )  # fmt: skip
-    assert told == whole[: whole.index(eos) + 1]
-    told.clear()
+    assert streamed == whole[: whole.index(eos) + 1]
+    streamed.clear()
     generate(
         lmm, text_batch([ids]), [len(ids) - 1], tokens={}, max_new_tokens=NEW, eos=NEVER,
-        on_token=lambda id_Q: told.append(int(id_Q[0])),
+        on_token=lambda id_Q: streamed.append(int(id_Q[0])),
     )  # fmt: skip
-    assert told == whole
+    assert streamed == whole
 
 
 def sampled(lmm, ids, *, seed: int, top_p: float, temperature: float = 1.5) -> list[int]:

@@ -1,4 +1,4 @@
-"""What a model folder needs to answer, wherever it lies and wherever it is asked."""
+"""Loading a model: which plugins it needs, and from where they are read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from lmmkit.api.sample import Turn
 from lmmkit.errors import UserError
 from lmmkit.evaluate.run import evaluate
-from lmmkit.inference.chat_model import load
+from lmmkit.inference.load import load
 from lmmkit.recipe import read_recipe
 from lmmkit.training.run import train
 from tests.conftest import PLAIN
@@ -73,7 +73,7 @@ def test_a_plugin_that_only_trained_is_not_needed_to_answer(trained, tmp_path, m
     assert load(tmp_path / "moved").reply(ASKED, max_new_tokens=5) == before
 
 
-def test_a_plugin_it_speaks_through_is_found_below_the_run_s_root(trained, tmp_path, monkeypatch):
+def test_a_plugin_that_answering_needs_is_found_below_the_run_s_root(trained, tmp_path, monkeypatch):
     recipe, run = trained("read", "pause")
     monkeypatch.chdir("/")
     with pytest.raises(UserError, match="plugin/untrusted-file") as error:
@@ -91,12 +91,12 @@ def test_a_plugin_it_speaks_through_is_found_below_the_run_s_root(trained, tmp_p
 def test_evaluation_opens_every_plugin_from_the_run_s_root_or_the_one_given(trained, tmp_path, monkeypatch):
     recipe, run = trained("look")
     monkeypatch.chdir("/")
-    assert "look" in evaluate(run, recipe, only=["terms"], trust_files=True)["terms"]
+    assert "look" in evaluate(run, recipe, only=["terms"], trust_files=True)["terms"].figures
     with pytest.raises(UserError, match="plugin/untrusted-file"):
         evaluate(run, recipe, only=["terms"])
     (tmp_path / "root").rename(tmp_path / "elsewhere")
     there = read_recipe(run.resolved, root=tmp_path / "elsewhere")
-    assert "look" in evaluate(run, there, only=["terms"], trust_files=True)["terms"]
+    assert "look" in evaluate(run, there, only=["terms"], trust_files=True)["terms"].figures
 
 
 def test_a_model_answers_with_another_kernel_than_it_was_trained_with(trained):

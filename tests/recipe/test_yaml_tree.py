@@ -105,7 +105,7 @@ def test_places_name_every_key_and_fall_back_to_the_parent():
     assert recipe.where("seed") == "r.yaml:3:1 seed"
     assert recipe.where("plugins.image_order.grid") == "r.yaml:13:20 plugins.image_order.grid"
     assert recipe.where("plugins.image_order.gird") == "r.yaml:13:3 plugins.image_order.gird"
-    assert recipe.where("evaluate.controls.1") == "r.yaml:36:65 evaluate.controls.1"
+    assert recipe.where("evaluate.controls.1") == "r.yaml:36:62 evaluate.controls.1"
 
 
 @pytest.mark.parametrize(

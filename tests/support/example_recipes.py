@@ -36,7 +36,7 @@ stages:
     optim:  {kind: adamw, lr: 2e-5, weight_decay: 0.0, clip: none, schedule: cosine, warmup: 0.03}
     losses: {next_token: 1.0, image_order: 1.0, guided_loss: 1.0}
     validate: {every: 500, data: heldout, samples: 1000, tasks: [pope], best: pope/f1}
-evaluate: {tasks: {pope: {files: eval/pope}}, controls: [blank, swapped]}
+evaluate: {tasks: {pope: {data: heldout}}, controls: [blank, swapped]}
 output:   {save_every: 500, keep: 2, log_every: 1, images_every: 250}
 speed:    {tokens: 16384, share_prefix: true, attention: auto, recompute: all, compile: false,
            workers: 4}
@@ -93,7 +93,7 @@ stages:
 evaluate:
   tasks:
     words: {kind: exact_match, data: heldout, samples: 100, max_new_tokens: 16}
-    pope: {kind: pope, files: eval/pope}
+    pope: {kind: pope, data: heldout}
   controls: [blank]
 output: {save_every: 0, keep: 3, async_save: false, log_every: 1, images_every: 0, observers: [watch.py]}
 speed: {tokens: 2048, share_prefix: false, attention: eager, recompute: none, compile: false, deterministic: true,

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from lmmkit.errors import UserError
-from lmmkit.inference.chat_model import ChatModel, load
+from lmmkit.inference.chat_model import ChatModel
+from lmmkit.inference.load import load
 from lmmkit.plan.prepare import prepare
 from lmmkit.recipe import read_text
 from lmmkit.runs.files import read_json
@@ -73,14 +74,15 @@ def test_held_out_losses_and_tasks_are_logged(runs):
 
 def test_the_last_validation_is_what_evaluation_says_of_the_model(runs):
     _, run, recipe = runs
-    from lmmkit.evaluate.terms import terms
+    from lmmkit.evaluate.terms import Terms
+    from lmmkit.recipe import Task
 
     chat_model = load(run.model("finetune"), plugins="all", root=recipe.root)
     samples = list(prepare(recipe, data=["heldout"]).sources["heldout"])[:6]
-    told = terms(chat_model, samples)
+    measured = Terms("terms", Task(data="heldout")).run(chat_model, samples)
     last = lines(run)[-1]
     for name in ("next_token", "image_order", "guided_loss"):
-        assert told[name]["value"] == pytest.approx(last[f"val/terms/{name}"], rel=1e-4)
+        assert measured[name].value == pytest.approx(last[f"val/terms/{name}"], rel=1e-4)
 
 
 def test_the_best_weights_are_kept_with_their_step(runs):

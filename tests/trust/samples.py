@@ -19,7 +19,7 @@ from lmmkit.data.chat_templates import lay_out
 from lmmkit.data.sampler import Sampler
 from lmmkit.data.text_tokenizers.choose import open_tokenizer
 from lmmkit.errors import LmmkitError, Problem
-from lmmkit.inference.chat_model import load
+from lmmkit.inference.load import load
 from lmmkit.recipe import from_mapping, read_recipe, read_text
 from lmmkit.runs.run_folder import RunFolder
 from lmmkit.runs.run_lock import lock

@@ -1,0 +1,42 @@
+"""The kinds of evaluation tasks, and the problems in a recipe's `evaluate` section."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from lmmkit.errors import Problem, did_you_mean
+from lmmkit.errors.plan import NO_KIND
+from lmmkit.evaluate.exact_match import ExactMatch
+from lmmkit.evaluate.restore import Restore
+from lmmkit.evaluate.task import EvalTask
+from lmmkit.evaluate.terms import Terms
+from lmmkit.recipe import Recipe
+
+TASKS: dict[str, type[EvalTask]] = {"exact_match": ExactMatch, "terms": Terms, "restore": Restore}
+
+
+def tasks_of(recipe: Recipe, only: Collection[str] = ()) -> dict[str, EvalTask]:
+    """Returns the recipe's tasks by name, or those named in `only`.
+
+    Leaves out tasks of an unknown kind; `task_problems` reports them.
+    """
+    sections = recipe.evaluate.tasks if recipe.evaluate is not None else {}
+    return {
+        name: TASKS[kind](name, section)
+        for name, section in sections.items()
+        if (kind := section.kind or name) in TASKS and (not only or name in only)
+    }
+
+
+def task_problems(recipe: Recipe) -> list[Problem]:
+    """Returns the problems of all tasks. Needs the recipe only: no data, no plugins, no weights."""
+    problems = []
+    for name, section in (recipe.evaluate.tasks if recipe.evaluate is not None else {}).items():
+        kind = section.kind or name
+        if kind in TASKS:
+            problems += TASKS[kind](name, section).problems(recipe)
+        else:
+            where, kinds = recipe.where(f"evaluate.tasks.{name}.kind"), ", ".join(TASKS)
+            nearest = did_you_mean(kind, TASKS)
+            problems.append(NO_KIND.at(where, got=f"kind `{kind}`", kinds=kinds, nearest=nearest))
+    return problems

@@ -1,0 +1,85 @@
+"""The interface of an evaluation task, and the figures that it returns."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from lmmkit.errors import Problem, did_you_mean
+from lmmkit.errors.plan import NO_STAGE
+from lmmkit.recipe import Recipe, Task
+
+if TYPE_CHECKING:
+    from lmmkit.api.sample import Sample
+    from lmmkit.inference.chat_model import ChatModel
+    from lmmkit.majority import Majority
+    from lmmkit.plan.stage_plan import StagePlan
+
+Better = Literal["higher", "lower"]
+Line = tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """Holds one result: the mean `value` of `n` items, with its 95 % interval from `low` to `high` and its
+    value at `chance`, as far as these are known."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    chance: float | None = None
+    n: int
+
+    def in_percent(self) -> str:
+        """Returns "76.1 (74.0-78.2)", or "76.1" without an interval."""
+        interval = "" if self.low is None else f" ({percent(self.low)}-{percent(self.high)})"
+        return percent(self.value) + interval
+
+
+def percent(share: float | None) -> str:
+    """Returns a share as "76.1"; None as ""."""
+    return "" if share is None else f"{100 * share:.1f}"
+
+
+@dataclass(frozen=True)
+class EvalTask(ABC):
+    """Holds one task of a recipe's `evaluate` section. Each kind of task is a subclass, listed in `kinds.py`."""
+
+    name: str
+    section: Task
+
+    def problems(self, recipe: Recipe) -> list[Problem]:
+        """Returns the problems of this task that can be found before a model is loaded."""
+        stage = self.section.stage
+        if stage is None or stage in recipe.stages:
+            return []
+        where = recipe.where(f"evaluate.tasks.{self.name}.stage")
+        return [NO_STAGE.at(where, got=f"`{stage}`", nearest=did_you_mean(stage, recipe.stages))]
+
+    @abstractmethod
+    def run(
+        self, chat_model: ChatModel, samples: Sequence[Sample], *,
+        controls: Iterable[str] = (), baseline: Majority | None = None,
+    ) -> dict[str, Figure]:  # fmt: skip
+        """Returns the figures of a model by name; "FIGURE/DETAIL" is a detail of FIGURE.
+
+        Args:
+            chat_model: the model.
+            samples: the readable samples of the task's data.
+            controls: `blank` and `swapped`, for the kinds that ask questions about images.
+            baseline: gives the chance level of short answers, if known.
+        """
+
+    @abstractmethod
+    def figures(self, plan: StagePlan) -> dict[str, Better]:
+        """Returns the figures that can select the best weights of a stage, each with its better direction."""
+
+    def table(self, figures: Mapping[str, Figure]) -> list[Line]:
+        """Returns the figures as text: the headings, then one line for each figure."""
+        lines: list[Line] = [("figure", "value", "chance", "n")]
+        for name, figure in figures.items():
+            chance = "" if figure.chance is None else f"{figure.chance:.4f}"
+            lines.append((name, f"{figure.value:.4f}", chance, str(figure.n)))
+        return lines

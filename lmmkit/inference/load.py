@@ -1,0 +1,93 @@
+"""Opens a model for inference: a run, a model folder of lmmkit, or a public model folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from lmmkit import build
+from lmmkit.errors import UserError
+from lmmkit.errors.weights import NO_FINISHED_STAGE
+from lmmkit.inference.chat_model import ChatModel
+from lmmkit.plan import from_model
+from lmmkit.plan.prepare import prepare, prepare_bare
+from lmmkit.recipe import read_recipe
+from lmmkit.runs.run_folder import RunFolder
+from lmmkit.weights import model_folder
+
+
+def load(
+    path: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device | None = None,
+    trust_files: bool = False, plugins: Literal["inference", "all"] = "inference",
+    root: str | Path | None = None, template: str | None = None,
+) -> ChatModel:  # fmt: skip
+    """Loads a chat model from a run, a model folder written by lmmkit, or a public model folder.
+
+    Args:
+        path: RUN (its last finished stage), RUN/model/<stage>, or a llava-hf or decoder folder.
+        dtype: dtype of weights and computation.
+        device: by default CUDA if available.
+        trust_files: whether to run plugins from local files, if one is needed.
+        plugins: `inference` loads those whose tokens are in every view, which is all that answering needs;
+            `all` also loads the plugins of the terms, to measure them.
+        root: the folder that paths of local plugin files are relative to; by default that of the run.
+        template: the chat template of a public model, if not the one in its folder.
+
+    Raises:
+        UserError: no such model, or one that is damaged or in an unknown format.
+    """
+    device = torch.device(device) if device else build.device_here()
+    folder = Path(path)
+    if not model_folder.is_ours(folder) and (folder / "config.json").is_file():
+        return _load_public(folder, template, dtype, device)
+    return _load_ours(find_model_folder(folder), dtype, device, trust_files, plugins == "all", root)
+
+
+def find_model_folder(path: Path, stage: str | None = None) -> Path:
+    """Returns RUN/model/<`stage`, or the last finished stage> for a RUN; returns a model folder unchanged."""
+    if (path / "config.json").is_file():
+        return path
+    run = RunFolder.open(path)
+    names = list(read_recipe(run.resolved).stages) if stage is None else [stage]
+    done = [name for name in names if (run.model(name) / "config.json").is_file()]
+    if not done:
+        got = f"no finished stage among {', '.join(names)}"
+        raise UserError(NO_FINISHED_STAGE.at(str(run.path / "model"), got=got))
+    return run.model(done[-1])
+
+
+def _load_public(folder: Path, template: str | None, dtype: torch.dtype, device: torch.device) -> ChatModel:
+    recipe, source = from_model.recipe_of(folder, template)
+    prepared = prepare_bare(recipe, allow_missing_tokenizer=True)
+    objective = build.build_objective(
+        prepared.recipe, {}, prepared.dims, device, pretrained=prepared.pretrained, dtype=dtype
+    )
+    return ChatModel.of(
+        prepared, objective, next(iter(recipe.stages)), device,
+        eos=source.eos, pad=source.pad, image_token=source.image_token,
+    )  # fmt: skip
+
+
+def _load_ours(
+    folder: Path, dtype: torch.dtype, device: torch.device, trust_files: bool, all_plugins: bool,
+    root: str | Path | None,
+) -> ChatModel:  # fmt: skip
+    config = model_folder.config_of(folder)
+    recipe = from_model.recipe_of_ours(folder, config, root)
+    if all_plugins:
+        prepared = prepare(recipe, trust_files=trust_files, data=[])
+    else:
+        inference_plugins = config.get("inference_plugins", ())
+        prepared = prepare_bare(
+            recipe, inference_plugins=inference_plugins, trust_files=trust_files, allow_missing_tokenizer=True
+        )
+    components, dims = prepared.instances.components, prepared.dims
+    model_folder.check(build.shell(prepared.recipe, components, dims, device), folder)
+    objective = build.build_objective(prepared.recipe, components, dims, device, dtype=dtype, drawn=False)
+    model_folder.fill(objective, folder)
+    return ChatModel.of(
+        prepared, objective, config["stage"], device,
+        eos=tuple(config.get("eos") or ()), pad=config.get("pad"), image_token=config.get("image_token"),
+    )  # fmt: skip

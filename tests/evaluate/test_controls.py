@@ -1,0 +1,41 @@
+"""Blank and swapped images."""
+
+from __future__ import annotations
+
+import pytest
+
+from lmmkit.api.model_info import ImageSpec
+from lmmkit.api.sample import Image, Sample
+from lmmkit.data.images import Blank
+from lmmkit.evaluate.controls import blank, swapped, with_controls
+from tests.support.scene_questions import samples
+
+SPEC = ImageSpec(size=8, grid=(1, 1), width=1)
+
+
+def test_swapped_keeps_the_number_of_images():
+    names = [("a",), (), ("b", "c"), ("d",), ("e", "f"), ()]
+    mixed = [Sample(key=str(i), turns=(), images=tuple(map(Image, paths))) for i, paths in enumerate(names)]
+    got = [tuple(image.path for image in s.images) for s in swapped(mixed)]
+    assert got == [("d",), (), ("e", "f"), ("a",), ("b", "c"), ()]
+
+
+def test_swapped_gives_every_question_the_image_of_another_scene():
+    for before, after in zip(samples(), swapped(samples()), strict=True):
+        assert before.images != after.images and before.turns == after.turns
+    paths = [s.images[0].path for s in swapped(samples())]
+    assert paths == ["b.jpg", "b.jpg", "c.jpg", "c.jpg", "a.jpg", "a.jpg"]
+
+
+def test_blank_edits_every_image():
+    assert {s.images[0].edit for s in blank(samples(), edit=Blank("mean"))} == {Blank("mean")}
+
+
+def test_controls_are_added_to_the_samples_by_name():
+    asked = samples()
+    edit = Blank("mean", SPEC.mean, SPEC.std)
+    made = with_controls(asked, ("swapped", "blank"), SPEC)
+    assert made == {"": asked, "_swapped": swapped(asked), "_blank": blank(asked, edit=edit)}
+    assert with_controls(asked, (), SPEC) == {"": asked}
+    with pytest.raises(KeyError, match="blanc"):
+        with_controls(asked, ("blanc",), SPEC)

@@ -1,0 +1,43 @@
+"""The scores of generated texts."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from lmmkit_shuffle.text_order import TextOrder
+
+from lmmkit.api.sample import Sample, Turn, View
+from lmmkit.evaluate.restore import Restore
+from lmmkit.evaluate.task import Figure
+from lmmkit.recipe import Task
+
+TEXT_ORDER = TextOrder(name="text_order")
+PLAN = SimpleNamespace(tasks=(TEXT_ORDER,))
+
+
+class StubModel:
+    stage = "pretrain"
+    prepared = SimpleNamespace(plans={"pretrain": PLAN})
+    views = SimpleNamespace(
+        of=lambda sample, epoch: [
+            View(sample=v.sample, name="text_order")
+            for v in TEXT_ORDER.views(sample, np.random.default_rng(0))
+        ]
+    )
+
+    def answer(self, groups, *, max_new_tokens):
+        assert max_new_tokens == 5
+        assert all(view.sample.turns[-1].role == "user" for (view,) in groups)
+        return ["a red cat", "wrong"][: len(groups)]
+
+
+def test_the_generated_text_is_scored():
+    texts = [Sample(key=str(i), turns=(Turn("user", ""), Turn("assistant", "a red cat"))) for i in range(2)]
+    task = Restore("restore", Task(data="heldout", max_new_tokens=5))
+    assert task.run(StubModel(), texts) == {
+        "text_order": Figure(value=0.5, chance=pytest.approx(1 / 6), n=2),
+    }
+    assert task.run(StubModel(), []) == {"text_order": Figure(value=0.0, chance=0.0, n=0)}
+    assert task.figures(PLAN) == {"text_order": "higher"}
