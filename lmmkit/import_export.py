@@ -17,9 +17,9 @@ from lmmkit.errors import UserError, raise_all
 from lmmkit.errors.weights import CONVERT_EXISTS, EXPORT_ADAPTER, LINK, NO_LORA, OPTION, OURS, WEIGHTS_ADAPTER
 from lmmkit.inference.chat_model import find_model_folder, load
 from lmmkit.model.decoder import Decoder
-from lmmkit.plan import from_model
+from lmmkit.plan import from_model, shapes
 from lmmkit.plan.prepare import Prepared, prepare_bare
-from lmmkit.plan.pretrained import MODULES, Pretrained, encoder_section
+from lmmkit.plan.pretrained import MODULES, Pretrained
 from lmmkit.recipe import VisionScratch, VisionTimm, section_mapping, to_mapping, vision_from_mapping
 from lmmkit.weights import lora_checkpoints, model_folder
 from lmmkit.weights.detect import PretrainedFolder, open_pretrained
@@ -98,13 +98,13 @@ def _held(source: PretrainedFolder, base: Path | None) -> torch.dtype:
     if lora_checkpoints.is_adapter(source.folder):
         return HELD.get(source.dtype, torch.float32)
     if base is None:
-        return source.held()
+        return source.stored_dtype()
     below = (
         model_folder.dtype_of(base)
         if model_folder.is_ours(base)
-        else replace(open_pretrained(base), pickled=source.pickled).held()
+        else replace(open_pretrained(base), pickled=source.pickled).stored_dtype()
     )
-    return torch.promote_types(source.held(), below)
+    return torch.promote_types(source.stored_dtype(), below)
 
 
 def _refuse(where: Path, options: Mapping[str, object], what: str) -> None:
@@ -117,9 +117,9 @@ def _refuse(where: Path, options: Mapping[str, object], what: str) -> None:
 def _import_encoder(source: PretrainedFolder, folder: Path) -> None:
     """Writes an encoder as a model folder, with all blocks, so that a recipe can choose any layer."""
     assert source.vision is not None
-    section = encoder_section(source.vision, str(source.folder))
+    section = shapes.resolved_encoder(source.vision.section, str(source.folder))
     origin = Pretrained(folder=source.folder, parts=("vision",), source=source)
-    module = build.build_encoder(origin, section, source.held())
+    module = build.build_encoder(origin, section, source.stored_dtype())
     config = {
         "stage": from_model.STAGE, "step": 0, "inference_plugins": [], "plugins": {}, "kind": source.kind,
         "model": {"vision": section_mapping(section)}, "image_fit": source.vision.image_fit,
@@ -154,7 +154,7 @@ def export_model(
         UserError: a model that the format cannot express, or a folder that is not empty.
     """
     source = find_model_folder(path)
-    llava_folders.require_whole(source)
+    llava_folders.require_ours(source)
     _refuse(folder, {"--base": base} if kind != "peft" else {}, f"--format {kind}")
     _refuse(folder, {"--dtype": dtype} if kind in ("lmmkit", "peft") else {}, f"--format {kind}")
     if kind == "lmmkit":
@@ -192,7 +192,9 @@ def _export_adapter(source: Path, folder: Path, base: str | None) -> None:
     prepared = prepare_bare(replace(recipe, plugins={}), allow_missing_tokenizer=True)
     objective = build.shell(prepared.recipe, {}, prepared.dims, torch.device("cpu"))
     model = _exported(source, prepared, build.modules(objective))
-    found = (llava_folders.problems if model.sees else llava_folders.spoken)(model, folder, "llava-hf")
+    found = (llava_folders.problems if model.has_vision else llava_folders.learned_tokens)(
+        model, folder, "llava-hf"
+    )
     if stage.vision is not None:
         found.append(EXPORT_ADAPTER.at(str(source), got="an encoder that was trained too"))
     raise_all(found)
@@ -202,7 +204,8 @@ def _export_adapter(source: Path, folder: Path, base: str | None) -> None:
         names = {at + name for name in model_folder.unique_tensors(model.connector)}
         connector = {n.removeprefix(at): t for n, t in model_folder.tensors(source, names).items()}
     kept = peft_adapter.PeftAdapter(
-        updates=updates, connector=connector, alpha=asked.alpha, dropout=asked.dropout, sees=model.sees, base=base
+        updates=updates, connector=connector, alpha=asked.alpha, dropout=asked.dropout,
+        has_vision=model.has_vision, base=base,
     )  # fmt: skip
     peft_adapter.write(kept, folder)
 
@@ -239,7 +242,7 @@ def _encoder_alone(folder: Path) -> tuple[str, str, VisionScratch | VisionTimm] 
     source = open_pretrained(folder)
     if source.parts() != ("vision",) or source.vision is None:
         return None
-    return source.kind, source.dtype, encoder_section(source.vision, str(folder))
+    return source.kind, source.dtype, shapes.resolved_encoder(source.vision.section, str(folder))
 
 
 def _show_encoder(kind: str, held: str, section: VisionScratch | VisionTimm) -> dict[str, Any]:

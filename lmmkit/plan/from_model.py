@@ -57,7 +57,7 @@ def recipe_of(
     model = Model(
         vision=section if source.connector else None,
         connector=ConnectorConfig(kind="mlp2x_gelu", from_=at) if source.connector else None,
-        text=TextFrom(from_=decoder, context=source.text.shape.context),
+        text=TextFrom(from_=decoder, context=source.text.section.context),
         tokenizer=Tokenizer(from_=decoder),
         chat=Chat(template=cast(Any, template or _template(Path(decoder))), image_fit=cast(Any, shape)),
     )
@@ -83,7 +83,7 @@ def _eye(folder: Path) -> tuple[VisionFrom, str] | None:
 def _eye_of(source: PretrainedFolder) -> tuple[VisionFrom, str] | None:
     if source.vision is None:
         return None
-    name, layer = str(source.folder.resolve()), source.vision.feature_layer
+    name, layer = str(source.folder.resolve()), source.vision.section.feature_layer
     return VisionFrom(from_=name, feature_layer=layer), source.vision.image_fit
 
 
