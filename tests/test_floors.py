@@ -55,7 +55,7 @@ FLOORS: dict[str, str] = {
         batch_from_ids kv_cache generate token_model chat_model
     """,
     "lmmkit.model": """
-        cross_entropy init layers rope decoder transforms vision vlm
+        cross_entropy init cpu_ops layers rope decoder transforms vision vlm
     """,
     "lmmkit.model.transforms": """
         compiled frozen_bf16 lora
