@@ -72,14 +72,15 @@ def import_model(
     )
     if lora_checkpoints.is_adapter(source):
         with replace(public_source, pickled=allow_pickle).tensors() as stored:
-            lora_checkpoints.merge(objective.lmm.decoder, stored, source)
+            lora_checkpoints.merge_checkpoint(objective.lmm.decoder, stored, source)
     passthrough, prefixes = {}, {}
     for origin in prepared.pretrained:
         passthrough |= origin.passthrough(build.modules(objective))
         prefixes |= origin.source.prefixes() if origin.source and origin.source.kind == "llava-hf" else {}
     config = {
-        "stage": from_model.STAGE, "step": 0, "inference_plugins": [], "plugins": {}, "kind": public_source.kind,
-        "model": to_mapping(prepared.recipe)["model"], "prefixes": prefixes, **_ends(public_source),
+        "stage": from_model.IMPORTED_STAGE, "step": 0, "inference_plugins": [], "plugins": {},
+        "kind": public_source.kind, "model": to_mapping(prepared.recipe)["model"], "prefixes": prefixes,
+        **_ends(public_source),
     }  # fmt: skip
     tokenizer = prepared.tokenizer if prepared.tokenizer.size else None
     model_folder.write(
@@ -121,7 +122,7 @@ def _import_encoder(source: PretrainedFolder, folder: Path) -> None:
     origin = Pretrained(folder=source.folder, parts=("vision",), source=source)
     module = build.build_encoder(origin, section, source.stored_dtype())
     config = {
-        "stage": from_model.STAGE, "step": 0, "inference_plugins": [], "plugins": {}, "kind": source.kind,
+        "stage": from_model.IMPORTED_STAGE, "step": 0, "inference_plugins": [], "plugins": {}, "kind": source.kind,
         "model": {"vision": section_mapping(section)}, "image_fit": source.vision.image_fit,
     }  # fmt: skip
     named = nn.ModuleDict({"lmm": nn.ModuleDict({"vision": module})})

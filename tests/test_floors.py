@@ -58,7 +58,7 @@ FLOORS: dict[str, str] = {
         cross_entropy init cpu_ops layers rope decoder transforms vision vlm
     """,
     "lmmkit.model.transforms": """
-        compiled frozen_bf16 lora
+        compiled frozen_bf16 lora recompute
     """,
     "lmmkit.plan": """
         from_model instances shapes pretrained stage_plan checks compile_plan prepare explain

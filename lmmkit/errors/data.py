@@ -214,10 +214,6 @@ KIND = Code(
     "text/kind", cause="The kind of tokenizer does not exist.",
     expected="one of {known}", hint="{nearest}",
 )
-SAVE = Code(
-    "text/save", cause="A tokenizer file cannot be written.",
-    expected="a path that can be written to", hint="Name another path.",
-)
 SURROGATE = Code(
     "text/surrogate", cause="A text contains half of a surrogate pair.",
     expected="characters that UTF-8 can encode", hint="Remove it from the data.",

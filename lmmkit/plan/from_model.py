@@ -27,7 +27,7 @@ from lmmkit.recipe import (
 from lmmkit.weights import model_folder
 from lmmkit.weights.detect import PretrainedFolder, open_pretrained
 
-STAGE = "imported"  # the stage name of a model that lmmkit did not train
+IMPORTED_STAGE = "imported"  # the stage name of a model that lmmkit did not train
 
 
 def recipe_of(
@@ -61,7 +61,7 @@ def recipe_of(
         tokenizer=Tokenizer(from_=decoder),
         chat=Chat(template=cast(Any, template or _template(Path(decoder))), image_fit=cast(Any, shape)),
     )
-    return around(model, STAGE), source
+    return around(model, IMPORTED_STAGE), source
 
 
 def no_text(folder: Path, kind: str) -> UserError:

@@ -119,12 +119,12 @@ class PretrainedFolder:
         return tuple(name for name, part in here.items() if part is not None)
 
     def fill(self, part: str, module: nn.Module, stored: Mapping[str, Stored]) -> None:
-        """Copies one part's tensors into its module. Raises `UserError` in the cases of `name_maps.check`."""
-        name_maps.fill(module, **self._pairing(part, module, stored))
+        """Copies one part's tensors into its module. Raises `UserError` in the cases of `name_maps.check_public`."""
+        name_maps.fill_public(module, **self._pairing(part, module, stored))
 
     def check(self, part: str, module: nn.Module, stored: Mapping[str, Stored]) -> None:
-        """Checks one part's tensors from the headers, like `name_maps.check`. The module may be on meta."""
-        name_maps.check(module, **self._pairing(part, module, stored))
+        """Checks one part's tensors from the headers, like `name_maps.check_public`. The module may be on meta."""
+        name_maps.check_public(module, **self._pairing(part, module, stored))
 
     def _pairing(self, part: str, module: nn.Module, stored: Mapping[str, Stored]) -> dict[str, Any]:
         prefix = f"{part}."

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lmmkit.data.text_tokenizers import hf_tokenizer
+from lmmkit.data.text_tokenizers.hf_tokenizer import TOKENIZER_CONFIG
 from lmmkit.runs.files import write_json_atomic
 from lmmkit.weights import encoders
 from lmmkit.weights.export import chat_template_export
@@ -38,8 +38,8 @@ def write(model: Exported, folder: Path, new: TokenIds | None) -> None:
     for name, data in files.items():
         (folder / name).write_bytes(data)
     words: dict[str, Any] = {
-        **(json.loads(files[hf_tokenizer.BESIDE]) | {"tokenizer_class": "PreTrainedTokenizerFast"}
-           if hf_tokenizer.BESIDE in files else PIECES),
+        **(json.loads(files[TOKENIZER_CONFIG]) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+           if TOKENIZER_CONFIG in files else PIECES),
         "model_max_length": model.shape.context, "padding_side": "left" if new is not None else "right",
     }  # fmt: skip
     if new is not None:
@@ -55,10 +55,10 @@ def write(model: Exported, folder: Path, new: TokenIds | None) -> None:
             "processor_class": "LlavaProcessor",
         }  # fmt: skip
         jinja = chat_template_export.jinja(
-            model.template, bos=words.get("bos_token", ""), prefixed=hf_tokenizer.BESIDE not in files
+            model.template, bos=words.get("bos_token", ""), prefixed=TOKENIZER_CONFIG not in files
         )
         if jinja is not None:
-            (folder / chat_template_export.FILE).write_text(jinja, encoding="utf-8")
+            (folder / chat_template_export.JINJA_FILE).write_text(jinja, encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps(words, indent=2), encoding="utf-8")
 
 
