@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, assert_never, cast
 
 import torch
 from torch import nn
@@ -60,9 +60,9 @@ def import_model(
     if lora_checkpoints.is_adapter(source) and base is None:
         got, that_fit = "low-rank updates without a base model", "together with their base model"
         raise UserError(WEIGHTS_ADAPTER.at(str(source), got=got, that_fit=that_fit))
-    if (eye := open_pretrained(source, feature_layer=-1, pickled=allow_pickle)).parts() == ("vision",):
+    if (encoder := open_pretrained(source, feature_layer=-1, pickled=allow_pickle)).parts() == ("vision",):
         _refuse(source, {"--vision": vision, "--base": base, "--template": template}, "an encoder alone")
-        _import_encoder(eye, folder)
+        _import_encoder(encoder, folder)
         return ("vision",)
     recipe, public_source = from_model.recipe_of(source, template, vision=vision, base=base)
     prepared = prepare_bare(recipe, allow_missing_tokenizer=True, pickled=allow_pickle)
@@ -158,18 +158,20 @@ def export_model(
     llava_folders.require_ours(source)
     _refuse(folder, {"--base": base} if kind != "peft" else {}, f"--format {kind}")
     _refuse(folder, {"--dtype": dtype} if kind in ("lmmkit", "peft") else {}, f"--format {kind}")
-    if kind == "lmmkit":
-        _require_new(folder)
-        _require_no_links(source)
-        shutil.copytree(source, folder, dirs_exist_ok=True)
-        return
-    if kind == "peft":
-        _require_new(folder)
-        _export_adapter(source, folder, base)
-        return
-    chat_model = load(source, device="cpu", dtype=dtype or model_folder.dtype_of(source))
-    model = _exported(source, chat_model.prepared, build.modules(chat_model.objective))
-    llava_folders.write(model, folder, kind, dtype=dtype)
+    match kind:
+        case "lmmkit":
+            _require_new(folder)
+            _require_no_links(source)
+            shutil.copytree(source, folder, dirs_exist_ok=True)
+        case "peft":
+            _require_new(folder)
+            _export_adapter(source, folder, base)
+        case "llava-hf" | "llava":
+            chat_model = load(source, device="cpu", dtype=dtype or model_folder.dtype_of(source))
+            model = _exported(source, chat_model.prepared, build.modules(chat_model.objective))
+            llava_folders.write(model, folder, kind, dtype=dtype)
+        case _:
+            assert_never(kind)
 
 
 def _exported(source: Path, prepared: Prepared, parts: Mapping[str, nn.Module]) -> Exported:
@@ -214,8 +216,8 @@ def _export_adapter(source: Path, folder: Path, base: str | None) -> None:
 def show_model(path: Path) -> dict[str, Any]:
     """Returns architecture, parameters by part, type and size of a model. Allocates no weights."""
     folder = path if (path / "config.json").is_file() else find_model_folder(path)
-    if (eye := _encoder_alone(folder)) is not None:
-        return _show_encoder(*eye)
+    if (encoder := _encoder_alone(folder)) is not None:
+        return _show_encoder(*encoder)
     if model_folder.is_ours(folder):
         config = model_folder.config_of(folder)
         recipe, held, kind = (

@@ -147,8 +147,8 @@ def _above(
     level each, and the number of levels of each run."""
     pieces = _cut(found, edges)
     see = found.see & (begin < found.stop)[:, None]
-    run, seen = np.divmod(np.flatnonzero(see), max(len(see), 1))  # ten times as fast as np.nonzero(see)
-    run, piece = np.repeat(run, pieces.count[seen]), expand(pieces.first[seen], pieces.count[seen])
+    run, other = np.divmod(np.flatnonzero(see), max(len(see), 1))  # ten times as fast as np.nonzero(see)
+    run, piece = np.repeat(run, pieces.count[other]), expand(pieces.first[other], pieces.count[other])
     level = 1 + np.arange(len(run)) - np.searchsorted(run, run)
     k, no = pieces.start[piece], np.zeros_like(run)
     columns = (level, no, no, key[k], k, pieces.stop[piece] - k, begin[run], found.stop[run] - begin[run])

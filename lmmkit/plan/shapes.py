@@ -18,16 +18,18 @@ from lmmkit.recipe import Recipe, TextScratch, VisionScratch, VisionTimm
 NO_IMAGE = ImageSpec(size=0, grid=(0, 0), width=0)  # for a text-only model
 
 
-def _shared(source: object, shape: type) -> dict[str, Any]:
-    """Returns the values of the fields that a recipe section and a shape have in common, by name."""
-    return {f.name: getattr(source, f.name) for f in fields(shape) if hasattr(source, f.name)}
+def _fields(section: object, shape: type, *, but: tuple[str, ...]) -> dict[str, Any]:
+    """Returns the fields of a shape from the section's fields of the same names, without those in `but`."""
+    return {f.name: getattr(section, f.name) for f in fields(shape) if f.name not in but}
 
 
 def vision_shape(vision: VisionScratch) -> VisionShape:
     """Returns the shape of an encoder whose sizes are in the recipe."""
     side = vision.image_size // vision.patch
-    image = ImageSpec(size=vision.image_size, grid=(side, side), **_shared(vision, ImageSpec))
-    return VisionShape(image=image, **_shared(vision, VisionShape))
+    image = ImageSpec(
+        size=vision.image_size, grid=(side, side), **_fields(vision, ImageSpec, but=("size", "grid"))
+    )
+    return VisionShape(image=image, **_fields(vision, VisionShape, but=("image",)))
 
 
 def timm_encoder(vision: VisionTimm, where: str = "model.vision") -> TimmViT:
@@ -91,8 +93,9 @@ def decoder_shape(recipe: Recipe, vocab: int) -> DecoderShape:
     rope = Rope(theta=text.rope_theta)
     if text.rope_scaling is not None:
         scaling = text.rope_scaling
-        rope = replace(rope, scaling=scaling.kind, **_shared(scaling, Rope))
-    return DecoderShape(rope=rope, **_shared(text, DecoderShape) | {"vocab": text.vocab or vocab})
+        rope = replace(rope, scaling=scaling.kind, **_fields(scaling, Rope, but=("theta", "scaling")))
+    sizes = _fields(text, DecoderShape, but=("vocab", "rope"))
+    return DecoderShape(vocab=text.vocab or vocab, rope=rope, **sizes)
 
 
 def dims(recipe: Recipe, vocab: int) -> Dims:

@@ -1,13 +1,21 @@
-"""The gated MLP has the values and gradients of its plain formula."""
+"""The gated MLP has the values and gradients of its plain formula; activations have one list of names."""
+
+from typing import get_args
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from lmmkit.api.model_info import Activation
 from lmmkit.model.init import init
-from lmmkit.model.layers import SwiGLU
+from lmmkit.model.layers import ACTIVATIONS, SwiGLU
+from lmmkit.weights.encoders import HIDDEN_ACTS
 from tests.model.test_cpu_ops import TIGHT, draw
 from tests.support.plain_twins import off
+
+
+def test_every_activation_of_a_recipe_can_be_computed_and_exported():
+    assert set(get_args(Activation)) == set(ACTIVATIONS) == set(HIDDEN_ACTS.values())
 
 
 @pytest.mark.parametrize("dtype", TIGHT)

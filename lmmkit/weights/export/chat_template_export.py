@@ -48,13 +48,13 @@ def jinja(template: str, *, bos: str, prefixed: bool) -> str | None:
         prefixed: whether the tokenizer begins a separate text with a space piece. transformers omits that
             piece after a control token, but LLaVA-1.5 was trained with one after an image.
     """
-    if template in FRAMES:
-        return _filled(CONTENT + FRAMED, **_frame(FRAMES[template]), BETWEEN="\n")
     if template == "plain":
         return None
-    space = " " if prefixed else ""
-    start = bos + space if bos else ""
-    return _filled(CONTENT + VICUNA, START=start, SYSTEM=VICUNA_SYSTEM, BETWEEN=f"{space}\n")
+    if template == "vicuna_v1":
+        space = " " if prefixed else ""
+        start = bos + space if bos else ""
+        return _filled(CONTENT + VICUNA, START=start, SYSTEM=VICUNA_SYSTEM, BETWEEN=f"{space}\n")
+    return _filled(CONTENT + FRAMED, **_frame(FRAMES[template]), BETWEEN="\n")
 
 
 def _frame(frame: Frame) -> dict[str, str]:

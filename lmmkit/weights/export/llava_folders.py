@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -30,7 +30,7 @@ ORIGINAL = {
     "vision.": "model.vision_tower.vision_tower.vision_model.", "connector.linear_1.": "model.mm_projector.0.",
     "connector.linear_2.": "model.mm_projector.2.", "text.model.": "model.", "text.lm_head.": "lm_head.",
 }  # fmt: skip
-SHARD_BYTES = 4 << 30  # largest size of one weights file
+MAX_FILE_BYTES = 4 << 30  # largest size of one weights file
 ARCHITECTURES = {  # of the decoder families that an export can write
     "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM",
@@ -65,7 +65,9 @@ def learned_tokens(model: Exported, folder: Path, kind: str) -> list[Problem]:
     return [EXPORT_FORMAT.at(where, got=got, supported=supported)] if plugins else []
 
 
-def write(model: Exported, folder: Path, kind: str, *, dtype: torch.dtype | None = None) -> None:
+def write(
+    model: Exported, folder: Path, kind: Literal["llava-hf", "llava"], *, dtype: torch.dtype | None = None
+) -> None:
     """Writes the folder under a temporary name and renames it.
 
     Args:
@@ -160,7 +162,7 @@ def _write_shards(folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
         size = 0
 
     for name, tensor in tensors:
-        if shard and size + tensor.nbytes > SHARD_BYTES:
+        if shard and size + tensor.nbytes > MAX_FILE_BYTES:
             close()
         shard[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
         size, total = size + tensor.nbytes, total + tensor.nbytes
