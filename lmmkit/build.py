@@ -1,14 +1,22 @@
-"""The build of an objective, in one order: meta build, values, trainable parameters, layers, optimizer."""
+"""Builds an objective and prepares it for a stage. Everything happens in this order:
+
+1. `shell`: all modules on the meta device, so that folders can be checked before memory is allocated.
+2. `build_objective`: memory, values drawn from the seed, values loaded from folders. Matrices that
+   `numerics.frozen` stores in bfloat16 are rounded before loading, or after drawing.
+3. `start`: the weights of the model that the stage starts from.
+4. `set_stage`: LoRA updates of the last stage are merged; trainable parameters; LoRA of this stage.
+5. Sharding over ranks (`training/distributed/fsdp.py`): names and dtypes of parameters are final by now.
+6. `set_layers`: compilation around attention, then recomputation around compiled layers.
+7. The optimizer, over the parameters that `set_stage` returned.
+"""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from lmmkit.api.components import Component, LearnedTokens
 from lmmkit.api.model_info import Dims
@@ -20,7 +28,8 @@ from lmmkit.model.decoder import Decoder
 from lmmkit.model.init import init
 from lmmkit.model.transforms import lora
 from lmmkit.model.transforms.compiled import set_compiled, why_not
-from lmmkit.model.transforms.frozen_bf16 import hold_narrow
+from lmmkit.model.transforms.frozen_bf16 import narrow_matrices
+from lmmkit.model.transforms.recompute import set_recomputed
 from lmmkit.model.vision import ViT
 from lmmkit.model.vlm import LMM, Connector
 from lmmkit.objective import Objective
@@ -64,12 +73,12 @@ def build_objective(
     objective = shell(recipe, components, dims, device)
     _check_pretrained(objective, pretrained)  # before a hostile size allocates memory
     log_choice(objective.lmm.backend, device, objective.compute)
-    filled = {part for origin in pretrained for part in origin.parts}
+    loaded = {part for origin in pretrained for part in origin.parts}
     objective.to(dtype)
-    narrow_parts(objective, filled.intersection(narrow))
+    narrow_parts(objective, loaded.intersection(narrow))
     objective.to_empty(device=place or device)
     objective.lmm.decoder.tie()
-    valued = set(filled)
+    valued = set(loaded)
     if isinstance(recipe.model.vision, VisionTimm):
         valued.add("vision")
         _draw_timm(objective.lmm.vision, recipe.model.vision, recipe.seed)
@@ -77,14 +86,14 @@ def build_objective(
         init(objective, recipe.seed, but=tuple(MODULES[part] for part in valued))
     for origin in pretrained:
         origin.fill(modules(objective))
-    narrow_parts(objective, set(narrow) - filled)  # rounded only now: values are drawn in `dtype`
+    narrow_parts(objective, set(narrow) - loaded)  # rounded only now: values are drawn in `dtype`
     return objective
 
 
 def narrow_parts(objective: Objective, parts: Collection[str]) -> None:
     """Rounds the matrices of these parts to bfloat16."""
     for part in parts:
-        hold_narrow(modules(objective)[part], autocast=objective.compute != torch.float32)
+        narrow_matrices(modules(objective)[part], autocast=objective.compute != torch.float32)
 
 
 def frozen_narrow(recipe: Recipe) -> tuple[str, ...]:
@@ -97,18 +106,18 @@ def frozen_narrow(recipe: Recipe) -> tuple[str, ...]:
     if recipe.numerics.frozen == "float32":
         return ()
     vision, connector, text = recipe.model.vision, recipe.model.connector, recipe.model.text
-    there = {
+    present = {
         "vision": vision if not isinstance(vision, VisionTimm) else None,
         "connector": connector,
         "text": text,
     }
-    whole = {
+    trained = {
         name
         for stage in recipe.stages.values()
         for name, part in stage.train.parts().items()
         if getattr(part, "lora", None) is None
     }
-    return tuple(name for name, part in there.items() if part is not None and name not in whole)
+    return tuple(name for name, part in present.items() if part is not None and name not in trained)
 
 
 def build_encoder(origin: Pretrained, vision: VisionScratch | VisionTimm, dtype: torch.dtype) -> nn.Module:
@@ -164,13 +173,14 @@ def shell(recipe: Recipe, components: Mapping[str, Component], dims: Dims, devic
     attention = backend(recipe, device)
     decoder = shapes.decoder_shape(recipe, dims.vocab)
     with torch.device("meta"):
-        seen = recipe.model.vision
-        vision = nn.Identity() if seen is None else encoder(seen, attention, recipe.where("model.vision"))
+        section = recipe.model.vision
+        where = recipe.where("model.vision")
+        vision = nn.Identity() if section is None else encoder(section, attention, where)
         kind = recipe.model.connector
         connector = Connector(kind.kind, dims.image.width, decoder.width) if kind else nn.Identity()
         lmm = LMM(vision, connector, Decoder(decoder), attention)
-        modules = {name: component.modules(dims) for name, component in components.items()}
-        plugins = nn.ModuleDict({name: module for name, module in modules.items() if module is not None})
+        built = {name: component.modules(dims) for name, component in components.items()}
+        plugins = nn.ModuleDict({name: module for name, module in built.items() if module is not None})
         return Objective(lmm, plugins, compute=compute_dtype(recipe, device))
 
 
@@ -178,7 +188,7 @@ def encoder(vision: Vision, attention: Backend, where: str) -> nn.Module:
     """Returns the encoder of a recipe; problems from timm are reported at `where`."""
     if isinstance(vision, VisionScratch):
         return ViT(shapes.vision_shape(vision), attention)
-    assert isinstance(vision, VisionTimm), "`origins.resolve` puts shapes in the place of folders"
+    assert isinstance(vision, VisionTimm), "`resolve_pretrained` replaces folders by shapes"
     return shapes.timm_encoder(vision, where)
 
 
@@ -228,10 +238,7 @@ def set_layers(objective: Objective, speed: Speed) -> None:
     number of decoder blocks in the backward pass instead of saving their activations."""
     blocks, vision = objective.lmm.decoder.blocks, objective.lmm.vision
     set_compiled([*blocks, *(vision.blocks if isinstance(vision, ViT) else ())], speed.compile)
-    for number, block in enumerate(blocks):
-        block.__dict__.pop("forward", None)
-        if number < speed.recomputed(len(blocks)):
-            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+    set_recomputed(blocks, speed.recomputed(len(blocks)))
 
 
 def check_compiler(recipe: Recipe, device: torch.device) -> None:

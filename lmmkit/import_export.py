@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, assert_never, cast
 
 import torch
 from torch import nn
@@ -25,9 +25,9 @@ from lmmkit.errors.weights import (
 )
 from lmmkit.inference.load import find_model_folder, load
 from lmmkit.model.decoder import Decoder
-from lmmkit.plan import from_model
+from lmmkit.plan import from_model, shapes
 from lmmkit.plan.prepare import Prepared, prepare_bare
-from lmmkit.plan.pretrained import MODULES, Pretrained, encoder_section
+from lmmkit.plan.pretrained import MODULES, Pretrained
 from lmmkit.recipe import VisionScratch, VisionTimm, section_mapping, to_mapping, vision_from_mapping
 from lmmkit.weights import lora_checkpoints, model_folder
 from lmmkit.weights.detect import PretrainedFolder, open_pretrained
@@ -68,9 +68,9 @@ def import_model(
     if lora_checkpoints.is_adapter(source) and base is None:
         got, that_fit = "low-rank updates without a base model", "together with their base model"
         raise UserError(WEIGHTS_ADAPTER.at(str(source), got=got, that_fit=that_fit))
-    if (eye := open_pretrained(source, feature_layer=-1, pickled=allow_pickle)).parts() == ("vision",):
+    if (encoder := open_pretrained(source, feature_layer=-1, pickled=allow_pickle)).parts() == ("vision",):
         _refuse(source, {"--vision": vision, "--base": base, "--template": template}, "an encoder alone")
-        _import_encoder(eye, folder)
+        _import_encoder(encoder, folder)
         return ("vision",)
     recipe, public_source = from_model.recipe_of(source, template, vision=vision, base=base)
     prepared = prepare_bare(recipe, allow_missing_tokenizer=True, pickled=allow_pickle)
@@ -80,14 +80,15 @@ def import_model(
     )
     if lora_checkpoints.is_adapter(source):
         with replace(public_source, pickled=allow_pickle).tensors() as stored:
-            lora_checkpoints.merge(objective.lmm.decoder, stored, source)
+            lora_checkpoints.merge_checkpoint(objective.lmm.decoder, stored, source)
     passthrough, prefixes = {}, {}
     for origin in prepared.pretrained:
         passthrough |= origin.passthrough(build.modules(objective))
         prefixes |= origin.source.prefixes() if origin.source and origin.source.kind == "llava-hf" else {}
     config = {
-        "stage": from_model.STAGE, "step": 0, "inference_plugins": [], "plugins": {}, "kind": public_source.kind,
-        "model": to_mapping(prepared.recipe)["model"], "prefixes": prefixes, **_ends(public_source),
+        "stage": from_model.IMPORTED_STAGE, "step": 0, "inference_plugins": [], "plugins": {},
+        "kind": public_source.kind, "model": to_mapping(prepared.recipe)["model"], "prefixes": prefixes,
+        **_ends(public_source),
     }  # fmt: skip
     tokenizer = prepared.tokenizer if prepared.tokenizer.size else None
     model_folder.write(
@@ -106,13 +107,13 @@ def _held(source: PretrainedFolder, base: Path | None) -> torch.dtype:
     if lora_checkpoints.is_adapter(source.folder):
         return HELD.get(source.dtype, torch.float32)
     if base is None:
-        return source.held()
+        return source.stored_dtype()
     below = (
         model_folder.dtype_of(base)
         if model_folder.is_ours(base)
-        else replace(open_pretrained(base), pickled=source.pickled).held()
+        else replace(open_pretrained(base), pickled=source.pickled).stored_dtype()
     )
-    return torch.promote_types(source.held(), below)
+    return torch.promote_types(source.stored_dtype(), below)
 
 
 def _refuse(where: Path, options: Mapping[str, object], what: str) -> None:
@@ -125,11 +126,11 @@ def _refuse(where: Path, options: Mapping[str, object], what: str) -> None:
 def _import_encoder(source: PretrainedFolder, folder: Path) -> None:
     """Writes an encoder as a model folder, with all blocks, so that a recipe can choose any layer."""
     assert source.vision is not None
-    section = encoder_section(source.vision, str(source.folder))
+    section = shapes.resolved_encoder(source.vision.section, str(source.folder))
     origin = Pretrained(folder=source.folder, parts=("vision",), source=source)
-    module = build.build_encoder(origin, section, source.held())
+    module = build.build_encoder(origin, section, source.stored_dtype())
     config = {
-        "stage": from_model.STAGE, "step": 0, "inference_plugins": [], "plugins": {}, "kind": source.kind,
+        "stage": from_model.IMPORTED_STAGE, "step": 0, "inference_plugins": [], "plugins": {}, "kind": source.kind,
         "model": {"vision": section_mapping(section)}, "image_fit": source.vision.image_fit,
     }  # fmt: skip
     named = nn.ModuleDict({"lmm": nn.ModuleDict({"vision": module})})
@@ -162,21 +163,23 @@ def export_model(
         UserError: a model that the format cannot express, or a folder that is not empty.
     """
     source = find_model_folder(path)
-    llava_folders.require_whole(source)
+    llava_folders.require_ours(source)
     _refuse(folder, {"--base": base} if kind != "peft" else {}, f"--format {kind}")
     _refuse(folder, {"--dtype": dtype} if kind in ("lmmkit", "peft") else {}, f"--format {kind}")
-    if kind == "lmmkit":
-        _require_new(folder)
-        _require_no_links(source)
-        shutil.copytree(source, folder, dirs_exist_ok=True)
-        return
-    if kind == "peft":
-        _require_new(folder)
-        _export_adapter(source, folder, base)
-        return
-    chat_model = load(source, device="cpu", dtype=dtype or model_folder.dtype_of(source))
-    model = _exported(source, chat_model.prepared, build.modules(chat_model.objective))
-    llava_folders.write(model, folder, kind, dtype=dtype)
+    match kind:
+        case "lmmkit":
+            _require_new(folder)
+            _require_no_links(source)
+            shutil.copytree(source, folder, dirs_exist_ok=True)
+        case "peft":
+            _require_new(folder)
+            _export_adapter(source, folder, base)
+        case "llava-hf" | "llava":
+            chat_model = load(source, device="cpu", dtype=dtype or model_folder.dtype_of(source))
+            model = _exported(source, chat_model.prepared, build.modules(chat_model.objective))
+            llava_folders.write(model, folder, kind, dtype=dtype)
+        case _:
+            assert_never(kind)
 
 
 def _exported(source: Path, prepared: Prepared, parts: Mapping[str, nn.Module]) -> Exported:
@@ -200,7 +203,9 @@ def _export_adapter(source: Path, folder: Path, base: str | None) -> None:
     prepared = prepare_bare(replace(recipe, plugins={}), allow_missing_tokenizer=True)
     objective = build.shell(prepared.recipe, {}, prepared.dims, torch.device("cpu"))
     model = _exported(source, prepared, build.modules(objective))
-    found = (llava_folders.problems if model.sees else llava_folders.spoken)(model, folder, "llava-hf")
+    found = (llava_folders.problems if model.has_vision else llava_folders.learned_tokens)(
+        model, folder, "llava-hf"
+    )
     if stage.vision is not None:
         found.append(TRAINED_ENCODER.at(str(source), got="an encoder that was trained too"))
     raise_all(found)
@@ -210,7 +215,8 @@ def _export_adapter(source: Path, folder: Path, base: str | None) -> None:
         names = {at + name for name in model_folder.unique_tensors(model.connector)}
         connector = {n.removeprefix(at): t for n, t in model_folder.tensors(source, names).items()}
     kept = peft_adapter.PeftAdapter(
-        updates=updates, connector=connector, alpha=asked.alpha, dropout=asked.dropout, sees=model.sees, base=base
+        updates=updates, connector=connector, alpha=asked.alpha, dropout=asked.dropout,
+        has_vision=model.has_vision, base=base,
     )  # fmt: skip
     peft_adapter.write(kept, folder)
 
@@ -218,8 +224,8 @@ def _export_adapter(source: Path, folder: Path, base: str | None) -> None:
 def show_model(path: Path) -> dict[str, Any]:
     """Returns architecture, parameters by part, type and size of a model. Allocates no weights."""
     folder = path if (path / "config.json").is_file() else find_model_folder(path)
-    if (eye := _encoder_alone(folder)) is not None:
-        return _show_encoder(*eye)
+    if (encoder := _encoder_alone(folder)) is not None:
+        return _show_encoder(*encoder)
     if model_folder.is_ours(folder):
         config = model_folder.config_of(folder)
         recipe, held, kind = (
@@ -247,7 +253,7 @@ def _encoder_alone(folder: Path) -> tuple[str, str, VisionScratch | VisionTimm] 
     source = open_pretrained(folder)
     if source.parts() != ("vision",) or source.vision is None:
         return None
-    return source.kind, source.dtype, encoder_section(source.vision, str(folder))
+    return source.kind, source.dtype, shapes.resolved_encoder(source.vision.section, str(folder))
 
 
 def _show_encoder(kind: str, held: str, section: VisionScratch | VisionTimm) -> dict[str, Any]:

@@ -55,10 +55,10 @@ FLOORS: dict[str, str] = {
         batch_from_ids kv_cache generate token_model chat_model load
     """,
     "lmmkit.model": """
-        cross_entropy init layers rope decoder transforms vision vlm
+        cross_entropy init cpu_ops layers rope decoder transforms vision vlm
     """,
     "lmmkit.model.transforms": """
-        compiled frozen_bf16 lora
+        compiled frozen_bf16 lora recompute
     """,
     "lmmkit.plan": """
         from_model instances shapes pretrained stage_plan checks compile_plan prepare explain

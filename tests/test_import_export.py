@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -200,7 +201,7 @@ def test_show_counts_what_transformers_counts(llava):
     assert found["total"] == sum(p.numel() for p in theirs.parameters()) - unread
 
 
-def test_a_model_that_speaks_through_a_plugin_is_refused(llava, tmp_path):
+def test_inference_plugins_and_unknown_families_are_refused(llava, tmp_path):
     folder, _ = llava
     import_model(folder, tmp_path / "ours")
     config = json.loads((tmp_path / "ours" / "config.json").read_text())
@@ -217,6 +218,9 @@ def test_a_model_that_speaks_through_a_plugin_is_refused(llava, tmp_path):
     )  # fmt: skip
     (problem,) = llava_folders.problems(model, tmp_path, "llava-hf")
     assert "directed_token" in problem.got and "--format lmmkit" in problem.hint
+    unknown = replace(model, config=config | {"family": "gpt2"})
+    (problem,) = llava_folders.problems(unknown, tmp_path, "llava-hf")
+    assert "gpt2" in problem.got and "qwen3" in problem.expected
 
 
 class TestBadFolders:

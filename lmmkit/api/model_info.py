@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Resample = Literal["bicubic", "bilinear"]
+Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 

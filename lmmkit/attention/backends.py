@@ -59,10 +59,10 @@ def choose(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
     for backend in _BACKENDS:
         if name in ("auto", backend.name) and not reasons[backend.name]:
             return backend
-    said = "; ".join(f"{each}: {reason or 'can run'}" for each, reason in reasons.items())
+    listed = "; ".join(f"{each}: {reason or 'can run'}" for each, reason in reasons.items())
     if name in reasons:
-        raise NoBackend(f"`{name}`, which cannot run on {device} in {dtype} ({said})")
-    raise NoBackend(f"`{name}`, which is no backend ({said})")
+        raise NoBackend(f"`{name}`, which cannot run on {device} in {dtype} ({listed})")
+    raise NoBackend(f"`{name}`, which is no backend ({listed})")
 
 
 def log_choice(chosen: Backend, device: torch.device, dtype: torch.dtype) -> None:

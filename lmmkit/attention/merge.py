@@ -150,7 +150,7 @@ class _Plan:
     place_R: Tensor
 
     @property
-    def whole(self) -> bool:
+    def all_rows(self) -> bool:
         """Returns whether all rows are output rows."""
         return isinstance(self.rows, slice)
 
@@ -200,9 +200,9 @@ class _Merged(torch.autograd.Function):
         out_key = out_rest = out
         if d_mass_R is not None and len(plan.place_R):
             d, out_key, out_rest = _shifted(d, out, plan.place_R, d_mass_R, mass_RH)
-        d_qkv_TC = torch.empty_like(qkv_TC) if plan.whole else torch.zeros_like(qkv_TC)
+        d_qkv_TC = torch.empty_like(qkv_TC) if plan.all_rows else torch.zeros_like(qkv_TC)
         d_q, d_k, d_v = heads.split(d_qkv_TC)
-        to_q = d_q if plan.whole else torch.empty_like(q)
+        to_q = d_q if plan.all_rows else torch.empty_like(q)
         for part in plan.parts:
             k_BMHK, v_BMHK = (grouped(part.k.of(x), heads.q) for x in (k, v))
             grads = part.kernel.backward(
@@ -210,10 +210,10 @@ class _Merged(torch.autograd.Function):
                 part.q.lse_of(lse),
             )  # fmt: skip
             (part.q.put if part.own else part.q.add)(to_q, grads[0])
-            write = part.k.put if part.own and plan.whole else part.k.add
+            write = part.k.put if part.own and plan.all_rows else part.k.add
             for to, grad in zip((d_k, d_v), grads[1:], strict=True):
                 write(to, ungrouped(grad, heads.kv))
-        if not plan.whole:
+        if not plan.all_rows:
             d_q[plan.rows] = to_q
         apply_rope_(heads.queries_and_keys(d_qkv_TC), cos, -sin)
         return d_qkv_TC, None, None, None, None

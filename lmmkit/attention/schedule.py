@@ -84,7 +84,7 @@ class AttentionSpec:
         """Returns the output rows, ascending; None for all."""
         if self.read_T is None:
             return None
-        return np.sort(np.concatenate([expand(c.q, c.n) for c in self.calls if c.level == 0] or [EMPTY]))
+        return np.sort(np.concatenate([expand(c.q, c.n) for c in self.calls if c.level == 0] or [_NO_ROWS]))
 
     def places(self, rows: np.ndarray) -> np.ndarray:
         """Returns the index of each of these output rows among the output rows."""
@@ -96,7 +96,7 @@ class AttentionSpec:
         Columns: level, within, causal, key, k, m, q, n. `within`: the keys are in the run of the queries.
         """
         found, key, row_R = self.forest.runs, self.key_T.numpy(), np.sort(self.row_R.numpy())
-        edges = np.flatnonzero(key[1:] != key[:-1]) + 1 if len(row_R) else EMPTY
+        edges = np.flatnonzero(key[1:] != key[:-1]) + 1 if len(row_R) else _NO_ROWS
         key = key if len(row_R) else np.zeros_like(key)
         begin = found.start
         if self.read_T is not None:
@@ -109,7 +109,7 @@ class AttentionSpec:
         return np.concatenate([above, _own(found, begin, asks, edges, key, 1 + levels)])
 
 
-EMPTY = np.empty(0, np.int64)
+_NO_ROWS = np.empty(0, np.int64)
 
 
 def _first(rows: np.ndarray, found: Runs) -> np.ndarray:
@@ -147,8 +147,8 @@ def _above(
     level each, and the number of levels of each run."""
     pieces = _cut(found, edges)
     see = found.see & (begin < found.stop)[:, None]
-    run, seen = np.divmod(np.flatnonzero(see), max(len(see), 1))  # ten times as fast as np.nonzero(see)
-    run, piece = np.repeat(run, pieces.count[seen]), expand(pieces.first[seen], pieces.count[seen])
+    run, other = np.divmod(np.flatnonzero(see), max(len(see), 1))  # ten times as fast as np.nonzero(see)
+    run, piece = np.repeat(run, pieces.count[other]), expand(pieces.first[other], pieces.count[other])
     level = 1 + np.arange(len(run)) - np.searchsorted(run, run)
     k, no = pieces.start[piece], np.zeros_like(run)
     columns = (level, no, no, key[k], k, pieces.stop[piece] - k, begin[run], found.stop[run] - begin[run])

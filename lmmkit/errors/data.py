@@ -192,10 +192,6 @@ WEIGHT = Code(
 
 # tokenizer/
 
-TOKENIZER_CANNOT_WRITE = Code(
-    "tokenizer/cannot-write", cause="A tokenizer file cannot be written.",
-    expected="a path that can be written to", hint="Name another path.",
-)
 TOKENIZER_CONTROL = Code(
     "tokenizer/control-tokens", cause="A tokenizer has no token that begins or ends a sequence.",
     expected="{expected}",

@@ -12,7 +12,7 @@ from lmmkit.attention.interface import AttentionFn, Heads
 from lmmkit.model.layers import Block, Linear, RMSNorm, SelfAttention, SwiGLU
 from lmmkit.model.rope import Rope, rope_angles
 
-PLAIN = Rope()
+_UNSCALED = Rope()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class DecoderShape:
     head_size: int
     mlp: int
     context: int
-    rope: Rope = PLAIN
+    rope: Rope = _UNSCALED
     norm_eps: float = 1e-5
     qkv_bias: bool = False
     qk_norm: bool = False

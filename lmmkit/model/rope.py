@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, assert_never
 
 import torch
 from torch import Tensor
@@ -35,6 +35,8 @@ class Rope:
         steps = torch.arange(0, size, 2, device=device, dtype=torch.float32) / size
         plain = self.theta**-steps
         match self.scaling:
+            case "none":
+                return plain
             case "linear":
                 return plain / self.factor
             case "llama3":
@@ -47,7 +49,8 @@ class Rope:
                 pair = torch.arange(size // 2, device=device, dtype=torch.float32)
                 slowed = ((pair - first) / max(last - first, 0.001)).clamp(0, 1)
                 return slowed * plain / self.factor + (1 - slowed) * plain
-        return plain
+            case _:
+                assert_never(self.scaling)
 
     @property
     def scale(self) -> float:

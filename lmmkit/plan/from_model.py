@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+from lmmkit.api.sample import ImageFit
 from lmmkit.data.chat_templates import default_template
 from lmmkit.data.text_tokenizers.choose import open_tokenizer
 from lmmkit.errors import UserError
@@ -27,7 +29,7 @@ from lmmkit.recipe import (
 from lmmkit.weights import model_folder
 from lmmkit.weights.detect import PretrainedFolder, open_pretrained
 
-STAGE = "imported"  # the stage name of a model that lmmkit did not train
+IMPORTED_STAGE = "imported"  # the stage name of a model that lmmkit did not train
 
 
 def recipe_of(
@@ -49,19 +51,21 @@ def recipe_of(
     decoder = str(base.resolve()) if base else at
     if source.text is None:
         raise no_text(folder, source.kind)
-    eye = _eye(vision) if vision else _eye_of(source)
-    if source.connector and eye is None:
+    encoder = _encoder_in(vision) if vision else _encoder_of(source)
+    if source.connector and encoder is None:
         raise UserError(NO_VISION.at(str(folder), got="a connector without the encoder that it reads"))
-    section, shape = eye or (None, "pad")
-    shape = "pad" if source.pads else shape
+    section, image_fit = encoder or (None, "pad")
     model = Model(
         vision=section if source.connector else None,
         connector=ConnectorConfig(kind="mlp2x_gelu", from_=at) if source.connector else None,
-        text=TextFrom(from_=decoder, context=source.text.shape.context),
+        text=TextFrom(from_=decoder, context=source.text.section.context),
         tokenizer=Tokenizer(from_=decoder),
-        chat=Chat(template=cast(Any, template or _template(Path(decoder))), image_fit=cast(Any, shape)),
+        chat=Chat(
+            template=cast(Any, template or _template(Path(decoder))),
+            image_fit="pad" if source.pads else image_fit,
+        ),
     )
-    return around(model, STAGE), source
+    return around(model, IMPORTED_STAGE), source
 
 
 def no_text(folder: Path, kind: str) -> UserError:
@@ -69,21 +73,21 @@ def no_text(folder: Path, kind: str) -> UserError:
     return UserError(NO_TEXT.at(str(folder), got=f"{kind}: an encoder alone"))
 
 
-def _eye(folder: Path) -> tuple[VisionFrom, str] | None:
+def _encoder_in(folder: Path) -> tuple[VisionFrom, ImageFit] | None:
     """Returns a recipe section for the encoder in a folder, and its `image_fit`; None without an encoder."""
     if not model_folder.is_ours(folder):
-        return _eye_of(open_pretrained(folder))
+        return _encoder_of(open_pretrained(folder))
     config = model_folder.config_of(folder)
     if "vision" not in config["model"]:
         return None
-    shape = config["image_fit"] if model_folder.is_encoder(config) else config["model"]["chat"]["image_fit"]
-    return VisionFrom(from_=str(folder.resolve())), shape
+    chat = config if model_folder.is_encoder(config) else config["model"]["chat"]
+    return VisionFrom(from_=str(folder.resolve())), chat["image_fit"]
 
 
-def _eye_of(source: PretrainedFolder) -> tuple[VisionFrom, str] | None:
+def _encoder_of(source: PretrainedFolder) -> tuple[VisionFrom, ImageFit] | None:
     if source.vision is None:
         return None
-    name, layer = str(source.folder.resolve()), source.vision.feature_layer
+    name, layer = str(source.folder.resolve()), source.vision.section.feature_layer
     return VisionFrom(from_=name, feature_layer=layer), source.vision.image_fit
 
 
@@ -104,10 +108,7 @@ def recipe_of_ours(folder: Path, config: Mapping[str, Any], root: str | Path | N
     path = folder / "recipe.yaml"
     if not path.is_file():
         model = model_from_mapping(config["model"])
-        return around(
-            Model(**{**vars(model), "tokenizer": Tokenizer(from_=str(folder.resolve()))}),
-            config["stage"],
-        )
+        return around(replace(model, tokenizer=Tokenizer(from_=str(folder.resolve()))), config["stage"])
     tokenizer = json.dumps(str(folder.resolve()))  # quoted: it is read as YAML
     recipe = read_recipe(
         path, root=Path(root or config.get("root", ".")),

@@ -15,7 +15,7 @@ from lmmkit.errors.plan import BAD_VALUE, MISSING_KEY, UNKNOWN_KEY
 from lmmkit.recipe import Recipe, flow_text
 from lmmkit.registry import Registry, open_registry, setting_fields
 
-RESERVED = ("use", "allow_unreachable")
+CORE_KEYS = ("use", "allow_unreachable")  # of every plugin section; the others are the plugin's
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def build_instances(recipe: Recipe, *, trust_files: bool = False) -> Instances:
     built = {}
     for name, raw in recipe.plugins.items():
         cls = registry.components[name].cls
-        own = {key: value for key, value in raw.items() if key not in RESERVED}
+        own = {key: value for key, value in raw.items() if key not in CORE_KEYS}
         try:
             built[name] = build_component(cls, name, own)
         except ValidationError as error:

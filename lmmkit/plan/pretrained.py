@@ -6,7 +6,7 @@ After `resolve_pretrained`, a recipe contains the shape of every part. The rest 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,12 @@ from lmmkit.attention.eager import Eager
 from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.errors.plan import CONTEXT, IMAGE_SIZE
 from lmmkit.errors.weights import FEATURE_LAYER, PART
-from lmmkit.model.decoder import DecoderShape
-from lmmkit.model.vision import VisionShape, ViT
+from lmmkit.model.vision import ViT
 from lmmkit.plan import shapes
 from lmmkit.recipe import (
+    NO_WEIGHTS,
     Model,
     Recipe,
-    RopeScaling,
     TextFrom,
     TextScratch,
     VisionFrom,
@@ -34,10 +33,9 @@ from lmmkit.recipe import (
 )
 from lmmkit.weights import model_folder, name_maps
 from lmmkit.weights.detect import PretrainedFolder, open_pretrained, timm_source, want_part
-from lmmkit.weights.encoders import VIT, EncoderSource
+from lmmkit.weights.encoders import VIT
 from lmmkit.weights.timm_encoder import TimmSource
 
-NO_WEIGHTS = "none"  # `model.vision.weights` of a timm encoder with random weights
 MODULES = {"vision": "lmm.vision", "connector": "lmm.connector", "text": "lmm.decoder"}
 
 
@@ -124,9 +122,7 @@ def resolve_pretrained(recipe: Recipe, *, pickled: bool = False) -> tuple[Recipe
 
 def _timm_file(recipe: Recipe, model: Model, vision: VisionTimm, pickled: bool) -> tuple[Pretrained, Model]:
     file = recipe.path(vision.weights)
-    encoder = TimmSource(
-        name=vision.timm, feature_layer=vision.feature_layer, resized=vision.image_size is not None
-    )
+    encoder = TimmSource(section=vision, resized=vision.image_size is not None)
     origin = Pretrained(folder=file, parts=("vision",), source=timm_source(encoder, file, pickled=pickled))
     return origin, replace(model, vision=replace(vision, weights=NO_WEIGHTS))
 
@@ -152,10 +148,10 @@ def _resolved(
         sections = {}
         if "text" in parts:
             assert source.text is not None
-            sections["text"] = text_section(source.text.shape)
+            sections["text"] = source.text.section
         if "vision" in parts:
             assert source.vision is not None
-            sections["vision"] = encoder_section(source.vision, str(folder))
+            sections["vision"] = shapes.resolved_encoder(source.vision.section, str(folder))
         origin = Pretrained(folder=folder, parts=parts, source=source)
     if isinstance(model.text, TextFrom) and "text" in sections:
         sections["text"] = _with_context(recipe, sections["text"], model.text)
@@ -175,8 +171,8 @@ def _sections_of_ours(
         vision = vision_from_mapping(config["model"]["vision"])
         sections = {part: vision if part == "vision" else None for part in parts}
     else:
-        whole = model_from_mapping(config["model"])
-        sections = {part: getattr(whole, part) for part in parts}
+        model = model_from_mapping(config["model"])
+        sections = {part: getattr(model, part) for part in parts}
     raise_all(_missing_part(recipe, part, folder) for part, section in sections.items() if section is None)
     return sections
 
@@ -221,44 +217,3 @@ def _with_context(recipe: Recipe, text: TextScratch, asked: TextFrom) -> TextScr
 
 def _missing_part(recipe: Recipe, part: str, folder: Path) -> Problem:
     return PART.at(recipe.where(f"model.{part}.from"), got=f"{folder}, a model without it", part=part)
-
-
-def text_section(shape: DecoderShape) -> TextScratch:
-    """Returns a decoder's shape as a recipe section."""
-    rope = shape.rope
-    scaling = None
-    if rope.scaling != "none":
-        names = {f.name for f in fields(RopeScaling)} - {"kind"}
-        scaling = RopeScaling(kind=rope.scaling, **{name: getattr(rope, name) for name in names})
-    return TextScratch(
-        width=shape.width, depth=shape.depth, heads=shape.heads, mlp=shape.mlp, context=shape.context,
-        kv_heads=shape.kv_heads, head_size=shape.head_size, vocab=shape.vocab, rope_theta=rope.theta,
-        rope_scaling=scaling, norm_eps=shape.norm_eps, qkv_bias=shape.qkv_bias, qk_norm=shape.qk_norm,
-        tied=shape.tied,
-    )  # fmt: skip
-
-
-def encoder_section(
-    encoder: EncoderSource | TimmSource, where: str = "model.vision"
-) -> VisionScratch | VisionTimm:
-    """Returns a public encoder as a recipe section. `where`: the position in problems from timm."""
-    if isinstance(encoder, EncoderSource):
-        return vision_section(encoder.shape)
-    section = VisionTimm(
-        timm=encoder.name, weights=NO_WEIGHTS, args=dict(encoder.args), image_size=encoder.image_size,
-        feature_layer=encoder.feature_layer, mean=encoder.mean, std=encoder.std, resample=encoder.resample,
-    )  # fmt: skip
-    with torch.device("meta"):
-        image = shapes.timm_encoder(section, where).image
-    return replace(section, image_size=image.size, mean=image.mean, std=image.std, resample=image.resample)
-
-
-def vision_section(shape: VisionShape) -> VisionScratch:
-    """Returns an encoder's shape as a recipe section."""
-    return VisionScratch(
-        width=shape.width, depth=shape.depth, heads=shape.heads, patch=shape.patch,
-        image_size=shape.image.size, mlp=shape.mlp, class_token=shape.class_token, pre_norm=shape.pre_norm,
-        patch_bias=shape.patch_bias, activation=shape.activation, norm_eps=shape.norm_eps,
-        feature_layer=shape.feature_layer, mean=shape.image.mean, std=shape.image.std,
-        resample=shape.image.resample,
-    )  # fmt: skip

@@ -1,8 +1,9 @@
-"""Sizes and shapes from the recipe, before any weights exist."""
+"""Turns recipe sections into shapes, before any weights exist. Fields of one name are copied."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
 import torch
 
@@ -17,19 +18,18 @@ from lmmkit.recipe import Recipe, TextScratch, VisionScratch, VisionTimm
 NO_IMAGE = ImageSpec(size=0, grid=(0, 0), width=0)  # for a text-only model
 
 
+def _fields(section: object, shape: type, *, but: tuple[str, ...]) -> dict[str, Any]:
+    """Returns the fields of a shape from the section's fields of the same names, without those in `but`."""
+    return {f.name: getattr(section, f.name) for f in fields(shape) if f.name not in but}
+
+
 def vision_shape(vision: VisionScratch) -> VisionShape:
     """Returns the shape of an encoder whose sizes are in the recipe."""
     side = vision.image_size // vision.patch
     image = ImageSpec(
-        size=vision.image_size, grid=(side, side), width=vision.width, mean=vision.mean, std=vision.std,
-        resample=vision.resample,
-    )  # fmt: skip
-    return VisionShape(
-        width=vision.width, depth=vision.depth, heads=vision.heads, mlp=vision.mlp, patch=vision.patch,
-        image=image, feature_layer=vision.feature_layer, class_token=vision.class_token,
-        pre_norm=vision.pre_norm, patch_bias=vision.patch_bias, activation=vision.activation,
-        norm_eps=vision.norm_eps,
-    )  # fmt: skip
+        size=vision.image_size, grid=(side, side), **_fields(vision, ImageSpec, but=("size", "grid"))
+    )
+    return VisionShape(image=image, **_fields(vision, VisionShape, but=("image",)))
 
 
 def timm_encoder(vision: VisionTimm, where: str = "model.vision") -> TimmViT:
@@ -46,6 +46,16 @@ def timm_encoder(vision: VisionTimm, where: str = "model.vision") -> TimmViT:
         raise UserError(TIMM.at(where, got=f"{vision.timm}: {error}")) from error
 
 
+def resolved_encoder(
+    vision: VisionScratch | VisionTimm, where: str = "model.vision"
+) -> VisionScratch | VisionTimm:
+    """Returns the section with timm's values in place of those that are not given."""
+    if isinstance(vision, VisionScratch):
+        return vision
+    image = _timm_image(vision, where)
+    return replace(vision, image_size=image.size, mean=image.mean, std=image.std, resample=image.resample)
+
+
 def encoder_depth(vision: VisionScratch | VisionTimm) -> int:
     """Returns the number of blocks in the complete encoder, including those after the feature layer."""
     if isinstance(vision, VisionScratch):
@@ -57,12 +67,17 @@ def encoder_depth(vision: VisionScratch | VisionTimm) -> int:
 def image_spec(recipe: Recipe) -> ImageSpec:
     """Returns the image size and output grid of the recipe's encoder; `NO_IMAGE` for a text-only model."""
     vision = recipe.model.vision
+    if vision is None:
+        return NO_IMAGE
     if isinstance(vision, VisionScratch):
         return vision_shape(vision).image
-    if isinstance(vision, VisionTimm):
-        with torch.device("meta"):
-            return timm_encoder(vision, recipe.where("model.vision")).image
-    return NO_IMAGE
+    assert isinstance(vision, VisionTimm), "`resolve_pretrained` replaces folders by shapes"
+    return _timm_image(vision, recipe.where("model.vision"))
+
+
+def _timm_image(vision: VisionTimm, where: str) -> ImageSpec:
+    with torch.device("meta"):
+        return timm_encoder(vision, where).image
 
 
 def decoder_shape(recipe: Recipe, vocab: int) -> DecoderShape:
@@ -71,26 +86,16 @@ def decoder_shape(recipe: Recipe, vocab: int) -> DecoderShape:
     Raises `UserError` if the embedding has fewer matrix rows than the tokenizer has tokens.
     """
     text = recipe.model.text
-    assert isinstance(text, TextScratch), "`origins.resolve` puts shapes in the place of folders"
+    assert isinstance(text, TextScratch), "`resolve_pretrained` replaces folders by shapes"
     if text.vocab and text.vocab < vocab:
         got = f"an embedding of {text.vocab} tokens for a tokenizer of {vocab}"
         raise UserError(VOCAB.at(recipe.where("model.text"), got=got))
-    return DecoderShape(
-        vocab=text.vocab or vocab, width=text.width, depth=text.depth, heads=text.heads,
-        kv_heads=text.kv_heads, head_size=text.head_size, mlp=text.mlp, context=text.context,
-        rope=_rope(text), norm_eps=text.norm_eps, qkv_bias=text.qkv_bias, qk_norm=text.qk_norm,
-        tied=text.tied,
-    )  # fmt: skip
-
-
-def _rope(text: TextScratch) -> Rope:
-    if text.rope_scaling is None:
-        return Rope(theta=text.rope_theta)
-    s = text.rope_scaling
-    return Rope(
-        theta=text.rope_theta, scaling=s.kind, factor=s.factor, original=s.original, low=s.low, high=s.high,
-        fast=s.fast, slow=s.slow, magnitude=s.magnitude,
-    )  # fmt: skip
+    rope = Rope(theta=text.rope_theta)
+    if text.rope_scaling is not None:
+        scaling = text.rope_scaling
+        rope = replace(rope, scaling=scaling.kind, **_fields(scaling, Rope, but=("theta", "scaling")))
+    sizes = _fields(text, DecoderShape, but=("vocab", "rope"))
+    return DecoderShape(vocab=text.vocab or vocab, rope=rope, **sizes)
 
 
 def dims(recipe: Recipe, vocab: int) -> Dims:

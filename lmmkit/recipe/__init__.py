@@ -7,11 +7,9 @@ numbers), `error_messages` (texts of problems) and `rules` (rules between keys).
 
 from lmmkit.recipe.diff import ABSENT, Difference, diff, section_class
 from lmmkit.recipe.model import (
-    CLIP_MEAN,
-    CLIP_STD,
+    NO_WEIGHTS,
     Chat,
     ConnectorConfig,
-    ImageFit,
     Model,
     Numerics,
     RopeScaling,
@@ -52,14 +50,12 @@ from lmmkit.recipe.write import digest, dump, flow_text, section_mapping, to_map
 
 __all__ = [
     "ABSENT",
-    "CLIP_MEAN",
-    "CLIP_STD",
+    "NO_WEIGHTS",
     "BatchConfig",
     "Chat",
     "ConnectorConfig",
     "Difference",
     "Evaluate",
-    "ImageFit",
     "Length",
     "Lora",
     "Model",

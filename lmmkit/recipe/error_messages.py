@@ -21,7 +21,7 @@ from lmmkit.recipe.field_types import Says
 from lmmkit.recipe.schema import HIDDEN
 from lmmkit.recipe.yaml_tree import scalar_value
 
-UNKNOWN = object()  # the type hint of a key that the schema does not have
+NO_TYPE = object()  # the type hint of a key that the schema does not have
 _LARGEST = 2**63
 
 
@@ -62,26 +62,26 @@ def _tag(hint: Any) -> str | None:
 
 
 def child(hint: Any, raw: Any, key: str | int) -> Any:
-    """Returns the hint of `key` under `hint`, or UNKNOWN. `raw` is the recipe's value at `hint`."""
+    """Returns the hint of `key` under `hint`, or NO_TYPE. `raw` is the recipe's value at `hint`."""
     hint = plain_hint(hint, raw)
     if is_dataclass(hint):
-        return keys_of(hint).get(str(key), UNKNOWN)  # type: ignore[arg-type]
+        return keys_of(hint).get(str(key), NO_TYPE)  # type: ignore[arg-type]
     if get_origin(hint) is tuple and isinstance(key, int):
         items = get_args(hint)
         return items[0] if items[-1] is Ellipsis else items[min(key, len(items) - 1)]
     if isinstance(get_origin(hint), type) and issubclass(get_origin(hint), Mapping):
         return get_args(hint)[1]
-    return UNKNOWN
+    return NO_TYPE
 
 
-def describe(hint: Any) -> str:
+def type_words(hint: Any) -> str:
     """Returns a text that describes the values a hint accepts."""
     if get_origin(hint) is Annotated:
         inner, *marks = get_args(hint)
         says = next((mark.words for mark in marks if isinstance(mark, Says)), None)
-        return says or describe(inner)
+        return says or type_words(inner)
     if _is_union(hint):
-        return " or ".join(describe(h) for h in get_args(hint) if h is not type(None))
+        return " or ".join(type_words(h) for h in get_args(hint) if h is not type(None))
     if get_origin(hint) is Literal:
         *first, last = map(str, get_args(hint))
         return f"{', '.join(first)} or {last}" if first else last
@@ -177,7 +177,7 @@ def _problem(entry: Any, raw: Any, hint: Any) -> Problem:
             hint, named = get_args(plain_hint(above, parent))[0], True
             break
         below = child(hint, raw, step)
-        if below is UNKNOWN and not (unexpected and last):
+        if below is NO_TYPE and not (unexpected and last):
             continue  # a step inside a pydantic union, not a key
         if isinstance(raw, list) and int(step) >= len(raw):
             break  # the problem belongs to the complete list, which is too short
@@ -185,10 +185,10 @@ def _problem(entry: Any, raw: Any, hint: Any) -> Problem:
         if isinstance(raw, (Mapping, list)):  # a bare number may replace a section
             path.append(str(step))
             raw = raw.get(step) if isinstance(raw, Mapping) else raw[int(step)]
-        if below is UNKNOWN:
+        if below is NO_TYPE:
             return unknown_key(".".join(path), str(step), keys_of(plain_hint(hint, parent)))
         hint = below
-    key, expected = ".".join(path), describe(hint)
+    key, expected = ".".join(path), type_words(hint)
     got = raw if isinstance(raw, list) else entry["input"]
     if entry["type"] == "missing" and not isinstance(raw, list):
         return MISSING_KEY.at(key, got="nothing", expected=expected, key=path[-1])

@@ -13,11 +13,11 @@ from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import ConfigDict, Strict, StringConstraints
 
-T = TypeVar("T")
+_T = TypeVar("T")
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
-def section(cls: type[T]) -> type[T]:
+def section(cls: type[_T]) -> type[_T]:
     """Returns the class as a frozen keyword-only dataclass. pydantic accepts exactly its keys."""
     # arbitrary types: only for Recipe.places, which no file can set
     cls.__pydantic_config__ = ConfigDict(  # type: ignore[attr-defined]

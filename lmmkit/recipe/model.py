@@ -8,15 +8,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Tag
 
+from lmmkit.api.model_info import CLIP_MEAN, CLIP_STD, Activation, Resample
+from lmmkit.api.sample import ImageFit
 from lmmkit.recipe import field_types as k
 from lmmkit.recipe.field_types import Says, section
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
 TemplateName = Literal["plain", "vicuna_v1", "chatml", "llama3"]
-ImageFit = Literal["crop", "pad", "stretch"]
-Resample = Literal["bicubic", "bilinear"]
+NO_WEIGHTS = "none"  # `model.vision.weights` of a timm encoder with random weights
 
 
 def _derive(obj: object, name: str, value: int) -> None:
@@ -40,7 +38,7 @@ class VisionScratch:
     class_token: k.Flag = True  # removed before the connector
     pre_norm: k.Flag = True  # a layer norm between the embeddings and the first block
     patch_bias: k.Flag = False  # a bias on the patch embedding (SigLIP has one)
-    activation: Literal["quick_gelu", "gelu", "gelu_tanh"] = "quick_gelu"
+    activation: Activation = "quick_gelu"
     norm_eps: k.Positive = 1e-5
     feature_layer: k.Whole = -2  # 0 = the embeddings, n = after n blocks; -1 = after the last
     mean: k.Triple = CLIP_MEAN  # per RGB channel, values in 0..1
@@ -79,20 +77,20 @@ class VisionFrom:
     resample: Resample | None = None
 
 
-TIMM = "timm:"  # `from: timm:NAME` means `timm: NAME`
+_TIMM = "timm:"  # `from: timm:NAME` means `timm: NAME`
 
 
 def _by_name(value: Any) -> Any:
     if isinstance(value, Mapping) and isinstance(name := value.get("from"), str) and "timm" not in value:
         rest = {key: item for key, item in value.items() if key != "from"}
-        return {"timm": name.removeprefix(TIMM), **rest}
+        return {"timm": name.removeprefix(_TIMM), **rest}
     return value
 
 
 def _vision_shape(value: Any) -> str | None:
     if isinstance(value, Mapping):
         name = value.get("from")
-        if "timm" in value or (isinstance(name, str) and name.startswith(TIMM)):
+        if "timm" in value or (isinstance(name, str) and name.startswith(_TIMM)):
             return "<timm>"
         return "<from>" if "from" in value else "<scratch>"
     known = {VisionFrom: "<from>", VisionTimm: "<timm>", VisionScratch: "<scratch>"}

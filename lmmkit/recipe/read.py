@@ -16,19 +16,19 @@ from lmmkit.errors import Problem, UserError, did_you_mean, raise_all
 from lmmkit.errors.recipe import EMPTY, FILE, NULL, SET, UNKNOWN_KEY, WRONG_TYPE
 from lmmkit.recipe import rules
 from lmmkit.recipe.error_messages import (
-    UNKNOWN,
+    NO_TYPE,
     child,
-    describe,
     fix_for,
     keys_of,
     problems_of,
     tidy,
+    type_words,
     unknown_key,
 )
 from lmmkit.recipe.model import Model, Vision, VisionFrom, VisionScratch, VisionTimm
 from lmmkit.recipe.schema import HIDDEN, Recipe
 from lmmkit.recipe.source_positions import Places
-from lmmkit.recipe.yaml_tree import MAX_BYTES, YamlTree, parse
+from lmmkit.recipe.yaml_tree import MAX_RECIPE_BYTES, YamlTree, parse
 
 # below these keys, the user chooses the names: --set must not create a new one on its path
 _NAMED = ("plugins", "data", "stages", "evaluate.tasks")
@@ -120,15 +120,15 @@ def _text(path: Path) -> str:
     """Returns the file's text. Raises `UserError` if it cannot be read as text."""
 
     def refuse(got: str) -> UserError:
-        return UserError(FILE.at(str(path), got=got, limit=MAX_BYTES))
+        return UserError(FILE.at(str(path), got=got, limit=MAX_RECIPE_BYTES))
 
     data = b""
     try:
         if not path.is_file():
             raise refuse("a folder" if path.is_dir() else "no such file")
         with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
+            data = file.read(MAX_RECIPE_BYTES + 1)
+        if len(data) > MAX_RECIPE_BYTES:
             raise refuse("a larger file")
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -181,7 +181,7 @@ def _recipe(tree: YamlTree, root: Path | None) -> Recipe:
     refused = {p.where for p in found}  # tidy set these values to None
     found += [p for p in _nulls(raw, Recipe, "") if p.where not in refused]
     for name in HIDDEN:  # fields of Recipe that are not keys
-        if raw.pop(name, UNKNOWN) is not UNKNOWN:
+        if raw.pop(name, NO_TYPE) is not NO_TYPE:
             found.append(unknown_key(name, name, keys_of(Recipe)))
     recipe = None
     try:
@@ -210,12 +210,12 @@ def _adapter(hint: Any) -> TypeAdapter:
 def _nulls(raw: Any, hint: Any, key: str) -> Iterator[Problem]:
     """Yields a problem for each null outside plugin settings: it is clearer to omit the key."""
     if raw is None:
-        yield NULL.at(key, got="nothing", expected=describe(hint), fix=fix_for(raw, hint))
+        yield NULL.at(key, got="nothing", expected=type_words(hint), fix=fix_for(raw, hint))
     elif isinstance(raw, (dict, list)):
         items = raw.items() if isinstance(raw, dict) else enumerate(raw)
         for name, item in items:
             below = child(hint, raw, name)
-            if below is not UNKNOWN and below is not Any:
+            if below is not NO_TYPE and below is not Any:
                 yield from _nulls(item, below, f"{key}.{name}" if key else str(name))
 
 
@@ -248,5 +248,5 @@ def _parts(raw: Any, hint: Any, pattern: list[str], key: str) -> Iterator[tuple[
     first, *rest = pattern
     for name in raw if first == "*" else [first]:
         below = child(hint, raw, name)
-        if name in raw and below is not UNKNOWN:
+        if name in raw and below is not NO_TYPE:
             yield from _parts(raw[name], below, rest, f"{key}.{name}" if key else name)

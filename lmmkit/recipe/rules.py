@@ -16,7 +16,7 @@ from lmmkit.recipe.model import Model, TextFrom, TextScratch, VisionFrom, Vision
 from lmmkit.recipe.schema import Task
 from lmmkit.recipe.stage import Length, Source, Stage, Train, Validate, Weight
 
-RESERVED = ("next_token", "main")  # the term and the view of the core
+RESERVED_NAMES = ("next_token", "main")  # the term and the view of the core
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def check_model(model: Model, key: str, names: Names) -> Iterator[Problem]:
 def check_plugins(plugins: Mapping[str, Mapping[str, Any]], key: str, names: Names) -> Iterator[Problem]:
     """Checks that instance names are not reserved, and that `use` is the name of a component."""
     for name, settings in plugins.items():
-        if name in RESERVED:
+        if name in RESERVED_NAMES:
             got, expected = f"the instance name `{name}`", "a name that lmmkit does not use itself"
             yield NAME.at(f"{key}.{name}", got=got, expected=expected)
         use = settings.get("use", name)

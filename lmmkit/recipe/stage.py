@@ -8,9 +8,10 @@ from typing import Annotated, Literal
 from annotated_types import MinLen
 from pydantic import BeforeValidator
 
+from lmmkit.api.sample import ImageFit
 from lmmkit.recipe import field_types as k
 from lmmkit.recipe.field_types import Says, section
-from lmmkit.recipe.model import ImageFit, TemplateName
+from lmmkit.recipe.model import TemplateName
 
 
 @section

@@ -28,7 +28,7 @@ from ruamel.yaml.events import (
 from lmmkit.errors import Code, Problem
 from lmmkit.errors.recipe import ANCHOR, DUPLICATE_KEY, RECIPE_YAML, TAG
 
-MAX_BYTES = 1_000_000
+MAX_RECIPE_BYTES = 1_000_000
 MAX_DEPTH = 50
 
 _INT = re.compile(r"[-+]?[0-9]{1,25}")

@@ -27,13 +27,13 @@ def caption(scene: Scene, rng: random.Random) -> str:
     number = rng.randint(1, len(scene.things))
     things = [scene.things[i] for i in sorted(rng.sample(range(len(scene.things)), number))]
     if number == 1:
-        whole, place = f"a {things[0].size} {things[0].name}", things[0].place
-        return rng.choice((f"in the {place} {whole} {sky}", f"{whole} at the {place} {sky}"))
+        thing, place = f"a {things[0].size} {things[0].name}", things[0].place
+        return rng.choice((f"in the {place} {thing} {sky}", f"{thing} at the {place} {sky}"))
     if rng.random() < 0.5:
-        told = _joined([f"{thing.place} {thing.name}" for thing in things])
-        return told if number == 3 else f"{sky} {told}"
-    told = _joined([f"{t.name} {t.place}" for t in sorted(things, key=lambda t: t.name)])
-    return told if number == 3 else f"{told} {ground}"
+        named = _joined([f"{thing.place} {thing.name}" for thing in things])
+        return named if number == 3 else f"{sky} {named}"
+    named = _joined([f"{t.name} {t.place}" for t in sorted(things, key=lambda t: t.name)])
+    return named if number == 3 else f"{named} {ground}"
 
 
 def _joined(parts: list[str]) -> str:

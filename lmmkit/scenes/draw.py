@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from lmmkit.scenes.scene import CENTRE, Scene, Scenery, Thing
 
-Loop = list[tuple[float, float]]
+Outline = list[tuple[float, float]]
 
 FINE = 3  # outlines are drawn larger by this factor, then averaged, for smooth edges
 REACH = 0.25  # from the middle to a corner thing, in short sides
@@ -48,12 +48,12 @@ GROUND = {
 def draw(scene: Scene) -> Image.Image:
     """Returns the image of `scene`, RGB, `scene.width` x `scene.height` pixels."""
     size = (scene.width, scene.height)
-    picture = _landscape(scene.scenery, *size)
+    image = _landscape(scene.scenery, *size)
     for thing in scene.things:
-        loop = _loop(thing, *size)
-        picture.paste(RGB[thing.colour], mask=_mask(size, loop))
-        picture.paste(INK, mask=_mask(size, loop, line=LINE * min(size)))
-    return picture
+        outline = _outline(thing, *size)
+        image.paste(RGB[thing.colour], mask=_mask(size, outline))
+        image.paste(INK, mask=_mask(size, outline, line=LINE * min(size)))
+    return image
 
 
 def middle(thing: Thing, width: int, height: int) -> tuple[float, float]:
@@ -74,12 +74,12 @@ def radius(thing: Thing, width: int, height: int) -> float:
     return RADIUS[thing.size] * SWELL[thing.shape] * min(width, height)
 
 
-def _mask(size: tuple[int, int], loop: Loop, line: float = 0.0) -> Image.Image:
-    """Returns a mask: 255 inside the loop (in pixels), 0 outside, smooth between. With `line`, 255 on
+def _mask(size: tuple[int, int], outline: Outline, line: float = 0.0) -> Image.Image:
+    """Returns a mask: 255 inside the outline (in pixels), 0 outside, smooth between. With `line`, 255 on
     the rim, which is `line` pixels wide."""
     mask = Image.new("L", (size[0] * FINE, size[1] * FINE))
     pen = ImageDraw.Draw(mask)
-    points = [(x * FINE, y * FINE) for x, y in loop]
+    points = [(x * FINE, y * FINE) for x, y in outline]
     if line:
         # The first two points are repeated at the end, so that the first corner is joined like the others.
         pen.line([*points, *points[:2]], fill=255, width=round(line * FINE), joint="curve")
@@ -88,7 +88,7 @@ def _mask(size: tuple[int, int], loop: Loop, line: float = 0.0) -> Image.Image:
     return mask.reduce(FINE)
 
 
-def _loop(thing: Thing, width: int, height: int) -> Loop:
+def _outline(thing: Thing, width: int, height: int) -> Outline:
     """Returns the outline of `thing`, in pixels."""
     x, y = middle(thing, width, height)
     r = radius(thing, width, height)
@@ -97,7 +97,7 @@ def _loop(thing: Thing, width: int, height: int) -> Loop:
 
 ARM = 0.36  # half the width of an arm of a cross, relative to its length
 FLAT = 0.48  # half the height of a bar, relative to half its length
-FORM: dict[str, Loop] = {
+FORM: dict[str, Outline] = {
     "square": [(-1, -1), (1, -1), (1, 1), (-1, 1)],
     "triangle": [(0, -1), (1, 0.8), (-1, 0.8)],
     "cross": [
@@ -123,32 +123,32 @@ def _landscape(scenery: Scenery, width: int, height: int) -> Image.Image:
     ground_HWC = blend(GROUND[scenery.ground], scenery.horizon, 1)
     hill_HWC = 0.5 * (sky_HWC + ground_HWC) - 22
     road_HWC = ground_HWC - 30
-    picture_HWC = sky_HWC
-    for layer_HWC, loop in (
+    image_HWC = sky_HWC
+    for layer_HWC, outline in (
         (hill_HWC, _hill(scenery)),
         (ground_HWC, _ground(scenery)),
         (road_HWC, _road(scenery)),
     ):
-        mask = _mask(size, [(x * width, y * height) for x, y in loop])
+        mask = _mask(size, [(x * width, y * height) for x, y in outline])
         mask_HW1 = np.asarray(mask, np.float32)[:, :, None] / 255
-        picture_HWC = picture_HWC + (layer_HWC - picture_HWC) * mask_HW1
+        image_HWC = image_HWC + (layer_HWC - image_HWC) * mask_HW1
 
     # Light from above on one side; dark corners, as in a photograph.
     far_HW = (x_W[None, :] - scenery.light) ** 2 + (y_H[:, None] * 0.9) ** 2
     lens_HW = (x_W[None, :] - 0.5) ** 2 + (y_H[:, None] - 0.5) ** 2
     light_HW = 0.9 + 0.28 * np.exp(-far_HW / 0.18) - 0.45 * lens_HW
-    return Image.fromarray((picture_HWC * light_HW[:, :, None]).clip(0, 255).astype(np.uint8))
+    return Image.fromarray((image_HWC * light_HW[:, :, None]).clip(0, 255).astype(np.uint8))
 
 
 def _horizon(scenery: Scenery, x: float) -> float:
     return scenery.horizon + scenery.slope * (x - 0.5)
 
 
-def _ground(scenery: Scenery) -> Loop:
+def _ground(scenery: Scenery) -> Outline:
     return [(0, _horizon(scenery, 0)), (1, _horizon(scenery, 1)), (1, 1), (0, 1)]
 
 
-def _hill(scenery: Scenery) -> Loop:
+def _hill(scenery: Scenery) -> Outline:
     centre, half, tall = scenery.hill
     top = []
     for k in range(17):
@@ -157,7 +157,7 @@ def _hill(scenery: Scenery) -> Loop:
     return [*top, (centre + half, 1), (centre - half, 1)]
 
 
-def _road(scenery: Scenery) -> Loop:
+def _road(scenery: Scenery) -> Outline:
     foot, head, half = scenery.road
     top = _horizon(scenery, head)
     return [(head - 0.015, top), (head + 0.015, top), (foot + half, 1), (foot - half, 1)]

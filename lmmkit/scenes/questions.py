@@ -19,7 +19,7 @@ PLURAL = {shape: "crosses" if shape == "cross" else f"{shape}s" for shape in SHA
 
 # How often a kind is asked within its type. Three of four negative questions name a colour that the
 # scene does not have. One of four names an absent thing whose colour or shape other things have.
-KINDS = {
+KIND_WEIGHTS = {
     "colour/place": 1,
     "shape/colour": 2,
     "shape/place": 1,
@@ -53,7 +53,7 @@ class Question:
     kind: str
     text: str
     answer: str
-    tells: frozenset[Fact] = frozenset()
+    states: frozenset[Fact] = frozenset()
     asks: frozenset[Fact] = frozenset()
 
     @property
@@ -85,7 +85,7 @@ class Asker:
         for name in types:
             question = self._best([q for q in pool if q.type == name], known, rng)
             asked.append(question)
-            known |= question.tells | question.asks
+            known |= question.states | question.asks
             self._types[question.type] += 1
             self._kinds[question.kind] += 1
             self._answers[question.kind, question.answer] += 1
@@ -93,11 +93,11 @@ class Asker:
 
     def _best(self, pool: list[Question], known: set[Fact], rng: random.Random) -> Question:
         def rank(question: Question) -> tuple[float, ...]:
-            told = len(question.asks & known)
-            share = self._kinds[question.kind] / KINDS[question.kind]
+            repeated = len(question.asks & known)
+            share = self._kinds[question.kind] / KIND_WEIGHTS[question.kind]
             used = self._answers[question.kind, question.answer]
             # A yes states more facts than a no. Presence balances the kinds first, else most answers are no.
-            first = (share, told) if question.type == "presence" else (told, share)
+            first = (share, repeated) if question.type == "presence" else (repeated, share)
             return (*first, used, rng.random())
 
         return min(pool, key=rank)
@@ -107,11 +107,11 @@ def candidates(scene: Scene, rng: random.Random) -> Iterator[Question]:
     """Yields questions that have one clear answer in `scene`. The wording is drawn from `rng`."""
 
     def make(
-        kind: str, slot: str, answer: str, tells: Iterable[Fact] = (), asks: Iterable[Fact] = ()
+        kind: str, slot: str, answer: str, states: Iterable[Fact] = (), asks: Iterable[Fact] = ()
     ) -> Question:
         patterns = PATTERNS.get(kind) or PATTERNS["presence"]
         text = rng.choice(patterns).format(slot)
-        return Question(kind=kind, text=text, answer=answer, tells=frozenset(tells), asks=frozenset(asks))
+        return Question(kind=kind, text=text, answer=answer, states=frozenset(states), asks=frozenset(asks))
 
     things = scene.things
     colours = Counter(thing.colour for thing in things)

@@ -69,32 +69,32 @@ def readme(report: SceneReport) -> str:
     )
     return f"""# Scenes
 
-Drawn pictures with captions and questions, in the files and the JSON that LLaVA reads.
+Drawn images with captions and questions, in the files and the JSON that LLaVA reads.
 Written by `lmmkit data make-scenes` with seed {report.seed}; the same seed gives the same bytes.
 
-| file | holds |
+| file | content |
 |---|---|
-| `images/train/`, `images/heldout/` | {report.scenes} and {report.heldout_scenes} pictures, \
+| `images/train/`, `images/heldout/` | {report.scenes} and {report.heldout_scenes} images, \
 JPEG and PNG |
-| `pretrain.json` | one caption for each training picture |
-| `finetune.json` | a conversation for each training picture: {report.questions} questions |
-| `heldout.json` | {report.heldout_questions} questions on held-out pictures, one a record, \
+| `pretrain.json` | one caption for each training image |
+| `finetune.json` | a conversation for each training image: {report.questions} questions |
+| `heldout.json` | {report.heldout_questions} questions on held-out images, one a record, \
 with `type` and `scene` |
-| `heldout_captions.json` | one caption for each held-out picture |
+| `heldout_captions.json` | one caption for each held-out image |
 | `tokenizer.model` | a sentencepiece model (BPE with byte fallback), {report.vocabulary} pieces |
 
-Image paths are relative to this folder. A picture shows one to four objects (shape, colour,
-size, place) on a landscape. No held-out picture shows the same objects in the same places as a
-training picture.
+Image paths are relative to this folder. An image shows one to four objects (shape, colour,
+size, place) on a landscape. No held-out image shows the same objects in the same places as a
+training image.
 
 ## Questions
 
-| type | share in training | share held out | accuracy without the picture |
+| type | share in training | share held out | accuracy without the image |
 |---|---|---|---|
 {rows}
 | all | | | {report.majority:.1%} |
 
-The last column is the majority baseline: the commonest training answer to the same question.
+The last column is the majority baseline: the most common training answer to the same question.
 Yes/no questions are {report.yes_no_share:.1%} of the training questions and
 {report.heldout_yes_no_share:.1%} of the held-out ones, answered yes and no equally often.
 """

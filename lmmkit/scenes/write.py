@@ -21,15 +21,15 @@ from lmmkit.scenes.tokenizer import VOCABULARY, train_tokenizer
 # With fewer scenes the tokenizer lacks words, and shares of question types are not meaningful.
 LEAST_COUNT = 100
 LEAST_HELDOUT = 20
-TURNS = (4, 5, 6)
+QUESTIONS = (4, 5, 6)
 HELDOUT_QUESTIONS = 3
-FILES = ("pretrain.json", "finetune.json", "heldout.json", "heldout_captions.json")
+JSON_FILES = ("pretrain.json", "finetune.json", "heldout.json", "heldout_captions.json")
 
-Record = dict[str, Any]
+_Json = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Told:
+class DescribedScene:
     """Holds a scene with its instruction, caption and questions."""
 
     scene: Scene
@@ -55,43 +55,43 @@ def write_scenes(
     directory = Path(directory)
     raise_all(_problems(directory, count, heldout))
     numbers = {"train": count, "heldout": heldout}
-    told = {split: tell(seed, split, numbers[split]) for split in SPLITS}
+    described = {split: describe_scenes(seed, split, numbers[split]) for split in SPLITS}
     _make_directories(directory)
 
-    scenes = [item.scene for split in SPLITS for item in told[split]]
+    scenes = [item.scene for split in SPLITS for item in described[split]]
     for done, scene in enumerate(scenes, start=1):
         _save(scene, directory)
         if progress is not None:
             progress(done, len(scenes))
 
-    captions = {split: [_caption_record(item) for item in told[split]] for split in SPLITS}
-    rows = {
+    captions = {split: [_caption_record(item) for item in described[split]] for split in SPLITS}
+    records = {
         "pretrain.json": captions["train"],
-        "finetune.json": [_conversation(item) for item in told["train"]],
-        "heldout.json": [row for item in told["heldout"] for row in _single_questions(item)],
+        "finetune.json": [_conversation(item) for item in described["train"]],
+        "heldout.json": [record for item in described["heldout"] for record in _single_questions(item)],
         "heldout_captions.json": captions["heldout"],
     }
-    for name in FILES:
-        _write_text(directory / name, json.dumps(rows[name], indent=1) + "\n")
-    (directory / "tokenizer.model").write_bytes(train_tokenizer(_texts(told["train"])))
-    report = _report(directory, seed, told)
+    for name in JSON_FILES:
+        _write_text(directory / name, json.dumps(records[name], indent=1) + "\n")
+    (directory / "tokenizer.model").write_bytes(train_tokenizer(_texts(described["train"])))
+    report = _report(directory, seed, described)
     _write_text(directory / "README.md", readme(report))
     return report
 
 
-def tell(seed: int, split: str, number: int) -> list[Told]:
+def describe_scenes(seed: int, split: str, number: int) -> list[DescribedScene]:
     """Returns the first `number` scenes of `split` with captions and questions."""
     asker = Asker()
-    told = []
+    described = []
     for index in range(number):
         scene = make_scene(seed, split, index)
         rng = random.Random(f"lmmkit words/{seed}/{scene.id}")
-        turns = rng.choice(TURNS) if split == "train" else HELDOUT_QUESTIONS
+        turns = rng.choice(QUESTIONS) if split == "train" else HELDOUT_QUESTIONS
         if len(scene.things) == 1:
-            turns = min(turns, TURNS[0])  # more questions would repeat facts
+            turns = min(turns, QUESTIONS[0])  # more questions would repeat facts
         questions = tuple(asker.ask(scene, turns, rng))
-        told.append(
-            Told(
+        described.append(
+            DescribedScene(
                 scene=scene,
                 instruction=_marked(rng.choice(INSTRUCTIONS), rng.random() < 0.5),
                 caption=caption(scene, rng),
@@ -99,7 +99,7 @@ def tell(seed: int, split: str, number: int) -> list[Told]:
                 marker_first=tuple(rng.random() < 0.5 for _ in questions),
             )
         )
-    return told
+    return described
 
 
 def _problems(directory: Path, count: int, heldout: int) -> list[Problem]:
@@ -139,11 +139,11 @@ def _marked(text: str, first: bool) -> str:
     return f"<image>\n{text}" if first else f"{text}\n<image>"
 
 
-def _turns(human: str, gpt: str) -> list[Record]:
+def _turns(human: str, gpt: str) -> list[_Json]:
     return [{"from": "human", "value": human}, {"from": "gpt", "value": gpt}]
 
 
-def _caption_record(item: Told) -> Record:
+def _caption_record(item: DescribedScene) -> _Json:
     return {
         "id": item.scene.id,
         "image": item.scene.image,
@@ -151,15 +151,15 @@ def _caption_record(item: Told) -> Record:
     }
 
 
-def _conversation(item: Told) -> Record:
-    turns: list[Record] = []
+def _conversation(item: DescribedScene) -> _Json:
+    turns: list[_Json] = []
     for question in item.questions:
         text = question.text if turns else _marked(question.text, item.marker_first[0])
         turns += _turns(text, question.answer)
     return {"id": item.scene.id, "image": item.scene.image, "conversations": turns}
 
 
-def _single_questions(item: Told) -> list[Record]:
+def _single_questions(item: DescribedScene) -> list[_Json]:
     return [
         {
             "id": f"{item.scene.id}/{number}",
@@ -172,25 +172,25 @@ def _single_questions(item: Told) -> list[Record]:
     ]
 
 
-def _texts(told: Sequence[Told]) -> list[str]:
+def _texts(described: Sequence[DescribedScene]) -> list[str]:
     """Returns the texts to train the tokenizer on: all texts of the training records, without markers."""
     texts: list[str] = [*INSTRUCTIONS]
-    for item in told:
+    for item in described:
         texts.append(item.caption)
         for question in item.questions:
             texts += [question.text, question.answer]
     return texts
 
 
-def _report(directory: Path, seed: int, told: dict[str, list[Told]]) -> SceneReport:
-    questions = {split: [q for item in told[split] for q in item.questions] for split in SPLITS}
+def _report(directory: Path, seed: int, described: dict[str, list[DescribedScene]]) -> SceneReport:
+    questions = {split: [q for item in described[split] for q in item.questions] for split in SPLITS}
     accuracy = majority_accuracy(questions["train"], questions["heldout"])
-    names = (*FILES, "tokenizer.model", "README.md")
+    names = (*JSON_FILES, "tokenizer.model", "README.md")
     return SceneReport(
         directory=directory,
         seed=seed,
-        scenes=len(told["train"]),
-        heldout_scenes=len(told["heldout"]),
+        scenes=len(described["train"]),
+        heldout_scenes=len(described["heldout"]),
         questions=len(questions["train"]),
         heldout_questions=len(questions["heldout"]),
         type_shares=type_shares(questions["train"]),

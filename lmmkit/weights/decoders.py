@@ -1,14 +1,14 @@
-"""Public decoders: shapes from their configs, and tables that map tensor names."""
+"""Public decoders: recipe sections from their configs, and tables that map tensor names."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 from lmmkit.errors import UserError
 from lmmkit.errors.weights import ARCHITECTURE
-from lmmkit.model.decoder import DecoderShape
-from lmmkit.model.rope import Rope
+from lmmkit.recipe import RopeScaling, TextScratch
 from lmmkit.weights.config import BLOCKS, Config
 from lmmkit.weights.name_maps import Table
 
@@ -45,15 +45,27 @@ QWEN1: Table = (
     ("norm.weight", "transformer.ln_f.weight"),
     ("head.weight", "lm_head.weight"),
 )
+# Keys of a public `rope_scaling` by the field of `RopeScaling`, for each kind. An export writes them back.
+ROPE_KEYS: dict[str, dict[str, str]] = {
+    "linear": {"factor": "factor"},
+    "llama3": {
+        "factor": "factor", "original": "original_max_position_embeddings",
+        "low": "low_freq_factor", "high": "high_freq_factor",
+    },
+    "yarn": {
+        "factor": "factor", "original": "original_max_position_embeddings",
+        "fast": "beta_fast", "slow": "beta_slow", "magnitude": "attention_factor",
+    },
+}  # fmt: skip
 # Frequency tables, which old folders contain, and the head of a tied model, which equals its embedding.
-SPARE = r"rotary_emb|\.attn\.bias$|masked_bias$|^lm_head\.weight$"
+SPARE_DECODER = r"rotary_emb|\.attn\.bias$|masked_bias$|^lm_head\.weight$"
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderSource:
-    """Describes a decoder from its config: shape, table of tensor names, and family."""
+    """Describes a decoder from its config: recipe section, table of tensor names, and family."""
 
-    shape: DecoderShape
+    section: TextScratch
     table: Table
     family: str
 
@@ -64,10 +76,10 @@ def read_decoder(config: Config) -> DecoderSource:
     Raises `UserError` for an unknown family, and for settings that lmmkit does not support.
     """
     family = config.text("model_type")
-    if family not in FAMILIES:
-        known = ", ".join(sorted(FAMILIES))
+    if family not in DECODERS:
+        known = ", ".join(sorted(DECODERS))
         raise UserError(ARCHITECTURE.at(config.where, got=f"model_type {family!r}", known=known))
-    return FAMILIES[family](config)
+    return DECODERS[family](config)
 
 
 def _llama(config: Config) -> DecoderSource:
@@ -94,19 +106,19 @@ def _qwen1(config: Config) -> DecoderSource:
     config.only(no_bias=True, scale_attn_weights=True, rotary_pct=1.0)
     width, heads = config.count("hidden_size"), config.count("num_attention_heads")
     size = config.count("kv_channels", width // heads)
-    shape = DecoderShape(
+    section = TextScratch(
         vocab=config.count("vocab_size"), width=width, heads=heads,
         depth=config.count("num_hidden_layers", most=BLOCKS),
         kv_heads=heads, head_size=size, mlp=config.count("intermediate_size") // 2,
         context=config.count("seq_length", 8192),  # log-n scaling and dynamic NTK apply only above it
-        rope=Rope(theta=config.number("rotary_emb_base", 1e4)),
+        rope_theta=config.number("rotary_emb_base", 1e4),
         norm_eps=config.number("layer_norm_epsilon", 1e-6), qkv_bias=True,
         tied=config.flag("tie_word_embeddings", False),
     )  # fmt: skip
-    return DecoderSource(shape=shape, table=QWEN1, family="qwen")
+    return DecoderSource(section=section, table=QWEN1, family="qwen")
 
 
-FAMILIES: dict[str, Callable[[Config], DecoderSource]] = {
+DECODERS: dict[str, Callable[[Config], DecoderSource]] = {
     "llama": _llama, "mistral": _mistral, "qwen2": _qwen2, "qwen3": _qwen3, "qwen": _qwen1,
 }  # fmt: skip
 
@@ -124,14 +136,15 @@ def _source(
     if size % 2:
         raise config.problem("head_dim", size, "an even number")
     context = config.count("max_position_embeddings", max_positions)
-    shape = DecoderShape(
+    theta, scaling = _rope(config, context)
+    section = TextScratch(
         vocab=config.count("vocab_size"), width=width, heads=heads,
         depth=config.count("num_hidden_layers", most=BLOCKS),
         kv_heads=kv_heads, head_size=size, mlp=config.count("intermediate_size"), context=context,
-        rope=_rope(config, context), norm_eps=config.number("rms_norm_eps", 1e-6), qkv_bias=qkv_bias,
-        qk_norm=qk_norm, tied=config.flag("tie_word_embeddings", False),
+        rope_theta=theta, rope_scaling=scaling, norm_eps=config.number("rms_norm_eps", 1e-6),
+        qkv_bias=qkv_bias, qk_norm=qk_norm, tied=config.flag("tie_word_embeddings", False),
     )  # fmt: skip
-    return DecoderSource(shape=shape, table=LLAMA, family=config.text("model_type"))
+    return DecoderSource(section=section, table=LLAMA, family=config.text("model_type"))
 
 
 def _windowed(source: DecoderSource, config: Config) -> DecoderSource:
@@ -139,34 +152,31 @@ def _windowed(source: DecoderSource, config: Config) -> DecoderSource:
     if not config.has("sliding_window"):
         return source
     window = config.count("sliding_window")
-    return replace(source, shape=replace(source.shape, context=min(source.shape.context, window)))
+    context = min(source.section.context, window)
+    return replace(source, section=replace(source.section, context=context))
 
 
-def _rope(config: Config, context: int) -> Rope:
-    """Reads RoPE from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
+def _rope(config: Config, context: int) -> tuple[float, RopeScaling | None]:
+    """Reads RoPE from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before).
+
+    Returns its base and its scaling. `dynamic` scaling has no effect up to the context, and longer
+    sequences are not built.
+    """
     now, old = config.section("rope_parameters"), config.section("rope_scaling")
     scaling = now if now.values else old
     theta = now.number("rope_theta", config.values.get("rope_theta", 1e4))
     if not scaling.values:
-        return Rope(theta=theta)
+        return theta, None
     scaling.only(partial_rotary_factor=1.0)
-    kinds = {"default": "none", "linear": "linear", "llama3": "llama3", "yarn": "yarn", "dynamic": "dynamic"}
-    key = "rope_type" if scaling.has("rope_type") else "type"
-    match scaling.one_of(key, kinds, "default"):
-        case "linear":
-            return Rope(theta=theta, scaling="linear", factor=scaling.number("factor"))
-        case "llama3":
-            return Rope(
-                theta=theta, scaling="llama3", factor=scaling.number("factor"),
-                original=scaling.count("original_max_position_embeddings"),
-                low=scaling.number("low_freq_factor"), high=scaling.number("high_freq_factor"),
-            )  # fmt: skip
-        case "yarn":
-            scaling.only(mscale=None, mscale_all_dim=None, truncate=True)
-            return Rope(
-                theta=theta, scaling="yarn", factor=scaling.number("factor"),
-                original=scaling.count("original_max_position_embeddings", context),
-                fast=scaling.number("beta_fast", 32), slow=scaling.number("beta_slow", 1),
-                magnitude=scaling.number("attention_factor") if scaling.has("attention_factor") else 0.0,
-            )  # fmt: skip
-    return Rope(theta=theta)  # dynamic has no effect up to the context, and longer ones are not built
+    known = {"default": "none", "dynamic": "none", **{kind: kind for kind in ROPE_KEYS}}
+    kind = scaling.one_of("rope_type" if scaling.has("rope_type") else "type", known, "default")
+    if kind == "none":
+        return theta, None
+    given: dict[str, Any] = {}
+    if kind == "yarn":
+        scaling.only(mscale=None, mscale_all_dim=None, truncate=True)
+        given["original"] = context
+    for field, key in ROPE_KEYS[kind].items():
+        if kind != "yarn" or field == "factor" or scaling.has(key):  # only yarn has defaults
+            given[field] = scaling.count(key) if field == "original" else scaling.number(key)
+    return theta, RopeScaling(kind=cast(Any, kind), **given)

@@ -1,4 +1,4 @@
-"""Detects what a public model folder contains: parts, shapes and tensor names.
+"""Detects what a public model folder contains: parts, their recipe sections and tensor names.
 
 The tensor names of every layout get common prefixes: `text.` before a decoder's public names, `vision.`
 before an encoder's, `connector.` before a projector's. Names without a matching rule are unchanged.
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lmmkit.errors import UserError
 from lmmkit.errors.weights import ARCHITECTURE, PART
+from lmmkit.model.vision import ViT
 from lmmkit.runs.files import read_json
 from lmmkit.weights import decoders, encoders, name_maps, timm_encoder
 from lmmkit.weights.config import Config
@@ -53,7 +54,7 @@ LLAVA: Spelling = (  # low-rank checkpoints have the prefix of a wrapper
     (r"model\.", "text.model."),
     (r"lm_head\.", "text.lm_head."),
 )
-TIMM: Spelling = ((r"", "vision."),)
+TIMM_FILE: Spelling = ((r"", "vision."),)
 ENCODER: Spelling = ((r"text_model\.", "spare.text_model."), (r"vision_model\.", "vision."), (r"", "vision."))
 DECODER: Spelling = ((r"", "text."),)
 # next to the vision model in a full CLIP or SigLIP
@@ -84,7 +85,7 @@ class PretrainedFolder:
         with opened(self.folder, pickled=self.pickled) as found:
             yield {_spelt(name, self.spelling): stored for name, stored in found.items()}
 
-    def held(self) -> torch.dtype:
+    def stored_dtype(self) -> torch.dtype:
         """Returns the narrowest float type that represents all its tensors, independent of its config."""
         with self.tensors() as stored:
             types = {each.dtype for each in stored.values() if isinstance(each.dtype, torch.dtype)}
@@ -118,12 +119,12 @@ class PretrainedFolder:
         return tuple(name for name, part in here.items() if part is not None)
 
     def fill(self, part: str, module: nn.Module, stored: Mapping[str, Stored]) -> None:
-        """Copies one part's tensors into its module. Raises `UserError` in the cases of `name_maps.check`."""
-        name_maps.fill(module, **self._pairing(part, module, stored))
+        """Copies one part's tensors into its module. Raises `UserError` in the cases of `name_maps.check_public`."""
+        name_maps.fill_public(module, **self._pairing(part, module, stored))
 
     def check(self, part: str, module: nn.Module, stored: Mapping[str, Stored]) -> None:
-        """Checks one part's tensors from the headers, like `name_maps.check`. The module may be on meta."""
-        name_maps.check(module, **self._pairing(part, module, stored))
+        """Checks one part's tensors from the headers, like `name_maps.check_public`. The module may be on meta."""
+        name_maps.check_public(module, **self._pairing(part, module, stored))
 
     def _pairing(self, part: str, module: nn.Module, stored: Mapping[str, Stored]) -> dict[str, Any]:
         prefix = f"{part}."
@@ -152,18 +153,17 @@ class PretrainedFolder:
     def _spare(self, part: str, module: nn.Module) -> str:
         """Returns a pattern for public names that the folder may contain and the module does not have."""
         if part == "vision":
-            assert self.vision is not None
             if isinstance(self.vision, TimmSource):
                 return timm_encoder.spare(module)
-            shape = self.vision.shape
-            behind = "|".join(map(str, range(shape.built, shape.depth))) or "none"
-            return rf"{encoders.SPARE}{TWO_TOWERS}|^encoder\.layers\.({behind})\."
-        return decoders.SPARE if part == "text" else r"$^"
+            assert isinstance(module, ViT)
+            behind = "|".join(map(str, range(module.shape.built, module.shape.depth))) or "none"
+            return rf"{encoders.SPARE_ENCODER}{TWO_TOWERS}|^encoder\.layers\.({behind})\."
+        return decoders.SPARE_DECODER if part == "text" else r"$^"
 
 
 def timm_source(encoder: TimmSource, file: Path, *, pickled: bool = False) -> PretrainedFolder:
     """Describes a timm encoder whose weights are in `file`, under timm's names."""
-    return PretrainedFolder(folder=file, kind="timm", spelling=TIMM, vision=encoder, pickled=pickled)
+    return PretrainedFolder(folder=file, kind="timm", spelling=TIMM_FILE, vision=encoder, pickled=pickled)
 
 
 def open_pretrained(
@@ -192,18 +192,18 @@ def _source(folder: Path, feature_layer: int | None) -> PretrainedFolder:
         return known[kind](folder, config, feature_layer)
     if kind == "none" and config.has("architecture"):
         return timm_source(read_timm(config, -2 if feature_layer is None else feature_layer), folder)
-    if kind in encoders.FAMILIES:
+    if kind in encoders.ENCODERS:
         vision = read_encoder(config, folder, feature_layer=-2 if feature_layer is None else feature_layer)
         return PretrainedFolder(
             folder=folder, kind=kind, spelling=ENCODER, vision=vision, dtype=_dtype(config)
         )
-    if kind in decoders.FAMILIES:
+    if kind in decoders.DECODERS:
         text = read_decoder(config)
         return PretrainedFolder(
             folder=folder, kind=kind, spelling=DECODER, text=text, dtype=_dtype(config),
             **_ends(folder, config),
         )  # fmt: skip
-    families = [*known, *encoders.FAMILIES, *decoders.FAMILIES, "timm's (`architecture`)"]
+    families = [*known, *encoders.ENCODERS, *decoders.DECODERS, "timm's (`architecture`)"]
     where, known = f"{config.where}: model_type", ", ".join(families)
     raise UserError(ARCHITECTURE.at(where, got=f"`{kind}`", known=known))
 
@@ -213,7 +213,8 @@ def _llava_hf(folder: Path, config: Config, feature_layer: int | None) -> Pretra
     text_config = _with_defaults(config.section("text_config"))
     text = read_decoder(text_config)
     if config.has("tie_word_embeddings") and not text_config.has("tie_word_embeddings"):
-        text = replace(text, shape=replace(text.shape, tied=config.flag("tie_word_embeddings", False)))
+        tied = config.flag("tie_word_embeddings", False)
+        text = replace(text, section=replace(text.section, tied=tied))
     layer = config.values.get("vision_feature_layer", -2)
     if type(layer) is not int:
         raise config.problem("vision_feature_layer", layer, "one layer's number")
@@ -221,7 +222,7 @@ def _llava_hf(folder: Path, config: Config, feature_layer: int | None) -> Pretra
         _with_defaults(config.section("vision_config")), folder,
         feature_layer=layer if feature_layer is None else feature_layer,
     )  # fmt: skip
-    config.only(vision_feature_select_strategy="default" if vision.shape.class_token else "full")
+    config.only(vision_feature_select_strategy="default" if vision.section.class_token else "full")
     key = "image_token_id" if config.has("image_token_id") else "image_token_index"
     return PretrainedFolder(
         folder=folder, kind="llava-hf", spelling=LLAVA_HF, text=text, vision=vision, connector=True,

@@ -1,16 +1,17 @@
-"""Public vision encoders: shapes from their configs, and a table that maps tensor names."""
+"""Public vision encoders: recipe sections from their configs, and a table that maps tensor names."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from lmmkit.api.model_info import CLIP_MEAN, CLIP_STD, ImageSpec
+from lmmkit.api.model_info import CLIP_MEAN, CLIP_STD
+from lmmkit.api.sample import ImageFit
 from lmmkit.errors import UserError
 from lmmkit.errors.weights import ARCHITECTURE, FEATURE_LAYER
-from lmmkit.model.vision import VisionShape
+from lmmkit.recipe import VisionScratch
 from lmmkit.runs.files import read_json
 from lmmkit.weights.config import BLOCKS, Config
 from lmmkit.weights.name_maps import Table
@@ -38,22 +39,42 @@ VIT: Table = (
     ),
 )
 # Tensors after the last layer, and a table of position numbers in old folders.
-SPARE = r"^post_layernorm\.|^head\.|position_ids$"
-ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
+SPARE_ENCODER = r"^post_layernorm\.|^head\.|position_ids$"
+HIDDEN_ACTS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
+RESAMPLE = {3: "bicubic", 2: "bilinear"}  # the numbers that Pillow uses
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderFamily:
+    """Describes a family: the fields of `VisionScratch` that its name implies, and the defaults of its
+    config and of its image processor."""
+
+    fixed: Mapping[str, bool]
+    hidden_act: str
+    norm_eps: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    image_fit: ImageFit
+
+
+ENCODERS = {
+    "clip_vision_model": EncoderFamily(
+        fixed={"class_token": True, "pre_norm": True, "patch_bias": False}, hidden_act="quick_gelu",
+        norm_eps=1e-5, mean=CLIP_MEAN, std=CLIP_STD, image_fit="crop",
+    ),
+    "siglip_vision_model": EncoderFamily(
+        fixed={"class_token": False, "pre_norm": False, "patch_bias": True}, hidden_act="gelu_pytorch_tanh",
+        norm_eps=1e-6, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), image_fit="stretch",
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSource:
     """Describes a vision encoder from its files. `image_fit`: the treatment of images by its processor."""
 
-    shape: VisionShape
-    image_fit: str
-    family: str
-
-    @property
-    def feature_layer(self) -> int:
-        """Returns the index of the state that the connector reads."""
-        return self.shape.feature_layer
+    section: VisionScratch
+    image_fit: ImageFit
 
 
 def read_encoder(config: Config, folder: Path, *, feature_layer: int) -> EncoderSource:
@@ -61,56 +82,54 @@ def read_encoder(config: Config, folder: Path, *, feature_layer: int) -> Encoder
 
     Raises `UserError` for an unknown family, and for settings that lmmkit does not support.
     """
-    family = config.text("model_type")
-    if family not in FAMILIES:
-        known = ", ".join(sorted(FAMILIES))
-        raise UserError(ARCHITECTURE.at(config.where, got=f"model_type {family!r}", known=known))
-    size, patch = config.count("image_size"), config.count("patch_size")
+    name = config.text("model_type")
+    if name not in ENCODERS:
+        known = ", ".join(sorted(ENCODERS))
+        raise UserError(ARCHITECTURE.at(config.where, got=f"model_type {name!r}", known=known))
+    family = ENCODERS[name]
     config.only(num_channels=3)
-    does = _processor(folder, FAMILIES[family])
-    side, width = size // patch, config.count("hidden_size")
-    image = ImageSpec(
-        size=size, grid=(side, side), width=width, mean=does["mean"], std=does["std"], resample=does["resample"]
-    )  # fmt: skip
-    clip = family == "clip_vision_model"
+    width, heads = config.count("hidden_size"), config.count("num_attention_heads")
+    if width % heads:
+        raise config.problem("num_attention_heads", heads, f"a divisor of the width {width}")
     depth = config.count("num_hidden_layers", most=BLOCKS)
     if not -depth - 1 <= feature_layer <= depth:
         got, layers = f"feature_layer {feature_layer} of {depth} layers", f"one of {-depth - 1} to {depth}"
         raise UserError(FEATURE_LAYER.at(config.where, got=got, layers=layers))
-    heads = config.count("num_attention_heads")
-    if width % heads:
-        raise config.problem("num_attention_heads", heads, f"a divisor of the width {width}")
-    shape = VisionShape(
-        width=width, depth=depth, heads=heads, mlp=config.count("intermediate_size"), patch=patch, image=image,
-        feature_layer=feature_layer, class_token=clip, pre_norm=clip, patch_bias=not clip,
-        activation=config.one_of("hidden_act", ACTIVATIONS, "quick_gelu" if clip else "gelu_pytorch_tanh"),  # type: ignore[arg-type]
-        norm_eps=config.number("layer_norm_eps", 1e-5 if clip else 1e-6),
+    image_fit, pixels = _processor(folder, family)
+    section = VisionScratch(
+        width=width, depth=depth, heads=heads, mlp=config.count("intermediate_size"),
+        patch=config.count("patch_size"), image_size=config.count("image_size"), feature_layer=feature_layer,
+        activation=cast(Any, config.one_of("hidden_act", HIDDEN_ACTS, family.hidden_act)),
+        norm_eps=config.number("layer_norm_eps", family.norm_eps), **family.fixed, **pixels,
     )  # fmt: skip
-    return EncoderSource(shape=shape, image_fit=does["shape"], family=family)
+    return EncoderSource(section=section, image_fit=image_fit)
 
 
-RESAMPLE = {3: "bicubic", 2: "bilinear"}  # the numbers that Pillow uses
-CLIP = {"mean": CLIP_MEAN, "std": CLIP_STD, "shape": "crop"}
-HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "shape": "stretch"}
-FAMILIES: dict[str, dict[str, Any]] = {"clip_vision_model": CLIP, "siglip_vision_model": HALF}
+def family_of(encoder: object) -> str | None:
+    """Returns the family whose fixed fields an encoder has; None if there is none."""
+    fits = (
+        name
+        for name, family in ENCODERS.items()
+        if all(getattr(encoder, field) == value for field, value in family.fixed.items())
+    )
+    return next(fits, None)
 
 
-def _processor(folder: Path, habits: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the folder's image processor settings; `habits` gives the defaults."""
+def _processor(folder: Path, family: EncoderFamily) -> tuple[ImageFit, dict[str, Any]]:
+    """Returns the folder's `image_fit`, and mean, std and resampling of its image processor."""
     for name, key in (("preprocessor_config.json", ""), ("processor_config.json", "image_processor")):
         if (folder / name).is_file():
             found = Config(read_json(folder / name, hint="Correct or remove the file."), str(folder / name))
             found = found.section(key) if key else found
             if not found.values:
                 continue
-            return {
-                "mean": found.triple("image_mean", habits["mean"]), "std": found.triple("image_std", habits["std"]),
-                "shape": _geometry(found) or habits["shape"], "resample": found.one_of("resample", RESAMPLE, 3),
-            }  # fmt: skip
-    return {**habits, "resample": "bicubic"}
+            mean, std = found.triple("image_mean", family.mean), found.triple("image_std", family.std)
+            resample = found.one_of("resample", RESAMPLE, 3)
+            return _geometry(found) or family.image_fit, {"mean": mean, "std": std, "resample": resample}
+    return family.image_fit, {"mean": family.mean, "std": family.std}
 
 
-def _geometry(config: Config) -> str | None:
+def _geometry(config: Config) -> ImageFit | None:
     """Returns the `image_fit` of an image processor's config; None if the config does not define it."""
     if config.flag("do_pad", False):
         return "pad"

@@ -17,28 +17,30 @@ from lmmkit.weights.model_folder import unique_tensors
 from lmmkit.weights.name_maps import MappedSlice, map_names
 from lmmkit.weights.tensor_reader import Stored
 
-FILE = "adapter_config.json"
-PREFIX = "text."
+ADAPTER_CONFIG = "adapter_config.json"
+_PREFIX = "text."
 
 
 def is_adapter(folder: Path) -> bool:
     """Returns whether the folder contains low-rank updates of a decoder instead of the decoder."""
-    return (folder / FILE).is_file()
+    return (folder / ADAPTER_CONFIG).is_file()
 
 
-def merge(module: nn.Module, stored: Mapping[str, Stored], folder: Path) -> None:
+def merge_checkpoint(module: nn.Module, stored: Mapping[str, Stored], folder: Path) -> None:
     """Adds alpha / r * B A to every matrix that has a pair A, B.
 
     Raises `UserError` for pairs that are incomplete, do not fit or have no matrix in the module, and for
     settings that lmmkit does not support.
     """
-    config = Config(read_json(folder / FILE, hint="Download the folder again."), str(folder / FILE))
+    config = Config(
+        read_json(folder / ADAPTER_CONFIG, hint="Download the folder again."), str(folder / ADAPTER_CONFIG)
+    )
     config.only(
         bias="none", use_rslora=False, use_dora=False, fan_in_fan_out=False, rank_pattern={}, alpha_pattern={}
     )
     scale = config.number("lora_alpha") / config.count("r")
     own, known = unique_tensors(module), map_names(module, LLAMA)
-    found = {name.removeprefix(PREFIX): s for name, s in stored.items() if ".lora_" in name}
+    found = {name.removeprefix(_PREFIX): s for name, s in stored.items() if ".lora_" in name}
     pairs, problems = {}, []
     for name in sorted({n.partition(".lora_")[0] for n in found}):
         a, b = (found.get(f"{name}.lora_{side}.weight") for side in "AB")

@@ -30,7 +30,7 @@ from lmmkit.errors import MachineError, UserError, raise_all
 from lmmkit.errors.weights import CANNOT_WRITE, MISMATCH, MODEL_CONFIG, MODEL_DAMAGED, MODEL_FORMAT
 from lmmkit.runs.files import fsync, io_point, read_json, write_json_atomic
 
-FORMAT = "lmmkit-model-1"
+FOLDER_FORMAT = "lmmkit-model-1"
 WEIGHTS = "model.safetensors"
 PASSTHROUGH = "carried.safetensors"
 UPDATES = "lora.safetensors"
@@ -79,7 +79,7 @@ def write(
             (aside / "recipe.yaml").write_text(recipe, encoding="utf-8")
         for file in sorted(aside.iterdir()):
             fsync(file)
-        write_json_atomic(aside / "config.json", {"format": FORMAT, **config})
+        write_json_atomic(aside / "config.json", {"format": FOLDER_FORMAT, **config})
         if folder.is_symlink():
             folder.unlink()  # the target of the link must not be moved
         elif folder.exists():
@@ -109,8 +109,10 @@ def config_of(folder: Path) -> dict:
     """Returns the folder's config. Raises `UserError` if lmmkit did not write the folder."""
     path = folder / "config.json"
     config = read_json(path, hint="Name a folder that lmmkit wrote: RUN or RUN/model/<stage>.")
-    if config.get("format") != FORMAT:
-        raise UserError(MODEL_FORMAT.at(str(folder), got=f"format {config.get('format')!r}", known=FORMAT))
+    if config.get("format") != FOLDER_FORMAT:
+        raise UserError(
+            MODEL_FORMAT.at(str(folder), got=f"format {config.get('format')!r}", known=FOLDER_FORMAT)
+        )
     wrong = [key for key, fits in KEYS.items() if key in config and not fits(config[key])]
     wrong += [key for key in ("stage", "model") if key not in config]
     raise_all(
@@ -123,7 +125,9 @@ def config_of(folder: Path) -> dict:
 def is_ours(folder: Path) -> bool:
     """Returns whether lmmkit wrote the folder."""
     path = folder / "config.json"
-    return path.is_file() and read_json(path, hint="Correct or remove the file.").get("format") == FORMAT
+    return (
+        path.is_file() and read_json(path, hint="Correct or remove the file.").get("format") == FOLDER_FORMAT
+    )
 
 
 def is_encoder(config: Mapping) -> bool:

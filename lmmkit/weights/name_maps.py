@@ -20,7 +20,7 @@ from lmmkit.weights.model_folder import unique_tensors
 from lmmkit.weights.tensor_reader import Stored
 
 Table = tuple[tuple[str, str], ...]
-SHOWN = 12  # names listed for each kind of problem
+_SHOWN = 12  # names listed for each kind of problem
 
 
 class MappedSlice(NamedTuple):
@@ -59,7 +59,7 @@ def _rows(fused: Mapping[str, Mapping[str, slice]], name: str, part: str) -> sli
     return int(part) if part.isdigit() else fused[name.rpartition(".")[0]][part]
 
 
-def fill(
+def fill_public(
     module: nn.Module, table: Table, stored: Mapping[str, Stored], *, prefix: str, spare: str, fix: str
 ) -> None:
     """Copies public tensors into the module, one at a time.
@@ -73,16 +73,16 @@ def fill(
         fix: the end of the hint if tensors do not fit: an alternative to fetching the folder again.
 
     Raises:
-        UserError: in the cases of `check`.
+        UserError: in the cases of `check_public`.
     """
-    check(module, table, stored, prefix=prefix, spare=spare, fix=fix)
+    check_public(module, table, stored, prefix=prefix, spare=spare, fix=fix)
     own = unique_tensors(module)
     with torch.no_grad():
         for name, place in map_names(module, table).items():
             place.of(own).copy_(stored[prefix + name].read())
 
 
-def check(
+def check_public(
     module: nn.Module, table: Table, stored: Mapping[str, Stored], *, prefix: str, spare: str, fix: str
 ) -> None:
     """Compares names, shapes and types, from the headers only. The module may be on meta.
@@ -126,5 +126,5 @@ def _is_float(dtype: torch.dtype | str) -> bool:
 
 def _some(names: Iterable[str]) -> str:
     names = sorted(names)
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

@@ -119,9 +119,9 @@ def _safe(file: Path, stack: ExitStack) -> dict[str, Stored]:
                 raise ValueError(f"a header of {size} bytes")
             header = json.loads(stream.read(size))
         header.pop("__metadata__", None)
-        whole = 8 + size + max((part["data_offsets"][1] for part in header.values()), default=0)
-        if file.stat().st_size != whole:
-            raise ValueError(f"{file.stat().st_size} bytes where its header says {whole}")
+        expected = 8 + size + max((part["data_offsets"][1] for part in header.values()), default=0)
+        if file.stat().st_size != expected:
+            raise ValueError(f"{file.stat().st_size} bytes where its header says {expected}")
         read = _Lazy(file, stack)
         return {
             str(name): Stored(

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from lmmkit.api.model_info import Resample
+from lmmkit.api.sample import ImageFit
 from lmmkit.model.vision import TimmViT
+from lmmkit.recipe import NO_WEIGHTS, VisionTimm
 from lmmkit.weights.config import Config
 from lmmkit.weights.model_folder import unique_tensors
 from lmmkit.weights.name_maps import Table
@@ -37,19 +39,13 @@ RATES = (
 
 @dataclass(frozen=True, kw_only=True)
 class TimmSource:
-    """Describes a timm encoder from its folder or a recipe. For None, timm's value applies.
+    """Describes a timm encoder from its folder or a recipe.
 
     `resized`: the image size differs from that of the weights, so the position table must be resampled.
     """
 
-    name: str
-    feature_layer: int
-    args: Mapping[str, Any] = field(default_factory=dict)
-    image_size: int | None = None
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
-    resample: Resample | None = None
-    image_fit: str = "crop"
+    section: VisionTimm
+    image_fit: ImageFit = "crop"
     resized: bool = False
 
 
@@ -66,13 +62,14 @@ def read_timm(config: Config, feature_layer: int) -> TimmSource:
         raise config.problem("model_args.img_size", size, "one whole number, the side of a square")
     known: dict[str, Resample] = {"bicubic": "bicubic", "bilinear": "bilinear"}
     ours = ("img_size", "in_chans", "num_classes")  # set elsewhere, or not built
-    return TimmSource(
-        name=config.text("architecture"), feature_layer=feature_layer,
+    section = VisionTimm(
+        timm=config.text("architecture"), weights=NO_WEIGHTS, feature_layer=feature_layer,
         args={key: value for key, value in args.items() if key not in ours}, image_size=sides[0],
         mean=found.triple("mean", None), std=found.triple("std", None),
         resample=known.get(str(found.values.get("interpolation"))),
-        image_fit="stretch" if found.values.get("crop_mode") == "stretch" else "crop",
     )  # fmt: skip
+    stretched = found.values.get("crop_mode") == "stretch"
+    return TimmSource(section=section, image_fit="stretch" if stretched else "crop")
 
 
 def table(module: nn.Module) -> Table:
@@ -92,19 +89,19 @@ def resampled(module: nn.Module, stored: Mapping[str, Stored], prefix: str) -> d
     """Returns the stored tensors with the position table resampled to the module's grid by timm."""
     assert isinstance(module, TimmViT)
     own = unique_tensors(module).get(f"model.{POSITIONS}")
-    there = stored.get(prefix + POSITIONS)
+    old = stored.get(prefix + POSITIONS)
     out = dict(stored)
-    if own is None or there is None or len(there.shape) != 3:
+    if own is None or old is None or len(old.shape) != 3:
         return out
     model: Any = module.model
     first = 0 if getattr(model, "no_embed_class", False) else getattr(model, "num_prefix_tokens", 1)
-    if math.isqrt(max(there.shape[1] - first, 0)) ** 2 + first == there.shape[1] != own.shape[1]:
+    if math.isqrt(max(old.shape[1] - first, 0)) ** 2 + first == old.shape[1] != own.shape[1]:
 
         def read() -> Tensor:
             from timm.layers.pos_embed import resample_abs_pos_embed
 
             grid = list(model.patch_embed.grid_size)
-            return resample_abs_pos_embed(there.read(), new_size=grid, num_prefix_tokens=first)
+            return resample_abs_pos_embed(old.read(), new_size=grid, num_prefix_tokens=first)
 
-        out[prefix + POSITIONS] = replace(there, shape=tuple(own.shape), read=read)
+        out[prefix + POSITIONS] = replace(old, shape=tuple(own.shape), read=read)
     return out

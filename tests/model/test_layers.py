@@ -1,40 +1,21 @@
-"""Norm and gated MLP as nodes of their own: values and gradients of torch's plain parts."""
+"""The gated MLP has the values and gradients of its plain formula; activations have one list of names."""
+
+from typing import get_args
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from lmmkit.model import layers
+from lmmkit.api.model_info import Activation
 from lmmkit.model.init import init
-from lmmkit.model.layers import SwiGLU, rms_norm
+from lmmkit.model.layers import ACTIVATIONS, SwiGLU
+from lmmkit.weights.encoders import HIDDEN_ACTS
+from tests.model.test_cpu_ops import TIGHT, draw
 from tests.support.plain_twins import off
 
-TIGHT = {torch.float64: 1e-12, torch.float32: 5e-6}
 
-
-def draw(*sizes, dtype):
-    return torch.randn(*sizes, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
-
-
-@pytest.mark.parametrize("dtype", TIGHT)
-@pytest.mark.parametrize("shape", [(7, 16), (5, 3, 16), (1, 6)])
-def test_rms_norm_is_torchs(shape, dtype):
-    x, d = draw(*shape, dtype=dtype), draw(*shape, dtype=dtype).flip(0)
-    weight = draw(shape[-1], dtype=dtype)
-    got, want = (
-        (f(a, b), *torch.autograd.grad(f(a, b), (a, b), d))
-        for f in (lambda x, w: rms_norm(x, w, 1e-5), lambda x, w: F.rms_norm(x, w.shape, w, 1e-5))
-        for a, b in [(x.clone().requires_grad_(), weight.clone().requires_grad_())]
-    )
-    for a, b in zip(got, want, strict=True):
-        assert off(a, b) < TIGHT[dtype]
-
-
-def test_a_frozen_norm_gets_no_gradient():
-    x = draw(4, 8, dtype=torch.float32).requires_grad_()
-    weight = torch.ones(8)
-    rms_norm(x, weight, 1e-5).sum().backward()
-    assert x.grad is not None and weight.grad is None
+def test_every_activation_of_a_recipe_can_be_computed_and_exported():
+    assert set(get_args(Activation)) == set(ACTIVATIONS) == set(HIDDEN_ACTS.values())
 
 
 @pytest.mark.parametrize("dtype", TIGHT)
@@ -53,18 +34,3 @@ def test_swiglu_is_its_plain_formula(dtype):
         torch.autograd.grad(mlp(x), learned, d), torch.autograd.grad(plain(x), learned, d), strict=True
     ):
         assert off(a, b) < TIGHT[dtype]
-
-
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("threads", [1, 3, 4])  # three do not share 40 rows of a weight
-@pytest.mark.parametrize("rows", [1, 2, 5, layers.FEW, layers.FEW + 1])
-def test_a_few_rows_without_a_graph_have_the_products_of_the_plain_linear(rows, threads, bias, monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    source = torch.Generator().manual_seed(rows)
-    x, weight = torch.randn(rows, 24, generator=source), torch.randn(40, 24, generator=source)
-    shift = torch.randn(40, generator=source) if bias else None
-    want = F.linear(x, weight, shift)
-    with torch.no_grad():
-        got = layers.linear(x, weight, shift)
-    assert got.is_contiguous() and torch.allclose(got, want, rtol=1e-6, atol=1e-6)
-    assert torch.equal(layers.linear(x, weight, shift), want)

@@ -8,7 +8,7 @@ import pytest
 
 from lmmkit.errors import UserError
 from lmmkit.recipe import Recipe, Weight, from_mapping, read_text, to_mapping
-from lmmkit.recipe.error_messages import UNKNOWN, child, keys_of, plain_hint
+from lmmkit.recipe.error_messages import NO_TYPE, child, keys_of, plain_hint
 from lmmkit.recipe.write import yaml_text
 from lmmkit.recipe.yaml_tree import parse
 from tests.support.example_recipes import PRETRAINED, SCRATCH
@@ -32,7 +32,7 @@ def schema_keys(text):
     def walk(raw, hint, key):
         for name, value in raw.items():
             below = child(hint, raw, name)
-            if below is UNKNOWN or key.startswith("plugins."):
+            if below is NO_TYPE or key.startswith("plugins."):
                 continue
             at = f"{key}.{name}" if key else name
             yield at, isinstance(value, dict)

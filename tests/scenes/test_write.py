@@ -21,7 +21,7 @@ from lmmkit.scenes.draw import RGB, draw, middle
 from lmmkit.scenes.questions import TYPES
 from lmmkit.scenes.scene import SPLITS, Scene, make_scene
 from lmmkit.scenes.tokenizer import FRAME
-from lmmkit.scenes.write import tell
+from lmmkit.scenes.write import describe_scenes
 
 COUNT, HELDOUT = 300, 60
 JSON_FILES = ("pretrain.json", "finetune.json", "heldout.json", "heldout_captions.json")
@@ -150,9 +150,9 @@ def test_rows_are_llava_rows_and_images_open(report, rows):
     assert images == on_disk and len(images) == COUNT + HELDOUT
     sizes = set()
     for name in images:
-        with Image.open(report.directory / name) as picture:
-            picture.load()
-            sizes.add((picture.size, picture.format))
+        with Image.open(report.directory / name) as image:
+            image.load()
+            sizes.add((image.size, image.format))
     assert {kind for _, kind in sizes} == {"JPEG", "PNG"}
     assert len({size for size, _ in sizes}) >= 6
 
@@ -179,13 +179,13 @@ def test_types_are_even_and_yes_no_questions_few(report, rows):
     assert report.yes_no_share <= 0.25 and report.heldout_yes_no_share <= 0.25
 
 
-def test_an_answer_cannot_be_guessed_without_the_picture(report, rows):
+def test_an_answer_cannot_be_guessed_without_the_image(report, rows):
     by_text, by_type = defaultdict(Counter), defaultdict(Counter)
     kinds = {text: row["type"] for row in rows["heldout.json"] for text, _ in questions_of(row)}
     for row in rows["finetune.json"]:
         for text, answer in questions_of(row):
             by_text[text][answer] += 1
-    for split_item in tell(0, "train", COUNT):
+    for split_item in describe_scenes(0, "train", COUNT):
         for question in split_item.questions:
             by_type[question.type][question.answer] += 1
     right = 0
@@ -200,7 +200,7 @@ def test_an_answer_cannot_be_guessed_without_the_picture(report, rows):
 
 
 def test_one_in_four_presence_negatives_is_near():
-    asked = [q for item in tell(0, "train", 1500) for q in item.questions]
+    asked = [q for item in describe_scenes(0, "train", 1500) for q in item.questions]
     kinds = Counter(q.kind for q in asked if q.type == "presence")
     assert abs(3 * kinds["presence/near"] - kinds["presence/no"]) <= 6
     assert abs(3 * kinds["presence/yes"] - 4 * kinds["presence/no"]) <= 12
@@ -214,14 +214,14 @@ def names_a_pair(text: str) -> bool:
     return bool(colour) and "object" not in text
 
 
-def test_the_picture_shows_what_the_scene_says():
+def test_the_image_shows_the_scene():
     for index in range(40):
         scene = make_scene(0, "train", index)
-        picture = draw(scene)
-        assert picture.size == (scene.width, scene.height)
+        image = draw(scene)
+        assert image.size == (scene.width, scene.height)
         for thing in scene.things:
             x, y = middle(thing, scene.width, scene.height)
-            assert picture.getpixel((int(x), int(y))) == RGB[thing.colour]
+            assert image.getpixel((int(x), int(y))) == RGB[thing.colour]
             assert ("left" in thing.place) == (x < 0.4 * scene.width)
             assert ("top" in thing.place) == (y < 0.4 * scene.height)
 
@@ -275,7 +275,7 @@ def test_equal_seeds_write_equal_bytes_and_other_seeds_do_not(tmp_path):
 
 
 def test_a_small_set_is_the_beginning_of_a_large_one():
-    assert tell(0, "train", 20) == tell(0, "train", 60)[:20]
+    assert describe_scenes(0, "train", 20) == describe_scenes(0, "train", 60)[:20]
 
 
 def test_readme_tells_the_counts_and_the_baseline(report):
@@ -299,12 +299,12 @@ def test_refuses_small_counts_and_used_folders_together(tmp_path):
 def test_few_questions_ask_for_what_the_conversation_told():
     asked, told = 0, 0
     first = Counter()
-    for item in tell(0, "train", 1000):
+    for item in describe_scenes(0, "train", 1000):
         first[item.questions[0].type] += 1
         known: set = set()
         for question in item.questions:
             asked += 1
             told += bool(question.asks) and question.asks <= known
-            known |= question.tells | question.asks
+            known |= question.states | question.asks
     assert told / asked < 0.25
     assert min(first[name] for name in TYPES) > 80  # every type also opens conversations

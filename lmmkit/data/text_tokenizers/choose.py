@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from lmmkit.data.text_tokenizers import hf_tokenizer, sentencepiece_tokenizer
-from lmmkit.data.text_tokenizers.hf_tokenizer import HFTokenizer
-from lmmkit.data.text_tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
+from lmmkit.data.text_tokenizers.hf_tokenizer import TOKENIZER_JSON, HFTokenizer
+from lmmkit.data.text_tokenizers.sentencepiece_tokenizer import TOKENIZER_MODEL, SentencePieceTokenizer
 from lmmkit.data.text_tokenizers.tiktoken_tokenizer import open_tiktoken
 from lmmkit.errors import UserError, did_you_mean
 from lmmkit.errors.data import TOKENIZER_KIND
-
-KINDS = ("auto", "sentencepiece", "tokenizers", "tiktoken")
 
 
 class TextTokenizer(Protocol):
@@ -43,29 +40,41 @@ class TextTokenizer(Protocol):
     def files(self) -> dict[str, bytes]: ...
 
 
-def open_tokenizer(path: Path, kind: str = "auto") -> TextTokenizer:
-    """Returns the tokenizer in a folder, or in a file.
+class TokenizerKind(NamedTuple):
+    """Holds the pattern of a kind's file name, and the function that opens such a file."""
 
-    `auto` prefers `tokenizer.model`, then `tokenizer.json`, then a `.tiktoken` file, because LLaMA's
-    weights were trained on the ids from `tokenizer.model`.
+    pattern: str
+    open: Callable[[Path], TextTokenizer]
+
+
+# In the order in which `auto` prefers them: LLaMA's weights were trained on the ids from `tokenizer.model`.
+TOKENIZER_KINDS = {
+    "sentencepiece": TokenizerKind(TOKENIZER_MODEL, SentencePieceTokenizer.open),
+    "tokenizers": TokenizerKind(TOKENIZER_JSON, HFTokenizer.open),
+    "tiktoken": TokenizerKind("*.tiktoken", open_tiktoken),
+}
+
+
+def open_tokenizer(path: Path, kind: str = "auto") -> TextTokenizer:
+    """Returns the tokenizer in a folder, or in a file. `auto` takes the first kind that has a file there.
 
     Raises `UserError` for a file that is missing or damaged, and for an unknown kind.
     """
-    if kind not in KINDS:
-        nearest = did_you_mean(kind, KINDS)
-        raise UserError(
-            TOKENIZER_KIND.at(str(path), got=f"kind `{kind}`", known=", ".join(KINDS), nearest=nearest)
-        )
+    known = ("auto", *TOKENIZER_KINDS)
+    if kind not in known:
+        got, nearest = f"kind `{kind}`", did_you_mean(kind, known)
+        raise UserError(TOKENIZER_KIND.at(str(path), got=got, known=", ".join(known), nearest=nearest))
+    if kind == "auto":
+        fitting = (name for name, its in TOKENIZER_KINDS.items() if _fits(path, its.pattern))
+        kind = next(fitting, "sentencepiece")
+    pattern, open_file = TOKENIZER_KINDS[kind]
     if path.is_dir():
-        known = {sentencepiece_tokenizer.FILE: "sentencepiece", hf_tokenizer.FILE: "tokenizers"}
-        known |= {file.name: "tiktoken" for file in sorted(path.glob("*.tiktoken"))}
-        found = [
-            name for name, its in known.items() if its == kind or (kind == "auto" and (path / name).is_file())
-        ]
-        path = path / (found or [sentencepiece_tokenizer.FILE])[0]
-        kind = known[path.name]
-    elif kind == "auto":
-        kind = {".json": "tokenizers", ".tiktoken": "tiktoken"}.get(path.suffix, "sentencepiece")
-    if kind == "tokenizers":
-        return HFTokenizer.open(path)
-    return open_tiktoken(path) if kind == "tiktoken" else SentencePieceTokenizer.open(path)
+        path = next(iter(sorted(path.glob(pattern))), path / pattern)
+    return open_file(path)
+
+
+def _fits(path: Path, pattern: str) -> bool:
+    """Returns whether a folder has a file of this pattern, or a file has its suffix."""
+    if path.is_dir():
+        return any(file.is_file() for file in path.glob(pattern))
+    return path.suffix == Path(pattern).suffix

@@ -17,13 +17,13 @@ from typing import Any
 
 import tokenizers
 
-from lmmkit.data.text_tokenizers.sentencepiece_tokenizer import SPACE, _read, _spelt
+from lmmkit.data.text_tokenizers.sentencepiece_tokenizer import SPACE, read_tokenizer_file, require_utf8
 from lmmkit.errors import UserError
 from lmmkit.errors.data import TOKENIZER_CONTROL, TOKENIZER_DAMAGED, TOKENIZER_REGEX
 from lmmkit.runs.files import read_json
 
-FILE = "tokenizer.json"
-BESIDE = "tokenizer_config.json"
+TOKENIZER_JSON = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 MAX_GROWTH = 1000  # factor by which a normalizer may lengthen a text; LLaMA's needs 2
 MAX_IDS = 2**24  # each is a matrix row of an embedding
 
@@ -47,7 +47,7 @@ class HFTokenizer:
         """
         path = Path(path)
         try:
-            text = _read(path).decode()
+            text = read_tokenizer_file(path).decode()
             value = json.loads(text)
             if not isinstance(value, dict):
                 raise ValueError(f"a JSON {type(value).__name__}")
@@ -65,7 +65,7 @@ class HFTokenizer:
             ) from None
         bos, eos = (_named(path.parent, inner, key) for key in ("bos", "eos"))
         if eos is None:
-            got = f"no `eos_token` in {BESIDE}"
+            got = f"no `eos_token` in {TOKENIZER_CONFIG}"
             raise UserError(TOKENIZER_CONTROL.at(str(path), got=got, expected="an end token"))
         return cls(text=json.dumps(_strict(value)), bos=bos, eos=eos)
 
@@ -79,30 +79,30 @@ class HFTokenizer:
 
     def encode_continued(self, text: str) -> list[int]:
         """Returns the ids of a text that directly follows text or a control token."""
-        text = _spelt(text)
+        text = require_utf8(text)
         try:
             return self._continued.encode(text, add_special_tokens=False).ids
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a panic: a regular expression in the file that backtracks too long
-            where = f"{FILE} on the text {text[:40]!a}"
+            where = f"{TOKENIZER_JSON} on the text {text[:40]!a}"
             raise UserError(TOKENIZER_REGEX.at(where, got=str(error)[:200])) from None
 
     def encode_unprefixed(self, text: str) -> list[int]:
         """Returns the ids of a text on its own, with the dummy prefix then removed from the first piece."""
         ids = self.encode(text)
-        first = self._standing.id_to_token(ids[0]) if ids else None
+        first = self._tokenizer.id_to_token(ids[0]) if ids else None
         if first is None or not self._prefixed or text.startswith((" ", SPACE)):
             return ids
         if first == SPACE:
             return ids[1:]
-        rest = self._standing.token_to_id(first.removeprefix(SPACE))
+        rest = self._tokenizer.token_to_id(first.removeprefix(SPACE))
         return self.encode_continued(text) if rest is None else [rest, *ids[1:]]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of these ids. Skips control tokens and ids that the tokenizer does not have."""
         spelt = [int(i) for i in ids if 0 <= int(i) < self.size and int(i) not in self._controls.values()]
-        return self._standing.decode(spelt, skip_special_tokens=True)
+        return self._tokenizer.decode(spelt, skip_special_tokens=True)
 
     def control(self, spelling: str) -> int | None:
         """Returns the id of a control token; None if there is no such token."""
@@ -110,7 +110,7 @@ class HFTokenizer:
 
     def spelling(self, token: int) -> str:
         """Returns the spelling of a token in the vocabulary."""
-        return self._standing.id_to_token(token) or ""
+        return self._tokenizer.id_to_token(token) or ""
 
     @property
     def size(self) -> int:
@@ -119,23 +119,23 @@ class HFTokenizer:
 
     @cached_property
     def _size(self) -> int:
-        return _ids(self._standing)
+        return _ids(self._tokenizer)
 
     def files(self) -> dict[str, bytes]:
         """Returns the files, by name, from which a folder can be opened again."""
-        names = {i: spelling for spelling, i in self._standing.get_vocab(with_added_tokens=True).items()}
+        names = {i: spelling for spelling, i in self._tokenizer.get_vocab(with_added_tokens=True).items()}
         words = {
             f"{key}_token": names[i] for key, i in (("bos", self.bos), ("eos", self.eos)) if i is not None
         }
-        return {FILE: self.text.encode(), BESIDE: json.dumps(words).encode()}
+        return {TOKENIZER_JSON: self.text.encode(), TOKENIZER_CONFIG: json.dumps(words).encode()}
 
     @cached_property
-    def _standing(self) -> tokenizers.Tokenizer:
+    def _tokenizer(self) -> tokenizers.Tokenizer:
         return _opened(self.text)
 
     @cached_property
     def _continued(self) -> tokenizers.Tokenizer:
-        return _opened(json.dumps(_unprefixed(json.loads(self.text)))) if self._prefixed else self._standing
+        return _opened(json.dumps(_unprefixed(json.loads(self.text)))) if self._prefixed else self._tokenizer
 
     @cached_property
     def _prefixed(self) -> bool:
@@ -194,7 +194,7 @@ def _unprefixed(value: dict[str, Any]) -> dict[str, Any]:
 
 def _named(folder: Path, inner: tokenizers.Tokenizer, key: str) -> int | None:
     """Returns the id of the begin (bos) or end (eos) token, from the first file that names it."""
-    for name in (BESIDE, "special_tokens_map.json"):
+    for name in (TOKENIZER_CONFIG, "special_tokens_map.json"):
         if (folder / name).is_file():
             word = read_json(folder / name, hint="Correct or remove the file.").get(f"{key}_token")
             word = word.get("content") if isinstance(word, dict) else word

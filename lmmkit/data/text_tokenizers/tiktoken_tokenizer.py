@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from lmmkit.data.text_tokenizers.hf_tokenizer import HFTokenizer
-from lmmkit.data.text_tokenizers.sentencepiece_tokenizer import _read
+from lmmkit.data.text_tokenizers.sentencepiece_tokenizer import read_tokenizer_file
 from lmmkit.errors import UserError
 from lmmkit.errors.data import TIKTOKEN
 
@@ -59,7 +59,7 @@ def open_tiktoken(path: Path) -> HFTokenizer:
 
 def _ranks(path: Path) -> dict[bytes, int]:
     ranks: dict[bytes, int] = {}
-    for number, line in enumerate(_read(path).splitlines(), start=1):
+    for number, line in enumerate(read_tokenizer_file(path).splitlines(), start=1):
         try:
             word, rank = line.split()
             piece = base64.b64decode(word, validate=True)

@@ -22,7 +22,7 @@ from lmmkit.model.layers import FusedLinear
 NARROW = torch.bfloat16
 
 
-def hold_narrow(part: nn.Module, *, autocast: bool) -> None:
+def narrow_matrices(part: nn.Module, *, autocast: bool) -> None:
     """Rounds the matrices of a part to bfloat16, on their device or on meta; all of them must be frozen.
 
     `autocast`: whether the part computes under autocast, and so needs no widening.

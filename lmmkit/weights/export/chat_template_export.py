@@ -8,11 +8,11 @@ from __future__ import annotations
 from lmmkit.data.chat_templates import FRAMES, VICUNA_SYSTEM, Frame
 from lmmkit.weights.export.export_model import IMAGE
 
-FILE = "chat_template.jinja"
+JINJA_FILE = "chat_template.jinja"
 
 # Macro for a message's content. `BETWEEN` follows each image.
 CONTENT = """
-{%- macro said(content) -%}
+{%- macro text_of(content) -%}
 {%- if content is string -%}{{ content }}{%- else -%}
 {%- set words = content | selectattr('type', 'equalto', 'text') | map(attribute='text') | join -%}
 {%- set images = content | selectattr('type', 'equalto', 'image') | list | length -%}
@@ -20,11 +20,12 @@ CONTENT = """
 {%- endif -%}
 {%- endmacro -%}"""
 VICUNA = """
-{{- START + (said(messages[0].content) if messages[0].role == 'system' else SYSTEM) -}}
+{{- START + (text_of(messages[0].content) if messages[0].role == 'system' else SYSTEM) -}}
 {%- for message in messages -%}
-{%- if message.role == 'assistant' -%}{{ ' ' + said(message.content) + eos_token }}
+{%- if message.role == 'assistant' -%}{{ ' ' + text_of(message.content) + eos_token }}
 {%- elif message.role == 'user' -%}
-{{- (' ' if loop.first or loop.previtem.role == 'system' else '') + 'USER: ' + said(message.content) + ' ASSISTANT:' -}}
+{{- (' ' if loop.first or loop.previtem.role == 'system' else '') -}}
+{{- 'USER: ' + text_of(message.content) + ' ASSISTANT:' -}}
 {%- endif -%}
 {%- endfor -%}"""
 FRAMED = """
@@ -33,7 +34,7 @@ FRAMED = """
 {%- if loop.first and SYSTEM and message.role != 'system' -%}
 {{- BEFORE + 'system' + BEHIND + SYSTEM + CLOSE -}}
 {%- endif -%}
-{{- BEFORE + message.role + BEHIND + said(message.content) + CLOSE -}}
+{{- BEFORE + message.role + BEHIND + text_of(message.content) + CLOSE -}}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ BEFORE + 'assistant' + BEHIND }}{%- endif -%}"""
 
@@ -47,13 +48,13 @@ def jinja(template: str, *, bos: str, prefixed: bool) -> str | None:
         prefixed: whether the tokenizer begins a separate text with a space piece. transformers omits that
             piece after a control token, but LLaVA-1.5 was trained with one after an image.
     """
-    if template in FRAMES:
-        return _filled(CONTENT + FRAMED, **_frame(FRAMES[template]), BETWEEN="\n")
     if template == "plain":
         return None
-    space = " " if prefixed else ""
-    start = bos + space if bos else ""
-    return _filled(CONTENT + VICUNA, START=start, SYSTEM=VICUNA_SYSTEM, BETWEEN=f"{space}\n")
+    if template == "vicuna_v1":
+        space = " " if prefixed else ""
+        start = bos + space if bos else ""
+        return _filled(CONTENT + VICUNA, START=start, SYSTEM=VICUNA_SYSTEM, BETWEEN=f"{space}\n")
+    return _filled(CONTENT + FRAMED, **_frame(FRAMES[template]), BETWEEN="\n")
 
 
 def _frame(frame: Frame) -> dict[str, str]:

@@ -13,7 +13,7 @@ from lmmkit.model.decoder import Decoder, DecoderShape
 from lmmkit.model.vision import VisionShape, ViT
 
 IMAGE, PAD = "<image>", "<pad>"
-ROUND = 64  # a vocabulary that grows is rounded up to a multiple of this
+VOCAB_MULTIPLE = 64  # a vocabulary that grows is rounded up to a multiple of this
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Exported:
     template: str
 
     @property
-    def sees(self) -> bool:
+    def has_vision(self) -> bool:
         """Returns whether the model has an encoder."""
         return not isinstance(self.vision, nn.Identity)
 
@@ -41,7 +41,7 @@ class Exported:
         return self.text.shape
 
     @property
-    def eye(self) -> VisionShape:
+    def vision_shape(self) -> VisionShape:
         """Returns the encoder's shape. `problems` has already refused models without a `ViT`."""
         assert isinstance(self.vision, ViT)
         return self.vision.shape
@@ -78,4 +78,6 @@ def new_token_ids(model: Exported) -> TokenIds:
         pad = max(tokens.size, image + 1) if pad is None else pad
     image = vocab if image is None else image
     need = max(image, pad or 0) + 1
-    return TokenIds(image=image, pad=pad, rows=vocab if need <= vocab else -(-need // ROUND) * ROUND)
+    return TokenIds(
+        image=image, pad=pad, rows=vocab if need <= vocab else -(-need // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+    )

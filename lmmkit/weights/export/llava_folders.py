@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -14,10 +14,10 @@ from torch import Tensor
 
 from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.errors.weights import EXPORT_EXISTS, NOT_LMMKIT, UNSUPPORTED_PART
-from lmmkit.model.vision import VisionShape, ViT
+from lmmkit.model.vision import ViT
 from lmmkit.runs.files import fsync, write_json_atomic
 from lmmkit.weights import encoders, model_folder, name_maps
-from lmmkit.weights.decoders import LLAMA
+from lmmkit.weights.decoders import LLAMA, ROPE_KEYS
 from lmmkit.weights.detect import CONNECTOR
 from lmmkit.weights.export import processor_files
 from lmmkit.weights.export.export_model import Exported, TokenIds, family, new_token_ids
@@ -30,36 +30,44 @@ ORIGINAL = {
     "vision.": "model.vision_tower.vision_tower.vision_model.", "connector.linear_1.": "model.mm_projector.0.",
     "connector.linear_2.": "model.mm_projector.2.", "text.model.": "model.", "text.lm_head.": "lm_head.",
 }  # fmt: skip
-SHARD = 4 << 30  # largest size of one weights file, in bytes
+MAX_FILE_BYTES = 4 << 30  # largest size of one weights file
+ARCHITECTURES = {  # of the decoder families that an export can write
+    "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM",
+}  # fmt: skip
 
 
 def problems(model: Exported, folder: Path, kind: str) -> list[Problem]:
     """Returns a problem for each property of the model that the format cannot express."""
     unsupported: list[tuple[str, str]] = []
-    if not isinstance(model.vision, ViT) or _vision_family(model.vision.shape) is None:
+    if not isinstance(model.vision, ViT) or encoders.family_of(model.vision.shape) is None:
         unsupported.append(("no CLIP or SigLIP encoder", "a CLIP or SigLIP encoder"))
+    if family(model) not in ARCHITECTURES:
+        unsupported.append((f"a decoder of the {family(model)} family", f"one of {', '.join(ARCHITECTURES)}"))
     if not any("second.1" in name for name, _ in model.connector.named_parameters()):
         unsupported.append(("another connector", "an `mlp2x_gelu` connector"))
-    if kind == "llava" and family(model) != "llama":
+    elif kind == "llava" and family(model) != "llama":
         unsupported.append((f"a decoder of the {family(model)} family", "a LLaMA decoder"))
-    if kind == "llava" and not (isinstance(model.vision, ViT) and model.eye.class_token):
+    if kind == "llava" and not (isinstance(model.vision, ViT) and model.vision_shape.class_token):
         unsupported.append(("an encoder without a class token", "a CLIP encoder"))
     if kind == "llava" and model.image_fit == "stretch":
         unsupported.append(("images stretched to a square", "`crop` or `pad`"))
     where = f"{folder}: {kind}"
     found = [UNSUPPORTED_PART.at(where, got=got, supported=supported) for got, supported in unsupported]
-    return spoken(model, folder, kind) + found
+    return learned_tokens(model, folder, kind) + found
 
 
-def spoken(model: Exported, folder: Path, kind: str) -> list[Problem]:
+def learned_tokens(model: Exported, folder: Path, kind: str) -> list[Problem]:
     """Returns a problem if inference uses learned tokens, which token ids cannot express."""
-    through = model.config.get("inference_plugins")
-    got = f"learned tokens from {', '.join(through or ())} in every sequence"
+    plugins = model.config.get("inference_plugins")
+    got = f"learned tokens from {', '.join(plugins or ())} in every sequence"
     where, supported = f"{folder}: {kind}", "no learned tokens"
-    return [UNSUPPORTED_PART.at(where, got=got, supported=supported)] if through else []
+    return [UNSUPPORTED_PART.at(where, got=got, supported=supported)] if plugins else []
 
 
-def write(model: Exported, folder: Path, kind: str, *, dtype: torch.dtype | None = None) -> None:
+def write(
+    model: Exported, folder: Path, kind: Literal["llava-hf", "llava"], *, dtype: torch.dtype | None = None
+) -> None:
     """Writes the folder under a temporary name and renames it.
 
     Args:
@@ -106,17 +114,17 @@ def _tensors(
         for name, tensor in name_maps.public(module, table, prefix=prefix).items():
             if name in ("text.model.embed_tokens.weight", "text.lm_head.weight"):
                 tensor = _grown(tensor, vocab)
-            yield _said(name, prefixes), tensor.to(dtype or tensor.dtype)
-    for name, tensor in _behind(model).items():
-        yield _said(name, prefixes), tensor.to(dtype or tensor.dtype)
+            yield _renamed(name, prefixes), tensor.to(dtype or tensor.dtype)
+    for name, tensor in _after_feature_layer(model).items():
+        yield _renamed(name, prefixes), tensor.to(dtype or tensor.dtype)
 
 
-def _behind(model: Exported) -> dict[str, Tensor]:
+def _after_feature_layer(model: Exported) -> dict[str, Tensor]:
     """Returns the encoder's tensors after the feature layer: the passthrough ones, else an identity norm."""
     if model.passthrough:
         return {name: t for name, t in model.passthrough.items() if name.startswith("vision.")}
     weight = next(model.vision.parameters())
-    width = model.eye.width
+    width = model.vision_shape.width
     return {
         "vision.post_layernorm.weight": torch.ones(width, dtype=weight.dtype),
         "vision.post_layernorm.bias": torch.zeros(width, dtype=weight.dtype),
@@ -133,7 +141,7 @@ def _grown(rows_VD: Tensor, vocab: int) -> Tensor:
     return torch.cat([rows_VD, mean_D.expand(more, -1)])
 
 
-def _said(name: str, prefixes: Mapping[str, str]) -> str:
+def _renamed(name: str, prefixes: Mapping[str, str]) -> str:
     for ours, theirs in prefixes.items():
         if name.startswith(ours):
             return theirs + name.removeprefix(ours)
@@ -143,20 +151,20 @@ def _said(name: str, prefixes: Mapping[str, str]) -> str:
 def _write_shards(folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
     """Writes one file, or several with an index. Copies the tensors of only one file at a time."""
     shards: list[list[str]] = []
-    held: dict[str, Tensor] = {}
+    shard: dict[str, Tensor] = {}
     total = size = 0
 
     def close() -> None:
         nonlocal size
-        save_file(held, folder / f"shard-{len(shards)}", metadata={"format": "pt"})
-        shards.append(list(held))
-        held.clear()
+        save_file(shard, folder / f"shard-{len(shards)}", metadata={"format": "pt"})
+        shards.append(list(shard))
+        shard.clear()
         size = 0
 
     for name, tensor in tensors:
-        if held and size + tensor.nbytes > SHARD:
+        if shard and size + tensor.nbytes > MAX_FILE_BYTES:
             close()
-        held[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
+        shard[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
         size, total = size + tensor.nbytes, total + tensor.nbytes
     close()
     one = len(shards) == 1
@@ -167,13 +175,13 @@ def _write_shards(folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
         os.rename(folder / f"shard-{i}", folder / name)
         fsync(folder / name)
     if not one:
-        where = {key: name for name, held_names in zip(names, shards, strict=True) for key in held_names}
+        where = {key: name for name, keys in zip(names, shards, strict=True) for key in keys}
         index = {"metadata": {"total_size": total}, "weight_map": where}
         write_json_atomic(folder / "model.safetensors.index.json", index)
 
 
 def _hub_config(model: Exported, new: TokenIds) -> dict[str, Any]:
-    vision = model.eye
+    vision = model.vision_shape
     full = bool(model.passthrough)
     return {
         "model_type": "llava",
@@ -192,9 +200,8 @@ def _hub_config(model: Exported, new: TokenIds) -> dict[str, Any]:
 
 def _text_config(model: Exported, vocab: int) -> dict[str, Any]:
     shape, name = model.shape, family(model)
-    arch = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}[name]
     config = {
-        "model_type": name, "architectures": [f"{arch}ForCausalLM"], "vocab_size": vocab,
+        "model_type": name, "architectures": [ARCHITECTURES[name]], "vocab_size": vocab,
         "hidden_size": shape.width, "num_hidden_layers": shape.depth, "num_attention_heads": shape.heads,
         "num_key_value_heads": shape.kv_heads, "head_dim": shape.head_size, "intermediate_size": shape.mlp,
         "max_position_embeddings": shape.context, "rms_norm_eps": shape.norm_eps, "hidden_act": "silu",
@@ -203,38 +210,28 @@ def _text_config(model: Exported, vocab: int) -> dict[str, Any]:
     }  # fmt: skip
     if name == "mistral":
         config["sliding_window"] = None
-    rope = shape.rope
-    scaling = {"rope_type": rope.scaling, "factor": rope.factor}
-    if rope.scaling in ("llama3", "yarn"):
-        scaling["original_max_position_embeddings"] = rope.original
-    if rope.scaling == "llama3":
-        scaling |= {"low_freq_factor": rope.low, "high_freq_factor": rope.high}
-    if rope.scaling == "yarn":
-        scaling |= {"beta_fast": rope.fast, "beta_slow": rope.slow}
-        scaling |= {"attention_factor": rope.magnitude} if rope.magnitude else {}
-    return config if rope.scaling == "none" else config | {"rope_scaling": scaling}
+    if shape.rope.scaling != "none":
+        values = {key: getattr(shape.rope, field) for field, key in ROPE_KEYS[shape.rope.scaling].items()}
+        given = {key: value for key, value in values.items() if value}  # 0: the default of a public config
+        config["rope_scaling"] = {"rope_type": shape.rope.scaling, **given}
+    return config
 
 
 def _vision_config(model: Exported, full: bool) -> dict[str, Any]:
-    shape = model.eye
-    acts = {ours: theirs for theirs, ours in encoders.ACTIVATIONS.items()}
+    shape = model.vision_shape
+    hidden_acts = {ours: theirs for theirs, ours in encoders.HIDDEN_ACTS.items()}
     head = any(name.startswith("vision.head.") for name in model.passthrough)  # from SigLIP; LLaVA ignores it
     return {
-        "model_type": _vision_family(model.eye), "hidden_size": shape.width,
+        "model_type": encoders.family_of(shape), "hidden_size": shape.width,
         "num_hidden_layers": shape.depth if full else shape.built, "num_attention_heads": shape.heads,
         "intermediate_size": shape.mlp, "image_size": shape.image.size, "patch_size": shape.patch,
-        "hidden_act": acts[shape.activation], "layer_norm_eps": shape.norm_eps,
+        "hidden_act": hidden_acts[shape.activation], "layer_norm_eps": shape.norm_eps,
     } | ({"vision_use_head": head} if not shape.class_token else {})  # fmt: skip
-
-
-def _vision_family(eye: VisionShape) -> str | None:
-    habits = (eye.class_token, eye.pre_norm, eye.patch_bias)
-    return {(True, True, False): "clip_vision_model", (False, False, True): "siglip_vision_model"}.get(habits)
 
 
 def _original_config(model: Exported) -> dict[str, Any]:
     text = _text_config(model, model.shape.vocab)
-    vision = model.eye
+    vision = model.vision_shape
     return text | {
         "model_type": "llava_llama", "architectures": ["LlavaLlamaForCausalLM"], "use_mm_proj": True,
         "mm_projector_type": "mlp2x_gelu", "mm_hidden_size": vision.width,
@@ -256,7 +253,7 @@ def _eos(model: Exported) -> int | list[int] | None:
     return eos[0] if len(eos) == 1 else eos
 
 
-def require_whole(folder: Path) -> None:
+def require_ours(folder: Path) -> None:
     """Raises `UserError` if lmmkit did not write the folder."""
     if not model_folder.is_ours(folder):
         raise UserError(NOT_LMMKIT.at(str(folder), got="another kind of folder"))

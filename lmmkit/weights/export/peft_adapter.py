@@ -35,15 +35,15 @@ PROJECTIONS = {
 class PeftAdapter:
     """Holds the tensors by lmmkit's names, and the settings of their training.
 
-    `connector`: its tensors at the end of the stage if it was trainable, else empty. `sees`: whether the
-    base is a LLaVA. `base`: the name of the base model for the user of the adapter.
+    `connector`: its tensors at the end of the stage if it was trainable, else empty. `has_vision`: whether
+    the base is a LLaVA. `base`: the name of the base model for the user of the adapter.
     """
 
     updates: Mapping[str, Tensor]
     connector: Mapping[str, Tensor]
     alpha: float
     dropout: float
-    sees: bool
+    has_vision: bool
     base: str | None
 
     @property
@@ -57,7 +57,7 @@ def write(adapter: PeftAdapter, folder: Path) -> None:
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    before = f"{WRAPPED}model.language_model." if adapter.sees else f"{WRAPPED}model."
+    before = f"{WRAPPED}model.language_model." if adapter.has_vision else f"{WRAPPED}model."
     tensors = {_named(name, before): t.float().contiguous() for name, t in adapter.updates.items()}
     for ours, theirs in CONNECTOR if adapter.connector else ():
         tensors[f"{WRAPPED}model.{PROJECTOR}.{theirs}"] = adapter.connector[ours].float().contiguous()
@@ -82,12 +82,12 @@ def _named(name: str, before: str) -> str:
 def _config(adapter: PeftAdapter, names: list[str]) -> dict[str, Any]:
     found = {m.group(1) for name in names if (m := re.search(r"(\w+)\.lora_A\.", name))}
     targets = [p.rpartition(".")[2] for p in PROJECTIONS.values() if p.rpartition(".")[2] in found]
-    whole = int(adapter.alpha) if adapter.alpha == int(adapter.alpha) else adapter.alpha
+    alpha = int(adapter.alpha) if adapter.alpha == int(adapter.alpha) else adapter.alpha
     return {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": adapter.base,
-        "inference_mode": True, "r": adapter.r, "lora_alpha": whole, "lora_dropout": adapter.dropout,
+        "inference_mode": True, "r": adapter.r, "lora_alpha": alpha, "lora_dropout": adapter.dropout,
         # a list would also match the projections of the encoder, which have the same names
-        "target_modules": rf".*language_model.*\.({'|'.join(targets)})" if adapter.sees else targets,
+        "target_modules": rf".*language_model.*\.({'|'.join(targets)})" if adapter.has_vision else targets,
         "modules_to_save": [PROJECTOR] if adapter.connector else None,
         "bias": "none", "fan_in_fan_out": False, "use_rslora": False, "use_dora": False,
     }  # fmt: skip

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lmmkit.data.text_tokenizers import hf_tokenizer
+from lmmkit.data.text_tokenizers.hf_tokenizer import TOKENIZER_CONFIG
 from lmmkit.runs.files import write_json_atomic
 from lmmkit.weights import encoders
 from lmmkit.weights.export import chat_template_export
@@ -26,11 +26,11 @@ def write(model: Exported, folder: Path, new: TokenIds | None) -> None:
     image_config = _processor(model)
     write_json_atomic(folder / "preprocessor_config.json", image_config)
     if new is not None:
-        strategy = "default" if model.eye.class_token else "full"
+        strategy = "default" if model.vision_shape.class_token else "full"
         write_json_atomic(folder / "processor_config.json", {
             "processor_class": "LlavaProcessor", "image_token": IMAGE,
-            "patch_size": model.eye.patch, "vision_feature_select_strategy": strategy,
-            "num_additional_image_tokens": int(model.eye.class_token),
+            "patch_size": model.vision_shape.patch, "vision_feature_select_strategy": strategy,
+            "num_additional_image_tokens": int(model.vision_shape.class_token),
         })  # fmt: skip
     if not model.tokenizer.size:
         return
@@ -38,8 +38,8 @@ def write(model: Exported, folder: Path, new: TokenIds | None) -> None:
     for name, data in files.items():
         (folder / name).write_bytes(data)
     words: dict[str, Any] = {
-        **(json.loads(files[hf_tokenizer.BESIDE]) | {"tokenizer_class": "PreTrainedTokenizerFast"}
-           if hf_tokenizer.BESIDE in files else PIECES),
+        **(json.loads(files[TOKENIZER_CONFIG]) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+           if TOKENIZER_CONFIG in files else PIECES),
         "model_max_length": model.shape.context, "padding_side": "left" if new is not None else "right",
     }  # fmt: skip
     if new is not None:
@@ -54,16 +54,16 @@ def write(model: Exported, folder: Path, new: TokenIds | None) -> None:
             "image_token": IMAGE, "extra_special_tokens": {"image_token": IMAGE},
             "processor_class": "LlavaProcessor",
         }  # fmt: skip
-        spoken = chat_template_export.jinja(
-            model.template, bos=words.get("bos_token", ""), prefixed=hf_tokenizer.BESIDE not in files
+        jinja = chat_template_export.jinja(
+            model.template, bos=words.get("bos_token", ""), prefixed=TOKENIZER_CONFIG not in files
         )
-        if spoken is not None:
-            (folder / chat_template_export.FILE).write_text(spoken, encoding="utf-8")
+        if jinja is not None:
+            (folder / chat_template_export.JINJA_FILE).write_text(jinja, encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps(words, indent=2), encoding="utf-8")
 
 
 def _processor(model: Exported) -> dict[str, Any]:
-    image = model.eye.image
+    image = model.vision_shape.image
     square, short = {"height": image.size, "width": image.size}, {"shortest_edge": image.size}
     geometry: dict[str, Any] = {
         "crop": {"image_processor_type": "CLIPImageProcessor", "size": short},
@@ -75,5 +75,5 @@ def _processor(model: Exported) -> dict[str, Any]:
     return geometry | {
         "do_convert_rgb": True, "do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255,
         "do_normalize": True, "image_mean": list(image.mean), "image_std": list(image.std),
-        "resample": {said: code for code, said in encoders.RESAMPLE.items()}[image.resample],
+        "resample": {name: code for code, name in encoders.RESAMPLE.items()}[image.resample],
     }  # fmt: skip

@@ -22,12 +22,11 @@ def code(error: pytest.ExceptionInfo[UserError]) -> str:
 
 def test_open_encode_decode(tmp_path):
     path = write_llama_like(tmp_path)
-    for source in (path, tmp_path):
-        tokenizer = SentencePieceTokenizer.open(source)
-        assert (tokenizer.bos, tokenizer.eos, tokenizer.size) == (1, 2, 32_000)
-        assert tokenizer.encode("a cat on a mat\n") == [263, 6635, 373, 263, 1775, 13]
-        assert tokenizer.decode([1, 263, 6635, 2, 0, 32_005]) == "a cat"
-        assert tokenizer.encode("") == tokenizer.encode_continued("") == []
+    tokenizer = SentencePieceTokenizer.open(path)
+    assert (tokenizer.bos, tokenizer.eos, tokenizer.size) == (1, 2, 32_000)
+    assert tokenizer.encode("a cat on a mat\n") == [263, 6635, 373, 263, 1775, 13]
+    assert tokenizer.decode([1, 263, 6635, 2, 0, 32_005]) == "a cat"
+    assert tokenizer.encode("") == tokenizer.encode_continued("") == []
 
 
 def test_three_ways_to_begin():
@@ -73,15 +72,6 @@ def test_pickles_small_and_equal():
     assert len(pickle.dumps(TOKENIZER)) < len(TOKENIZER.model) + 300
 
 
-def test_save_is_whole_or_not_at_all(tmp_path):
-    TOKENIZER.save(tmp_path / "tokenizer.model")
-    assert SentencePieceTokenizer.open(tmp_path) == TOKENIZER
-    with pytest.raises(UserError) as error:
-        TOKENIZER.save(tmp_path / "nowhere" / "tokenizer.model")
-    assert code(error) == "tokenizer/cannot-write"
-    assert [p.name for p in tmp_path.iterdir()] == ["tokenizer.model"]
-
-
 BAD_FILES = {
     "empty": b"",
     "text": b"hello",
@@ -108,9 +98,6 @@ def test_no_file(tmp_path):
         with pytest.raises(UserError) as error:
             SentencePieceTokenizer.open(path)
         assert code(error) == "tokenizer/file"
-    with pytest.raises(UserError) as error:
-        SentencePieceTokenizer.open(tmp_path, kind="sentencepeace")
-    assert "Did you mean `sentencepiece`" in str(error.value)
 
 
 def test_lone_surrogate():

@@ -11,7 +11,7 @@ from torch import nn
 from lmmkit.model.decoder import Decoder
 from lmmkit.model.layers import FusedLinear
 from lmmkit.model.transforms import lora
-from lmmkit.model.transforms.frozen_bf16 import hold_narrow
+from lmmkit.model.transforms.frozen_bf16 import narrow_matrices
 from lmmkit.objective import Objective
 from tests.support import paper_objective
 from tests.support.tiny_model import TEXT, read
@@ -35,7 +35,7 @@ def made(*, narrow: tuple[str, ...] = (), rounded: tuple[str, ...] = (), compute
         for weight in matrices(getattr(lmm, part)).values():
             weight.data = weight.data.bfloat16().float()
     for part in narrow:
-        hold_narrow(getattr(lmm, part), autocast=compute != torch.float32)
+        narrow_matrices(getattr(lmm, part), autocast=compute != torch.float32)
     return objective
 
 
@@ -113,7 +113,7 @@ def test_low_rank_updates_stay_wide_and_are_rounded_once_when_merged():
 
 def test_a_tied_head_stays_tied():
     decoder = Decoder(replace(TEXT, tied=True))
-    hold_narrow(decoder, autocast=False)
+    narrow_matrices(decoder, autocast=False)
     assert decoder.head.weight is decoder.embed.weight and decoder.embed.weight.dtype == torch.bfloat16
     assert decoder.embed(torch.tensor([3])).dtype == torch.float32
     assert decoder.head(torch.zeros(1, TEXT.width)).dtype == torch.float32
