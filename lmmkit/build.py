@@ -16,13 +16,14 @@ from lmmkit.attention.backends import Backend, NoBackend, choose, log_choice
 from lmmkit.attention.eager import Eager
 from lmmkit.errors import MachineError, Problem, UserError, raise_all
 from lmmkit.errors.plan import ATTENTION, COMPILE, LIBRARY
+from lmmkit.model.connector import CONNECTORS
 from lmmkit.model.decoder import Decoder
 from lmmkit.model.init import init
 from lmmkit.model.transforms import lora
 from lmmkit.model.transforms.compiled import set_compiled, why_not
 from lmmkit.model.transforms.frozen_bf16 import hold_narrow
 from lmmkit.model.vision import ViT
-from lmmkit.model.vlm import LMM, Connector
+from lmmkit.model.vlm import LMM
 from lmmkit.objective import Objective
 from lmmkit.plan import shapes
 from lmmkit.plan.pretrained import MODULES, Pretrained
@@ -166,8 +167,8 @@ def shell(recipe: Recipe, components: Mapping[str, Component], dims: Dims, devic
     with torch.device("meta"):
         seen = recipe.model.vision
         vision = nn.Identity() if seen is None else encoder(seen, attention, recipe.where("model.vision"))
-        kind = recipe.model.connector
-        connector = Connector(kind.kind, dims.image.width, decoder.width) if kind else nn.Identity()
+        asked = recipe.model.connector
+        connector = CONNECTORS[asked.kind](dims.image.width, decoder.width) if asked else nn.Identity()
         lmm = LMM(vision, connector, Decoder(decoder), attention)
         modules = {name: component.modules(dims) for name, component in components.items()}
         plugins = nn.ModuleDict({name: module for name, module in modules.items() if module is not None})

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from lmmkit.api.sample import Sample
-from lmmkit.data.packing import ReadsImages
+from lmmkit.data.images import ReadImage
 from lmmkit.data.sources.records import Records, too_many
 from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.evaluate.checks import choice_problems, task_problems
@@ -60,7 +60,7 @@ def evaluate(
                 folder, dtype=dtype, trust_files=trust_files, plugins="all", root=recipe.root
             )
         began = time.perf_counter()
-        samples = readable(sources[data_of(task)], task.samples, chat_models[folder].packer.reader, notify)
+        samples = readable(sources[data_of(task)], task.samples, chat_models[folder].reader, notify)
         notify(f"{name}: {len(samples)} samples of {task.data}")
         results[name] = run_task(
             name, task, chat_models[folder], samples, controls=controls, training=training
@@ -95,7 +95,7 @@ def _training(recipe: Recipe) -> set[str]:
 
 
 def readable(
-    records: Records, n: int | str, reader: ReadsImages, notify: Callable[[str], None], *,
+    records: Records, n: int | str, reader: ReadImage, notify: Callable[[str], None], *,
     share: tuple[int, int] = (0, 1), gather: Callable[[list], list[list]] = lambda found: [found],
     poll: Callable[[], None] = lambda: None,
 ) -> list[Sample]:  # fmt: skip
@@ -138,7 +138,7 @@ def readable(
     return [records[i] for i in kept]
 
 
-def _unreadable(records: Records, i: int, reader: ReadsImages) -> list[Problem]:
+def _unreadable(records: Records, i: int, reader: ReadImage) -> list[Problem]:
     """Returns the problems of the images in record i."""
     sample, found = records[i], []
     for image in sample.images:

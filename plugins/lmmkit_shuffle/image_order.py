@@ -92,7 +92,7 @@ class ImageOrder(AuxTask):
         table = permutations(self.grid**2, self.permutations, self.seed, self.choose)
         said = int(self._logits(ctx)[0].argmax())
         view = ctx.batch.views_of(self.name)[0]
-        shuffled = ctx.batch.picture(view)
+        shuffled = ctx.batch.image(view)
         return {"shuffled": shuffled, "restored": Shuffle(self.grid, table[said]).undo()(shuffled)}
 
     def _logits(self, ctx: Ctx) -> Tensor:

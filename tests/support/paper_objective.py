@@ -17,11 +17,12 @@ from lmmkit.api.batch import Batch
 from lmmkit.api.model_info import Dims
 from lmmkit.api.sample import Image, Sample, Turn
 from lmmkit.attention.backends import Backend
+from lmmkit.data.images import FixedRows
 from lmmkit.data.packing import Packer, SizedSample
-from lmmkit.data.pipeline import Views
+from lmmkit.data.views import Views
 from lmmkit.objective import Objective, total
 from tests.support.hf_weights import scramble
-from tests.support.tiny_model import SPEC, TEXT, read64, tiny_lmm
+from tests.support.tiny_model import SPEC, TEXT, pack, tiny_lmm
 
 DRT = DirectedToken(name="directed_token")
 IMAGE_ORDER = ImageOrder(name="image_order", grid=3, permutations=5)
@@ -72,27 +73,26 @@ def views(**settings) -> Views:
     """The three views of a sample; the directed token in those of image_order."""
     settings = {"context": 256, "too_long": "truncate"} | settings
     return Views(
-        tokenizer=Letters(), image_rows=SPEC.tokens, after_eos="published", seed=0, tasks=(IMAGE_ORDER, TEXT_ORDER),
+        tokenizer=Letters(), rows_of=FixedRows(SPEC.tokens), after_eos="published", seed=0, tasks=(IMAGE_ORDER, TEXT_ORDER),
         edits=((DRT, frozenset({"image_order"})),), **settings,
     )  # fmt: skip
 
 
-def packer(*, share: bool = True, reader=read64) -> Packer:
+def packer(*, share: bool = True) -> Packer:
     needs = tuple(need for term in TERMS for need in term.needs)
     return Packer(
-        reader=reader, image_rows=SPEC.tokens, image_size=SPEC.size, text_terms=("next_token", "text_order"),
-        needs=needs, terms=TERMS, share=share,
+        image=SPEC, text_terms=("next_token", "text_order"), needs=needs, terms=TERMS, share=share
     )  # fmt: skip
 
 
-def trees(samples: Sequence[Sample], pack: Packer, **settings) -> list[SizedSample]:
-    laid_out = views(**settings)
-    return [pack.tree(laid_out.fitting(sample, 0, Counter())) for sample in samples]
+def sized(samples: Sequence[Sample], packer: Packer, **settings) -> list[SizedSample]:
+    made = views(**settings)
+    return [packer.sized(made.fitting(sample, 0, Counter())) for sample in samples]
 
 
-def packed(samples: Sequence[Sample], *, share: bool = True, reader=read64) -> tuple[Batch, list[np.ndarray]]:
-    pack = packer(share=share, reader=reader)
-    return pack.pack(trees(samples, pack))
+def packed(samples: Sequence[Sample], *, share: bool = True) -> tuple[Batch, list[np.ndarray]]:
+    made = packer(share=share)
+    return pack(made, sized(samples, made))
 
 
 def objective(*, dtype: torch.dtype = torch.float64, backend: Backend | None = None) -> Objective:
