@@ -1,4 +1,4 @@
-"""Pictures: CLIP's geometry against transformers, modes, and files that must be refused."""
+"""Images: CLIP's geometry against transformers, modes, and files that must be refused."""
 
 import os
 import pickle
@@ -63,9 +63,9 @@ def test_crop_and_pad_are_clips(tmp_path, clip, size):
     side = max(size)
     square = Pil.new("RGB", (side, side), tuple(BAR))
     square.paste(picture(*size), ((side - size[0]) // 2, (side - size[1]) // 2))
-    for shape, given in ("crop", picture(*size)), ("pad", square):
+    for fit, given in ("crop", picture(*size)), ("pad", square):
         want = torch.from_numpy(np.asarray(clip(given)["pixel_values"][0]))
-        read = read_image(path, SPEC, shape)
+        read = read_image(path, SPEC, fit)
         assert (read.dtype, tuple(read.shape)) == (torch.uint8, (3, 48, 48))
         assert read.is_contiguous()
         got = normalise(read, SPEC)
@@ -135,7 +135,7 @@ MODES = [
 
 @pytest.mark.parametrize(("kind", "image", "want"), MODES)
 def test_modes(tmp_path, kind, image, want):
-    path = tmp_path / "picture.any"
+    path = tmp_path / "image.any"
     options = {key: image.info[key] for key in ("transparency",) if key in image.info}
     image.save(path, kind, **options)
     got = read_image(path, SPEC, "crop")
@@ -262,7 +262,7 @@ def test_reader_caches_within_its_bounds(tmp_path):
     paths = [str(tmp_path / f"{i}.png") for i in range(3)]
     for i, path in enumerate(paths):
         picture(60, 50, seed=i).save(path)
-    spec = ImageSpec(size=418, grid=(1, 1), width=8)  # half a megabyte a picture
+    spec = ImageSpec(size=418, grid=(1, 1), width=8)  # half a megabyte an image
     reader = ImageReader(spec, cache_mb=1)
     first = reader(Image(paths[0]), "crop")
     assert torch.equal(first, read_image(paths[0], spec, "crop"))
@@ -282,7 +282,7 @@ def test_reader_caches_within_its_bounds(tmp_path):
     assert ImageReader(spec, cache_mb=0)(Image(paths[1]), "pad").shape == (3, 418, 418)
 
 
-def test_a_picture_in_a_larger_file(tmp_path):
+def test_an_image_in_a_larger_file(tmp_path):
     picture(60, 50).save(tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
     (tmp_path / "many").write_bytes(b"before" + data + b"after")

@@ -118,14 +118,14 @@ def test_counts_are_items_of_each_term():
     trainable = Counter()
     for m in members():
         trainable[m.view.name] += sum(s.n for s in m.layout if s.supervised) * m.view.supervised
-    pictured = sum(m.view.name == "main" and any(s.kind == "image" for s in m.layout) for m in members())
-    in_pictured = sum(
+    with_image = sum(m.view.name == "main" and any(s.kind == "image" for s in m.layout) for m in members())
+    targets_with_image = sum(
         sum(s.n for s in m.layout if s.supervised)
         for m in members() if m.view.name == "main" and any(s.kind == "image" for s in m.layout)
     )  # fmt: skip
     assert batch.count == {
         "next_token": trainable["main"], "text_order": trainable["text_order"],
-        "image_order": pictured, "guided_loss": in_pictured,
+        "image_order": with_image, "guided_loss": targets_with_image,
     }  # fmt: skip
 
 
@@ -140,7 +140,7 @@ def test_the_label_is_the_shuffle_of_the_image_that_the_view_reads():
     batch, _ = paper_objective.packed(CAPTIONS)
     views, labels = batch.views_of("image_order"), batch.labels["image_order/permutation"]
     for v, label in zip(views, labels.tolist(), strict=True):
-        plain = batch.image(v - 1)  # the main view stands before it
+        plain = batch.image(v - 1)  # the main view is before it
         shuffle = members(CAPTIONS)[v].layout[1].image.edit
         assert torch.equal(shuffle.undo()(batch.image(v)), plain) and not torch.equal(batch.image(v), plain)
         assert members(CAPTIONS)[v].view.labels["permutation"] == label

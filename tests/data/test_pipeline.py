@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
@@ -167,7 +168,7 @@ def test_bad_records_and_images_are_replaced_along_the_chain_of_the_order(tokens
 def test_what_is_cut_from_a_bad_record_is_not_counted():
     long = [caption(f"s{i}", "x" * 300) if i in (1, 5) else sample for i, sample in enumerate(RECORDS)]
     (batch,) = pipeline(Source(long), Reader(), samples=12).step(0)
-    assert batch.dropped == {"truncated": 6}
+    assert batch.dropped == {"truncated": 4}  # main and image_order of both
     (batch,) = pipeline(Source(long), Reader(frozenset({"/s1.png", "/s5.png"})), samples=12).step(0)
     assert batch.dropped == {"bad_records": 2}
 
@@ -183,7 +184,7 @@ def test_a_source_without_a_good_record_is_an_error_that_lists_each():
     source[2] = torn()
     with pytest.raises(UserError) as error:
         pipeline(source, reader, samples=2).step(0)
-    assert sorted(p.code for p in error.value.problems) == ["image/broken", "image/broken", ROLES.code]
+    assert Counter(p.code for p in error.value.problems) == {"image/broken": 2, ROLES.code: 1}
 
 
 def test_a_source_that_may_not_skip_stops_at_the_record():

@@ -27,7 +27,7 @@ from tests.support.tiny_model import (
     whole,
 )
 
-IMAGE = TEXT.vocab - 1  # the id that stands for an image row over there
+IMAGE = TEXT.vocab - 1  # the id of an image row in transformers
 
 
 def theirs(lmm: LMM) -> LlavaForConditionalGeneration:
@@ -61,11 +61,11 @@ def test_packed_samples_are_llava_passes_apart(backend):
     samples = [(ids[0], "a", 5), (ids[1], "b", 1)]
     batch, paths = packed([[prompt(*sample)] for sample in samples])
     got = logits(lmm, batch)
-    for (text, picture, at), path in zip(samples, paths, strict=True):
+    for (text, name, at), path in zip(samples, paths, strict=True):
         tokens = torch.tensor([[*text[:at], *[IMAGE] * SPEC.tokens, *text[at:]]])
         with torch.no_grad():
-            want = model(input_ids=tokens, pixel_values=pixels(Image(picture))[None]).logits[0]
-        alone, _ = packed([[prompt(text, picture, at)]])
+            want = model(input_ids=tokens, pixel_values=pixels(Image(name))[None]).logits[0]
+        alone, _ = packed([[prompt(text, name, at)]])
         show("off_packed", off(got[path], want))
         show("off_alone", off(logits(lmm, alone), want))
         assert off(got[path], want) < 1e-5 and off(logits(lmm, alone), want) < 1e-5
@@ -97,7 +97,7 @@ def test_a_file_that_several_trees_show_is_encoded_once_and_learns_from_all():
     assert off(gradients[0] + gradients[1], gradients[2]) < 1e-12 and gradients[2].abs().max() > 0
 
 
-def test_a_batch_without_pictures_does_not_run_the_encoder():
+def test_a_batch_without_images_does_not_run_the_encoder():
     lmm = tiny_lmm()
     lmm.vision.forward = None
     assert logits(lmm, text_batch([[3, 4, 5]])).shape == (3, TEXT.vocab)

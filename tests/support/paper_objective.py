@@ -47,14 +47,14 @@ class Letters:
     encode_continued = encode_unprefixed = encode
 
 
-def caption(key: str, words: str, question: str = "", picture: str | None = None) -> Sample:
+def caption(key: str, words: str, question: str = "", path: str | None = None) -> Sample:
     """Stage 1's layout: image, perhaps a question, caption."""
     turns = (Turn("user", question, 1), Turn("assistant", words))
-    return Sample(key=key, turns=turns, images=(Image(picture or f"/{key}.png"),), template="plain")
+    return Sample(key=key, turns=turns, images=(Image(path or f"/{key}.png"),), template="plain")
 
 
 def chat(key: str, *texts: str, images: int = 1) -> Sample:
-    """Stage 2's layout: a system prompt, then turns; the picture stands in the first."""
+    """Stage 2's layout: a system prompt, then turns; the image is in the first."""
     turns = [
         Turn(("user", "assistant")[i % 2], text, images if i == 0 else 0) for i, text in enumerate(texts)
     ]

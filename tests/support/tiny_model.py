@@ -65,11 +65,11 @@ def laid_out(*layout: Span, name: str = "main", supervised: bool = True, key: st
     return LaidOut(View(sample=Sample(key=key, turns=()), name=name, supervised=supervised), tuple(layout))
 
 
-def prompt(ids: Sequence[int], picture: str | None = None, at: int = 1) -> Layout:
-    """Text, and perhaps a picture `at` rows in."""
-    if picture is None:
+def prompt(ids: Sequence[int], name: str | None = None, at: int = 1) -> Layout:
+    """Returns text, with the image `name` after `at` rows if it is given."""
+    if name is None:
         return (text(ids, "user"),)
-    return tuple(s for s in (text(ids[:at], "user"), image(picture), text(ids[at:], "user")) if s.n)
+    return tuple(s for s in (text(ids[:at], "user"), image(name), text(ids[at:], "user")) if s.n)
 
 
 def packed(groups: Sequence[Sequence[Layout]], *, share: bool = True) -> tuple[Batch, list]:
