@@ -146,7 +146,9 @@ def test_a_conversation_in_its_template(name, request, tmp_path):
     turns = (Turn("user", "a b"), Turn("assistant", "5  5\n5"), Turn("user", "a  mat?"))
     chat, ours = model.ours.prepared.recipe.model.chat, model.ours.prepared.tokenizer
     sample = Sample(key="a", turns=turns, template=chat.template)
-    layout = lay_out_prompt(sample, ours, rows_of=FixedRows(9), after_eos="hf437")  # as transformers now has it
+    layout = lay_out_prompt(
+        sample, ours, rows_of=FixedRows(9), after_eos="hf437"
+    )  # as transformers now has it
     want = [i for span in layout for i in span.ids]
     said = [{"role": turn.role, "content": turn.text} for turn in turns]
     options = {"add_generation_prompt": True, "return_dict": False}
