@@ -15,6 +15,7 @@ from benches.pairs import compare
 from benches.workload import IMAGE, VOCAB, Numbers, work
 from lmmkit.api.sample import Image, Sample, Turn, View
 from lmmkit.data.chat_templates import lay_out_prompt
+from lmmkit.data.images import FixedRows
 from lmmkit.data.packing import LaidOut
 from lmmkit.inference.generate import generate
 from tests.support.hf_weights import scramble
@@ -74,7 +75,7 @@ def test_many_questions_on_one_image(benchmark):
     draw = torch.Generator().manual_seed(0)
     words = [torch.randint(20, VOCAB, (12,), generator=draw).tolist() for _ in range(QUESTIONS)]
     image = Image("/one.png")
-    samples = [
+    asked = [
         Sample(
             key=str(i),
             images=(image,),
@@ -83,11 +84,11 @@ def test_many_questions_on_one_image(benchmark):
         )
         for i, each in enumerate(words)
     ]
-    layouts = [lay_out_prompt(each, Numbers(), image_rows=made.config.side**2) for each in samples]
-    members = [LaidOut(View(sample=each), layout) for each, layout in zip(samples, layouts, strict=True)]
-    batch, paths = made.packer.pack([made.packer.tree(members)])
+    layouts = [lay_out_prompt(each, Numbers(), rows_of=FixedRows(made.config.side**2)) for each in asked]
+    members = [LaidOut(View(sample=each), layout) for each, layout in zip(asked, layouts, strict=True)]
+    batch, paths = made.pack([made.packer.sized(members)])
     flat = [[i for span in x for i in (span.ids or [IMAGE] * span.n)] for x in layouts]
-    pixels = made.packer.reader(image, "pad").expand(QUESTIONS, -1, -1, -1)
+    pixels = made.pixels(image).expand(QUESTIONS, -1, -1, -1)
     made.theirs.eval().generation_config.eos_token_id = None
     made.theirs.set_attn_implementation("sdpa")
     lmm = made.ours.lmm.eval()

@@ -2,27 +2,18 @@
 
 import statistics
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
 
 from benches import workload
 from benches.pairs import exact
 from benches.workload import CONFIGS, our_step, work
-from lmmkit.api.sample import Image
+from lmmkit.data.packing import read_images
 
 SAMPLES = 64
 MILLISECONDS = 2.0
-
-
-@dataclass(frozen=True)
-class NoPicture:
-    """Returns zeros without reading: only the plan is measured."""
-
-    def __call__(self, image: Image, shape: str) -> Tensor:
-        return torch.empty(1)
 
 
 def milliseconds(run) -> list[float]:
@@ -45,13 +36,15 @@ def made(request):
 
 @pytest.mark.parametrize("what", ["calls", "calls of the last layer", "the whole packing"])
 def test_host_plan(what, made, benchmark):
-    packer = replace(made.packer, reader=NoPicture())
-    trees = [packer.tree(members) for members in made.views]
-    batch = packer.pack(trees)[0]
+    packer, side = made.packer, made.config.side
+    samples = [packer.sized(members) for members in made.views]
+    one_pixel_a_patch = torch.zeros(3, side, side, dtype=torch.uint8)  # the plan alone is measured
+    images = read_images(samples, lambda image, fit: one_pixel_a_patch)
+    batch = packer.pack(samples, images)[0]
     runs = {
         "calls": lambda: replace(batch.attention).calls,
         "calls of the last layer": lambda: replace(batch.last).calls,
-        "the whole packing": lambda: packer.pack(trees),
+        "the whole packing": lambda: packer.pack(samples, images),
     }
     times = milliseconds(runs[what])
     gate = None if what == "the whole packing" else 1.0

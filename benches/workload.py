@@ -10,10 +10,11 @@ from __future__ import annotations
 import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers as hf
@@ -27,8 +28,9 @@ from lmmkit.api.batch import Batch
 from lmmkit.api.components import Term
 from lmmkit.api.model_info import Dims, ImageSpec
 from lmmkit.api.sample import Image, Sample, Turn
-from lmmkit.data.packing import LaidOut, Packer
-from lmmkit.data.pipeline import Views
+from lmmkit.data.images import FixedRows, normalise
+from lmmkit.data.packing import LaidOut, Packer, SizedSample, read_images
+from lmmkit.data.views import Views
 from lmmkit.model.init import init
 from lmmkit.objective import Objective
 from lmmkit.training.step import run_step
@@ -114,18 +116,6 @@ def samples(config: Config, seed: int = 0) -> list[Sample]:
 
 
 @dataclass(frozen=True)
-class Reader:
-    """Returns noise that depends on the image's path, with the image's edit applied."""
-
-    size: int
-
-    def __call__(self, image: Image, shape: str) -> Tensor:
-        draw = torch.Generator().manual_seed(zlib.crc32(image.path.encode()))
-        pixels_CXY = torch.randn(3, self.size, self.size, generator=draw)
-        return pixels_CXY if image.edit is None else image.edit(pixels_CXY)
-
-
-@dataclass(frozen=True)
 class Work:
     """Holds a workload: the samples' views, a packer, and both models with the same weights.
 
@@ -144,7 +134,22 @@ class Work:
 
     def batch(self) -> Batch:
         """Returns all samples as one packed micro-batch."""
-        return self.packer.pack([self.packer.tree(members) for members in self.views])[0]
+        return self.pack([self.packer.sized(members) for members in self.views])[0]
+
+    def pack(self, samples: Sequence[SizedSample]) -> tuple[Batch, list[np.ndarray]]:
+        """Packs these samples into one micro-batch; returns it and the rows of their views."""
+        return self.packer.pack(samples, read_images(samples, self.read))
+
+    def read(self, image: Image, fit: str) -> Tensor:
+        """Returns noise that depends on the image's path."""
+        draw = torch.Generator().manual_seed(zlib.crc32(image.path.encode()))
+        size = self.packer.image.size
+        return torch.randint(256, (3, size, size), generator=draw, dtype=torch.uint8)
+
+    def pixels(self, image: Image) -> Tensor:
+        """Returns the pixels that an encoder gets for an image."""
+        pixels_CXY = normalise(self.read(image, "pad"), self.packer.image)
+        return pixels_CXY if image.edit is None else image.edit(pixels_CXY)
 
 
 def work(
@@ -162,13 +167,12 @@ def work(
     ours = Objective(lmm, plugins, compute=compute)
     ours.terms = chosen
     views = Views(
-        tokenizer=Numbers(), image_rows=config.side**2, context=2048, too_long="error", after_eos="published",
+        tokenizer=Numbers(), rows_of=FixedRows(config.side**2), context=2048, too_long="error", after_eos="published",
         seed=0, tasks=tuple(t for t in chosen if isinstance(t, ImageOrder | TextOrder)),
         edits=((DIRECTED, frozenset({"image_order"})),) if method in ORDERED else (),
     )  # fmt: skip
     packer = Packer(
-        reader=Reader(14 * config.side), image_rows=config.side**2, image_size=14 * config.side,
-        text_terms=("next_token", "text_order") if method == "direct" else ("next_token",),
+        image=image_spec(config), text_terms=("next_token", "text_order") if method == "direct" else ("next_token",),
         needs=tuple(need for term in chosen for need in term.needs), terms=chosen, share=share,
     )  # fmt: skip
     laid = tuple(tuple(views.fitting(sample, 0, Counter())) for sample in samples(config))
@@ -187,14 +191,18 @@ def modules(config: Config, method: str, width: int) -> nn.ModuleDict:
     """Returns the parameters of the plugins."""
     if method not in ORDERED:
         return nn.ModuleDict()
-    spec = ImageSpec(size=14 * config.side, grid=(config.side, config.side), width=192)
     _, layers, heads, _ = config.text
-    dims = Dims(width=width, vocab=VOCAB, layers=layers, heads=heads, image=spec)
+    dims = Dims(width=width, vocab=VOCAB, layers=layers, heads=heads, image=image_spec(config))
     plugins = nn.ModuleDict(
         {"directed_token": DIRECTED.modules(dims), "image_order": image_order(config).modules(dims)}
     )
     init(plugins, 0)
     return plugins
+
+
+def image_spec(config: Config) -> ImageSpec:
+    """The images that both encoders take."""
+    return ImageSpec(size=14 * config.side, grid=(config.side, config.side), width=config.vision[0])
 
 
 def peer_model(config: Config) -> nn.Module:
@@ -309,7 +317,7 @@ def _padded(work: Work, name: str) -> dict[str, Tensor]:
             if span.supervised and member.view.supervised:
                 labels[i, place] = torch.tensor(span.ids)
             if span.image is not None:
-                pixels.append(work.packer.reader(span.image, "pad"))
+                pixels.append(work.pixels(span.image))
             at += span.n
         mask[i, :at] = 1
         drt.append(at - 1)

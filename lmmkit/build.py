@@ -24,6 +24,7 @@ from lmmkit.attention.backends import Backend, NoBackend, choose, log_choice
 from lmmkit.attention.eager import Eager
 from lmmkit.errors import MachineError, Problem, UserError, raise_all
 from lmmkit.errors.plan import ATTENTION, COMPILE, NOT_INSTALLED
+from lmmkit.model.connector import CONNECTORS
 from lmmkit.model.decoder import Decoder
 from lmmkit.model.init import init
 from lmmkit.model.transforms import lora
@@ -31,7 +32,7 @@ from lmmkit.model.transforms.compiled import set_compiled, why_not
 from lmmkit.model.transforms.frozen_bf16 import narrow_matrices
 from lmmkit.model.transforms.recompute import set_recomputed
 from lmmkit.model.vision import ViT
-from lmmkit.model.vlm import LMM, Connector
+from lmmkit.model.vlm import LMM
 from lmmkit.objective import Objective
 from lmmkit.plan import shapes
 from lmmkit.plan.pretrained import MODULES, Pretrained
@@ -173,11 +174,10 @@ def shell(recipe: Recipe, components: Mapping[str, Component], dims: Dims, devic
     attention = backend(recipe, device)
     decoder = shapes.decoder_shape(recipe, dims.vocab)
     with torch.device("meta"):
-        section = recipe.model.vision
-        where = recipe.where("model.vision")
+        section, where = recipe.model.vision, recipe.where("model.vision")
         vision = nn.Identity() if section is None else encoder(section, attention, where)
-        kind = recipe.model.connector
-        connector = Connector(kind.kind, dims.image.width, decoder.width) if kind else nn.Identity()
+        asked = recipe.model.connector
+        connector = CONNECTORS[asked.kind](dims.image.width, decoder.width) if asked else nn.Identity()
         lmm = LMM(vision, connector, Decoder(decoder), attention)
         built = {name: component.modules(dims) for name, component in components.items()}
         plugins = nn.ModuleDict({name: module for name, module in built.items() if module is not None})

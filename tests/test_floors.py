@@ -35,8 +35,8 @@ FLOORS: dict[str, str] = {
         common data_check token_pieces
     """,
     "lmmkit.data": """
-        images packing sampler length_grouping sources text_tokenizers chat_templates pipeline
-        loader
+        images packing sampler length_grouping sources text_tokenizers chat_templates views
+        pipeline loader
     """,
     "lmmkit.data.sources": """
         bad_records image_paths json_stream index_cache json_records record_parser llava_json
@@ -55,7 +55,7 @@ FLOORS: dict[str, str] = {
         batch_from_ids kv_cache generate token_model chat_model load
     """,
     "lmmkit.model": """
-        cross_entropy init cpu_ops layers rope decoder transforms vision vlm
+        cross_entropy init cpu_ops layers rope decoder transforms vision connector vlm
     """,
     "lmmkit.model.transforms": """
         compiled frozen_bf16 lora recompute

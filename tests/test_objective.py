@@ -15,10 +15,9 @@ from lmmkit.objective import tap
 from lmmkit.recipe import Speed
 from tests.support import paper_objective
 from tests.support.plain_twins import off, show
-from tests.support.tiny_model import read, read64, whole
+from tests.support.tiny_model import pack, whole
 
 SAMPLES = (*paper_objective.CAPTIONS, *paper_objective.CHATS)
-READERS = {torch.float32: read, torch.float64: read64}
 TERMS = {"next_token", "image_order", "text_order", "guided_loss"}
 
 
@@ -64,20 +63,17 @@ def test_permuted_trees_change_nothing():
 
 
 def test_one_micro_batch_is_several():
-    made, pack = paper_objective.objective(), paper_objective.packer()
-    grown = paper_objective.trees(SAMPLES, pack)
-    whole, parts = (list(cut(grown, tokens)) for tokens in (10_000, 150))
+    made, packer = paper_objective.objective(), paper_objective.packer()
+    sized = paper_objective.sized(SAMPLES, packer)
+    whole, parts = (list(cut(sized, tokens)) for tokens in (10_000, 150))
     assert len(whole) == 1 and len(parts) > 2
-    batches = [[pack.pack(part)[0] for part in cuts] for cuts in (whole, parts)]
+    batches = [[pack(packer, part)[0] for part in cuts] for cuts in (whole, parts)]
     assert_same(paper_objective.learned(made, batches[1]), paper_objective.learned(made, batches[0]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_recomputing_gives_the_same_bits(dtype):
-    made, (batch, _) = (
-        paper_objective.objective(dtype=dtype),
-        paper_objective.packed(SAMPLES, reader=READERS[dtype]),
-    )
+    made, (batch, _) = paper_objective.objective(dtype=dtype), paper_objective.packed(SAMPLES)
     runs = []
     for which in ("none", "all", 1, "none"):
         build.set_layers(made, Speed(recompute=which))

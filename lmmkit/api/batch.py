@@ -21,7 +21,7 @@ from lmmkit.attention.schedule import AttentionSpec
 class EmbedScatter:
     """Describes `x[row_N] = source[item_N]`: the embeddings of rows without a token id.
 
-    `source` is "vision" (items count image tokens, image by image) or "plugins.<instance>".
+    `source` is "vision" (items count the rows of all images, image by image) or "plugins.<instance>".
     """
 
     source: str
@@ -102,20 +102,20 @@ class Batch:
         def move(t: Tensor) -> Tensor:
             return t.to(device, non_blocking=True)
 
-        def move_pick(p: RowGather) -> RowGather:
-            uniform = None if p.uniform_Q is None else move(p.uniform_Q)
-            return RowGather(move(p.row_Q), move(p.view_Q), uniform)
+        def move_gather(g: RowGather) -> RowGather:
+            uniform = None if g.uniform_Q is None else move(g.uniform_Q)
+            return RowGather(move(g.row_Q), move(g.view_Q), uniform)
 
         return replace(
             self,
             id_T=move(self.id_T),
-            scatters=tuple(EmbedScatter(f.source, move(f.row_N), move(f.item_N)) for f in self.scatters),
+            scatters=tuple(EmbedScatter(s.source, move(s.row_N), move(s.item_N)) for s in self.scatters),
             pixels_ICXY=move(self.pixels_ICXY),
-            predict=move_pick(self.predict),
+            predict=move_gather(self.predict),
             target_S=move(self.target_S),
             term_S=move(self.term_S),
             source_S=move(self.source_S),
-            gathers={need: move_pick(pick) for need, pick in self.gathers.items()},
+            gathers={need: move_gather(gather) for need, gather in self.gathers.items()},
             labels={name: move(label) for name, label in self.labels.items()},
         )
 

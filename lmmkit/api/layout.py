@@ -14,7 +14,7 @@ from lmmkit.api.sample import Image
 
 Kind = Literal["text", "image", "learned"]
 SpanRole = Literal["bos", "system", "user", "header", "response", "none"]
-Place = Literal["start", "end", "before_response"]
+InsertAt = Literal["start", "end", "before_response"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class Insert:
     response of the view.
     """
 
-    at: Place
+    at: InsertAt
     token_name: str
     n: int = 1
 
@@ -62,7 +62,7 @@ def row_count(layout: Iterable[Span]) -> int:
 
 
 def insert_tokens(layout: Layout, edits: Iterable[tuple[str, Insert]]) -> Layout:
-    """Returns the layout with each (owner, insert) applied; equal places keep the order of `edits`."""
+    """Returns the layout with each (owner, insert) applied; equal `at` keep the order of `edits`."""
     out = list(layout)
     for owner, edit in edits:
         span = Span(kind="learned", n=edit.n, token_name=edit.token_name, owner=owner)
@@ -70,17 +70,17 @@ def insert_tokens(layout: Layout, edits: Iterable[tuple[str, Insert]]) -> Layout
     return tuple(out)
 
 
-def _index(spans: Sequence[Span], place: Place) -> int:
-    if place == "end":
+def _index(spans: Sequence[Span], at: InsertAt) -> int:
+    if at == "end":
         return len(spans)
-    if place == "before_response":
+    if at == "before_response":
         first = (i for i, span in enumerate(spans) if span.role == "response")
         return next(first, len(spans))
     after_bos = (i + 1 for i, span in enumerate(spans) if span.role == "bos")
-    at = next(after_bos, 0)
-    while at < len(spans) and spans[at].kind == "learned":  # keep the edits' order
-        at += 1
-    return at
+    i = next(after_bos, 0)
+    while i < len(spans) and spans[i].kind == "learned":  # keep the edits' order
+        i += 1
+    return i
 
 
 def truncate(layout: Layout, limit: int) -> Layout:

@@ -38,7 +38,7 @@ class ImageSpec:
 
     @property
     def tokens(self) -> int:
-        """Returns the number of rows of one image in the decoder."""
+        """Returns the number of tokens that the encoder gives for one image."""
         return self.grid[0] * self.grid[1]
 
 

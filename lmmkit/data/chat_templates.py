@@ -18,6 +18,7 @@ from typing import Literal
 
 from lmmkit.api.layout import Layout, Span, SpanRole, text
 from lmmkit.api.sample import Image, Sample, Turn
+from lmmkit.data.images import RowsOf
 from lmmkit.data.text_tokenizers.choose import TextTokenizer
 from lmmkit.data.text_tokenizers.sentencepiece_tokenizer import SPACE
 from lmmkit.errors import UserError, did_you_mean, raise_all
@@ -45,20 +46,20 @@ def lay_out(
     sample: Sample,
     tokenizer: TextTokenizer,
     *,
-    image_rows: int,
+    rows_of: RowsOf,
     after_eos: AfterEos = "published",
 ) -> Layout:
     """Returns the spans of a sample. Its answers are supervised, the rest is not.
 
-    `image_rows`: the number of rows that one image takes. `after_eos`: how the first word after an
-    end token is encoded; `published` as in LLaVA-1.5's weights (transformers 4.31), `hf437` as in
-    4.37 (no dummy prefix). A sample may end with the user's turn.
+    `rows_of` gives the number of rows of an image. `after_eos`: how the first word after an end token
+    is encoded; `published` as in LLaVA-1.5's weights (transformers 4.31), `hf437` as in 4.37 (no dummy
+    prefix). A sample may end with the user's turn.
 
     Raises `UserError` for an unknown template, for turns that do not alternate between user and
     assistant, or if the turns name another number of images than the sample has.
     """
-    _check(sample, after_eos, image_rows)
-    writer = _Writer(tokenizer=tokenizer, image_rows=image_rows, after_eos=after_eos)
+    _check(sample, after_eos, rows_of)
+    writer = _Writer(tokenizer=tokenizer, rows_of=rows_of, after_eos=after_eos)
     images = iter(sample.images)
     if sample.template in FRAMES:
         _framed(writer, sample, images, FRAMES[sample.template])
@@ -79,7 +80,7 @@ def lay_out_prompt(
     sample: Sample,
     tokenizer: TextTokenizer,
     *,
-    image_rows: int,
+    rows_of: RowsOf,
     after_eos: AfterEos = "published",
 ) -> Layout:
     """Returns the spans that generation starts from, for a sample whose last turn is the user's.
@@ -91,7 +92,7 @@ def lay_out_prompt(
     """
     if sample.turns and sample.turns[-1].role != "user":
         raise UserError(PROMPT.at(f"sample {sample.key}", got="the assistant's turn last"))
-    return lay_out(sample, tokenizer, image_rows=image_rows, after_eos=after_eos)
+    return lay_out(sample, tokenizer, rows_of=rows_of, after_eos=after_eos)
 
 
 def response_end(template: str, tokenizer: TextTokenizer) -> int:
@@ -220,7 +221,7 @@ class _Writer:
     """
 
     tokenizer: TextTokenizer
-    image_rows: int
+    rows_of: RowsOf
     after_eos: str
     spans: list[Span] = field(default_factory=list)
     after: Literal["nothing", "text", "eos"] = "nothing"
@@ -238,7 +239,7 @@ class _Writer:
     def image(self, image: Image) -> None:
         """Adds an image. The text after it is encoded like a text at the start."""
         self._flush()
-        self.spans.append(Span(kind="image", n=self.image_rows, image=image))
+        self.spans.append(Span(kind="image", n=self.rows_of(image), image=image))
         self.after = "nothing"
 
     def part(self) -> None:
@@ -283,7 +284,7 @@ class _Writer:
             self.spans.append(text(ids, role, supervised=supervised))
 
 
-def _check(sample: Sample, after_eos: str, image_rows: int) -> None:
+def _check(sample: Sample, after_eos: str, rows_of: RowsOf) -> None:
     """Raises `UserError` with all problems that prevent the layout of `sample`."""
     problems, where = [], f"sample {sample.key}"
     if sample.template not in TEMPLATES:
@@ -292,13 +293,13 @@ def _check(sample: Sample, after_eos: str, image_rows: int) -> None:
     if after_eos not in AFTER_EOS:
         got = f"after_eos `{after_eos}`"
         problems.append(CHAT_AFTER_EOS.at(where, got=got, known=", ".join(AFTER_EOS)))
-    if sample.images and not image_rows:
+    if any(not rows_of(image) for image in sample.images):
         problems.append(NO_VISION.at(where, got="an image for a text-only model"))
     roles = [turn.role for turn in sample.turns]
     if not roles or roles != [("user", "assistant")[i % 2] for i in range(len(roles))]:
         problems.append(ROLES.at(where, got=f"turns {roles}"))
-    places = [turn.images if turn.role == "user" else -turn.images for turn in sample.turns]
-    if sum(places) != len(sample.images) or any(n < 0 for n in places):
+    counts = [turn.images if turn.role == "user" else -turn.images for turn in sample.turns]
+    if sum(counts) != len(sample.images) or any(n < 0 for n in counts):
         got = f"{len(sample.images)} images for {[turn.images for turn in sample.turns]} places by turn"
         problems.append(CHAT_IMAGES.at(where, got=got))
     raise_all(problems)

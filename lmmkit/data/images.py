@@ -11,9 +11,9 @@ import functools
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import BinaryIO, Literal
 
@@ -34,7 +34,7 @@ MAX_ASPECT = 200
 MAX_BYTES = 4 * MAX_PIXELS  # of the file; an uncompressed bitmap takes as many
 ORIENTATION = 0x0112  # EXIF tag: rotation and mirroring
 RESAMPLING = {"bicubic": Pil.Resampling.BICUBIC, "bilinear": Pil.Resampling.BILINEAR}
-TURNS = {
+UPRIGHT = {
     2: Pil.Transpose.FLIP_LEFT_RIGHT,
     3: Pil.Transpose.ROTATE_180,
     4: Pil.Transpose.FLIP_TOP_BOTTOM,
@@ -46,9 +46,22 @@ TURNS = {
 
 
 File = str | os.PathLike[str] | Image  # the path of a file, or an `Image`, which may be a part of one
+ImageRef = tuple[Image, ImageFit]
+ReadImage = Callable[[Image, ImageFit], Tensor]  # as `ImageReader`
+RowsOf = Callable[[Image], int]  # the number of rows that an image takes in the decoder
 
 
-def read_image(path: File, spec: ImageSpec, shape: ImageFit) -> Tensor:
+@dataclass(frozen=True)
+class FixedRows:
+    """Gives each image the same number of rows: all images have one size. 0 in a text-only model."""
+
+    rows: int
+
+    def __call__(self, image: Image) -> int:
+        return self.rows
+
+
+def read_image(path: File, spec: ImageSpec, fit: ImageFit) -> Tensor:
     """Returns the image, upright and RGB, as uint8 [3, size, size] (channels, height, width).
 
     `crop`: the short side becomes `size` and the middle is cut out, as in LLaVA-1.5's first stage.
@@ -59,22 +72,22 @@ def read_image(path: File, spec: ImageSpec, shape: ImageFit) -> Tensor:
     Raises `UserError` with path and reason unless the file is a complete image in an allowed format
     and size.
     """
-    with _opened(path, shape) as picture:
-        picture.load()
-        picture = _fit(_rgb(_upright(picture)), spec, shape)
-        return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+    with _opened(path, fit) as opened:
+        opened.load()
+        fitted = _fitted(_rgb(_upright(opened)), spec, fit)
+        return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).contiguous()
 
 
-def check_header(path: File, shape: ImageFit) -> None:
+def check_header(path: File, fit: ImageFit) -> None:
     """Raises `UserError` if the header of the file breaks a rule of `read_image`."""
-    with _opened(path, shape):
+    with _opened(path, fit):
         pass
 
 
-def check_whole(path: File, shape: ImageFit) -> None:
+def check_whole(path: File, fit: ImageFit) -> None:
     """Raises `UserError` if the header breaks a rule of `read_image` or a pixel cannot be decoded."""
-    with _opened(path, shape) as picture:
-        picture.load()
+    with _opened(path, fit) as opened:
+        opened.load()
 
 
 def normalise(pixels_CXY: Tensor, spec: ImageSpec) -> Tensor:
@@ -100,7 +113,7 @@ class Blank:
 
 
 class ImageReader:
-    """Reads, normalises and edits images; keeps the last used ones in memory as uint8.
+    """Reads images without their edits, and keeps the last used ones in memory.
 
     `cache_mb` bounds this cache in MiB. Pickling leaves the cache out: each data worker fills another
     one. Do not share a reader between threads.
@@ -111,28 +124,28 @@ class ImageReader:
         self.cache_mb = cache_mb
         bytes_each = max(1, 3 * spec.size * spec.size)  # `size` is 0 in a text-only model
         self._room = max(0, cache_mb * 2**20 // bytes_each)
-        self._kept: OrderedDict[tuple[Image, ImageFit], Tensor] = OrderedDict()
+        self._kept: OrderedDict[ImageRef, Tensor] = OrderedDict()
 
-    def __call__(self, image: Image, shape: ImageFit) -> Tensor:
-        """Returns the preprocessed and edited image, float32 [3, size, size]. Raises as `read_image`."""
-        pixels_CXY = normalise(self._picture(Image(image.path, part=image.part), shape), self.spec)
-        return pixels_CXY if image.edit is None else image.edit(pixels_CXY)
-
-    def _picture(self, image: Image, shape: ImageFit) -> Tensor:
-        key = (image, shape)
-        picture_CXY = self._kept.get(key)
-        if picture_CXY is not None:
+    def __call__(self, image: Image, fit: ImageFit) -> Tensor:
+        """Returns what `read_image` returns, which the cache may share. Raises as `read_image`."""
+        key = (unedited(image), fit)
+        if key in self._kept:
             self._kept.move_to_end(key)
-            return picture_CXY
-        picture_CXY = read_image(image, self.spec, shape)
+            return self._kept[key]
+        pixels_CXY = read_image(image, self.spec, fit)
         if self._room:
-            self._kept[key] = picture_CXY
+            self._kept[key] = pixels_CXY
             if len(self._kept) > self._room:
                 self._kept.popitem(last=False)
-        return picture_CXY
+        return pixels_CXY
 
     def __reduce__(self) -> tuple[object, ...]:
         return ImageReader, (self.spec, self.cache_mb)
+
+
+def unedited(image: Image) -> Image:
+    """Returns the image as its file contains it."""
+    return image if image.edit is None else replace(image, edit=None)
 
 
 @functools.cache
@@ -141,12 +154,12 @@ def _constants(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Tensor,
 
 
 @contextmanager
-def _opened(file: File, shape: ImageFit) -> Iterator[Pil.Image]:
+def _opened(file: File, fit: ImageFit) -> Iterator[Pil.Image]:
     """Opens the image and checks its header. Every error in the block becomes a `UserError`."""
     image, name = _named(file)
-    with _telling(name), _bytes(image, name) as data, Pil.open(data, formats=FORMATS) as picture:
-        _check_size(name, *picture.size, shape)
-        yield picture
+    with _as_user_error(name), _bytes(image, name) as data, Pil.open(data, formats=FORMATS) as opened:
+        _check_size(name, *opened.size, fit)
+        yield opened
 
 
 def _named(file: File) -> tuple[Image, str]:
@@ -157,7 +170,7 @@ def _named(file: File) -> tuple[Image, str]:
 
 
 @contextmanager
-def _telling(path: str) -> Iterator[None]:
+def _as_user_error(path: str) -> Iterator[None]:
     """Turns every error inside into a `UserError` about the file `path`."""
     try:
         yield
@@ -197,55 +210,55 @@ def _bytes(image: Image, path: str) -> BinaryIO:
     return BytesIO(data)
 
 
-def _check_size(path: str, width: int, height: int, shape: str) -> None:
+def _check_size(path: str, width: int, height: int, fit: ImageFit) -> None:
     got = f"{width} x {height} pixels"
     long, short = max(width, height), min(width, height)
     if short < 1 or long > MAX_ASPECT * short:
         raise UserError(SHAPE.at(path, got=got, ratio=MAX_ASPECT))
     if width * height > MAX_PIXELS:
         raise UserError(SIZE.at(path, got=got, most=f"{MAX_PIXELS} pixels"))
-    if shape == "pad" and long * long > MAX_SQUARE:
+    if fit == "pad" and long * long > MAX_SQUARE:
         raise UserError(SIZE.at(path, got=got, most=f"{MAX_SQUARE} pixels when padded to a square"))
 
 
-def _upright(picture: Pil.Image) -> Pil.Image:
+def _upright(image: Pil.Image) -> Pil.Image:
     try:
-        turn = TURNS.get(picture.getexif().get(ORIENTATION, 1))
+        method = UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
     except Exception:  # broken EXIF is common, and no reason to refuse the image
-        turn = None
-    return picture if turn is None else picture.transpose(turn)
+        method = None
+    return image if method is None else image.transpose(method)
 
 
-def _rgb(picture: Pil.Image) -> Pil.Image:
-    if picture.mode == "RGB" and "transparency" not in picture.info:
-        return picture
-    if picture.mode.startswith("I"):  # 16-bit grey; Pillow would clip it at 255
-        values = np.asarray(picture).astype(np.float32).clip(0, 65535)
+def _rgb(image: Pil.Image) -> Pil.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I"):  # 16-bit grey; Pillow would clip it at 255
+        values = np.asarray(image).astype(np.float32).clip(0, 65535)
         return Pil.fromarray((values / 257).round().astype(np.uint8)).convert("RGB")
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        white = Pil.new("RGBA", picture.size, (255, 255, 255, 255))
-        return Pil.alpha_composite(white, picture).convert("RGB")
-    return picture.convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Pil.new("RGBA", image.size, (255, 255, 255, 255))
+        return Pil.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
 
 
-def _fit(picture: Pil.Image, spec: ImageSpec, shape: ImageFit) -> Pil.Image:
+def _fitted(image: Pil.Image, spec: ImageSpec, fit: ImageFit) -> Pil.Image:
     size = spec.size
-    width, height = picture.size
-    if shape == "pad" and width != height:
+    width, height = image.size
+    if fit == "pad" and width != height:
         side = max(width, height)
         square = Pil.new("RGB", (side, side), tuple(int(255 * mean) for mean in spec.mean))
-        square.paste(picture, ((side - width) // 2, (side - height) // 2))
-        picture, width, height = square, side, side
-    if shape == "stretch":
+        square.paste(image, ((side - width) // 2, (side - height) // 2))
+        image, width, height = square, side, side
+    if fit == "stretch":
         width, height = size, size
     elif width <= height:
         width, height = size, int(size * height / width)
     else:
         width, height = int(size * width / height), size
-    if picture.size != (width, height):
-        picture = picture.resize((width, height), RESAMPLING[spec.resample])
+    if image.size != (width, height):
+        image = image.resize((width, height), RESAMPLING[spec.resample])
     left, top = (width - size) // 2, (height - size) // 2
     if (width, height) == (size, size):
-        return picture
-    return picture.crop((left, top, left + size, top + size))
+        return image
+    return image.crop((left, top, left + size, top + size))

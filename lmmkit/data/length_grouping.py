@@ -52,14 +52,14 @@ class GroupedSampler:
             self._kept[window] = self._window(window)
         return self._kept[window][i]
 
-    def replacement(self, source: str, epoch: int, row: int) -> int:
+    def replacement(self, source: str, epoch: int, record: int) -> int:
         """Returns the replacement that `order` gives."""
-        return self.order.replacement(source, epoch, row)
+        return self.order.replacement(source, epoch, record)
 
     def _window(self, window: int) -> list[At]:
         start = window * WINDOW * self.samples
-        rows = [self.order.at(k) for k in range(start, min(start + WINDOW * self.samples, self.total))]
-        words_N = np.array([int(self.words[source][row]) for source, _, row in rows])
+        found = [self.order.at(k) for k in range(start, min(start + WINDOW * self.samples, self.total))]
+        words_N = np.array([int(self.words[source][record]) for source, _, record in found])
         batches, rest_N = [], []
         for pool_N in (np.flatnonzero(words_N >= 0), np.flatnonzero(words_N < 0)):
             pool_N = _longest_first(pool_N, words_N) if self.by_length else pool_N
@@ -72,7 +72,7 @@ class GroupedSampler:
         )
         chosen = [_longest_first(batches[j], words_N) for j in shuffled]
         chosen.append(_longest_first(np.concatenate(rest_N), words_N))
-        return [rows[i] for i in np.concatenate(chosen).tolist()]
+        return [found[i] for i in np.concatenate(chosen).tolist()]
 
     def __reduce__(self) -> tuple[object, ...]:
         return GroupedSampler, (self.order, self.words, self.samples, self.total, self.by_length)

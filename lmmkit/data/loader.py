@@ -28,7 +28,7 @@ from lmmkit.errors import MachineError, Problem, UserError
 from lmmkit.errors.data import WORKER_DIED, WORKER_HUNG
 
 TIMEOUT = 300.0  # seconds a worker may take for one step
-StepAndSkipped = tuple[tuple[str, BadRecord], ...]  # records that were skipped, by source
+Skipped = tuple[tuple[str, BadRecord], ...]  # the bad records of a step, each with its source
 T = TypeVar("T")
 
 
@@ -43,7 +43,7 @@ class _Steps(Dataset):
     def __init__(self, pipeline: Pipeline):
         self.pipeline = pipeline
 
-    def __getitem__(self, index: int) -> tuple[Step, StepAndSkipped] | _Bad:
+    def __getitem__(self, index: int) -> tuple[Step, Skipped] | _Bad:
         try:
             return self.pipeline.step_and_skipped(index)
         except UserError as error:
@@ -52,9 +52,9 @@ class _Steps(Dataset):
 
 def load_steps(
     pipeline: Pipeline, start: int, stop: int, *, workers: int, worker_init: Callable[[int], None],
-    step_and_skipped: Callable[[int, StepAndSkipped], None] = lambda index, bad: None, timeout: float = TIMEOUT,
+    on_skipped: Callable[[int, Skipped], None] = lambda index, skipped: None, timeout: float = TIMEOUT,
 ) -> Iterator[Step]:  # fmt: skip
-    """Yields steps `start` to `stop - 1`. Calls `step_and_skipped` with each step's skipped records.
+    """Yields steps `start` to `stop - 1`. Calls `on_skipped` with each step and the records it skipped.
 
     Raises `UserError` for a bad record or image, and `MachineError` when a worker dies or does not
     answer for `timeout` seconds.
@@ -70,8 +70,8 @@ def load_steps(
     for index, got in enumerate(_watched(loader, start, timeout), start):
         if isinstance(got, _Bad):
             raise UserError(got.problems)
-        step, bad = got
-        step_and_skipped(index, bad)
+        step, skipped = got
+        on_skipped(index, skipped)
         yield step
 
 
@@ -116,7 +116,7 @@ class _WorkerTimeout:
         self.timeout, self.workers = timeout, workers
         self.until = math.inf
         self.hung, self._done = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> _WorkerTimeout:
         if self.workers:
@@ -135,7 +135,7 @@ class _WorkerTimeout:
         finally:
             self.until = math.inf
 
-    def _look(self) -> None:
+    def _watch(self) -> None:
         while not self._done.wait(min(1.0, self.timeout / 4)):
             if time.monotonic() > self.until:
                 self.hung.set()

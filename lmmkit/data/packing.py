@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,11 +14,13 @@ from torch import Tensor
 from lmmkit.api.batch import Batch, EmbedScatter, RowGather
 from lmmkit.api.components import Term
 from lmmkit.api.layout import Layout
+from lmmkit.api.model_info import ImageSpec
 from lmmkit.api.needs import AttnMass, Need, selector
-from lmmkit.api.sample import Image, ImageFit, View
+from lmmkit.api.sample import Image, View
 from lmmkit.attention.forest import Forest, arrange, grow, unshared
 from lmmkit.attention.schedule import AttentionSpec
-from lmmkit.errors import Problem, UserError
+from lmmkit.data.images import ImageRef, ReadImage, normalise, unedited
+from lmmkit.errors import UserError, raise_all
 
 MIN_SHARED = 8  # rows; sharing a shorter prefix costs more attention calls than it saves rows
 
@@ -38,37 +40,37 @@ class SizedSample(NamedTuple):
     source: str = ""
 
 
-ImageRef = tuple[Image, ImageFit]
+def read_images(
+    samples: Iterable[SizedSample], reader: ReadImage, known: Collection[ImageRef] = ()
+) -> dict[ImageRef, Tensor]:
+    """Reads each image of these samples once, without its edits, except for images in `known`.
 
-
-class ReadsImages(Protocol):
-    def __call__(self, image: Image, shape: ImageFit) -> Tensor: ...
-
-
-class Unreadable(UserError):
-    """Lists the images that cannot be read, each with its problem."""
-
-    def __init__(self, bad: Sequence[tuple[Image, Problem]]) -> None:
-        self.bad = tuple(bad)
-        super().__init__(problem for _, problem in bad)
-
-    def __reduce__(self):
-        return Unreadable, (self.bad,)
+    Raises `UserError` with the problems of all images that cannot be read.
+    """
+    images, problems = {}, []
+    members = [member for sample in samples for member in sample.members]
+    for ref in dict.fromkeys((unedited(image), fit) for member in members for image, fit in _shown(member)):
+        try:
+            if ref not in known:
+                images[ref] = reader(*ref)
+        except UserError as error:
+            problems += error.problems
+    raise_all(problems)
+    return images
 
 
 @dataclass(frozen=True, kw_only=True)
 class Packer:
     """Packs views into micro-batches.
 
-    `text_terms`: names of the next-token terms, "next_token" for the main view, then the tasks with a
-    text loss. `terms`: the plugin terms whose items are counted. `sources`: the sources whose losses are
-    reported separately. With `blank`, a micro-batch without images gets a blank image that no row uses:
-    an encoder sharded over several ranks must run on all of them or on none.
+    `image`: the size of an image and the constants to normalise it. `text_terms`: names of the next-token
+    terms, "next_token" for the main view, then the tasks with a text loss. `terms`: the plugin terms whose
+    items are counted. `sources`: the sources whose losses are reported separately. With `blank`, a
+    micro-batch without images gets a blank image that no row uses: an encoder sharded over several ranks
+    must run on all of them or on none.
     """
 
-    reader: ReadsImages
-    image_rows: int
-    image_size: int
+    image: ImageSpec
     text_terms: tuple[str, ...] = ("next_token",)
     needs: tuple[Need, ...] = ()
     terms: tuple[Term, ...] = ()
@@ -76,7 +78,7 @@ class Packer:
     sources: tuple[str, ...] = ()
     blank: bool = False
 
-    def tree(self, members: Sequence[LaidOut], source: str = "") -> SizedSample:
+    def sized(self, members: Sequence[LaidOut], source: str = "") -> SizedSample:
         """Returns the views of one sample with their number of rows."""
         return SizedSample(tuple(members), len(self._grown(members)[0]), source)
 
@@ -90,21 +92,22 @@ class Packer:
         forest, paths = self._grown(members)
         cut_T = np.zeros(len(forest), bool)
         for member, path in zip(members, paths, strict=True):
-            cut_T[path[_behind_pictures(member.layout)]] = True
+            cut_T[path[_after_images(member.layout)]] = True
         forest, new = arrange(forest, cut_T)
         return forest, [new[path] for path in paths]
 
     def pack(
-        self, trees: Sequence[SizedSample], dropped: Mapping[str, int] | None = None
+        self, samples: Sequence[SizedSample], images: Mapping[ImageRef, Tensor]
     ) -> tuple[Batch, list[np.ndarray]]:
         """Returns one micro-batch of these samples, and the rows of every view in order.
 
-        Prefixes are merged across samples too: a micro-batch contains a common system prompt once.
+        `images` has their images, as `read_images` returns them. Prefixes are merged across samples too: a
+        micro-batch contains a common system prompt once.
         """
-        members = [m for tree in trees for m in tree.members]
+        members = [m for sample in samples for m in sample.members]
         forest, paths = self._arranged(members)
-        id_T, scatters, images = self._origins(members, paths, len(forest))
-        pixels = self._read(images)
+        id_T, scatters, shown = _origins(members, paths, len(forest))
+        pixels = [self._pixels(images[unedited(image), fit], image) for image, fit in shown]
         predict, target_S, term_S = self._targets(members, paths)
         key_T, gathers = self._gathers(members, paths, len(forest))
         mass = [pick.row_Q for need, pick in gathers.items() if isinstance(need, AttnMass)]
@@ -116,18 +119,17 @@ class Packer:
             scatters=scatters,
             pixels_ICXY=torch.stack(pixels)
             if pixels
-            else torch.zeros(int(self.blank), 3, self.image_size, self.image_size),
+            else torch.zeros(int(self.blank), 3, self.image.size, self.image.size),
             predict=predict,
             target_S=target_S,
             term_S=term_S,
             sources=self.sources,
-            source_S=self._from(trees, predict.view_Q, term_S),
+            source_S=self._from(samples, predict.view_Q, term_S),
             text_terms=self.text_terms,
             gathers=gathers,
             labels=_labels(members),
             views=tuple((m.view.name, m.view.sample.key) for m in members),
-            first_image_V=_first_images(members, images),
-            dropped=dropped or {},
+            first_image_V=_first_images(members, shown),
         )
         text = np.bincount(term_S.numpy(), minlength=len(self.text_terms)).tolist()
         count = dict(zip(self.text_terms, text, strict=True))
@@ -136,51 +138,18 @@ class Packer:
         count |= {term.name: term.count(batch) for term in self.terms if term.name not in count}
         return replace(batch, count=count), paths
 
-    def _from(self, trees: Sequence[SizedSample], view_S: Tensor, term_S: Tensor) -> Tensor:
+    def _from(self, samples: Sequence[SizedSample], view_S: Tensor, term_S: Tensor) -> Tensor:
         """Returns the source number of each supervised row; `len(sources)` for tasks and other sources."""
         numbers = {name: number for number, name in enumerate(self.sources)}
         other = len(self.sources)
         source_V = torch.tensor(
-            [numbers.get(t.source, other) for t in trees for _ in t.members], dtype=torch.int64
+            [numbers.get(s.source, other) for s in samples for _ in s.members], dtype=torch.int64
         )
         return torch.where(term_S == 0, source_V[view_S], other)
 
-    def _read(self, pictures: Sequence[ImageRef]) -> list[Tensor]:
-        """Returns the pixels of the images. Raises `Unreadable` with all images that cannot be read."""
-        pixels, bad = [], []
-        for image, shape in pictures:
-            try:
-                pixels.append(self.reader(image, shape))
-            except UserError as error:
-                bad.append((image, error.problems[0]))
-        if bad:
-            raise Unreadable(bad)
-        return pixels
-
-    def _origins(self, members, paths, total) -> tuple[Tensor, tuple[EmbedScatter, ...], list[ImageRef]]:
-        """Returns token ids, scatters, and the distinct (image, fit) in the order of their tokens."""
-        id_T = np.full(total, -1, np.int64)
-        item_T: dict[str, np.ndarray] = {}
-        images: dict[ImageRef, int] = {}
-        for member, path in zip(members, paths, strict=True):
-            start = 0
-            for span in member.layout:
-                rows = path[start : start + span.n]
-                start += span.n
-                if span.kind == "text":
-                    id_T[rows] = span.ids
-                    continue
-                if span.kind == "image":
-                    key = (span.image, member.view.sample.image_fit)
-                    first, source = images.setdefault(key, len(images)) * self.image_rows, "vision"
-                else:
-                    first, source = 0, f"plugins.{span.owner}"
-                item_T.setdefault(source, np.full(total, -1, np.int64))[rows] = first + np.arange(span.n)
-        scatters = []
-        for source, items in sorted(item_T.items()):
-            rows = np.flatnonzero(items >= 0)
-            scatters.append(EmbedScatter(source, torch.from_numpy(rows), torch.from_numpy(items[rows])))
-        return torch.from_numpy(id_T), tuple(scatters), list(images)
+    def _pixels(self, decoded_CXY: Tensor, image: Image) -> Tensor:
+        pixels_CXY = normalise(decoded_CXY, self.image)
+        return pixels_CXY if image.edit is None else image.edit(pixels_CXY)
 
     def _targets(self, members, paths) -> tuple[RowGather, Tensor, Tensor]:
         """Returns the rows that predict, on the path of their view; their targets; their text terms."""
@@ -189,11 +158,11 @@ class Packer:
             if not member.view.supervised:
                 continue
             name = "next_token" if member.view.name == "main" else member.view.name
-            ids, place = _supervised(member.layout)
-            rows.append(path[place - 1])
-            views.append(np.full(len(place), v))
+            ids, positions = _supervised(member.layout)
+            rows.append(path[positions - 1])
+            views.append(np.full(len(positions), v))
             targets.append(ids)
-            terms.append(np.full(len(place), self.text_terms.index(name)))
+            terms.append(np.full(len(positions), self.text_terms.index(name)))
         return RowGather(_cat(rows), _cat(views)), _cat(targets), _cat(terms)
 
     def _gathers(self, members, paths, total) -> tuple[Tensor, dict[Need, RowGather]]:
@@ -205,18 +174,49 @@ class Packer:
             for v, (member, path) in enumerate(zip(members, paths, strict=True)):
                 if member.view.name != selector(need).view:
                     continue
-                places = selector(need).positions(member.layout)
+                positions = selector(need).positions(member.layout)
                 if isinstance(need, AttnMass):
                     is_key = np.zeros(len(path), bool)
                     is_key[need.k.positions(member.layout)] = True
-                    places = places[np.cumsum(is_key)[places] > 0]  # a row without a visible key has no mass
-                    key_T[path[is_key & (len(places) > 0)]] = True
-                    uniform.append(np.cumsum(is_key)[places] / (places + 1))
-                rows.append(path[places])
-                views.append(np.full(len(places), v))
+                    keys = np.cumsum(is_key)[positions]  # visible ones; without any there is no mass
+                    positions, keys = positions[keys > 0], keys[keys > 0]
+                    key_T[path[is_key & (len(positions) > 0)]] = True
+                    uniform.append(keys / (positions + 1))
+                rows.append(path[positions])
+                views.append(np.full(len(positions), v))
             share = torch.from_numpy(np.concatenate([*uniform, np.empty(0)])).float()
             gathers[need] = RowGather(_cat(rows), _cat(views), share if isinstance(need, AttnMass) else None)
         return torch.from_numpy(key_T), gathers
+
+
+def _origins(
+    members: Sequence[LaidOut], paths: Sequence[np.ndarray], total: int
+) -> tuple[Tensor, tuple[EmbedScatter, ...], list[ImageRef]]:
+    """Returns token ids, scatters, and the distinct images in the order of their items."""
+    id_T = np.full(total, -1, np.int64)
+    item_T: dict[str, np.ndarray] = {}
+    first_item: dict[ImageRef, int] = {}
+    n_items = 0  # of the images so far, which may have unlike numbers of rows
+    for member, path in zip(members, paths, strict=True):
+        start = 0
+        for span in member.layout:
+            rows = path[start : start + span.n]
+            start += span.n
+            if span.kind == "text":
+                id_T[rows] = span.ids
+                continue
+            first, source = 0, f"plugins.{span.owner}"
+            if span.image is not None:
+                ref = (span.image, member.view.sample.image_fit)
+                if ref not in first_item:
+                    first_item[ref], n_items = n_items, n_items + span.n
+                first, source = first_item[ref], "vision"
+            item_T.setdefault(source, np.full(total, -1, np.int64))[rows] = first + np.arange(span.n)
+    scatters = []
+    for source, items in sorted(item_T.items()):
+        rows = np.flatnonzero(items >= 0)
+        scatters.append(EmbedScatter(source, torch.from_numpy(rows), torch.from_numpy(items[rows])))
+    return torch.from_numpy(id_T), tuple(scatters), list(first_item)
 
 
 def _ready(spec: AttentionSpec) -> AttentionSpec:
@@ -248,7 +248,7 @@ def _keys(member: LaidOut, codes: dict[Hashable, int]) -> np.ndarray:
     return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
 
-def _behind_pictures(layout: Layout) -> list[int]:
+def _after_images(layout: Layout) -> list[int]:
     """Returns the position after the last image; [] without an image or without a span after it.
     Up to this position the views of one template have equal lengths; after it they do not."""
     ends = list(accumulate(span.n for span in layout))
@@ -258,15 +258,15 @@ def _behind_pictures(layout: Layout) -> list[int]:
 
 def _supervised(layout: Layout) -> tuple[np.ndarray, np.ndarray]:
     """Returns (ids, positions) of the rows that are targets. Nothing predicts the row at position 0."""
-    ids, places, start = [], [], 0
+    ids, positions, start = [], [], 0
     for span in layout:
         if span.supervised:
             skip = 1 if start == 0 else 0
             ids.append(np.asarray(span.ids[skip:], np.int64))
-            places.append(np.arange(start + skip, start + span.n))
+            positions.append(np.arange(start + skip, start + span.n))
         start += span.n
     empty = np.empty(0, np.int64)
-    return np.concatenate([*ids, empty]), np.concatenate([*places, empty])
+    return np.concatenate([*ids, empty]), np.concatenate([*positions, empty])
 
 
 def _labels(members: Sequence[LaidOut]) -> dict[str, Tensor]:
@@ -277,13 +277,15 @@ def _labels(members: Sequence[LaidOut]) -> dict[str, Tensor]:
     return {key: torch.tensor(values) for key, values in found.items()}
 
 
-def _first_images(members: Sequence[LaidOut], images: Sequence[ImageRef]) -> tuple[int, ...]:
-    number: dict[tuple[Image | None, ImageFit], int] = {key: i for i, key in enumerate(images)}
-    firsts = []
-    for member in members:
-        first = next((span.image for span in member.layout if span.kind == "image"), None)
-        firsts.append(number.get((first, member.view.sample.image_fit), -1))
-    return tuple(firsts)
+def _shown(member: LaidOut) -> list[ImageRef]:
+    """Returns the images of a view in the order of its spans."""
+    fit = member.view.sample.image_fit
+    return [(span.image, fit) for span in member.layout if span.image is not None]
+
+
+def _first_images(members: Sequence[LaidOut], shown: Sequence[ImageRef]) -> tuple[int, ...]:
+    number = {ref: i for i, ref in enumerate(shown)}
+    return tuple(next((number[ref] for ref in _shown(member)), -1) for member in members)
 
 
 def _cat(arrays: Sequence[np.ndarray]) -> Tensor:

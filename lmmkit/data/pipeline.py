@@ -1,4 +1,4 @@
-"""Makes the step of a step number: records, views, layouts, edits, truncation, packing, micro-batches.
+"""Makes the step of a step number: records, views, layouts, images, packing, micro-batches.
 
 A pipeline is a frozen dataclass, so it can be pickled for data workers. It is a pure function: the
 step of a number does not depend on the process or on the steps made before.
@@ -7,89 +7,23 @@ step of a number does not depend on the process or on the steps made before.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
 
 from lmmkit.api.batch import Step
-from lmmkit.api.components import AuxTask, TokenStrategy
-from lmmkit.api.layout import Layout, insert_tokens, row_count, truncate
-from lmmkit.api.sample import Sample, View
-from lmmkit.data.chat_templates import AfterEos, lay_out, lay_out_prompt
+from lmmkit.data.images import ImageReader, ImageRef
 from lmmkit.data.length_grouping import GroupedSampler
-from lmmkit.data.packing import LaidOut, Packer, SizedSample, Unreadable
-from lmmkit.data.sampler import Sampler, sample_rng
+from lmmkit.data.packing import Packer, SizedSample, read_images
+from lmmkit.data.sampler import Sampler
 from lmmkit.data.sources.bad_records import BadRecord
 from lmmkit.data.sources.records import Records
-from lmmkit.data.text_tokenizers.choose import TextTokenizer
+from lmmkit.data.views import Views
 from lmmkit.errors import Problem, UserError
-from lmmkit.errors.data import CHANGED, RECORDS_FILE, TOO_LONG
+from lmmkit.errors.data import CHANGED, RECORDS_FILE
 
 LOST = (CHANGED.code, RECORDS_FILE.code)  # problems of a file, not of one record
-
-
-@dataclass(frozen=True, kw_only=True)
-class Views:
-    """Makes the views of a sample: the main view, then those of each task, laid out and edited.
-
-    `edits`: each token strategy with the names of the views that it inserts into; `None` for all.
-    """
-
-    tokenizer: TextTokenizer
-    image_rows: int
-    context: int
-    too_long: Literal["error", "truncate", "drop"]
-    after_eos: AfterEos
-    seed: int
-    tasks: tuple[AuxTask, ...] = ()
-    edits: tuple[tuple[TokenStrategy, frozenset[str] | None], ...] = ()
-
-    def of(self, sample: Sample, epoch: int) -> list[View]:
-        """Returns the views of a sample in this epoch, main first. The view of a task has the task's name."""
-        views = [View(sample=sample, supervised=True)]
-        for task in self.tasks:
-            rng = sample_rng(self.seed, task.name, sample.key, epoch)
-            views += [replace(v, name=task.name) for v in task.views(sample, rng)]
-        return views
-
-    def lay_out(self, view: View) -> Layout:
-        """Returns the full sequence of a view with its learned tokens, without a limit on its length."""
-        layout = lay_out(view.sample, self.tokenizer, image_rows=self.image_rows, after_eos=self.after_eos)
-        return self._edited(view, layout)
-
-    def prompt(self, view: View) -> Layout:
-        """Returns the layout that generation starts from: up to the last user turn, with the same edits."""
-        layout = lay_out_prompt(
-            view.sample, self.tokenizer, image_rows=self.image_rows, after_eos=self.after_eos
-        )
-        return self._edited(view, layout)
-
-    def _edited(self, view: View, layout: Layout) -> Layout:
-        edits = []
-        for strategy, names in self.edits:
-            if names is None or view.name in names:
-                edits += [(strategy.name, edit) for edit in strategy.edit(view)]
-        return insert_tokens(layout, edits)
-
-    def fitting(self, sample: Sample, epoch: int, dropped: Counter[str]) -> list[LaidOut]:
-        """Returns the laid-out views to train on, after the length policy. Counts in `dropped` what it
-        truncates or leaves out. Raises `UserError` for a too long view if `too_long` is "error"."""
-        kept = []
-        for view in self.of(sample, epoch):
-            layout = self.lay_out(view)
-            if row_count(layout) > self.context:
-                if self.too_long == "error":
-                    where = f"sample {sample.key}, view `{view.name}`"
-                    raise UserError(TOO_LONG.at(where, got=f"{row_count(layout)} rows", context=self.context))
-                dropped["truncated" if self.too_long == "truncate" else "too_long"] += 1
-                if self.too_long == "drop":
-                    continue
-                layout = truncate(layout, self.context)
-            if view.supervised and not any(span.supervised for span in layout):
-                dropped["no_target"] += 1
-                continue
-            kept.append(LaidOut(view, layout))
-        return kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +34,7 @@ class Pipeline:
     sources: Mapping[str, Records]
     order: Sampler | GroupedSampler
     views: Views
+    reader: ImageReader
     packer: Packer
     samples: int
     tokens: int
@@ -120,82 +55,71 @@ class Pipeline:
     def step_and_skipped(self, index: int) -> tuple[Step, tuple[tuple[str, BadRecord], ...]]:
         """Returns step `index`, and the bad records found while making it, each with its source.
 
-        If a source may skip, the next record in the source's order replaces a bad one. The list of known
-        bad records starts empty in each step, so the result depends only on the step number and the files.
+        A record is bad if it, or an image that it needs, cannot be read. If its source may skip, the next
+        good record in the source's order replaces it. The list of known bad records starts empty in each
+        step, so the result depends only on the step number and the files.
         """
-        bad: dict[tuple[str, int], BadRecord] = {}
-        while True:
-            try:
-                step = self._packed(index, bad)
-                return step, tuple((source, row) for (source, _), row in bad.items())
-            except _Spoilt as spoilt:
-                bad |= spoilt.rows
+        read = _Read()
+        samples = (sample for k in self.positions(index) if (sample := self._sample(k, read)).members)
+        parts = cut(samples, self.tokens)
+        step = [self.packer.pack(part, read.images)[0] for part in parts] or [self.packer.pack([], {})[0]]
+        if read.bad:
+            read.dropped["bad_records"] = len(read.bad)
+        step[0] = replace(step[0], dropped=read.dropped)
+        return tuple(step), tuple((source, bad) for (source, _), bad in read.bad.items())
 
-    def _packed(self, index: int, bad: Mapping[tuple[str, int], BadRecord]) -> Step:
-        """Returns the step without the records `bad`. Raises `_Spoilt` if it finds more bad ones."""
-        dropped: Counter[str] = Counter({"bad_records": len(bad)} if bad else {})
-        trees, placed, spoilt = [], [], {}
-        for k in self.positions(index):
-            source, epoch, row = self._good(k, bad)
-            try:
-                sample = self.sources[source][row]
-            except UserError as error:
-                spoilt[source, row] = self._bad(source, row, "", "", error.problems[0])
-                continue
-            placed.append((source, row, sample))
-            members = self.views.fitting(sample, epoch, dropped)
-            if members:
-                trees.append(self.packer.tree(members, source))
-        packed = []
-        for i, part in enumerate(list(cut(trees, self.tokens)) or [[]]):
-            try:
-                packed.append(self.packer.pack(part, dropped if i == 0 else {})[0])
-            except Unreadable as error:
-                spoilt |= self._unreadable(placed, error)
-        if spoilt:
-            raise _Spoilt(spoilt)
-        return tuple(packed)
+    def _sample(self, k: int, read: _Read) -> SizedSample:
+        """Returns the sample at position k, or its replacement. Adds to `read` what it reads on the way."""
+        source, epoch, record = self.order.at(k)
+        for _ in range(len(self.sources[source])):
+            if (source, record) not in read.bad:
+                found = self._try(source, epoch, record, read)
+                if isinstance(found, SizedSample):
+                    return found
+                read.bad[source, record] = found
+            record = self.order.replacement(source, epoch, record)
+        raise UserError([bad.problem() for (name, _), bad in read.bad.items() if name == source])
 
-    def _good(self, k: int, bad: Mapping[tuple[str, int], BadRecord]) -> tuple[str, int, int]:
-        """Returns (source, epoch, record) at position k, or of the replacement if the record is bad."""
-        source, epoch, row = self.order.at(k)
-        for _ in range(len(bad) + 1):
-            if (source, row) not in bad:
-                return source, epoch, row
-            row = self.order.replacement(source, epoch, row)
-        raise UserError([each.problem() for (name, _), each in bad.items() if name == source])
+    def _try(self, source: str, epoch: int, record: int, read: _Read) -> SizedSample | BadRecord:
+        """Returns one record, laid out, with its images in `read`; or why it is bad."""
+        dropped: Counter[str] = Counter()
+        try:
+            sample = self.sources[source][record]
+        except UserError as error:
+            return self._bad(source, record, error.problems[0])
+        sized = self.packer.sized(self.views.fitting(sample, epoch, dropped), source)
+        try:
+            read.images.update(read_images([sized], self.reader, known=read.images))
+        except UserError as error:
+            return self._bad(source, record, error.problems[0], id=sample.key, key="image")
+        read.dropped.update(dropped)
+        return sized
 
-    def _unreadable(self, placed, error: Unreadable) -> dict[tuple[str, int], BadRecord]:
-        """Returns the records with images that cannot be read."""
-        problems = {(image.path, image.part): problem for image, problem in error.bad}
-        return {
-            (source, row): self._bad(source, row, sample.key, "image", problems[image.path, image.part])
-            for source, row, sample in placed
-            for image in sample.images
-            if (image.path, image.part) in problems
-        }
-
-    def _bad(self, source: str, row: int, said: str, key: str, problem: Problem) -> BadRecord:
+    def _bad(self, source: str, record: int, problem: Problem, id: str = "", key: str = "") -> BadRecord:
         """Returns the bad record to skip. Raises `UserError` if its source may not skip, or lost its file."""
         records = self.sources[source]
         if records.bad_records.kind == "error" or problem.code in LOST:
-            where = f"{records.where(row)}, {problem.where}" if key else problem.where
+            where = f"{records.where(record)}, {problem.where}" if key else problem.where
             raise UserError(replace(problem, where=where))
-        return BadRecord.of(problem, records.rows.place(row), said, key)
+        return BadRecord.of(problem, records.rows.place(record), id, key)
 
 
-class _Spoilt(Exception):
-    def __init__(self, rows: Mapping[tuple[str, int], BadRecord]) -> None:
-        self.rows = rows
+@dataclass
+class _Read:
+    """Collects what a step reads: its images without edits, its bad records, and what its layouts drop."""
+
+    images: dict[ImageRef, Tensor] = field(default_factory=dict)
+    bad: dict[tuple[str, int], BadRecord] = field(default_factory=dict)
+    dropped: Counter[str] = field(default_factory=Counter)
 
 
-def cut(trees: Iterable[SizedSample], tokens: int) -> Iterable[Sequence[SizedSample]]:
+def cut(samples: Iterable[SizedSample], tokens: int) -> Iterator[Sequence[SizedSample]]:
     """Yields consecutive samples in groups of at most `tokens` rows. A sample is never split."""
     part: list[SizedSample] = []
-    for tree in trees:
-        if part and sum(t.size for t in part) + tree.size > tokens:
+    for sample in samples:
+        if part and sum(each.size for each in part) + sample.size > tokens:
             yield part
             part = []
-        part.append(tree)
+        part.append(sample)
     if part:
         yield part

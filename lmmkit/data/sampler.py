@@ -78,11 +78,11 @@ class Sampler:
         epoch, i = divmod(n, self.sizes[source])
         return source, epoch, int(self._permutation(source, epoch)[i])
 
-    def replacement(self, source: str, epoch: int, row: int) -> int:
-        """Returns the record after `row` in this epoch of the source; after the last one, the first."""
-        rows = self._permutation(source, epoch)
-        (i,) = np.flatnonzero(rows == row)
-        return int(rows[(i + 1) % len(rows)])
+    def replacement(self, source: str, epoch: int, record: int) -> int:
+        """Returns the next record in this epoch of the source; after the last one, the first."""
+        records = self._permutation(source, epoch)
+        (i,) = np.flatnonzero(records == record)
+        return int(records[(i + 1) % len(records)])
 
     def _counts(self, k: int) -> list[int]:
         """Returns how many of the first `k` positions each source has."""
@@ -104,9 +104,9 @@ class Sampler:
         if at == epoch and known is not None:
             return known
         draws = philox("order", self.seed, source, epoch).random_raw(self.sizes[source])
-        rows = np.argsort(draws, kind="stable")
-        self._kept.permutations[source] = (epoch, rows)
-        return rows
+        records = np.argsort(draws, kind="stable")
+        self._kept.permutations[source] = (epoch, records)
+        return records
 
     def __reduce__(self) -> tuple[object, ...]:
         return Sampler, (dict(self.sizes), dict(self.weights), self.seed)
@@ -120,9 +120,9 @@ def _next(counts: list[int], weights: list[float]) -> int:
 
 def philox(*parts: str | int) -> np.random.Philox:
     """Returns a generator keyed by a hash of the parts. Each part is hashed with its length before it."""
-    spelt = [str(part).encode("utf-8", "surrogatepass") for part in parts]
+    spelled = [str(part).encode("utf-8", "surrogatepass") for part in parts]
     digest = hashlib.blake2b(digest_size=16)
-    for part in spelt:
+    for part in spelled:
         digest.update(len(part).to_bytes(8, "little") + part)
     return np.random.Philox(key=int.from_bytes(digest.digest(), "little"))
 

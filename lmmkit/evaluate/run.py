@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from lmmkit.api.sample import Sample
-from lmmkit.data.packing import ReadsImages
+from lmmkit.data.images import ReadImage
 from lmmkit.data.sources.records import Records, too_many
 from lmmkit.errors import Problem, UserError, did_you_mean, raise_all
 from lmmkit.errors.plan import NO_TASK, NO_TASKS
@@ -77,7 +77,7 @@ def evaluate(
                 folder, dtype=dtype, trust_files=trust_files, plugins="all", root=recipe.root
             )
         began = time.perf_counter()
-        data, reader = sources[task.section.data], chat_models[folder].packer.reader
+        data, reader = sources[task.section.data], chat_models[folder].reader
         samples = readable(data, task.section.samples, reader, notify)
         notify(f"{name}: {len(samples)} samples of {task.section.data}")
         figures = task.run(chat_models[folder], samples, controls=controls, baseline=baseline)
@@ -102,7 +102,7 @@ def _problems(recipe: Recipe, only: Sequence[str]) -> list[Problem]:
 
 
 def readable(
-    records: Records, n: int | str, reader: ReadsImages, notify: Callable[[str], None], *,
+    records: Records, n: int | str, reader: ReadImage, notify: Callable[[str], None], *,
     share: tuple[int, int] = (0, 1), gather: Callable[[list], list[list]] = lambda found: [found],
     poll: Callable[[], None] = lambda: None,
 ) -> list[Sample]:  # fmt: skip
@@ -145,7 +145,7 @@ def readable(
     return [records[i] for i in kept]
 
 
-def _unreadable(records: Records, i: int, reader: ReadsImages) -> list[Problem]:
+def _unreadable(records: Records, i: int, reader: ReadImage) -> list[Problem]:
     """Returns the problems of the images in record i."""
     sample, found = records[i], []
     for image in sample.images:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 
 from lmmkit.api.sample import Sample
-from lmmkit.data.packing import SizedSample
+from lmmkit.data.packing import SizedSample, read_images
 from lmmkit.data.pipeline import cut
 from lmmkit.evaluate.task import Better, EvalTask, Figure
 from lmmkit.inference.chat_model import ChatModel
@@ -39,7 +39,7 @@ class Terms(EvalTask):
 def laid_out(chat_model: ChatModel, samples: Iterable[Sample]) -> Iterator[SizedSample]:
     """Returns the samples, laid out for their first epoch, without those that the length policy drops."""
     dropped: Counter[str] = Counter()
-    return (chat_model.packer.tree(m) for s in samples if (m := chat_model.views.fitting(s, 0, dropped)))
+    return (chat_model.packer.sized(m) for s in samples if (m := chat_model.views.fitting(s, 0, dropped)))
 
 
 @torch.no_grad()
@@ -49,7 +49,7 @@ def term_sums(chat_model: ChatModel, parts: Iterable[Sequence[SizedSample]]) -> 
     sums: Sums = [{}, {}, {}, {}]
     for part in parts:
         chat_model.poll()
-        batch, _ = chat_model.packer.pack(part)
+        batch, _ = chat_model.packer.pack(part, read_images(part, chat_model.reader))
         outcome = objective(batch.to(chat_model.device))
         values, totals, chances = (
             {name: float(value) for name, value in each.items()}

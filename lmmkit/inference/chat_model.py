@@ -12,8 +12,10 @@ from torch import Tensor
 from lmmkit.api.layout import row_count
 from lmmkit.api.sample import Image, Sample, Turn, View
 from lmmkit.data.chat_templates import response_end
-from lmmkit.data.packing import LaidOut, Packer, SizedSample
-from lmmkit.data.pipeline import Views, cut
+from lmmkit.data.images import ImageReader
+from lmmkit.data.packing import LaidOut, Packer, SizedSample, read_images
+from lmmkit.data.pipeline import cut
+from lmmkit.data.views import Views
 from lmmkit.errors import UserError
 from lmmkit.errors.commands import LEARNED_TOKENS, TOO_LONG
 from lmmkit.inference.generate import Chooser, generate, greedy
@@ -32,6 +34,7 @@ class ChatModel:
     prepared: Prepared
     objective: Objective
     views: Views
+    reader: ImageReader
     packer: Packer
     stage: str
     device: torch.device
@@ -53,7 +56,7 @@ class ChatModel:
         objective.eval()
         return cls(
             prepared=prepared, objective=objective, views=prepared.views(stage),
-            packer=prepared.packer(stage), stage=stage, device=device,
+            reader=prepared.reader(), packer=prepared.packer(stage), stage=stage, device=device,
             tokens=_tokens(prepared, objective, eos, pad, image_token), poll=poll,
         )  # fmt: skip
 
@@ -113,20 +116,20 @@ class ChatModel:
         templates = {view.sample.template for group in groups for view in group}
         assert len(templates) == 1, f"views of several templates: {templates}"
         end = response_end(templates.pop(), self.views.tokenizer)
-        trees = [
-            self.packer.tree([LaidOut(v, self._fitting(v, max_new_tokens)) for v in group])
+        samples = [
+            self.packer.sized([LaidOut(v, self._fitting(v, max_new_tokens)) for v in group])
             for group in groups
         ]
         return [
             text
-            for part in cut(trees, PROMPT_ROWS)
+            for part in cut(samples, PROMPT_ROWS)
             for text in self._generate_texts(part, max_new_tokens, end, choose, on_text)
         ]
 
     def _generate_texts(
-        self, trees: Sequence[SizedSample], max_new_tokens: int, end: int, choose: Chooser, on_text
+        self, samples: Sequence[SizedSample], max_new_tokens: int, end: int, choose: Chooser, on_text
     ) -> list[str]:
-        batch, paths = self.packer.pack(trees)
+        batch, paths = self.packer.pack(samples, read_images(samples, self.reader))
         batch = batch.to(self.device)
         tokens, tokenizer = self.objective.tokens(batch), self.views.tokenizer
         so_far: list[int] = []
@@ -187,6 +190,6 @@ def _tokens(
         image_token = tokenizer.control("<image>") if image_token is None else image_token
         image_token = tokenizer.size if image_token is None else image_token
     return TokenModel(
-        lmm=objective.lmm, image_token=image_token if prepared.dims.image.tokens else None,
-        image_rows=prepared.dims.image.tokens, eos=eos, pad=pad if pad is not None else next(iter(eos), 0),
+        lmm=objective.lmm, image_token=image_token if prepared.image_rows else None,
+        image_rows=prepared.image_rows, eos=eos, pad=pad if pad is not None else next(iter(eos), 0),
     )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,20 +27,6 @@ class ModelOutput(NamedTuple):
     def at(self, row_Q: Tensor) -> Tensor:
         """Returns the states of these rows, [Q, D]."""
         return self.hidden_WD[torch.searchsorted(self.row_W, row_Q)]
-
-
-class Connector(nn.Module):
-    """Maps vision width to decoder width: one linear, or the two of LLaVA-1.5 with an exact GELU between."""
-
-    def __init__(self, kind: Literal["linear", "mlp2x_gelu"], n_in: int, n_out: int):
-        super().__init__()
-        self.first = nn.Linear(n_in, n_out)
-        self.second = (
-            nn.Sequential(nn.GELU(), nn.Linear(n_out, n_out)) if kind == "mlp2x_gelu" else nn.Identity()
-        )
-
-    def forward(self, x_IND: Tensor) -> Tensor:
-        return self.second(self.first(x_IND))
 
 
 class LMM(nn.Module):

@@ -10,7 +10,7 @@ from itertools import islice
 from lmmkit.api.components import Component
 from lmmkit.api.layout import Layout, Span
 from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Need, Select
-from lmmkit.data.packing import LaidOut
+from lmmkit.data.packing import LaidOut, read_images
 from lmmkit.plan.instances import setting_types
 from lmmkit.plan.prepare import Prepared
 from lmmkit.plan.stage_plan import StagePlan
@@ -88,7 +88,8 @@ def trace_samples(prepared: Prepared, stage: str, count: int) -> Iterable[str]:
             yield f"    {layout_text(layout)}"
             for turn in view.sample.turns:
                 yield f"    {turn.role}: {'<image> ' * turn.images}{turn.text}"
-        batch, _ = pipeline.packer.pack([pipeline.packer.tree(members)])
+        sized = [pipeline.packer.sized(members)]
+        batch, _ = pipeline.packer.pack(sized, read_images(sized, pipeline.reader))
         apart = sum(s.n for m in members for s in m.layout)
         yield f"  packed {len(batch)} rows ({apart} unshared)  items " + ", ".join(
             f"{name} {n}" for name, n in batch.count.items()

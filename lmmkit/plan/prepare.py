@@ -8,16 +8,18 @@ from dataclasses import dataclass, replace
 from typing import Generic, TypeVar, cast
 
 from lmmkit.api.model_info import Dims
-from lmmkit.data.images import ImageReader
+from lmmkit.data.images import FixedRows, ImageReader
 from lmmkit.data.length_grouping import GroupedSampler
 from lmmkit.data.packing import Packer
-from lmmkit.data.pipeline import Pipeline, Views
+from lmmkit.data.pipeline import Pipeline
 from lmmkit.data.sampler import Sampler
 from lmmkit.data.sources.bad_records import Policy
 from lmmkit.data.sources.records import Records, missing_images, open_records, too_many
 from lmmkit.data.text_tokenizers.choose import TextTokenizer, open_tokenizer
+from lmmkit.data.views import Views
 from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.errors.plan import NO_STEP, PLUGIN_SETTINGS
+from lmmkit.model.connector import CONNECTORS
 from lmmkit.plan import shapes
 from lmmkit.plan.compile_plan import chat_plan, compile_plan
 from lmmkit.plan.instances import Instances, build_instances
@@ -44,11 +46,21 @@ class Prepared:
     plans: Mapping[str, StagePlan]
     sources: Mapping[str, Records]
 
+    @property
+    def image_rows(self) -> int:
+        """Returns the number of rows that an image takes in the decoder; 0 in a text-only model."""
+        connector = self.recipe.model.connector
+        return CONNECTORS[connector.kind].rows(self.dims.image.grid) if connector else 0
+
+    def reader(self) -> ImageReader:
+        """Returns a reader of images, with an empty cache."""
+        return ImageReader(self.dims.image, self.recipe.speed.image_cache_mb)
+
     def views(self, stage: str) -> Views:
         """Returns the object that turns a stage's samples into views and layouts."""
         section, plan = self.recipe.stages[stage], self.plans[stage]
         return Views(
-            tokenizer=self.tokenizer, image_rows=self.dims.image.tokens,
+            tokenizer=self.tokenizer, rows_of=FixedRows(self.image_rows),
             context=self.recipe.model.text.context, too_long=section.batch.too_long,
             after_eos=self.recipe.model.chat.after_eos, seed=self.recipe.seed,
             tasks=plan.tasks, edits=plan.strategies,
@@ -58,8 +70,7 @@ class Prepared:
         """Returns the object that packs a stage's layouts into batches."""
         plan, speed, sources = self.plans[stage], self.recipe.speed, tuple(self.recipe.stages[stage].data)
         return Packer(
-            reader=ImageReader(self.dims.image, speed.image_cache_mb), image_rows=self.dims.image.tokens,
-            image_size=self.dims.image.size, text_terms=plan.text_terms, needs=plan.needs,
+            image=self.dims.image, text_terms=plan.text_terms, needs=plan.needs,
             terms=plan.terms, share=speed.share_prefix, sources=sources if len(sources) > 1 else (),
         )  # fmt: skip
 
@@ -81,7 +92,7 @@ class Prepared:
         return Pipeline(
             sources={name: self.sources[name] for name in section.data},
             order=self._grouped(order, section.batch, total),
-            views=self.views(stage), packer=self.packer(stage), samples=samples,
+            views=self.views(stage), reader=self.reader(), packer=self.packer(stage), samples=samples,
             tokens=self.recipe.speed.tokens, total=total,
         )  # fmt: skip
 

@@ -56,7 +56,7 @@ def run_stage(
     loop = Loop(
         prepared=prepared, objective=objective, optimizer=optimizer, at=position, steps=steps, run=run, metrics=metrics,
         board=board, stop=stop, device=device, ranks=ranks, pipeline=pipeline,
-        empty=None if ranks.alone else pipeline.packer.pack([])[0],
+        empty=None if ranks.alone else pipeline.packer.pack([], {})[0],
         watch=SpikeDetector.of(before.get("watch")), idle=EmptyTermCheck(steps, dict(before.get("idle", {}))),
         validator=validator, ledger=stage_ledger(pipeline, position, run, ranks),
         saver=Saver(
@@ -173,7 +173,7 @@ class Loop:
         """
         steps = load_steps(
             self.pipeline, self.at.stage_step, self.steps, workers=self.prepared.recipe.speed.workers,
-            worker_init=ignore_in_worker, step_and_skipped=lambda index, found: self.passed.extend(found),
+            worker_init=ignore_in_worker, on_skipped=lambda index, found: self.passed.extend(found),
         )  # fmt: skip
         if not self.ranks.alone:
             return steps

@@ -88,7 +88,7 @@ class Validator:
 
         def rows(source: str, n: int | str) -> list[Sample]:
             return readable(
-                prepared.sources[source], n, self.chat_model.packer.reader, ranks.log_once,
+                prepared.sources[source], n, self.chat_model.reader, ranks.log_once,
                 share=(ranks.rank, ranks.world), gather=ranks.gather, poll=self.poll,
             )  # fmt: skip
 

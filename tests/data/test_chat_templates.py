@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from lmmkit.api.layout import row_count
 from lmmkit.api.sample import Image, Sample, Turn
 from lmmkit.data.chat_templates import AFTER_EOS, VICUNA_SYSTEM, lay_out, lay_out_prompt
+from lmmkit.data.images import FixedRows
 from lmmkit.data.text_tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from lmmkit.errors import UserError
 from tests.support.fake_llama_tokenizer import SPACE, llama_like, processor
@@ -54,7 +55,7 @@ def learned(layout) -> list[int]:
 @pytest.mark.parametrize("model", MODELS)
 def test_plain(model):
     turns = (Turn("user", "", 1), Turn("assistant", "a cat on a mat"))
-    layout = lay_out(sample(*turns, template="plain"), tokenizer(model), image_rows=576)
+    layout = lay_out(sample(*turns, template="plain"), tokenizer(model), rows_of=FixedRows(576))
     ids, mask = ids_and_mask(layout)
     assert ids == [1, IMAGE, 263, 6635, 373, 263, 1775, 13]
     assert mask == [False] * 2 + [True] * 6
@@ -67,19 +68,19 @@ def test_plain(model):
 def test_plain_with_an_instruction(model):
     turns = (Turn("user", "it is: mat on a a cat", 1), Turn("assistant", "a cat on a mat"))
     talked = sample(*turns, template="plain")
-    layout = lay_out(talked, tokenizer(model), image_rows=2)
+    layout = lay_out(talked, tokenizer(model), rows_of=FixedRows(2))
     encode, go_on = tokenizer(model).encode, tokenizer(model).encode_continued
     ids, _ = ids_and_mask(layout)
     assert ids == [1, IMAGE, *encode("it is: mat on a a cat\na cat on a mat\n")]
     assert learned(layout) == go_on("a cat on a mat\n")
     asked = sample(turns[0], template="plain")
     (start,) = (i for i, span in enumerate(layout) if span.role == "response")
-    assert lay_out_prompt(asked, tokenizer(model), image_rows=2) == layout[:start]
+    assert lay_out_prompt(asked, tokenizer(model), rows_of=FixedRows(2)) == layout[:start]
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_first_turn_of_vicuna(model):
-    layout = lay_out(talk("is it", "a cat"), tokenizer(model), image_rows=3)
+    layout = lay_out(talk("is it", "a cat"), tokenizer(model), rows_of=FixedRows(3))
     ids, _ = ids_and_mask(layout)
     at = ids.index(IMAGE)
     assert ids[at - 4 : at + 3] == [3148, 1001, 29901, 29871, IMAGE, 29871, 13]
@@ -98,7 +99,7 @@ def test_first_turn_of_vicuna(model):
 )
 def test_later_turns(model, after_eos, begin):
     talked = talk("is it", "a cat", "is it", "on a mat")
-    layout = lay_out(talked, tokenizer(model), image_rows=3, after_eos=after_eos)
+    layout = lay_out(talked, tokenizer(model), rows_of=FixedRows(3), after_eos=after_eos)
     ids, _ = ids_and_mask(layout)
     at = ids.index(2) + 1
     assert ids[at : at + len(begin) + 1] == [*begin, 29901]
@@ -108,7 +109,7 @@ def test_later_turns(model, after_eos, begin):
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("answer", ["5", "\na", "\u732b", " a"])
 def test_the_space_mark_that_is_learned(model, answer):
-    layout = lay_out(talk("is it", answer), tokenizer(model), image_rows=3)
+    layout = lay_out(talk("is it", answer), tokenizer(model), rows_of=FixedRows(3))
     ids = learned(layout)
     assert ids == [*tokenizer(model).encode(answer), 2]
     space = tokenizer(model).encode(answer)[0]
@@ -116,7 +117,7 @@ def test_the_space_mark_that_is_learned(model, answer):
 
 
 def test_five_is_three_learned_tokens():
-    layout = lay_out(talk("is it", "5"), tokenizer("stand-in"), image_rows=3)
+    layout = lay_out(talk("is it", "5"), tokenizer("stand-in"), rows_of=FixedRows(3))
     assert learned(layout) == [29871, 29945, 2]
 
 
@@ -178,7 +179,7 @@ def test_equals_llava(model, pairs, images, way):
     if images:
         texts[0] = texts[0].strip()
     talked = talk(*texts, images=images)
-    layout = lay_out(talked, tokenizer(model), image_rows=4, after_eos=way)
+    layout = lay_out(talked, tokenizer(model), rows_of=FixedRows(4), after_eos=way)
     slots = [images] + [0] * (len(texts) - 1)
     assert ids_and_mask(layout) == llava(tokenizer(model).model, texts, slots, way)
 
@@ -187,9 +188,9 @@ def test_equals_llava(model, pairs, images, way):
 @given(st.lists(st.tuples(WORDS, ANSWERS), min_size=1, max_size=3), st.sampled_from(AFTER_EOS))
 def test_prompt_and_response_are_the_training_ids(pairs, way):
     texts = [text for pair in pairs for text in pair]
-    layout = lay_out(talk(*texts), tokenizer("stand-in"), image_rows=4, after_eos=way)
+    layout = lay_out(talk(*texts), tokenizer("stand-in"), rows_of=FixedRows(4), after_eos=way)
     asked = talk(*texts[:-1])
-    start = lay_out_prompt(asked, tokenizer("stand-in"), image_rows=4, after_eos=way)
+    start = lay_out_prompt(asked, tokenizer("stand-in"), rows_of=FixedRows(4), after_eos=way)
     assert layout[:-1] == start
     answer = tokenizer("stand-in").encode_continued(" " + texts[-1])
     assert layout[-1].ids == (*answer, 2)
@@ -203,12 +204,12 @@ def test_prompt_and_response_are_the_training_ids(pairs, way):
 @given(WORDS, st.sampled_from(["</s>", "<s>", "<unk>", "<image>"]))
 def test_only_the_template_puts_control_ids(words, control):
     talked = talk(words + control, control + words, control, "a")
-    ids, _ = ids_and_mask(lay_out(talked, tokenizer("stand-in"), image_rows=4))
+    ids, _ = ids_and_mask(lay_out(talked, tokenizer("stand-in"), rows_of=FixedRows(4)))
     assert [i for i in ids if i in (0, 1, 2, IMAGE)] == [1, IMAGE, 2, 2]
 
 
 def test_two_images_in_one_turn():
-    layout = lay_out(talk("is it", "a cat", images=2), tokenizer("stand-in"), image_rows=4)
+    layout = lay_out(talk("is it", "a cat", images=2), tokenizer("stand-in"), rows_of=FixedRows(4))
     ids, _ = ids_and_mask(layout)
     at = ids.index(IMAGE)
     assert ids[at - 1 : at + 6] == [29871, IMAGE, 29871, 13, IMAGE, 29871, 13]
@@ -228,13 +229,13 @@ def test_what_cannot_be_laid_out():
     }
     for code, talked in cases.items():
         with pytest.raises(UserError) as error:
-            lay_out(talked, tokenizer("stand-in"), image_rows=4)
+            lay_out(talked, tokenizer("stand-in"), rows_of=FixedRows(4))
         assert [p.code for p in error.value.problems] == [code]
     for turns in ((), (assistant,), (user, Turn("assistant", "a", 1))):
         with pytest.raises(UserError):
-            lay_out(Sample(key="s", turns=turns), tokenizer("stand-in"), image_rows=4)
+            lay_out(Sample(key="s", turns=turns), tokenizer("stand-in"), rows_of=FixedRows(4))
     with pytest.raises(UserError) as error:
-        lay_out_prompt(talk("is it", "a"), tokenizer("stand-in"), image_rows=4)
+        lay_out_prompt(talk("is it", "a"), tokenizer("stand-in"), rows_of=FixedRows(4))
     assert error.value.problems[0].code == "chat/prompt"
     with pytest.raises(UserError):
-        lay_out(talk("a", "a"), tokenizer("stand-in"), image_rows=4, after_eos="later")
+        lay_out(talk("a", "a"), tokenizer("stand-in"), rows_of=FixedRows(4), after_eos="later")

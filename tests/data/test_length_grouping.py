@@ -31,10 +31,10 @@ def lengths(grouped, step):
 
 def llava(rows, words, batches_in_order):
     """LLaVA's `get_modality_length_grouped_indices` on a shuffled list, its batches put in an order."""
-    with_picture = [row for row in rows if words[row] > 0]
+    with_image = [row for row in rows if words[row] > 0]
     text = [row for row in rows if words[row] < 0]
     whole, rest = [], []
-    for pool in (with_picture, text):
+    for pool in (with_image, text):
         batches = [pool[i : i + SAMPLES] for i in range(0, len(pool), SAMPLES)]
         batches = [sorted(batch, key=lambda row: abs(words[row]), reverse=True) for batch in batches]
         if batches and len(batches[-1]) < SAMPLES:
@@ -71,7 +71,7 @@ def test_a_window_is_llavas_grouping_of_its_rows():
     assert [tuple(s) for s in got[: len(whole)]] != [tuple(s) for s in whole], "batches are shuffled too"
 
 
-def test_a_position_is_the_same_whatever_was_asked_before():
+def test_a_position_is_the_same_in_any_order_of_asking():
     grouped = made(700, sizes={"a": 300, "b": 90}, weights={"a": 2.0, "b": 1.0})
     want = [grouped.at(k) for k in range(700)]
     sent = pickle.loads(pickle.dumps(grouped))
@@ -89,7 +89,7 @@ def test_the_last_window_is_no_longer_than_the_stage():
     assert len(steps(grouped)[-1]) == 2
 
 
-def test_text_alone_and_pictures_alone():
+def test_text_alone_and_images_alone():
     for sign in (1, -1):
         grouped = made(300)
         words = {"a": sign * np.abs(grouped.words["a"])}

@@ -6,13 +6,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lmmkit.api.layout import row_count, text
+from lmmkit.api.layout import Span, row_count, text
+from lmmkit.api.sample import Image
 from lmmkit.attention.backends import Sdpa
 from lmmkit.attention.eager import Eager
+from lmmkit.data.packing import LaidOut, SizedSample, read_images
 from lmmkit.data.pipeline import cut
+from lmmkit.errors import UserError
+from lmmkit.errors.data import BROKEN
 from tests.support import paper_objective
-from tests.support.paper_objective import CAPTIONS, CHATS, chat, packer, trees
-from tests.support.tiny_model import SPEC, image, laid_out, random_ids, read, read64, tiny_lmm, whole
+from tests.support.paper_objective import CAPTIONS, CHATS, chat, packer, sized
+from tests.support.tiny_model import SPEC, image, laid_out, pack, pixels, random_ids, read, tiny_lmm, whole
 
 SAMPLES = (*CAPTIONS, *CHATS)
 
@@ -52,7 +56,7 @@ def test_every_row_holds_what_its_views_layout_says(packed):
                 assert filled[f"plugins.{span.owner}", row] == i
             else:
                 item = filled["vision", row]
-                want = read64(span.image, member.view.sample.image_fit)
+                want = pixels(span.image, member.view.sample.image_fit)
                 assert item % SPEC.tokens == i and torch.equal(batch.pixels_ICXY[item // SPEC.tokens], want)
 
 
@@ -89,8 +93,8 @@ def test_the_last_image_row_predicts_the_first_words_of_two_branches():
         laid_out(text([1], "bos"), image("a"), text([7, 8], "response", supervised=True)),
         laid_out(text([1], "bos"), image("a"), text([9, 8], "response", supervised=True), name="text_order"),
     ]
-    pack = packer()
-    batch, paths = pack.pack([pack.tree(two)])
+    packs = packer()
+    batch, paths = pack(packs, [packs.sized(two)])
     last = 1 + SPEC.tokens - 1
     assert len(batch) == 1 + SPEC.tokens + 4 and paths[0][last] == paths[1][last] == last
     assert batch.predict.row_Q.tolist() == [last, last + 1, last, last + 3]
@@ -98,14 +102,14 @@ def test_the_last_image_row_predicts_the_first_words_of_two_branches():
     assert batch.predict.view_Q.tolist() == [0, 0, 1, 1]
     made = paper_objective.objective()
     sums, _ = paper_objective.learned(made, [batch])
-    alone = [pack.pack([pack.tree([view])])[0] for view in two]
+    alone = [pack(packs, [packs.sized([view])])[0] for view in two]
     for name, one in zip(("next_token", "text_order"), alone, strict=True):
         assert paper_objective.learned(made, [one])[0][name] == pytest.approx(float(sums[name]), rel=1e-12)
 
 
 def test_a_first_row_that_is_learned_has_nobody_to_predict_it():
-    pack = packer()
-    batch, _ = pack.pack([pack.tree([laid_out(text([5, 6, 7], "response", supervised=True))])])
+    made = packer()
+    batch, _ = pack(made, [made.sized([laid_out(text([5, 6, 7], "response", supervised=True))])])
     assert batch.predict.row_Q.tolist() == [0, 1] and batch.target_S.tolist() == [6, 7]
 
 
@@ -114,14 +118,14 @@ def test_counts_are_items_of_each_term():
     trainable = Counter()
     for m in members():
         trainable[m.view.name] += sum(s.n for s in m.layout if s.supervised) * m.view.supervised
-    pictured = sum(m.view.name == "main" and any(s.kind == "image" for s in m.layout) for m in members())
-    in_pictured = sum(
+    with_image = sum(m.view.name == "main" and any(s.kind == "image" for s in m.layout) for m in members())
+    targets_with_image = sum(
         sum(s.n for s in m.layout if s.supervised)
         for m in members() if m.view.name == "main" and any(s.kind == "image" for s in m.layout)
     )  # fmt: skip
     assert batch.count == {
         "next_token": trainable["main"], "text_order": trainable["text_order"],
-        "image_order": pictured, "guided_loss": in_pictured,
+        "image_order": with_image, "guided_loss": targets_with_image,
     }  # fmt: skip
 
 
@@ -132,7 +136,7 @@ def test_labels_stand_in_the_order_of_their_views():
     assert batch.views == tuple((m.view.name, m.view.sample.key) for m in members())
 
 
-def test_the_label_is_the_shuffle_of_the_picture_that_the_view_reads():
+def test_the_label_is_the_shuffle_of_the_image_that_the_view_reads():
     batch, _ = paper_objective.packed(CAPTIONS)
     views, labels = batch.views_of("image_order"), batch.labels["image_order/permutation"]
     for v, label in zip(views, labels.tolist(), strict=True):
@@ -144,12 +148,54 @@ def test_the_label_is_the_shuffle_of_the_picture_that_the_view_reads():
         assert members(CAPTIONS)[v].view.labels["permutation"] == label
 
 
-def test_a_pictures_rows_are_shared_but_its_shuffle_is_another_picture():
+def test_the_rows_of_an_image_are_shared_but_its_shuffle_is_another_image():
     batch, paths = paper_objective.packed(CAPTIONS[:1])
     main, shuffled, words = paths
     assert (main[1 : 1 + SPEC.tokens] == words[1 : 1 + SPEC.tokens]).all()
     assert not set(main.tolist()) & set(shuffled.tolist())  # only bos is common: not worth a branch
     assert len(batch.pixels_ICXY) == 2 and batch.first_image_V == (0, 1, 0)
+
+
+def test_images_of_unlike_row_counts_follow_each_other_in_the_items():
+    def view(*images: Span) -> LaidOut:
+        return laid_out(text([1], "bos"), *images, text([7, 8], "response", supervised=True))
+
+    long, short, longer = image("a", n=9), image("b", n=4), image("c", n=12)
+    views = [view(long, short), view(short), view(longer, long)]
+    want = [[*range(9), *range(9, 13)], [*range(9, 13)], [*range(13, 25), *range(9)]]
+    batch, paths = pack(packer(share=False), [SizedSample((each,), row_count(each.layout)) for each in views])
+    (vision,) = batch.scatters
+    item = dict(zip(vision.row_N.tolist(), vision.item_N.tolist(), strict=True))
+    assert [[item[row] for row in path.tolist() if row in item] for path in paths] == want
+    assert len(batch.pixels_ICXY) == 3 and batch.first_image_V == (0, 1, 2)
+    for path, laid in zip(paths, views, strict=True):
+        assert [batch.id_T[row] == -1 for row in path] == [
+            span.kind == "image" for _, span, _ in walk(laid.layout)
+        ]
+
+
+def test_a_packer_needs_the_images_of_its_samples_and_no_files():
+    made = packer()
+    samples = [made.sized([laid_out(text([1], "bos"), image("a"), text([7], "response", supervised=True))])]
+    with pytest.raises(KeyError):
+        made.pack(samples, {})
+    images = read_images(samples, read)
+    assert list(images) == [(Image("a"), "pad")] and read_images(samples, read, known=images) == {}
+    batch, _ = made.pack(samples, images)
+    assert torch.equal(batch.pixels_ICXY[0], pixels(Image("a")))
+
+
+def test_all_images_that_cannot_be_read_are_reported_together():
+    def broken(image: Image, fit: str) -> torch.Tensor:
+        if image.path == "b":
+            return read(image, fit)
+        raise UserError(BROKEN.at(image.path, got="noise"))
+
+    made = packer()
+    views = [laid_out(text([1], "bos"), *map(image, names), text([7], "none")) for names in ("ab", "ca")]
+    with pytest.raises(UserError) as error:
+        read_images([made.sized(views)], broken)
+    assert [problem.where for problem in error.value.problems] == ["a", "c"]
 
 
 def test_uniform_mass_is_the_share_of_image_rows_among_those_seen(packed):
@@ -175,7 +221,7 @@ def test_mass_is_read_at_every_response_row_of_the_main_view_alone(packed):
     assert list(zip(pick.row_Q.tolist(), pick.view_Q.tolist(), strict=True)) == want
 
 
-def test_text_alone_has_no_fill_no_picture_and_no_mass():
+def test_text_alone_has_no_scatter_no_image_and_no_mass():
     batch, _ = paper_objective.packed([chat("t", "hi", "yes", images=0)])
     assert batch.scatters == () and batch.pixels_ICXY.shape == (0, 3, SPEC.size, SPEC.size)
     assert (
@@ -187,21 +233,21 @@ def test_text_alone_has_no_fill_no_picture_and_no_mass():
 
 
 def test_no_tree_at_all_is_an_empty_batch_with_zero_counts():
-    batch, paths = packer().pack([])
+    batch, paths = packer().pack([], {})
     assert len(batch) == 0 and paths == [] and set(batch.count.values()) == {0}
 
 
-def test_the_same_file_in_another_shape_is_another_picture():
+def test_the_same_file_with_another_fit_is_another_image():
     crop = replace(CAPTIONS[0], image_fit="crop")
     batch, _ = paper_objective.packed([CAPTIONS[0], crop, CAPTIONS[0]])
     assert len(batch.pixels_ICXY) == 2 + 2  # plain and shuffled, padded and cropped
 
 
-def test_cutting_keeps_trees_whole_in_order_and_within_the_limit():
-    grown = trees(SAMPLES, packer())
-    parts = list(cut(grown, 150))
-    assert [t for part in parts for t in part] == grown and len(parts) > 1
-    assert all(len(part) == 1 or sum(t.size for t in part) <= 150 for part in parts)
+def test_cutting_keeps_samples_whole_in_order_and_within_the_limit():
+    samples = sized(SAMPLES, packer())
+    parts = list(cut(samples, 150))
+    assert [each for part in parts for each in part] == samples and len(parts) > 1
+    assert all(len(part) == 1 or sum(each.size for each in part) <= 150 for part in parts)
 
 
 @pytest.mark.parametrize("backend", [Sdpa(), Eager()], ids=lambda b: b.name)
@@ -209,17 +255,17 @@ def test_cutting_keeps_trees_whole_in_order_and_within_the_limit():
 def test_another_document_of_equal_length_does_not_move_a_bit_of_the_rest(backend, place):
     """Cross-contamination would show; so would a kernel whose sums depend on its neighbours."""
     lmm = tiny_lmm(backend=backend)
-    pack = replace(packer(), reader=read)
+    made = packer()
 
     def hidden(stranger: int):
         words = [random_ids(n, 10 + i) for i, n in enumerate((14, 14, 9))]
         words[place] = random_ids(len(words[place]), stranger)
-        pictures = [f"stranger{stranger}" if i == place else f"own{i}" for i in range(3)]
+        images = [f"stranger{stranger}" if i == place else f"own{i}" for i in range(3)]
         views = [
             laid_out(text(w[:3], "bos"), image(p), text(w[3:], "response", supervised=True))
-            for w, p in zip(words, pictures, strict=True)
+            for w, p in zip(words, images, strict=True)
         ]
-        batch, paths = pack.pack([pack.tree([view]) for view in views])
+        batch, paths = pack(made, [made.sized([view]) for view in views])
         with torch.no_grad():
             out = lmm(whole(batch), {})
         mass_T = torch.zeros(len(batch)).index_copy(0, batch.attention.row_R, out.mass_LR.mean(0))

@@ -1,35 +1,45 @@
-"""Which sample stands where: the same for any number of ranks and workers, and any place to stop."""
+"""Which samples a step has: the same for any number of ranks and workers, and any step to stop at."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from torch import Tensor
 
+from lmmkit.api.sample import Image, Sample
 from lmmkit.data.loader import load_steps
 from lmmkit.data.pipeline import Pipeline
 from lmmkit.data.sampler import Sampler
+from lmmkit.data.sources.bad_records import Policy
+from lmmkit.errors import UserError
+from lmmkit.errors.data import BROKEN, CHANGED, ROLES
 from lmmkit.training.signals import ignore_in_worker
+from tests.support.paper_objective import caption, packer, views
+from tests.support.tiny_model import read
 
 TOTAL, SAMPLES, STEPS = 103, 10, 11
 
 
-class Rows(Pipeline):
-    """Steps of row numbers, without any data."""
+class Numbers(Pipeline):
+    """Makes steps of record numbers, without any data."""
 
     def step_and_skipped(self, index: int) -> Any:
         return [list(self.order.at(k)) for k in self.positions(index)], ()
 
 
-def rows(samples: int = SAMPLES) -> Rows:
-    order = Sampler({"a": 37, "b": 11}, {"a": 0.8, "b": 0.3}, 5)
-    return Rows(
-        sources={}, order=order, views=cast(Any, None), packer=cast(Any, None), samples=samples, tokens=1, total=TOTAL
+def numbers(samples: int = SAMPLES) -> Numbers:
+    order, unused = Sampler({"a": 37, "b": 11}, {"a": 0.8, "b": 0.3}, 5), cast(Any, None)
+    return Numbers(
+        sources={}, order=order, views=unused, reader=unused, packer=unused, samples=samples, tokens=1, total=TOTAL
     )  # fmt: skip
 
 
-WHOLE = [list(rows().order.at(k)) for k in range(TOTAL)]
+WHOLE = [list(numbers().order.at(k)) for k in range(TOTAL)]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 8, 16])
@@ -37,8 +47,8 @@ WHOLE = [list(rows().order.at(k)) for k in range(TOTAL)]
 def test_ranks_share_a_step_in_the_order_s_order(world, samples):
     seen, sizes = [], set()
     for index in range(-(-TOTAL // samples)):
-        step = [replace(rows(samples), rank=rank, world=world).step(index) for rank in range(world)]
-        seen += [row for share in step for row in share]
+        step = [replace(numbers(samples), rank=rank, world=world).step(index) for rank in range(world)]
+        seen += [each for share in step for each in share]
         sizes |= {max(map(len, step)) - min(map(len, step))}
     assert seen == WHOLE and max(sizes) <= 1
 
@@ -51,14 +61,14 @@ def test_ranks_share_a_step_in_the_order_s_order(world, samples):
 def test_a_run_stopped_anywhere_goes_on_with_the_same_samples(world, workers, stop):
     """First by one rank without workers, then by others."""
     before = [
-        row
-        for step in load_steps(rows(), 0, stop, workers=0, worker_init=ignore_in_worker)
-        for row in cast(Any, step)
+        each
+        for step in load_steps(numbers(), 0, stop, workers=0, worker_init=ignore_in_worker)
+        for each in cast(Any, step)
     ]
     shares = [
         list(
             load_steps(
-                replace(rows(), rank=rank, world=world),
+                replace(numbers(), rank=rank, world=world),
                 stop,
                 STEPS,
                 workers=workers,
@@ -67,5 +77,128 @@ def test_a_run_stopped_anywhere_goes_on_with_the_same_samples(world, workers, st
         )
         for rank in range(world)
     ]
-    after = [row for step in zip(*shares, strict=True) for share in step for row in cast(Any, share)]
+    after = [each for step in zip(*shares, strict=True) for share in step for each in cast(Any, share)]
     assert before + after == WHOLE
+
+
+class Source(list[Sample | UserError]):
+    """Stands in for `Records`: samples by number, some of which cannot be read."""
+
+    def __init__(self, samples: Sequence[Sample | UserError], kind: Any = "skip"):
+        super().__init__(samples)
+        self.bad_records = Policy(kind)
+        self.rows = SimpleNamespace(place=lambda i: ("r.json", i + 1, i))
+
+    def __getitem__(self, i: Any) -> Any:
+        sample = super().__getitem__(i)
+        if isinstance(sample, UserError):
+            raise sample
+        return sample
+
+    def where(self, i: int) -> str:
+        return f"r.json:{i + 1}"
+
+
+@dataclass
+class Reader:
+    """Reads noise, except for the paths `broken`, and lists what it was asked for."""
+
+    broken: frozenset[str] = frozenset()
+    asked: list[str] = field(default_factory=list)
+
+    def __call__(self, image: Image, fit: str) -> Tensor:
+        assert image.edit is None
+        self.asked.append(image.path)
+        if image.path in self.broken:
+            raise UserError(BROKEN.at(image.path, got="noise"))
+        return read(image, fit)
+
+
+def torn(code=ROLES) -> UserError:
+    return UserError(code.at("r.json", got="nothing"))
+
+
+def pipeline(source: Source, reader: Reader, *, samples: int, tokens: int = 10_000, **settings) -> Pipeline:
+    order = Sampler({"a": len(source)}, {"a": 1.0}, 5)
+    return Pipeline(
+        sources=cast(Any, {"a": source}), order=order, views=views(**settings), reader=cast(Any, reader),
+        packer=packer(), samples=samples, tokens=tokens, total=10 * samples,
+    )  # fmt: skip
+
+
+def keys(step: Any) -> list[str]:
+    return [key for batch in step for view, key in batch.views if view == "main"]
+
+
+RECORDS = [caption(f"s{i}", f"the words of record {i}") for i in range(12)]
+
+
+@pytest.mark.parametrize("tokens", [10_000, 60])
+def test_an_image_is_read_once_in_a_step_for_all_views_samples_and_micro_batches(tokens):
+    shared = [replace(sample, images=(Image(f"/{i % 3}.png"),)) for i, sample in enumerate(RECORDS)]
+    reader = Reader()
+    step = pipeline(Source(shared), reader, samples=12, tokens=tokens).step(0)
+    assert sorted(reader.asked) == ["/0.png", "/1.png", "/2.png"] and (len(step) > 3) == (tokens == 60)
+    assert any(len(batch.pixels_ICXY) > 1 for batch in step)  # the shuffled images are of the same reads
+
+
+@pytest.mark.parametrize("tokens", [10_000, 60])
+def test_bad_records_and_images_are_replaced_along_the_chain_of_the_order(tokens):
+    source, reader = Source(RECORDS), Reader(frozenset({"/s2.png", "/s3.png", "/s7.png"}))
+    source[4] = torn()
+    made = pipeline(source, reader, samples=12, tokens=tokens)
+    step, skipped = made.step_and_skipped(0)
+    want = []
+    for k in range(12):
+        _, epoch, record = made.order.at(k)
+        while record in (2, 3, 4, 7):
+            record = made.order.replacement("a", epoch, record)
+        want.append(f"s{record}")
+    assert keys(step) == want
+    assert {(source, bad.row, bad.id, bad.key, bad.code) for source, bad in skipped} == {
+        ("a", 4, "", "", ROLES.code), *(("a", i, f"s{i}", "image", "image/broken") for i in (2, 3, 7)),
+    }  # fmt: skip
+    assert len(skipped) == 4 and [batch.dropped.get("bad_records", 0) for batch in step] == [4] + [0] * (
+        len(step) - 1
+    )
+    assert len(reader.asked) == len(set(reader.asked))  # a bad record is tried once
+    assert keys(made.step(0)) == want
+
+
+def test_what_is_cut_from_a_bad_record_is_not_counted():
+    long = [caption(f"s{i}", "x" * 300) if i in (1, 5) else sample for i, sample in enumerate(RECORDS)]
+    (batch,) = pipeline(Source(long), Reader(), samples=12).step(0)
+    assert batch.dropped == {"truncated": 4}  # main and image_order of both
+    (batch,) = pipeline(Source(long), Reader(frozenset({"/s1.png", "/s5.png"})), samples=12).step(0)
+    assert batch.dropped == {"bad_records": 2}
+
+
+def test_an_image_that_no_layout_needs_is_not_read():
+    reader = Reader(frozenset({"/s1.png"}))
+    made = pipeline(Source(RECORDS), reader, samples=12, too_long="drop", context=3)
+    assert keys(made.step(0)) == [] and reader.asked == []
+
+
+def test_a_source_without_a_good_record_is_an_error_that_lists_each():
+    source, reader = Source(RECORDS[:3]), Reader(frozenset({"/s0.png", "/s1.png"}))
+    source[2] = torn()
+    with pytest.raises(UserError) as error:
+        pipeline(source, reader, samples=2).step(0)
+    assert Counter(p.code for p in error.value.problems) == {"image/broken": 2, ROLES.code: 1}
+
+
+def test_a_source_that_may_not_skip_stops_at_the_record():
+    reader = Reader(frozenset({"/s1.png"}))
+    with pytest.raises(UserError) as error:
+        pipeline(Source(RECORDS[:2], "error"), reader, samples=2).step(0)
+    assert [p.where for p in error.value.problems] == ["r.json:2, /s1.png"]
+    with pytest.raises(UserError) as error:
+        pipeline(Source([torn(), RECORDS[0]], "error"), reader, samples=2).step(0)
+    assert [p.where for p in error.value.problems] == ["r.json"]
+
+
+def test_a_lost_file_is_not_a_bad_record():
+    source = Source([torn(CHANGED), RECORDS[0]])
+    with pytest.raises(UserError) as error:
+        pipeline(source, Reader(), samples=2).step(0)
+    assert [p.code for p in error.value.problems] == [CHANGED.code]

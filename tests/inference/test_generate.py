@@ -9,7 +9,7 @@ from lmmkit.attention.eager import Eager
 from lmmkit.inference.generate import Sampled, generate, greedy
 from tests.support import hf_weights, plain_twins
 from tests.support.plain_twins import off, show
-from tests.support.tiny_model import TEXT, packed, prompt, random_ids, read64, text_batch, tiny_lmm
+from tests.support.tiny_model import TEXT, packed, prompt, random_ids, text_batch, tiny_lmm
 
 NEW, EOS, NEVER = 12, 2, -1
 PROMPTS = [random_ids(n, n) for n in (3, 17, 1, 9)]
@@ -90,12 +90,12 @@ def test_many_questions_on_one_image_are_answered_as_if_alone():
     lmm = tiny_lmm(dtype=torch.float64)
     questions = [[5, *random_ids(n, n)] for n in (1, 4, 7)]
     layouts = [prompt(ids, "a") for ids in questions]
-    batch, paths = packed([layouts], reader=read64)
+    batch, paths = packed([layouts])
     assert len(batch) < sum(map(len, paths))
     kept = Kept()
     got = write(lmm, batch, [path[-1] for path in paths], choose=kept)
     for i, layout in enumerate(layouts):
-        one, path = packed([[layout]], reader=read64)
+        one, path = packed([[layout]])
         own = Kept()
         assert write(lmm, one, [path[0][-1]], choose=own) == [got[i]]
         assert off(torch.stack(kept.logits)[:, i], torch.cat(own.logits)) < 1e-12
@@ -104,7 +104,7 @@ def test_many_questions_on_one_image_are_answered_as_if_alone():
 def test_decoding_in_reserved_rows_is_recomputing_from_scratch():
     lmm = tiny_lmm(dtype=torch.float64)
     layouts = [prompt(random_ids(6, 1), "a", 2), prompt(random_ids(9, 2), "b", 4)]
-    batch, paths = packed([[layout] for layout in layouts], reader=read64)
+    batch, paths = packed([[layout] for layout in layouts])
     kept = Kept()
     with torch.no_grad():
         written = write(lmm, batch, [path[-1] for path in paths], choose=kept)

@@ -7,10 +7,11 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from lmmkit.api.batch import EmbedScatter
+from lmmkit.api.sample import Image
 from lmmkit.attention.backends import Sdpa
 from lmmkit.attention.eager import Eager
 from lmmkit.attention.schedule import AttentionSpec
-from lmmkit.model.vlm import LMM, Connector
+from lmmkit.model.vlm import LMM
 from tests.support import hf_weights
 from tests.support.plain_twins import off, show
 from tests.support.tiny_model import (
@@ -18,16 +19,15 @@ from tests.support.tiny_model import (
     TEXT,
     VISION,
     packed,
+    pixels,
     prompt,
     random_ids,
-    read,
-    read64,
     text_batch,
     tiny_lmm,
     whole,
 )
 
-IMAGE = TEXT.vocab - 1  # the id that stands for an image row over there
+IMAGE = TEXT.vocab - 1  # the id of an image row in transformers
 
 
 def theirs(lmm: LMM) -> LlavaForConditionalGeneration:
@@ -61,19 +61,14 @@ def test_packed_samples_are_llava_passes_apart(backend):
     samples = [(ids[0], "a", 5), (ids[1], "b", 1)]
     batch, paths = packed([[prompt(*sample)] for sample in samples])
     got = logits(lmm, batch)
-    for (text, picture, at), path in zip(samples, paths, strict=True):
+    for (text, name, at), path in zip(samples, paths, strict=True):
         tokens = torch.tensor([[*text[:at], *[IMAGE] * SPEC.tokens, *text[at:]]])
         with torch.no_grad():
-            want = model(input_ids=tokens, pixel_values=read_pixels(picture)).logits[0]
-        alone, _ = packed([[prompt(text, picture, at)]])
+            want = model(input_ids=tokens, pixel_values=pixels(Image(name))[None]).logits[0]
+        alone, _ = packed([[prompt(text, name, at)]])
         show("off_packed", off(got[path], want))
         show("off_alone", off(logits(lmm, alone), want))
         assert off(got[path], want) < 1e-5 and off(logits(lmm, alone), want) < 1e-5
-
-
-def read_pixels(path: str) -> torch.Tensor:
-    (span,) = (s for s in prompt([3], path) if s.kind == "image")
-    return read(span.image, "pad")[None]
 
 
 def test_rows_come_from_ids_vision_and_tokens_each_where_its_fill_says():
@@ -94,7 +89,7 @@ def test_a_file_that_several_trees_show_is_encoded_once_and_learns_from_all():
     lmm = tiny_lmm(dtype=torch.float64)
     gradients = []
     for groups in ([[5, 6]], [[8, 9, 4]], [[5, 6], [8, 9, 4]]):
-        batch, _ = packed([[prompt(ids, "a")] for ids in groups], reader=read64)
+        batch, _ = packed([[prompt(ids, "a")] for ids in groups])
         assert len(batch.pixels_ICXY) == 1
         lmm.zero_grad()
         lmm(whole(batch), {}).hidden_WD.square().sum().backward()
@@ -102,7 +97,7 @@ def test_a_file_that_several_trees_show_is_encoded_once_and_learns_from_all():
     assert off(gradients[0] + gradients[1], gradients[2]) < 1e-12 and gradients[2].abs().max() > 0
 
 
-def test_a_batch_without_pictures_does_not_run_the_encoder():
+def test_a_batch_without_images_does_not_run_the_encoder():
     lmm = tiny_lmm()
     lmm.vision.forward = None
     assert logits(lmm, text_batch([[3, 4, 5]])).shape == (3, TEXT.vocab)
@@ -116,7 +111,3 @@ def test_logits_and_mass_are_float32_or_wider():
         out = lmm(batch, {})
         assert lmm.logits(out.hidden_WD).dtype == wide and out.mass_LR.dtype == wide
         assert out.mass_LR.shape == (TEXT.depth, 1)
-
-
-def test_a_linear_connector_is_one_linear():
-    assert [n for n, _ in Connector("linear", 4, 6).named_parameters()] == ["first.weight", "first.bias"]

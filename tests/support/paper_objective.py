@@ -17,11 +17,12 @@ from lmmkit.api.batch import Batch
 from lmmkit.api.model_info import Dims
 from lmmkit.api.sample import Image, Sample, Turn
 from lmmkit.attention.backends import Backend
+from lmmkit.data.images import FixedRows
 from lmmkit.data.packing import Packer, SizedSample
-from lmmkit.data.pipeline import Views
+from lmmkit.data.views import Views
 from lmmkit.objective import Objective, total
 from tests.support.hf_weights import scramble
-from tests.support.tiny_model import SPEC, TEXT, read64, tiny_lmm
+from tests.support.tiny_model import SPEC, TEXT, pack, tiny_lmm
 
 DRT = DirectedToken(name="directed_token")
 IMAGE_ORDER = ImageOrder(name="image_order", grid=3, permutations=5)
@@ -46,14 +47,14 @@ class Letters:
     encode_continued = encode_unprefixed = encode
 
 
-def caption(key: str, words: str, question: str = "", picture: str | None = None) -> Sample:
+def caption(key: str, words: str, question: str = "", path: str | None = None) -> Sample:
     """Stage 1's layout: image, perhaps a question, caption."""
     turns = (Turn("user", question, 1), Turn("assistant", words))
-    return Sample(key=key, turns=turns, images=(Image(picture or f"/{key}.png"),), template="plain")
+    return Sample(key=key, turns=turns, images=(Image(path or f"/{key}.png"),), template="plain")
 
 
 def chat(key: str, *texts: str, images: int = 1) -> Sample:
-    """Stage 2's layout: a system prompt, then turns; the picture stands in the first."""
+    """Stage 2's layout: a system prompt, then turns; the image is in the first."""
     turns = [
         Turn(("user", "assistant")[i % 2], text, images if i == 0 else 0) for i, text in enumerate(texts)
     ]
@@ -72,27 +73,26 @@ def views(**settings) -> Views:
     """The three views of a sample; the directed token in those of image_order."""
     settings = {"context": 256, "too_long": "truncate"} | settings
     return Views(
-        tokenizer=Letters(), image_rows=SPEC.tokens, after_eos="published", seed=0, tasks=(IMAGE_ORDER, TEXT_ORDER),
+        tokenizer=Letters(), rows_of=FixedRows(SPEC.tokens), after_eos="published", seed=0, tasks=(IMAGE_ORDER, TEXT_ORDER),
         edits=((DRT, frozenset({"image_order"})),), **settings,
     )  # fmt: skip
 
 
-def packer(*, share: bool = True, reader=read64) -> Packer:
+def packer(*, share: bool = True) -> Packer:
     needs = tuple(need for term in TERMS for need in term.needs)
     return Packer(
-        reader=reader, image_rows=SPEC.tokens, image_size=SPEC.size, text_terms=("next_token", "text_order"),
-        needs=needs, terms=TERMS, share=share,
+        image=SPEC, text_terms=("next_token", "text_order"), needs=needs, terms=TERMS, share=share
     )  # fmt: skip
 
 
-def trees(samples: Sequence[Sample], pack: Packer, **settings) -> list[SizedSample]:
-    laid_out = views(**settings)
-    return [pack.tree(laid_out.fitting(sample, 0, Counter())) for sample in samples]
+def sized(samples: Sequence[Sample], packer: Packer, **settings) -> list[SizedSample]:
+    made = views(**settings)
+    return [packer.sized(made.fitting(sample, 0, Counter())) for sample in samples]
 
 
-def packed(samples: Sequence[Sample], *, share: bool = True, reader=read64) -> tuple[Batch, list[np.ndarray]]:
-    pack = packer(share=share, reader=reader)
-    return pack.pack(trees(samples, pack))
+def packed(samples: Sequence[Sample], *, share: bool = True) -> tuple[Batch, list[np.ndarray]]:
+    made = packer(share=share)
+    return pack(made, sized(samples, made))
 
 
 def objective(*, dtype: torch.dtype = torch.float64, backend: Backend | None = None) -> Objective:

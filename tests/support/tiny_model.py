@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,10 +17,12 @@ from lmmkit.api.sample import Image, Sample, View
 from lmmkit.attention.backends import Backend, Sdpa
 from lmmkit.attention.forest import roots
 from lmmkit.attention.schedule import AttentionSpec
-from lmmkit.data.packing import LaidOut, Packer
+from lmmkit.data.images import normalise
+from lmmkit.data.packing import LaidOut, Packer, SizedSample, read_images
+from lmmkit.model.connector import MlpConnector
 from lmmkit.model.decoder import Decoder, DecoderShape
 from lmmkit.model.vision import VisionShape, ViT
-from lmmkit.model.vlm import LMM, Connector
+from lmmkit.model.vlm import LMM
 from tests.support.hf_weights import scramble
 
 SPEC = ImageSpec(size=12, grid=(3, 3), width=16)
@@ -32,43 +35,48 @@ def tiny_lmm(
 ) -> LMM:
     """Random weights by a fixed seed, in eval mode."""
     backend = backend or Sdpa()
-    lmm = LMM(ViT(VISION, backend), Connector("mlp2x_gelu", SPEC.width, text.width), Decoder(text), backend)
+    lmm = LMM(ViT(VISION, backend), MlpConnector(SPEC.width, text.width), Decoder(text), backend)
     scramble(lmm, 0)
     return lmm.to(dtype).eval()
 
 
-def read(image: Image, shape: str) -> Tensor:
-    """A stub reader: noise by the path, the image's edit on it, in float32."""
-    noise = torch.Generator().manual_seed(zlib.crc32(f"{image.path} {shape}".encode()))
-    pixels_CXY = torch.randn(3, SPEC.size, SPEC.size, generator=noise)
+def read(image: Image, fit: str) -> Tensor:
+    """Returns the decoded image of a path that need not exist: noise, a function of path and fit."""
+    noise = torch.Generator().manual_seed(zlib.crc32(f"{image.path} {fit}".encode()))
+    return torch.randint(256, (3, SPEC.size, SPEC.size), generator=noise, dtype=torch.uint8)
+
+
+def pixels(image: Image, fit: str = "pad") -> Tensor:
+    """Returns the normalised and edited image that the encoder gets for what `read` returns."""
+    pixels_CXY = normalise(read(image, fit), SPEC)
     return pixels_CXY if image.edit is None else image.edit(pixels_CXY)
 
 
-def read64(image: Image, shape: str) -> Tensor:
-    return read(image, shape).double()
+def pack(packer: Packer, samples: Sequence[SizedSample]) -> tuple[Batch, list[np.ndarray]]:
+    """Packs samples, with the images that `read` returns."""
+    return packer.pack(samples, read_images(samples, read))
 
 
-def image(path: str) -> Span:
-    return Span(kind="image", n=SPEC.tokens, image=Image(path))
+def image(path: str, n: int = SPEC.tokens) -> Span:
+    return Span(kind="image", n=n, image=Image(path))
 
 
 def laid_out(*layout: Span, name: str = "main", supervised: bool = True, key: str = "s") -> LaidOut:
     return LaidOut(View(sample=Sample(key=key, turns=()), name=name, supervised=supervised), tuple(layout))
 
 
-def prompt(ids: Sequence[int], picture: str | None = None, at: int = 1) -> Layout:
-    """Text, and perhaps a picture `at` rows in."""
-    if picture is None:
+def prompt(ids: Sequence[int], name: str | None = None, at: int = 1) -> Layout:
+    """Returns text, with the image `name` after `at` rows if it is given."""
+    if name is None:
         return (text(ids, "user"),)
-    return tuple(s for s in (text(ids[:at], "user"), image(picture), text(ids[at:], "user")) if s.n)
+    return tuple(s for s in (text(ids[:at], "user"), image(name), text(ids[at:], "user")) if s.n)
 
 
-def packed(groups: Sequence[Sequence[Layout]], *, share: bool = True, reader=read) -> tuple[Batch, list]:
+def packed(groups: Sequence[Sequence[Layout]], *, share: bool = True) -> tuple[Batch, list]:
     """Layouts, those of a group in one tree, as a micro-batch without targets; and their rows."""
-    packer = Packer(reader=reader, image_rows=SPEC.tokens, image_size=SPEC.size, share=share)
-    return packer.pack(
-        [packer.tree([laid_out(*layout, supervised=False) for layout in group]) for group in groups]
-    )
+    packer = Packer(image=SPEC, share=share)
+    samples = [packer.sized([laid_out(*layout, supervised=False) for layout in group]) for group in groups]
+    return pack(packer, samples)
 
 
 def text_batch(prompts: Sequence[Sequence[int]]) -> Batch:

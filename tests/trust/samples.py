@@ -16,6 +16,7 @@ import lmmkit.errors
 from lmmkit.api.sample import Image, Sample, Turn
 from lmmkit.cli import app
 from lmmkit.data.chat_templates import lay_out
+from lmmkit.data.images import FixedRows
 from lmmkit.data.sampler import Sampler
 from lmmkit.data.text_tokenizers.choose import open_tokenizer
 from lmmkit.errors import LmmkitError, Problem
@@ -193,9 +194,9 @@ def layouts(home: Home) -> None:
         template="plain",
         image_fit="pad",
     )
-    tried(lambda: lay_out(good, tokenizer, image_rows=4, after_eos="evil"))  # type: ignore[arg-type]
-    tried(lambda: lay_out(replace(good, images=(Image("a"),)), tokenizer, image_rows=0))
-    tried(lambda: lay_out(replace(good, template="chatml"), tokenizer, image_rows=4))
+    tried(lambda: lay_out(good, tokenizer, rows_of=FixedRows(4), after_eos="evil"))  # type: ignore[arg-type]
+    tried(lambda: lay_out(replace(good, images=(Image("a"),)), tokenizer, rows_of=FixedRows(0)))
+    tried(lambda: lay_out(replace(good, template="chatml"), tokenizer, rows_of=FixedRows(4)))
     tried(lambda: Sampler({"a": 0}, {"a": 1.0, "b": -1.0}, 1))
     tried(lambda: Sampler({"a": 1}, {"a": 0.0}, 1))
 

@@ -10,6 +10,7 @@ import pytest
 
 from lmmkit.api.sample import Image, Sample, Turn
 from lmmkit.data.chat_templates import TEMPLATES, lay_out
+from lmmkit.data.images import FixedRows
 from lmmkit.data.text_tokenizers.choose import TextTokenizer, open_tokenizer
 from lmmkit.data.text_tokenizers.sentencepiece_tokenizer import SPACE, SentencePieceTokenizer
 from lmmkit.data.text_tokenizers.tiktoken_tokenizer import SPLIT
@@ -113,7 +114,7 @@ def _laid(tokenizer: TextTokenizer, template: str, words: str, ids_of: set[int])
     turns = (Turn("user", words, images=1), Turn("assistant", words))
     sample = Sample(key="k", turns=turns, images=(Image("a"),), template=template, image_fit="pad")
     try:
-        layout = lay_out(sample, tokenizer, image_rows=4)
+        layout = lay_out(sample, tokenizer, rows_of=FixedRows(4))
     except UserError:
         return None
     return Counter(i for span in layout for i in span.ids if i in ids_of)

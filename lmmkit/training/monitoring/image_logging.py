@@ -13,7 +13,8 @@ from lmmkit.api.model_info import ImageSpec
 from lmmkit.api.sample import View
 from lmmkit.attention.eager import attention_map
 from lmmkit.attention.interface import ALL, AttentionFn, Heads, Rotary, apply_rope
-from lmmkit.data.packing import LaidOut, Unreadable
+from lmmkit.data.packing import LaidOut, read_images
+from lmmkit.errors import UserError
 from lmmkit.objective import Objective
 from lmmkit.plan.prepare import Prepared
 
@@ -43,7 +44,7 @@ def stage_pictures(
             layout = pipeline.views.lay_out(view)
             try:
                 picture, map_XY = look(prepared, objective, stage, LaidOut(view, layout), device)
-            except Unreadable:  # the step used a replacement
+            except UserError:  # the step used a replacement
                 continue
             return out | {"attention/image": picture, "attention/response_to_image": overlay(picture, map_XY)}
     return out
@@ -59,10 +60,12 @@ def look(
     """
     layout = member.layout
     packer, spec, lmm = prepared.packer(stage), prepared.dims.image, objective.lmm
-    batch, (path,) = packer.pack([packer.tree([member])])
+    samples = [packer.sized([member])]
+    batch, (path,) = packer.pack(samples, read_images(samples, prepared.reader()))
     kind = np.repeat([s.kind == "image" for s in layout], [s.n for s in layout])
     supervised = np.repeat([s.supervised for s in layout], [s.n for s in layout])
-    image_row, row_R = path[np.flatnonzero(kind)[: spec.tokens]], path[np.flatnonzero(supervised)]
+    n = next(span.n for span in layout if span.kind == "image")
+    image_row, row_R = path[np.flatnonzero(kind)[:n]], path[np.flatnonzero(supervised)]
     batch = batch.to(device)
     see_RT = batch.forest.see()[row_R].to(device)
     maps: list[Tensor] = []

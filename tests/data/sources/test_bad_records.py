@@ -102,7 +102,7 @@ def test_stand_ins_are_the_same_with_workers_and_from_any_step(harmed):
         12,
         workers=2,
         worker_init=ignore_in_worker,
-        step_and_skipped=lambda i, bad: told.extend([i] * len(bad)),
+        on_skipped=lambda i, bad: told.extend([i] * len(bad)),
     )
     assert {i: [b.views for b in step] for i, step in enumerate(steps, 2)} == {
         i: alone[i] for i in range(2, 12)

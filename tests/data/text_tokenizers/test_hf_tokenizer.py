@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from lmmkit.api.sample import Image, Sample, Turn
 from lmmkit.data.chat_templates import default_template, lay_out, lay_out_prompt, response_end
+from lmmkit.data.images import FixedRows
 from lmmkit.data.text_tokenizers.choose import open_tokenizer
 from lmmkit.data.text_tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from lmmkit.data.text_tokenizers.tiktoken_tokenizer import CONTROLS, SPLIT, open_tiktoken
@@ -271,7 +272,7 @@ def test_templates_equal_apply_chat_template(name, jinja, talk, request):
     hostile = any("<|" in text for _, text in talk)
     turns = tuple(Turn(role, text) for role, text in talk)
     sample = Sample(key="k", turns=turns, images=(), template=template, image_fit="pad")
-    layout = lay_out(sample, ours, image_rows=4)
+    layout = lay_out(sample, ours, rows_of=FixedRows(4))
     ids = [i for span in layout for i in span.ids]
     said = [{"role": role, "content": text} for role, text in talk]
     if not hostile:  # theirs reads control tokens out of what a user writes
@@ -279,7 +280,7 @@ def test_templates_equal_apply_chat_template(name, jinja, talk, request):
         prompt = lay_out_prompt(
             Sample(key="k", turns=turns[:-1], images=(), template=template, image_fit="pad"),
             ours,
-            image_rows=4,
+            rows_of=FixedRows(4),
         )
         assert [i for span in prompt for i in span.ids] == theirs.apply_chat_template(
             said[:-1], chat_template=jinja, add_generation_prompt=True, return_dict=False
@@ -295,7 +296,7 @@ def test_images_stand_before_the_question(qwen):
     turns = (Turn("user", "what", images=2), Turn("assistant", "that"))
     images = (Image("a"), Image("b"))
     sample = Sample(key="k", turns=turns, images=images, template="chatml", image_fit="pad")
-    kinds = [(span.kind, span.n) for span in lay_out(sample, ours, image_rows=4)]
+    kinds = [(span.kind, span.n) for span in lay_out(sample, ours, rows_of=FixedRows(4))]
     assert [n for kind, n in kinds if kind == "image"] == [4, 4]
 
 
@@ -304,11 +305,11 @@ def test_templates_without_a_first_token(template, qwen):
     ours = open_tokenizer(qwen)
     turns = (Turn("user", "what", images=1), Turn("assistant", "that"))
     sample = Sample(key="k", turns=turns, images=(Image("a"),), template=template, image_fit="pad")
-    layout = lay_out(sample, ours, image_rows=4)
+    layout = lay_out(sample, ours, rows_of=FixedRows(4))
     assert layout[0].role != "bos" and any(span.supervised for span in layout)
 
 
 def test_a_template_whose_tokens_are_not_there_is_told(llama2):
     sample = Sample(key="k", turns=(Turn("user", "x"),), images=(), template="chatml", image_fit="pad")
     with pytest.raises(UserError, match=r"<\|im_start\|>.*plain, vicuna_v1"):
-        lay_out(sample, SentencePieceTokenizer.open(llama2 / "tokenizer.model"), image_rows=4)
+        lay_out(sample, SentencePieceTokenizer.open(llama2 / "tokenizer.model"), rows_of=FixedRows(4))

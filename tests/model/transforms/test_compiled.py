@@ -17,7 +17,6 @@ from lmmkit.runs.run_folder import RunFolder
 from lmmkit.training.run import train
 from tests.support import local_ranks, paper_objective
 from tests.support.plain_twins import off, show
-from tests.support.tiny_model import read
 
 SAMPLES = (*paper_objective.CAPTIONS, *paper_objective.CHATS)
 
@@ -101,7 +100,7 @@ def test_a_machine_that_cannot_compile_is_told_so(monkeypatch, tiny, tmp_path):
 def test_inductor_says_the_same(monkeypatch):
     torch.compiler.reset()
     made = paper_objective.objective(dtype=torch.float32)
-    batches = [paper_objective.packed(samples, reader=read)[0] for samples in (SAMPLES, SAMPLES[2:])]
+    batches = [paper_objective.packed(samples)[0] for samples in (SAMPLES, SAMPLES[2:])]
     want = figures(made, batches, Speed())
     assert_same(figures(made, batches, Speed(compile=True)), want, 1e-5)
 

@@ -14,10 +14,10 @@ from lmmkit.model.transforms import lora
 from lmmkit.model.transforms.frozen_bf16 import narrow_matrices
 from lmmkit.objective import Objective
 from tests.support import paper_objective
-from tests.support.tiny_model import TEXT, read
+from tests.support.tiny_model import TEXT
 
 PARTS = ("vision", "connector", "decoder")
-BATCH, _ = paper_objective.packed(paper_objective.CHATS, reader=read)
+BATCH, _ = paper_objective.packed(paper_objective.CHATS)
 OPTIONS = {"r": 3, "alpha": 6.0, "dropout": 0.0, "targets": lora.TARGETS, "seed": 0}
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lmmkit import build
+from lmmkit.data.packing import read_images
 from lmmkit.plan.prepare import prepare
 from lmmkit.training.run import train
 
@@ -44,10 +45,11 @@ def test_a_source_s_loss_is_that_of_its_samples_alone(tiny):
     for k in pipeline_positions(pipeline, 1):
         source, epoch, row = pipeline.order.at(k)
         members = pipeline.views.fitting(pipeline.sources[source][row], epoch, Counter())
-        by_source.setdefault(source, []).append(pipeline.packer.tree(members, source))
+        by_source.setdefault(source, []).append(pipeline.packer.sized(members, source))
     assert set(by_source) == {"questions", "captions"}
-    for source, trees in by_source.items():
-        alone = objective(pipeline.packer.pack(trees)[0])
+    for source, samples in by_source.items():
+        images = read_images(samples, pipeline.reader)
+        alone = objective(pipeline.packer.pack(samples, images)[0])
         assert float(mixed[f"loss/{source}"]) == pytest.approx(float(alone.sums["next_token"]), rel=1e-5)
 
 

@@ -17,7 +17,7 @@ import transformers as hf
 import lmmkit
 from lmmkit.api.sample import Image, Sample, Turn
 from lmmkit.data.chat_templates import lay_out_prompt
-from lmmkit.data.images import normalise, read_image
+from lmmkit.data.images import FixedRows, normalise, read_image
 from lmmkit.import_export import export_model, import_model
 from lmmkit.inference.chat_model import ChatModel
 from lmmkit.recipe import read_text
@@ -48,7 +48,7 @@ class Exported:
             image_fit=chat.image_fit,
         )  # fmt: skip
         rows = self.ours.tokens.image_rows
-        layout = lay_out_prompt(sample, self.ours.prepared.tokenizer, image_rows=rows)
+        layout = lay_out_prompt(sample, self.ours.prepared.tokenizer, rows_of=FixedRows(rows))
         return [i for span in layout for i in (span.ids or [self.ours.tokens.image_token] * span.n)]
 
 
@@ -146,7 +146,9 @@ def test_a_conversation_in_its_template(name, request, tmp_path):
     turns = (Turn("user", "a b"), Turn("assistant", "5  5\n5"), Turn("user", "a  mat?"))
     chat, ours = model.ours.prepared.recipe.model.chat, model.ours.prepared.tokenizer
     sample = Sample(key="a", turns=turns, template=chat.template)
-    layout = lay_out_prompt(sample, ours, image_rows=9, after_eos="hf437")  # as transformers now has it
+    layout = lay_out_prompt(
+        sample, ours, rows_of=FixedRows(9), after_eos="hf437"
+    )  # as transformers now has it
     want = [i for span in layout for i in span.ids]
     said = [{"role": turn.role, "content": turn.text} for turn in turns]
     options = {"add_generation_prompt": True, "return_dict": False}

@@ -1,0 +1,43 @@
+"""Connectors: map the encoder's tokens of an image to the rows that the image takes in the decoder.
+
+A connector is a class and a line in `CONNECTORS`. `ConnectorConfig` in the recipe names the same kinds.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class Connector(nn.Module):
+    """Maps [I, N, vision width] to [I, rows, decoder width]."""
+
+    @staticmethod
+    def rows(grid: tuple[int, int]) -> int:
+        """Returns the rows of an image whose encoder output is a grid (height, width): one for each token."""
+        return grid[0] * grid[1]
+
+
+class LinearConnector(Connector):
+    """Applies one linear layer."""
+
+    def __init__(self, n_in: int, n_out: int):
+        super().__init__()
+        self.first = nn.Linear(n_in, n_out)
+
+    def forward(self, x_IND: Tensor) -> Tensor:
+        return self.first(x_IND)
+
+
+class MlpConnector(Connector):
+    """Applies two linear layers with an exact GELU between them, as LLaVA-1.5 does."""
+
+    def __init__(self, n_in: int, n_out: int):
+        super().__init__()
+        self.first = nn.Linear(n_in, n_out)
+        self.second = nn.Sequential(nn.GELU(), nn.Linear(n_out, n_out))
+
+    def forward(self, x_IND: Tensor) -> Tensor:
+        return self.second(self.first(x_IND))
+
+
+CONNECTORS: dict[str, type[Connector]] = {"linear": LinearConnector, "mlp2x_gelu": MlpConnector}

@@ -1,0 +1,67 @@
+"""Views of a sample: their names, their rows, and the length policy."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from lmmkit.api.layout import row_count
+from lmmkit.api.sample import Image, View
+from lmmkit.errors import UserError
+from tests.support.paper_objective import CAPTIONS, CHATS, views
+from tests.support.tiny_model import SPEC
+
+CAPTION, CHAT = CAPTIONS[0], CHATS[0]
+ROWS = row_count(views().lay_out(View(sample=CAPTION)))
+
+
+def rows_by_name(image: Image) -> int:
+    return {"/d0.png": 5, "/d1.png": 2}[image.path]
+
+
+def test_the_main_view_is_first_and_tasks_name_theirs():
+    found = views().of(CAPTION, 0)
+    assert [view.name for view in found] == ["main", "image_order", "text_order"]
+    assert found[0].sample == CAPTION and found[0].supervised
+    assert views().of(CAPTION, 0) == found != views().of(CAPTION, 1)
+
+
+def test_learned_tokens_are_inserted_into_their_views_alone():
+    found = {m.view.name: m.layout for m in views().fitting(CAPTION, 0, Counter())}
+    owners = {
+        name: [span.owner for span in layout if span.kind == "learned"] for name, layout in found.items()
+    }
+    assert owners == {"main": [], "image_order": ["directed_token"], "text_order": []}
+
+
+def test_each_image_takes_the_rows_that_rows_of_gives():
+    two = replace(
+        CHAT,
+        images=(Image("/d0.png"), Image("/d1.png")),
+        turns=(replace(CHAT.turns[0], images=2), CHAT.turns[1]),
+    )
+    made, view = replace(views(), rows_of=rows_by_name), View(sample=two)
+    assert [span.n for span in made.lay_out(view) if span.kind == "image"] == [5, 2]
+    asked = replace(view, sample=replace(two, turns=two.turns[:1]))
+    assert [span.n for span in made.prompt(asked) if span.kind == "image"] == [5, 2]
+
+
+def test_a_view_that_is_too_long_is_refused_cut_or_left_out():
+    def kept(too_long: str, context: int) -> tuple[list[tuple[str, int]], Counter[str]]:
+        dropped: Counter[str] = Counter()
+        members = views(too_long=too_long, context=context).fitting(CAPTION, 0, dropped)
+        return [(m.view.name, row_count(m.layout)) for m in members], dropped
+
+    assert kept("error", 256)[0][0] == ("main", ROWS)
+    with pytest.raises(UserError) as error:
+        kept("error", ROWS - 1)
+    assert [p.code for p in error.value.problems] == ["data/too-long"] and "`main`" in str(error.value)
+    members, dropped = kept("truncate", ROWS - 1)
+    assert dict(members)["main"] == ROWS - 1 and dropped["truncated"] == 3
+    assert kept("drop", ROWS - 1) == ([], {"too_long": 3})
+
+
+def test_a_supervised_view_without_a_target_is_left_out():
+    dropped: Counter[str] = Counter()
+    members = views(context=SPEC.tokens + 1).fitting(CAPTION, 0, dropped)  # the answer is cut off
+    assert "main" not in {m.view.name for m in members} and dropped["no_target"] >= 1
