@@ -76,19 +76,19 @@ def test_every_message_is_complete(produced):
         assert problem.hint[-1] in ".?`)}", problem
 
 
-# A recipe or an order made in Python has no file; arguments are called as the command's help calls them.
-PLACELESS = {
-    "recipe/wrong-type", "data/unknown-source", "recipes/unknown-recipe", "chat/control-tokens", "sampler/empty-source", "sampler/unknown-source", "sampler/weights",
-    "model/vocab", "chat/learned-tokens",
+# A recipe or a sampler made in Python has no file; arguments have the names of the command's help.
+WITHOUT_FILE = {
+    "recipe/wrong-type", "data/unknown-source", "recipes/unknown-recipe", "chat/control-tokens", "model/vocab",
+    "sampler/empty-source", "sampler/unknown-source", "sampler/weights", "chat/learned-tokens",
 }  # fmt: skip
 
 
-def test_a_place_names_a_file_an_option_or_a_sample(produced):
+def test_where_names_a_file_an_option_or_a_sample(produced):
     marks = ("/", ".yaml", ".json", "--", "sample ", "step ")
     bare = {
         p.code for several in produced.values() for p in several if not any(mark in p.where for mark in marks)
     }  # fmt: skip
-    assert not bare - PLACELESS
+    assert not bare - WITHOUT_FILE
 
 
 def test_a_hint_names_the_nearest_name_or_lists_a_few():
