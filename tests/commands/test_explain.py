@@ -64,7 +64,9 @@ def test_markup_in_a_text_is_printed_not_obeyed(monkeypatch):
     assert "A [red]list[/] of [a]." in words(run("explain"))
 
 
-@pytest.mark.parametrize("typed", ["weights/mising-tensors", "weihgts/missing-tensors", "weight/missing-tensors"])
+@pytest.mark.parametrize(
+    "typed", ["weights/mising-tensors", "weihgts/missing-tensors", "weight/missing-tensors"]
+)
 def test_an_unknown_code_is_refused_with_the_nearest(typed):
     text = run("explain", typed, code=2)
     assert "explain/unknown-code" in text and "Did you mean `weights/missing-tensors`?" in text

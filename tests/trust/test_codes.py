@@ -16,8 +16,8 @@ TESTS = Path(__file__).resolve().parent.parent
 PACKAGE = TESTS.parent / "lmmkit"
 HEAD = """# Error codes
 
-Every message ends with its code, and `lmmkit explain CODE` prints this table's line for it. All problems are printed
-at once. Exit code 2: the input is wrong; 3: the machine is. `{...}` stands for what a message fills in.
+Every message ends with a code, and `lmmkit explain CODE` prints the line of this table. A command prints all problems at
+once. Its exit code is 2 if the input is wrong, and 3 if the machine is. A message has values in the place of `{...}`.
 `LMMKIT_WRITE_ERRORS=1 pytest tests/trust/test_codes.py` rewrites this page from `lmmkit/errors/`.
 
 | code | cause | expected | hint |
