@@ -109,9 +109,9 @@ def test_a_plugin_with_an_unknown_hook_does_not_make_others_fail(tmp_path):
     (tmp_path / "typo.py").write_text(f"{HOOKIMPL}def lmmkit_loged(step): pass\n")
     (tmp_path / "args.py").write_text(f"{HOOKIMPL}def lmmkit_logged(steps): pass\n")
     observers = {"typo.py": "first", "args.py": "second"}
-    where = {"text_order": "third"}
+    good = {"text_order": "text_order"}
     with pytest.raises(UserError) as error:
-        open_registry(where, where=where, observers=observers, base=tmp_path, trust_files=True)
+        open_registry(good, where=good, observers=observers, base=tmp_path, trust_files=True)
     first, second = error.value.problems
     assert (first.code, first.where, second.code, second.where) == (
         "plugin/bad-hook", "first", "plugin/bad-hook", "second",

@@ -52,17 +52,17 @@ def settings(recipe: Recipe, instances: Instances, dims: Dims) -> list[Problem]:
 def losses(recipe: Recipe, instances: Instances) -> list[Problem]:
     """Returns the problems of `losses`: weights of instances that are not terms, and terms without a weight
     in any stage."""
-    problems, weighed = [], set()
+    problems, weighted = [], set()
     terms = list(instances.terms)
     for stage, section in recipe.stages.items():
         for name in section.losses:
-            weighed.add(name)
+            weighted.add(name)
             component = instances.components.get(name)
             if component is not None and not isinstance(component, Term):
                 where, got = recipe.where(f"stages.{stage}.losses.{name}"), f"`{name}`, a token strategy"
                 problems.append(NOT_A_TERM.at(where, got=got, nearest=did_you_mean(name, terms)))
     for name in terms:
-        if name not in weighed:
+        if name not in weighted:
             where, got = recipe.where(f"plugins.{name}"), f"`{name}` without a weight"
             problems.append(NO_WEIGHT.at(where, got=got, name=name))
     return problems
@@ -73,13 +73,16 @@ def needs(recipe: Recipe, instances: Instances, plan: StagePlan, dims: Dims) -> 
     problems = []
     views = {"main", *(task.name for task in plan.tasks)}
     provided = {
-        m: s.name for s in instances.components.values() if isinstance(s, TokenStrategy) for m in s.provides
+        token: s.name
+        for s in instances.components.values()
+        if isinstance(s, TokenStrategy)
+        for token in s.provides
     }
     for term in plan.terms:
         where = recipe.where(f"plugins.{term.name}")
         for need in term.needs:
             problems += _need(where, term, need, views, provided, dims)
-        if isinstance(term, AuxTask) and not term.text_loss and not _reads_own(term):
+        if isinstance(term, AuxTask) and not term.text_loss and not _reads_own_view(term):
             problems.append(UNREAD_VIEW.at(where, got=f"views of `{term.name}`, which no term reads"))
     masses = {need.k for need in plan.needs if isinstance(need, AttnMass)}
     if len(masses) > 1:
@@ -106,7 +109,7 @@ def _need(
     return problems
 
 
-def _reads_own(term: Term) -> bool:
+def _reads_own_view(term: Term) -> bool:
     return any(selector(need).view == term.name for need in term.needs)
 
 
@@ -140,7 +143,7 @@ def reach(recipe: Recipe, instances: Instances, plan: StagePlan) -> list[Problem
                 select.token_name is None and not isinstance(need, AttnMass)
             ):
                 continue
-            if not _sees_image(plan, need):
+            if not _attends_to_image(plan, need):
                 where = recipe.where(f"plugins.{term.name}")
                 what = f"token `{select.token_name}`" if select.token_name else "rows"
                 got = f"`{term.name}` reads {what} before the image, which cannot attend to the image"
@@ -160,7 +163,7 @@ def probe_layout() -> Layout:
     )
 
 
-def _sees_image(plan: StagePlan, need: Need) -> bool:
+def _attends_to_image(plan: StagePlan, need: Need) -> bool:
     select = selector(need)
     view = View(sample=PROBE, name=select.view)
     edits = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, Field, dataclass
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -24,7 +24,7 @@ class Instances:
 
     registry: Registry
     components: Mapping[str, Component]
-    unreachable: frozenset[str]  # instances that may read rows which attend to no image
+    unreachable: frozenset[str]  # instances that may read rows which cannot attend to an image
 
     @property
     def terms(self) -> dict[str, Term]:
@@ -53,20 +53,20 @@ def build_instances(recipe: Recipe, *, trust_files: bool = False) -> Instances:
     built = {}
     for name, raw in recipe.plugins.items():
         cls = registry.components[name].cls
-        own = {key: value for key, value in raw.items() if key not in CORE_KEYS}
+        settings = {key: value for key, value in raw.items() if key not in CORE_KEYS}
         try:
-            built[name] = build_component(cls, name, own)
+            built[name] = build_component(cls, name, settings)
         except ValidationError as error:
             # one problem per key: pydantic reports each member of a union separately
             kinds = {str(detail["loc"][0]): detail["type"] for detail in error.errors()}
             problems += [_problem(recipe, name, cls, key, kind) for key, kind in kinds.items()]
     raise_all(problems)
-    free = frozenset(name for name, raw in recipe.plugins.items() if raw.get("allow_unreachable") is True)
-    return Instances(registry, built, free)
+    unreachable = [name for name, raw in recipe.plugins.items() if raw.get("allow_unreachable") is True]
+    return Instances(registry, built, frozenset(unreachable))
 
 
-def build_component(cls: type[Component], name: str, own: Mapping[str, object]) -> Component:
-    """Returns a component with the settings `own`. Strict types; raises pydantic's `ValidationError`."""
+def build_component(cls: type[Component], name: str, settings: Mapping[str, object]) -> Component:
+    """Returns a component with these settings. Types are strict. Raises pydantic's `ValidationError`."""
     annotated: dict[str, Any] = {
         f.name: (f.type if not isinstance(f.type, str) else _hints(cls)[f.name], _default(f))
         for f in setting_fields(cls)
@@ -74,8 +74,8 @@ def build_component(cls: type[Component], name: str, own: Mapping[str, object]) 
     form = create_model(
         f"{cls.__name__}Settings", __config__=ConfigDict(extra="forbid", strict=True), **annotated
     )
-    lists_as_tuples = {key: tuple(value) if isinstance(value, list) else value for key, value in own.items()}
-    checked = TypeAdapter(form).validate_python(lists_as_tuples)
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+    checked = TypeAdapter(form).validate_python(values)
     return cls(name=name, **{f.name: getattr(checked, f.name) for f in setting_fields(cls)})
 
 
@@ -83,9 +83,7 @@ def _hints(cls: type) -> dict[str, object]:
     return get_type_hints(cls)
 
 
-def _default(f) -> object:
-    from dataclasses import MISSING
-
+def _default(f: Field) -> object:
     return ... if f.default is MISSING else f.default
 
 

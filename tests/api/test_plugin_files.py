@@ -1,4 +1,4 @@
-"""Local plugin files: loaded once, and again in processes that never saw them."""
+"""Local plugin files: loaded once in each process, also in data workers."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def file(tmp_path):
 
 
 def _forget():
-    """What a fresh process would not have."""
+    """Removes the modules that a new process would not have."""
     for name in [name for name in sys.modules if name.startswith("lmmkit_file_")]:
         del sys.modules[name]
 

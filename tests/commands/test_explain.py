@@ -64,15 +64,17 @@ def test_markup_in_a_text_is_printed_not_obeyed(monkeypatch):
     assert "A [red]list[/] of [a]." in words(run("explain"))
 
 
-@pytest.mark.parametrize("typed", ["weights/mising", "weihgts/missing", "weight/missing"])
+@pytest.mark.parametrize(
+    "typed", ["weights/mising-tensors", "weihgts/missing-tensors", "weight/missing-tensors"]
+)
 def test_an_unknown_code_is_refused_with_the_nearest(typed):
     text = run("explain", typed, code=2)
     assert "explain/unknown-code" in text and "Did you mean `weights/missing-tensors`?" in text
 
 
 def test_a_code_unlike_any_other_is_answered_with_those_of_its_kind():
-    text = run("explain", "speak/xyzzy", code=2)
-    assert "Known: chat/learned-tokens, chat/too-long." in text and "weights/" not in text
+    text = run("explain", "log/xyzzy", code=2)
+    assert "Known: log/cannot-write, log/no-step." in text and "weights/" not in text
 
 
 def test_it_needs_no_torch():

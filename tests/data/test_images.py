@@ -214,8 +214,8 @@ def big_png(width: int, height: int) -> bytes:
 def test_bombs_and_slivers(tmp_path):
     path = tmp_path / "big.png"
     cases = [
-        (50_000, 50_000, "size"), (11_000, 11_000, "size"), (8_000, 5_001, "size"),
-        (20_000, 2_000, "size"), (60_000, 1, "shape"), (1, 300, "shape"),
+        (50_000, 50_000, "too-large"), (11_000, 11_000, "too-large"), (8_000, 5_001, "too-large"),
+        (20_000, 2_000, "too-large"), (60_000, 1, "aspect-ratio"), (1, 300, "aspect-ratio"),
     ]  # fmt: skip
     begin = time.perf_counter()
     for width, height, code in cases:
@@ -290,7 +290,11 @@ def test_an_image_in_a_larger_file(tmp_path):
     assert torch.equal(read_image(there, SPEC, "pad"), read_image(tmp_path / "a.png", SPEC, "pad"))
     reader = ImageReader(SPEC, cache_mb=1)
     assert torch.equal(reader(there, "pad"), read_image(there, SPEC, "pad"))
-    for part, code in (((6, MAX_BYTES + 1), "size"), ((6, len(data) + 99), "broken"), ((0, 20), "format")):
+    for part, code in (
+        ((6, MAX_BYTES + 1), "too-large"),
+        ((6, len(data) + 99), "damaged"),
+        ((0, 20), "format"),
+    ):
         with pytest.raises(UserError) as error:
             read_image(Image(there.path, part=part), SPEC, "pad")
         assert error.value.problems[0].code == f"image/{code}"

@@ -90,14 +90,14 @@ def test_far_positions_cost_no_walk():
 
 def test_bad_weights():
     cases = [
-        ({"a": 3}, {"b": 1.0}, "source"), ({"a": 0}, {"a": 1.0}, "empty"), ({"a": 3}, {}, "weight"),
-        ({"a": 3}, {"a": 0.0}, "weight"), ({"a": 3}, {"a": -1.0}, "weight"),
-        ({"a": 3}, {"a": float("nan")}, "weight"), ({"a": 3}, {"a": float("inf")}, "weight"),
+        ({"a": 3}, {"b": 1.0}, "unknown-source"), ({"a": 0}, {"a": 1.0}, "empty-source"), ({"a": 3}, {}, "weights"),
+        ({"a": 3}, {"a": 0.0}, "weights"), ({"a": 3}, {"a": -1.0}, "weights"),
+        ({"a": 3}, {"a": float("nan")}, "weights"), ({"a": 3}, {"a": float("inf")}, "weights"),
     ]  # fmt: skip
     for sizes, weights, code in cases:
         with pytest.raises(UserError) as error:
             Sampler(sizes, weights, 0)
-        assert error.value.problems[0].code == f"order/{code}"
+        assert error.value.problems[0].code == f"sampler/{code}"
 
 
 def test_sample_rng_is_keyed_by_all_its_parts():

@@ -1,4 +1,4 @@
-"""Plans: what is on, what is off and why, and every combination that is refused."""
+"""Plans: what is on, what is off with the reason, and every combination that is refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.conftest import DIRECT, PLAIN
 
 
 def problems(tiny, *overrides: str, **kwargs) -> dict[str, str]:
-    """code -> where, of everything wrong."""
+    """Returns the place of each problem, by code."""
     with pytest.raises(UserError) as error:
         prepare(tiny(*overrides), **kwargs)
     return {p.code: p.where for p in error.value.problems}
@@ -48,27 +48,27 @@ def test_a_weight_scheduled_from_zero_is_built(tiny):
     assert plan.weights["image_order"].at(0) == 0 and plan.weights["image_order"].at(0.25) == 0.5
 
 
-def test_a_token_before_the_response_stands_in_every_view_and_in_inference(tiny):
+def test_a_token_before_the_response_is_in_every_view_and_in_inference(tiny):
     plan = prepare(
         tiny("plugins.directed_token.place=before_response", "plugins.image_order.allow_unreachable=false")
     ).plans["finetune"]
     assert plan.strategies[0][1] is None and plan.inference_plugins == ("directed_token",)
 
 
-def test_a_token_its_reader_can_never_see_through_is_refused_unless_allowed(tiny):
+def test_a_token_that_cannot_attend_to_the_image_is_refused_unless_allowed(tiny):
     found = problems(tiny, "plugins.directed_token.place=start")
     assert set(found) == {"plan/unreachable"}
     allowed = tiny("plugins.directed_token.place=start", "plugins.image_order.allow_unreachable=true")
     assert prepare(allowed).plans["pretrain"].inference_plugins == ("directed_token",)
 
 
-def test_a_mark_no_strategy_provides(tiny):
+def test_a_token_that_no_strategy_provides(tiny):
     text = DIRECT.replace("  directed_token: {place: end}\n", "")
     with pytest.raises(UserError, match="`image_order` reads token `drt`, which no plugin provides"):
         prepare(tiny(text=text))
 
 
-def test_a_token_nobody_reads(tiny):
+def test_a_token_that_no_term_reads(tiny):
     assert set(problems(tiny, "plugins.image_order.read=visual")) == {"plan/unread-token"}
 
 
@@ -79,7 +79,7 @@ def test_visual_reading_needs_no_token(tiny):
     assert prepare(tiny(text=text)).plans["pretrain"].strategies == ()
 
 
-def test_unknown_plugins_and_settings_are_told_together_with_their_lines(tiny):
+def test_an_unknown_plugin_is_reported_with_its_line(tiny):
     text = DIRECT.replace("text_order:     {}", "text_ordr:      {}").replace("{grid: 3", "{gird: 3")
     text = text.replace("text_order: 1.0", "text_ordr: 1.0")
     with pytest.raises(UserError) as error:
@@ -92,7 +92,7 @@ def test_unknown_plugins_and_settings_are_told_together_with_their_lines(tiny):
     )
 
 
-def test_every_wrong_setting_is_told_at_once(tiny):
+def test_all_wrong_settings_are_reported_together(tiny):
     found = problems(
         tiny, "plugins.image_order={gird: 3, permutations: many}", "plugins.directed_token.place=ennd",
         "plugins.guided_loss.layers=[0, 9]", "data.captions.records=absent.json",
@@ -116,7 +116,7 @@ def test_a_strategy_has_no_weight_and_a_term_must_have_one(tiny):
     assert set(problems(tiny, *losses)) == {"plan/no-weight"}
 
 
-def test_a_bad_setting_is_told_once_with_its_choices(tiny):
+def test_a_bad_setting_is_reported_once_with_its_choices(tiny):
     with pytest.raises(UserError) as error:
         prepare(tiny("plugins.directed_token.place=ennd", "plugins.guided_loss.layers=[0, x]"))
     place, layers = error.value.problems
@@ -135,11 +135,11 @@ def test_a_bad_setting_is_told_once_with_its_choices(tiny):
         (list[Literal["a", "b"]], "a list of one of a, b"),
     ],
 )
-def test_types_in_words(hint, words):
+def test_types_as_text(hint, words):
     assert type_text(hint) == words
 
 
-def test_without_terms_only_the_plugins_spoken_through_are_opened(tiny):
+def test_without_terms_only_the_plugins_of_inference_are_opened(tiny):
     text = DIRECT.replace("text_order:     {}", "text_ordr:      {}").replace(
         "text_order: 1.0", "text_ordr: 1.0"
     )
@@ -230,7 +230,7 @@ def test_the_length_policies(tiny):
     )
 
 
-def test_a_folder_that_several_sources_lack_is_told_once(tiny):
+def test_a_folder_that_several_sources_lack_is_reported_once(tiny):
     changes = [f"data.{name}.images=nowhere" for name in ("captions", "questions")]
     with pytest.raises(UserError) as error:
         prepare(tiny(*changes))

@@ -1,4 +1,4 @@
-"""The paper's parts: permutations, views, values and what their settings mean."""
+"""The paper's plugins: permutations, views, values, and the meaning of their settings."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_greedy_choice_keeps_permutations_farther_apart():
     assert least(permutations(9, 24, 0, "hamming")) > least(permutations(9, 24, 0, "seed"))
 
 
-def test_all_permutations_but_the_identity_can_be_had():
+def test_all_permutations_but_the_identity_can_be_chosen():
     assert len(permutations(3, 5, 0, "seed")) == 5 and len(permutations(3, 5, 0, "hamming")) == 5
 
 
@@ -53,12 +53,12 @@ def test_the_shuffle_moves_whole_tiles_and_undoes():
     pixels = torch.arange(3 * 6 * 6.0).view(3, 6, 6)
     shuffle = Shuffle(3, (4, 0, 1, 2, 3, 5, 6, 8, 7))
     shuffled = shuffle(pixels)
-    assert torch.equal(shuffled[:, :2, :2], pixels[:, 2:4, 2:4]), "tile 4 stands at place 0"
+    assert torch.equal(shuffled[:, :2, :2], pixels[:, 2:4, 2:4]), "tile 4 is at position 0"
     assert torch.equal(shuffle.undo()(shuffled), pixels)
     assert hash(shuffle) == hash(Shuffle(3, shuffle.order))
 
 
-def test_image_order_derives_one_view_of_the_first_picture():
+def test_image_order_derives_one_view_of_the_first_image():
     task = ImageOrder(name="order", grid=3, permutations=24)
     (view,) = task.views(SAMPLE, rng())
     assert view.sample.turns == SAMPLE.turns and not view.supervised
@@ -96,7 +96,7 @@ def test_text_order_shuffles_words_of_the_first_response_only():
     assert sorted(words.split()) == sorted(answer.text.split()) and words.split() != answer.text.split()
 
 
-def test_text_order_skips_what_has_no_order_and_redraws_the_identity():
+def test_text_order_skips_texts_of_one_word_and_redraws_the_identity():
     def turns(text):
         return Sample(key="s", turns=(Turn("user", "q"), Turn("assistant", text)))
 
@@ -115,19 +115,19 @@ def test_text_order_scores_the_exact_sentence_and_knows_chance():
 
 
 def guided_ctx(loss: GuidedLoss, alpha: list[float], views: list[int], uniform: list[float]) -> Ctx:
-    """A context over a packed document of ten rows, queries at rows 5 and on."""
+    """Returns a context over ten packed rows, with queries from row 5 on."""
     row_Q = torch.arange(5, 5 + len(alpha))
-    pick = RowGather(row_Q, torch.tensor(views), torch.tensor(uniform))
+    gather = RowGather(row_Q, torch.tensor(views), torch.tensor(uniform))
     empty = torch.empty(0, dtype=torch.int64)
     spec = AttentionSpec(roots([10]), torch.zeros(10, dtype=torch.bool), row_Q)
     batch = Batch(
         attention=spec, last=spec, id_T=empty, scatters=(), pixels_ICXY=torch.empty(0), predict=RowGather(empty, empty),
-        target_S=empty, term_S=empty, text_terms=("next_token",), gathers={loss.needs[0]: pick},
+        target_S=empty, term_S=empty, text_terms=("next_token",), gathers={loss.needs[0]: gather},
     )  # fmt: skip
     return Ctx("g", batch, {loss.needs[0]: torch.tensor(alpha)}, None)
 
 
-def test_guided_loss_readings_of_alpha_and_mean():
+def test_guided_loss_settings_alpha_and_mean():
     alpha, views, uniform = [0.5, 0.25, 0.9], [0, 0, 1], [3 / 6, 3 / 7, 3 / 8]
     token = GuidedLoss(name="g")
     ctx = guided_ctx(token, alpha, views, uniform)

@@ -1,4 +1,4 @@
-"""Recipes that would run code, open what is not theirs, or never end."""
+"""Recipes that try to run code, to open files outside the run, or to never end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TRAIN = ["train", "recipe.yaml", "--out", "out"]
 
 
 def artefacts() -> Iterator[Artefact]:
-    """All of them."""
+    """Yields all hostile recipes."""
     for name, (old, new, says) in EDITS.items():
         yield Artefact(f"recipe {name}", _edited(old, new), says=says)
     for name, text in WHOLE.items():
@@ -44,7 +44,7 @@ def _whole(text: str | bytes) -> Callable[[Home], list[object]]:
     return spoil
 
 
-# old text, new text, what the message names
+# old text, new text, what the message contains
 EDITS = {
     "python/object/apply": ("seed: 5", "seed: !!python/object/apply:os.system ['SHELL']", "recipe/tag"),
     "python/object/new": ("seed: 5", "seed: !!python/object/new:os.system ['SHELL']", "recipe/tag"),
@@ -119,7 +119,7 @@ WHOLE = {
 ACCEPTED = {
     "absurd depth": ("depth: 1,", "depth: 1000000000,"),
     "absurd width": ("width: 16, depth: 1, heads: 2", "width: 1000000000, depth: 1, heads: 2"),
-    "absurd picture": ("image_size: 24", "image_size: 8000000"),
+    "absurd image size": ("image_size: 24", "image_size: 8000000"),
     "absurd context": ("context: 256", "context: 4000000000000"),
     "absurd batch": ("samples: 2", "samples: 1000000000000"),
     "absurd steps": ("steps: 2}", "steps: 1000000000000000}"),

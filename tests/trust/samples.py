@@ -1,4 +1,4 @@
-"""Things that are wrong, of every kind that another test does not have: what they say is collected."""
+"""Samples of wrong input, for each error code that no other test names. Their problems are collected."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class Masses(Loss):
         return ctx[self.needs[0]].sum()
 
 @dataclass(frozen=True, kw_only=True)
-class Elsewhere(Loss):
-    needs = (HiddenAt(Select(view="elsewhere", token_name="nobody")),)
+class NoView(Loss):
+    needs = (HiddenAt(Select(view="nowhere", token_name="nobody")),)
     def value(self, ctx):
         return ctx[self.needs[0]].sum()
 
@@ -59,7 +59,7 @@ class Unread(AuxTask):
         return [View(sample=sample)]
 
 @dataclass(frozen=True, kw_only=True)
-class Marked(TokenStrategy):
+class Provider(TokenStrategy):
     provides = ("drt",)
     def edit(self, view):
         return []
@@ -70,13 +70,13 @@ class Old(Loss):
 
 @hookimpl
 def lmmkit_components():
-    return {"masses": Masses, "elsewhere": Elsewhere, "unread": Unread, "marked": Marked, "old": Old}
+    return {"masses": Masses, "no_view": NoView, "unread": Unread, "provider": Provider, "old": Old}
 """
 
 
 @contextmanager
 def collected() -> Iterator[list[Problem]]:
-    """Every problem of every error made inside."""
+    """Collects the problems of every error that is raised inside."""
     found: list[Problem] = []
     made = LmmkitError.__init__
 
@@ -92,18 +92,18 @@ def collected() -> Iterator[list[Problem]]:
 
 
 def command(home: Home, *words: object) -> None:
-    """A command in the artefact's folder; it must refuse."""
+    """Runs a command that must end with a problem. HERE in an argument is the folder of the sample."""
     result = CliRunner().invoke(app, [str(word).replace("HERE", str(home.path)) for word in words])
     assert result.exit_code in (2, 3), (words, result.exit_code, result.output, result.exception)
 
 
 def tried(call: Callable[[], object]) -> None:
-    """A call that must refuse."""
+    """Calls a function that must raise an `LmmkitError`."""
     try:
         call()
     except LmmkitError:
         return
-    raise AssertionError("nothing was wrong")
+    raise AssertionError("no problem was found")
 
 
 def recipes(home: Home) -> None:
@@ -125,9 +125,9 @@ def recipes(home: Home) -> None:
     tried(lambda: read_recipe(home.path / "absent.yaml"))
 
 
-def rows(home: Home) -> None:
+def records(home: Home) -> None:
     def talk(*turns: tuple[str, object]) -> dict[str, object]:
-        return {"conversations": [{"from": who, "value": said} for who, said in turns]}
+        return {"conversations": [{"from": who, "value": text} for who, text in turns]}
 
     bad = [
         row(id=1.5), row(image=3), row(image="../x"), row(**talk()), row(**talk(("robot", "x"))), row(**talk(("human", 3))),
@@ -143,7 +143,7 @@ def rows(home: Home) -> None:
     command(home, "check", home.recipe, "--root", home.path)
 
 
-def pictures(home: Home) -> None:
+def images(home: Home) -> None:
     home.rows(row())
     for content in (png(50_000, 50_000), png(1, 60_000), b"<html>", png(40, 40)[:50]):
         (home.data / "a.png").write_bytes(content)
@@ -204,7 +204,7 @@ def layouts(home: Home) -> None:
 def plugins(home: Home) -> None:
     (home.path / "mine.py").write_text(PLUGINS)
     uses = {
-        "a": "masses", "b": "masses", "c": "elsewhere", "d": "unread", "e": "marked", "f": "marked",
+        "a": "masses", "b": "masses", "c": "no_view", "d": "unread", "e": "provider", "f": "provider",
     }  # fmt: skip
     words = ", ".join(
         f"{name}: {{use: './mine.py:{use}'{', kind: text' if name == 'b' else ''}}}"
@@ -226,8 +226,8 @@ def settings(home: Home) -> None:
         command(home, "check", home.recipe, "--root", home.path)
 
 
-def spoken(home: Home) -> None:
-    """A model that answers through a learned token."""
+def learned_tokens(home: Home) -> None:
+    """Uses a model with a learned token in every sequence."""
     home.edit(
         "plugins: {}",
         "plugins: {directed_token: {place: before_response}, image_order: {grid: 3, permutations: 5}}",
@@ -331,13 +331,13 @@ def public(home: Home) -> None:
 
 SAMPLES = (
     recipes,
-    rows,
-    pictures,
+    records,
+    images,
     tokenizers,
     layouts,
     plugins,
     settings,
-    spoken,
+    learned_tokens,
     commands,
     runs,
     checkpoints,

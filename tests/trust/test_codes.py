@@ -16,8 +16,8 @@ TESTS = Path(__file__).resolve().parent.parent
 PACKAGE = TESTS.parent / "lmmkit"
 HEAD = """# Error codes
 
-Every message ends with its code, and `lmmkit explain CODE` prints this table's line for it. All problems are printed
-at once. Exit code 2: the input is wrong; 3: the machine is. `{...}` stands for what a message fills in.
+Every message ends with a code, and `lmmkit explain CODE` prints the line of this table. A command prints all problems at
+once. Its exit code is 2 if the input is wrong, and 3 if the machine is. A message has values in the place of `{...}`.
 `LMMKIT_WRITE_ERRORS=1 pytest tests/trust/test_codes.py` rewrites this page from `lmmkit/errors/`.
 
 | code | cause | expected | hint |
@@ -76,19 +76,19 @@ def test_every_message_is_complete(produced):
         assert problem.hint[-1] in ".?`)}", problem
 
 
-# A recipe or an order made in Python has no file; arguments are called as the command's help calls them.
-PLACELESS = {
-    "recipe/wrong-type", "data/unknown-source", "recipes/unknown-recipe", "chat/control-tokens", "sampler/empty-source", "sampler/unknown-source", "sampler/weights",
-    "model/vocab", "chat/learned-tokens",
+# A recipe or a sampler made in Python has no file; arguments have the names of the command's help.
+WITHOUT_FILE = {
+    "recipe/wrong-type", "data/unknown-source", "recipes/unknown-recipe", "chat/control-tokens", "model/vocab",
+    "sampler/empty-source", "sampler/unknown-source", "sampler/weights", "chat/learned-tokens",
 }  # fmt: skip
 
 
-def test_a_place_names_a_file_an_option_or_a_sample(produced):
+def test_where_names_a_file_an_option_or_a_sample(produced):
     marks = ("/", ".yaml", ".json", "--", "sample ", "step ")
     bare = {
         p.code for several in produced.values() for p in several if not any(mark in p.where for mark in marks)
     }  # fmt: skip
-    assert not bare - PLACELESS
+    assert not bare - WITHOUT_FILE
 
 
 def test_a_hint_names_the_nearest_name_or_lists_a_few():

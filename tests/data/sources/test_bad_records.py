@@ -153,7 +153,7 @@ def test_a_vanished_picture_stops_a_run_with_row_and_path(scenes, tmp_path, tiny
         pipeline.step(1)
     (problem,) = error.value.problems
     assert problem.code == "image/file" and path in problem.where and f"(record {row})" in problem.where
-    with pytest.raises(UserError, match="image-missing"):
+    with pytest.raises(UserError, match="records/missing-image"):
         prepare(recipe)
     assert prepare(replace(read_skip(tiny), root=str(folder))).pipeline("pretrain").step(1)
 

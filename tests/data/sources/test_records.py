@@ -104,30 +104,30 @@ def test_a_leading_answer_is_dropped_and_counted(folder):
 
 
 BAD_ROWS = {
-    "type": [
+    "wrong-type": [
         None, 3, "x", [], GOOD | {"id": 1.5}, GOOD | {"id": True}, GOOD | {"image": 3},
         GOOD | {"image": ["a.png", None]}, GOOD | {"conversations": [3]},
         GOOD | {"conversations": [{"from": "human"}, GPT]},
         GOOD | {"conversations": [HUMAN, {"from": "gpt", "value": None}]},
     ],
-    "turns": [{}, {"conversations": []}, {"conversations": "x"}, GOOD | {"conversations": [GPT]}],
+    "no-conversation": [{}, {"conversations": []}, {"conversations": "x"}, GOOD | {"conversations": [GPT]}],
     "from": [
         GOOD | {"conversations": [HUMAN, {"from": "gtp", "value": "A"}]},
         GOOD | {"conversations": [HUMAN, {"value": "A"}]},
         GOOD | {"conversations": [{"from": "system", "value": "A"}, HUMAN, GPT]},
     ],
-    "order": [
+    "turn-order": [
         GOOD | {"conversations": [HUMAN, HUMAN, GPT]},
         GOOD | {"conversations": [HUMAN, GPT, GPT]},
     ],
-    "answer": [said("<image>", ""), said("<image>", " \n"), said("<image>", "A", "x")],
-    "markers": [
+    "no-answer": [said("<image>", ""), said("<image>", " \n"), said("<image>", "A", "x")],
+    "image-markers": [
         said("x", "A"), said("<image>", "A", image=None), said("<image>", "A", image=[]),
         said("<image>", "A", "<image>", "B"), said("<image>", "A <image>"),
         said("<image>", "A", image=["a", "b"]),
         said("<image><image><image>", "A", image=["a", "b"]),
     ],
-    "path": [
+    "image-path": [
         GOOD | {"image": path}
         for path in (
             "", "/etc/passwd", "../a.png", "a/../../b.png", "a\\b.png", "C:/a.png", "a/", "a/.",
@@ -135,8 +135,8 @@ BAD_ROWS = {
             "x" * 300, "a/" * 600 + "a.png", "..",
         )
     ],
-    "long": [said("<image>", "x" * 1_000_001)],
-    "text": [
+    "too-long": [said("<image>", "x" * 1_000_001)],
+    "surrogate": [
         said("<image>", "\ud800"), GOOD | {"id": "\udc00"}, GOOD | {"image": "\ud800.png"},
         GOOD | {"kind": "\ud800"},
     ],
