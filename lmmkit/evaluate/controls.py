@@ -18,7 +18,7 @@ def with_controls(
         "blank": lambda: blank(samples, edit=Blank("mean", spec.mean, spec.std)),
         "swapped": lambda: swapped(samples),
     }
-    return {"": samples} | {f"_{control}": made[control]() for control in controls}
+    return {"": samples, **{f"_{control}": made[control]() for control in controls}}
 
 
 def blank(samples: Sequence[Sample], *, edit: Blank) -> list[Sample]:

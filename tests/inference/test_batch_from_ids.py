@@ -31,7 +31,7 @@ def test_padding_is_dropped_and_placeholders_become_image_rows():
     "changes, wrong",
     [
         ({"ids": IDS[0]}, r"input_ids: expected \[B, T\] int64"),
-        ({"ids": IDS.int()}, r"input_ids: .* int32"),
+        ({"ids": IDS.int()}, r"input_ids: .*int32"),
         ({"mask": MASK[:, :3]}, r"attention_mask: expected .* \[2, 4\], got \[2, 3\]"),
         ({"mask": MASK * torch.tensor([[1], [0]])}, r"attention_mask: .* padding only"),
         ({"pixels": torch.zeros(2, 3, 4, 4)}, r"expected 2 placeholders an image, got 2 .* and 2 images"),
