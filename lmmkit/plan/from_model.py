@@ -54,16 +54,13 @@ def recipe_of(
     encoder = _encoder_in(vision) if vision else _encoder_of(source)
     if source.connector and encoder is None:
         raise UserError(NO_VISION.at(str(folder), got="a connector without the encoder that it reads"))
-    section, image_fit = encoder or (None, "pad")
+    image_fit: ImageFit = "pad" if source.pads or encoder is None else encoder[1]
     model = Model(
-        vision=section if source.connector else None,
+        vision=encoder[0] if source.connector and encoder else None,
         connector=ConnectorConfig(kind="mlp2x_gelu", from_=at) if source.connector else None,
         text=TextFrom(from_=decoder, context=source.text.section.context),
         tokenizer=Tokenizer(from_=decoder),
-        chat=Chat(
-            template=cast(Any, template or _template(Path(decoder))),
-            image_fit="pad" if source.pads else image_fit,
-        ),
+        chat=Chat(template=cast(Any, template or _template(Path(decoder))), image_fit=image_fit),
     )
     return around(model, IMPORTED_STAGE), source
 

@@ -49,7 +49,7 @@ class EncoderFamily:
     """Describes a family: the fields of `VisionScratch` that its name implies, and the defaults of its
     config and of its image processor."""
 
-    fixed: Mapping[str, bool]
+    fixed: Mapping[str, Any]
     hidden_act: str
     norm_eps: float
     mean: tuple[float, float, float]
