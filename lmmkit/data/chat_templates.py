@@ -25,7 +25,7 @@ from lmmkit.errors.data import (
     CHAT_AFTER_EOS,
     CHAT_CONTROL,
     CHAT_IMAGES,
-    NO_VISION,
+    CHAT_NO_VISION,
     PROMPT,
     ROLES,
     TEMPLATE,
@@ -293,7 +293,7 @@ def _check(sample: Sample, after_eos: str, image_rows: int) -> None:
         got = f"after_eos `{after_eos}`"
         problems.append(CHAT_AFTER_EOS.at(where, got=got, known=", ".join(AFTER_EOS)))
     if sample.images and not image_rows:
-        problems.append(NO_VISION.at(where, got="an image for a text-only model"))
+        problems.append(CHAT_NO_VISION.at(where, got="an image for a text-only model"))
     roles = [turn.role for turn in sample.turns]
     if not roles or roles != [("user", "assistant")[i % 2] for i in range(len(roles))]:
         problems.append(ROLES.at(where, got=f"turns {roles}"))

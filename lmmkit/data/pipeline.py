@@ -23,9 +23,9 @@ from lmmkit.data.sources.bad_records import BadRecord
 from lmmkit.data.sources.records import Records
 from lmmkit.data.text_tokenizers.choose import TextTokenizer
 from lmmkit.errors import Problem, UserError
-from lmmkit.errors.data import CHANGED, RECORDS_FILE, TOO_LONG
+from lmmkit.errors.data import RECORDS_CHANGED, RECORDS_FILE, SAMPLE_TOO_LONG
 
-LOST = (CHANGED.code, RECORDS_FILE.code)  # problems of a file, not of one record
+LOST = (RECORDS_CHANGED.code, RECORDS_FILE.code)  # problems of a file, not of one record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,9 @@ class Views:
             if row_count(layout) > self.context:
                 if self.too_long == "error":
                     where = f"sample {sample.key}, view `{view.name}`"
-                    raise UserError(TOO_LONG.at(where, got=f"{row_count(layout)} rows", context=self.context))
+                    raise UserError(
+                        SAMPLE_TOO_LONG.at(where, got=f"{row_count(layout)} rows", context=self.context)
+                    )
                 dropped["truncated" if self.too_long == "truncate" else "too_long"] += 1
                 if self.too_long == "drop":
                     continue
@@ -181,7 +183,7 @@ class Pipeline:
         if records.bad_records.kind == "error" or problem.code in LOST:
             where = f"{records.where(row)}, {problem.where}" if key else problem.where
             raise UserError(replace(problem, where=where))
-        return BadRecord.of(problem, records.rows.place(row), said, key)
+        return BadRecord.of(problem, records.place(row), said, key)
 
 
 class _Spoilt(Exception):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lmmkit.errors import Problem, did_you_mean, raise_all
-from lmmkit.errors.data import ORDER_EMPTY, SOURCE, WEIGHT
+from lmmkit.errors.data import ORDER_EMPTY, ORDER_SOURCE, WEIGHT
 
 
 def sample_rng(seed: int, instance: str, key: str, epoch: int) -> np.random.Generator:
@@ -132,7 +132,7 @@ def _problems(sizes: Mapping[str, int], weights: Mapping[str, float]) -> list[Pr
     for name, weight in weights.items():
         where = f"data weight of `{name}`"
         if name not in sizes:
-            problems.append(SOURCE.at(where, got="no such source", nearest=did_you_mean(name, sizes)))
+            problems.append(ORDER_SOURCE.at(where, got="no such source", nearest=did_you_mean(name, sizes)))
         elif sizes[name] < 1:
             problems.append(ORDER_EMPTY.at(where, got=f"{sizes[name]} records"))
         if not (math.isfinite(weight) and weight >= 0):

@@ -19,7 +19,7 @@ CHAT_IMAGES = Code(
     "chat/images", cause="A sample's images do not match the places that its turns have for them.",
     expected="one place for each image, in user turns only", hint="Correct `Turn.images`.",
 )
-NO_VISION = Code(
+CHAT_NO_VISION = Code(
     "chat/no-vision", cause="A sample with an image is given to a text-only model.",
     expected="a model with a vision encoder",
     hint="Remove the image, or use a model with a vision encoder.",
@@ -39,15 +39,15 @@ TEMPLATE = Code(
 
 # data/
 
-NO_ROW = Code(
-    "data/no-row", cause="The source has no record of this number.",
+NO_RECORD = Code(
+    "data/no-record", cause="The source has no record of this number.",
     expected="a number from 0 to {last}", hint="Name a record in this range.",
 )
 NO_SOURCE = Code(
     "data/no-source", cause="The recipe has no data source of this name.",
     expected="a source of the recipe", hint="{nearest}",
 )
-TOO_LONG = Code(
+SAMPLE_TOO_LONG = Code(
     "data/too-long", cause="The sequence of a sample is longer than the context of the model.",
     expected="at most model.text.context = {context}",
     hint="Raise the context, shorten the record, or set `batch.too_long` to `truncate` or `drop`.",
@@ -67,7 +67,7 @@ WORKER_HUNG = Code(
 
 BAD_FILE = "Replace or remove the file, or remove its record."
 
-BROKEN = Code(
+IMAGE_BROKEN = Code(
     "image/broken", cause="An image file is damaged or cut off.",
     expected="a complete image file", hint=BAD_FILE,
 )
@@ -75,15 +75,15 @@ IMAGE_FILE = Code(
     "image/file", cause="An image file is missing, is not a regular file or cannot be read.",
     expected="a regular file that can be read", hint=BAD_FILE,
 )
-FORMAT = Code(
+IMAGE_FORMAT = Code(
     "image/format", cause="An image file has a format that is not supported.",
     expected="an image in {formats}", hint=BAD_FILE,
 )
-SHAPE = Code(
+IMAGE_SHAPE = Code(
     "image/shape", cause="An image is too long and narrow.",
     expected="sides of at most {ratio} : 1", hint=BAD_FILE,
 )
-SIZE = Code(
+IMAGE_TOO_LARGE = Code(
     "image/size", cause="An image has too many pixels or its file too many bytes.",
     expected="at most {most}", hint=BAD_FILE,
 )
@@ -94,7 +94,7 @@ ORDER_EMPTY = Code(
     "order/empty", cause="A data source that is used has no records.",
     expected="at least one record", hint="Add records to the source, or remove its weight.",
 )
-SOURCE = Code(
+ORDER_SOURCE = Code(
     "order/source", cause="A weight names a data source that does not exist.",
     expected="a source under `data`", hint="{nearest}",
 )
@@ -109,7 +109,7 @@ ANSWER = Code(
     "records/answer", cause="A question has no answer, or an empty one.",
     expected="an answer that is not empty", hint="Add the answer, or remove the question.",
 )
-CHANGED = Code(
+RECORDS_CHANGED = Code(
     "records/changed", cause="A records file, a shard or its index changed while a run was reading it.",
     expected="the file as the run opened it",
     hint="Leave data and index cache unchanged while a run uses them. Resume the run.",
@@ -142,7 +142,7 @@ LONG = Code(
     "records/long", cause="A record is too long.",
     expected="at most {most}", hint="Split the conversation.",
 )
-MANY = Code(
+RECORDS_MANY = Code(
     "records/many", cause="A source has more problems than are listed one by one.",
     expected="at most {most}", hint="Correct the data. `lmmkit data check` lists every problem.",
 )
@@ -158,16 +158,16 @@ ORDER = Code(
     "records/order", cause="The turns of a record do not alternate between human and gpt.",
     expected="human and gpt in alternation", hint="Join or split the turns.",
 )
-PATH = Code(
+RECORDS_PATH = Code(
     "records/path", cause="A record names an image by a path that is not allowed.",
     expected="a file below `images`", hint="Write the path relative to `images`.",
 )
-PLAIN = Code(
+RECORDS_PLAIN = Code(
     "records/plain", cause="A record of a `plain` source is not an image with one caption.",
     expected="two turns and at least one image for the template `plain`",
     hint="Correct the record, or use the template `vicuna_v1`.",
 )
-SHARD = Code(
+RECORDS_SHARD = Code(
     "records/shard", cause="A WebDataset shard is damaged or incomplete.",
     expected="{expected}", hint="Write the shard again.",
 )
@@ -181,7 +181,7 @@ TOO_MANY = Code(
     hint="Correct the data (`lmmkit data check` lists every problem), or set `bad_records: skip` and a higher"
     " `bad_share`. A run that has begun can be resumed then.",
 )
-TURNS = Code(
+RECORDS_TURNS = Code(
     "records/turns", cause="A record has no usable conversation.",
     expected="a list of turns with a question and an answer", hint="Correct or remove the record.",
 )
@@ -210,7 +210,7 @@ TEXT_FILE = Code(
     expected="a tokenizer file of at most {most} MB",
     hint="Correct the path of the tokenizer, or copy the file again.",
 )
-KIND = Code(
+TEXT_KIND = Code(
     "text/kind", cause="The kind of tokenizer does not exist.",
     expected="one of {known}", hint="{nearest}",
 )

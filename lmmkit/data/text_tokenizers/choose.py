@@ -11,7 +11,7 @@ from lmmkit.data.text_tokenizers.hf_tokenizer import HFTokenizer
 from lmmkit.data.text_tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from lmmkit.data.text_tokenizers.tiktoken_tokenizer import open_tiktoken
 from lmmkit.errors import UserError, did_you_mean
-from lmmkit.errors.data import KIND
+from lmmkit.errors.data import TEXT_KIND
 
 KINDS = ("auto", "sentencepiece", "tokenizers", "tiktoken")
 
@@ -53,7 +53,9 @@ def open_tokenizer(path: Path, kind: str = "auto") -> TextTokenizer:
     """
     if kind not in KINDS:
         nearest = did_you_mean(kind, KINDS)
-        raise UserError(KIND.at(str(path), got=f"kind `{kind}`", known=", ".join(KINDS), nearest=nearest))
+        raise UserError(
+            TEXT_KIND.at(str(path), got=f"kind `{kind}`", known=", ".join(KINDS), nearest=nearest)
+        )
     if path.is_dir():
         known = {sentencepiece_tokenizer.FILE: "sentencepiece", hf_tokenizer.FILE: "tokenizers"}
         known |= {file.name: "tiktoken" for file in sorted(path.glob("*.tiktoken"))}

@@ -17,7 +17,7 @@ from typing import Literal
 from sentencepiece import SentencePieceProcessor
 
 from lmmkit.errors import UserError, did_you_mean
-from lmmkit.errors.data import CORRUPT, KIND, SAVE, SURROGATE, TEXT_CONTROL, TEXT_FILE
+from lmmkit.errors.data import CORRUPT, SAVE, SURROGATE, TEXT_CONTROL, TEXT_FILE, TEXT_KIND
 
 KINDS = ("sentencepiece",)
 FILE = "tokenizer.model"  # the name of the file in a model folder
@@ -50,7 +50,7 @@ class SentencePieceTokenizer:
         """
         if kind not in KINDS:
             nearest = did_you_mean(kind, KINDS)
-            problem = KIND.at(str(path), got=f"kind `{kind}`", known=", ".join(KINDS), nearest=nearest)
+            problem = TEXT_KIND.at(str(path), got=f"kind `{kind}`", known=", ".join(KINDS), nearest=nearest)
             raise UserError(problem)
         path = Path(path)
         if path.is_dir():
