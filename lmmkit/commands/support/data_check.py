@@ -14,6 +14,7 @@ from typing import TextIO
 from lmmkit.commands.support.common import err
 from lmmkit.data.images import check_header, check_whole
 from lmmkit.data.sources.bad_records import BadRecord, Policy
+from lmmkit.data.sources.indexed_records import Indexing
 from lmmkit.data.sources.records import LISTED, Records, open_indexed
 from lmmkit.errors import Problem, UserError
 from lmmkit.errors.data import RECORDS_EMPTY, RECORDS_MANY, RECORDS_PATH
@@ -69,14 +70,10 @@ def check_records(recipe: Recipe, name: str, report: CheckReport, decode: bool) 
     begin = time.perf_counter()
     try:
         with _bar(f"{name}: records", _size(path), "MB", 1e-6) as move:
-            indexed = open_indexed(
-                path,
-                images or None,
-                section.template,
-                rebuild=True,
-                on_bad_record=on_bad_record,
-                progress=move,
+            indexing = Indexing(
+                template=section.template, rebuild=True, on_bad_record=on_bad_record, progress=move
             )
+            indexed = open_indexed(path, images or None, indexing)
     except UserError as error:
         for p in error.problems:
             report.add(name, BadRecord.of(p, (p.where, 0, 0)))

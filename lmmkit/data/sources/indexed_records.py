@@ -19,7 +19,7 @@ import numpy as np
 
 from lmmkit.api.sample import Image
 from lmmkit.data.sources.bad_records import BadRecord
-from lmmkit.data.sources.index_cache import Index
+from lmmkit.data.sources.index_cache import Index, open_index
 from lmmkit.data.sources.json_records import RawRecord, parse_record
 from lmmkit.data.sources.record_parser import RecordParser, RecordSize, measure_record, measured_record
 from lmmkit.errors import Problem, UserError
@@ -27,25 +27,27 @@ from lmmkit.errors.data import RECORDS_CHANGED, RECORDS_FILE
 
 BAD_KEPT = 100_000  # problems that an index stores
 OPEN_FILES = 64  # files that a process keeps open
-_RECORD = np.dtype(
-    [
-        ("file", "<u4"),
-        ("offset", "<u8"),
-        ("length", "<u8"),
-        ("line", "<u8"),
-        ("number", "<u8"),
-        ("words", "<i4"),  # below 0 if the record has no image
-        ("repeats", "<u1"),  # how often its number is added to its key
-    ]
-)
-
-OnBadRecord = Callable[[BadRecord], None]
-OnProgress = Callable[[int], None]  # called with the number of bytes read
+# `words` is below 0 if the record has no image; `repeats` is how often its number is added to its key.
+_RECORD = np.dtype([("file", "<u4"), ("offset", "<u8"), ("length", "<u8"), ("line", "<u8"), ("number", "<u8"),
+                    ("words", "<i4"), ("repeats", "<u1")])  # fmt: skip
 
 
-def index_key(kind: str, path: Path, template: str) -> str:
-    """Returns the key of an index. `plain` has other rules for good records than the other templates."""
-    return f"{kind} {os.path.realpath(path)} {path.suffix} {'plain' if template == 'plain' else 'turns'}"
+@dataclass(frozen=True, kw_only=True)
+class Indexing:
+    """Describes how a source is indexed. Without an index of its files, or with `rebuild`, one pass over the
+    files makes it; it calls `on_bad_record` for every problem of every bad record, and `progress` with the
+    number of bytes read."""
+
+    template: str
+    rebuild: bool = False
+    on_bad_record: Callable[[BadRecord], None] = lambda bad: None
+    progress: Callable[[int], None] = lambda size: None
+
+    def open(self, kind: str, path: Path, files: Sequence[Path], build: Callable[[], Index]) -> Index:
+        """Returns the index of `files`, which `path` names. `build` makes the pass."""
+        rules = "plain" if self.template == "plain" else "turns"  # which records are good
+        key = f"{kind} {os.path.realpath(path)} {path.suffix} {rules}"
+        return open_index(key, files, build, rebuild=self.rebuild)
 
 
 def as_table(dtype: np.dtype, columns: Iterable[array.array]) -> np.ndarray:
@@ -60,12 +62,11 @@ def as_table(dtype: np.dtype, columns: Iterable[array.array]) -> np.ndarray:
 class IndexBuilder:
     """Collects what one pass over `files` finds: the good records, and the problems of the bad ones.
 
-    Calls `on_bad_record` for every problem of every bad record. `len()`: the number of good records.
+    `len()` is the number of good records.
     """
 
-    def __init__(self, files: Sequence[Path], template: str, on_bad_record: OnBadRecord | None) -> None:
-        self.files, self.template = files, template
-        self.on_bad_record = on_bad_record or (lambda bad: None)
+    def __init__(self, files: Sequence[Path], indexing: Indexing) -> None:
+        self.files, self.indexing = files, indexing
         self.counts: Counter[str] = Counter(records=0, bad_records=0, problems=0, dropped_turns=0)
         self._columns = [array.array(code) for code in "IQQQQiB"]
         self._keys: set[str] = set()
@@ -79,9 +80,9 @@ class IndexBuilder:
 
         `file` is a number in `files`. `name` identifies a record without an id in messages.
         """
-        size = measure_record(raw, self.template)
+        size = measure_record(raw, self.indexing.template)
         if size is None:
-            parser = RecordParser(template=self.template)
+            parser = RecordParser(template=self.indexing.template)
             record = parser.read(raw)
             if record is None:
                 self.refuse(raw, parser.problems, file, parser.id or name)
@@ -104,7 +105,7 @@ class IndexBuilder:
         self.counts.update(records=1, bad_records=1, problems=len(problems))
         for part, problem in problems:
             bad = BadRecord.of(problem, (str(self.files[file]), raw.line, raw.index), name, part)
-            self.on_bad_record(bad)
+            self.indexing.on_bad_record(bad)
             if len(self._bad) < BAD_KEPT:
                 self._bad.append(bad)
 

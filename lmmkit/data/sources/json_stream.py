@@ -95,8 +95,8 @@ class Window:
     Raises `UserError` if the file is missing, not a regular file, or not UTF-8 text.
     """
 
-    def __init__(self, path: Path, progress: Callable[[int], None] | None = None) -> None:
-        self.path, self.progress = path, progress or (lambda size: None)
+    def __init__(self, path: Path, progress: Callable[[int], None] = lambda size: None) -> None:
+        self.path, self.progress = path, progress
         self.text, self.at = "", 0
         self.line, self.offset, self.column = 1, 0, 0
         self.size = self._newlines = 0

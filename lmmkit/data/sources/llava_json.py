@@ -13,16 +13,8 @@ import numpy as np
 
 from lmmkit.api.sample import Image
 from lmmkit.data.sources.image_paths import ImageRoot, describe_path, is_plain, path_fault
-from lmmkit.data.sources.index_cache import Index, open_index
-from lmmkit.data.sources.indexed_records import (
-    IndexBuilder,
-    IndexedRecords,
-    OnBadRecord,
-    OnProgress,
-    OpenFiles,
-    as_table,
-    index_key,
-)
+from lmmkit.data.sources.index_cache import Index
+from lmmkit.data.sources.indexed_records import IndexBuilder, IndexedRecords, Indexing, OpenFiles, as_table
 from lmmkit.data.sources.json_records import read_records
 from lmmkit.data.sources.json_stream import Window, open_regular
 from lmmkit.runs.files import file_crc32
@@ -102,29 +94,19 @@ class JsonRecords(IndexedRecords):
                 yield int(images["record"][j]), path
 
 
-def open_json(
-    path: Path, images: Path, template: str, *, rebuild: bool = False,
-    on_bad_record: OnBadRecord | None = None, progress: OnProgress | None = None,
-) -> JsonRecords:  # fmt: skip
-    """Returns the file with its index. If there is no index yet, one pass over the file makes it.
-
-    `rebuild` forces this pass. It calls `on_bad_record` for every problem of every bad record, and
-    `progress` with the bytes read. Raises `UserError` for a bad records file or image folder.
-    """
+def open_json(path: Path, images: Path, indexing: Indexing) -> JsonRecords:
+    """Returns the file with its index. Raises `UserError` for a bad records file or image folder."""
     root = ImageRoot.open(images)
     with open_regular(path):  # raises a clear error if it cannot be read
         pass
-    build = lambda: _index(path, template, on_bad_record, progress)  # noqa: E731
-    index = open_index(index_key("json", path, template), [path], build, rebuild=rebuild)
+    index = indexing.open("json", path, [path], lambda: _index(path, indexing))
     return JsonRecords(path=path, files=OpenFiles([path]), index=index, root=root)
 
 
-def _index(
-    path: Path, template: str, on_bad_record: OnBadRecord | None, progress: OnProgress | None
-) -> Index:
+def _index(path: Path, indexing: Indexing) -> Index:
     """Makes one pass over the file."""
-    builder, images = IndexBuilder([path], template, on_bad_record), _ImageNames()
-    with Window(path, progress) as window:
+    builder, images = IndexBuilder([path], indexing), _ImageNames()
+    with Window(path, indexing.progress) as window:
         for raw in read_records(window):
             if (size := builder.add(raw)) is not None:
                 images.add(size.images, len(builder) - 1)

@@ -17,7 +17,7 @@ import numpy as np
 from lmmkit.api.sample import ImageFit, Sample
 from lmmkit.data.images import check_header
 from lmmkit.data.sources.bad_records import STRICT, BadRecord, Policy, record_place
-from lmmkit.data.sources.indexed_records import IndexedRecords, OnBadRecord, OnProgress
+from lmmkit.data.sources.indexed_records import IndexedRecords, Indexing
 from lmmkit.data.sources.llava_json import open_json
 from lmmkit.data.sources.record_parser import RecordParser
 from lmmkit.data.sources.webdataset_shards import open_shards
@@ -109,22 +109,15 @@ def open_records(
     """
     found = Records(
         name=name, template=template, image_fit=image_fit, bad_records=bad_records,
-        indexed=open_indexed(Path(records), images, template),
+        indexed=open_indexed(Path(records), images, Indexing(template=template)),
     )  # fmt: skip
     _refuse(found)
     return found
 
 
-def open_indexed(
-    records: Path, images: Path | None, template: str, *, rebuild: bool = False,
-    on_bad_record: OnBadRecord | None = None, progress: OnProgress | None = None,
-) -> IndexedRecords:  # fmt: skip
-    """Opens the index of a source; see `open_json` and `open_shards`."""
-    if images is None:
-        return open_shards(records, template, rebuild=rebuild, on_bad_record=on_bad_record, progress=progress)
-    return open_json(
-        records, Path(images), template, rebuild=rebuild, on_bad_record=on_bad_record, progress=progress
-    )
+def open_indexed(records: Path, images: Path | None, indexing: Indexing) -> IndexedRecords:
+    """Opens the index of a source; see `open_records`."""
+    return open_shards(records, indexing) if images is None else open_json(records, images, indexing)
 
 
 def _refuse(records: Records) -> None:

@@ -21,16 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from lmmkit.api.sample import Image
-from lmmkit.data.sources.index_cache import Index, open_index
-from lmmkit.data.sources.indexed_records import (
-    IndexBuilder,
-    IndexedRecords,
-    OnBadRecord,
-    OnProgress,
-    OpenFiles,
-    as_table,
-    index_key,
-)
+from lmmkit.data.sources.index_cache import Index
+from lmmkit.data.sources.indexed_records import IndexBuilder, IndexedRecords, Indexing, OpenFiles, as_table
 from lmmkit.data.sources.json_records import RawRecord, parse_record
 from lmmkit.data.sources.json_stream import MAX_RECORD
 from lmmkit.data.sources.tar_members import Member, members
@@ -80,18 +72,14 @@ class ShardRecords(IndexedRecords):
         return self.index.arrays["members"][int(ends[i - 1]) if i else 0 : int(ends[i])]
 
 
-def open_shards(
-    pattern: Path, template: str, *, rebuild: bool = False,
-    on_bad_record: OnBadRecord | None = None, progress: OnProgress | None = None,
-) -> ShardRecords:  # fmt: skip
-    """Returns the shards with their index; `on_bad_record`, `progress`, `rebuild` as in `open_json`.
+def open_shards(pattern: Path, indexing: Indexing) -> ShardRecords:
+    """Returns the shards with their index.
 
     Raises `UserError` for a pattern that matches no file and for a file that is not an archive, and
     `MachineError` if the package is missing.
     """
     shards = _named(pattern)
-    build = lambda: _Pass(shards, template, on_bad_record).index(progress)  # noqa: E731
-    index = open_index(index_key("shards", pattern, template), shards, build, rebuild=rebuild)
+    index = indexing.open("shards", pattern, shards, lambda: _Pass(shards, indexing).index())
     return ShardRecords(path=pattern, files=OpenFiles(shards), index=index)
 
 
@@ -142,13 +130,14 @@ def _with_images(raw: RawRecord, count: int) -> RawRecord:
 class _Pass:
     """Makes one pass over the headers of all shards, and over the JSON in them."""
 
-    def __init__(self, shards: Sequence[Path], template: str, on_bad_record: OnBadRecord | None) -> None:
-        self.shards, self.builder = shards, IndexBuilder(shards, template, on_bad_record)
+    def __init__(self, shards: Sequence[Path], indexing: Indexing) -> None:
+        self.shards, self.progress = shards, indexing.progress
+        self.builder = IndexBuilder(shards, indexing)
         self.members = array.array("Q"), array.array("Q")
         self.ends = array.array("Q")
         self.crc = 0
 
-    def index(self, progress: OnProgress | None) -> Index:
+    def index(self) -> Index:
         """Returns everything that the pass finds. Raises `UserError` with all broken shards."""
         done, problems = 0, list[Problem]()
         for number, shard in enumerate(self.shards):
@@ -158,8 +147,7 @@ class _Pass:
             except UserError as error:
                 problems += error.problems
             else:
-                done += shard.stat().st_size
-                (progress or (lambda size: None))(done)
+                self.progress(done := done + shard.stat().st_size)
         if problems:
             raise UserError(problems)
         meta = {"crc32": self.crc, "images": len(self.members[0])}
