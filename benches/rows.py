@@ -21,7 +21,7 @@ import torch
 
 from lmmkit.data.images import check_header
 from lmmkit.data.loader import load_steps
-from lmmkit.data.sources.json_records import read_rows
+from lmmkit.data.sources.json_records import read_records
 from lmmkit.data.sources.json_stream import Window
 from lmmkit.data.sources.record_parser import RecordParser, measure_record
 from lmmkit.data.sources.records import missing_images, open_records
@@ -134,7 +134,7 @@ def figures(root: Path, count: int) -> dict[str, float]:
     found["open_s"] = seconds(lambda: opened()[count // 2], time.perf_counter)
     found["missing_s"] = seconds(lambda: missing_images(opened()), time.perf_counter)
     with Window(root / "many.json") as window:
-        rows = list(islice(read_rows(window), 20_000))
+        rows = list(islice(read_records(window), 20_000))
     found["validate_rows_per_s"] = len(rows) / min(
         seconds(lambda: [measure_record(row, "vicuna_v1") for row in rows]) for _ in range(REPEATS)
     )

@@ -219,14 +219,14 @@ def test_data_needs_no_plugin(recipe, scenes):
     text = DIRECT.replace("text_order:     {}", "text_order:     {use: ./absent.py}")
     recipe.write_text(text.replace("{grid: 3", "{gird: 3"))
     assert "[image x 9]" in run("data", "show", recipe, "questions", "--root", scenes, "--count", 1)
-    assert "captions: 120 rows, all good" in run("data", "check", recipe, "--root", scenes)
+    assert "captions: 120 records, all good" in run("data", "check", recipe, "--root", scenes)
 
 
 def test_data_show_and_check(recipe, scenes):
     assert "[image x 9]" in run("data", "show", recipe, "questions", "--root", scenes, "--count", 1)
-    assert "heldout: 72 rows, all good" in run("data", "check", recipe, "--root", scenes, "--decode")
+    assert "heldout: 72 records, all good" in run("data", "check", recipe, "--root", scenes, "--decode")
     assert "Did you mean" in run("data", "show", recipe, "question", "--root", scenes, code=2)
-    assert "0 to 119" in run("data", "show", recipe, "questions", "--row", 500, "--root", scenes, code=2)
+    assert "0 to 119" in run("data", "show", recipe, "questions", "--record", 500, "--root", scenes, code=2)
 
 
 def test_data_check_lists_everything_wrong(scenes, tmp_path):
@@ -245,12 +245,12 @@ def test_data_check_lists_everything_wrong(scenes, tmp_path):
     text = run(*args, code=2)
     assert "30 bad records and 1 bad images" in text and "31 problems listed" in text
     lines = [json.loads(line) for line in listed.read_text().splitlines()]
-    assert [line["row"] for line in lines] == [*range(0, 60, 2), 3]
+    assert [line["record"] for line in lines] == [*range(0, 60, 2), 3]
     assert all(
         line[key] for line in lines for key in ("source", "file", "code", "key", "got", "expected", "hint")
     )
-    told = json.loads(run(*args, "--decode", "--json", code=2))["sources"]["captions"]
-    assert (told["rows"], told["bad_records"], told["bad_pictures"]) == (120, 30, 2)
+    figures = json.loads(run(*args, "--decode", "--json", code=2))["sources"]["captions"]
+    assert (figures["records"], figures["bad_records"], figures["bad_images"]) == (120, 30, 2)
     listed.unlink()
     assert "30 bad records" not in run(
         *args, "--set", "data.captions.bad_records=skip", "--set", "data.captions.bad_share=0.5"
@@ -273,7 +273,7 @@ def test_several_wrong_things_in_a_recipe_are_told_at_once_with_their_lines(reci
     assert not (recipe.parent / "run").exists(), "nothing is written before all is checked"
 
 
-def test_bad_rows_and_pictures_name_file_and_row(recipe, scenes, tmp_path):
+def test_bad_records_and_images_name_file_and_record(recipe, scenes, tmp_path):
     rows = json.loads((scenes / "finetune.json").read_text())[:6]
     rows[1]["conversations"] = []
     rows[2]["conversations"][0]["value"] = "no marker"

@@ -39,8 +39,8 @@ FLOORS: dict[str, str] = {
         pipeline loader
     """,
     "lmmkit.data.sources": """
-        bad_records image_paths json_stream index_cache json_records record_parser llava_json
-        tar_members webdataset_shards records
+        bad_records image_paths json_stream index_cache json_records record_parser indexed_records
+        llava_json tar_members webdataset_shards records
     """,
     "lmmkit.data.text_tokenizers": """
         sentencepiece_tokenizer hf_tokenizer tiktoken_tokenizer choose

@@ -34,7 +34,7 @@ def make_scenes(
     seed: Annotated[int, typer.Option(help="Another seed, other scenes.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Draw a small data set: pictures, LLaVA JSON, a held-out test, a tokenizer. Deterministic."""
+    """Draw a small data set: images, LLaVA JSON, a held-out test, a tokenizer. Deterministic."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from lmmkit.scenes import write_scenes
@@ -64,14 +64,14 @@ def make_scenes(
 def show(
     recipe: RecipePath,
     source: Annotated[str, typer.Argument(help="A name of the recipe's `data`.")],
-    row: Annotated[int, typer.Option(help="Counted from 0.")] = 0,
+    record: Annotated[int, typer.Option(help="The number of the first record, from 0.")] = 0,
     count: Annotated[int, typer.Option(min=1)] = 3,
     root: Root = None,
     changes: Set = None,
 ) -> None:
-    """Print rows of a source as the model will read them, less what plugins add.
+    """Print records of a source as the model reads them, without what plugins add.
 
-    Tokens are parted by a dot; what is supervised is bright.
+    A dot separates tokens. Supervised text is bright.
     """
     from rich.markup import escape
 
@@ -84,9 +84,9 @@ def show(
     known_source(read, source)
     prepared = prepare_bare(read, data=[source])
     records = prepared.sources[source]
-    if not 0 <= row < len(records):
-        raise UserError(NO_RECORD.at("--row", got=f"record {row}", last=len(records) - 1))
-    for i in range(row, min(row + count, len(records))):
+    if not 0 <= record < len(records):
+        raise UserError(NO_RECORD.at("--record", got=f"record {record}", last=len(records) - 1))
+    for i in range(record, min(record + count, len(records))):
         sample = records[i]
         out.print(
             f"[bold]{escape(records.where(i))}[/]  {escape(sample.key)}  {sample.template}, {sample.image_fit}"
@@ -109,16 +109,16 @@ def check(
     root: Root = None,
     changes: Set = None,
     decode: Annotated[
-        bool, typer.Option("--decode", help="Read every picture whole, not its header alone.")
+        bool, typer.Option("--decode", help="Read every image in full, not only its header.")
     ] = False,
     report: Annotated[
-        Path, typer.Option("--report", help="Where everything wrong is listed, if anything is.")
+        Path, typer.Option("--report", help="The file that lists all problems, if there are any.")
     ] = Path("bad_records.jsonl"),
     as_json: Json = False,
 ) -> None:
-    """Check every row and every picture of a recipe's data: the first 20 problems, and a list of all.
+    """Check every record and every image of a recipe's data: print the first 20 problems, list all in a file.
 
-    Rows are read anew, whatever is known of them from before.
+    All records are read again. Stored indexes are not used.
     """
     read = the_recipe(recipe, root, changes)
     from lmmkit.commands.support.data_check import CheckReport, check_records
@@ -135,10 +135,10 @@ def check(
         )
         raise typer.Exit(UserError.exit_code if listed.refused else 0)
     for name, each in found.items():
-        bad = each["bad_records"] + each["bad_pictures"]
-        passed = f"{bad} bad ones, which `bad_records: skip` passes over" if bad else "all good"
+        bad = each["bad_records"] + each["bad_images"]
+        verdict = f"{bad} bad ones, which `bad_records: skip` allows" if bad else "all good"
         if name not in listed.refused:
-            out.print(f"{name}: {each['rows']} rows, {passed}")
+            out.print(f"{name}: {each['records']} records, {verdict}")
     if listed.count:
         out.print(f"{listed.count} problems listed in {report}")
     raise_all(listed.shown)

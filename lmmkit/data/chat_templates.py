@@ -26,7 +26,7 @@ from lmmkit.errors.data import (
     CHAT_AFTER_EOS,
     CHAT_CONTROL,
     CHAT_IMAGES,
-    NO_VISION,
+    CHAT_NO_VISION,
     PROMPT,
     ROLES,
     TEMPLATE,
@@ -294,7 +294,7 @@ def _check(sample: Sample, after_eos: str, rows_of: RowsOf) -> None:
         got = f"after_eos `{after_eos}`"
         problems.append(CHAT_AFTER_EOS.at(where, got=got, known=", ".join(AFTER_EOS)))
     if any(not rows_of(image) for image in sample.images):
-        problems.append(NO_VISION.at(where, got="an image for a text-only model"))
+        problems.append(CHAT_NO_VISION.at(where, got="an image for a text-only model"))
     roles = [turn.role for turn in sample.turns]
     if not roles or roles != [("user", "assistant")[i % 2] for i in range(len(roles))]:
         problems.append(ROLES.at(where, got=f"turns {roles}"))

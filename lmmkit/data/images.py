@@ -25,7 +25,7 @@ from torch import Tensor
 from lmmkit.api.model_info import CLIP_MEAN, CLIP_STD, ImageSpec
 from lmmkit.api.sample import Image, ImageFit
 from lmmkit.errors import UserError
-from lmmkit.errors.data import BROKEN, FORMAT, IMAGE_FILE, SHAPE, SIZE
+from lmmkit.errors.data import IMAGE_DAMAGED, IMAGE_FILE, IMAGE_FORMAT, IMAGE_SHAPE, IMAGE_TOO_LARGE
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 40_000_000  # decoded; Pillow itself only warns below 90 million
@@ -177,13 +177,13 @@ def _as_user_error(path: str) -> Iterator[None]:
     except UserError:
         raise
     except Pil.UnidentifiedImageError as error:
-        problem = FORMAT.at(path, got="a file in no known format", formats=", ".join(FORMATS))
+        problem = IMAGE_FORMAT.at(path, got="a file in no known format", formats=", ".join(FORMATS))
         raise UserError(problem) from error
     except (Pil.DecompressionBombError, Pil.DecompressionBombWarning) as error:
-        raise UserError(SIZE.at(path, got=str(error), most=f"{MAX_PIXELS} pixels")) from error
+        raise UserError(IMAGE_TOO_LARGE.at(path, got=str(error), most=f"{MAX_PIXELS} pixels")) from error
     except Exception as error:  # for broken files Pillow's decoders raise errors of many types
         missing = error.strerror if isinstance(error, OSError) else None
-        code, reason = (IMAGE_FILE, missing) if missing else (BROKEN, str(error))
+        code, reason = (IMAGE_FILE, missing) if missing else (IMAGE_DAMAGED, str(error))
         raise UserError(code.at(path, got=reason or type(error).__name__)) from error
 
 
@@ -197,12 +197,12 @@ def _bytes(image: Image, path: str) -> BinaryIO:
         if not stat.S_ISREG(found.st_mode):
             raise UserError(IMAGE_FILE.at(path, got="no regular file"))
         if size > MAX_BYTES:
-            raise UserError(SIZE.at(path, got=f"{size} bytes", most=f"{MAX_BYTES} bytes"))
+            raise UserError(IMAGE_TOO_LARGE.at(path, got=f"{size} bytes", most=f"{MAX_BYTES} bytes"))
         if image.part is None:
             return file
         data = os.pread(file.fileno(), size, offset)
         if len(data) < size:
-            raise UserError(BROKEN.at(path, got=f"{len(data)} of {size} bytes"))
+            raise UserError(IMAGE_DAMAGED.at(path, got=f"{len(data)} of {size} bytes"))
     except BaseException:
         file.close()
         raise
@@ -214,11 +214,13 @@ def _check_size(path: str, width: int, height: int, fit: ImageFit) -> None:
     got = f"{width} x {height} pixels"
     long, short = max(width, height), min(width, height)
     if short < 1 or long > MAX_ASPECT * short:
-        raise UserError(SHAPE.at(path, got=got, ratio=MAX_ASPECT))
+        raise UserError(IMAGE_SHAPE.at(path, got=got, ratio=MAX_ASPECT))
     if width * height > MAX_PIXELS:
-        raise UserError(SIZE.at(path, got=got, most=f"{MAX_PIXELS} pixels"))
+        raise UserError(IMAGE_TOO_LARGE.at(path, got=got, most=f"{MAX_PIXELS} pixels"))
     if fit == "pad" and long * long > MAX_SQUARE:
-        raise UserError(SIZE.at(path, got=got, most=f"{MAX_SQUARE} pixels when padded to a square"))
+        raise UserError(
+            IMAGE_TOO_LARGE.at(path, got=got, most=f"{MAX_SQUARE} pixels when padded to a square")
+        )
 
 
 def _upright(image: Pil.Image) -> Pil.Image:

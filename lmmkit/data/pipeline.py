@@ -21,9 +21,9 @@ from lmmkit.data.sources.bad_records import BadRecord
 from lmmkit.data.sources.records import Records
 from lmmkit.data.views import Views
 from lmmkit.errors import Problem, UserError
-from lmmkit.errors.data import CHANGED, RECORDS_FILE
+from lmmkit.errors.data import RECORDS_CHANGED, RECORDS_FILE
 
-LOST = (CHANGED.code, RECORDS_FILE.code)  # problems of a file, not of one record
+LOST = (RECORDS_CHANGED.code, RECORDS_FILE.code)  # problems of a file, not of one record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ class Pipeline:
         if records.bad_records.kind == "error" or problem.code in LOST:
             where = f"{records.where(record)}, {problem.where}" if key else problem.where
             raise UserError(replace(problem, where=where))
-        return BadRecord.of(problem, records.rows.place(record), id, key)
+        return BadRecord.of(problem, records.place(record), id, key)
 
 
 @dataclass

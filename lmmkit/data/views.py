@@ -15,7 +15,7 @@ from lmmkit.data.packing import LaidOut
 from lmmkit.data.sampler import sample_rng
 from lmmkit.data.text_tokenizers.choose import TextTokenizer
 from lmmkit.errors import UserError
-from lmmkit.errors.data import TOO_LONG
+from lmmkit.errors.data import SAMPLE_TOO_LONG
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,9 @@ class Views:
             if row_count(layout) > self.context:
                 if self.too_long == "error":
                     where = f"sample {sample.key}, view `{view.name}`"
-                    raise UserError(TOO_LONG.at(where, got=f"{row_count(layout)} rows", context=self.context))
+                    raise UserError(
+                        SAMPLE_TOO_LONG.at(where, got=f"{row_count(layout)} rows", context=self.context)
+                    )
                 dropped["truncated" if self.too_long == "truncate" else "too_long"] += 1
                 if self.too_long == "drop":
                     continue

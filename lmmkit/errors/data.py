@@ -19,7 +19,7 @@ CHAT_IMAGES = Code(
     "chat/images", cause="The number of images of a sample differs from the number that its turns count.",
     expected="each image counted once, in user turns only", hint="Correct `Turn.images`.",
 )
-NO_VISION = Code(
+CHAT_NO_VISION = Code(
     "chat/no-vision", cause="A sample with an image is given to a text-only model.",
     expected="a model with a vision encoder",
     hint="Remove the image, or use a model with a vision encoder.",
@@ -47,7 +47,7 @@ NO_SOURCE = Code(
     "data/unknown-source", cause="The recipe has no data source of this name.",
     expected="a source of the recipe", hint="{nearest}",
 )
-TOO_LONG = Code(
+SAMPLE_TOO_LONG = Code(
     "data/too-long", cause="The sequence of a sample is longer than the context of the model.",
     expected="at most model.text.context = {context}",
     hint="Raise the context, shorten the record, or set `batch.too_long` to `truncate` or `drop`.",
@@ -67,7 +67,7 @@ WORKER_HUNG = Code(
 
 BAD_FILE = "Replace or remove the file, or remove its record."
 
-BROKEN = Code(
+IMAGE_DAMAGED = Code(
     "image/damaged", cause="An image file is damaged or incomplete.",
     expected="a complete image file", hint=BAD_FILE,
 )
@@ -75,15 +75,15 @@ IMAGE_FILE = Code(
     "image/file", cause="An image file is missing, is not a regular file or cannot be read.",
     expected="a regular file that can be read", hint=BAD_FILE,
 )
-FORMAT = Code(
+IMAGE_FORMAT = Code(
     "image/format", cause="An image file has a format that is not supported.",
     expected="an image in {formats}", hint=BAD_FILE,
 )
-SHAPE = Code(
+IMAGE_SHAPE = Code(
     "image/aspect-ratio", cause="An image is too long and narrow.",
     expected="sides of at most {ratio} : 1", hint=BAD_FILE,
 )
-SIZE = Code(
+IMAGE_TOO_LARGE = Code(
     "image/too-large", cause="An image has too many pixels, or its file has too many bytes.",
     expected="at most {most}", hint=BAD_FILE,
 )
@@ -94,7 +94,7 @@ ANSWER = Code(
     "records/no-answer", cause="A question has no answer, or an empty one.",
     expected="an answer that is not empty", hint="Add the answer, or remove the question.",
 )
-CHANGED = Code(
+RECORDS_CHANGED = Code(
     "records/changed", cause="A records file, a shard or its index changed while a run was reading it.",
     expected="the file as the run opened it",
     hint="Leave data and index cache unchanged while a run uses them. Resume the run.",
@@ -143,16 +143,16 @@ ORDER = Code(
     "records/turn-order", cause="The turns of a record do not alternate between human and gpt.",
     expected="human and gpt in alternation", hint="Join or split the turns.",
 )
-PATH = Code(
+RECORDS_PATH = Code(
     "records/image-path", cause="A record names an image by a path that leads out of the image folder.",
     expected="a file below `images`", hint="Write the path relative to `images`.",
 )
-PLAIN = Code(
+RECORDS_PLAIN = Code(
     "records/plain", cause="A record of a `plain` source is not an image with one caption.",
     expected="two turns and at least one image for the template `plain`",
     hint="Correct the record, or use the template `vicuna_v1`.",
 )
-SHARD = Code(
+RECORDS_SHARD = Code(
     "records/shard", cause="A WebDataset shard is damaged or incomplete.",
     expected="{expected}", hint="Write the shard again.",
 )
@@ -166,7 +166,7 @@ TOO_MANY = Code(
     hint="Correct the data (`lmmkit data check` lists every problem), or set `bad_records: skip` and a higher "
     "`bad_share`. Then a run that has begun can be resumed.",
 )
-TURNS = Code(
+RECORDS_TURNS = Code(
     "records/no-conversation", cause="A record has no usable conversation.",
     expected="a list of turns with a question and an answer", hint="Correct or remove the record.",
 )

@@ -1,4 +1,4 @@
-"""Reads small JSON files, with problems for bad ones; writes JSON and text completely or not at all."""
+"""Reads small JSON files, with problems for bad ones; writes files and folders completely or not at all."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import json
 import math
 import numbers
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+import re
+import shutil
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +99,64 @@ def write_text_atomic(path: Path, text: str) -> None:
         with suppress(OSError):
             temporary.unlink()
         raise MachineError(unwritable(path, error)) from error
+
+
+@contextmanager
+def write_aside(folder: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yields a temporary folder next to `folder`; syncs it and renames it to `folder` when the block ends.
+
+    `folder` is new or empty. With `replace` it may have content, which stays until the new folder is
+    complete, and is restored if the rename fails. If anything fails the temporary folder is removed.
+    Only one process at a time may write a folder.
+    """
+    aside, old = folder.with_name(f".{folder.name}.{os.getpid()}.tmp"), _old(folder)
+    try:
+        clean_aside(folder)
+        aside.mkdir(parents=True)
+        yield aside
+        for file in sorted(aside.iterdir()):
+            fsync(file)
+        fsync(aside)
+        if replace and folder.is_symlink():
+            folder.unlink()  # the target of the link must not be moved
+        elif replace and folder.exists():
+            io_point("set the old folder aside")
+            os.rename(folder, old)
+        io_point("publish the folder")
+        os.rename(aside, folder)
+        fsync(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        _restore(folder)
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def clean_aside(folder: Path) -> None:
+    """Cleans up after a process that died in `write_aside`: restores the old folder, removes partial ones."""
+    _restore(folder)
+    leftover = re.compile(rf"\.{re.escape(folder.name)}\.(\d+|old)\.tmp", re.ASCII)
+    for path in folder.parent.glob(".*.tmp"):
+        if leftover.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _restore(folder: Path) -> None:
+    if (old := _old(folder)).exists() and not folder.exists():
+        os.rename(old, folder)
+
+
+def _old(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old.tmp")
+
+
+def file_crc32(path: Path) -> int:
+    """Returns the crc32 of a file's bytes."""
+    crc = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            crc = zlib.crc32(block, crc)
+    return crc
 
 
 def io_point(name: str) -> None:

@@ -18,6 +18,7 @@ from lmmkit.model.transforms import lora
 from lmmkit.objective import Objective
 from lmmkit.plan.prepare import Prepared, prepare
 from lmmkit.recipe import Recipe, digest, read_recipe, to_mapping
+from lmmkit.runs.files import clean_aside
 from lmmkit.runs.run_folder import RunFolder
 from lmmkit.runs.run_lock import lock
 from lmmkit.training import resume as resuming
@@ -172,8 +173,8 @@ def _open(
         ranks.log_once(note)
     run.clear_temporary()
     for name in prepared.recipe.stages:
-        model_folder.clear(run.model(name))
-        model_folder.clear(run.best(name))
+        clean_aside(run.model(name))
+        clean_aside(run.best(name))
     changed = []
     if run.is_run:
         changed = resuming.changes(run, prepared, accept_data=accept_data)

@@ -31,7 +31,7 @@ def stage_ledger(pipeline: Pipeline, at: Position, run: RunFolder, ranks: Ranks)
         policies={name: records.bad_records for name, records in pipeline.sources.items()},
         seen={name: pipeline.samples * w / sum(weights.values()) for name, w in weights.items()},
     )  # fmt: skip
-    ledger.open(at.step, {name: records.rows.index.bad for name, records in pipeline.sources.items()})
+    ledger.open(at.step, {name: records.known_bad for name, records in pipeline.sources.items()})
     return ledger
 
 

@@ -12,8 +12,6 @@ alone has `lmm.vision.*` tensors, and its config has only the vision section.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +26,7 @@ from lmmkit.api.sample import ImageFit
 from lmmkit.data.text_tokenizers.choose import TextTokenizer
 from lmmkit.errors import MachineError, UserError, raise_all
 from lmmkit.errors.weights import CANNOT_WRITE, MISMATCH, MODEL_CONFIG, MODEL_DAMAGED, MODEL_FORMAT
-from lmmkit.runs.files import fsync, io_point, read_json, write_json_atomic
+from lmmkit.runs.files import io_point, read_json, write_aside, write_json_atomic
 
 FOLDER_FORMAT = "lmmkit-model-1"
 WEIGHTS = "model.safetensors"
@@ -62,47 +60,21 @@ def write(
     `updates`: the factors of low-rank updates, already merged into `tensors`.
     Raises `MachineError` if it cannot be written; the old folder is then unchanged.
     """
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    old = folder.with_name(f".{folder.name}.old.tmp")
     files = {WEIGHTS: tensors, PASSTHROUGH: passthrough, UPDATES: updates}
     try:
-        clear(folder)
-        aside.mkdir(parents=True)
-        for file, held in files.items():
-            if held or file == WEIGHTS:
-                io_point(f"write {file}")
-                save_file({name: t.contiguous() for name, t in (held or {}).items()}, aside / file)
-        if tokenizer is not None:
-            for name, data in tokenizer.files().items():
-                (aside / name).write_bytes(data)
-        if recipe is not None:
-            (aside / "recipe.yaml").write_text(recipe, encoding="utf-8")
-        for file in sorted(aside.iterdir()):
-            fsync(file)
-        write_json_atomic(aside / "config.json", {"format": FOLDER_FORMAT, **config})
-        if folder.is_symlink():
-            folder.unlink()  # the target of the link must not be moved
-        elif folder.exists():
-            io_point("set the model aside")
-            os.rename(folder, old)
-        io_point("publish the model")
-        os.rename(aside, folder)
-        fsync(folder.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        with write_aside(folder, replace=True) as aside:
+            for file, held in files.items():
+                if held or file == WEIGHTS:
+                    io_point(f"write {file}")
+                    save_file({name: t.contiguous() for name, t in (held or {}).items()}, aside / file)
+            if tokenizer is not None:
+                for name, data in tokenizer.files().items():
+                    (aside / name).write_bytes(data)
+            if recipe is not None:
+                (aside / "recipe.yaml").write_text(recipe, encoding="utf-8")
+            write_json_atomic(aside / "config.json", {"format": FOLDER_FORMAT, **config})
     except (OSError, SafetensorError) as error:
-        if old.exists() and not folder.exists():
-            os.rename(old, folder)
-        shutil.rmtree(aside, ignore_errors=True)
         raise MachineError(CANNOT_WRITE.at(str(folder), got=str(error))) from error
-
-
-def clear(folder: Path) -> None:
-    """Cleans up after a process that died in `write`: restores the old folder, removes partial files."""
-    old = folder.with_name(f".{folder.name}.old.tmp")
-    if old.exists() and not folder.exists():
-        os.rename(old, folder)
-    for left in folder.parent.glob(f".{folder.name}.*.tmp"):
-        shutil.rmtree(left, ignore_errors=True)
 
 
 def config_of(folder: Path) -> dict:

@@ -13,7 +13,7 @@ from lmmkit.attention.eager import Eager
 from lmmkit.data.packing import LaidOut, SizedSample, read_images
 from lmmkit.data.pipeline import cut
 from lmmkit.errors import UserError
-from lmmkit.errors.data import BROKEN
+from lmmkit.errors.data import IMAGE_DAMAGED
 from tests.support import paper_objective
 from tests.support.paper_objective import CAPTIONS, CHATS, chat, packer, sized
 from tests.support.tiny_model import SPEC, image, laid_out, pack, pixels, random_ids, read, tiny_lmm, whole
@@ -189,7 +189,7 @@ def test_all_images_that_cannot_be_read_are_reported_together():
     def broken(image: Image, fit: str) -> torch.Tensor:
         if image.path == "b":
             return read(image, fit)
-        raise UserError(BROKEN.at(image.path, got="noise"))
+        raise UserError(IMAGE_DAMAGED.at(image.path, got="noise"))
 
     made = packer()
     views = [laid_out(text([1], "bos"), *map(image, names), text([7], "none")) for names in ("ab", "ca")]

@@ -17,7 +17,7 @@ from lmmkit.data.pipeline import Pipeline
 from lmmkit.data.sampler import Sampler
 from lmmkit.data.sources.bad_records import Policy
 from lmmkit.errors import UserError
-from lmmkit.errors.data import BROKEN, CHANGED, ROLES
+from lmmkit.errors.data import IMAGE_DAMAGED, RECORDS_CHANGED, ROLES
 from lmmkit.training.signals import ignore_in_worker
 from tests.support.paper_objective import caption, packer, views
 from tests.support.tiny_model import read
@@ -110,7 +110,7 @@ class Reader:
         assert image.edit is None
         self.asked.append(image.path)
         if image.path in self.broken:
-            raise UserError(BROKEN.at(image.path, got="noise"))
+            raise UserError(IMAGE_DAMAGED.at(image.path, got="noise"))
         return read(image, fit)
 
 
@@ -198,7 +198,7 @@ def test_a_source_that_may_not_skip_stops_at_the_record():
 
 
 def test_a_lost_file_is_not_a_bad_record():
-    source = Source([torn(CHANGED), RECORDS[0]])
+    source = Source([torn(RECORDS_CHANGED), RECORDS[0]])
     with pytest.raises(UserError) as error:
         pipeline(source, Reader(), samples=2).step(0)
-    assert [p.code for p in error.value.problems] == [CHANGED.code]
+    assert [p.code for p in error.value.problems] == [RECORDS_CHANGED.code]

@@ -24,7 +24,7 @@ from lmmkit.weights import model_folder
 CRASHED = 77
 TIMES = ("seconds", "tokens_per_second", "val/seconds")
 WITH_POINTS = (files, write, model_folder, metrics_log)
-WITH_SYNC = (files, write, model_folder)
+WITH_SYNC = (files, write)
 
 
 def start(recipe: Recipe, out, point: Callable[[str], None] = lambda name: None) -> int:

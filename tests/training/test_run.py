@@ -250,7 +250,7 @@ def test_resume_refuses_other_data_and_tells_what_changed(scenes, tmp_path):
     resume(tmp_path / "moved")
     picture = tmp_path / "moved" / json.loads(before)[0]["image"]
     picture.write_bytes(picture.read_bytes() + b" ")
-    assert "data.questions.pictures" in changed(tmp_path / "moved")
+    assert "data.questions.images" in changed(tmp_path / "moved")
 
 
 def test_resume_refuses_another_recipe_and_allows_another_speed(finished, tiny, tmp_path):

@@ -28,12 +28,14 @@ def artefacts() -> Iterator[Artefact]:
     for name, make in LINKS.items():
         yield Artefact(f"path {name}", _linked(make), says="record 0")
     for name, content in FILES.items():
-        yield Artefact(f"rows {name}", _records(content), says="rows.json")
-    for name, changes in ROWS.items():
-        yield Artefact(f"row {name}", _row(changes), says="record 0")
-    yield Artefact("row with markers for one image", _row(MARKERS), code=(0, 2))  # LLaVA takes them for one
-    for name, make in PICTURES.items():
-        yield Artefact(f"picture {name}", _picture(make), says="a.png")
+        yield Artefact(f"records {name}", _records(content), says="rows.json")
+    for name, changes in RECORDS.items():
+        yield Artefact(f"record {name}", _record(changes), says="record 0")
+    yield Artefact(
+        "record with markers for one image", _record(MARKERS), code=(0, 2)
+    )  # LLaVA takes them for one
+    for name, make in IMAGES.items():
+        yield Artefact(f"image {name}", _image(make), says="a.png")
     for name, words in TEXTS.items():
         yield Artefact(f"text {name}", _text(words), code=(0,))
     for name, (file, content, code) in TOKENIZERS.items():
@@ -98,7 +100,7 @@ LINKS: dict[str, Callable[[Home], str]] = {}
 
 
 def link(name: str) -> Callable:
-    """Names a maker of a file of the image folder that is not what it seems; it gives its path."""
+    """Registers a function that makes a link or a special file in the image folder, and returns its path."""
 
     def known(make: Callable[[Home], str]) -> Callable[[Home], str]:
         LINKS[name] = make
@@ -150,7 +152,7 @@ def _(home: Home) -> str:
     return "f.png"
 
 
-@link("a folder named as a picture")
+@link("a folder named as an image")
 def _(home: Home) -> str:
     (home.data / "d.png").mkdir()
     return "d.png"
@@ -164,7 +166,7 @@ def _linked(make: Callable[[Home], str]) -> Spoil:
     return spoil
 
 
-# ------------------------------------------------------------------ rows
+# ------------------------------------------------------------------ records
 
 FILES: dict[str, bytes] = {
     "a pickle": b"cos\nsystem\n(S'SHELL'\ntR.",
@@ -196,12 +198,12 @@ def _records(content: bytes) -> Spoil:
     return spoil
 
 
-ROWS: dict[str, dict[str, object]] = {
+RECORDS: dict[str, dict[str, object]] = {
     "with a list of paths": {"image": ["a.png", "../outside/secret.png"]},
     "with an object for a path": {"image": {"path": "a.png"}},
     "with a number for a path": {"image": 1},
     "with bytes": {"image": [104, 116]},
-    "with a role of its own": {"conversations": [{"from": "__class__", "value": "x"}]},
+    "with an unknown role": {"conversations": [{"from": "__class__", "value": "x"}]},
     "with a deep value": {"conversations": [{"from": "human", "value": {"a": [1]}}]},
     "with five megabytes": {"conversations": [{"from": "human", "value": "<image>" + "x" * 5_000_000}, {"from": "gpt", "value": "x"}]},
     "with ten thousand turns": {"conversations": [{"from": "human", "value": "x"}] * 10_000},
@@ -211,7 +213,7 @@ ROWS: dict[str, dict[str, object]] = {
 MARKERS = {"conversations": [{"from": "human", "value": "<image>" * 100_000}, {"from": "gpt", "value": "x"}]}
 
 
-def _row(changes: dict[str, object]) -> Spoil:
+def _record(changes: dict[str, object]) -> Spoil:
     def spoil(home: Home) -> list[object]:
         home.rows(row(**changes))
         return CHECK
@@ -245,7 +247,7 @@ def _text(words: str) -> Spoil:
     return spoil
 
 
-# ------------------------------------------------------------------ pictures
+# ------------------------------------------------------------------ images
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -272,7 +274,7 @@ def _drawn(kind: str) -> bytes:
     return out.getvalue()
 
 
-PICTURES: dict[str, Callable[[], bytes]] = {
+IMAGES: dict[str, Callable[[], bytes]] = {
     "of 50,000 squared": lambda: png(50_000, 50_000),
     "of 9,400 squared": lambda: png(9_400, 9_400),
     "of 2^31": lambda: png(2**31 - 1, 2**31 - 1),
@@ -296,7 +298,7 @@ PICTURES: dict[str, Callable[[], bytes]] = {
 }
 
 
-def _picture(make: Callable[[], bytes]) -> Spoil:
+def _image(make: Callable[[], bytes]) -> Spoil:
     def spoil(home: Home) -> list[object]:
         (home.data / "a.png").write_bytes(make())
         return DECODE
@@ -357,7 +359,7 @@ TOKENIZERS: dict[str, tuple[str, bytes, tuple[int, ...]]] = {
     "added tokens that are none": ("tokenizer.json", json_tokenizer(added_tokens=[1]), (2,)),
     "an empty added token": ("tokenizer.json", json_tokenizer(added_tokens=[{"id": 2, "content": "", "special": True}]), (0, 2)),
     "merges of what is not there": ("tokenizer.json", json_tokenizer(model={"type": "BPE", "vocab": {"a": 0}, "merges": ["b c"]}), (2,)),
-    "post-processing of its own": ("tokenizer.json", json_tokenizer(post_processor=TEMPLATE), (0,)),
+    "custom post-processing": ("tokenizer.json", json_tokenizer(post_processor=TEMPLATE), (0,)),
     "a template and code beside it": ("tokenizer_config.json", CONFIG, (0,)),
     "garbage": ("tokenizer.model", b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\x7f" * 10, (2,)),
     "a pickle": ("tokenizer.model", b"cos\nsystem\n(S'SHELL'\ntR.", (2,)),
@@ -408,8 +410,8 @@ def _pipe(home: Home) -> list[object]:
 
 
 def _linked_root(home: Home) -> list[object]:
-    (home.data / "pictures").symlink_to("/nonexistent")
-    home.edit("images: data,", "images: data/pictures,")
+    (home.data / "images").symlink_to("/nonexistent")
+    home.edit("images: data,", "images: data/images,")
     return CHECK
 
 

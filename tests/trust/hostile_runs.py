@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from lmmkit.runs.files import file_crc32
 from lmmkit.training.checkpoint import manifest
 from tests.support.hostile_home import Artefact, Home
 
@@ -163,7 +164,7 @@ def sign(folder: Path, changes: dict[str, object] | None = None) -> None:
     body.pop("crc32")
     for name in body["files"]:
         if (folder / name).is_file():
-            body["files"][name] = [(folder / name).stat().st_size, manifest.crc32(folder / name)]
+            body["files"][name] = [(folder / name).stat().st_size, file_crc32(folder / name)]
     body |= changes or {}
     crc = zlib.crc32(manifest._encode(body))
     (folder / manifest.NAME).write_bytes(manifest._encode(body | {"crc32": crc}))

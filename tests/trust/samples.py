@@ -245,7 +245,7 @@ def learned_tokens(home: Home) -> None:
 
 def commands(home: Home) -> None:
     command(home, "data", "show", home.recipe, "absent", "--root", home.path)
-    command(home, "data", "show", home.recipe, "rows", "--row", 99, "--root", home.path)
+    command(home, "data", "show", home.recipe, "rows", "--record", 99, "--root", home.path)
     command(home, "recipes", "copy", "absent")
     command(home, "bench", "kernels", home.recipe, "--root", home.path, "--stage", "absent")
     command(home, "data", "make-scenes", home.recipe / "x", "--count", 120, "--heldout", 24)

@@ -28,7 +28,7 @@ Set = Annotated[
 Trust = Annotated[bool, typer.Option("--trust-files", help="Run plugins from local files the recipe names.")]
 Dtype = Annotated[
     Literal["float32", "bfloat16"],
-    typer.Option("--dtype", help="What the weights are held in, and computed."),
+    typer.Option("--dtype", help="The data type of the weights and of the computation."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 

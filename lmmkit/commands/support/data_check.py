@@ -14,10 +14,13 @@ from typing import TextIO
 from lmmkit.commands.support.common import err
 from lmmkit.data.images import check_header, check_whole
 from lmmkit.data.sources.bad_records import BadRecord, Policy
-from lmmkit.data.sources.records import SHOWN, Records, open_record_store
+from lmmkit.data.sources.indexed_records import Indexing
+from lmmkit.data.sources.records import LISTED, Records, open_indexed
 from lmmkit.errors import Problem, UserError
-from lmmkit.errors.data import MORE_PROBLEMS, PATH, RECORDS_EMPTY
+from lmmkit.errors.data import MORE_PROBLEMS, RECORDS_EMPTY, RECORDS_PATH
 from lmmkit.recipe import Recipe
+
+FIGURES = ("records", "bad_records", "images", "bad_images", "record_seconds", "image_seconds")
 
 
 @dataclass
@@ -60,66 +63,60 @@ def check_records(recipe: Recipe, name: str, report: CheckReport, decode: bool) 
 
     def on_bad_record(bad: BadRecord) -> None:
         report.add(name, bad)
-        if len(first) < SHOWN:
+        if len(first) < LISTED:
             first.append(bad.problem())
 
     path, images = recipe.path(section.records), section.images and recipe.path(section.images)
     begin = time.perf_counter()
     try:
-        with _bar(f"{name}: rows", _size(path), "MB", 1e-6) as move:
-            rows = open_record_store(
-                path,
-                images or None,
-                section.template,
-                rebuild=True,
-                on_bad_record=on_bad_record,
-                progress=move,
+        with _bar(f"{name}: records", _size(path), "MB", 1e-6) as move:
+            indexing = Indexing(
+                template=section.template, rebuild=True, on_bad_record=on_bad_record, progress=move
             )
+            indexed = open_indexed(path, images or None, indexing)
     except UserError as error:
         for p in error.problems:
             report.add(name, BadRecord.of(p, (p.where, 0, 0)))
         report.refuse(name, list(error.problems))
-        return dict.fromkeys(
-            ("rows", "bad_records", "pictures", "bad_pictures", "row_seconds", "picture_seconds"), 0
-        )
-    between, meta = time.perf_counter(), rows.index.meta
+        return dict.fromkeys(FIGURES, 0)
+    between, meta = time.perf_counter(), indexed.index.meta
     records = Records(
-        name=name, template=section.template, image_fit=section.image_fit, rows=rows, bad_records=policy
+        name=name, template=section.template, image_fit=section.image_fit, indexed=indexed, bad_records=policy
     )
-    images_seen, bad_images = _check_images(records, on_bad_record, decode)
-    bad, most = meta["bad_records"] + bad_images, policy.allowed(meta["rows"])
+    image_count, bad_images = _check_images(records, on_bad_record, decode)
+    bad, most = meta["bad_records"] + bad_images, policy.allowed(meta["records"])
     if bad > most:
         got = f"{meta['bad_records']} bad records and {bad_images} bad images, all listed in {report.path}"
-        more = MORE_PROBLEMS.at(str(rows.path), got=got, most=most)
+        more = MORE_PROBLEMS.at(str(indexed.path), got=got, most=most)
         report.refuse(name, [*first, *[more] * (bad > len(first))])
-    elif not len(rows):
-        report.refuse(name, [RECORDS_EMPTY.at(str(rows.path), got="no records")])
-    return {
-        "rows": meta["rows"], "bad_records": meta["bad_records"], "pictures": images_seen, "bad_pictures": bad_images,
-        "row_seconds": round(between - begin, 3), "picture_seconds": round(time.perf_counter() - between, 3),
-    }  # fmt: skip
+    elif not len(indexed):
+        report.refuse(name, [RECORDS_EMPTY.at(str(indexed.path), got="no records")])
+    seconds = round(between - begin, 3), round(time.perf_counter() - between, 3)
+    counts = meta["records"], meta["bad_records"], image_count, bad_images
+    return dict(zip(FIGURES, (*counts, *seconds), strict=True))
 
 
 def _check_images(
     records: Records, on_bad_record: Callable[[BadRecord], None], decode: bool
 ) -> tuple[int, int]:
     """Checks each image of a source once. Returns (images, bad images)."""
-    rows, bad, count = records.rows, 0, 0
-    paths_outside = dict(rows.paths_outside())
-    with _bar(
-        f"{records.name}: {'pictures' if decode else 'headers'}", rows.index.meta["pictures"], "", 1
-    ) as move:
-        for i, image in rows.pictures():
+    indexed, bad, count = records.indexed, 0, 0
+    paths_outside = dict(indexed.paths_outside())
+    title, total = f"{records.name}: {'images' if decode else 'headers'}", indexed.index.meta["images"]
+    with _bar(title, total, "", 1) as move:
+        for i, image in indexed.all_images():
             found: list[Problem] = []
             if image.path in paths_outside:
-                found = [PATH.at(image.path, got=paths_outside[image.path])]
+                found = [RECORDS_PATH.at(image.path, got=paths_outside[image.path])]
             else:
                 try:
                     (check_whole if decode else check_header)(image, records.image_fit)
                 except UserError as error:
                     found = list(error.problems)
             for p in found:
-                on_bad_record(BadRecord.of(replace(p, got=f"{p.where}: {p.got}"), rows.place(i), key="image"))
+                on_bad_record(
+                    BadRecord.of(replace(p, got=f"{p.where}: {p.got}"), records.place(i), key="image")
+                )
             bad += bool(found)
             move(count := count + 1)
     return count, bad
@@ -140,15 +137,15 @@ def _bar(title: str, total: int, unit: str, scale: float) -> Iterator[Callable[[
 
     rate = TextColumn("{task.fields[rate]}")
     columns = (TextColumn(title), BarColumn(), TaskProgressColumn(), rate, TimeRemainingColumn())
-    begin, told = time.perf_counter(), 0.0
+    begin, drawn = time.perf_counter(), 0.0
     with Progress(*columns, console=err, disable=not err.is_terminal) as bar:
         task = bar.add_task(title, total=total or None, rate="")
 
         def move(done: float) -> None:
-            nonlocal told
+            nonlocal drawn
             now = time.perf_counter()
-            if now - told > 0.2 or done >= total:  # drawing the bar costs more than checking a header
-                told = now
+            if now - drawn > 0.2 or done >= total:  # drawing the bar costs more than checking a header
+                drawn = now
                 speed = (
                     f"{done * scale / max(now - begin, 1e-3):,.0f} {unit or 'a second'}{'/s' * bool(unit)}"
                 )

@@ -17,12 +17,12 @@ ALWAYS = 10  # bad records that `skip` always allows, even in a small source
 
 
 class BadRecord(NamedTuple):
-    """Describes one problem of one record. `key` is the part of the record; `row` is the number of the
-    record, from 0, `line` counts from 1 (0: the record has no line)."""
+    """Describes one problem of one record. `key` is the part of the record; `record` is the number of
+    the record, from 0. `line` counts from 1; it is 0 in a shard."""
 
     file: str
     line: int
-    row: int
+    record: int
     id: str
     code: str
     key: str
@@ -32,19 +32,19 @@ class BadRecord(NamedTuple):
 
     @classmethod
     def of(cls, problem: Problem, place: tuple[str, int, int], id: str = "", key: str = "") -> BadRecord:
-        """Describes `problem` of the record at `place`: (file, line, row)."""
+        """Describes `problem` of the record at `place`: (file, line, record)."""
         return cls(*place, id, problem.code, key, problem.got, problem.expected, problem.hint)
 
     def problem(self) -> Problem:
         """Returns the problem, with the place of the record as `where`."""
         id_ = f", id {self.id[:80]!a}" if self.id else ""
-        where = place(self.file, self.line, self.row, id_)
+        where = record_place(self.file, self.line, self.record, id_)
         return Problem(self.code, where, self.got, self.expected, self.hint)
 
 
-def place(file: str, line: int, row: int, id_: str = "") -> str:
+def record_place(file: str, line: int, record: int, id_: str = "") -> str:
     """Returns the place of a record as messages name it."""
-    return f"{file}:{line} (record {row}{id_})" if line else f"{file} (record {row}{id_})"
+    return f"{file}:{line} (record {record}{id_})" if line else f"{file} (record {record}{id_})"
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ class Policy:
     kind: Literal["error", "skip"] = "error"
     share: float = 0.001
 
-    def allowed(self, rows: float) -> int:
-        """Returns how many bad records may be skipped among `rows` records."""
-        return max(ALWAYS, int(self.share * rows)) if self.kind == "skip" else 0
+    def allowed(self, records: float) -> int:
+        """Returns how many bad records may be skipped among `records` records."""
+        return max(ALWAYS, int(self.share * records)) if self.kind == "skip" else 0
 
 
 STRICT = Policy()
@@ -84,7 +84,9 @@ class BadRecordLog:
         lines = [line for line in _lines(self.path) if line["step"] <= step]
         if not any((line["stage"], line["step"]) == (self.stage, self.before) for line in lines):
             lines += [self._line(self.before, name, bad) for name in known for bad in known[name]]
-        mine = {(line["source"], line["row"], line["step"]) for line in lines if line["stage"] == self.stage}
+        mine = {
+            (line["source"], line["record"], line["step"]) for line in lines if line["stage"] == self.stage
+        }
         self.counts = Counter(source for source, _, at in mine if at > self.before)
         if self.writes and (lines or self.path.exists()):
             write_text_atomic(self.path, "".join(json.dumps(line) + "\n" for line in lines))
@@ -97,7 +99,7 @@ class BadRecordLog:
         if self.writes:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.writelines(json.dumps(self._line(step, *each)) + "\n" for each in found)
-        self.counts.update(source for source, _ in {(name, bad.row): bad for name, bad in found})
+        self.counts.update(source for source, _ in {(name, bad.record): bad for name, bad in found})
         for name in {name for name, _ in found}:
             most = self.policies[name].allowed(self.seen[name] * (index + 1))
             if self.counts[name] > most:
@@ -120,7 +122,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
             line = json.loads(text)
         except ValueError:
             break
-        if not isinstance(line, dict) or not line.keys() >= {"step", "stage", "source", "row"}:
+        if not isinstance(line, dict) or not line.keys() >= {"step", "stage", "source", "record"}:
             break
         found.append(line)
     return found

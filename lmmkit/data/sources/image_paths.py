@@ -23,10 +23,10 @@ def is_plain(path: str) -> bool:
 def path_fault(path: str) -> str | None:
     """Returns what is wrong if the text `path` is not a relative path to a file below a folder."""
     reason = _spelling(path)
-    return None if reason is None else describe(path, reason)
+    return None if reason is None else describe_path(path, reason)
 
 
-def describe(path: str, reason: str) -> str:
+def describe_path(path: str, reason: str) -> str:
     """Returns a bad path and the reason, for a message."""
     return f"path {path[:80]!a}, {reason}"
 

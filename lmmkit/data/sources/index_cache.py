@@ -24,18 +24,18 @@ import numpy as np
 from lmmkit.data.sources.bad_records import BadRecord
 from lmmkit.data.sources.json_stream import open_regular
 from lmmkit.errors import UserError
-from lmmkit.errors.data import CHANGED, RECORDS_FILE
+from lmmkit.errors.data import RECORDS_CHANGED, RECORDS_FILE
+from lmmkit.runs.files import file_crc32
 
-FORMAT = 2  # increase it when the content of an index, or the rule for good records, changes
-BAD_KEPT = 100_000
-META, BAD = "index.json", "bad.jsonl"
+_FORMAT = 3  # increase it when the content of an index, or the rule for good records, changes
+_META, _BAD = "index.json", "bad.jsonl"
 _SPOTS, _SPOT = 64, 4096
 
 
 @dataclass(frozen=True, eq=False)
 class Index:
     """Holds an index. `meta` is plain JSON; `arrays` are memory maps of files in `folder`, or in memory
-    without a folder.
+    without a folder. `meta["stat"]`: size and time of change of each indexed file.
 
     Pickles as its folder, so that a data worker shares the pages of the maps.
     """
@@ -48,24 +48,25 @@ class Index:
     def __reduce__(self) -> tuple[object, ...]:
         if self.folder is None:
             return Index, (dict(self.meta), dict(self.arrays), self.bad)
-        return _again, (self.folder, dict(self.meta))
+        return _reopened, (self.folder, dict(self.meta))
 
 
 def open_index(
     key: str, files: Iterable[Path], build: Callable[[], Index], *, rebuild: bool = False
 ) -> Index:
     """Returns the stored index of `files` under `key`, or calls `build` and stores its index if possible."""
-    print_of = fingerprint(files)
+    marks = fingerprint(files)
     name = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=12).hexdigest()
-    stamp = hashlib.blake2b(json.dumps([FORMAT, key, print_of]).encode(), digest_size=12).hexdigest()
+    stamp = hashlib.blake2b(json.dumps([_FORMAT, key, marks]).encode(), digest_size=12).hexdigest()
     cache = cache_folder()
     folder = cache / f"{name}-{stamp}"
     if not rebuild and (kept := load_index(folder)) is not None:
         return kept
     built = build()
+    built = replace(built, meta={**built.meta, "stat": [mark[:2] for mark in marks]})
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        _save(built, cache, folder)
+        _save(built, folder)
     except OSError as error:
         print(f"note: no index kept in {cache}: {error.strerror}; set LMMKIT_CACHE", file=sys.stderr)
         return built
@@ -103,17 +104,13 @@ def fingerprint(files: Iterable[Path]) -> list[list[int]]:
 def load_index(folder: Path) -> Index | None:
     """Returns the index in a folder; None if there is none, or if it differs from what was written."""
     try:
-        meta = json.loads((folder / META).read_bytes())
+        meta = json.loads((folder / _META).read_bytes())
         if meta.pop("crc") != _crc(meta):
             return None
         for name, crc in meta["files"].items():
-            with open(folder / name, "rb") as file:
-                found = 0
-                while block := file.read(1 << 20):
-                    found = zlib.crc32(block, found)
-            if found != crc:
+            if file_crc32(folder / name) != crc:
                 return None
-        lines = (folder / BAD).read_text("utf-8").splitlines()
+        lines = (folder / _BAD).read_text("utf-8").splitlines()
         return replace(_opened(folder, meta), bad=tuple(BadRecord(*json.loads(line)) for line in lines))
     except Exception:  # any process may have written this cache: on any error, build it again
         return None
@@ -128,25 +125,29 @@ def _opened(folder: Path, meta: dict[str, Any]) -> Index:
     return Index(meta, arrays, (), folder)
 
 
-def _again(folder: Path, meta: dict[str, Any]) -> Index:
+def _reopened(folder: Path, meta: dict[str, Any]) -> Index:
     """Opens the index in another process. Raises `UserError` if it cannot be read."""
     try:
         return _opened(folder, meta)
     except (OSError, ValueError) as error:
-        raise UserError(CHANGED.at(str(folder), got="no readable index")) from error
+        raise UserError(RECORDS_CHANGED.at(str(folder), got="no readable index")) from error
 
 
-def _save(index: Index, cache: Path, folder: Path) -> None:
-    """Writes the index to a temporary folder, then renames it to `folder`."""
-    aside = Path(tempfile.mkdtemp(prefix=".tmp-", dir=cache))
+def _save(index: Index, folder: Path) -> None:
+    """Writes the index to a temporary folder, then renames it to `folder`.
+
+    Not by `write_aside`: several processes may write one index at the same time, the first one counts, and
+    a cache needs no sync.
+    """
+    aside = Path(tempfile.mkdtemp(prefix=".tmp-", dir=folder.parent))
     try:
         for name, array in index.arrays.items():
             np.save(aside / f"{name}.npy", array, allow_pickle=False)
-        lines = (json.dumps(list(row)) + "\n" for row in index.bad)
-        (aside / BAD).write_text("".join(lines), encoding="utf-8")
-        files = {path.name: zlib.crc32(path.read_bytes()) for path in sorted(aside.iterdir())}
+        lines = (json.dumps(list(bad)) + "\n" for bad in index.bad)
+        (aside / _BAD).write_text("".join(lines), encoding="utf-8")
+        files = {path.name: file_crc32(path) for path in sorted(aside.iterdir())}
         meta = {**index.meta, "files": files}
-        (aside / META).write_text(json.dumps({**meta, "crc": _crc(meta)}), encoding="utf-8")
+        (aside / _META).write_text(json.dumps({**meta, "crc": _crc(meta)}), encoding="utf-8")
         if folder.exists():
             shutil.rmtree(folder)
         try:

@@ -9,14 +9,14 @@ import json
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from lmmkit.data.sources.json_stream import MAX_ROW, Faults, Parser, Window, skip
+from lmmkit.data.sources.json_stream import MAX_RECORD, Faults, Parser, Window, skip
 
 
 class RawRecord(NamedTuple):
     """Holds a record of a file: its index from 0, its line from 1, its value and its faults.
 
     `faults` are pairs (got, expected); a record with faults has no usable value. Its text is the
-    `length` bytes from `offset` on. `spelt`: the text contains no escape of a surrogate.
+    `length` bytes from `offset` on. `no_surrogates`: the text contains no escape of a surrogate.
     """
 
     index: int
@@ -25,10 +25,10 @@ class RawRecord(NamedTuple):
     faults: Faults = ()
     offset: int = 0
     length: int = 0
-    spelt: bool = False
+    no_surrogates: bool = False
 
 
-def read_rows(window: Window) -> Iterator[RawRecord]:
+def read_records(window: Window) -> Iterator[RawRecord]:
     """Returns the records of a file: its lines if its name ends in .jsonl, else the items of a JSON list.
 
     If the file is not a list, or ends too early, the last record has faults.
@@ -36,7 +36,7 @@ def read_rows(window: Window) -> Iterator[RawRecord]:
     return _lines(window) if window.path.suffix == ".jsonl" else _items(window)
 
 
-def row_of(data: bytes, index: int, line: int) -> RawRecord:
+def parse_record(data: bytes, index: int, line: int) -> RawRecord:
     """Returns the record that the bytes `data` contain."""
     try:
         text = data.decode()
@@ -62,8 +62,8 @@ def _items(window: Window) -> Iterator[RawRecord]:
             before = window.column if error.lineno == 1 else 0
             yield RawRecord(index, line, faults=(_broken(error, before),))
             return
-        spelt, offset = _spelt(window.text, window.at, end), window.offset
-        yield RawRecord(index, start, value, faults, offset, window.take(end), spelt)
+        no_surrogates, offset = _no_surrogates(window.text, window.at, end), window.offset
+        yield RawRecord(index, start, value, faults, offset, window.take(end), no_surrogates)
         index += 1
         after = window.peek()
         closed = after == "]"
@@ -88,13 +88,13 @@ def _lines(window: Window) -> Iterator[RawRecord]:
     while window.at < len(window.text) or window.more():
         text = window.next_line()
         if text is None:
-            got = f"a line of more than {MAX_ROW} characters"
+            got = f"a line of more than {MAX_RECORD} characters"
             yield RawRecord(index, window.line, faults=((got, "one record a line"),))
             return
         if text.strip(" \t\r"):
-            row = _line(text, parser, index, window.line)
-            offset, spelt = window.offset, _spelt(text, 0, len(text))
-            yield row._replace(offset=offset, length=window.take(window.at + len(text)), spelt=spelt)
+            record, offset = _line(text, parser, index, window.line), window.offset
+            length, fine = window.take(window.at + len(text)), _no_surrogates(text, 0, len(text))
+            yield record._replace(offset=offset, length=length, no_surrogates=fine)
             index += 1
         else:
             window.take(window.at + len(text))
@@ -111,7 +111,7 @@ def _line(text: str, parser: Parser, index: int, number: int) -> RawRecord:
     return RawRecord(index, number, value, faults)
 
 
-def _spelt(text: str, start: int, end: int) -> bool:
+def _no_surrogates(text: str, start: int, end: int) -> bool:
     return text.find("\\ud", start, end) < 0 and text.find("\\uD", start, end) < 0
 
 

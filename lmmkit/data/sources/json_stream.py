@@ -11,7 +11,6 @@ import json
 import math
 import os
 import re
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,8 +18,8 @@ from lmmkit.errors import UserError
 from lmmkit.errors.data import RECORDS_FILE
 
 MAX_DIGITS = 20  # enough for 64 bits; Python itself raises above some thousands
-MAX_ROW = 32 * 2**20  # characters of one value, three times the longest escaped conversation
-BLOCK = 2**20
+MAX_RECORD = 32 * 2**20  # characters of one value, three times the longest escaped conversation
+_BLOCK = 2**20
 TOO_DEEP = "nested too deeply"
 _GAP = re.compile(r"[ \t\n\r]*")
 _MARKS = (
@@ -59,8 +58,8 @@ class Parser:
         found = dict(pairs)
         if len(found) != len(pairs):
             keys = [key for key, _ in pairs]
-            again = next(key for i, key in enumerate(keys) if key in keys[:i])
-            self.faults.append((f"key {again!a} twice", "each key once"))
+            repeated = next(key for i, key in enumerate(keys) if key in keys[:i])
+            self.faults.append((f"key {repeated!a} twice", "each key once"))
         return found
 
     def _constant(self, name: str) -> float:
@@ -90,17 +89,17 @@ class Window:
     """Reads the characters of a UTF-8 file, forward only.
 
     `text[at:]` is what has been read but not passed. `line` and `offset` (bytes) are those of the
-    character at `at`. `column` counts the characters before `text` in its line. `crc` and `size` are
-    those of the bytes read so far.
+    character at `at`. `column` counts the characters before `text` in its line. `size` counts the bytes
+    read so far.
 
     Raises `UserError` if the file is missing, not a regular file, or not UTF-8 text.
     """
 
-    def __init__(self, path: Path, progress: Callable[[int], None] | None = None) -> None:
-        self.path, self.progress = path, progress or (lambda size: None)
+    def __init__(self, path: Path, progress: Callable[[int], None] = lambda size: None) -> None:
+        self.path, self.progress = path, progress
         self.text, self.at = "", 0
         self.line, self.offset, self.column = 1, 0, 0
-        self.crc = self.size = self._newlines = 0
+        self.size = self._newlines = 0
         self.done = False
         self._decoder = codecs.getincrementaldecoder("utf-8")()
         self.file = open_regular(path)
@@ -116,7 +115,7 @@ class Window:
         """Reads at least as much as `text[at:]` contains. Returns False at the end of the file."""
         if self.done:
             return False
-        data = self._read(max(BLOCK, len(self.text) - self.at))
+        data = self._read(max(_BLOCK, len(self.text) - self.at))
         if not self.size:
             self._check_mark(data)
         self.done = not data
@@ -130,10 +129,10 @@ class Window:
             raise _refused(f"{self.path}:{line}", got, "JSON in UTF-8") from error
         if self.done:
             return False
-        gone = self.text[: self.at]
-        self.column = len(gone) - gone.rfind("\n") - 1 + (self.column if "\n" not in gone else 0)
+        passed = self.text[: self.at]
+        self.column = len(passed) - passed.rfind("\n") - 1 + (self.column if "\n" not in passed else 0)
         self.text, self.at = self.text[self.at :] + text, 0
-        self.crc, self.size = zlib.crc32(data, self.crc), self.size + len(data)
+        self.size += len(data)
         self._newlines += data.count(b"\n")
         self.progress(self.size)
         return True
@@ -167,10 +166,10 @@ class Window:
                 return self.text[self.at : self.at + 1]
 
     def next_line(self) -> str | None:
-        """Returns the rest of the line without its end; None if it is longer than MAX_ROW."""
+        """Returns the rest of the line without its end; None if it is longer than MAX_RECORD."""
         searched = self.at
         while (end := self.text.find("\n", searched)) < 0:
-            if len(self.text) - self.at > MAX_ROW:
+            if len(self.text) - self.at > MAX_RECORD:
                 return None
             searched = len(self.text) - self.at
             if not self.more():
@@ -184,7 +183,7 @@ class Window:
             try:
                 value, end, faults = parser.at(self.text, self.at)
             except json.JSONDecodeError as error:
-                known = error.msg == TOO_DEEP or len(self.text) - self.at > MAX_ROW
+                known = error.msg == TOO_DEEP or len(self.text) - self.at > MAX_RECORD
                 if known or not self.more():
                     raise
                 continue

@@ -16,22 +16,22 @@ from lmmkit.errors.data import (
     LONG,
     MARKERS,
     ORDER,
-    PATH,
-    PLAIN,
+    RECORDS_PATH,
+    RECORDS_PLAIN,
+    RECORDS_TURNS,
     TEXT,
-    TURNS,
     TYPE,
 )
 
 MARKER = "<image>"
 MAX_CHARS = 1_000_000  # of one conversation; tokenizing takes seconds beyond it
-ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant"}
-OWN_KEYS = frozenset({"id", "image", "conversations"})
+_ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant"}
+_OWN_KEYS = frozenset({"id", "image", "conversations"})
 
 Scalar = str | int | float
 
 
-class Record(NamedTuple):
+class ParsedRecord(NamedTuple):
     """Holds a checked record: the parts of a `Sample`. `images` are relative paths; `key` may be empty."""
 
     key: str
@@ -50,14 +50,14 @@ class RecordSize(NamedTuple):
     dropped: int = 0
 
 
-def measure_record(row: RawRecord, template: str) -> RecordSize | None:
+def measure_record(raw: RawRecord, template: str) -> RecordSize | None:
     """Returns the measures of a record in a simple, good form; None if `RecordParser` must check it.
 
     It accepts only records that `RecordParser` accepts. It is ten times as fast, and most records of a
     file have the simple form.
     """
-    value = row.value
-    if row.faults or not row.spelt or type(value) is not dict or row.length > MAX_CHARS:
+    value = raw.value
+    if raw.faults or not raw.no_surrogates or type(value) is not dict or raw.length > MAX_CHARS:
         return None
     key, path, turns = value.get("id"), value.get("image"), value.get("conversations")
     if key is not None and type(key) is not str and type(key) is not int:
@@ -91,22 +91,22 @@ def measure_record(row: RawRecord, template: str) -> RecordSize | None:
 class RecordParser:
     """Reads one record and collects its problems, each with the part of the record: "conversations.3.from".
 
-    The caller knows the place of the record, so `where` of the problems is empty. `said` is the id of the
+    The caller knows the place of the record, so `where` of the problems is empty. `id` is the id of the
     record, for messages.
     """
 
     template: str
     problems: list[tuple[str, Problem]] = field(default_factory=list)
-    said: str = ""
+    id: str = ""
     dropped: int = 0
 
-    def read(self, row: RawRecord) -> Record | None:
+    def read(self, raw: RawRecord) -> ParsedRecord | None:
         """Returns the record, or None if there are problems."""
-        for got, expected in row.faults:
+        for got, expected in raw.faults:
             self.wrong(JSON, "", got, expected=expected)
         if self.problems:
             return None
-        value = row.value
+        value = raw.value
         if not isinstance(value, dict):
             self.wrong(TYPE, "", _kind(value), expected="an object")
             return None
@@ -115,11 +115,11 @@ class RecordParser:
         turns = self.turns(value.get("conversations"))
         if turns and not self.problems:
             turns = self.place(turns, len(images))
-        meta = {k: v for k, v in value.items() if k not in OWN_KEYS and isinstance(v, str | int | float)}
-        self.spelt([*meta, *(v for v in meta.values() if isinstance(v, str))], "another key", "")
+        meta = {k: v for k, v in value.items() if k not in _OWN_KEYS and isinstance(v, str | int | float)}
+        self.encodable([*meta, *(v for v in meta.values() if isinstance(v, str))], "another key", "")
         if self.problems:
             return None
-        return Record(key, tuple(turns), images, meta or None)
+        return ParsedRecord(key, tuple(turns), images, meta or None)
 
     def wrong(self, code: Code, key: str, got: str, **fields: object) -> None:
         """Adds a problem of the part `key`."""
@@ -131,8 +131,8 @@ class RecordParser:
             self.wrong(TYPE, "id", f"`id` {_kind(value)}", expected="a string or an integer")
             return ""
         key = "" if value is None else str(value)
-        if self.spelt([key], "`id`", "id") and key:
-            self.said = key[:80]
+        if self.encodable([key], "`id`", "id") and key:
+            self.id = key[:80]
         return key
 
     def images(self, value: object) -> tuple[str, ...]:
@@ -145,15 +145,15 @@ class RecordParser:
                 self.wrong(TYPE, "image", f"`image` {_kind(path)}", expected="a path or a list of paths")
                 continue
             paths.append(path)
-            if self.spelt([path], "`image`", "image") and (got := path_fault(path)):
-                self.wrong(PATH, "image", got)
+            if self.encodable([path], "`image`", "image") and (got := path_fault(path)):
+                self.wrong(RECORDS_PATH, "image", got)
         return tuple(paths)
 
     def turns(self, value: object) -> list[Turn]:
         """Returns the turns as written, with all markers still in the text."""
         if not isinstance(value, list) or not value:
             got = "none" if value is None or value == [] else _kind(value)
-            self.wrong(TURNS, "conversations", f"`conversations` {got}")
+            self.wrong(RECORDS_TURNS, "conversations", f"`conversations` {got}")
             return []
         turns = [self.turn(turn, i) for i, turn in enumerate(value)]
         found = [turn for turn in turns if turn is not None]
@@ -173,23 +173,23 @@ class RecordParser:
             self.wrong(TYPE, f"conversations.{i}", f"turn {i} {_kind(value)}", expected="an object")
             return None
         who, text = value.get("from"), value.get("value")
-        if not isinstance(who, str) or who not in ROLES:
+        if not isinstance(who, str) or who not in _ROLES:
             self.wrong(FROM, f"conversations.{i}.from", f"turn {i} from {_kind(who)}")
         if not isinstance(text, str):
             at = f"conversations.{i}.value"
             self.wrong(TYPE, at, f"turn {i} value {_kind(text)}", expected="a string")
         elif (
-            self.spelt([text], f"turn {i}", f"conversations.{i}.value")
+            self.encodable([text], f"turn {i}", f"conversations.{i}.value")
             and isinstance(who, str)
-            and who in ROLES
+            and who in _ROLES
         ):
-            return Turn(ROLES[who], text)
+            return Turn(_ROLES[who], text)
         return None
 
     def order(self, turns: list[Turn]) -> None:
         """Checks that questions and answers alternate and that every question has an answer."""
         if not turns:
-            self.wrong(TURNS, "conversations", "no question")
+            self.wrong(RECORDS_TURNS, "conversations", "no question")
             return
         for i, turn in enumerate(turns):
             if turn.role != ("user", "assistant")[i % 2]:
@@ -202,7 +202,7 @@ class RecordParser:
         if turns[-1].role == "user":
             self.wrong(ANSWER, "conversations", "a last question without an answer")
         elif self.template == "plain" and len(turns) != 2:
-            self.wrong(PLAIN, "conversations", f"{len(turns)} turns")
+            self.wrong(RECORDS_PLAIN, "conversations", f"{len(turns)} turns")
 
     def place(self, turns: list[Turn], images: int) -> list[Turn]:
         """Returns the turns with the markers removed and the images before the text.
@@ -219,7 +219,7 @@ class RecordParser:
         elif images and any(MARKER in turn.text for turn in turns if turn.role == "assistant"):
             self.wrong(MARKERS, "conversations", f"{MARKER} in an answer")
         elif self.template == "plain" and not images:
-            self.wrong(PLAIN, "image", "no image")
+            self.wrong(RECORDS_PLAIN, "image", "no image")
         return [self.placed(turn, mark) for turn, mark in zip(turns, marks, strict=True)]
 
     def placed(self, turn: Turn, images: int) -> Turn:
@@ -230,7 +230,7 @@ class RecordParser:
             return Turn("user", "", images)
         return Turn("user", turn.text.replace(MARKER, "").strip(), images) if images else turn
 
-    def spelt(self, texts: list[str], what: str, key: str) -> bool:
+    def encodable(self, texts: list[str], what: str, key: str) -> bool:
         """Returns whether UTF-8 can encode all of them. Adds a problem if not."""
         for text in texts:
             if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
@@ -239,7 +239,7 @@ class RecordParser:
         return True
 
 
-def measured_record(record: Record, value: Any, dropped: int) -> RecordSize:
+def measured_record(record: ParsedRecord, value: Any, dropped: int) -> RecordSize:
     """Returns the measures of a good record, from its JSON value and the checked record."""
     words = sum(len(turn["value"].split()) for turn in value["conversations"])
     return RecordSize(record.key, record.images, words, dropped)

@@ -8,43 +8,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
-from lmmkit.api.sample import Image, ImageFit, Sample
+from lmmkit.api.sample import ImageFit, Sample
 from lmmkit.data.images import check_header
-from lmmkit.data.sources.bad_records import STRICT, BadRecord, Policy, place
-from lmmkit.data.sources.index_cache import Index
-from lmmkit.data.sources.json_records import RawRecord
+from lmmkit.data.sources.bad_records import STRICT, BadRecord, Policy, record_place
+from lmmkit.data.sources.indexed_records import IndexedRecords, Indexing
 from lmmkit.data.sources.llava_json import open_json
 from lmmkit.data.sources.record_parser import RecordParser
 from lmmkit.data.sources.webdataset_shards import open_shards
-from lmmkit.errors import Problem, UserError
-from lmmkit.errors.data import IMAGE_MISSING, MORE_PROBLEMS, PATH, RECORDS_EMPTY, TOO_MANY
+from lmmkit.errors import Problem, UserError, raise_all
+from lmmkit.errors.data import IMAGE_MISSING, MORE_PROBLEMS, RECORDS_EMPTY, RECORDS_PATH, TOO_MANY
 
-SHOWN = 20  # problems listed one by one
-
-
-class RecordStore(Protocol):
-    """Describes a store of records: a file, or shards. Good records are numbered from 0, without bad ones."""
-
-    @property
-    def path(self) -> Path: ...
-    @property
-    def index(self) -> Index: ...
-    def __len__(self) -> int: ...
-    def row(self, i: int) -> RawRecord: ...
-    def key(self, i: int, own: str) -> str: ...
-    def images(self, i: int, paths: tuple[str, ...]) -> tuple[Image, ...]: ...
-    def place(self, i: int) -> tuple[str, int, int]: ...
-    def pictures(self) -> Iterator[tuple[int, Image]]: ...
-    def missing(self) -> list[tuple[int, str]]: ...
-    def paths_outside(self) -> list[tuple[str, str]]: ...
-    def identity(self) -> dict[str, object]: ...
+LISTED = 20  # problems that are listed one by one
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,56 +34,65 @@ class Records(Sequence[Sample]):
     name: str
     template: str
     image_fit: ImageFit
-    rows: RecordStore
+    indexed: IndexedRecords
     bad_records: Policy = STRICT
 
     @property
     def path(self) -> Path:
         """Returns the path of the records file, or the pattern of the shards."""
-        return self.rows.path
+        return self.indexed.path
 
     @property
     def dropped_turns(self) -> int:
         """Returns the number of answers that came before any question and were left out."""
-        return self.rows.index.meta["dropped_turns"]
+        return self.indexed.index.meta["dropped_turns"]
 
     @property
     def left_out(self) -> int:
         """Returns the number of bad records that were skipped."""
-        return self.rows.index.meta["bad_records"]
+        return self.indexed.index.meta["bad_records"]
+
+    @property
+    def known_bad(self) -> tuple[BadRecord, ...]:
+        """Returns the problems of the bad records, of which the index stores at most 100,000."""
+        return self.indexed.index.bad
 
     @property
     def words_N(self) -> np.ndarray:
         """Returns the number of words of each record, below 0 if the record has no image."""
-        return self.rows.index.arrays["rows"]["words"]
+        return self.indexed.index.arrays["records"]["words"]
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.indexed)
 
     def __getitem__(self, i: int) -> Sample:  # type: ignore[override]  # slices have no use here
         if not 0 <= i < len(self):
             raise IndexError(i)
         reader = RecordParser(template=self.template)
-        record = reader.read(self.rows.row(i))
+        record = reader.read(self.indexed.record(i))
         if record is None:  # the index lists only good records
             raise UserError(replace(reader.problems[0][1], where=self.where(i)))
         return Sample(
-            key=f"{self.name}:{self.rows.key(i, record.key)}",
+            key=f"{self.name}:{self.indexed.key(i, record.key)}",
             turns=record.turns,
-            images=self.rows.images(i, record.images),
+            images=self.indexed.images(i, record.images),
             template=self.template,
             image_fit=self.image_fit,
             meta=record.meta or {},
         )
 
+    def place(self, i: int) -> tuple[str, int, int]:
+        """Returns (file, line or 0, record number) of record i."""
+        return self.indexed.place(i)
+
     def where(self, i: int) -> str:
-        """Returns the place of record i for a message: file, line, record."""
-        return place(*self.rows.place(i))
+        """Returns the place of record i as messages name it."""
+        return record_place(*self.place(i))
 
     def identity(self) -> dict[str, object]:
         """Returns what distinguishes the data of this source from other data. Its path is not included."""
         shape = {"template": self.template, "image_fit": self.image_fit}
-        return {"rows": len(self), **self.rows.identity(), **shape}
+        return {"count": len(self), **self.indexed.identity(), **shape}
 
 
 def open_records(
@@ -120,58 +109,48 @@ def open_records(
     """
     found = Records(
         name=name, template=template, image_fit=image_fit, bad_records=bad_records,
-        rows=open_record_store(Path(records), images, template),
+        indexed=open_indexed(Path(records), images, Indexing(template=template)),
     )  # fmt: skip
     _refuse(found)
     return found
 
 
-def open_record_store(
-    records: Path, images: Path | None, template: str, *, rebuild: bool = False,
-    on_bad_record: Callable[[BadRecord], None] | None = None, progress: Callable[[int], None] | None = None,
-) -> RecordStore:  # fmt: skip
-    """Returns the record store of a source, with its index."""
-    if images is None:
-        return open_shards(records, template, rebuild=rebuild, on_bad_record=on_bad_record, progress=progress)
-    return open_json(
-        records, Path(images), template, rebuild=rebuild, on_bad_record=on_bad_record, progress=progress
-    )
+def open_indexed(records: Path, images: Path | None, indexing: Indexing) -> IndexedRecords:
+    """Opens the index of a source; see `open_records`."""
+    return open_shards(records, indexing) if images is None else open_json(records, images, indexing)
 
 
 def _refuse(records: Records) -> None:
     """Raises `UserError` for too many bad records, no records, or image paths outside the image folder."""
-    meta, where = records.rows.index.meta, str(records.path)
-    problems = [bad.problem() for bad in records.rows.index.bad[:SHOWN]]
-    total, most = meta["problems"], records.bad_records.allowed(meta["rows"])
+    meta, where = records.indexed.index.meta, str(records.path)
+    problems = [bad.problem() for bad in records.known_bad[:LISTED]]
+    total, most = meta["problems"], records.bad_records.allowed(meta["records"])
     if meta["bad_records"] <= most:
         problems = []
     elif records.bad_records.kind == "skip":
-        got = f"{meta['bad_records']} bad records of {meta['rows']}"
+        got = f"{meta['bad_records']} bad records of {meta['records']}"
         problems.append(TOO_MANY.at(where, got=got, most=most))
     elif total > len(problems):
         got = f"{total} problems, of which {len(problems)} are listed above"
         problems.append(MORE_PROBLEMS.at(where, got=got, most=0))
     if not problems and not len(records):
         problems.append(RECORDS_EMPTY.at(where, got="no records"))
-    paths_outside = (
-        []
-        if problems
-        else [PATH.at(f"{where}, {path}", got=got) for path, got in records.rows.paths_outside()]
-    )
-    if len(paths_outside) > SHOWN:
-        got = f"{len(paths_outside)} problems, of which {SHOWN} are listed above"
-        paths_outside[SHOWN:] = [MORE_PROBLEMS.at(where, got=got, most=0)]
-    if problems or paths_outside:
-        raise UserError([*problems, *paths_outside])
+    if not problems:
+        outside = records.indexed.paths_outside()
+        problems = [RECORDS_PATH.at(f"{where}, {path}", got=got) for path, got in outside]
+        if len(problems) > LISTED:
+            got = f"{len(problems)} problems, of which {LISTED} are listed above"
+            problems[LISTED:] = [MORE_PROBLEMS.at(where, got=got, most=0)]
+    raise_all(problems)
 
 
 def missing_images(records: Records, limit: int | None = None) -> list[Problem]:
     """Returns a problem for each image file that is missing or not a regular file; at most `limit` if it
     is given. Each file is checked once and reported at its first record."""
-    return [IMAGE_MISSING.at(records.where(i), got=reason) for i, reason in records.rows.missing()[:limit]]
+    return [IMAGE_MISSING.at(records.where(i), got=reason) for i, reason in records.indexed.missing()[:limit]]
 
 
-def too_many(records: Records, found: list[Problem], limit: int = SHOWN) -> list[Problem]:
+def too_many(records: Records, found: list[Problem], limit: int = LISTED) -> list[Problem]:
     """Returns the first `limit` image problems if there are more than the source may skip, else none."""
     most = records.bad_records.allowed(len(records))
     if len(found) <= most:
@@ -187,7 +166,7 @@ def check_images(records: Records, limit: int | None = None) -> list[Problem]:
     Reads headers only. Stops at `limit` problems.
     """
     found = []
-    for i, image in records.rows.pictures():
+    for i, image in records.indexed.all_images():
         try:
             check_header(image, records.image_fit)
         except UserError as error:

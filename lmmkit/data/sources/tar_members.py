@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from lmmkit.data.sources.json_stream import open_regular
-from lmmkit.errors import Problem, UserError
+from lmmkit.errors import UserError
+from lmmkit.errors.data import RECORDS_SHARD
 
-BLOCK = tarfile.BLOCKSIZE
-MAX_HEADERS = 64 * 1024  # bytes of headers before one file: a long name, pax records
-PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE)
-PARTIAL = b"M"  # the next part of a file that began in another archive
-_MEND = "Write the shard anew."
+_BLOCK = tarfile.BLOCKSIZE
+_MAX_HEADERS = 64 * 1024  # bytes of headers before one file: a long name, pax records
+_PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE)
+_PARTIAL = b"M"  # the next part of a file that began in another archive
 
 
 class Member(NamedTuple):
@@ -39,12 +39,12 @@ def members(path: Path) -> Iterator[Member]:
             with tarfile.open(fileobj=headers, mode="r:", encoding="utf-8") as tar:
                 while (info := tar.next()) is not None:
                     tar.members.clear()  # tarfile keeps every header in memory
-                    headers.left = MAX_HEADERS
+                    headers.left = _MAX_HEADERS
                     _check(path, info, end)
-                    if info.type in PLAIN:
+                    if info.type in _PLAIN:
                         yield Member(info.name, info.offset_data, info.size)
                 headers.seek(tar.offset)
-                if headers.read(BLOCK) != bytes(BLOCK):  # tarfile treats a bad header as the end
+                if headers.read(_BLOCK) != bytes(_BLOCK):  # tarfile treats a bad header as the end
                     got = "no header of a tar archive"
                     raise _wrong(path, tar.offset, got, "one, with the sum of its bytes")
         except (tarfile.TarError, ValueError, RecursionError) as error:
@@ -53,7 +53,7 @@ def members(path: Path) -> Iterator[Member]:
 
 def _check(path: Path, info: tarfile.TarInfo, end: int) -> None:
     """Raises `UserError` for a file that is not plain, not complete, or has a broken name."""
-    if info.issparse() or info.type == PARTIAL:
+    if info.issparse() or info.type == _PARTIAL:
         raise _wrong(path, info.offset, "a file with holes or in parts", "plain files")
     if not 0 <= info.size <= end - info.offset_data:  # below 0 tarfile reads one header for ever
         got = f"{end} bytes"
@@ -66,13 +66,13 @@ class _Headers:
     """Reads headers for `tarfile`, at most `left` bytes before the next file."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
-        self.path, self.file, self.left = path, file, MAX_HEADERS
+        self.path, self.file, self.left = path, file, _MAX_HEADERS
         self.seek, self.tell = file.seek, file.tell
 
     def read(self, size: int) -> bytes:
         at = self.tell()
         if not 0 <= size <= self.left:
-            raise _wrong(self.path, at, f"headers of {size} more bytes", f"at most {MAX_HEADERS} for a file")
+            raise _wrong(self.path, at, f"headers of {size} more bytes", f"at most {_MAX_HEADERS} for a file")
         self.left -= size
         try:
             data = self.file.read(size)
@@ -85,5 +85,5 @@ class _Headers:
         return data
 
 
-def _wrong(path: Path, at: int, got: str, want: str) -> UserError:
-    return UserError(Problem("records/shard", f"{path} (byte {at})", got, want, _MEND))
+def _wrong(path: Path, at: int, got: str, expected: str) -> UserError:
+    return UserError(RECORDS_SHARD.at(f"{path} (byte {at})", got=got, expected=expected))

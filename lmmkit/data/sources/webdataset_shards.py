@@ -7,132 +7,80 @@ order is a function of position, as for JSON. Images are read from the shards; n
 
 from __future__ import annotations
 
+import array
 import glob
 import itertools
 import math
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from lmmkit.api.sample import Image
-from lmmkit.data.sources.bad_records import BadRecord
-from lmmkit.data.sources.index_cache import BAD_KEPT, Index, open_index
-from lmmkit.data.sources.json_records import RawRecord, row_of
-from lmmkit.data.sources.json_stream import MAX_ROW
-from lmmkit.data.sources.record_parser import RecordParser, measured_record
+from lmmkit.data.sources.index_cache import Index
+from lmmkit.data.sources.indexed_records import IndexBuilder, IndexedRecords, Indexing, OpenFiles, as_table
+from lmmkit.data.sources.json_records import RawRecord, parse_record
+from lmmkit.data.sources.json_stream import MAX_RECORD
 from lmmkit.data.sources.tar_members import Member, members
-from lmmkit.errors import MachineError, UserError
-from lmmkit.errors.data import CHANGED, LONG, NO_WEBDATASET, RECORDS_FILE, SHARD
+from lmmkit.errors import MachineError, Problem, UserError
+from lmmkit.errors.data import LONG, NO_WEBDATASET, RECORDS_FILE, RECORDS_SHARD
 
-ROW = np.dtype([("shard", "<u4"), ("offset", "<u8"), ("length", "<u8"), ("row", "<u8"), ("words", "<i4"),
-                ("again", "<u1"), ("first", "<u8"), ("pictures", "<u2")])  # fmt: skip
-PART = np.dtype([("offset", "<u8"), ("size", "<u8")])
-PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
+IMAGE_KINDS = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
 MAX_SHARDS = 100_000
+_MEMBER = np.dtype([("offset", "<u8"), ("size", "<u8")])
 _RANGE = re.compile(r"\{(-?[0-9]{1,18})\.\.(-?[0-9]{1,18})")
-OPEN_SHARDS = 64  # files that a process keeps open
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ShardRecords:
+class ShardRecords(IndexedRecords):
     """Reads the good records of the shards that the pattern `path` names, by number."""
 
-    path: Path
-    shards: tuple[Path, ...]
-    index: Index
-    _kept: dict[int, int] = field(default_factory=dict, init=False, repr=False)
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return _opened, (self.path, self.shards, self.index)
-
-    def __len__(self) -> int:
-        return len(self.index.arrays["rows"])
-
-    def row(self, i: int) -> RawRecord:
+    def record(self, i: int) -> RawRecord:
         """Reads good record i from its shard. Raises `UserError` if the shard changed since it was indexed."""
-        at = self.index.arrays["rows"][i]
-        number = int(at["shard"])
-        shard = self.shards[number]
-        try:
-            stat = os.fstat(self._file(number))
-            data = os.pread(self._file(number), int(at["length"]), int(at["offset"]))
-        except OSError as error:
-            raise _refused(shard, error.strerror or str(error), "a shard") from error
-        if [stat.st_size, stat.st_mtime_ns] != self.index.meta["stat"][number]:
-            raise UserError(CHANGED.at(str(shard), got="another size or time of change"))
-        return _with_pictures(row_of(data, int(at["row"]), 0), int(at["pictures"]))
-
-    def key(self, i: int, own: str) -> str:
-        """Returns the key of record i in its source: its id, plus the record number if the id is a repeat."""
-        at = self.index.arrays["rows"][i]
-        return f"{own or at['row']}" + f"#{at['row']}" * int(at["again"])
+        return _with_images(super().record(i), len(self._members(i)))
 
     def images(self, i: int, paths: tuple[str, ...]) -> tuple[Image, ...]:
         """Returns the images of record i."""
-        at, parts = self.index.arrays["rows"][i], self.index.arrays["parts"]
-        shard, first = str(self.shards[int(at["shard"])]), int(at["first"])
-        chosen = parts[first : first + int(at["pictures"])]
-        return tuple(Image(shard, part=(int(part["offset"]), int(part["size"]))) for part in chosen)
+        shard, _, _ = self.place(i)
+        return tuple(Image(shard, part=(int(at["offset"]), int(at["size"]))) for at in self._members(i))
 
-    def place(self, i: int) -> tuple[str, int, int]:
-        """Returns (shard, 0, record number in the source) of record i."""
-        at = self.index.arrays["rows"][i]
-        return str(self.shards[int(at["shard"])]), 0, int(at["row"])
-
-    def pictures(self) -> Iterator[tuple[int, Image]]:
-        """Yields every image, with the number of its record."""
+    def all_images(self) -> Iterator[tuple[int, Image]]:
+        """Yields every image, with its record."""
         for i in range(len(self)):
             for image in self.images(i, ()):
                 yield i, image
 
-    def missing(self) -> list[tuple[int, str]]:
-        """Returns []: an image that is not in a shard is not in the index."""
-        return []
-
-    def paths_outside(self) -> list[tuple[str, str]]:
-        """Returns []: an image is a part of a shard."""
-        return []
-
     def identity(self) -> dict[str, object]:
         """Returns what distinguishes this data from other data: sizes of the shards, and checksums of their
         JSON and of the index of their members."""
-        sizes = [path.stat().st_size for path in self.shards]
-        rows, parts = self.index.arrays["rows"], self.index.arrays["parts"]
+        sizes, arrays = [path.stat().st_size for path in self.files.paths], self.index.arrays
+        crc = 0
+        for name in ("records", "members", "ends"):
+            crc = zlib.crc32(arrays[name].tobytes(), crc)
         return {
             "records": f"{len(sizes)} shards, {sum(sizes)} bytes, crc32 {self.index.meta['crc32']:08x}",
-            "pictures": f"{len(parts)} members, crc32 {zlib.crc32(parts.tobytes(), zlib.crc32(rows.tobytes())):08x}",
+            "images": f"{len(arrays['members'])} members, crc32 {crc:08x}",
         }
 
-    def _file(self, number: int) -> int:
-        if number not in self._kept:
-            if len(self._kept) >= OPEN_SHARDS:
-                os.close(self._kept.pop(next(iter(self._kept))))
-            self._kept[number] = os.open(self.shards[number], os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        return self._kept[number]
+    def _members(self, i: int) -> np.ndarray:
+        """Returns where the images of record i are in its shard."""
+        ends = self.index.arrays["ends"]
+        return self.index.arrays["members"][int(ends[i - 1]) if i else 0 : int(ends[i])]
 
 
-def _opened(path: Path, shards: tuple[Path, ...], index: Index) -> ShardRecords:
-    return ShardRecords(path=path, shards=shards, index=index)
-
-
-def open_shards(
-    pattern: Path, template: str, *, rebuild: bool = False, on_bad_record: Callable[[BadRecord], None] | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> ShardRecords:  # fmt: skip
-    """Returns the shards with their index; `on_bad_record`, `progress`, `rebuild` as in `open_json`.
+def open_shards(pattern: Path, indexing: Indexing) -> ShardRecords:
+    """Returns the shards with their index.
 
     Raises `UserError` for a pattern that matches no file and for a file that is not an archive, and
     `MachineError` if the package is missing.
     """
-    shards = tuple(_named(pattern))
-    key = f"shards {os.path.realpath(pattern)} {'plain' if template == 'plain' else 'talk'}"
-    build = lambda: _Pass(shards, template, on_bad_record, progress).index()  # noqa: E731
-    return ShardRecords(path=pattern, shards=shards, index=open_index(key, shards, build, rebuild=rebuild))
+    shards = _named(pattern)
+    index = indexing.open("shards", pattern, shards, lambda: _Pass(shards, indexing).index())
+    return ShardRecords(path=pattern, files=OpenFiles(shards), index=index)
 
 
 def _named(pattern: Path) -> list[Path]:
@@ -172,88 +120,67 @@ def _refused(path: Path, got: str, expected: str) -> UserError:
     return UserError(RECORDS_FILE.at(str(path), got=got, expected=expected))
 
 
-def _with_pictures(row: RawRecord, count: int) -> RawRecord:
+def _with_images(raw: RawRecord, count: int) -> RawRecord:
     """Returns the record with `image` replaced by one name for each image member of its key."""
-    if not isinstance(row.value, dict):
-        return row
-    return row._replace(value={**row.value, "image": [f"picture-{i}" for i in range(count)]})
+    if not isinstance(raw.value, dict):
+        return raw
+    return raw._replace(value={**raw.value, "image": [f"image-{i}" for i in range(count)]})
 
 
 class _Pass:
     """Makes one pass over the headers of all shards, and over the JSON in them."""
 
-    def __init__(self, shards, template, on_bad_record, progress) -> None:
-        self.shards, self.template = shards, template
-        self.on_bad_record, self.progress = (
-            on_bad_record or (lambda bad: None),
-            progress or (lambda size: None),
-        )
-        self.rows: list[tuple[int, ...]] = []
-        self.parts: list[tuple[int, int]] = []
-        self.keys: set[str] = set()
-        self.bad: list[BadRecord] = []
-        self.meta = dict.fromkeys(("rows", "bad_records", "problems", "dropped_turns", "crc32"), 0)
+    def __init__(self, shards: Sequence[Path], indexing: Indexing) -> None:
+        self.shards, self.progress = shards, indexing.progress
+        self.builder = IndexBuilder(shards, indexing)
+        self.members = array.array("Q"), array.array("Q")
+        self.ends = array.array("Q")
+        self.crc = 0
 
     def index(self) -> Index:
-        """Returns everything that the pass found. Raises `UserError` with all broken shards."""
-        stats, done, problems = [], 0, []
+        """Returns everything that the pass finds. Raises `UserError` with all broken shards."""
+        done, problems = 0, list[Problem]()
         for number, shard in enumerate(self.shards):
             try:
                 for sample in _samples(shard):
-                    self.sample(number, sample)
-                stat = os.stat(shard)
-                stats.append([stat.st_size, stat.st_mtime_ns])
-                self.progress(done := done + stat.st_size)
+                    self.add(number, sample)
             except UserError as error:
                 problems += error.problems
+            else:
+                self.progress(done := done + shard.stat().st_size)
         if problems:
             raise UserError(problems)
-        arrays = {"rows": np.array(self.rows, ROW), "parts": np.array(self.parts, PART)}
-        return Index({**self.meta, "stat": stats, "pictures": len(self.parts)}, arrays, tuple(self.bad))
+        meta = {"crc32": self.crc, "images": len(self.members[0])}
+        ends = np.frombuffer(self.ends, np.uint64)
+        return self.builder.index(meta, {"members": as_table(_MEMBER, self.members), "ends": ends})
 
-    def sample(self, number: int, sample: dict) -> None:
-        """Adds the record of one key of a shard to the index, or reports it as bad."""
-        shard, at = self.shards[number], self.meta["rows"]
-        self.meta["rows"] += 1
-        record, row, reader = None, RawRecord(at, 0), RecordParser(template=self.template)
-        pictures = [sample[kind] for kind in sample if kind.rpartition(".")[2] in PICTURES]
-        member: Member | None = sample.get("json")
-        if member is None:
-            got = f"key {sample['__key__'][:80]!a} without JSON"
-            reader.wrong(SHARD, "", got, expected="a member KEY.json")
-        elif member.size > MAX_ROW:
-            reader.wrong(LONG, "", f"JSON of {member.size} bytes", most=f"{MAX_ROW} bytes")
-        else:
-            with open(shard, "rb") as file:
-                data = os.pread(file.fileno(), member.size, member.offset)
-            self.meta["crc32"] = zlib.crc32(data, self.meta["crc32"])
-            row = _with_pictures(row_of(data, at, 0), len(pictures))
-            record = reader.read(row)
-        if record is None or member is None:
-            self.refuse(shard, at, reader, sample["__key__"])
+    def add(self, number: int, sample: dict) -> None:
+        """Adds the record of one key of shard `number`."""
+        name, member = sample["__key__"], sample.get("json")
+        raw = RawRecord(self.builder.counts["records"], 0)
+        if (problem := _json_problem(name, member)) is not None:
+            self.builder.refuse(raw, [("", problem)], number, name)
             return
-        found = measured_record(record, row.value, reader.dropped)
-        again, key = 0, found.key or str(at)
-        while key in self.keys:
-            again, key = again + 1, f"{key}#{at}"
-        self.keys.add(key)
-        words = found.words if pictures else -found.words
-        first = len(self.parts)
-        self.parts += [(picture.offset, picture.size) for picture in pictures]
-        self.rows.append(
-            (number, member.offset, member.size, at, words, min(again, 255), first, len(pictures))
-        )
-        self.meta["dropped_turns"] += found.dropped
+        images = [sample[kind] for kind in sample if kind.rpartition(".")[2] in IMAGE_KINDS]
+        with open(self.shards[number], "rb") as file:
+            data = os.pread(file.fileno(), member.size, member.offset)
+        self.crc = zlib.crc32(data, self.crc)
+        raw = _with_images(parse_record(data, raw.index, 0), len(images))
+        raw = raw._replace(offset=member.offset, length=member.size)
+        if self.builder.add(raw, number, name) is not None:
+            for image in images:
+                self.members[0].append(image.offset)
+                self.members[1].append(image.size)
+            self.ends.append(len(self.members[0]))
 
-    def refuse(self, shard: Path, at: int, reader: RecordParser, key: str) -> None:
-        """Reports all problems of a bad record."""
-        self.meta["bad_records"] += 1
-        self.meta["problems"] += len(reader.problems)
-        for part, problem in reader.problems:
-            bad = BadRecord.of(problem, (str(shard), 0, at), reader.said or key, part)
-            self.on_bad_record(bad)
-            if len(self.bad) < BAD_KEPT:
-                self.bad.append(bad)
+
+def _json_problem(name: str, member: Member | None) -> Problem | None:
+    """Returns what is wrong with the JSON of a key before it is read."""
+    if member is None:
+        return RECORDS_SHARD.at("", got=f"key {name[:80]!a} without JSON", expected="a member KEY.json")
+    if member.size > MAX_RECORD:
+        return LONG.at("", got=f"JSON of {member.size} bytes", most=f"{MAX_RECORD} bytes")
+    return None
 
 
 def _samples(shard: Path) -> Iterator[dict]:
@@ -267,5 +194,5 @@ def _samples(shard: Path) -> Iterator[dict]:
     try:
         yield from group(listed)
     except ValueError as error:
-        problem = SHARD.at(str(shard), got=str(error)[:200], expected="each member once")
+        problem = RECORDS_SHARD.at(str(shard), got=str(error)[:200], expected="each member once")
         raise UserError(problem) from error

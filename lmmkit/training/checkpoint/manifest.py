@@ -21,10 +21,10 @@ from torch import Tensor
 
 from lmmkit.errors import Problem, UserError
 from lmmkit.errors.training import DAMAGED, OTHER_MODEL, SCHEMA
+from lmmkit.runs.files import file_crc32
 
 FORMAT = 1
 NAME = "manifest.json"
-CHUNK = 4 << 20  # bytes read at a time for a crc32
 PLAIN_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*", re.ASCII)
 FROZEN = re.compile(r"frozen-\d{8}-[0-9a-f]{8}", re.ASCII)
 COPIES = ("a", "b")
@@ -110,7 +110,7 @@ def examine(
     """Returns what is wrong with a checkpoint, and with the copies of its frozen weights.
 
     A second copy is read if the first is damaged, or with `every_copy`. `share` (rank, world): read only this
-    rank's share of the files, so that all ranks together read each once. `crc_of`: used instead of `crc32`.
+    rank's share of the files, so that all ranks together read each once. `crc_of`: used instead of `file_crc32`.
     """
     try:
         body = read(folder)
@@ -131,7 +131,7 @@ def examine(
         faults: dict[str, str] = {}
         for before, name in enumerate(names):
             expected = crc if mine and (every_copy or len(faults) == before) else None
-            if (got := _fault(folder.parent / name, size, expected, crc_of or crc32)) is not None:
+            if (got := _fault(folder.parent / name, size, expected, crc_of or file_crc32)) is not None:
                 faults[name] = got
         if len(faults) < len(names):
             spoiled |= faults
@@ -166,15 +166,6 @@ def layout(tensors: Mapping[str, Tensor]) -> Layout:
     return {
         key: [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)] for key, tensor in tensors.items()
     }
-
-
-def crc32(path: Path) -> int:
-    """Returns the crc32 of a file's bytes."""
-    crc = 0
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            crc = zlib.crc32(chunk, crc)
-    return crc
 
 
 def _is_shaped(body: Mapping[str, Any]) -> bool:

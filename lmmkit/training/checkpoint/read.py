@@ -30,6 +30,7 @@ from torch import Tensor
 
 from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.errors.training import DAMAGED
+from lmmkit.runs.files import file_crc32
 from lmmkit.runs.run_folder import RunFolder
 from lmmkit.training.checkpoint import manifest
 from lmmkit.training.checkpoint.tensor_files import SavedTensors
@@ -111,7 +112,7 @@ def verdicts(run: RunFolder, *, every: bool) -> list[Verdict]:
     """Returns a verdict for each checkpoint, newest first. Without `every`, contents are read only up to the
     first sound checkpoint, from which a run would resume."""
     found: list[Verdict] = []
-    crc_of = cache(manifest.crc32)  # the checkpoints of a stage share their frozen weights
+    crc_of = cache(file_crc32)  # the checkpoints of a stage share their frozen weights
     for path in steps(run):
         read = every or not any(v.sound for v in found)
         sizes = [file.stat().st_size for file in path.iterdir() if file.is_file()]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +14,7 @@ from torch import Tensor
 from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.errors.weights import EXPORT_EXISTS, NOT_LMMKIT, UNSUPPORTED_PART
 from lmmkit.model.vision import ViT
-from lmmkit.runs.files import fsync, write_json_atomic
+from lmmkit.runs.files import write_aside, write_json_atomic
 from lmmkit.weights import encoders, model_folder, name_maps
 from lmmkit.weights.decoders import LLAMA, ROPE_KEYS
 from lmmkit.weights.detect import CONNECTOR
@@ -83,26 +82,21 @@ def write(
     if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
         found.append(EXPORT_EXISTS.at(str(folder), got="a file, a link or a folder that is not empty"))
     raise_all(found)
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
     hub, new = kind == "llava-hf", new_token_ids(model)
     prefixes = (model.config.get("prefixes") or HUB) if hub else ORIGINAL
     tensors = _tensors(model, new.rows if hub else model.shape.vocab, prefixes, dtype)
-    _write_shards(aside, tensors)
     config = _hub_config(model, new) if hub else _original_config(model)
     kept = dtype or next(model.text.parameters()).dtype
-    write_json_atomic(aside / "config.json", config | {"dtype": str(kept).removeprefix("torch.")})
     end = {
         "bos_token_id": _or_none(model, "bos"),
         "eos_token_id": _eos(model),
         "pad_token_id": new.pad if hub else model.config.get("pad"),
     }
-    write_json_atomic(aside / "generation_config.json", {k: v for k, v in end.items() if v is not None})
-    processor_files.write(model, aside, new if hub else None)
-    if folder.exists():
-        folder.rmdir()
-    os.rename(aside, folder)
+    with write_aside(folder) as aside:
+        _write_shards(aside, tensors)
+        write_json_atomic(aside / "config.json", config | {"dtype": str(kept).removeprefix("torch.")})
+        write_json_atomic(aside / "generation_config.json", {k: v for k, v in end.items() if v is not None})
+        processor_files.write(model, aside, new if hub else None)
 
 
 def _tensors(
@@ -173,7 +167,6 @@ def _write_shards(folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
     ]  # fmt: skip
     for i, name in enumerate(names):
         os.rename(folder / f"shard-{i}", folder / name)
-        fsync(folder / name)
     if not one:
         where = {key: name for name, keys in zip(names, shards, strict=True) for key in keys}
         index = {"metadata": {"total_size": total}, "weight_map": where}

@@ -8,9 +8,7 @@ The base is the model from which the stage started. A connector that was also tr
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +17,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lmmkit.runs.files import fsync, write_json_atomic
+from lmmkit.runs.files import write_aside, write_json_atomic
 from lmmkit.weights.decoders import LLAMA
 from lmmkit.weights.detect import CONNECTOR
 
@@ -54,19 +52,13 @@ class PeftAdapter:
 
 def write(adapter: PeftAdapter, folder: Path) -> None:
     """Writes the folder under a temporary name and renames it. `folder` is new or empty."""
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
     before = f"{WRAPPED}model.language_model." if adapter.has_vision else f"{WRAPPED}model."
     tensors = {_named(name, before): t.float().contiguous() for name, t in adapter.updates.items()}
     for ours, theirs in CONNECTOR if adapter.connector else ():
         tensors[f"{WRAPPED}model.{PROJECTOR}.{theirs}"] = adapter.connector[ours].float().contiguous()
-    save_file(tensors, aside / "adapter_model.safetensors", metadata={"format": "pt"})
-    fsync(aside / "adapter_model.safetensors")
-    write_json_atomic(aside / "adapter_config.json", _config(adapter, list(tensors)))
-    if folder.exists():
-        folder.rmdir()
-    os.rename(aside, folder)
+    with write_aside(folder) as aside:
+        save_file(tensors, aside / "adapter_model.safetensors", metadata={"format": "pt"})
+        write_json_atomic(aside / "adapter_config.json", _config(adapter, list(tensors)))
 
 
 def _named(name: str, before: str) -> str:

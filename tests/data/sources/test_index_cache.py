@@ -1,4 +1,4 @@
-"""The index of a records file: made once, never trusted, and the same rows as reading it all."""
+"""The index of a records file: built once, never trusted, with the same records as a full read."""
 
 import json
 import os
@@ -11,15 +11,15 @@ import pytest
 
 from lmmkit.data.sources import index_cache, json_stream, llava_json
 from lmmkit.data.sources.index_cache import Index, load_index
-from lmmkit.data.sources.json_records import RawRecord, read_rows, row_of
+from lmmkit.data.sources.json_records import RawRecord, parse_record, read_records
 from lmmkit.data.sources.record_parser import RecordParser, measure_record, measured_record
 from lmmkit.data.sources.records import open_records
 from lmmkit.errors import UserError
-from tests.data.sources.test_records import GOOD, mutate, said
+from tests.data.sources.test_records import GOOD, conversation, mutate
 
-ROWS = [
-    GOOD, GOOD | {"id": 8}, said("Hi \u732b", "Hello \u00e9\U0001f600", image=None), GOOD,
-    GOOD | {"id": "x", "image": "sub/b.png", "type": "short"}, said("<image><image> x", "y", image=["a.png", "c.png"]),
+VALUES = [
+    GOOD, GOOD | {"id": 8}, conversation("Hi \u732b", "Hello \u00e9\U0001f600", image=None), GOOD,
+    GOOD | {"id": "x", "image": "sub/b.png", "type": "short"}, conversation("<image><image> x", "y", image=["a.png", "c.png"]),
 ]  # fmt: skip
 
 
@@ -30,10 +30,10 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache" / "index"
 
 
-def opened(folder, rows=None, name="r.json", **options):
+def opened(folder, values=None, name="r.json", **options):
     path = folder / name
-    if rows is not None:
-        path.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    if values is not None:
+        path.write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")
     return open_records(
         "s", records=path, images=folder / "images", template="vicuna_v1", image_fit="pad", **options
     )
@@ -44,25 +44,25 @@ def never(*args):
 
 
 def test_a_second_opening_makes_no_pass(tmp_path, cache, monkeypatch):
-    first = list(opened(tmp_path, ROWS))
-    monkeypatch.setattr(llava_json._Pass, "index", never)
+    first = list(opened(tmp_path, VALUES))
+    monkeypatch.setattr(llava_json, "_index", never)
     again = opened(tmp_path)
     assert list(again) == first
     assert len(list(cache.iterdir())) == 1
     assert again.words_N.tolist() == [4, 4, -4, 4, 4, 3]
-    assert [i for i, _ in again.rows.pictures()] == [0, 4, 5]
+    assert [i for i, _ in again.indexed.all_images()] == [0, 4, 5]
     assert [again.where(i).rpartition("(")[2] for i in range(2)] == ["record 0)", "record 1)"]
 
 
-def test_it_travels_by_name_and_the_rows_stay_the_same(tmp_path, cache):
+def test_it_is_pickled_as_its_folder_and_the_records_stay_the_same(tmp_path, cache):
     records = opened(tmp_path, [GOOD | {"id": i} for i in range(5000)])
     sent = pickle.dumps(records)
-    assert len(sent) < 5000  # bytes: a data worker maps the index, it is not sent one
+    assert len(sent) < 5000  # bytes: a data worker maps the index from its folder
     assert pickle.loads(sent)[4321] == records[4321]
 
 
-def test_whatever_is_wrong_with_an_index_it_is_made_anew(tmp_path, cache):
-    want = list(opened(tmp_path, ROWS))
+def test_a_damaged_index_is_built_again(tmp_path, cache):
+    want = list(opened(tmp_path, VALUES))
     (folder,) = cache.iterdir()
     names = [path.name for path in folder.iterdir()]
     assert len(names) == 5
@@ -82,12 +82,12 @@ def test_whatever_is_wrong_with_an_index_it_is_made_anew(tmp_path, cache):
             assert load_index(folder) is not None
 
 
-def test_an_index_that_lies_is_a_problem_and_no_more(tmp_path, cache):
-    """Its sums are right, so it is believed as far as where rows are; what is there is checked."""
-    opened(tmp_path, ROWS)
+def test_a_wrong_index_with_good_checksums_gives_problems(tmp_path, cache):
+    """Only its offsets are trusted; the records found there are checked."""
+    opened(tmp_path, VALUES)
     (folder,) = cache.iterdir()
-    told = load_index(folder)
-    assert told is not None
+    index = load_index(folder)
+    assert index is not None
     for name, value in (
         ("offset", 3),
         ("offset", 10**18),
@@ -95,10 +95,10 @@ def test_an_index_that_lies_is_a_problem_and_no_more(tmp_path, cache):
         ("length", 0),
         ("line", 10**17),
     ):
-        rows = told.arrays["rows"].copy()
-        rows[name] = value
-        meta = {key: kept for key, kept in told.meta.items() if key != "files"}
-        index_cache._save(Index(meta, {**told.arrays, "rows": rows}), cache, folder)
+        table = index.arrays["records"].copy()
+        table[name] = value
+        meta = {key: kept for key, kept in index.meta.items() if key != "files"}
+        index_cache._save(Index(meta, {**index.arrays, "records": table}), folder)
         records = opened(tmp_path)
         if name == "line":
             assert records[0].key == "s:7"
@@ -108,20 +108,20 @@ def test_an_index_that_lies_is_a_problem_and_no_more(tmp_path, cache):
             assert error.value.problems[0].code in ("records/json", "records/file"), name
 
 
-def test_changed_files_are_read_anew(tmp_path, cache):
-    opened(tmp_path, ROWS)
+def test_changed_files_are_indexed_again(tmp_path, cache):
+    opened(tmp_path, VALUES)
     stat = os.stat(tmp_path / "r.json")
     text = (tmp_path / "r.json").read_text().replace("A cat.", "A dog.")
     (tmp_path / "r.json").write_text(text)
     os.utime(tmp_path / "r.json", ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as `cp -p` leaves it
     assert os.stat(tmp_path / "r.json").st_size == stat.st_size
     assert opened(tmp_path)[0].turns[1].text == "A dog."
-    assert len(opened(tmp_path, ROWS[:2])) == 2
-    assert len(list(cache.iterdir())) == 1  # of one file, one index
+    assert len(opened(tmp_path, VALUES[:2])) == 2
+    assert len(list(cache.iterdir())) == 1  # one index a file
 
 
-def test_a_file_that_changes_under_a_run_is_told(tmp_path, cache):
-    records = opened(tmp_path, ROWS)
+def test_a_file_that_changes_during_a_run_is_a_problem(tmp_path, cache):
+    records = opened(tmp_path, VALUES)
     assert records[0].key == "s:7"
     with open(tmp_path / "r.json", "a") as file:
         file.write(" ")
@@ -139,76 +139,76 @@ def test_without_a_place_for_it_the_index_stays_in_memory(tmp_path, monkeypatch,
     (tmp_path / "images").mkdir()
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LMMKIT_CACHE", str(tmp_path / "file"))
-    records = opened(tmp_path, ROWS)
+    records = opened(tmp_path, VALUES)
     assert "LMMKIT_CACHE" in capsys.readouterr().err
     assert list(pickle.loads(pickle.dumps(records))) == list(records)
 
 
-def rows_in(path):
+def records_in(path):
     with json_stream.Window(path) as window:
-        return list(read_rows(window))
+        return list(read_records(window))
 
 
 @pytest.mark.parametrize("block", [1, 7, 64, 2**20])
-def test_read_in_pieces_a_file_has_the_same_rows(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(json_stream, "BLOCK", block)
+def test_read_in_pieces_a_file_has_the_same_records(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(json_stream, "_BLOCK", block)
     for name, text in (
-        ("a.json", json.dumps(ROWS, ensure_ascii=False, indent=1)),
-        ("a.jsonl", "\n\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS)),
+        ("a.json", json.dumps(VALUES, ensure_ascii=False, indent=1)),
+        ("a.jsonl", "\n\n".join(json.dumps(value, ensure_ascii=False) for value in VALUES)),
     ):
         (tmp_path / name).write_text(text, encoding="utf-8")
-        rows = rows_in(tmp_path / name)
-        assert [row.value for row in rows] == ROWS
+        raws = records_in(tmp_path / name)
+        assert [raw.value for raw in raws] == VALUES
         data = (tmp_path / name).read_bytes()
-        for row in rows:
-            assert json.loads(data[row.offset : row.offset + row.length]) == row.value
-            assert row.line == data[: row.offset].count(b"\n") + 1
+        for raw in raws:
+            assert json.loads(data[raw.offset : raw.offset + raw.length]) == raw.value
+            assert raw.line == data[: raw.offset].count(b"\n") + 1
         broken = text.replace('"id": 8', '"id" 8')
         (tmp_path / name).write_text(broken, encoding="utf-8")
-        (fault,) = [row for row in rows_in(tmp_path / name) if row.faults]
+        (fault,) = [raw for raw in records_in(tmp_path / name) if raw.faults]
         line = broken[: broken.index('"id" 8')].count("\n") + 1
         column = broken.index('"id" 8') - broken.rfind("\n", 0, broken.index('"id" 8')) + 5
         assert fault.line == line
         assert f"column {column}:" in fault.faults[0][0], block
 
 
-def test_a_glance_lets_pass_only_what_a_close_look_does():
+def test_the_fast_pass_accepts_only_what_the_parser_accepts():
     rng = random.Random(3)
     base = [
         GOOD,
         GOOD | {"id": None},
-        said("Hi", "Ho", image=None),
-        said("<image> x", "y", "z", "w"),
-        said("x", "y <image>"),
+        conversation("Hi", "Ho", image=None),
+        conversation("<image> x", "y", "z", "w"),
+        conversation("x", "y <image>"),
     ]
     passed = 0
     for i in range(20_000):
         value = rng.choice(base) if i % 50 == 0 else mutate(rng, rng.choice(base))
         text = json.dumps(value)
-        row = row_of(text.encode(), 0, 1)._replace(spelt="\\ud" not in text, length=len(text))
+        raw = parse_record(text.encode(), 0, 1)._replace(no_surrogates="\\ud" not in text, length=len(text))
         for template in ("plain", "vicuna_v1"):
-            glance, reader = measure_record(row, template), RecordParser(template=template)
-            if glance is not None:
-                record = reader.read(row)
+            fast, reader = measure_record(raw, template), RecordParser(template=template)
+            if fast is not None:
+                record = reader.read(raw)
                 assert record is not None, (value, reader.problems)
-                assert glance == measured_record(record, row.value, reader.dropped)
+                assert fast == measured_record(record, raw.value, reader.dropped)
                 passed += 1
     assert passed > 500
 
 
 def test_words_are_counted_as_llava_counts_them(tmp_path, cache):
-    rows = [said("<image>\n a  b", "c d e"), said("a", "b\nc", "d", "e", image=None)]
-    sizes = [sum(len(turn["value"].split()) for turn in row["conversations"]) for row in rows]
-    assert opened(tmp_path, rows).words_N.tolist() == [sizes[0], -sizes[1]]
+    values = [conversation("<image>\n a  b", "c d e"), conversation("a", "b\nc", "d", "e", image=None)]
+    sizes = [sum(len(turn["value"].split()) for turn in value["conversations"]) for value in values]
+    assert opened(tmp_path, values).words_N.tolist() == [sizes[0], -sizes[1]]
     assert np.dtype(np.int32) == opened(tmp_path).words_N.dtype
 
 
-def test_a_row_without_end_is_refused_and_not_read_forever(tmp_path, monkeypatch):
-    monkeypatch.setattr("lmmkit.data.sources.json_records.MAX_ROW", 1000)
-    monkeypatch.setattr(json_stream, "MAX_ROW", 1000)
-    monkeypatch.setattr(json_stream, "BLOCK", 100)
+def test_a_record_without_end_is_refused_and_not_read_forever(tmp_path, monkeypatch):
+    monkeypatch.setattr("lmmkit.data.sources.json_records.MAX_RECORD", 1000)
+    monkeypatch.setattr(json_stream, "MAX_RECORD", 1000)
+    monkeypatch.setattr(json_stream, "_BLOCK", 100)
     (tmp_path / "a.jsonl").write_text('{"id": "' + "x" * 10_000)
     (tmp_path / "a.json").write_text('[{"id": "' + "x" * 10_000)
     for name in ("a.jsonl", "a.json"):
-        (row,) = rows_in(tmp_path / name)
-        assert isinstance(row, RawRecord) and row.faults and len(row.faults[0][0]) < 200
+        (raw,) = records_in(tmp_path / name)
+        assert isinstance(raw, RawRecord) and raw.faults and len(raw.faults[0][0]) < 200

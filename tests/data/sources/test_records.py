@@ -1,4 +1,4 @@
-"""Records: good rows as LLaVA reads them, and every bad one told with file, line and row."""
+"""Records: good ones as LLaVA reads them, and each bad one a problem with file, line and record."""
 
 import gzip
 import json
@@ -22,28 +22,28 @@ def folder(tmp_path):
     return tmp_path
 
 
-def read(folder, rows, *, name="r.json", template="vicuna_v1"):
-    """Opens `rows`: bytes and text as they are, else as JSON."""
+def read(folder, values, *, name="r.json", template="vicuna_v1"):
+    """Opens `values`: bytes and text as they are, else as JSON."""
     path = folder / name
-    if isinstance(rows, bytes):
-        path.write_bytes(rows)
+    if isinstance(values, bytes):
+        path.write_bytes(values)
     else:
-        path.write_text(rows if isinstance(rows, str) else json.dumps(rows))
+        path.write_text(values if isinstance(values, str) else json.dumps(values))
     return open_records("set", records=path, images=folder / "images", template=template, image_fit="pad")
 
 
-def problems(folder, rows, **options):
+def problems(folder, values, **options):
     with pytest.raises(UserError) as error:
-        read(folder, rows, **options)
+        read(folder, values, **options)
     return error.value.problems
 
 
-def said(*texts, image="a.png"):
+def conversation(*texts, image="a.png"):
     turns = [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]
     return {"conversations": turns} | ({"image": image} if image is not None else {})
 
 
-def test_a_row(folder):
+def test_a_record(folder):
     records = read(folder, [GOOD | {"kind": "short", "hops": 2, "model": "", "list": [1]}])
     assert len(records) == 1
     sample = records[0]
@@ -58,9 +58,9 @@ def test_a_row(folder):
 
 
 def test_jsonl_is_the_same(folder):
-    rows = [GOOD, GOOD | {"id": 8}, said("Hi", "Hello", image=None)]
-    as_list = read(folder, rows)
-    lines = "\n".join(map(json.dumps, rows)) + "\n"
+    values = [GOOD, GOOD | {"id": 8}, conversation("Hi", "Hello", image=None)]
+    as_list = read(folder, values)
+    lines = "\n".join(map(json.dumps, values)) + "\n"
     assert list(read(folder, lines, name="r.jsonl")) == list(as_list)
     assert [s.key for s in as_list] == ["set:7", "set:8", "set:2"]
     assert as_list[2].images == ()
@@ -85,25 +85,25 @@ def test_keys_stay_apart(folder):
     ],
 )
 def test_markers(folder, texts, image, placed):
-    sample = read(folder, [said(*texts, image=image)])[0]
+    sample = read(folder, [conversation(*texts, image=image)])[0]
     assert [(turn.text, turn.images) for turn in sample.turns] == placed
 
 
 def test_plain_leaves_the_question_out(folder):
-    sample = read(folder, [said("Describe it.\n<image>", "A cat.")], template="plain")[0]
+    sample = read(folder, [conversation("Describe it.\n<image>", "A cat.")], template="plain")[0]
     assert sample.turns == (Turn("user", "", 1), Turn("assistant", "A cat."))
-    for row in said("x", "A", image=None), said("<image>", "A", "x", "B"):
-        assert problems(folder, [row], template="plain")[0].code == "records/plain"
+    for value in conversation("x", "A", image=None), conversation("<image>", "A", "x", "B"):
+        assert problems(folder, [value], template="plain")[0].code == "records/plain"
 
 
 def test_a_leading_answer_is_dropped_and_counted(folder):
-    row = GOOD | {"conversations": [GPT, HUMAN, GPT]}
-    records = read(folder, [row, GOOD])
+    value = GOOD | {"conversations": [GPT, HUMAN, GPT]}
+    records = read(folder, [value, GOOD])
     assert records[0].turns == records[1].turns
     assert records.dropped_turns == 1
 
 
-BAD_ROWS = {
+BAD_RECORDS = {
     "wrong-type": [
         None, 3, "x", [], GOOD | {"id": 1.5}, GOOD | {"id": True}, GOOD | {"image": 3},
         GOOD | {"image": ["a.png", None]}, GOOD | {"conversations": [3]},
@@ -120,12 +120,12 @@ BAD_ROWS = {
         GOOD | {"conversations": [HUMAN, HUMAN, GPT]},
         GOOD | {"conversations": [HUMAN, GPT, GPT]},
     ],
-    "no-answer": [said("<image>", ""), said("<image>", " \n"), said("<image>", "A", "x")],
+    "no-answer": [conversation("<image>", ""), conversation("<image>", " \n"), conversation("<image>", "A", "x")],
     "image-markers": [
-        said("x", "A"), said("<image>", "A", image=None), said("<image>", "A", image=[]),
-        said("<image>", "A", "<image>", "B"), said("<image>", "A <image>"),
-        said("<image>", "A", image=["a", "b"]),
-        said("<image><image><image>", "A", image=["a", "b"]),
+        conversation("x", "A"), conversation("<image>", "A", image=None), conversation("<image>", "A", image=[]),
+        conversation("<image>", "A", "<image>", "B"), conversation("<image>", "A <image>"),
+        conversation("<image>", "A", image=["a", "b"]),
+        conversation("<image><image><image>", "A", image=["a", "b"]),
     ],
     "image-path": [
         GOOD | {"image": path}
@@ -135,28 +135,28 @@ BAD_ROWS = {
             "x" * 300, "a/" * 600 + "a.png", "..",
         )
     ],
-    "too-long": [said("<image>", "x" * 1_000_001)],
+    "too-long": [conversation("<image>", "x" * 1_000_001)],
     "surrogate": [
-        said("<image>", "\ud800"), GOOD | {"id": "\udc00"}, GOOD | {"image": "\ud800.png"},
+        conversation("<image>", "\ud800"), GOOD | {"id": "\udc00"}, GOOD | {"image": "\ud800.png"},
         GOOD | {"kind": "\ud800"},
     ],
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("code", BAD_ROWS)
-def test_bad_rows(folder, code):
-    for row in BAD_ROWS[code]:
-        found = problems(folder, json.dumps([GOOD, row], indent=0))
-        assert found[0].code == f"records/{code}", (row, found)
+@pytest.mark.parametrize("code", BAD_RECORDS)
+def test_bad_records(folder, code):
+    for value in BAD_RECORDS[code]:
+        found = problems(folder, json.dumps([GOOD, value], indent=0))
+        assert found[0].code == f"records/{code}", (value, found)
         assert "(record 1" in found[0].where
         assert found[0].where.startswith(f"{folder / 'r.json'}:")
-        found = problems(folder, f"{json.dumps(GOOD)}\n\n{json.dumps(row)}\n", name="r.jsonl")
+        found = problems(folder, f"{json.dumps(GOOD)}\n\n{json.dumps(value)}\n", name="r.jsonl")
         assert f"{folder / 'r.jsonl'}:3 (record 1" in found[0].where
 
 
-def test_all_bad_rows_are_counted(folder):
-    rows = [GOOD | {"image": "/a"}] * 30 + [GOOD] + [GOOD | {"id": 1.5, "image": 4}]
-    found = problems(folder, rows)
+def test_all_bad_records_are_counted(folder):
+    values = [GOOD | {"image": "/a"}] * 30 + [GOOD] + [GOOD | {"id": 1.5, "image": 4}]
+    found = problems(folder, values)
     assert len(found) == 21
     assert found[-1].code == "records/more-problems"
     assert found[-1].got.startswith("32 problems")
@@ -173,14 +173,14 @@ BAD_JSON = {
 
 @pytest.mark.parametrize("text", BAD_JSON, ids=lambda text: text[:12])
 def test_bad_json(folder, text):
-    rows = json.dumps(GOOD) + "," if text.startswith('[{"') else ""
-    found = problems(folder, text.replace("[", "[" + rows, 1))
+    first = json.dumps(GOOD) + "," if text.startswith('[{"') else ""
+    found = problems(folder, text.replace("[", "[" + first, 1))
     assert any(p.code == "records/json" for p in found), found
     at = next(p.where for p in found if p.code == "records/json")
-    assert at.startswith(f"{folder / 'r.json'}:{BAD_JSON[text]} (record {1 if rows else ''}")
+    assert at.startswith(f"{folder / 'r.json'}:{BAD_JSON[text]} (record {1 if first else ''}")
 
 
-def test_jsonl_goes_on_after_a_broken_line(folder):
+def test_jsonl_is_read_on_after_a_broken_line(folder):
     good = json.dumps(GOOD)
     found = problems(folder, f'{good}\n{{"id"\n{good} x\n{good}\nNaN', name="r.jsonl")
     assert [p.where.split(":")[-1] for p in found] == ["2 (record 1)", "3 (record 2)", "5 (record 4)"]
@@ -195,8 +195,8 @@ def test_bad_files(folder):
     for data in cases:
         assert [p.code for p in problems(folder, data)] == ["records/file"]
     assert "offset" in problems(folder, cases[-1])[0].got
-    for rows, name in ([], "r.json"), ("\n\n", "r.jsonl"):
-        assert problems(folder, rows, name=name)[0].code == "records/empty"
+    for values, name in ([], "r.json"), ("\n\n", "r.jsonl"):
+        assert problems(folder, values, name=name)[0].code == "records/empty"
     os.mkfifo(folder / "fifo")
     for path in (folder / "none", folder, folder / "fifo"):
         with pytest.raises(UserError):
@@ -226,8 +226,8 @@ def test_links_that_lead_out(folder):
     for path in ("in.png", "inner.png", "inside/a.png", "none/a.png", "./in.png"):
         assert len(read(folder, [GOOD | {"image": path}])) == 1
     (folder / "alias").symlink_to(images)
-    rows = folder / "r.json"
-    open_records("s", records=rows, images=folder / "alias", template="plain", image_fit="pad")
+    file = folder / "r.json"
+    open_records("s", records=file, images=folder / "alias", template="plain", image_fit="pad")
 
 
 def test_missing_and_bad_images(folder):
@@ -248,7 +248,7 @@ def test_missing_and_bad_images(folder):
 
 
 def mutate(rng, value):
-    """A row with one thing in it changed for something that may not stand there."""
+    """Returns a record with one change that may not be allowed."""
     odd = [None, True, 3, 1.5, "", "x", "\ud800", [], {}, [None], {"a": 1}, "<image>", "/x", "a\0"]
     if isinstance(value, dict) and value and rng.random() < 0.8:
         key = rng.choice(list(value))
@@ -261,10 +261,10 @@ def mutate(rng, value):
     return rng.choice(odd)
 
 
-def test_ten_thousand_mutated_rows(folder):
+def test_ten_thousand_mutated_records(folder):
     rng = random.Random(0)
-    rows = [mutate(rng, GOOD) for _ in range(10_000)]
-    found = problems(folder, rows)
+    values = [mutate(rng, GOOD) for _ in range(10_000)]
+    found = problems(folder, values)
     count = int(found[-1].got.split()[0])
     assert count > 5_000
     assert all(str(p) for p in found)
@@ -272,7 +272,7 @@ def test_ten_thousand_mutated_rows(folder):
 
 def test_mutated_bytes_never_raise_anything_else(folder):
     rng = random.Random(1)
-    text = json.dumps([GOOD, said("<image>", "\u732b", "x", "y")]).encode()
+    text = json.dumps([GOOD, conversation("<image>", "\u732b", "x", "y")]).encode()
     for _ in range(80):
         data = bytearray(text)
         for _ in range(rng.randrange(1, 4)):

@@ -1,4 +1,4 @@
-"""Junk of a fixed seed: each piece is accepted or told as a problem with its place, and soon."""
+"""Junk of a fixed seed: each piece is quickly accepted, or reported as a problem with its place."""
 
 import json
 import random
@@ -9,16 +9,16 @@ from contextlib import contextmanager
 import pytest
 
 from lmmkit.data.images import FORMATS, check_header, read_image
-from lmmkit.data.sources.json_records import row_of
+from lmmkit.data.sources.json_records import parse_record
 from lmmkit.data.sources.record_parser import RecordParser, measure_record
 from lmmkit.data.sources.records import Policy, open_records
 from lmmkit.errors import UserError
-from tests.data.sources.test_index_cache import rows_in
-from tests.data.sources.test_records import GOOD, mutate, said
+from tests.data.sources.test_index_cache import records_in
+from tests.data.sources.test_records import GOOD, conversation, mutate
 from tests.data.test_images import SPEC, flat, paletted, picture
 
 BASE = [
-    GOOD, said("Hi \u732b", "Hello", image=None), said("<image><image> x", "y", "z", "w", image=["a.png", "b/c.png"]),
+    GOOD, conversation("Hi \u732b", "Hello", image=None), conversation("<image><image> x", "y", "z", "w", image=["a.png", "b/c.png"]),
     GOOD | {"type": "short", "hops": 2}, GOOD | {"conversations": [GOOD["conversations"][1], *GOOD["conversations"]]},
 ]  # fmt: skip
 JUNK = ['"', "\\", "{", "}", "[", "]", ":", ",", "\\ud800", "\\u0000", "\x00", "\x7f", "NaN", "1e999", "9" * 50, "[" * 1200,
@@ -41,8 +41,8 @@ def within(seconds):
         signal.signal(signal.SIGPROF, before)
 
 
-def junk_row(rng):
-    """A line: a row with something in it changed, as a value or as text."""
+def junk_record(rng):
+    """A line: a record with a change in its value or its text."""
     text = json.dumps(mutate(rng, rng.choice(BASE)), ensure_ascii=rng.random() < 0.5)
     for _ in range(rng.choice([0, 0, 1, 1, 2, 4])):
         at, n = rng.randrange(len(text) + 1), rng.choice([0, 0, 1, 3])
@@ -50,49 +50,47 @@ def junk_row(rng):
     return text.encode("utf-8", "replace").decode().replace("\n", " ").replace("\r", " ") or "x"
 
 
-def fuzz_rows(folder, count, seed):
-    """(accepted, refused) of so many rows."""
+def fuzz_records(folder, count, seed):
+    """Returns (accepted, refused) of `count` records."""
     rng = random.Random(seed)
     (folder / "images").mkdir(exist_ok=True)
-    lines = [junk_row(rng) for _ in range(count)]
+    lines = [junk_record(rng) for _ in range(count)]
     accepted = 0
     for line in lines:
         with within(1):
-            row = row_of(line.encode(), 0, 1)
-            measure_record(row, "vicuna_v1")
+            raw = parse_record(line.encode(), 0, 1)
+            measure_record(raw, "vicuna_v1")
             reader = RecordParser(template=rng.choice(["plain", "vicuna_v1"]))
-            record = reader.read(row)
+            record = reader.read(raw)
             assert (record is None) == bool(reader.problems)
             assert all(text for _, p in reader.problems for text in (p.code, p.got, p.expected, p.hint))
     (folder / "r.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    rows = rows_in(folder / "r.jsonl")
-    assert [row.index for row in rows] == list(range(len(rows)))
+    raws = records_in(folder / "r.jsonl")
+    assert [raw.index for raw in raws] == list(range(len(raws)))
     records = open_records(
         "s", records=folder / "r.jsonl", images=folder / "images", template="vicuna_v1", image_fit="pad",
         bad_records=Policy("skip", 0.9999),
     )  # fmt: skip
-    bad = {each.row for each in records.rows.index.bad}
-    assert all(
-        each.line and each.code.startswith("records/") and each.hint for each in records.rows.index.bad
-    )
+    bad = {each.record for each in records.known_bad}
+    assert all(each.line and each.code.startswith("records/") and each.hint for each in records.known_bad)
     for sample in records:
         accepted += bool(sample.turns)
-    assert accepted + len(bad) == len(rows)
+    assert accepted + len(bad) == len(raws)
     return accepted, len(bad)
 
 
-def test_a_thousand_junk_rows(tmp_path):
-    accepted, refused = fuzz_rows(tmp_path, 1000, 0)
+def test_a_thousand_junk_records(tmp_path):
+    accepted, refused = fuzz_records(tmp_path, 1000, 0)
     assert accepted > 20 and refused > 500
 
 
 @pytest.mark.slow
-def test_ten_thousand_junk_rows(tmp_path):
-    accepted, refused = fuzz_rows(tmp_path, 10_000, 1)
+def test_ten_thousand_junk_records(tmp_path):
+    accepted, refused = fuzz_records(tmp_path, 10_000, 1)
     assert accepted > 200 and refused > 5000
 
 
-def pictures(folder):
+def images(folder):
     """Whole files of every format and mode."""
     made = [(kind, picture(60, 40)) for kind in FORMATS]
     made += [
@@ -108,11 +106,11 @@ def pictures(folder):
     return [path.read_bytes() for path in sorted(folder.iterdir())]
 
 
-def fuzz_pictures(folder, count, seed):
+def fuzz_images(folder, count, seed):
     """(accepted, refused) of so many files: bytes flipped, cut, spliced into others."""
     rng = random.Random(seed)
     (folder / "whole").mkdir()
-    whole, path, accepted = pictures(folder / "whole"), folder / "a", 0
+    whole, path, accepted = images(folder / "whole"), folder / "a", 0
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for i in range(count):
         data = bytearray(rng.choice(whole))
@@ -139,11 +137,11 @@ def fuzz_pictures(folder, count, seed):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_sixty_junk_pictures(tmp_path):
-    assert min(fuzz_pictures(tmp_path, 60, 0)) > 10
+def test_sixty_junk_images(tmp_path):
+    assert min(fuzz_images(tmp_path, 60, 0)) > 10
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_six_hundred_junk_pictures(tmp_path):
-    assert min(fuzz_pictures(tmp_path, 600, 1)) > 100
+def test_six_hundred_junk_images(tmp_path):
+    assert min(fuzz_images(tmp_path, 600, 1)) > 100

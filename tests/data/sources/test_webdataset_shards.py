@@ -1,4 +1,4 @@
-"""WebDataset shards: what the package writes we read, as it reads it; what is broken is told."""
+"""WebDataset shards: read as the webdataset package reads them; broken ones are problems."""
 
 import io
 import json
@@ -18,7 +18,7 @@ from lmmkit.data.sources.tar_members import members
 from lmmkit.errors import UserError
 from lmmkit.plan.prepare import prepare
 from tests.conftest import PLAIN
-from tests.data.sources.test_records import said
+from tests.data.sources.test_records import conversation
 from tests.data.test_images import SPEC, picture
 
 webdataset = pytest.importorskip("webdataset")
@@ -35,15 +35,15 @@ def png(seed=0):
     return file.getvalue()
 
 
-def row(i, **more):
-    return {"id": str(i), **said("<image>\nWhat?", f"Thing {i}.", image="ignored.png"), **more}
+def entry(i, **more):
+    return {"id": str(i), **conversation("<image>\nWhat?", f"Thing {i}.", image="ignored.png"), **more}
 
 
 def written(folder, count=10, shards=2):
     for n in range(shards):
         with webdataset.TarWriter(str(folder / f"s-{n:03d}.tar")) as sink:
             for i in range(n * count // shards, (n + 1) * count // shards):
-                sink.write({"__key__": f"k/{i:04d}", "png": png(i), "json": json.dumps(row(i)).encode()})
+                sink.write({"__key__": f"k/{i:04d}", "png": png(i), "json": json.dumps(entry(i)).encode()})
     return folder / f"s-{{000..{shards - 1:03d}}}.tar"
 
 
@@ -71,16 +71,16 @@ def test_what_the_package_writes_is_read_as_the_package_reads_it(tmp_path):
     assert missing_images(records) == check_images(records) == []
 
 
-def test_rows_without_and_with_several_pictures(tmp_path):
+def test_records_without_and_with_several_images(tmp_path):
     with webdataset.TarWriter(str(tmp_path / "a.tar")) as sink:
-        text = said("Hi", "Ho", image=None)
+        text = conversation("Hi", "Ho", image=None)
         sink.write({"__key__": "a", "json": json.dumps(text).encode()})
         sink.write(
             {
                 "__key__": "b",
                 "0.png": png(1),
                 "1.png": png(2),
-                "json": json.dumps(said("<image><image>x", "y")).encode(),
+                "json": json.dumps(conversation("<image><image>x", "y")).encode(),
             }
         )
     one, two = opened(tmp_path / "a.tar")
@@ -88,10 +88,10 @@ def test_rows_without_and_with_several_pictures(tmp_path):
     assert opened(tmp_path / "a.tar").words_N.tolist() == [-2, 2]
 
 
-def test_batches_are_those_of_the_same_rows_in_a_folder(tiny, scenes, tmp_path):
-    rows = json.loads((scenes / "finetune.json").read_text())
+def test_batches_are_those_of_the_same_records_in_a_folder(tiny, scenes, tmp_path):
+    values = json.loads((scenes / "finetune.json").read_text())
     with webdataset.ShardWriter(str(tmp_path / "q-%02d.tar"), maxcount=50, verbose=0) as sink:
-        for i, each in enumerate(rows):
+        for i, each in enumerate(values):
             data = (scenes / each["image"]).read_bytes()
             sink.write(
                 {
@@ -108,12 +108,12 @@ def test_batches_are_those_of_the_same_rows_in_a_folder(tiny, scenes, tmp_path):
         assert torch.equal(a.id_T, b.id_T) and torch.equal(a.pixels_ICXY, b.pixels_ICXY)
 
 
-def test_bad_rows_are_told_with_their_shard(tmp_path):
+def test_bad_records_are_reported_with_their_shard(tmp_path):
     with webdataset.TarWriter(str(tmp_path / "a.tar")) as sink:
-        sink.write({"__key__": "good", "png": png(), "json": json.dumps(row(0)).encode()})
+        sink.write({"__key__": "good", "png": png(), "json": json.dumps(entry(0)).encode()})
         sink.write({"__key__": "alone", "png": png()})
         sink.write({"__key__": "torn", "json": b'{"id": '})
-        sink.write({"__key__": "none", "json": json.dumps(row(3)).encode()})
+        sink.write({"__key__": "none", "json": json.dumps(entry(3)).encode()})
         sink.write({"__key__": "bytes", "json": b"\xff"})
     with pytest.raises(UserError) as error:
         opened(tmp_path / "a.tar")
@@ -137,7 +137,7 @@ def plain_tar(*entries, format=tarfile.GNU_FORMAT):
 
 
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_members_lie_where_tarfile_finds_them(tmp_path, format):
+def test_members_are_where_tarfile_finds_them(tmp_path, format):
     long = "d" * 90 + "/" + "n" * 90 + ".json"
     names = ["a.json", long, "b.png"] + (
         [] if format == tarfile.USTAR_FORMAT else ["\u732b" * 60 + ".json", "x/" * 120 + "y.png"]
@@ -162,7 +162,7 @@ def test_links_devices_and_names_that_climb_lead_nowhere(tmp_path):
     entries = [
         (f"k.{i}.png", b"", {"type": kind, "linkname": to}) for i, (kind, to) in enumerate(kinds.items())
     ]
-    good = json.dumps(row(0)).encode()
+    good = json.dumps(entry(0)).encode()
     for key in ("k", "../../k", "/etc/k", "a\0b"):
         (tmp_path / "a.tar").write_bytes(plain_tar(*entries, (f"{key}.json", good), (f"{key}.png", png())))
         before = sorted(os.listdir(tmp_path))
@@ -172,7 +172,7 @@ def test_links_devices_and_names_that_climb_lead_nowhere(tmp_path):
 
 
 def broken_shards():
-    whole = plain_tar(("a.json", json.dumps(row(0)).encode()), ("a.png", png()))
+    whole = plain_tar(("a.json", json.dumps(entry(0)).encode()), ("a.png", png()))
     yield from ((f"cut at {n}", whole[:n]) for n in (0, 1, 511, 512, 700, 1024, 1500, len(whole) - 9000))
     yield "no tar", b"x" * 5000
     yield "gz", b"\x1f\x8b" + bytes(2000)
@@ -234,7 +234,7 @@ def summed(data):
 @pytest.mark.parametrize(
     ("name", "data"), list(broken_shards()), ids=lambda value: value if isinstance(value, str) else ""
 )
-def test_broken_shards_are_told(tmp_path, name, data):
+def test_broken_shards_are_problems(tmp_path, name, data):
     (tmp_path / "a.tar").write_bytes(data)
     with pytest.raises(UserError) as error:
         opened(tmp_path / "a.tar")
@@ -244,7 +244,7 @@ def test_broken_shards_are_told(tmp_path, name, data):
 
 def test_flipped_bytes_never_raise_anything_else(tmp_path):
     whole = bytearray(
-        plain_tar(*((f"{i}.json", json.dumps(row(i)).encode()) for i in range(3)), ("2.png", png()))
+        plain_tar(*((f"{i}.json", json.dumps(entry(i)).encode()) for i in range(3)), ("2.png", png()))
     )
     rng = random.Random(0)
     for _ in range(200):
@@ -260,7 +260,7 @@ def test_flipped_bytes_never_raise_anything_else(tmp_path):
             assert all(p.where and p.hint for p in error.problems)
 
 
-def test_shards_that_are_not_there_and_patterns_without_end(tmp_path):
+def test_missing_shards_and_endless_patterns(tmp_path):
     for name in ("none.tar", "*.tar", "{0..99999999}.tar"):
         with pytest.raises(UserError) as error:
             opened(tmp_path / name)
@@ -270,7 +270,7 @@ def test_shards_that_are_not_there_and_patterns_without_end(tmp_path):
         opened(tmp_path / "pipe.tar")
 
 
-def test_a_shard_that_changes_under_a_run_is_told(tmp_path):
+def test_a_shard_that_changes_during_a_run_is_a_problem(tmp_path):
     records = opened(written(tmp_path))
     assert records[0].key == "s:0"
     with open(tmp_path / "s-001.tar", "ab") as file:
@@ -282,7 +282,7 @@ def test_a_shard_that_changes_under_a_run_is_told(tmp_path):
     assert replace(records, template="plain").identity() != identity
 
 
-def test_a_nul_in_a_pattern_is_told(tmp_path):
+def test_a_nul_in_a_pattern_is_a_problem(tmp_path):
     with pytest.raises(UserError) as error:
         opened(f"{tmp_path}/a\0b.tar")
     assert "NUL" in error.value.problems[0].got

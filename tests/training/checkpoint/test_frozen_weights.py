@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lmmkit.errors import MachineError, UserError
+from lmmkit.runs.files import file_crc32
 from lmmkit.runs.run_folder import RunFolder
 from lmmkit.training.checkpoint import manifest, read, write
 from lmmkit.training.checkpoint.saver import Saver
@@ -83,7 +84,7 @@ def test_a_stage_writes_two_copies_and_every_manifest_lists_them(run, beside):
     frozen = stage(run, [1, 2, 3], beside=beside)
     (name,) = folders(run)
     files = {
-        path.name: (path.stat().st_size, manifest.crc32(path)) for path in (run.checkpoints / name).iterdir()
+        path.name: (path.stat().st_size, file_crc32(path)) for path in (run.checkpoints / name).iterdir()
     }
     assert sorted(files) == ["a-frozen-00000.safetensors", "b-frozen-00000.safetensors"]
     assert len(set(files.values())) == 1

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lmmkit.errors import MachineError, UserError
-from lmmkit.runs.files import fsync
+from lmmkit.runs.files import file_crc32, fsync
 from lmmkit.runs.run_folder import RunFolder
 from lmmkit.training.checkpoint import manifest, read, write
 from lmmkit.training.checkpoint.rng import rng_state, set_rng_state
@@ -295,7 +295,7 @@ def test_a_forged_manifest_leads_nowhere(run):
     body = manifest.read(folder)
     secret = run.path / "secret"
     secret.write_text("x")
-    crc = manifest.crc32(secret)
+    crc = file_crc32(secret)
     for forged in ({"files": {"../../secret": [1, crc]}}, {"files": [1]}, {"files": {"a": "b"}}):
         signed = body | forged
         signed["crc32"] = manifest.zlib.crc32(manifest._encode(signed))

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lmmkit.errors import MachineError
+from lmmkit.runs import files
 from lmmkit.runs.run_folder import RunFolder
 from lmmkit.training.checkpoint import read, write
 from lmmkit.training.checkpoint.rng import rng_state
@@ -93,8 +94,9 @@ def test_a_model_folder_that_cannot_be_written_leaves_the_one_before(tmp_path, m
         if name == failing:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(model_folder, "io_point", point)
-    for failing in ("write model.safetensors", "set the model aside", "publish the model"):
+    for module in (model_folder, files):
+        monkeypatch.setattr(module, "io_point", point)
+    for failing in ("write model.safetensors", "set the old folder aside", "publish the folder"):
         with pytest.raises(MachineError, match="model/cannot-write"):
             write(2.0)
         assert model_folder.tensors(folder, ["w"])["w"].tolist() == [1.0] * 3, failing

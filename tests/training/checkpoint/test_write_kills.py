@@ -84,7 +84,7 @@ def test_the_points_are_those_of_all_that_a_run_hangs_on(undisturbed):
         "publish run.json", "append to metrics.jsonl", "make the folder", "write manifest.json", "publish", "prune", "delete",
         "make the folder of frozen weights", "write a-frozen-00000.safetensors", "sync b-frozen-00000.safetensors",
         "sync the folder of frozen weights",
-        "write model.safetensors", "publish the model", "set the model aside", "sync the run",
+        "write model.safetensors", "publish the folder", "set the old folder aside", "sync the run",
     } <= names  # fmt: skip
 
 
@@ -94,7 +94,7 @@ def test_killed_a_few_times_at_random(undisturbed, tmp_path):
 
 def test_dead_before_a_few_changes_to_the_disk(undisturbed, tmp_path):
     names = undisturbed[2]
-    few = {names.index(name) + 1 for name in ("publish", "publish the model")}
+    few = {names.index(name) + 1 for name in ("publish", "publish the folder")}
     assert die_at_points(undisturbed, tmp_path / "run", sorted(few), twice=True) == 2 * len(few)
 
 

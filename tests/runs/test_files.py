@@ -1,0 +1,94 @@
+"""Folders and files that are written completely or not at all."""
+
+import os
+import zlib
+
+import pytest
+
+from lmmkit.runs import files
+from lmmkit.runs.files import clean_aside, file_crc32, write_aside
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def written(folder, text="new", **options):
+    with write_aside(folder, **options) as aside:
+        (aside / "a").write_text(text)
+
+
+def test_a_folder_appears_when_it_is_complete(tmp_path):
+    folder = tmp_path / "deep" / "model"
+    with write_aside(folder) as aside:
+        (aside / "a").write_text("x")
+        assert aside.parent == folder.parent and not folder.exists()
+    assert names(folder.parent) == ["model"] and names(folder) == ["a"]
+
+
+def test_an_empty_folder_is_filled_and_another_one_is_kept(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    written(folder)
+    with pytest.raises(OSError):
+        written(folder, "other")
+    assert names(tmp_path) == ["model"] and (folder / "a").read_text() == "new"
+
+
+def test_replace_keeps_the_old_folder_until_the_new_one_is_complete(tmp_path):
+    folder = tmp_path / "model"
+    written(folder, "old")
+    with write_aside(folder, replace=True) as aside:
+        (aside / "b").write_text("x")
+        assert names(folder) == ["a"]
+    assert names(tmp_path) == ["model"] and names(folder) == ["b"]
+
+
+def test_replace_removes_a_link_and_not_its_target(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "x").touch()
+    (tmp_path / "model").symlink_to(tmp_path / "elsewhere")
+    written(tmp_path / "model", replace=True)
+    assert not (tmp_path / "model").is_symlink() and names(tmp_path / "elsewhere") == ["x"]
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+@pytest.mark.parametrize("failing", ["the block", "set the old folder aside", "publish the folder"])
+def test_a_failure_leaves_the_old_folder_and_nothing_else(tmp_path, monkeypatch, failing, error):
+    folder = tmp_path / "model"
+    written(folder, "old")
+
+    def point(name):
+        if name == failing:
+            raise error
+
+    monkeypatch.setattr(files, "io_point", point)
+    with pytest.raises(error), write_aside(folder, replace=True):
+        point("the block")
+    assert names(tmp_path) == ["model"] and (folder / "a").read_text() == "old"
+
+
+@pytest.mark.parametrize("dies_at", ["set the old folder aside", "publish the folder"])
+def test_after_a_death_the_old_folder_is_restored(tmp_path, monkeypatch, dies_at):
+    folder = tmp_path / "model"
+    written(folder, "old")
+    others = [tmp_path / name for name in (".model.v2.1.tmp", ".other.1.tmp", ".model.mine.tmp")]
+    for other in others:
+        other.mkdir()
+    if (pid := os.fork()) == 0:
+        monkeypatch.setattr(files, "io_point", lambda name: name == dies_at and os._exit(7))
+        written(folder, replace=True)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+    assert (tmp_path / f".model.{pid}.tmp").is_dir()
+    clean_aside(folder)
+    assert (folder / "a").read_text() == "old"
+    assert names(tmp_path) == sorted(["model", *(other.name for other in others)])
+
+
+def test_the_crc_of_a_file_is_that_of_its_bytes(tmp_path):
+    data = bytes(range(256)) * 20_000  # more than one block
+    (tmp_path / "a").write_bytes(data)
+    assert file_crc32(tmp_path / "a") == zlib.crc32(data)
+    (tmp_path / "a").write_bytes(b"")
+    assert file_crc32(tmp_path / "a") == 0
