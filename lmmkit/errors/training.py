@@ -35,7 +35,7 @@ LOG_CANNOT_WRITE = Code(
     expected="a file that can be written to",
     hint="Free space or change the access rights, then continue with `--resume`.",
 )
-STEP = Code(
+NO_STEP_NUMBER = Code(
     "log/step",
     cause="A line of a log has no step number.",
     expected="a whole number under `step`",
@@ -75,7 +75,7 @@ FOLDER = Code(
     expected="the folder that rank 0 has created",
     hint="Put it on a file system that all hosts share (`--out`).",
 )
-LOST = Code(
+RANK_LOST = Code(
     "ranks/lost",
     cause="Another rank ended while this one was communicating with it.",
     expected="every rank running",
@@ -83,7 +83,7 @@ LOST = Code(
 )
 
 # resume
-CHANGED = Code(
+RUN_CHANGED = Code(
     "resume/changed",
     cause="Recipe, plan or data differ from those of the run that is to be resumed.",
     expected="{before}, as in the run",
@@ -103,7 +103,7 @@ RUN_EXISTS = Code(
     expected="an empty or a new folder",
     hint="Continue that run (`--resume`), or name another folder (`--out DIR`).",
 )
-LINK = Code(
+RUN_LINK = Code(
     "run/link",
     cause="A run folder contains a link, a pipe or a device, which could lead out of the folder.",
     expected="a file or a folder",
@@ -147,7 +147,7 @@ IDLE_TERM = Code(
     expected="items to average",
     hint="Remove it from the losses of the stage, or add data it applies to (`lmmkit plugins trace`).",
 )
-NO_STAGE = Code(
+UNKNOWN_STAGE = Code(
     "train/no-stage",
     cause="`--stage` names a stage that the recipe does not have.",
     expected="one of {stages}",
@@ -172,7 +172,7 @@ NOT_FINITE = Code(
     hint="Look at the records in anomalies.jsonl; then `--resume` from the unchanged weights, or begin a new run "
     "with a lower `lr` or a `clip`.",
 )
-OPTION = Code(
+NOT_RESUMED = Code(
     "train/option",
     cause="`--accept-data-change` is given for a new run.",
     expected="a run that is resumed",
@@ -193,13 +193,13 @@ BEST = Code(
     expected="a figure of this section",
     hint="{suggestion}",
 )
-NAME = Code(
+BEST_FOLDER = Code(
     "validate/name",
     cause="The best model of one stage and the last model of another stage would share a folder.",
     expected="a stage name that does not end another stage's name with `-best`",
     hint="Rename the stage.",
 )
-STAGE = Code(
+OTHER_STAGE = Code(
     "validate/stage",
     cause="A validation names an evaluation task of another stage.",
     expected="a task of stage `{stage}`",

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from lmmkit.errors import Problem, raise_all
-from lmmkit.errors.training import CHANGED
+from lmmkit.errors.training import RUN_CHANGED
 from lmmkit.plan.explain import plan_text
 from lmmkit.plan.prepare import Prepared
 from lmmkit.recipe import diff, digest, dump, read_recipe
@@ -62,14 +62,14 @@ def changes(run: RunFolder, prepared: Prepared, *, accept_data: bool) -> list[Ch
     return found
 
 
-def go_on(run: RunFolder, prepared: Prepared, changed: list[Change], step: int) -> None:
+def continue_run(run: RunFolder, prepared: Prepared, changed: list[Change], step: int) -> None:
     """Prints the changes, appends them to resumes.jsonl, and updates the identity files of the run."""
     for change in changed:
-        print(f"note: changed since the run last stood: {change}", file=sys.stderr)
-    told = [{"key": c.key, "class": c.kind, "before": c.before, "now": c.now} for c in changed]
+        print(f"note: changed since the run stopped: {change}", file=sys.stderr)
+    listed = [{"key": c.key, "class": c.kind, "before": c.before, "now": c.now} for c in changed]
     when = datetime.now(UTC).isoformat(timespec="seconds")
     with MetricsLog(run.resumes) as file:
-        file.write({"at": when, "step": step, "changes": told, "versions": identity(prepared)["versions"]})
+        file.write({"at": when, "step": step, "changes": listed, "versions": identity(prepared)["versions"]})
     if changed:
         _write(run, prepared)
 
@@ -100,7 +100,7 @@ def _refused(run: RunFolder, change: Change) -> Problem:
     where, accept = f"{run.path}: {change.key}", ""
     if change.kind == "data":
         accept = f" If the change is intended: `{ACCEPT}`; resumes.jsonl keeps what the data was."
-    return CHANGED.at(where, got=change.now, before=change.before, recipe=run.resolved, accept=accept)
+    return RUN_CHANGED.at(where, got=change.now, before=change.before, recipe=run.resolved, accept=accept)
 
 
 def _changed(key: str, before: object, now: object) -> Iterator[tuple[str, str, str]]:

@@ -53,8 +53,8 @@ class Facts:
 
 def agree(ranks: Ranks, step: Step) -> Facts:
     """Exchanges the counts of a step between ranks, once, as host integers; reads nothing from a device."""
-    told = ranks.gather([add_counts(step), len(step), sum(map(len, step)), dict(step[0].dropped)])
-    counts, micro_batches, tokens, dropped = zip(*told, strict=True)
+    shares = ranks.gather([add_counts(step), len(step), sum(map(len, step)), dict(step[0].dropped)])
+    counts, micro_batches, tokens, dropped = zip(*shares, strict=True)
     return Facts(sum_by_name(counts), max(micro_batches), sum(tokens), sum_by_name(dropped))
 
 
@@ -155,13 +155,13 @@ def _report(
 @torch.no_grad()
 def _read(objective: Objective, outcome: Outcome, batch: Batch, totals: dict[str, list]) -> None:
     for term in (term for term in objective.terms if batch.count[term.name]):
-        for name, reading in term.metrics(outcome.ctxs[term.name]).items():
+        for name, metric in term.metrics(outcome.ctxs[term.name]).items():
             both = totals.setdefault(f"{term.name}/{name}", [0.0, 0.0])
-            both[0] += reading.total.detach()
-            both[1] += reading.chance
+            both[0] += metric.total.detach()
+            both[1] += metric.chance
 
 
 def _norm(objective: Objective, clip: float | None) -> Tensor:
     """Returns the norm of all gradients on all ranks. Scales them down to norm `clip`, if given."""
-    learning = [p for p in objective.parameters() if p.grad is not None]
-    return gather_full(torch.nn.utils.clip_grad_norm_(learning, math.inf if clip is None else clip))
+    trained = [p for p in objective.parameters() if p.grad is not None]
+    return gather_full(torch.nn.utils.clip_grad_norm_(trained, math.inf if clip is None else clip))

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from lmmkit.model import layers
 from lmmkit.model.init import init
-from lmmkit.model.layers import SwiGLU, rms_norm
+from lmmkit.model.layers import FusedLinear, SwiGLU, rms_norm
 from tests.support.plain_twins import off
 
 TIGHT = {torch.float64: 1e-12, torch.float32: 5e-6}
@@ -68,3 +68,14 @@ def test_a_few_rows_without_a_graph_have_the_products_of_the_plain_linear(rows, 
         got = layers.linear(x, weight, shift)
     assert got.is_contiguous() and torch.allclose(got, want, rtol=1e-6, atol=1e-6)
     assert torch.equal(layers.linear(x, weight, shift), want)
+
+
+def test_a_fused_linear_names_the_matrix_rows_of_each_linear():
+    fused = FusedLinear(4, {"q": 6, "k": 2, "v": 3}, bias=True)
+    fused.reset_parameters()
+    assert fused.slices == {"q": slice(0, 6), "k": slice(6, 8), "v": slice(8, 11)}
+    assert fused.weight.shape == (11, 4)
+    x = draw(5, 4, dtype=torch.float32)
+    for rows in fused.slices.values():
+        part = F.linear(x, fused.weight[rows], fused.bias[rows])
+        assert off(fused(x)[:, rows], part) < TIGHT[torch.float32]

@@ -312,10 +312,10 @@ def test_an_ended_stage_leaves_no_moments_behind(tiny, tmp_path, monkeypatch):
     begun, alive = [], []
     stage = run_module.run_stage
 
-    def watched(prepared, objective, optimizer, *args):
+    def watched(context, objective, optimizer, *args):
         alive.append([ended() is not None for ended in begun])
         begun.append(weakref.ref(optimizer))
-        return stage(prepared, objective, optimizer, *args)
+        return stage(context, objective, optimizer, *args)
 
     monkeypatch.setattr(run_module, "run_stage", watched)
     gc.disable()

@@ -18,7 +18,7 @@ from lmmkit.training.checkpoint.tensor_files import HeldTensors, hold
 from lmmkit.training.checkpoint.write import put
 from lmmkit.training.distributed.process_group import Ranks
 
-GRACE = 30.0  # seconds between the signal that torchrun passes on and its kill
+_GRACE = 30.0  # seconds between the signal that torchrun passes on and its kill
 
 
 class Saver:
@@ -90,11 +90,11 @@ class Saver:
 
     def _warn(self, step: int, seconds: float) -> None:
         """Warns once that torchrun kills ranks before such a save ends: a stop would lose the last steps."""
-        if self._ranks.alone or self._told or seconds <= GRACE:
+        if self._ranks.alone or self._told or seconds <= _GRACE:
             return
         self._told = True
         self._ranks.log_once(
-            f"the checkpoint of step {step} took {seconds:.0f} s; torchrun kills ranks {GRACE:.0f} s after a signal,"
+            f"the checkpoint of step {step} took {seconds:.0f} s; torchrun kills ranks {_GRACE:.0f} s after a signal,"
             " so a stop may lose the steps since the one before. Save more often (`output.save_every`), or to a faster"
             " disk."
         )

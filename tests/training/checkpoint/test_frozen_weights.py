@@ -188,7 +188,7 @@ def test_the_next_start_removes_what_a_killed_save_left(run):
     shutil.copytree(run.checkpoints / name, run.checkpoints / "frozen-00000009-0123abcd")
     assert write.sweep(run) == ("removed frozen-00000009-0123abcd, which no checkpoint lists",)
     assert folders(run) == [name]
-    (at(run, 1) / manifest.NAME).write_text("{}")
+    (at(run, 1) / manifest.FILE_NAME).write_text("{}")
     assert write.sweep(run) == () and folders(run) == [name], "a manifest that is damaged may be restored"
 
 
@@ -216,7 +216,7 @@ def test_a_forged_manifest_leads_nowhere(run, forged):
     body = manifest.read(at(run, 1))
     body["frozen"] |= forged
     body["crc32"] = manifest.zlib.crc32(manifest._encode(body))
-    (at(run, 1) / manifest.NAME).write_bytes(manifest._encode(body))
+    (at(run, 1) / manifest.FILE_NAME).write_bytes(manifest._encode(body))
     with pytest.raises(UserError, match="does not write"):
         read.load(at(run, 1))
 

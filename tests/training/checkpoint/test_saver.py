@@ -105,7 +105,7 @@ def test_a_file_is_one_the_library_reads(tmp_path):
 def test_a_save_that_torchrun_would_not_wait_for_is_told_once(run, monkeypatch, capsys, world, grace, told):
     monkeypatch.setattr(saver, "put", lambda *args, **options: None)
     monkeypatch.setattr(saver, "hold", lambda tensors, ranks, frozen: tensor_files.HeldTensors({}, {}))
-    monkeypatch.setattr(saver, "GRACE", grace)
+    monkeypatch.setattr(saver, "_GRACE", grace)
     saves = Saver(run, keep=2, ranks=Ranks(world), beside=False)
     for step in (1, 2):
         saves.save(step, {}, {})

@@ -22,6 +22,7 @@ from lmmkit.cost_estimate import _whole, estimate, staged
 from lmmkit.data.pipeline import Pipeline
 from lmmkit.errors import Problem, UserError
 from lmmkit.objective import Objective
+from lmmkit.optimizers import build_optimizer
 from lmmkit.plan.prepare import prepare
 from lmmkit.recipe import Recipe
 from lmmkit.runs.run_folder import RunFolder
@@ -227,7 +228,7 @@ def _stepped(recipe, ranks):
         )
     else:
         objective, trainable = fsdp.sharded(prepared, "only", ranks, torch.device("cpu"))
-    optimizer = build.optimizer(objective, recipe.stages["only"], trainable)
+    optimizer = build_optimizer(objective, recipe.stages["only"], trainable)
     state_dict._allocate(optimizer)
     return objective, optimizer
 
@@ -262,7 +263,7 @@ def test_a_checkpoint_comes_back_on_another_number_of_ranks(mixed, tmp_path, bef
             saved = read.load(path, spoiled=(), ranks=ranks)
             assert saved.state == {"at": 7} and not saved.rng, "another number of ranks draws anew"
             objective, optimizer = _stepped(recipe, ranks)
-            state_dict.restore_state(objective, optimizer, saved, path)
+            state_dict.restore_state(objective, optimizer, saved)
             for key, tensor in state_dict.state_tensors(objective, optimizer).items():
                 whole = fsdp.gather_full(tensor)
                 assert torch.equal(whole, _marked(key, whole)), key
@@ -390,8 +391,10 @@ def test_a_world_that_does_not_fit_is_told_which_do(mixed, tmp_path, capsys):
         assert codes == ["parallel/world"] * (want is not None) + ["parallel/optimizer"]
         assert want is None or raised.value.problems[0].expected == f"a number of processes that fits: {want}"
     fsdp.check_world(recipe, ALONE)
+    fsdp.note_idle_keys(recipe, ALONE)
     assert "one process trains alone" in capsys.readouterr().err
     fsdp.check_world(mixed(), Ranks(world=8, rank=0))
+    fsdp.note_idle_keys(mixed(), Ranks(world=8, rank=0))
     assert "some of 8 ranks have no work" in capsys.readouterr().err
 
 
