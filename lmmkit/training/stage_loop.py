@@ -23,11 +23,11 @@ from lmmkit.training.checkpoint.saver import Saver
 from lmmkit.training.distributed.fsdp import unsharded
 from lmmkit.training.monitoring import anomalies
 from lmmkit.training.monitoring.anomalies import SpikeDetector
-from lmmkit.training.monitoring.determinism import telling_kernel
+from lmmkit.training.monitoring.determinism import naming_kernel
 from lmmkit.training.monitoring.empty_terms import EmptyTermCheck
 from lmmkit.training.monitoring.image_logging import stage_images
 from lmmkit.training.monitoring.metrics_log import MetricsLog, NullLogger, StageProgress
-from lmmkit.training.monitoring.out_of_memory import telling_room
+from lmmkit.training.monitoring.out_of_memory import naming_memory_keys
 from lmmkit.training.run_context import RunContext
 from lmmkit.training.signals import Interrupted, ignore_in_worker, until
 from lmmkit.training.stage_data import StageData, saving
@@ -54,7 +54,7 @@ def run_stage(
         validator=Validator.of(context, data, objective, state.get("validation")),
         bad_records=data.bad_record_log(context.run.bad_records, position),
         saver=Saver(
-            context.run, keep=recipe.output.keep, ranks=ranks, beside=recipe.output.async_save,
+            context.run, keep=recipe.output.keep, ranks=ranks, in_thread=recipe.output.async_save,
             frozen=state_dict.frozen(objective), before=frozen,
         ),
         progress=StageProgress(stage, data.steps, done=position.stage_step) if ranks.first else NullLogger(),
@@ -112,7 +112,7 @@ class StageLoop:
 
     def run_due(self, entries: Iterable[Every]) -> bool:
         """Runs the actions that are due at this step. Returns False if a stop interrupts them."""
-        with telling_kernel(self.where, self.recipe):
+        with naming_kernel(self.where, self.recipe):
             return run_due(entries, self.at, self.data.steps)
 
     def save_now(self) -> None:
@@ -177,7 +177,10 @@ class StageLoop:
         set_rate(self.optimizer, optim, self.data.steps, before)
         weights = {name: w.at(before / self.data.steps) for name, w in plan.weights.items()}
         self.at = Position(self.at.stage, self.at.step + 1, before + 1)
-        with telling_room(self.where, step, recipe, self.context.device), telling_kernel(self.where, recipe):
+        with (
+            naming_memory_keys(self.where, step, recipe, self.context.device),
+            naming_kernel(self.where, recipe),
+        ):
             return run_step(
                 self.objective, self.optimizer, step, weights, clip=None if optim.clip == "none" else optim.clip,
                 device=self.context.device, metrics=self.logs, ranks=self.context.ranks,
@@ -189,7 +192,7 @@ class StageLoop:
         found = self.spikes.detect(self.at.stage_step, report)
         if found is None:
             return
-        keys = anomalies.keys_of(self.data.pipeline, self.at.stage_step - 1)
+        keys = anomalies.sample_keys(self.data.pipeline, self.at.stage_step - 1)
         if self.context.ranks.first:
             kind, figures = found
             with MetricsLog(self.context.run.anomalies) as file:

@@ -37,7 +37,7 @@ def test_a_record_reaches_metrics_and_tensorboard(context):
 
     with context.logging(0, resume=False) as logging:
         logging.log({"step": 1, "stage": "pretrain", "loss": 2.5, "tokens": 7})
-    assert context.run.read_metrics() == [{"step": 1, "stage": "pretrain", "loss": 2.5, "tokens": 7}]
+    assert read_jsonl(context.run.metrics) == [{"step": 1, "stage": "pretrain", "loss": 2.5, "tokens": 7}]
     board = EventAccumulator(str(context.run.tb))
     board.Reload()
     assert board.Tags()["scalars"] == ["loss"], "only floats are figures"
@@ -51,7 +51,7 @@ def test_a_resume_removes_the_records_of_steps_that_run_again(context):
                 log.write({"step": step})
     with context.logging(2, resume=True):
         pass
-    assert [line["step"] for line in run.read_metrics()] == [1, 2]
+    assert [line["step"] for line in read_jsonl(run.metrics)] == [1, 2]
     assert [line["step"] for line in read_jsonl(run.anomalies)] == [1, 2]
 
 

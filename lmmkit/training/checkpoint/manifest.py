@@ -125,9 +125,9 @@ def examine(
     # The file system or the desktop creates dot files; lmmkit does not.
     extra = sorted(n for n in present - set(body["files"]) - {FILE_NAME} if not n.startswith("."))
     problems = [DAMAGED.at(str(folder / name), got="a file the manifest does not list") for name in extra]
-    entries = [([f"{folder.name}/{name}"], *said) for name, said in sorted(body["files"].items())]
+    entries = [([f"{folder.name}/{name}"], *listed) for name, listed in sorted(body["files"].items())]
     if (frozen := body.get("frozen")) is not None:
-        entries += [(copies(frozen, name), *said) for name, said in sorted(frozen["files"].items())]
+        entries += [(copies(frozen, name), *listed) for name, listed in sorted(frozen["files"].items())]
     spoiled: dict[str, str] = {}
     for number, (names, size, crc) in enumerate(entries):
         mine = contents and number % share[1] == share[0]

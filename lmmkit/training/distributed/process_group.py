@@ -164,20 +164,20 @@ def _failing_together(ranks: Ranks) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        told = _as_told(ranks, error, store)
+        shown = _explained(ranks, error, store)
         over.set()
         try:
-            said = store.add(_FAILED, 1) > 1
-            if not said:
-                store.set(_CODE, str(told.exit_code if isinstance(told, LmmkitError) else 1))
+            reported = store.add(_FAILED, 1) > 1
+            if not reported:
+                store.set(_CODE, str(shown.exit_code if isinstance(shown, LmmkitError) else 1))
             code = int(store.get(_CODE))
             _leave(ranks, store)
-        except RuntimeError:  # the store's host is gone without an error message
-            raise told from None
-        if said:
+        except RuntimeError:  # the store's host ended without an error message
+            raise shown from None
+        if reported:
             raise OtherRankFailed(code) from None
-        if told is not error:
-            raise told from None
+        if shown is not error:
+            raise shown from None
         raise
     finally:
         over.set()
@@ -185,13 +185,13 @@ def _failing_together(ranks: Ranks) -> Iterator[None]:
 
 def _leave(ranks: Ranks, store: Store) -> None:
     """Makes the first rank, which may host the store, wait until all ranks have read the failure."""
-    gone, until = store.add(_LEFT, 1), time.monotonic() + _GRACE + 1
-    while ranks.first and gone < ranks.world and time.monotonic() < until:
+    left, until = store.add(_LEFT, 1), time.monotonic() + _GRACE + 1
+    while ranks.first and left < ranks.world and time.monotonic() < until:
         time.sleep(0.05)
-        gone = store.add(_LEFT, 0)
+        left = store.add(_LEFT, 0)
 
 
-def _as_told(ranks: Ranks, error: Exception, store: Store) -> Exception:
+def _explained(ranks: Ranks, error: Exception, store: Store) -> Exception:
     """Returns `error`. If it only reports a lost rank, waits for that rank; returns `MachineError`."""
     lost = isinstance(error, RuntimeError) and any(
         word in str(error).lower() for word in ("gloo", "nccl", "connection", "broken pipe")
@@ -201,7 +201,7 @@ def _as_told(ranks: Ranks, error: Exception, store: Store) -> Exception:
     until = time.monotonic() + _GRACE / 2
     while time.monotonic() < until and not store.check([_CODE]):
         time.sleep(0.05)
-    got = f"a rank that is gone ({str(error).splitlines()[0][:200]})"
+    got = f"a rank that has ended ({str(error).splitlines()[0][:200]})"
     return MachineError(RANK_LOST.at(f"rank {ranks.rank} of {ranks.world}", got=got))
 
 
@@ -215,5 +215,5 @@ def _watch(store: Store, over: threading.Event) -> None:
                     store.add(_LEFT, 1)
                     os._exit(code)
                 return
-    except RuntimeError:  # the store's host is gone: it has reported its error, or the loop will notice
+    except RuntimeError:  # the store's host ended: it has reported its error, or the loop will notice
         return

@@ -86,7 +86,7 @@ def record(
     }  # fmt: skip
 
 
-def keys_of(pipeline: Pipeline, index: int) -> dict[str, list[str]]:
+def sample_keys(pipeline: Pipeline, index: int) -> dict[str, list[str]]:
     """Returns the sample keys of optimizer step `index` (from 0) by source. A bad record is given by its
     place in the file."""
     found: dict[str, list[str]] = {}

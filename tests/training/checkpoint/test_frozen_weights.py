@@ -56,7 +56,7 @@ def stage(
     steps,
     *,
     keep: int = 4,
-    beside: bool = False,
+    in_thread: bool = False,
     base=None,
     listing=None,
     spoil=lambda step: None,
@@ -64,7 +64,7 @@ def stage(
     """Saves checkpoints of one trainable and two frozen tensors, as one stage does; returns the frozen ones."""
     base = torch.arange(6.0) if base is None else base
     frozen = {"base": base, "other": torch.ones(2, 3)}
-    with Saver(run, keep=keep, ranks=ALONE, beside=beside, frozen=frozen, before=listing) as saver:
+    with Saver(run, keep=keep, ranks=ALONE, in_thread=in_thread, frozen=frozen, before=listing) as saver:
         for step in steps:
             spoil(step)
             saver.save(step, frozen | {"trained": torch.full((3,), float(step))}, {})
@@ -78,9 +78,9 @@ def assert_holds(run: RunFolder, step: int, frozen) -> None:
     assert torch.equal(tensors["trained"], torch.full((3,), float(step)))
 
 
-@pytest.mark.parametrize("beside", [False, True])
-def test_a_stage_writes_two_copies_and_every_manifest_lists_them(run, beside):
-    frozen = stage(run, [1, 2, 3], beside=beside)
+@pytest.mark.parametrize("in_thread", [False, True])
+def test_a_stage_writes_two_copies_and_every_manifest_lists_them(run, in_thread):
+    frozen = stage(run, [1, 2, 3], in_thread=in_thread)
     (name,) = folders(run)
     files = {
         path.name: (path.stat().st_size, manifest.crc32(path)) for path in (run.checkpoints / name).iterdir()

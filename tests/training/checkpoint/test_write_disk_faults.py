@@ -15,7 +15,7 @@ from lmmkit.training.checkpoint import read, write
 from lmmkit.training.checkpoint.rng import rng_state
 from lmmkit.training.checkpoint.tensor_files import hold
 from lmmkit.training.distributed.process_group import ALONE
-from lmmkit.training.monitoring.out_of_memory import telling_room
+from lmmkit.training.monitoring.out_of_memory import naming_memory_keys
 from lmmkit.training.run import train
 from lmmkit.weights import model_folder
 from tests.conftest import PLAIN
@@ -151,5 +151,8 @@ def test_out_of_memory_tells_the_step_and_the_keys_to_change(tiny, tmp_path, mon
 
 
 def test_another_runtime_error_stays_what_it_is(tiny):
-    with pytest.raises(RuntimeError, match="shapes"), telling_room("here", (), tiny(), torch.device("cpu")):
+    with (
+        pytest.raises(RuntimeError, match="shapes"),
+        naming_memory_keys("here", (), tiny(), torch.device("cpu")),
+    ):
         raise RuntimeError("shapes do not match")
