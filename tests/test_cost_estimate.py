@@ -31,7 +31,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_weights_gradients_and_optimizer_are_told_exactly(tiny, case):
+def test_weights_gradients_and_optimizer_are_estimated_exactly(tiny, case):
     prepared = prepare(tiny(WIDE, *CASES[case], text=PLAIN))
     recipe, stage = prepared.recipe, prepared.recipe.stages["finetune"]
     told = estimate(prepared, "finetune", flops=1e12)["bytes"]
@@ -162,13 +162,13 @@ def probe(scenes, *overrides: str) -> tuple[int, int]:
 @pytest.mark.slow
 @pytest.mark.parametrize("recompute", ["none", "all"])
 @pytest.mark.parametrize("case", ["whole", "low rank", "low rank, frozen narrow"])
-def test_a_step_takes_what_is_told(scenes, case, recompute):
+def test_a_step_takes_what_is_estimated(scenes, case, recompute):
     told, measured = probe(scenes, *CASES[case], f"speed.recompute={recompute}")
     assert 0.95 * measured < told < 1.25 * measured
 
 
 @pytest.mark.slow
-def test_frozen_bfloat16_saves_what_it_says(scenes, tmp_path):
+def test_frozen_bfloat16_saves_what_is_estimated(scenes, tmp_path):
     import transformers as hf
 
     width, depth, mlp = 768, 12, 2048

@@ -97,7 +97,7 @@ def test_a_stage_writes_two_copies_and_every_manifest_lists_them(run, in_thread)
 
 @pytest.mark.parametrize("copy", ["a", "b"])
 @pytest.mark.parametrize("harm", [flip, lambda path: os.truncate(path, 9), lambda path: path.unlink()])
-def test_one_damaged_copy_is_told_and_the_other_is_read(run, caplog, copy, harm):
+def test_one_damaged_copy_is_reported_and_the_other_is_read(run, caplog, copy, harm):
     frozen = stage(run, [1, 2])
     file = run.checkpoints / folders(run)[0] / f"{copy}-frozen-00000.safetensors"
     harm(file)

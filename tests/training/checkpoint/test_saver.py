@@ -102,7 +102,7 @@ def test_a_file_is_one_the_library_reads(tmp_path):
 
 
 @pytest.mark.parametrize(("world", "grace", "told"), [(2, -1.0, 1), (2, 30.0, 0), (1, -1.0, 0)])
-def test_a_save_that_torchrun_would_not_wait_for_is_told_once(run, monkeypatch, capsys, world, grace, told):
+def test_a_save_that_torchrun_would_not_wait_for_is_reported_once(run, monkeypatch, capsys, world, grace, told):
     monkeypatch.setattr(saver, "put", lambda *args, **options: None)
     monkeypatch.setattr(saver, "hold", lambda tensors, ranks, frozen: tensor_files.HeldTensors({}, {}))
     monkeypatch.setattr(saver, "_GRACE", grace)

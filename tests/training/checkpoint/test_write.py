@@ -169,7 +169,7 @@ def test_crash_at_every_point_of_a_save(run, forked, monkeypatch):
     assert published == number - points.index("sync manifest.json")
 
 
-def test_crash_at_every_point_of_saving_a_step_anew(run, forked, monkeypatch):
+def test_crash_at_every_point_of_saving_a_step_again(run, forked, monkeypatch):
     save(run, 9)
     pristine = run.path.with_name("pristine")
     shutil.copytree(run.path, pristine)
@@ -273,7 +273,7 @@ def test_every_bit_of_the_manifest_counts(run):
         assert manifest.verify(folder, contents=False), number
 
 
-def test_a_damaged_step_is_loud_and_can_be_saved_anew(run, caplog):
+def test_a_damaged_step_is_reported_and_can_be_saved_again(run, caplog):
     save(run, 1)
     (save(run, 2) / "state.json").write_text("{}")
     assert read.step_of(read.newest(run).path) == 1

@@ -51,7 +51,7 @@ def test_two_saves_in_a_row_may_fail(tiny, tmp_path, monkeypatch, capsys):
     assert "no checkpoint of step 3 (failed 2 of 3)" in told and "step 5 (failed 1 of 3)" in told
 
 
-def test_the_third_ends_the_run_and_the_last_checkpoint_stands(tiny, tmp_path, monkeypatch):
+def test_the_third_ends_the_run_and_the_last_checkpoint_stays(tiny, tmp_path, monkeypatch):
     recipe = tiny(*SHORT, text=PLAIN)
     whole = train(recipe, out=tmp_path / "whole").run
     fail_saves(monkeypatch, {4, 5, 6})
@@ -102,7 +102,7 @@ def test_a_model_folder_that_cannot_be_written_leaves_the_one_before(tmp_path, m
 
 
 @pytest.mark.parametrize("kind", ["flip", pytest.param("extra", marks=pytest.mark.slow)])
-def test_a_damaged_checkpoint_is_told_and_the_one_before_gone_on_from(tiny, tmp_path, caplog, kind):
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(tiny, tmp_path, caplog, kind):
     recipe = tiny(*SHORT, text=PLAIN)
     run = train(recipe, out=tmp_path / "run").run
     whole = figures(run)
@@ -121,7 +121,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_gone_on_from(tiny, tmp_
     assert read.newest(run).notices == (), "saved anew"
 
 
-def test_order_is_by_step_whatever_the_clock_says(tmp_path, monkeypatch):
+def test_order_is_by_step_and_not_by_the_clock(tmp_path, monkeypatch):
     run = RunFolder(tmp_path)
     for step in (1, 2, 3):
         path = write.put(run, step, hold({"w": torch.zeros(1)}, ALONE), {}, keep=3, rng=rng_state())
@@ -136,7 +136,7 @@ def test_order_is_by_step_whatever_the_clock_says(tmp_path, monkeypatch):
     "raised", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), MemoryError(),
                RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried")],
 )  # fmt: skip
-def test_out_of_memory_tells_the_step_and_the_keys_to_change(tiny, tmp_path, monkeypatch, raised):
+def test_out_of_memory_names_the_step_and_the_keys_to_change(tiny, tmp_path, monkeypatch, raised):
     from lmmkit.training import stage_loop
 
     def full(*args, **kwargs):

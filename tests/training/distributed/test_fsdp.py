@@ -382,7 +382,7 @@ def _boom():
     raise ValueError("boom")
 
 
-def test_a_world_that_does_not_fit_is_told_which_do(mixed, tmp_path, capsys):
+def test_a_world_that_does_not_fit_is_refused_with_those_that_do(mixed, tmp_path, capsys):
     recipe = mixed("parallel.shard=4", "stages.only.optim.kind=adamw8bit")
     for n, want in ((2, "1 or 4, 8, 12, 16, and so on"), (4, None)):
         with pytest.raises(UserError) as raised:
@@ -399,7 +399,7 @@ def test_a_world_that_does_not_fit_is_told_which_do(mixed, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("exchange", ["step", "micro_batch"])
-def test_a_rank_holds_what_check_tells(mixed, tmp_path, exchange):
+def test_a_rank_has_the_memory_that_check_estimates(mixed, tmp_path, exchange):
     """Weights, gradients and moments between steps, and gradients as they gather over micro-batches."""
     recipe = mixed("parallel.shard=2", f"parallel.exchange={exchange}", "stages.only.length.steps=1")
     prepared = prepare(recipe)

@@ -210,7 +210,7 @@ def test_the_first_steps_are_no_spikes():
     assert watch.detect(1, report(1.0)) is None and watch.detect(2, report(100.0)) is None
 
 
-def test_a_watch_that_went_through_a_checkpoint_sees_the_same():
+def test_a_detector_restored_from_a_checkpoint_detects_the_same():
     one, two = SpikeDetector(), SpikeDetector()
     for step, loss in enumerate(curve(9), 1):
         one.detect(step, report(loss))

@@ -51,7 +51,7 @@ def test_truncate_of_nothing(path):
 
 
 @pytest.mark.parametrize("cut", range(1, 20))
-def test_a_torn_last_line_is_mended(path, cut):
+def test_an_incomplete_last_line_is_removed(path, cut):
     lines = b'{"step": 1}\n{"step": 2, "a": 3}\n'
     path.write_bytes(lines[:-cut])
     read_jsonl(path)
