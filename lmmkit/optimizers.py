@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -29,13 +28,13 @@ class OptimizerSpec:
 
     `build` makes it from parameter groups. `state_bytes` returns the bytes of its state for a parameter with
     that many values. `shardable`: whether each of several ranks may update its shard of the parameters alone.
-    `requires` is a library that lmmkit does not install by default.
+    `requires` imports the library of the kind, if lmmkit does not install it by default.
     """
 
     build: Callable[[Groups, Optim], torch.optim.Optimizer]
     state_bytes: Callable[[int], int]
     shardable: bool = True
-    requires: str | None = None
+    requires: Callable[[], object] = lambda: None
 
 
 def _adamw(groups: Groups, optim: Optim) -> torch.optim.Optimizer:
@@ -47,10 +46,14 @@ def _adamw_bytes(values: int) -> int:
     return 2 * _WIDE * values
 
 
-def _adamw8bit(groups: Groups, optim: Optim) -> torch.optim.Optimizer:
-    from bitsandbytes.optim import AdamW8bit  # an extra: imported only if the recipe names it
+def _adamw8bit_class() -> type[torch.optim.Optimizer]:
+    from bitsandbytes.optim.adamw import AdamW8bit  # an extra: imported only if the recipe names it
 
-    return AdamW8bit(groups, betas=optim.betas, eps=optim.eps)
+    return AdamW8bit
+
+
+def _adamw8bit(groups: Groups, optim: Optim) -> torch.optim.Optimizer:
+    return _adamw8bit_class()(groups, betas=optim.betas, eps=optim.eps)  # type: ignore[call-arg]
 
 
 def _adamw8bit_bytes(values: int) -> int:
@@ -61,7 +64,7 @@ def _adamw8bit_bytes(values: int) -> int:
 OPTIMIZERS: Mapping[str, OptimizerSpec] = {
     "adamw": OptimizerSpec(build=_adamw, state_bytes=_adamw_bytes),
     "adamw8bit": OptimizerSpec(
-        build=_adamw8bit, state_bytes=_adamw8bit_bytes, shardable=False, requires="bitsandbytes"
+        build=_adamw8bit, state_bytes=_adamw8bit_bytes, shardable=False, requires=_adamw8bit_class
     ),
 }
 
@@ -102,12 +105,10 @@ def check_optimizers(recipe: Recipe) -> None:
     """Raises `MachineError` with each stage whose optimizer library cannot be imported here."""
     problems = []
     for name, stage in recipe.stages.items():
-        library = OPTIMIZERS[stage.optim.kind].requires
         try:
-            if library is not None:
-                import_module(library)
+            OPTIMIZERS[stage.optim.kind].requires()
         except Exception as error:  # not installed, or built for another torch
-            got = f"`{stage.optim.kind}`, and {library} cannot be imported: {error}"
+            got = f"`{stage.optim.kind}`, and its library cannot be imported: {error}"
             problems.append(LIBRARY.at(recipe.where(f"stages.{name}.optim.kind"), got=got))
     if problems:
         raise MachineError(problems)

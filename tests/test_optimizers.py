@@ -114,7 +114,7 @@ def test_restoring_moves_no_parameter(tmp_path):
 
 
 def test_an_absent_library_is_refused_before_anything_costs_time(tiny, tmp_path, scenes, monkeypatch):
-    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim.adamw", None)
     with pytest.raises(MachineError, match="optim/library") as error:
         train(tiny(*BOTH), out=tmp_path / "run")
     assert [p.where for p in error.value.problems] == [f"--set {each}" for each in BOTH]

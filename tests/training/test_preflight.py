@@ -40,7 +40,7 @@ def test_check_reports_what_train_reports(tiny, tmp_path, scenes):
 
 
 def test_independent_problems_are_reported_together(tiny, monkeypatch):
-    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim.adamw", None)
     recipe = tiny(
         TYPO, BEST, "stages.pretrain.optim.kind=adamw8bit",
         "stages.pretrain.batch={samples: 500, tail: drop}", "stages.pretrain.length={epochs: 1}",
@@ -58,7 +58,7 @@ def test_a_check_waits_until_those_that_it_needs_pass(tiny):
 
 
 def test_problems_of_the_machine_alone_are_a_machine_error(tiny, monkeypatch):
-    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim.adamw", None)
     with pytest.raises(MachineError) as error:
         preflight(tiny("stages.pretrain.optim.kind=adamw8bit", "stages.finetune.optim.kind=adamw8bit"))
     assert codes(error) == {"optim/library"} and len(error.value.problems) == 2
