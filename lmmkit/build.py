@@ -18,12 +18,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lmmkit.api.components import Component, LearnedTokens
+from lmmkit.api.components import Component
 from lmmkit.api.model_info import Dims
 from lmmkit.attention.backends import Backend, NoBackend, choose, log_choice
 from lmmkit.attention.eager import Eager
 from lmmkit.errors import MachineError, Problem, UserError, raise_all
-from lmmkit.errors.plan import ATTENTION, COMPILE, NOT_INSTALLED
+from lmmkit.errors.plan import ATTENTION, COMPILE
 from lmmkit.model.connector import CONNECTORS
 from lmmkit.model.decoder import Decoder
 from lmmkit.model.init import init
@@ -246,51 +246,3 @@ def check_compiler(recipe: Recipe, device: torch.device) -> None:
     if recipe.speed.compile and (reason := why_not(device)):
         got = f"`true`, and `torch.compile` fails: {reason}"
         raise MachineError(COMPILE.at(recipe.where("speed.compile"), got=got))
-
-
-def check_optimizers(recipe: Recipe) -> None:
-    """Raises `MachineError` with each stage whose optimizer library cannot be imported here."""
-    problems = []
-    for name, stage in recipe.stages.items():
-        try:
-            _adamw(stage.optim.kind)
-        except Exception as error:  # not installed, or built for another torch
-            got = f"`{stage.optim.kind}`, and bitsandbytes does not import: {error}"
-            problems.append(NOT_INSTALLED.at(recipe.where(f"stages.{name}.optim.kind"), got=got))
-    if problems:
-        raise MachineError(problems)
-
-
-def _adamw(kind: str) -> type[torch.optim.Optimizer]:
-    if kind == "adamw":
-        return torch.optim.AdamW
-    from bitsandbytes.optim.adamw import AdamW8bit  # an extra: imported only if the recipe names it
-
-    return AdamW8bit
-
-
-def optimizer(
-    objective: Objective, stage: Stage, trainable: Mapping[str, list[nn.Parameter]]
-) -> torch.optim.Optimizer:
-    """Returns AdamW with each trainable parameter in exactly one group, by identity. Norms, biases and
-    learned tokens have no weight decay."""
-    undecayed = {
-        id(p)
-        for module in objective.modules()
-        for p in module.parameters(recurse=False)
-        if p.ndim < 2 or isinstance(module, LearnedTokens)
-    }
-    groups = []
-    for name, parameters in trainable.items():
-        lr = stage.train.parts()[name].lr or stage.optim.lr
-        for decay in (True, False):
-            members = [p for p in parameters if (id(p) not in undecayed) is decay]
-            if members:
-                groups.append({
-                    "params": members, "lr": lr, "peak": lr, "part": name,
-                    "weight_decay": stage.optim.weight_decay if decay else 0.0,
-                })  # fmt: skip
-    grouped = [id(p) for group in groups for p in group["params"]]
-    wanted = {id(p) for p in objective.parameters() if p.requires_grad}
-    assert len(grouped) == len(set(grouped)) and set(grouped) == wanted, "a parameter in no or two groups"
-    return _adamw(stage.optim.kind)(groups, betas=stage.optim.betas, eps=stage.optim.eps)  # type: ignore[call-arg]

@@ -13,13 +13,12 @@ from lmmkit.model.cross_entropy import chunk_rows
 from lmmkit.model.transforms import lora
 from lmmkit.model.vision import TimmViT, ViT
 from lmmkit.objective import Objective
+from lmmkit.optimizers import state_bytes
 from lmmkit.plan.prepare import Prepared
 from lmmkit.recipe import Recipe, Stage
 
 SAMPLED_STEPS = 4
 WIDE = 4  # bytes of float32: trainable parameters, their gradients, and the states between blocks
-SMALL = 4096  # values below which bitsandbytes keeps moments in float32
-BLOCK = 256  # 8-bit values that share a scale in bitsandbytes
 
 
 def estimate(prepared: Prepared, stage: str, *, flops: float) -> dict:
@@ -34,14 +33,14 @@ def estimate(prepared: Prepared, stage: str, *, flops: float) -> dict:
     """
     recipe, section = prepared.recipe, prepared.recipe.stages[stage]
     objective, trainable = staged(prepared, stage)
-    learning = sum(p.numel() for parameters in trainable.values() for p in parameters)
+    values = sum(p.numel() for p in _all(trainable))
     pipeline, steps = prepared.pipeline(stage), prepared.steps(stage)
     seen = [pipeline.step(i) for i in range(min(SAMPLED_STEPS, steps))]
     tokens = sum(len(batch) for step in seen for batch in step)
     depth = objective.lmm.decoder.shape.depth
     passes = 2 + 2 + 2 * recipe.speed.recomputed(depth) / depth
     decoder = sum(p.numel() for p in objective.lmm.decoder.parameters())
-    operations = tokens / len(seen) * steps * (passes * decoder + 2 * learning)
+    operations = tokens / len(seen) * steps * (passes * decoder + 2 * values)
     devices = recipe.parallel.least
     own = (
         [replace(pipeline, rank=0, world=devices).step(i) for i in range(len(seen))] if devices > 1 else seen
@@ -52,7 +51,7 @@ def estimate(prepared: Prepared, stage: str, *, flops: float) -> dict:
         "micro_batches": sum(map(len, seen)) / len(seen),
         "supervised": sum(len(batch.target_S) for step in seen for batch in step) / tokens,
         "parameters": sum(p.numel() for p in objective.parameters()),
-        "learning": learning,
+        "trainable": values,
         "bytes": _bytes(recipe, section, objective, trainable, Load.of(own, recipe.speed.tokens)),
         "devices": devices,
         "hours": operations / (flops * devices) / 3600,
@@ -75,7 +74,8 @@ def checkpoint_bytes(prepared: Prepared) -> list[tuple[int, int]]:
     for name, stage in prepared.recipe.stages.items():
         objective, trainable = staged(prepared, name)
         frozen = sum(p.nbytes for p in objective.lmm.parameters() if not p.requires_grad)
-        sizes.append((_weights(objective) - frozen + moment_bytes(stage.optim.kind, _all(trainable)), frozen))
+        moments = state_bytes(stage.optim.kind, (p.numel() for p in _all(trainable)))
+        sizes.append((_weights(objective) - frozen + moments, frozen))
     return sizes
 
 
@@ -88,14 +88,6 @@ def checkpoint_room(sizes: Sequence[tuple[int, int]], keep: int) -> int:
         sum(own + 2 * frozen for own, frozen in row) + (slots - len(row)) * max(own for own, _ in row)
         for row in rows
     )
-
-
-def moment_bytes(kind: str, learning: Iterable[nn.Parameter]) -> int:
-    """Returns the bytes of the optimizer state: two moments for each parameter, in float32, or in 8 bits
-    with one scale for each block of values."""
-    small = [p.numel() for p in learning if kind == "adamw" or p.numel() < SMALL]
-    large = [p.numel() for p in learning if kind != "adamw" and p.numel() >= SMALL]
-    return 2 * (WIDE * sum(small) + sum(n + WIDE * -(-n // BLOCK) for n in large))
 
 
 @dataclass(frozen=True)
@@ -132,7 +124,7 @@ def _bytes(
 ) -> dict[str, int]:
     """Returns the bytes of one rank by kind. Sharded parameters are split along their first dimension.
     Complete at the peak are the root unit, two blocks, and gradients that are summed over a step."""
-    learning, shards = _all(trainable), recipe.parallel.copy
+    trained, shards = _all(trainable), recipe.parallel.copy
 
     def part(p: nn.Parameter) -> int:
         """Returns the number of values of a parameter on one rank."""
@@ -146,10 +138,8 @@ def _bytes(
             p.nbytes if id(p) in apart else part(p) * p.element_size() for p in objective.parameters()
         )
         + sum(p.nbytes for p in gathered),
-        "gradients": WIDE * sum(p.numel() if kept else part(p) for p in learning),
-        "optimizer": moment_bytes(stage.optim.kind, learning)
-        if shards == 1
-        else 2 * WIDE * sum(map(part, learning)),
+        "gradients": WIDE * sum(p.numel() if kept else part(p) for p in trained),
+        "optimizer": state_bytes(stage.optim.kind, map(part, trained)),
         "activations": activation_bytes(recipe, stage, objective, load),
     }
     return out | {"all": sum(out.values())}
@@ -198,14 +188,14 @@ def activation_bytes(recipe: Recipe, stage: Stage, objective: Objective, load: L
     blocks = (shape.depth - again) * block + again * WIDE * T * D + block * (again > 0)
     peak = a * T * 4 * M + 8 * T * D + 16 * T * D
     logits = min(load.supervised, chunk_rows(shape.vocab)) * shape.vocab * (8 + a)
-    learning = [p.numel() for p in objective.parameters() if p.requires_grad]
-    copies = 2 * sum(learning) * (a == 2)
+    trained = [p.numel() for p in objective.parameters() if p.requires_grad]
+    copies = 2 * sum(trained) * (a == 2)
     if a == 2:
         frozen = sum(
             p.numel() for p in decoder.parameters() if not p.requires_grad and p.element_size() == WIDE
         )
         copies += 2 * frozen * max(shape.depth - again, 1) // shape.depth
-    return blocks + peak + logits + 2 * WIDE * max(learning) + copies + _seen_bytes(objective, stage, a, load)
+    return blocks + peak + logits + 2 * WIDE * max(trained) + copies + _seen_bytes(objective, stage, a, load)
 
 
 def _adapter_bytes(decoder: nn.Module, stage: Stage, a: int) -> int:

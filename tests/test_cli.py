@@ -50,8 +50,8 @@ def test_check_prints_the_plan_and_the_cost(recipe, scenes):
     text = run("check", recipe, "--root", scenes, "--images")
     assert "term image_order  weight 1  chance 1.609" in text and "no problems." in text
     facts = json.loads(run("check", recipe, "--root", scenes, "--json"))
-    assert facts["rows"]["questions"] == 120
-    assert facts["stages"]["finetune"]["learning"] < facts["stages"]["pretrain"]["learning"]
+    assert facts["records"]["questions"] == 120
+    assert facts["stages"]["finetune"]["trainable"] < facts["stages"]["pretrain"]["trainable"]
 
 
 def test_check_tells_which_parts_are_narrow_and_hours_at_a_speed(recipe, scenes):
@@ -81,7 +81,7 @@ def test_check_tells_why_a_kernel_cannot_run(recipe, scenes):
 def test_the_cost_of_a_large_model_is_told_whole_in_eighty_columns():
     stage = {
         "steps": 5198, "tokens_per_step": 123_456.0, "micro_batches": 12.5, "supervised": 0.123,
-        "learning": 6_738_415_616, "parameters": 7_061_000_000, "hours": 12.345, "devices": 8,
+        "trainable": 6_738_415_616, "parameters": 7_061_000_000, "hours": 12.345, "devices": 8,
         "bytes": {"weights": 2**35, "gradients": 2**35, "optimizer": 2**36, "activations": 2**34, "all": 144 * 2**30},
     }  # fmt: skip
     console = Console(width=80, record=True, soft_wrap=True)
@@ -89,7 +89,7 @@ def test_the_cost_of_a_large_model_is_told_whole_in_eighty_columns():
     console.print(check._memory({"pretrain": stage, "finetune": stage}, 400))
     text = console.export_text()
     assert "…" not in text and max(map(len, text.splitlines())) <= 80
-    for word in ("steps", "tokens", "batches", "vised", "learning", "device", "6,738", "144.00", "12.35"):
+    for word in ("steps", "tokens", "batches", "vised", "trainable", "device", "6,738", "144.00", "12.35"):
         assert word in text, text
 
 

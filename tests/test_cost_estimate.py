@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from lmmkit import build
-from lmmkit.cost_estimate import Load, checkpoint_bytes, checkpoint_room, estimate, moment_bytes
+from lmmkit.cost_estimate import Load, checkpoint_bytes, checkpoint_room, estimate
+from lmmkit.optimizers import build_optimizer
 from lmmkit.plan.prepare import prepare
 from lmmkit.training.checkpoint import manifest, read, state_dict
 from lmmkit.training.run import train
@@ -30,7 +31,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_weights_gradients_and_optimizer_are_told_exactly(tiny, case):
+def test_weights_gradients_and_optimizer_are_estimated_exactly(tiny, case):
     prepared = prepare(tiny(WIDE, *CASES[case], text=PLAIN))
     recipe, stage = prepared.recipe, prepared.recipe.stages["finetune"]
     told = estimate(prepared, "finetune", flops=1e12)["bytes"]
@@ -38,7 +39,7 @@ def test_weights_gradients_and_optimizer_are_told_exactly(tiny, case):
         recipe, {}, prepared.dims, torch.device("cpu"), narrow=build.frozen_narrow(recipe)
     )
     trainable = build.set_stage(objective, prepared.plans["finetune"], stage, seed=0)
-    optimizer = build.optimizer(objective, stage, trainable)
+    optimizer = build_optimizer(objective, stage, trainable)
     for parameters in trainable.values():
         for p in parameters:
             p.grad = torch.ones_like(p)
@@ -107,18 +108,13 @@ def test_activations_follow_rows_recomputation_and_what_learns(tiny):
     assert lean < wide, "autocast keeps a copy of a frozen float32 matrix"
 
 
-def test_moments_in_eight_bits_have_a_scale_a_block():
-    learning = [torch.nn.Parameter(torch.empty(n)) for n in (4095, 4096, 5000)]
-    assert moment_bytes("adamw", learning) == 8 * (4095 + 4096 + 5000)
-    assert moment_bytes("adamw8bit", learning) == 8 * 4095 + 2 * (4096 + 4 * 16) + 2 * (5000 + 4 * 20)
-
-
 PROBE = """
 import gc, json, sys, threading, time
 from pathlib import Path
 import torch
 from lmmkit import build
 from lmmkit.cost_estimate import Load, activation_bytes, estimate
+from lmmkit.optimizers import build_optimizer
 from lmmkit.plan.prepare import prepare
 from lmmkit.recipe import read_text
 from lmmkit.training.step import run_step
@@ -138,7 +134,7 @@ def watch():
 thread = threading.Thread(target=watch); thread.start()
 objective = build.build_objective(recipe, {}, prepared.dims, cpu, pretrained=prepared.pretrained, narrow=build.frozen_narrow(recipe))
 trainable = build.set_stage(objective, prepared.plans["finetune"], section, seed=0)
-optimizer = build.optimizer(objective, section, trainable)
+optimizer = build_optimizer(objective, section, trainable)
 objective.train(); build.set_layers(objective, recipe.speed)
 for step in steps:
     run_step(objective, optimizer, step, {"next_token": 1.0}, clip=None, device=cpu, metrics=False)
@@ -166,13 +162,13 @@ def probe(scenes, *overrides: str) -> tuple[int, int]:
 @pytest.mark.slow
 @pytest.mark.parametrize("recompute", ["none", "all"])
 @pytest.mark.parametrize("case", ["whole", "low rank", "low rank, frozen narrow"])
-def test_a_step_takes_what_is_told(scenes, case, recompute):
+def test_a_step_takes_what_is_estimated(scenes, case, recompute):
     told, measured = probe(scenes, *CASES[case], f"speed.recompute={recompute}")
     assert 0.95 * measured < told < 1.25 * measured
 
 
 @pytest.mark.slow
-def test_frozen_bfloat16_saves_what_it_says(scenes, tmp_path):
+def test_frozen_bfloat16_saves_what_is_estimated(scenes, tmp_path):
     import transformers as hf
 
     width, depth, mlp = 768, 12, 2048

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "lmmkit"
 FLOORS: dict[str, str] = {
     "lmmkit": """
         errors majority attention api runs scenes recipe registry data model weights plan objective build
-        cost_estimate attention_benchmark inference import_export evaluate training report commands
+        optimizers cost_estimate attention_benchmark inference import_export evaluate training report commands
         cli __main__
     """,
     "lmmkit.api": """
@@ -77,11 +77,12 @@ FLOORS: dict[str, str] = {
         scene captions draw questions report tokenizer write
     """,
     "lmmkit.training": """
-        distributed save_models signals step triggers checkpoint monitoring resume stage_data
-        validation stage_loop run
+        distributed signals step triggers checkpoint monitoring run_context save_models resume
+        stage_data validation stage_loop preflight run
     """,
     "lmmkit.training.checkpoint": """
-        manifest rng tensor_files read frozen_weights state_dict validate_state write saver
+        manifest rng tensor_files read frozen_weights state_dict validate_state disk_space write
+        saver
     """,
     "lmmkit.training.distributed": """
         process_group fsdp

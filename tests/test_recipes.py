@@ -177,8 +177,8 @@ def test_a_recipe_checks_on_the_true_shapes(name, data):
         seven = "-7b" in name
         projector, lora = (20_979_712, 319_815_680) if seven else (31_467_520, 500_695_040)
         whole = PARAMETERS["vicuna-7b-v1.5" if seven else "vicuna-13b-v1.5"]
-        assert stages["pretrain"]["learning"] == projector
-        assert stages["finetune"]["learning"] == projector + (lora if "lora" in name else whole)
+        assert stages["pretrain"]["trainable"] == projector
+        assert stages["finetune"]["trainable"] == projector + (lora if "lora" in name else whole)
 
 
 def test_low_rank_updates_of_7b_fit_a_card_of_24_gb(data):
@@ -186,7 +186,7 @@ def test_low_rank_updates_of_7b_fit_a_card_of_24_gb(data):
         held = stage["bytes"]
         assert 2 * 6.7e9 < held["weights"] < 16e9, "the base in bfloat16"
         assert 1.1 * held["all"] < 24e9, "a tenth for kernels and the allocator"
-    assert held["optimizer"] == pytest.approx(2 * stage["learning"], rel=0.02)
+    assert held["optimizer"] == pytest.approx(2 * stage["trainable"], rel=0.02)
 
 
 STEPS = {"pretrain": 2_181, "finetune": 5_198}

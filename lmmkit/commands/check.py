@@ -1,4 +1,4 @@
-"""lmmkit check RECIPE: all that can fail, before it costs anything."""
+"""lmmkit check RECIPE: finds the problems of a run, and estimates its cost, before it starts."""
 
 from __future__ import annotations
 
@@ -28,40 +28,32 @@ def check(
     recipe: RecipePath,
     root: Root = None,
     changes: Set = None,
-    images: Annotated[bool, typer.Option("--images", help="Also read the header of every picture.")] = False,
+    images: Annotated[bool, typer.Option("--images", help="Also read the header of every image.")] = False,
     tflops: Annotated[
         float, typer.Option(min=1.0, help="What a device computes, 10^12 operations a second; for the hours.")
     ] = TFLOPS,
     trust_files: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Check plan, rows, images, supervised share, tasks; estimate memory and tokens."""
+    """Check plan, data, images and tasks; estimate steps, tokens, memory and hours."""
     read = the_recipe(recipe, root, changes)
     from lmmkit import build
     from lmmkit.cost_estimate import estimate
     from lmmkit.data.sources.records import check_images, too_many
-    from lmmkit.errors import UserError, raise_all
-    from lmmkit.evaluate.kinds import task_problems
+    from lmmkit.errors import raise_all
     from lmmkit.plan.explain import plan_text
-    from lmmkit.plan.prepare import prepare
-    from lmmkit.training.validation import validate_problems
+    from lmmkit.training.preflight import preflight
 
-    try:
-        prepared = prepare(read, trust_files=trust_files, data=list(read.data))
-    except UserError as error:
-        raise UserError([*error.problems, *task_problems(read)]) from error
-    raise_all(validate_problems(prepared))
-    device = build.device_here()
-    build.check_optimizers(read)
-    build.check_compiler(read, device)
-    build.check_pretrained(prepared.recipe, prepared.dims, prepared.pretrained, device)
+    prepared, _ = preflight(read, trust_files=trust_files, data=read.data)
     if images:
         raise_all(
             [p for records in prepared.sources.values() for p in too_many(records, check_images(records))]
         )
     stages = {stage: estimate(prepared, stage, flops=1e12 * tflops) for stage in read.stages}
     if as_json:
-        return print_json({"stages": stages, "rows": {name: len(r) for name, r in prepared.sources.items()}})
+        return print_json(
+            {"stages": stages, "records": {name: len(r) for name, r in prepared.sources.items()}}
+        )
     out.print(plan_text(prepared).rstrip())
     out.print(_table(stages))
     out.print(_memory(stages, tflops))
@@ -69,29 +61,29 @@ def check(
         out.print(f"frozen in bfloat16: {', '.join(narrow)}")
     for name, records in prepared.sources.items():
         turns = f", {records.dropped_turns} leading answers left out" if records.dropped_turns else ""
-        passed = f", {records.left_out} bad rows left out" if records.left_out else ""
-        out.print(f"data {name}: {len(records)} rows{turns}{passed}")
+        skipped = f", {records.left_out} bad records left out" if records.left_out else ""
+        out.print(f"data {name}: {len(records)} records{turns}{skipped}")
     out.print("no problems.")
 
 
 def _table(stages: dict[str, dict]) -> Table:
-    """Returns the table of steps, tokens and trainable parameters of the stages."""
-    table = Table(title="what it will take (token figures from the first steps)", title_justify="left")
-    headings = ("stage", "steps", "tokens\na step", "micro-\nbatches", "super-\nvised", "million\nlearning")
+    """Returns the table of steps, tokens and parameters."""
+    table = Table(title="steps and parameters (token figures from the first steps)", title_justify="left")
+    headings = ("stage", "steps", "tokens\na step", "micro-\nbatches", "super-\nvised", "million\ntrainable")
     _columns(table, headings)
     for stage, e in stages.items():
         table.add_row(
             stage, f"{e['steps']:,}", f"{e['tokens_per_step']:,.0f}", f"{e['micro_batches']:.1f}",
-            f"{100 * e['supervised']:.1f} %", f"{_millions(e['learning'])} / {_millions(e['parameters'])}",
+            f"{100 * e['supervised']:.1f} %", f"{_millions(e['trainable'])} / {_millions(e['parameters'])}",
         )  # fmt: skip
     return table
 
 
 def _memory(stages: dict[str, dict], tflops: float) -> Table:
-    """What one device holds, and for how long."""
+    """Returns the table of the memory of one device, and the hours."""
     devices = next(iter(stages.values()))["devices"]
     table = Table(
-        title=f"GiB of one device, of {devices}", title_justify="left",
+        title=f"GiB on one of {devices} devices", title_justify="left",
         caption="Activations: of the fullest micro-batch, on a device that computes in\n"
         "`numerics.compute`. Leave a tenth for kernels and the allocator. Hours: the\n"
         f"decoder's matrices at {devices} x {tflops:g} TFLOP/s (--tflops). See docs/recipes.md.",

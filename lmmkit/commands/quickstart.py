@@ -1,4 +1,4 @@
-"""lmmkit quickstart: data, both recipes, evaluation and tables, by the public commands alone."""
+"""lmmkit quickstart: makes data, trains and evaluates both recipes, prints tables; by public commands alone."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FAST = (
 def quickstart(
     to: Annotated[Path, typer.Option("--out", help="A new or empty folder.")] = Path("quickstart"),
     fast: Annotated[
-        bool, typer.Option("--fast", help="The same road in about a minute; no promise of accuracy.")
+        bool, typer.Option("--fast", help="The same commands in about a minute; without useful accuracy.")
     ] = False,
 ) -> None:
     """Train LLaVA and Direct-LLaVA, tiny, on drawn scenes; evaluate both; print the table.
@@ -46,7 +46,7 @@ def quickstart(
     scenes = to / "scenes"
     run_all(
         [Job("data", ["data", "make-scenes", str(scenes), *(FAST_SCENES if fast else ())], to / "logs")],
-        say_every=30,
+        every=30,
     )
     changes = {name: _changes(name, fast) for name in RECIPES}
     run_all(
@@ -66,11 +66,11 @@ def quickstart(
     out.print(
         f"{to}: summary.json, one run folder a recipe, logs/. Took {summary['wall_seconds'] / 60:.1f} minutes."
     )
-    out.print("Look further:")
+    out.print("Next:")
     scene = scenes / "images" / "heldout"
-    picture = sorted(scene.iterdir())[0]
+    image = sorted(scene.iterdir())[0]
     out.print(
-        f'  lmmkit chat {_quoted(to / "direct")} --image {_quoted(picture)} --prompt "How many objects are there?"'
+        f'  lmmkit chat {_quoted(to / "direct")} --image {_quoted(image)} --prompt "How many objects are there?"'
     )
     out.print(f"  tensorboard --logdir {_quoted(to)}")
     out.print(f"  lmmkit plugins trace quickstart --root {_quoted(scenes)}")
@@ -87,52 +87,52 @@ def _changes(name: str, fast: bool) -> list[str]:
 
 @dataclass
 class Job:
-    """One lmmkit command, run as a process of its own; what it prints goes to logs/<name>.log."""
+    """Describes a lmmkit command that runs in a separate process and prints to logs/<name>.log."""
 
     name: str
-    words: list[str]
+    arguments: list[str]
     logs: Path
     process: subprocess.Popen = field(init=False, repr=False)  # from `start` on
 
     @property
     def log(self) -> Path:
-        """Its log file."""
+        """Returns the path of the log file."""
         return self.logs / f"{self.name.replace(' ', '-')}.log"
 
     def start(self) -> None:
-        """Starts it with one CPU thread."""
+        """Starts the command with one CPU thread."""
         self.logs.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "lmmkit", *self.words]
+        command = [sys.executable, "-m", "lmmkit", *self.arguments]
         with self.log.open("w") as log:
-            log.write(f"$ lmmkit {' '.join(self.words)}\n")
+            log.write(f"$ lmmkit {' '.join(self.arguments)}\n")
             log.flush()
             env = {**os.environ, "OMP_NUM_THREADS": "1"}
             self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env)
 
     def last_line(self) -> str:
-        """What it said last."""
+        """Returns the last line of the log, or nothing."""
         lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
         return lines[-1] if lines else ""
 
 
-def run_all(jobs: list[Job], *, say_every: float = 10.0) -> None:
-    """Runs the jobs side by side, telling now and then how far they are.
+def run_all(jobs: list[Job], *, every: float = 10.0) -> None:
+    """Runs the jobs side by side, and prints the last line of each log from time to time.
 
     Raises:
-        typer.Exit: with a failed job's own exit code, its log printed and the others stopped.
+        typer.Exit: with the exit code of a failed job; its log is printed, and the other jobs are stopped.
     """
     for job in jobs:
-        err.print(f"[bold]$ lmmkit {' '.join(job.words)}[/]")
+        err.print(f"[bold]$ lmmkit {' '.join(job.arguments)}[/]")
         job.start()
-    said = time.monotonic()
+    printed = time.monotonic()
     try:
         while any(job.process.poll() is None for job in jobs):
             failed = next((job for job in jobs if job.process.poll()), None)
             if failed is not None:
                 break
             time.sleep(0.2)
-            if time.monotonic() - said >= say_every:
-                said = time.monotonic()
+            if time.monotonic() - printed >= every:
+                printed = time.monotonic()
                 for job in jobs:
                     if job.process.poll() is None:
                         err.print(f"  {job.name:12} {job.last_line()}", markup=False)
@@ -142,7 +142,7 @@ def run_all(jobs: list[Job], *, say_every: float = 10.0) -> None:
     for job in jobs:
         if job.process.poll():
             _stop(jobs)
-            err.print(f"`lmmkit {' '.join(job.words)}` failed ({job.log}):", markup=False)
+            err.print(f"`lmmkit {' '.join(job.arguments)}` failed ({job.log}):", markup=False)
             err.print(job.log.read_text(errors="replace"), markup=False)
             raise typer.Exit(job.process.returncode)
 

@@ -1,4 +1,4 @@
-"""lmmkit train RECIPE"""
+"""lmmkit train RECIPE: trains, or continues a run."""
 
 from __future__ import annotations
 
@@ -17,16 +17,19 @@ def train(
     to: Annotated[Path | None, typer.Option("--out", help="The run folder. \\[default: runs/RECIPE]")] = None,
     root: Root = None,
     changes: Set = None,
-    stage: Annotated[str | None, typer.Option(help="Run this stage alone, from the stage before.")] = None,
+    stage: Annotated[
+        str | None, typer.Option(help="Train this stage alone, from the model of the stage before.")
+    ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest checkpoint in the run folder.")
+        bool, typer.Option("--resume", help="Continue from the newest checkpoint in the run folder.")
     ] = False,
     accept_data: Annotated[
-        bool, typer.Option("--accept-data-change", help="With --resume: go on although the data is another.")
+        bool,
+        typer.Option("--accept-data-change", help="With --resume: continue although the data has changed."),
     ] = False,
     trust_files: Trust = False,
 ) -> None:
-    """Train a recipe's stages and leave a run folder."""
+    """Train a recipe's stages and write a run folder."""
     from lmmkit.training.distributed.process_group import joined
 
     with joined() as ranks:
@@ -41,13 +44,13 @@ def train(
             accept_data=accept_data,
         )  # fmt: skip
         if finished.signal is not None:
-            stood = "saved" if finished.begun else "it was before its first step"
+            state = "saved" if finished.begun else "before the first step"
             option = " and --resume" if finished.run.is_run else ""
-            said = f"stopped by a signal; {stood}. Go on with the same command{option} ({to})"
+            message = f"stopped by a signal; {state}. Continue with the same command{option} ({to})"
         else:
             following = "eval" if read.evaluate else "chat"
-            said = f"done: {to}   next: lmmkit {following} {shlex.quote(str(to))}"
+            message = f"done: {to}   next: lmmkit {following} {shlex.quote(str(to))}"
         if ranks.first:
-            out.print(said)
+            out.print(message)
     if finished.signal is not None:
         raise typer.Exit(exit_code(finished.signal))

@@ -10,9 +10,12 @@ Every kind of problem is a `Code`, a constant in the file of this package that i
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, dataclass
 from importlib import import_module
+from typing import Generic, TypeVar
+
+_T = TypeVar("T")
 
 AREAS = ("recipe", "plan", "data", "weights", "training", "commands")
 """The files of this package that contain codes."""
@@ -93,6 +96,28 @@ def raise_all(problems: Iterable[Problem]) -> None:
     problems = tuple(problems)
     if problems:
         raise UserError(problems)
+
+
+class Tried(Generic[_T]):
+    """Holds the result of `make`: a value or an error. Has neither if one of `needs` has no value."""
+
+    value: _T
+    error: UserError | MachineError | None = None
+
+    def __init__(self, make: Callable[[], _T], *needs: Tried):
+        if all(hasattr(each, "value") for each in needs):
+            try:
+                self.value = make()
+            except (UserError, MachineError) as error:
+                self.error = error
+
+
+def raise_together(tried: Iterable[Tried]) -> None:
+    """Raises the problems of all errors, if there are any: a `MachineError` if all are from the machine."""
+    errors = [each.error for each in tried if each.error is not None]
+    if errors:
+        kind = MachineError if all(isinstance(error, MachineError) for error in errors) else UserError
+        raise kind(dict.fromkeys(problem for error in errors for problem in error.problems))
 
 
 def did_you_mean(got: str, known: Iterable[str]) -> str:

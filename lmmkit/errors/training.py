@@ -94,7 +94,7 @@ RUN_EXISTS = Code(
     expected="a new or empty folder",
     hint="Continue that run (`--resume`), or name another folder (`--out DIR`).",
 )
-LINK = Code(
+RUN_LINK = Code(
     "run/link",
     cause="A run folder contains a link, a pipe or a device, which could lead out of the folder.",
     expected="a file or a folder", hint="Put the file or folder itself there, or remove it.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar, cast
+from typing import cast
 
 from lmmkit.api.model_info import Dims
 from lmmkit.data.images import FixedRows, ImageReader
@@ -17,7 +17,7 @@ from lmmkit.data.sources.bad_records import Policy
 from lmmkit.data.sources.records import Records, missing_images, open_records, too_many
 from lmmkit.data.text_tokenizers.choose import TextTokenizer, open_tokenizer
 from lmmkit.data.views import Views
-from lmmkit.errors import Problem, UserError, raise_all
+from lmmkit.errors import Problem, Tried, UserError, raise_all, raise_together
 from lmmkit.errors.plan import NO_STEP, PLUGIN_SETTINGS
 from lmmkit.model.connector import CONNECTORS
 from lmmkit.plan import shapes
@@ -26,8 +26,6 @@ from lmmkit.plan.instances import Instances, build_instances
 from lmmkit.plan.pretrained import Pretrained, resolve_pretrained
 from lmmkit.plan.stage_plan import StagePlan
 from lmmkit.recipe import BatchConfig, Recipe
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,32 +172,17 @@ def _prepare(
     allow_missing_tokenizer: bool = False, pickled: bool = False,
 ) -> Prepared:  # fmt: skip
     """Opens everything, compiles the plans with `plan`, and raises all problems together."""
-    tokenizer = _Tried(lambda: _open_tokenizer(recipe, allow_missing_tokenizer))
-    resolved = _Tried(lambda: resolve_pretrained(recipe, pickled=pickled))
-    instances = _Tried(lambda: build_instances(recipe, trust_files=trust_files))
-    sources = _Tried(lambda: open_sources(recipe, data))
-    dims = _Tried(lambda: shapes.dims(resolved.value[0], tokenizer.value.size), resolved, tokenizer)
-    plans = _Tried(lambda: plan(instances.value, dims.value), instances, dims)
-    tried = (tokenizer, resolved, instances, sources, dims, plans)
-    raise_all(problem for each in tried for problem in each.problems)
+    tokenizer = Tried(lambda: _open_tokenizer(recipe, allow_missing_tokenizer))
+    resolved = Tried(lambda: resolve_pretrained(recipe, pickled=pickled))
+    instances = Tried(lambda: build_instances(recipe, trust_files=trust_files))
+    sources = Tried(lambda: open_sources(recipe, data))
+    dims = Tried(lambda: shapes.dims(resolved.value[0], tokenizer.value.size), resolved, tokenizer)
+    plans = Tried(lambda: plan(instances.value, dims.value), instances, dims)
+    raise_together((tokenizer, resolved, instances, sources, dims, plans))
     return Prepared(
         recipe=resolved.value[0], pretrained=resolved.value[1], tokenizer=tokenizer.value, instances=instances.value,
         dims=dims.value, plans=plans.value, sources=sources.value,
     )  # fmt: skip
-
-
-class _Tried(Generic[T]):
-    """Holds the result of `make`: a value or problems. Has neither if one of `needs` has no value."""
-
-    value: T
-
-    def __init__(self, make: Callable[[], T], *needs: _Tried) -> None:
-        self.problems: tuple[Problem, ...] = ()
-        if all(hasattr(each, "value") for each in needs):
-            try:
-                self.value = make()
-            except UserError as error:
-                self.problems = tuple(error.problems)
 
 
 class NoTokenizer:

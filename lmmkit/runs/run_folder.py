@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lmmkit.errors import MachineError, UserError, raise_all
-from lmmkit.errors.training import LINK, NOT_A_FOLDER, NOT_A_RUN, NOT_EMPTY, RUN_DAMAGED, RUN_EXISTS
+from lmmkit.errors.training import NOT_A_FOLDER, NOT_A_RUN, NOT_EMPTY, RUN_DAMAGED, RUN_EXISTS, RUN_LINK
 from lmmkit.runs.files import read_json, read_jsonl, unwritable
 
 # The files that a start writes before `run.json`.
@@ -163,7 +163,7 @@ class RunFolder:
         they could redirect writes to other places."""
         for pattern in ("*", "checkpoints/*", "model/*"):
             raise_all(
-                LINK.at(str(path), got="a link" if path.is_symlink() else "a pipe or a device")
+                RUN_LINK.at(str(path), got="a link" if path.is_symlink() else "a pipe or a device")
                 for path in sorted(self.path.glob(pattern))
                 if path.is_symlink() or not (path.is_file() or path.is_dir())
             )

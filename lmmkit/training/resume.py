@@ -62,14 +62,14 @@ def changes(run: RunFolder, prepared: Prepared, *, accept_data: bool) -> list[Ch
     return found
 
 
-def go_on(run: RunFolder, prepared: Prepared, changed: list[Change], step: int) -> None:
+def continue_run(run: RunFolder, prepared: Prepared, changed: list[Change], step: int) -> None:
     """Prints the changes, appends them to resumes.jsonl, and updates the identity files of the run."""
     for change in changed:
-        print(f"note: changed since the run last stood: {change}", file=sys.stderr)
-    told = [{"key": c.key, "class": c.kind, "before": c.before, "now": c.now} for c in changed]
+        print(f"note: changed since the run stopped: {change}", file=sys.stderr)
+    listed = [{"key": c.key, "class": c.kind, "before": c.before, "now": c.now} for c in changed]
     when = datetime.now(UTC).isoformat(timespec="seconds")
     with MetricsLog(run.resumes) as file:
-        file.write({"at": when, "step": step, "changes": told, "versions": identity(prepared)["versions"]})
+        file.write({"at": when, "step": step, "changes": listed, "versions": identity(prepared)["versions"]})
     if changed:
         _write(run, prepared)
 

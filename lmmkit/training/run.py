@@ -12,29 +12,32 @@ from torch import nn
 
 from lmmkit import build
 from lmmkit.cost_estimate import checkpoint_bytes, checkpoint_room
-from lmmkit.errors import UserError, raise_all
+from lmmkit.errors import UserError
 from lmmkit.errors.training import DIFFER, NO_SHARED_FOLDER, NO_STAGE, NO_START, ONLY_WITH_RESUME
 from lmmkit.model.transforms import lora
 from lmmkit.objective import Objective
-from lmmkit.plan.prepare import Prepared, prepare
-from lmmkit.recipe import Recipe, digest, read_recipe, to_mapping
+from lmmkit.optimizers import build_optimizer
+from lmmkit.plan.prepare import Prepared
+from lmmkit.recipe import Recipe, digest, read_recipe
 from lmmkit.runs.files import clean_aside
 from lmmkit.runs.run_folder import RunFolder
 from lmmkit.runs.run_lock import lock
 from lmmkit.training import resume as resuming
 from lmmkit.training.checkpoint import read, write
+from lmmkit.training.checkpoint.disk_space import check_space
+from lmmkit.training.checkpoint.read import Checkpoint
 from lmmkit.training.checkpoint.rng import seed_stage
 from lmmkit.training.checkpoint.state_dict import restore_state
 from lmmkit.training.checkpoint.validate_state import state_of
 from lmmkit.training.distributed import fsdp
 from lmmkit.training.distributed.process_group import Ranks, joined
 from lmmkit.training.monitoring.determinism import repeatable
-from lmmkit.training.monitoring.metrics_log import Board, MetricsLog, NullLogger
+from lmmkit.training.preflight import preflight
+from lmmkit.training.run_context import RunContext
 from lmmkit.training.save_models import build_unsharded, gathered, save_model
 from lmmkit.training.signals import Interrupted, Stop
 from lmmkit.training.stage_loop import run_stage
 from lmmkit.training.triggers import Position
-from lmmkit.training.validation import validate_problems
 from lmmkit.weights import model_folder
 
 
@@ -79,14 +82,15 @@ def train(
     with joined() as ranks, Stop() as stop:
         try:
             with _preparing(stop, ranks):
-                fsdp.check_world(recipe, ranks)
-                prepared, device = _prepare(recipe, trust_files)
+                prepared, device = preflight(recipe, trust_files=trust_files, ranks=ranks)
+                fsdp.note_idle_keys(recipe, ranks)
                 run = RunFolder(out)
                 if ranks.first:
                     _check_stages(recipe, run, stage, resume)
                     run = RunFolder.create(out, resume)
+            context = RunContext(prepared=prepared, run=run, ranks=ranks, device=device, stop=stop)
             with lock(run) if ranks.first else nullcontext(), repeatable(recipe):
-                return _train(prepared, run, ranks, device, stop, resume, stage, source, accept_data)
+                return _train(context, stage, resume=resume, source=source, accept_data=accept_data)
         except Interrupted:
             return TrainResult(RunFolder(out), stop.requested, begun=False)
 
@@ -96,81 +100,50 @@ def _preparing(stop: Stop, ranks: Ranks) -> AbstractContextManager[None]:
     return stop.interrupting() if ranks.alone else nullcontext()
 
 
-def _prepare(recipe: Recipe, trust_files: bool) -> tuple[Prepared, torch.device]:
-    """Returns the prepared recipe and the device. Runs all checks that need no run folder."""
-    prepared = prepare(recipe, trust_files=trust_files)
-    raise_all(validate_problems(prepared))
-    device = build.device_here()
-    build.backend(recipe, device)
-    build.check_optimizers(recipe)
-    build.check_compiler(recipe, device)
-    build.check_pretrained(prepared.recipe, prepared.dims, prepared.pretrained, device)
-    return prepared, device
-
-
 def _train(
-    prepared: Prepared, run: RunFolder, ranks: Ranks, device: torch.device, stop: Stop, resume: bool, stage: str | None,
-    source: str | None, accept_data: bool,
-) -> TrainResult:  # fmt: skip
+    context: RunContext, only: str | None, *, resume: bool, source: str | None, accept_data: bool
+) -> TrainResult:
     """Starts or resumes the run. A stop before the first step ends it without a save."""
+    prepared, run, ranks = context.prepared, context.run, context.ranks
     recipe = prepared.recipe
     if recipe.speed.threads:
         torch.set_num_threads(recipe.speed.threads)
-    with _preparing(stop, ranks):
-        changed = _open(prepared, run, ranks, source, accept_data) if ranks.first else []
+    with _preparing(context.stop, ranks):
+        changed = _open(context, source, accept_data) if ranks.first else []
         _check_together(ranks, run, prepared)
-        saved, _, spoiled = read.newest(run, ranks) if resume else read.Newest(None, ())
-        loaded = read.load(saved, spoiled=spoiled, ranks=ranks) if saved else None
-        position, before = _first(prepared, stage), {}
-        if saved is not None and loaded is not None:
-            position, before = state_of(loaded, saved, recipe, prepared.steps)
+        saved = read.load_newest(run, ranks) if resume else None
+        position, state = _first(prepared, only), {}
+        if saved is not None:
+            position, state = state_of(saved, recipe, prepared.steps)
         if resume and ranks.first:
-            resuming.go_on(run, prepared, changed, position.step)
-        objective = build_unsharded(prepared, device, ranks) if ranks.first else None
-    with (
-        MetricsLog(run.metrics) if ranks.first else NullLogger() as metrics,
-        Board(run.tb, position.step + 1 if resume else None) if ranks.first else NullLogger() as board,
-    ):
-        if resume:
-            metrics.truncate(position.step)
-        if ranks.first:
-            if resume and run.anomalies.is_file():
-                with MetricsLog(run.anomalies) as anomalies:
-                    anomalies.truncate(position.step)
-            prepared.instances.registry.started(str(run.path), to_mapping(recipe), position.step)
-        for name in _stages(recipe, position.stage, stage):
-            fresh = name != position.stage or loaded is None
-            objective, trainable = _begin(prepared, run, name, ranks, device, objective, fresh=fresh)
-            if fresh:
-                position = Position(name, position.step, 0)
+            resuming.continue_run(run, prepared, changed, position.step)
+        objective = build_unsharded(context) if ranks.first else None
+    with context.logging(position.step, resume=resume) as context:
+        for name in _stages(recipe, position.stage, only):
+            if name != position.stage:
+                saved = None
+            objective, trainable = _begin(context, name, objective, fresh=saved is None)
+            optimizer, frozen = build_optimizer(objective, recipe.stages[name], trainable), None
+            if saved is None:
+                position, state = Position(name, position.step, 0), {}
                 seed_stage(recipe.seed, name, ranks.rank)
-            optimizer, frozen = build.optimizer(objective, recipe.stages[name], trainable), None
-            if saved is not None and loaded is not None and not fresh:
-                restore_state(objective, optimizer, loaded, saved)
-                frozen = loaded.frozen
-                if not loaded.rng:
-                    ranks.log_once(
-                        f"saved by another number of ranks: dropout draws anew from step {position.step} on"
-                    )
-                    seed_stage(recipe.seed, name, ranks.rank, position.stage_step)
-            loaded = None  # closes its files: pruning then frees their disk space
-            position, stopped = run_stage(
-                prepared, objective, optimizer, position, run, metrics, board, stop, device, ranks, before, frozen,
-            )  # fmt: skip
-            before = {}
+            else:
+                frozen = saved.frozen
+                _restore(context, objective, optimizer, saved, position)
+            saved = None  # closes its files: pruning then frees their disk space
+            position, stopped = run_stage(context, objective, optimizer, position, state, frozen)
             if stopped:
-                return TrainResult(run, stop.requested)
+                return TrainResult(run, context.stop.requested)
             optimizer = None  # frees the memory of its moments
-            objective = _end(prepared, run, ranks, device, objective, position)
+            objective = _end(context, objective, position)
     return TrainResult(run, None)
 
 
-def _open(
-    prepared: Prepared, run: RunFolder, ranks: Ranks, source: str | None, accept_data: bool
-) -> list[resuming.Change]:
+def _open(context: RunContext, source: str | None, accept_data: bool) -> list[resuming.Change]:
     """Removes leftovers of a killed process. Starts a new run, or returns the changes of an existing one."""
+    run, prepared = context.run, context.prepared
     for note in write.sweep(run):
-        ranks.log_once(note)
+        context.ranks.log_once(note)
     run.clear_temporary()
     for name in prepared.recipe.stages:
         clean_aside(run.model(name))
@@ -180,43 +153,53 @@ def _open(
         changed = resuming.changes(run, prepared, accept_data=accept_data)
     else:
         resuming.begin(run, prepared, source)
-    write.check_space(run, checkpoint_room(checkpoint_bytes(prepared), prepared.recipe.output.keep))
+    check_space(run, checkpoint_room(checkpoint_bytes(prepared), prepared.recipe.output.keep))
     return changed
 
 
 def _begin(
-    prepared: Prepared, run: RunFolder, name: str, ranks: Ranks, device: torch.device, objective: Objective | None,
-    *, fresh: bool,
-) -> tuple[Objective, dict[str, list[nn.Parameter]]]:  # fmt: skip
+    context: RunContext, stage: str, objective: Objective | None, *, fresh: bool
+) -> tuple[Objective, dict[str, list[nn.Parameter]]]:
     """Returns the objective at the start of a stage, and its trainable parameters by part.
 
     One process reuses the objective that it has. Of several ranks, the first builds it on its host, like a
     single process, and sends each rank its shard.
     """
+    prepared, ranks = context.prepared, context.ranks
     trainable: dict[str, list[nn.Parameter]] = {}
     if ranks.first:
-        objective = objective or build_unsharded(prepared, device, ranks)
+        objective = objective or build_unsharded(context)
         if fresh:
-            _start(objective, prepared, run, name)
-        stage = prepared.recipe.stages[name]
-        trainable = build.set_stage(objective, prepared.plans[name], stage, seed=prepared.recipe.seed)
+            _start(objective, prepared, context.run, stage)
+        section = prepared.recipe.stages[stage]
+        trainable = build.set_stage(objective, prepared.plans[stage], section, seed=prepared.recipe.seed)
     if ranks.alone:
         assert objective is not None
         return objective, trainable
-    own, trainable = fsdp.sharded(prepared, name, ranks, device)
+    own, trainable = fsdp.sharded(prepared, stage, ranks, context.device)
     fsdp.scatter_from_rank0(objective, own)
     return own, trainable
 
 
-def _end(
-    prepared: Prepared, run: RunFolder, ranks: Ranks, device: torch.device, objective: Objective, position: Position
-) -> Objective | None:  # fmt: skip
+def _restore(
+    context: RunContext, objective: Objective, optimizer: torch.optim.Optimizer, saved: Checkpoint, at: Position
+) -> None:  # fmt: skip
+    """Restores the tensors and the generators from a checkpoint."""
+    restore_state(objective, optimizer, saved)
+    if not saved.rng:
+        ranks, seed = context.ranks, context.prepared.recipe.seed
+        ranks.log_once(f"saved by another number of ranks: dropout is seeded again from step {at.step} on")
+        seed_stage(seed, at.stage, ranks.rank, at.stage_step)
+
+
+def _end(context: RunContext, objective: Objective, position: Position) -> Objective | None:
     """Writes the stage's model folder with full, merged weights. Returns the objective for the next stage."""
-    full = gathered(objective, prepared, position.stage, ranks, device)
+    stage = position.stage
+    full = gathered(context, objective, stage)
     if full is not None:
-        save_model(run.model(position.stage), full, prepared, position.stage, position.step, {})
+        save_model(context.run.model(stage), full, context.prepared, stage, position.step, {})
         lora.merge(full.lmm.decoder)  # the next stage starts from merged weights
-    ranks.barrier()
+    context.ranks.barrier()
     return full
 
 

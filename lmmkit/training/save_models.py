@@ -16,7 +16,7 @@ from lmmkit.objective import Objective
 from lmmkit.plan.prepare import Prepared
 from lmmkit.recipe import dump, to_mapping
 from lmmkit.training.distributed import fsdp
-from lmmkit.training.distributed.process_group import Ranks
+from lmmkit.training.run_context import RunContext
 from lmmkit.weights import model_folder
 
 if TYPE_CHECKING:
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 def save_model(
-    folder: Path, objective: Objective, prepared: Prepared, stage: str, step: int, said: Mapping[str, Any]
+    folder: Path, objective: Objective, prepared: Prepared, stage: str, step: int, extra: Mapping[str, Any]
 ) -> None:
     """Writes the model after `step` with full weights. Low-rank updates are merged into them, and also
-    written separately. `said` is added to the config."""
+    written separately. `extra` is added to the config."""
     plan = prepared.plans[stage]
     config = {
         "stage": stage,
@@ -38,7 +38,7 @@ def save_model(
         "root": str(Path(prepared.recipe.root).resolve()),
         "chat": vars_of(prepared.recipe.model.chat),
         "model": to_mapping(prepared.recipe)["model"],
-        **said,
+        **extra,
     }
     modules, passthrough = build.modules(objective), {}
     for origin in prepared.pretrained:
@@ -54,14 +54,13 @@ def save_model(
     )
 
 
-def gathered(
-    objective: Objective, prepared: Prepared, stage: str, ranks: Ranks, device: torch.device
-) -> Objective | None:
+def gathered(context: RunContext, objective: Objective, stage: str) -> Objective | None:
     """Returns the objective of a stage with full weights: `objective` itself if one process trains, else a
     copy on the host of the first rank, and None on the others. Every rank must call it."""
+    prepared, ranks = context.prepared, context.ranks
     if ranks.alone:
         return objective
-    full = build_unsharded(prepared, device, ranks, valued=False) if ranks.first else None
+    full = build_unsharded(context, valued=False) if ranks.first else None
     if full is not None:
         section = prepared.recipe.stages[stage]
         build.set_stage(full, prepared.plans[stage], section, seed=prepared.recipe.seed)
@@ -69,14 +68,13 @@ def gathered(
     return full
 
 
-def build_unsharded(
-    prepared: Prepared, device: torch.device, ranks: Ranks, *, valued: bool = True
-) -> Objective:
-    """Returns the unsharded objective; with several ranks, on the host. Not `valued`: no values."""
+def build_unsharded(context: RunContext, *, valued: bool = True) -> Objective:
+    """Returns the unsharded objective; with several ranks, on the host. Without `valued` it has no values."""
+    prepared = context.prepared
     return build.build_objective(
-        prepared.recipe, prepared.instances.components, prepared.dims, device,
+        prepared.recipe, prepared.instances.components, prepared.dims, context.device,
         pretrained=prepared.pretrained if valued else (), drawn=valued, narrow=build.frozen_narrow(prepared.recipe),
-        place=None if ranks.alone else torch.device("cpu"),
+        place=None if context.ranks.alone else torch.device("cpu"),
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 class Interrupted(BaseException):
@@ -88,7 +88,7 @@ class Stop:
             os.kill(os.getpid(), signum)
 
 
-def until(stop: Stop, items: Iterable[T]) -> Iterator[T]:
+def until(stop: Stop, items: Iterable[_T]) -> Iterator[_T]:
     """Yields items until a stop is requested; a pending wait is interrupted."""
     waited = iter(items)
     while True:

@@ -53,10 +53,10 @@ class Facts:
 
 def agree(ranks: Ranks, step: Step) -> Facts:
     """Exchanges the counts of a step between ranks, once, as host integers; reads nothing from a device."""
-    told = ranks.gather(
+    shares = ranks.gather(
         [sum_by_name(batch.count for batch in step), len(step), sum(map(len, step)), dict(step[0].dropped)]
     )
-    counts, micro_batches, tokens, dropped = zip(*told, strict=True)
+    counts, micro_batches, tokens, dropped = zip(*shares, strict=True)
     return Facts(sum_by_name(counts), max(micro_batches), sum(tokens), sum_by_name(dropped))
 
 
@@ -147,5 +147,5 @@ def _report(
 
 def _norm(objective: Objective, clip: float | None) -> Tensor:
     """Returns the norm of all gradients on all ranks. Scales them down to norm `clip`, if given."""
-    learning = [p for p in objective.parameters() if p.grad is not None]
-    return gather_full(torch.nn.utils.clip_grad_norm_(learning, math.inf if clip is None else clip))
+    trained = [p for p in objective.parameters() if p.grad is not None]
+    return gather_full(torch.nn.utils.clip_grad_norm_(trained, math.inf if clip is None else clip))

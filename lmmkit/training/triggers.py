@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from lmmkit.errors import MachineError
 from lmmkit.training.signals import Interrupted
 
-IN_A_ROW = 3  # the failed save in a row that ends the run
+_FAILED_SAVES = 3  # the failed save in a row that ends the run
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Every:
 class SaveRetry:
     """Calls `write` to save. A failed save is reported and retried at the next interval.
 
-    The `IN_A_ROW`th failure in a row raises its `MachineError`.
+    The third failure in a row raises its `MachineError`.
     """
 
     notify: Callable[[str], None]
@@ -48,9 +48,9 @@ class SaveRetry:
             self.now(at, write)
         except MachineError as error:
             self.failed += 1
-            if self.failed >= IN_A_ROW:
+            if self.failed >= _FAILED_SAVES:
                 raise
-            self.notify(f"no checkpoint of step {at.step} (failed {self.failed} of {IN_A_ROW}): {error}")
+            self.notify(f"no checkpoint of step {at.step} (failed {self.failed} of {_FAILED_SAVES}): {error}")
 
     def now(self, at: Position, write: Callable[[Position], None]) -> None:
         """Saves, unless this position is saved already. Raises `MachineError` on the first failure."""

@@ -11,14 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-
 from lmmkit.api.sample import Sample
 from lmmkit.data.packing import SizedSample
 from lmmkit.data.pipeline import cut
 from lmmkit.errors import Problem, did_you_mean
 from lmmkit.errors.training import BEST, OTHER_STAGE, STAGE_NAME
-from lmmkit.evaluate.kinds import task_problems, tasks_of
+from lmmkit.evaluate.kinds import tasks_of
 from lmmkit.evaluate.run import readable
 from lmmkit.evaluate.task import EvalTask
 from lmmkit.evaluate.terms import averages, laid_out, term_sums
@@ -26,12 +24,11 @@ from lmmkit.inference.chat_model import ChatModel
 from lmmkit.objective import Objective, sum_by_name
 from lmmkit.plan.prepare import Prepared
 from lmmkit.recipe import Validate
-from lmmkit.runs.run_folder import RunFolder
 from lmmkit.training.checkpoint.rng import eval_no_grad
-from lmmkit.training.distributed.fsdp import sees_everywhere, unsharded
-from lmmkit.training.distributed.process_group import Ranks
+from lmmkit.training.distributed.fsdp import unsharded
+from lmmkit.training.run_context import RunContext
 from lmmkit.training.save_models import gathered, save_model
-from lmmkit.training.signals import Interrupted, Stop
+from lmmkit.training.stage_data import StageData
 from lmmkit.training.triggers import Position
 
 
@@ -44,11 +41,9 @@ class Validator:
     figure that selects the best weights.
     """
 
-    asked: Validate | None
-    prepared: Prepared
+    context: RunContext
+    data: StageData
     chat_model: ChatModel
-    ranks: Ranks
-    poll: Callable[[], None]
     done: int = 0
     best: float | None = None
     parts: Sequence[Sequence[SizedSample]] = ()
@@ -57,24 +52,15 @@ class Validator:
 
     @classmethod
     def of(
-        cls, prepared: Prepared, objective: Objective, stage: str, device: torch.device, stop: Stop, ranks: Ranks,
-        state: Mapping[str, Any] | None,
-    ) -> Validator:  # fmt: skip
+        cls, context: RunContext, data: StageData, objective: Objective, state: Mapping[str, Any] | None
+    ) -> Validator:
         """Returns the validator of a stage, with the `state` from a checkpoint, if any.
 
         Without a `validate` section it does nothing. It reads no samples yet; `read` does.
         """
-        section = prepared.recipe.stages[stage].validate
-
-        def poll() -> None:
-            if asked(stop, ranks):
-                raise Interrupted
-
-        chat_model = ChatModel.of(prepared, objective, stage, device, poll=poll)
-        # an encoder whose weights are sharded must run on all ranks or on none
-        blank = not ranks.alone and sees_everywhere(prepared.recipe)
-        chat_model = replace(chat_model, packer=replace(chat_model.packer, blank=blank))
-        return cls(section, prepared, chat_model, ranks, poll, **(state or {}))
+        chat_model = ChatModel.of(context.prepared, objective, data.stage, context.device, poll=context.poll)
+        chat_model = replace(chat_model, packer=replace(chat_model.packer, blank=data.blank))
+        return cls(context, data, chat_model, **(state or {}))
 
     def read(self) -> None:
         """Reads and lays out the held-out samples, once, a share on each rank.
@@ -82,48 +68,51 @@ class Validator:
         Raises `UserError` for a sample that does not fit, and for more unreadable records than their source
         allows; `Interrupted` at a stop.
         """
-        if self.asked is None:
+        section = self.data.validation
+        if section is None:
             return
-        ranks, prepared = self.ranks, self.prepared
+        ranks, prepared = self.context.ranks, self.context.prepared
 
-        def rows(source: str, n: int | str) -> list[Sample]:
+        def first(n: int | str, source: str) -> list[Sample]:
             return readable(
                 prepared.sources[source], n, self.chat_model.reader, ranks.log_once,
-                share=(ranks.rank, ranks.world), gather=ranks.gather, poll=self.poll,
+                share=(ranks.rank, ranks.world), gather=ranks.gather, poll=self.context.poll,
             )  # fmt: skip
 
-        samples = rows(self.asked.data, self.asked.samples)
+        samples = first(section.samples, section.data)
         own = samples[ranks.rank :: ranks.world]
         parts = list(cut(laid_out(self.chat_model, own), prepared.recipe.speed.tokens))
         self.parts = [*parts, *([] for _ in range(ranks.all_reduce_max(len(parts)) - len(parts)))]
         self.samples = len(samples)
-        tasks = _tasks(prepared, self.asked)
-        self.tasks = {n: (task, rows(task.section.data, task.section.samples)) for n, task in tasks.items()}
+        tasks = _tasks(prepared, section)
+        self.tasks = {n: (task, first(task.section.samples, task.section.data)) for n, task in tasks.items()}
 
     @property
     def every(self) -> int:
         """Returns the steps between two validations; 0: never."""
-        return self.asked.every if self.asked is not None else 0
+        section = self.data.validation
+        return section.every if section is not None else 0
 
     def state(self) -> dict[str, Any]:
         """Returns the state for a checkpoint: the step of the last validation, and the best value."""
         return {"done": self.done, "best": self.best}
 
-    def __call__(self, at: Position, run: RunFolder, notify: Callable[[str], None]) -> dict[str, Any]:
+    def __call__(self, at: Position, notify: Callable[[str], None]) -> dict[str, Any]:
         """Validates, and returns the record for metrics.jsonl. Writes the weights if they are the best.
 
         Raises `Interrupted` at a stop; the validation then does not count as done.
         """
-        assert self.asked is not None
+        section = self.data.validation
+        assert section is not None
         began = time.perf_counter()
-        notify(f"step {at.step}: validating on {self.samples} samples of {self.asked.data}")
+        notify(f"step {at.step}: validating on {self.samples} samples of {section.data}")
         with (
             unsharded(self.chat_model.objective),
             eval_no_grad(self.chat_model.objective, self.chat_model.device),
         ):
             figures = self._losses(at) | self._figures()
-        if self.asked.best is not None:
-            self._keep(at, run, figures)
+        if section.best is not None:
+            self._keep(section.best, at, figures)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in figures.items() if name.count("/") < 3)
         seconds = time.perf_counter() - began
         notify(f"step {at.step}: {shown}  ({seconds:.1f} s)")
@@ -131,10 +120,10 @@ class Validator:
         return {"step": at.step, "stage": at.stage, **figures, "val/seconds": seconds}
 
     def _losses(self, at: Position) -> dict[str, float]:
-        shares = self.ranks.gather(term_sums(self.chat_model, self.parts))
+        shares = self.context.ranks.gather(term_sums(self.chat_model, self.parts))
         found = averages(self.chat_model, [sum_by_name(each) for each in zip(*shares, strict=True)])
-        plan, steps = self.prepared.plans[at.stage], self.prepared.steps(at.stage)
-        weights = {name: weight.at(at.stage_step / steps) for name, weight in plan.weights.items()}
+        plan, progress = self.context.prepared.plans[at.stage], at.stage_step / self.data.steps
+        weights = {name: weight.at(progress) for name, weight in plan.weights.items()}
         loss = sum(weights[name] * figure.value for name, figure in found.items() if name in weights)
         return {"val/loss": float(loss)} | {f"val/terms/{name}": f.value for name, f in found.items()}
 
@@ -145,34 +134,24 @@ class Validator:
             for key, figure in task.run(self.chat_model, samples).items()
         }
 
-    def _keep(self, at: Position, run: RunFolder, figures: Mapping[str, float]) -> None:
-        assert self.asked is not None and self.asked.best is not None
+    def _keep(self, best: str, at: Position, figures: Mapping[str, float]) -> None:
+        """Writes the weights if the figure that `best` names is better than before."""
         tasks = {name: task for name, (task, _) in self.tasks.items()}
-        key, sign = _known(self.prepared, at.stage, tasks)[self.asked.best]
+        key, sign = _known(self.context.prepared, at.stage, tasks)[best]
         value = figures.get(key)
         if value is None or (self.best is not None and sign * value <= sign * self.best):
             return
-        said = {"best": {"metric": key, "value": value}}
-        full = gathered(
-            self.chat_model.objective, self.prepared, at.stage, self.ranks, self.chat_model.device
-        )
+        measured = {"best": {"metric": key, "value": value}}
+        full, run = gathered(self.context, self.chat_model.objective, at.stage), self.context.run
         if full is not None:
-            save_model(run.best(at.stage), full, self.prepared, at.stage, at.step, said)
-        self.ranks.barrier()
+            save_model(run.best(at.stage), full, self.context.prepared, at.stage, at.step, measured)
+        self.context.ranks.barrier()
         self.best = value
 
 
-def asked(stop: Stop, ranks: Ranks) -> int:
-    """Returns the stop signal of any rank, the same on all; 0: none. Every rank must call it."""
-    signum = ranks.all_reduce_max(stop.requested or 0)
-    stop.requested = signum or stop.requested
-    return signum
-
-
 def validate_problems(prepared: Prepared) -> list[Problem]:
-    """Returns what is wrong in the recipe's `validate` sections."""
-    recipe = prepared.recipe
-    found = task_problems(recipe)
+    """Returns what is wrong in the recipe's `validate` sections, except in the tasks that they name."""
+    recipe, found = prepared.recipe, []
     for stage, section in recipe.stages.items():
         if (asked := section.validate) is None:
             continue

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from lmmkit.api.model_info import Activation
 from lmmkit.model.init import init
-from lmmkit.model.layers import ACTIVATIONS, SwiGLU
+from lmmkit.model.layers import ACTIVATIONS, FusedLinear, SwiGLU
 from lmmkit.weights.encoders import HIDDEN_ACTS
 from tests.model.test_cpu_ops import TIGHT, draw
 from tests.support.plain_twins import off
@@ -34,3 +34,14 @@ def test_swiglu_is_its_plain_formula(dtype):
         torch.autograd.grad(mlp(x), learned, d), torch.autograd.grad(plain(x), learned, d), strict=True
     ):
         assert off(a, b) < TIGHT[dtype]
+
+
+def test_a_fused_linear_names_the_matrix_rows_of_each_linear():
+    fused = FusedLinear(4, {"q": 6, "k": 2, "v": 3}, bias=True)
+    fused.reset_parameters()
+    assert fused.slices == {"q": slice(0, 6), "k": slice(6, 8), "v": slice(8, 11)}
+    assert fused.weight.shape == (11, 4)
+    x = draw(5, 4, dtype=torch.float32)
+    for rows in fused.slices.values():
+        part = F.linear(x, fused.weight[rows], fused.bias[rows])
+        assert off(fused(x)[:, rows], part) < TIGHT[torch.float32]

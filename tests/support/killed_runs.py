@@ -15,7 +15,7 @@ from lmmkit.data import loader
 from lmmkit.recipe import Recipe
 from lmmkit.runs import files
 from lmmkit.runs.run_folder import RunFolder
-from lmmkit.training.checkpoint import manifest, read, write
+from lmmkit.training.checkpoint import disk_space, manifest, read, write
 from lmmkit.training.monitoring import metrics_log
 from lmmkit.training.run import train
 from lmmkit.training.signals import exit_code
@@ -24,7 +24,7 @@ from lmmkit.weights import model_folder
 CRASHED = 77
 TIMES = ("seconds", "tokens_per_second", "val/seconds")
 WITH_POINTS = (files, write, model_folder, metrics_log)
-WITH_SYNC = (files, write)
+WITH_SYNC = (files, disk_space, write)
 
 
 def start(recipe: Recipe, out, point: Callable[[str], None] = lambda name: None) -> int:

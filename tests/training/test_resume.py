@@ -71,7 +71,7 @@ def leaves(mapping, at=()):
             yield (*at, key), value
 
 
-def test_a_change_of_any_key_is_refused_or_told_as_its_class_says(begun, monkeypatch):
+def test_a_change_of_any_key_is_refused_or_reported_by_its_class(begun, monkeypatch):
     """All keys of a full recipe, by what is compared on resume: no run is needed for that."""
     run, prepared = begun
     same = resume.identity(prepared)
@@ -112,7 +112,7 @@ def _refused(run, prepared, accept):
     return ()
 
 
-def test_what_changed_is_told_kept_and_no_longer_a_change(tiny, tmp_path, capsys):
+def test_what_changed_is_reported_kept_and_no_longer_a_change(tiny, tmp_path, capsys):
     short = ("stages.pretrain.length.steps=1", "stages.finetune.length.steps=1", "output.images_every=0")
     run = train(tiny(*short, text=PLAIN), out=tmp_path / "run").run
     capsys.readouterr()

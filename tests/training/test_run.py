@@ -60,7 +60,7 @@ def test_a_run_leaves_the_files_of_its_contract(finished):
     assert len(list(run.checkpoints.glob("step-*"))) == 2
 
 
-def test_tensorboard_holds_scalars_and_pictures(finished):
+def test_tensorboard_has_scalars_and_images(finished):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     board = EventAccumulator(str(finished[1].tb), size_guidance={"images": 0})
@@ -223,7 +223,7 @@ def test_a_stage_may_start_from_what_the_same_run_will_write(tiny, tmp_path):
     assert train(recipe, out=tmp_path / "run").signal is None
 
 
-def test_resume_refuses_other_data_and_tells_what_changed(scenes, tmp_path):
+def test_resume_refuses_other_data_and_names_what_changed(scenes, tmp_path):
     shutil.copytree(scenes, tmp_path / "data")
     text = DIRECT.replace("{steps: 6}", "{steps: 1}")
 
@@ -312,10 +312,10 @@ def test_an_ended_stage_leaves_no_moments_behind(tiny, tmp_path, monkeypatch):
     begun, alive = [], []
     stage = run_module.run_stage
 
-    def watched(prepared, objective, optimizer, *args):
+    def watched(context, objective, optimizer, *args):
         alive.append([ended() is not None for ended in begun])
         begun.append(weakref.ref(optimizer))
-        return stage(prepared, objective, optimizer, *args)
+        return stage(context, objective, optimizer, *args)
 
     monkeypatch.setattr(run_module, "run_stage", watched)
     gc.disable()

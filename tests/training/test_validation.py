@@ -165,7 +165,7 @@ def test_the_best_so_far_survives_a_resume(tiny, tmp_path, monkeypatch):
     assert read_json(whole_run.best("finetune") / "config.json")["step"] == 2, "not 6: step 2 was better"
 
 
-def test_what_cannot_be_validated_is_told_before_the_run(tiny, tmp_path):
+def test_what_cannot_be_validated_is_reported_before_the_run(tiny, tmp_path):
     def codes(asked, *more):
         recipe = tiny(f"stages.finetune.validate={asked}", *more)
         return {(p.code, p.got) for p in validate_problems(prepare(recipe))}
@@ -184,7 +184,7 @@ def test_what_cannot_be_validated_is_told_before_the_run(tiny, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_held_out_sample_that_is_too_long_is_told_before_the_first_step(tiny, tmp_path):
+def test_a_held_out_sample_that_is_too_long_is_reported_before_the_first_step(tiny, tmp_path):
     recipe = tiny(
         "stages.pretrain.validate={every: 1, data: heldout, samples: 2}", "model.text.context=45", text=PLAIN
     )
@@ -216,7 +216,7 @@ def test_held_out_rows_that_do_not_read_are_passed_over_where_they_may_be(scenes
         assert f"passed over {root / 'heldout.json'}" in said and f"broken-{number}.png" in said
 
 
-def test_otherwise_they_are_told_before_a_step(scenes, tmp_path):
+def test_otherwise_they_are_reported_before_a_step(scenes, tmp_path):
     recipe = read_text(
         DIRECT, overrides=(*SHORT, TASK, ASKED.replace("finetune", "pretrain")), root=spoilt(scenes, tmp_path)
     )
@@ -236,7 +236,7 @@ def test_a_source_without_a_readable_row_is_refused(scenes, tmp_path):
     assert len(error.value.problems) == 2 and "broken-1.png" in str(error.value)
 
 
-def test_a_stop_while_held_out_pictures_are_read_is_heard(runs, tmp_path, monkeypatch):
+def test_a_stop_while_held_out_images_are_read_ends_the_run(runs, tmp_path, monkeypatch):
     from lmmkit.evaluate import run as evaluation
 
     read_unreadable, seen = evaluation._unreadable, []

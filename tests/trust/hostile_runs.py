@@ -160,14 +160,14 @@ def newest(home: Home) -> Path:
 
 def sign(folder: Path, changes: dict[str, object] | None = None) -> None:
     """A manifest that fits what lies there: its checksums keep out accidents, not intent."""
-    body = json.loads((folder / manifest.NAME).read_text())
+    body = json.loads((folder / manifest.FILE_NAME).read_text())
     body.pop("crc32")
     for name in body["files"]:
         if (folder / name).is_file():
             body["files"][name] = [(folder / name).stat().st_size, file_crc32(folder / name)]
     body |= changes or {}
     crc = zlib.crc32(manifest._encode(body))
-    (folder / manifest.NAME).write_bytes(manifest._encode(body | {"crc32": crc}))
+    (folder / manifest.FILE_NAME).write_bytes(manifest._encode(body | {"crc32": crc}))
 
 
 MANIFESTS: dict[str, dict[str, object]] = {

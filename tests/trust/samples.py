@@ -24,7 +24,7 @@ from lmmkit.inference.load import load
 from lmmkit.recipe import from_mapping, read_recipe, read_text
 from lmmkit.runs.run_folder import RunFolder
 from lmmkit.runs.run_lock import lock
-from lmmkit.training.checkpoint import manifest, write
+from lmmkit.training.checkpoint import disk_space, manifest
 from lmmkit.training.monitoring import anomalies
 from lmmkit.training.step import StepReport
 from lmmkit.weights import model_folder
@@ -297,11 +297,9 @@ def checkpoints(home: Home) -> None:
     tried(lambda: _raise(manifest.mismatches(folder, {"model.x": torch.zeros(3)})))
     run = RunFolder(home.path / "run")
     (home.path / "file").write_text("")
-    tried(lambda: write.check_space(run, 10**18))
+    tried(lambda: disk_space.check_space(run, 10**18))
     report = StepReport(loss=float("nan"), terms={}, grad_norm=1.0, tokens=1)
-    tried(
-        lambda: _raise([anomalies.exhausted(1, "learn", anomalies.SpikeDetector(), report, {"rows": ["a"]})])
-    )
+    tried(lambda: _raise([anomalies.exhausted("step 1", anomalies.SpikeDetector(), report, {"rows": ["a"]})]))
 
 
 def _raise(problems) -> None:

@@ -23,13 +23,13 @@ from lmmkit.errors import Problem, UserError
 from lmmkit.errors.training import DAMAGED, OTHER_MODEL, SCHEMA
 from lmmkit.runs.files import file_crc32
 
-FORMAT = 1
-NAME = "manifest.json"
+_FORMAT = 1
+FILE_NAME = "manifest.json"
 PLAIN_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*", re.ASCII)
 FROZEN = re.compile(r"frozen-\d{8}-[0-9a-f]{8}", re.ASCII)
 COPIES = ("a", "b")
 
-Layout = dict[str, list]  # key -> [dtype, [sizes]]
+TensorLayout = dict[str, list]  # key -> [dtype, [sizes]]
 
 
 class Frozen(TypedDict):
@@ -52,14 +52,17 @@ class Findings(NamedTuple):
 
 
 def encode(
-    files: Mapping[str, list[int]], tensors: Layout, parts: Mapping[str, list], frozen: Frozen | None = None
+    files: Mapping[str, list[int]],
+    tensors: TensorLayout,
+    parts: Mapping[str, list],
+    frozen: Frozen | None = None,
 ) -> bytes:
     """Returns the manifest of `files` (size and crc32) as the bytes to write.
 
     `parts`: [file, first matrix row, number of matrix rows] for every piece of a tensor that is cut.
     """
     body = {
-        "schema": FORMAT,
+        "schema": _FORMAT,
         "versions": {name: _version(name) for name in ("lmmkit", "torch", "safetensors")},
         "files": dict(files),
         "tensors": tensors,
@@ -71,7 +74,7 @@ def encode(
 
 def read(folder: Path) -> dict[str, Any]:
     """Returns the manifest of a checkpoint, verified. Raises `UserError` if it is missing or invalid."""
-    path = folder / NAME
+    path = folder / FILE_NAME
     try:
         raw = path.read_bytes()
         body = json.loads(raw)
@@ -85,9 +88,9 @@ def read(folder: Path) -> dict[str, Any]:
         intact = False
     if not intact:
         raise UserError(DAMAGED.at(str(path), got="a manifest with changed bytes"))
-    if body.get("schema") != FORMAT:
+    if body.get("schema") != _FORMAT:
         got, versions = f"schema {body.get('schema')}", body.get("versions")
-        raise UserError(SCHEMA.at(str(path), got=got, known=FORMAT, versions=versions))
+        raise UserError(SCHEMA.at(str(path), got=got, known=_FORMAT, versions=versions))
     if not _is_shaped(body):
         raise UserError(DAMAGED.at(str(path), got="a manifest that lmmkit does not write"))
     return body
@@ -120,11 +123,11 @@ def examine(
     except OSError as error:
         return Findings((DAMAGED.at(str(folder), got=error.strerror or str(error)),), {})
     # The file system or the desktop creates dot files; lmmkit does not.
-    extra = sorted(n for n in present - set(body["files"]) - {NAME} if not n.startswith("."))
+    extra = sorted(n for n in present - set(body["files"]) - {FILE_NAME} if not n.startswith("."))
     problems = [DAMAGED.at(str(folder / name), got="a file the manifest does not list") for name in extra]
-    entries = [([f"{folder.name}/{name}"], *said) for name, said in sorted(body["files"].items())]
+    entries = [([f"{folder.name}/{name}"], *listed) for name, listed in sorted(body["files"].items())]
     if (frozen := body.get("frozen")) is not None:
-        entries += [(copies(frozen, name), *said) for name, said in sorted(frozen["files"].items())]
+        entries += [(copies(frozen, name), *listed) for name, listed in sorted(frozen["files"].items())]
     spoiled: dict[str, str] = {}
     for number, (names, size, crc) in enumerate(entries):
         mine = contents and number % share[1] == share[0]
@@ -150,7 +153,7 @@ def mismatches(folder: Path, expected: Mapping[str, Tensor]) -> tuple[Problem, .
 
     Reads only the manifest, before any tensor is loaded. Raises `UserError` if it is damaged.
     """
-    have: Layout = read(folder)["tensors"]
+    have: TensorLayout = read(folder)["tensors"]
     of_model = layout(expected)
     return tuple(
         OTHER_MODEL.at(
@@ -161,7 +164,7 @@ def mismatches(folder: Path, expected: Mapping[str, Tensor]) -> tuple[Problem, .
     )
 
 
-def layout(tensors: Mapping[str, Tensor]) -> Layout:
+def layout(tensors: Mapping[str, Tensor]) -> TensorLayout:
     """Returns {key: [dtype, sizes]}, such as ["float32", [3, 4]]."""
     return {
         key: [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)] for key, tensor in tensors.items()
@@ -179,7 +182,7 @@ def _is_shaped(body: Mapping[str, Any]) -> bool:
     )
 
 
-def _is_frozen(frozen: Any, tensors: Layout) -> bool:
+def _is_frozen(frozen: Any, tensors: TensorLayout) -> bool:
     return (
         isinstance(frozen, dict)
         and frozen.keys() == Frozen.__annotations__.keys()
@@ -190,7 +193,7 @@ def _is_frozen(frozen: Any, tensors: Layout) -> bool:
     )
 
 
-def _lists(files: Any, parts: Any, tensors: Layout) -> bool:
+def _lists(files: Any, parts: Any, tensors: TensorLayout) -> bool:
     """Returns whether `files` and `parts` have the types we write. No name may lead out of the folder."""
     return (
         isinstance(files, dict)

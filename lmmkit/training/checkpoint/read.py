@@ -36,7 +36,7 @@ from lmmkit.training.checkpoint import manifest
 from lmmkit.training.checkpoint.tensor_files import SavedTensors
 from lmmkit.training.distributed.process_group import ALONE, Ranks
 
-STEP = re.compile(r"step-(\d{8})", re.ASCII)
+STEP_FOLDER = re.compile(r"step-(\d{8})", re.ASCII)
 RNG = "rng-rank{:05d}.safetensors"
 STATE = "state.json"
 
@@ -45,15 +45,20 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Holds a saved checkpoint; each tensor is read to the CPU on access. `rng` is empty if another number of
-    ranks saved it. `frozen` lists the frozen weights for the next checkpoints of the stage, None if there are
+    """Holds the checkpoint in a folder; each tensor is read to the CPU on access. `rng` is empty if another
+    number of ranks saved it. `frozen` lists the frozen weights for the next checkpoints of the stage, None if there are
     none or a copy is damaged."""
 
+    path: Path
     tensors: SavedTensors
     state: dict[str, Any]
     rng: dict[str, Tensor]
-    step: int
     frozen: manifest.Frozen | None
+
+    @property
+    def step(self) -> int:
+        """Returns the step of the run at which it was saved."""
+        return step_of(self.path)
 
 
 class Newest(NamedTuple):
@@ -130,7 +135,6 @@ def load(path: Path, *, spoiled: Collection[str] | None = None, ranks: Ranks = A
     if spoiled is None:
         problems, spoiled, _ = manifest.examine(path)
         raise_all(problems)
-    step = step_of(path)
     try:
         body = manifest.read(path)
         tensors = SavedTensors(path, body, spoiled)
@@ -143,12 +147,18 @@ def load(path: Path, *, spoiled: Collection[str] | None = None, ranks: Ranks = A
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise UserError(DAMAGED.at(str(path), got=str(error))) from None
-    return Checkpoint(tensors, state, rng, step, None if spoiled else body.get("frozen"))
+    return Checkpoint(path, tensors, state, rng, None if spoiled else body.get("frozen"))
+
+
+def load_newest(run: RunFolder, ranks: Ranks = ALONE) -> Checkpoint | None:
+    """Returns the newest sound checkpoint, None if there is no checkpoint yet. Raises like `newest`."""
+    path, _, spoiled = newest(run, ranks)
+    return load(path, spoiled=spoiled, ranks=ranks) if path is not None else None
 
 
 def step_of(path: Path) -> int:
     """Returns the step in a checkpoint's folder name."""
-    match = STEP.fullmatch(path.name)
+    match = STEP_FOLDER.fullmatch(path.name)
     if match is None:
         raise ValueError(f"got folder `{path.name}`; want step-XXXXXXXX")
     return int(match[1])
@@ -157,4 +167,4 @@ def step_of(path: Path) -> int:
 def steps(run: RunFolder) -> list[Path]:
     """Returns the folders named like a checkpoint, newest first."""
     found = run.checkpoints.glob("step-*")
-    return sorted((p for p in found if STEP.fullmatch(p.name) and p.is_dir()), reverse=True)
+    return sorted((p for p in found if STEP_FOLDER.fullmatch(p.name) and p.is_dir()), reverse=True)

@@ -18,11 +18,11 @@ from lmmkit.training.checkpoint.tensor_files import HeldTensors, hold
 from lmmkit.training.checkpoint.write import put
 from lmmkit.training.distributed.process_group import Ranks
 
-GRACE = 30.0  # seconds between the signal that torchrun passes on and its kill
+_GRACE = 30.0  # seconds between the signal that torchrun passes on and its kill
 
 
 class Saver:
-    """Saves the checkpoints of a stage. `beside`: in a thread, from a host copy, while training continues.
+    """Saves the checkpoints of a stage. `in_thread`: in a thread, from a host copy, while training continues.
 
     At most one checkpoint is written at a time. The next `check` or `save` raises an error from the thread;
     so does leaving the context, which waits for the last save.
@@ -34,15 +34,15 @@ class Saver:
         *,
         keep: int,
         ranks: Ranks,
-        beside: bool,
+        in_thread: bool,
         frozen: Mapping[str, Tensor] = {},
         before: Frozen | None = None,
     ):
         """Prepares to save. `frozen`: tensors that the stage does not train; `before`: their files, as listed
         by the checkpoint from which the stage resumes."""
         self._run, self._keep, self._ranks = run, keep, ranks
-        self._talks = ranks.new_group() if beside else ranks
-        self._beside, self._told = beside, False
+        self._writers = ranks.new_group() if in_thread else ranks
+        self._in_thread, self._warned = in_thread, False
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
         self._names = frozenset(frozen)
@@ -64,12 +64,12 @@ class Saver:
                 state,
                 keep=self._keep,
                 rng=rng,
-                ranks=self._talks,
+                ranks=self._writers,
                 on_disk=self._on_disk,
             )
             self._warn(step, time.monotonic() - start)
 
-        if not self._beside:
+        if not self._in_thread:
             return write()
         self._copy = held.copied(self._copy)
         self._thread = threading.Thread(target=self._guarded, args=(write, self._copy), daemon=True)
@@ -90,11 +90,11 @@ class Saver:
 
     def _warn(self, step: int, seconds: float) -> None:
         """Warns once that torchrun kills ranks before such a save ends: a stop would lose the last steps."""
-        if self._ranks.alone or self._told or seconds <= GRACE:
+        if self._ranks.alone or self._warned or seconds <= _GRACE:
             return
-        self._told = True
+        self._warned = True
         self._ranks.log_once(
-            f"the checkpoint of step {step} took {seconds:.0f} s; torchrun kills ranks {GRACE:.0f} s after a signal,"
+            f"the checkpoint of step {step} took {seconds:.0f} s; torchrun kills ranks {_GRACE:.0f} s after a signal,"
             " so a stop may lose the steps since the one before. Save more often (`output.save_every`), or to a faster"
             " disk."
         )

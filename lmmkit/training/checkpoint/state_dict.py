@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,9 +35,7 @@ def frozen(objective: Objective) -> dict[str, Tensor]:
     return {f"model.{name}": tensor for name, tensor in unique_tensors(objective).items() if name in found}
 
 
-def restore_state(
-    objective: Objective, optimizer: torch.optim.Optimizer, saved: Checkpoint, folder: Path
-) -> None:
+def restore_state(objective: Objective, optimizer: torch.optim.Optimizer, saved: Checkpoint) -> None:
     """Restores the tensors from a checkpoint: of each, this rank's shard, for any number of saving ranks.
 
     Restores the generators too. Raises `UserError` if the checkpoint is from a different model.
@@ -46,7 +43,7 @@ def restore_state(
     if any(key.startswith("optim.") for key in saved.tensors):  # none before the first update
         _allocate(optimizer)
     wanted = state_tensors(objective, optimizer)
-    raise_all(manifest.mismatches(folder, wanted))
+    raise_all(manifest.mismatches(saved.path, wanted))
     with torch.no_grad():
         for name, tensor in wanted.items():
             local, first = local_rows(tensor)
@@ -59,7 +56,9 @@ def restore_state(
     try:
         set_rng_state(saved.rng)
     except (KeyError, TypeError, RuntimeError) as error:
-        raise UserError(DAMAGED.at(str(folder), got=f"no state for a random generator: {error}")) from None
+        raise UserError(
+            DAMAGED.at(str(saved.path), got=f"no state for a random generator: {error}")
+        ) from None
 
 
 def _slots(

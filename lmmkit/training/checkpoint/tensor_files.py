@@ -25,7 +25,7 @@ from lmmkit.training.distributed.process_group import Ranks
 from lmmkit.weights.tensor_reader import DTYPES
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-CHUNK = 8 << 20  # bytes written at a time
+_CHUNK = 8 << 20  # bytes written at a time
 
 Pieces = dict[str, list[list]]  # key -> [[file, first matrix row, count], ...], of tensors that are cut
 
@@ -44,7 +44,7 @@ class HeldTensors:
     the names of the frozen ones."""
 
     parts: Mapping[str, TensorSlice]
-    layout: manifest.Layout
+    layout: manifest.TensorLayout
     names: frozenset[str] = frozenset()
 
     @property
@@ -119,8 +119,8 @@ def _chunks(head: bytes, tensors: Iterable[Tensor]) -> Iterator[memoryview]:
     for tensor in tensors:
         flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
         data = flat.numpy().data
-        for start in range(0, len(data), CHUNK):
-            yield data[start : start + CHUNK]
+        for start in range(0, len(data), _CHUNK):
+            yield data[start : start + _CHUNK]
 
 
 class SavedTensors(Mapping[str, Tensor]):
@@ -129,7 +129,7 @@ class SavedTensors(Mapping[str, Tensor]):
     def __init__(self, folder: Path, body: Mapping[str, Any], spoiled: Collection[str]):
         """Opens the files. `body`: the manifest; `spoiled`: damaged copies. Raises `ValueError` for
         tensors that differ from the manifest, and safetensors' errors for a file in another format."""
-        self._layout: manifest.Layout = body["tensors"]
+        self._layout: manifest.TensorLayout = body["tensors"]
         self._pieces: Pieces = {}
         self._files: dict[str, Any] = {}
         self._stack = ExitStack()

@@ -15,22 +15,23 @@ from lmmkit.training.triggers import Position
 
 
 def state_of(
-    saved: Checkpoint, folder: Path, recipe: Recipe, steps: Callable[[str], int]
+    saved: Checkpoint, recipe: Recipe, steps: Callable[[str], int]
 ) -> tuple[Position, dict[str, Any]]:
     """Returns the position of a checkpoint, and the state that the stage's loop stored in it.
 
     Raises `UserError` for a position that this run does not have, and for state that lmmkit does not write.
     `steps` returns the optimizer steps of a stage.
     """
-    said: Any = saved.state if isinstance(saved.state, dict) else {}
-    wrong = [name for name, fits in KEPT.items() if name in said and not fits(said[name])]
+    state: Any = saved.state if isinstance(saved.state, dict) else {}
+    file = saved.path / STATE
+    wrong = [name for name, fits in _CHECKS.items() if name in state and not fits(state[name])]
     if wrong:
-        got = f"{wrong[0]} {str(said[wrong[0]])[:120]}, which lmmkit does not write"
-        raise UserError(DAMAGED.at(str(folder / STATE), got=got))
-    return _position(said.get("position"), folder, recipe, steps), said
+        got = f"{wrong[0]} {str(state[wrong[0]])[:120]}, which lmmkit does not write"
+        raise UserError(DAMAGED.at(str(file), got=got))
+    return _position(state.get("position"), file, recipe, steps), state
 
 
-def _position(value: Any, folder: Path, recipe: Recipe, steps: Callable[[str], int]) -> Position:
+def _position(value: Any, file: Path, recipe: Recipe, steps: Callable[[str], int]) -> Position:
     if isinstance(value, dict) and value.keys() == {field.name for field in fields(Position)}:
         stage, step, stage_step = (value[name] for name in ("stage", "step", "stage_step"))
         whole = type(step) is int and type(stage_step) is int
@@ -42,7 +43,7 @@ def _position(value: Any, folder: Path, recipe: Recipe, steps: Callable[[str], i
         ):
             return Position(**value)
     got = f"position {str(value)[:120]}, which this run does not have"
-    raise UserError(DAMAGED.at(str(folder / STATE), got=got))
+    raise UserError(DAMAGED.at(str(file), got=got))
 
 
 def _watch(value: Any) -> bool:
@@ -68,4 +69,4 @@ def _validation(value: Any) -> bool:
     )
 
 
-KEPT: dict[str, Callable[[Any], bool]] = {"watch": _watch, "idle": _idle, "validation": _validation}
+_CHECKS: dict[str, Callable[[Any], bool]] = {"watch": _watch, "idle": _idle, "validation": _validation}

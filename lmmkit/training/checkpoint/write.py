@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -22,28 +21,25 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError
 from torch import Tensor
 
-from lmmkit.errors import MachineError, Problem
-from lmmkit.errors.training import CHECKPOINT_CANNOT_WRITE
+from lmmkit.errors import MachineError
 from lmmkit.runs.files import fsync, io_point
 from lmmkit.runs.run_folder import RunFolder
-from lmmkit.training.checkpoint import manifest, tensor_files
+from lmmkit.training.checkpoint import disk_space, manifest, tensor_files
 from lmmkit.training.checkpoint.frozen_weights import OnDisk, unlisted
 from lmmkit.training.checkpoint.manifest import COPIES, FROZEN, Frozen
-from lmmkit.training.checkpoint.read import RNG, STATE, STEP, steps
+from lmmkit.training.checkpoint.read import RNG, STATE, STEP_FOLDER, steps
 from lmmkit.training.checkpoint.tensor_files import HeldTensors, TensorSlice, nbytes
 from lmmkit.training.distributed.process_group import ALONE, Ranks
 
-STAGED = re.compile(r"\.tmp-(\d{8})-[0-9a-f]+", re.ASCII)
-TRASH = re.compile(r"\.trash-.+", re.ASCII)
-KEPT = re.compile(f"{STEP.pattern}|{FROZEN.pattern}", re.ASCII)
+_STAGED = re.compile(r"\.tmp-(\d{8})-[0-9a-f]+", re.ASCII)
+_TRASH = re.compile(r"\.trash-.+", re.ASCII)
+_KEPT = re.compile(f"{STEP_FOLDER.pattern}|{FROZEN.pattern}", re.ASCII)
 SHARD_BYTES = 4 << 30
-TRIAL_BYTES = 1 << 20
-HEADROOM = 1.1  # 10 % more than the checkpoints, for logs and headers
 
 _log = logging.getLogger(__name__)
 
 
-class Place(NamedTuple):
+class SaveFolders(NamedTuple):
     """Names the folders of a save: `staging` becomes `target`; `home` is for frozen weights, or None."""
 
     staging: Path
@@ -79,7 +75,7 @@ def put(
     on_disk = OnDisk() if on_disk is None else on_disk
     id_ = ranks.broadcast(f"{step:08d}-{secrets.token_hex(4)}")
     fresh = ranks.all_reduce_max(not on_disk.matches(held, run.checkpoints)) and held.names
-    place = Place(
+    folders = SaveFolders(
         run.checkpoints / f".tmp-{id_}",
         run.checkpoints / f"step-{step:08d}",
         run.checkpoints / f"frozen-{id_}" if fresh else None,
@@ -87,32 +83,34 @@ def put(
     own = nbytes(held.changing) + sum(t.nbytes for t in rng.values()) + len(text)
     needed = sum(ranks.gather(own + (len(COPIES) * nbytes(held.frozen) if fresh else 0)))
     try:
-        _all_or_none(ranks, lambda: _make(run, place, needed) if ranks.first else None)
-        written = _all_or_none(ranks, lambda: _stage(place, held, rng, ranks))
-        frozen = _frozen(place.home, held, written) if place.home else on_disk.files
-        _all_or_none(ranks, lambda: _list(place, held, text, written, frozen) if ranks.first else None)
+        _all_or_none(ranks, lambda: _make(run, folders, needed) if ranks.first else None)
+        written = _all_or_none(ranks, lambda: _stage(folders, held, rng, ranks))
+        frozen = _frozen(folders.home, held, written) if folders.home else on_disk.files
+        _all_or_none(ranks, lambda: _list(folders, held, text, written, frozen) if ranks.first else None)
     except OSError as error:
         if ranks.first:
-            for path in (place.staging, *unlisted(run)):
+            for path in (folders.staging, *unlisted(run)):
                 shutil.rmtree(path, ignore_errors=True)
-        raise MachineError(_unwritten(place.target, needed, _free(run.path), error)) from error
+        raise MachineError(disk_space.cannot_write(folders.target, needed, error)) from error
     on_disk.marks, on_disk.files = held.marks, frozen
     if ranks.first:
         _prune(run, keep)
-    return place.target
+    return folders.target
 
 
 def _all_or_none(ranks: Ranks, do: Callable[[], Any]) -> list[Any]:
     """Returns the results of `do` from every rank. If it fails on one rank, raises `OSError` on all."""
     try:
-        told = [do(), None]
+        own = [do(), None]
     except (OSError, SafetensorError) as error:
-        told = [None, str(error)]
-    told = ranks.gather(told)
-    wrong = [f"rank {rank}: {why}" if ranks.world > 1 else why for rank, (_, why) in enumerate(told) if why]
+        own = [None, str(error)]
+    results = ranks.gather(own)
+    wrong = [
+        f"rank {rank}: {why}" if ranks.world > 1 else why for rank, (_, why) in enumerate(results) if why
+    ]
     if wrong:
         raise OSError(wrong[0])
-    return [value for value, _ in told]
+    return [value for value, _ in results]
 
 
 def sweep(run: RunFolder) -> tuple[str, ...]:
@@ -124,14 +122,14 @@ def sweep(run: RunFolder) -> tuple[str, ...]:
     """
     notes = []
     for path in sorted(run.checkpoints.glob("*")) if run.checkpoints.is_dir() else ():
-        if match := STAGED.fullmatch(path.name):
+        if match := _STAGED.fullmatch(path.name):
             target = path.with_name(f"step-{match[1]}")
             if not target.exists() and not manifest.verify(path):
                 _finish(path, target)
                 notes.append(f"finished {target.name}, which was all but saved")
                 continue
-        elif not TRASH.fullmatch(path.name):
-            if not (KEPT.fullmatch(path.name) and path.is_dir()):
+        elif not _TRASH.fullmatch(path.name):
+            if not (_KEPT.fullmatch(path.name) and path.is_dir()):
                 notes.append(f"ignored `{path.name}`: not a checkpoint")
             continue
         _delete(path)
@@ -142,47 +140,25 @@ def sweep(run: RunFolder) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def check_space(run: RunFolder, room: int) -> None:
-    """Raises `MachineError` if checkpoints of `room` bytes do not fit on the disk, or a trial file cannot be
-    written."""
-    folders = (path for path in run.checkpoints.glob("*") if KEPT.fullmatch(path.name))
-    there = sum(file.stat().st_size for path in folders for file in path.glob("*") if file.is_file())
-    needed = int(HEADROOM * room) - there
-    free = _free(run.path)
-    if needed > free:
-        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        raise MachineError(_unwritten(run.checkpoints, needed, free, full))
-    trial = run.path / ".trial.tmp"  # free space does not show a quota
-    try:
-        trial.write_bytes(bytes(TRIAL_BYTES))
-        fsync(trial)
-    except OSError as error:
-        raise MachineError(_unwritten(run.checkpoints, needed, free, error)) from error
-    finally:
-        with suppress(OSError):  # on a read-only disk, `unlink` fails even without a file
-            trial.unlink()
-
-
-def _make(run: RunFolder, place: Place, needed: int) -> None:
-    if needed > _free(run.path):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def _make(run: RunFolder, folders: SaveFolders, needed: int) -> None:
+    disk_space.require(needed, run.path)
     io_point("make the folder")
-    place.staging.mkdir(parents=True)
-    if place.home is not None:
+    folders.staging.mkdir(parents=True)
+    if folders.home is not None:
         io_point("make the folder of frozen weights")
-        place.home.mkdir()
+        folders.home.mkdir()
 
 
-def _stage(place: Place, held: HeldTensors, rng: Mapping[str, Tensor], ranks: Ranks) -> list:
+def _stage(folders: SaveFolders, held: HeldTensors, rng: Mapping[str, Tensor], ranks: Ranks) -> list:
     """Writes this rank's files and waits for the disk. Returns two results of `_write_parts`: for the
     checkpoint and for the frozen weights."""
     rank = "" if ranks.alone else f"rank{ranks.rank:05d}-"
     frozen: list = [{}, []]
-    if (home := place.home) is not None:
+    if (home := folders.home) is not None:
         frozen = _write_parts(held.frozen, f"frozen-{rank}", [f"{home}/{copy}-" for copy in COPIES])
-    own = _write_parts(held.changing, f"shard-{rank}", [f"{place.staging}/"])
+    own = _write_parts(held.changing, f"shard-{rank}", [f"{folders.staging}/"])
     name = RNG.format(ranks.rank)
-    own[0][name] = _write_tensors(place.staging / name, rng)
+    own[0][name] = _write_tensors(folders.staging / name, rng)
     return [own, frozen]
 
 
@@ -217,18 +193,18 @@ def _frozen(home: Path, held: HeldTensors, written: list) -> Frozen:
     return {"folder": home.name, "files": files, "tensors": sorted(held.names), "parts": pieces}
 
 
-def _list(place: Place, held: HeldTensors, state: str, written: list, frozen: Frozen | None) -> None:
+def _list(folders: SaveFolders, held: HeldTensors, state: str, written: list, frozen: Frozen | None) -> None:
     """Completes the save on the first rank: writes the state, the manifest last, and renames the folder."""
-    if place.home is not None:
+    if folders.home is not None:
         io_point("sync the folder of frozen weights")
-        fsync(place.home)
-        fsync(place.home.parent)
+        fsync(folders.home)
+        fsync(folders.home.parent)
     files, pieces = _collected(own for own, _ in written)
-    files[STATE] = _write_bytes(place.staging / STATE, state.encode())
-    _write_bytes(place.staging / manifest.NAME, manifest.encode(files, held.layout, pieces, frozen))
+    files[STATE] = _write_bytes(folders.staging / STATE, state.encode())
+    _write_bytes(folders.staging / manifest.FILE_NAME, manifest.encode(files, held.layout, pieces, frozen))
     io_point("sync the folder")
-    fsync(place.staging)
-    _publish(place.staging, place.target)
+    fsync(folders.staging)
+    _publish(folders.staging, folders.target)
 
 
 def _shards(held: Mapping[str, TensorSlice]) -> Iterator[dict[str, TensorSlice]]:
@@ -284,7 +260,7 @@ def _finish(staging: Path, target: Path) -> None:
         fsync(staging)
         _publish(staging, target)
     except OSError as error:
-        raise MachineError(_unwritten(target, 0, _free(staging), error)) from error
+        raise MachineError(disk_space.cannot_write(target, 0, error)) from error
 
 
 def _rename(path: Path, target: Path, why: str) -> None:
@@ -338,13 +314,3 @@ def _require_text_keys(value: Any, where: str) -> None:
     elif isinstance(value, list | tuple):
         for number, item in enumerate(value):
             _require_text_keys(item, f"{where}[{number}]")
-
-
-def _free(folder: Path) -> int:
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    return shutil.disk_usage(there).free
-
-
-def _unwritten(target: Path, needed: int, free: int, error: Exception) -> Problem:
-    got = f"{error} ({needed:,} bytes needed, {free:,} free)"
-    return CHECKPOINT_CANNOT_WRITE.at(str(target), got=got)

@@ -28,42 +28,47 @@ from lmmkit.errors import raise_all
 from lmmkit.errors.training import OPTIMIZER, PROCESS_COUNT
 from lmmkit.model.vision import ViT
 from lmmkit.objective import Objective
+from lmmkit.optimizers import OPTIMIZERS
 from lmmkit.plan.prepare import Prepared
 from lmmkit.recipe import Recipe
 from lmmkit.training.distributed.process_group import Ranks
 
-SHOWN = 4  # the count of valid process numbers that an error lists
+_SHOWN = 4  # how many valid numbers of processes an error lists
 
 
 def check_world(recipe: Recipe, ranks: Ranks) -> None:
-    """Raises `UserError` if the number of processes does not fit the recipe. Notes keys without effect."""
-    parallel = recipe.parallel
+    """Raises `UserError` if several processes do not fit the recipe."""
     if ranks.alone:
-        if parallel.least > 1:
-            ranks.log_once(
-                "one process trains alone, so `parallel` has no effect; "
-                f"`torchrun --nproc-per-node {parallel.least} -m lmmkit train ...` starts more (docs/cluster.md)"
-            )
         return
-    problems = []
+    parallel, problems = recipe.parallel, []
     if parallel.mesh(ranks.world) is None:
-        fits = [n for n in range(2, 64 * parallel.least + 1) if parallel.mesh(n)][:SHOWN]
-        counts = f"1 or {', '.join(map(str, fits))}" + (", and so on" if len(fits) == SHOWN else "")
+        fits = [n for n in range(2, 64 * parallel.least + 1) if parallel.mesh(n)][:_SHOWN]
+        counts = f"1 or {', '.join(map(str, fits))}" + (", and so on" if len(fits) == _SHOWN else "")
         problems.append(
             PROCESS_COUNT.at(recipe.where("parallel"), got=f"{ranks.world} processes", counts=counts)
         )
     for name, stage in recipe.stages.items():
-        if stage.optim.kind != "adamw":
+        if not OPTIMIZERS[stage.optim.kind].shardable:
             got = f"`{stage.optim.kind}` on {ranks.world} ranks"
             problems.append(OPTIMIZER.at(recipe.where(f"stages.{name}.optim.kind"), got=got))
+    raise_all(problems)
+
+
+def note_idle_keys(recipe: Recipe, ranks: Ranks) -> None:
+    """Prints which keys have no effect with this number of processes."""
+    if ranks.alone and (least := recipe.parallel.least) > 1:
+        ranks.log_once(
+            "one process trains alone, so `parallel` has no effect; "
+            f"`torchrun --nproc-per-node {least} -m lmmkit train ...` starts more (docs/cluster.md)"
+        )
+    for name, stage in recipe.stages.items():
         if stage.batch.samples < ranks.world:
             ranks.log_once(
                 f"stages.{name}.batch.samples is {stage.batch.samples}: some of {ranks.world} ranks have no work"
             )
-    raise_all(problems)
 
 
-def sees_everywhere(recipe: Recipe) -> bool:
+def encoder_is_sharded(recipe: Recipe) -> bool:
     """Returns whether the encoder is sharded, which is so if any stage trains it."""
     return any(stage.train.vision is not None for stage in recipe.stages.values())
 
@@ -85,7 +90,7 @@ def sharded(
     assert shape is not None, "`check_world` comes first"
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
     mesh = mesh if shape[0] > 1 else mesh["shard"]
-    spread = sees_everywhere(recipe)
+    spread = encoder_is_sharded(recipe)
     for unit in _units(objective, spread):
         fully_shard(unit, mesh=mesh)
     fully_shard(

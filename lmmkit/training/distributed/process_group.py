@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.distributed_c10d import Store
 
-TIMEOUT = timedelta(hours=1)  # for a rank that hangs; a failed rank is noticed at once
-FAILED, CODE, LEFT = "lmmkit/failed", "lmmkit/code", "lmmkit/left"
-LOOK = 0.5  # seconds between two checks for another rank's failure
-GRACE = 5.0  # seconds in which a rank may end by itself after another has failed
+_TIMEOUT = timedelta(hours=1)  # for a rank that hangs; a failed rank is noticed at once
+_FAILED, _CODE, _LEFT = "lmmkit/failed", "lmmkit/code", "lmmkit/left"
+_LOOK = 0.5  # seconds between two checks for another rank's failure
+_GRACE = 5.0  # seconds in which a rank may end by itself after another has failed
 
 
 class OtherRankFailed(LmmkitError):
@@ -108,7 +108,7 @@ class Ranks:
             return self
         import torch.distributed as dist
 
-        group = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        group = dist.new_group(backend="gloo", timeout=_TIMEOUT)
         assert not isinstance(group, int), "every rank is in it"
         return Ranks(self.world, self.rank, group)
 
@@ -135,7 +135,7 @@ def joined() -> Iterator[Ranks]:
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(_device())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_TIMEOUT)
     ranks = Ranks(dist.get_world_size(), dist.get_rank(), dist.group.WORLD)
     with _failing_together(ranks):
         yield ranks
@@ -166,20 +166,20 @@ def _failing_together(ranks: Ranks) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        told = _as_told(ranks, error, store)
+        shown = _explained(ranks, error, store)
         over.set()
         try:
-            said = store.add(FAILED, 1) > 1
-            if not said:
-                store.set(CODE, str(told.exit_code if isinstance(told, LmmkitError) else 1))
-            code = int(store.get(CODE))
+            reported = store.add(_FAILED, 1) > 1
+            if not reported:
+                store.set(_CODE, str(shown.exit_code if isinstance(shown, LmmkitError) else 1))
+            code = int(store.get(_CODE))
             _leave(ranks, store)
-        except RuntimeError:  # the store's host is gone without an error message
-            raise told from None
-        if said:
+        except RuntimeError:  # the store's host ended without an error message
+            raise shown from None
+        if reported:
             raise OtherRankFailed(code) from None
-        if told is not error:
-            raise told from None
+        if shown is not error:
+            raise shown from None
         raise
     finally:
         over.set()
@@ -187,35 +187,35 @@ def _failing_together(ranks: Ranks) -> Iterator[None]:
 
 def _leave(ranks: Ranks, store: Store) -> None:
     """Makes the first rank, which may host the store, wait until all ranks have read the failure."""
-    gone, until = store.add(LEFT, 1), time.monotonic() + GRACE + 1
-    while ranks.first and gone < ranks.world and time.monotonic() < until:
+    left, until = store.add(_LEFT, 1), time.monotonic() + _GRACE + 1
+    while ranks.first and left < ranks.world and time.monotonic() < until:
         time.sleep(0.05)
-        gone = store.add(LEFT, 0)
+        left = store.add(_LEFT, 0)
 
 
-def _as_told(ranks: Ranks, error: Exception, store: Store) -> Exception:
+def _explained(ranks: Ranks, error: Exception, store: Store) -> Exception:
     """Returns `error`. If it only reports a lost rank, waits for that rank; returns `MachineError`."""
     lost = isinstance(error, RuntimeError) and any(
         word in str(error).lower() for word in ("gloo", "nccl", "connection", "broken pipe")
     )
     if not lost:
         return error
-    until = time.monotonic() + GRACE / 2
-    while time.monotonic() < until and not store.check([CODE]):
+    until = time.monotonic() + _GRACE / 2
+    while time.monotonic() < until and not store.check([_CODE]):
         time.sleep(0.05)
-    got = f"a rank that is gone ({str(error).splitlines()[0][:200]})"
+    got = f"a rank that has ended ({str(error).splitlines()[0][:200]})"
     return MachineError(RANK_ENDED.at(f"rank {ranks.rank} of {ranks.world}", got=got))
 
 
 def _watch(store: Store, over: threading.Event) -> None:
     """Ends this process when another rank has failed and this one does not end by itself."""
     try:
-        while not over.wait(LOOK):
-            if store.check([CODE]):
-                if not over.wait(GRACE):
-                    code = int(store.get(CODE))
-                    store.add(LEFT, 1)
+        while not over.wait(_LOOK):
+            if store.check([_CODE]):
+                if not over.wait(_GRACE):
+                    code = int(store.get(_CODE))
+                    store.add(_LEFT, 1)
                     os._exit(code)
                 return
-    except RuntimeError:  # the store's host is gone: it has reported its error, or the loop will notice
+    except RuntimeError:  # the store's host ended: it has reported its error, or the loop will notice
         return

@@ -18,54 +18,55 @@ from lmmkit.data.pipeline import Pipeline
 from lmmkit.errors import Problem, UserError
 from lmmkit.errors.training import NOT_FINITE
 from lmmkit.training.step import StepReport
+from lmmkit.training.triggers import Position
 
-WINDOW = 128  # finite steps that a spike is compared with, as in OLMo-core
+SPIKE_WINDOW = 128  # finite steps that a spike is compared with, as in OLMo-core
 FEWEST = 64  # of them, the minimum for a comparison
 SIGMAS = 6.0
-IN_A_ROW = 3  # steps without an update after which a run ends
-AMONG = 1000  # steps, of which fewer than
-MANY = 10  # may be without an update
+SKIPPED_IN_A_ROW = 3  # steps without an update that end a run
+AMONG = 1000  # steps, in which
+SKIPPED_IN_ALL = 10  # steps without an update end a run
 
 
 @dataclass
 class SpikeDetector:
     """Detects anomalies. Holds losses and norms of recent finite steps, and the skipped step numbers."""
 
-    losses: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
-    norms: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    losses: deque[float] = field(default_factory=lambda: deque(maxlen=SPIKE_WINDOW))
+    norms: deque[float] = field(default_factory=lambda: deque(maxlen=SPIKE_WINDOW))
     skipped: list[int] = field(default_factory=list)
 
     @classmethod
     def of(cls, state: Mapping[str, Sequence] | None) -> SpikeDetector:
         """Returns a detector with the given `state`; without one, an empty detector."""
-        watch = cls()
+        detector = cls()
         if state is not None:
-            watch.losses.extend(state["losses"])
-            watch.norms.extend(state["norms"])
-            watch.skipped = list(state["skipped"])
-        return watch
+            detector.losses.extend(state["losses"])
+            detector.norms.extend(state["norms"])
+            detector.skipped = list(state["skipped"])
+        return detector
 
     def state(self) -> dict[str, list]:
         """Returns the state for a checkpoint, so that a resumed run detects the same spikes."""
         return {"losses": list(self.losses), "norms": list(self.norms), "skipped": self.skipped}
 
-    def see(self, step: int, report: StepReport) -> tuple[str, list[str]] | None:
+    def detect(self, step: int, report: StepReport) -> tuple[str, list[str]] | None:
         """Returns the kind of anomaly in step `step` of the stage, and its figures; None if there is none."""
         if not report.finite:
             self.skipped = [s for s in self.skipped if s > step - AMONG] + [step]
             figures = {"loss": report.loss, "grad_norm": report.grad_norm}
             figures |= {f"terms/{name}": v for name, v in report.terms.items() if v is not None}
             return "not-finite", [name for name, value in figures.items() if not math.isfinite(value)]
-        seen = (("loss", report.loss, self.losses), ("grad_norm", report.grad_norm, self.norms))
-        high = [name for name, value, before in seen if _is_spike(value, before)]
-        for _, value, before in seen:
+        watched = (("loss", report.loss, self.losses), ("grad_norm", report.grad_norm, self.norms))
+        high = [name for name, value, before in watched if _is_spike(value, before)]
+        for _, value, before in watched:
             before.append(value)
         return ("spike", high) if high else None
 
     def too_many(self, step: int) -> bool:
         """Returns whether the run must end at this step because of too many steps without an update."""
-        in_a_row = self.skipped[-IN_A_ROW:] == list(range(step - IN_A_ROW + 1, step + 1))
-        return in_a_row or (self.skipped[-1:] == [step] and len(self.skipped) >= MANY)
+        in_a_row = self.skipped[-SKIPPED_IN_A_ROW:] == list(range(step - SKIPPED_IN_A_ROW + 1, step + 1))
+        return in_a_row or (self.skipped[-1:] == [step] and len(self.skipped) >= SKIPPED_IN_ALL)
 
 
 def _is_spike(value: float, before: Sequence[float]) -> bool:
@@ -75,17 +76,17 @@ def _is_spike(value: float, before: Sequence[float]) -> bool:
 
 
 def record(
-    step: int, stage: str, kind: str, of: list[str], report: StepReport, rows: Mapping[str, list[str]]
+    at: Position, kind: str, figures: list[str], report: StepReport, keys: Mapping[str, list[str]]
 ) -> dict[str, Any]:
     """Returns a record for anomalies.jsonl. JSON has no NaN, so values that are not finite become text."""
     return {
-        "step": step, "stage": stage, "kind": kind, "of": of, "loss": _said(report.loss),
-        "grad_norm": _said(report.grad_norm),
-        "terms": {name: _said(value) for name, value in report.terms.items()}, "rows": rows,
+        "step": at.step, "stage": at.stage, "kind": kind, "of": figures, "loss": _plain(report.loss),
+        "grad_norm": _plain(report.grad_norm),
+        "terms": {name: _plain(value) for name, value in report.terms.items()}, "records": keys,
     }  # fmt: skip
 
 
-def rows_of(pipeline: Pipeline, index: int) -> dict[str, list[str]]:
+def sample_keys(pipeline: Pipeline, index: int) -> dict[str, list[str]]:
     """Returns the sample keys of optimizer step `index` (from 0) by source. A bad record is given by its
     place in the file."""
     found: dict[str, list[str]] = {}
@@ -101,18 +102,16 @@ def rows_of(pipeline: Pipeline, index: int) -> dict[str, list[str]]:
 
 
 def exhausted(
-    step: int, stage: str, watch: SpikeDetector, report: StepReport, rows: Mapping[str, list[str]]
+    where: str, detector: SpikeDetector, report: StepReport, keys: Mapping[str, list[str]]
 ) -> Problem:
     """Returns the problem of too many steps without an update."""
-    keys = ", ".join(key for keys in rows.values() for key in keys)[:300]
+    shown = ", ".join(key for each in keys.values() for key in each)[:300]
     got = (
-        f"loss {report.loss}, gradient norm {report.grad_norm} on {keys}; "
-        f"{len(watch.skipped)} of the last {AMONG} steps updated nothing"
+        f"loss {report.loss}, gradient norm {report.grad_norm} on {shown}; "
+        f"{len(detector.skipped)} of the last {AMONG} steps updated nothing"
     )
-    return NOT_FINITE.at(
-        f"step {step}, stage {stage}", got=got, in_a_row=IN_A_ROW - 1, most=MANY - 1, window=AMONG
-    )
+    return NOT_FINITE.at(where, got=got, in_a_row=SKIPPED_IN_A_ROW - 1, most=SKIPPED_IN_ALL - 1, window=AMONG)
 
 
-def _said(value: float | None) -> float | str | None:
+def _plain(value: float | None) -> float | str | None:
     return value if value is None or math.isfinite(value) else str(value)

@@ -12,7 +12,7 @@ from lmmkit.errors import MachineError
 from lmmkit.errors.training import NOT_DETERMINISTIC
 from lmmkit.recipe import Recipe
 
-TORCH_SAYS = "does not have a deterministic implementation"
+_REFUSAL = "does not have a deterministic implementation"
 
 
 @contextmanager
@@ -38,12 +38,12 @@ def repeatable(recipe: Recipe) -> Iterator[None]:
 
 
 @contextmanager
-def telling_kernel(where: str, recipe: Recipe) -> Iterator[None]:
+def naming_kernel(where: str, recipe: Recipe) -> Iterator[None]:
     """Converts torch's refusal of a kernel to a `MachineError` that names the kernel."""
     try:
         yield
     except RuntimeError as error:
-        if TORCH_SAYS not in str(error):
+        if _REFUSAL not in str(error):
             raise
         got = str(error).partition(", but you set")[0]
         setting = recipe.where("speed.deterministic")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -13,55 +14,60 @@ from lmmkit.api.model_info import ImageSpec
 from lmmkit.api.sample import View
 from lmmkit.attention.eager import attention_map
 from lmmkit.attention.interface import ALL, AttentionFn, Heads, Rotary, apply_rope
-from lmmkit.data.packing import LaidOut, read_images
+from lmmkit.data.packing import ImageRef, LaidOut, Packer, SizedSample, read_images
 from lmmkit.errors import UserError
 from lmmkit.objective import Objective
 from lmmkit.plan.prepare import Prepared
+from lmmkit.training.triggers import Position
 
 HEAT = (1.0, 0.25, 0.0)  # RGB of full attention
 
 
 @torch.no_grad()
-def stage_pictures(
-    prepared: Prepared, objective: Objective, stage: str, step: int, device: torch.device
+def stage_images(
+    prepared: Prepared, objective: Objective, at: Position, device: torch.device
 ) -> dict[str, Tensor]:
-    """Returns the terms' images for a step's first micro-batch, [3, X, Y] in 0..1, by "term/name".
+    """Returns the terms' images for the first micro-batch of the step that led to `at`, [3, X, Y] in 0..1, by
+    "term/name".
 
     Adds the attention of the step's first sample with a readable image.
     """
-    batch = prepared.pipeline(stage).step(step)[0].to(device)
+    pipeline, step, reader = prepared.pipeline(at.stage), at.stage_step - 1, prepared.reader()
+    batch = pipeline.step(step)[0].to(device)
     spec, outcome = prepared.dims.image, objective(batch)
     out = {}
     for term in objective.terms:
-        pictures = term.images(outcome.ctxs[term.name])
-        out |= {f"{term.name}/{name}": natural(p, spec) for name, p in pictures.items()}
-    pipeline = prepared.pipeline(stage)
-    for k in range(step * pipeline.samples, min((step + 1) * pipeline.samples, pipeline.total)):
-        source, _, row = pipeline.order.at(k)
-        sample = pipeline.sources[source][row]
+        images = term.images(outcome.ctxs[term.name])
+        out |= {f"{term.name}/{name}": natural(pixels, spec) for name, pixels in images.items()}
+    for k in pipeline.positions(step):
+        source, _, record = pipeline.order.at(k)
+        sample = pipeline.sources[source][record]
         if sample.images:
             view = View(sample=sample, supervised=True)
-            layout = pipeline.views.lay_out(view)
+            samples = [pipeline.packer.sized([LaidOut(view, pipeline.views.lay_out(view))])]
             try:
-                picture, map_XY = look(prepared, objective, stage, LaidOut(view, layout), device)
+                images = read_images(samples, reader)
             except UserError:  # the step used a replacement
                 continue
-            return out | {"attention/image": picture, "attention/response_to_image": overlay(picture, map_XY)}
+            image, map_XY = response_attention(objective, pipeline.packer, samples[0], images, device)
+            return out | {"attention/image": image, "attention/response_to_image": overlay(image, map_XY)}
     return out
 
 
 @torch.no_grad()
-def look(
-    prepared: Prepared, objective: Objective, stage: str, member: LaidOut, device: torch.device
+def response_attention(
+    objective: Objective,
+    packer: Packer,
+    sample: SizedSample,
+    images: Mapping[ImageRef, Tensor],
+    device: torch.device,
 ) -> tuple[Tensor, Tensor]:
     """Returns the image, [3, X, Y] in 0..1, and the attention from response rows to each patch, [X, Y].
 
     The attention is the mean over heads, layers and rows, scaled to a maximum of 1.
     """
-    layout = member.layout
-    packer, spec, lmm = prepared.packer(stage), prepared.dims.image, objective.lmm
-    samples = [packer.sized([member])]
-    batch, (path,) = packer.pack(samples, read_images(samples, prepared.reader()))
+    layout, lmm, spec = sample.members[0].layout, objective.lmm, packer.image
+    batch, (path,) = packer.pack([sample], images)
     kind = np.repeat([s.kind == "image" for s in layout], [s.n for s in layout])
     supervised = np.repeat([s.supervised for s in layout], [s.n for s in layout])
     n = next(span.n for span in layout if span.kind == "image")
@@ -71,24 +77,24 @@ def look(
     maps: list[Tensor] = []
     attend = lmm.backend.prepare(replace(batch.attention, row_R=batch.attention.row_R[:0]), device)
 
-    def watching(qkv_TC: Tensor, heads: Heads, turn: Rotary) -> tuple[Tensor, Tensor]:
-        q_THK, k_TGK, _ = apply_rope(qkv_TC, heads, turn)
+    def recording(qkv_TC: Tensor, heads: Heads, rotary: Rotary) -> tuple[Tensor, Tensor]:
+        q_THK, k_TGK, _ = apply_rope(qkv_TC, heads, rotary)
         maps.append(attention_map(q_THK[row_R], k_TGK, see_RT)[..., image_row].mean((0, 1)))
-        return attend(qkv_TC, heads, turn)
+        return attend(qkv_TC, heads, rotary)
 
     with objective.computing(device):
         x_TD = lmm.rows(batch, lmm.encode(batch.pixels_ICXY), objective.tokens(batch))
-        lmm.decode(x_TD, batch.forest.pos_T, [AttentionFn(ALL, watching)] * len(lmm.decoder.blocks))
+        lmm.decode(x_TD, batch.forest.pos_T, [AttentionFn(ALL, recording)] * len(lmm.decoder.blocks))
     map_XY = torch.stack(maps).mean(0).view(spec.grid)
     return natural(batch.first_image(0), spec), map_XY / map_XY.max()
 
 
-def overlay(picture_CXY: Tensor, map_XY: Tensor) -> Tensor:
+def overlay(image_CXY: Tensor, map_XY: Tensor) -> Tensor:
     """Returns the image, darkened, with the attention drawn over it."""
-    size = picture_CXY.shape[1:]
+    size = image_CXY.shape[1:]
     heat = F.interpolate(map_XY[None, None].float(), size=size, mode="bilinear")[0].clamp(0, 1).cpu()
     colour = torch.tensor(HEAT)[:, None, None]
-    return picture_CXY.cpu() * (1 - 0.7 * heat) * 0.7 + colour * heat * 0.7
+    return image_CXY.cpu() * (1 - 0.7 * heat) * 0.7 + colour * heat * 0.7
 
 
 def natural(pixels_CXY: Tensor, spec: ImageSpec) -> Tensor:

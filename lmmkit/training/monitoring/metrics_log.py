@@ -19,7 +19,7 @@ from lmmkit.errors import MachineError, Problem, UserError
 from lmmkit.errors.training import LOG_CANNOT_WRITE, NO_STEP
 from lmmkit.runs.files import io_point, plain, read_jsonl, write_text_atomic
 
-Picture = Tensor | np.ndarray  # [C, X, Y], values 0 to 1
+_Image = Tensor | np.ndarray  # [C, X, Y], values 0 to 1
 
 
 class MetricsLog:
@@ -95,12 +95,12 @@ class Board:
             if value is not None and math.isfinite(value):
                 self._writer.add_scalar(name, value, step)
 
-    def images(self, step: int, pictures: Mapping[str, Picture]) -> None:
+    def images(self, step: int, images: Mapping[str, _Image]) -> None:
         """Writes one image for each name: [C, X, Y], values clipped to 0..1."""
-        for name, picture in pictures.items():
-            if isinstance(picture, Tensor):
-                picture = picture.detach().float().cpu().numpy()
-            clipped = np.clip(np.asarray(picture, dtype=np.float32), 0.0, 1.0)
+        for name, image in images.items():
+            if isinstance(image, Tensor):
+                image = image.detach().float().cpu().numpy()
+            clipped = np.clip(np.asarray(image, dtype=np.float32), 0.0, 1.0)
             self._writer.add_image(name, clipped, step)
 
     def close(self) -> None:
@@ -130,14 +130,14 @@ class NullLogger:
 
     def scalars(self, step: int, values: Mapping[str, float | None]) -> None: ...
 
-    def images(self, step: int, pictures: Mapping[str, Picture]) -> None: ...
+    def images(self, step: int, images: Mapping[str, _Image]) -> None: ...
 
     def update(self, done: int, *, tokens: int, loss: float | None) -> None: ...
 
     def notify(self, text: str) -> None: ...
 
 
-class Progress:
+class StageProgress:
     """Prints the progress of a stage: step, loss, rates and time left.
 
     On a terminal it redraws a bar in place. Elsewhere (a file, a scheduler's log) it prints a plain line
@@ -193,7 +193,7 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> StageProgress:
         return self
 
     def __exit__(self, *error: object) -> None:

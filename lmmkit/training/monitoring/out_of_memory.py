@@ -13,18 +13,18 @@ from lmmkit.errors import MachineError, Problem
 from lmmkit.errors.training import OUT_OF_MEMORY
 from lmmkit.recipe import Recipe
 
-CPU_SAYS = "DefaultCPUAllocator: can't allocate memory"
+_CPU_MESSAGE = "DefaultCPUAllocator: can't allocate memory"
 
 
 @contextmanager
-def telling_room(where: str, step: Step, recipe: Recipe, device: torch.device) -> Iterator[None]:
+def naming_memory_keys(where: str, step: Step, recipe: Recipe, device: torch.device) -> Iterator[None]:
     """Converts an allocator error within a step to a `MachineError`; the step is not retried."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise MachineError(_no_room(where, step, recipe, device, error)) from error
     except RuntimeError as error:
-        if CPU_SAYS not in str(error):
+        if _CPU_MESSAGE not in str(error):
             raise
         raise MachineError(_no_room(where, step, recipe, device, error)) from error
 

@@ -57,7 +57,7 @@ def stage(
     steps,
     *,
     keep: int = 4,
-    beside: bool = False,
+    in_thread: bool = False,
     base=None,
     listing=None,
     spoil=lambda step: None,
@@ -65,7 +65,7 @@ def stage(
     """Saves checkpoints of one trainable and two frozen tensors, as one stage does; returns the frozen ones."""
     base = torch.arange(6.0) if base is None else base
     frozen = {"base": base, "other": torch.ones(2, 3)}
-    with Saver(run, keep=keep, ranks=ALONE, beside=beside, frozen=frozen, before=listing) as saver:
+    with Saver(run, keep=keep, ranks=ALONE, in_thread=in_thread, frozen=frozen, before=listing) as saver:
         for step in steps:
             spoil(step)
             saver.save(step, frozen | {"trained": torch.full((3,), float(step))}, {})
@@ -79,9 +79,9 @@ def assert_holds(run: RunFolder, step: int, frozen) -> None:
     assert torch.equal(tensors["trained"], torch.full((3,), float(step)))
 
 
-@pytest.mark.parametrize("beside", [False, True])
-def test_a_stage_writes_two_copies_and_every_manifest_lists_them(run, beside):
-    frozen = stage(run, [1, 2, 3], beside=beside)
+@pytest.mark.parametrize("in_thread", [False, True])
+def test_a_stage_writes_two_copies_and_every_manifest_lists_them(run, in_thread):
+    frozen = stage(run, [1, 2, 3], in_thread=in_thread)
     (name,) = folders(run)
     files = {
         path.name: (path.stat().st_size, file_crc32(path)) for path in (run.checkpoints / name).iterdir()
@@ -98,7 +98,7 @@ def test_a_stage_writes_two_copies_and_every_manifest_lists_them(run, beside):
 
 @pytest.mark.parametrize("copy", ["a", "b"])
 @pytest.mark.parametrize("harm", [flip, lambda path: os.truncate(path, 9), lambda path: path.unlink()])
-def test_one_damaged_copy_is_told_and_the_other_is_read(run, caplog, copy, harm):
+def test_one_damaged_copy_is_reported_and_the_other_is_read(run, caplog, copy, harm):
     frozen = stage(run, [1, 2])
     file = run.checkpoints / folders(run)[0] / f"{copy}-frozen-00000.safetensors"
     harm(file)
@@ -189,7 +189,7 @@ def test_the_next_start_removes_what_a_killed_save_left(run):
     shutil.copytree(run.checkpoints / name, run.checkpoints / "frozen-00000009-0123abcd")
     assert write.sweep(run) == ("removed frozen-00000009-0123abcd, which no checkpoint lists",)
     assert folders(run) == [name]
-    (at(run, 1) / manifest.NAME).write_text("{}")
+    (at(run, 1) / manifest.FILE_NAME).write_text("{}")
     assert write.sweep(run) == () and folders(run) == [name], "a manifest that is damaged may be restored"
 
 
@@ -217,7 +217,7 @@ def test_a_forged_manifest_leads_nowhere(run, forged):
     body = manifest.read(at(run, 1))
     body["frozen"] |= forged
     body["crc32"] = manifest.zlib.crc32(manifest._encode(body))
-    (at(run, 1) / manifest.NAME).write_bytes(manifest._encode(body))
+    (at(run, 1) / manifest.FILE_NAME).write_bytes(manifest._encode(body))
     with pytest.raises(UserError, match="does not write"):
         read.load(at(run, 1))
 

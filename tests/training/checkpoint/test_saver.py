@@ -27,7 +27,7 @@ def test_what_is_trained_meanwhile_is_not_saved(run, monkeypatch):
     tensor, go = torch.zeros(5), threading.Event()
     write = tensor_files.write
     monkeypatch.setattr(tensor_files, "write", lambda *args: go.wait(20) and write(*args))
-    with Saver(run, keep=2, ranks=ALONE, beside=True) as saver:
+    with Saver(run, keep=2, ranks=ALONE, in_thread=True) as saver:
         saver.save(1, {"w": tensor}, {})
         tensor += 1
         assert read.newest(run).path is None, "it is under way"
@@ -46,7 +46,7 @@ def test_a_failure_is_raised_where_the_loop_looks(run, monkeypatch, when):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(tensor_files, "write", full)
-    saver = Saver(run, keep=2, ranks=ALONE, beside=True)
+    saver = Saver(run, keep=2, ranks=ALONE, in_thread=True)
     with pytest.raises(MachineError, match="No space left"), saver:
         saver.save(1, {"w": torch.zeros(5)}, {})
         if when == "check":
@@ -102,11 +102,13 @@ def test_a_file_is_one_the_library_reads(tmp_path):
 
 
 @pytest.mark.parametrize(("world", "grace", "told"), [(2, -1.0, 1), (2, 30.0, 0), (1, -1.0, 0)])
-def test_a_save_that_torchrun_would_not_wait_for_is_told_once(run, monkeypatch, capsys, world, grace, told):
+def test_a_save_that_torchrun_would_not_wait_for_is_reported_once(
+    run, monkeypatch, capsys, world, grace, told
+):
     monkeypatch.setattr(saver, "put", lambda *args, **options: None)
     monkeypatch.setattr(saver, "hold", lambda tensors, ranks, frozen: tensor_files.HeldTensors({}, {}))
-    monkeypatch.setattr(saver, "GRACE", grace)
-    saves = Saver(run, keep=2, ranks=Ranks(world), beside=False)
+    monkeypatch.setattr(saver, "_GRACE", grace)
+    saves = Saver(run, keep=2, ranks=Ranks(world), in_thread=False)
     for step in (1, 2):
         saves.save(step, {}, {})
     assert capsys.readouterr().err.count("output.save_every") == told

@@ -16,7 +16,7 @@ from lmmkit.training.checkpoint import read, write
 from lmmkit.training.checkpoint.rng import rng_state
 from lmmkit.training.checkpoint.tensor_files import hold
 from lmmkit.training.distributed.process_group import ALONE
-from lmmkit.training.monitoring.out_of_memory import telling_room
+from lmmkit.training.monitoring.out_of_memory import naming_memory_keys
 from lmmkit.training.run import train
 from lmmkit.weights import model_folder
 from tests.conftest import PLAIN
@@ -52,7 +52,7 @@ def test_two_saves_in_a_row_may_fail(tiny, tmp_path, monkeypatch, capsys):
     assert "no checkpoint of step 3 (failed 2 of 3)" in told and "step 5 (failed 1 of 3)" in told
 
 
-def test_the_third_ends_the_run_and_the_last_checkpoint_stands(tiny, tmp_path, monkeypatch):
+def test_the_third_ends_the_run_and_the_last_checkpoint_stays(tiny, tmp_path, monkeypatch):
     recipe = tiny(*SHORT, text=PLAIN)
     whole = train(recipe, out=tmp_path / "whole").run
     fail_saves(monkeypatch, {4, 5, 6})
@@ -104,7 +104,7 @@ def test_a_model_folder_that_cannot_be_written_leaves_the_one_before(tmp_path, m
 
 
 @pytest.mark.parametrize("kind", ["flip", pytest.param("extra", marks=pytest.mark.slow)])
-def test_a_damaged_checkpoint_is_told_and_the_one_before_gone_on_from(tiny, tmp_path, caplog, kind):
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(tiny, tmp_path, caplog, kind):
     recipe = tiny(*SHORT, text=PLAIN)
     run = train(recipe, out=tmp_path / "run").run
     whole = figures(run)
@@ -123,7 +123,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_gone_on_from(tiny, tmp_
     assert read.newest(run).notices == (), "saved anew"
 
 
-def test_order_is_by_step_whatever_the_clock_says(tmp_path, monkeypatch):
+def test_order_is_by_step_and_not_by_the_clock(tmp_path, monkeypatch):
     run = RunFolder(tmp_path)
     for step in (1, 2, 3):
         path = write.put(run, step, hold({"w": torch.zeros(1)}, ALONE), {}, keep=3, rng=rng_state())
@@ -138,7 +138,7 @@ def test_order_is_by_step_whatever_the_clock_says(tmp_path, monkeypatch):
     "raised", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), MemoryError(),
                RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried")],
 )  # fmt: skip
-def test_out_of_memory_tells_the_step_and_the_keys_to_change(tiny, tmp_path, monkeypatch, raised):
+def test_out_of_memory_names_the_step_and_the_keys_to_change(tiny, tmp_path, monkeypatch, raised):
     from lmmkit.training import stage_loop
 
     def full(*args, **kwargs):
@@ -153,5 +153,8 @@ def test_out_of_memory_tells_the_step_and_the_keys_to_change(tiny, tmp_path, mon
 
 
 def test_another_runtime_error_stays_what_it_is(tiny):
-    with pytest.raises(RuntimeError, match="shapes"), telling_room("here", (), tiny(), torch.device("cpu")):
+    with (
+        pytest.raises(RuntimeError, match="shapes"),
+        naming_memory_keys("here", (), tiny(), torch.device("cpu")),
+    ):
         raise RuntimeError("shapes do not match")

@@ -22,6 +22,7 @@ from lmmkit.cost_estimate import _whole, estimate, staged
 from lmmkit.data.pipeline import Pipeline
 from lmmkit.errors import Problem, UserError
 from lmmkit.objective import Objective
+from lmmkit.optimizers import build_optimizer
 from lmmkit.plan.prepare import prepare
 from lmmkit.recipe import Recipe
 from lmmkit.runs.run_folder import RunFolder
@@ -227,7 +228,7 @@ def _stepped(recipe, ranks):
         )
     else:
         objective, trainable = fsdp.sharded(prepared, "only", ranks, torch.device("cpu"))
-    optimizer = build.optimizer(objective, recipe.stages["only"], trainable)
+    optimizer = build_optimizer(objective, recipe.stages["only"], trainable)
     state_dict._allocate(optimizer)
     return objective, optimizer
 
@@ -262,7 +263,7 @@ def test_a_checkpoint_comes_back_on_another_number_of_ranks(mixed, tmp_path, bef
             saved = read.load(path, spoiled=(), ranks=ranks)
             assert saved.state == {"at": 7} and not saved.rng, "another number of ranks draws anew"
             objective, optimizer = _stepped(recipe, ranks)
-            state_dict.restore_state(objective, optimizer, saved, path)
+            state_dict.restore_state(objective, optimizer, saved)
             for key, tensor in state_dict.state_tensors(objective, optimizer).items():
                 whole = fsdp.gather_full(tensor)
                 assert torch.equal(whole, _marked(key, whole)), key
@@ -381,7 +382,7 @@ def _boom():
     raise ValueError("boom")
 
 
-def test_a_world_that_does_not_fit_is_told_which_do(mixed, tmp_path, capsys):
+def test_a_world_that_does_not_fit_is_refused_with_those_that_do(mixed, tmp_path, capsys):
     recipe = mixed("parallel.shard=4", "stages.only.optim.kind=adamw8bit")
     for n, want in ((2, "1 or 4, 8, 12, 16, and so on"), (4, None)):
         with pytest.raises(UserError) as raised:
@@ -390,13 +391,15 @@ def test_a_world_that_does_not_fit_is_told_which_do(mixed, tmp_path, capsys):
         assert codes == ["parallel/process-count"] * (want is not None) + ["parallel/optimizer"]
         assert want is None or raised.value.problems[0].expected == f"a number of processes that fits: {want}"
     fsdp.check_world(recipe, ALONE)
+    fsdp.note_idle_keys(recipe, ALONE)
     assert "one process trains alone" in capsys.readouterr().err
     fsdp.check_world(mixed(), Ranks(world=8, rank=0))
+    fsdp.note_idle_keys(mixed(), Ranks(world=8, rank=0))
     assert "some of 8 ranks have no work" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("exchange", ["step", "micro_batch"])
-def test_a_rank_holds_what_check_tells(mixed, tmp_path, exchange):
+def test_a_rank_has_the_memory_that_check_estimates(mixed, tmp_path, exchange):
     """Weights, gradients and moments between steps, and gradients as they gather over micro-batches."""
     recipe = mixed("parallel.shard=2", f"parallel.exchange={exchange}", "stages.only.length.steps=1")
     prepared = prepare(recipe)

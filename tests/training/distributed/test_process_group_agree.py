@@ -69,7 +69,7 @@ def test_a_nan_on_one_rank_skips_the_update_on_all(tiny, tmp_path):
     local_ranks.run(2, body, tmp_path)
     run = RunFolder(tmp_path / "run")
     (line,) = read_jsonl(run.anomalies)
-    assert line["step"] == 2 and line["kind"] == "not-finite" and len(line["rows"]["captions"]) == 4
+    assert line["step"] == 2 and line["kind"] == "not-finite" and len(line["records"]["captions"]) == 4
     assert [x["loss"] is None for x in run.read_metrics()] == [False, True, False, False]
 
 

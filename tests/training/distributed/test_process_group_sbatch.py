@@ -60,7 +60,7 @@ def test_two_nodes_train_what_one_process_trains(sbatch, mixed, tmp_path):  # no
     assert_near(RunFolder(tmp_path / "run"), train(mixed(), out=tmp_path / "one").run)
 
 
-def test_a_job_that_is_told_to_end_goes_on_when_it_is_submitted_again(sbatch, tmp_path):
+def test_a_job_that_was_stopped_continues_when_it_is_submitted_again(sbatch, tmp_path):
     out = tmp_path / "run"
     job = sbatch(out, "stages.only.length.steps=40")
     until = time.monotonic() + 200

@@ -90,7 +90,7 @@ def test_a_signal_by_every_road_ends_in_a_checkpoint(written, scenes, tmp_path, 
     assert code != 0 and said.count("stopped by a signal; saved") == 1, said
 
 
-def test_bad_input_is_told_once(written, scenes, tmp_path):
+def test_bad_input_is_reported_once(written, scenes, tmp_path):
     path = written()
     path.write_text(path.read_text().replace("samples: 5", "samples: 0"))
     assert torchrun(path, scenes, tmp_path / "run").wait() != 0

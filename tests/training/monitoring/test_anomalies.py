@@ -15,7 +15,7 @@ from lmmkit.runs.files import read_jsonl
 from lmmkit.runs.run_folder import RunFolder
 from lmmkit.training import stage_loop
 from lmmkit.training.checkpoint import read
-from lmmkit.training.monitoring.anomalies import IN_A_ROW, MANY, WINDOW, SpikeDetector
+from lmmkit.training.monitoring.anomalies import SKIPPED_IN_A_ROW, SKIPPED_IN_ALL, SPIKE_WINDOW, SpikeDetector
 from lmmkit.training.monitoring.metrics_log import MetricsLog
 from lmmkit.training.run import train
 from lmmkit.training.step import StepReport, run_step
@@ -98,7 +98,7 @@ def test_a_step_that_is_not_finite_changes_no_bit_and_is_recorded(tiny, tmp_path
     else:
         assert first["of"] == ["loss", "grad_norm", "terms/next_token"] and first["loss"] == "nan"
         assert lines[1]["loss"] is None
-    assert set(first["rows"]["captions"]) == rows[2] and len(rows[2]) == 4
+    assert set(first["records"]["captions"]) == rows[2] and len(rows[2]) == 4
 
 
 def test_three_in_a_row_end_the_run_with_unharmed_weights(tiny, tmp_path, monkeypatch):
@@ -167,23 +167,23 @@ def test_anomalies_after_a_resume_read_as_if_nothing_had_happened(tiny, tmp_path
 
 def test_ten_of_a_thousand_are_too_many():
     watch = SpikeDetector()
-    for n in range(MANY):
+    for n in range(SKIPPED_IN_ALL):
         assert not watch.skipped or not watch.too_many(watch.skipped[-1])
-        watch.see(50 * n + 1, report(NAN))
-    assert watch.too_many(50 * (MANY - 1) + 1)
-    assert not watch.too_many(50 * (MANY - 1) + 2), "only a step that was itself skipped ends a run"
+        watch.detect(50 * n + 1, report(NAN))
+    assert watch.too_many(50 * (SKIPPED_IN_ALL - 1) + 1)
+    assert not watch.too_many(50 * (SKIPPED_IN_ALL - 1) + 2), "only a step that was itself skipped ends a run"
     watch = SpikeDetector.of(json.loads(json.dumps(watch.state())))
-    watch.see(2000, report(NAN))
+    watch.detect(2000, report(NAN))
     assert not watch.too_many(2000) and watch.skipped == [2000]
 
 
 def test_in_a_row_means_in_a_row():
     watch = SpikeDetector()
     for step in (1, 2, 4, 5):
-        watch.see(step, report(NAN))
+        watch.detect(step, report(NAN))
         assert not watch.too_many(step)
-    watch.see(6, report(NAN))
-    assert watch.too_many(6) and IN_A_ROW == 3
+    watch.detect(6, report(NAN))
+    assert watch.too_many(6) and SKIPPED_IN_A_ROW == 3
 
 
 def curve(seed, n=200):
@@ -197,23 +197,23 @@ def test_a_spike_is_seen_and_noise_is_not(seed):
     found = {
         step: seen
         for step, loss in enumerate(curve(seed), 1)
-        if (seen := watch.see(step, report(loss, loss)))
+        if (seen := watch.detect(step, report(loss, loss)))
     }
     assert not found
-    assert watch.see(201, report(6.0, 1.0)) == ("spike", ["loss"])
-    assert watch.see(202, report(2.0, 9.0)) == ("spike", ["grad_norm"])
-    assert not watch.skipped and len(watch.losses) == WINDOW
+    assert watch.detect(201, report(6.0, 1.0)) == ("spike", ["loss"])
+    assert watch.detect(202, report(2.0, 9.0)) == ("spike", ["grad_norm"])
+    assert not watch.skipped and len(watch.losses) == SPIKE_WINDOW
 
 
 def test_the_first_steps_are_no_spikes():
     watch = SpikeDetector()
-    assert watch.see(1, report(1.0)) is None and watch.see(2, report(100.0)) is None
+    assert watch.detect(1, report(1.0)) is None and watch.detect(2, report(100.0)) is None
 
 
-def test_a_watch_that_went_through_a_checkpoint_sees_the_same():
+def test_a_detector_restored_from_a_checkpoint_detects_the_same():
     one, two = SpikeDetector(), SpikeDetector()
     for step, loss in enumerate(curve(9), 1):
-        one.see(step, report(loss))
-        two.see(step, report(loss))
+        one.detect(step, report(loss))
+        two.detect(step, report(loss))
         two = SpikeDetector.of(json.loads(json.dumps(two.state())))
     assert one == two

@@ -12,7 +12,7 @@ import torch
 
 from lmmkit.errors import MachineError, UserError
 from lmmkit.runs.files import read_jsonl
-from lmmkit.training.monitoring.metrics_log import Board, MetricsLog, Progress, duration
+from lmmkit.training.monitoring.metrics_log import Board, MetricsLog, StageProgress, duration
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_truncate_of_nothing(path):
 
 
 @pytest.mark.parametrize("cut", range(1, 20))
-def test_a_torn_last_line_is_mended(path, cut):
+def test_an_incomplete_last_line_is_removed(path, cut):
     lines = b'{"step": 1}\n{"step": 2, "a": 3}\n'
     path.write_bytes(lines[:-cut])
     read_jsonl(path)
@@ -123,7 +123,7 @@ class Terminal(io.StringIO):
 
 def test_plain_lines_every_ten_seconds_and_at_the_end():
     out, clock = io.StringIO(), Clock()
-    with Progress("pretrain", 25, done=5, stream=out, clock=clock) as progress:
+    with StageProgress("pretrain", 25, done=5, stream=out, clock=clock) as progress:
         for done in range(6, 26):
             clock.now += 2.0
             progress.update(done, tokens=100, loss=0.5 if done < 25 else None)
@@ -142,7 +142,7 @@ def test_a_bar_on_a_terminal(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "140")
     out, clock = Terminal(), Clock()
-    with Progress("pretrain", 4, stream=out, clock=clock) as progress:
+    with StageProgress("pretrain", 4, stream=out, clock=clock) as progress:
         for done in range(1, 5):
             clock.now += 1.0
             progress.update(done, tokens=10, loss=2.0)
@@ -153,7 +153,7 @@ def test_a_bar_on_a_terminal(monkeypatch):
 
 def test_no_clock_step_is_no_division_by_zero():
     out = io.StringIO()
-    progress = Progress("s", 1, stream=out, clock=lambda: 0.0)
+    progress = StageProgress("s", 1, stream=out, clock=lambda: 0.0)
     progress.update(1, tokens=0, loss=1.0)
     assert out.getvalue().startswith("s 1/1")
 

@@ -18,7 +18,7 @@ MIXED = (
 )  # fmt: skip
 
 
-def test_sources_are_told_apart_and_add_up_to_the_whole(tiny, tmp_path):
+def test_losses_by_source_add_up_to_the_whole(tiny, tmp_path):
     recipe = tiny(*MIXED, "speed.tokens=300")
     lines = train(recipe, out=tmp_path / "run").run.read_metrics()
     assert not any(key.startswith("loss/") for key in lines[0]), "a stage of one source has nothing to tell"

@@ -1,17 +1,18 @@
-"""8-bit AdamW by bitsandbytes: what its moments take, where its losses go, resume, and its absence."""
+"""The kinds of optimizer; 8-bit AdamW by bitsandbytes: the size of its moments, its losses, resume, and its absence."""
 
 from __future__ import annotations
 
 import shutil
 import sys
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from lmmkit import build
 from lmmkit.errors import MachineError
-from lmmkit.recipe import read_text
+from lmmkit.optimizers import OPTIMIZERS, state_bytes
+from lmmkit.recipe import Optim, read_text
 from lmmkit.runs.run_folder import RunFolder
 from lmmkit.training.checkpoint import read, state_dict
 from lmmkit.training.run import train
@@ -21,6 +22,28 @@ from tests.training.test_run import figures
 
 WIDE = ("model.text={width: 64, depth: 2, heads: 2, mlp: 160, context: 256}",)  # linears of 8-bit size
 BOTH = [f"stages.{stage}.optim.kind=adamw8bit" for stage in ("pretrain", "finetune")]
+
+
+def test_a_recipe_can_name_each_kind_and_no_other():
+    assert set(get_args(get_type_hints(Optim)["kind"])) == set(OPTIMIZERS)
+
+
+def test_each_kind_is_built_with_the_recipe_s_betas_and_eps():
+    for kind, spec in OPTIMIZERS.items():
+        optim = Optim(kind=kind, lr=1.0, betas=(0.8, 0.9), eps=1e-5)
+        groups = [{"params": [torch.nn.Parameter(torch.zeros(3))], "lr": 0.5, "weight_decay": 0.1}]
+        (group,) = spec.build(groups, optim).param_groups
+        assert (tuple(group["betas"]), group["eps"]) == ((0.8, 0.9), 1e-5), kind
+        assert (group["lr"], group["weight_decay"]) == (0.5, 0.1), kind
+
+
+def test_moments_in_eight_bits_have_a_scale_for_each_block():
+    assert state_bytes("adamw", (4095, 4096, 5000)) == 8 * (4095 + 4096 + 5000)
+    assert state_bytes("adamw8bit", (4095, 4096, 5000)) == 8 * 4095 + 2 * (4096 + 4 * 16) + 2 * (
+        5000 + 4 * 20
+    )
+    with pytest.raises(KeyError):
+        state_bytes("lion", (1,))
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +106,8 @@ def test_a_run_with_eight_bits_resumes_bit_for_bit(finished, tmp_path):
 
 def test_restoring_moves_no_parameter(tmp_path):
     net = torch.nn.Linear(64, 128)
-    optimizer = build._adamw("adamw8bit")(net.parameters(), lr=1.0, weight_decay=0.5)
+    groups = [{"params": list(net.parameters()), "lr": 1.0, "weight_decay": 0.5}]
+    optimizer = OPTIMIZERS["adamw8bit"].build(groups, Optim(kind="adamw8bit", lr=1.0))
     before = net.weight.detach().clone()
     state_dict._allocate(optimizer)
     assert torch.equal(net.weight, before) and optimizer.state[net.weight]["state1"].dtype == torch.uint8

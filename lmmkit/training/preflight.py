@@ -1,0 +1,54 @@
+"""The checks before a run that need no run folder; `lmmkit check` and `lmmkit train` run the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from lmmkit import build
+from lmmkit.errors import Tried, raise_all, raise_together
+from lmmkit.evaluate.kinds import task_problems
+from lmmkit.optimizers import check_optimizers
+from lmmkit.plan.prepare import Prepared, prepare
+from lmmkit.recipe import Recipe
+from lmmkit.training.distributed.fsdp import check_world
+from lmmkit.training.distributed.process_group import ALONE, Ranks
+from lmmkit.training.validation import validate_problems
+
+
+def preflight(
+    recipe: Recipe, *, trust_files: bool = False, data: Iterable[str] | None = None, ranks: Ranks = ALONE
+) -> tuple[Prepared, torch.device]:
+    """Returns the prepared recipe and the device of this process, after every check.
+
+    Args:
+        recipe: a recipe as `read_recipe` returns it.
+        trust_files: run plugins from local files.
+        data: names of the sources to open. Default: those of all stages and their validations.
+        ranks: the processes that are to train.
+
+    Raises:
+        UserError: with all problems of recipe, data, plugins, plans, tasks and machine, except those that
+            can only be found after others are solved.
+        MachineError: if all of them are problems of the machine.
+    """
+    device = build.device_here()
+    prepared = Tried(lambda: prepare(recipe, trust_files=trust_files, data=data))
+    backend = Tried(lambda: build.backend(recipe, device))
+    raise_together((
+        Tried(lambda: check_world(recipe, ranks)),
+        prepared,
+        Tried(lambda: raise_all(task_problems(recipe))),
+        Tried(lambda: raise_all(validate_problems(prepared.value)), prepared),
+        *(Tried(lambda stage=stage: prepared.value.pipeline(stage), prepared) for stage in recipe.stages),
+        Tried(lambda: check_optimizers(recipe)),
+        Tried(lambda: build.check_compiler(recipe, device)),
+        backend,
+        Tried(lambda: _check_pretrained(prepared.value, device), prepared, backend),
+    ))  # fmt: skip
+    return prepared.value, device
+
+
+def _check_pretrained(prepared: Prepared, device: torch.device) -> None:
+    build.check_pretrained(prepared.recipe, prepared.dims, prepared.pretrained, device)
