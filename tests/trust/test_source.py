@@ -39,7 +39,6 @@ ALLOWED = {
     ("lmmkit/data/sources/index_cache.py", "defines __reduce__"): "goes to a data worker as the folder it maps there",
     ("lmmkit/data/sources/llava_json.py", "defines __reduce__"): "goes to a data worker as the file it opens there",
     ("lmmkit/data/sources/webdataset_shards.py", "defines __reduce__"): "the same",
-    ("lmmkit/data/packing.py", "defines __reduce__"): "an error comes back from a data worker with its pictures",
     ("lmmkit/data/sources/webdataset_shards.py", "imports importlib (runs code)"): "two names of ours: the optional webdataset",
     ("lmmkit/data/sources/webdataset_shards.py", "calls import_module"): "the same",
 }  # fmt: skip
