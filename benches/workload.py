@@ -201,7 +201,7 @@ def modules(config: Config, method: str, width: int) -> nn.ModuleDict:
 
 
 def image_spec(config: Config) -> ImageSpec:
-    """The images that both encoders take."""
+    """Returns the shape of the images that both encoders take."""
     return ImageSpec(size=14 * config.side, grid=(config.side, config.side), width=config.vision[0])
 
 

@@ -38,7 +38,6 @@ ALLOWED = {
     ("lmmkit/data/length_grouping.py", "defines __reduce__"): "the same",
     ("lmmkit/data/sources/index_cache.py", "defines __reduce__"): "goes to a data worker as the folder it maps there",
     ("lmmkit/data/sources/indexed_records.py", "defines __reduce__"): "goes to a data worker as the paths that it opens there",
-    ("lmmkit/data/packing.py", "defines __reduce__"): "an error comes back from a data worker with its pictures",
     ("lmmkit/data/sources/webdataset_shards.py", "imports importlib (runs code)"): "two names of ours: the optional webdataset",
     ("lmmkit/data/sources/webdataset_shards.py", "calls import_module"): "the same",
 }  # fmt: skip
