@@ -1,4 +1,4 @@
-"""The majority baseline: the score of a model that knows the training answers and sees no image."""
+"""The majority baseline: the score of a model that knows the training answers and reads no image."""
 
 from __future__ import annotations
 

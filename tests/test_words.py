@@ -25,6 +25,7 @@ UNUSED = re.compile(
     r"|stands|speaks?|spoken|nobody)\b",
     re.IGNORECASE,
 )
+DATA = {("lmmkit/scenes/captions.py", "picture")}  # a question of the drawn data sets, which are fixed
 NOT_A_VERB = re.compile(r"(What|The same|As|Of|By|How|Where|Whether|Every|All|A|An|The) ")
 
 
@@ -37,8 +38,9 @@ def words(path: Path) -> Iterator[tuple[int, str]]:
 
 @pytest.mark.parametrize("path", CODE, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_code_uses_plain_words(path):
+    name = path.relative_to(ROOT).as_posix()
     found = {(line, match.group()) for line, text in words(path) for match in UNUSED.finditer(text)}
-    assert not found
+    assert not {(line, word) for line, word in found if (name, word) not in DATA}
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.relative_to(ROOT).as_posix())

@@ -82,7 +82,7 @@ class Batch:
 
     @property
     def forest(self) -> Forest:
-        """Returns the forest: which row sees which."""
+        """Returns the forest: which row attends to which."""
         return self.attention.forest
 
     def views_of(self, name: str) -> list[int]:

@@ -1,8 +1,8 @@
-"""The labelled forest: packed rows as nodes of trees, and the rule of which row sees which.
+"""The labelled forest: packed rows as nodes of trees, and the rule of which row attends to which.
 
 Two integers per row, `enter` and `leave`, define the rule:
 
-    row q sees row k   iff   enter[k] <= enter[q] < leave[k]
+    row q attends to row k   iff   enter[k] <= enter[q] < leave[k]
 
 Depth-first numbering gives each row a distinct `enter`; `leave` is the end of its subtree. Packed
 documents are trees. A prefix shared by several views is the common trunk of a tree. Rows with equal

@@ -1,7 +1,7 @@
 """The rule of a forest as few flash calls, computed once per batch on the host and shared by all layers.
 
-A run is a contiguous range of rows with the same `leave`. Its rows see each other causally, and every
-row below sees all of it. So attention is one partial call of each run onto itself, and one of its rows
+A run is a contiguous range of rows with the same `leave`. Its rows attend to each other causally, and every
+row below attends to all of it. So attention is one partial call of each run onto itself, and one of its rows
 onto each run above. The partial softmaxes are merged by their log-sum-exp.
 """
 
@@ -62,7 +62,7 @@ class AttentionSpec:
     """Specifies the attention of one layer over a forest of T rows; all tensors are on the host.
 
     Args:
-        forest: which row sees which.
+        forest: which row attends to which.
         key_T: bool, the key rows that the mass is summed over.
         row_R: query rows whose mass on those keys is returned, none twice.
         read_T: bool, rows whose states are read after the layer; None for all. Output rows: `read_T`,

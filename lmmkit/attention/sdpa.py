@@ -90,7 +90,7 @@ class _Flash:
 
 @dataclass(frozen=True)
 class _CausalFlash:
-    """Runs the CPU flash kernel causally. Each stretch sees itself causally, and all stretches before it."""
+    """Runs the CPU flash kernel causally. A stretch attends to itself causally, and to all earlier ones."""
 
     def forward(self, q_BNHK: Tensor, k_BMHK: Tensor, v_BMHK: Tensor) -> tuple[Tensor, Tensor]:
         q, k, v = _heads_first(q_BNHK, k_BMHK, v_BMHK)

@@ -116,8 +116,8 @@ class SwiGLU(nn.Module):
 class Block(nn.Module):
     """Computes one decoder layer: (x_TD, rotary, attention_fn) -> (x_WD, mass_R), without hidden state.
 
-    Grouped-query attention with rotary positions; `attention_fn` implements the rule of which row sees
-    which. `before` and `after` are the code around it that `torch.compile` may fuse.
+    Grouped-query attention with rotary positions; `attention_fn` implements the rule of which row
+    attends to which. `before` and `after` are the code around it that `torch.compile` may fuse.
     """
 
     def __init__(self, attention: SelfAttention, mlp: SwiGLU, *, width: int, norm_eps: float):
