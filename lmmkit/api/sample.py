@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 Role = Literal["user", "assistant"]
 ImageFit = Literal["crop", "pad", "stretch"]
+TemplateName = Literal["plain", "vicuna_v1", "chatml", "llama3"]
+AfterEos = Literal["published", "hf437"]
 
 
 class ImageEdit(Protocol):

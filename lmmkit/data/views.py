@@ -8,8 +8,8 @@ from typing import Literal
 
 from lmmkit.api.components import AuxTask, TokenStrategy
 from lmmkit.api.layout import Layout, insert_tokens, row_count, truncate
-from lmmkit.api.sample import Sample, View
-from lmmkit.data.chat_templates import AfterEos, lay_out, lay_out_prompt
+from lmmkit.api.sample import AfterEos, Sample, View
+from lmmkit.data.chat_templates import lay_out, lay_out_prompt
 from lmmkit.data.images import RowsOf
 from lmmkit.data.packing import LaidOut
 from lmmkit.data.sampler import sample_rng

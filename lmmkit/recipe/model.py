@@ -9,11 +9,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Tag
 
 from lmmkit.api.model_info import CLIP_MEAN, CLIP_STD, Activation, Resample
-from lmmkit.api.sample import ImageFit
+from lmmkit.api.sample import AfterEos, ImageFit, TemplateName
 from lmmkit.recipe import field_types as k
 from lmmkit.recipe.field_types import Says, section
 
-TemplateName = Literal["plain", "vicuna_v1", "chatml", "llama3"]
 NO_WEIGHTS = "none"  # `model.vision.weights` of a timm encoder with random weights
 
 
@@ -195,7 +194,7 @@ class Chat:
 
     template: TemplateName
     image_fit: ImageFit
-    after_eos: Literal["published", "hf437"] = "published"
+    after_eos: AfterEos = "published"
 
 
 @section

@@ -5,14 +5,15 @@ Set LMMKIT_LLAMA_TOKENIZER to LLaMA's own model file to have all of it on the re
 
 import os
 from functools import cache
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmmkit.api.layout import row_count
-from lmmkit.api.sample import Image, Sample, Turn
-from lmmkit.data.chat_templates import AFTER_EOS, VICUNA_SYSTEM, lay_out, lay_out_prompt
+from lmmkit.api.sample import Image, Sample, TemplateName, Turn
+from lmmkit.data.chat_templates import AFTER_EOS, TEMPLATES, VICUNA_SYSTEM, lay_out, lay_out_prompt
 from lmmkit.data.images import FixedRows
 from lmmkit.data.text_tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from lmmkit.errors import UserError
@@ -22,6 +23,10 @@ REAL = os.environ.get("LMMKIT_LLAMA_TOKENIZER")
 needs_real = pytest.mark.skipif(not REAL, reason="LMMKIT_LLAMA_TOKENIZER names no file")
 MODELS = ["stand-in", pytest.param("real", marks=needs_real)]
 IMAGE = -200  # what LLaVA puts for an image
+
+
+def test_every_template_of_a_recipe_can_be_written():
+    assert set(get_args(TemplateName)) == set(TEMPLATES)
 
 
 @cache

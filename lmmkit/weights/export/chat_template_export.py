@@ -5,7 +5,7 @@ A message's content is a text, or a list of items of type `image` and `text`. Im
 
 from __future__ import annotations
 
-from lmmkit.data.chat_templates import FRAMES, VICUNA_SYSTEM, Frame
+from lmmkit.data.chat_templates import TEMPLATES, VICUNA_SYSTEM, FramedTemplate
 from lmmkit.weights.export.export_model import IMAGE
 
 JINJA_FILE = "chat_template.jinja"
@@ -54,14 +54,16 @@ def jinja(template: str, *, bos: str, prefixed: bool) -> str | None:
         space = " " if prefixed else ""
         start = bos + space if bos else ""
         return _filled(CONTENT + VICUNA, START=start, SYSTEM=VICUNA_SYSTEM, BETWEEN=f"{space}\n")
-    return _filled(CONTENT + FRAMED, **_frame(FRAMES[template]), BETWEEN="\n")
+    framed = TEMPLATES[template]
+    assert isinstance(framed, FramedTemplate)
+    return _filled(CONTENT + FRAMED, **_frame(framed), BETWEEN="\n")
 
 
-def _frame(frame: Frame) -> dict[str, str]:
+def _frame(frame: FramedTemplate) -> dict[str, str]:
     before, behind = frame.head
     return {
         "START": frame.start, "BEFORE": before, "BEHIND": behind + frame.open, "SYSTEM": frame.system,
-        "CLOSE": frame.close + frame.gap,
+        "CLOSE": frame.end + frame.gap,
     }  # fmt: skip
 
 
