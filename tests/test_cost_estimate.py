@@ -64,12 +64,16 @@ def test_room_for_checkpoints_is_what_they_take(tiny, tmp_path, case):
     for (own, frozen), path in zip(told, reversed(read.steps(run)), strict=True):
         shards = sum(file.stat().st_size for file in path.glob("shard-*"))
         assert own <= shards <= own + 100_000, "and the files' headers"
-        home = run.checkpoints / manifest.examine(path).frozen
-        for copy in manifest.COPIES:
+        folder = manifest.examine(path).frozen
+        assert (folder is None) == (frozen == 0)
+        for copy in manifest.COPIES if folder is not None else ():
+            home = run.checkpoints / folder
             shared = sum(file.stat().st_size for file in home.glob(f"{copy}-*"))
             assert frozen <= shared <= frozen + 100_000
     taken = sum(file.stat().st_size for file in run.checkpoints.rglob("*.safetensors"))
-    assert taken <= checkpoint_room(told, keep=1) + 400_000 < checkpoint_room(told, keep=2)
+    files = len(list(run.checkpoints.rglob("*.safetensors")))
+    assert taken <= checkpoint_room(told, keep=1) + 20_000 * files, "and the files' headers"
+    assert taken > checkpoint_room(told, keep=1) * 0.9
 
 
 def test_room_counts_the_frozen_weights_of_every_stage_that_checkpoints_are_from():

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 import lmmkit
 from lmmkit import build
 from lmmkit.runs.run_folder import RunFolder
-from lmmkit.training.checkpoint import read
+from lmmkit.training.checkpoint import manifest, read
 from lmmkit.training.run import train
 from tests.conftest import PLAIN
 from tests.training.test_run import figures
@@ -73,7 +73,9 @@ def test_a_lean_run_resumes_bit_for_bit_and_keeps_no_slots_for_the_frozen(lean, 
     held = {k: t for shard in saved.glob("shard-*.safetensors") for k, t in load_file(shard).items()}
     slots = {name for name in held if name.startswith("optim.")}
     assert slots and all(".lora." in name or "lmm.connector." in name for name in slots)
-    assert held[f"model.{MATRIX[0]}"].dtype == torch.bfloat16
+    copy = part.checkpoints / manifest.examine(saved).frozen
+    frozen = {k: t for file in copy.glob("a-*") for k, t in load_file(file).items()}
+    assert frozen[f"model.{MATRIX[0]}"].dtype == torch.bfloat16
     train(recipe, out=part.path, resume=True)
     assert figures(part) == figures(whole)
     ours, theirs = tensors(part.path, "finetune"), tensors(whole.path, "finetune")
