@@ -16,7 +16,7 @@ CHAT_CONTROL = Code(
     hint="Use one of the templates {usable}, or another tokenizer.",
 )
 CHAT_IMAGES = Code(
-    "chat/images", cause="The number of images of a sample differs from the number that its turns count.",
+    "chat/images", cause="The number of images of a sample differs from the sum of `Turn.images` over its turns.",
     expected="each image counted once, in user turns only", hint="Correct `Turn.images`.",
 )
 CHAT_NO_VISION = Code(
@@ -53,13 +53,13 @@ SAMPLE_TOO_LONG = Code(
     hint="Raise the context, shorten the record, or set `batch.too_long` to `truncate` or `drop`.",
 )
 WORKER_DIED = Code(
-    "data/worker-died", cause="A data worker process ended before it delivered its step.",
-    expected="a step from a data worker",
+    "data/worker-died", cause="A data worker process ended before it delivered the data of its step.",
+    expected="the data of a step from a data worker",
     hint="The usual cause is too little memory: lower `speed.workers` or `speed.image_cache_mb`, then resume.",
 )
 WORKER_HUNG = Code(
-    "data/worker-hung", cause="A data worker process did not deliver its step in time.",
-    expected="a step from a data worker",
+    "data/worker-hung", cause="A data worker process did not deliver the data of its step in time.",
+    expected="the data of a step from a data worker",
     hint="Check whether the file system hangs. If it is slow, lower `speed.workers`. Then resume.",
 )
 
@@ -125,11 +125,12 @@ JSON = Code(
 )
 LONG = Code(
     "records/too-long", cause="A record is too long.",
-    expected="at most {most}", hint="Split the conversation.",
+    expected="at most {most}", hint="Split the conversation into several records.",
 )
 MORE_PROBLEMS = Code(
     "records/more-problems", cause="A source has more problems than the message lists.",
-    expected="at most {most}", hint="Correct the data. `lmmkit data check` lists every problem.",
+    expected="at most {most} bad records or images",
+    hint="Correct the data. `lmmkit data check` lists every problem.",
 )
 MARKERS = Code(
     "records/image-markers", cause="The `<image>` markers of a record do not match its images.",
@@ -178,7 +179,7 @@ TYPE = Code(
 # sampler/
 
 EMPTY_SOURCE = Code(
-    "sampler/empty-source", cause="A data source with a weight has no records.",
+    "sampler/empty-source", cause="A data source that has a weight has no records.",
     expected="at least one record", hint="Add records to the source, or remove its weight.",
 )
 SOURCE = Code(
@@ -195,7 +196,7 @@ WEIGHT = Code(
 TOKENIZER_CONTROL = Code(
     "tokenizer/control-tokens", cause="A tokenizer has no token that begins or ends a sequence.",
     expected="{expected}",
-    hint="Name `eos_token` in tokenizer_config.json, or train the sentencepiece model with bos and eos.",
+    hint="Add `eos_token` to tokenizer_config.json, or train the sentencepiece model with bos and eos.",
 )
 TOKENIZER_DAMAGED = Code(
     "tokenizer/damaged", cause="A tokenizer file is damaged.",

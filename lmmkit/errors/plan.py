@@ -35,21 +35,21 @@ NO_TASKS = Code(
 ATTENTION = Code(
     "model/attention-backend", cause="The attention backend cannot run on this machine.",
     expected="a backend that can run here",
-    hint="Set the key to `auto`, which takes the first backend that can.",
+    hint="Set `speed.attention` to `auto`, which takes the first backend that can run here.",
 )
 COMPILE = Code(
     "model/compile", cause="The recipe asks for `torch.compile`, which does not work on this machine.",
     expected="a machine that can compile",
-    hint="Install a C++ compiler (on CUDA also Triton), or set the key to `false`.",
+    hint="Install a C++ compiler (on CUDA also Triton), or set `speed.compile` to `false`.",
 )
 CONTEXT = Code(
     "model/context", cause="The context is longer than the one that the decoder was trained with.",
-    expected="at most {context}, the context it was trained with", hint="Lower the value.",
+    expected="at most {context}, the context it was trained with", hint="Lower `context`.",
 )
 IMAGE_SIZE = Code(
     "model/image-size",
-    cause="The image size differs from the one that the encoder has positions for.",
-    expected="{size}, the size of the folder's encoder", hint="Remove the line.",
+    cause="The image size differs from the size that the encoder in the folder was made for.",
+    expected="{size}, the size of the folder's encoder", hint="Remove `image_size`.",
 )
 NO_TEXT = Code(
     "model/no-text", cause="A model folder contains an encoder but no decoder.",
@@ -84,7 +84,7 @@ VOCAB = Code(
 NOT_INSTALLED = Code(
     "optim/not-installed", cause="The optimizer of the recipe needs a library that cannot be imported.",
     expected="an optimizer that is installed",
-    hint="Run `pip install 'bitsandbytes>=0.50'` (the extra `lean`), or set `adamw`.",
+    hint="Run `pip install 'bitsandbytes>=0.50'` (the extra `lean`), or set `optim.kind` to `adamw`.",
 )
 
 # plan/
@@ -95,15 +95,16 @@ LAYERS = Code(
 )
 NO_VIEW = Code(
     "plan/no-view", cause="A term reads a view that no task of the stage makes.",
-    expected="a view that the stage makes", hint="Give that task a weight in the stage too. {nearest}",
+    expected="a view that the stage makes",
+    hint="Give the task that makes the view a weight in the stage too. {nearest}",
 )
 NO_WEIGHT = Code(
     "plan/no-weight", cause="No stage gives the term a weight.",
     expected="a weight in some stage", hint="Add `{name}: 1.0` to a stage's losses, or remove the plugin.",
 )
 NOT_A_TERM = Code(
-    "plan/not-a-term", cause="A stage gives a weight to a plugin that is not a term.",
-    expected="a term",
+    "plan/not-a-term", cause="A stage gives a weight to a plugin that adds no term to the loss.",
+    expected="`next_token`, or a loss or task plugin",
     hint="Remove the line: learned tokens act through the terms that read them. {nearest}",
 )
 SETTING = Code(
@@ -115,8 +116,8 @@ TOKEN_TWICE = Code(
     expected="one provider for each token", hint="Remove one of the two plugins.",
 )
 TWO_MASSES = Code(
-    "plan/two-masses", cause="The terms of one stage read the attention mass on different kinds of keys.",
-    expected="one kind of keys in a stage", hint="Give a weight to only one of these terms.",
+    "plan/two-masses", cause="The terms of one stage read the attention mass on different selections of keys.",
+    expected="the same selection of keys in all terms of a stage", hint="Give a weight to only one of these terms.",
 )
 UNPROVIDED_TOKEN = Code(
     "plan/unprovided-token", cause="A term reads a learned token that no plugin provides.",
@@ -124,7 +125,7 @@ UNPROVIDED_TOKEN = Code(
     hint="Add a token strategy that provides it under `plugins` (for `drt`: directed_token).",
 )
 UNREACHABLE = Code(
-    "plan/unreachable", cause="A term reads rows that come before the image and cannot attend to it.",
+    "plan/unreachable", cause="A term reads rows that come before the image, so they cannot attend to it.",
     expected="rows that can attend to the image",
     hint="Move the token (directed_token.place: end), or set `allow_unreachable: true`.",
 )
@@ -146,7 +147,7 @@ API_VERSION = Code(
 )
 BAD_HOOK = Code(
     "plugin/bad-hook",
-    cause="The plugin implements a hook that lmmkit does not have, or with wrong arguments.",
+    cause="The plugin implements a hook that lmmkit does not have, or a hook with wrong arguments.",
     expected="only hooks and arguments that lmmkit has", hint="Correct the plugin.",
 )
 BAD_VALUE = Code(

@@ -25,7 +25,7 @@ OTHER_MODEL = Code(
 )
 SCHEMA = Code(
     "checkpoint/schema", cause="A version of lmmkit with another file format wrote the checkpoint.",
-    expected="schema {known}", hint="Use the version that wrote the checkpoint: {versions}.",
+    expected="file format (schema) {known}", hint="Use the version that wrote the checkpoint: {versions}.",
 )
 
 # log/
@@ -37,14 +37,14 @@ LOG_CANNOT_WRITE = Code(
 )
 NO_STEP = Code(
     "log/no-step", cause="A line of a log has no step number.",
-    expected="a whole number under `step`", hint="Remove that line, or restore the file.",
+    expected="a whole number as the value of `step`", hint="Remove that line, or restore the file.",
 )
 
 # parallel/
 
 OPTIMIZER = Code(
     "parallel/optimizer", cause="Several processes train with an optimizer that works on one device only.",
-    expected="an optimizer that can be sharded", hint="Set it to `adamw`, or train on one device.",
+    expected="an optimizer that can be sharded", hint="Set `optim.kind` to `adamw`, or train on one device.",
 )
 PROCESS_COUNT = Code(
     "parallel/process-count", cause="The number of processes does not fit the recipe's `parallel` section.",
@@ -66,7 +66,7 @@ DIFFER = Code(
 NO_SHARED_FOLDER = Code(
     "ranks/no-shared-folder", cause="A rank cannot find the run folder that rank 0 has created.",
     expected="the folder that rank 0 has created",
-    hint="Put it on a file system that all hosts share (`--out`).",
+    hint="Put the run folder on a file system that all hosts share (`--out`).",
 )
 RANK_ENDED = Code(
     "ranks/rank-ended", cause="Another rank ended while this one communicated with it.",
@@ -126,9 +126,9 @@ RUN_DAMAGED = Code(
 # train/
 
 EMPTY_TERM = Code(
-    "train/empty-term", cause="A term of the loss had no items in the first steps of a stage.",
-    expected="items to average over",
-    hint="Remove it from the losses of the stage, or add data that it applies to (`lmmkit plugins trace`).",
+    "train/empty-term", cause="A term of the loss had no items to average over in the first steps of a stage.",
+    expected="at least one item",
+    hint="Remove the term from the stage, or add data that it applies to (`lmmkit plugins trace`).",
 )
 NO_STAGE = Code(
     "train/unknown-stage", cause="`--stage` names a stage that the recipe does not have.",
@@ -137,7 +137,7 @@ NO_STAGE = Code(
 NO_START = Code(
     "train/no-start-model", cause="The model that a stage starts from does not exist.",
     expected="a model folder to start from",
-    hint="Name one (`--set stages.{stage}.start=RUN/model/STAGE`), or train all stages in turn.",
+    hint="Name one (`--set stages.{stage}.start=RUN/model/STAGE`), or train all stages in order.",
 )
 NOT_DETERMINISTIC = Code(
     "train/not-deterministic",
@@ -167,15 +167,16 @@ OUT_OF_MEMORY = Code(
 # validate/
 
 BEST = Code(
-    "validate/best", cause="`validate.best` names a figure that the validation does not compute.",
-    expected="a figure of this section", hint="{suggestion}",
+    "validate/best", cause="`validate.best` names a result that the validation does not compute.",
+    expected="`loss`, a term, or TASK/FIGURE of this section", hint="{suggestion}",
 )
 STAGE_NAME = Code(
     "validate/stage-name",
     cause="The best model of one stage and the last model of another stage would share a folder.",
-    expected="a stage name that is not another stage's name with `-best`", hint="Rename the stage.",
+    expected="a stage name that is not another stage's name followed by `-best`", hint="Rename the stage.",
 )
 OTHER_STAGE = Code(
     "validate/other-stage", cause="A validation names an evaluation task of another stage.",
-    expected="a task of stage `{stage}`", hint="Name a task without `stage`, or remove it.",
+    expected="a task of stage `{stage}`",
+    hint="Name a task without `stage`, or remove this task from `validate.tasks`.",
 )

@@ -12,7 +12,8 @@ CONVERT_EXISTS = Code(
 )
 LINK = Code(
     "convert/link", cause="A model folder to copy contains a link.",
-    expected="files and folders", hint="Remove the link, or put the file that it points to in its place.",
+    expected="only files and folders, no links",
+    hint="Remove the link, or put the file that it points to in its place.",
 )
 OPTION = Code(
     "convert/option", cause="An option of `lmmkit model` does not apply to this model or this format.",
