@@ -21,7 +21,7 @@ from tests.conftest import DIRECT
 
 
 def run(*words: str, code: int = 0):
-    """Runs a command and returns its output and errors; checks the exit code and that there is no traceback."""
+    """Runs a command, checks its exit code, finds no traceback; returns its output and errors."""
     result = CliRunner().invoke(app, list(map(str, words)))
     text = result.output + (result.stderr or "")
     assert result.exit_code == code, text + str(result.exception)

@@ -1,4 +1,4 @@
-"""Makes the surroundings of a hostile artefact: a small good data set, recipe, run and model, one thing of them spoilt."""
+"""Makes a small good data set, recipe, run and model, in which a hostile artefact spoils one thing."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ LORA = "stages.finetune.train={connector: {lr: 1.0e-4}, text: {lora: {r: 4, alph
 
 @pytest.fixture(scope="module")
 def public(scenes, tmp_path_factory):
-    """Returns a llava-hf folder whose vocabulary fits the scenes' tokenizer, and the overrides to start from it."""
+    """Returns a llava-hf folder whose vocabulary fits the scenes' tokenizer, and the overrides that load it."""
     config = hf.LlavaConfig(
         vision_config=hf_model_folders.VISIONS["clip"],
         text_config=hf.LlamaConfig(

@@ -37,7 +37,7 @@ def lines(run: RunFolder) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def runs(scenes, tmp_path_factory):
-    """Returns a run with dropout without validation, the same run with it, and the recipe that asks for it."""
+    """Returns a run with dropout, the same run with validation, and the recipe of the latter."""
     folder = tmp_path_factory.mktemp("validate")
     plain, asked = (
         read_text(DIRECT, overrides=(*SHORT, TASK, "output.images_every=0", *more), root=scenes)

@@ -57,8 +57,8 @@ def tokenizers(tmp_path_factory) -> dict[str, TextTokenizer]:
 def controls(tokenizer: TextTokenizer) -> dict[str, int]:
     """Returns every token that is no text, by its spelling."""
     if isinstance(tokenizer, SentencePieceTokenizer):
-        silent = set(range(tokenizer.size)) - tokenizer._spelling  # type: ignore[attr-defined]
-        return {tokenizer.spelling(i): i for i in silent}
+        unspelled = set(range(tokenizer.size)) - tokenizer._spelling  # type: ignore[attr-defined]
+        return {tokenizer.spelling(i): i for i in unspelled}
     return dict(tokenizer._controls)  # type: ignore[attr-defined]
 
 

@@ -139,7 +139,7 @@ def bare(error: LmmkitError) -> list[str]:
 
 
 def met(count: int, folder: Path, *, checks: int) -> dict[str, object]:
-    """Counts how `count` recipes end; the first `checks` accepted ones go through `lmmkit check` in a child."""
+    """Counts how `count` recipes end; the first `checks` accepted ones also go through `lmmkit check`."""
     base, found = make_base(folder / "base"), {"accepted": 0, "refused": 0, "checked": 0, "bad": []}
     home = home_in(folder / "one", base)
     for text in mutants(count):

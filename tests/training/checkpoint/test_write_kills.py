@@ -61,7 +61,7 @@ def kill_at_random(undisturbed, out, kills: int, seed: int) -> int:
 
 
 def die_at_points(undisturbed, out, numbers, *, twice: bool = False) -> int:
-    """Kills a run at each number (`twice`: again when resumed), then completes it; returns how often it died."""
+    """Kills a run at each number (`twice`: again when resumed) and completes it; returns the deaths."""
     recipe, whole, _, _ = undisturbed
     deaths = 0
     for number in numbers:

@@ -183,7 +183,8 @@ speed: {threads: 1, recompute: all}
 def test_low_rank_over_frozen_bfloat16_with_recomputation(mixed, tiny, tmp_path):
     """Trains two stages, merged in between, with a frozen encoder that is whole on every rank.
 
-    A rank may go without the encoder. Frozen blocks are gathered for a backward pass, on ranks without images too.
+    A rank may go without the encoder. Frozen blocks are gathered for a backward pass, also on ranks
+    without images.
     """
     recipe = tiny(text=LEAN)
     one = train(recipe, out=tmp_path / "one").run
@@ -261,9 +262,7 @@ def test_a_checkpoint_comes_back_on_another_number_of_ranks(mixed, tmp_path, bef
             path = read.newest(run, ranks).path
             assert path is not None
             saved = read.load(path, spoiled=(), ranks=ranks)
-            assert saved.state == {"at": 7} and not saved.rng, (
-                "another number of ranks begins its draws again"
-            )
+            assert saved.state == {"at": 7} and not saved.rng, "another number of ranks draws again"
             objective, optimizer = _stepped(recipe, ranks)
             state_dict.restore_state(objective, optimizer, saved)
             for key, tensor in state_dict.state_tensors(objective, optimizer).items():
