@@ -80,7 +80,7 @@ def test_predictions_are_made_by_the_predecessor_on_the_views_path(packed):
     assert want and list(zip(*(c.tolist() for c in columns), strict=True)) == want
 
 
-def test_every_row_sees_its_path_and_nothing_else(packed):
+def test_every_row_reads_its_path_and_nothing_else(packed):
     batch, paths = packed
     see = batch.forest.see()
     for path in paths:
