@@ -47,7 +47,7 @@ def own_cache(tmp_path_factory):
 
 @pytest.fixture(autouse=True, scope="session")
 def whole_messages():
-    """An error that leaves out its place, what was found, what was wanted or the mend fails its test."""
+    """Fails a test that makes an error without its place, what was found, what was expected or a hint."""
     made = LmmkitError.__init__
 
     def check(self, problems):
@@ -62,7 +62,7 @@ def whole_messages():
 
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory) -> Path:
-    """A scene set of the least size."""
+    """Writes a scene set of the least size."""
     from lmmkit.scenes import write_scenes
 
     folder = tmp_path_factory.mktemp("data") / "scenes"

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: what works, and how bad input is told."""
+"""The command line as a user meets it: what works, and how bad input is reported."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.conftest import DIRECT
 
 
 def run(*words: str, code: int = 0):
-    """A command; its output and errors; its exit code checked; never a traceback for bad input."""
+    """Runs a command, checks its exit code, finds no traceback; returns its output and errors."""
     result = CliRunner().invoke(app, list(map(str, words)))
     text = result.output + (result.stderr or "")
     assert result.exit_code == code, text + str(result.exception)
@@ -31,7 +31,7 @@ def run(*words: str, code: int = 0):
 
 @pytest.fixture
 def recipe(tmp_path):
-    """A recipe file."""
+    """Writes a recipe file."""
     path = tmp_path / "mine.yaml"
     path.write_text(DIRECT)
     return path
@@ -39,7 +39,7 @@ def recipe(tmp_path):
 
 @pytest.fixture(scope="module")
 def trained(scenes, tmp_path_factory):
-    """A run folder, trained by the command."""
+    """Trains a run folder by the command."""
     folder = tmp_path_factory.mktemp("cli")
     (folder / "mine.yaml").write_text(DIRECT)
     run("train", folder / "mine.yaml", "--root", scenes, "--out", folder / "run")
@@ -78,7 +78,7 @@ def test_check_tells_why_a_kernel_cannot_run(recipe, scenes):
     assert "model/attention-backend" in text and "no kernels for cpu" in text and "eager: can run" in text
 
 
-def test_the_cost_of_a_large_model_is_told_whole_in_eighty_columns():
+def test_the_cost_of_a_large_model_is_printed_whole_in_eighty_columns():
     stage = {
         "steps": 5198, "tokens_per_step": 123_456.0, "micro_batches": 12.5, "supervised": 0.123,
         "trainable": 6_738_415_616, "parameters": 7_061_000_000, "hours": 12.345, "devices": 8,
@@ -116,24 +116,24 @@ def test_eval_writes_results_with_controls_and_terms(trained):
 
 
 def test_chat_streams_what_it_answers(trained, scenes):
-    picture = next((scenes / "images" / "heldout").iterdir())
+    image = next((scenes / "images" / "heldout").iterdir())
     first = run(
-        "chat", trained, "--image", picture, "--prompt", "How many objects are there?", "--max-new-tokens", 5
+        "chat", trained, "--image", image, "--prompt", "How many objects are there?", "--max-new-tokens", 5
     )
     again = run(
-        "chat", trained, "--image", picture, "--prompt", "How many objects are there?", "--max-new-tokens", 5
+        "chat", trained, "--image", image, "--prompt", "How many objects are there?", "--max-new-tokens", 5
     )
     assert first == again and first.endswith("\n")
     run("chat", trained, "--prompt", "Hello?", "--max-new-tokens", 3, "--temperature", 0.8, "--seed", 1)
 
 
 def test_a_model_answers_and_is_measured_in_bfloat16(trained, scenes):
-    picture = next((scenes / "images" / "heldout").iterdir())
+    image = next((scenes / "images" / "heldout").iterdir())
     run(
         "chat",
         trained,
         "--image",
-        picture,
+        image,
         "--prompt",
         "How many?",
         "--max-new-tokens",
@@ -150,7 +150,7 @@ def test_a_model_answers_and_is_measured_in_bfloat16(trained, scenes):
     assert narrow == pytest.approx(wide, rel=0.02) and narrow != wide
 
 
-def test_chat_on_a_broken_picture_is_told(trained, tmp_path):
+def test_chat_on_a_broken_image_is_reported(trained, tmp_path):
     (tmp_path / "x.jpg").write_text("<html>")
     assert "x.jpg" in run("chat", trained, "--image", tmp_path / "x.jpg", "--prompt", "?", code=2)
 
@@ -262,7 +262,7 @@ def test_data_check_lists_everything_wrong(scenes, tmp_path):
     assert "Did you mean" in run("data", "check", path, "captoins", "--root", folder, code=2)
 
 
-def test_several_wrong_things_in_a_recipe_are_told_at_once_with_their_lines(recipe, scenes):
+def test_several_wrong_things_in_a_recipe_are_reported_at_once_with_their_lines(recipe, scenes):
     recipe.write_text(
         DIRECT.replace("seed: 5", "seed: -1")
         .replace("{grid: 3", "{gird: 3")
@@ -297,12 +297,12 @@ def test_an_empty_data_set(recipe, scenes, tmp_path):
     assert "records/empty" in text
 
 
-def test_a_broken_picture_in_the_middle_of_a_run_is_told_with_its_row(recipe, scenes, tmp_path):
+def test_a_broken_image_in_the_middle_of_a_run_is_reported_with_its_record(recipe, scenes, tmp_path):
     import shutil
 
     shutil.copytree(scenes, tmp_path / "scenes")
-    for picture in (tmp_path / "scenes" / "images" / "train").iterdir():
-        picture.write_bytes(picture.read_bytes()[:100])
+    for image in (tmp_path / "scenes" / "images" / "train").iterdir():
+        image.write_bytes(image.read_bytes()[:100])
     text = run("train", recipe, "--root", tmp_path / "scenes", "--out", tmp_path / "run", code=2)
     assert "images/train" in text
 
@@ -313,7 +313,7 @@ def test_a_folder_in_use_is_refused(trained, scenes):
     assert "make-scenes" not in run("data", "make-scenes", scenes, code=2)
 
 
-def test_missing_files_are_told(tmp_path):
+def test_missing_files_are_reported(tmp_path):
     run("train", tmp_path / "none.yaml", code=2)
     run("eval", tmp_path, code=2)
     run("chat", tmp_path, "--prompt", "x", code=2)
@@ -321,7 +321,7 @@ def test_missing_files_are_told(tmp_path):
     run("data", "make-scenes", tmp_path / "x", "--count", 3, code=2)
 
 
-def test_a_damaged_model_is_told(trained, tmp_path):
+def test_a_damaged_model_is_reported(trained, tmp_path):
     import shutil
 
     shutil.copytree(trained / "model" / "finetune", tmp_path / "model")

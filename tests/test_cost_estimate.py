@@ -34,7 +34,7 @@ CASES = {
 def test_weights_gradients_and_optimizer_are_estimated_exactly(tiny, case):
     prepared = prepare(tiny(WIDE, *CASES[case], text=PLAIN))
     recipe, stage = prepared.recipe, prepared.recipe.stages["finetune"]
-    told = estimate(prepared, "finetune", flops=1e12)["bytes"]
+    estimated = estimate(prepared, "finetune", flops=1e12)["bytes"]
     objective = build.build_objective(
         recipe, {}, prepared.dims, torch.device("cpu"), narrow=build.frozen_narrow(recipe)
     )
@@ -50,9 +50,9 @@ def test_weights_gradients_and_optimizer_are_estimated_exactly(tiny, case):
         for key, slots, slot in state_dict._slots(objective, optimizer)
         if ".step" not in key
     )
-    assert told["weights"] == sum(p.nbytes for p in objective.parameters())
-    assert (told["gradients"], told["optimizer"]) == (gradients, kept)
-    assert told["all"] == sum(n for sort, n in told.items() if sort != "all")
+    assert estimated["weights"] == sum(p.nbytes for p in objective.parameters())
+    assert (estimated["gradients"], estimated["optimizer"]) == (gradients, kept)
+    assert estimated["all"] == sum(n for sort, n in estimated.items() if sort != "all")
 
 
 @pytest.mark.parametrize("case", ["low rank, frozen narrow", "8 bits"])
@@ -60,8 +60,8 @@ def test_room_for_checkpoints_is_what_they_take(tiny, tmp_path, case):
     short = [f"stages.{stage}.length.steps=1" for stage in ("pretrain", "finetune")]
     recipe = tiny(WIDE, *CASES[case], *short, "output.save_every=1", text=PLAIN)
     run = train(recipe, out=tmp_path / "run").run
-    told = checkpoint_bytes(prepare(recipe))
-    for (own, frozen), path in zip(told, reversed(read.steps(run)), strict=True):
+    sizes = checkpoint_bytes(prepare(recipe))
+    for (own, frozen), path in zip(sizes, reversed(read.steps(run)), strict=True):
         shards = sum(file.stat().st_size for file in path.glob("shard-*"))
         assert own <= shards <= own + 100_000, "and the files' headers"
         folder = manifest.examine(path).frozen
@@ -72,8 +72,8 @@ def test_room_for_checkpoints_is_what_they_take(tiny, tmp_path, case):
             assert frozen <= shared <= frozen + 100_000
     taken = sum(file.stat().st_size for file in run.checkpoints.rglob("*.safetensors"))
     files = len(list(run.checkpoints.rglob("*.safetensors")))
-    assert taken <= checkpoint_room(told, keep=1) + 20_000 * files, "and the files' headers"
-    assert taken > checkpoint_room(told, keep=1) * 0.9
+    assert taken <= checkpoint_room(sizes, keep=1) + 20_000 * files, "and the files' headers"
+    assert taken > checkpoint_room(sizes, keep=1) * 0.9
 
 
 def test_room_counts_the_frozen_weights_of_every_stage_that_checkpoints_are_from():
@@ -97,18 +97,18 @@ def test_a_micro_batch_is_full_where_a_step_is_cut(tiny):
 
 
 def test_activations_follow_rows_recomputation_and_what_learns(tiny):
-    def told(*overrides: str) -> int:
+    def activations(*overrides: str) -> int:
         return estimate(prepare(tiny(WIDE, *overrides, text=PLAIN)), "finetune", flops=1e12)["bytes"][
             "activations"
         ]
 
-    whole = told(*CASES["whole"])
-    assert told(*CASES["whole"], "speed.recompute=all") < whole
-    assert told(*CASES["whole"], "stages.finetune.batch.samples=8") > 1.7 * whole
-    assert told("stages.finetune.train={connector: {}}", PROJECTOR) < whole
-    assert told("stages.finetune.train={vision: {}, connector: {}, text: {}}") > whole
-    assert told(*CASES["whole"], "numerics.compute=bfloat16") < whole
-    lean, wide = (told(LORA, PROJECTOR, "numerics.compute=bfloat16", *more) for more in ([FROZEN], []))
+    whole = activations(*CASES["whole"])
+    assert activations(*CASES["whole"], "speed.recompute=all") < whole
+    assert activations(*CASES["whole"], "stages.finetune.batch.samples=8") > 1.7 * whole
+    assert activations("stages.finetune.train={connector: {}}", PROJECTOR) < whole
+    assert activations("stages.finetune.train={vision: {}, connector: {}, text: {}}") > whole
+    assert activations(*CASES["whole"], "numerics.compute=bfloat16") < whole
+    lean, wide = (activations(LORA, PROJECTOR, "numerics.compute=bfloat16", *more) for more in ([FROZEN], []))
     assert lean < wide, "autocast keeps a copy of a frozen float32 matrix"
 
 
@@ -129,7 +129,7 @@ def anon():
 torch.set_num_threads(2)
 prepared = prepare(read_text(PLAIN, name="t", overrides=sys.argv[2:], root=Path(sys.argv[1])))
 recipe, cpu, pipeline = prepared.recipe, torch.device("cpu"), prepared.pipeline("finetune")
-section, told = recipe.stages["finetune"], estimate(prepared, "finetune", flops=1e12)["bytes"]
+section, estimated = recipe.stages["finetune"], estimate(prepared, "finetune", flops=1e12)["bytes"]
 steps = [pipeline.step(i) for i in range(2)]
 gc.collect(); before, peak, done = anon(), [0], False
 def watch():
@@ -146,29 +146,31 @@ done = True; thread.join()
 full = max((b for s in steps for b in s), key=len)
 load = Load(len(full), len(full.pixels_ICXY), len(full.target_S))
 activations = activation_bytes(recipe, section, objective, load)
-print(json.dumps({"told": told["all"] - told["activations"] + activations, "measured": peak[0] - before}))
+print(json.dumps({"estimated": estimated["all"] - estimated["activations"] + activations, "measured": peak[0] - before}))
 """
 FREES = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed goes back, so that what is left is what lives
 
 
 def probe(scenes, *overrides: str) -> tuple[int, int]:
-    """(bytes told, bytes measured) of training steps of a 12M-parameter model."""
+    """Returns (bytes estimated, bytes measured) of training steps of a 12M-parameter model."""
     size = ["model.text={width: 384, depth: 6, heads: 6, mlp: 1024, context: 512}", "speed.tokens=1470",
             "stages.finetune.batch.samples=24", PROJECTOR, *overrides]  # fmt: skip
     command = [sys.executable, "-c", PROBE, str(scenes), *size]
-    said = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | FREES).stdout
-    found = json.loads(said.splitlines()[-1])
-    print(f"{overrides}: told {found['told'] / 1e6:.0f} MB, measured {found['measured'] / 1e6:.0f} MB: "
-          f"{found['told'] / found['measured']:.2f} x")  # fmt: skip
-    return found["told"], found["measured"]
+    output = subprocess.run(
+        command, capture_output=True, text=True, check=True, env=os.environ | FREES
+    ).stdout
+    found = json.loads(output.splitlines()[-1])
+    print(f"{overrides}: estimated {found['estimated'] / 1e6:.0f} MB, measured {found['measured'] / 1e6:.0f} MB: "
+          f"{found['estimated'] / found['measured']:.2f} x")  # fmt: skip
+    return found["estimated"], found["measured"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recompute", ["none", "all"])
 @pytest.mark.parametrize("case", ["whole", "low rank", "low rank, frozen narrow"])
 def test_a_step_takes_what_is_estimated(scenes, case, recompute):
-    told, measured = probe(scenes, *CASES[case], f"speed.recompute={recompute}")
-    assert 0.95 * measured < told < 1.25 * measured
+    estimated, measured = probe(scenes, *CASES[case], f"speed.recompute={recompute}")
+    assert 0.95 * measured < estimated < 1.25 * measured
 
 
 @pytest.mark.slow
@@ -185,7 +187,7 @@ def test_frozen_bfloat16_saves_what_is_estimated(scenes, tmp_path):
     hf.LlamaForCausalLM(hf.LlamaConfig(**shape, vocab_size=1000)).save_pretrained(tmp_path / "text")
     big = [f"model.text={{from: {tmp_path / 'text'}, context: 512}}", "speed.recompute=all",
            "stages.finetune.batch.samples=2", LORA]  # fmt: skip
-    (_, wide), (told, lean) = probe(scenes, *big), probe(scenes, *big, FROZEN)
+    (_, wide), (estimated, lean) = probe(scenes, *big), probe(scenes, *big, FROZEN)
     linears = depth * (4 * width**2 + 3 * width * mlp)
     assert wide - lean > 0.9 * 2 * linears, "at no time wide: not while it is read either"
-    assert 0.95 * lean < told < 1.25 * lean
+    assert 0.95 * lean < estimated < 1.25 * lean

@@ -27,12 +27,12 @@ DERIVED = (
     "model.text.vocab",
     "model.text.kv_heads",
     "model.text.head_size",
-)  # 0 stands for "work it out"
-NAMED = {"losses": "TERM"}  # what the names under a section stand for; NAME elsewhere
+)  # 0 means "derive it"
+NAMED = {"losses": "TERM"}  # what the names under a section mean; NAME elsewhere
 
 
 def sections_in(hint: Any) -> Iterator[type]:
-    """The dataclasses a hint accepts, below annotations, unions and mappings."""
+    """Yields the dataclasses a hint accepts, below annotations, unions and mappings."""
     if is_dataclass(hint):
         yield hint  # type: ignore[misc]
     elif get_origin(hint) is Annotated:
@@ -43,7 +43,7 @@ def sections_in(hint: Any) -> Iterator[type]:
 
 
 def mapped(hint: Any) -> Any:
-    """What the names of a mapping stand for; None where the hint is no mapping."""
+    """Returns the type of a mapping's values; None where the hint is no mapping."""
     while get_origin(hint) is Annotated:
         hint = get_args(hint)[0]
     origin = get_origin(hint)
@@ -51,7 +51,7 @@ def mapped(hint: Any) -> Any:
 
 
 def keys(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, dataclass field) of everything a recipe may say."""
+    """Yields (dotted key, dataclass field) of everything a recipe may say."""
     by_name = {f.name.rstrip("_"): f for f in fields(cls) if f.name not in HIDDEN}
     for key, hint in keys_of(cls).items():
         yield f"{prefix}{key}", by_name[key]
@@ -65,38 +65,38 @@ def keys(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def rows(text: str) -> list[tuple[str, str, str]]:
-    """(key, meaning, default) of the tables of docs/recipes.md."""
+    """Returns (key, meaning, default) of the tables of docs/recipes.md."""
     return re.findall(r"^\| `([^`]+)` \| (.+) \| (.+) \|$", text, re.MULTILINE)
 
 
 def test_every_recipe_key_is_documented_and_no_other():
     known = {key for key, _ in keys(Recipe)}
     own = {"plugins.NAME.use", "plugins.NAME.allow_unreachable"}  # read by the plan, not by the schema
-    told = {key for key, _, _ in rows(RECIPES)}
-    assert known | own == told
+    documented = {key for key, _, _ in rows(RECIPES)}
+    assert known | own == documented
     assert len(known) > 100
 
 
-def test_the_defaults_told_are_those_of_the_schema():
-    told: dict[str, set[str]] = {}
+def test_the_documented_defaults_are_those_of_the_schema():
+    documented: dict[str, set[str]] = {}
     for key, _, default in rows(RECIPES):
-        told.setdefault(key, set()).add(default)
+        documented.setdefault(key, set()).add(default)
     for key, field in keys(Recipe):
         if field.default is MISSING and field.default_factory is MISSING:
-            assert "required" in told[key], key
+            assert "required" in documented[key], key
         elif isinstance(field.default, bool | int | float | str) and key not in DERIVED:
             word = str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
-            assert f"`{word}`" in told[key], (key, word)
+            assert f"`{word}`" in documented[key], (key, word)
 
 
-def test_the_choices_of_every_key_are_told():
-    told: dict[str, str] = {}
+def test_the_choices_of_every_key_are_documented():
+    documented: dict[str, str] = {}
     for key, meaning, default in rows(RECIPES):
-        told[key] = f"{told.get(key, '')} {meaning} {default}"
+        documented[key] = f"{documented.get(key, '')} {meaning} {default}"
     for key, field in keys(Recipe):
         if get_origin(field.type) is Literal:
             for choice in get_args(field.type):
-                assert str(choice) in told[key], (key, choice)
+                assert str(choice) in documented[key], (key, choice)
 
 
 def test_every_name_of_the_door_is_in_docs_plugins():
@@ -119,8 +119,8 @@ def test_every_name_of_the_door_is_in_docs_plugins():
 def test_every_refusal_of_door_and_plan_is_in_docs_plugins():
     codes = {code for code in all_codes() if code.startswith(("plan/", "plugin/"))}
     assert len(codes) > 20
-    told = set(re.findall(r"`((?:plan|plugin)/[a-z-]+)`", PLUGINS))
-    assert codes == told
+    documented = set(re.findall(r"`((?:plan|plugin)/[a-z-]+)`", PLUGINS))
+    assert codes == documented
 
 
 def test_files_named_in_architecture_exist():
@@ -131,5 +131,5 @@ def test_files_named_in_architecture_exist():
     assert len(ARCHITECTURE.splitlines()) <= 150
 
 
-def test_the_picture_is_drawn_by_the_script():
+def test_the_image_is_drawn_by_the_script():
     assert (ROOT / "docs" / "forest.svg").read_text(encoding="utf-8").startswith("<?xml")

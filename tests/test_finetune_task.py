@@ -16,7 +16,7 @@ from tests.support import hf_model_folders
 from tests.test_cli import run
 from tests.training.test_run import figures
 
-EYE, DOWN = "lmm.vision.blocks.0.qkv.weight", "lmm.decoder.blocks.0.mlp.down.weight"
+QKV, DOWN = "lmm.vision.blocks.0.qkv.weight", "lmm.decoder.blocks.0.mlp.down.weight"
 HELDOUT = ["data.heldout={kind: llava, records: heldout.json, images: ., template: vicuna_v1, image_fit: pad}",
            "evaluate={tasks: {answers: {kind: exact_match, data: heldout, max_new_tokens: 3}}}"]  # fmt: skip
 LORA = "stages.finetune.train.text={lora: {r: 4, alpha: 8, dropout: 0.05}, lr: 2.0e-3}"
@@ -30,7 +30,7 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def root(scenes, tmp_path_factory):
-    """A user's folder: a llava-hf model, images, records with two, one or no image."""
+    """Writes a user's folder: a llava-hf model, images, records with two, one or no image."""
     root = tmp_path_factory.mktemp("user")
     text = hf.LlamaConfig(
         hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=160, vocab_size=1000,
@@ -68,7 +68,7 @@ def train(root, out, *overrides: str, resume: bool = False) -> RunFolder:
 
 
 def moved(run: RunFolder, root, name: str) -> float:
-    """The largest change of a tensor, of the folder the run began as."""
+    """Returns the largest change of a tensor since the folder that the run began from."""
     before = lmmkit.load(root / "weights" / "llava-1.5-7b-hf", device="cpu").objective.state_dict()[name]
     after = load_file(run.model("finetune") / "model.safetensors")[name]
     return float((after.float() - before).abs().max())
@@ -80,10 +80,10 @@ def moved(run: RunFolder, root, name: str) -> float:
 def test_the_whole_road(root, tmp_path, overrides):
     done = train(root, tmp_path / "run", *overrides)
     assert len(done.read_metrics()) == 3
-    assert 0 < moved(done, root, EYE) < 3 * 2.0e-4 * 1.5, "the encoder learns at its own rate"
+    assert 0 < moved(done, root, QKV) < 3 * 2.0e-4 * 1.5, "the encoder learns at its own rate"
     assert moved(done, root, DOWN) > 0
     held = {n: t.dtype for n, t in load_file(done.model("finetune") / "model.safetensors").items()}
-    assert held[DOWN] == (torch.bfloat16 if overrides else torch.float32) and held[EYE] == torch.float32
+    assert held[DOWN] == (torch.bfloat16 if overrides else torch.float32) and held[QKV] == torch.float32
 
     part = tmp_path / "part"
     shutil.copytree(done.path, part)

@@ -23,7 +23,7 @@ LONG = ("stages.pretrain.length.steps=10", "stages.finetune.length.steps=10")
 
 
 def kind() -> str:
-    """What the bits depend on."""
+    """Describes what the bits depend on."""
     info = Path("/proc/cpuinfo")
     names = (
         [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line]
@@ -34,7 +34,7 @@ def kind() -> str:
 
 
 def data_mark(scenes: Path) -> str:
-    """What the losses are of: the bytes of tokenizer, rows and pictures."""
+    """Returns a mark of what the losses are from: the bytes of tokenizer, records and images."""
     digest = hashlib.sha256()
     for path in sorted(p for p in scenes.rglob("*") if p.suffix in (".json", ".model", ".jpg", ".png")):
         digest.update(path.read_bytes())

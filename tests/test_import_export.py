@@ -26,14 +26,14 @@ def tensors(folder):
 
 @pytest.fixture(scope="module")
 def llava(tmp_path_factory):
-    """A llava-hf folder as transformers saves one, and its model."""
+    """Returns a llava-hf folder as transformers saves one, and its model."""
     folder = tmp_path_factory.mktemp("llava")
     theirs = hf_model_folders.llava("llama", "clip", "plain")
     return hf_model_folders.saved(theirs, folder / "hf"), theirs
 
 
 def respelt(folder, to, old, new):
-    """The folder with its tensors named in another of the published spellings."""
+    """Copies the folder with its tensors named in another of the published spellings."""
     state = {re.sub(old, new, name): t for name, t in tensors(folder).items()}
     to.mkdir()
     save_file(state, to / "model.safetensors", metadata={"format": "pt"})
@@ -71,10 +71,10 @@ def test_import_and_export_change_no_bit(spelling, dtype, tmp_path):
     assert opened.dtype == dtype
 
 
-@pytest.mark.parametrize("said", ["bfloat16", "float32", None])
-def test_values_are_kept_whatever_type_the_config_names(said, tmp_path):
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", None])
+def test_values_are_kept_for_any_type_the_config_names(dtype, tmp_path):
     source = hf_model_folders.saved(hf_model_folders.decoder("qwen2", "grouped"), tmp_path / "hf")
-    config = json.loads((source / "config.json").read_text()) | {"dtype": said, "torch_dtype": said}
+    config = json.loads((source / "config.json").read_text()) | {"dtype": dtype, "torch_dtype": dtype}
     (source / "config.json").write_text(json.dumps(config))
     import_model(source, tmp_path / "ours")
     before, after = tensors(source), tensors(tmp_path / "ours")
@@ -107,7 +107,7 @@ def test_an_imported_model_says_what_the_public_one_says(llava, tmp_path):
 
 
 def test_original_llava_comes_and_goes(llava, tmp_path):
-    """The original layout of the same weights, pickled as it was published."""
+    """Imports and exports the original layout of the same weights, pickled as it was published."""
     folder, theirs = llava
     named = {_spelt(name, LLAVA_HF): t for name, t in tensors(folder).items()}
     state = {}
@@ -165,7 +165,7 @@ def test_a_projector_alone_joins_a_base(llava, tmp_path):
     assert torch.equal(own["second.1.bias"], named["connector.linear_2.bias"])
 
 
-def test_what_transformers_opens_speaks_as_ours(tmp_path):
+def test_what_transformers_opens_answers_as_ours(tmp_path):
     """Tokenizer and processor files: same ids, same pixels within a grey level, same greedy tokens."""
     theirs = hf_model_folders.llava("llama", "clip", "plain", image=90)
     theirs.resize_token_embeddings(32_064)
@@ -177,17 +177,17 @@ def test_what_transformers_opens_speaks_as_ours(tmp_path):
     export_model(tmp_path / "ours", tmp_path / "back", "llava-hf")
     model = hf.LlavaForConditionalGeneration.from_pretrained(tmp_path / "back").eval()
     processor = hf.AutoProcessor.from_pretrained(tmp_path / "back")
-    picture = Image.effect_noise((50, 41), 60).convert("RGB")
-    picture.save(tmp_path / "noise.png")
-    ready = processor(text="USER: <image>\na cat on the mat ASSISTANT:", images=picture, return_tensors="pt")
+    noise = Image.effect_noise((50, 41), 60).convert("RGB")
+    noise.save(tmp_path / "noise.png")
+    ready = processor(text="USER: <image>\na cat on the mat ASSISTANT:", images=noise, return_tensors="pt")
     assert (ready.input_ids == 32_000).sum() == 9
     ours = lmmkit.load(tmp_path / "back", device="cpu")
     with torch.no_grad():
         want = model(**ready).logits
     got = ours.logits(ready.input_ids, ready.pixel_values, ready.attention_mask)
     assert hf_model_folders.error(got, want) < 1e-5
-    said = model.generate(**ready, max_new_tokens=12, do_sample=False)[:, ready.input_ids.shape[1] :]
-    assert torch.equal(ours.generate(ready.input_ids, ready.pixel_values, max_new_tokens=12), said)
+    answer = model.generate(**ready, max_new_tokens=12, do_sample=False)[:, ready.input_ids.shape[1] :]
+    assert torch.equal(ours.generate(ready.input_ids, ready.pixel_values, max_new_tokens=12), answer)
 
 
 def test_show_counts_what_transformers_counts(llava):
@@ -236,7 +236,7 @@ class TestBadFolders:
         edit(state)
         save_file(state, file, metadata={"format": "pt"})
 
-    def test_all_that_does_not_fit_is_told_at_once(self, folder):
+    def test_all_that_does_not_fit_is_reported_at_once(self, folder):
         def edit(state):
             names = sorted(n for n in state if "q_proj" in n and "language" in n)
             del state[names[0]]
@@ -274,7 +274,7 @@ class TestBadFolders:
             lmmkit.load(folder)
 
     @pytest.mark.parametrize("cut", [0, 7, 200, -5])
-    def test_a_torn_file_is_told(self, folder, cut):
+    def test_a_torn_file_is_reported(self, folder, cut):
         (file,) = folder.glob("*.safetensors")
         file.write_bytes(file.read_bytes()[:cut])
         with pytest.raises(UserError, match="weights/damaged"):
@@ -304,7 +304,7 @@ class TestBadFolders:
             {"attention_bias": True}, {"head_dim": 7}, {"num_key_value_heads": 3}, {"hidden_act": ["silu"]},
         ],
     )  # fmt: skip
-    def test_settings_that_cannot_be_carried_out_are_told(self, change, tmp_path):
+    def test_settings_that_cannot_be_carried_out_are_reported(self, change, tmp_path):
         folder = hf_model_folders.saved(hf_model_folders.decoder("llama", "plain"), tmp_path / "m")
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | change))
@@ -315,10 +315,10 @@ class TestBadFolders:
         "change",
         [
             {"model": None}, {"model": {}}, {"model": {"text": 3}}, {"stage": []}, {"eos": 5}, {"pad": "x"},
-            {"inference_plugins": "x"}, {"image_token": True}, {"prefixes": []}, {"inference_plugins": ["nobody"]},
+            {"inference_plugins": "x"}, {"image_token": True}, {"prefixes": []}, {"inference_plugins": ["absent"]},
         ],
     )  # fmt: skip
-    def test_a_damaged_config_of_ours_is_told(self, change, llava, tmp_path):
+    def test_a_damaged_config_of_ours_is_reported(self, change, llava, tmp_path):
         import_model(llava[0], tmp_path / "ours")
         config = json.loads((tmp_path / "ours" / "config.json").read_text())
         (tmp_path / "ours" / "config.json").write_text(json.dumps(config | change))

@@ -69,7 +69,7 @@ def imported() -> set[str]:
 
 
 def test_a_test_file_names_the_module_that_it_tests():
-    """`test_NAME.py`, or `test_NAME_ASPECT.py`, stands in the folder of module NAME."""
+    """`test_NAME.py`, or `test_NAME_ASPECT.py`, is in the folder of module NAME."""
     for path in TESTS.rglob("test_*.py"):
         folder, words = path.relative_to(TESTS).parent, path.stem.split("_")[1:]
         if folder == Path() or folder.parts[0] in ELSEWHERE:

@@ -20,13 +20,13 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:
-    """The fenced blocks of a language."""
+    """Returns the fenced blocks of a language."""
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture
 def recipe(scenes, tmp_path):
-    """The tiny recipe with README's lines in it, in a folder with README's plugin."""
+    """Writes the tiny recipe with README's lines in it, in a folder with README's plugin."""
     (plugin,) = blocks("python")
     plugins, losses = blocks("yaml")
     (tmp_path / "my_loss.py").write_text(plugin)
@@ -126,7 +126,7 @@ def test_the_tree_names_only_what_is_there_and_all_of_lmmkit():
         assert there == set(tree()[top]), top
 
 
-def test_links_and_pictures_lead_somewhere():
+def test_links_and_images_lead_somewhere():
     for name in ("README.md", "CONTRIBUTING.md", "docs/plugins.md", "docs/recipes.md", "docs/data.md"):
         for target in re.findall(r"\]\(([^)]+)\)", (ROOT / name).read_text(encoding="utf-8")):
             if not target.startswith("http"):

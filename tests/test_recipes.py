@@ -42,7 +42,7 @@ PARAMETERS = {"vicuna-7b-v1.5": 6_738_415_616, "vicuna-13b-v1.5": 13_015_864_320
 
 
 def header_only(folder: Path, config: dict, shapes: dict[str, tuple[int, ...]]) -> Path:
-    """A model folder of true names and shapes over a file of holes: gigabytes that take no room."""
+    """Makes a model folder of true names and shapes over a file of holes: gigabytes that take no room."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
     header, at = {}, 0
@@ -104,7 +104,7 @@ def clip_shapes() -> dict[str, tuple[int, ...]]:
 
 
 def byte_level(folder: Path, controls: list[str], eos: str, first: int) -> None:
-    """A tokenizer.json of single bytes whose control tokens stand where the true one's do."""
+    """Writes a tokenizer.json of single bytes whose control tokens have the true one's ids."""
     import tokenizers
 
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
@@ -120,7 +120,7 @@ def byte_level(folder: Path, controls: list[str], eos: str, first: int) -> None:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """The folder every recipe starts from: weights of true shapes, and rows of one picture."""
+    """Makes the folder every recipe starts from: weights of true shapes, and records of one image."""
     root = tmp_path_factory.mktemp("data")
     for name, config in TEXTS.items():
         shapes = qwen_shapes(config) if "qwen" in name else llama_shapes(config)
@@ -162,7 +162,7 @@ CHECKED: dict[str, dict] = {}  # a check takes seconds; some are looked at twice
 
 
 def checked(data: Path, name: str) -> dict:
-    """What `lmmkit check` says of a recipe's stages."""
+    """Returns what `lmmkit check` reports about a recipe's stages."""
     if name not in CHECKED:
         CHECKED[name] = json.loads(run("check", name, "--root", data, "--json"))["stages"]
     return CHECKED[name]
@@ -193,7 +193,7 @@ STEPS = {"pretrain": 2_181, "finetune": 5_198}
 
 
 def write_lifelike(root: Path) -> None:
-    """Whole steps of captions and conversations, each with a picture of its own."""
+    """Writes whole steps of captions and conversations, each with an image that no other has."""
     for i in range(768):
         Image.new("RGB", (40, 30), (i % 256, i // 3, 9)).save(root / "images" / f"{i}.png")
     talks = [("blip_laion_cc_sbu_558k", "", "a red cat on a mat here", 768), ("llava_v1_5_mix665k", "images/", "word " * 50, 512)]  # fmt: skip

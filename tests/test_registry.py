@@ -24,7 +24,7 @@ HOOKIMPL = "from lmmkit.api import hookimpl\n\n@hookimpl\n"
 
 @pytest.fixture
 def wandb(monkeypatch):
-    """A module that records its calls."""
+    """Returns a module that records its calls."""
     module = types.ModuleType("wandb")
     module.calls = []  # type: ignore[attr-defined]
     module.init = lambda **options: module.calls.append(("init", options))  # type: ignore[attr-defined]
@@ -35,7 +35,7 @@ def wandb(monkeypatch):
 
 @pytest.fixture
 def example(tmp_path):
-    """The file of the docs, new in every test."""
+    """Writes the file of the docs, new in every test."""
     (code,) = re.findall(r"```python\n(\"\"\"Sends the figures of a run to Weights.*?)```", DOCS, re.DOTALL)
     path = tmp_path / "wandb_log.py"
     path.write_text(f"{code}\n# {tmp_path}\n")  # a file is loaded once a process, by its content

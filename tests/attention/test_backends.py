@@ -47,8 +47,8 @@ def test_value_mass_and_gradient_equal_the_twin(name, groups):
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("backend", [Sdpa(), Eager()], ids=lambda b: b.name)
-def test_rows_that_nobody_reads_may_stay_away(backend, name):
-    """The rows that come out are those of the whole call, and so are all gradients they send back."""
+def test_rows_that_are_not_read_may_be_left_out(backend, name):
+    """Compares the rows that come out, and their gradients, with those of the whole call."""
     case = CASES[name]()
     given, draw = inputs(len(case.forest), 2), torch.Generator().manual_seed(3)
     read_T = torch.rand(len(case.forest), generator=draw) < 0.2
@@ -200,7 +200,7 @@ def test_a_backend_asked_for_by_name_is_taken_or_says_why_not():
     assert "(xformers: no kernels for cpu; sdpa: can run; eager: can run)" in str(error.value)
 
 
-def test_a_backend_that_is_none_is_told_so_with_those_there_are():
+def test_an_unknown_backend_is_reported_with_the_known_ones():
     with pytest.raises(NoBackend, match=r"`nonsense`, which is no backend .*eager: can run"):
         choose("nonsense", CPU, torch.float32)
 

@@ -86,7 +86,7 @@ def test_permuting_memory_permutes_what_is_seen_and_nothing_else(seed):
     assert (permuted(forest, order).see() == forest.see()[order][:, order]).all()
 
 
-def test_a_block_of_equal_enter_sees_itself_both_ways():
+def test_a_block_of_equal_enter_is_visible_to_itself_both_ways():
     enter, leave = torch.tensor([0, 1, 1, 1, 4]), torch.tensor([5, 5, 5, 5, 5])
     see = Forest(enter.int(), leave.int(), torch.arange(5).int()).see()
     assert see[1:4, 1:4].all() and see[4].all() and see[0].tolist() == [True] + 4 * [False]
@@ -159,7 +159,7 @@ def test_groups_never_share():
 
 @often
 @given(SEEDS)
-def test_side_by_side_nobody_sees_across(seed):
+def test_forests_side_by_side_are_invisible_to_each_other(seed):
     first = random_forest(seed)
     parts = [first, random_forest(seed + 1), roots([3, 0, 2])]
     both = concat(parts)

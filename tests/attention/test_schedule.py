@@ -17,7 +17,7 @@ NONE = torch.empty(0, dtype=torch.int64)
 
 @st.composite
 def sights(draw) -> AttentionSpec:
-    """A random forest, key rows, rows that ask and rows that are read, any of them none or all."""
+    """Draws a forest, key rows, rows that ask and rows that are read: any of them none or all."""
     seed = draw(st.integers(0, 2**32 - 1))
     forest = random_forest(seed, permute=draw(st.booleans()))
     share = [draw(st.sampled_from([0.0, 0.1, 0.4, 1.0])) for _ in range(3)]
@@ -34,7 +34,7 @@ def pairs(call) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def covered(spec: AttentionSpec, *, key: bool | None = None) -> np.ndarray:
-    """[T, T]: how often each (query, key) pair stands in a call."""
+    """[T, T]: how often each (query, key) pair is in a call."""
     times = np.zeros((len(spec.forest), len(spec.forest)), int)
     for call in spec.calls:
         for q, k in pairs(call) if key in (None, call.key) else ():

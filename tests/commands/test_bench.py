@@ -30,6 +30,6 @@ def test_a_map_that_is_too_large_is_left_out_with_its_size(recipe, scenes, monke
     assert "eager left out: its map of" in text
 
 
-def test_an_unknown_stage_is_told(recipe, scenes):  # noqa: F811
+def test_an_unknown_stage_is_reported(recipe, scenes):  # noqa: F811
     text = run("bench", "kernels", recipe, "--root", scenes, "--stage", "nonsense", code=2)
     assert "bench/unknown-stage" in text and "pretrain" in text

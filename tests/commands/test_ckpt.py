@@ -38,10 +38,9 @@ def test_a_damaged_newest_is_named_and_what_a_resume_would_do(run):
     text = " ".join(lmmkit("ckpt", "verify", run.path, code=2).split())
     assert "step-00000003/shard-00000.safetensors" in text and "crc32 differs" in text
     assert "continues from step 2" in text and "checkpoint/damaged" in text
-    told = lmmkit("ckpt", "verify", run.path, "--json", code=2)
-    told = json.loads(told)
-    assert told["resumes_at"] == 2 and [c["sound"] for c in told["checkpoints"]] == [False, True, True]
-    assert [c["read"] for c in told["checkpoints"]] == [True, True, False]
+    report = json.loads(lmmkit("ckpt", "verify", run.path, "--json", code=2))
+    assert report["resumes_at"] == 2 and [c["sound"] for c in report["checkpoints"]] == [False, True, True]
+    assert [c["read"] for c in report["checkpoints"]] == [True, True, False]
 
 
 def test_an_older_one_counts_with_all(run):

@@ -127,7 +127,7 @@ def test_five_is_three_learned_tokens():
 
 
 def hf_tokens(model: bytes, text: str, way: str) -> list[int]:
-    """A text with end tokens in it, as the stack of `way` tokenizes it."""
+    """Tokenizes a text with end tokens in it as the stack of `way` does."""
     plain, bare = processor(model), processor(model, dummy_prefix=False)
     out = []
     for i, part in enumerate(text.replace(SPACE, " ").split("</s>")):
@@ -141,7 +141,7 @@ def hf_tokens(model: bytes, text: str, way: str) -> list[int]:
 
 
 def llava(model: bytes, texts: list[str], images: list[int], way: str):
-    """Ids and mask as LLaVA makes them: one string, split at the markers, masked by counting."""
+    """Returns ids and mask as LLaVA makes them: one string, split at the markers, masked by counting."""
 
     def tokens(text: str) -> list[int]:
         chunks = [hf_tokens(model, chunk, way) for chunk in text.split("<image>")]
@@ -150,11 +150,11 @@ def llava(model: bytes, texts: list[str], images: list[int], way: str):
             ids += [IMAGE, *chunk]
         return ids
 
-    said = [VICUNA_SYSTEM + " "]
+    parts = [VICUNA_SYSTEM + " "]
     for i in range(0, len(texts), 2):
         question = ("<image>\n" * images[i] + texts[i]).strip() if images[i] else texts[i]
-        said.append(f"USER: {question} ASSISTANT: {texts[i + 1]}</s>")
-    conversation = "".join(said)
+        parts.append(f"USER: {question} ASSISTANT: {texts[i + 1]}</s>")
+    conversation = "".join(parts)
     ids = tokens(conversation)
     mask, at = [False] * len(ids), 1
     for i, turn in enumerate(conversation.split("</s>")[:-1]):
@@ -201,8 +201,8 @@ def test_prompt_and_response_are_the_training_ids(pairs, way):
     assert layout[-1].ids == (*answer, 2)
     assert start[-1].role == "header"
     assert tokenizer("stand-in").decode(start[-1].ids).endswith("ASSISTANT:")
-    spoken = tokenizer("stand-in").decode(layout[-1].ids)
-    assert spoken == texts[-1].replace(SPACE, " ")
+    decoded = tokenizer("stand-in").decode(layout[-1].ids)
+    assert decoded == texts[-1].replace(SPACE, " ")
 
 
 @settings(max_examples=60, deadline=None)

@@ -33,8 +33,8 @@ SIZES = [(48, 48), (100, 60), (60, 101), (33, 20), (7, 48), (301, 47), (48, 96),
 BAR = [int(255 * mean) for mean in CLIP_MEAN]
 
 
-def picture(width: int, height: int, seed: int = 0) -> Pil.Image:
-    """Noise over a gradient: sharp and smooth at once."""
+def noisy_image(width: int, height: int, seed: int = 0) -> Pil.Image:
+    """Returns noise over a gradient: sharp and smooth at once."""
     noise = np.random.default_rng(seed).integers(0, 80, (height, width, 3))
     ramp = np.linspace(0, 175, width)[None, :, None] * np.linspace(0.2, 1, height)[:, None, None]
     return Pil.fromarray((noise + ramp).astype(np.uint8))
@@ -59,11 +59,11 @@ def clip():
 @pytest.mark.parametrize("size", SIZES)
 def test_crop_and_pad_are_clips(tmp_path, clip, size):
     path = tmp_path / "a.png"
-    picture(*size).save(path)
+    noisy_image(*size).save(path)
     side = max(size)
     square = Pil.new("RGB", (side, side), tuple(BAR))
-    square.paste(picture(*size), ((side - size[0]) // 2, (side - size[1]) // 2))
-    for fit, given in ("crop", picture(*size)), ("pad", square):
+    square.paste(noisy_image(*size), ((side - size[0]) // 2, (side - size[1]) // 2))
+    for fit, given in ("crop", noisy_image(*size)), ("pad", square):
         want = torch.from_numpy(np.asarray(clip(given)["pixel_values"][0]))
         read = read_image(path, SPEC, fit)
         assert (read.dtype, tuple(read.shape)) == (torch.uint8, (3, 48, 48))
@@ -79,10 +79,10 @@ def test_crop_and_pad_are_clips(tmp_path, clip, size):
 def test_squash_is_siglips(tmp_path, size, resample, code):
     from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-    picture(*size).save(tmp_path / "a.png")
+    noisy_image(*size).save(tmp_path / "a.png")
     spec = ImageSpec(size=48, grid=(4, 4), width=8, mean=(0.5,) * 3, std=(0.5,) * 3, resample=resample)
     theirs = SiglipImageProcessorPil(size={"height": 48, "width": 48}, resample=code)
-    want = torch.from_numpy(np.asarray(theirs(picture(*size))["pixel_values"][0]))
+    want = torch.from_numpy(np.asarray(theirs(noisy_image(*size))["pixel_values"][0]))
     got = normalise(read_image(tmp_path / "a.png", spec, "stretch"), spec)
     assert got.shape == want.shape == (3, 48, 48)
     assert (got - want).abs().max() < 1.01 / 255 / 0.5  # a grey level
@@ -144,7 +144,7 @@ def test_modes(tmp_path, kind, image, want):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_held_sideways(tmp_path, orientation):
-    upright = picture(64, 48)
+    upright = noisy_image(64, 48)
     undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # the transposition that the tag undoes
     held = upright.transpose(undo[orientation]) if orientation > 1 else upright
     exif = Pil.Exif()
@@ -158,8 +158,8 @@ def test_held_sideways(tmp_path, orientation):
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_broken_exif_costs_nothing(tmp_path):
-    picture(64, 48).save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
-    picture(64, 48).save(tmp_path / "b.jpg")
+    noisy_image(64, 48).save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    noisy_image(64, 48).save(tmp_path / "b.jpg")
     paths = (tmp_path / "a.jpg", tmp_path / "b.jpg")
     assert torch.equal(*(read_image(path, SPEC, "crop") for path in paths))
 
@@ -182,7 +182,7 @@ def test_files_that_are_refused(tmp_path):
         path.write_bytes(data)
         assert error_of(path) in ("image/format", "image/damaged")
     for kind in ("TIFF", "PPM", "ICO"):
-        picture(48, 48).save(path, kind)
+        noisy_image(48, 48).save(path, kind)
         assert error_of(path) == "image/format"
     with pytest.raises(UserError, match="/nowhere"):
         read_image("/nowhere", SPEC, "pad")
@@ -191,7 +191,7 @@ def test_files_that_are_refused(tmp_path):
 @pytest.mark.parametrize("kind", FORMATS)
 def test_truncated(tmp_path, kind):
     path = tmp_path / "whole"
-    picture(200, 100).save(path, kind)
+    noisy_image(200, 100).save(path, kind)
     data = path.read_bytes()
     for share in (0.1, 0.5, 0.95):
         path.write_bytes(data[: int(len(data) * share)])
@@ -199,7 +199,7 @@ def test_truncated(tmp_path, kind):
 
 
 def big_png(width: int, height: int) -> bytes:
-    """A png whose header claims the size and whose data are a few bytes."""
+    """Returns a png whose header claims the size and whose data are a few bytes."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         crc = struct.pack(">I", zlib.crc32(kind + data))
@@ -235,7 +235,7 @@ def test_bombs_and_slivers(tmp_path):
 @pytest.mark.parametrize("kind", FORMATS)
 def test_mutated_files(tmp_path, kind):
     path = tmp_path / "a"
-    picture(40, 30).save(path, kind)
+    noisy_image(40, 30).save(path, kind)
     data = path.read_bytes()
     rng = random.Random(0)
     for _ in range(60):
@@ -261,7 +261,7 @@ def test_blank():
 def test_reader_caches_within_its_bounds(tmp_path):
     paths = [str(tmp_path / f"{i}.png") for i in range(3)]
     for i, path in enumerate(paths):
-        picture(60, 50, seed=i).save(path)
+        noisy_image(60, 50, seed=i).save(path)
     spec = ImageSpec(size=418, grid=(1, 1), width=8)  # half a megabyte an image
     reader = ImageReader(spec, cache_mb=1)
     first = reader(Image(paths[0]), "crop")
@@ -283,7 +283,7 @@ def test_reader_caches_within_its_bounds(tmp_path):
 
 
 def test_an_image_in_a_larger_file(tmp_path):
-    picture(60, 50).save(tmp_path / "a.png")
+    noisy_image(60, 50).save(tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
     (tmp_path / "many").write_bytes(b"before" + data + b"after")
     there = Image(str(tmp_path / "many"), part=(6, len(data)))

@@ -22,7 +22,7 @@ SAMPLES = (*CAPTIONS, *CHATS)
 
 
 def members(samples=SAMPLES) -> list:
-    """The laid-out views, in the order of the batch."""
+    """Returns the laid-out views, in the order of the batch."""
     return [m for sample in samples for m in paper_objective.views().fitting(sample, 0, Counter())]
 
 
@@ -80,7 +80,7 @@ def test_predictions_are_made_by_the_predecessor_on_the_views_path(packed):
     assert want and list(zip(*(c.tolist() for c in columns), strict=True)) == want
 
 
-def test_no_tree_sees_another_and_every_view_sees_its_own_path(packed):
+def test_every_row_reads_its_path_and_nothing_else(packed):
     batch, paths = packed
     see = batch.forest.see()
     for path in paths:
@@ -107,7 +107,7 @@ def test_the_last_image_row_predicts_the_first_words_of_two_branches():
         assert paper_objective.learned(made, [one])[0][name] == pytest.approx(float(sums[name]), rel=1e-12)
 
 
-def test_a_first_row_that_is_learned_has_nobody_to_predict_it():
+def test_a_first_row_that_is_supervised_has_no_row_that_predicts_it():
     made = packer()
     batch, _ = pack(made, [made.sized([laid_out(text([5, 6, 7], "response", supervised=True))])])
     assert batch.predict.row_Q.tolist() == [0, 1] and batch.target_S.tolist() == [6, 7]

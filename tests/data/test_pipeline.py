@@ -82,7 +82,7 @@ def test_a_run_stopped_anywhere_goes_on_with_the_same_samples(world, workers, st
 
 
 class Source(list[Sample | UserError]):
-    """Stands in for `Records`: samples by number, some of which cannot be read."""
+    """Replaces `Records`: samples by number, some of which cannot be read."""
 
     def __init__(self, samples: Sequence[Sample | UserError], kind: Any = "skip"):
         super().__init__(samples)

@@ -16,7 +16,7 @@ FIRST = [35, 38, 31, 21, 3, 30, 34, 20]
 
 
 def slow_sources(weights, n):
-    """The rule word for word: at each position the source whose next row is due first."""
+    """Returns, by the plain rule, at each position the source whose next record is due first."""
     counts, out = dict.fromkeys(weights, 0), []
     for _ in range(n):
         source = min(weights, key=lambda name: (counts[name] + 0.5) / weights[name])

@@ -59,7 +59,7 @@ def theirs(lmm, prompts) -> tuple[list[list[int]], torch.Tensor]:
 
 
 def near_ties(ours, want, gap_QN) -> int:
-    """How many answers part from the reference's, each first where its two best are near."""
+    """Counts answers that differ from the reference, and checks that the first difference is a near tie."""
     parted = 0
     for mine, other, gap_N in zip(ours, want, gap_QN.tolist(), strict=True):
         if mine != other:

@@ -73,7 +73,7 @@ def test_layers_after_the_chosen_state_are_not_built(layer, built):
     assert len(ViT(replace(VISION, feature_layer=layer), Sdpa()).blocks) == built
 
 
-def test_each_picture_is_seen_alone():
+def test_each_image_is_encoded_alone():
     ours = vit(CLIP).double()
     three = pixels(3).double()
     assert off(ours(three)[1:2], ours(three[1:2])) < 1e-12
@@ -124,6 +124,6 @@ def test_timm_by_name_is_built_without_a_download(monkeypatch):
     assert encoder(torch.zeros(1, 3, 32, 32)).shape == (1, 4, 192)
 
 
-def test_a_timm_picture_that_its_patches_do_not_divide_is_refused():
+def test_a_timm_image_size_that_its_patches_do_not_divide_is_refused():
     with pytest.raises(ValueError, match="image_size 50 is no multiple"):
         open_timm(TIMM, feature_layer=-2, image_size=50, args={})

@@ -65,7 +65,7 @@ def test_a_rule_names_its_key(override, key, code):
     ), found
 
 
-def test_everything_is_told_at_once():
+def test_everything_is_reported_at_once():
     text = SCRATCH.replace("width: 64", "widht: 64", 1).replace("seed: 7", "seed: '7'")
     text = text.replace("order: {from", "ordre: {from").replace("clip: 1.0", "clip: nope")
     with pytest.raises(UserError) as raised:
@@ -73,8 +73,8 @@ def test_everything_is_told_at_once():
             text,
             overrides=["speed.tokenz=3", "stages.onyl.seed=1", "model.text.kv_heads=3", "speed"],
         )
-    told = {(p.code.removeprefix("recipe/"), p.where.split()[-1]) for p in raised.value.problems}
-    assert told == {
+    reported = {(p.code.removeprefix("recipe/"), p.where.split()[-1]) for p in raised.value.problems}
+    assert reported == {
         ("wrong-type", "seed"),
         ("missing-key", "model.vision.width"),
         ("unknown-key", "model.vision.widht"),

@@ -43,7 +43,7 @@ def schema_keys(text):
 
 
 def required_keys(cls):
-    """The YAML keys of a section that have no default."""
+    """Returns the YAML keys of a section that have no default."""
     none = dataclasses.MISSING
     absent = [f for f in dataclasses.fields(cls) if f.default is none is f.default_factory]
     return [f.name.rstrip("_") for f in absent]
@@ -54,7 +54,7 @@ KEYS = schema_keys(SCRATCH)
 
 
 def broken(keys, how):
-    """A copy of the example in which `keys` are wrong, and the keys that problems should name."""
+    """Returns a copy of the example in which `keys` are wrong, and the keys that problems should name."""
     raw, named = copy.deepcopy(TREE), []
     for key in keys:
         *parents, last = key.split(".")
@@ -182,7 +182,7 @@ def test_recipes_are_frozen_pickle_and_know_no_torch(tmp_path):
     assert changed != recipe
 
 
-def test_every_key_of_the_schema_stands_in_an_example():
+def test_every_key_of_the_schema_is_in_an_example():
     # the tables above only break what the examples hold
     named = {*KEYS, *schema_keys(PRETRAINED)}
     recipe = to_mapping(read_text(SCRATCH))

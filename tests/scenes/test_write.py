@@ -48,7 +48,7 @@ def scene_of(row: dict) -> Scene:
 
 
 def slow_answer(scene: Scene, text: str) -> str:
-    """The answer by a plain reading of the English; knows nothing of how questions are made."""
+    """Answers by a plain reading of the English, without knowing how questions are made."""
     words = re.findall(r"[a-z]+", text.lower())
     shapes = {"square", "triangle", "cross", "bar"}
     colours = {"red", "green", "blue", "yellow", "purple"}
@@ -101,23 +101,23 @@ def test_every_answer_is_what_a_plain_reading_of_the_scene_gives(rows):
 
 
 def test_captions_tell_true_things_in_an_order_that_can_be_restored(rows):
-    told = Counter()
+    complete = Counter()
     for row in rows["pretrain.json"] + rows["heldout_captions.json"]:
         ((instruction, caption),) = questions_of(row)
         assert instruction in INSTRUCTIONS
         assert 8 <= len(caption.split()) <= 18
         there = {(t.colour, t.shape): t.place for t in scene_of(row).things}
-        said = re.findall(r"(red|green|blue|yellow|purple) (\w+)", caption)
+        named = re.findall(r"(red|green|blue|yellow|purple) (\w+)", caption)
         places = re.findall(r"(?:top|bottom) (?:left|right)|centre", caption)
-        assert 0 < len(said) == len(places) == len(set(said))
-        assert [there[name] for name in said] == places, "each place stands beside its own name"
-        assert said in (sorted(said), [name for name in there if name in said])
-        told[len(said) == len(there)] += 1
-    assert told[True] and told[False], "some captions leave things out"
+        assert 0 < len(named) == len(places) == len(set(named))
+        assert [there[name] for name in named] == places, "each place is beside its name"
+        assert named in (sorted(named), [name for name in there if name in named])
+        complete[len(named) == len(there)] += 1
+    assert complete[True] and complete[False], "some captions leave things out"
 
 
 def test_the_words_of_a_caption_and_its_scene_leave_one_sentence(rows):
-    """All captions a scene can have: no two are made of the same words."""
+    """Makes all captions a scene can have: no two have the same words."""
     for row in rows["heldout_captions.json"]:
         scene, by_words = scene_of(row), {}
         for seed in range(200):
@@ -296,15 +296,15 @@ def test_refuses_small_counts_and_used_folders_together(tmp_path):
         write_scenes(tmp_path / "mine.txt")
 
 
-def test_few_questions_ask_for_what_the_conversation_told():
-    asked, told = 0, 0
+def test_few_questions_ask_for_what_the_conversation_already_states():
+    asked, known_before = 0, 0
     first = Counter()
     for item in describe_scenes(0, "train", 1000):
         first[item.questions[0].type] += 1
         known: set = set()
         for question in item.questions:
             asked += 1
-            told += bool(question.asks) and question.asks <= known
+            known_before += bool(question.asks) and question.asks <= known
             known |= question.states | question.asks
-    assert told / asked < 0.25
+    assert known_before / asked < 0.25
     assert min(first[name] for name in TYPES) > 80  # every type also opens conversations

@@ -1,11 +1,11 @@
 """Makes a stored checkpoint of this release: `python -m tests.stored.make` in a checkout, once a release.
 
     tests/stored/VERSION/
-        data/        a few rows, their pictures, a tokenizer: nothing that another release may draw anew
-        run/         a run that was stopped after four of its eight steps, as it stood
-        losses.json  what its next steps came to, and on what
+        data/        a few records, their images, a tokenizer: nothing that another release may draw differently
+        run/         a run that was stopped after four of its eight steps
+        losses.json  the losses of its next steps, and the machine they are from
 
-`tests/training/checkpoint/test_read_stored_versions.py` goes on with every one of them.
+`tests/training/checkpoint/test_read_stored_versions.py` resumes every one of them.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ speed: {threads: 1}
 
 
 def write_data(folder: Path) -> None:
-    """A few rows of a scene set."""
+    """Writes a few records of a scene set."""
     with tempfile.TemporaryDirectory() as drawn:
         scenes = Path(drawn) / "scenes"
         write_scenes(scenes, count=100, heldout=20, seed=3)

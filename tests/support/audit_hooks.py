@@ -1,7 +1,7 @@
-"""Runs a command of lmmkit in a forked child under an audit hook, and tells all that it should not do.
+"""Runs a command of lmmkit in a forked child under an audit hook, and reports everything it must not do.
 
 The parent has imported everything, so a child costs what its command costs. What native code opens
-raises no audit event: canaries stand for that, files outside that only a payload would make.
+raises no audit event: canaries detect that, files outside that only a payload would make.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ CHANGES = {  # event: which of its arguments are paths that it changes
     **dict.fromkeys(("os.rename", "os.link", "shutil.move"), (0, 2)),
     "os.symlink": (1, 2),
 }
-AT = ("os.mkdir", "os.remove", "os.rmdir", "os.chmod", "os.chown", "os.utime")  # may be told an open folder
+AT = ("os.mkdir", "os.remove", "os.rmdir", "os.chmod", "os.chown", "os.utime")  # may be given an open folder
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a child ended (None: it hung), what it said, and what it did that it must not."""
+    """Holds a child's exit code (None: it hung), its output, and what it did that it must not."""
 
     code: int | None
-    said: str
+    output: str
     breaches: tuple[str, ...]
     seconds: float
 
@@ -64,7 +64,7 @@ class Outcome:
 class Watch:
     """The hook. `read` and `write`: folders that may be read, and written to, besides the code itself."""
 
-    tell: Callable[[str], None]
+    report: Callable[[str], None]
     read: tuple[str, ...]
     write: tuple[str, ...]
 
@@ -76,7 +76,7 @@ class Watch:
         elif event in ("exec", "compile"):
             self.code(event, args)
         elif event.startswith(NEVER):
-            self.tell(f"{event} {args!r:.200}")
+            self.report(f"{event} {args!r:.200}")
         elif event in CHANGES:
             for path in args[slice(*CHANGES[event])]:
                 self.inside(event, _whole(path, args[-1] if event in AT else None), self.write)
@@ -90,7 +90,7 @@ class Watch:
             return
         real = os.path.realpath(os.fsdecode(path))
         if not any(real == folder or real.startswith(folder + "/") for folder in (*folders, "/dev/null")):
-            self.tell(f"{what} {real}")
+            self.report(f"{what} {real}")
 
     def code(self, event: str, args: tuple) -> None:
         file = args[0].co_filename if event == "exec" else args[1]
@@ -102,18 +102,18 @@ class Watch:
         # how numpy reads the head of a .npy file: a tree of literals, which is never run
         if event == "compile" and frame.f_back and frame.f_back.f_code is ast.literal_eval.__code__:
             return
-        self.tell(f"{event} of {file or args[0]!r:.200} by {caller}")
+        self.report(f"{event} of {file or args[0]!r:.200} by {caller}")
 
 
 def _whole(path: object, folder: object) -> object:
-    """A path that is relative to an open folder, as `shutil.rmtree` gives them."""
+    """Returns the whole path of one relative to an open folder, as `shutil.rmtree` gives them."""
     if type(folder) is not int or folder < 0 or not isinstance(path, str | bytes):
         return path
     return os.path.join(os.readlink(f"/proc/self/fd/{folder}"), os.fsdecode(path))
 
 
 def run(words: Sequence[object], cwd: Path, *, read: Sequence[Path], write: Sequence[Path]) -> Outcome:
-    """`lmmkit WORDS` in a child that may read and write these folders only."""
+    """Runs `lmmkit WORDS` in a child that may read and write these folders only."""
     from lmmkit.cli import main
 
     def command() -> int:
@@ -128,37 +128,37 @@ def run(words: Sequence[object], cwd: Path, *, read: Sequence[Path], write: Sequ
 
 
 def watched(action: Callable[[], int], cwd: Path, *, read: Sequence[Path], write: Sequence[Path]) -> Outcome:
-    """`action` in a child, its value the exit code, or 1 with a traceback."""
+    """Runs `action` in a child: its value is the exit code, or 1 with a traceback."""
     at, to = os.pipe()
-    log, began = cwd / ".said", time.monotonic()
+    log, began = cwd / ".output", time.monotonic()
     pid = os.fork()
     if pid == 0:
         os.close(at)
         _child(action, cwd, log, to, read, write)
     os.close(to)
-    told, hung = _listen(at, began)
+    reports, hung = _listen(at, began)
     os.close(at)
     if hung:
         os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
     code = os.waitstatus_to_exitcode(status)
     code = None if hung or code in (-signal.SIGXCPU, -signal.SIGKILL) else code
-    breaches = tuple(dict.fromkeys(told.decode(errors="replace").splitlines()))
-    said = log.read_text(errors="replace") if log.is_file() else ""
-    return Outcome(code, said, breaches, time.monotonic() - began)
+    breaches = tuple(dict.fromkeys(reports.decode(errors="replace").splitlines()))
+    output = log.read_text(errors="replace") if log.is_file() else ""
+    return Outcome(code, output, breaches, time.monotonic() - began)
 
 
 def _listen(at: int, began: float) -> tuple[bytes, bool]:
-    """All that the child tells until it ends; whether it had to be given up."""
-    told = b""
+    """Returns all that the child reports until it ends, and whether it took too long."""
+    reports = b""
     while (left := began + WALL - time.monotonic()) > 0:
         if not select.select([at], [], [], left)[0]:
             break
         part = os.read(at, 65536)
         if not part:
-            return told, False
-        told += part
-    return told, True
+            return reports, False
+        reports += part
+    return reports, True
 
 
 def _child(action, cwd: Path, log: Path, to: int, read: Sequence[Path], write: Sequence[Path]) -> None:

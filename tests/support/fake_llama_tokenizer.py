@@ -1,5 +1,5 @@
-"""Writes a sentencepiece model that stands in for LLaMA's: as many pieces, the same kind, and the
-pieces that the tests' sentences need at LLaMA's ids. Every other id is a character nobody writes.
+"""Writes a sentencepiece model in place of LLaMA's: as many pieces, the same kind, and the
+pieces that the tests' sentences need at LLaMA's ids. Every other id is a character that no test writes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SPACE = "\u2581"
 FIRST_MERGE = 259  # merges come by rank: the lower the id, the earlier the merge
 FIRST_CHAR = 29_871
 
-# "_" stands for the space mark. Among them all steps that lead to the words the tests spell.
+# "_" is the space mark. Among them all steps that lead to the words the tests spell.
 MERGES = {
     "__": 259, "_t": 260, "in": 262, "_a": 263, "en": 264, "on": 265, "_th": 266, "_s": 269,
     "at": 271, "or": 272, "an": 273, "_c": 274, "is": 275, "it": 277, "_the": 278, "_m": 286,
@@ -29,7 +29,7 @@ CHARS = {SPACE: 29871, "a": 29874, ":": 29901, "5": 29945}
 
 @functools.cache
 def llama_like() -> bytes:
-    """The serialized model."""
+    """Returns the serialized model."""
     pieces = {i: piece.replace("_", SPACE) for piece, i in MERGES.items()}
     pieces |= {i: char for char, i in CHARS.items()}
     free = (i for i in range(FIRST_CHAR, SIZE) if i not in pieces)
@@ -56,7 +56,7 @@ def llama_like() -> bytes:
 
 @functools.cache
 def processor(model: bytes, *, dummy_prefix: bool = True) -> SentencePieceProcessor:
-    """The bare sentencepiece processor of a model: the twin that `Tokenizer` is held against."""
+    """Returns the bare sentencepiece processor of a model: the twin that `Tokenizer` is compared with."""
     parsed = pb.ModelProto.FromString(model)
     parsed.normalizer_spec.add_dummy_prefix = dummy_prefix
     found = SentencePieceProcessor()

@@ -39,13 +39,13 @@ DECODERS = {
 
 
 def decoder(family: str, shape: str, rope: str = "default") -> hf.PreTrainedModel:
-    """A causal model with every value random, norms and biases too."""
+    """Returns a causal model with every value random, norms and biases too."""
     config = DECODERS[family](**kv(ODD[shape]), max_position_embeddings=64, rope_parameters=ROPES[rope])
     return made(hf.AutoModelForCausalLM.from_config(config))
 
 
 def kv(shape: dict) -> dict:
-    """The shape with its number of key heads written out: families differ in what they default to."""
+    """Returns the shape with its number of key heads: the families have different defaults."""
     return {"num_key_value_heads": shape["num_attention_heads"]} | shape
 
 
@@ -67,7 +67,7 @@ VISIONS = {
 
 
 def llava(text: str, vision: str, shape: str, layer: int = -2, image: int = 90) -> hf.PreTrainedModel:
-    """A LLaVA as transformers builds it; image token `image`."""
+    """Returns a LLaVA as transformers builds it, with image token `image`."""
     config = hf.LlavaConfig(
         vision_config=VISIONS[vision],
         text_config=DECODERS[text](**kv(ODD[shape]), max_position_embeddings=96),
@@ -85,7 +85,7 @@ def made(model: hf.PreTrainedModel) -> hf.PreTrainedModel:
 
 
 def saved(model: hf.PreTrainedModel, folder: Path, **options) -> Path:
-    """The folder it is saved in."""
+    """Saves a model and returns its folder."""
     model.save_pretrained(folder, **options)
     return folder
 

@@ -1,4 +1,4 @@
-"""What a hostile artefact stands in: a small good data set, recipe, run and model, of which one thing is spoilt."""
+"""Makes a small good data set, recipe, run and model, in which a hostile artefact spoils one thing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from lmmkit.cli import app
 
 TOUCHED = "touched"  # the file outside that a payload would make
-SECRET = "SECRET-THAT-NOBODY-MAY-READ"
+SECRET = "SECRET-THAT-NO-ONE-MAY-READ"
 
 RECIPE = """format: 1
 seed: 5
@@ -43,7 +43,7 @@ speed: {tokens: 2048, threads: 1}
 
 
 def row(**changes: object) -> dict[str, object]:
-    """A good row, but for what is changed."""
+    """Returns a good record with these changes."""
     return {
         "id": "1", "image": "a.png",
         "conversations": [
@@ -70,16 +70,16 @@ class Home:
 
     @property
     def shell(self) -> str:
-        """A command that leaves a trace outside."""
+        """Returns a command that leaves a trace outside."""
         return f"touch {self.outside / TOUCHED}"
 
     @property
     def python(self) -> str:
-        """A program that leaves a trace outside."""
+        """Returns a program that leaves a trace outside."""
         return f"open({str(self.outside / TOUCHED)!r}, 'w').close()"
 
     def with_(self, name: str) -> Path:
-        """A copy of the base's `run`, `hf` or `peft` here, as if it had been made here."""
+        """Copies the base's `run`, `hf` or `peft`, as if it had been made here."""
         shutil.copytree(self.base / name, self.path / name)
         for file in (self.path / name).rglob("*.json"):
             file.write_text(file.read_text().replace(str(self.base), str(self.path)))
@@ -112,7 +112,7 @@ class Artefact:
 
 
 def make_base(base: Path) -> Path:
-    """The good things, made by the commands themselves: data, recipe, `run`, `hf`, `peft`."""
+    """Makes the good things by the commands themselves: data, recipe, `run`, `hf`, `peft`."""
     from lmmkit.scenes.tokenizer import train_tokenizer
 
     data = base / "data"
@@ -136,7 +136,7 @@ def make_base(base: Path) -> Path:
 
 
 def home_in(folder: Path, base: Path) -> Home:
-    """A fresh copy to spoil."""
+    """Makes a fresh copy to spoil."""
     home, outside = folder / "home", folder / "outside"
     outside.mkdir(parents=True)
     home.mkdir()

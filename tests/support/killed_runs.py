@@ -28,7 +28,7 @@ WITH_SYNC = (files, disk_space, write)
 
 
 def start(recipe: Recipe, out, point: Callable[[str], None] = lambda name: None) -> int:
-    """Begins the run at `out`, or goes on with it, in a child; gives its pid.
+    """Begins or resumes the run at `out` in a child; returns its pid.
 
     `point` is called before every change to the disk. Data workers are forked too: an import of torch
     costs them seconds otherwise. Nothing waits for the disk, which only a power cut could tell apart.
@@ -76,7 +76,7 @@ def kill_after(pid: int, seconds: float) -> int:
 
 
 def dies_at(number: int) -> Callable[[str], None]:
-    """A point that ends the process at its n-th call, from 1."""
+    """Returns a point that ends the process at its n-th call, from 1."""
     left = iter(range(number - 1))
 
     def point(name: str) -> None:
@@ -87,7 +87,7 @@ def dies_at(number: int) -> Callable[[str], None]:
 
 
 def points_of(recipe: Recipe, out) -> list[str]:
-    """The names of all points of an undisturbed run, in order."""
+    """Returns the names of all points of an undisturbed run, in order."""
     names = out.parent / f"{out.name}.points"
 
     def note(name: str) -> None:
@@ -125,7 +125,7 @@ class Witness:
 
 
 def assert_same(run: RunFolder, whole: RunFolder, stages) -> None:
-    """Every logged bit, every model, and no leftovers."""
+    """Compares every logged bit and every model, and finds no leftovers."""
     assert figures(run) == figures(whole)
     for folder in (f(stage) for stage in stages for f in (whole.model, whole.best)):
         if folder.exists():

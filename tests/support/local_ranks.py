@@ -17,7 +17,7 @@ LONGEST = 240  # seconds: no child outlives a broken test
 
 
 def start(world: int, body: Callable[[int], int | None], folder: Path) -> list[int]:
-    """Forks `world` ranks that run `body(rank)`; their process ids. What each says is in said-RANK."""
+    """Forks `world` ranks that run `body(rank)`; returns their process ids. Rank R writes to output-R.txt."""
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -26,20 +26,20 @@ def start(world: int, body: Callable[[int], int | None], folder: Path) -> list[i
 
 
 def wait(pids: list[int]) -> list[int]:
-    """Exit codes, or minus the signal."""
+    """Returns exit codes, or minus the signal."""
     return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
 
 
 def run(world: int, body: Callable[[int], int | None], folder: Path) -> list[str]:
-    """Runs ranks that must all succeed; what each said."""
+    """Runs ranks that must all succeed; returns the output of each."""
     codes = wait(start(world, body, folder))
-    said = [said_by(folder, rank) for rank in range(world)]
-    assert codes == [0] * world, (codes, said)
-    return said
+    outputs = [output_of(folder, rank) for rank in range(world)]
+    assert codes == [0] * world, (codes, outputs)
+    return outputs
 
 
-def said_by(folder: Path, rank: int) -> str:
-    return (folder / f"said-{rank}").read_text()
+def output_of(folder: Path, rank: int) -> str:
+    return (folder / f"output-{rank}.txt").read_text()
 
 
 def _fork(world: int, rank: int, port: int, body: Callable[[int], int | None], folder: Path) -> int:
@@ -48,9 +48,9 @@ def _fork(world: int, rank: int, port: int, body: Callable[[int], int | None], f
         return pid
     code = 1
     try:
-        said = os.open(folder / f"said-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(said, 1)
-        os.dup2(said, 2)
+        output = os.open(folder / f"output-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
         os.environ |= {
             "WORLD_SIZE": str(world), "RANK": str(rank), "LOCAL_RANK": str(rank),

@@ -70,7 +70,7 @@ CHATS = (
 
 
 def views(**settings) -> Views:
-    """The three views of a sample; the directed token in those of image_order."""
+    """Returns the three views of a sample; those of image_order have the directed token."""
     settings = {"context": 256, "too_long": "truncate"} | settings
     return Views(
         tokenizer=Letters(), rows_of=FixedRows(SPEC.tokens), after_eos="published", seed=0, tasks=(IMAGE_ORDER, TEXT_ORDER),

@@ -38,7 +38,7 @@ def causal(n: int) -> Tensor:
 
 
 def grow(groups: Sequence[Sequence[np.ndarray]]) -> tuple[Tensor, list[np.ndarray]]:
-    """(bool mask, rows of every sequence) where each view stands apart, one after the other."""
+    """Returns (bool mask, rows of every sequence) with the views apart, one after the other."""
     lengths = [len(keys) for sequences in groups for keys in sequences]
     see = torch.block_diag(*(causal(n) for n in lengths)).bool()
     starts = np.cumsum([0, *lengths])
@@ -101,7 +101,7 @@ def turned(x_THK: Tensor, theta: float) -> Tensor:
 
 
 def off(a: Tensor, b: Tensor) -> float:
-    """The measure of every tolerance: max|a - b| / max|b|, taken in float64."""
+    """Returns max|a - b| / max|b| in float64: the measure of every tolerance."""
     assert a.shape == b.shape, (a.shape, b.shape)
     a, b = a.detach().double().cpu(), b.detach().double().cpu()
     if not b.numel():
@@ -111,5 +111,5 @@ def off(a: Tensor, b: Tensor) -> float:
 
 
 def show(what: str, value: float) -> None:
-    """A measured figure, printed: `pytest -rP` shows them all."""
+    """Prints a measured figure: `pytest -rP` shows them all."""
     print(f"{what} {value:.1e}")

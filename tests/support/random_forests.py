@@ -39,7 +39,7 @@ def random_forest(seed: int, *, most: int = 40, blocks: bool = True, permute: bo
 
 
 def permuted(forest: Forest, order: torch.Tensor) -> Forest:
-    """The same forest with row `order[i]` at place i of memory."""
+    """Returns the forest with row `order[i]` at place i of memory."""
     return Forest(forest.enter_T[order], forest.leave_T[order], forest.pos_T[order])
 
 
@@ -58,7 +58,7 @@ def random_groups(seed: int) -> list[list[np.ndarray]]:
 
 
 def concat(forests: Sequence[Forest]) -> Forest:
-    """Forests side by side; nobody sees across. Rows keep their order, forest by forest."""
+    """Puts forests side by side, invisible to each other. Rows keep their order, forest by forest."""
     if not forests:
         return roots([])
     starts = np.cumsum([0, *(int(f.leave_T.max()) if len(f) else 0 for f in forests)]).tolist()

@@ -48,7 +48,7 @@ HOOKS = ("__reduce__", "__reduce_ex__", "__setstate__")
 
 
 def faults(source: str) -> Iterator[str]:
-    """What of a file must not be: "imports pickle (reads objects back to life)", "calls eval", ..."""
+    """Yields what a file must not do: "imports pickle (reads objects back to life)", "calls eval", ..."""
     tree = ast.parse(source)
     names = dict(_bound(tree))
     for node in ast.walk(tree):
@@ -65,7 +65,7 @@ def faults(source: str) -> Iterator[str]:
 
 
 def _bound(tree: ast.Module) -> Iterator[tuple[str, str]]:
-    """(name in this file, what it stands for) of everything imported, wherever it is."""
+    """Yields (name in this file, full name) of everything imported, anywhere in the file."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:

@@ -91,7 +91,7 @@ def text_batch(prompts: Sequence[Sequence[int]]) -> Batch:
 
 
 def whole(batch: Batch) -> Batch:
-    """A batch of whose last layer all rows come out."""
+    """Returns a batch that reads all rows of the last layer."""
     return replace(batch, last=batch.attention)
 
 

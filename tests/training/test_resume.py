@@ -56,7 +56,7 @@ def other(value):
 
 @pytest.fixture(scope="module")
 def begun(scenes, tmp_path_factory):
-    """A run that has begun and gone no further, and what was prepared for it."""
+    """Returns a run that has begun and gone no further, and what was prepared for it."""
     prepared = prepare(read_text(DIRECT, root=scenes))
     run = RunFolder.create(tmp_path_factory.mktemp("resume") / "run", resume=False)
     resume.begin(run, prepared, None)
@@ -72,7 +72,7 @@ def leaves(mapping, at=()):
 
 
 def test_a_change_of_any_key_is_refused_or_reported_by_its_class(begun, monkeypatch):
-    """All keys of a full recipe, by what is compared on resume: no run is needed for that."""
+    """Compares all keys of a full recipe as a resume does, which needs no run."""
     run, prepared = begun
     same = resume.identity(prepared)
     monkeypatch.setattr(resume, "identity", lambda now: same)  # it reads all data
@@ -117,8 +117,8 @@ def test_what_changed_is_reported_kept_and_no_longer_a_change(tiny, tmp_path, ca
     run = train(tiny(*short, text=PLAIN), out=tmp_path / "run").run
     capsys.readouterr()
     train(tiny(*short, "output.keep=3", "speed.tokens=4000", text=PLAIN), out=run.path, resume=True)
-    told = capsys.readouterr().err
-    assert "output.keep (output): 2 -> 3" in told and "speed.tokens (speed): 4096 -> 4000" in told
+    err = capsys.readouterr().err
+    assert "output.keep (output): 2 -> 3" in err and "speed.tokens (speed): 4096 -> 4000" in err
     train(tiny(*short, "output.keep=3", "speed.tokens=4000", text=PLAIN), out=run.path, resume=True)
     assert "changed since" not in capsys.readouterr().err
     first, second = read_jsonl(run.resumes)

@@ -29,7 +29,7 @@ TIMES = ("seconds", "tokens_per_second")
 
 
 def figures(run: RunFolder) -> list[dict]:
-    """The metrics, less what depends on the clock."""
+    """Returns the metrics without those that depend on the clock."""
     return [{k: v for k, v in line.items() if k not in TIMES} for line in run.read_metrics()]
 
 
@@ -51,7 +51,7 @@ def test_a_run_leaves_the_files_of_its_contract(finished):
     assert {"stage", "loss", "terms/next_token", "lr", "grad_norm", "tokens_per_second", "seconds"} <= lines[
         0
     ].keys()
-    assert lines[0]["lr"] == 0.0, "update 1 stands at learning rate 0"
+    assert lines[0]["lr"] == 0.0, "update 1 has learning rate 0"
     assert lines[0]["chance/image_order"] == pytest.approx(1.6094, abs=1e-4)
     for stage in recipe.stages:
         assert {p.name for p in run.model(stage).iterdir()} == {
@@ -248,8 +248,8 @@ def test_resume_refuses_other_data_and_names_what_changed(scenes, tmp_path):
     assert changed(tmp_path / "data", other) == {"data.captions.image_fit"}
     shutil.copytree(tmp_path / "data", tmp_path / "moved")
     resume(tmp_path / "moved")
-    picture = tmp_path / "moved" / json.loads(before)[0]["image"]
-    picture.write_bytes(picture.read_bytes() + b" ")
+    image = tmp_path / "moved" / json.loads(before)[0]["image"]
+    image.write_bytes(image.read_bytes() + b" ")
     assert "data.questions.images" in changed(tmp_path / "moved")
 
 
@@ -308,7 +308,7 @@ def test_a_changed_key_is_named_when_a_resume_is_refused(tiny, tmp_path):
 
 
 def test_an_ended_stage_leaves_no_moments_behind(tiny, tmp_path, monkeypatch):
-    """The collector of cycles may come late: a 7B stage's moments must not wait for it."""
+    """Trains without the collector of cycles: a 7B stage's moments must not wait for it."""
     begun, alive = [], []
     stage = run_module.run_stage
 

@@ -23,12 +23,12 @@ FROZEN = "numerics.frozen=bfloat16"
 PROJECTOR = "stages.pretrain.train={connector: {}}"
 WHOLE = "stages.finetune.train={connector: {}, text: {}}"
 MATRIX = ("lmm.decoder.embed.weight", "lmm.decoder.blocks.1.mlp.down.weight", "lmm.decoder.head.weight")
-EYE = "lmm.vision.blocks.0.qkv.weight"
+ENCODER = "lmm.vision.blocks.0.qkv.weight"
 
 
 @pytest.fixture(scope="module")
 def lean(public, scenes, tmp_path_factory):
-    """A finished run: connector first, then low-rank updates, over frozen bfloat16."""
+    """Returns a finished run: connector first, then low-rank updates, over frozen bfloat16."""
     from lmmkit.recipe import read_text
 
     recipe = read_text(PLAIN, name="tiny.yaml", overrides=[*public[1], PROJECTOR, LORA, FROZEN], root=scenes)
@@ -36,7 +36,7 @@ def lean(public, scenes, tmp_path_factory):
 
 
 def source(folder) -> dict[str, torch.Tensor]:
-    """The public folder's values by our names."""
+    """Returns the public folder's values by our names."""
     model = lmmkit.load(folder, device="cpu")
     return dict(model.objective.state_dict())
 
@@ -47,10 +47,10 @@ def test_a_folder_holds_what_was_frozen_in_bfloat16(lean, public):
         tensors(lean[1].path, "pretrain"),
         tensors(lean[1].path, "finetune"),
     )
-    for name in (*MATRIX, EYE):
+    for name in (*MATRIX, ENCODER):
         assert first[name].dtype == last[name].dtype == torch.bfloat16
         assert torch.equal(first[name], before[name].bfloat16()), "rounded once, from the source"
-    assert torch.equal(last[MATRIX[0]], first[MATRIX[0]]) and torch.equal(last[EYE], first[EYE])
+    assert torch.equal(last[MATRIX[0]], first[MATRIX[0]]) and torch.equal(last[ENCODER], first[ENCODER])
     assert not torch.equal(last[MATRIX[1]], first[MATRIX[1]]), "low-rank updates are merged into it"
     for name in ("lmm.decoder.norm.weight", "lmm.vision.position", "lmm.connector.first.weight"):
         assert last[name].dtype == torch.float32
@@ -90,7 +90,7 @@ def test_what_a_later_stage_trains_is_never_rounded(public, tiny, tmp_path):
     for name in MATRIX:
         assert torch.equal(first[name], before[name]) and last[name].dtype == torch.float32
         assert not torch.equal(last[name], first[name])
-    assert torch.equal(last[EYE], before[EYE].bfloat16())
+    assert torch.equal(last[ENCODER], before[ENCODER].bfloat16())
 
 
 @pytest.mark.parametrize(
@@ -118,4 +118,4 @@ def test_a_part_that_is_drawn_is_drawn_wide_and_then_rounded(tiny, tmp_path):
         for name, extra in (("wide", []), ("lean", [FROZEN]))
     )
     ours, theirs = tensors(lean.path, "pretrain"), tensors(wide.path, "pretrain")
-    assert all(torch.equal(ours[name], theirs[name].bfloat16()) for name in (*MATRIX, EYE))
+    assert all(torch.equal(ours[name], theirs[name].bfloat16()) for name in (*MATRIX, ENCODER))

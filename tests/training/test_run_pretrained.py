@@ -24,7 +24,7 @@ LORA = "stages.finetune.train={connector: {lr: 1.0e-4}, text: {lora: {r: 4, alph
 
 @pytest.fixture(scope="module")
 def public(scenes, tmp_path_factory):
-    """A llava-hf folder whose vocabulary fits the scenes' tokenizer, and the overrides to start from it."""
+    """Returns a llava-hf folder whose vocabulary fits the scenes' tokenizer, and the overrides that load it."""
     config = hf.LlavaConfig(
         vision_config=hf_model_folders.VISIONS["clip"],
         text_config=hf.LlamaConfig(
@@ -79,7 +79,7 @@ def test_low_rank_updates_from_public_weights_to_public_weights(public, tiny, tm
 def test_a_run_with_low_rank_updates_resumes_bit_for_bit(public, tiny, tmp_path, monkeypatch):
     recipe = tiny(*public[1], LORA)
     whole = train(recipe, out=tmp_path / "whole").run
-    torch.rand(1)  # whatever this process drew before: dropout follows from the recipe's seed
+    torch.rand(1)  # draws of this process change nothing: dropout follows from the recipe's seed
     again = train(recipe, out=tmp_path / "again").run
     assert figures(again) == figures(whole)
     shutil.copytree(whole.path, tmp_path / "part")

@@ -23,7 +23,7 @@ from tests.support.killed_runs import end, start
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LONG = ("stages.pretrain.length.steps=100000", "output.save_every=0", "output.images_every=0")
-# torchrun passes on what it is told to; by itself not SIGUSR1, of which it dies and leaves the run alone
+# torchrun forwards these signals; by default not SIGUSR1, which ends torchrun and leaves the run alone
 PASSED_ON = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 TORCHRUN = [
     sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "1", "--signals-to-handle", PASSED_ON, "-m",
@@ -40,7 +40,7 @@ def wait_for(path: Path, lines: int, seconds: float = 120.0) -> None:
 
 
 def assert_saved(run: RunFolder) -> None:
-    """The newest checkpoint is sound, and of the last step that was logged."""
+    """Checks that the newest checkpoint is sound, and from the last step that was logged."""
     saved = read.newest(run).path
     assert saved is not None and not manifest.verify(saved)
     assert read.step_of(saved) == run.read_metrics()[-1]["step"]
@@ -56,8 +56,8 @@ def test_a_signal_to_the_group_ends_in_a_checkpoint_with_two_workers(scenes, tmp
     assert_saved(RunFolder(tmp_path / "run"))
 
 
-def wait_until_nobody_is_left(group: int) -> None:
-    """Of a process group: neither data workers nor what started them."""
+def wait_until_the_group_has_ended(group: int) -> None:
+    """Waits until a process group has neither data workers nor what started them."""
     deadline = time.monotonic() + 60
     with pytest.raises(ProcessLookupError):
         while time.monotonic() < deadline:
@@ -75,7 +75,7 @@ def test_a_killed_run_leaves_no_process_behind(scenes, tmp_path):
     wait_for(tmp_path / "run" / "metrics.jsonl", 2, 600)
     child.kill()
     assert child.wait() == -signal.SIGKILL
-    wait_until_nobody_is_left(child.pid)
+    wait_until_the_group_has_ended(child.pid)
 
 
 @pytest.mark.slow
@@ -95,9 +95,9 @@ def test_five_signals_of_a_kind_end_in_a_checkpoint(scenes, tmp_path, to, capsys
         ]
         command += ["--root", str(scenes), "--out", str(out)]
         command += [word for change in (*LONG, "speed.workers=2") for word in ("--set", change)]
-        with (tmp_path / f"said{number}").open("w") as said:
+        with (tmp_path / f"output{number}.txt").open("w") as file:
             child = subprocess.Popen(
-                command, cwd=tmp_path, env=env, stdout=said, stderr=said, start_new_session=True
+                command, cwd=tmp_path, env=env, stdout=file, stderr=file, start_new_session=True
             )
         wait_for(out / "metrics.jsonl", 3, 600)
         began = time.monotonic()
@@ -107,9 +107,9 @@ def test_five_signals_of_a_kind_end_in_a_checkpoint(scenes, tmp_path, to, capsys
             time.sleep(0.01)
         seconds = time.monotonic() - began
         code = child.wait(120)
-        wait_until_nobody_is_left(child.pid)
-        told = (tmp_path / f"said{number}").read_text()
-        assert "stopped by a signal; saved" in told, told
+        wait_until_the_group_has_ended(child.pid)
+        output = (tmp_path / f"output{number}.txt").read_text()
+        assert "stopped by a signal; saved" in output, output
         assert_saved(RunFolder(out))
         if to != "torchrun":
             assert code == exit_code(signum)

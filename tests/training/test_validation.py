@@ -37,7 +37,7 @@ def lines(run: RunFolder) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def runs(scenes, tmp_path_factory):
-    """The same run, with dropout, without validation and with; and the recipe that asks for it."""
+    """Returns a run with dropout, the same run with validation, and the recipe of the latter."""
     folder = tmp_path_factory.mktemp("validate")
     plain, asked = (
         read_text(DIRECT, overrides=(*SHORT, TASK, "output.images_every=0", *more), root=scenes)
@@ -194,12 +194,12 @@ def test_a_held_out_sample_that_is_too_long_is_reported_before_the_first_step(ti
 
 
 def spoilt(scenes, folder):
-    """The scenes with two held-out rows whose pictures do not read."""
+    """Copies the scenes, with two held-out records whose images cannot be read."""
     root = folder / "scenes"
     shutil.copytree(scenes, root)
     rows = json.loads((root / "heldout.json").read_text())
     for number in (1, 4):
-        (root / f"broken-{number}.png").write_bytes(b"no picture")
+        (root / f"broken-{number}.png").write_bytes(b"no image")
         rows[number]["image"] = f"broken-{number}.png"
     (root / "heldout.json").write_text(json.dumps(rows))
     return root
@@ -210,10 +210,10 @@ def test_held_out_rows_that_do_not_read_are_passed_over_where_they_may_be(scenes
     recipe = read_text(DIRECT, overrides=(*SHORT, TASK, ASKED, "data.heldout.bad_records=skip"), root=root)
     run = train(recipe, out=tmp_path / "run").run
     assert [line["step"] for line in lines(run) if "val/loss" in line] == [2, 4, 6]
-    said = capsys.readouterr().err
-    assert "validating on 6 samples" in said
+    err = capsys.readouterr().err
+    assert "validating on 6 samples" in err
     for number in (1, 4):
-        assert f"passed over {root / 'heldout.json'}" in said and f"broken-{number}.png" in said
+        assert f"passed over {root / 'heldout.json'}" in err and f"broken-{number}.png" in err
 
 
 def test_otherwise_they_are_reported_before_a_step(scenes, tmp_path):

@@ -22,7 +22,7 @@ Spoil = Callable[[Home], list[object]]
 
 
 def artefacts() -> Iterator[Artefact]:
-    """All of them."""
+    """Yields all of them."""
     for name, path in PATHS.items():
         yield Artefact(f"path {name}", _path(path), says="record 0")
     for name, make in LINKS.items():
@@ -256,7 +256,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def png(width: int, height: int, *more: bytes, mode: int = 2) -> bytes:
-    """A PNG of that header, with as many zeros as a byte's worth of deflate gives."""
+    """Returns a PNG of that header, with as many zeros as a byte's worth of deflate gives."""
     header = struct.pack(">IIBBBBB", width, height, 8, mode, 0, 0, 0)
     body = zlib.compress(bytes(min(width * height * 3 + height, 50_000_000)), 9)
     return (
@@ -310,7 +310,7 @@ def _image(make: Callable[[], bytes]) -> Spoil:
 
 
 def json_tokenizer(**changes: object) -> bytes:
-    """A small tokenizer.json of words, but for what is changed."""
+    """Returns a small tokenizer.json of words, with these changes."""
     words = {"<unk>": 0, "<s>": 1, "</s>": 2, **{chr(97 + i): 3 + i for i in range(26)}}
     value: dict[str, object] = {
         "version": "1.0", "truncation": None, "padding": None,

@@ -24,7 +24,7 @@ Spoil = Callable[[Home], list[object]]
 
 
 def artefacts() -> Iterator[Artefact]:
-    """All of them."""
+    """Yields all of them."""
     for name, changes in CONFIGS.items():
         for words in (SHOW, CHAT):
             yield Artefact(f"model config {name}, {words[0]}", _config(changes, words), code=(0, 2))
@@ -77,8 +77,8 @@ CONFIGS: dict[str, dict[str, object]] = {
     "large vocabulary": {"text_config.vocab_size": 2**24},
     "absurd context": {"text_config.max_position_embeddings": HUGE},
     "large context": {"text_config.max_position_embeddings": 2**24},
-    "absurd picture": {"vision_config.image_size": HUGE},
-    "large picture": {"vision_config.image_size": 2**20},
+    "absurd image size": {"vision_config.image_size": HUGE},
+    "large image size": {"vision_config.image_size": 2**20},
     "absurd patch": {"vision_config.patch_size": HUGE},
     "large mlp": {"text_config.intermediate_size": 2**24},
     "negative sizes": {"text_config.hidden_size": -8},
@@ -191,7 +191,7 @@ def _shard(target: str) -> Spoil:
 
 
 def raw(header: object, data: bytes = b"", size: int | None = None) -> bytes:
-    """A safetensors file of that header."""
+    """Returns a safetensors file of that header."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text) if size is None else size) + text + data
 
@@ -306,18 +306,18 @@ TIMM: dict[str, dict[str, object]] = {
     "with a class": {"architecture": "vit_tiny_patch16_224", "model_args": {"norm_layer": "os.system"}},
     "of absurd size": {"architecture": "vit_tiny_patch16_224", "model_args": {"embed_dim": 2**40}},
     "of absurd depth": {"architecture": "vit_tiny_patch16_224", "model_args": {"depth": 10**8}},
-    "of an absurd picture": {"architecture": "vit_tiny_patch16_224", "model_args": {"img_size": 2**40}},
+    "of an absurd image size": {"architecture": "vit_tiny_patch16_224", "model_args": {"img_size": 2**40}},
     "of no architecture": {"architecture": "__import__('os').system('true')"},
 }  # fmt: skip
 
 
 def _timm(changes: dict[str, object]) -> Spoil:
     def spoil(home: Home) -> list[object]:
-        folder = home.path / "eye"
+        folder = home.path / "encoder"
         folder.mkdir()
         (folder / "config.json").write_text(json.dumps(changes))
         (folder / "model.safetensors").write_bytes(_one())
-        return ["model", "import", "eye", "out"]
+        return ["model", "import", "encoder", "out"]
 
     return spoil
 
@@ -331,7 +331,7 @@ def _own(file: str, changes: dict[str, object], words: list[object]) -> Spoil:
 
 
 def _own_plugin(home: Home) -> list[object]:
-    """A model folder of ours whose recipe would run a file beside it."""
+    """Makes a model folder of ours whose recipe would run a file beside it."""
     folder = home.with_("run") / "model" / "learn"
     (home.path / "evil.py").write_text(home.python)
     (folder / "evil.py").write_text(home.python)

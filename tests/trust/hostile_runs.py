@@ -25,7 +25,7 @@ Spoil = Callable[[Home], list[object]]
 
 
 def artefacts() -> Iterator[Artefact]:
-    """All of them."""
+    """Yields all of them."""
     for name, content in JUNK.items():
         yield Artefact(f"run.json {name}, eval", _file("run.json", content, EVAL), code=(0, 2))
         yield Artefact(f"run.json {name}, resume", _file("run.json", content, RESUME), code=(0, 2))
@@ -151,7 +151,7 @@ def _observer(words: list[object]) -> Spoil:
 
 
 def newest(home: Home) -> Path:
-    """The newest checkpoint of a run that is the only one."""
+    """Returns the newest checkpoint of a run, after deleting all others."""
     found = sorted((home.with_("run") / "checkpoints").glob("step-*"))
     for older in found[:-1]:
         shutil.rmtree(older)
@@ -159,7 +159,7 @@ def newest(home: Home) -> Path:
 
 
 def sign(folder: Path, changes: dict[str, object] | None = None) -> None:
-    """A manifest that fits what lies there: its checksums keep out accidents, not intent."""
+    """Writes a manifest that fits the files: its checksums find accidents, not intent."""
     body = json.loads((folder / manifest.FILE_NAME).read_text())
     body.pop("crc32")
     for name in body["files"]:

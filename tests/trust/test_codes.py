@@ -38,7 +38,7 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def produced(base, tmp_path_factory):
-    """Every problem of all samples, by code."""
+    """Returns every problem of all samples, by code."""
     found = {}
     for sample in samples.SAMPLES:
         with samples.collected() as problems:

@@ -55,10 +55,10 @@ def tokenizers(tmp_path_factory) -> dict[str, TextTokenizer]:
 
 
 def controls(tokenizer: TextTokenizer) -> dict[str, int]:
-    """Every token that is no text, by its spelling."""
+    """Returns every token that is no text, by its spelling."""
     if isinstance(tokenizer, SentencePieceTokenizer):
-        mute = set(range(tokenizer.size)) - tokenizer._spelling  # type: ignore[attr-defined]
-        return {tokenizer.spelling(i): i for i in mute}
+        unspelled = set(range(tokenizer.size)) - tokenizer._spelling  # type: ignore[attr-defined]
+        return {tokenizer.spelling(i): i for i in unspelled}
     return dict(tokenizer._controls)  # type: ignore[attr-defined]
 
 
@@ -69,17 +69,17 @@ def hostile(text: str, spellings: list[str], draw: random.Random) -> str:
         at = draw.randrange(1, len(spelling)) if len(spelling) > 1 else 0
         match draw.randrange(6):
             case 0:
-                said = spelling[:at] + draw.choice(SPLITS) + spelling[at:]
+                piece = spelling[:at] + draw.choice(SPLITS) + spelling[at:]
             case 1:
-                said = spelling[:at] + spelling + spelling[at:]
+                piece = spelling[:at] + spelling + spelling[at:]
             case 2:
-                said = spelling + spelling
+                piece = spelling + spelling
             case 3:
-                said = f" {spelling}\n"
+                piece = f" {spelling}\n"
             case _:
-                said = spelling
+                piece = spelling
         cut = draw.randint(0, min(len(text), 12))
-        parts.append(text[:cut] + said)
+        parts.append(text[:cut] + piece)
         text = text[cut:] + text[:cut]
     draw.shuffle(parts)
     return "".join(parts)
@@ -95,22 +95,22 @@ def escaped(tokenizer: TextTokenizer, kind: str, count: int, each: int = 10**6) 
     draw, out, lost, spoilt = random.Random(1), 0, 0, 0
     plain = {template: _laid(tokenizer, template, "x", ids_of) for template in TEMPLATES}
     for text in random_texts(count):
-        said = hostile(text, draw.sample(spellings, min(each, len(spellings))), draw)
-        ids = tokenizer.encode(said)
+        changed = hostile(text, draw.sample(spellings, min(each, len(spellings))), draw)
+        ids = tokenizer.encode(changed)
         out += sum(i in ids_of for i in ids)
         if kind == "sentencepiece":  # in byte-level files the three ways to encode are one
             for encode in (tokenizer.encode_continued, tokenizer.encode_unprefixed):
-                out += sum(i in ids_of for i in encode(said))
-        lost += kind != "tiktoken" and tokenizer.decode(ids) != said.replace(
+                out += sum(i in ids_of for i in encode(changed))
+        lost += kind != "tiktoken" and tokenizer.decode(ids) != changed.replace(
             SPACE, " "
         )  # NFC is not lossless
         for template, want in plain.items():
-            spoilt += want is not None and _laid(tokenizer, template, said, ids_of) != want
+            spoilt += want is not None and _laid(tokenizer, template, changed, ids_of) != want
     return out, lost, spoilt
 
 
 def _laid(tokenizer: TextTokenizer, template: str, words: str, ids_of: set[int]) -> Counter | None:
-    """How often each control id stands in a conversation; None for a template of another tokenizer."""
+    """Counts each control id in a conversation; None for a template of another tokenizer."""
     turns = (Turn("user", words, images=1), Turn("assistant", words))
     sample = Sample(key="k", turns=turns, images=(Image("a"),), template=template, image_fit="pad")
     try:
@@ -139,8 +139,8 @@ def test_every_template_was_laid_out_and_has_control_ids_of_its_own(tokenizers):
     assert met == set(TEMPLATES)
 
 
-def test_a_leak_would_be_seen(tokenizers):
-    """The library's own way of encoding finds control tokens in text."""
+def test_a_leak_would_be_found(tokenizers):
+    """Encodes as the library does by default, which finds control tokens in text."""
     tokenizer = tokenizers["llama3"]
     leaking = type(tokenizer)(text=tokenizer.text, bos=tokenizer.bos, eos=tokenizer.eos)
     leaking._standing.encode_special_tokens = False

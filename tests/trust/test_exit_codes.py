@@ -72,20 +72,22 @@ def _first_step(home) -> None:
         time.sleep(0.05)
 
 
-def _stopped(home, code: int, got: int, said: str) -> None:
-    assert got == code, said
-    assert "Traceback" not in said and list((home.path / "out" / "checkpoints").glob("step-*/manifest.json"))
+def _stopped(home, code: int, got: int, output: str) -> None:
+    assert got == code, output
+    assert "Traceback" not in output and list(
+        (home.path / "out" / "checkpoints").glob("step-*/manifest.json")
+    )
 
 
 @STOPS
 def test_a_stop_is_130_or_143_with_a_checkpoint(home, number, code):
-    """The command's own `main`, in a child forked from here: nothing is imported anew."""
+    """Runs the command's `main` in a child forked from here: nothing is imported again."""
     home.edit("steps: 2}", "steps: 100000}")
     pid = os.fork()
     if pid == 0:
-        with open(home.path / "said", "w") as said:
-            os.dup2(said.fileno(), 1)
-            os.dup2(said.fileno(), 2)
+        with open(home.path / "output.txt", "w") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
         os.chdir(home.path)
         sys.argv = ["lmmkit", *TRAIN]
@@ -98,7 +100,7 @@ def test_a_stop_is_130_or_143_with_a_checkpoint(home, number, code):
     _first_step(home)
     os.kill(pid, number)
     _, status = os.waitpid(pid, 0)
-    _stopped(home, code, os.waitstatus_to_exitcode(status), (home.path / "said").read_text())
+    _stopped(home, code, os.waitstatus_to_exitcode(status), (home.path / "output.txt").read_text())
 
 
 @pytest.mark.slow
@@ -109,5 +111,5 @@ def test_a_stop_of_the_real_process_is_too(home, number, code):
     with subprocess.Popen(command, cwd=home.path, env=ENV, stderr=subprocess.PIPE, text=True) as process:
         _first_step(home)
         process.send_signal(number)
-        _, said = process.communicate()
-    _stopped(home, code, process.returncode, said)
+        _, output = process.communicate()
+    _stopped(home, code, process.returncode, output)

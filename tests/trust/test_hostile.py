@@ -19,7 +19,7 @@ FEW = ALL[::12]  # of every kind some
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """The good things, and all that a command imports, before a child is forked."""
+    """Makes the good things and imports all that a command imports, before a child is forked."""
     import timm  # noqa: F401
     from PIL import BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, WebPImagePlugin  # noqa: F401
     from torch.utils.tensorboard import SummaryWriter  # noqa: F401
@@ -33,7 +33,7 @@ def base(tmp_path_factory):
 
 
 def wrongs(artefact: Artefact, folder, base) -> list[str]:
-    """All that is wrong with how an artefact was met."""
+    """Returns all that is wrong with how an artefact was met."""
     home = home_in(folder, base)
     words = artefact.spoil(home)
     before = outside(home)
@@ -42,11 +42,11 @@ def wrongs(artefact: Artefact, folder, base) -> list[str]:
     met = audit_hooks.run(words, home.path, read=[cache, home.path], write=allowed)
     found = [f"it {breach}" for breach in met.breaches]
     if met.code not in artefact.code:
-        found.append(f"exit {met.code}, not one of {artefact.code}: {met.said[-800:]}")
-    if artefact.says not in met.said:
-        found.append(f"no `{artefact.says}` in {met.said[-800:]}")
-    if "Traceback" in met.said or SECRET in met.said:
-        found.append(f"it says {met.said[-800:]}")
+        found.append(f"exit {met.code}, not one of {artefact.code}: {met.output[-800:]}")
+    if artefact.says not in met.output:
+        found.append(f"no `{artefact.says}` in {met.output[-800:]}")
+    if "Traceback" in met.output or SECRET in met.output:
+        found.append(f"it says {met.output[-800:]}")
     if outside(home) != before:
         found.append(f"it left {outside(home).keys() ^ before.keys() or 'changes'} outside")
     return found
@@ -72,7 +72,7 @@ def test_all_of_them_are(tmp_path, base):
     assert not wrong
 
 
-# ------------------------------------------------------------------ the watch sees what it should
+# ------------------------------------------------------------------ the watch reports what it should
 
 
 def _system():
@@ -165,18 +165,18 @@ def _module():
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )  # fmt: skip
-def test_the_watch_sees(action, breach, tmp_path, base):
+def test_the_watch_reports(action, breach, tmp_path, base):
     home = home_in(tmp_path, base)
     met = audit_hooks.watched(lambda: action() or 0, home.path, read=[home.path], write=[home.path / "out"])
-    assert any(breach in told for told in met.breaches), met
+    assert any(breach in reported for reported in met.breaches), met
 
 
-def test_the_watch_sees_code_that_did_not_come_with_a_package(tmp_path, base):
+def test_the_watch_reports_code_that_did_not_come_with_a_package(tmp_path, base):
     """`exec` of a text, called where no package's own code is made."""
     home = home_in(tmp_path, base)
     for action in (_exec, _eval):
         met = audit_hooks.watched(lambda a=action: a() or 0, home.path, read=[home.path], write=[])
-        assert any(told.startswith(("exec of", "compile of")) for told in met.breaches), met
+        assert any(reported.startswith(("exec of", "compile of")) for reported in met.breaches), met
 
 
 def test_the_watch_gives_up_on_what_hangs(tmp_path, base, monkeypatch):
@@ -190,7 +190,7 @@ def test_the_watch_gives_up_on_what_hangs(tmp_path, base, monkeypatch):
     assert met.code is None and met.seconds < 30
 
 
-def test_a_bug_of_ours_is_told_from_a_refusal(tmp_path, base):
+def test_a_bug_of_ours_differs_from_a_refusal(tmp_path, base):
     home = home_in(tmp_path, base)
     met = audit_hooks.watched(lambda: 1 // 0, home.path, read=[], write=[])
-    assert met.code == 1 and "ZeroDivisionError" in met.said
+    assert met.code == 1 and "ZeroDivisionError" in met.output

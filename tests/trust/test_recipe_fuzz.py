@@ -1,4 +1,4 @@
-"""A thousand broken recipes: each is accepted or told, with its place; none is a bug, none hangs."""
+"""A thousand broken recipes: each is accepted or refused with its place; none is a bug, none hangs."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def keys_of(value: object, at: str = "") -> Iterator[str]:
 
 
 def schema_mutants() -> Iterator[str]:
-    """Every key of a recipe that says all it can, wrong in every way."""
+    """Yields every key of a recipe that says all it can, wrong in every way."""
     mapping = to_mapping(read_text(WHOLE))
     for key in keys_of(mapping):
         last = key.rpartition(".")[2]
@@ -114,8 +114,8 @@ def mutants(count: int) -> list[str]:
     return kept + [next(others) for _ in range(count - len(kept))]
 
 
-def told(text: str) -> tuple[bool, list[str]]:
-    """Whether a recipe is accepted, and what is wrong with how it is refused."""
+def read_and_judge(text: str) -> tuple[bool, list[str]]:
+    """Returns whether a recipe is accepted, and what is wrong with how it is refused."""
     began, wrong = time.monotonic(), []
     try:
         read_text(text, name="mine.yaml")
@@ -129,7 +129,7 @@ def told(text: str) -> tuple[bool, list[str]]:
 
 
 def bare(error: LmmkitError) -> list[str]:
-    """Problems that lack a place, what was found, what was wanted, or a mend."""
+    """Returns problems that lack a place, what was found, what was expected, or a hint."""
     return [
         str(p)
         for p in error.problems
@@ -139,11 +139,11 @@ def bare(error: LmmkitError) -> list[str]:
 
 
 def met(count: int, folder: Path, *, checks: int) -> dict[str, object]:
-    """What came of `count` recipes; the first `checks` that read well go through `lmmkit check` in a child."""
+    """Counts how `count` recipes end; the first `checks` accepted ones also go through `lmmkit check`."""
     base, found = make_base(folder / "base"), {"accepted": 0, "refused": 0, "checked": 0, "bad": []}
     home = home_in(folder / "one", base)
     for text in mutants(count):
-        accepted, wrong = told(text)
+        accepted, wrong = read_and_judge(text)
         found["accepted" if accepted else "refused"] += 1
         if accepted and "data/rows.json" in text and found["checked"] < checks:
             home.recipe.write_text(text)
@@ -151,8 +151,8 @@ def met(count: int, folder: Path, *, checks: int) -> dict[str, object]:
                 ["check", "recipe.yaml"], home.path, read=[home.path], write=[home.path / "out"]
             )
             found["checked"] += 1
-            if result.code not in (0, 2) or "Traceback" in result.said:
-                wrong.append(f"exit {result.code}: {result.said[-600:]}")
+            if result.code not in (0, 2) or "Traceback" in result.output:
+                wrong.append(f"exit {result.code}: {result.output[-600:]}")
         if wrong:
             found["bad"].append((text[-300:], wrong))
     return found
@@ -164,20 +164,20 @@ def test_the_whole_recipe_is_a_good_one_and_has_most_keys():
     assert read_text("\n".join(text_of(to_mapping(read_text(WHOLE))))) == read_text(WHOLE)
 
 
-def test_two_hundred_broken_recipes_are_accepted_or_told(tmp_path):
+def test_two_hundred_broken_recipes_are_accepted_or_refused(tmp_path):
     found = met(200, tmp_path, checks=10)
     assert found["accepted"] and found["refused"] > 100 and found["checked"]
     assert not found["bad"]
 
 
 @pytest.mark.slow
-def test_a_thousand_broken_recipes_are_accepted_or_told(tmp_path):
+def test_a_thousand_broken_recipes_are_accepted_or_refused(tmp_path):
     found = met(1000, tmp_path, checks=1000)
     print({key: value for key, value in found.items() if key != "bad"}, len(found["bad"]), "bad")
     assert not found["bad"]
 
 
-def test_every_key_that_is_wrong_is_told_at_once():
+def test_every_key_that_is_wrong_is_reported_at_once():
     mapping = to_mapping(read_text(WHOLE))
     leaves = [
         key for key in keys_of(mapping) if not any(other.startswith(f"{key}.") for other in keys_of(mapping))

@@ -91,7 +91,7 @@ SEEING = [
 
 
 def seeing(text, vision, shape, lengths, image_starts, side="right"):
-    """A LLaVA, prompts with its images at `places`, and their pixels."""
+    """Returns a LLaVA, prompts with its images at `image_starts`, and their pixels."""
     theirs = hf_model_folders.llava(text, vision, shape)
     size = hf_model_folders.VISIONS[vision].image_size
     n = (size // 10) ** 2

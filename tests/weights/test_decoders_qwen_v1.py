@@ -57,7 +57,7 @@ def twin(state: State, heads: int, id_T: torch.Tensor) -> torch.Tensor:
 
 
 def written(folder, width: int, heads: int, depth: int, vocab: int, dtype=torch.float32) -> State:
-    """A folder in the public format, and its tensors."""
+    """Writes a folder in the public format and returns its tensors."""
     sizes = {
         "hidden_size": width, "num_attention_heads": heads, "num_hidden_layers": depth, "vocab_size": vocab,
         "kv_channels": width // heads,

@@ -26,8 +26,8 @@ from tests.test_cli import run
 from tests.weights.test_timm_encoder import KINDS
 
 
-def eye(kind: str, folder: Path) -> Path:
-    """A public encoder's folder."""
+def public_encoder(kind: str, folder: Path) -> Path:
+    """Writes a public encoder's folder."""
     if kind == "timm":
         model = timm.create_model(
             KINDS["clip"][0], pretrained=False, img_size=30, patch_size=10, **KINDS["clip"][1]
@@ -41,7 +41,7 @@ def eye(kind: str, folder: Path) -> Path:
 
 
 def pickled(folder: Path) -> Path:
-    """The folder as many encoders are published: a .bin file alone."""
+    """Changes the folder to what many encoders are published as: a .bin file alone."""
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     return folder
@@ -56,7 +56,7 @@ def built(recipe):
 
 @pytest.mark.parametrize("kind", ["clip", "siglip", "timm"])
 def test_an_imported_encoder_is_the_public_one_at_every_layer(kind, tiny, tmp_path):
-    public = eye(kind, tmp_path / "eye")
+    public = public_encoder(kind, tmp_path / "encoder")
     assert import_model(public, tmp_path / "ours") == ("vision",)
     pixels = torch.randn(2, 3, 30, 30)
     for layer in ("", ", feature_layer: -1", ", feature_layer: -2", ", feature_layer: 1"):
@@ -69,9 +69,9 @@ def test_an_imported_encoder_is_the_public_one_at_every_layer(kind, tiny, tmp_pa
 
 
 def test_a_pickled_encoder_goes_through_a_run_and_comes_back_whole(tiny, tmp_path):
-    """What the paper's recipes need of CLIP-L/336, which was published as a .bin file."""
-    before = load_file(eye("clip", tmp_path / "eye") / "model.safetensors")
-    public = pickled(tmp_path / "eye")
+    """Trains on a pickled encoder, as the paper's recipes do: CLIP-L/336 was published as a .bin file."""
+    before = load_file(public_encoder("clip", tmp_path / "encoder") / "model.safetensors")
+    public = pickled(tmp_path / "encoder")
     with pytest.raises(UserError, match="model import SRC DST --allow-pickle"):
         built(tiny(f"model.vision={{from: {public}}}", text=PLAIN))
     run("model", "import", public, tmp_path / "ours", "--allow-pickle")
@@ -105,9 +105,9 @@ def test_llava_s_projector_joins_an_imported_encoder(tmp_path):
     (projector / "config.json").write_text(
         json.dumps(text | {"model_type": "llava_llama", "image_aspect_ratio": "square"})
     )
-    import_model(eye("clip", tmp_path / "eye"), tmp_path / "ours")
+    import_model(public_encoder("clip", tmp_path / "encoder"), tmp_path / "ours")
     states = []
-    for vision in (tmp_path / "eye", tmp_path / "ours"):
+    for vision in (tmp_path / "encoder", tmp_path / "ours"):
         out = tmp_path / f"model-{vision.name}"
         import_model(projector, out, vision=vision, base=base, allow_pickle=True)
         ours = lmmkit.load(out, device="cpu")
@@ -127,23 +127,23 @@ def test_a_llava_s_own_layer_is_read_where_the_recipe_names_none(tiny, tmp_path)
 
 @pytest.mark.parametrize("kind", ["clip", "siglip", "timm"])
 def test_show(kind, tmp_path):
-    public = eye(kind, tmp_path / "eye")
+    public = public_encoder(kind, tmp_path / "encoder")
     import_model(public, tmp_path / "ours")
     theirs, ours = show_model(public), show_model(tmp_path / "ours")
     assert set(theirs["parameters"]) == {"vision"} and ours["total"] > theirs["total"]  # every block of it
-    said = run("model", "show", tmp_path / "ours")
-    assert "vision" in said and "chat" not in said
+    output = run("model", "show", tmp_path / "ours")
+    assert "vision" in output and "chat" not in output
     assert json.loads(run("model", "show", public, "--json"))["kind"] == theirs["kind"]
 
 
 class TestBad:
     @pytest.fixture
     def ours(self, tmp_path):
-        import_model(eye("clip", tmp_path / "eye"), tmp_path / "ours")
+        import_model(public_encoder("clip", tmp_path / "encoder"), tmp_path / "ours")
         return tmp_path / "ours"
 
     def test_an_encoder_does_not_answer(self, ours, tmp_path):
-        for at in (ours, tmp_path / "eye"):
+        for at in (ours, tmp_path / "encoder"):
             with pytest.raises(UserError, match=r"model\.vision\.from"):
                 lmmkit.load(at)
             assert "model/no-text" in run("chat", at, "--prompt", "x", code=2)
@@ -152,16 +152,16 @@ class TestBad:
 
     def test_options_of_a_decoder_are_refused(self, ours, tmp_path):
         with pytest.raises(UserError, match=r"--base, --template"):
-            import_model(tmp_path / "eye", tmp_path / "no", base=tmp_path, template="plain")
+            import_model(tmp_path / "encoder", tmp_path / "no", base=tmp_path, template="plain")
 
     def test_it_gives_no_other_part(self, ours, tiny):
         with pytest.raises(UserError, match="weights/missing-part"):
             prepare(tiny(f"model.text={{from: {ours}, context: 80}}", text=PLAIN))
 
     def test_a_layer_that_there_is_not(self, tiny, tmp_path):
-        """Told of the encoder's folder, not of the LLaVA that gives the connector."""
+        """Reports the encoder's folder, not the LLaVA that gives the connector."""
         llava = hf_model_folders.saved(hf_model_folders.llava("llama", "clip", "plain"), tmp_path / "hf")
-        changes = [f"model.vision={{from: {eye('siglip', tmp_path / 'eye')}, feature_layer: -9}}",
+        changes = [f"model.vision={{from: {public_encoder('siglip', tmp_path / 'encoder')}, feature_layer: -9}}",
                    f"model.connector={{kind: mlp2x_gelu, from: {llava}}}"]  # fmt: skip
         with pytest.raises(UserError) as raised:
             prepare(tiny(*changes, text=PLAIN))

@@ -62,9 +62,9 @@ def test_a_billion_parameters_are_held_once(tmp_path):
         "intermediate_size": MLP, "vocab_size": VOCAB, "torch_dtype": "bfloat16",
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(config))
-    said = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-c", PROBE, tmp_path], capture_output=True, text=True, check=True
     ).stdout
-    size, peak = map(int, said.split())
+    size, peak = map(int, output.split())
     print(f"{size / 1e9:.2f} GB of weights, {peak / 1e9:.2f} GB of memory at the most: {peak / size:.3f} x")
     assert peak <= 1.15 * size

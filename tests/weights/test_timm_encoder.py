@@ -56,7 +56,7 @@ def folder(tmp_path):
 
 
 def encoder(recipe):
-    """The encoder as a run begins with it."""
+    """Builds the encoder as a run begins with it."""
     prepared = prepare(recipe)
     device = torch.device("cpu")
     build.check_pretrained(prepared.recipe, prepared.dims, prepared.pretrained, device)
@@ -164,7 +164,7 @@ class TestBad:
             ("from: 'timm:vit_tiny_patch16_224', weights: none, mlp: 3", "recipe/unknown-key", "mlp"),
         ],
     )  # fmt: skip
-    def test_what_cannot_be_is_told(self, vision, code, words, scenes):
+    def test_what_cannot_be_is_reported(self, vision, code, words, scenes):
         (problem,) = self.problems(vision, scenes)
         assert problem.code == code and words in str(problem), problem
 
@@ -198,7 +198,7 @@ class TestBad:
             {"architecture": "hf-hub:timm/vit_tiny_patch16_224"}, {"model_args": {"depth": "many"}},
         ],
     )  # fmt: skip
-    def test_a_hostile_or_broken_config_is_told(self, change, folder, scenes):
+    def test_a_hostile_or_broken_config_is_reported(self, change, folder, scenes):
         at = folder("plain")
         config = json.loads((at / "config.json").read_text())
         (at / "config.json").write_text(json.dumps(config | change))

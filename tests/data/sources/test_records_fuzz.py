@@ -15,7 +15,7 @@ from lmmkit.data.sources.records import Policy, open_records
 from lmmkit.errors import UserError
 from tests.data.sources.test_index_cache import records_in
 from tests.data.sources.test_records import GOOD, conversation, mutate
-from tests.data.test_images import SPEC, flat, paletted, picture
+from tests.data.test_images import SPEC, flat, noisy_image, paletted
 
 BASE = [
     GOOD, conversation("Hi \u732b", "Hello", image=None), conversation("<image><image> x", "y", "z", "w", image=["a.png", "b/c.png"]),
@@ -42,7 +42,7 @@ def within(seconds):
 
 
 def junk_record(rng):
-    """A line: a record with a change in its value or its text."""
+    """Returns a line: a record with a change in its value or its text."""
     text = json.dumps(mutate(rng, rng.choice(BASE)), ensure_ascii=rng.random() < 0.5)
     for _ in range(rng.choice([0, 0, 1, 1, 2, 4])):
         at, n = rng.randrange(len(text) + 1), rng.choice([0, 0, 1, 3])
@@ -92,7 +92,7 @@ def test_ten_thousand_junk_records(tmp_path):
 
 def images(folder):
     """Whole files of every format and mode."""
-    made = [(kind, picture(60, 40)) for kind in FORMATS]
+    made = [(kind, noisy_image(60, 40)) for kind in FORMATS]
     made += [
         ("PNG", flat("RGBA", (1, 2, 3, 4))),
         ("PNG", flat("I;16", 9999)),

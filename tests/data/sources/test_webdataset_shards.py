@@ -19,7 +19,7 @@ from lmmkit.errors import UserError
 from lmmkit.plan.prepare import prepare
 from tests.conftest import PLAIN
 from tests.data.sources.test_records import conversation
-from tests.data.test_images import SPEC, picture
+from tests.data.test_images import SPEC, noisy_image
 
 webdataset = pytest.importorskip("webdataset")
 
@@ -31,7 +31,7 @@ def cache(tmp_path, monkeypatch):
 
 def png(seed=0):
     file = io.BytesIO()
-    picture(40, 30, seed).save(file, "PNG")
+    noisy_image(40, 30, seed).save(file, "PNG")
     return file.getvalue()
 
 

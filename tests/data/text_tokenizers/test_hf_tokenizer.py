@@ -52,7 +52,7 @@ def random_texts(n: int) -> list[str]:
 def byte_level(
     folder: Path, pattern: str, controls: tuple[str, ...], nfc: bool, bos: str | None, eos: str
 ) -> Path:
-    """A folder with a byte-level tokenizer.json trained here."""
+    """Returns a folder with a byte-level tokenizer.json trained here."""
     inner = tokenizers.Tokenizer(tokenizers.models.BPE())
     if nfc:
         inner.normalizer = tokenizers.normalizers.NFC()
@@ -87,7 +87,7 @@ def llama3(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def llama2(tmp_path_factory):
-    """A sentencepiece model trained here, and the tokenizer.json transformers makes of it."""
+    """Trains a sentencepiece model and makes the tokenizer.json of it with transformers."""
     folder, model = tmp_path_factory.mktemp("llama2"), io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(w for w in WORDS if w), model_writer=model, vocab_size=800, model_type="bpe",
@@ -187,7 +187,7 @@ def tiktoken_file(folder: Path) -> tuple[Path, dict[bytes, int]]:
 
 
 def plain_merges(piece: bytes, ranks: dict[bytes, int]) -> list[bytes]:
-    """The slow plain twin: joins the lowest-ranked neighbours until none are left."""
+    """Joins the lowest-ranked neighbours until none are left: the slow plain twin."""
     parts = [piece[i : i + 1] for i in range(len(piece))]
     while True:
         pairs = [(ranks[a + b], i) for i, (a, b) in enumerate(itertools.pairwise(parts)) if a + b in ranks]
@@ -215,7 +215,7 @@ def test_tiktoken_files_are_merged_as_the_plain_twin_does(tmp_path):
 @pytest.mark.parametrize(
     "data", [b"", b"AA==", b"AA== x", b"!!! 0", b"AA== 0\nAA== 1", b"AA== 0\nAQ== 5", b"AA== 0"]
 )
-def test_a_bad_tiktoken_file_is_told(data, tmp_path):
+def test_a_bad_tiktoken_file_is_reported(data, tmp_path):
     (tmp_path / "qwen.tiktoken").write_bytes(data)
     with pytest.raises(UserError, match=r"qwen\.tiktoken"):
         open_tiktoken(tmp_path / "qwen.tiktoken")
@@ -224,13 +224,13 @@ def test_a_bad_tiktoken_file_is_told(data, tmp_path):
 @pytest.mark.parametrize(
     "data", [b"{}", b"[]", b"not json", b'{"model": {"type": "BPE"}}', b"\xff\xfe", b"[" * 10**5]
 )
-def test_a_bad_tokenizer_json_is_told(data, tmp_path):
+def test_a_bad_tokenizer_json_is_reported(data, tmp_path):
     (tmp_path / "tokenizer.json").write_bytes(data)
     with pytest.raises(UserError, match=r"tokenizer/damaged"):
         open_tokenizer(tmp_path)
 
 
-def test_no_end_token_is_told(qwen, tmp_path):
+def test_no_end_token_is_reported(qwen, tmp_path):
     (tmp_path / "tokenizer.json").write_bytes((qwen / "tokenizer.json").read_bytes())
     with pytest.raises(UserError, match="eos_token"):
         open_tokenizer(tmp_path)
@@ -274,16 +274,16 @@ def test_templates_equal_apply_chat_template(name, jinja, talk, request):
     sample = Sample(key="k", turns=turns, images=(), template=template, image_fit="pad")
     layout = lay_out(sample, ours, rows_of=FixedRows(4))
     ids = [i for span in layout for i in span.ids]
-    said = [{"role": role, "content": text} for role, text in talk]
+    messages = [{"role": role, "content": text} for role, text in talk]
     if not hostile:  # theirs reads control tokens out of what a user writes
-        assert ids == theirs.apply_chat_template(said, chat_template=jinja, return_dict=False)
+        assert ids == theirs.apply_chat_template(messages, chat_template=jinja, return_dict=False)
         prompt = lay_out_prompt(
             Sample(key="k", turns=turns[:-1], images=(), template=template, image_fit="pad"),
             ours,
             rows_of=FixedRows(4),
         )
         assert [i for span in prompt for i in span.ids] == theirs.apply_chat_template(
-            said[:-1], chat_template=jinja, add_generation_prompt=True, return_dict=False
+            messages[:-1], chat_template=jinja, add_generation_prompt=True, return_dict=False
         )
     end = response_end(template, ours)
     learned = [list(span.ids) for span in layout if span.supervised]
@@ -309,7 +309,7 @@ def test_templates_without_a_first_token(template, qwen):
     assert layout[0].role != "bos" and any(span.supervised for span in layout)
 
 
-def test_a_template_whose_tokens_are_not_there_is_told(llama2):
+def test_a_template_whose_tokens_are_missing_is_reported(llama2):
     sample = Sample(key="k", turns=(Turn("user", "x"),), images=(), template="chatml", image_fit="pad")
     with pytest.raises(UserError, match=r"<\|im_start\|>.*plain, vicuna_v1"):
         lay_out(sample, SentencePieceTokenizer.open(llama2 / "tokenizer.model"), rows_of=FixedRows(4))

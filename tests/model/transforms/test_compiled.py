@@ -23,7 +23,7 @@ SAMPLES = (*paper_objective.CAPTIONS, *paper_objective.CHATS)
 
 @pytest.fixture
 def graphs(monkeypatch):
-    """Every graph that is made, by the tracing that `inductor` gets its graphs from; a break is an error."""
+    """Lists every graph made, by the tracing that `inductor` gets its graphs from; a break is an error."""
     made: list[torch.fx.GraphModule] = []
 
     def keep(graph, example):
@@ -85,7 +85,7 @@ def test_a_run_of_the_paper_says_what_it_says_uncompiled(graphs, tiny, tmp_path)
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5) and a["step"] == b["step"]
 
 
-def test_a_machine_that_cannot_compile_is_told_so(monkeypatch, tiny, tmp_path):
+def test_a_machine_that_cannot_compile_is_reported(monkeypatch, tiny, tmp_path):
     def broken(graph, example):
         raise RuntimeError("no compiler here\nand a page of advice")
 
@@ -109,8 +109,8 @@ def test_inductor_says_the_same(monkeypatch):
 def test_without_a_compiler_the_reason_is_given(tmp_path):
     code = "import torch; from lmmkit.model.transforms.compiled import why_not; print(why_not(torch.device('cpu')))"
     env = os.environ | {"CXX": "/no/such/compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
-    said = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-    assert said.stdout.strip() and len(said.stdout.strip().splitlines()) == 1
+    result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() and len(result.stdout.strip().splitlines()) == 1
 
 
 @pytest.mark.slow

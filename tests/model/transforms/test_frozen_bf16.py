@@ -22,13 +22,13 @@ OPTIONS = {"r": 3, "alpha": 6.0, "dropout": 0.0, "targets": lora.TARGETS, "seed"
 
 
 def matrices(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights of linears and token rows."""
+    """Returns the weights of linears and embeddings."""
     kinds = FusedLinear | nn.Linear | nn.Embedding
     return {name: part.weight for name, part in module.named_modules() if isinstance(part, kinds)}
 
 
 def made(*, narrow: tuple[str, ...] = (), rounded: tuple[str, ...] = (), compute=torch.float32) -> Objective:
-    """An objective that does not learn yet, parts held narrow or merely rounded."""
+    """Returns an objective without trainable weights, with parts kept narrow or merely rounded."""
     objective = paper_objective.objective(dtype=torch.float32).requires_grad_(False)
     objective.compute, lmm = compute, objective.lmm
     for part in rounded:
@@ -44,7 +44,7 @@ def loss_of(objective: Objective) -> torch.Tensor:
 
 
 def supervised(objective: Objective, parameters) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """The loss, and its gradients."""
+    """Returns the loss and its gradients."""
     loss = loss_of(objective)
     return loss.detach(), list(torch.autograd.grad(loss, list(parameters)))
 

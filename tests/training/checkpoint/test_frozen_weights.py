@@ -171,8 +171,8 @@ def test_a_full_disk_leaves_no_half_written_folder(run, monkeypatch, fails):
     stage(run, [1])
     (name,) = folders(run)
 
-    def point(said):
-        if said.startswith(fails):
+    def point(name):
+        if name.startswith(fails):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(write, "io_point", point)

@@ -1,4 +1,4 @@
-"""Checkpoints of earlier releases, and of this one, are gone on with: the next losses are those of then."""
+"""Resumes checkpoints of earlier releases and of this one: the next losses are those of that release."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def test_this_release_has_one():
 
 
 @pytest.mark.parametrize("stored", STORED, ids=lambda p: p.name)
-def test_the_next_losses_are_those_of_then(stored, tmp_path):
+def test_the_next_losses_are_those_of_that_release(stored, tmp_path):
     shutil.copytree(stored / "run", tmp_path / "run")
     recipe = read_recipe(stored / "recipe.yaml", root=stored / "data")
     lines = train(recipe, out=tmp_path / "run", resume=True).run.read_metrics()
-    told = json.loads((stored / "losses.json").read_text())
+    expected = json.loads((stored / "losses.json").read_text())
     losses = [line["loss"] for line in lines]
-    assert losses == pytest.approx([float.fromhex(x) for x in told["losses"]], rel=1e-5)
-    if told["on"] == kind():
-        assert [loss.hex() for loss in losses] == told["losses"]
+    assert losses == pytest.approx([float.fromhex(x) for x in expected["losses"]], rel=1e-5)
+    if expected["on"] == kind():
+        assert [loss.hex() for loss in losses] == expected["losses"]
 
 
 @pytest.mark.parametrize("stored", STORED, ids=lambda p: p.name)

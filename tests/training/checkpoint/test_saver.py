@@ -101,9 +101,9 @@ def test_a_file_is_one_the_library_reads(tmp_path):
     )
 
 
-@pytest.mark.parametrize(("world", "grace", "told"), [(2, -1.0, 1), (2, 30.0, 0), (1, -1.0, 0)])
+@pytest.mark.parametrize(("world", "grace", "notices"), [(2, -1.0, 1), (2, 30.0, 0), (1, -1.0, 0)])
 def test_a_save_that_torchrun_would_not_wait_for_is_reported_once(
-    run, monkeypatch, capsys, world, grace, told
+    run, monkeypatch, capsys, world, grace, notices
 ):
     monkeypatch.setattr(saver, "put", lambda *args, **options: None)
     monkeypatch.setattr(saver, "hold", lambda tensors, ranks, frozen: tensor_files.HeldTensors({}, {}))
@@ -111,4 +111,4 @@ def test_a_save_that_torchrun_would_not_wait_for_is_reported_once(
     saves = Saver(run, keep=2, ranks=Ranks(world), in_thread=False)
     for step in (1, 2):
         saves.save(step, {}, {})
-    assert capsys.readouterr().err.count("output.save_every") == told
+    assert capsys.readouterr().err.count("output.save_every") == notices

@@ -68,7 +68,7 @@ def small_and_quick(monkeypatch):
 
 
 def crash_at(number):
-    """An io_point that ends the process at its n-th call."""
+    """Returns an io_point that ends the process at its n-th call."""
     left = iter(range(number))
 
     def point(name):

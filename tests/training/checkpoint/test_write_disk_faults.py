@@ -47,9 +47,9 @@ def test_two_saves_in_a_row_may_fail(tiny, tmp_path, monkeypatch, capsys):
     fail_saves(monkeypatch, {2, 3, 5}, code)
     run = train(tiny(*SHORT, text=PLAIN), out=tmp_path / "run").run
     assert steps(run) == [6, 7] and len(run.read_metrics()) == 7
-    told = capsys.readouterr().err
-    assert "no checkpoint of step 2 (failed 1 of 3)" in told and os.strerror(code) in told
-    assert "no checkpoint of step 3 (failed 2 of 3)" in told and "step 5 (failed 1 of 3)" in told
+    err = capsys.readouterr().err
+    assert "no checkpoint of step 2 (failed 1 of 3)" in err and os.strerror(code) in err
+    assert "no checkpoint of step 3 (failed 2 of 3)" in err and "step 5 (failed 1 of 3)" in err
 
 
 def test_the_third_ends_the_run_and_the_last_checkpoint_stays(tiny, tmp_path, monkeypatch):
@@ -70,7 +70,7 @@ def test_the_third_ends_the_run_and_the_last_checkpoint_stays(tiny, tmp_path, mo
     ("since", "through"), [("make the folder", 3), ("", 0)], ids=["later", "from the start"]
 )
 def test_a_file_size_limit_is_met_like_a_full_disk(tiny, tmp_path, since, through):
-    """Where it stands from the start, no step is taken; later, the third save ends the run."""
+    """Takes no step if the limit is there from the start; later, the third save ends the run."""
     recipe = tiny(*SHORT, "stages.pretrain.length.steps=4", text=PLAIN)
 
     def limit(name):
@@ -120,7 +120,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(tiny, tmp_p
     train(recipe, out=run.path, resume=True)
     assert f"{newest.name}/{file.name}" in caplog.text and "passed over" in caplog.text
     assert figures(run) == whole and steps(run) == [6, 7]
-    assert read.newest(run).notices == (), "saved anew"
+    assert read.newest(run).notices == (), "saved again"
 
 
 def test_order_is_by_step_and_not_by_the_clock(tmp_path, monkeypatch):

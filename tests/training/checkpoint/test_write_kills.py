@@ -32,7 +32,7 @@ RUN = (
 
 @pytest.fixture(scope="module")
 def undisturbed(scenes, tmp_path_factory):
-    """A recipe, its run that nobody disturbed, the points of it in order, and how long one takes."""
+    """Returns a recipe, its undisturbed run, the points of it in order, and how long one takes."""
     from lmmkit.recipe import read_text
 
     recipe = read_text(PLAIN, overrides=RUN, root=scenes)
@@ -61,7 +61,7 @@ def kill_at_random(undisturbed, out, kills: int, seed: int) -> int:
 
 
 def die_at_points(undisturbed, out, numbers, *, twice: bool = False) -> int:
-    """A run for each number, that dies there, and perhaps again as it goes on, and comes through then."""
+    """Kills a run at each number (`twice`: again when resumed) and completes it; returns the deaths."""
     recipe, whole, _, _ = undisturbed
     deaths = 0
     for number in numbers:

@@ -64,7 +64,7 @@ speed: {tokens: 160, threads: 1}
 
 @pytest.fixture
 def mixed(tiny, scenes):
-    """Rows with a picture and rows without, in steps that no number of ranks divides."""
+    """Writes records with an image and records without, in steps that no number of ranks divides."""
     rows = json.loads((scenes / "finetune.json").read_text())[:40]
     for row in rows[::2]:
         del row["image"]
@@ -75,7 +75,7 @@ def mixed(tiny, scenes):
 
 
 def trained(n: int, recipe: Recipe, folder: Path, **options) -> RunFolder:
-    """A run on `n` ranks, below `folder`."""
+    """Trains on `n` ranks, below `folder`."""
     local_ranks.run(n, lambda rank: train(recipe, out=folder / "run", **options) and None, folder)
     return RunFolder(folder / "run")
 
@@ -131,7 +131,7 @@ def test_mixed_rows_give_one_process_s_figures_on_any_number_of_ranks(mixed, tmp
         [sum(len(b.pixels_ICXY) for b in replace(pipeline, rank=r, world=2).step(i)) for r in (0, 1)]
         for i in range(10)
     ]
-    assert any(min(pair) == 0 < max(pair) for pair in shares), "a rank without pictures beside one with"
+    assert any(min(pair) == 0 < max(pair) for pair in shares), "a rank without images beside one with"
     assert any(len(step) > 2 for step in seen), "steps of several micro-batches"
     one = train(recipe, out=tmp_path / "one").run
     start = unique_tensors(
@@ -181,9 +181,10 @@ speed: {threads: 1, recompute: all}
 
 
 def test_low_rank_over_frozen_bfloat16_with_recomputation(mixed, tiny, tmp_path):
-    """A frozen encoder is whole on every rank, which may go without it; two stages, merged in between.
+    """Trains two stages, merged in between, with a frozen encoder that is whole on every rank.
 
-    Blocks that do not learn are gathered for a backward pass, on ranks without pictures too.
+    A rank may go without the encoder. Frozen blocks are gathered for a backward pass, also on ranks
+    without images.
     """
     recipe = tiny(text=LEAN)
     one = train(recipe, out=tmp_path / "one").run
@@ -204,8 +205,8 @@ def test_low_rank_over_frozen_bfloat16_with_recomputation(mixed, tiny, tmp_path)
 def test_rows_that_cannot_be_read_are_passed_over_by_all_ranks_as_by_one(mixed, scenes, tmp_path, n):
     recipe = mixed("data.mixed.bad_records=skip")
     rows = json.loads((scenes / "mixed.json").read_text())
-    for number in (3, 11, 25):  # of those with a picture
-        (scenes / f"broken-{number}.png").write_bytes(b"no picture")
+    for number in (3, 11, 25):  # of those with an image
+        (scenes / f"broken-{number}.png").write_bytes(b"no image")
         rows[number]["image"] = f"broken-{number}.png"
     (scenes / "mixed.json").write_text(json.dumps(rows))
     one = train(recipe, out=tmp_path / "one").run
@@ -217,7 +218,7 @@ def test_rows_that_cannot_be_read_are_passed_over_by_all_ranks_as_by_one(mixed, 
 
 
 def _stepped(recipe, ranks):
-    """An objective of all ranks and its optimizer, after an update that draws from no batch."""
+    """Returns an objective of all ranks and its optimizer, after an update that draws from no batch."""
     prepared = prepare(recipe)
     if ranks.alone:
         objective = build.build_objective(
@@ -261,7 +262,7 @@ def test_a_checkpoint_comes_back_on_another_number_of_ranks(mixed, tmp_path, bef
             path = read.newest(run, ranks).path
             assert path is not None
             saved = read.load(path, spoiled=(), ranks=ranks)
-            assert saved.state == {"at": 7} and not saved.rng, "another number of ranks draws anew"
+            assert saved.state == {"at": 7} and not saved.rng, "another number of ranks draws again"
             objective, optimizer = _stepped(recipe, ranks)
             state_dict.restore_state(objective, optimizer, saved)
             for key, tensor in state_dict.state_tensors(objective, optimizer).items():
@@ -308,8 +309,8 @@ def test_damage_to_one_rank_s_files_is_seen_by_all(tmp_path):
         if damaged is not None:
             file.write_bytes(damaged)
         codes = local_ranks.wait(local_ranks.start(3, refused, tmp_path / "read"))
-        said = [local_ranks.said_by(tmp_path / "read", rank) for rank in range(3)]
-        assert codes == [2, 2, 2] and sum(file.name in text for text in said) == 1, said
+        outputs = [local_ranks.output_of(tmp_path / "read", rank) for rank in range(3)]
+        assert codes == [2, 2, 2] and sum(file.name in text for text in outputs) == 1, outputs
         extra.unlink(missing_ok=True)
         middle.write_bytes(content)
     local_ranks.run(3, refused, tmp_path / "sound")
@@ -340,7 +341,7 @@ def test_one_rank_is_asked_to_stop_and_all_do(mixed, tmp_path):
         assert time.monotonic() < until
         time.sleep(0.02)
     os.kill(pids[1], signal.SIGTERM)
-    assert local_ranks.wait(pids) == [143, 143], [local_ranks.said_by(tmp_path, rank) for rank in (0, 1)]
+    assert local_ranks.wait(pids) == [143, 143], [local_ranks.output_of(tmp_path, rank) for rank in (0, 1)]
     run = RunFolder(tmp_path / "run")
     saved = read.newest(run).path
     assert saved is not None and read.step_of(saved) == run.read_metrics()[-1]["step"] < 50
@@ -355,7 +356,7 @@ def test_one_rank_fails_and_all_end_with_one_message(mixed, tmp_path, monkeypatc
 
     def spoilt(pipeline, index):
         if pipeline.rank == 1 and how == "data":
-            raise UserError(Problem("torn/row", "row 3", "half a row", "a row", "Mend it."))
+            raise UserError(Problem("torn/row", "row 3", "half a row", "a row", "Repair it."))
         return step(pipeline, index)
 
     def body(rank):
@@ -370,11 +371,11 @@ def test_one_rank_fails_and_all_end_with_one_message(mixed, tmp_path, monkeypatc
 
     start = time.monotonic()
     codes = local_ranks.wait(local_ranks.start(2, body, tmp_path))
-    said = [local_ranks.said_by(tmp_path, rank) for rank in (0, 1)]
-    assert codes == ([3, -9] if how == "kill" else [code, code]), said
-    assert words in said[0 if how == "kill" else 1]
+    outputs = [local_ranks.output_of(tmp_path, rank) for rank in (0, 1)]
+    assert codes == ([3, -9] if how == "kill" else [code, code]), outputs
+    assert words in outputs[0 if how == "kill" else 1]
     if how != "kill":
-        assert "error" not in said[0].lower() and "Traceback" not in said[0], said[0]
+        assert "error" not in outputs[0].lower() and "Traceback" not in outputs[0], outputs[0]
     assert time.monotonic() - start < 30
 
 
@@ -403,7 +404,7 @@ def test_a_rank_has_the_memory_that_check_estimates(mixed, tmp_path, exchange):
     """Weights, gradients and moments between steps, and gradients as they gather over micro-batches."""
     recipe = mixed("parallel.shard=2", f"parallel.exchange={exchange}", "stages.only.length.steps=1")
     prepared = prepare(recipe)
-    told = estimate(prepared, "only", flops=1e12)["bytes"]
+    estimated = estimate(prepared, "only", flops=1e12)["bytes"]
 
     def body(rank):
         with joined() as ranks:
@@ -418,7 +419,7 @@ def test_a_rank_has_the_memory_that_check_estimates(mixed, tmp_path, exchange):
 
     held, moments = json.loads(local_ranks.run(2, body, tmp_path)[0])
     whole, gathered = _whole(recipe, staged(prepared, "only")[0])
-    assert not whole and told["weights"] == held + sum(p.nbytes for p in gathered)
-    assert told["optimizer"] == moments
+    assert not whole and estimated["weights"] == held + sum(p.nbytes for p in gathered)
+    assert estimated["optimizer"] == moments
     values = sum(p.numel() for p in staged(prepared, "only")[0].parameters())
-    assert told["gradients"] == (4 * values if exchange == "step" else held)
+    assert estimated["gradients"] == (4 * values if exchange == "step" else held)

@@ -20,19 +20,19 @@ from tests.conftest import PLAIN
 
 @dataclass(frozen=True)
 class Second(process_group.Ranks):
-    """Rank 1 of 2, to whom the first has told `first`; None: the same."""
+    """Describes rank 1 of 2, which gets `from_first` from rank 0; None: the value that both have."""
 
     world: int = 2
     rank: int = 1
-    first_said: Any = None
+    from_first: Any = None
 
     def broadcast(self, value: Any = None) -> Any:
-        return value if self.first_said is None else self.first_said
+        return value if self.from_first is None else self.from_first
 
 
 def test_another_recipe_than_the_first_rank_s_is_refused(tiny, tmp_path):
     with pytest.raises(UserError) as error:
-        run._check_together(Second(first_said={"recipe": "x"}), RunFolder(tmp_path), prepare(tiny()))
+        run._check_together(Second(from_first={"recipe": "x"}), RunFolder(tmp_path), prepare(tiny()))
     assert error.value.problems[0].code == "ranks/differ"
 
 
@@ -60,6 +60,6 @@ def test_a_stage_may_not_have_the_name_of_another_s_best_weights(tiny):
 
 def test_a_package_that_is_not_there_is_named_with_how_to_get_it():
     with pytest.raises(MachineError) as error:
-        webdataset_shards._package("webdataset_of_nobody")
+        webdataset_shards._package("webdataset_absent")
     (problem,) = error.value.problems
     assert problem.code == "records/no-webdataset" and ".[webdataset]" in problem.hint

@@ -82,7 +82,7 @@ def test_three_in_a_row_on_one_rank_end_all_with_a_checkpoint(tiny, tmp_path):
         train(recipe, out=tmp_path / "run")
 
     assert local_ranks.wait(local_ranks.start(2, body, tmp_path)) == [2, 2]
-    assert "train/not-finite" in local_ranks.said_by(tmp_path, 0) + local_ranks.said_by(tmp_path, 1)
+    assert "train/not-finite" in local_ranks.output_of(tmp_path, 0) + local_ranks.output_of(tmp_path, 1)
     assert read.step_of(read.newest(RunFolder(tmp_path / "run")).path) == 3
 
 
@@ -138,7 +138,7 @@ def test_what_one_rank_cannot_read_none_validates_on(tiny, tmp_path):
 
     def body(rank):
         def faulty(records, i, reader):
-            wrong = Problem("image/file", "here", "Input/output error", "a picture file", "Mend it.")
+            wrong = Problem("image/file", "here", "Input/output error", "an image file", "Repair it.")
             return [wrong] if rank == 1 and i == 1 else read(records, i, reader)
 
         evaluation._unreadable = faulty
@@ -146,4 +146,4 @@ def test_what_one_rank_cannot_read_none_validates_on(tiny, tmp_path):
 
     local_ranks.run(2, body, tmp_path)
     assert [line["step"] for line in figures(RunFolder(tmp_path / "run")) if "val/loss" in line] == [2, 3]
-    assert "passed over here: Input/output error" in local_ranks.said_by(tmp_path, 0)
+    assert "passed over here: Input/output error" in local_ranks.output_of(tmp_path, 0)

@@ -48,15 +48,17 @@ def sbatch(mixed, scenes, tmp_path):  # noqa: F811
             "PATH": f"{commands}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "here", "SLURM_JOB_ID": "7",
             "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "1", "OMP_NUM_THREADS": "1",
         }  # fmt: skip
-        said = (tmp_path / "said").open("a")
+        output = (tmp_path / "output.txt").open("a")
         command = ["bash", str(ROOT / "docs" / "train.sbatch"), str(recipe), str(out), str(scenes)]
-        return subprocess.Popen(command, cwd=ROOT, env=env, stdout=said, stderr=said, start_new_session=True)
+        return subprocess.Popen(
+            command, cwd=ROOT, env=env, stdout=output, stderr=output, start_new_session=True
+        )
 
     return start
 
 
 def test_two_nodes_train_what_one_process_trains(sbatch, mixed, tmp_path):  # noqa: F811
-    assert sbatch(tmp_path / "run").wait(300) == 0, (tmp_path / "said").read_text()
+    assert sbatch(tmp_path / "run").wait(300) == 0, (tmp_path / "output.txt").read_text()
     assert_near(RunFolder(tmp_path / "run"), train(mixed(), out=tmp_path / "one").run)
 
 
@@ -65,12 +67,12 @@ def test_a_job_that_was_stopped_continues_when_it_is_submitted_again(sbatch, tmp
     job = sbatch(out, "stages.only.length.steps=40")
     until = time.monotonic() + 200
     while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").read_bytes():
-        assert job.poll() is None and time.monotonic() < until, (tmp_path / "said").read_text()
+        assert job.poll() is None and time.monotonic() < until, (tmp_path / "output.txt").read_text()
         time.sleep(0.05)
     job.send_signal(signal.SIGTERM)
     assert job.wait(60) != 0
     saved = read.newest(RunFolder(out)).path
-    assert saved is not None and 0 < read.step_of(saved) < 40, (tmp_path / "said").read_text()
-    assert sbatch(out, "stages.only.length.steps=40").wait(300) == 0, (tmp_path / "said").read_text()
+    assert saved is not None and 0 < read.step_of(saved) < 40, (tmp_path / "output.txt").read_text()
+    assert sbatch(out, "stages.only.length.steps=40").wait(300) == 0, (tmp_path / "output.txt").read_text()
     steps = [line["step"] for line in RunFolder(out).read_metrics()]
     assert steps == list(range(1, 41))

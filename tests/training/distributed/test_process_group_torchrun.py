@@ -1,4 +1,4 @@
-"""torchrun itself, as a user starts it: a run, its stops by every road, a message that is said once."""
+"""torchrun itself, as a user starts it: a run, its stops in every way, a message that is printed once."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def torchrun(recipe: Path, root: Path, out: Path, *more: str) -> subprocess.Pope
         "--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1", "-m", "lmmkit",
         "train", str(recipe), "--root", str(root), "--out", str(out), *more,
     ]  # fmt: skip
-    said = (out.parent / "said").open("w")
-    return subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=said, start_new_session=True)
+    output = (out.parent / "output.txt").open("w")
+    return subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True)
 
 
 @pytest.fixture
 def written(mixed, scenes, tmp_path):  # noqa: F811
-    """The recipe as a file."""
+    """Returns a function that writes the recipe as a file."""
     from lmmkit.recipe import dump
 
     def write(*overrides: str) -> Path:
@@ -48,24 +48,24 @@ def written(mixed, scenes, tmp_path):  # noqa: F811
 
 def test_a_run_is_one_process_s(written, mixed, scenes, tmp_path):  # noqa: F811
     path = written("output.save_every=6")
-    assert torchrun(path, scenes, tmp_path / "run").wait() == 0, (tmp_path / "said").read_text()
+    assert torchrun(path, scenes, tmp_path / "run").wait() == 0, (tmp_path / "output.txt").read_text()
     run = RunFolder(tmp_path / "run")
-    said = (tmp_path / "said").read_text()
-    assert said.count("done: ") == 1 and said.count("10/10") == 1, said
+    output = (tmp_path / "output.txt").read_text()
+    assert output.count("done: ") == 1 and output.count("10/10") == 1, output
     one = train(mixed(), out=tmp_path / "one").run
     assert_near(run, one)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 @pytest.mark.parametrize("to", ["rank", "all", "torchrun"])
-def test_a_signal_by_every_road_ends_in_a_checkpoint(written, scenes, tmp_path, signum, to):
-    """SIGUSR1 reaches torchrun's ranks only where torchrun is told to pass it on."""
+def test_a_signal_sent_in_every_way_ends_in_a_checkpoint(written, scenes, tmp_path, signum, to):
+    """Sends signals; SIGUSR1 reaches torchrun's ranks only where `--signals-to-handle` names it."""
     path, out = written("stages.only.length.steps=5000", "speed.workers=1"), tmp_path / "run"
     process = torchrun(path, scenes, out)
     try:
         until = time.monotonic() + 300
         while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").read_bytes():
-            assert process.poll() is None and time.monotonic() < until, (tmp_path / "said").read_text()
+            assert process.poll() is None and time.monotonic() < until, (tmp_path / "output.txt").read_text()
             time.sleep(0.05)
         if to == "rank":
             os.kill(_ranks(process.pid)[-1], signum)
@@ -84,18 +84,18 @@ def test_a_signal_by_every_road_ends_in_a_checkpoint(written, scenes, tmp_path, 
     print(
         f"{signal.Signals(signum).name} to the {to}: torchrun ends with {code} in {time.monotonic() - start:.1f} s"
     )
-    run, said = RunFolder(out), (tmp_path / "said").read_text()
+    run, output = RunFolder(out), (tmp_path / "output.txt").read_text()
     saved = read.newest(run).path
-    assert saved is not None and read.step_of(saved) == figures(run)[-1]["step"], said
-    assert code != 0 and said.count("stopped by a signal; saved") == 1, said
+    assert saved is not None and read.step_of(saved) == figures(run)[-1]["step"], output
+    assert code != 0 and output.count("stopped by a signal; saved") == 1, output
 
 
 def test_bad_input_is_reported_once(written, scenes, tmp_path):
     path = written()
     path.write_text(path.read_text().replace("samples: 5", "samples: 0"))
     assert torchrun(path, scenes, tmp_path / "run").wait() != 0
-    said = (tmp_path / "said").read_text()
-    assert said.count("recipe/out-of-range") == 1 and "exitcode  : 2" in said, said
+    output = (tmp_path / "output.txt").read_text()
+    assert output.count("recipe/out-of-range") == 1 and "exitcode  : 2" in output, output
 
 
 def _children(pid: int) -> list[int]:
@@ -106,7 +106,7 @@ def _children(pid: int) -> list[int]:
 
 
 def _family(pid: int) -> list[int]:
-    """A process and all below it: torchrun's ranks have sessions of their own."""
+    """Returns a process and all below it: each of torchrun's ranks has a separate session."""
     return [pid, *(below for child in _children(pid) for below in _family(child))]
 
 

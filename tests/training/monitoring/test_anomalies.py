@@ -158,7 +158,7 @@ def test_anomalies_after_a_resume_read_as_if_nothing_had_happened(tiny, tmp_path
     with pytest.raises(KeyboardInterrupt):
         train(recipe, out=tmp_path / "run")
     run = RunFolder(tmp_path / "run")
-    with MetricsLog(run.anomalies) as file:  # of a step that comes to be run anew
+    with MetricsLog(run.anomalies) as file:  # of a step that is run again
         file.write(read_jsonl(run.anomalies)[0] | {"step": 5})
     spoil(monkeypatch, {1})  # the resumed process begins at step 5
     train(recipe, out=run.path, resume=True)

@@ -93,11 +93,11 @@ def test_no_folder_is_the_machines_fault(path):
 def test_board(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    picture = torch.rand(3, 4, 5, dtype=torch.bfloat16)
+    image = torch.rand(3, 4, 5, dtype=torch.bfloat16)
     with Board(tmp_path, None) as board:
         for step in range(1, 6):
             board.scalars(step, {"loss": step, "gap": None, "bad": float("nan")})
-        board.images(1, {"tensor": picture, "array": np.full((1, 2, 2), 3.0)})
+        board.images(1, {"tensor": image, "array": np.full((1, 2, 2), 3.0)})
     time.sleep(1.1)  # event files sort by second, then by a count within the process, as text: 10 before 9
     with Board(tmp_path, purge_step=4) as board:
         board.scalars(4, {"loss": 40})

@@ -27,8 +27,8 @@ def test_losses_by_source_add_up_to_the_whole(tiny, tmp_path):
         step = pipeline.step(line["step"] - 2)
         n = {s: sum(batch.count[f"loss/{s}"] for batch in step) for s in ("questions", "captions")}
         assert sum(n.values()) == sum(batch.count["next_token"] for batch in step)
-        told = sum(n[s] * (line[f"loss/{s}"] or 0.0) for s in n) / sum(n.values())
-        assert told == pytest.approx(line["terms/next_token"], rel=1e-5)
+        mean = sum(n[s] * (line[f"loss/{s}"] or 0.0) for s in n) / sum(n.values())
+        assert mean == pytest.approx(line["terms/next_token"], rel=1e-5)
 
 
 def test_a_source_s_loss_is_that_of_its_samples_alone(tiny):

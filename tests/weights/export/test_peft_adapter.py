@@ -76,22 +76,22 @@ def check(ours, theirs, base, id_BT, mask_BT, **pixels):
     assert off < 1e-5
     assert hf_model_folders.error(bare[seen], want[seen]) > 1e-2
     options = {"max_new_tokens": 24, "eos_token_id": [10**6]}
-    said = theirs.generate(
+    generated = theirs.generate(
         input_ids=id_BT, attention_mask=mask_BT, do_sample=False, pad_token_id=0, **pixels, **options
     )
     mine = ours.generate(id_BT, *pixels.values(), attention_mask=mask_BT, **options)
-    assert torch.equal(mine, said[:, id_BT.shape[1] :])
+    assert torch.equal(mine, generated[:, id_BT.shape[1] :])
 
 
 @pytest.fixture(scope="module")
 def alone(scenes, tmp_path_factory):
-    """Of a stage that trained nothing else."""
+    """Exports the adapter of a stage that trained nothing else."""
     return llava(scenes, tmp_path_factory.mktemp("alone"), f"{{text: {{lora: {LORA}}}}}")
 
 
 @pytest.fixture(scope="module")
 def beside(scenes, tmp_path_factory):
-    """Of a stage that trained the connector too."""
+    """Exports the adapter of a stage that trained the connector too."""
     parts = f"{{connector: {{lr: 1.0e-3}}, text: {{lora: {LORA}}}}}"
     return llava(scenes, tmp_path_factory.mktemp("beside"), parts)
 
@@ -114,7 +114,7 @@ def test_an_adapter_of_llava(name, saved, request, tmp_path):
 
 
 def test_an_adapter_of_a_base_frozen_in_bfloat16(scenes, tmp_path):
-    """The merged weights are rounded once more than base and adapter are: as near as bfloat16 is."""
+    """Compares within bfloat16: merged weights are rounded once more than base and adapter."""
     run, base = llava(scenes, tmp_path, f"{{text: {{lora: {LORA}}}}}", "numerics.frozen=bfloat16")
     export_model(run.path, tmp_path / "adapter", "peft")
     theirs = wrapped(hf.LlavaForConditionalGeneration.from_pretrained(base), tmp_path / "adapter")

@@ -1,4 +1,4 @@
-"""What an export says of words and pictures: transformers' processor of the folder against ours.
+"""Tokens and pixels of an export: transformers' processor of the folder against ours.
 
 The models are runs as people make them: a decoder with its tokenizer and an encoder, of public
 folders, trained for two steps on the scenes.
@@ -23,7 +23,7 @@ from lmmkit.inference.chat_model import ChatModel
 from lmmkit.recipe import read_text
 from lmmkit.training.run import train
 from tests.conftest import PLAIN
-from tests.data.test_images import SIZES, picture
+from tests.data.test_images import SIZES, noisy_image
 from tests.data.text_tokenizers.test_hf_tokenizer import LLAMA3, META, QWEN, SPLIT, byte_level, random_texts
 from tests.support import hf_model_folders
 from tests.support.fake_llama_tokenizer import write_llama_like
@@ -41,7 +41,7 @@ class Exported:
     folder: Path
 
     def ids(self, turns: tuple[Turn, ...], image: Path) -> list[int]:
-        """The prompt in token ids, as `input_ids` spell it."""
+        """Returns the prompt in token ids, as in `input_ids`."""
         chat = self.ours.prepared.recipe.model.chat
         sample = Sample(
             key="a", turns=turns, images=(Image(str(image)),), template=chat.template,
@@ -53,13 +53,13 @@ class Exported:
 
 
 def exported(folder: Path, scenes: Path, text: hf.PreTrainedConfig, vision: str, template: str, shape: str):
-    """A run on the decoder `text`, whose tokenizer is in `folder`, and on an encoder."""
+    """Exports a run on the decoder `text`, whose tokenizer is in `folder`, and on an encoder."""
     hf_model_folders.saved(hf_model_folders.made(hf.AutoModelForCausalLM.from_config(text)), folder)
     hf_model_folders.saved(
-        hf_model_folders.made(hf.AutoModel.from_config(hf_model_folders.VISIONS[vision])), folder / "eye"
+        hf_model_folders.made(hf.AutoModel.from_config(hf_model_folders.VISIONS[vision])), folder / "encoder"
     )
     changes = [
-        f"model.vision={{from: {folder / 'eye'}}}", f"model.text={{from: {folder}, context: 512}}",
+        f"model.vision={{from: {folder / 'encoder'}}}", f"model.text={{from: {folder}, context: 512}}",
         f"model.tokenizer={{from: {folder}}}", f"model.chat={{template: {template}, image_fit: {shape}}}",
         "stages.pretrain.length.steps=1", "stages.finetune.length.steps=1", "speed.tokens=8192",
         *(f"data.{name}.template={template}" for name in ("questions", "heldout")),
@@ -83,14 +83,14 @@ def llama3(scenes, tmp_path_factory):
     """No row to spare: the vocabulary grows."""
     folder = byte_level(tmp_path_factory.mktemp("llama3"), LLAMA3, META, False, META[0], META[4])
     processor = hf.SiglipImageProcessor(size={"height": 30, "width": 30}, resample=2)  # as SigLIP 2 has it
-    processor.save_pretrained(folder / "eye")
+    processor.save_pretrained(folder / "encoder")
     config = hf.LlamaConfig(**SHAPE | {"vocab_size": 906})
     return exported(folder, scenes, config, "siglip", "llama3", "stretch")
 
 
 @pytest.fixture(scope="module")
 def llama(scenes, tmp_path_factory):
-    """A sentencepiece model."""
+    """Exports a run with a sentencepiece model."""
     folder = tmp_path_factory.mktemp("llama")
     write_llama_like(folder)
     config = hf.LlamaConfig(**SHAPE | {"vocab_size": 32_000})
@@ -115,7 +115,7 @@ def test_ids_of_an_exported_byte_level_tokenizer(name, request):
 
 
 TURNS = (Turn("user", "Is a cat on the mat", images=1),)
-SAID = [{"type": "image"}, {"type": "text", "text": TURNS[0].text}]
+CONTENT = [{"type": "image"}, {"type": "text", "text": TURNS[0].text}]
 
 
 @pytest.mark.parametrize("name", ["qwen", "llama3", "llama"])
@@ -124,11 +124,11 @@ def test_a_prompt_in_its_template_and_the_greedy_answer(name, request, tmp_path)
     theirs, info = hf.LlavaForConditionalGeneration.from_pretrained(model.folder, output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     processor = hf.AutoProcessor.from_pretrained(model.folder, backend="pil")
-    noise = picture(50, 41)
+    noise = noisy_image(50, 41)
     noise.save(tmp_path / "a.png")
-    said = [{"role": "user", "content": [SAID[0] | {"image": noise}, SAID[1]]}]
+    messages = [{"role": "user", "content": [CONTENT[0] | {"image": noise}, CONTENT[1]]}]
     ready = processor.apply_chat_template(
-        said, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
     assert ready.input_ids[0].tolist() == model.ids(TURNS, tmp_path / "a.png")
     new = theirs.eval().generate(**ready, max_new_tokens=24, do_sample=False)[:, ready.input_ids.shape[1] :]
@@ -150,14 +150,14 @@ def test_a_conversation_in_its_template(name, request, tmp_path):
         sample, ours, rows_of=FixedRows(9), after_eos="hf437"
     )  # as transformers now has it
     want = [i for span in layout for i in span.ids]
-    said = [{"role": turn.role, "content": turn.text} for turn in turns]
+    messages = [{"role": turn.role, "content": turn.text} for turn in turns]
     options = {"add_generation_prompt": True, "return_dict": False}
-    assert tokenizer.apply_chat_template(said, **options) == want
-    led = tokenizer.apply_chat_template([{"role": "system", "content": "Short."}, *said], **options)
+    assert tokenizer.apply_chat_template(messages, **options) == want
+    led = tokenizer.apply_chat_template([{"role": "system", "content": "Short."}, *messages], **options)
     words = tokenizer.decode(led)
     assert "Short." in words and "helpful" not in words and words.count("system") == (name != "llama")
     two = tokenizer.apply_chat_template(
-        [{"role": "user", "content": [SAID[0], SAID[0], SAID[1]]}], tokenize=False
+        [{"role": "user", "content": [CONTENT[0], CONTENT[0], CONTENT[1]]}], tokenize=False
     )
     gap = " \n" if name == "llama" else "\n"  # the space piece LLaVA-1.5 finds behind an image
     assert f"<image>{gap}<image>{gap}{TURNS[0].text}" in two
@@ -171,9 +171,9 @@ def test_pixels_of_an_exported_processor(name, request, tmp_path):
     spec, shape = model.ours.prepared.dims.image, model.ours.prepared.recipe.model.chat.image_fit
     most = 0.0
     for size in SIZES:
-        picture(*size).save(tmp_path / "a.png")
+        noisy_image(*size).save(tmp_path / "a.png")
         got = normalise(read_image(tmp_path / "a.png", spec, shape), spec)
-        want = torch.from_numpy(np.array(processor.image_processor(picture(*size))["pixel_values"][0]))
+        want = torch.from_numpy(np.array(processor.image_processor(noisy_image(*size))["pixel_values"][0]))
         levels = (got - want).abs() * torch.tensor(spec.std)[:, None, None] * 255
         most = max(most, float(levels.max()))
     show(f"grey_levels_{shape}", most)
@@ -184,7 +184,7 @@ def test_pixels_of_an_exported_processor(name, request, tmp_path):
 
 
 def test_a_tokenizer_that_knows_image_and_pad_keeps_both(scenes, tmp_path):
-    """As folders saved by transformers are: `<image>` among others in tokenizer.json, an old token to pad."""
+    """Exports from a folder as transformers saves it: `<image>` in tokenizer.json, an old token to pad."""
     (tmp_path / "hf").mkdir()
     folder = byte_level(tmp_path / "hf", SPLIT, QWEN, True, None, QWEN[2])
     tokenizer = hf.AutoTokenizer.from_pretrained(folder)
