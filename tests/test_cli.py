@@ -62,13 +62,13 @@ def test_check_tells_which_parts_are_narrow_and_hours_at_a_speed(recipe, scenes)
 
 def test_check_tells_of_tasks_together_with_the_rest(recipe, scenes):
     recipe.write_text(
-        DIRECT.replace("{kind: terms, data: heldout}", "{kind: pope, files: pope, stage: last}")
+        DIRECT.replace("{kind: terms, data: heldout}", "{kind: pope, data: heldout, stage: last}")
     )
     text = run("check", recipe, "--root", scenes, code=2)
-    assert "evaluate/unknown-kind" in text and "evaluate/files" in text and "evaluate/unknown-stage" in text
+    assert "evaluate/unknown-kind" in text and "evaluate/unknown-stage" in text
     recipe.write_text(recipe.read_text().replace("{grid: 3", "{gird: 3"))
     text = run("check", recipe, "--root", scenes, code=2)
-    assert "evaluate/files" in text and "plugin/unknown-key" in text
+    assert "evaluate/unknown-kind" in text and "plugin/unknown-key" in text
 
 
 def test_check_tells_why_a_kernel_cannot_run(recipe, scenes):
@@ -283,7 +283,7 @@ def test_bad_records_and_images_name_file_and_record(recipe, scenes, tmp_path):
     words = ("--root", scenes, "--set", f"data.questions.records={tmp_path / 'bad.json'}")
     text = run("check", recipe, *words, code=2)
     for row in (1, 2, 4):
-        assert f"row {row}" in text
+        assert f"record {row}" in text
     rows = [rows[0], rows[3]]
     (tmp_path / "bad.json").write_text(json.dumps(rows))
     assert "absent.jpg" in run("check", recipe, *words, code=2)

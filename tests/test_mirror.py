@@ -16,6 +16,7 @@ TESTED_BY = {
     "__main__": "training/test_signals_stop.py",
     "attention/merge": "attention/test_backends.py",
     "attention/sdpa": "attention/test_backends.py",
+    "data/layout_writer": "data/test_chat_templates.py",
     "data/sources/indexed_records": "data/sources/test_index_cache.py",
     "data/sources/image_paths": "data/sources/test_records.py",
     "inference/batch_from_ids": "weights/test_decoders.py",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -87,7 +86,6 @@ class Source(list[Sample | UserError]):
     def __init__(self, samples: Sequence[Sample | UserError], kind: Any = "skip"):
         super().__init__(samples)
         self.bad_records = Policy(kind)
-        self.rows = SimpleNamespace(place=lambda i: ("r.json", i + 1, i))
 
     def __getitem__(self, i: Any) -> Any:
         sample = super().__getitem__(i)
@@ -97,6 +95,9 @@ class Source(list[Sample | UserError]):
 
     def where(self, i: int) -> str:
         return f"r.json:{i + 1}"
+
+    def place(self, i: int) -> tuple[str, int, int]:
+        return "r.json", i + 1, i
 
 
 @dataclass

@@ -30,7 +30,7 @@ ALLOWED = {
     ("lmmkit/api/__init__.py", "imports importlib (runs code)"): "the package's own files, a literal table",
     ("lmmkit/api/__init__.py", "calls import_module"): "the same",
     ("lmmkit/import_export.py", "passes pretrained"): "folders that the recipe names, of our own function; not timm's option",
-    ("lmmkit/inference/chat_model.py", "passes pretrained"): "folders that the recipe names, of our own function; not timm's option",
+    ("lmmkit/inference/load.py", "passes pretrained"): "folders that the recipe names, of our own function; not timm's option",
     ("lmmkit/plan/prepare.py", "passes pretrained"): "folders that the recipe names, of our own function; not timm's option",
     ("lmmkit/training/save_models.py", "passes pretrained"): "folders that the recipe names, of our own function; not timm's option",
     ("lmmkit/data/images.py", "defines __reduce__"): "goes to a data worker without its cache",

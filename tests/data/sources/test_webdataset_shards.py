@@ -118,7 +118,7 @@ def test_bad_records_are_reported_with_their_shard(tmp_path):
     with pytest.raises(UserError) as error:
         opened(tmp_path / "a.tar")
     found = error.value.problems
-    assert [p.code.partition("/")[2] for p in found] == ["shard", "json", "markers", "json"]
+    assert [p.code.partition("/")[2] for p in found] == ["shard", "json", "image-markers", "json"]
     assert [p.where for p in found][:2] == [
         f"{tmp_path / 'a.tar'} (record {i}, id '{k}')" for i, k in ((1, "alone"), (2, "torn"))
     ]

@@ -127,7 +127,7 @@ def test_plain_lines_every_ten_seconds_and_at_the_end():
         for done in range(6, 26):
             clock.now += 2.0
             progress.update(done, tokens=100, loss=0.5 if done < 25 else None)
-        progress.reply("saved")
+        progress.notify("saved")
     lines = out.getvalue().splitlines()
     assert lines == [
         "pretrain 10/25  loss 0.5000  0.50 steps/s  50 tokens/s  30 s left",
@@ -146,7 +146,7 @@ def test_a_bar_on_a_terminal(monkeypatch):
         for done in range(1, 5):
             clock.now += 1.0
             progress.update(done, tokens=10, loss=2.0)
-        progress.reply("a [note]")
+        progress.notify("a [note]")
     assert "\x1b[" in out.getvalue() and "4/4" in out.getvalue()
     assert "loss 2.0000  1.00 steps/s" in out.getvalue() and "a [note]" in out.getvalue()
 
