@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from lmmkit import build
 from lmmkit.errors import MachineError, UserError
 from lmmkit.training.distributed.process_group import Ranks
 from lmmkit.training.preflight import preflight
@@ -76,3 +77,9 @@ def test_a_sound_recipe_is_prepared_with_the_sources_that_are_asked_for(tiny):
     assert device.type == ("cuda" if torch.cuda.is_available() else "cpu")
     assert set(prepared.sources) == {"captions", "questions"}
     assert set(preflight(recipe, data=recipe.data)[0].sources) == set(recipe.data)
+
+
+def test_a_machine_without_a_compiler_is_reported(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "why_not", lambda device: "no C++ compiler")
+    with pytest.raises(MachineError, match=r"no C\+\+ compiler.*model/compile"):
+        train(tiny("speed.compile=true"), out=tmp_path / "run")
