@@ -49,10 +49,10 @@ def test_comparing_alternates_and_divides_the_peer_by_ours(monkeypatch):
 
 
 FAULTS = """
-import resource, torch
+import resource, numpy
 for i in range(4):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(9 << 20)  # above 32 MiB, which glibc never keeps by itself
+    numpy.ones(9 << 20, numpy.float32)  # above 32 MiB, which glibc never keeps by itself
     after = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 print(after - before)
 """
@@ -67,7 +67,7 @@ def test_the_environment_that_performance_md_names_keeps_memory(monkeypatch):
     assert f"    {named} lmmkit train" in (ROOT / "docs" / "performance.md").read_text()
     for name in pairs.KEPT:
         monkeypatch.delenv(name, raising=False)
-    assert faults() > 1000 and not pairs.keeps_memory()
+    assert faults() > 100 and not pairs.keeps_memory()
     for name, value in pairs.KEPT.items():
         monkeypatch.setenv(name, value)
     assert faults() < 20 and pairs.keeps_memory()

@@ -156,8 +156,8 @@ def test_bad_records_and_images_are_replaced_along_the_chain_of_the_order(tokens
             record = made.order.replacement("a", epoch, record)
         want.append(f"s{record}")
     assert keys(step) == want
-    assert {(source, bad.row, bad.id, bad.key, bad.code) for source, bad in skipped} == {
-        ("a", 4, "", "", ROLES.code), *(("a", i, f"s{i}", "image", "image/broken") for i in (2, 3, 7)),
+    assert {(source, bad.record, bad.id, bad.key, bad.code) for source, bad in skipped} == {
+        ("a", 4, "", "", ROLES.code), *(("a", i, f"s{i}", "image", "image/damaged") for i in (2, 3, 7)),
     }  # fmt: skip
     assert len(skipped) == 4 and [batch.dropped.get("bad_records", 0) for batch in step] == [4] + [0] * (
         len(step) - 1
@@ -185,7 +185,7 @@ def test_a_source_without_a_good_record_is_an_error_that_lists_each():
     source[2] = torn()
     with pytest.raises(UserError) as error:
         pipeline(source, reader, samples=2).step(0)
-    assert Counter(p.code for p in error.value.problems) == {"image/broken": 2, ROLES.code: 1}
+    assert Counter(p.code for p in error.value.problems) == {"image/damaged": 2, ROLES.code: 1}
 
 
 def test_a_source_that_may_not_skip_stops_at_the_record():
