@@ -73,7 +73,7 @@ def test_room_for_checkpoints_is_what_they_take(tiny, tmp_path, case):
     taken = sum(file.stat().st_size for file in run.checkpoints.rglob("*.safetensors"))
     files = len(list(run.checkpoints.rglob("*.safetensors")))
     assert taken <= checkpoint_room(sizes, keep=1) + 20_000 * files, "and the files' headers"
-    assert taken > checkpoint_room(sizes, keep=1) * 0.9
+    assert taken > checkpoint_room(sizes, keep=0)
 
 
 def test_room_counts_the_frozen_weights_of_every_stage_that_checkpoints_are_from():

@@ -9,7 +9,6 @@ import typer
 from rich.table import Table
 
 from lmmkit.commands.support.common import Json, out, print_json, reporting
-from lmmkit.recipe import flow_text
 
 app = typer.Typer(no_args_is_help=True, help="Import, export and describe models.")
 
@@ -90,6 +89,8 @@ def show(
 
 
 def _words(section: dict | None) -> str:
+    from lmmkit.recipe import flow_text
+
     if not section:
         return "none"
     shown = {

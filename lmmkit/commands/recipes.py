@@ -11,7 +11,6 @@ import typer
 from lmmkit.commands.support.common import Json, out, print_json, reporting
 from lmmkit.errors import UserError, did_you_mean
 from lmmkit.errors.commands import EXISTS, UNKNOWN_RECIPE
-from lmmkit.recipe.shipped import shipped
 
 app = typer.Typer(no_args_is_help=True, help="Recipes that come with lmmkit.")
 
@@ -20,6 +19,8 @@ app = typer.Typer(no_args_is_help=True, help="Recipes that come with lmmkit.")
 @reporting
 def list_(as_json: Json = False) -> None:
     """List the recipes, each with its first line."""
+    from lmmkit.recipe.shipped import shipped
+
     found = {name: _headline(path) for name, path in shipped().items()}
     if as_json:
         return print_json(found)
@@ -35,6 +36,8 @@ def copy(
     to: Annotated[Path | None, typer.Argument(help="The new file. \\[default: NAME.yaml here]")] = None,
 ) -> None:
     """Copy a recipe to a new file, to edit it."""
+    from lmmkit.recipe.shipped import shipped
+
     known = shipped()
     if name.removesuffix(".yaml") not in known:
         raise UserError(UNKNOWN_RECIPE.at("NAME", got=f"`{name}`", suggestion=did_you_mean(name, known)))

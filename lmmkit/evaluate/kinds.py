@@ -8,7 +8,7 @@ from lmmkit.errors import Problem, did_you_mean
 from lmmkit.errors.plan import NO_KIND
 from lmmkit.evaluate.exact_match import ExactMatch
 from lmmkit.evaluate.restore import Restore
-from lmmkit.evaluate.task import EvalTask
+from lmmkit.evaluate.task import EvalTask, stage_problems
 from lmmkit.evaluate.terms import Terms
 from lmmkit.recipe import Recipe
 
@@ -39,4 +39,5 @@ def task_problems(recipe: Recipe) -> list[Problem]:
             where, kinds = recipe.where(f"evaluate.tasks.{name}.kind"), ", ".join(TASKS)
             nearest = did_you_mean(kind, TASKS)
             problems.append(NO_KIND.at(where, got=f"kind `{kind}`", kinds=kinds, nearest=nearest))
+            problems += stage_problems(name, section, recipe)
     return problems

@@ -52,11 +52,7 @@ class EvalTask(ABC):
 
     def problems(self, recipe: Recipe) -> list[Problem]:
         """Returns the problems of this task that can be found before a model is loaded."""
-        stage = self.section.stage
-        if stage is None or stage in recipe.stages:
-            return []
-        where = recipe.where(f"evaluate.tasks.{self.name}.stage")
-        return [NO_STAGE.at(where, got=f"`{stage}`", nearest=did_you_mean(stage, recipe.stages))]
+        return stage_problems(self.name, self.section, recipe)
 
     @abstractmethod
     def run(
@@ -83,3 +79,12 @@ class EvalTask(ABC):
             chance = "" if figure.chance is None else f"{figure.chance:.4f}"
             lines.append((name, f"{figure.value:.4f}", chance, str(figure.n)))
         return lines
+
+
+def stage_problems(name: str, section: Task, recipe: Recipe) -> list[Problem]:
+    """Returns a problem if the task names a stage that the recipe does not have."""
+    stage = section.stage
+    if stage is None or stage in recipe.stages:
+        return []
+    where = recipe.where(f"evaluate.tasks.{name}.stage")
+    return [NO_STAGE.at(where, got=f"`{stage}`", nearest=did_you_mean(stage, recipe.stages))]
