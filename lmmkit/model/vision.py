@@ -6,10 +6,12 @@ register tokens are removed. Layers after the chosen one are not built.
 
 from __future__ import annotations
 
+import functools
 import inspect
+import logging
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,8 @@ from lmmkit.api.model_info import ImageSpec, Resample
 from lmmkit.attention.backends import Backend
 from lmmkit.errors import did_you_mean
 from lmmkit.model.layers import ACTIVATIONS, FusedLinear, Linear
+
+_log = logging.getLogger("lmmkit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +169,18 @@ class TimmViT(nn.Module):
         return x_IND
 
 
+@functools.cache  # so that the warning appears once
+def resample_of(interpolation: str) -> Resample:
+    """Returns the filter for an interpolation of timm's: bicubic, with a warning, for one that lmmkit lacks."""
+    if interpolation in get_args(Resample):
+        return cast(Resample, interpolation)
+    _log.warning(
+        "timm resizes images of this encoder by `%s`, which lmmkit lacks: `bicubic` is used. "
+        "`model.vision.resample` selects another filter.", interpolation,
+    )  # fmt: skip
+    return "bicubic"
+
+
 def open_timm(
     name: str, *, feature_layer: int, image_size: int | None, args: Mapping[str, object],
     mean: tuple[float, float, float] | None = None, std: tuple[float, float, float] | None = None,
@@ -210,6 +226,6 @@ def open_timm(
     image = ImageSpec(
         size=size, grid=tuple(patches.grid_size), width=model.embed_dim, mean=mean or tuple(config["mean"]),
         std=std or tuple(config["std"]),
-        resample=resample or ("bilinear" if config["interpolation"] == "bilinear" else "bicubic"),
+        resample=resample or resample_of(config["interpolation"]),
     )  # fmt: skip
     return TimmViT(model, image=image, feature_layer=feature_layer)

@@ -14,9 +14,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lmmkit.api.model_info import Resample
 from lmmkit.api.sample import ImageFit
-from lmmkit.model.vision import TimmViT
+from lmmkit.model.vision import TimmViT, resample_of
 from lmmkit.recipe import NO_WEIGHTS, VisionTimm
 from lmmkit.weights.config import Config
 from lmmkit.weights.model_folder import unique_tensors
@@ -60,13 +59,13 @@ def read_timm(config: Config, feature_layer: int) -> TimmSource:
     sides = size if isinstance(size, list) else [size]
     if any(type(side) is not (type(None) if size is None else int) or side != sides[0] for side in sides):
         raise config.problem("model_args.img_size", size, "one whole number, the side of a square")
-    known: dict[str, Resample] = {"bicubic": "bicubic", "bilinear": "bilinear"}
+    interpolation = found.values.get("interpolation")
     ours = ("img_size", "in_chans", "num_classes")  # set elsewhere, or not built
     section = VisionTimm(
         timm=config.text("architecture"), weights=NO_WEIGHTS, feature_layer=feature_layer,
         args={key: value for key, value in args.items() if key not in ours}, image_size=sides[0],
         mean=found.triple("mean", None), std=found.triple("std", None),
-        resample=known.get(str(found.values.get("interpolation"))),
+        resample=None if interpolation is None else resample_of(str(interpolation)[:40]),
     )  # fmt: skip
     stretched = found.values.get("crop_mode") == "stretch"
     return TimmSource(section=section, image_fit="stretch" if stretched else "crop")

@@ -16,6 +16,7 @@ import lmmkit
 from lmmkit import build
 from lmmkit.errors import UserError
 from lmmkit.import_export import show_model
+from lmmkit.model.vision import resample_of
 from lmmkit.plan.prepare import prepare
 from lmmkit.recipe import dump, read_text
 from lmmkit.training.run import train
@@ -115,6 +116,15 @@ def test_what_a_run_leaves_opens_without_the_folder(folder, tiny, tmp_path):
     run = train(recipe, out=tmp_path / "run").run
     shutil.rmtree(at)
     check(lmmkit.load(run.path, device="cpu").objective.lmm.vision, whole("clip"), -2)
+
+
+def test_an_interpolation_that_lmmkit_lacks_is_replaced_with_a_warning(caplog):
+    resample_of.cache_clear()
+    assert [resample_of(name) for name in ("bicubic", "bilinear")] == ["bicubic", "bilinear"]
+    assert not caplog.records
+    assert resample_of("lanczos") == "bicubic" == resample_of("lanczos")
+    (record,) = caplog.records
+    assert "lanczos" in record.getMessage() and "model.vision.resample" in record.getMessage()
 
 
 def test_random_values_follow_the_seed_alone(tiny):
