@@ -23,6 +23,8 @@ class ExactMatch(EvalTask):
     are clustered by `meta["scene"]`. Chance is the accuracy of the majority baseline.
     """
 
+    needs_baseline = True
+
     def run(
         self, chat_model: ChatModel, samples: Sequence[Sample], *,
         controls: Iterable[str] = (), baseline: Majority | None = None,

@@ -65,9 +65,14 @@ def evaluate(
     assert recipe.evaluate is not None, "`_problems` found tasks in it"
     controls = recipe.evaluate.controls if controls is None else controls
     tasks = tasks_of(recipe, only)
-    training = list(recipe.stages.values())[-1].data
+    compared = any(task.needs_baseline for task in tasks.values())
+    training = sorted(list(recipe.stages.values())[-1].data) if compared else []
     sources = open_sources(recipe, sorted({*training, *(task.section.data for task in tasks.values())}))
-    baseline = baseline_of(sample for name in sorted(training) for sample in sources[name])
+    if compared:
+        notify(
+            f"majority baseline: reading {sum(len(sources[name]) for name in training):,} training records"
+        )
+    baseline = baseline_of(sample for name in training for sample in sources[name])
     chat_models: dict[Path, ChatModel] = {}
     results = {}
     for name, task in tasks.items():

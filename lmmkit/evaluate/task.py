@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from lmmkit.errors import Problem, did_you_mean
 from lmmkit.errors.plan import NO_STAGE
@@ -46,6 +46,8 @@ def percent(share: float | None) -> str:
 @dataclass(frozen=True)
 class EvalTask(ABC):
     """Holds one task of a recipe's `evaluate` section. Each kind of task is a subclass, listed in `kinds.py`."""
+
+    needs_baseline: ClassVar[bool] = False  # whether `run` uses the majority baseline
 
     name: str
     section: Task

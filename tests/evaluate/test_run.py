@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lmmkit.errors import UserError
+from lmmkit.evaluate import run
 from lmmkit.evaluate.restore import Restore
 from lmmkit.evaluate.run import TaskResult, evaluate
 from lmmkit.evaluate.task import Figure
@@ -23,6 +24,21 @@ def test_problems_are_reported_before_a_model_is_opened(tiny, tmp_path):
 def test_a_recipe_without_tasks_is_refused(tiny, tmp_path):
     with pytest.raises(UserError, match="evaluate/no-tasks"):
         evaluate(RunFolder(tmp_path), tiny("evaluate.tasks={}"))
+
+
+@pytest.mark.parametrize(("task", "read"), [("terms", ["heldout"]), ("answers", ["heldout", "questions"])])
+def test_training_records_are_read_only_for_a_baseline(tiny, tmp_path, monkeypatch, task, read):
+    class Opened(Exception):
+        pass
+
+    def opened(recipe, names):
+        raise Opened(names)
+
+    monkeypatch.setattr(run, "open_sources", opened)
+    recipe = tiny("evaluate.tasks={terms: {data: heldout}, answers: {kind: exact_match, data: heldout}}")
+    with pytest.raises(Opened) as error:
+        evaluate(RunFolder(tmp_path), recipe, only=[task])
+    assert sorted(error.value.args[0]) == read
 
 
 def test_a_result_is_written_as_its_figures_and_seconds():
