@@ -50,7 +50,8 @@ def run_stage(
     data = StageData(context.prepared, stage, ranks)
     loop = StageLoop(
         context=context, data=data, objective=objective, optimizer=optimizer, at=position,
-        spikes=SpikeDetector.of(state.get("watch")), items=EmptyTermCheck(data.steps, dict(state.get("idle", {}))),
+        spikes=SpikeDetector.of(state.get("watch")),
+        empty_terms=EmptyTermCheck(data.steps, dict(state.get("idle", {}))),
         validator=Validator.of(context, data, objective, state.get("validation")),
         bad_records=data.bad_record_log(context.run.bad_records, position),
         saver=Saver(
@@ -81,7 +82,7 @@ class StageLoop:
     optimizer: torch.optim.Optimizer
     at: Position
     spikes: SpikeDetector
-    items: EmptyTermCheck
+    empty_terms: EmptyTermCheck
     validator: Validator
     bad_records: BadRecordLog
     saver: Saver
@@ -144,7 +145,7 @@ class StageLoop:
             clock = now
             self.check_anomaly(report)
             self.log_bad_records(report)
-            self.items.check(report, self.at)
+            self.empty_terms.check(report, self.at)
             self.progress.update(self.at.stage_step, tokens=report.tokens, loss=report.loss)
             stopping = self.context.stop_requested()  # read once: a stop must be followed by a save
             self.saver.check()
@@ -178,7 +179,7 @@ class StageLoop:
         weights = {name: w.at(before / self.data.steps) for name, w in plan.weights.items()}
         self.at = Position(self.at.stage, self.at.step + 1, before + 1)
         with (
-            naming_memory_keys(self.where, step, recipe, self.context.device),
+            naming_memory_keys(self.where, step, recipe, self.context.device, alone=self.context.ranks.alone),
             naming_kernel(self.where, recipe),
         ):
             return run_step(
@@ -248,7 +249,7 @@ class StageLoop:
         state = {
             "position": asdict(at),
             "watch": self.spikes.state(),
-            "idle": self.items.items,
+            "idle": self.empty_terms.items,
             "validation": self.validator.state(),
         }
         self.saver.save(at.step, state_dict.state_tensors(self.objective, self.optimizer), state)

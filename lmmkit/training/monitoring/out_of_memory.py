@@ -17,19 +17,26 @@ _CPU_MESSAGE = "DefaultCPUAllocator: can't allocate memory"
 
 
 @contextmanager
-def naming_memory_keys(where: str, step: Step, recipe: Recipe, device: torch.device) -> Iterator[None]:
-    """Converts an allocator error within a step to a `MachineError`; the step is not retried."""
+def naming_memory_keys(
+    where: str, step: Step, recipe: Recipe, device: torch.device, *, alone: bool
+) -> Iterator[None]:
+    """Converts an allocator error within a step to a `MachineError`; the step is not retried.
+
+    `alone`: whether one process trains. Several cannot use `adamw8bit`, so it is not suggested to them.
+    """
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise MachineError(_no_room(where, step, recipe, device, error)) from error
+        raise MachineError(_no_room(where, step, recipe, device, alone, error)) from error
     except RuntimeError as error:
         if _CPU_MESSAGE not in str(error):
             raise
-        raise MachineError(_no_room(where, step, recipe, device, error)) from error
+        raise MachineError(_no_room(where, step, recipe, device, alone, error)) from error
 
 
-def _no_room(where: str, step: Step, recipe: Recipe, device: torch.device, error: BaseException) -> Problem:
+def _no_room(
+    where: str, step: Step, recipe: Recipe, device: torch.device, alone: bool, error: BaseException
+) -> Problem:
     fullest = max(step, key=len)
     got = (
         f"no memory for the {len(step)} micro-batches of a step, the largest with {len(fullest)} rows, "
@@ -40,7 +47,7 @@ def _no_room(where: str, step: Step, recipe: Recipe, device: torch.device, error
     keys = [
         f"`speed.tokens` below {min(speed.tokens, len(fullest))} (a step still has as many samples)",
         *(["`speed.recompute: all`"] if speed.recompute != "all" else []),
-        "`optim.kind: adamw8bit`",
+        *(["`optim.kind: adamw8bit`"] if alone else []),
         "`train.text.lora`",
         *(["`numerics.frozen: bfloat16`"] if recipe.numerics.frozen == "float32" else []),
     ]

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lmmkit.errors import MachineError
+from lmmkit.plan.prepare import prepare
 from lmmkit.runs import files
 from lmmkit.runs.run_folder import RunFolder
 from lmmkit.training.checkpoint import read, write
@@ -155,6 +156,17 @@ def test_out_of_memory_names_the_step_and_the_keys_to_change(tiny, tmp_path, mon
 def test_another_runtime_error_stays_what_it_is(tiny):
     with (
         pytest.raises(RuntimeError, match="shapes"),
-        naming_memory_keys("here", (), tiny(), torch.device("cpu")),
+        naming_memory_keys("here", (), tiny(), torch.device("cpu"), alone=True),
     ):
         raise RuntimeError("shapes do not match")
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_eight_bits_are_suggested_only_where_they_can_be_used(tiny, alone):
+    step = prepare(tiny(text=PLAIN)).pipeline("pretrain").step(0)
+    with (
+        pytest.raises(MachineError) as error,
+        naming_memory_keys("here", step, tiny(), torch.device("cpu"), alone=alone),
+    ):
+        raise MemoryError
+    assert ("adamw8bit" in error.value.problems[0].hint) == alone
