@@ -8,7 +8,6 @@ import shutil
 import pytest
 import torch
 import transformers as hf
-from peft import PeftModel
 from safetensors.torch import load_file
 
 import lmmkit
@@ -56,7 +55,9 @@ def llava(scenes, folder, train_keys, *more):
 
 
 def wrapped(model: hf.PreTrainedModel, adapter) -> PeftModel:
-    """peft's model, with nothing of the adapter left over and nothing of it missing."""
+    """Returns peft's model, with nothing of the adapter left over and nothing of it missing."""
+    from peft import PeftModel  # it takes seconds to import: only in the process that runs this file
+
     opened = PeftModel.from_pretrained(model, adapter).eval()
     named = {n for n, _ in opened.named_parameters() if "lora_" in n or "modules_to_save.default" in n}
     stored = load_file(adapter / "adapter_model.safetensors")
