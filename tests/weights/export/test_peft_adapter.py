@@ -54,7 +54,7 @@ def llava(scenes, folder, train_keys, *more):
     return run, folder / "base"
 
 
-def wrapped(model: hf.PreTrainedModel, adapter) -> PeftModel:
+def wrapped(model: hf.PreTrainedModel, adapter) -> torch.nn.Module:
     """Returns peft's model, with nothing of the adapter left over and nothing of it missing."""
     from peft import PeftModel  # it takes seconds to import: only in the process that runs this file
 
