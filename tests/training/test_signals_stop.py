@@ -162,16 +162,16 @@ def test_a_stop_while_waiting_for_a_step_saves_the_one_before(tiny, tmp_path, mo
     assert [line["step"] for line in stopped.run.read_metrics()] == [1, 2]
 
 
-@pytest.mark.parametrize("where", ["prepare", "lock"])
+@pytest.mark.parametrize("where", ["preflight", "checkpoint_bytes"])
 def test_a_stop_before_the_first_step_ends_at_once(tiny, tmp_path, monkeypatch, where):
-    real = getattr(run_module, where if where == "prepare" else "checkpoint_bytes")
+    real = getattr(run_module, where)
 
     def signalled(*args, **kwargs):
         os.kill(os.getpid(), signal.SIGUSR1)
         time.sleep(30)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(run_module, where if where == "prepare" else "checkpoint_bytes", signalled)
+    monkeypatch.setattr(run_module, where, signalled)
     recipe = tiny("stages.pretrain.length.steps=1", "stages.finetune.length.steps=1", text=PLAIN)
     stopped = train(recipe, out=tmp_path / "run")
     assert stopped.signal == signal.SIGUSR1 and not stopped.begun

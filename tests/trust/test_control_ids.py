@@ -143,6 +143,6 @@ def test_a_leak_would_be_found(tokenizers):
     """Encodes as the library does by default, which finds control tokens in text."""
     tokenizer = tokenizers["llama3"]
     leaking = type(tokenizer)(text=tokenizer.text, bos=tokenizer.bos, eos=tokenizer.eos)
-    leaking._standing.encode_special_tokens = False
+    leaking._continued.encode_special_tokens = False
     out, _, spoilt = escaped(leaking, "llama3", 5)
     assert out and spoilt
