@@ -224,7 +224,8 @@ def test_only_its_backend_imports_xformers_and_only_weights_knows_families():
     for path in FILES:
         if path.name != "xformers_backend.py":
             assert not any(name.split(".")[0] == "xformers" for name in imports(path)), path
-        if path.relative_to(PACKAGE).parts[0] != "weights":
+        # chat templates have the public names of families, such as LLAMA3
+        if path.relative_to(PACKAGE).parts[0] != "weights" and path.name != "chat_templates.py":
             names = {n.id for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Name)}
             names |= {
                 n.name
@@ -232,10 +233,7 @@ def test_only_its_backend_imports_xformers_and_only_weights_knows_families():
                 if isinstance(n, ast.ClassDef | ast.FunctionDef)
             }
             for family in ("llama", "qwen", "siglip", "vicuna"):
-                assert not any(name.lower().startswith(family) for name in names - {"VICUNA_SYSTEM", "LLAMA3"}), (
-                    path,
-                    family,
-                )
+                assert not any(name.lower().startswith(family) for name in names), (path, family)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
