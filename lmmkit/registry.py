@@ -188,10 +188,11 @@ class _Loader:
             name = module.__name__
         if not self.manager.is_registered(module):
             self._register(where, module, name, source)
-        name = self.manager.get_name(module)
+        name = self.manager.get_name(module) or name
         offer = self._implementation("lmmkit_components", name)
         with _loading(where, source):
-            return _Plugin(name, source, dict(offer.function()) if offer else {})
+            components: Any = offer.function() if offer else {}
+            return _Plugin(name, source, dict(components))
 
     def _installed(self, where: str, name: str) -> tuple[ModuleType, str]:
         """Returns the module of an installed component, and its origin."""
