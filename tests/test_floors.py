@@ -35,8 +35,8 @@ FLOORS: dict[str, str] = {
         common data_check token_pieces
     """,
     "lmmkit.data": """
-        images packing sampler length_grouping sources text_tokenizers layout_writer chat_templates
-        views pipeline loader
+        images packing sampler length_grouping rank_shares sources text_tokenizers layout_writer
+        chat_templates views pipeline loader
     """,
     "lmmkit.data.sources": """
         bad_records image_paths json_stream index_cache json_records record_parser indexed_records
