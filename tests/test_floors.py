@@ -36,7 +36,7 @@ FLOORS: dict[str, str] = {
     """,
     "lmmkit.data": """
         images packing sampler length_grouping rank_shares sources text_tokenizers layout_writer
-        chat_templates views pipeline loader
+        chat_templates views pipeline step_transfer loader
     """,
     "lmmkit.data.sources": """
         bad_records image_paths json_stream index_cache json_records record_parser indexed_records
@@ -52,7 +52,7 @@ FLOORS: dict[str, str] = {
         task controls stats exact_match restore terms kinds run
     """,
     "lmmkit.inference": """
-        batch_from_ids kv_cache generate token_model chat_model load
+        batch_from_ids kv_cache generate token_model text_stream chat_model load
     """,
     "lmmkit.model": """
         cross_entropy init cpu_ops layers rope decoder transforms vision connector vlm
@@ -78,7 +78,7 @@ FLOORS: dict[str, str] = {
     """,
     "lmmkit.training": """
         distributed signals step triggers checkpoint monitoring run_context save_models resume
-        stage_data validation stage_loop preflight run
+        stage_data validation stage_loop main_guard preflight run
     """,
     "lmmkit.training.checkpoint": """
         manifest rng tensor_files read frozen_weights state_dict validate_state disk_space write

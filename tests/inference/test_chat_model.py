@@ -16,6 +16,7 @@ from lmmkit.api.sample import Turn
 from lmmkit.cli import app
 from lmmkit.errors import UserError
 from lmmkit.import_export import import_model
+from lmmkit.inference.generate import Sampled
 from tests.support import hf_model_folders
 from tests.support.fake_llama_tokenizer import write_llama_like
 
@@ -97,6 +98,16 @@ def test_a_prompt_that_leaves_no_room_for_the_answer_is_refused(qwen):
         ours.reply([Turn("user", "x" * 300)], max_new_tokens=6)
     (problem,) = error.value.problems
     assert "at most 250 rows (the context minus 6 new tokens)" in problem.expected
+
+
+def test_the_streamed_parts_are_the_answer(qwen):
+    """With a tokenizer of bytes and random weights: most of the answer is no valid text."""
+    ours = lmmkit.load(qwen, device="cpu")
+    for seed in range(3):
+        parts = []
+        choose = Sampled(1.0, 1.0, torch.Generator().manual_seed(seed))
+        answer = ours.reply("日本", max_new_tokens=40, choose=choose, on_text=parts.append)
+        assert "".join(parts) == answer and len(parts) > 1
 
 
 def test_no_questions_have_no_answers(qwen):
