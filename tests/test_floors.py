@@ -49,7 +49,10 @@ FLOORS: dict[str, str] = {
         commands data plan recipe training weights
     """,
     "lmmkit.evaluate": """
-        task controls stats exact_match restore terms kinds run
+        task controls stats benchmarks exact_match restore terms kinds run
+    """,
+    "lmmkit.evaluate.benchmarks": """
+        benchmark names
     """,
     "lmmkit.inference": """
         batch_from_ids kv_cache generate token_model text_stream chat_model load
