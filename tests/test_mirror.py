@@ -14,7 +14,6 @@ ELSEWHERE = ("trust", "plugins", "stored", "support")  # folders that are no mir
 # Modules without a test file of their own, and the test that runs them.
 TESTED_BY = {
     "__main__": "training/test_signals_stop.py",
-    "attention/merge": "attention/test_backends.py",
     "attention/sdpa": "attention/test_backends.py",
     "data/layout_writer": "data/test_chat_templates.py",
     "data/sources/indexed_records": "data/sources/test_index_cache.py",
