@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lmmkit.api.layout import row_count
 from lmmkit.api.sample import Image, Sample, Turn, View
-from lmmkit.data.chat_templates import response_end
+from lmmkit.data.chat_templates import stop_ids
 from lmmkit.data.images import ImageReader
 from lmmkit.data.packing import LaidOut, Packer, SizedSample, read_images
 from lmmkit.data.pipeline import cut
@@ -44,20 +44,18 @@ class ChatModel:
     @classmethod
     def of(
         cls, prepared: Prepared, objective: Objective, stage: str, device: torch.device, *,
-        eos: tuple[int, ...] = (), pad: int | None = None, image_token: int | None = None,
-        poll: Callable[[], None] = lambda: None,
+        image_token: int | None = None, poll: Callable[[], None] = lambda: None,
     ) -> ChatModel:  # fmt: skip
         """Returns the chat model for an objective with the weights of a stage.
 
-        `eos`, `pad`, `image_token`: the ids from the folder of the weights, if they differ from the
-        tokenizer's.
+        `image_token`: the id from the folder of the weights, if it differs from the tokenizer's.
         """
         objective.terms = prepared.plans[stage].terms
         objective.eval()
         return cls(
             prepared=prepared, objective=objective, views=prepared.views(stage),
             reader=prepared.reader(), packer=prepared.packer(stage), stage=stage, device=device,
-            tokens=_tokens(prepared, objective, eos, pad, image_token), poll=poll,
+            tokens=_tokens(prepared, objective, image_token), poll=poll,
         )  # fmt: skip
 
     def logits(
@@ -108,14 +106,14 @@ class ChatModel:
         """Returns the texts generated after the prompts of these views, in order.
 
         Views of one group share their common prefix (many questions on one image). All views must have
-        one template; its end-of-response token ends a text. `on_text`, for a single view only, is called
-        with the text so far.
+        one template; its `stop_ids` end a text. `on_text`, for a single view only, is called with the text so
+        far.
         """
         if not groups:
             return []
         templates = {view.sample.template for group in groups for view in group}
         assert len(templates) == 1, f"views of several templates: {templates}"
-        end = response_end(templates.pop(), self.views.tokenizer)
+        ends = stop_ids(templates.pop(), self.views.tokenizer, self.prepared.end_ids.eos)
         samples = [
             self.packer.sized([LaidOut(v, self._fitting(v, max_new_tokens)) for v in group])
             for group in groups
@@ -123,12 +121,13 @@ class ChatModel:
         return [
             text
             for part in cut(samples, PROMPT_ROWS)
-            for text in self._generate_texts(part, max_new_tokens, end, choose, on_text)
+            for text in self._generate_texts(part, max_new_tokens, ends, choose, on_text)
         ]
 
     def _generate_texts(
-        self, samples: Sequence[SizedSample], max_new_tokens: int, end: int, choose: Chooser, on_text
-    ) -> list[str]:
+        self, samples: Sequence[SizedSample], max_new_tokens: int, ends: tuple[int, ...], choose: Chooser,
+        on_text: Callable[[str], None] | None,
+    ) -> list[str]:  # fmt: skip
         batch, paths = self.packer.pack(samples, read_images(samples, self.reader))
         batch = batch.to(self.device)
         tokens, tokenizer = self.objective.tokens(batch), self.views.tokenizer
@@ -136,7 +135,7 @@ class ChatModel:
 
         def stream(id_Q: torch.Tensor) -> None:
             so_far.append(int(id_Q[0]))
-            if so_far[-1] != end:
+            if on_text and so_far[-1] not in ends:
                 on_text(tokenizer.decode(so_far))
 
         def chosen(logits_QV: Tensor) -> Tensor:
@@ -145,7 +144,7 @@ class ChatModel:
 
         ids = generate(
             self.objective.lmm, batch, [int(path[-1]) for path in paths], tokens=tokens, max_new_tokens=max_new_tokens,
-            eos=end, choose=chosen, **({"on_token": stream} if on_text else {}),
+            eos=ends, choose=chosen, **({"on_token": stream} if on_text else {}),
         )  # fmt: skip
         return [tokenizer.decode(answer).strip() for answer in ids]
 
@@ -180,13 +179,11 @@ class ChatModel:
         return layout
 
 
-def _tokens(
-    prepared: Prepared, objective: Objective, eos: tuple[int, ...], pad: int | None, image_token: int | None
-) -> TokenModel:
+def _tokens(prepared: Prepared, objective: Objective, image_token: int | None) -> TokenModel:
     """Returns the token model. If the tokenizer has no `<image>`, the image token is the next free id."""
-    tokenizer = prepared.tokenizer
+    tokenizer, eos, pad = prepared.tokenizer, prepared.end_ids.eos, prepared.end_ids.pad
     if tokenizer.size:
-        eos = eos or (tokenizer.eos,)
+        eos = stop_ids(prepared.recipe.model.chat.template, tokenizer, eos)
         image_token = tokenizer.control("<image>") if image_token is None else image_token
         image_token = tokenizer.size if image_token is None else image_token
     return TokenModel(

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from lmmkit.errors import UserError
 from lmmkit.errors.weights import ARCHITECTURE, PART
 from lmmkit.model.vision import ViT
-from lmmkit.runs.files import read_json
 from lmmkit.weights import decoders, encoders, name_maps, timm_encoder
 from lmmkit.weights.config import Config
 from lmmkit.weights.decoders import DecoderSource, read_decoder
@@ -73,8 +72,6 @@ class PretrainedFolder:
     vision: EncoderSource | TimmSource | None = None
     connector: bool = False
     image_token: int | None = None
-    eos: tuple[int, ...] = ()
-    pad: int | None = None
     dtype: str = "float32"
     pickled: bool = False
     pads: bool = False
@@ -199,10 +196,7 @@ def _source(folder: Path, feature_layer: int | None) -> PretrainedFolder:
         )
     if kind in decoders.DECODERS:
         text = read_decoder(config)
-        return PretrainedFolder(
-            folder=folder, kind=kind, spelling=DECODER, text=text, dtype=_dtype(config),
-            **_ends(folder, config),
-        )  # fmt: skip
+        return PretrainedFolder(folder=folder, kind=kind, spelling=DECODER, text=text, dtype=_dtype(config))
     families = [*known, *encoders.ENCODERS, *decoders.DECODERS, "timm's (`architecture`)"]
     where, known = f"{config.where}: model_type", ", ".join(families)
     raise UserError(ARCHITECTURE.at(where, got=f"`{kind}`", known=known))
@@ -226,7 +220,7 @@ def _llava_hf(folder: Path, config: Config, feature_layer: int | None) -> Pretra
     key = "image_token_id" if config.has("image_token_id") else "image_token_index"
     return PretrainedFolder(
         folder=folder, kind="llava-hf", spelling=LLAVA_HF, text=text, vision=vision, connector=True,
-        image_token=config.count(key, 32000), dtype=_dtype(config), **_ends(folder, config, text_config),
+        image_token=config.count(key, 32000), dtype=_dtype(config),
     )  # fmt: skip
 
 
@@ -253,7 +247,7 @@ def _llava(folder: Path, config: Config, feature_layer: int | None) -> Pretraine
     aspect = config.one_of("image_aspect_ratio", {"pad": "pad", "square": "square"}, "pad")
     return PretrainedFolder(
         folder=folder, kind="llava", spelling=LLAVA, text=text, connector=True, pads=aspect == "pad",
-        dtype=_dtype(config), **_ends(folder, config),
+        dtype=_dtype(config),
     )  # fmt: skip
 
 
@@ -265,16 +259,6 @@ def _two_towers(folder: Path, config: Config, feature_layer: int | None) -> Pret
         feature_layer=-2 if feature_layer is None else feature_layer,
     )  # fmt: skip
     return PretrainedFolder(folder=folder, kind=kind, spelling=ENCODER, vision=vision, dtype=_dtype(config))
-
-
-def _ends(folder: Path, *configs: Config) -> dict[str, Any]:
-    """Returns the end and padding ids for generation, each from the first config that has it."""
-    found = list(configs)
-    if (path := folder / "generation_config.json").is_file():
-        found.insert(0, Config(read_json(path, hint="Correct or remove the file."), str(path)))
-    eos = next((c.ids("eos_token_id") for c in found if c.has("eos_token_id")), ())
-    pad = next((c.ids("pad_token_id") for c in found if c.has("pad_token_id")), ())
-    return {"eos": eos, "pad": pad[0] if pad else None}
 
 
 def _dtype(config: Config) -> str:
