@@ -74,6 +74,11 @@ def response_end(template: str, tokenizer: TextTokenizer) -> int:
     return TEMPLATES[template].response_end(tokenizer)
 
 
+def first_id(template: str, tokenizer: TextTokenizer) -> int | None:
+    """Returns the id that begins every sequence of a template; None if there is none."""
+    return TEMPLATES[template].first_id(tokenizer)
+
+
 def stop_ids(template: str, tokenizer: TextTokenizer, of_folder: Iterable[int] = ()) -> tuple[int, ...]:
     """Returns the ids that end an answer, each once: those that the folder of the tokenizer names, the
     tokenizer's end token, and the end of a response in the template."""
@@ -111,6 +116,10 @@ class Template(Protocol):
         """Writes all turns of a sample that has passed the checks of `lay_out`."""
         ...
 
+    def first_id(self, tokenizer: TextTokenizer) -> int | None:
+        """Returns the id that begins a sequence; None if there is none."""
+        ...
+
     def response_end(self, tokenizer: TextTokenizer) -> int:
         """Returns the id that ends a response."""
         ...
@@ -141,6 +150,9 @@ class PlainTemplate:
             elif turn.text:
                 writer.write(turn.text + "\n", "user")
 
+    def first_id(self, tokenizer: TextTokenizer) -> int | None:
+        return tokenizer.bos
+
     def response_end(self, tokenizer: TextTokenizer) -> int:
         return tokenizer.encode_continued("\n")[-1]
 
@@ -163,6 +175,9 @@ class VicunaTemplate:
             else:
                 _user(writer, " USER: " if i == 0 else "USER: ", turn, images)
                 writer.write(" ASSISTANT:", "header")
+
+    def first_id(self, tokenizer: TextTokenizer) -> int | None:
+        return tokenizer.bos
 
     def response_end(self, tokenizer: TextTokenizer) -> int:
         return tokenizer.eos
@@ -206,6 +221,9 @@ class FramedTemplate:
             writer.write(self.gap, "user")
             writer.write(self._head(writer, "assistant", "header"), "header")
             writer.part()
+
+    def first_id(self, tokenizer: TextTokenizer) -> int | None:
+        return self._id(tokenizer, self.start) if self.start else None
 
     def response_end(self, tokenizer: TextTokenizer) -> int:
         return self._id(tokenizer, self.end)

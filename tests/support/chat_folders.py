@@ -15,13 +15,21 @@ from lmmkit.inference.chat_model import ChatModel
 from tests.data.test_images import noisy_image
 from tests.data.text_tokenizers.test_hf_tokenizer import LLAMA3, META, QWEN, SPLIT, byte_level
 from tests.support import hf_model_folders
-from tests.support.fake_llama_tokenizer import write_llama_like
+from tests.support.fake_llama_tokenizer import SPACE, write_llama_like
 
 SHAPE = hf_model_folders.kv(hf_model_folders.ODD["plain"]) | {"max_position_embeddings": 512}
-TOKENIZERS = ("pieces", "qwen base", "qwen chat", "llama3 base", "llama3 chat")
+TOKENIZERS = (
+    "pieces",
+    "pieces json",
+    "pieces old json",
+    "qwen base",
+    "qwen chat",
+    "llama3 base",
+    "llama3 chat",
+)
 # the templates whose tokens each tokenizer has
 FITTING = [
-    ("plain", "pieces"), ("vicuna_v1", "pieces"), ("plain", "qwen base"), ("vicuna_v1", "qwen base"), ("chatml", "qwen base"),
+    ("plain", "pieces"), ("vicuna_v1", "pieces"), ("vicuna_v1", "pieces json"), ("vicuna_v1", "pieces old json"), ("plain", "qwen base"), ("vicuna_v1", "qwen base"), ("chatml", "qwen base"),
     ("chatml", "qwen chat"), ("plain", "llama3 base"), ("vicuna_v1", "llama3 base"), ("llama3", "llama3 base"),
     ("llama3", "llama3 chat"),
 ]  # fmt: skip
@@ -36,11 +44,31 @@ def write_tokenizer(folder: Path, name: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     if name == "pieces":
         write_llama_like(folder)
+    elif name.startswith("pieces"):
+        _as_json(folder, old="old" in name)
     elif name.startswith("qwen"):
         byte_level(folder, SPLIT, QWEN, True, None, QWEN[0] if name.endswith("base") else QWEN[2])
     else:
         byte_level(folder, LLAMA3, META, False, META[0], META[1] if name.endswith("base") else META[4])
     return folder
+
+
+def _as_json(folder: Path, *, old: bool) -> None:
+    """Writes the sentencepiece model as transformers converts it; `old`: the space mark by a normalizer."""
+    write_llama_like(folder)
+    words = {"tokenizer_class": "LlamaTokenizer", "legacy": False, "bos_token": "<s>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(words))
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    hf.AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
+    (folder / "tokenizer.model").unlink()
+    if old:
+        value = json.loads((folder / "tokenizer.json").read_text())
+        spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+        value["normalizer"] = {
+            "type": "Sequence",
+            "normalizers": [{"type": "Prepend", "prepend": SPACE}, spaces],
+        }
+        (folder / "tokenizer.json").write_text(json.dumps(value | {"pre_tokenizer": None}))
 
 
 def llava(
