@@ -7,9 +7,10 @@ before an encoder's, `connector.` before a projector's. Names without a matching
 from __future__ import annotations
 
 import functools
+import logging
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from lmmkit.errors import UserError
 from lmmkit.errors.weights import ARCHITECTURE, PART
 from lmmkit.model.vision import ViT
+from lmmkit.recipe import TextScratch
 from lmmkit.weights import decoders, encoders, name_maps, timm_encoder
 from lmmkit.weights.config import Config
 from lmmkit.weights.decoders import DecoderSource, read_decoder
@@ -27,6 +29,9 @@ from lmmkit.weights.encoders import EncoderSource, read_encoder
 from lmmkit.weights.name_maps import Table
 from lmmkit.weights.tensor_reader import Stored, opened
 from lmmkit.weights.timm_encoder import TimmSource, read_timm
+
+_log = logging.getLogger("lmmkit")
+NOT_TIED = "the config ties the head to the embedding, but the file has another head; it is used, not tied"
 
 CONNECTOR: Table = (
     ("first.weight", "linear_1.weight"),
@@ -88,6 +93,23 @@ class PretrainedFolder:
             types = {each.dtype for each in stored.values() if isinstance(each.dtype, torch.dtype)}
         floats = sorted((t for t in types if t.is_floating_point), key=str)
         return functools.reduce(torch.promote_types, floats) if floats else torch.float32
+
+    def text_section(self) -> TextScratch:
+        """Returns the decoder's section, tied only if no head of other bits than the embedding is stored."""
+        assert self.text is not None
+        section = self.text.section
+        if not section.tied:
+            return section
+        embed = next(theirs for ours, theirs in self.text.table if ours == "embed.weight")
+        with (
+            suppress(UserError),
+            self.tensors() as stored,
+        ):  # files that cannot be read are reported by `fill`
+            pair = [stored.get(f"text.{name}") for name in (embed, "lm_head.weight")]
+            if all(pair) and not _same_bits(*(each.read() for each in pair if each)):
+                _log.warning("%s: %s", self.folder, NOT_TIED)
+                return replace(section, tied=False)
+        return section
 
     def prefixes(self) -> dict[str, str]:
         """Returns the folder's name prefix for each common prefix. An export writes these back."""
@@ -206,9 +228,8 @@ def _llava_hf(folder: Path, config: Config, feature_layer: int | None) -> Pretra
     config.only(projector_hidden_act="gelu", multimodal_projector_bias=True)
     text_config = _with_defaults(config.section("text_config"))
     text = read_decoder(text_config)
-    if config.has("tie_word_embeddings") and not text_config.has("tie_word_embeddings"):
-        tied = config.flag("tie_word_embeddings", False)
-        text = replace(text, section=replace(text.section, tied=tied))
+    tied = text.section.tied or config.flag("tie_word_embeddings", False)  # as transformers reads the two
+    text = replace(text, section=replace(text.section, tied=tied))
     layer = config.values.get("vision_feature_layer", -2)
     if type(layer) is not int:
         raise config.problem("vision_feature_layer", layer, "one layer's number")
@@ -264,6 +285,10 @@ def _two_towers(folder: Path, config: Config, feature_layer: int | None) -> Pret
 def _dtype(config: Config) -> str:
     key = "dtype" if config.has("dtype") else "torch_dtype"
     return config.text(key, "float32")
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.view(torch.uint8), b.view(torch.uint8))
 
 
 def _spelt(name: str, spelling: Spelling) -> str:
