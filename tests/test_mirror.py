@@ -38,6 +38,7 @@ TESTED_BY = {
     "training/monitoring/empty_terms": "training/monitoring/test_anomalies.py",
     "training/monitoring/image_logging": "training/monitoring/test_metrics_log.py",
     "weights/config": "weights/test_decoders.py",
+    "weights/end_ids": "weights/export/test_llava_folders.py",
     "weights/export/chat_template_export": "weights/export/test_processor_files.py",
     "weights/lora_checkpoints": "test_import_export.py",
     "weights/name_maps": "weights/test_decoders.py",
