@@ -55,7 +55,10 @@ def write(model: Exported, folder: Path, new: TokenIds | None) -> None:
             "processor_class": "LlavaProcessor",
         }  # fmt: skip
         jinja = chat_template_export.jinja(
-            model.template, bos=words.get("bos_token", ""), prefixed=TOKENIZER_CONFIG not in files
+            model.template,
+            bos=words.get("bos_token", ""),
+            prefixed=TOKENIZER_CONFIG not in files,
+            system=model.system,
         )
         if jinja is not None:
             (folder / chat_template_export.JINJA_FILE).write_text(jinja, encoding="utf-8")
