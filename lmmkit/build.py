@@ -218,6 +218,7 @@ def set_stage(
         "text": [objective.lmm.decoder],
         "plugins": [objective.plugins[n] for n in sorted(plan.active) if n in objective.plugins],
     }
+    always_frozen = {id(objective.plugins.get_parameter(name)) for name in objective.always_frozen}
     trainable = {}
     asked = stage.train.text.lora if stage.train.text else None
     for name in stage.train.parts():
@@ -227,7 +228,8 @@ def set_stage(
                 targets=asked.targets or lora.TARGETS, seed=seed,
             )  # fmt: skip
             continue
-        trainable[name] = list(dict.fromkeys(p for module in parts[name] for p in module.parameters()))
+        found = dict.fromkeys(p for module in parts[name] for p in module.parameters())
+        trainable[name] = [parameter for parameter in found if id(parameter) not in always_frozen]
         for parameter in trainable[name]:
             parameter.requires_grad_(True)
     return trainable

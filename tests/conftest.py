@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -61,13 +62,20 @@ def whole_messages():
 
 
 @pytest.fixture(scope="session")
-def scenes(tmp_path_factory) -> Path:
-    """Writes a scene set of the least size."""
+def scenes(tmp_path_factory) -> Iterator[Path]:
+    """Writes a scene set of the least size. Tests share it: one that changes files copies them first."""
     from lmmkit.scenes import write_scenes
 
     folder = tmp_path_factory.mktemp("data") / "scenes"
     write_scenes(folder, count=120, heldout=24, seed=3)
-    return folder
+    before = times_of_files(folder)
+    yield folder
+    assert times_of_files(folder) == before, "a test changed the shared scenes"
+
+
+def times_of_files(folder: Path) -> dict[Path, int]:
+    """Returns when each file below `folder` was changed."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
 MODEL = """

@@ -46,13 +46,10 @@ def chat(
 
     def ask(text: str) -> None:
         turns.append(Turn("user", text, images=0 if turns else len(images)))
-        shown = ""
 
-        def stream(so_far: str) -> None:
-            nonlocal shown
-            sys.stdout.write(so_far.removeprefix(shown) if so_far.startswith(shown) else "")
+        def stream(part: str) -> None:
+            sys.stdout.write(part)
             sys.stdout.flush()
-            shown = so_far
 
         answer = chat_model.reply(turns, images, max_new_tokens=max_new_tokens, choose=choose, on_text=stream)
         sys.stdout.write("\n")

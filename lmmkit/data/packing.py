@@ -49,7 +49,8 @@ def read_images(
     """
     images, problems = {}, []
     members = [member for sample in samples for member in sample.members]
-    for ref in dict.fromkeys((unedited(image), fit) for member in members for image, fit in _shown(member)):
+    refs: list[ImageRef] = [(unedited(image), fit) for member in members for image, fit in _shown(member)]
+    for ref in dict.fromkeys(refs):
         try:
             if ref not in known:
                 images[ref] = reader(*ref)

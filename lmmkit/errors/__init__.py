@@ -15,7 +15,7 @@ from dataclasses import KW_ONLY, dataclass
 from importlib import import_module
 from typing import Generic, TypeVar
 
-_T = TypeVar("T")
+_T = TypeVar("_T")
 
 AREAS = ("recipe", "plan", "data", "weights", "training", "commands")
 """The files of this package that contain codes."""

@@ -59,10 +59,18 @@ SAMPLE_TOO_LONG = Code(
     expected="at most model.text.context = {context}",
     hint="Raise the context, shorten the record, or set `batch.too_long` to `truncate` or `drop`.",
 )
+STEP_REFUSED = Code(
+    "data/step-refused",
+    cause="The system refused memory, shared memory or an open file while the data of a step was made.",
+    expected="the data of a step",
+    hint="Read the reason: free memory or room in /dev/shm, or allow more open files (`ulimit -n`). Lower "
+    "`speed.workers` or `speed.image_cache_mb` if needed. Then resume.",
+)
 WORKER_DIED = Code(
     "data/worker-died", cause="A data worker process ended before it delivered the data of its step.",
     expected="the data of a step from a data worker",
-    hint="The usual cause is too little memory: lower `speed.workers` or `speed.image_cache_mb`, then resume.",
+    hint="SIGKILL usually means too little memory, SIGBUS a full /dev/shm: lower `speed.workers` or "
+    "`speed.image_cache_mb`, then resume.",
 )
 WORKER_HUNG = Code(
     "data/worker-hung", cause="A data worker process did not deliver the data of its step in time.",

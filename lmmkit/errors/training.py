@@ -130,6 +130,13 @@ EMPTY_TERM = Code(
     expected="at least one item",
     hint="Remove the term from the stage, or add data that it applies to (`lmmkit plugins trace`).",
 )
+NO_MAIN_GUARD = Code(
+    "train/no-main-guard",
+    cause="A script starts a training with data workers outside of `if __name__ == \"__main__\":`. Each worker "
+    "imports the script, and would start the training again.",
+    expected="the call of the training inside `if __name__ == \"__main__\":`",
+    hint="Put the statements that train under `if __name__ == \"__main__\":`, or set `speed.workers` to 0.",
+)
 NO_STAGE = Code(
     "train/unknown-stage", cause="`--stage` names a stage that the recipe does not have.",
     expected="one of {stages}", hint="Name one of these.",

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
+from PIL import Image as Pil
 from torch import Tensor
 
 from lmmkit.api.layout import row_count
 from lmmkit.api.sample import Image, Sample, Turn, View
 from lmmkit.data.chat_templates import response_end
 from lmmkit.data.image_markers import read_prompt
-from lmmkit.data.images import ImageReader
+from lmmkit.data.images import ImageReader, save_pixels
 from lmmkit.data.packing import LaidOut, Packer, SizedSample, read_images
 from lmmkit.data.pipeline import cut
 from lmmkit.data.views import Views
 from lmmkit.errors import UserError
 from lmmkit.errors.commands import LEARNED_TOKENS, TOO_LONG
 from lmmkit.inference.generate import Chooser, generate, greedy
+from lmmkit.inference.text_stream import TextStream
 from lmmkit.inference.token_model import TokenModel
 from lmmkit.objective import Objective
 from lmmkit.plan.prepare import Prepared
 
 PROMPT_ROWS = 8192  # in one generation batch
+ImageInput = str | PathLike[str] | Pil.Image  # the path of a file, or an image in memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +128,7 @@ class ChatModel:
 
         Views of one group share their common prefix (many questions on one image). All views must have
         one template; its end-of-response token ends a text. `on_text`, for a single view only, is called
-        with the text so far.
+        with each new part of the text; joined, the parts are the text.
         """
         if not groups:
             return []
@@ -145,12 +151,11 @@ class ChatModel:
         batch, paths = self.packer.pack(samples, read_images(samples, self.reader))
         batch = batch.to(self.device)
         tokens, tokenizer = self.objective.tokens(batch), self.views.tokenizer
-        so_far: list[int] = []
+        stream = TextStream(tokenizer, on_text or (lambda part: None))
 
-        def stream(id_Q: torch.Tensor) -> None:
-            so_far.append(int(id_Q[0]))
-            if so_far[-1] != end:
-                on_text(tokenizer.decode(so_far))
+        def on_token(id_Q: Tensor) -> None:
+            if on_text is not None and int(id_Q[0]) != end:
+                stream.add(int(id_Q[0]))
 
         def chosen(logits_QV: Tensor) -> Tensor:
             self.poll()
@@ -158,35 +163,41 @@ class ChatModel:
 
         ids = generate(
             self.objective.lmm, batch, [int(path[-1]) for path in paths], tokens=tokens, max_new_tokens=max_new_tokens,
-            eos=end, choose=chosen, **({"on_token": stream} if on_text else {}),
+            eos=end, choose=chosen, on_token=on_token,
         )  # fmt: skip
+        stream.close()
         return [tokenizer.decode(answer).strip() for answer in ids]
 
     def reply(
-        self, turns: Sequence[Turn], image: str | Sequence[str] | None = None, *, max_new_tokens: int = 128,
-        choose: Chooser = greedy, on_text: Callable[[str], None] | None = None,
+        self, turns: str | Sequence[Turn], image: ImageInput | Sequence[ImageInput] | None = None, *,
+        max_new_tokens: int = 128, choose: Chooser = greedy, on_text: Callable[[str], None] | None = None,
     ) -> str:  # fmt: skip
-        """Returns the answer to a conversation that ends with a user turn, in the model's chat template.
+        """Returns the answer to a question, in the model's chat template.
 
-        `image`: one image, or several in the order in which the turns count them. A question with `<image>`
-        markers is read as in a record: the images take their places.
+        `turns`: the question as a text, or a conversation that ends with a user turn. `image`: one image, or
+        several in the order in which the turns count them; each is the path of a file or a Pillow image. A
+        question given as a text is about all of them. `<image>` markers in a question are read as in a record:
+        the images take their places.
 
         Raises `UserError` for another number of images than the turns have, or a prompt that is too long.
         """
         chat = self.prepared.recipe.model.chat
-        paths = [image] if isinstance(image, str) else image or []
-        images = tuple(Image(str(Path(path).resolve())) for path in paths)
-        sample = Sample(
-            key="chat",
-            turns=read_prompt(turns, len(images)),
-            images=images,
-            template=chat.template,
-            image_fit=chat.image_fit,
-            system=chat.system or "",
-        )
-        return self.answer(
-            [[View(sample=sample)]], max_new_tokens=max_new_tokens, choose=choose, on_text=on_text
-        )[0]
+        given = [image] if isinstance(image, str | PathLike | Pil.Image) else image or []
+        if isinstance(turns, str):
+            turns = [Turn("user", turns, images=len(given))]
+        in_memory = any(isinstance(each, Pil.Image) for each in given)
+        with TemporaryDirectory(prefix="lmmkit-") if in_memory else nullcontext("") as folder:
+            sample = Sample(
+                key="chat",
+                turns=read_prompt(turns, len(given)),
+                images=tuple(_image_file(each, Path(folder) / f"{i}.bmp") for i, each in enumerate(given)),
+                template=chat.template,
+                image_fit=chat.image_fit,
+                system=chat.system or "",
+            )
+            return self.answer(
+                [[View(sample=sample)]], max_new_tokens=max_new_tokens, choose=choose, on_text=on_text
+            )[0]
 
     def _fitting(self, view: View, max_new_tokens: int):
         layout = self.views.prompt(view)
@@ -200,6 +211,14 @@ def _require_room(where: str, rows: int, context: int, max_new_tokens: int) -> N
     if rows > room:
         got = f"a prompt of {rows} rows"
         raise UserError(TOO_LONG.at(where, got=got, room=room, max_new_tokens=max_new_tokens))
+
+
+def _image_file(image: ImageInput, path: Path) -> Image:
+    """Returns the image as a file: a Pillow image is written to `path`."""
+    if isinstance(image, Pil.Image):
+        save_pixels(image, path)
+        return Image(str(path))
+    return Image(str(Path(image).resolve()))
 
 
 def _tokens(

@@ -91,7 +91,7 @@ class Prepared:
             sources={name: self.sources[name] for name in section.data},
             order=self._grouped(order, section.batch, total),
             views=self.views(stage), reader=self.reader(), packer=self.packer(stage), samples=samples,
-            tokens=self.recipe.speed.tokens, total=total,
+            tokens=self.recipe.speed.tokens, total=total, image_rows=self.image_rows,
         )  # fmt: skip
 
     def _grouped(self, order: Sampler, batch: BatchConfig, total: int) -> Sampler | GroupedSampler:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import ConfigDict, Strict, StringConstraints
 
-_T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)

@@ -14,6 +14,7 @@ from lmmkit.plan.prepare import Prepared, prepare
 from lmmkit.recipe import Recipe
 from lmmkit.training.distributed.fsdp import check_world
 from lmmkit.training.distributed.process_group import ALONE, Ranks
+from lmmkit.training.main_guard import check_main_guard
 from lmmkit.training.validation import validate_problems
 
 
@@ -38,6 +39,7 @@ def preflight(
     backend = Tried(lambda: build.backend(recipe, device))
     raise_together((
         Tried(lambda: check_world(recipe, ranks)),
+        Tried(lambda: check_main_guard(recipe)),
         prepared,
         Tried(lambda: raise_all(task_problems(recipe))),
         Tried(lambda: raise_all(validate_problems(prepared.value)), prepared),

@@ -17,6 +17,7 @@ from lmmkit.api.sample import Sample, Turn, View
 from lmmkit.cli import app
 from lmmkit.errors import UserError
 from lmmkit.import_export import import_model
+from lmmkit.inference.generate import Sampled
 from tests.support import hf_model_folders
 from tests.support.fake_llama_tokenizer import write_llama_like
 
@@ -156,6 +157,16 @@ def test_a_system_prompt_of_the_model_is_in_its_prompts(llava, tmp_path):
     answer = again.reply(turns, image, max_new_tokens=8)
     assert answer == ours.answer([[View(sample=own)]], max_new_tokens=8)[0]
     assert answer != ours.reply(turns, image, max_new_tokens=8)
+
+
+def test_the_streamed_parts_are_the_answer(qwen):
+    """With a tokenizer of bytes and random weights: most of the answer is no valid text."""
+    ours = lmmkit.load(qwen, device="cpu")
+    for seed in range(3):
+        parts = []
+        choose = Sampled(1.0, 1.0, torch.Generator().manual_seed(seed))
+        answer = ours.reply("日本", max_new_tokens=40, choose=choose, on_text=parts.append)
+        assert "".join(parts) == answer and len(parts) > 1
 
 
 def test_no_questions_have_no_answers(qwen):

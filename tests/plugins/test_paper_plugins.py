@@ -113,7 +113,9 @@ def test_text_order_skips_texts_of_one_word_and_redraws_the_identity():
 
 def test_text_order_takes_the_first_response_that_is_learned():
     first, second = (replace(SAMPLE.turns[i], supervised=False) for i in (1, 3))
-    left = replace(SAMPLE, turns=(SAMPLE.turns[0], first, SAMPLE.turns[2], Turn("assistant", "the second one")))
+    left = replace(
+        SAMPLE, turns=(SAMPLE.turns[0], first, SAMPLE.turns[2], Turn("assistant", "the second one"))
+    )
     (view,) = TextOrder(name="t").views(left, rng())
     assert view.sample.turns[1] == left.turns[3]
     assert sorted(view.sample.turns[0].text.split()[-3:]) == ["one", "second", "the"]

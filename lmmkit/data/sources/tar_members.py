@@ -38,7 +38,7 @@ def members(path: Path) -> Iterator[Member]:
         try:
             with tarfile.open(fileobj=headers, mode="r:", encoding="utf-8") as tar:
                 while (info := tar.next()) is not None:
-                    tar.members.clear()  # tarfile keeps every header in memory
+                    tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header in memory
                     headers.left = _MAX_HEADERS
                     _check(path, info, end)
                     if info.type in _PLAIN:

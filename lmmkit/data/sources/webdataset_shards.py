@@ -157,10 +157,11 @@ class _Pass:
 
     def add(self, number: int, sample: dict) -> None:
         """Adds the record of one key of shard `number`."""
-        name, member = sample["__key__"], sample.get("json")
+        name = sample["__key__"]
+        member = _json_member(name, sample.get("json"))
         raw = RawRecord(self.builder.counts["records"], 0)
-        if (problem := _json_problem(name, member)) is not None:
-            self.builder.refuse(raw, [("", problem)], number, name)
+        if isinstance(member, Problem):
+            self.builder.refuse(raw, [("", member)], number, name)
             return
         images = [sample[kind] for kind in sample if kind.rpartition(".")[2] in IMAGE_KINDS]
         with open(self.shards[number], "rb") as file:
@@ -175,13 +176,13 @@ class _Pass:
             self.ends.append(len(self.members[0]))
 
 
-def _json_problem(name: str, member: Member | None) -> Problem | None:
-    """Returns what is wrong with the JSON of a key before it is read."""
+def _json_member(name: str, member: Member | None) -> Member | Problem:
+    """Returns the JSON of a key, or what is wrong with it before it is read."""
     if member is None:
         return RECORDS_SHARD.at("", got=f"key {name[:80]!a} without JSON", expected="a member KEY.json")
     if member.size > MAX_RECORD:
         return LONG.at("", got=f"JSON of {member.size} bytes", most=f"{MAX_RECORD} bytes")
-    return None
+    return member
 
 
 def _samples(shard: Path) -> Iterator[dict]:
