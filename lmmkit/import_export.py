@@ -190,6 +190,7 @@ def _exported(source: Path, prepared: Prepared, parts: Mapping[str, nn.Module]) 
         vision=parts["vision"], connector=parts["connector"], text=cast(Decoder, parts["text"]),
         config=model_folder.config_of(source), tokenizer=prepared.tokenizer,
         passthrough=model_folder.carried_of(source), image_fit=chat.image_fit, template=chat.template,
+        system=chat.system or "",
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from lmmkit.api.layout import row_count
 from lmmkit.api.sample import Image, Sample, Turn, View
 from lmmkit.data.chat_templates import stop_ids
+from lmmkit.data.image_markers import read_prompt
 from lmmkit.data.images import ImageReader, save_pixels
 from lmmkit.data.packing import LaidOut, Packer, SizedSample, read_images
 from lmmkit.data.pipeline import cut
@@ -79,9 +80,11 @@ class ChatModel:
 
         Raises:
             ValueError: shapes, ids or numbers of images that do not fit together.
-            UserError: the model needs learned tokens to answer, which ids cannot express.
+            UserError: a sequence longer than the context; or the model needs learned tokens to answer,
+                which ids cannot express.
         """
         self._require_plain()
+        self._require_fit("logits", input_ids, attention_mask, 0)
         return self.tokens.logits(input_ids, pixel_values, attention_mask)
 
     def generate(
@@ -91,9 +94,11 @@ class ChatModel:
         """Returns the greedy tokens after each prompt, [B, N] int64.
 
         N is `max_new_tokens`, or fewer if all sequences have ended. Ended sequences are padded.
-        `eos_token_id` defaults to the model's. The other arguments and the errors are those of `logits`.
+        `eos_token_id` defaults to the model's. The other arguments and the errors are those of `logits`; prompt
+        and new tokens together must fit into the context.
         """
         self._require_plain()
+        self._require_fit("generate", input_ids, attention_mask, max_new_tokens)
         return self.tokens.generate(
             input_ids, pixel_values, max_new_tokens=max_new_tokens, attention_mask=attention_mask,
             eos_token_id=eos_token_id,
@@ -104,6 +109,14 @@ class ChatModel:
         if inference_plugins:
             got = f"learned tokens from {', '.join(inference_plugins)} in every sequence"
             raise UserError(LEARNED_TOKENS.at("logits", got=got))
+
+    def _require_fit(
+        self, call: str, input_ids: Tensor, attention_mask: Tensor | None, max_new_tokens: int
+    ) -> None:
+        """Raises `UserError` unless the longest sequence fits into the context with the new tokens."""
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        lengths = (mask != 0).sum(-1).flatten().tolist()
+        _require_room(call, max(lengths, default=0), self.views.context, max_new_tokens)
 
     def answer(
         self, groups: Sequence[Sequence[View]], *, max_new_tokens: int, choose: Chooser = greedy,
@@ -162,7 +175,10 @@ class ChatModel:
 
         `turns`: the question as a text, or a conversation that ends with a user turn. `image`: one image, or
         several in the order in which the turns count them; each is the path of a file or a Pillow image. A
-        question given as a text is about all of them.
+        question given as a text is about all of them. `<image>` markers in a question are read as in a record:
+        the images take their places.
+
+        Raises `UserError` for another number of images than the turns have, or a prompt that is too long.
         """
         chat = self.prepared.recipe.model.chat
         given = [image] if isinstance(image, str | PathLike | Pil.Image) else image or []
@@ -172,10 +188,11 @@ class ChatModel:
         with TemporaryDirectory(prefix="lmmkit-") if in_memory else nullcontext("") as folder:
             sample = Sample(
                 key="chat",
-                turns=tuple(turns),
+                turns=read_prompt(turns, len(given)),
                 images=tuple(_image_file(each, Path(folder) / f"{i}.bmp") for i, each in enumerate(given)),
                 template=chat.template,
                 image_fit=chat.image_fit,
+                system=chat.system or "",
             )
             return self.answer(
                 [[View(sample=sample)]], max_new_tokens=max_new_tokens, choose=choose, on_text=on_text
@@ -183,11 +200,16 @@ class ChatModel:
 
     def _fitting(self, view: View, max_new_tokens: int):
         layout = self.views.prompt(view)
-        room = self.views.context - max_new_tokens
-        if row_count(layout) > room:
-            where, got = f"sample {view.sample.key}", f"a prompt of {row_count(layout)} rows"
-            raise UserError(TOO_LONG.at(where, got=got, room=room, max_new_tokens=max_new_tokens))
+        _require_room(f"sample {view.sample.key}", row_count(layout), self.views.context, max_new_tokens)
         return layout
+
+
+def _require_room(where: str, rows: int, context: int, max_new_tokens: int) -> None:
+    """Raises `UserError` unless a prompt of that many rows fits into the context with the new tokens."""
+    room = context - max_new_tokens
+    if rows > room:
+        got = f"a prompt of {rows} rows"
+        raise UserError(TOO_LONG.at(where, got=got, room=room, max_new_tokens=max_new_tokens))
 
 
 def _image_file(image: ImageInput, path: Path) -> Image:

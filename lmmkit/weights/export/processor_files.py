@@ -88,7 +88,7 @@ def _beginning(data: bytes, first: int | None, word: str) -> bytes:
 
 def _write_templates(model: Exported, folder: Path, first: str) -> None:
     """Writes the chat template for the tokenizer, and for the processor, whose tokenizer adds `first`."""
-    how = {"space": _space(model.tokenizer), "image": IMAGE}
+    how = {"space": _space(model.tokenizer), "image": IMAGE, "system": model.system}
     whole = chat_template_export.jinja(model.template, first=first, **how)
     if whole is None:
         return
