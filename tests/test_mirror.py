@@ -18,6 +18,7 @@ TESTED_BY = {
     "data/layout_writer": "data/test_chat_templates.py",
     "data/sources/indexed_records": "data/sources/test_index_cache.py",
     "data/sources/image_paths": "data/sources/test_records.py",
+    "evaluate/benchmarks/names": "evaluate/test_run.py",
     "inference/batch_from_ids": "weights/test_decoders.py",
     "inference/kv_cache": "inference/test_generate.py",
     "inference/token_model": "weights/test_decoders.py",

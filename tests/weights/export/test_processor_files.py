@@ -197,7 +197,7 @@ def test_images_keep_their_places_in_its_template(name, text, request):
 )
 def test_a_system_prompt_of_ones_own_replaces_that_of_the_template(template, own):
     def rendered(messages: list[dict[str, str]], system: str) -> str:
-        text = chat_template_export.jinja(template, bos="", prefixed=False, system=system)
+        text = chat_template_export.jinja(template, first="", space="", image="<image>", system=system)
         return jinja2.Environment().from_string(text).render(messages=messages, eos_token="</s>")
 
     asked, given = {"role": "user", "content": "x"}, {"role": "system", "content": "In Dutch."}
