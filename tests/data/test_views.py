@@ -80,7 +80,7 @@ def test_a_view_of_a_task_whose_image_is_cut_is_left_out_and_counted():
 
 @dataclass(frozen=True, kw_only=True)
 class Reads(AuxTask):
-    """A task with one view, that reads what it is told to."""
+    """A task with one view, that reads what `need` names."""
 
     need: HiddenAt | HiddenMean | AttnMass
 

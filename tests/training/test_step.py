@@ -81,7 +81,7 @@ def test_what_was_left_out_is_counted_across_a_resume(tiny, tmp_path, mostly_lon
     assert finished.dropped == {"too_long": 4, "records": 4, "empty_steps": 4}
 
 
-def test_check_and_the_last_line_of_train_tell_what_the_context_costs(scenes, tmp_path, mostly_long):
+def test_check_and_the_last_line_of_train_report_what_the_context_costs(scenes, tmp_path, mostly_long):
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(without_epochs(PLAIN))
 
@@ -102,7 +102,7 @@ def test_check_and_the_last_line_of_train_tell_what_the_context_costs(scenes, tm
     assert len(RunFolder(tmp_path / "run").read_metrics()) == 7
 
 
-def test_a_context_without_room_for_any_answer_is_told_by_check_and_trace(scenes, tmp_path):
+def test_a_context_without_room_for_any_answer_is_reported_by_check_and_trace(scenes, tmp_path):
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(PLAIN)
     words = [str(recipe), "--root", str(scenes), "--set", "model.text.context=14"]

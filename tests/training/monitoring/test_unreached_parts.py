@@ -52,8 +52,8 @@ def test_a_connector_without_images_is_reported_before_and_after(tiny, tmp_path,
         "stages.finetune.length.steps=3", text=PLAIN,
     )  # fmt: skip
     train(recipe, out=tmp_path / "run")
-    said = [line for line in capsys.readouterr().err.splitlines() if "connector is trainable" in line]
-    assert said == [
+    shown = [line for line in capsys.readouterr().err.splitlines() if "connector is trainable" in line]
+    assert shown == [
         "note: stages.finetune.train: connector is trainable, but no record of this stage has an image",
         "stages.finetune.train: connector is trainable, but 3 steps gave it no gradient",
     ]
