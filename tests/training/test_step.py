@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -23,6 +24,10 @@ SHORT = (
 
 @pytest.fixture
 def mostly_long(scenes, tmp_path):
+    return of_mostly_long(scenes, tmp_path)
+
+
+def of_mostly_long(scenes: Path, tmp_path: Path) -> str:
     """Returns the change of a recipe to a source of two short and four long records."""
     (good, *_) = json.loads((scenes / "finetune.json").read_text())
     turns = good["conversations"][:2]
