@@ -9,7 +9,7 @@ An image with a place in the text is written there, in every template.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol, get_args
 
@@ -18,7 +18,7 @@ from lmmkit.api.sample import AfterEos, Image, Sample, Turn
 from lmmkit.data.images import RowsOf
 from lmmkit.data.layout_writer import LayoutWriter
 from lmmkit.data.text_tokenizers.choose import TextTokenizer
-from lmmkit.errors import UserError, did_you_mean, raise_all
+from lmmkit.errors import Problem, UserError, did_you_mean, raise_all
 from lmmkit.errors.data import (
     CHAT_AFTER_EOS,
     CHAT_CONTROL,
@@ -76,6 +76,30 @@ def response_end(template: str, tokenizer: TextTokenizer) -> int:
     return TEMPLATES[template].response_end(tokenizer)
 
 
+def first_id(template: str, tokenizer: TextTokenizer) -> int | None:
+    """Returns the id that begins every sequence of a template; None if there is none."""
+    return TEMPLATES[template].first_id(tokenizer)
+
+
+def stop_ids(template: str, tokenizer: TextTokenizer, of_folder: Iterable[int] = ()) -> tuple[int, ...]:
+    """Returns the ids that end an answer, each once: those that the folder of the tokenizer names, the
+    tokenizer's end token, and the end of a response in the template."""
+    return tuple(dict.fromkeys((*of_folder, tokenizer.eos, response_end(template, tokenizer))))
+
+
+def require_fitting(template: str, tokenizer: TextTokenizer, where: str) -> None:
+    """Raises `UserError` for an unknown template, and for one that needs tokens which the tokenizer lacks."""
+    if template not in TEMPLATES:
+        raise UserError(_unknown(template, where))
+    if missing := TEMPLATES[template].missing(tokenizer):
+        got = f"template {template} and a tokenizer without {', '.join(missing)}"
+        raise UserError(CHAT_CONTROL.at(where, got=got, usable=_usable(tokenizer)))
+
+
+def _usable(tokenizer: TextTokenizer) -> str:
+    return ", ".join(name for name, template in TEMPLATES.items() if not template.missing(tokenizer))
+
+
 def default_template(tokenizer: TextTokenizer) -> str:
     """Returns the template whose control tokens the tokenizer has, else `vicuna_v1`, which needs none."""
     fitting = (t.name for t in FRAMED if not t.missing(tokenizer))
@@ -94,6 +118,10 @@ class Template(Protocol):
         """Writes all turns of a sample that has passed the checks of `lay_out`."""
         ...
 
+    def first_id(self, tokenizer: TextTokenizer) -> int | None:
+        """Returns the id that begins a sequence; None if there is none."""
+        ...
+
     def response_end(self, tokenizer: TextTokenizer) -> int:
         """Returns the id that ends a response."""
         ...
@@ -104,7 +132,11 @@ class Template(Protocol):
 
 
 class PlainTemplate:
-    """Writes images, text and answer, each text followed by a newline."""
+    """Writes images, text and answer, each text followed by a newline.
+
+    The newline of an answer is encoded separately: byte-level vocabularies have pieces such as ".\\n", and
+    no single id would end an answer.
+    """
 
     name = "plain"
 
@@ -112,16 +144,21 @@ class PlainTemplate:
         images = _begin(writer, sample)
         for turn in sample.turns:
             if turn.role == "assistant":
-                writer.write(turn.text + "\n", "response", supervised=turn.supervised)
+                writer.write(turn.text, "response", supervised=turn.supervised)
+                writer.part()
+                writer.write("\n", "response", supervised=turn.supervised)
             else:
                 line = replace(turn, text=turn.text + "\n") if turn.text else turn
                 _user(writer, "", line, images, between="")
+
+    def first_id(self, tokenizer: TextTokenizer) -> int | None:
+        return tokenizer.bos
 
     def response_end(self, tokenizer: TextTokenizer) -> int:
         return tokenizer.encode_continued("\n")[-1]
 
     def missing(self, tokenizer: TextTokenizer) -> list[str]:
-        return []
+        return [] if tokenizer.encode_continued("\n") else ["a newline"]
 
 
 class VicunaTemplate:
@@ -139,6 +176,9 @@ class VicunaTemplate:
             else:
                 _user(writer, " USER: " if i == 0 else "USER: ", turn, images)
                 writer.write(" ASSISTANT:", "header")
+
+    def first_id(self, tokenizer: TextTokenizer) -> int | None:
+        return tokenizer.bos
 
     def response_end(self, tokenizer: TextTokenizer) -> int:
         return tokenizer.eos
@@ -184,6 +224,9 @@ class FramedTemplate:
             writer.write(self._head(writer, "assistant", "header"), "header")
             writer.part()
 
+    def first_id(self, tokenizer: TextTokenizer) -> int | None:
+        return self._id(tokenizer, self.start) if self.start else None
+
     def response_end(self, tokenizer: TextTokenizer) -> int:
         return self._id(tokenizer, self.end)
 
@@ -211,8 +254,7 @@ class FramedTemplate:
         found = tokenizer.control(spelling)
         if found is None:
             got = f"a tokenizer without {', '.join(self.missing(tokenizer))}"
-            usable = ", ".join(name for name, t in TEMPLATES.items() if not t.missing(tokenizer))
-            raise UserError(CHAT_CONTROL.at(f"template {self.name}", got=got, usable=usable))
+            raise UserError(CHAT_CONTROL.at(f"template {self.name}", got=got, usable=_usable(tokenizer)))
         return found
 
 
@@ -251,12 +293,16 @@ def _user(
     writer.write(before + turn.text[begin:], "user")
 
 
+def _unknown(template: str, where: str) -> Problem:
+    got, nearest = f"template `{template}`", did_you_mean(template, TEMPLATES)
+    return TEMPLATE.at(where, got=got, known=", ".join(TEMPLATES), nearest=nearest)
+
+
 def _check(sample: Sample, after_eos: str, rows_of: RowsOf) -> None:
     """Raises `UserError` with all problems that prevent the layout of `sample`."""
     problems, where = [], f"sample {sample.key}"
     if sample.template not in TEMPLATES:
-        got, nearest = f"template `{sample.template}`", did_you_mean(sample.template, TEMPLATES)
-        problems.append(TEMPLATE.at(where, got=got, known=", ".join(TEMPLATES), nearest=nearest))
+        problems.append(_unknown(sample.template, where))
     if after_eos not in AFTER_EOS:
         got = f"after_eos `{after_eos}`"
         problems.append(CHAT_AFTER_EOS.at(where, got=got, known=", ".join(AFTER_EOS)))

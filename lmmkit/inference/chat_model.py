@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lmmkit.api.layout import row_count
 from lmmkit.api.sample import Image, Sample, Turn, View
-from lmmkit.data.chat_templates import response_end
+from lmmkit.data.chat_templates import stop_ids
 from lmmkit.data.image_markers import read_prompt
 from lmmkit.data.images import ImageReader, save_pixels
 from lmmkit.data.packing import LaidOut, Packer, SizedSample, read_images
@@ -51,20 +51,18 @@ class ChatModel:
     @classmethod
     def of(
         cls, prepared: Prepared, objective: Objective, stage: str, device: torch.device, *,
-        eos: tuple[int, ...] = (), pad: int | None = None, image_token: int | None = None,
-        poll: Callable[[], None] = lambda: None,
+        image_token: int | None = None, poll: Callable[[], None] = lambda: None,
     ) -> ChatModel:  # fmt: skip
         """Returns the chat model for an objective with the weights of a stage.
 
-        `eos`, `pad`, `image_token`: the ids from the folder of the weights, if they differ from the
-        tokenizer's.
+        `image_token`: the id from the folder of the weights, if it differs from the tokenizer's.
         """
         objective.terms = prepared.plans[stage].terms
         objective.eval()
         return cls(
             prepared=prepared, objective=objective, views=prepared.views(stage),
             reader=prepared.reader(), packer=prepared.packer(stage), stage=stage, device=device,
-            tokens=_tokens(prepared, objective, eos, pad, image_token), poll=poll,
+            tokens=_tokens(prepared, objective, image_token), poll=poll,
         )  # fmt: skip
 
     def logits(
@@ -127,14 +125,14 @@ class ChatModel:
         """Returns the texts generated after the prompts of these views, in order.
 
         Views of one group share their common prefix (many questions on one image). All views must have
-        one template; its end-of-response token ends a text. `on_text`, for a single view only, is called
+        one template; its `stop_ids` end a text. `on_text`, for a single view only, is called
         with each new part of the text; joined, the parts are the text.
         """
         if not groups:
             return []
         templates = {view.sample.template for group in groups for view in group}
         assert len(templates) == 1, f"views of several templates: {templates}"
-        end = response_end(templates.pop(), self.views.tokenizer)
+        ends = stop_ids(templates.pop(), self.views.tokenizer, self.prepared.end_ids.eos)
         samples = [
             self.packer.sized([LaidOut(v, self._fitting(v, max_new_tokens)) for v in group])
             for group in groups
@@ -142,19 +140,20 @@ class ChatModel:
         return [
             text
             for part in cut(samples, PROMPT_ROWS)
-            for text in self._generate_texts(part, max_new_tokens, end, choose, on_text)
+            for text in self._generate_texts(part, max_new_tokens, ends, choose, on_text)
         ]
 
     def _generate_texts(
-        self, samples: Sequence[SizedSample], max_new_tokens: int, end: int, choose: Chooser, on_text
-    ) -> list[str]:
+        self, samples: Sequence[SizedSample], max_new_tokens: int, ends: tuple[int, ...], choose: Chooser,
+        on_text: Callable[[str], None] | None,
+    ) -> list[str]:  # fmt: skip
         batch, paths = self.packer.pack(samples, read_images(samples, self.reader))
         batch = batch.to(self.device)
         tokens, tokenizer = self.objective.tokens(batch), self.views.tokenizer
         stream = TextStream(tokenizer, on_text or (lambda part: None))
 
         def on_token(id_Q: Tensor) -> None:
-            if on_text is not None and int(id_Q[0]) != end:
+            if on_text is not None and int(id_Q[0]) not in ends:
                 stream.add(int(id_Q[0]))
 
         def chosen(logits_QV: Tensor) -> Tensor:
@@ -163,7 +162,7 @@ class ChatModel:
 
         ids = generate(
             self.objective.lmm, batch, [int(path[-1]) for path in paths], tokens=tokens, max_new_tokens=max_new_tokens,
-            eos=end, choose=chosen, on_token=on_token,
+            eos=ends, choose=chosen, on_token=on_token,
         )  # fmt: skip
         stream.close()
         return [tokenizer.decode(answer).strip() for answer in ids]
@@ -221,13 +220,11 @@ def _image_file(image: ImageInput, path: Path) -> Image:
     return Image(str(Path(image).resolve()))
 
 
-def _tokens(
-    prepared: Prepared, objective: Objective, eos: tuple[int, ...], pad: int | None, image_token: int | None
-) -> TokenModel:
+def _tokens(prepared: Prepared, objective: Objective, image_token: int | None) -> TokenModel:
     """Returns the token model. If the tokenizer has no `<image>`, the image token is the next free id."""
-    tokenizer = prepared.tokenizer
+    tokenizer, eos, pad = prepared.tokenizer, prepared.end_ids.eos, prepared.end_ids.pad
     if tokenizer.size:
-        eos = eos or (tokenizer.eos,)
+        eos = stop_ids(prepared.recipe.model.chat.template, tokenizer, eos)
         image_token = tokenizer.control("<image>") if image_token is None else image_token
         image_token = tokenizer.size if image_token is None else image_token
     return TokenModel(

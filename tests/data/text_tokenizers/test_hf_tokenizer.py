@@ -18,7 +18,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmmkit.api.sample import Image, Sample, Turn
-from lmmkit.data.chat_templates import default_template, lay_out, lay_out_prompt, response_end
+from lmmkit.data.chat_templates import (
+    default_template,
+    lay_out,
+    lay_out_prompt,
+    require_fitting,
+    response_end,
+    stop_ids,
+)
 from lmmkit.data.images import FixedRows
 from lmmkit.data.text_tokenizers.choose import open_tokenizer
 from lmmkit.data.text_tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
@@ -330,6 +337,42 @@ def test_templates_without_a_first_token(template, qwen):
     sample = Sample(key="k", turns=turns, images=(Image("a"),), template=template, image_fit="pad")
     layout = lay_out(sample, ours, rows_of=FixedRows(4))
     assert layout[0].role != "bos" and any(span.supervised for span in layout)
+
+
+@pytest.mark.parametrize("answer", ["a cat.", "a cat. ", "two\n"])
+def test_one_id_ends_every_answer_in_plain(answer, tmp_path):
+    """Uses a vocabulary with the pieces ".\\n" and " \\n", as those of Qwen and LLaMA-3 do."""
+    letters = {c: i for i, c in enumerate(sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()))}
+    merges = [(".", "\u010a"), ("\u0120", "\u010a"), ("\u010a", "\u010a")]
+    vocab = letters | {a + b: len(letters) + i for i, (a, b) in enumerate(merges)}
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=merges))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.decoder = tokenizers.decoders.ByteLevel()
+    inner.add_special_tokens(["<|end|>"])
+    inner.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|end|>"}')
+    ours = open_tokenizer(tmp_path)
+    assert len(ours.encode(".\n")) == 1
+    turns = (Turn("user", "a", images=1), Turn("assistant", answer))
+    sample = Sample(key="k", turns=turns, images=(Image("a"),), template="plain", image_fit="pad")
+    layout = lay_out(sample, ours, rows_of=FixedRows(4))
+    learned = [i for span in layout if span.supervised for i in span.ids]
+    end = response_end("plain", ours)
+    assert learned[-1] == end == letters["\u010a"] and ours.decode(learned) == answer + "\n"
+    assert stop_ids("plain", ours, [7, end]) == (7, end, ours.eos)
+
+
+def test_a_template_that_does_not_fit_is_refused_by_name(qwen, llama2):
+    pieces = SentencePieceTokenizer.open(llama2 / "tokenizer.model")
+    require_fitting("chatml", open_tokenizer(qwen), "here")
+    require_fitting("plain", pieces, "here")
+    for template, words in (
+        ("chatml", r"chatml.*<\|im_start\|>"),
+        ("llama3", "llama3.*begin_of"),
+        ("chatlm", "chatml`"),
+    ):
+        with pytest.raises(UserError, match=words):
+            require_fitting(template, pieces, "here")
 
 
 def test_a_template_whose_tokens_are_missing_is_reported(llama2):
