@@ -65,7 +65,8 @@ def check(
     out.print(_memory(stages, tflops))
     for stage, e in stages.items():
         if e["dropped"]:
-            out.print(f"note: stage {stage}: of the first {e['records']} records: {dropped_text(e['dropped'])}")
+            cost = dropped_text(e["dropped"])
+            out.print(f"note: stage {stage}: of the first {e['records']} records: {cost}")
     if narrow := build.frozen_narrow(read):
         out.print(f"frozen in bfloat16: {', '.join(narrow)}")
     for name, records in prepared.sources.items():
