@@ -91,7 +91,7 @@ FLOORS: dict[str, str] = {
         process_group fsdp
     """,
     "lmmkit.training.monitoring": """
-        anomalies determinism empty_terms image_logging metrics_log out_of_memory
+        anomalies determinism empty_terms image_logging metrics_log out_of_memory unreached_parts
     """,
     "lmmkit.weights": """
         config model_folder end_ids tensor_reader name_maps decoders encoders lora_checkpoints timm_encoder

@@ -40,6 +40,7 @@ def check(
     from lmmkit import build
     from lmmkit.cost_estimate import estimate
     from lmmkit.data.sources.records import check_images, too_many
+    from lmmkit.data.views import dropped_text
     from lmmkit.errors import raise_all
     from lmmkit.plan.explain import plan_text
     from lmmkit.plan.notices import notices
@@ -62,6 +63,10 @@ def check(
     out.print(plan_text(prepared).rstrip())
     out.print(_table(stages))
     out.print(_memory(stages, tflops))
+    for stage, e in stages.items():
+        if e["dropped"]:
+            cost = dropped_text(e["dropped"])
+            out.print(f"note: stage {stage}: of the first {e['records']} records: {cost}")
     if narrow := build.frozen_narrow(read):
         out.print(f"frozen in bfloat16: {', '.join(narrow)}")
     for name, records in prepared.sources.items():

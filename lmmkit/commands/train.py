@@ -35,6 +35,7 @@ def train(
     with joined() as ranks:
         read = the_recipe(recipe, root, changes)
         to = to or Path("runs") / recipe.stem
+        from lmmkit.data.views import dropped_text
         from lmmkit.recipe.shipped import find_recipe
         from lmmkit.training.run import train as run_training
         from lmmkit.training.signals import exit_code
@@ -43,13 +44,14 @@ def train(
             read, out=to, resume=resume, stage=stage, trust_files=trust_files, source=find_recipe(recipe).read_text(),
             accept_data=accept_data,
         )  # fmt: skip
+        cut = f"   {dropped_text(finished.dropped)}" if finished.dropped else ""
         if finished.signal is not None:
             state = "saved" if finished.begun else "before the first step"
             option = " and --resume" if finished.run.is_run else ""
-            message = f"stopped by a signal; {state}. Continue with the same command{option} ({to})"
+            message = f"stopped by a signal; {state}. Continue with the same command{option} ({to}){cut}"
         else:
             following = "eval" if read.evaluate else "chat"
-            message = f"done: {to}   next: lmmkit {following} {shlex.quote(str(to))}"
+            message = f"done: {to}{cut}   next: lmmkit {following} {shlex.quote(str(to))}"
         if ranks.first:
             out.print(message)
     if finished.signal is not None:
