@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -31,9 +32,11 @@ from lmmkit.plan.pretrained import MODULES, Pretrained
 from lmmkit.recipe import VisionScratch, VisionTimm, section_mapping, to_mapping, vision_from_mapping
 from lmmkit.weights import lora_checkpoints, model_folder
 from lmmkit.weights.detect import PretrainedFolder, open_pretrained
+from lmmkit.weights.end_ids import image_id
 from lmmkit.weights.export import llava_folders, peft_adapter
 from lmmkit.weights.export.export_model import Exported
 
+_log = logging.getLogger("lmmkit")
 Format = Literal["llava-hf", "llava", "lmmkit", "peft"]
 HELD = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -147,8 +150,13 @@ def _import_encoder(source: PretrainedFolder, folder: Path) -> None:
 
 def _ids(source: PretrainedFolder, prepared: Prepared) -> dict[str, object]:
     """Returns the ids that the folders name, and the decoder's family, as keys of a model folder's config."""
-    ends = prepared.end_ids
-    found: dict[str, object] = {"eos": list(ends.eos), "pad": ends.pad, "image_token": source.image_token}
+    ends, image = prepared.end_ids, source.image_token
+    if image is not None and prepared.tokenizer.size:
+        image = image_id(prepared.tokenizer, image, ends)
+        if image != source.image_token:
+            _log.warning("%s: the tokenizer uses id %d, its image token, for something else; it is %d now",
+                         source.folder, source.image_token, image)  # fmt: skip
+    found: dict[str, object] = {"eos": list(ends.eos), "pad": ends.pad, "image_token": image}
     found["family"] = source.text.family if source.text else None
     return {name: value for name, value in found.items() if value is not None}
 

@@ -43,7 +43,7 @@ FLOORS: dict[str, str] = {
         llava_json tar_members webdataset_shards records
     """,
     "lmmkit.data.text_tokenizers": """
-        sentencepiece_tokenizer hf_tokenizer tiktoken_tokenizer choose
+        sentencepiece_tokenizer added_tokens hf_tokenizer tiktoken_tokenizer choose
     """,
     "lmmkit.errors": """
         commands data plan recipe training weights

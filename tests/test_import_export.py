@@ -275,6 +275,26 @@ class TestBadFolders:
         with pytest.raises(UserError, match="weights/index-path"):
             lmmkit.load(folder)
 
+    @pytest.mark.parametrize("indexed", [True, False])
+    def test_one_file_beside_shards_is_refused(self, folder, indexed, tmp_path):
+        theirs = hf_model_folders.llava("llama", "clip", "plain")
+        hf_model_folders.scramble(theirs, 7)
+        shards = hf_model_folders.saved(theirs, tmp_path / "shards", max_shard_size="40KB")
+        for file in [*shards.glob("*.safetensors"), *shards.glob("*.index.json" if indexed else "-")]:
+            (folder / file.name).write_bytes(file.read_bytes())
+        with pytest.raises(UserError, match=r"model.safetensors and \d+ shards.*weights/two-sets"):
+            lmmkit.load(folder)
+        for file in folder.glob("model-*"):
+            file.unlink()
+        if not indexed:
+            lmmkit.load(folder)  # and the one file alone is fine
+
+    def test_safetensors_are_preferred_to_a_pickled_index(self, folder):
+        index = {"weight_map": {"lm_head.weight": "pytorch_model-00001-of-00001.bin"}}
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+        (folder / "pytorch_model-00001-of-00001.bin").write_bytes(b"x")
+        lmmkit.load(folder)
+
     @pytest.mark.parametrize("cut", [0, 7, 200, -5])
     def test_a_torn_file_is_reported(self, folder, cut):
         (file,) = folder.glob("*.safetensors")

@@ -244,6 +244,13 @@ TOKENIZER_DAMAGED = Code(
     "tokenizer/damaged", cause="A tokenizer file is damaged.",
     expected="{expected}", hint="Copy the file again.",
 )
+TOKENIZER_DISAGREE = Code(
+    "tokenizer/disagree",
+    cause="Files of one folder give one id to two tokens, or two ids to one token, or each has tokens of its own.",
+    expected="files that agree on the vocabulary",
+    hint="Remove the file that does not belong to the model, or let a recipe read one file alone: "
+    "`model.tokenizer.kind: sentencepiece` or `tokenizers`.",
+)
 TOKENIZER_FILE = Code(
     "tokenizer/file", cause="A tokenizer file is missing, empty, too large or cannot be read.",
     expected="a tokenizer file of at most {most} MB",

@@ -150,6 +150,12 @@ TENSOR_TWICE = Code(
     "weights/tensor-twice", cause="Two weights files of one folder contain a tensor of the same name.",
     expected="each tensor once", hint="Remove the file that does not belong to the model.",
 )
+TWO_SETS = Code(
+    "weights/two-sets",
+    cause="A folder contains both one file with all weights and shards, and they may be two versions of them.",
+    expected="one set of weights: model.safetensors, or shards with their index",
+    hint="Remove the set that does not belong to the model. transformers would read model.safetensors.",
+)
 WEIGHTS_DAMAGED = Code(
     "weights/damaged", cause="A weights file of a public model folder is damaged, or is another kind of file.",
     expected="a complete weights file", hint="Download the file again.",

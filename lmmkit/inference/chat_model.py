@@ -28,6 +28,7 @@ from lmmkit.inference.text_stream import TextStream
 from lmmkit.inference.token_model import TokenModel
 from lmmkit.objective import Objective
 from lmmkit.plan.prepare import Prepared
+from lmmkit.weights.end_ids import image_id
 
 PROMPT_ROWS = 8192  # in one generation batch
 ImageInput = str | PathLike[str] | Pil.Image  # the path of a file, or an image in memory
@@ -221,12 +222,11 @@ def _image_file(image: ImageInput, path: Path) -> Image:
 
 
 def _tokens(prepared: Prepared, objective: Objective, image_token: int | None) -> TokenModel:
-    """Returns the token model. If the tokenizer has no `<image>`, the image token is the next free id."""
+    """Returns the token model. `image_token`: the id that the model's folder names for a row of an image."""
     tokenizer, eos, pad = prepared.tokenizer, prepared.end_ids.eos, prepared.end_ids.pad
     if tokenizer.size:
         eos = stop_ids(prepared.recipe.model.chat.template, tokenizer, eos)
-        image_token = tokenizer.control("<image>") if image_token is None else image_token
-        image_token = tokenizer.size if image_token is None else image_token
+        image_token = image_id(tokenizer, image_token, prepared.end_ids)
     return TokenModel(
         lmm=objective.lmm, image_token=image_token if prepared.image_rows else None,
         image_rows=prepared.image_rows, eos=eos, pad=pad if pad is not None else next(iter(eos), 0),

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from lmmkit.data.text_tokenizers.choose import TextTokenizer
 from lmmkit.model.decoder import Decoder, DecoderShape
 from lmmkit.model.vision import VisionShape, ViT
+from lmmkit.weights.end_ids import IMAGE, PAD, EndIds, image_id
 
-IMAGE, PAD = "<image>", "<pad>"
 VOCAB_MULTIPLE = 64  # a vocabulary that grows is rounded up to a multiple of this
 
 
@@ -58,27 +58,39 @@ def family(model: Exported) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenIds:
-    """Holds the ids of `<image>` and of the padding token, and the vocabulary size that contains them."""
+    """Holds the ids and the spellings of the tokens of a row of an image and of padding, and the vocabulary
+    size that contains them."""
 
     image: int
     pad: int | None
     rows: int
+    image_word: str = IMAGE
+    pad_word: str = PAD
 
 
 def new_token_ids(model: Exported) -> TokenIds:
     """Returns the ids from the folder's config, else from the tokenizer, else the next free ids.
 
-    The vocabulary grows if it is too small. A model without a tokenizer gets no new padding id.
+    No id gets two tokens, and no token two ids. The vocabulary grows if it is too small. A model without a
+    tokenizer gets no new padding id.
     """
     tokens, config, vocab = model.tokenizer, model.config, model.shape.vocab
     image, pad = config.get("image_token"), config.get("pad")
-    if tokens.size:
-        image = tokens.control(IMAGE) if image is None else image
-        image = tokens.size if image is None else image
-        pad = tokens.control(PAD) if pad is None else pad
-        pad = max(tokens.size, image + 1) if pad is None else pad
-    image = vocab if image is None else image
-    need = max(image, pad or 0) + 1
+    if not tokens.size:
+        image = vocab if image is None else image
+        return TokenIds(image=image, pad=pad, rows=_rows(vocab, image, pad or 0))
+    image = image_id(tokens, image, EndIds(tuple(config.get("eos") or ()), pad))
+    if pad is None or pad == image or pad >= tokens.size:
+        known = tokens.control(PAD)
+        pad = known if known is not None or pad == image else pad
+    pad = max(tokens.size, image + 1) if pad is None else pad
     return TokenIds(
-        image=image, pad=pad, rows=vocab if need <= vocab else -(-need // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
-    )
+        image=image, pad=pad, rows=_rows(vocab, image, pad),
+        image_word=tokens.spelling(image) if image < tokens.size else IMAGE,
+        pad_word=tokens.spelling(pad) if pad < tokens.size else PAD,
+    )  # fmt: skip
+
+
+def _rows(vocab: int, *ids: int) -> int:
+    need = max(ids) + 1
+    return vocab if need <= vocab else -(-need // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
