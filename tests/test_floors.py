@@ -49,7 +49,7 @@ FLOORS: dict[str, str] = {
         benchmarks commands data plan recipe training weights
     """,
     "lmmkit.evaluate": """
-        task controls stats official_files benchmarks exact_match restore terms kinds run
+        task controls stats official_files vqa_text benchmarks exact_match restore terms kinds run
     """,
     "lmmkit.evaluate.benchmarks": """
         benchmark names
