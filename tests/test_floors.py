@@ -46,10 +46,10 @@ FLOORS: dict[str, str] = {
         sentencepiece_tokenizer added_tokens hf_tokenizer tiktoken_tokenizer choose
     """,
     "lmmkit.errors": """
-        commands data plan recipe training weights
+        benchmarks commands data plan recipe training weights
     """,
     "lmmkit.evaluate": """
-        task controls stats benchmarks exact_match restore terms kinds run
+        task controls stats official_files vqa_text benchmarks exact_match restore terms kinds run
     """,
     "lmmkit.evaluate.benchmarks": """
         benchmark names
@@ -111,6 +111,7 @@ TORCH_FREE = (
     "lmmkit.errors",
     "lmmkit.recipe",
     "lmmkit.cli",
+    "lmmkit.evaluate.benchmarks.names",
 )
 # Public names that several modules may define: verbs whose module says of what.
 SHARED_NAMES = {"app"}
