@@ -44,7 +44,7 @@ def check(
     from lmmkit.plan.explain import plan_text
     from lmmkit.training.preflight import preflight
 
-    prepared, _ = preflight(read, trust_files=trust_files, data=read.data)
+    prepared, device = preflight(read, trust_files=trust_files, data=read.data)
     if images:
         raise_all(
             [p for records in prepared.sources.values() for p in too_many(records, check_images(records))]
@@ -59,6 +59,9 @@ def check(
     out.print(_memory(stages, tflops))
     if narrow := build.frozen_narrow(read):
         out.print(f"frozen in bfloat16: {', '.join(narrow)}")
+    out.print(
+        f"attention on this {device.type}: {build.attention_text(prepared.recipe, device)}", markup=False
+    )
     for name, records in prepared.sources.items():
         turns = f", {records.dropped_turns} leading answers left out" if records.dropped_turns else ""
         skipped = f", {records.left_out} bad records left out" if records.left_out else ""
