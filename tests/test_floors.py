@@ -25,7 +25,7 @@ FLOORS: dict[str, str] = {
         model_info plugin_files sample layout needs batch components
     """,
     "lmmkit.attention": """
-        forest interface merge schedule eager sdpa xformers_backend backends
+        forest interface merge schedule eager sdpa flash xformers_backend trial backends
     """,
     "lmmkit.commands": """
         support bench chat check ckpt data diff evaluate explain model plugins quickstart recipes

@@ -46,7 +46,7 @@ def check(
     from lmmkit.plan.notices import notices
     from lmmkit.training.preflight import preflight
 
-    prepared, _ = preflight(read, trust_files=trust_files, data=read.data)
+    prepared, device = preflight(read, trust_files=trust_files, data=read.data)
     if images:
         raise_all(
             [p for records in prepared.sources.values() for p in too_many(records, check_images(records))]
@@ -69,6 +69,9 @@ def check(
             out.print(f"note: stage {stage}: of the first {e['records']} records: {cost}")
     if narrow := build.frozen_narrow(read):
         out.print(f"frozen in bfloat16: {', '.join(narrow)}")
+    out.print(
+        f"attention on this {device.type}: {build.attention_text(prepared.recipe, device)}", markup=False
+    )
     for name, records in prepared.sources.items():
         skipped = f", {records.left_out} bad records left out" if records.left_out else ""
         out.print(f"data {name}: {len(records)} records{skipped}")

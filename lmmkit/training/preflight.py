@@ -36,7 +36,8 @@ def preflight(
     """
     device = build.device_here()
     prepared = Tried(lambda: prepare(recipe, trust_files=trust_files, data=data))
-    backend = Tried(lambda: build.backend(recipe, device))
+    early = Tried(lambda: build.backend(recipe, device))  # before the sizes of folders are known
+    backend = Tried(lambda: build.backend(prepared.value.recipe, device), prepared, early)
     raise_together((
         Tried(lambda: check_world(recipe, ranks)),
         Tried(lambda: check_main_guard(recipe)),
@@ -46,6 +47,7 @@ def preflight(
         *(Tried(lambda stage=stage: prepared.value.pipeline(stage), prepared) for stage in recipe.stages),
         Tried(lambda: check_optimizers(recipe)),
         Tried(lambda: build.check_compiler(recipe, device)),
+        early,
         backend,
         Tried(lambda: _check_pretrained(prepared.value, device), prepared, backend),
     ))  # fmt: skip
