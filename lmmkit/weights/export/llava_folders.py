@@ -229,6 +229,8 @@ def _original_config(model: Exported) -> dict[str, Any]:
     return text | {
         "model_type": "llava_llama", "architectures": ["LlavaLlamaForCausalLM"], "use_mm_proj": True,
         "mm_projector_type": "mlp2x_gelu", "mm_hidden_size": vision.width,
+        # LLaVA reads the encoder's shape from another folder; with it, this one can be imported alone
+        "vision_config": _vision_config(model, full=True),
         "mm_vision_select_layer": vision.feature_layer, "mm_vision_select_feature": "patch",
         "mm_patch_merge_type": "flat", "mm_use_im_start_end": False, "mm_use_im_patch_token": False,
         "image_aspect_ratio": model.image_fit if model.image_fit == "pad" else "square",
