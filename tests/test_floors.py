@@ -52,7 +52,7 @@ FLOORS: dict[str, str] = {
         task controls stats official_files vqa_text judge benchmarks exact_match restore terms kinds run
     """,
     "lmmkit.evaluate.benchmarks": """
-        benchmark names
+        benchmark llava_wild mm_vet names
     """,
     "lmmkit.inference": """
         batch_from_ids kv_cache generate token_model text_stream chat_model load
