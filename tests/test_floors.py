@@ -46,13 +46,13 @@ FLOORS: dict[str, str] = {
         sentencepiece_tokenizer added_tokens hf_tokenizer tiktoken_tokenizer choose
     """,
     "lmmkit.errors": """
-        benchmarks commands data plan recipe training weights
+        benchmarks commands data judge plan recipe training weights
     """,
     "lmmkit.evaluate": """
-        task controls stats official_files vqa_text benchmarks exact_match restore terms kinds run
+        task controls stats official_files vqa_text judge benchmarks exact_match restore terms kinds run
     """,
     "lmmkit.evaluate.benchmarks": """
-        benchmark names
+        benchmark llava_wild mm_vet names
     """,
     "lmmkit.inference": """
         batch_from_ids kv_cache generate token_model text_stream chat_model load
