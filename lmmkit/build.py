@@ -39,6 +39,7 @@ from lmmkit.objective import Objective
 from lmmkit.plan import shapes
 from lmmkit.plan.pretrained import MODULES, Pretrained
 from lmmkit.plan.stage_plan import StagePlan
+from lmmkit.progress import working
 from lmmkit.recipe import Recipe, Speed, Stage, TextScratch, Vision, VisionScratch, VisionTimm
 from lmmkit.weights import model_folder
 
@@ -102,9 +103,11 @@ def build_objective(
         valued.add("vision")
         _draw_timm(objective.lmm.vision, recipe.model.vision, recipe.seed)
     if drawn:
-        init(objective, recipe.seed, but=tuple(MODULES[part] for part in valued))
+        with working("drawing initial weights"):
+            init(objective, recipe.seed, but=tuple(MODULES[part] for part in valued))
     for origin in pretrained:
-        origin.fill(modules(objective))
+        with working(f"loading {origin.folder.name}"):
+            origin.fill(modules(objective))
     narrow_parts(objective, set(narrow) - loaded)  # rounded only now: values are drawn in `dtype`
     return objective
 
@@ -263,6 +266,10 @@ def set_layers(objective: Objective, speed: Speed) -> None:
 
 def check_compiler(recipe: Recipe, device: torch.device) -> None:
     """Raises `MachineError` if the recipe asks for compiled layers and this machine cannot compile."""
-    if recipe.speed.compile and (reason := why_not(device)):
+    if not recipe.speed.compile:
+        return
+    with working("compiling a test kernel"):
+        reason = why_not(device)
+    if reason:
         got = f"`true`, and `torch.compile` fails: {reason}"
         raise MachineError(COMPILE.at(recipe.where("speed.compile"), got=got))

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "lmmkit"
 # The files and folders of each package in the order in which they may import: each only from those before it.
 FLOORS: dict[str, str] = {
     "lmmkit": """
-        errors majority attention api runs scenes recipe registry data model weights plan objective build
+        errors majority progress attention api runs scenes recipe registry data model weights plan objective build
         optimizers cost_estimate attention_benchmark inference import_export evaluate training report commands
         cli __main__
     """,
@@ -28,11 +28,11 @@ FLOORS: dict[str, str] = {
         forest interface merge schedule eager sdpa flash xformers_backend trial backends
     """,
     "lmmkit.commands": """
-        support bench chat check ckpt data diff evaluate explain model plugins quickstart recipes
+        support bench chat check ckpt data diff env evaluate explain model plugins quickstart recipes
         train
     """,
     "lmmkit.commands.support": """
-        common data_check token_pieces
+        progress_display common data_check token_pieces jobs quickstart_display
     """,
     "lmmkit.data": """
         image_markers images packing sampler length_grouping rank_shares sources text_tokenizers layout_writer
@@ -71,7 +71,7 @@ FLOORS: dict[str, str] = {
         error_messages read
     """,
     "lmmkit.report": """
-        quickstart
+        quickstart train_summary
     """,
     "lmmkit.runs": """
         files run_folder run_lock

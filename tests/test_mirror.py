@@ -52,6 +52,7 @@ COMMANDS = (
     "commands/test_explain.py",
     "commands/test_bench.py",
     "commands/test_ckpt.py",
+    "commands/test_env.py",
 )
 
 # Names that several modules may define: verbs of commands, and one `app` for each command group.

@@ -17,6 +17,7 @@ from lmmkit.inference.chat_model import ChatModel
 from lmmkit.majority import Majority
 from lmmkit.objective import sum_by_name
 from lmmkit.plan.stage_plan import StagePlan
+from lmmkit.progress import counted
 
 Sums = list[dict[str, float]]
 """Four mappings: sum and items by term, and total and chance total by "term/metric"."""
@@ -31,7 +32,8 @@ class Terms(EvalTask):
     ) -> dict[str, Figure]:  # fmt: skip
         """Returns the averages. The terms know their chance level; there are no controls."""
         dropped: Counter[str] = Counter()
-        parts = cut(laid_out(chat_model, samples, dropped), chat_model.prepared.recipe.speed.tokens)
+        shown = counted("measuring terms", samples)
+        parts = cut(laid_out(chat_model, shown, dropped), chat_model.prepared.recipe.speed.tokens)
         figures = averages(chat_model, term_sums(chat_model, parts))
         if dropped:
             print(f"note: evaluate.tasks.{self.name}: {dropped_text(dropped)}", file=sys.stderr)

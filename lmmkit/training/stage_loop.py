@@ -15,6 +15,7 @@ from lmmkit.data.loader import load_steps
 from lmmkit.data.sources.bad_records import BadRecordLog
 from lmmkit.errors import UserError
 from lmmkit.objective import Objective
+from lmmkit.progress import shown_on
 from lmmkit.recipe import Recipe
 from lmmkit.training.checkpoint import state_dict
 from lmmkit.training.checkpoint.manifest import Frozen
@@ -64,7 +65,7 @@ def run_stage(
     )  # fmt: skip
     objective.train()
     build.set_layers(objective, recipe.speed)
-    with loop.saver, loop.progress:
+    with loop.saver, loop.progress, shown_on(None):  # `progress` has the terminal
         if recipe.speed.compile:
             loop.progress.notify(f"{stage}: compiling the layers, which makes the first steps slow")
         stopped = loop.run()
