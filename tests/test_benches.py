@@ -127,7 +127,7 @@ def test_the_gpu_script_takes_its_road_on_a_cpu(tmp_path):
     pytest.param(("benches.nccl", "--cpu", "--most", "2"), marks=pytest.mark.slow),
 ], ids=lambda command: command[0])  # fmt: skip
 def test_a_script_runs_to_its_end(command):
-    """A missed gate ends with 1 and is no failure here: times are not judged in tests."""
+    """Accepts 1, a missed gate: times are not judged in tests."""
     done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode in (0, 1) and "Traceback" not in done.stderr, done.stderr[-2000:]
     assert done.stdout.strip()
