@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from unittest import mock
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lmmkit.attention import trial
+from lmmkit.attention import trial, xformers_backend
 
 
 @contextmanager
@@ -29,9 +29,6 @@ def fake_cuda() -> Iterator[Rules]:
         with unset_fake_temporarily():
             return numpy(tensor, **kwargs)
 
-    def unpinned(values, dtype: torch.dtype, device: torch.device) -> Tensor:
-        return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
-
     trial.refusal.cache_clear()
     try:
         with (
@@ -41,13 +38,22 @@ def fake_cuda() -> Iterator[Rules]:
             mock.patch.object(torch.Tensor, "numpy", of_host),
             mock.patch.object(trial, "_difference", _same_shape),
             mock.patch.object(torch.autograd, "grad", gradients),
-            mock.patch("xformers.ops.fmha.attn_bias._to_device_tensor", unpinned),
+            _xformers_without_pinned_memory(),
             FakeTensorMode(allow_non_fake_inputs=True),
             Rules() as rules,
         ):
             yield rules
     finally:
         trial.refusal.cache_clear()
+
+
+def _xformers_without_pinned_memory() -> AbstractContextManager:
+    def unpinned(values, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
+
+    if xformers_backend.WHY_NO_XFORMERS:
+        return nullcontext()
+    return mock.patch("xformers.ops.fmha.attn_bias._to_device_tensor", unpinned)
 
 
 def _same_shape(got: Tensor, want: Tensor) -> float:
