@@ -49,10 +49,10 @@ FLOORS: dict[str, str] = {
         benchmarks commands data plan recipe training weights
     """,
     "lmmkit.evaluate": """
-        task controls stats official_files vqa_text benchmarks exact_match restore terms kinds run
+        task controls stats official_files vqa_text group_means benchmarks exact_match restore terms kinds run
     """,
     "lmmkit.evaluate.benchmarks": """
-        benchmark names
+        benchmark gqa pope scienceqa textvqa vizwiz vqav2 names
     """,
     "lmmkit.inference": """
         batch_from_ids kv_cache generate token_model text_stream chat_model load
