@@ -44,10 +44,16 @@ def backends(as_json: Json = False) -> None:
     table = Table(title=f"attention backends, torch {torch.__version__}", title_justify="left")
     for column in ("device", "backend", *types):
         table.add_column(column)
+    reasons_of: dict[str, list[str]] = {}
     for device, by_type in found.items():
         for name in by_type[types[0]]:
-            table.add_row(device, name, *(by_type[t][name] or "runs" for t in types))
+            table.add_row(device, name, *("no" if by_type[t][name] else "runs" for t in types))
+            for t in types:
+                if why := by_type[t][name]:
+                    reasons_of.setdefault(f"{name} on {device}: {why}", []).append(t)
     print_table(table)
+    for why, of_types in reasons_of.items():
+        out.print(f"{why} ({', '.join(of_types)})")
     out.print("`speed.attention: auto` uses the first that runs.")
 
 

@@ -96,7 +96,7 @@ def _table(stages: dict[str, dict]) -> Table:
         "tokens\na step",
         "micro-\nbatches",
         "super-\nvised",
-        "million\ntrain-\nable",
+        "million\ntrainable",
     )
     _columns(table, headings)
     for stage, e in stages.items():

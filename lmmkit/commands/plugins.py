@@ -30,7 +30,8 @@ app = typer.Typer(no_args_is_help=True, help="List plugins, and show what they d
 @reporting
 def list_(as_json: Json = False) -> None:
     """List the installed components from package metadata; nothing is imported."""
-    from lmmkit.registry import installed, origin
+    with working(STARTING):
+        from lmmkit.registry import installed, origin
 
     found = {name: origin(point) for name, point in sorted(installed().items())}
     if as_json:

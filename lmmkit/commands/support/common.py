@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import textwrap
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -93,12 +94,20 @@ def safe(text: str) -> str:
 
 
 def print_table(table: Table) -> None:
-    """Prints a table. On a narrow terminal it has no lines between columns, and no text is cut off."""
+    """Prints a table. On a narrow terminal it has no lines between columns. No text is cut off."""
     if out.width < NARROW:
         table.box, table.padding, table.pad_edge = None, (0, 1, 0, 0), False
+    table.title, table.caption = (_wrapped(text) for text in (table.title, table.caption))
     for column in table.columns:
         column.overflow = "fold"
     out.print(table)
+
+
+def _wrapped(text: object) -> str | None:
+    """Returns the title or caption of a table in lines that fit, without a change if its own lines do."""
+    if text is None or all(len(line) <= out.width for line in str(text).splitlines()):
+        return None if text is None else str(text)
+    return textwrap.fill(" ".join(str(text).split()), out.width)
 
 
 def print_json(value: object) -> None:
