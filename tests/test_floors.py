@@ -17,7 +17,7 @@ PACKAGE = ROOT / "lmmkit"
 # The files and folders of each package in the order in which they may import: each only from those before it.
 FLOORS: dict[str, str] = {
     "lmmkit": """
-        errors majority attention api runs scenes recipe registry data model weights plan objective build
+        errors majority progress attention api runs scenes recipe registry data model weights plan objective build
         optimizers cost_estimate attention_benchmark inference import_export evaluate training report commands
         cli __main__
     """,
@@ -25,34 +25,35 @@ FLOORS: dict[str, str] = {
         model_info plugin_files sample layout needs batch components
     """,
     "lmmkit.attention": """
-        forest interface merge schedule eager sdpa xformers_backend backends
+        forest interface merge schedule eager sdpa flash xformers_backend trial backends
     """,
     "lmmkit.commands": """
-        support bench chat check ckpt data diff evaluate explain model plugins quickstart recipes
+        support bench chat check ckpt data diff env evaluate explain model plugins quickstart recipes
         train
     """,
     "lmmkit.commands.support": """
-        common data_check token_pieces
+        progress_display common data_check token_pieces jobs quickstart_display
     """,
     "lmmkit.data": """
-        images packing sampler length_grouping rank_shares sources text_tokenizers layout_writer
+        image_markers images packing sampler length_grouping rank_shares sources text_tokenizers layout_writer
         chat_templates views pipeline step_transfer loader
     """,
     "lmmkit.data.sources": """
-        bad_records image_paths json_stream index_cache json_records record_parser indexed_records
+        bad_records image_paths json_stream index_cache json_records record_keys record_parser indexed_records
         llava_json tar_members webdataset_shards records
     """,
     "lmmkit.data.text_tokenizers": """
-        sentencepiece_tokenizer hf_tokenizer tiktoken_tokenizer choose
+        sentencepiece_tokenizer added_tokens hf_tokenizer tiktoken_tokenizer choose
     """,
     "lmmkit.errors": """
-        benchmarks commands data plan recipe training weights
+        benchmarks commands data judge plan recipe training weights
     """,
     "lmmkit.evaluate": """
-        task controls stats official_files vqa_text group_means benchmarks exact_match restore terms kinds run
+        task controls stats official_files vqa_text group_means judge benchmarks exact_match restore terms
+        kinds run
     """,
     "lmmkit.evaluate.benchmarks": """
-        benchmark gqa pope scienceqa textvqa vizwiz vqav2 names
+        benchmark gqa llava_wild mm_vet pope scienceqa textvqa vizwiz vqav2 names
     """,
     "lmmkit.inference": """
         batch_from_ids kv_cache generate token_model text_stream chat_model load
@@ -64,14 +65,14 @@ FLOORS: dict[str, str] = {
         compiled frozen_bf16 lora recompute
     """,
     "lmmkit.plan": """
-        from_model instances shapes pretrained stage_plan checks compile_plan prepare explain
+        from_model instances shapes pretrained stage_plan checks compile_plan prepare notices explain
     """,
     "lmmkit.recipe": """
         field_types model shipped source_positions stage schema rules write diff yaml_tree
         error_messages read
     """,
     "lmmkit.report": """
-        quickstart
+        quickstart train_summary
     """,
     "lmmkit.runs": """
         files run_folder run_lock
@@ -91,10 +92,10 @@ FLOORS: dict[str, str] = {
         process_group fsdp
     """,
     "lmmkit.training.monitoring": """
-        anomalies determinism empty_terms image_logging metrics_log out_of_memory
+        anomalies determinism empty_terms image_logging metrics_log out_of_memory unreached_parts
     """,
     "lmmkit.weights": """
-        config model_folder tensor_reader name_maps decoders encoders lora_checkpoints timm_encoder
+        config model_folder end_ids tensor_reader name_maps decoders encoders lora_checkpoints timm_encoder
         detect export
     """,
     "lmmkit.weights.export": """

@@ -14,11 +14,11 @@ ELSEWHERE = ("trust", "plugins", "stored", "support")  # folders that are no mir
 # Modules without a test file of their own, and the test that runs them.
 TESTED_BY = {
     "__main__": "training/test_signals_stop.py",
-    "attention/merge": "attention/test_backends.py",
     "attention/sdpa": "attention/test_backends.py",
     "data/layout_writer": "data/test_chat_templates.py",
     "data/sources/indexed_records": "data/sources/test_index_cache.py",
     "data/sources/image_paths": "data/sources/test_records.py",
+    "evaluate/benchmarks/names": "evaluate/test_run.py",
     "inference/batch_from_ids": "weights/test_decoders.py",
     "inference/kv_cache": "inference/test_generate.py",
     "inference/token_model": "weights/test_decoders.py",
@@ -39,6 +39,7 @@ TESTED_BY = {
     "training/monitoring/empty_terms": "training/monitoring/test_anomalies.py",
     "training/monitoring/image_logging": "training/monitoring/test_metrics_log.py",
     "weights/config": "weights/test_decoders.py",
+    "weights/end_ids": "weights/export/test_llava_folders.py",
     "weights/export/chat_template_export": "weights/export/test_processor_files.py",
     "weights/lora_checkpoints": "test_import_export.py",
     "weights/name_maps": "weights/test_decoders.py",
@@ -51,6 +52,7 @@ COMMANDS = (
     "commands/test_explain.py",
     "commands/test_bench.py",
     "commands/test_ckpt.py",
+    "commands/test_env.py",
 )
 
 # Names that several modules may define: verbs of commands, and one `app` for each command group.

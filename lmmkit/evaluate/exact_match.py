@@ -73,6 +73,7 @@ def baseline_of(training: Iterable[Sample]) -> Majority:
         (question.text.strip(), _type(sample), answer.text.strip())
         for sample in training
         for question, answer in zip(sample.turns[::2], sample.turns[1::2], strict=False)
+        if answer.supervised
     )
 
 

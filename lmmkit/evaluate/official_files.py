@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lmmkit.data.sources.image_paths import is_plain, path_fault
 from lmmkit.data.sources.json_stream import Parser, skip
-from lmmkit.errors import Code, Problem, UserError, did_you_mean, raise_all
+from lmmkit.errors import Code, MachineError, Problem, UserError, did_you_mean, raise_all
 from lmmkit.errors.benchmarks import (
     ABSENT_IMAGES,
     LFS_POINTER,
@@ -23,9 +25,18 @@ from lmmkit.errors.benchmarks import (
     UNKNOWN_SPLIT,
     UPLOAD_ANSWERS,
 )
+from lmmkit.runs.files import unwritable
 
 HUMANS = 10  # answers to each question of VQAv2, TextVQA and VizWiz
 MOST_NAMED = 8  # problems of one kind in one file, or names in one problem, before only their number is given
+# how the formats of images begin, which tables contain
+_IMAGE_STARTS = {
+    b"\xff\xd8\xff": ".jpg",
+    b"\x89PNG\r\n": ".png",
+    b"GIF8": ".gif",
+    b"RIFF": ".webp",
+    b"BM": ".bmp",
+}
 _POINTERS = (b"version https://git-lfs.github.com/spec/", b"/annex/objects/")
 _BROKEN = object()  # the value of a text that is no JSON
 _LISTED = 32  # images of one folder from which on its listing is read instead of asking for each
@@ -267,6 +278,29 @@ def upload_problems(where: str, asked: Iterable[str], answered: Iterable[str]) -
         )
     if extra := [i for i in answered if i not in asked]:
         yield UPLOAD_ANSWERS.at(where, got=f"answers to {named(extra)}", expected="ids of the split")
+
+
+def write_image_once(folder: Path, data: bytes) -> Path | None:
+    """Returns the file in `folder` with these bytes, named by their hash; None if they are no image.
+
+    A file is complete as soon as it has its name, so one that exists is not written again. Raises `MachineError` if
+    the file system refuses.
+    """
+    suffix = next((suffix for start, suffix in _IMAGE_STARTS.items() if data.startswith(start)), None)
+    if suffix is None:
+        return None
+    path = folder / f"{hashlib.sha256(data).hexdigest()[:32]}{suffix}"
+    temporary = folder / f".{path.name}.{os.getpid()}.tmp"
+    try:
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(data)
+            os.replace(temporary, path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise MachineError(unwritable(path, error)) from error
+    return path
 
 
 def _absent(folder: Path, below: str, names: Sequence[str]) -> list[str]:
