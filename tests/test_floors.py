@@ -49,11 +49,11 @@ FLOORS: dict[str, str] = {
         benchmarks commands data judge plan recipe training weights
     """,
     "lmmkit.evaluate": """
-        task controls stats official_files vqa_text group_means judge benchmarks exact_match
+        task controls stats official_files vqa_text group_means option_letters judge benchmarks exact_match
         restore terms kinds run
     """,
     "lmmkit.evaluate.benchmarks": """
-        benchmark gqa llava_wild mm_vet mme pope scienceqa textvqa vizwiz vqav2 names
+        benchmark gqa llava_wild mm_vet mme pope scienceqa seed textvqa vizwiz vqav2 names
     """,
     "lmmkit.inference": """
         batch_from_ids kv_cache generate token_model text_stream chat_model load

@@ -9,6 +9,7 @@ from lmmkit.evaluate.benchmarks.mm_vet import MmVet
 from lmmkit.evaluate.benchmarks.mme import Mme
 from lmmkit.evaluate.benchmarks.pope import Pope
 from lmmkit.evaluate.benchmarks.scienceqa import ScienceQa
+from lmmkit.evaluate.benchmarks.seed import SeedBench
 from lmmkit.evaluate.benchmarks.textvqa import TextVqa
 from lmmkit.evaluate.benchmarks.vizwiz import VizWiz
 from lmmkit.evaluate.benchmarks.vqav2 import VqaV2
@@ -16,6 +17,6 @@ from lmmkit.evaluate.benchmarks.vqav2 import VqaV2
 BENCHMARKS: dict[str, type[Benchmark]] = {
     each.name: each
     for each in (
-        Gqa, LlavaWild, Mme, MmVet, Pope, ScienceQa, TextVqa, VizWiz, VqaV2
+        Gqa, LlavaWild, Mme, MmVet, Pope, ScienceQa, SeedBench, TextVqa, VizWiz, VqaV2
     )
 }  # fmt: skip
