@@ -7,6 +7,7 @@ from lmmkit.evaluate.benchmarks.gqa import Gqa
 from lmmkit.evaluate.benchmarks.llava_wild import LlavaWild
 from lmmkit.evaluate.benchmarks.mm_vet import MmVet
 from lmmkit.evaluate.benchmarks.mme import Mme
+from lmmkit.evaluate.benchmarks.mmmu import Mmmu
 from lmmkit.evaluate.benchmarks.pope import Pope
 from lmmkit.evaluate.benchmarks.scienceqa import ScienceQa
 from lmmkit.evaluate.benchmarks.seed import SeedBench
@@ -17,6 +18,6 @@ from lmmkit.evaluate.benchmarks.vqav2 import VqaV2
 BENCHMARKS: dict[str, type[Benchmark]] = {
     each.name: each
     for each in (
-        Gqa, LlavaWild, Mme, MmVet, Pope, ScienceQa, SeedBench, TextVqa, VizWiz, VqaV2
+        Gqa, LlavaWild, Mme, Mmmu, MmVet, Pope, ScienceQa, SeedBench, TextVqa, VizWiz, VqaV2
     )
 }  # fmt: skip
