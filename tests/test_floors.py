@@ -53,7 +53,7 @@ FLOORS: dict[str, str] = {
         restore terms kinds run
     """,
     "lmmkit.evaluate.benchmarks": """
-        benchmark gqa llava_wild mm_vet mme mmmu pope scienceqa seed textvqa vizwiz vqav2 names
+        benchmark gqa llava_wild mm_vet mmbench mme mmmu pope scienceqa seed textvqa vizwiz vqav2 names
     """,
     "lmmkit.inference": """
         batch_from_ids kv_cache generate token_model text_stream chat_model load
