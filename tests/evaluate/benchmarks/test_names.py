@@ -35,6 +35,5 @@ def test_a_benchmark_is_complete(name, tmp_path):
 
 def test_the_sections_of_the_documentation_are_benchmarks_in_alphabetical_order():
     page = (Path(package.__path__[0]).parents[2] / "docs" / "benchmarks.md").read_text()
-    sections = re.findall(r"^## `(\w+)`", page, re.M)
-    assert sections == sorted(sections) and set(sections) <= set(BENCHMARKS)
-    assert {"gqa", "pope", "scienceqa", "textvqa", "vizwiz", "vqav2"} <= set(sections)
+    sections = re.findall(r"^## `([\w-]+)`", page, re.M)
+    assert sections == sorted(BENCHMARKS)
