@@ -185,7 +185,7 @@ class OfficialFiles:
                 got=f"{sound} answers",
                 expected=f"{HUMANS} answers that are texts",
             )
-        return texts
+        return [text for text in texts if isinstance(text, str)]
 
     def unique(self, path: Path, key: str, ids: Iterable[Hashable]) -> None:
         """Notes each id that occurs twice."""

@@ -107,8 +107,8 @@ class MmVet(Benchmark):
         if judged.waiting or not items:
             return {}
         grades = np.array(
-            [[grades[item.id][0] for item in items] for grades in judged.grades]
-        )  # runs x items
+            [[(grades[item.id] or (0.0,))[0] for item in items] for grades in judged.grades]
+        )  # runs x items; `failed` is the grade of a response without one
         means, clusters = grades.mean(axis=0), [item.cluster for item in items]
         sets = [item.groups["capabilities"] for item in items]
         needed = {each: [i for i, one in enumerate(sets) if each in one.split("+")] for each in CAPABILITIES}

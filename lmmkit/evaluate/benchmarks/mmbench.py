@@ -148,8 +148,9 @@ class MMBench(Benchmark):
                 if name == "index":
                     sheet.cell(number, column, int(text))
                 elif text:
-                    sheet.cell(number, column).value = text
-                    sheet.cell(number, column).data_type = "s"  # also for "=...", which would be a formula
+                    sheet.cell(
+                        number, column, text
+                    ).data_type = "s"  # also for "=...", which would be a formula
         file = io.BytesIO()
         book.save(file)
         return {"mmbench.xlsx": file.getvalue()}

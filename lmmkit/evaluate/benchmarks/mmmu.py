@@ -107,7 +107,7 @@ class Mmmu(Benchmark):
     def figures(self, items: Sequence[Item], verdicts: Sequence[Verdict]) -> dict[str, Figure]:
         """Returns the accuracy of all questions, of each domain, type and subject; then the share of guesses."""
         # an open question has no letter that could be right
-        letters = [
+        letters: list[dict[str, float]] = [
             dict.fromkeys(item.gold["answers"] if item.gold["type"] == CHOICE else (), 1.0) for item in items
         ]
         strict, lenient = [v.score or 0.0 for v in verdicts], [v.lenient or 0.0 for v in verdicts]
@@ -269,7 +269,7 @@ def _open_right(golds: Sequence[str], read: Sequence[str | float]) -> bool:
     right = [each for gold in golds for each in _normal(gold)]
     texts = [each for each in right if isinstance(each, str)]
     return any(
-        each in right if isinstance(each, float) else any(text in each for text in texts) for each in read
+        any(text in each for text in texts) if isinstance(each, str) else each in right for each in read
     )
 
 
