@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
+from lmmkit import __version__
 from lmmkit.commands import (
     bench,
     chat,
@@ -13,6 +15,7 @@ from lmmkit.commands import (
     ckpt,
     data,
     diff,
+    env,
     explain,
     model,
     plugins,
@@ -34,12 +37,28 @@ app.command("eval")(eval_.evaluate)
 app.command()(chat.chat)
 app.command()(diff.diff)
 app.command()(explain.explain)
+app.command()(env.env)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(data.app, name="data")
 app.add_typer(plugins.app, name="plugins")
 app.add_typer(model.app, name="model")
 app.add_typer(ckpt.app, name="ckpt")
 app.add_typer(bench.app, name="bench")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"lmmkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Takes the options of `lmmkit` without a command."""
 
 
 def main() -> None:

@@ -32,12 +32,13 @@ from lmmkit.objective import Objective
 from lmmkit.plan import from_model, shapes
 from lmmkit.plan.prepare import Prepared, prepare_bare
 from lmmkit.plan.pretrained import MODULES, Pretrained
+from lmmkit.progress import working
 from lmmkit.recipe import Recipe, VisionScratch, VisionTimm, section_mapping, to_mapping, vision_from_mapping
 from lmmkit.weights import encoders, lora_checkpoints, model_folder, name_maps
 from lmmkit.weights.detect import PretrainedFolder, open_pretrained, peft_source
 from lmmkit.weights.end_ids import GENERATION, image_id, unapplied_settings
 from lmmkit.weights.export import llava_folders, peft_adapter
-from lmmkit.weights.export.export_model import Exported
+from lmmkit.weights.export.export_model import Exported, export_folder
 from lmmkit.weights.tensor_reader import Stored
 
 _log = logging.getLogger("lmmkit")
@@ -252,7 +253,8 @@ def export_model(
         case "lmmkit":
             _require_new(folder)
             _require_no_links(source)
-            shutil.copytree(source, folder, dirs_exist_ok=True)
+            with export_folder(folder) as aside, working("copying"):
+                shutil.copytree(source, aside, dirs_exist_ok=True)
         case "peft":
             _require_new(folder)
             _export_adapter(source, folder, base)
@@ -270,6 +272,7 @@ def _exported(source: Path, prepared: Prepared, parts: Mapping[str, nn.Module]) 
         vision=parts["vision"], connector=parts["connector"], text=cast(Decoder, parts["text"]),
         config=model_folder.config_of(source), tokenizer=prepared.tokenizer,
         passthrough=model_folder.carried_of(source), image_fit=chat.image_fit, template=chat.template,
+        system=chat.system or "",
     )  # fmt: skip
 
 

@@ -34,6 +34,8 @@ class Objective(nn.Module):
         super().__init__()
         self.lmm, self.plugins, self.compute = lmm, plugins, compute
         self.terms: tuple[Term, ...] = ()
+        # parameters that a plugin itself has frozen, by name: no stage trains them
+        self.always_frozen = frozenset(n for n, p in plugins.named_parameters() if not p.requires_grad)
 
     def forward(self, batch: Batch) -> Outcome:
         """Runs one packed pass over a micro-batch; all terms are sums, without averages."""
@@ -45,8 +47,11 @@ class Objective(nn.Module):
         sums = {name: sum_.clone() for name, sum_ in zip(batch.text_terms, by_term.unbind(), strict=True)}
         sums["next_token"] = sums["next_token"] + self._zero_graph_anchor(batch, out)
         ctxs = {term.name: self._ctx(term, batch, out) for term in self.terms}
-        values = {t.name: t.value(ctxs[t.name]) for t in self.terms if t.name not in sums}
-        return Outcome(sums | values, ctxs, _by_source(losses_S.detach(), batch))
+        for term in (term for term in self.terms if term.name not in sums):
+            sums[term.name] = (
+                term.value(ctxs[term.name]) if batch.count[term.name] else losses_S.new_zeros(())
+            )
+        return Outcome(sums, ctxs, _by_source(losses_S.detach(), batch))
 
     @torch.no_grad()
     def metric_sums(self, outcome: Outcome, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -106,7 +111,9 @@ def tap(need: Need, batch: Batch, out: ModelOutput) -> Tensor:
             return _mean_by_view(out.at(pick.row_Q), pick)
         case AttnMass(layers=layers):
             mass_LR = out.mass_LR if layers == "all" else out.mass_LR[list(layers)]
-            place_Q = torch.searchsorted(batch.attention.row_R.to(pick.row_Q.device), pick.row_Q)
+            place_Q = torch.searchsorted(
+                batch.attention.row_R.to(pick.row_Q.device, non_blocking=True), pick.row_Q
+            )
             return mass_LR.mean(0)[place_Q]  # float32 or wider
 
 

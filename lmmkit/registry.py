@@ -32,6 +32,7 @@ from lmmkit.errors.plan import (
     NO_HOOKIMPL,
     NO_OBSERVER_HOOK,
     NOT_A_COMPONENT,
+    TWO_PACKAGES,
     UNKNOWN_COMPONENT,
     UNTRUSTED_FILE,
 )
@@ -100,7 +101,15 @@ class Registry:
 
 def installed() -> dict[str, EntryPoint]:
     """Returns entry points by component name. Imports nothing."""
-    return {point.name: point for point in entry_points(group=GROUP)}
+    return {name: points[0] for name, points in _offered().items()}
+
+
+def _offered() -> dict[str, list[EntryPoint]]:
+    """Returns all entry points by component name: several if several distributions use one name."""
+    offered: dict[str, list[EntryPoint]] = {}
+    for point in entry_points(group=GROUP):
+        offered.setdefault(point.name, []).append(point)
+    return offered
 
 
 def origin(point: EntryPoint) -> str:
@@ -161,7 +170,7 @@ class _Loader:
 
     def __init__(self, trust_files: bool, base: Path):
         self.trust_files, self.base = trust_files, base
-        self.installed = installed()
+        self.offered = _offered()
         self.manager = pluggy.PluginManager("lmmkit")
         self.manager.add_hookspecs(Hooks)
 
@@ -196,12 +205,16 @@ class _Loader:
 
     def _installed(self, where: str, name: str) -> tuple[ModuleType, str]:
         """Returns the module of an installed component, and its origin."""
-        if name not in self.installed:
-            got, nearest = f"component `{name}`", did_you_mean(name, self.installed)
+        if name not in self.offered:
+            got, nearest = f"component `{name}`", did_you_mean(name, self.offered)
             raise UserError(UNKNOWN_COMPONENT.at(where, got=got, nearest=nearest))
-        source = origin(self.installed[name])
+        point, *others = self.offered[name]
+        if others:
+            sources = ", ".join(sorted(map(origin, self.offered[name])))
+            raise UserError(TWO_PACKAGES.at(where, got=f"`{name}` in {sources}"))
+        source = origin(point)
         with _loading(where, f"`{name}` of {source}"):
-            return self.installed[name].load(), source
+            return point.load(), source
 
     def _file(self, where: str, path: Path) -> ModuleType:
         """Returns the module of a local file."""
@@ -237,7 +250,7 @@ def _checked(where: str, plugin: _Plugin, name: str) -> FoundComponent:
         got, nearest = f"component `{name}` of {plugin.origin}", did_you_mean(name, plugin.components)
         raise UserError(NO_COMPONENT.at(where, got=got, nearest=nearest))
     cls = plugin.components[name]
-    if not (inspect.isclass(cls) and issubclass(cls, Component) and dataclasses.is_dataclass(cls)):
+    if not (inspect.isclass(cls) and issubclass(cls, Component) and "__dataclass_fields__" in vars(cls)):
         raise UserError(NOT_A_COMPONENT.at(where, got=f"`{name}` of {plugin.origin}: {cls!r}"))
     if cls.api != API:
         raise UserError(API_VERSION.at(where, got=f"`{name}` for API version {cls.api}", api=API))

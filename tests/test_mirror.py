@@ -14,11 +14,11 @@ ELSEWHERE = ("trust", "plugins", "stored", "support")  # folders that are no mir
 # Modules without a test file of their own, and the test that runs them.
 TESTED_BY = {
     "__main__": "training/test_signals_stop.py",
-    "attention/merge": "attention/test_backends.py",
     "attention/sdpa": "attention/test_backends.py",
     "data/layout_writer": "data/test_chat_templates.py",
     "data/sources/indexed_records": "data/sources/test_index_cache.py",
     "data/sources/image_paths": "data/sources/test_records.py",
+    "evaluate/benchmarks/names": "evaluate/test_run.py",
     "inference/batch_from_ids": "weights/test_decoders.py",
     "inference/kv_cache": "inference/test_generate.py",
     "inference/token_model": "weights/test_decoders.py",
@@ -52,6 +52,7 @@ COMMANDS = (
     "commands/test_explain.py",
     "commands/test_bench.py",
     "commands/test_ckpt.py",
+    "commands/test_env.py",
 )
 
 # Names that several modules may define: verbs of commands, and one `app` for each command group.

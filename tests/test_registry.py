@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import sys
 import types
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 import pytest
 
 import lmmkit
+import lmmkit.registry as registry_module
 from lmmkit.errors import UserError
 from lmmkit.plan.prepare import prepare
 from lmmkit.recipe import read_text
@@ -117,6 +119,18 @@ def test_a_plugin_with_an_unknown_hook_does_not_make_others_fail(tmp_path):
         "plugin/bad-hook", "first", "plugin/bad-hook", "second",
     )  # fmt: skip
     assert "lmmkit_loged" in first.got and "steps" in second.got and "\n" not in second.got
+
+
+def test_a_name_that_two_packages_offer_is_refused(monkeypatch):
+    """Neither of two packages may silently replace the other, nor a plugin of lmmkit."""
+    (ours,) = [point for point in entry_points(group="lmmkit.plugins") if point.name == "image_order"]
+    theirs = EntryPoint("image_order", "json", "lmmkit.plugins")
+    for order in ([ours, theirs], [theirs, ours]):
+        monkeypatch.setattr(registry_module, "entry_points", lambda group, order=order: order)
+        with pytest.raises(UserError) as error:
+            open_registry({"mine": "image_order"}, where={"mine": "here"})
+        (problem,) = error.value.problems
+        assert problem.code == "plugin/two-packages" and "json" in problem.got and "lmmkit" in problem.got
 
 
 def test_components_that_raise_are_a_problem(tmp_path):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from lmmkit.api.needs import Need
+from lmmkit.api.needs import HiddenMean, Need
 from lmmkit.attention.forest import Forest
 from lmmkit.attention.schedule import AttentionSpec
 
@@ -88,6 +88,11 @@ class Batch:
     def views_of(self, name: str) -> list[int]:
         """Returns the numbers of the views of this name."""
         return [i for i, (view, _) in enumerate(self.views) if view == name]
+
+    def value_count(self, need: Need) -> int:
+        """Returns the number of values of a need: rows, or for a `HiddenMean` the views that have any."""
+        gather = self.gathers[need]
+        return len(gather.view_Q.unique()) if isinstance(need, HiddenMean) else len(gather)
 
     def first_image(self, view: int) -> Tensor:
         """Returns the preprocessed pixels [C, X, Y] of the first image of a view."""

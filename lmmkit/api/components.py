@@ -50,8 +50,16 @@ class Ctx:
         return self.taps[need]
 
     def label(self, key: str) -> Tensor:
-        """Returns the labels `key` of this instance's views, in view order: [views]."""
-        return self.batch.labels[f"{self.name}/{key}"]
+        """Returns the labels `key` of this instance's views, in view order: [views].
+
+        Raises `KeyError` if its views do not have this label.
+        """
+        found = self.batch.labels.get(f"{self.name}/{key}")
+        if found is not None:
+            return found
+        if self.batch.views_of(self.name):
+            raise KeyError(f"plugin `{self.name}` reads label `{key}`, which its views do not have")
+        return self.batch.target_S.new_empty(0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +70,11 @@ class Component:
     name: str
 
     def modules(self, dims: Dims) -> nn.Module | None:
-        """Returns the module of the instance, built once per run. Each module in it with parameters has
-        `reset_parameters`."""
+        """Returns the module of the instance, built once per run.
+
+        Each module in it with parameters or buffers has `reset_parameters`, which fills them. A parameter
+        with `requires_grad` off stays frozen in all stages.
+        """
         return None
 
     def check(self, dims: Dims) -> str:
@@ -101,11 +112,17 @@ class Term(Component):
         return ()
 
     def count(self, batch: Batch) -> int:
-        """Returns the number of items that the term averages over; called on the host, before the forward."""
-        return len(batch.gathers[self.needs[0]])
+        """Returns the number of items that the term averages over; called on the host, before the forward.
+
+        Unless overridden: the number of values of the first need, so the views of a `HiddenMean`.
+        """
+        return batch.value_count(self.needs[0])
 
     def value(self, ctx: Ctx) -> Tensor:
-        """Returns the SUM over those items, a float32 scalar. The core divides by the global count."""
+        """Returns the SUM over those items, a float32 scalar. The core divides by the global count.
+
+        It is not called for a micro-batch with a count of 0.
+        """
         raise NotImplementedError
 
     def chance(self, dims: Dims) -> float | None:

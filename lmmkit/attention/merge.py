@@ -3,14 +3,15 @@
 Where mass is asked for, the keys of a call are either all key rows or all other rows. So the merge
 weight of the parts over key rows IS the mass: m = exp(lse_key - lse). Its gradient g only shifts the
 row term D = sum(dO * O) of the softmax backward: D - g (1 - m) in parts over key rows, D + g m in the
-others. A flash backward computes D from (dO, O), so the shift is applied to the O that it receives.
+others. A flash backward reads O only to compute D from (dO, O), so it is handed an O that gives the D it
+should use.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -18,13 +19,25 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lmmkit.attention.forest import expand
-from lmmkit.attention.interface import ALL, AttentionFn, Heads, Rotary, apply_rope_, grouped, ungrouped
+from lmmkit.attention.interface import (
+    ALL,
+    AttentionFn,
+    Heads,
+    Rotary,
+    apply_rope_,
+    grouped,
+    moved,
+    ungrouped,
+)
 
 UNSEEN = 1e30  # the log-sum-exp of a padding row: its softmax weights become exact zeros
 
 
 class Kernel(Protocol):
-    """Defines the interface of an attention kernel on B dense sequences."""
+    """Defines the interface of an attention kernel on B dense sequences. `grouped`: keys and values may have
+    fewer heads than queries; else they are repeated for it."""
+
+    grouped: ClassVar[bool]
 
     def forward(self, q_BNHK: Tensor, k_BMHK: Tensor, v_BMHK: Tensor) -> tuple[Tensor, Tensor]:
         """Returns (out_BNHK, lse_BNH), lse in float32 or wider."""
@@ -65,11 +78,13 @@ class StridedRows(NamedTuple):
 
 
 class IndexedRows(NamedTuple):
-    """Describes rows by index, `index_BN`, none of them twice. `real_BN` is false at padding, which has
-    index 0; it is None where there is no padding."""
+    """Describes rows by index, `index_BN`, none of them twice: `row_N` is the list of them. Padding has index
+    0; `pad_BN1` is true there, and `real` lists the other places. Both are None where there is no padding."""
 
     index_BN: Tensor
-    real_BN: Tensor | None
+    row_N: Tensor
+    pad_BN1: Tensor | None = None
+    real: tuple[Tensor, Tensor] | None = None
 
     def of(self, x_T: Tensor) -> Tensor:
         """Selects its rows: [T, ...] -> [B, N, ...]."""
@@ -78,22 +93,18 @@ class IndexedRows(NamedTuple):
     def lse_of(self, lse_TH: Tensor) -> Tensor:
         """Returns the log-sum-exp of its rows, [B, N, H], with `UNSEEN` at padding."""
         lse_BNH = self.of(lse_TH)
-        return lse_BNH if self.real_BN is None else lse_BNH.masked_fill_(~self.real_BN[..., None], UNSEEN)
+        return lse_BNH if self.pad_BN1 is None else lse_BNH.masked_fill_(self.pad_BN1, UNSEEN)
 
     def put(self, x_T: Tensor, part: Tensor) -> None:
         """Writes [B, N, ...] to its rows."""
-        x_T[self._rows()] = self._real(part)
+        x_T[self.row_N] = self._real(part)
 
     def add(self, x_T: Tensor, part: Tensor) -> None:
         """Adds [B, N, ...] to its rows."""
-        rows = self._rows()
-        x_T[rows] = x_T[rows].add_(self._real(part))
-
-    def _rows(self) -> Tensor:
-        return self._real(self.index_BN)
+        x_T[self.row_N] = x_T[self.row_N].add_(self._real(part))
 
     def _real(self, x_BN: Tensor) -> Tensor:
-        return x_BN.flatten(0, 1) if self.real_BN is None else x_BN[self.real_BN]
+        return x_BN.flatten(0, 1) if self.real is None else x_BN[self.real]
 
 
 RowSet = StridedRows | IndexedRows
@@ -108,10 +119,13 @@ def row_set(start: np.ndarray, n: np.ndarray, of: np.ndarray, device: torch.devi
         return StridedRows(int(start[0]), int(steps[0]), len(n), int(n[0]))
     lengths_B = np.bincount(of, n).astype(np.int64)
     real_BN = np.arange(lengths_B.max()) < lengths_B[:, None]
-    index_BN = np.zeros(real_BN.shape, np.int64)
-    index_BN[real_BN] = expand(start, n)
-    real = None if real_BN.all() else torch.from_numpy(real_BN).to(device)
-    return IndexedRows(torch.from_numpy(index_BN).to(device), real)
+    index_BN, row_N = np.zeros(real_BN.shape, np.int64), expand(start, n)
+    index_BN[real_BN] = row_N
+    index, row = moved(index_BN, device), moved(row_N, device)
+    if real_BN.all():
+        return IndexedRows(index, row)
+    sequence_N, place_N = (moved(each, device) for each in real_BN.nonzero())
+    return IndexedRows(index, row, moved(~real_BN[..., None], device), (sequence_N, place_N))
 
 
 @dataclass(frozen=True)
@@ -128,6 +142,11 @@ class PartialAttention:
     key: bool
     kernel: Kernel
 
+    def keys(self, x_TGK: Tensor, heads: int) -> Tensor:
+        """Returns the keys or the values of its rows, with the heads that its kernel takes."""
+        x_BMGK = self.k.of(x_TGK)
+        return x_BMGK if self.kernel.grouped else grouped(x_BMGK, heads)
+
 
 def attention_from_parts(
     parts: Sequence[PartialAttention], row_W: np.ndarray | None, row_R: Tensor, device: torch.device
@@ -135,10 +154,9 @@ def attention_from_parts(
     """Returns the attention function for these parts, which must start with the `own` ones. `row_W`: the
     output rows, None for all; `row_R`: the query rows whose mass is returned."""
     if row_W is None:
-        return AttentionFn(ALL, _Plan(parts, ALL, row_R.to(device)))
-    rows_W = torch.from_numpy(row_W)
-    place_R = torch.searchsorted(rows_W, row_R)
-    return AttentionFn(rows_W.to(device), _Plan(parts, rows_W.to(device), place_R.to(device)))
+        return AttentionFn(ALL, _Plan(parts, ALL, moved(row_R.numpy(), device)))
+    rows_W, place_R = moved(row_W, device), moved(np.searchsorted(row_W, row_R.numpy()), device)
+    return AttentionFn(rows_W, _Plan(parts, rows_W, place_R))
 
 
 @dataclass(frozen=True)
@@ -176,8 +194,8 @@ class _Merged(torch.autograd.Function):
         out, lse = q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=wide)
         key_lse = torch.full_like(lse, -torch.inf)
         for part in plan.parts:
-            k_BMHK, v_BMHK = (grouped(part.k.of(x), heads.q) for x in (k, v))
-            part_out, part_lse = part.kernel.forward(part.q.of(q), k_BMHK, v_BMHK)
+            keys = [part.keys(x, heads.q) for x in (k, v)]
+            part_out, part_lse = part.kernel.forward(part.q.of(q), *keys)
             if part.key:
                 part.q.put(key_lse, torch.logaddexp(part.q.of(key_lse), part_lse))
             if not part.own:
@@ -197,16 +215,17 @@ class _Merged(torch.autograd.Function):
         q, k, v = heads.split(qkv_TC)
         q = q[plan.rows]
         d = torch.zeros_like(out) if d_WC is None else d_WC.unflatten(1, (-1, heads.size))
-        out_key = out_rest = out
+        out_rest = out_key = out
         if d_mass_R is not None and len(plan.place_R):
-            d, out_key, out_rest = _shifted(d, out, plan.place_R, d_mass_R, mass_RH)
+            added = mass_row_terms(plan.place_R, mass_RH, d_mass_R)
+            d, (out_rest, out_key) = hand_over(d, out, plan.place_R, [[each] for each in added])
         d_qkv_TC = torch.empty_like(qkv_TC) if plan.all_rows else torch.zeros_like(qkv_TC)
         d_q, d_k, d_v = heads.split(d_qkv_TC)
         to_q = d_q if plan.all_rows else torch.empty_like(q)
         for part in plan.parts:
-            k_BMHK, v_BMHK = (grouped(part.k.of(x), heads.q) for x in (k, v))
+            keys = [part.keys(x, heads.q) for x in (k, v)]
             grads = part.kernel.backward(
-                part.q.of(d), part.q.of(q), k_BMHK, v_BMHK, part.q.of(out_key if part.key else out_rest),
+                part.q.of(d), part.q.of(q), *keys, part.q.of(out_key if part.key else out_rest),
                 part.q.lse_of(lse),
             )  # fmt: skip
             (part.q.put if part.own else part.q.add)(to_q, grads[0])
@@ -226,29 +245,48 @@ def merge_partials(a: Tensor, lse_a: Tensor, b: Tensor, lse_b: Tensor) -> tuple[
     return out.addcmul_(b, (lse_b - lse).exp_()[..., None]).to(a), lse
 
 
-def _shifted(
-    d: Tensor, out: Tensor, row_R: Tensor, g_R: Tensor, mass_RH: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns (d, the output for parts over key rows, the output for the others), such that sum(d * out') is
-    the row term that includes the gradient of the mass.
+def mass_row_terms(row_R: Tensor, mass_RH: Tensor, d_mass_R: Tensor) -> Sequence[tuple[Tensor, Tensor]]:
+    """Returns what the gradient of the mass adds to the row terms: in parts over other rows, over key rows."""
+    d_RH = (d_mass_R / mass_RH.shape[1])[:, None].to(mass_RH)
+    return (row_R, d_RH * mass_RH), (row_R, d_RH * (mass_RH - 1))
 
-    If the output of a row is not read, `d` is zero there and cannot carry the shift. Such a `d` is set to
-    1e-15 of the gradient of the mass: too small to change a gradient, large enough to carry the shift.
+
+def hand_over(
+    d: Tensor, out: Tensor, row_A: Tensor, added: Sequence[Sequence[tuple[Tensor, Tensor]]]
+) -> tuple[Tensor, list[Tensor]]:
+    """Returns `d`, and for each key set the output to hand to its kernels in place of `out`.
+
+    The row term sum(d * handed) is sum(d * out) plus all that is added. The handed output is that row term
+    along d / |d|, so it is as exact as its dtype: an addition to `out` itself is lost in bfloat16 where it
+    is small beside `out`.
+
+    If the output of a row is not read, `d` is zero there and cannot carry a row term. Such a `d` is set to
+    1e-15 of what is added: too small to change a gradient, large enough to carry the row term.
+
+    Args:
+        d: the gradient of the output, [W, H, K].
+        out: the output, [W, H, K].
+        row_A: the rows that are added to, none twice.
+        added: for each key set, what its readers add: (rows, some of `row_A`; row terms [rows, H]).
     """
-    g_RH1 = (g_R / mass_RH.shape[1])[:, None, None].to(mass_RH).expand(*mass_RH.shape, 1)
-    mass_RH1, d_RHK = mass_RH[..., None], d[row_R]
-    norm_RH1 = torch.linalg.vector_norm(d_RHK, dim=-1, keepdim=True, dtype=mass_RH.dtype)
-    least_RH1 = 1e-15 * g_RH1.abs()
-    dead_RH1 = (norm_RH1 <= least_RH1) & (least_RH1 > 0)
-    d_RHK = d_RHK.masked_fill(dead_RH1, 0)
-    d_RHK[..., :1] = torch.where(dead_RH1, least_RH1.to(d), d_RHK[..., :1])
-    norm_RH1 = torch.where(dead_RH1, d_RHK[..., :1].to(norm_RH1), norm_RH1)
-    norm_RH1 = torch.where(norm_RH1 == 0, 1, norm_RH1)
-    way_RHK, out_RHK = d_RHK.to(mass_RH) / norm_RH1, out[row_R]
-    key_RHK = (out_RHK - way_RHK * (g_RH1 * (1 - mass_RH1) / norm_RH1)).to(out)
-    rest_RHK = (out_RHK + way_RHK * (g_RH1 * mass_RH1 / norm_RH1)).to(out)
-    return (
-        d.index_copy(0, row_R, d_RHK),
-        out.index_copy(0, row_R, key_RHK),
-        out.index_copy(0, row_R, rest_RHK),
-    )
+    d_AHK, wide = d[row_A], torch.promote_types(d.dtype, torch.float32)
+    sums = [_summed(terms, out, wide)[row_A, :, None] for terms in added]
+    norm_AH1 = torch.linalg.vector_norm(d_AHK, dim=-1, keepdim=True, dtype=wide)
+    least_AH1 = 1e-15 * torch.stack(sums).abs().amax(0)
+    dead_AH1 = (norm_AH1 <= least_AH1) & (least_AH1 > 0)
+    d_AHK = d_AHK.masked_fill(dead_AH1, 0)
+    d_AHK[..., :1] = torch.where(dead_AH1, least_AH1.to(d), d_AHK[..., :1])
+    norm_AH1 = torch.where(dead_AH1, d_AHK[..., :1].to(wide), norm_AH1)
+    norm_AH1 = torch.where(norm_AH1 == 0, 1, norm_AH1)
+    way_AHK = d_AHK.to(wide) / norm_AH1
+    own_AH1 = torch.linalg.vecdot(way_AHK, out[row_A].to(wide))[..., None]
+    handed = [(way_AHK * (own_AH1 + sum_AH1 / norm_AH1)).to(out) for sum_AH1 in sums]
+    return d.index_copy(0, row_A, d_AHK), [out.index_copy(0, row_A, each) for each in handed]
+
+
+def _summed(terms: Sequence[tuple[Tensor, Tensor]], out: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns the sum of row terms, [W, H]."""
+    total_WH = out.new_zeros(out.shape[:2], dtype=dtype)
+    for row_R, term_RH in terms:
+        total_WH.index_add_(0, row_R, term_RH)
+    return total_WH

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from lmmkit.commands.support.common import Dtype, Json, Root, Trust, err, out, print_json, reporting
+from lmmkit.commands.support.common import (
+    STARTING,
+    Dtype,
+    Json,
+    Root,
+    Trust,
+    err,
+    print_json,
+    print_table,
+    reporting,
+)
+from lmmkit.progress import working
 
 
 @reporting
@@ -28,9 +39,6 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Evaluate a run's models on the tasks of its recipe; adds to RUN/results.json."""
-    import torch
-
-    from lmmkit.evaluate.run import evaluate as run_tasks
     from lmmkit.recipe import read_recipe
     from lmmkit.runs.run_folder import RunFolder
 
@@ -39,7 +47,19 @@ def evaluate(
     root = root or Path(folder.root)
     recipe = read_recipe(folder.resolved, root=root)
     controls = ("blank", "swapped") if probe else None
-    results = run_tasks(
+    with working(STARTING):
+        import torch
+
+        from lmmkit.evaluate.run import TaskResult
+        from lmmkit.evaluate.run import evaluate as run_tasks
+
+    def show(results: Mapping[str, TaskResult]) -> None:
+        if as_json:
+            return print_json({name: result.as_json() for name, result in results.items()})
+        for name, result in results.items():
+            print_table(aligned(name, result.task.table(result.figures)))
+
+    run_tasks(
         folder,
         recipe,
         only=on or (),
@@ -48,11 +68,8 @@ def evaluate(
         trust_files=trust_files,
         dtype=getattr(torch, dtype),
         notify=lambda text: err.print(text),
+        show=show,
     )
-    if as_json:
-        return print_json({name: result.as_json() for name, result in results.items()})
-    for name, result in results.items():
-        out.print(aligned(name, result.task.table(result.figures)))
 
 
 def aligned(title: str, lines: Sequence[Sequence[str]]) -> Table:

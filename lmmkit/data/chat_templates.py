@@ -1,15 +1,16 @@
 """The chat templates: how a sample becomes token ids, and which of them are supervised.
 
-`plain`: images, text and answer, with a newline after each text. `vicuna_v1`: the conversation of
-Vicuna v1.5, with an end token after each answer; ids and supervised positions equal LLaVA-1.5's.
-`chatml` (Qwen) and `llama3` (LLaMA-3): turns between control tokens; ids equal those of the public
-templates. Here the header of an answer and the answer are encoded separately, as in generation.
+`plain`: images, text and answer, with a newline after each text, and no system prompt. `vicuna_v1`: the
+conversation of Vicuna v1.5, with an end token after each answer; ids and supervised positions equal
+LLaVA-1.5's. `chatml` (Qwen) and `llama3` (LLaMA-3): turns between control tokens; ids equal those of the
+public templates. Here the header of an answer and the answer are encoded separately, as in generation.
+An image with a place in the text is written there, in every template.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, get_args
 
 from lmmkit.api.layout import Layout, SpanRole
@@ -46,7 +47,8 @@ def lay_out(
     prefix). A sample may end with the user's turn.
 
     Raises `UserError` for an unknown template, for turns that do not alternate between user and
-    assistant, or if the turns name another number of images than the sample has.
+    assistant, or if the turns name another number of images than the sample has, or places that do not
+    exist.
     """
     _check(sample, after_eos, rows_of)
     writer = LayoutWriter(tokenizer=tokenizer, rows_of=rows_of, after_eos=after_eos)
@@ -148,14 +150,13 @@ class PlainTemplate:
     def write(self, writer: LayoutWriter, sample: Sample) -> None:
         images = _begin(writer, sample)
         for turn in sample.turns:
-            for _ in range(turn.images):
-                writer.image(next(images))
             if turn.role == "assistant":
-                writer.write(turn.text, "response", supervised=True)
+                writer.write(turn.text, "response", supervised=turn.supervised)
                 writer.part()
-                writer.write("\n", "response", supervised=True)
-            elif turn.text:
-                writer.write(turn.text + "\n", "user")
+                writer.write("\n", "response", supervised=turn.supervised)
+            else:
+                line = replace(turn, text=turn.text + "\n") if turn.text else turn
+                _user(writer, "", line, images, between="")
 
     def first_id(self, tokenizer: TextTokenizer) -> int | None:
         return tokenizer.bos
@@ -174,11 +175,11 @@ class VicunaTemplate:
 
     def write(self, writer: LayoutWriter, sample: Sample) -> None:
         images = _begin(writer, sample)
-        writer.write(VICUNA_SYSTEM, "system")
+        writer.write(sample.system or VICUNA_SYSTEM, "system")
         for i, turn in enumerate(sample.turns):
             if turn.role == "assistant":
-                writer.write(" " + turn.text, "response", supervised=True)
-                writer.control(writer.tokenizer.eos, "response", supervised=True)
+                writer.write(" " + turn.text, "response", supervised=turn.supervised)
+                writer.control(writer.tokenizer.eos, "response", supervised=turn.supervised)
             else:
                 _user(writer, " USER: " if i == 0 else "USER: ", turn, images)
                 writer.write(" ASSISTANT:", "header")
@@ -199,7 +200,8 @@ class FramedTemplate:
 
     `head`: the control tokens before and after the name of a role. `open`: the text after a head.
     `end`: the control token after the text of a turn. `gap`: the text between turns. `start`: a
-    control token at the beginning. `system`: the text of the system turn; empty for none.
+    control token at the beginning. `system`: the text of the system turn of a sample that has no system
+    prompt of its own; empty for none.
     """
 
     name: str
@@ -213,14 +215,14 @@ class FramedTemplate:
     def write(self, writer: LayoutWriter, sample: Sample) -> None:
         images = iter(sample.images)
         self._control(writer, self.start, "bos")
-        if self.system:
-            writer.write(self._head(writer, "system", "system") + self.system, "system")
+        if system := sample.system or self.system:
+            writer.write(self._head(writer, "system", "system") + system, "system")
             self._control(writer, self.end, "system")
             writer.write(self.gap, "system")
         for turn in sample.turns:
             if turn.role == "assistant":
-                writer.write(turn.text, "response", supervised=True)
-                self._control(writer, self.end, "response", supervised=True)
+                writer.write(turn.text, "response", supervised=turn.supervised)
+                self._control(writer, self.end, "response", supervised=turn.supervised)
                 writer.write(self.gap, "user")
                 continue
             _user(writer, self._head(writer, "user", "user"), turn, images)
@@ -280,16 +282,22 @@ def _begin(writer: LayoutWriter, sample: Sample) -> Iterator[Image]:
     return iter(sample.images)
 
 
-def _user(writer: LayoutWriter, before: str, turn: Turn, images: Iterator[Image]) -> None:
-    """Writes `before`, the images of a user's turn with a newline after each, and its text.
+def _user(
+    writer: LayoutWriter, before: str, turn: Turn, images: Iterator[Image], between: str = "\n"
+) -> None:
+    """Writes `before` and a user's turn: each image at its place in the text, or all images before the text
+    with `between` after each.
 
     LLaVA strips a question that contains only its image, including the newline.
     """
+    begin = 0
     for i in range(turn.images):
-        writer.write(before, "user")
+        end = turn.places[i] if turn.places else 0
+        writer.write(before + turn.text[begin:end], "user")
         writer.image(next(images))
-        before = "\n" if turn.text or i + 1 < turn.images else ""
-    writer.write(before + turn.text, "user")
+        before = between if not turn.places and (turn.text or i + 1 < turn.images) else ""
+        begin = end
+    writer.write(before + turn.text[begin:], "user")
 
 
 def _unknown(template: str, where: str) -> Problem:
@@ -314,4 +322,11 @@ def _check(sample: Sample, after_eos: str, rows_of: RowsOf) -> None:
     if sum(counts) != len(sample.images) or any(n < 0 for n in counts):
         got = f"{len(sample.images)} images for {[turn.images for turn in sample.turns]} places by turn"
         problems.append(CHAT_IMAGES.at(where, got=got))
+    for i, turn in enumerate(sample.turns):
+        inside = list(turn.places) == sorted(turn.places) and all(
+            0 <= place <= len(turn.text) for place in turn.places
+        )
+        if turn.places and (len(turn.places) != turn.images or not inside):
+            got = f"places {turn.places} of {turn.images} images in turn {i}, a text of {len(turn.text)}"
+            problems.append(CHAT_IMAGES.at(where, got=f"{got} characters"))
     raise_all(problems)

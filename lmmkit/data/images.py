@@ -153,6 +153,15 @@ def _constants(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Tensor,
     return torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
 
 
+def save_pixels(image: Pil.Image, path: str | os.PathLike[str]) -> None:
+    """Writes an image in memory to a file that `read_image` reads as it would read the image's own file.
+
+    Raises `UserError` if its pixels cannot be read.
+    """
+    with _as_user_error("an image in memory"):
+        _rgb(_upright(image)).save(path, format="BMP")
+
+
 @contextmanager
 def _opened(file: File, fit: ImageFit) -> Iterator[Pil.Image]:
     """Opens the image and checks its header. Every error in the block becomes a `UserError`."""

@@ -16,6 +16,7 @@ from lmmkit.api.batch import Step
 from lmmkit.data.images import ImageReader, ImageRef
 from lmmkit.data.length_grouping import GroupedSampler
 from lmmkit.data.packing import Packer, SizedSample, read_images
+from lmmkit.data.rank_shares import balanced_shares, estimated_rows
 from lmmkit.data.sampler import Sampler
 from lmmkit.data.sources.bad_records import BadRecord
 from lmmkit.data.sources.records import Records
@@ -29,7 +30,8 @@ LOST = (RECORDS_CHANGED.code, RECORDS_FILE.code)  # problems of a file, not of o
 @dataclass(frozen=True, kw_only=True)
 class Pipeline:
     """Describes the data of one stage. `tokens`: most rows of a micro-batch. `samples`: the number of
-    samples of a step; each of `world` ranks takes a contiguous part of them."""
+    samples of a step; each of `world` ranks takes a part of them with about as many rows. `image_rows`: the
+    rows that an image takes."""
 
     sources: Mapping[str, Records]
     order: Sampler | GroupedSampler
@@ -39,14 +41,23 @@ class Pipeline:
     samples: int
     tokens: int
     total: int
+    image_rows: int = 0
     rank: int = 0
     world: int = 1
 
-    def positions(self, index: int) -> range:
-        """Returns the positions of the samples that this rank takes in a step. All ranks cover the step."""
+    def positions(self, index: int) -> Sequence[int]:
+        """Returns the positions of the samples that this rank takes in a step, ascending. All ranks cover the
+        step."""
         first = index * self.samples
-        n = min(self.samples, self.total - first)
-        return range(first + self.rank * n // self.world, first + (self.rank + 1) * n // self.world)
+        step = range(first, min(first + self.samples, self.total))
+        if self.world == 1:
+            return step
+        rows = [self._estimated_rows(k) for k in step]
+        return [step[i] for i in balanced_shares(rows, self.world)[self.rank]]
+
+    def _estimated_rows(self, k: int) -> float:
+        source, _, record = self.order.at(k)
+        return estimated_rows(int(self.sources[source].words_N[record]), self.image_rows)
 
     def step(self, index: int) -> Step:
         """Returns the micro-batches of optimizer step `index`, from 0. Samples keep the order of `order`."""

@@ -4,6 +4,8 @@ from lmmkit.errors import Code
 
 # fmt: off
 
+ROOT = " Relative paths in a recipe start at the folder that `--root` names."
+
 # chat/
 
 CHAT_AFTER_EOS = Code(
@@ -16,8 +18,15 @@ CHAT_CONTROL = Code(
     hint="Use one of the templates {usable}, or another tokenizer.",
 )
 CHAT_IMAGES = Code(
-    "chat/images", cause="The number of images of a sample differs from the sum of `Turn.images` over its turns.",
-    expected="each image counted once, in user turns only", hint="Correct `Turn.images`.",
+    "chat/images", cause="The number of images of a sample differs from the sum of `Turn.images` over its turns, or "
+    "an image has a place outside its text.",
+    expected="each image counted once, in user turns only, and one place for each image or none",
+    hint="Correct `Turn.images` or `Turn.places`.",
+)
+CHAT_MARKERS = Code(
+    "chat/image-markers", cause="The `<image>` markers of a prompt do not match its images.",
+    expected="one <image> for each image of the prompt, or no marker",
+    hint="Remove markers, or give as many images (`lmmkit chat ... --image FILE`).",
 )
 CHAT_NO_VISION = Code(
     "chat/no-vision", cause="A sample with an image is given to a text-only model.",
@@ -52,10 +61,18 @@ SAMPLE_TOO_LONG = Code(
     expected="at most model.text.context = {context}",
     hint="Raise the context, shorten the record, or set `batch.too_long` to `truncate` or `drop`.",
 )
+STEP_REFUSED = Code(
+    "data/step-refused",
+    cause="The system refused memory, shared memory or an open file while the data of a step was made.",
+    expected="the data of a step",
+    hint="Read the reason: free memory or room in /dev/shm, or allow more open files (`ulimit -n`). Lower "
+    "`speed.workers` or `speed.image_cache_mb` if needed. Then resume.",
+)
 WORKER_DIED = Code(
     "data/worker-died", cause="A data worker process ended before it delivered the data of its step.",
     expected="the data of a step from a data worker",
-    hint="The usual cause is too little memory: lower `speed.workers` or `speed.image_cache_mb`, then resume.",
+    hint="SIGKILL usually means too little memory, SIGBUS a full /dev/shm: lower `speed.workers` or "
+    "`speed.image_cache_mb`, then resume.",
 )
 WORKER_HUNG = Code(
     "data/worker-hung", cause="A data worker process did not deliver the data of its step in time.",
@@ -65,7 +82,7 @@ WORKER_HUNG = Code(
 
 # image/
 
-BAD_FILE = "Replace or remove the file, or remove its record."
+BAD_FILE = "Replace the file, or name another one; in data, its record can be removed."
 
 IMAGE_DAMAGED = Code(
     "image/damaged", cause="An image file is damaged or incomplete.",
@@ -105,19 +122,23 @@ RECORDS_EMPTY = Code(
 )
 RECORDS_FILE = Code(
     "records/file", cause="A file of records cannot be read, or has the wrong encoding.",
-    expected="{expected}", hint="Correct `records`, or replace the file.",
+    expected="{expected}", hint="Correct `records`, or replace the file." + ROOT,
 )
 FROM = Code(
     "records/from", cause="The speaker of a turn, `from`, is neither `human` nor `gpt`.",
     expected="`human` or `gpt`", hint="Correct `from`.",
 )
+IMAGE_KEYS = Code(
+    "records/image-keys", cause="A record names different images in `image` and in `images`.",
+    expected="one of the two keys", hint="Remove one of them.",
+)
 IMAGE_MISSING = Code(
     "records/missing-image", cause="An image that a record names does not exist or is not a regular file.",
-    expected="an image file", hint="Restore the file, or correct `images` or the record.",
+    expected="an image file", hint="Restore the file, or correct `images` or the record." + ROOT,
 )
 RECORDS_IMAGES = Code(
     "records/no-image-folder", cause="The image folder of a source does not exist.",
-    expected="a folder of images", hint="Correct `images`.",
+    expected="a folder of images", hint="Correct `images`." + ROOT,
 )
 JSON = Code(
     "records/json", cause="A record is not valid JSON.",
@@ -136,6 +157,10 @@ MARKERS = Code(
     "records/image-markers", cause="The `<image>` markers of a record do not match its images.",
     expected="one <image> for each image, in questions only", hint="Add or remove markers.",
 )
+MEDIA = Code(
+    "records/video-or-audio", cause="A record has a video or a sound, and lmmkit reads images only.",
+    expected="images and text", hint="Remove the record, or write frames of the video as `images`.",
+)
 NO_WEBDATASET = Code(
     "records/no-webdataset", cause="A package that is needed to read WebDataset shards is not installed.",
     expected="the packages of the extra `webdataset`", hint='Run `pip install -e ".[webdataset]"`.',
@@ -144,18 +169,32 @@ ORDER = Code(
     "records/turn-order", cause="The turns of a record do not alternate between human and gpt.",
     expected="human and gpt in alternation", hint="Join or split the turns.",
 )
+OTHER_FORM = Code(
+    "records/other-form", cause="A record has another form than LLaVA's.",
+    expected="`conversations`, a list of turns with `from` and `value`",
+    hint="Convert the file: `messages`, `role` and `content` become `conversations`, `from` and `value`; the roles "
+    "user and assistant become `human` and `gpt`.",
+)
+QUESTION = Code(
+    "records/no-question", cause="A question is empty. LLaVA learns nothing from such a record.",
+    expected="a question with text or an image", hint="Add the question, or remove the record.",
+)
 RECORDS_PATH = Code(
     "records/image-path", cause="A record names an image by a path that leads out of the image folder.",
     expected="a file below `images`", hint="Write the path relative to `images`.",
 )
 RECORDS_PLAIN = Code(
     "records/plain", cause="A record of a `plain` source is not an image with one caption.",
-    expected="two turns and at least one image for the template `plain`",
+    expected="two turns, at least one image and no system prompt for the template `plain`",
     hint="Correct the record, or use the template `vicuna_v1`.",
 )
 RECORDS_SHARD = Code(
     "records/shard", cause="A WebDataset shard is damaged or incomplete.",
     expected="{expected}", hint="Write the shard again.",
+)
+SYSTEM = Code(
+    "records/system", cause="A record has two different system prompts, or one after its first turn.",
+    expected="one system prompt, as the key `system` or as the first turn", hint="Correct the record.",
 )
 TEXT = Code(
     "records/surrogate", cause="A record contains half of a surrogate pair, which UTF-8 cannot encode.",
@@ -166,6 +205,11 @@ TOO_MANY = Code(
     expected="at most {most}",
     hint="Correct the data (`lmmkit data check` lists every problem), or set `bad_records: skip` and a higher "
     "`bad_share`. Then a run that has begun can be resumed.",
+)
+TURN_WEIGHT = Code(
+    "records/turn-weight", cause="The weight of a turn is neither 0 nor 1.",
+    expected="`weight`, `loss` or `train` of 0 or 1 (false or true)",
+    hint="Correct the record; other weights are not supported.",
 )
 RECORDS_TURNS = Code(
     "records/no-conversation", cause="A record has no usable conversation.",
@@ -212,7 +256,7 @@ TOKENIZER_DISAGREE = Code(
 TOKENIZER_FILE = Code(
     "tokenizer/file", cause="A tokenizer file is missing, empty, too large or cannot be read.",
     expected="a tokenizer file of at most {most} MB",
-    hint="Correct the path of the tokenizer, or copy the file again.",
+    hint="Correct the path of the tokenizer, or copy the file again." + ROOT,
 )
 TOKENIZER_KIND = Code(
     "tokenizer/unknown-kind", cause="lmmkit has no tokenizer of this kind.",

@@ -158,6 +158,11 @@ CHANGED_FILE = Code(
     "plugin/changed-file", cause="A plugin file was changed while a run was using it.",
     expected="hash {hash}, as it was loaded", hint="Restore the file as it was, and resume.",
 )
+INSERT = Code(
+    "plugin/insert", cause="A token strategy returns an insert that is not possible.",
+    expected="`at` one of {positions}; a token of `provides`; at least one row",
+    hint="Correct `edit` of the plugin.",
+)
 LOAD_ERROR = Code(
     "plugin/load-error", cause="The plugin raises an exception when it is imported or returns its components.",
     expected="{plugin} to load without an error",
@@ -187,6 +192,11 @@ NO_OBSERVER_HOOK = Code(
 NOT_A_COMPONENT = Code(
     "plugin/not-a-component", cause="The plugin offers an object that is not a component.",
     expected="a frozen dataclass derived from a component class of lmmkit.api", hint="Correct the plugin.",
+)
+TWO_PACKAGES = Code(
+    "plugin/two-packages", cause="Several installed packages offer a component of one name.",
+    expected="a name that one package offers",
+    hint="Uninstall the other package, or use a local file: `use: FILE.py:COMPONENT`.",
 )
 UNKNOWN_COMPONENT = Code(
     "plugin/unknown", cause="No installed plugin offers the component.",

@@ -64,24 +64,26 @@ class ExactMatch(EvalTask):
         views = [View(sample=replace(s, turns=s.turns[:-1])) for s in samples]
         groups = [list(g) for _, g in groupby(views, key=lambda view: view.sample.images)]
         answers = chat_model.answer(groups, max_new_tokens=self.section.max_new_tokens)
-        return [float(a == _expected(s)) for a, s in zip(answers, samples, strict=True)]
+        return [float(_is_right(a, s)) for a, s in zip(answers, samples, strict=True)]
 
 
 def baseline_of(training: Iterable[Sample]) -> Majority:
     """Returns the majority baseline that knows the answers of these samples."""
     return Majority(
-        (question.text, _type(sample), answer.text.strip())
+        (question.text.strip(), _type(sample), answer.text.strip())
         for sample in training
         for question, answer in zip(sample.turns[::2], sample.turns[1::2], strict=False)
+        if answer.supervised
     )
 
 
 def _guessed(baseline: Majority, samples: Sequence[Sample]) -> list[bool]:
-    return [baseline.answer(s.turns[-2].text, _type(s)) == _expected(s) for s in samples]
+    return [_is_right(baseline.answer(s.turns[-2].text.strip(), _type(s)), s) for s in samples]
 
 
-def _expected(sample: Sample) -> str:
-    return sample.turns[-1].text.strip()
+def _is_right(answer: str | None, sample: Sample) -> bool:
+    """Compares an answer, of the model or of the baseline, with the last turn of the sample; both trimmed."""
+    return answer is not None and answer.strip() == sample.turns[-1].text.strip()
 
 
 def _type(sample: Sample) -> str:

@@ -21,6 +21,7 @@ from lmmkit.evaluate.task import EvalTask, Figure
 from lmmkit.inference.chat_model import ChatModel
 from lmmkit.inference.load import find_model_folder, load
 from lmmkit.plan.prepare import open_sources
+from lmmkit.progress import counted, working
 from lmmkit.recipe import Recipe
 from lmmkit.runs.files import read_json, write_json_atomic
 from lmmkit.runs.run_folder import RunFolder
@@ -45,6 +46,7 @@ def evaluate(
     run: RunFolder, recipe: Recipe, *, only: Sequence[str] = (), controls: Sequence[str] | None = None,
     stage: str | None = None, trust_files: bool = False, dtype: torch.dtype = torch.float32,
     notify: Callable[[str], None] = lambda text: None,
+    show: Callable[[dict[str, TaskResult]], None] = lambda results: None,
 ) -> dict[str, TaskResult]:  # fmt: skip
     """Runs the recipe's tasks on the run's models and merges them into its `results.json`.
 
@@ -57,6 +59,7 @@ def evaluate(
         trust_files: run plugins from local files.
         dtype: of weights and computation.
         notify: called with a line of text as the evaluation proceeds.
+        show: called with the results before they are written, so that a full disk loses nothing.
 
     Returns:
         the results of the tasks that were run, by name.
@@ -72,7 +75,9 @@ def evaluate(
         notify(
             f"majority baseline: reading {sum(len(sources[name]) for name in training):,} training records"
         )
-    baseline = baseline_of(sample for name in training for sample in sources[name])
+    baseline = baseline_of(
+        sample for name in training for sample in counted(f"{name}: training answers", sources[name])
+    )
     chat_models: dict[Path, ChatModel] = {}
     results = {}
     for name, task in tasks.items():
@@ -85,8 +90,10 @@ def evaluate(
         data, reader = sources[task.section.data], chat_models[folder].reader
         samples = readable(data, task.section.samples, reader, notify)
         notify(f"{name}: {len(samples)} samples of {task.section.data}")
-        figures = task.run(chat_models[folder], samples, controls=controls, baseline=baseline)
+        with working(f"task {name}"):
+            figures = task.run(chat_models[folder], samples, controls=controls, baseline=baseline)
         results[name] = TaskResult(task, figures, time.perf_counter() - began)
+    show(results)
     if stage is None:
         before = read_json(run.results) if run.results.is_file() else {}
         new = {name: result.as_json() for name, result in results.items()}
@@ -130,14 +137,19 @@ def readable(
     rank, world = share
     kept: list[int] = []
     bad: dict[int, Problem] = {}
-    for start in range(0, len(records), ROUND * world):
-        if n != "all" and len(kept) >= int(n):
-            break
-        poll()
-        numbers = range(start, min(start + ROUND * world, len(records)))
-        found = [[i, asdict(p[0])] for i in numbers[rank::world] if (p := _unreadable(records, i, reader))]
-        bad |= {i: Problem(**problem) for of_rank in gather(found) for i, problem in of_rank}
-        kept += [i for i in numbers if i not in bad]
+    total = len(records) if n == "all" else min(int(n), len(records))
+    with working("reading images", total) as move:
+        for start in range(0, len(records), ROUND * world):
+            if n != "all" and len(kept) >= int(n):
+                break
+            poll()
+            numbers = range(start, min(start + ROUND * world, len(records)))
+            found = [
+                [i, asdict(p[0])] for i in numbers[rank::world] if (p := _unreadable(records, i, reader))
+            ]
+            bad |= {i: Problem(**problem) for of_rank in gather(found) for i, problem in of_rank}
+            kept += [i for i in numbers if i not in bad]
+            move(len(kept))
     if n != "all" and len(kept) >= int(n):
         kept = kept[: int(n)]
         bad = {i: problem for i, problem in bad.items() if i < kept[-1]}

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
+from PIL import Image as Pil
 from torch import Tensor
 
 from lmmkit.api.layout import row_count
 from lmmkit.api.sample import Image, Sample, Turn, View
 from lmmkit.data.chat_templates import stop_ids
-from lmmkit.data.images import ImageReader
+from lmmkit.data.image_markers import read_prompt
+from lmmkit.data.images import ImageReader, save_pixels
 from lmmkit.data.packing import LaidOut, Packer, SizedSample, read_images
 from lmmkit.data.pipeline import cut
 from lmmkit.data.views import Views
 from lmmkit.errors import UserError
 from lmmkit.errors.commands import LEARNED_TOKENS, TOO_LONG
 from lmmkit.inference.generate import Chooser, generate, greedy
+from lmmkit.inference.text_stream import TextStream
 from lmmkit.inference.token_model import TokenModel
 from lmmkit.objective import Objective
 from lmmkit.plan.prepare import Prepared
+from lmmkit.progress import working
 from lmmkit.weights.end_ids import image_id
 
 PROMPT_ROWS = 8192  # in one generation batch
+ImageInput = str | PathLike[str] | Pil.Image  # the path of a file, or an image in memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +82,11 @@ class ChatModel:
 
         Raises:
             ValueError: shapes, ids or numbers of images that do not fit together.
-            UserError: the model needs learned tokens to answer, which ids cannot express.
+            UserError: a sequence longer than the context; or the model needs learned tokens to answer,
+                which ids cannot express.
         """
         self._require_plain()
+        self._require_fit("logits", input_ids, attention_mask, 0)
         return self.tokens.logits(input_ids, pixel_values, attention_mask)
 
     def generate(
@@ -86,9 +96,11 @@ class ChatModel:
         """Returns the greedy tokens after each prompt, [B, N] int64.
 
         N is `max_new_tokens`, or fewer if all sequences have ended. Ended sequences are padded.
-        `eos_token_id` defaults to the model's. The other arguments and the errors are those of `logits`.
+        `eos_token_id` defaults to the model's. The other arguments and the errors are those of `logits`; prompt
+        and new tokens together must fit into the context.
         """
         self._require_plain()
+        self._require_fit("generate", input_ids, attention_mask, max_new_tokens)
         return self.tokens.generate(
             input_ids, pixel_values, max_new_tokens=max_new_tokens, attention_mask=attention_mask,
             eos_token_id=eos_token_id,
@@ -100,6 +112,14 @@ class ChatModel:
             got = f"learned tokens from {', '.join(inference_plugins)} in every sequence"
             raise UserError(LEARNED_TOKENS.at("logits", got=got))
 
+    def _require_fit(
+        self, call: str, input_ids: Tensor, attention_mask: Tensor | None, max_new_tokens: int
+    ) -> None:
+        """Raises `UserError` unless the longest sequence fits into the context with the new tokens."""
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        lengths = (mask != 0).sum(-1).flatten().tolist()
+        _require_room(call, max(lengths, default=0), self.views.context, max_new_tokens)
+
     def answer(
         self, groups: Sequence[Sequence[View]], *, max_new_tokens: int, choose: Chooser = greedy,
         on_text: Callable[[str], None] | None = None,
@@ -107,8 +127,8 @@ class ChatModel:
         """Returns the texts generated after the prompts of these views, in order.
 
         Views of one group share their common prefix (many questions on one image). All views must have
-        one template; its `stop_ids` end a text. `on_text`, for a single view only, is called with the text so
-        far.
+        one template; its `stop_ids` end a text. `on_text`, for a single view only, is called
+        with each new part of the text; joined, the parts are the text.
         """
         if not groups:
             return []
@@ -119,11 +139,23 @@ class ChatModel:
             self.packer.sized([LaidOut(v, self._fitting(v, max_new_tokens)) for v in group])
             for group in groups
         ]
-        return [
-            text
-            for part in cut(samples, PROMPT_ROWS)
-            for text in self._generate_texts(part, max_new_tokens, ends, choose, on_text)
-        ]
+        texts: list[str] = []
+        with working("answering", _views(samples)) as move:
+            for part in cut(samples, PROMPT_ROWS):
+                done = [len(texts) + _views(part) * i / max_new_tokens for i in range(max_new_tokens)]
+                before = self._before_each(choose, iter(done), move)
+                texts += self._generate_texts(part, max_new_tokens, ends, before, on_text)
+        return texts
+
+    def _before_each(self, choose: Chooser, done: Iterator[float], move: Callable[[float], None]) -> Chooser:
+        """Returns the chooser, which polls and reports the next of `done` before each token."""
+
+        def chosen(logits_QV: Tensor) -> Tensor:
+            self.poll()
+            move(next(done))
+            return choose(logits_QV)
+
+        return chosen
 
     def _generate_texts(
         self, samples: Sequence[SizedSample], max_new_tokens: int, ends: tuple[int, ...], choose: Chooser,
@@ -132,52 +164,74 @@ class ChatModel:
         batch, paths = self.packer.pack(samples, read_images(samples, self.reader))
         batch = batch.to(self.device)
         tokens, tokenizer = self.objective.tokens(batch), self.views.tokenizer
-        so_far: list[int] = []
+        stream = TextStream(tokenizer, on_text or (lambda part: None))
 
-        def stream(id_Q: torch.Tensor) -> None:
-            so_far.append(int(id_Q[0]))
-            if on_text and so_far[-1] not in ends:
-                on_text(tokenizer.decode(so_far))
-
-        def chosen(logits_QV: Tensor) -> Tensor:
-            self.poll()
-            return choose(logits_QV)
+        def on_token(id_Q: Tensor) -> None:
+            if on_text is not None and int(id_Q[0]) not in ends:
+                stream.add(int(id_Q[0]))
 
         ids = generate(
             self.objective.lmm, batch, [int(path[-1]) for path in paths], tokens=tokens, max_new_tokens=max_new_tokens,
-            eos=ends, choose=chosen, **({"on_token": stream} if on_text else {}),
+            eos=ends, choose=choose, on_token=on_token,
         )  # fmt: skip
+        stream.close()
         return [tokenizer.decode(answer).strip() for answer in ids]
 
     def reply(
-        self, turns: Sequence[Turn], image: str | Sequence[str] | None = None, *, max_new_tokens: int = 128,
-        choose: Chooser = greedy, on_text: Callable[[str], None] | None = None,
+        self, turns: str | Sequence[Turn], image: ImageInput | Sequence[ImageInput] | None = None, *,
+        max_new_tokens: int = 128, choose: Chooser = greedy, on_text: Callable[[str], None] | None = None,
     ) -> str:  # fmt: skip
-        """Returns the answer to a conversation that ends with a user turn, in the model's chat template.
+        """Returns the answer to a question, in the model's chat template.
 
-        `image`: one image, or several in the order in which the turns count them.
+        `turns`: the question as a text, or a conversation that ends with a user turn. `image`: one image, or
+        several in the order in which the turns count them; each is the path of a file or a Pillow image. A
+        question given as a text is about all of them. `<image>` markers in a question are read as in a record:
+        the images take their places.
+
+        Raises `UserError` for another number of images than the turns have, or a prompt that is too long.
         """
         chat = self.prepared.recipe.model.chat
-        paths = [image] if isinstance(image, str) else image or []
-        images = tuple(Image(str(Path(path).resolve())) for path in paths)
-        sample = Sample(
-            key="chat",
-            turns=tuple(turns),
-            images=images,
-            template=chat.template,
-            image_fit=chat.image_fit,
-        )
-        return self.answer(
-            [[View(sample=sample)]], max_new_tokens=max_new_tokens, choose=choose, on_text=on_text
-        )[0]
+        given = [image] if isinstance(image, str | PathLike | Pil.Image) else image or []
+        if isinstance(turns, str):
+            turns = [Turn("user", turns, images=len(given))]
+        in_memory = any(isinstance(each, Pil.Image) for each in given)
+        with TemporaryDirectory(prefix="lmmkit-") if in_memory else nullcontext("") as folder:
+            sample = Sample(
+                key="chat",
+                turns=read_prompt(turns, len(given)),
+                images=tuple(_image_file(each, Path(folder) / f"{i}.bmp") for i, each in enumerate(given)),
+                template=chat.template,
+                image_fit=chat.image_fit,
+                system=chat.system or "",
+            )
+            return self.answer(
+                [[View(sample=sample)]], max_new_tokens=max_new_tokens, choose=choose, on_text=on_text
+            )[0]
 
     def _fitting(self, view: View, max_new_tokens: int):
         layout = self.views.prompt(view)
-        room = self.views.context - max_new_tokens
-        if row_count(layout) > room:
-            where, got = f"sample {view.sample.key}", f"a prompt of {row_count(layout)} rows"
-            raise UserError(TOO_LONG.at(where, got=got, room=room, max_new_tokens=max_new_tokens))
+        _require_room(f"sample {view.sample.key}", row_count(layout), self.views.context, max_new_tokens)
         return layout
+
+
+def _require_room(where: str, rows: int, context: int, max_new_tokens: int) -> None:
+    """Raises `UserError` unless a prompt of that many rows fits into the context with the new tokens."""
+    room = context - max_new_tokens
+    if rows > room:
+        got = f"a prompt of {rows} rows"
+        raise UserError(TOO_LONG.at(where, got=got, room=room, max_new_tokens=max_new_tokens))
+
+
+def _views(samples: Sequence[SizedSample]) -> int:
+    return sum(len(sample.members) for sample in samples)
+
+
+def _image_file(image: ImageInput, path: Path) -> Image:
+    """Returns the image as a file: a Pillow image is written to `path`."""
+    if isinstance(image, Pil.Image):
+        save_pixels(image, path)
+        return Image(str(path))
+    return Image(str(Path(image).resolve()))
 
 
 def _tokens(prepared: Prepared, objective: Objective, image_token: int | None) -> TokenModel:

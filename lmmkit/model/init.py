@@ -9,7 +9,7 @@ from torch import nn
 
 
 def init(module: nn.Module, seed: int | str, *, but: tuple[str, ...] = ()) -> None:
-    """Draws the parameters of each module from its name and the seed only, independent of other modules.
+    """Draws the parameters and buffers of each module from its name and the seed only, independent of others.
 
     Modules below the names `but` are not changed: their values come from elsewhere.
     """
@@ -17,7 +17,8 @@ def init(module: nn.Module, seed: int | str, *, but: tuple[str, ...] = ()) -> No
         if f"{name}.".startswith(tuple(f"{each}." for each in but)):
             continue
         reset = getattr(part, "reset_parameters", None)
-        if reset is not None and next(part.parameters(recurse=False), None) is not None:
+        tensors = (*part.parameters(recurse=False), *part.buffers(recurse=False))
+        if reset is not None and tensors:
             digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=7).digest()
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(int.from_bytes(digest, "big"))

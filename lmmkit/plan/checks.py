@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from lmmkit.api.components import AuxTask, Term, TokenStrategy
-from lmmkit.api.layout import Layout, Span, insert_tokens, row_count, text
+from lmmkit.api.layout import InsertAt, Layout, Span, insert_tokens, row_count, text
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import AttnMass, Need, selector
 from lmmkit.api.sample import Image, Sample, Turn, View
 from lmmkit.attention.forest import roots
 from lmmkit.errors import Problem, did_you_mean
 from lmmkit.errors.plan import (
+    INSERT,
     LAYERS,
     NO_VIEW,
     NO_WEIGHT,
@@ -129,6 +130,19 @@ def token_names(recipe: Recipe, instances: Instances) -> list[Problem]:
                 got = f"token `{token_name}`, which `{owner[token_name]}` also provides"
                 problems.append(TOKEN_TWICE.at(where, got=got))
             owner[token_name] = name
+    return problems
+
+
+def inserts(recipe: Recipe, instances: Instances) -> list[Problem]:
+    """Returns the problems of inserts: unknown positions, tokens not provided, and no rows."""
+    problems, positions = [], get_args(InsertAt)
+    for name, component in instances.components.items():
+        if not isinstance(component, TokenStrategy):
+            continue
+        for edit in component.edit(View(sample=PROBE)):
+            if edit.at not in positions or edit.token_name not in component.provides or edit.n < 1:
+                where, got = recipe.where(f"plugins.{name}"), f"{edit}"
+                problems.append(INSERT.at(where, got=got, positions=", ".join(positions)))
     return problems
 
 

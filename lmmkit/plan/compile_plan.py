@@ -27,6 +27,7 @@ def compile_plan(recipe: Recipe, instances: Instances, dims: Dims) -> dict[str, 
         UserError: with the problems of all stages.
     """
     problems = checks.settings(recipe, instances, dims) + checks.losses(recipe, instances)
+    problems += checks.inserts(recipe, instances)
     raise_all(problems)
     plans = {stage: _compile(recipe, instances, stage) for stage in recipe.stages}
     for plan in plans.values():

@@ -94,7 +94,7 @@ class Prepared:
             sources={name: self.sources[name] for name in section.data},
             order=self._grouped(order, section.batch, total),
             views=self.views(stage), reader=self.reader(), packer=self.packer(stage), samples=samples,
-            tokens=self.recipe.speed.tokens, total=total,
+            tokens=self.recipe.speed.tokens, total=total, image_rows=self.image_rows,
         )  # fmt: skip
 
     def _grouped(self, order: Sampler, batch: BatchConfig, total: int) -> Sampler | GroupedSampler:
@@ -180,7 +180,9 @@ def _prepare(
     resolved = Tried(lambda: resolve_pretrained(recipe, pickled=pickled))
     instances = Tried(lambda: build_instances(recipe, trust_files=trust_files))
     sources = Tried(lambda: open_sources(recipe, data))
-    dims = Tried(lambda: _dims(resolved.value[0], tokenizer.value), resolved, tokenizer)
+    # Without the tokenizer, whose size it does not depend on, the plan still shows its own problems.
+    opened = tokenizer.value if tokenizer.error is None else None
+    dims = Tried(lambda: _dims(resolved.value[0], opened), resolved)
     plans = Tried(lambda: plan(instances.value, dims.value), instances, dims)
     raise_together((tokenizer, end_ids, resolved, instances, sources, dims, plans))
     return Prepared(
@@ -189,9 +191,12 @@ def _prepare(
     )  # fmt: skip
 
 
-def _dims(recipe: Recipe, tokenizer: TextTokenizer) -> Dims:
+def _dims(recipe: Recipe, tokenizer: TextTokenizer | None) -> Dims:
     """Returns the model's sizes. The embedding of a folder may lack rows for added tokens that nothing uses:
-    public tokenizers often have a padding token without one."""
+    public tokenizers often have a padding token without one. If there is no tokenizer, the size of the
+    vocabulary has no meaning."""
+    if tokenizer is None:
+        return shapes.dims(recipe, 1)
     assert isinstance(recipe.model.text, TextScratch), "`resolve_pretrained` replaces folders by shapes"
     rows, size = recipe.model.text.vocab or 0, tokenizer.size
     return shapes.dims(recipe, max(rows, vocabulary_in_use(tokenizer)) if 0 < rows < size else size)

@@ -7,13 +7,15 @@ from collections.abc import Iterable
 import torch
 
 from lmmkit import build
-from lmmkit.errors import Tried, raise_all, raise_together
+from lmmkit.errors import Problem, Tried, raise_all, raise_together
+from lmmkit.errors.training import NO_START
 from lmmkit.evaluate.kinds import task_problems
 from lmmkit.optimizers import check_optimizers
 from lmmkit.plan.prepare import Prepared, prepare
 from lmmkit.recipe import Recipe
 from lmmkit.training.distributed.fsdp import check_world
 from lmmkit.training.distributed.process_group import ALONE, Ranks
+from lmmkit.training.main_guard import check_main_guard
 from lmmkit.training.validation import validate_problems
 
 
@@ -35,19 +37,38 @@ def preflight(
     """
     device = build.device_here()
     prepared = Tried(lambda: prepare(recipe, trust_files=trust_files, data=data))
-    backend = Tried(lambda: build.backend(recipe, device))
+    early = Tried(lambda: build.backend(recipe, device))  # before the sizes of folders are known
+    backend = Tried(lambda: build.backend(prepared.value.recipe, device), prepared, early)
     raise_together((
         Tried(lambda: check_world(recipe, ranks)),
+        Tried(lambda: check_main_guard(recipe)),
         prepared,
         Tried(lambda: raise_all(task_problems(recipe))),
         Tried(lambda: raise_all(validate_problems(prepared.value)), prepared),
         *(Tried(lambda stage=stage: prepared.value.pipeline(stage), prepared) for stage in recipe.stages),
         Tried(lambda: check_optimizers(recipe)),
         Tried(lambda: build.check_compiler(recipe, device)),
+        early,
         backend,
         Tried(lambda: _check_pretrained(prepared.value, device), prepared, backend),
     ))  # fmt: skip
     return prepared.value, device
+
+
+def start_problems(recipe: Recipe) -> list[Problem]:
+    """Returns a problem for each model that a stage starts from and that does not exist.
+
+    A folder `model/STAGE` of an earlier stage is left out: the run may write it before it reads it.
+    """
+    problems, before = [], set[str]()
+    for name, stage in recipe.stages.items():
+        folder = None if stage.start is None else recipe.path(stage.start)
+        of_this_run = folder is not None and folder.parent.name == "model" and folder.name in before
+        if folder is not None and not of_this_run and not (folder / "config.json").is_file():
+            where = recipe.where(f"stages.{name}.start")
+            problems.append(NO_START.at(where, got=f"no model in {folder}", stage=name))
+        before.add(name)
+    return problems
 
 
 def _check_pretrained(prepared: Prepared, device: torch.device) -> None:

@@ -1,13 +1,15 @@
 """xformers: its biases and all that surrounds its kernels on a CPU, the kernels where there is CUDA."""
 
+import ctypes
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from lmmkit.attention import xformers_backend
-from lmmkit.attention.backends import Sdpa, Xformers
+from lmmkit.attention.backends import Flash, Sdpa, Xformers
 from lmmkit.attention.eager import Eager
 from tests.support.attention_cases import (  # fmt: skip
     CASES,
@@ -101,6 +103,36 @@ def test_xformers_on_stand_in_kernels_equals_the_twin(name, monkeypatch):
         assert_close(of_backend(Xformers(), case, given, dtype), want, limit)
 
 
+@pytest.mark.skipif(
+    bool(xformers_backend.WHY_NO_XFORMERS), reason=xformers_backend.WHY_NO_XFORMERS or "xformers is here"
+)
+def test_xformers_has_its_cuda_kernels_beside_a_torch_for_another_cuda():
+    """Its library links to the CUDA runtime of its own build, which is loaded before it."""
+    from xformers import _cpp_lib
+
+    assert _cpp_lib._cpp_library_load_exception is None and _cpp_lib._built_with_cuda
+
+
+def test_the_cuda_runtime_comes_from_its_package_where_the_system_has_none(monkeypatch):
+    loaded = []
+
+    def load(name: str, mode: int):
+        if "/" not in name:
+            raise OSError(name)
+        loaded.append((Path(name), mode))
+
+    monkeypatch.setattr(xformers_backend.ctypes, "CDLL", load)
+    monkeypatch.setattr(xformers_backend, "files", lambda name: None)
+    xformers_backend._load_cuda_runtime()
+    assert loaded == []  # its kernels report what they lack once they are tried
+    if not xformers_backend.WHY_NO_XFORMERS:
+        monkeypatch.undo()
+        monkeypatch.setattr(xformers_backend.ctypes, "CDLL", load)
+        xformers_backend._load_cuda_runtime()
+        ((path, mode),) = loaded
+        assert path.name == "libcudart.so.12" and path.is_file() and mode == ctypes.RTLD_GLOBAL
+
+
 gpu = pytest.mark.gpu
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -118,8 +150,10 @@ def test_cuda_float32_equals_the_twin(name, backend, monkeypatch):
 
 @gpu
 @needs_cuda
-@pytest.mark.parametrize("backend", [Xformers(), Sdpa()], ids=lambda b: b.name)
-@pytest.mark.parametrize("name", ["packing", "ragged branches", "random 1", "random 2"])
+@pytest.mark.parametrize("backend", [Xformers(), Flash(), Sdpa()], ids=lambda b: b.name)
+@pytest.mark.parametrize(
+    "name", ["packing", "ragged branches", "multiples of 32 rows", "random 1", "random 2"]
+)
 def test_cuda_bfloat16_errs_no_more_than_eager_in_bfloat16(name, backend):
     case = CASES[name]()
     given = [x.bfloat16().double() for x in inputs(len(case.forest), 2)]

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 from torch import Tensor
 
@@ -25,20 +27,22 @@ TOTAL, SAMPLES, STEPS = 103, 10, 11
 
 
 class Numbers(Pipeline):
-    """Makes steps of record numbers, without any data."""
+    """Makes steps of positions and record numbers, without any data."""
 
     def step_and_skipped(self, index: int) -> Any:
-        return [list(self.order.at(k)) for k in self.positions(index)], ()
+        return [[k, *self.order.at(k)] for k in self.positions(index)], ()
 
 
 def numbers(samples: int = SAMPLES) -> Numbers:
     order, unused = Sampler({"a": 37, "b": 11}, {"a": 0.8, "b": 0.3}, 5), cast(Any, None)
+    sources = cast(Any, {name: SimpleNamespace(words_N=np.ones(37, np.int32)) for name in "ab"})
     return Numbers(
-        sources={}, order=order, views=unused, reader=unused, packer=unused, samples=samples, tokens=1, total=TOTAL
+        sources=sources, order=order, views=unused, reader=unused, packer=unused, samples=samples, tokens=1,
+        total=TOTAL,
     )  # fmt: skip
 
 
-WHOLE = [list(numbers().order.at(k)) for k in range(TOTAL)]
+WHOLE = [[k, *numbers().order.at(k)] for k in range(TOTAL)]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 8, 16])
@@ -47,7 +51,8 @@ def test_ranks_share_a_step_in_the_order_s_order(world, samples):
     seen, sizes = [], set()
     for index in range(-(-TOTAL // samples)):
         step = [replace(numbers(samples), rank=rank, world=world).step(index) for rank in range(world)]
-        seen += [each for share in step for each in share]
+        assert all(list(share) == sorted(share) for share in step)
+        seen += sorted(each for share in step for each in share)
         sizes |= {max(map(len, step)) - min(map(len, step))}
     assert seen == WHOLE and max(sizes) <= 1
 
@@ -76,7 +81,8 @@ def test_a_run_stopped_anywhere_goes_on_with_the_same_samples(world, workers, st
         )
         for rank in range(world)
     ]
-    after = [each for step in zip(*shares, strict=True) for share in step for each in cast(Any, share)]
+    steps = zip(*shares, strict=True)
+    after = [each for step in steps for each in sorted(each for share in step for each in cast(Any, share))]
     assert before + after == WHOLE
 
 

@@ -69,6 +69,31 @@ def test_model_and_baseline_are_compared_with_the_same_trimmed_answer():
     assert got["accuracy"].value > 0 and got["accuracy"].chance > 0
 
 
+def test_white_space_around_questions_and_answers_changes_neither_model_nor_baseline():
+    heldout = [replace(s, turns=(Turn("user", s.turns[0].text), s.turns[1])) for s in samples()]
+    padded = [
+        replace(
+            s, turns=(Turn("user", f" {s.turns[0].text}\n", 1), Turn("assistant", f"\t{s.turns[1].text} "))
+        )
+        for s in samples()
+    ]
+    clean, found = (
+        TASK.run(StubModel(), heldout, baseline=baseline_of(each)) for each in (samples(), padded)
+    )
+    assert found == clean and clean["accuracy"].chance > 0
+    other = [replace(s, turns=(Turn("user", f"{s.turns[0].text}\n"), s.turns[1])) for s in samples()]
+    assert TASK.run(Same(), other, baseline=baseline_of(samples())) == TASK.run(
+        Same(), samples(), baseline=baseline_of(samples())
+    )
+
+
+class Same(StubModel):
+    """Answers "red" with white space around it."""
+
+    def answer(self, groups, *, max_new_tokens):
+        return [" red\n" for group in groups for _ in group]
+
+
 def test_without_samples_the_value_is_not_a_number():
     figure = TASK.run(StubModel(), [], baseline=baseline_of(samples()))["accuracy"]
     assert figure.n == 0 and figure.value != figure.value and figure.chance is None

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import shutil
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image as Pil
 
+from lmmkit.api.model_info import ImageSpec
 from lmmkit.api.sample import Turn
+from lmmkit.data.images import read_image, save_pixels
 from lmmkit.errors import UserError
 from lmmkit.evaluate.run import evaluate
 from lmmkit.inference.load import load
@@ -71,6 +76,46 @@ def test_a_plugin_that_only_trained_is_not_needed_to_answer(trained, tmp_path, m
     (tmp_path / "root" / "mine.py").unlink()
     monkeypatch.chdir("/")
     assert load(tmp_path / "moved").reply(ASKED, max_new_tokens=5) == before
+
+
+def test_a_question_is_a_text_and_an_image_is_a_path_or_in_memory(trained, scenes):
+    model = load(trained("look")[1].path)
+    path = sorted((scenes / "images" / "heldout").iterdir())[0]
+    asked = "How many objects are there?"
+    expected = model.reply([Turn("user", asked, images=1)], str(path), max_new_tokens=5)
+    read = read_image(path, model.prepared.dims.image, "pad")
+    opened = Pil.open(path)
+    for image in (str(path), path, opened, [opened], [path], opened.copy()):
+        assert model.reply(asked, image, max_new_tokens=5) == expected
+    assert isinstance(model.reply(asked, max_new_tokens=5), str)
+    two = model.reply([Turn("user", asked, images=2)], [path, path], max_new_tokens=5)
+    assert model.reply(asked, [path, opened], max_new_tokens=5) == two
+    assert torch.equal(read, read_image(path, model.prepared.dims.image, "pad"))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "P", "L", "LA", "CMYK", "I;16", "F", "1", "YCbCr"])
+def test_an_image_in_memory_of_any_mode_is_read_like_its_file(tmp_path, mode):
+    spec = ImageSpec(size=24, grid=(1, 1), width=1)
+    noise = Pil.effect_noise((31, 20), 80)
+    if mode == "I;16":
+        noise = Pil.fromarray(np.asarray(noise).astype(np.uint16) * 257)
+    elif mode in ("RGBA", "LA"):
+        noise = Pil.merge(mode, [noise.rotate(90 * i, expand=False) for i in range(len(mode))])
+    else:
+        noise = noise.convert(mode)
+    save_pixels(noise, tmp_path / "ours.bmp")
+    found = read_image(tmp_path / "ours.bmp", spec, "pad")
+    assert found.float().std() > 1
+    if mode in ("RGBA", "P", "L", "LA", "I;16", "1"):  # the modes that a PNG file has
+        noise.save(tmp_path / "theirs.png")
+        assert torch.equal(found, read_image(tmp_path / "theirs.png", spec, "pad"))
+
+
+def test_an_image_in_memory_that_cannot_be_read_is_a_problem(tmp_path):
+    Pil.effect_noise((64, 64), 80).save(tmp_path / "whole.jpg")
+    (tmp_path / "half.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:900])
+    with pytest.raises(UserError, match="image/"):
+        save_pixels(Pil.open(tmp_path / "half.jpg"), tmp_path / "x.bmp")
 
 
 def test_a_plugin_that_answering_needs_is_found_below_the_run_s_root(trained, tmp_path, monkeypatch):

@@ -201,6 +201,11 @@ def test_a_local_file_runs_only_when_trusted(tiny, scenes, tmp_path):
             "plugin/not-a-component",
         ),
         ("x = 1", "plugin/no-component"),
+        (
+            "from lmmkit.api import Loss, hookimpl\nclass Mine(Loss):\n    power: float = 1.0\n"
+            "@hookimpl\ndef lmmkit_components():\n    return {'mine': Mine}",
+            "plugin/not-a-component",
+        ),
     ],
 )
 def test_a_broken_plugin_is_named(tiny, tmp_path, body, code):
@@ -209,6 +214,32 @@ def test_a_broken_plugin_is_named(tiny, tmp_path, body, code):
     with pytest.raises(UserError) as error:
         prepare(tiny(text=text), trust_files=True)
     assert [p.code for p in error.value.problems] == [code]
+
+
+@pytest.mark.parametrize("insert", ["'middle', 'mine'", "'end', 'other'", "'end', 'mine', 0"])
+def test_an_insert_that_is_not_possible_is_a_problem(tiny, tmp_path, insert):
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from lmmkit.api import HiddenAt, Insert, LearnedTokens, Loss, Select, TokenStrategy, hookimpl\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Mine(TokenStrategy):\n"
+        "    provides = ('mine',)\n"
+        "    def modules(self, dims): return LearnedTokens(1, dims.width)\n"
+        f"    def edit(self, view): return [Insert({insert})]\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Reader(Loss):\n"
+        "    needs = (HiddenAt(Select(token_name='mine')),)\n"
+        "    def value(self, ctx): return ctx[self.needs[0]].square().sum()\n"
+        "@hookimpl\n"
+        "def lmmkit_components(): return {'mine': Mine, 'reader': Reader}\n"
+    )
+    file = tmp_path / "mine.py"
+    section = f"plugins:\n  mine: {{use: {file}}}\n  reader: {{use: {file}:reader}}\nstages:"
+    text = PLAIN.replace("stages:", section, 1).replace("{next_token: 1.0}", "{next_token: 1.0, reader: 0.1}")
+    with pytest.raises(UserError) as error:
+        prepare(tiny(text=text), trust_files=True)
+    assert [p.code for p in error.value.problems] == ["plugin/insert"]
+    assert "mine" in error.value.problems[0].where
 
 
 def test_steps_and_epochs(tiny):

@@ -19,6 +19,7 @@ STAGE = "stages.only"
         ("model.text.kv_heads=3", "model.text.kv_heads", "conflict"),
         ("model.text.head_size=15", "model.text.head_size", "conflict"),
         ("model.text.context=64", "model.text.context", "conflict"),
+        ("model.chat={template: plain, image_fit: pad, system: Be brief.}", "model.chat.system", "conflict"),
         ("data.scenes.kind=webdataset", "data.scenes.images", "conflict"),
         ("plugins.next_token={}", "plugins.next_token", "name"),
         ("plugins.main={}", "plugins.main", "name"),

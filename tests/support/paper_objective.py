@@ -14,6 +14,7 @@ from lmmkit_shuffle import ImageOrder, TextOrder
 from torch import Tensor, nn
 
 from lmmkit.api.batch import Batch
+from lmmkit.api.components import Term
 from lmmkit.api.model_info import Dims
 from lmmkit.api.sample import Image, Sample, Turn
 from lmmkit.attention.backends import Backend
@@ -78,10 +79,10 @@ def views(**settings) -> Views:
     )  # fmt: skip
 
 
-def packer(*, share: bool = True) -> Packer:
-    needs = tuple(need for term in TERMS for need in term.needs)
+def packer(*, share: bool = True, terms: tuple[Term, ...] = TERMS) -> Packer:
+    needs = tuple(need for term in terms for need in term.needs)
     return Packer(
-        image=SPEC, text_terms=("next_token", "text_order"), needs=needs, terms=TERMS, share=share
+        image=SPEC, text_terms=("next_token", "text_order"), needs=needs, terms=terms, share=share
     )  # fmt: skip
 
 
@@ -90,8 +91,10 @@ def sized(samples: Sequence[Sample], packer: Packer, **settings) -> list[SizedSa
     return [packer.sized(made.fitting(sample, 0, Counter())) for sample in samples]
 
 
-def packed(samples: Sequence[Sample], *, share: bool = True) -> tuple[Batch, list[np.ndarray]]:
-    made = packer(share=share)
+def packed(
+    samples: Sequence[Sample], *, share: bool = True, terms: tuple[Term, ...] = TERMS
+) -> tuple[Batch, list[np.ndarray]]:
+    made = packer(share=share, terms=terms)
     return pack(made, sized(samples, made))
 
 
@@ -99,7 +102,9 @@ def objective(*, dtype: torch.dtype = torch.float64, backend: Backend | None = N
     modules = {c.name: c.modules(DIMS) for c in (DRT, *TERMS)}
     plugins = nn.ModuleDict({name: m for name, m in modules.items() if m is not None})
     scramble(plugins, 1)
-    made = Objective(tiny_lmm(dtype=dtype, backend=backend), plugins.to(dtype), compute=torch.float32)
+    made = Objective(
+        tiny_lmm(dtype=dtype, backend=backend, text=TEXT), plugins.to(dtype), compute=torch.float32
+    )
     made.terms = TERMS
     return made
 

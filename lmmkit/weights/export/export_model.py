@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lmmkit.data.text_tokenizers.choose import TextTokenizer
+from lmmkit.errors import MachineError
+from lmmkit.errors.weights import EXPORT_CANNOT_WRITE
 from lmmkit.model.decoder import Decoder, DecoderShape
 from lmmkit.model.vision import VisionShape, ViT
+from lmmkit.runs.files import write_aside
 from lmmkit.weights.end_ids import IMAGE, PAD, EndIds, image_id
 
 VOCAB_MULTIPLE = 64  # a vocabulary that grows is rounded up to a multiple of this
@@ -19,7 +25,7 @@ VOCAB_MULTIPLE = 64  # a vocabulary that grows is rounded up to a multiple of th
 @dataclass(frozen=True, kw_only=True)
 class Exported:
     """Holds the input of an export: the model's parts with weights, its folder's config and tokenizer,
-    `image_fit` and the chat template."""
+    `image_fit`, the chat template, and the system prompt if it is not the template's own."""
 
     vision: nn.Module
     connector: nn.Module
@@ -29,6 +35,7 @@ class Exported:
     passthrough: Mapping[str, Tensor]
     image_fit: str
     template: str
+    system: str = ""
 
     @property
     def has_vision(self) -> bool:
@@ -53,6 +60,20 @@ def family(model: Exported) -> str:
     derived = "qwen3" if shape.qk_norm else "qwen2" if shape.qkv_bias else "llama"
     known = model.config.get("family", derived)
     return "qwen2" if known == "qwen" else known
+
+
+@contextmanager
+def export_folder(folder: Path) -> Iterator[Path]:
+    """Yields a temporary folder that becomes `folder`, which is new or empty, when the block ends.
+
+    Raises `MachineError` if the system refuses to write it. Then nothing of it is left.
+    """
+    try:
+        with write_aside(folder) as aside:
+            yield aside
+    except (OSError, SafetensorError, MachineError) as error:
+        got = error.problems[0].got if isinstance(error, MachineError) else str(error)
+        raise MachineError(EXPORT_CANNOT_WRITE.at(str(folder), got=got)) from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -97,7 +97,7 @@ def _added(tokenizer: TextTokenizer, named: dict[int, str]) -> dict[int, str]:
 
 def _write_templates(model: Exported, folder: Path, first: str, image: str) -> None:
     """Writes the chat template for the tokenizer, and for the processor, whose tokenizer adds `first`."""
-    how = {"space": _space(model.tokenizer), "image": image}
+    how = {"space": _space(model.tokenizer), "image": image, "system": model.system}
     whole = chat_template_export.jinja(model.template, first=first, **how)
     if whole is None:
         return

@@ -307,6 +307,29 @@ def test_images_stand_before_the_question(qwen):
     assert [n for kind, n in kinds if kind == "image"] == [4, 4]
 
 
+@pytest.mark.parametrize("name, jinja", [("qwen", CHATML), ("llama3", HEADERS)])
+def test_images_between_words_and_a_system_prompt_equal_the_text_split_at_its_markers(name, jinja, request):
+    folder = request.getfixturevalue(name)
+    ours, theirs = open_tokenizer(folder), hf.AutoTokenizer.from_pretrained(folder)
+    turns = (Turn("user", "Before:  after: \nwhat?", 2, (8, 16)), Turn("assistant", "that", supervised=False))
+    images = (Image("a"), Image("b"))
+    sample = Sample(
+        key="k", turns=turns, images=images, template=default_template(ours), system="Answer in Dutch."
+    )
+    layout = lay_out(sample, ours, rows_of=FixedRows(1))
+    ids = [i for span in layout for i in (span.ids or [-1])]
+    messages = [
+        {"role": "system", "content": "Answer in Dutch."},
+        {"role": "user", "content": "Before: <image> after: <image>\nwhat?"},
+        {"role": "assistant", "content": "that"},
+    ]
+    text = theirs.apply_chat_template(messages, chat_template=jinja, tokenize=False)
+    chunks = [theirs(chunk, add_special_tokens=False).input_ids for chunk in text.split("<image>")]
+    assert ids == [*chunks[0], -1, *chunks[1], -1, *chunks[2]]
+    assert [span.image for span in layout if span.image] == list(images)
+    assert not any(span.supervised for span in layout)
+
+
 @pytest.mark.parametrize("template", ["plain", "vicuna_v1"])
 def test_templates_without_a_first_token(template, qwen):
     ours = open_tokenizer(qwen)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import jinja2
 import numpy as np
 import pytest
 import torch
@@ -17,11 +18,13 @@ import transformers as hf
 import lmmkit
 from lmmkit.api.sample import Image, Sample, Turn
 from lmmkit.data.chat_templates import lay_out_prompt
+from lmmkit.data.image_markers import with_images
 from lmmkit.data.images import FixedRows, normalise, read_image
 from lmmkit.import_export import export_model, import_model
 from lmmkit.inference.chat_model import ChatModel
 from lmmkit.recipe import read_text
 from lmmkit.training.run import train
+from lmmkit.weights.export import chat_template_export
 from tests.conftest import PLAIN
 from tests.data.test_images import SIZES, noisy_image
 from tests.data.text_tokenizers.test_hf_tokenizer import LLAMA3, META, QWEN, SPLIT, byte_level, random_texts
@@ -161,6 +164,49 @@ def test_a_conversation_in_its_template(name, request, tmp_path):
     )
     gap = " \n" if name == "llama" else "\n"  # the space piece LLaVA-1.5 finds behind an image
     assert f"<image>{gap}<image>{gap}{TURNS[0].text}" in two
+
+
+MARKED = [
+    "Before: <image> after:<image>\n what?", "a <image> b", "a <image><image> b", "a b <image> <image>", "<image> a <image>",
+    "a b\n<image>", "<image>\n<image>a", "<image>", "<image><image>", "a mat",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["qwen", "llama3", "llama"])
+@pytest.mark.parametrize("text", MARKED)
+def test_images_keep_their_places_in_its_template(name, text, request):
+    model = request.getfixturevalue(name)
+    chat, ours = model.ours.prepared.recipe.model.chat, model.ours.prepared.tokenizer
+    count = text.count("<image>")
+    sample = Sample(
+        key="a", turns=(with_images(text, count),), images=(Image("a.png"),) * count, template=chat.template
+    )
+    layout = lay_out_prompt(sample, ours, rows_of=FixedRows(1))
+    want = [i for span in layout for i in (span.ids or [model.ours.tokens.image_token])]
+    first, *others = text.split("<image>")
+    content = [{"type": "text", "text": first}]
+    for part in others:
+        content += [{"type": "image"}, {"type": "text", "text": part}]
+    messages = [{"role": "user", "content": [item for item in content if item.get("text") != ""]}]
+    tokenizer = hf.AutoTokenizer.from_pretrained(model.folder)
+    assert tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False) == want
+
+
+@pytest.mark.parametrize(
+    "template, own", [("vicuna_v1", "A chat between"), ("chatml", "You are"), ("llama3", "")]
+)
+def test_a_system_prompt_of_ones_own_replaces_that_of_the_template(template, own):
+    def rendered(messages: list[dict[str, str]], system: str) -> str:
+        text = chat_template_export.jinja(template, first="", space="", image="<image>", system=system)
+        return jinja2.Environment().from_string(text).render(messages=messages, eos_token="</s>")
+
+    asked, given = {"role": "user", "content": "x"}, {"role": "system", "content": "In Dutch."}
+    assert (
+        rendered([asked], "In Dutch.")
+        == rendered([given, asked], "")
+        == rendered([given, asked], "In French.")
+    )
+    assert own in rendered([asked], "") and (not own or own not in rendered([asked], "In Dutch."))
 
 
 @pytest.mark.parametrize("name", ["qwen", "llama3", "llama"])

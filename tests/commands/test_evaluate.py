@@ -1,0 +1,70 @@
+"""`lmmkit eval` prints the figures before it writes them, and shows how far it is."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from lmmkit.cli import app
+from lmmkit.commands.evaluate import aligned
+from lmmkit.commands.support import common
+from lmmkit.evaluate.exact_match import ExactMatch
+from lmmkit.evaluate.run import evaluate
+from lmmkit.evaluate.task import Figure
+from lmmkit.progress import shown_on
+from lmmkit.recipe import Task, read_recipe, read_text
+from lmmkit.training.run import train
+from tests.conftest import PLAIN
+from tests.test_cli import run
+from tests.test_progress import Recorder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, scenes):
+    steps = [f"stages.{stage}.length.steps=1" for stage in ("pretrain", "finetune")]
+    recipe = read_text(PLAIN, name="tiny.yaml", overrides=steps, root=scenes)
+    return train(recipe, out=tmp_path_factory.mktemp("eval") / "run").run
+
+
+def test_results_that_cannot_be_written_are_printed(trained):
+    trained.results.mkdir()  # a file of this name cannot be written
+    try:
+        text = run("eval", trained.path, "--on", "answers", code=3)
+        assert text.index("majority") < text.index("run/cannot-write"), "the table comes first"
+        words = ["eval", str(trained.path), "--on", "answers", "--json"]
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 3 and "accuracy" in json.loads(result.stdout)["answers"]
+    finally:
+        trained.results.rmdir()
+
+
+def test_an_evaluation_shows_its_progress(trained, scenes):
+    recorder = Recorder()
+    recipe = read_recipe(trained.resolved, root=scenes)
+    with shown_on(recorder):
+        results = evaluate(trained, recipe)
+    n = results["answers"].figures["accuracy"].n
+    begun = [call[1:] for call in recorder.calls if call[0] == "begin"]
+    titles = [title for title, _ in begun]
+    assert ("reading images", n) in begun and ("answering", n) in begun and "measuring terms" in titles
+    number = recorder.calls.index(("begin", "answering", n)) + 1
+    moves = [call[2] for call in recorder.calls if call[0] == "move" and call[1] == number]
+    assert moves == sorted(moves) and 0 <= moves[0] < n and moves[-1] <= n
+    assert len([c for c in recorder.calls if c[0] == "end"]) == len(begun)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_table_of_answers_breaks_no_word(width, monkeypatch):
+    console = Console(width=width, record=True, soft_wrap=True, markup=False)
+    monkeypatch.setattr(common, "out", console)
+    figure = Figure(value=0.7612, low=0.7401, high=0.7823, chance=0.25, n=1500)
+    names = [f"accuracy{c}{d}" for c in ("", "_blank", "_swapped") for d in ("", "/relation", "/presence")]
+    lines = ExactMatch("answers", Task(data="x")).table(dict.fromkeys(names, figure))
+    common.print_table(aligned("answers", lines))
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= width
+    for word in ("questions", "swapped", "majority", "presence", "76.1", "(74.0-78.2)", "1500"):
+        assert word in text, (width, word, text)
