@@ -46,16 +46,22 @@ FLOORS: dict[str, str] = {
         sentencepiece_tokenizer hf_tokenizer tiktoken_tokenizer choose
     """,
     "lmmkit.errors": """
-        commands data plan recipe training weights
+        answers commands data plan recipe training weights
     """,
     "lmmkit.evaluate": """
-        task controls stats benchmarks exact_match restore terms kinds run
+        keep task controls stats bootstrap benchmarks answers questions restore terms kinds run
     """,
     "lmmkit.evaluate.benchmarks": """
         benchmark names
     """,
+    "lmmkit.evaluate.answers": """
+        schema answers_file scorer uploads
+    """,
+    "lmmkit.evaluate.questions": """
+        matching asking probe answering questions_task benchmark_task
+    """,
     "lmmkit.inference": """
-        batch_from_ids kv_cache generate token_model text_stream chat_model load
+        batch_from_ids kv_cache generate token_model text_stream chat_model image_attention load
     """,
     "lmmkit.model": """
         cross_entropy init cpu_ops layers rope decoder transforms vision connector vlm

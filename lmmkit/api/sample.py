@@ -51,7 +51,7 @@ class Sample:
     """Holds one conversation about zero or more images, as read from a record.
 
     `key` is unique in its source. `template` and `image_fit` are the chat template and the image fit of
-    the source. `meta` passes the other scalar fields of the record (question type, scene) to evaluation.
+    the source. `meta` passes the other fields of the record (question type, scene, right answers) to evaluation.
     """
 
     key: str
@@ -59,7 +59,7 @@ class Sample:
     images: tuple[Image, ...] = ()
     template: str = "vicuna_v1"
     image_fit: ImageFit = "pad"
-    meta: Mapping[str, str | int | float] = field(default_factory=dict)
+    meta: Mapping[str, str | int | float | tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

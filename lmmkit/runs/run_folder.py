@@ -3,6 +3,7 @@
     RUN/  recipe.yaml  recipe.resolved.yaml  plan.txt  run.json  lock  metrics.jsonl
           anomalies.jsonl  bad_records.jsonl  resumes.jsonl  tb/  checkpoints/step-XXXXXXXX/
           checkpoints/frozen-XXXXXXXX-<id>/  model/<stage>/  model/<stage>-best/  results.json
+          answers/<stage>/<task>/
 
 A folder with `run.json` is a run. If a start died before writing it (only the lock, the recipe and
 the plan are there), the run has not begun: both a new run and `--resume` may use the folder.
@@ -146,6 +147,10 @@ class RunFolder:
         for path in self.path.glob(".*.tmp"):
             with suppress(OSError):
                 path.unlink()
+
+    def answers(self, stage: str, task: str) -> Path:
+        """Returns the folder of the answers that the model of a stage gave to a task."""
+        return self.path / "answers" / stage / task
 
     @property
     def root(self) -> str:

@@ -28,7 +28,8 @@ MAX_CHARS = 1_000_000  # of one conversation; tokenizing takes seconds beyond it
 _ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant"}
 _OWN_KEYS = frozenset({"id", "image", "conversations"})
 
-Scalar = str | int | float
+Other = str | int | float | tuple[str, ...]
+"""The value of another key."""
 
 
 class ParsedRecord(NamedTuple):
@@ -37,7 +38,7 @@ class ParsedRecord(NamedTuple):
     key: str
     turns: tuple[Turn, ...]
     images: tuple[str, ...]
-    meta: dict[str, Scalar] | None
+    meta: dict[str, Other] | None
 
 
 class RecordSize(NamedTuple):
@@ -115,8 +116,12 @@ class RecordParser:
         turns = self.turns(value.get("conversations"))
         if turns and not self.problems:
             turns = self.place(turns, len(images))
-        meta = {k: v for k, v in value.items() if k not in _OWN_KEYS and isinstance(v, str | int | float)}
-        self.encodable([*meta, *(v for v in meta.values() if isinstance(v, str))], "another key", "")
+        others = ((k, _kept(v)) for k, v in value.items() if k not in _OWN_KEYS)
+        meta = {k: v for k, v in others if v is not None}
+        texts = [
+            t for v in meta.values() for t in (v if isinstance(v, tuple) else (v,)) if isinstance(t, str)
+        ]
+        self.encodable([*meta, *texts], "another key", "")
         if self.problems:
             return None
         return ParsedRecord(key, tuple(turns), images, meta or None)
@@ -243,6 +248,13 @@ def measured_record(record: ParsedRecord, value: Any, dropped: int) -> RecordSiz
     """Returns the measures of a good record, from its JSON value and the checked record."""
     words = sum(len(turn["value"].split()) for turn in value["conversations"])
     return RecordSize(record.key, record.images, words, dropped)
+
+
+def _kept(value: object) -> Other | None:
+    """Returns the value of another key: a text, a number, or a list of texts; None for others."""
+    if isinstance(value, list):
+        return tuple(value) if all(isinstance(each, str) for each in value) else None
+    return value if isinstance(value, str | int | float) else None
 
 
 def _kind(value: object) -> str:

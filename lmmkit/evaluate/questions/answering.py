@@ -1,0 +1,291 @@
+"""Answers the questions of a task, keeps every answer, and makes the figures.
+
+The questions of a benchmark and those of a task of one's own take the same way: items, each with the sample
+that shows it to the model, and a `Scorer` for the answers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import torch
+
+import lmmkit
+from lmmkit.api.sample import Image, ImageFit, Sample, Turn
+from lmmkit.errors import raise_all
+from lmmkit.errors.answers import CHANGED
+from lmmkit.evaluate.answers.answers_file import AnswersFolder
+from lmmkit.evaluate.answers.schema import OWN, Answer, AnswerKey, data_sha, prompt_sha
+from lmmkit.evaluate.answers.scorer import Scorer
+from lmmkit.evaluate.answers.uploads import write_uploads
+from lmmkit.evaluate.benchmarks.benchmark import Benchmark, Item, Status, Verdict
+from lmmkit.evaluate.controls import with_controls
+from lmmkit.evaluate.keep import Keep
+from lmmkit.evaluate.questions.asking import AskedQuestion, Reply, ask
+from lmmkit.evaluate.questions.probe import probe_figures, renamed
+from lmmkit.evaluate.task import Figure
+from lmmkit.inference.chat_model import ChatModel
+from lmmkit.runs.files import file_crc32, read_json, write_json_atomic
+
+SUMMARY = "summary.json"
+SHOWN = 10  # most kinds of parsed answers in a histogram
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionSet:
+    """Holds the questions of a task. `samples`: what the model gets for each item, without an answer. `data`: the
+    hash of all items of the task, also of those that a limit leaves out."""
+
+    task: str
+    split: str
+    data: str
+    scorer: Scorer
+    items: Sequence[Item]
+    samples: Sequence[Sample]
+    max_new_tokens: int
+    majority: Sequence[str | None] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """Holds the answers of a task by condition and id, and what they come to."""
+
+    answers: Mapping[AnswerKey, Answer]
+    figures: dict[str, Figure]
+    status: Status
+    coverage: dict[str, Any]
+
+    def facts(self) -> dict[str, Any]:
+        """Returns what `results.json` holds beside the figures."""
+        return {"status": self.status, "coverage": self.coverage}
+
+
+def benchmark_questions(
+    benchmark: Benchmark, items: Sequence[Item], *, task: str, split: str, template: str, image_fit: ImageFit,
+    max_new_tokens: int | None = None,
+) -> QuestionSet:  # fmt: skip
+    """Returns the questions of a benchmark for a model: the images, and then the prompt, in one user turn."""
+    samples = [
+        Sample(
+            key=item.id, turns=(Turn("user", item.prompt, images=len(item.images)),),
+            images=tuple(map(Image, item.images)), template=template, image_fit=image_fit,
+        )
+        for item in items
+    ]  # fmt: skip
+    return QuestionSet(
+        task=task, split=split, data=data_sha(items), scorer=benchmark, items=items, samples=samples,
+        max_new_tokens=max_new_tokens or benchmark.max_new_tokens,
+    )  # fmt: skip
+
+
+def answer_questions(
+    chat_model: ChatModel, asked: QuestionSet, *, controls: Iterable[str] = (), keep: Keep | None = None
+) -> Answered:  # fmt: skip
+    """Asks every question that has no answer yet, and returns all answers with their figures.
+
+    Without `keep` nothing is read or written. Raises `UserError` if the answers that are kept belong to another
+    model, other data, other prompts or other settings.
+    """
+    found = with_controls(asked.samples, dict.fromkeys(controls), chat_model.prepared.dims.image)
+    controls = [name for name in found if name != OWN]
+    questions = [
+        AskedQuestion((condition, item.id), sample)
+        for condition, samples in found.items()
+        for item, own, sample in zip(asked.items, asked.samples, samples, strict=True)
+        if condition == OWN or sample.images != own.images
+    ]
+    answered = _Answers(asked)
+    if keep is None:
+        collected: list[Answer] = []
+        ask(
+            chat_model, questions, max_new_tokens=asked.max_new_tokens,
+            on_replies=lambda replies: collected.extend(map(answered.of, replies)),
+        )  # fmt: skip
+        return _outcome(asked, controls, {answer.key: answer for answer in collected})
+    answers = _kept(chat_model, asked, questions, answered, keep)
+    outcome = _outcome(asked, controls, answers)
+    if keep.ranks.rank == 0:
+        _summarise(asked, outcome, keep)
+    return outcome
+
+
+class _Answers:
+    """Makes answers from replies."""
+
+    def __init__(self, asked: QuestionSet):
+        self.asked = asked
+        self.row = {item.id: row for row, item in enumerate(asked.items)}
+
+    def of(self, replied: tuple[AskedQuestion, Reply]) -> Answer:
+        """Returns the answer of a reply, with its verdict."""
+        (condition, id), reply = replied[0].key, replied[1]
+        row, asked = self.row[id], self.asked
+        item = asked.items[row]
+        shown = tuple(image.path for image in replied[0].sample.images)
+        answer = Answer(
+            task=asked.task, split=asked.split, data=asked.data[:16], id=id, row=row, condition=condition,
+            question=item.prompt, images=shown, cluster=item.cluster, groups=dict(item.groups),
+            prompt_sha=prompt_sha(item.prompt, item.images), raw=reply.text, gold=item.gold,
+            n_new_tokens=len(reply.ids), hit_max_tokens=reply.hit_max_tokens,
+            majority=asked.majority[row] if asked.majority else None,
+        )  # fmt: skip
+        return answer.judged(asked.scorer.verdict(item, reply.text))
+
+    def again(self, answer: Answer) -> Answer:
+        """Returns an answer that was kept, scored by the present scorer; unchanged if it has no item."""
+        row = self.row.get(answer.id)
+        if row is None:
+            return answer
+        return answer.judged(self.asked.scorer.verdict(self.asked.items[row], answer.raw))
+
+    def prompt_sha_of(self, id: str) -> str | None:
+        """Returns the hash of an item's prompt; None if there is no such item."""
+        if id not in self.row:
+            return None
+        item = self.asked.items[self.row[id]]
+        return prompt_sha(item.prompt, item.images)
+
+
+def _kept(
+    chat_model: ChatModel, asked: QuestionSet, questions: Sequence[AskedQuestion], answered: _Answers, keep: Keep
+) -> dict[AnswerKey, Answer]:  # fmt: skip
+    """Asks the questions that the folder has no answer to; returns its answers."""
+    ranks, folder = keep.ranks, AnswersFolder(keep.folder, answered.row)
+    before: list[Answer] = []
+    if ranks.rank == 0:
+        before = folder.begin(header_of(chat_model, asked, keep.model))
+        raise_all(
+            CHANGED.at(
+                f"{folder.answers}: {answer.id}", got="another prompt", before="the prompt of that answer"
+            )
+            for answer in before
+            if answered.prompt_sha_of(answer.id) not in (None, answer.prompt_sha)
+        )
+    done = {(condition, id) for condition, id in ranks.gather([answer.key for answer in before])[0]}
+    todo = sum(question.key not in done for question in questions)
+    count = 0
+    keep.progress(0, todo)
+    with folder.appender(ranks.rank) as file:
+
+        def on_replies(replies: list[tuple[AskedQuestion, Reply]]) -> None:
+            nonlocal count
+            file.add(map(answered.of, replies))
+            count += len(replies)
+            keep.progress(min(count * ranks.world, todo), todo)
+
+        ask(
+            chat_model, questions, max_new_tokens=asked.max_new_tokens, on_replies=on_replies, done=done,
+            share=(ranks.rank, ranks.world),
+        )  # fmt: skip
+    ranks.gather(None)
+    merged = folder.merge(answered.again) if ranks.rank == 0 else []
+    ranks.gather(None)
+    wanted = {question.key for question in questions}
+    return {answer.key: answer for answer in merged if answer.key in wanted}
+
+
+def _outcome(asked: QuestionSet, controls: Sequence[str], answers: Mapping[AnswerKey, Answer]) -> Answered:
+    """Returns the figures. A rank without the answers has none."""
+    items, scorer = asked.items, asked.scorer
+    own = [answers[key] for item in items if (key := (OWN, item.id)) in answers]
+    status = scorer.status(items)
+    coverage: dict[str, Any] = {
+        "expected": len(items),
+        "answered": len(own),
+        "unparsed": sum(answer.parsed is None for answer in own),
+        "fallback": sum(answer.fallback for answer in own),
+        "truncated": sum(bool(answer.hit_max_tokens) for answer in own),
+    }
+    kinds = Counter(answer.parsed for answer in own)
+    if len(kinds) <= SHOWN:
+        coverage["parsed"] = {str(parsed): n for parsed, n in kinds.most_common()}
+    figures: dict[str, Figure] = {}
+    if len(own) == len(items):
+        figures = dict(scorer.figures(items, [verdict_of(answer) for answer in own]))
+        for control in controls:
+            # an item without an image has one answer for all conditions
+            shown = [answers.get((control, item.id), answers[OWN, item.id]) for item in items]
+            if all((control, item.id) in answers or not item.images for item in items):
+                of_control = scorer.figures(items, [verdict_of(answer) for answer in shown])
+                figures |= {renamed(name, control): figure for name, figure in of_control.items()}
+        figures |= probe_figures(answers, controls)
+    return Answered(answers=answers, figures=figures, status=status, coverage=coverage)
+
+
+def verdict_of(answer: Answer) -> Verdict:
+    """Returns the verdict that an answer holds."""
+    return Verdict(parsed=answer.parsed, score=answer.score, lenient=answer.lenient, fallback=answer.fallback)
+
+
+def _summarise(asked: QuestionSet, outcome: Answered, keep: Keep) -> None:
+    """Writes `summary.json`, and the files for a test server."""
+    summary = {
+        "task": asked.task, "benchmark": asked.scorer.name, "split": asked.split, **outcome.facts(),
+        "caveats": list(asked.scorer.caveats),
+        "figures": {name: asdict(figure) for name, figure in outcome.figures.items()},
+    }  # fmt: skip
+    raws = {answer.id: answer.raw for answer in outcome.answers.values() if answer.condition == OWN}
+    if len(raws) == len(asked.items):
+        folder = write_uploads(asked.scorer, asked.items, raws, keep.folder, split=asked.split)
+        if folder is not None:
+            summary["upload"] = folder.name
+    write_json_atomic(keep.folder / SUMMARY, summary)
+
+
+def header_of(chat_model: ChatModel, asked: QuestionSet, model: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns `answers.json`: what the answers come from."""
+    samples = asked.samples
+    return {
+        "task": asked.task,
+        "benchmark": asked.scorer.name,
+        "split": asked.split,
+        "data_sha256": asked.data,
+        "items": len(samples),
+        "model": model["checkpoint"],
+        "model_folder": model["folder"],
+        "dtype": str(next(chat_model.objective.parameters()).dtype).removeprefix("torch."),
+        "decoding": {"kind": "greedy", "max_new_tokens": asked.max_new_tokens},
+        "prompt": {
+            "template": sorted({sample.template for sample in samples}),
+            "image_fit": sorted({sample.image_fit for sample in samples}),
+        },
+        "device": chat_model.device.type,
+        "versions": {
+            "lmmkit": lmmkit.__version__, "python": platform.python_version(), "torch": torch.__version__,
+            "numpy": np.__version__, "pillow": PIL.__version__,
+        },
+    }  # fmt: skip
+
+
+def model_facts(folder: Path) -> dict[str, Any]:
+    """Returns the path of a model folder, and a hash of its files: the same for the same weights and settings."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    content = [f"{path.name} {path.stat().st_size} {file_crc32(path):08x}\n" for path in files]
+    return {
+        "folder": str(folder.resolve()),
+        "checkpoint": hashlib.sha256("".join(content).encode()).hexdigest(),
+    }
+
+
+def limited(asked: QuestionSet, n: int | str) -> QuestionSet:
+    """Returns the first `n` questions; all with "all"."""
+    if n == "all" or int(n) >= len(asked.items):
+        return asked
+    first = slice(int(n))
+    return replace(
+        asked, items=asked.items[first], samples=asked.samples[first], majority=asked.majority[first]
+    )
+
+
+def facts_in(folder: Path) -> dict[str, Any]:
+    """Returns what the summary in a task's folder says beside the figures."""
+    summary = read_json(folder / SUMMARY)
+    return {key: summary[key] for key in ("status", "coverage", "upload", "judge") if key in summary}
