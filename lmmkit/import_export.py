@@ -88,7 +88,7 @@ def import_model(
     config = {
         "stage": from_model.IMPORTED_STAGE, "step": 0, "inference_plugins": [], "plugins": {},
         "kind": public_source.kind, "model": to_mapping(prepared.recipe)["model"], "prefixes": prefixes,
-        **_ends(public_source),
+        **_ids(public_source, prepared),
     }  # fmt: skip
     tokenizer = prepared.tokenizer if prepared.tokenizer.size else None
     model_folder.write(
@@ -145,8 +145,10 @@ def _import_encoder(source: PretrainedFolder, folder: Path) -> None:
     )
 
 
-def _ends(source: PretrainedFolder) -> dict[str, object]:
-    found: dict[str, object] = {"eos": list(source.eos), "pad": source.pad, "image_token": source.image_token}
+def _ids(source: PretrainedFolder, prepared: Prepared) -> dict[str, object]:
+    """Returns the ids that the folders name, and the decoder's family, as keys of a model folder's config."""
+    ends = prepared.end_ids
+    found: dict[str, object] = {"eos": list(ends.eos), "pad": ends.pad, "image_token": source.image_token}
     found["family"] = source.text.family if source.text else None
     return {name: value for name, value in found.items() if value is not None}
 
@@ -188,6 +190,7 @@ def _exported(source: Path, prepared: Prepared, parts: Mapping[str, nn.Module]) 
         vision=parts["vision"], connector=parts["connector"], text=cast(Decoder, parts["text"]),
         config=model_folder.config_of(source), tokenizer=prepared.tokenizer,
         passthrough=model_folder.carried_of(source), image_fit=chat.image_fit, template=chat.template,
+        system=chat.system or "",
     )  # fmt: skip
 
 

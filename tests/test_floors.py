@@ -35,11 +35,11 @@ FLOORS: dict[str, str] = {
         common data_check token_pieces
     """,
     "lmmkit.data": """
-        images packing sampler length_grouping rank_shares sources text_tokenizers layout_writer
+        image_markers images packing sampler length_grouping rank_shares sources text_tokenizers layout_writer
         chat_templates views pipeline step_transfer loader
     """,
     "lmmkit.data.sources": """
-        bad_records image_paths json_stream index_cache json_records record_parser indexed_records
+        bad_records image_paths json_stream index_cache json_records record_keys record_parser indexed_records
         llava_json tar_members webdataset_shards records
     """,
     "lmmkit.data.text_tokenizers": """
@@ -70,7 +70,7 @@ FLOORS: dict[str, str] = {
         compiled frozen_bf16 lora recompute
     """,
     "lmmkit.plan": """
-        from_model instances shapes pretrained stage_plan checks compile_plan prepare explain
+        from_model instances shapes pretrained stage_plan checks compile_plan prepare notices explain
     """,
     "lmmkit.recipe": """
         field_types model shipped source_positions stage schema rules write diff yaml_tree
@@ -100,7 +100,7 @@ FLOORS: dict[str, str] = {
         anomalies determinism empty_terms image_logging metrics_log out_of_memory
     """,
     "lmmkit.weights": """
-        config model_folder tensor_reader name_maps decoders encoders lora_checkpoints timm_encoder
+        config model_folder end_ids tensor_reader name_maps decoders encoders lora_checkpoints timm_encoder
         detect export
     """,
     "lmmkit.weights.export": """

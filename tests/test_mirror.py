@@ -14,7 +14,6 @@ ELSEWHERE = ("trust", "plugins", "stored", "support")  # folders that are no mir
 # Modules without a test file of their own, and the test that runs them.
 TESTED_BY = {
     "__main__": "training/test_signals_stop.py",
-    "attention/merge": "attention/test_backends.py",
     "attention/sdpa": "attention/test_backends.py",
     "data/layout_writer": "data/test_chat_templates.py",
     "data/sources/indexed_records": "data/sources/test_index_cache.py",
@@ -23,6 +22,7 @@ TESTED_BY = {
     "evaluate/answers/scorer": "evaluate/questions/test_answering.py",
     "evaluate/answers/uploads": "evaluate/questions/test_answering.py",
     "evaluate/questions/probe": "evaluate/questions/test_answering.py",
+    "evaluate/benchmarks/names": "evaluate/test_run.py",
     "inference/batch_from_ids": "weights/test_decoders.py",
     "inference/kv_cache": "inference/test_generate.py",
     "inference/token_model": "weights/test_decoders.py",
@@ -43,6 +43,7 @@ TESTED_BY = {
     "training/monitoring/empty_terms": "training/monitoring/test_anomalies.py",
     "training/monitoring/image_logging": "training/monitoring/test_metrics_log.py",
     "weights/config": "weights/test_decoders.py",
+    "weights/end_ids": "weights/export/test_llava_folders.py",
     "weights/export/chat_template_export": "weights/export/test_processor_files.py",
     "weights/lora_checkpoints": "test_import_export.py",
     "weights/name_maps": "weights/test_decoders.py",

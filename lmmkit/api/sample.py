@@ -39,11 +39,18 @@ class Image:
 
 @dataclass(frozen=True)
 class Turn:
-    """Holds one utterance. `images` is the number of the sample's images that come before `text`."""
+    """Holds one utterance, and `images` of the sample's images.
+
+    `places`: for each image the number of characters of `text` that come before it. Without places all
+    images come before the text, in the form of the chat template. `supervised`: whether the model learns
+    the utterance, if it is an answer.
+    """
 
     role: Role
     text: str
     images: int = 0
+    places: tuple[int, ...] = ()
+    supervised: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +58,8 @@ class Sample:
     """Holds one conversation about zero or more images, as read from a record.
 
     `key` is unique in its source. `template` and `image_fit` are the chat template and the image fit of
-    the source. `meta` passes the other fields of the record (question type, scene, right answers) to evaluation.
+    the source. `system` replaces the system prompt of the template; empty: the template's own. `meta` passes
+    the other fields of the record (question type, scene, right answers) to evaluation.
     """
 
     key: str
@@ -59,6 +67,7 @@ class Sample:
     images: tuple[Image, ...] = ()
     template: str = "vicuna_v1"
     image_fit: ImageFit = "pad"
+    system: str = ""
     meta: Mapping[str, str | int | float | tuple[str, ...]] = field(default_factory=dict)
 
 

@@ -3,7 +3,8 @@
 Where mass is asked for, the keys of a call are either all key rows or all other rows. So the merge
 weight of the parts over key rows IS the mass: m = exp(lse_key - lse). Its gradient g only shifts the
 row term D = sum(dO * O) of the softmax backward: D - g (1 - m) in parts over key rows, D + g m in the
-others. A flash backward computes D from (dO, O), so the shift is applied to the O that it receives.
+others. A flash backward reads O only to compute D from (dO, O), so it is handed an O that gives the D it
+should use.
 """
 
 from __future__ import annotations
@@ -197,9 +198,10 @@ class _Merged(torch.autograd.Function):
         q, k, v = heads.split(qkv_TC)
         q = q[plan.rows]
         d = torch.zeros_like(out) if d_WC is None else d_WC.unflatten(1, (-1, heads.size))
-        out_key = out_rest = out
+        out_rest = out_key = out
         if d_mass_R is not None and len(plan.place_R):
-            d, out_key, out_rest = _shifted(d, out, plan.place_R, d_mass_R, mass_RH)
+            added = mass_row_terms(plan.place_R, mass_RH, d_mass_R)
+            d, (out_rest, out_key) = hand_over(d, out, plan.place_R, [[each] for each in added])
         d_qkv_TC = torch.empty_like(qkv_TC) if plan.all_rows else torch.zeros_like(qkv_TC)
         d_q, d_k, d_v = heads.split(d_qkv_TC)
         to_q = d_q if plan.all_rows else torch.empty_like(q)
@@ -226,29 +228,48 @@ def merge_partials(a: Tensor, lse_a: Tensor, b: Tensor, lse_b: Tensor) -> tuple[
     return out.addcmul_(b, (lse_b - lse).exp_()[..., None]).to(a), lse
 
 
-def _shifted(
-    d: Tensor, out: Tensor, row_R: Tensor, g_R: Tensor, mass_RH: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns (d, the output for parts over key rows, the output for the others), such that sum(d * out') is
-    the row term that includes the gradient of the mass.
+def mass_row_terms(row_R: Tensor, mass_RH: Tensor, d_mass_R: Tensor) -> Sequence[tuple[Tensor, Tensor]]:
+    """Returns what the gradient of the mass adds to the row terms: in parts over other rows, over key rows."""
+    d_RH = (d_mass_R / mass_RH.shape[1])[:, None].to(mass_RH)
+    return (row_R, d_RH * mass_RH), (row_R, d_RH * (mass_RH - 1))
 
-    If the output of a row is not read, `d` is zero there and cannot carry the shift. Such a `d` is set to
-    1e-15 of the gradient of the mass: too small to change a gradient, large enough to carry the shift.
+
+def hand_over(
+    d: Tensor, out: Tensor, row_A: Tensor, added: Sequence[Sequence[tuple[Tensor, Tensor]]]
+) -> tuple[Tensor, list[Tensor]]:
+    """Returns `d`, and for each key set the output to hand to its kernels in place of `out`.
+
+    The row term sum(d * handed) is sum(d * out) plus all that is added. The handed output is that row term
+    along d / |d|, so it is as exact as its dtype: an addition to `out` itself is lost in bfloat16 where it
+    is small beside `out`.
+
+    If the output of a row is not read, `d` is zero there and cannot carry a row term. Such a `d` is set to
+    1e-15 of what is added: too small to change a gradient, large enough to carry the row term.
+
+    Args:
+        d: the gradient of the output, [W, H, K].
+        out: the output, [W, H, K].
+        row_A: the rows that are added to, none twice.
+        added: for each key set, what its readers add: (rows, some of `row_A`; row terms [rows, H]).
     """
-    g_RH1 = (g_R / mass_RH.shape[1])[:, None, None].to(mass_RH).expand(*mass_RH.shape, 1)
-    mass_RH1, d_RHK = mass_RH[..., None], d[row_R]
-    norm_RH1 = torch.linalg.vector_norm(d_RHK, dim=-1, keepdim=True, dtype=mass_RH.dtype)
-    least_RH1 = 1e-15 * g_RH1.abs()
-    dead_RH1 = (norm_RH1 <= least_RH1) & (least_RH1 > 0)
-    d_RHK = d_RHK.masked_fill(dead_RH1, 0)
-    d_RHK[..., :1] = torch.where(dead_RH1, least_RH1.to(d), d_RHK[..., :1])
-    norm_RH1 = torch.where(dead_RH1, d_RHK[..., :1].to(norm_RH1), norm_RH1)
-    norm_RH1 = torch.where(norm_RH1 == 0, 1, norm_RH1)
-    way_RHK, out_RHK = d_RHK.to(mass_RH) / norm_RH1, out[row_R]
-    key_RHK = (out_RHK - way_RHK * (g_RH1 * (1 - mass_RH1) / norm_RH1)).to(out)
-    rest_RHK = (out_RHK + way_RHK * (g_RH1 * mass_RH1 / norm_RH1)).to(out)
-    return (
-        d.index_copy(0, row_R, d_RHK),
-        out.index_copy(0, row_R, key_RHK),
-        out.index_copy(0, row_R, rest_RHK),
-    )
+    d_AHK, wide = d[row_A], torch.promote_types(d.dtype, torch.float32)
+    sums = [_summed(terms, out, wide)[row_A, :, None] for terms in added]
+    norm_AH1 = torch.linalg.vector_norm(d_AHK, dim=-1, keepdim=True, dtype=wide)
+    least_AH1 = 1e-15 * torch.stack(sums).abs().amax(0)
+    dead_AH1 = (norm_AH1 <= least_AH1) & (least_AH1 > 0)
+    d_AHK = d_AHK.masked_fill(dead_AH1, 0)
+    d_AHK[..., :1] = torch.where(dead_AH1, least_AH1.to(d), d_AHK[..., :1])
+    norm_AH1 = torch.where(dead_AH1, d_AHK[..., :1].to(wide), norm_AH1)
+    norm_AH1 = torch.where(norm_AH1 == 0, 1, norm_AH1)
+    way_AHK = d_AHK.to(wide) / norm_AH1
+    own_AH1 = torch.linalg.vecdot(way_AHK, out[row_A].to(wide))[..., None]
+    handed = [(way_AHK * (own_AH1 + sum_AH1 / norm_AH1)).to(out) for sum_AH1 in sums]
+    return d.index_copy(0, row_A, d_AHK), [out.index_copy(0, row_A, each) for each in handed]
+
+
+def _summed(terms: Sequence[tuple[Tensor, Tensor]], out: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns the sum of row terms, [W, H]."""
+    total_WH = out.new_zeros(out.shape[:2], dtype=dtype)
+    for row_R, term_RH in terms:
+        total_WH.index_add_(0, row_R, term_RH)
+    return total_WH

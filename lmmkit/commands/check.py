@@ -42,6 +42,7 @@ def check(
     from lmmkit.data.sources.records import check_images, too_many
     from lmmkit.errors import raise_all
     from lmmkit.plan.explain import plan_text
+    from lmmkit.plan.notices import notices
     from lmmkit.training.preflight import preflight
 
     prepared, _ = preflight(read, trust_files=trust_files, data=read.data)
@@ -52,7 +53,11 @@ def check(
     stages = {stage: estimate(prepared, stage, flops=1e12 * tflops) for stage in read.stages}
     if as_json:
         return print_json(
-            {"stages": stages, "records": {name: len(r) for name, r in prepared.sources.items()}}
+            {
+                "stages": stages,
+                "records": {name: len(r) for name, r in prepared.sources.items()},
+                "notices": notices(prepared),
+            }
         )
     out.print(plan_text(prepared).rstrip())
     out.print(_table(stages))
@@ -60,9 +65,10 @@ def check(
     if narrow := build.frozen_narrow(read):
         out.print(f"frozen in bfloat16: {', '.join(narrow)}")
     for name, records in prepared.sources.items():
-        turns = f", {records.dropped_turns} leading answers left out" if records.dropped_turns else ""
         skipped = f", {records.left_out} bad records left out" if records.left_out else ""
-        out.print(f"data {name}: {len(records)} records{turns}{skipped}")
+        out.print(f"data {name}: {len(records)} records{skipped}")
+    for line in notices(prepared):
+        out.print(f"note: {line}", markup=False)
     out.print("no problems.")
 
 

@@ -33,10 +33,10 @@ def verify(
     Exit code 2 if the newest is damaged; with --all, if any is.
     """
     from lmmkit.runs.run_folder import RunFolder
-    from lmmkit.training.checkpoint.read import Verdict, verdicts
+    from lmmkit.training.checkpoint.read import CheckpointVerdict, verdicts
 
     folder = RunFolder.open(run)
-    found: list[Verdict] = verdicts(folder, every=everything)
+    found: list[CheckpointVerdict] = verdicts(folder, every=everything)
     sound = next((v for v in found if v.sound), None)
     if as_json:
         rows = [

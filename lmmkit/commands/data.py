@@ -139,6 +139,8 @@ def check(
         verdict = f"{bad} bad ones, which `bad_records: skip` allows" if bad else "all good"
         if name not in listed.refused:
             out.print(f"{name}: {each['records']} records, {verdict}")
+        for what, count in each["notes"].items():
+            out.print(f"{name}: {count} records: {what}", markup=False)
     if listed.count:
         out.print(f"{listed.count} problems listed in {report}")
     raise_all(listed.shown)

@@ -1,15 +1,16 @@
 """The chat templates: how a sample becomes token ids, and which of them are supervised.
 
-`plain`: images, text and answer, with a newline after each text. `vicuna_v1`: the conversation of
-Vicuna v1.5, with an end token after each answer; ids and supervised positions equal LLaVA-1.5's.
-`chatml` (Qwen) and `llama3` (LLaMA-3): turns between control tokens; ids equal those of the public
-templates. Here the header of an answer and the answer are encoded separately, as in generation.
+`plain`: images, text and answer, with a newline after each text, and no system prompt. `vicuna_v1`: the
+conversation of Vicuna v1.5, with an end token after each answer; ids and supervised positions equal
+LLaVA-1.5's. `chatml` (Qwen) and `llama3` (LLaMA-3): turns between control tokens; ids equal those of the
+public templates. Here the header of an answer and the answer are encoded separately, as in generation.
+An image with a place in the text is written there, in every template.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Protocol, get_args
 
 from lmmkit.api.layout import Layout, SpanRole
@@ -17,7 +18,7 @@ from lmmkit.api.sample import AfterEos, Image, Sample, Turn
 from lmmkit.data.images import RowsOf
 from lmmkit.data.layout_writer import LayoutWriter
 from lmmkit.data.text_tokenizers.choose import TextTokenizer
-from lmmkit.errors import UserError, did_you_mean, raise_all
+from lmmkit.errors import Problem, UserError, did_you_mean, raise_all
 from lmmkit.errors.data import (
     CHAT_AFTER_EOS,
     CHAT_CONTROL,
@@ -46,7 +47,8 @@ def lay_out(
     prefix). A sample may end with the user's turn.
 
     Raises `UserError` for an unknown template, for turns that do not alternate between user and
-    assistant, or if the turns name another number of images than the sample has.
+    assistant, or if the turns name another number of images than the sample has, or places that do not
+    exist.
     """
     _check(sample, after_eos, rows_of)
     writer = LayoutWriter(tokenizer=tokenizer, rows_of=rows_of, after_eos=after_eos)
@@ -74,6 +76,30 @@ def response_end(template: str, tokenizer: TextTokenizer) -> int:
     return TEMPLATES[template].response_end(tokenizer)
 
 
+def first_id(template: str, tokenizer: TextTokenizer) -> int | None:
+    """Returns the id that begins every sequence of a template; None if there is none."""
+    return TEMPLATES[template].first_id(tokenizer)
+
+
+def stop_ids(template: str, tokenizer: TextTokenizer, of_folder: Iterable[int] = ()) -> tuple[int, ...]:
+    """Returns the ids that end an answer, each once: those that the folder of the tokenizer names, the
+    tokenizer's end token, and the end of a response in the template."""
+    return tuple(dict.fromkeys((*of_folder, tokenizer.eos, response_end(template, tokenizer))))
+
+
+def require_fitting(template: str, tokenizer: TextTokenizer, where: str) -> None:
+    """Raises `UserError` for an unknown template, and for one that needs tokens which the tokenizer lacks."""
+    if template not in TEMPLATES:
+        raise UserError(_unknown(template, where))
+    if missing := TEMPLATES[template].missing(tokenizer):
+        got = f"template {template} and a tokenizer without {', '.join(missing)}"
+        raise UserError(CHAT_CONTROL.at(where, got=got, usable=_usable(tokenizer)))
+
+
+def _usable(tokenizer: TextTokenizer) -> str:
+    return ", ".join(name for name, template in TEMPLATES.items() if not template.missing(tokenizer))
+
+
 def default_template(tokenizer: TextTokenizer) -> str:
     """Returns the template whose control tokens the tokenizer has, else `vicuna_v1`, which needs none."""
     fitting = (t.name for t in FRAMED if not t.missing(tokenizer))
@@ -92,6 +118,10 @@ class Template(Protocol):
         """Writes all turns of a sample that has passed the checks of `lay_out`."""
         ...
 
+    def first_id(self, tokenizer: TextTokenizer) -> int | None:
+        """Returns the id that begins a sequence; None if there is none."""
+        ...
+
     def response_end(self, tokenizer: TextTokenizer) -> int:
         """Returns the id that ends a response."""
         ...
@@ -102,25 +132,33 @@ class Template(Protocol):
 
 
 class PlainTemplate:
-    """Writes images, text and answer, each text followed by a newline."""
+    """Writes images, text and answer, each text followed by a newline.
+
+    The newline of an answer is encoded separately: byte-level vocabularies have pieces such as ".\\n", and
+    no single id would end an answer.
+    """
 
     name = "plain"
 
     def write(self, writer: LayoutWriter, sample: Sample) -> None:
         images = _begin(writer, sample)
         for turn in sample.turns:
-            for _ in range(turn.images):
-                writer.image(next(images))
             if turn.role == "assistant":
-                writer.write(turn.text + "\n", "response", supervised=True)
-            elif turn.text:
-                writer.write(turn.text + "\n", "user")
+                writer.write(turn.text, "response", supervised=turn.supervised)
+                writer.part()
+                writer.write("\n", "response", supervised=turn.supervised)
+            else:
+                line = replace(turn, text=turn.text + "\n") if turn.text else turn
+                _user(writer, "", line, images, between="")
+
+    def first_id(self, tokenizer: TextTokenizer) -> int | None:
+        return tokenizer.bos
 
     def response_end(self, tokenizer: TextTokenizer) -> int:
         return tokenizer.encode_continued("\n")[-1]
 
     def missing(self, tokenizer: TextTokenizer) -> list[str]:
-        return []
+        return [] if tokenizer.encode_continued("\n") else ["a newline"]
 
 
 class VicunaTemplate:
@@ -130,14 +168,17 @@ class VicunaTemplate:
 
     def write(self, writer: LayoutWriter, sample: Sample) -> None:
         images = _begin(writer, sample)
-        writer.write(VICUNA_SYSTEM, "system")
+        writer.write(sample.system or VICUNA_SYSTEM, "system")
         for i, turn in enumerate(sample.turns):
             if turn.role == "assistant":
-                writer.write(" " + turn.text, "response", supervised=True)
-                writer.control(writer.tokenizer.eos, "response", supervised=True)
+                writer.write(" " + turn.text, "response", supervised=turn.supervised)
+                writer.control(writer.tokenizer.eos, "response", supervised=turn.supervised)
             else:
                 _user(writer, " USER: " if i == 0 else "USER: ", turn, images)
                 writer.write(" ASSISTANT:", "header")
+
+    def first_id(self, tokenizer: TextTokenizer) -> int | None:
+        return tokenizer.bos
 
     def response_end(self, tokenizer: TextTokenizer) -> int:
         return tokenizer.eos
@@ -152,7 +193,8 @@ class FramedTemplate:
 
     `head`: the control tokens before and after the name of a role. `open`: the text after a head.
     `end`: the control token after the text of a turn. `gap`: the text between turns. `start`: a
-    control token at the beginning. `system`: the text of the system turn; empty for none.
+    control token at the beginning. `system`: the text of the system turn of a sample that has no system
+    prompt of its own; empty for none.
     """
 
     name: str
@@ -166,14 +208,14 @@ class FramedTemplate:
     def write(self, writer: LayoutWriter, sample: Sample) -> None:
         images = iter(sample.images)
         self._control(writer, self.start, "bos")
-        if self.system:
-            writer.write(self._head(writer, "system", "system") + self.system, "system")
+        if system := sample.system or self.system:
+            writer.write(self._head(writer, "system", "system") + system, "system")
             self._control(writer, self.end, "system")
             writer.write(self.gap, "system")
         for turn in sample.turns:
             if turn.role == "assistant":
-                writer.write(turn.text, "response", supervised=True)
-                self._control(writer, self.end, "response", supervised=True)
+                writer.write(turn.text, "response", supervised=turn.supervised)
+                self._control(writer, self.end, "response", supervised=turn.supervised)
                 writer.write(self.gap, "user")
                 continue
             _user(writer, self._head(writer, "user", "user"), turn, images)
@@ -181,6 +223,9 @@ class FramedTemplate:
             writer.write(self.gap, "user")
             writer.write(self._head(writer, "assistant", "header"), "header")
             writer.part()
+
+    def first_id(self, tokenizer: TextTokenizer) -> int | None:
+        return self._id(tokenizer, self.start) if self.start else None
 
     def response_end(self, tokenizer: TextTokenizer) -> int:
         return self._id(tokenizer, self.end)
@@ -209,8 +254,7 @@ class FramedTemplate:
         found = tokenizer.control(spelling)
         if found is None:
             got = f"a tokenizer without {', '.join(self.missing(tokenizer))}"
-            usable = ", ".join(name for name, t in TEMPLATES.items() if not t.missing(tokenizer))
-            raise UserError(CHAT_CONTROL.at(f"template {self.name}", got=got, usable=usable))
+            raise UserError(CHAT_CONTROL.at(f"template {self.name}", got=got, usable=_usable(tokenizer)))
         return found
 
 
@@ -231,24 +275,34 @@ def _begin(writer: LayoutWriter, sample: Sample) -> Iterator[Image]:
     return iter(sample.images)
 
 
-def _user(writer: LayoutWriter, before: str, turn: Turn, images: Iterator[Image]) -> None:
-    """Writes `before`, the images of a user's turn with a newline after each, and its text.
+def _user(
+    writer: LayoutWriter, before: str, turn: Turn, images: Iterator[Image], between: str = "\n"
+) -> None:
+    """Writes `before` and a user's turn: each image at its place in the text, or all images before the text
+    with `between` after each.
 
     LLaVA strips a question that contains only its image, including the newline.
     """
+    begin = 0
     for i in range(turn.images):
-        writer.write(before, "user")
+        end = turn.places[i] if turn.places else 0
+        writer.write(before + turn.text[begin:end], "user")
         writer.image(next(images))
-        before = "\n" if turn.text or i + 1 < turn.images else ""
-    writer.write(before + turn.text, "user")
+        before = between if not turn.places and (turn.text or i + 1 < turn.images) else ""
+        begin = end
+    writer.write(before + turn.text[begin:], "user")
+
+
+def _unknown(template: str, where: str) -> Problem:
+    got, nearest = f"template `{template}`", did_you_mean(template, TEMPLATES)
+    return TEMPLATE.at(where, got=got, known=", ".join(TEMPLATES), nearest=nearest)
 
 
 def _check(sample: Sample, after_eos: str, rows_of: RowsOf) -> None:
     """Raises `UserError` with all problems that prevent the layout of `sample`."""
     problems, where = [], f"sample {sample.key}"
     if sample.template not in TEMPLATES:
-        got, nearest = f"template `{sample.template}`", did_you_mean(sample.template, TEMPLATES)
-        problems.append(TEMPLATE.at(where, got=got, known=", ".join(TEMPLATES), nearest=nearest))
+        problems.append(_unknown(sample.template, where))
     if after_eos not in AFTER_EOS:
         got = f"after_eos `{after_eos}`"
         problems.append(CHAT_AFTER_EOS.at(where, got=got, known=", ".join(AFTER_EOS)))
@@ -261,4 +315,11 @@ def _check(sample: Sample, after_eos: str, rows_of: RowsOf) -> None:
     if sum(counts) != len(sample.images) or any(n < 0 for n in counts):
         got = f"{len(sample.images)} images for {[turn.images for turn in sample.turns]} places by turn"
         problems.append(CHAT_IMAGES.at(where, got=got))
+    for i, turn in enumerate(sample.turns):
+        inside = list(turn.places) == sorted(turn.places) and all(
+            0 <= place <= len(turn.text) for place in turn.places
+        )
+        if turn.places and (len(turn.places) != turn.images or not inside):
+            got = f"places {turn.places} of {turn.images} images in turn {i}, a text of {len(turn.text)}"
+            problems.append(CHAT_IMAGES.at(where, got=f"{got} characters"))
     raise_all(problems)

@@ -21,21 +21,9 @@ DUPLICATE = Code(
     expected="one answer to each question",
     hint="Remove all but one: a file that was appended to twice has such lines.",
 )
-EXTRA = Code(
-    "answers/not-installed", cause="The command needs a library that cannot be imported.",
-    expected="the extra `{extra}`", hint="Run `pip install 'lmmkit[{extra}]'`.",
-)
-NEEDS_TEN = Code(
-    "answers/ten-answers", cause="A record has another number of right answers than the rule of its task needs.",
-    expected="`answers`: ten texts, one of each annotator, for `match: {match}`", hint="Choose another `match`.",
-)
 NO_FILES = Code(
     "answers/no-files", cause="A benchmark needs its official files, and their folder is not given or does not exist.",
     expected="a folder with the official files of {title}", hint="{fix}",
-)
-NO_ANSWERS = Code(
-    "answers/no-answers", cause="The folder has no answers of the task.",
-    expected="a task with answers", hint="{nearest}",
 )
 NO_OUT = Code(
     "answers/no-out", cause="The answers would be written into a model folder that is not part of a run.",

@@ -16,8 +16,15 @@ CHAT_CONTROL = Code(
     hint="Use one of the templates {usable}, or another tokenizer.",
 )
 CHAT_IMAGES = Code(
-    "chat/images", cause="The number of images of a sample differs from the sum of `Turn.images` over its turns.",
-    expected="each image counted once, in user turns only", hint="Correct `Turn.images`.",
+    "chat/images", cause="The number of images of a sample differs from the sum of `Turn.images` over its turns, or "
+    "an image has a place outside its text.",
+    expected="each image counted once, in user turns only, and one place for each image or none",
+    hint="Correct `Turn.images` or `Turn.places`.",
+)
+CHAT_MARKERS = Code(
+    "chat/image-markers", cause="The `<image>` markers of a prompt do not match its images.",
+    expected="one <image> for each image of the prompt, or no marker",
+    hint="Remove markers, or give as many images (`--image`).",
 )
 CHAT_NO_VISION = Code(
     "chat/no-vision", cause="A sample with an image is given to a text-only model.",
@@ -119,6 +126,10 @@ FROM = Code(
     "records/from", cause="The speaker of a turn, `from`, is neither `human` nor `gpt`.",
     expected="`human` or `gpt`", hint="Correct `from`.",
 )
+IMAGE_KEYS = Code(
+    "records/image-keys", cause="A record names different images in `image` and in `images`.",
+    expected="one of the two keys", hint="Remove one of them.",
+)
 IMAGE_MISSING = Code(
     "records/missing-image", cause="An image that a record names does not exist or is not a regular file.",
     expected="an image file", hint="Restore the file, or correct `images` or the record.",
@@ -144,6 +155,10 @@ MARKERS = Code(
     "records/image-markers", cause="The `<image>` markers of a record do not match its images.",
     expected="one <image> for each image, in questions only", hint="Add or remove markers.",
 )
+MEDIA = Code(
+    "records/video-or-audio", cause="A record has a video or a sound, and lmmkit reads images only.",
+    expected="images and text", hint="Remove the record, or write frames of the video as `images`.",
+)
 NO_WEBDATASET = Code(
     "records/no-webdataset", cause="A package that is needed to read WebDataset shards is not installed.",
     expected="the packages of the extra `webdataset`", hint='Run `pip install -e ".[webdataset]"`.',
@@ -152,18 +167,32 @@ ORDER = Code(
     "records/turn-order", cause="The turns of a record do not alternate between human and gpt.",
     expected="human and gpt in alternation", hint="Join or split the turns.",
 )
+OTHER_FORM = Code(
+    "records/other-form", cause="A record has another form than LLaVA's.",
+    expected="`conversations`, a list of turns with `from` and `value`",
+    hint="Convert the file: `messages`, `role` and `content` become `conversations`, `from` and `value`; the roles "
+    "user and assistant become `human` and `gpt`.",
+)
+QUESTION = Code(
+    "records/no-question", cause="A question is empty. LLaVA learns nothing from such a record.",
+    expected="a question with text or an image", hint="Add the question, or remove the record.",
+)
 RECORDS_PATH = Code(
     "records/image-path", cause="A record names an image by a path that leads out of the image folder.",
     expected="a file below `images`", hint="Write the path relative to `images`.",
 )
 RECORDS_PLAIN = Code(
     "records/plain", cause="A record of a `plain` source is not an image with one caption.",
-    expected="two turns and at least one image for the template `plain`",
+    expected="two turns, at least one image and no system prompt for the template `plain`",
     hint="Correct the record, or use the template `vicuna_v1`.",
 )
 RECORDS_SHARD = Code(
     "records/shard", cause="A WebDataset shard is damaged or incomplete.",
     expected="{expected}", hint="Write the shard again.",
+)
+SYSTEM = Code(
+    "records/system", cause="A record has two different system prompts, or one after its first turn.",
+    expected="one system prompt, as the key `system` or as the first turn", hint="Correct the record.",
 )
 TEXT = Code(
     "records/surrogate", cause="A record contains half of a surrogate pair, which UTF-8 cannot encode.",
@@ -174,6 +203,11 @@ TOO_MANY = Code(
     expected="at most {most}",
     hint="Correct the data (`lmmkit data check` lists every problem), or set `bad_records: skip` and a higher "
     "`bad_share`. Then a run that has begun can be resumed.",
+)
+TURN_WEIGHT = Code(
+    "records/turn-weight", cause="The weight of a turn is neither 0 nor 1.",
+    expected="`weight`, `loss` or `train` of 0 or 1 (false or true)",
+    hint="Correct the record; other weights are not supported.",
 )
 RECORDS_TURNS = Code(
     "records/no-conversation", cause="A record has no usable conversation.",

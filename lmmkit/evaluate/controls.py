@@ -50,4 +50,6 @@ def swapped(samples: Sequence[Sample]) -> list[Sample]:
 
 def without_images(samples: Sequence[Sample]) -> list[Sample]:
     """Returns the samples as text alone."""
-    return [replace(s, images=(), turns=tuple(replace(t, images=0) for t in s.turns)) for s in samples]
+    return [
+        replace(s, images=(), turns=tuple(replace(t, images=0, places=()) for t in s.turns)) for s in samples
+    ]

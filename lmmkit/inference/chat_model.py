@@ -15,7 +15,8 @@ from torch import Tensor
 
 from lmmkit.api.layout import row_count
 from lmmkit.api.sample import Image, Sample, Turn, View
-from lmmkit.data.chat_templates import response_end
+from lmmkit.data.chat_templates import stop_ids
+from lmmkit.data.image_markers import read_prompt
 from lmmkit.data.images import ImageReader, save_pixels
 from lmmkit.data.packing import LaidOut, Packer, SizedSample, read_images
 from lmmkit.data.pipeline import cut
@@ -50,20 +51,18 @@ class ChatModel:
     @classmethod
     def of(
         cls, prepared: Prepared, objective: Objective, stage: str, device: torch.device, *,
-        eos: tuple[int, ...] = (), pad: int | None = None, image_token: int | None = None,
-        poll: Callable[[], None] = lambda: None,
+        image_token: int | None = None, poll: Callable[[], None] = lambda: None,
     ) -> ChatModel:  # fmt: skip
         """Returns the chat model for an objective with the weights of a stage.
 
-        `eos`, `pad`, `image_token`: the ids from the folder of the weights, if they differ from the
-        tokenizer's.
+        `image_token`: the id from the folder of the weights, if it differs from the tokenizer's.
         """
         objective.terms = prepared.plans[stage].terms
         objective.eval()
         return cls(
             prepared=prepared, objective=objective, views=prepared.views(stage),
             reader=prepared.reader(), packer=prepared.packer(stage), stage=stage, device=device,
-            tokens=_tokens(prepared, objective, eos, pad, image_token), poll=poll,
+            tokens=_tokens(prepared, objective, image_token), poll=poll,
         )  # fmt: skip
 
     def logits(
@@ -81,9 +80,11 @@ class ChatModel:
 
         Raises:
             ValueError: shapes, ids or numbers of images that do not fit together.
-            UserError: the model needs learned tokens to answer, which ids cannot express.
+            UserError: a sequence longer than the context; or the model needs learned tokens to answer,
+                which ids cannot express.
         """
         self._require_plain()
+        self._require_fit("logits", input_ids, attention_mask, 0)
         return self.tokens.logits(input_ids, pixel_values, attention_mask)
 
     def generate(
@@ -93,9 +94,11 @@ class ChatModel:
         """Returns the greedy tokens after each prompt, [B, N] int64.
 
         N is `max_new_tokens`, or fewer if all sequences have ended. Ended sequences are padded.
-        `eos_token_id` defaults to the model's. The other arguments and the errors are those of `logits`.
+        `eos_token_id` defaults to the model's. The other arguments and the errors are those of `logits`; prompt
+        and new tokens together must fit into the context.
         """
         self._require_plain()
+        self._require_fit("generate", input_ids, attention_mask, max_new_tokens)
         return self.tokens.generate(
             input_ids, pixel_values, max_new_tokens=max_new_tokens, attention_mask=attention_mask,
             eos_token_id=eos_token_id,
@@ -107,6 +110,14 @@ class ChatModel:
             got = f"learned tokens from {', '.join(inference_plugins)} in every sequence"
             raise UserError(LEARNED_TOKENS.at("logits", got=got))
 
+    def _require_fit(
+        self, call: str, input_ids: Tensor, attention_mask: Tensor | None, max_new_tokens: int
+    ) -> None:
+        """Raises `UserError` unless the longest sequence fits into the context with the new tokens."""
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        lengths = (mask != 0).sum(-1).flatten().tolist()
+        _require_room(call, max(lengths, default=0), self.views.context, max_new_tokens)
+
     def answer(
         self, groups: Sequence[Sequence[View]], *, max_new_tokens: int, choose: Chooser = greedy,
         on_text: Callable[[str], None] | None = None,
@@ -114,14 +125,14 @@ class ChatModel:
         """Returns the texts generated after the prompts of these views, in order.
 
         Views of one group share their common prefix (many questions on one image). All views must have
-        one template; its end-of-response token ends a text. `on_text`, for a single view only, is called
+        one template; its `stop_ids` end a text. `on_text`, for a single view only, is called
         with each new part of the text; joined, the parts are the text.
         """
         if not groups:
             return []
         templates = {view.sample.template for group in groups for view in group}
         assert len(templates) == 1, f"views of several templates: {templates}"
-        end = response_end(templates.pop(), self.views.tokenizer)
+        ends = stop_ids(templates.pop(), self.views.tokenizer, self.prepared.end_ids.eos)
         samples = [
             self.packer.sized([LaidOut(v, self._fitting(v, max_new_tokens)) for v in group])
             for group in groups
@@ -129,19 +140,20 @@ class ChatModel:
         return [
             text
             for part in cut(samples, PROMPT_ROWS)
-            for text in self._generate_texts(part, max_new_tokens, end, choose, on_text)
+            for text in self._generate_texts(part, max_new_tokens, ends, choose, on_text)
         ]
 
     def _generate_texts(
-        self, samples: Sequence[SizedSample], max_new_tokens: int, end: int, choose: Chooser, on_text
-    ) -> list[str]:
+        self, samples: Sequence[SizedSample], max_new_tokens: int, ends: tuple[int, ...], choose: Chooser,
+        on_text: Callable[[str], None] | None,
+    ) -> list[str]:  # fmt: skip
         batch, paths = self.packer.pack(samples, read_images(samples, self.reader))
         batch = batch.to(self.device)
         tokens, tokenizer = self.objective.tokens(batch), self.views.tokenizer
         stream = TextStream(tokenizer, on_text or (lambda part: None))
 
         def on_token(id_Q: Tensor) -> None:
-            if on_text is not None and int(id_Q[0]) != end:
+            if on_text is not None and int(id_Q[0]) not in ends:
                 stream.add(int(id_Q[0]))
 
         def chosen(logits_QV: Tensor) -> Tensor:
@@ -150,7 +162,7 @@ class ChatModel:
 
         ids = generate(
             self.objective.lmm, batch, [int(path[-1]) for path in paths], tokens=tokens, max_new_tokens=max_new_tokens,
-            eos=end, choose=chosen, on_token=on_token,
+            eos=ends, choose=chosen, on_token=on_token,
         )  # fmt: skip
         stream.close()
         return [tokenizer.decode(answer).strip() for answer in ids]
@@ -163,7 +175,10 @@ class ChatModel:
 
         `turns`: the question as a text, or a conversation that ends with a user turn. `image`: one image, or
         several in the order in which the turns count them; each is the path of a file or a Pillow image. A
-        question given as a text is about all of them.
+        question given as a text is about all of them. `<image>` markers in a question are read as in a record:
+        the images take their places.
+
+        Raises `UserError` for another number of images than the turns have, or a prompt that is too long.
         """
         chat = self.prepared.recipe.model.chat
         given = [image] if isinstance(image, str | PathLike | Pil.Image) else image or []
@@ -173,10 +188,11 @@ class ChatModel:
         with TemporaryDirectory(prefix="lmmkit-") if in_memory else nullcontext("") as folder:
             sample = Sample(
                 key="chat",
-                turns=tuple(turns),
+                turns=read_prompt(turns, len(given)),
                 images=tuple(_image_file(each, Path(folder) / f"{i}.bmp") for i, each in enumerate(given)),
                 template=chat.template,
                 image_fit=chat.image_fit,
+                system=chat.system or "",
             )
             return self.answer(
                 [[View(sample=sample)]], max_new_tokens=max_new_tokens, choose=choose, on_text=on_text
@@ -184,11 +200,16 @@ class ChatModel:
 
     def _fitting(self, view: View, max_new_tokens: int):
         layout = self.views.prompt(view)
-        room = self.views.context - max_new_tokens
-        if row_count(layout) > room:
-            where, got = f"sample {view.sample.key}", f"a prompt of {row_count(layout)} rows"
-            raise UserError(TOO_LONG.at(where, got=got, room=room, max_new_tokens=max_new_tokens))
+        _require_room(f"sample {view.sample.key}", row_count(layout), self.views.context, max_new_tokens)
         return layout
+
+
+def _require_room(where: str, rows: int, context: int, max_new_tokens: int) -> None:
+    """Raises `UserError` unless a prompt of that many rows fits into the context with the new tokens."""
+    room = context - max_new_tokens
+    if rows > room:
+        got = f"a prompt of {rows} rows"
+        raise UserError(TOO_LONG.at(where, got=got, room=room, max_new_tokens=max_new_tokens))
 
 
 def _image_file(image: ImageInput, path: Path) -> Image:
@@ -199,13 +220,11 @@ def _image_file(image: ImageInput, path: Path) -> Image:
     return Image(str(Path(image).resolve()))
 
 
-def _tokens(
-    prepared: Prepared, objective: Objective, eos: tuple[int, ...], pad: int | None, image_token: int | None
-) -> TokenModel:
+def _tokens(prepared: Prepared, objective: Objective, image_token: int | None) -> TokenModel:
     """Returns the token model. If the tokenizer has no `<image>`, the image token is the next free id."""
-    tokenizer = prepared.tokenizer
+    tokenizer, eos, pad = prepared.tokenizer, prepared.end_ids.eos, prepared.end_ids.pad
     if tokenizer.size:
-        eos = eos or (tokenizer.eos,)
+        eos = stop_ids(prepared.recipe.model.chat.template, tokenizer, eos)
         image_token = tokenizer.control("<image>") if image_token is None else image_token
         image_token = tokenizer.size if image_token is None else image_token
     return TokenModel(

@@ -65,9 +65,8 @@ def _load_public(folder: Path, template: str | None, dtype: torch.dtype, device:
         prepared.recipe, {}, prepared.dims, device, pretrained=prepared.pretrained, dtype=dtype
     )
     return ChatModel.of(
-        prepared, objective, next(iter(recipe.stages)), device,
-        eos=source.eos, pad=source.pad, image_token=source.image_token,
-    )  # fmt: skip
+        prepared, objective, next(iter(recipe.stages)), device, image_token=source.image_token
+    )
 
 
 def _load_ours(
@@ -87,7 +86,4 @@ def _load_ours(
     model_folder.check(build.shell(prepared.recipe, components, dims, device), folder)
     objective = build.build_objective(prepared.recipe, components, dims, device, dtype=dtype, drawn=False)
     model_folder.fill(objective, folder)
-    return ChatModel.of(
-        prepared, objective, config["stage"], device,
-        eos=tuple(config.get("eos") or ()), pad=config.get("pad"), image_token=config.get("image_token"),
-    )  # fmt: skip
+    return ChatModel.of(prepared, objective, config["stage"], device, image_token=config.get("image_token"))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 from lmmkit.api.model_info import Dims
+from lmmkit.data.chat_templates import require_fitting
 from lmmkit.data.images import FixedRows, ImageReader
 from lmmkit.data.length_grouping import GroupedSampler
 from lmmkit.data.packing import Packer
@@ -26,6 +27,7 @@ from lmmkit.plan.instances import Instances, build_instances
 from lmmkit.plan.pretrained import Pretrained, resolve_pretrained
 from lmmkit.plan.stage_plan import StagePlan
 from lmmkit.recipe import BatchConfig, Recipe
+from lmmkit.weights.end_ids import EndIds, read_end_ids
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,7 @@ class Prepared:
     """Holds a resolved recipe and the objects built from it.
 
     `sources`: the opened sources, by name. `pretrained`: the folders from which parts take their initial
-    weights; `recipe` contains the shapes of these parts.
+    weights; `recipe` contains the shapes of these parts. `end_ids`: as named by the tokenizer's folder.
     """
 
     recipe: Recipe
@@ -43,6 +45,7 @@ class Prepared:
     dims: Dims
     plans: Mapping[str, StagePlan]
     sources: Mapping[str, Records]
+    end_ids: EndIds
 
     @property
     def image_rows(self) -> int:
@@ -174,15 +177,16 @@ def _prepare(
 ) -> Prepared:  # fmt: skip
     """Opens everything, compiles the plans with `plan`, and raises all problems together."""
     tokenizer = Tried(lambda: _open_tokenizer(recipe, allow_missing_tokenizer))
+    end_ids = Tried(lambda: read_end_ids(recipe.path(recipe.model.tokenizer.from_)))
     resolved = Tried(lambda: resolve_pretrained(recipe, pickled=pickled))
     instances = Tried(lambda: build_instances(recipe, trust_files=trust_files))
     sources = Tried(lambda: open_sources(recipe, data))
     dims = Tried(lambda: shapes.dims(resolved.value[0], tokenizer.value.size), resolved, tokenizer)
     plans = Tried(lambda: plan(instances.value, dims.value), instances, dims)
-    raise_together((tokenizer, resolved, instances, sources, dims, plans))
+    raise_together((tokenizer, end_ids, resolved, instances, sources, dims, plans))
     return Prepared(
         recipe=resolved.value[0], pretrained=resolved.value[1], tokenizer=tokenizer.value, instances=instances.value,
-        dims=dims.value, plans=plans.value, sources=sources.value,
+        dims=dims.value, plans=plans.value, sources=sources.value, end_ids=end_ids.value,
     )  # fmt: skip
 
 
@@ -204,11 +208,13 @@ def _open_tokenizer(recipe: Recipe, allow_missing_tokenizer: bool) -> TextTokeni
     section = recipe.model.tokenizer
     path = recipe.path(section.from_)
     try:
-        return open_tokenizer(path, section.kind)
+        tokenizer = open_tokenizer(path, section.kind)
     except UserError as error:
         if allow_missing_tokenizer and path.is_dir():
             return cast(TextTokenizer, NoTokenizer(error))
         raise
+    require_fitting(recipe.model.chat.template, tokenizer, recipe.where("model.chat.template"))
+    return tokenizer
 
 
 def open_sources(recipe: Recipe, names: Iterable[str]) -> dict[str, Records]:

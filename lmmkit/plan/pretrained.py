@@ -147,8 +147,7 @@ def _resolved(
             want_part(source, part, recipe.where(f"model.{part}.from"))
         sections = {}
         if "text" in parts:
-            assert source.text is not None
-            sections["text"] = source.text.section
+            sections["text"] = source.text_section()
         if "vision" in parts:
             assert source.vision is not None
             sections["vision"] = shapes.resolved_encoder(source.vision.section, str(folder))

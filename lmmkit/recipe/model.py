@@ -189,12 +189,14 @@ class Chat:
     """Describes the prompt format for inference, which is saved with the weights.
 
     `after_eos`: how a later turn is tokenized after the end-of-sequence token: with the ids of the
-    published checkpoints (transformers 4.31), or with those of transformers 4.37.
+    published checkpoints (transformers 4.31), or with those of transformers 4.37. `system`: the system
+    prompt, if not the template's own.
     """
 
     template: TemplateName
     image_fit: ImageFit
     after_eos: AfterEos = "published"
+    system: k.Text | None = None
 
 
 @section

@@ -12,7 +12,7 @@ from typing import Any
 
 from lmmkit.errors import Problem, did_you_mean
 from lmmkit.errors.recipe import CONFLICT, NAME, OUT_OF_RANGE, UNKNOWN_NAME, WRONG_TYPE
-from lmmkit.recipe.model import Model, TextFrom, TextScratch, VisionFrom, VisionScratch, VisionTimm
+from lmmkit.recipe.model import Chat, Model, TextFrom, TextScratch, VisionFrom, VisionScratch, VisionTimm
 from lmmkit.recipe.schema import Task
 from lmmkit.recipe.stage import Length, Source, Stage, Train, Validate, Weight
 
@@ -101,6 +101,13 @@ def check_model(model: Model, key: str, names: Names) -> Iterator[Problem]:
                 expected=f"more than the {tokens} tokens of one image",
                 fix="Raise `context` or `patch`, or lower `image_size`.",
             )
+
+
+def check_chat(chat: Chat, key: str, names: Names) -> Iterator[Problem]:
+    """Checks that a template without a system prompt is given none."""
+    if chat.template == "plain" and chat.system is not None:
+        expected, fix = "no `system` with the template `plain`", "Remove `system`, or name another template."
+        yield CONFLICT.at(f"{key}.system", got="a system prompt", expected=expected, fix=fix)
 
 
 def check_plugins(plugins: Mapping[str, Mapping[str, Any]], key: str, names: Names) -> Iterator[Problem]:
@@ -218,6 +225,7 @@ RULES: dict[str, Callable[[Any, str, Names], Iterator[Problem]]] = {
     "model.vision": check_vision,
     "model.text": check_text,
     "model": check_model,
+    "model.chat": check_chat,
     "plugins": check_plugins,
     "data.*": check_source,
     "stages.*.data": check_sources,

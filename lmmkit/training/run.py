@@ -17,6 +17,7 @@ from lmmkit.errors.training import DIFFER, NO_SHARED_FOLDER, NO_STAGE, NO_START,
 from lmmkit.model.transforms import lora
 from lmmkit.objective import Objective
 from lmmkit.optimizers import build_optimizer
+from lmmkit.plan.notices import notices
 from lmmkit.plan.prepare import Prepared
 from lmmkit.recipe import Recipe, digest, read_recipe
 from lmmkit.runs.files import clean_aside
@@ -84,6 +85,8 @@ def train(
             with _preparing(stop, ranks):
                 prepared, device = preflight(recipe, trust_files=trust_files, ranks=ranks)
                 fsdp.note_idle_keys(recipe, ranks)
+                for line in notices(prepared) if ranks.first else ():
+                    ranks.log_once(line)
                 run = RunFolder(out)
                 if ranks.first:
                     _check_stages(recipe, run, stage, resume)

@@ -38,6 +38,7 @@ def save_model(
         "root": str(Path(prepared.recipe.root).resolve()),
         "chat": vars_of(prepared.recipe.model.chat),
         "model": to_mapping(prepared.recipe)["model"],
+        "eos": list(prepared.end_ids.eos),
         **extra,
     }
     modules, passthrough = build.modules(objective), {}

@@ -7,9 +7,10 @@ before an encoder's, `connector.` before a projector's. Names without a matching
 from __future__ import annotations
 
 import functools
+import logging
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from lmmkit.errors import UserError
 from lmmkit.errors.weights import ARCHITECTURE, PART
 from lmmkit.model.vision import ViT
-from lmmkit.runs.files import read_json
+from lmmkit.recipe import TextScratch
 from lmmkit.weights import decoders, encoders, name_maps, timm_encoder
 from lmmkit.weights.config import Config
 from lmmkit.weights.decoders import DecoderSource, read_decoder
@@ -28,6 +29,9 @@ from lmmkit.weights.encoders import EncoderSource, read_encoder
 from lmmkit.weights.name_maps import Table
 from lmmkit.weights.tensor_reader import Stored, opened
 from lmmkit.weights.timm_encoder import TimmSource, read_timm
+
+_log = logging.getLogger("lmmkit")
+NOT_TIED = "the config ties the head to the embedding, but the file has another head; it is used, not tied"
 
 CONNECTOR: Table = (
     ("first.weight", "linear_1.weight"),
@@ -73,8 +77,6 @@ class PretrainedFolder:
     vision: EncoderSource | TimmSource | None = None
     connector: bool = False
     image_token: int | None = None
-    eos: tuple[int, ...] = ()
-    pad: int | None = None
     dtype: str = "float32"
     pickled: bool = False
     pads: bool = False
@@ -91,6 +93,23 @@ class PretrainedFolder:
             types = {each.dtype for each in stored.values() if isinstance(each.dtype, torch.dtype)}
         floats = sorted((t for t in types if t.is_floating_point), key=str)
         return functools.reduce(torch.promote_types, floats) if floats else torch.float32
+
+    def text_section(self) -> TextScratch:
+        """Returns the decoder's section, tied only if no head of other bits than the embedding is stored."""
+        assert self.text is not None
+        section = self.text.section
+        if not section.tied:
+            return section
+        embed = next(theirs for ours, theirs in self.text.table if ours == "embed.weight")
+        with (
+            suppress(UserError),
+            self.tensors() as stored,
+        ):  # files that cannot be read are reported by `fill`
+            pair = [stored.get(f"text.{name}") for name in (embed, "lm_head.weight")]
+            if all(pair) and not _same_bits(*(each.read() for each in pair if each)):
+                _log.warning("%s: %s", self.folder, NOT_TIED)
+                return replace(section, tied=False)
+        return section
 
     def prefixes(self) -> dict[str, str]:
         """Returns the folder's name prefix for each common prefix. An export writes these back."""
@@ -199,10 +218,7 @@ def _source(folder: Path, feature_layer: int | None) -> PretrainedFolder:
         )
     if kind in decoders.DECODERS:
         text = read_decoder(config)
-        return PretrainedFolder(
-            folder=folder, kind=kind, spelling=DECODER, text=text, dtype=_dtype(config),
-            **_ends(folder, config),
-        )  # fmt: skip
+        return PretrainedFolder(folder=folder, kind=kind, spelling=DECODER, text=text, dtype=_dtype(config))
     families = [*known, *encoders.ENCODERS, *decoders.DECODERS, "timm's (`architecture`)"]
     where, known = f"{config.where}: model_type", ", ".join(families)
     raise UserError(ARCHITECTURE.at(where, got=f"`{kind}`", known=known))
@@ -212,9 +228,8 @@ def _llava_hf(folder: Path, config: Config, feature_layer: int | None) -> Pretra
     config.only(projector_hidden_act="gelu", multimodal_projector_bias=True)
     text_config = _with_defaults(config.section("text_config"))
     text = read_decoder(text_config)
-    if config.has("tie_word_embeddings") and not text_config.has("tie_word_embeddings"):
-        tied = config.flag("tie_word_embeddings", False)
-        text = replace(text, section=replace(text.section, tied=tied))
+    tied = text.section.tied or config.flag("tie_word_embeddings", False)  # as transformers reads the two
+    text = replace(text, section=replace(text.section, tied=tied))
     layer = config.values.get("vision_feature_layer", -2)
     if type(layer) is not int:
         raise config.problem("vision_feature_layer", layer, "one layer's number")
@@ -226,7 +241,7 @@ def _llava_hf(folder: Path, config: Config, feature_layer: int | None) -> Pretra
     key = "image_token_id" if config.has("image_token_id") else "image_token_index"
     return PretrainedFolder(
         folder=folder, kind="llava-hf", spelling=LLAVA_HF, text=text, vision=vision, connector=True,
-        image_token=config.count(key, 32000), dtype=_dtype(config), **_ends(folder, config, text_config),
+        image_token=config.count(key, 32000), dtype=_dtype(config),
     )  # fmt: skip
 
 
@@ -253,7 +268,7 @@ def _llava(folder: Path, config: Config, feature_layer: int | None) -> Pretraine
     aspect = config.one_of("image_aspect_ratio", {"pad": "pad", "square": "square"}, "pad")
     return PretrainedFolder(
         folder=folder, kind="llava", spelling=LLAVA, text=text, connector=True, pads=aspect == "pad",
-        dtype=_dtype(config), **_ends(folder, config),
+        dtype=_dtype(config),
     )  # fmt: skip
 
 
@@ -267,19 +282,13 @@ def _two_towers(folder: Path, config: Config, feature_layer: int | None) -> Pret
     return PretrainedFolder(folder=folder, kind=kind, spelling=ENCODER, vision=vision, dtype=_dtype(config))
 
 
-def _ends(folder: Path, *configs: Config) -> dict[str, Any]:
-    """Returns the end and padding ids for generation, each from the first config that has it."""
-    found = list(configs)
-    if (path := folder / "generation_config.json").is_file():
-        found.insert(0, Config(read_json(path, hint="Correct or remove the file."), str(path)))
-    eos = next((c.ids("eos_token_id") for c in found if c.has("eos_token_id")), ())
-    pad = next((c.ids("pad_token_id") for c in found if c.has("pad_token_id")), ())
-    return {"eos": eos, "pad": pad[0] if pad else None}
-
-
 def _dtype(config: Config) -> str:
     key = "dtype" if config.has("dtype") else "torch_dtype"
     return config.text(key, "float32")
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.view(torch.uint8), b.view(torch.uint8))
 
 
 def _spelt(name: str, spelling: Spelling) -> str:

@@ -33,7 +33,7 @@ class Shuffle:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageOrder(AuxTask):
-    """Shuffles the `grid` x `grid` tiles of the first image, and predicts the permutation.
+    """Shuffles the `grid` x `grid` tiles of each image in the same way, and predicts the permutation.
 
     grid: tiles in a row and in a column.
     permutations: their number K.
@@ -74,8 +74,9 @@ class ImageOrder(AuxTask):
             return []
         table = permutations(self.grid**2, self.permutations, self.seed, self.choose)
         k = int(rng.integers(len(table)))
-        first = replace(sample.images[0], edit=Shuffle(self.grid, table[k]))
-        shuffled = replace(sample, images=(first, *sample.images[1:]))
+        # all of them: an unshuffled copy of an image would show how its tiles were
+        images = (replace(image, edit=Shuffle(self.grid, table[k])) for image in sample.images)
+        shuffled = replace(sample, images=tuple(images))
         return [View(sample=shuffled, labels={"permutation": k})]
 
     def value(self, ctx: Ctx) -> Tensor:

@@ -12,7 +12,7 @@ from lmmkit.api import AuxTask, Sample, Turn, View
 
 @dataclass(frozen=True, kw_only=True)
 class TextOrder(AuxTask):
-    """Asks for the first response, given its shuffled words and the image; the loss is next-token.
+    """Asks for the first response that is learned, given its shuffled words and the image; the loss is next-token.
 
     Words are separated by white space and keep their punctuation and case. The original order is never
     used: it is drawn again. A response of fewer than two distinct words is skipped.
@@ -22,15 +22,15 @@ class TextOrder(AuxTask):
     text_loss: ClassVar[bool] = True
 
     def views(self, sample: Sample, rng: np.random.Generator) -> list[View]:
-        response = next(turn for turn in sample.turns if turn.role == "assistant")
-        words = response.text.split()
+        learned = [turn for turn in sample.turns if turn.role == "assistant" and turn.supervised]
+        words = learned[0].text.split() if learned else []
         if len(set(words)) < 2:
             return []
         shuffled = words
         while shuffled == words:
             shuffled = [words[i] for i in rng.permutation(len(words))]
         question = Turn("user", f"{self.instruction} {' '.join(shuffled)}", images=len(sample.images))
-        return [View(sample=replace(sample, turns=(question, response)), supervised=True)]
+        return [View(sample=replace(sample, turns=(question, learned[0])), supervised=True)]
 
     def score(self, view: View, text: str) -> tuple[float, float]:
         wanted = view.sample.turns[1].text.split()

@@ -5,6 +5,7 @@ Set LMMKIT_LLAMA_TOKENIZER to LLaMA's own model file to have all of it on the re
 
 import os
 from functools import cache
+from itertools import pairwise
 from typing import get_args
 
 import pytest
@@ -224,6 +225,73 @@ def test_two_images_in_one_turn():
     ]
 
 
+BETWEEN = Turn("user", "a cat  on a mat  is it", 2, (6, 16))
+
+
+def pieces_of(turn: Turn) -> list[str]:
+    cuts = [0, *turn.places, len(turn.text)]
+    return [turn.text[a:b] for a, b in pairwise(cuts)]
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("way", AFTER_EOS)
+def test_images_between_words_are_tokenized_as_llava_splits_a_text(model, way):
+    """LLaVA itself moves images; this is its way to tokenize a text with markers, without the move."""
+    data, words = tokenizer(model).model, "<image>".join(pieces_of(BETWEEN))
+    talked = sample(Turn("user", "is it"), Turn("assistant", "a"), BETWEEN, Turn("assistant", "5"))
+    layout = lay_out(talked, tokenizer(model), rows_of=FixedRows(4), after_eos=way)
+    texts = ["is it", "a", words, "5"]
+    assert ids_and_mask(layout) == llava(data, texts, [0] * 4, way)
+    assert [span.image for span in layout if span.kind == "image"] == list(talked.images)
+    asked = sample(Turn("user", "is it"), Turn("assistant", "a"), BETWEEN)
+    start = lay_out_prompt(asked, tokenizer(model), rows_of=FixedRows(4), after_eos=way)
+    assert layout[: len(start)] == start and layout[-1].supervised
+
+
+@pytest.mark.parametrize("places", [(0, 0), (0, 22), (6, 6), (22, 22)])
+def test_an_image_stays_between_the_words_around_it(places):
+    turn = Turn("user", BETWEEN.text, 2, places)
+    for template in ("plain", "vicuna_v1"):
+        talked = sample(turn, Turn("assistant", "a"), template=template)
+        layout = lay_out(talked, tokenizer("stand-in"), rows_of=FixedRows(4))
+        start = next(i for i, span in enumerate(layout) if span.role == "response")
+        found = "".join(
+            "|" if s.kind == "image" else tokenizer("stand-in").decode(s.ids) for s in layout[:start]
+        )
+        pieces = [piece.strip() for piece in pieces_of(turn)]
+        at = found.index("USER: ") + len("USER: ") if template == "vicuna_v1" else 0
+        shown = [piece.strip() for piece in found[at:].removesuffix("ASSISTANT:").split("|")]
+        assert shown == pieces, template
+        assert [span.image for span in layout if span.image] == [Image("/0.png"), Image("/1.png")]
+
+
+def test_a_system_prompt_replaces_the_template_s():
+    layout = lay_out(talk("is it", "a"), tokenizer("stand-in"), rows_of=FixedRows(4))
+    own = Sample(**vars(talk("is it", "a")) | {"system": "on a mat "})
+    with_own = lay_out(own, tokenizer("stand-in"), rows_of=FixedRows(4))
+    assert [s for s in with_own if s.role not in ("system", "user")] == [
+        s for s in layout if s.role not in ("system", "user")
+    ]
+    decode = tokenizer("stand-in").decode
+    assert [decode(s.ids) for s in with_own if s.role == "system"] == ["on a mat"]
+    ids, _ = ids_and_mask(with_own)
+    assert decode(ids[: ids.index(IMAGE)]) == "on a mat  USER: "
+
+
+def test_a_turn_without_loss_is_there_and_not_supervised():
+    turns = talk("is it", "a cat", "is it", "on a mat").turns
+    whole = lay_out(sample(*turns), tokenizer("stand-in"), rows_of=FixedRows(4))
+    without = (turns[0], Turn("assistant", "a cat", supervised=False), *turns[2:])
+    for template in ("plain", "vicuna_v1"):
+        whole = lay_out(sample(*turns, template=template), tokenizer("stand-in"), rows_of=FixedRows(4))
+        layout = lay_out(sample(*without, template=template), tokenizer("stand-in"), rows_of=FixedRows(4))
+        (ids, mask), (want, before) = ids_and_mask(layout), ids_and_mask(whole)
+        assert ids == want and sum(mask) < sum(before)
+        first = tokenizer("stand-in").encode_continued("a cat")
+        assert mask[before.index(True) :][: len(first) + 1] == [False] * (len(first) + 1)
+        assert [m for m in mask if m] and learned(layout) == learned(whole)[-sum(mask) :]
+
+
 def test_what_cannot_be_laid_out():
     user, assistant = Turn("user", "is it"), Turn("assistant", "a")
     one = (Image("/0.png"),)
@@ -236,6 +304,11 @@ def test_what_cannot_be_laid_out():
         with pytest.raises(UserError) as error:
             lay_out(talked, tokenizer("stand-in"), rows_of=FixedRows(4))
         assert [p.code for p in error.value.problems] == [code]
+    for places in ((0,), (0, 3), (3, 0), (-1, 0), (0, 99)):
+        turns = (Turn("user", "is", 2, places), assistant)
+        with pytest.raises(UserError) as error:
+            lay_out(sample(*turns), tokenizer("stand-in"), rows_of=FixedRows(4))
+        assert [p.code for p in error.value.problems] == ["chat/images"] and "places" in str(error.value)
     for turns in ((), (assistant,), (user, Turn("assistant", "a", 1))):
         with pytest.raises(UserError):
             lay_out(Sample(key="s", turns=turns), tokenizer("stand-in"), rows_of=FixedRows(4))

@@ -12,7 +12,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import lmmkit
-from lmmkit.api.sample import Turn
+from lmmkit.api.sample import Image as ImageFile
+from lmmkit.api.sample import Sample, Turn, View
 from lmmkit.cli import app
 from lmmkit.errors import UserError
 from lmmkit.import_export import import_model
@@ -98,6 +99,64 @@ def test_a_prompt_that_leaves_no_room_for_the_answer_is_refused(qwen):
         ours.reply([Turn("user", "x" * 300)], max_new_tokens=6)
     (problem,) = error.value.problems
     assert "at most 250 rows (the context minus 6 new tokens)" in problem.expected
+
+
+def test_ids_that_leave_no_room_in_the_context_are_refused(qwen):
+    ours, ids = lmmkit.load(qwen, device="cpu"), torch.randint(3, 250, (2, 250))
+    mask = torch.ones_like(ids)
+    mask[:, :10] = 0
+    assert ours.generate(ids[:, :2], max_new_tokens=2, attention_mask=None).shape == (2, 2)
+    with pytest.raises(UserError, match="chat/too-long") as error:
+        ours.generate(ids, max_new_tokens=7)
+    assert "250 rows" in error.value.problems[0].got
+    ours.generate(ids, max_new_tokens=6), ours.generate(ids, max_new_tokens=16, attention_mask=mask)
+    with pytest.raises(UserError, match="chat/too-long"):
+        ours.generate(ids, max_new_tokens=17, attention_mask=mask)
+    with pytest.raises(UserError, match="chat/too-long"):
+        ours.logits(torch.randint(3, 250, (1, 257)))
+
+
+def test_a_marker_in_a_prompt_is_its_image(llava):
+    image, hf_folder = str(llava / "noise.png"), str(llava / "hf")
+    ours = lmmkit.load(hf_folder, device="cpu")
+
+    def asked(*prompt: str, images: int = 1) -> str:
+        words = [
+            "chat",
+            hf_folder,
+            *["--image", image] * images,
+            "--prompt",
+            *prompt,
+            "--max-new-tokens",
+            "5",
+        ]
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == (0 if "image-markers" not in result.output else 2), result.output
+        return result.output.strip()
+
+    plain = ours.reply([Turn("user", "a cat", images=1)], image, max_new_tokens=5)
+    assert asked("<image>\na cat") == asked("a cat\n<image>") == asked("a cat") == plain
+    assert ours.reply([Turn("user", "<image>\na cat")], image, max_new_tokens=5) == plain
+    inside = ours.reply([Turn("user", "a  cat", 1, (2,))], image, max_new_tokens=5)
+    assert asked("a <image> cat") == inside != plain
+    for prompt, images in (("<image> x", 0), ("<image><image> x", 1), ("<image> x", 2)):
+        assert "chat/image-markers" in asked(prompt, images=images).replace("\n", "")
+
+
+def test_a_system_prompt_of_the_model_is_in_its_prompts(llava, tmp_path):
+    import_model(llava / "hf", tmp_path / "ours")
+    ours, image = lmmkit.load(tmp_path / "ours", device="cpu"), str(llava / "noise.png")
+    file = tmp_path / "ours" / "config.json"
+    config = json.loads(file.read_text())
+    config["model"]["chat"]["system"] = "a mat on a mat"
+    file.write_text(json.dumps(config))
+    again, turns = lmmkit.load(tmp_path / "ours", device="cpu"), [Turn("user", "a cat", images=1)]
+    own = Sample(
+        key="x", turns=tuple(turns), images=(ImageFile(image),), system="a mat on a mat", image_fit="crop"
+    )
+    answer = again.reply(turns, image, max_new_tokens=8)
+    assert answer == ours.answer([[View(sample=own)]], max_new_tokens=8)[0]
+    assert answer != ours.reply(turns, image, max_new_tokens=8)
 
 
 def test_the_streamed_parts_are_the_answer(qwen):

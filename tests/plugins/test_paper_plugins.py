@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -58,12 +59,15 @@ def test_the_shuffle_moves_whole_tiles_and_undoes():
     assert hash(shuffle) == hash(Shuffle(3, shuffle.order))
 
 
-def test_image_order_derives_one_view_of_the_first_image():
+def test_image_order_derives_one_view_and_shows_no_image_unshuffled():
     task = ImageOrder(name="order", grid=3, permutations=24)
     (view,) = task.views(SAMPLE, rng())
     assert view.sample.turns == SAMPLE.turns and not view.supervised
-    assert view.sample.images[1] == SAMPLE.images[1]
-    assert view.sample.images[0].edit.order == permutations(9, 24, 0, "seed")[view.labels["permutation"]]
+    order = permutations(9, 24, 0, "seed")[view.labels["permutation"]]
+    assert [image.edit.order for image in view.sample.images] == [order, order]
+    twice = replace(SAMPLE, images=(SAMPLE.images[0],) * 2)
+    (view,) = task.views(twice, rng())
+    assert view.sample.images[0] == view.sample.images[1] != twice.images[0]
     assert task.views(Sample(key="t", turns=SAMPLE.turns), rng()) == []
     drawn = {task.views(SAMPLE, rng(i))[0].labels["permutation"] for i in range(300)}
     assert drawn == set(range(24))
@@ -105,6 +109,17 @@ def test_text_order_skips_texts_of_one_word_and_redraws_the_identity():
     for seed in range(20):
         (view,) = TextOrder(name="t").views(turns("a b"), rng(seed))
         assert view.sample.turns[0].text.endswith("b a")
+
+
+def test_text_order_takes_the_first_response_that_is_learned():
+    first, second = (replace(SAMPLE.turns[i], supervised=False) for i in (1, 3))
+    left = replace(
+        SAMPLE, turns=(SAMPLE.turns[0], first, SAMPLE.turns[2], Turn("assistant", "the second one"))
+    )
+    (view,) = TextOrder(name="t").views(left, rng())
+    assert view.sample.turns[1] == left.turns[3]
+    assert sorted(view.sample.turns[0].text.split()[-3:]) == ["one", "second", "the"]
+    assert TextOrder(name="t").views(replace(left, turns=(*left.turns[:3], second)), rng()) == []
 
 
 def test_text_order_scores_the_exact_sentence_and_knows_chance():

@@ -133,6 +133,9 @@ def records(home: Home) -> None:
         row(id=1.5), row(image=3), row(image="../x"), row(**talk()), row(**talk(("robot", "x"))), row(**talk(("human", 3))),
         row(**talk(("human", "<image>x"), ("human", "x"))), row(**talk(("human", "<image>x"), ("gpt", " "))),
         row(**talk(("human", "x"), ("gpt", "x"))), row(id="\ud800"), 3, row(**talk(("human", "<image>" + "x" * 2_000_000), ("gpt", "x"))),
+        row(video="x"), row(images=["b.png"]), {"messages": []}, row(**talk(("human", ""), ("gpt", "x"))),
+        row(**talk(("human", "<image>x"), ("gpt", "x"), ("system", "x"))),
+        row(conversations=[{"from": "human", "value": "<image>x"}, {"from": "gpt", "value": "x", "weight": 2}]),
     ]  # fmt: skip
     home.rows(*bad)
     command(home, "check", home.recipe, "--root", home.path)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import lmmkit
 from tests.support import hf_model_folders
@@ -59,6 +62,41 @@ def test_logits_of_a_sharded_folder(tmp_path):
     assert len(list(folder.glob("*.safetensors"))) > 3
     pixels = torch.randn(1, 3, 30, 30)
     check_logits(theirs, folder, 90, [[3], [], []], pixels, 9)
+
+
+@pytest.mark.parametrize("head", ["another", "the same", "none"])
+@pytest.mark.parametrize("says", ["decoder", "both", "top", "text"])
+def test_a_head_beside_a_config_that_ties(says, head, tmp_path, caplog):
+    """Compares with transformers: a head of other bits than the embedding is used, and the model is not tied."""
+    theirs = (
+        hf_model_folders.decoder("llama", "grouped")
+        if says == "decoder"
+        else hf_model_folders.llava("llama", "clip", "grouped")
+    )
+    with torch.no_grad():
+        embed, out = theirs.get_input_embeddings().weight, theirs.get_output_embeddings().weight
+        if head != "another":
+            out.copy_(embed)
+    folder = hf_model_folders.saved(theirs, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    ties = {"decoder": ("top",), "both": ("top", "text")}.get(says, (says,))
+    for place, section in ("top", config), ("text", config.get("text_config", {})):
+        section.pop("tie_word_embeddings", None)
+        if place in ties:
+            section["tie_word_embeddings"] = True
+    (folder / "config.json").write_text(json.dumps(config))
+    if head == "none":
+        state = load_file(folder / "model.safetensors")
+        save_file(
+            {n: t for n, t in state.items() if "lm_head" not in n},
+            folder / "model.safetensors",
+            {"format": "pt"},
+        )
+    again = type(theirs).from_pretrained(folder).eval()
+    check_logits(again, folder)
+    ours = lmmkit.load(folder, device="cpu").objective.lmm.decoder
+    assert torch.equal(ours.head.weight, out) and ours.shape.tied == (head != "another")
+    assert ("not tied" in caplog.text) == (head == "another")
 
 
 def check_bf16(theirs, folder, id_BT, pixels=None):

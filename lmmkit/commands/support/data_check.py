@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from lmmkit.commands.support.common import err
 from lmmkit.data.images import check_header, check_whole
@@ -56,8 +56,9 @@ class CheckReport:
         self.shown += problems
 
 
-def check_records(recipe: Recipe, name: str, report: CheckReport, decode: bool) -> dict[str, float]:
-    """Reads every record of a source and checks every image. Returns counts, and times in seconds."""
+def check_records(recipe: Recipe, name: str, report: CheckReport, decode: bool) -> dict[str, Any]:
+    """Reads every record of a source and checks every image. Returns counts, times in seconds, and `notes`:
+    what of the good records is left out or read in another way, with the number of records."""
     section = recipe.data[name]
     policy, first = Policy(section.bad_records, section.bad_share), list[Problem]()
 
@@ -78,7 +79,7 @@ def check_records(recipe: Recipe, name: str, report: CheckReport, decode: bool) 
         for p in error.problems:
             report.add(name, BadRecord.of(p, (p.where, 0, 0)))
         report.refuse(name, list(error.problems))
-        return dict.fromkeys(FIGURES, 0)
+        return {**dict.fromkeys(FIGURES, 0), "notes": {}}
     between, meta = time.perf_counter(), indexed.index.meta
     records = Records(
         name=name, template=section.template, image_fit=section.image_fit, indexed=indexed, bad_records=policy
@@ -93,7 +94,7 @@ def check_records(recipe: Recipe, name: str, report: CheckReport, decode: bool) 
         report.refuse(name, [RECORDS_EMPTY.at(str(indexed.path), got="no records")])
     seconds = round(between - begin, 3), round(time.perf_counter() - between, 3)
     counts = meta["records"], meta["bad_records"], image_count, bad_images
-    return dict(zip(FIGURES, (*counts, *seconds), strict=True))
+    return {**dict(zip(FIGURES, (*counts, *seconds), strict=True)), "notes": records.notes}
 
 
 def _check_images(

@@ -21,7 +21,7 @@ from lmmkit.api.sample import Image
 from lmmkit.data.sources.bad_records import BadRecord
 from lmmkit.data.sources.index_cache import Index, open_index
 from lmmkit.data.sources.json_records import RawRecord, parse_record
-from lmmkit.data.sources.record_parser import RecordParser, RecordSize, measure_record, measured_record
+from lmmkit.data.sources.record_parser import RecordParser, RecordSize, measure_record
 from lmmkit.errors import Problem, UserError
 from lmmkit.errors.data import RECORDS_CHANGED, RECORDS_FILE
 
@@ -67,7 +67,8 @@ class IndexBuilder:
 
     def __init__(self, files: Sequence[Path], indexing: Indexing) -> None:
         self.files, self.indexing = files, indexing
-        self.counts: Counter[str] = Counter(records=0, bad_records=0, problems=0, dropped_turns=0)
+        self.counts: Counter[str] = Counter(records=0, bad_records=0, problems=0, systems=0)
+        self.notes: Counter[str] = Counter()
         self._columns = [array.array(code) for code in "IQQQQiB"]
         self._keys: set[str] = set()
         self._bad: list[BadRecord] = []
@@ -87,7 +88,7 @@ class IndexBuilder:
             if record is None:
                 self.refuse(raw, parser.problems, file, parser.id or name)
                 return None
-            size = measured_record(record, raw.value, parser.dropped)
+            size = parser.size(record)
         repeats, key = 0, size.key or str(raw.index)
         while key in self._keys:
             repeats, key = repeats + 1, f"{key}#{raw.index}"
@@ -97,7 +98,8 @@ class IndexBuilder:
         for column, value in zip(self._columns, values, strict=True):
             column.append(value)
         self.counts["records"] += 1
-        self.counts["dropped_turns"] += size.dropped
+        self.counts["systems"] += size.system
+        self.notes.update(size.notes)
         return size
 
     def refuse(self, raw: RawRecord, problems: Sequence[tuple[str, Problem]], file: int, name: str) -> None:
@@ -111,8 +113,8 @@ class IndexBuilder:
 
     def index(self, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Index:
         """Returns the index. `meta` and `arrays` are what the format adds to it."""
-        records = as_table(_RECORD, self._columns)
-        return Index({**self.counts, **meta}, {"records": records, **arrays}, tuple(self._bad))
+        arrays = {"records": as_table(_RECORD, self._columns), **arrays}
+        return Index({**self.counts, "notes": dict(self.notes), **meta}, arrays, tuple(self._bad))
 
 
 class OpenFiles:

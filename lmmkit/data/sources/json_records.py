@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from lmmkit.data.sources.json_stream import MAX_RECORD, Faults, Parser, Window, skip
+from lmmkit.errors import UserError
+from lmmkit.errors.data import RECORDS_FILE
 
 
 class RawRecord(NamedTuple):
@@ -31,9 +33,16 @@ class RawRecord(NamedTuple):
 def read_records(window: Window) -> Iterator[RawRecord]:
     """Returns the records of a file: its lines if its name ends in .jsonl, else the items of a JSON list.
 
-    If the file is not a list, or ends too early, the last record has faults.
+    If the file is not a list, or ends too early, the last record has faults. Raises `UserError` for a list
+    in a file of lines, and for an object in a file that should be a list.
     """
-    return _lines(window) if window.path.suffix == ".jsonl" else _items(window)
+    lines, first = window.path.suffix == ".jsonl", window.peek()
+    if (first, lines) in (("[", True), ("{", False)):
+        got, expected = ("a JSON list", "one record a line; name a JSON list .json") if lines else (
+            "a JSON object", "a JSON list; name a file with one record a line .jsonl"
+        )  # fmt: skip
+        raise UserError(RECORDS_FILE.at(str(window.path), got=got, expected=expected))
+    return _lines(window) if lines else _items(window)
 
 
 def parse_record(data: bytes, index: int, line: int) -> RawRecord:

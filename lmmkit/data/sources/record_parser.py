@@ -2,31 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lmmkit.api.sample import Role, Turn
+from lmmkit.data.image_markers import MARKER, with_images
 from lmmkit.data.sources.image_paths import is_plain, path_fault
 from lmmkit.data.sources.json_records import RawRecord
+from lmmkit.data.sources.record_keys import (
+    MEDIA_KEYS,
+    MEDIA_MARKERS,
+    OTHER_FORMS,
+    OWN_KEYS,
+    RARE,
+    WEIGHTS,
+    unread_keys,
+)
 from lmmkit.errors import Code, Problem
 from lmmkit.errors.data import (
     ANSWER,
     FROM,
+    IMAGE_KEYS,
     JSON,
     LONG,
     MARKERS,
+    MEDIA,
     ORDER,
+    OTHER_FORM,
+    QUESTION,
     RECORDS_PATH,
     RECORDS_PLAIN,
     RECORDS_TURNS,
+    SYSTEM,
     TEXT,
+    TURN_WEIGHT,
     TYPE,
 )
 
-MARKER = "<image>"
 MAX_CHARS = 1_000_000  # of one conversation; tokenizing takes seconds beyond it
 _ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant"}
-_OWN_KEYS = frozenset({"id", "image", "conversations"})
 
 Other = str | int | float | tuple[str, ...]
 """The value of another key."""
@@ -38,17 +53,20 @@ class ParsedRecord(NamedTuple):
     key: str
     turns: tuple[Turn, ...]
     images: tuple[str, ...]
+    system: str
     meta: dict[str, Other] | None
 
 
 class RecordSize(NamedTuple):
     """Holds what an index stores of a good record. `words`: number of words of all turns, separated by
-    blanks, as LLaVA counts them. `dropped`: number of answers before any question."""
+    blanks, as LLaVA counts them. `system`: whether the record has a system prompt. `notes`: what of the
+    record is left out, or is read in another way than it is written."""
 
     key: str
     images: tuple[str, ...]
     words: int
-    dropped: int = 0
+    system: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def measure_record(raw: RawRecord, template: str) -> RecordSize | None:
@@ -60,6 +78,8 @@ def measure_record(raw: RawRecord, template: str) -> RecordSize | None:
     value = raw.value
     if raw.faults or not raw.no_surrogates or type(value) is not dict or raw.length > MAX_CHARS:
         return None
+    if not RARE.isdisjoint(value):
+        return None
     key, path, turns = value.get("id"), value.get("image"), value.get("conversations")
     if key is not None and type(key) is not str and type(key) is not int:
         return None
@@ -69,17 +89,17 @@ def measure_record(raw: RawRecord, template: str) -> RecordSize | None:
         return None
     words, marks, asked = 0, False, True
     for turn in turns:
-        if type(turn) is not dict or turn.get("from") != ("human" if asked else "gpt"):
+        if type(turn) is not dict or turn.get("from") != ("human" if asked else "gpt") or len(turn) != 2:
             return None
         text = turn.get("value")
         if type(text) is not str:
             return None
         n = len(text.split())
         if MARKER in text:
-            if not asked or path is None or marks:
+            if not asked or path is None or marks or text.count(MARKER) > 1:
                 return None
             marks = True
-        if not n and not asked:
+        if not n or (asked and any(marker in text for marker in MEDIA_MARKERS)):
             return None
         words += n
         asked = not asked
@@ -98,8 +118,11 @@ class RecordParser:
 
     template: str
     problems: list[tuple[str, Problem]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     id: str = ""
-    dropped: int = 0
+    system: str = ""
+    before: int = 0  # entries of `conversations` before the first question
+    words: int = 0
 
     def read(self, raw: RawRecord) -> ParsedRecord | None:
         """Returns the record, or None if there are problems."""
@@ -112,11 +135,14 @@ class RecordParser:
             self.wrong(TYPE, "", _kind(value), expected="an object")
             return None
         key = self.key(value.get("id"))
-        images = self.images(value.get("image"))
-        turns = self.turns(value.get("conversations"))
+        self.media(value)
+        images = self.images(value)
+        self.system = self.system_prompt(value.get("system"), "system")
+        turns = self.turns(value)
         if turns and not self.problems:
             turns = self.place(turns, len(images))
-        others = ((k, _kept(v)) for k, v in value.items() if k not in _OWN_KEYS)
+        self.notes += unread_keys(value, has_images=bool(images))
+        others = ((k, _kept(v)) for k, v in value.items() if k not in OWN_KEYS)
         meta = {k: v for k, v in others if v is not None}
         texts = [
             t for v in meta.values() for t in (v if isinstance(v, tuple) else (v,)) if isinstance(t, str)
@@ -124,7 +150,12 @@ class RecordParser:
         self.encodable([*meta, *texts], "another key", "")
         if self.problems:
             return None
-        return ParsedRecord(key, tuple(turns), images, meta or None)
+        return ParsedRecord(key, tuple(turns), images, self.system, meta or None)
+
+    def size(self, record: ParsedRecord) -> RecordSize:
+        """Returns the measures of the good record that was read."""
+        notes = tuple(dict.fromkeys(self.notes))
+        return RecordSize(record.key, record.images, self.words, bool(record.system), notes)
 
     def wrong(self, code: Code, key: str, got: str, **fields: object) -> None:
         """Adds a problem of the part `key`."""
@@ -140,37 +171,81 @@ class RecordParser:
             self.id = key[:80]
         return key
 
-    def images(self, value: object) -> tuple[str, ...]:
-        """Returns the image paths of the record."""
-        if value is None:
-            return ()
+    def media(self, record: Mapping[str, object]) -> None:
+        """Refuses a record with a video or a sound."""
+        for key in MEDIA_KEYS:
+            if record.get(key):
+                self.wrong(MEDIA, key, f"`{key}`")
+
+    def images(self, record: Mapping[str, object]) -> tuple[str, ...]:
+        """Returns the image paths of the record, from `image` or `images`."""
+        given = [key for key in ("image", "images") if record.get(key) not in (None, [])]
+        found = [self.paths(record[key], key) for key in given]
+        if len(found) == 2 and found[0] != found[1]:
+            self.wrong(IMAGE_KEYS, "images", "`image` and `images` with different paths")
+        return found[0] if found else ()
+
+    def paths(self, value: object, key: str) -> tuple[str, ...]:
+        """Returns the image paths under one key."""
         paths: list[str] = []
         for path in value if isinstance(value, list) else [value]:
             if not isinstance(path, str):
-                self.wrong(TYPE, "image", f"`image` {_kind(path)}", expected="a path or a list of paths")
+                self.wrong(TYPE, key, f"`{key}` {_kind(path)}", expected="a path or a list of paths")
                 continue
             paths.append(path)
-            if self.encodable([path], "`image`", "image") and (got := path_fault(path)):
-                self.wrong(RECORDS_PATH, "image", got)
+            if self.encodable([path], f"`{key}`", key) and (got := path_fault(path)):
+                self.wrong(RECORDS_PATH, key, got)
         return tuple(paths)
 
-    def turns(self, value: object) -> list[Turn]:
-        """Returns the turns as written, with all markers still in the text."""
+    def system_prompt(self, value: object, key: str) -> str:
+        """Returns a system prompt; empty if there is none."""
+        if value is None:
+            return ""
+        if not isinstance(value, str):
+            self.wrong(TYPE, key, f"a system prompt {_kind(value)}", expected="a string")
+            return ""
+        if not self.encodable([value], "the system prompt", key) or not value.strip():
+            return ""
+        if self.template == "plain":
+            self.wrong(RECORDS_PLAIN, key, "a system prompt")
+        return value
+
+    def turns(self, record: Mapping[str, object]) -> list[Turn]:
+        """Returns the turns after the system prompt as written, with all markers still in the text."""
+        value = record.get("conversations")
+        other = [key for key in OTHER_FORMS if key in record]
+        if value is None and other:
+            self.wrong(OTHER_FORM, other[0], f"`{other[0]}` and no `conversations`")
+            return []
         if not isinstance(value, list) or not value:
             got = "none" if value is None or value == [] else _kind(value)
             self.wrong(RECORDS_TURNS, "conversations", f"`conversations` {got}")
             return []
-        turns = [self.turn(turn, i) for i, turn in enumerate(value)]
+        self.before = self.first_turn(value[0])
+        turns = [self.turn(turn, i) for i, turn in enumerate(value) if i >= self.before]
         found = [turn for turn in turns if turn is not None]
         if len(found) < len(turns):
             return []
-        if found[0].role == "assistant":
+        if found and found[0].role == "assistant":
             found = found[1:]
-            self.dropped = 1
+            self.before += 1
+            self.notes.append("an answer before any question is left out")
         self.order(found)
         if (n := sum(len(turn.text) for turn in found)) > MAX_CHARS:
             self.wrong(LONG, "conversations", f"{n} characters", most=f"{MAX_CHARS} characters")
         return found
+
+    def first_turn(self, value: object) -> int:
+        """Reads the first turn if it is a system prompt. Returns 1 if it is, else 0."""
+        if not isinstance(value, dict) or value.get("from", value.get("role")) != "system":
+            return 0
+        name = "value" if "value" in value else "content"
+        found = self.system_prompt(value.get(name), f"conversations.0.{name}")
+        if self.system and found and found != self.system:
+            self.wrong(SYSTEM, "conversations.0", "another system prompt than in `system`")
+        self.system = self.system or found
+        self.words += len(found.split())
+        return 1
 
     def turn(self, value: object, i: int) -> Turn | None:
         """Returns turn i, or None if it is bad."""
@@ -178,6 +253,13 @@ class RecordParser:
             self.wrong(TYPE, f"conversations.{i}", f"turn {i} {_kind(value)}", expected="an object")
             return None
         who, text = value.get("from"), value.get("value")
+        if "from" not in value and "role" in value:
+            if all(problem.code != OTHER_FORM.code for _, problem in self.problems):
+                self.wrong(OTHER_FORM, f"conversations.{i}.role", f"turn {i} with `role`")
+            return None
+        if who == "system":
+            self.wrong(SYSTEM, f"conversations.{i}.from", f"turn {i} from system")
+            return None
         if not isinstance(who, str) or who not in _ROLES:
             self.wrong(FROM, f"conversations.{i}.from", f"turn {i} from {_kind(who)}")
         if not isinstance(text, str):
@@ -188,8 +270,20 @@ class RecordParser:
             and isinstance(who, str)
             and who in _ROLES
         ):
-            return Turn(_ROLES[who], text)
+            self.words += len(text.split())
+            return Turn(_ROLES[who], text, supervised=self.weight(value, _ROLES[who], i))
         return None
+
+    def weight(self, turn: Mapping[str, object], role: Role, i: int) -> bool:
+        """Returns whether turn i is to be learned: its weight is 1, or it has none."""
+        given = {key: turn[key] for key in WEIGHTS if turn.get(key) is not None}
+        for key, value in given.items():
+            if value not in (0, 1):
+                shown = str(value) if isinstance(value, int | float) else _kind(value)
+                self.wrong(TURN_WEIGHT, f"conversations.{i}.{key}", f"turn {i} `{key}` {shown}")
+            elif value and role == "user":
+                self.notes.append(f"`{key}` of a question is not read")
+        return role == "user" or all(given.values())
 
     def order(self, turns: list[Turn]) -> None:
         """Checks that questions and answers alternate and that every question has an answer."""
@@ -198,31 +292,39 @@ class RecordParser:
             return
         for i, turn in enumerate(turns):
             if turn.role != ("user", "assistant")[i % 2]:
-                at = i + self.dropped
+                at = i + self.before
                 self.wrong(ORDER, f"conversations.{at}", f"turn {at} from the {turn.role} again")
                 return
-            if turn.role == "assistant" and not turn.text.strip():
-                at = i + self.dropped
-                self.wrong(ANSWER, f"conversations.{at}", f"turn {at} an empty answer")
+            if not turn.text.strip():
+                at, code = i + self.before, ANSWER if turn.role == "assistant" else QUESTION
+                what = "answer" if turn.role == "assistant" else "question"
+                self.wrong(code, f"conversations.{at}", f"turn {at} an empty {what}")
         if turns[-1].role == "user":
             self.wrong(ANSWER, "conversations", "a last question without an answer")
         elif self.template == "plain" and len(turns) != 2:
             self.wrong(RECORDS_PLAIN, "conversations", f"{len(turns)} turns")
 
     def place(self, turns: list[Turn], images: int) -> list[Turn]:
-        """Returns the turns with the markers removed and the images before the text.
+        """Returns the turns with images in place of the markers.
 
         If the record has one image, several markers in one turn mean this one image, as in LLaVA.
         """
         marks = [turn.text.count(MARKER) if turn.role == "user" else 0 for turn in turns]
-        if images == 1:
+        if images == 1 and max(marks) > 1:
             marks = [min(mark, 1) for mark in marks]
+            self.notes.append(f"several {MARKER} of a question mean its only image")
+        for i, turn in enumerate(turns):
+            found = [marker for marker in MEDIA_MARKERS if turn.role == "user" and marker in turn.text]
+            if found:
+                self.wrong(MEDIA, f"conversations.{i + self.before}.value", f"`{found[0]}`")
         if sum(marks) != images:
-            at = [i + self.dropped for i, mark in enumerate(marks) if mark]
+            at = [i + self.before for i, mark in enumerate(marks) if mark]
             got = f"{images} images for {sum(marks)} {MARKER} (turns {at})"
             self.wrong(MARKERS, "conversations", got)
         elif images and any(MARKER in turn.text for turn in turns if turn.role == "assistant"):
             self.wrong(MARKERS, "conversations", f"{MARKER} in an answer")
+        elif images and MARKER in self.system:
+            self.wrong(MARKERS, "system", f"{MARKER} in the system prompt")
         elif self.template == "plain" and not images:
             self.wrong(RECORDS_PLAIN, "image", "no image")
         return [self.placed(turn, mark) for turn, mark in zip(turns, marks, strict=True)]
@@ -231,9 +333,7 @@ class RecordParser:
         """Returns one turn with its markers removed and `images` images."""
         if turn.role == "assistant":
             return turn
-        if self.template == "plain":
-            return Turn("user", "", images)
-        return Turn("user", turn.text.replace(MARKER, "").strip(), images) if images else turn
+        return Turn("user", "", images) if self.template == "plain" else with_images(turn.text, images)
 
     def encodable(self, texts: list[str], what: str, key: str) -> bool:
         """Returns whether UTF-8 can encode all of them. Adds a problem if not."""
@@ -242,12 +342,6 @@ class RecordParser:
                 self.wrong(TEXT, key, f"a lone surrogate in {what}")
                 return False
         return True
-
-
-def measured_record(record: ParsedRecord, value: Any, dropped: int) -> RecordSize:
-    """Returns the measures of a good record, from its JSON value and the checked record."""
-    words = sum(len(turn["value"].split()) for turn in value["conversations"])
-    return RecordSize(record.key, record.images, words, dropped)
 
 
 def _kept(value: object) -> Other | None:

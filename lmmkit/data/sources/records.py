@@ -43,9 +43,15 @@ class Records(Sequence[Sample]):
         return self.indexed.path
 
     @property
-    def dropped_turns(self) -> int:
-        """Returns the number of answers that came before any question and were left out."""
-        return self.indexed.index.meta["dropped_turns"]
+    def notes(self) -> dict[str, int]:
+        """Returns what of the records is left out or read in another way than it is written, each with the
+        number of records."""
+        return dict(sorted(self.indexed.index.meta["notes"].items()))
+
+    @property
+    def systems(self) -> int:
+        """Returns the number of records that have a system prompt."""
+        return self.indexed.index.meta["systems"]
 
     @property
     def left_out(self) -> int:
@@ -78,6 +84,7 @@ class Records(Sequence[Sample]):
             images=self.indexed.images(i, record.images),
             template=self.template,
             image_fit=self.image_fit,
+            system=record.system,
             meta=record.meta or {},
         )
 

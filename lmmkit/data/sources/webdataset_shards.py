@@ -121,10 +121,11 @@ def _refused(path: Path, got: str, expected: str) -> UserError:
 
 
 def _with_images(raw: RawRecord, count: int) -> RawRecord:
-    """Returns the record with `image` replaced by one name for each image member of its key."""
+    """Returns the record with one name for each image member of its key, in place of the names in it."""
     if not isinstance(raw.value, dict):
         return raw
-    return raw._replace(value={**raw.value, "image": [f"image-{i}" for i in range(count)]})
+    named = {key: value for key, value in raw.value.items() if key != "images"}
+    return raw._replace(value={**named, "image": [f"image-{i}" for i in range(count)]})
 
 
 class _Pass:

@@ -70,13 +70,13 @@ class Answered:
 
 def benchmark_questions(
     benchmark: Benchmark, items: Sequence[Item], *, task: str, split: str, template: str, image_fit: ImageFit,
-    max_new_tokens: int | None = None,
+    system: str = "", max_new_tokens: int | None = None,
 ) -> QuestionSet:  # fmt: skip
     """Returns the questions of a benchmark for a model: the images, and then the prompt, in one user turn."""
     samples = [
         Sample(
             key=item.id, turns=(Turn("user", item.prompt, images=len(item.images)),),
-            images=tuple(map(Image, item.images)), template=template, image_fit=image_fit,
+            images=tuple(map(Image, item.images)), template=template, image_fit=image_fit, system=system,
         )
         for item in items
     ]  # fmt: skip
@@ -256,6 +256,7 @@ def header_of(chat_model: ChatModel, asked: QuestionSet, model: Mapping[str, Any
         "prompt": {
             "template": sorted({sample.template for sample in samples}),
             "image_fit": sorted({sample.image_fit for sample in samples}),
+            "system": sorted({sample.system for sample in samples}),
         },
         "device": chat_model.device.type,
         "versions": {

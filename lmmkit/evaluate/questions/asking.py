@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lmmkit.api.layout import Layout, row_count
 from lmmkit.api.sample import Sample, View
-from lmmkit.data.chat_templates import response_end
+from lmmkit.data.chat_templates import stop_ids
 from lmmkit.data.packing import LaidOut, SizedSample, read_images
 from lmmkit.data.rank_shares import balanced_shares
 from lmmkit.errors import raise_all
@@ -123,7 +123,7 @@ def replies(
     ids = generate(
         chat_model.objective.lmm, batch, [int(path[-1]) for path in paths],
         tokens=chat_model.objective.tokens(batch), max_new_tokens=max_new_tokens,
-        eos=response_end(questions[0].sample.template, tokenizer), choose=chosen,
+        eos=stop_ids(questions[0].sample.template, tokenizer, chat_model.prepared.end_ids.eos), choose=chosen,
     )  # fmt: skip
     return [Reply(tokenizer.decode(each).strip(), tuple(each), len(each) == max_new_tokens) for each in ids]
 

@@ -72,10 +72,10 @@ class BenchmarkTask(EvalTask):
         items = self.items()
         asked = benchmark_questions(
             self.benchmark, items, task=self.name, split=self.split, template=chat.template,
-            image_fit=chat.image_fit, max_new_tokens=self.section.max_new_tokens,
+            image_fit=chat.image_fit, system=chat.system or "", max_new_tokens=self.section.max_new_tokens,
         )  # fmt: skip
         asked = limited(asked, self.section.samples)
-        check_images(asked.items, chat.image_fit)
+        check_image_files(asked.items, chat.image_fit)
         return answer_questions(chat_model, asked, controls=controls, keep=keep).figures
 
     def figures(self, plan: StagePlan) -> dict[str, Better]:
@@ -91,7 +91,7 @@ class BenchmarkTask(EvalTask):
         return facts_in(keep.folder)
 
 
-def check_images(items: Iterable[Item], image_fit: ImageFit) -> None:
+def check_image_files(items: Iterable[Item], image_fit: ImageFit) -> None:
     """Raises `UserError` with all images that cannot be opened. Reads their headers only."""
     problems: list[Problem] = []
     for path in dict.fromkeys(image for item in items for image in item.images):

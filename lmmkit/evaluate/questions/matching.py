@@ -47,4 +47,3 @@ MATCHES: dict[str, Callable[[str, Sequence[str]], float]] = {
     "choice": _any("choice"),
     "yes_no": _any("yes_no"),
 }
-TEN = ("vqa_soft",)  # rules that need ten right answers, one of each annotator

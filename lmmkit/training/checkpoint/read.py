@@ -96,7 +96,7 @@ def newest(run: RunFolder, ranks: Ranks = ALONE) -> Newest:
     return Newest(None, ())
 
 
-class Verdict(NamedTuple):
+class CheckpointVerdict(NamedTuple):
     """Describes a checkpoint on disk; `read`: whether its bytes were read, or only names and sizes. For
     `problems`, `spoiled` and `frozen` see `manifest.Findings`."""
 
@@ -113,16 +113,16 @@ class Verdict(NamedTuple):
         return not self.problems
 
 
-def verdicts(run: RunFolder, *, every: bool) -> list[Verdict]:
+def verdicts(run: RunFolder, *, every: bool) -> list[CheckpointVerdict]:
     """Returns a verdict for each checkpoint, newest first. Without `every`, contents are read only up to the
     first sound checkpoint, from which a run would resume."""
-    found: list[Verdict] = []
+    found: list[CheckpointVerdict] = []
     crc_of = cache(file_crc32)  # the checkpoints of a stage share their frozen weights
     for path in steps(run):
         read = every or not any(v.sound for v in found)
         sizes = [file.stat().st_size for file in path.iterdir() if file.is_file()]
         findings = manifest.examine(path, contents=read, every_copy=True, crc_of=crc_of)
-        found.append(Verdict(step_of(path), len(sizes), sum(sizes), read, *findings))
+        found.append(CheckpointVerdict(step_of(path), len(sizes), sum(sizes), read, *findings))
     return found
 
 

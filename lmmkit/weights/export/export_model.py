@@ -19,7 +19,7 @@ VOCAB_MULTIPLE = 64  # a vocabulary that grows is rounded up to a multiple of th
 @dataclass(frozen=True, kw_only=True)
 class Exported:
     """Holds the input of an export: the model's parts with weights, its folder's config and tokenizer,
-    `image_fit` and the chat template."""
+    `image_fit`, the chat template, and the system prompt if it is not the template's own."""
 
     vision: nn.Module
     connector: nn.Module
@@ -29,6 +29,7 @@ class Exported:
     passthrough: Mapping[str, Tensor]
     image_fit: str
     template: str
+    system: str = ""
 
     @property
     def has_vision(self) -> bool:

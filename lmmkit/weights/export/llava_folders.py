@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lmmkit.data.chat_templates import stop_ids
 from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.errors.weights import EXPORT_EXISTS, NOT_LMMKIT, UNSUPPORTED_PART
 from lmmkit.model.vision import ViT
@@ -240,10 +241,11 @@ def _or_none(model: Exported, key: str) -> int | None:
 
 
 def _eos(model: Exported) -> int | list[int] | None:
-    eos: list[int] = list(model.config.get("eos") or ())
-    if not eos:
-        return model.tokenizer.eos if model.tokenizer.size else None
-    return eos[0] if len(eos) == 1 else eos
+    """Returns the ids that end an answer, as `load().generate` has them: one id, a list of several, or None."""
+    eos = tuple(model.config.get("eos") or ())
+    if model.tokenizer.size:
+        eos = stop_ids(model.template, model.tokenizer, eos)
+    return list(eos) if len(eos) > 1 else next(iter(eos), None)
 
 
 def require_ours(folder: Path) -> None:

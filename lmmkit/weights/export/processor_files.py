@@ -6,15 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lmmkit.data.text_tokenizers.hf_tokenizer import TOKENIZER_CONFIG
+import tokenizers
+
+from lmmkit.data.chat_templates import first_id
+from lmmkit.data.text_tokenizers.choose import TextTokenizer
+from lmmkit.data.text_tokenizers.hf_tokenizer import TOKENIZER_CONFIG, TOKENIZER_JSON
 from lmmkit.runs.files import write_json_atomic
 from lmmkit.weights import encoders
 from lmmkit.weights.export import chat_template_export
 from lmmkit.weights.export.export_model import IMAGE, PAD, Exported, TokenIds
 
 PIECES = {  # with a sentencepiece model
-    "tokenizer_class": "LlamaTokenizer", "legacy": False, "add_bos_token": True, "add_eos_token": False,
-    "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>",
+    "tokenizer_class": "LlamaTokenizer", "legacy": False, "add_eos_token": False, "unk_token": "<unk>",
+    "pad_token": "<unk>",
 }  # fmt: skip
 
 
@@ -34,14 +38,16 @@ def write(model: Exported, folder: Path, new: TokenIds | None) -> None:
         })  # fmt: skip
     if not model.tokenizer.size:
         return
-    files = model.tokenizer.files()
-    for name, data in files.items():
-        (folder / name).write_bytes(data)
+    tokenizer = model.tokenizer
+    first = first_id(model.template, tokenizer)
     words: dict[str, Any] = {
-        **(json.loads(files[TOKENIZER_CONFIG]) | {"tokenizer_class": "PreTrainedTokenizerFast"}
-           if TOKENIZER_CONFIG in files else PIECES),
+        **_class(tokenizer, first),
         "model_max_length": model.shape.context, "padding_side": "left" if new is not None else "right",
     }  # fmt: skip
+    for name, data in tokenizer.files().items():
+        if name == TOKENIZER_JSON:
+            data = _beginning(data, first, tokenizer.spelling(first) if first is not None else "")
+        (folder / name).write_bytes(data)
     if new is not None:
         plain = {"special": True, "lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
         spelt = {new.image: IMAGE}
@@ -54,12 +60,52 @@ def write(model: Exported, folder: Path, new: TokenIds | None) -> None:
             "image_token": IMAGE, "extra_special_tokens": {"image_token": IMAGE},
             "processor_class": "LlavaProcessor",
         }  # fmt: skip
-        jinja = chat_template_export.jinja(
-            model.template, bos=words.get("bos_token", ""), prefixed=TOKENIZER_CONFIG not in files
-        )
-        if jinja is not None:
-            (folder / chat_template_export.JINJA_FILE).write_text(jinja, encoding="utf-8")
+        _write_templates(model, folder, "" if first is None else tokenizer.spelling(first))
     (folder / "tokenizer_config.json").write_text(json.dumps(words, indent=2), encoding="utf-8")
+
+
+def _class(tokenizer: TextTokenizer, first: int | None) -> dict[str, Any]:
+    """Returns the class of the tokenizer and the tokens with a role, as keys of tokenizer_config.json."""
+    files = tokenizer.files()
+    if TOKENIZER_JSON in files:  # the file adds the token that begins a sequence
+        return json.loads(files[TOKENIZER_CONFIG]) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    ends = {"bos_token": tokenizer.bos, "eos_token": tokenizer.eos}
+    spelt = {key: tokenizer.spelling(token) for key, token in ends.items() if token is not None}
+    return PIECES | spelt | {"add_bos_token": first is not None}
+
+
+def _beginning(data: bytes, first: int | None, word: str) -> bytes:
+    """Returns a tokenizer.json that adds the token `first` before a text, or none."""
+    text, begin = {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": word, "type_id": 0}}
+    adding = {
+        "type": "TemplateProcessing", "single": [begin, text],
+        "pair": [begin, text, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {word: {"id": word, "ids": [first], "tokens": [word]}},
+    }  # fmt: skip
+    value = json.loads(data)
+    return json.dumps(value | {"post_processor": None if first is None else adding}).encode()
+
+
+def _write_templates(model: Exported, folder: Path, first: str) -> None:
+    """Writes the chat template for the tokenizer, and for the processor, whose tokenizer adds `first`."""
+    how = {"space": _space(model.tokenizer), "image": IMAGE, "system": model.system}
+    whole = chat_template_export.jinja(model.template, first=first, **how)
+    if whole is None:
+        return
+    (folder / chat_template_export.JINJA_FILE).write_text(whole, encoding="utf-8")
+    if first:
+        rest = chat_template_export.jinja(model.template, first="", **how)
+        write_json_atomic(folder / chat_template_export.PROCESSOR_FILE, {"chat_template": rest})
+
+
+def _space(tokenizer: TextTokenizer) -> str:
+    """Returns what to write after a control token for the space piece of a separate text, if there is one."""
+    files = tokenizer.files()
+    if TOKENIZER_JSON not in files:
+        return " "
+    inner, control = tokenizers.Tokenizer.from_str(files[TOKENIZER_JSON].decode()), tokenizer.eos
+    after = inner.encode(tokenizer.spelling(control) + "a", add_special_tokens=False).ids[1:]
+    return "" if after == tokenizer.encode("a") else " "
 
 
 def _processor(model: Exported) -> dict[str, Any]:

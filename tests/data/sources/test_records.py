@@ -4,11 +4,13 @@ import gzip
 import json
 import os
 import random
+from pathlib import Path
 
 import pytest
 from PIL import Image as Pil
 
 from lmmkit.api.sample import Image, Turn
+from lmmkit.data.sources.bad_records import Policy
 from lmmkit.data.sources.records import check_images, missing_images, open_records
 from lmmkit.errors import UserError
 
@@ -87,6 +89,81 @@ def test_keys_stay_apart(folder):
 def test_markers(folder, texts, image, placed):
     sample = read(folder, [conversation(*texts, image=image)])[0]
     assert [(turn.text, turn.images) for turn in sample.turns] == placed
+    assert not any(turn.places for turn in sample.turns)
+
+
+def test_markers_inside_a_text_keep_their_places(folder):
+    texts = ["First <image>, then\n<image>: more?", "A", "And <image> here", "B"]
+    sample = read(folder, [conversation(*texts, image=["a", "b", "c"])])[0]
+    assert sample.turns == (
+        Turn("user", "First , then\n: more?", 2, (6, 13)), Turn("assistant", "A"),
+        Turn("user", "And  here", 1, (4,)), Turn("assistant", "B"),
+    )  # fmt: skip
+    assert [Path(image.path).name for image in sample.images] == ["a", "b", "c"]
+
+
+def test_images_is_read_like_image(folder):
+    for value in ("a.png", ["a.png"]):
+        record = {key: item for key, item in GOOD.items() if key != "image"} | {"images": value}
+        assert list(read(folder, [record])) == list(read(folder, [GOOD])), value
+        assert list(read(folder, [record | {"image": None}])) == list(read(folder, [GOOD]))
+        assert list(read(folder, [GOOD | {"images": value}])) == list(read(folder, [GOOD]))
+    two = read(folder, [conversation("<image><image> x", "A", image=None) | {"images": ["a.png", "b.png"]}])[
+        0
+    ]
+    assert [Path(image.path).name for image in two.images] == ["a.png", "b.png"]
+    assert read(folder, [conversation("x", "A", image=None) | {"images": []}])[0].images == ()
+
+
+@pytest.mark.parametrize(
+    ("keys", "first"),
+    [
+        ({"system": "Answer in Dutch."}, []),
+        ({}, [{"from": "system", "value": "Answer in Dutch."}]),
+        ({}, [{"role": "system", "content": "Answer in Dutch."}]),
+        ({"system": "Answer in Dutch."}, [{"from": "system", "value": "Answer in Dutch."}]),
+        ({"system": None}, [{"from": "system", "value": "Answer in Dutch."}, GPT]),
+    ],
+)
+def test_a_system_prompt_of_a_record(folder, keys, first):
+    records = read(
+        folder, [GOOD | keys | {"conversations": [*first, HUMAN, GPT]}, GOOD | {"system": " "}, GOOD]
+    )
+    assert [sample.system for sample in records] == ["Answer in Dutch.", "", ""]
+    assert records[0].turns == records[2].turns and records.systems == 1
+    assert "system" not in records[0].meta
+    code = problems(folder, [GOOD | keys | {"conversations": [*first, HUMAN, GPT]}], template="plain")[0].code
+    assert code == "records/plain"
+
+
+@pytest.mark.parametrize(
+    ("keys", "supervised"),
+    [
+        ({"weight": 0}, False), ({"weight": 0.0}, False), ({"loss": False}, False), ({"train": False}, False),
+        ({"weight": 1}, True), ({"weight": 1.0, "loss": True, "train": None}, True),
+        ({"weight": 1, "loss": False}, False),
+    ],
+)  # fmt: skip
+def test_a_turn_of_weight_0_is_not_supervised(folder, keys, supervised):
+    again = [{"from": "human", "value": "Sure?", "weight": 0}, {"from": "gpt", "value": "Yes."}]
+    records = read(folder, [GOOD | {"conversations": [HUMAN, GPT | keys, *again]}])
+    assert [turn.supervised for turn in records[0].turns] == [True, supervised, True, True]
+    assert records.notes == {}
+
+
+def test_what_is_not_read_is_counted(folder):
+    blind = conversation("x", "A", image=None)
+    records = read(folder, [
+        GOOD | {"tools": [{"name": "f"}], "weight": 0.5, "type": "short"}, GOOD | {"tools": "f", "objects": {}},
+        blind | {"image_path": "a.png"}, GOOD | {"image_path": "a.png"}, GOOD | {"conversations": [GPT, HUMAN, GPT]},
+        GOOD | {"conversations": [HUMAN | {"weight": 1}, GPT | {"loss_scale": 3}]},
+        conversation("<image> x <image>", "A"), GOOD | {"weight": 1},
+    ])  # fmt: skip
+    assert records.notes == {
+        "`tools` is not read": 2, "`weight` is not read": 1, "`image_path` is not read": 1,
+        "an answer before any question is left out": 1, "`weight` of a question is not read": 1,
+        "`loss_scale` of a turn is not read": 1, "several <image> of a question mean its only image": 1,
+    }  # fmt: skip
 
 
 def test_plain_leaves_the_question_out(folder):
@@ -100,7 +177,7 @@ def test_a_leading_answer_is_dropped_and_counted(folder):
     value = GOOD | {"conversations": [GPT, HUMAN, GPT]}
     records = read(folder, [value, GOOD])
     assert records[0].turns == records[1].turns
-    assert records.dropped_turns == 1
+    assert records.notes == {"an answer before any question is left out": 1}
 
 
 BAD_RECORDS = {
@@ -108,14 +185,33 @@ BAD_RECORDS = {
         None, 3, "x", [], GOOD | {"id": 1.5}, GOOD | {"id": True}, GOOD | {"image": 3},
         GOOD | {"image": ["a.png", None]}, GOOD | {"conversations": [3]},
         GOOD | {"conversations": [{"from": "human"}, GPT]},
-        GOOD | {"conversations": [HUMAN, {"from": "gpt", "value": None}]},
+        GOOD | {"conversations": [HUMAN, {"from": "gpt", "value": None}]}, GOOD | {"images": [3]},
+        GOOD | {"system": 3}, GOOD | {"conversations": [{"from": "system", "value": []}, HUMAN, GPT]},
     ],
     "no-conversation": [{}, {"conversations": []}, {"conversations": "x"}, GOOD | {"conversations": [GPT]}],
     "from": [
         GOOD | {"conversations": [HUMAN, {"from": "gtp", "value": "A"}]},
         GOOD | {"conversations": [HUMAN, {"value": "A"}]},
-        GOOD | {"conversations": [{"from": "system", "value": "A"}, HUMAN, GPT]},
     ],
+    "system": [
+        GOOD | {"conversations": [HUMAN, GPT, {"from": "system", "value": "A"}, HUMAN, GPT]},
+        GOOD | {"system": "B", "conversations": [{"from": "system", "value": "A"}, HUMAN, GPT]},
+    ],
+    "video-or-audio": [
+        GOOD | {"video": "v.mp4"}, GOOD | {"videos": ["v.mp4"]}, GOOD | {"audio": {"path": "a.wav"}},
+        conversation("<video>\nWhat happens?", "A", image=None), conversation("<image> <audio>", "A"),
+    ],
+    "image-keys": [GOOD | {"images": ["b.png"]}, GOOD | {"images": ["a.png", "a.png"]}],
+    "turn-weight": [
+        GOOD | {"conversations": [HUMAN, GPT | {key: value}]}
+        for key, value in (("weight", 0.5), ("weight", 2), ("loss", "0"), ("train", []), ("loss", -1))
+    ],
+    "other-form": [
+        {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "A"}]},
+        {"instruction": "x", "output": "A"},
+        GOOD | {"conversations": [{"role": "user", "content": "<image>x"}, {"role": "assistant", "content": "A"}]},
+    ],
+    "no-question": [conversation("", "A", image=None), conversation("<image>", "A", " \n", "B")],
     "turn-order": [
         GOOD | {"conversations": [HUMAN, HUMAN, GPT]},
         GOOD | {"conversations": [HUMAN, GPT, GPT]},
@@ -125,7 +221,7 @@ BAD_RECORDS = {
         conversation("x", "A"), conversation("<image>", "A", image=None), conversation("<image>", "A", image=[]),
         conversation("<image>", "A", "<image>", "B"), conversation("<image>", "A <image>"),
         conversation("<image>", "A", image=["a", "b"]),
-        conversation("<image><image><image>", "A", image=["a", "b"]),
+        conversation("<image><image><image>", "A", image=["a", "b"]), GOOD | {"system": "<image> is yours"},
     ],
     "image-path": [
         GOOD | {"image": path}
@@ -164,7 +260,7 @@ def test_all_bad_records_are_counted(folder):
 
 
 BAD_JSON = {
-    "[": 1, "": 1, "  ": 1, "{}": 1, "[{}": 1, "[{} {}]": 1, "[\n{},\n]": 3, "[\n{}\n]\nx": 4,
+    "[": 1, "": 1, "  ": 1, "[{}": 1, "[{} {}]": 1, "[\n{},\n]": 3, "[\n{}\n]\nx": 4,
     '[{"a": 1, "a": 2}]': 1, '[{"a":\nNaN}]': 1, "[-Infinity]": 1, '[{"a": 1e999}]': 1,
     '[{"a": ' + "1" * 5000 + "}]": 1, "[" * 100_000: 1, '["a\nb"]': 1, "['a']": 1, "nul": 1,
     "[]]": 1,
@@ -178,6 +274,21 @@ def test_bad_json(folder, text):
     assert any(p.code == "records/json" for p in found), found
     at = next(p.where for p in found if p.code == "records/json")
     assert at.startswith(f"{folder / 'r.json'}:{BAD_JSON[text]} (record {1 if first else ''}")
+
+
+def test_a_list_and_lines_under_the_other_s_name_are_one_problem(folder):
+    good = [GOOD] * 40
+    for text in (json.dumps(good), json.dumps(good, indent=1), "\n [\n" + json.dumps(GOOD) + "\n]"):
+        (problem,) = problems(folder, text, name="r.jsonl")
+        assert problem.code == "records/file" and "name a JSON list .json" in problem.expected
+    for text in ("\n".join(map(json.dumps, good)), json.dumps({"data": good}), "{}"):
+        (problem,) = problems(folder, text, name="r.json")
+        assert problem.code == "records/file" and ".jsonl" in problem.expected
+    path = folder / "r.jsonl"
+    options = {"records": path, "images": folder / "images", "template": "vicuna_v1", "image_fit": "pad"}
+    with pytest.raises(UserError) as error:
+        open_records("s", **options, bad_records=Policy("skip"))
+    assert [p.code for p in error.value.problems] == ["records/file"], "it is no bad record to skip"
 
 
 def test_jsonl_is_read_on_after_a_broken_line(folder):

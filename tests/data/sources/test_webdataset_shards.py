@@ -80,7 +80,7 @@ def test_records_without_and_with_several_images(tmp_path):
                 "__key__": "b",
                 "0.png": png(1),
                 "1.png": png(2),
-                "json": json.dumps(conversation("<image><image>x", "y")).encode(),
+                "json": json.dumps(conversation("<image><image>x", "y") | {"images": ["z.png"]}).encode(),
             }
         )
     one, two = opened(tmp_path / "a.tar")

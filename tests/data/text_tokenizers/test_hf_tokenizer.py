@@ -18,7 +18,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmmkit.api.sample import Image, Sample, Turn
-from lmmkit.data.chat_templates import default_template, lay_out, lay_out_prompt, response_end
+from lmmkit.data.chat_templates import (
+    default_template,
+    lay_out,
+    lay_out_prompt,
+    require_fitting,
+    response_end,
+    stop_ids,
+)
 from lmmkit.data.images import FixedRows
 from lmmkit.data.text_tokenizers.choose import open_tokenizer
 from lmmkit.data.text_tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
@@ -300,6 +307,29 @@ def test_images_stand_before_the_question(qwen):
     assert [n for kind, n in kinds if kind == "image"] == [4, 4]
 
 
+@pytest.mark.parametrize("name, jinja", [("qwen", CHATML), ("llama3", HEADERS)])
+def test_images_between_words_and_a_system_prompt_equal_the_text_split_at_its_markers(name, jinja, request):
+    folder = request.getfixturevalue(name)
+    ours, theirs = open_tokenizer(folder), hf.AutoTokenizer.from_pretrained(folder)
+    turns = (Turn("user", "Before:  after: \nwhat?", 2, (8, 16)), Turn("assistant", "that", supervised=False))
+    images = (Image("a"), Image("b"))
+    sample = Sample(
+        key="k", turns=turns, images=images, template=default_template(ours), system="Answer in Dutch."
+    )
+    layout = lay_out(sample, ours, rows_of=FixedRows(1))
+    ids = [i for span in layout for i in (span.ids or [-1])]
+    messages = [
+        {"role": "system", "content": "Answer in Dutch."},
+        {"role": "user", "content": "Before: <image> after: <image>\nwhat?"},
+        {"role": "assistant", "content": "that"},
+    ]
+    text = theirs.apply_chat_template(messages, chat_template=jinja, tokenize=False)
+    chunks = [theirs(chunk, add_special_tokens=False).input_ids for chunk in text.split("<image>")]
+    assert ids == [*chunks[0], -1, *chunks[1], -1, *chunks[2]]
+    assert [span.image for span in layout if span.image] == list(images)
+    assert not any(span.supervised for span in layout)
+
+
 @pytest.mark.parametrize("template", ["plain", "vicuna_v1"])
 def test_templates_without_a_first_token(template, qwen):
     ours = open_tokenizer(qwen)
@@ -307,6 +337,42 @@ def test_templates_without_a_first_token(template, qwen):
     sample = Sample(key="k", turns=turns, images=(Image("a"),), template=template, image_fit="pad")
     layout = lay_out(sample, ours, rows_of=FixedRows(4))
     assert layout[0].role != "bos" and any(span.supervised for span in layout)
+
+
+@pytest.mark.parametrize("answer", ["a cat.", "a cat. ", "two\n"])
+def test_one_id_ends_every_answer_in_plain(answer, tmp_path):
+    """Uses a vocabulary with the pieces ".\\n" and " \\n", as those of Qwen and LLaMA-3 do."""
+    letters = {c: i for i, c in enumerate(sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()))}
+    merges = [(".", "\u010a"), ("\u0120", "\u010a"), ("\u010a", "\u010a")]
+    vocab = letters | {a + b: len(letters) + i for i, (a, b) in enumerate(merges)}
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=merges))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.decoder = tokenizers.decoders.ByteLevel()
+    inner.add_special_tokens(["<|end|>"])
+    inner.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|end|>"}')
+    ours = open_tokenizer(tmp_path)
+    assert len(ours.encode(".\n")) == 1
+    turns = (Turn("user", "a", images=1), Turn("assistant", answer))
+    sample = Sample(key="k", turns=turns, images=(Image("a"),), template="plain", image_fit="pad")
+    layout = lay_out(sample, ours, rows_of=FixedRows(4))
+    learned = [i for span in layout if span.supervised for i in span.ids]
+    end = response_end("plain", ours)
+    assert learned[-1] == end == letters["\u010a"] and ours.decode(learned) == answer + "\n"
+    assert stop_ids("plain", ours, [7, end]) == (7, end, ours.eos)
+
+
+def test_a_template_that_does_not_fit_is_refused_by_name(qwen, llama2):
+    pieces = SentencePieceTokenizer.open(llama2 / "tokenizer.model")
+    require_fitting("chatml", open_tokenizer(qwen), "here")
+    require_fitting("plain", pieces, "here")
+    for template, words in (
+        ("chatml", r"chatml.*<\|im_start\|>"),
+        ("llama3", "llama3.*begin_of"),
+        ("chatlm", "chatml`"),
+    ):
+        with pytest.raises(UserError, match=words):
+            require_fitting(template, pieces, "here")
 
 
 def test_a_template_whose_tokens_are_missing_is_reported(llama2):

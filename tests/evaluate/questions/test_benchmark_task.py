@@ -13,7 +13,7 @@ from lmmkit.evaluate import kinds
 from lmmkit.evaluate.answers.answers_file import read_answers
 from lmmkit.evaluate.benchmarks.names import BENCHMARKS
 from lmmkit.evaluate.kinds import task_problems, tasks_of
-from lmmkit.evaluate.questions.benchmark_task import BenchmarkTask, check_images
+from lmmkit.evaluate.questions.benchmark_task import BenchmarkTask, check_image_files
 from tests.conftest import PLAIN
 from tests.support.random_chat_model import random_chat_model
 from tests.support.toy_benchmark import Toy, write_toy
@@ -48,12 +48,12 @@ def test_missing_official_files_are_found_before_a_run(tiny, toy, given, got):
 
 def test_all_images_that_cannot_be_opened_are_named(toy):
     items = Toy().items(toy / "toy", split="test", cache=toy)
-    check_images(items, "pad")
+    check_image_files(items, "pad")
     names = [Path(image) for image in dict.fromkeys(image for item in items for image in item.images)]
     names[0].write_bytes(b"no image")
     names[1].unlink()
     with pytest.raises(UserError) as error:
-        check_images(items, "pad")
+        check_image_files(items, "pad")
     assert [p.code for p in error.value.problems] == ["image/format", "image/file"]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import jinja2
 import numpy as np
 import pytest
 import torch
@@ -17,15 +18,17 @@ import transformers as hf
 import lmmkit
 from lmmkit.api.sample import Image, Sample, Turn
 from lmmkit.data.chat_templates import lay_out_prompt
+from lmmkit.data.image_markers import with_images
 from lmmkit.data.images import FixedRows, normalise, read_image
 from lmmkit.import_export import export_model, import_model
 from lmmkit.inference.chat_model import ChatModel
 from lmmkit.recipe import read_text
 from lmmkit.training.run import train
+from lmmkit.weights.export import chat_template_export
 from tests.conftest import PLAIN
 from tests.data.test_images import SIZES, noisy_image
 from tests.data.text_tokenizers.test_hf_tokenizer import LLAMA3, META, QWEN, SPLIT, byte_level, random_texts
-from tests.support import hf_model_folders
+from tests.support import chat_folders, hf_model_folders
 from tests.support.fake_llama_tokenizer import write_llama_like
 from tests.support.plain_twins import show
 
@@ -163,6 +166,49 @@ def test_a_conversation_in_its_template(name, request, tmp_path):
     assert f"<image>{gap}<image>{gap}{TURNS[0].text}" in two
 
 
+MARKED = [
+    "Before: <image> after:<image>\n what?", "a <image> b", "a <image><image> b", "a b <image> <image>", "<image> a <image>",
+    "a b\n<image>", "<image>\n<image>a", "<image>", "<image><image>", "a mat",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["qwen", "llama3", "llama"])
+@pytest.mark.parametrize("text", MARKED)
+def test_images_keep_their_places_in_its_template(name, text, request):
+    model = request.getfixturevalue(name)
+    chat, ours = model.ours.prepared.recipe.model.chat, model.ours.prepared.tokenizer
+    count = text.count("<image>")
+    sample = Sample(
+        key="a", turns=(with_images(text, count),), images=(Image("a.png"),) * count, template=chat.template
+    )
+    layout = lay_out_prompt(sample, ours, rows_of=FixedRows(1))
+    want = [i for span in layout for i in (span.ids or [model.ours.tokens.image_token])]
+    first, *others = text.split("<image>")
+    content = [{"type": "text", "text": first}]
+    for part in others:
+        content += [{"type": "image"}, {"type": "text", "text": part}]
+    messages = [{"role": "user", "content": [item for item in content if item.get("text") != ""]}]
+    tokenizer = hf.AutoTokenizer.from_pretrained(model.folder)
+    assert tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False) == want
+
+
+@pytest.mark.parametrize(
+    "template, own", [("vicuna_v1", "A chat between"), ("chatml", "You are"), ("llama3", "")]
+)
+def test_a_system_prompt_of_ones_own_replaces_that_of_the_template(template, own):
+    def rendered(messages: list[dict[str, str]], system: str) -> str:
+        text = chat_template_export.jinja(template, first="", space="", image="<image>", system=system)
+        return jinja2.Environment().from_string(text).render(messages=messages, eos_token="</s>")
+
+    asked, given = {"role": "user", "content": "x"}, {"role": "system", "content": "In Dutch."}
+    assert (
+        rendered([asked], "In Dutch.")
+        == rendered([given, asked], "")
+        == rendered([given, asked], "In French.")
+    )
+    assert own in rendered([asked], "") and (not own or own not in rendered([asked], "In Dutch."))
+
+
 @pytest.mark.parametrize("name", ["qwen", "llama3", "llama"])
 def test_pixels_of_an_exported_processor(name, request, tmp_path):
     """pad, stretch and crop: within a grey level of ours, at every size."""
@@ -181,6 +227,40 @@ def test_pixels_of_an_exported_processor(name, request, tmp_path):
     again = lmmkit.load(model.folder, device="cpu").prepared
     assert (again.recipe.model.chat.image_fit, again.dims.image) == (shape, spec)
     assert spec.resample == ("bilinear" if name == "llama3" else "bicubic")
+
+
+@pytest.mark.parametrize(("template", "tokenizer"), chat_folders.FITTING)
+def test_a_sequence_begins_once_however_a_prompt_is_made(template, tokenizer, tmp_path):
+    """Template to text and then the processor, the template tokenized at once, and a prompt by hand."""
+    public = chat_folders.llava(tmp_path / "hf", "llama", tokenizer)
+    import_model(public, tmp_path / "ours", template=template)
+    export_model(tmp_path / "ours", tmp_path / "out", "llava-hf")
+    model = Exported(lmmkit.load(tmp_path / "ours", device="cpu"), tmp_path / "out")
+    ours = model.ours.prepared.tokenizer
+    first = [] if template == "chatml" or ours.bos is None else [ours.bos]
+    processor = hf.AutoProcessor.from_pretrained(tmp_path / "out", backend="pil")
+    bare = processor(text="Is it 5 cats?").input_ids[0]
+    assert bare == [*first, *ours.encode("Is it 5 cats?")]
+    again = lmmkit.load(tmp_path / "out", device="cpu").prepared.tokenizer
+    assert (again.bos, again.encode("a <s>b")) == (ours.bos, ours.encode("a <s>b"))
+    if template == "plain":
+        assert processor.chat_template is None
+        return
+    noise = noisy_image(50, 41)
+    noise.save(tmp_path / "a.png")
+    messages = [{"role": "user", "content": [CONTENT[0] | {"image": noise}, CONTENT[1]]}]
+    want = model.ids(TURNS, tmp_path / "a.png")
+    assert want[: len(first)] == first and not set(first) & set(want[len(first) :])
+    text = processor.apply_chat_template(messages, add_generation_prompt=True)
+    assert processor(text=text, images=noise).input_ids[0] == want
+    once = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)
+    assert list(once[0]) == want
+    alone = [{"role": "user", "content": TURNS[0].text}]
+    led = processor.tokenizer.apply_chat_template(alone, add_generation_prompt=True, return_dict=False)
+    assert led[: len(first) + 1].count(ours.bos) == len(first)
+    assert (
+        led == processor(text=processor.apply_chat_template(alone, add_generation_prompt=True)).input_ids[0]
+    )
 
 
 def test_a_tokenizer_that_knows_image_and_pad_keeps_both(scenes, tmp_path):

@@ -1,0 +1,59 @@
+"""What `check` and `train` report before a run although it is no problem: data and recipe may not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from lmmkit.data.sources.records import Records
+from lmmkit.plan.prepare import Prepared
+
+
+def notices(prepared: Prepared) -> list[str]:
+    """Returns a line for each thing that may not be what the user expects."""
+    return [
+        *(line for name in sorted(prepared.sources) for line in _record_notices(prepared.sources[name])),
+        *(line for stage in prepared.recipe.stages for line in _unreached(prepared, stage)),
+        *_chat_notices(prepared),
+    ]
+
+
+def _record_notices(records: Records) -> Iterator[str]:
+    for what, count in records.notes.items():
+        yield f"data.{records.name}: {count} records: {what}"
+
+
+def _unreached(prepared: Prepared, name: str) -> Iterator[str]:
+    """Yields a notice for each trainable part that no record of the stage reaches."""
+    stage = prepared.recipe.stages[name]
+    trained = stage.train.parts()
+    seen = any(has_images(prepared.sources[source]) for source in stage.data)
+    for part in ("vision", "connector"):
+        if part in trained and not seen:
+            yield f"stages.{name}.train: {part} is trainable, but no record of this stage has an image"
+
+
+def has_images(records: Records) -> bool:
+    """Returns whether any record has an image."""
+    return bool((records.words_N >= 0).any())
+
+
+def _chat_notices(prepared: Prepared) -> Iterator[str]:
+    """Yields a notice for each key of `model.chat` that no record of the last stage agrees with."""
+    name, stage = list(prepared.recipe.stages.items())[-1]
+    chat, sources = prepared.recipe.model.chat, {name: prepared.sources[name] for name in stage.data}
+    alike = {name: records for name, records in sources.items() if records.template == chat.template}
+    after = f"the sources of the last stage ({name})"
+    if not alike:
+        yield f"model.chat.template: {chat.template}, but {after} have {_each(sources, 'template')}"
+    seeing = {name: records for name, records in (alike or sources).items() if has_images(records)}
+    if seeing and all(records.image_fit != chat.image_fit for records in seeing.values()):
+        yield f"model.chat.image_fit: {chat.image_fit}, but {after} have {_each(seeing, 'image_fit')}"
+    own = sum(records.systems for records in sources.values())
+    if chat.system is not None and not own:
+        yield f"model.chat.system: no record of {after} has a system prompt"
+    elif chat.system is None and own and own == sum(map(len, sources.values())):
+        yield f"model.chat.system: not given, but every record of {after} has a system prompt"
+
+
+def _each(sources: Mapping[str, Records], key: str) -> str:
+    return ", ".join(f"{getattr(records, key)} ({name})" for name, records in sorted(sources.items()))

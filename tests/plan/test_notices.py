@@ -1,0 +1,85 @@
+"""What is reported before a run although it is no problem."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from lmmkit.cli import app
+from lmmkit.plan.notices import notices
+from lmmkit.plan.prepare import prepare
+from tests.conftest import PLAIN
+
+TEXT = "data.texts={kind: llava, records: texts.json, images: ., template: vicuna_v1, image_fit: pad}"
+
+
+@pytest.fixture
+def texts(scenes, tmp_path):
+    """Returns the setting of a source that has these keys in its records, and no image."""
+
+    def made(**keys: object) -> str:
+        turns = [{"from": "human", "value": "What is one?"}, {"from": "gpt", "value": "a number"}]
+        path = tmp_path / "texts.json"
+        path.write_text(json.dumps([{"id": str(i), "conversations": turns, **keys} for i in range(9)]))
+        return TEXT.replace("texts.json", str(path))
+
+    return made
+
+
+def found(tiny, *overrides: str) -> list[str]:
+    return notices(prepare(tiny(*overrides, text=PLAIN)))
+
+
+def test_a_recipe_that_fits_its_data_has_none(tiny, texts):
+    assert found(tiny) == []
+    assert found(tiny, texts(), "stages.finetune.data={texts: 0.5, questions: 0.5}") == []
+
+
+def test_keys_that_are_not_read_are_reported_with_their_number(tiny, texts):
+    lines = found(tiny, texts(tools="search"), "stages.finetune.data={texts: 0.5, questions: 0.5}")
+    assert lines == ["data.texts: 9 records: `tools` is not read"]
+
+
+def test_a_trainable_part_that_no_record_reaches_is_reported(tiny, texts):
+    only = (texts(), "stages.finetune.data={texts: 1}")
+    (line,) = found(tiny, *only)
+    assert line == "stages.finetune.train: connector is trainable, but no record of this stage has an image"
+    lines = found(tiny, *only, "stages.finetune.train={vision: {}, text: {}, connector: {}}")
+    assert [line.split(": ")[1].split(" is")[0] for line in lines] == ["vision", "connector"]
+    assert found(tiny, *only, "stages.finetune.train={text: {}}") == []
+
+
+def test_a_chat_format_that_the_last_stage_did_not_learn_is_reported(tiny, texts):
+    (line,) = found(tiny, "model.chat={template: plain, image_fit: crop}", "model.chat.image_fit=pad")
+    assert line.startswith("model.chat.template: plain, but") and "vicuna_v1 (questions)" in line
+    (line,) = found(tiny, "model.chat.image_fit=crop")
+    assert line.startswith("model.chat.image_fit: crop, but") and "pad (questions)" in line
+    text_only = (texts(), "stages.finetune.data={texts: 1}", "stages.finetune.train={text: {}}")
+    assert found(tiny, *text_only, "model.chat.image_fit=crop") == [], "no image has that form"
+
+
+def test_a_system_prompt_that_only_chat_or_only_the_records_have_is_reported(tiny, texts):
+    text_only = ("stages.finetune.data={texts: 1}", "stages.finetune.train={text: {}}")
+    (line,) = found(tiny, "model.chat.system=Be brief.")
+    assert line.startswith("model.chat.system: no record")
+    (line,) = found(tiny, texts(system="Be brief."), *text_only)
+    assert line.startswith("model.chat.system: not given, but every record")
+    assert found(tiny, texts(system="Be brief."), *text_only, "model.chat.system=Be brief.") == []
+
+
+def test_check_train_and_data_check_print_them(scenes, texts, tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(PLAIN)
+    changes = (
+        texts(history=["x"]), "stages.finetune.data={texts: 1}", "stages.pretrain.length.steps=1",
+        "stages.finetune.length.steps=1",
+    )  # fmt: skip
+    for command in (("check",), ("train", "--out", str(tmp_path / "run")), ("data", "check")):
+        words = [word for change in changes for word in ("--set", change)]
+        result = CliRunner().invoke(app, [*command, str(recipe), "--root", str(scenes), *words])
+        shown = " ".join((result.stdout + result.stderr).split())
+        assert result.exit_code == 0, shown
+        assert shown.count("9 records: `history` is not read") == 1
+        assert ("connector is trainable" in shown) == (command[0] != "data")
