@@ -46,13 +46,14 @@ FLOORS: dict[str, str] = {
         sentencepiece_tokenizer hf_tokenizer tiktoken_tokenizer choose
     """,
     "lmmkit.errors": """
-        answers commands data plan recipe training weights
+        answers benchmarks commands data judge plan recipe training weights
     """,
     "lmmkit.evaluate": """
-        keep task controls stats bootstrap benchmarks answers questions restore terms kinds run
+        keep task controls stats bootstrap official_files vqa_text judge benchmarks answers questions restore terms
+        kinds run
     """,
     "lmmkit.evaluate.benchmarks": """
-        benchmark names
+        benchmark llava_wild mm_vet names
     """,
     "lmmkit.evaluate.answers": """
         schema answers_file scorer uploads
@@ -117,6 +118,7 @@ TORCH_FREE = (
     "lmmkit.errors",
     "lmmkit.recipe",
     "lmmkit.cli",
+    "lmmkit.evaluate.benchmarks.names",
 )
 # Public names that several modules may define: verbs whose module says of what.
 SHARED_NAMES = {"app"}

@@ -29,3 +29,7 @@ NO_OUT = Code(
     "answers/no-out", cause="The answers would be written into a model folder that is not part of a run.",
     expected="a folder for the answers", hint="Name a folder with `--out FOLDER`.",
 )
+NEEDS_TEN = Code(
+    "answers/ten-answers", cause="A record has another number of right answers than the rule of its task needs.",
+    expected="`answers`: ten texts, one of each annotator, for `match: {match}`", hint="Choose another `match`.",
+)

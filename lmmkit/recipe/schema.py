@@ -33,7 +33,7 @@ class Task:
     data: k.Text | None = None
     files: k.Text | None = None
     split: k.Text | None = None
-    match: Literal["exact", "choice", "yes_no"] = "exact"
+    match: Literal["exact", "normalised", "vqa_soft", "choice", "yes_no"] = "exact"
     stage: k.Text | None = None
     samples: k.CountOrAll = "all"
     max_new_tokens: k.Count | None = None

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from lmmkit.evaluate.judge import Judge, Judged
 from lmmkit.evaluate.task import Figure, Line, percent
 
 Status = Literal["scored", "pending-server", "pending-judge"]
@@ -26,6 +27,7 @@ class Item:
     image files. `gold`: what the scorer needs of the official answer, as JSON values; None if it is not public.
     `cluster`: items of one cluster are not independent, often those on one image; it is the unit of intervals.
     `groups`: the parts of the data that the item counts for, by kind, such as {"subset": "random"}.
+    `columns`: the columns of the official table that an upload file repeats.
     """
 
     id: str
@@ -34,6 +36,7 @@ class Item:
     gold: Any = None
     cluster: str = ""
     groups: Mapping[str, str] = field(default_factory=dict)
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +100,14 @@ class Benchmark(ABC):
 
         Raises `UserError` if ids, types or coverage are not what the server accepts.
         """
+        return {}
+
+    def judge(self, items: Sequence[Item], answers: Mapping[str, str]) -> Judge | None:
+        """Returns how a judge grades these answers, by the id of their items; None if no judge is needed."""
+        return None
+
+    def judged_figures(self, items: Sequence[Item], judged: Judged) -> dict[str, Figure]:
+        """Returns the figures of judged answers, `headline` first; empty until all requests have a response."""
         return {}
 
     def table(self, figures: Mapping[str, Figure]) -> list[Line]:

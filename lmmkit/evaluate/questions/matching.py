@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
+from lmmkit.evaluate.vqa_text import m4c, m4c_accuracy
+
 LETTER = re.compile(
     r"^\(?([A-Za-z])(?:[).:,]|\s*$)|\b(?:answer|option)\s*(?:is|:)\s*\(?([A-Za-z])\b", re.IGNORECASE
 )
@@ -39,11 +41,16 @@ def _any(match: str) -> Callable[[str, Sequence[str]], float]:
 
 PARSERS: dict[str, Callable[[str], str | None]] = {
     "exact": str.strip,
+    "normalised": m4c,
+    "vqa_soft": m4c,
     "choice": letter,
     "yes_no": yes_or_no,
 }
 MATCHES: dict[str, Callable[[str, Sequence[str]], float]] = {
     "exact": _any("exact"),
+    "normalised": _any("normalised"),
+    "vqa_soft": m4c_accuracy,
     "choice": _any("choice"),
     "yes_no": _any("yes_no"),
 }
+TEN = ("vqa_soft",)  # rules that need ten right answers, one of each annotator

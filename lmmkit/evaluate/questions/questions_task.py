@@ -8,13 +8,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lmmkit.api.sample import Sample
-from lmmkit.errors import Problem
+from lmmkit.errors import Problem, raise_all
+from lmmkit.errors.answers import NEEDS_TEN
 from lmmkit.errors.plan import NO_DATA
 from lmmkit.evaluate.answers.schema import data_sha
 from lmmkit.evaluate.benchmarks.benchmark import Item, Status, Verdict
 from lmmkit.evaluate.keep import Keep
 from lmmkit.evaluate.questions.answering import QuestionSet, answer_questions, facts_in
-from lmmkit.evaluate.questions.matching import MATCHES, parsed_form
+from lmmkit.evaluate.questions.matching import MATCHES, TEN, parsed_form
 from lmmkit.evaluate.stats import mean_with_interval
 from lmmkit.evaluate.task import Better, EvalTask, Figure, Line, percent
 from lmmkit.inference.chat_model import ChatModel
@@ -85,6 +86,12 @@ class QuestionsTask(EvalTask):
     ) -> dict[str, Figure]:  # fmt: skip
         """Returns the accuracies."""
         items = [_item(sample) for sample in samples]
+        if self.section.match in TEN:
+            raise_all(
+                NEEDS_TEN.at(f"sample {item.id}", got=f"{len(item.gold)} answers", match=self.section.match)
+                for item in items
+                if len(item.gold) != 10
+            )
         guesses = {}
         if baseline is not None:
             guesses = {s.key: baseline.answer(s.turns[-2].text.strip(), _type(s)) for s in samples}

@@ -25,6 +25,8 @@ def test_yes_or_no_is_the_first_word(answer, found):
 
 @pytest.mark.parametrize(("match", "answer", "right", "score"), [
     ("exact", " red\n", ["red"], 1.0), ("exact", "Red", ["red"], 0.0), ("exact", "blue", ["red", "blue"], 1.0),
+    ("normalised", "Two dogs.", ["2 dogs"], 1.0), ("normalised", "dog", ["dogs"], 0.0),
+    ("vqa_soft", "The Dog", ["dog"] * 2 + ["cat"] * 8, 0.6), ("vqa_soft", "cat", ["dog"] * 2 + ["cat"] * 8, 1.0),
     ("choice", "B. cat", ["B"], 1.0), ("choice", "cat", ["B"], 0.0), ("choice", "cat", ["cat"], 0.0),
     ("yes_no", "Yes, it is.", ["yes"], 1.0), ("yes_no", "maybe", ["maybe"], 0.0), ("exact", "", [""], 1.0),
 ])  # fmt: skip

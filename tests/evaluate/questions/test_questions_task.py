@@ -9,6 +9,7 @@ import pytest
 
 from lmmkit.api.model_info import ImageSpec
 from lmmkit.api.sample import Turn
+from lmmkit.errors import UserError
 from lmmkit.evaluate.questions.questions_task import QuestionsTask, baseline_of
 from lmmkit.recipe import Task
 from tests.support.scene_questions import samples
@@ -112,6 +113,15 @@ def test_the_baseline_is_judged_by_the_rule_of_the_task():
     task = replace(TASK, section=replace(TASK.section, match="choice"))
     assert task.run(MODEL, asked, baseline=baseline_of(training))["accuracy"].chance == pytest.approx(0.5)
     assert TASK.run(MODEL, asked, baseline=baseline_of(training))["accuracy"].chance == 0
+
+
+def test_the_soft_accuracy_needs_ten_answers():
+    task = replace(TASK, section=replace(TASK.section, match="vqa_soft"))
+    ten = [replace(s, meta={**s.meta, "answers": ("one",) * 3 + ("red",) * 7}) for s in samples()]
+    assert task.run(MODEL, ten)["accuracy"].value == pytest.approx((0.9 + 5) / 6)
+    with pytest.raises(UserError, match="answers/ten-answers") as error:
+        task.run(MODEL, [*ten[:2], *samples()[2:]])
+    assert len(error.value.problems) == 4
 
 
 def test_a_task_without_a_source_is_a_problem(tiny):
