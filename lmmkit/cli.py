@@ -7,6 +7,7 @@ import sys
 import typer
 
 from lmmkit.commands import (
+    answers,
     bench,
     chat,
     check,
@@ -34,6 +35,7 @@ app.command("eval")(eval_.evaluate)
 app.command()(chat.chat)
 app.command()(diff.diff)
 app.command()(explain.explain)
+app.add_typer(answers.app, name="answers")
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(data.app, name="data")
 app.add_typer(plugins.app, name="plugins")

@@ -21,7 +21,9 @@ TESTED_BY = {
     "evaluate/answers/schema": "evaluate/answers/test_answers_file.py",
     "evaluate/answers/scorer": "evaluate/questions/test_answering.py",
     "evaluate/answers/uploads": "evaluate/questions/test_answering.py",
-    "evaluate/questions/probe": "evaluate/questions/test_answering.py",
+    "evaluate/questions/attention_file": "evaluate/questions/test_benchmark_task.py",
+    "evaluate/answers/outcome": "evaluate/questions/test_answering.py",
+    "evaluate/answers/probe": "evaluate/questions/test_answering.py",
     "evaluate/benchmarks/names": "evaluate/test_run.py",
     "inference/batch_from_ids": "weights/test_decoders.py",
     "inference/kv_cache": "inference/test_generate.py",
@@ -56,6 +58,7 @@ COMMANDS = (
     "commands/test_explain.py",
     "commands/test_bench.py",
     "commands/test_ckpt.py",
+    "commands/test_answers.py",
 )
 
 # Names that several modules may define: verbs of commands, and one `app` for each command group.

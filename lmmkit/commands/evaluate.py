@@ -13,8 +13,10 @@ from rich.table import Table
 from lmmkit.commands.support.common import Dtype, Json, Root, Trust, err, out, print_json, reporting
 
 if TYPE_CHECKING:
+    from lmmkit.evaluate.benchmarks.benchmark import Benchmark
+    from lmmkit.evaluate.questions.benchmark_task import BenchmarkTask
     from lmmkit.evaluate.run import TaskResult
-    from lmmkit.evaluate.task import EvalTask
+    from lmmkit.evaluate.task import Figure
     from lmmkit.recipe import Recipe
     from lmmkit.runs.run_folder import RunFolder
 
@@ -49,6 +51,7 @@ def evaluate(
         bool,
         typer.Option("--probe", help="Also with a blank image, with another item's image, and with none."),
     ] = False,
+    published: Annotated[bool, typer.Option("--published", help="Also the published figures.")] = False,
     dtype: Dtype = "float32",
     trust_files: Trust = False,
     as_json: Json = False,
@@ -84,6 +87,9 @@ def evaluate(
             results = run_tasks(*found[:2], only=own, benchmarks=benchmarks, stage=found[2], **shared)
         if ranks.first:
             _show(results, as_json)
+            for name in benchmarks if published and not as_json else ():
+                task = benchmarks[name]
+                print_published(task.benchmark.name, task.benchmark, results[name].figures, run.name)
 
 
 def _run_of(path: Path, root: Path | None) -> tuple[RunFolder, Recipe, str | None] | None:
@@ -104,7 +110,7 @@ def _run_of(path: Path, root: Path | None) -> tuple[RunFolder, Recipe, str | Non
 
 def _divided(
     names: Sequence[str], recipe: Recipe | None, files: Path | None, split: str | None, limit: int | None
-) -> tuple[list[str], dict[str, EvalTask]]:  # fmt: skip
+) -> tuple[list[str], dict[str, BenchmarkTask]]:  # fmt: skip
     """Returns the tasks of the recipe by name, and the benchmarks as tasks. Raises `UserError` for other names."""
     from lmmkit.errors import did_you_mean, raise_all
     from lmmkit.errors.plan import NO_TASK
@@ -121,7 +127,7 @@ def _divided(
         NO_TASK.at("--on", got=f"`{name}`" if name else "no name", nearest=did_you_mean(name, known))
         for name in unknown
     )
-    benchmarks: dict[str, EvalTask] = {}
+    benchmarks: dict[str, BenchmarkTask] = {}
     for name in (name for name in names if name not in tasks):
         task = BenchmarkTask(
             name, Task(kind=name, files=str(files) if files else None, split=split, samples=limit or "all")
@@ -187,9 +193,21 @@ def notes(facts: Mapping) -> Iterable[str]:
         parts += [
             f"{coverage[key]:,} {key}" for key in ("unparsed", "fallback", "truncated") if coverage[key]
         ]
+        for key, text in (("missing", "missing"), ("extra", "of no question"), ("repeated", "twice")):
+            parts += [f"{coverage[key]:,} {text}"] if coverage.get(key) else []
         if "parsed" in coverage:
             parts.append("  ".join(f"{answer!r} {n:,}" for answer, n in coverage["parsed"].items()))
         yield "; ".join(parts)
+
+
+def print_published(name: str, made: Benchmark, figures: Mapping[str, Figure], label: str) -> None:
+    """Prints one's own figures below the published ones, and what makes them hard to compare."""
+    from lmmkit.evaluate.answers.published import COLUMNS, caveats_of, published_table
+
+    if name in COLUMNS:
+        out.print(aligned(f"{made.title}, published", published_table(name, figures, made.scale, label)))
+    for caveat in caveats_of(name, made.caveats):
+        out.print(f"{name}: {caveat}")
 
 
 def aligned(title: str, lines: Sequence[Sequence[str]]) -> Table:

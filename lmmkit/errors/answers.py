@@ -33,3 +33,22 @@ NEEDS_TEN = Code(
     "answers/ten-answers", cause="A record has another number of right answers than the rule of its task needs.",
     expected="`answers`: ten texts, one of each annotator, for `match: {match}`", hint="Choose another `match`.",
 )
+EXTRA = Code(
+    "answers/not-installed", cause="The command needs a library that cannot be imported.",
+    expected="the extra `{extra}`", hint="Run `pip install 'lmmkit[{extra}]'`.",
+)
+NO_ANSWERS = Code(
+    "answers/no-answers", cause="The folder has no answers of the task.",
+    expected="a task with answers", hint="{nearest}",
+)
+FOREIGN = Code(
+    "answers/format", cause="A file of answers has a form that lmmkit does not know.",
+    expected="one of {formats}: docs/evaluation.md describes them",
+    hint="Name the form with `--format`, or correct the file.",
+)
+OTHER_QUESTIONS = Code(
+    "answers/other-questions",
+    cause="A file has no answer to a question of the task, or two results have no question in common.",
+    expected="answers to the questions of the task, by their official ids",
+    hint="Check the task, its split and the release of its files.",
+)

@@ -84,7 +84,7 @@ class Appender:
         self.path = path
         try:
             self._file: TextIO = path.open("a", encoding="utf-8")
-            _drop_torn_line(path)
+            drop_torn_line(path)
         except OSError as error:
             raise MachineError(unwritable(path, error)) from error
 
@@ -139,7 +139,7 @@ def header_changes(before: Mapping[str, Any], now: Mapping[str, Any], where: str
     ]
 
 
-def _drop_torn_line(path: Path) -> None:
+def drop_torn_line(path: Path) -> None:
     """Removes what follows the last newline."""
     content = path.read_bytes()
     whole = content.rfind(b"\n") + 1

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +22,16 @@ from lmmkit.api.sample import Image, ImageFit, Sample, Turn
 from lmmkit.errors import raise_all
 from lmmkit.errors.answers import CHANGED
 from lmmkit.evaluate.answers.answers_file import AnswersFolder
+from lmmkit.evaluate.answers.outcome import Answered, outcome_of, write_summary
 from lmmkit.evaluate.answers.schema import OWN, Answer, AnswerKey, data_sha, prompt_sha
 from lmmkit.evaluate.answers.scorer import Scorer
-from lmmkit.evaluate.answers.uploads import write_uploads
-from lmmkit.evaluate.benchmarks.benchmark import Benchmark, Item, Status, Verdict
+from lmmkit.evaluate.benchmarks.benchmark import Benchmark, Item
 from lmmkit.evaluate.controls import with_controls
 from lmmkit.evaluate.keep import Keep
 from lmmkit.evaluate.questions.asking import AskedQuestion, Reply, ask
-from lmmkit.evaluate.questions.probe import probe_figures, renamed
-from lmmkit.evaluate.task import Figure
+from lmmkit.evaluate.questions.attention_file import attention_figure
 from lmmkit.inference.chat_model import ChatModel
-from lmmkit.runs.files import file_crc32, read_json, write_json_atomic
-
-SUMMARY = "summary.json"
-SHOWN = 10  # most kinds of parsed answers in a histogram
+from lmmkit.runs.files import file_crc32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,20 +47,6 @@ class QuestionSet:
     samples: Sequence[Sample]
     max_new_tokens: int
     majority: Sequence[str | None] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answered:
-    """Holds the answers of a task by condition and id, and what they come to."""
-
-    answers: Mapping[AnswerKey, Answer]
-    figures: dict[str, Figure]
-    status: Status
-    coverage: dict[str, Any]
-
-    def facts(self) -> dict[str, Any]:
-        """Returns what `results.json` holds beside the figures."""
-        return {"status": self.status, "coverage": self.coverage}
 
 
 def benchmark_questions(
@@ -87,12 +68,14 @@ def benchmark_questions(
 
 
 def answer_questions(
-    chat_model: ChatModel, asked: QuestionSet, *, controls: Iterable[str] = (), keep: Keep | None = None
+    chat_model: ChatModel, asked: QuestionSet, *, controls: Iterable[str] = (), keep: Keep | None = None,
+    attention: bool = False,
 ) -> Answered:  # fmt: skip
     """Asks every question that has no answer yet, and returns all answers with their figures.
 
-    Without `keep` nothing is read or written. Raises `UserError` if the answers that are kept belong to another
-    model, other data, other prompts or other settings.
+    Without `keep` nothing is read or written. `attention`: also measure the attention to the images.
+    Raises `UserError` if the answers that are kept belong to another model, other data, other prompts or other
+    settings.
     """
     found = with_controls(asked.samples, dict.fromkeys(controls), chat_model.prepared.dims.image)
     controls = [name for name in found if name != OWN]
@@ -109,11 +92,14 @@ def answer_questions(
             chat_model, questions, max_new_tokens=asked.max_new_tokens,
             on_replies=lambda replies: collected.extend(map(answered.of, replies)),
         )  # fmt: skip
-        return _outcome(asked, controls, {answer.key: answer for answer in collected})
+        return outcome_of(asked.items, asked.scorer, controls, {answer.key: answer for answer in collected})
     answers = _kept(chat_model, asked, questions, answered, keep)
-    outcome = _outcome(asked, controls, answers)
+    outcome = outcome_of(asked.items, asked.scorer, controls, answers)
     if keep.ranks.rank == 0:
-        _summarise(asked, outcome, keep)
+        if attention:
+            texts = [(s, a.raw) for s in asked.samples if (a := answers.get((OWN, s.key))) is not None]
+            outcome.figures.update(attention_figure(chat_model, texts, keep.folder))
+        write_summary(asked.task, asked.split, asked.scorer, asked.items, outcome, keep.folder)
     return outcome
 
 
@@ -192,54 +178,6 @@ def _kept(
     return {answer.key: answer for answer in merged if answer.key in wanted}
 
 
-def _outcome(asked: QuestionSet, controls: Sequence[str], answers: Mapping[AnswerKey, Answer]) -> Answered:
-    """Returns the figures. A rank without the answers has none."""
-    items, scorer = asked.items, asked.scorer
-    own = [answers[key] for item in items if (key := (OWN, item.id)) in answers]
-    status = scorer.status(items)
-    coverage: dict[str, Any] = {
-        "expected": len(items),
-        "answered": len(own),
-        "unparsed": sum(answer.parsed is None for answer in own),
-        "fallback": sum(answer.fallback for answer in own),
-        "truncated": sum(bool(answer.hit_max_tokens) for answer in own),
-    }
-    kinds = Counter(answer.parsed for answer in own)
-    if len(kinds) <= SHOWN:
-        coverage["parsed"] = {str(parsed): n for parsed, n in kinds.most_common()}
-    figures: dict[str, Figure] = {}
-    if len(own) == len(items):
-        figures = dict(scorer.figures(items, [verdict_of(answer) for answer in own]))
-        for control in controls:
-            # an item without an image has one answer for all conditions
-            shown = [answers.get((control, item.id), answers[OWN, item.id]) for item in items]
-            if all((control, item.id) in answers or not item.images for item in items):
-                of_control = scorer.figures(items, [verdict_of(answer) for answer in shown])
-                figures |= {renamed(name, control): figure for name, figure in of_control.items()}
-        figures |= probe_figures(answers, controls)
-    return Answered(answers=answers, figures=figures, status=status, coverage=coverage)
-
-
-def verdict_of(answer: Answer) -> Verdict:
-    """Returns the verdict that an answer holds."""
-    return Verdict(parsed=answer.parsed, score=answer.score, lenient=answer.lenient, fallback=answer.fallback)
-
-
-def _summarise(asked: QuestionSet, outcome: Answered, keep: Keep) -> None:
-    """Writes `summary.json`, and the files for a test server."""
-    summary = {
-        "task": asked.task, "benchmark": asked.scorer.name, "split": asked.split, **outcome.facts(),
-        "caveats": list(asked.scorer.caveats),
-        "figures": {name: asdict(figure) for name, figure in outcome.figures.items()},
-    }  # fmt: skip
-    raws = {answer.id: answer.raw for answer in outcome.answers.values() if answer.condition == OWN}
-    if len(raws) == len(asked.items):
-        folder = write_uploads(asked.scorer, asked.items, raws, keep.folder, split=asked.split)
-        if folder is not None:
-            summary["upload"] = folder.name
-    write_json_atomic(keep.folder / SUMMARY, summary)
-
-
 def header_of(chat_model: ChatModel, asked: QuestionSet, model: Mapping[str, Any]) -> dict[str, Any]:
     """Returns `answers.json`: what the answers come from."""
     samples = asked.samples
@@ -284,9 +222,3 @@ def limited(asked: QuestionSet, n: int | str) -> QuestionSet:
     return replace(
         asked, items=asked.items[first], samples=asked.samples[first], majority=asked.majority[first]
     )
-
-
-def facts_in(folder: Path) -> dict[str, Any]:
-    """Returns what the summary in a task's folder says beside the figures."""
-    summary = read_json(folder / SUMMARY)
-    return {key: summary[key] for key in ("status", "coverage", "upload", "judge") if key in summary}

@@ -9,13 +9,14 @@ from typing import Any
 
 from lmmkit.api.sample import ImageFit, Sample
 from lmmkit.data.images import check_header
-from lmmkit.data.sources.index_cache import cache_folder
 from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.errors.answers import NO_FILES
+from lmmkit.evaluate.answers.locate import benchmark_cache
+from lmmkit.evaluate.answers.outcome import facts_in
 from lmmkit.evaluate.benchmarks.benchmark import Benchmark, Item
 from lmmkit.evaluate.benchmarks.names import BENCHMARKS
 from lmmkit.evaluate.keep import Keep
-from lmmkit.evaluate.questions.answering import answer_questions, benchmark_questions, facts_in, limited
+from lmmkit.evaluate.questions.answering import answer_questions, benchmark_questions, limited
 from lmmkit.evaluate.task import Better, EvalTask, Figure, Line
 from lmmkit.inference.chat_model import ChatModel
 from lmmkit.majority import Majority
@@ -60,8 +61,7 @@ class BenchmarkTask(EvalTask):
 
     def items(self) -> Sequence[Item]:
         """Returns the items of the split. Raises `UserError` for files that are not as they were published."""
-        cache = cache_folder().parent / "benchmarks" / self.benchmark.name
-        return self.benchmark.items(self.folder, split=self.split, cache=cache)
+        return self.benchmark.items(self.folder, split=self.split, cache=benchmark_cache(self.benchmark.name))
 
     def run(
         self, chat_model: ChatModel, samples: Sequence[Sample], *,
@@ -76,7 +76,10 @@ class BenchmarkTask(EvalTask):
         )  # fmt: skip
         asked = limited(asked, self.section.samples)
         check_image_files(asked.items, chat.image_fit)
-        return answer_questions(chat_model, asked, controls=controls, keep=keep).figures
+        controls = tuple(controls)
+        return answer_questions(
+            chat_model, asked, controls=controls, keep=keep, attention=bool(controls)
+        ).figures
 
     def figures(self, plan: StagePlan) -> dict[str, Better]:
         """Returns the figure that papers report."""

@@ -11,10 +11,11 @@ from lmmkit.api.sample import Sample
 from lmmkit.errors import Problem, raise_all
 from lmmkit.errors.answers import NEEDS_TEN
 from lmmkit.errors.plan import NO_DATA
+from lmmkit.evaluate.answers.outcome import facts_in
 from lmmkit.evaluate.answers.schema import data_sha
 from lmmkit.evaluate.benchmarks.benchmark import Item, Status, Verdict
 from lmmkit.evaluate.keep import Keep
-from lmmkit.evaluate.questions.answering import QuestionSet, answer_questions, facts_in
+from lmmkit.evaluate.questions.answering import QuestionSet, answer_questions
 from lmmkit.evaluate.questions.matching import MATCHES, TEN, parsed_form
 from lmmkit.evaluate.stats import mean_with_interval
 from lmmkit.evaluate.task import Better, EvalTask, Figure, Line, percent
@@ -61,6 +62,9 @@ class QuestionScorer:
         """Returns no files: there is no server."""
         return {}
 
+    def judge(self, items: Sequence[Item], answers: Mapping[str, str]) -> None:
+        """Returns no judge."""
+
     def _chance(self, item: Item) -> float:
         guess = self.guesses.get(item.id)
         return 0.0 if guess is None else self.verdict(item, guess).score or 0.0
@@ -101,7 +105,10 @@ class QuestionsTask(EvalTask):
             samples=[replace(s, turns=s.turns[:-1]) for s in samples], majority=list(guesses.values()),
             max_new_tokens=self.section.max_new_tokens or MAX_NEW_TOKENS,
         )  # fmt: skip
-        return answer_questions(chat_model, asked, controls=controls, keep=keep).figures
+        controls = tuple(controls)
+        return answer_questions(
+            chat_model, asked, controls=controls, keep=keep, attention=bool(controls)
+        ).figures
 
     def figures(self, plan: StagePlan) -> dict[str, Better]:
         """Returns the accuracy on the complete data."""

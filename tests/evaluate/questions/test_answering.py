@@ -13,11 +13,11 @@ from PIL import Image
 from lmmkit.api.model_info import ImageSpec
 from lmmkit.errors import UserError
 from lmmkit.evaluate.answers.answers_file import read_answers
+from lmmkit.evaluate.answers.outcome import facts_in
 from lmmkit.evaluate.keep import Keep
 from lmmkit.evaluate.questions.answering import (
     answer_questions,
     benchmark_questions,
-    facts_in,
     limited,
     model_facts,
 )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -14,6 +16,7 @@ from lmmkit.evaluate.answers.answers_file import read_answers
 from lmmkit.evaluate.benchmarks.names import BENCHMARKS
 from lmmkit.evaluate.kinds import task_problems, tasks_of
 from lmmkit.evaluate.questions.benchmark_task import BenchmarkTask, check_image_files
+from lmmkit.runs.files import read_jsonl
 from tests.conftest import PLAIN
 from tests.support.random_chat_model import random_chat_model
 from tests.support.toy_benchmark import Toy, write_toy
@@ -68,5 +71,21 @@ def test_answers_are_kept_by_the_folder_of_the_task(tiny, toy, tmp_path):
     assert len(answers) == 7 + 6 + 6 and {a.task for a in answers} == {"toy"}
     assert all(a.n_new_tokens <= 5 for a in answers)
     assert set(figures) >= {"accuracy", "accuracy_blank", "accuracy_none", "visual_gain", "leakage"}
+    lines = read_jsonl(tmp_path / "kept" / "attention.jsonl")
+    masses = [line["mass"] for line in lines]
+    assert figures["image_attention"].value == pytest.approx(sum(masses) / len(masses))
+    assert figures["image_attention"].chance == pytest.approx(
+        sum(line["even"] for line in lines) / len(lines)
+    )
+    own = {a.id: a for a in answers if a.condition == "own"}
+    assert {line["id"] for line in lines} == {a.id for a in own.values() if a.images and a.raw}
+    for line in lines:
+        values = np.frombuffer(base64.b64decode(line["map"]), np.uint8).reshape(line["grid"])
+        assert values.max() == 255 and 0 < line["mass"] < 1
+        # one image: the map adds up to the mass, up to the rounding of its bytes
+        assert values.sum() / 255 * line["peak"] == pytest.approx(line["mass"], rel=0.02)
+    before = (tmp_path / "kept" / "attention.jsonl").read_bytes()
+    again = task.run(random_chat_model(recipe), (), controls=("blank", "none"), keep=keep)
+    assert again == figures and (tmp_path / "kept" / "attention.jsonl").read_bytes() == before
     assert task.facts(keep)["coverage"]["answered"] == 7
     assert json.loads((tmp_path / "kept" / "answers.json").read_text())["prompt"]["template"] == ["vicuna_v1"]
