@@ -1,11 +1,13 @@
 """Measures on a GPU: ceilings, kernels, whole steps compared with transformers.
 
+    python benches/gpu.py --stage first        what has to hold before anything is measured; some minutes
     python benches/gpu.py --out DIR            all stages, each under 8 minutes on an H100 or H200
     python benches/gpu.py --stage kernels      one of them
     python benches/gpu.py --device cpu --tiny  the same road on toy sizes, to see that it runs
 
 A checkout is enough: torch, transformers, and xformers for its backend. One JSON file and one Markdown
-table a stage. Times are medians of interleaved repetitions; every ratio has its peer in the same run.
+table a stage, written as its figures come. Times are medians of interleaved repetitions; every ratio has
+its peer in the same run.
 """
 
 from __future__ import annotations
@@ -26,11 +28,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "plugins")]
 
 from benches import workload  # noqa: E402
+from benches.first import first  # noqa: E402
 from benches.workload import CONFIGS, Config, our_step, peer_step, work  # noqa: E402
 from lmmkit import build  # noqa: E402
 from lmmkit.attention.backends import all_backends  # noqa: E402
 from lmmkit.attention.forest import roots  # noqa: E402
+from lmmkit.attention.interface import Heads  # noqa: E402
 from lmmkit.attention.schedule import AttentionSpec  # noqa: E402
+from lmmkit.attention.trial import Conditions, refusal  # noqa: E402
 from lmmkit.attention_benchmark import measure, reasons  # noqa: E402
 from lmmkit.model.decoder import DecoderShape  # noqa: E402
 from lmmkit.recipe import Speed  # noqa: E402
@@ -42,8 +47,8 @@ WIDE = {"vision": (1024, 24, 16), "text": (4096, 8, 32, 11008), "permutations": 
 TINY = {"side": 4, "samples": 2}
 
 
-def main() -> int:
-    """Runs the requested stages; returns 1 if a parity limit is broken."""
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the requested stages; returns 1 if something that has to hold does not."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -51,16 +56,17 @@ def main() -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="toy sizes")
     parser.add_argument("--out", type=Path, default=Path("gpu-results"))
-    given = parser.parse_args()
+    given = parser.parse_args(args)
     given.out.mkdir(parents=True, exist_ok=True)
     bench = Bench(torch.device(given.device), given.tiny)
     broken = 0
     for name in STAGES if given.stage == "all" else [given.stage]:
-        start = time.perf_counter()
-        rows = STAGES[name](bench)
-        found = {"stage": name, **bench.machine(), "seconds": time.perf_counter() - start, "rows": rows}
-        (given.out / f"{name}.json").write_text(json.dumps(found, indent=1))
-        (given.out / f"{name}.md").write_text(markdown(found))
+        start, rows = time.perf_counter(), []
+        for row in STAGES[name](bench):
+            rows.append(row)
+            found = {"stage": name, **bench.machine(), "seconds": time.perf_counter() - start, "rows": rows}
+            (given.out / f"{name}.json").write_text(json.dumps(found, indent=1))
+            (given.out / f"{name}.md").write_text(markdown(found))
         print(markdown(found), flush=True)
         broken += sum(row.get("broken", False) for row in rows)
     return int(broken > 0)
@@ -132,7 +138,7 @@ def parity(bench: Bench) -> list[dict]:
     rows = []
     for backend in all_backends():
         for dtype, limit in limits.items():
-            if backend.why_not(bench.device, dtype):
+            if refusal(backend, Conditions(bench.device, dtype, Heads(4, 2, 8))):
                 continue
             errors = {}
             for name, make in CASES.items():
@@ -307,8 +313,8 @@ def _cell(value: object) -> str:
 
 
 STAGES = {
-    "ceilings": ceilings, "parity": parity, "kernels": kernels, "layers": layers, "steps": steps, "compiled": compiled,
-    "ablations": ablations,
+    "first": first, "ceilings": ceilings, "parity": parity, "kernels": kernels, "layers": layers, "steps": steps,
+    "compiled": compiled, "ablations": ablations,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def main() -> int:
         frozen = dict(list(tensors.items())[1:])
         waiting, beside, lean = (
             Saver(
-                RunFolder(folder / name), keep=2, ranks=ALONE, beside=name == "beside",
+                RunFolder(folder / name), keep=2, ranks=ALONE, in_thread=name == "beside",
                 frozen=frozen if name == "frozen" else {},
             )
             for name in names

@@ -1,6 +1,6 @@
-"""Draws the documents' pictures: `python docs/figures.py` writes docs/forest.svg.
+"""Draws the documents' image: `python docs/figures.py` writes docs/forest.svg (`pip install -e ".[docs]"`).
 
-The forest is grown by the library itself; words stand for tokens, and the picture has 3 x 3 patches.
+The forest is grown by the library itself; words stand for tokens, and the image has 3 x 3 patches.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import numpy as np
 
 mpl.use("svg")
 import matplotlib.pyplot as plt
-from lmmkit.data.pack import MIN_SHARED
-from lmmkit.forest import grow
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
+from lmmkit.attention.forest import grow
+from lmmkit.data.packing import MIN_SHARED
 from lmmkit.scenes.draw import draw
 from lmmkit.scenes.scene import make_scene
 
@@ -69,7 +69,7 @@ def main() -> None:
     members = views()
     codes: dict[object, int] = {}
     forest, paths = grow(
-        [[np.array([_code(cell, codes) for cell in view]) for view in members]], worth=MIN_SHARED
+        [[np.array([_code(cell, codes) for cell in view]) for view in members]], min_shared=MIN_SHARED
     )
     cells: dict[int, Cell] = {}
     for view, path in zip(members, paths, strict=True):

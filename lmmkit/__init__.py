@@ -26,6 +26,10 @@ __all__ = ["Recipe", "load", "read_recipe", "train"]
 __version__ = "0.1.0"
 
 
+def __dir__() -> list[str]:
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
+
+
 def __getattr__(name: str):
     if name in _HOMES:
         value = getattr(import_module(_HOMES[name]), name)

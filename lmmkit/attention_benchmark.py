@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from lmmkit.api.batch import Batch
-from lmmkit.attention.backends import Backend, all_backends
+from lmmkit.attention.backends import all_backends
 from lmmkit.attention.eager import Eager
 from lmmkit.attention.interface import AttentionFn, Heads
 from lmmkit.attention.sdpa import Sdpa
+from lmmkit.attention.trial import Backend, Conditions, refusal
 from lmmkit.model.decoder import DecoderShape
 from lmmkit.model.rope import rope_angles
 
@@ -38,7 +39,7 @@ class BackendTiming:
 
 def reasons(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
     """Returns for each backend, best first, why it cannot run on `device`; "" if it can."""
-    return {backend.name: backend.why_not(device, dtype) for backend in all_backends()}
+    return {backend.name: refusal(backend, Conditions(device, dtype)) for backend in all_backends()}
 
 
 def measure(
@@ -46,9 +47,10 @@ def measure(
 ) -> list[BackendTiming]:
     """Measures all backends on the same random projections, in turns, so that machine load affects all."""
     cases = [Case(shape, batch, device, dtype) for batch in batches]
-    why_not = {b: b.why_not(device, dtype) or _too_large(b, shape, batches) for b in all_backends()}
+    at = Conditions(device, dtype, Heads(shape.heads, shape.kv_heads, shape.head_size))
+    against = {b: refusal(b, at) or _too_large(b, shape, batches) for b in all_backends()}
     attention_fns = {
-        b: [b.prepare(batch.attention, device) for batch in batches] for b, why in why_not.items() if not why
+        b: [b.prepare(batch.attention, device) for batch in batches] for b, why in against.items() if not why
     }
     times: dict[Backend, list[float]] = {backend: [] for backend in attention_fns}
     for _ in range(1 + REPEATS):
@@ -60,7 +62,7 @@ def measure(
             _wait(device)
             times[backend].append(time.perf_counter() - start)
     found = []
-    for backend, why in why_not.items():
+    for backend, why in against.items():
         if why:
             found.append(BackendTiming(backend.name, why))
             continue

@@ -20,8 +20,10 @@ from torch import nn
 
 from lmmkit.api.components import Component
 from lmmkit.api.model_info import Dims
-from lmmkit.attention.backends import Backend, NoBackend, choose, log_choice
+from lmmkit.attention.backends import NoBackend, choice_text, choose, log_choice
 from lmmkit.attention.eager import Eager
+from lmmkit.attention.interface import Heads
+from lmmkit.attention.trial import Backend, Conditions
 from lmmkit.errors import MachineError, Problem, UserError, raise_all
 from lmmkit.errors.plan import ATTENTION, COMPILE
 from lmmkit.model.connector import CONNECTORS
@@ -37,7 +39,8 @@ from lmmkit.objective import Objective
 from lmmkit.plan import shapes
 from lmmkit.plan.pretrained import MODULES, Pretrained
 from lmmkit.plan.stage_plan import StagePlan
-from lmmkit.recipe import Recipe, Speed, Stage, Vision, VisionScratch, VisionTimm
+from lmmkit.progress import working
+from lmmkit.recipe import Recipe, Speed, Stage, TextScratch, Vision, VisionScratch, VisionTimm
 from lmmkit.weights import model_folder
 
 
@@ -52,12 +55,28 @@ def device_here() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def conditions(recipe: Recipe, device: torch.device) -> Conditions:
+    """Returns where the recipe's attention is to run. Heads that a folder will tell have a usual size."""
+    at = Conditions(device, compute_dtype(recipe, device), deterministic=recipe.speed.deterministic)
+    text, vision = recipe.model.text, recipe.model.vision
+    if isinstance(text, TextScratch):
+        at = at._replace(decoder=Heads(text.heads, text.kv_heads, text.head_size))
+    if isinstance(vision, VisionScratch):
+        at = at._replace(encoder=Heads(vision.heads, vision.heads, vision.width // vision.heads))
+    return at
+
+
 def backend(recipe: Recipe, device: torch.device) -> Backend:
     """Returns the attention backend of the recipe. Raises `MachineError` if it cannot run on `device`."""
     try:
-        return choose(recipe.speed.attention, device, compute_dtype(recipe, device))
+        return choose(recipe.speed.attention, conditions(recipe, device))
     except NoBackend as error:
         raise MachineError(ATTENTION.at(recipe.where("speed.attention"), got=str(error))) from error
+
+
+def attention_text(recipe: Recipe, device: torch.device) -> str:
+    """Returns the attention backend of the recipe, and why each better one was not chosen."""
+    return choice_text(backend(recipe, device), conditions(recipe, device))
 
 
 def build_objective(
@@ -73,7 +92,7 @@ def build_objective(
     """
     objective = shell(recipe, components, dims, device)
     _check_pretrained(objective, pretrained)  # before a hostile size allocates memory
-    log_choice(objective.lmm.backend, device, objective.compute)
+    log_choice(objective.lmm.backend, conditions(recipe, device))
     loaded = {part for origin in pretrained for part in origin.parts}
     objective.to(dtype)
     narrow_parts(objective, loaded.intersection(narrow))
@@ -84,9 +103,11 @@ def build_objective(
         valued.add("vision")
         _draw_timm(objective.lmm.vision, recipe.model.vision, recipe.seed)
     if drawn:
-        init(objective, recipe.seed, but=tuple(MODULES[part] for part in valued))
+        with working("drawing initial weights"):
+            init(objective, recipe.seed, but=tuple(MODULES[part] for part in valued))
     for origin in pretrained:
-        origin.fill(modules(objective))
+        with working(f"loading {origin.folder.name}"):
+            origin.fill(modules(objective))
     narrow_parts(objective, set(narrow) - loaded)  # rounded only now: values are drawn in `dtype`
     return objective
 
@@ -245,6 +266,10 @@ def set_layers(objective: Objective, speed: Speed) -> None:
 
 def check_compiler(recipe: Recipe, device: torch.device) -> None:
     """Raises `MachineError` if the recipe asks for compiled layers and this machine cannot compile."""
-    if recipe.speed.compile and (reason := why_not(device)):
+    if not recipe.speed.compile:
+        return
+    with working("compiling a test kernel"):
+        reason = why_not(device)
+    if reason:
         got = f"`true`, and `torch.compile` fails: {reason}"
         raise MachineError(COMPILE.at(recipe.where("speed.compile"), got=got))

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
+from lmmkit import __version__
 from lmmkit.commands import (
-    answers,
     bench,
     chat,
     check,
     ckpt,
     data,
     diff,
+    env,
     explain,
     model,
     plugins,
@@ -22,6 +24,7 @@ from lmmkit.commands import (
     train,
 )
 from lmmkit.commands import evaluate as eval_
+from lmmkit.commands.answers import group as answers
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -35,6 +38,7 @@ app.command("eval")(eval_.evaluate)
 app.command()(chat.chat)
 app.command()(diff.diff)
 app.command()(explain.explain)
+app.command()(env.env)
 app.add_typer(answers.app, name="answers")
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(data.app, name="data")
@@ -42,6 +46,21 @@ app.add_typer(plugins.app, name="plugins")
 app.add_typer(model.app, name="model")
 app.add_typer(ckpt.app, name="ckpt")
 app.add_typer(bench.app, name="bench")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"lmmkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Takes the options of `lmmkit` without a command."""
 
 
 def main() -> None:

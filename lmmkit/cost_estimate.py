@@ -12,7 +12,7 @@ from lmmkit.api.batch import Batch
 from lmmkit.model.cross_entropy import chunk_rows
 from lmmkit.model.transforms import lora
 from lmmkit.model.vision import TimmViT, ViT
-from lmmkit.objective import Objective
+from lmmkit.objective import Objective, sum_by_name
 from lmmkit.optimizers import state_bytes
 from lmmkit.plan.prepare import Prepared
 from lmmkit.recipe import Recipe, Stage
@@ -22,7 +22,8 @@ WIDE = 4  # bytes of float32: trainable parameters, their gradients, and the sta
 
 
 def estimate(prepared: Prepared, stage: str, *, flops: float) -> dict:
-    """Returns steps, tokens a step, supervised share (in the first steps), parameters, bytes and hours.
+    """Returns steps, tokens a step, supervised share (in the first steps), parameters, bytes and hours, and what
+    the first steps leave out (`dropped`) of so many `records`.
 
     `bytes` are those of one device, by kind and in total: weights, gradients and optimizer, sharded over
     `parallel.shard` (`_bytes`), and the activations of the device's fullest micro-batch
@@ -49,7 +50,9 @@ def estimate(prepared: Prepared, stage: str, *, flops: float) -> dict:
         "steps": steps,
         "tokens_per_step": tokens / len(seen),
         "micro_batches": sum(map(len, seen)) / len(seen),
-        "supervised": sum(len(batch.target_S) for step in seen for batch in step) / tokens,
+        "supervised": sum(len(batch.target_S) for step in seen for batch in step) / max(tokens, 1),
+        "records": sum(len(pipeline.positions(i)) for i in range(len(seen))),
+        "dropped": sum_by_name(step[0].dropped for step in seen),
         "parameters": sum(p.numel() for p in objective.parameters()),
         "trainable": values,
         "bytes": _bytes(recipe, section, objective, trainable, Load.of(own, recipe.speed.tokens)),
@@ -103,9 +106,12 @@ class Load:
     @classmethod
     def of(cls, steps: Iterable[Iterable[Batch]], most: int) -> Load:
         """Returns the load of packed steps. If a step has several micro-batches, at least `most` rows are
-        assumed, with images and supervised rows as dense as in the densest micro-batch of `steps`."""
+        assumed, with images and supervised rows as dense as in the densest micro-batch of `steps`. Steps may
+        be empty."""
         steps = [list(step) for step in steps]
-        batches = [batch for step in steps for batch in step]
+        batches = [batch for step in steps for batch in step if len(batch)]
+        if not batches:
+            return cls(0, 0, 0)
         rows = max(map(len, batches))
         rows = max(rows, most) if any(len(step) > 1 for step in steps) else rows
         images, supervised = (

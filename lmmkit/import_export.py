@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,6 +18,7 @@ from lmmkit.errors import UserError, raise_all
 from lmmkit.errors.weights import (
     ALREADY_LMMKIT,
     CONVERT_EXISTS,
+    EXTRA,
     LINK,
     NO_LORA,
     OPTION,
@@ -25,16 +27,23 @@ from lmmkit.errors.weights import (
 )
 from lmmkit.inference.load import find_model_folder, load
 from lmmkit.model.decoder import Decoder
+from lmmkit.model.vision import ViT
+from lmmkit.objective import Objective
 from lmmkit.plan import from_model, shapes
 from lmmkit.plan.prepare import Prepared, prepare_bare
 from lmmkit.plan.pretrained import MODULES, Pretrained
-from lmmkit.recipe import VisionScratch, VisionTimm, section_mapping, to_mapping, vision_from_mapping
-from lmmkit.weights import lora_checkpoints, model_folder
-from lmmkit.weights.detect import PretrainedFolder, open_pretrained
+from lmmkit.progress import working
+from lmmkit.recipe import Recipe, VisionScratch, VisionTimm, section_mapping, to_mapping, vision_from_mapping
+from lmmkit.weights import encoders, lora_checkpoints, model_folder, name_maps
+from lmmkit.weights.detect import PretrainedFolder, open_pretrained, peft_source
+from lmmkit.weights.end_ids import image_id
 from lmmkit.weights.export import llava_folders, peft_adapter
-from lmmkit.weights.export.export_model import Exported
+from lmmkit.weights.export.export_model import Exported, export_folder
+from lmmkit.weights.tensor_reader import Stored
 
+_log = logging.getLogger("lmmkit")
 Format = Literal["llava-hf", "llava", "lmmkit", "peft"]
+KEPT = ("eos", "pad", "image_token", "family")  # keys of a model folder's config that its weights have
 HELD = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -48,8 +57,8 @@ def import_model(
 
     Args:
         source: a llava-hf model, an original LLaVA model (complete, only its projector, or low-rank
-            updates, which are merged), a decoder, or an encoder, which becomes a folder for
-            `model.vision.from`.
+            updates, which are merged), an adapter of `peft`, which is merged into `base`, a decoder, or
+            an encoder, which becomes a folder for `model.vision.from`.
         folder: the new folder; it must not exist, or be empty.
         vision: a folder with the encoder, if `source` does not contain it.
         base: a folder with the decoder, if `source` does not contain it.
@@ -66,29 +75,64 @@ def import_model(
     if model_folder.is_ours(source):
         raise UserError(ALREADY_LMMKIT.at(str(source), got="a folder that lmmkit wrote"))
     if lora_checkpoints.is_adapter(source) and base is None:
-        got, that_fit = "low-rank updates without a base model", "together with their base model"
-        raise UserError(WEIGHTS_ADAPTER.at(str(source), got=got, that_fit=that_fit))
-    if (encoder := open_pretrained(source, feature_layer=-1, pickled=allow_pickle)).parts() == ("vision",):
+        named = lora_checkpoints.base_name(source)
+        got = "low-rank updates without a base model" + (f"; their config names {named!r}" if named else "")
+        raise UserError(WEIGHTS_ADAPTER.at(str(source), got=got, that_fit="together with their base model"))
+    if lora_checkpoints.is_alone(source) and base is not None:
+        _refuse(source, {"--vision": vision}, "an adapter")
+        return _import_adapter(source, base, folder, template, allow_pickle)
+    if (alone := open_pretrained(source, feature_layer=-1, pickled=allow_pickle)).parts() == ("vision",):
         _refuse(source, {"--vision": vision, "--base": base, "--template": template}, "an encoder alone")
-        _import_encoder(encoder, folder)
+        _import_encoder(alone, folder)
         return ("vision",)
     recipe, public_source = from_model.recipe_of(source, template, vision=vision, base=base)
-    prepared = prepare_bare(recipe, allow_missing_tokenizer=True, pickled=allow_pickle)
-    dtype = _held(replace(public_source, pickled=allow_pickle), base)
+    public_source = replace(public_source, pickled=allow_pickle)
+    prepared, objective = _built(recipe, _held(public_source, base), allow_pickle)
+    with public_source.tensors() as stored:
+        if lora_checkpoints.is_adapter(source):
+            lora_checkpoints.merge_checkpoint(objective.lmm.decoder, stored, source)
+        encoder = objective.lmm.vision
+        if vision is not None and isinstance(encoder, ViT) and any(n.startswith("vision.") for n in stored):
+            _fill_encoder(encoder, stored, source)
+    ids = _ids(public_source, prepared)
+    return _write(folder, prepared, objective, {"kind": public_source.kind, **ids})
+
+
+def _fill_encoder(encoder: ViT, stored: Mapping[str, Stored], source: Path) -> None:
+    """Copies the encoder that `source` contains into the one from `--vision`, and warns if they differ."""
+    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    fix = "name the encoder that the model was trained with"
+    name_maps.fill_public(
+        encoder,
+        encoders.VIT,
+        stored,
+        prefix="vision.",
+        spare=r"^post_layernorm|^encoder\.layers|ids$",
+        fix=fix,
+    )
+    if not all(torch.equal(tensor, before[name]) for name, tensor in encoder.state_dict().items()):
+        _log.warning("%s: it contains an encoder with other weights than --vision; its own are used", source)
+
+
+def _built(recipe: Recipe, dtype: torch.dtype, pickled: bool) -> tuple[Prepared, Objective]:
+    prepared = prepare_bare(recipe, allow_missing_tokenizer=True, pickled=pickled)
     objective = build.build_objective(
         prepared.recipe, {}, prepared.dims, torch.device("cpu"), pretrained=prepared.pretrained, dtype=dtype
     )
-    if lora_checkpoints.is_adapter(source):
-        with replace(public_source, pickled=allow_pickle).tensors() as stored:
-            lora_checkpoints.merge_checkpoint(objective.lmm.decoder, stored, source)
+    return prepared, objective
+
+
+def _write(
+    folder: Path, prepared: Prepared, objective: Objective, more: Mapping[str, object]
+) -> tuple[str, ...]:
+    """Writes the model folder; `more`: further keys of its config. Returns its parts."""
     passthrough, prefixes = {}, {}
     for origin in prepared.pretrained:
         passthrough |= origin.passthrough(build.modules(objective))
         prefixes |= origin.source.prefixes() if origin.source and origin.source.kind == "llava-hf" else {}
     config = {
         "stage": from_model.IMPORTED_STAGE, "step": 0, "inference_plugins": [], "plugins": {},
-        "kind": public_source.kind, "model": to_mapping(prepared.recipe)["model"], "prefixes": prefixes,
-        **_ids(public_source, prepared),
+        "model": to_mapping(prepared.recipe)["model"], "prefixes": prefixes, **more,
     }  # fmt: skip
     tokenizer = prepared.tokenizer if prepared.tokenizer.size else None
     model_folder.write(
@@ -102,18 +146,47 @@ def import_model(
     return tuple(part for part in MODULES if getattr(prepared.recipe.model, part) is not None)
 
 
+def _import_adapter(
+    source: Path, base: Path, folder: Path, template: str | None, pickled: bool
+) -> tuple[str, ...]:
+    """Writes the model of `base` with an adapter merged into it, and with the adapter's connector."""
+    adapter = peft_source(source, connector=True, pickled=pickled)
+    prepared, objective = _built(
+        from_model.recipe_of_base(base, template),
+        torch.promote_types(adapter.stored_dtype(), _stored_dtype(base, pickled)), pickled,
+    )  # fmt: skip
+    with adapter.tensors() as stored:
+        has_connector = prepared.recipe.model.connector is not None
+        if unknown := lora_checkpoints.unknown_names(stored, has_connector):
+            got, fix = (
+                f"{len(unknown)} extra, such as {unknown[0]}",
+                "merge the adapter with `peft` into its base",
+            )
+            raise UserError(EXTRA.at(str(source), got=got, fix=fix))
+        lora_checkpoints.merge_checkpoint(objective.lmm.decoder, stored, source)
+        if any(name.startswith("connector.") for name in stored):
+            adapter.fill("connector", objective.lmm.connector, stored)
+    if model_folder.is_ours(base):
+        known = {key: value for key, value in model_folder.config_of(base).items() if key in KEPT}
+    else:
+        known = _ids(open_pretrained(base), prepared)
+    return _write(folder, prepared, objective, {"kind": adapter.kind, **known})
+
+
 def _held(source: PretrainedFolder, base: Path | None) -> torch.dtype:
     """Returns the type of the imported weights; for low-rank updates the type that their config names."""
     if lora_checkpoints.is_adapter(source.folder):
         return HELD.get(source.dtype, torch.float32)
     if base is None:
         return source.stored_dtype()
-    below = (
-        model_folder.dtype_of(base)
-        if model_folder.is_ours(base)
-        else replace(open_pretrained(base), pickled=source.pickled).stored_dtype()
-    )
-    return torch.promote_types(source.stored_dtype(), below)
+    return torch.promote_types(source.stored_dtype(), _stored_dtype(base, source.pickled))
+
+
+def _stored_dtype(folder: Path, pickled: bool) -> torch.dtype:
+    """Returns the narrowest type of the weights in a public folder or in lmmkit's."""
+    if model_folder.is_ours(folder):
+        return model_folder.dtype_of(folder)
+    return open_pretrained(folder, pickled=pickled).stored_dtype()
 
 
 def _refuse(where: Path, options: Mapping[str, object], what: str) -> None:
@@ -147,8 +220,13 @@ def _import_encoder(source: PretrainedFolder, folder: Path) -> None:
 
 def _ids(source: PretrainedFolder, prepared: Prepared) -> dict[str, object]:
     """Returns the ids that the folders name, and the decoder's family, as keys of a model folder's config."""
-    ends = prepared.end_ids
-    found: dict[str, object] = {"eos": list(ends.eos), "pad": ends.pad, "image_token": source.image_token}
+    ends, image = prepared.end_ids, source.image_token
+    if image is not None and prepared.tokenizer.size:
+        image = image_id(prepared.tokenizer, image, ends)
+        if image != source.image_token:
+            _log.warning("%s: the tokenizer uses id %d, its image token, for something else; it is %d now",
+                         source.folder, source.image_token, image)  # fmt: skip
+    found: dict[str, object] = {"eos": list(ends.eos), "pad": ends.pad, "image_token": image}
     found["family"] = source.text.family if source.text else None
     return {name: value for name, value in found.items() if value is not None}
 
@@ -172,7 +250,8 @@ def export_model(
         case "lmmkit":
             _require_new(folder)
             _require_no_links(source)
-            shutil.copytree(source, folder, dirs_exist_ok=True)
+            with export_folder(folder) as aside, working("copying"):
+                shutil.copytree(source, aside, dirs_exist_ok=True)
         case "peft":
             _require_new(folder)
             _export_adapter(source, folder, base)

@@ -111,7 +111,9 @@ def tap(need: Need, batch: Batch, out: ModelOutput) -> Tensor:
             return _mean_by_view(out.at(pick.row_Q), pick)
         case AttnMass(layers=layers):
             mass_LR = out.mass_LR if layers == "all" else out.mass_LR[list(layers)]
-            place_Q = torch.searchsorted(batch.attention.row_R.to(pick.row_Q.device), pick.row_Q)
+            place_Q = torch.searchsorted(
+                batch.attention.row_R.to(pick.row_Q.device, non_blocking=True), pick.row_Q
+            )
             return mass_LR.mean(0)[place_Q]  # float32 or wider
 
 

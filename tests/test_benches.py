@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benches import pairs, summary
+from benches import first, gpu, pairs, summary
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -84,14 +84,53 @@ def test_the_summary_counts_missed_gates(tmp_path, capsys):
     assert "a[x]" in text and "MISSED" in text and ">= 1.20" in text
 
 
+def test_the_first_checks_on_a_gpu_run_on_a_cpu_and_one_that_fails_hides_no_other(
+    tmp_path, monkeypatch, capsys
+):
+    def unlike(*given):
+        raise RuntimeError("no such\nkernel")
+
+    args = ["--stage", "first", "--device", "cpu", "--tiny", "--out", str(tmp_path)]
+    assert gpu.main(args) == 0
+    whole = json.loads((tmp_path / "first.json").read_text())["rows"]
+    for words in (
+        "block on sdpa in bfloat16",
+        "kept by eager",
+        "wait",
+        "same bits",
+        "empty",
+        "flash in float32",
+    ):
+        assert any(words in row["what"] for row in whole)
+    monkeypatch.setattr(first, "_share", unlike)
+    assert gpu.main(args) == 1
+    rows = json.loads((tmp_path / "first.json").read_text())["rows"]
+    assert [row["what"] for row in rows] == [row["what"] for row in whole]
+    assert {row["value"] for row in rows if row["broken"]} == {"RuntimeError: no such"}
+    assert "## first: cpu" in (tmp_path / "first.md").read_text() and "no such" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_the_gpu_script_takes_its_road_on_a_cpu(tmp_path):
     command = [sys.executable, "benches/gpu.py", "--device", "cpu", "--tiny", "--out", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    for stage in ("ceilings", "parity", "kernels", "layers", "steps", "compiled", "ablations"):
+    for stage in ("first", "ceilings", "parity", "kernels", "layers", "steps", "compiled", "ablations"):
         found = json.loads((tmp_path / f"{stage}.json").read_text())
         assert found["rows"] and not any(row.get("broken") for row in found["rows"])
         assert f"## {stage}: cpu" in (tmp_path / f"{stage}.md").read_text()
+
+
+@pytest.mark.parametrize("command", [
+    ("benches.saves", "--mb", "8", "--rounds", "1"),
+    ("benches.rows", "--rows", "3000"),
+    pytest.param(("benches.roofline",), marks=pytest.mark.slow),
+    pytest.param(("benches.nccl", "--cpu", "--most", "2"), marks=pytest.mark.slow),
+], ids=lambda command: command[0])  # fmt: skip
+def test_a_script_runs_to_its_end(command):
+    """Accepts 1, a missed gate: times are not judged in tests."""
+    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode in (0, 1) and "Traceback" not in done.stderr, done.stderr[-2000:]
+    assert done.stdout.strip()
 
 
 @pytest.mark.slow

@@ -49,6 +49,8 @@ def trained(scenes, tmp_path_factory):
 def test_check_prints_the_plan_and_the_cost(recipe, scenes):
     text = run("check", recipe, "--root", scenes, "--images")
     assert "term image_order  weight 1  chance 1.609" in text and "no problems." in text
+    if not torch.cuda.is_available():
+        assert "attention on this cpu: sdpa (xformers: no kernels for cpu; flash: no kernels for cpu)" in text
     facts = json.loads(run("check", recipe, "--root", scenes, "--json"))
     assert facts["records"]["questions"] == 120
     assert facts["stages"]["finetune"]["trainable"] < facts["stages"]["pretrain"]["trainable"]
@@ -62,7 +64,7 @@ def test_check_tells_which_parts_are_narrow_and_hours_at_a_speed(recipe, scenes)
 
 def test_check_tells_of_tasks_together_with_the_rest(recipe, scenes):
     recipe.write_text(
-        DIRECT.replace("{kind: terms, data: heldout}", "{kind: pope, data: heldout, stage: last}")
+        DIRECT.replace("{kind: terms, data: heldout}", "{kind: pop, data: heldout, stage: last}")
     )
     text = run("check", recipe, "--root", scenes, code=2)
     assert "evaluate/unknown-kind" in text and "evaluate/unknown-stage" in text
@@ -74,8 +76,9 @@ def test_check_tells_of_tasks_together_with_the_rest(recipe, scenes):
 def test_check_tells_why_a_kernel_cannot_run(recipe, scenes):
     if torch.cuda.is_available():
         pytest.skip("a machine where xformers may run")
-    text = run("check", recipe, "--root", scenes, "--set", "speed.attention=xformers", code=3)
-    assert "model/attention-backend" in text and "no kernels for cpu" in text and "eager: can run" in text
+    for name in ("xformers", "flash"):
+        text = run("check", recipe, "--root", scenes, "--set", f"speed.attention={name}", code=3)
+        assert "model/attention-backend" in text and "no kernels for cpu" in text and "eager: can run" in text
 
 
 def test_the_cost_of_a_large_model_is_printed_whole_in_eighty_columns():

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import tomllib
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -133,3 +136,24 @@ def test_files_named_in_architecture_exist():
 
 def test_the_image_is_drawn_by_the_script():
     assert (ROOT / "docs" / "forest.svg").read_text(encoding="utf-8").startswith("<?xml")
+
+
+def test_the_names_that_the_scripts_import_exist():
+    """Matplotlib is an extra, so the scripts are not run; what they import of lmmkit must exist."""
+    found = 0
+    for path in (ROOT / "docs").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lmmkit"):
+                module = import_module(node.module)
+                for alias in node.names:
+                    found += 1
+                    assert hasattr(module, alias.name), f"{path.name}: {node.module}.{alias.name}"
+    assert found >= 5
+
+
+def test_the_package_needs_no_matplotlib():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert not any(each.startswith("matplotlib") for each in project["dependencies"])
+    assert any(each.startswith("matplotlib") for each in project["optional-dependencies"]["docs"])
+    for path in (ROOT / "lmmkit").rglob("*.py"):
+        assert "matplotlib" not in path.read_text(encoding="utf-8"), path

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "lmmkit"
 # The files and folders of each package in the order in which they may import: each only from those before it.
 FLOORS: dict[str, str] = {
     "lmmkit": """
-        errors majority attention api runs scenes recipe registry data model weights plan objective build
+        errors majority progress attention api runs scenes recipe registry data model weights plan objective build
         optimizers cost_estimate attention_benchmark inference import_export evaluate training report commands
         cli __main__
     """,
@@ -25,14 +25,17 @@ FLOORS: dict[str, str] = {
         model_info plugin_files sample layout needs batch components
     """,
     "lmmkit.attention": """
-        forest interface merge schedule eager sdpa xformers_backend backends
+        forest interface merge schedule eager sdpa flash xformers_backend trial backends
     """,
     "lmmkit.commands": """
-        support bench chat check ckpt data diff evaluate answers explain model plugins quickstart recipes
+        support bench chat check ckpt data diff env evaluate answers explain model plugins quickstart recipes
         train
     """,
+    "lmmkit.commands.answers": """
+        group
+    """,
     "lmmkit.commands.support": """
-        common data_check token_pieces
+        progress_display common data_check token_pieces jobs quickstart_display
     """,
     "lmmkit.data": """
         image_markers images packing sampler length_grouping rank_shares sources text_tokenizers layout_writer
@@ -43,17 +46,18 @@ FLOORS: dict[str, str] = {
         llava_json tar_members webdataset_shards records
     """,
     "lmmkit.data.text_tokenizers": """
-        sentencepiece_tokenizer hf_tokenizer tiktoken_tokenizer choose
+        sentencepiece_tokenizer added_tokens hf_tokenizer tiktoken_tokenizer choose
     """,
     "lmmkit.errors": """
         answers benchmarks commands data judge plan recipe training weights
     """,
     "lmmkit.evaluate": """
-        keep task controls stats bootstrap official_files vqa_text judge benchmarks answers questions restore terms
+        keep task controls stats bootstrap official_files vqa_text group_means judge benchmarks answers
+        questions restore terms
         kinds run
     """,
     "lmmkit.evaluate.benchmarks": """
-        benchmark llava_wild mm_vet names
+        benchmark gqa llava_wild mm_vet pope scienceqa textvqa vizwiz vqav2 names
     """,
     "lmmkit.evaluate.answers": """
         schema answers_file scorer uploads probe outcome locate foreign score compare choose published
@@ -63,6 +67,7 @@ FLOORS: dict[str, str] = {
     """,
     "lmmkit.inference": """
         batch_from_ids kv_cache generate token_model text_stream chat_model image_attention load
+        lmms_eval_manifest lmms_eval_model
     """,
     "lmmkit.model": """
         cross_entropy init cpu_ops layers rope decoder transforms vision connector vlm
@@ -78,7 +83,7 @@ FLOORS: dict[str, str] = {
         error_messages read
     """,
     "lmmkit.report": """
-        quickstart
+        quickstart train_summary
     """,
     "lmmkit.runs": """
         files run_folder run_lock
@@ -98,7 +103,7 @@ FLOORS: dict[str, str] = {
         process_group fsdp
     """,
     "lmmkit.training.monitoring": """
-        anomalies determinism empty_terms image_logging metrics_log out_of_memory
+        anomalies determinism empty_terms image_logging metrics_log out_of_memory unreached_parts
     """,
     "lmmkit.weights": """
         config model_folder end_ids tensor_reader name_maps decoders encoders lora_checkpoints timm_encoder

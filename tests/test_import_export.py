@@ -139,6 +139,36 @@ def test_original_llava_comes_and_goes(llava, tmp_path):
     export_model(tmp_path / "ours", tmp_path / "original", "llava")
     after = tensors(tmp_path / "original")
     assert after.keys() == state.keys() and all(torch.equal(after[k], state[k]) for k in state)
+    import_model(tmp_path / "original", tmp_path / "again")  # the export contains its encoder's shape
+    pixels = torch.randn(1, 3, 30, 30)
+    again, ids = lmmkit.load(tmp_path / "again", device="cpu"), id_BT.clone()
+    hf_model_folders.with_images(ids, torch.ones_like(ids), [[2]], back.tokens.image_token, 9)
+    ids = torch.where(ids == back.tokens.image_token, again.tokens.image_token, ids)
+    assert torch.equal(
+        again.logits(ids, pixels),
+        back.logits(torch.where(ids == again.tokens.image_token, back.tokens.image_token, ids), pixels),
+    )
+
+
+@pytest.mark.parametrize("layer", [-1, -2, -3])
+def test_the_layer_and_the_encoder_of_an_original_llava(llava, layer, tmp_path, caplog):
+    """Reads the state that its config names, with the encoder's weights that it contains."""
+    folder, _ = llava
+    import_model(folder, tmp_path / "ours")
+    export_model(tmp_path / "ours", tmp_path / "original", "llava")
+    config = json.loads((tmp_path / "original" / "config.json").read_text())
+    del config["vision_config"]
+    (tmp_path / "original" / "config.json").write_text(json.dumps(config | {"mm_vision_select_layer": layer}))
+    tower = hf.CLIPVisionModel(hf_model_folders.VISIONS["clip"])
+    hf_model_folders.scramble(tower, 9)
+    hf_model_folders.saved(tower, tmp_path / "clip")
+    import_model(tmp_path / "original", tmp_path / "again", vision=tmp_path / "clip")
+    got = lmmkit.load(tmp_path / "again", device="cpu").objective.lmm.vision
+    want = lmmkit.load(folder, device="cpu").objective.lmm.vision
+    assert got.shape.feature_layer == layer and "its own are used" in caplog.text
+    for name, tensor in want.state_dict().items():
+        if name in got.state_dict():
+            assert torch.equal(got.state_dict()[name], tensor), name
 
 
 def test_a_projector_alone_joins_a_base(llava, tmp_path):
@@ -274,6 +304,26 @@ class TestBadFolders:
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
         with pytest.raises(UserError, match="weights/index-path"):
             lmmkit.load(folder)
+
+    @pytest.mark.parametrize("indexed", [True, False])
+    def test_one_file_beside_shards_is_refused(self, folder, indexed, tmp_path):
+        theirs = hf_model_folders.llava("llama", "clip", "plain")
+        hf_model_folders.scramble(theirs, 7)
+        shards = hf_model_folders.saved(theirs, tmp_path / "shards", max_shard_size="40KB")
+        for file in [*shards.glob("*.safetensors"), *shards.glob("*.index.json" if indexed else "-")]:
+            (folder / file.name).write_bytes(file.read_bytes())
+        with pytest.raises(UserError, match=r"model.safetensors and \d+ shards.*weights/two-sets"):
+            lmmkit.load(folder)
+        for file in folder.glob("model-*"):
+            file.unlink()
+        if not indexed:
+            lmmkit.load(folder)  # and the one file alone is fine
+
+    def test_safetensors_are_preferred_to_a_pickled_index(self, folder):
+        index = {"weight_map": {"lm_head.weight": "pytorch_model-00001-of-00001.bin"}}
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+        (folder / "pytorch_model-00001-of-00001.bin").write_bytes(b"x")
+        lmmkit.load(folder)
 
     @pytest.mark.parametrize("cut", [0, 7, 200, -5])
     def test_a_torn_file_is_reported(self, folder, cut):

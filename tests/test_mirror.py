@@ -27,6 +27,7 @@ TESTED_BY = {
     "evaluate/benchmarks/names": "evaluate/test_run.py",
     "inference/batch_from_ids": "weights/test_decoders.py",
     "inference/kv_cache": "inference/test_generate.py",
+    "inference/lmms_eval_manifest": "inference/test_lmms_eval_model.py",
     "inference/token_model": "weights/test_decoders.py",
     "plan/checks": "plan/test_compile_plan.py",
     "plan/explain": "plan/test_compile_plan.py",
@@ -58,7 +59,8 @@ COMMANDS = (
     "commands/test_explain.py",
     "commands/test_bench.py",
     "commands/test_ckpt.py",
-    "commands/test_answers.py",
+    "commands/answers/test_group.py",
+    "commands/test_env.py",
 )
 
 # Names that several modules may define: verbs of commands, and one `app` for each command group.

@@ -8,12 +8,14 @@ import torch
 from lmmkit import build
 from lmmkit.api.batch import RowGather
 from lmmkit.api.needs import HiddenMean, Select
-from lmmkit.attention.backends import Sdpa
+from lmmkit.attention.backends import Flash, Sdpa
 from lmmkit.attention.eager import Eager
+from lmmkit.attention.interface import AttentionFn
 from lmmkit.data.pipeline import cut
-from lmmkit.objective import tap
+from lmmkit.objective import tap, total
 from lmmkit.recipe import Speed
 from tests.support import paper_objective
+from tests.support.fake_cuda import fake_cuda, gradients
 from tests.support.plain_twins import off, show
 from tests.support.tiny_model import pack, whole
 
@@ -156,3 +158,40 @@ def test_chunked_cross_entropy_is_the_whole_one(monkeypatch):
     assert len(batch.predict) > 256
     monkeypatch.setattr("lmmkit.model.cross_entropy.LOGIT_BYTES", 1)
     assert_same(paper_objective.learned(made, [batch]), want)
+
+
+@pytest.mark.parametrize("backend", [Flash(), Sdpa(), Eager()], ids=lambda b: b.name)
+@pytest.mark.parametrize("norms", [False, True])
+def test_on_a_card_no_micro_batch_waits_for_the_device_and_attention_is_in_bfloat16(
+    backend, norms, monkeypatch
+):
+    monkeypatch.setattr(paper_objective, "TEXT", replace(paper_objective.TEXT, qk_norm=norms))
+    made, (batch, _) = (
+        paper_objective.objective(dtype=torch.float32, backend=backend),
+        paper_objective.packed(SAMPLES),
+    )
+    made.compute = torch.bfloat16
+    dtypes = set()
+    prepare = type(backend).prepare
+
+    def watched(self, spec, device):
+        attention_fn = prepare(self, spec, device)
+
+        def call(qkv, heads, rotary):
+            out, mass = attention_fn.call(qkv, heads, rotary)
+            dtypes.update((qkv.dtype, out.dtype))
+            return out, mass
+
+        return AttentionFn(attention_fn.rows, call)
+
+    monkeypatch.setattr(type(backend), "prepare", watched)
+    with fake_cuda() as rules:
+        made.to("cuda")
+        rules.waited.clear()
+        sums = made(batch.to("cuda")).sums
+        loss = total(sums, paper_objective.WEIGHTS, batch.count)
+        found = gradients(loss, list(made.parameters()), torch.ones_like(loss))
+    assert rules.waited == []
+    assert dtypes == {torch.bfloat16} and set(sums) == TERMS
+    assert [each.shape for each in found] == [p.shape for p in made.parameters()]
+    assert bool(rules.called) == (backend != Eager())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import re
 from pathlib import Path
 
@@ -38,6 +40,20 @@ def recipe(scenes, tmp_path):
         ("questions", "records", "finetune.json"), ("questions", "images", "."),
     )] + [f"model.tokenizer.from={scenes / 'tokenizer.model'}"]  # fmt: skip
     return read_text(text, name="mine.yaml", overrides=overrides, root=tmp_path)
+
+
+def test_the_expected_results_are_those_that_the_quickstart_wrote():
+    spec = importlib.util.spec_from_file_location("readme_figures", ROOT / "docs" / "readme_figures.py")
+    figures = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(figures)
+    summary = json.loads((ROOT / "docs" / "quickstart.json").read_text(encoding="utf-8"))
+    assert figures.written(README, summary) == README, "run `python docs/readme_figures.py`"
+    other = json.loads(json.dumps(summary))
+    other["recipes"]["direct"]["accuracy"]["value"] += 0.01
+    assert (
+        figures.written(README, other) != README
+        and figures.written(figures.written(README, other), summary) == README
+    )
 
 
 def test_the_first_plugin_is_about_thirty_lines():

@@ -84,3 +84,12 @@ def selector(need: Need) -> Select:
     match need:
         case HiddenAt(at=select) | HiddenMean(over=select) | AttnMass(q=select):
             return select
+
+
+def selects_rows(need: Need, layout: Layout) -> bool:
+    """Returns whether a need has any item in a view: for a mass, a query that comes after a key."""
+    positions = selector(need).positions(layout)
+    if isinstance(need, AttnMass):
+        keys = need.k.positions(layout)
+        return bool(len(positions) and len(keys) and keys[0] <= positions[-1])
+    return bool(len(positions))

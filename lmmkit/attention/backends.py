@@ -11,65 +11,45 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Protocol
-
-import torch
-from torch import Tensor
 
 from lmmkit.attention.eager import Eager
-from lmmkit.attention.interface import AttentionFn
-from lmmkit.attention.schedule import AttentionSpec
+from lmmkit.attention.flash import Flash
 from lmmkit.attention.sdpa import Sdpa
+from lmmkit.attention.trial import Backend, Conditions, refusal
 from lmmkit.attention.xformers_backend import Xformers
 
 _log = logging.getLogger("lmmkit")
-
-
-class Backend(Protocol):
-    """Defines the interface of an attention backend."""
-
-    @property
-    def name(self) -> str:
-        """Returns the name used in recipes."""
-        ...
-
-    def why_not(self, device: torch.device, dtype: torch.dtype) -> str:
-        """Returns why the backend cannot run there; empty if it can."""
-        ...
-
-    def prepare(self, spec: AttentionSpec, device: torch.device) -> AttentionFn:
-        """Returns the attention function for `spec`."""
-        ...
-
-    def dense(self, q_INHK: Tensor, k_INHK: Tensor, v_INHK: Tensor) -> Tensor:
-        """Returns bidirectional attention within each of I sequences of equal length: [I, N, H, K]."""
-        ...
 
 
 class NoBackend(RuntimeError):
     """Reports that a backend cannot run. The message lists for each backend the reason, or `can run`."""
 
 
-def choose(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
-    """Returns the backend of this name; `auto` takes the first of xformers, sdpa, eager that can run.
+def choose(name: str, at: Conditions) -> Backend:
+    """Returns the backend of this name; `auto` takes the first of xformers, flash, sdpa, eager that can run.
 
     Raises `NoBackend` if it cannot run there, or if no backend has this name.
     """
-    reasons = {backend.name: backend.why_not(device, dtype) for backend in _BACKENDS}
     for backend in _BACKENDS:
-        if name in ("auto", backend.name) and not reasons[backend.name]:
+        if name in ("auto", backend.name) and not refusal(backend, at):
             return backend
-    listed = "; ".join(f"{each}: {reason or 'can run'}" for each, reason in reasons.items())
-    if name in reasons:
-        raise NoBackend(f"`{name}`, which cannot run on {device} in {dtype} ({listed})")
+    listed = "; ".join(f"{backend.name}: {refusal(backend, at) or 'can run'}" for backend in _BACKENDS)
+    if name in (backend.name for backend in _BACKENDS):
+        raise NoBackend(f"`{name}`, which cannot run on {at.device} in {at.dtype} ({listed})")
     raise NoBackend(f"`{name}`, which is no backend ({listed})")
 
 
-def log_choice(chosen: Backend, device: torch.device, dtype: torch.dtype) -> None:
-    """Logs one line: the chosen backend, and why each better one was not chosen."""
+def choice_text(chosen: Backend, at: Conditions) -> str:
+    """Returns the chosen backend, and why each better one was not chosen."""
     better = _BACKENDS[: [backend.name for backend in _BACKENDS].index(chosen.name)]
-    reasons = [f"{backend.name}: {backend.why_not(device, dtype) or 'not asked for'}" for backend in better]
-    _log.info("attention: %s%s", chosen.name, f" ({'; '.join(reasons)})" if reasons else "")
+    reasons = [f"{backend.name}: {refusal(backend, at) or 'not asked for'}" for backend in better]
+    return f"{chosen.name} ({'; '.join(reasons)})" if reasons else chosen.name
+
+
+def log_choice(chosen: Backend, at: Conditions) -> None:
+    """Logs `choice_text`; as a warning if the choice computes complete maps on a device made for others."""
+    level = logging.WARNING if chosen == Eager() and at.device.type == "cuda" else logging.INFO
+    _log.log(level, "attention: %s", choice_text(chosen, at))
 
 
 def all_backends() -> Sequence[Backend]:
@@ -77,4 +57,4 @@ def all_backends() -> Sequence[Backend]:
     return _BACKENDS
 
 
-_BACKENDS: tuple[Backend, ...] = (Xformers(), Sdpa(), Eager())
+_BACKENDS: tuple[Backend, ...] = (Xformers(), Flash(), Sdpa(), Eager())

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from lmmkit.attention.interface import ALL, AttentionFn, Heads, Rotary, apply_rope, grouped
+from lmmkit.attention.interface import ALL, AttentionFn, Heads, Rotary, apply_rope, grouped, moved
 from lmmkit.attention.schedule import AttentionSpec
 
 
@@ -21,17 +22,21 @@ class Eager:
         return ""
 
     def prepare(self, spec: AttentionSpec, device: torch.device) -> AttentionFn:
-        row_R, read_T = spec.row_R, spec.read_T
-        rows = ALL if read_T is None else read_T.index_fill(0, row_R, True).nonzero()[:, 0]
-        place_R = torch.searchsorted(torch.arange(len(spec.forest))[rows], row_R).to(device)
-        see_WT, key_T = spec.forest.see()[rows].to(device), spec.key_T.to(device)
-        rows = rows if isinstance(rows, slice) else rows.to(device)
+        see, row_R = spec.forest.see(), spec.row_R.numpy()
+        rows, place_R = ALL, row_R
+        if spec.read_T is not None:
+            read_T = spec.read_T.numpy().copy()
+            read_T[row_R] = True
+            row_W = np.flatnonzero(read_T)
+            see, rows, place_R = see[row_W], moved(row_W, device), np.searchsorted(row_W, row_R)
+        place_R, key_N = moved(place_R, device), moved(np.flatnonzero(spec.key_T.numpy()), device)
+        see_WT = see.to(device, non_blocking=True)
 
         def attention_from_parts(qkv_TC: Tensor, heads: Heads, rotary: Rotary) -> tuple[Tensor, Tensor]:
             q_THK, k_TGK, v_TGK = apply_rope(qkv_TC, heads, rotary)
             weight_HWT = attention_map(q_THK[rows], k_TGK, see_WT)
             out_WHK = torch.einsum("hqk,khd->qhd", weight_HWT.to(v_TGK), grouped(v_TGK, heads.q))
-            mass_R = weight_HWT[:, place_R][..., key_T].sum(-1).mean(0)
+            mass_R = weight_HWT[:, place_R][..., key_N].sum(-1).mean(0)
             return out_WHK.flatten(1), mass_R
 
         return AttentionFn(rows, attention_from_parts)

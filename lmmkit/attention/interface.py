@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,6 +45,11 @@ class AttentionFn:
 
     def __call__(self, qkv_TC: Tensor, heads: Heads, rotary: Rotary) -> tuple[Tensor, Tensor]:
         return self.call(qkv_TC, heads, rotary)
+
+
+def moved(array: np.ndarray, device: torch.device) -> Tensor:
+    """Returns the array as a tensor on `device`; the host does not wait for the copy."""
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
 
 
 def grouped(x_THK: Tensor, heads: int) -> Tensor:

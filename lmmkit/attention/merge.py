@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -19,13 +19,25 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lmmkit.attention.forest import expand
-from lmmkit.attention.interface import ALL, AttentionFn, Heads, Rotary, apply_rope_, grouped, ungrouped
+from lmmkit.attention.interface import (
+    ALL,
+    AttentionFn,
+    Heads,
+    Rotary,
+    apply_rope_,
+    grouped,
+    moved,
+    ungrouped,
+)
 
 UNSEEN = 1e30  # the log-sum-exp of a padding row: its softmax weights become exact zeros
 
 
 class Kernel(Protocol):
-    """Defines the interface of an attention kernel on B dense sequences."""
+    """Defines the interface of an attention kernel on B dense sequences. `grouped`: keys and values may have
+    fewer heads than queries; else they are repeated for it."""
+
+    grouped: ClassVar[bool]
 
     def forward(self, q_BNHK: Tensor, k_BMHK: Tensor, v_BMHK: Tensor) -> tuple[Tensor, Tensor]:
         """Returns (out_BNHK, lse_BNH), lse in float32 or wider."""
@@ -66,11 +78,13 @@ class StridedRows(NamedTuple):
 
 
 class IndexedRows(NamedTuple):
-    """Describes rows by index, `index_BN`, none of them twice. `real_BN` is false at padding, which has
-    index 0; it is None where there is no padding."""
+    """Describes rows by index, `index_BN`, none of them twice: `row_N` is the list of them. Padding has index
+    0; `pad_BN1` is true there, and `real` lists the other places. Both are None where there is no padding."""
 
     index_BN: Tensor
-    real_BN: Tensor | None
+    row_N: Tensor
+    pad_BN1: Tensor | None = None
+    real: tuple[Tensor, Tensor] | None = None
 
     def of(self, x_T: Tensor) -> Tensor:
         """Selects its rows: [T, ...] -> [B, N, ...]."""
@@ -79,22 +93,18 @@ class IndexedRows(NamedTuple):
     def lse_of(self, lse_TH: Tensor) -> Tensor:
         """Returns the log-sum-exp of its rows, [B, N, H], with `UNSEEN` at padding."""
         lse_BNH = self.of(lse_TH)
-        return lse_BNH if self.real_BN is None else lse_BNH.masked_fill_(~self.real_BN[..., None], UNSEEN)
+        return lse_BNH if self.pad_BN1 is None else lse_BNH.masked_fill_(self.pad_BN1, UNSEEN)
 
     def put(self, x_T: Tensor, part: Tensor) -> None:
         """Writes [B, N, ...] to its rows."""
-        x_T[self._rows()] = self._real(part)
+        x_T[self.row_N] = self._real(part)
 
     def add(self, x_T: Tensor, part: Tensor) -> None:
         """Adds [B, N, ...] to its rows."""
-        rows = self._rows()
-        x_T[rows] = x_T[rows].add_(self._real(part))
-
-    def _rows(self) -> Tensor:
-        return self._real(self.index_BN)
+        x_T[self.row_N] = x_T[self.row_N].add_(self._real(part))
 
     def _real(self, x_BN: Tensor) -> Tensor:
-        return x_BN.flatten(0, 1) if self.real_BN is None else x_BN[self.real_BN]
+        return x_BN.flatten(0, 1) if self.real is None else x_BN[self.real]
 
 
 RowSet = StridedRows | IndexedRows
@@ -109,10 +119,13 @@ def row_set(start: np.ndarray, n: np.ndarray, of: np.ndarray, device: torch.devi
         return StridedRows(int(start[0]), int(steps[0]), len(n), int(n[0]))
     lengths_B = np.bincount(of, n).astype(np.int64)
     real_BN = np.arange(lengths_B.max()) < lengths_B[:, None]
-    index_BN = np.zeros(real_BN.shape, np.int64)
-    index_BN[real_BN] = expand(start, n)
-    real = None if real_BN.all() else torch.from_numpy(real_BN).to(device)
-    return IndexedRows(torch.from_numpy(index_BN).to(device), real)
+    index_BN, row_N = np.zeros(real_BN.shape, np.int64), expand(start, n)
+    index_BN[real_BN] = row_N
+    index, row = moved(index_BN, device), moved(row_N, device)
+    if real_BN.all():
+        return IndexedRows(index, row)
+    sequence_N, place_N = (moved(each, device) for each in real_BN.nonzero())
+    return IndexedRows(index, row, moved(~real_BN[..., None], device), (sequence_N, place_N))
 
 
 @dataclass(frozen=True)
@@ -129,6 +142,11 @@ class PartialAttention:
     key: bool
     kernel: Kernel
 
+    def keys(self, x_TGK: Tensor, heads: int) -> Tensor:
+        """Returns the keys or the values of its rows, with the heads that its kernel takes."""
+        x_BMGK = self.k.of(x_TGK)
+        return x_BMGK if self.kernel.grouped else grouped(x_BMGK, heads)
+
 
 def attention_from_parts(
     parts: Sequence[PartialAttention], row_W: np.ndarray | None, row_R: Tensor, device: torch.device
@@ -136,10 +154,9 @@ def attention_from_parts(
     """Returns the attention function for these parts, which must start with the `own` ones. `row_W`: the
     output rows, None for all; `row_R`: the query rows whose mass is returned."""
     if row_W is None:
-        return AttentionFn(ALL, _Plan(parts, ALL, row_R.to(device)))
-    rows_W = torch.from_numpy(row_W)
-    place_R = torch.searchsorted(rows_W, row_R)
-    return AttentionFn(rows_W.to(device), _Plan(parts, rows_W.to(device), place_R.to(device)))
+        return AttentionFn(ALL, _Plan(parts, ALL, moved(row_R.numpy(), device)))
+    rows_W, place_R = moved(row_W, device), moved(np.searchsorted(row_W, row_R.numpy()), device)
+    return AttentionFn(rows_W, _Plan(parts, rows_W, place_R))
 
 
 @dataclass(frozen=True)
@@ -177,8 +194,8 @@ class _Merged(torch.autograd.Function):
         out, lse = q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=wide)
         key_lse = torch.full_like(lse, -torch.inf)
         for part in plan.parts:
-            k_BMHK, v_BMHK = (grouped(part.k.of(x), heads.q) for x in (k, v))
-            part_out, part_lse = part.kernel.forward(part.q.of(q), k_BMHK, v_BMHK)
+            keys = [part.keys(x, heads.q) for x in (k, v)]
+            part_out, part_lse = part.kernel.forward(part.q.of(q), *keys)
             if part.key:
                 part.q.put(key_lse, torch.logaddexp(part.q.of(key_lse), part_lse))
             if not part.own:
@@ -206,9 +223,9 @@ class _Merged(torch.autograd.Function):
         d_q, d_k, d_v = heads.split(d_qkv_TC)
         to_q = d_q if plan.all_rows else torch.empty_like(q)
         for part in plan.parts:
-            k_BMHK, v_BMHK = (grouped(part.k.of(x), heads.q) for x in (k, v))
+            keys = [part.keys(x, heads.q) for x in (k, v)]
             grads = part.kernel.backward(
-                part.q.of(d), part.q.of(q), k_BMHK, v_BMHK, part.q.of(out_key if part.key else out_rest),
+                part.q.of(d), part.q.of(q), *keys, part.q.of(out_key if part.key else out_rest),
                 part.q.lse_of(lse),
             )  # fmt: skip
             (part.q.put if part.own else part.q.add)(to_q, grads[0])

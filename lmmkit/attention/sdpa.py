@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -79,6 +80,8 @@ def _heads_first(*tensors: Tensor) -> tuple[Tensor, ...]:
 class _Flash:
     """Runs the CPU flash kernel onto all keys: float32, float64, bfloat16; equal head size for q, k and v."""
 
+    grouped: ClassVar[bool] = False
+
     def forward(self, q_BNHK: Tensor, k_BMHK: Tensor, v_BMHK: Tensor) -> tuple[Tensor, Tensor]:
         return _heads_first(*_flash(*_heads_first(q_BNHK, k_BMHK, v_BMHK)))  # type: ignore[return-value]
 
@@ -91,6 +94,8 @@ class _Flash:
 @dataclass(frozen=True)
 class _CausalFlash:
     """Runs the CPU flash kernel causally. A stretch attends to itself causally, and to all earlier ones."""
+
+    grouped: ClassVar[bool] = False
 
     def forward(self, q_BNHK: Tensor, k_BMHK: Tensor, v_BMHK: Tensor) -> tuple[Tensor, Tensor]:
         q, k, v = _heads_first(q_BNHK, k_BMHK, v_BMHK)
@@ -146,6 +151,7 @@ def _flash_back(
 class _Efficient:
     """Runs PyTorch's memory-efficient CUDA kernel. Its log-sum-exp is padded to a multiple of 32 queries."""
 
+    grouped: ClassVar[bool] = False
     causal: bool
 
     def forward(self, q_BNHK: Tensor, k_BMHK: Tensor, v_BMHK: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,7 +164,7 @@ class _Efficient:
         self, d: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         d, q, k, v, out, lse = _heads_first(d, q, k, v, out, lse)
-        lse = F.pad(lse, (0, -lse.shape[-1] % 32), value=UNSEEN)
+        lse = F.pad(lse, (0, -lse.shape[-1] % 32), value=UNSEEN).contiguous()  # it may be padded already
         none = torch.zeros((), dtype=torch.int64)
         grads = torch.ops.aten._scaled_dot_product_efficient_attention_backward(
             d, q, k, v, None, out, lse, none, none, 0.0, [True, True, True, False], self.causal

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import metadata
+from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from lmmkit.attention.flash import packed_rows
 from lmmkit.attention.interface import AttentionFn
-from lmmkit.attention.merge import UNSEEN, PartialAttention, attention_from_parts, row_set
+from lmmkit.attention.merge import UNSEEN, PartialAttention, attention_from_parts
 from lmmkit.attention.schedule import AttentionSpec
 
 
@@ -43,15 +47,15 @@ def packed(spec: AttentionSpec, device: torch.device) -> Iterator[PartialAttenti
         mask = masks.BlockDiagonalCausalMask if call.causal else masks.BlockDiagonalMask
         lengths = call.lengths.tolist()
         bias = mask.from_seqlens(lengths, call.m.tolist(), device=device)
-        q = row_set(spec.places(call.q), call.n, np.zeros_like(call.q), device)
-        k = row_set(call.k, call.m, np.zeros_like(call.k), device)
-        yield PartialAttention(q, k, own=call.level == 0, key=call.key, kernel=_Varlen(bias, tuple(lengths)))
+        kernel = _Varlen(bias, tuple(lengths))
+        yield PartialAttention(*packed_rows(spec, call, device), call.level == 0, call.key, kernel)
 
 
 @dataclass(frozen=True)
 class _Varlen:
     """Runs concatenated segments in one call, B = 1; the bias separates them."""
 
+    grouped: ClassVar[bool] = False
     bias: _fmha.AttentionBias
     lengths: tuple[int, ...]
 
@@ -82,7 +86,26 @@ class _Varlen:
         return padded.transpose(1, 2).contiguous()
 
 
+def _load_cuda_runtime() -> None:
+    """Loads the CUDA 12 runtime that xformers' library is linked to, which a torch for CUDA 13 does not bring.
+
+    Without it xformers imports, but has no kernels. Where torch has loaded one, that one is used.
+    """
+    try:
+        ctypes.CDLL(_RUNTIME, ctypes.RTLD_GLOBAL)
+    except OSError:
+        for file in metadata.files("nvidia-cuda-runtime-cu12") or ():
+            if file.name == _RUNTIME:
+                ctypes.CDLL(str(file.locate()), ctypes.RTLD_GLOBAL)
+
+
+_RUNTIME = "libcudart.so.12"
+
 try:
+    with contextlib.suppress(
+        metadata.PackageNotFoundError, OSError
+    ):  # its kernels then report what they lack
+        _load_cuda_runtime()
     logging.getLogger("xformers").setLevel(logging.ERROR)  # its loader warns even if PyTorch's ops serve
     from xformers.ops import fmha as _fmha
 

@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from lmmkit.commands.support.common import (
+    STARTING,
     Json,
     RecipePath,
     Root,
@@ -16,9 +17,11 @@ from lmmkit.commands.support.common import (
     Trust,
     out,
     print_json,
+    print_table,
     reporting,
     the_recipe,
 )
+from lmmkit.progress import working
 
 app = typer.Typer(no_args_is_help=True, help="Attention backends: which run here, and their cost.")
 
@@ -27,10 +30,11 @@ app = typer.Typer(no_args_is_help=True, help="Attention backends: which run here
 @reporting
 def backends(as_json: Json = False) -> None:
     """List the attention backends and whether each runs on this machine, or why not."""
-    import torch
+    with working(STARTING):
+        import torch
 
-    from lmmkit.attention_benchmark import reasons
-    from lmmkit.build import device_here
+        from lmmkit.attention_benchmark import reasons
+        from lmmkit.build import device_here
 
     devices = dict.fromkeys(("cpu", device_here().type))
     types = ("float32", "bfloat16", "float64")
@@ -40,10 +44,16 @@ def backends(as_json: Json = False) -> None:
     table = Table(title=f"attention backends, torch {torch.__version__}", title_justify="left")
     for column in ("device", "backend", *types):
         table.add_column(column)
+    reasons_of: dict[str, list[str]] = {}
     for device, by_type in found.items():
         for name in by_type[types[0]]:
-            table.add_row(device, name, *(by_type[t][name] or "runs" for t in types))
-    out.print(table)
+            table.add_row(device, name, *("no" if by_type[t][name] else "runs" for t in types))
+            for t in types:
+                if why := by_type[t][name]:
+                    reasons_of.setdefault(f"{name} on {device}: {why}", []).append(t)
+    print_table(table)
+    for why, of_types in reasons_of.items():
+        out.print(f"{why} ({', '.join(of_types)})")
     out.print("`speed.attention: auto` uses the first that runs.")
 
 
@@ -62,12 +72,13 @@ def kernels(
 ) -> None:
     """Time every backend on one layer's attention with the batches of a stage."""
     read = the_recipe(recipe, root, changes)
-    from lmmkit import build
-    from lmmkit.attention_benchmark import measure
-    from lmmkit.errors import UserError
-    from lmmkit.errors.commands import BENCH_NO_STAGE
-    from lmmkit.plan import shapes
-    from lmmkit.plan.prepare import prepare
+    with working(STARTING):
+        from lmmkit import build
+        from lmmkit.attention_benchmark import measure
+        from lmmkit.errors import UserError
+        from lmmkit.errors.commands import BENCH_NO_STAGE
+        from lmmkit.plan import shapes
+        from lmmkit.plan.prepare import prepare
 
     prepared = prepare(read, trust_files=trust_files)
     stage = stage or next(iter(prepared.plans))
@@ -105,7 +116,7 @@ def kernels(
             table.add_row(
                 each.backend, f"{1e3 * each.seconds:,.1f}", f"{rows / each.seconds:,.0f}", *peak, *errors
             )
-    out.print(table)
+    print_table(table)
     for each in found:
         if each.why_not:
             out.print(f"{each.backend} left out: {each.why_not}")

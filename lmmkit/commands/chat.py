@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from lmmkit.commands.support.common import Dtype, Trust, err, reporting
+from lmmkit.commands.support.common import STARTING, Dtype, Trust, err, reporting
+from lmmkit.progress import shown_on, working
 
 
 @reporting
@@ -32,11 +33,12 @@ def chat(
     trust_files: Trust = False,
 ) -> None:
     """Chat with a trained model about images."""
-    import torch
+    with working(STARTING):
+        import torch
 
-    from lmmkit.api.sample import Turn
-    from lmmkit.inference.generate import Sampled, greedy
-    from lmmkit.inference.load import load
+        from lmmkit.api.sample import Turn
+        from lmmkit.inference.generate import Sampled, greedy
+        from lmmkit.inference.load import load
 
     chat_model = load(model, dtype=getattr(torch, dtype), trust_files=trust_files)
     generator = torch.Generator().manual_seed(seed)
@@ -51,7 +53,10 @@ def chat(
             sys.stdout.write(part)
             sys.stdout.flush()
 
-        answer = chat_model.reply(turns, images, max_new_tokens=max_new_tokens, choose=choose, on_text=stream)
+        with shown_on(None):  # the answer itself shows that it goes on
+            answer = chat_model.reply(
+                turns, images, max_new_tokens=max_new_tokens, choose=choose, on_text=stream
+            )
         sys.stdout.write("\n")
         turns.append(Turn("assistant", answer))
 

@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from lmmkit.commands.support.common import (
+    STARTING,
     Json,
     RecipePath,
     Root,
@@ -16,9 +17,11 @@ from lmmkit.commands.support.common import (
     Trust,
     out,
     print_json,
+    print_table,
     reporting,
     the_recipe,
 )
+from lmmkit.progress import counted, working
 
 TFLOPS = 400.0  # 40 % of an H100's 989 in bfloat16, an assumption
 
@@ -37,20 +40,27 @@ def check(
 ) -> None:
     """Check plan, data, images and tasks; estimate steps, tokens, memory and hours."""
     read = the_recipe(recipe, root, changes)
-    from lmmkit import build
-    from lmmkit.cost_estimate import estimate
-    from lmmkit.data.sources.records import check_images, too_many
-    from lmmkit.errors import raise_all
-    from lmmkit.plan.explain import plan_text
-    from lmmkit.plan.notices import notices
-    from lmmkit.training.preflight import preflight
+    with working(STARTING):
+        from lmmkit import build
+        from lmmkit.cost_estimate import estimate
+        from lmmkit.data.sources.records import check_images, too_many
+        from lmmkit.data.views import dropped_text
+        from lmmkit.errors import Tried, raise_all, raise_together
+        from lmmkit.plan.explain import plan_text
+        from lmmkit.plan.notices import notices
+        from lmmkit.training.preflight import preflight, start_problems
 
-    prepared, _ = preflight(read, trust_files=trust_files, data=read.data)
+    checked = Tried(lambda: preflight(read, trust_files=trust_files, data=read.data))
+    raise_together((checked, Tried(lambda: raise_all(start_problems(read)))))
+    prepared, device = checked.value
     if images:
         raise_all(
             [p for records in prepared.sources.values() for p in too_many(records, check_images(records))]
         )
-    stages = {stage: estimate(prepared, stage, flops=1e12 * tflops) for stage in read.stages}
+    stages = {
+        stage: estimate(prepared, stage, flops=1e12 * tflops)
+        for stage in counted("estimating the cost", read.stages)
+    }
     if as_json:
         return print_json(
             {
@@ -60,22 +70,34 @@ def check(
             }
         )
     out.print(plan_text(prepared).rstrip())
-    out.print(_table(stages))
-    out.print(_memory(stages, tflops))
+    print_table(_table(stages))
+    print_table(_memory(stages, tflops))
+    for stage, e in stages.items():
+        if e["dropped"]:
+            cost = dropped_text(e["dropped"])
+            out.print(f"note: stage {stage}: of the first {e['records']} records: {cost}")
     if narrow := build.frozen_narrow(read):
         out.print(f"frozen in bfloat16: {', '.join(narrow)}")
+    out.print(f"attention on this {device.type}: {build.attention_text(prepared.recipe, device)}")
     for name, records in prepared.sources.items():
         skipped = f", {records.left_out} bad records left out" if records.left_out else ""
         out.print(f"data {name}: {len(records)} records{skipped}")
     for line in notices(prepared):
-        out.print(f"note: {line}", markup=False)
+        out.print(f"note: {line}")
     out.print("no problems.")
 
 
 def _table(stages: dict[str, dict]) -> Table:
     """Returns the table of steps, tokens and parameters."""
     table = Table(title="steps and parameters (token figures from the first steps)", title_justify="left")
-    headings = ("stage", "steps", "tokens\na step", "micro-\nbatches", "super-\nvised", "million\ntrainable")
+    headings = (
+        "stage",
+        "steps",
+        "tokens\na step",
+        "micro-\nbatches",
+        "super-\nvised",
+        "million\ntrainable",
+    )
     _columns(table, headings)
     for stage, e in stages.items():
         table.add_row(

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from lmmkit.commands.support.common import Json, out, print_json, reporting
+from lmmkit.commands.support.common import STARTING, Json, out, print_json, print_table, reporting
 from lmmkit.errors import UserError
+from lmmkit.progress import working
 
 app = typer.Typer(no_args_is_help=True, help="Check the checkpoints of a run.")
 
@@ -33,10 +34,13 @@ def verify(
     Exit code 2 if the newest is damaged; with --all, if any is.
     """
     from lmmkit.runs.run_folder import RunFolder
-    from lmmkit.training.checkpoint.read import CheckpointVerdict, verdicts
 
     folder = RunFolder.open(run)
-    found: list[CheckpointVerdict] = verdicts(folder, every=everything)
+    with working(STARTING):
+        from lmmkit.training.checkpoint.read import CheckpointVerdict, verdicts
+
+    with working("reading checkpoints"):
+        found: list[CheckpointVerdict] = verdicts(folder, every=everything)
     sound = next((v for v in found if v.sound), None)
     if as_json:
         rows = [
@@ -63,7 +67,7 @@ def _print(found: list, sound) -> None:
         verdict += "".join(f"; {copy}: {got}, the other copy is sound" for copy, got in v.spoiled.items())
         table.add_row(str(v.step), str(v.files), f"{v.bytes:,}", v.frozen or "none", verdict)
     if found:
-        out.print(table)
+        print_table(table)
     if sound is not None:
         out.print(f"`lmmkit train ... --resume` continues from step {sound.step}.")
     elif found:

@@ -6,18 +6,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.text import Text
 
 from lmmkit.commands.support.common import (
+    STARTING,
     Json,
     RecipePath,
     Root,
     Set,
-    err,
     out,
     print_json,
     reporting,
     the_recipe,
 )
+from lmmkit.progress import working
 
 if TYPE_CHECKING:
     from lmmkit.recipe import Recipe
@@ -35,17 +37,13 @@ def make_scenes(
     as_json: Json = False,
 ) -> None:
     """Draw a small data set: images, LLaVA JSON, a held-out test, a tokenizer. Deterministic."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    with working(STARTING):
+        from lmmkit.scenes import write_scenes
 
-    from lmmkit.scenes import write_scenes
-
-    columns = (TextColumn("drawing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err, disable=not err.is_terminal) as bar:
-        task = bar.add_task("scenes", total=count + heldout)
+    with working("drawing scenes", count + heldout) as move:
         report = write_scenes(
-            directory, count=count, heldout=heldout, seed=seed,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )  # fmt: skip
+            directory, count=count, heldout=heldout, seed=seed, progress=lambda done, total: move(done)
+        )
     if as_json:
         return print_json({
             "directory": str(report.directory), "scenes": report.scenes, "heldout_scenes": report.heldout_scenes,
@@ -71,15 +69,14 @@ def show(
 ) -> None:
     """Print records of a source as the model reads them, without what plugins add.
 
-    A dot separates tokens. Supervised text is bright.
+    A dot separates tokens. Supervised text is in double brackets, [[ ]], and bright.
     """
-    from rich.markup import escape
-
     read = the_recipe(recipe, root, changes)
-    from lmmkit.commands.support.token_pieces import pieces
-    from lmmkit.errors import UserError
-    from lmmkit.errors.data import NO_RECORD
-    from lmmkit.plan.prepare import prepare_bare
+    with working(STARTING):
+        from lmmkit.commands.support.token_pieces import pieces
+        from lmmkit.errors import UserError
+        from lmmkit.errors.data import NO_RECORD
+        from lmmkit.plan.prepare import prepare_bare
 
     known_source(read, source)
     prepared = prepare_bare(read, data=[source])
@@ -89,14 +86,20 @@ def show(
     for i in range(record, min(record + count, len(records))):
         sample = records[i]
         out.print(
-            f"[bold]{escape(records.where(i))}[/]  {escape(sample.key)}  {sample.template}, {sample.image_fit}"
+            Text.assemble(
+                (records.where(i), "bold"), f"  {sample.key}  {sample.template}, {sample.image_fit}"
+            )
         )
         for image in sample.images:
             part = f" ({image.part[1]} bytes at {image.part[0]})" if image.part else ""
-            out.print(f"  image {escape(image.path)}{part}")
+            out.print(f"  image {image.path}{part}")
+        line = Text()
         for text, supervised in pieces(prepared, sample):
-            out.print(f"[bold green]{escape(text)}[/]" if supervised else f"[dim]{escape(text)}[/]", end="")
-        out.print()
+            line.append(
+                f"[[{text.removesuffix(' ')}]] " if supervised else text,
+                "bold green" if supervised else "dim",
+            )
+        out.print(line)
 
 
 @app.command()
@@ -121,8 +124,9 @@ def check(
     All records are read again. Stored indexes are not used.
     """
     read = the_recipe(recipe, root, changes)
-    from lmmkit.commands.support.data_check import CheckReport, check_records
-    from lmmkit.errors import UserError, raise_all
+    with working(STARTING):
+        from lmmkit.commands.support.data_check import CheckReport, check_records
+        from lmmkit.errors import UserError, raise_all
 
     known_source(read, source)
     with CheckReport(report) as listed:
@@ -130,9 +134,10 @@ def check(
             name: check_records(read, name, listed, decode) for name in ([source] if source else read.data)
         }
     if as_json:
-        print_json(
-            {"sources": found, "listed": listed.count, "report": str(report) if listed.count else None}
-        )
+        path = str(report) if listed.count and listed.failed is None else None
+        print_json({"sources": found, "listed": listed.count, "report": path})
+        if listed.failed is not None:
+            raise listed.failed
         raise typer.Exit(UserError.exit_code if listed.refused else 0)
     for name, each in found.items():
         bad = each["bad_records"] + each["bad_images"]
@@ -140,8 +145,13 @@ def check(
         if name not in listed.refused:
             out.print(f"{name}: {each['records']} records, {verdict}")
         for what, count in each["notes"].items():
-            out.print(f"{name}: {count} records: {what}", markup=False)
-    if listed.count:
+            out.print(f"{name}: {count} records: {what}")
+    if listed.failed is not None:
+        out.print(f"{listed.count} problems; they cannot be listed in {report}")
+        listed.shown += listed.failed.problems
+        if not listed.refused:
+            raise listed.failed
+    elif listed.count:
         out.print(f"{listed.count} problems listed in {report}")
     raise_all(listed.shown)
 

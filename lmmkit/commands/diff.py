@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
-from lmmkit.commands.support.common import Json, out, print_json, reporting
+from lmmkit.commands.support.common import Json, out, print_json, print_table, reporting
+
+WIDE = 110  # columns; below, a table would cut keys and values into pieces
 
 Side = Annotated[Path, typer.Argument(help="A recipe, or a run folder.")]
 
@@ -28,9 +29,13 @@ def diff(a: Side, b: Side, as_json: Json = False) -> None:
         return print_json([{"key": d.key, "class": d.section_class, "a": d.a, "b": d.b} for d in found])
     if not found:
         return out.print("the same.")
+    if out.width < WIDE:
+        for d in found:
+            out.print(f"{d.key}  ({d.section_class})\n  {a}: {d.a}\n  {b}: {d.b}")
+        return
     table = Table()
     for column in ("class", "key", str(a), str(b)):
-        table.add_column(escape(column), overflow="fold")
+        table.add_column(column, overflow="fold")
     for d in found:
-        table.add_row(d.section_class, d.key, escape(str(d.a)), escape(str(d.b)))
-    out.print(table)
+        table.add_row(d.section_class, d.key, str(d.a), str(d.b))
+    print_table(table)

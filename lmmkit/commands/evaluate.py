@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from lmmkit.commands.support.common import Dtype, Json, Root, Trust, err, out, print_json, reporting
+from lmmkit.commands.support.common import (
+    STARTING,
+    Dtype,
+    Json,
+    Root,
+    Trust,
+    err,
+    out,
+    print_json,
+    print_table,
+    reporting,
+)
+from lmmkit.progress import working
 
 if TYPE_CHECKING:
     from lmmkit.evaluate.benchmarks.benchmark import Benchmark
@@ -29,7 +40,7 @@ def evaluate(
         typer.Option(
             "--on",
             metavar="TASK,TASK",
-            help="Tasks of the recipe, or benchmarks. \\[default: all of the recipe]",
+            help="Tasks of the recipe, or benchmarks. \\[default: all]",
         ),
     ] = None,
     files: Annotated[
@@ -60,14 +71,14 @@ def evaluate(
 
     Every answer is kept. The same command continues after a kill, and asks nothing twice.
     """
-    err.print("starting ...")
-    import torch
+    with working(STARTING):
+        import torch
 
-    from lmmkit.errors import raise_all
-    from lmmkit.evaluate.controls import PROBE
-    from lmmkit.evaluate.run import evaluate as run_tasks
-    from lmmkit.evaluate.run import evaluate_model
-    from lmmkit.training.distributed.process_group import joined
+        from lmmkit.errors import raise_all
+        from lmmkit.evaluate.controls import PROBE
+        from lmmkit.evaluate.run import evaluate as run_tasks
+        from lmmkit.evaluate.run import evaluate_model
+        from lmmkit.training.distributed.process_group import joined
 
     controls = PROBE if probe else None
     found = _run_of(run, root)
@@ -78,18 +89,15 @@ def evaluate(
         shared = {
             "controls": controls, "dtype": getattr(torch, dtype), "trust_files": trust_files, "out": folder,
             "notify": (lambda text: err.print(text)) if ranks.first else (lambda text: None),
-            "ranks": ranks, "progress": _Progress() if ranks.first else lambda name, done, total: None,
+            "ranks": ranks, "show": (lambda found: _show(found, as_json)) if ranks.first else (lambda found: None),
         }  # fmt: skip
         if found is None:
             shared |= {"out": _required(folder, run), "controls": controls or ()}
             results = evaluate_model(run, benchmarks, **shared)
         else:
             results = run_tasks(*found[:2], only=own, benchmarks=benchmarks, stage=found[2], **shared)
-        if ranks.first:
-            _show(results, as_json)
-            for name in benchmarks if published and not as_json else ():
-                task = benchmarks[name]
-                print_published(task.benchmark.name, task.benchmark, results[name].figures, run.name)
+        for name, task in benchmarks.items() if published and ranks.first and not as_json else ():
+            print_published(task.benchmark.name, task.benchmark, results[name].figures, run.name)
 
 
 def _run_of(path: Path, root: Path | None) -> tuple[RunFolder, Recipe, str | None] | None:
@@ -149,38 +157,13 @@ def _required(folder: Path | None, model: Path) -> Path:
     return folder
 
 
-class _Progress:
-    """Prints how many answers there are, how fast they come, and the time left."""
-
-    EVERY = 10.0  # seconds between two lines
-
-    def __init__(self) -> None:
-        self._began = self._printed = 0.0
-
-    def __call__(self, name: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if done == 0:
-            self._began = self._printed = now
-            err.print(f"{name}: {total:,} questions to ask")
-        elif now - self._printed >= self.EVERY or done == total:
-            self._printed = now
-            rate = done / max(now - self._began, 1e-9)
-            left = (total - done) / rate
-            err.print(f"{name}: {done:,}/{total:,}  {rate:.1f} answers/s  {_clock(left)} left")
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
-
-
 def _show(results: Mapping[str, TaskResult], as_json: bool) -> None:
     if as_json:
         return print_json({name: result.as_json() for name, result in results.items()})
     for name, result in results.items():
         if result.figures:
-            out.print(aligned(name, result.task.table(result.figures)))
-        for line in notes(result.facts):
+            print_table(aligned(name, result.task.table(result.figures)))
+        for line in (*notes(result.facts), f"{result.seconds:.1f} s"):
             out.print(f"{name}: {line}")
 
 
@@ -205,7 +188,7 @@ def print_published(name: str, made: Benchmark, figures: Mapping[str, Figure], l
     from lmmkit.evaluate.answers.published import COLUMNS, caveats_of, published_table
 
     if name in COLUMNS:
-        out.print(aligned(f"{made.title}, published", published_table(name, figures, made.scale, label)))
+        print_table(aligned(f"{made.title}, published", published_table(name, figures, made.scale, label)))
     for caveat in caveats_of(name, made.caveats):
         out.print(f"{name}: {caveat}")
 

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
-from lmmkit.commands.support.common import Json, out, print_json, reporting, safe
+from lmmkit.commands.support.common import Json, out, print_json, print_table, reporting, safe
 from lmmkit.errors import Code, UserError, all_codes, did_you_mean
 from lmmkit.errors.commands import UNKNOWN_CODE
 
@@ -27,7 +28,7 @@ def explain(
     """Print the cause and the fix of an error code; without one, list all codes."""
     known = all_codes()
     if code is None:
-        return print_json([asdict(each) for each in known.values()]) if as_json else out.print(_list(known))
+        return print_json([asdict(each) for each in known.values()]) if as_json else print_table(_list(known))
     if code not in known:
         related = [name for name in known if name.startswith(f"{code.partition('/')[0]}/")]
         suggestion = did_you_mean(code, related or known)
@@ -35,17 +36,17 @@ def explain(
     found = known[code]
     if as_json:
         return print_json(asdict(found))
-    out.print(f"[bold]{code}[/]")
+    out.print(Text(code, "bold"))
     table = Table.grid(padding=(0, 2), pad_edge=True)
     table.add_column()
-    table.add_column(max_width=WIDTH - 16)
+    table.add_column(max_width=min(WIDTH, out.width) - 16)
     for label, text in (("cause", found.cause), ("expected", found.expected), ("hint", found.hint)):
         table.add_row(label, safe(_readable(text)))
-    out.print(table)
+    print_table(table)
 
 
 def _list(known: dict[str, Code]) -> Table:
-    table = Table(width=WIDTH)
+    table = Table(width=min(WIDTH, out.width))
     table.add_column("code", no_wrap=True)
     table.add_column("cause")
     for code in known.values():

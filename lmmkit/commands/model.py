@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 import typer
 from rich.table import Table
 
-from lmmkit.commands.support.common import Json, out, print_json, reporting
+from lmmkit.commands.support.common import STARTING, Json, out, print_json, print_table, reporting
+from lmmkit.progress import working
 
 app = typer.Typer(no_args_is_help=True, help="Import, export and describe models.")
 
@@ -28,7 +29,8 @@ def import_(
     template: Annotated[str | None, typer.Option(help="The chat template.")] = None,
 ) -> None:
     """Convert a public model into a model folder of lmmkit; every value stays the same."""
-    from lmmkit.import_export import import_model
+    with working(STARTING):
+        from lmmkit.import_export import import_model
 
     parts = import_model(
         source, folder, vision=vision, base=base, allow_pickle=allow_pickle, template=template
@@ -56,7 +58,8 @@ def export(
     ] = None,
 ) -> None:
     """Write a model in a public format; `llava-hf` opens in transformers."""
-    from lmmkit.import_export import HELD, export_model
+    with working(STARTING):
+        from lmmkit.import_export import HELD, export_model
 
     export_model(model, folder, kind, dtype=HELD.get(dtype), base=base)
     out.print(f"{model} is now in {folder}, in the {kind} format.")
@@ -69,7 +72,8 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Print the architecture of a model, its parameters by part, dtype and size."""
-    from lmmkit.import_export import show_model
+    with working(STARTING):
+        from lmmkit.import_export import show_model
 
     found = show_model(model)
     if as_json:
@@ -82,7 +86,7 @@ def show(
     for part, count in counts.items():
         table.add_row(part, f"{count:,}", _words(sections.get(part)))
     table.add_row("all", f"{found['total']:,}", f"{found['bytes'] / 2**20:,.1f} MiB")
-    out.print(table)
+    print_table(table)
     if "text" in sections:
         out.print(f"tokenizer: {found['tokenizer'] or 'no'} ids")
         out.print(f"chat: {_words(sections['chat'])}")

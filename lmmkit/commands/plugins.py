@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from lmmkit.commands.support.common import (
+    STARTING,
     Json,
     RecipePath,
     Root,
@@ -16,9 +17,11 @@ from lmmkit.commands.support.common import (
     Trust,
     out,
     print_json,
+    print_table,
     reporting,
     the_recipe,
 )
+from lmmkit.progress import working
 
 app = typer.Typer(no_args_is_help=True, help="List plugins, and show what they do in a recipe.")
 
@@ -27,7 +30,8 @@ app = typer.Typer(no_args_is_help=True, help="List plugins, and show what they d
 @reporting
 def list_(as_json: Json = False) -> None:
     """List the installed components from package metadata; nothing is imported."""
-    from lmmkit.registry import installed, origin
+    with working(STARTING):
+        from lmmkit.registry import installed, origin
 
     found = {name: origin(point) for name, point in sorted(installed().items())}
     if as_json:
@@ -37,7 +41,7 @@ def list_(as_json: Json = False) -> None:
     table.add_column("from")
     for name, source in found.items():
         table.add_row(name, source)
-    out.print(table)
+    print_table(table)
 
 
 @app.command()
@@ -52,27 +56,23 @@ def explain(
     trust_files: Trust = False,
 ) -> None:
     """Print the settings of a component or of all components in a file, or the plan of a recipe."""
-    from lmmkit.registry import file_components, installed, open_registry
+    with working(STARTING):
+        from lmmkit.plan.explain import component_text, plan_text
+        from lmmkit.plan.prepare import prepare
+        from lmmkit.registry import file_components, installed, open_registry
 
     file, _, only = what.partition(":")
     if file.endswith(".py"):
-        from lmmkit.plan.explain import component_text
-
         found = file_components((root or Path()) / file, trust_files=trust_files)
         texts = [component_text(name, each) for name, each in found.items() if only in ("", name)]
-        return out.print("\n\n".join(texts) or f"{what} offers no component.", markup=False)
+        return out.print("\n\n".join(texts) or f"{what} offers no component.")
     if what in installed() or (not what.endswith((".yaml", ".yml")) and not Path(what).exists()):
-        from lmmkit.plan.explain import component_text
-
         registry = open_registry(
             {what: what}, where={what: f"plugins explain {what}"}, trust_files=trust_files
         )
-        return out.print(component_text(what, registry.components[what]), markup=False)
-    from lmmkit.plan.explain import plan_text
-    from lmmkit.plan.prepare import prepare
-
+        return out.print(component_text(what, registry.components[what]))
     prepared = prepare(the_recipe(Path(what), root, changes), trust_files=trust_files)
-    out.print(plan_text(prepared).rstrip(), markup=False)
+    out.print(plan_text(prepared).rstrip())
 
 
 @app.command()
@@ -91,9 +91,11 @@ def trace(
     """
     from lmmkit.errors import UserError, did_you_mean
     from lmmkit.errors.commands import PLUGINS_NO_STAGE
-    from lmmkit.plan.explain import stage_text
-    from lmmkit.plan.explain import trace_samples as traced
-    from lmmkit.plan.prepare import prepare
+
+    with working(STARTING):
+        from lmmkit.plan.explain import stage_text
+        from lmmkit.plan.explain import trace_samples as traced
+        from lmmkit.plan.prepare import prepare
 
     read = the_recipe(recipe, root, changes)
     if stage is not None and stage not in read.stages:
@@ -101,6 +103,6 @@ def trace(
         raise UserError(PLUGINS_NO_STAGE.at("--stage", got=f"`{stage}`", suggestion=suggestion))
     prepared = prepare(read, trust_files=trust_files)
     for name in read.stages if stage is None else [stage]:
-        out.print(stage_text(prepared, prepared.plans[name]), markup=False)
+        out.print(stage_text(prepared, prepared.plans[name]))
         for line in traced(prepared, name, samples):
-            out.print(line, markup=False)
+            out.print(line)

@@ -2,78 +2,232 @@
 
 from __future__ import annotations
 
-import os
+import json
 import shlex
-import subprocess
-import sys
+import shutil
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lmmkit.commands.support.common import err, out, reporting
+from lmmkit.commands.support.common import INTERRUPTED, err, out, print_table, refused_file, reporting
+from lmmkit.commands.support.jobs import Job, run_all
+from lmmkit.commands.support.quickstart_display import QuickstartDisplay
 from lmmkit.errors import UserError
-from lmmkit.errors.commands import QUICKSTART_NOT_EMPTY
+from lmmkit.errors.commands import QUICKSTART_NOT_EMPTY, QUICKSTART_OTHER
+from lmmkit.runs.files import read_json, write_json_atomic
+from lmmkit.runs.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from lmmkit.recipe import Recipe
 
 RECIPES = {"llava": "quickstart-llava", "direct": "quickstart"}
-FAST_SCENES = ("--count", "400", "--heldout", "60")
+SCENES, FAST_SCENES = (6000, 500), (400, 60)  # for training, held out
 FAST = (
     "stages.pretrain.length.steps=12",
     "stages.finetune.length.steps=16",
     "evaluate.tasks.restore.samples=20",
 )
+STATE = "logs/quickstart.json"
+TAIL = 16_384  # bytes; a line of metrics.jsonl has about 600
 
 
 @reporting
 def quickstart(
-    to: Annotated[Path, typer.Option("--out", help="A new or empty folder.")] = Path("quickstart"),
+    to: Annotated[
+        Path, typer.Option("--out", help="A new or empty folder, or one whose quickstart was stopped.")
+    ] = Path("quickstart"),
     fast: Annotated[
         bool, typer.Option("--fast", help="The same commands in about a minute; without useful accuracy.")
     ] = False,
 ) -> None:
     """Train LLaVA and Direct-LLaVA, tiny, on drawn scenes; evaluate both; print the table.
 
-    Needs no network and no GPU. Both recipes train side by side, one CPU thread each.
+    Needs no network and no GPU. Both recipes train side by side, one CPU thread each. After a stop, the same
+    command continues.
     """
-    from lmmkit.report.quickstart import summarise, tables
+    began, work = time.monotonic(), Quickstart(to.resolve(), fast)
+    before = work.open()
+    display = QuickstartDisplay(err, list(RECIPES))
+    try:
+        with display.shown():
+            for display.phase, jobs in work.phases():
+                if jobs:
+                    if display.phase == "data":
+                        work.clear_scenes()
+                    for job in jobs:
+                        err.print(f"$ lmmkit {' '.join(job.arguments)}")
+                    run_all(jobs, display)
+    except KeyboardInterrupt:
+        work.save(before + time.monotonic() - began)
+        err.print(f"stopped. {work.state()} Continue with: {work.command}")
+        raise typer.Exit(INTERRUPTED) from None
+    work.finish(before + time.monotonic() - began)
 
-    began = time.monotonic()
-    to = to.resolve()
-    if to.exists() and any(to.iterdir()):
-        raise UserError(QUICKSTART_NOT_EMPTY.at(str(to), got="a folder with files in it"))
-    scenes = to / "scenes"
-    run_all(
-        [Job("data", ["data", "make-scenes", str(scenes), *(FAST_SCENES if fast else ())], to / "logs")],
-        every=30,
-    )
-    changes = {name: _changes(name, fast) for name in RECIPES}
-    run_all(
-        [
-            Job(
-                name,
-                ["train", recipe, "--root", str(scenes), "--out", str(to / name), *changes[name]],
-                to / "logs",
-            )
-            for name, recipe in RECIPES.items()
+
+@dataclass(frozen=True)
+class Quickstart:
+    """Names the parts of a quickstart in its folder, and finds out which of them are done."""
+
+    to: Path
+    fast: bool
+
+    @property
+    def scenes(self) -> Path:
+        """Returns the folder of the data."""
+        return self.to / "scenes"
+
+    @property
+    def command(self) -> str:
+        """Returns the command that continues this quickstart."""
+        return f"lmmkit quickstart --out {_quoted(self.to)}{' --fast' * self.fast}"
+
+    def open(self) -> float:
+        """Makes the folder, or opens that of a stopped quickstart. Returns the seconds that it has taken so far."""
+        try:
+            files = {path.name for path in self.to.iterdir()} if self.to.exists() else set()
+            (self.to / STATE).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise refused_file(error, self.to) from error
+        if (self.to / STATE).is_file():
+            state = read_json(self.to / STATE, hint="Name another folder: `lmmkit quickstart --out DIR`.")
+            if state.get("fast") is not self.fast:
+                got = f"a quickstart {'with' if state.get('fast') else 'without'} --fast"
+                raise UserError(QUICKSTART_OTHER.at(str(self.to), got=got))
+            return float(state.get("seconds") or 0.0)
+        if files:
+            raise UserError(QUICKSTART_NOT_EMPTY.at(str(self.to), got="a folder with files in it"))
+        self.save(0.0)
+        return 0.0
+
+    def save(self, seconds: float) -> None:
+        """Writes what a later call needs: the kind of quickstart, and the seconds so far."""
+        write_json_atomic(self.to / STATE, {"fast": self.fast, "seconds": seconds})
+
+    def phases(self) -> list[tuple[str, list[Job]]]:
+        """Returns the jobs that are left, by phase."""
+        return [
+            ("data", [] if self.has_data else [self._data()]),
+            ("training", [self._training(name) for name in RECIPES if not self.is_trained(name)]),
+            ("evaluation", [self._evaluation(name) for name in RECIPES if not self.is_evaluated(name)]),
         ]
-    )
-    run_all([Job(f"eval {name}", ["eval", str(to / name)], to / "logs") for name in RECIPES])
-    summary = summarise(to, list(RECIPES), wall_seconds=time.monotonic() - began)
-    for table in tables(to, summary):
-        out.print(table)
-    out.print(
-        f"{to}: summary.json, one run folder a recipe, logs/. Took {summary['wall_seconds'] / 60:.1f} minutes."
-    )
-    out.print("Next:")
-    scene = scenes / "images" / "heldout"
-    image = sorted(scene.iterdir())[0]
-    out.print(
-        f'  lmmkit chat {_quoted(to / "direct")} --image {_quoted(image)} --prompt "How many objects are there?"'
-    )
-    out.print(f"  tensorboard --logdir {_quoted(to)}")
-    out.print(f"  lmmkit plugins trace quickstart --root {_quoted(scenes)}")
+
+    @property
+    def has_data(self) -> bool:
+        """Returns whether all scenes are written: the page about them is written last."""
+        return (self.scenes / "README.md").is_file()
+
+    def clear_scenes(self) -> None:
+        """Removes the part of the data that a stopped quickstart left."""
+        if self.scenes.exists():
+            shutil.rmtree(self.scenes)
+
+    def is_trained(self, name: str) -> bool:
+        """Returns whether the model of the last stage is written."""
+        last = list(self._recipes[name].stages)[-1]
+        return (self.run(name).model(last) / "config.json").is_file()
+
+    def is_evaluated(self, name: str) -> bool:
+        """Returns whether the figures of all tasks are written."""
+        tasks = self._recipes[name].evaluate
+        run = self.run(name)
+        return run.results.is_file() and set(run.read_results()) >= set(tasks.tasks if tasks else ())
+
+    def run(self, name: str) -> RunFolder:
+        """Returns the run folder of a recipe."""
+        return RunFolder(self.to / name)
+
+    def state(self) -> str:
+        """Returns in words what is done and what is left."""
+        left = [job.name for _, jobs in self.phases() for job in jobs]
+        steps = ", ".join(
+            f"{name} at step {self._logged(name):,} of {self._steps(name):,}" for name in RECIPES
+        )
+        return f"Kept in {self.to}: {'the data' if self.has_data else 'no data'}; {steps}. Left: {', '.join(left)}."
+
+    def finish(self, seconds: float) -> None:
+        """Prints the tables and what to do next; then writes the summary."""
+        from lmmkit.report.quickstart import summarise, tables, write_summary
+
+        summary = summarise(self.to, list(RECIPES), wall_seconds=seconds)
+        for table in tables(self.to, summary):
+            print_table(table)
+        out.print(
+            f"{self.to}: summary.json, one run folder a recipe, logs/. Took {seconds / 60:.1f} minutes."
+        )
+        image = sorted((self.scenes / "images" / "heldout").iterdir())[0]
+        model, asked = _quoted(self.to / "direct"), '--prompt "How many objects are there?"'
+        out.print("Next:")
+        out.print(f"  lmmkit chat {model} --image {_quoted(image)} {asked}")
+        out.print(f"  tensorboard --logdir {_quoted(self.to)}")
+        out.print(f"  lmmkit plugins trace quickstart --root {_quoted(self.scenes)}")
+        write_summary(self.to, summary)
+
+    def _data(self) -> Job:
+        count, heldout = FAST_SCENES if self.fast else SCENES
+        numbers = ("--count", str(count), "--heldout", str(heldout))
+        images = self.scenes / "images"
+
+        def progress() -> float:
+            return sum(1 for _ in images.rglob("*.*")) / (count + heldout) if images.is_dir() else 0.0
+
+        return Job("data", ["data", "make-scenes", str(self.scenes), *numbers], self.to / "logs", progress)
+
+    def _training(self, name: str) -> Job:
+        folder = self.to / name
+        words = [
+            "train",
+            RECIPES[name],
+            "--root",
+            str(self.scenes),
+            "--out",
+            str(folder),
+            *_changes(name, self.fast),
+        ]
+        begun = (folder / "run.json").exists() or (folder / "lock").exists()
+        return Job(
+            name,
+            words + ["--resume"] * begun,
+            self.to / "logs",
+            lambda: self._logged(name) / self._steps(name),
+        )
+
+    def _evaluation(self, name: str) -> Job:
+        return Job(f"eval {name}", ["eval", str(self.to / name)], self.to / "logs")
+
+    @cached_property
+    def _recipes(self) -> dict[str, Recipe]:
+        from lmmkit.recipe import read_recipe
+        from lmmkit.recipe.shipped import find_recipe
+
+        changes = {name: _changes(name, self.fast)[1::2] for name in RECIPES}
+        return {n: read_recipe(find_recipe(Path(file)), overrides=changes[n]) for n, file in RECIPES.items()}
+
+    def _steps(self, name: str) -> int:
+        return sum(stage.length.steps or 0 for stage in self._recipes[name].stages.values())
+
+    def _logged(self, name: str) -> int:
+        """Returns the last step that a training has logged; 0 before the first."""
+        return last_step(self.run(name).metrics)
+
+
+def last_step(metrics: Path) -> int:
+    """Returns the last step in a growing file of metrics, from its last lines; 0 without any."""
+    try:
+        with metrics.open("rb") as file:
+            file.seek(max(0, metrics.stat().st_size - TAIL))
+            lines = file.read().splitlines()
+    except OSError:
+        return 0
+    for line in reversed(lines):
+        try:
+            return int(json.loads(line)["step"])
+        except (ValueError, KeyError, TypeError):  # a line that is not complete, or cut where the tail begins
+            continue
+    return 0
 
 
 def _quoted(path: Path) -> str:
@@ -83,73 +237,3 @@ def _quoted(path: Path) -> str:
 def _changes(name: str, fast: bool) -> list[str]:
     fitting = [c for c in FAST if fast and not (name == "llava" and "restore" in c)]
     return [word for change in fitting for word in ("--set", change)]
-
-
-@dataclass
-class Job:
-    """Describes a lmmkit command that runs in a separate process and prints to logs/<name>.log."""
-
-    name: str
-    arguments: list[str]
-    logs: Path
-    process: subprocess.Popen = field(init=False, repr=False)  # from `start` on
-
-    @property
-    def log(self) -> Path:
-        """Returns the path of the log file."""
-        return self.logs / f"{self.name.replace(' ', '-')}.log"
-
-    def start(self) -> None:
-        """Starts the command with one CPU thread."""
-        self.logs.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "lmmkit", *self.arguments]
-        with self.log.open("w") as log:
-            log.write(f"$ lmmkit {' '.join(self.arguments)}\n")
-            log.flush()
-            env = {**os.environ, "OMP_NUM_THREADS": "1"}
-            self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env)
-
-    def last_line(self) -> str:
-        """Returns the last line of the log, or nothing."""
-        lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-        return lines[-1] if lines else ""
-
-
-def run_all(jobs: list[Job], *, every: float = 10.0) -> None:
-    """Runs the jobs side by side, and prints the last line of each log from time to time.
-
-    Raises:
-        typer.Exit: with the exit code of a failed job; its log is printed, and the other jobs are stopped.
-    """
-    for job in jobs:
-        err.print(f"[bold]$ lmmkit {' '.join(job.arguments)}[/]")
-        job.start()
-    printed = time.monotonic()
-    try:
-        while any(job.process.poll() is None for job in jobs):
-            failed = next((job for job in jobs if job.process.poll()), None)
-            if failed is not None:
-                break
-            time.sleep(0.2)
-            if time.monotonic() - printed >= every:
-                printed = time.monotonic()
-                for job in jobs:
-                    if job.process.poll() is None:
-                        err.print(f"  {job.name:12} {job.last_line()}", markup=False)
-    except BaseException:
-        _stop(jobs)
-        raise
-    for job in jobs:
-        if job.process.poll():
-            _stop(jobs)
-            err.print(f"`lmmkit {' '.join(job.arguments)}` failed ({job.log}):", markup=False)
-            err.print(job.log.read_text(errors="replace"), markup=False)
-            raise typer.Exit(job.process.returncode)
-
-
-def _stop(jobs: list[Job]) -> None:
-    for job in jobs:
-        if job.process.poll() is None:
-            job.process.terminate()
-    for job in jobs:
-        job.process.wait()

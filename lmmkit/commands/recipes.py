@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from lmmkit.commands.support.common import Json, out, print_json, reporting
+from lmmkit.commands.support.common import Json, out, print_json, refused_file, reporting
 from lmmkit.errors import UserError, did_you_mean
 from lmmkit.errors.commands import EXISTS, UNKNOWN_RECIPE
 
@@ -45,7 +45,12 @@ def copy(
     target = to or Path(source.name)
     if target.exists():
         raise UserError(EXISTS.at(str(target), got="a file or a folder"))
-    shutil.copyfile(source, target)
+    try:
+        target.write_bytes(source.read_bytes())
+    except OSError as error:
+        with suppress(OSError):  # a part of it, where the disk is full
+            target.unlink()
+        raise refused_file(error, target) from error
     out.print(f"{target}: train it with `lmmkit train {target}`")
 
 

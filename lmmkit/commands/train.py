@@ -8,7 +8,17 @@ from typing import Annotated
 
 import typer
 
-from lmmkit.commands.support.common import RecipePath, Root, Set, Trust, out, reporting, the_recipe
+from lmmkit.commands.support.common import (
+    STARTING,
+    RecipePath,
+    Root,
+    Set,
+    Trust,
+    out,
+    reporting,
+    the_recipe,
+)
+from lmmkit.progress import working
 
 
 @reporting
@@ -30,26 +40,32 @@ def train(
     trust_files: Trust = False,
 ) -> None:
     """Train a recipe's stages and write a run folder."""
-    from lmmkit.training.distributed.process_group import joined
+    with working(STARTING):
+        from lmmkit.data.views import dropped_text
+        from lmmkit.recipe.shipped import find_recipe
+        from lmmkit.report.train_summary import cost, learned
+        from lmmkit.training.distributed.process_group import joined
+        from lmmkit.training.run import train as run_training
+        from lmmkit.training.signals import exit_code
 
     with joined() as ranks:
         read = the_recipe(recipe, root, changes)
         to = to or Path("runs") / recipe.stem
-        from lmmkit.recipe.shipped import find_recipe
-        from lmmkit.training.run import train as run_training
-        from lmmkit.training.signals import exit_code
-
         finished = run_training(
             read, out=to, resume=resume, stage=stage, trust_files=trust_files, source=find_recipe(recipe).read_text(),
             accept_data=accept_data,
         )  # fmt: skip
+        cut = f"   {dropped_text(finished.dropped)}" if finished.dropped else ""
         if finished.signal is not None:
             state = "saved" if finished.begun else "before the first step"
             option = " and --resume" if finished.run.is_run else ""
-            message = f"stopped by a signal; {state}. Continue with the same command{option} ({to})"
+            message = f"stopped by a signal; {state}. Continue with the same command{option} ({to}){cut}"
         else:
-            following = "eval" if read.evaluate else "chat"
-            message = f"done: {to}   next: lmmkit {following} {shlex.quote(str(to))}"
+            following = "eval" if read.evaluate and read.evaluate.tasks else "chat"
+            message = f"next: lmmkit {following} {shlex.quote(str(to))}"
+        if ranks.first and finished.signal is None:
+            out.print(f"done: {learned(finished.run)}")
+            out.print(f"cost: {cost(finished.run)}{cut}")
         if ranks.first:
             out.print(message)
     if finished.signal is not None:

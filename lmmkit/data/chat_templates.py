@@ -81,6 +81,13 @@ def first_id(template: str, tokenizer: TextTokenizer) -> int | None:
     return TEMPLATES[template].first_id(tokenizer)
 
 
+def vocabulary_in_use(tokenizer: TextTokenizer) -> int:
+    """Returns the bound of the ids that records and templates can become. Added tokens may be above it."""
+    words = {word for template in FRAMED for word in (template.start, *template.head, template.end)}
+    ids = [tokenizer.bos, tokenizer.eos, *map(tokenizer.control, words)]
+    return max([tokenizer.text_size, *(token + 1 for token in ids if token is not None)])
+
+
 def stop_ids(template: str, tokenizer: TextTokenizer, of_folder: Iterable[int] = ()) -> tuple[int, ...]:
     """Returns the ids that end an answer, each once: those that the folder of the tokenizer names, the
     tokenizer's end token, and the end of a response in the template."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from lmmkit.api.components import AuxTask, TokenStrategy
 from lmmkit.api.layout import Layout, insert_tokens, row_count, truncate
+from lmmkit.api.needs import selector, selects_rows
 from lmmkit.api.sample import AfterEos, Sample, View
 from lmmkit.data.chat_templates import lay_out, lay_out_prompt
 from lmmkit.data.images import RowsOf
@@ -16,6 +18,22 @@ from lmmkit.data.sampler import sample_rng
 from lmmkit.data.text_tokenizers.choose import TextTokenizer
 from lmmkit.errors import UserError
 from lmmkit.errors.data import SAMPLE_TOO_LONG
+
+DROPPED = {  # what a run leaves out or cuts, by the names under which it is counted
+    "records": "records of which nothing is left",
+    "truncated": "views cut to the context",
+    "too_long": "views left out, which are longer than the context",
+    "no_target": "views left out, in which nothing is supervised",
+    "image_cut": "views of tasks left out, because an image does not fit into the context",
+    "no_rows": "views of tasks left out, because the task reads nothing in them",
+    "bad_records": "bad records replaced",
+    "empty_steps": "steps without anything to learn from, which updated nothing",
+}
+
+
+def dropped_text(dropped: Mapping[str, int]) -> str:
+    """Returns what was left out or cut, as one line of text; empty if nothing was."""
+    return ", ".join(f"{dropped[name]} {what}" for name, what in DROPPED.items() if dropped.get(name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +80,11 @@ class Views:
 
     def fitting(self, sample: Sample, epoch: int, dropped: Counter[str]) -> list[LaidOut]:
         """Returns the laid-out views to train on, after the length policy. Counts in `dropped` what it
-        truncates or leaves out. Raises `UserError` for a too long view if `too_long` is "error"."""
+        truncates or leaves out, under the names in `DROPPED`.
+
+        Raises `UserError` for a too long view if `too_long` is "error"."""
         kept = []
+        needs = {task.name: [n for n in task.needs if selector(n).view == task.name] for task in self.tasks}
         for view in self.of(sample, epoch):
             layout = self.lay_out(view)
             if row_count(layout) > self.context:
@@ -75,9 +96,21 @@ class Views:
                 dropped["truncated" if self.too_long == "truncate" else "too_long"] += 1
                 if self.too_long == "drop":
                     continue
-                layout = truncate(layout, self.context)
+                whole, layout = layout, truncate(layout, self.context)
+                if view.name in needs and _images(layout) < _images(whole):
+                    dropped["image_cut"] += 1
+                    continue
+            if not all(selects_rows(need, layout) for need in needs.get(view.name, ())):
+                dropped["no_rows"] += 1
+                continue
             if view.supervised and not any(span.supervised for span in layout):
                 dropped["no_target"] += 1
                 continue
             kept.append(LaidOut(view, layout))
+        if not kept:
+            dropped["records"] += 1
         return kept
+
+
+def _images(layout: Layout) -> int:
+    return sum(span.kind == "image" for span in layout)

@@ -6,6 +6,11 @@ from lmmkit.errors import Code
 
 # answers/
 
+ANSWERS_CANNOT_WRITE = Code(
+    "answers/cannot-write", 
+    cause="The folder for the answers cannot be created, for example in a run that is read-only.",
+    expected="a folder that can be created", hint="Name another folder with `--out FOLDER`.",
+)
 CHANGED = Code(
     "answers/changed",
     cause="The folder has answers of another model, other data, other prompts or other settings.",

@@ -32,6 +32,14 @@ UNKNOWN_CODE = Code(
     expected="a code from `lmmkit explain`", hint="{suggestion}",
 )
 
+# files/
+
+CANNOT_WRITE = Code(
+    "files/cannot-write", cause="The system refuses to create or write a file or folder that a command writes.",
+    expected="a file or folder that can be written, with free space on its disk",
+    hint="Free disk space, change the permissions, or name another file or folder.",
+)
+
 # plugins/
 
 PLUGINS_NO_STAGE = Code(
@@ -43,7 +51,14 @@ PLUGINS_NO_STAGE = Code(
 
 QUICKSTART_NOT_EMPTY = Code(
     "quickstart/not-empty", cause="The folder for the quickstart already contains files.",
-    expected="a new or empty folder", hint="Name another folder with `--out`.",
+    expected="a new or empty folder", hint="Name another folder: `lmmkit quickstart --out DIR`.",
+)
+
+QUICKSTART_OTHER = Code(
+    "quickstart/other-kind",
+    cause="The folder contains a stopped quickstart of the other kind, with or without `--fast`.",
+    expected="a quickstart of the same kind, to continue it",
+    hint="Continue it with the same option, or name another folder: `lmmkit quickstart --out DIR`.",
 )
 
 # recipes/

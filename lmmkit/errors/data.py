@@ -4,6 +4,8 @@ from lmmkit.errors import Code
 
 # fmt: off
 
+ROOT = " Relative paths in a recipe start at the folder that `--root` names."
+
 # chat/
 
 CHAT_AFTER_EOS = Code(
@@ -24,7 +26,7 @@ CHAT_IMAGES = Code(
 CHAT_MARKERS = Code(
     "chat/image-markers", cause="The `<image>` markers of a prompt do not match its images.",
     expected="one <image> for each image of the prompt, or no marker",
-    hint="Remove markers, or give as many images (`--image`).",
+    hint="Remove markers, or give as many images (`lmmkit chat ... --image FILE`).",
 )
 CHAT_NO_VISION = Code(
     "chat/no-vision", cause="A sample with an image is given to a text-only model.",
@@ -80,7 +82,7 @@ WORKER_HUNG = Code(
 
 # image/
 
-BAD_FILE = "Replace or remove the file, or remove its record."
+BAD_FILE = "Replace the file, or name another one; in data, its record can be removed."
 
 IMAGE_DAMAGED = Code(
     "image/damaged", cause="An image file is damaged or incomplete.",
@@ -120,7 +122,7 @@ RECORDS_EMPTY = Code(
 )
 RECORDS_FILE = Code(
     "records/file", cause="A file of records cannot be read, or has the wrong encoding.",
-    expected="{expected}", hint="Correct `records`, or replace the file.",
+    expected="{expected}", hint="Correct `records`, or replace the file." + ROOT,
 )
 FROM = Code(
     "records/from", cause="The speaker of a turn, `from`, is neither `human` nor `gpt`.",
@@ -132,11 +134,11 @@ IMAGE_KEYS = Code(
 )
 IMAGE_MISSING = Code(
     "records/missing-image", cause="An image that a record names does not exist or is not a regular file.",
-    expected="an image file", hint="Restore the file, or correct `images` or the record.",
+    expected="an image file", hint="Restore the file, or correct `images` or the record." + ROOT,
 )
 RECORDS_IMAGES = Code(
     "records/no-image-folder", cause="The image folder of a source does not exist.",
-    expected="a folder of images", hint="Correct `images`.",
+    expected="a folder of images", hint="Correct `images`." + ROOT,
 )
 JSON = Code(
     "records/json", cause="A record is not valid JSON.",
@@ -244,10 +246,17 @@ TOKENIZER_DAMAGED = Code(
     "tokenizer/damaged", cause="A tokenizer file is damaged.",
     expected="{expected}", hint="Copy the file again.",
 )
+TOKENIZER_DISAGREE = Code(
+    "tokenizer/disagree",
+    cause="Files of one folder give one id to two tokens, or two ids to one token, or each has tokens of its own.",
+    expected="files that agree on the vocabulary",
+    hint="Remove the file that does not belong to the model, or let a recipe read one file alone: "
+    "`model.tokenizer.kind: sentencepiece` or `tokenizers`.",
+)
 TOKENIZER_FILE = Code(
     "tokenizer/file", cause="A tokenizer file is missing, empty, too large or cannot be read.",
     expected="a tokenizer file of at most {most} MB",
-    hint="Correct the path of the tokenizer, or copy the file again.",
+    hint="Correct the path of the tokenizer, or copy the file again." + ROOT,
 )
 TOKENIZER_KIND = Code(
     "tokenizer/unknown-kind", cause="lmmkit has no tokenizer of this kind.",

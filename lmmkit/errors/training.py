@@ -33,7 +33,7 @@ SCHEMA = Code(
 LOG_CANNOT_WRITE = Code(
     "log/cannot-write", cause="A log of the run cannot be written.",
     expected="a file that can be written to",
-    hint="Free disk space or change the file's permissions, then continue with `--resume`.",
+    hint="Free disk space or change the file's permissions, then continue with `lmmkit train ... --resume`.",
 )
 NO_STEP = Code(
     "log/no-step", cause="A line of a log has no step number.",
@@ -66,12 +66,12 @@ DIFFER = Code(
 NO_SHARED_FOLDER = Code(
     "ranks/no-shared-folder", cause="A rank cannot find the run folder that rank 0 has created.",
     expected="the folder that rank 0 has created",
-    hint="Put the run folder on a file system that all hosts share (`--out`).",
+    hint="Put the run folder on a file system that all hosts share (`lmmkit train ... --out DIR`).",
 )
 RANK_ENDED = Code(
     "ranks/rank-ended", cause="Another rank ended while this one communicated with it.",
     expected="every rank running",
-    hint="Read the last messages of that rank, then start again with `--resume`.",
+    hint="Read the last messages of that rank, then start again with `lmmkit train ... --resume`.",
 )
 
 # resume/
@@ -87,12 +87,13 @@ CHANGED = Code(
 RUN_CANNOT_WRITE = Code(
     "run/cannot-write", cause="The file system refuses to create or change a file of the run folder.",
     expected="a folder that can be written to, on a file system with locks",
-    hint="Free disk space, change the folder's permissions, or name another folder (`--out DIR`).",
+    hint="Free disk space or change the permissions of the folder; a new run can use another folder "
+    "(`lmmkit train ... --out DIR`).",
 )
 RUN_EXISTS = Code(
     "run/exists", cause="A new run would write into the folder of another run.",
     expected="a new or empty folder",
-    hint="Continue that run (`--resume`), or name another folder (`--out DIR`).",
+    hint="Continue that run (`lmmkit train ... --resume`), or name another folder (`lmmkit train ... --out DIR`).",
 )
 RUN_LINK = Code(
     "run/link",
@@ -102,12 +103,12 @@ RUN_LINK = Code(
 LOCKED = Code(
     "run/locked", cause="Another process trains in the run folder.",
     expected="one run in a folder at a time",
-    hint="Wait for it or stop it (`kill {pid}` on {host}), then `--resume`; or name another folder "
-    "(`--out DIR`).",
+    hint="Wait for it or stop it (`kill {pid}` on {host}), then run `lmmkit train ... --resume`; or name another "
+    "folder (`lmmkit train ... --out DIR`).",
 )
 NOT_A_FOLDER = Code(
     "run/not-a-folder", cause="The path of the run is not a folder that can be read.",
-    expected="a folder", hint="Name another folder (`--out DIR`).",
+    expected="a folder", hint="Name another folder (`lmmkit train ... --out DIR`).",
 )
 NOT_A_RUN = Code(
     "run/not-a-run", cause="The folder does not exist, or no run has begun in it.",
@@ -116,7 +117,7 @@ NOT_A_RUN = Code(
 )
 NOT_EMPTY = Code(
     "run/not-empty", cause="A new run would write into a folder that contains other files.",
-    expected="a new or empty folder", hint="Name another folder (`--out DIR`).",
+    expected="a new or empty folder", hint="Name another folder (`lmmkit train ... --out DIR`).",
 )
 RUN_DAMAGED = Code(
     "run/damaged", cause="A JSON file of the run is missing, damaged, or lacks a value.",
@@ -157,17 +158,17 @@ NOT_FINITE = Code(
     "train/not-finite",
     cause="Too many steps had a loss or gradient that is not a finite number. Such steps update nothing.",
     expected="finite numbers; at most {in_a_row} such steps in a row, and at most {most} of {window}",
-    hint="Read the records in anomalies.jsonl. Then `--resume` from the unchanged weights, or begin a new "
-    "run with a lower `lr` or a `clip`.",
+    hint="Read the records in anomalies.jsonl. Then continue from the unchanged weights "
+    "(`lmmkit train ... --resume`), or begin a new run with a lower `lr` or a `clip`.",
 )
 ONLY_WITH_RESUME = Code(
     "train/only-with-resume", cause="`--accept-data-change` is given for a new run.",
-    expected="a run to resume", hint="Add `--resume`, or remove the option.",
+    expected="a run to resume", hint="Write `lmmkit train ... --resume --accept-data-change`, or remove the option.",
 )
 OUT_OF_MEMORY = Code(
     "train/out-of-memory", cause="A training step needs more memory than there is.",
     expected="a step that fits into the memory",
-    hint="Set one of {keys}; keys of `speed` can change with `--resume`, from the last checkpoint. "
+    hint="Set one of {keys}; keys of `speed` can change with `lmmkit train ... --resume`, from the last checkpoint. "
     "`lmmkit check` estimates the memory of a recipe.",
 )
 

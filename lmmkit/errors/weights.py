@@ -30,7 +30,12 @@ TRAINED_ENCODER = Code(
     "export/trained-encoder",
     cause="The stage also trained the vision encoder, which a `peft` adapter cannot contain.",
     expected="an encoder with the weights of the base model",
-    hint="Export the whole model: `--format llava-hf`.",
+    hint="Export the whole model: `lmmkit model export RUN DST --format llava-hf`.",
+)
+EXPORT_CANNOT_WRITE = Code(
+    "export/cannot-write", cause="The folder of an export cannot be created or written.",
+    expected="a folder that can be written to, with free space for the model",
+    hint="Free disk space, change the permissions, or name another folder. Nothing of the export is left.",
 )
 EXPORT_EXISTS = Code(
     "export/exists", cause="The path to write is a file, a link, or a folder that contains files.",
@@ -38,7 +43,7 @@ EXPORT_EXISTS = Code(
 )
 UNSUPPORTED_PART = Code(
     "export/unsupported-part", cause="The model has a part that the export format does not support.",
-    expected="a model with {supported}", hint="Export the model with `--format lmmkit`.",
+    expected="a model with {supported}", hint="Export the model with `lmmkit model export RUN DST --format lmmkit`.",
 )
 NO_LORA = Code(
     "export/no-lora", cause="A `peft` export needs LoRA weights, and the stage trained without LoRA.",
@@ -56,7 +61,8 @@ NOT_LMMKIT = Code(
 CANNOT_WRITE = Code(
     "model/cannot-write", cause="The model folder cannot be written.",
     expected="a folder that can be written to",
-    hint="Free disk space or change the folder's permissions, then continue with `--resume`.",
+    hint="Free disk space or change the folder's permissions. Then run the command again; a run continues with "
+    "`lmmkit train ... --resume`.",
 )
 MODEL_CONFIG = Code(
     "model/config", cause="A value in the `config.json` of a model folder is missing or wrong.",
@@ -91,7 +97,8 @@ WEIGHTS_ADAPTER = Code(
     "weights/adapter",
     cause="A LoRA adapter is incomplete, does not fit its base model, or comes without a base model.",
     expected="LoRA weights {that_fit}",
-    hint="Name the base model of the adapter (`--base FOLDER`), or download the folder again.",
+    hint="Name the base model of the adapter (`lmmkit model import SRC DST --base FOLDER`), or download "
+    "the folder again.",
 )
 ARCHITECTURE = Code(
     "weights/architecture", cause="lmmkit does not support the architecture in the folder's config.",
@@ -149,6 +156,12 @@ SHARD = Code(
 TENSOR_TWICE = Code(
     "weights/tensor-twice", cause="Two weights files of one folder contain a tensor of the same name.",
     expected="each tensor once", hint="Remove the file that does not belong to the model.",
+)
+TWO_SETS = Code(
+    "weights/two-sets",
+    cause="A folder contains both one file with all weights and shards, and they may be two versions of them.",
+    expected="one set of weights: model.safetensors, or shards with their index",
+    hint="Remove the set that does not belong to the model. transformers would read model.safetensors.",
 )
 WEIGHTS_DAMAGED = Code(
     "weights/damaged", cause="A weights file of a public model folder is damaged, or is another kind of file.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,10 +32,8 @@ class OneProcess:
 
 @dataclass(frozen=True, kw_only=True)
 class Keep:
-    """Holds where the answers of a task are kept. `model`: names the weights, as `model_facts` does. `progress`
-    is called with the number of answers so far, and of all that were missing at the start."""
+    """Holds where the answers of a task are kept. `model`: names the weights, as `model_facts` does."""
 
     folder: Path
     model: Mapping[str, Any]
     ranks: Sharing = field(default_factory=OneProcess)
-    progress: Callable[[int, int], None] = lambda done, total: None

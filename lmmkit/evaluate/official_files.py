@@ -27,6 +27,7 @@ from lmmkit.errors.benchmarks import (
 )
 from lmmkit.runs.files import unwritable
 
+HUMANS = 10  # answers to each question of VQAv2, TextVQA and VizWiz
 MOST_NAMED = 8  # problems of one kind in one file, or names in one problem, before only their number is given
 # how the formats of images begin, which tables contain
 _IMAGE_STARTS = {
@@ -37,6 +38,7 @@ _IMAGE_STARTS = {
     b"BM": ".bmp",
 }
 _POINTERS = (b"version https://git-lfs.github.com/spec/", b"/annex/objects/")
+_BROKEN = object()  # the value of a text that is no JSON
 _LISTED = 32  # images of one folder from which on its listing is read instead of asking for each
 
 Spec = Mapping[str, type | tuple[type, ...]]
@@ -106,7 +108,8 @@ class OfficialFiles:
     def json(self, path: Path | None) -> Any:
         """Returns the value of a JSON file."""
         text = self.text(path)
-        return self._value(path, "", text) if path is not None and text else None
+        value = self._value(path, "", text) if path is not None and text else None
+        return None if value is _BROKEN else value
 
     def json_lines(self, path: Path | None) -> list[Any]:
         """Returns the values of a file with one JSON value on each line."""
@@ -115,7 +118,7 @@ class OfficialFiles:
         for number, line in enumerate(self.text(path).split("\n"), 1):
             if path is not None and line.strip():
                 found.append(self._value(path, f"line {number}", line))
-        return found
+        return [value for value in found if value is not _BROKEN]
 
     def records(
         self, path: Path | None, values: Any, spec: Spec, *, at: str = "", key: str | None = None
@@ -162,6 +165,20 @@ class OfficialFiles:
                 self.note(OFFICIAL_RECORD, path, place, got=got, expected=f"`{name}`: {names}")
                 return False
         return True
+
+    def human_answers(self, path: Path, place: str, answers: Sequence[Any]) -> list[str]:
+        """Returns the ten answers as texts, from records with a key `answer` or from texts."""
+        texts = [answer.get("answer") if isinstance(answer, dict) else answer for answer in answers]
+        if len(texts) != HUMANS or not all(isinstance(text, str) for text in texts):
+            sound = sum(isinstance(text, str) for text in texts)
+            self.note(
+                OFFICIAL_RECORD,
+                path,
+                place,
+                got=f"{sound} answers",
+                expected=f"{HUMANS} answers that are texts",
+            )
+        return texts
 
     def unique(self, path: Path, key: str, ids: Iterable[Hashable]) -> None:
         """Notes each id that occurs twice."""
@@ -227,7 +244,7 @@ class OfficialFiles:
         except json.JSONDecodeError as error:
             at = place or f"line {error.lineno}, column {error.colno}"
             self.note(OFFICIAL_JSON, path, at, got=f"{error.msg}: {text[:40]!a}", expected="JSON")
-            return None
+            return _BROKEN
         for got, expected in faults:
             code = OFFICIAL_DUPLICATE if expected == "each key once" else OFFICIAL_JSON
             self.note(code, path, place, got=got, expected=expected)

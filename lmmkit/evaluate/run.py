@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -25,11 +24,11 @@ from lmmkit.evaluate.task import EvalTask, Figure
 from lmmkit.inference.chat_model import ChatModel
 from lmmkit.inference.load import find_model_folder, load
 from lmmkit.plan.prepare import open_sources
+from lmmkit.progress import counted, working
 from lmmkit.recipe import Recipe
 from lmmkit.runs.files import read_json, write_json_atomic
 from lmmkit.runs.run_folder import RunFolder
 
-Progress = Callable[[str, int, int], None]
 ONE = OneProcess()
 ROUND = 8  # records that a rank reads between two exchanges with the others
 
@@ -53,8 +52,8 @@ def evaluate(
     run: RunFolder, recipe: Recipe, *, only: Sequence[str] = (), controls: Sequence[str] | None = None,
     stage: str | None = None, trust_files: bool = False, dtype: torch.dtype = torch.float32,
     notify: Callable[[str], None] = lambda text: None,
-    benchmarks: Mapping[str, EvalTask] = MappingProxyType({}), out: Path | None = None,
-    ranks: Sharing = ONE, progress: Progress = lambda name, done, total: None,
+    benchmarks: Mapping[str, EvalTask] = MappingProxyType({}), out: Path | None = None, ranks: Sharing = ONE,
+    show: Callable[[dict[str, TaskResult]], None] = lambda results: None,
 ) -> dict[str, TaskResult]:  # fmt: skip
     """Runs the recipe's tasks on the run's models and merges them into its `results.json`.
 
@@ -70,7 +69,7 @@ def evaluate(
         benchmarks: tasks that the recipe does not have, by name. Given these, `only` may be empty.
         out: the folder of the answers and of `results.json`, instead of the run.
         ranks: the processes that share the questions. The first one writes.
-        progress: called with the task, the number of answers so far, and that of all that were missing.
+        show: called with the results before they are written, so that a full disk loses nothing.
 
     Returns:
         the results of the tasks that were run, by name.
@@ -88,7 +87,9 @@ def evaluate(
         notify(
             f"majority baseline: reading {sum(len(sources[name]) for name in training):,} training records"
         )
-    baseline = baseline_of(sample for name in training for sample in sources[name])
+    baseline = baseline_of(
+        sample for name in training for sample in counted(f"{name}: training answers", sources[name])
+    )
     chat_models: dict[Path, ChatModel] = {}
     models: dict[Path, dict[str, Any]] = {}
     results = {}
@@ -106,10 +107,12 @@ def evaluate(
             notify(f"{name}: {len(samples)} samples of {source}")
         keep = Keep(
             folder=out / name if out is not None else run.answers(folder.name, name), model=models[folder],
-            ranks=ranks, progress=partial(progress, name),
+            ranks=ranks,
         )  # fmt: skip
-        figures = task.run(chat_models[folder], samples, controls=controls, baseline=baseline, keep=keep)
+        with working(f"task {name}"):
+            figures = task.run(chat_models[folder], samples, controls=controls, baseline=baseline, keep=keep)
         results[name] = TaskResult(task, figures, time.perf_counter() - began, task.facts(keep))
+    show(results)
     if ranks.rank == 0 and (stage is None or out is not None):
         add_results(results, run.results if out is None else out / "results.json")
     return results
@@ -124,7 +127,8 @@ def add_results(results: Mapping[str, TaskResult], path: Path) -> None:
 def evaluate_model(
     path: Path, benchmarks: Mapping[str, EvalTask], *, out: Path, controls: Sequence[str] = (),
     dtype: torch.dtype = torch.float32, trust_files: bool = False, ranks: Sharing = ONE,
-    notify: Callable[[str], None] = lambda text: None, progress: Progress = lambda name, done, total: None,
+    notify: Callable[[str], None] = lambda text: None,
+    show: Callable[[dict[str, TaskResult]], None] = lambda results: None,
 ) -> dict[str, TaskResult]:  # fmt: skip
     """Runs benchmarks on a model folder that is not part of a run; adds to OUT/results.json.
 
@@ -133,10 +137,13 @@ def evaluate_model(
     chat_model, model = load(path, dtype=dtype, trust_files=trust_files), model_facts(path)
     results = {}
     for name, task in benchmarks.items():
+        notify(f"{name}: answers go to {out / name}")
         began = time.perf_counter()
-        keep = Keep(folder=out / name, model=model, ranks=ranks, progress=partial(progress, name))
-        figures = task.run(chat_model, (), controls=controls, keep=keep)
+        keep = Keep(folder=out / name, model=model, ranks=ranks)
+        with working(f"task {name}"):
+            figures = task.run(chat_model, (), controls=controls, keep=keep)
         results[name] = TaskResult(task, figures, time.perf_counter() - began, task.facts(keep))
+    show(results)
     if ranks.rank == 0:
         add_results(results, out / "results.json")
     return results
@@ -178,14 +185,19 @@ def readable(
     rank, world = share
     kept: list[int] = []
     bad: dict[int, Problem] = {}
-    for start in range(0, len(records), ROUND * world):
-        if n != "all" and len(kept) >= int(n):
-            break
-        poll()
-        numbers = range(start, min(start + ROUND * world, len(records)))
-        found = [[i, asdict(p[0])] for i in numbers[rank::world] if (p := _unreadable(records, i, reader))]
-        bad |= {i: Problem(**problem) for of_rank in gather(found) for i, problem in of_rank}
-        kept += [i for i in numbers if i not in bad]
+    total = len(records) if n == "all" else min(int(n), len(records))
+    with working("reading images", total) as move:
+        for start in range(0, len(records), ROUND * world):
+            if n != "all" and len(kept) >= int(n):
+                break
+            poll()
+            numbers = range(start, min(start + ROUND * world, len(records)))
+            found = [
+                [i, asdict(p[0])] for i in numbers[rank::world] if (p := _unreadable(records, i, reader))
+            ]
+            bad |= {i: Problem(**problem) for of_rank in gather(found) for i, problem in of_rank}
+            kept += [i for i in numbers if i not in bad]
+            move(len(kept))
     if n != "all" and len(kept) >= int(n):
         kept = kept[: int(n)]
         bad = {i: problem for i, problem in bad.items() if i < kept[-1]}

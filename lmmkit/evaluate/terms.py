@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -10,6 +11,7 @@ import torch
 from lmmkit.api.sample import Sample
 from lmmkit.data.packing import SizedSample, read_images
 from lmmkit.data.pipeline import cut
+from lmmkit.data.views import dropped_text
 from lmmkit.errors import Problem
 from lmmkit.evaluate.keep import Keep
 from lmmkit.evaluate.questions.questions_task import data_problems
@@ -18,6 +20,7 @@ from lmmkit.inference.chat_model import ChatModel
 from lmmkit.majority import Majority
 from lmmkit.objective import sum_by_name
 from lmmkit.plan.stage_plan import StagePlan
+from lmmkit.progress import counted
 from lmmkit.recipe import Recipe
 
 Sums = list[dict[str, float]]
@@ -36,17 +39,24 @@ class Terms(EvalTask):
         controls: Iterable[str] = (), baseline: Majority | None = None, keep: Keep | None = None,
     ) -> dict[str, Figure]:  # fmt: skip
         """Returns the averages. The terms know their chance level; there are no controls."""
-        parts = cut(laid_out(chat_model, samples), chat_model.prepared.recipe.speed.tokens)
-        return averages(chat_model, term_sums(chat_model, parts))
+        dropped: Counter[str] = Counter()
+        shown = counted("measuring terms", samples)
+        parts = cut(laid_out(chat_model, shown, dropped), chat_model.prepared.recipe.speed.tokens)
+        figures = averages(chat_model, term_sums(chat_model, parts))
+        if dropped:
+            print(f"note: evaluate.tasks.{self.name}: {dropped_text(dropped)}", file=sys.stderr)
+        return figures
 
     def figures(self, plan: StagePlan) -> dict[str, Better]:
         """Returns the terms. A metric of a term does not state which values are better."""
         return dict.fromkeys(plan.weights, "lower")
 
 
-def laid_out(chat_model: ChatModel, samples: Iterable[Sample]) -> Iterator[SizedSample]:
-    """Returns the samples, laid out for their first epoch, without those that the length policy drops."""
-    dropped: Counter[str] = Counter()
+def laid_out(
+    chat_model: ChatModel, samples: Iterable[Sample], dropped: Counter[str]
+) -> Iterator[SizedSample]:
+    """Returns the samples, laid out for their first epoch. Counts in `dropped` what the length policy cuts or
+    leaves out."""
     return (chat_model.packer.sized(m) for s in samples if (m := chat_model.views.fitting(s, 0, dropped)))
 
 

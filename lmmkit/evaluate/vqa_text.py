@@ -8,11 +8,10 @@ Agrawal et al. (https://github.com/GT-Vision-Lab/VQA, BSD-2-Clause).
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
 
-HUMANS = 10  # answers to each question
+ASK_SHORT = "Answer the question using a single word or phrase."
 _NUMBERS = {
     "zero": "0", "none": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6",
     "seven": "7", "eight": "8", "nine": "9", "ten": "10",
@@ -81,17 +80,9 @@ def vqa_eval_accuracy(answer: str, humans: Sequence[str]) -> float:
     return soft_accuracy(answer, humans)
 
 
-def best_constant(questions: Sequence[Sequence[str]]) -> float | None:
-    """Returns the mean soft accuracy of the one answer that is best for all questions; None without questions.
-
-    Args:
-        questions: the normalised human answers to each.
-    """
-    total: dict[str, float] = defaultdict(float)
-    for humans in questions:
-        for answer in set(humans):
-            total[answer] += soft_accuracy(answer, humans)
-    return max(total.values()) / len(questions) if questions else None
+def soft_scores(humans: Sequence[str]) -> dict[str, float]:
+    """Returns the soft accuracy of each answer that a human gave; any other answer has 0."""
+    return {answer: soft_accuracy(answer, humans) for answer in dict.fromkeys(humans)}
 
 
 def _trimmed(answer: str) -> str:

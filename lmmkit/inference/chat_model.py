@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from os import PathLike
@@ -28,6 +28,8 @@ from lmmkit.inference.text_stream import TextStream
 from lmmkit.inference.token_model import TokenModel
 from lmmkit.objective import Objective
 from lmmkit.plan.prepare import Prepared
+from lmmkit.progress import working
+from lmmkit.weights.end_ids import image_id
 
 PROMPT_ROWS = 8192  # in one generation batch
 ImageInput = str | PathLike[str] | Pil.Image  # the path of a file, or an image in memory
@@ -137,11 +139,23 @@ class ChatModel:
             self.packer.sized([LaidOut(v, self._fitting(v, max_new_tokens)) for v in group])
             for group in groups
         ]
-        return [
-            text
-            for part in cut(samples, PROMPT_ROWS)
-            for text in self._generate_texts(part, max_new_tokens, ends, choose, on_text)
-        ]
+        texts: list[str] = []
+        with working("answering", _views(samples)) as move:
+            for part in cut(samples, PROMPT_ROWS):
+                done = [len(texts) + _views(part) * i / max_new_tokens for i in range(max_new_tokens)]
+                before = self._before_each(choose, iter(done), move)
+                texts += self._generate_texts(part, max_new_tokens, ends, before, on_text)
+        return texts
+
+    def _before_each(self, choose: Chooser, done: Iterator[float], move: Callable[[float], None]) -> Chooser:
+        """Returns the chooser, which polls and reports the next of `done` before each token."""
+
+        def chosen(logits_QV: Tensor) -> Tensor:
+            self.poll()
+            move(next(done))
+            return choose(logits_QV)
+
+        return chosen
 
     def _generate_texts(
         self, samples: Sequence[SizedSample], max_new_tokens: int, ends: tuple[int, ...], choose: Chooser,
@@ -156,13 +170,9 @@ class ChatModel:
             if on_text is not None and int(id_Q[0]) not in ends:
                 stream.add(int(id_Q[0]))
 
-        def chosen(logits_QV: Tensor) -> Tensor:
-            self.poll()
-            return choose(logits_QV)
-
         ids = generate(
             self.objective.lmm, batch, [int(path[-1]) for path in paths], tokens=tokens, max_new_tokens=max_new_tokens,
-            eos=ends, choose=chosen, on_token=on_token,
+            eos=ends, choose=choose, on_token=on_token,
         )  # fmt: skip
         stream.close()
         return [tokenizer.decode(answer).strip() for answer in ids]
@@ -212,6 +222,10 @@ def _require_room(where: str, rows: int, context: int, max_new_tokens: int) -> N
         raise UserError(TOO_LONG.at(where, got=got, room=room, max_new_tokens=max_new_tokens))
 
 
+def _views(samples: Sequence[SizedSample]) -> int:
+    return sum(len(sample.members) for sample in samples)
+
+
 def _image_file(image: ImageInput, path: Path) -> Image:
     """Returns the image as a file: a Pillow image is written to `path`."""
     if isinstance(image, Pil.Image):
@@ -221,12 +235,11 @@ def _image_file(image: ImageInput, path: Path) -> Image:
 
 
 def _tokens(prepared: Prepared, objective: Objective, image_token: int | None) -> TokenModel:
-    """Returns the token model. If the tokenizer has no `<image>`, the image token is the next free id."""
+    """Returns the token model. `image_token`: the id that the model's folder names for a row of an image."""
     tokenizer, eos, pad = prepared.tokenizer, prepared.end_ids.eos, prepared.end_ids.pad
     if tokenizer.size:
         eos = stop_ids(prepared.recipe.model.chat.template, tokenizer, eos)
-        image_token = tokenizer.control("<image>") if image_token is None else image_token
-        image_token = tokenizer.size if image_token is None else image_token
+        image_token = image_id(tokenizer, image_token, prepared.end_ids)
     return TokenModel(
         lmm=objective.lmm, image_token=image_token if prepared.image_rows else None,
         image_rows=prepared.image_rows, eos=eos, pad=pad if pad is not None else next(iter(eos), 0),

@@ -16,13 +16,13 @@ LEAST_ROWS = 256  # a chunk of fewer makes slow matrix products
 def linear_cross_entropy(hidden_SD: Tensor, weight_VD: Tensor, target_S: Tensor) -> Tensor:
     """Returns -log softmax(hidden @ weight.T)[target], [S] in float32 or wider.
 
-    A frozen weight may have lower precision than `hidden_SD`. The logits are computed in chunks of
-    `LOGIT_BYTES`. A single chunk is saved, and changed in place into its gradient; several chunks are
-    computed again in the backward pass.
+    The weight may have another precision than `hidden_SD`, in which the products are computed. The logits
+    are computed in chunks of `LOGIT_BYTES`. A single chunk is saved, and changed in place into its gradient;
+    several chunks are computed again in the backward pass, and the gradient of the weight is summed over them
+    in float32 or wider.
     """
     if torch.is_autocast_enabled(hidden_SD.device.type):
-        dtype = torch.get_autocast_dtype(hidden_SD.device.type)
-        hidden_SD, weight_VD = hidden_SD.to(dtype), weight_VD.to(dtype)
+        hidden_SD = hidden_SD.to(torch.get_autocast_dtype(hidden_SD.device.type))
     return _LinearCrossEntropy.apply(hidden_SD, weight_VD, target_S)
 
 
@@ -30,9 +30,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden_SD: Tensor, weight_VD: Tensor, target_S: Tensor):
         kept, lses, losses = None, [], []
-        chunks = list(_chunks(hidden_SD, weight_VD))
+        chunks, cast_VD = list(_chunks(hidden_SD, weight_VD)), weight_VD.to(hidden_SD.dtype)
         for rows in chunks:
-            logits_CV = _logits(hidden_SD[rows], weight_VD)
+            logits_CV = _logits(hidden_SD[rows], cast_VD)
             lses.append(logits_CV.logsumexp(-1))
             losses.append(lses[-1] - logits_CV.gather(1, target_S[rows, None]).squeeze(1))
             kept = logits_CV
@@ -47,22 +47,28 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden_SD, weight_VD, target_S, lse_S = ctx.saved_tensors
         kept, ctx.logits_SV = ctx.logits_SV, None  # a second backward pass computes them again
         d_hidden_SD = torch.empty_like(hidden_SD) if ctx.needs_input_grad[0] else None
-        d_weight_VD = None
+        d_weight_VD, cast_VD = None, weight_VD.to(hidden_SD.dtype)
         for rows in _chunks(hidden_SD, weight_VD):
-            logits_CV = _logits(hidden_SD[rows], weight_VD) if kept is None else kept
+            logits_CV = _logits(hidden_SD[rows], cast_VD) if kept is None else kept
             p_CV = logits_CV.sub_(lse_S[rows, None]).exp_()
             p_CV[torch.arange(len(p_CV), device=p_CV.device), target_S[rows]] -= 1
             d_CV = p_CV.mul_(d_S[rows, None]).to(hidden_SD.dtype)
             if d_hidden_SD is not None:
-                torch.mm(d_CV, weight_VD.to(d_CV.dtype), out=d_hidden_SD[rows])
+                torch.mm(d_CV, cast_VD, out=d_hidden_SD[rows])
             if ctx.needs_input_grad[1]:
-                if d_weight_VD is None:
-                    d_weight_VD = d_CV.T @ hidden_SD[rows]
-                else:
-                    d_weight_VD.addmm_(d_CV.T, hidden_SD[rows])
-        if d_weight_VD is None and ctx.needs_input_grad[1]:
-            d_weight_VD = torch.zeros_like(weight_VD)
+                d_weight_VD = _plus_product(d_weight_VD, d_CV.T, hidden_SD[rows])
+        if ctx.needs_input_grad[1]:
+            d_weight_VD = (
+                torch.zeros_like(weight_VD) if d_weight_VD is None else d_weight_VD.to(weight_VD.dtype)
+            )
         return d_hidden_SD, d_weight_VD, None
+
+
+def _plus_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+    """Returns total + a @ b in float32 or wider; `total` is overwritten, and None is zero."""
+    if total is None:
+        return (a @ b).to(_wide(a))
+    return total.addmm_(a, b) if total.dtype == a.dtype else total.add_(a @ b)
 
 
 def chunk_rows(vocab: int) -> int:
@@ -80,4 +86,4 @@ def _wide(x: Tensor) -> torch.dtype:
 
 
 def _logits(hidden_CD: Tensor, weight_VD: Tensor) -> Tensor:
-    return F.linear(hidden_CD, weight_VD.to(hidden_CD.dtype)).to(_wide(hidden_CD))
+    return F.linear(hidden_CD, weight_VD).to(_wide(hidden_CD))

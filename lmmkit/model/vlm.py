@@ -63,7 +63,9 @@ class LMM(nn.Module):
     def decode(self, x_TD: Tensor, pos_T: Tensor, attention_fns: Sequence[AttentionFn]) -> ModelOutput:
         """Runs the decoder on row vectors, with one attention function per layer."""
         row_W = torch.arange(len(x_TD), device=x_TD.device)[attention_fns[-1].rows]
-        return ModelOutput(row_W, *self.decoder(x_TD, pos_T.to(x_TD.device), attention_fns))
+        return ModelOutput(
+            row_W, *self.decoder(x_TD, pos_T.to(x_TD.device, non_blocking=True), attention_fns)
+        )
 
     def encode(self, pixels_ICXY: Tensor) -> Tensor | None:
         """Returns [I, N, D] in vision width; None without images."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections import Counter
 from collections.abc import Iterable
 from itertools import islice
 
 from lmmkit.api.components import Component
 from lmmkit.api.layout import Layout, Span
 from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Need, Select
-from lmmkit.data.packing import LaidOut, read_images
+from lmmkit.data.image_markers import marked
+from lmmkit.data.packing import read_images
+from lmmkit.data.views import dropped_text
 from lmmkit.plan.instances import setting_types
 from lmmkit.plan.prepare import Prepared
 from lmmkit.plan.stage_plan import StagePlan
@@ -75,19 +78,25 @@ def select_text(select: Select) -> str:
 
 
 def trace_samples(prepared: Prepared, stage: str, count: int) -> Iterable[str]:
-    """Yields the lines of a dry run on the stage's first samples: the spans of each view in training."""
+    """Yields the lines of a dry run on the stage's first samples: the spans of each view as in training, cut to
+    the context, and how many views are left out."""
     pipeline = prepared.pipeline(stage)
     for k in islice(range(pipeline.total), count):
         source, epoch, row = pipeline.order.at(k)
         sample = pipeline.sources[source][row]
         yield f"sample {sample.key}  epoch {epoch}"
-        members = [LaidOut(view, pipeline.views.lay_out(view)) for view in pipeline.views.of(sample, epoch)]
+        dropped: Counter[str] = Counter()
+        members = pipeline.views.fitting(sample, epoch, dropped)
+        if dropped:
+            yield f"  {dropped_text(dropped)}"
+        if not members:
+            continue
         for view, layout in members:
             labels = "".join(f"  {key}={value}" for key, value in view.labels.items())
             yield f"  view {view.name}{labels}  {sum(s.n for s in layout)} rows"
             yield f"    {layout_text(layout)}"
             for turn in view.sample.turns:
-                yield f"    {turn.role}: {'<image> ' * turn.images}{turn.text}"
+                yield f"    {turn.role}: {marked(turn)}".replace("\n", "\\n")
         sized = [pipeline.packer.sized(members)]
         batch, _ = pipeline.packer.pack(sized, read_images(sized, pipeline.reader))
         apart = sum(s.n for m in members for s in m.layout)

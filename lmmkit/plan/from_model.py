@@ -13,7 +13,7 @@ from lmmkit.data.chat_templates import default_template
 from lmmkit.data.text_tokenizers.choose import open_tokenizer
 from lmmkit.errors import UserError
 from lmmkit.errors.plan import NO_TEXT, NO_VISION
-from lmmkit.errors.weights import MODEL_CONFIG
+from lmmkit.errors.weights import MODEL_CONFIG, WEIGHTS_ADAPTER
 from lmmkit.recipe import (
     Chat,
     ConnectorConfig,
@@ -51,7 +51,7 @@ def recipe_of(
     decoder = str(base.resolve()) if base else at
     if source.text is None:
         raise no_text(folder, source.kind)
-    encoder = _encoder_in(vision) if vision else _encoder_of(source)
+    encoder = _encoder_in(vision, source.layer) if vision else _encoder_of(source)
     if source.connector and encoder is None:
         raise UserError(NO_VISION.at(str(folder), got="a connector without the encoder that it reads"))
     image_fit: ImageFit = "pad" if source.pads or encoder is None else encoder[1]
@@ -65,20 +65,49 @@ def recipe_of(
     return around(model, IMPORTED_STAGE), source
 
 
+def recipe_of_base(folder: Path, template: str | None = None) -> Recipe:
+    """Returns the recipe for a model that takes all parts from one folder, public or lmmkit's.
+
+    Raises `UserError` in the cases of `recipe_of`, and for a model that needs learned tokens.
+    """
+    if not model_folder.is_ours(folder):
+        return recipe_of(folder, template)[0]
+    config, at = model_folder.config_of(folder), str(folder.resolve())
+    if model_folder.is_encoder(config):
+        raise no_text(folder, "lmmkit")
+    if plugins := config.get("inference_plugins"):
+        got, that_fit = (
+            f"a base with learned tokens from {', '.join(plugins)}",
+            "of a base without learned tokens",
+        )
+        raise UserError(WEIGHTS_ADAPTER.at(str(folder), got=got, that_fit=that_fit))
+    model = model_from_mapping(config["model"])
+    chat = model.chat if template is None else replace(model.chat, template=cast(Any, template))
+    parts = replace(
+        model, tokenizer=Tokenizer(from_=at), chat=chat, vision=model.vision and VisionFrom(from_=at),
+        connector=model.connector and replace(model.connector, from_=at),
+        text=TextFrom(from_=at, context=model.text.context),
+    )  # fmt: skip
+    return around(parts, IMPORTED_STAGE)
+
+
 def no_text(folder: Path, kind: str) -> UserError:
     """Returns the error for a folder that has no decoder."""
     return UserError(NO_TEXT.at(str(folder), got=f"{kind}: an encoder alone"))
 
 
-def _encoder_in(folder: Path) -> tuple[VisionFrom, ImageFit] | None:
-    """Returns a recipe section for the encoder in a folder, and its `image_fit`; None without an encoder."""
+def _encoder_in(folder: Path, layer: int | None) -> tuple[VisionFrom, ImageFit] | None:
+    """Returns a recipe section for the encoder in a folder, and its `image_fit`; None without an encoder.
+
+    `layer`: the vision state to read, if it is not the folder's.
+    """
     if not model_folder.is_ours(folder):
-        return _encoder_of(open_pretrained(folder))
+        return _encoder_of(open_pretrained(folder, feature_layer=layer))
     config = model_folder.config_of(folder)
     if "vision" not in config["model"]:
         return None
     chat = config if model_folder.is_encoder(config) else config["model"]["chat"]
-    return VisionFrom(from_=str(folder.resolve())), chat["image_fit"]
+    return VisionFrom(from_=str(folder.resolve()), feature_layer=layer), chat["image_fit"]
 
 
 def _encoder_of(source: PretrainedFolder) -> tuple[VisionFrom, ImageFit] | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 from lmmkit.api.model_info import Dims
-from lmmkit.data.chat_templates import require_fitting
+from lmmkit.data.chat_templates import require_fitting, vocabulary_in_use
 from lmmkit.data.images import FixedRows, ImageReader
 from lmmkit.data.length_grouping import GroupedSampler
 from lmmkit.data.packing import Packer
@@ -26,7 +26,7 @@ from lmmkit.plan.compile_plan import chat_plan, compile_plan
 from lmmkit.plan.instances import Instances, build_instances
 from lmmkit.plan.pretrained import Pretrained, resolve_pretrained
 from lmmkit.plan.stage_plan import StagePlan
-from lmmkit.recipe import BatchConfig, Recipe
+from lmmkit.recipe import BatchConfig, Recipe, TextScratch
 from lmmkit.weights.end_ids import EndIds, read_end_ids
 
 
@@ -181,13 +181,26 @@ def _prepare(
     resolved = Tried(lambda: resolve_pretrained(recipe, pickled=pickled))
     instances = Tried(lambda: build_instances(recipe, trust_files=trust_files))
     sources = Tried(lambda: open_sources(recipe, data))
-    dims = Tried(lambda: shapes.dims(resolved.value[0], tokenizer.value.size), resolved, tokenizer)
+    # Without the tokenizer, whose size it does not depend on, the plan still shows its own problems.
+    opened = tokenizer.value if tokenizer.error is None else None
+    dims = Tried(lambda: _dims(resolved.value[0], opened), resolved)
     plans = Tried(lambda: plan(instances.value, dims.value), instances, dims)
     raise_together((tokenizer, end_ids, resolved, instances, sources, dims, plans))
     return Prepared(
         recipe=resolved.value[0], pretrained=resolved.value[1], tokenizer=tokenizer.value, instances=instances.value,
         dims=dims.value, plans=plans.value, sources=sources.value, end_ids=end_ids.value,
     )  # fmt: skip
+
+
+def _dims(recipe: Recipe, tokenizer: TextTokenizer | None) -> Dims:
+    """Returns the model's sizes. The embedding of a folder may lack rows for added tokens that nothing uses:
+    public tokenizers often have a padding token without one. If there is no tokenizer, the size of the
+    vocabulary has no meaning."""
+    if tokenizer is None:
+        return shapes.dims(recipe, 1)
+    assert isinstance(recipe.model.text, TextScratch), "`resolve_pretrained` replaces folders by shapes"
+    rows, size = recipe.model.text.vocab or 0, tokenizer.size
+    return shapes.dims(recipe, max(rows, vocabulary_in_use(tokenizer)) if 0 < rows < size else size)
 
 
 class NoTokenizer:

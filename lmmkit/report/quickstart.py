@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from collections.abc import Sequence
+from datetime import date
+from importlib import metadata
 from pathlib import Path
 
 from rich.table import Table
@@ -15,13 +19,38 @@ CONDITIONS = ("accuracy", "accuracy_blank", "accuracy_swapped")  # the image is 
 
 
 def summarise(folder: Path, names: Sequence[str], *, wall_seconds: float) -> dict:
-    """Writes and returns `summary.json`: wall time, and each recipe's figures side by side."""
-    summary = {
+    """Returns the summary: the machine, wall time, and each recipe's figures side by side."""
+    return {
+        "machine": _machine(),
         "wall_seconds": wall_seconds,
         "recipes": {name: _recipe(RunFolder(folder / name)) for name in names},
     }
+
+
+def write_summary(folder: Path, summary: dict) -> None:
+    """Writes the summary to `summary.json`, from which README's figures are made (docs/figures.py)."""
     write_json_atomic(folder / "summary.json", summary)
-    return summary
+
+
+def _machine() -> dict:
+    """Returns what the time and the last digits of the figures depend on."""
+    versions = {name: metadata.version(name) for name in ("lmmkit", "torch")}
+    return {
+        **versions,
+        "processors": os.cpu_count(),
+        "processor": _processor(),
+        "date": date.today().isoformat(),
+    }
+
+
+def _processor() -> str:
+    """Returns the name of the processor, as Linux knows it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown"
 
 
 def _recipe(run: RunFolder) -> dict:
@@ -44,9 +73,14 @@ def tables(folder: Path, summary: dict) -> list[Table]:
     main.add_column("")
     for name in recipes:
         main.add_column(name, justify="right")
-    for label, cell in _LINES.items():
-        main.add_row(label, *(cell(r) for r in recipes.values()))
+    for line in rows(summary):
+        main.add_row(*line)
     return [main, _by_type(folder, list(recipes))]
+
+
+def rows(summary: dict) -> list[tuple[str, ...]]:
+    """Returns the lines of the comparison: a label, then a cell for each recipe."""
+    return [(label, *map(cell, summary["recipes"].values())) for label, cell in _LINES.items()]
 
 
 def _accuracy(key: str):
@@ -81,7 +115,7 @@ def _by_type(folder: Path, names: Sequence[str]) -> Table:
     table.add_column("type", no_wrap=True)
     answers = {name: RunFolder(folder / name).read_results()["answers"] for name in names}
     for name in names:
-        for condition in ("image", "blank", "swapped"):
+        for condition in ("image", "blank", "other"):
             table.add_column(f"{name}\n{condition}", justify="right")
     table.add_column("n", justify="right")
     details = [key.removeprefix("accuracy") for key in answers[names[0]] if key.startswith("accuracy/")]

@@ -166,7 +166,12 @@ class RunFolder:
     def require_plain(self) -> None:
         """Raises `UserError` for links, pipes and devices in the folder: with a run from somebody else,
         they could redirect writes to other places."""
-        for pattern in ("*", "checkpoints/*", "model/*"):
+        for pattern in (
+            "*",
+            "checkpoints/*",
+            "model/*",
+            *("answers" + "/*" * depth for depth in (1, 2, 3, 4)),
+        ):
             raise_all(
                 RUN_LINK.at(str(path), got="a link" if path.is_symlink() else "a pipe or a device")
                 for path in sorted(self.path.glob(pattern))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,19 +51,32 @@ def write_scenes(
     """Writes a data set of `count` training and `heldout` held-out scenes into `directory`.
 
     Equal arguments write equal bytes. `progress` is called with the number of images written and the
-    total. Raises `UserError` if a count is too small or `directory` is not empty.
+    total. Raises `UserError` if a count is too small or `directory` is not empty. If it fails later, nothing is
+    left in `directory`.
     """
     directory = Path(directory)
     raise_all(_problems(directory, count, heldout))
     numbers = {"train": count, "heldout": heldout}
     described = {split: describe_scenes(seed, split, numbers[split]) for split in SPLITS}
     _make_directories(directory)
+    try:
+        return _write(directory, seed, described, progress or (lambda done, total: None))
+    except BaseException:  # the folder was new or empty
+        for path in directory.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        raise
 
+
+def _write(
+    directory: Path,
+    seed: int,
+    described: dict[str, list[DescribedScene]],
+    progress: Callable[[int, int], None],
+) -> SceneReport:
     scenes = [item.scene for split in SPLITS for item in described[split]]
     for done, scene in enumerate(scenes, start=1):
         _save(scene, directory)
-        if progress is not None:
-            progress(done, len(scenes))
+        progress(done, len(scenes))
 
     captions = {split: [_caption_record(item) for item in described[split]] for split in SPLITS}
     records = {

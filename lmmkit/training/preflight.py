@@ -7,7 +7,8 @@ from collections.abc import Iterable
 import torch
 
 from lmmkit import build
-from lmmkit.errors import Tried, raise_all, raise_together
+from lmmkit.errors import Problem, Tried, raise_all, raise_together
+from lmmkit.errors.training import NO_START
 from lmmkit.evaluate.kinds import task_problems
 from lmmkit.optimizers import check_optimizers
 from lmmkit.plan.prepare import Prepared, prepare
@@ -36,7 +37,8 @@ def preflight(
     """
     device = build.device_here()
     prepared = Tried(lambda: prepare(recipe, trust_files=trust_files, data=data))
-    backend = Tried(lambda: build.backend(recipe, device))
+    early = Tried(lambda: build.backend(recipe, device))  # before the sizes of folders are known
+    backend = Tried(lambda: build.backend(prepared.value.recipe, device), prepared, early)
     raise_together((
         Tried(lambda: check_world(recipe, ranks)),
         Tried(lambda: check_main_guard(recipe)),
@@ -46,10 +48,27 @@ def preflight(
         *(Tried(lambda stage=stage: prepared.value.pipeline(stage), prepared) for stage in recipe.stages),
         Tried(lambda: check_optimizers(recipe)),
         Tried(lambda: build.check_compiler(recipe, device)),
+        early,
         backend,
         Tried(lambda: _check_pretrained(prepared.value, device), prepared, backend),
     ))  # fmt: skip
     return prepared.value, device
+
+
+def start_problems(recipe: Recipe) -> list[Problem]:
+    """Returns a problem for each model that a stage starts from and that does not exist.
+
+    A folder `model/STAGE` of an earlier stage is left out: the run may write it before it reads it.
+    """
+    problems, before = [], set[str]()
+    for name, stage in recipe.stages.items():
+        folder = None if stage.start is None else recipe.path(stage.start)
+        of_this_run = folder is not None and folder.parent.name == "model" and folder.name in before
+        if folder is not None and not of_this_run and not (folder / "config.json").is_file():
+            where = recipe.where(f"stages.{name}.start")
+            problems.append(NO_START.at(where, got=f"no model in {folder}", stage=name))
+        before.add(name)
+    return problems
 
 
 def _check_pretrained(prepared: Prepared, device: torch.device) -> None:

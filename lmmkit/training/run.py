@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -47,11 +48,13 @@ class TrainResult:
     """Describes how a run ended: its folder, and the signal that stopped it early, if any.
 
     `begun`: whether training had started when it stopped, so that there is a checkpoint at that step.
+    `dropped`: what its steps left out or cut, by the names in `data/views.py`.
     """
 
     run: RunFolder
     signal: int | None
     begun: bool = True
+    dropped: Mapping[str, int] = field(default_factory=dict)
 
 
 def train(
@@ -118,6 +121,7 @@ def _train(
         position, state = _first(prepared, only), {}
         if saved is not None:
             position, state = state_of(saved, recipe, prepared.steps)
+            context.dropped.update(state.get("dropped", {}))
         if resume and ranks.first:
             resuming.continue_run(run, prepared, changed, position.step)
         objective = build_unsharded(context) if ranks.first else None
@@ -136,10 +140,10 @@ def _train(
             saved = None  # closes its files: pruning then frees their disk space
             position, stopped = run_stage(context, objective, optimizer, position, state, frozen)
             if stopped:
-                return TrainResult(run, context.stop.requested)
+                return TrainResult(run, context.stop.requested, dropped=context.dropped)
             optimizer = None  # frees the memory of its moments
             objective = _end(context, objective, position)
-    return TrainResult(run, None)
+    return TrainResult(run, None, dropped=context.dropped)
 
 
 def _open(context: RunContext, source: str | None, accept_data: bool) -> list[resuming.Change]:

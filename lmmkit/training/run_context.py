@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,8 @@ from lmmkit.training.signals import Interrupted, Stop
 
 @dataclass(frozen=True, kw_only=True)
 class RunContext:
-    """Holds what all stages of a run share on this rank. Only the first rank of a run logs."""
+    """Holds what all stages of a run share on this rank. Only the first rank of a run logs. `dropped` counts what
+    all steps so far left out or cut, on all ranks."""
 
     prepared: Prepared
     run: RunFolder
@@ -28,6 +30,7 @@ class RunContext:
     stop: Stop
     metrics: MetricsLog | NullLogger = field(default_factory=NullLogger)
     board: Board | NullLogger = field(default_factory=NullLogger)
+    dropped: Counter[str] = field(default_factory=Counter)
 
     @contextmanager
     def logging(self, step: int, *, resume: bool) -> Iterator[RunContext]:

@@ -15,6 +15,7 @@ from lmmkit.data.loader import load_steps
 from lmmkit.data.sources.bad_records import BadRecordLog
 from lmmkit.errors import UserError
 from lmmkit.objective import Objective
+from lmmkit.progress import shown_on
 from lmmkit.recipe import Recipe
 from lmmkit.training.checkpoint import state_dict
 from lmmkit.training.checkpoint.manifest import Frozen
@@ -28,10 +29,11 @@ from lmmkit.training.monitoring.empty_terms import EmptyTermCheck
 from lmmkit.training.monitoring.image_logging import stage_images
 from lmmkit.training.monitoring.metrics_log import MetricsLog, NullLogger, StageProgress
 from lmmkit.training.monitoring.out_of_memory import naming_memory_keys
+from lmmkit.training.monitoring.unreached_parts import UnreachedParts
 from lmmkit.training.run_context import RunContext
 from lmmkit.training.signals import Interrupted, ignore_in_worker, until
 from lmmkit.training.stage_data import StageData, saving
-from lmmkit.training.step import BY_SOURCE, StepReport, rate, run_step, set_rate
+from lmmkit.training.step import BY_SOURCE, EMPTY_STEP, StepReport, rate, run_step, set_rate
 from lmmkit.training.triggers import Every, Position, SaveRetry, run_due
 from lmmkit.training.validation import Validator
 
@@ -52,6 +54,7 @@ def run_stage(
         context=context, data=data, objective=objective, optimizer=optimizer, at=position,
         spikes=SpikeDetector.of(state.get("watch")),
         empty_terms=EmptyTermCheck(data.steps, dict(state.get("idle", {}))),
+        parts=UnreachedParts.of(optimizer, data.steps),
         validator=Validator.of(context, data, objective, state.get("validation")),
         bad_records=data.bad_record_log(context.run.bad_records, position),
         saver=Saver(
@@ -62,7 +65,7 @@ def run_stage(
     )  # fmt: skip
     objective.train()
     build.set_layers(objective, recipe.speed)
-    with loop.saver, loop.progress:
+    with loop.saver, loop.progress, shown_on(None):  # `progress` has the terminal
         if recipe.speed.compile:
             loop.progress.notify(f"{stage}: compiling the layers, which makes the first steps slow")
         stopped = loop.run()
@@ -83,6 +86,7 @@ class StageLoop:
     at: Position
     spikes: SpikeDetector
     empty_terms: EmptyTermCheck
+    parts: UnreachedParts
     validator: Validator
     bad_records: BadRecordLog
     saver: Saver
@@ -145,7 +149,10 @@ class StageLoop:
             clock = now
             self.check_anomaly(report)
             self.log_bad_records(report)
+            self.count_dropped(report)
             self.empty_terms.check(report, self.at)
+            for line in self.parts.check(report, self.at):
+                self.progress.notify(line)
             self.progress.update(self.at.stage_step, tokens=report.tokens, loss=report.loss)
             stopping = self.context.stop_requested()  # read once: a stop must be followed by a save
             self.saver.check()
@@ -207,6 +214,14 @@ class StageLoop:
             self.saver.wait()
             raise UserError(anomalies.exhausted(self.where, self.spikes, report, keys))
 
+    def count_dropped(self, report: StepReport) -> None:
+        """Counts what a step left out or cut. Reports the first step that has nothing to learn from."""
+        self.context.dropped.update(report.dropped)
+        if report.empty and self.context.dropped[EMPTY_STEP] == 1:
+            self.progress.notify(
+                f"{self.where}: nothing to learn from, so nothing was updated (`dropped/...`)"
+            )
+
     def log_bad_records(self, report: StepReport) -> None:
         """Lists the bad records of a step. Raises `UserError` if there are too many."""
         if report.dropped.get("bad_records"):
@@ -251,5 +266,6 @@ class StageLoop:
             "watch": self.spikes.state(),
             "idle": self.empty_terms.items,
             "validation": self.validator.state(),
+            "dropped": dict(self.context.dropped),
         }
         self.saver.save(at.step, state_dict.state_tensors(self.objective, self.optimizer), state)

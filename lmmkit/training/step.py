@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from lmmkit.training.distributed.fsdp import gather_full, set_grad_sync
 from lmmkit.training.distributed.process_group import ALONE, Ranks
 
 BY_SOURCE = "loss/"
+EMPTY_STEP = "empty_steps"  # the name under which steps without an update for want of items are counted
 
 
 @dataclass
@@ -24,21 +25,26 @@ class StepReport:
 
     `terms` are averages over counted items, None without items. With several sources it also has the
     next-token loss of each source, "loss/SOURCE". `metrics` and their `chance` are those of the terms,
-    "term/name".
+    "term/name". A step in which no term with a weight has items is empty: `loss` and `grad_norm` are None.
     """
 
-    loss: float
+    loss: float | None
     terms: dict[str, float | None]
-    grad_norm: float
+    grad_norm: float | None
     tokens: int
     metrics: dict[str, float] = field(default_factory=dict)
     chance: dict[str, float] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
 
     @property
+    def empty(self) -> bool:
+        """Returns whether there was nothing to learn from."""
+        return self.loss is None
+
+    @property
     def finite(self) -> bool:
-        """Returns whether loss and gradient norm are finite."""
-        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+        """Returns whether loss and gradient norm are finite, as far as there are any."""
+        return all(math.isfinite(value) for value in (self.loss, self.grad_norm) if value is not None)
 
 
 @dataclass(frozen=True)
@@ -95,9 +101,9 @@ def run_step(
 ) -> StepReport:
     """Averages every term over the full step on all ranks, then updates: 1 = N micro-batches = N ranks.
 
-    If the loss or a gradient is not finite on any rank, no rank updates: weights and optimizer state keep
-    their bits. `empty` is the micro-batch that a rank runs while others have micro-batches left. `each`:
-    gradients are reduced after every micro-batch, not only after the last.
+    If the loss or a gradient is not finite on any rank, or the step is empty, no rank updates: weights and
+    optimizer state keep their bits. `empty` is the micro-batch that a rank runs while others have micro-batches
+    left. `each`: gradients are reduced after every micro-batch, not only after the last.
     """
     facts = agree(ranks, step)
     counts = facts.counts
@@ -121,6 +127,9 @@ def run_step(
     norm = _norm(objective, clip)
     # all ranks need the sums on the host before the update, because it depends on them
     report = _report(ranks, facts, loss, sums, measured, norm)
+    if not any(counts[name] for name, weight in weights.items() if weight):
+        dropped = facts.dropped | {EMPTY_STEP: 1}
+        return replace(report, loss=None, grad_norm=None, dropped=dropped)
     if report.finite:
         optimizer.step()
     return report

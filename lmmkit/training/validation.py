@@ -7,6 +7,7 @@ held-out samples for the losses. Every rank runs all samples of the tasks, becau
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from lmmkit.api.sample import Sample
 from lmmkit.data.packing import SizedSample
 from lmmkit.data.pipeline import cut
+from lmmkit.data.views import dropped_text
 from lmmkit.errors import Problem, did_you_mean
 from lmmkit.errors.training import BEST, OTHER_STAGE, STAGE_NAME
 from lmmkit.evaluate.kinds import tasks_of
@@ -48,6 +50,7 @@ class Validator:
     best: float | None = None
     parts: Sequence[Sequence[SizedSample]] = ()
     samples: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
     tasks: Mapping[str, tuple[EvalTask, Sequence[Sample]]] = field(default_factory=dict)
 
     @classmethod
@@ -81,7 +84,9 @@ class Validator:
 
         samples = first(section.samples, section.data)
         own = samples[ranks.rank :: ranks.world]
-        parts = list(cut(laid_out(self.chat_model, own), prepared.recipe.speed.tokens))
+        dropped: Counter[str] = Counter()
+        parts = list(cut(laid_out(self.chat_model, own, dropped), prepared.recipe.speed.tokens))
+        self.dropped = sum_by_name(ranks.gather(dict(dropped)))
         self.parts = [*parts, *([] for _ in range(ranks.all_reduce_max(len(parts)) - len(parts)))]
         self.samples = len(samples)
         tasks = _tasks(prepared, section)
@@ -108,7 +113,8 @@ class Validator:
         section = self.data.validation
         assert section is not None
         began = time.perf_counter()
-        notify(f"step {at.step}: validating on {self.samples} samples of {section.data}")
+        cost = f": {dropped_text(self.dropped)}" if self.dropped else ""
+        notify(f"step {at.step}: validating on {self.samples} samples of {section.data}{cost}")
         with (
             unsharded(self.chat_model.objective),
             eval_no_grad(self.chat_model.objective, self.chat_model.device),
@@ -128,7 +134,8 @@ class Validator:
         plan, progress = self.context.prepared.plans[at.stage], at.stage_step / self.data.steps
         weights = {name: weight.at(progress) for name, weight in plan.weights.items()}
         loss = sum(weights[name] * figure.value for name, figure in found.items() if name in weights)
-        return {"val/loss": float(loss)} | {f"val/terms/{name}": f.value for name, f in found.items()}
+        terms = {f"val/terms/{name}": figure.value for name, figure in found.items()}
+        return ({"val/loss": float(loss)} if any(map(weights.get, found)) else {}) | terms
 
     def _figures(self) -> dict[str, float]:
         return {

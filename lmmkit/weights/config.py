@@ -46,6 +46,13 @@ class Config:
             raise self.problem(key, value, f"a whole number from 1 to {most}")
         return value
 
+    def integer(self, key: str, default: Any = _MISSING) -> int:
+        """Returns an integer of any sign. Raises `UserError` for other values."""
+        value = self._value(key, default)
+        if type(value) is not int:
+            raise self.problem(key, value, "one whole number")
+        return value
+
     def number(self, key: str, default: Any = _MISSING) -> float:
         """Returns a finite number above 0. Raises `UserError` for other values."""
         value = self._value(key, default)

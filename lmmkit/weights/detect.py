@@ -58,6 +58,14 @@ LLAVA: Spelling = (  # low-rank checkpoints have the prefix of a wrapper
     (r"model\.", "text.model."),
     (r"lm_head\.", "text.lm_head."),
 )
+PEFT: Spelling = (  # as `peft` names the parts of a LLaVA or of a decoder, on transformers 4 and 5
+    (r"base_model\.model\.(?:model\.)?multi_modal_projector\.", "connector."),
+    (r"base_model\.model\.(?:language_model\.)?lm_head\.", "text.lm_head."),
+    (
+        r"base_model\.model\.(?:model\.language_model|language_model\.model|model(?!\.vision))\.",
+        "text.model.",
+    ),
+)
 TIMM_FILE: Spelling = ((r"", "vision."),)
 ENCODER: Spelling = ((r"text_model\.", "spare.text_model."), (r"vision_model\.", "vision."), (r"", "vision."))
 DECODER: Spelling = ((r"", "text."),)
@@ -68,7 +76,8 @@ TWO_TOWERS = r"|^visual_projection\.|^text_projection\.|^logit_(scale|bias)$"
 @dataclass(frozen=True, kw_only=True)
 class PretrainedFolder:
     """Describes a public folder. `image_token`: the id that represents one row of an image. `pads`: whether
-    it pads images, independent of its encoder's image processor."""
+    it pads images, independent of its encoder's image processor. `layer`: the vision state to read, if the
+    folder names one for an encoder elsewhere."""
 
     folder: Path
     kind: str
@@ -80,6 +89,7 @@ class PretrainedFolder:
     dtype: str = "float32"
     pickled: bool = False
     pads: bool = False
+    layer: int | None = None
 
     @contextmanager
     def tensors(self) -> Iterator[dict[str, Stored]]:
@@ -180,6 +190,11 @@ class PretrainedFolder:
         return decoders.SPARE_DECODER if part == "text" else r"$^"
 
 
+def peft_source(folder: Path, *, connector: bool, pickled: bool = False) -> PretrainedFolder:
+    """Describes an adapter in the format of `peft`, which has no config of the model."""
+    return PretrainedFolder(folder=folder, kind="peft", spelling=PEFT, connector=connector, pickled=pickled)
+
+
 def timm_source(encoder: TimmSource, file: Path, *, pickled: bool = False) -> PretrainedFolder:
     """Describes a timm encoder whose weights are in `file`, under timm's names."""
     return PretrainedFolder(folder=file, kind="timm", spelling=TIMM_FILE, vision=encoder, pickled=pickled)
@@ -230,9 +245,7 @@ def _llava_hf(folder: Path, config: Config, feature_layer: int | None) -> Pretra
     text = read_decoder(text_config)
     tied = text.section.tied or config.flag("tie_word_embeddings", False)  # as transformers reads the two
     text = replace(text, section=replace(text.section, tied=tied))
-    layer = config.values.get("vision_feature_layer", -2)
-    if type(layer) is not int:
-        raise config.problem("vision_feature_layer", layer, "one layer's number")
+    layer = config.integer("vision_feature_layer", -2)
     vision = read_encoder(
         _with_defaults(config.section("vision_config")), folder,
         feature_layer=layer if feature_layer is None else feature_layer,
@@ -263,11 +276,21 @@ def _with_defaults(section: Config) -> Config:
 
 
 def _llava(folder: Path, config: Config, feature_layer: int | None) -> PretrainedFolder:
-    config.only(mm_projector_type="mlp2x_gelu", mm_vision_select_feature="patch", mm_use_im_start_end=False)
+    config.only(
+        mm_projector_type="mlp2x_gelu", mm_vision_select_feature="patch", mm_use_im_start_end=False,
+        mm_patch_merge_type="flat", s2=False,
+    )  # fmt: skip
+    layer = config.integer("mm_vision_select_layer", -2)
+    vision, section = None, config.section("vision_config")
+    if section.values:  # in lmmkit's exports
+        vision = read_encoder(
+            section, folder, feature_layer=layer if feature_layer is None else feature_layer
+        )
     text = read_decoder(Config({**config.values, "model_type": "llama"}, config.where))
     aspect = config.one_of("image_aspect_ratio", {"pad": "pad", "square": "square"}, "pad")
     return PretrainedFolder(
-        folder=folder, kind="llava", spelling=LLAVA, text=text, connector=True, pads=aspect == "pad",
+        folder=folder, kind="llava", spelling=LLAVA, text=text, vision=vision, connector=True,
+        pads=aspect == "pad", layer=layer,
         dtype=_dtype(config),
     )  # fmt: skip
 

@@ -1,14 +1,16 @@
-"""Reads which token ids end an answer, and which pads, from the files of a model folder."""
+"""Determines which token ids end an answer, which one pads, and which one represents a row of an image."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from lmmkit.data.text_tokenizers.choose import TextTokenizer
 from lmmkit.runs.files import read_json
 from lmmkit.weights import model_folder
 from lmmkit.weights.config import Config
 
+IMAGE, PAD = "<image>", "<pad>"
 GENERATION = "generation_config.json"
 
 
@@ -18,6 +20,23 @@ class EndIds:
 
     eos: tuple[int, ...] = ()
     pad: int | None = None
+
+
+def image_id(tokenizer: TextTokenizer, named: int | None, ends: EndIds) -> int:
+    """Returns the id that represents a row of an image in `input_ids`.
+
+    It is the id that the model's folder names, unless the tokenizer uses it for something else: for text, as an
+    end or for padding. Otherwise it is the tokenizer's `<image>`, or its next free id.
+    """
+    known, used = (
+        tokenizer.control(IMAGE),
+        (tokenizer.bos, tokenizer.eos, tokenizer.control(PAD), ends.pad, *ends.eos),
+    )
+    if named is not None and named >= tokenizer.size and known is None:
+        return named
+    if named is not None and named not in used and tokenizer.control(tokenizer.spelling(named)) == named:
+        return named
+    return tokenizer.size if known is None else known
 
 
 def read_end_ids(folder: Path) -> EndIds:

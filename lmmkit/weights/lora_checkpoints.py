@@ -26,6 +26,22 @@ def is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER_CONFIG).is_file()
 
 
+def is_alone(folder: Path) -> bool:
+    """Returns whether an adapter comes without the model's config, as `peft` writes it. LLaVA adds one."""
+    return is_adapter(folder) and not (folder / "config.json").is_file()
+
+
+def base_name(folder: Path) -> str:
+    """Returns the name of the base model in the adapter's config; empty if there is none."""
+    config = read_json(folder / ADAPTER_CONFIG, hint="Download the folder again.")
+    return str(config.get("base_model_name_or_path") or "")
+
+
+def unknown_names(stored: Mapping[str, Stored], connector: bool) -> list[str]:
+    """Returns the names of tensors that are neither updates nor, if there is one, of a connector."""
+    return [n for n in stored if ".lora_" not in n and not (connector and n.startswith("connector."))]
+
+
 def merge_checkpoint(module: nn.Module, stored: Mapping[str, Stored], folder: Path) -> None:
     """Adds alpha / r * B A to every matrix that has a pair A, B.
 
@@ -36,8 +52,9 @@ def merge_checkpoint(module: nn.Module, stored: Mapping[str, Stored], folder: Pa
         read_json(folder / ADAPTER_CONFIG, hint="Download the folder again."), str(folder / ADAPTER_CONFIG)
     )
     config.only(
-        bias="none", use_rslora=False, use_dora=False, fan_in_fan_out=False, rank_pattern={}, alpha_pattern={}
-    )
+        peft_type="LORA", bias="none", use_rslora=False, use_dora=False, fan_in_fan_out=False, rank_pattern={},
+        alpha_pattern={}, lora_bias=False, layer_replication=None, trainable_token_indices=None,
+    )  # fmt: skip
     scale = config.number("lora_alpha") / config.count("r")
     own, known = unique_tensors(module), map_names(module, LLAMA)
     found = {name.removeprefix(_PREFIX): s for name, s in stored.items() if ".lora_" in name}

@@ -26,6 +26,7 @@ from lmmkit.api.sample import ImageFit
 from lmmkit.data.text_tokenizers.choose import TextTokenizer
 from lmmkit.errors import MachineError, UserError, raise_all
 from lmmkit.errors.weights import CANNOT_WRITE, MISMATCH, MODEL_CONFIG, MODEL_DAMAGED, MODEL_FORMAT
+from lmmkit.progress import counted
 from lmmkit.runs.files import io_point, read_json, write_aside, write_json_atomic
 
 FOLDER_FORMAT = "lmmkit-model-1"
@@ -170,7 +171,7 @@ def fill(
         wrong = {k: str(shape) for k, shape in shapes.items() if shape != list(own[k].shape)}
         wrong |= dict.fromkeys(missing if strict else (), "no such tensor")
         raise_all(MISMATCH.at(f"{path}: {k}", got=got, shape=list(own[k].shape)) for k, got in wrong.items())
-        for name in (set(own) & names) if copy else ():
+        for name in counted(f"loading {folder.name}", sorted(set(own) & names)) if copy else ():
             own[name].copy_(file.get_tensor(name))
     return missing
 

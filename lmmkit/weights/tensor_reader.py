@@ -20,11 +20,21 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lmmkit.errors import UserError, raise_all
-from lmmkit.errors.weights import INDEX, NO_WEIGHTS_FILE, PATH, PICKLE, SHARD, TENSOR_TWICE, WEIGHTS_DAMAGED
+from lmmkit.errors.weights import (
+    INDEX,
+    NO_WEIGHTS_FILE,
+    PATH,
+    PICKLE,
+    SHARD,
+    TENSOR_TWICE,
+    TWO_SETS,
+    WEIGHTS_DAMAGED,
+)
 from lmmkit.runs.files import read_json
 
 MAX_HEADER = 100 << 20  # bytes; the limit of the safetensors library
 WHOLE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
 LOOSE = "non_lora_trainables.bin"
 PICKLED = (".bin", ".pt", ".pth")
 DTYPES = {
@@ -69,17 +79,22 @@ def opened(folder: Path, *, pickled: bool = False) -> Iterator[dict[str, Stored]
 
 
 def files(folder: Path, *, pickled: bool = False) -> list[Path]:
-    """Returns the weights files of a folder: those in its index, else `model.safetensors`, else all
-    safetensors, else pickled ones."""
+    """Returns the weights files of a folder: those in its index or `model.safetensors`, else those of a
+    pickled index, else all safetensors, else pickled ones. Raises `UserError` for two sets of safetensors."""
     if folder.is_file():
         return _allowed([folder], pickled)
-    for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
-        if (folder / index).is_file():
-            return _allowed(_indexed(folder / index), pickled)
+    whole, index, old_index = (folder / name for name in (WHOLE, INDEX_FILE, "pytorch_model.bin.index.json"))
+    shards = _indexed(index) if index.is_file() else sorted(folder.glob("model-*-of-*.safetensors"))
+    if whole.is_file() and (more := [path.name for path in shards if path != whole]):
+        raise UserError(TWO_SETS.at(str(folder), got=f"{WHOLE} and {len(more)} shards, such as {more[0]}"))
+    if index.is_file():
+        return _allowed(shards, pickled)
     if (folder / LOOSE).is_file():  # the other tensors that a low-rank run of LLaVA trained
         return _allowed([*sorted(folder.glob("adapter_model.*")), folder / LOOSE], pickled)
-    if (folder / WHOLE).is_file():  # other files next to it belong to another library
-        return [folder / WHOLE]
+    if whole.is_file():  # other files next to it belong to another library
+        return [whole]
+    if old_index.is_file():
+        return _allowed(_indexed(old_index), pickled)
     if safe := sorted(folder.glob("*.safetensors")):
         return safe
     return _allowed(sorted(p for p in folder.glob("*") if p.suffix in PICKLED), pickled, folder)

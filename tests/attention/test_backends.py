@@ -6,11 +6,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lmmkit.attention.backends import NoBackend, Sdpa, Xformers, all_backends, choose, log_choice
+from lmmkit.attention.backends import Flash, NoBackend, Sdpa, Xformers, all_backends, choose, log_choice
 from lmmkit.attention.eager import Eager
 from lmmkit.attention.forest import roots
 from lmmkit.attention.interface import Heads
 from lmmkit.attention.schedule import AttentionSpec
+from lmmkit.attention.trial import Conditions
 from tests.support import plain_twins
 from tests.support.attention_cases import (  # fmt: skip
     CASES,
@@ -185,28 +186,32 @@ def test_dense_attention_is_the_twins_without_a_mask():
         assert off(backend.dense(q, k, v), want) < 1e-12
 
 
-def test_auto_on_a_cpu_is_sdpa_and_says_why_not_xformers(caplog):
+FLOAT32 = Conditions(CPU, torch.float32)
+
+
+def test_auto_on_a_cpu_is_sdpa_and_says_why_not_those_before(caplog):
     with caplog.at_level("INFO", logger="lmmkit"):
-        chosen = choose("auto", CPU, torch.float32)
-        log_choice(chosen, CPU, torch.float32)
+        chosen = choose("auto", FLOAT32)
+        log_choice(chosen, FLOAT32)
     assert chosen == Sdpa()
-    assert "attention: sdpa (xformers: no kernels for cpu)" in caplog.text
+    assert "attention: sdpa (xformers: no kernels for cpu; flash: no kernels for cpu)" in caplog.text
 
 
 def test_a_backend_asked_for_by_name_is_taken_or_says_why_not():
-    assert choose("eager", CPU, torch.float32) == Eager()
+    assert choose("eager", FLOAT32) == Eager()
     with pytest.raises(NoBackend, match="xformers`, which cannot run on cpu") as error:
-        choose("xformers", CPU, torch.float32)
-    assert "(xformers: no kernels for cpu; sdpa: can run; eager: can run)" in str(error.value)
+        choose("xformers", FLOAT32)
+    reasons = "(xformers: no kernels for cpu; flash: no kernels for cpu; sdpa: can run; eager: can run)"
+    assert reasons in str(error.value)
 
 
 def test_an_unknown_backend_is_reported_with_the_known_ones():
     with pytest.raises(NoBackend, match=r"`nonsense`, which is no backend .*eager: can run"):
-        choose("nonsense", CPU, torch.float32)
+        choose("nonsense", FLOAT32)
 
 
 def test_reasons_name_device_and_type():
-    assert [b.name for b in all_backends()] == ["xformers", "sdpa", "eager"]
+    assert all_backends() == (Xformers(), Flash(), Sdpa(), Eager())
     assert "meta" in Sdpa().why_not(torch.device("meta"), torch.float32)
     assert "float64" in Sdpa().why_not(CUDA, torch.float64)
     assert "float64" in Xformers().why_not(CUDA, torch.float64)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from lmmkit.attention import xformers_backend
-from lmmkit.attention.backends import Sdpa, Xformers
+from lmmkit.attention.backends import Flash, Sdpa, Xformers
 from lmmkit.attention.eager import Eager
 from tests.support.attention_cases import (  # fmt: skip
     CASES,
@@ -101,6 +101,27 @@ def test_xformers_on_stand_in_kernels_equals_the_twin(name, monkeypatch):
         assert_close(of_backend(Xformers(), case, given, dtype), want, limit)
 
 
+@pytest.mark.skipif(
+    bool(xformers_backend.WHY_NO_XFORMERS), reason=xformers_backend.WHY_NO_XFORMERS or "xformers is here"
+)
+def test_xformers_has_its_cuda_kernels_beside_a_torch_for_another_cuda():
+    """Its library links to the CUDA runtime of its own build, which is loaded before it."""
+    from xformers import _cpp_lib
+
+    assert _cpp_lib._cpp_library_load_exception is None and _cpp_lib._built_with_cuda
+
+
+def test_without_the_cuda_runtime_nothing_fails_until_the_kernels_are_tried(monkeypatch):
+    def missing(name, mode):
+        raise OSError(name)
+
+    monkeypatch.setattr(xformers_backend.ctypes, "CDLL", missing)
+    with pytest.raises(OSError, match=r"nvidia.*libcudart\.so\.12"):
+        xformers_backend._load_cuda_runtime()
+    monkeypatch.setattr(xformers_backend.metadata, "files", lambda name: None)
+    xformers_backend._load_cuda_runtime()
+
+
 gpu = pytest.mark.gpu
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -118,8 +139,10 @@ def test_cuda_float32_equals_the_twin(name, backend, monkeypatch):
 
 @gpu
 @needs_cuda
-@pytest.mark.parametrize("backend", [Xformers(), Sdpa()], ids=lambda b: b.name)
-@pytest.mark.parametrize("name", ["packing", "ragged branches", "random 1", "random 2"])
+@pytest.mark.parametrize("backend", [Xformers(), Flash(), Sdpa()], ids=lambda b: b.name)
+@pytest.mark.parametrize(
+    "name", ["packing", "ragged branches", "multiples of 32 rows", "random 1", "random 2"]
+)
 def test_cuda_bfloat16_errs_no_more_than_eager_in_bfloat16(name, backend):
     case = CASES[name]()
     given = [x.bfloat16().double() for x in inputs(len(case.forest), 2)]

@@ -1,14 +1,16 @@
 """Views of a sample: their names, their rows, and the length policy."""
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 
+from lmmkit.api.components import AuxTask
 from lmmkit.api.layout import row_count
-from lmmkit.api.sample import Image, View
+from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Select
+from lmmkit.api.sample import Image, Turn, View
 from lmmkit.errors import UserError
-from tests.support.paper_objective import CAPTIONS, CHATS, views
+from tests.support.paper_objective import CAPTIONS, CHATS, IMAGE_ORDER, views
 from tests.support.tiny_model import SPEC
 
 CAPTION, CHAT = CAPTIONS[0], CHATS[0]
@@ -58,7 +60,54 @@ def test_a_view_that_is_too_long_is_refused_cut_or_left_out():
     assert [p.code for p in error.value.problems] == ["data/too-long"] and "`main`" in str(error.value)
     members, dropped = kept("truncate", ROWS - 1)
     assert dict(members)["main"] == ROWS - 1 and dropped["truncated"] == 3
-    assert kept("drop", ROWS - 1) == ([], {"too_long": 3})
+    assert kept("drop", ROWS - 1) == ([], {"too_long": 3, "records": 1})
+
+
+def test_a_view_of_a_task_whose_image_is_cut_is_left_out_and_counted():
+    dropped: Counter[str] = Counter()
+    assert views(context=SPEC.tokens).fitting(CAPTION, 0, dropped) == [], "BOS and an image do not fit"
+    assert dropped == {"truncated": 3, "image_cut": 2, "no_target": 1, "records": 1}
+    two = replace(
+        CHAT, images=(Image("/d0.png"), Image("/d1.png")),
+        turns=(Turn("user", "a b", 2, (1, 2)), CHAT.turns[1]),
+    )  # fmt: skip
+    room = row_count(views().lay_out(View(sample=two)))
+    dropped.clear()
+    made = replace(views(context=room - 40), tasks=(IMAGE_ORDER,))
+    assert "image_order" not in {m.view.name for m in made.fitting(two, 0, dropped)}
+    assert dropped["image_cut"] == 1, "the second image of two"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reads(AuxTask):
+    """A task with one view, that reads what `need` names."""
+
+    need: HiddenAt | HiddenMean | AttnMass
+
+    @property
+    def needs(self):
+        return (self.need, HiddenAt(Select(view="main", role="system")))
+
+    def views(self, sample, rng):
+        return [View(sample=sample)]
+
+
+@pytest.mark.parametrize(
+    ("need", "kept"),
+    [
+        (HiddenAt(Select(view="t", kind="image")), False), (HiddenAt(Select(view="t", role="user")), True),
+        (HiddenMean(Select(view="t", token_name="drt")), False),
+        (AttnMass(q=Select(view="t", role="response")), False),
+        (AttnMass(q=Select(view="t", role="user"), k=Select(role="response")), False),
+        (AttnMass(q=Select(view="t", role="response"), k=Select(role="user")), True),
+    ],
+)  # fmt: skip
+def test_a_view_of_which_its_task_reads_nothing_is_left_out_and_counted(need, kept):
+    dropped: Counter[str] = Counter()
+    made = replace(views(), tasks=(Reads(name="t", need=need),), edits=())
+    blind = replace(CHAT, images=(), turns=(replace(CHAT.turns[0], images=0), CHAT.turns[1]))
+    assert [m.view.name for m in made.fitting(blind, 0, dropped)] == ["main", "t"][: 1 + kept]
+    assert dropped == ({} if kept else {"no_rows": 1})
 
 
 def test_a_supervised_view_without_a_target_is_left_out():

@@ -10,10 +10,10 @@ from functools import cache
 import pytest
 
 from lmmkit.evaluate.vqa_text import (
-    best_constant,
     m4c,
     m4c_accuracy,
     soft_accuracy,
+    soft_scores,
     vqa_eval,
     vqa_eval_accuracy,
 )
@@ -190,9 +190,5 @@ def test_the_official_evaluation_normalises_only_where_humans_differ():
     assert m4c_accuracy("Yes", ["yes"] * 10) == 1.0
 
 
-def test_the_best_constant_answer():
-    questions = [["yes"] * 10, ["yes"] * 2 + ["no"] * 8, ["red"] * 10]
-    assert best_constant(questions) == pytest.approx((1.0 + 0.6 + 0.0) / 3)
-    every = {answer for humans in questions for answer in humans}
-    assert best_constant(questions) == max(sum(soft_accuracy(a, q) for q in questions) / 3 for a in every)
-    assert best_constant([]) is None
+def test_the_scores_of_all_answers_of_a_question():
+    assert soft_scores(["yes"] * 2 + ["no"] * 7 + ["red"]) == {"yes": 0.6, "no": 1.0, "red": 0.3}

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from lmmkit.model.cpu_ops import FEW, linear, rms_norm
+from tests.support.fake_cuda import fake_cuda
 from tests.support.plain_twins import off
 
 TIGHT = {torch.float64: 1e-12, torch.float32: 5e-6}
@@ -26,6 +27,15 @@ def test_rms_norm_is_torchs(shape, dtype):
     )
     for a, b in zip(got, want, strict=True):
         assert off(a, b) < TIGHT[dtype]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_rms_norm_returns_the_type_that_it_was_given_also_on_a_card(dtype):
+    assert rms_norm(torch.ones(3, 8, dtype=dtype), torch.ones(8), 1e-5).dtype == dtype
+    with fake_cuda(), torch.autocast("cuda", torch.bfloat16):
+        x, weight = torch.ones(3, 8, dtype=dtype, device="cuda"), torch.ones(8, device="cuda")
+        assert F.rms_norm(x, weight.shape, weight, 1e-5).dtype == torch.float32
+        assert rms_norm(x, weight, 1e-5).dtype == dtype
 
 
 def test_a_frozen_norm_gets_no_gradient():

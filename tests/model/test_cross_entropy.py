@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from lmmkit.model import cross_entropy
 from lmmkit.model.cross_entropy import linear_cross_entropy
-from tests.support.plain_twins import off
+from tests.support.plain_twins import off, show
 
 TIGHT = {torch.float64: 1e-12, torch.float32: 5e-6}
 
@@ -79,3 +79,21 @@ def test_under_autocast_losses_are_float32_of_bfloat16_products():
     assert all(g.dtype == torch.float32 for g in gradients)
     exact = found(plain, *given(30, torch.float32))[1:]
     assert all(off(a, b) < 0.03 for a, b in zip(gradients, exact, strict=True))
+
+
+def test_under_autocast_chunks_add_no_error_to_the_gradient_of_the_head(monkeypatch):
+    """Sums in bfloat16 over 100 chunks err several times as much as one product."""
+    rows, errors = 700, {}
+    *tensors, target_S, d_S = given(rows, torch.float32)
+    exact = found(
+        plain, *(x.detach().bfloat16().double().requires_grad_() for x in tensors), target_S, d_S.double()
+    )[2]
+    monkeypatch.setattr(cross_entropy, "LOGIT_BYTES", 1)
+    for chunk in (rows, 7):
+        monkeypatch.setattr(cross_entropy, "LEAST_ROWS", chunk)
+        with torch.autocast("cpu", torch.bfloat16):
+            losses_S = linear_cross_entropy(*tensors, target_S)
+        (gradient,) = torch.autograd.grad(losses_S, tensors[1], d_S)
+        errors[chunk] = off(gradient, exact)
+        show(f"error of the head's gradient, chunks of {chunk}", errors[chunk])
+    assert errors[7] < 1.5 * errors[rows]

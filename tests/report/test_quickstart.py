@@ -6,7 +6,8 @@ import json
 
 from rich.console import Console
 
-from lmmkit.report.quickstart import summarise, tables
+from lmmkit.commands.support import common
+from lmmkit.report.quickstart import summarise, tables, write_summary
 
 ANSWERS = {
     f"accuracy{control}{detail}": {"value": 0.8, "low": 0.78, "high": 0.82, "chance": 0.257, "n": 1500}
@@ -16,7 +17,7 @@ ANSWERS = {
 METRIC = {"value": 0.97, "low": None, "high": None, "chance": 0.04, "n": 500}
 
 
-def test_the_tables_show_both_recipes_in_80_columns(tmp_path):
+def test_the_tables_show_both_recipes_in_80_columns(tmp_path, monkeypatch):
     terms = {"llava": {}, "direct": {"image_order/accuracy": METRIC, "guided_loss/mass": METRIC}}
     for name, figures in terms.items():
         (tmp_path / name).mkdir()
@@ -25,7 +26,19 @@ def test_the_tables_show_both_recipes_in_80_columns(tmp_path):
         results = {"answers": {**ANSWERS, "seconds": 1.0}, "terms": figures}
         (tmp_path / name / "results.json").write_text(json.dumps(results))
     summary = summarise(tmp_path, list(terms), wall_seconds=1.0)
+    write_summary(tmp_path, summary)
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    assert summary["machine"]["processor"] and summary["machine"]["torch"]
+    for width in (60, 120):
+        narrow = Console(width=width, record=True, soft_wrap=True, markup=False)
+        monkeypatch.setattr(common, "out", narrow)
+        for table in tables(tmp_path, summary):
+            common.print_table(table)
+        found = narrow.export_text()
+        assert max(map(len, found.splitlines())) <= width
+        assert all(
+            word in found for word in ("restored", "(78.0-82.0)", "presence", "other", "direct", "1500")
+        ), found
     console = Console(width=80, record=True)
     for table in tables(tmp_path, summary):
         console.print(table)

@@ -79,6 +79,7 @@ CASES = {
     "ragged branches": lambda: shared(12, slice(3, 12), 1, 20, 6),
     "text after the image in the trunk": lambda: shared(15, slice(2, 9), 5, 11),
     "many short branches": lambda: shared(6, slice(1, 6), *range(1, 9)),
+    "multiples of 32 rows": lambda: case(roots([64, 32]), [range(3, 9), range(66, 80)], range(20, 96)),
     "no image": lambda: case(roots([11, 5]), [], range(3, 16)),
     "no response": lambda: case(roots([11, 5]), [range(1, 6)], []),
     "image first and alone": lambda: case(roots([6]), [range(6)], range(6), dead=[5]),

@@ -19,17 +19,12 @@ from tests.support.fake_llama_tokenizer import SPACE, write_llama_like
 
 SHAPE = hf_model_folders.kv(hf_model_folders.ODD["plain"]) | {"max_position_embeddings": 512}
 TOKENIZERS = (
-    "pieces",
-    "pieces json",
-    "pieces old json",
-    "qwen base",
-    "qwen chat",
-    "llama3 base",
-    "llama3 chat",
-)
+    "pieces", "pieces chat", "pieces json", "pieces old json", "qwen base", "qwen chat", "llama3 base", "llama3 chat"
+)  # fmt: skip
 # the templates whose tokens each tokenizer has
 FITTING = [
-    ("plain", "pieces"), ("vicuna_v1", "pieces"), ("vicuna_v1", "pieces json"), ("vicuna_v1", "pieces old json"), ("plain", "qwen base"), ("vicuna_v1", "qwen base"), ("chatml", "qwen base"),
+    ("plain", "pieces"), ("vicuna_v1", "pieces"), ("vicuna_v1", "pieces json"), ("vicuna_v1", "pieces old json"),
+    ("chatml", "pieces chat"), ("plain", "qwen base"), ("vicuna_v1", "qwen base"), ("chatml", "qwen base"),
     ("chatml", "qwen chat"), ("plain", "llama3 base"), ("vicuna_v1", "llama3 base"), ("llama3", "llama3 base"),
     ("llama3", "llama3 chat"),
 ]  # fmt: skip
@@ -42,8 +37,10 @@ QUESTIONS = (
 def write_tokenizer(folder: Path, name: str) -> Path:
     """Writes one of `TOKENIZERS` to a folder. In a base, the end token is not what closes a turn."""
     folder.mkdir(parents=True, exist_ok=True)
-    if name == "pieces":
+    if name in ("pieces", "pieces chat"):
         write_llama_like(folder)
+        if name == "pieces chat":
+            (folder / "added_tokens.json").write_text('{"<|im_start|>": 32001, "<|im_end|>": 32000}')
     elif name.startswith("pieces"):
         _as_json(folder, old="old" in name)
     elif name.startswith("qwen"):

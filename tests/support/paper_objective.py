@@ -102,7 +102,9 @@ def objective(*, dtype: torch.dtype = torch.float64, backend: Backend | None = N
     modules = {c.name: c.modules(DIMS) for c in (DRT, *TERMS)}
     plugins = nn.ModuleDict({name: m for name, m in modules.items() if m is not None})
     scramble(plugins, 1)
-    made = Objective(tiny_lmm(dtype=dtype, backend=backend), plugins.to(dtype), compute=torch.float32)
+    made = Objective(
+        tiny_lmm(dtype=dtype, backend=backend, text=TEXT), plugins.to(dtype), compute=torch.float32
+    )
     made.terms = TERMS
     return made
 

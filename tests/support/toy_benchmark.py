@@ -74,7 +74,7 @@ def write_toy(folder: Path, images: Sequence[Path], each: int = 3) -> list[dict]
 def answering_with(monkeypatch, answer: Callable[[AskedQuestion], str], asked: list | None = None) -> None:
     """Lets `answer` answer in place of a model, two questions a batch; collects the keys that are asked."""
 
-    def ask(chat_model, questions, *, max_new_tokens, on_replies, done=(), share=(0, 1)):
+    def ask(chat_model, questions, *, max_new_tokens, on_replies, done=(), share=(0, 1), title=""):
         todo = [question for question in questions if question.key not in done][share[0] :: share[1]]
         for first in range(0, len(todo), 2):
             batch = todo[first : first + 2]

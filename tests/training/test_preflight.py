@@ -8,6 +8,9 @@ import pytest
 import torch
 
 from lmmkit import build
+from lmmkit.attention.interface import Heads
+from lmmkit.attention.sdpa import Sdpa
+from lmmkit.attention.trial import Conditions
 from lmmkit.errors import MachineError, UserError
 from lmmkit.training.distributed.process_group import Ranks
 from lmmkit.training.preflight import preflight
@@ -69,6 +72,32 @@ def test_problems_of_the_machine_alone_are_a_machine_error(tiny, monkeypatch):
     with pytest.raises(MachineError) as error:
         preflight(tiny("stages.pretrain.optim.kind=adamw8bit", "stages.finetune.optim.kind=adamw8bit"))
     assert codes(error) == {"optim/not-installed"} and len(error.value.problems) == 2
+
+
+def test_attention_is_tried_with_the_heads_and_kernels_of_the_recipe(tiny, monkeypatch):
+    tried = []
+
+    def noted(name, at):
+        tried.append(at)
+        return Sdpa()
+
+    monkeypatch.setattr(build, "choose", noted)
+    recipe = tiny("speed.deterministic=true", "model.text.kv_heads=1", "numerics.compute=bfloat16")
+    preflight(recipe)
+    text, vision = recipe.model.text, recipe.model.vision
+    encoder = Heads(vision.heads, vision.heads, vision.width // vision.heads)
+    want = Conditions(build.device_here(), torch.float32, Heads(text.heads, 1, text.head_size), encoder, True)
+    assert set(tried) == {want._replace(dtype=build.compute_dtype(recipe, want.device))}
+    assert build.conditions(recipe, torch.device("cuda")).dtype == torch.bfloat16
+
+
+def test_a_kernel_that_cannot_run_is_reported_together_with_the_rest_and_once(tiny):
+    with pytest.raises(UserError) as error:
+        preflight(tiny("speed.attention=flash", "plugins.image_order={gird: 3}"))
+    assert {"model/attention-backend", "plugin/unknown-key"} <= codes(error)
+    with pytest.raises(MachineError, match="flash: no kernels for cpu") as error:
+        preflight(tiny("speed.attention=flash"))
+    assert len(error.value.problems) == 1
 
 
 def test_a_sound_recipe_is_prepared_with_the_sources_that_are_asked_for(tiny):

@@ -291,6 +291,34 @@ def test_a_term_without_items_for_fifty_steps_is_an_error(scenes, tiny, tmp_path
     assert {p.where.split(".")[-1] for p in error.value.problems} == {"image_order", "guided_loss"}
 
 
+@pytest.mark.parametrize("read", ["token", "visual"])
+def test_views_whose_image_is_cut_are_not_trained_on(scenes, tiny, tmp_path, read):
+    """Half of the records have so many words before their image that it does not fit into the context."""
+    rows = json.loads((scenes / "finetune.json").read_text())[:8]
+    for i, row in enumerate(rows):
+        row["conversations"] = row["conversations"][:2]
+        words = "what is in it " * 60 if i % 2 else "Here "
+        row["conversations"][0]["value"] = f"{words}<image> what is it?"
+    (tmp_path / "cut.json").write_text(json.dumps(rows))
+    text = DIRECT.replace("permutations: 5", f"permutations: 5, read: {read}")
+    if read == "visual":
+        text = text.replace("  directed_token: {place: end}\n", "")
+    recipe = tiny(
+        f"data.questions.records={tmp_path / 'cut.json'}", "stages.finetune.length.steps=8",
+        "stages.finetune.batch.samples=1", "stages.finetune.batch.too_long=truncate",
+        "stages.pretrain.length.steps=1", "output.images_every=1", text=text,
+    )  # fmt: skip
+    finished = train(recipe, out=tmp_path / "run")
+    lines = finished.run.read_metrics()[1:]
+    cut = [line for line in lines if line.get("dropped/truncated")]
+    assert len(lines) == 8 and len(cut) == 4
+    for line in lines:
+        assert (line["terms/image_order"] is None) == (line in cut)
+    for line in cut:
+        assert line["dropped/image_cut"] == 1 and line["loss"] is None
+    assert finished.dropped["image_cut"] == finished.dropped["empty_steps"] == 4
+
+
 def test_a_stage_that_drops_every_answer_does_not_end_in_silence(tiny, tmp_path):
     recipe = tiny(
         "model.text.context=40", "stages.finetune.batch.too_long=drop", "stages.pretrain.batch.too_long=drop"

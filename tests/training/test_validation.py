@@ -55,6 +55,25 @@ def test_a_run_has_the_same_bits_with_validation_and_without(runs):
         assert a.read_bytes() == b.read_bytes()
 
 
+def test_held_out_records_that_do_not_fit_give_no_false_loss_and_no_best_model(
+    scenes, tiny, tmp_path, capsys
+):
+    (record, *_) = json.loads((scenes / "heldout.json").read_text())
+    question, answer = record["conversations"]
+    long = {**record, "conversations": [question | {"value": question["value"] + " why" * 400}, answer]}
+    (tmp_path / "long.json").write_text(json.dumps([long] * 3))
+    recipe = tiny(
+        f"data.heldout.records={tmp_path / 'long.json'}", "stages.pretrain.length.steps=1",
+        "stages.finetune.length.steps=1", "stages.finetune.batch.too_long=drop",
+        "stages.finetune.validate={every: 1, data: heldout, best: loss}", text=PLAIN,
+    )  # fmt: skip
+    run = train(recipe, out=tmp_path / "run").run
+    (line,) = (line for line in run.read_metrics() if "val/seconds" in line)
+    assert not [name for name in line if name.startswith("val/") and name != "val/seconds"]
+    assert not run.best("finetune").exists()
+    assert "validating on 3 samples of heldout: 3 records of which nothing is left" in capsys.readouterr().err
+
+
 def test_held_out_losses_and_tasks_are_logged(runs):
     found = [line for line in lines(runs[1]) if "loss" not in line]
     assert [line["step"] for line in found] == [2, 4, 6], "steps of the run, and the stage's last"

@@ -17,7 +17,7 @@ ALLOWED = {
     ("lmmkit/__init__.py", "calls import_module"): "the same",
     ("lmmkit/api/plugin_files.py", "imports importlib (runs code)"): "runs a plugin file, behind --trust-files alone",
     ("lmmkit/runs/run_lock.py", "imports socket (connects)"): "gethostname, for the run's lock",
-    ("lmmkit/commands/quickstart.py", "imports subprocess (runs programs)"): "this Python with commands of ours, no shell",
+    ("lmmkit/commands/support/jobs.py", "imports subprocess (runs programs)"): "this Python with commands of ours, no shell",
     ("lmmkit/commands/model.py", "passes allow_pickle"): "the user's own option; the reader is torch's weights-only one",
     ("lmmkit/model/transforms/compiled.py", "names torch.compile"): "compiles methods of ours; no data decides what they are",
     ("benches/peak.py", "imports subprocess (runs programs)"): "this Python with a bench of ours, no shell",

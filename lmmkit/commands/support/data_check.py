@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from lmmkit.commands.support.common import err
+from lmmkit.commands.support.common import refused_file
 from lmmkit.data.images import check_header, check_whole
 from lmmkit.data.sources.bad_records import BadRecord, Policy
 from lmmkit.data.sources.indexed_records import Indexing
-from lmmkit.data.sources.records import LISTED, Records, open_indexed
-from lmmkit.errors import Problem, UserError
+from lmmkit.data.sources.records import LISTED, Records, file_size, open_indexed
+from lmmkit.errors import MachineError, Problem, UserError
 from lmmkit.errors.data import MORE_PROBLEMS, RECORDS_EMPTY, RECORDS_PATH
+from lmmkit.progress import working
 from lmmkit.recipe import Recipe
 
 FIGURES = ("records", "bad_records", "images", "bad_images", "record_seconds", "image_seconds")
@@ -27,13 +26,15 @@ FIGURES = ("records", "bad_records", "images", "bad_images", "record_seconds", "
 class CheckReport:
     """Writes a file with all problems, one JSON object per line. Creates it at the first problem.
 
-    `refused`: the sources with more problems than allowed. `shown`: their first problems.
+    `refused`: the sources with more problems than allowed. `shown`: their first problems. `failed`: the error
+    of a file that cannot be written; the check goes on without it.
     """
 
     path: Path
     count: int = 0
     shown: list[Problem] = field(default_factory=list)
     refused: set[str] = field(default_factory=set)
+    failed: MachineError | None = None
     _file: TextIO | None = None
 
     def __enter__(self) -> CheckReport:
@@ -41,14 +42,24 @@ class CheckReport:
 
     def __exit__(self, *caught: object) -> None:
         if self._file is not None:
-            self._file.close()
+            self._writing(self._file.close)
 
     def add(self, source: str, bad: BadRecord) -> None:
         """Writes one bad record to the file."""
+        self.count += 1
+        if self.failed is None:
+            self._writing(lambda: self._write(json.dumps({"source": source, **bad._asdict()}) + "\n"))
+
+    def _write(self, line: str) -> None:
         if self._file is None:
             self._file = open(self.path, "w", encoding="utf-8")  # noqa: SIM115
-        self._file.write(json.dumps({"source": source, **bad._asdict()}) + "\n")
-        self.count += 1
+        self._file.write(line)
+
+    def _writing(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except OSError as error:
+            self.failed = self.failed or refused_file(error, self.path)
 
     def refuse(self, source: str, problems: list[Problem]) -> None:
         """Records that a source has more problems than allowed."""
@@ -70,7 +81,7 @@ def check_records(recipe: Recipe, name: str, report: CheckReport, decode: bool) 
     path, images = recipe.path(section.records), section.images and recipe.path(section.images)
     begin = time.perf_counter()
     try:
-        with _bar(f"{name}: records", _size(path), "MB", 1e-6) as move:
+        with working(f"{name}: records", file_size(path)) as move:
             indexing = Indexing(
                 template=section.template, rebuild=True, on_bad_record=on_bad_record, progress=move
             )
@@ -104,7 +115,7 @@ def _check_images(
     indexed, bad, count = records.indexed, 0, 0
     paths_outside = dict(indexed.paths_outside())
     title, total = f"{records.name}: {'images' if decode else 'headers'}", indexed.index.meta["images"]
-    with _bar(title, total, "", 1) as move:
+    with working(title, total) as move:
         for i, image in indexed.all_images():
             found: list[Problem] = []
             if image.path in paths_outside:
@@ -121,35 +132,3 @@ def _check_images(
             bad += bool(found)
             move(count := count + 1)
     return count, bad
-
-
-def _size(path: Path) -> int:
-    """Returns the size of the file in bytes; 0 for a pattern."""
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return 0
-
-
-@contextmanager
-def _bar(title: str, total: int, unit: str, scale: float) -> Iterator[Callable[[float], None]]:
-    """Shows a progress bar with rate and remaining time on a terminal. Yields `move(done)`."""
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    rate = TextColumn("{task.fields[rate]}")
-    columns = (TextColumn(title), BarColumn(), TaskProgressColumn(), rate, TimeRemainingColumn())
-    begin, drawn = time.perf_counter(), 0.0
-    with Progress(*columns, console=err, disable=not err.is_terminal) as bar:
-        task = bar.add_task(title, total=total or None, rate="")
-
-        def move(done: float) -> None:
-            nonlocal drawn
-            now = time.perf_counter()
-            if now - drawn > 0.2 or done >= total:  # drawing the bar costs more than checking a header
-                drawn = now
-                speed = (
-                    f"{done * scale / max(now - begin, 1e-3):,.0f} {unit or 'a second'}{'/s' * bool(unit)}"
-                )
-                bar.update(task, completed=done, rate=speed)
-
-        yield move

@@ -140,7 +140,7 @@ class RecordParser:
         self.system = self.system_prompt(value.get("system"), "system")
         turns = self.turns(value)
         if turns and not self.problems:
-            turns = self.place(turns, len(images))
+            turns = self.place(turns, len(images), marked=not value.get("images"))
         self.notes += unread_keys(value, has_images=bool(images))
         others = ((k, _kept(v)) for k, v in value.items() if k not in OWN_KEYS)
         meta = {k: v for k, v in others if v is not None}
@@ -304,15 +304,19 @@ class RecordParser:
         elif self.template == "plain" and len(turns) != 2:
             self.wrong(RECORDS_PLAIN, "conversations", f"{len(turns)} turns")
 
-    def place(self, turns: list[Turn], images: int) -> list[Turn]:
+    def place(self, turns: list[Turn], images: int, *, marked: bool) -> list[Turn]:
         """Returns the turns with images in place of the markers.
 
-        If the record has one image, several markers in one turn mean this one image, as in LLaVA.
+        If the record has one image, several markers in one turn mean this one image, as in LLaVA. Unless it
+        must be `marked`, a record may have no marker at all: its images come before the first question.
         """
         marks = [turn.text.count(MARKER) if turn.role == "user" else 0 for turn in turns]
         if images == 1 and max(marks) > 1:
             marks = [min(mark, 1) for mark in marks]
             self.notes.append(f"several {MARKER} of a question mean its only image")
+        if images and not any(marks) and not marked:
+            marks[0] = images
+            self.notes.append(f"images without {MARKER} are put before the first question")
         for i, turn in enumerate(turns):
             found = [marker for marker in MEDIA_MARKERS if turn.role == "user" and marker in turn.text]
             if found:

@@ -23,6 +23,7 @@ from lmmkit.data.sources.record_parser import RecordParser
 from lmmkit.data.sources.webdataset_shards import open_shards
 from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.errors.data import IMAGE_MISSING, MORE_PROBLEMS, RECORDS_EMPTY, RECORDS_PATH, TOO_MANY
+from lmmkit.progress import counted, working
 
 LISTED = 20  # problems that are listed one by one
 
@@ -114,12 +115,21 @@ def open_records(
 
     Raises `UserError` with the first 20 problems and the total number.
     """
+    with working(f"{name}: reading records", file_size(Path(records))) as move:
+        indexed = open_indexed(Path(records), images, Indexing(template=template, progress=move))
     found = Records(
-        name=name, template=template, image_fit=image_fit, bad_records=bad_records,
-        indexed=open_indexed(Path(records), images, Indexing(template=template)),
-    )  # fmt: skip
+        name=name, template=template, image_fit=image_fit, bad_records=bad_records, indexed=indexed
+    )
     _refuse(found)
     return found
+
+
+def file_size(path: Path) -> int:
+    """Returns the size of a records file in bytes; 0 for a pattern or a file that cannot be read."""
+    try:
+        return path.stat().st_size
+    except (OSError, ValueError):
+        return 0
 
 
 def open_indexed(records: Path, images: Path | None, indexing: Indexing) -> IndexedRecords:
@@ -154,7 +164,9 @@ def _refuse(records: Records) -> None:
 def missing_images(records: Records, limit: int | None = None) -> list[Problem]:
     """Returns a problem for each image file that is missing or not a regular file; at most `limit` if it
     is given. Each file is checked once and reported at its first record."""
-    return [IMAGE_MISSING.at(records.where(i), got=reason) for i, reason in records.indexed.missing()[:limit]]
+    with working(f"{records.name}: looking for image files"):
+        found = records.indexed.missing()[:limit]
+    return [IMAGE_MISSING.at(records.where(i), got=reason) for i, reason in found]
 
 
 def too_many(records: Records, found: list[Problem], limit: int = LISTED) -> list[Problem]:
@@ -173,7 +185,10 @@ def check_images(records: Records, limit: int | None = None) -> list[Problem]:
     Reads headers only. Stops at `limit` problems.
     """
     found = []
-    for i, image in records.indexed.all_images():
+    images = counted(
+        f"{records.name}: image headers", records.indexed.all_images(), records.indexed.index.meta["images"]
+    )
+    for i, image in images:
         try:
             check_header(image, records.image_fit)
         except UserError as error:

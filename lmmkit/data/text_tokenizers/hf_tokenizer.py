@@ -10,22 +10,26 @@ import copy
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
-from lmmkit.data.text_tokenizers.sentencepiece_tokenizer import SPACE, read_tokenizer_file, require_utf8
+from lmmkit.data.text_tokenizers.added_tokens import TOKENIZER_CONFIG, Vocabulary, without_gaps
+from lmmkit.data.text_tokenizers.sentencepiece_tokenizer import (
+    MAX_IDS,
+    SPACE,
+    read_tokenizer_file,
+    require_utf8,
+)
 from lmmkit.errors import UserError
 from lmmkit.errors.data import TOKENIZER_CONTROL, TOKENIZER_DAMAGED, TOKENIZER_REGEX
 from lmmkit.runs.files import read_json
 
 TOKENIZER_JSON = "tokenizer.json"
-TOKENIZER_CONFIG = "tokenizer_config.json"
 MAX_GROWTH = 1000  # factor by which a normalizer may lengthen a text; LLaMA's needs 2
-MAX_IDS = 2**24  # each is a matrix row of an embedding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,16 +114,29 @@ class HFTokenizer:
 
     def spelling(self, token: int) -> str:
         """Returns the spelling of a token in the vocabulary."""
-        return self._tokenizer.id_to_token(token) or ""
+        return self._tokenizer.id_to_token(token) or ""  # if there is no such id
 
     @property
     def size(self) -> int:
         """Returns the bound of the ids: all are below it, control tokens included."""
         return self._size
 
+    @property
+    def text_size(self) -> int:
+        """Returns the bound of the ids of text."""
+        return 1 + max(self._tokenizer.get_vocab(with_added_tokens=False).values(), default=-1)
+
     @cached_property
     def _size(self) -> int:
         return _ids(self._tokenizer)
+
+    def with_added(self, tokens: Vocabulary) -> HFTokenizer:
+        """Returns the tokenizer with more control tokens. Their ids are above its own."""
+        value = json.loads(self.text)
+        new = [_added(token, word) for token, word in without_gaps(tokens, self.size).items()]
+        return replace(
+            self, text=json.dumps(value | {"added_tokens": [*value.get("added_tokens", ()), *new]})
+        )
 
     def files(self) -> dict[str, bytes]:
         """Returns the files, by name, from which a folder can be opened again."""
@@ -160,6 +177,11 @@ def _opened(text: str) -> tokenizers.Tokenizer:
 
 def _ids(inner: tokenizers.Tokenizer) -> int:
     return 1 + max(inner.get_vocab(with_added_tokens=True).values(), default=-1)
+
+
+def _added(token: int, word: str) -> dict[str, Any]:
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return {"id": token, "content": word, **plain}
 
 
 def _growth(normal: dict[str, Any] | None) -> int:

@@ -6,6 +6,7 @@ recognised in a text. A layout inserts them as ids.
 
 from __future__ import annotations
 
+import json
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from lmmkit.errors import UserError
 from lmmkit.errors.data import SURROGATE, TOKENIZER_CONTROL, TOKENIZER_DAMAGED, TOKENIZER_FILE
 
 TOKENIZER_MODEL = "tokenizer.model"  # the name of the file in a model folder
+ADDED_TOKENS = "added_tokens.json"
+MAX_IDS = 2**24  # each is a matrix row of an embedding
 _MAX_BYTES = 64 << 20  # the largest model file that is read; LLaMA's has half a megabyte
 SPACE = "\u2581"  # represents a space inside pieces
 
@@ -29,7 +32,7 @@ _CONTINUED = b"\x1a\x04\x18\x00\x20\x00"
 
 @dataclass(frozen=True, kw_only=True)
 class SentencePieceTokenizer:
-    """Holds a sentencepiece model; pickles as its serialized bytes.
+    """Holds a sentencepiece model, and control tokens added to it, by id; pickles as bytes and tokens.
 
     Use `encode` for a text on its own, `encode_continued` for a text that follows text, and
     `encode_unprefixed` for the ids that transformers 4.31 gives to a text after a control token.
@@ -37,6 +40,7 @@ class SentencePieceTokenizer:
     """
 
     model: bytes = field(repr=False)
+    added: tuple[tuple[int, str], ...] = ()
 
     @classmethod
     def open(cls, path: str | Path) -> SentencePieceTokenizer:
@@ -93,16 +97,26 @@ class SentencePieceTokenizer:
 
     def control(self, spelling: str) -> int | None:
         """Returns the id of a control token; None if there is no such token."""
+        for token, word in self.added:
+            if word == spelling:
+                return token
         at = self._processor.piece_to_id(spelling)
         return at if self._processor.is_control(at) and self._processor.id_to_piece(at) == spelling else None
 
     def spelling(self, token: int) -> str:
         """Returns the spelling of a token in the vocabulary."""
-        return self._processor.id_to_piece(token)
+        if token < self.pieces:
+            return self._processor.id_to_piece(token)
+        return dict(self.added).get(token, "")
 
     def files(self) -> dict[str, bytes]:
         """Returns the files, by name, from which a folder can be opened again."""
-        return {TOKENIZER_MODEL: self.model}
+        words = json.dumps({word: token for token, word in self.added}).encode()
+        return {TOKENIZER_MODEL: self.model} | ({ADDED_TOKENS: words} if self.added else {})
+
+    def vocabulary(self) -> dict[int, str]:
+        """Returns the spelling of each piece of the model."""
+        return {token: self._processor.id_to_piece(token) for token in range(self.pieces)}
 
     @property
     def bos(self) -> int:
@@ -116,7 +130,17 @@ class SentencePieceTokenizer:
 
     @property
     def size(self) -> int:
-        """Returns the number of pieces. All ids are below it."""
+        """Returns the bound of the ids: all are below it, added tokens included."""
+        return max([self.pieces, *(token + 1 for token, _ in self.added)])
+
+    @property
+    def text_size(self) -> int:
+        """Returns the bound of the ids of text."""
+        return self.pieces
+
+    @property
+    def pieces(self) -> int:
+        """Returns the number of pieces in the model."""
         return self._processor.get_piece_size()
 
     @cached_property
@@ -134,7 +158,7 @@ class SentencePieceTokenizer:
         return frozenset(i for i in range(sp.get_piece_size()) if not any(f(i) for f in without_text))
 
     def __getstate__(self) -> dict[str, object]:
-        return {"model": self.model}
+        return {"model": self.model, "added": self.added}
 
 
 def _loaded(model: bytes) -> SentencePieceProcessor:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from lmmkit.errors import MachineError, Problem, UserError, raise_all
-from lmmkit.errors.answers import CHANGED, DUPLICATE
+from lmmkit.errors.answers import ANSWERS_CANNOT_WRITE, CHANGED, DUPLICATE
 from lmmkit.evaluate.answers.schema import CONDITIONS, FORMAT, Answer, AnswerKey, answer_of
 from lmmkit.runs.files import io_point, read_json, unwritable, write_json_atomic, write_text_atomic
 
@@ -42,7 +42,8 @@ class AnswersFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise MachineError(unwritable(self.path, error)) from error
+            got = error.strerror or str(error)
+            raise MachineError(ANSWERS_CANNOT_WRITE.at(str(self.path), got=got)) from error
         file = self.path / HEADER
         if file.is_file():
             raise_all(header_changes(read_json(file), header, str(file)))

@@ -50,7 +50,7 @@ def read_foreign(path: Path, form: str | None = None) -> tuple[str, list[Foreign
         if not found:
             raise ValueError("no answers")
         return form, found
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError) as error:
         got = f"{error.strerror if isinstance(error, OSError) else error}"
         raise UserError(FOREIGN.at(str(path), got=f"{form}: {got}", formats=", ".join(FORMATS))) from None
 

@@ -70,7 +70,7 @@ def verdict_of(answer: Answer) -> Verdict:
     return Verdict(parsed=answer.parsed, score=answer.score, lenient=answer.lenient, fallback=answer.fallback)
 
 
-def write_summary(
+def write_task_summary(
     task: str, split: str, scorer: Scorer, items: Sequence[Item], outcome: Answered, folder: Path
 ) -> None:  # fmt: skip
     """Writes `summary.json`, and the files for a test server."""

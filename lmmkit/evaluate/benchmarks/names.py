@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from lmmkit.evaluate.benchmarks.benchmark import Benchmark
+from lmmkit.evaluate.benchmarks.gqa import Gqa
 from lmmkit.evaluate.benchmarks.llava_wild import LlavaWild
 from lmmkit.evaluate.benchmarks.mm_vet import MmVet
+from lmmkit.evaluate.benchmarks.pope import Pope
+from lmmkit.evaluate.benchmarks.scienceqa import ScienceQa
+from lmmkit.evaluate.benchmarks.textvqa import TextVqa
+from lmmkit.evaluate.benchmarks.vizwiz import VizWiz
+from lmmkit.evaluate.benchmarks.vqav2 import VqaV2
 
-BENCHMARKS: dict[str, type[Benchmark]] = {each.name: each for each in (LlavaWild, MmVet)}
+BENCHMARKS: dict[str, type[Benchmark]] = {
+    each.name: each for each in (Gqa, LlavaWild, MmVet, Pope, ScienceQa, TextVqa, VizWiz, VqaV2)
+}

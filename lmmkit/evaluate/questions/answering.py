@@ -22,7 +22,7 @@ from lmmkit.api.sample import Image, ImageFit, Sample, Turn
 from lmmkit.errors import raise_all
 from lmmkit.errors.answers import CHANGED
 from lmmkit.evaluate.answers.answers_file import AnswersFolder
-from lmmkit.evaluate.answers.outcome import Answered, outcome_of, write_summary
+from lmmkit.evaluate.answers.outcome import Answered, outcome_of, write_task_summary
 from lmmkit.evaluate.answers.schema import OWN, Answer, AnswerKey, data_sha, prompt_sha
 from lmmkit.evaluate.answers.scorer import Scorer
 from lmmkit.evaluate.benchmarks.benchmark import Benchmark, Item
@@ -99,7 +99,7 @@ def answer_questions(
         if attention:
             texts = [(s, a.raw) for s in asked.samples if (a := answers.get((OWN, s.key))) is not None]
             outcome.figures.update(attention_figure(chat_model, texts, keep.folder))
-        write_summary(asked.task, asked.split, asked.scorer, asked.items, outcome, keep.folder)
+        write_task_summary(asked.task, asked.split, asked.scorer, asked.items, outcome, keep.folder)
     return outcome
 
 
@@ -156,20 +156,10 @@ def _kept(
             if answered.prompt_sha_of(answer.id) not in (None, answer.prompt_sha)
         )
     done = {(condition, id) for condition, id in ranks.gather([answer.key for answer in before])[0]}
-    todo = sum(question.key not in done for question in questions)
-    count = 0
-    keep.progress(0, todo)
     with folder.appender(ranks.rank) as file:
-
-        def on_replies(replies: list[tuple[AskedQuestion, Reply]]) -> None:
-            nonlocal count
-            file.add(map(answered.of, replies))
-            count += len(replies)
-            keep.progress(min(count * ranks.world, todo), todo)
-
         ask(
-            chat_model, questions, max_new_tokens=asked.max_new_tokens, on_replies=on_replies, done=done,
-            share=(ranks.rank, ranks.world),
+            chat_model, questions, max_new_tokens=asked.max_new_tokens, done=done, title=f"{asked.task}: answers",
+            on_replies=lambda replies: file.add(map(answered.of, replies)), share=(ranks.rank, ranks.world),
         )  # fmt: skip
     ranks.gather(None)
     merged = folder.merge(answered.again) if ranks.rank == 0 else []

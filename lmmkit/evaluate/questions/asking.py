@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import NamedTuple
 
 from torch import Tensor
@@ -22,6 +23,7 @@ from lmmkit.errors.commands import TOO_LONG
 from lmmkit.evaluate.answers.schema import AnswerKey
 from lmmkit.inference.chat_model import PROMPT_ROWS, ChatModel
 from lmmkit.inference.generate import generate, greedy
+from lmmkit.progress import working
 
 CACHE_ROWS = 16_384  # of the KV cache, in one batch: its memory grows with this number
 
@@ -61,7 +63,7 @@ class _Chunk:
 def ask(
     chat_model: ChatModel, questions: Sequence[AskedQuestion], *, max_new_tokens: int,
     on_replies: Callable[[list[tuple[AskedQuestion, Reply]]], None],
-    done: Collection[AnswerKey] = (), share: tuple[int, int] = (0, 1),
+    done: Collection[AnswerKey] = (), share: tuple[int, int] = (0, 1), title: str = "answers",
 ) -> None:  # fmt: skip
     """Asks the questions that are not `done`, and calls `on_replies` with the replies of each batch.
 
@@ -74,15 +76,26 @@ def ask(
         on_replies: called with the questions of a batch and their replies.
         done: keys of questions that are not asked.
         share: (rank, world): the part of the batches that this process asks.
+        title: of the progress that is shown.
 
     Raises:
         UserError: with all prompts that leave too little room for an answer.
     """
-    for batch in batches(chat_model, questions, max_new_tokens=max_new_tokens, share=share):
-        if asked := [question for question in batch if question.key not in done]:
-            on_replies(
-                list(zip(asked, replies(chat_model, asked, max_new_tokens=max_new_tokens), strict=True))
-            )
+    formed = batches(chat_model, questions, max_new_tokens=max_new_tokens, share=share)
+    missing = [[question for question in batch if question.key not in done] for batch in formed]
+    finished = 0
+    with working(title, sum(map(len, missing))) as move:
+        for asked in filter(None, missing):
+            n, tokens = len(asked), count(1)
+
+            def chosen(logits_QV: Tensor, before=finished, n=n, tokens=tokens) -> Tensor:
+                move(before + n * next(tokens) / (max_new_tokens + 1))
+                return greedy(logits_QV)
+
+            found = replies(chat_model, asked, max_new_tokens=max_new_tokens, choose=chosen)
+            on_replies(list(zip(asked, found, strict=True)))
+            finished += len(asked)
+            move(finished)
 
 
 def batches(

@@ -24,7 +24,7 @@ def letter(answer: str) -> str | None:
     return next(group for group in found.groups() if group).upper() if found else None
 
 
-def yes_or_no(answer: str) -> str | None:
+def first_yes_or_no(answer: str) -> str | None:
     """Returns the first word if it is yes or no."""
     found = FIRST_WORD.search(answer)
     word = found.group().lower() if found else ""
@@ -44,7 +44,7 @@ PARSERS: dict[str, Callable[[str], str | None]] = {
     "normalised": m4c,
     "vqa_soft": m4c,
     "choice": letter,
-    "yes_no": yes_or_no,
+    "yes_no": first_yes_or_no,
 }
 MATCHES: dict[str, Callable[[str, Sequence[str]], float]] = {
     "exact": _any("exact"),

@@ -56,7 +56,7 @@ def _watch(value: Any) -> bool:
     )
 
 
-def _idle(value: Any) -> bool:
+def _counts(value: Any) -> bool:
     return isinstance(value, dict) and all(type(n) is int for n in value.values())
 
 
@@ -69,4 +69,6 @@ def _validation(value: Any) -> bool:
     )
 
 
-_CHECKS: dict[str, Callable[[Any], bool]] = {"watch": _watch, "idle": _idle, "validation": _validation}
+_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "watch": _watch, "idle": _counts, "dropped": _counts, "validation": _validation,
+}  # fmt: skip

@@ -52,12 +52,15 @@ class SpikeDetector:
 
     def detect(self, step: int, report: StepReport) -> tuple[str, list[str]] | None:
         """Returns the kind of anomaly in step `step` of the stage, and its figures; None if there is none."""
+        loss, norm = report.loss, report.grad_norm
+        if loss is None or norm is None:  # an empty step
+            return None
         if not report.finite:
             self.skipped = [s for s in self.skipped if s > step - AMONG] + [step]
-            figures = {"loss": report.loss, "grad_norm": report.grad_norm}
+            figures = {"loss": loss, "grad_norm": norm}
             figures |= {f"terms/{name}": v for name, v in report.terms.items() if v is not None}
             return "not-finite", [name for name, value in figures.items() if not math.isfinite(value)]
-        watched = (("loss", report.loss, self.losses), ("grad_norm", report.grad_norm, self.norms))
+        watched = (("loss", loss, self.losses), ("grad_norm", norm, self.norms))
         high = [name for name, value, before in watched if _is_spike(value, before)]
         for _, value, before in watched:
             before.append(value)

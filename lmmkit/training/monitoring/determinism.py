@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
-import torch
-
+from lmmkit.attention.trial import deterministic_kernels
 from lmmkit.errors import MachineError
 from lmmkit.errors.training import NOT_DETERMINISTIC
 from lmmkit.recipe import Recipe
@@ -15,26 +13,9 @@ from lmmkit.recipe import Recipe
 _REFUSAL = "does not have a deterministic implementation"
 
 
-@contextmanager
-def repeatable(recipe: Recipe) -> Iterator[None]:
-    """Makes torch refuse nondeterministic kernels within the block, if the recipe asks for it.
-
-    cuBLAS is deterministic only with a workspace of a fixed size. It reads the size from the environment when
-    it starts.
-    """
-    if not recipe.speed.deterministic:
-        yield
-        return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    before = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+def repeatable(recipe: Recipe) -> AbstractContextManager[None]:
+    """Makes torch refuse nondeterministic kernels within the block, if the recipe asks for it."""
+    return deterministic_kernels(recipe.speed.deterministic)
 
 
 @contextmanager

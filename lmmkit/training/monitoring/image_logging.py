@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 import torch
@@ -9,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lmmkit.api.model_info import ImageSpec
-from lmmkit.api.sample import View
-from lmmkit.data.packing import ImageRef, LaidOut, Packer, SizedSample, read_images
+from lmmkit.data.packing import ImageRef, Packer, SizedSample, read_images
 from lmmkit.errors import UserError
 from lmmkit.inference.image_attention import image_attention
 from lmmkit.objective import Objective
@@ -37,11 +37,11 @@ def stage_images(
         images = term.images(outcome.ctxs[term.name])
         out |= {f"{term.name}/{name}": natural(pixels, spec) for name, pixels in images.items()}
     for k in pipeline.positions(step):
-        source, _, record = pipeline.order.at(k)
-        sample = pipeline.sources[source][record]
-        if sample.images:
-            view = View(sample=sample, supervised=True)
-            samples = [pipeline.packer.sized([LaidOut(view, pipeline.views.lay_out(view))])]
+        source, epoch, record = pipeline.order.at(k)
+        views = pipeline.views.fitting(pipeline.sources[source][record], epoch, Counter())
+        main = [m for m in views if m.view.name == "main" and any(span.image for span in m.layout)]
+        if main:
+            samples = [pipeline.packer.sized(main)]
             try:
                 images = read_images(samples, reader)
             except UserError:  # the step used a replacement

@@ -222,7 +222,7 @@ class _Bar:
         from rich.console import Console
 
         self._rich = progress.Progress(
-            progress.TextColumn("{task.description}"),
+            progress.TextColumn("{task.description}", markup=False),
             progress.BarColumn(),
             progress.MofNCompleteColumn(),
             progress.TextColumn("{task.fields[figures]}", markup=False),

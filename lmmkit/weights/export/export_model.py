@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lmmkit.data.text_tokenizers.choose import TextTokenizer
+from lmmkit.errors import MachineError
+from lmmkit.errors.weights import EXPORT_CANNOT_WRITE
 from lmmkit.model.decoder import Decoder, DecoderShape
 from lmmkit.model.vision import VisionShape, ViT
+from lmmkit.runs.files import write_aside
+from lmmkit.weights.end_ids import IMAGE, PAD, EndIds, image_id
 
-IMAGE, PAD = "<image>", "<pad>"
 VOCAB_MULTIPLE = 64  # a vocabulary that grows is rounded up to a multiple of this
 
 
@@ -56,29 +62,55 @@ def family(model: Exported) -> str:
     return "qwen2" if known == "qwen" else known
 
 
+@contextmanager
+def export_folder(folder: Path) -> Iterator[Path]:
+    """Yields a temporary folder that becomes `folder`, which is new or empty, when the block ends.
+
+    Raises `MachineError` if the system refuses to write it. Then nothing of it is left.
+    """
+    try:
+        with write_aside(folder) as aside:
+            yield aside
+    except (OSError, SafetensorError, MachineError) as error:
+        got = error.problems[0].got if isinstance(error, MachineError) else str(error)
+        raise MachineError(EXPORT_CANNOT_WRITE.at(str(folder), got=got)) from error
+
+
 @dataclass(frozen=True, kw_only=True)
 class TokenIds:
-    """Holds the ids of `<image>` and of the padding token, and the vocabulary size that contains them."""
+    """Holds the ids and the spellings of the tokens of a row of an image and of padding, and the vocabulary
+    size that contains them."""
 
     image: int
     pad: int | None
     rows: int
+    image_word: str = IMAGE
+    pad_word: str = PAD
 
 
 def new_token_ids(model: Exported) -> TokenIds:
     """Returns the ids from the folder's config, else from the tokenizer, else the next free ids.
 
-    The vocabulary grows if it is too small. A model without a tokenizer gets no new padding id.
+    No id gets two tokens, and no token two ids. The vocabulary grows if it is too small. A model without a
+    tokenizer gets no new padding id.
     """
     tokens, config, vocab = model.tokenizer, model.config, model.shape.vocab
     image, pad = config.get("image_token"), config.get("pad")
-    if tokens.size:
-        image = tokens.control(IMAGE) if image is None else image
-        image = tokens.size if image is None else image
-        pad = tokens.control(PAD) if pad is None else pad
-        pad = max(tokens.size, image + 1) if pad is None else pad
-    image = vocab if image is None else image
-    need = max(image, pad or 0) + 1
+    if not tokens.size:
+        image = vocab if image is None else image
+        return TokenIds(image=image, pad=pad, rows=_rows(vocab, image, pad or 0))
+    image = image_id(tokens, image, EndIds(tuple(config.get("eos") or ()), pad))
+    if pad is None or pad == image or pad >= tokens.size:
+        known = tokens.control(PAD)
+        pad = known if known is not None or pad == image else pad
+    pad = max(tokens.size, image + 1) if pad is None else pad
     return TokenIds(
-        image=image, pad=pad, rows=vocab if need <= vocab else -(-need // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
-    )
+        image=image, pad=pad, rows=_rows(vocab, image, pad),
+        image_word=tokens.spelling(image) if image < tokens.size else IMAGE,
+        pad_word=tokens.spelling(pad) if pad < tokens.size else PAD,
+    )  # fmt: skip
+
+
+def _rows(vocab: int, *ids: int) -> int:
+    need = max(ids) + 1
+    return vocab if need <= vocab else -(-need // VOCAB_MULTIPLE) * VOCAB_MULTIPLE

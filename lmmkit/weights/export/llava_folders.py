@@ -15,12 +15,13 @@ from lmmkit.data.chat_templates import stop_ids
 from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.errors.weights import EXPORT_EXISTS, NOT_LMMKIT, UNSUPPORTED_PART
 from lmmkit.model.vision import ViT
-from lmmkit.runs.files import write_aside, write_json_atomic
+from lmmkit.progress import counted
+from lmmkit.runs.files import write_json_atomic
 from lmmkit.weights import encoders, model_folder, name_maps
 from lmmkit.weights.decoders import LLAMA, ROPE_KEYS
 from lmmkit.weights.detect import CONNECTOR
 from lmmkit.weights.export import processor_files
-from lmmkit.weights.export.export_model import Exported, TokenIds, family, new_token_ids
+from lmmkit.weights.export.export_model import Exported, TokenIds, export_folder, family, new_token_ids
 
 HUB = {
     "vision.": "vision_tower.vision_model.", "connector.": "multi_modal_projector.",
@@ -78,6 +79,7 @@ def write(
 
     Raises:
         UserError: for a model that the format cannot express, and for a folder that is not empty.
+        MachineError: for a folder that cannot be written.
     """
     found = problems(model, folder, kind)
     if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
@@ -93,8 +95,8 @@ def write(
         "eos_token_id": _eos(model),
         "pad_token_id": new.pad if hub else model.config.get("pad"),
     }
-    with write_aside(folder) as aside:
-        _write_shards(aside, tensors)
+    with export_folder(folder) as aside:
+        _write_shards(aside, counted("writing weights", tensors))
         write_json_atomic(aside / "config.json", config | {"dtype": str(kept).removeprefix("torch.")})
         write_json_atomic(aside / "generation_config.json", {k: v for k, v in end.items() if v is not None})
         processor_files.write(model, aside, new if hub else None)
@@ -229,6 +231,8 @@ def _original_config(model: Exported) -> dict[str, Any]:
     return text | {
         "model_type": "llava_llama", "architectures": ["LlavaLlamaForCausalLM"], "use_mm_proj": True,
         "mm_projector_type": "mlp2x_gelu", "mm_hidden_size": vision.width,
+        # LLaVA reads the encoder's shape from another folder; with it, this one can be imported alone
+        "vision_config": _vision_config(model, full=True),
         "mm_vision_select_layer": vision.feature_layer, "mm_vision_select_feature": "patch",
         "mm_patch_merge_type": "flat", "mm_use_im_start_end": False, "mm_use_im_patch_token": False,
         "image_aspect_ratio": model.image_fit if model.image_fit == "pad" else "square",

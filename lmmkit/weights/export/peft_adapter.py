@@ -17,9 +17,10 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lmmkit.runs.files import write_aside, write_json_atomic
+from lmmkit.runs.files import write_json_atomic
 from lmmkit.weights.decoders import LLAMA
 from lmmkit.weights.detect import CONNECTOR
+from lmmkit.weights.export.export_model import export_folder
 
 WRAPPED = "base_model.model."  # the prefix that peft adds to the names of the base
 PROJECTOR = "multi_modal_projector"
@@ -56,7 +57,7 @@ def write(adapter: PeftAdapter, folder: Path) -> None:
     tensors = {_named(name, before): t.float().contiguous() for name, t in adapter.updates.items()}
     for ours, theirs in CONNECTOR if adapter.connector else ():
         tensors[f"{WRAPPED}model.{PROJECTOR}.{theirs}"] = adapter.connector[ours].float().contiguous()
-    with write_aside(folder) as aside:
+    with export_folder(folder) as aside:
         save_file(tensors, aside / "adapter_model.safetensors", metadata={"format": "pt"})
         write_json_atomic(aside / "adapter_config.json", _config(adapter, list(tensors)))
 

@@ -9,12 +9,13 @@ from typing import Any
 import tokenizers
 
 from lmmkit.data.chat_templates import first_id
+from lmmkit.data.text_tokenizers.added_tokens import TOKENIZER_CONFIG, without_gaps
 from lmmkit.data.text_tokenizers.choose import TextTokenizer
-from lmmkit.data.text_tokenizers.hf_tokenizer import TOKENIZER_CONFIG, TOKENIZER_JSON
+from lmmkit.data.text_tokenizers.hf_tokenizer import TOKENIZER_JSON
 from lmmkit.runs.files import write_json_atomic
 from lmmkit.weights import encoders
 from lmmkit.weights.export import chat_template_export
-from lmmkit.weights.export.export_model import IMAGE, PAD, Exported, TokenIds
+from lmmkit.weights.export.export_model import Exported, TokenIds
 
 PIECES = {  # with a sentencepiece model
     "tokenizer_class": "LlamaTokenizer", "legacy": False, "add_eos_token": False, "unk_token": "<unk>",
@@ -32,7 +33,7 @@ def write(model: Exported, folder: Path, new: TokenIds | None) -> None:
     if new is not None:
         strategy = "default" if model.vision_shape.class_token else "full"
         write_json_atomic(folder / "processor_config.json", {
-            "processor_class": "LlavaProcessor", "image_token": IMAGE,
+            "processor_class": "LlavaProcessor", "image_token": new.image_word,
             "patch_size": model.vision_shape.patch, "vision_feature_select_strategy": strategy,
             "num_additional_image_tokens": int(model.vision_shape.class_token),
         })  # fmt: skip
@@ -48,19 +49,19 @@ def write(model: Exported, folder: Path, new: TokenIds | None) -> None:
         if name == TOKENIZER_JSON:
             data = _beginning(data, first, tokenizer.spelling(first) if first is not None else "")
         (folder / name).write_bytes(data)
+    named = {}
     if new is not None:
-        plain = {"special": True, "lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
-        spelt = {new.image: IMAGE}
+        named = {new.image: new.image_word}
         if new.pad is not None:
-            spelt[new.pad] = model.tokenizer.spelling(new.pad) if new.pad < model.tokenizer.size else PAD
-            words["pad_token"] = spelt[new.pad]
+            named[new.pad] = words["pad_token"] = new.pad_word
         words |= {
-            "added_tokens_decoder": {str(i): {"content": word, **plain} for i, word in spelt.items()
-                                     if i >= model.tokenizer.size},
-            "image_token": IMAGE, "extra_special_tokens": {"image_token": IMAGE},
+            "image_token": new.image_word, "extra_special_tokens": {"image_token": new.image_word},
             "processor_class": "LlavaProcessor",
         }  # fmt: skip
-        _write_templates(model, folder, "" if first is None else tokenizer.spelling(first))
+        _write_templates(model, folder, "" if first is None else tokenizer.spelling(first), new.image_word)
+    if added := _added(tokenizer, named):
+        plain = {"special": True, "lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
+        words["added_tokens_decoder"] = {str(i): {"content": word, **plain} for i, word in added.items()}
     (folder / "tokenizer_config.json").write_text(json.dumps(words, indent=2), encoding="utf-8")
 
 
@@ -86,9 +87,17 @@ def _beginning(data: bytes, first: int | None, word: str) -> bytes:
     return json.dumps(value | {"post_processor": None if first is None else adding}).encode()
 
 
-def _write_templates(model: Exported, folder: Path, first: str) -> None:
+def _added(tokenizer: TextTokenizer, named: dict[int, str]) -> dict[int, str]:
+    """Returns the tokens that transformers must add: those of the export, and those beside a sentencepiece
+    model. It counts on from the last id, so that ids between them get names too."""
+    own = tokenizer.size if TOKENIZER_JSON in tokenizer.files() else tokenizer.text_size
+    spelt = {i: tokenizer.spelling(i) for i in range(own, tokenizer.size)} | named
+    return without_gaps({i: word for i, word in spelt.items() if i >= own and word}, own)
+
+
+def _write_templates(model: Exported, folder: Path, first: str, image: str) -> None:
     """Writes the chat template for the tokenizer, and for the processor, whose tokenizer adds `first`."""
-    how = {"space": _space(model.tokenizer), "image": IMAGE, "system": model.system}
+    how = {"space": _space(model.tokenizer), "image": image, "system": model.system}
     whole = chat_template_export.jinja(model.template, first=first, **how)
     if whole is None:
         return

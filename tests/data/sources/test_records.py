@@ -112,6 +112,10 @@ def test_images_is_read_like_image(folder):
         0
     ]
     assert [Path(image.path).name for image in two.images] == ["a.png", "b.png"]
+    unmarked = {"images": ["a.png", "b.png"], "conversations": [HUMAN | {"value": "What? "}, GPT]}
+    records = read(folder, [unmarked])
+    assert records[0].turns[0] == Turn("user", "What?", 2) and len(records[0].images) == 2
+    assert records.notes == {"images without <image> are put before the first question": 1}
     assert read(folder, [conversation("x", "A", image=None) | {"images": []}])[0].images == ()
 
 
@@ -221,6 +225,7 @@ BAD_RECORDS = {
         conversation("x", "A"), conversation("<image>", "A", image=None), conversation("<image>", "A", image=[]),
         conversation("<image>", "A", "<image>", "B"), conversation("<image>", "A <image>"),
         conversation("<image>", "A", image=["a", "b"]),
+        conversation("<image> x", "A", image=None) | {"images": ["a", "b"]},
         conversation("<image><image><image>", "A", image=["a", "b"]), GOOD | {"system": "<image> is yours"},
     ],
     "image-path": [

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from lmmkit.errors import UserError
+from lmmkit.errors import MachineError, UserError
 from lmmkit.evaluate.answers.answers_file import HEADER, IDENTITY, NAME, AnswersFolder, by_key, read_answers
 from lmmkit.evaluate.answers.schema import FIELDS, Answer, answer_of
 
@@ -99,6 +99,13 @@ def test_all_changes_are_reported_together(folder):
     with pytest.raises(UserError) as error:
         folder.begin({**HEAD, "model": "n", "dtype": "bfloat16"})
     assert len(error.value.problems) == 2
+
+
+def test_a_folder_that_cannot_be_created_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MachineError, match="answers/cannot-write") as error:
+        AnswersFolder(tmp_path / "file" / "toy", ORDER).begin(HEAD)
+    assert "--out" in error.value.problems[0].hint
 
 
 def test_files_of_all_ranks_are_merged_in_official_order(folder):

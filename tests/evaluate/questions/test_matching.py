@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lmmkit.evaluate.questions.matching import MATCHES, letter, yes_or_no
+from lmmkit.evaluate.questions.matching import MATCHES, first_yes_or_no, letter
 
 
 @pytest.mark.parametrize(("answer", "found"), [
@@ -19,8 +19,8 @@ def test_a_letter_is_found_where_one_is_named(answer, found):
 @pytest.mark.parametrize(("answer", "found"), [
     ("Yes", "yes"), ("no.", "no"), (" Yes, there is", "yes"), ("NO!", "no"), ("not", None), ("Nothing", None), ("", None),
 ])  # fmt: skip
-def test_yes_or_no_is_the_first_word(answer, found):
-    assert yes_or_no(answer) == found
+def test_first_yes_or_no_is_the_first_word(answer, found):
+    assert first_yes_or_no(answer) == found
 
 
 @pytest.mark.parametrize(("match", "answer", "right", "score"), [

@@ -63,12 +63,6 @@ speed: {tokens: 160, threads: 1}
 
 
 @pytest.fixture
-def scenes(scenes, tmp_path):
-    """Copies the scenes: these tests add files to them."""
-    return Path(shutil.copytree(scenes, tmp_path / "scenes"))
-
-
-@pytest.fixture
 def mixed(tiny, scenes):
     """Writes records with an image and records without, in steps that no number of ranks divides."""
     rows = json.loads((scenes / "finetune.json").read_text())[:40]

@@ -21,6 +21,7 @@ from lmmkit.training.step import run_step
 from tests.conftest import PLAIN
 from tests.support import local_ranks
 from tests.support.killed_runs import figures
+from tests.training.test_step import of_mostly_long
 
 SHORT = (
     "stages.pretrain.length.steps=3", "stages.finetune.length.steps=1", "output.images_every=0", "output.save_every=0",
@@ -71,6 +72,23 @@ def test_a_nan_on_one_rank_skips_the_update_on_all(tiny, tmp_path):
     (line,) = read_jsonl(run.anomalies)
     assert line["step"] == 2 and line["kind"] == "not-finite" and len(line["records"]["captions"]) == 4
     assert [x["loss"] is None for x in run.read_metrics()] == [False, True, False, False]
+
+
+def test_a_step_is_empty_only_if_it_is_on_all_ranks(scenes, tiny, tmp_path):
+    recipe = tiny(
+        of_mostly_long(scenes, tmp_path), "stages.pretrain.length.steps=1", "stages.finetune.length.steps=9",
+        "stages.finetune.batch={samples: 2, too_long: drop}", "stages.finetune.optim.weight_decay=0.5", text=PLAIN,
+    )  # fmt: skip
+    local_ranks.run(2, lambda rank: train(recipe, out=tmp_path / "run") and None, tmp_path)
+    one = train(recipe, out=tmp_path / "one")
+    mine, theirs = RunFolder(tmp_path / "run").read_metrics(), one.run.read_metrics()
+    empty = [line["loss"] is None for line in mine]
+    assert empty == [line["loss"] is None for line in theirs] and 0 < sum(empty) < 9
+    for a, b in zip(mine, theirs, strict=True):
+        assert {k: v for k, v in a.items() if "dropped" in k} == {
+            k: v for k, v in b.items() if "dropped" in k
+        }
+        assert a["loss"] == (b["loss"] if b["loss"] is None else pytest.approx(b["loss"], rel=1e-5))
 
 
 @pytest.mark.slow

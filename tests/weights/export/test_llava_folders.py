@@ -13,6 +13,7 @@ import lmmkit
 from lmmkit.api.sample import Image, Sample
 from lmmkit.data.chat_templates import lay_out_prompt, response_end
 from lmmkit.data.images import FixedRows, normalise, read_image
+from lmmkit.errors import UserError
 from lmmkit.import_export import export_model, import_model
 from lmmkit.inference.chat_model import ChatModel
 from lmmkit.recipe import read_text
@@ -104,3 +105,58 @@ def test_a_run_keeps_the_list_of_its_tokenizers_folder(scenes, tmp_path):
     assert ours.tokens.eos == want
     export_model(run.path, tmp_path / "out", "llava-hf")
     assert generation(tmp_path / "out") == list(want)
+
+
+@pytest.mark.parametrize("named", [None, 32_000, 32_001, 31_999, 32_005, 2])
+def test_no_id_is_given_twice(named, tmp_path):
+    """Adds tokens beside the sentencepiece model; the config may name one of them for images."""
+    folder = chat_folders.llava(tmp_path / "hf", "llama", "pieces")
+    (folder / "added_tokens.json").write_text('{"<pad>": 32000, "<tool>": 32001}')
+    config = json.loads((folder / "config.json").read_text())
+    config = {key: value for key, value in config.items() if not key.startswith("image_token_")}
+    config |= {} if named is None else {"image_token_index": named}
+    (folder / "config.json").write_text(json.dumps(config))
+    import_model(folder, tmp_path / "ours")
+    export_model(tmp_path / "ours", tmp_path / "out", "llava-hf")
+    image = {32_005: 32_005, 32_001: 32_001}.get(named, 32_002)  # <pad>, text and </s> are no image
+    word = "<tool>" if named == 32_001 else "<image>"
+    ours = lmmkit.load(tmp_path / "ours", device="cpu")
+    processor = hf.AutoProcessor.from_pretrained(tmp_path / "out", backend="pil")
+    vocabulary = processor.tokenizer.get_vocab()
+    assert len(set(vocabulary.values())) == len(vocabulary) == processor.tokenizer.__len__()
+    ids = {"<pad>": 32_000, "<tool>": 32_001, word: image}
+    assert {w: vocabulary[w] for w in ids} == ids and processor.tokenizer.pad_token_id == 32_000
+    assert (
+        processor.image_token_id
+        == ours.tokens.image_token
+        == image
+        == hf.AutoConfig.from_pretrained(tmp_path / "out").image_token_id
+    )
+    asked, path = chat_folders.QUESTIONS[0], chat_folders.question_image(tmp_path)
+    messages = [
+        {
+            "role": "user",
+            "content": [{"type": "image", "path": path}, {"type": "text", "text": asked[0].text}],
+        }
+    ]
+    ready = processor.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    assert ready.input_ids[0].tolist() == prompt(ours, asked, path)[0]
+    theirs = hf.LlavaForConditionalGeneration.from_pretrained(tmp_path / "out").eval()
+    new = theirs.generate(**ready, max_new_tokens=6, do_sample=False)[:, ready.input_ids.shape[1] :]
+    assert torch.equal(ours.generate(ready.input_ids, ready.pixel_values, max_new_tokens=6), new)
+    again = lmmkit.load(tmp_path / "out", device="cpu")
+    assert again.tokens.image_token == image and again.prepared.tokenizer.control("<tool>") == 32_001
+
+
+def test_an_added_token_without_a_matrix_row_is_no_problem(tmp_path):
+    """Public decoders often have a padding token above their embedding; a chat token there would be used."""
+    folder = chat_folders.write_tokenizer(tmp_path / "hf", "pieces")
+    config = hf.LlamaConfig(**chat_folders.SHAPE | {"vocab_size": 32_000})
+    hf_model_folders.saved(hf_model_folders.made(hf.AutoModelForCausalLM.from_config(config)), folder)
+    (folder / "added_tokens.json").write_text('{"<pad>": 32000}')
+    assert lmmkit.load(folder, device="cpu").objective.lmm.decoder.shape.vocab == 32_000
+    (folder / "added_tokens.json").write_text('{"<|im_start|>": 32000, "<|im_end|>": 32001}')
+    with pytest.raises(UserError, match="model/vocab"):
+        lmmkit.load(folder, device="cpu")

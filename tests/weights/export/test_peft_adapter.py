@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 import transformers as hf
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import lmmkit
 from lmmkit.errors import UserError
@@ -172,8 +172,58 @@ def test_an_adapter_of_a_decoder(family, scenes, tmp_path):
     )
     theirs = wrapped(hf.AutoModelForCausalLM.from_pretrained(base), tmp_path / "adapter")
     ours = lmmkit.load(run.model("pretrain"), device="cpu")
+    import_model(tmp_path / "adapter", tmp_path / "again", base=base)
+    want, got = (load_file(f / "model.safetensors") for f in (run.model("pretrain"), tmp_path / "again"))
+    assert want.keys() == got.keys() and all(torch.equal(want[name], got[name]) for name in want)
     id_BT, mask_BT = hf_model_folders.ids(300, [30, 17], side="left")
     check(ours, theirs, hf.AutoModelForCausalLM.from_pretrained(base).eval(), id_BT, mask_BT)
+
+
+@pytest.mark.parametrize("name", ["alone", "beside"])
+@pytest.mark.parametrize("base", ["llava-hf", "lmmkit"])
+def test_an_exported_adapter_is_imported_again(name, base, request, tmp_path):
+    """Merges it into the base that it was trained on: the weights are those of the run, bit for bit."""
+    run, public = request.getfixturevalue(name)
+    export_model(run.path, tmp_path / "adapter", "peft", base="somebody/llava")
+    with pytest.raises(UserError, match=r"somebody/llava.*weights/adapter"):
+        import_model(tmp_path / "adapter", tmp_path / "no")
+    import_model(
+        tmp_path / "adapter", tmp_path / "ours", base=public if base == "llava-hf" else run.model("pretrain")
+    )
+    want, got = (
+        load_file(folder / "model.safetensors") for folder in (run.model("finetune"), tmp_path / "ours")
+    )
+    grown = {"lmm.decoder.embed.weight", "lmm.decoder.head.weight"}
+    assert want.keys() == got.keys()
+    for tensor in want:
+        rows = len(want[tensor]) if tensor in grown else None
+        assert torch.equal(want[tensor], got[tensor][:rows]), tensor
+    mine, theirs = (lmmkit.load(folder, device="cpu") for folder in (tmp_path / "ours", run.path))
+    id_BT, _ = hf_model_folders.ids(300, [30])
+    assert torch.equal(mine.logits(id_BT)[..., :1000], theirs.logits(id_BT)[..., :1000])
+    assert mine.tokens.image_token == theirs.tokens.image_token
+
+
+def test_an_adapter_with_more_than_updates_is_refused(alone, tmp_path):
+    run, public = alone
+    export_model(run.path, tmp_path / "adapter", "peft")
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    state = load_file(file)
+    save_file(state | {"base_model.model.lm_head.weight": torch.zeros(2)}, file, {"format": "pt"})
+    with pytest.raises(UserError, match=r"1 extra, such as text.lm_head.weight.*weights/extra-tensors"):
+        import_model(tmp_path / "adapter", tmp_path / "ours", base=public)
+    tower = "base_model.model.model.vision_tower.encoder.layers.0.self_attn.q_proj.lora_A.weight"
+    save_file(state | {tower: torch.zeros(2, 2)}, file, {"format": "pt"})
+    with pytest.raises(UserError, match=r"vision_tower.*no matrix.*weights/adapter"):
+        import_model(tmp_path / "adapter", tmp_path / "ours", base=public)
+    save_file(state, file, {"format": "pt"})
+    with pytest.raises(UserError, match="convert/option"):
+        import_model(tmp_path / "adapter", tmp_path / "ours", base=public, vision=public)
+    config = tmp_path / "adapter" / "adapter_config.json"
+    config.write_text(config.read_text().replace('"LORA"', '"IA3"'))
+    with pytest.raises(UserError, match="IA3"):
+        import_model(tmp_path / "adapter", tmp_path / "ours", base=public)
+    assert not (tmp_path / "ours").exists()
 
 
 def test_the_merged_folder_is_as_it_was(alone):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from lmmkit.commands.evaluate import aligned, notes, print_published
-from lmmkit.commands.support.common import Json, err, out, print_json, reporting
+from lmmkit.commands.support.common import Json, err, out, print_json, print_table, reporting
 
 if TYPE_CHECKING:
     from lmmkit.evaluate.answers.schema import Answer
@@ -17,26 +17,30 @@ app = typer.Typer(
     no_args_is_help=True, help="Look at answers, score those of other programs, compare models."
 )
 
-Benchmark = Annotated[str, typer.Argument(metavar="BENCHMARK", help="A benchmark, such as pope.")]
-Results = Annotated[
+BenchmarkName = Annotated[str, typer.Argument(metavar="BENCHMARK", help="A benchmark, such as pope.")]
+ResultsPath = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run, a folder of results, or one of its tasks.")
 ]
-Task = Annotated[str, typer.Argument(metavar="TASK", help="A task with answers.")]
-Files = Annotated[Path, typer.Option("--files", metavar="DIR", help="Official files, in DIR/BENCHMARK.")]
-Split = Annotated[str | None, typer.Option("--split", help="The split. \\[default: the benchmark's first]")]
+TaskName = Annotated[str, typer.Argument(metavar="TASK", help="A task with answers.")]
+OfficialFolder = Annotated[
+    Path, typer.Option("--files", metavar="DIR", help="Official files, in DIR/BENCHMARK.")
+]
+SplitName = Annotated[
+    str | None, typer.Option("--split", help="The split. \\[default: the benchmark's first]")
+]
 
 
 @app.command()
 @reporting
 def score(
-    benchmark: Benchmark,
-    files: Files,
+    benchmark: BenchmarkName,
+    files: OfficialFolder,
     answers: Annotated[Path, typer.Option("--answers", metavar="FILE", help="What another program wrote.")],
     form: Annotated[
         Literal["json", "jsonl", "lmmkit", "lmms-eval", "vlmevalkit", "mme"] | None,
         typer.Option("--format", help="The form of the file. \\[default: found out]"),
     ] = None,
-    split: Split = None,
+    split: SplitName = None,
     published: Annotated[bool, typer.Option("--published", help="Also the published figures.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -60,7 +64,7 @@ def score(
             else f" (of {len(fitting.texts):,} of {len(items):,} answers)"
         )
         table = made.table(scored.figures)
-        out.print(aligned(benchmark, [table[0], *((line[0] + whole, *line[1:]) for line in table[1:])]))
+        print_table(aligned(benchmark, [table[0], *((line[0] + whole, *line[1:]) for line in table[1:])]))
     out.print(f"{benchmark}: {form}, matched by {fitting.by}")
     for line in [*notes(scored.facts()), *fitting.notes()]:
         out.print(f"{benchmark}: {line}")
@@ -117,7 +121,7 @@ def compare(
             f"{100 * d.low:+.1f} to {100 * d.high:+.1f}", f"{each.only_first:,}", f"{each.only_second:,}",
             f"{each.p:.2g}", f"{each.p_holm:.2g}", f"{100 * each.detectable:.1f}", f"{each.n:,}",
         ))  # fmt: skip
-    out.print(aligned(f"A: {first}   B: {second}", lines))
+    print_table(aligned(f"A: {first}   B: {second}", lines))
     for each in found:
         if each.left_out:
             out.print(f"{each.task}: {each.left_out:,} scored answers to other questions or prompts left out")
@@ -131,8 +135,8 @@ def compare(
 @app.command("show")
 @reporting
 def show_answers(
-    run: Results,
-    task: Task,
+    run: ResultsPath,
+    task: TaskName,
     which: Annotated[
         Literal["wrong", "changed", "unparsed", "all"],
         typer.Option("--which", help="Wrong ones, ones that another image changes, unparsed ones, or all."),
@@ -153,14 +157,14 @@ def show_answers(
 @app.command()
 @reporting
 def judge(
-    run: Results,
-    task: Task,
-    files: Files,
+    run: ResultsPath,
+    task: TaskName,
+    files: OfficialFolder,
     responses: Annotated[
         list[Path] | None, typer.Option("--responses", metavar="FILE", help="Lines of the judge. Repeatable.")
     ] = None,
     runs: Annotated[int, typer.Option("--runs", min=1, help="How often each answer is judged.")] = 3,
-    split: Split = None,
+    split: SplitName = None,
     as_json: Json = False,
 ) -> None:
     """Write the requests to a judge that are still open, or the figures of its responses."""
@@ -193,7 +197,7 @@ def judge(
     if as_json:
         return print_json({**facts, **{name: asdict(figure) for name, figure in figures.items()}})
     if figures:
-        out.print(aligned(task, made.table(figures)))
+        print_table(aligned(task, made.table(figures)))
     out.print(f"{task}: " + ", ".join(f"{key} {value}" for key, value in facts.items()))
     if found.waiting:
         out.print(f"{task}: {len(found.waiting):,} requests in {folder / REQUESTS}")

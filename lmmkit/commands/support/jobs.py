@@ -1,0 +1,131 @@
+"""Runs lmmkit commands side by side in other processes, shows how far they are, and stops them together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import typer
+
+from lmmkit.commands.support.common import err
+from lmmkit.errors import MachineError
+
+SHOWN = 1.0  # seconds between two looks at how far the jobs are
+PATIENCE = 120.0  # seconds that a stopped command may take to save
+
+
+@dataclass
+class Job:
+    """Describes a lmmkit command that runs in a separate process and prints to logs/<name>.log.
+
+    `progress` returns the share of its work that is done, from 0 to 1.
+    """
+
+    name: str
+    arguments: list[str]
+    logs: Path
+    progress: Callable[[], float] = lambda: 0.0
+    process: subprocess.Popen | None = field(init=False, default=None, repr=False)
+
+    @property
+    def log(self) -> Path:
+        """Returns the path of the log file."""
+        return self.logs / f"{self.name.replace(' ', '-')}.log"
+
+    @property
+    def running(self) -> bool:
+        """Returns whether the command has started and not ended."""
+        return self.process is not None and self.process.poll() is None
+
+    @property
+    def failed(self) -> bool:
+        """Returns whether the command ended with an exit code other than 0."""
+        return self.process is not None and self.process.poll() not in (None, 0)
+
+    def start(self) -> None:
+        """Starts the command with one CPU thread."""
+        self.logs.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "lmmkit", *self.arguments]
+        with self.log.open("a") as log:
+            log.write(f"$ lmmkit {' '.join(self.arguments)}\n")
+            log.flush()
+            env = {**os.environ, "OMP_NUM_THREADS": "1"}
+            self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env)
+
+    def last_line(self) -> str:
+        """Returns the last line of the log, or nothing."""
+        lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        return lines[-1] if lines else ""
+
+
+class ShowJobs(Protocol):
+    """Shows the state of the running jobs; called every second."""
+
+    def __call__(self, jobs: Sequence[Job]) -> None: ...
+
+
+def run_all(jobs: Sequence[Job], show: ShowJobs) -> None:
+    """Runs the jobs side by side.
+
+    Raises:
+        typer.Exit: with the exit code of a failed job; its log is printed, and the other jobs are stopped.
+        KeyboardInterrupt: after a signal, when all jobs have saved and ended.
+    """
+    with _terminated_like_ctrl_c():
+        try:
+            for job in jobs:
+                job.start()
+            shown = float("-inf")
+            while any(job.running for job in jobs) and not any(job.failed for job in jobs):
+                time.sleep(0.2)
+                if time.monotonic() - shown >= SHOWN:
+                    shown = time.monotonic()
+                    show(jobs)
+        except BaseException:
+            _stop(jobs)
+            raise
+    for job in jobs:
+        if job.failed:
+            _stop(jobs)
+            err.print(f"`lmmkit {' '.join(job.arguments)}` failed ({job.log}):")
+            err.print(job.log.read_text(errors="replace"))
+            code = job.process.returncode if job.process is not None else 0
+            raise typer.Exit(code if code > 0 else MachineError.exit_code)
+
+
+def _stop(jobs: Sequence[Job]) -> None:
+    """Asks every job to stop, waits for its checkpoint, and kills those that do not end."""
+    for job in jobs:
+        if job.process is not None and job.running:
+            job.process.terminate()
+    until = time.monotonic() + PATIENCE
+    for job in jobs:
+        if job.process is not None:
+            try:
+                job.process.wait(max(0.0, until - time.monotonic()))
+            except (subprocess.TimeoutExpired, KeyboardInterrupt):  # a second Ctrl-C waits no longer
+                job.process.kill()
+                job.process.wait()
+
+
+@contextmanager
+def _terminated_like_ctrl_c() -> Iterator[None]:
+    """Makes SIGTERM and SIGHUP raise `KeyboardInterrupt` in the block, so that no job outlives this process."""
+
+    def interrupt(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,117 @@
+"""Shows tasks on the terminal as bars with the time left; elsewhere, such as in a file, as plain lines."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from lmmkit.progress import Display
+
+EVERY = 10.0  # seconds between two lines of a task
+DRAWN = 0.1  # seconds between two updates of a bar: drawing costs more than much of the work
+
+
+def display_on(console: Console, *, quiet: bool = False) -> Display | None:
+    """Returns the display for a console. `quiet`: nothing unless it is a terminal. Of several ranks, the first
+    one shows its work."""
+    if os.environ.get("RANK", "0") != "0":
+        return None
+    if console.is_terminal and not console.is_dumb_terminal:
+        return Bars(console)
+    return None if quiet else Lines(console)
+
+
+class Bars:
+    """Draws one bar for each task, as long as the task lasts."""
+
+    def __init__(self, console: Console):
+        self._console = console
+        self._progress: Progress | None = None
+        self._drawn: dict[int, float] = {}
+
+    def begin(self, title: str, total: float | None) -> int:
+        """Adds a bar; one without a total only shows that the work goes on."""
+        if self._progress is None:
+            self._progress = Progress(
+                SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=24),
+                TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn(compact=True),
+                console=self._console, transient=True,
+            )  # fmt: skip
+            self._progress.start()
+        task = self._progress.add_task(title, total=total)
+        self._drawn[task] = 0.0
+        return task
+
+    def move(self, task: int, done: float) -> None:
+        """Moves the bar."""
+        now = time.monotonic()
+        if self._progress is not None and now - self._drawn[task] >= DRAWN:
+            self._drawn[task] = now
+            self._progress.update(TaskID(task), completed=done)
+
+    def end(self, task: int) -> None:
+        """Removes the bar. Without a bar the terminal is free for other output."""
+        del self._drawn[task]
+        if self._progress is not None:
+            self._progress.remove_task(TaskID(task))
+            if not self._drawn:
+                self._progress.stop()
+                self._progress = None
+
+
+@dataclass
+class _Line:
+    title: str
+    total: float | None
+    began: float
+    printed: float
+
+
+@dataclass
+class Lines:
+    """Prints a line when work begins that is not part of other work, and of slow work a line every `every`
+    seconds."""
+
+    console: Console
+    every: float = EVERY
+    clock: Callable[[], float] = time.monotonic
+    _tasks: dict[int, _Line] = field(default_factory=dict)
+    _count: int = 0
+
+    def begin(self, title: str, total: float | None) -> int:
+        """Prints the title of a task, unless it is a part of another one."""
+        if not self._tasks:
+            self._print(f"{title} ...")
+        self._count += 1
+        now = self.clock()
+        self._tasks[self._count] = _Line(title, total, now, now)
+        return self._count
+
+    def move(self, task: int, done: float) -> None:
+        """Prints the share that is done and the time left, from time to time."""
+        line, now = self._tasks[task], self.clock()
+        if line.total and done and now - line.printed >= self.every:
+            line.printed = now
+            left = (now - line.began) * max(0.0, line.total - done) / done
+            self._print(f"{line.title}: {100 * done / line.total:.0f} %, about {left:.0f} s left")
+
+    def end(self, task: int) -> None:
+        """Forgets the task."""
+        del self._tasks[task]
+
+    def _print(self, text: str) -> None:
+        self.console.print(text, markup=False)

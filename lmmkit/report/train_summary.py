@@ -1,0 +1,57 @@
+"""The last lines of a training: what was learned, next to its chance, and what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lmmkit.runs.run_folder import RunFolder
+
+PART = 20  # the figures are means over the last twentieth of the last stage
+_Records = Sequence[Mapping[str, Any]]
+
+
+def learned(run: RunFolder) -> str:
+    """Returns the terms and metrics at the end of the last stage, each next to its chance level.
+
+    A figure without a known chance level is left out, unless none has one: then it is the loss.
+    """
+    records = [record for record in run.read_metrics() if "loss" in record]
+    if not records:
+        return "no step was logged"
+    stage = records[-1]["stage"]
+    records = [record for record in records if record["stage"] == stage]
+    last = records[-max(1, len(records) // PART) :]
+    chances = {key: _mean(last, key) for key in last[-1] if key.startswith("chance/")}
+    values = {key: _mean(last, key.replace("chance/", "terms/", 1)) for key in chances}
+    shown = [
+        f"{key.removeprefix('chance/')} {values[key]:.3g} (chance {chance:.3g})"
+        for key, chance in chances.items()
+        if chance is not None and values[key] is not None
+    ]
+    loss = _mean(last, "loss")
+    words = ", ".join(shown) or ("no loss" if loss is None else f"loss {loss:.3g}")
+    return f"{words}; stage {stage}, mean of its last {len(last)} logged steps"
+
+
+def cost(run: RunFolder) -> str:
+    """Returns steps, tokens and time of all logged steps."""
+    records = [record for record in run.read_metrics() if "loss" in record]
+    steps, seconds = (records[-1]["step"] if records else 0), sum(r["seconds"] for r in records)
+    tokens = sum(record["tokens"] for record in records)
+    every = "" if len(records) == steps else f" ({len(records):,} of them logged)"
+    return f"{steps:,} steps{every}, {tokens:,} tokens, {_time(seconds)} of training; {run.path}"
+
+
+def _mean(records: _Records, key: str) -> float | None:
+    """Returns the mean of a figure over the records that have it; None if none has."""
+    values = [record[key] for record in records if record.get(key) is not None]
+    return sum(values) / len(values) if values else None
+
+
+def _time(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return (
+        f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    )

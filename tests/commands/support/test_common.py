@@ -1,0 +1,60 @@
+"""All commands: text is printed as it is, problems have no traceback, files that cannot be written are problems."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+import typer
+from rich.table import Table
+
+from lmmkit.commands.support import common
+from lmmkit.errors import UserError
+from lmmkit.errors.commands import EXISTS
+
+ODD = "x [draft] y [/q] [bold]z"
+
+
+def test_text_of_users_is_never_markup(capsys):
+    common.out.print(ODD)
+    table = Table(title=ODD)
+    table.add_column(ODD)
+    table.add_row(ODD)
+    common.out.print(table)
+    common.show(UserError(EXISTS.at(ODD, got=ODD)))
+    out, err = capsys.readouterr()
+    assert out.count(ODD) == 4 and err.count(ODD) == 2
+
+
+def test_terminal_codes_in_a_problem_are_not_printed(capsys):
+    common.show(UserError(EXISTS.at("a\x1b[31mb", got="c\x07d")))
+    err = capsys.readouterr().err
+    assert "\x1b" not in err and "\x07" not in err and "a?[31mb" in err
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.ENOTDIR])
+def test_a_file_that_the_system_refuses_is_a_problem_of_the_machine(capsys, number):
+    @common.reporting
+    def command():
+        raise OSError(number, "refused", "some/file")
+
+    with pytest.raises(typer.Exit) as error:
+        command()
+    text = capsys.readouterr().err
+    assert error.value.exit_code == 3 and "files/cannot-write" in text and "some/file" in text
+
+
+def test_other_errors_of_the_system_are_bugs_and_ctrl_c_is_130(capsys):
+    @common.reporting
+    def bug():
+        raise FileNotFoundError(errno.ENOENT, "gone", "x")
+
+    @common.reporting
+    def stopped():
+        raise KeyboardInterrupt
+
+    with pytest.raises(FileNotFoundError):
+        bug()
+    with pytest.raises(typer.Exit) as error:
+        stopped()
+    assert error.value.exit_code == 130 and "stopped" in capsys.readouterr().err

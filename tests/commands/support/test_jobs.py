@@ -1,0 +1,50 @@
+"""Commands side by side: their logs, a failed one, and a stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+import typer
+
+from lmmkit.commands.support import jobs as module
+from lmmkit.commands.support.jobs import Job, run_all
+
+
+def test_jobs_write_logs_and_are_shown(tmp_path):
+    shown = []
+    both = [Job("one", ["recipes", "list"], tmp_path), Job("eval two", ["explain", "plan/no-view"], tmp_path)]
+    run_all(both, lambda jobs: shown.append([job.name for job in jobs]))
+    assert shown and shown[0] == ["one", "eval two"]
+    assert "quickstart" in (tmp_path / "one.log").read_text()
+    assert both[1].log.name == "eval-two.log" and "hint" in both[1].log.read_text()
+    assert both[1].last_line()
+
+
+def test_a_failed_job_ends_the_others_and_prints_its_log(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(module, "PATIENCE", 30.0)
+    slow = Job("slow", ["data", "make-scenes", str(tmp_path / "scenes"), "--count", "100000"], tmp_path)
+    bad = Job("bad", ["explain", "no/such-code"], tmp_path)
+    with pytest.raises(typer.Exit) as error:
+        run_all([slow, bad], lambda jobs: None)
+    assert error.value.exit_code == 2
+    assert slow.process is not None and slow.process.returncode != 0
+    text = capsys.readouterr().err
+    assert "explain/unknown-code" in text and "`lmmkit explain no/such-code` failed" in text
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_jobs(tmp_path, signum):
+    slow = Job("slow", ["data", "make-scenes", str(tmp_path / "scenes"), "--count", "100000"], tmp_path)
+
+    def later():
+        time.sleep(1.0)
+        os.kill(os.getpid(), signum)
+
+    threading.Thread(target=later, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        run_all([slow], lambda jobs: None)
+    assert slow.process is not None and slow.process.poll() is not None

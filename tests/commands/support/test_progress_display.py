@@ -1,0 +1,47 @@
+"""Bars on a terminal, lines elsewhere."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from lmmkit.commands.support.progress_display import Bars, Lines, display_on
+from lmmkit.progress import counted, shown_on, working
+
+
+def text_of(console):
+    return console.file.getvalue()
+
+
+def test_a_terminal_gets_bars_others_lines_and_other_ranks_nothing(monkeypatch):
+    terminal = Console(file=io.StringIO(), force_terminal=True, _environ={"TERM": "xterm"})
+    file = Console(file=io.StringIO())
+    assert isinstance(display_on(terminal, quiet=True), Bars) and isinstance(display_on(file), Lines)
+    assert display_on(file, quiet=True) is None
+    monkeypatch.setenv("RANK", "1")
+    assert display_on(terminal) is None
+
+
+def test_a_bar_has_the_title_as_it_is_and_disappears():
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, _environ={"TERM": "xterm"})
+    with shown_on(Bars(console)):
+        for _ in counted("reading [red]x[/] and y[/q]", range(5)):
+            pass
+        with working("second"):
+            console.print("in between", markup=False)
+    assert "reading [red]x[/] and y[/q]" in text_of(console) and "in between" in text_of(console)
+    assert "\x1b[?25h" in text_of(console), "the cursor is shown again"
+
+
+def test_lines_tell_the_first_title_at_once_and_the_time_left_of_slow_work():
+    now = [0.0]
+    console = Console(file=io.StringIO(), width=100)
+    with shown_on(Lines(console, every=10, clock=lambda: now[0])), working("outer [x]"):
+        assert text_of(console) == "outer [x] ...\n"
+        for _ in counted("inner", range(4)):
+            now[0] += 6
+    assert text_of(console).splitlines()[1:] == [
+        "inner: 50 %, about 12 s left",
+        "inner: 100 %, about 0 s left",
+    ]

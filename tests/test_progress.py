@@ -1,0 +1,55 @@
+"""Progress of long work: nothing is shown without a display, and a display gets what the work reports."""
+
+from __future__ import annotations
+
+import pytest
+
+from lmmkit.progress import counted, shown_on, working
+
+
+class Recorder:
+    """Records the calls of a display."""
+
+    def __init__(self):
+        self.calls = []
+
+    def begin(self, title, total):
+        self.calls.append(("begin", title, total))
+        return len(self.calls)
+
+    def move(self, task, done):
+        self.calls.append(("move", task, done))
+
+    def end(self, task):
+        self.calls.append(("end", task))
+
+
+def test_without_a_display_work_runs_and_nothing_is_shown(capsys):
+    with working("nothing", 3) as move:
+        move(1)
+    assert list(counted("x", [1, 2])) == [1, 2]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_display_gets_the_tasks_and_their_parts():
+    display = Recorder()
+    with shown_on(display), working("outer") as move:
+        assert list(counted("inner", iter("ab"), total=2)) == ["a", "b"]
+        move(7)
+    assert display.calls == [
+        ("begin", "outer", None), ("begin", "inner", 2), ("move", 2, 1), ("move", 2, 2), ("end", 2), ("move", 1, 7),
+        ("end", 1),
+    ]  # fmt: skip
+    with shown_on(display), shown_on(None), working("unseen"):
+        pass
+    assert display.calls[-1] == ("end", 1)
+
+
+def test_work_that_fails_or_is_left_early_ends_its_task():
+    display = Recorder()
+    with shown_on(display), pytest.raises(ZeroDivisionError), working("fails"):
+        raise ZeroDivisionError
+    with shown_on(display):
+        for _ in counted("left", [1, 2, 3]):
+            break
+    assert [call for call in display.calls if call[0] == "end"] == [("end", 1), ("end", 3)]
