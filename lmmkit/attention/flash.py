@@ -47,9 +47,11 @@ def _parts(spec: AttentionSpec, device: torch.device) -> Iterator[PartialAttenti
     """Yields one partial attention per call: one variable-length kernel call for all its segments."""
     seed = torch.empty(2, dtype=torch.uint64, device=device)  # of dropout, which is not used
     for call in spec.calls:
-        ends = [moved(_ends(n), device) for n in (call.lengths, call.m)]
-        longest = [max(2, int(n.max())) for n in (call.lengths, call.m)]  # 1 has a layout of its own in FA2
-        kernel = _Varlen(call.causal, (*ends, *longest), seed)
+        end_q, end_k = (moved(_ends(n), device) for n in (call.lengths, call.m))
+        most_q, most_k = (
+            max(2, int(n.max())) for n in (call.lengths, call.m)
+        )  # 1 has a layout of its own in FA2
+        kernel = _Varlen(call.causal, (end_q, end_k, most_q, most_k), seed)
         yield PartialAttention(*packed_rows(spec, call, device), call.level == 0, call.key, kernel)
 
 
@@ -68,9 +70,9 @@ class _Varlen:
     segments: tuple[Tensor, Tensor, int, int]
     seed: Tensor
 
-    def forward(self, q_BNHK: Tensor, k_BMGK: Tensor, v_BMGK: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, q_BNHK: Tensor, k_BMHK: Tensor, v_BMHK: Tensor) -> tuple[Tensor, Tensor]:
         out, lse_HQ, *_ = torch.ops.aten._flash_attention_forward(
-            q_BNHK[0], k_BMGK[0], v_BMGK[0], *self.segments, 0.0, self.causal, False
+            q_BNHK[0], k_BMHK[0], v_BMHK[0], *self.segments, 0.0, self.causal, False
         )
         return out[None], lse_HQ.T[None]
 

@@ -7,7 +7,7 @@ import ctypes
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import metadata
+from importlib.metadata import PackageNotFoundError, files
 from typing import ClassVar
 
 import torch
@@ -94,7 +94,7 @@ def _load_cuda_runtime() -> None:
     try:
         ctypes.CDLL(_RUNTIME, ctypes.RTLD_GLOBAL)
     except OSError:
-        for file in metadata.files("nvidia-cuda-runtime-cu12") or ():
+        for file in files("nvidia-cuda-runtime-cu12") or ():
             if file.name == _RUNTIME:
                 ctypes.CDLL(str(file.locate()), ctypes.RTLD_GLOBAL)
 
@@ -102,9 +102,7 @@ def _load_cuda_runtime() -> None:
 _RUNTIME = "libcudart.so.12"
 
 try:
-    with contextlib.suppress(
-        metadata.PackageNotFoundError, OSError
-    ):  # its kernels then report what they lack
+    with contextlib.suppress(PackageNotFoundError, OSError):  # its kernels then report what they lack
         _load_cuda_runtime()
     logging.getLogger("xformers").setLevel(logging.ERROR)  # its loader warns even if PyTorch's ops serve
     from xformers.ops import fmha as _fmha

@@ -58,8 +58,6 @@ def quickstart(
                 if jobs:
                     if display.phase == "data":
                         work.clear_scenes()
-                    for job in jobs:
-                        err.print(f"$ lmmkit {' '.join(job.arguments)}")
                     run_all(jobs, display)
     except KeyboardInterrupt:
         work.save(before + time.monotonic() - began)
@@ -108,11 +106,16 @@ class Quickstart:
         write_json_atomic(self.to / STATE, {"fast": self.fast, "seconds": seconds})
 
     def phases(self) -> list[tuple[str, list[Job]]]:
-        """Returns the jobs that are left, by phase."""
+        """Returns the jobs that are left, by phase.
+
+        The evaluation of a recipe follows its training, next to the other training, so that no core waits.
+        """
+        trained = {name: self.is_trained(name) for name in RECIPES}
+        left = [name for name in RECIPES if trained[name] and not self.is_evaluated(name)]
         return [
             ("data", [] if self.has_data else [self._data()]),
-            ("training", [self._training(name) for name in RECIPES if not self.is_trained(name)]),
-            ("evaluation", [self._evaluation(name) for name in RECIPES if not self.is_evaluated(name)]),
+            ("training", [self._training(name) for name in RECIPES if not trained[name]]),
+            ("evaluation", [self._evaluation(name) for name in left]),
         ]
 
     @property
@@ -142,7 +145,8 @@ class Quickstart:
 
     def state(self) -> str:
         """Returns in words what is done and what is left."""
-        left = [job.name for _, jobs in self.phases() for job in jobs]
+        jobs = [job for _, jobs in self.phases() for job in jobs]
+        left = [job.name for job in (*jobs, *(job.then for job in jobs if job.then is not None))]
         steps = ", ".join(
             f"{name} at step {self._logged(name):,} of {self._steps(name):,}" for name in RECIPES
         )
@@ -193,6 +197,7 @@ class Quickstart:
             words + ["--resume"] * begun,
             self.to / "logs",
             lambda: self._logged(name) / self._steps(name),
+            then=None if self.is_evaluated(name) else self._evaluation(name),
         )
 
     def _evaluation(self, name: str) -> Job:

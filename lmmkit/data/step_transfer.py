@@ -49,7 +49,7 @@ def to_block(value: Any) -> Transferred:
         if key not in storages:
             storages[key] = end, storage
             end += -(-storage.nbytes() // _ALIGN) * _ALIGN
-        start = storages[key][0] // tensor.element_size() + tensor.storage_offset()
+        start = storages[key][0] // tensor.element_size() + int(tensor.storage_offset())
         return _Place(tensor.dtype, start, tuple(tensor.shape), tensor.stride())
 
     changed = _mapped(value, Tensor, placed, {})

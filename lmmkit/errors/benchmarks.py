@@ -32,6 +32,10 @@ ABSENT_IMAGES = Code(
     "benchmarks/no-images", cause="Images that a benchmark's questions are about are missing.",
     expected="all images of the split", hint="Unpack the image archive again; docs/benchmarks.md has the folder.",
 )
+NO_EXTRA = Code(
+    "benchmarks/not-installed", cause="A package that is needed for a table of a benchmark is not installed.",
+    expected="the packages of the extra `benchmarks`", hint='Run `pip install -e ".[benchmarks]"`.',
+)
 UNKNOWN_SPLIT = Code(
     "benchmarks/unknown-split", cause="The benchmark has no split of this name.",
     expected="one of {known}", hint="{nearest}",

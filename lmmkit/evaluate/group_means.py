@@ -1,4 +1,4 @@
-"""Means over all items of a benchmark and over their groups, each next to the best constant answer."""
+"""Means over all items of a benchmark and over their groups, each next to the best constant answer; ratios of sums."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from lmmkit.evaluate.stats import mean_with_interval
+from lmmkit.evaluate.stats import mean_with_interval, wilson
 from lmmkit.evaluate.task import Figure
 
 
@@ -66,6 +66,36 @@ def best_constant_mean(constants: Sequence[Mapping[str, float]]) -> float | None
         for answer, score in scores.items():
             total[answer] += score
     return max(total.values(), default=0.0) / len(constants) if constants else None
+
+
+def mean_of_ratios(
+    parts: Sequence[Sequence[tuple[float, float, str]]], *, chance: float | None = None
+) -> Figure:
+    """Returns the mean over parts of sum(a) / sum(b), a share in [0, 1], with its 95 % interval.
+
+    A part without b counts as 0. The interval is Wilson's for the number of independent values that would have the
+    variance of the sums of clusters (linearisation), at most the number of items.
+
+    Args:
+        parts: for each part the (a, b, cluster) of its items.
+        chance: the value at chance.
+    """
+    ratios = []
+    residual: dict[str, float] = defaultdict(float)
+    for part in parts:
+        bottom = sum(b for _, b, _ in part)
+        ratio = sum(a for a, _, _ in part) / bottom if bottom else 0.0
+        ratios.append(ratio)
+        for a, b, cluster in part:
+            residual[cluster] += (a - ratio * b) / (bottom * len(parts)) if bottom else 0.0
+    n = sum(len(part) for part in parts)
+    if not n:
+        return Figure(value=float("nan"), chance=chance, n=0)
+    value, g = sum(ratios) / len(ratios), len(residual)
+    variance = sum(each**2 for each in residual.values()) * g / max(1, g - 1)
+    binomial = value * (1 - value)
+    low, high = wilson(value, min(n, binomial / variance) if variance and binomial > 0 else g)
+    return Figure(value=value, low=low, high=high, chance=chance, n=n)
 
 
 def _natural(text: str) -> list[tuple[int, str]]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,12 @@ class OfficialFiles:
         """Returns the text of a file."""
         if path is None:
             return ""
-        data = path.read_bytes()
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            got = error.strerror or str(error)
+            self.note(NO_OFFICIAL_FILE, path, got=got, expected="a file that can be read")
+            return ""
         if pointer(data):
             self.note(LFS_POINTER, path, got=f"a pointer of {len(data)} bytes")
             return ""
@@ -137,6 +142,7 @@ class OfficialFiles:
         if not isinstance(values, list):
             self.note(OFFICIAL_RECORD, path, at, got=kind_of(values), expected="a list of records")
             return []
+        self._check_some(path, at, values)
         places = (f"{at}[{i}]" for i in range(len(values)))
         sound = [r for place, r in zip(places, values, strict=True) if self.sound(path, place, r, spec)]
         if key is not None:
@@ -150,6 +156,7 @@ class OfficialFiles:
         if not isinstance(values, dict):
             self.note(OFFICIAL_RECORD, path, got=kind_of(values), expected="an object of records by id")
             return {}
+        self._check_some(path, "", values)
         return {key: r for key, r in values.items() if self.sound(path, f"`{key}`", r, spec)}
 
     def sound(self, path: Path, place: str, record: Any, spec: Spec) -> bool:
@@ -178,7 +185,7 @@ class OfficialFiles:
                 got=f"{sound} answers",
                 expected=f"{HUMANS} answers that are texts",
             )
-        return texts
+        return [text for text in texts if isinstance(text, str)]
 
     def unique(self, path: Path, key: str, ids: Iterable[Hashable]) -> None:
         """Notes each id that occurs twice."""
@@ -220,13 +227,23 @@ class OfficialFiles:
         self._check_pointer(folder, next((name for name in names if name not in absent), None))
         return [os.path.join(folder, name) for name in names]
 
+    def _check_some(self, path: Path, at: str, values: Sized) -> None:
+        """Notes if a file has no records, unless a problem of the file explains it."""
+        if not len(values) and all(place != str(path) for _, place in self._problems):
+            self.note(OFFICIAL_RECORD, path, at, got="no records", expected="the records of the split")
+
     def _check_pointer(self, folder: Path, name: str | None) -> None:
         """Notes if the first image is a pointer: those of one archive are all data, or none is."""
         if name is None or (not is_plain(name) and path_fault(name) is not None):
             return
-        with open(folder / name, "rb") as file:
-            if pointer(file.read(128)):
-                self.note(LFS_POINTER, folder / name, got="a pointer in place of an image")
+        try:
+            with open(folder / name, "rb") as file:
+                data = file.read(128)
+        except OSError as error:
+            self.note(ABSENT_IMAGES, folder / name, got=error.strerror or str(error))
+            return
+        if pointer(data):
+            self.note(LFS_POINTER, folder / name, got="a pointer in place of an image")
 
     def _first(self, paths: Sequence[Path], exists: Callable[[Path], bool], kind: str) -> Path | None:
         for path in paths:

@@ -8,6 +8,7 @@ Agrawal et al. (https://github.com/GT-Vision-Lab/VQA, BSD-2-Clause).
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -41,27 +42,26 @@ _APOSTROPHES["somebody'd"] = "somebodyd"  # the official list has these two the 
 _WORDS = {**_NUMBERS, **_APOSTROPHES}
 
 
-@lru_cache(maxsize=2**18)
+@lru_cache(maxsize=2**19)
 def m4c(answer: str) -> str:
     """Returns an answer as the processor of M4C and EvalAI normalises it."""
-    text = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
-    return vqa_eval(text)
+    return _normal(answer.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip())
 
 
-@lru_cache(maxsize=2**18)
+@lru_cache(maxsize=2**19)
 def vqa_eval(answer: str) -> str:
     """Returns an answer as the official VQA evaluation normalises it."""
-    text = _without_marks(_trimmed(answer)).lower()
-    return " ".join([_WORDS.get(word, word) for word in text.split() if word not in _ARTICLES])
+    return _normal(answer)
 
 
 def soft_accuracy(answer: str, humans: Sequence[str]) -> float:
     """Returns the mean, over the humans, of min(1, n / 3), where n of the others gave the answer."""
-    same = list(humans).count(answer)
-    if not same:
-        return 0.0
-    thirds = same * min(3, same - 1) + (len(humans) - same) * min(3, same)
-    return thirds / (3 * len(humans))
+    return _soft(humans.count(answer), len(humans))
+
+
+def soft_scores(humans: Sequence[str]) -> dict[str, float]:
+    """Returns the soft accuracy of each answer that a human gave; any other answer has 0."""
+    return {answer: _soft(same, len(humans)) for answer, same in Counter(humans).items()}
 
 
 def m4c_accuracy(answer: str, humans: Sequence[str]) -> float:
@@ -80,9 +80,15 @@ def vqa_eval_accuracy(answer: str, humans: Sequence[str]) -> float:
     return soft_accuracy(answer, humans)
 
 
-def soft_scores(humans: Sequence[str]) -> dict[str, float]:
-    """Returns the soft accuracy of each answer that a human gave; any other answer has 0."""
-    return {answer: soft_accuracy(answer, humans) for answer in dict.fromkeys(humans)}
+def _soft(same: int, n: int) -> float:
+    """Returns the soft accuracy of an answer that `same` of `n` humans gave."""
+    return (same * min(3, same - 1) + (n - same) * min(3, same)) / (3 * n)
+
+
+def _normal(answer: str) -> str:
+    """Trims, removes marks, and changes words."""
+    words = _without_marks(_trimmed(answer)).lower().split()
+    return " ".join([_WORDS.get(word, word) for word in words if word not in _ARTICLES])
 
 
 def _trimmed(answer: str) -> str:
@@ -91,11 +97,10 @@ def _trimmed(answer: str) -> str:
 
 def _without_marks(text: str) -> str:
     """Removes each mark that touches a space somewhere, replaces the others by spaces, and removes periods."""
-    marks = _MARKS.intersection(text)
-    if marks:
+    out = text
+    if marks := _MARKS.intersection(text):
         all_go = _DIGIT_COMMA.search(text) is not None
-        change = {
-            ord(mark): "" if all_go or f"{mark} " in text or f" {mark}" in text else " " for mark in marks
-        }
-        text = text.translate(change)
-    return _PERIOD.sub("", text, count=_MOST_PERIODS) if "." in text else text
+        for mark in marks:
+            goes = all_go or f"{mark} " in text or f" {mark}" in text
+            out = out.replace(mark, "" if goes else " ")
+    return _PERIOD.sub("", out, count=_MOST_PERIODS) if "." in out else out

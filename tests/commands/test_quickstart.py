@@ -28,7 +28,8 @@ def test_the_last_step_is_read_from_the_end(tmp_path):
 
 def test_what_is_left_follows_from_the_files(work):
     def left():
-        return [job.name for _, jobs in work.phases() for job in jobs]
+        jobs = [job for _, jobs in work.phases() for job in jobs]
+        return [job.name for job in (*jobs, *(job.then for job in jobs if job.then))]
 
     def touch(*parts, text="{}"):
         path = work.to.joinpath(*parts)
@@ -50,6 +51,7 @@ def test_what_is_left_follows_from_the_files(work):
     touch("llava", "model", "finetune", "config.json")
     touch("llava", "results.json", text='{"answers": {}}')
     assert left() == ["direct", "eval llava", "eval direct"]
+    assert [job.name for job in work.phases()[2][1]] == ["eval llava"], "that of direct follows its training"
     touch("llava", "results.json", text='{"answers": {}, "terms": {}}')
     assert left() == ["direct", "eval direct"]
 

@@ -127,6 +127,36 @@ def test_a_value_of_another_kind_is_refused(tmp_path):
     assert problem.where.endswith("b: `8`")
 
 
+def test_a_file_without_records_is_refused(tmp_path):
+    files = opened(tmp_path)
+    assert (
+        files.records(tmp_path / "a", [], SPEC, at="data") == []
+        and files.table(tmp_path / "b", {}, SPEC) == {}
+    )
+    assert [(p.code, p.got) for p in problems(files)] == [("benchmarks/record", "no records")] * 2
+    (tmp_path / "c").write_text("{broken\n")
+    files = opened(tmp_path)
+    files.records(tmp_path / "c", files.json_lines(files.find("c")), SPEC)
+    assert [p.code for p in problems(files)] == ["benchmarks/not-json"], "the reason alone"
+
+
+def test_a_file_that_the_system_does_not_give_is_a_problem(tmp_path, monkeypatch):
+    def refuse(*args):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "a.json").write_text("[1]")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/1.jpg").write_bytes(b"data")
+    monkeypatch.setattr("pathlib.Path.read_bytes", refuse)
+    monkeypatch.setattr("builtins.open", refuse)
+    files = opened(tmp_path)
+    assert files.json(files.find("a.json")) is None
+    files.images(files.find_folder("images"), ["1.jpg"])
+    assert [(p.code, p.got) for p in problems(files)] == [
+        ("benchmarks/no-file", "Permission denied"), ("benchmarks/no-images", "Permission denied"),
+    ]  # fmt: skip
+
+
 def test_duplicate_ids_are_named(tmp_path):
     files = opened(tmp_path)
     files.records(tmp_path / "a", [{"id": i, "text": "x"} for i in (1, 2, 1, 3, 3)], SPEC, key="id")

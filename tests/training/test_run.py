@@ -201,7 +201,10 @@ def test_a_kernel_that_cannot_run_is_refused_before_the_folder_is_made(tiny, tmp
         train(tiny("speed.attention=xformers"), out=tmp_path / "run")
     (problem,) = error.value.problems
     assert problem.where == "--set speed.attention=xformers"
-    assert "xformers: no kernels for cpu; sdpa: can run; eager: can run" in problem.got
+    assert (
+        "xformers: no kernels for cpu; flash: no kernels for cpu; sdpa: can run; eager: can run"
+        in problem.got
+    )
     assert not (tmp_path / "run").exists()
 
 

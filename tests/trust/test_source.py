@@ -16,6 +16,7 @@ ALLOWED = {
     ("lmmkit/__init__.py", "imports importlib (runs code)"): "the package's own three homes, a literal table",
     ("lmmkit/__init__.py", "calls import_module"): "the same",
     ("lmmkit/api/plugin_files.py", "imports importlib (runs code)"): "runs a plugin file, behind --trust-files alone",
+    ("lmmkit/attention/xformers_backend.py", "imports ctypes (runs code)"): "loads the CUDA runtime of an installed package",
     ("lmmkit/runs/run_lock.py", "imports socket (connects)"): "gethostname, for the run's lock",
     ("lmmkit/commands/support/jobs.py", "imports subprocess (runs programs)"): "this Python with commands of ours, no shell",
     ("lmmkit/commands/model.py", "passes allow_pickle"): "the user's own option; the reader is torch's weights-only one",

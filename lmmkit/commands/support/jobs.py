@@ -26,13 +26,14 @@ PATIENCE = 120.0  # seconds that a stopped command may take to save
 class Job:
     """Describes a lmmkit command that runs in a separate process and prints to logs/<name>.log.
 
-    `progress` returns the share of its work that is done, from 0 to 1.
+    `progress` returns the share of its work that is done, from 0 to 1. `then` starts when the job has ended well.
     """
 
     name: str
     arguments: list[str]
     logs: Path
     progress: Callable[[], float] = lambda: 0.0
+    then: Job | None = None
     process: subprocess.Popen | None = field(init=False, default=None, repr=False)
 
     @property
@@ -51,7 +52,8 @@ class Job:
         return self.process is not None and self.process.poll() not in (None, 0)
 
     def start(self) -> None:
-        """Starts the command with one CPU thread."""
+        """Starts the command with one CPU thread, and prints it."""
+        err.print(f"$ lmmkit {' '.join(self.arguments)}")
         self.logs.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "lmmkit", *self.arguments]
         with self.log.open("a") as log:
@@ -73,18 +75,22 @@ class ShowJobs(Protocol):
 
 
 def run_all(jobs: Sequence[Job], show: ShowJobs) -> None:
-    """Runs the jobs side by side.
+    """Runs the jobs side by side, and after each of them the job that follows it.
 
     Raises:
         typer.Exit: with the exit code of a failed job; its log is printed, and the other jobs are stopped.
         KeyboardInterrupt: after a signal, when all jobs have saved and ended.
     """
+    jobs = list(jobs)
     with _terminated_like_ctrl_c():
         try:
             for job in jobs:
                 job.start()
             shown = float("-inf")
-            while any(job.running for job in jobs) and not any(job.failed for job in jobs):
+            while True:
+                jobs += _followers(jobs)
+                if not any(job.running for job in jobs) or any(job.failed for job in jobs):
+                    break
                 time.sleep(0.2)
                 if time.monotonic() - shown >= SHOWN:
                     shown = time.monotonic()
@@ -99,6 +105,15 @@ def run_all(jobs: Sequence[Job], show: ShowJobs) -> None:
             err.print(job.log.read_text(errors="replace"))
             code = job.process.returncode if job.process is not None else 0
             raise typer.Exit(code if code > 0 else MachineError.exit_code)
+
+
+def _followers(jobs: Sequence[Job]) -> list[Job]:
+    """Starts the jobs that follow those that have ended well, and returns them."""
+    ended = [job for job in jobs if job.process is not None and job.process.poll() == 0]
+    ready = [job.then for job in ended if job.then is not None and job.then.process is None]
+    for job in ready:
+        job.start()
+    return ready
 
 
 def _stop(jobs: Sequence[Job]) -> None:

@@ -51,21 +51,26 @@ class QuickstartDisplay:
         self._live = None
 
     def __call__(self, jobs: Sequence[Job]) -> None:
-        """Shows the state of the jobs of this phase."""
+        """Shows the state of the jobs of this phase. A recipe may be evaluated before the phase ends."""
         done = {job.name: (1.0 if not job.running else job.progress()) for job in jobs}
-        share = overall(self.phase, min(done.values()))
-        self._left = self._time_left(share)
+        at = {
+            job.name.split()[-1]: (self._phase_of(job), done[job.name]) for job in jobs
+        }  # the latest of a recipe
+        self._left = self._time_left(min(overall(*each) for each in at.values()))
         if self._live is not None:
             for name in self.names:
-                share = next((done[job.name] for job in jobs if job.name.split()[-1] in (name, "data")), 1.0)
-                state = f"{self.phase}: {100 * share:.0f} %"
-                self._bars.update(self._tasks[name], completed=overall(self.phase, share), state=state)
+                phase, share = at.get(name) or at.get("data") or (self.phase, 1.0)
+                state = f"{phase}: {100 * share:.0f} %"
+                self._bars.update(self._tasks[name], completed=overall(phase, share), state=state)
         elif self.clock() - self._printed >= EVERY:
             self._printed = self.clock()
             for job in jobs:
                 if job.running:
                     self.console.print(f"  {job.name:12} {100 * done[job.name]:3.0f} %  {job.last_line()}")
             self.console.print(f"  {self.phase}; {self._left}")
+
+    def _phase_of(self, job: Job) -> str:
+        return "evaluation" if job.name.startswith("eval ") else self.phase
 
     def _time_left(self, share: float) -> str:
         now = self.clock()

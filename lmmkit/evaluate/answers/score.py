@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from lmmkit.evaluate.answers.scorer import Scorer
 from lmmkit.evaluate.benchmarks.benchmark import Item
 
 NAMED = 5  # ids in a message
+ASK_YES_NO = "please answer yes or no."  # the end of MME's questions, which LLaVA's prompts leave out
+REPEATED = re.compile(r"#\d+$")  # the end of an item's id, if the official id is that of several items
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +50,8 @@ def matched(items: Sequence[Item], answers: Sequence[ForeignAnswer], where: str)
     """Returns the answers by item.
 
     They are matched by the first that fits most answers: the id, the id's last part, image and prompt, the prompt, or
-    the question inside a prompt. An id that several answers have is distinguished by the prompt. Raises `UserError` if
+    the question inside a prompt. Items of one id are distinguished by the prompt, else by their order. Answers without
+    ids, as many as there are items, are matched by order alone if nothing else fits all. Raises `UserError` if
     no answer fits, or two different ones fit one item.
     """
     best: tuple[int, str, list[str | None]] = (0, "", [])
@@ -56,7 +60,9 @@ def matched(items: Sequence[Item], answers: Sequence[ForeignAnswer], where: str)
         n = len({id for id in found if id is not None})
         if n > best[0]:
             best = (n, name, found)
-    _, by, found = best
+    n, by, found = best
+    if n < len(items) == len(answers) and not any(answer.id for answer in answers):
+        by, found = "order", [item.id for item in items]
     if not by:
         got = f"{len(answers):,} answers, such as to `{answers[0].id or answers[0].prompt[:60]}`"
         raise UserError(OTHER_QUESTIONS.at(where, got=got))
@@ -110,20 +116,24 @@ def _by(
     for item in items:
         if key := of_item(item):
             members[key].append(item)
+    keys = [of_answer(answer) for answer in answers]
+    number, seen = Counter(keys), Counter[object]()
     out: list[str | None] = []
-    for answer in answers:
-        key = of_answer(answer)
+    for answer, key in zip(answers, keys, strict=True):
         fitting = members.get(key, []) if key else []
-        if len(fitting) > 1:
+        if len(fitting) > 1 and not answer.prompt and number[key] == len(fitting):
+            fitting = [fitting[seen[key]]]  # the only thing that differs is their order
+        elif len(fitting) > 1:
             fitting = [item for item in fitting if _same_prompt(item.prompt, answer.prompt)]
+        seen[key] += 1
         out.append(fitting[0].id if len(fitting) == 1 else None)
     return out
 
 
 def _same_prompt(prompt: str, other: str) -> bool:
-    """Returns whether a file's question is that of a prompt, which may have further lines."""
-    ours, theirs = _plain(prompt), _plain(other)
-    return bool(theirs) and (ours == theirs or theirs in ours or ours in theirs)
+    """Returns whether a file's question is that of a prompt: one first line contains the other's."""
+    ours, theirs = _first_line(prompt), _first_line(other)
+    return bool(theirs) and (theirs in ours or ours in theirs)
 
 
 def _plain(text: str) -> str:
@@ -131,7 +141,8 @@ def _plain(text: str) -> str:
 
 
 def _first_line(text: str) -> str:
-    return _plain(text.strip().split("\n")[0])
+    lines = text.replace("<image>", " ").strip().split("\n")
+    return _plain(lines[0]).removesuffix(ASK_YES_NO).rstrip()
 
 
 def _name(path: str | None) -> str:
@@ -139,7 +150,7 @@ def _name(path: str | None) -> str:
 
 
 KEYS: dict[str, tuple[Callable[[Item], object], Callable[[ForeignAnswer], object]]] = {
-    "id": (lambda item: item.id, lambda answer: answer.id),
+    "id": (lambda item: REPEATED.sub("", item.id), lambda answer: answer.id),
     "last part of the id": (lambda item: item.id.rpartition("/")[2], lambda answer: answer.id),
     "image and prompt": (
         lambda item: (_name(next(iter(item.images), "")), _plain(item.prompt)),

@@ -101,9 +101,13 @@ def _groups(question: Mapping[str, Any]) -> dict[str, str]:
         "answer": "open" if types["structural"] == "query" else "binary",
         "structural": f"structural {types['structural']}",
         "semantic": f"semantic {types['semantic']}",
-        "steps": f"{steps} steps",
-        "length": f"{len(question['question'].split())} words",
+        "steps": _count(steps, "step"),
+        "length": _count(len(question["question"].split()), "word"),
     } | ({} if kind is None else {"global": kind})
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
 def _plain(text: str) -> str:

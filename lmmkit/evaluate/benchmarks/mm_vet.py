@@ -23,7 +23,7 @@ _SPEC = {"imagename": str, "question": str, "answer": str, "capability": list}
 
 
 class MmVet(Benchmark):
-    """Grades each answer from 0 to 1 by a judge that sees a table of examples, the official answer and the answer.
+    """Grades each answer from 0 to 1 by a judge that reads a table of examples, the official answer and the answer.
 
     Needs `mm-vet.json`, the images in `images/`, and `mm-vet_evaluator.py` from MM-Vet's repository, from which the
     examples are read without running it. A response without a grade is asked for again, four times at most with a
@@ -46,13 +46,13 @@ class MmVet(Benchmark):
         path = found.find("mm-vet.json")
         rows = found.table(path, found.json(path), _SPEC)
         for id_, row in rows.items():
-            if unknown := [each for each in row["capability"] if each not in CAPABILITIES]:
+            if not row["capability"] or any(each not in CAPABILITIES for each in row["capability"]):
                 expected = f"some of {', '.join(CAPABILITIES)}"
                 found.note(
                     OFFICIAL_RECORD,
                     path or files,
                     f"`{id_}`",
-                    got=f"`capability`: {unknown[0]!r}",
+                    got=f"`capability`: {str(row['capability'])[:60]}",
                     expected=expected,
                 )
         examples = self._examples(found)
@@ -107,8 +107,8 @@ class MmVet(Benchmark):
         if judged.waiting or not items:
             return {}
         grades = np.array(
-            [[grades[item.id][0] for item in items] for grades in judged.grades]
-        )  # runs x items
+            [[(grades[item.id] or (0.0,))[0] for item in items] for grades in judged.grades]
+        )  # runs x items; `failed` is the grade of a response without one
         means, clusters = grades.mean(axis=0), [item.cluster for item in items]
         sets = [item.groups["capabilities"] for item in items]
         needed = {each: [i for i, one in enumerate(sets) if each in one.split("+")] for each in CAPABILITIES}

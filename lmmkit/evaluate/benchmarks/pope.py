@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lmmkit.errors.benchmarks import OFFICIAL_RECORD, OFFICIAL_VERSION
 from lmmkit.evaluate.benchmarks.benchmark import Benchmark, Item, Verdict
-from lmmkit.evaluate.group_means import group_means
+from lmmkit.evaluate.group_means import group_means, mean_of_ratios
 from lmmkit.evaluate.official_files import OfficialFiles, named
 from lmmkit.evaluate.task import Figure
 from lmmkit.evaluate.vqa_text import ASK_SHORT
@@ -73,78 +72,56 @@ class Pope(Benchmark):
     def figures(self, items: Sequence[Item], verdicts: Sequence[Verdict]) -> dict[str, Figure]:
         """Returns F1, accuracy, precision, recall and the share of yes, of each subset too."""
         by_subset = defaultdict(list)
-        for i, item in enumerate(items):
-            by_subset[item.groups["subset"]].append(i)
-        counted = {subset: Counts.of(items, verdicts, members) for subset, members in by_subset.items()}
-        everything = Counts.of(items, verdicts, range(len(items)))
-        out: dict[str, Figure] = {}
-        if counted:
-            out["f1"] = Figure(
-                value=sum(each.f1 for each in counted.values()) / len(counted),
-                chance=sum(each.f1_of_yes for each in counted.values()) / len(counted),
-                n=len(items),
+        for item, verdict in zip(items, verdicts, strict=True):
+            by_subset[item.groups["subset"]].append(
+                Asked(verdict.parsed == "yes", item.gold == "yes", item.cluster)
             )
-        out |= {f"f1/{s}": Figure(value=c.f1, chance=c.f1_of_yes, n=c.n) for s, c in counted.items()}
+        every = [asked for several in by_subset.values() for asked in several]
+        out = _f1([*by_subset.values()], "f1")
+        for subset, several in by_subset.items():
+            out |= _f1([several], f"f1/{subset}")
         out |= group_means(
             "accuracy", items, [v.score or 0.0 for v in verdicts], kinds=["subset"],
             constants=[{item.gold: 1.0} for item in items],
         )  # fmt: skip
-        for name in ("precision", "recall"):
-            out[name] = Figure(value=getattr(everything, name), n=everything.n)
-            out |= {f"{name}/{s}": Figure(value=getattr(c, name), n=c.n) for s, c in counted.items()}
+        details = {"": every} | {f"/{subset}": several for subset, several in by_subset.items()}
+        for detail, several in details.items():
+            out["precision" + detail] = mean_of_ratios([[(a.found, a.yes, a.cluster) for a in several]])
+        for detail, several in details.items():
+            out["recall" + detail] = mean_of_ratios([[(a.found, a.present, a.cluster) for a in several]])
         out |= group_means("yes", items, [float(v.parsed == "yes") for v in verdicts], kinds=["subset"])
         out |= group_means("lenient", items, [v.lenient or 0.0 for v in verdicts], kinds=["subset"])
         return out | _unstable(items, verdicts)
 
 
-@dataclass(frozen=True)
-class Counts:
-    """Holds the true and false answers; yes is positive."""
+class Asked(NamedTuple):
+    """Holds one question: whether the answer was yes, and whether the object is present."""
 
-    tp: int
-    fp: int
-    tn: int
-    fn: int
-
-    @classmethod
-    def of(cls, items: Sequence[Item], verdicts: Sequence[Verdict], members: Sequence[int]) -> Counts:
-        """Returns the counts of some items."""
-        pairs = [(verdicts[i].parsed == "yes", items[i].gold == "yes") for i in members]
-        return cls(
-            *(pairs.count(pair) for pair in ((True, True), (True, False), (False, False), (False, True)))
-        )
+    yes: bool
+    present: bool
+    cluster: str
 
     @property
-    def n(self) -> int:
-        """Returns the number of answers."""
-        return self.tp + self.fp + self.tn + self.fn
-
-    @property
-    def precision(self) -> float:
-        """Returns the share of yes that are right; 0 if there is no yes."""
-        return self.tp / (self.tp + self.fp) if self.tp + self.fp else 0.0
-
-    @property
-    def recall(self) -> float:
-        """Returns the share of present objects that are found; 0 if there are none."""
-        return self.tp / (self.tp + self.fn) if self.tp + self.fn else 0.0
-
-    @property
-    def f1(self) -> float:
-        """Returns the harmonic mean of precision and recall; 0 if nothing is found."""
-        return 2 * self.tp / (2 * self.tp + self.fp + self.fn) if self.tp else 0.0
-
-    @property
-    def f1_of_yes(self) -> float:
-        """Returns F1 if every answer were yes."""
-        positive = self.tp + self.fn
-        return 2 * positive / (positive + self.n) if positive else 0.0
+    def found(self) -> bool:
+        """Returns whether a present object was found."""
+        return self.yes and self.present
 
 
 def yes_or_no(answer: str) -> str:
     """Returns "no" if `No`, `no` or `not` is a word before the first period; "yes" for all other answers."""
     words = answer.split(".")[0].replace(",", "").split(" ")
     return "no" if {"No", "no", "not"} & set(words) else "yes"
+
+
+def _f1(subsets: Sequence[Sequence[Asked]], name: str) -> dict[str, Figure]:
+    """Returns the mean over subsets of F1, the harmonic mean of precision and recall; yes is positive.
+
+    It is 2 TP / (2 TP + FP + FN), and the denominator is the number of yes plus that of present objects. Chance is
+    the F1 of answers that are all yes.
+    """
+    parts = [[(2 * a.found, a.yes + a.present, a.cluster) for a in asked] for asked in subsets]
+    always = [[(2 * a.present, 1 + a.present, a.cluster) for a in asked] for asked in subsets]
+    return {name: mean_of_ratios(parts, chance=mean_of_ratios(always).value)}
 
 
 def _check(official: OfficialFiles, path: Path, records: Sequence[dict[str, Any]]) -> None:

@@ -45,7 +45,7 @@ class ScienceQa(Benchmark):
         problems = official.table(path, official.json(path), _SPEC)
         splits = official.find("pid_splits.json", under=("", "data"))
         ids = _ids(official, splits, split)
-        if problems and path is not None:
+        if path is not None and problems:
             if missing := [id for id in ids if id not in problems]:
                 got = f"no question {named(missing)}"
                 official.note(
@@ -107,6 +107,8 @@ def _ids(official: OfficialFiles, path: Path | None, split: str) -> list[str]:
     value = official.json(path)
     if path is None or value is None or not official.sound(path, "", value, {split: list}):
         return []
+    if not value[split]:
+        official.note(OFFICIAL_RECORD, path, split, got="no ids", expected="the ids of the split")
     if wrong := [id for id in value[split] if not isinstance(id, str)]:
         official.note(OFFICIAL_RECORD, path, split, got=f"ids {named(wrong)}", expected="texts")
         return []

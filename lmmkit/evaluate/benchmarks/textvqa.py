@@ -42,8 +42,9 @@ class TextVqa(Benchmark):
         path = official.find(_QUESTIONS)
         value = official.json(path)
         questions = official.records(path, _data(official, path, value), _SPEC, at="data", key="question_id")
-        for question in questions if path is not None else ():
-            official.human_answers(path, f"question_id {question['question_id']}", question["answers"])
+        if path is not None:
+            for question in questions:
+                official.human_answers(path, f"question_id {question['question_id']}", question["answers"])
         ids = [question["image_id"] for question in questions]
         tokens = None if split == NO_OCR else _tokens(official, ids)
         images = official.images(

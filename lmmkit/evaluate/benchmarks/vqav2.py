@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,13 +95,12 @@ class VqaV2(Benchmark):
 
     def upload(self, items: Sequence[Item], answers: Mapping[str, str]) -> Mapping[str, bytes]:
         """Returns the file with the normalised answer to every question, and "" for those of test2015 that the
-        split does not ask. `items` must be those that the method `items` returned."""
-        if self.status(items) == "scored":
+        split does not ask; nothing for a part of what the method `items` returned."""
+        if self.status(items) == "scored" or not isinstance(items, VqaItems):
             return {}
         raise_all(upload_problems(self.name, [item.id for item in items], answers))
         lines = [{"question_id": int(item.id), "answer": m4c(answers[item.id])} for item in items]
-        not_asked: Iterable[int] = items.not_asked if isinstance(items, VqaItems) else ()
-        lines += [{"question_id": id, "answer": ""} for id in not_asked]
+        lines += [{"question_id": id, "answer": ""} for id in items.not_asked]
         return {"vqav2_test.json": json.dumps(lines).encode()}
 
 

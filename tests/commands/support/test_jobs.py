@@ -24,6 +24,17 @@ def test_jobs_write_logs_and_are_shown(tmp_path):
     assert both[1].last_line()
 
 
+def test_a_job_that_follows_starts_when_the_one_before_has_ended_well(tmp_path):
+    second = Job("second", ["recipes", "list"], tmp_path)
+    first = Job("first", ["explain", "plan/no-view"], tmp_path, then=second)
+    run_all([first], lambda jobs: None)
+    assert second.process is not None and "quickstart" in (tmp_path / "second.log").read_text()
+    never = Job("never", ["recipes", "list"], tmp_path)
+    with pytest.raises(typer.Exit):
+        run_all([Job("bad", ["explain", "no/such-code"], tmp_path, then=never)], lambda jobs: None)
+    assert never.process is None
+
+
 def test_a_failed_job_ends_the_others_and_prints_its_log(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(module, "PATIENCE", 30.0)
     slow = Job("slow", ["data", "make-scenes", str(tmp_path / "scenes"), "--count", "100000"], tmp_path)

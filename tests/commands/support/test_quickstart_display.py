@@ -52,6 +52,10 @@ def test_a_terminal_has_two_bars_and_one_estimate():
         display([job("llava", 0.9), job("direct", 0.5)])
         drawn = Console(file=io.StringIO(), width=100)
         drawn.print(display._drawn())
+        display([job("llava", 1.0), job("direct", 0.5), job("eval llava", 0.5)])
+        later = Console(file=io.StringIO(), width=100)
+        later.print(display._drawn())
+    assert "evaluation: 50 %" in later.file.getvalue() and "training: 50 %" in later.file.getvalue()
     text = drawn.file.getvalue()
     lines = [line for line in text.splitlines() if line.strip()]
     assert len(lines) == 3 and "training: 90 %" in lines[0] and "training: 50 %" in lines[1]

@@ -71,3 +71,31 @@ def test_one_id_of_several_items_is_distinguished_by_the_prompt():
     rows = [("a", "x.jpg", "Red?"), ("b", "x.jpg", "Blue?"), ("a", "y.jpg", "Blue?")]
     found = matched(twice, foreign(*rows), "x.json")
     assert found.texts == {"x#0": "a", "x#1": "b", "y#1": "a"} and found.missing == ("y#0",)
+
+
+def test_items_of_one_id_are_matched_by_prompt_or_order():
+    """MME asks two questions about an image, SEED-Bench has one id twice."""
+    ask = "Answer the question using a single word or phrase."
+    pair = [
+        Item(id=f"count/1.png{end}", prompt=f"Is it {n}?\n{ask}", images=("/1.png",), gold="a")
+        for end, n in (("", "two"), ("#2", "three"))
+    ]
+    rows = [
+        ("b", "count/1.png", "Is it three? Please answer yes or no."),
+        ("a", "count/1.png", "Is it two? Please answer yes or no."),
+    ]
+    found = matched(pair, foreign(*rows), "x")
+    assert found.texts == {"count/1.png": "a", "count/1.png#2": "b"} and found.by == "id"
+    assert matched(pair, foreign(("a", "count/1.png"), ("b", "count/1.png")), "x").texts == found.texts
+    half = matched(pair, foreign(("a", "count/1.png", "Is it two?")), "x")
+    assert half.missing == ("count/1.png#2",)
+
+
+def test_answers_without_ids_are_matched_by_order():
+    """Matches the answers of POPE, which have only their question, asked about many images."""
+    same = [Item(id=str(i), prompt="Is there a dog?", images=(f"/{i}.jpg",), gold="a") for i in range(3)]
+    rows = [(text, "", "Is there a dog?") for text in "aba"]
+    found = matched(same, foreign(*rows), "x")
+    assert found.by == "order" and found.texts == {"0": "a", "1": "b", "2": "a"}
+    with pytest.raises(UserError, match="answers/other-questions"):
+        matched(same, foreign(*rows[:2]), "x")

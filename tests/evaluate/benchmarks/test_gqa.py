@@ -65,7 +65,7 @@ def test_items_have_llava_s_prompt_and_only_balanced_questions(tmp_path, under):
         "length": "5 words", "global": "person",
     }  # fmt: skip
     assert (items[0].groups["answer"], items[0].groups["steps"]) == ("binary", "2 steps")
-    assert items[2].groups["steps"] == "1 steps", "`exist` is no step"
+    assert items[2].groups["steps"] == "1 step", "`exist` is no step"
 
 
 @pytest.mark.parametrize(

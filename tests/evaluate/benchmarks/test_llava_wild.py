@@ -142,6 +142,32 @@ def test_ten_thousand_random_grades_score_as_by_the_official_summary():
     assert figures["score/std over runs"].n == 3
 
 
+# First lines of the published reviews of LLaVA-1.5-13B, run 1 of 3, with the first letter of a category (o: complex).
+# From haotian-liu/LLaVA at 32cebc3, Apache-2.0.
+PUBLISHED = """
+c 8 10, d 9 6.5, o 8 6, o 9 8.5, c 9 2, c 9 2, d 9 6, o 8 7.5, d 9 7, o 8 9, o 8 9, c 10 10, c 8 9, o 9 7, d 8 3, o 8 9,
+c 9 8.5, d 9 6, o 9 8.5, d 8 4, o 9 8.5, c 8 9, o 8 7.5, o 9 7.5, o 9 8.5, d 9 6, o 8 7, c 9 9, c 10 10, c 9 2, d 9 3,
+o 8 5, c 10 10, o 9 7.5, o 6 9, o 9 6, c 8 4, d 9 3, o 9 4, d 9 3, o 9 2, c 9 1, o 9 6, c 9 7, o 9 7, d 9 2, o 9 6, d 8 5,
+o 9 5, c 4 6, o 9 6, c 9 1, d 9 5, o 8 9, c 10 10, d 9 6, o 9 7, d 9 4, o 9 9, o 8 6
+"""
+
+
+def test_published_reviews_give_the_published_score():
+    """The three published runs have 72.8, 72.7 and 72.1; the paper reports 72.5, their mean."""
+    rows = [each.split(maxsplit=1) for each in PUBLISHED.replace("\n", " ").split(",")]
+    kinds = {"c": "conv", "d": "detail", "o": "complex"}
+    items = [
+        Item(id=str(i), prompt="?", cluster=str(i), groups={"category": kinds[kind]})
+        for i, (kind, _) in enumerate(rows)
+    ]
+    grades = {str(i): official_pair(text.strip()) for i, (_, text) in enumerate(rows)}
+    figures = WILD.judged_figures(items, Judged(judge="j", grades=(grades,), parse_failed=0, waiting=()))
+    assert [figures[f"score/{kind}"].n for kind in ("conv", "detail", "complex")] == [17, 15, 28]
+    assert round(100 * figures["score"].value, 1) == 72.8 and figures["score"].n == 60
+    half = 50 * (figures["score"].high - figures["score"].low)
+    assert 1.96 * 3.5 < half < 1.96 * 4.2, "the standard error is 3.8 to 3.9 points"
+
+
 def test_the_interval_is_that_of_drawing_images():
     items, found = made(60, 1, seed=2)
     figure = WILD.judged_figures(items, found)["score"]

@@ -137,6 +137,7 @@ def test_all_that_is_wrong_is_reported_at_once(tmp_path):
         "v1_0": {"imagename": "none.png", "question": "?", "answer": "a", "capability": ["ocr"]},
         "v1_1": {"imagename": "v1_0.png", "question": "?", "answer": "a", "capability": ["sing"]},
         "v1_2": {"imagename": "v1_0.png", "answer": "a", "capability": []},
+        "v1_3": {"imagename": "v1_0.png", "question": "?", "answer": "a", "capability": []},
     }
     write(tmp_path, rows)
     (tmp_path / "mm-vet_evaluator.py").write_bytes(POINTER)
@@ -144,6 +145,7 @@ def test_all_that_is_wrong_is_reported_at_once(tmp_path):
     assert codes == [
         "benchmarks/lfs-pointer",
         "benchmarks/no-images",
+        "benchmarks/record",
         "benchmarks/record",
         "benchmarks/record",
     ]

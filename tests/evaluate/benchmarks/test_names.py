@@ -1,32 +1,39 @@
-"""A benchmark of one's own: the example of docs/evaluation.md."""
+"""Every benchmark is listed under its name and says what a reader needs."""
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
+import pytest
+
+import lmmkit.evaluate.benchmarks as package
+from lmmkit.errors import UserError
 from lmmkit.evaluate.benchmarks.names import BENCHMARKS
 
-PAGE = (Path(__file__).resolve().parents[3] / "docs" / "evaluation.md").read_text()
+
+def test_every_file_with_a_benchmark_is_listed():
+    files = {path.stem for path in Path(package.__path__[0]).glob("*.py")} - {
+        "__init__",
+        "benchmark",
+        "names",
+    }
+    assert {benchmark.__module__.rpartition(".")[2] for benchmark in BENCHMARKS.values()} == files
 
 
-def test_the_example_of_the_page_is_a_benchmark(tmp_path):
-    (code,) = re.findall(r"```python\n# counting\.py\n(.*?)```", PAGE, re.DOTALL)
-    made: dict = {}
-    exec(compile(code, "counting.py", "exec"), made)
-    counting = made["Counting"]()
-    lines = [{"id": str(i), "question": "How many?", "image": "a.png", "number": i} for i in range(3)]
-    (tmp_path / "test.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    items = counting.items(tmp_path, split="test", cache=tmp_path)
-    verdicts = [
-        counting.verdict(item, text) for item, text in zip(items, ("0", "There are 1.", "two"), strict=True)
-    ]
-    assert [v.score for v in verdicts] == [1, 1, 0] and verdicts[2].parsed is None
-    assert counting.figures(items, verdicts)["accuracy"].n == 3
-    assert counting.status(items) == "scored" and counting.upload(items, {}) == {}
-    assert counting.name not in BENCHMARKS
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_benchmark_is_complete(name, tmp_path):
+    benchmark = BENCHMARKS[name]()
+    assert benchmark.name == name and benchmark.title and benchmark.headline and benchmark.splits
+    assert benchmark.max_new_tokens in (128, 1024)
+    assert all(caveat.endswith(".") for caveat in benchmark.caveats)
+    with pytest.raises(UserError):
+        benchmark.items(tmp_path / "none", split="no such split", cache=tmp_path)
+    with pytest.raises(UserError):
+        benchmark.items(tmp_path / "none", split=benchmark.splits[0], cache=tmp_path)
 
 
-def test_each_name_is_the_name_of_its_benchmark():
-    assert all(name == made.name and made.splits and made.headline for name, made in BENCHMARKS.items())
+def test_the_documentation_has_a_section_for_each_benchmark():
+    page = (Path(package.__path__[0]).parents[2] / "docs" / "benchmarks.md").read_text()
+    sections = re.findall(r"^## `([\w-]+)`", page, re.M)
+    assert sections == sorted(BENCHMARKS)

@@ -136,7 +136,11 @@ def test_random_answers_are_counted_as_the_official_loop_does():
     assert found["f1"].value == pytest.approx(sum(means) / 3)
     assert next(iter(found)) == POPE.headline
     everything = plain_figures([item.gold for item in items], answers)
-    assert found["accuracy"].value == pytest.approx(everything["accuracy"])
+    for name in ("accuracy", "precision", "recall", "yes"):
+        assert found[name].value == pytest.approx(everything[name], abs=1e-12) and found[name].n == 10_000
+    assert all(
+        figure.low < figure.value < figure.high for name, figure in found.items() if name != "unstable"
+    )
 
 
 def test_a_model_that_always_gives_one_answer(tmp_path):

@@ -140,6 +140,10 @@ def test_ids_of_other_files_twice_or_of_other_types_are_refused(tmp_path):
     assert sorted(codes(refused(lambda: load_items(SCIENCE, tmp_path)))) == ["duplicate-id", "other-version"]
     write(tmp_path, splits={"test": [5, "4"]})
     assert codes(refused(lambda: load_items(SCIENCE, tmp_path))) == ["record"]
+    write(tmp_path, splits={"test": []})
+    assert codes(refused(lambda: load_items(SCIENCE, tmp_path))) == ["record"]
+    write(tmp_path, problems={})
+    assert codes(refused(lambda: load_items(SCIENCE, tmp_path))) == ["record"]
     write(tmp_path, splits={"val": ["20"]})
     assert codes(refused(lambda: load_items(SCIENCE, tmp_path))) == ["record"]
 

@@ -155,6 +155,7 @@ def test_test_dev_is_for_a_server_and_its_upload_lists_all_of_test2015(tmp_path)
     (content,) = VQA.upload(items, {"5": "The Dog.", "3": "Yes"}).values()
     lines = json.loads(content)
     assert {line["question_id"]: line["answer"] for line in lines} == {1: "", 3: "yes", 5: "dog", 9: ""}
+    assert VQA.upload(items[:1], {"5": "dog"}) == {}, "a part of the questions is not for the server"
     assert len(lines) == 4 and all(type(line["question_id"]) is int for line in lines)
 
 
@@ -187,7 +188,7 @@ def test_files_of_another_split_are_refused(tmp_path):
     "annotations, found",
     [
         ([annotation(42000), annotation(42000)], ["duplicate-id"]),
-        ([], ["other-version"]),
+        ([], ["record", "other-version"]),
         ([annotation(42000), annotation(1)], ["other-version"]),
         ([annotation(42000, image=43)], ["other-version"]),
         ([annotation(42000, answers=["yes"] * 9)], ["record"]),
