@@ -24,6 +24,7 @@ from lmmkit.commands import (
     train,
 )
 from lmmkit.commands import evaluate as eval_
+from lmmkit.commands.answers import group as answers
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -38,6 +39,7 @@ app.command()(chat.chat)
 app.command()(diff.diff)
 app.command()(explain.explain)
 app.command()(env.env)
+app.add_typer(answers.app, name="answers")
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(data.app, name="data")
 app.add_typer(plugins.app, name="plugins")

@@ -124,7 +124,7 @@ REST = """
 evaluate:
   controls: [blank, swapped]
   tasks:
-    answers: {kind: exact_match, data: heldout, max_new_tokens: 4}
+    answers: {kind: questions, data: heldout, max_new_tokens: 4}
     terms:   {kind: terms, data: heldout}
     restore: {kind: restore, data: heldout_captions, stage: pretrain, samples: 4, max_new_tokens: 24}
 output: {save_every: 3, keep: 2, images_every: 6}

@@ -64,7 +64,7 @@ def test_check_tells_which_parts_are_narrow_and_hours_at_a_speed(recipe, scenes)
 
 def test_check_tells_of_tasks_together_with_the_rest(recipe, scenes):
     recipe.write_text(
-        DIRECT.replace("{kind: terms, data: heldout}", "{kind: pope, data: heldout, stage: last}")
+        DIRECT.replace("{kind: terms, data: heldout}", "{kind: pop, data: heldout, stage: last}")
     )
     text = run("check", recipe, "--root", scenes, code=2)
     assert "evaluate/unknown-kind" in text and "evaluate/unknown-stage" in text

@@ -18,7 +18,7 @@ from tests.training.test_run import figures
 
 QKV, DOWN = "lmm.vision.blocks.0.qkv.weight", "lmm.decoder.blocks.0.mlp.down.weight"
 HELDOUT = ["data.heldout={kind: llava, records: heldout.json, images: ., template: vicuna_v1, image_fit: pad}",
-           "evaluate={tasks: {answers: {kind: exact_match, data: heldout, max_new_tokens: 3}}}"]  # fmt: skip
+           "evaluate={tasks: {answers: {kind: questions, data: heldout, max_new_tokens: 3}}}"]  # fmt: skip
 LORA = "stages.finetune.train.text={lora: {r: 4, alpha: 8, dropout: 0.05}, lr: 2.0e-3}"
 SMALL = [
     "stages.finetune.batch.samples=8",

@@ -29,8 +29,11 @@ FLOORS: dict[str, str] = {
         forest interface merge schedule eager sdpa flash xformers_backend trial backends
     """,
     "lmmkit.commands": """
-        support bench chat check ckpt data diff env evaluate explain model plugins quickstart recipes
+        support bench chat check ckpt data diff env evaluate answers explain model plugins quickstart recipes
         train
+    """,
+    "lmmkit.commands.answers": """
+        group
     """,
     "lmmkit.commands.support": """
         progress_display common data_check token_pieces jobs quickstart_display
@@ -47,17 +50,24 @@ FLOORS: dict[str, str] = {
         sentencepiece_tokenizer added_tokens hf_tokenizer tiktoken_tokenizer choose
     """,
     "lmmkit.errors": """
-        benchmarks commands data judge plan recipe training weights
+        answers benchmarks commands data judge plan recipe training weights
     """,
     "lmmkit.evaluate": """
-        task controls stats official_files vqa_text group_means option_letters judge benchmarks exact_match
-        restore terms kinds run
+        keep task controls stats bootstrap official_files vqa_text group_means option_letters judge benchmarks
+        answers questions restore terms kinds run
     """,
     "lmmkit.evaluate.benchmarks": """
         benchmark gqa llava_wild mm_vet mmbench mme mmmu pope scienceqa seed textvqa vizwiz vqav2 names
     """,
+    "lmmkit.evaluate.answers": """
+        schema answers_file scorer uploads probe outcome locate foreign score compare choose published
+    """,
+    "lmmkit.evaluate.questions": """
+        matching asking attention_file answering questions_task benchmark_task
+    """,
     "lmmkit.inference": """
-        batch_from_ids kv_cache generate token_model text_stream chat_model load
+        batch_from_ids kv_cache generate token_model text_stream chat_model image_attention load
+        lmms_eval_manifest lmms_eval_model
     """,
     "lmmkit.model": """
         cross_entropy init cpu_ops layers rope decoder transforms vision connector vlm
@@ -114,6 +124,8 @@ TORCH_FREE = (
     "lmmkit.recipe",
     "lmmkit.cli",
     "lmmkit.evaluate.benchmarks.names",
+    "lmmkit.evaluate.answers.score",
+    "lmmkit.evaluate.answers.compare",
 )
 # Public names that several modules may define: verbs whose module says of what.
 SHARED_NAMES = {"app"}
@@ -245,7 +257,7 @@ def test_only_its_backend_imports_xformers_and_only_weights_knows_families():
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_an_extra_is_imported_only_where_it_is_named(path):
     named = {name.split(".")[0] for node in ast.parse(path.read_text()).body for name in _imported(node)}
-    assert not named & {"bitsandbytes", "wandb", "pyarrow", "openpyxl"}
+    assert not named & {"bitsandbytes", "wandb", "scipy", "statsmodels", "pyarrow", "openpyxl"}
 
 
 def _imported(node: ast.stmt) -> list[str]:

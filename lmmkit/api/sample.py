@@ -59,7 +59,7 @@ class Sample:
 
     `key` is unique in its source. `template` and `image_fit` are the chat template and the image fit of
     the source. `system` replaces the system prompt of the template; empty: the template's own. `meta` passes
-    the other scalar fields of the record (question type, scene) to evaluation.
+    the other fields of the record (question type, scene, right answers) to evaluation.
     """
 
     key: str
@@ -68,7 +68,7 @@ class Sample:
     template: str = "vicuna_v1"
     image_fit: ImageFit = "pad"
     system: str = ""
-    meta: Mapping[str, str | int | float] = field(default_factory=dict)
+    meta: Mapping[str, str | int | float | tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

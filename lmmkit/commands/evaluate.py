@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -16,60 +16,181 @@ from lmmkit.commands.support.common import (
     Root,
     Trust,
     err,
+    out,
     print_json,
     print_table,
     reporting,
 )
 from lmmkit.progress import working
 
+if TYPE_CHECKING:
+    from lmmkit.evaluate.benchmarks.benchmark import Benchmark
+    from lmmkit.evaluate.questions.benchmark_task import BenchmarkTask
+    from lmmkit.evaluate.run import TaskResult
+    from lmmkit.evaluate.task import Figure
+    from lmmkit.recipe import Recipe
+    from lmmkit.runs.run_folder import RunFolder
+
 
 @reporting
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN_OR_MODEL", help="A run, or its RUN/model/<stage>.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN_OR_MODEL", help="A run, or a model folder.")],
     on: Annotated[
         list[str] | None,
-        typer.Option("--on", metavar="TASK", help="A task of the recipe. Repeatable. \\[default: all]"),
+        typer.Option(
+            "--on",
+            metavar="TASK,TASK",
+            help="Tasks of the recipe, or benchmarks. \\[default: all]",
+        ),
+    ] = None,
+    files: Annotated[
+        Path | None, typer.Option("--files", metavar="DIR", help="Official files, in DIR/BENCHMARK.")
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option("--split", help="The split of the benchmarks. \\[default: the first of each]"),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", min=1, metavar="N", help="Only the first N items of the benchmarks."),
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--out", metavar="FOLDER", help="Where results go. \\[default: the run]")
     ] = None,
     root: Root = None,
     probe: Annotated[
-        bool, typer.Option("--probe", help="Also with a blank image, and with another sample's image.")
+        bool,
+        typer.Option("--probe", help="Also with a blank image, with another item's image, and with none."),
     ] = False,
+    published: Annotated[bool, typer.Option("--published", help="Also the published figures.")] = False,
     dtype: Dtype = "float32",
     trust_files: Trust = False,
     as_json: Json = False,
 ) -> None:
-    """Evaluate a run's models on the tasks of its recipe; adds to RUN/results.json."""
-    from lmmkit.recipe import read_recipe
-    from lmmkit.runs.run_folder import RunFolder
+    """Evaluate a model on the tasks of its recipe, or on benchmarks; adds to results.json.
 
-    stage = run.name if (run / "config.json").is_file() else None
-    folder = RunFolder.open(run if stage is None else run.parent.parent)
-    root = root or Path(folder.root)
-    recipe = read_recipe(folder.resolved, root=root)
-    controls = ("blank", "swapped") if probe else None
+    Every answer is kept. The same command continues after a kill, and asks nothing twice.
+    """
     with working(STARTING):
         import torch
 
-        from lmmkit.evaluate.run import TaskResult
+        from lmmkit.errors import raise_all
+        from lmmkit.evaluate.controls import PROBE
         from lmmkit.evaluate.run import evaluate as run_tasks
+        from lmmkit.evaluate.run import evaluate_model
+        from lmmkit.training.distributed.process_group import joined
 
-    def show(results: Mapping[str, TaskResult]) -> None:
-        if as_json:
-            return print_json({name: result.as_json() for name, result in results.items()})
-        for name, result in results.items():
-            print_table(aligned(name, result.task.table(result.figures)))
+    controls = PROBE if probe else None
+    found = _run_of(run, root)
+    names = [name for each in on or () for name in each.split(",") if name]
+    own, benchmarks = _divided(names, found[1] if found else None, files, split, limit)
+    raise_all(problem for task in benchmarks.values() for problem in _file_problems(task))
+    with joined() as ranks:
+        shared = {
+            "controls": controls, "dtype": getattr(torch, dtype), "trust_files": trust_files, "out": folder,
+            "notify": (lambda text: err.print(text)) if ranks.first else (lambda text: None),
+            "ranks": ranks, "show": (lambda found: _show(found, as_json)) if ranks.first else (lambda found: None),
+        }  # fmt: skip
+        if found is None:
+            shared |= {"out": _required(folder, run), "controls": controls or ()}
+            results = evaluate_model(run, benchmarks, **shared)
+        else:
+            results = run_tasks(*found[:2], only=own, benchmarks=benchmarks, stage=found[2], **shared)
+        for name, task in benchmarks.items() if published and ranks.first and not as_json else ():
+            print_published(task.benchmark.name, task.benchmark, results[name].figures, run.name)
 
-    run_tasks(
+
+def _run_of(path: Path, root: Path | None) -> tuple[RunFolder, Recipe, str | None] | None:
+    """Returns the run of a path, its recipe, and the stage that the path names; None for a model elsewhere."""
+    from lmmkit.recipe import read_recipe
+    from lmmkit.runs.run_folder import RunFolder
+
+    is_model = (path / "config.json").is_file()
+    if is_model and not RunFolder(path.resolve().parent.parent).is_run:
+        return None
+    folder = RunFolder.open(path.resolve().parent.parent if is_model else path)
+    return (
         folder,
-        recipe,
-        only=on or (),
-        controls=controls,
-        stage=stage,
-        trust_files=trust_files,
-        dtype=getattr(torch, dtype),
-        notify=lambda text: err.print(text),
-        show=show,
+        read_recipe(folder.resolved, root=root or Path(folder.root)),
+        path.name if is_model else None,
     )
+
+
+def _divided(
+    names: Sequence[str], recipe: Recipe | None, files: Path | None, split: str | None, limit: int | None
+) -> tuple[list[str], dict[str, BenchmarkTask]]:  # fmt: skip
+    """Returns the tasks of the recipe by name, and the benchmarks as tasks. Raises `UserError` for other names."""
+    from lmmkit.errors import did_you_mean, raise_all
+    from lmmkit.errors.plan import NO_TASK
+    from lmmkit.evaluate.benchmarks.names import BENCHMARKS
+    from lmmkit.evaluate.questions.benchmark_task import BenchmarkTask
+    from lmmkit.recipe import Task
+
+    tasks = recipe.evaluate.tasks if recipe is not None and recipe.evaluate is not None else {}
+    unknown = [name for name in names if name not in tasks and name not in BENCHMARKS]
+    if recipe is None and not names:
+        unknown = [""]
+    known = [*tasks, *BENCHMARKS]
+    raise_all(
+        NO_TASK.at("--on", got=f"`{name}`" if name else "no name", nearest=did_you_mean(name, known))
+        for name in unknown
+    )
+    benchmarks: dict[str, BenchmarkTask] = {}
+    for name in (name for name in names if name not in tasks):
+        task = BenchmarkTask(
+            name, Task(kind=name, files=str(files) if files else None, split=split, samples=limit or "all")
+        )
+        benchmarks[name if split in (None, task.benchmark.splits[0]) else f"{name}-{split}"] = task
+    return [name for name in names if name in tasks], benchmarks
+
+
+def _file_problems(task):
+    return task.file_problems("--files", "Name the folder above it with `--files DIR`.")
+
+
+def _required(folder: Path | None, model: Path) -> Path:
+    from lmmkit.errors import UserError
+    from lmmkit.errors.answers import NO_OUT
+
+    if folder is None:
+        raise UserError(NO_OUT.at("--out", got=f"the model folder {model}"))
+    return folder
+
+
+def _show(results: Mapping[str, TaskResult], as_json: bool) -> None:
+    if as_json:
+        return print_json({name: result.as_json() for name, result in results.items()})
+    for name, result in results.items():
+        if result.figures:
+            print_table(aligned(name, result.task.table(result.figures)))
+        for line in (*notes(result.facts), f"{result.seconds:.1f} s"):
+            out.print(f"{name}: {line}")
+
+
+def notes(facts: Mapping) -> Iterable[str]:
+    """Yields the lines below a table: the status if there is no score, the coverage, the kinds of answers."""
+    if facts.get("status", "scored") != "scored":
+        yield f"{facts['status']}: no score here" + (f"; see {facts['upload']}/" if "upload" in facts else "")
+    if coverage := facts.get("coverage"):
+        parts = [f"{coverage['answered']:,} of {coverage['expected']:,} answered"]
+        parts += [
+            f"{coverage[key]:,} {key}" for key in ("unparsed", "fallback", "truncated") if coverage[key]
+        ]
+        for key, text in (("missing", "missing"), ("extra", "of no question"), ("repeated", "twice")):
+            parts += [f"{coverage[key]:,} {text}"] if coverage.get(key) else []
+        if "parsed" in coverage:
+            parts.append("  ".join(f"{answer!r} {n:,}" for answer, n in coverage["parsed"].items()))
+        yield "; ".join(parts)
+
+
+def print_published(name: str, made: Benchmark, figures: Mapping[str, Figure], label: str) -> None:
+    """Prints one's own figures below the published ones, and what makes them hard to compare."""
+    from lmmkit.evaluate.answers.published import COLUMNS, caveats_of, published_table
+
+    if name in COLUMNS:
+        print_table(aligned(f"{made.title}, published", published_table(name, figures, made.scale, label)))
+    for caveat in caveats_of(name, made.caveats):
+        out.print(f"{name}: {caveat}")
 
 
 def aligned(title: str, lines: Sequence[Sequence[str]]) -> Table:

@@ -13,6 +13,10 @@ NO_STEP = Code(
 
 # evaluate/
 
+NO_DATA = Code(
+    "evaluate/no-data", cause="An evaluation task asks about records, and names no source.",
+    expected="`data`: a source of the recipe", hint="Add `data` to the task.",
+)
 NO_KIND = Code(
     "evaluate/unknown-kind", cause="An evaluation task has an unknown kind.",
     expected="one of {kinds}", hint="{nearest}",
@@ -22,8 +26,8 @@ NO_STAGE = Code(
     expected="a stage of the recipe", hint="{nearest}",
 )
 NO_TASK = Code(
-    "evaluate/unknown-task", cause="The command names an evaluation task that the recipe does not have.",
-    expected="a task of the recipe's `evaluate` section", hint="{nearest}",
+    "evaluate/unknown-task", cause="The command names neither a task of the recipe nor a benchmark.",
+    expected="a task of the recipe's `evaluate` section, or a benchmark", hint="{nearest}",
 )
 NO_TASKS = Code(
     "evaluate/no-tasks", cause="The recipe has no evaluation tasks.",

@@ -6,18 +6,26 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from lmmkit.api.sample import Sample, View
+from lmmkit.errors import Problem
+from lmmkit.evaluate.keep import Keep
+from lmmkit.evaluate.questions.questions_task import MAX_NEW_TOKENS, data_problems
 from lmmkit.evaluate.task import Better, EvalTask, Figure
 from lmmkit.inference.chat_model import ChatModel
 from lmmkit.majority import Majority
 from lmmkit.plan.stage_plan import StagePlan
+from lmmkit.recipe import Recipe
 
 
 class Restore(EvalTask):
     """Measures the text tasks in the model's stage. Figures: the mean score of each, by its name."""
 
+    def problems(self, recipe: Recipe) -> list[Problem]:
+        """Returns also a problem if there is no source."""
+        return [*super().problems(recipe), *data_problems(self, recipe)]
+
     def run(
         self, chat_model: ChatModel, samples: Sequence[Sample], *,
-        controls: Iterable[str] = (), baseline: Majority | None = None,
+        controls: Iterable[str] = (), baseline: Majority | None = None, keep: Keep | None = None,
     ) -> dict[str, Figure]:  # fmt: skip
         """Returns the mean scores. The task knows its chance level; there are no controls."""
         figures = {}
@@ -26,7 +34,7 @@ class Restore(EvalTask):
                 continue
             views = [v for s in samples for v in chat_model.views.of(s, 0) if v.name == task.name]
             prompts = [[_without_answer(view)] for view in views]
-            texts = chat_model.answer(prompts, max_new_tokens=self.section.max_new_tokens)
+            texts = chat_model.answer(prompts, max_new_tokens=self.section.max_new_tokens or MAX_NEW_TOKENS)
             scores = [task.score(view, text) for view, text in zip(views, texts, strict=True)]
             n = len(scores)
             value, chance = (sum(column) / n for column in zip(*scores, strict=True)) if n else (0.0, 0.0)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,8 +16,10 @@ from lmmkit.data.images import ReadImage
 from lmmkit.data.sources.records import Records, too_many
 from lmmkit.errors import Problem, UserError, did_you_mean, raise_all
 from lmmkit.errors.plan import NO_TASK, NO_TASKS
-from lmmkit.evaluate.exact_match import baseline_of
+from lmmkit.evaluate.keep import Keep, OneProcess, Sharing
 from lmmkit.evaluate.kinds import task_problems, tasks_of
+from lmmkit.evaluate.questions.answering import model_facts
+from lmmkit.evaluate.questions.questions_task import baseline_of
 from lmmkit.evaluate.task import EvalTask, Figure
 from lmmkit.inference.chat_model import ChatModel
 from lmmkit.inference.load import find_model_folder, load
@@ -26,26 +29,30 @@ from lmmkit.recipe import Recipe
 from lmmkit.runs.files import read_json, write_json_atomic
 from lmmkit.runs.run_folder import RunFolder
 
+ONE = OneProcess()
 ROUND = 8  # records that a rank reads between two exchanges with the others
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """Holds the figures of one task, and the seconds it took."""
+    """Holds the figures of one task, the seconds it took, and what else `results.json` holds of it."""
 
     task: EvalTask
     figures: dict[str, Figure]
     seconds: float
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """Returns the entry for `results.json`: each figure by its name, and the seconds."""
-        return {**{name: asdict(figure) for name, figure in self.figures.items()}, "seconds": self.seconds}
+        """Returns the entry for `results.json`: each figure by its name, the seconds, and the facts."""
+        figures = {name: asdict(figure) for name, figure in self.figures.items()}
+        return {**figures, "seconds": self.seconds, **self.facts}
 
 
 def evaluate(
     run: RunFolder, recipe: Recipe, *, only: Sequence[str] = (), controls: Sequence[str] | None = None,
     stage: str | None = None, trust_files: bool = False, dtype: torch.dtype = torch.float32,
     notify: Callable[[str], None] = lambda text: None,
+    benchmarks: Mapping[str, EvalTask] = MappingProxyType({}), out: Path | None = None, ranks: Sharing = ONE,
     show: Callable[[dict[str, TaskResult]], None] = lambda results: None,
 ) -> dict[str, TaskResult]:  # fmt: skip
     """Runs the recipe's tasks on the run's models and merges them into its `results.json`.
@@ -59,18 +66,23 @@ def evaluate(
         trust_files: run plugins from local files.
         dtype: of weights and computation.
         notify: called with a line of text as the evaluation proceeds.
+        benchmarks: tasks that the recipe does not have, by name. Given these, `only` may be empty.
+        out: the folder of the answers and of `results.json`, instead of the run.
+        ranks: the processes that share the questions. The first one writes.
         show: called with the results before they are written, so that a full disk loses nothing.
 
     Returns:
         the results of the tasks that were run, by name.
     """
-    raise_all(_problems(recipe, only))
-    assert recipe.evaluate is not None, "`_problems` found tasks in it"
-    controls = recipe.evaluate.controls if controls is None else controls
-    tasks = tasks_of(recipe, only)
+    own = bool(only) or not benchmarks
+    raise_all(_problems(recipe, only) if own else [])
+    if controls is None:
+        controls = recipe.evaluate.controls if recipe.evaluate is not None else ()
+    tasks = (tasks_of(recipe, only) if own else {}) | dict(benchmarks)
     compared = any(task.needs_baseline for task in tasks.values())
     training = sorted(list(recipe.stages.values())[-1].data) if compared else []
-    sources = open_sources(recipe, sorted({*training, *(task.section.data for task in tasks.values())}))
+    asked = {task.section.data for task in tasks.values() if task.section.data is not None}
+    sources = open_sources(recipe, sorted({*training, *asked}))
     if compared:
         notify(
             f"majority baseline: reading {sum(len(sources[name]) for name in training):,} training records"
@@ -79,6 +91,7 @@ def evaluate(
         sample for name in training for sample in counted(f"{name}: training answers", sources[name])
     )
     chat_models: dict[Path, ChatModel] = {}
+    models: dict[Path, dict[str, Any]] = {}
     results = {}
     for name, task in tasks.items():
         folder = find_model_folder(run.path, stage or task.section.stage)
@@ -86,18 +99,53 @@ def evaluate(
             chat_models[folder] = load(
                 folder, dtype=dtype, trust_files=trust_files, plugins="all", root=recipe.root
             )
+            models[folder] = model_facts(folder)
         began = time.perf_counter()
-        data, reader = sources[task.section.data], chat_models[folder].reader
-        samples = readable(data, task.section.samples, reader, notify)
-        notify(f"{name}: {len(samples)} samples of {task.section.data}")
+        samples: Sequence[Sample] = ()
+        if (source := task.section.data) is not None:
+            samples = readable(sources[source], task.section.samples, chat_models[folder].reader, notify)
+            notify(f"{name}: {len(samples)} samples of {source}")
+        keep = Keep(
+            folder=out / name if out is not None else run.answers(folder.name, name), model=models[folder],
+            ranks=ranks,
+        )  # fmt: skip
         with working(f"task {name}"):
-            figures = task.run(chat_models[folder], samples, controls=controls, baseline=baseline)
-        results[name] = TaskResult(task, figures, time.perf_counter() - began)
+            figures = task.run(chat_models[folder], samples, controls=controls, baseline=baseline, keep=keep)
+        results[name] = TaskResult(task, figures, time.perf_counter() - began, task.facts(keep))
     show(results)
-    if stage is None:
-        before = read_json(run.results) if run.results.is_file() else {}
-        new = {name: result.as_json() for name, result in results.items()}
-        write_json_atomic(run.results, {**before, **new})
+    if ranks.rank == 0 and (stage is None or out is not None):
+        add_results(results, run.results if out is None else out / "results.json")
+    return results
+
+
+def add_results(results: Mapping[str, TaskResult], path: Path) -> None:
+    """Adds results to a `results.json`; replaces those of the same tasks."""
+    before = read_json(path) if path.is_file() else {}
+    write_json_atomic(path, {**before, **{name: result.as_json() for name, result in results.items()}})
+
+
+def evaluate_model(
+    path: Path, benchmarks: Mapping[str, EvalTask], *, out: Path, controls: Sequence[str] = (),
+    dtype: torch.dtype = torch.float32, trust_files: bool = False, ranks: Sharing = ONE,
+    notify: Callable[[str], None] = lambda text: None,
+    show: Callable[[dict[str, TaskResult]], None] = lambda results: None,
+) -> dict[str, TaskResult]:  # fmt: skip
+    """Runs benchmarks on a model folder that is not part of a run; adds to OUT/results.json.
+
+    The arguments are those of `evaluate`. `path`: any folder that `load` opens.
+    """
+    chat_model, model = load(path, dtype=dtype, trust_files=trust_files), model_facts(path)
+    results = {}
+    for name, task in benchmarks.items():
+        notify(f"{name}: answers go to {out / name}")
+        began = time.perf_counter()
+        keep = Keep(folder=out / name, model=model, ranks=ranks)
+        with working(f"task {name}"):
+            figures = task.run(chat_model, (), controls=controls, keep=keep)
+        results[name] = TaskResult(task, figures, time.perf_counter() - began, task.facts(keep))
+    show(results)
+    if ranks.rank == 0:
+        add_results(results, out / "results.json")
     return results
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lmmkit.errors import Problem, did_you_mean
 from lmmkit.errors.plan import NO_STAGE
@@ -13,6 +13,7 @@ from lmmkit.recipe import Recipe, Task
 
 if TYPE_CHECKING:
     from lmmkit.api.sample import Sample
+    from lmmkit.evaluate.keep import Keep
     from lmmkit.inference.chat_model import ChatModel
     from lmmkit.majority import Majority
     from lmmkit.plan.stage_plan import StagePlan
@@ -59,16 +60,21 @@ class EvalTask(ABC):
     @abstractmethod
     def run(
         self, chat_model: ChatModel, samples: Sequence[Sample], *,
-        controls: Iterable[str] = (), baseline: Majority | None = None,
+        controls: Iterable[str] = (), baseline: Majority | None = None, keep: Keep | None = None,
     ) -> dict[str, Figure]:  # fmt: skip
         """Returns the figures of a model by name; "FIGURE/DETAIL" is a detail of FIGURE.
 
         Args:
             chat_model: the model.
             samples: the readable samples of the task's data.
-            controls: `blank` and `swapped`, for the kinds that ask questions about images.
+            controls: the conditions of `controls.py`, for the kinds that ask questions about images.
             baseline: gives the chance level of short answers, if known.
+            keep: where the answers are kept, for the kinds that ask questions; None: nowhere.
         """
+
+    def facts(self, keep: Keep) -> dict[str, Any]:
+        """Returns what `results.json` holds beside the figures, after `run`."""
+        return {}
 
     @abstractmethod
     def figures(self, plan: StagePlan) -> dict[str, Better]:

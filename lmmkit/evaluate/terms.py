@@ -12,12 +12,16 @@ from lmmkit.api.sample import Sample
 from lmmkit.data.packing import SizedSample, read_images
 from lmmkit.data.pipeline import cut
 from lmmkit.data.views import dropped_text
+from lmmkit.errors import Problem
+from lmmkit.evaluate.keep import Keep
+from lmmkit.evaluate.questions.questions_task import data_problems
 from lmmkit.evaluate.task import Better, EvalTask, Figure
 from lmmkit.inference.chat_model import ChatModel
 from lmmkit.majority import Majority
 from lmmkit.objective import sum_by_name
 from lmmkit.plan.stage_plan import StagePlan
 from lmmkit.progress import counted
+from lmmkit.recipe import Recipe
 
 Sums = list[dict[str, float]]
 """Four mappings: sum and items by term, and total and chance total by "term/metric"."""
@@ -26,9 +30,13 @@ Sums = list[dict[str, float]]
 class Terms(EvalTask):
     """Measures the terms of the model's stage. Figures: "TERM" and "TERM/METRIC", averages over all items."""
 
+    def problems(self, recipe: Recipe) -> list[Problem]:
+        """Returns also a problem if there is no source."""
+        return [*super().problems(recipe), *data_problems(self, recipe)]
+
     def run(
         self, chat_model: ChatModel, samples: Sequence[Sample], *,
-        controls: Iterable[str] = (), baseline: Majority | None = None,
+        controls: Iterable[str] = (), baseline: Majority | None = None, keep: Keep | None = None,
     ) -> dict[str, Figure]:  # fmt: skip
         """Returns the averages. The terms know their chance level; there are no controls."""
         dropped: Counter[str] = Counter()

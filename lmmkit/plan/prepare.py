@@ -134,7 +134,8 @@ def read_in_training(recipe: Recipe) -> set[str]:
     names = {name for stage in recipe.stages.values() for name in stage.data}
     for asked in (stage.validate for stage in recipe.stages.values() if stage.validate is not None):
         tasks = recipe.evaluate.tasks if recipe.evaluate is not None else {}
-        names |= {asked.data} | {tasks[name].data for name in asked.tasks}
+        of_tasks = {tasks[name].data for name in asked.tasks}
+        names |= {asked.data} | {name for name in of_tasks if name is not None}
     return names
 
 

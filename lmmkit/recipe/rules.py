@@ -215,8 +215,9 @@ def check_validate(validate: Validate, key: str, names: Names) -> Iterator[Probl
 
 
 def check_task(task: Task, key: str, names: Names) -> Iterator[Problem]:
-    """Checks that the source of a task exists."""
-    yield from _known(f"{key}.data", task.data, names.data, "data")
+    """Checks that the source of a task exists, if it has one."""
+    if task.data is not None:
+        yield from _known(f"{key}.data", task.data, names.data, "data")
 
 
 # the keys to which each rule applies; `*` matches any name

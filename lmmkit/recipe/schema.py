@@ -23,23 +23,31 @@ from lmmkit.recipe.stage import Source, Stage
 
 @section
 class Task:
-    """Describes one task on the source `data`. `kind` not given = the task's name. `stage`: the stage whose
-    model answers; not given = the last.
+    """Describes one task on the source `data`, or of a benchmark with its official files below `files`.
+
+    `kind` not given = the task's name. `stage`: the stage whose model answers; not given = the last. `match`:
+    how an answer is compared, for kind `questions`. `split`: of the benchmark; not given = its first.
     """
 
     kind: k.Text | None = None
-    data: k.Text
+    data: k.Text | None = None
+    files: k.Text | None = None
+    split: k.Text | None = None
+    match: Literal["exact", "normalised", "vqa_soft", "choice", "yes_no"] = "exact"
     stage: k.Text | None = None
     samples: k.CountOrAll = "all"
-    max_new_tokens: k.Count = 128
+    max_new_tokens: k.Count | None = None
 
 
 @section
 class Evaluate:
-    """Lists the evaluation tasks. `controls` repeat each task with blank or swapped images."""
+    """Lists the evaluation tasks. `controls` repeat each question with another image, or without one."""
 
     tasks: Annotated[Mapping[k.Name, Task], Says("a section of NAME: task")]
-    controls: Annotated[tuple[Literal["blank", "swapped"], ...], Says("a list of blank and swapped")] = ()
+    controls: Annotated[
+        tuple[Literal["blank", "black", "swapped", "none"], ...],
+        Says("a list of blank, black, swapped and none"),
+    ] = ()
 
 
 @section

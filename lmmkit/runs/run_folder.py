@@ -3,6 +3,7 @@
     RUN/  recipe.yaml  recipe.resolved.yaml  plan.txt  run.json  lock  metrics.jsonl
           anomalies.jsonl  bad_records.jsonl  resumes.jsonl  tb/  checkpoints/step-XXXXXXXX/
           checkpoints/frozen-XXXXXXXX-<id>/  model/<stage>/  model/<stage>-best/  results.json
+          answers/<stage>/<task>/
 
 A folder with `run.json` is a run. If a start died before writing it (only the lock, the recipe and
 the plan are there), the run has not begun: both a new run and `--resume` may use the folder.
@@ -147,6 +148,10 @@ class RunFolder:
             with suppress(OSError):
                 path.unlink()
 
+    def answers(self, stage: str, task: str) -> Path:
+        """Returns the folder of the answers that the model of a stage gave to a task."""
+        return self.path / "answers" / stage / task
+
     @property
     def root(self) -> str:
         """Returns the folder that the recipe's paths are relative to. Raises `UserError` if it is bad."""
@@ -161,7 +166,12 @@ class RunFolder:
     def require_plain(self) -> None:
         """Raises `UserError` for links, pipes and devices in the folder: with a run from somebody else,
         they could redirect writes to other places."""
-        for pattern in ("*", "checkpoints/*", "model/*"):
+        for pattern in (
+            "*",
+            "checkpoints/*",
+            "model/*",
+            *("answers" + "/*" * depth for depth in (1, 2, 3, 4)),
+        ):
             raise_all(
                 RUN_LINK.at(str(path), got="a link" if path.is_symlink() else "a pipe or a device")
                 for path in sorted(self.path.glob(pattern))

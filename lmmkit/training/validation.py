@@ -90,7 +90,10 @@ class Validator:
         self.parts = [*parts, *([] for _ in range(ranks.all_reduce_max(len(parts)) - len(parts)))]
         self.samples = len(samples)
         tasks = _tasks(prepared, section)
-        self.tasks = {n: (task, first(task.section.samples, task.section.data)) for n, task in tasks.items()}
+        self.tasks = {
+            name: (task, first(section.samples, section.data) if (section := task.section).data else [])
+            for name, task in tasks.items()
+        }
 
     @property
     def every(self) -> int:

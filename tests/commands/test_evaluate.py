@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from lmmkit.cli import app
 from lmmkit.commands.evaluate import aligned
 from lmmkit.commands.support import common
-from lmmkit.evaluate.exact_match import ExactMatch
+from lmmkit.evaluate.questions.questions_task import QuestionsTask
 from lmmkit.evaluate.run import evaluate
 from lmmkit.evaluate.task import Figure
 from lmmkit.progress import shown_on
@@ -41,18 +41,21 @@ def test_results_that_cannot_be_written_are_printed(trained):
         trained.results.rmdir()
 
 
-def test_an_evaluation_shows_its_progress(trained, scenes):
+def test_an_evaluation_shows_its_progress(trained, scenes, tmp_path):
     recorder = Recorder()
     recipe = read_recipe(trained.resolved, root=scenes)
     with shown_on(recorder):
-        results = evaluate(trained, recipe)
+        results = evaluate(trained, recipe, out=tmp_path)
     n = results["answers"].figures["accuracy"].n
     begun = [call[1:] for call in recorder.calls if call[0] == "begin"]
     titles = [title for title, _ in begun]
-    assert ("reading images", n) in begun and ("answering", n) in begun and "measuring terms" in titles
-    number = recorder.calls.index(("begin", "answering", n)) + 1
+    assert [b for b in begun if b[0] in ("reading images", "answers: answers")][:2] == [
+        ("reading images", n), ("answers: answers", 3 * n)
+    ]  # fmt: skip
+    assert "measuring terms" in titles
+    number = recorder.calls.index(("begin", "answers: answers", 3 * n)) + 1
     moves = [call[2] for call in recorder.calls if call[0] == "move" and call[1] == number]
-    assert moves == sorted(moves) and 0 <= moves[0] < n and moves[-1] <= n
+    assert moves == sorted(moves) and 0 <= moves[0] < 3 * n and moves[-1] == 3 * n
     assert len([c for c in recorder.calls if c[0] == "end"]) == len(begun)
 
 
@@ -62,7 +65,7 @@ def test_the_table_of_answers_breaks_no_word(width, monkeypatch):
     monkeypatch.setattr(common, "out", console)
     figure = Figure(value=0.7612, low=0.7401, high=0.7823, chance=0.25, n=1500)
     names = [f"accuracy{c}{d}" for c in ("", "_blank", "_swapped") for d in ("", "/relation", "/presence")]
-    lines = ExactMatch("answers", Task(data="x")).table(dict.fromkeys(names, figure))
+    lines = QuestionsTask("answers", Task(data="x")).table(dict.fromkeys(names, figure))
     common.print_table(aligned("answers", lines))
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= width

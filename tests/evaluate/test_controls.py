@@ -27,15 +27,23 @@ def test_swapped_gives_every_question_the_image_of_another_scene():
     assert paths == ["b.jpg", "b.jpg", "c.jpg", "c.jpg", "a.jpg", "a.jpg"]
 
 
-def test_blank_edits_every_image():
-    assert {s.images[0].edit for s in blank(samples(), edit=Blank("mean"))} == {Blank("mean")}
+def test_blank_edits_every_image_and_makes_them_one():
+    made = blank(samples(), edit=Blank("mean"))
+    assert {s.images for s in made} == {(Image("a.jpg", Blank("mean")),)}
+    two = [Sample(key="0", turns=()), Sample(key="1", turns=(), images=(Image("b"), Image("c")))]
+    assert [len(s.images) for s in blank(two, edit=Blank("mean"))] == [0, 2]
+    assert blank(two[:1], edit=Blank("mean")) == two[:1]
 
 
 def test_controls_are_added_to_the_samples_by_name():
     asked = samples()
     edit = Blank("mean", SPEC.mean, SPEC.std)
     made = with_controls(asked, ("swapped", "blank"), SPEC)
-    assert made == {"": asked, "_swapped": swapped(asked), "_blank": blank(asked, edit=edit)}
-    assert with_controls(asked, (), SPEC) == {"": asked}
+    assert made == {"own": asked, "swapped": swapped(asked), "blank": blank(asked, edit=edit)}
+    assert with_controls(asked, (), SPEC) == {"own": asked}
+    (black, none) = (with_controls(asked, (name,), SPEC)[name] for name in ("black", "none"))
+    assert black[0].images[0].edit.kind == "black"
+    assert all(s.images == () and [t.images for t in s.turns] == [0, 0] for s in none)
+    assert [t.text for s in none for t in s.turns] == [t.text for s in asked for t in s.turns]
     with pytest.raises(KeyError, match="blanc"):
         with_controls(asked, ("blanc",), SPEC)

@@ -35,7 +35,7 @@ def test_training_records_are_read_only_for_a_baseline(tiny, tmp_path, monkeypat
         raise Opened(names)
 
     monkeypatch.setattr(run, "open_sources", opened)
-    recipe = tiny("evaluate.tasks={terms: {data: heldout}, answers: {kind: exact_match, data: heldout}}")
+    recipe = tiny("evaluate.tasks={terms: {data: heldout}, answers: {kind: questions, data: heldout}}")
     with pytest.raises(Opened) as error:
         evaluate(RunFolder(tmp_path), recipe, only=[task])
     assert sorted(error.value.args[0]) == read

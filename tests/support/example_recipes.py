@@ -92,7 +92,7 @@ stages:
     start: runs/before/model/pretrain
 evaluate:
   tasks:
-    words: {kind: exact_match, data: heldout, samples: 100, max_new_tokens: 16}
+    words: {kind: questions, data: heldout, samples: 100, max_new_tokens: 16}
     pope: {kind: pope, data: heldout}
   controls: [blank]
 output: {save_every: 0, keep: 3, async_save: false, log_every: 1, images_every: 0, observers: [watch.py]}

@@ -36,7 +36,7 @@ stages:
     optim:  {lr: 1.0e-3}
     losses: {next_token: 1.0}
 evaluate:
-  tasks: {answers: {kind: exact_match, data: rows, max_new_tokens: 2}}
+  tasks: {answers: {kind: questions, data: rows, max_new_tokens: 2}}
 output: {save_every: 1, keep: 2}
 speed: {tokens: 2048, threads: 1}
 """

@@ -18,7 +18,7 @@ from lmmkit.training.run import train
 from tests.conftest import DIRECT
 from tests.test_cli import run as command
 
-TYPO = "evaluate.tasks.answers={kind: exact_matsh, data: heldout}"
+TYPO = "evaluate.tasks.answers={kind: questons, data: heldout}"
 BEST = "stages.finetune.validate={every: 2, data: heldout, best: text_order}"
 
 
@@ -30,7 +30,7 @@ def test_a_typo_in_a_task_is_reported_before_training(tiny, tmp_path):
     with pytest.raises(UserError) as error:
         train(tiny(TYPO), out=tmp_path / "run")
     (problem,) = error.value.problems
-    assert problem.code == "evaluate/unknown-kind" and "exact_match" in problem.hint
+    assert problem.code == "evaluate/unknown-kind" and "questions" in problem.hint
     assert not (tmp_path / "run").exists()
 
 

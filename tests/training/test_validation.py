@@ -28,7 +28,7 @@ TIMES = ("seconds", "tokens_per_second", "val/seconds")
 LORA = "stages.finetune.train={connector: {}, text: {lora: {r: 2, alpha: 4, dropout: 0.3}}, plugins: {}}"
 SHORT = ("stages.pretrain.length.steps=1", "stages.finetune.length.steps=5", LORA)
 ASKED = "stages.finetune.validate={every: 2, data: heldout, samples: 6, tasks: [answers], best: next_token}"
-TASK = "evaluate.tasks.answers={kind: exact_match, data: heldout, samples: 4, max_new_tokens: 3}"
+TASK = "evaluate.tasks.answers={kind: questions, data: heldout, samples: 4, max_new_tokens: 3}"
 
 
 def lines(run: RunFolder) -> list[dict]:

@@ -277,6 +277,13 @@ def _stage_link(home: Home) -> list[object]:
     return RESUME
 
 
+def _answers_link(home: Home) -> list[object]:
+    folder = home.with_("run") / "answers" / "learn" / "answers"
+    folder.mkdir(parents=True)
+    (folder / "answers.jsonl").symlink_to(home.outside / "secret.txt")
+    return EVAL
+
+
 def _results(home: Home) -> list[object]:
     (home.with_("run") / "results.json").write_text('["os.system"]')
     return EVAL
@@ -286,5 +293,6 @@ OTHERS = (
     Artefact("checkpoint that is a link", _checkpoint_link, says="run/link"),
     Artefact("leftovers that are links", _staged_link, says="run/link"),
     Artefact("a stage's model that is a link", _stage_link, says="run/link"),
+    Artefact("answers that are a link", _answers_link, says="run/link"),
     Artefact("results that are a list", _results, says="results.json"),
 )

@@ -285,7 +285,7 @@ def runs(home: Home) -> None:
     tried(lambda: load(model))
     shutil.rmtree(model)
     command(home, "chat", run, "--prompt", "x")
-    home.edit("evaluate:\n  tasks: {answers: {kind: exact_match, data: rows, max_new_tokens: 2}}\n", "")
+    home.edit("evaluate:\n  tasks: {answers: {kind: questions, data: rows, max_new_tokens: 2}}\n", "")
     recipe = read_recipe(home.recipe, root=home.path)
     from lmmkit.evaluate.run import evaluate
 

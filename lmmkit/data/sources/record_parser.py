@@ -43,7 +43,8 @@ from lmmkit.errors.data import (
 MAX_CHARS = 1_000_000  # of one conversation; tokenizing takes seconds beyond it
 _ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant"}
 
-Scalar = str | int | float
+Other = str | int | float | tuple[str, ...]
+"""The value of another key."""
 
 
 class ParsedRecord(NamedTuple):
@@ -53,7 +54,7 @@ class ParsedRecord(NamedTuple):
     turns: tuple[Turn, ...]
     images: tuple[str, ...]
     system: str
-    meta: dict[str, Scalar] | None
+    meta: dict[str, Other] | None
 
 
 class RecordSize(NamedTuple):
@@ -141,8 +142,12 @@ class RecordParser:
         if turns and not self.problems:
             turns = self.place(turns, len(images), marked=not value.get("images"))
         self.notes += unread_keys(value, has_images=bool(images))
-        meta = {k: v for k, v in value.items() if k not in OWN_KEYS and isinstance(v, str | int | float)}
-        self.encodable([*meta, *(v for v in meta.values() if isinstance(v, str))], "another key", "")
+        others = ((k, _kept(v)) for k, v in value.items() if k not in OWN_KEYS)
+        meta = {k: v for k, v in others if v is not None}
+        texts = [
+            t for v in meta.values() for t in (v if isinstance(v, tuple) else (v,)) if isinstance(t, str)
+        ]
+        self.encodable([*meta, *texts], "another key", "")
         if self.problems:
             return None
         return ParsedRecord(key, tuple(turns), images, self.system, meta or None)
@@ -341,6 +346,13 @@ class RecordParser:
                 self.wrong(TEXT, key, f"a lone surrogate in {what}")
                 return False
         return True
+
+
+def _kept(value: object) -> Other | None:
+    """Returns the value of another key: a text, a number, or a list of texts; None for others."""
+    if isinstance(value, list):
+        return tuple(value) if all(isinstance(each, str) for each in value) else None
+    return value if isinstance(value, str | int | float) else None
 
 
 def _kind(value: object) -> str:

@@ -60,7 +60,7 @@ class Benchmark(ABC):
     `name`: as in `--on`, and the folder of its official files below `--files`. `title`: for tables.
     `splits`: the first is the default. `max_new_tokens`: that of LLaVA-1.5. `headline`: the figure that papers
     report. `scale`: what a figure of 1.0 is called in papers, 100 for percentages. `caveats`: what a reader of
-    the number must know; printed with it.
+    the number must know; printed with it. `normaliser`: name and version of what `upload` does to an answer.
     """
 
     name: ClassVar[str]
@@ -70,6 +70,7 @@ class Benchmark(ABC):
     headline: ClassVar[str]
     scale: ClassVar[float] = 100.0
     caveats: ClassVar[tuple[str, ...]] = ()
+    normaliser: ClassVar[str] = "none"
 
     @abstractmethod
     def items(self, files: Path, *, split: str, cache: Path) -> Sequence[Item]:

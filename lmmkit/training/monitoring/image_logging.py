@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lmmkit.api.model_info import ImageSpec
-from lmmkit.attention.eager import attention_map
-from lmmkit.attention.interface import ALL, AttentionFn, Heads, Rotary, apply_rope
 from lmmkit.data.packing import ImageRef, Packer, SizedSample, read_images
 from lmmkit.errors import UserError
+from lmmkit.inference.image_attention import image_attention
 from lmmkit.objective import Objective
 from lmmkit.plan.prepare import Prepared
 from lmmkit.training.triggers import Position
@@ -54,7 +51,6 @@ def stage_images(
     return out
 
 
-@torch.no_grad()
 def response_attention(
     objective: Objective,
     packer: Packer,
@@ -66,27 +62,8 @@ def response_attention(
 
     The attention is the mean over heads, layers and rows, scaled to a maximum of 1.
     """
-    layout, lmm, spec = sample.members[0].layout, objective.lmm, packer.image
-    batch, (path,) = packer.pack([sample], images)
-    kind = np.repeat([s.kind == "image" for s in layout], [s.n for s in layout])
-    supervised = np.repeat([s.supervised for s in layout], [s.n for s in layout])
-    n = next(span.n for span in layout if span.kind == "image")
-    image_row, row_R = path[np.flatnonzero(kind)[:n]], path[np.flatnonzero(supervised)]
-    batch = batch.to(device)
-    see_RT = batch.forest.see()[row_R].to(device)
-    maps: list[Tensor] = []
-    attend = lmm.backend.prepare(replace(batch.attention, row_R=batch.attention.row_R[:0]), device)
-
-    def recording(qkv_TC: Tensor, heads: Heads, rotary: Rotary) -> tuple[Tensor, Tensor]:
-        q_THK, k_TGK, _ = apply_rope(qkv_TC, heads, rotary)
-        maps.append(attention_map(q_THK[row_R], k_TGK, see_RT)[..., image_row].mean((0, 1)))
-        return attend(qkv_TC, heads, rotary)
-
-    with objective.computing(device):
-        x_TD = lmm.rows(batch, lmm.encode(batch.pixels_ICXY), objective.tokens(batch))
-        lmm.decode(x_TD, batch.forest.pos_T, [AttentionFn(ALL, recording)] * len(lmm.decoder.blocks))
-    map_XY = torch.stack(maps).mean(0).view(spec.grid)
-    return natural(batch.first_image(0), spec), map_XY / map_XY.max()
+    found = image_attention(objective, packer, sample, images, device)
+    return natural(found.pixels_CXY, packer.image), found.map_XY / found.map_XY.max()
 
 
 def overlay(image_CXY: Tensor, map_XY: Tensor) -> Tensor:

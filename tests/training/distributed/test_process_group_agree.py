@@ -27,7 +27,7 @@ SHORT = (
     "stages.pretrain.length.steps=3", "stages.finetune.length.steps=1", "output.images_every=0", "output.save_every=0",
 )  # fmt: skip
 VALIDATED = (
-    "evaluate.tasks.answers={kind: exact_match, data: heldout, samples: 3, max_new_tokens: 3}",
+    "evaluate.tasks.answers={kind: questions, data: heldout, samples: 3, max_new_tokens: 3}",
     "stages.pretrain.validate={every: 2, data: heldout, samples: 3, tasks: [answers], best: loss}",
 )
 

@@ -1,0 +1,223 @@
+"""lmmkit answers score | compare | show | judge"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from lmmkit.commands.evaluate import aligned, notes, print_published
+from lmmkit.commands.support.common import Json, err, out, print_json, print_table, reporting
+
+if TYPE_CHECKING:
+    from lmmkit.evaluate.answers.schema import Answer
+
+app = typer.Typer(
+    no_args_is_help=True, help="Look at answers, score those of other programs, compare models."
+)
+
+BenchmarkName = Annotated[str, typer.Argument(metavar="BENCHMARK", help="A benchmark, such as pope.")]
+ResultsPath = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run, a folder of results, or one of its tasks.")
+]
+TaskName = Annotated[str, typer.Argument(metavar="TASK", help="A task with answers.")]
+OfficialFolder = Annotated[
+    Path, typer.Option("--files", metavar="DIR", help="Official files, in DIR/BENCHMARK.")
+]
+SplitName = Annotated[
+    str | None, typer.Option("--split", help="The split. \\[default: the benchmark's first]")
+]
+
+
+@app.command()
+@reporting
+def score(
+    benchmark: BenchmarkName,
+    files: OfficialFolder,
+    answers: Annotated[Path, typer.Option("--answers", metavar="FILE", help="What another program wrote.")],
+    form: Annotated[
+        Literal["json", "jsonl", "lmmkit", "lmms-eval", "vlmevalkit", "mme"] | None,
+        typer.Option("--format", help="The form of the file. \\[default: found out]"),
+    ] = None,
+    split: SplitName = None,
+    published: Annotated[bool, typer.Option("--published", help="Also the published figures.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Score answers by the official rules, without a model."""
+    from dataclasses import asdict
+
+    from lmmkit.evaluate.answers.foreign import read_foreign
+    from lmmkit.evaluate.answers.score import matched, score_answers
+
+    made, items, split = _items(benchmark, files, split)
+    form, found = read_foreign(answers, form)
+    fitting = matched(items, found, str(answers))
+    scored = score_answers(made, items, fitting, task=benchmark, split=split)
+    if as_json:
+        figures = {name: asdict(figure) for name, figure in scored.figures.items()}
+        return print_json({**figures, **scored.facts(), "format": form, "matched_by": fitting.by})
+    if scored.figures:
+        whole = (
+            ""
+            if len(fitting.texts) == len(items)
+            else f" (of {len(fitting.texts):,} of {len(items):,} answers)"
+        )
+        table = made.table(scored.figures)
+        print_table(aligned(benchmark, [table[0], *((line[0] + whole, *line[1:]) for line in table[1:])]))
+    out.print(f"{benchmark}: {form}, matched by {fitting.by}")
+    for line in [*notes(scored.facts()), *fitting.notes()]:
+        out.print(f"{benchmark}: {line}")
+    if published:
+        print_published(benchmark, made, scored.figures, answers.name)
+
+
+@app.command()
+@reporting
+def compare(
+    first: Annotated[
+        Path, typer.Argument(metavar="A", help="A run, a folder of results, or one of its tasks.")
+    ],
+    second: Annotated[Path, typer.Argument(metavar="B", help="The same of another model.")],
+    on: Annotated[
+        list[str] | None,
+        typer.Option("--on", metavar="TASK,TASK", help="Only these. \\[default: all common]"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare two models on the same questions: paired differences and tests."""
+    from dataclasses import asdict
+
+    from lmmkit.errors import UserError, raise_all
+    from lmmkit.errors.answers import NO_ANSWERS
+    from lmmkit.evaluate.answers.answers_file import NAME, by_key, read_answers
+    from lmmkit.evaluate.answers.compare import compare_tasks
+    from lmmkit.evaluate.answers.locate import task_folders
+
+    folders = [task_folders(path) for path in (first, second)]
+    if len(folders[0]) == len(folders[1]) == 1 and (first / NAME).is_file() and (second / NAME).is_file():
+        task = next(iter(folders[0]))
+        folders[1] = {task: second}
+    common = [task for task in folders[0] if task in folders[1]]
+    names = [name for each in on or () for name in each.split(",") if name]
+    known = f"Tasks in both: {', '.join(common) or 'none'}."
+    raise_all(NO_ANSWERS.at("--on", got=f"`{name}`", nearest=known) for name in names if name not in common)
+    if not common:
+        raise UserError(NO_ANSWERS.at(f"{first} and {second}", got="no task in common", nearest=known))
+
+    def answers_in(folder: Path) -> list[Answer]:
+        return list(by_key(read_answers(folder / NAME), str(folder / NAME)).values())
+
+    answers = [{task: answers_in(each[task]) for task in names or common} for each in folders]
+    found = compare_tasks(*answers)
+    if as_json:
+        return print_json([asdict(each) for each in found])
+    lines = [("task", "A", "B", "A - B", "95 %", "only A", "only B", "p", "p Holm", "detectable", "n")]
+    for each in found:
+        d = each.difference
+        assert d.low is not None and d.high is not None, "there are common questions"
+        lines.append((
+            each.task, f"{100 * each.first:.1f}", f"{100 * each.second:.1f}", f"{100 * d.value:+.1f}",
+            f"{100 * d.low:+.1f} to {100 * d.high:+.1f}", f"{each.only_first:,}", f"{each.only_second:,}",
+            f"{each.p:.2g}", f"{each.p_holm:.2g}", f"{100 * each.detectable:.1f}", f"{each.n:,}",
+        ))  # fmt: skip
+    print_table(aligned(f"A: {first}   B: {second}", lines))
+    for each in found:
+        if each.left_out:
+            out.print(f"{each.task}: {each.left_out:,} scored answers to other questions or prompts left out")
+    out.print(
+        "Mean scores by question, in points. p: McNemar's exact test, which takes questions as independent; the\n"
+        "interval does not, it draws images. detectable: the true difference that is found 4 times of 5. One\n"
+        "training seed each: a difference may also come from the seed."
+    )
+
+
+@app.command("show")
+@reporting
+def show_answers(
+    run: ResultsPath,
+    task: TaskName,
+    which: Annotated[
+        Literal["wrong", "changed", "unparsed", "all"],
+        typer.Option("--which", help="Wrong ones, ones that another image changes, unparsed ones, or all."),
+    ] = "wrong",
+    n: Annotated[int, typer.Option("-n", min=1, help="How many.")] = 10,
+) -> None:
+    """Print questions with the model's answers."""
+    from lmmkit.evaluate.answers.answers_file import NAME, read_answers
+    from lmmkit.evaluate.answers.choose import as_text, chosen
+    from lmmkit.evaluate.answers.locate import task_folder
+
+    found = chosen(read_answers(task_folder(run, task) / NAME), which)
+    for answers in found[:n]:
+        typer.echo("\n".join(as_text(answers)) + "\n")
+    err.print(f"{min(n, len(found)):,} of {len(found):,} ({which})")
+
+
+@app.command()
+@reporting
+def judge(
+    run: ResultsPath,
+    task: TaskName,
+    files: OfficialFolder,
+    responses: Annotated[
+        list[Path] | None, typer.Option("--responses", metavar="FILE", help="Lines of the judge. Repeatable.")
+    ] = None,
+    runs: Annotated[int, typer.Option("--runs", min=1, help="How often each answer is judged.")] = 3,
+    split: SplitName = None,
+    as_json: Json = False,
+) -> None:
+    """Write the requests to a judge that are still open, or the figures of its responses."""
+    from dataclasses import asdict
+
+    from lmmkit.evaluate.answers.answers_file import NAME, read_answers
+    from lmmkit.evaluate.answers.locate import task_folder
+    from lmmkit.evaluate.answers.outcome import REQUESTS
+    from lmmkit.evaluate.answers.schema import OWN
+    from lmmkit.evaluate.judge import judged, read_responses, write_requests
+    from lmmkit.runs.files import write_json_atomic
+
+    folder = task_folder(run, task)
+    made, items, _ = _items(task, files, split)
+    texts = {answer.id: answer.raw for answer in read_answers(folder / NAME) if answer.condition == OWN}
+    asked = made.judge(items, texts)
+    if asked is None:
+        out.print(f"{task}: scored without a judge")
+        return
+    found = judged(asked, runs, [line for path in responses or () for line in read_responses(path)])
+    figures = made.judged_figures(items, found)
+    write_requests(folder / REQUESTS, found.waiting)
+    facts = {
+        "status": "scored" if figures else "pending-judge", "judge": found.judge, "runs": runs, "scored": found.scored,
+        "waiting": len(found.waiting), "parse_failed": found.parse_failed, "left_out": found.left_out,
+    }  # fmt: skip
+    write_json_atomic(
+        folder / "judged.json", {**facts, "figures": {name: asdict(each) for name, each in figures.items()}}
+    )
+    if as_json:
+        return print_json({**facts, **{name: asdict(figure) for name, figure in figures.items()}})
+    if figures:
+        print_table(aligned(task, made.table(figures)))
+    out.print(f"{task}: " + ", ".join(f"{key} {value}" for key, value in facts.items()))
+    if found.waiting:
+        out.print(f"{task}: {len(found.waiting):,} requests in {folder / REQUESTS}")
+
+
+def _items(name: str, files: Path, split: str | None):
+    """Returns a benchmark, its items and its split. Raises `UserError` for an unknown one or missing files."""
+    from lmmkit.errors import UserError, did_you_mean
+    from lmmkit.errors.answers import NO_FILES
+    from lmmkit.errors.plan import NO_TASK
+    from lmmkit.evaluate.answers.locate import benchmark_cache
+    from lmmkit.evaluate.benchmarks.names import BENCHMARKS
+
+    if name not in BENCHMARKS:
+        raise UserError(NO_TASK.at("BENCHMARK", got=f"`{name}`", nearest=did_you_mean(name, BENCHMARKS)))
+    made, folder = BENCHMARKS[name](), files / name
+    if not folder.is_dir():
+        fix = "Name the folder above it with `--files DIR`."
+        raise UserError(
+            NO_FILES.at("--files", got=f"no folder {folder}", title=f"{made.title}: FILES/{name}", fix=fix)
+        )
+    split = split or made.splits[0]
+    return made, made.items(folder, split=split, cache=benchmark_cache(name)), split

@@ -1,0 +1,108 @@
+"""The schema of `answers.jsonl`, one line for each answer, and of `answers.json`, which describes them all.
+
+docs/evaluation.md lists the fields. A change of their meaning raises `FORMAT`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from lmmkit.errors import UserError
+from lmmkit.errors.answers import DAMAGED
+from lmmkit.evaluate.benchmarks.benchmark import Item, Verdict
+
+FORMAT = 1
+OWN = "own"
+CONDITIONS = (OWN, "blank", "black", "swapped", "none")
+"""The images of a question: its own, one of a single colour (two kinds), another item's, or none."""
+AnswerKey = tuple[str, str]
+"""(condition, id) of an answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """Holds one line of `answers.jsonl`.
+
+    `row`: the place of the item in the official order. `data`, `prompt_sha`: the first digits of the SHA-256 of
+    all items, and of the item's prompt with its images' names. `raw`: the generated text. `parsed` to
+    `fallback`: as in `Verdict`. `majority`: the answer of the majority baseline, if known.
+    """
+
+    task: str
+    split: str
+    data: str
+    id: str
+    row: int
+    condition: str
+    question: str
+    images: tuple[str, ...]
+    cluster: str
+    groups: Mapping[str, str] = field(default_factory=dict)
+    prompt_sha: str
+    raw: str
+    parsed: str | None = None
+    gold: Any = None
+    score: float | None = None
+    lenient: float | None = None
+    fallback: bool = False
+    n_new_tokens: int | None = None
+    hit_max_tokens: bool | None = None
+    majority: str | None = None
+
+    @property
+    def key(self) -> AnswerKey:
+        """Returns what is unique in a file."""
+        return self.condition, self.id
+
+    def judged(self, verdict: Verdict) -> Answer:
+        """Returns the answer with what a scorer read from it."""
+        return replace(self, **asdict(verdict))
+
+    def as_line(self) -> str:
+        """Returns the line, with its newline."""
+        return json.dumps(asdict(self), ensure_ascii=False) + "\n"
+
+
+FIELDS = tuple(each.name for each in fields(Answer))
+
+
+def answer_of(line: bytes | str, where: str) -> Answer:
+    """Returns the answer of a line. Raises `UserError` for anything else."""
+    try:
+        raw = json.loads(line)
+        answer = Answer(**{**raw, "images": tuple(raw["images"])})
+        if not (
+            isinstance(answer.id, str) and isinstance(answer.raw, str) and answer.condition in CONDITIONS
+        ):
+            raise ValueError("a field of another type")
+        return answer
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        got = f"no answer ({error})"
+        raise UserError(DAMAGED.at(where, got=got, fields=", ".join(FIELDS))) from None
+
+
+def data_sha(items: Iterable[Item]) -> str:
+    """Returns the SHA-256 of all items. Moving the files does not change it: of an image only its name counts."""
+    sha = hashlib.sha256()
+    for item in items:
+        content = [
+            item.id,
+            item.prompt,
+            [Path(i).name for i in item.images],
+            item.gold,
+            item.cluster,
+            dict(item.groups),
+        ]
+        sha.update(json.dumps(content, sort_keys=True, ensure_ascii=False).encode() + b"\n")
+    return sha.hexdigest()
+
+
+def prompt_sha(prompt: str, images: Sequence[str]) -> str:
+    """Returns the first digits of the SHA-256 of a prompt and the names of its images."""
+    content = json.dumps([prompt, [Path(image).name for image in images]], ensure_ascii=False)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]

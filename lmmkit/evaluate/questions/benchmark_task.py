@@ -1,0 +1,105 @@
+"""A benchmark as a task: its items from the official files, asked of any model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lmmkit.api.sample import ImageFit, Sample
+from lmmkit.data.images import check_header
+from lmmkit.errors import Problem, UserError, raise_all
+from lmmkit.errors.answers import NO_FILES
+from lmmkit.evaluate.answers.locate import benchmark_cache
+from lmmkit.evaluate.answers.outcome import facts_in
+from lmmkit.evaluate.benchmarks.benchmark import Benchmark, Item
+from lmmkit.evaluate.benchmarks.names import BENCHMARKS
+from lmmkit.evaluate.keep import Keep
+from lmmkit.evaluate.questions.answering import answer_questions, benchmark_questions, limited
+from lmmkit.evaluate.task import Better, EvalTask, Figure, Line
+from lmmkit.inference.chat_model import ChatModel
+from lmmkit.majority import Majority
+from lmmkit.plan.stage_plan import StagePlan
+from lmmkit.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class BenchmarkTask(EvalTask):
+    """Scores a benchmark by its official rules. Figures: those of the benchmark; with controls also those of the
+    probe. `section.files` is the folder that has the benchmark's folder."""
+
+    @property
+    def benchmark(self) -> Benchmark:
+        """Returns the benchmark."""
+        return BENCHMARKS[self.section.kind or self.name]()
+
+    def problems(self, recipe: Recipe) -> list[Problem]:
+        """Returns also a problem if there is no folder of official files."""
+        where = recipe.where(f"evaluate.tasks.{self.name}.files")
+        return [*super().problems(recipe), *self.file_problems(where, "Set `files` to the folder above it.")]
+
+    def file_problems(self, where: str, fix: str) -> list[Problem]:
+        """Returns a problem if there is no folder of official files. `where` and `fix`: how it is given."""
+        title = f"{self.benchmark.title}: FILES/{self.benchmark.name}"
+        if self.section.files is None:
+            return [NO_FILES.at(where, got="no folder", title=title, fix=fix)]
+        folder = self.folder
+        return (
+            [] if folder.is_dir() else [NO_FILES.at(where, got=f"no folder {folder}", title=title, fix=fix)]
+        )
+
+    @property
+    def folder(self) -> Path:
+        """Returns the folder of the official files."""
+        return Path(self.section.files or ".") / self.benchmark.name
+
+    @property
+    def split(self) -> str:
+        """Returns the split."""
+        return self.section.split or self.benchmark.splits[0]
+
+    def items(self) -> Sequence[Item]:
+        """Returns the items of the split. Raises `UserError` for files that are not as they were published."""
+        return self.benchmark.items(self.folder, split=self.split, cache=benchmark_cache(self.benchmark.name))
+
+    def run(
+        self, chat_model: ChatModel, samples: Sequence[Sample], *,
+        controls: Iterable[str] = (), baseline: Majority | None = None, keep: Keep | None = None,
+    ) -> dict[str, Figure]:  # fmt: skip
+        """Returns the figures. The items come from the official files, not from `samples`."""
+        chat = chat_model.prepared.recipe.model.chat
+        items = self.items()
+        asked = benchmark_questions(
+            self.benchmark, items, task=self.name, split=self.split, template=chat.template,
+            image_fit=chat.image_fit, system=chat.system or "", max_new_tokens=self.section.max_new_tokens,
+        )  # fmt: skip
+        asked = limited(asked, self.section.samples)
+        check_image_files(asked.items, chat.image_fit)
+        controls = tuple(controls)
+        return answer_questions(
+            chat_model, asked, controls=controls, keep=keep, attention=bool(controls)
+        ).figures
+
+    def figures(self, plan: StagePlan) -> dict[str, Better]:
+        """Returns the figure that papers report."""
+        return {self.benchmark.headline: "higher"}
+
+    def table(self, figures: Mapping[str, Figure]) -> list[Line]:
+        """Returns the benchmark's table."""
+        return self.benchmark.table(figures)
+
+    def facts(self, keep: Keep) -> dict[str, Any]:
+        """Returns status and coverage."""
+        return facts_in(keep.folder)
+
+
+def check_image_files(items: Iterable[Item], image_fit: ImageFit) -> None:
+    """Raises `UserError` with all images that cannot be opened. Reads their headers only."""
+    problems: list[Problem] = []
+    for path in dict.fromkeys(image for item in items for image in item.images):
+        try:
+            check_header(path, image_fit)
+        except UserError as error:
+            problems += error.problems
+    raise_all(problems)

@@ -1,0 +1,107 @@
+"""lmmkit answers: score, compare, show, judge."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lmmkit.evaluate.answers.answers_file import AnswersFolder
+from lmmkit.evaluate.answers.foreign import ForeignAnswer
+from lmmkit.evaluate.answers.locate import task_folders
+from lmmkit.evaluate.answers.score import matched, score_answers
+from lmmkit.evaluate.benchmarks.names import BENCHMARKS
+from tests.conftest import PLAIN
+from tests.support.toy_benchmark import Toy, write_toy
+from tests.test_cli import run as command
+
+
+@pytest.fixture(autouse=True)
+def toy(monkeypatch, tmp_path):
+    monkeypatch.setitem(BENCHMARKS, "toy", Toy)
+    for name in ("x.png", "y.png"):
+        (tmp_path / name).write_bytes(b"image")
+    write_toy(tmp_path / "files" / "toy", [tmp_path / "x.png", tmp_path / "y.png"])
+
+
+def write_answers(folder: Path, files: Path, text) -> None:
+    """Writes the folder of a task as `lmmkit eval` does, with the answers `text(item)`."""
+    items = Toy().items(files / "toy", split="test", cache=files)
+    found = matched(items, [ForeignAnswer(text(item), item.id) for item in items], "x")
+    kept = AnswersFolder(folder, {item.id: i for i, item in enumerate(items)})
+    kept.begin({"task": "toy"})
+    with kept.appender(0) as file:
+        file.add(score_answers(Toy(), items, found, task="toy", split="test").answers.values())
+
+
+def run(*words, code=0):
+    return command("answers", *words, code=code)
+
+
+def test_score_prints_the_coverage_beside_the_score(tmp_path):
+    (tmp_path / "a.jsonl").write_text(
+        '{"question_id": "q0-0", "text": "a"}\n{"question_id": "q0-1", "text": "b"}\n{"question_id": "z", "text": "b"}\n'
+    )
+    words = ["score", "toy", "--files", tmp_path / "files", "--answers", tmp_path / "a.jsonl"]
+    text = run(*words)
+    (line,) = [line for line in text.splitlines() if "accuracy" in line]
+    assert "28.6" in line and "of 2 of 7 answers" in line
+    assert "jsonl, matched by id" in text and "2 of 7 answered" in text and "5 without an answer" in text
+    assert "1 of no question, not scored: z" in text
+    facts = json.loads(run(*words, "--json"))
+    assert facts["coverage"]["missing"] == 5 and facts["accuracy"]["n"] == 7
+    assert "It is a toy." in run(*words, "--published")
+
+
+@pytest.mark.parametrize(("words", "code"), [
+    (["score", "toi", "--files", "{files}", "--answers", "a"], "evaluate/unknown-task"),
+    (["score", "toy", "--files", "{files}/none", "--answers", "a"], "answers/no-files"),
+    (["score", "toy", "--files", "{files}", "--answers", "nothing.json"], "answers/format"),
+    (["show", "{files}", "toy"], "answers/no-answers"),
+    (["compare", "{files}", "{files}"], "answers/no-answers"),
+    (["judge", "{files}", "toy", "--files", "{files}"], "answers/no-answers"),
+])  # fmt: skip
+def test_what_is_refused(tmp_path, words, code):
+    assert code in run(*(word.format(files=tmp_path / "files") for word in words), code=2)
+
+
+def test_two_results_are_compared(tmp_path):
+    write_answers(tmp_path / "A" / "toy", tmp_path / "files", lambda item: item.gold)
+    write_answers(tmp_path / "B" / "toy", tmp_path / "files", lambda item: "a")
+    text = run("compare", tmp_path / "A", tmp_path / "B")
+    assert "100.0" in text and "71.4" in text and "+28.6" in text and "0.5" in text
+    (found,) = json.loads(run("compare", tmp_path / "A", tmp_path / "B", "--on", "toy", "--json"))
+    assert (found["only_first"], found["only_second"], found["n"]) == (2, 0, 7) and found[
+        "p"
+    ] == pytest.approx(0.5)
+    assert json.loads(run("compare", tmp_path / "A" / "toy", tmp_path / "B" / "toy", "--json")) == [found]
+    assert "answers/no-answers" in run("compare", tmp_path / "A", tmp_path / "B", "--on", "gqa", code=2)
+
+
+def test_answers_are_shown(tmp_path):
+    write_answers(tmp_path / "A" / "toy", tmp_path / "files", lambda item: "b")
+    text = run("show", tmp_path / "A", "toy", "-n", "2")
+    assert "q0-0" in text and "q0-2" in text and "q0-1" not in text and "2 of 5 (wrong)" in text
+    assert "7 of 7 (all)" in run("show", tmp_path / "A" / "toy", "toy", "--which", "all")
+    assert "0 of 0 (unparsed)" in run("show", tmp_path / "A", "toy", "--which", "unparsed")
+
+
+def test_a_benchmark_without_a_judge(tmp_path):
+    write_answers(tmp_path / "A" / "toy", tmp_path / "files", lambda item: "b")
+    assert "without a judge" in run("judge", tmp_path / "A", "toy", "--files", tmp_path / "files")
+
+
+def test_of_a_run_the_latest_stage_with_answers_counts(tmp_path):
+    run_folder = tmp_path / "run"
+    run_folder.mkdir()
+    (run_folder / "run.json").write_text("{}")
+    (run_folder / "recipe.resolved.yaml").write_text(PLAIN)
+    for stage in ("finetune", "pretrain"):
+        write_answers(run_folder / "answers" / stage / "toy", tmp_path / "files", lambda item: "b")
+    write_answers(run_folder / "answers" / "pretrain" / "other", tmp_path / "files", lambda item: "b")
+    folders = task_folders(run_folder)
+    assert {name: path.parent.name for name, path in folders.items()} == {
+        "toy": "finetune",
+        "other": "pretrain",
+    }

@@ -1,0 +1,58 @@
+"""The attention of a response to its image, beside the attention maps of transformers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import lmmkit
+from lmmkit.api.sample import Image, Sample, Turn, View
+from lmmkit.data.packing import LaidOut, read_images
+from lmmkit.inference.image_attention import image_attention
+from tests.support import hf_model_folders
+from tests.support.fake_llama_tokenizer import write_llama_like
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    from PIL import Image as Pil
+
+    folder = tmp_path_factory.mktemp("attention")
+    theirs = hf_model_folders.llava("llama", "clip", "plain")
+    theirs.config.text_config.max_position_embeddings = 400
+    theirs.resize_token_embeddings(32_064)
+    theirs.config.image_token_index = theirs.config.image_token_id = 32_000
+    hf_model_folders.scramble(theirs, 3)
+    write_llama_like(hf_model_folders.saved(theirs, folder / "hf"))
+    Pil.effect_noise((50, 41), 60).convert("RGB").save(folder / "noise.png")
+    return lmmkit.load(folder / "hf", device="cpu"), theirs.eval(), str(folder / "noise.png")
+
+
+def test_mass_and_map_are_those_of_transformers(pair):
+    ours, theirs, path = pair
+    turns = (Turn("user", "a cat", images=1), Turn("assistant", "a mat and a hat"))
+    view = View(sample=Sample(key="s", turns=turns, images=(Image(path),)))
+    layout = ours.views.lay_out(view)
+    sample = ours.packer.sized([LaidOut(view, layout)])
+    images = read_images([sample], ours.reader)
+    found = image_attention(ours.objective, ours.packer, sample, images, ours.device)
+
+    ids = [i for span in layout for i in (span.ids or [32_000] * span.n)]
+    is_image = np.repeat([s.kind == "image" for s in layout], [s.n for s in layout])
+    response = np.repeat([s.supervised for s in layout], [s.n for s in layout])
+    theirs.set_attn_implementation("eager")
+    batch, _ = ours.packer.pack([sample], images)
+    with torch.no_grad():
+        out = theirs(
+            input_ids=torch.tensor([ids]), pixel_values=batch.pixels_ICXY, output_attentions=True
+        )  # fmt: skip
+    weights = torch.stack(
+        [a[0].mean(0) for a in out.attentions[-len(ours.objective.lmm.decoder.blocks) :]]
+    ).mean(0)
+    to_image = weights[torch.from_numpy(response)][:, torch.from_numpy(is_image)].mean(0)
+    torch.testing.assert_close(found.map_XY.flatten(), to_image, rtol=1e-4, atol=1e-6)
+    assert found.mass == pytest.approx(float(to_image.sum()), rel=1e-4) and 0 < found.mass < 1
+    rows = np.flatnonzero(response)
+    assert found.even == pytest.approx(np.mean([is_image.sum() / (row + 1) for row in rows]))
+    assert found.map_XY.shape == ours.packer.image.grid
