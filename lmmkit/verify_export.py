@@ -42,7 +42,7 @@ BARE = "USER: 12 blue boxes"
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ExportComparison:
     """Describes one comparison. `equal` is None if it was not made; `result` gives the reason."""
 
     what: str
@@ -79,7 +79,7 @@ def require_transformers(kind: Format) -> None:
 
 def verify_export(
     path: Path, folder: Path, kind: Format, *, dtype: torch.dtype | None = None
-) -> list[Comparison]:
+) -> list[ExportComparison]:
     """Returns all comparisons of a model with its export. `path`, `kind`, `dtype`: as it was exported."""
     require_transformers(kind)
     source = find_model_folder(path)
@@ -96,7 +96,7 @@ def verify_export(
         return _by_lmmkit(ours, folder, prompts)
 
 
-def require_equal(folder: Path, found: list[Comparison]) -> None:
+def require_equal(folder: Path, found: list[ExportComparison]) -> None:
     """Raises `MachineError` if a comparison found a difference."""
     differing = [each for each in found if each.equal is False]
     if differing:
@@ -134,7 +134,7 @@ def _room(ours: ChatModel, prompt: Prompt) -> int:
 
 def _by_transformers(
     ours: ChatModel, source: Path, folder: Path, kept: torch.dtype, prompts: list[Prompt]
-) -> list[Comparison]:
+) -> list[ExportComparison]:
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
@@ -146,7 +146,10 @@ def _by_transformers(
     theirs = theirs.float().eval()
     if not prompts:
         reason = "no tokenizer, or too short a context"
-        return [*found, *(Comparison(what, reason, None) for what in ("logits", "prompt ids", "answers"))]
+        return [
+            *found,
+            *(ExportComparison(what, reason, None) for what in ("logits", "prompt ids", "answers")),
+        ]
     processor = transformers.AutoProcessor.from_pretrained(folder, backend="pil")
     logits = [(ours.logits(p.id_1T, p.pixels), _logits(theirs, p)) for p in prompts]
     return [
@@ -163,7 +166,7 @@ def _logits(theirs: Any, prompt: Prompt) -> Tensor:
 def _tensors(
     ours: ChatModel, source: Path, folder: Path, kept: torch.dtype, state: Mapping[str, Tensor],
     info: Mapping[str, Any],
-) -> Comparison:  # fmt: skip
+) -> ExportComparison:  # fmt: skip
     """Compares every tensor in transformers' memory with ours, and what it says about loading."""
     own = model_folder.carried_of(source) | common_tensors(**build.modules(ours.objective))
     own.setdefault("text.lm_head.weight", own["text.model.embed_tokens.weight"])
@@ -179,18 +182,18 @@ def _tensors(
             wrong.append(f"{name} differs")
     count = len(own.keys() | there.keys())
     if wrong:
-        return Comparison("tensors", f"{len(wrong)} of {count}: {', '.join(wrong[:3])}", False)
-    return Comparison("tensors", f"{count} in {str(kept).removeprefix('torch.')}, bit for bit", True)
+        return ExportComparison("tensors", f"{len(wrong)} of {count}: {', '.join(wrong[:3])}", False)
+    return ExportComparison("tensors", f"{count} in {str(kept).removeprefix('torch.')}, bit for bit", True)
 
 
-def _logits_compared(pairs: list[tuple[Tensor, Tensor]]) -> Comparison:
+def _logits_compared(pairs: list[tuple[Tensor, Tensor]]) -> ExportComparison:
     error = max(float((ours - theirs[..., : ours.shape[-1]]).abs().max()) for ours, theirs in pairs)
     size = max(float(ours.abs().max()) for ours, _ in pairs)
     result = f"differ by at most {error:.1e} of {size:.1e}"
-    return Comparison("logits", result, error <= LARGEST_LOGIT_ERROR * size)
+    return ExportComparison("logits", result, error <= LARGEST_LOGIT_ERROR * size)
 
 
-def _pixels(ours: ChatModel, processor: Any, prompts: list[Prompt]) -> Comparison:
+def _pixels(ours: ChatModel, processor: Any, prompts: list[Prompt]) -> ExportComparison:
     std, levels = torch.tensor(ours.prepared.dims.image.std)[:, None, None], 0.0
     for prompt in prompts:
         if prompt.image is not None and prompt.pixels is not None:
@@ -198,9 +201,9 @@ def _pixels(ours: ChatModel, processor: Any, prompts: list[Prompt]) -> Compariso
                 theirs = processor.image_processor(image.convert("RGB"), return_tensors="pt")["pixel_values"]
             levels = max(levels, float(((theirs - prompt.pixels) * std).abs().max()) * 255)
     if not any(prompt.image for prompt in prompts):
-        return Comparison("pixels", "too short a context for an image", None)
+        return ExportComparison("pixels", "too short a context for an image", None)
     result = f"differ by at most {levels:.2g} of 256 grey levels"
-    return Comparison("pixels", result, levels <= LARGEST_PIXEL_ERROR)
+    return ExportComparison("pixels", result, levels <= LARGEST_PIXEL_ERROR)
 
 
 def _messages(prompt: Prompt) -> list[dict[str, Any]]:
@@ -208,14 +211,14 @@ def _messages(prompt: Prompt) -> list[dict[str, Any]]:
     return [{"role": "user", "content": [*image, {"type": "text", "text": prompt.turns[0].text}]}]
 
 
-def _ids(ours: ChatModel, processor: Any, prompts: list[Prompt]) -> list[Comparison]:
+def _ids(ours: ChatModel, processor: Any, prompts: list[Prompt]) -> list[ExportComparison]:
     """Compares the ids of the prompts, made in three ways."""
     tokenizer, template = ours.prepared.tokenizer, ours.prepared.recipe.model.chat.template
     first = first_id(template, tokenizer)
     bare = [*([] if first is None else [first]), *tokenizer.encode(BARE)]
     found = [_same_ids("ids, bare prompt", [(bare, processor(text=BARE).input_ids[0])])]
     if processor.chat_template is None:
-        return [*found, Comparison("ids, template", f"`{template}` has no chat template", None)]
+        return [*found, ExportComparison("ids, template", f"`{template}` has no chat template", None)]
     at_once, by_text = [], []
     for prompt in prompts:
         messages = _messages(prompt)
@@ -227,14 +230,14 @@ def _ids(ours: ChatModel, processor: Any, prompts: list[Prompt]) -> list[Compari
     return [*found, _same_ids("ids, template to text", by_text), _same_ids("ids, template at once", at_once)]
 
 
-def _same_ids(what: str, pairs: list[tuple[list[int], Any]]) -> Comparison:
+def _same_ids(what: str, pairs: list[tuple[list[int], Any]]) -> ExportComparison:
     for ours, theirs in pairs:
         theirs = [int(i) for i in theirs]
         if ours != theirs:
             at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), len(ours))
             result = f"from {at} on: ours {ours[at : at + 2]}, theirs {theirs[at : at + 2]}"
-            return Comparison(what, result, False)
-    return Comparison(what, f"{sum(len(ours) for ours, _ in pairs)} ids", True)
+            return ExportComparison(what, result, False)
+    return ExportComparison(what, f"{sum(len(ours) for ours, _ in pairs)} ids", True)
 
 
 def _generated(ours: ChatModel, theirs: Any, processor: Any, prompt: Prompt) -> list[int]:
@@ -254,7 +257,7 @@ def _generated(ours: ChatModel, theirs: Any, processor: Any, prompt: Prompt) -> 
     return new[0, inputs["input_ids"].shape[1] :].tolist()
 
 
-def _answer(ours: ChatModel, prompt: Prompt, their_ids: list[int]) -> Comparison:
+def _answer(ours: ChatModel, prompt: Prompt, their_ids: list[int]) -> ExportComparison:
     """Compares the ids and the text of our greedy answer with those of `their_ids`."""
     room, tokenizer = _room(ours, prompt), ours.prepared.tokenizer
     own_ids = ours.generate(prompt.id_1T, prompt.pixels, max_new_tokens=room)[0].tolist()
@@ -264,13 +267,13 @@ def _answer(ours: ChatModel, prompt: Prompt, their_ids: list[int]) -> Comparison
     if own_ids != their_ids:
         return _same_ids(what, [(own_ids, their_ids)])
     same = ours.reply(prompt.turns, prompt.image, max_new_tokens=room) == text
-    return Comparison(what, f"{len(their_ids)} ids, {'and' if same else 'but not'} the text", same)
+    return ExportComparison(what, f"{len(their_ids)} ids, {'and' if same else 'but not'} the text", same)
 
 
 # ------------------------------------------------------------------ by lmmkit
 
 
-def _by_lmmkit(ours: ChatModel, folder: Path, prompts: list[Prompt]) -> list[Comparison]:
+def _by_lmmkit(ours: ChatModel, folder: Path, prompts: list[Prompt]) -> list[ExportComparison]:
     """Compares with the model that lmmkit opens, for formats that transformers cannot open."""
     template = ours.prepared.recipe.model.chat.template
     theirs = load(folder, device="cpu", template=None if model_folder.is_ours(folder) else template)
@@ -281,8 +284,8 @@ def _by_lmmkit(ours: ChatModel, folder: Path, prompts: list[Prompt]) -> list[Com
         f"{len(wrong)} of {len(own)} differ: {', '.join(wrong[:3])}" if wrong else f"{len(own)}, bit for bit"
     )
     found = [
-        Comparison("opened by", "lmmkit; transformers does not open this format", None),
-        Comparison("tensors", result, not wrong),
+        ExportComparison("opened by", "lmmkit; transformers does not open this format", None),
+        ExportComparison("tensors", result, not wrong),
     ]
     plain = not any(views is None for _, views in ours.views.edits)
     for prompt in prompts if plain else ():
@@ -298,7 +301,7 @@ def _by_lmmkit(ours: ChatModel, folder: Path, prompts: list[Prompt]) -> list[Com
     return found
 
 
-def _adapter(source: Path, folder: Path) -> list[Comparison]:
+def _adapter(source: Path, folder: Path) -> list[ExportComparison]:
     """Compares the factors of an adapter, whose base model is not known here."""
     own = [t.float() for t in model_folder.updates_of(source).values()]
     there = [t for name, t in load_file(folder / "adapter_model.safetensors").items() if ".lora_" in name]
@@ -306,6 +309,6 @@ def _adapter(source: Path, folder: Path) -> list[Comparison]:
     equal = not lacking and len(own) == len(there)
     reason = "needs the base: `lmmkit model import --base`"
     return [
-        Comparison("factors", f"{len(own) - len(lacking)} of {len(own)}, bit for bit", equal),
-        *(Comparison(what, reason, None) for what in ("logits", "answers")),
+        ExportComparison("factors", f"{len(own) - len(lacking)} of {len(own)}, bit for bit", equal),
+        *(ExportComparison(what, reason, None) for what in ("logits", "answers")),
     ]
