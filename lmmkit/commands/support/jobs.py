@@ -82,25 +82,27 @@ def run_all(jobs: Sequence[Job], show: ShowJobs) -> None:
         KeyboardInterrupt: after a signal, when all jobs have saved and ended.
     """
     jobs = list(jobs)
-    with _terminated_like_ctrl_c():
+    with _signals() as received:
         try:
             for job in jobs:
                 job.start()
             shown = float("-inf")
             while True:
                 jobs += _followers(jobs)
+                if received:  # Ctrl-C reaches the jobs too, which then end with an exit code of their own
+                    raise KeyboardInterrupt
                 if not any(job.running for job in jobs) or any(job.failed for job in jobs):
                     break
                 time.sleep(0.2)
                 if time.monotonic() - shown >= SHOWN:
                     shown = time.monotonic()
                     show(jobs)
+            _stop(jobs, received)
         except BaseException:
-            _stop(jobs)
+            _stop(jobs, received)
             raise
     for job in jobs:
         if job.failed:
-            _stop(jobs)
             err.print(f"`lmmkit {' '.join(job.arguments)}` failed ({job.log}):")
             err.print(job.log.read_text(errors="replace"))
             code = job.process.returncode if job.process is not None else 0
@@ -116,31 +118,29 @@ def _followers(jobs: Sequence[Job]) -> list[Job]:
     return ready
 
 
-def _stop(jobs: Sequence[Job]) -> None:
-    """Asks every job to stop, waits for its checkpoint, and kills those that do not end."""
-    for job in jobs:
-        if job.process is not None and job.running:
-            job.process.terminate()
-    until = time.monotonic() + PATIENCE
-    for job in jobs:
-        if job.process is not None:
-            try:
-                job.process.wait(max(0.0, until - time.monotonic()))
-            except (subprocess.TimeoutExpired, KeyboardInterrupt):  # a second Ctrl-C waits no longer
-                job.process.kill()
-                job.process.wait()
+def _stop(jobs: Sequence[Job], received: Sequence[int]) -> None:
+    """Asks every running job to stop, waits for its checkpoint, and kills those that do not end. A further
+    signal ends the waiting."""
+    running = [job.process for job in jobs if job.process is not None and job.running]
+    for process in running:
+        process.terminate()
+    until, before = time.monotonic() + PATIENCE, len(received)
+    while any(process.poll() is None for process in running):
+        if time.monotonic() > until or len(received) > before:
+            for process in running:
+                process.kill()
+        time.sleep(0.05)
 
 
 @contextmanager
-def _terminated_like_ctrl_c() -> Iterator[None]:
-    """Makes SIGTERM and SIGHUP raise `KeyboardInterrupt` in the block, so that no job outlives this process."""
-
-    def interrupt(signum: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+def _signals() -> Iterator[list[int]]:
+    """Yields a list that gets the SIGINT, SIGTERM and SIGHUP of the block, which interrupt nothing: a signal
+    while a command starts would leave a process that nothing stops."""
+    received: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, lambda n, frame: received.append(n)) for number in numbers}
     try:
-        yield
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
