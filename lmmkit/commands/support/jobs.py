@@ -97,16 +97,14 @@ def run_all(jobs: Sequence[Job], show: ShowJobs) -> None:
                 if time.monotonic() - shown >= SHOWN:
                     shown = time.monotonic()
                     show(jobs)
+            failed = next((job for job in jobs if job.failed), None)
+        finally:
             _stop(jobs, received)
-        except BaseException:
-            _stop(jobs, received)
-            raise
-    for job in jobs:
-        if job.failed:
-            err.print(f"`lmmkit {' '.join(job.arguments)}` failed ({job.log}):")
-            err.print(job.log.read_text(errors="replace"))
-            code = job.process.returncode if job.process is not None else 0
-            raise typer.Exit(code if code > 0 else MachineError.exit_code)
+    if failed is not None:
+        err.print(f"`lmmkit {' '.join(failed.arguments)}` failed ({failed.log}):")
+        err.print(failed.log.read_text(errors="replace"))
+        code = failed.process.returncode if failed.process is not None else 0
+        raise typer.Exit(code if code > 0 else MachineError.exit_code)
 
 
 def _followers(jobs: Sequence[Job]) -> list[Job]:
