@@ -36,7 +36,7 @@ from lmmkit.progress import working
 from lmmkit.recipe import Recipe, VisionScratch, VisionTimm, section_mapping, to_mapping, vision_from_mapping
 from lmmkit.weights import encoders, lora_checkpoints, model_folder, name_maps
 from lmmkit.weights.detect import PretrainedFolder, open_pretrained, peft_source
-from lmmkit.weights.end_ids import image_id
+from lmmkit.weights.end_ids import GENERATION, image_id, unapplied_settings
 from lmmkit.weights.export import llava_folders, peft_adapter
 from lmmkit.weights.export.export_model import Exported, export_folder
 from lmmkit.weights.tensor_reader import Stored
@@ -226,6 +226,9 @@ def _ids(source: PretrainedFolder, prepared: Prepared) -> dict[str, object]:
         if image != source.image_token:
             _log.warning("%s: the tokenizer uses id %d, its image token, for something else; it is %d now",
                          source.folder, source.image_token, image)  # fmt: skip
+    if unapplied := unapplied_settings(source.folder):
+        words = "not applied to answers; exports leave it out"
+        _log.warning("%s: %s %s", source.folder / GENERATION, ", ".join(unapplied), words)
     found: dict[str, object] = {"eos": list(ends.eos), "pad": ends.pad, "image_token": image}
     found["family"] = source.text.family if source.text else None
     return {name: value for name, value in found.items() if value is not None}

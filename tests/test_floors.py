@@ -18,7 +18,8 @@ PACKAGE = ROOT / "lmmkit"
 FLOORS: dict[str, str] = {
     "lmmkit": """
         errors majority progress attention api runs scenes recipe registry data model weights plan objective build
-        optimizers cost_estimate attention_benchmark inference import_export evaluate training report commands
+        optimizers cost_estimate attention_benchmark inference import_export verify_export evaluate training report
+        commands
         cli __main__
     """,
     "lmmkit.api": """

@@ -140,14 +140,8 @@ def test_original_llava_comes_and_goes(llava, tmp_path):
     after = tensors(tmp_path / "original")
     assert after.keys() == state.keys() and all(torch.equal(after[k], state[k]) for k in state)
     import_model(tmp_path / "original", tmp_path / "again")  # the export contains its encoder's shape
-    pixels = torch.randn(1, 3, 30, 30)
-    again, ids = lmmkit.load(tmp_path / "again", device="cpu"), id_BT.clone()
-    hf_model_folders.with_images(ids, torch.ones_like(ids), [[2]], back.tokens.image_token, 9)
-    ids = torch.where(ids == back.tokens.image_token, again.tokens.image_token, ids)
-    assert torch.equal(
-        again.logits(ids, pixels),
-        back.logits(torch.where(ids == again.tokens.image_token, back.tokens.image_token, ids), pixels),
-    )
+    first, second = tensors(tmp_path / "ours"), tensors(tmp_path / "again")
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.parametrize("layer", [-1, -2, -3])
@@ -362,6 +356,61 @@ class TestBadFolders:
         (folder / "config.json").write_text(json.dumps(config | change))
         with pytest.raises(UserError, match="weights/config"):
             lmmkit.load(folder)
+
+    @pytest.mark.parametrize(
+        ("change", "lacking"),
+        [
+            ({"hidden_act": "relu"}, True), ({"partial_rotary_factor": 0.5}, True), ({"mlp_bias": True}, True),
+            ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "mscale": 1.0, "rope_theta": 1e4}}, True),
+            ({"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 2.0}}}, True),
+            ({"quantization_config": {"quant_method": "gptq"}}, True), ({"hidden_size": "48"}, False),
+        ],
+    )  # fmt: skip
+    def test_a_feature_that_lmmkit_lacks_is_no_error_of_the_file(self, change, lacking, tmp_path):
+        folder = hf_model_folders.saved(hf_model_folders.decoder("llama", "plain"), tmp_path / "m")
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(UserError, match="weights/config") as error:
+            lmmkit.load(folder)
+        (problem,) = error.value.problems
+        assert ("lmmkit does not have this feature" in problem.hint) == lacking
+        assert ("Correct the file" in problem.hint) == (not lacking) and next(iter(change)) in problem.where
+
+    @pytest.mark.parametrize(
+        "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "base_model.model.", "student.net."]
+    )
+    @pytest.mark.parametrize("kind", ["llava", "decoder"])
+    def test_a_prefix_before_every_name_is_named(self, prefix, kind, folder, tmp_path):
+        if kind == "decoder":
+            folder = hf_model_folders.saved(hf_model_folders.decoder("qwen2", "tied"), tmp_path / "m")
+        (file,) = folder.glob("*.safetensors")
+        state = load_file(file)
+        save_file({prefix + name: tensor for name, tensor in state.items()}, file, metadata={"format": "pt"})
+        with pytest.raises(UserError) as error:
+            lmmkit.load(folder)
+        (problem,) = error.value.problems
+        assert (
+            problem.code == "weights/wrapped-names" and f"{len(state)} of {len(state)} names" in problem.got
+        )
+        assert f"`{prefix}`" in problem.hint and "Download" not in problem.hint
+
+    def test_a_wrapper_inside_the_names_is_named(self, folder):
+        (file,) = folder.glob("*.safetensors")
+        state = {re.sub(r"(layers\.\d+\.)", r"\1_orig_mod.", n): t for n, t in load_file(file).items()}
+        save_file(state, file, metadata={"format": "pt"})
+        with pytest.raises(UserError, match=r"`_orig_mod\.`.*weights/wrapped-names"):
+            lmmkit.load(folder)
+
+    def test_settings_of_generation_that_are_not_applied_are_reported(self, folder, tmp_path, caplog):
+        words = {
+            "repetition_penalty": 1.05,
+            "temperature": 0.2,
+            "no_repeat_ngram_size": 0,
+            "eos_token_id": [2, 5],
+        }
+        (folder / "generation_config.json").write_text(json.dumps(words))
+        import_model(folder, tmp_path / "ours")
+        assert "repetition_penalty 1.05 not applied" in caplog.text and "ngram" not in caplog.text
 
     @pytest.mark.parametrize(
         "change",

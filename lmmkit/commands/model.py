@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 from rich.table import Table
 
-from lmmkit.commands.support.common import STARTING, Json, out, print_json, print_table, reporting
+from lmmkit.commands.support.common import STARTING, Json, out, print_json, print_table, reporting, safe
 from lmmkit.progress import working
 
 app = typer.Typer(no_args_is_help=True, help="Import, export and describe models.")
@@ -56,13 +56,27 @@ def export(
     base: Annotated[
         str | None, typer.Option(help="peft: the name of the base model in the adapter's file.")
     ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Open the folder with transformers, and compare it with the model."),
+    ] = False,
 ) -> None:
     """Write a model in a public format; `llava-hf` opens in transformers."""
     with working(STARTING):
         from lmmkit.import_export import HELD, export_model
+        from lmmkit.verify_export import require_equal, require_transformers, verify_export
 
+    if verify:
+        require_transformers(kind)
     export_model(model, folder, kind, dtype=HELD.get(dtype), base=base)
     out.print(f"{model} is now in {folder}, in the {kind} format.")
+    if verify:
+        with working("comparing the export with the model"):
+            found = verify_export(model, folder, kind, dtype=HELD.get(dtype))
+        for each in found:
+            word = {True: "equal", False: "DIFFERS", None: "-"}[each.equal]
+            out.print(f"  {each.what:22}{word:9}{safe(each.result)}")
+        require_equal(folder, found)
 
 
 @app.command()

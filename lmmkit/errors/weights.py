@@ -37,6 +37,17 @@ EXPORT_CANNOT_WRITE = Code(
     expected="a folder that can be written to, with free space for the model",
     hint="Free disk space, change the permissions, or name another folder. Nothing of the export is left.",
 )
+EXPORT_DIFFERS = Code(
+    "export/differs", cause="`--verify` found a difference between a model and its export.",
+    expected="an export that answers like the model",
+    hint="Do not use the export; report the difference, with the versions of lmmkit and transformers.",
+)
+NO_TRANSFORMERS = Code(
+    "export/no-transformers",
+    cause="`--verify` opens a llava-hf export with transformers, which is not installed.",
+    expected="transformers 5 or newer",
+    hint="Install it, `pip install 'lmmkit[verify]'`, or export without `--verify`.",
+)
 EXPORT_EXISTS = Code(
     "export/exists", cause="The path to write is a file, a link, or a folder that contains files.",
     expected="a new or empty folder", hint="Name another folder, or remove this one.",
@@ -107,13 +118,13 @@ ARCHITECTURE = Code(
 WEIGHTS_CONFIG = Code(
     "weights/config",
     cause="A value in the config of a public model folder is wrong, or lmmkit does not support it.",
-    expected="a supported value: {values}", hint="Correct the file, or download the folder again.",
+    expected="a supported value: {values}", hint="{fix}",
 )
 DTYPE = Code(
     "weights/dtype",
     cause="Tensors of a public model folder are not floating-point numbers; they may be quantized.",
     expected="float tensors (quantized weights are not supported)",
-    hint="Download the folder again, or {fix}.",
+    hint="Name a folder with the weights as they were before quantization.",
 )
 EXTRA = Code(
     "weights/extra-tensors", cause="A public model folder contains tensors that do not belong to its config.",
@@ -162,6 +173,13 @@ TWO_SETS = Code(
     cause="A folder contains both one file with all weights and shards, and they may be two versions of them.",
     expected="one set of weights: model.safetensors, or shards with their index",
     hint="Remove the set that does not belong to the model. transformers would read model.safetensors.",
+)
+WRAPPED = Code(
+    "weights/wrapped-names",
+    cause="The tensors were saved from a wrapper around the model (by DistributedDataParallel, torch.compile, FSDP or "
+    "peft), which adds to their names.",
+    expected="the tensor names of the model alone",
+    hint="Remove `{prefix}` from the names, or save the model inside the wrapper. The config need not change.",
 )
 WEIGHTS_DAMAGED = Code(
     "weights/damaged", cause="A weights file of a public model folder is damaged, or is another kind of file.",

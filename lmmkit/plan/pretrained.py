@@ -93,7 +93,7 @@ class Pretrained:
                     public(self.source)(part, modules[part], stored)
                 except UserError as error:
                     problems += error.problems
-        raise_all(problems)
+        raise_all(dict.fromkeys(problems))  # a wrapper's prefix is in the names of all parts
 
 
 def resolve_pretrained(recipe: Recipe, *, pickled: bool = False) -> tuple[Recipe, tuple[Pretrained, ...]]:

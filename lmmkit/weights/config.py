@@ -49,6 +49,8 @@ class Config:
     def integer(self, key: str, default: Any = _MISSING) -> int:
         """Returns an integer of any sign. Raises `UserError` for other values."""
         value = self._value(key, default)
+        if isinstance(value, list):
+            raise self.lacking(key, value, "one whole number")
         if type(value) is not int:
             raise self.problem(key, value, "one whole number")
         return value
@@ -95,15 +97,18 @@ class Config:
     def one_of(self, key: str, known: Mapping[Any, str], default: Any) -> str:
         """Returns lmmkit's name, from `known`, for a value of a public config."""
         value = self._value(key, default)
-        if isinstance(value, list | dict) or value not in known:
-            raise self.problem(key, value, f"one of {', '.join(map(str, known))}")
+        values = f"one of {', '.join(map(str, known))}"
+        if isinstance(value, list | dict):
+            raise self.problem(key, value, values)
+        if value not in known:
+            raise self.lacking(key, value, values)
         return known[value]
 
     def only(self, **supported: Any) -> None:
         """Raises `UserError` for other values of these keys, which would be ignored silently otherwise."""
         for key, value in supported.items():
             if self.has(key) and self.values[key] != value:
-                raise self.problem(key, self.values[key], repr(value))
+                raise self.lacking(key, self.values[key], "no value" if value is None else repr(value))
 
     def _value(self, key: str, default: Any) -> Any:
         value = self.values.get(key)
@@ -115,4 +120,10 @@ class Config:
 
     def problem(self, key: str, got: object, values: str) -> UserError:
         """Returns the error for one key; `values` describes the supported ones."""
-        return UserError(WEIGHTS_CONFIG.at(f"{self.where}: {key}", got=repr(got), values=values))
+        fix = "Correct the file, or download the folder again."
+        return UserError(WEIGHTS_CONFIG.at(f"{self.where}: {key}", got=repr(got), values=values, fix=fix))
+
+    def lacking(self, key: str, got: object, values: str) -> UserError:
+        """Returns the error for a key that asks for something lmmkit cannot do; the file may be right."""
+        fix = "lmmkit does not have this feature. The file may be right for its weights: use another model."
+        return UserError(WEIGHTS_CONFIG.at(f"{self.where}: {key}", got=repr(got), values=values, fix=fix))

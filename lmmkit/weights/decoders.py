@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -128,6 +128,7 @@ def _source(
     max_positions: int = 4096,
 ) -> DecoderSource:  # fmt: skip
     config.one_of("hidden_act", {"silu": "silu"}, "silu")
+    config.only(partial_rotary_factor=1.0)
     width, heads = config.count("hidden_size"), config.count("num_attention_heads")
     kv_heads = config.count("num_key_value_heads", heads)
     if heads % kv_heads:
@@ -167,7 +168,9 @@ def _rope(config: Config, context: int) -> tuple[float, RopeScaling | None]:
     theta = now.number("rope_theta", config.values.get("rope_theta", 1e4))
     if not scaling.values:
         return theta, None
-    scaling.only(partial_rotary_factor=1.0)
+    scaling.only(partial_rotary_factor=1.0, mrope_section=None)
+    if kinds := [key for key, value in scaling.values.items() if isinstance(value, Mapping)]:
+        raise scaling.lacking(kinds[0], scaling.values[kinds[0]], "the same rotary positions in every layer")
     known = {"default": "none", "dynamic": "none", **{kind: kind for kind in ROPE_KEYS}}
     kind = scaling.one_of("rope_type" if scaling.has("rope_type") else "type", known, "default")
     if kind == "none":

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lmmkit.errors import UserError
-from lmmkit.errors.weights import ARCHITECTURE, PART
+from lmmkit.errors.weights import ARCHITECTURE, PART, WRAPPED
 from lmmkit.model.vision import ViT
 from lmmkit.recipe import TextScratch
 from lmmkit.weights import decoders, encoders, name_maps, timm_encoder
@@ -31,6 +32,13 @@ from lmmkit.weights.tensor_reader import Stored, opened
 from lmmkit.weights.timm_encoder import TimmSource, read_timm
 
 _log = logging.getLogger("lmmkit")
+WRAPPERS = (
+    "_orig_mod.",
+    "_fsdp_wrapped_module.",
+    "_checkpoint_wrapped_module.",
+    "module.",
+    "base_model.model.",
+)
 NOT_TIED = "the config ties the head to the embedding, but the file has another head; it is used, not tied"
 
 CONNECTOR: Table = (
@@ -97,6 +105,10 @@ class PretrainedFolder:
         with opened(self.folder, pickled=self.pickled) as found:
             yield {_spelt(name, self.spelling): stored for name, stored in found.items()}
 
+    def place(self, name: str) -> str:
+        """Returns a tensor's name in the folder with the common prefix in place of the folder's."""
+        return _spelt(name, self.spelling)
+
     def stored_dtype(self) -> torch.dtype:
         """Returns the narrowest float type that represents all its tensors, independent of its config."""
         with self.tensors() as stored:
@@ -149,11 +161,27 @@ class PretrainedFolder:
 
     def fill(self, part: str, module: nn.Module, stored: Mapping[str, Stored]) -> None:
         """Copies one part's tensors into its module. Raises `UserError` in the cases of `name_maps.check_public`."""
+        self._require_unwrapped(part, module, stored)
         name_maps.fill_public(module, **self._pairing(part, module, stored))
 
     def check(self, part: str, module: nn.Module, stored: Mapping[str, Stored]) -> None:
         """Checks one part's tensors from the headers, like `name_maps.check_public`. The module may be on meta."""
+        self._require_unwrapped(part, module, stored)
         name_maps.check_public(module, **self._pairing(part, module, stored))
+
+    def _require_unwrapped(self, part: str, module: nn.Module, stored: Mapping[str, Stored]) -> None:
+        """Raises `UserError` if more than half of the part's tensors are there only after something is removed from
+        their names: the name of a wrapper, or what all names begin with."""
+        wanted = {f"{part}.{name}" for name in name_maps.map_names(module, self._table(part, module))}
+        if 2 * len(wanted & stored.keys()) > len(wanted):
+            return
+        names = [each.name for each in stored.values()]
+        for prefix in (*WRAPPERS, *_common(names)):
+            found = {_spelt(name.replace(prefix, ""), self.spelling) for name in names}
+            if 2 * len(wanted & found) > len(wanted):
+                first = next(name for name in names if prefix in name)
+                got = f"`{prefix}` in {sum(prefix in name for name in names)} of {len(names)} names, such as {first}"
+                raise UserError(WRAPPED.at(str(self.folder), got=got, prefix=prefix))
 
     def _pairing(self, part: str, module: nn.Module, stored: Mapping[str, Stored]) -> dict[str, Any]:
         prefix = f"{part}."
@@ -218,6 +246,7 @@ def open_pretrained(
 
 def _source(folder: Path, feature_layer: int | None) -> PretrainedFolder:
     config = Config.of(folder)
+    config.only(quantization_config=None)
     kind = config.text("model_type", "none")
     known = {"llava": _llava_hf, "llava_llama": _llava, "clip": _two_towers, "siglip": _two_towers}
     if kind == "llava" and not config.has("text_config"):
@@ -308,6 +337,13 @@ def _two_towers(folder: Path, config: Config, feature_layer: int | None) -> Pret
 def _dtype(config: Config) -> str:
     key = "dtype" if config.has("dtype") else "torch_dtype"
     return config.text(key, "float32")
+
+
+def _common(names: list[str]) -> list[str]:
+    """Returns the prefixes, up to a dot, that all names have, from the shortest on."""
+    columns = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    pieces = [column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns)]
+    return [".".join(pieces[: n + 1]) + "." for n in range(len(pieces))]
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:

@@ -132,7 +132,7 @@ def test_a_marker_in_a_prompt_is_its_image(llava):
         ]
         result = CliRunner().invoke(app, words)
         assert result.exit_code == (0 if "image-markers" not in result.output else 2), result.output
-        return result.output.strip()
+        return (result.stdout if result.exit_code == 0 else result.output).strip()
 
     plain = ours.reply([Turn("user", "a cat", images=1)], image, max_new_tokens=5)
     assert asked("<image>\na cat") == asked("a cat\n<image>") == asked("a cat") == plain

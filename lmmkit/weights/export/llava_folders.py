@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from lmmkit.data.chat_templates import stop_ids
 from lmmkit.errors import Problem, UserError, raise_all
@@ -31,6 +31,7 @@ ORIGINAL = {
     "vision.": "model.vision_tower.vision_tower.vision_model.", "connector.linear_1.": "model.mm_projector.0.",
     "connector.linear_2.": "model.mm_projector.2.", "text.model.": "model.", "text.lm_head.": "lm_head.",
 }  # fmt: skip
+GROWING = ("text.model.embed_tokens.weight", "text.lm_head.weight")  # an export may add matrix rows to these
 MAX_FILE_BYTES = 4 << 30  # largest size of one weights file
 ARCHITECTURES = {  # of the decoder families that an export can write
     "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM",
@@ -102,16 +103,20 @@ def write(
         processor_files.write(model, aside, new if hub else None)
 
 
+def common_tensors(vision: nn.Module, connector: nn.Module, text: nn.Module) -> dict[str, Tensor]:
+    """Returns the tensors of a model's parts by public names with the common prefixes (`weights/detect.py`)."""
+    parts = ((vision, encoders.VIT, "vision."), (connector, CONNECTOR, "connector."), (text, LLAMA, "text."))
+    found = (name_maps.public(module, table, prefix=prefix) for module, table, prefix in parts)
+    return {name: tensor for part in found for name, tensor in part.items()}
+
+
 def _tensors(
     model: Exported, vocab: int, prefixes: Mapping[str, str], dtype: torch.dtype | None
 ) -> Iterator[tuple[str, Tensor]]:
-    parts = ((model.vision, encoders.VIT, "vision."), (model.connector, CONNECTOR, "connector."),
-             (model.text, LLAMA, "text."))  # fmt: skip
-    for module, table, prefix in parts:
-        for name, tensor in name_maps.public(module, table, prefix=prefix).items():
-            if name in ("text.model.embed_tokens.weight", "text.lm_head.weight"):
-                tensor = _grown(tensor, vocab)
-            yield _renamed(name, prefixes), tensor.to(dtype or tensor.dtype)
+    for name, tensor in common_tensors(model.vision, model.connector, model.text).items():
+        if name in GROWING:
+            tensor = _grown(tensor, vocab)
+        yield _renamed(name, prefixes), tensor.to(dtype or tensor.dtype)
     for name, tensor in _after_feature_layer(model).items():
         yield _renamed(name, prefixes), tensor.to(dtype or tensor.dtype)
 

@@ -153,7 +153,7 @@ o 9 5, c 4 6, o 9 6, c 9 1, d 9 5, o 8 9, c 10 10, d 9 6, o 9 7, d 9 4, o 9 9, o
 
 
 def test_published_reviews_give_the_published_score():
-    """The three published runs have 72.8, 72.7 and 72.1; the paper reports 72.5, their mean."""
+    """Checks the first of three published runs, which have 72.8, 72.7 and 72.1; the paper reports their mean, 72.5."""
     rows = [each.split(maxsplit=1) for each in PUBLISHED.replace("\n", " ").split(",")]
     kinds = {"c": "conv", "d": "detail", "o": "complex"}
     items = [
