@@ -107,7 +107,7 @@ def test_killed_at_random_points_it_gives_the_same_file(tiny, files, tmp_path, m
     seconds, kills = time.monotonic() - began, 0
     for _ in range(200):
         pid = started(recipe, files, tmp_path / "killed", tmp_path / "asked")
-        until = time.monotonic() + draw.uniform(0, seconds)
+        until = time.monotonic() + seconds * (draw.uniform(0, 1) if kills else draw.uniform(0.05, 0.5))
         while (
             time.monotonic() < until
             and os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
