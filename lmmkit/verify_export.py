@@ -119,7 +119,8 @@ def prompts_of(ours: ChatModel, folder: Path) -> Iterator[Prompt]:
             image_fit=chat.image_fit,
         )  # fmt: skip
         layout = ours.views.prompt(View(sample=sample))
-        ids = [i for span in layout for i in (span.ids or [ours.tokens.image_token] * span.n)]
+        marker = -1 if ours.tokens.image_token is None else ours.tokens.image_token
+        ids = [i for span in layout for i in (span.ids or [marker] * span.n)]
         pixels = normalise(read_image(image, spec, chat.image_fit), spec)[None] if image else None
         if row_count(layout) < ours.views.context:
             yield Prompt(turns, image, ids, pixels)
@@ -139,9 +140,10 @@ def _by_transformers(
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    theirs, info = transformers.LlavaForConditionalGeneration.from_pretrained(
+    loaded: Any = transformers.LlavaForConditionalGeneration.from_pretrained(
         folder, dtype="auto", output_loading_info=True
     )
+    theirs, info = loaded
     found = [_tensors(ours, source, folder, kept, theirs.state_dict(), info)]
     theirs = theirs.float().eval()
     if not prompts:

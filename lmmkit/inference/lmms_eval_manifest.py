@@ -9,6 +9,6 @@ CLASS = "lmmkit.inference.lmms_eval_model.LmmkitModel"
 
 def models() -> Any:
     """Returns the manifest of the model `lmmkit`. lmms-eval calls it."""
-    from lmms_eval.models.registry_v2 import ModelManifest
+    from lmms_eval.models.registry_v2 import ModelManifest  # type: ignore[import-not-found]
 
     return ModelManifest(model_id="lmmkit", simple_class_path=CLASS)

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from lmms_eval.api.model import lmms
+from lmms_eval.api.model import lmms  # type: ignore[import-not-found]
 from PIL import Image as Pil
 
 from lmmkit.api.sample import Image, Sample, Turn, View

@@ -51,12 +51,12 @@ def score(
     from lmmkit.evaluate.answers.score import matched, score_answers
 
     made, items, split = _items(benchmark, files, split)
-    form, found = read_foreign(answers, form)
+    read_as, found = read_foreign(answers, form)
     fitting = matched(items, found, str(answers))
     scored = score_answers(made, items, fitting, task=benchmark, split=split)
     if as_json:
         figures = {name: asdict(figure) for name, figure in scored.figures.items()}
-        return print_json({**figures, **scored.facts(), "format": form, "matched_by": fitting.by})
+        return print_json({**figures, **scored.facts(), "format": read_as, "matched_by": fitting.by})
     if scored.figures:
         whole = (
             ""
@@ -65,7 +65,7 @@ def score(
         )
         table = made.table(scored.figures)
         print_table(aligned(benchmark, [table[0], *((line[0] + whole, *line[1:]) for line in table[1:])]))
-    out.print(f"{benchmark}: {form}, matched by {fitting.by}")
+    out.print(f"{benchmark}: {read_as}, matched by {fitting.by}")
     for line in [*notes(scored.facts()), *fitting.notes()]:
         out.print(f"{benchmark}: {line}")
     if published:

@@ -29,8 +29,13 @@ def _changed(found: OfOne) -> bool:
     return any((other.parsed or other.raw) != (own.parsed or own.raw) for other in found.values())
 
 
+def _wrong(found: OfOne) -> bool:
+    score = found[OWN].score
+    return score is not None and score < 1
+
+
 CHOICES: dict[str, Callable[[OfOne], bool]] = {
-    "wrong": lambda found: found[OWN].score is not None and found[OWN].score < 1,
+    "wrong": _wrong,
     "changed": _changed,
     "unparsed": lambda found: found[OWN].parsed is None,
     "all": lambda found: True,

@@ -105,7 +105,8 @@ def _lmms_eval(path: Path) -> Iterator[ForeignAnswer]:
         response = line["filtered_resps"]
         while isinstance(response, list):
             response = response[0]
-        doc = line.get("doc") if isinstance(line.get("doc"), dict) else {}
+        doc: Any = line.get("doc")
+        doc = doc if isinstance(doc, dict) else {}
         prompt = line.get("input") or doc.get("question") or ""
         yield ForeignAnswer(str(response), _id(doc), prompt if isinstance(prompt, str) else "", place=place)
 
@@ -173,7 +174,8 @@ def _table(path: Path) -> Iterator[dict[str, Any]]:
                 EXTRA.at(str(path), got=f"no openpyxl ({error})", extra="benchmarks")
             ) from error
         try:
-            rows = load_workbook(path, read_only=True, data_only=True).active.values
+            sheet: Any = load_workbook(path, read_only=True, data_only=True).active
+            rows = sheet.values
         except Exception as error:  # openpyxl raises errors of many types for broken files
             raise ValueError(f"no table ({error})") from error
         names = [str(name) for name in next(rows, ())]

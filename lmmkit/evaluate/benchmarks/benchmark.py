@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from lmmkit.evaluate.judge import Judge, Judged
 from lmmkit.evaluate.task import Figure, Line, percent
@@ -63,14 +63,14 @@ class Benchmark(ABC):
     the number must know; printed with it. `normaliser`: name and version of what `upload` does to an answer.
     """
 
-    name: ClassVar[str]
-    title: ClassVar[str]
-    splits: ClassVar[tuple[str, ...]]
-    max_new_tokens: ClassVar[int]
-    headline: ClassVar[str]
-    scale: ClassVar[float] = 100.0
-    caveats: ClassVar[tuple[str, ...]] = ()
-    normaliser: ClassVar[str] = "none"
+    name: str
+    title: str
+    splits: tuple[str, ...]
+    max_new_tokens: int
+    headline: str
+    scale: float = 100.0
+    caveats: tuple[str, ...] = ()
+    normaliser: str = "none"
 
     @abstractmethod
     def items(self, files: Path, *, split: str, cache: Path) -> Sequence[Item]:
