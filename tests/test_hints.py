@@ -99,7 +99,7 @@ def test_all_strings_of_the_package_name_commands_that_exist():
 
 
 def test_what_is_wrong_would_be_found():
-    for text in ("`lmmkit trane x`", "`lmmkit model import SRC DST --resume`", "`lmmkit eval RUN --out DIR`"):
+    for text in ("`lmmkit trane x`", "`lmmkit model import SRC DST --resume`", "`lmmkit eval RUN --resume`"):
         assert list(wrong(text)), text
     for text in (
         "`lmmkit train ... --resume`",

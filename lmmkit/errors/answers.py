@@ -9,13 +9,13 @@ from lmmkit.errors import Code
 ANSWERS_CANNOT_WRITE = Code(
     "answers/cannot-write", 
     cause="The folder for the answers cannot be created, for example in a run that is read-only.",
-    expected="a folder that can be created", hint="Name another folder with `--out FOLDER`.",
+    expected="a folder that can be created", hint="Name another folder: `lmmkit eval MODEL --out FOLDER`.",
 )
 CHANGED = Code(
     "answers/changed",
     cause="The folder has answers of another model, other data, other prompts or other settings.",
     expected="{before}, as in the answers that the folder has",
-    hint="Name another folder with `--out`, or remove this one to ask all questions again.",
+    hint="Name another folder (`lmmkit eval MODEL --out FOLDER`), or remove this one to ask all questions again.",
 )
 DAMAGED = Code(
     "answers/damaged", cause="A line of a file of answers cannot be read.",
@@ -32,7 +32,7 @@ NO_FILES = Code(
 )
 NO_OUT = Code(
     "answers/no-out", cause="The answers would be written into a model folder that is not part of a run.",
-    expected="a folder for the answers", hint="Name a folder with `--out FOLDER`.",
+    expected="a folder for the answers", hint="Name a folder: `lmmkit eval MODEL --out FOLDER`.",
 )
 NEEDS_TEN = Code(
     "answers/ten-answers", cause="A record has another number of right answers than the rule of its task needs.",
@@ -49,7 +49,7 @@ NO_ANSWERS = Code(
 FOREIGN = Code(
     "answers/format", cause="A file of answers has a form that lmmkit does not know.",
     expected="one of {formats}: docs/evaluation.md describes them",
-    hint="Name the form with `--format`, or correct the file.",
+    hint="Name the form (`lmmkit answers score BENCHMARK --format FORM`), or correct the file.",
 )
 OTHER_QUESTIONS = Code(
     "answers/other-questions",

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
-from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -50,7 +49,7 @@ def compare_answers(task: str, first: Sequence[Answer], second: Sequence[Answer]
 
     Raises `UserError` if they have no scored question in common, `MachineError` without scipy and statsmodels.
     """
-    stats, tables = library("scipy.stats"), library("statsmodels.stats.contingency_tables")
+    stats, mcnemar, _ = libraries()
     scored = [
         {a.id: a for a in answers if a.condition == OWN and a.score is not None}
         for answers in (first, second)
@@ -68,7 +67,7 @@ def compare_answers(task: str, first: Sequence[Answer], second: Sequence[Answer]
     only_first, only_second = (int(each.sum()) for each in right)
     if set(np.unique(np.concatenate([a, b]))) <= {0.0, 1.0}:
         both, neither = int(((a == 1) & (b == 1)).sum()), int(((a == 0) & (b == 0)).sum())
-        p = float(tables.mcnemar([[both, only_first], [only_second, neither]], exact=True).pvalue)
+        p = float(mcnemar([[both, only_first], [only_second, neither]], exact=True).pvalue)
     else:
         p = float(
             stats.permutation_test(
@@ -89,19 +88,25 @@ def compare_tasks(
     first: Mapping[str, Sequence[Answer]], second: Mapping[str, Sequence[Answer]]
 ) -> list[Comparison]:  # fmt: skip
     """Returns the comparisons of all common tasks, with Holm's correction."""
-    tests = library("statsmodels.stats.multitest")
+    _, _, multipletests = libraries()
     found = [compare_answers(task, first[task], second[task]) for task in first if task in second]
     if not found:
         return []
-    corrected = tests.multipletests([each.p for each in found], method="holm")[1]
+    corrected = multipletests([each.p for each in found], method="holm")[1]
     return [replace(each, p_holm=float(p)) for each, p in zip(found, corrected, strict=True)]
 
 
-def library(name: str) -> ModuleType:
-    """Returns a module of the extra `stats`. Raises `MachineError` with the extra's name if it is missing."""
+def libraries() -> tuple[Any, Any, Any]:
+    """Returns scipy.stats, McNemar's test and the correction for several tests, all of the extra `stats`.
+
+    Raises `MachineError` with the extra's name if one is missing.
+    """
     try:
-        return import_module(name)
+        from scipy import stats
+        from statsmodels.stats.contingency_tables import mcnemar
+        from statsmodels.stats.multitest import multipletests
     except ImportError as error:
         raise MachineError(
-            EXTRA.at("answers compare", got=f"no {name.partition('.')[0]} ({error})", extra="stats")
+            EXTRA.at("answers compare", got=f"no {error.name} ({error})", extra="stats")
         ) from error
+    return stats, mcnemar, multipletests

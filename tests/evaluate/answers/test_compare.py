@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from math import comb
 
 import numpy as np
 import pytest
 
 from lmmkit.errors import MachineError, UserError
-from lmmkit.evaluate.answers import compare
-from lmmkit.evaluate.answers.compare import compare_answers, compare_tasks, library
+from lmmkit.evaluate.answers.compare import compare_answers, compare_tasks, libraries
 from lmmkit.evaluate.answers.schema import Answer
 
 
@@ -90,10 +90,7 @@ def test_the_detectable_difference_is_detected_four_times_of_five():
 
 
 def test_without_the_extra_its_name_is_given(monkeypatch):
-    def missing(name):
-        raise ImportError(name)
-
-    monkeypatch.setattr(compare, "import_module", missing)
+    monkeypatch.setitem(sys.modules, "statsmodels.stats.multitest", None)
     with pytest.raises(MachineError, match="answers/not-installed") as error:
-        library("scipy.stats")
+        libraries()
     assert "lmmkit[stats]" in error.value.problems[0].hint
