@@ -13,6 +13,8 @@ from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.errors.answers import NO_FILES
 from lmmkit.evaluate.answers.locate import benchmark_cache
 from lmmkit.evaluate.answers.outcome import facts_in
+from lmmkit.evaluate.answers.probe import renamed
+from lmmkit.evaluate.answers.schema import CONDITIONS
 from lmmkit.evaluate.benchmarks.benchmark import Benchmark, Item
 from lmmkit.evaluate.benchmarks.names import BENCHMARKS
 from lmmkit.evaluate.keep import Keep
@@ -86,8 +88,17 @@ class BenchmarkTask(EvalTask):
         return {self.benchmark.headline: "higher"}
 
     def table(self, figures: Mapping[str, Figure]) -> list[Line]:
-        """Returns the benchmark's table."""
-        return self.benchmark.table(figures)
+        """Returns the benchmark's table. Of the controls it has the headline only; results.json has all."""
+        headline = self.benchmark.headline
+        hidden = [
+            name
+            for name in figures
+            for control in CONDITIONS
+            if (base := name.partition("/")[0]).endswith(f"_{control}")
+            and base.removesuffix(f"_{control}") in figures
+            and name != renamed(headline, control)
+        ]
+        return self.benchmark.table({name: f for name, f in figures.items() if name not in hidden})
 
     def facts(self, keep: Keep) -> dict[str, Any]:
         """Returns status and coverage."""

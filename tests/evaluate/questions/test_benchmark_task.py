@@ -16,6 +16,8 @@ from lmmkit.evaluate.answers.answers_file import read_answers
 from lmmkit.evaluate.benchmarks.names import BENCHMARKS
 from lmmkit.evaluate.kinds import task_problems, tasks_of
 from lmmkit.evaluate.questions.benchmark_task import BenchmarkTask, check_image_files
+from lmmkit.evaluate.task import Figure
+from lmmkit.recipe import Task
 from lmmkit.runs.files import read_jsonl
 from tests.conftest import PLAIN
 from tests.support.random_chat_model import random_chat_model
@@ -40,6 +42,15 @@ def test_a_recipe_names_a_benchmark(tiny, toy, tmp_path):
     assert task.figures(None) == {"accuracy": "higher"}
     figures = task.run(random_chat_model(recipe), ())
     assert figures["accuracy"].n == 4
+
+
+def test_the_table_has_of_the_controls_the_headline_alone(toy):
+    task = BenchmarkTask("toy", Task(kind="toy", files=str(toy)))
+    names = ["accuracy", "accuracy/easy", "other", "accuracy_blank", "accuracy_blank/easy", "other_blank", "visual_gain", "changed_blank"]  # fmt: skip
+    table = task.table({name: Figure(value=0.5, n=4) for name in names})
+    assert [line[0] for line in table[1:]] == [
+        "accuracy", "accuracy/easy", "other", "accuracy_blank", "visual_gain", "changed_blank",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("given", "got"), [("", "no folder"), (", files: nowhere", "nowhere/toy")])
