@@ -123,6 +123,7 @@ def test_the_gpu_script_takes_its_road_on_a_cpu(tmp_path):
 @pytest.mark.parametrize("command", [
     ("benches.saves", "--mb", "8", "--rounds", "1"),
     ("benches.rows", "--rows", "3000"),
+    ("benches.scoring", "--answers", "2000"),
     pytest.param(("benches.roofline",), marks=pytest.mark.slow),
     pytest.param(("benches.nccl", "--cpu", "--most", "2"), marks=pytest.mark.slow),
 ], ids=lambda command: command[0])  # fmt: skip
