@@ -50,7 +50,9 @@ def test_a_source_s_loss_is_that_of_its_samples_alone(tiny):
     for source, samples in by_source.items():
         images = read_images(samples, pipeline.reader)
         alone = objective(pipeline.packer.pack(samples, images)[0])
-        assert float(mixed[f"loss/{source}"]) == pytest.approx(float(alone.sums["next_token"].detach()), rel=1e-5)
+        assert float(mixed[f"loss/{source}"]) == pytest.approx(
+            float(alone.sums["next_token"].detach()), rel=1e-5
+        )
 
 
 def pipeline_positions(pipeline, index):
