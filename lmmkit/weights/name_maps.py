@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lmmkit.errors import raise_all
 from lmmkit.errors.weights import DTYPE, EXTRA, MISSING, SHAPE
 from lmmkit.model.layers import FusedLinear
+from lmmkit.progress import counted
 from lmmkit.weights.model_folder import unique_tensors
 from lmmkit.weights.tensor_reader import Stored
 
@@ -78,7 +79,7 @@ def fill_public(
     check_public(module, table, stored, prefix=prefix, spare=spare, fix=fix)
     own = unique_tensors(module)
     with torch.no_grad():
-        for name, place in map_names(module, table).items():
+        for name, place in counted("copying tensors", list(map_names(module, table).items())):
             place.of(own).copy_(stored[prefix + name].read())
 
 
