@@ -53,14 +53,6 @@ def paired_difference(
     return Figure(value=float(difference.mean()), low=low, high=high, n=len(difference))
 
 
-def mean_with_bootstrap(
-    values: Sequence[float], clusters: Sequence[str], *, chance: float | None = None
-) -> Figure:
-    """Returns the mean of values with its interval."""
-    found = paired_difference(values, np.zeros(len(values)).tolist(), clusters)
-    return Figure(value=found.value, low=found.low, high=found.high, chance=chance, n=found.n)
-
-
 def _counts(picked: np.ndarray, n: int) -> np.ndarray:
     """Returns how often each of `n` clusters was drawn, one line for each bootstrap sample."""
     lines = len(picked)

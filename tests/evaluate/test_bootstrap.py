@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lmmkit.evaluate import bootstrap
-from lmmkit.evaluate.bootstrap import cluster_bootstrap, mean_with_bootstrap, paired_difference
+from lmmkit.evaluate.bootstrap import cluster_bootstrap, paired_difference
 
 
 def by_loop(values, clusters, draws: int, seed: int) -> tuple[float, float]:
@@ -18,6 +18,11 @@ def by_loop(values, clusters, draws: int, seed: int) -> tuple[float, float]:
         for _ in range(draws)
     ]
     return tuple(np.percentile(means, [2.5, 97.5]))
+
+
+def mean_of(values, clusters):
+    """Returns the mean with its interval: the difference from zero."""
+    return paired_difference(values, [0.0] * len(values), clusters)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -53,7 +58,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
     for _ in range(200):
         scene = rng.beta(2, 2, 80)
         values = (rng.random((80, 3)) < scene[:, None]).astype(float).ravel()
-        figure = mean_with_bootstrap(values.tolist(), [str(i // 3) for i in range(240)])
+        figure = mean_of(values.tolist(), [str(i // 3) for i in range(240)])
         hits += figure.low <= 0.5 <= figure.high
     assert 0.90 <= hits / 200 <= 0.99
 
@@ -65,7 +70,7 @@ def test_a_paired_difference_is_narrower_than_two_means():
     clusters = [str(i) for i in range(500)]
     figure = paired_difference(first.tolist(), second.tolist(), clusters)
     assert figure.value == pytest.approx(float((first - second).mean())) and figure.n == 500
-    alone = mean_with_bootstrap(first.tolist(), clusters)
+    alone = mean_of(first.tolist(), clusters)
     assert figure.high - figure.low < 0.7 * (alone.high - alone.low)
     same = paired_difference(first.tolist(), first.tolist(), clusters)
     assert same.low == same.value == same.high == 0
@@ -73,6 +78,4 @@ def test_a_paired_difference_is_narrower_than_two_means():
 
 def test_equal_seeds_give_equal_intervals():
     values, clusters = [1.0, 0.0, 1.0, 1.0], ["a", "a", "b", "c"]
-    assert mean_with_bootstrap(values, clusters, chance=0.5) == mean_with_bootstrap(
-        values, clusters, chance=0.5
-    )
+    assert mean_of(values, clusters) == mean_of(values, clusters)

@@ -117,3 +117,19 @@ class Benchmark(ABC):
             scaled = figure.in_percent() if self.scale == 100.0 else f"{self.scale * figure.value:.1f}"
             lines.append((name, scaled, percent(figure.chance), f"{figure.n:,}"))
         return lines
+
+
+class JudgedBenchmark(Benchmark):
+    """Defines a benchmark whose answers a judge has to grade. Without its grades there are no figures."""
+
+    def verdict(self, item: Item, answer: str) -> Verdict:
+        """Returns the answer without a score."""
+        return Verdict(parsed=answer, score=None)
+
+    def figures(self, items: Sequence[Item], verdicts: Sequence[Verdict]) -> dict[str, Figure]:
+        """Returns no figures: a judge has to grade the answers."""
+        return {}
+
+    def status(self, items: Sequence[Item]) -> Status:
+        """Returns that the answers wait for a judge."""
+        return "pending-judge"

@@ -10,7 +10,7 @@ import numpy as np
 
 from lmmkit.errors import raise_all
 from lmmkit.errors.benchmarks import OFFICIAL_RECORD
-from lmmkit.evaluate.benchmarks.benchmark import Benchmark, Item, Status, Verdict
+from lmmkit.evaluate.benchmarks.benchmark import Item, JudgedBenchmark
 from lmmkit.evaluate.judge import Grade, Judge, Judged
 from lmmkit.evaluate.official_files import OfficialFiles, upload_problems
 from lmmkit.evaluate.stats import Z95
@@ -24,7 +24,7 @@ _REFERENCE = {"question_id": (str, int), "text": str}
 _RULE = {"role": str, "prompt": str}
 
 
-class LlavaWild(Benchmark):
+class LlavaWild(JudgedBenchmark):
     """Scores the answers' grades, 1 to 10, as a share of those of the reference answers: the ratio of both means.
 
     Needs `questions.jsonl`, `context.jsonl`, `answers_gpt4.jsonl` and `images/` of the data set, and `rule.json` from
@@ -81,18 +81,6 @@ class LlavaWild(Benchmark):
             )
             for row, image in zip(rows, images, strict=True)
         ]
-
-    def verdict(self, item: Item, answer: str) -> Verdict:
-        """Returns the answer without a score."""
-        return Verdict(parsed=answer, score=None)
-
-    def figures(self, items: Sequence[Item], verdicts: Sequence[Verdict]) -> dict[str, Figure]:
-        """Returns no figures: a judge has to grade the answers."""
-        return {}
-
-    def status(self, items: Sequence[Item]) -> Status:
-        """Returns that the answers wait for a judge."""
-        return "pending-judge"
 
     def judge(self, items: Sequence[Item], answers: Mapping[str, str]) -> Judge:
         """Returns the judge of the official script."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from lmmkit.errors import raise_all
 from lmmkit.errors.benchmarks import OFFICIAL_RECORD
-from lmmkit.evaluate.benchmarks.benchmark import Benchmark, Item, Status, Verdict
+from lmmkit.evaluate.benchmarks.benchmark import Item, JudgedBenchmark
 from lmmkit.evaluate.judge import Grade, Judge, Judged, Messages
 from lmmkit.evaluate.official_files import OfficialFiles, upload_problems
 from lmmkit.evaluate.stats import mean_with_interval
@@ -22,7 +22,7 @@ AGAIN = "\nPredict the correctness of the answer (digit): "  # added after a res
 _SPEC = {"imagename": str, "question": str, "answer": str, "capability": list}
 
 
-class MmVet(Benchmark):
+class MmVet(JudgedBenchmark):
     """Grades each answer from 0 to 1 by a judge that reads a table of examples, the official answer and the answer.
 
     Needs `mm-vet.json`, the images in `images/`, and `mm-vet_evaluator.py` from MM-Vet's repository, from which the
@@ -69,18 +69,6 @@ class MmVet(Benchmark):
             )
             for (id_, row), image in zip(rows.items(), images, strict=True)
         ]
-
-    def verdict(self, item: Item, answer: str) -> Verdict:
-        """Returns the answer without a score."""
-        return Verdict(parsed=answer, score=None)
-
-    def figures(self, items: Sequence[Item], verdicts: Sequence[Verdict]) -> dict[str, Figure]:
-        """Returns no figures: a judge has to grade the answers."""
-        return {}
-
-    def status(self, items: Sequence[Item]) -> Status:
-        """Returns that the answers wait for a judge."""
-        return "pending-judge"
 
     def upload(self, items: Sequence[Item], answers: Mapping[str, str]) -> Mapping[str, bytes]:
         """Returns the file that MM-Vet's evaluator reads: the answers by id."""

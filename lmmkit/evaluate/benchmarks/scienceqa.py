@@ -5,23 +5,22 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 from lmmkit.errors.benchmarks import OFFICIAL_RECORD, OFFICIAL_VERSION
 from lmmkit.evaluate.benchmarks.benchmark import Benchmark, Item, Verdict
 from lmmkit.evaluate.group_means import group_means
 from lmmkit.evaluate.official_files import OfficialFiles, named
+from lmmkit.evaluate.option_letters import ASK_LETTER, lenient_letter
 from lmmkit.evaluate.task import Figure
 
-_ASK_LETTER = "Answer with the option's letter from the given choices directly."
 _LETTERS = "ABCDE"
 _SPEC = {
     "question": str, "choices": list, "answer": int, "hint": str, "image": (str, type(None)), "grade": str,
     "subject": str, "split": str,
 }  # fmt: skip
 _SENTENCE = re.compile(r"The answer is ([A-Z]).")
-# "b", "B.", "(B) red", "B: red", "answer: B", but not "A dog"
-_LENIENT = re.compile(r"\s*\(?([A-Za-z])\s*(?:[.,:)]|$)|.*\b(?i:answer(?: is)?):? *\(?([A-Z])\b", re.DOTALL)
 
 
 class ScienceQa(Benchmark):
@@ -62,7 +61,7 @@ class ScienceQa(Benchmark):
 
     def verdict(self, item: Item, answer: str) -> Verdict:
         """Reads a letter as LLaVA's script does; the lenient parser also accepts "B.", "(B)" and "b"."""
-        letter, lenient = official_letter(answer), _lenient_letter(answer)
+        letter, lenient = official_letter(answer), lenient_letter(answer, ascii_uppercase)
         return Verdict(
             parsed=letter, score=float(letter == item.gold), lenient=float(item.gold in (letter, lenient))
         )
@@ -95,11 +94,6 @@ def official_letter(answer: str) -> str | None:
         return answer[0]
     found = _SENTENCE.findall(answer)
     return found[0] if len(found) == 1 else None
-
-
-def _lenient_letter(answer: str) -> str | None:
-    found = _LENIENT.match(answer)
-    return (found[1] or found[2]).upper() if found else None
 
 
 def _ids(official: OfficialFiles, path: Path | None, split: str) -> list[str]:
@@ -143,7 +137,7 @@ def _item(id: str, problem: Mapping[str, Any], images: Mapping[str, str]) -> Ite
     grade = int(re.sub(r"\D", "", problem["grade"]) or 0)
     contexts = "image" if image is not None else "text" if problem["hint"] else "none"
     return Item(
-        id=id, prompt=f"{question}\n{_ASK_LETTER}", images=() if image is None else (image,),
+        id=id, prompt=f"{question}\n{ASK_LETTER}", images=() if image is None else (image,),
         gold=_LETTERS[problem["answer"]], cluster=id,
         groups={
             "subject": problem["subject"],
