@@ -43,14 +43,14 @@ def dense(made: Objective, member: LaidOut) -> DenseView:
 
 
 def hidden_at(views: Sequence[DenseView], need) -> Tensor:
-    """The twin of `HiddenAt`."""
+    """Gives what `HiddenAt` asks for."""
     return torch.cat(
         [each.at(need.layer)[need.at.positions(each.member.layout)] for each in _of(views, need.at)]
     )
 
 
 def hidden_mean(views: Sequence[DenseView], need) -> Tensor:
-    """The twin of `HiddenMean`."""
+    """Gives what `HiddenMean` asks for."""
     found = [each.at(need.layer)[need.over.positions(each.member.layout)] for each in _of(views, need.over)]
     return torch.stack([x.mean(0) for x in found if len(x)])
 

@@ -78,7 +78,7 @@ def blocks(model: Decoder, x_TD: Tensor) -> tuple[list[Tensor], Tensor]:
 
 
 def weights(model: Decoder) -> dict[str, Tensor]:
-    """The weights by name, with the low-rank updates added to them."""
+    """Returns the weights by name, with the low-rank updates added to them."""
     found = dict(model.named_parameters())
     for path, linear in model.named_modules():
         for part, adapter in getattr(linear, "lora", {}).items():
