@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lmmkit.api.batch import Batch, RowGather
-from lmmkit.api.components import Ctx, Term
+from lmmkit.api.components import EVALUATION, Ctx, Moment, Term
+from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Layer, Need
 from lmmkit.model.cross_entropy import linear_cross_entropy
 from lmmkit.model.vlm import LMM, ModelOutput
@@ -30,14 +31,23 @@ class Objective(nn.Module):
     The modules stay here during the complete run under `plugins.<instance>`; a stage changes `terms`.
     """
 
-    def __init__(self, lmm: LMM, plugins: nn.ModuleDict, *, compute: torch.dtype):
+    def __init__(
+        self,
+        lmm: LMM,
+        plugins: nn.ModuleDict,
+        *,
+        compute: torch.dtype,
+        dims: Dims | None = None,
+        seed: int = 0,
+    ):
         super().__init__()
         self.lmm, self.plugins, self.compute = lmm, plugins, compute
+        self.dims, self.seed = dims, seed
         self.terms: tuple[Term, ...] = ()
         # parameters that a plugin itself has frozen, by name: no stage trains them
         self.always_frozen = frozenset(n for n, p in plugins.named_parameters() if not p.requires_grad)
 
-    def forward(self, batch: Batch) -> Outcome:
+    def forward(self, batch: Batch, now: Moment = EVALUATION) -> Outcome:
         """Runs one packed pass over a micro-batch; all terms are sums, without averages."""
         with self.computing(batch.id_T.device):
             out = self.lmm(batch, self.tokens(batch))
@@ -46,7 +56,7 @@ class Objective(nn.Module):
         by_term = losses_S.new_zeros(len(batch.text_terms)).index_add(0, batch.term_S, losses_S)
         sums = {name: sum_.clone() for name, sum_ in zip(batch.text_terms, by_term.unbind(), strict=True)}
         sums["next_token"] = sums["next_token"] + self._zero_graph_anchor(batch, out)
-        ctxs = {term.name: self._ctx(term, batch, out) for term in self.terms}
+        ctxs = {term.name: self._ctx(term, batch, out, now) for term in self.terms}
         for term in (term for term in self.terms if term.name not in sums):
             sums[term.name] = (
                 term.value(ctxs[term.name]) if batch.count[term.name] else losses_S.new_zeros(())
@@ -72,10 +82,10 @@ class Objective(nn.Module):
         sources = [scatter.source for scatter in batch.scatters if scatter.source != "vision"]
         return {source: self.plugins[source.removeprefix("plugins.")]() for source in sources}
 
-    def _ctx(self, term: Term, batch: Batch, out: ModelOutput) -> Ctx:
+    def _ctx(self, term: Term, batch: Batch, out: ModelOutput, now: Moment) -> Ctx:
         taps = {need: tap(need, batch, out) for need in term.needs}
         module = self.plugins[term.name] if term.name in self.plugins else None  # noqa: SIM401 (no `get`)
-        return Ctx(term.name, batch, taps, module)
+        return Ctx(term.name, batch, taps, module, *now, self.dims, self.seed)
 
     def _zero_graph_anchor(self, batch: Batch, out: ModelOutput) -> Tensor | float:
         """Returns zero, connected in the graph to each trainable parameter that this batch may not use.

@@ -7,8 +7,10 @@ belong to the module that `modules` builds; a term reaches them through `ctx.mod
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -34,20 +36,46 @@ class Metric(NamedTuple):
     chance: Tensor | float
 
 
+class Moment(NamedTuple):
+    """Says when a term is computed: the updates of the stage before, and the share of the stage done."""
+
+    step: int
+    progress: float
+
+
+EVALUATION = Moment(step=0, progress=1.0)
+
+
 @dataclass(frozen=True)
 class Ctx:
-    """Holds the inputs of a term for one micro-batch: the batch, exactly its declared needs, its module."""
+    """Holds the inputs of a term for one micro-batch: the batch, exactly its declared needs, its module.
+
+    `step` is the number of updates of the stage before this one, and `progress` their share of the stage, for
+    which its weights are taken. In evaluation they are 0 and 1.0. `seed` is the recipe's.
+    """
 
     name: str
     batch: Batch
     taps: Mapping[Need, Tensor]
     module: nn.Module | None
+    step: int = EVALUATION.step
+    progress: float = EVALUATION.progress
+    dims: Dims | None = None
+    seed: int = 0
 
     def __getitem__(self, need: Need) -> Tensor:
         """Returns the tensor of a declared need. Raises `KeyError` if the need is not declared."""
         if need not in self.taps:
             raise KeyError(f"plugin `{self.name}` reads {need}, which it does not declare in `needs`")
         return self.taps[need]
+
+    @cached_property
+    def rng(self) -> torch.Generator:
+        """Returns a generator on the CPU, keyed by the seed, the instance, the step and the first sample of the
+        micro-batch. So a resumed run draws the same numbers, and every evaluation too."""
+        first = self.batch.views[0][1] if self.batch is not None and self.batch.views else ""
+        key = hashlib.blake2b(repr((self.seed, self.name, self.step, first)).encode(), digest_size=7)
+        return torch.Generator().manual_seed(int.from_bytes(key.digest(), "big"))
 
     def label(self, key: str) -> Tensor:
         """Returns the labels `key` of this instance's views, in view order: [views].
