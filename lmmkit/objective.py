@@ -136,9 +136,8 @@ def _states(layer: Layer, row_Q: Tensor, batch: Batch, out: ModelOutput) -> Tens
 
 def _mean_by_view(x_QD: Tensor, pick: RowGather) -> Tensor:
     """Returns the means over the rows of each view that has any, in view order: [views, D]."""
-    _, group_Q, size_G = pick.view_Q.unique_consecutive(return_inverse=True, return_counts=True)
-    sums_GD = x_QD.new_zeros(len(size_G), x_QD.shape[1]).index_add(0, group_Q, x_QD)
-    return sums_GD / size_G[:, None]
+    sums_GD = x_QD.new_zeros(len(pick.size_G), x_QD.shape[1]).index_add(0, pick.group_Q, x_QD)
+    return sums_GD / pick.size_G[:, None]
 
 
 def total(sums: Mapping[str, Tensor], weights: Mapping[str, float], counts: Mapping[str, int]) -> Tensor:

@@ -31,14 +31,24 @@ class EmbedScatter:
 
 @dataclass(frozen=True)
 class RowGather:
-    """Holds pairs (row, view) to read; a row that several views share occurs once per view.
+    """Holds pairs (row, view) to read, in the order of the views; a row that several views share occurs once
+    per view.
 
-    `uniform_Q` is given for attention mass only: the mass that uniform attention would put there.
+    `size_G` is the number of pairs of each view that has any, and `group_Q` the index of a pair's view among
+    those. `uniform_Q` is given for attention mass only: the mass that uniform attention would put there.
     """
 
     row_Q: Tensor
     view_Q: Tensor
+    group_Q: Tensor
+    size_G: Tensor
     uniform_Q: Tensor | None = None
+
+    @classmethod
+    def of(cls, row_Q: Tensor, view_Q: Tensor, uniform_Q: Tensor | None = None) -> RowGather:
+        """Counts the pairs of each view; on the host, as the device would make it wait for the number of views."""
+        _, group_Q, size_G = view_Q.unique_consecutive(return_inverse=True, return_counts=True)
+        return cls(row_Q, view_Q, group_Q, size_G, uniform_Q)
 
     def __len__(self) -> int:
         return len(self.row_Q)
@@ -94,7 +104,7 @@ class Batch:
     def value_count(self, need: Need) -> int:
         """Returns the number of values of a need: rows, or for a `HiddenMean` the views that have any."""
         gather = self.gathers[need]
-        return len(gather.view_Q.unique()) if isinstance(need, HiddenMean) else len(gather)
+        return len(gather.size_G) if isinstance(need, HiddenMean) else len(gather)
 
     def first_image(self, view: int) -> Tensor:
         """Returns the preprocessed pixels [C, X, Y] of the first image of a view."""
@@ -110,8 +120,8 @@ class Batch:
             return t.to(device, non_blocking=True)
 
         def move_gather(g: RowGather) -> RowGather:
-            uniform = None if g.uniform_Q is None else move(g.uniform_Q)
-            return RowGather(move(g.row_Q), move(g.view_Q), uniform)
+            uniform_Q = None if g.uniform_Q is None else move(g.uniform_Q)
+            return RowGather(move(g.row_Q), move(g.view_Q), move(g.group_Q), move(g.size_G), uniform_Q)
 
         return replace(
             self,

@@ -165,7 +165,7 @@ class Packer:
             views.append(np.full(len(positions), v))
             targets.append(ids)
             terms.append(np.full(len(positions), self.text_terms.index(name)))
-        return RowGather(_cat(rows), _cat(views)), _cat(targets), _cat(terms)
+        return RowGather.of(_cat(rows), _cat(views)), _cat(targets), _cat(terms)
 
     def _gathers(self, members, paths, total) -> tuple[Tensor, dict[Need, RowGather]]:
         """Returns the key rows of attention mass, and the rows that each need reads."""
@@ -187,7 +187,8 @@ class Packer:
                 rows.append(path[positions])
                 views.append(np.full(len(positions), v))
             share = torch.from_numpy(np.concatenate([*uniform, np.empty(0)])).float()
-            gathers[need] = RowGather(_cat(rows), _cat(views), share if isinstance(need, AttnMass) else None)
+            uniform_Q = share if isinstance(need, AttnMass) else None
+            gathers[need] = RowGather.of(_cat(rows), _cat(views), uniform_Q)
         return torch.from_numpy(key_T), gathers
 
 

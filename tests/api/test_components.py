@@ -89,6 +89,6 @@ def test_the_generator_of_a_term_is_keyed_by_seed_instance_step_and_first_sample
 def test_a_value_count_counts_a_shared_view_once():
     batch, _ = paper_objective.packed(paper_objective.CAPTIONS)
     need = HiddenMean(IMAGES)
-    gather = RowGather(torch.tensor([3, 4, 9, 3]), torch.tensor([0, 0, 2, 2]))
+    gather = RowGather.of(torch.tensor([3, 4, 9, 3]), torch.tensor([0, 0, 2, 2]))
     batch.gathers[need] = gather  # type: ignore[index]
     assert batch.value_count(need) == 2
