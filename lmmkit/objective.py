@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lmmkit.api.batch import Batch, RowGather
 from lmmkit.api.components import EVALUATION, Ctx, Moment, Term
 from lmmkit.api.model_info import Dims
-from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Layer, Need
+from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Layer, Need, VisionAt
 from lmmkit.model.cross_entropy import linear_cross_entropy
 from lmmkit.model.vlm import LMM, ModelOutput
 
@@ -119,6 +119,9 @@ def tap(need: Need, batch: Batch, out: ModelOutput) -> Tensor:
             return _states(layer, pick.row_Q, batch, out)
         case HiddenMean(layer=layer):
             return _mean_by_view(_states(layer, pick.row_Q, batch, out), pick)
+        case VisionAt(stage=stage, detach=detach):
+            x_QD = out.features[stage][pick.item_Q]
+            return x_QD.detach() if detach else x_QD
         case AttnMass(layers=layers):
             mass_LR = out.mass_LR if layers == "all" else out.mass_LR[list(layers)]
             place_Q = torch.searchsorted(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,6 +37,8 @@ class RowGather:
 
     `size_G` is the number of pairs of each view that has any, and `group_Q` the index of a pair's view among
     those. `uniform_Q` is given for attention mass only: the mass that uniform attention would put there.
+    `item_Q` and `patch_Q` are given for image rows only: the number of a row among the rows of all images of
+    the batch, and among those of its image.
     """
 
     row_Q: Tensor
@@ -43,6 +46,8 @@ class RowGather:
     group_Q: Tensor
     size_G: Tensor
     uniform_Q: Tensor | None = None
+    item_Q: Tensor | None = None
+    patch_Q: Tensor | None = None
 
     @classmethod
     def of(cls, row_Q: Tensor, view_Q: Tensor, uniform_Q: Tensor | None = None) -> RowGather:
@@ -54,6 +59,14 @@ class RowGather:
         return len(self.row_Q)
 
 
+class Ragged(NamedTuple):
+    """Holds values of unlike numbers for each view, one after the other; value n is of row `view_N[n]` of the
+    labels."""
+
+    flat: Tensor
+    view_N: Tensor
+
+
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """Holds one micro-batch.
@@ -63,7 +76,8 @@ class Batch:
     attention of every layer but the last; `last` specifies that of the last layer, which outputs only
     rows that are read. Both stay on the host. `inner` has the rows whose states are read after so many
     blocks, ascending, by the number of blocks.
-    `labels` is keyed "instance/name". `views` lists (view name, sample key) in order. `first_image_V`
+    `labels` is keyed "instance/key": those of a task have a row for each of its views, those of a loss a row
+    for each of all views. `views` lists (view name, sample key) in order. `first_image_V`
     is the index in `pixels_ICXY` of the first image of each view, -1 if it has none. `count` is the
     number of items that a term averages over, and, as "loss/SOURCE", the number of supervised rows of
     the main view by source. `source_S` is the index in `sources` for those rows, and `len(sources)`
@@ -81,7 +95,7 @@ class Batch:
     text_terms: tuple[str, ...]
     gathers: Mapping[Need, RowGather] = field(default_factory=dict)
     inner: Mapping[int, Tensor] = field(default_factory=dict)
-    labels: Mapping[str, Tensor] = field(default_factory=dict)
+    labels: Mapping[str, Tensor | Ragged] = field(default_factory=dict)
     views: tuple[tuple[str, str], ...] = ()
     first_image_V: tuple[int, ...] = ()
     count: Mapping[str, int] = field(default_factory=dict)
@@ -120,8 +134,7 @@ class Batch:
             return t.to(device, non_blocking=True)
 
         def move_gather(g: RowGather) -> RowGather:
-            uniform_Q = None if g.uniform_Q is None else move(g.uniform_Q)
-            return RowGather(move(g.row_Q), move(g.view_Q), move(g.group_Q), move(g.size_G), uniform_Q)
+            return RowGather(**{name: None if rows is None else move(rows) for name, rows in vars(g).items()})
 
         return replace(
             self,
@@ -134,7 +147,10 @@ class Batch:
             source_S=move(self.source_S),
             gathers={need: move_gather(gather) for need, gather in self.gathers.items()},
             inner={layer: move(rows) for layer, rows in self.inner.items()},
-            labels={name: move(label) for name, label in self.labels.items()},
+            labels={
+                name: move(label) if isinstance(label, Tensor) else Ragged(*map(move, label))
+                for name, label in self.labels.items()
+            },
         )
 
 

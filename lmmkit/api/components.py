@@ -18,12 +18,12 @@ import torch
 from pluggy import HookimplMarker
 from torch import Tensor, nn
 
-from lmmkit.api.batch import Batch
+from lmmkit.api.batch import Batch, Ragged
 from lmmkit.api.layout import Insert
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import Need
 from lmmkit.api.plugin_files import empty_instance, source_file
-from lmmkit.api.sample import Sample, View
+from lmmkit.api.sample import Label, Sample, View
 
 API = 1
 hookimpl = HookimplMarker("lmmkit")
@@ -78,14 +78,34 @@ class Ctx:
         return torch.Generator().manual_seed(int.from_bytes(key.digest(), "big"))
 
     def label(self, key: str) -> Tensor:
-        """Returns the labels `key` of this instance's views, in view order: [views].
+        """Returns the labels `key` in view order, [views, ...]: a task's of its own views, a loss's of all views.
 
-        Raises `KeyError` if its views do not have this label.
+        Raises `KeyError` if the views do not have this label, and `ValueError` if its values have unlike sizes:
+        `ragged` returns those.
         """
+        found = self._labels(key)
+        if isinstance(found, Tensor):
+            return found
+        raise ValueError(f"label `{key}` has values of unlike sizes: read it by `ctx.ragged`")
+
+    def ragged(self, key: str) -> Ragged:
+        """Returns the labels `key` one after the other, whether or not their first sizes are equal."""
+        found = self._labels(key)
+        if isinstance(found, Ragged):
+            return found
+        if found.ndim == 1 and len(found):
+            raise ValueError(f"label `{key}` has one value for each view: read it by `ctx.label`")
+        flat = found.flatten(0, 1) if found.ndim > 1 else found
+        each = len(flat) // max(len(found), 1)
+        return Ragged(flat, torch.arange(len(flat), device=flat.device) // max(each, 1))
+
+    def _labels(self, key: str) -> Tensor | Ragged:
         found = self.batch.labels.get(f"{self.name}/{key}")
         if found is not None:
             return found
-        if self.batch.views_of(self.name):
+        if any(name.startswith(f"{self.name}/") for name in self.batch.labels) or self.batch.views_of(
+            self.name
+        ):
             raise KeyError(f"plugin `{self.name}` reads label `{key}`, which its views do not have")
         return self.batch.target_S.new_empty(0)
 
@@ -192,6 +212,11 @@ class AuxTask(Term):
 @dataclass(frozen=True, kw_only=True)
 class Loss(Term):
     """Computes a term on the existing views, without adding any."""
+
+    def labels(self, sample: Sample, dims: Dims) -> Mapping[str, Label]:
+        """Returns what the term knows of a sample, by key: numbers, or arrays of numbers. `ctx.label` has a row
+        for each view of the micro-batch: that of its sample."""
+        return {}
 
 
 class LearnedTokens(nn.Module):

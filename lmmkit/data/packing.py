@@ -15,11 +15,12 @@ from lmmkit.api.batch import Batch, EmbedScatter, RowGather
 from lmmkit.api.components import Term
 from lmmkit.api.layout import Layout
 from lmmkit.api.model_info import ImageSpec
-from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Layer, Need, selector
+from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Layer, Need, reads_images, selector
 from lmmkit.api.sample import Image, View
 from lmmkit.attention.forest import Forest, arrange, grow, unshared
 from lmmkit.attention.schedule import AttentionSpec
 from lmmkit.data.images import ImageRef, ReadImage, normalise, unedited
+from lmmkit.data.labels import join_labels
 from lmmkit.errors import UserError, raise_all
 
 MIN_SHARED = 8  # rows; sharing a shorter prefix costs more attention calls than it saves rows
@@ -110,7 +111,7 @@ class Packer:
         id_T, scatters, shown = _origins(members, paths, len(forest))
         pixels = [self._pixels(images[unedited(image), fit], image) for image, fit in shown]
         predict, target_S, term_S = self._targets(members, paths)
-        key_T, gathers = self._gathers(members, paths, len(forest))
+        key_T, gathers = self._gathers(members, paths, _image_items(scatters, len(forest)))
         mass = [pick.row_Q for need, pick in gathers.items() if isinstance(need, AttnMass)]
         spec = AttentionSpec(forest, key_T, torch.cat([*mass, _cat([])]).unique())
         batch = Batch(
@@ -129,7 +130,7 @@ class Packer:
             text_terms=self.text_terms,
             gathers=gathers,
             inner=_inner(gathers),
-            labels=_labels(members),
+            labels=join_labels(m.view for m in members),
             views=tuple((m.view.name, m.view.sample.key) for m in members),
             first_image_V=_first_images(members, shown),
         )
@@ -167,12 +168,12 @@ class Packer:
             terms.append(np.full(len(positions), self.text_terms.index(name)))
         return RowGather.of(_cat(rows), _cat(views)), _cat(targets), _cat(terms)
 
-    def _gathers(self, members, paths, total) -> tuple[Tensor, dict[Need, RowGather]]:
+    def _gathers(self, members, paths, item_T: Tensor) -> tuple[Tensor, dict[Need, RowGather]]:
         """Returns the key rows of attention mass, and the rows that each need reads."""
-        key_T = np.zeros(total, bool)
+        key_T = np.zeros(len(item_T), bool)
         gathers = {}
         for need in self.needs:
-            rows, views, uniform = [], [], []
+            rows, views, uniform, patches = [], [], [], []
             for v, (member, path) in enumerate(zip(members, paths, strict=True)):
                 if not selector(need).takes(member.view):
                     continue
@@ -186,9 +187,13 @@ class Packer:
                     uniform.append(keys / (positions + 1))
                 rows.append(path[positions])
                 views.append(np.full(len(positions), v))
+                patches.append(_offsets(member.layout)[positions])
             share = torch.from_numpy(np.concatenate([*uniform, np.empty(0)])).float()
             uniform_Q = share if isinstance(need, AttnMass) else None
             gathers[need] = RowGather.of(_cat(rows), _cat(views), uniform_Q)
+            if reads_images(need):
+                pick = gathers[need]
+                gathers[need] = replace(pick, item_Q=item_T[pick.row_Q], patch_Q=_cat(patches))
         return torch.from_numpy(key_T), gathers
 
 
@@ -220,6 +225,20 @@ def _origins(
         rows = np.flatnonzero(items >= 0)
         scatters.append(EmbedScatter(source, torch.from_numpy(rows), torch.from_numpy(items[rows])))
     return torch.from_numpy(id_T), tuple(scatters), list(first_item)
+
+
+def _image_items(scatters: Iterable[EmbedScatter], total: int) -> Tensor:
+    """Returns the number of each row among the rows of all images, [total]; -1 for other rows."""
+    item_T = torch.full((total,), -1)
+    for scatter in scatters:
+        if scatter.source == "vision":
+            item_T[scatter.row_N] = scatter.item_N
+    return item_T
+
+
+def _offsets(layout: Layout) -> np.ndarray:
+    """Returns the place of each row in its span."""
+    return np.concatenate([np.arange(span.n) for span in layout])
 
 
 def _ready(spec: AttentionSpec) -> AttentionSpec:
@@ -286,14 +305,6 @@ def _supervised(layout: Layout) -> tuple[np.ndarray, np.ndarray]:
         start += span.n
     empty = np.empty(0, np.int64)
     return np.concatenate([*ids, empty]), np.concatenate([*positions, empty])
-
-
-def _labels(members: Sequence[LaidOut]) -> dict[str, Tensor]:
-    found: dict[str, list] = {}
-    for member in members:
-        for key, value in member.view.labels.items():
-            found.setdefault(f"{member.view.name}/{key}", []).append(value)
-    return {key: torch.tensor(values) for key, values in found.items()}
 
 
 def _shown(member: LaidOut) -> list[ImageRef]:

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, get_args
 from lmmkit.api.components import AuxTask, Term, TokenStrategy
 from lmmkit.api.layout import InsertAt, Layout, Span, insert_tokens, row_count, text
 from lmmkit.api.model_info import Dims
-from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Need, selector
+from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Need, VisionAt, reads_images, selector
 from lmmkit.api.sample import Image, Sample, Turn, View
 from lmmkit.attention.forest import roots
 from lmmkit.errors import Problem, did_you_mean
 from lmmkit.errors.plan import (
+    FROZEN,
+    IMAGE_ROWS,
     INSERT,
     LAYERS,
     NO_VIEW,
@@ -28,7 +30,7 @@ from lmmkit.errors.plan import (
     VIEW_ROLE,
 )
 from lmmkit.plan.instances import Instances
-from lmmkit.recipe import Recipe
+from lmmkit.recipe import Recipe, Stage
 
 if TYPE_CHECKING:
     from lmmkit.plan.stage_plan import StagePlan
@@ -84,6 +86,8 @@ def needs(recipe: Recipe, instances: Instances, plan: StagePlan, dims: Dims) -> 
         where = recipe.where(f"plugins.{term.name}")
         for need in term.needs:
             problems += _need(where, term, need, views, provided, dims)
+            if isinstance(need, VisionAt):
+                problems += _vision(where, need, recipe.stages[plan.stage])
         if isinstance(term, AuxTask) and not term.text_loss and not _reads_own_view(term):
             problems.append(UNREAD_VIEW.at(where, got=f"views of `{term.name}`, which no term reads"))
     masses = {need.k for need in plan.needs if isinstance(need, AttnMass)}
@@ -122,6 +126,19 @@ def _need(
         expected = f"`final`, or a number of blocks from 0 to {dims.layers - 1}"
         problems.append(LAYERS.at(where, got=f"layer {need.layer!r}", layers=expected))
     return problems
+
+
+def _vision(where: str, need: VisionAt, stage: Stage) -> list[Problem]:
+    """Returns the problems of a need for vision features."""
+    if need.stage not in ("encoder", "projected"):
+        return [IMAGE_ROWS.at(where, got=f"stage {need.stage!r}")]
+    if not reads_images(need):
+        return [IMAGE_ROWS.at(where, got=f"`at` {need.at}")]
+    parts = ("vision",) if need.stage == "encoder" else ("vision", "connector")
+    if not need.detach and not set(parts) & set(stage.train.parts()):
+        got = f"`detach=False` for features of `{need.stage}`, which no trainable part computes"
+        return [FROZEN.at(where, got=got, parts=" or ".join(f"`{part}`" for part in parts))]
+    return []
 
 
 def _reads_own_view(term: Term) -> bool:

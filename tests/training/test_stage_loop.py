@@ -68,7 +68,7 @@ def test_terms_are_given_the_step_and_its_weights_are_logged_also_after_a_resume
     for line in steps:
         loss = line["terms/next_token"] + line["weights/clock"] * line["terms/clock"]
         assert line["loss"] == pytest.approx(loss, rel=1e-5)
-    first, last = (line for line in whole if "loss" not in line)
+    first, *_, last = (line for line in whole if "loss" not in line)
     for line in (first, last):
         assert (line["val/terms/clock/step"], line["val/terms/clock/progress"]) == (0, 1)
     assert first["val/terms/clock/draw"] == last["val/terms/clock/draw"], "validations can be compared"
