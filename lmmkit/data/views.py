@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from lmmkit import plugin_calls
 from lmmkit.api.components import AuxTask, TokenStrategy
 from lmmkit.api.layout import Layout, insert_tokens, row_count, truncate
 from lmmkit.api.needs import selector, selects_rows
@@ -58,7 +59,7 @@ class Views:
         views = [View(sample=sample, supervised=True)]
         for task in self.tasks:
             rng = sample_rng(self.seed, task.name, sample.key, epoch)
-            views += [replace(v, name=task.name) for v in task.views(sample, rng)]
+            views += [replace(v, name=task.name) for v in plugin_calls.views(task, sample, rng)]
         return views
 
     def lay_out(self, view: View) -> Layout:
@@ -75,7 +76,7 @@ class Views:
         edits = []
         for strategy, names in self.edits:
             if names is None or view.name in names:
-                edits += [(strategy.name, edit) for edit in strategy.edit(view)]
+                edits += [(strategy.name, edit) for edit in plugin_calls.edit(strategy, view)]
         return insert_tokens(layout, edits)
 
     def fitting(self, sample: Sample, epoch: int, dropped: Counter[str]) -> list[LaidOut]:
@@ -84,7 +85,10 @@ class Views:
 
         Raises `UserError` for a too long view if `too_long` is "error"."""
         kept = []
-        needs = {task.name: [n for n in task.needs if selector(n).view == task.name] for task in self.tasks}
+        needs = {
+            task.name: [n for n in plugin_calls.needs(task) if selector(n).view == task.name]
+            for task in self.tasks
+        }
         for view in self.of(sample, epoch):
             layout = self.lay_out(view)
             if row_count(layout) > self.context:
