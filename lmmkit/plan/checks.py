@@ -9,7 +9,7 @@ from lmmkit import plugin_calls
 from lmmkit.api.components import AuxTask, Term, TokenStrategy
 from lmmkit.api.layout import Layout, Span, insert_tokens, row_count, text
 from lmmkit.api.model_info import Dims
-from lmmkit.api.needs import AttnMass, Need, selector
+from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Need, selector
 from lmmkit.api.sample import Image, Sample, Turn, View
 from lmmkit.attention.forest import roots
 from lmmkit.errors import Problem, Tried, did_you_mean
@@ -25,6 +25,7 @@ from lmmkit.errors.plan import (
     UNREACHABLE,
     UNREAD_TOKEN,
     UNREAD_VIEW,
+    VIEW_ROLE,
 )
 from lmmkit.plan.instances import Instances
 from lmmkit.recipe import Recipe
@@ -85,7 +86,7 @@ def losses(recipe: Recipe, instances: Instances) -> list[Problem]:
 def needs(recipe: Recipe, instances: Instances, plan: StagePlan, dims: Dims) -> list[Problem]:
     """Returns the problems of needs: missing views, layers or tokens, and views that no term reads."""
     problems = []
-    views = {"main", *(task.name for task in plan.tasks)}
+    views = {"main": ("",), **{task.name: task.roles for task in plan.tasks}}
     provided = {
         token: s.name
         for s in instances.components.values()
@@ -106,20 +107,33 @@ def needs(recipe: Recipe, instances: Instances, plan: StagePlan, dims: Dims) -> 
 
 
 def _need(
-    where: str, term: Term, need: Need, views: set[str], provided: Mapping[str, str], dims: Dims
+    where: str,
+    term: Term,
+    need: Need,
+    views: Mapping[str, tuple[str, ...]],
+    provided: Mapping[str, str],
+    dims: Dims,
 ) -> list[Problem]:
     problems = []
     select = selector(need)
     if select.view not in views:
         got, nearest = f"a need on view `{select.view}`", did_you_mean(select.view, views)
         problems.append(NO_VIEW.at(where, got=got, nearest=nearest))
+    elif select.view_role not in (None, *views[select.view]):
+        roles, got = views[select.view], f"role `{select.view_role}` of view `{select.view}`"
+        nearest = did_you_mean(select.view_role, roles)
+        problems.append(VIEW_ROLE.at(where, got=got, roles=", ".join(map(repr, roles)), nearest=nearest))
     if select.token_name is not None and select.token_name not in provided:
         got = f"`{term.name}` reads token `{select.token_name}`, which no plugin provides"
         problems.append(UNPROVIDED_TOKEN.at(where, got=got))
     if isinstance(need, AttnMass) and need.layers != "all":
         outside = [layer for layer in need.layers if not 0 <= layer < dims.layers]
         if outside or not need.layers or len(set(need.layers)) < len(need.layers):
-            problems.append(LAYERS.at(where, got=f"layers {list(need.layers)}", last=dims.layers - 1))
+            expected = f"`all`, or numbers from 0 to {dims.layers - 1}, each once"
+            problems.append(LAYERS.at(where, got=f"layers {list(need.layers)}", layers=expected))
+    if isinstance(need, HiddenAt | HiddenMean) and need.layer not in ("final", *range(dims.layers)):
+        expected = f"`final`, or a number of blocks from 0 to {dims.layers - 1}"
+        problems.append(LAYERS.at(where, got=f"layer {need.layer!r}", layers=expected))
     return problems
 
 

@@ -124,7 +124,7 @@ class Echo(AuxTask):
     def views(self, sample, rng):
         answer = next(turn for turn in sample.turns if turn.role == "assistant")
         question = Turn("user", f"Repeat: {answer.text}", images=len(sample.images))
-        return [View(sample=replace(sample, turns=(question, answer)), supervised=True)]
+        return [View(sample=replace(sample, turns=(question, answer)), supervision="train")]
 
     def score(self, view, text):
         return result(self, "score", (float(text == view.sample.turns[1].text), 0.0))

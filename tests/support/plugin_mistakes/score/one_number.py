@@ -15,7 +15,7 @@ class Mistake(AuxTask):
     def views(self, sample, rng):
         answers = [t for t in sample.turns if t.role == "assistant"]
         question = Turn("user", "Describe the image.", images=len(sample.images))
-        return [View(sample=replace(sample, turns=(question, answers[0])), supervised=True)]
+        return [View(sample=replace(sample, turns=(question, answers[0])), supervision="train")]
 
     def score(self, view, text):
         return float(text == view.sample.turns[1].text)

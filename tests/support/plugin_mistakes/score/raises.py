@@ -15,7 +15,7 @@ class Mistake(AuxTask):
     def views(self, sample, rng):
         answers = [t for t in sample.turns if t.role == "assistant"]
         question = Turn("user", "Describe the image.", images=len(sample.images))
-        return [View(sample=replace(sample, turns=(question, answers[0])), supervised=True)]
+        return [View(sample=replace(sample, turns=(question, answers[0])), supervision="train")]
 
     def score(self, view, text):
         return 1 / len(text.split()), 0.0

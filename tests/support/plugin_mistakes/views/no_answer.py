@@ -14,7 +14,7 @@ class Mistake(AuxTask):
 
     def views(self, sample, rng):
         question = Turn("user", "Describe the image.", images=len(sample.images))
-        return [View(sample=replace(sample, turns=(question,)), supervised=True)]
+        return [View(sample=replace(sample, turns=(question,)), supervision="train")]
 
     def score(self, view, text):
         return 0.0, 0.0
