@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lmmkit import plugin_calls
 from lmmkit.api.batch import Batch, RowGather
 from lmmkit.api.components import EVALUATION, Ctx, Moment, Term
 from lmmkit.api.model_info import Dims
@@ -59,7 +60,9 @@ class Objective(nn.Module):
         ctxs = {term.name: self._ctx(term, batch, out, now) for term in self.terms}
         for term in (term for term in self.terms if term.name not in sums):
             sums[term.name] = (
-                term.value(ctxs[term.name]) if batch.count[term.name] else losses_S.new_zeros(())
+                plugin_calls.value(term, ctxs[term.name])
+                if batch.count[term.name]
+                else losses_S.new_zeros(())
             )
         return Outcome(sums, ctxs, _by_source(losses_S.detach(), batch))
 
@@ -68,7 +71,7 @@ class Objective(nn.Module):
         """Returns the totals and the chance totals of the metrics of a micro-batch, by "term/metric"."""
         totals, chances = {}, {}
         for term in (term for term in self.terms if batch.count[term.name]):
-            for name, metric in term.metrics(outcome.ctxs[term.name]).items():
+            for name, metric in plugin_calls.metrics(term, outcome.ctxs[term.name]).items():
                 totals[f"{term.name}/{name}"] = metric.total.detach()
                 chances[f"{term.name}/{name}"] = metric.chance
         return totals, chances
@@ -79,11 +82,12 @@ class Objective(nn.Module):
 
     def tokens(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the learned tokens by scatter source."""
-        sources = [scatter.source for scatter in batch.scatters if scatter.source != "vision"]
-        return {source: self.plugins[source.removeprefix("plugins.")]() for source in sources}
+        width = self.lmm.decoder.head.weight.shape[1]
+        names = [s.source.removeprefix("plugins.") for s in batch.scatters if s.source != "vision"]
+        return {f"plugins.{name}": plugin_calls.tokens(name, self.plugins[name], width) for name in names}
 
     def _ctx(self, term: Term, batch: Batch, out: ModelOutput, now: Moment) -> Ctx:
-        taps = {need: tap(need, batch, out) for need in term.needs}
+        taps = {need: tap(need, batch, out) for need in plugin_calls.needs(term)}
         module = self.plugins[term.name] if term.name in self.plugins else None  # noqa: SIM401 (no `get`)
         return Ctx(term.name, batch, taps, module, *now, self.dims, self.seed)
 
