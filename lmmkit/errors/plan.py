@@ -99,8 +99,8 @@ FROZEN = Code(
     hint="Leave `detach` at its default in the term's need, or train the part.",
 )
 IMAGE_ROWS = Code(
-    "plan/image-rows", cause="A term asks for vision features of rows that are no image rows, or of no known stage.",
-    expected="`at=Select(kind=\"image\")` without `shift`, and a stage of `encoder`, `projected`",
+    "plan/image-rows", cause="A term asks for vision features where there are none: of rows that are no image rows.",
+    expected="an encoder, `at=Select(kind=\"image\")` without `shift`, and the stage `encoder` or `projected`",
     hint="Correct the need of the term.",
 )
 LAYERS = Code(

@@ -100,7 +100,7 @@ def needs(recipe: Recipe, instances: Instances, plan: StagePlan, dims: Dims) -> 
         for need in plugin_calls.needs(term):
             problems += _need(where, term, need, views, provided, dims)
             if isinstance(need, VisionAt):
-                problems += _vision(where, need, recipe.stages[plan.stage])
+                problems += _vision(where, need, recipe, recipe.stages[plan.stage])
         if isinstance(term, AuxTask) and not term.text_loss and not _reads_own_view(term):
             problems.append(UNREAD_VIEW.at(where, got=f"views of `{term.name}`, which no term reads"))
     masses = {need.k for need in plan.needs if isinstance(need, AttnMass)}
@@ -141,8 +141,10 @@ def _need(
     return problems
 
 
-def _vision(where: str, need: VisionAt, stage: Stage) -> list[Problem]:
+def _vision(where: str, need: VisionAt, recipe: Recipe, stage: Stage) -> list[Problem]:
     """Returns the problems of a need for vision features."""
+    if recipe.model.vision is None:
+        return [IMAGE_ROWS.at(where, got="a model without an encoder")]
     if need.stage not in ("encoder", "projected"):
         return [IMAGE_ROWS.at(where, got=f"stage {need.stage!r}")]
     if not reads_images(need):

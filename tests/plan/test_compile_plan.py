@@ -305,6 +305,18 @@ def test_vision_features_are_of_image_rows_and_give_a_gradient_to_what_learns(
     assert {p.code for p in error.value.problems} == {code} and "mine" in error.value.problems[0].where
 
 
+def test_vision_features_of_a_model_without_an_encoder_are_a_problem(tiny, tmp_path):
+    (tmp_path / "mine.py").write_text(VISION_READER.replace("NEED", "Select(kind='image')"))
+    section = f"plugins:\n  mine: {{use: {tmp_path / 'mine.py'}}}\nstages:"
+    text = PLAIN.replace("stages:", section, 1).replace("{next_token: 1.0}", "{next_token: 1.0, mine: 0.1}")
+    lines = [line for line in text.splitlines() if not line.startswith(("  vision:", "  connector:"))]
+    train = [f"stages.{stage}.train={{text: {{}}}}" for stage in ("pretrain", "finetune")]
+    with pytest.raises(UserError) as error:
+        prepare(tiny(*train, text="\n".join(lines)), trust_files=True)
+    found = [p for p in error.value.problems if p.code == "plan/image-rows"]
+    assert found and found[0].got == "a model without an encoder"
+
+
 def test_steps_and_epochs(tiny):
     recipe = tiny("stages.pretrain.length={epochs: 2}", "stages.pretrain.batch.samples=7")
     assert prepare(recipe).steps("pretrain") == 35  # ceil(240 / 7)
