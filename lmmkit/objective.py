@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lmmkit import plugin_calls
 from lmmkit.api.batch import Batch, HeadPairs, RowGather
 from lmmkit.api.components import Ctx, Term
 from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Layer, LogSumExp, Need
@@ -53,7 +54,9 @@ class Objective(nn.Module):
         ctxs = {term.name: self._ctx(term, batch, out, scored) for term in self.terms}
         for term in (term for term in self.terms if term.name not in sums):
             sums[term.name] = (
-                term.value(ctxs[term.name]) if batch.count[term.name] else losses_S.new_zeros(())
+                plugin_calls.value(term, ctxs[term.name])
+                if batch.count[term.name]
+                else losses_S.new_zeros(())
             )
         return Outcome(sums, ctxs, _by_source(losses_S.detach(), batch))
 
@@ -62,7 +65,7 @@ class Objective(nn.Module):
         """Returns the totals and the chance totals of the metrics of a micro-batch, by "term/metric"."""
         totals, chances = {}, {}
         for term in (term for term in self.terms if batch.count[term.name]):
-            for name, metric in term.metrics(outcome.ctxs[term.name]).items():
+            for name, metric in plugin_calls.metrics(term, outcome.ctxs[term.name]).items():
                 totals[f"{term.name}/{name}"] = metric.total.detach()
                 chances[f"{term.name}/{name}"] = metric.chance
         return totals, chances
@@ -73,8 +76,9 @@ class Objective(nn.Module):
 
     def tokens(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the learned tokens by scatter source."""
-        sources = [scatter.source for scatter in batch.scatters if scatter.source != "vision"]
-        return {source: self.plugins[source.removeprefix("plugins.")]() for source in sources}
+        width = self.lmm.decoder.head.weight.shape[1]
+        names = [s.source.removeprefix("plugins.") for s in batch.scatters if s.source != "vision"]
+        return {f"plugins.{name}": plugin_calls.tokens(name, self.plugins[name], width) for name in names}
 
     def _scored(self, head: HeadPairs, out: ModelOutput) -> tuple[Tensor, dict[Need, Tensor]]:
         """Returns the log-probability of each pair, and the tensors of the needs that read them."""
@@ -86,7 +90,10 @@ class Objective(nn.Module):
         }
 
     def _ctx(self, term: Term, batch: Batch, out: ModelOutput, scored: Mapping[Need, Tensor]) -> Ctx:
-        taps = {need: scored[need] if need in scored else tap(need, batch, out) for need in term.needs}
+        taps = {
+            need: scored[need] if need in scored else tap(need, batch, out)
+            for need in plugin_calls.needs(term)
+        }
         module = self.plugins[term.name] if term.name in self.plugins else None  # noqa: SIM401 (no `get`)
         return Ctx(term.name, batch, taps, module)
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lmmkit import plugin_calls
 from lmmkit.api.batch import Batch, EmbedScatter, RowGather
 from lmmkit.api.components import Term
 from lmmkit.api.layout import Layout
@@ -120,7 +121,9 @@ class Packer:
         members = [m for sample in samples for m in sample.members]
         forest, paths = self._arranged(members)
         id_T, scatters, shown = _origins(members, paths, len(forest))
-        pixels = [self._pixels(images[unedited(image), fit], image) for image, fit in shown]
+        pixels = [
+            self._pixels(images[unedited(ref[0]), ref[1]], ref[0], owner) for ref, owner in shown.items()
+        ]
         predict, target_S, term_S = self._targets(members, paths)
         key_T, gathers = self._gathers(members, paths, len(forest))
         head = head_pairs(predict, target_S, gathers)
@@ -152,7 +155,7 @@ class Packer:
         count = dict(zip(self.text_terms, text, strict=True))
         by_source = np.bincount(batch.source_S.numpy(), minlength=len(self.sources) + 1).tolist()
         count |= {f"loss/{name}": n for name, n in zip(self.sources, by_source, strict=False)}
-        count |= {term.name: term.count(batch) for term in self.terms if term.name not in count}
+        count |= {term.name: plugin_calls.count(term, batch) for term in self.terms if term.name not in count}
         return replace(batch, count=count), paths
 
     def _from(self, samples: Sequence[SizedSample], view_S: Tensor, term_S: Tensor) -> Tensor:
@@ -164,9 +167,12 @@ class Packer:
         )
         return torch.where(term_S == 0, source_V[view_S], other)
 
-    def _pixels(self, decoded_CXY: Tensor, image: Image) -> Tensor:
+    def _pixels(self, decoded_CXY: Tensor, image: Image, owner: str) -> Tensor:
+        """Returns the pixels of an image as the encoder reads them, with the edit of the task `owner`."""
         pixels_CXY = normalise(decoded_CXY, self.image)
-        return pixels_CXY if image.edit is None else image.edit(pixels_CXY)
+        if image.edit is None:
+            return pixels_CXY
+        return plugin_calls.edited(owner, image.edit, pixels_CXY)
 
     def _targets(self, members, paths) -> tuple[RowGather, Tensor, Tensor]:
         """Returns the rows that predict, on the path of their view; their targets; their text terms."""
@@ -216,11 +222,13 @@ class Packer:
 
 def _origins(
     members: Sequence[LaidOut], paths: Sequence[np.ndarray], total: int
-) -> tuple[Tensor, tuple[EmbedScatter, ...], list[ImageRef]]:
-    """Returns token ids, scatters, and the distinct images in the order of their items."""
+) -> tuple[Tensor, tuple[EmbedScatter, ...], dict[ImageRef, str]]:
+    """Returns token ids, scatters, and the distinct images in the order of their items, each with the name of
+    the first view that shows it."""
     id_T = np.full(total, -1, np.int64)
     item_T: dict[str, np.ndarray] = {}
     first_item: dict[ImageRef, int] = {}
+    shown: dict[ImageRef, str] = {}
     n_items = 0  # of the images so far, which may have unlike numbers of rows
     for member, path in zip(members, paths, strict=True):
         start = 0
@@ -235,13 +243,14 @@ def _origins(
                 ref = (span.image, member.view.sample.image_fit)
                 if ref not in first_item:
                     first_item[ref], n_items = n_items, n_items + span.n
+                    shown[ref] = member.view.name
                 first, source = first_item[ref], "vision"
             item_T.setdefault(source, np.full(total, -1, np.int64))[rows] = first + np.arange(span.n)
     scatters = []
     for source, items in sorted(item_T.items()):
         rows = np.flatnonzero(items >= 0)
         scatters.append(EmbedScatter(source, torch.from_numpy(rows), torch.from_numpy(items[rows])))
-    return torch.from_numpy(id_T), tuple(scatters), list(first_item)
+    return torch.from_numpy(id_T), tuple(scatters), shown
 
 
 def _ready(spec: AttentionSpec) -> AttentionSpec:
@@ -336,7 +345,7 @@ def _shown(member: LaidOut) -> list[ImageRef]:
     return [(span.image, fit) for span in member.layout if span.image is not None]
 
 
-def _first_images(members: Sequence[LaidOut], shown: Sequence[ImageRef]) -> tuple[int, ...]:
+def _first_images(members: Sequence[LaidOut], shown: Iterable[ImageRef]) -> tuple[int, ...]:
     number = {ref: i for i, ref in enumerate(shown)}
     return tuple(next((number[ref] for ref in _shown(member)), -1) for member in members)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+from lmmkit import plugin_calls
 from lmmkit.api.components import AuxTask, TokenStrategy
 from lmmkit.api.layout import Layout, insert_tokens, row_count, truncate
 from lmmkit.api.needs import Need, selector, selects_rows
@@ -60,7 +61,7 @@ class Views:
         views = [View(sample=sample, supervision="train")]
         for task in self.tasks:
             rng = sample_rng(self.seed, task.name, sample.key, epoch)
-            views += [_of_task(task, view) for view in task.views(sample, rng)]
+            views += [_of_task(task, view) for view in plugin_calls.views(task, sample, rng)]
         return views
 
     def lay_out(self, view: View) -> Layout:
@@ -77,7 +78,7 @@ class Views:
         edits = []
         for strategy, names in self.edits:
             if names is None or view.name in names:
-                edits += [(strategy.name, edit) for edit in strategy.edit(view)]
+                edits += [(strategy.name, edit) for edit in plugin_calls.edit(strategy, view)]
         return insert_tokens(layout, edits)
 
     def fitting(self, sample: Sample, epoch: int, dropped: Counter[str]) -> list[LaidOut]:
@@ -86,7 +87,7 @@ class Views:
         ("read") is left out, so are the others: they are compared with each other.
 
         Raises `UserError` for a too long view if `too_long` is "error"."""
-        needs = {task.name: task.needs for task in self.tasks}
+        needs = {task.name: plugin_calls.needs(task) for task in self.tasks}
         made = [(view, self._fitting(view, needs.get(view.name), dropped)) for view in self.of(sample, epoch)]
         alone = {v.name for v, layout in made if layout is None and v.supervision == "read"}
         kept = [LaidOut(view, layout) for view, layout in made if layout is not None]

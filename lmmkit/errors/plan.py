@@ -206,6 +206,14 @@ NOT_A_COMPONENT = Code(
     "plugin/not-a-component", cause="The plugin offers an object that is not a component.",
     expected="a frozen dataclass derived from a component class of lmmkit.api", hint="Correct the plugin.",
 )
+RAISED = Code(
+    "plugin/raised", cause="The code of a plugin raises an exception.",
+    expected="no exception", hint="Correct the plugin. `{variable}=1` prints the full traceback.",
+)
+RETURNED = Code(
+    "plugin/returned", cause="A method of a plugin returns something else than it must.",
+    expected="{expected}", hint="Correct `{method}` of the plugin (docs/plugins.md, Protocol).",
+)
 TWO_PACKAGES = Code(
     "plugin/two-packages", cause="Several installed packages offer a component of one name.",
     expected="a name that one package offers",

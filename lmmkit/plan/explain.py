@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 from itertools import islice
 
+from lmmkit import plugin_calls
 from lmmkit.api.components import Component
 from lmmkit.api.layout import Layout, Span
 from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Layer, LogProb, LogSumExp, Need, Select, selector
@@ -40,7 +41,7 @@ def stage_text(prepared: Prepared, plan: StagePlan) -> str:
         where = "every view" if views is None else "views " + ", ".join(sorted(views))
         lines.append(f"  tokens {strategy.name} ({', '.join(strategy.provides)}) in {where}")
     for need in plan.needs:
-        askers = [term.name for term in plan.terms if need in term.needs]
+        askers = [term.name for term in plan.terms if need in plugin_calls.needs(term)]
         lines.append(f"  need {need_text(need)}  for {', '.join(askers)}")
     lines += [f"  off {name}: {reason}" for name, reason in sorted(plan.off.items())]
     inference_plugins = ", ".join(plan.inference_plugins) or "no plugin"
