@@ -23,7 +23,7 @@ FLOORS: dict[str, str] = {
         cli __main__
     """,
     "lmmkit.api": """
-        model_info plugin_files sample layout needs batch components
+        model_info plugin_files sample layout needs batch pairing components
     """,
     "lmmkit.attention": """
         forest interface merge schedule eager sdpa flash xformers_backend trial backends
@@ -39,7 +39,7 @@ FLOORS: dict[str, str] = {
         progress_display common data_check token_pieces jobs quickstart_display
     """,
     "lmmkit.data": """
-        image_markers images labels packing sampler length_grouping rank_shares sources text_tokenizers layout_writer
+        image_markers images labels head_pairs packing sampler length_grouping rank_shares sources text_tokenizers layout_writer
         chat_templates views pipeline step_transfer loader
     """,
     "lmmkit.data.sources": """

@@ -16,13 +16,26 @@ from lmmkit.api.batch import Batch, EmbedScatter, RowGather
 from lmmkit.api.components import Term
 from lmmkit.api.layout import Layout
 from lmmkit.api.model_info import ImageSpec
-from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Layer, Need, reads_images, selector
+from lmmkit.api.needs import (
+    AttnMass,
+    HiddenAt,
+    HiddenMean,
+    Layer,
+    LogProb,
+    LogSumExp,
+    Need,
+    positions_of,
+    reads_images,
+    selector,
+)
 from lmmkit.api.sample import Image, View
 from lmmkit.attention.forest import Forest, arrange, grow, unshared
 from lmmkit.attention.schedule import AttentionSpec
+from lmmkit.data.head_pairs import head_pairs
 from lmmkit.data.images import ImageRef, ReadImage, normalise, unedited
 from lmmkit.data.labels import join_labels
 from lmmkit.errors import UserError, raise_all
+from lmmkit.errors.plan import WRONG_VIEW
 
 MIN_SHARED = 8  # rows; sharing a shorter prefix costs more attention calls than it saves rows
 
@@ -115,6 +128,7 @@ class Packer:
         ]
         predict, target_S, term_S = self._targets(members, paths)
         key_T, gathers = self._gathers(members, paths, _image_items(scatters, len(forest)))
+        head = head_pairs(predict, target_S, gathers)
         mass = [pick.row_Q for need, pick in gathers.items() if isinstance(need, AttnMass)]
         spec = AttentionSpec(forest, key_T, torch.cat([*mass, _cat([])]).unique())
         batch = Batch(
@@ -132,9 +146,11 @@ class Packer:
             source_S=self._from(samples, predict.view_Q, term_S),
             text_terms=self.text_terms,
             gathers=gathers,
+            head=head,
             inner=_inner(gathers),
             labels=join_labels(m.view for m in members),
             views=tuple((m.view.name, m.view.sample.key) for m in members),
+            sample_V=tuple(n for n, sample in enumerate(samples) for _ in sample.members),
             first_image_V=_first_images(members, shown),
         )
         text = np.bincount(term_S.numpy(), minlength=len(self.text_terms)).tolist()
@@ -179,11 +195,14 @@ class Packer:
         key_T = np.zeros(len(item_T), bool)
         gathers = {}
         for need in self.needs:
-            rows, views, uniform, patches = [], [], [], []
+            rows, views, uniform, targets, patches = [], [], [], [], []
             for v, (member, path) in enumerate(zip(members, paths, strict=True)):
                 if not selector(need).takes(member.view):
                     continue
-                positions = selector(need).positions(member.layout)
+                positions = positions_of(need, member.layout)
+                if isinstance(need, LogProb | LogSumExp):
+                    targets.append(_tokens(member, positions))
+                    positions = positions - 1
                 if isinstance(need, AttnMass):
                     is_key = np.zeros(len(path), bool)
                     is_key[need.k.positions(member.layout)] = True
@@ -195,11 +214,14 @@ class Packer:
                 views.append(np.full(len(positions), v))
                 patches.append(_offsets(member.layout)[positions])
             share = torch.from_numpy(np.concatenate([*uniform, np.empty(0)])).float()
-            uniform_Q = share if isinstance(need, AttnMass) else None
-            gathers[need] = RowGather.of(_cat(rows), _cat(views), uniform_Q)
+            gather = RowGather.of(_cat(rows), _cat(views))
+            if isinstance(need, AttnMass):
+                gather = replace(gather, uniform_Q=share)
+            if isinstance(need, LogProb | LogSumExp):
+                gather = replace(gather, target_Q=_cat(targets))
             if reads_images(need):
-                pick = gathers[need]
-                gathers[need] = replace(pick, item_Q=item_T[pick.row_Q], patch_Q=_cat(patches))
+                gather = replace(gather, item_Q=item_T[gather.row_Q], patch_Q=_cat(patches))
+            gathers[need] = gather
         return torch.from_numpy(key_T), gathers
 
 
@@ -259,7 +281,9 @@ def _ready(spec: AttentionSpec) -> AttentionSpec:
 def _read(total: int, predict: RowGather, gathers: Mapping[Need, RowGather]) -> Tensor:
     """Returns a mask [total] of the rows whose states after the last layer are read."""
     hidden = [pick.row_Q for layer, pick in _hidden(gathers) if layer == "final"]
-    return torch.zeros(total, dtype=torch.bool).index_fill(0, torch.cat([predict.row_Q, *hidden]), True)
+    scored = [pick.row_Q for pick in gathers.values() if pick.target_Q is not None]
+    rows = torch.cat([predict.row_Q, *hidden, *scored])
+    return torch.zeros(total, dtype=torch.bool).index_fill(0, rows, True)
 
 
 def _inner(gathers: Mapping[Need, RowGather]) -> dict[int, Tensor]:
@@ -314,6 +338,16 @@ def _supervised(layout: Layout) -> tuple[np.ndarray, np.ndarray]:
         start += span.n
     empty = np.empty(0, np.int64)
     return np.concatenate([*ids, empty]), np.concatenate([*positions, empty])
+
+
+def _tokens(member: LaidOut, positions: np.ndarray) -> np.ndarray:
+    """Returns the ids at supervised positions of a view. Raises `UserError` if the view may not be read so."""
+    view = member.view
+    if view.supervision == "none":
+        got = "a view of supervision `none`, whose log-probabilities a term reads"
+        raise UserError(WRONG_VIEW.at(f"plugins.{view.name}", got=got))
+    ids, places = _supervised(member.layout)
+    return ids[np.searchsorted(places, positions)]
 
 
 def _shown(member: LaidOut) -> list[ImageRef]:

@@ -107,6 +107,11 @@ LAYERS = Code(
     "plan/layers", cause="A term reads layers that the decoder does not have, or one layer twice.",
     expected="{layers}", hint="Correct the layers that the term's `needs` name.",
 )
+NO_TARGET = Code(
+    "plan/no-target", cause="A term reads the log-probability of rows that are never targets of next-token prediction.",
+    expected="a selection of supervised text, without `shift`",
+    hint="Select rows of answers: no `kind`, `role`, `token_name` or `supervised` that excludes them.",
+)
 NO_VIEW = Code(
     "plan/no-view", cause="A term reads a view that no task of the stage makes.",
     expected="a view that the stage makes",
@@ -244,7 +249,7 @@ UNTRUSTED_FILE = Code(
     hint="Read {path}; if you trust it, add --trust-files to the command.",
 )
 WRONG_VIEW = Code(
-    "plugin/view", cause="A task makes a view that does not agree with what its class declares.",
-    expected="`role` one of the task's `roles`; `supervision` none, read, or, with `text_loss`, train",
+    "plugin/view", cause="A task makes a view that does not agree with what its class declares, or with its readers.",
+    expected="`role` one of `roles`; `supervision` train with `text_loss`, read for log-probabilities, else none",
     hint="Correct `views` of the plugin, or its `roles` and `text_loss`.",
 )

@@ -9,7 +9,18 @@ from lmmkit import plugin_calls
 from lmmkit.api.components import AuxTask, Term, TokenStrategy
 from lmmkit.api.layout import Layout, Span, insert_tokens, row_count, text
 from lmmkit.api.model_info import Dims
-from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Need, VisionAt, reads_images, selector
+from lmmkit.api.needs import (
+    AttnMass,
+    HiddenAt,
+    HiddenMean,
+    LogProb,
+    LogSumExp,
+    Need,
+    Select,
+    VisionAt,
+    reads_images,
+    selector,
+)
 from lmmkit.api.sample import Image, Sample, Turn, View
 from lmmkit.attention.forest import roots
 from lmmkit.errors import Problem, Tried, did_you_mean
@@ -17,6 +28,7 @@ from lmmkit.errors.plan import (
     FROZEN,
     IMAGE_ROWS,
     LAYERS,
+    NO_TARGET,
     NO_VIEW,
     NO_WEIGHT,
     NOT_A_TERM,
@@ -130,6 +142,8 @@ def _need(
     if select.token_name is not None and select.token_name not in provided:
         got = f"`{term.name}` reads token `{select.token_name}`, which no plugin provides"
         problems.append(UNPROVIDED_TOKEN.at(where, got=got))
+    if isinstance(need, LogProb | LogSumExp) and not _targets(need.at):
+        problems.append(NO_TARGET.at(where, got=f"`{term.name}` reads {need.at}"))
     if isinstance(need, AttnMass) and need.layers != "all":
         outside = [layer for layer in need.layers if not 0 <= layer < dims.layers]
         if outside or not need.layers or len(set(need.layers)) < len(need.layers):
@@ -154,6 +168,17 @@ def _vision(where: str, need: VisionAt, recipe: Recipe, stage: Stage) -> list[Pr
         got = f"`detach=False` for features of `{need.stage}`, which no trainable part computes"
         return [FROZEN.at(where, got=got, parts=" or ".join(f"`{part}`" for part in parts))]
     return []
+
+
+def _targets(select: Select) -> bool:
+    """Returns whether a selector can select targets: supervised text of a response."""
+    return (
+        select.kind in (None, "text")
+        and select.role in (None, "response")
+        and select.token_name is None
+        and select.supervised is not False
+        and select.shift == 0
+    )
 
 
 def _reads_own_view(term: Term) -> bool:

@@ -13,7 +13,18 @@ import numpy as np
 from lmmkit import plugin_calls
 from lmmkit.api.components import Component
 from lmmkit.api.layout import Layout, Span
-from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Layer, Need, Select, VisionAt
+from lmmkit.api.needs import (
+    AttnMass,
+    HiddenAt,
+    HiddenMean,
+    Layer,
+    LogProb,
+    LogSumExp,
+    Need,
+    Select,
+    VisionAt,
+    selector,
+)
 from lmmkit.api.sample import Label
 from lmmkit.data.image_markers import marked
 from lmmkit.data.packing import read_images
@@ -65,6 +76,10 @@ def weight_text(weight: Weight) -> str:
 def need_text(need: Need) -> str:
     """Returns a need as one line of text."""
     match need:
+        case LogProb(model=model):
+            return f"log-probability, by the {model}, of {select_text(selector(need))}"
+        case LogSumExp():
+            return f"log-sum-exp of the logits before {select_text(selector(need))}"
         case HiddenAt(at=select, layer=layer):
             return f"hidden state{_layer_text(layer)} at {select_text(select)}"
         case HiddenMean(over=select, layer=layer):
