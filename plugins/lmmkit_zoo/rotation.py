@@ -3,8 +3,7 @@
 `rotation` turns the image by quarter turns and asks by how much; `colour` exchanges the colour channels and asks
 which order they have. Both are answered in words, by the next-token loss, and no language prior helps. Simplified:
 the paper matches the colours of marked points where `colour` asks for the order of channels, exchanged after they are
-normalised; its third question, corresponding points in two views, is left out. As in the paper, a share of the samples
-has such a view.
+normalised. Its third question is in points.py. As in the paper, a share of the samples has such a view.
 """
 
 from dataclasses import dataclass, replace

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lmmkit_zoo.points import COLOURS, Marked, Points, turned
 from lmmkit_zoo.reconstruct import Reconstruct
 from lmmkit_zoo.rotation import Colour, Exchanged, Rotation, Turned
 from lmmkit_zoo.viral import Viral
@@ -107,6 +108,29 @@ def test_reconstruct_of_no_prediction_is_the_variance_of_the_noise():
     values = [float(term.value(each)) for each in (ctx_of(term, (states, features)), again, later)]
     assert values[0] == values[1] != values[2], "the noise follows from the step"
     assert term.check(dims) == "" != Reconstruct(name="r", width=0).check(dims)
+
+
+def test_the_square_of_the_answer_is_at_the_marked_place():
+    task, rng, seen = Points(name="p", share=1.0), np.random.default_rng(1), set()
+    for _ in range(40):
+        (view,) = task.views(SAMPLE, rng)
+        first, second = view.sample.images
+        assert first.path == second.path == "a.jpg" and view.sample.turns[0].images == 2
+        blank = torch.zeros(3, 48, 48)
+        marked = first.edit(blank)
+        back = torch.rot90(second.edit(blank), -second.edit.quarters, (1, 2))
+        answer = torch.tensor(COLOURS[view.sample.turns[1].text])[:, None, None]
+        same = (back == answer).all(0)
+        rows, columns = (same.nonzero()[:, axis].float().mean() for axis in (0, 1))
+        square = (marked != 0).all(0).nonzero().float().mean(0)
+        assert abs(rows - square[0]) <= 1 and abs(columns - square[1]) <= 1
+        seen.add((view.sample.turns[1].text, second.edit.quarters))
+        assert task.score(view, view.sample.turns[1].text) == (1.0, 0.25)
+    assert len({answer for answer, _ in seen}) == 4 == len({quarters for _, quarters in seen})
+    assert turned((0.2, 0.6), 1) == pytest.approx((0.4, 0.2)) and turned((0.2, 0.6), 4) == pytest.approx(
+        (0.2, 0.6)
+    )
+    assert not Marked(0, ())(torch.ones(3, 4, 4)).eq(0).any() and Points(name="p", share=2).check(None)
 
 
 @pytest.mark.parametrize("kind", [Rotation, Colour])
