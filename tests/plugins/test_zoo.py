@@ -69,7 +69,7 @@ def test_a_recipe_trains(path, scenes, tmp_path, offered):
 
 @pytest.fixture
 def offered(monkeypatch):
-    """Offers the components of this checkout, whatever the installed metadata says."""
+    """Offers the components of this checkout, which the installed metadata may not list yet."""
     from importlib.metadata import EntryPoint
 
     from lmmkit import registry
@@ -91,7 +91,7 @@ def test_viral_is_one_minus_the_cosine_of_each_row():
     want = 0.0
     for state, feature in zip(states, features, strict=True):
         projected = ctx.module(state)
-        want += 1 - float(projected @ feature / (projected.norm() * feature.norm()))
+        want += 1 - (projected @ feature / (projected.norm() * feature.norm())).item()
     assert float(term.value(ctx)) == pytest.approx(want, rel=1e-5)
     assert float(term.metrics(ctx)["similarity"].total) == pytest.approx(5 - want, rel=1e-5)
     assert term.chance(dims) == 1.0 and term.check(dims) == "" != Viral(name="v", width=0).check(dims)
