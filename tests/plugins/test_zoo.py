@@ -58,6 +58,9 @@ def test_a_recipe_trains(path, scenes, tmp_path, offered):
     assert path.read_text().splitlines()[1] == (
         f"# Run:    lmmkit data make-scenes scenes && lmmkit train zoo/{path.stem} --root scenes"
     )
+    plain = read_recipe(ROOT / "recipes" / "quickstart-llava.yaml", root=scenes)
+    same = (recipe.model.vision, recipe.model.text) == (plain.model.vision, plain.model.text)
+    assert same, "take the sizes of quickstart-llava, so that on and off can be compared"
     lines = train(recipe, out=tmp_path / "run").run.read_metrics()
     for stage in stages:
         for name in recipe.stages[stage].losses:
