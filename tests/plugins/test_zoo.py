@@ -95,8 +95,8 @@ def test_viral_is_one_minus_the_cosine_of_each_row():
     for state, feature in zip(states, features, strict=True):
         projected = ctx.module(state)
         want += 1 - (projected @ feature / (projected.norm() * feature.norm())).item()
-    assert float(term.value(ctx)) == pytest.approx(want, rel=1e-5)
-    assert float(term.metrics(ctx)["similarity"].total) == pytest.approx(5 - want, rel=1e-5)
+    assert term.value(ctx).item() == pytest.approx(want, rel=1e-5)
+    assert term.metrics(ctx)["similarity"].total.item() == pytest.approx(5 - want, rel=1e-5)
     assert term.chance(dims) == 1.0 and term.check(dims) == "" != Viral(name="v", width=0).check(dims)
 
 
