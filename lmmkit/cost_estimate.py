@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lmmkit import build
 from lmmkit.api.batch import Batch
+from lmmkit.api.components import StepTerm
 from lmmkit.model.cross_entropy import chunk_rows
 from lmmkit.model.transforms import lora
 from lmmkit.model.vision import TimmViT, ViT
@@ -29,7 +30,8 @@ def estimate(prepared: Prepared, stage: str, *, flops: float) -> dict:
     `parallel.shard` (`_bytes`), and the activations of the device's fullest micro-batch
     (`activation_bytes`). The number of devices is the smallest that `parallel` allows. `hours` count for
     each weight and token 2 operations forward, 2 backward, 2 for the gradient if the weight is trainable,
-    and 2 more forward with `recompute`, on shard x replicate devices with `flops` operations a second.
+    2 more forward with `recompute`, and 2 for the first pass of terms over a step, on shard x replicate
+    devices with `flops` operations a second.
     Attention maps, encoder and data are left out.
     """
     recipe, section = prepared.recipe, prepared.recipe.stages[stage]
@@ -39,7 +41,8 @@ def estimate(prepared: Prepared, stage: str, *, flops: float) -> dict:
     seen = [pipeline.step(i) for i in range(min(SAMPLED_STEPS, steps))]
     tokens = sum(len(batch) for step in seen for batch in step)
     depth = objective.lmm.decoder.shape.depth
-    passes = 2 + 2 + 2 * recipe.speed.recomputed(depth) / depth
+    twice = any(isinstance(term, StepTerm) for term in objective.terms)
+    passes = 2 + 2 + 2 * recipe.speed.recomputed(depth) / depth + 2 * twice
     decoder = sum(p.numel() for p in objective.lmm.decoder.parameters())
     operations = tokens / len(seen) * steps * (passes * decoder + 2 * values)
     devices = recipe.parallel.least

@@ -70,7 +70,7 @@ FLOORS: dict[str, str] = {
         lmms_eval_manifest lmms_eval_model
     """,
     "lmmkit.model": """
-        cross_entropy init cpu_ops layers rope decoder transforms vision connector vlm
+        cross_entropy step_terms init cpu_ops layers rope decoder transforms vision connector vlm
     """,
     "lmmkit.model.transforms": """
         compiled frozen_bf16 lora recompute
@@ -92,7 +92,7 @@ FLOORS: dict[str, str] = {
         scene captions draw questions report tokenizer write
     """,
     "lmmkit.training": """
-        distributed signals step triggers checkpoint monitoring run_context save_models resume
+        distributed signals triggers checkpoint first_pass step monitoring run_context save_models resume
         stage_data validation stage_loop main_guard preflight run
     """,
     "lmmkit.training.checkpoint": """

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pluggy import HookimplMarker
 
     from lmmkit.api.batch import Batch, Ragged
-    from lmmkit.api.components import AuxTask, Ctx, LearnedTokens, Loss, Metric, TokenStrategy
+    from lmmkit.api.components import AuxTask, Ctx, LearnedTokens, Loss, Metric, StepTerm, TokenStrategy
     from lmmkit.api.layout import Insert
     from lmmkit.api.model_info import Dims, ImageSpec
     from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, LogProb, LogSumExp, Select, VisionAt
@@ -23,13 +23,22 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AttnMass", "AuxTask", "Batch", "Ctx", "Dims", "HiddenAt", "HiddenMean", "Image", "ImageSpec",
-    "Insert", "LearnedTokens", "LogProb", "LogSumExp", "Loss", "Metric", "Ragged", "Sample", "Select", "TokenStrategy",
-    "Turn", "View", "VisionAt", "hookimpl",
+    "Insert", "LearnedTokens", "LogProb", "LogSumExp", "Loss", "Metric", "Ragged", "Sample", "Select", "StepTerm",
+    "TokenStrategy", "Turn", "View", "VisionAt", "hookimpl",
 ]  # fmt: skip
 
 _FILES = {
     "batch": ("Batch", "Ragged"),
-    "components": ("AuxTask", "Ctx", "LearnedTokens", "Loss", "Metric", "TokenStrategy", "hookimpl"),
+    "components": (
+        "AuxTask",
+        "Ctx",
+        "LearnedTokens",
+        "Loss",
+        "Metric",
+        "StepTerm",
+        "TokenStrategy",
+        "hookimpl",
+    ),
     "layout": ("Insert",),
     "model_info": ("Dims", "ImageSpec"),
     "needs": ("AttnMass", "HiddenAt", "HiddenMean", "LogProb", "LogSumExp", "Select", "VisionAt"),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from lmmkit import plugin_calls
-from lmmkit.api.components import AuxTask, Term, TokenStrategy
+from lmmkit.api.components import AuxTask, StepTerm, Term, TokenStrategy
 from lmmkit.api.layout import Layout, Span, insert_tokens, row_count, text
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import (
@@ -33,6 +33,7 @@ from lmmkit.errors.plan import (
     NO_WEIGHT,
     NOT_A_TERM,
     SETTING,
+    STEP_TERM,
     TOKEN_TWICE,
     TWO_MASSES,
     UNPROVIDED_TOKEN,
@@ -113,6 +114,9 @@ def needs(recipe: Recipe, instances: Instances, plan: StagePlan, dims: Dims) -> 
             problems += _need(where, term, need, views, provided, dims)
             if isinstance(need, VisionAt):
                 problems += _vision(where, need, recipe, recipe.stages[plan.stage])
+        if isinstance(term, StepTerm) and recipe.stages[plan.stage].batch.samples < 2:
+            got = f"`{term.name}` in a stage with `batch.samples: 1`"
+            problems.append(STEP_TERM.at(where, got=got, stage=plan.stage))
         if isinstance(term, AuxTask) and not term.text_loss and not _reads_own_view(term):
             problems.append(UNREAD_VIEW.at(where, got=f"views of `{term.name}`, which no term reads"))
     masses = {need.k for need in plan.needs if isinstance(need, AttnMass)}

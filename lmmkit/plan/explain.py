@@ -11,7 +11,7 @@ from itertools import islice
 import numpy as np
 
 from lmmkit import plugin_calls
-from lmmkit.api.components import Component
+from lmmkit.api.components import Component, StepTerm
 from lmmkit.api.layout import Layout, Span
 from lmmkit.api.needs import (
     AttnMass,
@@ -45,10 +45,12 @@ def stage_text(prepared: Prepared, plan: StagePlan) -> str:
     """Returns the text of one stage's plan: terms, views, tokens, needs, and inactive instances."""
     lines = [f"plan {plan.digest}  stage {plan.stage}  {prepared.steps(plan.stage)} steps"]
     chances = plan.chances(prepared.dims)
+    over_step = {term.name for term in plan.terms if isinstance(term, StepTerm)}
     for name, weight in sorted(plan.weights.items()):
         chance = chances.get(name)
         beside = "" if chance is None else f"  chance {chance:.4g}"
-        lines.append(f"  term {name}  weight {weight_text(weight)}{beside}")
+        twice = "  over the step, in two passes" if name in over_step else ""
+        lines.append(f"  term {name}  weight {weight_text(weight)}{beside}{twice}")
     for task in plan.tasks:
         lines.append(f"  view {task.name}{'  trains on its text' if task.text_loss else ''}")
     for strategy, views in plan.strategies:
