@@ -76,7 +76,7 @@ FLOORS: dict[str, str] = {
         compiled frozen_bf16 lora recompute
     """,
     "lmmkit.plan": """
-        from_model instances shapes pretrained stage_plan checks compile_plan prepare notices explain
+        from_model instances shapes pretrained stage_plan token_checks checks compile_plan prepare notices explain
     """,
     "lmmkit.recipe": """
         field_types model shipped source_positions stage schema rules write diff yaml_tree

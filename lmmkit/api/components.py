@@ -93,12 +93,17 @@ class Component:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenStrategy(Component):
-    """Inserts learned tokens into layouts. The `forward()` of its module returns their embeddings, [n, D]."""
+    """Inserts learned tokens into layouts. The `forward()` of its module returns their embeddings, [n, D].
+
+    With `unread` no term has to read the tokens (registers): a stage that names the instance in `tokens` has them.
+    """
 
     provides: ClassVar[tuple[str, ...]] = ()
+    unread: ClassVar[bool] = False
 
     def edit(self, view: View) -> Sequence[Insert]:
-        """Returns where to insert its tokens in this view. Must not depend on pixels or randomness."""
+        """Returns where to insert its tokens in this view. Must not depend on pixels, randomness or the key of the
+        sample."""
         raise NotImplementedError
 
 

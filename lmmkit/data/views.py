@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from lmmkit.api.components import AuxTask, TokenStrategy
-from lmmkit.api.layout import Layout, insert_tokens, row_count, truncate
+from lmmkit.api.layout import Insert, Layout, insert_tokens, row_count, truncate
 from lmmkit.api.needs import selector, selects_rows
 from lmmkit.api.sample import AfterEos, Sample, View
 from lmmkit.data.chat_templates import lay_out, lay_out_prompt
@@ -18,6 +18,7 @@ from lmmkit.data.sampler import sample_rng
 from lmmkit.data.text_tokenizers.choose import TextTokenizer
 from lmmkit.errors import UserError
 from lmmkit.errors.data import SAMPLE_TOO_LONG
+from lmmkit.errors.plan import TOKEN
 
 DROPPED = {  # what a run leaves out or cuts, by the names under which it is counted
     "records": "records of which nothing is left",
@@ -34,6 +35,16 @@ DROPPED = {  # what a run leaves out or cuts, by the names under which it is cou
 def dropped_text(dropped: Mapping[str, int]) -> str:
     """Returns what was left out or cut, as one line of text; empty if nothing was."""
     return ", ".join(f"{dropped[name]} {what}" for name, what in DROPPED.items() if dropped.get(name))
+
+
+def vocabulary_id(tokenizer: TextTokenizer, token: str, where: str) -> int:
+    """Returns the id of the vocabulary token that an `Insert` names: that of a control token with this spelling,
+    else that of the text as it continues a text. Raises `UserError` unless it is one id."""
+    control = tokenizer.control(token)
+    ids = tokenizer.encode_continued(token) if control is None else [control]
+    if len(ids) != 1:
+        raise UserError(TOKEN.at(where, got=f"{token!r}, which has {len(ids)} ids"))
+    return ids[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,19 +75,29 @@ class Views:
     def lay_out(self, view: View) -> Layout:
         """Returns the full sequence of a view with its learned tokens, without a limit on its length."""
         layout = lay_out(view.sample, self.tokenizer, rows_of=self.rows_of, after_eos=self.after_eos)
-        return self._edited(view, layout)
+        return insert_tokens(layout, self.inserts(view), self.token_id)
 
     def prompt(self, view: View) -> Layout:
-        """Returns the layout that generation starts from: up to the last user turn, with the same edits."""
-        layout = lay_out_prompt(view.sample, self.tokenizer, rows_of=self.rows_of, after_eos=self.after_eos)
-        return self._edited(view, layout)
+        """Returns the layout that generation starts from: up to the last user turn, with the same learned tokens.
 
-    def _edited(self, view: View, layout: Layout) -> Layout:
-        edits = []
-        for strategy, names in self.edits:
-            if names is None or view.name in names:
-                edits += [(strategy.name, edit) for edit in strategy.edit(view)]
-        return insert_tokens(layout, edits)
+        It begins the layout that training has with an answer, so nothing is inserted at `end`.
+        """
+        layout = lay_out_prompt(view.sample, self.tokenizer, rows_of=self.rows_of, after_eos=self.after_eos)
+        edits = [(owner, edit) for owner, edit in self.inserts(view) if edit.at != "end"]
+        return insert_tokens(layout, edits, self.token_id)
+
+    def inserts(self, view: View) -> list[tuple[str, Insert]]:
+        """Returns the inserts of all token strategies into a view, each with its instance."""
+        return [
+            (strategy.name, edit)
+            for strategy, names in self.edits
+            if names is None or view.name in names
+            for edit in strategy.edit(view)
+        ]
+
+    def token_id(self, token: str) -> int:
+        """Returns the id of a vocabulary token; see `vocabulary_id`."""
+        return vocabulary_id(self.tokenizer, token, "tokenizer")
 
     def fitting(self, sample: Sample, epoch: int, dropped: Counter[str]) -> list[LaidOut]:
         """Returns the laid-out views to train on, after the length policy. Counts in `dropped` what it

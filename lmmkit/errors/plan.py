@@ -115,6 +115,16 @@ SETTING = Code(
     "plan/setting", cause="A plugin's setting does not fit the sizes of the model.",
     expected="a setting that fits the model", hint="Change the setting or the model.",
 )
+TOKEN = Code(
+    "plan/token", cause="A token strategy inserts after a token that the tokenizer does not have.",
+    expected="the text of one token, as it continues a text, or the spelling of a control token",
+    hint="Correct the token, or take a tokenizer that has it as one token.",
+)
+TOKENS = Code(
+    "plan/tokens", cause="A stage's `tokens` names a plugin whose tokens act only where a term reads them.",
+    expected="a token strategy that is `unread` and inserts tokens that other rows attend to",
+    hint="Remove the name: learned tokens act through the terms that read them.",
+)
 TOKEN_TWICE = Code(
     "plan/token-twice", cause="Two plugins provide the same learned token.",
     expected="one provider for each token", hint="Remove one of the two plugins.",
@@ -135,7 +145,8 @@ UNREACHABLE = Code(
 )
 UNREAD_TOKEN = Code(
     "plan/unread-token", cause="No term reads the learned tokens that a plugin provides.",
-    expected="a term that reads them", hint="Add a term that reads them, or remove the plugin.",
+    expected="a term that reads them, or `unread` tokens that a stage names in `tokens`",
+    hint="Add a term that reads them, name registers in a stage's `tokens`, or remove the plugin.",
 )
 UNREAD_VIEW = Code(
     "plan/unread-view", cause="No term reads the views that a task makes.",
@@ -162,9 +173,15 @@ CHANGED_FILE = Code(
     "plugin/changed-file", cause="A plugin file was changed while a run was using it.",
     expected="hash {hash}, as it was loaded", hint="Restore the file as it was, and resume.",
 )
+EDIT_KEY = Code(
+    "plugin/edit-key", cause="The inserts of a token strategy depend on the key of the sample.",
+    expected="equal inserts for samples that differ in their key only: a prompt has another key",
+    hint="Correct `edit` of the plugin.",
+)
 INSERT = Code(
     "plugin/insert", cause="A token strategy returns an insert that is not possible.",
-    expected="`at` one of {positions}; a token of `provides`; at least one row",
+    expected="`at` one of {positions}; a token of `provides`; as many rows as its module gives, {rows}; `token` for"
+    " `after_token` only",
     hint="Correct `edit` of the plugin.",
 )
 LOAD_ERROR = Code(

@@ -3,41 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from lmmkit.api.components import AuxTask, Term, TokenStrategy
-from lmmkit.api.layout import InsertAt, Layout, Span, insert_tokens, row_count, text
+from lmmkit.api.layout import Layout, Span, insert_tokens, row_count, text
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import AttnMass, Need, selector
-from lmmkit.api.sample import Image, Sample, Turn, View
+from lmmkit.api.sample import View
 from lmmkit.attention.forest import roots
 from lmmkit.errors import Problem, did_you_mean
 from lmmkit.errors.plan import (
-    INSERT,
     LAYERS,
     NO_VIEW,
     NO_WEIGHT,
     NOT_A_TERM,
     SETTING,
-    TOKEN_TWICE,
     TWO_MASSES,
     UNPROVIDED_TOKEN,
     UNREACHABLE,
-    UNREAD_TOKEN,
     UNREAD_VIEW,
 )
 from lmmkit.plan.instances import Instances
+from lmmkit.plan.token_checks import PROBE
 from lmmkit.recipe import Recipe
 
 if TYPE_CHECKING:
     from lmmkit.plan.stage_plan import StagePlan
-
-
-PROBE = Sample(
-    key="probe",
-    images=(Image("probe"),),
-    turns=(Turn("user", "what is this", images=1), Turn("assistant", "a red circle")),
-)
 
 
 def settings(recipe: Recipe, instances: Instances, dims: Dims) -> list[Problem]:
@@ -114,38 +105,6 @@ def _reads_own_view(term: Term) -> bool:
     return any(selector(need).view == term.name for need in term.needs)
 
 
-def token_names(recipe: Recipe, instances: Instances) -> list[Problem]:
-    """Returns the problems of token strategies: unread tokens, and tokens with two providers."""
-    problems, owner = [], {}
-    read = {selector(need).token_name for term in instances.terms.values() for need in term.needs}
-    for name, component in instances.components.items():
-        if not isinstance(component, TokenStrategy):
-            continue
-        where = recipe.where(f"plugins.{name}")
-        if not read & set(component.provides):
-            got = f"tokens that no term reads: {', '.join(component.provides)}"
-            problems.append(UNREAD_TOKEN.at(where, got=got))
-        for token_name in component.provides:
-            if token_name in owner:
-                got = f"token `{token_name}`, which `{owner[token_name]}` also provides"
-                problems.append(TOKEN_TWICE.at(where, got=got))
-            owner[token_name] = name
-    return problems
-
-
-def inserts(recipe: Recipe, instances: Instances) -> list[Problem]:
-    """Returns the problems of inserts: unknown positions, tokens not provided, and no rows."""
-    problems, positions = [], get_args(InsertAt)
-    for name, component in instances.components.items():
-        if not isinstance(component, TokenStrategy):
-            continue
-        for edit in component.edit(View(sample=PROBE)):
-            if edit.at not in positions or edit.token_name not in component.provides or edit.n < 1:
-                where, got = recipe.where(f"plugins.{name}"), f"{edit}"
-                problems.append(INSERT.at(where, got=got, positions=", ".join(positions)))
-    return problems
-
-
 def reach(recipe: Recipe, instances: Instances, plan: StagePlan) -> list[Problem]:
     """Applies the attention rule to a probe layout: each row that a term reads must be able to attend to
     an image. Returns the problems."""
@@ -165,6 +124,9 @@ def reach(recipe: Recipe, instances: Instances, plan: StagePlan) -> list[Problem
     return problems
 
 
+LAST_ID = 9
+
+
 def probe_layout() -> Layout:
     """Returns a layout in the order of the chat templates: BOS, question, image, question, response."""
     image = Span(kind="image", n=4)
@@ -173,7 +135,7 @@ def probe_layout() -> Layout:
         text((5, 6), "user"),
         image,
         text((7,), "user"),
-        text((8, 9), "response", supervised=True),
+        text((8, LAST_ID), "response", supervised=True),
     )
 
 
@@ -186,7 +148,7 @@ def _attends_to_image(plan: StagePlan, need: Need) -> bool:
         if views is None or select.view in views
         for e in s.edit(view)
     ]
-    layout = insert_tokens(probe_layout(), edits)
+    layout = insert_tokens(probe_layout(), edits, lambda token: LAST_ID)
     see_TT = roots([row_count(layout)]).see()
     key = need.k if isinstance(need, AttnMass) else type(select)(kind="image")
     return bool(see_TT[select.positions(layout)][:, key.positions(layout)].any())

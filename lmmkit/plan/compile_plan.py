@@ -12,27 +12,30 @@ from dataclasses import fields
 from lmmkit.api.components import Component, TokenStrategy
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import AttnMass, Need, selector
-from lmmkit.api.sample import View
+from lmmkit.data.text_tokenizers.choose import TextTokenizer
 from lmmkit.errors import raise_all
-from lmmkit.plan import checks
+from lmmkit.plan import checks, token_checks
 from lmmkit.plan.instances import Instances
 from lmmkit.plan.stage_plan import StagePlan
 from lmmkit.recipe import Recipe, Weight
 
 
-def compile_plan(recipe: Recipe, instances: Instances, dims: Dims) -> dict[str, StagePlan]:
-    """Returns a plan for every stage, by stage name.
+def compile_plan(
+    recipe: Recipe, instances: Instances, dims: Dims, tokenizer: TextTokenizer | None
+) -> dict[str, StagePlan]:
+    """Returns a plan for every stage, by stage name. Without a tokenizer, tokens of the vocabulary are not checked.
 
     Raises:
         UserError: with the problems of all stages.
     """
     problems = checks.settings(recipe, instances, dims) + checks.losses(recipe, instances)
-    problems += checks.inserts(recipe, instances)
+    problems += token_checks.inserts(recipe, instances, dims, tokenizer)
+    problems += token_checks.stage_tokens(recipe, instances)
     raise_all(problems)
     plans = {stage: _compile(recipe, instances, stage) for stage in recipe.stages}
     for plan in plans.values():
         problems += checks.needs(recipe, instances, plan, dims)
-    problems += checks.token_names(recipe, instances)
+    problems += token_checks.token_names(recipe, instances)
     raise_all(problems)
     for plan in plans.values():
         problems += checks.reach(recipe, instances, plan)
@@ -59,8 +62,12 @@ def _compile(recipe: Recipe, instances: Instances, stage: str) -> StagePlan:
     strategies, off = [], {}
     for name, component in instances.components.items():
         if isinstance(component, TokenStrategy):
-            if views := _readers(component, needs):
-                strategies.append((component, views if _only_at_end(component) else None))
+            if name in recipe.stages[stage].tokens:
+                strategies.append((component, None))
+            elif views := _readers(component, needs):
+                strategies.append((component, views if token_checks.only_at_end(component) else None))
+            elif component.unread:
+                off[name] = "not in `tokens` of this stage"
             else:
                 off[name] = "no active term reads its tokens"
         elif name not in weights:
@@ -79,11 +86,6 @@ def _readers(strategy: TokenStrategy, needs: tuple[Need, ...]) -> frozenset[str]
     """Returns the views in which some need reads a token of this strategy."""
     selects = [selector(need) for need in needs] + [n.k for n in needs if isinstance(n, AttnMass)]
     return frozenset(select.view for select in selects if select.token_name in strategy.provides)
-
-
-def _only_at_end(strategy: TokenStrategy) -> bool:
-    """Returns whether all its tokens are at the end: text and images do not attend to them."""
-    return all(edit.at == "end" for edit in strategy.edit(View(sample=checks.PROBE)))
 
 
 def settings_of(component: Component) -> dict[str, object]:

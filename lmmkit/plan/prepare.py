@@ -125,7 +125,8 @@ def prepare(recipe: Recipe, *, trust_files: bool = False, data: Iterable[str] | 
     """
     wanted = read_in_training(recipe) if data is None else data
     return _prepare(
-        recipe, sorted(wanted), trust_files, lambda instances, dims: compile_plan(recipe, instances, dims)
+        recipe, sorted(wanted), trust_files,
+        lambda instances, dims, tokenizer: compile_plan(recipe, instances, dims, tokenizer),
     )  # fmt: skip
 
 
@@ -165,14 +166,14 @@ def prepare_bare(
     recipe = replace(recipe, plugins=kept, output=replace(recipe.output, observers=()))
     return _prepare(
         recipe, sorted(data), trust_files,
-        lambda instances, dims: {stage: chat_plan(instances, stage) for stage in recipe.stages},
+        lambda instances, dims, tokenizer: {stage: chat_plan(instances, stage) for stage in recipe.stages},
         allow_missing_tokenizer=allow_missing_tokenizer, pickled=pickled,
     )  # fmt: skip
 
 
 def _prepare(
     recipe: Recipe, data: Iterable[str], trust_files: bool,
-    plan: Callable[[Instances, Dims], Mapping[str, StagePlan]], *,
+    plan: Callable[[Instances, Dims, TextTokenizer | None], Mapping[str, StagePlan]], *,
     allow_missing_tokenizer: bool = False, pickled: bool = False,
 ) -> Prepared:  # fmt: skip
     """Opens everything, compiles the plans with `plan`, and raises all problems together."""
@@ -184,7 +185,7 @@ def _prepare(
     # Without the tokenizer, whose size it does not depend on, the plan still shows its own problems.
     opened = tokenizer.value if tokenizer.error is None else None
     dims = Tried(lambda: _dims(resolved.value[0], opened), resolved)
-    plans = Tried(lambda: plan(instances.value, dims.value), instances, dims)
+    plans = Tried(lambda: plan(instances.value, dims.value, opened), instances, dims)
     raise_together((tokenizer, end_ids, resolved, instances, sources, dims, plans))
     return Prepared(
         recipe=resolved.value[0], pretrained=resolved.value[1], tokenizer=tokenizer.value, instances=instances.value,

@@ -54,5 +54,6 @@ class StagePlan:
 
     @property
     def inference_plugins(self) -> tuple[str, ...]:
-        """Returns the names of the token strategies in the main view. Inference needs them."""
-        return tuple(s.name for s, views in self.strategies if views is None or "main" in views)
+        """Returns the names of the token strategies that inference needs: those in every view. The others are at
+        the end only, where generation has no tokens."""
+        return tuple(s.name for s, views in self.strategies if views is None)
