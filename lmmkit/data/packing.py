@@ -156,7 +156,7 @@ class Packer:
         """Returns the rows that predict, on the path of their view; their targets; their text terms."""
         rows, views, targets, terms = [], [], [], []
         for v, (member, path) in enumerate(zip(members, paths, strict=True)):
-            if not member.view.supervised:
+            if member.view.supervision != "train":
                 continue
             name = "next_token" if member.view.name == "main" else member.view.name
             ids, positions = _supervised(member.layout)
@@ -173,7 +173,7 @@ class Packer:
         for need in self.needs:
             rows, views, uniform = [], [], []
             for v, (member, path) in enumerate(zip(members, paths, strict=True)):
-                if member.view.name != selector(need).view:
+                if not selector(need).takes(member.view):
                     continue
                 positions = selector(need).positions(member.layout)
                 if isinstance(need, AttnMass):

@@ -153,6 +153,10 @@ UNREAD_VIEW = Code(
     expected="a term that reads them",
     hint="Declare a need on `Select(view=self.name)`, or train on the text of the views (`text_loss`).",
 )
+VIEW_ROLE = Code(
+    "plan/view-role", cause="A term reads views of a role that the task which makes the views does not have.",
+    expected="a role in `roles` of the task that makes the view: {roles}", hint="Correct `view_role`. {nearest}",
+)
 
 # plugin/
 
@@ -232,4 +236,9 @@ UNTRUSTED_FILE = Code(
     cause="The recipe uses a local plugin file, and the command does not allow it to run.",
     expected="permission to run the file",
     hint="Read {path}; if you trust it, add --trust-files to the command.",
+)
+WRONG_VIEW = Code(
+    "plugin/view", cause="A task makes a view that does not agree with what its class declares.",
+    expected="`role` one of the task's `roles`; `supervision` none, read, or, with `text_loss`, train",
+    hint="Correct `views` of the plugin, or its `roles` and `text_loss`.",
 )

@@ -22,6 +22,7 @@ from lmmkit.errors.plan import (
     UNPROVIDED_TOKEN,
     UNREACHABLE,
     UNREAD_VIEW,
+    VIEW_ROLE,
 )
 from lmmkit.plan.instances import Instances
 from lmmkit.plan.token_checks import PROBE
@@ -63,7 +64,7 @@ def losses(recipe: Recipe, instances: Instances) -> list[Problem]:
 def needs(recipe: Recipe, instances: Instances, plan: StagePlan, dims: Dims) -> list[Problem]:
     """Returns the problems of needs: missing views, layers or tokens, and views that no term reads."""
     problems = []
-    views = {"main", *(task.name for task in plan.tasks)}
+    views = {"main": ("",), **{task.name: task.roles for task in plan.tasks}}
     provided = {
         token: s.name
         for s in instances.components.values()
@@ -84,13 +85,22 @@ def needs(recipe: Recipe, instances: Instances, plan: StagePlan, dims: Dims) -> 
 
 
 def _need(
-    where: str, term: Term, need: Need, views: set[str], provided: Mapping[str, str], dims: Dims
+    where: str,
+    term: Term,
+    need: Need,
+    views: Mapping[str, tuple[str, ...]],
+    provided: Mapping[str, str],
+    dims: Dims,
 ) -> list[Problem]:
     problems = []
     select = selector(need)
     if select.view not in views:
         got, nearest = f"a need on view `{select.view}`", did_you_mean(select.view, views)
         problems.append(NO_VIEW.at(where, got=got, nearest=nearest))
+    elif select.view_role not in (None, *views[select.view]):
+        roles, got = views[select.view], f"role `{select.view_role}` of view `{select.view}`"
+        nearest = did_you_mean(select.view_role, roles)
+        problems.append(VIEW_ROLE.at(where, got=got, roles=", ".join(map(repr, roles)), nearest=nearest))
     if select.token_name is not None and select.token_name not in provided:
         got = f"`{term.name}` reads token `{select.token_name}`, which no plugin provides"
         problems.append(UNPROVIDED_TOKEN.at(where, got=got))

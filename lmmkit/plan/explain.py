@@ -71,10 +71,11 @@ def need_text(need: Need) -> str:
 
 def select_text(select: Select) -> str:
     """Returns a selector as one phrase."""
-    names = [f.name for f in dataclasses.fields(select) if f.name not in ("view", "shift")]
+    names = [f.name for f in dataclasses.fields(select) if f.name not in ("view", "view_role", "shift")]
     facts = [f"{name} {getattr(select, name)}" for name in names if getattr(select, name) is not None]
     before = "rows before " if select.shift else ""
-    return f"{before}{' '.join(facts) or 'all rows'} of {select.view}"
+    role = "" if select.view_role is None else f" ({select.view_role})"
+    return f"{before}{' '.join(facts) or 'all rows'} of {select.view}{role}"
 
 
 def trace_samples(prepared: Prepared, stage: str, count: int) -> Iterable[str]:
@@ -93,7 +94,9 @@ def trace_samples(prepared: Prepared, stage: str, count: int) -> Iterable[str]:
             continue
         for view, layout in members:
             labels = "".join(f"  {key}={value}" for key, value in view.labels.items())
-            yield f"  view {view.name}{labels}  {sum(s.n for s in layout)} rows"
+            role = f" ({view.role})" if view.role else ""
+            read = "  read only" if view.supervision == "read" else ""
+            yield f"  view {view.name}{role}{labels}{read}  {sum(s.n for s in layout)} rows"
             yield f"    {layout_text(layout)}"
             for turn in view.sample.turns:
                 yield f"    {turn.role}: {marked(turn)}".replace("\n", "\\n")
