@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lmmkit.api.batch import Batch, RowGather
 from lmmkit.api.components import Ctx, Term
-from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Need
+from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Layer, Need
 from lmmkit.model.cross_entropy import linear_cross_entropy
 from lmmkit.model.vlm import LMM, ModelOutput
 
@@ -105,16 +105,23 @@ def tap(need: Need, batch: Batch, out: ModelOutput) -> Tensor:
     """Returns the tensor for a need, in the order of its row gather."""
     pick = batch.gathers[need]
     match need:
-        case HiddenAt():
-            return out.at(pick.row_Q)
-        case HiddenMean():
-            return _mean_by_view(out.at(pick.row_Q), pick)
+        case HiddenAt(layer=layer):
+            return _states(layer, pick.row_Q, batch, out)
+        case HiddenMean(layer=layer):
+            return _mean_by_view(_states(layer, pick.row_Q, batch, out), pick)
         case AttnMass(layers=layers):
             mass_LR = out.mass_LR if layers == "all" else out.mass_LR[list(layers)]
             place_Q = torch.searchsorted(
                 batch.attention.row_R.to(pick.row_Q.device, non_blocking=True), pick.row_Q
             )
             return mass_LR.mean(0)[place_Q]  # float32 or wider
+
+
+def _states(layer: Layer, row_Q: Tensor, batch: Batch, out: ModelOutput) -> Tensor:
+    """Returns the states of these rows after a number of blocks, or after the final norm."""
+    if layer == "final":
+        return out.at(row_Q)
+    return out.inner[layer][torch.searchsorted(batch.inner[layer], row_Q)]
 
 
 def _mean_by_view(x_QD: Tensor, pick: RowGather) -> Tensor:

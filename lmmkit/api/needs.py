@@ -59,11 +59,19 @@ class Select:
         return positions[positions >= 0]
 
 
+Layer = int | Literal["final"]
+
+
 @dataclass(frozen=True)
 class HiddenAt:
-    """Asks for the hidden states after the final norm at the selected rows, in (view, row) order: [Q, D]."""
+    """Asks for the hidden states at the selected rows, in (view, row) order: [Q, D].
+
+    `layer`: "final", after the final norm; or a number of blocks, after which the states are read. 0: the rows
+    that enter the first block.
+    """
 
     at: Select
+    layer: Layer = "final"
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,7 @@ class HiddenMean:
     """Asks for the mean of those states over the selected rows, for each view that has any: [Q, D]."""
 
     over: Select
+    layer: Layer = "final"
 
 
 @dataclass(frozen=True, kw_only=True)

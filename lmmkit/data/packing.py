@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from lmmkit.api.batch import Batch, EmbedScatter, RowGather
 from lmmkit.api.components import Term
 from lmmkit.api.layout import Layout
 from lmmkit.api.model_info import ImageSpec
-from lmmkit.api.needs import AttnMass, Need, selector
+from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Layer, Need, selector
 from lmmkit.api.sample import Image, View
 from lmmkit.attention.forest import Forest, arrange, grow, unshared
 from lmmkit.attention.schedule import AttentionSpec
@@ -128,6 +128,7 @@ class Packer:
             source_S=self._from(samples, predict.view_Q, term_S),
             text_terms=self.text_terms,
             gathers=gathers,
+            inner=_inner(gathers),
             labels=_labels(members),
             views=tuple((m.view.name, m.view.sample.key) for m in members),
             first_image_V=_first_images(members, shown),
@@ -228,8 +229,24 @@ def _ready(spec: AttentionSpec) -> AttentionSpec:
 
 def _read(total: int, predict: RowGather, gathers: Mapping[Need, RowGather]) -> Tensor:
     """Returns a mask [total] of the rows whose states after the last layer are read."""
-    hidden = [pick.row_Q for need, pick in gathers.items() if not isinstance(need, AttnMass)]
+    hidden = [pick.row_Q for layer, pick in _hidden(gathers) if layer == "final"]
     return torch.zeros(total, dtype=torch.bool).index_fill(0, torch.cat([predict.row_Q, *hidden]), True)
+
+
+def _inner(gathers: Mapping[Need, RowGather]) -> dict[int, Tensor]:
+    """Returns the distinct rows whose states are read between blocks, by the number of blocks before."""
+    rows: dict[int, list[Tensor]] = {}
+    for layer, pick in _hidden(gathers):
+        if layer != "final":
+            rows.setdefault(layer, []).append(pick.row_Q)
+    return {layer: torch.cat(found).unique() for layer, found in sorted(rows.items())}
+
+
+def _hidden(gathers: Mapping[Need, RowGather]) -> Iterator[tuple[Layer, RowGather]]:
+    """Yields each need of hidden states: its layer and its rows."""
+    for need, pick in gathers.items():
+        if isinstance(need, HiddenAt | HiddenMean):
+            yield need.layer, pick
 
 
 def _keys(member: LaidOut, codes: dict[Hashable, int]) -> np.ndarray:

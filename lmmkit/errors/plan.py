@@ -95,7 +95,7 @@ NOT_INSTALLED = Code(
 
 LAYERS = Code(
     "plan/layers", cause="A term reads layers that the decoder does not have, or one layer twice.",
-    expected="`all`, or numbers from 0 to {last}, each once", hint="Correct `layers`.",
+    expected="{layers}", hint="Correct the layers that the term's `needs` name.",
 )
 NO_VIEW = Code(
     "plan/no-view", cause="A term reads a view that no task of the stage makes.",

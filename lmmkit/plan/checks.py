@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lmmkit.api.components import AuxTask, Term, TokenStrategy
 from lmmkit.api.layout import Layout, Span, insert_tokens, row_count, text
 from lmmkit.api.model_info import Dims
-from lmmkit.api.needs import AttnMass, Need, selector
+from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Need, selector
 from lmmkit.api.sample import View
 from lmmkit.attention.forest import roots
 from lmmkit.errors import Problem, did_you_mean
@@ -107,7 +107,11 @@ def _need(
     if isinstance(need, AttnMass) and need.layers != "all":
         outside = [layer for layer in need.layers if not 0 <= layer < dims.layers]
         if outside or not need.layers or len(set(need.layers)) < len(need.layers):
-            problems.append(LAYERS.at(where, got=f"layers {list(need.layers)}", last=dims.layers - 1))
+            expected = f"`all`, or numbers from 0 to {dims.layers - 1}, each once"
+            problems.append(LAYERS.at(where, got=f"layers {list(need.layers)}", layers=expected))
+    if isinstance(need, HiddenAt | HiddenMean) and need.layer not in ("final", *range(dims.layers)):
+        expected = f"`final`, or a number of blocks from 0 to {dims.layers - 1}"
+        problems.append(LAYERS.at(where, got=f"layer {need.layer!r}", layers=expected))
     return problems
 
 

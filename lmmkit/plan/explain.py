@@ -10,7 +10,7 @@ from itertools import islice
 
 from lmmkit.api.components import Component
 from lmmkit.api.layout import Layout, Span
-from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Need, Select
+from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Layer, Need, Select
 from lmmkit.data.image_markers import marked
 from lmmkit.data.packing import read_images
 from lmmkit.data.views import dropped_text
@@ -61,12 +61,16 @@ def weight_text(weight: Weight) -> str:
 def need_text(need: Need) -> str:
     """Returns a need as one line of text."""
     match need:
-        case HiddenAt(at=select):
-            return f"hidden state at {select_text(select)}"
-        case HiddenMean(over=select):
-            return f"mean hidden state over {select_text(select)}"
+        case HiddenAt(at=select, layer=layer):
+            return f"hidden state{_layer_text(layer)} at {select_text(select)}"
+        case HiddenMean(over=select, layer=layer):
+            return f"mean hidden state{_layer_text(layer)} over {select_text(select)}"
         case AttnMass(q=q, k=k, layers=layers):
             return f"attention mass of {select_text(q)} on {select_text(k)}, layers {layers}"
+
+
+def _layer_text(layer: Layer) -> str:
+    return "" if layer == "final" else f" after {layer} block{'s' * (layer != 1)}"
 
 
 def select_text(select: Select) -> str:
