@@ -60,8 +60,12 @@ def test_places_are_those_of_the_layout_before_all_edits_and_equal_ones_keep_the
             assert both.replace(" y", "") == insert(CHAT, at(first, "x", 1))
             if first == second:
                 assert "x y" in both and "y" not in both.replace("x y", "")
-    assert insert(CHAT, at("after_image", "x", 1), at("before_image", "y", 1)).startswith("1 5 7 y I x y I x 6")
-    assert insert(CHAT, at("before_image", "x", 1), at("after_image", "y", 1)).startswith("1 5 7 x I x y I y 6")
+    assert insert(CHAT, at("after_image", "x", 1), at("before_image", "y", 1)).startswith(
+        "1 5 7 y I x y I x 6"
+    )
+    assert insert(CHAT, at("before_image", "x", 1), at("after_image", "y", 1)).startswith(
+        "1 5 7 x I x y I y 6"
+    )
 
 
 def test_a_cut_span_keeps_all_but_its_rows():
