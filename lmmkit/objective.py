@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lmmkit.api.batch import Batch, RowGather
+from lmmkit import plugin_calls
+from lmmkit.api.batch import Batch, HeadPairs, RowGather
 from lmmkit.api.components import Ctx, Term
-from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Layer, Need
-from lmmkit.model.cross_entropy import linear_cross_entropy
+from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Layer, LogSumExp, Need
+from lmmkit.model.cross_entropy import linear_cross_entropy, log_probs
 from lmmkit.model.vlm import LMM, ModelOutput
 
 
@@ -41,15 +42,21 @@ class Objective(nn.Module):
         """Runs one packed pass over a micro-batch; all terms are sums, without averages."""
         with self.computing(batch.id_T.device):
             out = self.lmm(batch, self.tokens(batch))
-            hidden_SD = out.at(batch.predict.row_Q)
-            losses_S = linear_cross_entropy(hidden_SD, self.lmm.decoder.head.weight, batch.target_S)
+            if batch.head is None:
+                hidden_SD, scored = out.at(batch.predict.row_Q), {}
+                losses_S = linear_cross_entropy(hidden_SD, self.lmm.decoder.head.weight, batch.target_S)
+            else:
+                logp_P, scored = self._scored(batch.head, out)
+                losses_S = -logp_P[batch.head.pair_S]
         by_term = losses_S.new_zeros(len(batch.text_terms)).index_add(0, batch.term_S, losses_S)
         sums = {name: sum_.clone() for name, sum_ in zip(batch.text_terms, by_term.unbind(), strict=True)}
         sums["next_token"] = sums["next_token"] + self._zero_graph_anchor(batch, out)
-        ctxs = {term.name: self._ctx(term, batch, out) for term in self.terms}
+        ctxs = {term.name: self._ctx(term, batch, out, scored) for term in self.terms}
         for term in (term for term in self.terms if term.name not in sums):
             sums[term.name] = (
-                term.value(ctxs[term.name]) if batch.count[term.name] else losses_S.new_zeros(())
+                plugin_calls.value(term, ctxs[term.name])
+                if batch.count[term.name]
+                else losses_S.new_zeros(())
             )
         return Outcome(sums, ctxs, _by_source(losses_S.detach(), batch))
 
@@ -58,7 +65,7 @@ class Objective(nn.Module):
         """Returns the totals and the chance totals of the metrics of a micro-batch, by "term/metric"."""
         totals, chances = {}, {}
         for term in (term for term in self.terms if batch.count[term.name]):
-            for name, metric in term.metrics(outcome.ctxs[term.name]).items():
+            for name, metric in plugin_calls.metrics(term, outcome.ctxs[term.name]).items():
                 totals[f"{term.name}/{name}"] = metric.total.detach()
                 chances[f"{term.name}/{name}"] = metric.chance
         return totals, chances
@@ -69,11 +76,28 @@ class Objective(nn.Module):
 
     def tokens(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the learned tokens by scatter source."""
-        sources = [scatter.source for scatter in batch.scatters if scatter.source != "vision"]
-        return {source: self.plugins[source.removeprefix("plugins.")]() for source in sources}
+        width = self.lmm.decoder.head.weight.shape[1]
+        names = [s.source.removeprefix("plugins.") for s in batch.scatters if s.source != "vision"]
+        return {f"plugins.{name}": self.learned_tokens(name) for name in names}
 
-    def _ctx(self, term: Term, batch: Batch, out: ModelOutput) -> Ctx:
-        taps = {need: tap(need, batch, out) for need in term.needs}
+    def learned_tokens(self, name: str) -> Tensor:
+        """Returns the learned tokens of a plugin instance, [n, D]."""
+        return plugin_calls.tokens(name, self.plugins[name], self.lmm.decoder.shape.width)
+
+    def _scored(self, head: HeadPairs, out: ModelOutput) -> tuple[Tensor, dict[Need, Tensor]]:
+        """Returns the log-probability of each pair, and the tensors of the needs that read them."""
+        weight_VD = self.lmm.decoder.head.weight
+        logp_P, lse_R = log_probs(out.at(head.row_R), weight_VD, head.place_P, head.target_P)
+        return logp_P, {
+            need: (lse_R if isinstance(need, LogSumExp) else logp_P)[item_Q]
+            for need, item_Q in head.item_Q.items()
+        }
+
+    def _ctx(self, term: Term, batch: Batch, out: ModelOutput, scored: Mapping[Need, Tensor]) -> Ctx:
+        taps = {
+            need: scored[need] if need in scored else tap(need, batch, out)
+            for need in plugin_calls.needs(term)
+        }
         module = self.plugins[term.name] if term.name in self.plugins else None  # noqa: SIM401 (no `get`)
         return Ctx(term.name, batch, taps, module)
 

@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from lmmkit.api.components import AuxTask, Ctx, LearnedTokens, Loss, Metric, TokenStrategy
     from lmmkit.api.layout import Insert
     from lmmkit.api.model_info import Dims, ImageSpec
-    from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Select
+    from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, LogProb, LogSumExp, Select
     from lmmkit.api.sample import Image, Sample, Turn, View
 
     hookimpl: HookimplMarker
 
 __all__ = [
     "AttnMass", "AuxTask", "Batch", "Ctx", "Dims", "HiddenAt", "HiddenMean", "Image", "ImageSpec",
-    "Insert", "LearnedTokens", "Loss", "Metric", "Sample", "Select", "TokenStrategy", "Turn", "View",
-    "hookimpl",
+    "Insert", "LearnedTokens", "LogProb", "LogSumExp", "Loss", "Metric", "Sample", "Select", "TokenStrategy",
+    "Turn", "View", "hookimpl",
 ]  # fmt: skip
 
 _FILES = {
@@ -32,7 +32,7 @@ _FILES = {
     "components": ("AuxTask", "Ctx", "LearnedTokens", "Loss", "Metric", "TokenStrategy", "hookimpl"),
     "layout": ("Insert",),
     "model_info": ("Dims", "ImageSpec"),
-    "needs": ("AttnMass", "HiddenAt", "HiddenMean", "Select"),
+    "needs": ("AttnMass", "HiddenAt", "HiddenMean", "LogProb", "LogSumExp", "Select"),
     "sample": ("Image", "Sample", "Turn", "View"),
 }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,15 +34,39 @@ class EmbedScatter:
 class RowGather:
     """Holds pairs (row, view) to read; a row that several views share occurs once per view.
 
-    `uniform_Q` is given for attention mass only: the mass that uniform attention would put there.
+    `uniform_Q` is given for attention mass only: the mass that uniform attention would put there. `target_Q` is
+    given for log-probabilities: the token that the row predicts. `host_Q` is `view_Q` on the host, if that is on a
+    device.
     """
 
     row_Q: Tensor
     view_Q: Tensor
     uniform_Q: Tensor | None = None
+    target_Q: Tensor | None = None
+    host_Q: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.row_Q)
+
+    def host_views(self) -> np.ndarray:
+        """Returns the view of each item, without a wait for the device."""
+        return (self.view_Q if self.host_Q is None else self.host_Q).numpy()
+
+
+@dataclass(frozen=True)
+class HeadPairs:
+    """Holds distinct pairs (row, target), so that a row which several views and terms read meets the head once.
+
+    `row_R` are the distinct rows. Pair p is row `row_R[place_P[p]]` with `target_P[p]`; `place_P` is ascending and
+    stays on the host. `pair_S` is the pair of each row of the text terms. `item_Q` has for each need the pair of
+    each of its items; for a `LogSumExp` the place in `row_R`.
+    """
+
+    row_R: Tensor
+    place_P: Tensor
+    target_P: Tensor
+    pair_S: Tensor
+    item_Q: Mapping[Need, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +78,13 @@ class Batch:
     attention of every layer but the last; `last` specifies that of the last layer, which outputs only
     rows that are read. Both stay on the host. `inner` has the rows whose states are read after so many
     blocks, ascending, by the number of blocks.
-    `labels` is keyed "instance/name". `views` lists (view name, sample key) in order. `first_image_V`
+    `labels` is keyed "instance/name". `views` lists (view name, sample key) in order, and `sample_V` has the
+    number of the sample of each. `first_image_V`
     is the index in `pixels_ICXY` of the first image of each view, -1 if it has none. `count` is the
     number of items that a term averages over, and, as "loss/SOURCE", the number of supervised rows of
     the main view by source. `source_S` is the index in `sources` for those rows, and `len(sources)`
-    for all others. `dropped` counts what the layout left out, by reason.
+    for all others. `dropped` counts what the layout left out, by reason. `head` is given if a term reads
+    log-probabilities.
     """
 
     attention: AttentionSpec
@@ -70,9 +97,11 @@ class Batch:
     term_S: Tensor
     text_terms: tuple[str, ...]
     gathers: Mapping[Need, RowGather] = field(default_factory=dict)
+    head: HeadPairs | None = None
     inner: Mapping[int, Tensor] = field(default_factory=dict)
     labels: Mapping[str, Tensor] = field(default_factory=dict)
     views: tuple[tuple[str, str], ...] = ()
+    sample_V: tuple[int, ...] = ()
     first_image_V: tuple[int, ...] = ()
     count: Mapping[str, int] = field(default_factory=dict)
     dropped: Mapping[str, int] = field(default_factory=dict)
@@ -96,6 +125,19 @@ class Batch:
         gather = self.gathers[need]
         return len(gather.view_Q.unique()) if isinstance(need, HiddenMean) else len(gather)
 
+    def item_views(self, need: Need) -> np.ndarray:
+        """Returns the view of each value of a need, ascending; on the host."""
+        views = self.gathers[need].host_views()
+        return np.unique(views) if isinstance(need, HiddenMean) else views
+
+    def item_samples(self, need: Need) -> np.ndarray:
+        """Returns the number of the sample of each value of a need; on the host."""
+        return np.asarray(self.sample_V, np.int64)[self.item_views(need)]
+
+    def samples_with(self, *needs: Need) -> int:
+        """Returns the number of samples that have values of all these needs; on the host."""
+        return len(set.intersection(*(set(self.item_samples(need).tolist()) for need in needs)))
+
     def first_image(self, view: int) -> Tensor:
         """Returns the preprocessed pixels [C, X, Y] of the first image of a view."""
         return self.pixels_ICXY[self.first_image_V[view]]
@@ -110,8 +152,12 @@ class Batch:
             return t.to(device, non_blocking=True)
 
         def move_gather(g: RowGather) -> RowGather:
-            uniform = None if g.uniform_Q is None else move(g.uniform_Q)
-            return RowGather(move(g.row_Q), move(g.view_Q), uniform)
+            uniform, target = (None if t is None else move(t) for t in (g.uniform_Q, g.target_Q))
+            return RowGather(move(g.row_Q), move(g.view_Q), uniform, target, g.view_Q)
+
+        def move_head(h: HeadPairs) -> HeadPairs:
+            items = {need: move(item_Q) for need, item_Q in h.item_Q.items()}
+            return HeadPairs(move(h.row_R), h.place_P, move(h.target_P), move(h.pair_S), items)
 
         return replace(
             self,
@@ -123,6 +169,7 @@ class Batch:
             term_S=move(self.term_S),
             source_S=move(self.source_S),
             gathers={need: move_gather(gather) for need, gather in self.gathers.items()},
+            head=None if self.head is None else move_head(self.head),
             inner={layer: move(rows) for layer, rows in self.inner.items()},
             labels={name: move(label) for name, label in self.labels.items()},
         )

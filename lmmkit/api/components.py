@@ -16,10 +16,12 @@ import torch
 from pluggy import HookimplMarker
 from torch import Tensor, nn
 
+from lmmkit.api import pairing
 from lmmkit.api.batch import Batch
 from lmmkit.api.layout import Insert
 from lmmkit.api.model_info import Dims
-from lmmkit.api.needs import Need
+from lmmkit.api.needs import LogProb, LogSumExp, Need
+from lmmkit.api.pairing import Reduce
 from lmmkit.api.plugin_files import empty_instance, source_file
 from lmmkit.api.sample import Sample, View
 
@@ -48,6 +50,30 @@ class Ctx:
         if need not in self.taps:
             raise KeyError(f"plugin `{self.name}` reads {need}, which it does not declare in `needs`")
         return self.taps[need]
+
+    def targets(self, need: LogProb | LogSumExp) -> Tensor:
+        """Returns the tokens whose log-probability `need` is, or whose rows' log-sum-exp: [Q]."""
+        self[need]
+        found = self.batch.gathers[need].target_Q
+        if found is None:
+            raise KeyError(f"plugin `{self.name}` asks for the targets of {need}, which has none")
+        return found
+
+    def by_view(self, need: Need, reduce: Reduce = "sum") -> tuple[Tensor, Tensor]:
+        """Returns the sum or mean of a need over each view that has values, and the numbers of these views."""
+        return pairing.by_view(self.batch, need, self[need], reduce)
+
+    def by_sample(self, *needs: Need, reduce: Reduce = "sum") -> tuple[Tensor, ...]:
+        """Returns the sum or mean of each need over each sample, row for row: of those samples of the batch
+        that have values of all the needs."""
+        return pairing.by_sample(self.batch, needs, [self[need] for need in needs], reduce)
+
+    def beside(self, need: Need, *, like: Need, fill: float = 0.0) -> Tensor:
+        """Returns for each value of `like` that of `need` at the same place in the same sample, else `fill`.
+
+        The place is the number of the value in its view.
+        """
+        return pairing.beside(self.batch, need, like, self[need], fill)
 
     def label(self, key: str) -> Tensor:
         """Returns the labels `key` of this instance's views, in view order: [views].

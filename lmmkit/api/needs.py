@@ -7,7 +7,7 @@ is a change of the core, with a simple reference implementation and a test.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal
 
@@ -94,19 +94,47 @@ class AttnMass:
     layers: Literal["all"] | tuple[int, ...] = "all"
 
 
-Need = HiddenAt | HiddenMean | AttnMass
+@dataclass(frozen=True)
+class LogProb:
+    """Asks for the log-probability of each supervised token that `at` selects, given all before it: [Q] float32.
+
+    `model`: of the trained model, or of the stage's `reference`.
+    """
+
+    at: Select
+    model: Literal["policy", "reference"] = "policy"
+
+
+@dataclass(frozen=True)
+class LogSumExp:
+    """Asks for log(sum(exp(logits))) of each row that predicts a supervised token that `at` selects: [Q] float32."""
+
+    at: Select
+
+
+Need = HiddenAt | HiddenMean | AttnMass | LogProb | LogSumExp
 
 
 def selector(need: Need) -> Select:
-    """Returns the selector of the rows that a need reads (for a mass, the queries)."""
+    """Returns the selector of the rows that a need reads (for a mass, the queries; for a probability, the
+    targets)."""
     match need:
         case HiddenAt(at=select) | HiddenMean(over=select) | AttnMass(q=select):
             return select
+        case LogProb(at=select) | LogSumExp(at=select):
+            return replace(select, supervised=True)
+
+
+def positions_of(need: Need, layout: Layout) -> np.ndarray:
+    """Returns the positions in a view that the selector of a need selects. Nothing predicts position 0, so it is
+    no target."""
+    positions = selector(need).positions(layout)
+    return positions[positions > 0] if isinstance(need, LogProb | LogSumExp) else positions
 
 
 def selects_rows(need: Need, layout: Layout) -> bool:
     """Returns whether a need has any item in a view: for a mass, a query that comes after a key."""
-    positions = selector(need).positions(layout)
+    positions = positions_of(need, layout)
     if isinstance(need, AttnMass):
         keys = need.k.positions(layout)
         return bool(len(positions) and len(keys) and keys[0] <= positions[-1])

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+from lmmkit import plugin_calls
 from lmmkit.api.components import AuxTask, TokenStrategy
 from lmmkit.api.layout import Insert, Layout, insert_tokens, row_count, truncate
 from lmmkit.api.needs import Need, selector, selects_rows
@@ -70,7 +71,7 @@ class Views:
         views = [View(sample=sample, supervision="train")]
         for task in self.tasks:
             rng = sample_rng(self.seed, task.name, sample.key, epoch)
-            views += [_of_task(task, view) for view in task.views(sample, rng)]
+            views += [_of_task(task, view) for view in plugin_calls.views(task, sample, rng)]
         return views
 
     def lay_out(self, view: View) -> Layout:
@@ -93,7 +94,7 @@ class Views:
             (strategy.name, edit)
             for strategy, names in self.edits
             if names is None or view.name in names
-            for edit in strategy.edit(view)
+            for edit in plugin_calls.edit(strategy, view)
         ]
 
     def token_id(self, token: str) -> int:
@@ -106,7 +107,7 @@ class Views:
         ("read") is left out, so are the others: they are compared with each other.
 
         Raises `UserError` for a too long view if `too_long` is "error"."""
-        needs = {task.name: task.needs for task in self.tasks}
+        needs = {task.name: plugin_calls.needs(task) for task in self.tasks}
         made = [(view, self._fitting(view, needs.get(view.name), dropped)) for view in self.of(sample, epoch)]
         alone = {v.name for v, layout in made if layout is None and v.supervision == "read"}
         kept = [LaidOut(view, layout) for view, layout in made if layout is not None]

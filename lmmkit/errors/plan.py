@@ -97,6 +97,11 @@ LAYERS = Code(
     "plan/layers", cause="A term reads layers that the decoder does not have, or one layer twice.",
     expected="{layers}", hint="Correct the layers that the term's `needs` name.",
 )
+NO_TARGET = Code(
+    "plan/no-target", cause="A term reads the log-probability of rows that are never targets of next-token prediction.",
+    expected="a selection of supervised text, without `shift`",
+    hint="Select rows of answers: no `kind`, `role`, `token_name` or `supervised` that excludes them.",
+)
 NO_VIEW = Code(
     "plan/no-view", cause="A term reads a view that no task of the stage makes.",
     expected="a view that the stage makes",
@@ -184,7 +189,7 @@ EDIT_KEY = Code(
 )
 INSERT = Code(
     "plugin/insert", cause="A token strategy returns an insert that is not possible.",
-    expected="`at` one of {positions}; a token of `provides`; as many rows as its module gives, {rows}; `token` for"
+    expected="`at` one of {positions}; a token of `provides`; as many rows as its module gives; `token` for"
     " `after_token` only",
     hint="Correct `edit` of the plugin.",
 )
@@ -218,6 +223,14 @@ NOT_A_COMPONENT = Code(
     "plugin/not-a-component", cause="The plugin offers an object that is not a component.",
     expected="a frozen dataclass derived from a component class of lmmkit.api", hint="Correct the plugin.",
 )
+RAISED = Code(
+    "plugin/raised", cause="The code of a plugin raises an exception.",
+    expected="no exception", hint="Correct the plugin. `{variable}=1` prints the full traceback.",
+)
+RETURNED = Code(
+    "plugin/returned", cause="A method of a plugin returns something else than it must.",
+    expected="{expected}", hint="Correct `{method}` of the plugin (docs/plugins.md, Protocol).",
+)
 TWO_PACKAGES = Code(
     "plugin/two-packages", cause="Several installed packages offer a component of one name.",
     expected="a name that one package offers",
@@ -238,7 +251,7 @@ UNTRUSTED_FILE = Code(
     hint="Read {path}; if you trust it, add --trust-files to the command.",
 )
 WRONG_VIEW = Code(
-    "plugin/view", cause="A task makes a view that does not agree with what its class declares.",
-    expected="`role` one of the task's `roles`; `supervision` none, read, or, with `text_loss`, train",
+    "plugin/view", cause="A task makes a view that does not agree with what its class declares, or with its readers.",
+    expected="`role` one of `roles`; `supervision` train with `text_loss`, read for log-probabilities, else none",
     hint="Correct `views` of the plugin, or its `roles` and `text_loss`.",
 )

@@ -183,7 +183,7 @@ class ChatModel:
         rows: dict[int, Tensor] = {}
         for owner, edit in self.views.inserts(view):
             if edit.at == "after_token":
-                token, x_ND = self.views.token_id(edit.token or ""), self.objective.plugins[owner]()
+                token, x_ND = self.views.token_id(edit.token or ""), self.objective.learned_tokens(owner)
                 rows[token] = torch.cat([rows[token], x_ND]) if token in rows else x_ND
         return rows
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from lmmkit import plugin_calls
 from lmmkit.api.components import AuxTask, Term, TokenStrategy
 from lmmkit.api.layout import Layout, Span, insert_tokens, row_count, text
 from lmmkit.api.model_info import Dims
-from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Need, selector
+from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, LogProb, LogSumExp, Need, Select, selector
 from lmmkit.api.sample import View
 from lmmkit.attention.forest import roots
-from lmmkit.errors import Problem, did_you_mean
+from lmmkit.errors import Problem, Tried, did_you_mean
 from lmmkit.errors.plan import (
     LAYERS,
+    NO_TARGET,
     NO_VIEW,
     NO_WEIGHT,
     NOT_A_TERM,
@@ -32,11 +34,24 @@ if TYPE_CHECKING:
     from lmmkit.plan.stage_plan import StagePlan
 
 
+def faults(instances: Instances, dims: Dims) -> list[Problem]:
+    """Returns the faults of plugins in the methods that the plan calls: it can be made only without them."""
+    tried = []
+    for component in instances.components.values():
+        tried.append(Tried(lambda c=component: plugin_calls.check(c, dims)))
+        if isinstance(component, TokenStrategy):
+            tried.append(Tried(lambda c=component: plugin_calls.edit(c, View(sample=PROBE))))
+        if isinstance(component, Term):
+            tried.append(Tried(lambda c=component: plugin_calls.needs(c)))
+            tried.append(Tried(lambda c=component: plugin_calls.chance(c, dims)))
+    return [problem for each in tried if each.error is not None for problem in each.error.problems]
+
+
 def settings(recipe: Recipe, instances: Instances, dims: Dims) -> list[Problem]:
     """Returns the problems of plugin settings that do not fit the model's sizes."""
     problems = []
     for name, component in instances.components.items():
-        if found := component.check(dims):
+        if found := plugin_calls.check(component, dims):
             key = found.partition(":")[0]
             problems.append(SETTING.at(recipe.where(f"plugins.{name}.{key}"), got=found))
     return problems
@@ -73,7 +88,7 @@ def needs(recipe: Recipe, instances: Instances, plan: StagePlan, dims: Dims) -> 
     }
     for term in plan.terms:
         where = recipe.where(f"plugins.{term.name}")
-        for need in term.needs:
+        for need in plugin_calls.needs(term):
             problems += _need(where, term, need, views, provided, dims)
         if isinstance(term, AuxTask) and not term.text_loss and not _reads_own_view(term):
             problems.append(UNREAD_VIEW.at(where, got=f"views of `{term.name}`, which no term reads"))
@@ -104,6 +119,8 @@ def _need(
     if select.token_name is not None and select.token_name not in provided:
         got = f"`{term.name}` reads token `{select.token_name}`, which no plugin provides"
         problems.append(UNPROVIDED_TOKEN.at(where, got=got))
+    if isinstance(need, LogProb | LogSumExp) and not _targets(need.at):
+        problems.append(NO_TARGET.at(where, got=f"`{term.name}` reads {need.at}"))
     if isinstance(need, AttnMass) and need.layers != "all":
         outside = [layer for layer in need.layers if not 0 <= layer < dims.layers]
         if outside or not need.layers or len(set(need.layers)) < len(need.layers):
@@ -115,8 +132,19 @@ def _need(
     return problems
 
 
+def _targets(select: Select) -> bool:
+    """Returns whether a selector can select targets: supervised text of a response."""
+    return (
+        select.kind in (None, "text")
+        and select.role in (None, "response")
+        and select.token_name is None
+        and select.supervised is not False
+        and select.shift == 0
+    )
+
+
 def _reads_own_view(term: Term) -> bool:
-    return any(selector(need).view == term.name for need in term.needs)
+    return any(selector(need).view == term.name for need in plugin_calls.needs(term))
 
 
 def reach(recipe: Recipe, instances: Instances, plan: StagePlan) -> list[Problem]:
@@ -124,7 +152,7 @@ def reach(recipe: Recipe, instances: Instances, plan: StagePlan) -> list[Problem
     an image. Returns the problems."""
     problems = []
     for term in plan.terms:
-        for need in term.needs:
+        for need in plugin_calls.needs(term):
             select = selector(need)
             if term.name in instances.unreachable or (
                 select.token_name is None and not isinstance(need, AttnMass)
@@ -160,7 +188,7 @@ def _attends_to_image(plan: StagePlan, need: Need) -> bool:
         (s.name, e)
         for s, views in plan.strategies
         if views is None or select.view in views
-        for e in s.edit(view)
+        for e in plugin_calls.edit(s, view)
     ]
     layout = insert_tokens(probe_layout(), edits, lambda token: LAST_ID)
     see_TT = roots([row_count(layout)]).see()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import fields
 
+from lmmkit import plugin_calls
 from lmmkit.api.components import Component, TokenStrategy
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import AttnMass, Need, selector
@@ -28,6 +29,8 @@ def compile_plan(
     Raises:
         UserError: with the problems of all stages.
     """
+    problems = checks.faults(instances, dims)
+    raise_all(problems)
     problems = checks.settings(recipe, instances, dims) + checks.losses(recipe, instances)
     problems += token_checks.inserts(recipe, instances, dims, tokenizer)
     problems += token_checks.stage_tokens(recipe, instances)
@@ -58,7 +61,7 @@ def _compile(recipe: Recipe, instances: Instances, stage: str) -> StagePlan:
     kept = {name: w for name, w in weights.items() if not w.constant_zero or w.watch}
     names = sorted(name for name in kept if name != "next_token")
     terms = tuple(instances.terms[name] for name in names)
-    needs = tuple(dict.fromkeys(need for term in terms for need in term.needs))
+    needs = tuple(dict.fromkeys(need for term in terms for need in plugin_calls.needs(term)))
     strategies, off = [], {}
     for name, component in instances.components.items():
         if isinstance(component, TokenStrategy):

@@ -8,9 +8,10 @@ from collections import Counter
 from collections.abc import Iterable
 from itertools import islice
 
+from lmmkit import plugin_calls
 from lmmkit.api.components import Component
 from lmmkit.api.layout import Layout, Span
-from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Layer, Need, Select
+from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Layer, LogProb, LogSumExp, Need, Select, selector
 from lmmkit.data.image_markers import marked
 from lmmkit.data.packing import read_images
 from lmmkit.data.views import dropped_text
@@ -40,7 +41,7 @@ def stage_text(prepared: Prepared, plan: StagePlan) -> str:
         where = "every view" if views is None else "views " + ", ".join(sorted(views))
         lines.append(f"  tokens {strategy.name} ({', '.join(strategy.provides)}) in {where}")
     for need in plan.needs:
-        askers = [term.name for term in plan.terms if need in term.needs]
+        askers = [term.name for term in plan.terms if need in plugin_calls.needs(term)]
         lines.append(f"  need {need_text(need)}  for {', '.join(askers)}")
     lines += [f"  off {name}: {reason}" for name, reason in sorted(plan.off.items())]
     inference_plugins = ", ".join(plan.inference_plugins) or "no plugin"
@@ -61,6 +62,10 @@ def weight_text(weight: Weight) -> str:
 def need_text(need: Need) -> str:
     """Returns a need as one line of text."""
     match need:
+        case LogProb(model=model):
+            return f"log-probability, by the {model}, of {select_text(selector(need))}"
+        case LogSumExp():
+            return f"log-sum-exp of the logits before {select_text(selector(need))}"
         case HiddenAt(at=select, layer=layer):
             return f"hidden state{_layer_text(layer)} at {select_text(select)}"
         case HiddenMean(over=select, layer=layer):

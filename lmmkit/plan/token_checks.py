@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 
+from lmmkit import plugin_calls
 from lmmkit.api.components import AuxTask, TokenStrategy
-from lmmkit.api.layout import Insert, InsertAt
+from lmmkit.api.layout import InsertAt
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import selector
 from lmmkit.api.sample import Image, Sample, Turn, View
 from lmmkit.data.text_tokenizers.choose import TextTokenizer
 from lmmkit.data.views import vocabulary_id
-from lmmkit.errors import Problem, UserError
+from lmmkit.errors import Problem, Tried
 from lmmkit.errors.plan import EDIT_KEY, INSERT, TOKEN_TWICE, TOKENS, UNREAD_TOKEN
 from lmmkit.plan.instances import Instances
 from lmmkit.recipe import Recipe
@@ -40,57 +41,48 @@ def inserts(
     """Returns the problems of inserts: places, tokens and rows that do not exist, and a dependence on the key."""
     problems = []
     views = ["main", *(name for name, c in instances.components.items() if isinstance(c, AuxTask))]
+    probes = [View(sample=sample, name=view) for sample in PROBES for view in views]
     for name, strategy in strategies_of(instances).items():
-        where, edits = recipe.where(f"plugins.{name}"), []
-        for view in (View(sample=sample, name=view) for sample in PROBES for view in views):
-            made, again = strategy.edit(view), strategy.edit(replace(view, sample=_of_another_key(view)))
-            edits += [edit for edit in made if edit not in edits]
-            if list(made) != list(again):
-                problems.append(EDIT_KEY.at(where, got=f"{list(made)} and {list(again)}"))
-        shape = _module_shape(strategy, dims)
-        for edit in edits:
-            problems += _insert(where, strategy, edit, shape, dims.width, tokenizer)
+        where = recipe.where(f"plugins.{name}")
+        tried = Tried(lambda s=strategy, at=where: _inserts(at, s, probes, dims, tokenizer))
+        problems += tried.value if tried.error is None else tried.error.problems
+    return problems
+
+
+def _inserts(
+    where: str, strategy: TokenStrategy, probes: Sequence[View], dims: Dims, tokenizer: TextTokenizer | None
+) -> list[Problem]:
+    problems, edits = [], []
+    for view in probes:
+        made = plugin_calls.edit(strategy, view)
+        other = replace(view, sample=replace(view.sample, key=f"{view.sample.key}, another key"))
+        again = plugin_calls.edit(strategy, other)
+        edits += [edit for edit in made if edit not in edits]
+        if list(made) != list(again):
+            problems.append(EDIT_KEY.at(where, got=f"{made} and {again}"))
+    rows = _module_rows(strategy, dims)
+    for edit in edits:
+        if edit.n != rows:
+            got = f"{edit}, and {'no module' if rows is None else f'a module of {rows} rows'}"
+            problems.append(INSERT.at(where, got=got, positions=", ".join(get_args(InsertAt))))
+        elif edit.token is not None and tokenizer is not None:
+            tried = Tried(lambda token=edit.token: vocabulary_id(tokenizer, token, where))
+            problems += [] if tried.error is None else tried.error.problems
     return list(dict.fromkeys(problems))
 
 
-def _of_another_key(view: View) -> Sample:
-    return replace(view.sample, key=f"{view.sample.key}, another key")
-
-
-def _module_shape(strategy: TokenStrategy, dims: Dims) -> tuple[int, ...]:
-    """Returns the shape of the embeddings of a strategy; () without a module."""
+def _module_rows(strategy: TokenStrategy, dims: Dims) -> int | None:
+    """Returns the number of embeddings that a strategy has; None without a module."""
     with torch.device("meta"):
-        module = strategy.modules(dims)
-        return () if module is None else tuple(module().shape)
-
-
-def _insert(
-    where: str, strategy: TokenStrategy, edit: Any, shape: tuple[int, ...], width: int,
-    tokenizer: TextTokenizer | None,
-) -> Iterator[Problem]:  # fmt: skip
-    places = get_args(InsertAt)
-    if shape[1:] != (width,):
-        got = f"a module that gives {list(shape)}" if shape else "no module"
-        yield INSERT.at(where, got=got, positions=", ".join(places), rows=f"[rows, {width}]")
-    elif not (
-        isinstance(edit, Insert)
-        and edit.at in places
-        and edit.token_name in strategy.provides
-        and edit.n == shape[0] > 0
-        and (edit.at == "after_token") == isinstance(edit.token, str)
-    ):
-        yield INSERT.at(where, got=str(edit), positions=", ".join(places), rows=shape[0])
-    elif edit.token is not None and tokenizer is not None:
-        try:
-            vocabulary_id(tokenizer, edit.token, where)
-        except UserError as error:
-            yield from error.problems
+        module = plugin_calls.modules(strategy, dims)
+        return None if module is None else len(plugin_calls.tokens(strategy.name, module, dims.width))
 
 
 def token_names(recipe: Recipe, instances: Instances) -> list[Problem]:
     """Returns the problems of tokens: unread ones, and ones with two providers."""
     problems, owner = [], {}
-    read = {selector(need).token_name for term in instances.terms.values() for need in term.needs}
+    terms = instances.terms.values()
+    read = {selector(need).token_name for term in terms for need in plugin_calls.needs(term)}
     for name, strategy in strategies_of(instances).items():
         where = recipe.where(f"plugins.{name}")
         if not strategy.unread and not read & set(strategy.provides):
@@ -118,4 +110,4 @@ def stage_tokens(recipe: Recipe, instances: Instances) -> list[Problem]:
 
 def only_at_end(strategy: TokenStrategy) -> bool:
     """Returns whether all its tokens are at the end: text and images do not attend to them."""
-    return all(edit.at == "end" for edit in strategy.edit(View(sample=PROBE)))
+    return all(edit.at == "end" for edit in plugin_calls.edit(strategy, View(sample=PROBE)))

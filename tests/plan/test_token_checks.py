@@ -107,17 +107,27 @@ def test_rows_behind_a_token_of_the_vocabulary(prepared):
         ("[Insert('after_image', 'mine', 1)]", MODULE),
         ("[Insert('after_image', 'mine', 3)]", MODULE),
         ("[Insert('after_image', 'mine', 0)]", "LearnedTokens(0, dims.width)"),
-        ("[Insert('after_image', 'mine', 2)]", "LearnedTokens(2, dims.width + 1)"),
         ("[Insert('after_image', 'mine', 2)]", "None"),
         ("[Insert('after_token', 'mine', 2)]", MODULE),
         ("[Insert('after_image', 'mine', 2, token=' red')]", MODULE),
-        ("[('after_image', 'mine', 2)]", MODULE),
         ("[Insert('end', 'mine', 2)] if view.sample.images else [Insert('begin', 'mine', 2)]", MODULE),
         ("[Insert('end', 'mine', 2 if len(view.sample.turns) < 4 else 5)]", MODULE),
     ],
 )
 def test_an_insert_that_is_not_possible_is_refused(prepared, edit, module):
     assert codes(prepared, edit, ON, module=module) == {"plugin/insert"}
+
+
+@pytest.mark.parametrize(
+    ("edit", "module"),
+    [
+        ("[Insert('after_image', 'mine', 2)]", "LearnedTokens(2, dims.width + 1)"),
+        ("[('after_image', 'mine', 2)]", MODULE),
+        ("None", MODULE),
+    ],
+)
+def test_what_is_no_insert_and_no_embedding_is_refused(prepared, edit, module):
+    assert codes(prepared, edit, ON, module=module) == {"plugin/returned"}
 
 
 @pytest.mark.parametrize(
