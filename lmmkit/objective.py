@@ -76,7 +76,6 @@ class Objective(nn.Module):
 
     def tokens(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the learned tokens by scatter source."""
-        width = self.lmm.decoder.head.weight.shape[1]
         names = [s.source.removeprefix("plugins.") for s in batch.scatters if s.source != "vision"]
         return {f"plugins.{name}": self.learned_tokens(name) for name in names}
 

@@ -180,11 +180,7 @@ def test_registers_are_in_prompts_and_behind_the_tokens_that_the_model_writes(tr
     path = str(sorted((scenes / "images" / "heldout").iterdir())[0])
     chat_model.reply("Is there a circle?", path, max_new_tokens=5)
     layout = layouts[0][0].members[0].layout
-    before = [
-        x.kind if x.kind == "image" else x.ids[-1]
-        for x, y in pairwise(layout)
-        if y.owner
-    ]
+    before = [x.kind if x.kind == "image" else x.ids[-1] for x, y in pairwise(layout) if y.owner]
     assert "image" in before and a in before and set(before) == {"image", a}
     (feed,) = fed[0]
     assert list(feed) == [a] and torch.equal(feed[a], chat_model.objective.plugins["registers"]())
