@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,18 +33,32 @@ class EmbedScatter:
 
 @dataclass(frozen=True)
 class RowGather:
-    """Holds pairs (row, view) to read; a row that several views share occurs once per view.
+    """Holds pairs (row, view) to read, in the order of the views; a row that several views share occurs once
+    per view.
 
-    `uniform_Q` is given for attention mass only: the mass that uniform attention would put there. `target_Q` is
-    given for log-probabilities: the token that the row predicts. `host_Q` is `view_Q` on the host, if that is on a
-    device.
+    `size_G` is the number of pairs of each view that has any, and `group_Q` the index of a pair's view among
+    those. `uniform_Q` is given for attention mass only: the mass that uniform attention would put there.
+    `item_Q` and `patch_Q` are given for image rows only: the number of a row among the rows of all images of
+    the batch, and among those of its image.
+    `target_Q` is given for log-probabilities: the token that the row predicts. `host_Q` is `view_Q` on the host, if
+    that is on a device.
     """
 
     row_Q: Tensor
     view_Q: Tensor
+    group_Q: Tensor
+    size_G: Tensor
     uniform_Q: Tensor | None = None
+    item_Q: Tensor | None = None
+    patch_Q: Tensor | None = None
     target_Q: Tensor | None = None
     host_Q: Tensor | None = None
+
+    @classmethod
+    def of(cls, row_Q: Tensor, view_Q: Tensor, uniform_Q: Tensor | None = None) -> RowGather:
+        """Counts the pairs of each view; on the host, as the device would make it wait for the number of views."""
+        _, group_Q, size_G = view_Q.unique_consecutive(return_inverse=True, return_counts=True)
+        return cls(row_Q, view_Q, group_Q, size_G, uniform_Q)
 
     def __len__(self) -> int:
         return len(self.row_Q)
@@ -69,6 +84,14 @@ class HeadPairs:
     item_Q: Mapping[Need, Tensor]
 
 
+class Ragged(NamedTuple):
+    """Holds values of unlike numbers for each view, one after the other; value n is of row `view_N[n]` of the
+    labels."""
+
+    flat: Tensor
+    view_N: Tensor
+
+
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """Holds one micro-batch.
@@ -78,8 +101,9 @@ class Batch:
     attention of every layer but the last; `last` specifies that of the last layer, which outputs only
     rows that are read. Both stay on the host. `inner` has the rows whose states are read after so many
     blocks, ascending, by the number of blocks.
-    `labels` is keyed "instance/name". `views` lists (view name, sample key) in order, and `sample_V` has the
-    number of the sample of each. `first_image_V`
+    `labels` is keyed "instance/key": those of a task have a row for each of its views, those of a loss a row
+    for each of all views. `views` lists (view name, sample key) in order, and
+    `sample_V` has the number of the sample of each. `first_image_V`
     is the index in `pixels_ICXY` of the first image of each view, -1 if it has none. `count` is the
     number of items that a term averages over, and, as "loss/SOURCE", the number of supervised rows of
     the main view by source. `source_S` is the index in `sources` for those rows, and `len(sources)`
@@ -99,7 +123,7 @@ class Batch:
     gathers: Mapping[Need, RowGather] = field(default_factory=dict)
     head: HeadPairs | None = None
     inner: Mapping[int, Tensor] = field(default_factory=dict)
-    labels: Mapping[str, Tensor] = field(default_factory=dict)
+    labels: Mapping[str, Tensor | Ragged] = field(default_factory=dict)
     views: tuple[tuple[str, str], ...] = ()
     sample_V: tuple[int, ...] = ()
     first_image_V: tuple[int, ...] = ()
@@ -123,7 +147,7 @@ class Batch:
     def value_count(self, need: Need) -> int:
         """Returns the number of values of a need: rows, or for a `HiddenMean` the views that have any."""
         gather = self.gathers[need]
-        return len(gather.view_Q.unique()) if isinstance(need, HiddenMean) else len(gather)
+        return len(gather.size_G) if isinstance(need, HiddenMean) else len(gather)
 
     def item_views(self, need: Need) -> np.ndarray:
         """Returns the view of each value of a need, ascending; on the host."""
@@ -152,8 +176,8 @@ class Batch:
             return t.to(device, non_blocking=True)
 
         def move_gather(g: RowGather) -> RowGather:
-            uniform, target = (None if t is None else move(t) for t in (g.uniform_Q, g.target_Q))
-            return RowGather(move(g.row_Q), move(g.view_Q), uniform, target, g.view_Q)
+            moved = {name: None if rows is None else move(rows) for name, rows in vars(g).items()}
+            return RowGather(**moved | {"host_Q": g.view_Q})
 
         def move_head(h: HeadPairs) -> HeadPairs:
             items = {need: move(item_Q) for need, item_Q in h.item_Q.items()}
@@ -171,7 +195,10 @@ class Batch:
             gathers={need: move_gather(gather) for need, gather in self.gathers.items()},
             head=None if self.head is None else move_head(self.head),
             inner={layer: move(rows) for layer, rows in self.inner.items()},
-            labels={name: move(label) for name, label in self.labels.items()},
+            labels={
+                name: move(label) if isinstance(label, Tensor) else Ragged(*map(move, label))
+                for name, label in self.labels.items()
+            },
         )
 
 

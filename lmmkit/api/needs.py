@@ -82,6 +82,19 @@ class HiddenMean:
     layer: Layer = "final"
 
 
+@dataclass(frozen=True)
+class VisionAt:
+    """Asks for the vision features behind the selected image rows, in (view, row) order: [Q, width].
+
+    `stage`: "encoder", what the encoder gives for the patch of a row; "projected", what the connector makes of
+    it, which enters the decoder. `detach`: no gradient flows back.
+    """
+
+    at: Select
+    stage: Literal["encoder", "projected"] = "encoder"
+    detach: bool = True
+
+
 @dataclass(frozen=True, kw_only=True)
 class AttnMass:
     """Asks for the attention that each query row puts on the selected keys that it can attend to, in [0, 1]: [Q].
@@ -112,14 +125,20 @@ class LogSumExp:
     at: Select
 
 
-Need = HiddenAt | HiddenMean | AttnMass | LogProb | LogSumExp
+Need = HiddenAt | HiddenMean | VisionAt | AttnMass | LogProb | LogSumExp
+
+
+def reads_images(need: Need) -> bool:
+    """Returns whether all rows that a need reads are image rows."""
+    select = selector(need)
+    return select.kind == "image" and select.shift == 0
 
 
 def selector(need: Need) -> Select:
     """Returns the selector of the rows that a need reads (for a mass, the queries; for a probability, the
     targets)."""
     match need:
-        case HiddenAt(at=select) | HiddenMean(over=select) | AttnMass(q=select):
+        case HiddenAt(at=select) | VisionAt(at=select) | HiddenMean(over=select) | AttnMass(q=select):
             return select
         case LogProb(at=select) | LogSumExp(at=select):
             return replace(select, supervised=True)

@@ -25,6 +25,7 @@ from lmmkit.api.needs import (
     LogSumExp,
     Need,
     positions_of,
+    reads_images,
     selector,
 )
 from lmmkit.api.sample import Image, View
@@ -32,6 +33,7 @@ from lmmkit.attention.forest import Forest, arrange, grow, unshared
 from lmmkit.attention.schedule import AttentionSpec
 from lmmkit.data.head_pairs import head_pairs
 from lmmkit.data.images import ImageRef, ReadImage, normalise, unedited
+from lmmkit.data.labels import join_labels
 from lmmkit.errors import UserError, raise_all
 from lmmkit.errors.plan import WRONG_VIEW
 
@@ -125,7 +127,7 @@ class Packer:
             self._pixels(images[unedited(ref[0]), ref[1]], ref[0], owner) for ref, owner in shown.items()
         ]
         predict, target_S, term_S = self._targets(members, paths)
-        key_T, gathers = self._gathers(members, paths, len(forest))
+        key_T, gathers = self._gathers(members, paths, _image_items(scatters, len(forest)))
         head = head_pairs(predict, target_S, gathers)
         mass = [pick.row_Q for need, pick in gathers.items() if isinstance(need, AttnMass)]
         spec = AttentionSpec(forest, key_T, torch.cat([*mass, _cat([])]).unique())
@@ -146,7 +148,7 @@ class Packer:
             gathers=gathers,
             head=head,
             inner=_inner(gathers),
-            labels=_labels(members),
+            labels=join_labels(m.view for m in members),
             views=tuple((m.view.name, m.view.sample.key) for m in members),
             sample_V=tuple(n for n, sample in enumerate(samples) for _ in sample.members),
             first_image_V=_first_images(members, shown),
@@ -186,14 +188,14 @@ class Packer:
             views.append(np.full(len(positions), v))
             targets.append(ids)
             terms.append(np.full(len(positions), self.text_terms.index(name)))
-        return RowGather(_cat(rows), _cat(views)), _cat(targets), _cat(terms)
+        return RowGather.of(_cat(rows), _cat(views)), _cat(targets), _cat(terms)
 
-    def _gathers(self, members, paths, total) -> tuple[Tensor, dict[Need, RowGather]]:
+    def _gathers(self, members, paths, item_T: Tensor) -> tuple[Tensor, dict[Need, RowGather]]:
         """Returns the key rows of attention mass, and the rows that each need reads."""
-        key_T = np.zeros(total, bool)
+        key_T = np.zeros(len(item_T), bool)
         gathers = {}
         for need in self.needs:
-            rows, views, uniform, targets = [], [], [], []
+            rows, views, uniform, targets, patches = [], [], [], [], []
             for v, (member, path) in enumerate(zip(members, paths, strict=True)):
                 if not selector(need).takes(member.view):
                     continue
@@ -210,13 +212,16 @@ class Packer:
                     uniform.append(keys / (positions + 1))
                 rows.append(path[positions])
                 views.append(np.full(len(positions), v))
+                patches.append(_offsets(member.layout)[positions])
             share = torch.from_numpy(np.concatenate([*uniform, np.empty(0)])).float()
-            gathers[need] = RowGather(
-                _cat(rows),
-                _cat(views),
-                share if isinstance(need, AttnMass) else None,
-                _cat(targets) if isinstance(need, LogProb | LogSumExp) else None,
-            )
+            gather = RowGather.of(_cat(rows), _cat(views))
+            if isinstance(need, AttnMass):
+                gather = replace(gather, uniform_Q=share)
+            if isinstance(need, LogProb | LogSumExp):
+                gather = replace(gather, target_Q=_cat(targets))
+            if reads_images(need):
+                gather = replace(gather, item_Q=item_T[gather.row_Q], patch_Q=_cat(patches))
+            gathers[need] = gather
         return torch.from_numpy(key_T), gathers
 
 
@@ -251,6 +256,20 @@ def _origins(
         rows = np.flatnonzero(items >= 0)
         scatters.append(EmbedScatter(source, torch.from_numpy(rows), torch.from_numpy(items[rows])))
     return torch.from_numpy(id_T), tuple(scatters), shown
+
+
+def _image_items(scatters: Iterable[EmbedScatter], total: int) -> Tensor:
+    """Returns the number of each row among the rows of all images, [total]; -1 for other rows."""
+    item_T = torch.full((total,), -1)
+    for scatter in scatters:
+        if scatter.source == "vision":
+            item_T[scatter.row_N] = scatter.item_N
+    return item_T
+
+
+def _offsets(layout: Layout) -> np.ndarray:
+    """Returns the place of each row in its span."""
+    return np.concatenate([np.arange(span.n) for span in layout])
 
 
 def _ready(spec: AttentionSpec) -> AttentionSpec:
@@ -329,14 +348,6 @@ def _tokens(member: LaidOut, positions: np.ndarray) -> np.ndarray:
         raise UserError(WRONG_VIEW.at(f"plugins.{view.name}", got=got))
     ids, places = _supervised(member.layout)
     return ids[np.searchsorted(places, positions)]
-
-
-def _labels(members: Sequence[LaidOut]) -> dict[str, Tensor]:
-    found: dict[str, list] = {}
-    for member in members:
-        for key, value in member.view.labels.items():
-            found.setdefault(f"{member.view.name}/{key}", []).append(value)
-    return {key: torch.tensor(values) for key, values in found.items()}
 
 
 def _shown(member: LaidOut) -> list[ImageRef]:

@@ -93,6 +93,16 @@ NOT_INSTALLED = Code(
 
 # plan/
 
+FROZEN = Code(
+    "plan/frozen", cause="A term asks for a gradient into vision features that the stage does not train.",
+    expected="`detach=True`, or a stage that trains {parts}",
+    hint="Leave `detach` at its default in the term's need, or train the part.",
+)
+IMAGE_ROWS = Code(
+    "plan/image-rows", cause="A term asks for vision features where there are none: of rows that are no image rows.",
+    expected="an encoder, `at=Select(kind=\"image\")` without `shift`, and the stage `encoder` or `projected`",
+    hint="Correct the need of the term.",
+)
 LAYERS = Code(
     "plan/layers", cause="A term reads layers that the decoder does not have, or one layer twice.",
     expected="{layers}", hint="Correct the layers that the term's `needs` name.",
@@ -192,6 +202,11 @@ INSERT = Code(
     expected="`at` one of {positions}; a token of `provides`; as many rows as its module gives; `token` for"
     " `after_token` only",
     hint="Correct `edit` of the plugin.",
+)
+LABEL = Code(
+    "plugin/label", cause="A plugin gives views labels that cannot be one tensor.",
+    expected="a bool, int or float, or an array of them; of one type and form on all views of the plugin",
+    hint="Correct `views` or `labels` of the plugin.",
 )
 LOAD_ERROR = Code(
     "plugin/load-error", cause="The plugin raises an exception when it is imported or returns its components.",

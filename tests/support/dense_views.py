@@ -21,6 +21,7 @@ class DenseView:
     member: LaidOut
     states: list[Tensor]
     hidden_TD: Tensor
+    features: dict[str, list[Tensor]]
     head_VD: Tensor
 
     def at(self, layer: int | str) -> Tensor:
@@ -30,19 +31,21 @@ class DenseView:
 def dense(made: Objective, member: LaidOut) -> DenseView:
     """Runs one view alone, with a gradient."""
     lmm, rows = made.lmm, []
+    features: dict[str, list[Tensor]] = {"encoder": [], "projected": []}
     for span in member.layout:
         if span.kind == "text":
             rows.append(lmm.decoder.embed(torch.tensor(span.ids)))
         elif span.image is not None:
             pixels_1CXY = pixels(span.image, member.view.sample.image_fit)[None]
-            rows.append(lmm.connector(lmm.vision(pixels_1CXY.to(lmm.decoder.norm.weight)))[0])
+            features["encoder"].append(lmm.vision(pixels_1CXY.to(lmm.decoder.norm.weight))[0])
+            features["projected"].append(lmm.connector(features["encoder"][-1]))
+            rows.append(features["projected"][-1])
         else:
             rows.append(made.plugins[span.owner]())
     states, _ = plain_twins.blocks(lmm.decoder, torch.cat(rows))
     shape, norm = lmm.decoder.shape, lmm.decoder.norm.weight
-    return DenseView(
-        member, states, plain_twins.rms(states[-1], norm, shape.norm_eps), lmm.decoder.head.weight
-    )
+    hidden_TD = plain_twins.rms(states[-1], norm, shape.norm_eps)
+    return DenseView(member, states, hidden_TD, features, lmm.decoder.head.weight)
 
 
 def hidden_at(views: Sequence[DenseView], need) -> Tensor:
@@ -56,6 +59,12 @@ def hidden_mean(views: Sequence[DenseView], need) -> Tensor:
     """Gives what `HiddenMean` asks for."""
     found = [each.at(need.layer)[need.over.positions(each.member.layout)] for each in _of(views, need.over)]
     return torch.stack([x.mean(0) for x in found if len(x)])
+
+
+def vision_at(views: Sequence[DenseView], need) -> Tensor:
+    """Gives what `VisionAt` asks for, of selectors that take all image rows of a view."""
+    found = torch.cat([x for each in _of(views, need.at) for x in each.features[need.stage]])
+    return found.detach() if need.detach else found
 
 
 def log_prob(views: Sequence[DenseView], need) -> Tensor:
