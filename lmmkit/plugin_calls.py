@@ -15,7 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lmmkit.api.components import AuxTask, Component, Ctx, Loss, Metric, Term, TokenStrategy
+from lmmkit.api.components import (
+    AuxTask,
+    Component,
+    Ctx,
+    Loss,
+    Metric,
+    OtherSamples,
+    Term,
+    TokenStrategy,
+    ViewMaker,
+)
 from lmmkit.api.layout import Insert, InsertAt
 from lmmkit.api.needs import Need
 from lmmkit.api.sample import Image, ImageEdit, Label, Role, Sample, Turn, View
@@ -84,10 +94,11 @@ def _rows(n: object) -> bool:
     return type(n) is int and n >= 1
 
 
-def views(task: AuxTask, sample: Sample, rng: np.random.Generator) -> Sequence[View]:
-    """Returns the views of a task."""
+def views(task: ViewMaker, sample: Sample, rng: np.random.Generator, others: OtherSamples) -> Sequence[View]:
+    """Returns the views of a task, which gets `others` if it asks for them."""
+    more = () if task.others == "none" else (others,)
     with calling(task.name, "views", task):
-        found = task.views(sample, rng)
+        found = task.views(sample, rng, *more)
     if not isinstance(found, list | tuple):
         raise returned(task.name, "views", task, shown(found), "a list of View")
     for view in found:

@@ -8,10 +8,10 @@ belong to the module that `modules` builds; a term reaches them through `ctx.mod
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -217,20 +217,41 @@ class Term(Component):
         return {}
 
 
+OtherSamples = Callable[[int], list[Sample]]
+"""`others(n)`: n other samples of the source of a sample."""
+OthersKind = Literal["none", "source"]
+
+
 @dataclass(frozen=True, kw_only=True)
-class AuxTask(Term):
+class ViewMaker(Component):
+    """Derives further views from a sample. `roles` lists the roles that they may have.
+
+    With `others` "source", `views` gets a third argument, `others`: `others(n)` returns n other samples of the
+    same source, none twice, keyed like `rng`; `others(2)` begins `others(5)`.
+    """
+
+    roles: ClassVar[tuple[str, ...]] = ("",)
+    others: ClassVar[OthersKind] = "none"
+
+    def views(self, sample: Sample, rng: np.random.Generator) -> Sequence[View]:
+        """Returns the views; `rng` is keyed by (seed, instance, sample, epoch)."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtraView(ViewMaker):
+    """Derives further views without a term. They are made in a stage in which an active term reads them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuxTask(ViewMaker, Term):
     """Derives further views from a sample and trains on them.
 
     With `text_loss` the term is the next-token loss on the supervised text of the views and `value`
-    is never called; `score` then scores generated text. `roles` lists the roles that its views may have.
+    is never called; `score` then scores generated text.
     """
 
     text_loss: ClassVar[bool] = False
-    roles: ClassVar[tuple[str, ...]] = ("",)
-
-    def views(self, sample: Sample, rng: np.random.Generator) -> Sequence[View]:
-        """Returns the views of the task; `rng` is keyed by (seed, instance, sample, epoch)."""
-        raise NotImplementedError
 
     def count(self, batch: Batch) -> int:
         return len(batch.views_of(self.name))

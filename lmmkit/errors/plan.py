@@ -124,7 +124,12 @@ NO_WEIGHT = Code(
 NOT_A_TERM = Code(
     "plan/not-a-term", cause="A stage gives a weight to a plugin that adds no term to the loss.",
     expected="`next_token`, or a loss or task plugin",
-    hint="Remove the line: learned tokens act through the terms that read them. {nearest}",
+    hint="Remove the line: learned tokens and views act through the terms that read them. {nearest}",
+)
+OTHERS = Code(
+    "plan/others", cause="A source has too few other samples for the views of a plugin.",
+    expected="a source with as many other samples as the plugin asks for",
+    hint="Use a larger source, ask for fewer samples, or give the plugin weight 0 in this stage.",
 )
 SETTING = Code(
     "plan/setting", cause="A plugin's setting does not fit the sizes of the model.",
@@ -164,9 +169,9 @@ UNREAD_TOKEN = Code(
     hint="Add a term that reads them, name registers in a stage's `tokens`, or remove the plugin.",
 )
 UNREAD_VIEW = Code(
-    "plan/unread-view", cause="No term reads the views that a task makes.",
+    "plan/unread-view", cause="No term reads the views that a plugin makes.",
     expected="a term that reads them",
-    hint="Declare a need on `Select(view=self.name)`, or train on the text of the views (`text_loss`).",
+    hint="Add a term that reads them, `Select(view=...)`, or train on the text of the views (`text_loss`).",
 )
 VIEW_ROLE = Code(
     "plan/view-role", cause="A term reads views of a role that the task which makes the views does not have.",
@@ -245,6 +250,10 @@ RAISED = Code(
 RETURNED = Code(
     "plugin/returned", cause="A method of a plugin returns something else than it must.",
     expected="{expected}", hint="Correct `{method}` of the plugin (docs/plugins.md, Protocol).",
+)
+OTHERS_KIND = Code(
+    "plugin/others", cause="A plugin asks for other samples in a way that lmmkit does not have.",
+    expected="`others` of the class: {kinds}", hint="Take `source`: other samples of the same source.",
 )
 TWO_PACKAGES = Code(
     "plugin/two-packages", cause="Several installed packages offer a component of one name.",

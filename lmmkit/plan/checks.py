@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from lmmkit import plugin_calls
-from lmmkit.api.components import AuxTask, Term, TokenStrategy
+from lmmkit.api.components import AuxTask, ExtraView, OthersKind, Term, TokenStrategy, ViewMaker
 from lmmkit.api.layout import Layout, Span, insert_tokens, row_count, text
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import (
@@ -32,6 +32,7 @@ from lmmkit.errors.plan import (
     NO_VIEW,
     NO_WEIGHT,
     NOT_A_TERM,
+    OTHERS_KIND,
     SETTING,
     TWO_MASSES,
     UNPROVIDED_TOKEN,
@@ -80,7 +81,8 @@ def losses(recipe: Recipe, instances: Instances) -> list[Problem]:
             weighted.add(name)
             component = instances.components.get(name)
             if component is not None and not isinstance(component, Term):
-                where, got = recipe.where(f"stages.{stage}.losses.{name}"), f"`{name}`, a token strategy"
+                what = "a token strategy" if isinstance(component, TokenStrategy) else "views without a term"
+                where, got = recipe.where(f"stages.{stage}.losses.{name}"), f"`{name}`, {what}"
                 problems.append(NOT_A_TERM.at(where, got=got, nearest=did_you_mean(name, terms)))
     for name in terms:
         if name not in weighted:
@@ -92,7 +94,7 @@ def losses(recipe: Recipe, instances: Instances) -> list[Problem]:
 def needs(recipe: Recipe, instances: Instances, plan: StagePlan, dims: Dims) -> list[Problem]:
     """Returns the problems of needs: missing views, layers or tokens, and views that no term reads."""
     problems = []
-    views = {"main": ("",), **{task.name: task.roles for task in plan.tasks}}
+    views = {"main": ("",), **{maker.name: maker.roles for maker in plan.makers}}
     provided = {
         token: s.name
         for s in instances.components.values()
@@ -171,6 +173,21 @@ def _targets(select: Select) -> bool:
         and select.supervised is not False
         and select.shift == 0
     )
+
+
+def extra_views(recipe: Recipe, instances: Instances) -> list[Problem]:
+    """Returns the problems of what makes views: extra views that no term of the recipe reads, and unknown kinds of
+    other samples."""
+    problems = []
+    terms, kinds = instances.terms.values(), get_args(OthersKind)
+    read = {selector(need).view for term in terms for need in plugin_calls.needs(term)}
+    for name, component in instances.components.items():
+        where = recipe.where(f"plugins.{name}")
+        if isinstance(component, ExtraView) and name not in read:
+            problems.append(UNREAD_VIEW.at(where, got=f"views of `{name}`, which no term reads"))
+        if isinstance(component, ViewMaker) and component.others not in kinds:
+            problems.append(OTHERS_KIND.at(where, got=f"{component.others!r}", kinds=" or ".join(kinds)))
+    return problems
 
 
 def _reads_own_view(term: Term) -> bool:

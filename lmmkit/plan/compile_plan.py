@@ -10,7 +10,7 @@ import hashlib
 from dataclasses import fields
 
 from lmmkit import plugin_calls
-from lmmkit.api.components import Component, TokenStrategy
+from lmmkit.api.components import Component, ExtraView, TokenStrategy
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import AttnMass, Need, selector
 from lmmkit.data.text_tokenizers.choose import TextTokenizer
@@ -38,7 +38,7 @@ def compile_plan(
     plans = {stage: _compile(recipe, instances, stage) for stage in recipe.stages}
     for plan in plans.values():
         problems += checks.needs(recipe, instances, plan, dims)
-    problems += token_checks.token_names(recipe, instances)
+    problems += token_checks.token_names(recipe, instances) + checks.extra_views(recipe, instances)
     raise_all(problems)
     for plan in plans.values():
         problems += checks.reach(recipe, instances, plan)
@@ -62,7 +62,7 @@ def _compile(recipe: Recipe, instances: Instances, stage: str) -> StagePlan:
     names = sorted(name for name in kept if name != "next_token")
     terms = tuple(instances.terms[name] for name in names)
     needs = tuple(dict.fromkeys(need for term in terms for need in plugin_calls.needs(term)))
-    strategies, off = [], {}
+    strategies, extra_views, off = [], [], {}
     for name, component in instances.components.items():
         if isinstance(component, TokenStrategy):
             if name in recipe.stages[stage].tokens:
@@ -73,6 +73,11 @@ def _compile(recipe: Recipe, instances: Instances, stage: str) -> StagePlan:
                 off[name] = "not in `tokens` of this stage"
             else:
                 off[name] = "no active term reads its tokens"
+        elif isinstance(component, ExtraView):
+            if any(selector(need).view == name for need in needs):
+                extra_views.append(component)
+            else:
+                off[name] = "no active term reads its views"
         elif name not in weights:
             off[name] = "no weight in this stage"
         elif name not in kept:
@@ -81,7 +86,7 @@ def _compile(recipe: Recipe, instances: Instances, stage: str) -> StagePlan:
         kept["next_token"] = Weight(weight=0.0, watch=True)
     return StagePlan(
         stage=stage, weights=kept, terms=terms, strategies=tuple(strategies), needs=needs, off=off,
-        digest=_digest(instances, kept, terms, strategies),
+        digest=_digest(instances, kept, (*terms, *extra_views), strategies), extra_views=tuple(extra_views),
     )  # fmt: skip
 
 
@@ -96,9 +101,9 @@ def settings_of(component: Component) -> dict[str, object]:
     return {f.name: getattr(component, f.name) for f in fields(component) if f.name != "name"}
 
 
-def _digest(instances: Instances, weights, terms, strategies) -> str:
+def _digest(instances: Instances, weights, read, strategies) -> str:
     lines = [f"{name} {weight}" for name, weight in sorted(weights.items())]
-    for component in (*terms, *(s for s, _ in strategies)):
+    for component in (*read, *(s for s, _ in strategies)):
         kind = f"{type(component).__module__}.{type(component).__qualname__}"
         lines.append(f"{component.name} {kind} {instances.origin(component.name)} {settings_of(component)}")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]

@@ -19,7 +19,7 @@ from lmmkit.data.sources.records import Records, missing_images, open_records, t
 from lmmkit.data.text_tokenizers.choose import TextTokenizer, open_tokenizer
 from lmmkit.data.views import Views
 from lmmkit.errors import Problem, Tried, UserError, raise_all, raise_together
-from lmmkit.errors.plan import NO_STEP, PLUGIN_SETTINGS
+from lmmkit.errors.plan import NO_STEP, OTHERS, PLUGIN_SETTINGS
 from lmmkit.model.connector import CONNECTORS
 from lmmkit.plan import shapes
 from lmmkit.plan.compile_plan import chat_plan, compile_plan
@@ -64,7 +64,7 @@ class Prepared:
             tokenizer=self.tokenizer, rows_of=FixedRows(self.image_rows),
             context=self.recipe.model.text.context, too_long=section.batch.too_long,
             after_eos=self.recipe.model.chat.after_eos, seed=self.recipe.seed,
-            tasks=plan.tasks, edits=plan.strategies, losses=plan.losses, dims=self.dims,
+            tasks=plan.makers, edits=plan.strategies, needs=plan.needs, losses=plan.losses, dims=self.dims,
         )  # fmt: skip
 
     def packer(self, stage: str) -> Packer:
@@ -80,6 +80,7 @@ class Prepared:
         section = self.recipe.stages[stage]
         sizes = {name: len(self.sources[name]) for name in section.data}
         order = Sampler(sizes, section.data, self.recipe.seed)
+        self._require_others(stage, sizes)
         samples = section.batch.samples
         if section.length.steps is not None:
             total = section.length.steps * samples
@@ -96,6 +97,14 @@ class Prepared:
             views=self.views(stage), reader=self.reader(), packer=self.packer(stage), samples=samples,
             tokens=self.recipe.speed.tokens, total=total, image_rows=self.image_rows,
         )  # fmt: skip
+
+    def _require_others(self, stage: str, sizes: Mapping[str, int]) -> None:
+        """Raises `UserError` for sources of one record, if a plugin asks for other samples."""
+        asking = [maker.name for maker in self.plans[stage].makers if maker.others != "none"]
+        small = [name for name, size in sizes.items() if size < 2]
+        where = self.recipe.where(f"stages.{stage}.data")
+        got = f"a source of one record, and views of {', '.join(asking)}"
+        raise_all(OTHERS.at(where, got=f"`{name}`, {got}") for name in small if asking)
 
     def _grouped(self, order: Sampler, batch: BatchConfig, total: int) -> Sampler | GroupedSampler:
         if batch.group == "none":

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lmmkit import plugin_calls
-from lmmkit.api.components import AuxTask, Loss, Term, TokenStrategy
+from lmmkit.api.components import AuxTask, ExtraView, Loss, Term, TokenStrategy, ViewMaker
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import Need
 from lmmkit.recipe import Weight
@@ -28,11 +28,17 @@ class StagePlan:
     needs: tuple[Need, ...]
     off: Mapping[str, str]
     digest: str
+    extra_views: tuple[ExtraView, ...] = ()
 
     @property
     def tasks(self) -> tuple[AuxTask, ...]:
         """Returns the active auxiliary tasks, sorted by name."""
         return tuple(term for term in self.terms if isinstance(term, AuxTask))
+
+    @property
+    def makers(self) -> tuple[ViewMaker, ...]:
+        """Returns all that makes further views: the tasks, then the extra views that active terms read."""
+        return (*self.tasks, *self.extra_views)
 
     @property
     def losses(self) -> tuple[Loss, ...]:
@@ -56,7 +62,8 @@ class StagePlan:
     @property
     def active(self) -> frozenset[str]:
         """Returns the names of the active instances. Their modules may be trainable."""
-        return frozenset(t.name for t in self.terms) | {s.name for s, _ in self.strategies}
+        made = (*self.terms, *self.extra_views, *(s for s, _ in self.strategies))
+        return frozenset(component.name for component in made)
 
     @property
     def inference_plugins(self) -> tuple[str, ...]:

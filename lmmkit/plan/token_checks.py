@@ -9,7 +9,7 @@ from typing import get_args
 import torch
 
 from lmmkit import plugin_calls
-from lmmkit.api.components import AuxTask, TokenStrategy
+from lmmkit.api.components import TokenStrategy, ViewMaker
 from lmmkit.api.layout import InsertAt
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import selector
@@ -40,7 +40,7 @@ def inserts(
 ) -> list[Problem]:
     """Returns the problems of inserts: places, tokens and rows that do not exist, and a dependence on the key."""
     problems = []
-    views = ["main", *(name for name, c in instances.components.items() if isinstance(c, AuxTask))]
+    views = ["main", *(name for name, c in instances.components.items() if isinstance(c, ViewMaker))]
     probes = [View(sample=sample, name=view) for sample in PROBES for view in views]
     for name, strategy in strategies_of(instances).items():
         where = recipe.where(f"plugins.{name}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from lmmkit.api.sample import Sample
@@ -19,6 +19,14 @@ class SourceSamples:
     size: int
     read: Callable[[int], Sample | None]
 
+    @classmethod
+    def among(cls, samples: Sequence[Sample], name: str = "evaluation") -> SourceSamples:
+        """Returns the samples of a list as a source."""
+        return cls(name, len(samples), samples.__getitem__)
+
+
+NO_SOURCE = SourceSamples.among(())
+
 
 class Others:
     """Gives other samples of a sample's source; a call is `others(n)`.
@@ -34,6 +42,8 @@ class Others:
 
     def __call__(self, n: int) -> list[Sample]:
         """Returns n samples. Raises `UserError` if the source has too few."""
+        if type(n) is not int or n < 0:
+            raise TypeError(f"others(n): expected a whole number, 0 or more, got {n!r}")
         while len(self._found) < n:
             found = next(self._draws, None)
             if found is None:
