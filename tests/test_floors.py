@@ -70,7 +70,7 @@ FLOORS: dict[str, str] = {
         lmms_eval_manifest lmms_eval_model
     """,
     "lmmkit.model": """
-        cross_entropy init cpu_ops layers rope decoder transforms vision connector vlm
+        cross_entropy init cpu_ops layers rope decoder transforms vision connector image_rows vlm
     """,
     "lmmkit.model.transforms": """
         compiled frozen_bf16 lora recompute

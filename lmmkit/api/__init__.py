@@ -13,7 +13,16 @@ if TYPE_CHECKING:
     from pluggy import HookimplMarker
 
     from lmmkit.api.batch import Batch, Ragged
-    from lmmkit.api.components import AuxTask, Ctx, ExtraView, LearnedTokens, Loss, Metric, TokenStrategy
+    from lmmkit.api.components import (
+        AuxTask,
+        Ctx,
+        ExtraView,
+        ImageReducer,
+        LearnedTokens,
+        Loss,
+        Metric,
+        TokenStrategy,
+    )
     from lmmkit.api.layout import Insert
     from lmmkit.api.model_info import Dims, ImageSpec
     from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, LogProb, LogSumExp, Select, VisionAt
@@ -22,9 +31,9 @@ if TYPE_CHECKING:
     hookimpl: HookimplMarker
 
 __all__ = [
-    "AttnMass", "AuxTask", "Batch", "Ctx", "Dims", "ExtraView", "HiddenAt", "HiddenMean", "Image", "ImageSpec",
-    "Insert", "LearnedTokens", "LogProb", "LogSumExp", "Loss", "Metric", "Ragged", "Sample", "Select", "TokenStrategy",
-    "Turn", "View", "VisionAt", "hookimpl",
+    "AttnMass", "AuxTask", "Batch", "Ctx", "Dims", "ExtraView", "HiddenAt", "HiddenMean", "Image", "ImageReducer",
+    "ImageSpec", "Insert", "LearnedTokens", "LogProb", "LogSumExp", "Loss", "Metric", "Ragged", "Sample", "Select",
+    "TokenStrategy", "Turn", "View", "VisionAt", "hookimpl",
 ]  # fmt: skip
 
 _FILES = {
@@ -33,6 +42,7 @@ _FILES = {
         "AuxTask",
         "Ctx",
         "ExtraView",
+        "ImageReducer",
         "LearnedTokens",
         "Loss",
         "Metric",

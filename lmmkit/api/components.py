@@ -271,6 +271,30 @@ class Loss(Term):
         return {}
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImageReducer(Component):
+    """Gives an image fewer rows than the encoder has tokens. `model.connector.reduce` names the instance."""
+
+    def tokens(self, dims: Dims) -> int:
+        """Returns the number of rows of an image; the same for all images, because layouts are made before
+        pixels are read."""
+        raise NotImplementedError
+
+    def patches(self, dims: Dims) -> Sequence[Sequence[int]] | None:
+        """Returns for each row the numbers of the encoder's tokens that it is made of, equally many for each row;
+        None if they depend on the image."""
+        return None
+
+    def reduce(
+        self, seen_INE: Tensor, connect: Callable[[Tensor], Tensor], module: nn.Module | None
+    ) -> Tensor:
+        """Returns the rows of each image, [I, rows, D], from the encoder's output.
+
+        `connect` is the connector: it maps vectors of width E to width D. `module` is what `modules` has built.
+        """
+        raise NotImplementedError
+
+
 class LearnedTokens(nn.Module):
     """Holds `n` learned tokens of width D, drawn from N(0, std^2)."""
 

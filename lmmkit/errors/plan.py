@@ -112,6 +112,10 @@ NO_TARGET = Code(
     expected="a selection of supervised text, without `shift`",
     hint="Select rows of answers: no `kind`, `role`, `token_name` or `supervised` that excludes them.",
 )
+NOT_A_REDUCER = Code(
+    "plan/not-a-reducer", cause="`model.connector.reduce` names a plugin that is no image reducer.",
+    expected="an instance of an `ImageReducer`", hint="Correct the name, or remove `reduce`.",
+)
 NO_VIEW = Code(
     "plan/no-view", cause="A term reads a view that no task of the stage makes.",
     expected="a view that the stage makes",
@@ -130,6 +134,13 @@ OTHERS = Code(
     "plan/others", cause="A source has too few other samples for the views of a plugin.",
     expected="a source with as many other samples as the plugin asks for",
     hint="Use a larger source, ask for fewer samples, or give the plugin weight 0 in this stage.",
+)
+PATCHES = Code(
+    "plan/patches",
+    cause="A term reads the encoder's features row by row, and the rows of the image reducer are made of patches that"
+    " depend on the image.",
+    expected="a reducer with fixed `patches`, or features of stage `projected`",
+    hint="Use `VisionAt(at, stage=\"projected\")`, give the term weight 0, or use another reducer.",
 )
 SETTING = Code(
     "plan/setting", cause="A plugin's setting does not fit the sizes of the model.",

@@ -5,8 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, get_args
 
+import torch
+from torch import Tensor
+
 from lmmkit import plugin_calls
-from lmmkit.api.components import AuxTask, ExtraView, OthersKind, Term, TokenStrategy, ViewMaker
+from lmmkit.api.components import (
+    AuxTask,
+    ExtraView,
+    ImageReducer,
+    OthersKind,
+    Term,
+    TokenStrategy,
+    ViewMaker,
+)
 from lmmkit.api.layout import Layout, Span, insert_tokens, row_count, text
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import (
@@ -31,8 +42,10 @@ from lmmkit.errors.plan import (
     NO_TARGET,
     NO_VIEW,
     NO_WEIGHT,
+    NOT_A_REDUCER,
     NOT_A_TERM,
     OTHERS_KIND,
+    PATCHES,
     SETTING,
     TWO_MASSES,
     UNPROVIDED_TOKEN,
@@ -40,6 +53,7 @@ from lmmkit.errors.plan import (
     UNREAD_VIEW,
     VIEW_ROLE,
 )
+from lmmkit.model.image_rows import ReducedRows
 from lmmkit.plan.instances import Instances
 from lmmkit.plan.token_checks import PROBE
 from lmmkit.recipe import Recipe, Stage
@@ -107,6 +121,7 @@ def needs(recipe: Recipe, instances: Instances, plan: StagePlan, dims: Dims) -> 
             problems += _need(where, term, need, views, provided, dims)
             if isinstance(need, VisionAt):
                 problems += _vision(where, need, recipe, recipe.stages[plan.stage])
+                problems += _patches(where, need, plan.reducer, dims)
         if isinstance(term, AuxTask) and not term.text_loss and not _reads_own_view(term):
             problems.append(UNREAD_VIEW.at(where, got=f"views of `{term.name}`, which no term reads"))
     masses = {need.k for need in plan.needs if isinstance(need, AttnMass)}
@@ -162,6 +177,44 @@ def _vision(where: str, need: VisionAt, recipe: Recipe, stage: Stage) -> list[Pr
         got = f"`detach=False` for features of `{need.stage}`, which no trainable part computes"
         return [FROZEN.at(where, got=got, parts=" or ".join(f"`{part}`" for part in parts))]
     return []
+
+
+def _patches(where: str, need: VisionAt, found: ImageReducer | None, dims: Dims) -> list[Problem]:
+    """Returns a problem for a need that reads the encoder's features at rows without fixed patches."""
+    if need.stage != "encoder" or found is None or plugin_calls.patches(found, dims) is not None:
+        return []
+    return [PATCHES.at(where, got=f"features of the encoder, and rows of `{found.name}`")]
+
+
+def reducer_of(recipe: Recipe, instances: Instances) -> ImageReducer | None:
+    """Returns the plugin that `model.connector.reduce` names, if it is opened and a reducer."""
+    connector = recipe.model.connector
+    found = instances.components.get(connector.reduce) if connector and connector.reduce else None
+    return found if isinstance(found, ImageReducer) else None
+
+
+def reducer(recipe: Recipe, instances: Instances, dims: Dims) -> list[Problem]:
+    """Returns the problems of the image reducer: a plugin of another kind, and faults of its methods. It is tried
+    on random features, without the connector."""
+    name = recipe.model.connector.reduce if recipe.model.connector else None
+    if name is None:
+        return []
+    found = reducer_of(recipe, instances)
+    if found is None:
+        return [NOT_A_REDUCER.at(recipe.where("model.connector.reduce"), got=f"`{name}`")]
+    tried = Tried(lambda: _try_reducer(found, dims))
+    return [] if tried.error is None else list(tried.error.problems)
+
+
+def _try_reducer(found: ImageReducer, dims: Dims) -> None:
+    rows = ReducedRows(found, plugin_calls.modules(found, dims), dims)
+    seen_IND = torch.randn(2, dims.image.tokens, dims.image.width, generator=torch.Generator().manual_seed(0))
+
+    def connect(x: Tensor) -> Tensor:
+        return x[..., :1].expand(*x.shape[:-1], dims.width)
+
+    with torch.no_grad():
+        rows.project(seen_IND, connect)
 
 
 def _targets(select: Select) -> bool:

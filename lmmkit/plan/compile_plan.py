@@ -10,7 +10,7 @@ import hashlib
 from dataclasses import fields
 
 from lmmkit import plugin_calls
-from lmmkit.api.components import Component, ExtraView, TokenStrategy
+from lmmkit.api.components import Component, ExtraView, ImageReducer, TokenStrategy
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import AttnMass, Need, selector
 from lmmkit.data.text_tokenizers.choose import TextTokenizer
@@ -32,6 +32,7 @@ def compile_plan(
     problems = checks.faults(instances, dims)
     raise_all(problems)
     problems = checks.settings(recipe, instances, dims) + checks.losses(recipe, instances)
+    problems += checks.reducer(recipe, instances, dims)
     problems += token_checks.inserts(recipe, instances, dims, tokenizer)
     problems += token_checks.stage_tokens(recipe, instances)
     raise_all(problems)
@@ -46,13 +47,14 @@ def compile_plan(
     return plans
 
 
-def chat_plan(instances: Instances, stage: str) -> StagePlan:
+def chat_plan(recipe: Recipe, instances: Instances, stage: str) -> StagePlan:
     """Returns the plan for inference: no terms, and every token strategy from `instances` in every view."""
+    reducer = checks.reducer_of(recipe, instances)
     strategies = tuple((c, None) for c in instances.components.values() if isinstance(c, TokenStrategy))
-    weights = {"next_token": Weight(weight=0.0, watch=True)}
+    weights, reducers = {"next_token": Weight(weight=0.0, watch=True)}, () if reducer is None else (reducer,)
     return StagePlan(
         stage=stage, weights=weights, terms=(), strategies=strategies, needs=(), off={},
-        digest=_digest(instances, weights, (), strategies),
+        digest=_digest(instances, weights, reducers, strategies), reducer=reducer,
     )  # fmt: skip
 
 
@@ -63,6 +65,7 @@ def _compile(recipe: Recipe, instances: Instances, stage: str) -> StagePlan:
     terms = tuple(instances.terms[name] for name in names)
     needs = tuple(dict.fromkeys(need for term in terms for need in plugin_calls.needs(term)))
     strategies, extra_views, off = [], [], {}
+    reducer = checks.reducer_of(recipe, instances)
     for name, component in instances.components.items():
         if isinstance(component, TokenStrategy):
             if name in recipe.stages[stage].tokens:
@@ -78,15 +81,20 @@ def _compile(recipe: Recipe, instances: Instances, stage: str) -> StagePlan:
                 extra_views.append(component)
             else:
                 off[name] = "no active term reads its views"
+        elif isinstance(component, ImageReducer):
+            if component is not reducer:
+                off[name] = "`model.connector.reduce` does not name it"
         elif name not in weights:
             off[name] = "no weight in this stage"
         elif name not in kept:
             off[name] = "weight 0"
     if "next_token" not in kept:
         kept["next_token"] = Weight(weight=0.0, watch=True)
+    read = (*terms, *extra_views, *(() if reducer is None else (reducer,)))
     return StagePlan(
         stage=stage, weights=kept, terms=terms, strategies=tuple(strategies), needs=needs, off=off,
-        digest=_digest(instances, kept, (*terms, *extra_views), strategies), extra_views=tuple(extra_views),
+        digest=_digest(instances, kept, read, strategies),
+        extra_views=tuple(extra_views), reducer=reducer,
     )  # fmt: skip
 
 

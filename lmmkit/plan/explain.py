@@ -56,6 +56,9 @@ def stage_text(prepared: Prepared, plan: StagePlan) -> str:
     for strategy, views in plan.strategies:
         where = "every view" if views is None else "views " + ", ".join(sorted(views))
         lines.append(f"  tokens {strategy.name} ({', '.join(strategy.provides)}) in {where}")
+    if plan.reducer is not None:
+        rows = f"{prepared.image_rows} rows from {prepared.dims.image.tokens} tokens"
+        lines.append(f"  image {rows} by {plan.reducer.name}")
     for need in plan.needs:
         askers = [term.name for term in plan.terms if need in plugin_calls.needs(term)]
         lines.append(f"  need {need_text(need)}  for {', '.join(askers)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from lmmkit.api.components import TokenStrategy
+from lmmkit.api.components import ImageReducer, TokenStrategy
 from lmmkit.data.sources.records import Records
 from lmmkit.plan.prepare import Prepared
 
@@ -40,9 +40,11 @@ def has_images(records: Records) -> bool:
 
 
 def _token_notices(prepared: Prepared) -> Iterator[str]:
-    """Yields a notice for each plugin of unread tokens that no stage has."""
+    """Yields a notice for each plugin of unread tokens, and each image reducer, that no stage has."""
     for name, component in prepared.instances.components.items():
         off = all(name in plan.off for plan in prepared.plans.values())
+        if isinstance(component, ImageReducer) and off:
+            yield f"plugins.{name}: `model.connector.reduce` does not name it, so images keep all their rows"
         if isinstance(component, TokenStrategy) and component.unread and off:
             yield f"plugins.{name}: no stage names it in `tokens`, so no sequence has its tokens"
 

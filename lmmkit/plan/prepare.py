@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import cast
 
+from lmmkit import plugin_calls
 from lmmkit.api.model_info import Dims
 from lmmkit.data.chat_templates import require_fitting, vocabulary_in_use
 from lmmkit.data.images import FixedRows, ImageReader
@@ -22,6 +23,7 @@ from lmmkit.errors import Problem, Tried, UserError, raise_all, raise_together
 from lmmkit.errors.plan import NO_STEP, OTHERS, PLUGIN_SETTINGS
 from lmmkit.model.connector import CONNECTORS
 from lmmkit.plan import shapes
+from lmmkit.plan.checks import reducer_of
 from lmmkit.plan.compile_plan import chat_plan, compile_plan
 from lmmkit.plan.instances import Instances, build_instances
 from lmmkit.plan.pretrained import Pretrained, resolve_pretrained
@@ -50,7 +52,9 @@ class Prepared:
     @property
     def image_rows(self) -> int:
         """Returns the number of rows that an image takes in the decoder; 0 in a text-only model."""
-        connector = self.recipe.model.connector
+        connector, reducer = self.recipe.model.connector, reducer_of(self.recipe, self.instances)
+        if reducer is not None:
+            return plugin_calls.rows(reducer, self.dims)
         return CONNECTORS[connector.kind].rows(self.dims.image.grid) if connector else 0
 
     def reader(self) -> ImageReader:
@@ -157,7 +161,8 @@ def prepare_bare(
 
     Args:
         recipe: a recipe as `read_recipe` returns it.
-        inference_plugins: the token strategies to insert into every view. No other plugin is opened.
+        inference_plugins: the token strategies to insert into every view. Else only the model's image reducer is
+            opened.
         trust_files: run plugins from local files, if `inference_plugins` names any.
         data: names of the sources to open.
         allow_missing_tokenizer: accept a model without a tokenizer; any later use of it raises `UserError`.
@@ -166,7 +171,9 @@ def prepare_bare(
     Raises:
         UserError: in the cases of `prepare`, and for `inference_plugins` without settings.
     """
-    inference_plugins = list(inference_plugins)
+    connector = recipe.model.connector
+    reduce = [connector.reduce] if connector and connector.reduce in recipe.plugins else []
+    inference_plugins = list(dict.fromkeys([*inference_plugins, *reduce]))
     if missing := [name for name in inference_plugins if name not in recipe.plugins]:
         raise UserError(
             PLUGIN_SETTINGS.at(recipe.where("plugins"), got=f"no settings of {', '.join(missing)}")
@@ -175,7 +182,7 @@ def prepare_bare(
     recipe = replace(recipe, plugins=kept, output=replace(recipe.output, observers=()))
     return _prepare(
         recipe, sorted(data), trust_files,
-        lambda instances, dims, tokenizer: {stage: chat_plan(instances, stage) for stage in recipe.stages},
+        lambda instances, dims, tokenizer: {stage: chat_plan(recipe, instances, stage) for stage in recipe.stages},
         allow_missing_tokenizer=allow_missing_tokenizer, pickled=pickled,
     )  # fmt: skip
 

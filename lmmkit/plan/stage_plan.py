@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lmmkit import plugin_calls
-from lmmkit.api.components import AuxTask, ExtraView, Loss, Term, TokenStrategy, ViewMaker
+from lmmkit.api.components import AuxTask, ExtraView, ImageReducer, Loss, Term, TokenStrategy, ViewMaker
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import Need
 from lmmkit.recipe import Weight
@@ -29,6 +29,7 @@ class StagePlan:
     off: Mapping[str, str]
     digest: str
     extra_views: tuple[ExtraView, ...] = ()
+    reducer: ImageReducer | None = None
 
     @property
     def tasks(self) -> tuple[AuxTask, ...]:
@@ -62,11 +63,12 @@ class StagePlan:
     @property
     def active(self) -> frozenset[str]:
         """Returns the names of the active instances. Their modules may be trainable."""
-        made = (*self.terms, *self.extra_views, *(s for s, _ in self.strategies))
-        return frozenset(component.name for component in made)
+        made = (*self.terms, *self.extra_views, *(s for s, _ in self.strategies), self.reducer)
+        return frozenset(component.name for component in made if component is not None)
 
     @property
     def inference_plugins(self) -> tuple[str, ...]:
-        """Returns the names of the token strategies that inference needs: those in every view. The others are at
-        the end only, where generation has no tokens."""
-        return tuple(s.name for s, views in self.strategies if views is None)
+        """Returns the names of the plugins that inference needs: the token strategies in every view (the others are
+        at the end only, where generation has no tokens), and the image reducer."""
+        strategies = tuple(s.name for s, views in self.strategies if views is None)
+        return strategies if self.reducer is None else (*strategies, self.reducer.name)

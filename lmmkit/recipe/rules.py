@@ -92,7 +92,10 @@ def check_model(model: Model, key: str, names: Names) -> Iterator[Problem]:
             expected="both, or neither for a text-only model",
             fix=f"Add `{lacks}`, or remove `{there}`.",
         )
-    if isinstance(vision, VisionScratch):
+    reduce = model.connector.reduce if model.connector else None
+    if reduce is not None:
+        yield from _known(f"{key}.connector.reduce", reduce, names.plugins, "plugins")
+    elif isinstance(vision, VisionScratch):
         tokens = (vision.image_size // vision.patch) ** 2
         if tokens >= text.context:
             yield CONFLICT.at(

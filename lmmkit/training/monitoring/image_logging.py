@@ -51,7 +51,8 @@ def stage_images(
             except UserError:  # the step used a replacement
                 continue
             image, map_XY = response_attention(objective, pipeline.packer, samples[0], images, device)
-            return out | {"attention/image": image, "attention/response_to_image": overlay(image, map_XY)}
+            shown = {} if map_XY is None else {"attention/response_to_image": overlay(image, map_XY)}
+            return out | {"attention/image": image} | shown
     return out
 
 
@@ -61,13 +62,15 @@ def response_attention(
     sample: SizedSample,
     images: Mapping[ImageRef, Tensor],
     device: torch.device,
-) -> tuple[Tensor, Tensor]:
-    """Returns the image, [3, X, Y] in 0..1, and the attention from response rows to each patch, [X, Y].
+) -> tuple[Tensor, Tensor | None]:
+    """Returns the image, [3, X, Y] in 0..1, and the attention from response rows to each patch, [X, Y]; None if a
+    reducer chose among the patches.
 
     The attention is the mean over heads, layers and rows, scaled to a maximum of 1.
     """
     found = image_attention(objective, packer, sample, images, device)
-    return natural(found.pixels_CXY, packer.image), found.map_XY / found.map_XY.max()
+    map_XY = None if found.map_XY is None else found.map_XY / found.map_XY.max()
+    return natural(found.pixels_CXY, packer.image), map_XY
 
 
 def overlay(image_CXY: Tensor, map_XY: Tensor) -> Tensor:
