@@ -92,22 +92,22 @@ def generate(
     visible_QM = F.pad(visible_QM, (0, room), value=True).to(device)
     grown = _Grown(lmm, caches, visible_QM, key_QM.shape[1], batch.forest.pos_T[leaf_Q].to(device))
     end_E = torch.tensor(ends, dtype=torch.int64, device=device)
-    generated = [id_Q]
-    done_Q = torch.isin(id_Q, end_E)
+    written_Q, fits_Q = id_Q, torch.ones_like(id_Q, dtype=torch.bool)
+    generated = [written_Q]
+    done_Q = torch.isin(written_Q, end_E)
     for _ in range(max_new_tokens - 1):
-        on_token(id_Q)
+        on_token(written_Q)
         if bool(done_Q.all()):
             break
         hidden_QD = grown.add(lmm.decoder.embed(id_Q))
         if feeds:
             hidden_QD, fits_Q = _fed(grown, hidden_QD, feeds, id_Q.masked_fill(done_Q, -1).tolist())
-            id_Q = choose(lmm.logits(hidden_QD)).where(fits_Q, end_E[0])
-        else:
-            id_Q = choose(lmm.logits(hidden_QD))
-        generated.append(id_Q)
-        done_Q |= torch.isin(id_Q, end_E)
+        id_Q = choose(lmm.logits(hidden_QD))
+        written_Q = id_Q.where(fits_Q, end_E[0])
+        generated.append(written_Q)
+        done_Q |= torch.isin(written_Q, end_E)
     else:
-        on_token(id_Q)
+        on_token(written_Q)
     return [_until(ids, ends) for ids in torch.stack(generated, 1).tolist()]
 
 
