@@ -103,7 +103,7 @@ def generate(
         if feeds:
             hidden_QD, fits_Q = _fed(grown, hidden_QD, feeds, id_Q.masked_fill(done_Q, -1).tolist())
         id_Q = choose(lmm.logits(hidden_QD))
-        written_Q = id_Q.where(fits_Q, end_E[0])
+        written_Q = id_Q.where(fits_Q, end_E[0]) if feeds else id_Q
         generated.append(written_Q)
         done_Q |= torch.isin(written_Q, end_E)
     else:
