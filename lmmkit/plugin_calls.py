@@ -150,7 +150,7 @@ def edited(name: str, change: ImageEdit, pixels_CXY: Tensor) -> Tensor:
     return found
 
 
-def rows(reducer: ImageReducer, dims: Dims) -> int:
+def reducer_rows(reducer: ImageReducer, dims: Dims) -> int:
     """Returns the number of rows that a reducer gives an image."""
     with calling(reducer.name, "tokens", reducer):
         found = reducer.tokens(dims)
@@ -165,7 +165,7 @@ def patches(reducer: ImageReducer, dims: Dims) -> Tensor | None:
         found = reducer.patches(dims)
     if found is None:
         return None
-    k, most = rows(reducer, dims), dims.image.tokens - 1
+    k, most = reducer_rows(reducer, dims), dims.image.tokens - 1
     try:
         patch_KM = torch.as_tensor(found, dtype=torch.int64)
     except (TypeError, ValueError, RuntimeError):

@@ -32,7 +32,7 @@ class ReducedRows(ImageRows):
 
     def __init__(self, reducer: ImageReducer, module: nn.Module | None, dims: Dims):
         self.reducer, self.module = reducer, module
-        self.shape = (plugin_calls.rows(reducer, dims), dims.width)
+        self.shape = (plugin_calls.reducer_rows(reducer, dims), dims.width)
         with torch.device("cpu"):
             self.patch_KM = plugin_calls.patches(reducer, dims)
 

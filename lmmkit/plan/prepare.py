@@ -54,7 +54,7 @@ class Prepared:
         """Returns the number of rows that an image takes in the decoder; 0 in a text-only model."""
         connector, reducer = self.recipe.model.connector, reducer_of(self.recipe, self.instances)
         if reducer is not None:
-            return plugin_calls.rows(reducer, self.dims)
+            return plugin_calls.reducer_rows(reducer, self.dims)
         return CONNECTORS[connector.kind].rows(self.dims.image.grid) if connector else 0
 
     def reader(self) -> ImageReader:

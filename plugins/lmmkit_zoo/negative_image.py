@@ -66,7 +66,8 @@ class NegativeImage(AuxTask):
         if not sample.images:
             return []
         n, own = len(sample.images), {image.path for image in sample.images}
-        for other in others(self.tries):
+        for i in range(1, self.tries + 1):
+            other = others(i)[-1]
             if len(other.images) == n and own.isdisjoint(image.path for image in other.images):
                 swapped = replace(sample, images=other.images)
                 return [View(sample=s, labels={"match": m}) for s, m in ((sample, 1.0), (swapped, 0.0))]

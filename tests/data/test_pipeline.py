@@ -93,6 +93,7 @@ class Source(list[Sample | UserError]):
     def __init__(self, samples: Sequence[Sample | UserError], kind: Any = "skip"):
         super().__init__(samples)
         self.bad_records = Policy(kind)
+        self.words_N = np.ones(len(samples), np.int32)
 
     def __getitem__(self, i: Any) -> Any:
         sample = super().__getitem__(i)

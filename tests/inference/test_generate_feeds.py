@@ -1,4 +1,4 @@
-"""Learned rows behind tokens that the model writes: the same as laying the answer out anew for each token."""
+"""Learned rows behind tokens that the model writes: the same as whole sequences without a cache."""
 
 from __future__ import annotations
 

@@ -274,7 +274,7 @@ def test_the_plan_has_the_rows_of_the_reducer(recipe):
         ({"tokens": "0"}, "plugin/returned"),
         ({"tokens": "4.0"}, "plugin/returned"),
         ({"tokens": "5"}, "plugin/returned"),
-        ({"reduce": "seen[:, :4]"}, "plugin/returned"),
+        ({"reduce": "seen[:, :4, :5]"}, "plugin/returned"),
         ({"reduce": "connect(seen[:1, :4])"}, "plugin/returned"),
         ({"reduce": "None"}, "plugin/returned"),
         ({"reduce": "connect(seen[:, 99])[1, 2, 3, 4]"}, "plugin/raised"),

@@ -110,8 +110,8 @@ def test_rows_behind_a_token_of_the_vocabulary(prepared):
         ("[Insert('after_image', 'mine', 2)]", "None"),
         ("[Insert('after_token', 'mine', 2)]", MODULE),
         ("[Insert('after_image', 'mine', 2, token=' red')]", MODULE),
-        ("[Insert('end', 'mine', 2)] if view.sample.images else [Insert('begin', 'mine', 2)]", MODULE),
-        ("[Insert('end', 'mine', 2 if len(view.sample.turns) < 4 else 5)]", MODULE),
+        ("[Insert('start', 'mine', 2)] if view.sample.images else [Insert('begin', 'mine', 2)]", MODULE),
+        ("[Insert('start', 'mine', 2 if len(view.sample.turns) < 4 else 5)]", MODULE),
     ],
 )
 def test_an_insert_that_is_not_possible_is_refused(prepared, edit, module):
@@ -133,7 +133,7 @@ def test_what_is_no_insert_and_no_embedding_is_refused(prepared, edit, module):
 @pytest.mark.parametrize(
     "edit",
     [
-        "[Insert('end' if len(view.sample.key) % 2 else 'start', 'mine', 2)]",
+        "[Insert('after_image' if len(view.sample.key) % 2 else 'start', 'mine', 2)]",
         "[Insert('after_image', 'mine', 2)] * (hash(view.sample.key) % 1000)",
     ],
 )
