@@ -107,7 +107,11 @@ def test_a_sample_without_another_image_makes_no_views():
     task, rng = NegativeImage(name="negative"), np.random.default_rng(0)
     sample = SAMPLES[0]
     alike = [replace(other, images=sample.images) for other in SAMPLES if other.images]
-    assert task.views(sample, rng, lambda n: (alike * 2)[:n]) == [] == task.views(SAMPLES[-1], rng, lambda n: alike)
+    assert (
+        task.views(sample, rng, lambda n: (alike * 2)[:n])
+        == []
+        == task.views(SAMPLES[-1], rng, lambda n: alike)
+    )
     two = replace(sample, images=(Image("/x.png"), Image("/y.png")))
     assert task.views(sample, rng, lambda n: [two] * n) == []
     assert len(task.views(sample, rng, lambda n: [*alike, two, SAMPLES[1]][:n])) == 2
