@@ -74,7 +74,7 @@ def plain(made, reducer, image) -> Tensor:
         rows_ND = made.lmm.connector(seen_NE[None])[0]
         return torch.stack([sum(rows_ND[i] for i in strip) / 3 for strip in STRIPS])
     mean = seen_NE.mean(0)
-    alike = [float(x @ mean / (x.norm() * mean.norm())) for x in seen_NE]
+    alike = [(x @ mean / (x.norm() * mean.norm())).item() for x in seen_NE]
     kept = sorted(sorted(range(len(alike)), key=lambda i: alike[i])[: reducer.count])
     return made.lmm.connector(seen_NE[kept][None])[0]
 
