@@ -13,7 +13,17 @@ if TYPE_CHECKING:
     from pluggy import HookimplMarker
 
     from lmmkit.api.batch import Batch, Ragged
-    from lmmkit.api.components import AuxTask, Ctx, LearnedTokens, Loss, Metric, StepTerm, TokenStrategy
+    from lmmkit.api.components import (
+        AuxTask,
+        Ctx,
+        ExtraView,
+        ImageReducer,
+        LearnedTokens,
+        Loss,
+        Metric,
+        StepTerm,
+        TokenStrategy,
+    )
     from lmmkit.api.layout import Insert
     from lmmkit.api.model_info import Dims, ImageSpec
     from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, LogProb, LogSumExp, Select, VisionAt
@@ -22,9 +32,9 @@ if TYPE_CHECKING:
     hookimpl: HookimplMarker
 
 __all__ = [
-    "AttnMass", "AuxTask", "Batch", "Ctx", "Dims", "HiddenAt", "HiddenMean", "Image", "ImageSpec",
-    "Insert", "LearnedTokens", "LogProb", "LogSumExp", "Loss", "Metric", "Ragged", "Sample", "Select", "StepTerm",
-    "TokenStrategy", "Turn", "View", "VisionAt", "hookimpl",
+    "AttnMass", "AuxTask", "Batch", "Ctx", "Dims", "ExtraView", "HiddenAt", "HiddenMean", "Image", "ImageReducer",
+    "ImageSpec", "Insert", "LearnedTokens", "LogProb", "LogSumExp", "Loss", "Metric", "Ragged", "Sample", "Select",
+    "StepTerm", "TokenStrategy", "Turn", "View", "VisionAt", "hookimpl",
 ]  # fmt: skip
 
 _FILES = {
@@ -32,6 +42,8 @@ _FILES = {
     "components": (
         "AuxTask",
         "Ctx",
+        "ExtraView",
+        "ImageReducer",
         "LearnedTokens",
         "Loss",
         "Metric",

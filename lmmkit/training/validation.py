@@ -16,6 +16,7 @@ from typing import Any
 
 from lmmkit.api.sample import Sample
 from lmmkit.data.packing import SizedSample
+from lmmkit.data.sources.other_samples import SourceSamples
 from lmmkit.data.views import dropped_text
 from lmmkit.errors import Problem, did_you_mean
 from lmmkit.errors.training import BEST, OTHER_STAGE, STAGE_NAME
@@ -86,7 +87,7 @@ class Validator:
         samples = first(section.samples, section.data)
         own = samples[ranks.rank :: ranks.world]
         dropped: Counter[str] = Counter()
-        laid = laid_out(self.chat_model, own, dropped)
+        laid = laid_out(self.chat_model, own, dropped, SourceSamples.among(samples))
         blocks = [list(block) for block in blocks_of(self.chat_model, laid, ranks.world)]
         self.dropped = sum_by_name(ranks.gather(dict(dropped)))
         counts = ranks.gather(list(map(len, blocks)))
