@@ -126,6 +126,11 @@ NOT_A_TERM = Code(
     expected="`next_token`, or a loss or task plugin",
     hint="Remove the line: learned tokens act through the terms that read them. {nearest}",
 )
+REFERENCE = Code(
+    "plan/reference", cause="A term reads the reference of a stage that has none, or one that does not fit.",
+    expected="`start`, or a model folder with the same tokenizer, image size and grid",
+    hint="Correct `reference` of stage `{stage}`: `start` is the model with which the stage begins.",
+)
 SETTING = Code(
     "plan/setting", cause="A plugin's setting does not fit the sizes of the model.",
     expected="a setting that fits the model", hint="Change the setting or the model.",

@@ -19,6 +19,7 @@ from lmmkit.api.needs import (
     Select,
     VisionAt,
     reads_images,
+    reads_reference,
     selector,
 )
 from lmmkit.api.sample import Image, Sample, Turn, View
@@ -32,6 +33,7 @@ from lmmkit.errors.plan import (
     NO_VIEW,
     NO_WEIGHT,
     NOT_A_TERM,
+    REFERENCE,
     SETTING,
     TOKEN_TWICE,
     TWO_MASSES,
@@ -109,6 +111,9 @@ def needs(recipe: Recipe, instances: Instances, plan: StagePlan, dims: Dims) -> 
     }
     for term in plan.terms:
         where = recipe.where(f"plugins.{term.name}")
+        if not plan.reference and any(map(reads_reference, plugin_calls.needs(term))):
+            got = f"`{term.name}` reads a reference, and stage `{plan.stage}` has none"
+            problems.append(REFERENCE.at(recipe.where(f"stages.{plan.stage}"), got=got, stage=plan.stage))
         for need in plugin_calls.needs(term):
             problems += _need(where, term, need, views, provided, dims)
             if isinstance(need, VisionAt):

@@ -178,3 +178,5 @@ class Stage:
     losses: Annotated[Mapping[k.Text, WeightOrNumber], MinLen(1), Says("a section of TERM: weight")]
     validate: Validate | None = None
     start: k.Text | None = None  # a model folder to start from, in place of the previous stage
+    # the model that terms compare with: `start`, the weights that the stage begins with, or a model folder
+    reference: k.Text | None = None
