@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from lmmkit import plugin_calls
-from lmmkit.api.components import Component
+from lmmkit.api.components import Component, ImageReducer
 from lmmkit.api.model_info import Dims
 from lmmkit.attention.backends import NoBackend, choice_text, choose, log_choice
 from lmmkit.attention.eager import Eager
@@ -29,6 +29,7 @@ from lmmkit.errors import MachineError, Problem, UserError, raise_all
 from lmmkit.errors.plan import ATTENTION, COMPILE
 from lmmkit.model.connector import CONNECTORS
 from lmmkit.model.decoder import Decoder
+from lmmkit.model.image_rows import ReducedRows
 from lmmkit.model.init import init
 from lmmkit.model.transforms import lora
 from lmmkit.model.transforms.compiled import set_compiled, why_not
@@ -204,6 +205,9 @@ def shell(recipe: Recipe, components: Mapping[str, Component], dims: Dims, devic
         lmm = LMM(vision, connector, Decoder(decoder), attention)
         built = {name: plugin_calls.modules(component, dims) for name, component in components.items()}
         plugins = nn.ModuleDict({name: module for name, module in built.items() if module is not None})
+        reducer = components.get(asked.reduce) if asked and asked.reduce else None
+        if isinstance(reducer, ImageReducer):
+            lmm.image_rows = ReducedRows(reducer, built[reducer.name], dims)
         compute = compute_dtype(recipe, device)
         return Objective(lmm, plugins, compute=compute, dims=dims, seed=recipe.seed)
 
@@ -261,8 +265,8 @@ def set_stage(
 
 def parts_of(objective: Objective) -> dict[str, nn.Module]:
     """Returns the modules of which a reference may need its own: the parts of the model, and each plugin's module
-    as "tokens_<plugin>"."""
-    return modules(objective) | {f"tokens_{name}": module for name, module in objective.plugins.items()}
+    as "plugin_<name>"."""
+    return modules(objective) | {f"plugin_{name}": module for name, module in objective.plugins.items()}
 
 
 def reference_parts(prepared: Prepared, stage: str) -> tuple[str, ...]:
@@ -276,7 +280,9 @@ def reference_parts(prepared: Prepared, stage: str) -> tuple[str, ...]:
     parts = [part for part in MODULES if part in train.parts()]
     if train.text is not None and train.text.lora is not None:
         parts.remove("text")
-    return (*parts, *(f"tokens_{s.name}" for s, _ in plan.strategies if train.plugins is not None))
+    used = [strategy.name for strategy, _ in plan.strategies]
+    used += [plan.reducer.name] if plan.reducer is not None else []
+    return (*parts, *(f"plugin_{name}" for name in used if train.plugins is not None))
 
 
 def reference_copies(prepared: Prepared, stage: str, device: torch.device) -> nn.ModuleDict:

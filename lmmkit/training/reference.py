@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from lmmkit import build
 from lmmkit.errors import Problem
 from lmmkit.errors.plan import REFERENCE
 from lmmkit.inference.load import load
+from lmmkit.model.image_rows import ImageRows
 from lmmkit.model.reference import Reference
 from lmmkit.model.vlm import LMM
 from lmmkit.objective import Objective
@@ -42,14 +44,17 @@ def _start(
     """Returns the trained model with copies of the parts that change."""
     copies = build.reference_copies(prepared, stage, device)
     originals = build.parts_of(objective)
-    reference = _composed({**originals, **dict(copies.items())}, copies, objective)
+    rows, plan = copy(objective.lmm.image_rows), prepared.plans[stage]
+    if plan.reducer is not None and f"plugin_{plan.reducer.name}" in copies:
+        rows.module = copies[f"plugin_{plan.reducer.name}"]
+    reference = _composed({**originals, **dict(copies.items())}, copies, objective, rows)
     if not ranks.alone:
         fsdp.shard(reference, fsdp.blocks_of(copies.values()), prepared.recipe, ranks, device)
     reference.to_empty(device=device)
     if ranks.alone and "text" in copies:
         copies["text"].tie()
-    for name, copy in copies.items():
-        fsdp.copy_shards(originals[name], copy)
+    for name, part in copies.items():
+        fsdp.copy_shards(originals[name], part)
     return reference
 
 
@@ -61,18 +66,18 @@ def _of_folder(
     opened = load(folder, device=device if ranks.alone else "cpu").objective
     parts = nn.ModuleDict(build.parts_of(opened))
     build.narrow_reference(parts, prepared.recipe, objective.compute)
-    reference = _composed(dict(parts.items()), parts, objective)
+    reference = _composed(dict(parts.items()), parts, objective, opened.lmm.image_rows)
     if not ranks.alone:
         fsdp.shard(reference, fsdp.blocks_of(parts.values()), prepared.recipe, ranks, device)
     return reference
 
 
-def _composed(parts: dict[str, nn.Module], own: nn.ModuleDict, objective: Objective) -> Reference:
+def _composed(
+    parts: dict[str, nn.Module], own: nn.ModuleDict, objective: Objective, image_rows: ImageRows
+) -> Reference:
     lmm = LMM(parts["vision"], parts["connector"], parts["text"], objective.lmm.backend)  # type: ignore[arg-type]
-    tokens = {
-        name.removeprefix("tokens_"): part for name, part in parts.items() if name.startswith("tokens_")
-    }
-    return Reference(own, lmm, tokens)
+    lmm.image_rows = image_rows
+    return Reference(own, lmm, {n: parts[f"plugin_{n}"] for n in objective.plugins if f"plugin_{n}" in parts})
 
 
 def reference_problems(prepared: Prepared) -> list[Problem]:
