@@ -31,6 +31,7 @@ from lmmkit.api.needs import (
     Select,
     VisionAt,
     reads_images,
+    reads_reference,
     selector,
 )
 from lmmkit.api.sample import View
@@ -47,6 +48,7 @@ from lmmkit.errors.plan import (
     NOT_A_TERM,
     OTHERS_KIND,
     PATCHES,
+    REFERENCE,
     SETTING,
     STEP_TERM,
     TWO_MASSES,
@@ -119,6 +121,9 @@ def needs(recipe: Recipe, instances: Instances, plan: StagePlan, dims: Dims) -> 
     }
     for term in plan.terms:
         where = recipe.where(f"plugins.{term.name}")
+        if not plan.reference and any(map(reads_reference, plugin_calls.needs(term))):
+            got = f"`{term.name}` reads a reference, and stage `{plan.stage}` has none"
+            problems.append(REFERENCE.at(recipe.where(f"stages.{plan.stage}"), got=got, stage=plan.stage))
         for need in plugin_calls.needs(term):
             problems += _need(where, term, need, views, provided, dims)
             if isinstance(need, VisionAt):
@@ -207,16 +212,19 @@ def reducer(recipe: Recipe, instances: Instances, dims: Dims) -> list[Problem]:
     found = reducer_of(recipe, instances)
     if found is None:
         return [NOT_A_REDUCER.at(recipe.where("model.connector.reduce"), got=f"`{name}`")]
-    tried = Tried(lambda: _try_reducer(found, dims))
+    assert recipe.model.connector is not None, "it names the reducer"
+    alone = recipe.model.connector.kind == "none"
+    tried = Tried(lambda: _try_reducer(found, dims, alone))
     return [] if tried.error is None else list(tried.error.problems)
 
 
-def _try_reducer(found: ImageReducer, dims: Dims) -> None:
+def _try_reducer(found: ImageReducer, dims: Dims, alone: bool) -> None:
+    """Raises the faults of a reducer on random features. `alone`: without a connector."""
     rows = ReducedRows(found, plugin_calls.modules(found, dims), dims)
     seen_IND = torch.randn(2, dims.image.tokens, dims.image.width, generator=torch.Generator().manual_seed(0))
 
     def connect(x: Tensor) -> Tensor:
-        return x[..., :1].expand(*x.shape[:-1], dims.width)
+        return x if alone else x[..., :1].expand(*x.shape[:-1], dims.width)
 
     with torch.no_grad():
         rows.project(seen_IND, connect)
