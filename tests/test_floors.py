@@ -70,11 +70,7 @@ FLOORS: dict[str, str] = {
         lmms_eval_manifest lmms_eval_model
     """,
     "lmmkit.model": """
-<<<<<<< HEAD
-        cross_entropy step_terms init cpu_ops layers rope decoder transforms vision connector image_rows vlm
-=======
         cross_entropy step_terms init cpu_ops layers rope decoder transforms vision connector image_rows vlm reference
->>>>>>> main
     """,
     "lmmkit.model.transforms": """
         compiled frozen_bf16 lora recompute
@@ -96,13 +92,8 @@ FLOORS: dict[str, str] = {
         scene captions draw questions report tokenizer write
     """,
     "lmmkit.training": """
-<<<<<<< HEAD
         distributed signals triggers checkpoint first_pass step monitoring run_context save_models resume
-        stage_data validation stage_loop main_guard preflight run
-=======
-        distributed signals step triggers checkpoint monitoring run_context save_models resume
         stage_data validation stage_loop main_guard reference preflight run
->>>>>>> main
     """,
     "lmmkit.training.checkpoint": """
         manifest rng tensor_files read frozen_weights state_dict validate_state disk_space write
