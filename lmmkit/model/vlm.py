@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,9 @@ from lmmkit.api.needs import VisionAt
 from lmmkit.attention.backends import Backend
 from lmmkit.attention.interface import AttentionFn
 from lmmkit.attention.schedule import AttentionSpec
+from lmmkit.model.connector import Connector
 from lmmkit.model.decoder import NOTHING, Decoder
+from lmmkit.model.vision import TimmViT, ViT
 
 
 class ModelOutput(NamedTuple):
@@ -60,10 +62,13 @@ class LMM(nn.Module):
 
     def _features(self, stage: str, seen_IND: Tensor | None, projected_IND: Tensor | None) -> Tensor:
         """Returns the features of all image rows, [rows, width]; none for a batch without images."""
-        if projected_IND is None:
-            width = self.vision.image.width if stage == "encoder" else self.decoder.shape.width
+        if seen_IND is None or projected_IND is None:
+            encoder, shape = cast(ViT | TimmViT, self.vision), self.decoder.shape
+            width = encoder.image.width if stage == "encoder" else shape.width
             return self.decoder.norm.weight.new_empty(0, width)
-        return (self.connector.seen_by_rows(seen_IND) if stage == "encoder" else projected_IND).flatten(0, 1)
+        if stage == "encoder":
+            return cast(Connector, self.connector).seen_by_rows(seen_IND).flatten(0, 1)
+        return projected_IND.flatten(0, 1)
 
     def attention_fns(
         self, spec: AttentionSpec, last: AttentionSpec, device: torch.device
@@ -102,9 +107,11 @@ class LMM(nn.Module):
         """Returns row vectors [T, D]: token embeddings, then each scatter into its rows. `projected_IND`: what
         the connector makes of the images; None if there are none."""
         x_TD = self.decoder.embed(batch.id_T.clamp(min=0))
+        sources = dict(tokens)
+        if projected_IND is not None:
+            sources["vision"] = projected_IND.flatten(0, 1)
         for scatter in batch.scatters:
-            source = tokens[scatter.source] if scatter.source != "vision" else projected_IND.flatten(0, 1)
-            x_TD = x_TD.index_copy(0, scatter.row_N, source[scatter.item_N].to(x_TD))
+            x_TD = x_TD.index_copy(0, scatter.row_N, sources[scatter.source][scatter.item_N].to(x_TD))
         return x_TD
 
     def logits(self, hidden_SD: Tensor) -> Tensor:
