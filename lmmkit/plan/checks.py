@@ -30,6 +30,7 @@ from lmmkit.api.needs import (
     Select,
     VisionAt,
     reads_images,
+    reads_reference,
     selector,
 )
 from lmmkit.api.sample import View
@@ -46,6 +47,7 @@ from lmmkit.errors.plan import (
     NOT_A_TERM,
     OTHERS_KIND,
     PATCHES,
+    REFERENCE,
     SETTING,
     TWO_MASSES,
     UNPROVIDED_TOKEN,
@@ -117,6 +119,9 @@ def needs(recipe: Recipe, instances: Instances, plan: StagePlan, dims: Dims) -> 
     }
     for term in plan.terms:
         where = recipe.where(f"plugins.{term.name}")
+        if not plan.reference and any(map(reads_reference, plugin_calls.needs(term))):
+            got = f"`{term.name}` reads a reference, and stage `{plan.stage}` has none"
+            problems.append(REFERENCE.at(recipe.where(f"stages.{plan.stage}"), got=got, stage=plan.stage))
         for need in plugin_calls.needs(term):
             problems += _need(where, term, need, views, provided, dims)
             if isinstance(need, VisionAt):
