@@ -50,7 +50,7 @@ FLOORS: dict[str, str] = {
         sentencepiece_tokenizer added_tokens hf_tokenizer tiktoken_tokenizer choose
     """,
     "lmmkit.errors": """
-        answers benchmarks commands data judge plan recipe training weights
+        answers benchmarks commands data dry_run judge plan recipe training weights
     """,
     "lmmkit.evaluate": """
         keep task controls stats bootstrap official_files vqa_text group_means option_letters judge benchmarks
@@ -76,7 +76,10 @@ FLOORS: dict[str, str] = {
         compiled frozen_bf16 lora recompute
     """,
     "lmmkit.plan": """
-        from_model instances shapes pretrained stage_plan checks compile_plan prepare notices explain
+        from_model instances shapes pretrained stage_plan checks compile_plan prepare notices explain dry_run
+    """,
+    "lmmkit.plan.dry_run": """
+        subject drawn module_checks token_checks view_checks term_checks run
     """,
     "lmmkit.recipe": """
         field_types model shipped source_positions stage schema rules write diff yaml_tree

@@ -1,0 +1,203 @@
+"""Checks of the views of a task: pure, with labels of one kind, and edits that keep the form of an image."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lmmkit import plugin_calls
+from lmmkit.api.components import AuxTask
+from lmmkit.api.model_info import Dims
+from lmmkit.api.sample import Image, ImageEdit, Sample, View
+from lmmkit.data.sampler import sample_rng
+from lmmkit.errors import Problem
+from lmmkit.errors.dry_run import EDIT, IN_PLACE, LABEL, NO_VIEWS, NOT_PURE
+from lmmkit.plan.dry_run.subject import Check, global_seed, problem
+from lmmkit.plugin_guard import returned, shown
+
+EDITS = 16  # different edits that are tried
+TEXTS = ("", "a", "a b c")  # what a model may answer
+
+
+@dataclass(frozen=True)
+class ViewSubject:
+    """Holds a task and the samples whose views are made."""
+
+    task: AuxTask
+    samples: Sequence[Sample]
+    seed: int
+    dims: Dims
+
+    def made(self, sample: Sample) -> list[View]:
+        """Returns the views of a sample as the first epoch makes them."""
+        rng = sample_rng(self.seed, self.task.name, sample.key, 0)
+        return list(plugin_calls.views(self.task, sample, rng))
+
+    @cached_property
+    def views(self) -> dict[str, list[View]]:
+        """Returns the views of all samples, by key of the sample."""
+        return {sample.key: self.made(sample) for sample in self.samples}
+
+    @property
+    def all(self) -> list[View]:
+        """Returns the views of all samples."""
+        return [view for views in self.views.values() for view in views]
+
+
+def samples_unchanged(subject: ViewSubject) -> Iterator[Problem]:
+    """Finds a task that writes into the sample it is given."""
+    for sample in subject.samples:
+        meta = deepcopy(dict(sample.meta))
+        subject.made(sample)
+        if dict(sample.meta) != meta:
+            got = f"sample {sample.key}: `meta` changed"
+            yield problem(
+                IN_PLACE,
+                subject.task.name,
+                "views",
+                subject.task,
+                got,
+                expected="a new sample (`dataclasses.replace`)",
+            )
+            return
+
+
+def pure(subject: ViewSubject) -> Iterator[Problem]:
+    """Makes the views of each sample twice, with other global generators and in another order."""
+    for i, sample in enumerate(reversed(subject.samples)):
+        with global_seed(i):
+            again = subject.made(sample)
+        if not same_views(subject.views[sample.key], again):
+            got = f"sample {sample.key}: other views in a second call with the same `rng`"
+            expected = "views that depend on nothing but `sample` and `rng`"
+            yield problem(NOT_PURE, subject.task.name, "views", subject.task, got, expected=expected)
+            return
+
+
+def same_views(first: Sequence[View], second: Sequence[View]) -> bool:
+    """Returns whether views are equal, except for edits that cannot be compared."""
+    return [_without_edits(view) for view in first] == [_without_edits(view) for view in second]
+
+
+def _without_edits(view: View) -> tuple:
+    images = tuple(replace(image, edit=None) for image in view.sample.images)
+    labels = {key: np.asarray(label).tolist() for key, label in view.labels.items()}
+    return replace(view, labels={}, sample=replace(view.sample, images=images)), labels
+
+
+def fingerprint(subject: ViewSubject) -> str:
+    """Returns a digest of the views of all samples, the same in each process."""
+    lines = [
+        f"{key} {_without_edits(view)} {[edit_text(i) for i in view.sample.images]}"
+        for key, views in subject.views.items()
+        for view in views
+    ]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def edit_text(image: Image) -> str:
+    """Returns an edit as text; empty if the text would contain an address."""
+    text = repr(image.edit)
+    return "" if " at 0x" in text else text
+
+
+def some(subject: ViewSubject) -> Iterator[Problem]:
+    """Finds a task that makes no view of any sample."""
+    if not subject.all:
+        got = f"no view of {len(subject.samples)} samples"
+        yield problem(NO_VIEWS, subject.task.name, "views", subject.task, got)
+
+
+def labels(subject: ViewSubject) -> Iterator[Problem]:
+    """Finds labels that only some views have, and labels of several types."""
+    keys = {tuple(sorted(view.labels)) for view in subject.all}
+    if len(keys) > 1:
+        got = " and ".join(f"views with labels {list(each)}" for each in sorted(keys))
+        yield problem(LABEL, subject.task.name, "views", subject.task, got)
+        return
+    for key in next(iter(keys), ()):
+        kinds = {_kind(view.labels[key]) for view in subject.all}
+        if len(kinds) > 1:
+            yield problem(
+                LABEL,
+                subject.task.name,
+                "views",
+                subject.task,
+                f"label `{key}`: {' and '.join(sorted(kinds))}",
+            )
+
+
+def _kind(label: object) -> str:
+    """Returns the type of a label: a whole number and a fraction give tensors of different types."""
+    kind = np.asarray(label).dtype.kind
+    return {"b": "bool", "i": "int", "u": "int", "f": "float"}.get(kind, type(label).__name__)
+
+
+def edits(subject: ViewSubject) -> Iterator[Problem]:
+    """Applies the edits of images: they must compare equal, keep shape and type, and change no input."""
+    for change in _edits(subject):
+        size = subject.dims.image.size
+        pixels = torch.randn(3, size, size, generator=torch.Generator().manual_seed(1))
+        if wrong := _wrong_edit(subject.task.name, change, pixels):
+            yield problem(EDIT, subject.task.name, "edit of an image", change, wrong)
+            return
+    again = ViewSubject(subject.task, subject.samples, subject.seed, subject.dims)
+    for key, views in subject.views.items():
+        for one, two in zip(views, again.views[key], strict=True):
+            pairs = zip(one.sample.images, two.sample.images, strict=True)
+            if other := next((a.edit for a, b in pairs if a != b), None):
+                got = f"two edits of one image of sample {key} that do not compare equal"
+                yield problem(EDIT, subject.task.name, "edit of an image", other, got)
+                return
+
+
+def _edits(subject: ViewSubject) -> list[ImageEdit]:
+    """Returns some edits of the views' images."""
+    found: list[ImageEdit] = []
+    for view in subject.all:
+        for image in view.sample.images:
+            if image.edit is not None and len(found) < EDITS and image.edit not in found:
+                found.append(image.edit)
+    return found
+
+
+def _wrong_edit(name: str, change: ImageEdit, pixels: Tensor) -> str:
+    """Returns what is wrong with an edit; empty if nothing is."""
+    try:
+        hash(change)
+    except TypeError as error:
+        return f"an edit that cannot be hashed ({error})"
+    given = pixels.clone()
+    with global_seed(1):
+        first = plugin_calls.edited(name, change, given).clone()
+    if not torch.equal(given, pixels):
+        return "an edit that changes the pixels it is given"
+    with global_seed(2):
+        second = plugin_calls.edited(name, change, given)
+    if not first.isfinite().all():
+        return "pixels that are not finite"
+    return "" if torch.equal(first, second) else "other pixels in a second call"
+
+
+def scores(subject: ViewSubject) -> Iterator[Problem]:
+    """Scores the right answer and others, for a task with a text loss."""
+    for view in subject.all[:4] if subject.task.text_loss else ():
+        right = view.sample.turns[-1].text
+        for text in (right, *TEXTS):
+            plugin_calls.score(subject.task, view, text)
+        best, chance = plugin_calls.score(subject.task, view, right)
+        if best < chance:
+            got = f"{shown(best)} for the right answer, and {shown(chance)} for a guess"
+            raise returned(
+                subject.task.name, "score", subject.task, got, "the larger score for the right answer"
+            )
+
+
+CHECKS: tuple[Check[ViewSubject], ...] = (samples_unchanged, pure, some, labels, edits, scores)
