@@ -209,6 +209,10 @@ RETURNED = Code(
     "plugin/returned", cause="A method of a plugin returns something else than it must.",
     expected="{expected}", hint="Correct `{method}` of the plugin (docs/plugins.md, Protocol).",
 )
+SELECT = Code(
+    "plugin/select", cause="A need selects rows by a word that no row has.",
+    expected="{name} one of {choices}", hint="Correct `needs` of the plugin.",
+)
 TWO_PACKAGES = Code(
     "plugin/two-packages", cause="Several installed packages offer a component of one name.",
     expected="a name that one package offers",

@@ -137,12 +137,5 @@ def _without_targets(subject: TermSubject, task: AuxTask) -> Sequence[Problem]:
     batch = subject.pack(subject.samples)
     if batch.count[task.name]:
         return ()
-    return [
-        problem(
-            NO_ITEMS,
-            task.name,
-            "views",
-            task,
-            f"nothing to learn in the views of {len(subject.samples)} samples",
-        )
-    ]
+    got = f"nothing to learn in the views of {len(subject.samples)} samples"
+    return [problem(NO_ITEMS, task.name, "views", task, got)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -29,7 +30,7 @@ from lmmkit.errors.dry_run import (
 )
 from lmmkit.plan.dry_run.drawn import drawn, joined
 from lmmkit.plan.dry_run.subject import Check, global_seed, problem
-from lmmkit.plugin_guard import calling
+from lmmkit.plugin_guard import calling, returned, shown
 
 CALLS = 3  # of `value` with the same inputs
 CLOSE = 1e-3  # relative; sums of float32 in another order differ by less
@@ -121,7 +122,7 @@ def unchanged(subject: TermSubject) -> Iterator[Problem]:
     if changed := [name for name, tensor in kept.items() if not torch.equal(tensor, before[name])]:
         got = f"`batch.{changed[0]}` is changed"
         yield problem(IN_PLACE, subject.term.name, "value", subject.term, got, expected="a new tensor")
-    elif any(value != found[0] and not value != value for value in found):
+    elif len(set(found)) > 1 and all(map(math.isfinite, found)):
         got = f"{', then '.join(f'{value:.6g}' for value in found)} for the same inputs"
         expected = "a value that depends on nothing but `ctx`"
         yield problem(NOT_PURE, subject.term.name, "value", subject.term, got, expected=expected)
@@ -135,11 +136,13 @@ def _tensors(batch: Batch) -> dict[str, Tensor]:
 
 
 def finite(subject: TermSubject) -> Iterator[Problem]:
-    """Finds values that are NaN or infinite."""
+    """Finds values that are NaN, infinite or of another type than float32."""
     for batch, taps in (*subject.halves, *subject.apart):
-        value = float(subject.value(batch, taps).detach())
-        if value != value or value in (float("inf"), -float("inf")):
-            yield problem(NOT_FINITE, subject.term.name, "value", subject.term, f"{value}")
+        value = subject.value(batch, taps).detach()
+        if value.dtype != torch.float32:
+            raise returned(subject.term.name, "value", subject.term, shown(value), "a float32 scalar")
+        if not value.isfinite():
+            yield problem(NOT_FINITE, subject.term.name, "value", subject.term, f"{float(value)}")
             return
 
 
@@ -197,7 +200,7 @@ def metrics(subject: TermSubject) -> Iterator[Problem]:
     for name in groups[2]:
         for what in ("total", "chance"):
             one, two, both = (float(getattr(found[name], what)) if name in found else 0.0 for found in groups)
-            if both != both or abs(both) == float("inf"):
+            if not math.isfinite(both):
                 yield problem(NOT_FINITE, term.name, "metrics", term, f"`{name}`: {what} {both}")
                 return
             if abs(one + two - both) > CLOSE * max(abs(one) + abs(two), abs(both), 1e-6):

@@ -43,7 +43,7 @@ def same_for_each_key(subject: TokenSubject) -> Iterator[Problem]:
             return
 
 
-def rows(subject: TokenSubject) -> Iterator[Problem]:
+def row_counts(subject: TokenSubject) -> Iterator[Problem]:
     """Compares the rows of each insert with the rows that the module gives."""
     strategy, module = subject.strategy, subject.module
     inserts = {insert for view in subject.views for insert in plugin_calls.edit(strategy, view)}
@@ -52,18 +52,12 @@ def rows(subject: TokenSubject) -> Iterator[Problem]:
             TOKEN_ROWS, strategy.name, "modules", strategy, "None", rows=f"[n, {subject.dims.width}]"
         )
     if inserts and module is not None:
-        found = plugin_calls.tokens(strategy.name, module, subject.dims.width)
+        found = plugin_calls.tokens(strategy.name, module, subject.dims.width, strategy)
         for insert in sorted(inserts, key=repr):
             if insert.n != len(found):
                 got = f"{insert}, and {len(found)} rows of its module"
-                yield problem(
-                    TOKEN_ROWS,
-                    strategy.name,
-                    "edit",
-                    strategy,
-                    got,
-                    rows=f"[{insert.n}, {subject.dims.width}]",
-                )
+                rows = f"[{insert.n}, {subject.dims.width}]"
+                yield problem(TOKEN_ROWS, strategy.name, "edit", strategy, got, rows=rows)
 
 
-CHECKS: tuple[Check[TokenSubject], ...] = (same_for_each_key, rows)
+CHECKS: tuple[Check[TokenSubject], ...] = (same_for_each_key, row_counts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,12 +15,12 @@ from torch import Tensor
 from lmmkit import plugin_calls
 from lmmkit.api.components import AuxTask
 from lmmkit.api.model_info import Dims
-from lmmkit.api.sample import Image, ImageEdit, Sample, View
+from lmmkit.api.sample import ImageEdit, Sample, View
 from lmmkit.data.sampler import sample_rng
 from lmmkit.errors import Problem
 from lmmkit.errors.dry_run import EDIT, IN_PLACE, LABEL, NO_VIEWS, NOT_PURE
 from lmmkit.plan.dry_run.subject import Check, global_seed, problem
-from lmmkit.plugin_guard import returned, shown
+from lmmkit.plugin_guard import returned
 
 EDITS = 16  # different edits that are tried
 TEXTS = ("", "a", "a b c")  # what a model may answer
@@ -45,6 +45,12 @@ class ViewSubject:
         """Returns the views of all samples, by key of the sample."""
         return {sample.key: self.made(sample) for sample in self.samples}
 
+    @cached_property
+    def pixels(self) -> Tensor:
+        """Returns drawn pixels to try edits on."""
+        size = self.dims.image.size
+        return torch.randn(3, size, size, generator=torch.Generator().manual_seed(1))
+
     @property
     def all(self) -> list[View]:
         """Returns the views of all samples."""
@@ -57,15 +63,8 @@ def samples_unchanged(subject: ViewSubject) -> Iterator[Problem]:
         meta = deepcopy(dict(sample.meta))
         subject.made(sample)
         if dict(sample.meta) != meta:
-            got = f"sample {sample.key}: `meta` changed"
-            yield problem(
-                IN_PLACE,
-                subject.task.name,
-                "views",
-                subject.task,
-                got,
-                expected="a new sample (`dataclasses.replace`)",
-            )
+            got, expected = f"sample {sample.key}: `meta` changed", "a new sample (`dataclasses.replace`)"
+            yield problem(IN_PLACE, subject.task.name, "views", subject.task, got, expected=expected)
             return
 
 
@@ -74,37 +73,51 @@ def pure(subject: ViewSubject) -> Iterator[Problem]:
     for i, sample in enumerate(reversed(subject.samples)):
         with global_seed(i):
             again = subject.made(sample)
-        if not same_views(subject.views[sample.key], again):
+        if not same_views(subject.views[sample.key], again, subject.pixels):
             got = f"sample {sample.key}: other views in a second call with the same `rng`"
             expected = "views that depend on nothing but `sample` and `rng`"
             yield problem(NOT_PURE, subject.task.name, "views", subject.task, got, expected=expected)
             return
 
 
-def same_views(first: Sequence[View], second: Sequence[View]) -> bool:
-    """Returns whether views are equal, except for edits that cannot be compared."""
-    return [_without_edits(view) for view in first] == [_without_edits(view) for view in second]
+def same_views(first: Sequence[View], second: Sequence[View], pixels: Tensor) -> bool:
+    """Returns whether views are equal, with edits that are equal or that change `pixels` in the same way."""
+    if [_without_edits(view) for view in first] != [_without_edits(view) for view in second]:
+        return False
+    pairs = zip(_edits(first), _edits(second), strict=True)
+    return all(a == b or (a is not None and b is not None and _alike(a, b, pixels)) for a, b in pairs)
 
 
-def _without_edits(view: View) -> tuple:
+def _alike(a: ImageEdit, b: ImageEdit, pixels: Tensor) -> bool:
+    try:
+        return torch.equal(a(pixels.clone()), b(pixels.clone()))
+    except Exception:  # `edits` reports it
+        return True
+
+
+def _edits(views: Iterable[View]) -> list[ImageEdit | None]:
+    """Returns the edit of each image of some views."""
+    return [image.edit for view in views for image in view.sample.images]
+
+
+def _without_edits(view: View) -> tuple[View, dict[str, object]]:
+    """Returns a view without labels and without the edits of its images, and its labels as plain values."""
     images = tuple(replace(image, edit=None) for image in view.sample.images)
-    labels = {key: np.asarray(label).tolist() for key, label in view.labels.items()}
+    labels: dict[str, object] = {key: np.asarray(label).tolist() for key, label in view.labels.items()}
     return replace(view, labels={}, sample=replace(view.sample, images=images)), labels
 
 
 def fingerprint(subject: ViewSubject) -> str:
     """Returns a digest of the views of all samples, the same in each process."""
     lines = [
-        f"{key} {_without_edits(view)} {[edit_text(i) for i in view.sample.images]}"
-        for key, views in subject.views.items()
-        for view in views
+        f"{_without_edits(view)} {[_edit_text(edit) for edit in _edits([view])]}" for view in subject.all
     ]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def edit_text(image: Image) -> str:
-    """Returns an edit as text; empty if the text would contain an address."""
-    text = repr(image.edit)
+def _edit_text(edit: ImageEdit | None) -> str:
+    """Returns an edit as text; empty if the text would contain an address in memory."""
+    text = repr(edit)
     return "" if " at 0x" in text else text
 
 
@@ -142,30 +155,24 @@ def _kind(label: object) -> str:
 
 def edits(subject: ViewSubject) -> Iterator[Problem]:
     """Applies the edits of images: they must compare equal, keep shape and type, and change no input."""
-    for change in _edits(subject):
-        size = subject.dims.image.size
-        pixels = torch.randn(3, size, size, generator=torch.Generator().manual_seed(1))
-        if wrong := _wrong_edit(subject.task.name, change, pixels):
+    for change in _distinct(_edits(subject.all)):
+        if wrong := _wrong_edit(subject.task.name, change, subject.pixels):
             yield problem(EDIT, subject.task.name, "edit of an image", change, wrong)
             return
     again = ViewSubject(subject.task, subject.samples, subject.seed, subject.dims)
-    for key, views in subject.views.items():
-        for one, two in zip(views, again.views[key], strict=True):
-            pairs = zip(one.sample.images, two.sample.images, strict=True)
-            if other := next((a.edit for a, b in pairs if a != b), None):
-                got = f"two edits of one image of sample {key} that do not compare equal"
-                yield problem(EDIT, subject.task.name, "edit of an image", other, got)
-                return
+    pairs = zip(_edits(subject.all), _edits(again.all), strict=True)
+    if unlike := next((one for one, other in pairs if one is not None and one != other), None):
+        got = "two edits of one image that do not compare equal"
+        yield problem(EDIT, subject.task.name, "edit of an image", unlike, got)
 
 
-def _edits(subject: ViewSubject) -> list[ImageEdit]:
-    """Returns some edits of the views' images."""
-    found: list[ImageEdit] = []
-    for view in subject.all:
-        for image in view.sample.images:
-            if image.edit is not None and len(found) < EDITS and image.edit not in found:
-                found.append(image.edit)
-    return found
+def _distinct(found: Iterable[ImageEdit | None]) -> list[ImageEdit]:
+    """Returns some edits that differ; they need not have a hash."""
+    distinct: list[ImageEdit] = []
+    for edit in found:
+        if edit is not None and len(distinct) < EDITS and edit not in distinct:
+            distinct.append(edit)
+    return distinct
 
 
 def _wrong_edit(name: str, change: ImageEdit, pixels: Tensor) -> str:
@@ -190,14 +197,14 @@ def scores(subject: ViewSubject) -> Iterator[Problem]:
     """Scores the right answer and others, for a task with a text loss."""
     for view in subject.all[:4] if subject.task.text_loss else ():
         right = view.sample.turns[-1].text
-        for text in (right, *TEXTS):
-            plugin_calls.score(subject.task, view, text)
         best, chance = plugin_calls.score(subject.task, view, right)
+        for text in TEXTS:
+            plugin_calls.score(subject.task, view, text)
         if best < chance:
-            got = f"{shown(best)} for the right answer, and {shown(chance)} for a guess"
-            raise returned(
-                subject.task.name, "score", subject.task, got, "the larger score for the right answer"
-            )
+            got = f"{best:.6g} for the right answer, and {chance:.6g} for a guess"
+            expected = "the larger score for the right answer"
+            yield from returned(subject.task.name, "score", subject.task, got, expected).problems
+            return
 
 
 CHECKS: tuple[Check[ViewSubject], ...] = (samples_unchanged, pure, some, labels, edits, scores)

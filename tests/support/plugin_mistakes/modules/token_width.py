@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from lmmkit.api import HiddenAt, Insert, LearnedTokens, Loss, Select, TokenStrategy, hookimpl
 
-WHERE = "mistake.modules"
+WHERE = "mistake.forward"
 READER = "reader"
 
 

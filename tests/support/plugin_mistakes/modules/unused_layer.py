@@ -6,7 +6,7 @@ from torch import nn
 
 from lmmkit.api import HiddenAt, Loss, Select, hookimpl
 
-WHERE = "mistake.modules"
+WHERE = "mistake.value"
 
 
 @dataclass(frozen=True, kw_only=True)

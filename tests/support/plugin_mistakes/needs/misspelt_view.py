@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from lmmkit.api import HiddenAt, Loss, Select, hookimpl
 
-WHERE = "mistake.needs"
+WHERE = "plugins.mistake"
 
 
 @dataclass(frozen=True, kw_only=True)

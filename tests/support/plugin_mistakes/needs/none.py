@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from lmmkit.api import Loss, hookimpl
 
-WHERE = "mistake.needs"
+WHERE = "mistake.value"
 
 
 @dataclass(frozen=True, kw_only=True)

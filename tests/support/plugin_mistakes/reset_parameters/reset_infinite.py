@@ -8,7 +8,7 @@ from torch import nn
 
 from lmmkit.api import HiddenAt, Loss, Select, hookimpl
 
-WHERE = "mistake.reset_parameters"
+WHERE = "mistake.modules"
 
 
 class Scale(nn.Module):
