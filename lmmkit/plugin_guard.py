@@ -93,9 +93,9 @@ def packages(owner: object) -> set[str]:
     return {name.partition(".")[0] for name in names} - {*NOT_THEIRS, ""}
 
 
-def place_of(owner: object, method: str) -> str:
-    """Returns "file:line" of a method, or of the class that should have it."""
-    cls = type(owner)
+def place_of(owner: object, method: str = "") -> str:
+    """Returns "file:line" of a method of an object or class, or of the class that should have it."""
+    cls = owner if isinstance(owner, type) else type(owner)
     found = inspect.getattr_static(cls, method, None)
     found = found.fget if isinstance(found, property) else found
     for thing in (found, cls, owner):

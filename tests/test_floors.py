@@ -17,7 +17,7 @@ PACKAGE = ROOT / "lmmkit"
 # The files and folders of each package in the order in which they may import: each only from those before it.
 FLOORS: dict[str, str] = {
     "lmmkit": """
-        errors majority progress attention api plugin_guard plugin_calls runs scenes recipe registry data model weights plan objective build
+        errors majority progress attention api plugin_guard plugin_calls runs scenes recipe registry data model weights plan testing objective build
         optimizers cost_estimate attention_benchmark inference import_export verify_export evaluate training report
         commands
         cli __main__
@@ -79,7 +79,7 @@ FLOORS: dict[str, str] = {
         from_model instances shapes pretrained stage_plan checks compile_plan prepare notices explain dry_run
     """,
     "lmmkit.plan.dry_run": """
-        subject drawn module_checks token_checks view_checks term_checks run
+        subject drawn module_checks token_checks view_checks term_checks run rehearsal second_process
     """,
     "lmmkit.recipe": """
         field_types model shipped source_positions stage schema rules write diff yaml_tree

@@ -134,7 +134,7 @@ class Term(Component):
         return {}
 
     def images(self, ctx: Ctx) -> Mapping[str, Tensor]:
-        """Returns images for TensorBoard: preprocessed pixels [C, X, Y] by name."""
+        """Returns images for TensorBoard: preprocessed pixels [C, X, Y] by name. Not called without items."""
         return {}
 
 

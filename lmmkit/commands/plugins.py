@@ -1,4 +1,4 @@
-"""lmmkit plugins list | explain | trace"""
+"""lmmkit plugins list | explain | trace | test"""
 
 from __future__ import annotations
 
@@ -106,3 +106,37 @@ def trace(
         out.print(stage_text(prepared, prepared.plans[name]))
         for line in traced(prepared, name, samples):
             out.print(line)
+
+
+@app.command()
+@reporting
+def test(
+    what: Annotated[
+        str, typer.Argument(metavar="FILE.py|RECIPE", help="A plugin file, or a recipe with its data.")
+    ],
+    root: Root = None,
+    changes: Set = None,
+    trust_files: Trust = False,
+) -> None:
+    """Try the plugins of a file or of a recipe without a model, their views in a second process too.
+
+    A file is tried on drawn scenes; `--set plugins.NAME.KEY=VALUE` gives the settings of its components.
+    """
+    with working(STARTING):
+        from lmmkit.errors import raise_all
+        from lmmkit.plan.dry_run.rehearsal import file_prepared
+        from lmmkit.plan.dry_run.run import dry_run, view_subject
+        from lmmkit.plan.dry_run.second_process import other_views
+        from lmmkit.plan.prepare import prepare
+
+    with working("trying the plugins"):
+        if ".py" in what:
+            path = str((root or Path()) / what)
+            prepared = file_prepared(path, trust_files=trust_files, changes=changes or ())
+        else:
+            prepared = prepare(the_recipe(Path(what), root, changes), trust_files=trust_files)
+        raise_all(dry_run(prepared))
+    with working("making views in a second process"):
+        tasks = {f"{s}/{t.name}": (s, t) for s, plan in prepared.plans.items() for t in plan.tasks}
+        raise_all(other_views({key: view_subject(prepared, *each) for key, each in tasks.items()}))
+    out.print(f"no problems: {', '.join(prepared.instances.components) or 'no plugins'}.")

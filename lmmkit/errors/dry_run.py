@@ -57,6 +57,11 @@ NOT_PURE = Code(
     expected="{expected}",
     hint="Use no global random generator, clock, `hash()`, order of a set, or state that is kept between calls.",
 )
+PICKLE = Code(
+    "plugin/pickle", cause="A task cannot be sent to another process, such as a data worker.",
+    expected="a component, and samples, that `pickle` accepts",
+    hint="Define the class at the top level of its file, with settings of plain types.",
+)
 TOKEN_ROWS = Code(
     "plugin/token-rows", cause="A token strategy inserts another number of rows than its module has embeddings.",
     expected="a module whose `forward()` returns {rows}",

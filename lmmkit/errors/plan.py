@@ -205,6 +205,10 @@ RAISED = Code(
     "plugin/raised", cause="The code of a plugin raises an exception.",
     expected="no exception", hint="Correct the plugin. `{variable}=1` prints the full traceback.",
 )
+RESERVED_SETTING = Code(
+    "plugin/reserved-setting", cause="A component declares a setting whose name is a key of every plugin section.",
+    expected="a setting of another name than `use` and `allow_unreachable`", hint="Rename the setting.",
+)
 RETURNED = Code(
     "plugin/returned", cause="A method of a plugin returns something else than it must.",
     expected="{expected}", hint="Correct `{method}` of the plugin (docs/plugins.md, Protocol).",
@@ -212,6 +216,11 @@ RETURNED = Code(
 SELECT = Code(
     "plugin/select", cause="A need selects rows by a word that no row has.",
     expected="{name} one of {choices}", hint="Correct `needs` of the plugin.",
+)
+SETTING_TYPE = Code(
+    "plugin/setting-type", cause="A component declares a setting of a type that a recipe cannot contain.",
+    expected="int, float, str, bool, None, Literal, or tuples and unions of these",
+    hint="Declare settings of plain types. Tensors and modules belong into the module of `modules`.",
 )
 TWO_PACKAGES = Code(
     "plugin/two-packages", cause="Several installed packages offer a component of one name.",

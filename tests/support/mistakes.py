@@ -1,7 +1,7 @@
 """The recipes of `plugin_mistakes/`: each file has one mistake, and the place where it must be reported.
 
-In a file `WHERE` is the instance and method of the problem, `CODE` its code, `READER` another component of the
-file that the recipe uses too.
+In a file `WHERE` is the instance and method of the problem, `CODE` its code. `READER` is another component of the
+file that the recipe uses too. With `DATA` some records have no image. With `SECOND` only a second process shows it.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 
 from torch import nn
@@ -53,7 +54,7 @@ def _stage(
     plan = prepared.plans[stage]
     problems: list[Problem] = []
     for strategy, _ in plan.strategies:
-        views = [View(sample=PROBE, supervision="train"), *_main_views(prepared, stage)]
+        views = [*_probes(), *_main_views(prepared, stage)]
         problems += first_problems(
             token_checks.CHECKS, TokenSubject(strategy, modules[strategy.name], views, prepared.dims)
         )
@@ -69,6 +70,12 @@ def _stage(
         else:
             problems += first_problems(term_checks.CHECKS, subject)
     return problems
+
+
+def _probes() -> list[View]:
+    """Returns a view with an image and one without, which a model may be asked at any time."""
+    turns = tuple(replace(turn, images=0) for turn in PROBE.turns)
+    return [View(sample=sample) for sample in (PROBE, replace(PROBE, images=(), turns=turns))]
 
 
 def _main_views(prepared: Prepared, stage: str) -> list[View]:

@@ -51,6 +51,8 @@ class TermSubject:
         """Returns the micro-batch of these samples, with drawn images."""
         packer = replace(self.packer, needs=plugin_calls.needs(self.term), terms=())
         batch, _ = packer.pack(samples, read_images(samples, self._pixels))
+        if self.term.name in batch.count:  # a next-token term
+            return batch
         return replace(batch, count=batch.count | {self.term.name: plugin_calls.count(self.term, batch)})
 
     def _pixels(self, image: Image, fit: ImageFit) -> Tensor:

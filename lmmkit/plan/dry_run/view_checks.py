@@ -35,6 +35,11 @@ class ViewSubject:
     seed: int
     dims: Dims
 
+    @staticmethod
+    def copied(sample: Sample) -> Sample:
+        """Returns a sample that the task may spoil."""
+        return replace(sample, meta=deepcopy(dict(sample.meta)))
+
     def made(self, sample: Sample) -> list[View]:
         """Returns the views of a sample as the first epoch makes them."""
         rng = sample_rng(self.seed, self.task.name, sample.key, 0)
@@ -43,7 +48,7 @@ class ViewSubject:
     @cached_property
     def views(self) -> dict[str, list[View]]:
         """Returns the views of all samples, by key of the sample."""
-        return {sample.key: self.made(sample) for sample in self.samples}
+        return {sample.key: self.made(self.copied(sample)) for sample in self.samples}
 
     @cached_property
     def pixels(self) -> Tensor:
@@ -60,9 +65,9 @@ class ViewSubject:
 def samples_unchanged(subject: ViewSubject) -> Iterator[Problem]:
     """Finds a task that writes into the sample it is given."""
     for sample in subject.samples:
-        meta = deepcopy(dict(sample.meta))
-        subject.made(sample)
-        if dict(sample.meta) != meta:
+        given = subject.copied(sample)
+        subject.made(given)
+        if given.meta != sample.meta:
             got, expected = f"sample {sample.key}: `meta` changed", "a new sample (`dataclasses.replace`)"
             yield problem(IN_PLACE, subject.task.name, "views", subject.task, got, expected=expected)
             return
@@ -72,7 +77,7 @@ def pure(subject: ViewSubject) -> Iterator[Problem]:
     """Makes the views of each sample twice, with other global generators and in another order."""
     for i, sample in enumerate(reversed(subject.samples)):
         with global_seed(i):
-            again = subject.made(sample)
+            again = subject.made(subject.copied(sample))
         if not same_views(subject.views[sample.key], again, subject.pixels):
             got = f"sample {sample.key}: other views in a second call with the same `rng`"
             expected = "views that depend on nothing but `sample` and `rng`"

@@ -34,7 +34,7 @@ def stage_images(
     batch = pipeline.step(step)[0].to(device)
     spec, outcome = prepared.dims.image, objective(batch)
     out = {}
-    for term in objective.terms:
+    for term in (term for term in objective.terms if batch.count[term.name]):
         images = plugin_calls.images(term, outcome.ctxs[term.name])
         out |= {f"{term.name}/{name}": natural(pixels, spec) for name, pixels in images.items()}
     for k in pipeline.positions(step):

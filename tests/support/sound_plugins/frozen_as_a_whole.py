@@ -7,7 +7,6 @@ from torch import nn
 from lmmkit.api import HiddenAt, Loss, Select, hookimpl
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class Mistake(Loss):
     @property

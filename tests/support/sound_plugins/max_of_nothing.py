@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from lmmkit.api import HiddenAt, Loss, Select, hookimpl
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class Mistake(Loss):
     @property

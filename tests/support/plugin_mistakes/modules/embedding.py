@@ -8,6 +8,7 @@ from torch import nn
 from lmmkit.api import HiddenAt, Insert, Loss, Select, TokenStrategy, hookimpl
 
 WHERE = "mistake.forward"
+CODE = "plugin/raised"
 READER = "reader"
 
 

@@ -6,6 +6,7 @@ from typing import ClassVar
 from lmmkit.api import HiddenAt, Insert, Loss, Select, TokenStrategy, hookimpl
 
 WHERE = "mistake.modules"
+CODE = "plugin/token-rows"
 READER = "reader"
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from lmmkit.api import HiddenAt, Loss, Select, hookimpl
 
 WHERE = "plugins.mistake"
+CODE = "plan/no-view"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from torch import nn
 from lmmkit.api import HiddenAt, Loss, Select, hookimpl
 
 WHERE = "mistake.modules"
+CODE = "plugin/not-finite"
 
 
 class Scale(nn.Module):

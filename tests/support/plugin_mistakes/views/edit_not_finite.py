@@ -8,6 +8,7 @@ from torch import nn
 from lmmkit.api import AuxTask, HiddenMean, Select, View, hookimpl
 
 WHERE = "mistake.edit of an image"
+CODE = "plugin/edit"
 
 
 @dataclass(frozen=True)
