@@ -18,11 +18,6 @@ IN_PLACE = Code(
     "plugin/in-place", cause="A method of a plugin changes what it is given.",
     expected="{expected}", hint="Make a new object: the given one is used elsewhere too.",
 )
-LABEL = Code(
-    "plugin/label", cause="The views of a task have unlike labels.",
-    expected="the same labels on every view, each of one type",
-    hint="Give each view every label. Use `float(x)` if a label can be a fraction.",
-)
 LOST_VALUE = Code(
     "plugin/lost-value",
     cause="A value that `modules` sets is lost: a run builds modules without memory, then calls `reset_parameters`.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import assert_never
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from lmmkit.api.batch import Batch
 from lmmkit.api.model_info import Dims
-from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Need
+from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, LogProb, LogSumExp, Need, VisionAt
 
 
 def drawn(need: Need, batch: Batch, dims: Dims, generator: torch.Generator) -> Tensor:
@@ -19,6 +20,13 @@ def drawn(need: Need, batch: Batch, dims: Dims, generator: torch.Generator) -> T
     match need:
         case HiddenAt() | HiddenMean():
             return torch.randn(n, dims.width, generator=generator)
+        case VisionAt(stage=stage):
+            width = dims.image.width if stage == "encoder" else dims.width
+            return torch.randn(n, width, generator=generator)
+        case LogProb():
+            return -8 * torch.rand(n, generator=generator)
+        case LogSumExp():
+            return math.log(dims.vocab) + torch.rand(n, generator=generator)
         case AttnMass():
             return 0.05 + 0.9 * torch.rand(n, generator=generator)
         case _:

@@ -116,7 +116,7 @@ def prepared_for(components: Mapping[str, Component], recipe: Recipe | None = No
     stages = {stage: replace(section, losses=weights) for stage, section in recipe.stages.items()}
     recipe = replace(recipe, plugins={name: {} for name in every}, stages=stages)
     found = {name: FoundComponent(type(component), "here") for name, component in every.items()}
-    instances = Instances(Registry(pluggy.PluginManager("lmmkit"), found), every, frozenset())
+    instances = Instances(Registry(pluggy.PluginManager("lmmkit"), found), every, frozenset(every))
     return replace(bare, recipe=recipe, instances=instances, plans=compile_plan(recipe, instances, bare.dims))
 
 

@@ -18,7 +18,8 @@ from lmmkit.data.pipeline import Pipeline
 from lmmkit.errors import Problem, UserError
 from lmmkit.errors.dry_run import NO_ITEMS
 from lmmkit.plan.checks import PROBE
-from lmmkit.plan.dry_run import module_checks, term_checks, token_checks, view_checks
+from lmmkit.plan.dry_run import label_checks, module_checks, term_checks, token_checks, view_checks
+from lmmkit.plan.dry_run.label_checks import LabelSubject
 from lmmkit.plan.dry_run.module_checks import ModuleSubject
 from lmmkit.plan.dry_run.subject import first_problems, problem
 from lmmkit.plan.dry_run.term_checks import TermSubject
@@ -58,6 +59,9 @@ def _stage(
         problems += first_problems(
             token_checks.CHECKS, TokenSubject(strategy, modules[strategy.name], views, prepared.dims)
         )
+    for loss in plan.losses:
+        samples = [sample for _, sample in islice(stage_samples(prepared.pipeline(stage)), ASKED)]
+        problems += first_problems(label_checks.CHECKS, LabelSubject(loss, samples, prepared.dims))
     for task in plan.tasks:
         problems += first_problems(view_checks.CHECKS, view_subject(prepared, stage, task))
     if problems:  # the micro-batches could not be made

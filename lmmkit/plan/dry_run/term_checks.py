@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lmmkit import plugin_calls
 from lmmkit.api.batch import Batch
-from lmmkit.api.components import Ctx, Term
+from lmmkit.api.components import Ctx, Moment, Term
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import Need
 from lmmkit.api.sample import Image, ImageFit
@@ -34,6 +34,8 @@ from lmmkit.plugin_guard import calling, returned, shown
 
 CALLS = 3  # of `value` with the same inputs
 CLOSE = 1e-3  # relative; sums of float32 in another order differ by less
+ROUGH = 0.3  # the same for terms that draw from `ctx.rng`: other draws in another micro-batch
+MOMENT = Moment(step=1, progress=0.5)
 Taps = Mapping[Need, Tensor]
 
 
@@ -80,14 +82,14 @@ class TermSubject:
 
     def ctx(self, batch: Batch, taps: Taps) -> Ctx:
         """Returns what the methods of the term get."""
-        return Ctx(self.term.name, batch, taps, self.module)
+        return Ctx(self.term.name, batch, taps, self.module, *MOMENT, dims=self.dims)
 
-    def value(self, batch: Batch, taps: Taps) -> Tensor:
-        """Returns the value as a run computes it: 0 without items."""
+    def value(self, batch: Batch, taps: Taps) -> tuple[Tensor, bool]:
+        """Returns the value as a run computes it, 0 without items, and whether it draws from `ctx.rng`."""
         if not batch.count[self.term.name]:
-            return torch.zeros(())
-        leaves = {need: tap.detach().clone().requires_grad_() for need, tap in taps.items()}
-        return plugin_calls.value(self.term, self.ctx(batch, leaves))
+            return torch.zeros(()), False
+        ctx = self.ctx(batch, {need: tap.detach().clone().requires_grad_() for need, tap in taps.items()})
+        return plugin_calls.value(self.term, ctx).detach(), "rng" in vars(ctx)
 
 
 def counts(subject: TermSubject) -> Iterator[Problem]:
@@ -140,7 +142,7 @@ def _tensors(batch: Batch) -> dict[str, Tensor]:
 def finite(subject: TermSubject) -> Iterator[Problem]:
     """Finds values that are NaN, infinite or of another type than float32."""
     for batch, taps in (*subject.halves, *subject.apart):
-        value = subject.value(batch, taps).detach()
+        value, _ = subject.value(batch, taps)
         if value.dtype != torch.float32:
             raise returned(subject.term.name, "value", subject.term, shown(value), "a float32 scalar")
         if not value.isfinite():
@@ -150,13 +152,14 @@ def finite(subject: TermSubject) -> Iterator[Problem]:
 
 def additive(subject: TermSubject) -> Iterator[Problem]:
     """Adds up the values of micro-batches: a SUM over items is the same, however a step is cut."""
-    first, second, both = (float(subject.value(*group).detach()) for group in subject.halves)
-    apart = [float(subject.value(*group).detach()) for group in subject.apart]
+    found = [subject.value(*group) for group in (*subject.halves, *subject.apart)]
+    close = ROUGH if any(drawn for _, drawn in found) else CLOSE
+    first, second, both, *apart = (float(value) for value, _ in found)
     size = max(sum(map(abs, apart)), abs(first) + abs(second), abs(both), 1e-6)
-    if abs(first + second - both) > CLOSE * size:
+    if abs(first + second - both) > close * size:
         got = f"{first:.6g} and {second:.6g} of two micro-batches, {both:.6g} of both together"
         yield problem(NOT_ADDITIVE, subject.term.name, "value", subject.term, got)
-    elif abs(sum(apart) - both) > CLOSE * size:
+    elif abs(sum(apart) - both) > close * size:
         got = f"{sum(apart):.6g} of {len(apart)} micro-batches of one sample, {both:.6g} of all together"
         yield problem(NOT_ADDITIVE, subject.term.name, "value", subject.term, got)
 

@@ -16,9 +16,11 @@ from lmmkit import plugin_calls
 from lmmkit.api.components import AuxTask
 from lmmkit.api.model_info import Dims
 from lmmkit.api.sample import ImageEdit, Sample, View
+from lmmkit.data.labels import join_labels
 from lmmkit.data.sampler import sample_rng
-from lmmkit.errors import Problem
-from lmmkit.errors.dry_run import EDIT, IN_PLACE, LABEL, NO_VIEWS, NOT_PURE
+from lmmkit.errors import Problem, UserError
+from lmmkit.errors.dry_run import EDIT, IN_PLACE, NO_VIEWS, NOT_PURE
+from lmmkit.errors.plan import LABEL
 from lmmkit.plan.dry_run.subject import Check, global_seed, problem
 from lmmkit.plugin_guard import returned
 
@@ -134,28 +136,12 @@ def some(subject: ViewSubject) -> Iterator[Problem]:
 
 
 def labels(subject: ViewSubject) -> Iterator[Problem]:
-    """Finds labels that only some views have, and labels of several types."""
-    keys = {tuple(sorted(view.labels)) for view in subject.all}
-    if len(keys) > 1:
-        got = " and ".join(f"views with labels {list(each)}" for each in sorted(keys))
+    """Finds labels that cannot be one tensor: of unlike types, or that only some views have."""
+    try:
+        join_labels(replace(view, name=subject.task.name) for view in subject.all)
+    except UserError as error:
+        got = f"{error.problems[0].where}: {error.problems[0].got}"
         yield problem(LABEL, subject.task.name, "views", subject.task, got)
-        return
-    for key in next(iter(keys), ()):
-        kinds = {_kind(view.labels[key]) for view in subject.all}
-        if len(kinds) > 1:
-            yield problem(
-                LABEL,
-                subject.task.name,
-                "views",
-                subject.task,
-                f"label `{key}`: {' and '.join(sorted(kinds))}",
-            )
-
-
-def _kind(label: object) -> str:
-    """Returns the type of a label: a whole number and a fraction give tensors of different types."""
-    kind = np.asarray(label).dtype.kind
-    return {"b": "bool", "i": "int", "u": "int", "f": "float"}.get(kind, type(label).__name__)
 
 
 def edits(subject: ViewSubject) -> Iterator[Problem]:

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import ast
 import inspect
+from dataclasses import dataclass, replace
 from typing import get_args
 
 import pytest
 import torch
 
 from lmmkit import build
-from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Need, Select
-from lmmkit.objective import tap
+from lmmkit.api import Loss
+from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, LogProb, LogSumExp, Need, Select, VisionAt
 from lmmkit.plan.dry_run.drawn import drawn, joined
 from lmmkit.plan.prepare import prepare
+from lmmkit.recipe import read_text
+from tests.conftest import PLAIN
 
 RESPONSE, IMAGE = Select(supervised=True), Select(kind="image")
-NEEDS = (HiddenAt(RESPONSE), HiddenAt(IMAGE, layer=1), HiddenMean(IMAGE), AttnMass(q=RESPONSE))
+NEEDS = (
+    HiddenAt(RESPONSE), HiddenAt(IMAGE, layer=1), HiddenMean(IMAGE), AttnMass(q=RESPONSE),
+    VisionAt(IMAGE), VisionAt(IMAGE, stage="projected"), LogProb(RESPONSE), LogSumExp(RESPONSE),
+)  # fmt: skip
 
 
 def test_each_need_can_be_drawn():
@@ -29,23 +35,29 @@ def test_each_need_can_be_drawn():
     assert cases == {need.__name__ for need in get_args(Need)} == {type(need).__name__ for need in NEEDS}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Everything(Loss):
+    """Reads every need, and has no value."""
+
+    @property
+    def needs(self):
+        return NEEDS
+
+    def value(self, ctx):
+        return sum(ctx[need].sum() * 0 for need in NEEDS)
+
+
 @pytest.fixture(scope="module")
-def model_s(request):
+def model_s(scenes):
     """Returns (batch, dims, tensors of NEEDS as a model gives them)."""
-    from dataclasses import replace
-
-    scenes = request.getfixturevalue("scenes")
-    from lmmkit.recipe import read_text
-    from tests.conftest import PLAIN
-
     prepared = prepare(read_text(PLAIN, name="tiny.yaml", root=scenes))
-    pipeline = prepared.pipeline("finetune")
-    batch = replace(pipeline, packer=replace(pipeline.packer, needs=NEEDS)).step(0)[0]
-    device = torch.device("cpu")
-    objective = build.build_objective(prepared.recipe, {}, prepared.dims, device)
+    pipeline, term = prepared.pipeline("finetune"), Everything(name="everything")
+    packer = replace(pipeline.packer, needs=NEEDS, terms=(term,))
+    batch = replace(pipeline, packer=packer).step(0)[0]
+    objective = build.build_objective(prepared.recipe, {}, prepared.dims, torch.device("cpu"))
+    objective.terms = (term,)
     with torch.no_grad():
-        out = objective.lmm(batch, {})
-    return batch, prepared.dims, {need: tap(need, batch, out) for need in NEEDS}
+        return batch, prepared.dims, objective(batch).ctxs["everything"].taps
 
 
 @pytest.mark.parametrize("need", NEEDS, ids=lambda need: type(need).__name__)
@@ -56,5 +68,7 @@ def test_a_drawn_need_looks_like_the_model_s(need, model_s):
     assert made.std() > 0
     if isinstance(need, AttnMass):
         assert made.min() >= 0 and made.max() <= 1
+    if isinstance(need, LogProb):
+        assert made.max() <= 0
     assert torch.equal(made, drawn(need, batch, dims, torch.Generator().manual_seed(1)))
     assert torch.equal(joined([made[:2], made[2:]]), made)
