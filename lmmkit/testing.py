@@ -26,7 +26,7 @@ def dry_run(*components: Component, second_process: bool = False) -> list[Proble
     `second_process`: make the views of tasks in another process too, which takes seconds.
     """
     prepared = prepared_for({component.name: component for component in components})
-    problems = running.dry_run(prepared)
+    problems = running.plugin_problems(prepared)
     if second_process and not problems:
         tasks = [component for component in components if isinstance(component, AuxTask)]
         problems = other_views({t.name: running.view_subject(prepared, STAGE, t) for t in tasks})

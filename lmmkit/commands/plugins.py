@@ -125,7 +125,7 @@ def test(
     with working(STARTING):
         from lmmkit.errors import raise_all
         from lmmkit.plan.dry_run.rehearsal import file_prepared
-        from lmmkit.plan.dry_run.run import dry_run, view_subject
+        from lmmkit.plan.dry_run.run import plugin_problems, view_subject
         from lmmkit.plan.dry_run.second_process import other_views
         from lmmkit.plan.prepare import prepare
 
@@ -135,7 +135,7 @@ def test(
             prepared = file_prepared(path, trust_files=trust_files, changes=changes or ())
         else:
             prepared = prepare(the_recipe(Path(what), root, changes), trust_files=trust_files)
-        raise_all(dry_run(prepared))
+        raise_all(plugin_problems(prepared))
     with working("making views in a second process"):
         tasks = {f"{s}/{t.name}": (s, t) for s, plan in prepared.plans.items() for t in plan.tasks}
         raise_all(other_views({key: view_subject(prepared, *each) for key, each in tasks.items()}))

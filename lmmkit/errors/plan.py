@@ -166,7 +166,8 @@ VIEW_ROLE = Code(
 
 API_VERSION = Code(
     "plugin/api-version", cause="The plugin was written for another version of the plugin API.",
-    expected="API version {api}", hint="Install a release of the plugin for this version.",
+    expected="API version {api}",
+    hint="Install a release of the plugin for this version, or change it and set `api = {api}`. {changes}",
 )
 BAD_HOOK = Code(
     "plugin/bad-hook",
@@ -223,7 +224,7 @@ NOT_A_COMPONENT = Code(
 )
 RAISED = Code(
     "plugin/raised", cause="The code of a plugin raises an exception.",
-    expected="no exception", hint="Correct the plugin. `{variable}=1` prints the full traceback.",
+    expected="no exception", hint="Correct the plugin. {changed}`{variable}=1` prints the full traceback.",
 )
 RESERVED_SETTING = Code(
     "plugin/reserved-setting", cause="A component declares a setting whose name is a key of every plugin section.",

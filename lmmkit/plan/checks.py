@@ -44,7 +44,7 @@ from lmmkit.errors.plan import (
     VIEW_ROLE,
 )
 from lmmkit.plan.instances import Instances
-from lmmkit.plugin_guard import place_of
+from lmmkit.plugin_calls.guard import place_of
 from lmmkit.recipe import Recipe, Stage
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
 from lmmkit.api.components import Component, Term
 from lmmkit.errors import Problem, did_you_mean, raise_all
 from lmmkit.errors.plan import BAD_VALUE, MISSING_KEY, RESERVED_SETTING, SETTING_TYPE, UNKNOWN_KEY
-from lmmkit.plugin_guard import calling, place_of
+from lmmkit.plugin_calls.guard import calling, place_of
 from lmmkit.recipe import Recipe, flow_text
 from lmmkit.registry import Registry, open_registry, setting_fields
 

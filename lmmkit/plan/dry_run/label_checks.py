@@ -28,7 +28,7 @@ class LabelSubject:
     dims: Dims
 
 
-def pure(subject: LabelSubject) -> Iterator[Problem]:
+def pure_labels(subject: LabelSubject) -> Iterator[Problem]:
     """Makes the labels of each sample twice, with other global generators, from a copy of the sample."""
     loss = subject.loss
     for i, sample in enumerate(subject.samples):
@@ -52,7 +52,7 @@ def _plain(labels: Mapping[str, Label]) -> dict[str, object]:
     return {key: np.asarray(value).tolist() for key, value in labels.items()}
 
 
-def joined(subject: LabelSubject) -> Iterator[Problem]:
+def uniform_labels(subject: LabelSubject) -> Iterator[Problem]:
     """Finds labels that cannot be one tensor: of unlike types, or that only some samples have."""
     loss = subject.loss
     labels = [(sample, plugin_calls.labels(loss, sample, subject.dims)) for sample in subject.samples]
@@ -63,4 +63,4 @@ def joined(subject: LabelSubject) -> Iterator[Problem]:
         yield problem(LABEL, loss.name, "labels", loss, got)
 
 
-CHECKS: tuple[Check[LabelSubject], ...] = (pure, joined)
+CHECKS: tuple[Check[LabelSubject], ...] = (pure_labels, uniform_labels)

@@ -32,7 +32,7 @@ ASKED = 64  # samples whose views are made
 SEARCHED = 512  # samples among which one must concern a plugin
 
 
-def dry_run(prepared: Prepared) -> list[Problem]:
+def plugin_problems(prepared: Prepared) -> list[Problem]:
     """Returns the problems of all plugins of a recipe, each once."""
     problems: list[Problem] = []
     modules: dict[str, nn.Module | None] = {}

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from lmmkit.errors import Code, Problem, UserError
-from lmmkit.plugin_guard import place_of
+from lmmkit.plugin_calls.guard import place_of
 
 S = TypeVar("S")
 Check = Callable[[S], Iterable[Problem]]

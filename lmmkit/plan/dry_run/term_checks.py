@@ -30,7 +30,7 @@ from lmmkit.errors.dry_run import (
 )
 from lmmkit.plan.dry_run.drawn import drawn, joined
 from lmmkit.plan.dry_run.subject import Check, global_seed, problem
-from lmmkit.plugin_guard import calling, returned, shown
+from lmmkit.plugin_calls.guard import calling, returned, shown
 
 CALLS = 3  # of `value` with the same inputs
 CLOSE = 1e-3  # relative; sums of float32 in another order differ by less
@@ -92,7 +92,7 @@ class TermSubject:
         return plugin_calls.value(self.term, ctx).detach(), "rng" in vars(ctx)
 
 
-def counts(subject: TermSubject) -> Iterator[Problem]:
+def additive_counts(subject: TermSubject) -> Iterator[Problem]:
     """Adds up the counts of micro-batches: they are divided by as one number, however a step is cut."""
     name = subject.term.name
     first, second, both = (batch.count[name] for batch, _ in subject.halves)
@@ -107,7 +107,7 @@ def counts(subject: TermSubject) -> Iterator[Problem]:
         yield problem(NO_ITEMS, name, "count", subject.term, f"no item in {len(subject.samples)} samples")
 
 
-def unchanged(subject: TermSubject) -> Iterator[Problem]:
+def pure_value(subject: TermSubject) -> Iterator[Problem]:
     """Calls `value` several times: it must give one number, and leave the needs and the batch as they are."""
     batch, taps = subject.halves[2]
     kept, found = _tensors(batch), []
@@ -139,7 +139,7 @@ def _tensors(batch: Batch) -> dict[str, Tensor]:
     }
 
 
-def finite(subject: TermSubject) -> Iterator[Problem]:
+def finite_value(subject: TermSubject) -> Iterator[Problem]:
     """Finds values that are NaN, infinite or of another type than float32."""
     for batch, taps in (*subject.halves, *subject.apart):
         value, _ = subject.value(batch, taps)
@@ -150,7 +150,7 @@ def finite(subject: TermSubject) -> Iterator[Problem]:
             return
 
 
-def additive(subject: TermSubject) -> Iterator[Problem]:
+def additive_value(subject: TermSubject) -> Iterator[Problem]:
     """Adds up the values of micro-batches: a SUM over items is the same, however a step is cut."""
     found = [subject.value(*group) for group in (*subject.halves, *subject.apart)]
     close = ROUGH if any(drawn for _, drawn in found) else CLOSE
@@ -164,7 +164,7 @@ def additive(subject: TermSubject) -> Iterator[Problem]:
         yield problem(NOT_ADDITIVE, subject.term.name, "value", subject.term, got)
 
 
-def batch_norm(subject: TermSubject) -> Iterator[Problem]:
+def no_batch_norm(subject: TermSubject) -> Iterator[Problem]:
     """Finds a batch norm, whose output depends on what else is in the micro-batch."""
     for path, part in subject.module.named_modules() if subject.module is not None else ():
         if isinstance(part, nn.modules.batchnorm._BatchNorm):
@@ -196,7 +196,7 @@ def gradients(subject: TermSubject) -> Iterator[Problem]:
 
 
 @torch.no_grad()
-def metrics(subject: TermSubject) -> Iterator[Problem]:
+def additive_metrics(subject: TermSubject) -> Iterator[Problem]:
     """Adds up the metrics of micro-batches, and their chance levels."""
     term, groups = subject.term, []
     for batch, taps in subject.halves:
@@ -215,12 +215,12 @@ def metrics(subject: TermSubject) -> Iterator[Problem]:
 
 
 @torch.no_grad()
-def images(subject: TermSubject) -> Iterator[Problem]:
+def sound_images(subject: TermSubject) -> Iterator[Problem]:
     """Asks for the images of a micro-batch."""
     plugin_calls.images(subject.term, subject.ctx(*subject.halves[2]))
     yield from ()
 
 
 CHECKS: tuple[Check[TermSubject], ...] = (
-    counts, batch_norm, unchanged, finite, additive, gradients, metrics, images,
+    additive_counts, no_batch_norm, pure_value, finite_value, additive_value, gradients, additive_metrics, sound_images,
 )  # fmt: skip

@@ -22,7 +22,7 @@ from lmmkit.errors import Problem, UserError
 from lmmkit.errors.dry_run import EDIT, IN_PLACE, NO_VIEWS, NOT_PURE
 from lmmkit.errors.plan import LABEL
 from lmmkit.plan.dry_run.subject import Check, global_seed, problem
-from lmmkit.plugin_guard import returned
+from lmmkit.plugin_calls.guard import returned
 
 EDITS = 16  # different edits that are tried
 TEXTS = ("", "a", "a b c")  # what a model may answer
@@ -75,7 +75,7 @@ def samples_unchanged(subject: ViewSubject) -> Iterator[Problem]:
             return
 
 
-def pure(subject: ViewSubject) -> Iterator[Problem]:
+def pure_views(subject: ViewSubject) -> Iterator[Problem]:
     """Makes the views of each sample twice, with other global generators and in another order."""
     for i, sample in enumerate(reversed(subject.samples)):
         with global_seed(i):
@@ -98,7 +98,7 @@ def same_views(first: Sequence[View], second: Sequence[View], pixels: Tensor) ->
 def _alike(a: ImageEdit, b: ImageEdit, pixels: Tensor) -> bool:
     try:
         return torch.equal(a(pixels.clone()), b(pixels.clone()))
-    except Exception:  # `edits` reports it
+    except Exception:  # `pure_edits` reports it
         return True
 
 
@@ -128,14 +128,14 @@ def _edit_text(edit: ImageEdit | None) -> str:
     return "" if " at 0x" in text else text
 
 
-def some(subject: ViewSubject) -> Iterator[Problem]:
+def some_views(subject: ViewSubject) -> Iterator[Problem]:
     """Finds a task that makes no view of any sample."""
     if not subject.all:
         got = f"no view of {len(subject.samples)} samples"
         yield problem(NO_VIEWS, subject.task.name, "views", subject.task, got)
 
 
-def labels(subject: ViewSubject) -> Iterator[Problem]:
+def uniform_view_labels(subject: ViewSubject) -> Iterator[Problem]:
     """Finds labels that cannot be one tensor: of unlike types, or that only some views have."""
     try:
         join_labels(replace(view, name=subject.task.name) for view in subject.all)
@@ -144,7 +144,7 @@ def labels(subject: ViewSubject) -> Iterator[Problem]:
         yield problem(LABEL, subject.task.name, "views", subject.task, got)
 
 
-def edits(subject: ViewSubject) -> Iterator[Problem]:
+def pure_edits(subject: ViewSubject) -> Iterator[Problem]:
     """Applies the edits of images: they must compare equal, keep shape and type, and change no input."""
     for change in _distinct(_edits(subject.all)):
         if wrong := _wrong_edit(subject.task.name, change, subject.pixels):
@@ -184,7 +184,7 @@ def _wrong_edit(name: str, change: ImageEdit, pixels: Tensor) -> str:
     return "" if torch.equal(first, second) else "other pixels in a second call"
 
 
-def scores(subject: ViewSubject) -> Iterator[Problem]:
+def sound_scores(subject: ViewSubject) -> Iterator[Problem]:
     """Scores the right answer and others, for a task with a text loss."""
     for view in subject.all[:4] if subject.task.text_loss else ():
         right = view.sample.turns[-1].text
@@ -198,4 +198,6 @@ def scores(subject: ViewSubject) -> Iterator[Problem]:
             return
 
 
-CHECKS: tuple[Check[ViewSubject], ...] = (samples_unchanged, pure, some, labels, edits, scores)
+CHECKS: tuple[Check[ViewSubject], ...] = (
+    samples_unchanged, pure_views, some_views, uniform_view_labels, pure_edits, sound_scores,
+)  # fmt: skip

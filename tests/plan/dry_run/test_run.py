@@ -7,7 +7,7 @@ import json
 import pytest
 
 from lmmkit.errors import Problem, UserError
-from lmmkit.plan.dry_run.run import dry_run, view_subject
+from lmmkit.plan.dry_run.run import plugin_problems, view_subject
 from lmmkit.plan.dry_run.second_process import other_views
 from lmmkit.plan.prepare import prepare
 from tests.support.mistakes import FOLDER, MISTAKES, constants, recipe_text
@@ -21,7 +21,7 @@ def problems(recipe, *, second_process: bool = False) -> list[Problem]:
         prepared = prepare(recipe, trust_files=True)
     except UserError as error:
         return list(error.problems)
-    found = dry_run(prepared)
+    found = plugin_problems(prepared)
     if second_process and not found:
         found = other_views({t.name: view_subject(prepared, "only", t) for t in prepared.plans["only"].tasks})
     return found
@@ -50,7 +50,7 @@ def test_a_sound_plugin_has_no_problem(path, tiny):
 
 def test_the_paper_s_plugins_have_no_problem(tiny):
     prepared = prepare(tiny())
-    assert dry_run(prepared) == []
+    assert plugin_problems(prepared) == []
     for stage, plan in prepared.plans.items():
         assert other_views({task.name: view_subject(prepared, stage, task) for task in plan.tasks}) == []
 
@@ -62,7 +62,7 @@ def test_the_dry_run_draws_from_no_global_generator(tiny):
     import torch
 
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
-    assert dry_run(prepare(tiny())) == []
+    assert plugin_problems(prepare(tiny())) == []
     after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     assert before[:2] == after[:2] and torch.equal(before[2], after[2])
     assert not torch.are_deterministic_algorithms_enabled()

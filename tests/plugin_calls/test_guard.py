@@ -14,7 +14,7 @@ from lmmkit.api import Ctx, HiddenAt, Loss, Select
 from lmmkit.errors import UserError
 from lmmkit.errors.training import EMPTY_TERM
 from lmmkit.objective import sum_by_name
-from lmmkit.plugin_guard import TRACEBACK, calling, place_of
+from lmmkit.plugin_calls.guard import TRACEBACK, calling, place_of
 from tests.support.faulty_plugin import Faulty
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lmmkit.api.components import CHANGES, OLD_NAMES
 from lmmkit.errors import LmmkitError, UserError
 from lmmkit.errors.plan import RAISED, RETURNED
 
@@ -51,7 +52,10 @@ def calling(name: str, method: str, owner: object) -> Iterator[None]:
         place = f"{Path(own[-1][0]).name}:{own[-1][1]}" if own else place_of(owner, method)
         text = next(iter(str(error).splitlines()), "")[:LONGEST]
         got = f"{type(error).__name__}: {text}" if text else type(error).__name__
-        raise UserError(RAISED.at(f"{name}.{method}, {place}", got=got, variable=TRACEBACK)) from error
+        changes = CHANGES[OLD_NAMES[text]] if text in OLD_NAMES else ""
+        changed = f"Since API {OLD_NAMES[text]}: {changes}. " if changes else ""
+        where = f"{name}.{method}, {place}"
+        raise UserError(RAISED.at(where, got=got, changed=changed, variable=TRACEBACK)) from error
 
 
 def _is_theirs(error: Exception, owner: object, frames: Sequence[tuple[FrameType, int]]) -> bool:

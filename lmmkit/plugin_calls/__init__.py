@@ -21,7 +21,7 @@ from lmmkit.api.needs import Need
 from lmmkit.api.sample import Image, ImageEdit, Label, Role, Sample, Turn, View
 from lmmkit.errors import UserError
 from lmmkit.errors.plan import INSERT
-from lmmkit.plugin_guard import calling, place_of, returned, shown
+from lmmkit.plugin_calls.guard import calling, place_of, returned, shown
 
 if TYPE_CHECKING:
     from lmmkit.api.batch import Batch
