@@ -16,6 +16,7 @@ from lmmkit.plan.dry_run import run as running
 from lmmkit.plan.dry_run.module_checks import ModuleSubject
 from lmmkit.plan.dry_run.rehearsal import prepared_for
 from lmmkit.plan.dry_run.second_process import other_views
+from lmmkit.plan.dry_run.term_checks import Group
 
 STAGE = "only"
 
@@ -47,5 +48,7 @@ def fake_ctx(
     prepared = prepared_for({component.name: component for component in (term, *others)})
     module = ModuleSubject(term, prepared.dims, prepared.recipe.seed).module
     subject = running.term_subject(prepared, STAGE, term, module)
-    batch, drawn = subject.group(0, samples)
-    return subject.ctx(batch, {**{need: tap.requires_grad_() for need, tap in drawn.items()}, **(taps or {})})
+    batch, drawn = subject.drawn(subject.samples[:samples])
+    return subject.ctx(
+        Group(batch, {need: tap.requires_grad_() for need, tap in drawn.items()} | dict(taps or {}))
+    )

@@ -243,7 +243,7 @@ PUBLIC = """
 
 
 def test_the_public_names_for_plugins_are_frozen():
-    """A plugin for API 2 may import each of them: names are added, and never removed within a version."""
+    """Lists what a plugin for API 2 may import: names are added, and never removed within a version."""
     import lmmkit.api
     from lmmkit.api.components import API, CHANGES
 

@@ -46,7 +46,7 @@ def test_a_sound_component_has_no_problem_and_a_mistake_has_one():
     ids=lambda component: f"{type(component).__name__}",
 )  # fmt: skip
 def test_a_paper_s_plugin_alone_has_no_problem(component):
-    """A token that nothing reads, or nothing provides, gets a simple reader or provider."""
+    """Gives a token that nothing reads, or nothing provides, a simple reader or provider."""
     assert dry_run(component) == []
 
 

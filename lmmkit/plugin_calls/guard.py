@@ -115,7 +115,7 @@ def place_of(owner: object, method: str = "") -> str:
 
 def _shared(file: str) -> bool:
     """Returns whether a file is part of lmmkit or torch."""
-    roots = (Path(__file__).parent, Path(str(torch.__file__)).parent)
+    roots = (Path(__file__).parent.parent, Path(str(torch.__file__)).parent)
     return any(Path(file).is_relative_to(root) for root in roots)
 
 

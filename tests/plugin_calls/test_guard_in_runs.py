@@ -145,7 +145,7 @@ def test_a_plugin_of_an_older_api_is_refused_with_what_to_change(tmp_path):
     assert '`View(supervised=True)` is `View(supervision="train")`' in found.hint
 
 
-def test_a_plugin_that_uses_an_old_name_is_told_the_new_one():
+def test_a_plugin_that_uses_an_old_name_gets_the_new_one_in_the_hint():
     (found,) = plugin_problems(file_prepared(str(OLD), trust_files=True))
     assert found.code == "plugin/raised" and found.where.startswith("repeat.views, plugin_api_1.py:")
     assert 'Since API 2: `View(supervised=True)` is `View(supervision="train")`.' in found.hint

@@ -33,6 +33,6 @@ def drawn(need: Need, batch: Batch, dims: Dims, generator: torch.Generator) -> T
             assert_never(need)
 
 
-def joined(parts: Sequence[Tensor]) -> Tensor:
+def concatenated(parts: Sequence[Tensor]) -> Tensor:
     """Returns the tensor of a need in a micro-batch, from those in micro-batches of its samples, in order."""
     return torch.cat(list(parts))

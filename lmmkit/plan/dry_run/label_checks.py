@@ -30,21 +30,22 @@ class LabelSubject:
 
 def pure_labels(subject: LabelSubject) -> Iterator[Problem]:
     """Makes the labels of each sample twice, with other global generators, from a copy of the sample."""
-    loss = subject.loss
-    for i, sample in enumerate(subject.samples):
-        found = []
-        for call in range(2):
-            given = replace(sample, meta=deepcopy(dict(sample.meta)))
-            with global_seed(2 * i + call):
-                found.append(_plain(plugin_calls.labels(loss, given, subject.dims)))
-            if given.meta != sample.meta:
-                expected = "labels in a new mapping"
-                yield problem(IN_PLACE, loss.name, "labels", loss, "`sample.meta` changed", expected=expected)
-                return
-        if found[0] != found[1]:
-            got = f"sample {sample.key}: {found[0]}, then {found[1]}"
-            expected = "labels that depend on nothing but `sample` and `dims`"
-            yield problem(NOT_PURE, loss.name, "labels", loss, got[:300], expected=expected)
+    loss, found = subject.loss, []
+    for seed in range(2):
+        copies = [replace(sample, meta=deepcopy(dict(sample.meta))) for sample in subject.samples]
+        with global_seed(seed):
+            found.append([_plain(plugin_calls.labels(loss, given, subject.dims)) for given in copies])
+        if any(given.meta != sample.meta for given, sample in zip(copies, subject.samples, strict=True)):
+            expected = "labels in a new mapping"
+            yield problem(IN_PLACE, loss.name, "labels", loss, "`sample.meta` changed", expected=expected)
+            return
+    for sample, one, other in zip(subject.samples, *found, strict=True):
+        if one != other:
+            got, expected = (
+                f"sample {sample.key}: {one}, then {other}"[:300],
+                "labels from `sample` and `dims` alone",
+            )
+            yield problem(NOT_PURE, loss.name, "labels", loss, got, expected=expected)
             return
 
 

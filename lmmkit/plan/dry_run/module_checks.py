@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,16 +43,20 @@ class ModuleSubject:
             self.filled(0)
         return self.shell
 
-    def filled(self, before: float) -> State:
-        """Fills the module as a run does; its memory held `before`. Returns its parameters and buffers."""
+    def filled(self, before: float, whole: int = 0) -> State:
+        """Fills the module as a run does; its memory held `before`, and `whole` numbers. Returns its parameters
+        and buffers."""
         assert self.shell is not None
         if any(tensor.is_meta for tensor in _state(self.shell).values()):
             self.shell.to_empty(device="cpu")
         with torch.no_grad():
             for tensor in _state(self.shell).values():
-                tensor.fill_(before)
+                tensor.fill_(before if tensor.is_floating_point() else whole)
         init(nn.ModuleDict({"plugins": nn.ModuleDict({self.component.name: self.shell})}), self.seed)
-        return {name: tensor.detach().clone() for name, tensor in _state(self.shell).items()}
+        return {
+            name: tensor.detach() if tensor.is_floating_point() else tensor.clone()
+            for name, tensor in _state(self.shell).items()
+        }
 
     def built(self, seed: int) -> State:
         """Returns the values that `modules` itself gives, without a later `reset_parameters`."""
@@ -107,14 +112,21 @@ def _kind(value: object) -> str:
 
 
 def uninitialised(subject: ModuleSubject) -> Iterator[Problem]:
-    """Fills the module twice, over other memory: what differs, `reset_parameters` has not filled."""
+    """Fills the module over NaN, and whole numbers twice over others: what is left, nothing has filled."""
     if subject.shell is None:
         return
-    first, second = subject.filled(0), subject.filled(1)
-    for name, tensor in first.items():
-        if not torch.equal(tensor.nan_to_num(), second[name].nan_to_num()):
-            got = f"`{name}`, which has no certain value after `reset_parameters`"
-            yield problem(UNINITIALISED, subject.component.name, "modules", subject.component, got)
+    filled = subject.filled(math.nan)
+    left = [name for name, tensor in filled.items() if tensor.is_floating_point() and tensor.isnan().any()]
+    if any(not tensor.is_floating_point() for tensor in filled.values()):
+        other = subject.filled(math.nan, 1)
+        left += [
+            name
+            for name, tensor in filled.items()
+            if not tensor.is_floating_point() and not torch.equal(tensor, other[name])
+        ]
+    for name in left:
+        got = f"`{name}`, which has no certain value after `reset_parameters`"
+        yield problem(UNINITIALISED, subject.component.name, "modules", subject.component, got)
 
 
 def not_finite(subject: ModuleSubject) -> Iterator[Problem]:

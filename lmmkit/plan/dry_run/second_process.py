@@ -17,7 +17,7 @@ from dataclasses import replace
 from lmmkit.errors import LmmkitError, Problem
 from lmmkit.errors.dry_run import NOT_PURE, PICKLE
 from lmmkit.plan.dry_run.subject import problem
-from lmmkit.plan.dry_run.view_checks import ViewSubject, fingerprint
+from lmmkit.plan.dry_run.view_checks import ViewSubject, views_digest
 
 SAMPLES = 16  # of each task
 CODE = "from lmmkit.plan.dry_run.second_process import answer; answer()"
@@ -43,7 +43,7 @@ def other_views(subjects: Mapping[str, ViewSubject]) -> list[Problem]:
     found = json.loads(done.stdout)
     for key, data in sent.items():
         subject: ViewSubject = pickle.loads(data)
-        if found[key] != fingerprint(subject):
+        if found[key] != views_digest(subject):
             got = "other views of the same samples in another process"
             expected = "views that depend on nothing but `sample` and `rng`"
             problems.append(
@@ -58,7 +58,7 @@ def answer() -> None:
     found = {}
     for key, data in sent.items():
         try:
-            found[key] = fingerprint(pickle.loads(data))
+            found[key] = views_digest(pickle.loads(data))
         except LmmkitError as error:
             found[key] = str(error)
     print(json.dumps(found))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import NamedTuple
 from zlib import crc32
 
 import torch
@@ -28,15 +29,22 @@ from lmmkit.errors.dry_run import (
     NOT_FINITE,
     NOT_PURE,
 )
-from lmmkit.plan.dry_run.drawn import drawn, joined
+from lmmkit.plan.dry_run.drawn import concatenated, drawn
 from lmmkit.plan.dry_run.subject import Check, global_seed, problem
 from lmmkit.plugin_calls.guard import calling, returned, shown
 
 CALLS = 3  # of `value` with the same inputs
+APART = 4  # samples with a micro-batch of their own
 CLOSE = 1e-3  # relative; sums of float32 in another order differ by less
 ROUGH = 0.3  # the same for terms that draw from `ctx.rng`: other draws in another micro-batch
 MOMENT = Moment(step=1, progress=0.5)
-Taps = Mapping[Need, Tensor]
+
+
+class Group(NamedTuple):
+    """Holds a micro-batch and the tensors of a term's needs."""
+
+    batch: Batch
+    taps: Mapping[Need, Tensor]
 
 
 @dataclass(frozen=True)
@@ -62,62 +70,78 @@ class TermSubject:
         size, generator = self.dims.image.size, torch.Generator().manual_seed(crc32(image.path.encode()))
         return torch.randint(0, 256, (3, size, size), generator=generator, dtype=torch.uint8)
 
+    def drawn(self, samples: Sequence[SizedSample], seed: int = 3) -> Group:
+        """Returns a micro-batch of these samples, with drawn tensors of its needs."""
+        batch, generator = self.pack(samples), torch.Generator().manual_seed(seed)
+        return Group(batch, {need: drawn(need, batch, self.dims, generator) for need in batch.gathers})
+
+    def together(self, samples: Sequence[SizedSample], parts: Sequence[Group]) -> Group:
+        """Returns a micro-batch of samples whose needs have the values that they have in `parts`."""
+        batch = self.pack(samples)
+        return Group(
+            batch, {need: concatenated([part.taps[need] for part in parts]) for need in batch.gathers}
+        )
+
     @cached_property
-    def apart(self) -> list[tuple[Batch, dict[Need, Tensor]]]:
-        """Returns a micro-batch for each sample, with drawn tensors of its needs."""
-        generator = torch.Generator().manual_seed(3)
-        batches = [self.pack([sample]) for sample in self.samples]
-        return [(b, {need: drawn(need, b, self.dims, generator) for need in b.gathers}) for b in batches]
-
-    def group(self, start: int, stop: int) -> tuple[Batch, dict[Need, Tensor]]:
-        """Returns one micro-batch of some samples; its needs have the values that they have in `apart`."""
-        batch, parts = self.pack(self.samples[start:stop]), [taps for _, taps in self.apart[start:stop]]
-        return batch, {need: joined([taps[need] for taps in parts]) for need in batch.gathers}
+    def apart(self) -> list[Group]:
+        """Returns a micro-batch for each of the first samples."""
+        return [self.drawn([sample], seed) for seed, sample in enumerate(self.samples[:APART])]
 
     @cached_property
-    def halves(self) -> list[tuple[Batch, dict[Need, Tensor]]]:
-        """Returns two micro-batches, and one of all samples."""
-        n = len(self.samples)
-        return [self.group(0, n // 2), self.group(n // 2, n), self.group(0, n)]
+    def groups(self) -> tuple[Group, Group, Group]:
+        """Returns a micro-batch of the first samples, one of the others, and one of all."""
+        first, rest = self.together(self.samples[:APART], self.apart), self.drawn(self.samples[APART:], APART)
+        return first, rest, self.together(self.samples, [first, rest])
 
-    def ctx(self, batch: Batch, taps: Taps) -> Ctx:
+    def ctx(self, group: Group) -> Ctx:
         """Returns what the methods of the term get."""
-        return Ctx(self.term.name, batch, taps, self.module, *MOMENT, dims=self.dims)
+        return Ctx(self.term.name, group.batch, group.taps, self.module, *MOMENT, dims=self.dims)
 
-    def value(self, batch: Batch, taps: Taps) -> tuple[Tensor, bool]:
-        """Returns the value as a run computes it, 0 without items, and whether it draws from `ctx.rng`."""
-        if not batch.count[self.term.name]:
-            return torch.zeros(()), False
-        ctx = self.ctx(batch, {need: tap.detach().clone().requires_grad_() for need, tap in taps.items()})
-        return plugin_calls.value(self.term, ctx).detach(), "rng" in vars(ctx)
+    @cached_property
+    def values(self) -> list[tuple[Tensor, bool]]:
+        """Returns the values of `groups`, then those of `apart`, as a run computes them, each with whether it
+        draws from `ctx.rng`."""
+        found = []
+        for batch, taps in (*self.groups, *self.apart):
+            if not batch.count[self.term.name]:
+                found.append((torch.zeros(()), False))
+                continue
+            ctx = self.ctx(Group(batch, {need: tap.clone().requires_grad_() for need, tap in taps.items()}))
+            found.append((plugin_calls.value(self.term, ctx).detach(), "rng" in vars(ctx)))
+        return found
 
 
 def additive_counts(subject: TermSubject) -> Iterator[Problem]:
     """Adds up the counts of micro-batches: they are divided by as one number, however a step is cut."""
     name = subject.term.name
-    first, second, both = (batch.count[name] for batch, _ in subject.halves)
+    first, rest, both = (batch.count[name] for batch, _ in subject.groups)
     apart = sum(batch.count[name] for batch, _ in subject.apart)
-    if first + second != both or apart != both:
-        got = f"{first} and {second} items in two micro-batches, {both} in both together, {apart} sample by sample"
+    if first + rest != both:
+        got = f"{first} and {rest} items in two micro-batches, {both} in both together"
         yield problem(NOT_ADDITIVE, name, "count", subject.term, got)
-    elif subject.pack([]).count[name]:
-        got = f"{subject.pack([]).count[name]} items in a micro-batch without samples"
+    elif apart != first:
+        got = f"{apart} items in {len(subject.apart)} micro-batches of one sample, {first} in all together"
         yield problem(NOT_ADDITIVE, name, "count", subject.term, got)
+    elif none := subject.pack([]).count[name]:
+        yield problem(
+            NOT_ADDITIVE, name, "count", subject.term, f"{none} items in a micro-batch without samples"
+        )
     elif not both:
         yield problem(NO_ITEMS, name, "count", subject.term, f"no item in {len(subject.samples)} samples")
 
 
 def pure_value(subject: TermSubject) -> Iterator[Problem]:
     """Calls `value` several times: it must give one number, and leave the needs and the batch as they are."""
-    batch, taps = subject.halves[2]
+    batch, taps = subject.groups[2]
     kept, found = _tensors(batch), []
     before = {name: tensor.clone() for name, tensor in kept.items()}
     for call in range(CALLS):
-        given = {need: tap.clone() for need, tap in taps.items()}
-        leaves = {need: tap.requires_grad_() for need, tap in given.items()}
-        handed = {need: tap.clone() for need, tap in leaves.items()}  # a leaf refuses changes in place
+        leaves = [tap.clone().requires_grad_() for tap in taps.values()]
+        handed = {
+            need: leaf.clone() for need, leaf in zip(taps, leaves, strict=True)
+        }  # changes in place are possible
         with global_seed(call):
-            value = plugin_calls.value(subject.term, subject.ctx(batch, handed))
+            value = plugin_calls.value(subject.term, subject.ctx(Group(batch, handed)))
         found.append(float(value.detach()))
         if any(not torch.equal(handed[need].detach(), tap) for need, tap in taps.items()):
             got = "the tensor of a need is changed"
@@ -141,8 +165,7 @@ def _tensors(batch: Batch) -> dict[str, Tensor]:
 
 def finite_value(subject: TermSubject) -> Iterator[Problem]:
     """Finds values that are NaN, infinite or of another type than float32."""
-    for batch, taps in (*subject.halves, *subject.apart):
-        value, _ = subject.value(batch, taps)
+    for value, _ in subject.values:
         if value.dtype != torch.float32:
             raise returned(subject.term.name, "value", subject.term, shown(value), "a float32 scalar")
         if not value.isfinite():
@@ -152,15 +175,14 @@ def finite_value(subject: TermSubject) -> Iterator[Problem]:
 
 def additive_value(subject: TermSubject) -> Iterator[Problem]:
     """Adds up the values of micro-batches: a SUM over items is the same, however a step is cut."""
-    found = [subject.value(*group) for group in (*subject.halves, *subject.apart)]
-    close = ROUGH if any(drawn for _, drawn in found) else CLOSE
-    first, second, both, *apart = (float(value) for value, _ in found)
-    size = max(sum(map(abs, apart)), abs(first) + abs(second), abs(both), 1e-6)
-    if abs(first + second - both) > close * size:
-        got = f"{first:.6g} and {second:.6g} of two micro-batches, {both:.6g} of both together"
+    close = ROUGH if any(drawn for _, drawn in subject.values) else CLOSE
+    first, rest, both, *apart = (float(value) for value, _ in subject.values)
+    size = max(sum(map(abs, apart)) + abs(rest), abs(first) + abs(rest), abs(both), 1e-6)
+    if abs(first + rest - both) > close * size:
+        got = f"{first:.6g} and {rest:.6g} of two micro-batches, {both:.6g} of both together"
         yield problem(NOT_ADDITIVE, subject.term.name, "value", subject.term, got)
-    elif abs(sum(apart) - both) > close * size:
-        got = f"{sum(apart):.6g} of {len(apart)} micro-batches of one sample, {both:.6g} of all together"
+    elif abs(sum(apart) - first) > close * size:
+        got = f"{sum(apart):.6g} of {len(apart)} micro-batches of one sample, {first:.6g} of all together"
         yield problem(NOT_ADDITIVE, subject.term.name, "value", subject.term, got)
 
 
@@ -174,11 +196,11 @@ def no_batch_norm(subject: TermSubject) -> Iterator[Problem]:
 
 def gradients(subject: TermSubject) -> Iterator[Problem]:
     """Runs the backward pass: it must reach every trainable parameter, or the model, with finite gradients."""
-    batch, taps = subject.halves[2]
+    batch, taps = subject.groups[2]
     leaves = {need: tap.clone().requires_grad_() for need, tap in taps.items()}
     trained = dict(subject.module.named_parameters()) if subject.module is not None else {}
     trained = {name: p for name, p in trained.items() if p.requires_grad}
-    value, term = plugin_calls.value(subject.term, subject.ctx(batch, leaves)), subject.term
+    value, term = plugin_calls.value(subject.term, subject.ctx(Group(batch, leaves))), subject.term
     tensors = [*leaves.values(), *trained.values()]
     found: Sequence[Tensor | None] = [None] * len(tensors)
     if value.requires_grad:
@@ -198,13 +220,14 @@ def gradients(subject: TermSubject) -> Iterator[Problem]:
 @torch.no_grad()
 def additive_metrics(subject: TermSubject) -> Iterator[Problem]:
     """Adds up the metrics of micro-batches, and their chance levels."""
-    term, groups = subject.term, []
-    for batch, taps in subject.halves:
-        ctx = subject.ctx(batch, taps)
-        groups.append(plugin_calls.metrics(term, ctx) if batch.count[term.name] else {})
-    for name in groups[2]:
+    term = subject.term
+    found = [
+        plugin_calls.metrics(term, subject.ctx(group)) if group.batch.count[term.name] else {}
+        for group in subject.groups
+    ]
+    for name in found[2]:
         for what in ("total", "chance"):
-            one, two, both = (float(getattr(found[name], what)) if name in found else 0.0 for found in groups)
+            one, two, both = (float(getattr(each[name], what)) if name in each else 0.0 for each in found)
             if not math.isfinite(both):
                 yield problem(NOT_FINITE, term.name, "metrics", term, f"`{name}`: {what} {both}")
                 return
@@ -217,7 +240,7 @@ def additive_metrics(subject: TermSubject) -> Iterator[Problem]:
 @torch.no_grad()
 def sound_images(subject: TermSubject) -> Iterator[Problem]:
     """Asks for the images of a micro-batch."""
-    plugin_calls.images(subject.term, subject.ctx(*subject.halves[2]))
+    plugin_calls.images(subject.term, subject.ctx(subject.groups[2]))
     yield from ()
 
 

@@ -13,7 +13,7 @@ import torch
 from lmmkit import build
 from lmmkit.api import Loss
 from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, LogProb, LogSumExp, Need, Select, VisionAt
-from lmmkit.plan.dry_run.drawn import drawn, joined
+from lmmkit.plan.dry_run.drawn import concatenated, drawn
 from lmmkit.plan.prepare import prepare
 from lmmkit.recipe import read_text
 from tests.conftest import PLAIN
@@ -26,7 +26,7 @@ NEEDS = (
 
 
 def test_each_need_can_be_drawn():
-    """A need that is added to the vocabulary gets a case in `drawn` (and one in NEEDS, here)."""
+    """Guards: a need that is added to the vocabulary gets a case in `drawn` (and one in NEEDS, here)."""
     cases = {
         node.cls.id
         for node in ast.walk(ast.parse(inspect.getsource(drawn)))
@@ -71,4 +71,4 @@ def test_a_drawn_need_looks_like_the_model_s(need, model_s):
     if isinstance(need, LogProb):
         assert made.max() <= 0
     assert torch.equal(made, drawn(need, batch, dims, torch.Generator().manual_seed(1)))
-    assert torch.equal(joined([made[:2], made[2:]]), made)
+    assert torch.equal(concatenated([made[:2], made[2:]]), made)
