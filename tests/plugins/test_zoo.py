@@ -58,6 +58,9 @@ def test_a_recipe_trains(path, scenes, tmp_path, offered):
     assert path.read_text().splitlines()[1] == (
         f"# Run:    lmmkit data make-scenes scenes && lmmkit train zoo/{path.stem} --root scenes"
     )
+    plain = read_recipe(ROOT / "recipes" / "quickstart-llava.yaml", root=scenes)
+    same = (recipe.model.vision, recipe.model.text) == (plain.model.vision, plain.model.text)
+    assert same, "take the sizes of quickstart-llava, so that on and off can be compared"
     lines = train(recipe, out=tmp_path / "run").run.read_metrics()
     for stage in stages:
         for name in recipe.stages[stage].losses:
@@ -92,8 +95,8 @@ def test_viral_is_one_minus_the_cosine_of_each_row():
     for state, feature in zip(states, features, strict=True):
         projected = ctx.module(state)
         want += 1 - (projected @ feature / (projected.norm() * feature.norm())).item()
-    assert float(term.value(ctx)) == pytest.approx(want, rel=1e-5)
-    assert float(term.metrics(ctx)["similarity"].total) == pytest.approx(5 - want, rel=1e-5)
+    assert term.value(ctx).item() == pytest.approx(want, rel=1e-5)
+    assert term.metrics(ctx)["similarity"].total.item() == pytest.approx(5 - want, rel=1e-5)
     assert term.chance(dims) == 1.0 and term.check(dims) == "" != Viral(name="v", width=0).check(dims)
 
 
