@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from lmmkit import plugin_calls
-from lmmkit.api.components import Component
+from lmmkit.api.components import Component, ImageReducer
 from lmmkit.api.model_info import Dims
 from lmmkit.attention.backends import NoBackend, choice_text, choose, log_choice
 from lmmkit.attention.eager import Eager
@@ -29,6 +29,7 @@ from lmmkit.errors import MachineError, Problem, UserError, raise_all
 from lmmkit.errors.plan import ATTENTION, COMPILE
 from lmmkit.model.connector import CONNECTORS
 from lmmkit.model.decoder import Decoder
+from lmmkit.model.image_rows import ReducedRows
 from lmmkit.model.init import init
 from lmmkit.model.transforms import lora
 from lmmkit.model.transforms.compiled import set_compiled, why_not
@@ -203,6 +204,9 @@ def shell(recipe: Recipe, components: Mapping[str, Component], dims: Dims, devic
         lmm = LMM(vision, connector, Decoder(decoder), attention)
         built = {name: plugin_calls.modules(component, dims) for name, component in components.items()}
         plugins = nn.ModuleDict({name: module for name, module in built.items() if module is not None})
+        reducer = components.get(asked.reduce) if asked and asked.reduce else None
+        if isinstance(reducer, ImageReducer):
+            lmm.image_rows = ReducedRows(reducer, built[reducer.name], dims)
         compute = compute_dtype(recipe, device)
         return Objective(lmm, plugins, compute=compute, dims=dims, seed=recipe.seed)
 

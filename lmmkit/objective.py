@@ -86,9 +86,12 @@ class Objective(nn.Module):
 
     def tokens(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the learned tokens by scatter source."""
-        width = self.lmm.decoder.head.weight.shape[1]
         names = [s.source.removeprefix("plugins.") for s in batch.scatters if s.source != "vision"]
-        return {f"plugins.{name}": plugin_calls.tokens(name, self.plugins[name], width) for name in names}
+        return {f"plugins.{name}": self.learned_tokens(name) for name in names}
+
+    def learned_tokens(self, name: str) -> Tensor:
+        """Returns the learned tokens of a plugin instance, [n, D]."""
+        return plugin_calls.tokens(name, self.plugins[name], self.lmm.decoder.shape.width)
 
     def _scored(self, head: HeadPairs, out: ModelOutput) -> tuple[Tensor, dict[Need, Tensor]]:
         """Returns the log-probability of each pair, and the tensors of the needs that read them."""

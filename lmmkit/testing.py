@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from lmmkit.api.components import AuxTask, Component, Ctx, Term
+from lmmkit.api.components import Component, Ctx, Term, ViewMaker
 from lmmkit.api.needs import Need
 from lmmkit.errors import Problem
 from lmmkit.plan.dry_run import run as running
@@ -29,7 +29,7 @@ def dry_run(*components: Component, second_process: bool = False) -> list[Proble
     prepared = prepared_for({component.name: component for component in components})
     problems = running.plugin_problems(prepared)
     if second_process and not problems:
-        tasks = [component for component in components if isinstance(component, AuxTask)]
+        tasks = [component for component in components if isinstance(component, ViewMaker)]
         problems = other_views({t.name: running.view_subject(prepared, STAGE, t) for t in tasks})
     return problems
 

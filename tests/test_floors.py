@@ -43,7 +43,7 @@ FLOORS: dict[str, str] = {
         chat_templates views pipeline step_transfer loader
     """,
     "lmmkit.data.sources": """
-        bad_records image_paths json_stream index_cache json_records record_keys record_parser indexed_records
+        other_samples bad_records image_paths json_stream index_cache json_records record_keys record_parser indexed_records
         llava_json tar_members webdataset_shards records
     """,
     "lmmkit.data.text_tokenizers": """
@@ -70,13 +70,14 @@ FLOORS: dict[str, str] = {
         lmms_eval_manifest lmms_eval_model
     """,
     "lmmkit.model": """
-        cross_entropy init cpu_ops layers rope decoder transforms vision connector vlm
+        cross_entropy init cpu_ops layers rope decoder transforms vision connector image_rows vlm
     """,
     "lmmkit.model.transforms": """
         compiled frozen_bf16 lora recompute
     """,
     "lmmkit.plan": """
-        from_model instances shapes pretrained stage_plan checks compile_plan prepare notices explain dry_run
+        from_model instances shapes pretrained stage_plan token_checks checks compile_plan prepare notices explain
+        dry_run
     """,
     "lmmkit.plan.dry_run": """
         subject drawn module_checks token_checks label_checks view_checks term_checks run rehearsal second_process
@@ -237,8 +238,8 @@ def test_the_paper_s_parts_are_at_most_two_hundred_lines():
 
 
 PUBLIC = """
-    AttnMass AuxTask Batch Ctx Dims HiddenAt HiddenMean Image ImageSpec Insert LearnedTokens LogProb LogSumExp Loss
-    Metric Ragged Sample Select TokenStrategy Turn View VisionAt hookimpl
+    AttnMass AuxTask Batch Ctx Dims ExtraView HiddenAt HiddenMean Image ImageReducer ImageSpec Insert LearnedTokens
+    LogProb LogSumExp Loss Metric Ragged Sample Select TokenStrategy Turn View VisionAt hookimpl
 """
 
 

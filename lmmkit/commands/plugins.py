@@ -137,6 +137,6 @@ def test(
             prepared = prepare(the_recipe(Path(what), root, changes), trust_files=trust_files)
         raise_all(plugin_problems(prepared))
     with working("making views in a second process"):
-        tasks = {f"{s}/{t.name}": (s, t) for s, plan in prepared.plans.items() for t in plan.tasks}
+        tasks = {f"{s}/{t.name}": (s, t) for s, plan in prepared.plans.items() for t in plan.makers}
         raise_all(other_views({key: view_subject(prepared, *each) for key, each in tasks.items()}))
     out.print(f"no problems: {', '.join(prepared.instances.components) or 'no plugins'}.")

@@ -57,11 +57,6 @@ PICKLE = Code(
     expected="a component, and samples, that `pickle` accepts",
     hint="Define the class at the top level of its file, with settings of plain types.",
 )
-TOKEN_ROWS = Code(
-    "plugin/token-rows", cause="A token strategy inserts another number of rows than its module has embeddings.",
-    expected="a module whose `forward()` returns {rows}",
-    hint="Return `LearnedTokens(n, dims.width)` from `modules`, with the `n` of the insert.",
-)
 UNINITIALISED = Code(
     "plugin/uninitialised", cause="A parameter or buffer of a plugin's module has no certain initial value.",
     expected="`reset_parameters` in every module with parameters or buffers, which fills all of them",

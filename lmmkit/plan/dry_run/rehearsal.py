@@ -14,10 +14,10 @@ import pluggy
 from torch import Tensor, nn
 
 from lmmkit import plugin_calls
-from lmmkit.api.components import Component, Ctx, LearnedTokens, Loss, Term, TokenStrategy
+from lmmkit.api.components import Component, Ctx, ExtraView, LearnedTokens, Loss, Term, TokenStrategy
 from lmmkit.api.layout import Insert
 from lmmkit.api.model_info import Dims
-from lmmkit.api.needs import HiddenAt, Select, selector
+from lmmkit.api.needs import HiddenAt, HiddenMean, Select, selector
 from lmmkit.api.sample import View
 from lmmkit.plan.compile_plan import compile_plan
 from lmmkit.plan.instances import Instances, build_instances
@@ -59,6 +59,20 @@ class _Reader(Loss):
     @property
     def needs(self) -> tuple[HiddenAt]:
         return (HiddenAt(Select(token_name=self.token)),)
+
+    def value(self, ctx: Ctx) -> Tensor:
+        return ctx[self.needs[0]].float().square().sum()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ViewReader(Loss):
+    """Reads views that have no term of their own."""
+
+    view: str
+
+    @property
+    def needs(self) -> tuple[HiddenMean]:
+        return (HiddenMean(Select(view=self.view)),)
 
     def value(self, ctx: Ctx) -> Tensor:
         return ctx[self.needs[0]].float().square().sum()
@@ -113,20 +127,35 @@ def prepared_for(components: Mapping[str, Component], recipe: Recipe | None = No
     terms = [name for name, component in every.items() if isinstance(component, Term)]
     weights = dict.fromkeys(("next_token", *terms), Weight(weight=1.0))
     recipe = recipe or bare.recipe
-    stages = {stage: replace(section, losses=weights) for stage, section in recipe.stages.items()}
+    tokens = tuple(name for name, c in every.items() if isinstance(c, TokenStrategy) and c.unread)
+    stages = {
+        stage: replace(section, losses=weights, tokens=tokens) for stage, section in recipe.stages.items()
+    }
     recipe = replace(recipe, plugins={name: {} for name in every}, stages=stages)
     found = {name: FoundComponent(type(component), "here") for name, component in every.items()}
     instances = Instances(Registry(pluggy.PluginManager("lmmkit"), found), every, frozenset(every))
-    return replace(bare, recipe=recipe, instances=instances, plans=compile_plan(recipe, instances, bare.dims))
+    return replace(
+        bare,
+        recipe=recipe,
+        instances=instances,
+        plans=compile_plan(recipe, instances, bare.dims, bare.tokenizer),
+    )
 
 
 def _others(components: Iterable[Component]) -> dict[str, Component]:
-    strategies = [c for c in components if isinstance(c, TokenStrategy)]
+    """Returns readers of tokens and views that no term reads, and providers of tokens that none provides."""
+    components = list(components)
     needs = [need for c in components if isinstance(c, Term) for need in plugin_calls.needs(c)]
     read = {name for need in needs if (name := selector(need).token_name) is not None}
-    provided = {name for strategy in strategies for name in plugin_calls.provides(strategy)}
-    readers = {f"reads_{name}": _Reader(name=f"reads_{name}", token=name) for name in sorted(provided - read)}
-    providers = {
-        f"provides_{name}": _Provider(name=f"provides_{name}", token=name) for name in sorted(read - provided)
+    strategies = [c for c in components if isinstance(c, TokenStrategy)]
+    provided = {name for c in strategies for name in plugin_calls.provides(c)}
+    unread = {name for c in strategies if not c.unread for name in plugin_calls.provides(c)} - read
+    views = {c.name for c in components if isinstance(c, ExtraView)} - {selector(need).view for need in needs}
+    return {
+        **{f"reads_{name}": _Reader(name=f"reads_{name}", token=name) for name in sorted(unread)},
+        **{
+            f"provides_{name}": _Provider(name=f"provides_{name}", token=name)
+            for name in sorted(read - provided)
+        },
+        **{f"reads_{name}": _ViewReader(name=f"reads_{name}", view=name) for name in sorted(views)},
     }
-    return {**readers, **providers}

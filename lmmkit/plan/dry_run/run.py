@@ -10,14 +10,14 @@ from itertools import islice
 from torch import nn
 
 from lmmkit import plugin_calls
-from lmmkit.api.components import AuxTask, Term
+from lmmkit.api.components import AuxTask, Term, ViewMaker
 from lmmkit.api.needs import selector, selects_rows
 from lmmkit.api.sample import Sample, View
 from lmmkit.data.packing import SizedSample
 from lmmkit.data.pipeline import Pipeline
+from lmmkit.data.sources.other_samples import SourceSamples
 from lmmkit.errors import Problem, UserError
 from lmmkit.errors.dry_run import NO_ITEMS
-from lmmkit.plan.checks import PROBE
 from lmmkit.plan.dry_run import label_checks, module_checks, term_checks, token_checks, view_checks
 from lmmkit.plan.dry_run.label_checks import LabelSubject
 from lmmkit.plan.dry_run.module_checks import ModuleSubject
@@ -54,15 +54,13 @@ def _stage(
     """Returns the problems of the plugins of a stage. Terms in `checked` were checked in an earlier stage."""
     plan = prepared.plans[stage]
     problems: list[Problem] = []
+    samples = list(islice(stage_samples(prepared.pipeline(stage)), ASKED))
     for strategy, _ in plan.strategies:
-        views = [*_probes(), *_main_views(prepared, stage)]
-        problems += first_problems(
-            token_checks.CHECKS, TokenSubject(strategy, modules[strategy.name], views, prepared.dims)
-        )
+        views = [View(sample=sample, supervision="train") for sample in samples[:SAMPLES]]
+        problems += first_problems(token_checks.CHECKS, TokenSubject(strategy, views))
     for loss in plan.losses:
-        samples = [sample for _, sample in islice(stage_samples(prepared.pipeline(stage)), ASKED)]
         problems += first_problems(label_checks.CHECKS, LabelSubject(loss, samples, prepared.dims))
-    for task in plan.tasks:
+    for task in plan.makers:
         problems += first_problems(view_checks.CHECKS, view_subject(prepared, stage, task))
     if problems:  # the micro-batches could not be made
         return problems
@@ -76,36 +74,26 @@ def _stage(
     return problems
 
 
-def _probes() -> list[View]:
-    """Returns a view with an image and one without, which a model may be asked at any time."""
-    turns = tuple(replace(turn, images=0) for turn in PROBE.turns)
-    return [View(sample=sample) for sample in (PROBE, replace(PROBE, images=(), turns=turns))]
-
-
-def _main_views(prepared: Prepared, stage: str) -> list[View]:
-    samples = islice(stage_samples(prepared.pipeline(stage)), SAMPLES)
-    return [View(sample=sample, supervision="train") for _, sample in samples]
-
-
-def stage_samples(pipeline: Pipeline) -> Iterator[tuple[str, Sample]]:
-    """Yields the samples of a stage that can be read, each with its source, in the order of training."""
+def stage_samples(pipeline: Pipeline) -> Iterator[Sample]:
+    """Yields the samples of a stage that can be read, in the order of training."""
     for k in range(min(pipeline.total, SEARCHED)):
         source, _, record = pipeline.order.at(k)
         try:
-            yield source, pipeline.sources[source][record]
+            yield pipeline.sources[source][record]
         except UserError:  # a bad record: it is reported, or skipped, elsewhere
             continue
 
 
-def view_subject(prepared: Prepared, stage: str, task: AuxTask) -> ViewSubject:
+def view_subject(prepared: Prepared, stage: str, task: ViewMaker) -> ViewSubject:
     """Returns a task with the first samples of a stage, or with more if it makes no view of these."""
-    samples = [sample for _, sample in stage_samples(prepared.pipeline(stage))]
-    subject = ViewSubject(task, samples[:ASKED], prepared.recipe.seed, prepared.dims)
+    every = stage_samples(prepared.pipeline(stage))
+    samples = list(islice(every, ASKED))
+    subject = ViewSubject(task, samples, prepared.recipe.seed, prepared.dims)
     try:
         enough = bool(subject.all)
     except UserError:  # the checks will report it
         enough = True
-    return subject if enough else ViewSubject(task, samples, prepared.recipe.seed, prepared.dims)
+    return subject if enough else replace(subject, samples=[*samples, *every])
 
 
 def term_subject(prepared: Prepared, stage: str, term: Term, module: nn.Module | None) -> TermSubject:
@@ -121,15 +109,16 @@ def term_subject(prepared: Prepared, stage: str, term: Term, module: nn.Module |
 
 def _laid_out(pipeline: Pipeline) -> Iterator[SizedSample]:
     """Yields the samples of a stage, laid out, without those of which nothing is left."""
-    for source, sample in stage_samples(pipeline):
+    pool = SourceSamples.among(list(islice(stage_samples(pipeline), ASKED)))
+    for sample in stage_samples(pipeline):
         try:
-            members = pipeline.views.fitting(sample, 0, Counter())
+            members = pipeline.views.fitting(sample, 0, Counter(), pool)
         except UserError as error:
             if any(each.code.startswith("plugin/") for each in error.problems):
                 raise
             continue  # a sample that is too long: the estimate of the cost reports it
         if members:
-            yield pipeline.packer.sized(members, source)
+            yield pipeline.packer.sized(members)
 
 
 def _concerns(term: Term, sample: SizedSample) -> bool:

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from lmmkit import plugin_calls
-from lmmkit.api.components import AuxTask
+from lmmkit.api.components import AuxTask, ViewMaker
 from lmmkit.api.model_info import Dims
 from lmmkit.api.sample import ImageEdit, Sample, View
 from lmmkit.data.labels import join_labels
 from lmmkit.data.sampler import sample_rng
+from lmmkit.data.sources.other_samples import Others, SourceSamples
 from lmmkit.errors import Problem, UserError
 from lmmkit.errors.dry_run import EDIT, IN_PLACE, NO_VIEWS, NOT_PURE
 from lmmkit.errors.plan import LABEL
@@ -30,12 +31,17 @@ TEXTS = ("", "a", "a b c")  # what a model may answer
 
 @dataclass(frozen=True)
 class ViewSubject:
-    """Holds a task and the samples whose views are made."""
+    """Holds a task, or another maker of views, and the samples whose views are made."""
 
-    task: AuxTask
+    task: ViewMaker
     samples: Sequence[Sample]
     seed: int
     dims: Dims
+
+    @cached_property
+    def source(self) -> SourceSamples:
+        """Returns the samples that the task may ask for."""
+        return SourceSamples.among(self.samples)
 
     @staticmethod
     def copied(sample: Sample) -> Sample:
@@ -45,7 +51,8 @@ class ViewSubject:
     def made(self, sample: Sample) -> list[View]:
         """Returns the views of a sample as the first epoch makes them."""
         rng = sample_rng(self.seed, self.task.name, sample.key, 0)
-        return list(plugin_calls.views(self.task, sample, rng))
+        others = Others(self.source, sample, self.seed, self.task.name, 0)
+        return list(plugin_calls.views(self.task, sample, rng, others))
 
     @cached_property
     def views(self) -> dict[str, list[View]]:
@@ -187,11 +194,13 @@ def _wrong_edit(name: str, change: ImageEdit, pixels: Tensor) -> str:
 
 def sound_scores(subject: ViewSubject) -> Iterator[Problem]:
     """Scores the right answer and others, for a task with a text loss."""
-    for view in subject.all[:4] if subject.task.text_loss else ():
+    task = subject.task
+    for view in subject.all[:4] if isinstance(task, AuxTask) and task.text_loss else ():
+        assert isinstance(task, AuxTask), "no other has views here"
         right = view.sample.turns[-1].text
-        best, chance = plugin_calls.score(subject.task, view, right)
+        best, chance = plugin_calls.score(task, view, right)
         for text in TEXTS:
-            plugin_calls.score(subject.task, view, text)
+            plugin_calls.score(task, view, text)
         if best < chance:
             got = f"{best:.6g} for the right answer, and {chance:.6g} for a guess"
             expected = "the larger score for the right answer"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 
 import pytest
 
@@ -29,6 +30,7 @@ def problems(recipe, *, second_process: bool = False) -> list[Problem]:
 
 @pytest.mark.parametrize("path", MISTAKES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_a_mistake_is_reported_at_its_method(path, tiny, tmp_path):
+    random.seed(0)  # for a mistake that draws from it
     of, overrides = constants(path), []
     if "DATA" in of:
         talk = [{"from": "human", "value": "Is it so?"}, {"from": "gpt", "value": "It is."}]
@@ -56,8 +58,6 @@ def test_the_paper_s_plugins_have_no_problem(tiny):
 
 
 def test_the_dry_run_draws_from_no_global_generator(tiny):
-    import random
-
     import numpy as np
     import torch
 

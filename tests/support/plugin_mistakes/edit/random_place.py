@@ -6,8 +6,8 @@ from typing import ClassVar
 
 from lmmkit.api import HiddenAt, Insert, LearnedTokens, Loss, Select, TokenStrategy, hookimpl
 
-WHERE = "mistake.edit"
-CODE = "plugin/not-pure"
+WHERE = "plugins.mistake"
+CODE = "plugin/edit-key"
 READER = "reader"
 
 

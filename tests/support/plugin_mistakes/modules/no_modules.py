@@ -5,8 +5,8 @@ from typing import ClassVar
 
 from lmmkit.api import HiddenAt, Insert, Loss, Select, TokenStrategy, hookimpl
 
-WHERE = "mistake.modules"
-CODE = "plugin/token-rows"
+WHERE = "plugins.mistake"
+CODE = "plugin/insert"
 READER = "reader"
 
 
