@@ -11,6 +11,8 @@ from lmmkit.errors import Problem, UserError
 from lmmkit.plan.dry_run.run import plugin_problems, view_subject
 from lmmkit.plan.dry_run.second_process import other_views
 from lmmkit.plan.prepare import prepare
+from lmmkit.recipe import read_recipe
+from lmmkit.recipe.shipped import shipped
 from tests.support.mistakes import FOLDER, MISTAKES, constants, recipe_text
 
 SOUND = sorted((FOLDER.parent / "sound_plugins").glob("*.py"))
@@ -48,6 +50,15 @@ def test_a_mistake_is_reported_at_its_method(path, tiny, tmp_path):
 @pytest.mark.parametrize("path", SOUND, ids=lambda path: path.stem)
 def test_a_sound_plugin_has_no_problem(path, tiny):
     assert problems(tiny(text=recipe_text(path)), second_process=True) == []
+
+
+SCENES = [name for name, path in shipped().items() if "vision:    {width" in path.read_text()]
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_the_plugins_of_a_shipped_recipe_have_no_problem(name, scenes):
+    """Tries those on drawn scenes; `tests/test_recipes.py` checks the others with true shapes."""
+    assert plugin_problems(prepare(read_recipe(shipped()[name], root=scenes))) == []
 
 
 def test_the_paper_s_plugins_have_no_problem(tiny):
