@@ -1,7 +1,10 @@
-"""lmmkit plugins list | explain | trace | test"""
+"""lmmkit plugins list | explain | trace | test | new"""
 
 from __future__ import annotations
 
+import keyword
+import re
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +24,7 @@ from lmmkit.commands.support.common import (
     reporting,
     the_recipe,
 )
+from lmmkit.commands.support.plugin_templates import Kind, written
 from lmmkit.progress import working
 
 app = typer.Typer(no_args_is_help=True, help="List plugins, and show what they do in a recipe.")
@@ -140,3 +144,30 @@ def test(
         tasks = {f"{s}/{t.name}": (s, t) for s, plan in prepared.plans.items() for t in plan.makers}
         raise_all(other_views({key: view_subject(prepared, *each) for key, each in tasks.items()}))
     out.print(f"no problems: {', '.join(prepared.instances.components) or 'no plugins'}.")
+
+
+@app.command()
+@reporting
+def new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the component, and of its module.")],
+    kind: Annotated[Kind, typer.Option(help="What the plugin adds.")],
+    package: Annotated[
+        bool, typer.Option("--package", help="Write a package that can be installed.")
+    ] = False,
+    folder: Annotated[Path, typer.Option("--out", help="Where to write.")] = Path(),
+) -> None:
+    """Write a plugin that works, its recipe and its test, to start from."""
+    from lmmkit.errors import UserError, raise_all
+    from lmmkit.errors.commands import PLUGINS_FILES, PLUGINS_NAME
+
+    taken = name in sys.stdlib_module_names or name in ("lmmkit", "torch", "numpy") or keyword.iskeyword(name)
+    if not re.fullmatch("[a-z][a-z0-9_]*", name) or taken:
+        raise UserError(PLUGINS_NAME.at("NAME", got=f"`{name}`"))
+    files = {folder / path: text for path, text in written(name, kind, package=package).items()}
+    raise_all(PLUGINS_FILES.at(str(path), got="a file") for path in files if path.exists())
+    for path, text in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        out.print(str(path))
+    where = folder / name / "src" / name / "__init__.py" if package else folder / f"{name}.py"
+    out.print(f"Try it: lmmkit plugins test {where} --trust-files")
