@@ -14,6 +14,7 @@ from lmmkit.registry import file_components
 from lmmkit.runs.run_folder import RunFolder
 from lmmkit.training.run import train
 from tests.conftest import MODEL, REST
+from tests.support import local_ranks
 
 FILE = Path(__file__).resolve().parents[1] / "support" / "faulty_plugin.py"
 OWNER = {"edit": "token", "forward": "token", "score": "echo"}  # of the others: faulty
@@ -116,6 +117,19 @@ def test_a_data_worker_reports_the_fault_of_a_plugin(recipe, tmp_path):
     found = problem(recipe("count", "", "speed.workers=1"), tmp_path / "run")
     assert (found.code, found.got) == ("plugin/raised", "KeyError: 'a key'")
     assert found.where.startswith("faulty.count, faulty_plugin.py:")
+
+
+def test_a_fault_on_one_rank_is_reported_once_and_ends_all(recipe, tmp_path):
+    read = recipe("value of rank 1")
+
+    def body(rank):
+        train(read, out=tmp_path / "run", trust_files=True)
+
+    codes = local_ranks.wait(local_ranks.start(2, body, tmp_path))
+    outputs = [local_ranks.output_of(tmp_path, rank) for rank in range(2)]
+    assert codes == [2, 2], outputs
+    assert "plugin/raised" in outputs[1] and "faulty.value, faulty_plugin.py:" in outputs[1]
+    assert "plugin/raised" not in outputs[0] and not any("Traceback" in each for each in outputs)
 
 
 @pytest.mark.parametrize(("gives", "code"), [("", "plugin/raised"), ("number", "plugin/returned")])
