@@ -24,7 +24,7 @@ from lmmkit.commands.support.common import (
     reporting,
     the_recipe,
 )
-from lmmkit.commands.support.plugin_templates import Kind, written
+from lmmkit.commands.support.plugin_templates import PluginKind, written
 from lmmkit.progress import working
 
 app = typer.Typer(no_args_is_help=True, help="List plugins, and show what they do in a recipe.")
@@ -150,7 +150,7 @@ def test(
 @reporting
 def new(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Of the component, and of its module.")],
-    kind: Annotated[Kind, typer.Option(help="What the plugin adds.")],
+    kind: Annotated[PluginKind, typer.Option(help="What the plugin adds.")],
     package: Annotated[
         bool, typer.Option("--package", help="Write a package that can be installed.")
     ] = False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-Kind = Literal["token", "task", "loss"]
+PluginKind = Literal["token", "task", "loss"]
 
 LOSS = '''"""NAME: a term on the existing views. Run `lmmkit plugins explain NAME.py --trust-files` for its settings."""
 
@@ -225,12 +225,12 @@ ENTRIES
 [tool.setuptools.packages.find]
 where = ["src"]
 """
-TEXTS: dict[Kind, tuple[str, str]] = {
+TEXTS: dict[PluginKind, tuple[str, str]] = {
     "loss": (LOSS, LOSS_TEST), "task": (TASK, TASK_TEST), "token": (TOKEN, TOKEN_TEST),
 }  # fmt: skip
 
 
-def written(name: str, kind: Kind, *, package: bool) -> dict[str, str]:
+def written(name: str, kind: PluginKind, *, package: bool) -> dict[str, str]:
     """Returns the texts of the files of a new plugin, by path."""
     plugin, test = TEXTS[kind]
     names = [name, f"{name}_reader"] if kind == "token" else [name]
