@@ -70,7 +70,7 @@ FLOORS: dict[str, str] = {
         lmms_eval_manifest lmms_eval_model
     """,
     "lmmkit.model": """
-        cross_entropy init cpu_ops layers rope decoder transforms vision connector image_rows vlm
+        cross_entropy init cpu_ops layers rope decoder transforms vision connector image_rows vlm reference
     """,
     "lmmkit.model.transforms": """
         compiled frozen_bf16 lora recompute
@@ -100,7 +100,7 @@ FLOORS: dict[str, str] = {
     """,
     "lmmkit.training": """
         distributed signals step triggers checkpoint monitoring run_context save_models resume
-        stage_data validation stage_loop main_guard preflight run
+        stage_data validation stage_loop main_guard reference preflight run
     """,
     "lmmkit.training.checkpoint": """
         manifest rng tensor_files read frozen_weights state_dict validate_state disk_space write
@@ -114,7 +114,7 @@ FLOORS: dict[str, str] = {
     """,
     "lmmkit.weights": """
         config model_folder end_ids tensor_reader name_maps decoders encoders lora_checkpoints timm_encoder
-        detect export
+        detect weights_hash export
     """,
     "lmmkit.weights.export": """
         export_model chat_template_export peft_adapter processor_files llava_folders

@@ -10,6 +10,7 @@ from lmmkit_directed_token import DirectedToken
 from lmmkit_guided_loss import GuidedLoss
 from lmmkit_shuffle.image_order import ImageOrder
 from lmmkit_shuffle.text_order import TextOrder
+from lmmkit_zoo.dpo import Dpo
 from torch import Tensor
 
 from lmmkit.api import Ctx, HiddenAt, Loss, Select
@@ -48,6 +49,10 @@ def test_a_sound_component_has_no_problem_and_a_mistake_has_one():
 def test_a_paper_s_plugin_alone_has_no_problem(component):
     """Gives a token that nothing reads, or nothing provides, a simple reader or provider."""
     assert dry_run(component) == []
+
+
+def test_a_term_that_reads_a_reference_has_no_problem():
+    assert dry_run(Dpo(name="dpo")) == []
 
 
 def test_views_are_made_in_a_second_process_on_request():

@@ -142,6 +142,11 @@ PATCHES = Code(
     expected="a reducer with fixed `patches`, or features of stage `projected`",
     hint="Use `VisionAt(at, stage=\"projected\")`, give the term weight 0, or use another reducer.",
 )
+REFERENCE = Code(
+    "plan/reference", cause="A term reads the reference of a stage that has none, or one that does not fit.",
+    expected="`start`, or a model folder with the same tokenizer, image size and grid",
+    hint="Correct `reference` of stage `{stage}`: `start` is the model with which the stage begins.",
+)
 SETTING = Code(
     "plan/setting", cause="A plugin's setting does not fit the sizes of the model.",
     expected="a setting that fits the model", hint="Change the setting or the model.",

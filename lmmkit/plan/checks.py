@@ -31,6 +31,7 @@ from lmmkit.api.needs import (
     Select,
     VisionAt,
     reads_images,
+    reads_reference,
     selector,
 )
 from lmmkit.api.sample import View
@@ -47,6 +48,7 @@ from lmmkit.errors.plan import (
     NOT_A_TERM,
     OTHERS_KIND,
     PATCHES,
+    REFERENCE,
     SELECT,
     SETTING,
     TWO_MASSES,
@@ -142,6 +144,9 @@ def needs(recipe: Recipe, instances: Instances, plan: StagePlan, dims: Dims) -> 
     }
     for term in plan.terms:
         where = recipe.where(f"plugins.{term.name}")
+        if not plan.reference and any(map(reads_reference, plugin_calls.needs(term))):
+            got = f"`{term.name}` reads a reference, and stage `{plan.stage}` has none"
+            problems.append(REFERENCE.at(recipe.where(f"stages.{plan.stage}"), got=got, stage=plan.stage))
         for need in plugin_calls.needs(term):
             problems += _need(where, term, need, views, provided, dims)
             if isinstance(need, VisionAt):

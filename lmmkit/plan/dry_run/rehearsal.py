@@ -17,11 +17,12 @@ from lmmkit import plugin_calls
 from lmmkit.api.components import Component, Ctx, ExtraView, LearnedTokens, Loss, Term, TokenStrategy
 from lmmkit.api.layout import Insert
 from lmmkit.api.model_info import Dims
-from lmmkit.api.needs import HiddenAt, HiddenMean, Select, selector
+from lmmkit.api.needs import HiddenAt, HiddenMean, Select, reads_reference, selector
 from lmmkit.api.sample import View
 from lmmkit.plan.compile_plan import compile_plan
 from lmmkit.plan.instances import Instances, build_instances
 from lmmkit.plan.prepare import Prepared, prepare
+from lmmkit.plan.stage_plan import START
 from lmmkit.recipe import Recipe, Weight, read_text
 from lmmkit.registry import FoundComponent, Registry, file_components
 from lmmkit.scenes import write_scenes
@@ -128,8 +129,11 @@ def prepared_for(components: Mapping[str, Component], recipe: Recipe | None = No
     weights = dict.fromkeys(("next_token", *terms), Weight(weight=1.0))
     recipe = recipe or bare.recipe
     tokens = tuple(name for name, c in every.items() if isinstance(c, TokenStrategy) and c.unread)
+    needs = [need for c in every.values() if isinstance(c, Term) for need in plugin_calls.needs(c)]
+    reference = START if any(map(reads_reference, needs)) else None
     stages = {
-        stage: replace(section, losses=weights, tokens=tokens) for stage, section in recipe.stages.items()
+        stage: replace(section, losses=weights, tokens=tokens, reference=reference)
+        for stage, section in recipe.stages.items()
     }
     recipe = replace(recipe, plugins={name: {} for name in every}, stages=stages)
     found = {name: FoundComponent(type(component), "here") for name, component in every.items()}
