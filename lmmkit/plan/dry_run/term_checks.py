@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lmmkit import plugin_calls
-from lmmkit.api.batch import Batch
+from lmmkit.api.batch import Batch, Ragged
 from lmmkit.api.components import Ctx, Moment, Term
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import Need
@@ -33,7 +33,7 @@ from lmmkit.plan.dry_run.drawn import concatenated, drawn
 from lmmkit.plan.dry_run.subject import Check, global_seed, problem
 from lmmkit.plugin_calls.guard import calling, returned, shown
 
-CALLS = 3  # of `value` with the same inputs
+CALLS = 2  # of `value` with the same inputs, and one more
 APART = 4  # samples with a micro-batch of their own
 CLOSE = 1e-3  # relative; sums of float32 in another order differ by less
 ROUGH = 0.3  # the same for terms that draw from `ctx.rng`: other draws in another micro-batch
@@ -137,9 +137,8 @@ def pure_value(subject: TermSubject) -> Iterator[Problem]:
     before = {name: tensor.clone() for name, tensor in kept.items()}
     for call in range(CALLS):
         leaves = [tap.clone().requires_grad_() for tap in taps.values()]
-        handed = {
-            need: leaf.clone() for need, leaf in zip(taps, leaves, strict=True)
-        }  # changes in place are possible
+        # clones: torch refuses to change a leaf in place, but the model gives no leaves
+        handed = {need: leaf.clone() for need, leaf in zip(taps, leaves, strict=True)}
         with global_seed(call):
             value = plugin_calls.value(subject.term, subject.ctx(Group(batch, handed)))
         found.append(float(value.detach()))
@@ -150,17 +149,20 @@ def pure_value(subject: TermSubject) -> Iterator[Problem]:
     if changed := [name for name, tensor in kept.items() if not torch.equal(tensor, before[name])]:
         got = f"`batch.{changed[0]}` is changed"
         yield problem(IN_PLACE, subject.term.name, "value", subject.term, got, expected="a new tensor")
-    elif len(set(found)) > 1 and all(map(math.isfinite, found)):
+        return
+    found.append(float(subject.values[2][0]))
+    if len(set(found)) > 1 and all(map(math.isfinite, found)):
         got = f"{', then '.join(f'{value:.6g}' for value in found)} for the same inputs"
         expected = "a value that depends on nothing but `ctx`"
         yield problem(NOT_PURE, subject.term.name, "value", subject.term, got, expected=expected)
 
 
 def _tensors(batch: Batch) -> dict[str, Tensor]:
+    """Returns the tensors of a batch that a term may read, by name."""
     found = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    return {name: value for name, value in found.items() if isinstance(value, Tensor)} | {
-        f"labels['{name}']": label for name, label in batch.labels.items()
-    }
+    found |= {f"labels['{key}']": label for key, label in batch.labels.items()}
+    found |= {name: value.flat for name, value in found.items() if isinstance(value, Ragged)}
+    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
 
 
 def finite_value(subject: TermSubject) -> Iterator[Problem]:
@@ -213,7 +215,7 @@ def gradients(subject: TermSubject) -> Iterator[Problem]:
     of_module = dict(zip(trained, found[len(leaves) :], strict=True))
     if idle := [f"`{name}`" for name, gradient in of_module.items() if gradient is None]:
         yield problem(NO_GRADIENT, term.name, "value", term, f"no gradient for {', '.join(idle[:4])}")
-    elif any(gradient is not None and not gradient.isfinite().all() for gradient in found):
+    elif any(gradient is not None and not gradient.sum().isfinite() for gradient in found):
         yield problem(NOT_FINITE, term.name, "value", term, "gradients that are not finite")
 
 
