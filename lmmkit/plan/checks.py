@@ -232,16 +232,19 @@ def reducer(recipe: Recipe, instances: Instances, dims: Dims) -> list[Problem]:
     found = reducer_of(recipe, instances)
     if found is None:
         return [NOT_A_REDUCER.at(recipe.where("model.connector.reduce"), got=f"`{name}`")]
-    tried = Tried(lambda: _try_reducer(found, dims))
+    assert recipe.model.connector is not None, "it names the reducer"
+    alone = recipe.model.connector.kind == "none"
+    tried = Tried(lambda: _try_reducer(found, dims, alone))
     return [] if tried.error is None else list(tried.error.problems)
 
 
-def _try_reducer(found: ImageReducer, dims: Dims) -> None:
+def _try_reducer(found: ImageReducer, dims: Dims, alone: bool) -> None:
+    """Raises the faults of a reducer on random features. `alone`: without a connector."""
     rows = ReducedRows(found, plugin_calls.modules(found, dims), dims)
     seen_IND = torch.randn(2, dims.image.tokens, dims.image.width, generator=torch.Generator().manual_seed(0))
 
     def connect(x: Tensor) -> Tensor:
-        return x[..., :1].expand(*x.shape[:-1], dims.width)
+        return x if alone else x[..., :1].expand(*x.shape[:-1], dims.width)
 
     with torch.no_grad():
         rows.project(seen_IND, connect)
