@@ -42,6 +42,15 @@ CANNOT_WRITE = Code(
 
 # plugins/
 
+PLUGINS_FILES = Code(
+    "plugins/existing-file", cause="`lmmkit plugins new` would write over a file.",
+    expected="no file of that name", hint="Take another name or another folder (`--out`), or remove the file.",
+)
+PLUGINS_NAME = Code(
+    "plugins/name", cause="A new plugin gets a name that cannot be imported, or is already that of a module.",
+    expected="a name of lower-case letters, digits and `_` that no module of Python has",
+    hint="Take a name such as `my_loss`.",
+)
 PLUGINS_NO_STAGE = Code(
     "plugins/unknown-stage", cause="`--stage` names a stage that the recipe does not have.",
     expected="a stage of the recipe", hint="{suggestion}",
