@@ -24,7 +24,7 @@ from lmmkit.evaluate.questions.questions_task import data_problems
 from lmmkit.evaluate.task import Better, EvalTask, Figure
 from lmmkit.inference.chat_model import ChatModel
 from lmmkit.majority import Majority
-from lmmkit.model.step_terms import GatherRows, concatenated, items_of
+from lmmkit.model.step_terms import GatherRows, all_items, items_of
 from lmmkit.objective import Outcome, sum_by_name
 from lmmkit.plan.stage_plan import StagePlan
 from lmmkit.progress import counted
@@ -53,7 +53,7 @@ class Terms(EvalTask):
         dropped: Counter[str] = Counter()
         shown = counted("measuring terms", samples)
         among = SourceSamples.among(samples)
-        blocks = blocks_of(chat_model, laid_out(chat_model, shown, dropped, among))
+        blocks = step_blocks(chat_model, laid_out(chat_model, shown, dropped, among))
         figures = averages(chat_model, term_sums(chat_model, blocks))
         if dropped:
             print(f"note: evaluate.tasks.{self.name}: {dropped_text(dropped)}", file=sys.stderr)
@@ -73,7 +73,7 @@ def laid_out(
     return (chat_model.packer.sized(members) for members in views if members)
 
 
-def blocks_of(
+def step_blocks(
     chat_model: ChatModel, samples: Iterable[SizedSample], world: int = 1
 ) -> Iterator[Iterable[Sequence[SizedSample]]]:
     """Yields the micro-batches of samples in blocks, within which terms over a step are computed.
@@ -107,7 +107,7 @@ def term_sums(
             for term in _step_terms(chat_model):
                 items[term.name].append(items_of(term, outcome.ctxs[term.name]))
         for term in _step_terms(chat_model):
-            every, _ = gather(concatenated(items[term.name]))
+            every, _ = gather(all_items(items[term.name]))
             if every is not None:
                 value = plugin_calls.step_value(term, every, chat_model.objective.module_of(term))
                 sums[0][term.name] += float(value) / world

@@ -47,7 +47,7 @@ def items_of(term: StepTerm, ctx: Ctx) -> Tensor | None:
     return plugin_calls.embed(term, ctx).detach() if ctx.batch.count[term.name] else None
 
 
-def concatenated(items: Sequence[Tensor | None]) -> Tensor | None:
+def all_items(items: Sequence[Tensor | None]) -> Tensor | None:
     """Returns the items of several micro-batches as one tensor, None if there are none."""
     found = [each for each in items if each is not None]
     return torch.cat(found) if found else None
@@ -60,7 +60,7 @@ def shares(
 
     Every rank must call it. Gradients are summed over ranks, so the parameters' are divided by `world`.
     """
-    every, first = gather(concatenated(items))
+    every, first = gather(all_items(items))
     if every is None:
         return []
     trained = {n: p for n, p in module.named_parameters() if p.requires_grad} if module is not None else {}

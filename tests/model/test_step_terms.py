@@ -150,7 +150,7 @@ def test_evaluation_computes_blocks_of_as_many_samples_as_a_step():
         objective=made, packer=packer, reader=read, stage="s", device="cpu", poll=lambda: None,
         prepared=SimpleNamespace(recipe=recipe),
     )  # fmt: skip
-    blocks = [list(block) for block in evaluation.blocks_of(chat, sized)]
+    blocks = [list(block) for block in evaluation.step_blocks(chat, sized)]
     assert [sum(map(len, block)) for block in blocks] == [4, 2] and len(blocks[0]) > 1
     values, counts, _, _ = evaluation.term_sums(chat, blocks)
     want = 0.0

@@ -22,4 +22,4 @@ class Sound(StepTerm):
 
 @hookimpl
 def lmmkit_components():
-    return {"sound": Sound}
+    return {"mistake": Sound}
