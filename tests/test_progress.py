@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lmmkit.progress import counted, shown_on, working
+from lmmkit.progress import counted, moving, shown_on, working
 
 
 class Recorder:
@@ -53,3 +53,21 @@ def test_work_that_fails_or_is_left_early_ends_its_task():
         for _ in counted("left", [1, 2, 3]):
             break
     assert [call for call in display.calls if call[0] == "end"] == [("end", 1), ("end", 3)]
+
+
+def test_tasks_inside_a_part_move_the_outer_one_and_never_back():
+    display = Recorder()
+    with shown_on(display), working("outer", 2) as move:
+        with moving(move, 0, 1):
+            for _ in counted("first", "ab"):
+                list(counted("inside it", "xy"))
+            list(counted("second", "abcd"))
+        with moving(move, 1, 2), working("without a total"):
+            list(counted("third", "ab"))
+    assert [done for kind, *rest in display.calls if kind == "move" and rest[0] == 1 for done in rest[1:]] == [
+        0.5, 1, 1, 1, 1, 1, 1, 1.5, 2, 2,
+    ]  # fmt: skip
+    with pytest.raises(ZeroDivisionError), shown_on(display), working("outer", 1) as move, moving(move, 0, 1):
+        raise ZeroDivisionError
+    assert display.calls[-1] == ("end", display.calls[-1][1]) and display.calls[-2][0] == "begin"
+    list(counted("outside", "ab"))

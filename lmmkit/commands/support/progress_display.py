@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import (
@@ -22,17 +24,22 @@ from rich.progress import (
 from lmmkit.progress import Display
 
 EVERY = 10.0  # seconds between two lines of a task
+REPORT = "LMMKIT_PROGRESS"  # the environment variable that names the file of `Reported`
+REPORTED = 1.0  # seconds between two writes of it
 DRAWN = 0.1  # seconds between two updates of a bar: drawing costs more than much of the work
 
 
 def display_on(console: Console, *, quiet: bool = False) -> Display | None:
     """Returns the display for a console. `quiet`: nothing unless it is a terminal. Of several ranks, the first
-    one shows its work."""
+    one shows its work. A command that another one has started also reports to it, by a file."""
     if os.environ.get("RANK", "0") != "0":
         return None
     if console.is_terminal and not console.is_dumb_terminal:
         return Bars(console)
-    return None if quiet else Lines(console)
+    if quiet:
+        return None
+    path = os.environ.get(REPORT)
+    return Reported(Lines(console), Path(path)) if path else Lines(console)
 
 
 class Bars:
@@ -115,3 +122,46 @@ class Lines:
 
     def _print(self, text: str) -> None:
         self.console.print(text, markup=False)
+
+
+@dataclass
+class Reported:
+    """Shows tasks on another display, and writes to a file the share that is done of the outermost task with a
+    total. `reported_share` reads it."""
+
+    shown: Display
+    path: Path
+    clock: Callable[[], float] = time.monotonic
+    _outermost: tuple[int, float] | None = None  # the task and its total
+    _written: float = float("-inf")
+
+    def begin(self, title: str, total: float | None) -> int:
+        """Begins a task on the other display."""
+        task = self.shown.begin(title, total)
+        if self._outermost is None and total:
+            self._outermost = task, total
+        return task
+
+    def move(self, task: int, done: float) -> None:
+        """Writes the share of the outermost task, at most once a second."""
+        self.shown.move(task, done)
+        if self._outermost is None or self._outermost[0] != task or self.clock() - self._written < REPORTED:
+            return
+        self._written, aside = self.clock(), self.path.with_suffix(".tmp")
+        with suppress(OSError):  # the work itself does not need it
+            aside.write_text(f"{done / self._outermost[1]:.4f}", encoding="ascii")
+            aside.replace(self.path)
+
+    def end(self, task: int) -> None:
+        """Ends the task on the other display."""
+        self.shown.end(task)
+        if self._outermost is not None and self._outermost[0] == task:
+            self._outermost = None
+
+
+def reported_share(path: Path) -> float:
+    """Returns the share that another command has written to this file; 0 before the first."""
+    try:
+        return float(path.read_text(encoding="ascii"))
+    except OSError:
+        return 0.0
