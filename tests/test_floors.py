@@ -106,7 +106,7 @@ FLOORS: dict[str, str] = {
         anomalies determinism empty_terms image_logging metrics_log out_of_memory unreached_parts
     """,
     "lmmkit.weights": """
-        config model_folder end_ids tensor_reader name_maps decoders encoders lora_checkpoints timm_encoder
+        config tensor_reader tensor_writer model_folder end_ids name_maps decoders encoders lora_checkpoints timm_encoder
         detect export
     """,
     "lmmkit.weights.export": """

@@ -24,12 +24,13 @@ from torch import Tensor
 from lmmkit.errors import MachineError
 from lmmkit.runs.files import fsync, io_point
 from lmmkit.runs.run_folder import RunFolder
-from lmmkit.training.checkpoint import disk_space, manifest, tensor_files
+from lmmkit.training.checkpoint import disk_space, manifest
 from lmmkit.training.checkpoint.frozen_weights import OnDisk, unlisted
 from lmmkit.training.checkpoint.manifest import COPIES, FROZEN, Frozen
 from lmmkit.training.checkpoint.read import RNG, STATE, STEP_FOLDER, steps
 from lmmkit.training.checkpoint.tensor_files import HeldTensors, TensorSlice, nbytes
 from lmmkit.training.distributed.process_group import ALONE, Ranks
+from lmmkit.weights import tensor_writer
 
 _STAGED = re.compile(r"\.tmp-(\d{8})-[0-9a-f]+", re.ASCII)
 _TRASH = re.compile(r"\.trash-.+", re.ASCII)
@@ -223,7 +224,7 @@ def _shards(held: Mapping[str, TensorSlice]) -> Iterator[dict[str, TensorSlice]]
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> list[int]:
     io_point(f"write {path.name}")
-    written = tensor_files.write(path, tensors)
+    written = tensor_writer.write(path, tensors)
     io_point(f"sync {path.name}")
     fsync(path)
     return written
