@@ -15,6 +15,7 @@ from lmmkit.model.vision import TimmViT, ViT
 from lmmkit.objective import Objective, sum_by_name
 from lmmkit.optimizers import state_bytes
 from lmmkit.plan.prepare import Prepared
+from lmmkit.progress import counted
 from lmmkit.recipe import Recipe, Stage
 
 SAMPLED_STEPS = 4
@@ -36,7 +37,7 @@ def estimate(prepared: Prepared, stage: str, *, flops: float) -> dict:
     objective, trainable = staged(prepared, stage)
     values = sum(p.numel() for p in _all(trainable))
     pipeline, steps = prepared.pipeline(stage), prepared.steps(stage)
-    seen = [pipeline.step(i) for i in range(min(SAMPLED_STEPS, steps))]
+    seen = [pipeline.step(i) for i in counted(f"{stage}: packing steps", range(min(SAMPLED_STEPS, steps)))]
     tokens = sum(len(batch) for step in seen for batch in step)
     depth = objective.lmm.decoder.shape.depth
     passes = 2 + 2 + 2 * recipe.speed.recomputed(depth) / depth
@@ -115,8 +116,8 @@ class Load:
         rows = max(map(len, batches))
         rows = max(rows, most) if any(len(step) > 1 for step in steps) else rows
         images, supervised = (
-            max(len(counted(batch)) / len(batch) for batch in batches)
-            for counted in (lambda b: b.pixels_ICXY, lambda b: b.target_S)
+            max(len(part(batch)) / len(batch) for batch in batches)
+            for part in (lambda b: b.pixels_ICXY, lambda b: b.target_S)
         )
         return cls(rows, round(images * rows), round(supervised * rows), max(map(len, steps)))
 

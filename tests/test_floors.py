@@ -36,7 +36,7 @@ FLOORS: dict[str, str] = {
         group
     """,
     "lmmkit.commands.support": """
-        progress_display common data_check token_pieces jobs quickstart_display
+        progress_display table_layout common data_check token_pieces jobs quickstart_display
     """,
     "lmmkit.data": """
         image_markers images packing sampler length_grouping rank_shares sources text_tokenizers layout_writer

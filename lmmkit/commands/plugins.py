@@ -15,9 +15,9 @@ from lmmkit.commands.support.common import (
     Root,
     Set,
     Trust,
-    out,
     print_json,
     print_table,
+    print_text,
     reporting,
     the_recipe,
 )
@@ -65,14 +65,14 @@ def explain(
     if file.endswith(".py"):
         found = file_components((root or Path()) / file, trust_files=trust_files)
         texts = [component_text(name, each) for name, each in found.items() if only in ("", name)]
-        return out.print("\n\n".join(texts) or f"{what} offers no component.")
+        return print_text("\n\n".join(texts) or f"{what} offers no component.")
     if what in installed() or (not what.endswith((".yaml", ".yml")) and not Path(what).exists()):
         registry = open_registry(
             {what: what}, where={what: f"plugins explain {what}"}, trust_files=trust_files
         )
-        return out.print(component_text(what, registry.components[what]))
+        return print_text(component_text(what, registry.components[what]))
     prepared = prepare(the_recipe(Path(what), root, changes), trust_files=trust_files)
-    out.print(plan_text(prepared).rstrip())
+    print_text(plan_text(prepared).rstrip())
 
 
 @app.command()
@@ -103,6 +103,6 @@ def trace(
         raise UserError(PLUGINS_NO_STAGE.at("--stage", got=f"`{stage}`", suggestion=suggestion))
     prepared = prepare(read, trust_files=trust_files)
     for name in read.stages if stage is None else [stage]:
-        out.print(stage_text(prepared, prepared.plans[name]))
+        print_text(stage_text(prepared, prepared.plans[name]))
         for line in traced(prepared, name, samples):
-            out.print(line)
+            print_text(line)

@@ -90,7 +90,9 @@ def evaluate(
                 f"majority baseline: reading {sum(len(sources[name]) for name in training):,} training records"
             )
         baseline = baseline_of(
-            sample for name in training for sample in counted(f"{name}: training answers", sources[name])
+            sample
+            for name in training
+            for sample in counted(f"{name}: training answers", sources[name], unit="records")
         )
         chat_models: dict[Path, ChatModel] = {}
         models: dict[Path, dict[str, Any]] = {}
@@ -190,7 +192,7 @@ def readable(
     kept: list[int] = []
     bad: dict[int, Problem] = {}
     total = len(records) if n == "all" else min(int(n), len(records))
-    with working("reading images", total) as move:
+    with working("reading images", total, unit="samples") as move:
         for start in range(0, len(records), ROUND * world):
             if n != "all" and len(kept) >= int(n):
                 break

@@ -20,7 +20,7 @@ from lmmkit.inference.chat_model import ChatModel
 from lmmkit.majority import Majority
 from lmmkit.objective import sum_by_name
 from lmmkit.plan.stage_plan import StagePlan
-from lmmkit.progress import counted
+from lmmkit.progress import counted, working
 from lmmkit.recipe import Recipe
 
 Sums = list[dict[str, float]]
@@ -40,8 +40,8 @@ class Terms(EvalTask):
     ) -> dict[str, Figure]:  # fmt: skip
         """Returns the averages. The terms know their chance level; there are no controls."""
         dropped: Counter[str] = Counter()
-        shown = counted("measuring terms", samples)
-        parts = cut(laid_out(chat_model, shown, dropped), chat_model.prepared.recipe.speed.tokens)
+        shown = counted("laying samples out", samples)
+        parts = list(cut(laid_out(chat_model, shown, dropped), chat_model.prepared.recipe.speed.tokens))
         figures = averages(chat_model, term_sums(chat_model, parts))
         if dropped:
             print(f"note: evaluate.tasks.{self.name}: {dropped_text(dropped)}", file=sys.stderr)
@@ -61,20 +61,23 @@ def laid_out(
 
 
 @torch.no_grad()
-def term_sums(chat_model: ChatModel, parts: Iterable[Sequence[SizedSample]]) -> Sums:
+def term_sums(chat_model: ChatModel, parts: Sequence[Sequence[SizedSample]]) -> Sums:
     """Returns the sums over micro-batches; some of these may be empty."""
     objective = chat_model.objective
     sums: Sums = [{}, {}, {}, {}]
-    for part in parts:
-        chat_model.poll()
-        batch, _ = chat_model.packer.pack(part, read_images(part, chat_model.reader))
-        outcome = objective(batch.to(chat_model.device))
-        values, totals, chances = (
-            {name: float(value) for name, value in each.items()}
-            for each in (outcome.sums, *objective.metric_sums(outcome, batch))
-        )
-        found = (values, batch.count, totals, chances)
-        sums = [sum_by_name(pair) for pair in zip(sums, found, strict=True)]
+    done = 0
+    with working("measuring terms", sum(map(len, parts)), "samples") as move:
+        for part in parts:
+            chat_model.poll()
+            batch, _ = chat_model.packer.pack(part, read_images(part, chat_model.reader))
+            outcome = objective(batch.to(chat_model.device))
+            values, totals, chances = (
+                {name: float(value) for name, value in each.items()}
+                for each in (outcome.sums, *objective.metric_sums(outcome, batch))
+            )
+            found = (values, batch.count, totals, chances)
+            sums = [sum_by_name(pair) for pair in zip(sums, found, strict=True)]
+            move(done := done + len(part))
     return sums
 
 

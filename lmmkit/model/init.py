@@ -7,19 +7,23 @@ import hashlib
 import torch
 from torch import nn
 
+from lmmkit.progress import weighed
+
 
 def init(module: nn.Module, seed: int | str, *, but: tuple[str, ...] = ()) -> None:
     """Draws the parameters and buffers of each module from its name and the seed only, independent of others.
 
     Modules below the names `but` are not changed: their values come from elsewhere.
     """
+    kept = tuple(f"{each}." for each in but)
+    sizes: dict[str, int] = {}
     for name, part in sorted(module.named_modules()):
-        if f"{name}.".startswith(tuple(f"{each}." for each in but)):
-            continue
-        reset = getattr(part, "reset_parameters", None)
         tensors = (*part.parameters(recurse=False), *part.buffers(recurse=False))
-        if reset is not None and tensors:
-            digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=7).digest()
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(int.from_bytes(digest, "big"))
-                reset()
+        if tensors and hasattr(part, "reset_parameters") and not f"{name}.".startswith(kept):
+            sizes[name] = sum(tensor.nbytes for tensor in tensors)
+    parts = dict(module.named_modules())
+    for name in weighed("drawing initial weights", sizes, sizes.__getitem__):
+        digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=7).digest()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int.from_bytes(digest, "big"))
+            parts[name].reset_parameters()  # type: ignore[operator]

@@ -37,7 +37,7 @@ def attention_figure(
     with path.open("a", encoding="utf-8") as file:
         drop_torn_line(path)
         lines = {line["id"]: line for line in read_jsonl(path)}
-        for sample, text in counted("measuring attention", picked):
+        for sample, text in counted("measuring attention", picked, unit="answers"):
             if sample.key not in lines:
                 chat_model.poll()
                 lines[sample.key] = _line(chat_model, sample, text)

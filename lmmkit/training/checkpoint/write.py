@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from lmmkit.errors import MachineError
+from lmmkit.progress import moving, working_bytes
 from lmmkit.runs.files import fsync, io_point
 from lmmkit.runs.run_folder import RunFolder
 from lmmkit.training.checkpoint import disk_space, manifest
@@ -167,14 +168,18 @@ def _write_parts(parts: Mapping[str, TensorSlice], kind: str, prefixes: Sequence
     """Writes slices to files `<prefix><kind><number>`, once for each prefix. Returns the files' sizes and
     crc32s, and the pieces of cut tensors."""
     files: dict[str, list[int]] = {}
-    pieces = []
-    for number, shard in enumerate(_shards(parts)):
-        name = f"{kind}{number:05d}.safetensors"
-        for prefix in prefixes:
-            files[name] = _write_tensors(
-                Path(prefix + name), {key: part.tensor for key, part in shard.items()}
-            )
-        pieces += [[key, name, part.first, len(part.tensor)] for key, part in shard.items() if part.cut]
+    pieces, done = [], 0
+    what = "frozen weights" if kind.startswith("frozen") else "the checkpoint"
+    with working_bytes(f"writing {what}", len(prefixes) * nbytes(parts)) as move:
+        for number, shard in enumerate(_shards(parts)):
+            name, size = f"{kind}{number:05d}.safetensors", nbytes(shard)
+            for prefix in prefixes:
+                with moving(move, done, done + size):
+                    files[name] = _write_tensors(
+                        Path(prefix + name), {key: part.tensor for key, part in shard.items()}
+                    )
+                done += size
+            pieces += [[key, name, part.first, len(part.tensor)] for key, part in shard.items() if part.cut]
     return [files, pieces]
 
 
