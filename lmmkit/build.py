@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lmmkit.api.components import Component
+from lmmkit import plugin_calls
+from lmmkit.api.components import Component, ImageReducer
 from lmmkit.api.model_info import Dims
 from lmmkit.attention.backends import NoBackend, choice_text, choose, log_choice
 from lmmkit.attention.eager import Eager
@@ -28,6 +29,7 @@ from lmmkit.errors import MachineError, Problem, UserError, raise_all
 from lmmkit.errors.plan import ATTENTION, COMPILE
 from lmmkit.model.connector import CONNECTORS
 from lmmkit.model.decoder import Decoder
+from lmmkit.model.image_rows import ReducedRows
 from lmmkit.model.init import init
 from lmmkit.model.transforms import lora
 from lmmkit.model.transforms.compiled import set_compiled, why_not
@@ -199,9 +201,13 @@ def shell(recipe: Recipe, components: Mapping[str, Component], dims: Dims, devic
         asked = recipe.model.connector
         connector = CONNECTORS[asked.kind](dims.image.width, decoder.width) if asked else nn.Identity()
         lmm = LMM(vision, connector, Decoder(decoder), attention)
-        built = {name: component.modules(dims) for name, component in components.items()}
+        built = {name: plugin_calls.modules(component, dims) for name, component in components.items()}
         plugins = nn.ModuleDict({name: module for name, module in built.items() if module is not None})
-        return Objective(lmm, plugins, compute=compute_dtype(recipe, device))
+        reducer = components.get(asked.reduce) if asked and asked.reduce else None
+        if isinstance(reducer, ImageReducer):
+            lmm.image_rows = ReducedRows(reducer, built[reducer.name], dims)
+        compute = compute_dtype(recipe, device)
+        return Objective(lmm, plugins, compute=compute, dims=dims, seed=recipe.seed)
 
 
 def encoder(vision: Vision, attention: Backend, where: str) -> nn.Module:

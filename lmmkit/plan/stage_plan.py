@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lmmkit.api.components import AuxTask, Term, TokenStrategy
+from lmmkit import plugin_calls
+from lmmkit.api.components import AuxTask, ExtraView, ImageReducer, Loss, Term, TokenStrategy, ViewMaker
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import Need
 from lmmkit.recipe import Weight
@@ -27,11 +28,23 @@ class StagePlan:
     needs: tuple[Need, ...]
     off: Mapping[str, str]
     digest: str
+    extra_views: tuple[ExtraView, ...] = ()
+    reducer: ImageReducer | None = None
 
     @property
     def tasks(self) -> tuple[AuxTask, ...]:
         """Returns the active auxiliary tasks, sorted by name."""
         return tuple(term for term in self.terms if isinstance(term, AuxTask))
+
+    @property
+    def makers(self) -> tuple[ViewMaker, ...]:
+        """Returns all that makes further views: the tasks, then the extra views that active terms read."""
+        return (*self.tasks, *self.extra_views)
+
+    @property
+    def losses(self) -> tuple[Loss, ...]:
+        """Returns the active losses, which add no views, sorted by name."""
+        return tuple(term for term in self.terms if isinstance(term, Loss))
 
     @property
     def text_terms(self) -> tuple[str, ...]:
@@ -44,15 +57,18 @@ class StagePlan:
         It is ln V per token for text, and `Term.chance` for other terms.
         """
         text = dict.fromkeys(self.text_terms, math.log(dims.vocab))
-        other = {term.name: term.chance(dims) for term in self.terms}
+        other = {term.name: plugin_calls.chance(term, dims) for term in self.terms}
         return text | {name: chance for name, chance in other.items() if chance is not None}
 
     @property
     def active(self) -> frozenset[str]:
         """Returns the names of the active instances. Their modules may be trainable."""
-        return frozenset(t.name for t in self.terms) | {s.name for s, _ in self.strategies}
+        made = (*self.terms, *self.extra_views, *(s for s, _ in self.strategies), self.reducer)
+        return frozenset(component.name for component in made if component is not None)
 
     @property
     def inference_plugins(self) -> tuple[str, ...]:
-        """Returns the names of the token strategies in the main view. Inference needs them."""
-        return tuple(s.name for s, views in self.strategies if views is None or "main" in views)
+        """Returns the names of the plugins that inference needs: the token strategies in every view (the others are
+        at the end only, where generation has no tokens), and the image reducer."""
+        strategies = tuple(s.name for s, views in self.strategies if views is None)
+        return strategies if self.reducer is None else (*strategies, self.reducer.name)

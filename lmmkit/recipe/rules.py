@@ -92,7 +92,10 @@ def check_model(model: Model, key: str, names: Names) -> Iterator[Problem]:
             expected="both, or neither for a text-only model",
             fix=f"Add `{lacks}`, or remove `{there}`.",
         )
-    if isinstance(vision, VisionScratch):
+    reduce = model.connector.reduce if model.connector else None
+    if reduce is not None:
+        yield from _known(f"{key}.connector.reduce", reduce, names.plugins, "plugins")
+    elif isinstance(vision, VisionScratch):
         tokens = (vision.image_size // vision.patch) ** 2
         if tokens >= text.context:
             yield CONFLICT.at(
@@ -197,6 +200,12 @@ def _check_weight(weight: Weight, key: str) -> Iterator[Problem]:
     )
 
 
+def check_tokens(tokens: tuple[str, ...], key: str, names: Names) -> Iterator[Problem]:
+    """Checks that the plugins of a stage's `tokens` exist."""
+    for i, name in enumerate(tokens):
+        yield from _known(f"{key}.{i}", name, names.plugins, "plugins")
+
+
 def check_validate(validate: Validate, key: str, names: Names) -> Iterator[Problem]:
     """Checks that the data and tasks of a validation exist, and that `best` is one of its metrics."""
     yield from _known(f"{key}.data", validate.data, names.data, "data")
@@ -233,6 +242,7 @@ RULES: dict[str, Callable[[Any, str, Names], Iterator[Problem]]] = {
     "stages.*.train": check_train,
     "stages.*": check_warmup,
     "stages.*.losses": check_losses,
+    "stages.*.tokens": check_tokens,
     "stages.*.validate": check_validate,
     "evaluate.tasks.*": check_task,
 }

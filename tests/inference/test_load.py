@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -12,8 +13,11 @@ from PIL import Image as Pil
 from lmmkit.api.model_info import ImageSpec
 from lmmkit.api.sample import Turn
 from lmmkit.data.images import read_image, save_pixels
+from lmmkit.data.packing import Packer
 from lmmkit.errors import UserError
 from lmmkit.evaluate.run import evaluate
+from lmmkit.inference import chat_model as chat_model_file
+from lmmkit.inference.generate import generate
 from lmmkit.inference.load import load
 from lmmkit.recipe import read_recipe
 from lmmkit.training.run import train
@@ -43,9 +47,16 @@ class Pause(TokenStrategy):
     def modules(self, dims):
         return LearnedTokens(1, dims.width)
 
+@dataclass(frozen=True, kw_only=True)
+class Registers(Pause):
+    provides = ("register",)
+    unread = True
+    def edit(self, view):
+        return [Insert("after_image", "register"), Insert("after_token", "register", token=" a")]
+
 @hookimpl
 def lmmkit_components():
-    return {"look": Look, "read": Read, "pause": Pause}
+    return {"look": Look, "read": Read, "pause": Pause, "registers": Registers}
 """
 ASKED = [Turn("user", "How many objects are there?")]
 
@@ -59,9 +70,12 @@ def trained(tiny, scenes, tmp_path):
         shutil.copytree(scenes, root)
         (root / "mine.py").write_text(PLUGINS)
         uses = "".join(f"  {name}: {{use: ./mine.py}}\n" for name in names)
-        losses = "".join(f", {name}: 0.1" for name in names if name != "pause")
+        losses = "".join(f", {name}: 0.1" for name in names if name not in ("pause", "registers"))
         text = PLAIN.replace("stages:", f"plugins:\n{uses}stages:", 1).replace("{steps: 6}", "{steps: 1}")
-        text = text.replace("{next_token: 1.0}", f"{{next_token: 1.0{losses}}}")
+        tokens = "    tokens: [registers]\n" if "registers" in names else ""
+        text = text.replace(
+            "    losses: {next_token: 1.0}\n", f"{tokens}    losses: {{next_token: 1.0{losses}}}\n"
+        )
         (tmp_path / "mine.yaml").write_text(text)
         recipe = read_recipe(tmp_path / "mine.yaml", root=root)
         return recipe, train(recipe, out=tmp_path / "run", trust_files=True).run
@@ -149,3 +163,36 @@ def test_a_model_answers_with_another_kernel_than_it_was_trained_with(trained):
     recipe = run.model("finetune") / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace("attention: auto", "attention: xformers"))
     assert load(run.path).objective.lmm.backend.name in ("sdpa", "xformers")
+
+
+def test_registers_are_in_prompts_and_behind_the_tokens_that_the_model_writes(trained, scenes, monkeypatch):
+    run = trained("registers")[1]
+    chat_model = load(run.path, trust_files=True)
+    assert set(chat_model.objective.plugins) == {"registers"}
+    (a,) = chat_model.prepared.tokenizer.encode_continued(" a")
+    layouts, fed = [], []
+    monkeypatch.setattr(
+        Packer, "pack", _keep(Packer.pack, lambda self, samples, images: layouts.append(samples))
+    )
+    monkeypatch.setattr(
+        chat_model_file, "generate", _keep(generate, lambda *_, **asked: fed.append(asked["feeds"]))
+    )
+    path = str(sorted((scenes / "images" / "heldout").iterdir())[0])
+    chat_model.reply("Is there a circle?", path, max_new_tokens=5)
+    layout = layouts[0][0].members[0].layout
+    before = [x.kind if x.kind == "image" else x.ids[-1] for x, y in pairwise(layout) if y.owner]
+    assert "image" in before and a in before and set(before) == {"image", a}
+    (feed,) = fed[0]
+    assert list(feed) == [a] and torch.equal(feed[a], chat_model.objective.plugins["registers"]())
+    with pytest.raises(UserError, match="chat/learned-tokens"):
+        chat_model.generate(torch.tensor([[5, 6]]), max_new_tokens=2)
+
+
+def _keep(function, keep):
+    """Returns the function, which calls `keep` with the same arguments first."""
+
+    def kept(*args, **asked):
+        keep(*args, **asked)
+        return function(*args, **asked)
+
+    return kept
