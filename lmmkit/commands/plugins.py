@@ -59,6 +59,7 @@ def explain(
     with working(STARTING):
         from lmmkit.plan.explain import component_text, plan_text
         from lmmkit.plan.prepare import prepare
+        from lmmkit.recipe.shipped import shipped
         from lmmkit.registry import file_components, installed, open_registry
 
     file, _, only = what.partition(":")
@@ -66,7 +67,8 @@ def explain(
         found = file_components((root or Path()) / file, trust_files=trust_files)
         texts = [component_text(name, each) for name, each in found.items() if only in ("", name)]
         return print_text("\n\n".join(texts) or f"{what} offers no component.")
-    if what in installed() or (not what.endswith((".yaml", ".yml")) and not Path(what).exists()):
+    is_recipe = what.endswith((".yaml", ".yml")) or what in shipped() or Path(what).exists()
+    if what in installed() or not is_recipe:
         registry = open_registry(
             {what: what}, where={what: f"plugins explain {what}"}, trust_files=trust_files
         )

@@ -49,6 +49,9 @@ class _Title(ProgressColumn):
 class _State(ProgressColumn):
     """Shows the share that is done, the rate and the time left; without a total, the time so far."""
 
+    def __init__(self) -> None:
+        super().__init__(Column(no_wrap=True))
+
     def render(self, task: Task) -> Text:
         if task.total is None:
             return Text(duration(task.elapsed or 0))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import re
+import time
 
+import pytest
 from rich.console import Console
 
 from lmmkit.commands.support.progress_display import REPORT, Bars, Lines, Reported, display_on, reported_share
@@ -34,6 +37,20 @@ def test_a_bar_has_the_title_as_it_is_and_disappears():
             console.print("in between", markup=False)
     assert "reading [red]x[/] and y[/q]" in text_of(console) and "in between" in text_of(console)
     assert "\x1b[?25h" in text_of(console), "the cursor is shown again"
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_bar_fits_the_terminal_and_keeps_its_figures(width):
+    console = Console(file=io.StringIO(), force_terminal=True, width=width, _environ={"TERM": "xterm"})
+    title = "heldout_captions, a source with a long name: answers"
+    with shown_on(Bars(console)), working("evaluation", 3):
+        for _ in counted(title, range(12), unit="questions"):
+            time.sleep(0.11)
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text_of(console)).replace("\r", "\n")
+    lines = [line for line in shown.split("\n") if "heldout" in line]
+    assert max(map(len, shown.split("\n"))) <= width
+    assert re.search(r" \d\d %  \d\.\d\d questions/s  \d s left *$", lines[-1]), lines[-1]
+    assert (title in lines[-1]) == (width == 120) and ("…" in lines[-1]) == (width < 120)
 
 
 def test_lines_tell_the_first_title_at_once_and_the_time_left_of_slow_work():
