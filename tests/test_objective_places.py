@@ -18,6 +18,7 @@ from lmmkit.api.sample import View
 from lmmkit.data.views import Views
 from lmmkit.recipe import Speed
 from tests.support import dense_views, paper_objective
+from tests.support.fake_cuda import fake_cuda
 from tests.support.hf_weights import scramble
 from tests.support.plain_twins import off, show
 from tests.support.tiny_model import pack
@@ -117,6 +118,19 @@ def test_all_places_together(recompute, dtype, limit):
 def test_all_places_under_low_rank_updates():
     placed = strategies(*get_args(InsertAt))
     assert_twin(with_adapters(objective(placed)), placed, 1e-12)
+
+
+def test_on_a_card_learned_tokens_at_all_places_do_not_wait_for_the_device():
+    placed = strategies(*get_args(InsertAt))
+    made, packer = objective(placed, dtype=torch.float32), paper_objective.packer(terms=())
+    members = [views(placed).fitting(sample, 0, Counter()) for sample in SAMPLES]
+    batch, _ = pack(packer, [packer.sized(each) for each in members])
+    made.terms, made.compute = (), torch.bfloat16
+    with fake_cuda() as rules:
+        made.to("cuda")
+        rules.waited.clear()
+        outcome = made(batch.to("cuda"))
+    assert rules.waited == [] and "next_token" in outcome.sums
 
 
 def test_tokens_behind_an_image_are_in_the_shared_prefix():

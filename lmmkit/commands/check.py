@@ -47,6 +47,7 @@ def check(
         from lmmkit.data.sources.records import check_images, too_many
         from lmmkit.data.views import dropped_text
         from lmmkit.errors import Tried, raise_all, raise_together
+        from lmmkit.plan.dry_run.run import plugin_problems
         from lmmkit.plan.explain import plan_text
         from lmmkit.plan.notices import notices
         from lmmkit.training.preflight import preflight, start_problems
@@ -54,6 +55,8 @@ def check(
     checked = Tried(lambda: preflight(read, trust_files=trust_files, data=read.data))
     raise_together((checked, Tried(lambda: raise_all(start_problems(read)))))
     prepared, device = checked.value
+    with working("trying the plugins"):
+        raise_all(plugin_problems(prepared))
     if images:
         raise_all(
             [p for records in prepared.sources.values() for p in too_many(records, check_images(records))]
@@ -118,10 +121,15 @@ def _memory(stages: dict[str, dict], tflops: float) -> Table:
         f"decoder's matrices at {devices} x {tflops:g} TFLOP/s (--tflops). See docs/recipes.md.",
         caption_justify="left",
     )  # fmt: skip
-    sorts = ("weights", "gradients", "optimizer", "activations", "all")
-    _columns(table, ("stage", "weights", "gradients", "optimizer", "activa-\ntions", "all", "hours"))
+    sorts = ["weights", "gradients", "optimizer", "activations", "all"]
+    if any("reference" in e["bytes"] for e in stages.values()):
+        sorts.insert(1, "reference")
+    headings = {"activations": "activa-\ntions", "reference": "refer-\nence"}
+    _columns(table, ("stage", *(headings.get(sort, sort) for sort in sorts), "hours"))
     for stage, e in stages.items():
-        table.add_row(stage, *(f"{e['bytes'][sort] / 2**30:,.2f}" for sort in sorts), f"{e['hours']:,.2f}")
+        table.add_row(
+            stage, *(f"{e['bytes'].get(sort, 0) / 2**30:,.2f}" for sort in sorts), f"{e['hours']:,.2f}"
+        )
     return table
 
 

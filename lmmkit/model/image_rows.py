@@ -41,7 +41,8 @@ class ReducedRows(ImageRows):
 
     def seen(self, seen_IND: Tensor, connector: Connector) -> Tensor:
         assert self.patch_KM is not None, "the plan refuses a need for features of rows without fixed patches"
-        return torch.stack([seen_IND[:, patches].mean(1) for patches in self.patch_KM.tolist()], 1)
+        patch_KM = self.patch_KM.to(seen_IND.device, non_blocking=True)
+        return seen_IND[:, patch_KM.flatten()].unflatten(1, patch_KM.shape).mean(2)
 
     def on_patches(self, weight_N: Tensor, grid: tuple[int, int]) -> Tensor | None:
         if self.patch_KM is None:

@@ -42,14 +42,18 @@ class LMM(nn.Module):
         self.vision, self.connector, self.decoder = vision, connector, decoder
         self.backend, self.image_rows = backend, ImageRows()
 
-    def forward(self, batch: Batch, tokens: Mapping[str, Tensor]) -> ModelOutput:
+    def forward(
+        self, batch: Batch, tokens: Mapping[str, Tensor], seen_IND: Tensor | None = None
+    ) -> ModelOutput:
         """Runs one packed pass; the last layer outputs only the rows that are read.
 
         Args:
             batch: on the model's device.
             tokens: learned tokens [n, D] by scatter source ("plugins.<instance>").
+            seen_IND: the output of `encode`, if the caller has it already.
         """
-        seen_IND = self.encode(batch.pixels_ICXY)
+        if seen_IND is None:
+            seen_IND = self.encode(batch.pixels_ICXY)
         shown = any(scatter.source == "vision" for scatter in batch.scatters)
         projected_IND = self.project(seen_IND) if shown else None
         x_TD = self.rows(batch, projected_IND, tokens)

@@ -7,18 +7,20 @@ left: the pipeline and the objective execute the plan.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import fields
 
 from lmmkit import plugin_calls
 from lmmkit.api.components import Component, ExtraView, ImageReducer, TokenStrategy
 from lmmkit.api.model_info import Dims
-from lmmkit.api.needs import AttnMass, Need, selector
+from lmmkit.api.needs import AttnMass, Need, reads_reference, selector
 from lmmkit.data.text_tokenizers.choose import TextTokenizer
 from lmmkit.errors import raise_all
 from lmmkit.plan import checks, token_checks
 from lmmkit.plan.instances import Instances
-from lmmkit.plan.stage_plan import StagePlan
+from lmmkit.plan.stage_plan import START, StagePlan
 from lmmkit.recipe import Recipe, Weight
+from lmmkit.weights.weights_hash import weights_hash
 
 
 def compile_plan(
@@ -90,12 +92,19 @@ def _compile(recipe: Recipe, instances: Instances, stage: str) -> StagePlan:
             off[name] = "weight 0"
     if "next_token" not in kept:
         kept["next_token"] = Weight(weight=0.0, watch=True)
+    reference = recipe.stages[stage].reference or "" if any(map(reads_reference, needs)) else ""
     read = (*terms, *extra_views, *(() if reducer is None else (reducer,)))
     return StagePlan(
         stage=stage, weights=kept, terms=terms, strategies=tuple(strategies), needs=needs, off=off,
-        digest=_digest(instances, kept, read, strategies),
-        extra_views=tuple(extra_views), reducer=reducer,
+        digest=_digest(instances, kept, read, strategies, _reference_line(recipe, reference)),
+        extra_views=tuple(extra_views), reducer=reducer, reference=reference,
     )  # fmt: skip
+
+
+def _reference_line(recipe: Recipe, reference: str) -> list[str]:
+    if reference in ("", START):
+        return [f"reference {reference}"] if reference else []
+    return [f"reference {weights_hash(recipe.path(reference))}"]
 
 
 def _readers(strategy: TokenStrategy, needs: tuple[Need, ...]) -> frozenset[str]:
@@ -109,8 +118,8 @@ def settings_of(component: Component) -> dict[str, object]:
     return {f.name: getattr(component, f.name) for f in fields(component) if f.name != "name"}
 
 
-def _digest(instances: Instances, weights, read, strategies) -> str:
-    lines = [f"{name} {weight}" for name, weight in sorted(weights.items())]
+def _digest(instances: Instances, weights, read, strategies, further: Sequence[str] = ()) -> str:
+    lines = [*(f"{name} {weight}" for name, weight in sorted(weights.items())), *further]
     for component in (*read, *(s for s, _ in strategies)):
         kind = f"{type(component).__module__}.{type(component).__qualname__}"
         lines.append(f"{component.name} {kind} {instances.origin(component.name)} {settings_of(component)}")

@@ -62,6 +62,8 @@ def stage_text(prepared: Prepared, plan: StagePlan) -> str:
     for need in plan.needs:
         askers = [term.name for term in plan.terms if need in plugin_calls.needs(term)]
         lines.append(f"  need {need_text(need)}  for {', '.join(askers)}")
+    if plan.reference:
+        lines.append(f"  reference {plan.reference}")
     lines += [f"  off {name}: {reason}" for name, reason in sorted(plan.off.items())]
     inference_plugins = ", ".join(plan.inference_plugins) or "no plugin"
     lines.append(f"  inference needs {inference_plugins}")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lmmkit import plugin_calls
 from lmmkit.api.components import AuxTask, ExtraView, ImageReducer, Loss, Term, TokenStrategy, ViewMaker
 from lmmkit.api.model_info import Dims
-from lmmkit.api.needs import Need
+from lmmkit.api.needs import Need, reads_reference
 from lmmkit.recipe import Weight
+
+START = "start"  # the reference that has the weights with which the stage begins
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +20,8 @@ class StagePlan:
     """Describes what one stage computes. The order of plugins matters only for inserts at the same position.
 
     `strategies` pairs each active token strategy with the views it inserts into (None: all).
-    `off` names the instances that this stage leaves out, with the reason.
+    `off` names the instances that this stage leaves out, with the reason. `reference`: START or a model folder,
+    if a need reads it.
     """
 
     stage: str
@@ -30,6 +33,18 @@ class StagePlan:
     digest: str
     extra_views: tuple[ExtraView, ...] = ()
     reducer: ImageReducer | None = None
+    reference: str = ""
+
+    def without_reference(self) -> StagePlan:
+        """Returns the plan without the terms that read the reference, for a model whose run has ended."""
+        terms = tuple(t for t in self.terms if not any(reads_reference(n) for n in plugin_calls.needs(t)))
+        lost = {term.name for term in self.terms} - {term.name for term in terms}
+        needs = tuple(dict.fromkeys(need for term in terms for need in plugin_calls.needs(term)))
+        return replace(
+            self, terms=terms, needs=needs, reference="",
+            weights={name: weight for name, weight in self.weights.items() if name not in lost},
+            off={**self.off, **dict.fromkeys(lost, "its reference is not in the model folder")},
+        )  # fmt: skip
 
     @property
     def tasks(self) -> tuple[AuxTask, ...]:

@@ -92,7 +92,15 @@ def check_model(model: Model, key: str, names: Names) -> Iterator[Problem]:
             expected="both, or neither for a text-only model",
             fix=f"Add `{lacks}`, or remove `{there}`.",
         )
-    reduce = model.connector.reduce if model.connector else None
+    connector = model.connector
+    if connector is not None and connector.kind == "none" and (connector.from_ or not connector.reduce):
+        yield CONFLICT.at(
+            f"{key}.connector.{'from' if connector.from_ else 'kind'}",
+            got="no connector" + (" with a folder of weights" if connector.from_ else " and no `reduce`"),
+            expected="with `kind: none` a plugin as `reduce`, which maps to the decoder's width, and no `from`",
+            fix="Add `reduce` and remove `from`, or name another `kind`.",
+        )
+    reduce = connector.reduce if connector else None
     if reduce is not None:
         yield from _known(f"{key}.connector.reduce", reduce, names.plugins, "plugins")
     elif isinstance(vision, VisionScratch):

@@ -180,3 +180,5 @@ class Stage:
     tokens: Annotated[tuple[k.Text, ...], Says("a list of plugins")] = ()
     validate: Validate | None = None
     start: k.Text | None = None  # a model folder to start from, in place of the previous stage
+    # the model that terms compare with: `start`, the weights that the stage begins with, or a model folder
+    reference: k.Text | None = None

@@ -25,6 +25,7 @@ from lmmkit.recipe import Speed
 from tests.conftest import PLAIN
 from tests.inference.test_generate import NEVER, Kept
 from tests.support import paper_objective, plain_twins
+from tests.support.fake_cuda import fake_cuda
 from tests.support.hf_weights import scramble
 from tests.support.plain_twins import off, show
 from tests.support.tiny_model import pack, pixels
@@ -181,6 +182,19 @@ def test_vision_features_of_reduced_rows_are_the_means_of_their_patches():
     want = torch.cat([torch.stack([x[list(strip)].mean(0) for strip in STRIPS]) for x in seen])
     assert off(ctx[need], want) < 1e-12
     assert off(ctx[term.read[1]], torch.cat([plain(made, reducer, image) for image in images])) < 1e-12
+
+
+def test_on_a_card_reduced_rows_and_learned_tokens_do_not_wait_for_the_device():
+    for reducer in REDUCERS:
+        needs = (VisionAt(Select(kind="image"), stage="projected"), VisionAt(Select(kind="image")))
+        term = Reads(name="reads", read=needs[: 1 + isinstance(reducer, Pool)])
+        made, (batch, _) = objective(reducer, torch.float32), packed(reducer, (term,))
+        made.terms, made.compute = (term,), torch.bfloat16
+        with fake_cuda() as rules:
+            made.to("cuda")
+            rules.waited.clear()
+            outcome = made(batch.to("cuda"))
+        assert rules.waited == [] and "reads" in outcome.sums
 
 
 def test_weights_of_rows_go_to_their_patches():

@@ -37,7 +37,7 @@ class Others:
 
     def __init__(self, source: SourceSamples, sample: Sample, seed: int, instance: str, epoch: int):
         self.source, self.sample, self.instance = source, sample, instance
-        self._draws = self._drawn(philox("others", seed, instance, sample.key, epoch).random_raw)
+        self._draws = self._drawn(seed, epoch)
         self._found: list[Sample] = []
 
     def __call__(self, n: int) -> list[Sample]:
@@ -52,7 +52,8 @@ class Others:
             self._found.append(found)
         return self._found[:n]
 
-    def _drawn(self, random: Callable[[], int]) -> Iterator[Sample]:
+    def _drawn(self, seed: int, epoch: int) -> Iterator[Sample]:
+        random = philox("others", seed, self.instance, self.sample.key, epoch).random_raw
         tried: set[int] = set()
         while len(tried) < self.source.size:
             i = int(random()) % self.source.size

@@ -59,9 +59,14 @@ def problems(model: Exported, folder: Path, kind: str) -> list[Problem]:
 
 
 def learned_tokens(model: Exported, folder: Path, kind: str) -> list[Problem]:
-    """Returns the problems of plugins that inference uses: learned tokens, which token ids cannot express, and an
-    image reducer."""
-    plugins, connector = model.config.get("inference_plugins") or (), model.config["model"].get("connector")
+    """Returns the problems of `of_plugins` for an opened model."""
+    return of_plugins(model.config, folder, kind)
+
+
+def of_plugins(config: Mapping[str, Any], folder: Path, kind: str) -> list[Problem]:
+    """Returns the problems of the plugins that a model folder names for inference: learned tokens, which token ids
+    cannot express, and an image reducer."""
+    plugins, connector = config.get("inference_plugins") or (), config["model"].get("connector")
     reduce = (connector or {}).get("reduce")
     unsupported = []
     if tokens := [name for name in plugins if name != reduce]:

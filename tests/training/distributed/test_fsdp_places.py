@@ -60,7 +60,7 @@ def lmmkit_components():
 def test_tokens_views_and_reduced_rows_on_two_ranks_give_one_process_s_figures(mixed, tmp_path, recompute):  # noqa: F811
     (tmp_path / "mine.py").write_text(PLUGINS)
     recipe = mixed(
-        *(f"plugins.{name}.use={tmp_path / 'mine.py'}" for name in ("registers", "negative", "join")),
+        *(f"plugins.{name}={{use: {tmp_path / 'mine.py'}}}" for name in ("registers", "negative", "join")),
         "stages.only.losses.negative=0.1", "stages.only.tokens=[registers]", "model.connector.reduce=join",
         f"speed.recompute={recompute}",
     )  # fmt: skip
