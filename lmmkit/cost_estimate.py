@@ -17,6 +17,7 @@ from lmmkit.objective import Objective, sum_by_name
 from lmmkit.optimizers import state_bytes
 from lmmkit.plan.prepare import Prepared
 from lmmkit.plan.stage_plan import START
+from lmmkit.progress import counted
 from lmmkit.recipe import Recipe, Stage
 from lmmkit.weights.weights_hash import weight_files
 
@@ -40,7 +41,7 @@ def estimate(prepared: Prepared, stage: str, *, flops: float) -> dict:
     objective, trainable = staged(prepared, stage)
     values = sum(p.numel() for p in _all(trainable))
     pipeline, steps = prepared.pipeline(stage), prepared.steps(stage)
-    seen = [pipeline.step(i) for i in range(min(SAMPLED_STEPS, steps))]
+    seen = [pipeline.step(i) for i in counted(f"{stage}: packing steps", range(min(SAMPLED_STEPS, steps)))]
     tokens = sum(len(batch) for step in seen for batch in step)
     depth = objective.lmm.decoder.shape.depth
     first_pass = any(isinstance(term, StepTerm) for term in objective.terms)
@@ -137,8 +138,8 @@ class Load:
         rows = max(map(len, batches))
         rows = max(rows, most) if any(len(step) > 1 for step in steps) else rows
         images, head_rows = (
-            max(len(counted(batch)) / len(batch) for batch in batches)
-            for counted in (lambda b: b.pixels_ICXY, _head_rows)
+            max(len(part(batch)) / len(batch) for batch in batches)
+            for part in (lambda b: b.pixels_ICXY, _head_rows)
         )
         return cls(rows, round(images * rows), round(head_rows * rows), max(map(len, steps)))
 

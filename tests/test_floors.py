@@ -36,7 +36,7 @@ FLOORS: dict[str, str] = {
         group
     """,
     "lmmkit.commands.support": """
-        progress_display common data_check token_pieces jobs plugin_templates quickstart_display
+        progress_display table_layout common data_check token_pieces jobs plugin_templates quickstart_display
     """,
     "lmmkit.data": """
         image_markers images labels head_pairs packing sampler length_grouping rank_shares sources text_tokenizers layout_writer
@@ -113,7 +113,7 @@ FLOORS: dict[str, str] = {
         anomalies determinism empty_terms image_logging metrics_log out_of_memory unreached_parts
     """,
     "lmmkit.weights": """
-        config model_folder end_ids tensor_reader name_maps decoders encoders lora_checkpoints timm_encoder
+        config tensor_reader tensor_writer model_folder end_ids name_maps decoders encoders lora_checkpoints timm_encoder
         detect weights_hash export
     """,
     "lmmkit.weights.export": """

@@ -27,7 +27,7 @@ from lmmkit.majority import Majority
 from lmmkit.model.step_terms import GatherRows, all_items, items_of
 from lmmkit.objective import Outcome, sum_by_name
 from lmmkit.plan.stage_plan import StagePlan
-from lmmkit.progress import counted
+from lmmkit.progress import counted, working
 from lmmkit.recipe import Recipe
 
 Sums = list[dict[str, Any]]
@@ -51,9 +51,10 @@ class Terms(EvalTask):
     ) -> dict[str, Figure]:  # fmt: skip
         """Returns the averages. The terms know their chance level; there are no controls."""
         dropped: Counter[str] = Counter()
-        shown = counted("measuring terms", samples)
+        shown = counted("laying samples out", samples)
         among = SourceSamples.among(samples)
-        blocks = step_blocks(chat_model, laid_out(chat_model, shown, dropped, among))
+        laid = laid_out(chat_model, shown, dropped, among)
+        blocks = [list(block) for block in step_blocks(chat_model, laid)]
         figures = averages(chat_model, term_sums(chat_model, blocks))
         if dropped:
             print(f"note: evaluate.tasks.{self.name}: {dropped_text(dropped)}", file=sys.stderr)
@@ -92,25 +93,28 @@ def step_blocks(
 
 @torch.no_grad()
 def term_sums(
-    chat_model: ChatModel, blocks: Iterable[Iterable[Sequence[SizedSample]]], gather: GatherRows = _alone,
+    chat_model: ChatModel, blocks: Sequence[Sequence[Sequence[SizedSample]]], gather: GatherRows = _alone,
     world: int = 1,
 ) -> Sums:  # fmt: skip
     """Returns the sums over micro-batches; some of these may be empty. `gather` exchanges the items of terms over a
     step between `world` ranks, which then have equally many blocks."""
     sums: Sums = [{}, {}, {}, {}]
-    for block in blocks:
-        items: dict[str, list[Tensor | None]] = {term.name: [] for term in _step_terms(chat_model)}
-        for part in block:
-            chat_model.poll()
-            outcome, found = _part_sums(chat_model, part)
-            sums = [sum_by_name(pair) for pair in zip(sums, found, strict=True)]
+    done, samples = 0, sum(len(part) for block in blocks for part in block)
+    with working("measuring terms", samples, "samples") as move:
+        for block in blocks:
+            items: dict[str, list[Tensor | None]] = {term.name: [] for term in _step_terms(chat_model)}
+            for part in block:
+                chat_model.poll()
+                outcome, found = _part_sums(chat_model, part)
+                sums = [sum_by_name(pair) for pair in zip(sums, found, strict=True)]
+                for term in _step_terms(chat_model):
+                    items[term.name].append(items_of(term, outcome.ctxs[term.name]))
+                move(done := done + len(part))
             for term in _step_terms(chat_model):
-                items[term.name].append(items_of(term, outcome.ctxs[term.name]))
-        for term in _step_terms(chat_model):
-            every, _ = gather(all_items(items[term.name]))
-            if every is not None:
-                value = plugin_calls.step_value(term, every, chat_model.objective.module_of(term))
-                sums[0][term.name] += float(value) / world
+                every, _ = gather(all_items(items[term.name]))
+                if every is not None:
+                    value = plugin_calls.step_value(term, every, chat_model.objective.module_of(term))
+                    sums[0][term.name] += float(value) / world
     return sums
 
 
