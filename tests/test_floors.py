@@ -66,7 +66,7 @@ FLOORS: dict[str, str] = {
         matching asking attention_file answering questions_task benchmark_task
     """,
     "lmmkit.inference": """
-        batch_from_ids kv_cache generate token_model text_stream chat_model image_attention load
+        batch_from_ids kv_cache generate token_model text_stream chat_model image_attention record_scores load
         lmms_eval_manifest lmms_eval_model
     """,
     "lmmkit.model": """

@@ -81,6 +81,18 @@ UNKNOWN_RECIPE = Code(
     expected="a name from `lmmkit recipes list`", hint="{suggestion}",
 )
 
+# reference/
+
+EXISTS_FILE = Code(
+    "reference/exists", cause="`lmmkit reference` would write over a file.",
+    expected="a new file", hint="Name another file with --out, or remove this one first.",
+)
+NO_SCORES = Code(
+    "reference/no-scores", cause="`lmmkit reference` finds nothing to compute, or records that it cannot write.",
+    expected="a stage whose terms read log-probabilities (`LogProb`), and sources of kind `llava`",
+    hint="Name another stage with --stage, or another recipe.",
+)
+
 # scenes/
 
 SCENES_NOT_EMPTY = Code(

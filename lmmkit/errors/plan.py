@@ -145,7 +145,7 @@ PATCHES = Code(
 REFERENCE = Code(
     "plan/reference", cause="A term reads the reference of a stage that has none, or one that does not fit.",
     expected="`start`, or a model folder with the same tokenizer, image size and grid",
-    hint="Correct `reference` of stage `{stage}`: `start` is the model with which the stage begins.",
+    hint="Name a model that fits, or set `reference: start` in stage `{stage}`: the model with which it begins.",
 )
 SETTING = Code(
     "plan/setting", cause="A plugin's setting does not fit the sizes of the model.",
