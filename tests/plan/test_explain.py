@@ -46,11 +46,11 @@ def test_a_component_is_explained_with_what_it_reads():
 
 def test_a_trace_has_the_layout_that_is_left_after_truncation(tiny):
     whole, cut = (
-        list(trace_samples(prepare(tiny(*words, text=PLAIN)), "finetune", 1))
-        for words in ((), ("model.text.context=40", "stages.finetune.batch.too_long=truncate"))
+        list(trace_samples(prepare(tiny(*words, text=PLAIN)), "pretrain", 1))
+        for words in ((), ("model.text.context=16", "stages.pretrain.batch.too_long=truncate"))
     )
     (view,) = (line for line in cut if line.startswith("  view main"))
-    assert view.endswith("  40 rows") and "  40 rows" not in "".join(whole)
+    assert view.endswith("  16 rows") and "  16 rows" not in "".join(whole)
     assert "  1 views cut to the context" in cut
     layout = cut[cut.index(view) + 1]
     assert layout != whole[whole.index(next(x for x in whole if "view main" in x)) + 1]
