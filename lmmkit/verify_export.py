@@ -214,22 +214,38 @@ def _messages(prompt: Prompt) -> list[dict[str, Any]]:
 
 
 def _ids(ours: ChatModel, processor: Any, prompts: list[Prompt]) -> list[ExportComparison]:
-    """Compares the ids of the prompts, made in three ways."""
+    """Compares the ids of the prompts, made in each way that transformers has."""
     tokenizer, template = ours.prepared.tokenizer, ours.prepared.recipe.model.chat.template
     first = first_id(template, tokenizer)
     bare = [*([] if first is None else [first]), *tokenizer.encode(BARE)]
     found = [_same_ids("ids, bare prompt", [(bare, processor(text=BARE).input_ids[0])])]
     if processor.chat_template is None:
         return [*found, ExportComparison("ids, template", f"`{template}` has no chat template", None)]
-    at_once, by_text = [], []
+    at_once, texts = [], {"ids, template's text": processor, "ids, tokenizer's text": processor.tokenizer}
     for prompt in prompts:
-        messages = _messages(prompt)
-        text = processor.apply_chat_template(messages, add_generation_prompt=True)
-        image = PIL.Image.open(prompt.image).convert("RGB") if prompt.image else None
-        by_text.append((prompt.ids, processor(text=text, images=image).input_ids[0]))
-        once = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)
+        once = processor.apply_chat_template(_messages(prompt), add_generation_prompt=True, tokenize=True)
         at_once.append((prompt.ids, once[0]))
-    return [*found, _same_ids("ids, template to text", by_text), _same_ids("ids, template at once", at_once)]
+    for what, writer in texts.items():
+        found.append(_same_ids(what, [(p.ids, _by_text(writer, processor, p)) for p in prompts]))
+    found.append(_same_ids("ids, template at once", at_once))
+    return [*found, *(_by_tokenizer(processor.tokenizer, p, first) for p in prompts if p.image is None)]
+
+
+def _by_text(writer: Any, processor: Any, prompt: Prompt) -> list[int]:
+    """Returns the ids that the processor makes of the text that `writer` makes of the messages."""
+    text = writer.apply_chat_template(_messages(prompt), add_generation_prompt=True, tokenize=False)
+    image = PIL.Image.open(prompt.image).convert("RGB") if prompt.image else None
+    return processor(text=text, images=image).input_ids[0]
+
+
+def _by_tokenizer(tokenizer: Any, prompt: Prompt, first: int | None) -> ExportComparison:
+    """Compares the ids that the tokenizer makes of the messages at once. Transformers adds no first token there."""
+    what, options = "ids, tokenizer at once", {"add_generation_prompt": True, "return_dict": False}
+    ids = [int(i) for i in tokenizer.apply_chat_template(_messages(prompt), **options)]
+    if first is None or ids != prompt.ids[1:]:
+        return _same_ids(what, [(prompt.ids, ids)])
+    reason = f"lacks `{tokenizer.bos_token}`, as with llava-hf; use its text"
+    return ExportComparison(what, reason, None)
 
 
 def _same_ids(what: str, pairs: list[tuple[list[int], Any]]) -> ExportComparison:

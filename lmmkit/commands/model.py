@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from lmmkit.commands.support.common import STARTING, Json, out, print_json, print_table, reporting, safe
 from lmmkit.progress import working
+
+if TYPE_CHECKING:
+    from lmmkit.verify_export import ExportComparison
 
 app = typer.Typer(no_args_is_help=True, help="Import, export and describe models.")
 
@@ -73,9 +77,7 @@ def export(
     if verify:
         with working("comparing the export with the model"):
             found = verify_export(model, folder, kind, dtype=HELD.get(dtype))
-        for each in found:
-            word = {True: "equal", False: "DIFFERS", None: "-"}[each.equal]
-            out.print(f"  {each.what:22}{word:9}{safe(each.result)}")
+        out.print(_comparisons(found))
         require_equal(folder, found)
 
 
@@ -104,6 +106,14 @@ def show(
     if "text" in sections:
         out.print(f"tokenizer: {found['tokenizer'] or 'no'} ids")
         out.print(f"chat: {_words(sections['chat'])}")
+
+
+def _comparisons(found: Sequence[ExportComparison]) -> Table:
+    """Returns the comparisons of an export, one a line where the terminal is wide enough."""
+    table = Table.grid("", "", Column(overflow="fold"), padding=(0, 0, 0, 2), pad_edge=True)
+    for each in found:
+        table.add_row(each.what, {True: "equal", False: "DIFFERS", None: "-"}[each.equal], safe(each.result))
+    return table
 
 
 def _words(section: dict | None) -> str:
