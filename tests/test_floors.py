@@ -107,7 +107,7 @@ FLOORS: dict[str, str] = {
     """,
     "lmmkit.weights": """
         config model_folder end_ids tensor_reader name_maps decoders encoders lora_checkpoints timm_encoder
-        detect export
+        detect left_out export
     """,
     "lmmkit.weights.export": """
         export_model chat_template_export peft_adapter processor_files llava_folders

@@ -138,7 +138,10 @@ def test_a_prompt_in_its_template_and_the_greedy_answer(name, request, tmp_path)
     got = model.ours.generate(ready.input_ids, ready.pixel_values, max_new_tokens=24)
     assert torch.equal(got, new) and len(set(new[0].tolist())) > 5
     answer = model.ours.reply(TURNS, str(tmp_path / "a.png"), max_new_tokens=24)
-    assert processor.decode(new[0], skip_special_tokens=True).strip() == answer
+    words = [
+        i for i in new[0].tolist() if i not in model.ours.tokens.eos
+    ]  # an end may have a text, as 2 has here
+    assert processor.decode(words, skip_special_tokens=True).strip() == answer
 
 
 @pytest.mark.parametrize("name", ["qwen", "llama3", "llama"])
@@ -287,12 +290,14 @@ def test_a_tokenizer_that_knows_image_and_pad_keeps_both(scenes, tmp_path):
         "stages.pretrain.length.steps=1", "stages.finetune.length.steps=1",
     ]  # fmt: skip
     run = train(read_text(PLAIN, overrides=changes, root=scenes), out=tmp_path / "run").run.path
-    for source, pad in (tmp_path / "ours", tokenizer.pad_token_id), (run, len(tokenizer)):
+    pad = tokenizer.pad_token_id
+    for source in (tmp_path / "ours", run):
         out = tmp_path / f"{source.name}-out"
         export_model(source, out, "llava-hf")
         again = hf.AutoTokenizer.from_pretrained(out)
         assert again.convert_tokens_to_ids(["<image>", "<video>"]) == [image, image + 1]
         assert again.pad_token_id == pad and hf.AutoConfig.from_pretrained(out).image_token_index == image
-        assert lmmkit.load(source, device="cpu").tokens.image_token == image
+        tokens = lmmkit.load(source, device="cpu").tokens
+        assert (tokens.image_token, tokens.pad) == (image, pad)
         rows = hf.LlavaForConditionalGeneration.from_pretrained(out).get_input_embeddings().num_embeddings
-        assert pad < rows and (rows == len(tokenizer)) == (source.name == "ours")
+        assert rows == len(tokenizer)
