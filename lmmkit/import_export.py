@@ -265,7 +265,7 @@ def export_model(
                 shutil.copytree(source, aside, dirs_exist_ok=True)
         case "peft":
             _require_new(folder)
-            _export_adapter(source, folder, base)
+            peft_adapter.write(adapter_of(source, folder, base)[0], folder)
         case "llava-hf" | "llava":
             chat_model = load(source, device="cpu", dtype=dtype or model_folder.dtype_of(source))
             model = _exported(source, chat_model.prepared, build.modules(chat_model.objective))
@@ -284,8 +284,11 @@ def _exported(source: Path, prepared: Prepared, parts: Mapping[str, nn.Module]) 
     )  # fmt: skip
 
 
-def _export_adapter(source: Path, folder: Path, base: str | None) -> None:
-    """Writes the low-rank updates of the folder's stage. The decoder's full weights are not read."""
+def adapter_of(
+    source: Path, folder: Path, base: str | None = None
+) -> tuple[peft_adapter.PeftAdapter, Decoder]:
+    """Returns the low-rank updates of the source's stage, to be written to `folder`, and their decoder without
+    values: its full weights are not read."""
     config, updates = model_folder.config_of(source), model_folder.updates_of(source)
     recipe = from_model.recipe_of_ours(source, config, None)
     stage = recipe.stages[config["stage"]].train
@@ -311,7 +314,7 @@ def _export_adapter(source: Path, folder: Path, base: str | None) -> None:
         updates=updates, connector=connector, alpha=asked.alpha, dropout=asked.dropout,
         has_vision=model.has_vision, base=base,
     )  # fmt: skip
-    peft_adapter.write(kept, folder)
+    return kept, model.text
 
 
 def show_model(path: Path) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from lmmkit import build
@@ -26,12 +25,13 @@ from lmmkit.data.chat_templates import first_id
 from lmmkit.data.images import normalise, read_image
 from lmmkit.errors import MachineError
 from lmmkit.errors.weights import EXPORT_DIFFERS, NO_TRANSFORMERS
-from lmmkit.import_export import Format
+from lmmkit.import_export import Format, adapter_of
 from lmmkit.inference.chat_model import ChatModel
 from lmmkit.inference.load import find_model_folder, load
 from lmmkit.weights import model_folder
-from lmmkit.weights.detect import open_pretrained
+from lmmkit.weights.detect import CONNECTOR, open_pretrained
 from lmmkit.weights.export.llava_folders import GROWING, common_tensors
+from lmmkit.weights.export.peft_adapter import read_back
 
 OLDEST = 5  # the first version of transformers that opens what lmmkit writes
 NEW_TOKENS = 24  # of an answer, if the context has room
@@ -296,14 +296,9 @@ def _by_lmmkit(ours: ChatModel, folder: Path, prompts: list[Prompt]) -> list[Exp
     template = ours.prepared.recipe.model.chat.template
     theirs = load(folder, device="cpu", template=None if model_folder.is_ours(folder) else template)
     own, there = (model_folder.unique_tensors(each.objective) for each in (ours, theirs))
-    wrong = [name for name in own if name not in there or not torch.equal(own[name], there[name])]
-    wrong += [name for name in there if name not in own]
-    result = (
-        f"{len(wrong)} of {len(own)} differ: {', '.join(wrong[:3])}" if wrong else f"{len(own)}, bit for bit"
-    )
     found = [
         ExportComparison("opened by", "lmmkit; transformers does not open this format", None),
-        ExportComparison("tensors", result, not wrong),
+        _same_tensors("tensors", own, there),
     ]
     plain = not any(views is None for _, views in ours.views.edits)
     for prompt in prompts if plain else ():
@@ -320,13 +315,25 @@ def _by_lmmkit(ours: ChatModel, folder: Path, prompts: list[Prompt]) -> list[Exp
 
 
 def _adapter(source: Path, folder: Path) -> list[ExportComparison]:
-    """Compares the factors of an adapter, whose base model is not known here."""
-    own = [t.float() for t in model_folder.updates_of(source).values()]
-    there = [t for name, t in load_file(folder / "adapter_model.safetensors").items() if ".lora_" in name]
-    lacking = [t for t in own if not any(t.shape == other.shape and torch.equal(t, other) for other in there)]
-    equal = not lacking and len(own) == len(there)
+    """Compares an adapter, as an import reads it, with the updates of the model. Its base is not known here."""
+    kept, decoder = adapter_of(source, folder)
+    factors, connector, scale = read_back(folder, decoder)
+    own = {f"connector.{theirs}": kept.connector[ours] for ours, theirs in CONNECTOR if kept.connector}
     reason = "needs the base: `lmmkit model import --base`"
     return [
-        ExportComparison("factors", f"{len(own) - len(lacking)} of {len(own)}, bit for bit", equal),
+        _same_tensors("factors", kept.updates, factors),
+        ExportComparison("scale", f"alpha / r is {scale:g}", scale == kept.alpha / kept.r),
+        _same_tensors("connector", own, connector) if own or connector else
+        ExportComparison("connector", "was not trained: the base has it", None),
         *(ExportComparison(what, reason, None) for what in ("logits", "answers")),
+    ]  # fmt: skip
+
+
+def _same_tensors(what: str, own: Mapping[str, Tensor], there: Mapping[str, Tensor]) -> ExportComparison:
+    wrong = sorted(own.keys() ^ there.keys())
+    wrong += [
+        name for name in sorted(own.keys() & there.keys()) if not torch.equal(own[name].float(), there[name])
     ]
+    count = len(own.keys() | there.keys())
+    result = f"{len(wrong)} of {count} differ: {', '.join(wrong[:3])}" if wrong else f"{count}, bit for bit"
+    return ExportComparison(what, result, not wrong)
