@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from lmmkit import build
 from lmmkit.api.batch import Batch
@@ -15,7 +15,9 @@ from lmmkit.model.vision import TimmViT, ViT
 from lmmkit.objective import Objective, sum_by_name
 from lmmkit.optimizers import state_bytes
 from lmmkit.plan.prepare import Prepared
+from lmmkit.plan.stage_plan import START
 from lmmkit.recipe import Recipe, Stage
+from lmmkit.weights.weights_hash import weight_files
 
 SAMPLED_STEPS = 4
 WIDE = 4  # bytes of float32: trainable parameters, their gradients, and the states between blocks
@@ -29,7 +31,8 @@ def estimate(prepared: Prepared, stage: str, *, flops: float) -> dict:
     `parallel.shard` (`_bytes`), and the activations of the device's fullest micro-batch
     (`activation_bytes`). The number of devices is the smallest that `parallel` allows. `hours` count for
     each weight and token 2 operations forward, 2 backward, 2 for the gradient if the weight is trainable,
-    and 2 more forward with `recompute`, on shard x replicate devices with `flops` operations a second.
+    2 more forward with `recompute`, and 2 for the forward pass of a reference, on shard x replicate devices
+    with `flops` operations a second.
     Attention maps, encoder and data are left out.
     """
     recipe, section = prepared.recipe, prepared.recipe.stages[stage]
@@ -39,7 +42,7 @@ def estimate(prepared: Prepared, stage: str, *, flops: float) -> dict:
     seen = [pipeline.step(i) for i in range(min(SAMPLED_STEPS, steps))]
     tokens = sum(len(batch) for step in seen for batch in step)
     depth = objective.lmm.decoder.shape.depth
-    passes = 2 + 2 + 2 * recipe.speed.recomputed(depth) / depth
+    passes = 2 + 2 + 2 * recipe.speed.recomputed(depth) / depth + 2 * bool(prepared.plans[stage].reference)
     decoder = sum(p.numel() for p in objective.lmm.decoder.parameters())
     operations = tokens / len(seen) * steps * (passes * decoder + 2 * values)
     devices = recipe.parallel.least
@@ -55,10 +58,26 @@ def estimate(prepared: Prepared, stage: str, *, flops: float) -> dict:
         "dropped": sum_by_name(step[0].dropped for step in seen),
         "parameters": sum(p.numel() for p in objective.parameters()),
         "trainable": values,
-        "bytes": _bytes(recipe, section, objective, trainable, Load.of(own, recipe.speed.tokens)),
+        "bytes": _with_reference(
+            _bytes(recipe, section, objective, trainable, Load.of(own, recipe.speed.tokens)), prepared, stage
+        ),
         "devices": devices,
         "hours": operations / (flops * devices) / 3600,
     }
+
+
+def _with_reference(found: dict[str, int], prepared: Prepared, stage: str) -> dict[str, int]:
+    """Adds the weights of a reference that are not shared with the trained model, on one rank. Its pass keeps no
+    activations, and ends before those of the trained model begin."""
+    if not (asked := prepared.plans[stage].reference):
+        return found
+    device = build.device_here()
+    if asked == START:
+        own = sum(p.nbytes for p in build.reference_copies(prepared, stage, device).parameters())
+    else:
+        own = sum(path.stat().st_size for path in weight_files(prepared.recipe.path(asked)))
+    own = -(-own // prepared.recipe.parallel.copy)
+    return {**found, "reference": own, "all": found["all"] + own}
 
 
 def staged(prepared: Prepared, stage: str) -> tuple[Objective, dict[str, list[nn.Parameter]]]:
@@ -95,30 +114,34 @@ def checkpoint_room(sizes: Sequence[tuple[int, int]], keep: int) -> int:
 
 @dataclass(frozen=True)
 class Load:
-    """Holds the size of the fullest micro-batch in packed rows, images and supervised rows, and the most
-    micro-batches of a step."""
+    """Holds the size of the fullest micro-batch in packed rows, images and rows that meet the head, and the
+    most micro-batches of a step."""
 
     rows: int
     images: int
-    supervised: int
+    head_rows: int
     batches: int = 1
 
     @classmethod
     def of(cls, steps: Iterable[Iterable[Batch]], most: int) -> Load:
         """Returns the load of packed steps. If a step has several micro-batches, at least `most` rows are
-        assumed, with images and supervised rows as dense as in the densest micro-batch of `steps`. Steps may
-        be empty."""
+        assumed, with images and head rows as dense as in the densest micro-batch of `steps`. Steps may be
+        empty."""
         steps = [list(step) for step in steps]
         batches = [batch for step in steps for batch in step if len(batch)]
         if not batches:
             return cls(0, 0, 0)
         rows = max(map(len, batches))
         rows = max(rows, most) if any(len(step) > 1 for step in steps) else rows
-        images, supervised = (
+        images, head_rows = (
             max(len(counted(batch)) / len(batch) for batch in batches)
-            for counted in (lambda b: b.pixels_ICXY, lambda b: b.target_S)
+            for counted in (lambda b: b.pixels_ICXY, _head_rows)
         )
-        return cls(rows, round(images * rows), round(supervised * rows), max(map(len, steps)))
+        return cls(rows, round(images * rows), round(head_rows * rows), max(map(len, steps)))
+
+
+def _head_rows(batch: Batch) -> Tensor:
+    return batch.target_S if batch.head is None else batch.head.row_R
 
 
 def _bytes(
@@ -193,7 +216,7 @@ def activation_bytes(recipe: Recipe, stage: Stage, objective: Objective, load: L
     block += T * _adapter_bytes(decoder, stage, a) // shape.depth
     blocks = (shape.depth - again) * block + again * WIDE * T * D + block * (again > 0)
     peak = a * T * 4 * M + 8 * T * D + 16 * T * D
-    logits = min(load.supervised, chunk_rows(shape.vocab)) * shape.vocab * (8 + a)
+    logits = min(load.head_rows, chunk_rows(shape.vocab)) * shape.vocab * (8 + a)
     trained = [p.numel() for p in objective.parameters() if p.requires_grad]
     copies = 2 * sum(trained) * (a == 2)
     if a == 2:

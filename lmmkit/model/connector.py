@@ -16,6 +16,11 @@ class Connector(nn.Module):
         """Returns the rows of an image whose encoder output is a grid (height, width): one for each token."""
         return grid[0] * grid[1]
 
+    def seen_by_rows(self, seen_IND: Tensor) -> Tensor:
+        """Returns what the encoder gives for the part of the image that each row is made of, [I, rows, vision
+        width]. A connector with fewer rows than tokens overrides it."""
+        return seen_IND
+
 
 class LinearConnector(Connector):
     """Applies one linear layer."""
@@ -40,4 +45,16 @@ class MlpConnector(Connector):
         return self.second(self.first(x_IND))
 
 
-CONNECTORS: dict[str, type[Connector]] = {"linear": LinearConnector, "mlp2x_gelu": MlpConnector}
+class NoConnector(Connector):
+    """Gives the encoder's output unchanged: the model's image reducer maps it to the decoder's width."""
+
+    def __init__(self, n_in: int, n_out: int):
+        super().__init__()
+
+    def forward(self, x_IND: Tensor) -> Tensor:
+        return x_IND
+
+
+CONNECTORS: dict[str, type[Connector]] = {
+    "linear": LinearConnector, "mlp2x_gelu": MlpConnector, "none": NoConnector
+}  # fmt: skip
