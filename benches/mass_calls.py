@@ -168,9 +168,9 @@ def worst_errors(backend, dtype: torch.dtype) -> dict[str, float]:
     return worst
 
 
-# Sizes of the quickstart, and of LLaVA's samples: 700 rows, of which 576 of an image.
+# Sizes like the quickstart's, and of LLaVA's samples: 700 rows, of which 576 of an image.
 CONFIGS = {
-    "quickstart": workload.Config(
+    "small": workload.Config(
         samples=8, side=6, question=8, answer=(14, 24), vision=(96, 4, 3), text=(128, 4, 4, 352), permutations=24
     ),
     "llava": workload.Config(samples=4, side=24, question=60, answer=(60, 64)),
@@ -210,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             flush=True,
         )
     workload.CONFIGS |= CONFIGS
-    for name in ("quickstart",) if asked.tiny else CONFIGS:
+    for name in ("small",) if asked.tiny else CONFIGS:
         if asked.tiny:
             workload.CONFIGS[name] = replace(CONFIGS[name], samples=2)
         for method in ("guided", "direct"):
