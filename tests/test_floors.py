@@ -114,7 +114,7 @@ FLOORS: dict[str, str] = {
     """,
     "lmmkit.weights": """
         config tensor_reader tensor_writer model_folder end_ids name_maps decoders encoders lora_checkpoints timm_encoder
-        detect weights_hash export
+        detect left_out weights_hash export
     """,
     "lmmkit.weights.export": """
         export_model chat_template_export peft_adapter processor_files llava_folders
