@@ -13,7 +13,7 @@ from lmmkit import plugin_calls
 from lmmkit.api.batch import Batch, HeadPairs, RowGather
 from lmmkit.api.components import EVALUATION, Ctx, Moment, StepTerm, Term
 from lmmkit.api.model_info import Dims
-from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Layer, LogSumExp, Need, VisionAt
+from lmmkit.api.needs import AttnMass, AttnTo, HiddenAt, HiddenMean, Layer, LogSumExp, Need, VisionAt
 from lmmkit.model.cross_entropy import linear_cross_entropy, log_probs
 from lmmkit.model.reference import Reference
 from lmmkit.model.step_terms import StepShare
@@ -168,12 +168,16 @@ def tap(need: Need, batch: Batch, out: ModelOutput) -> Tensor:
         case VisionAt(stage=stage, detach=detach):
             x_QD = out.features[stage][pick.item_Q]
             return x_QD.detach() if detach else x_QD
+        case AttnMass() if need in out.maps:
+            return out.maps[need][:, 0]
         case AttnMass(layers=layers):
             mass_LR = out.mass_LR if layers == "all" else out.mass_LR[list(layers)]
             place_Q = torch.searchsorted(
                 batch.attention.row_R.to(pick.row_Q.device, non_blocking=True), pick.row_Q
             )
             return mass_LR.mean(0)[place_Q]  # float32 or wider
+        case AttnTo():
+            return out.maps[need]
 
 
 def _states(layer: Layer, row_Q: Tensor, batch: Batch, out: ModelOutput) -> Tensor:

@@ -12,7 +12,17 @@ import torch
 
 from lmmkit import build
 from lmmkit.api import Loss
-from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, LogProb, LogSumExp, Need, Select, VisionAt
+from lmmkit.api.needs import (
+    AttnMass,
+    AttnTo,
+    HiddenAt,
+    HiddenMean,
+    LogProb,
+    LogSumExp,
+    Need,
+    Select,
+    VisionAt,
+)
 from lmmkit.plan.dry_run.drawn import concatenated, drawn
 from lmmkit.plan.prepare import prepare
 from lmmkit.recipe import read_text
@@ -21,6 +31,7 @@ from tests.conftest import PLAIN
 RESPONSE, IMAGE = Select(supervised=True), Select(kind="image")
 NEEDS = (
     HiddenAt(RESPONSE), HiddenAt(IMAGE, layer=1), HiddenMean(IMAGE), AttnMass(q=RESPONSE),
+    AttnTo(q=RESPONSE),
     VisionAt(IMAGE), VisionAt(IMAGE, stage="projected"), LogProb(RESPONSE), LogSumExp(RESPONSE),
 )  # fmt: skip
 
