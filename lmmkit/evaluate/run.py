@@ -79,6 +79,7 @@ def evaluate(
     if controls is None:
         controls = recipe.evaluate.controls if recipe.evaluate is not None else ()
     tasks = (tasks_of(recipe, only) if own else {}) | dict(benchmarks)
+    raise_all(problem for task in tasks.values() for problem in task.input_problems())
     compared = any(task.needs_baseline for task in tasks.values())
     training = sorted(list(recipe.stages.values())[-1].data) if compared else []
     asked = {task.section.data for task in tasks.values() if task.section.data is not None}
@@ -134,6 +135,7 @@ def evaluate_model(
 
     The arguments are those of `evaluate`. `path`: any folder that `load` opens.
     """
+    raise_all(problem for task in benchmarks.values() for problem in task.input_problems())
     chat_model, model = load(path, dtype=dtype, trust_files=trust_files), model_facts(path)
     results = {}
     for name, task in benchmarks.items():

@@ -208,7 +208,7 @@ def _items(name: str, files: Path, split: str | None):
     from lmmkit.errors import UserError, did_you_mean
     from lmmkit.errors.answers import NO_FILES
     from lmmkit.errors.plan import NO_TASK
-    from lmmkit.evaluate.answers.locate import benchmark_cache
+    from lmmkit.evaluate.answers.locate import official_items
     from lmmkit.evaluate.benchmarks.names import BENCHMARKS
 
     if name not in BENCHMARKS:
@@ -220,4 +220,4 @@ def _items(name: str, files: Path, split: str | None):
             NO_FILES.at("--files", got=f"no folder {folder}", title=f"{made.title}: FILES/{name}", fix=fix)
         )
     split = split or made.splits[0]
-    return made, made.items(folder, split=split, cache=benchmark_cache(name)), split
+    return made, official_items(made, folder, split), split
