@@ -81,11 +81,11 @@ def evaluate(
         from lmmkit.training.distributed.process_group import joined
 
     controls = PROBE if probe else None
-    found = _run_of(run, root)
     names = [name for each in on or () for name in each.split(",") if name]
-    own, benchmarks = _divided(names, found[1] if found else None, files, split, limit)
-    raise_all(problem for task in benchmarks.values() for problem in _file_problems(task))
     with joined() as ranks:
+        found = _run_of(run, root)
+        own, benchmarks = _divided(names, found[1] if found else None, files, split, limit)
+        raise_all(problem for task in benchmarks.values() for problem in _file_problems(task))
         shared = {
             "controls": controls, "dtype": getattr(torch, dtype), "trust_files": trust_files, "out": folder,
             "notify": (lambda text: err.print(text)) if ranks.first else (lambda text: None),

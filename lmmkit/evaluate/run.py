@@ -112,7 +112,7 @@ def evaluate(
         )  # fmt: skip
         with working(f"task {name}"):
             figures = task.run(chat_models[folder], samples, controls=controls, baseline=baseline, keep=keep)
-        results[name] = TaskResult(task, figures, time.perf_counter() - began, task.facts(keep))
+        results[name] = TaskResult(task, figures, time.perf_counter() - began, _facts(task, keep))
     show(results)
     if ranks.rank == 0 and (stage is None or out is not None):
         add_results(results, run.results if out is None else out / "results.json")
@@ -144,11 +144,16 @@ def evaluate_model(
         keep = Keep(folder=out / name, model=model, ranks=ranks)
         with working(f"task {name}"):
             figures = task.run(chat_model, (), controls=controls, keep=keep)
-        results[name] = TaskResult(task, figures, time.perf_counter() - began, task.facts(keep))
+        results[name] = TaskResult(task, figures, time.perf_counter() - began, _facts(task, keep))
     show(results)
     if ranks.rank == 0:
         add_results(results, out / "results.json")
     return results
+
+
+def _facts(task: EvalTask, keep: Keep) -> dict[str, Any]:
+    """Returns the facts of a task on the rank that writes them."""
+    return task.facts(keep) if keep.ranks.rank == 0 else {}
 
 
 def _problems(recipe: Recipe, only: Sequence[str]) -> list[Problem]:

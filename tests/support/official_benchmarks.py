@@ -8,6 +8,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import BytesIO
+from itertools import cycle
 from pathlib import Path
 
 from PIL import Image
@@ -239,19 +240,19 @@ def llava_wild(folder: Path) -> None:
         write_noise(folder / "images" / row["image"])
 
 
-def mm_vet(folder: Path) -> None:
-    """Writes questions, and the evaluator with its table of examples."""
+def mm_vet(folder: Path, n: int = 3) -> None:
+    """Writes `n` questions, and the evaluator with its table of examples."""
     write_json(folder / "mm-vet.json", {
         f"v1_{i}": {
             "imagename": f"v1_{i}.png", "question": f"x in {i}?", "answer": "-1<AND>-5", "imagesource": "url",
             "capability": capability,
         }
-        for i, capability in enumerate((["ocr", "math"], ["rec"], ["rec"]))
+        for i, capability in zip(range(n), cycle((["ocr", "math"], ["rec"], ["rec"])), strict=False)
     })  # fmt: skip
     (folder / "mm-vet_evaluator.py").write_text(
         'import openai\nprompt = """Compare.\nx? | 1 | 2 | 0.0\n"""\n'
     )
-    for i in range(3):
+    for i in range(n):
         write_noise(folder / "images" / f"v1_{i}.png")
 
 

@@ -170,25 +170,27 @@ def judge(
     """Write the requests to a judge that are still open, or the figures of its responses."""
     from dataclasses import asdict
 
-    from lmmkit.evaluate.answers.answers_file import NAME, read_answers
+    from lmmkit.evaluate.answers.answers_file import HEADER, NAME, read_answers
     from lmmkit.evaluate.answers.locate import task_folder
     from lmmkit.evaluate.answers.outcome import REQUESTS
     from lmmkit.evaluate.answers.schema import OWN
     from lmmkit.evaluate.judge import judged, read_responses, write_requests
-    from lmmkit.runs.files import write_json_atomic
+    from lmmkit.runs.files import read_json, write_json_atomic
 
     folder = task_folder(run, task)
-    made, items, _ = _items(task, files, split)
+    header = read_json(folder / HEADER)
+    made, items, _ = _items(header.get("benchmark", task), files, split or header.get("split"))
     texts = {answer.id: answer.raw for answer in read_answers(folder / NAME) if answer.condition == OWN}
     asked = made.judge(items, texts)
     if asked is None:
         out.print(f"{task}: scored without a judge")
         return
-    found = judged(asked, runs, [line for path in responses or () for line in read_responses(path)])
+    found = judged(asked, runs, read_responses(*(responses or ())))
     figures = made.judged_figures(items, found)
     write_requests(folder / REQUESTS, found.waiting)
+    unscored = "pending-judge" if found.waiting else "no grade"
     facts = {
-        "status": "scored" if figures else "pending-judge", "judge": found.judge, "runs": runs, "scored": found.scored,
+        "status": "scored" if figures else unscored, "judge": found.judge, "runs": runs, "scored": found.scored,
         "waiting": len(found.waiting), "parse_failed": found.parse_failed, "left_out": found.left_out,
     }  # fmt: skip
     write_json_atomic(
