@@ -7,20 +7,22 @@ is a change of the core, with a simple reference implementation and a test.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal
 
 import numpy as np
 
 from lmmkit.api.layout import Kind, Layout, Span, SpanRole
+from lmmkit.api.sample import View
 
 
 @dataclass(frozen=True, kw_only=True)
 class Select:
     """Selects rows of one view: those of spans that match every given field.
 
-    `view` is "main" or the instance name of a task. `supervised=True` selects supervised rows only.
+    `view` is "main" or the instance name of a task, `view_role` one of the task's `roles`.
+    `supervised=True` selects supervised rows only, `turn=-1` those of the last answer only.
     `shift=-1` selects, instead of each row, the previous row of the view (the row that predicts it).
     """
 
@@ -30,6 +32,12 @@ class Select:
     token_name: str | None = None
     supervised: bool | None = None
     shift: Literal[0, -1] = 0
+    view_role: str | None = None
+    turn: Literal[-1] | None = None
+
+    def takes(self, view: View) -> bool:
+        """Returns whether rows of this view are selected."""
+        return view.name == self.view and self.view_role in (None, view.role)
 
     def matches(self, span: Span) -> bool:
         """Returns whether the rows of this span are selected."""
@@ -38,6 +46,7 @@ class Select:
             and (self.role is None or span.role == self.role)
             and (self.token_name is None or span.token_name == self.token_name)
             and (self.supervised is None or span.supervised == self.supervised)
+            and (self.turn is None or span.turn == self.turn)
         )
 
     def positions(self, layout: Layout) -> np.ndarray:
@@ -50,11 +59,19 @@ class Select:
         return positions[positions >= 0]
 
 
+Layer = int | Literal["final"]
+
+
 @dataclass(frozen=True)
 class HiddenAt:
-    """Asks for the hidden states after the final norm at the selected rows, in (view, row) order: [Q, D]."""
+    """Asks for the hidden states at the selected rows, in (view, row) order: [Q, D].
+
+    `layer`: "final", after the final norm; or a number of blocks, after which the states are read. 0: the rows
+    that enter the first block.
+    """
 
     at: Select
+    layer: Layer = "final"
 
 
 @dataclass(frozen=True)
@@ -62,6 +79,20 @@ class HiddenMean:
     """Asks for the mean of those states over the selected rows, for each view that has any: [Q, D]."""
 
     over: Select
+    layer: Layer = "final"
+
+
+@dataclass(frozen=True)
+class VisionAt:
+    """Asks for the vision features behind the selected image rows, in (view, row) order: [Q, width].
+
+    `stage`: "encoder", what the encoder gives for the patch of a row; "projected", what the connector makes of
+    it, which enters the decoder. `detach`: no gradient flows back.
+    """
+
+    at: Select
+    stage: Literal["encoder", "projected"] = "encoder"
+    detach: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,19 +107,53 @@ class AttnMass:
     layers: Literal["all"] | tuple[int, ...] = "all"
 
 
-Need = HiddenAt | HiddenMean | AttnMass
+@dataclass(frozen=True)
+class LogProb:
+    """Asks for the log-probability of each supervised token that `at` selects, given all before it: [Q] float32.
+
+    `model`: of the trained model, or of the stage's `reference`.
+    """
+
+    at: Select
+    model: Literal["policy", "reference"] = "policy"
+
+
+@dataclass(frozen=True)
+class LogSumExp:
+    """Asks for log(sum(exp(logits))) of each row that predicts a supervised token that `at` selects: [Q] float32."""
+
+    at: Select
+
+
+Need = HiddenAt | HiddenMean | VisionAt | AttnMass | LogProb | LogSumExp
+
+
+def reads_images(need: Need) -> bool:
+    """Returns whether all rows that a need reads are image rows."""
+    select = selector(need)
+    return select.kind == "image" and select.shift == 0
 
 
 def selector(need: Need) -> Select:
-    """Returns the selector of the rows that a need reads (for a mass, the queries)."""
+    """Returns the selector of the rows that a need reads (for a mass, the queries; for a probability, the
+    targets)."""
     match need:
-        case HiddenAt(at=select) | HiddenMean(over=select) | AttnMass(q=select):
+        case HiddenAt(at=select) | VisionAt(at=select) | HiddenMean(over=select) | AttnMass(q=select):
             return select
+        case LogProb(at=select) | LogSumExp(at=select):
+            return replace(select, supervised=True)
+
+
+def positions_of(need: Need, layout: Layout) -> np.ndarray:
+    """Returns the positions in a view that the selector of a need selects. Nothing predicts position 0, so it is
+    no target."""
+    positions = selector(need).positions(layout)
+    return positions[positions > 0] if isinstance(need, LogProb | LogSumExp) else positions
 
 
 def selects_rows(need: Need, layout: Layout) -> bool:
     """Returns whether a need has any item in a view: for a mass, a query that comes after a key."""
-    positions = selector(need).positions(layout)
+    positions = positions_of(need, layout)
     if isinstance(need, AttnMass):
         keys = need.k.positions(layout)
         return bool(len(positions) and len(keys) and keys[0] <= positions[-1])

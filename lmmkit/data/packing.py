@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import NamedTuple
@@ -11,16 +11,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lmmkit import plugin_calls
 from lmmkit.api.batch import Batch, EmbedScatter, RowGather
 from lmmkit.api.components import Term
 from lmmkit.api.layout import Layout
 from lmmkit.api.model_info import ImageSpec
-from lmmkit.api.needs import AttnMass, Need, selector
+from lmmkit.api.needs import (
+    AttnMass,
+    HiddenAt,
+    HiddenMean,
+    Layer,
+    LogProb,
+    LogSumExp,
+    Need,
+    positions_of,
+    reads_images,
+    selector,
+)
 from lmmkit.api.sample import Image, View
 from lmmkit.attention.forest import Forest, arrange, grow, unshared
 from lmmkit.attention.schedule import AttentionSpec
+from lmmkit.data.head_pairs import head_pairs
 from lmmkit.data.images import ImageRef, ReadImage, normalise, unedited
+from lmmkit.data.labels import join_labels
 from lmmkit.errors import UserError, raise_all
+from lmmkit.errors.plan import WRONG_VIEW
 
 MIN_SHARED = 8  # rows; sharing a shorter prefix costs more attention calls than it saves rows
 
@@ -108,9 +123,12 @@ class Packer:
         members = [m for sample in samples for m in sample.members]
         forest, paths = self._arranged(members)
         id_T, scatters, shown = _origins(members, paths, len(forest))
-        pixels = [self._pixels(images[unedited(image), fit], image) for image, fit in shown]
+        pixels = [
+            self._pixels(images[unedited(ref[0]), ref[1]], ref[0], owner) for ref, owner in shown.items()
+        ]
         predict, target_S, term_S = self._targets(members, paths)
-        key_T, gathers = self._gathers(members, paths, len(forest))
+        key_T, gathers = self._gathers(members, paths, _image_items(scatters, len(forest)))
+        head = head_pairs(predict, target_S, gathers)
         mass = [pick.row_Q for need, pick in gathers.items() if isinstance(need, AttnMass)]
         spec = AttentionSpec(forest, key_T, torch.cat([*mass, _cat([])]).unique())
         batch = Batch(
@@ -128,15 +146,18 @@ class Packer:
             source_S=self._from(samples, predict.view_Q, term_S),
             text_terms=self.text_terms,
             gathers=gathers,
-            labels=_labels(members),
+            head=head,
+            inner=_inner(gathers),
+            labels=join_labels(m.view for m in members),
             views=tuple((m.view.name, m.view.sample.key) for m in members),
+            sample_V=tuple(n for n, sample in enumerate(samples) for _ in sample.members),
             first_image_V=_first_images(members, shown),
         )
         text = np.bincount(term_S.numpy(), minlength=len(self.text_terms)).tolist()
         count = dict(zip(self.text_terms, text, strict=True))
         by_source = np.bincount(batch.source_S.numpy(), minlength=len(self.sources) + 1).tolist()
         count |= {f"loss/{name}": n for name, n in zip(self.sources, by_source, strict=False)}
-        count |= {term.name: term.count(batch) for term in self.terms if term.name not in count}
+        count |= {term.name: plugin_calls.count(term, batch) for term in self.terms if term.name not in count}
         return replace(batch, count=count), paths
 
     def _from(self, samples: Sequence[SizedSample], view_S: Tensor, term_S: Tensor) -> Tensor:
@@ -148,15 +169,18 @@ class Packer:
         )
         return torch.where(term_S == 0, source_V[view_S], other)
 
-    def _pixels(self, decoded_CXY: Tensor, image: Image) -> Tensor:
+    def _pixels(self, decoded_CXY: Tensor, image: Image, owner: str) -> Tensor:
+        """Returns the pixels of an image as the encoder reads them, with the edit of the task `owner`."""
         pixels_CXY = normalise(decoded_CXY, self.image)
-        return pixels_CXY if image.edit is None else image.edit(pixels_CXY)
+        if image.edit is None:
+            return pixels_CXY
+        return plugin_calls.edited(owner, image.edit, pixels_CXY)
 
     def _targets(self, members, paths) -> tuple[RowGather, Tensor, Tensor]:
         """Returns the rows that predict, on the path of their view; their targets; their text terms."""
         rows, views, targets, terms = [], [], [], []
         for v, (member, path) in enumerate(zip(members, paths, strict=True)):
-            if not member.view.supervised:
+            if member.view.supervision != "train":
                 continue
             name = "next_token" if member.view.name == "main" else member.view.name
             ids, positions = _supervised(member.layout)
@@ -164,18 +188,21 @@ class Packer:
             views.append(np.full(len(positions), v))
             targets.append(ids)
             terms.append(np.full(len(positions), self.text_terms.index(name)))
-        return RowGather(_cat(rows), _cat(views)), _cat(targets), _cat(terms)
+        return RowGather.of(_cat(rows), _cat(views)), _cat(targets), _cat(terms)
 
-    def _gathers(self, members, paths, total) -> tuple[Tensor, dict[Need, RowGather]]:
+    def _gathers(self, members, paths, item_T: Tensor) -> tuple[Tensor, dict[Need, RowGather]]:
         """Returns the key rows of attention mass, and the rows that each need reads."""
-        key_T = np.zeros(total, bool)
+        key_T = np.zeros(len(item_T), bool)
         gathers = {}
         for need in self.needs:
-            rows, views, uniform = [], [], []
+            rows, views, uniform, targets, patches = [], [], [], [], []
             for v, (member, path) in enumerate(zip(members, paths, strict=True)):
-                if member.view.name != selector(need).view:
+                if not selector(need).takes(member.view):
                     continue
-                positions = selector(need).positions(member.layout)
+                positions = positions_of(need, member.layout)
+                if isinstance(need, LogProb | LogSumExp):
+                    targets.append(_tokens(member, positions))
+                    positions = positions - 1
                 if isinstance(need, AttnMass):
                     is_key = np.zeros(len(path), bool)
                     is_key[need.k.positions(member.layout)] = True
@@ -185,18 +212,28 @@ class Packer:
                     uniform.append(keys / (positions + 1))
                 rows.append(path[positions])
                 views.append(np.full(len(positions), v))
+                patches.append(_offsets(member.layout)[positions])
             share = torch.from_numpy(np.concatenate([*uniform, np.empty(0)])).float()
-            gathers[need] = RowGather(_cat(rows), _cat(views), share if isinstance(need, AttnMass) else None)
+            gather = RowGather.of(_cat(rows), _cat(views))
+            if isinstance(need, AttnMass):
+                gather = replace(gather, uniform_Q=share)
+            if isinstance(need, LogProb | LogSumExp):
+                gather = replace(gather, target_Q=_cat(targets))
+            if reads_images(need):
+                gather = replace(gather, item_Q=item_T[gather.row_Q], patch_Q=_cat(patches))
+            gathers[need] = gather
         return torch.from_numpy(key_T), gathers
 
 
 def _origins(
     members: Sequence[LaidOut], paths: Sequence[np.ndarray], total: int
-) -> tuple[Tensor, tuple[EmbedScatter, ...], list[ImageRef]]:
-    """Returns token ids, scatters, and the distinct images in the order of their items."""
+) -> tuple[Tensor, tuple[EmbedScatter, ...], dict[ImageRef, str]]:
+    """Returns token ids, scatters, and the distinct images in the order of their items, each with the name of
+    the first view that shows it."""
     id_T = np.full(total, -1, np.int64)
     item_T: dict[str, np.ndarray] = {}
     first_item: dict[ImageRef, int] = {}
+    shown: dict[ImageRef, str] = {}
     n_items = 0  # of the images so far, which may have unlike numbers of rows
     for member, path in zip(members, paths, strict=True):
         start = 0
@@ -211,13 +248,28 @@ def _origins(
                 ref = (span.image, member.view.sample.image_fit)
                 if ref not in first_item:
                     first_item[ref], n_items = n_items, n_items + span.n
+                    shown[ref] = member.view.name
                 first, source = first_item[ref], "vision"
             item_T.setdefault(source, np.full(total, -1, np.int64))[rows] = first + np.arange(span.n)
     scatters = []
     for source, items in sorted(item_T.items()):
         rows = np.flatnonzero(items >= 0)
         scatters.append(EmbedScatter(source, torch.from_numpy(rows), torch.from_numpy(items[rows])))
-    return torch.from_numpy(id_T), tuple(scatters), list(first_item)
+    return torch.from_numpy(id_T), tuple(scatters), shown
+
+
+def _image_items(scatters: Iterable[EmbedScatter], total: int) -> Tensor:
+    """Returns the number of each row among the rows of all images, [total]; -1 for other rows."""
+    item_T = torch.full((total,), -1)
+    for scatter in scatters:
+        if scatter.source == "vision":
+            item_T[scatter.row_N] = scatter.item_N
+    return item_T
+
+
+def _offsets(layout: Layout) -> np.ndarray:
+    """Returns the place of each row in its span."""
+    return np.concatenate([np.arange(span.n) for span in layout])
 
 
 def _ready(spec: AttentionSpec) -> AttentionSpec:
@@ -228,8 +280,26 @@ def _ready(spec: AttentionSpec) -> AttentionSpec:
 
 def _read(total: int, predict: RowGather, gathers: Mapping[Need, RowGather]) -> Tensor:
     """Returns a mask [total] of the rows whose states after the last layer are read."""
-    hidden = [pick.row_Q for need, pick in gathers.items() if not isinstance(need, AttnMass)]
-    return torch.zeros(total, dtype=torch.bool).index_fill(0, torch.cat([predict.row_Q, *hidden]), True)
+    hidden = [pick.row_Q for layer, pick in _hidden(gathers) if layer == "final"]
+    scored = [pick.row_Q for pick in gathers.values() if pick.target_Q is not None]
+    rows = torch.cat([predict.row_Q, *hidden, *scored])
+    return torch.zeros(total, dtype=torch.bool).index_fill(0, rows, True)
+
+
+def _inner(gathers: Mapping[Need, RowGather]) -> dict[int, Tensor]:
+    """Returns the distinct rows whose states are read between blocks, by the number of blocks before."""
+    rows: dict[int, list[Tensor]] = {}
+    for layer, pick in _hidden(gathers):
+        if layer != "final":
+            rows.setdefault(layer, []).append(pick.row_Q)
+    return {layer: torch.cat(found).unique() for layer, found in sorted(rows.items())}
+
+
+def _hidden(gathers: Mapping[Need, RowGather]) -> Iterator[tuple[Layer, RowGather]]:
+    """Yields each need of hidden states: its layer and its rows."""
+    for need, pick in gathers.items():
+        if isinstance(need, HiddenAt | HiddenMean):
+            yield need.layer, pick
 
 
 def _keys(member: LaidOut, codes: dict[Hashable, int]) -> np.ndarray:
@@ -270,12 +340,14 @@ def _supervised(layout: Layout) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([*ids, empty]), np.concatenate([*positions, empty])
 
 
-def _labels(members: Sequence[LaidOut]) -> dict[str, Tensor]:
-    found: dict[str, list] = {}
-    for member in members:
-        for key, value in member.view.labels.items():
-            found.setdefault(f"{member.view.name}/{key}", []).append(value)
-    return {key: torch.tensor(values) for key, values in found.items()}
+def _tokens(member: LaidOut, positions: np.ndarray) -> np.ndarray:
+    """Returns the ids at supervised positions of a view. Raises `UserError` if the view may not be read so."""
+    view = member.view
+    if view.supervision == "none":
+        got = "a view of supervision `none`, whose log-probabilities a term reads"
+        raise UserError(WRONG_VIEW.at(f"plugins.{view.name}", got=got))
+    ids, places = _supervised(member.layout)
+    return ids[np.searchsorted(places, positions)]
 
 
 def _shown(member: LaidOut) -> list[ImageRef]:
@@ -284,7 +356,7 @@ def _shown(member: LaidOut) -> list[ImageRef]:
     return [(span.image, fit) for span in member.layout if span.image is not None]
 
 
-def _first_images(members: Sequence[LaidOut], shown: Sequence[ImageRef]) -> tuple[int, ...]:
+def _first_images(members: Sequence[LaidOut], shown: Iterable[ImageRef]) -> tuple[int, ...]:
     number = {ref: i for i, ref in enumerate(shown)}
     return tuple(next((number[ref] for ref in _shown(member)), -1) for member in members)
 

@@ -93,9 +93,24 @@ NOT_INSTALLED = Code(
 
 # plan/
 
+FROZEN = Code(
+    "plan/frozen", cause="A term asks for a gradient into vision features that the stage does not train.",
+    expected="`detach=True`, or a stage that trains {parts}",
+    hint="Leave `detach` at its default in the term's need, or train the part.",
+)
+IMAGE_ROWS = Code(
+    "plan/image-rows", cause="A term asks for vision features where there are none: of rows that are no image rows.",
+    expected="an encoder, `at=Select(kind=\"image\")` without `shift`, and the stage `encoder` or `projected`",
+    hint="Correct the need of the term.",
+)
 LAYERS = Code(
     "plan/layers", cause="A term reads layers that the decoder does not have, or one layer twice.",
-    expected="`all`, or numbers from 0 to {last}, each once", hint="Correct `layers`.",
+    expected="{layers}", hint="Correct the layers that the term's `needs` name.",
+)
+NO_TARGET = Code(
+    "plan/no-target", cause="A term reads the log-probability of rows that are never targets of next-token prediction.",
+    expected="a selection of supervised text, without `shift`",
+    hint="Select rows of answers: no `kind`, `role`, `token_name` or `supervised` that excludes them.",
 )
 NO_VIEW = Code(
     "plan/no-view", cause="A term reads a view that no task of the stage makes.",
@@ -142,6 +157,10 @@ UNREAD_VIEW = Code(
     expected="a term that reads them",
     hint="Declare a need on `Select(view=self.name)`, or train on the text of the views (`text_loss`).",
 )
+VIEW_ROLE = Code(
+    "plan/view-role", cause="A term reads views of a role that the task which makes the views does not have.",
+    expected="a role in `roles` of the task that makes the view: {roles}", hint="Correct `view_role`. {nearest}",
+)
 
 # plugin/
 
@@ -166,6 +185,11 @@ INSERT = Code(
     "plugin/insert", cause="A token strategy returns an insert that is not possible.",
     expected="`at` one of {positions}; a token of `provides`; at least one row",
     hint="Correct `edit` of the plugin.",
+)
+LABEL = Code(
+    "plugin/label", cause="A plugin gives views labels that cannot be one tensor.",
+    expected="a bool, int or float, or an array of them; of one type and form on all views of the plugin",
+    hint="Correct `views` or `labels` of the plugin.",
 )
 LOAD_ERROR = Code(
     "plugin/load-error", cause="The plugin raises an exception when it is imported or returns its components.",
@@ -197,6 +221,14 @@ NOT_A_COMPONENT = Code(
     "plugin/not-a-component", cause="The plugin offers an object that is not a component.",
     expected="a frozen dataclass derived from a component class of lmmkit.api", hint="Correct the plugin.",
 )
+RAISED = Code(
+    "plugin/raised", cause="The code of a plugin raises an exception.",
+    expected="no exception", hint="Correct the plugin. `{variable}=1` prints the full traceback.",
+)
+RETURNED = Code(
+    "plugin/returned", cause="A method of a plugin returns something else than it must.",
+    expected="{expected}", hint="Correct `{method}` of the plugin (docs/plugins.md, Protocol).",
+)
 TWO_PACKAGES = Code(
     "plugin/two-packages", cause="Several installed packages offer a component of one name.",
     expected="a name that one package offers",
@@ -215,4 +247,9 @@ UNTRUSTED_FILE = Code(
     cause="The recipe uses a local plugin file, and the command does not allow it to run.",
     expected="permission to run the file",
     hint="Read {path}; if you trust it, add --trust-files to the command.",
+)
+WRONG_VIEW = Code(
+    "plugin/view", cause="A task makes a view that does not agree with what its class declares, or with its readers.",
+    expected="`role` one of `roles`; `supervision` train with `text_loss`, read for log-probabilities, else none",
+    hint="Correct `views` of the plugin, or its `roles` and `text_loss`.",
 )

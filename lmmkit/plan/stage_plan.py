@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lmmkit.api.components import AuxTask, Term, TokenStrategy
+from lmmkit import plugin_calls
+from lmmkit.api.components import AuxTask, Loss, Term, TokenStrategy
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import Need
 from lmmkit.recipe import Weight
@@ -34,6 +35,11 @@ class StagePlan:
         return tuple(term for term in self.terms if isinstance(term, AuxTask))
 
     @property
+    def losses(self) -> tuple[Loss, ...]:
+        """Returns the active losses, which add no views, sorted by name."""
+        return tuple(term for term in self.terms if isinstance(term, Loss))
+
+    @property
     def text_terms(self) -> tuple[str, ...]:
         """Returns the names of the terms that are next-token losses on the text of some view."""
         return ("next_token", *(task.name for task in self.tasks if task.text_loss))
@@ -44,7 +50,7 @@ class StagePlan:
         It is ln V per token for text, and `Term.chance` for other terms.
         """
         text = dict.fromkeys(self.text_terms, math.log(dims.vocab))
-        other = {term.name: term.chance(dims) for term in self.terms}
+        other = {term.name: plugin_calls.chance(term, dims) for term in self.terms}
         return text | {name: chance for name, chance in other.items() if chance is not None}
 
     @property

@@ -62,7 +62,7 @@ def test_the_shuffle_moves_whole_tiles_and_undoes():
 def test_image_order_derives_one_view_and_shows_no_image_unshuffled():
     task = ImageOrder(name="order", grid=3, permutations=24)
     (view,) = task.views(SAMPLE, rng())
-    assert view.sample.turns == SAMPLE.turns and not view.supervised
+    assert view.sample.turns == SAMPLE.turns and view.supervision == "none"
     order = permutations(9, 24, 0, "seed")[view.labels["permutation"]]
     assert [image.edit.order for image in view.sample.images] == [order, order]
     twice = replace(SAMPLE, images=(SAMPLE.images[0],) * 2)
@@ -94,7 +94,9 @@ def test_the_directed_token_checks_its_spread():
 def test_text_order_shuffles_words_of_the_first_response_only():
     (view,) = TextOrder(name="t").views(SAMPLE, rng())
     question, answer = view.sample.turns
-    assert answer.text == "A cat sat. On the mat, a cat" and view.supervised and question.images == 2
+    assert (
+        answer.text == "A cat sat. On the mat, a cat" and view.supervision == "train" and question.images == 2
+    )
     instruction, words = question.text.split(": ", 1)
     assert instruction.startswith("Re-order the sentence")
     assert sorted(words.split()) == sorted(answer.text.split()) and words.split() != answer.text.split()
@@ -132,11 +134,11 @@ def test_text_order_scores_the_exact_sentence_and_knows_chance():
 def guided_ctx(loss: GuidedLoss, alpha: list[float], views: list[int], uniform: list[float]) -> Ctx:
     """Returns a context over ten packed rows, with queries from row 5 on."""
     row_Q = torch.arange(5, 5 + len(alpha))
-    gather = RowGather(row_Q, torch.tensor(views), torch.tensor(uniform))
+    gather = RowGather.of(row_Q, torch.tensor(views), torch.tensor(uniform))
     empty = torch.empty(0, dtype=torch.int64)
     spec = AttentionSpec(roots([10]), torch.zeros(10, dtype=torch.bool), row_Q)
     batch = Batch(
-        attention=spec, last=spec, id_T=empty, scatters=(), pixels_ICXY=torch.empty(0), predict=RowGather(empty, empty),
+        attention=spec, last=spec, id_T=empty, scatters=(), pixels_ICXY=torch.empty(0), predict=RowGather.of(empty, empty),
         target_S=empty, term_S=empty, text_terms=("next_token",), gathers={loss.needs[0]: gather},
     )  # fmt: skip
     return Ctx("g", batch, {loss.needs[0]: torch.tensor(alpha)}, None)

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lmmkit import plugin_calls
+from lmmkit.api.components import Moment
 from lmmkit.api.model_info import ImageSpec
 from lmmkit.data.packing import ImageRef, Packer, SizedSample, read_images
 from lmmkit.errors import UserError
@@ -31,10 +33,11 @@ def stage_images(
     """
     pipeline, step, reader = prepared.pipeline(at.stage), at.stage_step - 1, prepared.reader()
     batch = pipeline.step(step)[0].to(device)
-    spec, outcome = prepared.dims.image, objective(batch)
+    now = Moment(step, step / prepared.steps(at.stage))
+    spec, outcome = prepared.dims.image, objective(batch, now)
     out = {}
     for term in objective.terms:
-        images = term.images(outcome.ctxs[term.name])
+        images = plugin_calls.images(term, outcome.ctxs[term.name])
         out |= {f"{term.name}/{name}": natural(pixels, spec) for name, pixels in images.items()}
     for k in pipeline.positions(step):
         source, epoch, record = pipeline.order.at(k)
