@@ -109,6 +109,13 @@ def compare(
         return list(by_key(read_answers(folder / NAME), str(folder / NAME)).values())
 
     answers = [{task: answers_in(each[task]) for task in names or common} for each in folders]
+    unscored = [task for task in answers[0] if all(a.score is None for each in answers for a in each[task])]
+    if len(unscored) < len(answers[0]):  # of unscored tasks alone there is an error
+        answers = [
+            {task: several for task, several in each.items() if task not in unscored} for each in answers
+        ]
+        for task in unscored:
+            err.print(f"{task}: no scores, for a server or a judge has to give them")
     found = compare_tasks(*answers)
     if as_json:
         return print_json([asdict(each) for each in found])
