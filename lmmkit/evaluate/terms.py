@@ -11,6 +11,7 @@ import torch
 from lmmkit.api.sample import Sample
 from lmmkit.data.packing import SizedSample, read_images
 from lmmkit.data.pipeline import cut
+from lmmkit.data.sources.other_samples import SourceSamples
 from lmmkit.data.views import dropped_text
 from lmmkit.errors import Problem
 from lmmkit.evaluate.keep import Keep
@@ -41,7 +42,8 @@ class Terms(EvalTask):
         """Returns the averages. The terms know their chance level; there are no controls."""
         dropped: Counter[str] = Counter()
         shown = counted("measuring terms", samples)
-        parts = cut(laid_out(chat_model, shown, dropped), chat_model.prepared.recipe.speed.tokens)
+        among = SourceSamples.among(samples)
+        parts = cut(laid_out(chat_model, shown, dropped, among), chat_model.prepared.recipe.speed.tokens)
         figures = averages(chat_model, term_sums(chat_model, parts))
         if dropped:
             print(f"note: evaluate.tasks.{self.name}: {dropped_text(dropped)}", file=sys.stderr)
@@ -53,11 +55,12 @@ class Terms(EvalTask):
 
 
 def laid_out(
-    chat_model: ChatModel, samples: Iterable[Sample], dropped: Counter[str]
+    chat_model: ChatModel, samples: Iterable[Sample], dropped: Counter[str], among: SourceSamples
 ) -> Iterator[SizedSample]:
     """Returns the samples, laid out for their first epoch. Counts in `dropped` what the length policy cuts or
-    leaves out."""
-    return (chat_model.packer.sized(m) for s in samples if (m := chat_model.views.fitting(s, 0, dropped)))
+    leaves out. `among`: the samples that views may ask for."""
+    views = (chat_model.views.fitting(sample, 0, dropped, among) for sample in samples)
+    return (chat_model.packer.sized(members) for members in views if members)
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from typing import Any
 from lmmkit.api.sample import Sample
 from lmmkit.data.packing import SizedSample
 from lmmkit.data.pipeline import cut
+from lmmkit.data.sources.other_samples import SourceSamples
 from lmmkit.data.views import dropped_text
 from lmmkit.errors import Problem, did_you_mean
 from lmmkit.errors.training import BEST, OTHER_STAGE, STAGE_NAME
@@ -85,7 +86,12 @@ class Validator:
         samples = first(section.samples, section.data)
         own = samples[ranks.rank :: ranks.world]
         dropped: Counter[str] = Counter()
-        parts = list(cut(laid_out(self.chat_model, own, dropped), prepared.recipe.speed.tokens))
+        parts = list(
+            cut(
+                laid_out(self.chat_model, own, dropped, SourceSamples.among(samples)),
+                prepared.recipe.speed.tokens,
+            )
+        )
         self.dropped = sum_by_name(ranks.gather(dict(dropped)))
         self.parts = [*parts, *([] for _ in range(ranks.all_reduce_max(len(parts)) - len(parts)))]
         self.samples = len(samples)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lmmkit_zoo.dpo import Cropped, Dpo
 from lmmkit_zoo.points import COLOURS, Marked, Points, turned
 from lmmkit_zoo.reconstruct import Reconstruct
 from lmmkit_zoo.rotation import Colour, Exchanged, Rotation, Turned
@@ -50,7 +51,7 @@ def test_every_component_is_declared_and_has_a_recipe():
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_trains(path, scenes, tmp_path, offered):
-    stages = ("pretrain", "finetune")
+    stages = tuple(read_recipe(path, root=scenes).stages)
     short = [f"stages.{stage}.length.steps=6" for stage in stages]
     recipe = read_recipe(
         path, root=scenes, overrides=[*short, "output.save_every=0", "output.images_every=0"]
@@ -79,6 +80,32 @@ def offered(monkeypatch):
 
     points = [EntryPoint(name, module, registry.GROUP) for name, module in POINTS.items()]
     monkeypatch.setattr(registry, "entry_points", lambda group: points)
+
+
+def test_preferred_are_the_answer_of_the_record_and_its_image():
+    turns = (*SAMPLE.turns, Turn("user", "where"), Turn("assistant", "On a mat."))
+    talk, task = replace(SAMPLE, turns=turns), Dpo(name="dpo", crop=0.25)
+    chosen, rejected, cropped = task.views(talk, np.random.default_rng(0))
+    assert chosen.sample == talk and rejected.sample.turns == (*turns[:3], Turn("assistant", "A cat."))
+    assert cropped.sample.turns == turns and cropped.sample.images[0].edit == cropped.sample.images[1].edit
+    assert [v.role for v in (chosen, rejected, cropped)] == list(task.roles)
+    given = replace(talk, meta={"rejected": "On a dog."})
+    assert task.views(given, np.random.default_rng(0))[1].sample.turns[-1].text == "On a dog."
+    assert len(Dpo(name="dpo").views(talk, np.random.default_rng(0))) == 2
+    assert (
+        len(
+            task.views(
+                replace(given, images=(), turns=(Turn("user", "x"), turns[1])), np.random.default_rng(0)
+            )
+        )
+        == 2
+    )
+    assert task.views(SAMPLE, np.random.default_rng(0)) == [], "no other answer"
+    assert task.views(replace(given, turns=turns[:3]), np.random.default_rng(0)) == []
+    pixels = torch.arange(64.0).view(1, 8, 8)
+    assert torch.equal(Cropped(1.0, 0.3, 0.9)(pixels), pixels)
+    assert torch.equal(Cropped(0.125, 0.5, 1.0)(pixels), torch.full((1, 8, 8), 31.0))
+    assert Dpo(name="d", crop=1.0).check(None).startswith("crop") and task.check(None) == ""
 
 
 def ctx_of(term, need_values, **when):
