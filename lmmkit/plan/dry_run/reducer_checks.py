@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmmkit.api.components import ImageReducer
@@ -42,8 +43,8 @@ class ReducerSubject:
     def _connect(self, x: Tensor) -> Tensor:
         if self.alone:
             return x
-        scale_D = torch.linspace(0.5, 1.5, self.dims.width)
-        return x.mean(-1, keepdim=True) * scale_D + x[..., :1]
+        weight_1E = torch.linspace(0.5, 1.5, self.dims.image.width)[None]
+        return F.linear(x, weight_1E) * torch.linspace(0.5, 1.5, self.dims.width)
 
     def problem(self, code, got: str, **fields: object) -> Problem:
         return problem(code, self.reducer.name, "reduce", self.reducer, got, **fields)

@@ -89,7 +89,7 @@ def found(reducer: ImageReducer, *, alone: bool = False) -> list[str]:
     [
         (Draws, "plugin/not-pure"), (Mixes, "plugin/not-pure"), (Changes, "plugin/in-place"),
         (Unused, "plugin/no-gradient"), (Half, "plugin/no-gradient"), (Infinite, "plugin/not-finite"),
-        (Wide, "plugin/returned"), (Own, "plugin/returned"),
+        (Wide, "plugin/returned"), (Own, "plugin/raised"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_named(cls, code):
