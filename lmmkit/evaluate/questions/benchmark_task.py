@@ -23,6 +23,7 @@ from lmmkit.evaluate.task import Better, EvalTask, Figure, Line
 from lmmkit.inference.chat_model import ChatModel
 from lmmkit.majority import Majority
 from lmmkit.plan.stage_plan import StagePlan
+from lmmkit.progress import counted, working
 from lmmkit.recipe import Recipe
 
 
@@ -63,7 +64,10 @@ class BenchmarkTask(EvalTask):
 
     def items(self) -> Sequence[Item]:
         """Returns the items of the split. Raises `UserError` for files that are not as they were published."""
-        return self.benchmark.items(self.folder, split=self.split, cache=benchmark_cache(self.benchmark.name))
+        with working(f"{self.name}: reading the official files"):
+            return self.benchmark.items(
+                self.folder, split=self.split, cache=benchmark_cache(self.benchmark.name)
+            )
 
     def run(
         self, chat_model: ChatModel, samples: Sequence[Sample], *,
@@ -108,7 +112,8 @@ class BenchmarkTask(EvalTask):
 def check_image_files(items: Iterable[Item], image_fit: ImageFit) -> None:
     """Raises `UserError` with all images that cannot be opened. Reads their headers only."""
     problems: list[Problem] = []
-    for path in dict.fromkeys(image for item in items for image in item.images):
+    paths = dict.fromkeys(image for item in items for image in item.images)
+    for path in counted("checking images", paths):
         try:
             check_header(path, image_fit)
         except UserError as error:
