@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         LearnedTokens,
         Loss,
         Metric,
+        RowLoss,
         StepTerm,
         TokenStrategy,
     )
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AttnMass", "AuxTask", "Batch", "Ctx", "Dims", "ExtraView", "HiddenAt", "HiddenMean", "Image", "ImageReducer",
-    "ImageSpec", "Insert", "LearnedTokens", "LogProb", "LogSumExp", "Loss", "Metric", "Ragged", "Sample", "Select",
-    "StepTerm", "TokenStrategy", "Turn", "View", "VisionAt", "hookimpl",
+    "ImageSpec", "Insert", "LearnedTokens", "LogProb", "LogSumExp", "Loss", "Metric", "Ragged", "RowLoss", "Sample",
+    "Select", "StepTerm", "TokenStrategy", "Turn", "View", "VisionAt", "hookimpl",
 ]  # fmt: skip
 
 _FILES = {
@@ -47,6 +48,7 @@ _FILES = {
         "LearnedTokens",
         "Loss",
         "Metric",
+        "RowLoss",
         "StepTerm",
         "TokenStrategy",
         "hookimpl",
