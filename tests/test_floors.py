@@ -80,7 +80,8 @@ FLOORS: dict[str, str] = {
         dry_run
     """,
     "lmmkit.plan.dry_run": """
-        subject drawn module_checks token_checks label_checks view_checks term_checks run rehearsal second_process
+        subject drawn module_checks token_checks label_checks view_checks
+        term_checks reducer_checks run rehearsal second_process
     """,
     "lmmkit.plugin_calls": """
         guard

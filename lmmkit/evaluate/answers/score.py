@@ -151,6 +151,7 @@ def _name(path: str | None) -> str:
 
 KEYS: dict[str, tuple[Callable[[Item], object], Callable[[ForeignAnswer], object]]] = {
     "id": (lambda item: REPEATED.sub("", item.id), lambda answer: answer.id),
+    "id in lmmkit": (lambda item: item.id, lambda answer: answer.id),
     "last part of the id": (lambda item: item.id.rpartition("/")[2], lambda answer: answer.id),
     "image and prompt": (
         lambda item: (_name(next(iter(item.images), "")), _plain(item.prompt)),

@@ -89,6 +89,10 @@ def test_items_of_one_id_are_matched_by_prompt_or_order():
     assert matched(pair, foreign(("a", "count/1.png"), ("b", "count/1.png")), "x").texts == found.texts
     half = matched(pair, foreign(("a", "count/1.png", "Is it two?")), "x")
     assert half.missing == ("count/1.png#2",)
+    half = matched(pair, foreign(("b", "count/1.png", "Is it three?")), "x")
+    assert half.texts == {"count/1.png#2": "b"}
+    own = matched(pair, foreign(("b", "count/1.png#2"), ("a", "count/1.png")), "x")
+    assert own.texts == {"count/1.png": "a", "count/1.png#2": "b"} and own.by == "id in lmmkit"
 
 
 def test_answers_without_ids_are_matched_by_order():
