@@ -134,7 +134,7 @@ class Objective(nn.Module):
         if not isinstance(term, RowLoss):
             return plugin_calls.value(term, ctx)
         (need,) = plugin_calls.needs(term)
-        head_VD, rows = self.lmm.decoder.head.weight, partial(plugin_calls.rows, term)
+        head_VD, rows = self.lmm.decoder.head.weight, partial(plugin_calls.losses_of_rows, term)
         with self.computing(ctx[need].device):
             return row_losses(ctx[need], head_VD, ctx.targets(need), rows).sum()
 

@@ -244,7 +244,7 @@ def value(term: Term, ctx: Ctx) -> Tensor:
     return found
 
 
-def rows(term: RowLoss, logits_CV: Tensor, target_C: Tensor) -> Tensor:
+def losses_of_rows(term: RowLoss, logits_CV: Tensor, target_C: Tensor) -> Tensor:
     """Returns the loss of each row of a chunk, [C]."""
     with calling(term.name, "rows", term):
         found = term.rows(logits_CV, target_C)

@@ -129,7 +129,7 @@ def _value(term: Term, ctx: Ctx) -> Tensor:
     if isinstance(term, RowLoss):
         (need,) = plugin_calls.needs(term)
         logits_QV = ctx[need]  # of few tokens, if the vocabulary is large
-        return plugin_calls.rows(term, logits_QV, ctx.targets(need) % logits_QV.shape[1]).sum()
+        return plugin_calls.losses_of_rows(term, logits_QV, ctx.targets(need) % logits_QV.shape[1]).sum()
     return plugin_calls.value(term, ctx)
 
 
