@@ -23,7 +23,7 @@ FLOORS: dict[str, str] = {
         cli __main__
     """,
     "lmmkit.api": """
-        model_info plugin_files sample layout needs batch components
+        model_info plugin_files puzzle sample layout needs batch components
     """,
     "lmmkit.attention": """
         forest interface merge schedule eager sdpa flash xformers_backend trial backends
@@ -63,7 +63,7 @@ FLOORS: dict[str, str] = {
         schema answers_file scorer uploads probe outcome locate foreign score compare choose published
     """,
     "lmmkit.evaluate.questions": """
-        matching asking attention_file answering questions_task benchmark_task
+        matching asking attention_file puzzles_file answering questions_task benchmark_task
     """,
     "lmmkit.inference": """
         batch_from_ids kv_cache generate token_model text_stream chat_model image_attention load

@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from lmmkit.api.layout import Insert
     from lmmkit.api.model_info import Dims, ImageSpec
     from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Select
+    from lmmkit.api.puzzle import Puzzle
     from lmmkit.api.sample import Image, Sample, Turn, View
 
     hookimpl: HookimplMarker
 
 __all__ = [
     "AttnMass", "AuxTask", "Batch", "Ctx", "Dims", "HiddenAt", "HiddenMean", "Image", "ImageSpec",
-    "Insert", "LearnedTokens", "Loss", "Metric", "Sample", "Select", "TokenStrategy", "Turn", "View",
+    "Insert", "LearnedTokens", "Loss", "Metric", "Puzzle", "Sample", "Select", "TokenStrategy", "Turn", "View",
     "hookimpl",
 ]  # fmt: skip
 
@@ -33,6 +34,7 @@ _FILES = {
     "layout": ("Insert",),
     "model_info": ("Dims", "ImageSpec"),
     "needs": ("AttnMass", "HiddenAt", "HiddenMean", "Select"),
+    "puzzle": ("Puzzle",),
     "sample": ("Image", "Sample", "Turn", "View"),
 }
 

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 
+from lmmkit.api.batch import Batch
+from lmmkit.api.components import Term
 from lmmkit.api.sample import Sample
 from lmmkit.data.packing import SizedSample, read_images
 from lmmkit.data.pipeline import cut
 from lmmkit.data.views import dropped_text
 from lmmkit.errors import Problem
 from lmmkit.evaluate.keep import Keep
+from lmmkit.evaluate.questions.puzzles_file import Puzzles, puzzle_facts
 from lmmkit.evaluate.questions.questions_task import data_problems
 from lmmkit.evaluate.task import Better, EvalTask, Figure
 from lmmkit.inference.chat_model import ChatModel
 from lmmkit.majority import Majority
-from lmmkit.objective import sum_by_name
+from lmmkit.objective import Outcome, sum_by_name
 from lmmkit.plan.stage_plan import StagePlan
 from lmmkit.progress import counted
 from lmmkit.recipe import Recipe
@@ -38,14 +42,22 @@ class Terms(EvalTask):
         self, chat_model: ChatModel, samples: Sequence[Sample], *,
         controls: Iterable[str] = (), baseline: Majority | None = None, keep: Keep | None = None,
     ) -> dict[str, Figure]:  # fmt: skip
-        """Returns the averages. The terms know their chance level; there are no controls."""
+        """Returns the averages, and keeps the puzzles of order tasks. The terms know their chance level; there are no
+        controls."""
+        puzzles = Puzzles(self.name, samples)
         dropped: Counter[str] = Counter()
         shown = counted("measuring terms", samples)
         parts = cut(laid_out(chat_model, shown, dropped), chat_model.prepared.recipe.speed.tokens)
-        figures = averages(chat_model, term_sums(chat_model, parts))
+        figures = averages(chat_model, term_sums(chat_model, parts, note=puzzles.add_outcome))
+        if keep is not None:
+            puzzles.write(keep, chat_model.stage)
         if dropped:
             print(f"note: evaluate.tasks.{self.name}: {dropped_text(dropped)}", file=sys.stderr)
         return figures
+
+    def facts(self, keep: Keep) -> dict[str, Any]:
+        """Returns the name of the file of puzzles, if there are any."""
+        return puzzle_facts(keep.folder)
 
     def figures(self, plan: StagePlan) -> dict[str, Better]:
         """Returns the terms. A metric of a term does not state which values are better."""
@@ -61,14 +73,19 @@ def laid_out(
 
 
 @torch.no_grad()
-def term_sums(chat_model: ChatModel, parts: Iterable[Sequence[SizedSample]]) -> Sums:
-    """Returns the sums over micro-batches; some of these may be empty."""
+def term_sums(
+    chat_model: ChatModel, parts: Iterable[Sequence[SizedSample]], *,
+    note: Callable[[Sequence[Term], Outcome, Batch], None] = lambda terms, outcome, batch: None,
+) -> Sums:  # fmt: skip
+    """Returns the sums over micro-batches; some of these may be empty. `note` is called with each outcome."""
     objective = chat_model.objective
     sums: Sums = [{}, {}, {}, {}]
     for part in parts:
         chat_model.poll()
         batch, _ = chat_model.packer.pack(part, read_images(part, chat_model.reader))
-        outcome = objective(batch.to(chat_model.device))
+        batch = batch.to(chat_model.device)
+        outcome = objective(batch)
+        note(objective.terms, outcome, batch)
         values, totals, chances = (
             {name: float(value) for name, value in each.items()}
             for each in (outcome.sums, *objective.metric_sums(outcome, batch))
