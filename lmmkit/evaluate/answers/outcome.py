@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lmmkit.evaluate.answers.probe import probe_figures, renamed
+from lmmkit.evaluate.answers.probe import gains_of_sums, probe_figures, renamed
 from lmmkit.evaluate.answers.schema import OWN, Answer, AnswerKey
 from lmmkit.evaluate.answers.scorer import Scorer
 from lmmkit.evaluate.answers.uploads import write_uploads
@@ -54,14 +54,16 @@ def outcome_of(
         coverage["parsed"] = {str(parsed): n for parsed, n in kinds.most_common()}
     figures: dict[str, Figure] = {}
     if len(own) == len(items):
-        figures = dict(scorer.figures(items, [verdict_of(answer) for answer in own]))
+        verdicts = {OWN: [verdict_of(answer) for answer in own]}
+        figures = dict(scorer.figures(items, verdicts[OWN]))
         for control in controls:
             # an item without an image has one answer for all conditions
             shown = [answers.get((control, item.id), answers[OWN, item.id]) for item in items]
             if all((control, item.id) in answers or not item.images for item in items):
-                of_control = scorer.figures(items, [verdict_of(answer) for answer in shown])
+                verdicts[control] = [verdict_of(answer) for answer in shown]
+                of_control = scorer.figures(items, verdicts[control])
                 figures |= {renamed(name, control): figure for name, figure in of_control.items()}
-        figures |= probe_figures(answers, controls)
+        figures |= probe_figures(answers, controls) | gains_of_sums(items, scorer, verdicts)
     return Answered(answers=answers, figures=figures, status=status, coverage=coverage)
 
 

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+
 from lmmkit.errors import MachineError, raise_all
 from lmmkit.errors.benchmarks import (
     ABSENT_IMAGES,
@@ -22,6 +24,7 @@ from lmmkit.errors.benchmarks import (
     UPLOAD_ANSWERS,
 )
 from lmmkit.evaluate.benchmarks.benchmark import Benchmark, Item, Verdict
+from lmmkit.evaluate.bootstrap import SummedFigure, ratio
 from lmmkit.evaluate.group_means import group_means
 from lmmkit.evaluate.official_files import OfficialFiles, named, upload_problems, write_image_once
 from lmmkit.evaluate.option_letters import ASK_LETTER, lenient_letter, lettered
@@ -120,6 +123,15 @@ class MMBench(Benchmark):
             vanilla = [scores[i] for i in first]
             out |= group_means(f"vanilla{rule}", questions, vanilla, constants=[letters[i] for i in first])
         return out
+
+    def sums(self, items: Sequence[Item], verdicts: Sequence[Verdict]) -> dict[str, SummedFigure]:
+        """Returns the circular accuracy: questions with right answers to all rotations, and questions."""
+        if any(item.gold is None for item in items):
+            return {}
+        columns = np.zeros((len(items), 2))
+        for turns in _complete(items):
+            columns[turns[0]] = min(verdicts[i].score or 0.0 for i in turns), 1.0
+        return {"circular": SummedFigure(columns, lambda sums: ratio(sums[..., 0], sums[..., 1]))}
 
     def upload(self, items: Sequence[Item], answers: Mapping[str, str]) -> Mapping[str, bytes]:
         """Returns the .xlsx table that the server takes. Needs the extra `benchmarks`."""

@@ -14,6 +14,7 @@ from lmmkit.errors.plan import NO_DATA
 from lmmkit.evaluate.answers.outcome import facts_in
 from lmmkit.evaluate.answers.schema import data_sha
 from lmmkit.evaluate.benchmarks.benchmark import Item, Status, Verdict
+from lmmkit.evaluate.bootstrap import SummedFigure
 from lmmkit.evaluate.keep import Keep
 from lmmkit.evaluate.questions.answering import QuestionSet, answer_questions
 from lmmkit.evaluate.questions.matching import MATCHES, TEN, parsed_form
@@ -53,6 +54,10 @@ class QuestionScorer:
                 [scores[i] for i in members], [items[i].cluster for i in members], chance=chance
             )
         return found
+
+    def sums(self, items: Sequence[Item], verdicts: Sequence[Verdict]) -> dict[str, SummedFigure]:
+        """Returns nothing: the accuracy is a mean of scores."""
+        return {}
 
     def status(self, items: Sequence[Item]) -> Status:
         """Returns that the answers can be scored."""
