@@ -63,7 +63,7 @@ FLOORS: dict[str, str] = {
         schema answers_file scorer uploads probe outcome locate foreign score compare choose published
     """,
     "lmmkit.evaluate.questions": """
-        matching asking attention_file puzzles_file answering questions_task benchmark_task
+        matching asking alone attention_file puzzles_file answering questions_task benchmark_task
     """,
     "lmmkit.inference": """
         batch_from_ids kv_cache generate token_model text_stream chat_model image_attention load

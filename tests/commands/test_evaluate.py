@@ -9,7 +9,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from lmmkit.cli import app
-from lmmkit.commands.evaluate import aligned
+from lmmkit.commands.evaluate import aligned, notes
 from lmmkit.commands.support import common
 from lmmkit.evaluate.questions.questions_task import QuestionsTask
 from lmmkit.evaluate.run import evaluate
@@ -57,6 +57,19 @@ def test_an_evaluation_shows_its_progress(trained, scenes, tmp_path):
     moves = [call[2] for call in recorder.calls if call[0] == "move" and call[1] == number]
     assert moves == sorted(moves) and 0 <= moves[0] < 3 * n and moves[-1] == 3 * n
     assert len([c for c in recorder.calls if c[0] == "end"]) == len(begun)
+
+
+def test_answers_that_differ_from_those_to_questions_alone_are_printed():
+    differ = [
+        {"condition": "own", "id": f"q{i}", "token": i or None, "gap": 2.5e-6 if i else None}
+        for i in range(12)
+    ]
+    lines = list(notes({"alone": {"asked": 1500, "differ": differ}}))
+    assert lines[:3] == [
+        "1,500 questions asked alone: 12 answers differ", "differs: q0 (own) its batch now gives another answer",
+        "differs: q1 (own) from token 1, the two best logits 2.5e-06 apart",
+    ]  # fmt: skip
+    assert len(lines) == 11 and list(notes({})) == []
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])

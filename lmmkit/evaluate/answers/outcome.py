@@ -24,16 +24,19 @@ JUDGE_RUNS = 3  # as LLaVA-1.5 was judged
 
 @dataclass(frozen=True, kw_only=True)
 class Answered:
-    """Holds the answers of a task by condition and id, and what they come to."""
+    """Holds the answers of a task by condition and id, and what they come to. `alone`: the comparison with questions
+    that were asked alone, if any were."""
 
     answers: Mapping[AnswerKey, Answer]
     figures: dict[str, Figure]
     status: Status
     coverage: dict[str, Any]
+    alone: dict[str, Any] | None = None
 
     def facts(self) -> dict[str, Any]:
         """Returns what `results.json` holds beside the figures."""
-        return {"status": self.status, "coverage": self.coverage}
+        alone = {} if self.alone is None else {"alone": self.alone}
+        return {"status": self.status, "coverage": self.coverage, **alone}
 
 
 def outcome_of(
@@ -96,4 +99,4 @@ def write_task_summary(
 def facts_in(folder: Path) -> dict[str, Any]:
     """Returns what the summary in a task's folder says beside the figures."""
     summary = read_json(folder / SUMMARY)
-    return {key: summary[key] for key in ("status", "coverage", "upload", "judge") if key in summary}
+    return {key: summary[key] for key in ("status", "coverage", "alone", "upload", "judge") if key in summary}
