@@ -314,7 +314,7 @@ def _padded(work: Work, name: str) -> dict[str, Tensor]:
             ids[i, place] = (
                 torch.tensor(span.ids) if span.kind == "text" else IMAGE if span.kind == "image" else DRT
             )
-            if span.supervised and member.view.supervised:
+            if span.supervised and member.view.supervision == "train":
                 labels[i, place] = torch.tensor(span.ids)
             if span.image is not None:
                 pixels.append(work.pixels(span.image))

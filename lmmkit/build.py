@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from lmmkit import plugin_calls
 from lmmkit.api.components import Component
 from lmmkit.api.model_info import Dims
 from lmmkit.attention.backends import NoBackend, choice_text, choose, log_choice
@@ -200,7 +201,7 @@ def shell(recipe: Recipe, components: Mapping[str, Component], dims: Dims, devic
         asked = recipe.model.connector
         connector = CONNECTORS[asked.kind](dims.image.width, decoder.width) if asked else nn.Identity()
         lmm = LMM(vision, connector, Decoder(decoder), attention)
-        built = {name: component.modules(dims) for name, component in components.items()}
+        built = {name: plugin_calls.modules(component, dims) for name, component in components.items()}
         plugins = nn.ModuleDict({name: module for name, module in built.items() if module is not None})
         return Objective(lmm, plugins, compute=compute_dtype(recipe, device))
 

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lmmkit import plugin_calls
 from lmmkit.api.batch import Batch, RowGather
 from lmmkit.api.components import Ctx, Term
-from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Need
+from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Layer, Need
 from lmmkit.model.cross_entropy import linear_cross_entropy
 from lmmkit.model.vlm import LMM, ModelOutput
 
@@ -49,7 +50,9 @@ class Objective(nn.Module):
         ctxs = {term.name: self._ctx(term, batch, out) for term in self.terms}
         for term in (term for term in self.terms if term.name not in sums):
             sums[term.name] = (
-                term.value(ctxs[term.name]) if batch.count[term.name] else losses_S.new_zeros(())
+                plugin_calls.value(term, ctxs[term.name])
+                if batch.count[term.name]
+                else losses_S.new_zeros(())
             )
         return Outcome(sums, ctxs, _by_source(losses_S.detach(), batch))
 
@@ -58,7 +61,7 @@ class Objective(nn.Module):
         """Returns the totals and the chance totals of the metrics of a micro-batch, by "term/metric"."""
         totals, chances = {}, {}
         for term in (term for term in self.terms if batch.count[term.name]):
-            for name, metric in term.metrics(outcome.ctxs[term.name]).items():
+            for name, metric in plugin_calls.metrics(term, outcome.ctxs[term.name]).items():
                 totals[f"{term.name}/{name}"] = metric.total.detach()
                 chances[f"{term.name}/{name}"] = metric.chance
         return totals, chances
@@ -69,11 +72,12 @@ class Objective(nn.Module):
 
     def tokens(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the learned tokens by scatter source."""
-        sources = [scatter.source for scatter in batch.scatters if scatter.source != "vision"]
-        return {source: self.plugins[source.removeprefix("plugins.")]() for source in sources}
+        width = self.lmm.decoder.head.weight.shape[1]
+        names = [s.source.removeprefix("plugins.") for s in batch.scatters if s.source != "vision"]
+        return {f"plugins.{name}": plugin_calls.tokens(name, self.plugins[name], width) for name in names}
 
     def _ctx(self, term: Term, batch: Batch, out: ModelOutput) -> Ctx:
-        taps = {need: tap(need, batch, out) for need in term.needs}
+        taps = {need: tap(need, batch, out) for need in plugin_calls.needs(term)}
         module = self.plugins[term.name] if term.name in self.plugins else None  # noqa: SIM401 (no `get`)
         return Ctx(term.name, batch, taps, module)
 
@@ -105,16 +109,23 @@ def tap(need: Need, batch: Batch, out: ModelOutput) -> Tensor:
     """Returns the tensor for a need, in the order of its row gather."""
     pick = batch.gathers[need]
     match need:
-        case HiddenAt():
-            return out.at(pick.row_Q)
-        case HiddenMean():
-            return _mean_by_view(out.at(pick.row_Q), pick)
+        case HiddenAt(layer=layer):
+            return _states(layer, pick.row_Q, batch, out)
+        case HiddenMean(layer=layer):
+            return _mean_by_view(_states(layer, pick.row_Q, batch, out), pick)
         case AttnMass(layers=layers):
             mass_LR = out.mass_LR if layers == "all" else out.mass_LR[list(layers)]
             place_Q = torch.searchsorted(
                 batch.attention.row_R.to(pick.row_Q.device, non_blocking=True), pick.row_Q
             )
             return mass_LR.mean(0)[place_Q]  # float32 or wider
+
+
+def _states(layer: Layer, row_Q: Tensor, batch: Batch, out: ModelOutput) -> Tensor:
+    """Returns the states of these rows after a number of blocks, or after the final norm."""
+    if layer == "final":
+        return out.at(row_Q)
+    return out.inner[layer][torch.searchsorted(batch.inner[layer], row_Q)]
 
 
 def _mean_by_view(x_QD: Tensor, pick: RowGather) -> Tensor:

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "lmmkit"
 # The files and folders of each package in the order in which they may import: each only from those before it.
 FLOORS: dict[str, str] = {
     "lmmkit": """
-        errors majority progress attention api runs scenes recipe registry data model weights plan objective build
+        errors majority progress attention api plugin_guard plugin_calls runs scenes recipe registry data model weights plan objective build
         optimizers cost_estimate attention_benchmark inference import_export verify_export evaluate training report
         commands
         cli __main__

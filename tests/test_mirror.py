@@ -63,8 +63,9 @@ COMMANDS = (
     "commands/test_env.py",
 )
 
-# Names that several modules may define: verbs of commands, and one `app` for each command group.
-SEVERAL = {"app", "check", "diff", "evaluate", "explain", "fill", "list_", "load", "merge", "read", "show", "train", "verify", "write"}  # fmt: skip
+# Names that several modules may define: verbs of commands, one `app` for each command group, and the methods of
+# components, which `plugin_calls` calls.
+SEVERAL = {"app", "modules", "needs", "score", "check", "diff", "evaluate", "explain", "fill", "list_", "load", "merge", "read", "show", "train", "verify", "write"}  # fmt: skip
 
 
 def imported() -> set[str]:

@@ -51,7 +51,8 @@ class Batch:
     `id_T` is -1 exactly at the rows that a scatter writes. `predict.row_Q[s]` is the row whose state
     predicts `target_S[s]`, for text term number `term_S[s]` of `text_terms`. `attention` specifies the
     attention of every layer but the last; `last` specifies that of the last layer, which outputs only
-    rows that are read. Both stay on the host.
+    rows that are read. Both stay on the host. `inner` has the rows whose states are read after so many
+    blocks, ascending, by the number of blocks.
     `labels` is keyed "instance/name". `views` lists (view name, sample key) in order. `first_image_V`
     is the index in `pixels_ICXY` of the first image of each view, -1 if it has none. `count` is the
     number of items that a term averages over, and, as "loss/SOURCE", the number of supervised rows of
@@ -69,6 +70,7 @@ class Batch:
     term_S: Tensor
     text_terms: tuple[str, ...]
     gathers: Mapping[Need, RowGather] = field(default_factory=dict)
+    inner: Mapping[int, Tensor] = field(default_factory=dict)
     labels: Mapping[str, Tensor] = field(default_factory=dict)
     views: tuple[tuple[str, str], ...] = ()
     first_image_V: tuple[int, ...] = ()
@@ -121,6 +123,7 @@ class Batch:
             term_S=move(self.term_S),
             source_S=move(self.source_S),
             gathers={need: move_gather(gather) for need, gather in self.gathers.items()},
+            inner={layer: move(rows) for layer, rows in self.inner.items()},
             labels={name: move(label) for name, label in self.labels.items()},
         )
 

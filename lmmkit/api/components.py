@@ -144,10 +144,11 @@ class AuxTask(Term):
     """Derives further views from a sample and trains on them.
 
     With `text_loss` the term is the next-token loss on the supervised text of the views and `value`
-    is never called; `score` then scores generated text.
+    is never called; `score` then scores generated text. `roles` lists the roles that its views may have.
     """
 
     text_loss: ClassVar[bool] = False
+    roles: ClassVar[tuple[str, ...]] = ("",)
 
     def views(self, sample: Sample, rng: np.random.Generator) -> Sequence[View]:
         """Returns the views of the task; `rng` is keyed by (seed, instance, sample, epoch)."""

@@ -7,7 +7,7 @@ its `token_name`. Row numbers are assigned only when a batch is packed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from lmmkit.api.sample import Image
@@ -22,7 +22,8 @@ class Span:
     """Describes `n` consecutive rows of one kind.
 
     `supervised`: the rows are targets of next-token prediction. `ids` is for text, `image` for an image,
-    `token_name` and `owner` (a plugin instance) for learned tokens.
+    `token_name` and `owner` (a plugin instance) for learned tokens. `turn` counts the answers from the end:
+    -1 for rows of the last answer, 0 for rows of none.
     """
 
     kind: Kind
@@ -33,6 +34,7 @@ class Span:
     image: Image | None = None
     token_name: str | None = None
     owner: str | None = None
+    turn: int = field(default=0, compare=False)  # the same rows may have another answer after them
 
 
 Layout = tuple[Span, ...]
@@ -51,9 +53,9 @@ class Insert:
     n: int = 1
 
 
-def text(ids: Sequence[int], role: SpanRole, *, supervised: bool = False) -> Span:
+def text(ids: Sequence[int], role: SpanRole, *, supervised: bool = False, turn: int = 0) -> Span:
     """Returns a text span with these token ids."""
-    return Span(kind="text", n=len(ids), ids=tuple(ids), role=role, supervised=supervised)
+    return Span(kind="text", n=len(ids), ids=tuple(ids), role=role, supervised=supervised, turn=turn)
 
 
 def row_count(layout: Iterable[Span]) -> int:

@@ -14,13 +14,15 @@ from typing import Literal
 import numpy as np
 
 from lmmkit.api.layout import Kind, Layout, Span, SpanRole
+from lmmkit.api.sample import View
 
 
 @dataclass(frozen=True, kw_only=True)
 class Select:
     """Selects rows of one view: those of spans that match every given field.
 
-    `view` is "main" or the instance name of a task. `supervised=True` selects supervised rows only.
+    `view` is "main" or the instance name of a task, `view_role` one of the task's `roles`.
+    `supervised=True` selects supervised rows only, `turn=-1` those of the last answer only.
     `shift=-1` selects, instead of each row, the previous row of the view (the row that predicts it).
     """
 
@@ -30,6 +32,12 @@ class Select:
     token_name: str | None = None
     supervised: bool | None = None
     shift: Literal[0, -1] = 0
+    view_role: str | None = None
+    turn: Literal[-1] | None = None
+
+    def takes(self, view: View) -> bool:
+        """Returns whether rows of this view are selected."""
+        return view.name == self.view and self.view_role in (None, view.role)
 
     def matches(self, span: Span) -> bool:
         """Returns whether the rows of this span are selected."""
@@ -38,6 +46,7 @@ class Select:
             and (self.role is None or span.role == self.role)
             and (self.token_name is None or span.token_name == self.token_name)
             and (self.supervised is None or span.supervised == self.supervised)
+            and (self.turn is None or span.turn == self.turn)
         )
 
     def positions(self, layout: Layout) -> np.ndarray:
@@ -50,11 +59,19 @@ class Select:
         return positions[positions >= 0]
 
 
+Layer = int | Literal["final"]
+
+
 @dataclass(frozen=True)
 class HiddenAt:
-    """Asks for the hidden states after the final norm at the selected rows, in (view, row) order: [Q, D]."""
+    """Asks for the hidden states at the selected rows, in (view, row) order: [Q, D].
+
+    `layer`: "final", after the final norm; or a number of blocks, after which the states are read. 0: the rows
+    that enter the first block.
+    """
 
     at: Select
+    layer: Layer = "final"
 
 
 @dataclass(frozen=True)
@@ -62,6 +79,7 @@ class HiddenMean:
     """Asks for the mean of those states over the selected rows, for each view that has any: [Q, D]."""
 
     over: Select
+    layer: Layer = "final"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ Role = Literal["user", "assistant"]
 ImageFit = Literal["crop", "pad", "stretch"]
 TemplateName = Literal["plain", "vicuna_v1", "chatml", "llama3"]
 AfterEos = Literal["published", "hf437"]
+Supervision = Literal["none", "read", "train"]
 
 
 class ImageEdit(Protocol):
@@ -76,10 +77,13 @@ class View:
     """Describes one sequence derived from a sample.
 
     The core makes the view `main` of every sample. The views of a task have its instance name as `name`,
-    set by the core. `Ctx.label(key)` returns the `labels` as one tensor per key.
+    set by the core, and `role` tells several views of one task apart. `supervision`: what its supervised rows
+    are for: nothing, to be read (targets of a `LogProb`, but of no next-token term), or to train on.
+    `Ctx.label(key)` returns the `labels` as one tensor per key.
     """
 
     sample: Sample
     name: str = "main"
-    supervised: bool = False
+    role: str = ""
+    supervision: Supervision = "none"
     labels: Mapping[str, int | float] = field(default_factory=dict)

@@ -7,7 +7,8 @@ spans are split only there: spaces at the end of a text are encoded with the tex
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from lmmkit.api.layout import Layout, Span, SpanRole, text
@@ -23,7 +24,8 @@ class LayoutWriter:
 
     `after`: what the next text follows: nothing (the start, an image), text, or an end token.
     `spaces`: trailing spaces of the last text, which are encoded with the next text. `last`: the role
-    of the last text, and whether it is supervised.
+    of the last text, and whether it is supervised. `answers`: the answers so far; the spans of each have its
+    number as `turn` until `close` counts them from the end.
     """
 
     tokenizer: TextTokenizer
@@ -33,9 +35,11 @@ class LayoutWriter:
     after: Literal["nothing", "text", "eos"] = "nothing"
     spaces: str = ""
     last: tuple[SpanRole, bool] = ("none", False)
+    answers: int = 0
 
     def write(self, words: str, role: SpanRole, *, supervised: bool = False) -> None:
         """Adds text of one role. Its trailing spaces are kept for the next text."""
+        self.answers += role == "response" and self.last[0] != "response"
         words = self.spaces + words.replace(SPACE, " ")  # sentencepiece treats both alike
         kept = words.rstrip(" ")
         self.spaces = words[len(kept) :]
@@ -56,17 +60,13 @@ class LayoutWriter:
     def control(self, token: int, role: SpanRole, *, supervised: bool = False) -> None:
         """Adds a control token, in one span with the preceding text of the same role."""
         self._flush()
-        last = self.spans[-1] if self.spans else None
-        if last is not None and (last.kind, last.role, last.supervised) == ("text", role, supervised):
-            self.spans[-1] = text([*last.ids, token], role, supervised=supervised)
-        else:
-            self.spans.append(text([token], role, supervised=supervised))
+        self._add([token], role, supervised)
         self.after = "nothing" if role == "bos" else "eos"
 
     def close(self) -> Layout:
         """Returns all spans."""
         self._flush()
-        return tuple(self.spans)
+        return tuple(s if not s.turn else replace(s, turn=s.turn - self.answers - 1) for s in self.spans)
 
     def _flush(self) -> None:
         spaces, self.spaces = self.spaces, ""
@@ -83,8 +83,12 @@ class LayoutWriter:
         else:
             ids = self.tokenizer.encode(words)
         self.after = "text"
-        last = self.spans[-1] if self.spans else None
-        if last is not None and (last.kind, last.role, last.supervised) == ("text", role, supervised):
-            self.spans[-1] = text([*last.ids, *ids], role, supervised=supervised)
-        else:
-            self.spans.append(text(ids, role, supervised=supervised))
+        self._add(ids, role, supervised)
+
+    def _add(self, ids: Sequence[int], role: SpanRole, supervised: bool) -> None:
+        turn, last = self.answers if role == "response" else 0, self.spans[-1] if self.spans else None
+        if last is not None and (last.kind, last.role, last.supervised, last.turn) == (
+            "text", role, supervised, turn,
+        ):  # fmt: skip
+            ids = [*self.spans.pop().ids, *ids]
+        self.spans.append(text(ids, role, supervised=supervised, turn=turn))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import NamedTuple
@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lmmkit import plugin_calls
 from lmmkit.api.batch import Batch, EmbedScatter, RowGather
 from lmmkit.api.components import Term
 from lmmkit.api.layout import Layout
 from lmmkit.api.model_info import ImageSpec
-from lmmkit.api.needs import AttnMass, Need, selector
+from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Layer, Need, selector
 from lmmkit.api.sample import Image, View
 from lmmkit.attention.forest import Forest, arrange, grow, unshared
 from lmmkit.attention.schedule import AttentionSpec
@@ -108,7 +109,9 @@ class Packer:
         members = [m for sample in samples for m in sample.members]
         forest, paths = self._arranged(members)
         id_T, scatters, shown = _origins(members, paths, len(forest))
-        pixels = [self._pixels(images[unedited(image), fit], image) for image, fit in shown]
+        pixels = [
+            self._pixels(images[unedited(ref[0]), ref[1]], ref[0], owner) for ref, owner in shown.items()
+        ]
         predict, target_S, term_S = self._targets(members, paths)
         key_T, gathers = self._gathers(members, paths, len(forest))
         mass = [pick.row_Q for need, pick in gathers.items() if isinstance(need, AttnMass)]
@@ -128,6 +131,7 @@ class Packer:
             source_S=self._from(samples, predict.view_Q, term_S),
             text_terms=self.text_terms,
             gathers=gathers,
+            inner=_inner(gathers),
             labels=_labels(members),
             views=tuple((m.view.name, m.view.sample.key) for m in members),
             first_image_V=_first_images(members, shown),
@@ -136,7 +140,7 @@ class Packer:
         count = dict(zip(self.text_terms, text, strict=True))
         by_source = np.bincount(batch.source_S.numpy(), minlength=len(self.sources) + 1).tolist()
         count |= {f"loss/{name}": n for name, n in zip(self.sources, by_source, strict=False)}
-        count |= {term.name: term.count(batch) for term in self.terms if term.name not in count}
+        count |= {term.name: plugin_calls.count(term, batch) for term in self.terms if term.name not in count}
         return replace(batch, count=count), paths
 
     def _from(self, samples: Sequence[SizedSample], view_S: Tensor, term_S: Tensor) -> Tensor:
@@ -148,15 +152,18 @@ class Packer:
         )
         return torch.where(term_S == 0, source_V[view_S], other)
 
-    def _pixels(self, decoded_CXY: Tensor, image: Image) -> Tensor:
+    def _pixels(self, decoded_CXY: Tensor, image: Image, owner: str) -> Tensor:
+        """Returns the pixels of an image as the encoder reads them, with the edit of the task `owner`."""
         pixels_CXY = normalise(decoded_CXY, self.image)
-        return pixels_CXY if image.edit is None else image.edit(pixels_CXY)
+        if image.edit is None:
+            return pixels_CXY
+        return plugin_calls.edited(owner, image.edit, pixels_CXY)
 
     def _targets(self, members, paths) -> tuple[RowGather, Tensor, Tensor]:
         """Returns the rows that predict, on the path of their view; their targets; their text terms."""
         rows, views, targets, terms = [], [], [], []
         for v, (member, path) in enumerate(zip(members, paths, strict=True)):
-            if not member.view.supervised:
+            if member.view.supervision != "train":
                 continue
             name = "next_token" if member.view.name == "main" else member.view.name
             ids, positions = _supervised(member.layout)
@@ -173,7 +180,7 @@ class Packer:
         for need in self.needs:
             rows, views, uniform = [], [], []
             for v, (member, path) in enumerate(zip(members, paths, strict=True)):
-                if member.view.name != selector(need).view:
+                if not selector(need).takes(member.view):
                     continue
                 positions = selector(need).positions(member.layout)
                 if isinstance(need, AttnMass):
@@ -192,11 +199,13 @@ class Packer:
 
 def _origins(
     members: Sequence[LaidOut], paths: Sequence[np.ndarray], total: int
-) -> tuple[Tensor, tuple[EmbedScatter, ...], list[ImageRef]]:
-    """Returns token ids, scatters, and the distinct images in the order of their items."""
+) -> tuple[Tensor, tuple[EmbedScatter, ...], dict[ImageRef, str]]:
+    """Returns token ids, scatters, and the distinct images in the order of their items, each with the name of
+    the first view that shows it."""
     id_T = np.full(total, -1, np.int64)
     item_T: dict[str, np.ndarray] = {}
     first_item: dict[ImageRef, int] = {}
+    shown: dict[ImageRef, str] = {}
     n_items = 0  # of the images so far, which may have unlike numbers of rows
     for member, path in zip(members, paths, strict=True):
         start = 0
@@ -211,13 +220,14 @@ def _origins(
                 ref = (span.image, member.view.sample.image_fit)
                 if ref not in first_item:
                     first_item[ref], n_items = n_items, n_items + span.n
+                    shown[ref] = member.view.name
                 first, source = first_item[ref], "vision"
             item_T.setdefault(source, np.full(total, -1, np.int64))[rows] = first + np.arange(span.n)
     scatters = []
     for source, items in sorted(item_T.items()):
         rows = np.flatnonzero(items >= 0)
         scatters.append(EmbedScatter(source, torch.from_numpy(rows), torch.from_numpy(items[rows])))
-    return torch.from_numpy(id_T), tuple(scatters), list(first_item)
+    return torch.from_numpy(id_T), tuple(scatters), shown
 
 
 def _ready(spec: AttentionSpec) -> AttentionSpec:
@@ -228,8 +238,24 @@ def _ready(spec: AttentionSpec) -> AttentionSpec:
 
 def _read(total: int, predict: RowGather, gathers: Mapping[Need, RowGather]) -> Tensor:
     """Returns a mask [total] of the rows whose states after the last layer are read."""
-    hidden = [pick.row_Q for need, pick in gathers.items() if not isinstance(need, AttnMass)]
+    hidden = [pick.row_Q for layer, pick in _hidden(gathers) if layer == "final"]
     return torch.zeros(total, dtype=torch.bool).index_fill(0, torch.cat([predict.row_Q, *hidden]), True)
+
+
+def _inner(gathers: Mapping[Need, RowGather]) -> dict[int, Tensor]:
+    """Returns the distinct rows whose states are read between blocks, by the number of blocks before."""
+    rows: dict[int, list[Tensor]] = {}
+    for layer, pick in _hidden(gathers):
+        if layer != "final":
+            rows.setdefault(layer, []).append(pick.row_Q)
+    return {layer: torch.cat(found).unique() for layer, found in sorted(rows.items())}
+
+
+def _hidden(gathers: Mapping[Need, RowGather]) -> Iterator[tuple[Layer, RowGather]]:
+    """Yields each need of hidden states: its layer and its rows."""
+    for need, pick in gathers.items():
+        if isinstance(need, HiddenAt | HiddenMean):
+            yield need.layer, pick
 
 
 def _keys(member: LaidOut, codes: dict[Hashable, int]) -> np.ndarray:
@@ -284,7 +310,7 @@ def _shown(member: LaidOut) -> list[ImageRef]:
     return [(span.image, fit) for span in member.layout if span.image is not None]
 
 
-def _first_images(members: Sequence[LaidOut], shown: Sequence[ImageRef]) -> tuple[int, ...]:
+def _first_images(members: Sequence[LaidOut], shown: Iterable[ImageRef]) -> tuple[int, ...]:
     number = {ref: i for i, ref in enumerate(shown)}
     return tuple(next((number[ref] for ref in _shown(member)), -1) for member in members)
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
+from lmmkit import plugin_calls
 from lmmkit.api.components import AuxTask, TokenStrategy
 from lmmkit.api.layout import Layout, insert_tokens, row_count, truncate
-from lmmkit.api.needs import selector, selects_rows
-from lmmkit.api.sample import AfterEos, Sample, View
+from lmmkit.api.needs import Need, selector, selects_rows
+from lmmkit.api.sample import AfterEos, Sample, Supervision, View
 from lmmkit.data.chat_templates import lay_out, lay_out_prompt
 from lmmkit.data.images import RowsOf
 from lmmkit.data.packing import LaidOut
@@ -18,6 +19,7 @@ from lmmkit.data.sampler import sample_rng
 from lmmkit.data.text_tokenizers.choose import TextTokenizer
 from lmmkit.errors import UserError
 from lmmkit.errors.data import SAMPLE_TOO_LONG
+from lmmkit.errors.plan import WRONG_VIEW
 
 DROPPED = {  # what a run leaves out or cuts, by the names under which it is counted
     "records": "records of which nothing is left",
@@ -26,6 +28,7 @@ DROPPED = {  # what a run leaves out or cuts, by the names under which it is cou
     "no_target": "views left out, in which nothing is supervised",
     "image_cut": "views of tasks left out, because an image does not fit into the context",
     "no_rows": "views of tasks left out, because the task reads nothing in them",
+    "pairs": "views of tasks left out, because a view that they are compared with was left out",
     "bad_records": "bad records replaced",
     "empty_steps": "steps without anything to learn from, which updated nothing",
 }
@@ -55,10 +58,10 @@ class Views:
 
     def of(self, sample: Sample, epoch: int) -> list[View]:
         """Returns the views of a sample in this epoch, main first. The view of a task has the task's name."""
-        views = [View(sample=sample, supervised=True)]
+        views = [View(sample=sample, supervision="train")]
         for task in self.tasks:
             rng = sample_rng(self.seed, task.name, sample.key, epoch)
-            views += [replace(v, name=task.name) for v in task.views(sample, rng)]
+            views += [_of_task(task, view) for view in plugin_calls.views(task, sample, rng)]
         return views
 
     def lay_out(self, view: View) -> Layout:
@@ -75,41 +78,64 @@ class Views:
         edits = []
         for strategy, names in self.edits:
             if names is None or view.name in names:
-                edits += [(strategy.name, edit) for edit in strategy.edit(view)]
+                edits += [(strategy.name, edit) for edit in plugin_calls.edit(strategy, view)]
         return insert_tokens(layout, edits)
 
     def fitting(self, sample: Sample, epoch: int, dropped: Counter[str]) -> list[LaidOut]:
         """Returns the laid-out views to train on, after the length policy. Counts in `dropped` what it
-        truncates or leaves out, under the names in `DROPPED`.
+        truncates or leaves out, under the names in `DROPPED`. If one of a task's views that are only read
+        ("read") is left out, so are the others: they are compared with each other.
 
         Raises `UserError` for a too long view if `too_long` is "error"."""
-        kept = []
-        needs = {task.name: [n for n in task.needs if selector(n).view == task.name] for task in self.tasks}
-        for view in self.of(sample, epoch):
-            layout = self.lay_out(view)
-            if row_count(layout) > self.context:
-                if self.too_long == "error":
-                    where = f"sample {sample.key}, view `{view.name}`"
-                    raise UserError(
-                        SAMPLE_TOO_LONG.at(where, got=f"{row_count(layout)} rows", context=self.context)
-                    )
-                dropped["truncated" if self.too_long == "truncate" else "too_long"] += 1
-                if self.too_long == "drop":
-                    continue
-                whole, layout = layout, truncate(layout, self.context)
-                if view.name in needs and _images(layout) < _images(whole):
-                    dropped["image_cut"] += 1
-                    continue
-            if not all(selects_rows(need, layout) for need in needs.get(view.name, ())):
-                dropped["no_rows"] += 1
-                continue
-            if view.supervised and not any(span.supervised for span in layout):
-                dropped["no_target"] += 1
-                continue
-            kept.append(LaidOut(view, layout))
-        if not kept:
+        needs = {task.name: plugin_calls.needs(task) for task in self.tasks}
+        made = [(view, self._fitting(view, needs.get(view.name), dropped)) for view in self.of(sample, epoch)]
+        alone = {v.name for v, layout in made if layout is None and v.supervision == "read"}
+        kept = [LaidOut(view, layout) for view, layout in made if layout is not None]
+        paired = [m for m in kept if m.view.supervision != "read" or m.view.name not in alone]
+        if len(paired) < len(kept):
+            dropped["pairs"] += len(kept) - len(paired)
+        if not paired:
             dropped["records"] += 1
-        return kept
+        return paired
+
+    def _fitting(self, view: View, needs: Sequence[Need] | None, dropped: Counter[str]) -> Layout | None:
+        """Returns the layout of a view, cut if necessary; None if it is left out. `needs`: those of the task
+        that made it; None for the main view."""
+        layout = self.lay_out(view)
+        if row_count(layout) > self.context:
+            if self.too_long == "error":
+                where = f"sample {view.sample.key}, view `{view.name}`"
+                raise UserError(
+                    SAMPLE_TOO_LONG.at(where, got=f"{row_count(layout)} rows", context=self.context)
+                )
+            dropped["truncated" if self.too_long == "truncate" else "too_long"] += 1
+            if self.too_long == "drop":
+                return None
+            whole, layout = layout, truncate(layout, self.context)
+            if needs is not None and _images(layout) < _images(whole):
+                dropped["image_cut"] += 1
+                return None
+        if not all(selects_rows(need, layout) for need in needs or () if selector(need).takes(view)):
+            dropped["no_rows"] += 1
+            return None
+        if view.supervision != "none" and not any(span.supervised for span in layout):
+            dropped["no_target"] += 1
+            return None
+        return layout
+
+
+def _of_task(task: AuxTask, view: View) -> View:
+    """Returns a view under the name of its task. Raises `UserError` if the task may not make such a view."""
+    wrong = ""
+    if view.role not in task.roles:
+        wrong = f"a view of role `{view.role}`, and `roles` {list(task.roles)}"
+    elif view.supervision not in get_args(Supervision):
+        wrong = f"a view of supervision `{view.supervision}`"
+    elif view.supervision == "train" and not task.text_loss:
+        wrong = "a view of supervision `train`, without `text_loss`"
+    if wrong:
+        raise UserError(WRONG_VIEW.at(f"plugins.{task.name}", got=wrong))
+    return replace(view, name=task.name)
 
 
 def _images(layout: Layout) -> int:

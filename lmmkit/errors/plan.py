@@ -95,7 +95,7 @@ NOT_INSTALLED = Code(
 
 LAYERS = Code(
     "plan/layers", cause="A term reads layers that the decoder does not have, or one layer twice.",
-    expected="`all`, or numbers from 0 to {last}, each once", hint="Correct `layers`.",
+    expected="{layers}", hint="Correct the layers that the term's `needs` name.",
 )
 NO_VIEW = Code(
     "plan/no-view", cause="A term reads a view that no task of the stage makes.",
@@ -141,6 +141,10 @@ UNREAD_VIEW = Code(
     "plan/unread-view", cause="No term reads the views that a task makes.",
     expected="a term that reads them",
     hint="Declare a need on `Select(view=self.name)`, or train on the text of the views (`text_loss`).",
+)
+VIEW_ROLE = Code(
+    "plan/view-role", cause="A term reads views of a role that the task which makes the views does not have.",
+    expected="a role in `roles` of the task that makes the view: {roles}", hint="Correct `view_role`. {nearest}",
 )
 
 # plugin/
@@ -197,6 +201,14 @@ NOT_A_COMPONENT = Code(
     "plugin/not-a-component", cause="The plugin offers an object that is not a component.",
     expected="a frozen dataclass derived from a component class of lmmkit.api", hint="Correct the plugin.",
 )
+RAISED = Code(
+    "plugin/raised", cause="The code of a plugin raises an exception.",
+    expected="no exception", hint="Correct the plugin. `{variable}=1` prints the full traceback.",
+)
+RETURNED = Code(
+    "plugin/returned", cause="A method of a plugin returns something else than it must.",
+    expected="{expected}", hint="Correct `{method}` of the plugin (docs/plugins.md, Protocol).",
+)
 TWO_PACKAGES = Code(
     "plugin/two-packages", cause="Several installed packages offer a component of one name.",
     expected="a name that one package offers",
@@ -215,4 +227,9 @@ UNTRUSTED_FILE = Code(
     cause="The recipe uses a local plugin file, and the command does not allow it to run.",
     expected="permission to run the file",
     hint="Read {path}; if you trust it, add --trust-files to the command.",
+)
+WRONG_VIEW = Code(
+    "plugin/view", cause="A task makes a view that does not agree with what its class declares.",
+    expected="`role` one of the task's `roles`; `supervision` none, read, or, with `text_loss`, train",
+    hint="Correct `views` of the plugin, or its `roles` and `text_loss`.",
 )

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from lmmkit import plugin_calls
 from lmmkit.api.sample import Sample, View
 from lmmkit.errors import Problem
 from lmmkit.evaluate.keep import Keep
@@ -38,7 +39,7 @@ class Restore(EvalTask):
             views = [v for s in samples for v in chat_model.views.of(s, 0) if v.name == task.name]
             prompts = [[_without_answer(view)] for view in views]
             texts = chat_model.answer(prompts, max_new_tokens=self.section.max_new_tokens or MAX_NEW_TOKENS)
-            scores = [task.score(view, text) for view, text in zip(views, texts, strict=True)]
+            scores = [plugin_calls.score(task, view, text) for view, text in zip(views, texts, strict=True)]
             n = len(scores)
             value, chance = (sum(column) / n for column in zip(*scores, strict=True)) if n else (0.0, 0.0)
             figures[task.name] = Figure(value=value, chance=chance, n=n)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from lmmkit.model.layers import Block, Linear, RMSNorm, SelfAttention, SwiGLU
 from lmmkit.model.rope import Rope, rope_angles
 
 _UNSCALED = Rope()
+NOTHING: Mapping[int, Tensor] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,18 +62,27 @@ class Decoder(nn.Module):
             self.head.weight = self.embed.weight
 
     def forward(
-        self, x_TD: Tensor, pos_T: Tensor, attention_fns: Sequence[AttentionFn]
-    ) -> tuple[Tensor, Tensor]:
-        """Returns the states after the final norm [W, D], of the output rows of the last attention function,
-        and the mass of each layer [L, R], float32."""
+        self,
+        x_TD: Tensor,
+        pos_T: Tensor,
+        attention_fns: Sequence[AttentionFn],
+        inner: Mapping[int, Tensor] = NOTHING,
+    ) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
+        """Returns the states after the final norm [W, D], of the output rows of the last attention function;
+        the mass of each layer [L, R], float32; and the states of the rows `inner[n]` after n blocks, by n.
+
+        The states are read between blocks, so a block that is recomputed need not save them.
+        """
         shape = self.shape
         cos, sin = rope_angles(pos_T, shape.head_size, shape.rope)
         rotary = (cos.to(x_TD.dtype), sin.to(x_TD.dtype))
-        masses = []
-        for block, attention_fn in zip(self.blocks, attention_fns, strict=True):
+        masses, states = [], {}
+        for n, (block, attention_fn) in enumerate(zip(self.blocks, attention_fns, strict=True)):
+            if n in inner:
+                states[n] = x_TD[inner[n]]
             x_TD, mass_R = block(x_TD, rotary, attention_fn)
             masses.append(mass_R)
-        return self.norm(x_TD), torch.stack(masses)
+        return self.norm(x_TD), torch.stack(masses), states
 
 
 def _block(shape: DecoderShape, gain: float) -> Block:

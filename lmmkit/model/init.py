@@ -7,6 +7,10 @@ import hashlib
 import torch
 from torch import nn
 
+from lmmkit import plugin_calls
+
+PLUGINS = "plugins."
+
 
 def init(module: nn.Module, seed: int | str, *, but: tuple[str, ...] = ()) -> None:
     """Draws the parameters and buffers of each module from its name and the seed only, independent of others.
@@ -22,4 +26,7 @@ def init(module: nn.Module, seed: int | str, *, but: tuple[str, ...] = ()) -> No
             digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=7).digest()
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(int.from_bytes(digest, "big"))
-                reset()
+                if name.startswith(PLUGINS):
+                    plugin_calls.reset(name.split(".")[1], part, reset)
+                else:
+                    reset()

@@ -12,20 +12,22 @@ from lmmkit.api.batch import Batch
 from lmmkit.attention.backends import Backend
 from lmmkit.attention.interface import AttentionFn
 from lmmkit.attention.schedule import AttentionSpec
-from lmmkit.model.decoder import Decoder
+from lmmkit.model.decoder import NOTHING, Decoder
 
 
 class ModelOutput(NamedTuple):
     """Holds the states after the final norm of rows `row_W` (ascending), the attention mass of rows `row_R`
-    in each layer, and the encoder's output for the pixels of the batch."""
+    in each layer, the states of the rows `batch.inner` between blocks, and the encoder's output for the pixels
+    of the batch."""
 
     row_W: Tensor
     hidden_WD: Tensor
     mass_LR: Tensor
+    inner: Mapping[int, Tensor]
     seen_IND: Tensor | None = None
 
     def at(self, row_Q: Tensor) -> Tensor:
-        """Returns the states of these rows, [Q, D]."""
+        """Returns the states of these rows after the final norm, [Q, D]."""
         return self.hidden_WD[torch.searchsorted(self.row_W, row_Q)]
 
 
@@ -46,9 +48,8 @@ class LMM(nn.Module):
         """
         seen_IND = self.encode(batch.pixels_ICXY)
         x_TD = self.rows(batch, seen_IND, tokens)
-        out = self.decode(
-            x_TD, batch.forest.pos_T, self.attention_fns(batch.attention, batch.last, x_TD.device)
-        )
+        attention_fns = self.attention_fns(batch.attention, batch.last, x_TD.device)
+        out = self.decode(x_TD, batch.forest.pos_T, attention_fns, batch.inner)
         return out._replace(seen_IND=seen_IND)
 
     def attention_fns(
@@ -60,12 +61,18 @@ class LMM(nn.Module):
             every if last is spec else self.backend.prepare(last, device)
         ]
 
-    def decode(self, x_TD: Tensor, pos_T: Tensor, attention_fns: Sequence[AttentionFn]) -> ModelOutput:
-        """Runs the decoder on row vectors, with one attention function per layer."""
+    def decode(
+        self,
+        x_TD: Tensor,
+        pos_T: Tensor,
+        attention_fns: Sequence[AttentionFn],
+        inner: Mapping[int, Tensor] = NOTHING,
+    ) -> ModelOutput:
+        """Runs the decoder on row vectors, with one attention function per layer. `inner`: the rows to read
+        between blocks."""
         row_W = torch.arange(len(x_TD), device=x_TD.device)[attention_fns[-1].rows]
-        return ModelOutput(
-            row_W, *self.decoder(x_TD, pos_T.to(x_TD.device, non_blocking=True), attention_fns)
-        )
+        pos_T = pos_T.to(x_TD.device, non_blocking=True)
+        return ModelOutput(row_W, *self.decoder(x_TD, pos_T, attention_fns, inner))
 
     def encode(self, pixels_ICXY: Tensor) -> Tensor | None:
         """Returns [I, N, D] in vision width; None without images."""

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
+from lmmkit import plugin_calls
 from lmmkit.api.components import AuxTask, Term, TokenStrategy
-from lmmkit.api.layout import InsertAt, Layout, Span, insert_tokens, row_count, text
+from lmmkit.api.layout import Layout, Span, insert_tokens, row_count, text
 from lmmkit.api.model_info import Dims
-from lmmkit.api.needs import AttnMass, Need, selector
+from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Need, selector
 from lmmkit.api.sample import Image, Sample, Turn, View
 from lmmkit.attention.forest import roots
-from lmmkit.errors import Problem, did_you_mean
+from lmmkit.errors import Problem, Tried, did_you_mean
 from lmmkit.errors.plan import (
-    INSERT,
     LAYERS,
     NO_VIEW,
     NO_WEIGHT,
@@ -25,6 +25,7 @@ from lmmkit.errors.plan import (
     UNREACHABLE,
     UNREAD_TOKEN,
     UNREAD_VIEW,
+    VIEW_ROLE,
 )
 from lmmkit.plan.instances import Instances
 from lmmkit.recipe import Recipe
@@ -40,11 +41,24 @@ PROBE = Sample(
 )
 
 
+def faults(instances: Instances, dims: Dims) -> list[Problem]:
+    """Returns the faults of plugins in the methods that the plan calls: it can be made only without them."""
+    tried = []
+    for component in instances.components.values():
+        tried.append(Tried(lambda c=component: plugin_calls.check(c, dims)))
+        if isinstance(component, TokenStrategy):
+            tried.append(Tried(lambda c=component: plugin_calls.edit(c, View(sample=PROBE))))
+        if isinstance(component, Term):
+            tried.append(Tried(lambda c=component: plugin_calls.needs(c)))
+            tried.append(Tried(lambda c=component: plugin_calls.chance(c, dims)))
+    return [problem for each in tried if each.error is not None for problem in each.error.problems]
+
+
 def settings(recipe: Recipe, instances: Instances, dims: Dims) -> list[Problem]:
     """Returns the problems of plugin settings that do not fit the model's sizes."""
     problems = []
     for name, component in instances.components.items():
-        if found := component.check(dims):
+        if found := plugin_calls.check(component, dims):
             key = found.partition(":")[0]
             problems.append(SETTING.at(recipe.where(f"plugins.{name}.{key}"), got=found))
     return problems
@@ -72,7 +86,7 @@ def losses(recipe: Recipe, instances: Instances) -> list[Problem]:
 def needs(recipe: Recipe, instances: Instances, plan: StagePlan, dims: Dims) -> list[Problem]:
     """Returns the problems of needs: missing views, layers or tokens, and views that no term reads."""
     problems = []
-    views = {"main", *(task.name for task in plan.tasks)}
+    views = {"main": ("",), **{task.name: task.roles for task in plan.tasks}}
     provided = {
         token: s.name
         for s in instances.components.values()
@@ -81,7 +95,7 @@ def needs(recipe: Recipe, instances: Instances, plan: StagePlan, dims: Dims) -> 
     }
     for term in plan.terms:
         where = recipe.where(f"plugins.{term.name}")
-        for need in term.needs:
+        for need in plugin_calls.needs(term):
             problems += _need(where, term, need, views, provided, dims)
         if isinstance(term, AuxTask) and not term.text_loss and not _reads_own_view(term):
             problems.append(UNREAD_VIEW.at(where, got=f"views of `{term.name}`, which no term reads"))
@@ -93,31 +107,46 @@ def needs(recipe: Recipe, instances: Instances, plan: StagePlan, dims: Dims) -> 
 
 
 def _need(
-    where: str, term: Term, need: Need, views: set[str], provided: Mapping[str, str], dims: Dims
+    where: str,
+    term: Term,
+    need: Need,
+    views: Mapping[str, tuple[str, ...]],
+    provided: Mapping[str, str],
+    dims: Dims,
 ) -> list[Problem]:
     problems = []
     select = selector(need)
     if select.view not in views:
         got, nearest = f"a need on view `{select.view}`", did_you_mean(select.view, views)
         problems.append(NO_VIEW.at(where, got=got, nearest=nearest))
+    elif select.view_role not in (None, *views[select.view]):
+        roles, got = views[select.view], f"role `{select.view_role}` of view `{select.view}`"
+        nearest = did_you_mean(select.view_role, roles)
+        problems.append(VIEW_ROLE.at(where, got=got, roles=", ".join(map(repr, roles)), nearest=nearest))
     if select.token_name is not None and select.token_name not in provided:
         got = f"`{term.name}` reads token `{select.token_name}`, which no plugin provides"
         problems.append(UNPROVIDED_TOKEN.at(where, got=got))
     if isinstance(need, AttnMass) and need.layers != "all":
         outside = [layer for layer in need.layers if not 0 <= layer < dims.layers]
         if outside or not need.layers or len(set(need.layers)) < len(need.layers):
-            problems.append(LAYERS.at(where, got=f"layers {list(need.layers)}", last=dims.layers - 1))
+            expected = f"`all`, or numbers from 0 to {dims.layers - 1}, each once"
+            problems.append(LAYERS.at(where, got=f"layers {list(need.layers)}", layers=expected))
+    if isinstance(need, HiddenAt | HiddenMean) and need.layer not in ("final", *range(dims.layers)):
+        expected = f"`final`, or a number of blocks from 0 to {dims.layers - 1}"
+        problems.append(LAYERS.at(where, got=f"layer {need.layer!r}", layers=expected))
     return problems
 
 
 def _reads_own_view(term: Term) -> bool:
-    return any(selector(need).view == term.name for need in term.needs)
+    return any(selector(need).view == term.name for need in plugin_calls.needs(term))
 
 
 def token_names(recipe: Recipe, instances: Instances) -> list[Problem]:
     """Returns the problems of token strategies: unread tokens, and tokens with two providers."""
     problems, owner = [], {}
-    read = {selector(need).token_name for term in instances.terms.values() for need in term.needs}
+    read = {
+        selector(need).token_name for term in instances.terms.values() for need in plugin_calls.needs(term)
+    }
     for name, component in instances.components.items():
         if not isinstance(component, TokenStrategy):
             continue
@@ -133,25 +162,12 @@ def token_names(recipe: Recipe, instances: Instances) -> list[Problem]:
     return problems
 
 
-def inserts(recipe: Recipe, instances: Instances) -> list[Problem]:
-    """Returns the problems of inserts: unknown positions, tokens not provided, and no rows."""
-    problems, positions = [], get_args(InsertAt)
-    for name, component in instances.components.items():
-        if not isinstance(component, TokenStrategy):
-            continue
-        for edit in component.edit(View(sample=PROBE)):
-            if edit.at not in positions or edit.token_name not in component.provides or edit.n < 1:
-                where, got = recipe.where(f"plugins.{name}"), f"{edit}"
-                problems.append(INSERT.at(where, got=got, positions=", ".join(positions)))
-    return problems
-
-
 def reach(recipe: Recipe, instances: Instances, plan: StagePlan) -> list[Problem]:
     """Applies the attention rule to a probe layout: each row that a term reads must be able to attend to
     an image. Returns the problems."""
     problems = []
     for term in plan.terms:
-        for need in term.needs:
+        for need in plugin_calls.needs(term):
             select = selector(need)
             if term.name in instances.unreachable or (
                 select.token_name is None and not isinstance(need, AttnMass)
@@ -184,7 +200,7 @@ def _attends_to_image(plan: StagePlan, need: Need) -> bool:
         (s.name, e)
         for s, views in plan.strategies
         if views is None or select.view in views
-        for e in s.edit(view)
+        for e in plugin_calls.edit(s, view)
     ]
     layout = insert_tokens(probe_layout(), edits)
     see_TT = roots([row_count(layout)]).see()

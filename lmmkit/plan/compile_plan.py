@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import fields
 
+from lmmkit import plugin_calls
 from lmmkit.api.components import Component, TokenStrategy
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import AttnMass, Need, selector
@@ -26,8 +27,9 @@ def compile_plan(recipe: Recipe, instances: Instances, dims: Dims) -> dict[str, 
     Raises:
         UserError: with the problems of all stages.
     """
+    problems = checks.faults(instances, dims)
+    raise_all(problems)
     problems = checks.settings(recipe, instances, dims) + checks.losses(recipe, instances)
-    problems += checks.inserts(recipe, instances)
     raise_all(problems)
     plans = {stage: _compile(recipe, instances, stage) for stage in recipe.stages}
     for plan in plans.values():
@@ -55,7 +57,7 @@ def _compile(recipe: Recipe, instances: Instances, stage: str) -> StagePlan:
     kept = {name: w for name, w in weights.items() if not w.constant_zero or w.watch}
     names = sorted(name for name in kept if name != "next_token")
     terms = tuple(instances.terms[name] for name in names)
-    needs = tuple(dict.fromkeys(need for term in terms for need in term.needs))
+    needs = tuple(dict.fromkeys(need for term in terms for need in plugin_calls.needs(term)))
     strategies, off = [], {}
     for name, component in instances.components.items():
         if isinstance(component, TokenStrategy):
@@ -83,7 +85,7 @@ def _readers(strategy: TokenStrategy, needs: tuple[Need, ...]) -> frozenset[str]
 
 def _only_at_end(strategy: TokenStrategy) -> bool:
     """Returns whether all its tokens are at the end: text and images do not attend to them."""
-    return all(edit.at == "end" for edit in strategy.edit(View(sample=checks.PROBE)))
+    return all(edit.at == "end" for edit in plugin_calls.edit(strategy, View(sample=checks.PROBE)))
 
 
 def settings_of(component: Component) -> dict[str, object]:

@@ -8,9 +8,10 @@ from collections import Counter
 from collections.abc import Iterable
 from itertools import islice
 
+from lmmkit import plugin_calls
 from lmmkit.api.components import Component
 from lmmkit.api.layout import Layout, Span
-from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Need, Select
+from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Layer, Need, Select
 from lmmkit.data.image_markers import marked
 from lmmkit.data.packing import read_images
 from lmmkit.data.views import dropped_text
@@ -40,7 +41,7 @@ def stage_text(prepared: Prepared, plan: StagePlan) -> str:
         where = "every view" if views is None else "views " + ", ".join(sorted(views))
         lines.append(f"  tokens {strategy.name} ({', '.join(strategy.provides)}) in {where}")
     for need in plan.needs:
-        askers = [term.name for term in plan.terms if need in term.needs]
+        askers = [term.name for term in plan.terms if need in plugin_calls.needs(term)]
         lines.append(f"  need {need_text(need)}  for {', '.join(askers)}")
     lines += [f"  off {name}: {reason}" for name, reason in sorted(plan.off.items())]
     inference_plugins = ", ".join(plan.inference_plugins) or "no plugin"
@@ -61,20 +62,25 @@ def weight_text(weight: Weight) -> str:
 def need_text(need: Need) -> str:
     """Returns a need as one line of text."""
     match need:
-        case HiddenAt(at=select):
-            return f"hidden state at {select_text(select)}"
-        case HiddenMean(over=select):
-            return f"mean hidden state over {select_text(select)}"
+        case HiddenAt(at=select, layer=layer):
+            return f"hidden state{_layer_text(layer)} at {select_text(select)}"
+        case HiddenMean(over=select, layer=layer):
+            return f"mean hidden state{_layer_text(layer)} over {select_text(select)}"
         case AttnMass(q=q, k=k, layers=layers):
             return f"attention mass of {select_text(q)} on {select_text(k)}, layers {layers}"
 
 
+def _layer_text(layer: Layer) -> str:
+    return "" if layer == "final" else f" after {layer} block{'s' * (layer != 1)}"
+
+
 def select_text(select: Select) -> str:
     """Returns a selector as one phrase."""
-    names = [f.name for f in dataclasses.fields(select) if f.name not in ("view", "shift")]
+    names = [f.name for f in dataclasses.fields(select) if f.name not in ("view", "view_role", "shift")]
     facts = [f"{name} {getattr(select, name)}" for name in names if getattr(select, name) is not None]
     before = "rows before " if select.shift else ""
-    return f"{before}{' '.join(facts) or 'all rows'} of {select.view}"
+    role = "" if select.view_role is None else f" ({select.view_role})"
+    return f"{before}{' '.join(facts) or 'all rows'} of {select.view}{role}"
 
 
 def trace_samples(prepared: Prepared, stage: str, count: int) -> Iterable[str]:
@@ -93,7 +99,9 @@ def trace_samples(prepared: Prepared, stage: str, count: int) -> Iterable[str]:
             continue
         for view, layout in members:
             labels = "".join(f"  {key}={value}" for key, value in view.labels.items())
-            yield f"  view {view.name}{labels}  {sum(s.n for s in layout)} rows"
+            role = f" ({view.role})" if view.role else ""
+            read = "  read only" if view.supervision == "read" else ""
+            yield f"  view {view.name}{role}{labels}{read}  {sum(s.n for s in layout)} rows"
             yield f"    {layout_text(layout)}"
             for turn in view.sample.turns:
                 yield f"    {turn.role}: {marked(turn)}".replace("\n", "\\n")

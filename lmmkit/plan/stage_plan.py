@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from lmmkit import plugin_calls
 from lmmkit.api.components import AuxTask, Term, TokenStrategy
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import Need
@@ -44,7 +45,7 @@ class StagePlan:
         It is ln V per token for text, and `Term.chance` for other terms.
         """
         text = dict.fromkeys(self.text_terms, math.log(dims.vocab))
-        other = {term.name: term.chance(dims) for term in self.terms}
+        other = {term.name: plugin_calls.chance(term, dims) for term in self.terms}
         return text | {name: chance for name, chance in other.items() if chance is not None}
 
     @property

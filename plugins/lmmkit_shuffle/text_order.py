@@ -30,7 +30,7 @@ class TextOrder(AuxTask):
         while shuffled == words:
             shuffled = [words[i] for i in rng.permutation(len(words))]
         question = Turn("user", f"{self.instruction} {' '.join(shuffled)}", images=len(sample.images))
-        return [View(sample=replace(sample, turns=(question, learned[0])), supervised=True)]
+        return [View(sample=replace(sample, turns=(question, learned[0])), supervision="train")]
 
     def score(self, view: View, text: str) -> tuple[float, float]:
         wanted = view.sample.turns[1].text.split()

@@ -36,7 +36,7 @@ class Mine(Loss):
 class Again(AuxTask):
     text_loss = True
     def views(self, sample, rng):
-        return [View(sample=sample, supervised=True)]
+        return [View(sample=sample, supervision="train")]
 
 @hookimpl
 def lmmkit_components():

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmmkit.api.layout import row_count
+from lmmkit.api.layout import row_count, truncate
+from lmmkit.api.needs import Select
 from lmmkit.api.sample import Image, Sample, TemplateName, Turn
 from lmmkit.data.chat_templates import AFTER_EOS, TEMPLATES, VICUNA_SYSTEM, lay_out, lay_out_prompt
 from lmmkit.data.images import FixedRows
@@ -276,6 +277,20 @@ def test_a_system_prompt_replaces_the_template_s():
     assert [decode(s.ids) for s in with_own if s.role == "system"] == ["on a mat"]
     ids, _ = ids_and_mask(with_own)
     assert decode(ids[: ids.index(IMAGE)]) == "on a mat  USER: "
+
+
+@pytest.mark.parametrize("template", ["plain", "vicuna_v1"])
+def test_answers_are_counted_from_the_end(template):
+    asked = talk("is it", "a cat ", "", "on a mat", "is it", "5").turns
+    layout = lay_out(sample(*asked, template=template), tokenizer("stand-in"), rows_of=FixedRows(4))
+    decode = tokenizer("stand-in").decode
+    answers = {n: decode([i for s in layout if s.turn == n for i in s.ids]).split() for n in (-3, -2, -1)}
+    assert answers == {-3: ["a", "cat"], -2: ["on", "a", "mat"], -1: ["5"]}
+    assert {s.turn for s in layout if s.role != "response"} == {0}
+    last = Select(role="response", turn=-1).positions(layout)
+    assert list(last) == list(range(row_count(layout) - len(last), row_count(layout))) and len(last) < 5
+    cut = truncate(layout, row_count(layout) - len(last))
+    assert not len(Select(turn=-1).positions(cut)), "an answer that was cut off is not replaced by another"
 
 
 def test_a_turn_without_loss_is_there_and_not_supervised():

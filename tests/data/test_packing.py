@@ -74,7 +74,7 @@ def test_predictions_are_made_by_the_predecessor_on_the_views_path(packed):
     for v, (member, path) in enumerate(zip(members(), paths, strict=True)):
         term = {"main": 0, "text_order": 1}.get(member.view.name)
         for place, span, i in walk(member.layout):
-            if span.supervised and member.view.supervised and place:
+            if span.supervised and member.view.supervision == "train" and place:
                 want.append((int(path[place - 1]), v, span.ids[i], term))
     columns = (batch.predict.row_Q, batch.predict.view_Q, batch.target_S, batch.term_S)
     assert want and list(zip(*(c.tolist() for c in columns), strict=True)) == want
@@ -117,7 +117,7 @@ def test_counts_are_items_of_each_term():
     batch, _ = paper_objective.packed(SAMPLES)
     trainable = Counter()
     for m in members():
-        trainable[m.view.name] += sum(s.n for s in m.layout if s.supervised) * m.view.supervised
+        trainable[m.view.name] += sum(s.n for s in m.layout if s.supervised) * (m.view.supervision == "train")
     with_image = sum(m.view.name == "main" and any(s.kind == "image" for s in m.layout) for m in members())
     targets_with_image = sum(
         sum(s.n for s in m.layout if s.supervised)

@@ -1,14 +1,14 @@
 """Views of a sample: their names, their rows, and the length policy."""
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 
 from lmmkit.api.components import AuxTask
 from lmmkit.api.layout import row_count
 from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Select
-from lmmkit.api.sample import Image, Turn, View
+from lmmkit.api.sample import Image, Sample, Turn, View
 from lmmkit.errors import UserError
 from tests.support.paper_objective import CAPTIONS, CHATS, IMAGE_ORDER, views
 from tests.support.tiny_model import SPEC
@@ -24,7 +24,7 @@ def rows_by_name(image: Image) -> int:
 def test_the_main_view_is_first_and_tasks_name_theirs():
     found = views().of(CAPTION, 0)
     assert [view.name for view in found] == ["main", "image_order", "text_order"]
-    assert found[0].sample == CAPTION and found[0].supervised
+    assert found[0].sample == CAPTION and found[0].supervision == "train"
     assert views().of(CAPTION, 0) == found != views().of(CAPTION, 1)
 
 
@@ -108,6 +108,80 @@ def test_a_view_of_which_its_task_reads_nothing_is_left_out_and_counted(need, ke
     blind = replace(CHAT, images=(), turns=(replace(CHAT.turns[0], images=0), CHAT.turns[1]))
     assert [m.view.name for m in made.fitting(blind, 0, dropped)] == ["main", "t"][: 1 + kept]
     assert dropped == ({} if kept else {"no_rows": 1})
+
+
+READ = HiddenAt(Select(view="t", view_role="good", role="user"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compares(AuxTask):
+    """A task with two views to compare, whose answers are `words`; `change` changes the views."""
+
+    roles = ("good", "bad")
+    words: tuple[str, str]
+    change: dict = field(default_factory=dict)
+    need: HiddenAt = READ
+
+    @property
+    def needs(self):
+        return (self.need,)
+
+    def views(self, sample, rng):
+        asked = sample.turns[:-1]
+        return [
+            View(**{
+                "sample": replace(sample, turns=(*asked, Turn("assistant", text))), "role": role,
+                "supervision": "read", **self.change,
+            })
+            for role, text in zip(self.roles, self.words, strict=True)
+        ]  # fmt: skip
+
+
+def roles(task: Compares, sample: Sample = CHAT, **settings) -> tuple[list[tuple[str, str]], Counter[str]]:
+    """Returns (name, role) of the views that are left, and what was dropped."""
+    dropped: Counter[str] = Counter()
+    made = replace(views(**settings), tasks=(task,), edits=())
+    return [(m.view.name, m.view.role) for m in made.fitting(sample, 0, dropped)], dropped
+
+
+def test_views_of_one_task_have_roles():
+    both = [("main", ""), ("t", "good"), ("t", "bad")]
+    assert roles(Compares(name="t", words=("yes", "no"))) == (both, {})
+    image = HiddenAt(Select(view="t", view_role="bad", kind="image"))
+    blind = replace(CHAT, images=(), turns=(replace(CHAT.turns[0], images=0), CHAT.turns[1]))
+    found, dropped = roles(
+        Compares(name="t", words=("yes", "no"), need=image, change={"supervision": "none"}), blind
+    )
+    assert found == both[:2] and dropped == {"no_rows": 1}, "the need is on the other role alone"
+
+
+@pytest.mark.parametrize("too_long", ["drop", "truncate"])
+def test_a_view_that_is_read_is_left_out_with_its_pair(too_long):
+    room = row_count(views().lay_out(View(sample=CHAT)))
+    long = Compares(name="t", words=("yes", "no " * 9))
+    assert roles(long) == ([("main", ""), ("t", "good"), ("t", "bad")], {})
+    found, dropped = roles(long, too_long=too_long, context=room)
+    if too_long == "drop":
+        assert found == [("main", "")] and dropped == {"too_long": 1, "pairs": 1}
+    else:
+        assert len(found) == 3 and dropped == {"truncated": 1}, "the answer is shorter, but not gone"
+    unlearned = replace(CHAT, turns=(*CHAT.turns[:1], replace(CHAT.turns[1], supervised=False)))
+    half = Compares(name="t", words=("yes", "no"), change={"sample": unlearned})
+    assert roles(half, unlearned) == ([], {"no_target": 3, "records": 1})
+
+
+@pytest.mark.parametrize(
+    ("change", "got"),
+    [
+        ({"role": "best"}, "role `best`"), ({"supervision": "train"}, "`train`, without `text_loss`"),
+        ({"supervision": True}, "supervision `True`"),
+    ],
+)  # fmt: skip
+def test_a_view_that_its_task_may_not_make_is_refused(change, got):
+    with pytest.raises(UserError) as error:
+        roles(Compares(name="t", words=("yes", "no"), change=change))
+    (problem,) = error.value.problems
+    assert (problem.code, problem.where) == ("plugin/view", "plugins.t") and got in problem.got
 
 
 def test_a_supervised_view_without_a_target_is_left_out():

@@ -242,6 +242,30 @@ def test_an_insert_that_is_not_possible_is_a_problem(tiny, tmp_path, insert):
     assert "mine" in error.value.problems[0].where
 
 
+@pytest.mark.parametrize("need", ["HiddenAt", "HiddenMean"])
+@pytest.mark.parametrize("layer", ["2", "-1", "'last'", "1.5"])
+def test_a_state_after_more_blocks_than_there_are_is_a_problem(tiny, tmp_path, need, layer):
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from lmmkit.api import HiddenAt, HiddenMean, Loss, Select, hookimpl\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Mine(Loss):\n"
+        f"    needs = ({need}(Select(kind='image'), layer={layer}),)\n"
+        "    def value(self, ctx): return ctx[self.needs[0]].square().sum()\n"
+        "@hookimpl\n"
+        "def lmmkit_components(): return {'mine': Mine}\n"
+    )
+    section = f"plugins:\n  mine: {{use: {tmp_path / 'mine.py'}}}\nstages:"
+    text = PLAIN.replace("stages:", section, 1).replace("{next_token: 1.0}", "{next_token: 1.0, mine: 0.1}")
+    with pytest.raises(UserError) as error:
+        prepare(tiny(text=text), trust_files=True)
+    problem = error.value.problems[0]
+    assert {p.code for p in error.value.problems} == {"plan/layers"} and "mine" in problem.where
+    assert (
+        problem.got == f"layer {layer}" and problem.expected == "`final`, or a number of blocks from 0 to 1"
+    )
+
+
 def test_steps_and_epochs(tiny):
     recipe = tiny("stages.pretrain.length={epochs: 2}", "stages.pretrain.batch.samples=7")
     assert prepare(recipe).steps("pretrain") == 35  # ceil(240 / 7)

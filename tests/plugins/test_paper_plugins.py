@@ -62,7 +62,7 @@ def test_the_shuffle_moves_whole_tiles_and_undoes():
 def test_image_order_derives_one_view_and_shows_no_image_unshuffled():
     task = ImageOrder(name="order", grid=3, permutations=24)
     (view,) = task.views(SAMPLE, rng())
-    assert view.sample.turns == SAMPLE.turns and not view.supervised
+    assert view.sample.turns == SAMPLE.turns and view.supervision == "none"
     order = permutations(9, 24, 0, "seed")[view.labels["permutation"]]
     assert [image.edit.order for image in view.sample.images] == [order, order]
     twice = replace(SAMPLE, images=(SAMPLE.images[0],) * 2)
@@ -140,7 +140,9 @@ def test_the_directed_token_checks_its_spread():
 def test_text_order_shuffles_words_of_the_first_response_only():
     (view,) = TextOrder(name="t").views(SAMPLE, rng())
     question, answer = view.sample.turns
-    assert answer.text == "A cat sat. On the mat, a cat" and view.supervised and question.images == 2
+    assert (
+        answer.text == "A cat sat. On the mat, a cat" and view.supervision == "train" and question.images == 2
+    )
     instruction, words = question.text.split(": ", 1)
     assert instruction.startswith("Re-order the sentence")
     assert sorted(words.split()) == sorted(answer.text.split()) and words.split() != answer.text.split()

@@ -55,35 +55,54 @@ def trie_rows(groups: Sequence[Sequence[np.ndarray]]) -> int:
 
 def decoder(model: Decoder, x_TD: Tensor) -> tuple[Tensor, Tensor]:
     """(states after the final norm [T, D], every layer's map [L, H, T, T]) of one causal sequence."""
-    shape, w = model.shape, dict(model.named_parameters())
-    maps = []
+    states, maps = blocks(model, x_TD)
+    return rms(states[-1], model.norm.weight, model.shape.norm_eps), maps
+
+
+def blocks(model: Decoder, x_TD: Tensor) -> tuple[list[Tensor], Tensor]:
+    """(states [T, D] before the first block and after each, every layer's map [L, H, T, T]) of one sequence."""
+    shape, w = model.shape, weights(model)
+    states, maps = [x_TD], []
     for i in range(shape.depth):
         at = f"blocks.{i}."
         out_TD, map_HTT = _attention(
             x_TD, shape, {k.removeprefix(at): t for k, t in w.items() if k.startswith(at)}
         )
         x_TD = x_TD + out_TD
-        h_TD = _rms(x_TD, w[at + "mlp_norm.weight"], shape.norm_eps)
+        h_TD = rms(x_TD, w[at + "mlp_norm.weight"], shape.norm_eps)
         gate_TF, up_TF = (h_TD @ w[at + "mlp.gate_up.weight"].T).chunk(2, -1)
         x_TD = x_TD + (F.silu(gate_TF) * up_TF) @ w[at + "mlp.down.weight"].T
         maps.append(map_HTT)
-    return _rms(x_TD, w["norm.weight"], shape.norm_eps), torch.stack(maps)
+        states.append(x_TD)
+    return states, torch.stack(maps)
+
+
+def weights(model: Decoder) -> dict[str, Tensor]:
+    """Returns the weights by name, with the low-rank updates added to them."""
+    found = dict(model.named_parameters())
+    for path, linear in model.named_modules():
+        for part, adapter in getattr(linear, "lora", {}).items():
+            rows = getattr(linear, "slices", {}).get(part, slice(0, len(linear.weight)))
+            above, below = rows.start, len(linear.weight) - rows.stop
+            update = F.pad(adapter.scale * adapter.b @ adapter.a, (0, 0, above, below))
+            found[f"{path}.weight"] = found[f"{path}.weight"] + update
+    return found
 
 
 def _attention(x_TD: Tensor, shape, w: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    h_TD = _rms(x_TD, w["attention_norm.weight"], shape.norm_eps)
+    h_TD = rms(x_TD, w["attention_norm.weight"], shape.norm_eps)
     qkv = h_TD @ w["attention.qkv.weight"].T + w.get("attention.qkv.bias", 0)
     heads = qkv.unflatten(-1, (-1, shape.head_size))
     q, k, v = heads.split([shape.heads, shape.kv_heads, shape.kv_heads], 1)
     if shape.qk_norm:
-        q = _rms(q, w["attention.norm.q.weight"], shape.norm_eps)
-        k = _rms(k, w["attention.norm.k.weight"], shape.norm_eps)
+        q = rms(q, w["attention.norm.q.weight"], shape.norm_eps)
+        k = rms(k, w["attention.norm.k.weight"], shape.norm_eps)
     q, k = turned(q, shape.rope.theta), turned(k, shape.rope.theta)
     out_THK, lines = attention(q, k, v, causal(len(x_TD)))
     return out_THK.flatten(1) @ w["attention.out.weight"].T, torch.stack(lines, 1)
 
 
-def _rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight
 
 

@@ -61,8 +61,9 @@ def image(path: str, n: int = SPEC.tokens) -> Span:
     return Span(kind="image", n=n, image=Image(path))
 
 
-def laid_out(*layout: Span, name: str = "main", supervised: bool = True, key: str = "s") -> LaidOut:
-    return LaidOut(View(sample=Sample(key=key, turns=()), name=name, supervised=supervised), tuple(layout))
+def laid_out(*layout: Span, name: str = "main", key: str = "s", **view) -> LaidOut:
+    made = {"supervision": "train", **view}
+    return LaidOut(View(sample=Sample(key=key, turns=()), name=name, **made), tuple(layout))
 
 
 def prompt(ids: Sequence[int], name: str | None = None, at: int = 1) -> Layout:
@@ -75,7 +76,7 @@ def prompt(ids: Sequence[int], name: str | None = None, at: int = 1) -> Layout:
 def packed(groups: Sequence[Sequence[Layout]], *, share: bool = True) -> tuple[Batch, list]:
     """Layouts, those of a group in one tree, as a micro-batch without targets; and their rows."""
     packer = Packer(image=SPEC, share=share)
-    samples = [packer.sized([laid_out(*layout, supervised=False) for layout in group]) for group in groups]
+    samples = [packer.sized([laid_out(*layout, supervision="none") for layout in group]) for group in groups]
     return pack(packer, samples)
 
 

@@ -49,7 +49,7 @@ class Masses(Loss):
 
 @dataclass(frozen=True, kw_only=True)
 class NoView(Loss):
-    needs = (HiddenAt(Select(view="nowhere", token_name="absent")),)
+    needs = (HiddenAt(Select(view="nowhere", token_name="absent")), HiddenAt(Select(view_role="chosen")))
     def value(self, ctx):
         return ctx[self.needs[0]].sum()
 

@@ -12,7 +12,7 @@ def pieces(prepared: Prepared, sample: Sample) -> Iterator[tuple[str, bool]]:
     """Yields (text, supervised) for each span in the main view, with a middle dot between tokens."""
     stage = next(iter(prepared.plans))
     tokenizer = prepared.tokenizer
-    for span in prepared.views(stage).lay_out(View(sample=sample, supervised=True)):
+    for span in prepared.views(stage).lay_out(View(sample=sample, supervision="train")):
         if span.kind == "text":
             yield "·".join(tokenizer.decode([i]) or f"<{i}>" for i in span.ids) + " ", span.supervised
         else:

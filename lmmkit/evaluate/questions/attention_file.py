@@ -51,7 +51,7 @@ def attention_figure(
 
 @torch.no_grad()
 def _line(chat_model: ChatModel, sample: Sample, text: str) -> dict:
-    view = View(sample=replace(sample, turns=(*sample.turns, Turn("assistant", text))), supervised=True)
+    view = View(sample=replace(sample, turns=(*sample.turns, Turn("assistant", text))), supervision="train")
     laid_out = chat_model.packer.sized([LaidOut(view, chat_model.views.lay_out(view))])
     found = image_attention(
         chat_model.objective, chat_model.packer, laid_out, read_images([laid_out], chat_model.reader),

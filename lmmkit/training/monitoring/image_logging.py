@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lmmkit import plugin_calls
 from lmmkit.api.model_info import ImageSpec
 from lmmkit.data.packing import ImageRef, Packer, SizedSample, read_images
 from lmmkit.errors import UserError
@@ -34,7 +35,7 @@ def stage_images(
     spec, outcome = prepared.dims.image, objective(batch)
     out = {}
     for term in objective.terms:
-        images = term.images(outcome.ctxs[term.name])
+        images = plugin_calls.images(term, outcome.ctxs[term.name])
         out |= {f"{term.name}/{name}": natural(pixels, spec) for name, pixels in images.items()}
     for k in pipeline.positions(step):
         source, epoch, record = pipeline.order.at(k)

@@ -11,9 +11,8 @@ import torch
 from lmmkit.api.batch import Step
 from lmmkit.errors import MachineError, Problem
 from lmmkit.errors.training import OUT_OF_MEMORY
+from lmmkit.plugin_guard import CPU_MEMORY
 from lmmkit.recipe import Recipe
-
-_CPU_MESSAGE = "DefaultCPUAllocator: can't allocate memory"
 
 
 @contextmanager
@@ -29,7 +28,7 @@ def naming_memory_keys(
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise MachineError(_no_room(where, step, recipe, device, alone, error)) from error
     except RuntimeError as error:
-        if _CPU_MESSAGE not in str(error):
+        if CPU_MEMORY not in str(error):
             raise
         raise MachineError(_no_room(where, step, recipe, device, alone, error)) from error
 

@@ -1,0 +1,211 @@
+"""The calls of lmmkit into components: each method with the guard, and with a check of what it returns.
+
+Everything that calls a component calls it here, so a fault of a plugin names instance, method, file and line
+in a check, in training, in data workers and in evaluation.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lmmkit.api.components import AuxTask, Component, Ctx, Metric, Term, TokenStrategy
+from lmmkit.api.layout import Insert, InsertAt
+from lmmkit.api.needs import Need
+from lmmkit.api.sample import Image, ImageEdit, Role, Sample, Turn, View
+from lmmkit.errors import UserError
+from lmmkit.errors.plan import INSERT
+from lmmkit.plugin_guard import calling, place_of, returned, shown
+
+if TYPE_CHECKING:
+    from lmmkit.api.batch import Batch
+    from lmmkit.api.model_info import Dims
+
+NUMBER = bool | int | float | np.bool_ | np.integer | np.floating
+
+
+def check(component: Component, dims: Dims) -> str:
+    """Returns which settings of a component do not fit the model; empty if all do."""
+    with calling(component.name, "check", component):
+        found = component.check(dims)
+    if not isinstance(found, str):
+        raise returned(component.name, "check", component, shown(found), "a text, empty if all settings fit")
+    return found
+
+
+def modules(component: Component, dims: Dims) -> nn.Module | None:
+    """Returns the module of a component."""
+    with calling(component.name, "modules", component):
+        found = component.modules(dims)
+    if not isinstance(found, nn.Module | None):
+        raise returned(component.name, "modules", component, shown(found), "an nn.Module or None")
+    return found
+
+
+def reset(name: str, part: nn.Module, fill: Callable[[], object]) -> None:
+    """Calls `fill`, the `reset_parameters` of a module of a plugin."""
+    with calling(name, "reset_parameters", part):
+        fill()
+
+
+def tokens(name: str, module: nn.Module, width: int) -> Tensor:
+    """Returns the embeddings of learned tokens, [n, D]."""
+    with calling(name, "forward", module):
+        found = module()
+    if not isinstance(found, Tensor) or found.ndim != 2 or found.shape[1] != width:
+        raise returned(name, "forward", module, shown(found), f"embeddings [n, {width}]")
+    return found
+
+
+def edit(strategy: TokenStrategy, view: View) -> Sequence[Insert]:
+    """Returns where a token strategy inserts into a view."""
+    name = strategy.name
+    with calling(name, "edit", strategy):
+        found = strategy.edit(view)
+    if not isinstance(found, list | tuple) or not all(isinstance(each, Insert) for each in found):
+        raise returned(name, "edit", strategy, shown(found), "a list of Insert")
+    places = get_args(InsertAt)
+    for each in found:
+        if each.at not in places or each.token_name not in strategy.provides or not _rows(each.n):
+            where = f"{name}.edit, {place_of(strategy, 'edit')}"
+            raise UserError(INSERT.at(where, got=f"{each}", positions=", ".join(places)))
+    return found
+
+
+def _rows(n: object) -> bool:
+    return type(n) is int and n >= 1
+
+
+def views(task: AuxTask, sample: Sample, rng: np.random.Generator) -> Sequence[View]:
+    """Returns the views of a task."""
+    with calling(task.name, "views", task):
+        found = task.views(sample, rng)
+    if not isinstance(found, list | tuple):
+        raise returned(task.name, "views", task, shown(found), "a list of View")
+    for view in found:
+        if wrong := _wrong_view(view):
+            raise returned(task.name, "views", task, *wrong)
+    return found
+
+
+def _wrong_view(view: object) -> tuple[str, str] | None:
+    """Returns (got, expected) if an object is no valid view."""
+    if not isinstance(view, View):
+        return f"a list with {shown(view)}", "a list of View"
+    sample = view.sample
+    if not isinstance(sample, Sample):
+        return f"a view with {shown(sample)} as sample", "a `Sample`"
+    for turn in sample.turns:
+        if not isinstance(turn, Turn) or turn.role not in get_args(Role):
+            return f"a view with the turn {turn!r:.80}", f"a `Turn` of role {' or '.join(get_args(Role))}"
+    if bad := next((image for image in sample.images if not isinstance(image, Image)), None):
+        return f"a view with {shown(bad)} as image", "an `Image`"
+    counted = sum(turn.images for turn in sample.turns)
+    if counted != len(sample.images):
+        return (
+            f"a view with {len(sample.images)} images, whose turns have {counted}",
+            "as many (`Turn.images`)",
+        )
+    for key, label in view.labels.items():
+        if not isinstance(label, NUMBER):
+            return f"label `{key}`: {shown(label)}", "a number"
+    return None
+
+
+def edited(name: str, change: ImageEdit, pixels_CXY: Tensor) -> Tensor:
+    """Returns the pixels of an image after the edit that a task has given it."""
+    with calling(name, "edit of an image", change):
+        found = change(pixels_CXY)
+    fits = isinstance(found, Tensor) and found.shape == pixels_CXY.shape and found.dtype == pixels_CXY.dtype
+    if not fits:
+        raise returned(name, "edit of an image", change, shown(found), shown(pixels_CXY))
+    return found
+
+
+def needs(term: Term) -> tuple[Need, ...]:
+    """Returns what a term reads from the model."""
+    with calling(term.name, "needs", term):
+        found: Any = term.needs
+    if inspect.ismethod(found):
+        raise returned(term.name, "needs", term, "a method", "a property: @property above it")
+    if not isinstance(found, tuple) or not all(isinstance(need, get_args(Need)) for need in found):
+        raise returned(term.name, "needs", term, shown(found), "a tuple of needs, such as (HiddenAt(...),)")
+    with calling(term.name, "needs", term):
+        hash(found)
+    return found
+
+
+def count(term: Term, batch: Batch) -> int:
+    """Returns the number of items that a term averages over."""
+    with calling(term.name, "count", term):
+        found = term.count(batch)
+    if type(found) is not int or found < 0:
+        raise returned(term.name, "count", term, shown(found), "a whole number (int), 0 or more")
+    return found
+
+
+def value(term: Term, ctx: Ctx) -> Tensor:
+    """Returns the sum of a term over its items."""
+    with calling(term.name, "value", term):
+        found = term.value(ctx)
+    if not isinstance(found, Tensor) or found.ndim or found.dtype not in (torch.float32, torch.float64):
+        raise returned(term.name, "value", term, shown(found), "a float32 scalar, the SUM over the items")
+    return found
+
+
+def chance(term: Term, dims: Dims) -> float | None:
+    """Returns the averaged value of a term at chance level, or None."""
+    with calling(term.name, "chance", term):
+        found = term.chance(dims)
+    if found is not None and (type(found) not in (int, float) or not math.isfinite(found)):
+        raise returned(term.name, "chance", term, shown(found), "a finite number, or None")
+    return found
+
+
+def metrics(term: Term, ctx: Ctx) -> Mapping[str, Metric]:
+    """Returns the metrics of a term."""
+    with calling(term.name, "metrics", term):
+        found = term.metrics(ctx)
+    if not isinstance(found, Mapping):
+        raise returned(term.name, "metrics", term, shown(found), "a mapping from names to `Metric`")
+    for key, metric in found.items():
+        if not isinstance(metric, Metric):
+            raise returned(term.name, "metrics", term, f"`{key}`: {shown(metric)}", "Metric(total, chance)")
+        if not isinstance(metric.total, Tensor) or metric.total.ndim:
+            got, expected = f"`{key}`: total {shown(metric.total)}", "a scalar tensor, the SUM over the items"
+            raise returned(term.name, "metrics", term, got, expected)
+        if (isinstance(metric.chance, Tensor) and metric.chance.ndim) or not isinstance(
+            metric.chance, Tensor | NUMBER
+        ):
+            got, expected = f"`{key}`: chance {shown(metric.chance)}", "a number, the SUM over the items"
+            raise returned(term.name, "metrics", term, got, expected)
+    return found
+
+
+def images(term: Term, ctx: Ctx) -> Mapping[str, Tensor]:
+    """Returns the images of a term for TensorBoard."""
+    with calling(term.name, "images", term):
+        found = term.images(ctx)
+    if not isinstance(found, Mapping):
+        raise returned(term.name, "images", term, shown(found), "a mapping from names to pixels")
+    for key, pixels in found.items():
+        if not isinstance(pixels, Tensor) or pixels.ndim != 3 or len(pixels) != 3:
+            got = f"`{key}`: {shown(pixels)}"
+            raise returned(term.name, "images", term, got, "preprocessed pixels [3, X, Y]")
+    return found
+
+
+def score(task: AuxTask, view: View, text: str) -> tuple[float, float]:
+    """Returns the score of a generated text, and the expected score of a guess."""
+    with calling(task.name, "score", task):
+        found = task.score(view, text)
+    pair = isinstance(found, tuple | list) and len(found) == 2 and all(isinstance(x, NUMBER) for x in found)
+    if not pair or not all(0 <= x <= 1 for x in found):
+        raise returned(task.name, "score", task, shown(found), "(score, score of a guess), each from 0 to 1")
+    return float(found[0]), float(found[1])

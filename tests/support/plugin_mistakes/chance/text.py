@@ -1,0 +1,25 @@
+"""Returns a text."""
+
+from dataclasses import dataclass
+
+from lmmkit.api import AttnMass, Loss, Select, hookimpl
+
+WHERE = "mistake.chance"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mistake(Loss):
+    @property
+    def needs(self):
+        return (AttnMass(q=Select(supervised=True)),)
+
+    def chance(self, dims):
+        return "50%"
+
+    def value(self, ctx):
+        return (1 - ctx[self.needs[0]]).sum()
+
+
+@hookimpl
+def lmmkit_components():
+    return {"mistake": Mistake}

@@ -1,0 +1,25 @@
+"""Returns a list of problems."""
+
+from dataclasses import dataclass
+
+from lmmkit.api import AttnMass, Loss, Select, hookimpl
+
+WHERE = "mistake.check"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mistake(Loss):
+    @property
+    def needs(self):
+        return (AttnMass(q=Select(supervised=True)),)
+
+    def check(self, dims):
+        return ["width: odd"] if dims.width % 2 else []
+
+    def value(self, ctx):
+        return (1 - ctx[self.needs[0]]).sum()
+
+
+@hookimpl
+def lmmkit_components():
+    return {"mistake": Mistake}

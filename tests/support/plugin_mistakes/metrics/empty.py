@@ -1,0 +1,25 @@
+"""Fails on a micro-batch without items."""
+
+from dataclasses import dataclass
+
+from lmmkit.api import AttnMass, Loss, Metric, Select, hookimpl
+
+WHERE = "mistake.metrics"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mistake(Loss):
+    @property
+    def needs(self):
+        return (AttnMass(q=Select(supervised=True)),)
+
+    def metrics(self, ctx):
+        return {"most": Metric(ctx[self.needs[0]].max(), 1.0)}
+
+    def value(self, ctx):
+        return (1 - ctx[self.needs[0]]).sum()
+
+
+@hookimpl
+def lmmkit_components():
+    return {"mistake": Mistake}

@@ -1,0 +1,41 @@
+"""Fills its parameter and forgets its buffer."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from lmmkit.api import HiddenAt, Loss, Select, hookimpl
+
+WHERE = "mistake.modules"
+
+
+class Scale(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.scale = nn.Parameter(torch.empty(width))
+        self.register_buffer("ramp", torch.linspace(0, 1, width))
+
+    def reset_parameters(self):
+        nn.init.normal_(self.scale)
+
+    def forward(self, x):
+        return self.scale * self.ramp * x
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mistake(Loss):
+    @property
+    def needs(self):
+        return (HiddenAt(Select(supervised=True)),)
+
+    def modules(self, dims):
+        return Scale(dims.width)
+
+    def value(self, ctx):
+        return ctx.module(ctx[self.needs[0]].float()).float().pow(2).sum()
+
+
+@hookimpl
+def lmmkit_components():
+    return {"mistake": Mistake}

@@ -1,0 +1,21 @@
+"""Forgets `@property`."""
+
+from dataclasses import dataclass
+
+from lmmkit.api import HiddenAt, Loss, Select, hookimpl
+
+WHERE = "mistake.needs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mistake(Loss):
+    def needs(self):
+        return (HiddenAt(Select(supervised=True)),)
+
+    def value(self, ctx):
+        return ctx[self.needs[0]].float().sum()
+
+
+@hookimpl
+def lmmkit_components():
+    return {"mistake": Mistake}

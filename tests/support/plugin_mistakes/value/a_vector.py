@@ -1,0 +1,22 @@
+"""Forgets the sum."""
+
+from dataclasses import dataclass
+
+from lmmkit.api import AttnMass, Loss, Select, hookimpl
+
+WHERE = "mistake.value"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mistake(Loss):
+    @property
+    def needs(self):
+        return (AttnMass(q=Select(supervised=True)),)
+
+    def value(self, ctx):
+        return 1 - ctx[self.needs[0]]
+
+
+@hookimpl
+def lmmkit_components():
+    return {"mistake": Mistake}

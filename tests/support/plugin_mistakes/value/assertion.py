@@ -1,0 +1,24 @@
+"""Asserts what is not so."""
+
+from dataclasses import dataclass
+
+from lmmkit.api import HiddenAt, Loss, Select, hookimpl
+
+WHERE = "mistake.value"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mistake(Loss):
+    @property
+    def needs(self):
+        return (HiddenAt(Select(supervised=True)),)
+
+    def value(self, ctx):
+        x = ctx[self.needs[0]]
+        assert x.dim() == 3
+        return x.float().sum()
+
+
+@hookimpl
+def lmmkit_components():
+    return {"mistake": Mistake}

@@ -1,0 +1,23 @@
+"""Subtracts the mean of the micro-batch."""
+
+from dataclasses import dataclass
+
+from lmmkit.api import AttnMass, Loss, Select, hookimpl
+
+WHERE = "mistake.value"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mistake(Loss):
+    @property
+    def needs(self):
+        return (AttnMass(q=Select(supervised=True)),)
+
+    def value(self, ctx):
+        x = ctx[self.needs[0]]
+        return (x - x.mean()).pow(2).sum()
+
+
+@hookimpl
+def lmmkit_components():
+    return {"mistake": Mistake}

@@ -1,0 +1,22 @@
+"""Calls a module that it never made."""
+
+from dataclasses import dataclass
+
+from lmmkit.api import HiddenAt, Loss, Select, hookimpl
+
+WHERE = "mistake.value"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mistake(Loss):
+    @property
+    def needs(self):
+        return (HiddenAt(Select(supervised=True)),)
+
+    def value(self, ctx):
+        return ctx.module(ctx[self.needs[0]]).float().sum()
+
+
+@hookimpl
+def lmmkit_components():
+    return {"mistake": Mistake}

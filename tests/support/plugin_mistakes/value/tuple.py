@@ -1,0 +1,23 @@
+"""Returns loss and accuracy."""
+
+from dataclasses import dataclass
+
+from lmmkit.api import AttnMass, Loss, Select, hookimpl
+
+WHERE = "mistake.value"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mistake(Loss):
+    @property
+    def needs(self):
+        return (AttnMass(q=Select(supervised=True)),)
+
+    def value(self, ctx):
+        loss = (1 - ctx[self.needs[0]]).sum()
+        return loss, loss.detach()
+
+
+@hookimpl
+def lmmkit_components():
+    return {"mistake": Mistake}

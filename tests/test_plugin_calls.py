@@ -1,0 +1,129 @@
+"""Faults of plugins name instance, method, file and line in every phase; bugs of lmmkit keep their traceback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lmmkit.errors import Problem, UserError
+from lmmkit.evaluate.run import evaluate
+from lmmkit.runs.run_folder import RunFolder
+from lmmkit.training.run import train
+from tests.conftest import MODEL, REST
+
+FILE = Path(__file__).parent / "support" / "faulty_plugin.py"
+OWNER = {"edit": "token", "forward": "token", "score": "echo"}  # of the others: faulty
+STAGE = """
+plugins:
+  faulty: {{use: "{file}", fails: "{faulty}", gives: "{gives}"}}
+  token: {{use: "{file}", fails: "{token}", gives: "{gives}"}}
+  echo: {{use: "{file}", fails: "{echo}", gives: "{gives}"}}
+stages:
+  only:
+    data:   {{captions: 1.0}}
+    batch:  {{samples: 4}}
+    length: {{steps: 1}}
+    train:  {{connector: {{}}, plugins: {{}}}}
+    optim:  {{lr: 1.0e-3}}
+    losses: {{next_token: 1.0, faulty: 1.0, echo: 1.0}}
+"""
+
+
+@pytest.fixture
+def recipe(tiny):
+    """recipe(method, gives, *overrides) -> a recipe in which one method fails or returns something wrong."""
+
+    def read(method: str = "", gives: str = "", *overrides: str):
+        fails = dict.fromkeys(("faulty", "token", "echo"), "") | {OWNER.get(method, "faulty"): method}
+        rest = REST.replace("images_every: 6", "images_every: 1").replace("stage: pretrain", "stage: only")
+        return tiny(*overrides, text=MODEL + STAGE.format(file=FILE, gives=gives, **fails) + rest)
+
+    return read
+
+
+def problem(recipe, out: Path) -> Problem:
+    """Returns the one problem of a run of this recipe."""
+    with pytest.raises(UserError) as error:
+        train(recipe, out=out, trust_files=True)
+    (found,) = error.value.problems
+    return found
+
+
+def line_of(text: str) -> int:
+    """Returns the first line of the plugin that contains `text`."""
+    return 1 + next(i for i, line in enumerate(FILE.read_text().splitlines()) if text in line)
+
+
+PLANNED = ("needs", "check", "chance", "edit")
+IN_A_STEP = (
+    "modules",
+    "reset_parameters",
+    "count",
+    "views",
+    "edit of an image",
+    "value",
+    "metrics",
+    "images",
+    "forward",
+)
+
+
+@pytest.mark.parametrize("method", PLANNED + IN_A_STEP)
+def test_an_exception_names_the_plugin_and_its_line(method, recipe, tmp_path):
+    found = problem(recipe(method), tmp_path / "run")
+    raising = line_of('raise KeyError("a key")')
+    assert found.code == "plugin/raised"
+    assert found.where == f"{OWNER.get(method, 'faulty')}.{method}, faulty_plugin.py:{raising}"
+    assert found.got == "KeyError: 'a key'"
+
+
+@pytest.mark.parametrize(
+    ("method", "gives", "got"),
+    [
+        ("needs", "none", "nothing (None)"),
+        ("check", "none", "nothing (None)"),
+        ("chance", "text", "'twelve'"),
+        ("edit", "list", "a list with a int"),
+        ("modules", "class", "the class Identity"),
+        ("count", "number", "1.5"),
+        ("views", "none", "nothing (None)"),
+        ("views", "list", "a list with 1"),
+        ("edit of an image", "vector", "a tensor [3] of float32"),
+        ("value", "none", "nothing (None)"),
+        ("value", "vector", "a tensor [3] of float32"),
+        ("metrics", "mapping", "`a`: 1.5"),
+        ("images", "tensor", "`a`: a tensor [3] of float32"),
+        ("forward", "vector", "a tensor [3] of float32"),
+    ],
+)
+def test_a_wrong_result_names_the_plugin_and_its_method(method, gives, got, recipe, tmp_path):
+    found = problem(recipe(method, gives), tmp_path / "run")
+    assert (found.code, found.got) == ("plugin/returned", got)
+    where, _, place = found.where.partition(", ")
+    assert where == f"{OWNER.get(method, 'faulty')}.{method}" and place.startswith("faulty_plugin.py:")
+
+
+def test_the_line_of_a_wrong_result_is_that_of_its_method(recipe, tmp_path):
+    found = problem(recipe("value", "none"), tmp_path / "run")
+    assert found.where == f"faulty.value, faulty_plugin.py:{line_of('def value(self, ctx)')}"
+
+
+def test_a_data_worker_reports_the_fault_of_a_plugin(recipe, tmp_path):
+    found = problem(recipe("count", "", "speed.workers=1"), tmp_path / "run")
+    assert (found.code, found.got) == ("plugin/raised", "KeyError: 'a key'")
+    assert found.where.startswith("faulty.count, faulty_plugin.py:")
+
+
+@pytest.mark.parametrize(("gives", "code"), [("", "plugin/raised"), ("number", "plugin/returned")])
+def test_an_evaluation_reports_the_fault_of_a_plugin(gives, code, recipe, tmp_path):
+    read = recipe("score", gives)
+    train(read, out=tmp_path / "run", trust_files=True)
+    with pytest.raises(UserError) as error:
+        evaluate(RunFolder(tmp_path / "run"), read, only=["restore"], controls=[], trust_files=True)
+    (found,) = error.value.problems
+    assert found.code == code and found.where.startswith("echo.score, faulty_plugin.py:")
+
+
+def test_a_plugin_without_a_fault_trains(recipe, tmp_path):
+    assert train(recipe(), out=tmp_path / "run", trust_files=True).signal is None
