@@ -44,7 +44,7 @@ class Restore(EvalTask):
             value, chance = (sum(column) / n for column in zip(*scores, strict=True)) if n else (0.0, 0.0)
             figures[task.name] = Figure(value=value, chance=chance, n=n)
             for view, text in zip(views, texts, strict=True):
-                if (puzzle := task.text_puzzle(view, text)) is not None:
+                if (puzzle := plugin_calls.text_puzzle(task, view, text)) is not None:
                     puzzles.add(task.name, view.sample.key, puzzle)
         if keep is not None:
             puzzles.write(keep, chat_model.stage)

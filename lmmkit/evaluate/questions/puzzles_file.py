@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from lmmkit import plugin_calls
 from lmmkit.api.batch import Batch
 from lmmkit.api.components import AuxTask, Term
 from lmmkit.api.puzzle import Puzzle
@@ -34,7 +35,7 @@ class Puzzles:
     def add_outcome(self, terms: Sequence[Term], outcome: Outcome, batch: Batch) -> None:
         """Adds the puzzles of a micro-batch."""
         for term in terms:
-            if isinstance(term, AuxTask) and (puzzles := term.puzzles(outcome.ctxs[term.name])):
+            if isinstance(term, AuxTask) and (puzzles := plugin_calls.puzzles(term, outcome.ctxs[term.name])):
                 for view, puzzle in zip(batch.views_of(term.name), puzzles, strict=True):
                     self.add(term.name, batch.views[view][1], puzzle)
 
