@@ -203,7 +203,8 @@ def shell(recipe: Recipe, components: Mapping[str, Component], dims: Dims, devic
         lmm = LMM(vision, connector, Decoder(decoder), attention)
         built = {name: plugin_calls.modules(component, dims) for name, component in components.items()}
         plugins = nn.ModuleDict({name: module for name, module in built.items() if module is not None})
-        return Objective(lmm, plugins, compute=compute_dtype(recipe, device))
+        compute = compute_dtype(recipe, device)
+        return Objective(lmm, plugins, compute=compute, dims=dims, seed=recipe.seed)
 
 
 def encoder(vision: Vision, attention: Backend, where: str) -> nn.Module:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from lmmkit import build
 from lmmkit.api.batch import Batch
@@ -95,30 +95,34 @@ def checkpoint_room(sizes: Sequence[tuple[int, int]], keep: int) -> int:
 
 @dataclass(frozen=True)
 class Load:
-    """Holds the size of the fullest micro-batch in packed rows, images and supervised rows, and the most
-    micro-batches of a step."""
+    """Holds the size of the fullest micro-batch in packed rows, images and rows that meet the head, and the
+    most micro-batches of a step."""
 
     rows: int
     images: int
-    supervised: int
+    head_rows: int
     batches: int = 1
 
     @classmethod
     def of(cls, steps: Iterable[Iterable[Batch]], most: int) -> Load:
         """Returns the load of packed steps. If a step has several micro-batches, at least `most` rows are
-        assumed, with images and supervised rows as dense as in the densest micro-batch of `steps`. Steps may
-        be empty."""
+        assumed, with images and head rows as dense as in the densest micro-batch of `steps`. Steps may be
+        empty."""
         steps = [list(step) for step in steps]
         batches = [batch for step in steps for batch in step if len(batch)]
         if not batches:
             return cls(0, 0, 0)
         rows = max(map(len, batches))
         rows = max(rows, most) if any(len(step) > 1 for step in steps) else rows
-        images, supervised = (
+        images, head_rows = (
             max(len(counted(batch)) / len(batch) for batch in batches)
-            for counted in (lambda b: b.pixels_ICXY, lambda b: b.target_S)
+            for counted in (lambda b: b.pixels_ICXY, _head_rows)
         )
-        return cls(rows, round(images * rows), round(supervised * rows), max(map(len, steps)))
+        return cls(rows, round(images * rows), round(head_rows * rows), max(map(len, steps)))
+
+
+def _head_rows(batch: Batch) -> Tensor:
+    return batch.target_S if batch.head is None else batch.head.row_R
 
 
 def _bytes(
@@ -193,7 +197,7 @@ def activation_bytes(recipe: Recipe, stage: Stage, objective: Objective, load: L
     block += T * _adapter_bytes(decoder, stage, a) // shape.depth
     blocks = (shape.depth - again) * block + again * WIDE * T * D + block * (again > 0)
     peak = a * T * 4 * M + 8 * T * D + 16 * T * D
-    logits = min(load.supervised, chunk_rows(shape.vocab)) * shape.vocab * (8 + a)
+    logits = min(load.head_rows, chunk_rows(shape.vocab)) * shape.vocab * (8 + a)
     trained = [p.numel() for p in objective.parameters() if p.requires_grad]
     copies = 2 * sum(trained) * (a == 2)
     if a == 2:

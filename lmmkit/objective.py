@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from lmmkit import plugin_calls
-from lmmkit.api.batch import Batch, RowGather
-from lmmkit.api.components import Ctx, Term
-from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Layer, Need
-from lmmkit.model.cross_entropy import linear_cross_entropy
+from lmmkit.api.batch import Batch, HeadPairs, RowGather
+from lmmkit.api.components import EVALUATION, Ctx, Moment, Term
+from lmmkit.api.model_info import Dims
+from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Layer, LogSumExp, Need, VisionAt
+from lmmkit.model.cross_entropy import linear_cross_entropy, log_probs
 from lmmkit.model.vlm import LMM, ModelOutput
 
 
@@ -31,23 +32,36 @@ class Objective(nn.Module):
     The modules stay here during the complete run under `plugins.<instance>`; a stage changes `terms`.
     """
 
-    def __init__(self, lmm: LMM, plugins: nn.ModuleDict, *, compute: torch.dtype):
+    def __init__(
+        self,
+        lmm: LMM,
+        plugins: nn.ModuleDict,
+        *,
+        compute: torch.dtype,
+        dims: Dims | None = None,
+        seed: int = 0,
+    ):
         super().__init__()
         self.lmm, self.plugins, self.compute = lmm, plugins, compute
+        self.dims, self.seed = dims, seed
         self.terms: tuple[Term, ...] = ()
         # parameters that a plugin itself has frozen, by name: no stage trains them
         self.always_frozen = frozenset(n for n, p in plugins.named_parameters() if not p.requires_grad)
 
-    def forward(self, batch: Batch) -> Outcome:
+    def forward(self, batch: Batch, now: Moment = EVALUATION) -> Outcome:
         """Runs one packed pass over a micro-batch; all terms are sums, without averages."""
         with self.computing(batch.id_T.device):
             out = self.lmm(batch, self.tokens(batch))
-            hidden_SD = out.at(batch.predict.row_Q)
-            losses_S = linear_cross_entropy(hidden_SD, self.lmm.decoder.head.weight, batch.target_S)
+            if batch.head is None:
+                hidden_SD, scored = out.at(batch.predict.row_Q), {}
+                losses_S = linear_cross_entropy(hidden_SD, self.lmm.decoder.head.weight, batch.target_S)
+            else:
+                logp_P, scored = self._scored(batch.head, out)
+                losses_S = -logp_P[batch.head.pair_S]
         by_term = losses_S.new_zeros(len(batch.text_terms)).index_add(0, batch.term_S, losses_S)
         sums = {name: sum_.clone() for name, sum_ in zip(batch.text_terms, by_term.unbind(), strict=True)}
         sums["next_token"] = sums["next_token"] + self._zero_graph_anchor(batch, out)
-        ctxs = {term.name: self._ctx(term, batch, out) for term in self.terms}
+        ctxs = {term.name: self._ctx(term, batch, out, scored, now) for term in self.terms}
         for term in (term for term in self.terms if term.name not in sums):
             sums[term.name] = (
                 plugin_calls.value(term, ctxs[term.name])
@@ -76,10 +90,24 @@ class Objective(nn.Module):
         names = [s.source.removeprefix("plugins.") for s in batch.scatters if s.source != "vision"]
         return {f"plugins.{name}": plugin_calls.tokens(name, self.plugins[name], width) for name in names}
 
-    def _ctx(self, term: Term, batch: Batch, out: ModelOutput) -> Ctx:
-        taps = {need: tap(need, batch, out) for need in plugin_calls.needs(term)}
+    def _scored(self, head: HeadPairs, out: ModelOutput) -> tuple[Tensor, dict[Need, Tensor]]:
+        """Returns the log-probability of each pair, and the tensors of the needs that read them."""
+        weight_VD = self.lmm.decoder.head.weight
+        logp_P, lse_R = log_probs(out.at(head.row_R), weight_VD, head.place_P, head.target_P)
+        return logp_P, {
+            need: (lse_R if isinstance(need, LogSumExp) else logp_P)[item_Q]
+            for need, item_Q in head.item_Q.items()
+        }
+
+    def _ctx(
+        self, term: Term, batch: Batch, out: ModelOutput, scored: Mapping[Need, Tensor], now: Moment
+    ) -> Ctx:
+        taps = {
+            need: scored[need] if need in scored else tap(need, batch, out)
+            for need in plugin_calls.needs(term)
+        }
         module = self.plugins[term.name] if term.name in self.plugins else None  # noqa: SIM401 (no `get`)
-        return Ctx(term.name, batch, taps, module)
+        return Ctx(term.name, batch, taps, module, *now, self.dims, self.seed)
 
     def _zero_graph_anchor(self, batch: Batch, out: ModelOutput) -> Tensor | float:
         """Returns zero, connected in the graph to each trainable parameter that this batch may not use.
@@ -113,6 +141,9 @@ def tap(need: Need, batch: Batch, out: ModelOutput) -> Tensor:
             return _states(layer, pick.row_Q, batch, out)
         case HiddenMean(layer=layer):
             return _mean_by_view(_states(layer, pick.row_Q, batch, out), pick)
+        case VisionAt(stage=stage, detach=detach):
+            x_QD = out.features[stage][pick.item_Q]
+            return x_QD.detach() if detach else x_QD
         case AttnMass(layers=layers):
             mass_LR = out.mass_LR if layers == "all" else out.mass_LR[list(layers)]
             place_Q = torch.searchsorted(
@@ -130,9 +161,8 @@ def _states(layer: Layer, row_Q: Tensor, batch: Batch, out: ModelOutput) -> Tens
 
 def _mean_by_view(x_QD: Tensor, pick: RowGather) -> Tensor:
     """Returns the means over the rows of each view that has any, in view order: [views, D]."""
-    _, group_Q, size_G = pick.view_Q.unique_consecutive(return_inverse=True, return_counts=True)
-    sums_GD = x_QD.new_zeros(len(size_G), x_QD.shape[1]).index_add(0, group_Q, x_QD)
-    return sums_GD / size_G[:, None]
+    sums_GD = x_QD.new_zeros(len(pick.size_G), x_QD.shape[1]).index_add(0, pick.group_Q, x_QD)
+    return sums_GD / pick.size_G[:, None]
 
 
 def total(sums: Mapping[str, Tensor], weights: Mapping[str, float], counts: Mapping[str, int]) -> Tensor:

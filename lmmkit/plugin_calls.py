@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lmmkit.api.components import AuxTask, Component, Ctx, Metric, Term, TokenStrategy
+from lmmkit.api.components import AuxTask, Component, Ctx, Loss, Metric, Term, TokenStrategy
 from lmmkit.api.layout import Insert, InsertAt
 from lmmkit.api.needs import Need
 from lmmkit.api.puzzle import Puzzle
-from lmmkit.api.sample import Image, ImageEdit, Role, Sample, Turn, View
+from lmmkit.api.sample import Image, ImageEdit, Label, Role, Sample, Turn, View
 from lmmkit.errors import UserError
 from lmmkit.errors.plan import INSERT
 from lmmkit.plugin_guard import calling, place_of, returned, shown
@@ -113,10 +113,18 @@ def _wrong_view(view: object) -> tuple[str, str] | None:
             f"a view with {len(sample.images)} images, whose turns have {counted}",
             "as many (`Turn.images`)",
         )
-    for key, label in view.labels.items():
-        if not isinstance(label, NUMBER):
-            return f"label `{key}`: {shown(label)}", "a number"
+    if not isinstance(view.labels, Mapping):
+        return f"a view with {shown(view.labels)} as labels", "a mapping from keys to numbers or arrays"
     return None
+
+
+def labels(loss: Loss, sample: Sample, dims: Dims) -> Mapping[str, Label]:
+    """Returns the labels that a loss gives to a sample. Their values are checked where they are joined."""
+    with calling(loss.name, "labels", loss):
+        found = loss.labels(sample, dims)
+    if not isinstance(found, Mapping):
+        raise returned(loss.name, "labels", loss, shown(found), "a mapping from keys to numbers or arrays")
+    return found
 
 
 def edited(name: str, change: ImageEdit, pixels_CXY: Tensor) -> Tensor:

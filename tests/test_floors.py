@@ -23,7 +23,7 @@ FLOORS: dict[str, str] = {
         cli __main__
     """,
     "lmmkit.api": """
-        model_info plugin_files puzzle sample layout needs batch components
+        model_info plugin_files puzzle sample layout needs batch pairing components
     """,
     "lmmkit.attention": """
         forest interface merge schedule eager sdpa flash xformers_backend trial backends
@@ -39,7 +39,7 @@ FLOORS: dict[str, str] = {
         progress_display common data_check token_pieces jobs quickstart_display
     """,
     "lmmkit.data": """
-        image_markers images packing sampler length_grouping rank_shares sources text_tokenizers layout_writer
+        image_markers images labels head_pairs packing sampler length_grouping rank_shares sources text_tokenizers layout_writer
         chat_templates views pipeline step_transfer loader
     """,
     "lmmkit.data.sources": """
@@ -216,7 +216,7 @@ def test_a_plugin_imports_nothing_of_ours_but_the_api(path):
 
 def test_the_paper_s_parts_are_at_most_two_hundred_lines():
     lines = 0
-    for path in PLUGINS:
+    for path in (path for path in PLUGINS if path.parent.name != "lmmkit_zoo"):
         tree = ast.parse(path.read_text())
         words = set()
         for node in ast.walk(tree):

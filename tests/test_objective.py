@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from lmmkit_guided_loss import GuidedLoss
 
 from lmmkit import build
 from lmmkit.api.batch import RowGather
@@ -130,7 +131,7 @@ def test_the_mean_over_visual_tokens_is_of_its_own_views_rows():
     ]  # as many as the view's number
     view_Q = torch.cat([torch.full((len(r),), v) for v, r in zip(views, rows, strict=True)])
     out = made.lmm(whole(batch), made.tokens(batch))
-    got = tap(need, replace(batch, gathers={need: RowGather(torch.cat(rows), view_Q)}), out)
+    got = tap(need, replace(batch, gathers={need: RowGather.of(torch.cat(rows), view_Q)}), out)
     assert off(got, torch.stack([out.hidden_WD[r].mean(0) for r in rows])) < 1e-12
 
 
@@ -195,3 +196,23 @@ def test_on_a_card_no_micro_batch_waits_for_the_device_and_attention_is_in_bfloa
     assert dtypes == {torch.bfloat16} and set(sums) == TERMS
     assert [each.shape for each in found] == [p.shape for p in made.parameters()]
     assert bool(rules.called) == (backend != Eager())
+
+
+def test_on_a_card_no_setting_of_a_term_and_no_metric_waits_for_the_device():
+    """Takes the settings that need the number of views and their sizes: means over a view and over a sample."""
+    terms = (
+        GuidedLoss(name="guided_loss", mean="sample", alpha="mean"),
+        replace(paper_objective.IMAGE_ORDER, read="visual"),
+        paper_objective.TEXT_ORDER,
+    )
+    made = paper_objective.objective(dtype=torch.float32)
+    made.terms, (batch, _) = terms, paper_objective.packed(SAMPLES, terms=terms)
+    with fake_cuda() as rules:
+        made.to("cuda")
+        rules.waited.clear()
+        outcome = made(on_card := batch.to("cuda"))
+        totals, _ = made.metric_sums(outcome, on_card)
+        loss = total(outcome.sums, paper_objective.WEIGHTS, batch.count)
+        found = gradients(loss, list(made.parameters()), torch.ones_like(loss))
+    assert rules.waited == [] and set(totals) == {"guided_loss/mass", "image_order/accuracy"}
+    assert [each.shape for each in found] == [p.shape for p in made.parameters()]

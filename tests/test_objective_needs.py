@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from lmmkit import build
-from lmmkit.api import HiddenAt, HiddenMean, Loss, Select
+from lmmkit.api import HiddenAt, HiddenMean, Loss, Select, VisionAt
 from lmmkit.api.needs import Need
 from lmmkit.model.transforms import lora
 from lmmkit.recipe import Speed
 from tests.support import dense_views, paper_objective
 from tests.support.fake_cuda import fake_cuda
 from tests.support.plain_twins import off, show
-from tests.support.tiny_model import pack
+from tests.support.tiny_model import SPEC, pack, pixels
 
 SAMPLES = (*paper_objective.CAPTIONS, *paper_objective.CHATS)
 IMAGES, WORDS = Select(kind="image"), Select(role="response", kind="text")
@@ -26,7 +26,15 @@ HIDDEN = (
     HiddenMean(SHUFFLED, layer=2), HiddenMean(WORDS, layer=1), HiddenMean(IMAGES),
     HiddenMean(IMAGES, layer=2),
 )  # fmt: skip
-TWINS = {HiddenAt: dense_views.hidden_at, HiddenMean: dense_views.hidden_mean}
+VISION = (
+    VisionAt(IMAGES), VisionAt(SHUFFLED, detach=False), VisionAt(IMAGES, "projected"),
+    VisionAt(SHUFFLED, "projected", detach=False), HiddenAt(SHUFFLED, layer=1),
+)  # fmt: skip
+TWINS = {
+    HiddenAt: dense_views.hidden_at,
+    HiddenMean: dense_views.hidden_mean,
+    VisionAt: dense_views.vision_at,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +114,57 @@ def test_hidden_states_under_low_rank_updates_equal_those_of_the_views_alone(dee
     assert_twin(made, Reads(name="reads", read=HIDDEN), 1e-12)
 
 
+@pytest.mark.parametrize("recompute", ["none", "all"])
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 5e-6)])
+def test_vision_features_equal_those_of_the_views_alone(deep, recompute, share, dtype, limit):
+    made = paper_objective.objective(dtype=dtype)
+    build.set_layers(made, Speed(recompute=recompute))
+    assert_twin(made, Reads(name="reads", read=VISION), limit, share=share)
+
+
+def test_vision_features_under_low_rank_updates_equal_those_of_the_views_alone(deep):
+    assert_twin(with_adapters(paper_objective.objective()), Reads(name="reads", read=VISION), 1e-12)
+
+
+def test_detached_features_give_the_encoder_no_gradient(deep):
+    made = paper_objective.objective()
+    for need, learns in ((VisionAt(IMAGES), False), (VisionAt(IMAGES, detach=False), True)):
+        term = Reads(name="reads", read=(need,))
+        made.terms, (batch, _) = (term,), paper_objective.packed(SAMPLES, terms=(term,))
+        value = made(batch).ctxs["reads"][need]
+        assert value.requires_grad == learns and len(value) == len(batch.gathers[need]) > 0
+
+
+def test_image_rows_know_their_image_and_patch_and_read_nothing_of_the_last_layer(deep):
+    needs = (VisionAt(IMAGES), HiddenAt(SHUFFLED, layer=1), HiddenMean(IMAGES), HiddenAt(WORDS))
+    packer = paper_objective.packer(terms=(Reads(name="reads", read=needs),))
+    samples = paper_objective.sized(SAMPLES, packer)
+    batch, _ = pack(packer, samples)
+    members = [member for sample in samples for member in sample.members]
+    for need in needs[:3]:
+        pick = batch.gathers[need]
+        for item, patch, v in zip(
+            pick.item_Q.tolist(), pick.patch_Q.tolist(), pick.view_Q.tolist(), strict=True
+        ):
+            (image,) = members[v].view.sample.images
+            number, place = divmod(item, SPEC.tokens)
+            assert place == patch and torch.equal(batch.pixels_ICXY[number], pixels(image, "pad"))
+        assert pick.patch_Q.tolist() == list(range(SPEC.tokens)) * len(pick.size_G)
+    assert batch.gathers[needs[3]].item_Q is None is batch.gathers[needs[3]].patch_Q
+    only, _ = paper_objective.packed(SAMPLES, terms=(Reads(name="reads", read=needs[:1]),))
+    plain, _ = paper_objective.packed(SAMPLES, terms=())
+    assert torch.equal(only.last.read_T, plain.last.read_T) and not only.inner
+
+
+def test_vision_features_of_a_batch_without_images_are_empty(deep):
+    made, term = paper_objective.objective(), Reads(name="reads", read=VISION)
+    made.terms, (batch, _) = (term,), paper_objective.packed(paper_objective.CHATS[2:], terms=(term,))
+    ctx = made(batch).ctxs["reads"]
+    widths = [SPEC.width, SPEC.width, paper_objective.TEXT.width, paper_objective.TEXT.width]
+    assert [tuple(ctx[need].shape) for need in VISION[:4]] == [(0, width) for width in widths]
+
+
 def with_adapters(made):
     """Attaches low-rank updates that are not zero to the decoder."""
     adapters = lora.attach(made.lmm.decoder, r=3, alpha=6.0, dropout=0.0, targets=lora.TARGETS, seed=0)
@@ -144,7 +203,7 @@ def test_a_watched_inner_need_leaves_the_other_terms_bit_for_bit(deep):
 
 
 def test_needs_do_not_wait_for_the_device(deep):
-    term = Reads(name="reads", read=tuple(need for need in HIDDEN if isinstance(need, HiddenAt)))
+    term = Reads(name="reads", read=(*HIDDEN, *VISION))
     made, (batch, _) = (
         paper_objective.objective(dtype=torch.float32),
         paper_objective.packed(SAMPLES, terms=(term,)),

@@ -43,7 +43,9 @@ def test_entry_points_are_named_after_components(wheel):
     text = next(name for name in wheel.namelist() if name.endswith("entry_points.txt"))
     points = configparser.ConfigParser()
     points.read_string(wheel.read(text).decode())
-    assert set(points["lmmkit.plugins"]) == {"directed_token", "image_order", "text_order", "guided_loss"}
+    paper = {"directed_token", "image_order", "text_order", "guided_loss"}
+    zoo = {name for name, module in points["lmmkit.plugins"].items() if module.startswith("lmmkit_zoo.")}
+    assert paper | zoo == set(points["lmmkit.plugins"]) and {"viral", "rotation"} <= zoo
 
 
 def test_nothing_names_this_workplace(wheel):

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pluggy import HookimplMarker
 
-    from lmmkit.api.batch import Batch
+    from lmmkit.api.batch import Batch, Ragged
     from lmmkit.api.components import AuxTask, Ctx, LearnedTokens, Loss, Metric, TokenStrategy
     from lmmkit.api.layout import Insert
     from lmmkit.api.model_info import Dims, ImageSpec
-    from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Select
+    from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, LogProb, LogSumExp, Select, VisionAt
     from lmmkit.api.puzzle import Puzzle
     from lmmkit.api.sample import Image, Sample, Turn, View
 
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AttnMass", "AuxTask", "Batch", "Ctx", "Dims", "HiddenAt", "HiddenMean", "Image", "ImageSpec",
-    "Insert", "LearnedTokens", "Loss", "Metric", "Puzzle", "Sample", "Select", "TokenStrategy", "Turn", "View",
-    "hookimpl",
+    "Insert", "LearnedTokens", "LogProb", "LogSumExp", "Loss", "Metric", "Puzzle", "Ragged", "Sample", "Select",
+    "TokenStrategy", "Turn", "View", "VisionAt", "hookimpl",
 ]  # fmt: skip
 
 _FILES = {
-    "batch": ("Batch",),
+    "batch": ("Batch", "Ragged"),
     "components": ("AuxTask", "Ctx", "LearnedTokens", "Loss", "Metric", "TokenStrategy", "hookimpl"),
     "layout": ("Insert",),
     "model_info": ("Dims", "ImageSpec"),
-    "needs": ("AttnMass", "HiddenAt", "HiddenMean", "Select"),
+    "needs": ("AttnMass", "HiddenAt", "HiddenMean", "LogProb", "LogSumExp", "Select", "VisionAt"),
     "puzzle": ("Puzzle",),
     "sample": ("Image", "Sample", "Turn", "View"),
 }

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,17 +33,63 @@ class EmbedScatter:
 
 @dataclass(frozen=True)
 class RowGather:
-    """Holds pairs (row, view) to read; a row that several views share occurs once per view.
+    """Holds pairs (row, view) to read, in the order of the views; a row that several views share occurs once
+    per view.
 
-    `uniform_Q` is given for attention mass only: the mass that uniform attention would put there.
+    `size_G` is the number of pairs of each view that has any, and `group_Q` the index of a pair's view among
+    those. `uniform_Q` is given for attention mass only: the mass that uniform attention would put there.
+    `item_Q` and `patch_Q` are given for image rows only: the number of a row among the rows of all images of
+    the batch, and among those of its image.
+    `target_Q` is given for log-probabilities: the token that the row predicts. `host_Q` is `view_Q` on the host, if
+    that is on a device.
     """
 
     row_Q: Tensor
     view_Q: Tensor
+    group_Q: Tensor
+    size_G: Tensor
     uniform_Q: Tensor | None = None
+    item_Q: Tensor | None = None
+    patch_Q: Tensor | None = None
+    target_Q: Tensor | None = None
+    host_Q: Tensor | None = None
+
+    @classmethod
+    def of(cls, row_Q: Tensor, view_Q: Tensor, uniform_Q: Tensor | None = None) -> RowGather:
+        """Counts the pairs of each view; on the host, as the device would make it wait for the number of views."""
+        _, group_Q, size_G = view_Q.unique_consecutive(return_inverse=True, return_counts=True)
+        return cls(row_Q, view_Q, group_Q, size_G, uniform_Q)
 
     def __len__(self) -> int:
         return len(self.row_Q)
+
+    def host_views(self) -> np.ndarray:
+        """Returns the view of each item, without a wait for the device."""
+        return (self.view_Q if self.host_Q is None else self.host_Q).numpy()
+
+
+@dataclass(frozen=True)
+class HeadPairs:
+    """Holds distinct pairs (row, target), so that a row which several views and terms read meets the head once.
+
+    `row_R` are the distinct rows. Pair p is row `row_R[place_P[p]]` with `target_P[p]`; `place_P` is ascending and
+    stays on the host. `pair_S` is the pair of each row of the text terms. `item_Q` has for each need the pair of
+    each of its items; for a `LogSumExp` the place in `row_R`.
+    """
+
+    row_R: Tensor
+    place_P: Tensor
+    target_P: Tensor
+    pair_S: Tensor
+    item_Q: Mapping[Need, Tensor]
+
+
+class Ragged(NamedTuple):
+    """Holds values of unlike numbers for each view, one after the other; value n is of row `view_N[n]` of the
+    labels."""
+
+    flat: Tensor
+    view_N: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +101,14 @@ class Batch:
     attention of every layer but the last; `last` specifies that of the last layer, which outputs only
     rows that are read. Both stay on the host. `inner` has the rows whose states are read after so many
     blocks, ascending, by the number of blocks.
-    `labels` is keyed "instance/name". `views` lists (view name, sample key) in order. `first_image_V`
+    `labels` is keyed "instance/key": those of a task have a row for each of its views, those of a loss a row
+    for each of all views. `views` lists (view name, sample key) in order, and
+    `sample_V` has the number of the sample of each. `first_image_V`
     is the index in `pixels_ICXY` of the first image of each view, -1 if it has none. `count` is the
     number of items that a term averages over, and, as "loss/SOURCE", the number of supervised rows of
     the main view by source. `source_S` is the index in `sources` for those rows, and `len(sources)`
-    for all others. `dropped` counts what the layout left out, by reason.
+    for all others. `dropped` counts what the layout left out, by reason. `head` is given if a term reads
+    log-probabilities.
     """
 
     attention: AttentionSpec
@@ -70,9 +121,11 @@ class Batch:
     term_S: Tensor
     text_terms: tuple[str, ...]
     gathers: Mapping[Need, RowGather] = field(default_factory=dict)
+    head: HeadPairs | None = None
     inner: Mapping[int, Tensor] = field(default_factory=dict)
-    labels: Mapping[str, Tensor] = field(default_factory=dict)
+    labels: Mapping[str, Tensor | Ragged] = field(default_factory=dict)
     views: tuple[tuple[str, str], ...] = ()
+    sample_V: tuple[int, ...] = ()
     first_image_V: tuple[int, ...] = ()
     count: Mapping[str, int] = field(default_factory=dict)
     dropped: Mapping[str, int] = field(default_factory=dict)
@@ -94,7 +147,20 @@ class Batch:
     def value_count(self, need: Need) -> int:
         """Returns the number of values of a need: rows, or for a `HiddenMean` the views that have any."""
         gather = self.gathers[need]
-        return len(gather.view_Q.unique()) if isinstance(need, HiddenMean) else len(gather)
+        return len(gather.size_G) if isinstance(need, HiddenMean) else len(gather)
+
+    def item_views(self, need: Need) -> np.ndarray:
+        """Returns the view of each value of a need, ascending; on the host."""
+        views = self.gathers[need].host_views()
+        return np.unique(views) if isinstance(need, HiddenMean) else views
+
+    def item_samples(self, need: Need) -> np.ndarray:
+        """Returns the number of the sample of each value of a need; on the host."""
+        return np.asarray(self.sample_V, np.int64)[self.item_views(need)]
+
+    def samples_with(self, *needs: Need) -> int:
+        """Returns the number of samples that have values of all these needs; on the host."""
+        return len(set.intersection(*(set(self.item_samples(need).tolist()) for need in needs)))
 
     def first_image(self, view: int) -> Tensor:
         """Returns the preprocessed pixels [C, X, Y] of the first image of a view."""
@@ -110,8 +176,12 @@ class Batch:
             return t.to(device, non_blocking=True)
 
         def move_gather(g: RowGather) -> RowGather:
-            uniform = None if g.uniform_Q is None else move(g.uniform_Q)
-            return RowGather(move(g.row_Q), move(g.view_Q), uniform)
+            moved = {name: None if rows is None else move(rows) for name, rows in vars(g).items()}
+            return RowGather(**moved | {"host_Q": g.view_Q})
+
+        def move_head(h: HeadPairs) -> HeadPairs:
+            items = {need: move(item_Q) for need, item_Q in h.item_Q.items()}
+            return HeadPairs(move(h.row_R), h.place_P, move(h.target_P), move(h.pair_S), items)
 
         return replace(
             self,
@@ -123,8 +193,12 @@ class Batch:
             term_S=move(self.term_S),
             source_S=move(self.source_S),
             gathers={need: move_gather(gather) for need, gather in self.gathers.items()},
+            head=None if self.head is None else move_head(self.head),
             inner={layer: move(rows) for layer, rows in self.inner.items()},
-            labels={name: move(label) for name, label in self.labels.items()},
+            labels={
+                name: move(label) if isinstance(label, Tensor) else Ragged(*map(move, label))
+                for name, label in self.labels.items()
+            },
         )
 
 

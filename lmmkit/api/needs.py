@@ -7,7 +7,7 @@ is a change of the core, with a simple reference implementation and a test.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal
 
@@ -82,6 +82,19 @@ class HiddenMean:
     layer: Layer = "final"
 
 
+@dataclass(frozen=True)
+class VisionAt:
+    """Asks for the vision features behind the selected image rows, in (view, row) order: [Q, width].
+
+    `stage`: "encoder", what the encoder gives for the patch of a row; "projected", what the connector makes of
+    it, which enters the decoder. `detach`: no gradient flows back.
+    """
+
+    at: Select
+    stage: Literal["encoder", "projected"] = "encoder"
+    detach: bool = True
+
+
 @dataclass(frozen=True, kw_only=True)
 class AttnMass:
     """Asks for the attention that each query row puts on the selected keys that it can attend to, in [0, 1]: [Q].
@@ -94,19 +107,53 @@ class AttnMass:
     layers: Literal["all"] | tuple[int, ...] = "all"
 
 
-Need = HiddenAt | HiddenMean | AttnMass
+@dataclass(frozen=True)
+class LogProb:
+    """Asks for the log-probability of each supervised token that `at` selects, given all before it: [Q] float32.
+
+    `model`: of the trained model, or of the stage's `reference`.
+    """
+
+    at: Select
+    model: Literal["policy", "reference"] = "policy"
+
+
+@dataclass(frozen=True)
+class LogSumExp:
+    """Asks for log(sum(exp(logits))) of each row that predicts a supervised token that `at` selects: [Q] float32."""
+
+    at: Select
+
+
+Need = HiddenAt | HiddenMean | VisionAt | AttnMass | LogProb | LogSumExp
+
+
+def reads_images(need: Need) -> bool:
+    """Returns whether all rows that a need reads are image rows."""
+    select = selector(need)
+    return select.kind == "image" and select.shift == 0
 
 
 def selector(need: Need) -> Select:
-    """Returns the selector of the rows that a need reads (for a mass, the queries)."""
+    """Returns the selector of the rows that a need reads (for a mass, the queries; for a probability, the
+    targets)."""
     match need:
-        case HiddenAt(at=select) | HiddenMean(over=select) | AttnMass(q=select):
+        case HiddenAt(at=select) | VisionAt(at=select) | HiddenMean(over=select) | AttnMass(q=select):
             return select
+        case LogProb(at=select) | LogSumExp(at=select):
+            return replace(select, supervised=True)
+
+
+def positions_of(need: Need, layout: Layout) -> np.ndarray:
+    """Returns the positions in a view that the selector of a need selects. Nothing predicts position 0, so it is
+    no target."""
+    positions = selector(need).positions(layout)
+    return positions[positions > 0] if isinstance(need, LogProb | LogSumExp) else positions
 
 
 def selects_rows(need: Need, layout: Layout) -> bool:
     """Returns whether a need has any item in a view: for a mass, a query that comes after a key."""
-    positions = selector(need).positions(layout)
+    positions = positions_of(need, layout)
     if isinstance(need, AttnMass):
         keys = need.k.positions(layout)
         return bool(len(positions) and len(keys) and keys[0] <= positions[-1])

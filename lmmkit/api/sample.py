@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
+Label: TypeAlias = "bool | int | float | tuple | np.ndarray | Tensor"
+"""A number, or an array of numbers."""
 Role = Literal["user", "assistant"]
 ImageFit = Literal["crop", "pad", "stretch"]
 TemplateName = Literal["plain", "vicuna_v1", "chatml", "llama3"]
@@ -69,7 +72,7 @@ class Sample:
     template: str = "vicuna_v1"
     image_fit: ImageFit = "pad"
     system: str = ""
-    meta: Mapping[str, str | int | float | tuple[str, ...]] = field(default_factory=dict)
+    meta: Mapping[str, str | int | float | tuple[str, ...] | tuple[float, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,11 +82,13 @@ class View:
     The core makes the view `main` of every sample. The views of a task have its instance name as `name`,
     set by the core, and `role` tells several views of one task apart. `supervision`: what its supervised rows
     are for: nothing, to be read (targets of a `LogProb`, but of no next-token term), or to train on.
-    `Ctx.label(key)` returns the `labels` as one tensor per key.
+    `Ctx.label(key)` returns the `labels` as one tensor per key. `sample_labels` are those that losses give to
+    the sample, by instance; the core sets them.
     """
 
     sample: Sample
     name: str = "main"
     role: str = ""
     supervision: Supervision = "none"
-    labels: Mapping[str, int | float] = field(default_factory=dict)
+    labels: Mapping[str, Label] = field(default_factory=dict)
+    sample_labels: Mapping[str, Mapping[str, Label]] = field(default_factory=dict)

@@ -16,12 +16,26 @@ from lmmkit.api.batch import Batch, EmbedScatter, RowGather
 from lmmkit.api.components import Term
 from lmmkit.api.layout import Layout
 from lmmkit.api.model_info import ImageSpec
-from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Layer, Need, selector
+from lmmkit.api.needs import (
+    AttnMass,
+    HiddenAt,
+    HiddenMean,
+    Layer,
+    LogProb,
+    LogSumExp,
+    Need,
+    positions_of,
+    reads_images,
+    selector,
+)
 from lmmkit.api.sample import Image, View
 from lmmkit.attention.forest import Forest, arrange, grow, unshared
 from lmmkit.attention.schedule import AttentionSpec
+from lmmkit.data.head_pairs import head_pairs
 from lmmkit.data.images import ImageRef, ReadImage, normalise, unedited
+from lmmkit.data.labels import join_labels
 from lmmkit.errors import UserError, raise_all
+from lmmkit.errors.plan import WRONG_VIEW
 
 MIN_SHARED = 8  # rows; sharing a shorter prefix costs more attention calls than it saves rows
 
@@ -113,7 +127,8 @@ class Packer:
             self._pixels(images[unedited(ref[0]), ref[1]], ref[0], owner) for ref, owner in shown.items()
         ]
         predict, target_S, term_S = self._targets(members, paths)
-        key_T, gathers = self._gathers(members, paths, len(forest))
+        key_T, gathers = self._gathers(members, paths, _image_items(scatters, len(forest)))
+        head = head_pairs(predict, target_S, gathers)
         mass = [pick.row_Q for need, pick in gathers.items() if isinstance(need, AttnMass)]
         spec = AttentionSpec(forest, key_T, torch.cat([*mass, _cat([])]).unique())
         batch = Batch(
@@ -131,9 +146,11 @@ class Packer:
             source_S=self._from(samples, predict.view_Q, term_S),
             text_terms=self.text_terms,
             gathers=gathers,
+            head=head,
             inner=_inner(gathers),
-            labels=_labels(members),
+            labels=join_labels(m.view for m in members),
             views=tuple((m.view.name, m.view.sample.key) for m in members),
+            sample_V=tuple(n for n, sample in enumerate(samples) for _ in sample.members),
             first_image_V=_first_images(members, shown),
         )
         text = np.bincount(term_S.numpy(), minlength=len(self.text_terms)).tolist()
@@ -171,18 +188,21 @@ class Packer:
             views.append(np.full(len(positions), v))
             targets.append(ids)
             terms.append(np.full(len(positions), self.text_terms.index(name)))
-        return RowGather(_cat(rows), _cat(views)), _cat(targets), _cat(terms)
+        return RowGather.of(_cat(rows), _cat(views)), _cat(targets), _cat(terms)
 
-    def _gathers(self, members, paths, total) -> tuple[Tensor, dict[Need, RowGather]]:
+    def _gathers(self, members, paths, item_T: Tensor) -> tuple[Tensor, dict[Need, RowGather]]:
         """Returns the key rows of attention mass, and the rows that each need reads."""
-        key_T = np.zeros(total, bool)
+        key_T = np.zeros(len(item_T), bool)
         gathers = {}
         for need in self.needs:
-            rows, views, uniform = [], [], []
+            rows, views, uniform, targets, patches = [], [], [], [], []
             for v, (member, path) in enumerate(zip(members, paths, strict=True)):
                 if not selector(need).takes(member.view):
                     continue
-                positions = selector(need).positions(member.layout)
+                positions = positions_of(need, member.layout)
+                if isinstance(need, LogProb | LogSumExp):
+                    targets.append(_tokens(member, positions))
+                    positions = positions - 1
                 if isinstance(need, AttnMass):
                     is_key = np.zeros(len(path), bool)
                     is_key[need.k.positions(member.layout)] = True
@@ -192,8 +212,16 @@ class Packer:
                     uniform.append(keys / (positions + 1))
                 rows.append(path[positions])
                 views.append(np.full(len(positions), v))
+                patches.append(_offsets(member.layout)[positions])
             share = torch.from_numpy(np.concatenate([*uniform, np.empty(0)])).float()
-            gathers[need] = RowGather(_cat(rows), _cat(views), share if isinstance(need, AttnMass) else None)
+            gather = RowGather.of(_cat(rows), _cat(views))
+            if isinstance(need, AttnMass):
+                gather = replace(gather, uniform_Q=share)
+            if isinstance(need, LogProb | LogSumExp):
+                gather = replace(gather, target_Q=_cat(targets))
+            if reads_images(need):
+                gather = replace(gather, item_Q=item_T[gather.row_Q], patch_Q=_cat(patches))
+            gathers[need] = gather
         return torch.from_numpy(key_T), gathers
 
 
@@ -230,6 +258,20 @@ def _origins(
     return torch.from_numpy(id_T), tuple(scatters), shown
 
 
+def _image_items(scatters: Iterable[EmbedScatter], total: int) -> Tensor:
+    """Returns the number of each row among the rows of all images, [total]; -1 for other rows."""
+    item_T = torch.full((total,), -1)
+    for scatter in scatters:
+        if scatter.source == "vision":
+            item_T[scatter.row_N] = scatter.item_N
+    return item_T
+
+
+def _offsets(layout: Layout) -> np.ndarray:
+    """Returns the place of each row in its span."""
+    return np.concatenate([np.arange(span.n) for span in layout])
+
+
 def _ready(spec: AttentionSpec) -> AttentionSpec:
     """Computes the attention calls of `spec` here, in a data worker, so that the model does not wait."""
     assert spec.calls is not None
@@ -239,7 +281,9 @@ def _ready(spec: AttentionSpec) -> AttentionSpec:
 def _read(total: int, predict: RowGather, gathers: Mapping[Need, RowGather]) -> Tensor:
     """Returns a mask [total] of the rows whose states after the last layer are read."""
     hidden = [pick.row_Q for layer, pick in _hidden(gathers) if layer == "final"]
-    return torch.zeros(total, dtype=torch.bool).index_fill(0, torch.cat([predict.row_Q, *hidden]), True)
+    scored = [pick.row_Q for pick in gathers.values() if pick.target_Q is not None]
+    rows = torch.cat([predict.row_Q, *hidden, *scored])
+    return torch.zeros(total, dtype=torch.bool).index_fill(0, rows, True)
 
 
 def _inner(gathers: Mapping[Need, RowGather]) -> dict[int, Tensor]:
@@ -296,12 +340,14 @@ def _supervised(layout: Layout) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([*ids, empty]), np.concatenate([*positions, empty])
 
 
-def _labels(members: Sequence[LaidOut]) -> dict[str, Tensor]:
-    found: dict[str, list] = {}
-    for member in members:
-        for key, value in member.view.labels.items():
-            found.setdefault(f"{member.view.name}/{key}", []).append(value)
-    return {key: torch.tensor(values) for key, values in found.items()}
+def _tokens(member: LaidOut, positions: np.ndarray) -> np.ndarray:
+    """Returns the ids at supervised positions of a view. Raises `UserError` if the view may not be read so."""
+    view = member.view
+    if view.supervision == "none":
+        got = "a view of supervision `none`, whose log-probabilities a term reads"
+        raise UserError(WRONG_VIEW.at(f"plugins.{view.name}", got=got))
+    ids, places = _supervised(member.layout)
+    return ids[np.searchsorted(places, positions)]
 
 
 def _shown(member: LaidOut) -> list[ImageRef]:

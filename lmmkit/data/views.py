@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from lmmkit import plugin_calls
-from lmmkit.api.components import AuxTask, TokenStrategy
+from lmmkit.api.components import AuxTask, Loss, TokenStrategy
 from lmmkit.api.layout import Layout, insert_tokens, row_count, truncate
+from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import Need, selector, selects_rows
-from lmmkit.api.sample import AfterEos, Sample, Supervision, View
+from lmmkit.api.sample import AfterEos, Label, Sample, Supervision, View
 from lmmkit.data.chat_templates import lay_out, lay_out_prompt
 from lmmkit.data.images import RowsOf
 from lmmkit.data.packing import LaidOut
@@ -44,7 +45,7 @@ class Views:
     """Makes the views of a sample: the main view, then those of each task, laid out and edited.
 
     `rows_of` gives the number of rows of an image. `edits`: each token strategy with the names of the views
-    that it inserts into; `None` for all.
+    that it inserts into; `None` for all. `losses` give labels to the samples, for a model of the sizes `dims`.
     """
 
     tokenizer: TextTokenizer
@@ -55,6 +56,8 @@ class Views:
     seed: int
     tasks: tuple[AuxTask, ...] = ()
     edits: tuple[tuple[TokenStrategy, frozenset[str] | None], ...] = ()
+    losses: tuple[Loss, ...] = ()
+    dims: Dims | None = None
 
     def of(self, sample: Sample, epoch: int) -> list[View]:
         """Returns the views of a sample in this epoch, main first. The view of a task has the task's name."""
@@ -62,7 +65,17 @@ class Views:
         for task in self.tasks:
             rng = sample_rng(self.seed, task.name, sample.key, epoch)
             views += [_of_task(task, view) for view in plugin_calls.views(task, sample, rng)]
-        return views
+        labels = self._labels(sample)
+        return [replace(view, sample_labels=labels) for view in views] if labels else views
+
+    def _labels(self, sample: Sample) -> dict[str, Mapping[str, Label]]:
+        """Returns the labels that losses give to a sample, by instance."""
+        found = {}
+        for loss in self.losses:
+            assert self.dims is not None, "a loss is asked for labels with the sizes of the model"
+            if given := plugin_calls.labels(loss, sample, self.dims):
+                found[loss.name] = given
+        return found
 
     def lay_out(self, view: View) -> Layout:
         """Returns the full sequence of a view with its learned tokens, without a limit on its length."""

@@ -93,9 +93,24 @@ NOT_INSTALLED = Code(
 
 # plan/
 
+FROZEN = Code(
+    "plan/frozen", cause="A term asks for a gradient into vision features that the stage does not train.",
+    expected="`detach=True`, or a stage that trains {parts}",
+    hint="Leave `detach` at its default in the term's need, or train the part.",
+)
+IMAGE_ROWS = Code(
+    "plan/image-rows", cause="A term asks for vision features where there are none: of rows that are no image rows.",
+    expected="an encoder, `at=Select(kind=\"image\")` without `shift`, and the stage `encoder` or `projected`",
+    hint="Correct the need of the term.",
+)
 LAYERS = Code(
     "plan/layers", cause="A term reads layers that the decoder does not have, or one layer twice.",
     expected="{layers}", hint="Correct the layers that the term's `needs` name.",
+)
+NO_TARGET = Code(
+    "plan/no-target", cause="A term reads the log-probability of rows that are never targets of next-token prediction.",
+    expected="a selection of supervised text, without `shift`",
+    hint="Select rows of answers: no `kind`, `role`, `token_name` or `supervised` that excludes them.",
 )
 NO_VIEW = Code(
     "plan/no-view", cause="A term reads a view that no task of the stage makes.",
@@ -171,6 +186,11 @@ INSERT = Code(
     expected="`at` one of {positions}; a token of `provides`; at least one row",
     hint="Correct `edit` of the plugin.",
 )
+LABEL = Code(
+    "plugin/label", cause="A plugin gives views labels that cannot be one tensor.",
+    expected="a bool, int or float, or an array of them; of one type and form on all views of the plugin",
+    hint="Correct `views` or `labels` of the plugin.",
+)
 LOAD_ERROR = Code(
     "plugin/load-error", cause="The plugin raises an exception when it is imported or returns its components.",
     expected="{plugin} to load without an error",
@@ -229,7 +249,7 @@ UNTRUSTED_FILE = Code(
     hint="Read {path}; if you trust it, add --trust-files to the command.",
 )
 WRONG_VIEW = Code(
-    "plugin/view", cause="A task makes a view that does not agree with what its class declares.",
-    expected="`role` one of the task's `roles`; `supervision` none, read, or, with `text_loss`, train",
+    "plugin/view", cause="A task makes a view that does not agree with what its class declares, or with its readers.",
+    expected="`role` one of `roles`; `supervision` train with `text_loss`, read for log-probabilities, else none",
     hint="Correct `views` of the plugin, or its `roles` and `text_loss`.",
 )

@@ -67,6 +67,6 @@ def batch_of_ids(
     batch = Batch(
         attention=spec, last=spec, id_T=torch.from_numpy(id_T), scatters=scatters,
         pixels_ICXY=torch.empty(0, 3, 0, 0) if pixel_values is None else pixel_values,
-        predict=RowGather(EMPTY, EMPTY), target_S=EMPTY, term_S=EMPTY, text_terms=("next_token",),
+        predict=RowGather.of(EMPTY, EMPTY), target_S=EMPTY, term_S=EMPTY, text_terms=("next_token",),
     )  # fmt: skip
     return batch, paths

@@ -78,7 +78,7 @@ def generate(
     recording = [
         cache.recording(attention_fn) for cache, attention_fn in zip(caches, attention_fns, strict=True)
     ]
-    x_TD = lmm.rows(batch, lmm.encode(batch.pixels_ICXY), tokens)
+    x_TD = lmm.rows(batch, lmm.project(lmm.encode(batch.pixels_ICXY)), tokens)
     id_Q = choose(lmm.logits(lmm.decode(x_TD, batch.forest.pos_T, recording).at(leaf_Q.to(device))))
 
     padded, M = not bool(visible_QM.all()), key_QM.shape[1]

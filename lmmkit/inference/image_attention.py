@@ -51,7 +51,7 @@ def image_attention(
         return attend(qkv_TC, heads, rotary)
 
     with objective.computing(device):
-        x_TD = lmm.rows(batch, lmm.encode(batch.pixels_ICXY), objective.tokens(batch))
+        x_TD = lmm.rows(batch, lmm.project(lmm.encode(batch.pixels_ICXY)), objective.tokens(batch))
         lmm.decode(x_TD, batch.forest.pos_T, [AttentionFn(ALL, recording)] * len(lmm.decoder.blocks))
     weight_N = torch.stack(maps).mean(0)
     even = (np.cumsum(is_image)[position_R] / (position_R + 1)).mean()

@@ -16,6 +16,11 @@ class Connector(nn.Module):
         """Returns the rows of an image whose encoder output is a grid (height, width): one for each token."""
         return grid[0] * grid[1]
 
+    def seen_by_rows(self, seen_IND: Tensor) -> Tensor:
+        """Returns what the encoder gives for the part of the image that each row is made of, [I, rows, vision
+        width]. A connector with fewer rows than tokens overrides it."""
+        return seen_IND
+
 
 class LinearConnector(Connector):
     """Applies one linear layer."""

@@ -1,9 +1,11 @@
-"""Next-token losses of a head, without all logits in memory at once and without a copy of any."""
+"""Next-token losses and log-probabilities of a head, without all logits in memory at once, without a copy of any."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -62,6 +64,67 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 torch.zeros_like(weight_VD) if d_weight_VD is None else d_weight_VD.to(weight_VD.dtype)
             )
         return d_hidden_SD, d_weight_VD, None
+
+
+def log_probs(
+    hidden_RD: Tensor, weight_VD: Tensor, place_P: Tensor, target_P: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Returns log softmax(hidden @ weight.T) at distinct pairs (row, target), [P], and the log-sum-exp of each
+    row's logits, [R], in float32 or wider.
+
+    Pair p is row `place_P[p]` with `target_P[p]`; `place_P` is ascending and on the host. Precision, chunks and
+    memory are those of `linear_cross_entropy`.
+    """
+    if torch.is_autocast_enabled(hidden_RD.device.type):
+        hidden_RD = hidden_RD.to(torch.get_autocast_dtype(hidden_RD.device.type))
+    starts = [rows.start for rows in _chunks(hidden_RD, weight_VD)]
+    bounds = np.searchsorted(place_P.numpy(), [*starts, len(hidden_RD)]).tolist()
+    pairs = [slice(a, b) for a, b in pairwise(bounds)]
+    place_P = place_P.to(hidden_RD.device, non_blocking=True)
+    return _LogProbs.apply(hidden_RD, weight_VD, place_P, target_P, pairs)
+
+
+class _LogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx, hidden_RD: Tensor, weight_VD: Tensor, place_P: Tensor, target_P: Tensor, pairs: list[slice]
+    ):
+        none = hidden_RD.new_empty(0, dtype=_wide(hidden_RD))
+        kept, lses, found = None, [none], [none]
+        cast_VD = weight_VD.to(hidden_RD.dtype)
+        for rows, part in zip(_chunks(hidden_RD, weight_VD), pairs, strict=True):
+            kept, at_P = _logits(hidden_RD[rows], cast_VD), place_P[part] - rows.start
+            lses.append(kept.logsumexp(-1))
+            found.append(kept[at_P, target_P[part]] - lses[-1][at_P])
+        lse_R = torch.cat(lses)
+        ctx.save_for_backward(hidden_RD, weight_VD, place_P, target_P, lse_R)
+        ctx.pairs = pairs
+        ctx.logits_RV = kept if len(pairs) == 1 and any(ctx.needs_input_grad) else None
+        return torch.cat(found), lse_R
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_logp_P, d_lse_R):
+        hidden_RD, weight_VD, place_P, target_P, lse_R = ctx.saved_tensors
+        kept, ctx.logits_RV = ctx.logits_RV, None  # a second backward pass computes them again
+        d_hidden_RD = torch.empty_like(hidden_RD) if ctx.needs_input_grad[0] else None
+        d_weight_VD, cast_VD = None, weight_VD.to(hidden_RD.dtype)
+        # logp = logit - lse, so softmax gets the gradient of lse less those of the row's log-probabilities
+        through_R = d_lse_R.index_add(0, place_P, -d_logp_P)
+        for rows, part in zip(_chunks(hidden_RD, weight_VD), ctx.pairs, strict=True):
+            logits_CV = _logits(hidden_RD[rows], cast_VD) if kept is None else kept
+            d_CV = logits_CV.sub_(lse_R[rows, None]).exp_().mul_(through_R[rows, None])
+            d_CV[place_P[part] - rows.start, target_P[part]] += d_logp_P[part]
+            d_CV = d_CV.to(hidden_RD.dtype)
+            if d_hidden_RD is not None:
+                torch.mm(d_CV, cast_VD, out=d_hidden_RD[rows])
+            if ctx.needs_input_grad[1]:
+                d_weight_VD = _plus_product(d_weight_VD, d_CV.T, hidden_RD[rows])
+        if ctx.needs_input_grad[1]:
+            d_weight_VD = (
+                torch.zeros_like(weight_VD) if d_weight_VD is None else d_weight_VD.to(weight_VD.dtype)
+            )
+        return d_hidden_RD, d_weight_VD, None, None, None
 
 
 def _plus_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:

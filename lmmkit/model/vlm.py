@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lmmkit.api.batch import Batch
+from lmmkit.api.needs import VisionAt
 from lmmkit.attention.backends import Backend
 from lmmkit.attention.interface import AttentionFn
 from lmmkit.attention.schedule import AttentionSpec
@@ -17,14 +18,15 @@ from lmmkit.model.decoder import NOTHING, Decoder
 
 class ModelOutput(NamedTuple):
     """Holds the states after the final norm of rows `row_W` (ascending), the attention mass of rows `row_R`
-    in each layer, the states of the rows `batch.inner` between blocks, and the encoder's output for the pixels
-    of the batch."""
+    in each layer, the states of the rows `batch.inner` between blocks, the encoder's output for the pixels of
+    the batch, and by stage the features of all image rows that some need reads."""
 
     row_W: Tensor
     hidden_WD: Tensor
     mass_LR: Tensor
     inner: Mapping[int, Tensor]
     seen_IND: Tensor | None = None
+    features: Mapping[str, Tensor] = NOTHING
 
     def at(self, row_Q: Tensor) -> Tensor:
         """Returns the states of these rows after the final norm, [Q, D]."""
@@ -47,10 +49,21 @@ class LMM(nn.Module):
             tokens: learned tokens [n, D] by scatter source ("plugins.<instance>").
         """
         seen_IND = self.encode(batch.pixels_ICXY)
-        x_TD = self.rows(batch, seen_IND, tokens)
+        shown = any(scatter.source == "vision" for scatter in batch.scatters)
+        projected_IND = self.project(seen_IND) if shown else None
+        x_TD = self.rows(batch, projected_IND, tokens)
         attention_fns = self.attention_fns(batch.attention, batch.last, x_TD.device)
         out = self.decode(x_TD, batch.forest.pos_T, attention_fns, batch.inner)
-        return out._replace(seen_IND=seen_IND)
+        stages = {need.stage for need in batch.gathers if isinstance(need, VisionAt)}
+        features = {stage: self._features(stage, seen_IND, projected_IND) for stage in stages}
+        return out._replace(seen_IND=seen_IND, features=features)
+
+    def _features(self, stage: str, seen_IND: Tensor | None, projected_IND: Tensor | None) -> Tensor:
+        """Returns the features of all image rows, [rows, width]; none for a batch without images."""
+        if projected_IND is None:
+            width = self.vision.image.width if stage == "encoder" else self.decoder.shape.width
+            return self.decoder.norm.weight.new_empty(0, width)
+        return (self.connector.seen_by_rows(seen_IND) if stage == "encoder" else projected_IND).flatten(0, 1)
 
     def attention_fns(
         self, spec: AttentionSpec, last: AttentionSpec, device: torch.device
@@ -81,15 +94,16 @@ class LMM(nn.Module):
         x_IND = self.vision(pixels_ICXY.to(self.decoder.norm.weight.dtype))  # the dtype of the activations
         return x_IND.contiguous()  # on a view without the class token the connector would run many products
 
-    def rows(self, batch: Batch, seen_IND: Tensor | None, tokens: Mapping[str, Tensor]) -> Tensor:
-        """Returns row vectors [T, D]: token embeddings, then each scatter into its rows."""
+    def project(self, seen_IND: Tensor | None) -> Tensor | None:
+        """Returns what the connector makes of the encoder's output; None without images."""
+        return None if seen_IND is None else self.connector(seen_IND)
+
+    def rows(self, batch: Batch, projected_IND: Tensor | None, tokens: Mapping[str, Tensor]) -> Tensor:
+        """Returns row vectors [T, D]: token embeddings, then each scatter into its rows. `projected_IND`: what
+        the connector makes of the images; None if there are none."""
         x_TD = self.decoder.embed(batch.id_T.clamp(min=0))
         for scatter in batch.scatters:
-            source = (
-                self.connector(seen_IND).flatten(0, 1)
-                if scatter.source == "vision"
-                else tokens[scatter.source]
-            )
+            source = tokens[scatter.source] if scatter.source != "vision" else projected_IND.flatten(0, 1)
             x_TD = x_TD.index_copy(0, scatter.row_N, source[scatter.item_N].to(x_TD))
         return x_TD
 

@@ -9,12 +9,26 @@ from lmmkit import plugin_calls
 from lmmkit.api.components import AuxTask, Term, TokenStrategy
 from lmmkit.api.layout import Layout, Span, insert_tokens, row_count, text
 from lmmkit.api.model_info import Dims
-from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Need, selector
+from lmmkit.api.needs import (
+    AttnMass,
+    HiddenAt,
+    HiddenMean,
+    LogProb,
+    LogSumExp,
+    Need,
+    Select,
+    VisionAt,
+    reads_images,
+    selector,
+)
 from lmmkit.api.sample import Image, Sample, Turn, View
 from lmmkit.attention.forest import roots
 from lmmkit.errors import Problem, Tried, did_you_mean
 from lmmkit.errors.plan import (
+    FROZEN,
+    IMAGE_ROWS,
     LAYERS,
+    NO_TARGET,
     NO_VIEW,
     NO_WEIGHT,
     NOT_A_TERM,
@@ -28,7 +42,7 @@ from lmmkit.errors.plan import (
     VIEW_ROLE,
 )
 from lmmkit.plan.instances import Instances
-from lmmkit.recipe import Recipe
+from lmmkit.recipe import Recipe, Stage
 
 if TYPE_CHECKING:
     from lmmkit.plan.stage_plan import StagePlan
@@ -97,6 +111,8 @@ def needs(recipe: Recipe, instances: Instances, plan: StagePlan, dims: Dims) -> 
         where = recipe.where(f"plugins.{term.name}")
         for need in plugin_calls.needs(term):
             problems += _need(where, term, need, views, provided, dims)
+            if isinstance(need, VisionAt):
+                problems += _vision(where, need, recipe, recipe.stages[plan.stage])
         if isinstance(term, AuxTask) and not term.text_loss and not _reads_own_view(term):
             problems.append(UNREAD_VIEW.at(where, got=f"views of `{term.name}`, which no term reads"))
     masses = {need.k for need in plan.needs if isinstance(need, AttnMass)}
@@ -126,6 +142,8 @@ def _need(
     if select.token_name is not None and select.token_name not in provided:
         got = f"`{term.name}` reads token `{select.token_name}`, which no plugin provides"
         problems.append(UNPROVIDED_TOKEN.at(where, got=got))
+    if isinstance(need, LogProb | LogSumExp) and not _targets(need.at):
+        problems.append(NO_TARGET.at(where, got=f"`{term.name}` reads {need.at}"))
     if isinstance(need, AttnMass) and need.layers != "all":
         outside = [layer for layer in need.layers if not 0 <= layer < dims.layers]
         if outside or not need.layers or len(set(need.layers)) < len(need.layers):
@@ -135,6 +153,32 @@ def _need(
         expected = f"`final`, or a number of blocks from 0 to {dims.layers - 1}"
         problems.append(LAYERS.at(where, got=f"layer {need.layer!r}", layers=expected))
     return problems
+
+
+def _vision(where: str, need: VisionAt, recipe: Recipe, stage: Stage) -> list[Problem]:
+    """Returns the problems of a need for vision features."""
+    if recipe.model.vision is None:
+        return [IMAGE_ROWS.at(where, got="a model without an encoder")]
+    if need.stage not in ("encoder", "projected"):
+        return [IMAGE_ROWS.at(where, got=f"stage {need.stage!r}")]
+    if not reads_images(need):
+        return [IMAGE_ROWS.at(where, got=f"`at` {need.at}")]
+    parts = ("vision",) if need.stage == "encoder" else ("vision", "connector")
+    if not need.detach and not set(parts) & set(stage.train.parts()):
+        got = f"`detach=False` for features of `{need.stage}`, which no trainable part computes"
+        return [FROZEN.at(where, got=got, parts=" or ".join(f"`{part}`" for part in parts))]
+    return []
+
+
+def _targets(select: Select) -> bool:
+    """Returns whether a selector can select targets: supervised text of a response."""
+    return (
+        select.kind in (None, "text")
+        and select.role in (None, "response")
+        and select.token_name is None
+        and select.supervised is not False
+        and select.shift == 0
+    )
 
 
 def _reads_own_view(term: Term) -> bool:

@@ -8,10 +8,24 @@ from collections import Counter
 from collections.abc import Iterable
 from itertools import islice
 
+import numpy as np
+
 from lmmkit import plugin_calls
 from lmmkit.api.components import Component
 from lmmkit.api.layout import Layout, Span
-from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Layer, Need, Select
+from lmmkit.api.needs import (
+    AttnMass,
+    HiddenAt,
+    HiddenMean,
+    Layer,
+    LogProb,
+    LogSumExp,
+    Need,
+    Select,
+    VisionAt,
+    selector,
+)
+from lmmkit.api.sample import Label
 from lmmkit.data.image_markers import marked
 from lmmkit.data.packing import read_images
 from lmmkit.data.views import dropped_text
@@ -62,10 +76,16 @@ def weight_text(weight: Weight) -> str:
 def need_text(need: Need) -> str:
     """Returns a need as one line of text."""
     match need:
+        case LogProb(model=model):
+            return f"log-probability, by the {model}, of {select_text(selector(need))}"
+        case LogSumExp():
+            return f"log-sum-exp of the logits before {select_text(selector(need))}"
         case HiddenAt(at=select, layer=layer):
             return f"hidden state{_layer_text(layer)} at {select_text(select)}"
         case HiddenMean(over=select, layer=layer):
             return f"mean hidden state{_layer_text(layer)} over {select_text(select)}"
+        case VisionAt(at=select, stage=stage):
+            return f"{'encoder features' if stage == 'encoder' else 'projected features'} at {select_text(select)}"
         case AttnMass(q=q, k=k, layers=layers):
             return f"attention mass of {select_text(q)} on {select_text(k)}, layers {layers}"
 
@@ -98,7 +118,12 @@ def trace_samples(prepared: Prepared, stage: str, count: int) -> Iterable[str]:
         if not members:
             continue
         for view, layout in members:
-            labels = "".join(f"  {key}={value}" for key, value in view.labels.items())
+            given = view.labels | {
+                f"{name}/{key}": value
+                for name, each in view.sample_labels.items()
+                for key, value in each.items()
+            }
+            labels = "".join(f"  {key}={label_text(value)}" for key, value in given.items())
             role = f" ({view.role})" if view.role else ""
             read = "  read only" if view.supervision == "read" else ""
             yield f"  view {view.name}{role}{labels}{read}  {sum(s.n for s in layout)} rows"
@@ -111,6 +136,12 @@ def trace_samples(prepared: Prepared, stage: str, count: int) -> Iterable[str]:
         yield f"  packed {len(batch)} rows ({apart} unshared)  items " + ", ".join(
             f"{name} {n}" for name, n in batch.count.items()
         )
+
+
+def label_text(value: Label) -> str:
+    """Returns a label as text: a number, or the shape of an array."""
+    shape = np.shape(value)
+    return f"{list(shape)}" if shape else f"{value}"
 
 
 def layout_text(layout: Layout) -> str:

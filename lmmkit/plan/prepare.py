@@ -64,7 +64,7 @@ class Prepared:
             tokenizer=self.tokenizer, rows_of=FixedRows(self.image_rows),
             context=self.recipe.model.text.context, too_long=section.batch.too_long,
             after_eos=self.recipe.model.chat.after_eos, seed=self.recipe.seed,
-            tasks=plan.tasks, edits=plan.strategies,
+            tasks=plan.tasks, edits=plan.strategies, losses=plan.losses, dims=self.dims,
         )  # fmt: skip
 
     def packer(self, stage: str) -> Packer:

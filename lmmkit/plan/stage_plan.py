@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lmmkit import plugin_calls
-from lmmkit.api.components import AuxTask, Term, TokenStrategy
+from lmmkit.api.components import AuxTask, Loss, Term, TokenStrategy
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import Need
 from lmmkit.recipe import Weight
@@ -33,6 +33,11 @@ class StagePlan:
     def tasks(self) -> tuple[AuxTask, ...]:
         """Returns the active auxiliary tasks, sorted by name."""
         return tuple(term for term in self.terms if isinstance(term, AuxTask))
+
+    @property
+    def losses(self) -> tuple[Loss, ...]:
+        """Returns the active losses, which add no views, sorted by name."""
+        return tuple(term for term in self.terms if isinstance(term, Loss))
 
     @property
     def text_terms(self) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import torch
 
 from lmmkit import build
 from lmmkit.api.batch import Step
+from lmmkit.api.components import Moment
 from lmmkit.data.loader import load_steps
 from lmmkit.data.sources.bad_records import BadRecordLog
 from lmmkit.errors import UserError
@@ -181,9 +182,8 @@ class StageLoop:
     def update(self, step: Step) -> StepReport:
         """Runs one optimizer step and advances `at`."""
         recipe, before = self.recipe, self.at.stage_step
-        optim, plan = recipe.stages[self.at.stage].optim, self.context.prepared.plans[self.at.stage]
+        optim, weights = recipe.stages[self.at.stage].optim, self.weights(before)
         set_rate(self.optimizer, optim, self.data.steps, before)
-        weights = {name: w.at(before / self.data.steps) for name, w in plan.weights.items()}
         self.at = Position(self.at.stage, self.at.step + 1, before + 1)
         with (
             naming_memory_keys(self.where, step, recipe, self.context.device, alone=self.context.ranks.alone),
@@ -193,7 +193,13 @@ class StageLoop:
                 self.objective, self.optimizer, step, weights, clip=None if optim.clip == "none" else optim.clip,
                 device=self.context.device, metrics=self.logs, ranks=self.context.ranks,
                 empty=self.data.empty, each=recipe.parallel.exchange == "micro_batch",
+                now=Moment(before, before / self.data.steps),
             )  # fmt: skip
+
+    def weights(self, done: int) -> dict[str, float]:
+        """Returns the weights of the terms for the update after `done` updates of the stage."""
+        plan = self.context.prepared.plans[self.at.stage]
+        return {name: weight.at(done / self.data.steps) for name, weight in plan.weights.items()}
 
     def check_anomaly(self, report: StepReport) -> None:
         """Records the anomaly of a step, if any. Raises `UserError` if there are too many."""
@@ -243,6 +249,7 @@ class StageLoop:
             **{name if name.startswith(BY_SOURCE) else f"terms/{name}": v for name, v in report.terms.items()},
             **{f"terms/{name}": value for name, value in report.metrics.items()},
             **{f"chance/{name}": value for name, value in (chance | report.chance).items()},
+            **{f"weights/{name}": value for name, value in self.weights(self.at.stage_step - 1).items()},
             **{f"dropped/{reason}": n for reason, n in report.dropped.items()},
             "lr": optim.lr * rate(optim, self.data.steps, self.at.stage_step - 1), "grad_norm": report.grad_norm,
             "tokens": report.tokens, "tokens_per_second": report.tokens / seconds, "seconds": seconds,

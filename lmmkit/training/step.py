@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lmmkit.api.batch import Batch, Step
+from lmmkit.api.components import EVALUATION, Moment
 from lmmkit.objective import Objective, sum_by_name, total
 from lmmkit.recipe import Optim
 from lmmkit.training.distributed.fsdp import gather_full, set_grad_sync
@@ -98,12 +99,14 @@ def run_step(
     ranks: Ranks = ALONE,
     empty: Batch | None = None,
     each: bool = False,
+    now: Moment = EVALUATION,
 ) -> StepReport:
     """Averages every term over the full step on all ranks, then updates: 1 = N micro-batches = N ranks.
 
     If the loss or a gradient is not finite on any rank, or the step is empty, no rank updates: weights and
     optimizer state keep their bits. `empty` is the micro-batch that a rank runs while others have micro-batches
-    left. `each`: gradients are reduced after every micro-batch, not only after the last.
+    left. `each`: gradients are reduced after every micro-batch, not only after the last. `now`: when the step
+    is, for the terms.
     """
     facts = agree(ranks, step)
     counts = facts.counts
@@ -115,7 +118,7 @@ def run_step(
     optimizer.zero_grad(set_to_none=True)
     for number, batch in enumerate(step, 1):
         set_grad_sync(objective, now=each or number == len(step), last=number == len(step))
-        outcome = objective(batch.to(device))
+        outcome = objective(batch.to(device), now)
         if metrics:
             found = objective.metric_sums(outcome, batch)
             measured = [sum_by_name(pair) for pair in zip(measured, found, strict=True)]

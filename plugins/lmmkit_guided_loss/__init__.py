@@ -7,7 +7,6 @@ Settings choose between the interpretations that the paper allows.
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from lmmkit.api import AttnMass, Batch, Ctx, Loss, Metric, Select, hookimpl
@@ -35,7 +34,7 @@ class GuidedLoss(Loss):
 
     def count(self, batch: Batch) -> int:
         gather = batch.gathers[self.needs[0]]
-        return len(gather) if self.mean == "token" else len(gather.view_Q.unique())
+        return len(gather) if self.mean == "token" else len(gather.size_G)
 
     def value(self, ctx: Ctx) -> Tensor:
         alpha_Q = ctx[self.needs[0]]
@@ -55,16 +54,16 @@ class GuidedLoss(Loss):
     def _keys(self, ctx: Ctx) -> Tensor:
         """Returns the number of image rows that each query attends to: [Q]."""
         gather = ctx.batch.gathers[self.needs[0]]
-        rows_Q = ctx.batch.forest.pos_T.to(gather.row_Q.device)[gather.row_Q] + 1
+        pos_T = ctx.batch.forest.pos_T.to(gather.row_Q.device, non_blocking=True)
+        rows_Q = pos_T[gather.row_Q] + 1
         return self._uniform(ctx) * rows_Q
 
     def _sum(self, ctx: Ctx, x_Q: Tensor) -> Tensor:
         """Returns the sum over tokens, or the sum of the samples' means."""
         if self.mean == "token":
             return x_Q.sum()
-        view_Q = ctx.batch.gathers[self.needs[0]].view_Q
-        size_V = torch.bincount(view_Q, minlength=1)
-        return (x_Q / size_V[view_Q]).sum()
+        gather = ctx.batch.gathers[self.needs[0]]
+        return (x_Q / gather.size_G[gather.group_Q]).sum()
 
 
 @hookimpl

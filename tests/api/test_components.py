@@ -68,9 +68,27 @@ def test_labels_of_no_views_are_empty_and_a_wrong_name_is_an_error():
         Ctx("image_order", batch, {}, None).label("order")
 
 
+def test_the_generator_of_a_term_is_keyed_by_seed_instance_step_and_first_sample():
+    batch, _ = paper_objective.packed(paper_objective.CAPTIONS)
+    other, _ = paper_objective.packed(paper_objective.CHATS)
+
+    def draw(name="a", batch=batch, **when):
+        return torch.rand(4, generator=Ctx(name, batch, {}, None, **when).rng)
+
+    seen = [
+        draw(), draw(step=1), draw(seed=1), draw("b"), draw(batch=other), draw(batch=None), draw(step=1, seed=1)
+    ]  # fmt: skip
+    assert len({tuple(x.tolist()) for x in seen}) == len(seen)
+    assert torch.equal(draw(step=1), seen[1]) and torch.equal(draw(progress=0.5), seen[0])
+    ctx = Ctx("a", batch, {}, None)
+    assert (ctx.step, ctx.progress, ctx.dims) == (0, 1.0, None), "as in evaluation"
+    twice = [torch.rand(4, generator=ctx.rng) for _ in range(2)]
+    assert torch.equal(twice[0], seen[0]) and not torch.equal(*twice), "one generator for a micro-batch"
+
+
 def test_a_value_count_counts_a_shared_view_once():
     batch, _ = paper_objective.packed(paper_objective.CAPTIONS)
     need = HiddenMean(IMAGES)
-    gather = RowGather(torch.tensor([3, 4, 9, 3]), torch.tensor([0, 0, 2, 2]))
+    gather = RowGather.of(torch.tensor([3, 4, 9, 3]), torch.tensor([0, 0, 2, 2]))
     batch.gathers[need] = gather  # type: ignore[index]
     assert batch.value_count(need) == 2

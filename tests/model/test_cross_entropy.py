@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from lmmkit.model import cross_entropy
-from lmmkit.model.cross_entropy import linear_cross_entropy
+from lmmkit.model.cross_entropy import linear_cross_entropy, log_probs
 from tests.support.plain_twins import off, show
 
 TIGHT = {torch.float64: 1e-12, torch.float32: 5e-6}
@@ -44,6 +44,73 @@ def test_values_and_gradients_are_the_plain_ones(rows, dtype, small_chunks):
         found(linear_cross_entropy, *given(rows, dtype)), found(plain, *given(rows, dtype)), strict=True
     ):
         assert off(got, want) < TIGHT[dtype]
+
+
+def pairs(rows: int, count: int, vocab: int = 53) -> tuple[torch.Tensor, torch.Tensor]:
+    """Distinct pairs (row, target) by row: some rows have several, some none."""
+    draw = torch.Generator().manual_seed(count)
+    code_P = torch.randperm(rows * vocab, generator=draw)[:count].sort().values
+    return code_P // vocab, code_P % vocab
+
+
+def of_pairs(compute, hidden_RD, weight_VD, place_P, target_P):
+    """Returns values and gradients of a function of log-probabilities and log-sum-exps that is not linear."""
+    logp_P, lse_R = compute(hidden_RD, weight_VD, place_P, target_P)
+    value = (torch.sigmoid(logp_P) * torch.arange(len(logp_P)).cos()).sum() + lse_R.square().sum()
+    return (logp_P, lse_R, *torch.autograd.grad(value, (hidden_RD, weight_VD), retain_graph=True))
+
+
+def plain_pairs(hidden_RD, weight_VD, place_P, target_P):
+    logits_RV = hidden_RD @ weight_VD.T
+    return logits_RV.log_softmax(-1)[place_P, target_P], logits_RV.logsumexp(-1)
+
+
+@pytest.mark.parametrize("dtype", TIGHT)
+@pytest.mark.parametrize(("rows", "count"), [(1, 1), (7, 3), (30, 60), (30, 0)])
+def test_log_probabilities_and_their_gradients_are_the_plain_ones(rows, count, dtype, small_chunks):
+    got, want = (
+        of_pairs(compute, *given(rows, dtype)[:2], *pairs(rows, count))
+        for compute in (log_probs, plain_pairs)
+    )
+    for a, b in zip(got, want, strict=True):
+        assert off(a, b) < TIGHT[dtype]
+
+
+def test_log_probabilities_of_one_target_a_row_are_the_losses_bit_for_bit(small_chunks):
+    hidden_SD, weight_VD, target_S, d_S = given(20, torch.float32)
+    losses_S, *gradients = found(linear_cross_entropy, hidden_SD, weight_VD, target_S, d_S)
+    logp_P, _ = log_probs(hidden_SD, weight_VD, torch.arange(20), target_S)
+    assert torch.equal(-logp_P, losses_S)
+    others = torch.autograd.grad(-logp_P, (hidden_SD, weight_VD), d_S)
+    assert all(off(a, b) < 1e-6 for a, b in zip(others, gradients, strict=True))
+
+
+def test_log_probabilities_never_have_all_logits(monkeypatch):
+    monkeypatch.setattr(cross_entropy, "LOGIT_BYTES", 1)
+    monkeypatch.setattr(cross_entropy, "LEAST_ROWS", 7)
+    most, logits = [0], cross_entropy._logits
+
+    def counted(hidden_CD, weight_VD):
+        most.append(len(hidden_CD))
+        return logits(hidden_CD, weight_VD)
+
+    monkeypatch.setattr(cross_entropy, "_logits", counted)
+    of_pairs(log_probs, *given(30, torch.float32)[:2], *pairs(30, 60))
+    assert max(most) == 7 and sum(most) == 60, "each row twice: forward and backward"
+
+
+def test_log_probabilities_under_autocast_and_a_second_backward_pass():
+    hidden_RD, weight_VD = given(30, torch.float32)[:2]
+    with torch.autocast("cpu", torch.bfloat16):
+        logp_P, lse_R = log_probs(hidden_RD, weight_VD, *pairs(30, 40))
+    assert logp_P.dtype == lse_R.dtype == torch.float32
+    want = plain_pairs(hidden_RD.bfloat16().float(), weight_VD.bfloat16().float(), *pairs(30, 40))
+    assert off(logp_P, want[0]) < 0.02 and off(lse_R, want[1]) < 0.02
+    value = logp_P.sum() + lse_R.sum()
+    first, second = (torch.autograd.grad(value, (hidden_RD, weight_VD), retain_graph=True) for _ in range(2))
+    assert all(off(a, b) < 0.02 and a.dtype == torch.float32 for a, b in zip(second, first, strict=True))
+    want_gradients = torch.autograd.grad(sum(x.sum() for x in want), (hidden_RD, weight_VD))
+    assert all(off(a, b) < 0.03 for a, b in zip(first, want_gradients, strict=True))
 
 
 def test_a_second_backward_pass_gives_the_same(small_chunks):

@@ -79,7 +79,9 @@ def test_rows_come_from_ids_vision_and_tokens_each_where_its_fill_says():
     id_T = batch.id_T.index_fill(0, torch.tensor([11]), -1)
     seen_IND = lmm.encode(batch.pixels_ICXY)
     x_TD = lmm.rows(
-        replace(batch, id_T=id_T, scatters=(*batch.scatters, token)), seen_IND, {"plugins.x": drt}
+        replace(batch, id_T=id_T, scatters=(*batch.scatters, token)),
+        lmm.project(seen_IND),
+        {"plugins.x": drt},
     )
     assert torch.equal(x_TD[1:10], lmm.connector(seen_IND)[0]) and torch.equal(x_TD[11], drt[0])
     assert torch.equal(x_TD[[0, 10]], lmm.decoder.embed(torch.tensor([5, 6])))

@@ -266,6 +266,57 @@ def test_a_state_after_more_blocks_than_there_are_is_a_problem(tiny, tmp_path, n
     )
 
 
+VISION_READER = """
+from dataclasses import dataclass
+from lmmkit.api import Loss, Select, VisionAt, hookimpl
+@dataclass(frozen=True, kw_only=True)
+class Mine(Loss):
+    needs = (VisionAt(NEED),)
+    def value(self, ctx): return ctx[self.needs[0]].square().sum()
+@hookimpl
+def lmmkit_components(): return {"mine": Mine}
+"""
+
+
+@pytest.mark.parametrize(
+    ("need", "train", "code"),
+    [
+        ("Select(kind='image')", "{text: {}}", None), ("Select(kind='image'), detach=False", "{vision: {}}", None),
+        ("Select(kind='image'), 'projected', detach=False", "{connector: {}}", None),
+        ("Select(kind='image'), 'projected', detach=False", "{vision: {}}", None),
+        ("Select(kind='text')", "{text: {}}", "plan/image-rows"), ("Select()", "{text: {}}", "plan/image-rows"),
+        ("Select(kind='image', shift=-1)", "{text: {}}", "plan/image-rows"), ("Select(kind='image'), 'pixels'", "{text: {}}", "plan/image-rows"),
+        ("Select(kind='image'), detach=False", "{connector: {}}", "plan/frozen"),
+        ("Select(kind='image'), 'projected', detach=False", "{text: {}}", "plan/frozen"),
+    ],
+)  # fmt: skip
+def test_vision_features_are_of_image_rows_and_give_a_gradient_to_what_learns(
+    tiny, tmp_path, need, train, code
+):
+    (tmp_path / "mine.py").write_text(VISION_READER.replace("NEED", need))
+    section = f"plugins:\n  mine: {{use: {tmp_path / 'mine.py'}}}\nstages:"
+    text = PLAIN.replace("stages:", section, 1).replace("{next_token: 1.0}", "{next_token: 1.0, mine: 0.1}")
+    recipe = tiny(f"stages.pretrain.train={train}", f"stages.finetune.train={train}", text=text)
+    if code is None:
+        assert prepare(recipe, trust_files=True).plans["pretrain"].needs
+        return
+    with pytest.raises(UserError) as error:
+        prepare(recipe, trust_files=True)
+    assert {p.code for p in error.value.problems} == {code} and "mine" in error.value.problems[0].where
+
+
+def test_vision_features_of_a_model_without_an_encoder_are_a_problem(tiny, tmp_path):
+    (tmp_path / "mine.py").write_text(VISION_READER.replace("NEED", "Select(kind='image')"))
+    section = f"plugins:\n  mine: {{use: {tmp_path / 'mine.py'}}}\nstages:"
+    text = PLAIN.replace("stages:", section, 1).replace("{next_token: 1.0}", "{next_token: 1.0, mine: 0.1}")
+    lines = [line for line in text.splitlines() if not line.startswith(("  vision:", "  connector:"))]
+    train = [f"stages.{stage}.train={{text: {{}}}}" for stage in ("pretrain", "finetune")]
+    with pytest.raises(UserError) as error:
+        prepare(tiny(*train, text="\n".join(lines)), trust_files=True)
+    found = [p for p in error.value.problems if p.code == "plan/image-rows"]
+    assert found and found[0].got == "a model without an encoder"
+
+
 def test_steps_and_epochs(tiny):
     recipe = tiny("stages.pretrain.length={epochs: 2}", "stages.pretrain.batch.samples=7")
     assert prepare(recipe).steps("pretrain") == 35  # ceil(240 / 7)

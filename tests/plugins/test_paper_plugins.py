@@ -180,11 +180,11 @@ def test_text_order_scores_the_exact_sentence_and_knows_chance():
 def guided_ctx(loss: GuidedLoss, alpha: list[float], views: list[int], uniform: list[float]) -> Ctx:
     """Returns a context over ten packed rows, with queries from row 5 on."""
     row_Q = torch.arange(5, 5 + len(alpha))
-    gather = RowGather(row_Q, torch.tensor(views), torch.tensor(uniform))
+    gather = RowGather.of(row_Q, torch.tensor(views), torch.tensor(uniform))
     empty = torch.empty(0, dtype=torch.int64)
     spec = AttentionSpec(roots([10]), torch.zeros(10, dtype=torch.bool), row_Q)
     batch = Batch(
-        attention=spec, last=spec, id_T=empty, scatters=(), pixels_ICXY=torch.empty(0), predict=RowGather(empty, empty),
+        attention=spec, last=spec, id_T=empty, scatters=(), pixels_ICXY=torch.empty(0), predict=RowGather.of(empty, empty),
         target_S=empty, term_S=empty, text_terms=("next_token",), gathers={loss.needs[0]: gather},
     )  # fmt: skip
     return Ctx("g", batch, {loss.needs[0]: torch.tensor(alpha)}, None)

@@ -21,6 +21,8 @@ class DenseView:
     member: LaidOut
     states: list[Tensor]
     hidden_TD: Tensor
+    features: dict[str, list[Tensor]]
+    head_VD: Tensor
 
     def at(self, layer: int | str) -> Tensor:
         return self.hidden_TD if layer == "final" else self.states[int(layer)]
@@ -29,17 +31,21 @@ class DenseView:
 def dense(made: Objective, member: LaidOut) -> DenseView:
     """Runs one view alone, with a gradient."""
     lmm, rows = made.lmm, []
+    features: dict[str, list[Tensor]] = {"encoder": [], "projected": []}
     for span in member.layout:
         if span.kind == "text":
             rows.append(lmm.decoder.embed(torch.tensor(span.ids)))
         elif span.image is not None:
             pixels_1CXY = pixels(span.image, member.view.sample.image_fit)[None]
-            rows.append(lmm.connector(lmm.vision(pixels_1CXY.to(lmm.decoder.norm.weight)))[0])
+            features["encoder"].append(lmm.vision(pixels_1CXY.to(lmm.decoder.norm.weight))[0])
+            features["projected"].append(lmm.connector(features["encoder"][-1]))
+            rows.append(features["projected"][-1])
         else:
             rows.append(made.plugins[span.owner]())
     states, _ = plain_twins.blocks(lmm.decoder, torch.cat(rows))
     shape, norm = lmm.decoder.shape, lmm.decoder.norm.weight
-    return DenseView(member, states, plain_twins.rms(states[-1], norm, shape.norm_eps))
+    hidden_TD = plain_twins.rms(states[-1], norm, shape.norm_eps)
+    return DenseView(member, states, hidden_TD, features, lmm.decoder.head.weight)
 
 
 def hidden_at(views: Sequence[DenseView], need) -> Tensor:
@@ -55,5 +61,46 @@ def hidden_mean(views: Sequence[DenseView], need) -> Tensor:
     return torch.stack([x.mean(0) for x in found if len(x)])
 
 
+def vision_at(views: Sequence[DenseView], need) -> Tensor:
+    """Gives what `VisionAt` asks for, of selectors that take all image rows of a view."""
+    found = torch.cat([x for each in _of(views, need.at) for x in each.features[need.stage]])
+    return found.detach() if need.detach else found
+
+
+def log_prob(views: Sequence[DenseView], need) -> Tensor:
+    """Returns the twin of `LogProb`, from all logits."""
+    return _targets(
+        views, need, lambda logits_RV, target_R: logits_RV.log_softmax(-1)[range(len(target_R)), target_R]
+    )
+
+
+def log_sum_exp(views: Sequence[DenseView], need) -> Tensor:
+    """Returns the twin of `LogSumExp`, from all logits."""
+    return _targets(views, need, lambda logits_RV, target_R: logits_RV.exp().sum(-1).log())
+
+
+def targets(views: Sequence[DenseView], need) -> list[list[tuple[int, int]]]:
+    """Returns (position, id) of the targets that a need of log-probabilities selects, by view."""
+    found = []
+    for member in (each.member for each in _of(views, need.at)):
+        selected, place = [], 0
+        for span in member.layout:
+            for i in range(span.n):
+                if span.supervised and place + i and place + i in need.at.positions(member.layout):
+                    selected.append((place + i, span.ids[i]))
+            place += span.n
+        found.append(selected)
+    return found
+
+
+def _targets(views: Sequence[DenseView], need, value) -> Tensor:
+    found = []
+    for each, selected in zip(_of(views, need.at), targets(views, need), strict=True):
+        logits_TV = each.hidden_TD @ each.head_VD.T
+        rows = [place - 1 for place, _ in selected]
+        found.append(value(logits_TV[rows], [target for _, target in selected]))
+    return torch.cat(found)
+
+
 def _of(views: Sequence[DenseView], select) -> list[DenseView]:
-    return [each for each in views if each.member.view.name == select.view]
+    return [each for each in views if select.takes(each.member.view)]

@@ -103,7 +103,7 @@ def objective(*, dtype: torch.dtype = torch.float64, backend: Backend | None = N
     plugins = nn.ModuleDict({name: m for name, m in modules.items() if m is not None})
     scramble(plugins, 1)
     made = Objective(
-        tiny_lmm(dtype=dtype, backend=backend, text=TEXT), plugins.to(dtype), compute=torch.float32
+        tiny_lmm(dtype=dtype, backend=backend, text=TEXT), plugins.to(dtype), compute=torch.float32, dims=DIMS
     )
     made.terms = TERMS
     return made

@@ -86,7 +86,7 @@ def text_batch(prompts: Sequence[Sequence[int]]) -> Batch:
     spec = AttentionSpec(roots([len(p) for p in prompts]), torch.zeros(total, dtype=torch.bool), none)
     return Batch(
         attention=spec, last=spec, id_T=torch.tensor([i for p in prompts for i in p], dtype=torch.int64), scatters=(),
-        pixels_ICXY=torch.empty(0, 3, SPEC.size, SPEC.size), predict=RowGather(none, none), target_S=none, term_S=none,
+        pixels_ICXY=torch.empty(0, 3, SPEC.size, SPEC.size), predict=RowGather.of(none, none), target_S=none, term_S=none,
         text_terms=("next_token",),
     )  # fmt: skip
 

@@ -36,7 +36,7 @@ from tests.trust.test_recipe_fuzz import schema_mutants
 PLUGINS = """
 from __future__ import annotations
 from dataclasses import dataclass
-from lmmkit.api import AttnMass, AuxTask, HiddenAt, Loss, Select, TokenStrategy, View, hookimpl
+from lmmkit.api import AttnMass, AuxTask, HiddenAt, LogProb, Loss, Select, TokenStrategy, View, hookimpl
 
 @dataclass(frozen=True, kw_only=True)
 class Masses(Loss):
@@ -49,7 +49,7 @@ class Masses(Loss):
 
 @dataclass(frozen=True, kw_only=True)
 class NoView(Loss):
-    needs = (HiddenAt(Select(view="nowhere", token_name="absent")), HiddenAt(Select(view_role="chosen")))
+    needs = (HiddenAt(Select(view="nowhere", token_name="absent")), HiddenAt(Select(view_role="chosen")), LogProb(Select(kind="image")))
     def value(self, ctx):
         return ctx[self.needs[0]].sum()
 

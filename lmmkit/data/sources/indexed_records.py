@@ -26,8 +26,10 @@ from lmmkit.errors import Problem, UserError
 from lmmkit.errors.data import RECORDS_CHANGED, RECORDS_FILE
 
 BAD_KEPT = 100_000  # problems that an index stores
+NOTES_KEPT = 100  # different notes that an index counts apart
 OPEN_FILES = 64  # files that a process keeps open
 # `words` is below 0 if the record has no image; `repeats` is how often its number is added to its key.
+MORE_NOTES = "further notes"
 _RECORD = np.dtype([("file", "<u4"), ("offset", "<u8"), ("length", "<u8"), ("line", "<u8"), ("number", "<u8"),
                     ("words", "<i4"), ("repeats", "<u1")])  # fmt: skip
 
@@ -99,7 +101,8 @@ class IndexBuilder:
             column.append(value)
         self.counts["records"] += 1
         self.counts["systems"] += size.system
-        self.notes.update(size.notes)
+        for note in size.notes:
+            self.notes[note if note in self.notes or len(self.notes) < NOTES_KEPT else MORE_NOTES] += 1
         return size
 
     def refuse(self, raw: RawRecord, problems: Sequence[tuple[str, Problem]], file: int, name: str) -> None:

@@ -24,6 +24,10 @@ _CONTENT_OF_TURN = frozenset({
 })  # fmt: skip
 _WEIGHTS_OF_TURN = _WEIGHTS - frozenset(WEIGHTS)
 
+MOST_NUMBERS = 64  # in a list that a sample's `meta` keeps
+Other = str | int | float | tuple[str, ...] | tuple[float, ...]
+"""The value of another key, as a sample's `meta` keeps it."""
+
 RARE = frozenset({"images", "system", *MEDIA_KEYS, *_CONTENT, *_IMAGES, *_WEIGHTS})
 
 
@@ -39,6 +43,23 @@ def unread_keys(record: Mapping[str, object], *, has_images: bool) -> Iterator[s
         if isinstance(turn, dict):
             for key in _given(turn, _CONTENT_OF_TURN, _WEIGHTS_OF_TURN):
                 yield f"`{key}` of a turn is not read"
+
+
+def kept(value: object) -> Other | None:
+    """Returns the value of another key as `meta` keeps it; None for a value that it does not keep."""
+    if isinstance(value, list):
+        texts = all(isinstance(each, str) for each in value)
+        numbers = len(value) <= MOST_NUMBERS and all(isinstance(each, int | float) for each in value)
+        return tuple(value) if texts or numbers else None
+    return value if isinstance(value, str | int | float) else None
+
+
+def lost_keys(record: Mapping[str, object]) -> Iterator[str]:
+    """Yields a note for each other key whose value `meta` does not keep."""
+    for key, value in record.items():
+        if key not in OWN_KEYS and key not in RARE and value is not None and kept(value) is None:
+            what = "no text, number, or list of texts or of at most 64 numbers"
+            yield f"`{key[:40]}` is not kept: it is {what}"
 
 
 def _given(value: Mapping[str, object], content: frozenset[str], weights: frozenset[str]) -> list[str]:

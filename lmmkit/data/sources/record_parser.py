@@ -17,6 +17,9 @@ from lmmkit.data.sources.record_keys import (
     OWN_KEYS,
     RARE,
     WEIGHTS,
+    Other,
+    kept,
+    lost_keys,
     unread_keys,
 )
 from lmmkit.errors import Code, Problem
@@ -42,9 +45,6 @@ from lmmkit.errors.data import (
 
 MAX_CHARS = 1_000_000  # of one conversation; tokenizing takes seconds beyond it
 _ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant"}
-
-Other = str | int | float | tuple[str, ...]
-"""The value of another key."""
 
 
 class ParsedRecord(NamedTuple):
@@ -105,7 +105,8 @@ def measure_record(raw: RawRecord, template: str) -> RecordSize | None:
         asked = not asked
     if marks != (path is not None) or (template == "plain" and path is None):
         return None
-    return RecordSize("" if key is None else str(key), () if path is None else (path,), words)
+    images = () if path is None else (path,)
+    return RecordSize("" if key is None else str(key), images, words, notes=tuple(lost_keys(value)))
 
 
 @dataclass(kw_only=True)
@@ -142,7 +143,8 @@ class RecordParser:
         if turns and not self.problems:
             turns = self.place(turns, len(images), marked=not value.get("images"))
         self.notes += unread_keys(value, has_images=bool(images))
-        others = ((k, _kept(v)) for k, v in value.items() if k not in OWN_KEYS)
+        self.notes += lost_keys(value)
+        others = ((k, kept(v)) for k, v in value.items() if k not in OWN_KEYS)
         meta = {k: v for k, v in others if v is not None}
         texts = [
             t for v in meta.values() for t in (v if isinstance(v, tuple) else (v,)) if isinstance(t, str)
@@ -346,13 +348,6 @@ class RecordParser:
                 self.wrong(TEXT, key, f"a lone surrogate in {what}")
                 return False
         return True
-
-
-def _kept(value: object) -> Other | None:
-    """Returns the value of another key: a text, a number, or a list of texts; None for others."""
-    if isinstance(value, list):
-        return tuple(value) if all(isinstance(each, str) for each in value) else None
-    return value if isinstance(value, str | int | float) else None
 
 
 def _kind(value: object) -> str:

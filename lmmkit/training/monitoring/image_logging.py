@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lmmkit import plugin_calls
+from lmmkit.api.components import Moment
 from lmmkit.api.model_info import ImageSpec
 from lmmkit.data.packing import ImageRef, Packer, SizedSample, read_images
 from lmmkit.errors import UserError
@@ -32,7 +33,8 @@ def stage_images(
     """
     pipeline, step, reader = prepared.pipeline(at.stage), at.stage_step - 1, prepared.reader()
     batch = pipeline.step(step)[0].to(device)
-    spec, outcome = prepared.dims.image, objective(batch)
+    now = Moment(step, step / prepared.steps(at.stage))
+    spec, outcome = prepared.dims.image, objective(batch, now)
     out = {}
     for term in objective.terms:
         images = plugin_calls.images(term, outcome.ctxs[term.name])

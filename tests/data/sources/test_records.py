@@ -46,14 +46,14 @@ def conversation(*texts, image="a.png"):
 
 
 def test_a_record(folder):
-    records = read(folder, [GOOD | {"kind": "short", "hops": 2, "model": "", "list": [1]}])
+    records = read(folder, [GOOD | {"kind": "short", "hops": 2, "model": "", "list": [1], "nested": [[1]]}])
     assert len(records) == 1
     sample = records[0]
     assert sample.key == "set:7"
     assert sample.turns == (Turn("user", "What?", 1), Turn("assistant", "A cat."))
     assert sample.images == (Image(str(folder / "images" / "a.png")),)
     assert (sample.template, sample.image_fit) == ("vicuna_v1", "pad")
-    assert sample.meta == {"kind": "short", "hops": 2, "model": ""}
+    assert sample.meta == {"kind": "short", "hops": 2, "model": "", "list": (1,)}
     assert [s.key for s in records] == ["set:7"]
     with pytest.raises(IndexError):
         records[1]
@@ -117,6 +117,37 @@ def test_images_is_read_like_image(folder):
     assert records[0].turns[0] == Turn("user", "What?", 2) and len(records[0].images) == 2
     assert records.notes == {"images without <image> are put before the first question": 1}
     assert read(folder, [conversation("x", "A", image=None) | {"images": []}])[0].images == ()
+
+
+@pytest.mark.parametrize("extra", [{}, {"images": ["a.png"], "image": None}], ids=["simple", "checked"])
+def test_other_keys_keep_numbers_and_flat_lists_and_name_what_they_lose(folder, extra):
+    kept = {
+        "box": [0.1, 0.2, 0.5, 1],
+        "many": [7] * 64,
+        "names": ["a", "b"],
+        "none": [],
+        "yes": True,
+        "null": None,
+    }
+    lost = {
+        "boxes": [[0, 0, 1, 1]],
+        "long": [7] * 65,
+        "info": {"a": 1},
+        "mixed": [1, "a"],
+        "holes": [1, None],
+    }
+    records = read(folder, [GOOD | kept | lost | extra, GOOD | {"info": {}, "x" * 60: {}} | extra])
+    meta = {key: tuple(value) if isinstance(value, list) else value for key, value in kept.items()}
+    assert records[0].meta == {key: value for key, value in meta.items() if value is not None}
+    assert records[1].meta == {}
+    why = "is not kept: it is no text, number, or list of texts or of at most 64 numbers"
+    notes = {f"`{key}` {why}": 1 for key in lost} | {f"`info` {why}": 2, f"`{'x' * 40}` {why}": 1}
+    assert records.notes == notes
+
+
+def test_an_index_counts_a_hundred_notes_apart(folder):
+    records = read(folder, [GOOD | {f"key{i}": {}} for i in range(150)])
+    assert len(records.notes) == 101 and records.notes["further notes"] == 50
 
 
 @pytest.mark.parametrize(

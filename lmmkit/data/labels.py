@@ -1,0 +1,70 @@
+"""Joins the labels of the views of a micro-batch: one tensor for each key, or a `Ragged`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lmmkit.api.batch import Ragged
+from lmmkit.api.sample import Label, View
+from lmmkit.errors import Problem, UserError
+from lmmkit.errors.plan import LABEL
+
+_DTYPES = {"b": np.bool_, "i": np.int64, "u": np.int64, "f": np.float32}  # by kind of dtype
+
+
+def join_labels(views: Iterable[View]) -> dict[str, Tensor | Ragged]:
+    """Returns the labels of these views by "instance/key": those of a task have a row for each of its views,
+    those of a loss a row for each of all views.
+
+    Raises `UserError` for values that are no numbers, of unlike types or shapes, or that some views lack.
+    """
+    rows: dict[str, list[tuple[str, Mapping[str, Label]]]] = {}
+    for view in views:
+        for owner, labels in ((view.name, view.labels), *view.sample_labels.items()):
+            rows.setdefault(owner, []).append((view.sample.key, labels))
+    return {
+        f"{owner}/{key}": _joined(f"plugin `{owner}`, label `{key}`", key, found)
+        for owner, found in rows.items()
+        for key in dict.fromkeys(key for _, labels in found for key in labels)
+    }
+
+
+def _joined(where: str, key: str, rows: Sequence[tuple[str, Mapping[str, Label]]]) -> Tensor | Ragged:
+    values = [_tensor(where, sample, labels[key]) for sample, labels in rows if key in labels]
+    if len(values) < len(rows):
+        lacking = next(sample for sample, labels in rows if key not in labels)
+        raise UserError(_wrong(where, lacking, "no value, and other views have one"))
+    first, sample = values[0], rows[0][0]
+    for value, (other, _) in zip(values, rows, strict=True):
+        if value.dtype != first.dtype:
+            raise UserError(_wrong(where, other, f"{_kind(value)} beside {_kind(first)} (sample {sample})"))
+        if value.ndim != first.ndim or value.shape[1:] != first.shape[1:]:
+            shapes = f"shape {list(value.shape)} beside {list(first.shape)} (sample {sample})"
+            raise UserError(_wrong(where, other, shapes))
+    if all(value.shape == first.shape for value in values):
+        return torch.stack(values)
+    sizes = torch.tensor([len(value) for value in values])
+    return Ragged(torch.cat(values), torch.arange(len(values)).repeat_interleave(sizes))
+
+
+def _tensor(where: str, sample: str, value: Label) -> Tensor:
+    """Returns a label as a tensor of bool, int64 or float32."""
+    try:
+        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+    except (TypeError, ValueError):  # bfloat16; lists of unlike lengths
+        array = np.asarray(None)
+    if array.dtype.kind not in _DTYPES:
+        raise UserError(_wrong(where, sample, f"{type(value).__name__} {str(value)[:60]}"))
+    return torch.from_numpy(array.astype(_DTYPES[array.dtype.kind]))
+
+
+def _wrong(where: str, sample: str, got: str) -> Problem:
+    return LABEL.at(f"{where}, sample {sample}", got=got)
+
+
+def _kind(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")

@@ -1,0 +1,158 @@
+"""The zoo: every file is small and names its paper, every component has a recipe that trains."""
+
+from __future__ import annotations
+
+import ast
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lmmkit_zoo.points import COLOURS, Marked, Points, turned
+from lmmkit_zoo.reconstruct import Reconstruct
+from lmmkit_zoo.rotation import Colour, Exchanged, Rotation, Turned
+from lmmkit_zoo.viral import Viral
+
+from lmmkit.api import Ctx, Image, Sample, Turn, View
+from lmmkit.model.init import init
+from lmmkit.recipe import read_recipe
+from lmmkit.training.run import train
+from tests.support import paper_objective
+
+ROOT = Path(__file__).resolve().parents[2]
+ZOO = ROOT / "plugins" / "lmmkit_zoo"
+FILES = sorted(path for path in ZOO.glob("*.py") if path.name != "__init__.py")
+RECIPES = sorted((ROOT / "recipes" / "zoo").glob("*.yaml"))
+POINTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["lmmkit.plugins"]
+SAMPLE = Sample(
+    key="s", images=(Image("a.jpg"), Image("b.jpg")),
+    turns=(Turn("user", "what", images=2), Turn("assistant", "A cat.")),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_file_has_at_most_a_hundred_lines_and_names_its_paper(path):
+    text = path.read_text()
+    about = ast.get_docstring(ast.parse(text)) or ""
+    assert len(text.splitlines()) <= 100 and "arXiv" in about and "implified" in about
+
+
+def test_every_component_is_declared_and_has_a_recipe():
+    modules = {name: module for name, module in POINTS.items() if module.startswith("lmmkit_zoo.")}
+    assert {module.removeprefix("lmmkit_zoo.") for module in modules.values()} == {
+        path.stem for path in FILES
+    }
+    used = {name for path in RECIPES for name in read_recipe(path, root=ROOT).plugins}
+    assert set(modules) <= used
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_trains(path, scenes, tmp_path, offered):
+    stages = ("pretrain", "finetune")
+    short = [f"stages.{stage}.length.steps=6" for stage in stages]
+    recipe = read_recipe(
+        path, root=scenes, overrides=[*short, "output.save_every=0", "output.images_every=0"]
+    )
+    assert path.read_text().splitlines()[1] == (
+        f"# Run:    lmmkit data make-scenes scenes && lmmkit train zoo/{path.stem} --root scenes"
+    )
+    lines = train(recipe, out=tmp_path / "run").run.read_metrics()
+    for stage in stages:
+        for name in recipe.stages[stage].losses:
+            found = [line[f"terms/{name}"] for line in lines if line["stage"] == stage]
+            measured = [value for value in found if value is not None]
+            assert len(found) == 6 and measured and np.isfinite(measured).all(), name
+            assert len(set(measured)) == len(measured), name
+
+
+@pytest.fixture
+def offered(monkeypatch):
+    """Offers the components of this checkout, which the installed metadata may not list yet."""
+    from importlib.metadata import EntryPoint
+
+    from lmmkit import registry
+
+    points = [EntryPoint(name, module, registry.GROUP) for name, module in POINTS.items()]
+    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+
+
+def ctx_of(term, need_values, **when):
+    module = term.modules(paper_objective.DIMS)
+    init(module, 0)
+    return Ctx(term.name, None, dict(zip(term.needs, need_values, strict=True)), module, **when)
+
+
+def test_viral_is_one_minus_the_cosine_of_each_row():
+    dims, term = paper_objective.DIMS, Viral(name="viral", layer=1, width=8)
+    states, features = torch.randn(5, dims.width), torch.randn(5, dims.image.width)
+    ctx = ctx_of(term, (states, features))
+    want = 0.0
+    for state, feature in zip(states, features, strict=True):
+        projected = ctx.module(state)
+        want += 1 - (projected @ feature / (projected.norm() * feature.norm())).item()
+    assert float(term.value(ctx)) == pytest.approx(want, rel=1e-5)
+    assert float(term.metrics(ctx)["similarity"].total) == pytest.approx(5 - want, rel=1e-5)
+    assert term.chance(dims) == 1.0 and term.check(dims) == "" != Viral(name="v", width=0).check(dims)
+
+
+def test_reconstruct_of_no_prediction_is_the_variance_of_the_noise():
+    dims, term = paper_objective.DIMS, Reconstruct(name="reconstruct", width=8)
+    states, features = torch.randn(4000, dims.width), 3 + 5 * torch.randn(4000, dims.image.width)
+    ctx = ctx_of(term, (states, features))
+    torch.nn.init.zeros_(ctx.module.out[-1].weight)
+    torch.nn.init.zeros_(ctx.module.out[-1].bias)
+    assert float(term.value(ctx)) / 4000 == pytest.approx(term.chance(dims), rel=0.02)
+    again, later = (ctx_of(term, (states, features), step=step) for step in (0, 1))
+    values = [float(term.value(each)) for each in (ctx_of(term, (states, features)), again, later)]
+    assert values[0] == values[1] != values[2], "the noise follows from the step"
+    assert term.check(dims) == "" != Reconstruct(name="r", width=0).check(dims)
+
+
+def test_the_square_of_the_answer_is_at_the_marked_place():
+    task, rng, seen = Points(name="p", share=1.0), np.random.default_rng(1), set()
+    for _ in range(40):
+        (view,) = task.views(SAMPLE, rng)
+        first, second = view.sample.images
+        assert first.path == second.path == "a.jpg" and view.sample.turns[0].images == 2
+        blank = torch.zeros(3, 48, 48)
+        marked = first.edit(blank)
+        back = torch.rot90(second.edit(blank), -second.edit.quarters, (1, 2))
+        answer = torch.tensor(COLOURS[view.sample.turns[1].text])[:, None, None]
+        same = (back == answer).all(0)
+        rows, columns = (same.nonzero()[:, axis].float().mean() for axis in (0, 1))
+        square = (marked != 0).all(0).nonzero().float().mean(0)
+        assert abs(rows - square[0]) <= 1 and abs(columns - square[1]) <= 1
+        seen.add((view.sample.turns[1].text, second.edit.quarters))
+        assert task.score(view, view.sample.turns[1].text) == (1.0, 0.25)
+    assert len({answer for answer, _ in seen}) == 4 == len({quarters for _, quarters in seen})
+    assert turned((0.2, 0.6), 1) == pytest.approx((0.4, 0.2)) and turned((0.2, 0.6), 4) == pytest.approx(
+        (0.2, 0.6)
+    )
+    assert not Marked(0, ())(torch.ones(3, 4, 4)).eq(0).any() and Points(name="p", share=2).check(None)
+
+
+@pytest.mark.parametrize("kind", [Rotation, Colour])
+def test_questions_are_asked_of_a_share_and_answered_by_the_edit(kind):
+    task, rng = kind(name="q", share=0.25), np.random.default_rng(0)
+    made = [task.views(SAMPLE, rng) for _ in range(400)]
+    assert 70 < sum(map(len, made)) < 130
+    views = [view for (view,) in filter(None, made)]
+    assert {view.sample.turns[1].text for view in views} == set(task.answers)
+    for view in views:
+        question, answer = view.sample.turns
+        assert question.images == 2 and view.supervision == "train"
+        assert {image.edit for image in view.sample.images} == {task.answers[answer.text]}
+    assert task.score(views[0], f" {views[0].sample.turns[1].text}\n") == (1.0, 1 / len(task.answers))
+    assert task.score(views[0], "no")[0] == 0.0
+    assert task.views(replace(SAMPLE, images=(), turns=(Turn("user", "x"), SAMPLE.turns[1])), rng) == []
+    assert kind(name="q", share=0.0).check(None).startswith("share") and task.check(None) == ""
+
+
+def test_edits_turn_to_the_left_and_exchange_channels():
+    pixels = torch.arange(12.0).view(3, 2, 2)
+    turned = Turned(1)(pixels)
+    assert turned[0].tolist() == [[1, 3], [0, 2]] and torch.equal(Turned(3)(turned), pixels)
+    assert torch.equal(Exchanged((2, 0, 1))(pixels), torch.stack([pixels[2], pixels[0], pixels[1]]))
+    assert isinstance(View(sample=SAMPLE), View) and len({Turned(1), Turned(1), Turned(2)}) == 2
