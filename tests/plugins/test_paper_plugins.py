@@ -79,7 +79,7 @@ def order_ctx(task: ImageOrder, logits: torch.Tensor, labels: list[int]) -> Ctx:
     spec = AttentionSpec(roots([1]), torch.zeros(1, dtype=torch.bool), empty)
     batch = Batch(
         attention=spec, last=spec, id_T=torch.zeros(1, dtype=torch.int64), scatters=(), pixels_ICXY=torch.zeros(0),
-        predict=RowGather(empty, empty), target_S=empty, term_S=empty, text_terms=("next_token",),
+        predict=RowGather.of(empty, empty), target_S=empty, term_S=empty, text_terms=("next_token",),
         views=tuple((task.name, f"s{i}") for i in range(len(labels))),
         labels={f"{task.name}/permutation": torch.tensor(labels)},
     )  # fmt: skip

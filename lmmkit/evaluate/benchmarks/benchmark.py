@@ -30,7 +30,7 @@ class Item:
     image files. `gold`: what the scorer needs of the official answer, as JSON values; None if it is not public.
     `cluster`: items of one cluster are not independent, often those on one image; it is the unit of intervals.
     `groups`: the parts of the data that the item counts for, by kind, such as {"subset": "random"}.
-    `columns`: the columns of the official table that an upload file repeats.
+    `columns`: texts that no answer repeats: columns of the official table for an upload file, what a judge is shown.
     """
 
     id: str
@@ -123,6 +123,7 @@ class Benchmark(ABC):
         for name, figure in figures.items():
             scale = 100.0 if name.startswith(SHARES) and "/" not in name else self.scale
             value = figure.as_difference(scale) if name.startswith(DIFFERENCES) else figure.scaled(scale)
+            value = value if figure.n else "-"
             chance = "" if figure.chance is None else f"{scale * figure.chance:.1f}"
             lines.append((name, value, chance, f"{figure.n:,}"))
         return lines

@@ -109,8 +109,8 @@ class MMBench(Benchmark):
         letters = [{item.gold["letter"]: 1.0} for item in items]
         # a constant letter is right for a question if it is right in all its rotations
         always = [set.intersection(*(set(letters[i]) for i in turns)) for turns in rotations]
-        first = [turns[0] for turns in rotations]
-        questions = [items[i] for i in first]
+        questions = [items[turns[0]] for turns in rotations]
+        first = [i for i, item in enumerate(items) if int(item.id) < ROTATION]
         out: dict[str, Figure] = {}
         for rule, scores in {
             "": [verdict.score or 0.0 for verdict in verdicts],
@@ -121,7 +121,9 @@ class MMBench(Benchmark):
             constants = [dict.fromkeys(several, 1.0) for several in always]
             out |= group_means(f"circular{rule}", questions, circular, kinds=kinds, constants=constants)
             vanilla = [scores[i] for i in first]
-            out |= group_means(f"vanilla{rule}", questions, vanilla, constants=[letters[i] for i in first])
+            out |= group_means(
+                f"vanilla{rule}", [items[i] for i in first], vanilla, constants=[letters[i] for i in first]
+            )
         return out
 
     def sums(self, items: Sequence[Item], verdicts: Sequence[Verdict]) -> dict[str, SummedFigure]:
