@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from lmmkit import plugin_calls
-from lmmkit.api.components import Component
+from lmmkit.api.components import Component, ImageReducer
 from lmmkit.api.model_info import Dims
 from lmmkit.attention.backends import NoBackend, choice_text, choose, log_choice
 from lmmkit.attention.eager import Eager
@@ -29,17 +29,19 @@ from lmmkit.errors import MachineError, Problem, UserError, raise_all
 from lmmkit.errors.plan import ATTENTION, COMPILE
 from lmmkit.model.connector import CONNECTORS
 from lmmkit.model.decoder import Decoder
+from lmmkit.model.image_rows import ReducedRows
 from lmmkit.model.init import init
 from lmmkit.model.transforms import lora
 from lmmkit.model.transforms.compiled import set_compiled, why_not
 from lmmkit.model.transforms.frozen_bf16 import narrow_matrices
 from lmmkit.model.transforms.recompute import set_recomputed
-from lmmkit.model.vision import ViT
+from lmmkit.model.vision import TimmViT, ViT
 from lmmkit.model.vlm import LMM
 from lmmkit.objective import Objective
 from lmmkit.plan import shapes
+from lmmkit.plan.prepare import Prepared
 from lmmkit.plan.pretrained import MODULES, Pretrained
-from lmmkit.plan.stage_plan import StagePlan
+from lmmkit.plan.stage_plan import START, StagePlan
 from lmmkit.progress import working
 from lmmkit.recipe import Recipe, Speed, Stage, TextScratch, Vision, VisionScratch, VisionTimm
 from lmmkit.weights import model_folder
@@ -203,6 +205,9 @@ def shell(recipe: Recipe, components: Mapping[str, Component], dims: Dims, devic
         lmm = LMM(vision, connector, Decoder(decoder), attention)
         built = {name: plugin_calls.modules(component, dims) for name, component in components.items()}
         plugins = nn.ModuleDict({name: module for name, module in built.items() if module is not None})
+        reducer = components.get(asked.reduce) if asked and asked.reduce else None
+        if isinstance(reducer, ImageReducer):
+            lmm.image_rows = ReducedRows(reducer, built[reducer.name], dims)
         compute = compute_dtype(recipe, device)
         return Objective(lmm, plugins, compute=compute, dims=dims, seed=recipe.seed)
 
@@ -256,6 +261,44 @@ def set_stage(
         for parameter in trainable[name]:
             parameter.requires_grad_(True)
     return trainable
+
+
+def parts_of(objective: Objective) -> dict[str, nn.Module]:
+    """Returns the modules of which a reference may need its own: the parts of the model, and each plugin's module
+    as "plugin_<name>"."""
+    return modules(objective) | {f"plugin_{name}": module for name, module in objective.plugins.items()}
+
+
+def reference_parts(prepared: Prepared, stage: str) -> tuple[str, ...]:
+    """Returns the parts of which the reference `start` has copies: those that the stage trains completely.
+
+    A decoder with low-rank updates is its own reference when they are off.
+    """
+    plan, train = prepared.plans[stage], prepared.recipe.stages[stage].train
+    if plan.reference != START:
+        return ()
+    parts = [part for part in MODULES if part in train.parts()]
+    if train.text is not None and train.text.lora is not None:
+        parts.remove("text")
+    used = [strategy.name for strategy, _ in plan.strategies]
+    used += [plan.reducer.name] if plan.reducer is not None else []
+    return (*parts, *(f"plugin_{name}" for name in used if train.plugins is not None))
+
+
+def reference_copies(prepared: Prepared, stage: str, device: torch.device) -> nn.ModuleDict:
+    """Returns those copies for `device`, frozen, without values, in the dtypes of `numerics.frozen`."""
+    recipe, names = prepared.recipe, reference_parts(prepared, stage)
+    objective = shell(recipe, prepared.instances.components, prepared.dims, device)
+    found = nn.ModuleDict({name: part for name, part in parts_of(objective).items() if name in names})
+    narrow_reference(found, recipe, objective.compute)
+    return found.requires_grad_(False)
+
+
+def narrow_reference(parts: nn.ModuleDict, recipe: Recipe, compute: torch.dtype) -> None:
+    """Rounds the matrices of a reference to bfloat16, if `numerics.frozen` says so."""
+    for part in parts.values() if recipe.numerics.frozen == "bfloat16" else ():
+        if not isinstance(part, TimmViT):
+            narrow_matrices(part, autocast=compute != torch.float32)
 
 
 def set_layers(objective: Objective, speed: Speed) -> None:

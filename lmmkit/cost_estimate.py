@@ -15,7 +15,9 @@ from lmmkit.model.vision import TimmViT, ViT
 from lmmkit.objective import Objective, sum_by_name
 from lmmkit.optimizers import state_bytes
 from lmmkit.plan.prepare import Prepared
+from lmmkit.plan.stage_plan import START
 from lmmkit.recipe import Recipe, Stage
+from lmmkit.weights.weights_hash import weight_files
 
 SAMPLED_STEPS = 4
 WIDE = 4  # bytes of float32: trainable parameters, their gradients, and the states between blocks
@@ -29,7 +31,8 @@ def estimate(prepared: Prepared, stage: str, *, flops: float) -> dict:
     `parallel.shard` (`_bytes`), and the activations of the device's fullest micro-batch
     (`activation_bytes`). The number of devices is the smallest that `parallel` allows. `hours` count for
     each weight and token 2 operations forward, 2 backward, 2 for the gradient if the weight is trainable,
-    and 2 more forward with `recompute`, on shard x replicate devices with `flops` operations a second.
+    2 more forward with `recompute`, and 2 for the forward pass of a reference, on shard x replicate devices
+    with `flops` operations a second.
     Attention maps, encoder and data are left out.
     """
     recipe, section = prepared.recipe, prepared.recipe.stages[stage]
@@ -39,7 +42,7 @@ def estimate(prepared: Prepared, stage: str, *, flops: float) -> dict:
     seen = [pipeline.step(i) for i in range(min(SAMPLED_STEPS, steps))]
     tokens = sum(len(batch) for step in seen for batch in step)
     depth = objective.lmm.decoder.shape.depth
-    passes = 2 + 2 + 2 * recipe.speed.recomputed(depth) / depth
+    passes = 2 + 2 + 2 * recipe.speed.recomputed(depth) / depth + 2 * bool(prepared.plans[stage].reference)
     decoder = sum(p.numel() for p in objective.lmm.decoder.parameters())
     operations = tokens / len(seen) * steps * (passes * decoder + 2 * values)
     devices = recipe.parallel.least
@@ -55,10 +58,26 @@ def estimate(prepared: Prepared, stage: str, *, flops: float) -> dict:
         "dropped": sum_by_name(step[0].dropped for step in seen),
         "parameters": sum(p.numel() for p in objective.parameters()),
         "trainable": values,
-        "bytes": _bytes(recipe, section, objective, trainable, Load.of(own, recipe.speed.tokens)),
+        "bytes": _with_reference(
+            _bytes(recipe, section, objective, trainable, Load.of(own, recipe.speed.tokens)), prepared, stage
+        ),
         "devices": devices,
         "hours": operations / (flops * devices) / 3600,
     }
+
+
+def _with_reference(found: dict[str, int], prepared: Prepared, stage: str) -> dict[str, int]:
+    """Adds the weights of a reference that are not shared with the trained model, on one rank. Its pass keeps no
+    activations, and ends before those of the trained model begin."""
+    if not (asked := prepared.plans[stage].reference):
+        return found
+    device = build.device_here()
+    if asked == START:
+        own = sum(p.nbytes for p in build.reference_copies(prepared, stage, device).parameters())
+    else:
+        own = sum(path.stat().st_size for path in weight_files(prepared.recipe.path(asked)))
+    own = -(-own // prepared.recipe.parallel.copy)
+    return {**found, "reference": own, "all": found["all"] + own}
 
 
 def staged(prepared: Prepared, stage: str) -> tuple[Objective, dict[str, list[nn.Parameter]]]:

@@ -259,6 +259,7 @@ def export_model(
             _require_new(folder)
             _export_adapter(source, folder, base)
         case "llava-hf" | "llava":
+            raise_all(llava_folders.of_plugins(model_folder.config_of(source), folder, kind))
             chat_model = load(source, device="cpu", dtype=dtype or model_folder.dtype_of(source))
             model = _exported(source, chat_model.prepared, build.modules(chat_model.objective))
             llava_folders.write(model, folder, kind, dtype=dtype)

@@ -14,6 +14,7 @@ from lmmkit.api.components import EVALUATION, Ctx, Moment, Term
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Layer, LogSumExp, Need, VisionAt
 from lmmkit.model.cross_entropy import linear_cross_entropy, log_probs
+from lmmkit.model.reference import Reference
 from lmmkit.model.vlm import LMM, ModelOutput
 
 
@@ -45,18 +46,25 @@ class Objective(nn.Module):
         self.lmm, self.plugins, self.compute = lmm, plugins, compute
         self.dims, self.seed = dims, seed
         self.terms: tuple[Term, ...] = ()
+        self.references: tuple[Reference, ...] = ()  # at most one; in a tuple it is no part of the module
         # parameters that a plugin itself has frozen, by name: no stage trains them
         self.always_frozen = frozenset(n for n, p in plugins.named_parameters() if not p.requires_grad)
 
     def forward(self, batch: Batch, now: Moment = EVALUATION) -> Outcome:
         """Runs one packed pass over a micro-batch; all terms are sums, without averages."""
         with self.computing(batch.id_T.device):
-            out = self.lmm(batch, self.tokens(batch))
+            seen_IND, scored = None, {}
+            if batch.reference is not None:
+                (reference,) = self.references
+                seen_IND = self.lmm.encode(batch.pixels_ICXY)
+                scored = reference(batch, seen_IND)
+            out = self.lmm(batch, self.tokens(batch), seen_IND)
             if batch.head is None:
-                hidden_SD, scored = out.at(batch.predict.row_Q), {}
+                hidden_SD = out.at(batch.predict.row_Q)
                 losses_S = linear_cross_entropy(hidden_SD, self.lmm.decoder.head.weight, batch.target_S)
             else:
-                logp_P, scored = self._scored(batch.head, out)
+                logp_P, own = self._scored(batch.head, out)
+                scored |= own
                 losses_S = -logp_P[batch.head.pair_S]
         by_term = losses_S.new_zeros(len(batch.text_terms)).index_add(0, batch.term_S, losses_S)
         sums = {name: sum_.clone() for name, sum_ in zip(batch.text_terms, by_term.unbind(), strict=True)}
@@ -86,9 +94,12 @@ class Objective(nn.Module):
 
     def tokens(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the learned tokens by scatter source."""
-        width = self.lmm.decoder.head.weight.shape[1]
         names = [s.source.removeprefix("plugins.") for s in batch.scatters if s.source != "vision"]
-        return {f"plugins.{name}": plugin_calls.tokens(name, self.plugins[name], width) for name in names}
+        return {f"plugins.{name}": self.learned_tokens(name) for name in names}
+
+    def learned_tokens(self, name: str) -> Tensor:
+        """Returns the learned tokens of a plugin instance, [n, D]."""
+        return plugin_calls.tokens(name, self.plugins[name], self.lmm.decoder.shape.width)
 
     def _scored(self, head: HeadPairs, out: ModelOutput) -> tuple[Tensor, dict[Need, Tensor]]:
         """Returns the log-probability of each pair, and the tensors of the needs that read them."""

@@ -15,7 +15,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lmmkit.api.components import AuxTask, Component, Ctx, Loss, Metric, Term, TokenStrategy
+from lmmkit.api.components import (
+    AuxTask,
+    Component,
+    Ctx,
+    ImageReducer,
+    Loss,
+    Metric,
+    OtherSamples,
+    Term,
+    TokenStrategy,
+    ViewMaker,
+)
 from lmmkit.api.layout import Insert, InsertAt
 from lmmkit.api.needs import Need
 from lmmkit.api.puzzle import Puzzle
@@ -73,7 +84,9 @@ def edit(strategy: TokenStrategy, view: View) -> Sequence[Insert]:
         raise returned(name, "edit", strategy, shown(found), "a list of Insert")
     places = get_args(InsertAt)
     for each in found:
-        if each.at not in places or each.token_name not in strategy.provides or not _rows(each.n):
+        unknown = each.at not in places or each.token_name not in strategy.provides
+        unfit = (each.at == "after_token") != isinstance(each.token, str)
+        if unknown or unfit or not _rows(each.n):
             where = f"{name}.edit, {place_of(strategy, 'edit')}"
             raise UserError(INSERT.at(where, got=f"{each}", positions=", ".join(places)))
     return found
@@ -83,10 +96,11 @@ def _rows(n: object) -> bool:
     return type(n) is int and n >= 1
 
 
-def views(task: AuxTask, sample: Sample, rng: np.random.Generator) -> Sequence[View]:
-    """Returns the views of a task."""
+def views(task: ViewMaker, sample: Sample, rng: np.random.Generator, others: OtherSamples) -> Sequence[View]:
+    """Returns the views of a task, which gets `others` if it asks for them."""
+    more = () if task.others == "none" else (others,)
     with calling(task.name, "views", task):
-        found = task.views(sample, rng)
+        found = task.views(sample, rng, *more)
     if not isinstance(found, list | tuple):
         raise returned(task.name, "views", task, shown(found), "a list of View")
     for view in found:
@@ -134,6 +148,50 @@ def edited(name: str, change: ImageEdit, pixels_CXY: Tensor) -> Tensor:
     fits = isinstance(found, Tensor) and found.shape == pixels_CXY.shape and found.dtype == pixels_CXY.dtype
     if not fits:
         raise returned(name, "edit of an image", change, shown(found), shown(pixels_CXY))
+    return found
+
+
+def reducer_rows(reducer: ImageReducer, dims: Dims) -> int:
+    """Returns the number of rows that a reducer gives an image."""
+    with calling(reducer.name, "tokens", reducer):
+        found = reducer.tokens(dims)
+    if type(found) is not int or found < 1:
+        raise returned(reducer.name, "tokens", reducer, shown(found), "a whole number (int), 1 or more")
+    return found
+
+
+def patches(reducer: ImageReducer, dims: Dims) -> Tensor | None:
+    """Returns the encoder's tokens of which each row is made, [rows, m]; None if they depend on the image."""
+    with calling(reducer.name, "patches", reducer):
+        found = reducer.patches(dims)
+    if found is None:
+        return None
+    k, most = reducer_rows(reducer, dims), dims.image.tokens - 1
+    try:
+        patch_KM = torch.as_tensor(found, dtype=torch.int64)
+    except (TypeError, ValueError, RuntimeError):
+        patch_KM = torch.empty(0)
+    fits = patch_KM.ndim == 2 and len(patch_KM) == k and patch_KM.numel()
+    if not fits or not 0 <= int(patch_KM.min()) <= int(patch_KM.max()) <= most:
+        expected = f"{k} rows of equally many numbers from 0 to {most}, or None"
+        raise returned(reducer.name, "patches", reducer, shown(found), expected)
+    return patch_KM
+
+
+def reduce(
+    reducer: ImageReducer,
+    seen_INE: Tensor,
+    connect: Callable[[Tensor], Tensor],
+    module: nn.Module | None,
+    shape: tuple[int, int],
+) -> Tensor:
+    """Returns the rows of all images, [I, rows, D]; `shape` is (rows, D)."""
+    with calling(reducer.name, "reduce", reducer):
+        found = reducer.reduce(seen_INE, connect, module)
+    if not isinstance(found, Tensor) or found.shape != (len(seen_INE), *shape):
+        raise returned(
+            reducer.name, "reduce", reducer, shown(found), f"rows [images, {shape[0]}, {shape[1]}]"
+        )
     return found
 
 

@@ -43,7 +43,7 @@ FLOORS: dict[str, str] = {
         chat_templates views pipeline step_transfer loader
     """,
     "lmmkit.data.sources": """
-        bad_records image_paths json_stream index_cache json_records record_keys record_parser indexed_records
+        other_samples bad_records image_paths json_stream index_cache json_records record_keys record_parser indexed_records
         llava_json tar_members webdataset_shards records
     """,
     "lmmkit.data.text_tokenizers": """
@@ -70,13 +70,13 @@ FLOORS: dict[str, str] = {
         lmms_eval_manifest lmms_eval_model
     """,
     "lmmkit.model": """
-        cross_entropy init cpu_ops layers rope decoder transforms vision connector vlm
+        cross_entropy init cpu_ops layers rope decoder transforms vision connector image_rows vlm reference
     """,
     "lmmkit.model.transforms": """
         compiled frozen_bf16 lora recompute
     """,
     "lmmkit.plan": """
-        from_model instances shapes pretrained stage_plan checks compile_plan prepare notices explain
+        from_model instances shapes pretrained stage_plan token_checks checks compile_plan prepare notices explain
     """,
     "lmmkit.recipe": """
         field_types model shipped source_positions stage schema rules write diff yaml_tree
@@ -93,7 +93,7 @@ FLOORS: dict[str, str] = {
     """,
     "lmmkit.training": """
         distributed signals step triggers checkpoint monitoring run_context save_models resume
-        stage_data validation stage_loop main_guard preflight run
+        stage_data validation stage_loop main_guard reference preflight run
     """,
     "lmmkit.training.checkpoint": """
         manifest rng tensor_files read frozen_weights state_dict validate_state disk_space write
@@ -107,7 +107,7 @@ FLOORS: dict[str, str] = {
     """,
     "lmmkit.weights": """
         config model_folder end_ids tensor_reader name_maps decoders encoders lora_checkpoints timm_encoder
-        detect export
+        detect weights_hash export
     """,
     "lmmkit.weights.export": """
         export_model chat_template_export peft_adapter processor_files llava_folders

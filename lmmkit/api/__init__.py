@@ -13,7 +13,16 @@ if TYPE_CHECKING:
     from pluggy import HookimplMarker
 
     from lmmkit.api.batch import Batch, Ragged
-    from lmmkit.api.components import AuxTask, Ctx, LearnedTokens, Loss, Metric, TokenStrategy
+    from lmmkit.api.components import (
+        AuxTask,
+        Ctx,
+        ExtraView,
+        ImageReducer,
+        LearnedTokens,
+        Loss,
+        Metric,
+        TokenStrategy,
+    )
     from lmmkit.api.layout import Insert
     from lmmkit.api.model_info import Dims, ImageSpec
     from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, LogProb, LogSumExp, Select, VisionAt
@@ -23,14 +32,24 @@ if TYPE_CHECKING:
     hookimpl: HookimplMarker
 
 __all__ = [
-    "AttnMass", "AuxTask", "Batch", "Ctx", "Dims", "HiddenAt", "HiddenMean", "Image", "ImageSpec",
-    "Insert", "LearnedTokens", "LogProb", "LogSumExp", "Loss", "Metric", "Puzzle", "Ragged", "Sample", "Select",
-    "TokenStrategy", "Turn", "View", "VisionAt", "hookimpl",
+    "AttnMass", "AuxTask", "Batch", "Ctx", "Dims", "ExtraView", "HiddenAt", "HiddenMean", "Image", "ImageReducer",
+    "ImageSpec", "Insert", "LearnedTokens", "LogProb", "LogSumExp", "Loss", "Metric", "Puzzle", "Ragged", "Sample",
+    "Select", "TokenStrategy", "Turn", "View", "VisionAt", "hookimpl",
 ]  # fmt: skip
 
 _FILES = {
     "batch": ("Batch", "Ragged"),
-    "components": ("AuxTask", "Ctx", "LearnedTokens", "Loss", "Metric", "TokenStrategy", "hookimpl"),
+    "components": (
+        "AuxTask",
+        "Ctx",
+        "ExtraView",
+        "ImageReducer",
+        "LearnedTokens",
+        "Loss",
+        "Metric",
+        "TokenStrategy",
+        "hookimpl",
+    ),
     "layout": ("Insert",),
     "model_info": ("Dims", "ImageSpec"),
     "needs": ("AttnMass", "HiddenAt", "HiddenMean", "LogProb", "LogSumExp", "Select", "VisionAt"),

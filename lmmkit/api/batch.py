@@ -108,7 +108,7 @@ class Batch:
     number of items that a term averages over, and, as "loss/SOURCE", the number of supervised rows of
     the main view by source. `source_S` is the index in `sources` for those rows, and `len(sources)`
     for all others. `dropped` counts what the layout left out, by reason. `head` is given if a term reads
-    log-probabilities.
+    log-probabilities, `reference` if it reads those of the reference.
     """
 
     attention: AttentionSpec
@@ -122,6 +122,7 @@ class Batch:
     text_terms: tuple[str, ...]
     gathers: Mapping[Need, RowGather] = field(default_factory=dict)
     head: HeadPairs | None = None
+    reference: HeadPairs | None = None
     inner: Mapping[int, Tensor] = field(default_factory=dict)
     labels: Mapping[str, Tensor | Ragged] = field(default_factory=dict)
     views: tuple[tuple[str, str], ...] = ()
@@ -194,6 +195,7 @@ class Batch:
             source_S=move(self.source_S),
             gathers={need: move_gather(gather) for need, gather in self.gathers.items()},
             head=None if self.head is None else move_head(self.head),
+            reference=None if self.reference is None else move_head(self.reference),
             inner={layer: move(rows) for layer, rows in self.inner.items()},
             labels={
                 name: move(label) if isinstance(label, Tensor) else Ragged(*map(move, label))

@@ -8,10 +8,10 @@ belong to the module that `modules` builds; a term reaches them through `ctx.mod
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -168,12 +168,17 @@ class Component:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenStrategy(Component):
-    """Inserts learned tokens into layouts. The `forward()` of its module returns their embeddings, [n, D]."""
+    """Inserts learned tokens into layouts. The `forward()` of its module returns their embeddings, [n, D].
+
+    With `unread` no term has to read the tokens (registers): a stage that names the instance in `tokens` has them.
+    """
 
     provides: ClassVar[tuple[str, ...]] = ()
+    unread: ClassVar[bool] = False
 
     def edit(self, view: View) -> Sequence[Insert]:
-        """Returns where to insert its tokens in this view. Must not depend on pixels or randomness."""
+        """Returns where to insert its tokens in this view. Must not depend on pixels, randomness or the key of the
+        sample."""
         raise NotImplementedError
 
 
@@ -213,20 +218,41 @@ class Term(Component):
         return {}
 
 
+OtherSamples = Callable[[int], list[Sample]]
+"""`others(n)`: n other samples of the source of a sample."""
+OthersKind = Literal["none", "source"]
+
+
 @dataclass(frozen=True, kw_only=True)
-class AuxTask(Term):
+class ViewMaker(Component):
+    """Derives further views from a sample. `roles` lists the roles that they may have.
+
+    With `others` "source", `views` gets a third argument, `others`: `others(n)` returns n other samples of the
+    same source, none twice, keyed like `rng`; `others(2)` begins `others(5)`.
+    """
+
+    roles: ClassVar[tuple[str, ...]] = ("",)
+    others: ClassVar[OthersKind] = "none"
+
+    def views(self, sample: Sample, rng: np.random.Generator) -> Sequence[View]:
+        """Returns the views; `rng` is keyed by (seed, instance, sample, epoch)."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtraView(ViewMaker):
+    """Derives further views without a term. They are made in a stage in which an active term reads them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuxTask(ViewMaker, Term):
     """Derives further views from a sample and trains on them.
 
     With `text_loss` the term is the next-token loss on the supervised text of the views and `value`
-    is never called; `score` then scores generated text. `roles` lists the roles that its views may have.
+    is never called; `score` then scores generated text.
     """
 
     text_loss: ClassVar[bool] = False
-    roles: ClassVar[tuple[str, ...]] = ("",)
-
-    def views(self, sample: Sample, rng: np.random.Generator) -> Sequence[View]:
-        """Returns the views of the task; `rng` is keyed by (seed, instance, sample, epoch)."""
-        raise NotImplementedError
 
     def count(self, batch: Batch) -> int:
         return len(batch.views_of(self.name))
@@ -253,6 +279,30 @@ class Loss(Term):
         """Returns what the term knows of a sample, by key: numbers, or arrays of numbers. `ctx.label` has a row
         for each view of the micro-batch: that of its sample."""
         return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageReducer(Component):
+    """Gives an image fewer rows than the encoder has tokens. `model.connector.reduce` names the instance."""
+
+    def tokens(self, dims: Dims) -> int:
+        """Returns the number of rows of an image; the same for all images, because layouts are made before
+        pixels are read."""
+        raise NotImplementedError
+
+    def patches(self, dims: Dims) -> Sequence[Sequence[int]] | None:
+        """Returns for each row the numbers of the encoder's tokens that it is made of, equally many for each row;
+        None if they depend on the image."""
+        return None
+
+    def reduce(
+        self, seen_INE: Tensor, connect: Callable[[Tensor], Tensor], module: nn.Module | None
+    ) -> Tensor:
+        """Returns the rows of each image, [I, rows, D], from the encoder's output.
+
+        `connect` is the connector: it maps vectors of width E to width D. `module` is what `modules` has built.
+        """
+        raise NotImplementedError
 
 
 class LearnedTokens(nn.Module):

@@ -144,6 +144,11 @@ def selector(need: Need) -> Select:
             return replace(select, supervised=True)
 
 
+def reads_reference(need: Need) -> bool:
+    """Returns whether a need reads the stage's reference."""
+    return isinstance(need, LogProb) and need.model == "reference"
+
+
 def positions_of(need: Need, layout: Layout) -> np.ndarray:
     """Returns the positions in a view that the selector of a need selects. Nothing predicts position 0, so it is
     no target."""

@@ -117,10 +117,15 @@ def _memory(stages: dict[str, dict], tflops: float) -> Table:
         f"decoder's matrices at {devices} x {tflops:g} TFLOP/s (--tflops). See docs/recipes.md.",
         caption_justify="left",
     )  # fmt: skip
-    sorts = ("weights", "gradients", "optimizer", "activations", "all")
-    _columns(table, ("stage", "weights", "gradients", "optimizer", "activa-\ntions", "all", "hours"))
+    sorts = ["weights", "gradients", "optimizer", "activations", "all"]
+    if any("reference" in e["bytes"] for e in stages.values()):
+        sorts.insert(1, "reference")
+    headings = {"activations": "activa-\ntions", "reference": "refer-\nence"}
+    _columns(table, ("stage", *(headings.get(sort, sort) for sort in sorts), "hours"))
     for stage, e in stages.items():
-        table.add_row(stage, *(f"{e['bytes'][sort] / 2**30:,.2f}" for sort in sorts), f"{e['hours']:,.2f}")
+        table.add_row(
+            stage, *(f"{e['bytes'].get(sort, 0) / 2**30:,.2f}" for sort in sorts), f"{e['hours']:,.2f}"
+        )
     return table
 
 

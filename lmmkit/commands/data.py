@@ -14,6 +14,7 @@ from lmmkit.commands.support.common import (
     RecipePath,
     Root,
     Set,
+    Trust,
     out,
     print_json,
     reporting,
@@ -65,9 +66,10 @@ def show(
     record: Annotated[int, typer.Option(help="The number of the first record, from 0.")] = 0,
     count: Annotated[int, typer.Option(min=1)] = 3,
     root: Root = None,
+    trust_files: Trust = False,
     changes: Set = None,
 ) -> None:
-    """Print records of a source as the model reads them, without what plugins add.
+    """Print records of a source as the model reads them, without the tokens and views that plugins add.
 
     A dot separates tokens. Supervised text is in double brackets, [[ ]], and bright.
     """
@@ -79,7 +81,7 @@ def show(
         from lmmkit.plan.prepare import prepare_bare
 
     known_source(read, source)
-    prepared = prepare_bare(read, data=[source])
+    prepared = prepare_bare(read, data=[source], trust_files=trust_files)
     records = prepared.sources[source]
     if not 0 <= record < len(records):
         raise UserError(NO_RECORD.at("--record", got=f"record {record}", last=len(records) - 1))

@@ -128,7 +128,6 @@ class Packer:
         ]
         predict, target_S, term_S = self._targets(members, paths)
         key_T, gathers = self._gathers(members, paths, _image_items(scatters, len(forest)))
-        head = head_pairs(predict, target_S, gathers)
         mass = [pick.row_Q for need, pick in gathers.items() if isinstance(need, AttnMass)]
         spec = AttentionSpec(forest, key_T, torch.cat([*mass, _cat([])]).unique())
         batch = Batch(
@@ -146,7 +145,8 @@ class Packer:
             source_S=self._from(samples, predict.view_Q, term_S),
             text_terms=self.text_terms,
             gathers=gathers,
-            head=head,
+            head=head_pairs(predict, target_S, gathers),
+            reference=head_pairs(predict, target_S, gathers, "reference"),
             inner=_inner(gathers),
             labels=join_labels(m.view for m in members),
             views=tuple((m.view.name, m.view.sample.key) for m in members),

@@ -13,12 +13,14 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from lmmkit.api.batch import Step
-from lmmkit.data.images import ImageReader, ImageRef
+from lmmkit.api.sample import Sample
+from lmmkit.data.images import ImageReader, ImageRef, unedited
 from lmmkit.data.length_grouping import GroupedSampler
 from lmmkit.data.packing import Packer, SizedSample, read_images
 from lmmkit.data.rank_shares import balanced_shares, estimated_rows
 from lmmkit.data.sampler import Sampler
 from lmmkit.data.sources.bad_records import BadRecord
+from lmmkit.data.sources.other_samples import SourceSamples
 from lmmkit.data.sources.records import Records
 from lmmkit.data.views import Views
 from lmmkit.errors import Problem, UserError
@@ -98,13 +100,40 @@ class Pipeline:
             sample = self.sources[source][record]
         except UserError as error:
             return self._bad(source, record, error.problems[0])
-        sized = self.packer.sized(self.views.fitting(sample, epoch, dropped), source)
+        views = self.views.fitting(sample, epoch, dropped, self._other_samples(source, read))
+        sized = self.packer.sized(views, source)
         try:
             read.images.update(read_images([sized], self.reader, known=read.images))
         except UserError as error:
             return self._bad(source, record, error.problems[0], id=sample.key, key="image")
         read.dropped.update(dropped)
         return sized
+
+    def other_samples(self, source: str) -> SourceSamples:
+        """Returns the samples of a source that views may ask for."""
+        return self._other_samples(source, _Read())
+
+    def _other_samples(self, source: str, read: _Read) -> SourceSamples:
+        """Returns the samples of a source, without those that cannot be read. Adds to `read` what it reads."""
+
+        def other(record: int) -> Sample | None:
+            if (source, record) in read.bad:
+                return None
+            key = ""
+            try:
+                sample = self.sources[source][record]
+                key = sample.key
+                for image in sample.images:
+                    ref = (unedited(image), sample.image_fit)
+                    if ref not in read.images:
+                        read.images[ref] = self.reader(*ref)
+            except UserError as error:
+                part = "image" if key else ""
+                read.bad[source, record] = self._bad(source, record, error.problems[0], id=key, key=part)
+                return None
+            return sample
+
+        return SourceSamples(source, len(self.sources[source]), other)
 
     def _bad(self, source: str, record: int, problem: Problem, id: str = "", key: str = "") -> BadRecord:
         """Returns the bad record to skip. Raises `UserError` if its source may not skip, or lost its file."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from lmmkit import plugin_calls
-from lmmkit.api.components import AuxTask, Loss, TokenStrategy
-from lmmkit.api.layout import Layout, insert_tokens, row_count, truncate
+from lmmkit.api.components import AuxTask, Loss, TokenStrategy, ViewMaker
+from lmmkit.api.layout import Insert, Layout, insert_tokens, row_count, truncate
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import Need, selector, selects_rows
 from lmmkit.api.sample import AfterEos, Label, Sample, Supervision, View
@@ -17,10 +17,11 @@ from lmmkit.data.chat_templates import lay_out, lay_out_prompt
 from lmmkit.data.images import RowsOf
 from lmmkit.data.packing import LaidOut
 from lmmkit.data.sampler import sample_rng
+from lmmkit.data.sources.other_samples import NO_SOURCE, Others, SourceSamples
 from lmmkit.data.text_tokenizers.choose import TextTokenizer
 from lmmkit.errors import UserError
 from lmmkit.errors.data import SAMPLE_TOO_LONG
-from lmmkit.errors.plan import WRONG_VIEW
+from lmmkit.errors.plan import TOKEN, WRONG_VIEW
 
 DROPPED = {  # what a run leaves out or cuts, by the names under which it is counted
     "records": "records of which nothing is left",
@@ -40,12 +41,23 @@ def dropped_text(dropped: Mapping[str, int]) -> str:
     return ", ".join(f"{dropped[name]} {what}" for name, what in DROPPED.items() if dropped.get(name))
 
 
+def vocabulary_id(tokenizer: TextTokenizer, token: str, where: str) -> int:
+    """Returns the id of the vocabulary token that an `Insert` names: that of a control token with this spelling,
+    else that of the text as it continues a text. Raises `UserError` unless it is one id."""
+    control = tokenizer.control(token)
+    ids = tokenizer.encode_continued(token) if control is None else [control]
+    if len(ids) != 1:
+        raise UserError(TOKEN.at(where, got=f"{token!r}, which has {len(ids)} ids"))
+    return ids[0]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Views:
     """Makes the views of a sample: the main view, then those of each task, laid out and edited.
 
     `rows_of` gives the number of rows of an image. `edits`: each token strategy with the names of the views
-    that it inserts into; `None` for all. `losses` give labels to the samples, for a model of the sizes `dims`.
+    that it inserts into; `None` for all. `needs`: those of the stage. `losses` give labels to the samples, for a
+    model of the sizes `dims`.
     """
 
     tokenizer: TextTokenizer
@@ -54,17 +66,22 @@ class Views:
     too_long: Literal["error", "truncate", "drop"]
     after_eos: AfterEos
     seed: int
-    tasks: tuple[AuxTask, ...] = ()
+    tasks: tuple[ViewMaker, ...] = ()
     edits: tuple[tuple[TokenStrategy, frozenset[str] | None], ...] = ()
+    needs: tuple[Need, ...] = ()
     losses: tuple[Loss, ...] = ()
     dims: Dims | None = None
 
-    def of(self, sample: Sample, epoch: int) -> list[View]:
-        """Returns the views of a sample in this epoch, main first. The view of a task has the task's name."""
+    def of(self, sample: Sample, epoch: int, source: SourceSamples = NO_SOURCE) -> list[View]:
+        """Returns the views of a sample in this epoch, main first. The view of a task has the task's name.
+
+        `source` has the samples that a task may ask for.
+        """
         views = [View(sample=sample, supervision="train")]
         for task in self.tasks:
             rng = sample_rng(self.seed, task.name, sample.key, epoch)
-            views += [_of_task(task, view) for view in plugin_calls.views(task, sample, rng)]
+            others = Others(source, sample, self.seed, task.name, epoch)
+            views += [_of_task(task, view) for view in plugin_calls.views(task, sample, rng, others)]
         labels = self._labels(sample)
         return [replace(view, sample_labels=labels) for view in views] if labels else views
 
@@ -80,28 +97,44 @@ class Views:
     def lay_out(self, view: View) -> Layout:
         """Returns the full sequence of a view with its learned tokens, without a limit on its length."""
         layout = lay_out(view.sample, self.tokenizer, rows_of=self.rows_of, after_eos=self.after_eos)
-        return self._edited(view, layout)
+        return insert_tokens(layout, self.inserts(view), self.token_id)
 
     def prompt(self, view: View) -> Layout:
-        """Returns the layout that generation starts from: up to the last user turn, with the same edits."""
+        """Returns the layout that generation starts from: up to the last user turn, with the same learned tokens.
+
+        It begins the layout that training has with an answer, so nothing is inserted at `end`.
+        """
         layout = lay_out_prompt(view.sample, self.tokenizer, rows_of=self.rows_of, after_eos=self.after_eos)
-        return self._edited(view, layout)
+        edits = [(owner, edit) for owner, edit in self.inserts(view) if edit.at != "end"]
+        return insert_tokens(layout, edits, self.token_id)
 
-    def _edited(self, view: View, layout: Layout) -> Layout:
-        edits = []
-        for strategy, names in self.edits:
-            if names is None or view.name in names:
-                edits += [(strategy.name, edit) for edit in plugin_calls.edit(strategy, view)]
-        return insert_tokens(layout, edits)
+    def inserts(self, view: View) -> list[tuple[str, Insert]]:
+        """Returns the inserts of all token strategies into a view, each with its instance."""
+        return [
+            (strategy.name, edit)
+            for strategy, names in self.edits
+            if names is None or view.name in names
+            for edit in plugin_calls.edit(strategy, view)
+        ]
 
-    def fitting(self, sample: Sample, epoch: int, dropped: Counter[str]) -> list[LaidOut]:
+    def token_id(self, token: str) -> int:
+        """Returns the id of a vocabulary token; see `vocabulary_id`."""
+        return vocabulary_id(self.tokenizer, token, "tokenizer")
+
+    def fitting(
+        self, sample: Sample, epoch: int, dropped: Counter[str], source: SourceSamples = NO_SOURCE
+    ) -> list[LaidOut]:
         """Returns the laid-out views to train on, after the length policy. Counts in `dropped` what it
         truncates or leaves out, under the names in `DROPPED`. If one of a task's views that are only read
         ("read") is left out, so are the others: they are compared with each other.
 
         Raises `UserError` for a too long view if `too_long` is "error"."""
-        needs = {task.name: plugin_calls.needs(task) for task in self.tasks}
-        made = [(view, self._fitting(view, needs.get(view.name), dropped)) for view in self.of(sample, epoch)]
+        needs = {
+            task.name: plugin_calls.needs(task) if isinstance(task, AuxTask) else self.needs
+            for task in self.tasks
+        }
+        views = self.of(sample, epoch, source)
+        made = [(view, self._fitting(view, needs.get(view.name), dropped)) for view in views]
         alone = {v.name for v, layout in made if layout is None and v.supervision == "read"}
         kept = [LaidOut(view, layout) for view, layout in made if layout is not None]
         paired = [m for m in kept if m.view.supervision != "read" or m.view.name not in alone]
@@ -137,14 +170,14 @@ class Views:
         return layout
 
 
-def _of_task(task: AuxTask, view: View) -> View:
+def _of_task(task: ViewMaker, view: View) -> View:
     """Returns a view under the name of its task. Raises `UserError` if the task may not make such a view."""
     wrong = ""
     if view.role not in task.roles:
         wrong = f"a view of role `{view.role}`, and `roles` {list(task.roles)}"
     elif view.supervision not in get_args(Supervision):
         wrong = f"a view of supervision `{view.supervision}`"
-    elif view.supervision == "train" and not task.text_loss:
+    elif view.supervision == "train" and not (isinstance(task, AuxTask) and task.text_loss):
         wrong = "a view of supervision `train`, without `text_loss`"
     if wrong:
         raise UserError(WRONG_VIEW.at(f"plugins.{task.name}", got=wrong))

@@ -112,6 +112,10 @@ NO_TARGET = Code(
     expected="a selection of supervised text, without `shift`",
     hint="Select rows of answers: no `kind`, `role`, `token_name` or `supervised` that excludes them.",
 )
+NOT_A_REDUCER = Code(
+    "plan/not-a-reducer", cause="`model.connector.reduce` names a plugin that is no image reducer.",
+    expected="an instance of an `ImageReducer`", hint="Correct the name, or remove `reduce`.",
+)
 NO_VIEW = Code(
     "plan/no-view", cause="A term reads a view that no task of the stage makes.",
     expected="a view that the stage makes",
@@ -124,11 +128,38 @@ NO_WEIGHT = Code(
 NOT_A_TERM = Code(
     "plan/not-a-term", cause="A stage gives a weight to a plugin that adds no term to the loss.",
     expected="`next_token`, or a loss or task plugin",
-    hint="Remove the line: learned tokens act through the terms that read them. {nearest}",
+    hint="Remove the line: learned tokens and views act through the terms that read them. {nearest}",
+)
+OTHERS = Code(
+    "plan/others", cause="A source has too few other samples for the views of a plugin.",
+    expected="a source with as many other samples as the plugin asks for",
+    hint="Use a larger source, ask for fewer samples, or give the plugin weight 0 in this stage.",
+)
+PATCHES = Code(
+    "plan/patches",
+    cause="A term reads the encoder's features row by row, and the rows of the image reducer are made of patches that"
+    " depend on the image.",
+    expected="a reducer with fixed `patches`, or features of stage `projected`",
+    hint="Use `VisionAt(at, stage=\"projected\")`, give the term weight 0, or use another reducer.",
+)
+REFERENCE = Code(
+    "plan/reference", cause="A term reads the reference of a stage that has none, or one that does not fit.",
+    expected="`start`, or a model folder with the same tokenizer, image size and grid",
+    hint="Correct `reference` of stage `{stage}`: `start` is the model with which the stage begins.",
 )
 SETTING = Code(
     "plan/setting", cause="A plugin's setting does not fit the sizes of the model.",
     expected="a setting that fits the model", hint="Change the setting or the model.",
+)
+TOKEN = Code(
+    "plan/token", cause="A token strategy inserts after a token that the tokenizer does not have.",
+    expected="the text of one token, as it continues a text, or the spelling of a control token",
+    hint="Correct the token, or take a tokenizer that has it as one token.",
+)
+TOKENS = Code(
+    "plan/tokens", cause="A stage's `tokens` names a plugin whose tokens act only where a term reads them.",
+    expected="a token strategy that is `unread` and inserts tokens that other rows attend to",
+    hint="Remove the name: learned tokens act through the terms that read them.",
 )
 TOKEN_TWICE = Code(
     "plan/token-twice", cause="Two plugins provide the same learned token.",
@@ -150,12 +181,13 @@ UNREACHABLE = Code(
 )
 UNREAD_TOKEN = Code(
     "plan/unread-token", cause="No term reads the learned tokens that a plugin provides.",
-    expected="a term that reads them", hint="Add a term that reads them, or remove the plugin.",
+    expected="a term that reads them, or `unread` tokens that a stage names in `tokens`",
+    hint="Add a term that reads them, name registers in a stage's `tokens`, or remove the plugin.",
 )
 UNREAD_VIEW = Code(
-    "plan/unread-view", cause="No term reads the views that a task makes.",
+    "plan/unread-view", cause="No term reads the views that a plugin makes.",
     expected="a term that reads them",
-    hint="Declare a need on `Select(view=self.name)`, or train on the text of the views (`text_loss`).",
+    hint="Add a term that reads them, `Select(view=...)`, or train on the text of the views (`text_loss`).",
 )
 VIEW_ROLE = Code(
     "plan/view-role", cause="A term reads views of a role that the task which makes the views does not have.",
@@ -181,9 +213,15 @@ CHANGED_FILE = Code(
     "plugin/changed-file", cause="A plugin file was changed while a run was using it.",
     expected="hash {hash}, as it was loaded", hint="Restore the file as it was, and resume.",
 )
+EDIT_KEY = Code(
+    "plugin/edit-key", cause="The inserts of a token strategy depend on the key of the sample.",
+    expected="equal inserts for samples that differ in their key only: a prompt has another key",
+    hint="Correct `edit` of the plugin.",
+)
 INSERT = Code(
     "plugin/insert", cause="A token strategy returns an insert that is not possible.",
-    expected="`at` one of {positions}; a token of `provides`; at least one row",
+    expected="`at` one of {positions}; a token of `provides`; as many rows as its module gives; `token` for"
+    " `after_token` only",
     hint="Correct `edit` of the plugin.",
 )
 LABEL = Code(
@@ -228,6 +266,10 @@ RAISED = Code(
 RETURNED = Code(
     "plugin/returned", cause="A method of a plugin returns something else than it must.",
     expected="{expected}", hint="Correct `{method}` of the plugin (docs/plugins.md, Protocol).",
+)
+OTHERS_KIND = Code(
+    "plugin/others", cause="A plugin asks for other samples in a way that lmmkit does not have.",
+    expected="`others` of the class: {kinds}", hint="Take `source`: other samples of the same source.",
 )
 TWO_PACKAGES = Code(
     "plugin/two-packages", cause="Several installed packages offer a component of one name.",

@@ -8,6 +8,7 @@ from typing import Any
 
 from lmmkit import plugin_calls
 from lmmkit.api.sample import Sample, View
+from lmmkit.data.sources.other_samples import SourceSamples
 from lmmkit.errors import Problem
 from lmmkit.evaluate.keep import Keep
 from lmmkit.evaluate.questions.puzzles_file import Puzzles, puzzle_facts
@@ -36,7 +37,8 @@ class Restore(EvalTask):
         for task in chat_model.prepared.plans[chat_model.stage].tasks:
             if not task.text_loss:
                 continue
-            views = [v for s in samples for v in chat_model.views.of(s, 0) if v.name == task.name]
+            among = SourceSamples.among(samples)
+            views = [v for s in samples for v in chat_model.views.of(s, 0, among) if v.name == task.name]
             prompts = [[_without_answer(view)] for view in views]
             texts = chat_model.answer(prompts, max_new_tokens=self.section.max_new_tokens or MAX_NEW_TOKENS)
             scores = [plugin_calls.score(task, view, text) for view, text in zip(views, texts, strict=True)]

@@ -81,6 +81,7 @@ def evaluate(
     if controls is None:
         controls = recipe.evaluate.controls if recipe.evaluate is not None else ()
     tasks = (tasks_of(recipe, only) if own else {}) | dict(benchmarks)
+    raise_all(problem for task in tasks.values() for problem in task.input_problems())
     compared = any(task.needs_baseline for task in tasks.values())
     training = sorted(list(recipe.stages.values())[-1].data) if compared else []
     asked = {task.section.data for task in tasks.values() if task.section.data is not None}
@@ -113,7 +114,7 @@ def evaluate(
         )  # fmt: skip
         with working(f"task {name}"):
             figures = task.run(chat_models[folder], samples, controls=controls, baseline=baseline, keep=keep)
-        results[name] = TaskResult(task, figures, time.perf_counter() - began, task.facts(keep))
+        results[name] = TaskResult(task, figures, time.perf_counter() - began, _facts(task, keep))
     show(results)
     if ranks.rank == 0 and (stage is None or out is not None):
         add_results(results, run.results if out is None else out / "results.json")
@@ -136,6 +137,7 @@ def evaluate_model(
 
     The arguments are those of `evaluate`. `path`: any folder that `load` opens.
     """
+    raise_all(problem for task in benchmarks.values() for problem in task.input_problems())
     chat_model, model = load(path, dtype=dtype, trust_files=trust_files), model_facts(path)
     results = {}
     for name, task in benchmarks.items():
@@ -144,11 +146,16 @@ def evaluate_model(
         keep = Keep(folder=out / name, model=model, ranks=ranks, alone=alone)
         with working(f"task {name}"):
             figures = task.run(chat_model, (), controls=controls, keep=keep)
-        results[name] = TaskResult(task, figures, time.perf_counter() - began, task.facts(keep))
+        results[name] = TaskResult(task, figures, time.perf_counter() - began, _facts(task, keep))
     show(results)
     if ranks.rank == 0:
         add_results(results, out / "results.json")
     return results
+
+
+def _facts(task: EvalTask, keep: Keep) -> dict[str, Any]:
+    """Returns the facts of a task on the rank that writes them."""
+    return task.facts(keep) if keep.ranks.rank == 0 else {}
 
 
 def _problems(recipe: Recipe, only: Sequence[str]) -> list[Problem]:

@@ -66,6 +66,10 @@ class EvalTask(ABC):
         """Returns the problems of this task that can be found before a model is loaded."""
         return stage_problems(self.name, self.section, recipe)
 
+    def input_problems(self) -> list[Problem]:
+        """Returns what is wrong with the files that the task reads itself. May read all of them, without images."""
+        return []
+
     @abstractmethod
     def run(
         self, chat_model: ChatModel, samples: Sequence[Sample], *,

@@ -14,6 +14,7 @@ from lmmkit.api.components import Term
 from lmmkit.api.sample import Sample
 from lmmkit.data.packing import SizedSample, read_images
 from lmmkit.data.pipeline import cut
+from lmmkit.data.sources.other_samples import SourceSamples
 from lmmkit.data.views import dropped_text
 from lmmkit.errors import Problem
 from lmmkit.evaluate.keep import Keep
@@ -47,7 +48,8 @@ class Terms(EvalTask):
         puzzles = Puzzles(self.name, samples)
         dropped: Counter[str] = Counter()
         shown = counted("measuring terms", samples)
-        parts = cut(laid_out(chat_model, shown, dropped), chat_model.prepared.recipe.speed.tokens)
+        among = SourceSamples.among(samples)
+        parts = cut(laid_out(chat_model, shown, dropped, among), chat_model.prepared.recipe.speed.tokens)
         figures = averages(chat_model, term_sums(chat_model, parts, note=puzzles.add_outcome))
         if keep is not None:
             puzzles.write(keep, chat_model.stage)
@@ -65,11 +67,12 @@ class Terms(EvalTask):
 
 
 def laid_out(
-    chat_model: ChatModel, samples: Iterable[Sample], dropped: Counter[str]
+    chat_model: ChatModel, samples: Iterable[Sample], dropped: Counter[str], among: SourceSamples
 ) -> Iterator[SizedSample]:
     """Returns the samples, laid out for their first epoch. Counts in `dropped` what the length policy cuts or
-    leaves out."""
-    return (chat_model.packer.sized(m) for s in samples if (m := chat_model.views.fitting(s, 0, dropped)))
+    leaves out. `among`: the samples that views may ask for."""
+    views = (chat_model.views.fitting(sample, 0, dropped, among) for sample in samples)
+    return (chat_model.packer.sized(members) for members in views if members)
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from lmmkit.data.pipeline import cut
 from lmmkit.data.views import Views
 from lmmkit.errors import UserError
 from lmmkit.errors.commands import LEARNED_TOKENS, TOO_LONG
-from lmmkit.inference.generate import Chooser, generate, greedy
+from lmmkit.inference.generate import Chooser, Feed, generate, greedy
 from lmmkit.inference.text_stream import TextStream
 from lmmkit.inference.token_model import TokenModel
 from lmmkit.objective import Objective
@@ -170,12 +170,22 @@ class ChatModel:
             if on_text is not None and int(id_Q[0]) not in ends:
                 stream.add(int(id_Q[0]))
 
+        feeds = [self._feed(member.view) for sample in samples for member in sample.members]
         ids = generate(
             self.objective.lmm, batch, [int(path[-1]) for path in paths], tokens=tokens, max_new_tokens=max_new_tokens,
-            eos=ends, choose=choose, on_token=on_token,
+            eos=ends, choose=choose, on_token=on_token, feeds=feeds if any(feeds) else (),
         )  # fmt: skip
         stream.close()
         return [tokenizer.decode(answer).strip() for answer in ids]
+
+    def _feed(self, view: View) -> Feed:
+        """Returns the learned rows that follow the tokens which the model writes after a view's prompt."""
+        rows: dict[int, Tensor] = {}
+        for owner, edit in self.views.inserts(view):
+            if edit.at == "after_token":
+                token, x_ND = self.views.token_id(edit.token or ""), self.objective.learned_tokens(owner)
+                rows[token] = torch.cat([rows[token], x_ND]) if token in rows else x_ND
+        return rows
 
     def reply(
         self, turns: str | Sequence[Turn], image: ImageInput | Sequence[ImageInput] | None = None, *,

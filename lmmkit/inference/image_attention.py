@@ -19,11 +19,12 @@ from lmmkit.objective import Objective
 class ImageAttention:
     """Holds the attention of a response, averaged over heads, layers and response rows.
 
-    `map_XY`: to each patch of the first image. `mass`: to all image rows, in [0, 1]. `even`: the mass if each
-    row attended evenly to all rows that it may attend to. `pixels_CXY`: the first image, preprocessed.
+    `map_XY`: to each patch of the first image; None if a reducer chose among them. `mass`: to all image rows, in
+    [0, 1]. `even`: the mass if each row attended evenly to all rows that it may attend to. `pixels_CXY`: the first
+    image, preprocessed.
     """
 
-    map_XY: Tensor
+    map_XY: Tensor | None
     mass: float
     even: float
     pixels_CXY: Tensor
@@ -55,6 +56,5 @@ def image_attention(
         lmm.decode(x_TD, batch.forest.pos_T, [AttentionFn(ALL, recording)] * len(lmm.decoder.blocks))
     weight_N = torch.stack(maps).mean(0)
     even = (np.cumsum(is_image)[position_R] / (position_R + 1)).mean()
-    return ImageAttention(
-        weight_N[:n].view(packer.image.grid), float(weight_N.sum()), float(even), batch.first_image(0)
-    )
+    map_XY = lmm.image_rows.on_patches(weight_N[:n], packer.image.grid)
+    return ImageAttention(map_XY, float(weight_N.sum()), float(even), batch.first_image(0))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +14,7 @@ from lmmkit.errors import UserError
 from lmmkit.errors.weights import NO_FINISHED_STAGE
 from lmmkit.inference.chat_model import ChatModel
 from lmmkit.plan import from_model
-from lmmkit.plan.prepare import prepare, prepare_bare
+from lmmkit.plan.prepare import Prepared, prepare, prepare_bare
 from lmmkit.recipe import read_recipe
 from lmmkit.runs.run_folder import RunFolder
 from lmmkit.weights import model_folder
@@ -69,6 +71,14 @@ def _load_public(folder: Path, template: str | None, dtype: torch.dtype, device:
     )
 
 
+def _without_reference(prepared: Prepared, stage: str) -> Prepared:
+    """Leaves out the terms that compare with a reference: the folder has the weights of one model."""
+    plan, plans = prepared.plans[stage], {name: p.without_reference() for name, p in prepared.plans.items()}
+    for name in sorted(set(plan.weights) - set(plans[stage].weights)):
+        print(f"note: {name} is not measured: its reference is not in the model folder", file=sys.stderr)
+    return replace(prepared, plans=plans)
+
+
 def _load_ours(
     folder: Path, dtype: torch.dtype, device: torch.device, trust_files: bool, all_plugins: bool,
     root: str | Path | None,
@@ -76,7 +86,7 @@ def _load_ours(
     config = model_folder.config_of(folder)
     recipe = from_model.recipe_of_ours(folder, config, root)
     if all_plugins:
-        prepared = prepare(recipe, trust_files=trust_files, data=[])
+        prepared = _without_reference(prepare(recipe, trust_files=trust_files, data=[]), config["stage"])
     else:
         inference_plugins = config.get("inference_plugins", ())
         prepared = prepare_bare(

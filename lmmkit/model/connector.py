@@ -45,4 +45,16 @@ class MlpConnector(Connector):
         return self.second(self.first(x_IND))
 
 
-CONNECTORS: dict[str, type[Connector]] = {"linear": LinearConnector, "mlp2x_gelu": MlpConnector}
+class NoConnector(Connector):
+    """Gives the encoder's output unchanged: the model's image reducer maps it to the decoder's width."""
+
+    def __init__(self, n_in: int, n_out: int):
+        super().__init__()
+
+    def forward(self, x_IND: Tensor) -> Tensor:
+        return x_IND
+
+
+CONNECTORS: dict[str, type[Connector]] = {
+    "linear": LinearConnector, "mlp2x_gelu": MlpConnector, "none": NoConnector
+}  # fmt: skip

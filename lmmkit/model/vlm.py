@@ -14,6 +14,7 @@ from lmmkit.attention.backends import Backend
 from lmmkit.attention.interface import AttentionFn
 from lmmkit.attention.schedule import AttentionSpec
 from lmmkit.model.decoder import NOTHING, Decoder
+from lmmkit.model.image_rows import ImageRows
 
 
 class ModelOutput(NamedTuple):
@@ -39,16 +40,20 @@ class LMM(nn.Module):
     def __init__(self, vision: nn.Module, connector: nn.Module, decoder: Decoder, backend: Backend):
         super().__init__()
         self.vision, self.connector, self.decoder = vision, connector, decoder
-        self.backend = backend
+        self.backend, self.image_rows = backend, ImageRows()
 
-    def forward(self, batch: Batch, tokens: Mapping[str, Tensor]) -> ModelOutput:
+    def forward(
+        self, batch: Batch, tokens: Mapping[str, Tensor], seen_IND: Tensor | None = None
+    ) -> ModelOutput:
         """Runs one packed pass; the last layer outputs only the rows that are read.
 
         Args:
             batch: on the model's device.
             tokens: learned tokens [n, D] by scatter source ("plugins.<instance>").
+            seen_IND: the output of `encode`, if the caller has it already.
         """
-        seen_IND = self.encode(batch.pixels_ICXY)
+        if seen_IND is None:
+            seen_IND = self.encode(batch.pixels_ICXY)
         shown = any(scatter.source == "vision" for scatter in batch.scatters)
         projected_IND = self.project(seen_IND) if shown else None
         x_TD = self.rows(batch, projected_IND, tokens)
@@ -63,7 +68,8 @@ class LMM(nn.Module):
         if projected_IND is None:
             width = self.vision.image.width if stage == "encoder" else self.decoder.shape.width
             return self.decoder.norm.weight.new_empty(0, width)
-        return (self.connector.seen_by_rows(seen_IND) if stage == "encoder" else projected_IND).flatten(0, 1)
+        seen = self.image_rows.seen(seen_IND, self.connector) if stage == "encoder" else projected_IND
+        return seen.flatten(0, 1)
 
     def attention_fns(
         self, spec: AttentionSpec, last: AttentionSpec, device: torch.device
@@ -95,8 +101,8 @@ class LMM(nn.Module):
         return x_IND.contiguous()  # on a view without the class token the connector would run many products
 
     def project(self, seen_IND: Tensor | None) -> Tensor | None:
-        """Returns what the connector makes of the encoder's output; None without images."""
-        return None if seen_IND is None else self.connector(seen_IND)
+        """Returns the rows of the images from the encoder's output; None without images."""
+        return None if seen_IND is None else self.image_rows.project(seen_IND, self.connector)
 
     def rows(self, batch: Batch, projected_IND: Tensor | None, tokens: Mapping[str, Tensor]) -> Tensor:
         """Returns row vectors [T, D]: token embeddings, then each scatter into its rows. `projected_IND`: what

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
+
+import torch
+from torch import Tensor
 
 from lmmkit import plugin_calls
-from lmmkit.api.components import AuxTask, Term, TokenStrategy
+from lmmkit.api.components import (
+    AuxTask,
+    ExtraView,
+    ImageReducer,
+    OthersKind,
+    Term,
+    TokenStrategy,
+    ViewMaker,
+)
 from lmmkit.api.layout import Layout, Span, insert_tokens, row_count, text
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import (
@@ -19,9 +30,10 @@ from lmmkit.api.needs import (
     Select,
     VisionAt,
     reads_images,
+    reads_reference,
     selector,
 )
-from lmmkit.api.sample import Image, Sample, Turn, View
+from lmmkit.api.sample import View
 from lmmkit.attention.forest import roots
 from lmmkit.errors import Problem, Tried, did_you_mean
 from lmmkit.errors.plan import (
@@ -31,28 +43,25 @@ from lmmkit.errors.plan import (
     NO_TARGET,
     NO_VIEW,
     NO_WEIGHT,
+    NOT_A_REDUCER,
     NOT_A_TERM,
+    OTHERS_KIND,
+    PATCHES,
+    REFERENCE,
     SETTING,
-    TOKEN_TWICE,
     TWO_MASSES,
     UNPROVIDED_TOKEN,
     UNREACHABLE,
-    UNREAD_TOKEN,
     UNREAD_VIEW,
     VIEW_ROLE,
 )
+from lmmkit.model.image_rows import ReducedRows
 from lmmkit.plan.instances import Instances
+from lmmkit.plan.token_checks import PROBE
 from lmmkit.recipe import Recipe, Stage
 
 if TYPE_CHECKING:
     from lmmkit.plan.stage_plan import StagePlan
-
-
-PROBE = Sample(
-    key="probe",
-    images=(Image("probe"),),
-    turns=(Turn("user", "what is this", images=1), Turn("assistant", "a red circle")),
-)
 
 
 def faults(instances: Instances, dims: Dims) -> list[Problem]:
@@ -88,7 +97,8 @@ def losses(recipe: Recipe, instances: Instances) -> list[Problem]:
             weighted.add(name)
             component = instances.components.get(name)
             if component is not None and not isinstance(component, Term):
-                where, got = recipe.where(f"stages.{stage}.losses.{name}"), f"`{name}`, a token strategy"
+                what = "a token strategy" if isinstance(component, TokenStrategy) else "views without a term"
+                where, got = recipe.where(f"stages.{stage}.losses.{name}"), f"`{name}`, {what}"
                 problems.append(NOT_A_TERM.at(where, got=got, nearest=did_you_mean(name, terms)))
     for name in terms:
         if name not in weighted:
@@ -100,7 +110,7 @@ def losses(recipe: Recipe, instances: Instances) -> list[Problem]:
 def needs(recipe: Recipe, instances: Instances, plan: StagePlan, dims: Dims) -> list[Problem]:
     """Returns the problems of needs: missing views, layers or tokens, and views that no term reads."""
     problems = []
-    views = {"main": ("",), **{task.name: task.roles for task in plan.tasks}}
+    views = {"main": ("",), **{maker.name: maker.roles for maker in plan.makers}}
     provided = {
         token: s.name
         for s in instances.components.values()
@@ -109,10 +119,14 @@ def needs(recipe: Recipe, instances: Instances, plan: StagePlan, dims: Dims) -> 
     }
     for term in plan.terms:
         where = recipe.where(f"plugins.{term.name}")
+        if not plan.reference and any(map(reads_reference, plugin_calls.needs(term))):
+            got = f"`{term.name}` reads a reference, and stage `{plan.stage}` has none"
+            problems.append(REFERENCE.at(recipe.where(f"stages.{plan.stage}"), got=got, stage=plan.stage))
         for need in plugin_calls.needs(term):
             problems += _need(where, term, need, views, provided, dims)
             if isinstance(need, VisionAt):
                 problems += _vision(where, need, recipe, recipe.stages[plan.stage])
+                problems += _patches(where, need, plan.reducer, dims)
         if isinstance(term, AuxTask) and not term.text_loss and not _reads_own_view(term):
             problems.append(UNREAD_VIEW.at(where, got=f"views of `{term.name}`, which no term reads"))
     masses = {need.k for need in plan.needs if isinstance(need, AttnMass)}
@@ -170,6 +184,47 @@ def _vision(where: str, need: VisionAt, recipe: Recipe, stage: Stage) -> list[Pr
     return []
 
 
+def _patches(where: str, need: VisionAt, found: ImageReducer | None, dims: Dims) -> list[Problem]:
+    """Returns a problem for a need that reads the encoder's features at rows without fixed patches."""
+    if need.stage != "encoder" or found is None or plugin_calls.patches(found, dims) is not None:
+        return []
+    return [PATCHES.at(where, got=f"features of the encoder, and rows of `{found.name}`")]
+
+
+def reducer_of(recipe: Recipe, instances: Instances) -> ImageReducer | None:
+    """Returns the plugin that `model.connector.reduce` names, if it is opened and a reducer."""
+    connector = recipe.model.connector
+    found = instances.components.get(connector.reduce) if connector and connector.reduce else None
+    return found if isinstance(found, ImageReducer) else None
+
+
+def reducer(recipe: Recipe, instances: Instances, dims: Dims) -> list[Problem]:
+    """Returns the problems of the image reducer: a plugin of another kind, and faults of its methods. It is tried
+    on random features, without the connector."""
+    name = recipe.model.connector.reduce if recipe.model.connector else None
+    if name is None:
+        return []
+    found = reducer_of(recipe, instances)
+    if found is None:
+        return [NOT_A_REDUCER.at(recipe.where("model.connector.reduce"), got=f"`{name}`")]
+    assert recipe.model.connector is not None, "it names the reducer"
+    alone = recipe.model.connector.kind == "none"
+    tried = Tried(lambda: _try_reducer(found, dims, alone))
+    return [] if tried.error is None else list(tried.error.problems)
+
+
+def _try_reducer(found: ImageReducer, dims: Dims, alone: bool) -> None:
+    """Raises the faults of a reducer on random features. `alone`: without a connector."""
+    rows = ReducedRows(found, plugin_calls.modules(found, dims), dims)
+    seen_IND = torch.randn(2, dims.image.tokens, dims.image.width, generator=torch.Generator().manual_seed(0))
+
+    def connect(x: Tensor) -> Tensor:
+        return x if alone else x[..., :1].expand(*x.shape[:-1], dims.width)
+
+    with torch.no_grad():
+        rows.project(seen_IND, connect)
+
+
 def _targets(select: Select) -> bool:
     """Returns whether a selector can select targets: supervised text of a response."""
     return (
@@ -181,29 +236,23 @@ def _targets(select: Select) -> bool:
     )
 
 
+def extra_views(recipe: Recipe, instances: Instances) -> list[Problem]:
+    """Returns the problems of what makes views: extra views that no term of the recipe reads, and unknown kinds of
+    other samples."""
+    problems = []
+    terms, kinds = instances.terms.values(), get_args(OthersKind)
+    read = {selector(need).view for term in terms for need in plugin_calls.needs(term)}
+    for name, component in instances.components.items():
+        where = recipe.where(f"plugins.{name}")
+        if isinstance(component, ExtraView) and name not in read:
+            problems.append(UNREAD_VIEW.at(where, got=f"views of `{name}`, which no term reads"))
+        if isinstance(component, ViewMaker) and component.others not in kinds:
+            problems.append(OTHERS_KIND.at(where, got=f"{component.others!r}", kinds=" or ".join(kinds)))
+    return problems
+
+
 def _reads_own_view(term: Term) -> bool:
     return any(selector(need).view == term.name for need in plugin_calls.needs(term))
-
-
-def token_names(recipe: Recipe, instances: Instances) -> list[Problem]:
-    """Returns the problems of token strategies: unread tokens, and tokens with two providers."""
-    problems, owner = [], {}
-    read = {
-        selector(need).token_name for term in instances.terms.values() for need in plugin_calls.needs(term)
-    }
-    for name, component in instances.components.items():
-        if not isinstance(component, TokenStrategy):
-            continue
-        where = recipe.where(f"plugins.{name}")
-        if not read & set(component.provides):
-            got = f"tokens that no term reads: {', '.join(component.provides)}"
-            problems.append(UNREAD_TOKEN.at(where, got=got))
-        for token_name in component.provides:
-            if token_name in owner:
-                got = f"token `{token_name}`, which `{owner[token_name]}` also provides"
-                problems.append(TOKEN_TWICE.at(where, got=got))
-            owner[token_name] = name
-    return problems
 
 
 def reach(recipe: Recipe, instances: Instances, plan: StagePlan) -> list[Problem]:
@@ -225,6 +274,9 @@ def reach(recipe: Recipe, instances: Instances, plan: StagePlan) -> list[Problem
     return problems
 
 
+LAST_ID = 9
+
+
 def probe_layout() -> Layout:
     """Returns a layout in the order of the chat templates: BOS, question, image, question, response."""
     image = Span(kind="image", n=4)
@@ -233,7 +285,7 @@ def probe_layout() -> Layout:
         text((5, 6), "user"),
         image,
         text((7,), "user"),
-        text((8, 9), "response", supervised=True),
+        text((8, LAST_ID), "response", supervised=True),
     )
 
 
@@ -246,7 +298,7 @@ def _attends_to_image(plan: StagePlan, need: Need) -> bool:
         if views is None or select.view in views
         for e in plugin_calls.edit(s, view)
     ]
-    layout = insert_tokens(probe_layout(), edits)
+    layout = insert_tokens(probe_layout(), edits, lambda token: LAST_ID)
     see_TT = roots([row_count(layout)]).see()
     key = need.k if isinstance(need, AttnMass) else type(select)(kind="image")
     return bool(see_TT[select.positions(layout)][:, key.positions(layout)].any())

@@ -7,22 +7,26 @@ left: the pipeline and the objective execute the plan.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import fields
 
 from lmmkit import plugin_calls
-from lmmkit.api.components import Component, TokenStrategy
+from lmmkit.api.components import Component, ExtraView, ImageReducer, TokenStrategy
 from lmmkit.api.model_info import Dims
-from lmmkit.api.needs import AttnMass, Need, selector
-from lmmkit.api.sample import View
+from lmmkit.api.needs import AttnMass, Need, reads_reference, selector
+from lmmkit.data.text_tokenizers.choose import TextTokenizer
 from lmmkit.errors import raise_all
-from lmmkit.plan import checks
+from lmmkit.plan import checks, token_checks
 from lmmkit.plan.instances import Instances
-from lmmkit.plan.stage_plan import StagePlan
+from lmmkit.plan.stage_plan import START, StagePlan
 from lmmkit.recipe import Recipe, Weight
+from lmmkit.weights.weights_hash import weights_hash
 
 
-def compile_plan(recipe: Recipe, instances: Instances, dims: Dims) -> dict[str, StagePlan]:
-    """Returns a plan for every stage, by stage name.
+def compile_plan(
+    recipe: Recipe, instances: Instances, dims: Dims, tokenizer: TextTokenizer | None
+) -> dict[str, StagePlan]:
+    """Returns a plan for every stage, by stage name. Without a tokenizer, tokens of the vocabulary are not checked.
 
     Raises:
         UserError: with the problems of all stages.
@@ -30,11 +34,14 @@ def compile_plan(recipe: Recipe, instances: Instances, dims: Dims) -> dict[str, 
     problems = checks.faults(instances, dims)
     raise_all(problems)
     problems = checks.settings(recipe, instances, dims) + checks.losses(recipe, instances)
+    problems += checks.reducer(recipe, instances, dims)
+    problems += token_checks.inserts(recipe, instances, dims, tokenizer)
+    problems += token_checks.stage_tokens(recipe, instances)
     raise_all(problems)
     plans = {stage: _compile(recipe, instances, stage) for stage in recipe.stages}
     for plan in plans.values():
         problems += checks.needs(recipe, instances, plan, dims)
-    problems += checks.token_names(recipe, instances)
+    problems += token_checks.token_names(recipe, instances) + checks.extra_views(recipe, instances)
     raise_all(problems)
     for plan in plans.values():
         problems += checks.reach(recipe, instances, plan)
@@ -42,13 +49,14 @@ def compile_plan(recipe: Recipe, instances: Instances, dims: Dims) -> dict[str, 
     return plans
 
 
-def chat_plan(instances: Instances, stage: str) -> StagePlan:
+def chat_plan(recipe: Recipe, instances: Instances, stage: str) -> StagePlan:
     """Returns the plan for inference: no terms, and every token strategy from `instances` in every view."""
+    reducer = checks.reducer_of(recipe, instances)
     strategies = tuple((c, None) for c in instances.components.values() if isinstance(c, TokenStrategy))
-    weights = {"next_token": Weight(weight=0.0, watch=True)}
+    weights, reducers = {"next_token": Weight(weight=0.0, watch=True)}, () if reducer is None else (reducer,)
     return StagePlan(
         stage=stage, weights=weights, terms=(), strategies=strategies, needs=(), off={},
-        digest=_digest(instances, weights, (), strategies),
+        digest=_digest(instances, weights, reducers, strategies), reducer=reducer,
     )  # fmt: skip
 
 
@@ -58,23 +66,45 @@ def _compile(recipe: Recipe, instances: Instances, stage: str) -> StagePlan:
     names = sorted(name for name in kept if name != "next_token")
     terms = tuple(instances.terms[name] for name in names)
     needs = tuple(dict.fromkeys(need for term in terms for need in plugin_calls.needs(term)))
-    strategies, off = [], {}
+    strategies, extra_views, off = [], [], {}
+    reducer = checks.reducer_of(recipe, instances)
     for name, component in instances.components.items():
         if isinstance(component, TokenStrategy):
-            if views := _readers(component, needs):
-                strategies.append((component, views if _only_at_end(component) else None))
+            if name in recipe.stages[stage].tokens:
+                strategies.append((component, None))
+            elif views := _readers(component, needs):
+                strategies.append((component, views if token_checks.only_at_end(component) else None))
+            elif component.unread:
+                off[name] = "not in `tokens` of this stage"
             else:
                 off[name] = "no active term reads its tokens"
+        elif isinstance(component, ExtraView):
+            if any(selector(need).view == name for need in needs):
+                extra_views.append(component)
+            else:
+                off[name] = "no active term reads its views"
+        elif isinstance(component, ImageReducer):
+            if component is not reducer:
+                off[name] = "`model.connector.reduce` does not name it"
         elif name not in weights:
             off[name] = "no weight in this stage"
         elif name not in kept:
             off[name] = "weight 0"
     if "next_token" not in kept:
         kept["next_token"] = Weight(weight=0.0, watch=True)
+    reference = recipe.stages[stage].reference or "" if any(map(reads_reference, needs)) else ""
+    read = (*terms, *extra_views, *(() if reducer is None else (reducer,)))
     return StagePlan(
         stage=stage, weights=kept, terms=terms, strategies=tuple(strategies), needs=needs, off=off,
-        digest=_digest(instances, kept, terms, strategies),
+        digest=_digest(instances, kept, read, strategies, _reference_line(recipe, reference)),
+        extra_views=tuple(extra_views), reducer=reducer, reference=reference,
     )  # fmt: skip
+
+
+def _reference_line(recipe: Recipe, reference: str) -> list[str]:
+    if reference in ("", START):
+        return [f"reference {reference}"] if reference else []
+    return [f"reference {weights_hash(recipe.path(reference))}"]
 
 
 def _readers(strategy: TokenStrategy, needs: tuple[Need, ...]) -> frozenset[str]:
@@ -83,19 +113,14 @@ def _readers(strategy: TokenStrategy, needs: tuple[Need, ...]) -> frozenset[str]
     return frozenset(select.view for select in selects if select.token_name in strategy.provides)
 
 
-def _only_at_end(strategy: TokenStrategy) -> bool:
-    """Returns whether all its tokens are at the end: text and images do not attend to them."""
-    return all(edit.at == "end" for edit in plugin_calls.edit(strategy, View(sample=checks.PROBE)))
-
-
 def settings_of(component: Component) -> dict[str, object]:
     """Returns the component's settings, by the keys of the recipe."""
     return {f.name: getattr(component, f.name) for f in fields(component) if f.name != "name"}
 
 
-def _digest(instances: Instances, weights, terms, strategies) -> str:
-    lines = [f"{name} {weight}" for name, weight in sorted(weights.items())]
-    for component in (*terms, *(s for s, _ in strategies)):
+def _digest(instances: Instances, weights, read, strategies, further: Sequence[str] = ()) -> str:
+    lines = [*(f"{name} {weight}" for name, weight in sorted(weights.items())), *further]
+    for component in (*read, *(s for s, _ in strategies)):
         kind = f"{type(component).__module__}.{type(component).__qualname__}"
         lines.append(f"{component.name} {kind} {instances.origin(component.name)} {settings_of(component)}")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]

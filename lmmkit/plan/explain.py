@@ -11,7 +11,7 @@ from itertools import islice
 import numpy as np
 
 from lmmkit import plugin_calls
-from lmmkit.api.components import Component
+from lmmkit.api.components import AuxTask, Component
 from lmmkit.api.layout import Layout, Span
 from lmmkit.api.needs import (
     AttnMass,
@@ -49,14 +49,21 @@ def stage_text(prepared: Prepared, plan: StagePlan) -> str:
         chance = chances.get(name)
         beside = "" if chance is None else f"  chance {chance:.4g}"
         lines.append(f"  term {name}  weight {weight_text(weight)}{beside}")
-    for task in plan.tasks:
-        lines.append(f"  view {task.name}{'  trains on its text' if task.text_loss else ''}")
+    for task in plan.makers:
+        text = "  trains on its text" if isinstance(task, AuxTask) and task.text_loss else ""
+        more = "" if task.others == "none" else "  from other samples too"
+        lines.append(f"  view {task.name}{text}{more}")
     for strategy, views in plan.strategies:
         where = "every view" if views is None else "views " + ", ".join(sorted(views))
         lines.append(f"  tokens {strategy.name} ({', '.join(strategy.provides)}) in {where}")
+    if plan.reducer is not None:
+        rows = f"{prepared.image_rows} rows from {prepared.dims.image.tokens} tokens"
+        lines.append(f"  image {rows} by {plan.reducer.name}")
     for need in plan.needs:
         askers = [term.name for term in plan.terms if need in plugin_calls.needs(term)]
         lines.append(f"  need {need_text(need)}  for {', '.join(askers)}")
+    if plan.reference:
+        lines.append(f"  reference {plan.reference}")
     lines += [f"  off {name}: {reason}" for name, reason in sorted(plan.off.items())]
     inference_plugins = ", ".join(plan.inference_plugins) or "no plugin"
     lines.append(f"  inference needs {inference_plugins}")
@@ -112,7 +119,7 @@ def trace_samples(prepared: Prepared, stage: str, count: int) -> Iterable[str]:
         sample = pipeline.sources[source][row]
         yield f"sample {sample.key}  epoch {epoch}"
         dropped: Counter[str] = Counter()
-        members = pipeline.views.fitting(sample, epoch, dropped)
+        members = pipeline.views.fitting(sample, epoch, dropped, pipeline.other_samples(source))
         if dropped:
             yield f"  {dropped_text(dropped)}"
         if not members:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from lmmkit.api.components import ImageReducer, TokenStrategy
 from lmmkit.data.sources.records import Records
 from lmmkit.plan.prepare import Prepared
 
@@ -13,6 +14,7 @@ def notices(prepared: Prepared) -> list[str]:
     return [
         *(line for name in sorted(prepared.sources) for line in _record_notices(prepared.sources[name])),
         *(line for stage in prepared.recipe.stages for line in _unreached(prepared, stage)),
+        *_token_notices(prepared),
         *_chat_notices(prepared),
     ]
 
@@ -35,6 +37,16 @@ def _unreached(prepared: Prepared, name: str) -> Iterator[str]:
 def has_images(records: Records) -> bool:
     """Returns whether any record has an image."""
     return bool((records.words_N >= 0).any())
+
+
+def _token_notices(prepared: Prepared) -> Iterator[str]:
+    """Yields a notice for each plugin of unread tokens, and each image reducer, that no stage has."""
+    for name, component in prepared.instances.components.items():
+        off = all(name in plan.off for plan in prepared.plans.values())
+        if isinstance(component, ImageReducer) and off:
+            yield f"plugins.{name}: `model.connector.reduce` does not name it, so images keep all their rows"
+        if isinstance(component, TokenStrategy) and component.unread and off:
+            yield f"plugins.{name}: no stage names it in `tokens`, so no sequence has its tokens"
 
 
 def _chat_notices(prepared: Prepared) -> Iterator[str]:

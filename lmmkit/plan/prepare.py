@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import cast
 
+from lmmkit import plugin_calls
 from lmmkit.api.model_info import Dims
 from lmmkit.data.chat_templates import require_fitting, vocabulary_in_use
 from lmmkit.data.images import FixedRows, ImageReader
@@ -19,9 +20,10 @@ from lmmkit.data.sources.records import Records, missing_images, open_records, t
 from lmmkit.data.text_tokenizers.choose import TextTokenizer, open_tokenizer
 from lmmkit.data.views import Views
 from lmmkit.errors import Problem, Tried, UserError, raise_all, raise_together
-from lmmkit.errors.plan import NO_STEP, PLUGIN_SETTINGS
+from lmmkit.errors.plan import NO_STEP, OTHERS, PLUGIN_SETTINGS
 from lmmkit.model.connector import CONNECTORS
 from lmmkit.plan import shapes
+from lmmkit.plan.checks import reducer_of
 from lmmkit.plan.compile_plan import chat_plan, compile_plan
 from lmmkit.plan.instances import Instances, build_instances
 from lmmkit.plan.pretrained import Pretrained, resolve_pretrained
@@ -50,7 +52,9 @@ class Prepared:
     @property
     def image_rows(self) -> int:
         """Returns the number of rows that an image takes in the decoder; 0 in a text-only model."""
-        connector = self.recipe.model.connector
+        connector, reducer = self.recipe.model.connector, reducer_of(self.recipe, self.instances)
+        if reducer is not None:
+            return plugin_calls.reducer_rows(reducer, self.dims)
         return CONNECTORS[connector.kind].rows(self.dims.image.grid) if connector else 0
 
     def reader(self) -> ImageReader:
@@ -64,7 +68,7 @@ class Prepared:
             tokenizer=self.tokenizer, rows_of=FixedRows(self.image_rows),
             context=self.recipe.model.text.context, too_long=section.batch.too_long,
             after_eos=self.recipe.model.chat.after_eos, seed=self.recipe.seed,
-            tasks=plan.tasks, edits=plan.strategies, losses=plan.losses, dims=self.dims,
+            tasks=plan.makers, edits=plan.strategies, needs=plan.needs, losses=plan.losses, dims=self.dims,
         )  # fmt: skip
 
     def packer(self, stage: str) -> Packer:
@@ -80,6 +84,7 @@ class Prepared:
         section = self.recipe.stages[stage]
         sizes = {name: len(self.sources[name]) for name in section.data}
         order = Sampler(sizes, section.data, self.recipe.seed)
+        self._require_others(stage, sizes)
         samples = section.batch.samples
         if section.length.steps is not None:
             total = section.length.steps * samples
@@ -96,6 +101,14 @@ class Prepared:
             views=self.views(stage), reader=self.reader(), packer=self.packer(stage), samples=samples,
             tokens=self.recipe.speed.tokens, total=total, image_rows=self.image_rows,
         )  # fmt: skip
+
+    def _require_others(self, stage: str, sizes: Mapping[str, int]) -> None:
+        """Raises `UserError` for sources of one record, if a plugin asks for other samples."""
+        asking = [maker.name for maker in self.plans[stage].makers if maker.others != "none"]
+        small = [name for name, size in sizes.items() if size < 2]
+        where = self.recipe.where(f"stages.{stage}.data")
+        got = f"a source of one record, and views of {', '.join(asking)}"
+        raise_all(OTHERS.at(where, got=f"`{name}`, {got}") for name in small if asking)
 
     def _grouped(self, order: Sampler, batch: BatchConfig, total: int) -> Sampler | GroupedSampler:
         if batch.group == "none":
@@ -125,7 +138,8 @@ def prepare(recipe: Recipe, *, trust_files: bool = False, data: Iterable[str] | 
     """
     wanted = read_in_training(recipe) if data is None else data
     return _prepare(
-        recipe, sorted(wanted), trust_files, lambda instances, dims: compile_plan(recipe, instances, dims)
+        recipe, sorted(wanted), trust_files,
+        lambda instances, dims, tokenizer: compile_plan(recipe, instances, dims, tokenizer),
     )  # fmt: skip
 
 
@@ -147,7 +161,8 @@ def prepare_bare(
 
     Args:
         recipe: a recipe as `read_recipe` returns it.
-        inference_plugins: the token strategies to insert into every view. No other plugin is opened.
+        inference_plugins: the token strategies to insert into every view. Else only the model's image reducer is
+            opened.
         trust_files: run plugins from local files, if `inference_plugins` names any.
         data: names of the sources to open.
         allow_missing_tokenizer: accept a model without a tokenizer; any later use of it raises `UserError`.
@@ -156,7 +171,9 @@ def prepare_bare(
     Raises:
         UserError: in the cases of `prepare`, and for `inference_plugins` without settings.
     """
-    inference_plugins = list(inference_plugins)
+    connector = recipe.model.connector
+    reduce = [connector.reduce] if connector and connector.reduce in recipe.plugins else []
+    inference_plugins = list(dict.fromkeys([*inference_plugins, *reduce]))
     if missing := [name for name in inference_plugins if name not in recipe.plugins]:
         raise UserError(
             PLUGIN_SETTINGS.at(recipe.where("plugins"), got=f"no settings of {', '.join(missing)}")
@@ -165,14 +182,14 @@ def prepare_bare(
     recipe = replace(recipe, plugins=kept, output=replace(recipe.output, observers=()))
     return _prepare(
         recipe, sorted(data), trust_files,
-        lambda instances, dims: {stage: chat_plan(instances, stage) for stage in recipe.stages},
+        lambda instances, dims, tokenizer: {stage: chat_plan(recipe, instances, stage) for stage in recipe.stages},
         allow_missing_tokenizer=allow_missing_tokenizer, pickled=pickled,
     )  # fmt: skip
 
 
 def _prepare(
     recipe: Recipe, data: Iterable[str], trust_files: bool,
-    plan: Callable[[Instances, Dims], Mapping[str, StagePlan]], *,
+    plan: Callable[[Instances, Dims, TextTokenizer | None], Mapping[str, StagePlan]], *,
     allow_missing_tokenizer: bool = False, pickled: bool = False,
 ) -> Prepared:  # fmt: skip
     """Opens everything, compiles the plans with `plan`, and raises all problems together."""
@@ -184,7 +201,7 @@ def _prepare(
     # Without the tokenizer, whose size it does not depend on, the plan still shows its own problems.
     opened = tokenizer.value if tokenizer.error is None else None
     dims = Tried(lambda: _dims(resolved.value[0], opened), resolved)
-    plans = Tried(lambda: plan(instances.value, dims.value), instances, dims)
+    plans = Tried(lambda: plan(instances.value, dims.value, opened), instances, dims)
     raise_together((tokenizer, end_ids, resolved, instances, sources, dims, plans))
     return Prepared(
         recipe=resolved.value[0], pretrained=resolved.value[1], tokenizer=tokenizer.value, instances=instances.value,

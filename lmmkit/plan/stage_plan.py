@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lmmkit import plugin_calls
-from lmmkit.api.components import AuxTask, Loss, Term, TokenStrategy
+from lmmkit.api.components import AuxTask, ExtraView, ImageReducer, Loss, Term, TokenStrategy, ViewMaker
 from lmmkit.api.model_info import Dims
-from lmmkit.api.needs import Need
+from lmmkit.api.needs import Need, reads_reference
 from lmmkit.recipe import Weight
+
+START = "start"  # the reference that has the weights with which the stage begins
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +20,8 @@ class StagePlan:
     """Describes what one stage computes. The order of plugins matters only for inserts at the same position.
 
     `strategies` pairs each active token strategy with the views it inserts into (None: all).
-    `off` names the instances that this stage leaves out, with the reason.
+    `off` names the instances that this stage leaves out, with the reason. `reference`: START or a model folder,
+    if a need reads it.
     """
 
     stage: str
@@ -28,11 +31,30 @@ class StagePlan:
     needs: tuple[Need, ...]
     off: Mapping[str, str]
     digest: str
+    extra_views: tuple[ExtraView, ...] = ()
+    reducer: ImageReducer | None = None
+    reference: str = ""
+
+    def without_reference(self) -> StagePlan:
+        """Returns the plan without the terms that read the reference, for a model whose run has ended."""
+        terms = tuple(t for t in self.terms if not any(reads_reference(n) for n in plugin_calls.needs(t)))
+        lost = {term.name for term in self.terms} - {term.name for term in terms}
+        needs = tuple(dict.fromkeys(need for term in terms for need in plugin_calls.needs(term)))
+        return replace(
+            self, terms=terms, needs=needs, reference="",
+            weights={name: weight for name, weight in self.weights.items() if name not in lost},
+            off={**self.off, **dict.fromkeys(lost, "its reference is not in the model folder")},
+        )  # fmt: skip
 
     @property
     def tasks(self) -> tuple[AuxTask, ...]:
         """Returns the active auxiliary tasks, sorted by name."""
         return tuple(term for term in self.terms if isinstance(term, AuxTask))
+
+    @property
+    def makers(self) -> tuple[ViewMaker, ...]:
+        """Returns all that makes further views: the tasks, then the extra views that active terms read."""
+        return (*self.tasks, *self.extra_views)
 
     @property
     def losses(self) -> tuple[Loss, ...]:
@@ -56,9 +78,12 @@ class StagePlan:
     @property
     def active(self) -> frozenset[str]:
         """Returns the names of the active instances. Their modules may be trainable."""
-        return frozenset(t.name for t in self.terms) | {s.name for s, _ in self.strategies}
+        made = (*self.terms, *self.extra_views, *(s for s, _ in self.strategies), self.reducer)
+        return frozenset(component.name for component in made if component is not None)
 
     @property
     def inference_plugins(self) -> tuple[str, ...]:
-        """Returns the names of the token strategies in the main view. Inference needs them."""
-        return tuple(s.name for s, views in self.strategies if views is None or "main" in views)
+        """Returns the names of the plugins that inference needs: the token strategies in every view (the others are
+        at the end only, where generation has no tokens), and the image reducer."""
+        strategies = tuple(s.name for s, views in self.strategies if views is None)
+        return strategies if self.reducer is None else (*strategies, self.reducer.name)

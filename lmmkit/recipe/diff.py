@@ -34,7 +34,8 @@ SECTIONS: Final[Mapping[str, SectionClass]] = {
 }  # fmt: skip
 IN_STAGES: Final[Mapping[str, SectionClass]] = {
     "data": "data", "batch": "mathematics", "length": "mathematics", "train": "mathematics",
-    "optim": "mathematics", "losses": "mathematics", "validate": "output",
+    "optim": "mathematics", "losses": "mathematics", "tokens": "mathematics", "validate": "output",
+    "reference": "mathematics",
     "start": "data",  # a folder path: another path does not change the computation
 }  # fmt: skip
 

@@ -107,13 +107,16 @@ Vision = Annotated[
 
 @section
 class ConnectorConfig:
-    """Describes the map from vision width to text width: one linear, or linear-GELU-linear.
+    """Describes the map from vision width to text width: one linear, or linear-GELU-linear, or `none` if the plugin
+    `reduce` does it.
 
-    `from_`: a folder from llava-hf, LLaVA or lmmkit with the connector's initial weights.
+    `from_`: a folder from llava-hf, LLaVA or lmmkit with the connector's initial weights. `reduce`: the plugin that
+    gives images fewer rows than the encoder has tokens.
     """
 
-    kind: Literal["linear", "mlp2x_gelu"]
+    kind: Literal["linear", "mlp2x_gelu", "none"]
     from_: k.Text | None = None
+    reduce: k.Text | None = None
 
 
 @section

@@ -92,7 +92,18 @@ def check_model(model: Model, key: str, names: Names) -> Iterator[Problem]:
             expected="both, or neither for a text-only model",
             fix=f"Add `{lacks}`, or remove `{there}`.",
         )
-    if isinstance(vision, VisionScratch):
+    connector = model.connector
+    if connector is not None and connector.kind == "none" and (connector.from_ or not connector.reduce):
+        yield CONFLICT.at(
+            f"{key}.connector.{'from' if connector.from_ else 'kind'}",
+            got="no connector" + (" with a folder of weights" if connector.from_ else " and no `reduce`"),
+            expected="with `kind: none` a plugin as `reduce`, which maps to the decoder's width, and no `from`",
+            fix="Add `reduce` and remove `from`, or name another `kind`.",
+        )
+    reduce = connector.reduce if connector else None
+    if reduce is not None:
+        yield from _known(f"{key}.connector.reduce", reduce, names.plugins, "plugins")
+    elif isinstance(vision, VisionScratch):
         tokens = (vision.image_size // vision.patch) ** 2
         if tokens >= text.context:
             yield CONFLICT.at(
@@ -197,6 +208,12 @@ def _check_weight(weight: Weight, key: str) -> Iterator[Problem]:
     )
 
 
+def check_tokens(tokens: tuple[str, ...], key: str, names: Names) -> Iterator[Problem]:
+    """Checks that the plugins of a stage's `tokens` exist."""
+    for i, name in enumerate(tokens):
+        yield from _known(f"{key}.{i}", name, names.plugins, "plugins")
+
+
 def check_validate(validate: Validate, key: str, names: Names) -> Iterator[Problem]:
     """Checks that the data and tasks of a validation exist, and that `best` is one of its metrics."""
     yield from _known(f"{key}.data", validate.data, names.data, "data")
@@ -233,6 +250,7 @@ RULES: dict[str, Callable[[Any, str, Names], Iterator[Problem]]] = {
     "stages.*.train": check_train,
     "stages.*": check_warmup,
     "stages.*.losses": check_losses,
+    "stages.*.tokens": check_tokens,
     "stages.*.validate": check_validate,
     "evaluate.tasks.*": check_task,
 }

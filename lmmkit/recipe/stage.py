@@ -168,7 +168,8 @@ class Validate:
 
 @section
 class Stage:
-    """Describes one stage of training. `losses` maps `next_token` and plugin instances to weights."""
+    """Describes one stage of training. `losses` maps `next_token` and plugin instances to weights. `tokens`
+    names the plugins whose learned tokens the stage has although no term reads them."""
 
     data: Annotated[Mapping[k.Text, k.Positive], MinLen(1), Says("a section of SOURCE: weight above 0")]
     batch: BatchConfig
@@ -176,5 +177,8 @@ class Stage:
     train: Train
     optim: Optim
     losses: Annotated[Mapping[k.Text, WeightOrNumber], MinLen(1), Says("a section of TERM: weight")]
+    tokens: Annotated[tuple[k.Text, ...], Says("a list of plugins")] = ()
     validate: Validate | None = None
     start: k.Text | None = None  # a model folder to start from, in place of the previous stage
+    # the model that terms compare with: `start`, the weights that the stage begins with, or a model folder
+    reference: k.Text | None = None

@@ -35,6 +35,7 @@ from lmmkit.training.distributed import fsdp
 from lmmkit.training.distributed.process_group import Ranks, joined
 from lmmkit.training.monitoring.determinism import repeatable
 from lmmkit.training.preflight import preflight
+from lmmkit.training.reference import set_reference
 from lmmkit.training.run_context import RunContext
 from lmmkit.training.save_models import build_unsharded, gathered, save_model
 from lmmkit.training.signals import Interrupted, Stop
@@ -129,7 +130,9 @@ def _train(
         for name in _stages(recipe, position.stage, only):
             if name != position.stage:
                 saved = None
-            objective, trainable = _begin(context, name, objective, fresh=saved is None)
+            fresh = saved is None or bool(build.reference_parts(prepared, name))
+            objective, trainable = _begin(context, name, objective, fresh=fresh)
+            set_reference(prepared, name, objective, ranks, context.device)
             optimizer, frozen = build_optimizer(objective, recipe.stages[name], trainable), None
             if saved is None:
                 position, state = Position(name, position.step, 0), {}
@@ -141,7 +144,7 @@ def _train(
             position, stopped = run_stage(context, objective, optimizer, position, state, frozen)
             if stopped:
                 return TrainResult(run, context.stop.requested, dropped=context.dropped)
-            optimizer = None  # frees the memory of its moments
+            optimizer, objective.references = None, ()  # frees the memory of its moments, and of copies
             objective = _end(context, objective, position)
     return TrainResult(run, None, dropped=context.dropped)
 
@@ -167,7 +170,8 @@ def _open(context: RunContext, source: str | None, accept_data: bool) -> list[re
 def _begin(
     context: RunContext, stage: str, objective: Objective | None, *, fresh: bool
 ) -> tuple[Objective, dict[str, list[nn.Parameter]]]:
-    """Returns the objective at the start of a stage, and its trainable parameters by part.
+    """Returns the objective at the start of a stage, and its trainable parameters by part. With `fresh` it has the
+    weights that the stage begins with.
 
     One process reuses the objective that it has. Of several ranks, the first builds it on its host, like a
     single process, and sends each rank its shard.

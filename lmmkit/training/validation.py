@@ -15,6 +15,7 @@ from typing import Any
 from lmmkit.api.sample import Sample
 from lmmkit.data.packing import SizedSample
 from lmmkit.data.pipeline import cut
+from lmmkit.data.sources.other_samples import SourceSamples
 from lmmkit.data.views import dropped_text
 from lmmkit.errors import Problem, did_you_mean
 from lmmkit.errors.training import BEST, OTHER_STAGE, STAGE_NAME
@@ -85,7 +86,12 @@ class Validator:
         samples = first(section.samples, section.data)
         own = samples[ranks.rank :: ranks.world]
         dropped: Counter[str] = Counter()
-        parts = list(cut(laid_out(self.chat_model, own, dropped), prepared.recipe.speed.tokens))
+        parts = list(
+            cut(
+                laid_out(self.chat_model, own, dropped, SourceSamples.among(samples)),
+                prepared.recipe.speed.tokens,
+            )
+        )
         self.dropped = sum_by_name(ranks.gather(dict(dropped)))
         self.parts = [*parts, *([] for _ in range(ranks.all_reduce_max(len(parts)) - len(parts)))]
         self.samples = len(samples)
@@ -122,7 +128,12 @@ class Validator:
             figures = self._losses(at) | self._figures()
         if section.best is not None:
             self._keep(section.best, at, figures)
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in figures.items() if name.count("/") < 3)
+        of_tasks = self._selecting(at.stage)
+        shown = "  ".join(
+            f"{name} {value:.4f}"
+            for name, value in figures.items()
+            if name.count("/") < 3 or name in of_tasks
+        )
         seconds = time.perf_counter() - began
         notify(f"step {at.step}: {shown}  ({seconds:.1f} s)")
         self.done = at.step
@@ -144,6 +155,11 @@ class Validator:
             for key, figure in task.run(self.chat_model, samples).items()
         }
 
+    def _selecting(self, stage: str) -> set[str]:
+        """Returns the figures of the tasks that can select the best weights, which the terminal shows."""
+        tasks = {name: task for name, (task, _) in self.tasks.items()}
+        return {key for key, _ in _known(self.context.prepared, stage, tasks).values()}
+
     def _keep(self, best: str, at: Position, figures: Mapping[str, float]) -> None:
         """Writes the weights if the figure that `best` names is better than before."""
         tasks = {name: task for name, (task, _) in self.tasks.items()}
@@ -160,7 +176,7 @@ class Validator:
 
 
 def validate_problems(prepared: Prepared) -> list[Problem]:
-    """Returns what is wrong in the recipe's `validate` sections, except in the tasks that they name."""
+    """Returns what is wrong in the recipe's `validate` sections, and in the files that their tasks read."""
     recipe, found = prepared.recipe, []
     for stage, section in recipe.stages.items():
         if (asked := section.validate) is None:
@@ -171,6 +187,8 @@ def validate_problems(prepared: Prepared) -> list[Problem]:
             if task.section.stage not in (None, stage):
                 got = f"`{name}`, a task of stage `{task.section.stage}`"
                 found.append(OTHER_STAGE.at(recipe.where(f"{at}.tasks"), got=got, stage=stage))
+            if not task.problems(recipe):
+                found += task.input_problems()
         figures = _known(prepared, stage, tasks)
         if asked.best is not None and asked.best not in figures:
             suggestion = did_you_mean(asked.best, figures)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,8 @@ from lmmkit.scenes import write as scenes_write
 from lmmkit.scenes import write_scenes
 from tests.conftest import DIRECT
 from tests.test_cli import run
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -82,3 +85,13 @@ def test_scenes_that_cannot_be_written_leave_nothing(tmp_path, monkeypatch):
     assert not list((tmp_path / "scenes").iterdir())
     text = run("data", "make-scenes", tmp_path / "scenes", "--count", 100, "--heldout", 20, code=3)
     assert "files/cannot-write" in text and not list((tmp_path / "scenes").iterdir())
+
+
+def test_an_image_takes_the_rows_that_the_recipe_s_reducer_gives_it(recipe, scenes, tmp_path):
+    file = tmp_path / "keep_tokens.py"
+    file.write_text((ROOT / "plugins" / "lmmkit_zoo" / "keep_tokens.py").read_text())
+    text = DIRECT.replace("plugins:\n", f"plugins:\n  keep_tokens: {{use: {file}, count: 4}}\n", 1)
+    recipe.write_text(text.replace("{kind: mlp2x_gelu}", "{kind: mlp2x_gelu, reduce: keep_tokens}"))
+    asked = ("data", "show", recipe, "questions", "--root", scenes, "--count", 1)
+    assert "[image x 4]" in run(*asked, "--trust-files")
+    assert "plugin/untrusted-file" in run(*asked, code=2)

@@ -13,6 +13,7 @@ from lmmkit.data.labels import join_labels
 from lmmkit.data.pipeline import cut
 from lmmkit.data.step_transfer import from_block, to_block
 from lmmkit.errors import UserError
+from lmmkit.plan.explain import label_text
 from tests.support import paper_objective
 from tests.support.tiny_model import SPEC, pack
 
@@ -107,6 +108,33 @@ def test_labels_of_a_loss_are_indexed_by_view_and_patch():
         assert boxes.view_N.tolist() == [v for v, n in enumerate(numbers) for _ in range(n % 3)]
         assert boxes.flat[:, 0].tolist() == [numbers[v] for v in boxes.view_N.tolist()]
     assert len(whole) == 1 < len(parts) and SPEC.tokens == 9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fails(Loss):
+    """Raises, or gives a list."""
+
+    gives: object
+
+    def labels(self, sample, dims):
+        return self.gives[sample.key] if isinstance(self.gives, dict) else self.gives
+
+
+@pytest.mark.parametrize(("gives", "code", "got"), [({}, "plugin/raised", "KeyError: 'a'"), ([1], "plugin/returned", "a list with a int")])  # fmt: skip
+def test_a_fault_of_a_loss_s_labels_names_it(gives, code, got):
+    made = paper_objective.views(losses=(Fails(name="fails", gives=gives),), dims=paper_objective.DIMS)
+    with pytest.raises(UserError) as error:
+        made.of(paper_objective.CAPTIONS[0], 0)
+    (problem,) = error.value.problems
+    assert (problem.code, problem.got) == (code, got) and problem.where.startswith(
+        "fails.labels, test_labels.py:"
+    )
+
+
+def test_a_trace_shows_numbers_and_the_shapes_of_arrays():
+    assert [label_text(x) for x in (3, 0.5, True, np.zeros((3, 4)), torch.zeros(9), (1, 2))] == [
+        "3", "0.5", "True", "[3, 4]", "[9]", "[2]"
+    ]  # fmt: skip
 
 
 def test_labels_are_read_by_the_right_method():

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from lmmkit.api.sample import Image, Sample
+from lmmkit.api.components import AuxTask
+from lmmkit.api.sample import Image, Sample, View
 from lmmkit.data.loader import load_steps
 from lmmkit.data.pipeline import Pipeline
 from lmmkit.data.sampler import Sampler
@@ -92,6 +93,7 @@ class Source(list[Sample | UserError]):
     def __init__(self, samples: Sequence[Sample | UserError], kind: Any = "skip"):
         super().__init__(samples)
         self.bad_records = Policy(kind)
+        self.words_N = np.ones(len(samples), np.int32)
 
     def __getitem__(self, i: Any) -> Any:
         sample = super().__getitem__(i)
@@ -209,3 +211,101 @@ def test_a_lost_file_is_not_a_bad_record():
     with pytest.raises(UserError) as error:
         pipeline(source, Reader(), samples=2).step(0)
     assert [p.code for p in error.value.problems] == [RECORDS_CHANGED.code]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Negatives(AuxTask):
+    """Shows the images of two other samples, each in a view with this sample's text."""
+
+    others = "source"
+
+    def views(self, sample, rng, others):
+        return [View(sample=replace(sample, images=other.images)) for other in others(2)]
+
+
+def negatives(source: Source, reader: Reader, **settings) -> Pipeline:
+    made = pipeline(source, reader, **settings)
+    return replace(made, views=replace(made.views, tasks=(Negatives(name="negatives"),), edits=()))
+
+
+def paths(made: Pipeline, index: int) -> dict[str, list[str]]:
+    """Returns the images of the views of each sample of a step."""
+    found: dict[str, list[str]] = {}
+    for k in made.positions(index):
+        source, epoch, record = made.order.at(k)
+        sample = made.sources[source][record]
+        members = made.views.fitting(sample, epoch, Counter(), made.other_samples(source))
+        found[sample.key] = [m.view.sample.images[0].path for m in members if m.view.name == "negatives"]
+    return found
+
+
+@pytest.mark.parametrize("tokens", [10_000, 60])
+def test_other_samples_of_a_step_are_those_of_their_source_that_can_be_read(tokens):
+    reader = Reader()
+    made = negatives(Source(RECORDS), reader, samples=12, tokens=tokens)
+    want = paths(made, 0)
+    assert set(want) == {f"s{i}" for i in range(12)}
+    for key, (first, second) in want.items():
+        assert first != second and f"/{key}.png" not in (first, second)
+    step = made.step(0)
+    assert len(step) > 3 or tokens > 60
+    assert sorted({f"/{key}.png" for key in keys(step)}) == sorted(set(reader.asked))
+    assert sum(len(batch.views_of("negatives")) for batch in step) == 24
+    assert paths(made, 1) != want, "another epoch"
+
+
+def test_other_samples_that_cannot_be_read_are_passed_over():
+    good = paths(negatives(Source(RECORDS), Reader(), samples=12), 0)
+    source, reader = Source(RECORDS), Reader(frozenset({"/s2.png"}))
+    source[4] = torn()
+    made = negatives(source, reader, samples=12)
+    step, skipped = made.step_and_skipped(0)
+    assert {(bad.record, bad.key) for _, bad in skipped} == {(2, "image"), (4, "")}
+    assert step[0].dropped["bad_records"] == 2
+    reads = [v for v in good if v not in ("s2", "s4")]
+    bad = {"/s2.png", "/s4.png"}
+    for key in reads:
+        sample = next(s for s in RECORDS if s.key == key)
+        members = made.views.fitting(sample, 0, Counter(), made.other_samples("a"))
+        found = [m.view.sample.images[0].path for m in members if m.view.name == "negatives"]
+        kept = [path for path in good[key] if path not in bad]
+        assert found[: len(kept)] == kept and not bad & set(found) and len(set(found)) == 2
+
+
+def test_a_bad_other_sample_of_a_source_that_may_not_skip_is_an_error():
+    with pytest.raises(UserError) as error:
+        negatives(Source(RECORDS, "error"), Reader(frozenset({"/s1.png"})), samples=12).step(0)
+    assert [p.where for p in error.value.problems] == ["r.json:2, /s1.png"]
+
+
+def test_a_source_with_too_few_other_samples_is_an_error():
+    with pytest.raises(UserError, match="plan/others") as error:
+        negatives(Source(RECORDS[:2]), Reader(), samples=2).step(0)
+    assert "1 other samples of source `a`, of which 2 are wanted" in error.value.problems[0].got
+    assert len(negatives(Source(RECORDS[:3]), Reader(), samples=3).step(0)[0].views_of("negatives")) == 6
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_other_samples_do_not_depend_on_ranks_workers_or_the_first_step(workers):
+    made = negatives(Source(RECORDS), Reader(), samples=6)
+    want = [_shown(step) for step in (made.step(i) for i in range(4))]
+    for world in (1, 2):
+        shares = [
+            list(
+                load_steps(
+                    replace(made, rank=rank, world=world), 1, 4, workers=workers, worker_init=ignore_in_worker
+                )
+            )
+            for rank in range(world)
+        ]
+        for i, step in enumerate(zip(*shares, strict=True), 1):
+            assert sorted(x for share in step for x in _shown(share)) == sorted(want[i])
+
+
+def _shown(step) -> list[tuple[str, str, float]]:
+    """Returns key, view and the sum of the pixels of each view."""
+    return [
+        (key, name, round(float(batch.first_image(v).double().sum()), 3))
+        for batch in step
+        for v, (name, key) in enumerate(batch.views)
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -12,8 +13,12 @@ from PIL import Image as Pil
 from lmmkit.api.model_info import ImageSpec
 from lmmkit.api.sample import Turn
 from lmmkit.data.images import read_image, save_pixels
+from lmmkit.data.packing import Packer
 from lmmkit.errors import UserError
 from lmmkit.evaluate.run import evaluate
+from lmmkit.import_export import export_model
+from lmmkit.inference import chat_model as chat_model_file
+from lmmkit.inference.generate import generate
 from lmmkit.inference.load import load
 from lmmkit.recipe import read_recipe
 from lmmkit.training.run import train
@@ -21,7 +26,8 @@ from tests.conftest import PLAIN
 
 PLUGINS = """
 from dataclasses import dataclass
-from lmmkit.api import AttnMass, HiddenAt, Insert, LearnedTokens, Loss, Select, TokenStrategy, hookimpl
+from torch import nn
+from lmmkit.api import ImageReducer, AttnMass, HiddenAt, Insert, LearnedTokens, Loss, Select, TokenStrategy, hookimpl
 
 @dataclass(frozen=True, kw_only=True)
 class Look(Loss):
@@ -43,9 +49,34 @@ class Pause(TokenStrategy):
     def modules(self, dims):
         return LearnedTokens(1, dims.width)
 
+@dataclass(frozen=True, kw_only=True)
+class Registers(Pause):
+    provides = ("register",)
+    unread = True
+    def edit(self, view):
+        return [Insert("after_image", "register"), Insert("after_token", "register", token=" a")]
+
+@dataclass(frozen=True, kw_only=True)
+class Halve(ImageReducer):
+    def tokens(self, dims):
+        return dims.image.tokens // 2
+    def modules(self, dims):
+        return nn.Linear(dims.image.width, dims.image.width)
+    def reduce(self, seen, connect, module):
+        return connect(module(seen[:, ::2][:, : seen.shape[1] // 2]))
+
+@dataclass(frozen=True, kw_only=True)
+class Own(ImageReducer):
+    def tokens(self, dims):
+        return dims.image.tokens
+    def modules(self, dims):
+        return nn.Linear(dims.image.width, dims.width)
+    def reduce(self, seen, connect, module):
+        return module(connect(seen))
+
 @hookimpl
 def lmmkit_components():
-    return {"look": Look, "read": Read, "pause": Pause}
+    return {"halve": Halve, "own": Own, "look": Look, "read": Read, "pause": Pause, "registers": Registers}
 """
 ASKED = [Turn("user", "How many objects are there?")]
 
@@ -59,9 +90,18 @@ def trained(tiny, scenes, tmp_path):
         shutil.copytree(scenes, root)
         (root / "mine.py").write_text(PLUGINS)
         uses = "".join(f"  {name}: {{use: ./mine.py}}\n" for name in names)
-        losses = "".join(f", {name}: 0.1" for name in names if name != "pause")
+        losses = "".join(
+            f", {name}: 0.1" for name in names if name not in ("pause", "registers", "halve", "own")
+        )
         text = PLAIN.replace("stages:", f"plugins:\n{uses}stages:", 1).replace("{steps: 6}", "{steps: 1}")
-        text = text.replace("{next_token: 1.0}", f"{{next_token: 1.0{losses}}}")
+        tokens = "    tokens: [registers]\n" if "registers" in names else ""
+        text = text.replace(
+            "    losses: {next_token: 1.0}\n", f"{tokens}    losses: {{next_token: 1.0{losses}}}\n"
+        )
+        if "halve" in names:
+            text = text.replace("{kind: mlp2x_gelu}", "{kind: mlp2x_gelu, reduce: halve}")
+        if "own" in names:
+            text = text.replace("{kind: mlp2x_gelu}", "{kind: none, reduce: own}")
         (tmp_path / "mine.yaml").write_text(text)
         recipe = read_recipe(tmp_path / "mine.yaml", root=root)
         return recipe, train(recipe, out=tmp_path / "run", trust_files=True).run
@@ -149,3 +189,74 @@ def test_a_model_answers_with_another_kernel_than_it_was_trained_with(trained):
     recipe = run.model("finetune") / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace("attention: auto", "attention: xformers"))
     assert load(run.path).objective.lmm.backend.name in ("sdpa", "xformers")
+
+
+def test_registers_are_in_prompts_and_behind_the_tokens_that_the_model_writes(trained, scenes, monkeypatch):
+    run = trained("registers")[1]
+    chat_model = load(run.path, trust_files=True)
+    assert set(chat_model.objective.plugins) == {"registers"}
+    (a,) = chat_model.prepared.tokenizer.encode_continued(" a")
+    layouts, fed = [], []
+    monkeypatch.setattr(
+        Packer, "pack", _keep(Packer.pack, lambda self, samples, images: layouts.append(samples))
+    )
+    monkeypatch.setattr(
+        chat_model_file, "generate", _keep(generate, lambda *_, **asked: fed.append(asked["feeds"]))
+    )
+    path = str(sorted((scenes / "images" / "heldout").iterdir())[0])
+    chat_model.reply("Is there a circle?", path, max_new_tokens=5)
+    layout = layouts[0][0].members[0].layout
+    before = [x.kind if x.kind == "image" else x.ids[-1] for x, y in pairwise(layout) if y.owner]
+    assert "image" in before and a in before and set(before) == {"image", a}
+    (feed,) = fed[0]
+    assert list(feed) == [a] and torch.equal(feed[a], chat_model.objective.plugins["registers"]())
+    with pytest.raises(UserError, match="chat/learned-tokens"):
+        chat_model.generate(torch.tensor([[5, 6]]), max_new_tokens=2)
+
+
+def _keep(function, keep):
+    """Returns the function, which calls `keep` with the same arguments first."""
+
+    def kept(*args, **asked):
+        keep(*args, **asked)
+        return function(*args, **asked)
+
+    return kept
+
+
+def test_a_model_with_fewer_rows_for_an_image_answers_as_it_was_trained(trained, scenes, tmp_path):
+    recipe, run = trained("halve")
+    with pytest.raises(UserError, match="plugin/untrusted-file"):
+        load(run.path)
+    chat_model = load(run.path, trust_files=True)
+    assert chat_model.prepared.image_rows == 4 and "halve" in chat_model.objective.plugins
+    path = str(sorted((scenes / "images" / "heldout").iterdir())[0])
+    answer = chat_model.reply("Is there a circle?", path, max_new_tokens=5)
+    objective = chat_model.objective
+    seen = objective.lmm.encode(torch.zeros(1, 3, 24, 24))
+    with torch.no_grad():
+        rows = objective.lmm.connector(objective.plugins["halve"](seen[:, ::2][:, :4]))
+        assert torch.equal(objective.lmm.project(seen), rows)
+    export_model(run.path, tmp_path / "kept", "lmmkit")
+    again = load(tmp_path / "kept", trust_files=True, root=recipe.root)
+    assert again.reply("Is there a circle?", path, max_new_tokens=5) == answer
+    for kind in ("llava-hf", "llava"):
+        with pytest.raises(UserError) as error:
+            export_model(run.path, tmp_path / kind, kind)
+        assert ["the reducer `halve`" in problem.got for problem in error.value.problems] == [True]
+    figures = evaluate(run, recipe, only=["answers"], trust_files=True)
+    assert "answers" in figures
+
+
+def test_a_plugin_may_be_the_connector(trained, scenes):
+    recipe, run = trained("own")
+    lines = run.read_metrics()
+    assert all(line["next_token" if "next_token" in line else "terms/next_token"] > 0 for line in lines)
+    chat_model = load(run.path, trust_files=True)
+    lmm, module = chat_model.objective.lmm, chat_model.objective.plugins["own"]
+    assert not list(lmm.connector.parameters()) and chat_model.prepared.image_rows == 9
+    seen = lmm.encode(torch.zeros(1, 3, 24, 24))
+    with torch.no_grad():
+        assert torch.equal(lmm.project(seen), module(seen))
+    path = str(sorted((scenes / "images" / "heldout").iterdir())[0])
+    assert isinstance(chat_model.reply("Is there a circle?", path, max_new_tokens=3), str)

@@ -13,6 +13,7 @@ from tests.support.hf_weights import scramble
 NAMES = {
     "linear": ["first.weight", "first.bias"],
     "mlp2x_gelu": ["first.weight", "first.bias", "second.1.weight", "second.1.bias"],
+    "none": [],
 }
 
 
@@ -33,7 +34,8 @@ def test_names_of_parameters_stay(kind):
 def test_an_image_takes_as_many_rows_as_the_connector_returns(kind, grid):
     connector = CONNECTORS[kind](4, 6)
     x_IND = torch.randn(2, grid[0] * grid[1], 4)
-    assert connector(x_IND).shape == (2, CONNECTORS[kind].rows(grid), 6)
+    assert connector(x_IND).shape == (2, CONNECTORS[kind].rows(grid), 4 if kind == "none" else 6)
+    assert (connector(x_IND) is x_IND) == (kind == "none")
     assert connector.rows((0, 0)) == 0
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Literal
 
 import pytest
 
 from lmmkit.errors import UserError
+from lmmkit.plan.explain import plan_text, trace_samples
 from lmmkit.plan.instances import type_text
 from lmmkit.plan.prepare import prepare, prepare_bare
 from tests.conftest import DIRECT, PLAIN
@@ -341,3 +343,103 @@ def test_a_folder_that_several_sources_lack_is_reported_once(tiny):
     with pytest.raises(UserError) as error:
         prepare(tiny(*changes))
     assert [p.code for p in error.value.problems] == ["records/no-image-folder"]
+
+
+VIEWS = """
+from dataclasses import dataclass, replace
+from typing import ClassVar
+from lmmkit.api import AuxTask, ExtraView, HiddenMean, Loss, Select, View, hookimpl
+
+@dataclass(frozen=True, kw_only=True)
+class Blind(ExtraView):
+    def views(self, sample, rng):
+        turns = tuple(replace(turn, images=0, places=()) for turn in sample.turns)
+        return [View(sample=replace(sample, images=(), turns=turns))]
+
+@dataclass(frozen=True, kw_only=True)
+class Reader(Loss):
+    needs = (HiddenMean(Select(view="blind")),)
+    def value(self, ctx):
+        return ctx[self.needs[0]].float().square().sum()
+
+@dataclass(frozen=True, kw_only=True)
+class Negative(AuxTask):
+    others: ClassVar = KIND
+    @property
+    def needs(self):
+        return (HiddenMean(Select(view=self.name)),)
+    def views(self, sample, rng, others=None):
+        return [View(sample=replace(sample, images=other.images)) for other in others(1)] if sample.images else []
+    def value(self, ctx):
+        return ctx[self.needs[0]].float().square().sum()
+
+@hookimpl
+def lmmkit_components():
+    return {"blind": Blind, "reader": Reader, "negative": Negative}
+"""
+
+
+@pytest.fixture
+def with_views(tiny, tmp_path):
+    """with_views(names, losses, ...) -> the plan of a recipe with these plugins of a file."""
+
+    def make(names: str, losses: str, *overrides: str, kind: str = "'source'", data: str = ""):
+        file = tmp_path / "views.py"
+        file.write_text(VIEWS.replace("KIND", kind))
+        uses = "".join(f"  {name}: {{use: {file}}}\n" for name in names.split())
+        text = PLAIN.replace("stages:", f"plugins:\n{uses}stages:", 1)
+        text = text.replace("{next_token: 1.0}", f"{{next_token: 1.0, {losses}}}")
+        return prepare(tiny(*overrides, text=text), trust_files=True)
+
+    return make
+
+
+def test_extra_views_are_made_in_a_stage_in_which_an_active_term_reads_them(with_views):
+    prepared = with_views("blind reader", "reader: 0.1", "stages.finetune.losses.reader=0")
+    on, off = prepared.plans["pretrain"], prepared.plans["finetune"]
+    assert [view.name for view in on.extra_views] == ["blind"] and on.active == {"blind", "reader"}
+    assert off.extra_views == () and off.off == {
+        "blind": "no active term reads its views",
+        "reader": "weight 0",
+    }
+    batch = prepared.pipeline("pretrain").step(0)[0]
+    assert len(batch.views_of("blind")) == batch.count["reader"] == len(batch.views_of("main")) == 4
+    assert batch.first_image_V[batch.views_of("blind")[0]] == -1
+    assert not prepared.pipeline("finetune").step(0)[0].views_of("blind")
+    plain = with_views("blind reader", "reader: 0").plans["finetune"]
+    assert plain.digest == off.digest and "view blind" in plan_text(prepared)
+
+
+def test_extra_views_have_no_weight_and_need_a_reader(with_views):
+    assert codes(with_views, "blind", "blind: 1.0") == {"plan/not-a-term"}
+    assert codes(with_views, "blind negative", "negative: 1.0") == {"plan/unread-view"}
+
+
+def test_views_from_other_samples(with_views):
+    prepared = with_views("negative", "negative: 0.1")
+    assert "from other samples too" in plan_text(prepared)
+    batch = prepared.pipeline("finetune").step(0)[0]
+    for main, other in zip(batch.views_of("main"), batch.views_of("negative"), strict=True):
+        assert batch.views[main][1] == batch.views[other][1]
+        assert batch.first_image_V[main] != batch.first_image_V[other]
+    assert any("view negative" in line for line in trace_samples(prepared, "finetune", 2))
+
+
+def test_other_samples_of_an_unknown_kind_or_of_a_source_of_one_record_are_refused(
+    with_views, scenes, tmp_path
+):
+    assert codes(with_views, "negative", "negative: 1.0", kind="'step'") == {"plugin/others"}
+    one = tmp_path / "one.json"
+    one.write_text(json.dumps(json.loads((scenes / "finetune.json").read_text())[:1]))
+    prepared = with_views("negative", "negative: 1.0", f"data.questions.records={one}")
+    with pytest.raises(UserError, match="plan/others") as error:
+        prepared.pipeline("finetune")
+    assert "`questions`, a source of one record, and views of negative" in error.value.problems[0].got
+    unasked = with_views("negative", "negative: 1.0", f"data.questions.records={one}", kind="'none'")
+    assert unasked.pipeline("finetune")
+
+
+def codes(make, *args, **settings) -> set[str]:
+    with pytest.raises(UserError) as error:
+        make(*args, **settings)
+    return {p.code for p in error.value.problems}

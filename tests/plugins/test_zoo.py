@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lmmkit_zoo.dpo import Cropped, Dpo
 from lmmkit_zoo.points import COLOURS, Marked, Points, turned
 from lmmkit_zoo.reconstruct import Reconstruct
 from lmmkit_zoo.rotation import Colour, Exchanged, Rotation, Turned
@@ -50,7 +51,7 @@ def test_every_component_is_declared_and_has_a_recipe():
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_trains(path, scenes, tmp_path, offered):
-    stages = ("pretrain", "finetune")
+    stages = tuple(read_recipe(path, root=scenes).stages)
     short = [f"stages.{stage}.length.steps=6" for stage in stages]
     recipe = read_recipe(
         path, root=scenes, overrides=[*short, "output.save_every=0", "output.images_every=0"]
@@ -58,6 +59,9 @@ def test_a_recipe_trains(path, scenes, tmp_path, offered):
     assert path.read_text().splitlines()[1] == (
         f"# Run:    lmmkit data make-scenes scenes && lmmkit train zoo/{path.stem} --root scenes"
     )
+    plain = read_recipe(ROOT / "recipes" / "quickstart-llava.yaml", root=scenes)
+    same = (recipe.model.vision, recipe.model.text) == (plain.model.vision, plain.model.text)
+    assert same, "take the sizes of quickstart-llava, so that on and off can be compared"
     lines = train(recipe, out=tmp_path / "run").run.read_metrics()
     for stage in stages:
         for name in recipe.stages[stage].losses:
@@ -78,6 +82,32 @@ def offered(monkeypatch):
     monkeypatch.setattr(registry, "entry_points", lambda group: points)
 
 
+def test_preferred_are_the_answer_of_the_record_and_its_image():
+    turns = (*SAMPLE.turns, Turn("user", "where"), Turn("assistant", "On a mat."))
+    talk, task = replace(SAMPLE, turns=turns), Dpo(name="dpo", crop=0.25)
+    chosen, rejected, cropped = task.views(talk, np.random.default_rng(0))
+    assert chosen.sample == talk and rejected.sample.turns == (*turns[:3], Turn("assistant", "A cat."))
+    assert cropped.sample.turns == turns and cropped.sample.images[0].edit == cropped.sample.images[1].edit
+    assert [v.role for v in (chosen, rejected, cropped)] == list(task.roles)
+    given = replace(talk, meta={"rejected": "On a dog."})
+    assert task.views(given, np.random.default_rng(0))[1].sample.turns[-1].text == "On a dog."
+    assert len(Dpo(name="dpo").views(talk, np.random.default_rng(0))) == 2
+    assert (
+        len(
+            task.views(
+                replace(given, images=(), turns=(Turn("user", "x"), turns[1])), np.random.default_rng(0)
+            )
+        )
+        == 2
+    )
+    assert task.views(SAMPLE, np.random.default_rng(0)) == [], "no other answer"
+    assert task.views(replace(given, turns=turns[:3]), np.random.default_rng(0)) == []
+    pixels = torch.arange(64.0).view(1, 8, 8)
+    assert torch.equal(Cropped(1.0, 0.3, 0.9)(pixels), pixels)
+    assert torch.equal(Cropped(0.125, 0.5, 1.0)(pixels), torch.full((1, 8, 8), 31.0))
+    assert Dpo(name="d", crop=1.0).check(None).startswith("crop") and task.check(None) == ""
+
+
 def ctx_of(term, need_values, **when):
     module = term.modules(paper_objective.DIMS)
     init(module, 0)
@@ -92,8 +122,8 @@ def test_viral_is_one_minus_the_cosine_of_each_row():
     for state, feature in zip(states, features, strict=True):
         projected = ctx.module(state)
         want += 1 - (projected @ feature / (projected.norm() * feature.norm())).item()
-    assert float(term.value(ctx)) == pytest.approx(want, rel=1e-5)
-    assert float(term.metrics(ctx)["similarity"].total) == pytest.approx(5 - want, rel=1e-5)
+    assert term.value(ctx).item() == pytest.approx(want, rel=1e-5)
+    assert term.metrics(ctx)["similarity"].total.item() == pytest.approx(5 - want, rel=1e-5)
     assert term.chance(dims) == 1.0 and term.check(dims) == "" != Viral(name="v", width=0).check(dims)
 
 

@@ -47,6 +47,9 @@ class Letters:
 
     encode_continued = encode_unprefixed = encode
 
+    def control(self, spelling: str) -> int | None:
+        return {"</s>": self.eos}.get(spelling)
+
 
 def caption(key: str, words: str, question: str = "", path: str | None = None) -> Sample:
     """Stage 1's layout: image, perhaps a question, caption."""

@@ -125,6 +125,13 @@ def compare(
         return list(by_key(read_answers(folder / NAME), str(folder / NAME)).values())
 
     answers = [{task: answers_in(each[task]) for task in names or common} for each in folders]
+    unscored = [task for task in answers[0] if all(a.score is None for each in answers for a in each[task])]
+    if len(unscored) < len(answers[0]):  # of unscored tasks alone there is an error
+        answers = [
+            {task: several for task, several in each.items() if task not in unscored} for each in answers
+        ]
+        for task in unscored:
+            err.print(f"{task}: no scores, for a server or a judge has to give them")
     found = compare_tasks(*answers)
     if as_json:
         return print_json([asdict(each) for each in found])
@@ -186,25 +193,27 @@ def judge(
     """Write the requests to a judge that are still open, or the figures of its responses."""
     from dataclasses import asdict
 
-    from lmmkit.evaluate.answers.answers_file import NAME, read_answers
+    from lmmkit.evaluate.answers.answers_file import HEADER, NAME, read_answers
     from lmmkit.evaluate.answers.locate import task_folder
     from lmmkit.evaluate.answers.outcome import REQUESTS
     from lmmkit.evaluate.answers.schema import OWN
     from lmmkit.evaluate.judge import judged, read_responses, write_requests
-    from lmmkit.runs.files import write_json_atomic
+    from lmmkit.runs.files import read_json, write_json_atomic
 
     folder = task_folder(run, task)
-    made, items, _ = _items(task, files, split)
+    header = read_json(folder / HEADER)
+    made, items, _ = _items(header.get("benchmark", task), files, split or header.get("split"))
     texts = {answer.id: answer.raw for answer in read_answers(folder / NAME) if answer.condition == OWN}
     asked = made.judge(items, texts)
     if asked is None:
         out.print(f"{task}: scored without a judge")
         return
-    found = judged(asked, runs, [line for path in responses or () for line in read_responses(path)])
+    found = judged(asked, runs, read_responses(*(responses or ())))
     figures = made.judged_figures(items, found)
     write_requests(folder / REQUESTS, found.waiting)
+    unscored = "pending-judge" if found.waiting else "no grade"
     facts = {
-        "status": "scored" if figures else "pending-judge", "judge": found.judge, "runs": runs, "scored": found.scored,
+        "status": "scored" if figures else unscored, "judge": found.judge, "runs": runs, "scored": found.scored,
         "waiting": len(found.waiting), "parse_failed": found.parse_failed, "left_out": found.left_out,
     }  # fmt: skip
     write_json_atomic(
@@ -224,7 +233,7 @@ def _items(name: str, files: Path, split: str | None):
     from lmmkit.errors import UserError, did_you_mean
     from lmmkit.errors.answers import NO_FILES
     from lmmkit.errors.plan import NO_TASK
-    from lmmkit.evaluate.answers.locate import benchmark_cache
+    from lmmkit.evaluate.answers.locate import official_items
     from lmmkit.evaluate.benchmarks.names import BENCHMARKS
 
     if name not in BENCHMARKS:
@@ -236,4 +245,4 @@ def _items(name: str, files: Path, split: str | None):
             NO_FILES.at("--files", got=f"no folder {folder}", title=f"{made.title}: FILES/{name}", fix=fix)
         )
     split = split or made.splits[0]
-    return made, made.items(folder, split=split, cache=benchmark_cache(name)), split
+    return made, official_items(made, folder, split), split

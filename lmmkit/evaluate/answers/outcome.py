@@ -18,7 +18,7 @@ from lmmkit.evaluate.task import Figure
 from lmmkit.runs.files import read_json, write_json_atomic
 
 SUMMARY, REQUESTS = "summary.json", "judge_requests.jsonl"
-SHOWN = 10  # most kinds of parsed answers in a histogram
+SHOWN, LONGEST = 10, 32  # most kinds of parsed answers in a histogram, and characters of one
 JUDGE_RUNS = 3  # as LLaVA-1.5 was judged
 
 
@@ -53,7 +53,7 @@ def outcome_of(
         "truncated": sum(bool(answer.hit_max_tokens) for answer in own),
     }
     kinds = Counter(answer.parsed for answer in own)
-    if len(kinds) <= SHOWN:
+    if len(kinds) <= SHOWN and all(len(parsed or "") <= LONGEST for parsed in kinds):
         coverage["parsed"] = {str(parsed): n for parsed, n in kinds.most_common()}
     figures: dict[str, Figure] = {}
     if len(own) == len(items):
@@ -76,16 +76,20 @@ def verdict_of(answer: Answer) -> Verdict:
 
 
 def write_task_summary(
-    task: str, split: str, scorer: Scorer, items: Sequence[Item], outcome: Answered, folder: Path
+    task: str, split: str, scorer: Scorer, items: Sequence[Item], outcome: Answered, folder: Path, *,
+    whole: bool = True,
 ) -> None:  # fmt: skip
-    """Writes `summary.json`, and the files for a test server."""
+    """Writes `summary.json`, and the files for a test server or a judge, which take the answers of all items.
+
+    `whole`: whether `items` are all of the split.
+    """
     summary = {
         "task": task, "benchmark": scorer.name, "split": split, **outcome.facts(),
         "caveats": list(scorer.caveats),
         "figures": {name: asdict(figure) for name, figure in outcome.figures.items()},
     }  # fmt: skip
     raws = {answer.id: answer.raw for answer in outcome.answers.values() if answer.condition == OWN}
-    if len(raws) == len(items):
+    if whole and len(raws) == len(items):
         upload = write_uploads(scorer, items, raws, folder, split=split)
         if upload is not None:
             summary["upload"] = upload.name

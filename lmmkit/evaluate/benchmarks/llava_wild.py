@@ -92,7 +92,7 @@ class LlavaWild(JudgedBenchmark):
         )
 
     def judged_figures(self, items: Sequence[Item], judged: Judged) -> dict[str, Figure]:
-        """Returns the ratio of the mean grades, that of each category and run, and both means."""
+        """Returns the ratio of the mean grades, that of each category and run, and both means; none without grades."""
         if judged.waiting or not items:
             return {}
         out = {}
@@ -109,7 +109,8 @@ class LlavaWild(JudgedBenchmark):
         for column, name in enumerate(("reference", "model")):
             grades = [pair[column] / 10 for pairs in runs for pair in pairs]
             out[name] = Figure(value=float(np.mean(grades)) if grades else math.nan, n=len(grades))
-        return out
+        known = {name: figure for name, figure in out.items() if math.isfinite(figure.value)}
+        return known if self.headline in known else {}
 
     def _rules(self, found: OfficialFiles) -> dict[str, dict[str, str]]:
         """Returns the role and the prompt of each category's rule."""

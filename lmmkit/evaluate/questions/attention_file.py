@@ -57,10 +57,10 @@ def _line(chat_model: ChatModel, sample: Sample, text: str) -> dict:
         chat_model.objective, chat_model.packer, laid_out, read_images([laid_out], chat_model.reader),
         chat_model.device,
     )  # fmt: skip
+    line = {"id": sample.key, "mass": found.mass, "even": found.even}
+    if found.map_XY is None:
+        return line
     map_XY = found.map_XY.float().cpu()
     peak = float(map_XY.max())
     scaled = (map_XY / max(peak, 1e-30) * 255).round().to(torch.uint8).numpy().tobytes()
-    return {
-        "id": sample.key, "grid": list(map_XY.shape), "mass": found.mass, "even": found.even, "peak": peak,
-        "map": base64.b64encode(scaled).decode(),
-    }  # fmt: skip
+    return line | {"grid": list(map_XY.shape), "peak": peak, "map": base64.b64encode(scaled).decode()}

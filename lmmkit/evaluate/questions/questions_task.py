@@ -105,7 +105,7 @@ class QuestionsTask(EvalTask):
         if baseline is not None:
             guesses = {s.key: baseline.answer(s.turns[-2].text.strip(), _type(s)) for s in samples}
         asked = QuestionSet(
-            task=self.name, split=self.section.data or "", data=data_sha(items), items=items,
+            task=self.name, split=self.section.data or "", data=data_sha(items), total=len(items), items=items,
             scorer=QuestionScorer(match=self.section.match, guesses=guesses),
             samples=[replace(s, turns=s.turns[:-1]) for s in samples], majority=list(guesses.values()),
             max_new_tokens=self.section.max_new_tokens or MAX_NEW_TOKENS,

@@ -2,12 +2,14 @@
 
 A linear keeps its forward and its names. A hook adds the adapter's output for the same input,
 `scale * b(a(dropout(x)))`, where `b` starts at zero. A fused linear has one adapter per named slice.
+The hook reads whether its adapters are `off`, so the same base serves as the model before the updates.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -67,9 +69,23 @@ def attach(
             init(adapter, f"{seed}:{path}.{part}")
         linear.add_module(CHILD, adapters)
         hook = _add_fused if isinstance(linear, FusedLinear) else _add
+        adapters.off = False  # type: ignore[assignment]
         adapters.take_off = linear.register_forward_hook(hook).remove  # type: ignore[assignment]
         parameters += adapters.parameters()
     return parameters
+
+
+@contextmanager
+def updates_off(module: nn.Module) -> Iterator[None]:
+    """Makes the module compute without its updates within the block, as before they were attached."""
+    found = [adapters for _, adapters in _adapted(module)]
+    for adapters in found:
+        adapters.off = True  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for adapters in found:
+            adapters.off = False  # type: ignore[assignment]
 
 
 def updates(module: nn.Module) -> dict[str, Tensor]:
@@ -125,13 +141,18 @@ def _sizes(linear: FusedLinear | Linear, name: str, targets: Iterable[str]) -> d
 
 
 def _add(linear: nn.Module, inputs: tuple[Tensor], out: Tensor) -> Tensor:
-    (adapter,) = getattr(linear, CHILD).values()
+    adapters = getattr(linear, CHILD)
+    if adapters.off:
+        return out
+    (adapter,) = adapters.values()
     return out + adapter(inputs[0]).to(out)
 
 
 def _add_fused(linear: nn.Module, inputs: tuple[Tensor], out: Tensor) -> Tensor:
     assert isinstance(linear, FusedLinear)
     adapters, (x,) = getattr(linear, CHILD), inputs
+    if adapters.off:
+        return out
     parts = [
         adapters[part](x).to(out) if part in adapters else out.new_zeros(*out.shape[:-1], size)
         for part, size in linear.sizes.items()

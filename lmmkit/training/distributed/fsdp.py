@@ -12,7 +12,7 @@ places as a single process; FSDP's mixed precision would also round norms and bi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -26,6 +26,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from lmmkit import build
 from lmmkit.errors import raise_all
 from lmmkit.errors.training import OPTIMIZER, PROCESS_COUNT
+from lmmkit.model.decoder import Decoder
 from lmmkit.model.vision import ViT
 from lmmkit.objective import Objective
 from lmmkit.optimizers import OPTIMIZERS
@@ -86,16 +87,9 @@ def sharded(
     trainable = build.set_stage(objective, prepared.plans[stage], recipe.stages[stage], seed=recipe.seed)
     part_of = {id(p): part for part, parameters in trainable.items() for p in parameters}
     parts = {name: part_of[id(p)] for name, p in objective.named_parameters() if id(p) in part_of}
-    shape = recipe.parallel.mesh(ranks.world)
-    assert shape is not None, "`check_world` comes first"
-    mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
-    mesh = mesh if shape[0] > 1 else mesh["shard"]
     spread = encoder_is_sharded(recipe)
-    for unit in _units(objective, spread):
-        fully_shard(unit, mesh=mesh)
-    fully_shard(
-        objective, mesh=mesh, ignored_params=None if spread else set(objective.lmm.vision.parameters())
-    )
+    ignored = None if spread else set(objective.lmm.vision.parameters())
+    shard(objective, _units(objective, spread), recipe, ranks, device, ignored=ignored)
     for unit in objective.modules():
         if isinstance(unit, FSDPModule):
             unit.set_gradient_divide_factor(1.0)
@@ -111,12 +105,32 @@ def sharded(
     return objective, out
 
 
+def shard(
+    root: nn.Module, units: Iterable[nn.Module], recipe: Recipe, ranks: Ranks, device: torch.device, *,
+    ignored: set[nn.Parameter] | None = None,
+) -> None:  # fmt: skip
+    """Shards each unit, and what of the root is in no unit, over the ranks. Parameters in `ignored` stay whole."""
+    shape = recipe.parallel.mesh(ranks.world)
+    assert shape is not None, "`check_world` comes first"
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
+    mesh = mesh if shape[0] > 1 else mesh["shard"]
+    for unit in units:
+        fully_shard(unit, mesh=mesh)
+    fully_shard(root, mesh=mesh, ignored_params=ignored)
+
+
 def _units(objective: Objective, spread: bool) -> Iterator[nn.Module]:
     """Yields the units below the root. timm's modules read each other's weights, so they are one unit."""
     yield from objective.lmm.decoder.blocks
     vision = objective.lmm.vision
     if spread:
         yield from vision.blocks if isinstance(vision, ViT) else [vision]
+
+
+def blocks_of(parts: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    """Yields the blocks of decoders and encoders."""
+    for part in parts:
+        yield from part.blocks if isinstance(part, Decoder | ViT) else ()
 
 
 def _anchor(embed: nn.Module, inputs: tuple[Tensor, ...], rows_TD: Tensor) -> Tensor:
@@ -188,6 +202,14 @@ def scatter_from_rank0(full: Objective | None, objective: Objective) -> None:
 
 
 @torch.no_grad()
+def copy_shards(given: nn.Module, into: nn.Module) -> None:
+    """Copies this rank's shard of every tensor from a module that is sharded over the same ranks."""
+    values = dict(_all(given))
+    for name, tensor in _all(into):
+        local_rows(tensor)[0].copy_(local_rows(values[name])[0])
+
+
+@torch.no_grad()
 def gather_to_rank0(objective: Objective, full: Objective | None) -> None:
     """Copies the shards of all ranks into the first rank's `full` objective, one tensor at a time."""
     into = dict(_all(full)) if full is not None else {}
@@ -197,7 +219,7 @@ def gather_to_rank0(objective: Objective, full: Objective | None) -> None:
             into[name].copy_(tensor)
 
 
-def _all(objective: Objective) -> Iterator[tuple[str, Tensor]]:
+def _all(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yields every parameter and buffer once, also those that are not saved."""
-    for name, tensor in (*objective.named_parameters(), *objective.named_buffers()):
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         yield name, tensor.detach()

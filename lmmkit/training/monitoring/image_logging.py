@@ -41,7 +41,8 @@ def stage_images(
         out |= {f"{term.name}/{name}": natural(pixels, spec) for name, pixels in images.items()}
     for k in pipeline.positions(step):
         source, epoch, record = pipeline.order.at(k)
-        views = pipeline.views.fitting(pipeline.sources[source][record], epoch, Counter())
+        sample, others = pipeline.sources[source][record], pipeline.other_samples(source)
+        views = pipeline.views.fitting(sample, epoch, Counter(), others)
         main = [m for m in views if m.view.name == "main" and any(span.image for span in m.layout)]
         if main:
             samples = [pipeline.packer.sized(main)]
@@ -50,7 +51,8 @@ def stage_images(
             except UserError:  # the step used a replacement
                 continue
             image, map_XY = response_attention(objective, pipeline.packer, samples[0], images, device)
-            return out | {"attention/image": image, "attention/response_to_image": overlay(image, map_XY)}
+            shown = {} if map_XY is None else {"attention/response_to_image": overlay(image, map_XY)}
+            return out | {"attention/image": image} | shown
     return out
 
 
@@ -60,13 +62,15 @@ def response_attention(
     sample: SizedSample,
     images: Mapping[ImageRef, Tensor],
     device: torch.device,
-) -> tuple[Tensor, Tensor]:
-    """Returns the image, [3, X, Y] in 0..1, and the attention from response rows to each patch, [X, Y].
+) -> tuple[Tensor, Tensor | None]:
+    """Returns the image, [3, X, Y] in 0..1, and the attention from response rows to each patch, [X, Y]; None if a
+    reducer chose among the patches.
 
     The attention is the mean over heads, layers and rows, scaled to a maximum of 1.
     """
     found = image_attention(objective, packer, sample, images, device)
-    return natural(found.pixels_CXY, packer.image), found.map_XY / found.map_XY.max()
+    map_XY = None if found.map_XY is None else found.map_XY / found.map_XY.max()
+    return natural(found.pixels_CXY, packer.image), map_XY
 
 
 def overlay(image_CXY: Tensor, map_XY: Tensor) -> Tensor:

@@ -60,11 +60,23 @@ def problems(model: Exported, folder: Path, kind: str) -> list[Problem]:
 
 
 def learned_tokens(model: Exported, folder: Path, kind: str) -> list[Problem]:
-    """Returns a problem if inference uses learned tokens, which token ids cannot express."""
-    plugins = model.config.get("inference_plugins")
-    got = f"learned tokens from {', '.join(plugins or ())} in every sequence"
-    where, supported = f"{folder}: {kind}", "no learned tokens"
-    return [UNSUPPORTED_PART.at(where, got=got, supported=supported)] if plugins else []
+    """Returns the problems of `of_plugins` for an opened model."""
+    return of_plugins(model.config, folder, kind)
+
+
+def of_plugins(config: Mapping[str, Any], folder: Path, kind: str) -> list[Problem]:
+    """Returns the problems of the plugins that a model folder names for inference: learned tokens, which token ids
+    cannot express, and an image reducer."""
+    plugins, connector = config.get("inference_plugins") or (), config["model"].get("connector")
+    reduce = (connector or {}).get("reduce")
+    unsupported = []
+    if tokens := [name for name in plugins if name != reduce]:
+        got = f"learned tokens from {', '.join(tokens)} in every sequence"
+        unsupported.append((got, "no learned tokens"))
+    if reduce is not None:
+        unsupported.append((f"image rows of the reducer `{reduce}`", "the rows of the connector"))
+    where = f"{folder}: {kind}"
+    return [UNSUPPORTED_PART.at(where, got=got, supported=supported) for got, supported in unsupported]
 
 
 def write(

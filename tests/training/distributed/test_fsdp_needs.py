@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lmmkit.training.run import train
-from tests.training.distributed.test_fsdp import assert_near, mixed, model_of, trained  # noqa: F401
+from tests.training.distributed.test_fsdp import MIXED, assert_near, mixed, model_of, trained  # noqa: F401
 
 READER = """
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ IMAGES = Select(kind="image")
 @dataclass(frozen=True, kw_only=True)
 class Mine(Loss):
     needs = (
-        HiddenAt(IMAGES, layer=0), HiddenMean(Select(role="response"), layer=0), HiddenMean(IMAGES),
+        HiddenAt(IMAGES, layer=1), HiddenMean(Select(role="response"), layer=0), HiddenMean(IMAGES),
         VisionAt(IMAGES, detach=False), VisionAt(IMAGES, "projected", detach=False),
     )
     def labels(self, sample, dims):
@@ -36,20 +36,17 @@ def lmmkit_components():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recompute", ["none", "all"])
-def test_needs_on_two_ranks_give_one_process_s_figures(mixed, tmp_path, recompute):  # noqa: F811
+def test_needs_on_two_ranks_give_one_process_s_figures(mixed, tiny, tmp_path, recompute):  # noqa: F811 (writes the data)
     (tmp_path / "mine.py").write_text(READER)
-    recipe = mixed(
-        f"plugins.mine.use={tmp_path / 'mine.py'}",
-        "stages.only.losses.mine=0.1",
-        f"speed.recompute={recompute}",
-    )
+    text = MIXED.replace("plugins:\n", f"plugins:\n  mine: {{use: {tmp_path / 'mine.py'}}}\n", 1)
+    text = text.replace("guided_loss: 0.5}", "guided_loss: 0.5, mine: 0.1}").replace("depth: 1", "depth: 2")
+    recipe = tiny(f"speed.recompute={recompute}", text=text)
     one = train(recipe, out=tmp_path / "one", trust_files=True).run
     assert all(line["terms/mine"] > 0 for line in one.read_metrics())
     run = trained(2, recipe, tmp_path / "two", trust_files=True)
     assert_near(run, one, rel=5e-6)
     ours, theirs = model_of(run, "only"), model_of(one, "only")
     for name, tensor in ours.items():
-        if not name.endswith(
-            "qkv.bias"
-        ):  # a bias of keys has no gradient but rounding, which Adam makes large
+        # a bias of keys has no gradient but rounding, which Adam makes large
+        if not name.endswith("qkv.bias"):
             assert (tensor - theirs[name]).norm() <= 1e-4 * theirs[name].norm(), name

@@ -1,0 +1,53 @@
+"""What the decoder gets of each image: the connector's rows, or those that a reducer makes with it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lmmkit import plugin_calls
+from lmmkit.api.components import ImageReducer
+from lmmkit.api.model_info import Dims
+from lmmkit.model.connector import Connector
+
+
+class ImageRows:
+    """Gives each image the rows of the connector. It is no module: it has nothing that is trained or saved."""
+
+    def project(self, seen_IND: Tensor, connector: Connector) -> Tensor:
+        """Returns the rows of all images, [I, rows, decoder width], from the encoder's output."""
+        return connector(seen_IND)
+
+    def seen(self, seen_IND: Tensor, connector: Connector) -> Tensor:
+        """Returns what the encoder gives for the part of the image that each row is made of: [I, rows, width]."""
+        return connector.seen_by_rows(seen_IND)
+
+    def on_patches(self, weight_N: Tensor, grid: tuple[int, int]) -> Tensor | None:
+        """Returns the weights of an image's rows as weights of its patches, [grid]; None if these are not known."""
+        return weight_N.view(grid)
+
+
+class ReducedRows(ImageRows):
+    """Gives each image the rows of a reducer. `module` is the reducer's; the objective has it under `plugins`."""
+
+    def __init__(self, reducer: ImageReducer, module: nn.Module | None, dims: Dims):
+        self.reducer, self.module = reducer, module
+        self.shape = (plugin_calls.reducer_rows(reducer, dims), dims.width)
+        with torch.device("cpu"):
+            self.patch_KM = plugin_calls.patches(reducer, dims)
+
+    def project(self, seen_IND: Tensor, connector: Connector) -> Tensor:
+        return plugin_calls.reduce(self.reducer, seen_IND, connector, self.module, self.shape)
+
+    def seen(self, seen_IND: Tensor, connector: Connector) -> Tensor:
+        assert self.patch_KM is not None, "the plan refuses a need for features of rows without fixed patches"
+        patch_KM = self.patch_KM.to(seen_IND.device, non_blocking=True)
+        return seen_IND[:, patch_KM.flatten()].unflatten(1, patch_KM.shape).mean(2)
+
+    def on_patches(self, weight_N: Tensor, grid: tuple[int, int]) -> Tensor | None:
+        if self.patch_KM is None:
+            return None
+        patch_KM = self.patch_KM.to(weight_N.device)
+        share_KM = (weight_N[:, None] / patch_KM.shape[1]).expand_as(patch_KM)
+        spread_N = weight_N.new_zeros(grid[0] * grid[1])
+        return spread_N.index_add(0, patch_KM.flatten(), share_KM.flatten()).view(grid)

@@ -1,0 +1,114 @@
+"""Makes the reference of a stage: copies of what the stage trains, or the model of a folder."""
+
+from __future__ import annotations
+
+from copy import copy
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from lmmkit import build
+from lmmkit.errors import Problem
+from lmmkit.errors.plan import REFERENCE
+from lmmkit.inference.load import load
+from lmmkit.model.image_rows import ImageRows
+from lmmkit.model.reference import Reference
+from lmmkit.model.vlm import LMM
+from lmmkit.objective import Objective
+from lmmkit.plan import from_model
+from lmmkit.plan.prepare import Prepared, prepare_bare
+from lmmkit.plan.stage_plan import START
+from lmmkit.training.distributed import fsdp
+from lmmkit.training.distributed.process_group import Ranks
+from lmmkit.weights import model_folder
+
+
+def set_reference(
+    prepared: Prepared, stage: str, objective: Objective, ranks: Ranks, device: torch.device
+) -> None:
+    """Gives the objective the reference that its stage's plan reads, if any.
+
+    `objective` is set to the stage, and has the weights that the stage begins with.
+    """
+    asked = prepared.plans[stage].reference
+    objective.references = ()
+    if asked:
+        make = _start if asked == START else _of_folder
+        objective.references = (make(prepared, stage, objective, ranks, device),)
+
+
+def _start(
+    prepared: Prepared, stage: str, objective: Objective, ranks: Ranks, device: torch.device
+) -> Reference:
+    """Returns the trained model with copies of the parts that change."""
+    copies = build.reference_copies(prepared, stage, device)
+    originals = build.parts_of(objective)
+    rows, plan = copy(objective.lmm.image_rows), prepared.plans[stage]
+    if plan.reducer is not None and f"plugin_{plan.reducer.name}" in copies:
+        rows.module = copies[f"plugin_{plan.reducer.name}"]
+    reference = _composed({**originals, **dict(copies.items())}, copies, objective, rows)
+    if not ranks.alone:
+        fsdp.shard(reference, fsdp.blocks_of(copies.values()), prepared.recipe, ranks, device)
+    reference.to_empty(device=device)
+    if ranks.alone and "text" in copies:
+        copies["text"].tie()
+    for name, part in copies.items():
+        fsdp.copy_shards(originals[name], part)
+    return reference
+
+
+def _of_folder(
+    prepared: Prepared, stage: str, objective: Objective, ranks: Ranks, device: torch.device
+) -> Reference:
+    """Returns the model of a folder. Every rank reads it, and keeps its shard."""
+    folder = prepared.recipe.path(prepared.plans[stage].reference)
+    opened = load(folder, device=device if ranks.alone else "cpu").objective
+    parts = nn.ModuleDict(build.parts_of(opened))
+    build.narrow_reference(parts, prepared.recipe, objective.compute)
+    reference = _composed(dict(parts.items()), parts, objective, opened.lmm.image_rows)
+    if not ranks.alone:
+        fsdp.shard(reference, fsdp.blocks_of(parts.values()), prepared.recipe, ranks, device)
+    return reference
+
+
+def _composed(
+    parts: dict[str, nn.Module], own: nn.ModuleDict, objective: Objective, image_rows: ImageRows
+) -> Reference:
+    lmm = LMM(parts["vision"], parts["connector"], parts["text"], objective.lmm.backend)  # type: ignore[arg-type]
+    lmm.image_rows = image_rows
+    return Reference(own, lmm, {n: parts[f"plugin_{n}"] for n in objective.plugins if f"plugin_{n}" in parts})
+
+
+def reference_problems(prepared: Prepared) -> list[Problem]:
+    """Returns the problems of the folders that stages name as their reference."""
+    problems, recipe = [], prepared.recipe
+    for stage, plan in prepared.plans.items():
+        if plan.reference not in ("", START):
+            found = _misfits(prepared, stage, recipe.path(plan.reference))
+            where = recipe.where(f"stages.{stage}.reference")
+            problems += [REFERENCE.at(where, got=got, stage=stage) for got in found]
+    return problems
+
+
+def _misfits(prepared: Prepared, stage: str, folder: Path) -> list[str]:
+    """Returns what in a folder does not fit the packed batches of a stage."""
+    if not (folder / "config.json").is_file():
+        return [f"no model in {folder}"]
+    there = _opened(folder)
+    found = []
+    if there.tokenizer.files() != prepared.tokenizer.files():
+        found.append(f"{folder}, a model with another tokenizer")
+    if (there.dims.image, there.image_rows) != (prepared.dims.image, prepared.image_rows):
+        found.append(f"{folder}, a model that reads images of another size or grid")
+    if prepared.plans[stage].strategies:
+        names = ", ".join(strategy.name for strategy, _ in prepared.plans[stage].strategies)
+        found.append(f"{folder}, and learned tokens ({names}), which only `start` has")
+    return found
+
+
+def _opened(folder: Path) -> Prepared:
+    """Returns what a model folder describes, without its weights."""
+    if not model_folder.is_ours(folder):
+        return prepare_bare(from_model.recipe_of(folder)[0])
+    return prepare_bare(from_model.recipe_of_ours(folder, model_folder.config_of(folder), None))
