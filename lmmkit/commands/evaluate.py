@@ -173,7 +173,7 @@ def _show(results: Mapping[str, TaskResult], as_json: bool) -> None:
     for name, result in results.items():
         if result.figures:
             print_table(aligned(name, with_coverage(result.task.table(result.figures), result.facts)))
-        for line in (*notes(result.facts), f"{result.seconds:.1f} s"):
+        for line in (*result.task.remarks(result.figures), *notes(result.facts), f"{result.seconds:.1f} s"):
             out.print(f"{name}: {line}")
 
 
@@ -206,6 +206,8 @@ def notes(facts: Mapping) -> Iterable[str]:
         if "parsed" in coverage:
             parts.append("  ".join(f"{answer!r} {n:,}" for answer, n in coverage["parsed"].items()))
         yield "; ".join(parts)
+    if "puzzles" in facts:
+        yield f"what was shuffled, and the model's order: {facts['puzzles']} in the folder of the task"
     if alone := facts.get("alone"):
         differ = alone["differ"]
         yield f"{alone['asked']:,} questions asked alone: {len(differ):,} answers differ"

@@ -93,6 +93,10 @@ class EvalTask(ABC):
     def figures(self, plan: StagePlan) -> dict[str, Better]:
         """Returns the figures that can select the best weights of a stage, each with its better direction."""
 
+    def remarks(self, figures: Mapping[str, Figure]) -> list[str]:
+        """Returns lines of text about figures that the table does not have."""
+        return []
+
     def table(self, figures: Mapping[str, Figure]) -> list[Line]:
         """Returns the figures as text: the headings, then one line for each figure."""
         lines: list[Line] = [("figure", "value", "chance", "n")]

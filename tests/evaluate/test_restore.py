@@ -23,7 +23,7 @@ class StubModel:
     stage = "pretrain"
     prepared = SimpleNamespace(plans={"pretrain": PLAN})
     views = SimpleNamespace(
-        of=lambda sample, epoch: [
+        of=lambda sample, epoch, among: [
             View(sample=v.sample, name="text_order")
             for v in TEXT_ORDER.views(sample, np.random.default_rng(0))
         ]

@@ -13,7 +13,7 @@ from lmmkit.errors.answers import NEEDS_TEN
 from lmmkit.errors.plan import NO_DATA
 from lmmkit.evaluate.answers.outcome import facts_in
 from lmmkit.evaluate.answers.schema import data_sha
-from lmmkit.evaluate.benchmarks.benchmark import Item, Status, Verdict
+from lmmkit.evaluate.benchmarks.benchmark import DIFFERENCES, Item, Status, Verdict
 from lmmkit.evaluate.bootstrap import SummedFigure
 from lmmkit.evaluate.keep import Keep
 from lmmkit.evaluate.questions.answering import QuestionSet, answer_questions
@@ -122,6 +122,14 @@ class QuestionsTask(EvalTask):
     def facts(self, keep: Keep) -> dict[str, Any]:
         """Returns status and coverage."""
         return facts_in(keep.folder)
+
+    def remarks(self, figures: Mapping[str, Figure]) -> list[str]:
+        """Returns the figures of the probe: differences, shares of changed answers, and the attention to the image."""
+        lines = [f"{name} {f.as_difference()}" for name, f in figures.items() if name.startswith(DIFFERENCES)]
+        changed = [f"{name} {f.in_percent()}" for name, f in figures.items() if name.startswith("changed_")]
+        if mass := figures.get("image_attention"):
+            changed.append(f"image_attention {mass.in_percent()}, chance {percent(mass.chance)}")
+        return lines + (["; ".join(changed)] if changed else [])
 
     def table(self, figures: Mapping[str, Figure]) -> list[Line]:
         """Returns the headings, then one line for each question type, and one for all."""
