@@ -20,7 +20,7 @@ from typing import Any
 
 import pluggy
 
-from lmmkit.api.components import API, Component
+from lmmkit.api.components import API, CHANGES, Component
 from lmmkit.api.plugin_files import file_hash, load_file
 from lmmkit.errors import Problem, UserError, did_you_mean, raise_all
 from lmmkit.errors.plan import (
@@ -253,7 +253,10 @@ def _checked(where: str, plugin: _Plugin, name: str) -> FoundComponent:
     if not (inspect.isclass(cls) and issubclass(cls, Component) and "__dataclass_fields__" in vars(cls)):
         raise UserError(NOT_A_COMPONENT.at(where, got=f"`{name}` of {plugin.origin}: {cls!r}"))
     if cls.api != API:
-        raise UserError(API_VERSION.at(where, got=f"`{name}` for API version {cls.api}", api=API))
+        newer = [text for version, text in CHANGES.items() if isinstance(cls.api, int) and cls.api < version]
+        changes = f"Changed since: {'; '.join(newer)}." if newer else ""
+        got = f"`{name}` for API version {cls.api}"
+        raise UserError(API_VERSION.at(where, got=got, api=API, changes=changes))
     return FoundComponent(cls, plugin.origin)
 
 

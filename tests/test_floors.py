@@ -17,7 +17,7 @@ PACKAGE = ROOT / "lmmkit"
 # The files and folders of each package in the order in which they may import: each only from those before it.
 FLOORS: dict[str, str] = {
     "lmmkit": """
-        errors majority progress attention api plugin_guard plugin_calls runs scenes recipe registry data model weights plan objective build
+        errors majority progress attention api plugin_calls runs scenes recipe registry data model weights plan testing objective build
         optimizers cost_estimate attention_benchmark inference import_export verify_export evaluate training report
         commands
         cli __main__
@@ -36,7 +36,7 @@ FLOORS: dict[str, str] = {
         group
     """,
     "lmmkit.commands.support": """
-        progress_display common data_check token_pieces jobs quickstart_display
+        progress_display common data_check token_pieces jobs plugin_templates quickstart_display
     """,
     "lmmkit.data": """
         image_markers images labels head_pairs packing sampler length_grouping rank_shares sources text_tokenizers layout_writer
@@ -50,7 +50,7 @@ FLOORS: dict[str, str] = {
         sentencepiece_tokenizer added_tokens hf_tokenizer tiktoken_tokenizer choose
     """,
     "lmmkit.errors": """
-        answers benchmarks commands data judge plan recipe training weights
+        answers benchmarks commands data dry_run judge plan recipe training weights
     """,
     "lmmkit.evaluate": """
         keep task controls stats bootstrap official_files vqa_text group_means option_letters judge benchmarks
@@ -66,7 +66,7 @@ FLOORS: dict[str, str] = {
         matching asking alone attention_file puzzles_file answering questions_task benchmark_task
     """,
     "lmmkit.inference": """
-        batch_from_ids kv_cache generate token_model text_stream chat_model image_attention load
+        batch_from_ids kv_cache generate token_model text_stream chat_model image_attention record_scores load
         lmms_eval_manifest lmms_eval_model
     """,
     "lmmkit.model": """
@@ -77,6 +77,13 @@ FLOORS: dict[str, str] = {
     """,
     "lmmkit.plan": """
         from_model instances shapes pretrained stage_plan token_checks checks compile_plan prepare notices explain
+        dry_run
+    """,
+    "lmmkit.plan.dry_run": """
+        subject drawn module_checks token_checks label_checks view_checks term_checks run rehearsal second_process
+    """,
+    "lmmkit.plugin_calls": """
+        guard
     """,
     "lmmkit.recipe": """
         field_types model shipped source_positions stage schema rules write diff yaml_tree
@@ -230,11 +237,25 @@ def test_the_paper_s_parts_are_at_most_two_hundred_lines():
     assert lines <= 200, lines
 
 
-def test_the_api_and_the_top_level_stay_small():
-    import lmmkit
-    import lmmkit.api
+PUBLIC = """
+    AttnMass AuxTask Batch Ctx Dims ExtraView HiddenAt HiddenMean Image ImageReducer ImageSpec Insert LearnedTokens
+    LogProb LogSumExp Loss Metric Puzzle Ragged Sample Select TokenStrategy Turn View VisionAt hookimpl
+"""
 
-    assert len(lmmkit.api.__all__) <= 26
+
+def test_the_public_names_for_plugins_are_frozen():
+    """Lists what a plugin for API 2 may import: names are added, and never removed within a version."""
+    import lmmkit.api
+    from lmmkit.api.components import API, CHANGES
+
+    assert API == 2 and max(CHANGES) == API
+    assert PUBLIC.split() == lmmkit.api.__all__ == sorted(lmmkit.api.__all__)
+    assert all(hasattr(lmmkit.api, name) for name in lmmkit.api.__all__)
+
+
+def test_the_top_level_stays_small():
+    import lmmkit
+
     assert len(lmmkit.__all__) <= 15
 
 

@@ -13,6 +13,7 @@ from lmmkit.data.head_pairs import head_pairs
 from lmmkit.data.packing import SizedSample
 from lmmkit.errors import UserError
 from lmmkit.model import cross_entropy
+from lmmkit.model.reference import Reference
 from lmmkit.model.transforms import lora
 from lmmkit.objective import Objective
 from lmmkit.recipe import Speed
@@ -177,6 +178,10 @@ def test_a_view_that_is_not_to_be_read_is_refused():
 
 def test_on_a_card_no_log_probability_waits_for_the_device():
     made, _, batch = made_and_batch(torch.float32)
+    term = replace(TASK, model="reference")
+    packer = preference.packer(term)
+    batch, _ = pack(packer, preference.sized(SAMPLES, packer, term))
+    made.terms, made.references = (term,), (Reference(torch.nn.ModuleDict(), made.lmm, {}),)
     made.compute = torch.bfloat16
     with fake_cuda() as rules:
         made.to("cuda")
@@ -185,6 +190,6 @@ def test_on_a_card_no_log_probability_waits_for_the_device():
         ctx = outcome.ctxs["prefer"]
         x, _ = ctx.by_view(TASK.needs[0])
         loss = outcome.sums["prefer"] + x.sum() + ctx.beside(TASK.needs[0], like=TASK.needs[1]).sum()
-        assert all(ctx[need].dtype == torch.float32 for need in TASK.needs)
+        assert all(ctx[need].dtype == torch.float32 for need in term.needs)
         found = gradients(loss, list(made.parameters()), torch.ones_like(loss))
     assert rules.waited == [] and any(g is not None for g in found)

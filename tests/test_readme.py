@@ -145,5 +145,13 @@ def test_the_tree_names_only_what_is_there_and_all_of_lmmkit():
 def test_links_and_images_lead_somewhere():
     for name in ("README.md", "CONTRIBUTING.md", "docs/plugins.md", "docs/recipes.md", "docs/data.md"):
         for target in re.findall(r"\]\(([^)]+)\)", (ROOT / name).read_text(encoding="utf-8")):
-            if not target.startswith("http"):
-                assert ((ROOT / name).parent / target).is_file(), f"{target} in {name}"
+            if target.startswith("http"):
+                continue
+            file, _, heading = target.partition("#")
+            path = (ROOT / name).parent / file if file else ROOT / name
+            assert path.is_file(), f"{target} in {name}"
+            titles = (
+                re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE) if heading else []
+            )
+            slugs = [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles]
+            assert not heading or heading in slugs, f"{target} in {name}"

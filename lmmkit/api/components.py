@@ -28,7 +28,14 @@ from lmmkit.api.plugin_files import empty_instance, source_file
 from lmmkit.api.puzzle import Puzzle
 from lmmkit.api.sample import Label, Sample, View
 
-API = 1
+API = 2
+CHANGES = {  # by version: what a plugin for the version before must change
+    2: '`View(supervised=True)` is `View(supervision="train")`',
+}
+OLD_NAMES = {  # what Python says when a plugin uses a name of an older version, and that which changed it
+    "View.__init__() got an unexpected keyword argument 'supervised'": 2,
+    "'View' object has no attribute 'supervised'": 2,
+}
 hookimpl = HookimplMarker("lmmkit")
 
 
@@ -214,7 +221,7 @@ class Term(Component):
         return {}
 
     def images(self, ctx: Ctx) -> Mapping[str, Tensor]:
-        """Returns images for TensorBoard: preprocessed pixels [C, X, Y] by name."""
+        """Returns images for TensorBoard: preprocessed pixels [C, X, Y] by name. Not called without items."""
         return {}
 
 

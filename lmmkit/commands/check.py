@@ -46,6 +46,7 @@ def check(
         from lmmkit.data.sources.records import check_images, too_many
         from lmmkit.data.views import dropped_text
         from lmmkit.errors import Tried, raise_all, raise_together
+        from lmmkit.plan.dry_run.run import plugin_problems
         from lmmkit.plan.explain import plan_text
         from lmmkit.plan.notices import notices
         from lmmkit.training.preflight import preflight, start_problems
@@ -53,6 +54,8 @@ def check(
     checked = Tried(lambda: preflight(read, trust_files=trust_files, data=read.data))
     raise_together((checked, Tried(lambda: raise_all(start_problems(read)))))
     prepared, device = checked.value
+    with working("trying the plugins"):
+        raise_all(plugin_problems(prepared))
     if images:
         raise_all(
             [p for records in prepared.sources.values() for p in too_many(records, check_images(records))]

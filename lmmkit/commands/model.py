@@ -1,14 +1,29 @@
-"""lmmkit model import | export | show: converts and describes model folders."""
+"""lmmkit model import | export | show, and lmmkit reference: converts, describes and asks model folders."""
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 from rich.table import Table
 
-from lmmkit.commands.support.common import STARTING, Json, out, print_json, print_table, reporting, safe
+from lmmkit.commands.support.common import (
+    STARTING,
+    Json,
+    RecipePath,
+    Root,
+    Set,
+    Trust,
+    out,
+    print_json,
+    print_table,
+    reporting,
+    safe,
+    the_recipe,
+)
 from lmmkit.progress import working
 
 app = typer.Typer(no_args_is_help=True, help="Import, export and describe models.")
@@ -104,6 +119,59 @@ def show(
     if "text" in sections:
         out.print(f"tokenizer: {found['tokenizer'] or 'no'} ids")
         out.print(f"chat: {_words(sections['chat'])}")
+
+
+@reporting
+def reference(
+    model: Annotated[
+        Path, typer.Argument(metavar="RUN_OR_MODEL", help="The model that computes: a run or a folder.")
+    ],
+    recipe: RecipePath,
+    file: Annotated[Path, typer.Option("--out", metavar="FILE", help="The JSONL file to write; new.")],
+    stage: Annotated[str, typer.Option("--stage", help="The stage whose records and terms are used.")],
+    root: Root = None,
+    changes: Set = None,
+    trust_files: Trust = False,
+) -> None:
+    """Store the log-probabilities that the terms of a stage read, by a model, in copies of its records.
+
+    Each record gets logp_VIEW_ROLE, a sum over the tokens that a term selects, and reference, the hash of the weights.
+    """
+    read = the_recipe(recipe, root, changes)
+    with working(STARTING):
+        from lmmkit import build
+        from lmmkit.data.views import dropped_text
+        from lmmkit.errors import MachineError, UserError, raise_all
+        from lmmkit.errors.commands import CANNOT_WRITE, EXISTS_FILE
+        from lmmkit.errors.training import NO_STAGE
+        from lmmkit.inference.load import find_model_folder, load
+        from lmmkit.inference.record_scores import score_names, scored_records
+        from lmmkit.plan.prepare import prepare
+        from lmmkit.training.reference import folder_problems
+        from lmmkit.weights.weights_hash import weights_hash
+
+    if stage not in read.stages:
+        raise UserError(NO_STAGE.at("--stage", got=f"`{stage}`", stages=", ".join(read.stages)))
+    prepared, folder = prepare(read, trust_files=trust_files), find_model_folder(model)
+    score_names(prepared, stage)
+    raise_all(folder_problems(prepared, stage, folder, str(folder)))
+    if file.exists():
+        raise UserError(EXISTS_FILE.at(str(file), got="a file that exists"))
+    device, dropped, written = build.device_here(), Counter[str](), 0
+    objective, of = load(folder, device=device).objective, weights_hash(folder)
+    part = file.with_name(f".{file.name}.part")
+    try:
+        with part.open("w", encoding="utf-8") as lines:
+            for record in scored_records(prepared, stage, objective, device, dropped):
+                lines.write(json.dumps({**record, "reference": of}) + "\n")
+                written += 1
+        part.rename(file)
+    except OSError as error:
+        raise MachineError(CANNOT_WRITE.at(str(file), got=error.strerror or str(error))) from error
+    finally:
+        part.unlink(missing_ok=True)
+    cost = f" ({dropped_text(dropped)})" if dropped else ""
+    out.print(f"{written} records with log-probabilities by model {of} are now in {file}{cost}.")
 
 
 def _words(section: dict | None) -> str:

@@ -1,7 +1,10 @@
-"""lmmkit plugins list | explain | trace"""
+"""lmmkit plugins list | explain | trace | test | new"""
 
 from __future__ import annotations
 
+import keyword
+import re
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +24,7 @@ from lmmkit.commands.support.common import (
     reporting,
     the_recipe,
 )
+from lmmkit.commands.support.plugin_templates import PluginKind, written
 from lmmkit.progress import working
 
 app = typer.Typer(no_args_is_help=True, help="List plugins, and show what they do in a recipe.")
@@ -106,3 +110,64 @@ def trace(
         out.print(stage_text(prepared, prepared.plans[name]))
         for line in traced(prepared, name, samples):
             out.print(line)
+
+
+@app.command()
+@reporting
+def test(
+    what: Annotated[
+        str, typer.Argument(metavar="FILE.py|RECIPE", help="A plugin file, or a recipe with its data.")
+    ],
+    root: Root = None,
+    changes: Set = None,
+    trust_files: Trust = False,
+) -> None:
+    """Try the plugins of a file or of a recipe without a model, their views in a second process too.
+
+    A file is tried on drawn scenes; `--set plugins.NAME.KEY=VALUE` gives the settings of its components.
+    """
+    with working(STARTING):
+        from lmmkit.errors import raise_all
+        from lmmkit.plan.dry_run.rehearsal import file_prepared
+        from lmmkit.plan.dry_run.run import plugin_problems, view_subject
+        from lmmkit.plan.dry_run.second_process import other_views
+        from lmmkit.plan.prepare import prepare
+
+    with working("trying the plugins"):
+        if ".py" in what:
+            path = str((root or Path()) / what)
+            prepared = file_prepared(path, trust_files=trust_files, changes=changes or ())
+        else:
+            prepared = prepare(the_recipe(Path(what), root, changes), trust_files=trust_files)
+        raise_all(plugin_problems(prepared))
+    with working("making views in a second process"):
+        tasks = {f"{s}/{t.name}": (s, t) for s, plan in prepared.plans.items() for t in plan.makers}
+        raise_all(other_views({key: view_subject(prepared, *each) for key, each in tasks.items()}))
+    out.print(f"no problems: {', '.join(prepared.instances.components) or 'no plugins'}.")
+
+
+@app.command()
+@reporting
+def new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the component, and of its module.")],
+    kind: Annotated[PluginKind, typer.Option(help="What the plugin adds.")],
+    package: Annotated[
+        bool, typer.Option("--package", help="Write a package that can be installed.")
+    ] = False,
+    folder: Annotated[Path, typer.Option("--out", help="Where to write.")] = Path(),
+) -> None:
+    """Write a plugin that works, its recipe and its test, to start from."""
+    from lmmkit.errors import UserError, raise_all
+    from lmmkit.errors.commands import PLUGINS_FILES, PLUGINS_NAME
+
+    taken = name in sys.stdlib_module_names or name in ("lmmkit", "torch", "numpy") or keyword.iskeyword(name)
+    if not re.fullmatch("[a-z][a-z0-9_]*", name) or taken:
+        raise UserError(PLUGINS_NAME.at("NAME", got=f"`{name}`"))
+    files = {folder / path: text for path, text in written(name, kind, package=package).items()}
+    raise_all(PLUGINS_FILES.at(str(path), got="a file") for path in files if path.exists())
+    for path, text in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        out.print(str(path))
+    where = folder / name / "src" / name / "__init__.py" if package else folder / f"{name}.py"
+    out.print(f"Try it: lmmkit plugins test {where} --trust-files")

@@ -17,7 +17,18 @@ from typing import Generic, TypeVar
 
 _T = TypeVar("_T")
 
-AREAS = ("recipe", "plan", "data", "judge", "weights", "training", "answers", "commands", "benchmarks")
+AREAS = (
+    "recipe",
+    "plan",
+    "dry_run",
+    "data",
+    "judge",
+    "weights",
+    "training",
+    "answers",
+    "commands",
+    "benchmarks",
+)
 """The files of this package that contain codes."""
 SHOWN = 8  # names in a hint
 

@@ -42,6 +42,15 @@ CANNOT_WRITE = Code(
 
 # plugins/
 
+PLUGINS_FILES = Code(
+    "plugins/existing-file", cause="`lmmkit plugins new` would write over a file.",
+    expected="no file of that name", hint="Take another name or another folder (`--out`), or remove the file.",
+)
+PLUGINS_NAME = Code(
+    "plugins/name", cause="A new plugin gets a name that cannot be imported, or is already that of a module.",
+    expected="a name of lower-case letters, digits and `_` that no module of Python has",
+    hint="Take a name such as `my_loss`.",
+)
 PLUGINS_NO_STAGE = Code(
     "plugins/unknown-stage", cause="`--stage` names a stage that the recipe does not have.",
     expected="a stage of the recipe", hint="{suggestion}",
@@ -70,6 +79,18 @@ EXISTS = Code(
 UNKNOWN_RECIPE = Code(
     "recipes/unknown-recipe", cause="lmmkit has no recipe of this name.",
     expected="a name from `lmmkit recipes list`", hint="{suggestion}",
+)
+
+# reference/
+
+EXISTS_FILE = Code(
+    "reference/exists", cause="`lmmkit reference` would write over a file.",
+    expected="a new file", hint="Name another file with --out, or remove this one first.",
+)
+NO_SCORES = Code(
+    "reference/no-scores", cause="`lmmkit reference` finds nothing to compute, or records that it cannot write.",
+    expected="a stage whose terms read log-probabilities (`LogProb`), and sources of kind `llava`",
+    hint="Name another stage with --stage, or another recipe.",
 )
 
 # scenes/

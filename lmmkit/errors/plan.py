@@ -145,7 +145,7 @@ PATCHES = Code(
 REFERENCE = Code(
     "plan/reference", cause="A term reads the reference of a stage that has none, or one that does not fit.",
     expected="`start`, or a model folder with the same tokenizer, image size and grid",
-    hint="Correct `reference` of stage `{stage}`: `start` is the model with which the stage begins.",
+    hint="Name a model that fits, or set `reference: start` in stage `{stage}`: the model with which it begins.",
 )
 SETTING = Code(
     "plan/setting", cause="A plugin's setting does not fit the sizes of the model.",
@@ -198,7 +198,8 @@ VIEW_ROLE = Code(
 
 API_VERSION = Code(
     "plugin/api-version", cause="The plugin was written for another version of the plugin API.",
-    expected="API version {api}", hint="Install a release of the plugin for this version.",
+    expected="API version {api}",
+    hint="Install a release of the plugin for this version, or change it and set `api = {api}`. {changes}",
 )
 BAD_HOOK = Code(
     "plugin/bad-hook",
@@ -261,11 +262,24 @@ NOT_A_COMPONENT = Code(
 )
 RAISED = Code(
     "plugin/raised", cause="The code of a plugin raises an exception.",
-    expected="no exception", hint="Correct the plugin. `{variable}=1` prints the full traceback.",
+    expected="no exception", hint="Correct the plugin. {changed}`{variable}=1` prints the full traceback.",
+)
+RESERVED_SETTING = Code(
+    "plugin/reserved-setting", cause="A component declares a setting whose name is a key of every plugin section.",
+    expected="a setting of another name than `use` and `allow_unreachable`", hint="Rename the setting.",
 )
 RETURNED = Code(
     "plugin/returned", cause="A method of a plugin returns something else than it must.",
     expected="{expected}", hint="Correct `{method}` of the plugin (docs/plugins.md, Protocol).",
+)
+SELECT = Code(
+    "plugin/select", cause="A need selects rows by a word that no row has.",
+    expected="{name} one of {choices}", hint="Correct `needs` of the plugin.",
+)
+SETTING_TYPE = Code(
+    "plugin/setting-type", cause="A component declares a setting of a type that a recipe cannot contain.",
+    expected="int, float, str, bool, None, Literal, or tuples and unions of these",
+    hint="Declare settings of plain types. Tensors and modules belong into the module of `modules`.",
 )
 OTHERS_KIND = Code(
     "plugin/others", cause="A plugin asks for other samples in a way that lmmkit does not have.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,10 @@ from lmmkit.api.needs import VisionAt
 from lmmkit.attention.backends import Backend
 from lmmkit.attention.interface import AttentionFn
 from lmmkit.attention.schedule import AttentionSpec
+from lmmkit.model.connector import Connector
 from lmmkit.model.decoder import NOTHING, Decoder
 from lmmkit.model.image_rows import ImageRows
+from lmmkit.model.vision import TimmViT, ViT
 
 
 class ModelOutput(NamedTuple):
@@ -65,10 +67,15 @@ class LMM(nn.Module):
 
     def _features(self, stage: str, seen_IND: Tensor | None, projected_IND: Tensor | None) -> Tensor:
         """Returns the features of all image rows, [rows, width]; none for a batch without images."""
-        if projected_IND is None:
-            width = self.vision.image.width if stage == "encoder" else self.decoder.shape.width
+        if seen_IND is None or projected_IND is None:
+            encoder, shape = cast(ViT | TimmViT, self.vision), self.decoder.shape
+            width = encoder.image.width if stage == "encoder" else shape.width
             return self.decoder.norm.weight.new_empty(0, width)
-        seen = self.image_rows.seen(seen_IND, self.connector) if stage == "encoder" else projected_IND
+        seen = (
+            self.image_rows.seen(seen_IND, cast(Connector, self.connector))
+            if stage == "encoder"
+            else projected_IND
+        )
         return seen.flatten(0, 1)
 
     def attention_fns(
@@ -102,15 +109,19 @@ class LMM(nn.Module):
 
     def project(self, seen_IND: Tensor | None) -> Tensor | None:
         """Returns the rows of the images from the encoder's output; None without images."""
-        return None if seen_IND is None else self.image_rows.project(seen_IND, self.connector)
+        return (
+            None if seen_IND is None else self.image_rows.project(seen_IND, cast(Connector, self.connector))
+        )
 
     def rows(self, batch: Batch, projected_IND: Tensor | None, tokens: Mapping[str, Tensor]) -> Tensor:
         """Returns row vectors [T, D]: token embeddings, then each scatter into its rows. `projected_IND`: what
         the connector makes of the images; None if there are none."""
         x_TD = self.decoder.embed(batch.id_T.clamp(min=0))
+        sources = dict(tokens)
+        if projected_IND is not None:
+            sources["vision"] = projected_IND.flatten(0, 1)
         for scatter in batch.scatters:
-            source = tokens[scatter.source] if scatter.source != "vision" else projected_IND.flatten(0, 1)
-            x_TD = x_TD.index_copy(0, scatter.row_N, source[scatter.item_N].to(x_TD))
+            x_TD = x_TD.index_copy(0, scatter.row_N, sources[scatter.source][scatter.item_N].to(x_TD))
         return x_TD
 
     def logits(self, hidden_SD: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, get_args
+from dataclasses import fields
+from typing import TYPE_CHECKING, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ from lmmkit.api.needs import (
 )
 from lmmkit.api.sample import View
 from lmmkit.attention.forest import roots
-from lmmkit.errors import Problem, Tried, did_you_mean
+from lmmkit.errors import Problem, Tried, did_you_mean, raise_all
 from lmmkit.errors.plan import (
     FROZEN,
     IMAGE_ROWS,
@@ -48,6 +49,7 @@ from lmmkit.errors.plan import (
     OTHERS_KIND,
     PATCHES,
     REFERENCE,
+    SELECT,
     SETTING,
     TWO_MASSES,
     UNPROVIDED_TOKEN,
@@ -58,6 +60,7 @@ from lmmkit.errors.plan import (
 from lmmkit.model.image_rows import ReducedRows
 from lmmkit.plan.instances import Instances
 from lmmkit.plan.token_checks import PROBE
+from lmmkit.plugin_calls.guard import place_of
 from lmmkit.recipe import Recipe, Stage
 
 if TYPE_CHECKING:
@@ -70,11 +73,33 @@ def faults(instances: Instances, dims: Dims) -> list[Problem]:
     for component in instances.components.values():
         tried.append(Tried(lambda c=component: plugin_calls.check(c, dims)))
         if isinstance(component, TokenStrategy):
-            tried.append(Tried(lambda c=component: plugin_calls.edit(c, View(sample=PROBE))))
+            tried.append(Tried(lambda c=component: plugin_calls.provides(c)))
         if isinstance(component, Term):
-            tried.append(Tried(lambda c=component: plugin_calls.needs(c)))
+            tried.append(Tried(lambda c=component: raise_all(selects(c))))
             tried.append(Tried(lambda c=component: plugin_calls.chance(c, dims)))
-    return [problem for each in tried if each.error is not None for problem in each.error.problems]
+    found = [problem for each in tried if each.error is not None for problem in each.error.problems]
+    return list(dict.fromkeys(found))
+
+
+def selects(term: Term) -> list[Problem]:
+    """Returns the problems of selectors with a word that no span has: they would select nothing, in silence."""
+    problems, where = [], f"{term.name}.needs, {place_of(term, 'needs')}"
+    hints = get_type_hints(Select).items()
+    known = {name: choices for name, hint in hints if (choices := _literals(hint))}
+    for need in plugin_calls.needs(term):
+        for select in (getattr(need, each.name) for each in fields(need)):
+            for name, choices in known.items() if isinstance(select, Select) else ():
+                value = getattr(select, name)
+                if value is not None and value not in choices:
+                    words, got = ", ".join(map(str, choices)), f"Select({name}={value!r})"
+                    problems.append(SELECT.at(where, got=got, name=name, choices=words))
+    return problems
+
+
+def _literals(hint: object) -> list[object]:
+    """Returns the values that a type names one by one."""
+    kinds = [each for each in (hint, *get_args(hint)) if get_origin(each) is Literal]
+    return [value for kind in kinds for value in get_args(kind)]
 
 
 def settings(recipe: Recipe, instances: Instances, dims: Dims) -> list[Problem]:

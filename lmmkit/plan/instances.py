@@ -11,7 +11,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
 
 from lmmkit.api.components import Component, Term
 from lmmkit.errors import Problem, did_you_mean, raise_all
-from lmmkit.errors.plan import BAD_VALUE, MISSING_KEY, UNKNOWN_KEY
+from lmmkit.errors.plan import BAD_VALUE, MISSING_KEY, RESERVED_SETTING, SETTING_TYPE, UNKNOWN_KEY
+from lmmkit.plugin_calls.guard import calling, place_of
 from lmmkit.recipe import Recipe, flow_text
 from lmmkit.registry import Registry, open_registry, setting_fields
 
@@ -53,6 +54,9 @@ def build_instances(recipe: Recipe, *, trust_files: bool = False) -> Instances:
     built = {}
     for name, raw in recipe.plugins.items():
         cls = registry.components[name].cls
+        if unusable := class_problems(where[name], name, cls):
+            problems += unusable
+            continue
         settings = {key: value for key, value in raw.items() if key not in CORE_KEYS}
         try:
             built[name] = build_component(cls, name, settings)
@@ -63,6 +67,33 @@ def build_instances(recipe: Recipe, *, trust_files: bool = False) -> Instances:
     raise_all(problems)
     unreachable = [name for name, raw in recipe.plugins.items() if raw.get("allow_unreachable") is True]
     return Instances(registry, built, frozenset(unreachable))
+
+
+def class_problems(where: str, name: str, cls: type[Component]) -> list[Problem]:
+    """Returns the problems of the settings that a component declares."""
+    try:
+        hints = _hints(cls)
+    except Exception as error:  # evaluates the plugin's annotations
+        got = f"annotations of `{cls.__name__}` that raise {type(error).__name__}: {error}"
+        return [SETTING_TYPE.at(f"{where}, {place_of(cls)}", got=got)]
+    problems = []
+    for setting in setting_fields(cls):
+        if setting.name in CORE_KEYS:
+            problems.append(
+                RESERVED_SETTING.at(f"{where}, {place_of(cls)}", got=f"a setting `{setting.name}`")
+            )
+        elif not _plain(hints[setting.name]):
+            got = f"`{setting.name}: {type_text(hints[setting.name])}`"
+            problems.append(SETTING_TYPE.at(f"{where}, {place_of(cls)}", got=got))
+    return problems
+
+
+def _plain(hint: object) -> bool:
+    """Returns whether a type can be written in a recipe, and is immutable."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType, tuple):
+        return all(arg is Ellipsis or _plain(arg) for arg in args)
+    return origin is Literal or hint in (int, float, str, bool, type(None))
 
 
 def build_component(cls: type[Component], name: str, settings: Mapping[str, object]) -> Component:
@@ -76,7 +107,8 @@ def build_component(cls: type[Component], name: str, settings: Mapping[str, obje
     )
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
     checked = TypeAdapter(form).validate_python(values)
-    return cls(name=name, **{f.name: getattr(checked, f.name) for f in setting_fields(cls)})
+    with calling(name, "__post_init__", cls):
+        return cls(name=name, **{f.name: getattr(checked, f.name) for f in setting_fields(cls)})
 
 
 def _hints(cls: type) -> dict[str, object]:
@@ -84,6 +116,8 @@ def _hints(cls: type) -> dict[str, object]:
 
 
 def _default(f: Field) -> object:
+    if f.default_factory is not MISSING:
+        return f.default_factory()
     return ... if f.default is MISSING else f.default
 
 

@@ -75,7 +75,9 @@ def _module_rows(strategy: TokenStrategy, dims: Dims) -> int | None:
     """Returns the number of embeddings that a strategy has; None without a module."""
     with torch.device("meta"):
         module = plugin_calls.modules(strategy, dims)
-        return None if module is None else len(plugin_calls.tokens(strategy.name, module, dims.width))
+        return (
+            None if module is None else len(plugin_calls.tokens(strategy.name, module, dims.width, strategy))
+        )
 
 
 def token_names(recipe: Recipe, instances: Instances) -> list[Problem]:

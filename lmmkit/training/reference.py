@@ -85,10 +85,14 @@ def reference_problems(prepared: Prepared) -> list[Problem]:
     problems, recipe = [], prepared.recipe
     for stage, plan in prepared.plans.items():
         if plan.reference not in ("", START):
-            found = _misfits(prepared, stage, recipe.path(plan.reference))
             where = recipe.where(f"stages.{stage}.reference")
-            problems += [REFERENCE.at(where, got=got, stage=stage) for got in found]
+            problems += folder_problems(prepared, stage, recipe.path(plan.reference), where)
     return problems
+
+
+def folder_problems(prepared: Prepared, stage: str, folder: Path, where: str) -> list[Problem]:
+    """Returns the problems of a model folder that is to compute the packed batches of a stage."""
+    return [REFERENCE.at(where, got=got, stage=stage) for got in _misfits(prepared, stage, folder)]
 
 
 def _misfits(prepared: Prepared, stage: str, folder: Path) -> list[str]:

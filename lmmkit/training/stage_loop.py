@@ -55,7 +55,7 @@ def run_stage(
         context=context, data=data, objective=objective, optimizer=optimizer, at=position,
         spikes=SpikeDetector.of(state.get("watch")),
         empty_terms=EmptyTermCheck(data.steps, dict(state.get("idle", {}))),
-        parts=UnreachedParts.of(optimizer, data.steps),
+        parts=UnreachedParts.of(optimizer, data.steps, objective.plugins),
         validator=Validator.of(context, data, objective, state.get("validation")),
         bad_records=data.bad_record_log(context.run.bad_records, position),
         saver=Saver(

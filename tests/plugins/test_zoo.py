@@ -133,9 +133,9 @@ def test_reconstruct_of_no_prediction_is_the_variance_of_the_noise():
     ctx = ctx_of(term, (states, features))
     torch.nn.init.zeros_(ctx.module.out[-1].weight)
     torch.nn.init.zeros_(ctx.module.out[-1].bias)
-    assert float(term.value(ctx)) / 4000 == pytest.approx(term.chance(dims), rel=0.02)
+    assert term.value(ctx).item() / 4000 == pytest.approx(term.chance(dims), rel=0.02)
     again, later = (ctx_of(term, (states, features), step=step) for step in (0, 1))
-    values = [float(term.value(each)) for each in (ctx_of(term, (states, features)), again, later)]
+    values = [term.value(each).item() for each in (ctx_of(term, (states, features)), again, later)]
     assert values[0] == values[1] != values[2], "the noise follows from the step"
     assert term.check(dims) == "" != Reconstruct(name="r", width=0).check(dims)
 

@@ -1,5 +1,6 @@
 """A task, its token and a text task that fail on request: `fails` names a method, `gives` what it returns."""
 
+import os
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -57,7 +58,7 @@ class Tokens(LearnedTokens):
 
 def result(self, method, right):
     """Returns what a method gives: what is right, unless it is to fail."""
-    if self.fails != method:
+    if self.fails not in (method, f"{method} of rank {os.environ.get('RANK')}"):
         return right
     if not self.gives:
         raise KeyError("a key")

@@ -198,6 +198,44 @@ def test_the_model_of_a_run_is_measured_without_the_terms_that_compare(finished,
         assert all(name.startswith("lmm.") for name in list(file.keys()))
 
 
+def test_validation_compares_with_the_start_too(finished, recipe_of, tmp_path):
+    section = "stages.prefer.validate={every: 3, data: questions, samples: 4}"
+    checked = run(recipe_of(finished[0], section), tmp_path / "run")
+    found = [line["val/terms/dpo"] for line in checked.read_metrics() if "val/terms/dpo" in line]
+    assert len(found) == 3 and max(found) < 2.9 * math.log(2)
+    ours, theirs = (load_file(r.model("prefer") / "model.safetensors") for r in (checked, finished[2]))
+    assert all(torch.equal(ours[k], theirs[k]) for k in ours), "validation changes nothing"
+
+
+def test_trained_tokens_are_copied(recipe_of):
+    more = [
+        "plugins.directed_token={place: before_response}", "plugins.image_order={grid: 3, permutations: 5}",
+        "stages.prefer.losses.image_order=1.0",
+    ]  # fmt: skip
+    for train_section, parts in (
+        ("{connector: {}, plugins: {}}", {"connector", "plugin_directed_token"}),
+        ("{connector: {}}", {"connector"}),
+    ):
+        prepared = prepare(recipe_of(train_section, *more), trust_files=True)
+        made = build.build_objective(
+            prepared.recipe, prepared.instances.components, prepared.dims, torch.device("cpu")
+        )
+        build.set_stage(made, prepared.plans["prefer"], prepared.recipe.stages["prefer"], seed=0)
+        set_reference(prepared, "prefer", made, ALONE, torch.device("cpu"))
+        (reference,) = made.references
+        assert set(build.reference_parts(prepared, "prefer")) == set(reference.own) == parts
+        batch = prepared.pipeline("prefer").step(0)[0]
+        with torch.no_grad():
+            made.plugins["directed_token"].weight.add_(1.0)
+        ctx = made(batch).ctxs["dpo"]
+        moved = max(
+            float((ctx[own] - ctx[ref]).detach().abs().max())
+            for own, ref in zip(ctx.taps, list(ctx.taps)[1:], strict=False)
+            if (own.at, own.model, ref.model) == (ref.at, "policy", "reference")
+        )
+        assert (moved > 1e-3) == (len(parts) == 2), "a frozen token is shared"
+
+
 def test_a_reference_that_nothing_reads_changes_nothing(recipe_of):
     plans = [
         prepare(recipe_of(WHOLE, *more), trust_files=True).plans["prefer"]

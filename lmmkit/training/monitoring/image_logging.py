@@ -36,7 +36,7 @@ def stage_images(
     now = Moment(step, step / prepared.steps(at.stage))
     spec, outcome = prepared.dims.image, objective(batch, now)
     out = {}
-    for term in objective.terms:
+    for term in (term for term in objective.terms if batch.count[term.name]):
         images = plugin_calls.images(term, outcome.ctxs[term.name])
         out |= {f"{term.name}/{name}": natural(pixels, spec) for name, pixels in images.items()}
     for k in pipeline.positions(step):

@@ -11,7 +11,7 @@ import torch
 from lmmkit.api.batch import Step
 from lmmkit.errors import MachineError, Problem
 from lmmkit.errors.training import OUT_OF_MEMORY
-from lmmkit.plugin_guard import CPU_MEMORY
+from lmmkit.plugin_calls.guard import CPU_MEMORY
 from lmmkit.recipe import Recipe
 
 

@@ -1,4 +1,7 @@
-"""Trainable parts that get no gradient in the first steps of a stage: no record reaches them."""
+"""Trainable parts that get no gradient in the first steps of a stage: no record reaches them.
+
+Of plugins, each parameter is a part of its own: a plugin may forget to use one.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +28,13 @@ class UnreachedParts:
     left: dict[str, list[nn.Parameter]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, optimizer: torch.optim.Optimizer, steps: int) -> UnreachedParts:
-        """Returns the check of the parts that an optimizer updates."""
+    def of(cls, optimizer: torch.optim.Optimizer, steps: int, plugins: nn.Module) -> UnreachedParts:
+        """Returns the check of the parts that an optimizer updates. `plugins` has the modules of all plugins."""
         made = cls(steps)
+        names = {id(parameter): f"plugins.{name}" for name, parameter in plugins.named_parameters()}
         for group in optimizer.param_groups:
-            made.left.setdefault(group["part"], []).extend(group["params"])
+            for parameter in group["params"]:
+                made.left.setdefault(names.get(id(parameter), group["part"]), []).append(parameter)
         return made
 
     def check(self, report: StepReport, at: Position) -> list[str]:

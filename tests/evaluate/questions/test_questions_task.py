@@ -11,6 +11,7 @@ from lmmkit.api.model_info import ImageSpec
 from lmmkit.api.sample import Turn
 from lmmkit.errors import UserError
 from lmmkit.evaluate.questions.questions_task import QuestionsTask, baseline_of
+from lmmkit.evaluate.task import Figure
 from lmmkit.recipe import Task
 from tests.support.scene_questions import samples
 from tests.support.toy_benchmark import answering_with

@@ -43,8 +43,8 @@ def spoil(bad, by: int, rank: int) -> None:
     steps = iter(range(1, 1000))
     forward = Objective.forward
 
-    def nan(self, batch):
-        outcome = forward(self, batch)
+    def nan(self, batch, *now):
+        outcome = forward(self, batch, *now)
         return outcome._replace(sums={name: value * float("nan") for name, value in outcome.sums.items()})
 
     def spoilt(objective, optimizer, *args, **kwargs):

@@ -44,8 +44,8 @@ def spoil(monkeypatch, bad, *, gradient=False):
         rows[number] = {key for batch in step for _, key in batch.views}
         forward = type(objective).forward
 
-        def nan(self, batch):
-            outcome = forward(self, batch)
+        def nan(self, batch, *now):
+            outcome = forward(self, batch, *now)
             sums = dict(outcome.sums)
             sums["next_token"] = _Poison.apply(sums["next_token"]) if gradient else sums["next_token"] * NAN
             return outcome._replace(sums=sums)

@@ -21,7 +21,7 @@ EMPTY = StepReport(loss=None, terms={}, grad_norm=None, tokens=0)
 def check_of(steps: int) -> tuple[UnreachedParts, nn.Parameter, nn.Parameter]:
     a, b = (nn.Parameter(torch.ones(2)) for _ in range(2))
     groups = [{"params": [a], "part": "text"}, {"params": [b], "part": "connector"}]
-    return UnreachedParts.of(torch.optim.AdamW(groups), steps), a, b
+    return UnreachedParts.of(torch.optim.AdamW(groups), steps, nn.ModuleDict()), a, b
 
 
 @pytest.mark.parametrize("steps", [7, 1000])
@@ -36,6 +36,22 @@ def test_a_part_is_reported_if_no_gradient_was_other_than_zero(steps, reached):
     last = min(steps, FIRST_STEPS)
     line = f"stages.s.train: connector is trainable, but {last} steps gave it no gradient"
     assert found == ({} if reached else {last: [line]})
+
+
+def test_a_parameter_of_a_plugin_is_reported_by_its_name():
+    head = nn.ModuleDict({"used": nn.Linear(2, 1, bias=False), "spare": nn.Linear(2, 1)})
+    plugins = nn.ModuleDict({"rotation": head})
+    groups = [{"params": list(plugins.parameters()), "part": "plugins"}]
+    check = UnreachedParts.of(torch.optim.AdamW(groups), 2, plugins)
+    for step in (1, 2):
+        for parameter in plugins.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        head["used"].weight.grad = torch.ones(1, 2)
+        lines = check.check(FULL, Position("s", step, step))
+    assert lines == [
+        f"stages.s.train: plugins.rotation.spare.{name} is trainable, but 2 steps gave it no gradient"
+        for name in ("weight", "bias")
+    ]
 
 
 def test_an_empty_step_says_nothing_about_a_part():

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from lmmkit.api import AttnMass, Loss, Select, hookimpl
 
 WHERE = "mistake.chance"
+CODE = "plugin/raised"
 
 
 @dataclass(frozen=True, kw_only=True)

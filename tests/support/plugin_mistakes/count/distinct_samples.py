@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from lmmkit.api import AttnMass, Loss, Select, hookimpl
 
 WHERE = "mistake.count"
+CODE = "plugin/not-additive"
 
 
 @dataclass(frozen=True, kw_only=True)

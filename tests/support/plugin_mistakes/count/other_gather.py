@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from lmmkit.api import AttnMass, HiddenAt, Loss, Select, hookimpl
 
 WHERE = "mistake.count"
+CODE = "plugin/raised"
 
 
 @dataclass(frozen=True, kw_only=True)

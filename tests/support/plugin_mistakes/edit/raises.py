@@ -6,6 +6,7 @@ from typing import ClassVar
 from lmmkit.api import HiddenAt, Insert, LearnedTokens, Loss, Select, TokenStrategy, hookimpl
 
 WHERE = "mistake.edit"
+CODE = "plugin/raised"
 READER = "reader"
 
 

@@ -6,7 +6,8 @@ from typing import ClassVar
 
 from lmmkit.api import HiddenAt, Insert, LearnedTokens, Loss, Select, TokenStrategy, hookimpl
 
-WHERE = "mistake.edit"
+WHERE = "plugins.mistake"
+CODE = "plugin/edit-key"
 READER = "reader"
 
 

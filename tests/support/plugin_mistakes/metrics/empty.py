@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from lmmkit.api import AttnMass, Loss, Metric, Select, hookimpl
 
 WHERE = "mistake.metrics"
+CODE = "plugin/not-additive"
 
 
 @dataclass(frozen=True, kw_only=True)

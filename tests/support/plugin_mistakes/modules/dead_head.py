@@ -6,7 +6,8 @@ from torch import nn
 
 from lmmkit.api import HiddenAt, Loss, Select, hookimpl
 
-WHERE = "mistake.modules"
+WHERE = "mistake.value"
+CODE = "plugin/no-gradient"
 
 
 @dataclass(frozen=True, kw_only=True)

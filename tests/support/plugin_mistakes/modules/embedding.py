@@ -7,7 +7,8 @@ from torch import nn
 
 from lmmkit.api import HiddenAt, Insert, Loss, Select, TokenStrategy, hookimpl
 
-WHERE = "mistake.modules"
+WHERE = "mistake.forward"
+CODE = "plugin/raised"
 READER = "reader"
 
 

@@ -5,7 +5,8 @@ from typing import ClassVar
 
 from lmmkit.api import HiddenAt, Insert, Loss, Select, TokenStrategy, hookimpl
 
-WHERE = "mistake.modules"
+WHERE = "plugins.mistake"
+CODE = "plugin/insert"
 READER = "reader"
 
 

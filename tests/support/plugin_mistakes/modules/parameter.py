@@ -8,6 +8,7 @@ from torch import nn
 from lmmkit.api import HiddenAt, Loss, Select, hookimpl
 
 WHERE = "mistake.modules"
+CODE = "plugin/returned"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,8 @@ from typing import ClassVar
 
 from lmmkit.api import HiddenAt, Insert, LearnedTokens, Loss, Select, TokenStrategy, hookimpl
 
-WHERE = "mistake.modules"
+WHERE = "mistake.forward"
+CODE = "plugin/returned"
 READER = "reader"
 
 

@@ -7,6 +7,7 @@ from torch import nn
 from lmmkit.api import HiddenAt, Loss, Select, hookimpl
 
 WHERE = "mistake.modules"
+CODE = "plugin/lost-value"
 
 
 @dataclass(frozen=True, kw_only=True)

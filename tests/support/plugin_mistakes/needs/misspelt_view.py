@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from lmmkit.api import HiddenAt, Loss, Select, hookimpl
 
-WHERE = "mistake.needs"
+WHERE = "plugins.mistake"
+CODE = "plan/no-view"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from lmmkit.api import Loss, hookimpl
 
-WHERE = "mistake.needs"
+WHERE = "mistake.value"
+CODE = "plugin/raised"
 
 
 @dataclass(frozen=True, kw_only=True)

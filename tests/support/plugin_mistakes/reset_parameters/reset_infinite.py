@@ -8,7 +8,8 @@ from torch import nn
 
 from lmmkit.api import HiddenAt, Loss, Select, hookimpl
 
-WHERE = "mistake.reset_parameters"
+WHERE = "mistake.modules"
+CODE = "plugin/not-finite"
 
 
 class Scale(nn.Module):

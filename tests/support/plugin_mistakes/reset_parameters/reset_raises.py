@@ -8,6 +8,7 @@ from torch import nn
 from lmmkit.api import HiddenAt, Loss, Select, hookimpl
 
 WHERE = "mistake.reset_parameters"
+CODE = "plugin/raised"
 
 
 class Scale(nn.Module):

@@ -6,6 +6,7 @@ from typing import ClassVar
 from lmmkit.api import AuxTask, Turn, View, hookimpl
 
 WHERE = "mistake.score"
+CODE = "plugin/returned"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from lmmkit.api import AttnMass, Loss, Select, hookimpl
 
 WHERE = "mistake.value"
+CODE = "plugin/not-pure"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from lmmkit.api import HiddenAt, Loss, Select, hookimpl
 
 WHERE = "mistake.value"
+CODE = "plugin/not-pure"
 
 
 @dataclass(frozen=True, kw_only=True)

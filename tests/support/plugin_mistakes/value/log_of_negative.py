@@ -7,6 +7,7 @@ import torch
 from lmmkit.api import AttnMass, Loss, Select, hookimpl
 
 WHERE = "mistake.value"
+CODE = "plugin/not-finite"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ import torch
 from lmmkit.api import AttnMass, Loss, Select, hookimpl
 
 WHERE = "mistake.value"
+CODE = "plugin/detached"
 
 
 @dataclass(frozen=True, kw_only=True)

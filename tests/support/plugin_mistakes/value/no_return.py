@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from lmmkit.api import AttnMass, Loss, Select, hookimpl
 
 WHERE = "mistake.value"
+CODE = "plugin/returned"
 
 
 @dataclass(frozen=True, kw_only=True)

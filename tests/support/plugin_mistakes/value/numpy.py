@@ -8,6 +8,7 @@ import torch
 from lmmkit.api import HiddenAt, Loss, Select, hookimpl
 
 WHERE = "mistake.value"
+CODE = "plugin/raised"
 
 
 @dataclass(frozen=True, kw_only=True)

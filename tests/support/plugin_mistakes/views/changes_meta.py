@@ -9,6 +9,7 @@ from torch import nn
 from lmmkit.api import AuxTask, HiddenMean, Select, View, hookimpl
 
 WHERE = "mistake.views"
+CODE = "plugin/in-place"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from torch import nn
 
 from lmmkit.api import AuxTask, HiddenMean, Select, View, hookimpl
 
-WHERE = "mistake.views"
+WHERE = "mistake.edit of an image"
+CODE = "plugin/edit"
 
 
 @dataclass(frozen=True, kw_only=True)

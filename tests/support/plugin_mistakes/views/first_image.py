@@ -9,6 +9,8 @@ from torch import nn
 from lmmkit.api import AuxTask, HiddenMean, Select, View, hookimpl
 
 WHERE = "mistake.views"
+CODE = "plugin/raised"
+DATA = "text only"
 
 
 @dataclass(frozen=True)

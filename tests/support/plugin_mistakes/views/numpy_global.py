@@ -10,6 +10,7 @@ from torch import nn
 from lmmkit.api import AuxTask, HiddenMean, Select, View, hookimpl
 
 WHERE = "mistake.views"
+CODE = "plugin/not-pure"
 
 
 @dataclass(frozen=True)

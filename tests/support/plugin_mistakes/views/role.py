@@ -8,6 +8,7 @@ from torch import nn
 from lmmkit.api import AuxTask, HiddenMean, Select, Turn, View, hookimpl
 
 WHERE = "mistake.views"
+CODE = "plugin/returned"
 
 
 @dataclass(frozen=True, kw_only=True)

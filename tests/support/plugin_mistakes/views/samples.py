@@ -9,6 +9,7 @@ from torch import nn
 from lmmkit.api import AuxTask, HiddenMean, Select, hookimpl
 
 WHERE = "mistake.views"
+CODE = "plugin/returned"
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,10 @@
-"""Returns a module that is frozen as a whole, though it should learn."""
+"""Returns a module that is frozen as a whole: a fixed projection."""
 
 from dataclasses import dataclass
 
 from torch import nn
 
 from lmmkit.api import HiddenAt, Loss, Select, hookimpl
-
-WHERE = "mistake.modules"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,11 +8,15 @@ import pytest
 
 from lmmkit.errors import Problem, UserError
 from lmmkit.evaluate.run import evaluate
+from lmmkit.plan.dry_run.rehearsal import file_prepared
+from lmmkit.plan.dry_run.run import plugin_problems
+from lmmkit.registry import file_components
 from lmmkit.runs.run_folder import RunFolder
 from lmmkit.training.run import train
 from tests.conftest import MODEL, REST
+from tests.support import local_ranks
 
-FILE = Path(__file__).parent / "support" / "faulty_plugin.py"
+FILE = Path(__file__).resolve().parents[1] / "support" / "faulty_plugin.py"
 OWNER = {"edit": "token", "forward": "token", "score": "echo", "text_puzzle": "echo"}  # of the others: faulty
 STAGE = """
 plugins:
@@ -115,6 +119,19 @@ def test_a_data_worker_reports_the_fault_of_a_plugin(recipe, tmp_path):
     assert found.where.startswith("faulty.count, faulty_plugin.py:")
 
 
+def test_a_fault_on_one_rank_is_reported_once_and_ends_all(recipe, tmp_path):
+    read = recipe("value of rank 1")
+
+    def body(rank):
+        train(read, out=tmp_path / "run", trust_files=True)
+
+    codes = local_ranks.wait(local_ranks.start(2, body, tmp_path))
+    outputs = [local_ranks.output_of(tmp_path, rank) for rank in range(2)]
+    assert codes == [2, 2], outputs
+    assert "plugin/raised" in outputs[1] and "faulty.value, faulty_plugin.py:" in outputs[1]
+    assert "plugin/raised" not in outputs[0] and not any("Traceback" in each for each in outputs)
+
+
 @pytest.mark.parametrize(("gives", "code"), [("", "plugin/raised"), ("number", "plugin/returned")])
 @pytest.mark.parametrize(
     ("method", "task"), [("score", "restore"), ("text_puzzle", "restore"), ("puzzles", "terms")]
@@ -131,3 +148,22 @@ def test_an_evaluation_reports_the_fault_of_a_plugin(method, task, gives, code, 
 
 def test_a_plugin_without_a_fault_trains(recipe, tmp_path):
     assert train(recipe(), out=tmp_path / "run", trust_files=True).signal is None
+
+
+OLD = Path(__file__).resolve().parents[1] / "stored" / "plugin_api_1.py"
+
+
+def test_a_plugin_of_an_older_api_is_refused_with_what_to_change(tmp_path):
+    declared = OLD.read_text().replace("    text_loss", "    api: ClassVar[int] = 1\n    text_loss")
+    (tmp_path / "old.py").write_text(declared)
+    with pytest.raises(UserError) as error:
+        file_components(tmp_path / "old.py", trust_files=True)
+    (found,) = error.value.problems
+    assert found.code == "plugin/api-version" and "`repeat` for API version 1" in found.got
+    assert '`View(supervised=True)` is `View(supervision="train")`' in found.hint
+
+
+def test_a_plugin_that_uses_an_old_name_gets_the_new_one_in_the_hint():
+    (found,) = plugin_problems(file_prepared(str(OLD), trust_files=True))
+    assert found.code == "plugin/raised" and found.where.startswith("repeat.views, plugin_api_1.py:")
+    assert 'Since API 2: `View(supervised=True)` is `View(supervision="train")`.' in found.hint

@@ -33,7 +33,7 @@ from lmmkit.api.puzzle import Puzzle
 from lmmkit.api.sample import Image, ImageEdit, Label, Role, Sample, Turn, View
 from lmmkit.errors import UserError
 from lmmkit.errors.plan import INSERT
-from lmmkit.plugin_guard import calling, place_of, returned, shown
+from lmmkit.plugin_calls.guard import calling, place_of, returned, shown
 
 if TYPE_CHECKING:
     from lmmkit.api.batch import Batch
@@ -66,13 +66,23 @@ def reset(name: str, part: nn.Module, fill: Callable[[], object]) -> None:
         fill()
 
 
-def tokens(name: str, module: nn.Module, width: int) -> Tensor:
-    """Returns the embeddings of learned tokens, [n, D]."""
-    with calling(name, "forward", module):
+def tokens(name: str, module: nn.Module, width: int, owner: object = None) -> Tensor:
+    """Returns the embeddings of learned tokens, [n, D]. `owner`: the strategy, if it is at hand."""
+    with calling(name, "forward", owner or module):
         found = module()
     if not isinstance(found, Tensor) or found.ndim != 2 or found.shape[1] != width:
-        raise returned(name, "forward", module, shown(found), f"embeddings [n, {width}]")
+        raise returned(name, "forward", owner or module, shown(found), f"embeddings [n, {width}]")
     return found
+
+
+def provides(strategy: TokenStrategy) -> tuple[str, ...]:
+    """Returns the names of the tokens of a strategy."""
+    found: Any = strategy.provides
+    if not isinstance(found, tuple | list) or not all(isinstance(name, str) for name in found):
+        raise returned(
+            strategy.name, "provides", strategy, shown(found), 'a tuple of names, such as ("drt",)'
+        )
+    return tuple(found)
 
 
 def edit(strategy: TokenStrategy, view: View) -> Sequence[Insert]:
@@ -84,7 +94,7 @@ def edit(strategy: TokenStrategy, view: View) -> Sequence[Insert]:
         raise returned(name, "edit", strategy, shown(found), "a list of Insert")
     places = get_args(InsertAt)
     for each in found:
-        unknown = each.at not in places or each.token_name not in strategy.provides
+        unknown = each.at not in places or each.token_name not in provides(strategy)
         unfit = (each.at == "after_token") != isinstance(each.token, str)
         if unknown or unfit or not _rows(each.n):
             where = f"{name}.edit, {place_of(strategy, 'edit')}"

@@ -1,10 +1,8 @@
-"""Fails if there are no rows."""
+"""Would fail without rows: `value` is not called for a micro-batch without items."""
 
 from dataclasses import dataclass
 
 from lmmkit.api import HiddenAt, Loss, Select, hookimpl
-
-WHERE = "mistake.value"
 
 
 @dataclass(frozen=True, kw_only=True)

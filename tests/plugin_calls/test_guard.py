@@ -14,7 +14,7 @@ from lmmkit.api import Ctx, HiddenAt, Loss, Select
 from lmmkit.errors import UserError
 from lmmkit.errors.training import EMPTY_TERM
 from lmmkit.objective import sum_by_name
-from lmmkit.plugin_guard import TRACEBACK, calling, place_of
+from lmmkit.plugin_calls.guard import TRACEBACK, calling, place_of
 from tests.support.faulty_plugin import Faulty
 
 
@@ -34,7 +34,7 @@ def fault(call, owner) -> str:
 
 def test_a_method_with_a_wrong_signature_is_a_fault_of_the_plugin():
     loss = OneArgument(name="mine")
-    assert fault(partial(loss.value, None), loss).startswith("mine.value, test_plugin_guard.py:")  # type: ignore[call-arg]
+    assert fault(partial(loss.value, None), loss).startswith("mine.value, test_guard.py:")  # type: ignore[call-arg]
 
 
 def test_a_method_that_is_not_implemented_is_a_fault_of_the_plugin():

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lmmkit.api.components import CHANGES, OLD_NAMES
 from lmmkit.errors import LmmkitError, UserError
 from lmmkit.errors.plan import RAISED, RETURNED
 
@@ -51,7 +52,10 @@ def calling(name: str, method: str, owner: object) -> Iterator[None]:
         place = f"{Path(own[-1][0]).name}:{own[-1][1]}" if own else place_of(owner, method)
         text = next(iter(str(error).splitlines()), "")[:LONGEST]
         got = f"{type(error).__name__}: {text}" if text else type(error).__name__
-        raise UserError(RAISED.at(f"{name}.{method}, {place}", got=got, variable=TRACEBACK)) from error
+        changes = CHANGES[OLD_NAMES[text]] if text in OLD_NAMES else ""
+        changed = f"Since API {OLD_NAMES[text]}: {changes}. " if changes else ""
+        where = f"{name}.{method}, {place}"
+        raise UserError(RAISED.at(where, got=got, changed=changed, variable=TRACEBACK)) from error
 
 
 def _is_theirs(error: Exception, owner: object, frames: Sequence[tuple[FrameType, int]]) -> bool:
@@ -93,9 +97,9 @@ def packages(owner: object) -> set[str]:
     return {name.partition(".")[0] for name in names} - {*NOT_THEIRS, ""}
 
 
-def place_of(owner: object, method: str) -> str:
-    """Returns "file:line" of a method, or of the class that should have it."""
-    cls = type(owner)
+def place_of(owner: object, method: str = "") -> str:
+    """Returns "file:line" of a method of an object or class, or of the class that should have it."""
+    cls = owner if isinstance(owner, type) else type(owner)
     found = inspect.getattr_static(cls, method, None)
     found = found.fget if isinstance(found, property) else found
     for thing in (found, cls, owner):
@@ -111,7 +115,7 @@ def place_of(owner: object, method: str) -> str:
 
 def _shared(file: str) -> bool:
     """Returns whether a file is part of lmmkit or torch."""
-    roots = (Path(__file__).parent, Path(str(torch.__file__)).parent)
+    roots = (Path(__file__).parent.parent, Path(str(torch.__file__)).parent)
     return any(Path(file).is_relative_to(root) for root in roots)
 
 

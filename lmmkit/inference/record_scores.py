@@ -1,0 +1,100 @@
+"""Log-probabilities of records by a model, stored in the records for terms that compare with them later."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from lmmkit.api.components import Loss
+from lmmkit.api.needs import LogProb
+from lmmkit.api.sample import Sample
+from lmmkit.data.packing import SizedSample, read_images
+from lmmkit.data.pipeline import cut
+from lmmkit.data.sources.llava_json import JsonRecords
+from lmmkit.data.sources.records import Records
+from lmmkit.errors import UserError
+from lmmkit.errors.commands import NO_SCORES
+from lmmkit.objective import Objective
+from lmmkit.plan.prepare import Prepared
+from lmmkit.progress import counted
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Scores(Loss):
+    """Reads log-probabilities, and adds nothing."""
+
+    read: tuple[LogProb, ...]
+
+    @property
+    def needs(self) -> tuple[LogProb, ...]:
+        return self.read
+
+    def count(self, batch) -> int:
+        return 0
+
+
+def score_names(prepared: Prepared, stage: str) -> dict[str, LogProb]:
+    """Returns the log-probabilities that the terms of a stage read, of the trained model, by the names under which
+    they are stored: "logp_VIEW" or "logp_VIEW_ROLE", and numbered from the second selection of one view on.
+
+    Raises `UserError` if there are none, or if a source of the stage is not a file of records.
+    """
+    names: dict[str, LogProb] = {}
+    for select in dict.fromkeys(n.at for n in prepared.plans[stage].needs if isinstance(n, LogProb)):
+        name = "_".join(["logp", select.view, *filter(None, [select.view_role])])
+        same = sum(other == name or other.startswith(f"{name}__") for other in names)
+        names[f"{name}__{same + 1}" if same else name] = LogProb(select)
+    where = prepared.recipe.where(f"stages.{stage}")
+    if not names:
+        raise UserError(NO_SCORES.at(where, got="terms that read no log-probabilities"))
+    for source in prepared.recipe.stages[stage].data:
+        if not isinstance(prepared.sources[source].indexed, JsonRecords):
+            raise UserError(NO_SCORES.at(prepared.recipe.where(f"data.{source}"), got=f"shards in {source}"))
+    return names
+
+
+@torch.no_grad()
+def scored_records(
+    prepared: Prepared, stage: str, objective: Objective, device: torch.device, dropped: Counter[str]
+) -> Iterator[dict[str, Any]]:
+    """Yields the records of a stage's sources with the sums of their log-probabilities, in order.
+
+    The views are those of the first epoch. A record of which no view fits is left out, and counted in `dropped`.
+    """
+    names = score_names(prepared, stage)
+    needs = tuple(dict.fromkeys(names.values()))
+    term = _Scores(name="scores", read=needs)
+    packer = replace(prepared.packer(stage), needs=needs, terms=(term,))
+    views, reader = prepared.views(stage), prepared.reader()
+    objective.terms, objective.references = (term,), ()
+    objective.eval()
+    for source in prepared.recipe.stages[stage].data:
+        records, waiting = prepared.sources[source], deque[int]()
+
+        def sized(
+            records: Records = records, waiting: deque[int] = waiting, source: str = source
+        ) -> Iterator[SizedSample]:
+            for i in counted(f"scoring {source}", range(len(records))):
+                sample: Sample = records[i]
+                if members := views.fitting(sample, 0, dropped):
+                    waiting.append(i)
+                    yield packer.sized(members, source)
+
+        for part in cut(sized(), prepared.recipe.speed.tokens):
+            batch, _ = packer.pack(part, read_images(part, reader))
+            ctx = objective(batch.to(device)).ctxs[term.name]
+            found: Sequence[dict[str, float]] = [{} for _ in part]
+            for name, need in names.items():
+                (sum_N,) = ctx.by_sample(need)
+                for n, value in zip(
+                    sorted(set(batch.item_samples(need).tolist())), sum_N.tolist(), strict=True
+                ):
+                    found[n][name] = value
+            for scores in found:
+                value = records.indexed.record(waiting.popleft()).value
+                assert isinstance(value, dict), "the index lists only good records"
+                yield {**value, **scores}

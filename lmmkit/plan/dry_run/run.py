@@ -1,0 +1,141 @@
+"""The dry run of a recipe: all checks of all its plugins, in the stages that use them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+
+from torch import nn
+
+from lmmkit import plugin_calls
+from lmmkit.api.components import AuxTask, Term, ViewMaker
+from lmmkit.api.needs import selector, selects_rows
+from lmmkit.api.sample import Sample, View
+from lmmkit.data.packing import SizedSample
+from lmmkit.data.pipeline import Pipeline
+from lmmkit.data.sources.other_samples import SourceSamples
+from lmmkit.errors import Problem, UserError
+from lmmkit.errors.dry_run import NO_ITEMS
+from lmmkit.plan.dry_run import label_checks, module_checks, term_checks, token_checks, view_checks
+from lmmkit.plan.dry_run.label_checks import LabelSubject
+from lmmkit.plan.dry_run.module_checks import ModuleSubject
+from lmmkit.plan.dry_run.subject import first_problems, problem
+from lmmkit.plan.dry_run.term_checks import TermSubject
+from lmmkit.plan.dry_run.token_checks import TokenSubject
+from lmmkit.plan.dry_run.view_checks import ViewSubject
+from lmmkit.plan.prepare import Prepared
+
+SAMPLES = 12  # of the micro-batches
+ASKED = 64  # samples whose views are made
+SEARCHED = 512  # samples among which one must concern a plugin
+
+
+def plugin_problems(prepared: Prepared) -> list[Problem]:
+    """Returns the problems of all plugins of a recipe, each once."""
+    problems: list[Problem] = []
+    modules: dict[str, nn.Module | None] = {}
+    for name, component in prepared.instances.components.items():
+        subject = ModuleSubject(component, prepared.dims, prepared.recipe.seed)
+        problems += first_problems(module_checks.CHECKS, subject)
+        if not problems:
+            modules[name] = subject.module
+    if not problems:
+        checked: set[str] = set()
+        for stage in prepared.plans:
+            problems += _stage(prepared, stage, modules, checked)
+    return list(dict.fromkeys(problems))
+
+
+def _stage(
+    prepared: Prepared, stage: str, modules: dict[str, nn.Module | None], checked: set[str]
+) -> list[Problem]:
+    """Returns the problems of the plugins of a stage. Terms in `checked` were checked in an earlier stage."""
+    plan = prepared.plans[stage]
+    problems: list[Problem] = []
+    samples = list(islice(stage_samples(prepared.pipeline(stage)), ASKED))
+    for strategy, _ in plan.strategies:
+        views = [View(sample=sample, supervision="train") for sample in samples[:SAMPLES]]
+        problems += first_problems(token_checks.CHECKS, TokenSubject(strategy, views))
+    for loss in plan.losses:
+        problems += first_problems(label_checks.CHECKS, LabelSubject(loss, samples, prepared.dims))
+    for task in plan.makers:
+        problems += first_problems(view_checks.CHECKS, view_subject(prepared, stage, task))
+    if problems:  # the micro-batches could not be made
+        return problems
+    for term in (term for term in plan.terms if term.name not in checked):
+        checked.add(term.name)
+        subject = term_subject(prepared, stage, term, modules[term.name])
+        if isinstance(term, AuxTask) and term.text_loss:
+            problems += _without_targets(subject, term)
+        else:
+            problems += first_problems(term_checks.CHECKS, subject)
+    return problems
+
+
+def stage_samples(pipeline: Pipeline) -> Iterator[Sample]:
+    """Yields the samples of a stage that can be read, in the order of training."""
+    for k in range(min(pipeline.total, SEARCHED)):
+        source, _, record = pipeline.order.at(k)
+        try:
+            yield pipeline.sources[source][record]
+        except UserError:  # a bad record: it is reported, or skipped, elsewhere
+            continue
+
+
+def view_subject(prepared: Prepared, stage: str, task: ViewMaker) -> ViewSubject:
+    """Returns a task with the first samples of a stage, or with more if it makes no view of these."""
+    every = stage_samples(prepared.pipeline(stage))
+    samples = list(islice(every, ASKED))
+    subject = ViewSubject(task, samples, prepared.recipe.seed, prepared.dims)
+    try:
+        enough = bool(subject.all)
+    except UserError:  # the checks will report it
+        enough = True
+    return subject if enough else replace(subject, samples=[*samples, *every])
+
+
+def term_subject(prepared: Prepared, stage: str, term: Term, module: nn.Module | None) -> TermSubject:
+    """Returns a term with laid-out samples of a stage, with items of the term among them if there are any."""
+    laid_out = _laid_out(prepared.pipeline(stage))
+    samples = list(islice(laid_out, SAMPLES))
+    if not any(_concerns(term, sample) for sample in samples):
+        samples = [*islice((s for s in laid_out if _concerns(term, s)), SAMPLES // 2), *samples][:SAMPLES]
+    return TermSubject(
+        term, module.eval() if module is not None else None, prepared.packer(stage), samples, prepared.dims
+    )
+
+
+def _laid_out(pipeline: Pipeline) -> Iterator[SizedSample]:
+    """Yields the samples of a stage, laid out, without those of which nothing is left."""
+    pool = SourceSamples.among(list(islice(stage_samples(pipeline), ASKED)))
+    for sample in stage_samples(pipeline):
+        try:
+            members = pipeline.views.fitting(sample, 0, Counter(), pool)
+        except UserError as error:
+            if any(each.code.startswith("plugin/") for each in error.problems):
+                raise
+            continue  # a sample that is too long: the estimate of the cost reports it
+        if members:
+            yield pipeline.packer.sized(members)
+
+
+def _concerns(term: Term, sample: SizedSample) -> bool:
+    """Returns whether a sample has rows or views that a term reads."""
+    if isinstance(term, AuxTask):
+        return any(view.name == term.name for view, _ in sample.members)
+    needs = plugin_calls.needs(term)
+    return any(
+        selects_rows(need, layout)
+        for need in needs for view, layout in sample.members if selector(need).takes(view)
+    )  # fmt: skip
+
+
+def _without_targets(subject: TermSubject, task: AuxTask) -> Sequence[Problem]:
+    """Returns a problem if a task with a text loss has views, but nothing in them is learned."""
+    batch = subject.pack(subject.samples)
+    if batch.count[task.name]:
+        return ()
+    got = f"nothing to learn in the views of {len(subject.samples)} samples"
+    return [problem(NO_ITEMS, task.name, "views", task, got)]

@@ -1,0 +1,105 @@
+"""Stored log-probabilities: the values of the records, their names, and a run that compares with them."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from lmmkit.cli import app
+from lmmkit.errors import UserError
+from lmmkit.inference.load import load
+from lmmkit.inference.record_scores import score_names, scored_records
+from lmmkit.plan.prepare import prepare
+from lmmkit.weights.weights_hash import weights_hash
+from tests.training.test_reference import TEXT, WHOLE, preferred, run
+
+STORED = """
+from dataclasses import dataclass, replace
+from lmmkit_zoo.dpo import Dpo
+from lmmkit.api import hookimpl
+
+@dataclass(frozen=True, kw_only=True)
+class Stored(Dpo):
+    @property
+    def needs(self):
+        return tuple(self.read(role, "policy") for role in self.roles[:2])
+    def count(self, batch):
+        return batch.samples_with(*self.needs)
+    def views(self, sample, rng):
+        made = super().views(sample, rng)
+        return [replace(v, labels={"ref": sample.meta.get(f"logp_dpo_{v.role}", 0.0)}) for v in made]
+    def rewards(self, ctx, better, worse):
+        refs = ctx.label("ref").view(-1, 2)
+        a, b = ctx.by_sample(self.read(better, "policy"), self.read(worse, "policy"))
+        return self.beta * (a - refs[:, 0]), self.beta * (b - refs[:, 1])
+
+@hookimpl
+def lmmkit_components():
+    return {"stored": Stored}
+"""
+
+
+@pytest.fixture
+def written(tiny, scenes, tmp_path):
+    """Returns (recipe of DPO, recipe of the stored kind, records file to write), on records with two answers."""
+    rows = json.loads((scenes / "finetune.json").read_text())[:24]
+    for i, row in enumerate(rows):
+        row["rejected"] = ("a blue square", "no")[i % 2]
+    records = tmp_path / "pairs.json"
+    records.write_text(json.dumps(rows))
+    (tmp_path / "stored.py").write_text(STORED)
+    text = (
+        TEXT.replace("TRAIN", WHOLE)
+        .replace("crop: 0.3, ", "")
+        .replace("records: finetune.json", f"records: {records}")
+    )
+    kind = text.replace("dpo.py:dpo'", "X").replace("    reference: start\n", "")
+    kind = (
+        kind[: kind.index("{use: '")]
+        + f"{{use: '{tmp_path}/stored.py:stored', beta: 0.5}}\n"
+        + kind[kind.index("stages:") :]
+    )
+    return tiny(text=text), kind, tmp_path / "rows.jsonl", tmp_path
+
+
+def test_a_run_that_compares_with_stored_values_is_one_with_the_reference(written, tiny):
+    recipe, kind, rows, folder = written
+    whole = run(recipe, folder / "whole")
+    (folder / "kind.yaml").write_text(kind)
+    words = [
+        "reference", whole.model("first"), folder / "kind.yaml", "--stage", "prefer", "--out", rows, "--trust-files",
+        "--root", recipe.root,
+    ]  # fmt: skip
+    result = CliRunner().invoke(app, list(map(str, words)))
+    assert result.exit_code == 0, (result.output, result.exception)
+    found = [json.loads(line) for line in rows.read_text().splitlines()]
+    assert len(found) == 24 and {each["reference"] for each in found} == {weights_hash(whole.model("first"))}
+    again = CliRunner().invoke(app, list(map(str, words)))
+    assert again.exit_code == 2 and "reference/exists" in again.output
+    assert not list(folder.glob(".*")), "no file is left"
+    missing = CliRunner().invoke(app, [*map(str, words[:-6]), "--stage", "absent", *map(str, words[5:])])
+    assert missing.exit_code == 2 and "absent" in missing.output
+    stored = run(tiny(text=kind.replace("pairs.json", "rows.jsonl")), folder / "stored")
+    assert preferred(stored) == pytest.approx(preferred(whole), rel=1e-4)
+    assert preferred(stored)[0] == pytest.approx(0.693147, rel=1e-4)
+
+
+def test_the_scores_are_those_of_one_record_at_a_time(written, tiny):
+    recipe, kind, _, folder = written
+    model = run(tiny("stages.first.length.steps=1", text=kind), folder / "run", stage="first").model("first")
+    objective, device = load(model).objective, torch.device("cpu")
+    lines = []
+    for tokens in (1, 4096):
+        prepared = prepare(tiny(f"speed.tokens={tokens}", text=kind), trust_files=True)
+        assert list(score_names(prepared, "prefer")) == ["logp_dpo_chosen", "logp_dpo_rejected"]
+        lines.append(list(scored_records(prepared, "prefer", objective, device, Counter())))
+    for alone, together in zip(*lines, strict=True):
+        for name in ("logp_dpo_chosen", "logp_dpo_rejected"):
+            assert alone[name] == pytest.approx(together[name], rel=1e-5) and alone[name] < 0
+        assert alone["id"] == together["id"] and "conversations" in alone
+    with pytest.raises(UserError, match="reference/no-scores"):
+        score_names(prepared, "first")

@@ -1,0 +1,80 @@
+"""Each mistake of `plugin_mistakes/` is reported under its name; sound plugins are not."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+
+from lmmkit.errors import Problem, UserError
+from lmmkit.plan.dry_run.run import plugin_problems, view_subject
+from lmmkit.plan.dry_run.second_process import other_views
+from lmmkit.plan.prepare import prepare
+from lmmkit.recipe import read_recipe
+from lmmkit.recipe.shipped import shipped
+from tests.plugins.test_zoo import offered  # noqa: F401
+from tests.support.mistakes import FOLDER, MISTAKES, constants, recipe_text
+
+SOUND = sorted((FOLDER.parent / "sound_plugins").glob("*.py"))
+
+
+def problems(recipe, *, second_process: bool = False) -> list[Problem]:
+    """Returns what `lmmkit check` finds in a recipe's plugins, or `lmmkit plugins test`."""
+    try:
+        prepared = prepare(recipe, trust_files=True)
+    except UserError as error:
+        return list(error.problems)
+    found = plugin_problems(prepared)
+    if second_process and not found:
+        found = other_views({t.name: view_subject(prepared, "only", t) for t in prepared.plans["only"].tasks})
+    return found
+
+
+@pytest.mark.parametrize("path", MISTAKES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_a_mistake_is_reported_at_its_method(path, tiny, tmp_path):
+    random.seed(0)  # for a mistake that draws from it
+    of, overrides = constants(path), []
+    if "DATA" in of:
+        talk = [{"from": "human", "value": "Is it so?"}, {"from": "gpt", "value": "It is."}]
+        records = [{"id": str(i), "conversations": talk} for i in range(20)]
+        (tmp_path / "text.json").write_text(json.dumps(records))
+        overrides = [f"data.questions.records={tmp_path / 'text.json'}"]
+    recipe = tiny(*overrides, text=recipe_text(path))
+    found = problems(recipe, second_process="SECOND" in of)
+    assert [p.code for p in found] == [of["CODE"]]
+    where = found[0].where.split(", ")[0]
+    assert where.endswith(of["WHERE"])
+    assert of["WHERE"].startswith("plugins.") or f"{path.name}:" in found[0].where
+
+
+@pytest.mark.parametrize("path", SOUND, ids=lambda path: path.stem)
+def test_a_sound_plugin_has_no_problem(path, tiny):
+    assert problems(tiny(text=recipe_text(path)), second_process=True) == []
+
+
+SCENES = [name for name, path in shipped().items() if "vision:    {width" in path.read_text()]
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_the_plugins_of_a_shipped_recipe_have_no_problem(name, scenes, offered):  # noqa: F811
+    """Tries those on drawn scenes; `tests/test_recipes.py` checks the others with true shapes."""
+    assert plugin_problems(prepare(read_recipe(shipped()[name], root=scenes))) == []
+
+
+def test_the_paper_s_plugins_have_no_problem(tiny):
+    prepared = prepare(tiny())
+    assert plugin_problems(prepared) == []
+    for stage, plan in prepared.plans.items():
+        assert other_views({task.name: view_subject(prepared, stage, task) for task in plan.tasks}) == []
+
+
+def test_the_dry_run_draws_from_no_global_generator(tiny):
+    import numpy as np
+    import torch
+
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    assert plugin_problems(prepare(tiny())) == []
+    after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    assert before[:2] == after[:2] and torch.equal(before[2], after[2])
+    assert not torch.are_deterministic_algorithms_enabled()

@@ -1,0 +1,25 @@
+"""Has a dictionary as a setting."""
+
+from dataclasses import dataclass
+
+from lmmkit.api import AttnMass, Loss, Select, hookimpl
+
+WHERE = "plugins.mistake"
+CODE = "plugin/setting-type"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mistake(Loss):
+    scale: dict[str, float] | None = None
+
+    @property
+    def needs(self):
+        return (AttnMass(q=Select(supervised=True)),)
+
+    def value(self, ctx):
+        return (1 - ctx[self.needs[0]]).sum()
+
+
+@hookimpl
+def lmmkit_components():
+    return {"mistake": Mistake}

@@ -1,0 +1,42 @@
+"""Asks the wrong way round whether there are images, and so makes no view."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lmmkit.api import AuxTask, HiddenMean, Select, View, hookimpl
+
+WHERE = "mistake.views"
+CODE = "plugin/no-views"
+
+
+@dataclass(frozen=True)
+class Turned:
+    quarter: int
+
+    def __call__(self, pixels_CXY):
+        return torch.rot90(pixels_CXY, self.quarter, (1, 2))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mistake(AuxTask):
+    @property
+    def needs(self):
+        return (HiddenMean(Select(view=self.name, kind="image")),)
+
+    def modules(self, dims):
+        return nn.Linear(dims.width, 4)
+
+    def views(self, sample, rng):
+        return [] if sample.images else [View(sample=sample, labels={"quarter": 0})]
+
+    def value(self, ctx):
+        logits = ctx.module(ctx[self.needs[0]]).float()
+        return F.cross_entropy(logits, ctx.label("quarter").long(), reduction="sum")
+
+
+@hookimpl
+def lmmkit_components():
+    return {"mistake": Mistake}
