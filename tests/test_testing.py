@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import runpy
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -53,6 +57,23 @@ def test_a_paper_s_plugin_alone_has_no_problem(component):
 
 def test_a_term_that_reads_a_reference_has_no_problem():
     assert dry_run(Dpo(name="dpo")) == []
+
+
+def python_block(file: str, word: str) -> str:
+    """Returns the Python block of a document that contains `word`."""
+    text = (Path(__file__).parent.parent / file).read_text(encoding="utf-8")
+    (found,) = (b for b in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL) if word in b)
+    return found
+
+
+def test_the_test_in_the_docs_passes_on_the_plugin_in_readme(tmp_path, monkeypatch):
+    (tmp_path / "my_loss.py").write_text(python_block("README.md", "class LookEnough"))
+    (tmp_path / "test_it.py").write_text(python_block("docs/plugins.md", "fake_ctx"))
+    monkeypatch.syspath_prepend(tmp_path)
+    found = runpy.run_path(str(tmp_path / "test_it.py"))
+    passed = [call() for name, call in found.items() if name.startswith("test_")]
+    assert passed == [None, None]
+    sys.modules.pop("my_loss")
 
 
 def test_views_are_made_in_a_second_process_on_request():

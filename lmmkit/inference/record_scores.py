@@ -68,8 +68,8 @@ def scored_records(
     names = score_names(prepared, stage)
     needs = tuple(dict.fromkeys(names.values()))
     term = _Scores(name="scores", read=needs)
-    packer = replace(prepared.packer(stage), needs=needs, terms=(term,))
-    views, reader = prepared.views(stage), prepared.reader()
+    packer, pipeline = replace(prepared.packer(stage), needs=needs, terms=(term,)), prepared.pipeline(stage)
+    views, reader = pipeline.views, pipeline.reader
     objective.terms, objective.references = (term,), ()
     objective.eval()
     for source in prepared.recipe.stages[stage].data:
@@ -80,7 +80,7 @@ def scored_records(
         ) -> Iterator[SizedSample]:
             for i in counted(f"scoring {source}", range(len(records))):
                 sample: Sample = records[i]
-                if members := views.fitting(sample, 0, dropped):
+                if members := views.fitting(sample, 0, dropped, pipeline.other_samples(source)):
                     waiting.append(i)
                     yield packer.sized(members, source)
 

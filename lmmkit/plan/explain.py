@@ -9,9 +9,10 @@ from collections.abc import Iterable
 from itertools import islice
 
 import numpy as np
+from pydantic import ValidationError
 
 from lmmkit import plugin_calls
-from lmmkit.api.components import AuxTask, Component
+from lmmkit.api.components import AuxTask, Component, Term, TokenStrategy, ViewMaker
 from lmmkit.api.layout import Layout, Span
 from lmmkit.api.needs import (
     AttnMass,
@@ -29,7 +30,7 @@ from lmmkit.api.sample import Label
 from lmmkit.data.image_markers import marked
 from lmmkit.data.packing import read_images
 from lmmkit.data.views import dropped_text
-from lmmkit.plan.instances import setting_types
+from lmmkit.plan.instances import build_component, default_of, setting_types
 from lmmkit.plan.prepare import Prepared
 from lmmkit.plan.stage_plan import StagePlan
 from lmmkit.recipe import Weight
@@ -180,6 +181,28 @@ def component_text(name: str, found: FoundComponent) -> str:
     ]
     types = setting_types(cls)
     for field in setting_fields(cls):
-        default = "required" if field.default is dataclasses.MISSING else f"default {field.default!r}"
-        lines.append(f"  {field.name}: {types[field.name]}  ({default})")
-    return "\n".join(lines)
+        default = default_of(field)
+        shown = "required" if default is ... else f"default {default!r}"
+        lines.append(f"  {field.name}: {types[field.name]}  ({shown})")
+    return "\n".join([*lines, *_behaviour(name, cls)])
+
+
+def _behaviour(name: str, cls: type[Component]) -> list[str]:
+    """Returns lines about the tokens, views and needs of a component that has its default settings."""
+    try:
+        component = build_component(cls, name, {})
+    except ValidationError:
+        return ["", "what it reads depends on the required settings: see `lmmkit plugins explain RECIPE`"]
+    lines = []
+    if isinstance(component, TokenStrategy):
+        lines.append(f"provides tokens: {', '.join(plugin_calls.provides(component))}")
+    if isinstance(component, ViewMaker):
+        lines.append(f"makes views: {', '.join(role or name for role in component.roles)}")
+    if isinstance(component, Term):
+        needs = plugin_calls.needs(component)
+        lines += (
+            ["reads, with the default settings:", *(f"  {need_text(need)}" for need in needs)]
+            if needs
+            else []
+        )
+    return ["", *lines] if lines else []

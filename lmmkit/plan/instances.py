@@ -99,7 +99,7 @@ def _plain(hint: object) -> bool:
 def build_component(cls: type[Component], name: str, settings: Mapping[str, object]) -> Component:
     """Returns a component with these settings. Types are strict. Raises pydantic's `ValidationError`."""
     annotated: dict[str, Any] = {
-        f.name: (f.type if not isinstance(f.type, str) else _hints(cls)[f.name], _default(f))
+        f.name: (f.type if not isinstance(f.type, str) else _hints(cls)[f.name], default_of(f))
         for f in setting_fields(cls)
     }
     form = create_model(
@@ -115,7 +115,8 @@ def _hints(cls: type) -> dict[str, object]:
     return get_type_hints(cls)
 
 
-def _default(f: Field) -> object:
+def default_of(f: Field) -> object:
+    """Returns the default of a setting; `...` if it is required."""
     if f.default_factory is not MISSING:
         return f.default_factory()
     return ... if f.default is MISSING else f.default

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from lmmkit.errors import Problem, UserError
-from lmmkit.plan.dry_run.run import plugin_problems, view_subject
+from lmmkit.plan.dry_run.run import narrowed, plugin_problems, view_subject
 from lmmkit.plan.dry_run.second_process import other_views
 from lmmkit.plan.prepare import prepare
 from lmmkit.recipe import read_recipe
@@ -67,6 +67,38 @@ def test_the_paper_s_plugins_have_no_problem(tiny):
     assert plugin_problems(prepared) == []
     for stage, plan in prepared.plans.items():
         assert other_views({task.name: view_subject(prepared, stage, task) for task in plan.tasks}) == []
+
+
+HARD = """
+from dataclasses import dataclass
+from torch import nn
+from lmmkit.api import HiddenAt, Loss, Select, hookimpl
+
+@dataclass(frozen=True, kw_only=True)
+class Head(Loss):
+    @property
+    def needs(self):
+        return (HiddenAt(Select(supervised=True)),)
+    def modules(self, dims):
+        return nn.Linear(WIDTH, 2)
+    def value(self, ctx):
+        return ctx.module(ctx[self.needs[0]]).square().sum()
+
+@hookimpl
+def lmmkit_components():
+    return {"mistake": Head}
+"""
+
+
+@pytest.mark.parametrize(("width", "codes"), [(1024, []), (1000, ["plugin/raised"])])
+def test_a_wide_model_is_tried_narrow_and_a_problem_is_confirmed(width, codes, tiny, tmp_path):
+    """Takes a plugin that works with one width only: that of the recipe, or another."""
+    file = tmp_path / "hard.py"
+    file.write_text(HARD.replace("WIDTH", str(width)))
+    wide = "model.text={width: 1024, depth: 1, heads: 8, mlp: 48, context: 256}"
+    prepared = prepare(tiny(wide, text=recipe_text(file)), trust_files=True)
+    assert narrowed(prepared.dims).width == 96 and narrowed(narrowed(prepared.dims)).width == 96
+    assert [p.code for p in plugin_problems(prepared)] == codes
 
 
 def test_the_dry_run_draws_from_no_global_generator(tiny):
