@@ -73,11 +73,14 @@ def test_answers_that_differ_from_those_to_questions_alone_are_printed():
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
-def test_the_table_of_answers_breaks_no_word(width, monkeypatch):
+@pytest.mark.parametrize(
+    "controls", [("", "_blank", "_swapped"), ("", "_blank", "_black", "_swapped", "_none")]
+)
+def test_the_table_of_answers_breaks_no_word(width, controls, monkeypatch):
     console = Console(width=width, record=True, soft_wrap=True, markup=False)
     monkeypatch.setattr(common, "out", console)
     figure = Figure(value=0.7612, low=0.7401, high=0.7823, chance=0.25, n=1500)
-    names = [f"accuracy{c}{d}" for c in ("", "_blank", "_swapped") for d in ("", "/relation", "/presence")]
+    names = [f"accuracy{c}{d}" for c in controls for d in ("", "/relation", "/presence")]
     lines = QuestionsTask("answers", Task(data="x")).table(dict.fromkeys(names, figure))
     common.print_table(aligned("answers", lines))
     text = console.export_text()

@@ -139,7 +139,8 @@ class QuestionsTask(EvalTask):
         lines: list[Line] = [("questions", *images, "majority", "n")]
         for detail in (*details, ""):
             first, *others = (figures[condition + detail] for condition in conditions)
-            shown = [figure.in_percent() for figure in (first, *others)]
+            narrow = len(others) > 2  # intervals of all would not fit in 80 columns
+            shown = [first.in_percent(), *(percent(f.value) if narrow else f.in_percent() for f in others)]
             lines.append((detail.removeprefix("/") or "all", *shown, percent(first.chance), str(first.n)))
         return lines
 
