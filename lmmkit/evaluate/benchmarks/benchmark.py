@@ -123,6 +123,7 @@ class Benchmark(ABC):
         for name, figure in figures.items():
             scale = 100.0 if name.startswith(SHARES) and "/" not in name else self.scale
             value = figure.as_difference(scale) if name.startswith(DIFFERENCES) else figure.scaled(scale)
+            value += "" if scale == self.scale else " %"
             chance = "" if figure.chance is None else f"{scale * figure.chance:.1f}"
             lines.append((name, value, chance, f"{figure.n:,}"))
         return lines

@@ -59,7 +59,7 @@ def test_differences_have_signs_and_shares_of_the_probe_are_in_percent():
     names = ("perception", "visual_gain", "visual_gain/perception", "changed_blank")
     lines = BenchmarkTask("mme", Task(kind="mme", files=".")).table(dict.fromkeys(names, figure))
     assert [line[1] for line in lines] == [
-        "points", "-0.5 (-0.8-0.2)", "-50.0 (-75.0 to +25.0)", "-0.5 (-0.8 to +0.2)", "-50.0 (-75.0-25.0)",
+        "points", "-0.5 (-0.8-0.2)", "-50.0 (-75.0 to +25.0) %", "-0.5 (-0.8 to +0.2)", "-50.0 (-75.0-25.0) %",
     ]  # fmt: skip
 
 
