@@ -37,7 +37,7 @@ TILE, WORD, BEND, SIDE = 1.2, 1.86, 1.6, 3.3
 
 @dataclass(frozen=True)
 class Cell:
-    """One row of the forest as it is drawn: kind, word or number of a picture's tile."""
+    """Describes one row of the forest as it is drawn: kind, word or number of an image tile."""
 
     kind: str
     text: str = ""
@@ -46,12 +46,12 @@ class Cell:
 
     @property
     def width(self) -> float:
-        """Tiles are square, words are wide."""
+        """Returns the width: tiles are square, words are wide."""
         return TILE if self.tile >= 0 else WORD if self.kind in ("caption", "read words") else 1.25
 
 
 def views() -> list[list[Cell]]:
-    """The three views of stage 1: next_token's, text_order's, image_order's."""
+    """Returns the three views of stage 1: next_token's, text_order's, image_order's."""
     bos = [Cell("bos", "bos")]
     image = [Cell("image", tile=i) for i in range(9)]
     shuffled = [Cell("shuffled image", tile=i) for i in SHUFFLE]
@@ -105,8 +105,8 @@ def _draw_trees(axes, cells: dict[int, Cell], paths) -> None:
     _leaf(axes, up + 0.4, high, "next_token, guided_loss", "write the caption, look at the image")
     _leaf(axes, down - 5 * WORD + 0.1, low - 2.0, "text_order", "write it from its shuffled words")
     _leaf(axes, other + 0.4, own, "image_order", "which of K permutations?")
-    _picture(axes, range(9), mid + 1.3, "one trunk, computed\nonce for two views")
-    _picture(axes, SHUFFLE, own + 1.3, "a tree of its own,\nfor the picture differs")
+    _whole_image(axes, range(9), mid + 1.3, "one trunk, computed\nonce for two views")
+    _whole_image(axes, SHUFFLE, own + 1.3, "a tree of its own,\nfor the image differs")
     _legend(axes)
     axes.set_xlim(-0.3, end + BEND + 12 * WORD + 0.3)
     axes.set_ylim(-2.6, 15.4)
@@ -114,8 +114,8 @@ def _draw_trees(axes, cells: dict[int, Cell], paths) -> None:
     axes.axis("off")
 
 
-def _picture(axes, order, y: float, title: str) -> None:
-    """The whole picture, its tiles in `order`, above its rows."""
+def _whole_image(axes, order, y: float, title: str) -> None:
+    """Draws the whole image, its tiles in `order`, above its rows."""
     tiles = _tiles()
     x = 1.25
     for place, tile in enumerate(order):
@@ -133,12 +133,12 @@ def _picture(axes, order, y: float, title: str) -> None:
 
 
 def _tiles() -> list[np.ndarray]:
-    picture = np.asarray(draw(SCENE).convert("RGB").resize((96, 96)))
-    return [picture[32 * i : 32 * i + 32, 32 * j : 32 * j + 32] for i in range(3) for j in range(3)]
+    whole = np.asarray(draw(SCENE).convert("RGB").resize((96, 96)))
+    return [whole[32 * i : 32 * i + 32, 32 * j : 32 * j + 32] for i in range(3) for j in range(3)]
 
 
 def _chain(axes, cells: dict[int, Cell], rows: list[int], x: float, y: float) -> float:
-    """Cells in a line from x; returns where they end."""
+    """Draws cells in a line from x; returns where they end."""
     tiles, half = _tiles(), TILE / 2
     for row in rows:
         cell = cells[row]
@@ -229,7 +229,7 @@ def _draw_mask(axes, cells: dict[int, Cell], see: np.ndarray) -> None:
     axes.set_yticks([])
     for side in axes.spines.values():
         side.set_color("#c8d0d8")
-    axes.text(n / 2, -4.6, "see(): row q sees key k", ha="center", fontsize=10.5, fontweight="bold")
+    axes.text(n / 2, -4.6, "see(): row q attends to key k", ha="center", fontsize=10.5, fontweight="bold")
     axes.text(
         n / 2,
         -2.75,
@@ -243,7 +243,7 @@ def _draw_mask(axes, cells: dict[int, Cell], see: np.ndarray) -> None:
 
 
 def _spans(cells: dict[int, Cell]) -> list[tuple[int, int, str]]:
-    """(first row, row after, kind) of each stretch of one kind."""
+    """Returns (first row, row after, kind) of each stretch of one kind."""
     out: list[tuple[int, int, str]] = []
     for row in range(len(cells)):
         kind = cells[row].kind

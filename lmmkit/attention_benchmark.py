@@ -18,6 +18,7 @@ from lmmkit.attention.sdpa import Sdpa
 from lmmkit.attention.trial import Backend, Conditions, refusal
 from lmmkit.model.decoder import DecoderShape
 from lmmkit.model.rope import rope_angles
+from lmmkit.progress import counted
 
 REPEATS = 5
 MOST_MAP = 4 << 30  # bytes; a larger attention map is not tried
@@ -39,7 +40,8 @@ class BackendTiming:
 
 def reasons(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
     """Returns for each backend, best first, why it cannot run on `device`; "" if it can."""
-    return {backend.name: refusal(backend, Conditions(device, dtype)) for backend in all_backends()}
+    backends = counted(f"trying attention backends on {device.type}", all_backends())
+    return {backend.name: refusal(backend, Conditions(device, dtype)) for backend in backends}
 
 
 def measure(
@@ -53,17 +55,17 @@ def measure(
         b: [b.prepare(batch.attention, device) for batch in batches] for b, why in against.items() if not why
     }
     times: dict[Backend, list[float]] = {backend: [] for backend in attention_fns}
-    for _ in range(1 + REPEATS):
-        for backend, each in attention_fns.items():
-            _wait(device)
-            start = time.perf_counter()
-            for case, attention_fn in zip(cases, each, strict=True):
-                case.run(attention_fn)
-            _wait(device)
-            times[backend].append(time.perf_counter() - start)
+    turns = [backend for _ in range(1 + REPEATS) for backend in attention_fns]
+    for backend in counted("timing", turns):
+        _wait(device)
+        start = time.perf_counter()
+        for case, attention_fn in zip(cases, attention_fns[backend], strict=True):
+            case.run(attention_fn)
+        _wait(device)
+        times[backend].append(time.perf_counter() - start)
     found = []
-    for backend, why in against.items():
-        if why:
+    for backend in counted("comparing with float64", against):
+        if why := against[backend]:
             found.append(BackendTiming(backend.name, why))
             continue
         peaks = [

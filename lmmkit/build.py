@@ -72,7 +72,8 @@ def conditions(recipe: Recipe, device: torch.device) -> Conditions:
 def backend(recipe: Recipe, device: torch.device) -> Backend:
     """Returns the attention backend of the recipe. Raises `MachineError` if it cannot run on `device`."""
     try:
-        return choose(recipe.speed.attention, conditions(recipe, device))
+        with working("trying attention backends"):
+            return choose(recipe.speed.attention, conditions(recipe, device))
     except NoBackend as error:
         raise MachineError(ATTENTION.at(recipe.where("speed.attention"), got=str(error))) from error
 
@@ -106,11 +107,9 @@ def build_objective(
         valued.add("vision")
         _draw_timm(objective.lmm.vision, recipe.model.vision, recipe.seed)
     if drawn:
-        with working("drawing initial weights"):
-            init(objective, recipe.seed, but=tuple(MODULES[part] for part in valued))
+        init(objective, recipe.seed, but=tuple(MODULES[part] for part in valued))
     for origin in pretrained:
-        with working(f"loading {origin.folder.name}"):
-            origin.fill(modules(objective))
+        origin.fill(modules(objective))
     narrow_parts(objective, set(narrow) - loaded)  # rounded only now: values are drawn in `dtype`
     return objective
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lmmkit import build
 from lmmkit.api.batch import Batch
+from lmmkit.api.components import StepTerm
 from lmmkit.model.cross_entropy import chunk_rows
 from lmmkit.model.transforms import lora
 from lmmkit.model.vision import TimmViT, ViT
@@ -16,6 +17,7 @@ from lmmkit.objective import Objective, sum_by_name
 from lmmkit.optimizers import state_bytes
 from lmmkit.plan.prepare import Prepared
 from lmmkit.plan.stage_plan import START
+from lmmkit.progress import counted
 from lmmkit.recipe import Recipe, Stage
 from lmmkit.weights.weights_hash import weight_files
 
@@ -31,18 +33,20 @@ def estimate(prepared: Prepared, stage: str, *, flops: float) -> dict:
     `parallel.shard` (`_bytes`), and the activations of the device's fullest micro-batch
     (`activation_bytes`). The number of devices is the smallest that `parallel` allows. `hours` count for
     each weight and token 2 operations forward, 2 backward, 2 for the gradient if the weight is trainable,
-    2 more forward with `recompute`, and 2 for the forward pass of a reference, on shard x replicate devices
-    with `flops` operations a second.
+    2 more forward with `recompute`, 2 for the first pass of terms over a step, and 2 for the forward pass of
+    a reference, on shard x replicate devices with `flops` operations a second.
     Attention maps, encoder and data are left out.
     """
     recipe, section = prepared.recipe, prepared.recipe.stages[stage]
     objective, trainable = staged(prepared, stage)
     values = sum(p.numel() for p in _all(trainable))
     pipeline, steps = prepared.pipeline(stage), prepared.steps(stage)
-    seen = [pipeline.step(i) for i in range(min(SAMPLED_STEPS, steps))]
+    seen = [pipeline.step(i) for i in counted(f"{stage}: packing steps", range(min(SAMPLED_STEPS, steps)))]
     tokens = sum(len(batch) for step in seen for batch in step)
     depth = objective.lmm.decoder.shape.depth
-    passes = 2 + 2 + 2 * recipe.speed.recomputed(depth) / depth + 2 * bool(prepared.plans[stage].reference)
+    first_pass = any(isinstance(term, StepTerm) for term in objective.terms)
+    further = first_pass + bool(prepared.plans[stage].reference)
+    passes = 2 + 2 + 2 * recipe.speed.recomputed(depth) / depth + 2 * further
     decoder = sum(p.numel() for p in objective.lmm.decoder.parameters())
     operations = tokens / len(seen) * steps * (passes * decoder + 2 * values)
     devices = recipe.parallel.least
@@ -134,8 +138,8 @@ class Load:
         rows = max(map(len, batches))
         rows = max(rows, most) if any(len(step) > 1 for step in steps) else rows
         images, head_rows = (
-            max(len(counted(batch)) / len(batch) for batch in batches)
-            for counted in (lambda b: b.pixels_ICXY, _head_rows)
+            max(len(part(batch)) / len(batch) for batch in batches)
+            for part in (lambda b: b.pixels_ICXY, _head_rows)
         )
         return cls(rows, round(images * rows), round(head_rows * rows), max(map(len, steps)))
 

@@ -32,7 +32,7 @@ from lmmkit.objective import Objective
 from lmmkit.plan import from_model, shapes
 from lmmkit.plan.prepare import Prepared, prepare_bare
 from lmmkit.plan.pretrained import MODULES, Pretrained
-from lmmkit.progress import working
+from lmmkit.progress import working_bytes
 from lmmkit.recipe import Recipe, VisionScratch, VisionTimm, section_mapping, to_mapping, vision_from_mapping
 from lmmkit.weights import encoders, lora_checkpoints, model_folder, name_maps
 from lmmkit.weights.detect import PretrainedFolder, open_pretrained, peft_source
@@ -253,8 +253,8 @@ def export_model(
         case "lmmkit":
             _require_new(folder)
             _require_no_links(source)
-            with export_folder(folder) as aside, working("copying"):
-                shutil.copytree(source, aside, dirs_exist_ok=True)
+            with export_folder(folder) as aside:
+                shutil.copytree(source, aside, dirs_exist_ok=True, copy_function=_copy)
         case "peft":
             _require_new(folder)
             _export_adapter(source, folder, base)
@@ -265,6 +265,20 @@ def export_model(
             llava_folders.write(model, folder, kind, dtype=dtype)
         case _:
             assert_never(kind)
+
+
+def _copy(source: str, target: str) -> str:
+    """Copies a file, and shows how far it is."""
+    done = 0
+    with (
+        open(source, "rb") as old, open(target, "wb") as new,
+        working_bytes(f"copying {Path(source).name}", Path(source).stat().st_size) as move,
+    ):  # fmt: skip
+        while block := old.read(8 << 20):
+            new.write(block)
+            move(done := done + len(block))
+    shutil.copystat(source, target)
+    return target
 
 
 def _exported(source: Path, prepared: Prepared, parts: Mapping[str, nn.Module]) -> Exported:

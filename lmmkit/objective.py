@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -10,12 +11,15 @@ from torch import Tensor, nn
 
 from lmmkit import plugin_calls
 from lmmkit.api.batch import Batch, HeadPairs, RowGather
-from lmmkit.api.components import EVALUATION, Ctx, Moment, Term
+from lmmkit.api.components import EVALUATION, Ctx, Moment, StepTerm, Term
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Layer, LogSumExp, Need, VisionAt
 from lmmkit.model.cross_entropy import linear_cross_entropy, log_probs
 from lmmkit.model.reference import Reference
+from lmmkit.model.step_terms import StepShare
 from lmmkit.model.vlm import LMM, ModelOutput
+
+NO_SHARES: Mapping[str, StepShare] = MappingProxyType({})
 
 
 class Outcome(NamedTuple):
@@ -50,8 +54,13 @@ class Objective(nn.Module):
         # parameters that a plugin itself has frozen, by name: no stage trains them
         self.always_frozen = frozenset(n for n, p in plugins.named_parameters() if not p.requires_grad)
 
-    def forward(self, batch: Batch, now: Moment = EVALUATION) -> Outcome:
-        """Runs one packed pass over a micro-batch; all terms are sums, without averages."""
+    def forward(
+        self, batch: Batch, now: Moment = EVALUATION, shares: Mapping[str, StepShare] = NO_SHARES
+    ) -> Outcome:
+        """Runs one packed pass over a micro-batch; all terms are sums, without averages.
+
+        `shares`: what the micro-batch adds to each term over the step, which is 0 without a share.
+        """
         with self.computing(batch.id_T.device):
             seen_IND, scored = None, {}
             if batch.reference is not None:
@@ -71,11 +80,12 @@ class Objective(nn.Module):
         sums["next_token"] = sums["next_token"] + self._zero_graph_anchor(batch, out)
         ctxs = {term.name: self._ctx(term, batch, out, scored, now) for term in self.terms}
         for term in (term for term in self.terms if term.name not in sums):
-            sums[term.name] = (
-                plugin_calls.value(term, ctxs[term.name])
-                if batch.count[term.name]
-                else losses_S.new_zeros(())
-            )
+            if term.name in shares:
+                sums[term.name] = shares[term.name].sum(term, ctxs[term.name])
+            elif batch.count[term.name] and not isinstance(term, StepTerm):
+                sums[term.name] = plugin_calls.value(term, ctxs[term.name])
+            else:
+                sums[term.name] = losses_S.new_zeros(())
         return Outcome(sums, ctxs, _by_source(losses_S.detach(), batch))
 
     @torch.no_grad()
@@ -117,8 +127,11 @@ class Objective(nn.Module):
             need: scored[need] if need in scored else tap(need, batch, out)
             for need in plugin_calls.needs(term)
         }
-        module = self.plugins[term.name] if term.name in self.plugins else None  # noqa: SIM401 (no `get`)
-        return Ctx(term.name, batch, taps, module, *now, self.dims, self.seed)
+        return Ctx(term.name, batch, taps, self.module_of(term), *now, self.dims, self.seed)
+
+    def module_of(self, term: Term) -> nn.Module | None:
+        """Returns the module of a term's instance, None if it has none."""
+        return self.plugins[term.name] if term.name in self.plugins else None  # noqa: SIM401 (no `get`)
 
     def _zero_graph_anchor(self, batch: Batch, out: ModelOutput) -> Tensor | float:
         """Returns zero, connected in the graph to each trainable parameter that this batch may not use.

@@ -7,7 +7,7 @@ opened by lmmkit. Both models are in memory at once, in float32.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,6 +29,7 @@ from lmmkit.errors.weights import EXPORT_DIFFERS, NO_TRANSFORMERS
 from lmmkit.import_export import Format
 from lmmkit.inference.chat_model import ChatModel
 from lmmkit.inference.load import find_model_folder, load
+from lmmkit.progress import counted, moving, weighed, working
 from lmmkit.weights import model_folder
 from lmmkit.weights.detect import open_pretrained
 from lmmkit.weights.export.llava_folders import GROWING, common_tensors
@@ -85,15 +86,16 @@ def verify_export(
     source = find_model_folder(path)
     if kind == "peft":
         return _adapter(source, folder)
-    ours = load(source, device="cpu")
-    kept = dtype or model_folder.dtype_of(source)
-    for tensor in model_folder.unique_tensors(ours.objective).values():
-        tensor.copy_(tensor.to(kept))
-    with tempfile.TemporaryDirectory() as aside:
+    with tempfile.TemporaryDirectory() as aside, working("comparing the export with the model", 5) as move:
+        with moving(move, 0, 1):
+            ours = load(source, device="cpu")
+        kept = dtype or model_folder.dtype_of(source)
+        for tensor in model_folder.unique_tensors(ours.objective).values():
+            tensor.copy_(tensor.to(kept))
         prompts = list(prompts_of(ours, Path(aside)))
         if kind == "llava-hf":
-            return _by_transformers(ours, source, folder, kept, prompts)
-        return _by_lmmkit(ours, folder, prompts)
+            return _by_transformers(ours, source, folder, kept, prompts, move)
+        return _by_lmmkit(ours, folder, prompts, move)
 
 
 def require_equal(folder: Path, found: list[ExportComparison]) -> None:
@@ -134,8 +136,10 @@ def _room(ours: ChatModel, prompt: Prompt) -> int:
 
 
 def _by_transformers(
-    ours: ChatModel, source: Path, folder: Path, kept: torch.dtype, prompts: list[Prompt]
-) -> list[ExportComparison]:
+    ours: ChatModel, source: Path, folder: Path, kept: torch.dtype, prompts: list[Prompt],
+    move: Callable[[float], None],
+) -> list[ExportComparison]:  # fmt: skip
+    """Compares with the model that transformers opens. `move`: shows how many of the five parts are done."""
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
@@ -144,7 +148,9 @@ def _by_transformers(
         folder, dtype="auto", output_loading_info=True
     )
     theirs, info = loaded
-    found = [_tensors(ours, source, folder, kept, theirs.state_dict(), info)]
+    move(2)
+    with moving(move, 2, 3):
+        found = [_tensors(ours, source, folder, kept, theirs.state_dict(), info)]
     theirs = theirs.float().eval()
     if not prompts:
         reason = "no tokenizer, or too short a context"
@@ -154,10 +160,12 @@ def _by_transformers(
         ]
     processor = transformers.AutoProcessor.from_pretrained(folder, backend="pil")
     logits = [(ours.logits(p.id_1T, p.pixels), _logits(theirs, p)) for p in prompts]
-    return [
-        *found, _logits_compared(logits), _pixels(ours, processor, prompts), *_ids(ours, processor, prompts),
-        *(_answer(ours, p, _generated(ours, theirs, processor, p)) for p in prompts),
-    ]  # fmt: skip
+    found += [_logits_compared(logits), _pixels(ours, processor, prompts), *_ids(ours, processor, prompts)]
+    move(4)
+    with moving(move, 4, 5):
+        for prompt in counted("comparing answers", prompts, unit="answers"):
+            found.append(_answer(ours, prompt, _generated(ours, theirs, processor, prompt)))
+    return found
 
 
 @torch.no_grad()
@@ -177,7 +185,8 @@ def _tensors(
     identity = {"vision.post_layernorm.weight", "vision.post_layernorm.bias"}  # after the layer that is read
     wrong = [f"{kind} {name}" for kind, names in info.items() if kind.endswith("keys") for name in names]
     wrong += [f"{name} is only in one" for name in sorted((own.keys() ^ there.keys()) - identity)]
-    for name in sorted(own.keys() & there.keys()):
+    both = sorted(own.keys() & there.keys())
+    for name in weighed("comparing tensors", both, lambda name: own[name].nbytes):
         tensor = there[name]
         tensor = tensor[: len(own[name])] if name in GROWING else tensor
         if tensor.dtype != kept or not torch.equal(tensor.float(), own[name].to(kept).float()):
@@ -275,10 +284,13 @@ def _answer(ours: ChatModel, prompt: Prompt, their_ids: list[int]) -> ExportComp
 # ------------------------------------------------------------------ by lmmkit
 
 
-def _by_lmmkit(ours: ChatModel, folder: Path, prompts: list[Prompt]) -> list[ExportComparison]:
-    """Compares with the model that lmmkit opens, for formats that transformers cannot open."""
+def _by_lmmkit(
+    ours: ChatModel, folder: Path, prompts: list[Prompt], move: Callable[[float], None]
+) -> list[ExportComparison]:
+    """Compares with the model that lmmkit opens, for formats that transformers cannot open. `move`: as above."""
     template = ours.prepared.recipe.model.chat.template
-    theirs = load(folder, device="cpu", template=None if model_folder.is_ours(folder) else template)
+    with moving(move, 1, 3):
+        theirs = load(folder, device="cpu", template=None if model_folder.is_ours(folder) else template)
     own, there = (model_folder.unique_tensors(each.objective) for each in (ours, theirs))
     wrong = [name for name in own if name not in there or not torch.equal(own[name], there[name])]
     wrong += [name for name in there if name not in own]
@@ -290,7 +302,8 @@ def _by_lmmkit(ours: ChatModel, folder: Path, prompts: list[Prompt]) -> list[Exp
         ExportComparison("tensors", result, not wrong),
     ]
     plain = not any(views is None for _, views in ours.views.edits)
-    for prompt in prompts if plain else ():
+    for done, prompt in enumerate(prompts if plain else ()):
+        move(3 + 2 * done / len(prompts))
         swap = {ours.tokens.image_token: theirs.tokens.image_token} if prompt.image else {}
         asked = torch.tensor([[swap.get(i, i) for i in prompt.ids]])
         found.append(

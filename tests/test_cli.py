@@ -193,6 +193,7 @@ def test_plugins_list_explain_trace(recipe, scenes):
     assert "directed_token" in run("plugins", "list")
     assert "place" in run("plugins", "explain", "directed_token")
     assert "term text_order" in run("plugins", "explain", recipe, "--root", scenes)
+    assert "term text_order" in run("plugins", "explain", "quickstart", "--root", scenes)
     text = run("plugins", "trace", recipe, "--root", scenes, "--samples", 1, "--stage", "pretrain")
     assert "image[9] Shuffle" in text and "drt[1]*" in text and "response" in text
     assert "Did you mean" in run("plugins", "explain", "directed_tokn", code=2)

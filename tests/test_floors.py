@@ -36,7 +36,7 @@ FLOORS: dict[str, str] = {
         group
     """,
     "lmmkit.commands.support": """
-        progress_display common data_check token_pieces jobs plugin_templates quickstart_display
+        progress_display table_layout common data_check token_pieces jobs plugin_templates quickstart_display
     """,
     "lmmkit.data": """
         image_markers images labels head_pairs packing sampler length_grouping rank_shares sources text_tokenizers layout_writer
@@ -70,7 +70,7 @@ FLOORS: dict[str, str] = {
         lmms_eval_manifest lmms_eval_model
     """,
     "lmmkit.model": """
-        cross_entropy init cpu_ops layers rope decoder transforms vision connector image_rows vlm reference
+        cross_entropy step_terms init cpu_ops layers rope decoder transforms vision connector image_rows vlm reference
     """,
     "lmmkit.model.transforms": """
         compiled frozen_bf16 lora recompute
@@ -99,7 +99,7 @@ FLOORS: dict[str, str] = {
         scene captions draw questions report tokenizer write
     """,
     "lmmkit.training": """
-        distributed signals step triggers checkpoint monitoring run_context save_models resume
+        distributed signals triggers checkpoint first_pass step monitoring run_context save_models resume
         stage_data validation stage_loop main_guard reference preflight run
     """,
     "lmmkit.training.checkpoint": """
@@ -113,7 +113,7 @@ FLOORS: dict[str, str] = {
         anomalies determinism empty_terms image_logging metrics_log out_of_memory unreached_parts
     """,
     "lmmkit.weights": """
-        config model_folder end_ids tensor_reader name_maps decoders encoders lora_checkpoints timm_encoder
+        config tensor_reader tensor_writer model_folder end_ids name_maps decoders encoders lora_checkpoints timm_encoder
         detect weights_hash export
     """,
     "lmmkit.weights.export": """
@@ -239,7 +239,7 @@ def test_the_paper_s_parts_are_at_most_two_hundred_lines():
 
 PUBLIC = """
     AttnMass AuxTask Batch Ctx Dims ExtraView HiddenAt HiddenMean Image ImageReducer ImageSpec Insert LearnedTokens
-    LogProb LogSumExp Loss Metric Puzzle Ragged Sample Select TokenStrategy Turn View VisionAt hookimpl
+    LogProb LogSumExp Loss Metric Puzzle Ragged Sample Select StepTerm TokenStrategy Turn View VisionAt hookimpl
 """
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lmmkit.progress import counted, shown_on, working
+from lmmkit.progress import counted, duration, moving, shown_on, weighed, working
 
 
 class Recorder:
@@ -13,8 +13,8 @@ class Recorder:
     def __init__(self):
         self.calls = []
 
-    def begin(self, title, total):
-        self.calls.append(("begin", title, total))
+    def begin(self, title, total, unit):
+        self.calls.append(("begin", title, total, *([unit] if unit else [])))
         return len(self.calls)
 
     def move(self, task, done):
@@ -45,6 +45,18 @@ def test_a_display_gets_the_tasks_and_their_parts():
     assert display.calls[-1] == ("end", 1)
 
 
+def test_sizes_and_units_reach_the_display():
+    display = Recorder()
+    with shown_on(display):
+        assert list(weighed("copying", ["a", "bbb"], lambda text: 10**6 * len(text))) == ["a", "bbb"]
+        assert list(counted("asking", ["a"], unit="questions")) == ["a"]
+    assert display.calls == [
+        ("begin", "copying", 4, "MB"), ("move", 1, 1), ("move", 1, 4), ("end", 1), ("begin", "asking", 1, "questions"),
+        ("move", 5, 1), ("end", 5),
+    ]  # fmt: skip
+    assert list(weighed("copying", ["a"], len)) == ["a"], "without a display"
+
+
 def test_work_that_fails_or_is_left_early_ends_its_task():
     display = Recorder()
     with shown_on(display), pytest.raises(ZeroDivisionError), working("fails"):
@@ -53,3 +65,36 @@ def test_work_that_fails_or_is_left_early_ends_its_task():
         for _ in counted("left", [1, 2, 3]):
             break
     assert [call for call in display.calls if call[0] == "end"] == [("end", 1), ("end", 3)]
+
+
+def test_tasks_inside_a_part_move_the_outer_one_and_never_back():
+    display = Recorder()
+    with shown_on(display), working("outer", 2) as move:
+        with moving(move, 0, 1):
+            list(counted("without a unit", "ab"))
+            for _ in counted("first", "ab", unit="letters"):
+                list(counted("inside it", "xy", unit="letters"))
+            list(counted("second", "abcd", unit="letters"))
+        with moving(move, 1, 2), working("without a total", unit="letters"):
+            list(counted("third", "ab", unit="letters"))
+    assert [done for kind, *rest in display.calls if kind == "move" and rest[0] == 1 for done in rest[1:]] == [
+        0.5, 1, 1, 1, 1, 1, 1, 1.5, 2, 2,
+    ]  # fmt: skip
+    with pytest.raises(ZeroDivisionError), shown_on(display), working("outer", 1) as move, moving(move, 0, 1):
+        raise ZeroDivisionError
+    assert display.calls[-1] == ("end", display.calls[-1][1]) and display.calls[-2][0] == "begin"
+    list(counted("outside", "ab"))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.2, "0 s"),
+        (59.6, "1 min 00 s"),
+        (750, "12 min 30 s"),
+        (18_120, "5 h 02 min"),
+        (273_600, "3 d 04 h"),
+    ],
+)
+def test_duration(seconds, text):
+    assert duration(seconds) == text

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         LearnedTokens,
         Loss,
         Metric,
+        StepTerm,
         TokenStrategy,
     )
     from lmmkit.api.layout import Insert
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AttnMass", "AuxTask", "Batch", "Ctx", "Dims", "ExtraView", "HiddenAt", "HiddenMean", "Image", "ImageReducer",
     "ImageSpec", "Insert", "LearnedTokens", "LogProb", "LogSumExp", "Loss", "Metric", "Puzzle", "Ragged", "Sample",
-    "Select", "TokenStrategy", "Turn", "View", "VisionAt", "hookimpl",
+    "Select", "StepTerm", "TokenStrategy", "Turn", "View", "VisionAt", "hookimpl",
 ]  # fmt: skip
 
 _FILES = {
@@ -47,6 +48,7 @@ _FILES = {
         "LearnedTokens",
         "Loss",
         "Metric",
+        "StepTerm",
         "TokenStrategy",
         "hookimpl",
     ),

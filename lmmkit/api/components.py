@@ -289,6 +289,30 @@ class Loss(Term):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StepTerm(Loss):
+    """Computes a term over all items of a step together, of all micro-batches and ranks, as a contrastive loss.
+
+    An item is a row of `embed`. The step is run twice: once without a graph to collect the rows, and once to
+    differentiate. So the result depends neither on how a step is cut nor on the number of ranks.
+    """
+
+    def embed(self, ctx: Ctx) -> Tensor:
+        """Returns one row for each counted item of the micro-batch, [n, ...] in float32.
+
+        It is not called for a micro-batch with a count of 0.
+        """
+        raise NotImplementedError
+
+    def step_value(self, items: Tensor, module: nn.Module | None) -> Tensor:
+        """Returns the SUM over all items of the step, a float32 scalar, from the rows of `embed`, [N, ...].
+
+        It may read parameters of the instance's module. Every rank computes it. The order of the rows is that
+        of the ranks, then of their micro-batches.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImageReducer(Component):
     """Gives an image fewer rows than the encoder has tokens. `model.connector.reduce` names the instance."""
 

@@ -18,10 +18,11 @@ from lmmkit.commands.support.common import (
     out,
     print_json,
     print_table,
+    print_text,
     reporting,
     the_recipe,
 )
-from lmmkit.progress import working
+from lmmkit.progress import counted, working
 
 app = typer.Typer(no_args_is_help=True, help="Attention backends: which run here, and their cost.")
 
@@ -53,7 +54,7 @@ def backends(as_json: Json = False) -> None:
                     reasons_of.setdefault(f"{name} on {device}: {why}", []).append(t)
     print_table(table)
     for why, of_types in reasons_of.items():
-        out.print(f"{why} ({', '.join(of_types)})")
+        print_text(f"{why} ({', '.join(of_types)})")
     out.print("`speed.attention: auto` uses the first that runs.")
 
 
@@ -85,7 +86,8 @@ def kernels(
     if stage not in prepared.plans:
         raise UserError(BENCH_NO_STAGE.at("--stage", got=f"`{stage}`", stages=", ".join(prepared.plans)))
     pipeline = prepared.pipeline(stage)
-    batches = [b for i in range(min(steps, prepared.steps(stage))) for b in pipeline.step(i) if len(b)]
+    numbers = range(min(steps, prepared.steps(stage)))
+    batches = [b for i in counted("packing steps", numbers) for b in pipeline.step(i) if len(b)]
     device = build.device_here()
     dtype = build.compute_dtype(prepared.recipe, device)
     shape = shapes.decoder_shape(prepared.recipe, prepared.dims.vocab)
@@ -119,4 +121,4 @@ def kernels(
     print_table(table)
     for each in found:
         if each.why_not:
-            out.print(f"{each.backend} left out: {each.why_not}")
+            print_text(f"{each.backend} left out: {each.why_not}")

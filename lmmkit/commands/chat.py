@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -49,14 +50,18 @@ def chat(
     def ask(text: str) -> None:
         turns.append(Turn("user", text, images=0 if turns else len(images)))
 
-        def stream(part: str) -> None:
-            sys.stdout.write(part)
-            sys.stdout.flush()
+        with ExitStack() as reading:
+            reading.enter_context(working("reading the question"))
 
-        with shown_on(None):  # the answer itself shows that it goes on
-            answer = chat_model.reply(
-                turns, images, max_new_tokens=max_new_tokens, choose=choose, on_text=stream
-            )
+            def stream(part: str) -> None:
+                reading.close()  # from here on the answer shows that it goes on
+                sys.stdout.write(part)
+                sys.stdout.flush()
+
+            with shown_on(None):
+                answer = chat_model.reply(
+                    turns, images, max_new_tokens=max_new_tokens, choose=choose, on_text=stream
+                )
         sys.stdout.write("\n")
         turns.append(Turn("assistant", answer))
 

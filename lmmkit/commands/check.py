@@ -18,6 +18,7 @@ from lmmkit.commands.support.common import (
     out,
     print_json,
     print_table,
+    print_text,
     reporting,
     the_recipe,
 )
@@ -72,21 +73,21 @@ def check(
                 "notices": notices(prepared),
             }
         )
-    out.print(plan_text(prepared).rstrip())
+    print_text(plan_text(prepared).rstrip())
     print_table(_table(stages))
     print_table(_memory(stages, tflops))
     for stage, e in stages.items():
         if e["dropped"]:
             cost = dropped_text(e["dropped"])
-            out.print(f"note: stage {stage}: of the first {e['records']} records: {cost}")
+            print_text(f"note: stage {stage}: of the first {e['records']} records: {cost}")
     if narrow := build.frozen_narrow(read):
-        out.print(f"frozen in bfloat16: {', '.join(narrow)}")
-    out.print(f"attention on this {device.type}: {build.attention_text(prepared.recipe, device)}")
+        print_text(f"frozen in bfloat16: {', '.join(narrow)}")
+    print_text(f"attention on this {device.type}: {build.attention_text(prepared.recipe, device)}")
     for name, records in prepared.sources.items():
         skipped = f", {records.left_out} bad records left out" if records.left_out else ""
         out.print(f"data {name}: {len(records)} records{skipped}")
     for line in notices(prepared):
-        out.print(f"note: {line}")
+        print_text(f"note: {line}")
     out.print("no problems.")
 
 

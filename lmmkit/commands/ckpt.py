@@ -39,8 +39,7 @@ def verify(
     with working(STARTING):
         from lmmkit.training.checkpoint.read import CheckpointVerdict, verdicts
 
-    with working("reading checkpoints"):
-        found: list[CheckpointVerdict] = verdicts(folder, every=everything)
+    found: list[CheckpointVerdict] = verdicts(folder, every=everything)
     sound = next((v for v in found if v.sound), None)
     if as_json:
         rows = [

@@ -17,6 +17,7 @@ from lmmkit.commands.support.common import (
     Trust,
     out,
     print_json,
+    print_text,
     reporting,
     the_recipe,
 )
@@ -41,7 +42,7 @@ def make_scenes(
     with working(STARTING):
         from lmmkit.scenes import write_scenes
 
-    with working("drawing scenes", count + heldout) as move:
+    with working("drawing scenes", count + heldout, "scenes") as move:
         report = write_scenes(
             directory, count=count, heldout=heldout, seed=seed, progress=lambda done, total: move(done)
         )
@@ -51,7 +52,7 @@ def make_scenes(
             "questions": report.questions, "heldout_questions": report.heldout_questions,
             "majority": report.majority, "yes_no_share": report.yes_no_share, "vocabulary": report.vocabulary,
         })  # fmt: skip
-    out.print(
+    print_text(
         f"{report.directory}: {report.scenes} scenes, {report.questions} questions; held out {report.heldout_scenes} "
         f"and {report.heldout_questions}; the majority baseline scores {100 * report.majority:.1f} %. "
         "See README.md there."

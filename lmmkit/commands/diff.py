@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 from lmmkit.commands.support.common import Json, out, print_json, print_table, reporting
-
-WIDE = 110  # columns; below, a table would cut keys and values into pieces
 
 Side = Annotated[Path, typer.Argument(help="A recipe, or a run folder.")]
 
@@ -29,13 +27,16 @@ def diff(a: Side, b: Side, as_json: Json = False) -> None:
         return print_json([{"key": d.key, "class": d.section_class, "a": d.a, "b": d.b} for d in found])
     if not found:
         return out.print("the same.")
-    if out.width < WIDE:
-        for d in found:
-            out.print(f"{d.key}  ({d.section_class})\n  {a}: {d.a}\n  {b}: {d.b}")
-        return
-    table = Table()
-    for column in ("class", "key", str(a), str(b)):
-        table.add_column(column, overflow="fold")
+    table = Table(title=f"A: {a}\nB: {b}", title_justify="left")
+    for column in ("class", "key", "A", "B"):
+        table.add_column(column)
     for d in found:
-        table.add_row(d.section_class, d.key, str(d.a), str(d.b))
+        table.add_row(d.section_class, d.key, _shown(d.a), _shown(d.b))
     print_table(table)
+
+
+def _shown(value: Any) -> str:
+    """Returns a value as a recipe has it."""
+    from lmmkit.recipe import flow_text
+
+    return flow_text(value) if isinstance(value, dict | list) else str(value)

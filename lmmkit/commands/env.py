@@ -30,14 +30,13 @@ def env(as_json: Json = False) -> None:
         from lmmkit.build import device_here
 
     devices = dict.fromkeys(("cpu", device_here().type))
-    with working("trying attention backends"):
-        backends = {
-            device: {
-                dtype: {name: why or "runs" for name, why in reasons(torch.device(device), kind).items()}
-                for dtype, kind in ((name, getattr(torch, name)) for name in TYPES)
-            }
-            for device in devices
+    backends = {
+        device: {
+            dtype: {name: why or "runs" for name, why in reasons(torch.device(device), kind).items()}
+            for dtype, kind in ((name, getattr(torch, name)) for name in TYPES)
         }
+        for device in devices
+    }
     found = {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -51,9 +50,9 @@ def env(as_json: Json = False) -> None:
 
 
 def _print(found: dict) -> None:
-    table = Table.grid(padding=(0, 2))
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column()
-    table.add_column(overflow="fold")
+    table.add_column()
     for name in ("python", "platform", "cuda"):
         table.add_row(name, found[name])
     for name, version in found["packages"].items():
@@ -85,7 +84,9 @@ def _version(name: str) -> str | None:
 
 def _devices(torch) -> list[str]:
     """Returns the devices: processors with the threads that torch uses, and CUDA devices with their memory."""
-    cpus = f"cpu: {os.cpu_count()} processors, {torch.get_num_threads()} threads, {sys.byteorder} endian"
+    counts = {"processor": os.cpu_count() or 1, "thread": torch.get_num_threads()}
+    shown = ", ".join(f"{n} {what}{'s' * (n != 1)}" for what, n in counts.items())
+    cpus = f"cpu: {shown}, {sys.byteorder} endian"
     cuda = (torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count()))
     return [
         cpus,

@@ -16,9 +16,9 @@ from lmmkit.commands.support.common import (
     Root,
     Trust,
     err,
-    out,
     print_json,
     print_table,
+    print_text,
     reporting,
 )
 from lmmkit.progress import working
@@ -174,7 +174,7 @@ def _show(results: Mapping[str, TaskResult], as_json: bool) -> None:
         if result.figures:
             print_table(aligned(name, with_coverage(result.task.table(result.figures), result.facts)))
         for line in (*result.task.remarks(result.figures), *notes(result.facts), f"{result.seconds:.1f} s"):
-            out.print(f"{name}: {line}")
+            print_text(f"{name}: {line}")
 
 
 def with_coverage(table: Sequence[Line], facts: Mapping) -> list[Line]:
@@ -228,7 +228,7 @@ def print_published(name: str, made: Benchmark, figures: Mapping[str, Figure], l
     if name in COLUMNS:
         print_table(aligned(f"{made.title}, published", published_table(name, figures, made.scale, label)))
     for caveat in caveats_of(name, made.caveats):
-        out.print(f"{name}: {caveat}")
+        print_text(f"{name}: {caveat}")
 
 
 def aligned(title: str, lines: Sequence[Sequence[str]]) -> Table:

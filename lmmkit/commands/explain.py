@@ -37,9 +37,9 @@ def explain(
     if as_json:
         return print_json(asdict(found))
     out.print(Text(code, "bold"))
-    table = Table.grid(padding=(0, 2), pad_edge=True)
+    table = Table(box=None, show_header=False, padding=(0, 0, 0, 2), width=min(WIDTH, out.width))
     table.add_column()
-    table.add_column(max_width=min(WIDTH, out.width) - 16)
+    table.add_column()
     for label, text in (("cause", found.cause), ("expected", found.expected), ("hint", found.hint)):
         table.add_row(label, safe(_readable(text)))
     print_table(table)

@@ -20,6 +20,7 @@ from lmmkit.commands.support.common import (
     out,
     print_json,
     print_table,
+    print_text,
     reporting,
     safe,
     the_recipe,
@@ -86,8 +87,7 @@ def export(
     export_model(model, folder, kind, dtype=HELD.get(dtype), base=base)
     out.print(f"{model} is now in {folder}, in the {kind} format.")
     if verify:
-        with working("comparing the export with the model"):
-            found = verify_export(model, folder, kind, dtype=HELD.get(dtype))
+        found = verify_export(model, folder, kind, dtype=HELD.get(dtype))
         for each in found:
             word = {True: "equal", False: "DIFFERS", None: "-"}[each.equal]
             out.print(f"  {each.what:22}{word:9}{safe(each.result)}")
@@ -118,7 +118,7 @@ def show(
     print_table(table)
     if "text" in sections:
         out.print(f"tokenizer: {found['tokenizer'] or 'no'} ids")
-        out.print(f"chat: {_words(sections['chat'])}")
+        print_text(f"chat: {_words(sections['chat'])}")
 
 
 @reporting

@@ -21,6 +21,7 @@ from lmmkit.commands.support.common import (
     out,
     print_json,
     print_table,
+    print_text,
     reporting,
     the_recipe,
 )
@@ -63,20 +64,22 @@ def explain(
     with working(STARTING):
         from lmmkit.plan.explain import component_text, plan_text
         from lmmkit.plan.prepare import prepare
+        from lmmkit.recipe.shipped import shipped
         from lmmkit.registry import file_components, installed, open_registry
 
     file, _, only = what.partition(":")
     if file.endswith(".py"):
         found = file_components((root or Path()) / file, trust_files=trust_files)
         texts = [component_text(name, each) for name, each in found.items() if only in ("", name)]
-        return out.print("\n\n".join(texts) or f"{what} offers no component.")
-    if what in installed() or (not what.endswith((".yaml", ".yml")) and not Path(what).exists()):
+        return print_text("\n\n".join(texts) or f"{what} offers no component.")
+    is_recipe = what.endswith((".yaml", ".yml")) or what in shipped() or Path(what).exists()
+    if what in installed() or not is_recipe:
         registry = open_registry(
             {what: what}, where={what: f"plugins explain {what}"}, trust_files=trust_files
         )
-        return out.print(component_text(what, registry.components[what]))
+        return print_text(component_text(what, registry.components[what]))
     prepared = prepare(the_recipe(Path(what), root, changes), trust_files=trust_files)
-    out.print(plan_text(prepared).rstrip())
+    print_text(plan_text(prepared).rstrip())
 
 
 @app.command()
@@ -107,9 +110,9 @@ def trace(
         raise UserError(PLUGINS_NO_STAGE.at("--stage", got=f"`{stage}`", suggestion=suggestion))
     prepared = prepare(read, trust_files=trust_files)
     for name in read.stages if stage is None else [stage]:
-        out.print(stage_text(prepared, prepared.plans[name]))
+        print_text(stage_text(prepared, prepared.plans[name]))
         for line in traced(prepared, name, samples):
-            out.print(line)
+            print_text(line)
 
 
 @app.command()

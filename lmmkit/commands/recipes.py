@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lmmkit.commands.support.common import Json, out, print_json, refused_file, reporting
+from lmmkit.commands.support.common import Json, out, print_json, refused_file, reporting, wrapped
 from lmmkit.errors import UserError, did_you_mean
 from lmmkit.errors.commands import EXISTS, UNKNOWN_RECIPE
 
@@ -26,7 +26,7 @@ def list_(as_json: Json = False) -> None:
         return print_json(found)
     width = max(map(len, found))
     for name, line in found.items():
-        out.print(f"{name:{width}}  {line}")
+        out.print(wrapped(f"{name:{width}}  {line}", out, width + 2))
 
 
 @app.command()

@@ -15,6 +15,7 @@ from lmmkit.commands.support.common import (
     Set,
     Trust,
     out,
+    print_text,
     reporting,
     the_recipe,
 )
@@ -64,8 +65,8 @@ def train(
             following = "eval" if read.evaluate and read.evaluate.tasks else "chat"
             message = f"next: lmmkit {following} {shlex.quote(str(to))}"
         if ranks.first and finished.signal is None:
-            out.print(f"done: {learned(finished.run)}")
-            out.print(f"cost: {cost(finished.run)}{cut}")
+            print_text(f"done: {learned(finished.run)}")
+            print_text(f"cost: {cost(finished.run)}{cut}")
         if ranks.first:
             out.print(message)
     if finished.signal is not None:

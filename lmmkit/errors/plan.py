@@ -103,6 +103,10 @@ IMAGE_ROWS = Code(
     expected="an encoder, `at=Select(kind=\"image\")` without `shift`, and the stage `encoder` or `projected`",
     hint="Correct the need of the term.",
 )
+STEP_TERM = Code(
+    "plan/step-term", cause="A term compares the items of a step, and the step has one sample.",
+    expected="at least 2 samples a step", hint="Raise stages.{stage}.batch.samples, or remove the term.",
+)
 LAYERS = Code(
     "plan/layers", cause="A term reads layers that the decoder does not have, or one layer twice.",
     expected="{layers}", hint="Correct the layers that the term's `needs` name.",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lmmkit.evaluate.task import Figure
+from lmmkit.progress import counted
 
 DRAWS = 2000
 SEED = 0
@@ -33,7 +34,7 @@ def cluster_bootstrap(
     sums = np.stack([np.bincount(member, weights=column, minlength=n) for column in columns.T], 1)
     rng, found = np.random.default_rng(seed), []
     step = max(1, BLOCK // n)
-    for first in range(0, draws, step):
+    for first in counted("drawing samples for an interval", range(0, draws, step)):
         picked = rng.integers(n, size=(min(step, draws - first), n))
         counts = _counts(picked, n)
         found.append(statistic(counts @ sums))

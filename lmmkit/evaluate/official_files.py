@@ -25,6 +25,7 @@ from lmmkit.errors.benchmarks import (
     UNKNOWN_SPLIT,
     UPLOAD_ANSWERS,
 )
+from lmmkit.progress import counted
 from lmmkit.runs.files import unwritable
 
 HUMANS = 10  # answers to each question of VQAv2, TextVQA and VizWiz
@@ -120,8 +121,10 @@ class OfficialFiles:
         """Returns the values of a file with one JSON value on each line."""
         found = []
         # str.splitlines() also divides at U+2028, which is allowed inside a JSON string
-        for number, line in enumerate(self.text(path).split("\n"), 1):
-            if path is not None and line.strip():
+        if path is None:
+            return found
+        for number, line in enumerate(counted(f"reading {path.name}", self.text(path).split("\n")), 1):
+            if line.strip():
                 found.append(self._value(path, f"line {number}", line))
         return [value for value in found if value is not _BROKEN]
 
@@ -143,8 +146,8 @@ class OfficialFiles:
             self.note(OFFICIAL_RECORD, path, at, got=kind_of(values), expected="a list of records")
             return []
         self._check_some(path, at, values)
-        places = (f"{at}[{i}]" for i in range(len(values)))
-        sound = [r for place, r in zip(places, values, strict=True) if self.sound(path, place, r, spec)]
+        numbered = enumerate(counted(f"checking {path.name}", values))
+        sound = [r for i, r in numbered if self.sound(path, f"{at}[{i}]", r, spec)]
         if key is not None:
             self.unique(path, key, [record[key] for record in sound])
         return sound

@@ -24,7 +24,7 @@ from lmmkit.evaluate.task import EvalTask, Figure
 from lmmkit.inference.chat_model import ChatModel
 from lmmkit.inference.load import find_model_folder, load
 from lmmkit.plan.prepare import open_sources
-from lmmkit.progress import counted, working
+from lmmkit.progress import counted, moving, working
 from lmmkit.recipe import Recipe
 from lmmkit.runs.files import read_json, write_json_atomic
 from lmmkit.runs.run_folder import RunFolder
@@ -85,36 +85,41 @@ def evaluate(
     compared = any(task.needs_baseline for task in tasks.values())
     training = sorted(list(recipe.stages.values())[-1].data) if compared else []
     asked = {task.section.data for task in tasks.values() if task.section.data is not None}
-    sources = open_sources(recipe, sorted({*training, *asked}))
-    if compared:
-        notify(
-            f"majority baseline: reading {sum(len(sources[name]) for name in training):,} training records"
-        )
-    baseline = baseline_of(
-        sample for name in training for sample in counted(f"{name}: training answers", sources[name])
-    )
-    chat_models: dict[Path, ChatModel] = {}
-    models: dict[Path, dict[str, Any]] = {}
-    results = {}
-    for name, task in tasks.items():
-        folder = find_model_folder(run.path, stage or task.section.stage)
-        if folder not in chat_models:
-            chat_models[folder] = load(
-                folder, dtype=dtype, trust_files=trust_files, plugins="all", root=recipe.root
+    results: dict[str, TaskResult] = {}
+    with working("evaluation", len(tasks)) as move:
+        sources = open_sources(recipe, sorted({*training, *asked}))
+        if compared:
+            notify(
+                f"majority baseline: reading {sum(len(sources[name]) for name in training):,} training records"
             )
-            models[folder] = model_facts(folder)
-        began = time.perf_counter()
-        samples: Sequence[Sample] = ()
-        if (source := task.section.data) is not None:
-            samples = readable(sources[source], task.section.samples, chat_models[folder].reader, notify)
-            notify(f"{name}: {len(samples)} samples of {source}")
-        keep = Keep(
-            folder=out / name if out is not None else run.answers(folder.name, name), model=models[folder],
-            ranks=ranks, alone=alone,
-        )  # fmt: skip
-        with working(f"task {name}"):
-            figures = task.run(chat_models[folder], samples, controls=controls, baseline=baseline, keep=keep)
-        results[name] = TaskResult(task, figures, time.perf_counter() - began, _facts(task, keep))
+        baseline = baseline_of(
+            sample
+            for name in training
+            for sample in counted(f"{name}: training answers", sources[name], unit="records")
+        )
+        chat_models: dict[Path, ChatModel] = {}
+        models: dict[Path, dict[str, Any]] = {}
+        for done, (name, task) in enumerate(tasks.items()):
+            folder = find_model_folder(run.path, stage or task.section.stage)
+            if folder not in chat_models:
+                chat_models[folder] = load(
+                    folder, dtype=dtype, trust_files=trust_files, plugins="all", root=recipe.root
+                )
+                models[folder] = model_facts(folder)
+            began = time.perf_counter()
+            samples: Sequence[Sample] = ()
+            if (source := task.section.data) is not None:
+                samples = readable(sources[source], task.section.samples, chat_models[folder].reader, notify)
+                notify(f"{name}: {len(samples)} samples of {source}")
+            keep = Keep(
+                folder=out / name if out is not None else run.answers(folder.name, name), model=models[folder],
+                ranks=ranks, alone=alone,
+            )  # fmt: skip
+            with moving(move, done, done + 1):
+                figures = task.run(
+                    chat_models[folder], samples, controls=controls, baseline=baseline, keep=keep
+                )
+            results[name] = TaskResult(task, figures, time.perf_counter() - began, _facts(task, keep))
     show(results)
     if ranks.rank == 0 and (stage is None or out is not None):
         add_results(results, run.results if out is None else out / "results.json")
@@ -138,15 +143,16 @@ def evaluate_model(
     The arguments are those of `evaluate`. `path`: any folder that `load` opens.
     """
     raise_all(problem for task in benchmarks.values() for problem in task.input_problems())
-    chat_model, model = load(path, dtype=dtype, trust_files=trust_files), model_facts(path)
-    results = {}
-    for name, task in benchmarks.items():
-        notify(f"{name}: answers go to {out / name}")
-        began = time.perf_counter()
-        keep = Keep(folder=out / name, model=model, ranks=ranks, alone=alone)
-        with working(f"task {name}"):
-            figures = task.run(chat_model, (), controls=controls, keep=keep)
-        results[name] = TaskResult(task, figures, time.perf_counter() - began, _facts(task, keep))
+    results: dict[str, TaskResult] = {}
+    with working("evaluation", len(benchmarks)) as move:
+        chat_model, model = load(path, dtype=dtype, trust_files=trust_files), model_facts(path)
+        for done, (name, task) in enumerate(benchmarks.items()):
+            notify(f"{name}: answers go to {out / name}")
+            began = time.perf_counter()
+            keep = Keep(folder=out / name, model=model, ranks=ranks, alone=alone)
+            with moving(move, done, done + 1):
+                figures = task.run(chat_model, (), controls=controls, keep=keep)
+            results[name] = TaskResult(task, figures, time.perf_counter() - began, _facts(task, keep))
     show(results)
     if ranks.rank == 0:
         add_results(results, out / "results.json")
@@ -195,7 +201,7 @@ def readable(
     kept: list[int] = []
     bad: dict[int, Problem] = {}
     total = len(records) if n == "all" else min(int(n), len(records))
-    with working("reading images", total) as move:
+    with working("reading images", total, unit="samples") as move:
         for start in range(0, len(records), ROUND * world):
             if n != "all" and len(kept) >= int(n):
                 break

@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from lmmkit.api.batch import Batch
-from lmmkit.api.components import Term
+from lmmkit import plugin_calls
+from lmmkit.api.components import StepTerm, Term
 from lmmkit.api.sample import Sample
 from lmmkit.data.packing import SizedSample, read_images
 from lmmkit.data.pipeline import cut
@@ -23,13 +25,18 @@ from lmmkit.evaluate.questions.questions_task import data_problems
 from lmmkit.evaluate.task import Better, EvalTask, Figure
 from lmmkit.inference.chat_model import ChatModel
 from lmmkit.majority import Majority
+from lmmkit.model.step_terms import GatherRows, all_items, items_of
 from lmmkit.objective import Outcome, sum_by_name
 from lmmkit.plan.stage_plan import StagePlan
-from lmmkit.progress import counted
+from lmmkit.progress import counted, working
 from lmmkit.recipe import Recipe
 
-Sums = list[dict[str, float]]
+Sums = list[dict[str, Any]]
 """Four mappings: sum and items by term, and total and chance total by "term/metric"."""
+
+
+def _alone(rows: Tensor | None) -> tuple[Tensor | None, int]:
+    return rows, 0
 
 
 class Terms(EvalTask):
@@ -47,10 +54,11 @@ class Terms(EvalTask):
         controls."""
         puzzles = Puzzles(self.name, samples)
         dropped: Counter[str] = Counter()
-        shown = counted("measuring terms", samples)
+        shown = counted("laying samples out", samples)
         among = SourceSamples.among(samples)
-        parts = cut(laid_out(chat_model, shown, dropped, among), chat_model.prepared.recipe.speed.tokens)
-        figures = averages(chat_model, term_sums(chat_model, parts, note=puzzles.add_outcome))
+        laid = laid_out(chat_model, shown, dropped, among)
+        blocks = [list(block) for block in step_blocks(chat_model, laid)]
+        figures = averages(chat_model, term_sums(chat_model, blocks, note=puzzles.add_outcome))
         if keep is not None:
             puzzles.write(keep, chat_model.stage)
         if dropped:
@@ -75,27 +83,64 @@ def laid_out(
     return (chat_model.packer.sized(members) for members in views if members)
 
 
+def step_blocks(
+    chat_model: ChatModel, samples: Iterable[SizedSample], world: int = 1
+) -> Iterator[Iterable[Sequence[SizedSample]]]:
+    """Yields the micro-batches of samples in blocks, within which terms over a step are computed.
+
+    A block has as many samples as a step of the stage, over all `world` ranks, so that the figures compare
+    with training's. Without such terms there is one block.
+    """
+    recipe = chat_model.prepared.recipe
+    if not _step_terms(chat_model):
+        yield cut(samples, recipe.speed.tokens)
+        return
+    each, samples = -(-recipe.stages[chat_model.stage].batch.samples // world), iter(samples)
+    while block := list(islice(samples, each)):
+        yield cut(block, recipe.speed.tokens)
+
+
 @torch.no_grad()
 def term_sums(
-    chat_model: ChatModel, parts: Iterable[Sequence[SizedSample]], *,
-    note: Callable[[Sequence[Term], Outcome, Batch], None] = lambda terms, outcome, batch: None,
+    chat_model: ChatModel, blocks: Sequence[Sequence[Sequence[SizedSample]]], gather: GatherRows = _alone,
+    world: int = 1, note: Callable[[Sequence[Term], Outcome], None] = lambda terms, outcome: None,
 ) -> Sums:  # fmt: skip
-    """Returns the sums over micro-batches; some of these may be empty. `note` is called with each outcome."""
-    objective = chat_model.objective
+    """Returns the sums over micro-batches; some of these may be empty. `note` is called with each outcome. `gather`
+    exchanges the items of terms over a step between `world` ranks, which then have equally many blocks."""
     sums: Sums = [{}, {}, {}, {}]
-    for part in parts:
-        chat_model.poll()
-        batch, _ = chat_model.packer.pack(part, read_images(part, chat_model.reader))
-        batch = batch.to(chat_model.device)
-        outcome = objective(batch)
-        note(objective.terms, outcome, batch)
-        values, totals, chances = (
-            {name: float(value) for name, value in each.items()}
-            for each in (outcome.sums, *objective.metric_sums(outcome, batch))
-        )
-        found = (values, batch.count, totals, chances)
-        sums = [sum_by_name(pair) for pair in zip(sums, found, strict=True)]
+    done, samples = 0, sum(len(part) for block in blocks for part in block)
+    with working("measuring terms", samples, "samples") as move:
+        for block in blocks:
+            items: dict[str, list[Tensor | None]] = {term.name: [] for term in _step_terms(chat_model)}
+            for part in block:
+                chat_model.poll()
+                outcome, found = _part_sums(chat_model, part)
+                note(chat_model.objective.terms, outcome)
+                sums = [sum_by_name(pair) for pair in zip(sums, found, strict=True)]
+                for term in _step_terms(chat_model):
+                    items[term.name].append(items_of(term, outcome.ctxs[term.name]))
+                move(done := done + len(part))
+            for term in _step_terms(chat_model):
+                every, _ = gather(all_items(items[term.name]))
+                if every is not None:
+                    value = plugin_calls.step_value(term, every, chat_model.objective.module_of(term))
+                    sums[0][term.name] += float(value) / world
     return sums
+
+
+def _part_sums(chat_model: ChatModel, part: Sequence[SizedSample]) -> tuple[Outcome, Sums]:
+    objective = chat_model.objective
+    batch, _ = chat_model.packer.pack(part, read_images(part, chat_model.reader))
+    outcome = objective(batch.to(chat_model.device))
+    values, totals, chances = (
+        {name: float(value) for name, value in each.items()}
+        for each in (outcome.sums, *objective.metric_sums(outcome, batch))
+    )
+    return outcome, [values, dict(batch.count), totals, chances]
+
+
+def _step_terms(chat_model: ChatModel) -> list[StepTerm]:
+    return [term for term in chat_model.objective.terms if isinstance(term, StepTerm)]
 
 
 def averages(chat_model: ChatModel, sums: Sums) -> dict[str, Figure]:

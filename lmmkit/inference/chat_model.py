@@ -140,7 +140,7 @@ class ChatModel:
             for group in groups
         ]
         texts: list[str] = []
-        with working("answering", _views(samples)) as move:
+        with working("answering", _views(samples), unit="answers") as move:
             for part in cut(samples, PROMPT_ROWS):
                 done = [len(texts) + _views(part) * i / max_new_tokens for i in range(max_new_tokens)]
                 before = self._before_each(choose, iter(done), move)

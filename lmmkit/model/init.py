@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import torch
 from torch import nn
 
 from lmmkit import plugin_calls
+from lmmkit.progress import weighed
 
 PLUGINS = "plugins."
 
@@ -17,16 +19,23 @@ def init(module: nn.Module, seed: int | str, *, but: tuple[str, ...] = ()) -> No
 
     Modules below the names `but` are not changed: their values come from elsewhere.
     """
+    kept = tuple(f"{each}." for each in but)
+    sizes: dict[str, int] = {}
     for name, part in sorted(module.named_modules()):
-        if f"{name}.".startswith(tuple(f"{each}." for each in but)):
-            continue
-        reset = getattr(part, "reset_parameters", None)
         tensors = (*part.parameters(recurse=False), *part.buffers(recurse=False))
-        if reset is not None and tensors:
-            digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=7).digest()
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(int.from_bytes(digest, "big"))
-                if name.startswith(PLUGINS):
-                    plugin_calls.reset(name.split(".")[1], part, reset)
-                else:
-                    reset()
+        if (
+            tensors
+            and getattr(part, "reset_parameters", None) is not None
+            and not f"{name}.".startswith(kept)
+        ):
+            sizes[name] = sum(tensor.nbytes for tensor in tensors)
+    parts = dict(module.named_modules())
+    for name in weighed("drawing initial weights", sizes, sizes.__getitem__):
+        digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=7).digest()
+        reset: Any = parts[name].reset_parameters
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int.from_bytes(digest, "big"))
+            if name.startswith(PLUGINS):
+                plugin_calls.reset(name.split(".")[1], parts[name], reset)
+            else:
+                reset()

@@ -15,6 +15,7 @@ from lmmkit.api.components import (
     ExtraView,
     ImageReducer,
     OthersKind,
+    StepTerm,
     Term,
     TokenStrategy,
     ViewMaker,
@@ -51,6 +52,7 @@ from lmmkit.errors.plan import (
     REFERENCE,
     SELECT,
     SETTING,
+    STEP_TERM,
     TWO_MASSES,
     UNPROVIDED_TOKEN,
     UNREACHABLE,
@@ -152,6 +154,9 @@ def needs(recipe: Recipe, instances: Instances, plan: StagePlan, dims: Dims) -> 
             if isinstance(need, VisionAt):
                 problems += _vision(where, need, recipe, recipe.stages[plan.stage])
                 problems += _patches(where, need, plan.reducer, dims)
+        if isinstance(term, StepTerm) and recipe.stages[plan.stage].batch.samples < 2:
+            got = f"`{term.name}` in a stage with `batch.samples: 1`"
+            problems.append(STEP_TERM.at(where, got=got, stage=plan.stage))
         if isinstance(term, AuxTask) and not term.text_loss and not _reads_own_view(term):
             problems.append(UNREAD_VIEW.at(where, got=f"views of `{term.name}`, which no term reads"))
     masses = {need.k for need in plan.needs if isinstance(need, AttnMass)}

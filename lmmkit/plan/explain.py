@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from lmmkit import plugin_calls
-from lmmkit.api.components import AuxTask, Component, Term, TokenStrategy, ViewMaker
+from lmmkit.api.components import AuxTask, Component, StepTerm, Term, TokenStrategy, ViewMaker
 from lmmkit.api.layout import Layout, Span
 from lmmkit.api.needs import (
     AttnMass,
@@ -46,10 +46,12 @@ def stage_text(prepared: Prepared, plan: StagePlan) -> str:
     """Returns the text of one stage's plan: terms, views, tokens, needs, and inactive instances."""
     lines = [f"plan {plan.digest}  stage {plan.stage}  {prepared.steps(plan.stage)} steps"]
     chances = plan.chances(prepared.dims)
+    over_step = {term.name for term in plan.terms if isinstance(term, StepTerm)}
     for name, weight in sorted(plan.weights.items()):
         chance = chances.get(name)
         beside = "" if chance is None else f"  chance {chance:.4g}"
-        lines.append(f"  term {name}  weight {weight_text(weight)}{beside}")
+        twice = "  over the step, in two passes" if name in over_step else ""
+        lines.append(f"  term {name}  weight {weight_text(weight)}{beside}{twice}")
     for task in plan.makers:
         text = "  trains on its text" if isinstance(task, AuxTask) and task.text_loss else ""
         more = "" if task.others == "none" else "  from other samples too"

@@ -23,6 +23,7 @@ from lmmkit.api.components import (
     Loss,
     Metric,
     OtherSamples,
+    StepTerm,
     Term,
     TokenStrategy,
     ViewMaker,
@@ -57,6 +58,10 @@ def modules(component: Component, dims: Dims) -> nn.Module | None:
         found = component.modules(dims)
     if not isinstance(found, nn.Module | None):
         raise returned(component.name, "modules", component, shown(found), "an nn.Module or None")
+    for name, parameter in found.named_parameters() if found is not None else ():
+        if not parameter.ndim:
+            got = f"a module whose parameter `{name}` has no dimension"
+            raise returned(component.name, "modules", component, got, "a shape of [1], which ranks can share")
     return found
 
 
@@ -233,6 +238,28 @@ def value(term: Term, ctx: Ctx) -> Tensor:
         found = term.value(ctx)
     if not isinstance(found, Tensor) or found.ndim or found.dtype not in (torch.float32, torch.float64):
         raise returned(term.name, "value", term, shown(found), "a float32 scalar, the SUM over the items")
+    return found
+
+
+def embed(term: StepTerm, ctx: Ctx) -> Tensor:
+    """Returns the items of a micro-batch, [n, ...]."""
+    with calling(term.name, "embed", term):
+        found = term.embed(ctx)
+    wanted = ctx.batch.count[term.name]
+    fits = isinstance(found, Tensor) and found.ndim and found.dtype in (torch.float32, torch.float64)
+    if not fits or len(found) != wanted:
+        got = f"{wanted} rows in float32, as many as `count` says"
+        raise returned(term.name, "embed", term, shown(found), got)
+    return found
+
+
+def step_value(term: StepTerm, items: Tensor, module: nn.Module | None) -> Tensor:
+    """Returns the sum of a term over all items of a step."""
+    with calling(term.name, "step_value", term):
+        found = term.step_value(items, module)
+    if not isinstance(found, Tensor) or found.ndim or found.dtype not in (torch.float32, torch.float64):
+        expected = "a float32 scalar, the SUM over the items of the step"
+        raise returned(term.name, "step_value", term, shown(found), expected)
     return found
 
 

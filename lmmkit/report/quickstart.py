@@ -28,7 +28,7 @@ def summarise(folder: Path, names: Sequence[str], *, wall_seconds: float) -> dic
 
 
 def write_summary(folder: Path, summary: dict) -> None:
-    """Writes the summary to `summary.json`, from which README's figures are made (docs/figures.py)."""
+    """Writes the summary to `summary.json`, from which README's figures are made (docs/readme_figures.py)."""
     write_json_atomic(folder / "summary.json", summary)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lmmkit.progress import duration
 from lmmkit.runs.run_folder import RunFolder
 
 PART = 20  # the figures are means over the last twentieth of the last stage
@@ -31,7 +32,8 @@ def learned(run: RunFolder) -> str:
     ]
     loss = _mean(last, "loss")
     words = ", ".join(shown) or ("no loss" if loss is None else f"loss {loss:.3g}")
-    return f"{words}; stage {stage}, mean of its last {len(last)} logged steps"
+    of = "its last logged step" if len(last) == 1 else f"mean of its last {len(last)} logged steps"
+    return f"{words}; stage {stage}, {of}"
 
 
 def cost(run: RunFolder) -> str:
@@ -40,18 +42,10 @@ def cost(run: RunFolder) -> str:
     steps, seconds = (records[-1]["step"] if records else 0), sum(r["seconds"] for r in records)
     tokens = sum(record["tokens"] for record in records)
     every = "" if len(records) == steps else f" ({len(records):,} of them logged)"
-    return f"{steps:,} steps{every}, {tokens:,} tokens, {_time(seconds)} of training; {run.path}"
+    return f"{steps:,} steps{every}, {tokens:,} tokens, {duration(seconds)} of training; {run.path}"
 
 
 def _mean(records: _Records, key: str) -> float | None:
     """Returns the mean of a figure over the records that have it; None if none has."""
     values = [record[key] for record in records if record.get(key) is not None]
     return sum(values) / len(values) if values else None
-
-
-def _time(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return (
-        f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-    )

@@ -16,6 +16,7 @@ from typing import Any
 
 from lmmkit.errors import MachineError, Problem, UserError
 from lmmkit.errors.training import RUN_CANNOT_WRITE, RUN_DAMAGED
+from lmmkit.progress import working_bytes
 
 
 def read_json(path: Path, *, hint: str = "Restore the file, or run again.") -> dict[str, Any]:
@@ -151,11 +152,12 @@ def _old(folder: Path) -> Path:
 
 
 def file_crc32(path: Path) -> int:
-    """Returns the crc32 of a file's bytes."""
-    crc = 0
-    with open(path, "rb") as file:
+    """Returns the crc32 of a file's bytes. Shows how far it is."""
+    crc = done = 0
+    with open(path, "rb") as file, working_bytes(f"reading {path.name}", path.stat().st_size) as move:
         while block := file.read(1 << 22):
             crc = zlib.crc32(block, crc)
+            move(done := done + len(block))
     return crc
 
 

@@ -66,7 +66,8 @@ def run_stage(
     )  # fmt: skip
     objective.train()
     build.set_layers(objective, recipe.speed)
-    with loop.saver, loop.progress, shown_on(None):  # `progress` has the terminal
+    shown = loop.progress if isinstance(loop.progress, StageProgress) else None
+    with loop.saver, loop.progress, shown_on(shown):  # `progress` has the terminal
         if recipe.speed.compile:
             loop.progress.notify(f"{stage}: compiling the layers, which makes the first steps slow")
         stopped = loop.run()

@@ -15,6 +15,7 @@ from lmmkit.objective import Objective, sum_by_name, total
 from lmmkit.recipe import Optim
 from lmmkit.training.distributed.fsdp import gather_full, set_grad_sync
 from lmmkit.training.distributed.process_group import ALONE, Ranks
+from lmmkit.training.first_pass import FirstPass
 
 BY_SOURCE = "loss/"
 EMPTY_STEP = "empty_steps"  # the name under which steps without an update for want of items are counted
@@ -116,9 +117,11 @@ def run_step(
     measured: list[dict] = [{}, {}]  # totals and chance totals of the metrics
     loss = torch.zeros((), device=device)
     optimizer.zero_grad(set_to_none=True)
+    first = FirstPass.of(objective, step, device, now, ranks)
     for number, batch in enumerate(step, 1):
         set_grad_sync(objective, now=each or number == len(step), last=number == len(step))
-        outcome = objective(batch.to(device), now)
+        first.replay(number - 1)
+        outcome = objective(batch.to(device), now, first.shares[number - 1])
         if metrics:
             found = objective.metric_sums(outcome, batch)
             measured = [sum_by_name(pair) for pair in zip(measured, found, strict=True)]

@@ -10,11 +10,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 from lmmkit.api.sample import Sample
 from lmmkit.data.packing import SizedSample
-from lmmkit.data.pipeline import cut
 from lmmkit.data.sources.other_samples import SourceSamples
 from lmmkit.data.views import dropped_text
 from lmmkit.errors import Problem, did_you_mean
@@ -22,7 +23,7 @@ from lmmkit.errors.training import BEST, OTHER_STAGE, STAGE_NAME
 from lmmkit.evaluate.kinds import tasks_of
 from lmmkit.evaluate.run import readable
 from lmmkit.evaluate.task import EvalTask
-from lmmkit.evaluate.terms import averages, laid_out, term_sums
+from lmmkit.evaluate.terms import averages, laid_out, step_blocks, term_sums
 from lmmkit.inference.chat_model import ChatModel
 from lmmkit.objective import Objective, sum_by_name
 from lmmkit.plan.prepare import Prepared
@@ -39,7 +40,7 @@ from lmmkit.training.triggers import Position
 class Validator:
     """Validates a stage.
 
-    `parts` are this rank's micro-batches of the `samples` held-out samples, some empty so that all ranks have
+    `blocks` has this rank's micro-batches of the `samples` held-out samples, some empty so that all ranks have
     equally many. `done` is the step of the last completed validation, `best` the best value so far of the
     figure that selects the best weights.
     """
@@ -49,7 +50,7 @@ class Validator:
     chat_model: ChatModel
     done: int = 0
     best: float | None = None
-    parts: Sequence[Sequence[SizedSample]] = ()
+    blocks: Sequence[Sequence[Sequence[SizedSample]]] = ()
     samples: int = 0
     dropped: Mapping[str, int] = field(default_factory=dict)
     tasks: Mapping[str, tuple[EvalTask, Sequence[Sample]]] = field(default_factory=dict)
@@ -86,14 +87,15 @@ class Validator:
         samples = first(section.samples, section.data)
         own = samples[ranks.rank :: ranks.world]
         dropped: Counter[str] = Counter()
-        parts = list(
-            cut(
-                laid_out(self.chat_model, own, dropped, SourceSamples.among(samples)),
-                prepared.recipe.speed.tokens,
-            )
-        )
+        laid = laid_out(self.chat_model, own, dropped, SourceSamples.among(samples))
+        blocks = [list(block) for block in step_blocks(self.chat_model, laid, ranks.world)]
         self.dropped = sum_by_name(ranks.gather(dict(dropped)))
-        self.parts = [*parts, *([] for _ in range(ranks.all_reduce_max(len(parts)) - len(parts)))]
+        counts = ranks.gather(list(map(len, blocks)))
+        most = [max(each) for each in zip_longest(*counts, fillvalue=0)]
+        blocks += [[] for _ in range(len(most) - len(blocks))]
+        self.blocks = [
+            [*block, *([] for _ in range(n - len(block)))] for block, n in zip(blocks, most, strict=True)
+        ]
         self.samples = len(samples)
         tasks = _tasks(prepared, section)
         self.tasks = {
@@ -140,7 +142,9 @@ class Validator:
         return {"step": at.step, "stage": at.stage, **figures, "val/seconds": seconds}
 
     def _losses(self, at: Position) -> dict[str, float]:
-        shares = self.context.ranks.gather(term_sums(self.chat_model, self.parts))
+        ranks = self.context.ranks
+        gather = partial(ranks.gather_rows, device=self.chat_model.device)
+        shares = ranks.gather(term_sums(self.chat_model, self.blocks, gather, ranks.world))
         found = averages(self.chat_model, [sum_by_name(each) for each in zip(*shares, strict=True)])
         plan, progress = self.context.prepared.plans[at.stage], at.stage_step / self.data.steps
         weights = {name: weight.at(progress) for name, weight in plan.weights.items()}

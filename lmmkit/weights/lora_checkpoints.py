@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lmmkit.errors import raise_all
 from lmmkit.errors.weights import WEIGHTS_ADAPTER
+from lmmkit.progress import counted
 from lmmkit.runs.files import read_json
 from lmmkit.weights.config import Config
 from lmmkit.weights.decoders import LLAMA
@@ -73,7 +74,7 @@ def merge_checkpoint(module: nn.Module, stored: Mapping[str, Stored], folder: Pa
         problems.append(WEIGHTS_ADAPTER.at(str(folder), got=got, that_fit=that_fit))
     raise_all(problems)
     with torch.no_grad():
-        for a, b, place in pairs.values():
+        for a, b, place in counted("merging low-rank updates", pairs.values()):
             _add(place, own, scale * (b.read().float() @ a.read().float()))
 
 

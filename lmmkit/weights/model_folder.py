@@ -19,15 +19,16 @@ from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lmmkit.api.sample import ImageFit
 from lmmkit.data.text_tokenizers.choose import TextTokenizer
 from lmmkit.errors import MachineError, UserError, raise_all
 from lmmkit.errors.weights import CANNOT_WRITE, MISMATCH, MODEL_CONFIG, MODEL_DAMAGED, MODEL_FORMAT
-from lmmkit.progress import counted
+from lmmkit.progress import weighed
 from lmmkit.runs.files import io_point, read_json, write_aside, write_json_atomic
+from lmmkit.weights import tensor_writer
 
 FOLDER_FORMAT = "lmmkit-model-1"
 WEIGHTS = "model.safetensors"
@@ -67,7 +68,7 @@ def write(
             for file, held in files.items():
                 if held or file == WEIGHTS:
                     io_point(f"write {file}")
-                    save_file({name: t.contiguous() for name, t in (held or {}).items()}, aside / file)
+                    tensor_writer.write(aside / file, tensor_writer.widest_first(held or {}))
             if tokenizer is not None:
                 for name, data in tokenizer.files().items():
                     (aside / name).write_bytes(data)
@@ -171,8 +172,10 @@ def fill(
         wrong = {k: str(shape) for k, shape in shapes.items() if shape != list(own[k].shape)}
         wrong |= dict.fromkeys(missing if strict else (), "no such tensor")
         raise_all(MISMATCH.at(f"{path}: {k}", got=got, shape=list(own[k].shape)) for k, got in wrong.items())
-        for name in counted(f"loading {folder.name}", sorted(set(own) & names)) if copy else ():
-            own[name].copy_(file.get_tensor(name))
+        if copy:
+            held = sorted(set(own) & names)
+            for name in weighed(f"loading {folder.name}", held, lambda name: own[name].nbytes):
+                own[name].copy_(file.get_tensor(name))
     return missing
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lmmkit.errors import raise_all
 from lmmkit.errors.weights import DTYPE, EXTRA, MISSING, SHAPE
 from lmmkit.model.layers import FusedLinear
-from lmmkit.progress import counted
+from lmmkit.progress import weighed
 from lmmkit.weights.model_folder import unique_tensors
 from lmmkit.weights.tensor_reader import Stored
 
@@ -79,8 +79,10 @@ def fill_public(
     check_public(module, table, stored, prefix=prefix, spare=spare, fix=fix)
     own = unique_tensors(module)
     with torch.no_grad():
-        for name, place in counted("copying tensors", list(map_names(module, table).items())):
-            place.of(own).copy_(stored[prefix + name].read())
+        places = map_names(module, table)
+        title = f"loading {prefix.rstrip('.')}"
+        for name in weighed(title, places, lambda name: places[name].of(own).nbytes):
+            places[name].of(own).copy_(stored[prefix + name].read())
 
 
 def check_public(

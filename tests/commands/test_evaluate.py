@@ -48,14 +48,19 @@ def test_an_evaluation_shows_its_progress(trained, scenes, tmp_path):
         results = evaluate(trained, recipe, out=tmp_path)
     n = results["answers"].figures["accuracy"].n
     begun = [call[1:] for call in recorder.calls if call[0] == "begin"]
-    titles = [title for title, _ in begun]
     assert [b for b in begun if b[0] in ("reading images", "answers: answers")][:2] == [
-        ("reading images", n), ("answers: answers", 3 * n)
+        ("reading images", n, "samples"), ("answers: answers", 3 * n, "questions")
     ]  # fmt: skip
-    assert "measuring terms" in titles
-    number = recorder.calls.index(("begin", "answers: answers", 3 * n)) + 1
-    moves = [call[2] for call in recorder.calls if call[0] == "move" and call[1] == number]
-    assert moves == sorted(moves) and 0 <= moves[0] < 3 * n and moves[-1] == 3 * n
+    assert "measuring terms" in [title for title, *_ in begun]
+
+    def moves(*begun):
+        number = recorder.calls.index(("begin", *begun)) + 1
+        return [call[2] for call in recorder.calls if call[0] == "move" and call[1] == number]
+
+    asked, whole = moves("answers: answers", 3 * n, "questions"), moves("evaluation", len(results))
+    assert asked == sorted(asked) and 0 <= asked[0] < 3 * n and asked[-1] == 3 * n
+    assert whole == sorted(whole) and 0 < whole[0] < 0.5 and whole[-1] == len(results)
+    assert len(set(whole)) > len(results) + 2, "it moves inside the tasks"
     assert len([c for c in recorder.calls if c[0] == "end"]) == len(begun)
 
 

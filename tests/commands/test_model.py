@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 
 from lmmkit.runs import files
 from lmmkit.training.run import train
-from lmmkit.weights.export import llava_folders, peft_adapter
+from lmmkit.weights import tensor_writer
 from tests.conftest import PLAIN
 from tests.test_cli import run
 
@@ -42,8 +42,7 @@ def test_a_full_disk_is_a_problem_and_leaves_nothing(model, tmp_path, monkeypatc
     def full(*args, **kwargs):
         raise error
 
-    for module in (llava_folders, peft_adapter):
-        monkeypatch.setattr(module, "save_file", full)
+    monkeypatch.setattr(tensor_writer, "write", full)
     monkeypatch.setattr(shutil, "copytree", full)
     text = run("model", "export", model, tmp_path / "mine", "--format", kind, code=3)
     assert "export/cannot-write" in text and "No space left" in text

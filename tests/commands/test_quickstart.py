@@ -45,13 +45,17 @@ def test_what_is_left_follows_from_the_files(work):
     assert left() == ["llava", "direct", "eval llava", "eval direct"]
     jobs = work.phases()[1][1]
     assert "--resume" in jobs[0].arguments and "--resume" not in jobs[1].arguments
-    assert jobs[0].progress() == 7 / 28 and "llava at step 7 of 28" in work.state()
+    assert jobs[0].share() == 7 / 28 and "llava at step 7 of 28" in work.state()
     touch("llava", "model", "pretrain", "config.json")
     assert "llava" in left()
     touch("llava", "model", "finetune", "config.json")
     touch("llava", "results.json", text='{"answers": {}}')
     assert left() == ["direct", "eval llava", "eval direct"]
-    assert [job.name for job in work.phases()[2][1]] == ["eval llava"], "that of direct follows its training"
+    (evaluation,) = work.phases()[2][1]
+    assert evaluation.name == "eval llava", "that of direct follows its training"
+    assert evaluation.share() == 0.0
+    touch("logs", "eval-llava.progress", text="0.4000")
+    assert evaluation.share() == 0.4, "the command reports how far it is"
     touch("llava", "results.json", text='{"answers": {}, "terms": {}}')
     assert left() == ["direct", "eval direct"]
 

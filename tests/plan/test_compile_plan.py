@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -12,6 +13,7 @@ from lmmkit.plan.explain import plan_text, trace_samples
 from lmmkit.plan.instances import type_text
 from lmmkit.plan.prepare import prepare, prepare_bare
 from tests.conftest import DIRECT, PLAIN
+from tests.support import contrast_plugin
 
 
 def problems(tiny, *overrides: str, **kwargs) -> dict[str, str]:
@@ -343,6 +345,21 @@ def test_a_folder_that_several_sources_lack_is_reported_once(tiny):
     with pytest.raises(UserError) as error:
         prepare(tiny(*changes))
     assert [p.code for p in error.value.problems] == ["records/no-image-folder"]
+
+
+def test_a_term_over_the_step_needs_two_samples_and_tells_of_its_passes(tiny):
+    plugin = f"plugins:\n  contrast: {{use: {Path(contrast_plugin.__file__)}}}\nstages:"
+    text = PLAIN.replace("stages:", plugin, 1).replace(
+        "{next_token: 1.0}", "{next_token: 1.0, contrast: 0.1}"
+    )
+    text_of_plan = plan_text(prepare(tiny(text=text), trust_files=True))
+    assert "term contrast  weight 0.1  over the step, in two passes" in text_of_plan
+    with pytest.raises(UserError) as error:
+        prepare(tiny("stages.finetune.batch.samples=1", text=text), trust_files=True)
+    assert {p.code for p in error.value.problems} == {
+        "plan/step-term"
+    } and "`finetune" not in error.value.problems[0].got
+    assert "stages.finetune.batch.samples" in error.value.problems[0].hint
 
 
 VIEWS = """

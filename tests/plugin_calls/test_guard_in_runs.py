@@ -90,6 +90,7 @@ def test_an_exception_names_the_plugin_and_its_line(method, recipe, tmp_path):
         ("chance", "text", "'twelve'"),
         ("edit", "list", "a list with a int"),
         ("modules", "class", "the class Identity"),
+        ("modules", "scalar", "a module whose parameter `0` has no dimension"),
         ("count", "number", "1.5"),
         ("views", "none", "nothing (None)"),
         ("views", "list", "a list with 1"),

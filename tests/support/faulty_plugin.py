@@ -24,6 +24,7 @@ from lmmkit.api import (
 WRONG = {
     "none": None, "text": "twelve", "number": 1.5, "list": [1], "vector": torch.ones(3, requires_grad=True),
     "class": nn.Identity, "mapping": {"a": 1.5}, "tensor": {"a": torch.ones(3)},
+    "scalar": nn.ParameterList([torch.ones(())]),
 }  # fmt: skip
 
 

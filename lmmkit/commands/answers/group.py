@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from lmmkit.commands.evaluate import aligned, notes, print_published
-from lmmkit.commands.support.common import Json, err, out, print_json, print_table, reporting
+from lmmkit.commands.support.common import (
+    STARTING,
+    Json,
+    err,
+    out,
+    print_json,
+    print_table,
+    print_text,
+    reporting,
+)
+from lmmkit.progress import working
 
 if TYPE_CHECKING:
     from lmmkit.evaluate.answers.schema import Answer
@@ -47,20 +57,22 @@ def score(
     """Score answers by the official rules, without a model."""
     from dataclasses import asdict
 
-    from lmmkit.evaluate.answers.foreign import read_foreign
-    from lmmkit.evaluate.answers.score import (
-        NAMED,
-        groups_without_answers,
-        matched,
-        questions_of_figures,
-        score_answers,
-    )
+    with working(STARTING):
+        from lmmkit.evaluate.answers.foreign import read_foreign
+        from lmmkit.evaluate.answers.score import (
+            NAMED,
+            groups_without_answers,
+            matched,
+            questions_of_figures,
+            score_answers,
+        )
 
     made, items, split = _items(benchmark, files, split)
     read_as, found = read_foreign(answers, form)
     fitting = matched(items, found, str(answers))
-    scored = score_answers(made, items, fitting, task=benchmark, split=split)
-    whole = questions_of_figures(made, items) if fitting.missing and scored.figures else {}
+    with working("scoring"):
+        scored = score_answers(made, items, fitting, task=benchmark, split=split)
+        whole = questions_of_figures(made, items) if fitting.missing and scored.figures else {}
     without = groups_without_answers(items, fitting)
     if as_json:
         figures = {
@@ -106,9 +118,11 @@ def compare(
 
     from lmmkit.errors import UserError, raise_all
     from lmmkit.errors.answers import NO_ANSWERS
-    from lmmkit.evaluate.answers.answers_file import NAME, by_key, read_answers
-    from lmmkit.evaluate.answers.compare import compare_tasks
-    from lmmkit.evaluate.answers.locate import task_folders
+
+    with working(STARTING):
+        from lmmkit.evaluate.answers.answers_file import NAME, by_key, read_answers
+        from lmmkit.evaluate.answers.compare import compare_tasks
+        from lmmkit.evaluate.answers.locate import task_folders
 
     folders = [task_folders(path) for path in (first, second)]
     if len(folders[0]) == len(folders[1]) == 1 and (first / NAME).is_file() and (second / NAME).is_file():
@@ -147,10 +161,12 @@ def compare(
     print_table(aligned(f"A: {first}   B: {second}", lines))
     for each in found:
         if each.left_out:
-            out.print(f"{each.task}: {each.left_out:,} scored answers to other questions or prompts left out")
-    out.print(
-        "Mean scores by question, in points. p: McNemar's exact test, which takes questions as independent; the\n"
-        "interval does not, it draws images. detectable: the true difference that is found 4 times of 5. One\n"
+            print_text(
+                f"{each.task}: {each.left_out:,} scored answers to other questions or prompts left out"
+            )
+    print_text(
+        "Mean scores by question, in points. p: McNemar's exact test, which takes questions as independent; the "
+        "interval does not, it draws images. detectable: the true difference that is found 4 times of 5. One "
         "training seed each: a difference may also come from the seed."
     )
 
@@ -167,9 +183,10 @@ def show_answers(
     n: Annotated[int, typer.Option("-n", min=1, help="How many.")] = 10,
 ) -> None:
     """Print questions with the model's answers."""
-    from lmmkit.evaluate.answers.answers_file import NAME, read_answers
-    from lmmkit.evaluate.answers.choose import as_text, chosen
-    from lmmkit.evaluate.answers.locate import task_folder
+    with working(STARTING):
+        from lmmkit.evaluate.answers.answers_file import NAME, read_answers
+        from lmmkit.evaluate.answers.choose import as_text, chosen
+        from lmmkit.evaluate.answers.locate import task_folder
 
     found = chosen(read_answers(task_folder(run, task) / NAME), which)
     for answers in found[:n]:
@@ -193,12 +210,13 @@ def judge(
     """Write the requests to a judge that are still open, or the figures of its responses."""
     from dataclasses import asdict
 
-    from lmmkit.evaluate.answers.answers_file import HEADER, NAME, read_answers
-    from lmmkit.evaluate.answers.locate import task_folder
-    from lmmkit.evaluate.answers.outcome import REQUESTS
-    from lmmkit.evaluate.answers.schema import OWN
-    from lmmkit.evaluate.judge import judged, read_responses, write_requests
-    from lmmkit.runs.files import read_json, write_json_atomic
+    with working(STARTING):
+        from lmmkit.evaluate.answers.answers_file import HEADER, NAME, read_answers
+        from lmmkit.evaluate.answers.locate import task_folder
+        from lmmkit.evaluate.answers.outcome import REQUESTS
+        from lmmkit.evaluate.answers.schema import OWN
+        from lmmkit.evaluate.judge import judged, read_responses, write_requests
+        from lmmkit.runs.files import read_json, write_json_atomic
 
     folder = task_folder(run, task)
     header = read_json(folder / HEADER)
@@ -245,4 +263,5 @@ def _items(name: str, files: Path, split: str | None):
             NO_FILES.at("--files", got=f"no folder {folder}", title=f"{made.title}: FILES/{name}", fix=fix)
         )
     split = split or made.splits[0]
-    return made, official_items(made, folder, split), split
+    with working(f"{name}: reading the official files"):
+        return made, official_items(made, folder, split), split

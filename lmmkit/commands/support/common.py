@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lmmkit.commands.support.progress_display import display_on
+from lmmkit.commands.support.table_layout import fitted
 from lmmkit.errors import LmmkitError, MachineError
 from lmmkit.errors.commands import CANNOT_WRITE
 from lmmkit.progress import shown_on
@@ -41,7 +42,6 @@ Dtype = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 INTERRUPTED = 130
-NARROW = 80  # columns; below, tables are drawn without lines
 STARTING = "starting"  # the task of imports, which take seconds
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR)
 
@@ -81,8 +81,12 @@ def show(error: LmmkitError) -> None:
     for problem in error.problems:
         err.print(Text.assemble(("error", "bold red"), " ", (safe(problem.where), "bold")))
         for label, text in (("got", problem.got), ("expected", problem.expected), ("hint", problem.hint)):
-            line = Text(f"  {label:8}  {safe(text)}".replace("\n", "\n" + 12 * " "))
-            err.print(line.append(f"  [{problem.code}]", "dim") if label == "hint" else line)
+            code = f"  [{problem.code}]" if label == "hint" else ""
+            lines = f"  {label:8}  {safe(text)}{code}".replace("\n", "\n" + 12 * " ").splitlines()
+            line = Text("\n".join(wrapped(each, err, 10 * (i == 0)) for i, each in enumerate(lines)))
+            if code:
+                line.stylize("dim", len(line) - len(code))
+            err.print(line)
     n = len(error.problems)
     if n:
         err.print(f"{n} problem{'s' if n != 1 else ''}. More about a code: `lmmkit explain CODE`.")
@@ -94,20 +98,27 @@ def safe(text: str) -> str:
 
 
 def print_table(table: Table) -> None:
-    """Prints a table. On a narrow terminal it has no lines between columns. No text is cut off."""
-    if out.width < NARROW:
-        table.box, table.padding, table.pad_edge = None, (0, 1, 0, 0), False
-    table.title, table.caption = (_wrapped(text) for text in (table.title, table.caption))
-    for column in table.columns:
-        column.overflow = "fold"
-    out.print(table)
+    """Prints a table that fits the terminal. No text is cut off."""
+    out.print(fitted(table, out.width))
 
 
-def _wrapped(text: object) -> str | None:
-    """Returns the title or caption of a table in lines that fit, without a change if its own lines do."""
-    if text is None or all(len(line) <= out.width for line in str(text).splitlines()):
-        return None if text is None else str(text)
-    return textwrap.fill(" ".join(str(text).split()), out.width)
+def print_text(text: str) -> None:
+    """Prints lines of text. A terminal gets them broken between words, with the further lines indented; elsewhere they
+    are as they are."""
+    for line in text.splitlines() or [""]:
+        out.print(wrapped(line, out))
+
+
+def wrapped(line: str, console: Console, more: int = 2) -> str:
+    """Returns a line broken between words if a terminal is too narrow for it. `more`: how much further than its own
+    indent the further lines begin."""
+    if not console.is_terminal or len(line) <= console.width:
+        return line
+    indent = " " * (len(line) - len(line.lstrip()) + more)
+    return textwrap.fill(
+        line, console.width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False,
+        drop_whitespace=True, replace_whitespace=False,
+    )  # fmt: skip
 
 
 def print_json(value: object) -> None:

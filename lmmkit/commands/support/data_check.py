@@ -13,7 +13,7 @@ from lmmkit.commands.support.common import refused_file
 from lmmkit.data.images import check_header, check_whole
 from lmmkit.data.sources.bad_records import BadRecord, Policy
 from lmmkit.data.sources.indexed_records import Indexing
-from lmmkit.data.sources.records import LISTED, Records, file_size, open_indexed
+from lmmkit.data.sources.records import LISTED, Records, open_indexed, records_size
 from lmmkit.errors import MachineError, Problem, UserError
 from lmmkit.errors.data import MORE_PROBLEMS, RECORDS_EMPTY, RECORDS_PATH
 from lmmkit.progress import working
@@ -81,7 +81,7 @@ def check_records(recipe: Recipe, name: str, report: CheckReport, decode: bool) 
     path, images = recipe.path(section.records), section.images and recipe.path(section.images)
     begin = time.perf_counter()
     try:
-        with working(f"{name}: records", file_size(path)) as move:
+        with working(f"{name}: records", records_size(path, images or None)) as move:
             indexing = Indexing(
                 template=section.template, rebuild=True, on_bad_record=on_bad_record, progress=move
             )
@@ -115,7 +115,7 @@ def _check_images(
     indexed, bad, count = records.indexed, 0, 0
     paths_outside = dict(indexed.paths_outside())
     title, total = f"{records.name}: {'images' if decode else 'headers'}", indexed.index.meta["images"]
-    with working(title, total) as move:
+    with working(title, total, "images") as move:
         for i, image in indexed.all_images():
             found: list[Problem] = []
             if image.path in paths_outside:

@@ -16,6 +16,7 @@ from typing import Protocol
 import typer
 
 from lmmkit.commands.support.common import err
+from lmmkit.commands.support.progress_display import REPORT, reported_share
 from lmmkit.errors import MachineError
 
 SHOWN = 1.0  # seconds between two looks at how far the jobs are
@@ -26,13 +27,14 @@ PATIENCE = 120.0  # seconds that a stopped command may take to save
 class Job:
     """Describes a lmmkit command that runs in a separate process and prints to logs/<name>.log.
 
-    `progress` returns the share of its work that is done, from 0 to 1. `then` starts when the job has ended well.
+    `progress` returns the share of its work that is done, from 0 to 1; without it the command reports its share.
+    `then` starts when the job has ended well.
     """
 
     name: str
     arguments: list[str]
     logs: Path
-    progress: Callable[[], float] = lambda: 0.0
+    progress: Callable[[], float] | None = None
     then: Job | None = None
     process: subprocess.Popen | None = field(init=False, default=None, repr=False)
 
@@ -40,6 +42,15 @@ class Job:
     def log(self) -> Path:
         """Returns the path of the log file."""
         return self.logs / f"{self.name.replace(' ', '-')}.log"
+
+    @property
+    def report(self) -> Path:
+        """Returns the path of the file where the command reports its share."""
+        return self.log.with_suffix(".progress")
+
+    def share(self) -> float:
+        """Returns the share of the work that is done, from 0 to 1."""
+        return reported_share(self.report) if self.progress is None else self.progress()
 
     @property
     def running(self) -> bool:
@@ -55,11 +66,14 @@ class Job:
         """Starts the command with one CPU thread, and prints it."""
         err.print(f"$ lmmkit {' '.join(self.arguments)}")
         self.logs.mkdir(parents=True, exist_ok=True)
+        self.report.unlink(missing_ok=True)
         command = [sys.executable, "-m", "lmmkit", *self.arguments]
         with self.log.open("a") as log:
             log.write(f"$ lmmkit {' '.join(self.arguments)}\n")
             log.flush()
             env = {**os.environ, "OMP_NUM_THREADS": "1"}
+            if self.progress is None:
+                env[REPORT] = str(self.report)
             self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env)
 
     def last_line(self) -> str:

@@ -52,7 +52,7 @@ class QuickstartDisplay:
 
     def __call__(self, jobs: Sequence[Job]) -> None:
         """Shows the state of the jobs of this phase. A recipe may be evaluated before the phase ends."""
-        done = {job.name: (1.0 if not job.running else job.progress()) for job in jobs}
+        done = {job.name: (1.0 if not job.running else job.share()) for job in jobs}
         at = {
             job.name.split()[-1]: (self._phase_of(job), done[job.name]) for job in jobs
         }  # the latest of a recipe

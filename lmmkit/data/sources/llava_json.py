@@ -17,6 +17,7 @@ from lmmkit.data.sources.index_cache import Index
 from lmmkit.data.sources.indexed_records import IndexBuilder, IndexedRecords, Indexing, OpenFiles, as_table
 from lmmkit.data.sources.json_records import read_records
 from lmmkit.data.sources.json_stream import Window, open_regular
+from lmmkit.progress import counted, working
 from lmmkit.runs.files import file_crc32
 
 _IMAGE = np.dtype([("record", "<u8"), ("start", "<u8"), ("folder", "<u4")])
@@ -40,7 +41,7 @@ class JsonRecords(IndexedRecords):
     def missing(self) -> list[tuple[int, str]]:
         """Returns (record, description) of each image file that is missing or not a regular file."""
         found = []
-        for folder, listing in self._listings():
+        for folder, listing in self._listings("looking for image files"):
             for i, path in self._paths(folder):
                 name = path.rpartition("/")[2]
                 if name in listing.files or (name in listing.links and os.path.isfile(self._full(path))):
@@ -53,7 +54,7 @@ class JsonRecords(IndexedRecords):
     def paths_outside(self) -> list[tuple[str, str]]:
         """Returns (absolute path, description) of each image that a link takes out of the root."""
         found = []
-        for folder, listing in self._listings():
+        for folder, listing in self._listings("looking for links"):
             for i, path in self._paths(folder) if listing.links or not listing.inside else ():
                 name = path.rpartition("/")[2]
                 if not listing.inside or (name in listing.links and self.root.leads_out(path)):
@@ -64,7 +65,8 @@ class JsonRecords(IndexedRecords):
     def identity(self) -> dict[str, object]:
         """Returns what distinguishes this data from other data: file content, image names and sizes."""
         crc = total = count = 0
-        for _, image in self.all_images():
+        images = self.index.meta["images"]
+        for _, image in counted(f"{self.path.name}: sizes of images", self.all_images(), images):
             try:
                 size = os.stat(image.path).st_size
             except OSError:
@@ -79,9 +81,14 @@ class JsonRecords(IndexedRecords):
     def _full(self, path: str) -> str:
         return os.path.join(self.root.path, path)
 
-    def _listings(self):
-        for number, folder in enumerate(self.index.meta["folders"]):
-            yield number, self.root.list(folder)
+    def _listings(self, title: str):
+        """Yields each folder of images with its files, and shows how many of the images are done."""
+        folders, images = self.index.meta["folders"], self.index.arrays["images"]["folder"]
+        done = np.cumsum(np.bincount(images, minlength=len(folders)))
+        with working(f"{self.path.name}: {title}", len(images)) as move:
+            for number, folder in enumerate(folders):
+                yield number, self.root.list(folder)
+                move(int(done[number]))
 
     def _paths(self, folder: int | None = None) -> Iterator[tuple[int, str]]:
         """Yields (first record, relative path) of each image in record order, of all folders or of one."""

@@ -20,7 +20,7 @@ from lmmkit.data.sources.bad_records import STRICT, BadRecord, Policy, record_pl
 from lmmkit.data.sources.indexed_records import IndexedRecords, Indexing
 from lmmkit.data.sources.llava_json import open_json
 from lmmkit.data.sources.record_parser import RecordParser
-from lmmkit.data.sources.webdataset_shards import open_shards
+from lmmkit.data.sources.webdataset_shards import open_shards, shards_size
 from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.errors.data import IMAGE_MISSING, MORE_PROBLEMS, RECORDS_EMPTY, RECORDS_PATH, TOO_MANY
 from lmmkit.progress import counted, working
@@ -115,7 +115,7 @@ def open_records(
 
     Raises `UserError` with the first 20 problems and the total number.
     """
-    with working(f"{name}: reading records", file_size(Path(records))) as move:
+    with working(f"{name}: reading records", records_size(Path(records), images)) as move:
         indexed = open_indexed(Path(records), images, Indexing(template=template, progress=move))
     found = Records(
         name=name, template=template, image_fit=image_fit, bad_records=bad_records, indexed=indexed
@@ -124,8 +124,10 @@ def open_records(
     return found
 
 
-def file_size(path: Path) -> int:
-    """Returns the size of a records file in bytes; 0 for a pattern or a file that cannot be read."""
+def records_size(path: Path, images: Path | None) -> int:
+    """Returns the bytes of a records file, or of all shards; 0 for files that cannot be read."""
+    if images is None:
+        return shards_size(path)
     try:
         return path.stat().st_size
     except (OSError, ValueError):
@@ -164,8 +166,7 @@ def _refuse(records: Records) -> None:
 def missing_images(records: Records, limit: int | None = None) -> list[Problem]:
     """Returns a problem for each image file that is missing or not a regular file; at most `limit` if it
     is given. Each file is checked once and reported at its first record."""
-    with working(f"{records.name}: looking for image files"):
-        found = records.indexed.missing()[:limit]
+    found = records.indexed.missing()[:limit]
     return [IMAGE_MISSING.at(records.where(i), got=reason) for i, reason in found]
 
 
@@ -185,9 +186,8 @@ def check_images(records: Records, limit: int | None = None) -> list[Problem]:
     Reads headers only. Stops at `limit` problems.
     """
     found = []
-    images = counted(
-        f"{records.name}: image headers", records.indexed.all_images(), records.indexed.index.meta["images"]
-    )
+    total = records.indexed.index.meta["images"]
+    images = counted(f"{records.name}: image headers", records.indexed.all_images(), total, "images")
     for i, image in images:
         try:
             check_header(image, records.image_fit)

@@ -15,6 +15,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from lmmkit.data.sources.indexed_records import IndexBuilder, IndexedRecords, In
 from lmmkit.data.sources.json_records import RawRecord, parse_record
 from lmmkit.data.sources.json_stream import MAX_RECORD
 from lmmkit.data.sources.tar_members import Member, members
-from lmmkit.errors import MachineError, Problem, UserError
+from lmmkit.errors import LmmkitError, MachineError, Problem, UserError
 from lmmkit.errors.data import LONG, NO_WEBDATASET, RECORDS_FILE, RECORDS_SHARD
 
 IMAGE_KINDS = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
@@ -81,6 +82,13 @@ def open_shards(pattern: Path, indexing: Indexing) -> ShardRecords:
     shards = _named(pattern)
     index = indexing.open("shards", pattern, shards, lambda: _Pass(shards, indexing).index())
     return ShardRecords(path=pattern, files=OpenFiles(shards), index=index)
+
+
+def shards_size(pattern: Path) -> int:
+    """Returns the bytes of all shards that can be read; 0 for a pattern that `open_shards` refuses."""
+    with suppress(LmmkitError):
+        return sum(path.stat().st_size for path in _named(pattern) if path.is_file())
+    return 0
 
 
 def _named(pattern: Path) -> list[Path]:

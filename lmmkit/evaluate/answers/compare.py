@@ -16,6 +16,7 @@ from lmmkit.errors.answers import EXTRA, OTHER_QUESTIONS
 from lmmkit.evaluate.answers.schema import OWN, Answer
 from lmmkit.evaluate.bootstrap import paired_difference
 from lmmkit.evaluate.task import Figure
+from lmmkit.progress import counted
 
 LEVEL, POWER = 0.05, 0.8
 
@@ -89,7 +90,8 @@ def compare_tasks(
 ) -> list[Comparison]:  # fmt: skip
     """Returns the comparisons of all common tasks, with Holm's correction."""
     _, _, multipletests = libraries()
-    found = [compare_answers(task, first[task], second[task]) for task in first if task in second]
+    common = [task for task in first if task in second]
+    found = [compare_answers(task, first[task], second[task]) for task in counted("comparing", common)]
     if not found:
         return []
     corrected = multipletests([each.p for each in found], method="holm")[1]

@@ -28,6 +28,7 @@ from lmmkit.evaluate.group_means import group_means
 from lmmkit.evaluate.official_files import OfficialFiles, named, upload_problems, write_image_once
 from lmmkit.evaluate.option_letters import ASK_LETTER, lenient_letter, lettered
 from lmmkit.evaluate.task import Figure
+from lmmkit.progress import counted
 
 LETTERS = "ABCD"
 ROTATION = 1_000_000  # added to the index for each rotation of the options
@@ -217,7 +218,7 @@ class MMBench(Benchmark):
         """Returns the files of the images. Later tables give the index of another row instead of the same image."""
         texts = {row["index"]: row["image"] for row in rows}
         files: dict[str, str] = {}
-        for row in rows:
+        for row in counted(f"{path.name}: images", rows):
             text = texts.get(row["image"], row["image"])
             if text not in files:
                 try:

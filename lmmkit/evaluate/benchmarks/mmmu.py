@@ -26,6 +26,7 @@ from lmmkit.evaluate.official_files import OfficialFiles, named, pointer, upload
 from lmmkit.evaluate.option_letters import ASK_LETTER, lenient_letter
 from lmmkit.evaluate.task import Figure
 from lmmkit.evaluate.vqa_text import ASK_SHORT
+from lmmkit.progress import counted
 
 DOMAINS = {
     "Art and Design": ("Art", "Art_Theory", "Design", "Music"),
@@ -85,7 +86,10 @@ class Mmmu(Benchmark):
         if places:
             self._check(found, split, [(path, row["id"]) for path, row in places])
         key = self._key(found, [row["id"] for _, row in places]) if split == "validation" else {}
-        items = [self._item(found, path, row, key.get(row["id"]), cache / self.name) for path, row in places]
+        items = [
+            self._item(found, path, row, key.get(row["id"]), cache / self.name)
+            for path, row in counted("reading images", places)
+        ]
         found.check()
         return sorted((item for item in items if item is not None), key=_place)
 

@@ -32,6 +32,7 @@ from lmmkit.evaluate.questions.alone import ask_alone
 from lmmkit.evaluate.questions.asking import AskedQuestion, Reply, ask
 from lmmkit.evaluate.questions.attention_file import attention_figure
 from lmmkit.inference.chat_model import ChatModel
+from lmmkit.progress import weighed, working
 from lmmkit.runs.files import file_crc32
 
 
@@ -101,7 +102,8 @@ def answer_questions(
         )  # fmt: skip
         return outcome_of(asked.items, asked.scorer, controls, {answer.key: answer for answer in collected})
     answers = _kept(chat_model, asked, questions, answered, keep)
-    outcome = outcome_of(asked.items, asked.scorer, controls, answers)
+    with working(f"{asked.task}: scoring"):
+        outcome = outcome_of(asked.items, asked.scorer, controls, answers)
     if not asked.whole:
         outcome.coverage["of"] = asked.total
     if keep.ranks.rank == 0:
@@ -214,7 +216,10 @@ def header_of(chat_model: ChatModel, asked: QuestionSet, model: Mapping[str, Any
 def model_facts(folder: Path) -> dict[str, Any]:
     """Returns the path of a model folder, and a hash of its files: the same for the same weights and settings."""
     files = sorted(path for path in folder.iterdir() if path.is_file())
-    content = [f"{path.name} {path.stat().st_size} {file_crc32(path):08x}\n" for path in files]
+    content = [
+        f"{path.name} {path.stat().st_size} {file_crc32(path):08x}\n"
+        for path in weighed(f"identifying {folder.name}", files, lambda path: path.stat().st_size)
+    ]
     return {
         "folder": str(folder.resolve()),
         "checkpoint": hashlib.sha256("".join(content).encode()).hexdigest(),

@@ -23,7 +23,7 @@ from lmmkit.errors.commands import TOO_LONG
 from lmmkit.evaluate.answers.schema import AnswerKey
 from lmmkit.inference.chat_model import PROMPT_ROWS, ChatModel
 from lmmkit.inference.generate import generate, greedy
-from lmmkit.progress import working
+from lmmkit.progress import counted, working
 
 CACHE_ROWS = 16_384  # of the KV cache, in one batch: its memory grows with this number
 
@@ -84,7 +84,7 @@ def ask(
     formed = batches(chat_model, questions, max_new_tokens=max_new_tokens, share=share)
     missing = [[question for question in batch if question.key not in done] for batch in formed]
     finished = 0
-    with working(title, sum(map(len, missing))) as move:
+    with working(title, sum(map(len, missing)), unit="questions") as move:
         for asked in filter(None, missing):
             n, tokens = len(asked), count(1)
 
@@ -181,7 +181,7 @@ def _sizes(chat_model: ChatModel, questions: Sequence[AskedQuestion], max_new_to
     room = chat_model.views.context - max_new_tokens
     sizes: list[_Size] = []
     problems: dict[str, Problem] = {}  # a question has the same fault under each control
-    for question, view in zip(questions, _views(questions), strict=True):
+    for question, view in zip(counted("measuring prompts", questions), _views(questions), strict=True):
         layout = chat_model.views.prompt(view)
         sizes.append(_Size(row_count(layout), _rows_to_last_image(layout)))
         if sizes[-1].rows > room:

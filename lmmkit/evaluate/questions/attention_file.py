@@ -16,6 +16,7 @@ from lmmkit.evaluate.answers.answers_file import drop_torn_line
 from lmmkit.evaluate.task import Figure
 from lmmkit.inference.chat_model import ChatModel
 from lmmkit.inference.image_attention import image_attention
+from lmmkit.progress import counted
 from lmmkit.runs.files import read_jsonl
 
 ATTENTION = "attention.jsonl"
@@ -36,7 +37,7 @@ def attention_figure(
     with path.open("a", encoding="utf-8") as file:
         drop_torn_line(path)
         lines = {line["id"]: line for line in read_jsonl(path)}
-        for sample, text in picked:
+        for sample, text in counted("measuring attention", picked, unit="answers"):
             if sample.key not in lines:
                 chat_model.poll()
                 lines[sample.key] = _line(chat_model, sample, text)

@@ -24,6 +24,7 @@ from lmmkit.evaluate.task import Better, EvalTask, Figure, Line
 from lmmkit.inference.chat_model import ChatModel
 from lmmkit.majority import Majority
 from lmmkit.plan.stage_plan import StagePlan
+from lmmkit.progress import counted, working
 from lmmkit.recipe import Recipe
 
 
@@ -65,7 +66,8 @@ class BenchmarkTask(EvalTask):
     @cached_property
     def items(self) -> Sequence[Item]:
         """Returns the items of the split. Raises `UserError` for files that are not as they were published."""
-        return official_items(self.benchmark, self.folder, self.split)
+        with working(f"{self.name}: reading the official files"):
+            return official_items(self.benchmark, self.folder, self.split)
 
     def input_problems(self) -> list[Problem]:
         """Returns what is wrong with the official files."""
@@ -122,7 +124,8 @@ class BenchmarkTask(EvalTask):
 def check_image_files(items: Iterable[Item], image_fit: ImageFit) -> None:
     """Raises `UserError` with all images that cannot be opened. Reads their headers only."""
     problems: list[Problem] = []
-    for path in dict.fromkeys(image for item in items for image in item.images):
+    paths = dict.fromkeys(image for item in items for image in item.images)
+    for path in counted("checking images", paths):
         try:
             check_header(path, image_fit)
         except UserError as error:

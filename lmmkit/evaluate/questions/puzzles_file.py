@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from lmmkit import plugin_calls
-from lmmkit.api.batch import Batch
 from lmmkit.api.components import AuxTask, Term
 from lmmkit.api.puzzle import Puzzle
 from lmmkit.api.sample import Sample
@@ -32,10 +31,11 @@ class Puzzles:
         """Adds the puzzle that a plugin instance made of the sample with this key."""
         self._found.setdefault(instance, []).append((key, puzzle))
 
-    def add_outcome(self, terms: Sequence[Term], outcome: Outcome, batch: Batch) -> None:
+    def add_outcome(self, terms: Sequence[Term], outcome: Outcome) -> None:
         """Adds the puzzles of a micro-batch."""
         for term in terms:
             if isinstance(term, AuxTask) and (puzzles := plugin_calls.puzzles(term, outcome.ctxs[term.name])):
+                batch = outcome.ctxs[term.name].batch
                 for view, puzzle in zip(batch.views_of(term.name), puzzles, strict=True):
                     self.add(term.name, batch.views[view][1], puzzle)
 

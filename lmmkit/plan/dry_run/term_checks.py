@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lmmkit import plugin_calls
 from lmmkit.api.batch import Batch, Ragged
-from lmmkit.api.components import Ctx, Moment, Term
+from lmmkit.api.components import Ctx, Moment, StepTerm, Term
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import Need
 from lmmkit.api.sample import Image, ImageFit
@@ -107,8 +107,22 @@ class TermSubject:
                 found.append((torch.zeros(()), False))
                 continue
             ctx = self.ctx(Group(batch, {need: tap.clone().requires_grad_() for need, tap in taps.items()}))
-            found.append((plugin_calls.value(self.term, ctx).detach(), "rng" in vars(ctx)))
+            found.append((_sum(self.term, ctx).detach(), "rng" in vars(ctx)))
         return found
+
+
+def _sum(term: Term, ctx: Ctx) -> Tensor:
+    """Returns what adds up over micro-batches: the value; for a term over a step, a function of each item."""
+    if isinstance(term, StepTerm):
+        return plugin_calls.embed(term, ctx).sin().sum()
+    return plugin_calls.value(term, ctx)
+
+
+def _whole_value(term: Term, ctx: Ctx) -> Tensor:
+    """Returns the value of a term in a step of one micro-batch."""
+    if isinstance(term, StepTerm):
+        return plugin_calls.step_value(term, plugin_calls.embed(term, ctx), ctx.module)
+    return plugin_calls.value(term, ctx)
 
 
 def additive_counts(subject: TermSubject) -> Iterator[Problem]:
@@ -140,7 +154,7 @@ def pure_value(subject: TermSubject) -> Iterator[Problem]:
         # clones: torch refuses to change a leaf in place, but the model gives no leaves
         handed = {need: leaf.clone() for need, leaf in zip(taps, leaves, strict=True)}
         with global_seed(call):
-            value = plugin_calls.value(subject.term, subject.ctx(Group(batch, handed)))
+            value = _sum(subject.term, subject.ctx(Group(batch, handed)))
         found.append(float(value.detach()))
         if any(not torch.equal(handed[need].detach(), tap) for need, tap in taps.items()):
             got = "the tensor of a need is changed"
@@ -202,7 +216,8 @@ def gradients(subject: TermSubject) -> Iterator[Problem]:
     leaves = {need: tap.clone().requires_grad_() for need, tap in taps.items()}
     trained = dict(subject.module.named_parameters()) if subject.module is not None else {}
     trained = {name: p for name, p in trained.items() if p.requires_grad}
-    value, term = plugin_calls.value(subject.term, subject.ctx(Group(batch, leaves))), subject.term
+    term = subject.term
+    value = _whole_value(term, subject.ctx(Group(batch, leaves)))
     tensors = [*leaves.values(), *trained.values()]
     found: Sequence[Tensor | None] = [None] * len(tensors)
     if value.requires_grad:

@@ -14,6 +14,7 @@ import re
 import zlib
 from collections.abc import Callable, Mapping
 from importlib import metadata
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from lmmkit.errors import Problem, UserError
 from lmmkit.errors.training import DAMAGED, OTHER_MODEL, SCHEMA
+from lmmkit.progress import moving, working_bytes
 from lmmkit.runs.files import file_crc32
 
 _FORMAT = 1
@@ -129,17 +131,18 @@ def examine(
     if (frozen := body.get("frozen")) is not None:
         entries += [(copies(frozen, name), *listed) for name, listed in sorted(frozen["files"].items())]
     spoiled: dict[str, str] = {}
-    for number, (names, size, crc) in enumerate(entries):
-        mine = contents and number % share[1] == share[0]
-        faults: dict[str, str] = {}
-        for before, name in enumerate(names):
-            expected = crc if mine and (every_copy or len(faults) == before) else None
-            if (got := _fault(folder.parent / name, size, expected, crc_of or file_crc32)) is not None:
-                faults[name] = got
-        if len(faults) < len(names):
-            spoiled |= faults
-        else:
-            problems += [DAMAGED.at(str(folder.parent / name), got=got) for name, got in faults.items()]
+    ends = list(accumulate((size for _, size, _ in entries), initial=0))
+    with working_bytes(f"reading {folder.name}", ends[-1]) as move:
+        for number, (names, size, crc) in enumerate(entries):
+            mine = contents and number % share[1] == share[0]
+            with moving(move, ends[number], ends[number + 1]):
+                faults = _faults(
+                    folder.parent, names, size, crc if mine else None, every_copy, crc_of or file_crc32
+                )
+            if len(faults) < len(names):
+                spoiled |= faults
+            else:
+                problems += [DAMAGED.at(str(folder.parent / name), got=got) for name, got in faults.items()]
     return Findings(tuple(problems), spoiled, frozen["folder"] if frozen is not None else None)
 
 
@@ -215,6 +218,19 @@ def _tiles(files: Mapping[str, Any], shape: Any, pieces: Any) -> bool:
             return False
         at += n
     return isinstance(shape, list) and shape[:1] == [at]
+
+
+def _faults(
+    folder: Path, names: list[str], size: int, crc: int | None, every_copy: bool, crc_of: Callable[[Path], int]
+) -> dict[str, str]:  # fmt: skip
+    """Returns what is wrong with the copies of a file, by name. Bytes are read of the first sound copy, or of all;
+    of none without a `crc`."""
+    faults: dict[str, str] = {}
+    for before, name in enumerate(names):
+        expected = crc if every_copy or len(faults) == before else None
+        if (got := _fault(folder / name, size, expected, crc_of)) is not None:
+            faults[name] = got
+    return faults
 
 
 def _fault(path: Path, size: int, crc: int | None, crc_of: Callable[[Path], int]) -> str | None:

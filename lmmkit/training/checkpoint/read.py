@@ -30,6 +30,7 @@ from torch import Tensor
 
 from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.errors.training import DAMAGED
+from lmmkit.progress import counted
 from lmmkit.runs.files import file_crc32
 from lmmkit.runs.run_folder import RunFolder
 from lmmkit.training.checkpoint import manifest
@@ -118,7 +119,7 @@ def verdicts(run: RunFolder, *, every: bool) -> list[CheckpointVerdict]:
     first sound checkpoint, from which a run would resume."""
     found: list[CheckpointVerdict] = []
     crc_of = cache(file_crc32)  # the checkpoints of a stage share their frozen weights
-    for path in steps(run):
+    for path in counted("reading checkpoints", steps(run)):
         read = every or not any(v.sound for v in found)
         sizes = [file.stat().st_size for file in path.iterdir() if file.is_file()]
         findings = manifest.examine(path, contents=read, every_copy=True, crc_of=crc_of)

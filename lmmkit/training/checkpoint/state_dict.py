@@ -11,6 +11,7 @@ from torch import Tensor
 from lmmkit.errors import UserError, raise_all
 from lmmkit.errors.training import DAMAGED
 from lmmkit.objective import Objective
+from lmmkit.progress import weighed
 from lmmkit.training.checkpoint import manifest
 from lmmkit.training.checkpoint.read import Checkpoint
 from lmmkit.training.checkpoint.rng import set_rng_state
@@ -45,7 +46,8 @@ def restore_state(objective: Objective, optimizer: torch.optim.Optimizer, saved:
     wanted = state_tensors(objective, optimizer)
     raise_all(manifest.mismatches(saved.path, wanted))
     with torch.no_grad():
-        for name, tensor in wanted.items():
+        for name in weighed("restoring the checkpoint", wanted, lambda name: wanted[name].nbytes):
+            tensor = wanted[name]
             local, first = local_rows(tensor)
             local.copy_(saved.tensors.rows(name, first, len(local)) if local.ndim else saved.tensors[name])
     for key, slots, slot in _slots(objective, optimizer):

@@ -1,15 +1,12 @@
 """Tensor files of a checkpoint: the slices that each rank writes, and reading any matrix rows.
 
-The files are safetensors files. They are written here, not by the library, so that the crc32 is computed
-during the write without a second read, and other Python threads can run meanwhile. Tensors are cut only along
-the first dimension, so that a slice is a range of matrix rows.
+The files are safetensors files (`weights/tensor_writer.py`). Tensors are cut only along the first dimension, so
+that a slice is a range of matrix rows.
 """
 
 from __future__ import annotations
 
-import json
-import zlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,9 +20,6 @@ from lmmkit.training.checkpoint import manifest
 from lmmkit.training.distributed.fsdp import local_rows, owns
 from lmmkit.training.distributed.process_group import Ranks
 from lmmkit.weights.tensor_reader import DTYPES
-
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
-_CHUNK = 8 << 20  # bytes written at a time
 
 Pieces = dict[str, list[list]]  # key -> [[file, first matrix row, count], ...], of tensors that are cut
 
@@ -89,38 +83,6 @@ def hold(tensors: Mapping[str, Tensor], ranks: Ranks, frozen: Collection[str] = 
 def nbytes(parts: Mapping[str, TensorSlice]) -> int:
     """Returns the total bytes of the slices."""
     return sum(part.tensor.nbytes for part in parts.values())
-
-
-def write(path: Path, tensors: Mapping[str, Tensor]) -> list[int]:
-    """Writes a safetensors file; returns its size and crc32."""
-    header: dict[str, Any] = {}
-    end = 0
-    for key, tensor in tensors.items():
-        start, end = end, end + tensor.nbytes
-        header[key] = {
-            "dtype": NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [start, end],
-        }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text = text.ljust(-(-len(text) // 8) * 8)
-    size = crc = 0
-    with path.open("wb", buffering=0) as file:
-        for chunk in _chunks(len(text).to_bytes(8, "little") + text, tensors.values()):
-            crc = zlib.crc32(chunk, crc)
-            while chunk:
-                written = file.write(chunk)
-                size, chunk = size + written, chunk[written:]
-    return [size, crc]
-
-
-def _chunks(head: bytes, tensors: Iterable[Tensor]) -> Iterator[memoryview]:
-    yield memoryview(head)
-    for tensor in tensors:
-        flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
-        data = flat.numpy().data
-        for start in range(0, len(data), _CHUNK):
-            yield data[start : start + _CHUNK]
 
 
 class SavedTensors(Mapping[str, Tensor]):

@@ -22,14 +22,16 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from lmmkit.errors import MachineError
+from lmmkit.progress import moving, working_bytes
 from lmmkit.runs.files import fsync, io_point
 from lmmkit.runs.run_folder import RunFolder
-from lmmkit.training.checkpoint import disk_space, manifest, tensor_files
+from lmmkit.training.checkpoint import disk_space, manifest
 from lmmkit.training.checkpoint.frozen_weights import OnDisk, unlisted
 from lmmkit.training.checkpoint.manifest import COPIES, FROZEN, Frozen
 from lmmkit.training.checkpoint.read import RNG, STATE, STEP_FOLDER, steps
 from lmmkit.training.checkpoint.tensor_files import HeldTensors, TensorSlice, nbytes
 from lmmkit.training.distributed.process_group import ALONE, Ranks
+from lmmkit.weights import tensor_writer
 
 _STAGED = re.compile(r"\.tmp-(\d{8})-[0-9a-f]+", re.ASCII)
 _TRASH = re.compile(r"\.trash-.+", re.ASCII)
@@ -166,14 +168,18 @@ def _write_parts(parts: Mapping[str, TensorSlice], kind: str, prefixes: Sequence
     """Writes slices to files `<prefix><kind><number>`, once for each prefix. Returns the files' sizes and
     crc32s, and the pieces of cut tensors."""
     files: dict[str, list[int]] = {}
-    pieces = []
-    for number, shard in enumerate(_shards(parts)):
-        name = f"{kind}{number:05d}.safetensors"
-        for prefix in prefixes:
-            files[name] = _write_tensors(
-                Path(prefix + name), {key: part.tensor for key, part in shard.items()}
-            )
-        pieces += [[key, name, part.first, len(part.tensor)] for key, part in shard.items() if part.cut]
+    pieces, done = [], 0
+    what = "frozen weights" if kind.startswith("frozen") else "the checkpoint"
+    with working_bytes(f"writing {what}", len(prefixes) * nbytes(parts)) as move:
+        for number, shard in enumerate(_shards(parts)):
+            name, size = f"{kind}{number:05d}.safetensors", nbytes(shard)
+            for prefix in prefixes:
+                with moving(move, done, done + size):
+                    files[name] = _write_tensors(
+                        Path(prefix + name), {key: part.tensor for key, part in shard.items()}
+                    )
+                done += size
+            pieces += [[key, name, part.first, len(part.tensor)] for key, part in shard.items() if part.cut]
     return [files, pieces]
 
 
@@ -223,7 +229,7 @@ def _shards(held: Mapping[str, TensorSlice]) -> Iterator[dict[str, TensorSlice]]
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> list[int]:
     io_point(f"write {path.name}")
-    written = tensor_files.write(path, tensors)
+    written = tensor_writer.write(path, tensors)
     io_point(f"sync {path.name}")
     fsync(path)
     return written

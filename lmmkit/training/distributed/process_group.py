@@ -25,6 +25,8 @@ from lmmkit.errors import LmmkitError, MachineError
 from lmmkit.errors.training import RANK_ENDED, TOO_FEW_DEVICES
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
     from torch.distributed import ProcessGroup
     from torch.distributed.distributed_c10d import Store
 
@@ -77,6 +79,31 @@ class Ranks:
         return [
             json.loads(text[: int(size)].numpy().tobytes()) for text, size in zip(texts, sizes, strict=True)
         ]
+
+    def gather_rows(self, rows: Tensor | None, device: torch.device) -> tuple[Tensor | None, int]:
+        """Returns the rows [N, ...] of all ranks, by rank, and the index of the first one of this rank.
+
+        A rank without rows gives None; if no rank has any, the result is None too. They are on `device`.
+        """
+        if self.alone:
+            return rows, 0
+        import torch
+        import torch.distributed as dist
+
+        kinds = self.gather(None if rows is None else [list(rows.shape), str(rows.dtype)])
+        sizes = [kind[0][0] if kind else 0 for kind in kinds]
+        if not any(sizes):
+            return None, 0
+        (_, *shape), dtype = next(kind for kind in kinds if kind)
+        own = torch.zeros(
+            max(sizes), *shape, dtype=getattr(torch, dtype.removeprefix("torch.")), device=device
+        )
+        if rows is not None:
+            own[: len(rows)] = rows
+        found = [torch.zeros_like(own) for _ in range(self.world)]
+        dist.all_gather(found, own, group=self.group)
+        every = torch.cat([each[:size] for each, size in zip(found, sizes, strict=True)])
+        return every, sum(sizes[: self.rank])
 
     def all_reduce_max(self, value: int) -> int:
         """Returns the maximum of all ranks' values, on every rank."""

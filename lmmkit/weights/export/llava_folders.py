@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lmmkit.data.chat_templates import stop_ids
 from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.errors.weights import EXPORT_EXISTS, NOT_LMMKIT, UNSUPPORTED_PART
 from lmmkit.model.vision import ViT
-from lmmkit.progress import counted
+from lmmkit.progress import moving, working_bytes
 from lmmkit.runs.files import write_json_atomic
-from lmmkit.weights import encoders, model_folder, name_maps
+from lmmkit.weights import encoders, model_folder, name_maps, tensor_writer
 from lmmkit.weights.decoders import LLAMA, ROPE_KEYS
 from lmmkit.weights.detect import CONNECTOR
 from lmmkit.weights.export import processor_files
@@ -109,7 +108,7 @@ def write(
         "pad_token_id": new.pad if hub else model.config.get("pad"),
     }
     with export_folder(folder) as aside:
-        _write_shards(aside, counted("writing weights", tensors))
+        _write_shards(aside, tensors, size=_bytes(model, kept))
         write_json_atomic(aside / "config.json", config | {"dtype": str(kept).removeprefix("torch.")})
         write_json_atomic(aside / "generation_config.json", {k: v for k, v in end.items() if v is not None})
         processor_files.write(model, aside, new if hub else None)
@@ -162,25 +161,35 @@ def _renamed(name: str, prefixes: Mapping[str, str]) -> str:
     raise AssertionError(name)
 
 
-def _write_shards(folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
-    """Writes one file, or several with an index. Copies the tensors of only one file at a time."""
+def _bytes(model: Exported, dtype: torch.dtype) -> int:
+    """Returns the bytes of the written weights, without the rows that an export adds."""
+    held = common_tensors(model.vision, model.connector, model.text) | _after_feature_layer(model)
+    return sum(tensor.numel() for tensor in held.values()) * dtype.itemsize
+
+
+def _write_shards(folder: Path, tensors: Iterator[tuple[str, Tensor]], *, size: int) -> None:
+    """Writes one file, or several with an index. Copies the tensors of only one file at a time. `size`: of all, for
+    the progress that is shown."""
     shards: list[list[str]] = []
     shard: dict[str, Tensor] = {}
-    total = size = 0
+    total = held = 0
 
     def close() -> None:
-        nonlocal size
-        save_file(shard, folder / f"shard-{len(shards)}", metadata={"format": "pt"})
+        nonlocal held
+        with moving(move, total - held, total):
+            file = folder / f"shard-{len(shards)}"
+            tensor_writer.write(file, tensor_writer.widest_first(shard), {"format": "pt"})
         shards.append(list(shard))
         shard.clear()
-        size = 0
+        held = 0
 
-    for name, tensor in tensors:
-        if shard and size + tensor.nbytes > MAX_FILE_BYTES:
-            close()
-        shard[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
-        size, total = size + tensor.nbytes, total + tensor.nbytes
-    close()
+    with working_bytes("writing weights", size) as move:
+        for name, tensor in tensors:
+            if shard and held + tensor.nbytes > MAX_FILE_BYTES:
+                close()
+            shard[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
+            held, total = held + tensor.nbytes, total + tensor.nbytes
+        close()
     one = len(shards) == 1
     names = ["model.safetensors"] if one else [
         f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))

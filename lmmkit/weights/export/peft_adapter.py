@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lmmkit.runs.files import write_json_atomic
+from lmmkit.weights import tensor_writer
 from lmmkit.weights.decoders import LLAMA
 from lmmkit.weights.detect import CONNECTOR
 from lmmkit.weights.export.export_model import export_folder
@@ -58,7 +58,9 @@ def write(adapter: PeftAdapter, folder: Path) -> None:
     for ours, theirs in CONNECTOR if adapter.connector else ():
         tensors[f"{WRAPPED}model.{PROJECTOR}.{theirs}"] = adapter.connector[ours].float().contiguous()
     with export_folder(folder) as aside:
-        save_file(tensors, aside / "adapter_model.safetensors", metadata={"format": "pt"})
+        tensor_writer.write(
+            aside / "adapter_model.safetensors", tensor_writer.widest_first(tensors), {"format": "pt"}
+        )
         write_json_atomic(aside / "adapter_config.json", _config(adapter, list(tensors)))
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import io
 
 import pytest
 import typer
+from rich.console import Console
 from rich.table import Table
 
 from lmmkit.commands.support import common
@@ -24,6 +26,21 @@ def test_text_of_users_is_never_markup(capsys):
     common.show(UserError(EXISTS.at(ODD, got=ODD)))
     out, err = capsys.readouterr()
     assert out.count(ODD) == 4 and err.count(ODD) == 2
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_prose_is_broken_between_words_on_a_terminal_only(terminal):
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=30)
+    line = "  hint  Take one of these: first, second, third-and-last."
+    found = common.wrapped(line, console, 6)
+    lines = found.splitlines()
+    assert " ".join(found.split()) == " ".join(line.split())
+    if terminal:
+        assert len(lines) == 3 and max(map(len, lines)) <= 30
+        assert all(each.startswith(8 * " ") for each in lines[1:])
+    else:
+        assert found == line
+    assert common.wrapped("/" + "x" * 50, console) == "/" + "x" * 50, "a path is not broken"
 
 
 def test_terminal_codes_in_a_problem_are_not_printed(capsys):

@@ -24,6 +24,21 @@ def test_jobs_write_logs_and_are_shown(tmp_path):
     assert both[1].last_line()
 
 
+def test_a_command_reports_how_far_it_is(tmp_path):
+    job = Job("data", ["data", "make-scenes", str(tmp_path / "scenes"), "--count", "20000"], tmp_path)
+    job.report.write_text("0.9999")  # of an earlier try
+    shares, began = [], time.monotonic()
+
+    def show(jobs):
+        shares.append(job.share())
+        if len({share for share in shares if share}) == 2 or time.monotonic() - began > 60:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_all([job], show)
+    assert shares == sorted(shares) and 0 < shares[-1] < 0.5
+
+
 def test_a_job_that_follows_starts_when_the_one_before_has_ended_well(tmp_path):
     second = Job("second", ["recipes", "list"], tmp_path)
     first = Job("first", ["explain", "plan/no-view"], tmp_path, then=second)

@@ -62,6 +62,6 @@ def test_a_long_file_ends_but_its_counts_do_not(tmp_path, monkeypatch):
 
 def test_without_puzzles_there_is_no_file(tmp_path):
     puzzles = Puzzles("held", SAMPLES)
-    puzzles.add_outcome([], SimpleNamespace(ctxs={}), SimpleNamespace(views=()))
+    puzzles.add_outcome([], SimpleNamespace(ctxs={}))
     puzzles.write(keep(tmp_path), "s")
     assert list(tmp_path.iterdir()) == []

@@ -13,6 +13,7 @@ from lmmkit.training.checkpoint import read, saver, tensor_files
 from lmmkit.training.checkpoint.saver import Saver
 from lmmkit.training.distributed.process_group import ALONE, Ranks
 from lmmkit.training.run import train
+from lmmkit.weights import tensor_writer
 from tests.training.test_run import figures
 
 
@@ -25,8 +26,8 @@ def run(tmp_path):
 
 def test_what_is_trained_meanwhile_is_not_saved(run, monkeypatch):
     tensor, go = torch.zeros(5), threading.Event()
-    write = tensor_files.write
-    monkeypatch.setattr(tensor_files, "write", lambda *args: go.wait(20) and write(*args))
+    write = tensor_writer.write
+    monkeypatch.setattr(tensor_writer, "write", lambda *args: go.wait(20) and write(*args))
     with Saver(run, keep=2, ranks=ALONE, in_thread=True) as saver:
         saver.save(1, {"w": tensor}, {})
         tensor += 1
@@ -45,7 +46,7 @@ def test_a_failure_is_raised_where_the_loop_looks(run, monkeypatch, when):
     def full(*args):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(tensor_files, "write", full)
+    monkeypatch.setattr(tensor_writer, "write", full)
     saver = Saver(run, keep=2, ranks=ALONE, in_thread=True)
     with pytest.raises(MachineError, match="No space left"), saver:
         saver.save(1, {"w": torch.zeros(5)}, {})
@@ -58,7 +59,7 @@ def test_a_failure_is_raised_where_the_loop_looks(run, monkeypatch, when):
 
 
 def test_a_run_ends_when_a_save_beside_it_fails(tiny, tmp_path, monkeypatch):
-    write, calls = tensor_files.write, []
+    write, calls = tensor_writer.write, []
 
     def once(*args):
         calls.append(1)
@@ -66,7 +67,7 @@ def test_a_run_ends_when_a_save_beside_it_fails(tiny, tmp_path, monkeypatch):
             raise OSError("No space left on device")
         return write(*args)
 
-    monkeypatch.setattr(tensor_files, "write", once)
+    monkeypatch.setattr(tensor_writer, "write", once)
     short = tiny("output.async_save=true", "output.save_every=1", "stages.pretrain.length.steps=4")
     with pytest.raises(MachineError, match="checkpoint/cannot-write") as raised:
         train(short, out=tmp_path / "run", stage="pretrain")
@@ -83,22 +84,6 @@ def test_saving_beside_the_loop_changes_no_bit(tiny, tmp_path):
     assert [read.step_of(path) for path in read.steps(two)] == [6, 5]
     ours, theirs = (read.load(read.steps(run)[0]).tensors for run in (one, two))
     assert ours.keys() == theirs.keys() and all(torch.equal(theirs[key], ours[key]) for key in ours)
-
-
-def test_a_file_is_one_the_library_reads(tmp_path):
-    from safetensors.torch import load_file
-
-    tensors = {
-        "none": torch.zeros(0, 3), "scalar": torch.tensor(7), "half": torch.arange(6).to(torch.bfloat16),
-        "turned": torch.arange(6.0).reshape(2, 3).t(), "flags": torch.tensor([True, False]),
-    }  # fmt: skip
-    size, _ = tensor_files.write(tmp_path / "x", tensors)
-    assert size == (tmp_path / "x").stat().st_size
-    found = load_file(tmp_path / "x")
-    assert all(
-        torch.equal(found[key], tensor) and found[key].dtype == tensor.dtype
-        for key, tensor in tensors.items()
-    )
 
 
 @pytest.mark.parametrize(("world", "grace", "notices"), [(2, -1.0, 1), (2, 30.0, 0), (1, -1.0, 0)])

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import time
 
@@ -11,8 +12,9 @@ import pytest
 import torch
 
 from lmmkit.errors import MachineError, UserError
+from lmmkit.progress import counted, shown_on, working_bytes
 from lmmkit.runs.files import read_jsonl
-from lmmkit.training.monitoring.metrics_log import Board, MetricsLog, StageProgress, duration
+from lmmkit.training.monitoring.metrics_log import Board, MetricsLog, StageProgress
 
 
 @pytest.fixture
@@ -151,22 +153,46 @@ def test_a_bar_on_a_terminal(monkeypatch):
     assert "loss 2.0000  1.00 steps/s" in out.getvalue() and "a [note]" in out.getvalue()
 
 
+def test_slow_work_between_steps_shows_the_time_left():
+    out, clock = io.StringIO(), Clock()
+    progress = StageProgress("pretrain", 4, stream=out, clock=clock)
+    with shown_on(progress), working_bytes("writing the checkpoint", 10_000_000) as move:
+        for done in range(1, 11):
+            clock.now += 3.0
+            move(1_000_000 * done)
+            list(counted("a part of it", range(3)))
+    list(counted("quick", range(3)))
+    assert out.getvalue().splitlines() == [
+        "pretrain: writing the checkpoint: 40 %, about 18 s left",
+        "pretrain: writing the checkpoint: 80 %, about 6 s left",
+    ]
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_the_bar_fits_the_terminal_and_keeps_the_time_left(monkeypatch, columns):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    out, clock = Terminal(), Clock()
+    with StageProgress("finetune", 12_000, stream=out, clock=clock) as progress, shown_on(progress):
+        for done in range(1, 4):
+            clock.now += 1.5
+            progress.update(done, tokens=100_000, loss=10.0)
+        with working_bytes("writing the checkpoint", 4_000_000) as move:
+            clock.now += 2.0
+            move(1_000_000)
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue()).replace("\r", "\n")
+    lines = [line.rstrip() for line in shown.split("\n")]
+    assert max(map(len, lines)) <= columns and "…" not in shown
+    assert any("2/12000" in line and line.endswith("left") for line in lines)
+    assert any(line.endswith("25 %, about 6 s left") for line in lines)
+    assert ("writing the checkpoint" in shown) == (columns >= 80) and ("tokens/s" in shown) == (
+        columns >= 100
+    )
+    assert "loss" in [line for line in lines if line][-1], "the figures of the steps are there again"
+
+
 def test_no_clock_step_is_no_division_by_zero():
     out = io.StringIO()
     progress = StageProgress("s", 1, stream=out, clock=lambda: 0.0)
     progress.update(1, tokens=0, loss=1.0)
     assert out.getvalue().startswith("s 1/1")
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.2, "0 s"),
-        (59.6, "1 min 00 s"),
-        (750, "12 min 30 s"),
-        (18_120, "5 h 02 min"),
-        (273_600, "3 d 04 h"),
-    ],
-)
-def test_duration(seconds, text):
-    assert duration(seconds) == text

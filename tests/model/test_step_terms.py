@@ -1,0 +1,177 @@
+"""Terms over a step: however the step is cut, value and gradients are those of one graph over all items."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lmmkit import build
+from lmmkit.api.components import EVALUATION
+from lmmkit.errors import UserError
+from lmmkit.evaluate import terms as evaluation
+from lmmkit.model.step_terms import shares
+from lmmkit.model.transforms import lora
+from lmmkit.recipe import Speed
+from lmmkit.training.distributed.process_group import ALONE
+from lmmkit.training.first_pass import FirstPass
+from tests.support import dense_views, paper_objective
+from tests.support.contrast_plugin import SHOWN, WORDS, Contrast
+from tests.support.tiny_model import pack, read
+
+SAMPLES = (*paper_objective.CAPTIONS, *paper_objective.CHATS)
+TERM = Contrast(name="contrast")
+WITH_IMAGES = 5
+CUTS = ([6], [2, 4], [1] * 6, [3, 0, 3], [0, 5, 1])
+
+
+def objective(**settings):
+    made = paper_objective.objective(**settings)
+    made.plugins["contrast"] = module = TERM.modules(paper_objective.DIMS)
+    module.reset_parameters()
+    module.to(made.lmm.decoder.norm.weight.dtype)
+    made.terms = (TERM,)
+    return made
+
+
+def packed(cut):
+    packer = paper_objective.packer(terms=(TERM,))
+    sized = paper_objective.sized(SAMPLES, packer)
+    ends = [sum(cut[: i + 1]) for i in range(len(cut))]
+    return [pack(packer, sized[end - n : end])[0] for n, end in zip(cut, ends, strict=True)]
+
+
+def two_passes(made, batches) -> torch.Tensor:
+    """Runs both passes and the backward pass; returns the value of the term over the step."""
+    first, device = FirstPass.of(made, batches, torch.device("cpu"), EVALUATION, ALONE), torch.device("cpu")
+    value = 0.0
+    for number, batch in enumerate(batches):
+        first.replay(number)
+        sums = made(batch.to(device), EVALUATION, first.shares[number]).sums
+        part = sums["contrast"]
+        (part + 0 * sums["next_token"]).backward()  # an empty micro-batch is on the graph by the other terms
+        value = value + part.detach()
+    return value
+
+
+def gradients(made):
+    return {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in made.named_parameters()}
+
+
+def from_views_alone(made):
+    """Returns value and gradients from one graph over every view alone, with whole maps."""
+    packer = paper_objective.packer(terms=(TERM,))
+    members = [m for s in paper_objective.sized(SAMPLES, packer) for m in s.members]
+    views = [dense_views.dense(made, m) for m in members if m.view.name == "main" and m.view.sample.images]
+    pair = [dense_views.hidden_mean(views, need) for need in (SHOWN, WORDS)]
+    items = torch.stack([F.normalize(x, dim=-1) for x in pair], 1)
+    value = TERM.step_value(items, made.plugins["contrast"])
+    made.zero_grad()
+    value.backward()
+    return value.detach(), gradients(made)
+
+
+def assert_equal(made, batches, want, limit):
+    made.zero_grad()
+    value = two_passes(made, batches)
+    assert abs(value - want[0]) < limit * abs(want[0])
+    largest = max(float(g.abs().max()) for g in want[1].values())
+    for name, got in gradients(made).items():
+        assert float((got - want[1][name]).abs().max()) < limit * largest, name
+
+
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 5e-6)])
+def test_value_and_gradients_are_those_of_one_graph_over_the_step(cut, dtype, limit):
+    made = objective(dtype=dtype)
+    batches = packed(cut)
+    assert sum(batch.count["contrast"] for batch in batches) == WITH_IMAGES
+    assert_equal(made, batches, from_views_alone(made), limit)
+
+
+def test_the_same_with_recomputed_blocks():
+    made = objective()
+    want = from_views_alone(made)
+    build.set_layers(made, Speed(recompute="all"))
+    assert_equal(made, packed([2, 4]), want, 1e-12)
+
+
+def test_dropout_of_low_rank_updates_is_the_same_in_both_passes():
+    made, batches = objective(), packed([2, 1, 3])
+    adapters = lora.attach(made.lmm.decoder, r=3, alpha=6.0, dropout=0.3, targets=lora.TARGETS, seed=0)
+    made.double().train()
+    with torch.no_grad():
+        for i, p in enumerate(adapters):
+            p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(i)) * 0.3)
+    torch.manual_seed(5)
+    items = torch.cat([TERM.embed(made(batch).ctxs["contrast"]) for batch in batches])
+    value = TERM.step_value(items, made.plugins["contrast"])
+    value.backward()
+    want = (value.detach(), gradients(made))
+    torch.manual_seed(6)
+    other = torch.cat([TERM.embed(made(batch).ctxs["contrast"]) for batch in batches])
+    assert (other - items).abs().max() > 1e-3, "dropout changes the items"
+    torch.manual_seed(5)
+    assert_equal(made, batches, want, 1e-12)
+
+
+def test_parameters_that_the_value_reads_learn_once_a_rank():
+    made, batches = objective(), packed([2, 4])
+    items = [TERM.embed(made(batch).ctxs["contrast"]).detach() for batch in batches]
+    found = shares(TERM, items, made.plugins["contrast"], lambda rows: (rows, 0), 3)
+    assert [set(each.d_parameters) for each in found] == [{"log"}, set()]
+    log = made.plugins["contrast"].log
+    (want,) = torch.autograd.grad(TERM.step_value(torch.cat(items), made.plugins["contrast"]), [log])
+    assert torch.equal(found[0].d_parameters["log"], want / 3)
+
+
+def test_a_step_without_items_adds_nothing():
+    made, batch = objective(), packed([0, 6])[0]
+    first = FirstPass.of(made, [batch], torch.device("cpu"), EVALUATION, ALONE)
+    assert first.shares == [{}]
+    assert made(batch, EVALUATION, {}).sums["contrast"] == 0
+
+
+def test_a_model_without_such_terms_runs_no_first_pass():
+    made = paper_objective.objective()
+    first = FirstPass.of(made, [None, None], torch.device("cpu"), EVALUATION, ALONE)
+    assert first.shares == [{}, {}] and not first.states
+
+
+def test_evaluation_computes_blocks_of_as_many_samples_as_a_step():
+    made, packer = objective(), paper_objective.packer(terms=(TERM,))
+    sized = paper_objective.sized(SAMPLES, packer)
+    recipe = SimpleNamespace(
+        stages={"s": SimpleNamespace(batch=SimpleNamespace(samples=4))}, speed=SimpleNamespace(tokens=10)
+    )
+    chat = SimpleNamespace(
+        objective=made, packer=packer, reader=read, stage="s", device="cpu", poll=lambda: None,
+        prepared=SimpleNamespace(recipe=recipe),
+    )  # fmt: skip
+    blocks = [list(block) for block in evaluation.step_blocks(chat, sized)]
+    assert [sum(map(len, block)) for block in blocks] == [4, 2] and len(blocks[0]) > 1
+    values, counts, _, _ = evaluation.term_sums(chat, blocks)
+    want = 0.0
+    for cut in (sized[:4], sized[4:]):
+        items = [
+            TERM.embed(made(pack(packer, [each])[0]).ctxs["contrast"])
+            for each in cut
+            if each.members[0].view.sample.images
+        ]
+        want += float(TERM.step_value(torch.cat(items), made.plugins["contrast"]).detach())
+    assert counts["contrast"] == WITH_IMAGES and values["contrast"] == pytest.approx(want, rel=1e-12)
+
+
+class Wrong(Contrast):
+    def embed(self, ctx):
+        return super().embed(ctx)[:1]
+
+
+def test_items_are_as_many_as_the_count():
+    made = objective()
+    made.terms = (Wrong(name="contrast"),)
+    with pytest.raises(UserError, match="plugin/returned") as raised:
+        two_passes(made, packed([6]))
+    assert "contrast.embed" in str(raised.value) and "5 rows" in str(raised.value)
