@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, assert_never, cast
@@ -36,9 +36,10 @@ from lmmkit.progress import working_bytes
 from lmmkit.recipe import Recipe, VisionScratch, VisionTimm, section_mapping, to_mapping, vision_from_mapping
 from lmmkit.weights import encoders, lora_checkpoints, model_folder, name_maps
 from lmmkit.weights.detect import PretrainedFolder, open_pretrained, peft_source
-from lmmkit.weights.end_ids import GENERATION, image_id, unapplied_settings
+from lmmkit.weights.end_ids import image_id
 from lmmkit.weights.export import llava_folders, peft_adapter
 from lmmkit.weights.export.export_model import Exported, export_folder
+from lmmkit.weights.left_out import left_out
 from lmmkit.weights.tensor_reader import Stored
 
 _log = logging.getLogger("lmmkit")
@@ -95,7 +96,16 @@ def import_model(
         if vision is not None and isinstance(encoder, ViT) and any(n.startswith("vision.") for n in stored):
             _fill_encoder(encoder, stored, source)
     ids = _ids(public_source, prepared)
+    _warn_of_left_out([source, *([base] if base else [])], prepared)
     return _write(folder, prepared, objective, {"kind": public_source.kind, **ids})
+
+
+def _warn_of_left_out(folders: Sequence[Path], prepared: Prepared) -> None:
+    """Warns of settings of public folders that the model and its exports do not have."""
+    for folder in folders:
+        if not model_folder.is_ours(folder):
+            for notice in left_out(open_pretrained(folder), prepared.recipe.model.chat.template):
+                _log.warning("%s", notice)
 
 
 def _fill_encoder(encoder: ViT, stored: Mapping[str, Stored], source: Path) -> None:
@@ -170,6 +180,7 @@ def _import_adapter(
         known = {key: value for key, value in model_folder.config_of(base).items() if key in KEPT}
     else:
         known = _ids(open_pretrained(base), prepared)
+    _warn_of_left_out([base], prepared)
     return _write(folder, prepared, objective, {"kind": adapter.kind, **known})
 
 
@@ -226,9 +237,6 @@ def _ids(source: PretrainedFolder, prepared: Prepared) -> dict[str, object]:
         if image != source.image_token:
             _log.warning("%s: the tokenizer uses id %d, its image token, for something else; it is %d now",
                          source.folder, source.image_token, image)  # fmt: skip
-    if unapplied := unapplied_settings(source.folder):
-        words = "not applied to answers; exports leave it out"
-        _log.warning("%s: %s %s", source.folder / GENERATION, ", ".join(unapplied), words)
     found: dict[str, object] = {"eos": list(ends.eos), "pad": ends.pad, "image_token": image}
     found["family"] = source.text.family if source.text else None
     return {name: value for name, value in found.items() if value is not None}
@@ -257,7 +265,7 @@ def export_model(
                 shutil.copytree(source, aside, dirs_exist_ok=True, copy_function=_copy)
         case "peft":
             _require_new(folder)
-            _export_adapter(source, folder, base)
+            peft_adapter.write(adapter_of(source, folder, base)[0], folder)
         case "llava-hf" | "llava":
             raise_all(llava_folders.of_plugins(model_folder.config_of(source), folder, kind))
             chat_model = load(source, device="cpu", dtype=dtype or model_folder.dtype_of(source))
@@ -291,8 +299,11 @@ def _exported(source: Path, prepared: Prepared, parts: Mapping[str, nn.Module]) 
     )  # fmt: skip
 
 
-def _export_adapter(source: Path, folder: Path, base: str | None) -> None:
-    """Writes the low-rank updates of the folder's stage. The decoder's full weights are not read."""
+def adapter_of(
+    source: Path, folder: Path, base: str | None = None
+) -> tuple[peft_adapter.PeftAdapter, Decoder]:
+    """Returns the low-rank updates of the source's stage, to be written to `folder`, and their decoder without
+    values: its full weights are not read."""
     config, updates = model_folder.config_of(source), model_folder.updates_of(source)
     recipe = from_model.recipe_of_ours(source, config, None)
     stage = recipe.stages[config["stage"]].train
@@ -318,7 +329,7 @@ def _export_adapter(source: Path, folder: Path, base: str | None) -> None:
         updates=updates, connector=connector, alpha=asked.alpha, dropout=asked.dropout,
         has_vision=model.has_vision, base=base,
     )  # fmt: skip
-    peft_adapter.write(kept, folder)
+    return kept, model.text
 
 
 def show_model(path: Path) -> dict[str, Any]:

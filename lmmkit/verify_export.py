@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from lmmkit import build
@@ -26,13 +25,14 @@ from lmmkit.data.chat_templates import first_id
 from lmmkit.data.images import normalise, read_image
 from lmmkit.errors import MachineError
 from lmmkit.errors.weights import EXPORT_DIFFERS, NO_TRANSFORMERS
-from lmmkit.import_export import Format
+from lmmkit.import_export import Format, adapter_of
 from lmmkit.inference.chat_model import ChatModel
 from lmmkit.inference.load import find_model_folder, load
 from lmmkit.progress import counted, moving, weighed, working
 from lmmkit.weights import model_folder
-from lmmkit.weights.detect import open_pretrained
+from lmmkit.weights.detect import CONNECTOR, open_pretrained
 from lmmkit.weights.export.llava_folders import GROWING, common_tensors
+from lmmkit.weights.export.peft_adapter import read_back
 
 OLDEST = 5  # the first version of transformers that opens what lmmkit writes
 NEW_TOKENS = 24  # of an answer, if the context has room
@@ -223,22 +223,38 @@ def _messages(prompt: Prompt) -> list[dict[str, Any]]:
 
 
 def _ids(ours: ChatModel, processor: Any, prompts: list[Prompt]) -> list[ExportComparison]:
-    """Compares the ids of the prompts, made in three ways."""
+    """Compares the ids of the prompts, made in each way that transformers has."""
     tokenizer, template = ours.prepared.tokenizer, ours.prepared.recipe.model.chat.template
     first = first_id(template, tokenizer)
     bare = [*([] if first is None else [first]), *tokenizer.encode(BARE)]
     found = [_same_ids("ids, bare prompt", [(bare, processor(text=BARE).input_ids[0])])]
     if processor.chat_template is None:
         return [*found, ExportComparison("ids, template", f"`{template}` has no chat template", None)]
-    at_once, by_text = [], []
+    at_once, texts = [], {"ids, template's text": processor, "ids, tokenizer's text": processor.tokenizer}
     for prompt in prompts:
-        messages = _messages(prompt)
-        text = processor.apply_chat_template(messages, add_generation_prompt=True)
-        image = PIL.Image.open(prompt.image).convert("RGB") if prompt.image else None
-        by_text.append((prompt.ids, processor(text=text, images=image).input_ids[0]))
-        once = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)
+        once = processor.apply_chat_template(_messages(prompt), add_generation_prompt=True, tokenize=True)
         at_once.append((prompt.ids, once[0]))
-    return [*found, _same_ids("ids, template to text", by_text), _same_ids("ids, template at once", at_once)]
+    for what, writer in texts.items():
+        found.append(_same_ids(what, [(p.ids, _by_text(writer, processor, p)) for p in prompts]))
+    found.append(_same_ids("ids, template at once", at_once))
+    return [*found, *(_by_tokenizer(processor.tokenizer, p, first) for p in prompts if p.image is None)]
+
+
+def _by_text(writer: Any, processor: Any, prompt: Prompt) -> list[int]:
+    """Returns the ids that the processor makes of the text that `writer` makes of the messages."""
+    text = writer.apply_chat_template(_messages(prompt), add_generation_prompt=True, tokenize=False)
+    image = PIL.Image.open(prompt.image).convert("RGB") if prompt.image else None
+    return processor(text=text, images=image).input_ids[0]
+
+
+def _by_tokenizer(tokenizer: Any, prompt: Prompt, first: int | None) -> ExportComparison:
+    """Compares the ids that the tokenizer makes of the messages at once. Transformers adds no first token there."""
+    what, options = "ids, tokenizer at once", {"add_generation_prompt": True, "return_dict": False}
+    ids = [int(i) for i in tokenizer.apply_chat_template(_messages(prompt), **options)]
+    if first is None or ids != prompt.ids[1:]:
+        return _same_ids(what, [(prompt.ids, ids)])
+    reason = f"lacks `{tokenizer.bos_token}`, as with llava-hf; use its text"
+    return ExportComparison(what, reason, None)
 
 
 def _same_ids(what: str, pairs: list[tuple[list[int], Any]]) -> ExportComparison:
@@ -292,14 +308,9 @@ def _by_lmmkit(
     with moving(move, 1, 3):
         theirs = load(folder, device="cpu", template=None if model_folder.is_ours(folder) else template)
     own, there = (model_folder.unique_tensors(each.objective) for each in (ours, theirs))
-    wrong = [name for name in own if name not in there or not torch.equal(own[name], there[name])]
-    wrong += [name for name in there if name not in own]
-    result = (
-        f"{len(wrong)} of {len(own)} differ: {', '.join(wrong[:3])}" if wrong else f"{len(own)}, bit for bit"
-    )
     found = [
         ExportComparison("opened by", "lmmkit; transformers does not open this format", None),
-        ExportComparison("tensors", result, not wrong),
+        _same_tensors("tensors", own, there),
     ]
     plain = not any(views is None for _, views in ours.views.edits)
     for done, prompt in enumerate(prompts if plain else ()):
@@ -317,13 +328,25 @@ def _by_lmmkit(
 
 
 def _adapter(source: Path, folder: Path) -> list[ExportComparison]:
-    """Compares the factors of an adapter, whose base model is not known here."""
-    own = [t.float() for t in model_folder.updates_of(source).values()]
-    there = [t for name, t in load_file(folder / "adapter_model.safetensors").items() if ".lora_" in name]
-    lacking = [t for t in own if not any(t.shape == other.shape and torch.equal(t, other) for other in there)]
-    equal = not lacking and len(own) == len(there)
+    """Compares an adapter, as an import reads it, with the updates of the model. Its base is not known here."""
+    kept, decoder = adapter_of(source, folder)
+    factors, connector, scale = read_back(folder, decoder)
+    own = {f"connector.{theirs}": kept.connector[ours] for ours, theirs in CONNECTOR if kept.connector}
     reason = "needs the base: `lmmkit model import --base`"
     return [
-        ExportComparison("factors", f"{len(own) - len(lacking)} of {len(own)}, bit for bit", equal),
+        _same_tensors("factors", kept.updates, factors),
+        ExportComparison("scale", f"alpha / r is {scale:g}", scale == kept.alpha / kept.r),
+        _same_tensors("connector", own, connector) if own or connector else
+        ExportComparison("connector", "was not trained: the base has it", None),
         *(ExportComparison(what, reason, None) for what in ("logits", "answers")),
+    ]  # fmt: skip
+
+
+def _same_tensors(what: str, own: Mapping[str, Tensor], there: Mapping[str, Tensor]) -> ExportComparison:
+    wrong = sorted(own.keys() ^ there.keys())
+    wrong += [
+        name for name in sorted(own.keys() & there.keys()) if not torch.equal(own[name].float(), there[name])
     ]
+    count = len(own.keys() | there.keys())
+    result = f"{len(wrong)} of {count} differ: {', '.join(wrong[:3])}" if wrong else f"{count}, bit for bit"
+    return ExportComparison(what, result, not wrong)

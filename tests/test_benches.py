@@ -125,6 +125,7 @@ def test_the_gpu_script_takes_its_road_on_a_cpu(tmp_path):
     ("benches.rows", "--rows", "3000"),
     ("benches.scoring", "--answers", "2000"),
     pytest.param(("benches.roofline",), marks=pytest.mark.slow),
+    pytest.param(("benches.mass_calls", "--tiny", "--pairs", "2"), marks=pytest.mark.slow),
     pytest.param(("benches.nccl", "--cpu", "--most", "2"), marks=pytest.mark.slow),
 ], ids=lambda command: command[0])  # fmt: skip
 def test_a_script_runs_to_its_end(command):

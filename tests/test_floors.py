@@ -80,7 +80,8 @@ FLOORS: dict[str, str] = {
         dry_run
     """,
     "lmmkit.plan.dry_run": """
-        subject drawn module_checks token_checks label_checks view_checks term_checks run rehearsal second_process
+        subject drawn module_checks token_checks label_checks view_checks
+        term_checks reducer_checks run rehearsal second_process
     """,
     "lmmkit.plugin_calls": """
         guard
@@ -114,7 +115,7 @@ FLOORS: dict[str, str] = {
     """,
     "lmmkit.weights": """
         config tensor_reader tensor_writer model_folder end_ids name_maps decoders encoders lora_checkpoints timm_encoder
-        detect weights_hash export
+        detect left_out weights_hash export
     """,
     "lmmkit.weights.export": """
         export_model chat_template_export peft_adapter processor_files llava_folders

@@ -364,6 +364,11 @@ class TestBadFolders:
             ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "mscale": 1.0, "rope_theta": 1e4}}, True),
             ({"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 2.0}}}, True),
             ({"quantization_config": {"quant_method": "gptq"}}, True), ({"hidden_size": "48"}, False),
+            ({"rope_parameters": {
+                "rope_type": "llama3", "factor": 2, "low_freq_factor": 4, "high_freq_factor": 4, "rope_theta": 1e4,
+                "original_max_position_embeddings": 8,
+            }}, False),
+            ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1.0}}, False),
         ],
     )  # fmt: skip
     def test_a_feature_that_lmmkit_lacks_is_no_error_of_the_file(self, change, lacking, tmp_path):

@@ -27,7 +27,8 @@ PAIRS = [
     for i, family in enumerate(hf_model_folders.DECODERS)
 ]
 MADE = {"tensors", "logits", "pixels", "ids, bare prompt", "answer to an image", "answer to a text"}
-TEMPLATED = {"ids, template to text", "ids, template at once"}
+TEMPLATED = {"ids, template's text", "ids, tokenizer's text", "ids, template at once"}
+LONE = "ids, tokenizer at once"  # transformers adds no first token there
 
 
 def imported(folder: Path, template: str, family: str, tokenizer: str, vision: str = "clip") -> Path:
@@ -47,10 +48,12 @@ def test_every_template_on_every_family(template, family, tokenizer, vision, tmp
     export_model(ours, tmp_path / "out", "llava-hf")
     found = verify_export(ours, tmp_path / "out", "llava-hf")
     require_equal(tmp_path / "out", found)
-    assert {each.what for each in found if each.equal} == MADE | (TEMPLATED if template != "plain" else set())
-    assert [each.what for each in found if each.equal is None] == (
-        ["ids, template"] if template == "plain" else []
-    )
+    begins = template == "llama3" or (template == "vicuna_v1" and tokenizer != "qwen base")
+    templated = set() if template == "plain" else TEMPLATED if begins else {*TEMPLATED, LONE}
+    assert {each.what for each in found if each.equal} == MADE | templated
+    left = {each.what: each.result for each in found if each.equal is None}
+    assert list(left) == (["ids, template"] if template == "plain" else [LONE] if begins else [])
+    assert not begins or "lacks `<" in left[LONE]
 
 
 @pytest.mark.parametrize(
@@ -92,12 +95,26 @@ def turn(folder: Path) -> None:
     edit(folder / "config.json", text_config=text | rope)
 
 
+def add_first(folder: Path, first: str = "<s>{{ ' ' }}") -> None:
+    """Makes the chat template begin with a token, or with other text."""
+    file = folder / "chat_template.jinja"
+    file.write_text(first + file.read_text())
+
+
+def add_other(folder: Path) -> None:
+    """Gives the processor, but not its tokenizer, another chat template."""
+    text = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": "x" + text}))
+
+
 SPOILT = {
     "a tensor": (lambda f: add_one(f, "language_model.model.layers.0.mlp.up_proj.weight"), {"tensors", "logits"}),
     "a tensor that nothing reads": (lambda f: add_one(f, "vision_tower.post_layernorm.bias"), {"tensors"}),
     "the mean": (lambda f: edit(f / "preprocessor_config.json", image_mean=[0.5, 0.5, 0.5]), {"pixels"}),
     "no first token": (lambda f: edit(f / "tokenizer_config.json", add_bos_token=False), {"ids, bare prompt", *TEMPLATED}),
-    "two first tokens": (lambda f: (f / "chat_template.json").unlink(), {"ids, template to text"}),
+    "two first tokens": (add_first, {"ids, template's text", "ids, tokenizer's text"}),
+    "another template for the processor": (add_other, {"ids, template's text", "ids, template at once"}),
+    "a letter too many": (lambda f: add_first(f, "x"), {*TEMPLATED, LONE}),
     "the base of the positions": (turn, {"logits"}),
 }  # fmt: skip
 
@@ -164,7 +181,10 @@ def test_a_model_without_a_tokenizer(tmp_path):
 def test_the_command(good, tmp_path, monkeypatch):
     text = command("model", "export", good, tmp_path / "out", "--verify")
     rows = [line for line in text.splitlines() if line.startswith("  ")]
-    assert len(rows) == 8 and all(" equal " in row and len(row) <= 80 for row in rows)
+    assert len(rows) == 10 and all(len(row.rstrip()) <= 80 for row in rows)
+    assert {row[2:24].rstrip(): row[24:33].strip() for row in rows} == dict.fromkeys(
+        MADE | TEMPLATED, "equal"
+    ) | {LONE: "-"}
     for found, words in (None, "no package"), ("4.57.1", "transformers 4.57.1"):
 
         def answer(name: str, found: str | None = found) -> str:

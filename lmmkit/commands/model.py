@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from lmmkit.commands.support.common import (
     STARTING,
@@ -26,6 +27,9 @@ from lmmkit.commands.support.common import (
     the_recipe,
 )
 from lmmkit.progress import working
+
+if TYPE_CHECKING:
+    from lmmkit.verify_export import ExportComparison
 
 app = typer.Typer(no_args_is_help=True, help="Import, export and describe models.")
 
@@ -88,9 +92,7 @@ def export(
     out.print(f"{model} is now in {folder}, in the {kind} format.")
     if verify:
         found = verify_export(model, folder, kind, dtype=HELD.get(dtype))
-        for each in found:
-            word = {True: "equal", False: "DIFFERS", None: "-"}[each.equal]
-            out.print(f"  {each.what:22}{word:9}{safe(each.result)}")
+        out.print(_comparisons(found))
         require_equal(folder, found)
 
 
@@ -172,6 +174,14 @@ def reference(
         part.unlink(missing_ok=True)
     cost = f" ({dropped_text(dropped)})" if dropped else ""
     out.print(f"{written} records with log-probabilities by model {of} are now in {file}{cost}.")
+
+
+def _comparisons(found: Sequence[ExportComparison]) -> Table:
+    """Returns the comparisons of an export, one a line where the terminal is wide enough."""
+    table = Table.grid("", "", Column(overflow="fold"), padding=(0, 0, 0, 2), pad_edge=True)
+    for each in found:
+        table.add_row(each.what, {True: "equal", False: "DIFFERS", None: "-"}[each.equal], safe(each.result))
+    return table
 
 
 def _words(section: dict | None) -> str:

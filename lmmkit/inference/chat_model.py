@@ -29,7 +29,7 @@ from lmmkit.inference.token_model import TokenModel
 from lmmkit.objective import Objective
 from lmmkit.plan.prepare import Prepared
 from lmmkit.progress import working
-from lmmkit.weights.end_ids import image_id
+from lmmkit.weights.end_ids import image_id, pad_id
 
 PROMPT_ROWS = 8192  # in one generation batch
 ImageInput = str | PathLike[str] | Pil.Image  # the path of a file, or an image in memory
@@ -250,6 +250,7 @@ def _tokens(prepared: Prepared, objective: Objective, image_token: int | None) -
     if tokenizer.size:
         eos = stop_ids(prepared.recipe.model.chat.template, tokenizer, eos)
         image_token = image_id(tokenizer, image_token, prepared.end_ids)
+        pad = pad_id(tokenizer, pad, image_token) if prepared.image_rows else pad
     return TokenModel(
         lmm=objective.lmm, image_token=image_token if prepared.image_rows else None,
         image_rows=prepared.image_rows, eos=eos, pad=pad if pad is not None else next(iter(eos), 0),

@@ -35,7 +35,7 @@ def load(
         plugins: `inference` loads those whose tokens are in every view, which is all that answering needs;
             `all` also loads the plugins of the terms, to measure them.
         root: the folder that paths of local plugin files are relative to; by default that of the run.
-        template: the chat template of a public model, if not the one in its folder.
+        template: the chat template of a public model. Default: the one that fits its tokenizer, else `vicuna_v1`.
 
     Raises:
         UserError: no such model, or one that is damaged or in an unknown format.

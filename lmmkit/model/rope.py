@@ -17,11 +17,12 @@ class Rope:
     `linear` divides all frequencies by `factor`. `llama3` divides only those whose wavelength is long
     compared with the `original` context, with a ramp between `low` and `high` turns per context. `yarn`
     has a ramp between `slow` and `fast` turns (Peng et al., 2023), and multiplies the sines and cosines
-    by `magnitude` (0 = 0.1 ln(factor) + 1).
+    by `magnitude` (0 = 0.1 ln(factor) + 1). `dynamic` changes sequences longer than `original`, which are
+    not built: it is kept for exports.
     """
 
     theta: float = 1e4
-    scaling: Literal["none", "linear", "llama3", "yarn"] = "none"
+    scaling: Literal["none", "linear", "llama3", "yarn", "dynamic"] = "none"
     factor: float = 1.0
     original: int = 0
     low: float = 1.0
@@ -35,7 +36,7 @@ class Rope:
         steps = torch.arange(0, size, 2, device=device, dtype=torch.float32) / size
         plain = self.theta**-steps
         match self.scaling:
-            case "none":
+            case "none" | "dynamic":
                 return plain
             case "linear":
                 return plain / self.factor

@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Literal, get_args, get_origin, get_type_hints
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lmmkit import plugin_calls
@@ -249,7 +250,7 @@ def _try_reducer(found: ImageReducer, dims: Dims, alone: bool) -> None:
     seen_IND = torch.randn(2, dims.image.tokens, dims.image.width, generator=torch.Generator().manual_seed(0))
 
     def connect(x: Tensor) -> Tensor:
-        return x if alone else x[..., :1].expand(*x.shape[:-1], dims.width)
+        return x if alone else F.linear(x, torch.ones(1, dims.image.width)).expand(*x.shape[:-1], dims.width)
 
     with torch.no_grad():
         rows.project(seen_IND, connect)

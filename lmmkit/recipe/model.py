@@ -123,9 +123,11 @@ class ConnectorConfig:
 class RopeScaling:
     """Describes how rotary positions were scaled to a longer context; see `model/rope.py`."""
 
-    kind: Literal["linear", "llama3", "yarn"]
+    kind: Literal[
+        "linear", "llama3", "yarn", "dynamic"
+    ]  # dynamic: no effect up to `original`; exports keep it
     factor: k.Positive
-    original: k.Natural = 0  # context before the scaling; llama3 and yarn
+    original: k.Natural = 0  # context before the scaling; llama3, yarn and dynamic
     low: k.Positive = 1.0  # llama3: turns within `original` below which a frequency is divided
     high: k.Positive = 4.0  # llama3: and above which it is kept
     fast: k.Positive = 32.0  # yarn: turns above which a frequency is kept

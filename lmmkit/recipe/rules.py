@@ -12,7 +12,16 @@ from typing import Any
 
 from lmmkit.errors import Problem, did_you_mean
 from lmmkit.errors.recipe import CONFLICT, NAME, OUT_OF_RANGE, UNKNOWN_NAME, WRONG_TYPE
-from lmmkit.recipe.model import Chat, Model, TextFrom, TextScratch, VisionFrom, VisionScratch, VisionTimm
+from lmmkit.recipe.model import (
+    Chat,
+    Model,
+    RopeScaling,
+    TextFrom,
+    TextScratch,
+    VisionFrom,
+    VisionScratch,
+    VisionTimm,
+)
 from lmmkit.recipe.schema import Task
 from lmmkit.recipe.stage import Length, Source, Stage, Train, Validate, Weight
 
@@ -65,7 +74,8 @@ def check_vision(
 
 
 def check_text(text: TextScratch | TextFrom, key: str, names: Names) -> Iterator[Problem]:
-    """Checks that heads divide the width, `kv_heads` divides the heads, and `head_size` is even for RoPE."""
+    """Checks that heads divide the width, `kv_heads` divides the heads, `head_size` is even for RoPE, and a scaling
+    of positions can be computed."""
     if not isinstance(text, TextScratch):
         return
     if text.head_size == 0:  # the schema could not derive it
@@ -78,6 +88,30 @@ def check_text(text: TextScratch | TextFrom, key: str, names: Names) -> Iterator
             fix="Change `width`, `heads` or `head_size`.",
         )
     yield from _whole(key, "kv_heads", text.kv_heads, "heads", text.heads)
+    if text.rope_scaling is not None:
+        yield from _check_scaling(text, text.rope_scaling, key)
+
+
+def _check_scaling(text: TextScratch, scaling: RopeScaling, key: str) -> Iterator[Problem]:
+    at, kind = f"{key}.rope_scaling", scaling.kind
+    if kind != "linear" and not scaling.original:
+        expected, fix = f"the context before the scaling, for `{kind}`", "Add `original`."
+        yield CONFLICT.at(f"{at}.original", got="0", expected=expected, fix=fix)
+    elif kind == "dynamic" and text.context > scaling.original:
+        expected = (
+            f"at least the context {text.context}: lmmkit does not build the longer sequences of `dynamic`"
+        )
+        yield CONFLICT.at(
+            f"{at}.original", got=str(scaling.original), expected=expected, fix="Lower `context`."
+        )
+    if kind == "llama3" and scaling.high <= scaling.low:
+        expected = f"more than `low`, which is {scaling.low:g}"
+        yield CONFLICT.at(
+            f"{at}.high", got=f"{scaling.high:g}", expected=expected, fix="Raise `high`, or lower `low`."
+        )
+    if kind == "yarn" and text.rope_theta <= 1:
+        got, fix = f"{text.rope_theta:g}", "Raise `rope_theta`."
+        yield CONFLICT.at(f"{key}.rope_theta", got=got, expected="more than 1, for `yarn`", fix=fix)
 
 
 def check_model(model: Model, key: str, names: Names) -> Iterator[Problem]:

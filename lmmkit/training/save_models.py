@@ -39,6 +39,7 @@ def save_model(
         "chat": vars_of(prepared.recipe.model.chat),
         "model": to_mapping(prepared.recipe)["model"],
         "eos": list(prepared.end_ids.eos),
+        **({} if prepared.end_ids.pad is None else {"pad": prepared.end_ids.pad}),
         **extra,
     }
     modules, passthrough = build.modules(objective), {}

@@ -56,18 +56,22 @@ ROPE_KEYS: dict[str, dict[str, str]] = {
         "factor": "factor", "original": "original_max_position_embeddings",
         "fast": "beta_fast", "slow": "beta_slow", "magnitude": "attention_factor",
     },
+    "dynamic": {"factor": "factor"},  # and `original`, which is the config's max_position_embeddings
 }  # fmt: skip
+WINDOW = 4096  # of a Mistral config without `sliding_window`; null means none
 # Frequency tables, which old folders contain, and the head of a tied model, which equals its embedding.
 SPARE_DECODER = r"rotary_emb|\.attn\.bias$|masked_bias$|^lm_head\.weight$"
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderSource:
-    """Describes a decoder from its config: recipe section, table of tensor names, and family."""
+    """Describes a decoder from its config: recipe section, table of tensor names, and family. `left_out`: what
+    neither the section nor an export of it has, with the consequence."""
 
     section: TextScratch
     table: Table
     family: str
+    left_out: tuple[str, ...] = ()
 
 
 def read_decoder(config: Config) -> DecoderSource:
@@ -88,7 +92,7 @@ def _llama(config: Config) -> DecoderSource:
 
 
 def _mistral(config: Config) -> DecoderSource:
-    return _windowed(_source(config), config)
+    return _windowed(_source(config), Config({"sliding_window": WINDOW} | config.values, config.where))
 
 
 def _qwen2(config: Config) -> DecoderSource:
@@ -115,7 +119,9 @@ def _qwen1(config: Config) -> DecoderSource:
         norm_eps=config.number("layer_norm_epsilon", 1e-6), qkv_bias=True,
         tied=config.flag("tie_word_embeddings", False),
     )  # fmt: skip
-    return DecoderSource(section=section, table=QWEN1, family="qwen")
+    longer = [key for key in ("use_dynamic_ntk", "use_logn_attn") if config.flag(key, False)]
+    left_out = [f"{', '.join(longer)}: no effect up to the context; exports leave it out"] if longer else []
+    return DecoderSource(section=section, table=QWEN1, family="qwen", left_out=tuple(left_out))
 
 
 DECODERS: dict[str, Callable[[Config], DecoderSource]] = {
@@ -145,7 +151,10 @@ def _source(
         rope_theta=theta, rope_scaling=scaling, norm_eps=config.number("rms_norm_eps", 1e-6),
         qkv_bias=qkv_bias, qk_norm=qk_norm, tied=config.flag("tie_word_embeddings", False),
     )  # fmt: skip
-    return DecoderSource(section=section, table=LLAMA, family=config.text("model_type"))
+    left_out = ()
+    if dropout := config.values.get("attention_dropout"):
+        left_out = (f"attention_dropout {dropout}: not applied in training; exports leave it out",)
+    return DecoderSource(section=section, table=LLAMA, family=config.text("model_type"), left_out=left_out)
 
 
 def _windowed(source: DecoderSource, config: Config) -> DecoderSource:
@@ -153,15 +162,16 @@ def _windowed(source: DecoderSource, config: Config) -> DecoderSource:
     if not config.has("sliding_window"):
         return source
     window = config.count("sliding_window")
-    context = min(source.section.context, window)
-    return replace(source, section=replace(source.section, context=context))
+    if window >= source.section.context:
+        return source
+    left_out = (*source.left_out, f"sliding_window {window}: the context ends there; exports have no window")
+    return replace(source, section=replace(source.section, context=window), left_out=left_out)
 
 
 def _rope(config: Config, context: int) -> tuple[float, RopeScaling | None]:
     """Reads RoPE from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before).
 
-    Returns its base and its scaling. `dynamic` scaling has no effect up to the context, and longer
-    sequences are not built.
+    Returns its base and its scaling.
     """
     now, old = config.section("rope_parameters"), config.section("rope_scaling")
     scaling = now if now.values else old
@@ -171,15 +181,20 @@ def _rope(config: Config, context: int) -> tuple[float, RopeScaling | None]:
     scaling.only(partial_rotary_factor=1.0, mrope_section=None)
     if kinds := [key for key, value in scaling.values.items() if isinstance(value, Mapping)]:
         raise scaling.lacking(kinds[0], scaling.values[kinds[0]], "the same rotary positions in every layer")
-    known = {"default": "none", "dynamic": "none", **{kind: kind for kind in ROPE_KEYS}}
+    known = {"default": "none", **{kind: kind for kind in ROPE_KEYS}}
     kind = scaling.one_of("rope_type" if scaling.has("rope_type") else "type", known, "default")
     if kind == "none":
         return theta, None
     given: dict[str, Any] = {}
     if kind == "yarn":
         scaling.only(mscale=None, mscale_all_dim=None, truncate=True)
+    if kind in ("yarn", "dynamic"):
         given["original"] = context
     for field, key in ROPE_KEYS[kind].items():
         if kind != "yarn" or field == "factor" or scaling.has(key):  # only yarn has defaults
             given[field] = scaling.count(key) if field == "original" else scaling.number(key)
+    if kind == "llama3" and given["high"] <= given["low"]:
+        raise scaling.problem("high_freq_factor", given["high"], f"more than low_freq_factor {given['low']}")
+    if kind == "yarn" and theta <= 1:
+        raise scaling.problem("rope_theta", theta, "more than 1")
     return theta, RopeScaling(kind=cast(Any, kind), **given)

@@ -300,8 +300,8 @@ def _with_defaults(section: Config) -> Config:
         },
     }  # fmt: skip
     defaults = known.get(str(section.values.get("model_type")), {})
-    given = {k: v for k, v in section.values.items() if v is not None}
-    return Config(defaults | given, section.where)
+    lacking = {key: value for key, value in defaults.items() if not section.has(key)}
+    return Config({**section.values, **lacking}, section.where)
 
 
 def _llava(folder: Path, config: Config, feature_layer: int | None) -> PretrainedFolder:

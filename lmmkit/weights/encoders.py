@@ -95,7 +95,7 @@ def read_encoder(config: Config, folder: Path, *, feature_layer: int) -> Encoder
     if not -depth - 1 <= feature_layer <= depth:
         got, layers = f"feature_layer {feature_layer} of {depth} layers", f"one of {-depth - 1} to {depth}"
         raise UserError(FEATURE_LAYER.at(config.where, got=got, layers=layers))
-    image_fit, pixels = _processor(folder, family)
+    image_fit, pixels = _processor(folder, family, config.count("image_size"))
     section = VisionScratch(
         width=width, depth=depth, heads=heads, mlp=config.count("intermediate_size"),
         patch=config.count("patch_size"), image_size=config.count("image_size"), feature_layer=feature_layer,
@@ -115,18 +115,34 @@ def family_of(encoder: object) -> str | None:
     return next(fits, None)
 
 
-def _processor(folder: Path, family: EncoderFamily) -> tuple[ImageFit, dict[str, Any]]:
-    """Returns the folder's `image_fit`, and mean, std and resampling of its image processor."""
+def _processor(folder: Path, family: EncoderFamily, side: int) -> tuple[ImageFit, dict[str, Any]]:
+    """Returns the folder's `image_fit`, and mean, std and resampling of its image processor. `side`: of an image.
+
+    Raises `UserError` for steps of the processor that lmmkit does not have.
+    """
     for name, key in (("preprocessor_config.json", ""), ("processor_config.json", "image_processor")):
         if (folder / name).is_file():
             found = Config(read_json(folder / name, hint="Correct or remove the file."), str(folder / name))
             found = found.section(key) if key else found
             if not found.values:
                 continue
+            _require_known_steps(found, side)
             mean, std = found.triple("image_mean", family.mean), found.triple("image_std", family.std)
             resample = found.one_of("resample", RESAMPLE, 3)
             return _geometry(found) or family.image_fit, {"mean": mean, "std": std, "resample": resample}
     return family.image_fit, {"mean": family.mean, "std": family.std}
+
+
+def _require_known_steps(config: Config, side: int) -> None:
+    """Raises `UserError` unless images are resized to the encoder's size, put in 0..1 and normalised."""
+    config.only(do_resize=True, do_rescale=True, do_normalize=True)
+    if abs(255 * config.number("rescale_factor", 1 / 255) - 1) > 1e-3:
+        raise config.lacking("rescale_factor", config.values["rescale_factor"], "1 / 255")
+    for key in ("size", "crop_size"):
+        value = config.values.get(key)
+        sides = value.values() if isinstance(value, Mapping) else [value]
+        if any(type(each) is int and each != side for each in sides):
+            raise config.lacking(key, value, f"{side} pixels a side, as in the encoder's config")
 
 
 def _geometry(config: Config) -> ImageFit | None:

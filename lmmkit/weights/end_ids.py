@@ -12,12 +12,6 @@ from lmmkit.weights.config import Config
 
 IMAGE, PAD = "<image>", "<pad>"
 GENERATION = "generation_config.json"
-UNAPPLIED = {  # settings with which transformers changes a greedy answer, by the values without an effect
-    "repetition_penalty": (1.0,), "encoder_repetition_penalty": (1.0,), "no_repeat_ngram_size": (0,), "num_beams": (1,),
-    "min_length": (0,), "min_new_tokens": (0,), "bad_words_ids": (), "suppress_tokens": (), "begin_suppress_tokens": (),
-    "forced_bos_token_id": (), "forced_eos_token_id": (), "sequence_bias": (), "exponential_decay_length_penalty": (),
-    "guidance_scale": (1.0,), "stop_strings": (),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,13 +39,16 @@ def image_id(tokenizer: TextTokenizer, named: int | None, ends: EndIds) -> int:
     return tokenizer.size if known is None else known
 
 
-def unapplied_settings(folder: Path) -> list[str]:
-    """Returns the settings of a public folder's generation_config.json that lmmkit does not apply, though they
-    change greedy answers. An export leaves them out."""
-    path = folder / GENERATION
-    found = read_json(path, hint="Correct or remove the file.") if path.is_file() else {}
-    set_ = {key: found.get(key) for key in UNAPPLIED}
-    return [f"{key} {value}" for key, value in set_.items() if value not in (None, *UNAPPLIED[key])]
+def pad_id(tokenizer: TextTokenizer, named: int | None, image: int) -> int:
+    """Returns the id that pads in a model with images, whose rows have the id `image`.
+
+    It is the id that the model's folder names, unless that is the image's. Otherwise, and before an id that the
+    tokenizer does not have, it is the tokenizer's `<pad>`; else the next free id.
+    """
+    known = tokenizer.control(PAD)
+    if named is not None and named != image and (named < tokenizer.size or known is None):
+        return named
+    return max(tokenizer.size, image + 1) if known is None else known
 
 
 def read_end_ids(folder: Path) -> EndIds:

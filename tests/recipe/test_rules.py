@@ -23,6 +23,17 @@ STAGE = "stages.only"
         ("model.text.kv_heads=3", "model.text.kv_heads", "conflict"),
         ("model.text.head_size=15", "model.text.head_size", "conflict"),
         ("model.text.context=64", "model.text.context", "conflict"),
+        ("model.text.rope_scaling={kind: yarn, factor: 2}", "model.text.rope_scaling.original", "conflict"),
+        (
+            "model.text.rope_scaling={kind: dynamic, factor: 2, original: 8}",
+            "model.text.rope_scaling.original",
+            "conflict",
+        ),
+        (
+            "model.text.rope_scaling={kind: llama3, factor: 2, original: 8, low: 4, high: 4}",
+            "model.text.rope_scaling.high",
+            "conflict",
+        ),
         ("model.chat={template: plain, image_fit: pad, system: Be brief.}", "model.chat.system", "conflict"),
         ("data.scenes.kind=webdataset", "data.scenes.images", "conflict"),
         ("plugins.next_token={}", "plugins.next_token", "name"),

@@ -176,3 +176,30 @@ class TestBad:
         with pytest.raises(UserError, match=r"state up to 2: .*model/feature-layer"):
             prepare(tiny(f"model.vision={{from: {tmp_path / 'llava'}, feature_layer: -1}}", text=PLAIN))
         prepare(tiny(f"model.vision={{from: {tmp_path / 'llava'}, feature_layer: 1}}", text=PLAIN))
+
+
+PIXELS = {"do_center_crop": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 3}
+
+
+@pytest.mark.parametrize(
+    ("change", "known"),
+    [
+        ({}, True), ({"size": 30, "crop_size": 30}, True), ({"rescale_factor": 0.00392156862745098}, True),
+        ({"size": {"shortest_edge": 30}, "crop_size": {"height": 30, "width": 30}, "do_normalize": True}, True),
+        ({"do_normalize": False}, False), ({"do_rescale": False}, False), ({"do_resize": False}, False),
+        ({"rescale_factor": 0.00784313725490196}, False), ({"size": {"shortest_edge": 34}, "crop_size": 30}, False),
+        ({"size": {"height": 30, "width": 40}}, False),
+    ],
+)  # fmt: skip
+def test_a_step_of_an_image_processor_that_lmmkit_lacks_is_refused_by_name(change, known, tmp_path):
+    public = public_encoder("clip", tmp_path / "encoder")
+    (public / "preprocessor_config.json").write_text(json.dumps(PIXELS | change))
+    if known:
+        assert import_model(public, tmp_path / "ours") == ("vision",)
+        return
+    with pytest.raises(UserError, match="weights/config") as error:
+        import_model(public, tmp_path / "ours")
+    (problem,) = error.value.problems
+    assert (
+        f"preprocessor_config.json: {next(iter(change))}" in problem.where and "does not have" in problem.hint
+    )

@@ -1,18 +1,18 @@
-"""Writes lmmkit's chat templates as Jinja for transformers: `chat_template.jinja`, `chat_template.json`.
+"""Writes lmmkit's chat templates as Jinja for transformers: `chat_template.jinja`.
 
 A message's content is a text, or a list of items of type `image` and `text`. Images have the places that
 `data/image_markers.py` gives them.
 
-The token that begins a sequence must be there once. A tokenizer adds none to what its template gives, so the
-template has it; a processor's text goes to the tokenizer, which adds it, so the template must not have it.
+The token that begins a sequence is not in the template, as in the folders of llava-hf: the tokenizer adds it to the
+text that a template gives, and to a prompt written by hand. With the token in the template it would be there twice.
+What `tokenizer.apply_chat_template` tokenizes at once has none: transformers adds no token there.
 """
 
 from __future__ import annotations
 
 from lmmkit.data.chat_templates import TEMPLATES, VICUNA_SYSTEM, FramedTemplate
 
-JINJA_FILE = "chat_template.jinja"
-PROCESSOR_FILE = "chat_template.json"  # a processor reads it instead of the other one
+JINJA_FILE = "chat_template.jinja"  # the processor and its tokenizer read it
 
 # Macro for a message's content. `BETWEEN` follows each image before the text; `AFTER` comes between an image and
 # a text that follows it at its place, `LAST` between an image and the end of the content.
@@ -41,7 +41,7 @@ CONTENT = """
 {%- endif -%}
 {%- endmacro -%}"""
 VICUNA = """
-{{- START + (text_of(messages[0].content) if messages[0].role == 'system' else SYSTEM) -}}
+{{- text_of(messages[0].content) if messages[0].role == 'system' else SYSTEM -}}
 {%- for message in messages -%}
 {%- if message.role == 'assistant' -%}{{ ' ' + text_of(message.content) + eos_token }}
 {%- elif message.role == 'user' -%}
@@ -50,7 +50,6 @@ VICUNA = """
 {%- endif -%}
 {%- endfor -%}"""
 FRAMED = """
-{{- START -}}
 {%- for message in messages -%}
 {%- if loop.first and SYSTEM and message.role != 'system' -%}
 {{- BEFORE + 'system' + BEHIND + SYSTEM + CLOSE -}}
@@ -60,12 +59,11 @@ FRAMED = """
 {%- if add_generation_prompt -%}{{ BEFORE + 'assistant' + BEHIND }}{%- endif -%}"""
 
 
-def jinja(template: str, *, first: str, space: str, image: str, system: str = "") -> str | None:
+def jinja(template: str, *, space: str, image: str, system: str = "") -> str | None:
     """Returns `template` as Jinja, with a placeholder for images; None for `plain`, which has no turns.
 
     Args:
         template: the name of a chat template.
-        first: the text of the token that begins a sequence; empty if there is none, or if the tokenizer adds it.
         space: what to write after a control token so that transformers adds the space piece with which the
             tokenizer begins a separate text. LLaVA-1.5 was trained with one after an image.
         image: the placeholder.
@@ -74,17 +72,19 @@ def jinja(template: str, *, first: str, space: str, image: str, system: str = ""
     if template == "plain":
         return None
     if template == "vicuna_v1":
-        start = first + space if first else ""
         return _filled(
-            CONTENT + VICUNA, IMAGE=image, START=start, SYSTEM=system or VICUNA_SYSTEM, BETWEEN=f"{space}\n",
-            AFTER=space, LAST=space,
-        )  # fmt: skip
+            CONTENT + VICUNA,
+            IMAGE=image,
+            SYSTEM=system or VICUNA_SYSTEM,
+            BETWEEN=f"{space}\n",
+            AFTER=space,
+            LAST=space,
+        )
     framed = TEMPLATES[template]
     assert isinstance(framed, FramedTemplate)
     return _filled(
-        CONTENT + FRAMED, IMAGE=image, START=first, **_frame(framed, system), BETWEEN=f"{space}\n", AFTER=space,
-        LAST="",
-    )  # fmt: skip
+        CONTENT + FRAMED, IMAGE=image, **_frame(framed, system), BETWEEN=f"{space}\n", AFTER=space, LAST=""
+    )
 
 
 def _frame(frame: FramedTemplate, system: str) -> dict[str, str]:

@@ -17,7 +17,7 @@ from lmmkit.errors.weights import EXPORT_CANNOT_WRITE
 from lmmkit.model.decoder import Decoder, DecoderShape
 from lmmkit.model.vision import VisionShape, ViT
 from lmmkit.runs.files import write_aside
-from lmmkit.weights.end_ids import IMAGE, PAD, EndIds, image_id
+from lmmkit.weights.end_ids import IMAGE, PAD, EndIds, image_id, pad_id
 
 VOCAB_MULTIPLE = 64  # a vocabulary that grows is rounded up to a multiple of this
 
@@ -89,7 +89,8 @@ class TokenIds:
 
 
 def new_token_ids(model: Exported) -> TokenIds:
-    """Returns the ids from the folder's config, else from the tokenizer, else the next free ids.
+    """Returns the ids from the folder's config, else from the tokenizer, else the next free ids, as a loaded model
+    has them.
 
     No id gets two tokens, and no token two ids. The vocabulary grows if it is too small. A model without a
     tokenizer gets no new padding id.
@@ -100,10 +101,7 @@ def new_token_ids(model: Exported) -> TokenIds:
         image = vocab if image is None else image
         return TokenIds(image=image, pad=pad, rows=_rows(vocab, image, pad or 0))
     image = image_id(tokens, image, EndIds(tuple(config.get("eos") or ()), pad))
-    if pad is None or pad == image or pad >= tokens.size:
-        known = tokens.control(PAD)
-        pad = known if known is not None or pad == image else pad
-    pad = max(tokens.size, image + 1) if pad is None else pad
+    pad = pad_id(tokens, pad, image)
     return TokenIds(
         image=image, pad=pad, rows=_rows(vocab, image, pad),
         image_word=tokens.spelling(image) if image < tokens.size else IMAGE,

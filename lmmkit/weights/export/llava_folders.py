@@ -232,6 +232,8 @@ def _text_config(model: Exported, vocab: int) -> dict[str, Any]:
     }  # fmt: skip
     if name == "mistral":
         config["sliding_window"] = None
+    if shape.rope.scaling == "dynamic":  # transformers changes sequences that are longer than this key says
+        config["max_position_embeddings"] = shape.rope.original
     if shape.rope.scaling != "none":
         values = {key: getattr(shape.rope, field) for field, key in ROPE_KEYS[shape.rope.scaling].items()}
         given = {key: value for key, value in values.items() if value}  # 0: the default of a public config

@@ -16,11 +16,14 @@ from typing import Any
 
 from torch import Tensor
 
-from lmmkit.runs.files import write_json_atomic
+from lmmkit.model.decoder import Decoder
+from lmmkit.model.layers import FusedLinear
+from lmmkit.runs.files import read_json, write_json_atomic
 from lmmkit.weights import tensor_writer
 from lmmkit.weights.decoders import LLAMA
-from lmmkit.weights.detect import CONNECTOR
+from lmmkit.weights.detect import CONNECTOR, peft_source
 from lmmkit.weights.export.export_model import export_folder
+from lmmkit.weights.name_maps import map_names
 
 WRAPPED = "base_model.model."  # the prefix that peft adds to the names of the base
 PROJECTOR = "multi_modal_projector"
@@ -62,6 +65,32 @@ def write(adapter: PeftAdapter, folder: Path) -> None:
             aside / "adapter_model.safetensors", tensor_writer.widest_first(tensors), {"format": "pt"}
         )
         write_json_atomic(aside / "adapter_config.json", _config(adapter, list(tensors)))
+
+
+def read_back(folder: Path, decoder: Decoder) -> tuple[dict[str, Tensor], dict[str, Tensor], float]:
+    """Returns what an import finds in a written folder: the factors by lmmkit's names, the tensors of the
+    connector, and alpha / r. Other tensors are among the factors, under the names of the file."""
+    with peft_source(folder, connector=True).tensors() as stored:
+        tensors = {name: each.read() for name, each in stored.items()}
+    connector = {name: tensors.pop(name) for name in list(tensors) if name.startswith("connector.")}
+    places = {f"text.{name.removesuffix('.weight')}": at for name, at in map_names(decoder, LLAMA).items()}
+    updates, factors = _updated(decoder), {}
+    for name, tensor in tensors.items():
+        matrix, _, side = name.removesuffix(".weight").partition(".lora_")
+        update = updates.get((places[matrix].name, str(places[matrix].rows))) if matrix in places else None
+        factors[f"{update}.{side.lower()}" if update and side else name] = tensor
+    config = read_json(folder / "adapter_config.json")
+    return factors, connector, config["lora_alpha"] / config["r"]
+
+
+def _updated(decoder: Decoder) -> dict[tuple[str, str], str]:
+    """Returns the name of the update of each matrix: (weight, its rows) to the name without the side."""
+    found = {}
+    for path, linear in decoder.named_modules():
+        slices = linear.slices if isinstance(linear, FusedLinear) else {path.rpartition(".")[2]: None}
+        for part, rows in slices.items():
+            found[f"{path}.weight", str(rows)] = f"lmm.decoder.{path}.lora.{part}"
+    return found
 
 
 def _named(name: str, before: str) -> str:

@@ -58,7 +58,7 @@ def write(model: Exported, folder: Path, new: TokenIds | None) -> None:
             "image_token": new.image_word, "extra_special_tokens": {"image_token": new.image_word},
             "processor_class": "LlavaProcessor",
         }  # fmt: skip
-        _write_templates(model, folder, "" if first is None else tokenizer.spelling(first), new.image_word)
+        _write_template(model, folder, new.image_word)
     if added := _added(tokenizer, named):
         plain = {"special": True, "lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
         words["added_tokens_decoder"] = {str(i): {"content": word, **plain} for i, word in added.items()}
@@ -95,16 +95,12 @@ def _added(tokenizer: TextTokenizer, named: dict[int, str]) -> dict[int, str]:
     return without_gaps({i: word for i, word in spelt.items() if i >= own and word}, own)
 
 
-def _write_templates(model: Exported, folder: Path, first: str, image: str) -> None:
-    """Writes the chat template for the tokenizer, and for the processor, whose tokenizer adds `first`."""
-    how = {"space": _space(model.tokenizer), "image": image, "system": model.system}
-    whole = chat_template_export.jinja(model.template, first=first, **how)
-    if whole is None:
-        return
-    (folder / chat_template_export.JINJA_FILE).write_text(whole, encoding="utf-8")
-    if first:
-        rest = chat_template_export.jinja(model.template, first="", **how)
-        write_json_atomic(folder / chat_template_export.PROCESSOR_FILE, {"chat_template": rest})
+def _write_template(model: Exported, folder: Path, image: str) -> None:
+    """Writes the chat template, if the model's has turns."""
+    space = _space(model.tokenizer)
+    text = chat_template_export.jinja(model.template, space=space, image=image, system=model.system)
+    if text is not None:
+        (folder / chat_template_export.JINJA_FILE).write_text(text, encoding="utf-8")
 
 
 def _space(tokenizer: TextTokenizer) -> str:

@@ -132,6 +132,7 @@ def test_no_id_is_given_twice(named, tmp_path):
         == image
         == hf.AutoConfig.from_pretrained(tmp_path / "out").image_token_id
     )
+    assert ours.tokens.pad == 32_000
     asked, path = chat_folders.QUESTIONS[0], chat_folders.question_image(tmp_path)
     messages = [
         {
@@ -160,3 +161,74 @@ def test_an_added_token_without_a_matrix_row_is_no_problem(tmp_path):
     (folder / "added_tokens.json").write_text('{"<|im_start|>": 32000, "<|im_end|>": 32001}')
     with pytest.raises(UserError, match="model/vocab"):
         lmmkit.load(folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("named", "added", "pad"),
+    [
+        (None, {}, 32_001),  # the next free id, after that of images
+        (0, {}, 0), (2, {}, 2), (32_000, {}, 32_001), (32_500, {}, 32_500), (32_500, {"<pad>": 32_001}, 32_001),
+        (None, {"<pad>": 32_001}, 32_001), (0, {"<pad>": 32_001}, 0),
+    ],
+)  # fmt: skip
+def test_a_loaded_model_pads_with_the_id_that_its_export_has(named, added, pad, tmp_path):
+    folder = chat_folders.llava(tmp_path / "hf", "llama", "pieces")
+    if added:
+        (folder / "added_tokens.json").write_text(json.dumps({"<image>": 32_000} | added))
+    (folder / "generation_config.json").write_text(
+        json.dumps({} if named is None else {"pad_token_id": named})
+    )
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"].pop("pad_token_id", None)
+    (folder / "config.json").write_text(json.dumps(config | {"pad_token_id": None}))
+    import_model(folder, tmp_path / "ours")
+    export_model(tmp_path / "ours", tmp_path / "out", "llava-hf")
+    assert hf.GenerationConfig.from_pretrained(tmp_path / "out").pad_token_id == pad
+    assert hf.AutoTokenizer.from_pretrained(tmp_path / "out").pad_token_id == pad
+    for path in (folder, tmp_path / "ours", tmp_path / "out"):
+        model = lmmkit.load(path, device="cpu")
+        assert model.tokens.pad == pad, path.name
+    ids = torch.tensor([[1, 5, 6], [1, 7, 8]])
+    first = model.generate(ids, max_new_tokens=1)
+    ended = model.generate(ids, max_new_tokens=4, eos_token_id=int(first[0]))
+    assert ended[0, 1:].tolist() == [pad] * (ended.shape[1] - 1)
+
+
+ROPES = {
+    "linear": {"factor": 2.0},
+    "llama3": {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16},
+    "yarn": {"factor": 2.0, "original_max_position_embeddings": 16, "beta_fast": 24.0, "attention_factor": 1.25},
+    "dynamic": {"factor": 3.0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ROPES)
+def test_an_export_has_the_rotary_positions_of_the_import(kind, tmp_path):
+    """Compares logits in transformers, also of sequences longer than the context, and after a shorter context."""
+    public = chat_folders.llava(tmp_path / "hf", "llama", "pieces")
+    config = json.loads((public / "config.json").read_text())
+    rope = {"rope_type": kind, "rope_theta": 1e4, **ROPES[kind]}
+    text = config["text_config"] | {"max_position_embeddings": 32, "rope_parameters": rope}
+    (public / "config.json").write_text(json.dumps(config | {"text_config": text}))
+    import_model(public, tmp_path / "ours", template="plain")
+    ours = json.loads((tmp_path / "ours" / "config.json").read_text())
+    assert ours["model"]["text"]["context"] == 32
+    ours["model"]["text"]["context"] = 24
+    id_1T = torch.randint(3, 300, (1, 80), generator=torch.Generator().manual_seed(0))
+    whole, plain = logits(public, id_1T), logits(public, id_1T, rope_parameters={"rope_type": "default"})
+    assert (whole - plain).abs().max() > 1e-3 * whole.abs().max()
+    for name in ("as imported", "shorter"):
+        export_model(tmp_path / "ours", tmp_path / name, "llava-hf")
+        assert torch.equal(logits(tmp_path / name, id_1T), whole)
+        assert torch.equal(logits(tmp_path / name, id_1T[:, :20]), logits(public, id_1T[:, :20]))
+        (tmp_path / "ours" / "config.json").write_text(json.dumps(ours))
+
+
+@torch.no_grad()
+def logits(folder: Path, id_1T: torch.Tensor, **text: object) -> torch.Tensor:
+    """Returns transformers' logits, with changes to its decoder's config."""
+    config = hf.AutoConfig.from_pretrained(folder)
+    for key, value in text.items():
+        setattr(config.text_config, key, {"rope_theta": 1e4} | value)
+    model = hf.LlavaForConditionalGeneration.from_pretrained(folder, config=config)
+    return model.eval()(input_ids=id_1T).logits[..., :300]

@@ -11,10 +11,11 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 
 import lmmkit
-from lmmkit.errors import UserError
+from lmmkit.errors import MachineError, UserError
 from lmmkit.import_export import export_model, import_model
 from lmmkit.recipe import read_text
 from lmmkit.training.run import train
+from lmmkit.verify_export import require_equal, verify_export
 from lmmkit.weights import model_folder
 from tests.conftest import PLAIN
 from tests.support import hf_model_folders
@@ -242,6 +243,62 @@ def test_the_merged_folder_is_as_it_was(alone):
         a, b = (pairs[f"lmm.decoder.blocks.1.mlp.gate_up.lora.{part}.{side}"] for side in "ab")
         merged[rows] += 12 / 3 * (b @ a)
     assert torch.equal(merged, new["lmm.decoder.blocks.1.mlp.gate_up.weight"])
+
+
+def rewritten(folder, change) -> None:
+    """Changes the tensors of an adapter's file."""
+    file = folder / "adapter_model.safetensors"
+    state = load_file(file)
+    change(state)
+    save_file(state, file, metadata={"format": "pt"})
+
+
+def swapped(state) -> None:
+    """Gives the factors of gate to up, and those of up to gate: their shapes are equal."""
+    for name in [name for name in state if ".gate_proj." in name]:
+        other = name.replace("gate_proj", "up_proj")
+        state[name], state[other] = state[other].clone(), state[name].clone()
+
+
+def first(state, part: str) -> torch.Tensor:
+    return state[next(name for name in sorted(state) if part in name)]
+
+
+SPOILT = {
+    "a factor": (lambda f: rewritten(f, lambda s: first(s, ".lora_B.").view(-1)[3:4].add_(1)), {"factors"}),
+    "two factors": (lambda f: rewritten(f, swapped), {"factors"}),
+    "a factor too few": (lambda f: rewritten(f, lambda s: s.pop(min(n for n in s if ".lora_A." in n))), {"factors"}),
+    "a tensor too many": (lambda f: rewritten(f, lambda s: s.update({"base_model.model.lm_head.weight": torch.zeros(2)})), {"factors"}),
+    "the connector": (lambda f: rewritten(f, lambda s: first(s, "linear_2.bias").add_(1)), {"connector"}),
+    "alpha": (lambda f: (f / "adapter_config.json").write_text(
+        (f / "adapter_config.json").read_text().replace('"lora_alpha": 12', '"lora_alpha": 6')), {"scale"}),
+}  # fmt: skip
+
+
+def compared(run, folder) -> dict[str, bool | None]:
+    return {each.what: each.equal for each in verify_export(run.path, folder, "peft")}
+
+
+def test_an_adapter_is_verified_without_its_base(alone, beside, tmp_path):
+    rest = {"logits": None, "answers": None}
+    for name, (run, _), connector in ("alone", alone, None), ("beside", beside, True):
+        text = command("model", "export", run.path, tmp_path / name, "--format", "peft", "--verify")
+        assert "28, bit for bit" in text and "alpha / r is 4" in text and "import --base" in text
+        assert (
+            compared(run, tmp_path / name) == {"factors": True, "scale": True, "connector": connector} | rest
+        )
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_a_difference_of_an_adapter_is_found_and_named(name, beside, tmp_path):
+    run, _ = beside
+    export_model(run.path, tmp_path / "adapter", "peft")
+    spoil, named = SPOILT[name]
+    spoil(tmp_path / "adapter")
+    found = verify_export(run.path, tmp_path / "adapter", "peft")
+    assert {each.what for each in found if each.equal is False} == named
+    with pytest.raises(MachineError, match="export/differs"):
+        require_equal(tmp_path / "adapter", found)
 
 
 class TestRefused:

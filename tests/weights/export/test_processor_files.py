@@ -138,7 +138,10 @@ def test_a_prompt_in_its_template_and_the_greedy_answer(name, request, tmp_path)
     got = model.ours.generate(ready.input_ids, ready.pixel_values, max_new_tokens=24)
     assert torch.equal(got, new) and len(set(new[0].tolist())) > 5
     answer = model.ours.reply(TURNS, str(tmp_path / "a.png"), max_new_tokens=24)
-    assert processor.decode(new[0], skip_special_tokens=True).strip() == answer
+    words = [
+        i for i in new[0].tolist() if i not in model.ours.tokens.eos
+    ]  # an end may have a text, as 2 has here
+    assert processor.decode(words, skip_special_tokens=True).strip() == answer
 
 
 @pytest.mark.parametrize("name", ["qwen", "llama3", "llama"])
@@ -154,10 +157,9 @@ def test_a_conversation_in_its_template(name, request, tmp_path):
     )  # as transformers now has it
     want = [i for span in layout for i in span.ids]
     messages = [{"role": turn.role, "content": turn.text} for turn in turns]
-    options = {"add_generation_prompt": True, "return_dict": False}
-    assert tokenizer.apply_chat_template(messages, **options) == want
-    led = tokenizer.apply_chat_template([{"role": "system", "content": "Short."}, *messages], **options)
-    words = tokenizer.decode(led)
+    options = {"add_generation_prompt": True, "tokenize": False}
+    assert tokenizer(tokenizer.apply_chat_template(messages, **options)).input_ids == want
+    words = tokenizer.apply_chat_template([{"role": "system", "content": "Short."}, *messages], **options)
     assert "Short." in words and "helpful" not in words and words.count("system") == (name != "llama")
     two = tokenizer.apply_chat_template(
         [{"role": "user", "content": [CONTENT[0], CONTENT[0], CONTENT[1]]}], tokenize=False
@@ -189,7 +191,8 @@ def test_images_keep_their_places_in_its_template(name, text, request):
         content += [{"type": "image"}, {"type": "text", "text": part}]
     messages = [{"role": "user", "content": [item for item in content if item.get("text") != ""]}]
     tokenizer = hf.AutoTokenizer.from_pretrained(model.folder)
-    assert tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False) == want
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    assert tokenizer(text).input_ids == want
 
 
 @pytest.mark.parametrize(
@@ -197,7 +200,7 @@ def test_images_keep_their_places_in_its_template(name, text, request):
 )
 def test_a_system_prompt_of_ones_own_replaces_that_of_the_template(template, own):
     def rendered(messages: list[dict[str, str]], system: str) -> str:
-        text = chat_template_export.jinja(template, first="", space="", image="<image>", system=system)
+        text = chat_template_export.jinja(template, space="", image="<image>", system=system)
         return jinja2.Environment().from_string(text).render(messages=messages, eos_token="</s>")
 
     asked, given = {"role": "user", "content": "x"}, {"role": "system", "content": "In Dutch."}
@@ -231,7 +234,8 @@ def test_pixels_of_an_exported_processor(name, request, tmp_path):
 
 @pytest.mark.parametrize(("template", "tokenizer"), chat_folders.FITTING)
 def test_a_sequence_begins_once_however_a_prompt_is_made(template, tokenizer, tmp_path):
-    """Template to text and then the processor, the template tokenized at once, and a prompt by hand."""
+    """Makes a prompt from the template at once, from its text in each way, and by hand. The tokenizer alone adds no
+    first token to its template at once, as transformers decides that."""
     public = chat_folders.llava(tmp_path / "hf", "llama", tokenizer)
     import_model(public, tmp_path / "ours", template=template)
     export_model(tmp_path / "ours", tmp_path / "out", "llava-hf")
@@ -252,15 +256,16 @@ def test_a_sequence_begins_once_however_a_prompt_is_made(template, tokenizer, tm
     want = model.ids(TURNS, tmp_path / "a.png")
     assert want[: len(first)] == first and not set(first) & set(want[len(first) :])
     text = processor.apply_chat_template(messages, add_generation_prompt=True)
+    assert text == processor.tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=False
+    )
     assert processor(text=text, images=noise).input_ids[0] == want
     once = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)
     assert list(once[0]) == want
     alone = [{"role": "user", "content": TURNS[0].text}]
     led = processor.tokenizer.apply_chat_template(alone, add_generation_prompt=True, return_dict=False)
-    assert led[: len(first) + 1].count(ours.bos) == len(first)
-    assert (
-        led == processor(text=processor.apply_chat_template(alone, add_generation_prompt=True)).input_ids[0]
-    )
+    text = processor.tokenizer.apply_chat_template(alone, add_generation_prompt=True, tokenize=False)
+    assert [*first, *led] == processor(text=text).input_ids[0] == processor.tokenizer(text).input_ids
 
 
 def test_a_tokenizer_that_knows_image_and_pad_keeps_both(scenes, tmp_path):
@@ -285,12 +290,14 @@ def test_a_tokenizer_that_knows_image_and_pad_keeps_both(scenes, tmp_path):
         "stages.pretrain.length.steps=1", "stages.finetune.length.steps=1",
     ]  # fmt: skip
     run = train(read_text(PLAIN, overrides=changes, root=scenes), out=tmp_path / "run").run.path
-    for source, pad in (tmp_path / "ours", tokenizer.pad_token_id), (run, len(tokenizer)):
+    pad = tokenizer.pad_token_id
+    for source in (tmp_path / "ours", run):
         out = tmp_path / f"{source.name}-out"
         export_model(source, out, "llava-hf")
         again = hf.AutoTokenizer.from_pretrained(out)
         assert again.convert_tokens_to_ids(["<image>", "<video>"]) == [image, image + 1]
         assert again.pad_token_id == pad and hf.AutoConfig.from_pretrained(out).image_token_index == image
-        assert lmmkit.load(source, device="cpu").tokens.image_token == image
+        tokens = lmmkit.load(source, device="cpu").tokens
+        assert (tokens.image_token, tokens.pad) == (image, pad)
         rows = hf.LlavaForConditionalGeneration.from_pretrained(out).get_input_embeddings().num_embeddings
-        assert pad < rows and (rows == len(tokenizer)) == (source.name == "ours")
+        assert rows == len(tokenizer)
