@@ -25,6 +25,7 @@ from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import LogitsAt, LogProb, LogSumExp, Need, Select
 from lmmkit.api.pairing import Reduce
 from lmmkit.api.plugin_files import empty_instance, source_file
+from lmmkit.api.puzzle import Puzzle
 from lmmkit.api.sample import Label, Sample, View
 
 API = 2
@@ -266,6 +267,15 @@ class AuxTask(ViewMaker, Term):
     def score(self, view: View, text: str) -> tuple[float, float]:
         """Returns (score of the generated text in [0, 1], expected score of guessing)."""
         raise NotImplementedError
+
+    def puzzles(self, ctx: Ctx) -> Sequence[Puzzle]:
+        """Returns one puzzle for each view of the task, in view order; called in evaluation. Empty if the task shuffles
+        nothing, or reads the order from text."""
+        return ()
+
+    def text_puzzle(self, view: View, text: str) -> Puzzle | None:
+        """Returns the puzzle of a view and the generated text; None if the task shuffles nothing."""
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)

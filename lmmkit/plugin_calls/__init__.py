@@ -31,6 +31,7 @@ from lmmkit.api.components import (
 )
 from lmmkit.api.layout import Insert, InsertAt
 from lmmkit.api.needs import LogitsAt, Need, Select
+from lmmkit.api.puzzle import Puzzle
 from lmmkit.api.sample import Image, ImageEdit, Label, Role, Sample, Turn, View
 from lmmkit.errors import UserError
 from lmmkit.errors.plan import INSERT
@@ -326,3 +327,39 @@ def score(task: AuxTask, view: View, text: str) -> tuple[float, float]:
     if not pair or not all(0 <= x <= 1 for x in found):
         raise returned(task.name, "score", task, shown(found), "(score, score of a guess), each from 0 to 1")
     return float(found[0]), float(found[1])
+
+
+def puzzles(task: AuxTask, ctx: Ctx) -> Sequence[Puzzle]:
+    """Returns the puzzles of a task's views."""
+    with calling(task.name, "puzzles", task):
+        found = task.puzzles(ctx)
+    if not isinstance(found, list | tuple) or not all(map(_is_puzzle, found)):
+        raise returned(task.name, "puzzles", task, shown(found), PUZZLE)
+    if found and len(found) != (n := len(ctx.batch.views_of(task.name))):
+        raise returned(
+            task.name, "puzzles", task, f"{len(found)} puzzles", f"{n}, one for each view, or none"
+        )
+    return found
+
+
+def text_puzzle(task: AuxTask, view: View, text: str) -> Puzzle | None:
+    """Returns the puzzle of a view and the generated text, or None."""
+    with calling(task.name, "text_puzzle", task):
+        found = task.text_puzzle(view, text)
+    if found is not None and not _is_puzzle(found):
+        raise returned(task.name, "text_puzzle", task, shown(found), PUZZLE)
+    return found
+
+
+PUZZLE = "`Puzzle`s of words or tile numbers, with a chance"
+
+
+def _is_puzzle(found: object) -> bool:
+    if not isinstance(found, Puzzle):
+        return False
+    pieces = (found.shuffled, found.predicted, found.gold)
+    return (
+        all(isinstance(each, tuple) and all(type(x) in (int, str) for x in each) for each in pieces)
+        and all(x is None or type(x) in (int, float) for x in (found.p_predicted, found.p_gold))
+        and type(found.chance) in (int, float)
+    )
