@@ -146,6 +146,30 @@ PLAIN = (
 )
 
 
+@pytest.fixture(scope="session")
+def answering(scenes, tmp_path_factory) -> Path:
+    """Returns the run of a random model with room for long answers. Tests share it: they write elsewhere."""
+    from lmmkit.training.run import train
+
+    sets = [f"stages.{stage}.length.steps=1" for stage in ("pretrain", "finetune")]
+    text = PLAIN.replace("  controls: [blank, swapped]\n", "")
+    recipe = read_text(
+        text,
+        name="tiny.yaml",
+        overrides=[*sets, "model.text.context=1400", "output.save_every=0"],
+        root=scenes,
+    )
+    return train(recipe, out=tmp_path_factory.mktemp("answering") / "run").run.path
+
+
+@pytest.fixture(scope="session")
+def official(tmp_path_factory) -> Path:
+    """Returns the folder of all benchmarks' files. Tests share it: one that changes files writes its own."""
+    from tests.support.official_benchmarks import write_official
+
+    return write_official(tmp_path_factory.mktemp("official"))
+
+
 @pytest.fixture
 def tiny(scenes):
     """tiny(text=DIRECT, *overrides) -> a recipe on the scenes."""

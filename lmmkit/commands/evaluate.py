@@ -27,9 +27,12 @@ if TYPE_CHECKING:
     from lmmkit.evaluate.benchmarks.benchmark import Benchmark
     from lmmkit.evaluate.questions.benchmark_task import BenchmarkTask
     from lmmkit.evaluate.run import TaskResult
-    from lmmkit.evaluate.task import Figure
+    from lmmkit.evaluate.task import Figure, Line
     from lmmkit.recipe import Recipe
     from lmmkit.runs.run_folder import RunFolder
+
+
+SHOWN = 10  # answers that differ from those to the question alone
 
 
 @reporting
@@ -63,6 +66,12 @@ def evaluate(
         typer.Option("--probe", help="Also with a blank image, with another item's image, and with none."),
     ] = False,
     published: Annotated[bool, typer.Option("--published", help="Also the published figures.")] = False,
+    alone: Annotated[
+        int,
+        typer.Option(
+            "--alone", min=0, metavar="N", help="Ask N questions again, each alone, and compare the answers."
+        ),
+    ] = 0,
     dtype: Dtype = "float32",
     trust_files: Trust = False,
     as_json: Json = False,
@@ -81,15 +90,16 @@ def evaluate(
         from lmmkit.training.distributed.process_group import joined
 
     controls = PROBE if probe else None
-    found = _run_of(run, root)
     names = [name for each in on or () for name in each.split(",") if name]
-    own, benchmarks = _divided(names, found[1] if found else None, files, split, limit)
-    raise_all(problem for task in benchmarks.values() for problem in _file_problems(task))
     with joined() as ranks:
+        found = _run_of(run, root)
+        own, benchmarks = _divided(names, found[1] if found else None, files, split, limit)
+        raise_all(problem for task in benchmarks.values() for problem in _file_problems(task))
         shared = {
             "controls": controls, "dtype": getattr(torch, dtype), "trust_files": trust_files, "out": folder,
             "notify": (lambda text: err.print(text)) if ranks.first else (lambda text: None),
-            "ranks": ranks, "show": (lambda found: _show(found, as_json)) if ranks.first else (lambda found: None),
+            "ranks": ranks, "alone": alone,
+            "show": (lambda found: _show(found, as_json)) if ranks.first else (lambda found: None),
         }  # fmt: skip
         if found is None:
             shared |= {"out": _required(folder, run), "controls": controls or ()}
@@ -162,17 +172,32 @@ def _show(results: Mapping[str, TaskResult], as_json: bool) -> None:
         return print_json({name: result.as_json() for name, result in results.items()})
     for name, result in results.items():
         if result.figures:
-            print_table(aligned(name, result.task.table(result.figures)))
-        for line in (*notes(result.facts), f"{result.seconds:.1f} s"):
+            print_table(aligned(name, with_coverage(result.task.table(result.figures), result.facts)))
+        for line in (*result.task.remarks(result.figures), *notes(result.facts), f"{result.seconds:.1f} s"):
             print_text(f"{name}: {line}")
+
+
+def with_coverage(table: Sequence[Line], facts: Mapping) -> list[Line]:
+    """Returns a table whose lines say of how many items the figures are, if not of all."""
+    coverage = facts.get("coverage", {})
+    note = f" (first {coverage['expected']:,} of {coverage['of']:,})" if "of" in coverage else ""
+    return [table[0], *((line[0] + note, *line[1:]) for line in table[1:])]
 
 
 def notes(facts: Mapping) -> Iterable[str]:
     """Yields the lines below a table: the status if there is no score, the coverage, the kinds of answers."""
+    coverage = facts.get("coverage", {})
     if facts.get("status", "scored") != "scored":
-        yield f"{facts['status']}: no score here" + (f"; see {facts['upload']}/" if "upload" in facts else "")
-    if coverage := facts.get("coverage"):
+        files = [facts["judge"]] if "judge" in facts else []
+        files += [f"{facts['upload']}/"] if "upload" in facts else []
+        which = f"; see {' and '.join(files)}" if files else ""
+        if "of" in coverage:
+            which = f"; the files for it need the answers to all {coverage['of']:,} questions"
+        yield f"{facts['status']}: no score here{which}"
+    if coverage:
         parts = [f"{coverage['answered']:,} of {coverage['expected']:,} answered"]
+        if "of" in coverage:
+            parts[0] += f", the first of {coverage['of']:,}"
         parts += [
             f"{coverage[key]:,} {key}" for key in ("unparsed", "fallback", "truncated") if coverage[key]
         ]
@@ -181,6 +206,19 @@ def notes(facts: Mapping) -> Iterable[str]:
         if "parsed" in coverage:
             parts.append("  ".join(f"{answer!r} {n:,}" for answer, n in coverage["parsed"].items()))
         yield "; ".join(parts)
+    if "puzzles" in facts:
+        yield f"what was shuffled, and the model's order: {facts['puzzles']} in the folder of the task"
+    if alone := facts.get("alone"):
+        differ = alone["differ"]
+        yield f"{alone['asked']:,} questions asked alone: {len(differ):,} answers differ"
+        for each in differ[:SHOWN]:
+            where = (
+                "its batch now gives another answer"
+                if each["token"] is None
+                else f"from token {each['token']}"
+            )
+            gap = "" if each["gap"] is None else f", the two best logits {each['gap']:.1e} apart"
+            yield f"differs: {each['id']} ({each['condition']}) {where}{gap}"
 
 
 def print_published(name: str, made: Benchmark, figures: Mapping[str, Figure], label: str) -> None:

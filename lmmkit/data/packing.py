@@ -23,9 +23,8 @@ from lmmkit.api.needs import (
     HiddenAt,
     HiddenMean,
     Layer,
-    LogProb,
-    LogSumExp,
     Need,
+    OfTargets,
     positions_of,
     reads_images,
     selector,
@@ -212,7 +211,7 @@ class Packer:
                 if not selector(need).takes(member.view):
                     continue
                 positions = positions_of(need, member.layout)
-                if isinstance(need, LogProb | LogSumExp):
+                if isinstance(need, OfTargets):
                     targets.append(_tokens(member, positions))
                     positions = positions - 1
                 if isinstance(need, ATTENTION):
@@ -238,7 +237,7 @@ class Packer:
                     maps.append(_key_map(need, gather, blocks))
             if isinstance(need, AttnTo):
                 gather = replace(gather, key_QK=torch.from_numpy(padded_keys(blocks)))
-            if isinstance(need, LogProb | LogSumExp):
+            if isinstance(need, OfTargets):
                 gather = replace(gather, target_Q=_cat(targets))
             if reads_images(need):
                 gather = replace(gather, item_Q=item_T[gather.row_Q], patch_Q=_cat(patches))

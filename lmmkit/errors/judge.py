@@ -9,7 +9,7 @@ JUDGE_RESPONSE = Code(
     expected="{expected}", hint="Correct or remove the line; docs/benchmarks.md describes the file.",
 )
 JUDGE_TWICE = Code(
-    "judge/twice", cause="A file of judge responses answers one request twice.",
+    "judge/twice", cause="The files of judge responses answer one request twice.",
     expected="one response to each request", hint="Remove all but one, and choose it before you read the scores.",
 )
 JUDGE_UNASKED = Code(

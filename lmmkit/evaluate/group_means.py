@@ -28,7 +28,7 @@ def group_means(
     kinds: Sequence[str] = (),
     constants: Sequence[Mapping[str, float]] | None = None,
 ) -> dict[str, Figure]:
-    """Returns the mean score of all items as `name`, and that of each group as "NAME/GROUP".
+    """Returns the mean score of all items as `name`, and that of each group as "NAME/GROUP"; none without items.
 
     Args:
         name: the figure's name.
@@ -52,6 +52,7 @@ def group_means(
             chance=None if constants is None else best_constant_mean([constants[i] for i in indices]),
         )
         for detail, indices in members.items()
+        if indices
     }
 
 

@@ -145,29 +145,30 @@ def write_requests(path: Path, requests: Sequence[JudgeRequest]) -> None:
     write_text_atomic(path, "".join(lines))
 
 
-def read_responses(path: Path) -> list[JudgeResponse]:
-    """Returns the responses in a file. Raises `UserError` with all lines that are none, or repeat another."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        expected = "a file of judge responses in UTF-8"
-        raise_all([JUDGE_RESPONSE.at(str(path), got=str(error), expected=expected)])
-        raise
+def read_responses(*paths: Path) -> list[JudgeResponse]:
+    """Returns the responses in files. Raises `UserError` with all lines that are none, or repeat another."""
     found: dict[str, JudgeResponse] = {}
     problems = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
+    for path in paths:
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            expected = "a file of judge responses in UTF-8"
+            problems.append(JUDGE_RESPONSE.at(str(path), got=str(error), expected=expected))
             continue
-        where = f"{path}:{number}"
-        got = _response(line, where)
-        if isinstance(got, Problem):
-            problems.append(got)
-        elif got.hash in found:
-            problems.append(
-                JUDGE_TWICE.at(where, got=f"hash {got.hash[:12]} also in {found[got.hash].where}")
-            )
-        else:
-            found[got.hash] = got
+        for number, line in enumerate(text.split("\n"), start=1):
+            if not line.strip():
+                continue
+            where = f"{path}:{number}"
+            got = _response(line, where)
+            if isinstance(got, Problem):
+                problems.append(got)
+            elif got.hash in found:
+                problems.append(
+                    JUDGE_TWICE.at(where, got=f"hash {got.hash[:12]} also in {found[got.hash].where}")
+                )
+            else:
+                found[got.hash] = got
     raise_all(problems)
     return list(found.values())
 

@@ -53,6 +53,7 @@ def evaluate(
     stage: str | None = None, trust_files: bool = False, dtype: torch.dtype = torch.float32,
     notify: Callable[[str], None] = lambda text: None,
     benchmarks: Mapping[str, EvalTask] = MappingProxyType({}), out: Path | None = None, ranks: Sharing = ONE,
+    alone: int = 0,
     show: Callable[[dict[str, TaskResult]], None] = lambda results: None,
 ) -> dict[str, TaskResult]:  # fmt: skip
     """Runs the recipe's tasks on the run's models and merges them into its `results.json`.
@@ -69,6 +70,7 @@ def evaluate(
         benchmarks: tasks that the recipe does not have, by name. Given these, `only` may be empty.
         out: the folder of the answers and of `results.json`, instead of the run.
         ranks: the processes that share the questions. The first one writes.
+        alone: how many questions of each task are asked again, each alone, to compare their answers.
         show: called with the results before they are written, so that a full disk loses nothing.
 
     Returns:
@@ -79,6 +81,7 @@ def evaluate(
     if controls is None:
         controls = recipe.evaluate.controls if recipe.evaluate is not None else ()
     tasks = (tasks_of(recipe, only) if own else {}) | dict(benchmarks)
+    raise_all(problem for task in tasks.values() for problem in task.input_problems())
     compared = any(task.needs_baseline for task in tasks.values())
     training = sorted(list(recipe.stages.values())[-1].data) if compared else []
     asked = {task.section.data for task in tasks.values() if task.section.data is not None}
@@ -110,13 +113,13 @@ def evaluate(
                 notify(f"{name}: {len(samples)} samples of {source}")
             keep = Keep(
                 folder=out / name if out is not None else run.answers(folder.name, name), model=models[folder],
-                ranks=ranks,
+                ranks=ranks, alone=alone,
             )  # fmt: skip
             with moving(move, done, done + 1):
                 figures = task.run(
                     chat_models[folder], samples, controls=controls, baseline=baseline, keep=keep
                 )
-            results[name] = TaskResult(task, figures, time.perf_counter() - began, task.facts(keep))
+            results[name] = TaskResult(task, figures, time.perf_counter() - began, _facts(task, keep))
     show(results)
     if ranks.rank == 0 and (stage is None or out is not None):
         add_results(results, run.results if out is None else out / "results.json")
@@ -131,7 +134,7 @@ def add_results(results: Mapping[str, TaskResult], path: Path) -> None:
 
 def evaluate_model(
     path: Path, benchmarks: Mapping[str, EvalTask], *, out: Path, controls: Sequence[str] = (),
-    dtype: torch.dtype = torch.float32, trust_files: bool = False, ranks: Sharing = ONE,
+    dtype: torch.dtype = torch.float32, trust_files: bool = False, ranks: Sharing = ONE, alone: int = 0,
     notify: Callable[[str], None] = lambda text: None,
     show: Callable[[dict[str, TaskResult]], None] = lambda results: None,
 ) -> dict[str, TaskResult]:  # fmt: skip
@@ -139,20 +142,26 @@ def evaluate_model(
 
     The arguments are those of `evaluate`. `path`: any folder that `load` opens.
     """
+    raise_all(problem for task in benchmarks.values() for problem in task.input_problems())
     results: dict[str, TaskResult] = {}
     with working("evaluation", len(benchmarks)) as move:
         chat_model, model = load(path, dtype=dtype, trust_files=trust_files), model_facts(path)
         for done, (name, task) in enumerate(benchmarks.items()):
             notify(f"{name}: answers go to {out / name}")
             began = time.perf_counter()
-            keep = Keep(folder=out / name, model=model, ranks=ranks)
+            keep = Keep(folder=out / name, model=model, ranks=ranks, alone=alone)
             with moving(move, done, done + 1):
                 figures = task.run(chat_model, (), controls=controls, keep=keep)
-            results[name] = TaskResult(task, figures, time.perf_counter() - began, task.facts(keep))
+            results[name] = TaskResult(task, figures, time.perf_counter() - began, _facts(task, keep))
     show(results)
     if ranks.rank == 0:
         add_results(results, out / "results.json")
     return results
+
+
+def _facts(task: EvalTask, keep: Keep) -> dict[str, Any]:
+    """Returns the facts of a task on the rank that writes them."""
+    return task.facts(keep) if keep.ranks.rank == 0 else {}
 
 
 def _problems(recipe: Recipe, only: Sequence[str]) -> list[Problem]:

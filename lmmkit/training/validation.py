@@ -130,7 +130,12 @@ class Validator:
             figures = self._losses(at) | self._figures()
         if section.best is not None:
             self._keep(section.best, at, figures)
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in figures.items() if name.count("/") < 3)
+        of_tasks = self._selecting(at.stage)
+        shown = "  ".join(
+            f"{name} {value:.4f}"
+            for name, value in figures.items()
+            if name.count("/") < 3 or name in of_tasks
+        )
         seconds = time.perf_counter() - began
         notify(f"step {at.step}: {shown}  ({seconds:.1f} s)")
         self.done = at.step
@@ -154,6 +159,11 @@ class Validator:
             for key, figure in task.run(self.chat_model, samples).items()
         }
 
+    def _selecting(self, stage: str) -> set[str]:
+        """Returns the figures of the tasks that can select the best weights, which the terminal shows."""
+        tasks = {name: task for name, (task, _) in self.tasks.items()}
+        return {key for key, _ in _known(self.context.prepared, stage, tasks).values()}
+
     def _keep(self, best: str, at: Position, figures: Mapping[str, float]) -> None:
         """Writes the weights if the figure that `best` names is better than before."""
         tasks = {name: task for name, (task, _) in self.tasks.items()}
@@ -170,7 +180,7 @@ class Validator:
 
 
 def validate_problems(prepared: Prepared) -> list[Problem]:
-    """Returns what is wrong in the recipe's `validate` sections, except in the tasks that they name."""
+    """Returns what is wrong in the recipe's `validate` sections, and in the files that their tasks read."""
     recipe, found = prepared.recipe, []
     for stage, section in recipe.stages.items():
         if (asked := section.validate) is None:
@@ -181,6 +191,8 @@ def validate_problems(prepared: Prepared) -> list[Problem]:
             if task.section.stage not in (None, stage):
                 got = f"`{name}`, a task of stage `{task.section.stage}`"
                 found.append(OTHER_STAGE.at(recipe.where(f"{at}.tasks"), got=got, stage=stage))
+            if not task.problems(recipe):
+                found += task.input_problems()
         figures = _known(prepared, stage, tasks)
         if asked.best is not None and asked.best not in figures:
             suggestion = did_you_mean(asked.best, figures)

@@ -6,8 +6,9 @@ import pytest
 
 from lmmkit.errors import UserError
 from lmmkit.evaluate import run
+from lmmkit.evaluate.keep import OneProcess
 from lmmkit.evaluate.restore import Restore
-from lmmkit.evaluate.run import TaskResult, evaluate
+from lmmkit.evaluate.run import TaskResult, evaluate, evaluate_model
 from lmmkit.evaluate.task import Figure
 from lmmkit.recipe import Task
 from lmmkit.runs.run_folder import RunFolder
@@ -47,3 +48,25 @@ def test_a_result_is_written_as_its_figures_and_seconds():
         "text_order": {"value": 0.5, "low": None, "high": None, "chance": 0.1, "n": 2},
         "seconds": 3.0,
     }
+
+
+def test_only_the_first_rank_has_facts_and_writes(answering, tmp_path):
+    """Leaves to the first rank what it writes: the others do not wait for it."""
+
+    class Answered:
+        def input_problems(self):
+            return []
+
+        def run(self, chat_model, samples, *, controls, keep):
+            return {}
+
+        def facts(self, keep):
+            return {"status": (keep.folder / "summary.json").read_text()}
+
+    model, second = answering / "model" / "finetune", OneProcess(world=2, rank=1)
+    results = evaluate_model(model, {"x": Answered()}, out=tmp_path, ranks=second)
+    assert results["x"].facts == {} and not list(tmp_path.iterdir())
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "summary.json").write_text("scored")
+    results = evaluate_model(model, {"x": Answered()}, out=tmp_path)
+    assert results["x"].facts == {"status": "scored"} and (tmp_path / "results.json").is_file()

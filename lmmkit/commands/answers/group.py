@@ -59,27 +59,43 @@ def score(
 
     with working(STARTING):
         from lmmkit.evaluate.answers.foreign import read_foreign
-        from lmmkit.evaluate.answers.score import matched, score_answers
+        from lmmkit.evaluate.answers.score import (
+            NAMED,
+            groups_without_answers,
+            matched,
+            questions_of_figures,
+            score_answers,
+        )
 
     made, items, split = _items(benchmark, files, split)
     read_as, found = read_foreign(answers, form)
     fitting = matched(items, found, str(answers))
     with working("scoring"):
         scored = score_answers(made, items, fitting, task=benchmark, split=split)
+        whole = questions_of_figures(made, items) if fitting.missing and scored.figures else {}
+    without = groups_without_answers(items, fitting)
     if as_json:
-        figures = {name: asdict(figure) for name, figure in scored.figures.items()}
-        return print_json({**figures, **scored.facts(), "format": read_as, "matched_by": fitting.by})
+        figures = {
+            name: asdict(figure) | ({"of": whole[name]} if name in whole else {})
+            for name, figure in scored.figures.items()
+        }
+        more = {"format": read_as, "matched_by": fitting.by, "without_answers": without}
+        return print_json({**figures, **scored.facts(), **more})
     if scored.figures:
-        whole = (
-            ""
-            if len(fitting.texts) == len(items)
-            else f" (of {len(fitting.texts):,} of {len(items):,} answers)"
+        names, (head, *lines) = list(scored.figures), made.table(scored.figures)
+        of = [f" of {whole[name]:,}" if name in whole else "" for name in names]
+        print_table(
+            aligned(
+                benchmark, [head, *((*line[:-1], line[-1] + n) for line, n in zip(lines, of, strict=True))]
+            )
         )
-        table = made.table(scored.figures)
-        print_table(aligned(benchmark, [table[0], *((line[0] + whole, *line[1:]) for line in table[1:])]))
     out.print(f"{benchmark}: {read_as}, matched by {fitting.by}")
     for line in [*notes(scored.facts()), *fitting.notes()]:
         out.print(f"{benchmark}: {line}")
+    for kind, groups in without.items():
+        out.print(
+            f"{benchmark}: no answer of {kind}: {', '.join(groups[:NAMED])}{' ...' if len(groups) > NAMED else ''}"
+        )
     if published:
         print_published(benchmark, made, scored.figures, answers.name)
 
@@ -123,6 +139,13 @@ def compare(
         return list(by_key(read_answers(folder / NAME), str(folder / NAME)).values())
 
     answers = [{task: answers_in(each[task]) for task in names or common} for each in folders]
+    unscored = [task for task in answers[0] if all(a.score is None for each in answers for a in each[task])]
+    if len(unscored) < len(answers[0]):  # of unscored tasks alone there is an error
+        answers = [
+            {task: several for task, several in each.items() if task not in unscored} for each in answers
+        ]
+        for task in unscored:
+            err.print(f"{task}: no scores, for a server or a judge has to give them")
     found = compare_tasks(*answers)
     if as_json:
         return print_json([asdict(each) for each in found])
@@ -188,25 +211,27 @@ def judge(
     from dataclasses import asdict
 
     with working(STARTING):
-        from lmmkit.evaluate.answers.answers_file import NAME, read_answers
+        from lmmkit.evaluate.answers.answers_file import HEADER, NAME, read_answers
         from lmmkit.evaluate.answers.locate import task_folder
         from lmmkit.evaluate.answers.outcome import REQUESTS
         from lmmkit.evaluate.answers.schema import OWN
         from lmmkit.evaluate.judge import judged, read_responses, write_requests
-        from lmmkit.runs.files import write_json_atomic
+        from lmmkit.runs.files import read_json, write_json_atomic
 
     folder = task_folder(run, task)
-    made, items, _ = _items(task, files, split)
+    header = read_json(folder / HEADER)
+    made, items, _ = _items(header.get("benchmark", task), files, split or header.get("split"))
     texts = {answer.id: answer.raw for answer in read_answers(folder / NAME) if answer.condition == OWN}
     asked = made.judge(items, texts)
     if asked is None:
         out.print(f"{task}: scored without a judge")
         return
-    found = judged(asked, runs, [line for path in responses or () for line in read_responses(path)])
+    found = judged(asked, runs, read_responses(*(responses or ())))
     figures = made.judged_figures(items, found)
     write_requests(folder / REQUESTS, found.waiting)
+    unscored = "pending-judge" if found.waiting else "no grade"
     facts = {
-        "status": "scored" if figures else "pending-judge", "judge": found.judge, "runs": runs, "scored": found.scored,
+        "status": "scored" if figures else unscored, "judge": found.judge, "runs": runs, "scored": found.scored,
         "waiting": len(found.waiting), "parse_failed": found.parse_failed, "left_out": found.left_out,
     }  # fmt: skip
     write_json_atomic(
@@ -226,7 +251,7 @@ def _items(name: str, files: Path, split: str | None):
     from lmmkit.errors import UserError, did_you_mean
     from lmmkit.errors.answers import NO_FILES
     from lmmkit.errors.plan import NO_TASK
-    from lmmkit.evaluate.answers.locate import benchmark_cache
+    from lmmkit.evaluate.answers.locate import official_items
     from lmmkit.evaluate.benchmarks.names import BENCHMARKS
 
     if name not in BENCHMARKS:
@@ -239,4 +264,4 @@ def _items(name: str, files: Path, split: str | None):
         )
     split = split or made.splits[0]
     with working(f"{name}: reading the official files"):
-        return made, made.items(folder, split=split, cache=benchmark_cache(name)), split
+        return made, official_items(made, folder, split), split

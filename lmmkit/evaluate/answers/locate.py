@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from lmmkit.data.sources.index_cache import cache_folder
 from lmmkit.errors import UserError, did_you_mean
 from lmmkit.errors.answers import NO_ANSWERS
+from lmmkit.errors.benchmarks import OFFICIAL_VERSION
 from lmmkit.evaluate.answers.answers_file import NAME
+from lmmkit.evaluate.benchmarks.benchmark import Benchmark, Item
 from lmmkit.recipe import read_recipe
 from lmmkit.runs.run_folder import RunFolder
 
@@ -41,6 +44,15 @@ def task_folder(path: Path, task: str) -> Path:
 def benchmark_cache(benchmark: str) -> Path:
     """Returns the folder where the images inside a benchmark's tables are written."""
     return cache_folder().parent / "benchmarks" / benchmark
+
+
+def official_items(benchmark: Benchmark, folder: Path, split: str) -> Sequence[Item]:
+    """Returns the items of a split, at least one. Raises `UserError` for files that are not as published."""
+    items = benchmark.items(folder, split=split, cache=benchmark_cache(benchmark.name))
+    if not items:
+        got, expected = f"no question of split `{split}`", "the questions of the split"
+        raise UserError(OFFICIAL_VERSION.at(str(folder), got=got, expected=expected))
+    return items
 
 
 def _below(path: Path) -> dict[str, Path]:

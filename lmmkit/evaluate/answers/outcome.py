@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lmmkit.evaluate.answers.probe import probe_figures, renamed
+from lmmkit.evaluate.answers.probe import gains_of_sums, probe_figures, renamed
 from lmmkit.evaluate.answers.schema import OWN, Answer, AnswerKey
 from lmmkit.evaluate.answers.scorer import Scorer
 from lmmkit.evaluate.answers.uploads import write_uploads
@@ -18,22 +18,25 @@ from lmmkit.evaluate.task import Figure
 from lmmkit.runs.files import read_json, write_json_atomic
 
 SUMMARY, REQUESTS = "summary.json", "judge_requests.jsonl"
-SHOWN = 10  # most kinds of parsed answers in a histogram
+SHOWN, LONGEST = 10, 32  # most kinds of parsed answers in a histogram, and characters of one
 JUDGE_RUNS = 3  # as LLaVA-1.5 was judged
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answered:
-    """Holds the answers of a task by condition and id, and what they come to."""
+    """Holds the answers of a task by condition and id, and what they come to. `alone`: the comparison with questions
+    that were asked alone, if any were."""
 
     answers: Mapping[AnswerKey, Answer]
     figures: dict[str, Figure]
     status: Status
     coverage: dict[str, Any]
+    alone: dict[str, Any] | None = None
 
     def facts(self) -> dict[str, Any]:
         """Returns what `results.json` holds beside the figures."""
-        return {"status": self.status, "coverage": self.coverage}
+        alone = {} if self.alone is None else {"alone": self.alone}
+        return {"status": self.status, "coverage": self.coverage, **alone}
 
 
 def outcome_of(
@@ -50,18 +53,20 @@ def outcome_of(
         "truncated": sum(bool(answer.hit_max_tokens) for answer in own),
     }
     kinds = Counter(answer.parsed for answer in own)
-    if len(kinds) <= SHOWN:
+    if len(kinds) <= SHOWN and all(len(parsed or "") <= LONGEST for parsed in kinds):
         coverage["parsed"] = {str(parsed): n for parsed, n in kinds.most_common()}
     figures: dict[str, Figure] = {}
     if len(own) == len(items):
-        figures = dict(scorer.figures(items, [verdict_of(answer) for answer in own]))
+        verdicts = {OWN: [verdict_of(answer) for answer in own]}
+        figures = dict(scorer.figures(items, verdicts[OWN]))
         for control in controls:
             # an item without an image has one answer for all conditions
             shown = [answers.get((control, item.id), answers[OWN, item.id]) for item in items]
             if all((control, item.id) in answers or not item.images for item in items):
-                of_control = scorer.figures(items, [verdict_of(answer) for answer in shown])
+                verdicts[control] = [verdict_of(answer) for answer in shown]
+                of_control = scorer.figures(items, verdicts[control])
                 figures |= {renamed(name, control): figure for name, figure in of_control.items()}
-        figures |= probe_figures(answers, controls)
+        figures |= probe_figures(answers, controls) | gains_of_sums(items, scorer, verdicts)
     return Answered(answers=answers, figures=figures, status=status, coverage=coverage)
 
 
@@ -71,16 +76,20 @@ def verdict_of(answer: Answer) -> Verdict:
 
 
 def write_task_summary(
-    task: str, split: str, scorer: Scorer, items: Sequence[Item], outcome: Answered, folder: Path
+    task: str, split: str, scorer: Scorer, items: Sequence[Item], outcome: Answered, folder: Path, *,
+    whole: bool = True,
 ) -> None:  # fmt: skip
-    """Writes `summary.json`, and the files for a test server."""
+    """Writes `summary.json`, and the files for a test server or a judge, which take the answers of all items.
+
+    `whole`: whether `items` are all of the split.
+    """
     summary = {
         "task": task, "benchmark": scorer.name, "split": split, **outcome.facts(),
         "caveats": list(scorer.caveats),
         "figures": {name: asdict(figure) for name, figure in outcome.figures.items()},
     }  # fmt: skip
     raws = {answer.id: answer.raw for answer in outcome.answers.values() if answer.condition == OWN}
-    if len(raws) == len(items):
+    if whole and len(raws) == len(items):
         upload = write_uploads(scorer, items, raws, folder, split=split)
         if upload is not None:
             summary["upload"] = upload.name
@@ -94,4 +103,4 @@ def write_task_summary(
 def facts_in(folder: Path) -> dict[str, Any]:
     """Returns what the summary in a task's folder says beside the figures."""
     summary = read_json(folder / SUMMARY)
-    return {key: summary[key] for key in ("status", "coverage", "upload", "judge") if key in summary}
+    return {key: summary[key] for key in ("status", "coverage", "alone", "upload", "judge") if key in summary}

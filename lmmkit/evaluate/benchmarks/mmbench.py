@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+
 from lmmkit.errors import MachineError, raise_all
 from lmmkit.errors.benchmarks import (
     ABSENT_IMAGES,
@@ -19,9 +21,9 @@ from lmmkit.errors.benchmarks import (
     NO_OFFICIAL_FILE,
     OFFICIAL_RECORD,
     OFFICIAL_VERSION,
-    UPLOAD_ANSWERS,
 )
 from lmmkit.evaluate.benchmarks.benchmark import Benchmark, Item, Verdict
+from lmmkit.evaluate.bootstrap import SummedFigure, ratio
 from lmmkit.evaluate.group_means import group_means
 from lmmkit.evaluate.official_files import OfficialFiles, named, upload_problems, write_image_once
 from lmmkit.evaluate.option_letters import ASK_LETTER, lenient_letter, lettered
@@ -33,6 +35,7 @@ ROTATION = 1_000_000  # added to the index for each rotation of the options
 # of the table that the server takes
 COLUMNS = ("index", "question", *LETTERS, "prediction", "answer", "split")
 LONGEST_CELL = 32_767  # characters, in an .xlsx file
+_SPACES = {code: " " for code in range(32) if chr(code) not in "\t\n\r"}  # control characters
 # what pandas, which LLaVA reads the table with, takes for an empty cell; and LLaVA any case of "none" and "nan"
 EMPTY = frozenset((
     "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA",
@@ -58,6 +61,7 @@ class MMBench(Benchmark):
         "LLaVA-1.5's 64.3 and 67.7 are circular figures of the 4,377 rows of mmbench_dev_20230712; later tables have "
         "others. An option that reads None is not shown, as in LLaVA's script.",
     )
+    normaliser = "cells 1"
 
     def items(self, files: Path, *, split: str, cache: Path) -> Sequence[Item]:
         """Returns the rows of the table in its order; rotations are questions of their own, in one cluster."""
@@ -107,8 +111,8 @@ class MMBench(Benchmark):
         letters = [{item.gold["letter"]: 1.0} for item in items]
         # a constant letter is right for a question if it is right in all its rotations
         always = [set.intersection(*(set(letters[i]) for i in turns)) for turns in rotations]
-        first = [turns[0] for turns in rotations]
-        questions = [items[i] for i in first]
+        questions = [items[turns[0]] for turns in rotations]
+        first = [i for i, item in enumerate(items) if int(item.id) < ROTATION]
         out: dict[str, Figure] = {}
         for rule, scores in {
             "": [verdict.score or 0.0 for verdict in verdicts],
@@ -119,19 +123,28 @@ class MMBench(Benchmark):
             constants = [dict.fromkeys(several, 1.0) for several in always]
             out |= group_means(f"circular{rule}", questions, circular, kinds=kinds, constants=constants)
             vanilla = [scores[i] for i in first]
-            out |= group_means(f"vanilla{rule}", questions, vanilla, constants=[letters[i] for i in first])
+            out |= group_means(
+                f"vanilla{rule}", [items[i] for i in first], vanilla, constants=[letters[i] for i in first]
+            )
         return out
 
+    def sums(self, items: Sequence[Item], verdicts: Sequence[Verdict]) -> dict[str, SummedFigure]:
+        """Returns the circular accuracy: questions with right answers to all rotations, and questions."""
+        if any(item.gold is None for item in items):
+            return {}
+        columns = np.zeros((len(items), 2))
+        complete = _complete(items)
+        for turns in complete:
+            columns[turns[0]] = min(verdicts[i].score or 0.0 for i in turns), 1.0
+        circular = SummedFigure(columns, lambda sums: ratio(sums[..., 0], sums[..., 1]))
+        return {"circular": circular} if complete else {}
+
     def upload(self, items: Sequence[Item], answers: Mapping[str, str]) -> Mapping[str, bytes]:
-        """Returns the .xlsx table that the server takes. Needs the extra `benchmarks`."""
-        problems = list(upload_problems("--upload", [item.id for item in items], answers))
-        cells = {item.id: (answers.get(item.id, ""), *item.columns.values()) for item in items}
-        if faulty := [id_ for id_, several in cells.items() if not all(map(_fits_a_cell, several))]:
-            expected = f"cells of at most {LONGEST_CELL:,} characters without control characters"
-            problems.append(
-                UPLOAD_ANSWERS.at("--upload", got=f"others for {named(faulty)}", expected=expected)
-            )
-        raise_all(problems)
+        """Returns the .xlsx table that the server takes. Needs the extra `benchmarks`.
+
+        A cell of such a table holds no control characters, which become spaces, and a limited length.
+        """
+        raise_all(upload_problems("--upload", [item.id for item in items], answers))
         try:
             from openpyxl import Workbook  # an extra: imported only for an upload
         except ImportError as error:
@@ -145,7 +158,7 @@ class MMBench(Benchmark):
         sheet.append(names)
         for number, item in enumerate(items, start=2):
             for column, name in enumerate(names, start=1):
-                text = answers[item.id] if name == "prediction" else item.columns.get(name, "")
+                text = _cell(answers[item.id] if name == "prediction" else item.columns.get(name, ""))
                 if name == "index":
                     sheet.cell(number, column, int(text))
                 elif text:
@@ -272,8 +285,9 @@ def _complete(items: Sequence[Item]) -> list[list[int]]:
     return [indices for indices in asked if len(indices) == items[indices[0]].gold["rotations"]]
 
 
-def _fits_a_cell(text: str) -> bool:
-    return len(text) <= LONGEST_CELL and all(c >= " " or c in "\t\n\r" for c in text)
+def _cell(text: str) -> str:
+    """Returns the text as a cell of an .xlsx file can hold it."""
+    return text[:LONGEST_CELL].translate(_SPACES)
 
 
 @contextmanager

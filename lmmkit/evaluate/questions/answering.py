@@ -28,6 +28,7 @@ from lmmkit.evaluate.answers.scorer import Scorer
 from lmmkit.evaluate.benchmarks.benchmark import Benchmark, Item
 from lmmkit.evaluate.controls import with_controls
 from lmmkit.evaluate.keep import Keep
+from lmmkit.evaluate.questions.alone import ask_alone
 from lmmkit.evaluate.questions.asking import AskedQuestion, Reply, ask
 from lmmkit.evaluate.questions.attention_file import attention_figure
 from lmmkit.inference.chat_model import ChatModel
@@ -38,16 +39,22 @@ from lmmkit.runs.files import file_crc32
 @dataclass(frozen=True, kw_only=True)
 class QuestionSet:
     """Holds the questions of a task. `samples`: what the model gets for each item, without an answer. `data`: the
-    hash of all items of the task, also of those that a limit leaves out."""
+    hash of all items of the task, also of those that a limit leaves out; `total`: their number."""
 
     task: str
     split: str
     data: str
+    total: int
     scorer: Scorer
     items: Sequence[Item]
     samples: Sequence[Sample]
     max_new_tokens: int
     majority: Sequence[str | None] = ()
+
+    @property
+    def whole(self) -> bool:
+        """Returns whether no limit leaves out items."""
+        return len(self.items) == self.total
 
 
 def benchmark_questions(
@@ -63,7 +70,7 @@ def benchmark_questions(
         for item in items
     ]  # fmt: skip
     return QuestionSet(
-        task=task, split=split, data=data_sha(items), scorer=benchmark, items=items, samples=samples,
+        task=task, split=split, data=data_sha(items), total=len(items), scorer=benchmark, items=items, samples=samples,
         max_new_tokens=max_new_tokens or benchmark.max_new_tokens,
     )  # fmt: skip
 
@@ -97,11 +104,21 @@ def answer_questions(
     answers = _kept(chat_model, asked, questions, answered, keep)
     with working(f"{asked.task}: scoring"):
         outcome = outcome_of(asked.items, asked.scorer, controls, answers)
+    if not asked.whole:
+        outcome.coverage["of"] = asked.total
     if keep.ranks.rank == 0:
         if attention:
             texts = [(s, a.raw) for s in asked.samples if (a := answers.get((OWN, s.key))) is not None]
             outcome.figures.update(attention_figure(chat_model, texts, keep.folder))
-        write_task_summary(asked.task, asked.split, asked.scorer, asked.items, outcome, keep.folder)
+        if keep.alone:
+            alone = ask_alone(
+                chat_model, questions, {key: answer.raw for key, answer in answers.items()}, keep.alone,
+                max_new_tokens=asked.max_new_tokens, world=keep.ranks.world, title=f"{asked.task}: questions alone",
+            )  # fmt: skip
+            outcome = replace(outcome, alone=alone.as_json())
+        write_task_summary(
+            asked.task, asked.split, asked.scorer, asked.items, outcome, keep.folder, whole=asked.whole
+        )
     return outcome
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ from lmmkit.api.sample import ImageFit, Sample
 from lmmkit.data.images import check_header
 from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.errors.answers import NO_FILES
-from lmmkit.evaluate.answers.locate import benchmark_cache
+from lmmkit.evaluate.answers.locate import official_items
 from lmmkit.evaluate.answers.outcome import facts_in
 from lmmkit.evaluate.answers.probe import renamed
 from lmmkit.evaluate.answers.schema import CONDITIONS
-from lmmkit.evaluate.benchmarks.benchmark import Benchmark, Item
+from lmmkit.evaluate.benchmarks.benchmark import DIFFERENCES, Benchmark, Item
 from lmmkit.evaluate.benchmarks.names import BENCHMARKS
 from lmmkit.evaluate.keep import Keep
 from lmmkit.evaluate.questions.answering import answer_questions, benchmark_questions, limited
@@ -62,12 +63,19 @@ class BenchmarkTask(EvalTask):
         """Returns the split."""
         return self.section.split or self.benchmark.splits[0]
 
+    @cached_property
     def items(self) -> Sequence[Item]:
         """Returns the items of the split. Raises `UserError` for files that are not as they were published."""
         with working(f"{self.name}: reading the official files"):
-            return self.benchmark.items(
-                self.folder, split=self.split, cache=benchmark_cache(self.benchmark.name)
-            )
+            return official_items(self.benchmark, self.folder, self.split)
+
+    def input_problems(self) -> list[Problem]:
+        """Returns what is wrong with the official files."""
+        try:
+            _ = self.items
+        except UserError as error:
+            return list(error.problems)
+        return []
 
     def run(
         self, chat_model: ChatModel, samples: Sequence[Sample], *,
@@ -75,13 +83,16 @@ class BenchmarkTask(EvalTask):
     ) -> dict[str, Figure]:  # fmt: skip
         """Returns the figures. The items come from the official files, not from `samples`."""
         chat = chat_model.prepared.recipe.model.chat
-        items = self.items()
+        items = self.items
         asked = benchmark_questions(
             self.benchmark, items, task=self.name, split=self.split, template=chat.template,
             image_fit=chat.image_fit, system=chat.system or "", max_new_tokens=self.section.max_new_tokens,
         )  # fmt: skip
         asked = limited(asked, self.section.samples)
         check_image_files(asked.items, chat.image_fit)
+        if keep is not None and asked.whole:
+            # what a server would refuse is found before a question is asked
+            self.benchmark.upload(items, {item.id: "" for item in items})
         controls = tuple(controls)
         return answer_questions(
             chat_model, asked, controls=controls, keep=keep, attention=bool(controls)
@@ -100,6 +111,7 @@ class BenchmarkTask(EvalTask):
             for control in CONDITIONS
             if (base := name.partition("/")[0]).endswith(f"_{control}")
             and base.removesuffix(f"_{control}") in figures
+            and not base.startswith(DIFFERENCES)
             and name != renamed(headline, control)
         ]
         return self.benchmark.table({name: f for name, f in figures.items() if name not in hidden})

@@ -167,11 +167,27 @@ def test_an_upload_has_the_lines_that_the_official_script_pairs(tmp_path):
         "0000.txt\tIs this 1? Please answer yes or no.\tNo\tYes",
     ]
     assert by_the_official_script(files["count.txt"].decode().splitlines()) == 50.0
-    broken = answers | {items[0].id: "Yes\nNo"}
-    del broken[items[1].id]
-    assert [p.code for p in problems_of(lambda: MME.upload(items, broken))] == [
-        "benchmarks/upload-answers"
-    ] * 2
+    wordy = answers | {items[0].id: "Yes\n\tNo\r"}
+    assert MME.upload(items, wordy)["existence.txt"].decode().splitlines()[0].endswith("\tYes\tYes  No ")
+    del answers[items[1].id]
+    (problem,) = problems_of(lambda: MME.upload(items, answers))
+    assert problem.code == "benchmarks/upload-answers" and items[1].id in problem.got
+
+
+def test_two_images_of_one_name_are_refused(tmp_path):
+    write(tmp_path)
+    write_images(tmp_path / "count", ["0000.png"])
+    (problem,) = problems_of(lambda: load(tmp_path))
+    assert problem.code == "benchmarks/duplicate-id" and "image '0000' twice" in problem.got
+
+
+def test_a_part_that_is_not_asked_has_no_figure(tmp_path):
+    write(tmp_path)
+    items = [item for item in load(tmp_path) if item.groups["subtask"] == "count"]
+    figures = figures_of(MME, items, ["yes", "no"] * 2)
+    assert {name for name in figures if name.startswith("cog")} == set()
+    assert figures["perception"].value == figures["perception/count"].value == 200.0
+    assert figures_of(MME, items[:1], ["yes"]) == {}
 
 
 def test_all_that_is_wrong_is_reported_at_once(tmp_path):
