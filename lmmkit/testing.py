@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lmmkit.api.components import Component, Ctx, Term, ViewMaker
 from lmmkit.api.needs import Need
-from lmmkit.errors import Problem
+from lmmkit.errors import Problem, UserError
 from lmmkit.plan.dry_run import run as running
 from lmmkit.plan.dry_run.module_checks import ModuleSubject
 from lmmkit.plan.dry_run.rehearsal import prepared_for
@@ -26,7 +26,10 @@ def dry_run(*components: Component, second_process: bool = False) -> list[Proble
 
     `second_process`: make the views of tasks in another process too, which takes seconds.
     """
-    prepared = prepared_for({component.name: component for component in components})
+    try:
+        prepared = prepared_for({component.name: component for component in components})
+    except UserError as error:  # the plan refuses them
+        return list(error.problems)
     problems = running.plugin_problems(prepared)
     if second_process and not problems:
         tasks = [component for component in components if isinstance(component, ViewMaker)]

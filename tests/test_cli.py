@@ -116,6 +116,16 @@ def test_eval_writes_results_with_controls_and_terms(trained):
     assert results["terms"]["image_order/accuracy"]["chance"] == pytest.approx(0.2)
     assert results["terms"]["guided_loss/mass"]["n"] > 0
     assert results["restore"]["text_order"]["n"] == 4
+    for stage, task, instance, figure in (
+        ("finetune", "terms", "image_order", "image_order/accuracy"), ("pretrain", "restore", "text_order", "text_order"),
+    ):  # fmt: skip
+        path = trained / "answers" / stage / task / results[task]["puzzles"]
+        puzzles = json.loads(path.read_text())["instances"][instance]
+        right = [puzzle["right"] for puzzle in puzzles["puzzles"]]
+        assert puzzles["n"] == len(right) == results[task][figure]["n"] and puzzles["right"] == sum(right)
+        assert sum(right) / len(right) == pytest.approx(results[task][figure]["value"])
+        assert puzzles["chance"] == pytest.approx(results[task][figure]["chance"])
+        assert all(Path(image).is_file() for puzzle in puzzles["puzzles"] for image in puzzle["images"])
 
 
 def test_chat_streams_what_it_answers(trained, scenes):

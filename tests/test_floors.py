@@ -23,7 +23,7 @@ FLOORS: dict[str, str] = {
         cli __main__
     """,
     "lmmkit.api": """
-        model_info plugin_files sample layout needs batch pairing components
+        model_info plugin_files puzzle sample layout needs batch pairing components
     """,
     "lmmkit.attention": """
         forest interface merge schedule eager sdpa flash xformers_backend trial backends
@@ -63,7 +63,7 @@ FLOORS: dict[str, str] = {
         schema answers_file scorer uploads probe outcome locate foreign score compare choose published
     """,
     "lmmkit.evaluate.questions": """
-        matching asking attention_file answering questions_task benchmark_task
+        matching asking alone attention_file puzzles_file answering questions_task benchmark_task
     """,
     "lmmkit.inference": """
         batch_from_ids kv_cache generate token_model text_stream chat_model image_attention record_scores load
@@ -80,7 +80,8 @@ FLOORS: dict[str, str] = {
         dry_run
     """,
     "lmmkit.plan.dry_run": """
-        subject drawn module_checks token_checks label_checks view_checks term_checks run rehearsal second_process
+        subject drawn module_checks token_checks label_checks view_checks
+        term_checks reducer_checks run rehearsal second_process
     """,
     "lmmkit.plugin_calls": """
         guard
@@ -239,7 +240,7 @@ def test_the_paper_s_parts_are_at_most_two_hundred_lines():
 
 PUBLIC = """
     AttnMass AuxTask Batch Ctx Dims ExtraView HiddenAt HiddenMean Image ImageReducer ImageSpec Insert LearnedTokens
-    LogProb LogSumExp Loss Metric Ragged Sample Select StepTerm TokenStrategy Turn View VisionAt hookimpl
+    LogProb LogSumExp Loss Metric Puzzle Ragged RowLoss Sample Select StepTerm TokenStrategy Turn View VisionAt hookimpl
 """
 
 

@@ -15,6 +15,7 @@ from lmmkit_guided_loss import GuidedLoss
 from lmmkit_shuffle.image_order import ImageOrder
 from lmmkit_shuffle.text_order import TextOrder
 from lmmkit_zoo.dpo import Dpo
+from lmmkit_zoo.keep_tokens import KeepTokens
 from torch import Tensor
 
 from lmmkit.api import Ctx, HiddenAt, Loss, Select
@@ -53,6 +54,18 @@ def test_a_sound_component_has_no_problem_and_a_mistake_has_one():
 def test_a_paper_s_plugin_alone_has_no_problem(component):
     """Gives a token that nothing reads, or nothing provides, a simple reader or provider."""
     assert dry_run(component) == []
+
+
+def test_an_image_reducer_is_used_and_its_mistake_reported():
+    assert dry_run(KeepTokens(name="keep")) == []
+
+    @dataclass(frozen=True, kw_only=True)
+    class Fewer(KeepTokens):
+        def reduce(self, seen_INE, connect, module):
+            return super().reduce(seen_INE, connect, module)[:, 1:]
+
+    (problem,) = dry_run(Fewer(name="fewer"))
+    assert problem.code == "plugin/returned" and problem.where.startswith("fewer.reduce, test_testing.py:")
 
 
 def test_a_term_that_reads_a_reference_has_no_problem():

@@ -21,20 +21,22 @@ if TYPE_CHECKING:
         LearnedTokens,
         Loss,
         Metric,
+        RowLoss,
         StepTerm,
         TokenStrategy,
     )
     from lmmkit.api.layout import Insert
     from lmmkit.api.model_info import Dims, ImageSpec
     from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, LogProb, LogSumExp, Select, VisionAt
+    from lmmkit.api.puzzle import Puzzle
     from lmmkit.api.sample import Image, Sample, Turn, View
 
     hookimpl: HookimplMarker
 
 __all__ = [
     "AttnMass", "AuxTask", "Batch", "Ctx", "Dims", "ExtraView", "HiddenAt", "HiddenMean", "Image", "ImageReducer",
-    "ImageSpec", "Insert", "LearnedTokens", "LogProb", "LogSumExp", "Loss", "Metric", "Ragged", "Sample", "Select",
-    "StepTerm", "TokenStrategy", "Turn", "View", "VisionAt", "hookimpl",
+    "ImageSpec", "Insert", "LearnedTokens", "LogProb", "LogSumExp", "Loss", "Metric", "Puzzle", "Ragged", "RowLoss",
+    "Sample",    "Select", "StepTerm", "TokenStrategy", "Turn", "View", "VisionAt", "hookimpl",
 ]  # fmt: skip
 
 _FILES = {
@@ -47,6 +49,7 @@ _FILES = {
         "LearnedTokens",
         "Loss",
         "Metric",
+        "RowLoss",
         "StepTerm",
         "TokenStrategy",
         "hookimpl",
@@ -54,6 +57,7 @@ _FILES = {
     "layout": ("Insert",),
     "model_info": ("Dims", "ImageSpec"),
     "needs": ("AttnMass", "HiddenAt", "HiddenMean", "LogProb", "LogSumExp", "Select", "VisionAt"),
+    "puzzle": ("Puzzle",),
     "sample": ("Image", "Sample", "Turn", "View"),
 }
 

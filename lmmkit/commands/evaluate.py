@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from lmmkit.runs.run_folder import RunFolder
 
 
+SHOWN = 10  # answers that differ from those to the question alone
+
+
 @reporting
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN_OR_MODEL", help="A run, or a model folder.")],
@@ -63,6 +66,12 @@ def evaluate(
         typer.Option("--probe", help="Also with a blank image, with another item's image, and with none."),
     ] = False,
     published: Annotated[bool, typer.Option("--published", help="Also the published figures.")] = False,
+    alone: Annotated[
+        int,
+        typer.Option(
+            "--alone", min=0, metavar="N", help="Ask N questions again, each alone, and compare the answers."
+        ),
+    ] = 0,
     dtype: Dtype = "float32",
     trust_files: Trust = False,
     as_json: Json = False,
@@ -89,7 +98,8 @@ def evaluate(
         shared = {
             "controls": controls, "dtype": getattr(torch, dtype), "trust_files": trust_files, "out": folder,
             "notify": (lambda text: err.print(text)) if ranks.first else (lambda text: None),
-            "ranks": ranks, "show": (lambda found: _show(found, as_json)) if ranks.first else (lambda found: None),
+            "ranks": ranks, "alone": alone,
+            "show": (lambda found: _show(found, as_json)) if ranks.first else (lambda found: None),
         }  # fmt: skip
         if found is None:
             shared |= {"out": _required(folder, run), "controls": controls or ()}
@@ -163,7 +173,7 @@ def _show(results: Mapping[str, TaskResult], as_json: bool) -> None:
     for name, result in results.items():
         if result.figures:
             print_table(aligned(name, with_coverage(result.task.table(result.figures), result.facts)))
-        for line in (*notes(result.facts), f"{result.seconds:.1f} s"):
+        for line in (*result.task.remarks(result.figures), *notes(result.facts), f"{result.seconds:.1f} s"):
             print_text(f"{name}: {line}")
 
 
@@ -196,6 +206,19 @@ def notes(facts: Mapping) -> Iterable[str]:
         if "parsed" in coverage:
             parts.append("  ".join(f"{answer!r} {n:,}" for answer, n in coverage["parsed"].items()))
         yield "; ".join(parts)
+    if "puzzles" in facts:
+        yield f"what was shuffled, and the model's order: {facts['puzzles']} in the folder of the task"
+    if alone := facts.get("alone"):
+        differ = alone["differ"]
+        yield f"{alone['asked']:,} questions asked alone: {len(differ):,} answers differ"
+        for each in differ[:SHOWN]:
+            where = (
+                "its batch now gives another answer"
+                if each["token"] is None
+                else f"from token {each['token']}"
+            )
+            gap = "" if each["gap"] is None else f", the two best logits {each['gap']:.1e} apart"
+            yield f"differs: {each['id']} ({each['condition']}) {where}{gap}"
 
 
 def print_published(name: str, made: Benchmark, figures: Mapping[str, Figure], label: str) -> None:

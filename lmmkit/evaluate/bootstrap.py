@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -41,6 +42,43 @@ def cluster_bootstrap(
     values = values[np.isfinite(values)]
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class SummedFigure:
+    """Holds a figure as a function of sums over items: F1 of true positives, false positives and false negatives.
+
+    `columns`: [items, C], what is summed. `value`: sums [..., C] -> values [...].
+    """
+
+    columns: np.ndarray
+    value: Callable[[np.ndarray], np.ndarray]
+
+
+def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """Returns above / below; 0 where `below` is 0."""
+    return np.divide(
+        above, below, out=np.zeros(np.broadcast_shapes(above.shape, below.shape)), where=below != 0
+    )
+
+
+def paired_gain(
+    first: SummedFigure,
+    second: SummedFigure,
+    clusters: Sequence[str],
+    *,
+    draws: int = DRAWS,
+    seed: int = SEED,
+) -> Figure:
+    """Returns a figure under one condition minus the same under another, on the same items, with its interval."""
+    split = first.columns.shape[1]
+
+    def difference(sums: np.ndarray) -> np.ndarray:
+        return first.value(sums[..., :split]) - second.value(sums[..., split:])
+
+    columns = np.concatenate([first.columns, second.columns], 1).astype(float)
+    low, high = cluster_bootstrap(columns, clusters, difference, draws=draws, seed=seed)
+    return Figure(value=float(difference(columns.sum(0))), low=low, high=high, n=len(columns))
 
 
 def paired_difference(

@@ -32,8 +32,10 @@ class OneProcess:
 
 @dataclass(frozen=True, kw_only=True)
 class Keep:
-    """Holds where the answers of a task are kept. `model`: names the weights, as `model_facts` does."""
+    """Holds where the answers of a task are kept. `model`: names the weights, as `model_facts` does. `alone`: how many
+    questions are asked again, each alone, to compare their answers."""
 
     folder: Path
     model: Mapping[str, Any]
     ranks: Sharing = field(default_factory=OneProcess)
+    alone: int = 0

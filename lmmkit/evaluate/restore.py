@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from lmmkit import plugin_calls
 from lmmkit.api.sample import Sample, View
 from lmmkit.data.sources.other_samples import SourceSamples
 from lmmkit.errors import Problem
 from lmmkit.evaluate.keep import Keep
+from lmmkit.evaluate.questions.puzzles_file import Puzzles, puzzle_facts
 from lmmkit.evaluate.questions.questions_task import MAX_NEW_TOKENS, data_problems
 from lmmkit.evaluate.task import Better, EvalTask, Figure
 from lmmkit.inference.chat_model import ChatModel
@@ -29,8 +31,9 @@ class Restore(EvalTask):
         self, chat_model: ChatModel, samples: Sequence[Sample], *,
         controls: Iterable[str] = (), baseline: Majority | None = None, keep: Keep | None = None,
     ) -> dict[str, Figure]:  # fmt: skip
-        """Returns the mean scores. The task knows its chance level; there are no controls."""
-        figures = {}
+        """Returns the mean scores, and keeps the puzzles of order tasks. The task knows its chance level; there are no
+        controls."""
+        figures, puzzles = {}, Puzzles(self.name, samples)
         for task in chat_model.prepared.plans[chat_model.stage].tasks:
             if not task.text_loss:
                 continue
@@ -42,7 +45,16 @@ class Restore(EvalTask):
             n = len(scores)
             value, chance = (sum(column) / n for column in zip(*scores, strict=True)) if n else (0.0, 0.0)
             figures[task.name] = Figure(value=value, chance=chance, n=n)
+            for view, text in zip(views, texts, strict=True):
+                if (puzzle := plugin_calls.text_puzzle(task, view, text)) is not None:
+                    puzzles.add(task.name, view.sample.key, puzzle)
+        if keep is not None:
+            puzzles.write(keep, chat_model.stage)
         return figures
+
+    def facts(self, keep: Keep) -> dict[str, Any]:
+        """Returns the name of the file of puzzles, if there are any."""
+        return puzzle_facts(keep.folder)
 
     def figures(self, plan: StagePlan) -> dict[str, Better]:
         """Returns the text tasks of the stage."""

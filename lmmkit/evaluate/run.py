@@ -53,6 +53,7 @@ def evaluate(
     stage: str | None = None, trust_files: bool = False, dtype: torch.dtype = torch.float32,
     notify: Callable[[str], None] = lambda text: None,
     benchmarks: Mapping[str, EvalTask] = MappingProxyType({}), out: Path | None = None, ranks: Sharing = ONE,
+    alone: int = 0,
     show: Callable[[dict[str, TaskResult]], None] = lambda results: None,
 ) -> dict[str, TaskResult]:  # fmt: skip
     """Runs the recipe's tasks on the run's models and merges them into its `results.json`.
@@ -69,6 +70,7 @@ def evaluate(
         benchmarks: tasks that the recipe does not have, by name. Given these, `only` may be empty.
         out: the folder of the answers and of `results.json`, instead of the run.
         ranks: the processes that share the questions. The first one writes.
+        alone: how many questions of each task are asked again, each alone, to compare their answers.
         show: called with the results before they are written, so that a full disk loses nothing.
 
     Returns:
@@ -111,7 +113,7 @@ def evaluate(
                 notify(f"{name}: {len(samples)} samples of {source}")
             keep = Keep(
                 folder=out / name if out is not None else run.answers(folder.name, name), model=models[folder],
-                ranks=ranks,
+                ranks=ranks, alone=alone,
             )  # fmt: skip
             with moving(move, done, done + 1):
                 figures = task.run(
@@ -132,7 +134,7 @@ def add_results(results: Mapping[str, TaskResult], path: Path) -> None:
 
 def evaluate_model(
     path: Path, benchmarks: Mapping[str, EvalTask], *, out: Path, controls: Sequence[str] = (),
-    dtype: torch.dtype = torch.float32, trust_files: bool = False, ranks: Sharing = ONE,
+    dtype: torch.dtype = torch.float32, trust_files: bool = False, ranks: Sharing = ONE, alone: int = 0,
     notify: Callable[[str], None] = lambda text: None,
     show: Callable[[dict[str, TaskResult]], None] = lambda results: None,
 ) -> dict[str, TaskResult]:  # fmt: skip
@@ -147,7 +149,7 @@ def evaluate_model(
         for done, (name, task) in enumerate(benchmarks.items()):
             notify(f"{name}: answers go to {out / name}")
             began = time.perf_counter()
-            keep = Keep(folder=out / name, model=model, ranks=ranks)
+            keep = Keep(folder=out / name, model=model, ranks=ranks, alone=alone)
             with moving(move, done, done + 1):
                 figures = task.run(chat_model, (), controls=controls, keep=keep)
             results[name] = TaskResult(task, figures, time.perf_counter() - began, _facts(task, keep))

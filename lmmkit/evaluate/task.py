@@ -35,8 +35,17 @@ class Figure:
 
     def in_percent(self) -> str:
         """Returns "76.1 (74.0-78.2)", or "76.1" without an interval."""
-        interval = "" if self.low is None else f" ({percent(self.low)}-{percent(self.high)})"
-        return percent(self.value) + interval
+        return self.scaled(100.0)
+
+    def scaled(self, scale: float) -> str:
+        """Returns the value and its interval, multiplied by `scale`."""
+        ends = [f"{scale * each:.1f}" for each in (self.low, self.high) if each is not None]
+        return f"{scale * self.value:.1f}" + (f" ({'-'.join(ends)})" if ends else "")
+
+    def as_difference(self, scale: float = 100.0) -> str:
+        """Returns a difference, multiplied by `scale`: "+1.2 (-0.4 to +2.8)"."""
+        ends = [f"{scale * each:+.1f}" for each in (self.low, self.high) if each is not None]
+        return f"{scale * self.value:+.1f}" + (f" ({' to '.join(ends)})" if ends else "")
 
 
 def percent(share: float | None) -> str:
@@ -83,6 +92,10 @@ class EvalTask(ABC):
     @abstractmethod
     def figures(self, plan: StagePlan) -> dict[str, Better]:
         """Returns the figures that can select the best weights of a stage, each with its better direction."""
+
+    def remarks(self, figures: Mapping[str, Figure]) -> list[str]:
+        """Returns lines of text about figures that the table does not have."""
+        return []
 
     def table(self, figures: Mapping[str, Figure]) -> list[Line]:
         """Returns the figures as text: the headings, then one line for each figure."""

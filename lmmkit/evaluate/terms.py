@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lmmkit import plugin_calls
-from lmmkit.api.components import StepTerm
+from lmmkit.api.components import StepTerm, Term
 from lmmkit.api.sample import Sample
 from lmmkit.data.packing import SizedSample, read_images
 from lmmkit.data.pipeline import cut
@@ -20,6 +20,7 @@ from lmmkit.data.sources.other_samples import SourceSamples
 from lmmkit.data.views import dropped_text
 from lmmkit.errors import Problem
 from lmmkit.evaluate.keep import Keep
+from lmmkit.evaluate.questions.puzzles_file import Puzzles, puzzle_facts
 from lmmkit.evaluate.questions.questions_task import data_problems
 from lmmkit.evaluate.task import Better, EvalTask, Figure
 from lmmkit.inference.chat_model import ChatModel
@@ -49,16 +50,24 @@ class Terms(EvalTask):
         self, chat_model: ChatModel, samples: Sequence[Sample], *,
         controls: Iterable[str] = (), baseline: Majority | None = None, keep: Keep | None = None,
     ) -> dict[str, Figure]:  # fmt: skip
-        """Returns the averages. The terms know their chance level; there are no controls."""
+        """Returns the averages, and keeps the puzzles of order tasks. The terms know their chance level; there are no
+        controls."""
+        puzzles = Puzzles(self.name, samples)
         dropped: Counter[str] = Counter()
         shown = counted("laying samples out", samples)
         among = SourceSamples.among(samples)
         laid = laid_out(chat_model, shown, dropped, among)
         blocks = [list(block) for block in step_blocks(chat_model, laid)]
-        figures = averages(chat_model, term_sums(chat_model, blocks))
+        figures = averages(chat_model, term_sums(chat_model, blocks, note=puzzles.add_outcome))
+        if keep is not None:
+            puzzles.write(keep, chat_model.stage)
         if dropped:
             print(f"note: evaluate.tasks.{self.name}: {dropped_text(dropped)}", file=sys.stderr)
         return figures
+
+    def facts(self, keep: Keep) -> dict[str, Any]:
+        """Returns the name of the file of puzzles, if there are any."""
+        return puzzle_facts(keep.folder)
 
     def figures(self, plan: StagePlan) -> dict[str, Better]:
         """Returns the terms. A metric of a term does not state which values are better."""
@@ -94,10 +103,10 @@ def step_blocks(
 @torch.no_grad()
 def term_sums(
     chat_model: ChatModel, blocks: Sequence[Sequence[Sequence[SizedSample]]], gather: GatherRows = _alone,
-    world: int = 1,
+    world: int = 1, note: Callable[[Sequence[Term], Outcome], None] = lambda terms, outcome: None,
 ) -> Sums:  # fmt: skip
-    """Returns the sums over micro-batches; some of these may be empty. `gather` exchanges the items of terms over a
-    step between `world` ranks, which then have equally many blocks."""
+    """Returns the sums over micro-batches; some of these may be empty. `note` is called with each outcome. `gather`
+    exchanges the items of terms over a step between `world` ranks, which then have equally many blocks."""
     sums: Sums = [{}, {}, {}, {}]
     done, samples = 0, sum(len(part) for block in blocks for part in block)
     with working("measuring terms", samples, "samples") as move:
@@ -106,6 +115,7 @@ def term_sums(
             for part in block:
                 chat_model.poll()
                 outcome, found = _part_sums(chat_model, part)
+                note(chat_model.objective.terms, outcome)
                 sums = [sum_by_name(pair) for pair in zip(sums, found, strict=True)]
                 for term in _step_terms(chat_model):
                     items[term.name].append(items_of(term, outcome.ctxs[term.name]))

@@ -8,9 +8,8 @@ Agrawal et al. (https://github.com/GT-Vision-Lab/VQA, BSD-2-Clause).
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache
 
 ASK_SHORT = "Answer the question using a single word or phrase."
 _NUMBERS = {
@@ -54,19 +53,18 @@ def vqa_eval(answer: str) -> str:
     return _normal(answer)
 
 
-def soft_accuracy(answer: str, humans: Sequence[str]) -> float:
-    """Returns the mean, over the humans, of min(1, n / 3), where n of the others gave the answer."""
-    return _soft(humans.count(answer), len(humans))
-
-
-def soft_scores(humans: Sequence[str]) -> dict[str, float]:
-    """Returns the soft accuracy of each answer that a human gave; any other answer has 0."""
-    return {answer: _soft(same, len(humans)) for answer, same in Counter(humans).items()}
+def m4c_scores(humans: Sequence[str]) -> dict[str, float]:
+    """Returns the soft accuracy of each answer of a human, normalised by `m4c`; any other answer has 0."""
+    times: dict[str, int] = {}
+    for human in dict.fromkeys(humans):
+        form = m4c(human)
+        times[form] = times.get(form, 0) + humans.count(human)
+    return {form: _soft(same, len(humans)) for form, same in times.items()}
 
 
 def m4c_accuracy(answer: str, humans: Sequence[str]) -> float:
     """Returns the soft accuracy with both sides normalised by `m4c`, as TextVQA is scored."""
-    return soft_accuracy(m4c(answer), [m4c(human) for human in humans])
+    return _soft(_same(m4c, m4c(answer), humans), len(humans))
 
 
 def vqa_eval_accuracy(answer: str, humans: Sequence[str]) -> float:
@@ -74,12 +72,16 @@ def vqa_eval_accuracy(answer: str, humans: Sequence[str]) -> float:
 
     It normalises both sides only if the humans do not all agree: else "Yes" is not "yes".
     """
-    answer, humans = _trimmed(answer), [_trimmed(human) for human in humans]
-    if len(set(humans)) > 1:
-        answer, humans = vqa_eval(answer), [vqa_eval(human) for human in humans]
-    return soft_accuracy(answer, humans)
+    normal = vqa_eval if len({_trimmed(human) for human in set(humans)}) > 1 else _trimmed
+    return _soft(_same(normal, normal(answer), humans), len(humans))
 
 
+def _same(normal: Callable[[str], str], answer: str, humans: Sequence[str]) -> int:
+    """Returns how many humans gave a normalised answer. Each of their texts is normalised once."""
+    return sum(humans.count(human) for human in set(humans) if normal(human) == answer)
+
+
+@cache
 def _soft(same: int, n: int) -> float:
     """Returns the soft accuracy of an answer that `same` of `n` humans gave."""
     return (same * min(3, same - 1) + (n - same) * min(3, same)) / (3 * n)
@@ -87,6 +89,9 @@ def _soft(same: int, n: int) -> float:
 
 def _normal(answer: str) -> str:
     """Trims, removes marks, and changes words."""
+    if answer.isalnum():  # one word, as most answers are: there is nothing to trim or to remove
+        word = answer.lower()
+        return "" if word in _ARTICLES else _WORDS.get(word, word)
     words = _without_marks(_trimmed(answer)).lower().split()
     return " ".join([_WORDS.get(word, word) for word in words if word not in _ARTICLES])
 
@@ -99,8 +104,12 @@ def _without_marks(text: str) -> str:
     """Removes each mark that touches a space somewhere, replaces the others by spaces, and removes periods."""
     out = text
     if marks := _MARKS.intersection(text):
-        all_go = _DIGIT_COMMA.search(text) is not None
+        all_go = "," in marks and _DIGIT_COMMA.search(text) is not None
         for mark in marks:
             goes = all_go or f"{mark} " in text or f" {mark}" in text
             out = out.replace(mark, "" if goes else " ")
-    return _PERIOD.sub("", out, count=_MOST_PERIODS) if "." in out else out
+    if "." not in out:
+        return out
+    if out.find(".") == len(out) - 1:  # one, at the end
+        return out[:-1]
+    return _PERIOD.sub("", out, count=_MOST_PERIODS)

@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Literal, get_args, get_origin, get_type_hints
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lmmkit import plugin_calls
@@ -26,9 +27,8 @@ from lmmkit.api.needs import (
     AttnMass,
     HiddenAt,
     HiddenMean,
-    LogProb,
-    LogSumExp,
     Need,
+    OfTargets,
     Select,
     VisionAt,
     reads_images,
@@ -186,7 +186,7 @@ def _need(
     if select.token_name is not None and select.token_name not in provided:
         got = f"`{term.name}` reads token `{select.token_name}`, which no plugin provides"
         problems.append(UNPROVIDED_TOKEN.at(where, got=got))
-    if isinstance(need, LogProb | LogSumExp) and not _targets(need.at):
+    if isinstance(need, OfTargets) and not _targets(need.at):
         problems.append(NO_TARGET.at(where, got=f"`{term.name}` reads {need.at}"))
     if isinstance(need, AttnMass) and need.layers != "all":
         outside = [layer for layer in need.layers if not 0 <= layer < dims.layers]
@@ -249,7 +249,7 @@ def _try_reducer(found: ImageReducer, dims: Dims, alone: bool) -> None:
     seen_IND = torch.randn(2, dims.image.tokens, dims.image.width, generator=torch.Generator().manual_seed(0))
 
     def connect(x: Tensor) -> Tensor:
-        return x if alone else x[..., :1].expand(*x.shape[:-1], dims.width)
+        return x if alone else F.linear(x, torch.ones(1, dims.image.width)).expand(*x.shape[:-1], dims.width)
 
     with torch.no_grad():
         rows.project(seen_IND, connect)

@@ -23,13 +23,15 @@ from lmmkit.api.components import (
     Loss,
     Metric,
     OtherSamples,
+    RowLoss,
     StepTerm,
     Term,
     TokenStrategy,
     ViewMaker,
 )
 from lmmkit.api.layout import Insert, InsertAt
-from lmmkit.api.needs import Need
+from lmmkit.api.needs import LogitsAt, Need, Select
+from lmmkit.api.puzzle import Puzzle
 from lmmkit.api.sample import Image, ImageEdit, Label, Role, Sample, Turn, View
 from lmmkit.errors import UserError
 from lmmkit.errors.plan import INSERT
@@ -219,6 +221,9 @@ def needs(term: Term) -> tuple[Need, ...]:
         raise returned(term.name, "needs", term, shown(found), "a tuple of needs, such as (HiddenAt(...),)")
     with calling(term.name, "needs", term):
         hash(found)
+    if isinstance(term, RowLoss) and not (isinstance(term.at, Select) and found == (LogitsAt(term.at),)):
+        expected = "nothing else than the rows of `at`, a `Select`: leave `needs` out"
+        raise returned(term.name, "needs", term, shown(found), expected)
     return found
 
 
@@ -237,6 +242,16 @@ def value(term: Term, ctx: Ctx) -> Tensor:
         found = term.value(ctx)
     if not isinstance(found, Tensor) or found.ndim or found.dtype not in (torch.float32, torch.float64):
         raise returned(term.name, "value", term, shown(found), "a float32 scalar, the SUM over the items")
+    return found
+
+
+def losses_of_rows(term: RowLoss, logits_CV: Tensor, target_C: Tensor) -> Tensor:
+    """Returns the loss of each row of a chunk, [C]."""
+    with calling(term.name, "rows", term):
+        found = term.rows(logits_CV, target_C)
+    fits = isinstance(found, Tensor) and found.dtype in (torch.float32, torch.float64)
+    if not fits or found.shape != target_C.shape:
+        raise returned(term.name, "rows", term, shown(found), f"{len(target_C)} losses in float32, one a row")
     return found
 
 
@@ -312,3 +327,39 @@ def score(task: AuxTask, view: View, text: str) -> tuple[float, float]:
     if not pair or not all(0 <= x <= 1 for x in found):
         raise returned(task.name, "score", task, shown(found), "(score, score of a guess), each from 0 to 1")
     return float(found[0]), float(found[1])
+
+
+def puzzles(task: AuxTask, ctx: Ctx) -> Sequence[Puzzle]:
+    """Returns the puzzles of a task's views."""
+    with calling(task.name, "puzzles", task):
+        found = task.puzzles(ctx)
+    if not isinstance(found, list | tuple) or not all(map(_is_puzzle, found)):
+        raise returned(task.name, "puzzles", task, shown(found), PUZZLE)
+    if found and len(found) != (n := len(ctx.batch.views_of(task.name))):
+        raise returned(
+            task.name, "puzzles", task, f"{len(found)} puzzles", f"{n}, one for each view, or none"
+        )
+    return found
+
+
+def text_puzzle(task: AuxTask, view: View, text: str) -> Puzzle | None:
+    """Returns the puzzle of a view and the generated text, or None."""
+    with calling(task.name, "text_puzzle", task):
+        found = task.text_puzzle(view, text)
+    if found is not None and not _is_puzzle(found):
+        raise returned(task.name, "text_puzzle", task, shown(found), PUZZLE)
+    return found
+
+
+PUZZLE = "`Puzzle`s of words or tile numbers, with a chance"
+
+
+def _is_puzzle(found: object) -> bool:
+    if not isinstance(found, Puzzle):
+        return False
+    pieces = (found.shuffled, found.predicted, found.gold)
+    return (
+        all(isinstance(each, tuple) and all(type(x) in (int, str) for x in each) for each in pieces)
+        and all(x is None or type(x) in (int, float) for x in (found.p_predicted, found.p_gold))
+        and type(found.chance) in (int, float)
+    )

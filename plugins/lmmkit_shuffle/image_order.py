@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmmkit.api import AuxTask, Ctx, Dims, HiddenAt, HiddenMean, Metric, Sample, Select, View
+from lmmkit.api import AuxTask, Ctx, Dims, HiddenAt, HiddenMean, Metric, Puzzle, Sample, Select, View
 
 from .permutations import permutations
 
@@ -101,6 +101,16 @@ class ImageOrder(AuxTask):
         view = ctx.batch.views_of(self.name)[0]
         shuffled = ctx.batch.first_image(view)
         return {"shuffled": shuffled, "restored": Shuffle(self.grid, table[predicted]).undo()(shuffled)}
+
+    def puzzles(self, ctx: Ctx) -> list[Puzzle]:
+        table = permutations(self.grid**2, self.permutations, self.seed, self.choose)
+        found, gold = [], tuple(range(self.grid**2))
+        for p_K, k in zip(self._logits(ctx).softmax(-1), ctx.label("permutation").tolist(), strict=True):
+            best, chance = int(p_K.argmax()), 1 / self.permutations
+            predicted = tuple(table[k][i] for i in np.argsort(table[best]))
+            puzzle = Puzzle(shuffled=table[k], predicted=predicted, gold=gold, chance=chance, grid=self.grid)
+            found.append(replace(puzzle, p_predicted=float(p_K[best]), p_gold=float(p_K[k])))
+        return found
 
     def _logits(self, ctx: Ctx) -> Tensor:
         assert ctx.module is not None, "`modules` builds it"

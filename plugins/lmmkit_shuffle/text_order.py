@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from lmmkit.api import AuxTask, Sample, Turn, View
+from lmmkit.api import AuxTask, Puzzle, Sample, Turn, View
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,3 +36,8 @@ class TextOrder(AuxTask):
         wanted = view.sample.turns[1].text.split()
         repeats = math.prod(math.factorial(n) for n in Counter(wanted).values())
         return float(text.split() == wanted), repeats / math.factorial(len(wanted))
+
+    def text_puzzle(self, view: View, text: str) -> Puzzle:
+        question, answer = (turn.text.removeprefix(self.instruction) for turn in view.sample.turns)
+        shuffled, predicted, gold = (tuple(each.split()) for each in (question, text, answer))
+        return Puzzle(shuffled=shuffled, predicted=predicted, gold=gold, chance=self.score(view, text)[1])

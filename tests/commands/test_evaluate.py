@@ -9,7 +9,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from lmmkit.cli import app
-from lmmkit.commands.evaluate import aligned
+from lmmkit.commands.evaluate import aligned, notes
 from lmmkit.commands.support import common
 from lmmkit.evaluate.questions.questions_task import QuestionsTask
 from lmmkit.evaluate.run import evaluate
@@ -64,12 +64,28 @@ def test_an_evaluation_shows_its_progress(trained, scenes, tmp_path):
     assert len([c for c in recorder.calls if c[0] == "end"]) == len(begun)
 
 
+def test_answers_that_differ_from_those_to_questions_alone_are_printed():
+    differ = [
+        {"condition": "own", "id": f"q{i}", "token": i or None, "gap": 2.5e-6 if i else None}
+        for i in range(12)
+    ]
+    lines = list(notes({"alone": {"asked": 1500, "differ": differ}}))
+    assert lines[:3] == [
+        "1,500 questions asked alone: 12 answers differ", "differs: q0 (own) its batch now gives another answer",
+        "differs: q1 (own) from token 1, the two best logits 2.5e-06 apart",
+    ]  # fmt: skip
+    assert len(lines) == 11 and list(notes({})) == []
+
+
 @pytest.mark.parametrize("width", [60, 80, 120])
-def test_the_table_of_answers_breaks_no_word(width, monkeypatch):
+@pytest.mark.parametrize(
+    "controls", [("", "_blank", "_swapped"), ("", "_blank", "_black", "_swapped", "_none")]
+)
+def test_the_table_of_answers_breaks_no_word(width, controls, monkeypatch):
     console = Console(width=width, record=True, soft_wrap=True, markup=False)
     monkeypatch.setattr(common, "out", console)
     figure = Figure(value=0.7612, low=0.7401, high=0.7823, chance=0.25, n=1500)
-    names = [f"accuracy{c}{d}" for c in ("", "_blank", "_swapped") for d in ("", "/relation", "/presence")]
+    names = [f"accuracy{c}{d}" for c in controls for d in ("", "/relation", "/presence")]
     lines = QuestionsTask("answers", Task(data="x")).table(dict.fromkeys(names, figure))
     common.print_table(aligned("answers", lines))
     text = console.export_text()

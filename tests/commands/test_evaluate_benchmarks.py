@@ -55,8 +55,11 @@ def test_a_benchmark_on_a_run(home):
     results = json.loads((home / "run" / "results.json").read_text())
     assert results["toy"]["accuracy"]["n"] == 7 and results["toy"]["coverage"]["expected"] == 7
     before = (folder / "answers.jsonl").read_bytes()
-    text = run("eval", home / "run", "--on", "toy", "--files", home / "files", "--probe", "--json")
+    words = ["--on", "toy", "--files", home / "files", "--probe", "--alone", 5]
+    text = run("eval", home / "run", *words)
     assert (folder / "answers.jsonl").read_bytes() == before
+    found = json.loads((home / "run" / "results.json").read_text())["toy"]["alone"]
+    assert found["asked"] == 5 and f"5 questions asked alone: {len(found['differ'])} answers differ" in text
 
 
 def test_tasks_of_the_recipe_and_benchmarks_together(home):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from lmmkit_shuffle.text_order import TextOrder
 
 from lmmkit.api.sample import Sample, Turn, View
+from lmmkit.evaluate.keep import Keep
 from lmmkit.evaluate.restore import Restore
 from lmmkit.evaluate.task import Figure
 from lmmkit.recipe import Task
@@ -33,11 +35,18 @@ class StubModel:
         return ["a red cat", "wrong"][: len(groups)]
 
 
-def test_the_generated_text_is_scored():
+def test_the_generated_text_is_scored(tmp_path):
     texts = [Sample(key=str(i), turns=(Turn("user", ""), Turn("assistant", "a red cat"))) for i in range(2)]
     task = Restore("restore", Task(data="heldout", max_new_tokens=5))
     assert task.run(StubModel(), texts) == {
         "text_order": Figure(value=0.5, chance=pytest.approx(1 / 6), n=2),
     }
+    assert not list(tmp_path.iterdir())
+    keep = Keep(folder=tmp_path, model={"checkpoint": "m"})
+    assert task.run(StubModel(), texts, keep=keep)["text_order"].n == 2
+    found = json.loads((tmp_path / task.facts(keep)["puzzles"]).read_text())["instances"]["text_order"]
+    assert [(p["id"], p["predicted"], p["right"]) for p in found["puzzles"]] == [
+        ("0", ["a", "red", "cat"], True), ("1", ["wrong"], False),
+    ]  # fmt: skip
     assert task.run(StubModel(), []) == {"text_order": Figure(value=0.0, chance=0.0, n=0)}
     assert task.figures(PLAN) == {"text_order": "higher"}

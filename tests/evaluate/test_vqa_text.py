@@ -12,8 +12,7 @@ import pytest
 from lmmkit.evaluate.vqa_text import (
     m4c,
     m4c_accuracy,
-    soft_accuracy,
-    soft_scores,
+    m4c_scores,
     vqa_eval,
     vqa_eval_accuracy,
 )
@@ -160,7 +159,8 @@ def test_random_answers_are_normalised_as_the_plain_steps_do():
 
 @pytest.mark.parametrize("k, score", [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (7, 1.0), (10, 1.0)])
 def test_the_closed_form(k, score):
-    assert soft_accuracy("x", ["x"] * k + ["y"] * (10 - k)) == score
+    assert m4c_accuracy("x", ["x"] * k + ["y"] * (10 - k)) == score
+    assert vqa_eval_accuracy("x", ["x"] * k + ["y"] * (10 - k)) == score
 
 
 def test_random_answer_sets_are_scored_as_the_plain_loops_do():
@@ -191,4 +191,9 @@ def test_the_official_evaluation_normalises_only_where_humans_differ():
 
 
 def test_the_scores_of_all_answers_of_a_question():
-    assert soft_scores(["yes"] * 2 + ["no"] * 7 + ["red"]) == {"yes": 0.6, "no": 1.0, "red": 0.3}
+    assert m4c_scores(["Yes", "yes."] + ["no"] * 7 + ["red"]) == {"yes": 0.6, "no": 1.0, "red": 0.3}
+    draw, pool = random.Random(4), random_answers(5, 300)
+    for _ in range(1000):
+        humans = draw.choices(draw.choices(pool, k=draw.randint(1, 6)), k=10)
+        forms = [plain_m4c(human) for human in humans]
+        assert m4c_scores(humans) == {form: plain_soft(form, forms) for form in forms}

@@ -17,7 +17,7 @@ from tests.conftest import MODEL, REST
 from tests.support import local_ranks
 
 FILE = Path(__file__).resolve().parents[1] / "support" / "faulty_plugin.py"
-OWNER = {"edit": "token", "forward": "token", "score": "echo"}  # of the others: faulty
+OWNER = {"edit": "token", "forward": "token", "score": "echo", "text_puzzle": "echo"}  # of the others: faulty
 STAGE = """
 plugins:
   faulty: {{use: "{file}", fails: "{faulty}", gives: "{gives}"}}
@@ -134,13 +134,17 @@ def test_a_fault_on_one_rank_is_reported_once_and_ends_all(recipe, tmp_path):
 
 
 @pytest.mark.parametrize(("gives", "code"), [("", "plugin/raised"), ("number", "plugin/returned")])
-def test_an_evaluation_reports_the_fault_of_a_plugin(gives, code, recipe, tmp_path):
-    read = recipe("score", gives)
+@pytest.mark.parametrize(
+    ("method", "task"), [("score", "restore"), ("text_puzzle", "restore"), ("puzzles", "terms")]
+)
+def test_an_evaluation_reports_the_fault_of_a_plugin(method, task, gives, code, recipe, tmp_path):
+    read = recipe(method, gives)
     train(read, out=tmp_path / "run", trust_files=True)
     with pytest.raises(UserError) as error:
-        evaluate(RunFolder(tmp_path / "run"), read, only=["restore"], controls=[], trust_files=True)
+        evaluate(RunFolder(tmp_path / "run"), read, only=[task], controls=[], trust_files=True)
     (found,) = error.value.problems
-    assert found.code == code and found.where.startswith("echo.score, faulty_plugin.py:")
+    owner = OWNER.get(method, "faulty")
+    assert found.code == code and found.where.startswith(f"{owner}.{method}, faulty_plugin.py:")
 
 
 def test_a_plugin_without_a_fault_trains(recipe, tmp_path):

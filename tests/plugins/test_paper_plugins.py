@@ -73,6 +73,52 @@ def test_image_order_derives_one_view_and_shows_no_image_unshuffled():
     assert drawn == set(range(24))
 
 
+def order_ctx(task: ImageOrder, logits: torch.Tensor, labels: list[int]) -> Ctx:
+    """Returns a context in which the module gives these logits."""
+    empty = torch.zeros(0, dtype=torch.int64)
+    spec = AttentionSpec(roots([1]), torch.zeros(1, dtype=torch.bool), empty)
+    batch = Batch(
+        attention=spec, last=spec, id_T=torch.zeros(1, dtype=torch.int64), scatters=(), pixels_ICXY=torch.zeros(0),
+        predict=RowGather.of(empty, empty), target_S=empty, term_S=empty, text_terms=("next_token",),
+        views=tuple((task.name, f"s{i}") for i in range(len(labels))),
+        labels={f"{task.name}/permutation": torch.tensor(labels)},
+    )  # fmt: skip
+    return Ctx(task.name, batch, {task.needs[0]: logits}, torch.nn.Identity())
+
+
+def test_the_puzzles_of_image_order_are_what_the_images_show():
+    """Shuffles an image of tile numbers, and puts it back by the answer."""
+    task = ImageOrder(name="o", grid=3, permutations=7, seed=4)
+    table = permutations(9, 7, 4, "seed")
+    logits, labels = torch.randn(6, 7, generator=torch.Generator().manual_seed(1)), [0, 1, 2, 3, 4, 5]
+    logits[2] = torch.tensor([0.0, 0, 9, 0, 0, 0, 0])
+    ctx = order_ctx(task, logits, labels)
+    puzzles, numbers = task.puzzles(ctx), torch.arange(9.0).view(1, 3, 3)
+    for puzzle, k, row in zip(puzzles, labels, logits, strict=True):
+        shown = Shuffle(3, table[k])(numbers)
+        back = Shuffle(3, table[int(row.argmax())]).undo()(shown)
+        assert list(puzzle.shuffled) == shown.flatten().tolist()
+        assert list(puzzle.predicted) == back.flatten().tolist()
+        assert (
+            puzzle.right == (int(row.argmax()) == k) and puzzle.gold == tuple(range(9)) and puzzle.grid == 3
+        )
+        assert puzzle.p_gold == pytest.approx(float(row.softmax(0)[k]))
+        assert puzzle.p_predicted == pytest.approx(float(row.softmax(0).max()))
+        assert puzzle.chance == pytest.approx(1 / 7)
+    assert sum(p.right for p in puzzles) == float(task.metrics(ctx)["accuracy"].total) >= 1
+    assert task.puzzles(order_ctx(task, logits[:0], [])) == []
+
+
+def test_the_puzzle_of_text_order_has_the_words():
+    task = TextOrder(name="t")
+    (view,) = task.views(SAMPLE, rng())
+    for text, right in (("A cat sat. On the mat, a cat", True), (" a cat", False), ("", False)):
+        puzzle = task.text_puzzle(view, text)
+        assert puzzle.right is right and puzzle.predicted == tuple(text.split())
+        assert sorted(puzzle.shuffled) == sorted(puzzle.gold) and puzzle.shuffled != puzzle.gold
+        assert (float(puzzle.right), puzzle.chance) == task.score(view, text)
+
+
 def test_image_order_checks_its_grid_and_count():
     assert ImageOrder(name="o", grid=3, permutations=24).check(DIMS) == ""
     assert ImageOrder(name="o", grid=4, permutations=24).check(DIMS).startswith("grid")

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lmmkit_zoo.contrast import Apart, Contrast
 from lmmkit_zoo.dpo import Cropped, Dpo
 from lmmkit_zoo.points import COLOURS, Marked, Points, turned
 from lmmkit_zoo.reconstruct import Reconstruct
@@ -19,6 +20,7 @@ from lmmkit_zoo.viral import Viral
 from lmmkit.api import Ctx, Image, Sample, Turn, View
 from lmmkit.model.init import init
 from lmmkit.recipe import read_recipe
+from lmmkit.testing import dry_run, fake_ctx
 from lmmkit.training.run import train
 from tests.support import paper_objective
 
@@ -186,3 +188,37 @@ def test_edits_turn_to_the_left_and_exchange_channels():
     assert turned[0].tolist() == [[1, 3], [0, 2]] and torch.equal(Turned(3)(turned), pixels)
     assert torch.equal(Exchanged((2, 0, 1))(pixels), torch.stack([pixels[2], pixels[0], pixels[1]]))
     assert isinstance(View(sample=SAMPLE), View) and len({Turned(1), Turned(1), Turned(2)}) == 2
+
+
+def test_contrast_reads_image_and_text_in_views_of_their_own():
+    alone, text = Apart(name="apart").views(SAMPLE, np.random.default_rng(0))
+    assert alone.sample.images == SAMPLE.images and [t.text for t in alone.sample.turns] == [""]
+    assert text.sample.images == () and [t.text for t in text.sample.turns] == ["what", "A cat."]
+    assert not any(turn.images for turn in text.sample.turns)
+    assert Apart(name="apart").views(replace(SAMPLE, images=()), np.random.default_rng(0)) == []
+    term, apart = Contrast(name="contrast"), Apart(name="apart")
+    assert dry_run(term, apart) == []
+    ctx = fake_ctx(term, apart, samples=3)
+    items = term.embed(ctx)
+    assert len(items) == term.count(ctx.batch) == 3
+    similar = term.metrics(ctx)["similarity"].total.item()
+    assert similar == pytest.approx(torch.einsum("nd,nd->", items[:, 0], items[:, 1]).item(), rel=1e-5)
+
+
+def test_contrast_is_the_cross_entropy_of_rows_and_columns():
+    term = Contrast(name="contrast", temperature=0.5)
+    module = term.modules(paper_objective.DIMS)
+    init(module, 0)
+    items, want = torch.nn.functional.normalize(torch.randn(5, 2, 6), dim=-1), 0.0
+    for i in range(5):
+        to_text = [(items[i, 0] @ items[j, 1]).item() / 0.5 for j in range(5)]
+        to_image = [(items[j, 0] @ items[i, 1]).item() / 0.5 for j in range(5)]
+        for scores in (to_text, to_image):
+            want += (np.log(np.exp(scores).sum()) - scores[i]) / 2
+    value = term.step_value(items, module)
+    assert value.item() == pytest.approx(want, rel=1e-5)
+    value.backward()
+    assert module.log.shape == (1,) and module.log.grad.item() != 0
+    torch.nn.init.constant_(module.log, -50.0)
+    assert module().item() == pytest.approx(0.01), "a temperature of 0 would divide by it"
+    assert term.check(None) == "" != Contrast(name="c", temperature=0.0).check(None)

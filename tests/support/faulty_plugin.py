@@ -100,6 +100,9 @@ class Faulty(AuxTask):
     def metrics(self, ctx):
         return result(self, "metrics", {"n": Metric(ctx.label("flip").float().sum(), 0.5)})
 
+    def puzzles(self, ctx):
+        return result(self, "puzzles", ())
+
     def images(self, ctx):
         return result(self, "images", {"first": ctx.batch.first_image(ctx.batch.views_of(self.name)[0])})
 
@@ -130,6 +133,9 @@ class Echo(AuxTask):
 
     def score(self, view, text):
         return result(self, "score", (float(text == view.sample.turns[1].text), 0.0))
+
+    def text_puzzle(self, view, text):
+        return result(self, "text_puzzle", None)
 
 
 @hookimpl

@@ -59,27 +59,43 @@ def score(
 
     with working(STARTING):
         from lmmkit.evaluate.answers.foreign import read_foreign
-        from lmmkit.evaluate.answers.score import matched, score_answers
+        from lmmkit.evaluate.answers.score import (
+            NAMED,
+            groups_without_answers,
+            matched,
+            questions_of_figures,
+            score_answers,
+        )
 
     made, items, split = _items(benchmark, files, split)
     read_as, found = read_foreign(answers, form)
     fitting = matched(items, found, str(answers))
     with working("scoring"):
         scored = score_answers(made, items, fitting, task=benchmark, split=split)
+        whole = questions_of_figures(made, items) if fitting.missing and scored.figures else {}
+    without = groups_without_answers(items, fitting)
     if as_json:
-        figures = {name: asdict(figure) for name, figure in scored.figures.items()}
-        return print_json({**figures, **scored.facts(), "format": read_as, "matched_by": fitting.by})
+        figures = {
+            name: asdict(figure) | ({"of": whole[name]} if name in whole else {})
+            for name, figure in scored.figures.items()
+        }
+        more = {"format": read_as, "matched_by": fitting.by, "without_answers": without}
+        return print_json({**figures, **scored.facts(), **more})
     if scored.figures:
-        whole = (
-            ""
-            if len(fitting.texts) == len(items)
-            else f" (of {len(fitting.texts):,} of {len(items):,} answers)"
+        names, (head, *lines) = list(scored.figures), made.table(scored.figures)
+        of = [f" of {whole[name]:,}" if name in whole else "" for name in names]
+        print_table(
+            aligned(
+                benchmark, [head, *((*line[:-1], line[-1] + n) for line, n in zip(lines, of, strict=True))]
+            )
         )
-        table = made.table(scored.figures)
-        print_table(aligned(benchmark, [table[0], *((line[0] + whole, *line[1:]) for line in table[1:])]))
     out.print(f"{benchmark}: {read_as}, matched by {fitting.by}")
     for line in [*notes(scored.facts()), *fitting.notes()]:
         out.print(f"{benchmark}: {line}")
+    for kind, groups in without.items():
+        out.print(
+            f"{benchmark}: no answer of {kind}: {', '.join(groups[:NAMED])}{' ...' if len(groups) > NAMED else ''}"
+        )
     if published:
         print_published(benchmark, made, scored.figures, answers.name)
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 from lmmkit.errors import MachineError, UserError
@@ -16,19 +17,24 @@ from lmmkit.evaluate.answers.schema import OWN
 
 ID_KEYS = ("question_id", "questionId", "id", "index", "pid", "image", "doc_id")
 TEXT_KEYS = ("text", "answer", "prediction", "pred_answer", "response")
+IMAGE_KEYS = ("image_path", "image_source", "image_name")
+FAILED = "Failed to obtain answer"  # what VLMEvalKit writes in place of an answer after an error
 PROMPT_KEYS = ("prompt", "question", "text_in", "input")
 
 
 @dataclass(frozen=True)
 class ForeignAnswer:
     """Holds one answer. `id`: as the file names it; "" if it names none. `prompt`: the question or prompt, if the
-    file has it; `image`: the name of the image. `place`: line or record, from 1."""
+    file has it; `image`: the name of the image. `place`: line or record, from 1. `groups`: parts of the data that
+    the file names, such as subsets. `failed`: the program notes that the model gave no answer."""
 
     text: str
     id: str = ""
     prompt: str = ""
     image: str = ""
     place: int = 0
+    groups: frozenset[str] = frozenset()
+    failed: bool = False
 
 
 def read_foreign(path: Path, form: str | None = None) -> tuple[str, list[ForeignAnswer]]:
@@ -115,10 +121,15 @@ def _vlmevalkit(path: Path) -> Iterator[ForeignAnswer]:
     for place, row in enumerate(_table(path), 1):
         if "prediction" not in row:
             raise ValueError("a table without the column `prediction`")
-        text = row["prediction"]
+        text = "" if row["prediction"] is None else str(row["prediction"])
+        options = [
+            f"{letter}. {row[letter]}" for letter in ascii_uppercase if row.get(letter) not in (None, "")
+        ]
         yield ForeignAnswer(
-            "" if text is None else str(text), _id(row), str(row.get("question") or ""),
-            str(row.get("image_path") or ""), place,
+            text, _id(row), "\n".join([str(row.get("question") or ""), *options]),
+            next((str(row[key]) for key in IMAGE_KEYS if row.get(key)), ""), place,
+            groups=frozenset(str(row["category"]).split(",")) if row.get("category") else frozenset(),
+            failed=text.startswith(FAILED),
         )  # fmt: skip
 
 

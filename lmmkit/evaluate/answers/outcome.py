@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lmmkit.evaluate.answers.probe import probe_figures, renamed
+from lmmkit.evaluate.answers.probe import gains_of_sums, probe_figures, renamed
 from lmmkit.evaluate.answers.schema import OWN, Answer, AnswerKey
 from lmmkit.evaluate.answers.scorer import Scorer
 from lmmkit.evaluate.answers.uploads import write_uploads
@@ -24,16 +24,19 @@ JUDGE_RUNS = 3  # as LLaVA-1.5 was judged
 
 @dataclass(frozen=True, kw_only=True)
 class Answered:
-    """Holds the answers of a task by condition and id, and what they come to."""
+    """Holds the answers of a task by condition and id, and what they come to. `alone`: the comparison with questions
+    that were asked alone, if any were."""
 
     answers: Mapping[AnswerKey, Answer]
     figures: dict[str, Figure]
     status: Status
     coverage: dict[str, Any]
+    alone: dict[str, Any] | None = None
 
     def facts(self) -> dict[str, Any]:
         """Returns what `results.json` holds beside the figures."""
-        return {"status": self.status, "coverage": self.coverage}
+        alone = {} if self.alone is None else {"alone": self.alone}
+        return {"status": self.status, "coverage": self.coverage, **alone}
 
 
 def outcome_of(
@@ -54,14 +57,16 @@ def outcome_of(
         coverage["parsed"] = {str(parsed): n for parsed, n in kinds.most_common()}
     figures: dict[str, Figure] = {}
     if len(own) == len(items):
-        figures = dict(scorer.figures(items, [verdict_of(answer) for answer in own]))
+        verdicts = {OWN: [verdict_of(answer) for answer in own]}
+        figures = dict(scorer.figures(items, verdicts[OWN]))
         for control in controls:
             # an item without an image has one answer for all conditions
             shown = [answers.get((control, item.id), answers[OWN, item.id]) for item in items]
             if all((control, item.id) in answers or not item.images for item in items):
-                of_control = scorer.figures(items, [verdict_of(answer) for answer in shown])
+                verdicts[control] = [verdict_of(answer) for answer in shown]
+                of_control = scorer.figures(items, verdicts[control])
                 figures |= {renamed(name, control): figure for name, figure in of_control.items()}
-        figures |= probe_figures(answers, controls)
+        figures |= probe_figures(answers, controls) | gains_of_sums(items, scorer, verdicts)
     return Answered(answers=answers, figures=figures, status=status, coverage=coverage)
 
 
@@ -98,4 +103,4 @@ def write_task_summary(
 def facts_in(folder: Path) -> dict[str, Any]:
     """Returns what the summary in a task's folder says beside the figures."""
     summary = read_json(folder / SUMMARY)
-    return {key: summary[key] for key in ("status", "coverage", "upload", "judge") if key in summary}
+    return {key: summary[key] for key in ("status", "coverage", "alone", "upload", "judge") if key in summary}

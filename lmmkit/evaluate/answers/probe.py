@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from lmmkit.evaluate.answers.schema import OWN, Answer, AnswerKey
-from lmmkit.evaluate.bootstrap import paired_difference
+from lmmkit.evaluate.answers.scorer import Scorer
+from lmmkit.evaluate.benchmarks.benchmark import Item, Verdict
+from lmmkit.evaluate.bootstrap import paired_difference, paired_gain
 from lmmkit.evaluate.task import Figure
 
 DIFFERENCES = {
@@ -14,7 +16,8 @@ DIFFERENCES = {
     "visual_gain_swapped": (OWN, "swapped"),
     "leakage": ("blank", "none"),
 }
-"""Figures that are the mean score under one condition minus that under another, on the same items."""
+"""Figures under one condition minus the same ones under another, on the same items: of the mean score, and as
+"visual_gain/f1" of a figure that is no mean of scores."""
 
 
 def renamed(figure: str, control: str) -> str:
@@ -53,3 +56,17 @@ def probe_figures(answers: Mapping[AnswerKey, Answer], controls: Sequence[str]) 
             changed = sum((a.parsed or a.raw) != (b.parsed or b.raw) for a, b in pairs)
             figures[f"changed_{control}"] = Figure(value=changed / len(pairs), n=len(pairs))
     return figures
+
+
+def gains_of_sums(
+    items: Sequence[Item], scorer: Scorer, verdicts: Mapping[str, Sequence[Verdict]]
+) -> dict[str, Figure]:
+    """Returns the differences of the figures in `scorer.sums`, by clusters. `verdicts`: of all items, by condition."""
+    sums = {condition: scorer.sums(items, several) for condition, several in verdicts.items()}
+    clusters = [item.cluster or item.id for item in items]
+    return {
+        f"{name}/{figure}": paired_gain(sums[first][figure], sums[second][figure], clusters)
+        for name, (first, second) in DIFFERENCES.items()
+        if first in sums and second in sums
+        for figure in sums[first]
+    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from lmmkit.evaluate.task import Figure, Line
 
@@ -86,7 +86,7 @@ def published_table(benchmark: str, own: Mapping[str, Figure], scale: float, nam
     lines: list[Line] = [("model", *columns)]
     for model, values in published(benchmark).items():
         lines.append((model, *(f"{value:.1f}" for value in values)))
-    lines.append((name, *(_cell(own, column, i, scale) for i, column in enumerate(columns))))
+    lines.append((name, *(_cell(own, column, columns, scale) for column in columns)))
     return lines
 
 
@@ -95,8 +95,9 @@ def caveats_of(benchmark: str, own: Iterable[str] = ()) -> list[str]:
     return list(dict.fromkeys([*CAVEATS.get(benchmark, ()), *own]))
 
 
-def _cell(own: Mapping[str, Figure], column: str, place: int, scale: float) -> str:
-    """Returns one's own figure for a column: by its name, or a detail of the headline, or the headline itself."""
+def _cell(own: Mapping[str, Figure], column: str, columns: Sequence[str], scale: float) -> str:
+    """Returns one's own figure for a column: by its name, or a detail of the headline; for `all` the headline itself,
+    if it has the details of the other columns."""
     if not own:
         return "-"
     headline = next(iter(own))
@@ -104,4 +105,5 @@ def _cell(own: Mapping[str, Figure], column: str, place: int, scale: float) -> s
     for name in (column, column.replace(" ", "_"), f"{headline}/{column}", f"{headline}/{word}", word):
         if name in own:
             return f"{scale * own[name].value:.1f}"
-    return f"{scale * own[headline].value:.1f}" if place == 0 else "-"
+    whole = column == "all" and all(f"{headline}/{other}" in own for other in columns if other != "all")
+    return f"{scale * own[headline].value:.1f}" if whole else "-"

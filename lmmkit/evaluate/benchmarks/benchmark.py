@@ -12,9 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from lmmkit.evaluate.bootstrap import SummedFigure
 from lmmkit.evaluate.judge import Judge, Judged
-from lmmkit.evaluate.task import Figure, Line, percent
+from lmmkit.evaluate.task import Figure, Line
 
+DIFFERENCES = ("visual_gain", "leakage")  # how the names of the probe's differences begin
+SHARES = (*DIFFERENCES, "changed_", "image_attention")  # and those of all figures of the probe, in percent
 Status = Literal["scored", "pending-server", "pending-judge"]
 
 
@@ -27,7 +30,7 @@ class Item:
     image files. `gold`: what the scorer needs of the official answer, as JSON values; None if it is not public.
     `cluster`: items of one cluster are not independent, often those on one image; it is the unit of intervals.
     `groups`: the parts of the data that the item counts for, by kind, such as {"subset": "random"}.
-    `columns`: the columns of the official table that an upload file repeats.
+    `columns`: texts that no answer repeats: columns of the official table for an upload file, what a judge is shown.
     """
 
     id: str
@@ -91,6 +94,10 @@ class Benchmark(ABC):
         Empty if the answers can only be scored by a server or a judge.
         """
 
+    def sums(self, items: Sequence[Item], verdicts: Sequence[Verdict]) -> Mapping[str, SummedFigure]:
+        """Returns the figures that are no mean of scores, such as F1, as functions of sums, by name; for the probe."""
+        return {}
+
     def status(self, items: Sequence[Item]) -> Status:
         """Returns whether the items can be scored here."""
         return "scored" if all(item.gold is not None for item in items) else "pending-server"
@@ -112,10 +119,13 @@ class Benchmark(ABC):
 
     def table(self, figures: Mapping[str, Figure]) -> list[Line]:
         """Returns the figures as text: the headings, then one line for each figure."""
-        lines: list[Line] = [(self.title, "score", "chance", "n")]
+        lines: list[Line] = [(self.title, "score" if self.scale == 100.0 else "points", "chance", "n")]
         for name, figure in figures.items():
-            scaled = figure.in_percent() if self.scale == 100.0 else f"{self.scale * figure.value:.1f}"
-            lines.append((name, scaled, percent(figure.chance), f"{figure.n:,}"))
+            scale = 100.0 if name.startswith(SHARES) and "/" not in name else self.scale
+            value = figure.as_difference(scale) if name.startswith(DIFFERENCES) else figure.scaled(scale)
+            value += "" if scale == self.scale else " %"
+            chance = "" if figure.chance is None else f"{scale * figure.chance:.1f}"
+            lines.append((name, value, chance, f"{figure.n:,}"))
         return lines
 
 

@@ -70,14 +70,10 @@ class LlavaWild(JudgedBenchmark):
                 id=str(row["question_id"]),
                 prompt=row["text"],
                 images=(image,),
-                gold={
-                    "context": contexts[row["image"]],
-                    "question": row["text"],
-                    "reference": references[row["question_id"]],
-                    **rules[f"llava_bench_{row['category']}"],
-                },
+                gold=references[row["question_id"]],
                 cluster=row["image"],
                 groups={"category": row["category"]},
+                columns={"context": contexts[row["image"]], **rules[f"llava_bench_{row['category']}"]},
             )
             for row, image in zip(rows, images, strict=True)
         ]
@@ -92,9 +88,7 @@ class LlavaWild(JudgedBenchmark):
             max_tokens=1024,
             temperatures=(0.2,),
             parse=official_pair,
-            first={
-                i.id: (system, {"role": "user", "content": _sections(i.gold, answers[i.id])}) for i in items
-            },
+            first={i.id: (system, {"role": "user", "content": _sections(i, answers[i.id])}) for i in items},
         )
 
     def judged_figures(self, items: Sequence[Item], judged: Judged) -> dict[str, Figure]:
@@ -155,13 +149,13 @@ def official_pair(text: str) -> Grade | None:
     return (reference, answer) if 0 <= reference < math.inf and 0 <= answer < math.inf else None
 
 
-def _sections(gold: Mapping[str, str], answer: str) -> str:
+def _sections(item: Item, answer: str) -> str:
     """Returns the message to the judge."""
-    role = gold["role"]
+    role = item.columns["role"]
     return (
-        f"[Context]\n{gold['context']}\n\n[Question]\n{gold['question']}\n\n"
-        f"[{role} 1]\n{gold['reference']}\n\n[End of {role} 1]\n\n"
-        f"[{role} 2]\n{answer}\n\n[End of {role} 2]\n\n[System]\n{gold['prompt']}\n\n"
+        f"[Context]\n{item.columns['context']}\n\n[Question]\n{item.prompt}\n\n"
+        f"[{role} 1]\n{item.gold}\n\n[End of {role} 1]\n\n"
+        f"[{role} 2]\n{answer}\n\n[End of {role} 2]\n\n[System]\n{item.columns['prompt']}\n\n"
     )
 
 

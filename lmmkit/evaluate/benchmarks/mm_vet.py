@@ -63,9 +63,10 @@ class MmVet(JudgedBenchmark):
                 id=id_,
                 prompt=row["question"],
                 images=(image,),
-                gold={"question": row["question"], "answer": row["answer"], "examples": examples},
+                gold=row["answer"],
                 cluster=row["imagename"],
                 groups={"capabilities": "+".join(each for each in CAPABILITIES if each in row["capability"])},
+                columns={"examples": examples},
             )
             for (id_, row), image in zip(rows.items(), images, strict=True)
         ]
@@ -78,7 +79,7 @@ class MmVet(JudgedBenchmark):
     def judge(self, items: Sequence[Item], answers: Mapping[str, str]) -> Judge:
         """Returns the judge of the official script."""
         raise_all(upload_problems("--on mm-vet", [item.id for item in items], answers))
-        rows = {item.id: _table(item.gold, answers[item.id]) for item in items}
+        rows = {item.id: _table(item, answers[item.id]) for item in items}
         return Judge(
             benchmark=self.name,
             model="gpt-4-0613",
@@ -143,10 +144,10 @@ def official_grade(text: str) -> Grade | None:
     return (grade,) if 0.0 <= grade <= 1.0 else None
 
 
-def _table(gold: Mapping[str, str], answer: str) -> str:
+def _table(item: Item, answer: str) -> str:
     """Returns the examples and the row that the judge completes."""
-    official = gold["answer"].replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
-    return f"{gold['examples']}\n{gold['question']} | {official} | {answer} | "
+    official = item.gold.replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
+    return f"{item.columns['examples']}\n{item.prompt} | {official} | {answer} | "
 
 
 def _message(text: str) -> Messages:

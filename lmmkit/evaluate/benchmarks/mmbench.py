@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+
 from lmmkit.errors import MachineError, raise_all
 from lmmkit.errors.benchmarks import (
     ABSENT_IMAGES,
@@ -21,6 +23,7 @@ from lmmkit.errors.benchmarks import (
     OFFICIAL_VERSION,
 )
 from lmmkit.evaluate.benchmarks.benchmark import Benchmark, Item, Verdict
+from lmmkit.evaluate.bootstrap import SummedFigure, ratio
 from lmmkit.evaluate.group_means import group_means
 from lmmkit.evaluate.official_files import OfficialFiles, named, upload_problems, write_image_once
 from lmmkit.evaluate.option_letters import ASK_LETTER, lenient_letter, lettered
@@ -108,8 +111,8 @@ class MMBench(Benchmark):
         letters = [{item.gold["letter"]: 1.0} for item in items]
         # a constant letter is right for a question if it is right in all its rotations
         always = [set.intersection(*(set(letters[i]) for i in turns)) for turns in rotations]
-        first = [turns[0] for turns in rotations]
-        questions = [items[i] for i in first]
+        questions = [items[turns[0]] for turns in rotations]
+        first = [i for i, item in enumerate(items) if int(item.id) < ROTATION]
         out: dict[str, Figure] = {}
         for rule, scores in {
             "": [verdict.score or 0.0 for verdict in verdicts],
@@ -120,8 +123,21 @@ class MMBench(Benchmark):
             constants = [dict.fromkeys(several, 1.0) for several in always]
             out |= group_means(f"circular{rule}", questions, circular, kinds=kinds, constants=constants)
             vanilla = [scores[i] for i in first]
-            out |= group_means(f"vanilla{rule}", questions, vanilla, constants=[letters[i] for i in first])
+            out |= group_means(
+                f"vanilla{rule}", [items[i] for i in first], vanilla, constants=[letters[i] for i in first]
+            )
         return out
+
+    def sums(self, items: Sequence[Item], verdicts: Sequence[Verdict]) -> dict[str, SummedFigure]:
+        """Returns the circular accuracy: questions with right answers to all rotations, and questions."""
+        if any(item.gold is None for item in items):
+            return {}
+        columns = np.zeros((len(items), 2))
+        complete = _complete(items)
+        for turns in complete:
+            columns[turns[0]] = min(verdicts[i].score or 0.0 for i in turns), 1.0
+        circular = SummedFigure(columns, lambda sums: ratio(sums[..., 0], sums[..., 1]))
+        return {"circular": circular} if complete else {}
 
     def upload(self, items: Sequence[Item], answers: Mapping[str, str]) -> Mapping[str, bytes]:
         """Returns the .xlsx table that the server takes. Needs the extra `benchmarks`.

@@ -13,9 +13,10 @@ import numpy as np
 from lmmkit.errors import raise_all
 from lmmkit.errors.benchmarks import ABSENT_IMAGES, NO_OFFICIAL_FILE, OFFICIAL_RECORD
 from lmmkit.evaluate.benchmarks.benchmark import Benchmark, Item, Verdict
+from lmmkit.evaluate.bootstrap import SummedFigure, ratio
 from lmmkit.evaluate.official_files import OfficialFiles, named, upload_problems
 from lmmkit.evaluate.stats import wilson
-from lmmkit.evaluate.task import Figure, Line
+from lmmkit.evaluate.task import Figure
 from lmmkit.evaluate.vqa_text import ASK_SHORT
 
 SUBTASKS = {
@@ -32,7 +33,7 @@ ONE_LINE = str.maketrans("\t\r\n", "   ")
 
 
 class Mme(Benchmark):
-    """Sums 100 * (accuracy + accuracy+) over subtasks; accuracy+ counts images with both answers right.
+    """SummedFigure 100 * (accuracy + accuracy+) over subtasks; accuracy+ counts images with both answers right.
 
     Needs the folders of all 14 subtasks, in the release's two layouts: the images next to their `.txt` files, or in
     `images/` with the texts in `questions_answers_YN/`. Figures are in points: 2,000 for perception at most, 800 for
@@ -106,6 +107,23 @@ class Mme(Benchmark):
                 )
         return out
 
+    def sums(self, items: Sequence[Item], verdicts: Sequence[Verdict]) -> dict[str, SummedFigure]:
+        """Returns perception and cognition: of each subtask the shares of its images, and their number."""
+        right = [verdict.score == 1.0 for verdict in verdicts]
+        images = _by_image(items)
+        found = {}
+        for part, subtasks in SUBTASKS.items():
+            of_part = [image for image in images if image.subtask in subtasks]
+            columns = np.zeros((len(items), 2 * len(subtasks)))
+            for image in of_part:
+                at = 2 * subtasks.index(image.subtask)
+                columns[image.first, at : at + 2] = _share(image, right), 1.0
+            if of_part:
+                found[part] = SummedFigure(
+                    columns, lambda sums: BOTH * ratio(sums[..., ::2], sums[..., 1::2]).sum(-1)
+                )
+        return found
+
     def upload(self, items: Sequence[Item], answers: Mapping[str, str]) -> Mapping[str, bytes]:
         """Returns the files that the official script reads: for each subtask lines of file, question, label, answer.
 
@@ -118,15 +136,6 @@ class Mme(Benchmark):
             row = (item.columns["file"], item.columns["question"], item.columns["label"], answer)
             lines[item.groups["subtask"]].append("\t".join(row) + "\n")
         return {f"{subtask}.txt": "".join(several).encode() for subtask, several in lines.items()}
-
-    def table(self, figures: Mapping[str, Figure]) -> list[Line]:
-        """Returns the points with their interval and chance."""
-        lines: list[Line] = [(self.title, "points", "chance", "n")]
-        for name, figure in figures.items():
-            interval = "" if figure.low is None else f" ({figure.low:.1f}-{figure.high:.1f})"
-            chance = "" if figure.chance is None else f"{figure.chance:.1f}"
-            lines.append((name, f"{figure.value:.1f}{interval}", chance, f"{figure.n:,}"))
-        return lines
 
     def _subtask(self, found: OfficialFiles, subtask: str, folder: Path) -> list[Item]:
         """Returns the questions of one subtask; notes texts that are not two questions, and missing images."""
@@ -212,9 +221,14 @@ def _by_image(items: Sequence[Item]) -> list[_Image]:
     return [_Image(items[pair[0]].groups["subtask"], *pair) for pair in asked.values() if len(pair) == 2]
 
 
+def _share(image: _Image, right: Sequence[bool]) -> float:
+    """Returns the share of 200 points that an image gives: one right answer has 50."""
+    return (0.0, 0.25, 1.0)[right[image.first] + right[image.second]]
+
+
 def _points(images: Sequence[_Image], right: Sequence[bool]) -> Figure:
-    """Returns the points of a subtask: the mean over images, of which one with one right answer has 50 of 200."""
-    shares = np.array([(0.0, 0.25, 1.0)[right[image.first] + right[image.second]] for image in images])
+    """Returns the points of a subtask, the mean over its images."""
+    shares = np.array([_share(image, right) for image in images])
     n, mean = len(shares), float(shares.mean())
     variance = float(shares.var()) * n / max(1, n - 1)
     # Wilson's interval for as many yes/no values as would have this variance of the mean

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from lmmkit.errors import MachineError
+from lmmkit.errors import MachineError, raise_all
 from lmmkit.errors.benchmarks import (
     ABSENT_IMAGES,
     LFS_POINTER,
@@ -19,9 +20,9 @@ from lmmkit.errors.benchmarks import (
     OFFICIAL_RECORD,
     OFFICIAL_VERSION,
 )
-from lmmkit.evaluate.benchmarks.benchmark import Benchmark, Item, Verdict
+from lmmkit.evaluate.benchmarks.benchmark import Benchmark, Item, Status, Verdict
 from lmmkit.evaluate.group_means import group_means
-from lmmkit.evaluate.official_files import OfficialFiles, named, pointer, write_image_once
+from lmmkit.evaluate.official_files import OfficialFiles, named, pointer, upload_problems, write_image_once
 from lmmkit.evaluate.option_letters import ASK_LETTER, lenient_letter
 from lmmkit.evaluate.task import Figure
 from lmmkit.evaluate.vqa_text import ASK_SHORT
@@ -68,7 +69,7 @@ class Mmmu(Benchmark):
 
     name = "mmmu"
     title = "MMMU"
-    splits = ("validation", "dev")
+    splits = ("validation", "dev", "test")
     max_new_tokens = 128
     headline = "accuracy"
     caveats = (
@@ -76,6 +77,7 @@ class Mmmu(Benchmark):
         "lenient figure and the share of guesses too.",
         "LLaVA-1.5's published figures come from sampling with 5 beams at temperature 1, lmmkit decodes greedily.",
     )
+    normaliser = "mmmu 1"
 
     def items(self, files: Path, *, split: str, cache: Path) -> Sequence[Item]:
         """Returns the questions, ordered by subject and number."""
@@ -94,6 +96,9 @@ class Mmmu(Benchmark):
     def verdict(self, item: Item, answer: str) -> Verdict:
         """Returns the scores by the parser for options or for open answers."""
         gold = item.gold["answers"]
+        if not gold:
+            letter = official_choice(answer, item.gold["options"]) if item.gold["type"] == CHOICE else answer
+            return Verdict(parsed=letter, score=None, fallback=letter is None)
         if item.gold["type"] == OPEN:
             read = official_candidates(answer)
             right = _open_right(gold, read)
@@ -109,7 +114,10 @@ class Mmmu(Benchmark):
         )
 
     def figures(self, items: Sequence[Item], verdicts: Sequence[Verdict]) -> dict[str, Figure]:
-        """Returns the accuracy of all questions, of each domain, type and subject; then the share of guesses."""
+        """Returns the accuracy of all questions, of each domain, type and subject; then the share of guesses. Nothing
+        for split `test`."""
+        if self.status(items) != "scored":
+            return {}
         # an open question has no letter that could be right
         letters: list[dict[str, float]] = [
             dict.fromkeys(item.gold["answers"] if item.gold["type"] == CHOICE else (), 1.0) for item in items
@@ -120,6 +128,22 @@ class Mmmu(Benchmark):
         out |= group_means("lenient", items, lenient, constants=letters)
         guesses = sum(verdict.fallback for verdict in verdicts)
         return out | {"guessed letters": Figure(value=guesses / max(1, len(items)), n=len(items))}
+
+    def status(self, items: Sequence[Item]) -> Status:
+        """Returns that a server scores the split `test`."""
+        return "scored" if all(item.gold["answers"] for item in items) else "pending-server"
+
+    def upload(self, items: Sequence[Item], answers: Mapping[str, str]) -> Mapping[str, bytes]:
+        """Returns the file for MMMU's server: by id the letter that the official parser reads, a drawn one where it
+        finds none, or the answer to an open question as it is."""
+        if self.status(items) == "scored":
+            return {}
+        raise_all(upload_problems("--upload", [item.id for item in items], answers))
+        given = {item.id: answers[item.id] for item in items}
+        for item in (item for item in items if item.gold["type"] == CHOICE):
+            options = item.gold["options"]
+            given[item.id] = official_choice(given[item.id], options) or _drawn(item.id, len(options))
+        return {"mmmu_test.json": json.dumps(given, indent=1).encode()}
 
     def _rows(self, found: OfficialFiles, split: str) -> list[tuple[Path, dict[str, Any]]]:
         """Returns the records, each with its file."""
@@ -183,6 +207,8 @@ class Mmmu(Benchmark):
             fault = f"`question_type`: {type_!r}", f"{CHOICE} or {OPEN}"
         elif options is None or (type_ == CHOICE and not options):
             fault = f"`options`: {row['options']!r:.60}", "a Python list of texts"
+        elif split == "test":
+            answers = []  # the release has a question mark instead
         elif not answers or not all(isinstance(each, str) for each in answers):
             fault = f"the answer {answer!r:.60}", "a text or a list of texts"
         elif type_ == CHOICE and not set(answers) <= set(ascii_uppercase[: len(options)]):

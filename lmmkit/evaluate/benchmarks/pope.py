@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from lmmkit.errors.benchmarks import OFFICIAL_RECORD, OFFICIAL_VERSION
 from lmmkit.evaluate.benchmarks.benchmark import Benchmark, Item, Verdict
+from lmmkit.evaluate.bootstrap import SummedFigure, ratio
 from lmmkit.evaluate.group_means import group_means, mean_of_ratios
 from lmmkit.evaluate.official_files import OfficialFiles, named
 from lmmkit.evaluate.task import Figure
@@ -92,6 +95,16 @@ class Pope(Benchmark):
         out |= group_means("yes", items, [float(v.parsed == "yes") for v in verdicts], kinds=["subset"])
         out |= group_means("lenient", items, [v.lenient or 0.0 for v in verdicts], kinds=["subset"])
         return out | _unstable(items, verdicts)
+
+    def sums(self, items: Sequence[Item], verdicts: Sequence[Verdict]) -> dict[str, SummedFigure]:
+        """Returns F1: of each subset what `_f1` divides."""
+        subsets = list(dict.fromkeys(item.groups["subset"] for item in items))
+        columns = np.zeros((len(items), 2 * len(subsets)))
+        for i, (item, verdict) in enumerate(zip(items, verdicts, strict=True)):
+            at = 2 * subsets.index(item.groups["subset"])
+            yes, present = verdict.parsed == "yes", item.gold == "yes"
+            columns[i, at : at + 2] = 2 * (yes and present), yes + present
+        return {"f1": SummedFigure(columns, lambda sums: ratio(sums[..., ::2], sums[..., 1::2]).mean(-1))}
 
 
 class Asked(NamedTuple):

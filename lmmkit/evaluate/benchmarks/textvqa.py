@@ -11,7 +11,7 @@ from lmmkit.evaluate.benchmarks.benchmark import Benchmark, Item, Verdict
 from lmmkit.evaluate.group_means import group_means
 from lmmkit.evaluate.official_files import OfficialFiles, named
 from lmmkit.evaluate.task import Figure
-from lmmkit.evaluate.vqa_text import ASK_SHORT, m4c, m4c_accuracy, soft_scores
+from lmmkit.evaluate.vqa_text import ASK_SHORT, m4c, m4c_accuracy, m4c_scores
 
 NO_OCR = "val-no-ocr"
 _QUESTIONS, _TOKENS = "TextVQA_0.5.1_val.json", "TextVQA_Rosetta_OCR_v0.2_val.json"
@@ -71,7 +71,7 @@ class TextVqa(Benchmark):
         """Returns the soft accuracy, of questions with and without OCR tokens in the prompt too."""
         return group_means(
             "accuracy", items, [verdict.score or 0.0 for verdict in verdicts], kinds=["ocr"],
-            constants=[soft_scores([m4c(human) for human in item.gold]) for item in items],
+            constants=[m4c_scores(item.gold) for item in items],
         )  # fmt: skip
 
 

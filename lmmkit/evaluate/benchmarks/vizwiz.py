@@ -12,7 +12,7 @@ from lmmkit.evaluate.benchmarks.benchmark import Benchmark, Item, Verdict
 from lmmkit.evaluate.group_means import group_means
 from lmmkit.evaluate.official_files import OfficialFiles, upload_problems
 from lmmkit.evaluate.task import Figure
-from lmmkit.evaluate.vqa_text import ASK_SHORT, m4c, m4c_accuracy, soft_scores
+from lmmkit.evaluate.vqa_text import ASK_SHORT, m4c, m4c_accuracy, m4c_scores
 
 _ASK_UNANSWERABLE = "When the provided information is insufficient, respond with 'Unanswerable'."
 _SPEC = {"image": str, "question": str}
@@ -64,7 +64,7 @@ class VizWiz(Benchmark):
             return {}
         return group_means(
             "accuracy", items, [verdict.score or 0.0 for verdict in verdicts], kinds=["answer_type"],
-            constants=[soft_scores([m4c(human) for human in item.gold]) for item in items],
+            constants=[m4c_scores(item.gold) for item in items],
         )  # fmt: skip
 
     def upload(self, items: Sequence[Item], answers: Mapping[str, str]) -> Mapping[str, bytes]:

@@ -17,7 +17,7 @@ from lmmkit.evaluate.vqa_text import (
     ASK_SHORT,
     m4c,
     m4c_accuracy,
-    soft_scores,
+    m4c_scores,
     vqa_eval_accuracy,
 )
 
@@ -86,7 +86,7 @@ class VqaV2(Benchmark):
         """Returns the soft accuracy, of each type of answer and of question too."""
         if self.status(items) != "scored":
             return {}
-        constants = [soft_scores([m4c(human) for human in item.gold]) for item in items]
+        constants = [m4c_scores(item.gold) for item in items]
         out = group_means(
             "accuracy", items, [verdict.score or 0.0 for verdict in verdicts], constants=constants,
             kinds=["answer_type", "question_type"],

@@ -28,6 +28,7 @@ from lmmkit.evaluate.answers.scorer import Scorer
 from lmmkit.evaluate.benchmarks.benchmark import Benchmark, Item
 from lmmkit.evaluate.controls import with_controls
 from lmmkit.evaluate.keep import Keep
+from lmmkit.evaluate.questions.alone import ask_alone
 from lmmkit.evaluate.questions.asking import AskedQuestion, Reply, ask
 from lmmkit.evaluate.questions.attention_file import attention_figure
 from lmmkit.inference.chat_model import ChatModel
@@ -109,6 +110,12 @@ def answer_questions(
         if attention:
             texts = [(s, a.raw) for s in asked.samples if (a := answers.get((OWN, s.key))) is not None]
             outcome.figures.update(attention_figure(chat_model, texts, keep.folder))
+        if keep.alone:
+            alone = ask_alone(
+                chat_model, questions, {key: answer.raw for key, answer in answers.items()}, keep.alone,
+                max_new_tokens=asked.max_new_tokens, world=keep.ranks.world, title=f"{asked.task}: questions alone",
+            )  # fmt: skip
+            outcome = replace(outcome, alone=alone.as_json())
         write_task_summary(
             asked.task, asked.split, asked.scorer, asked.items, outcome, keep.folder, whole=asked.whole
         )

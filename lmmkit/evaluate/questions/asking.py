@@ -18,7 +18,7 @@ from lmmkit.api.sample import Sample, View
 from lmmkit.data.chat_templates import stop_ids
 from lmmkit.data.packing import LaidOut, SizedSample, read_images
 from lmmkit.data.rank_shares import balanced_shares
-from lmmkit.errors import raise_all
+from lmmkit.errors import Problem, raise_all
 from lmmkit.errors.commands import TOO_LONG
 from lmmkit.evaluate.answers.schema import AnswerKey
 from lmmkit.inference.chat_model import PROMPT_ROWS, ChatModel
@@ -179,15 +179,17 @@ def _views(questions: Iterable[AskedQuestion]) -> list[View]:
 def _sizes(chat_model: ChatModel, questions: Sequence[AskedQuestion], max_new_tokens: int) -> list[_Size]:
     """Returns the size of each prompt. Raises `UserError` with all that leave too little room."""
     room = chat_model.views.context - max_new_tokens
-    sizes, problems = [], []
+    sizes: list[_Size] = []
+    problems: dict[str, Problem] = {}  # a question has the same fault under each control
     for question, view in zip(counted("measuring prompts", questions), _views(questions), strict=True):
         layout = chat_model.views.prompt(view)
         sizes.append(_Size(row_count(layout), _rows_to_last_image(layout)))
         if sizes[-1].rows > room:
             got = f"a prompt of {sizes[-1].rows} rows"
             where = f"sample {question.sample.key}"
-            problems.append(TOO_LONG.at(where, got=got, room=room, max_new_tokens=max_new_tokens))
-    raise_all(problems)
+            problem = TOO_LONG.at(where, got=got, room=room, max_new_tokens=max_new_tokens)
+            problems.setdefault(where, problem)
+    raise_all(problems.values())
     return sizes
 
 

@@ -16,7 +16,7 @@ from lmmkit.evaluate.answers.locate import official_items
 from lmmkit.evaluate.answers.outcome import facts_in
 from lmmkit.evaluate.answers.probe import renamed
 from lmmkit.evaluate.answers.schema import CONDITIONS
-from lmmkit.evaluate.benchmarks.benchmark import Benchmark, Item
+from lmmkit.evaluate.benchmarks.benchmark import DIFFERENCES, Benchmark, Item
 from lmmkit.evaluate.benchmarks.names import BENCHMARKS
 from lmmkit.evaluate.keep import Keep
 from lmmkit.evaluate.questions.answering import answer_questions, benchmark_questions, limited
@@ -111,6 +111,7 @@ class BenchmarkTask(EvalTask):
             for control in CONDITIONS
             if (base := name.partition("/")[0]).endswith(f"_{control}")
             and base.removesuffix(f"_{control}") in figures
+            and not base.startswith(DIFFERENCES)
             and name != renamed(headline, control)
         ]
         return self.benchmark.table({name: f for name, f in figures.items() if name not in hidden})

@@ -13,7 +13,8 @@ from lmmkit.errors.answers import NEEDS_TEN
 from lmmkit.errors.plan import NO_DATA
 from lmmkit.evaluate.answers.outcome import facts_in
 from lmmkit.evaluate.answers.schema import data_sha
-from lmmkit.evaluate.benchmarks.benchmark import Item, Status, Verdict
+from lmmkit.evaluate.benchmarks.benchmark import DIFFERENCES, Item, Status, Verdict
+from lmmkit.evaluate.bootstrap import SummedFigure
 from lmmkit.evaluate.keep import Keep
 from lmmkit.evaluate.questions.answering import QuestionSet, answer_questions
 from lmmkit.evaluate.questions.matching import MATCHES, TEN, parsed_form
@@ -53,6 +54,10 @@ class QuestionScorer:
                 [scores[i] for i in members], [items[i].cluster for i in members], chance=chance
             )
         return found
+
+    def sums(self, items: Sequence[Item], verdicts: Sequence[Verdict]) -> dict[str, SummedFigure]:
+        """Returns nothing: the accuracy is a mean of scores."""
+        return {}
 
     def status(self, items: Sequence[Item]) -> Status:
         """Returns that the answers can be scored."""
@@ -118,6 +123,14 @@ class QuestionsTask(EvalTask):
         """Returns status and coverage."""
         return facts_in(keep.folder)
 
+    def remarks(self, figures: Mapping[str, Figure]) -> list[str]:
+        """Returns the figures of the probe: differences, shares of changed answers, and the attention to the image."""
+        lines = [f"{name} {f.as_difference()}" for name, f in figures.items() if name.startswith(DIFFERENCES)]
+        changed = [f"{name} {f.in_percent()}" for name, f in figures.items() if name.startswith("changed_")]
+        if mass := figures.get("image_attention"):
+            changed.append(f"image_attention {mass.in_percent()}, chance {percent(mass.chance)}")
+        return lines + (["; ".join(changed)] if changed else [])
+
     def table(self, figures: Mapping[str, Figure]) -> list[Line]:
         """Returns the headings, then one line for each question type, and one for all."""
         conditions = [name for name in figures if name.startswith("accuracy") and "/" not in name]
@@ -126,7 +139,8 @@ class QuestionsTask(EvalTask):
         lines: list[Line] = [("questions", *images, "majority", "n")]
         for detail in (*details, ""):
             first, *others = (figures[condition + detail] for condition in conditions)
-            shown = [figure.in_percent() for figure in (first, *others)]
+            narrow = len(others) > 2  # intervals of all would not fit in 80 columns
+            shown = [first.in_percent(), *(percent(f.value) if narrow else f.in_percent() for f in others)]
             lines.append((detail.removeprefix("/") or "all", *shown, percent(first.chance), str(first.n)))
         return lines
 

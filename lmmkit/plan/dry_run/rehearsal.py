@@ -14,7 +14,16 @@ import pluggy
 from torch import Tensor, nn
 
 from lmmkit import plugin_calls
-from lmmkit.api.components import Component, Ctx, ExtraView, LearnedTokens, Loss, Term, TokenStrategy
+from lmmkit.api.components import (
+    Component,
+    Ctx,
+    ExtraView,
+    ImageReducer,
+    LearnedTokens,
+    Loss,
+    Term,
+    TokenStrategy,
+)
 from lmmkit.api.layout import Insert
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import HiddenAt, HiddenMean, Select, reads_reference, selector
@@ -34,7 +43,7 @@ seed: 1
 model:
   vision:    {width: 48, depth: 1, heads: 3, patch: 4, image_size: 48, feature_layer: -1}
   connector: {kind: linear}
-  text:      {width: 48, depth: 4, heads: 4, mlp: 64, context: 512}
+  text:      {width: 48, depth: 32, heads: 4, mlp: 64, context: 512}
   tokenizer: {from: tokenizer.model, kind: sentencepiece}
   chat:      {template: vicuna_v1, image_fit: pad}
 data:
@@ -116,7 +125,7 @@ def file_prepared(path: str, *, trust_files: bool, changes: Sequence[str] = ()) 
     names = [name for name in file_components(Path(file), trust_files=trust_files) if only in ("", name)]
     lines = "".join(f"  {name}: {{use: '{Path(file).resolve()}:{name}'}}\n" for name in names)
     text = RECIPE + (f"plugins:\n{lines}" if names else "")
-    recipe = read_text(text, name=file, overrides=changes, root=_scenes())
+    recipe = read_text(text, name="drawn scenes", overrides=changes, root=_scenes())
     return prepared_for(build_instances(recipe, trust_files=trust_files).components, recipe)
 
 
@@ -127,7 +136,7 @@ def prepared_for(components: Mapping[str, Component], recipe: Recipe | None = No
     every = {**components, **_others(components.values())}
     terms = [name for name, component in every.items() if isinstance(component, Term)]
     weights = dict.fromkeys(("next_token", *terms), Weight(weight=1.0))
-    recipe = recipe or bare.recipe
+    recipe = _with_reducer(recipe or bare.recipe, every)
     tokens = tuple(name for name, c in every.items() if isinstance(c, TokenStrategy) and c.unread)
     needs = [need for c in every.values() if isinstance(c, Term) for need in plugin_calls.needs(c)]
     reference = START if any(map(reads_reference, needs)) else None
@@ -144,6 +153,15 @@ def prepared_for(components: Mapping[str, Component], recipe: Recipe | None = No
         instances=instances,
         plans=compile_plan(recipe, instances, bare.dims, bare.tokenizer),
     )
+
+
+def _with_reducer(recipe: Recipe, components: Mapping[str, Component]) -> Recipe:
+    """Returns the recipe with the first image reducer among the components, if there is one."""
+    reducers = [name for name, component in components.items() if isinstance(component, ImageReducer)]
+    if not reducers or recipe.model.connector is None:
+        return recipe
+    connector = replace(recipe.model.connector, reduce=reducers[0])
+    return replace(recipe, model=replace(recipe.model, connector=connector))
 
 
 def _others(components: Iterable[Component]) -> dict[str, Component]:

@@ -10,7 +10,7 @@ from itertools import islice
 from torch import nn
 
 from lmmkit import plugin_calls
-from lmmkit.api.components import AuxTask, Term, ViewMaker
+from lmmkit.api.components import AuxTask, ImageReducer, Term, ViewMaker
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import selector, selects_rows
 from lmmkit.api.sample import Sample, View
@@ -19,9 +19,17 @@ from lmmkit.data.pipeline import Pipeline
 from lmmkit.data.sources.other_samples import SourceSamples
 from lmmkit.errors import Problem, UserError
 from lmmkit.errors.dry_run import NO_ITEMS
-from lmmkit.plan.dry_run import label_checks, module_checks, term_checks, token_checks, view_checks
+from lmmkit.plan.dry_run import (
+    label_checks,
+    module_checks,
+    reducer_checks,
+    term_checks,
+    token_checks,
+    view_checks,
+)
 from lmmkit.plan.dry_run.label_checks import LabelSubject
 from lmmkit.plan.dry_run.module_checks import ModuleSubject
+from lmmkit.plan.dry_run.reducer_checks import ReducerSubject
 from lmmkit.plan.dry_run.subject import first_problems, problem
 from lmmkit.plan.dry_run.term_checks import TermSubject
 from lmmkit.plan.dry_run.token_checks import TokenSubject
@@ -59,6 +67,12 @@ def _problems(prepared: Prepared) -> list[Problem]:
         problems += first_problems(module_checks.CHECKS, subject)
         if not problems:
             modules[name] = subject.module
+    connector = prepared.recipe.model.connector
+    for name, component in prepared.instances.components.items():
+        if isinstance(component, ImageReducer) and not problems:
+            alone = connector is not None and connector.kind == "none"
+            reducer = ReducerSubject(component, modules[name], prepared.dims, alone)
+            problems += first_problems(reducer_checks.CHECKS, reducer)
     if not problems:
         checked: set[str] = set()
         for stage in prepared.plans:

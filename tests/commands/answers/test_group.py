@@ -46,11 +46,12 @@ def test_score_prints_the_coverage_beside_the_score(tmp_path):
     words = ["score", "toy", "--files", tmp_path / "files", "--answers", tmp_path / "a.jsonl"]
     text = run(*words)
     (line,) = [line for line in text.splitlines() if "accuracy" in line]
-    assert "28.6" in line and "of 2 of 7 answers" in line
+    assert "100.0" in line and "2 of 7" in line, "the score is that of the answers, beside their number"
     assert "jsonl, matched by id" in text and "2 of 7 answered" in text and "5 without an answer" in text
+    assert "no answer of kind: k2" in text
     assert "1 of no question, not scored: z" in text
     facts = json.loads(run(*words, "--json"))
-    assert facts["coverage"]["missing"] == 5 and facts["accuracy"]["n"] == 7
+    assert facts["coverage"]["missing"] == 5 and (facts["accuracy"]["n"], facts["accuracy"]["of"]) == (2, 7)
     assert "It is a toy." in run(*words, "--published")
 
 

@@ -48,6 +48,18 @@ def test_a_table_of_vlmevalkit(tmp_path):
     book.save(tmp_path / "t.xlsx")
     form, found = read_foreign(tmp_path / "t.xlsx")
     assert form == "vlmevalkit" and [(a.id, a.text) for a in found] == [("1", "A"), ("1000001", "")]
+    assert [a.prompt for a in found] == ["What?\nA. x", "What?\nA. y"]
+
+
+def test_a_table_of_vlmevalkit_names_subsets_images_and_failures(tmp_path):
+    (tmp_path / "t.tsv").write_text(
+        "index\tquestion\tcategory\timage_path\tprediction\n1\tDog?\trandom,popular\td/1.jpg\tYes\n"
+        "2\tCat?\tpopular\td/2.jpg\tFailed to obtain answer via API.\n3\tCow?\t\t\tI failed\n"
+    )
+    _, found = read_foreign(tmp_path / "t.tsv")
+    assert [(a.image, a.groups, a.failed) for a in found] == [
+        ("d/1.jpg", {"random", "popular"}, False), ("d/2.jpg", {"popular"}, True), ("", set(), False),
+    ]  # fmt: skip
 
 
 def test_a_table_needs_its_extra(tmp_path, monkeypatch):

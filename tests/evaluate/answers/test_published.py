@@ -37,6 +37,17 @@ def test_own_figures_come_below_the_published_ones():
         "84.2",
     )
     assert lines[-1] == ("mine", "90.0", "81.0", "-")
+    assert published_table("pope", {"f1": own["f1"], "f1/popular": own["f1"]}, 100, "m")[-1] == (
+        "m",
+        "-",
+        "80.0",
+        "-",
+    )
+    of_images = {"accuracy": Figure(value=0.7, n=9), "accuracy/image": Figure(value=0.7, n=9)}
+    assert published_table("seed", of_images, 100, "m")[-1] == ("m", "-", "70.0", "-")
+    whole = of_images | {"accuracy/video": Figure(value=0.4, n=3)}
+    assert published_table("seed", whole, 100, "m")[-1] == ("m", "70.0", "70.0", "40.0")
+    assert published_table("mmbench", {"circular": Figure(value=0.6, n=9)}, 100, "m")[-1] == ("m", "60.0")
     assert published_table("gqa", {"accuracy": Figure(value=0.621, n=9)}, 100, "m")[-1] == ("m", "62.1")
     assert published_table("gqa", {}, 100, "m")[-1] == ("m", "-")
     assert len(published_table("mmbench", {}, 100, "m")) == 2 + 2, "rows without a figure are left out"

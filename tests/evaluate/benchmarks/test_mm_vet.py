@@ -36,6 +36,7 @@ def test_the_judge_completes_a_row_below_the_examples_of_the_official_script(tmp
     write(tmp_path)
     items = load(tmp_path)
     assert [(item.id, item.prompt) for item in items] == [("v1_0", "What is x?"), ("v1_1", "Who?")]
+    assert items[0].gold == "-1<AND>-5", "each answer repeats it, so it has no examples"
     assert items[0].groups == {"capabilities": "ocr+math"} and items[0].images == (
         str(tmp_path / "images/v1_0.png"),
     )

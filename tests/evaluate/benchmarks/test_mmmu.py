@@ -378,3 +378,34 @@ def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
         load(tmp_path)
     (problem,) = caught.value.problems
     assert problem.code == "benchmarks/not-installed" and "[benchmarks]" in problem.hint
+
+
+def test_the_answers_of_the_test_split_are_written_for_the_server(tmp_path):
+    rows = records("test", answer="?")
+    rows = [row | {"answer": "?"} for row in rows]
+    rows[3] |= {"question_type": "open", "options": "[]"}
+    write_json(tmp_path, rows, "test")
+    items = load(tmp_path, "test")
+    assert len(items) == 30 and {item.gold["answers"] == [] for item in items} == {True}
+    answers = {item.id: "(B) Bo" for item in items} | {
+        items[3].id: "It is 36 watts.",
+        items[4].id: "who knows",
+    }
+    verdicts = [MMMU.verdict(item, answers[item.id]) for item in items]
+    assert MMMU.status(items) == "pending-server" and MMMU.figures(items, verdicts) == {}
+    assert (
+        {verdict.score for verdict in verdicts} == {None}
+        and verdicts[4].fallback
+        and verdicts[0].parsed == "B"
+    )
+    (upload,) = MMMU.upload(items, answers).items()
+    found = json.loads(upload[1])
+    assert upload[0] == "mmmu_test.json" and list(found) == [item.id for item in items]
+    assert (
+        found[items[0].id] == "B" and found[items[3].id] == "It is 36 watts." and found[items[4].id] in "AB"
+    )
+    problems = problems_of(lambda: MMMU.upload(items, {items[0].id: "A"}))
+    assert problems and all(problem.code == "benchmarks/upload-answers" for problem in problems)
+    write_json(tmp_path, records())
+    known = load(tmp_path)
+    assert MMMU.status(known) == "scored" and MMMU.upload(known, {}) == {}

@@ -136,6 +136,7 @@ def test_all_prompts_that_are_too_long_are_reported(model, scenes):
         questions[questions.index(q)] = q._replace(
             sample=replace(q.sample, turns=(Turn("user", "word " * 400, images=1),))
         )
+    questions += [question._replace(key=("blank", question.key[1])) for question in questions]
     with pytest.raises(UserError) as error:
         answers_of(model, questions)
     assert [p.code for p in error.value.problems] == ["chat/too-long"] * 2

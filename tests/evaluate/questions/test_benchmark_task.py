@@ -46,10 +46,20 @@ def test_a_recipe_names_a_benchmark(tiny, toy, tmp_path):
 
 def test_the_table_has_of_the_controls_the_headline_alone(toy):
     task = BenchmarkTask("toy", Task(kind="toy", files=str(toy)))
-    names = ["accuracy", "accuracy/easy", "other", "accuracy_blank", "accuracy_blank/easy", "other_blank", "visual_gain", "changed_blank"]  # fmt: skip
+    names = ["accuracy", "accuracy/easy", "other", "accuracy_blank", "accuracy_blank/easy", "other_blank", "visual_gain", "visual_gain_swapped", "visual_gain/other", "visual_gain_swapped/other", "changed_blank"]  # fmt: skip
     table = task.table({name: Figure(value=0.5, n=4) for name in names})
     assert [line[0] for line in table[1:]] == [
-        "accuracy", "accuracy/easy", "other", "accuracy_blank", "visual_gain", "changed_blank",
+        "accuracy", "accuracy/easy", "other", "accuracy_blank", "visual_gain", "visual_gain_swapped", "visual_gain/other",
+        "visual_gain_swapped/other", "changed_blank",
+    ]  # fmt: skip
+
+
+def test_differences_have_signs_and_shares_of_the_probe_are_in_percent():
+    figure = Figure(value=-0.5, low=-0.75, high=0.25, n=4)
+    names = ("perception", "visual_gain", "visual_gain/perception", "changed_blank")
+    lines = BenchmarkTask("mme", Task(kind="mme", files=".")).table(dict.fromkeys(names, figure))
+    assert [line[1] for line in lines] == [
+        "points", "-0.5 (-0.8-0.2)", "-50.0 (-75.0 to +25.0) %", "-0.5 (-0.8 to +0.2)", "-50.0 (-75.0-25.0) %",
     ]  # fmt: skip
 
 

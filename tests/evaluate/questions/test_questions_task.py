@@ -11,6 +11,7 @@ from lmmkit.api.model_info import ImageSpec
 from lmmkit.api.sample import Turn
 from lmmkit.errors import UserError
 from lmmkit.evaluate.questions.questions_task import QuestionsTask, baseline_of
+from lmmkit.evaluate.task import Figure
 from lmmkit.recipe import Task
 from tests.support.scene_questions import samples
 from tests.support.toy_benchmark import answering_with
@@ -136,3 +137,16 @@ def _task(recipe, name):
     from lmmkit.evaluate.kinds import tasks_of
 
     return tasks_of(recipe)[name]
+
+
+def test_the_figures_of_the_probe_are_remarks():
+    gain = Figure(value=0.125, low=-0.05, high=0.3, n=8)
+    figures = {
+        "accuracy": gain, "visual_gain": gain, "leakage": gain, "changed_blank": Figure(value=0.5, n=8),
+        "image_attention": Figure(value=0.2, chance=0.1, n=8),
+    }  # fmt: skip
+    assert QuestionsTask("answers", Task(data="x")).remarks(figures) == [
+        "visual_gain +12.5 (-5.0 to +30.0)", "leakage +12.5 (-5.0 to +30.0)",
+        "changed_blank 50.0; image_attention 20.0, chance 10.0",
+    ]  # fmt: skip
+    assert QuestionsTask("answers", Task(data="x")).remarks({"accuracy": gain}) == []

@@ -17,7 +17,7 @@ class Mistake(Loss):
         return (AttnMass(q=Select(supervised=True)),)
 
     def value(self, ctx):
-        return torch.tensor(float(ctx[self.needs[0]].sum()), requires_grad=True)
+        return torch.tensor(ctx[self.needs[0]].sum().item(), requires_grad=True)
 
 
 @hookimpl
