@@ -124,9 +124,9 @@ def _require_stage(recipe: Recipe, stage: str | None) -> None:
         raise UserError(PLUGINS_NO_STAGE.at("--stage", got=f"`{stage}`", suggestion=suggestion))
 
 
-@app.command()
+@app.command("cost")
 @reporting
-def cost(
+def cost_(
     recipe: RecipePath,
     root: Root = None,
     changes: Set = None,
