@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -11,10 +12,20 @@ from torch import Tensor, nn
 
 from lmmkit import plugin_calls
 from lmmkit.api.batch import Batch, HeadPairs, RowGather
-from lmmkit.api.components import EVALUATION, Ctx, Moment, StepTerm, Term
+from lmmkit.api.components import EVALUATION, Ctx, Moment, RowLoss, StepTerm, Term
 from lmmkit.api.model_info import Dims
-from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Layer, LogProb, LogSumExp, Need, VisionAt
-from lmmkit.model.cross_entropy import linear_cross_entropy, log_probs
+from lmmkit.api.needs import (
+    AttnMass,
+    HiddenAt,
+    HiddenMean,
+    Layer,
+    LogitsAt,
+    LogProb,
+    LogSumExp,
+    Need,
+    VisionAt,
+)
+from lmmkit.model.cross_entropy import linear_cross_entropy, log_probs, row_losses
 from lmmkit.model.reference import Reference
 from lmmkit.model.step_terms import StepShare
 from lmmkit.model.vlm import LMM, ModelOutput
@@ -83,7 +94,7 @@ class Objective(nn.Module):
             if isinstance(term, StepTerm) and term.name in shares:
                 sums[term.name] = shares[term.name].sum(term, ctxs[term.name])
             elif batch.count[term.name] and not isinstance(term, StepTerm):
-                sums[term.name] = plugin_calls.value(term, ctxs[term.name])
+                sums[term.name] = self._value(term, ctxs[term.name])
             else:
                 sums[term.name] = losses_S.new_zeros(())
         return Outcome(sums, ctxs, _by_source(losses_S.detach(), batch))
@@ -129,6 +140,14 @@ class Objective(nn.Module):
         }
         return Ctx(term.name, batch, taps, self.module_of(term), *now, self.dims, self.seed)
 
+    def _value(self, term: Term, ctx: Ctx) -> Tensor:
+        if not isinstance(term, RowLoss):
+            return plugin_calls.value(term, ctx)
+        (need,) = plugin_calls.needs(term)
+        head_VD, rows = self.lmm.decoder.head.weight, partial(plugin_calls.losses_of_rows, term)
+        with self.computing(ctx[need].device):
+            return row_losses(ctx[need], head_VD, ctx.targets(need), rows).sum()
+
     def module_of(self, term: Term) -> nn.Module | None:
         """Returns the module of a term's instance, None if it has none."""
         return self.plugins[term.name] if term.name in self.plugins else None  # noqa: SIM401 (no `get`)
@@ -163,6 +182,8 @@ def tap(need: Need, batch: Batch, out: ModelOutput) -> Tensor:
     match need:
         case HiddenAt(layer=layer):
             return _states(layer, pick.row_Q, batch, out)
+        case LogitsAt():
+            return out.at(pick.row_Q)
         case HiddenMean(layer=layer):
             return _mean_by_view(_states(layer, pick.row_Q, batch, out), pick)
         case VisionAt(stage=stage, detach=detach):

@@ -21,9 +21,9 @@ from lmmkit.recipe.schema import HIDDEN
 from lmmkit.registry import Hooks
 
 ROOT = Path(__file__).resolve().parent.parent
-RECIPES, PLUGINS, ARCHITECTURE = (
+RECIPES, PLUGINS, FORKS, ARCHITECTURE = (
     (ROOT / name).read_text(encoding="utf-8")
-    for name in ("docs/recipes.md", "docs/plugins.md", "ARCHITECTURE.md")
+    for name in ("docs/recipes.md", "docs/plugins.md", "docs/forks.md", "ARCHITECTURE.md")
 )
 DERIVED = (
     "model.vision.mlp",
@@ -124,6 +124,24 @@ def test_every_refusal_of_door_and_plan_is_in_docs_plugins():
     assert len(codes) > 20
     documented = set(re.findall(r"`((?:plan|plugin)/[a-z-]+)`", PLUGINS))
     assert codes == documented
+
+
+def test_docs_forks_has_the_lines_and_papers_of_each_file_of_the_zoo():
+    zoo = {path.name: path.read_text() for path in (ROOT / "plugins" / "lmmkit_zoo").glob("[!_]*.py")}
+    table = re.findall(r"^\| `(\w+\.py)` \| [^|]+ \| ([^|]+) \| (\d+) \| [^|]+ \|$", FORKS, re.MULTILINE)
+    assert [name for name, _, _ in table] == list(dict.fromkeys(name for name, _, _ in table))
+    assert {name: int(lines) for name, _, lines in table} == {
+        name: len(text.splitlines()) for name, text in zoo.items()
+    }
+    for name, papers, _ in table:
+        ids = re.findall(r"\d{4}\.\d{5}", papers)
+        assert ids and all(f"arXiv {each}" in zoo[name] for each in ids), name
+
+
+def test_the_code_of_docs_forks_is_that_of_the_file_it_names():
+    blocks = re.findall(r"^```python\n(.*?)^```", FORKS, re.MULTILINE | re.DOTALL)
+    assert blocks
+    assert all(block in (ROOT / "plugins/lmmkit_zoo/viral.py").read_text() for block in blocks)
 
 
 def test_files_named_in_architecture_exist():

@@ -240,7 +240,7 @@ def test_the_paper_s_parts_are_at_most_two_hundred_lines():
 
 PUBLIC = """
     AttnMass AuxTask Batch Ctx Dims ExtraView HiddenAt HiddenMean Image ImageReducer ImageSpec Insert LearnedTokens
-    LogProb LogSumExp Loss Metric Puzzle Ragged Sample Select StepTerm TokenStrategy Turn View VisionAt hookimpl
+    LogProb LogSumExp Loss Metric Puzzle Ragged RowLoss Sample Select StepTerm TokenStrategy Turn View VisionAt hookimpl
 """
 
 

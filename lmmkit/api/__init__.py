@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         LearnedTokens,
         Loss,
         Metric,
+        RowLoss,
         StepTerm,
         TokenStrategy,
     )
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AttnMass", "AuxTask", "Batch", "Ctx", "Dims", "ExtraView", "HiddenAt", "HiddenMean", "Image", "ImageReducer",
-    "ImageSpec", "Insert", "LearnedTokens", "LogProb", "LogSumExp", "Loss", "Metric", "Puzzle", "Ragged", "Sample",
-    "Select", "StepTerm", "TokenStrategy", "Turn", "View", "VisionAt", "hookimpl",
+    "ImageSpec", "Insert", "LearnedTokens", "LogProb", "LogSumExp", "Loss", "Metric", "Puzzle", "Ragged", "RowLoss",
+    "Sample",    "Select", "StepTerm", "TokenStrategy", "Turn", "View", "VisionAt", "hookimpl",
 ]  # fmt: skip
 
 _FILES = {
@@ -48,6 +49,7 @@ _FILES = {
         "LearnedTokens",
         "Loss",
         "Metric",
+        "RowLoss",
         "StepTerm",
         "TokenStrategy",
         "hookimpl",

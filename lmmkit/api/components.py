@@ -22,7 +22,7 @@ from lmmkit.api import pairing
 from lmmkit.api.batch import Batch, Ragged
 from lmmkit.api.layout import Insert
 from lmmkit.api.model_info import Dims
-from lmmkit.api.needs import LogProb, LogSumExp, Need
+from lmmkit.api.needs import LogitsAt, LogProb, LogSumExp, Need, Select
 from lmmkit.api.pairing import Reduce
 from lmmkit.api.plugin_files import empty_instance, source_file
 from lmmkit.api.puzzle import Puzzle
@@ -87,7 +87,7 @@ class Ctx:
         key = hashlib.blake2b(repr((self.seed, self.name, self.step, first)).encode(), digest_size=7)
         return torch.Generator().manual_seed(int.from_bytes(key.digest(), "big"))
 
-    def targets(self, need: LogProb | LogSumExp) -> Tensor:
+    def targets(self, need: LogProb | LogSumExp | LogitsAt) -> Tensor:
         """Returns the tokens whose log-probability `need` is, or whose rows' log-sum-exp: [Q]."""
         self[need]
         found = self.batch.gathers[need].target_Q
@@ -286,6 +286,26 @@ class Loss(Term):
         """Returns what the term knows of a sample, by key: numbers, or arrays of numbers. `ctx.label` has a row
         for each view of the micro-batch: that of its sample."""
         return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowLoss(Term):
+    """Computes a term from all logits of each row that predicts a token which `at` selects, a chunk of rows at a
+    time. An item is such a row."""
+
+    at: ClassVar[Select] = Select()
+
+    @property
+    def needs(self) -> tuple[LogitsAt]:
+        """Returns the rows of `at`."""
+        return (LogitsAt(self.at),)
+
+    def rows(self, logits_CV: Tensor, target_C: Tensor) -> Tensor:
+        """Returns the loss of each of these rows, [C] in float32, from its logits and its target.
+
+        It is called twice for each chunk, the second time in the backward pass. No row may depend on another one.
+        """
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,9 +27,8 @@ from lmmkit.api.needs import (
     AttnMass,
     HiddenAt,
     HiddenMean,
-    LogProb,
-    LogSumExp,
     Need,
+    OfTargets,
     Select,
     VisionAt,
     reads_images,
@@ -187,7 +186,7 @@ def _need(
     if select.token_name is not None and select.token_name not in provided:
         got = f"`{term.name}` reads token `{select.token_name}`, which no plugin provides"
         problems.append(UNPROVIDED_TOKEN.at(where, got=got))
-    if isinstance(need, LogProb | LogSumExp) and not _targets(need.at):
+    if isinstance(need, OfTargets) and not _targets(need.at):
         problems.append(NO_TARGET.at(where, got=f"`{term.name}` reads {need.at}"))
     if isinstance(need, AttnMass) and need.layers != "all":
         outside = [layer for layer in need.layers if not 0 <= layer < dims.layers]

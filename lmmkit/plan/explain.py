@@ -19,6 +19,7 @@ from lmmkit.api.needs import (
     HiddenAt,
     HiddenMean,
     Layer,
+    LogitsAt,
     LogProb,
     LogSumExp,
     Need,
@@ -90,6 +91,8 @@ def need_text(need: Need) -> str:
             return f"log-probability, by the {model}, of {select_text(selector(need))}"
         case LogSumExp():
             return f"log-sum-exp of the logits before {select_text(selector(need))}"
+        case LogitsAt():
+            return f"logits, in chunks, before {select_text(selector(need))}"
         case HiddenAt(at=select, layer=layer):
             return f"hidden state{_layer_text(layer)} at {select_text(select)}"
         case HiddenMean(over=select, layer=layer):

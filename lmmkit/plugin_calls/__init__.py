@@ -23,13 +23,14 @@ from lmmkit.api.components import (
     Loss,
     Metric,
     OtherSamples,
+    RowLoss,
     StepTerm,
     Term,
     TokenStrategy,
     ViewMaker,
 )
 from lmmkit.api.layout import Insert, InsertAt
-from lmmkit.api.needs import Need
+from lmmkit.api.needs import LogitsAt, Need, Select
 from lmmkit.api.puzzle import Puzzle
 from lmmkit.api.sample import Image, ImageEdit, Label, Role, Sample, Turn, View
 from lmmkit.errors import UserError
@@ -220,6 +221,9 @@ def needs(term: Term) -> tuple[Need, ...]:
         raise returned(term.name, "needs", term, shown(found), "a tuple of needs, such as (HiddenAt(...),)")
     with calling(term.name, "needs", term):
         hash(found)
+    if isinstance(term, RowLoss) and not (isinstance(term.at, Select) and found == (LogitsAt(term.at),)):
+        expected = "nothing else than the rows of `at`, a `Select`: leave `needs` out"
+        raise returned(term.name, "needs", term, shown(found), expected)
     return found
 
 
@@ -238,6 +242,16 @@ def value(term: Term, ctx: Ctx) -> Tensor:
         found = term.value(ctx)
     if not isinstance(found, Tensor) or found.ndim or found.dtype not in (torch.float32, torch.float64):
         raise returned(term.name, "value", term, shown(found), "a float32 scalar, the SUM over the items")
+    return found
+
+
+def losses_of_rows(term: RowLoss, logits_CV: Tensor, target_C: Tensor) -> Tensor:
+    """Returns the loss of each row of a chunk, [C]."""
+    with calling(term.name, "rows", term):
+        found = term.rows(logits_CV, target_C)
+    fits = isinstance(found, Tensor) and found.dtype in (torch.float32, torch.float64)
+    if not fits or found.shape != target_C.shape:
+        raise returned(term.name, "rows", term, shown(found), f"{len(target_C)} losses in float32, one a row")
     return found
 
 

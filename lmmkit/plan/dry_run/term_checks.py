@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lmmkit import plugin_calls
 from lmmkit.api.batch import Batch, Ragged
-from lmmkit.api.components import Ctx, Moment, StepTerm, Term
+from lmmkit.api.components import Ctx, Moment, RowLoss, StepTerm, Term
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import Need
 from lmmkit.api.sample import Image, ImageFit
@@ -115,13 +115,21 @@ def _sum(term: Term, ctx: Ctx) -> Tensor:
     """Returns what adds up over micro-batches: the value; for a term over a step, a function of each item."""
     if isinstance(term, StepTerm):
         return plugin_calls.embed(term, ctx).sin().sum()
-    return plugin_calls.value(term, ctx)
+    return _value(term, ctx)
 
 
 def _whole_value(term: Term, ctx: Ctx) -> Tensor:
     """Returns the value of a term in a step of one micro-batch."""
     if isinstance(term, StepTerm):
         return plugin_calls.step_value(term, plugin_calls.embed(term, ctx), ctx.module)
+    return _value(term, ctx)
+
+
+def _value(term: Term, ctx: Ctx) -> Tensor:
+    if isinstance(term, RowLoss):
+        (need,) = plugin_calls.needs(term)
+        logits_QV = ctx[need]  # of few tokens, if the vocabulary is large
+        return plugin_calls.losses_of_rows(term, logits_QV, ctx.targets(need) % logits_QV.shape[1]).sum()
     return plugin_calls.value(term, ctx)
 
 
