@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import lmmkit.api
-from lmmkit.api import components, needs
+from lmmkit.api import components, layout, needs
 from lmmkit.errors import all_codes
 from lmmkit.recipe import Recipe
 from lmmkit.recipe.error_messages import keys_of
@@ -117,6 +117,26 @@ def test_every_name_of_the_door_is_in_docs_plugins():
         names |= {name for name in vars(kind) if not name.startswith("_") and name != "name"}
     missing = [name for name in sorted(names) if not re.search(rf"\b{name}\b", PLUGINS)]
     assert not missing
+
+
+def section(title: str) -> str:
+    """Returns the text of a section of docs/plugins.md."""
+    return PLUGINS.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
+def test_every_kind_need_and_place_has_a_row_in_docs_plugins():
+    """Reads the first column of the tables. A kind is a component class of `lmmkit.api`."""
+    first = r"^\| (`[^|]+`) \|"
+    named = {
+        title: set(re.findall(r"`(\w+)", " ".join(re.findall(first, section(title), re.MULTILINE))))
+        for title in ("Kinds", "Needs", "Places of learned tokens")
+    }
+    public = {name: getattr(lmmkit.api, name) for name in lmmkit.api.__all__ if name != "hookimpl"}
+    kinds = {name for name, cls in public.items() if issubclass(cls, components.Component)}
+    assert named["Kinds"] == kinds and len(kinds) > 5
+    of_select = {field.name for field in fields(needs.Select)}
+    assert named["Needs"] == ({cls.__name__ for cls in get_args(needs.Need)} & set(public)) | of_select
+    assert named["Places of learned tokens"] == set(get_args(layout.InsertAt)) | {"Insert"}  # the head
 
 
 def test_every_refusal_of_door_and_plan_is_in_docs_plugins():
