@@ -6,6 +6,7 @@ import re
 import runpy
 import sys
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,30 @@ def test_the_test_in_the_docs_passes_on_the_plugin_in_readme(tmp_path, monkeypat
     passed = [call() for name, call in found.items() if name.startswith("test_")]
     assert passed == [None, None]
     sys.modules.pop("my_loss")
+
+
+PAGE = (Path(__file__).parent.parent / "docs" / "plugins.md").read_text(encoding="utf-8")
+IDEAS = re.findall(
+    r"^### (.*?)\n.*?^```python\n(.*?)^```",
+    PAGE.partition("\n## Five ideas\n")[2].partition("\n## ")[0],
+    re.MULTILINE | re.DOTALL,
+)
+
+
+def test_docs_plugins_has_an_idea_of_five_kinds():
+    starts = ("A loss: ", "A task: ", "A token: ", "A preference pair: ", "A reducer: ")
+    assert len(IDEAS) == 5 and all(t.startswith(s) for (t, _), s in zip(IDEAS, starts, strict=True))
+
+
+@pytest.mark.parametrize("code", [code for _, code in IDEAS], ids=[title for title, _ in IDEAS])
+def test_an_idea_of_docs_plugins_has_no_problem(code, tmp_path, monkeypatch):
+    (tmp_path / "idea_of_the_docs.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        offered = import_module("idea_of_the_docs").lmmkit_components()
+        assert dry_run(*(cls(name=name) for name, cls in offered.items())) == []
+    finally:
+        sys.modules.pop("idea_of_the_docs", None)
 
 
 def test_views_are_made_in_a_second_process_on_request():

@@ -208,4 +208,4 @@ def test_what_weights_rows_is_written_only_where_it_is_given():
         "weight": 1.0, "watch": False, "by": ["order"],
     }  # fmt: skip
     assert "by" not in dump(plain) and digest(recipe) != digest(plain)
-    assert read_text(dump(recipe)) == replace(recipe, root=read_text(dump(recipe)).root)
+    assert read_text(dump(recipe)) == recipe
