@@ -14,7 +14,17 @@ from lmmkit import plugin_calls
 from lmmkit.api.batch import Batch, HeadPairs, RowGather
 from lmmkit.api.components import EVALUATION, Ctx, Moment, Reader, RowLoss, StepTerm, Term, TokenWeight
 from lmmkit.api.model_info import Dims
-from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Layer, LogitsAt, LogSumExp, Need, VisionAt
+from lmmkit.api.needs import (
+    AttnMass,
+    HiddenAt,
+    HiddenMean,
+    Layer,
+    LogitsAt,
+    LogProb,
+    LogSumExp,
+    Need,
+    VisionAt,
+)
 from lmmkit.model.cross_entropy import linear_cross_entropy, log_probs, row_losses
 from lmmkit.model.reference import Reference
 from lmmkit.model.step_terms import StepShare
@@ -84,7 +94,7 @@ class Objective(nn.Module):
         sums["next_token"] = sums["next_token"] + self._zero_graph_anchor(batch, out)
         ctxs = {term.name: self._ctx(term, batch, out, scored, now) for term in self.terms}
         for term in (term for term in self.terms if term.name not in sums):
-            if term.name in shares:
+            if isinstance(term, StepTerm) and term.name in shares:
                 sums[term.name] = shares[term.name].sum(term, ctxs[term.name])
             elif batch.count[term.name] and not isinstance(term, StepTerm):
                 sums[term.name] = self._value(term, ctxs[term.name])
@@ -198,6 +208,8 @@ def tap(need: Need, batch: Batch, out: ModelOutput) -> Tensor:
                 batch.attention.row_R.to(pick.row_Q.device, non_blocking=True), pick.row_Q
             )
             return mass_LR.mean(0)[place_Q]  # float32 or wider
+        case LogProb() | LogSumExp():
+            raise AssertionError("the head gives them, with the losses")
 
 
 def _states(layer: Layer, row_Q: Tensor, batch: Batch, out: ModelOutput) -> Tensor:

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "lmmkit"
 FLOORS: dict[str, str] = {
     "lmmkit": """
         errors majority progress attention api plugin_calls runs scenes recipe registry data model weights plan testing objective build
-        optimizers cost_estimate attention_benchmark inference import_export verify_export evaluate training report
+        optimizers cost_estimate attention_benchmark inference import_export verify_export evaluate training plugin_costs report
         commands
         cli __main__
     """,

@@ -133,11 +133,12 @@ def trace_samples(prepared: Prepared, stage: str, count: int) -> Iterable[str]:
         if not members:
             continue
         for view, layout in members:
-            given = view.labels | {
+            of_sample = {
                 f"{name}/{key}": value
                 for name, each in view.sample_labels.items()
                 for key, value in each.items()
             }
+            given = {**view.labels, **of_sample}
             labels = "".join(f"  {key}={label_text(value)}" for key, value in given.items())
             role = f" ({view.role})" if view.role else ""
             read = "  read only" if view.supervision == "read" else ""

@@ -172,7 +172,9 @@ def prepare_bare(
         UserError: in the cases of `prepare`, and for `inference_plugins` without settings.
     """
     connector = recipe.model.connector
-    reduce = [connector.reduce] if connector and connector.reduce in recipe.plugins else []
+    reduce = (
+        [connector.reduce] if connector and connector.reduce and connector.reduce in recipe.plugins else []
+    )
     inference_plugins = list(dict.fromkeys([*inference_plugins, *reduce]))
     if missing := [name for name in inference_plugins if name not in recipe.plugins]:
         raise UserError(

@@ -63,7 +63,7 @@ class TermSubject:
         batch, _ = packer.pack(samples, read_images(samples, self._pixels))
         if self.term.name in batch.count or not isinstance(self.term, Term):  # a next-token term; no term
             return batch
-        return replace(batch, count=batch.count | {self.term.name: plugin_calls.count(self.term, batch)})
+        return replace(batch, count={**batch.count, self.term.name: plugin_calls.count(self.term, batch)})
 
     def _pixels(self, image: Image, fit: ImageFit) -> Tensor:
         """Returns drawn pixels for an image file."""
