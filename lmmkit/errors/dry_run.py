@@ -62,6 +62,11 @@ UNINITIALISED = Code(
     expected="`reset_parameters` in every module with parameters or buffers, which fills all of them",
     hint="Fill it in `reset_parameters`, from torch's generator: modules are built without memory.",
 )
+WEIGHTS = Code(
+    "plugin/weights", cause="A plugin gives rows of the next-token loss a weight that is negative or not finite.",
+    expected="a finite weight of 0 or more for each row",
+    hint="Limit the weights in `weigh`, with `clamp` for example.",
+)
 UNREGISTERED = Code(
     "plugin/unregistered", cause="A module of a plugin has tensors or layers that torch does not find.",
     expected="parameters, buffers and submodules",

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from lmmkit import plugin_calls
-from lmmkit.api.components import AuxTask, Component, StepTerm, Term, TokenStrategy, ViewMaker
+from lmmkit.api.components import AuxTask, Component, Reader, StepTerm, TokenStrategy, ViewMaker
 from lmmkit.api.layout import Layout, Span
 from lmmkit.api.needs import (
     AttnMass,
@@ -53,6 +53,8 @@ def stage_text(prepared: Prepared, plan: StagePlan) -> str:
         beside = "" if chance is None else f"  chance {chance:.4g}"
         twice = "  over the step, in two passes" if name in over_step else ""
         lines.append(f"  term {name}  weight {weight_text(weight)}{beside}{twice}")
+    for weigher in plan.weighers:
+        lines.append(f"  weights {weigher.name}  of the rows of next_token")
     for task in plan.makers:
         text = "  trains on its text" if isinstance(task, AuxTask) and task.text_loss else ""
         more = "" if task.others == "none" else "  from other samples too"
@@ -64,7 +66,7 @@ def stage_text(prepared: Prepared, plan: StagePlan) -> str:
         rows = f"{prepared.image_rows} rows from {prepared.dims.image.tokens} tokens"
         lines.append(f"  image {rows} by {plan.reducer.name}")
     for need in plan.needs:
-        askers = [term.name for term in plan.terms if need in plugin_calls.needs(term)]
+        askers = [reader.name for reader in plan.readers if need in plugin_calls.needs(reader)]
         lines.append(f"  need {need_text(need)}  for {', '.join(askers)}")
     if plan.reference:
         lines.append(f"  reference {plan.reference}")
@@ -204,7 +206,7 @@ def _behaviour(name: str, cls: type[Component]) -> list[str]:
         lines.append(f"provides tokens: {', '.join(plugin_calls.provides(component))}")
     if isinstance(component, ViewMaker):
         lines.append(f"makes views: {', '.join(role or name for role in component.roles)}")
-    if isinstance(component, Term):
+    if isinstance(component, Reader):
         needs = plugin_calls.needs(component)
         lines += (
             ["reads, with the default settings:", *(f"  {need_text(need)}" for need in needs)]

@@ -68,7 +68,7 @@ class Prepared:
             tokenizer=self.tokenizer, rows_of=FixedRows(self.image_rows),
             context=self.recipe.model.text.context, too_long=section.batch.too_long,
             after_eos=self.recipe.model.chat.after_eos, seed=self.recipe.seed,
-            tasks=plan.makers, edits=plan.strategies, needs=plan.needs, losses=plan.losses, dims=self.dims,
+            tasks=plan.makers, edits=plan.strategies, needs=plan.needs, losses=plan.labelling, dims=self.dims,
         )  # fmt: skip
 
     def packer(self, stage: str) -> Packer:
