@@ -224,6 +224,7 @@ def without(prepared: Prepared, stage: str, name: str) -> Prepared:
     stages = {**recipe.stages, stage: replace(section, losses=losses, tokens=tokens)}
     recipe = replace(recipe, stages=stages)
     plans = compile_plan(recipe, prepared.instances, prepared.dims, prepared.tokenizer)
+    plans = {**plans, stage: plans[stage].without_weights(off)}
     return replace(prepared, recipe=recipe, plans=plans)
 
 
@@ -236,7 +237,7 @@ def readers(prepared: Prepared, stage: str, name: str) -> set[str]:
             token for each in made if isinstance(each, TokenStrategy) for token in plugin_calls.provides(each)
         }
         more = set()
-        for term in prepared.plans[stage].terms:
+        for term in prepared.plans[stage].readers:
             needs = plugin_calls.needs(term)
             selects = [*map(selector, needs), *(need.k for need in needs if isinstance(need, AttnMass))]
             if any(select.view in off or select.token_name in tokens for select in selects):

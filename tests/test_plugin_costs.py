@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from lmmkit.plan.prepare import prepare
 from lmmkit.plugin_costs import Copy, SavedBytes, plugin_costs, quartiles, readers, without
-from tests.conftest import DIRECT, MODEL
+from tests.conftest import DIRECT, MODEL, PLAIN
 from tests.training.test_reference import TEXT, WHOLE
 
 CPU = torch.device("cpu")
@@ -71,6 +73,23 @@ def test_terms_that_read_the_views_of_a_term_are_left_out_with_it(tiny, tmp_path
     prepared = prepare(tiny(text=text), trust_files=True)
     assert readers(prepared, "pretrain", "text_order") == {"text_order", "reads"}
     assert readers(prepared, "pretrain", "reads") == {"reads"}
+
+
+def test_weights_of_rows_are_left_out_with_the_views_that_they_read(tiny):
+    zoo = Path(__file__).resolve().parents[1] / "plugins" / "lmmkit_zoo"
+    files = {"focal": "focal", "blind": "cal", "cal": "cal"}
+    uses = "".join(f"  {name}: {{use: '{zoo / file}.py'}}\n" for name, file in files.items())
+    text = PLAIN.replace("stages:", f"plugins:\n{uses}stages:", 1)
+    text = text.replace("{next_token: 1.0}", "{next_token: {weight: 1.0, by: [focal, cal]}}")
+    prepared = prepare(tiny(text=text), trust_files=True)
+    for name, left in (("focal", {"blind", "cal"}), ("cal", {"focal"}), ("blind", {"focal"})):
+        plan = without(prepared, "finetune", name).plans["finetune"]
+        assert plan.active == left and len(plan.needs) == (2 if "cal" in left else 1), name
+    both = plugin_costs(prepared, "finetune", 1, torch.device("cpu"))
+    assert {cost.name: cost.off_with for cost in both.plugins} == {
+        "blind": ("cal",), "cal": ("blind",), "focal": (),
+    }  # fmt: skip
+    assert {cost.name: cost.rows > 0 for cost in both.plugins} == {"blind": True, "cal": True, "focal": False}
 
 
 def test_the_rows_and_parameters_are_those_of_the_plans(tiny):

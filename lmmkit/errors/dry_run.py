@@ -35,7 +35,9 @@ NO_ITEMS = Code(
 )
 NO_VIEWS = Code(
     "plugin/no-views", cause="A task makes no view of the first samples of a stage.",
-    expected="at least one view", hint="Correct `views` of the plugin, or use the task in another stage.",
+    expected="at least one view",
+    hint="Correct `views` of the plugin, or use the task in another stage. If it reads keys of your records, "
+    "test it with a recipe: lmmkit plugins test RECIPE.",
 )
 NOT_ADDITIVE = Code(
     "plugin/not-additive",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from lmmkit import plugin_calls
@@ -19,7 +19,7 @@ from lmmkit.api.components import (
     ViewMaker,
 )
 from lmmkit.api.model_info import Dims
-from lmmkit.api.needs import Need, reads_reference
+from lmmkit.api.needs import Need, reads_reference, selector
 from lmmkit.recipe import Weight
 
 START = "start"  # the reference that has the weights with which the stage begins
@@ -56,6 +56,20 @@ class StagePlan:
             weighers=tuple(weigher for weigher in self.weighers if weigher in kept),
             weights={name: weight for name, weight in self.weights.items() if name not in lost},
             off={**self.off, **dict.fromkeys(lost, "its reference is not in the model folder")},
+        )  # fmt: skip
+
+    def without_weights(self, names: Collection[str]) -> StagePlan:
+        """Returns the plan without what these instances weight, and without what only they read."""
+        weighers = tuple(weigher for weigher in self.weighers if weigher.name not in names)
+        if len(weighers) == len(self.weighers):
+            return self
+        readers = (*self.terms, *weighers)
+        needs = tuple(dict.fromkeys(need for reader in readers for need in plugin_calls.needs(reader)))
+        read = {selector(need).view for need in needs}
+        return replace(
+            self, weighers=weighers, needs=needs,
+            extra_views=tuple(view for view in self.extra_views if view.name in read),
+            strategies=tuple((s, views) for s, views in self.strategies if s.name not in names),
         )  # fmt: skip
 
     @property

@@ -134,9 +134,12 @@ def _wrong_view(view: object) -> tuple[str, str] | None:
     sample = view.sample
     if not isinstance(sample, Sample):
         return f"a view with {shown(sample)} as sample", "a `Sample`"
+    for field in ("turns", "images"):
+        if not isinstance(found := getattr(sample, field), tuple | list):
+            return f"a view with {shown(found)} as `{field}` of its sample", "a tuple"
     for turn in sample.turns:
-        if not isinstance(turn, Turn) or turn.role not in get_args(Role):
-            return f"a view with the turn {turn!r:.80}", f"a `Turn` of role {' or '.join(get_args(Role))}"
+        if wrong := _wrong_turn(turn):
+            return wrong
     if bad := next((image for image in sample.images if not isinstance(image, Image)), None):
         return f"a view with {shown(bad)} as image", "an `Image`"
     counted = sum(turn.images for turn in sample.turns)
@@ -147,6 +150,18 @@ def _wrong_view(view: object) -> tuple[str, str] | None:
         )
     if not isinstance(view.labels, Mapping):
         return f"a view with {shown(view.labels)} as labels", "a mapping from keys to numbers or arrays"
+    return None
+
+
+def _wrong_turn(turn: object) -> tuple[str, str] | None:
+    """Returns (got, expected) if an object is no valid turn."""
+    if not isinstance(turn, Turn) or turn.role not in get_args(Role):
+        return f"a view with the turn {turn!r:.80}", f"a `Turn` of role {' or '.join(get_args(Role))}"
+    if not isinstance(turn.text, str):
+        return f"a view with {shown(turn.text)} as `Turn.text`", "a text"
+    if type(turn.images) is not int or turn.images < 0:
+        expected = "the NUMBER of images of the turn; the images are in `Sample.images`"
+        return f"a view with {shown(turn.images)} as `Turn.images`", expected
     return None
 
 
