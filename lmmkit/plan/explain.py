@@ -112,10 +112,13 @@ def _layer_text(layer: Layer) -> str:
 def select_text(select: Select) -> str:
     """Returns a selector as one phrase."""
     names = [f.name for f in dataclasses.fields(select) if f.name not in ("view", "view_role", "shift")]
-    facts = [f"{name} {getattr(select, name)}" for name in names if getattr(select, name) is not None]
-    before = "rows before " if select.shift else ""
+    names = [name for name in names if name != "supervised" and getattr(select, name) is not None]
+    facts = ", ".join(f"{name.replace('_', ' ')} {getattr(select, name)}" for name in names)
+    rows = {None: "rows", True: "supervised rows", False: "rows that are not supervised"}[select.supervised]
+    rows = rows if facts or select.supervised is not None else "all rows"
+    before = "the rows before " if select.shift else ""
     role = "" if select.view_role is None else f" ({select.view_role})"
-    return f"{before}{' '.join(facts) or 'all rows'} of {select.view}{role}"
+    return f"{before}{rows}{f' ({facts})' * bool(facts)} of view {select.view}{role}"
 
 
 def trace_samples(prepared: Prepared, stage: str, count: int) -> Iterable[str]:
