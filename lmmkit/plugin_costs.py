@@ -152,13 +152,14 @@ class Copy:
         self.seconds.append(time.perf_counter() - start)
 
     def measured_bytes(self) -> int:
-        """Returns the most bytes that a micro-batch of the first step needs beside the weights and the optimizer."""
+        """Returns the most bytes that a micro-batch of the steps needs beside the weights and the optimizer."""
         self.optimizer.zero_grad(set_to_none=True)
         if self.device.type != "cuda":
-            return max(self._saved_bytes((batch,)) for batch in self.steps[0])
+            return max(self._saved_bytes((batch,)) for step in self.steps for batch in step)
         torch.cuda.reset_peak_memory_stats(self.device)
         before = torch.cuda.memory_allocated(self.device)
-        self.run(self.steps[0])
+        for step in self.steps:
+            self.run(step)
         return torch.cuda.max_memory_allocated(self.device) - before
 
     def _saved_bytes(self, step: Step) -> int:
