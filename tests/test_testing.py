@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -112,6 +113,23 @@ def test_an_idea_of_docs_plugins_has_no_problem(code, tmp_path, monkeypatch):
         assert dry_run(*(cls(name=name) for name, cls in offered.items())) == []
     finally:
         sys.modules.pop("idea_of_the_docs", None)
+
+
+def test_the_reducer_and_the_box_of_docs_plugins_count_patches_as_images_do(tmp_path):
+    loss, *_, reducer = (code for _, code in IDEAS)
+    found = {}
+    for name, code in (("box", loss), ("pool", reducer)):
+        (tmp_path / f"{name}.py").write_text(code)
+        found |= runpy.run_path(str(tmp_path / f"{name}.py"))["lmmkit_components"]()
+    pool, seen = found["pool"](name="pool", side=3), torch.randn(2, 36, 5)
+    want = torch.nn.functional.avg_pool2d(seen.movedim(-1, 1).view(2, 5, 6, 6), 3).flatten(2).movedim(1, -1)
+    assert torch.allclose(pool.reduce(seen, lambda x: x, None), want, atol=1e-6)
+    dims = SimpleNamespace(image=SimpleNamespace(grid=(6, 6), tokens=36))
+    assert pool.patches(dims)[1] == [3, 4, 5, 9, 10, 11, 15, 16, 17] and pool.tokens(dims) == 4
+    assert pool.check(dims) == "" != found["pool"](name="pool", side=4).check(dims)
+    sample = SimpleNamespace(meta={"box": (0.5, 0.0, 1.0, 0.3)})
+    inside = found["inside_box"](name="box").labels(sample, dims)["inside"].reshape(6, 6)
+    assert inside[:2, 3:].all() and inside.sum() == 6
 
 
 def test_views_are_made_in_a_second_process_on_request():

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         RowLoss,
         StepTerm,
         TokenStrategy,
+        TokenWeight,
     )
     from lmmkit.api.layout import Insert
     from lmmkit.api.model_info import Dims, ImageSpec
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
 __all__ = [
     "AttnMass", "AttnTo", "AuxTask", "Batch", "Ctx", "Dims", "ExtraView", "HiddenAt", "HiddenMean", "Image",
     "ImageReducer", "ImageSpec", "Insert", "LearnedTokens", "LogProb", "LogSumExp", "Loss", "Metric", "Puzzle",
-    "Ragged", "RowLoss", "Sample", "Select", "StepTerm", "TokenStrategy", "Turn", "View", "VisionAt",
-    "hookimpl",
+    "Ragged", "RowLoss", "Sample", "Select", "StepTerm", "TokenStrategy", "TokenWeight", "Turn", "View",
+    "VisionAt", "hookimpl",
 ]  # fmt: skip
 
 _FILES = {
@@ -53,6 +54,7 @@ _FILES = {
         "RowLoss",
         "StepTerm",
         "TokenStrategy",
+        "TokenWeight",
         "hookimpl",
     ),
     "layout": ("Insert",),

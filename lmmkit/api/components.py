@@ -190,13 +190,38 @@ class TokenStrategy(Component):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Term(Component):
-    """Adds a term to the objective: a sum over counted items, from declared needs."""
+class Reader(Component):
+    """Reads declared needs from the model."""
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        """Returns what `value` reads from the model."""
+        """Returns what it reads from the model."""
         return ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenWeight(Reader):
+    """Weights the rows of the next-token loss: `losses: {next_token: {weight: 1.0, by: [its instance]}}`.
+
+    The sum of the weighted losses is divided by the number of rows, so weights of 1 are the plain loss.
+    """
+
+    def labels(self, sample: Sample, dims: Dims) -> Mapping[str, Label]:
+        """Returns what it knows of a sample, by key, as a `Loss` does."""
+        return {}
+
+    def weigh(self, ctx: Ctx) -> Tensor:
+        """Returns the weight of each row of `next_token`, 0 or more, in float32, without a gradient: [S].
+
+        The rows are in the order of `ctx[LogProb(Select())]`, and as many as `ctx.batch.count["next_token"]`. It
+        is not called for a micro-batch without any. No weight may depend on another sample.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Term(Reader):
+    """Adds a term to the objective: a sum over counted items, from declared needs."""
 
     def count(self, batch: Batch) -> int:
         """Returns the number of items that the term averages over; called on the host, before the forward.

@@ -83,8 +83,7 @@ def _module_rows(strategy: TokenStrategy, dims: Dims) -> int | None:
 def token_names(recipe: Recipe, instances: Instances) -> list[Problem]:
     """Returns the problems of tokens: unread ones, and ones with two providers."""
     problems, owner = [], {}
-    terms = instances.terms.values()
-    needs = [need for term in terms for need in plugin_calls.needs(term)]
+    needs = [need for term in instances.readers for need in plugin_calls.needs(term)]
     read = {selector(need).token_name for need in needs}
     read |= {need.k.token_name for need in needs if isinstance(need, ATTENTION)}
     for name, strategy in strategies_of(instances).items():
