@@ -235,7 +235,7 @@ def set_stage(
 
     The LoRA updates of the previous stage are merged, and those of this stage are attached.
     """
-    objective.terms = plan.terms
+    objective.terms, objective.weighers = plan.terms, plan.weighers
     lora.merge(objective.lmm.decoder)
     objective.zero_grad(set_to_none=True)  # a part that becomes frozen must not keep a gradient
     objective.requires_grad_(False)

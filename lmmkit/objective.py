@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -11,10 +12,20 @@ from torch import Tensor, nn
 
 from lmmkit import plugin_calls
 from lmmkit.api.batch import Batch, HeadPairs, RowGather
-from lmmkit.api.components import EVALUATION, Ctx, Moment, StepTerm, Term
+from lmmkit.api.components import EVALUATION, Ctx, Moment, Reader, RowLoss, StepTerm, Term, TokenWeight
 from lmmkit.api.model_info import Dims
-from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Layer, LogSumExp, Need, VisionAt
-from lmmkit.model.cross_entropy import linear_cross_entropy, log_probs
+from lmmkit.api.needs import (
+    AttnMass,
+    HiddenAt,
+    HiddenMean,
+    Layer,
+    LogitsAt,
+    LogProb,
+    LogSumExp,
+    Need,
+    VisionAt,
+)
+from lmmkit.model.cross_entropy import linear_cross_entropy, log_probs, row_losses
 from lmmkit.model.reference import Reference
 from lmmkit.model.step_terms import StepShare
 from lmmkit.model.vlm import LMM, ModelOutput
@@ -50,6 +61,7 @@ class Objective(nn.Module):
         self.lmm, self.plugins, self.compute = lmm, plugins, compute
         self.dims, self.seed = dims, seed
         self.terms: tuple[Term, ...] = ()
+        self.weighers: tuple[TokenWeight, ...] = ()
         self.references: tuple[Reference, ...] = ()  # at most one; in a tuple it is no part of the module
         # parameters that a plugin itself has frozen, by name: no stage trains them
         self.always_frozen = frozenset(n for n, p in plugins.named_parameters() if not p.requires_grad)
@@ -75,15 +87,17 @@ class Objective(nn.Module):
                 logp_P, own = self._scored(batch.head, out)
                 scored |= own
                 losses_S = -logp_P[batch.head.pair_S]
+        if self.weighers and batch.count["next_token"]:
+            losses_S = losses_S * self._weights(batch, out, scored, now)
         by_term = losses_S.new_zeros(len(batch.text_terms)).index_add(0, batch.term_S, losses_S)
         sums = {name: sum_.clone() for name, sum_ in zip(batch.text_terms, by_term.unbind(), strict=True)}
         sums["next_token"] = sums["next_token"] + self._zero_graph_anchor(batch, out)
         ctxs = {term.name: self._ctx(term, batch, out, scored, now) for term in self.terms}
         for term in (term for term in self.terms if term.name not in sums):
-            if term.name in shares:
+            if isinstance(term, StepTerm) and term.name in shares:
                 sums[term.name] = shares[term.name].sum(term, ctxs[term.name])
             elif batch.count[term.name] and not isinstance(term, StepTerm):
-                sums[term.name] = plugin_calls.value(term, ctxs[term.name])
+                sums[term.name] = self._value(term, ctxs[term.name])
             else:
                 sums[term.name] = losses_S.new_zeros(())
         return Outcome(sums, ctxs, _by_source(losses_S.detach(), batch))
@@ -120,8 +134,18 @@ class Objective(nn.Module):
             for need, item_Q in head.item_Q.items()
         }
 
+    @torch.no_grad()
+    def _weights(self, batch: Batch, out: ModelOutput, scored: Mapping[Need, Tensor], now: Moment) -> Tensor:
+        """Returns the weight of each row of the text terms: 1 for those of tasks. A weight that is negative or not
+        finite is NaN, so that the step updates nothing."""
+        found = [plugin_calls.weigh(w, self._ctx(w, batch, out, scored, now)) for w in self.weighers]
+        sound = [torch.where((w >= 0) & w.isfinite(), w, torch.nan) for w in found]
+        weight_N = torch.stack(sound).prod(0)
+        row_N = batch.term_S.argsort(stable=True)[: len(weight_N)]  # next_token is text term 0
+        return weight_N.new_ones(len(batch.term_S)).index_copy(0, row_N, weight_N)
+
     def _ctx(
-        self, term: Term, batch: Batch, out: ModelOutput, scored: Mapping[Need, Tensor], now: Moment
+        self, term: Reader, batch: Batch, out: ModelOutput, scored: Mapping[Need, Tensor], now: Moment
     ) -> Ctx:
         taps = {
             need: scored[need] if need in scored else tap(need, batch, out)
@@ -129,7 +153,15 @@ class Objective(nn.Module):
         }
         return Ctx(term.name, batch, taps, self.module_of(term), *now, self.dims, self.seed)
 
-    def module_of(self, term: Term) -> nn.Module | None:
+    def _value(self, term: Term, ctx: Ctx) -> Tensor:
+        if not isinstance(term, RowLoss):
+            return plugin_calls.value(term, ctx)
+        (need,) = plugin_calls.needs(term)
+        head_VD, rows = self.lmm.decoder.head.weight, partial(plugin_calls.losses_of_rows, term)
+        with self.computing(ctx[need].device):
+            return row_losses(ctx[need], head_VD, ctx.targets(need), rows).sum()
+
+    def module_of(self, term: Reader) -> nn.Module | None:
         """Returns the module of a term's instance, None if it has none."""
         return self.plugins[term.name] if term.name in self.plugins else None  # noqa: SIM401 (no `get`)
 
@@ -163,6 +195,8 @@ def tap(need: Need, batch: Batch, out: ModelOutput) -> Tensor:
     match need:
         case HiddenAt(layer=layer):
             return _states(layer, pick.row_Q, batch, out)
+        case LogitsAt():
+            return out.at(pick.row_Q)
         case HiddenMean(layer=layer):
             return _mean_by_view(_states(layer, pick.row_Q, batch, out), pick)
         case VisionAt(stage=stage, detach=detach):
@@ -174,6 +208,8 @@ def tap(need: Need, batch: Batch, out: ModelOutput) -> Tensor:
                 batch.attention.row_R.to(pick.row_Q.device, non_blocking=True), pick.row_Q
             )
             return mass_LR.mean(0)[place_Q]  # float32 or wider
+        case LogProb() | LogSumExp():
+            raise AssertionError("the head gives them, with the losses")
 
 
 def _states(layer: Layer, row_Q: Tensor, batch: Batch, out: ModelOutput) -> Tensor:

@@ -99,7 +99,7 @@ def counted(title: str, items: Iterable[_T], total: int | None = None, unit: str
 
 
 @contextmanager
-def working_bytes(title: str, size: int) -> Iterator[Callable[[int], None]]:
+def working_bytes(title: str, size: int) -> Iterator[Callable[[float], None]]:
     """Shows the block as a task of `size` bytes. Yields a function to call with the bytes that are done."""
     with working(title, size / MB, "MB") as move:
         yield lambda done: move(done / MB)

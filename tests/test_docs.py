@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import lmmkit.api
-from lmmkit.api import components, needs
+from lmmkit.api import components, layout, needs
 from lmmkit.errors import all_codes
 from lmmkit.recipe import Recipe
 from lmmkit.recipe.error_messages import keys_of
@@ -21,9 +21,9 @@ from lmmkit.recipe.schema import HIDDEN
 from lmmkit.registry import Hooks
 
 ROOT = Path(__file__).resolve().parent.parent
-RECIPES, PLUGINS, ARCHITECTURE = (
+RECIPES, PLUGINS, FORKS, ARCHITECTURE = (
     (ROOT / name).read_text(encoding="utf-8")
-    for name in ("docs/recipes.md", "docs/plugins.md", "ARCHITECTURE.md")
+    for name in ("docs/recipes.md", "docs/plugins.md", "docs/forks.md", "ARCHITECTURE.md")
 )
 DERIVED = (
     "model.vision.mlp",
@@ -119,11 +119,49 @@ def test_every_name_of_the_door_is_in_docs_plugins():
     assert not missing
 
 
+def section(title: str) -> str:
+    """Returns the text of a section of docs/plugins.md."""
+    return PLUGINS.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
+def test_every_kind_need_and_place_has_a_row_in_docs_plugins():
+    """Reads the first column of the tables. A kind is a component class of `lmmkit.api`."""
+    first = r"^\| (`[^|]+`) \|"
+    named = {
+        title: set(re.findall(r"`(\w+)", " ".join(re.findall(first, section(title), re.MULTILINE))))
+        for title in ("Kinds", "Needs", "Places of learned tokens")
+    }
+    public = {name: getattr(lmmkit.api, name) for name in lmmkit.api.__all__ if name != "hookimpl"}
+    kinds = {name for name, cls in public.items() if issubclass(cls, components.Component)}
+    assert named["Kinds"] == kinds and len(kinds) > 5
+    of_select = {field.name for field in fields(needs.Select)}
+    assert named["Needs"] == ({cls.__name__ for cls in get_args(needs.Need)} & set(public)) | of_select
+    assert named["Places of learned tokens"] == set(get_args(layout.InsertAt)) | {"Insert"}  # the head
+
+
 def test_every_refusal_of_door_and_plan_is_in_docs_plugins():
     codes = {code for code in all_codes() if code.startswith(("plan/", "plugin/"))}
     assert len(codes) > 20
     documented = set(re.findall(r"`((?:plan|plugin)/[a-z-]+)`", PLUGINS))
     assert codes == documented
+
+
+def test_docs_forks_has_the_lines_and_papers_of_each_file_of_the_zoo():
+    zoo = {path.name: path.read_text() for path in (ROOT / "plugins" / "lmmkit_zoo").glob("[!_]*.py")}
+    table = re.findall(r"^\| `(\w+\.py)` \| [^|]+ \| ([^|]+) \| (\d+) \| [^|]+ \|$", FORKS, re.MULTILINE)
+    assert [name for name, _, _ in table] == list(dict.fromkeys(name for name, _, _ in table))
+    assert {name: int(lines) for name, _, lines in table} == {
+        name: len(text.splitlines()) for name, text in zoo.items()
+    }
+    for name, papers, _ in table:
+        ids = re.findall(r"\d{4}\.\d{5}", papers)
+        assert ids and all(f"arXiv {each}" in zoo[name] for each in ids), name
+
+
+def test_the_code_of_docs_forks_is_that_of_the_file_it_names():
+    blocks = re.findall(r"^```python\n(.*?)^```", FORKS, re.MULTILINE | re.DOTALL)
+    assert blocks
+    assert all(block in (ROOT / "plugins/lmmkit_zoo/viral.py").read_text() for block in blocks)
 
 
 def test_files_named_in_architecture_exist():

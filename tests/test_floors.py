@@ -18,7 +18,7 @@ PACKAGE = ROOT / "lmmkit"
 FLOORS: dict[str, str] = {
     "lmmkit": """
         errors majority progress attention api plugin_calls runs scenes recipe registry data model weights plan testing objective build
-        optimizers cost_estimate attention_benchmark inference import_export verify_export evaluate training report
+        optimizers cost_estimate attention_benchmark inference import_export verify_export evaluate training plugin_costs report
         commands
         cli __main__
     """,
@@ -81,7 +81,7 @@ FLOORS: dict[str, str] = {
     """,
     "lmmkit.plan.dry_run": """
         subject drawn module_checks token_checks label_checks view_checks
-        term_checks reducer_checks run rehearsal second_process
+        term_checks weight_checks reducer_checks run rehearsal second_process
     """,
     "lmmkit.plugin_calls": """
         guard
@@ -240,7 +240,8 @@ def test_the_paper_s_parts_are_at_most_two_hundred_lines():
 
 PUBLIC = """
     AttnMass AuxTask Batch Ctx Dims ExtraView HiddenAt HiddenMean Image ImageReducer ImageSpec Insert LearnedTokens
-    LogProb LogSumExp Loss Metric Puzzle Ragged Sample Select StepTerm TokenStrategy Turn View VisionAt hookimpl
+    LogProb LogSumExp Loss Metric Puzzle Ragged RowLoss Sample Select StepTerm TokenStrategy TokenWeight Turn View VisionAt
+    hookimpl
 """
 
 

@@ -38,6 +38,7 @@ TESTED_BY = {
     "plan/dry_run/term_checks": "plan/dry_run/test_run.py",
     "plan/dry_run/token_checks": "plan/dry_run/test_run.py",
     "plan/dry_run/view_checks": "plan/dry_run/test_run.py",
+    "plan/dry_run/weight_checks": "plan/dry_run/test_run.py",
     "plan/from_model": "inference/test_load.py",
     "plan/pretrained": "training/test_run_pretrained.py",
     "plan/shapes": "test_cost_estimate.py",

@@ -143,7 +143,8 @@ def test_the_tree_names_only_what_is_there_and_all_of_lmmkit():
 
 
 def test_links_and_images_lead_somewhere():
-    for name in ("README.md", "CONTRIBUTING.md", "docs/plugins.md", "docs/recipes.md", "docs/data.md"):
+    names = ("plugins", "forks", "recipes", "data")
+    for name in ("README.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in names)):
         for target in re.findall(r"\]\(([^)]+)\)", (ROOT / name).read_text(encoding="utf-8")):
             if target.startswith("http"):
                 continue

@@ -6,7 +6,9 @@ import re
 import runpy
 import sys
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -98,6 +100,47 @@ def test_the_test_in_the_docs_passes_on_the_plugin_in_readme(tmp_path, monkeypat
     passed = [call() for name, call in found.items() if name.startswith("test_")]
     assert passed == [None, None]
     sys.modules.pop("my_loss")
+
+
+PAGE = (Path(__file__).parent.parent / "docs" / "plugins.md").read_text(encoding="utf-8")
+IDEAS = re.findall(
+    r"^### (.*?)\n.*?^```python\n(.*?)^```",
+    PAGE.partition("\n## Five ideas\n")[2].partition("\n## ")[0],
+    re.MULTILINE | re.DOTALL,
+)
+
+
+def test_docs_plugins_has_an_idea_of_five_kinds():
+    starts = ("A loss: ", "A task: ", "A token: ", "A preference pair: ", "A reducer: ")
+    assert len(IDEAS) == 5 and all(t.startswith(s) for (t, _), s in zip(IDEAS, starts, strict=True))
+
+
+@pytest.mark.parametrize("code", [code for _, code in IDEAS], ids=[title for title, _ in IDEAS])
+def test_an_idea_of_docs_plugins_has_no_problem(code, tmp_path, monkeypatch):
+    (tmp_path / "idea_of_the_docs.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        offered = import_module("idea_of_the_docs").lmmkit_components()
+        assert dry_run(*(cls(name=name) for name, cls in offered.items())) == []
+    finally:
+        sys.modules.pop("idea_of_the_docs", None)
+
+
+def test_the_reducer_and_the_box_of_docs_plugins_count_patches_as_images_do(tmp_path):
+    loss, *_, reducer = (code for _, code in IDEAS)
+    found = {}
+    for name, code in (("box", loss), ("pool", reducer)):
+        (tmp_path / f"{name}.py").write_text(code)
+        found |= runpy.run_path(str(tmp_path / f"{name}.py"))["lmmkit_components"]()
+    pool, seen = found["pool"](name="pool", side=3), torch.randn(2, 36, 5)
+    want = torch.nn.functional.avg_pool2d(seen.movedim(-1, 1).view(2, 5, 6, 6), 3).flatten(2).movedim(1, -1)
+    assert torch.allclose(pool.reduce(seen, lambda x: x, None), want, atol=1e-6)
+    dims = SimpleNamespace(image=SimpleNamespace(grid=(6, 6), tokens=36))
+    assert pool.patches(dims)[1] == [3, 4, 5, 9, 10, 11, 15, 16, 17] and pool.tokens(dims) == 4
+    assert pool.check(dims) == "" != found["pool"](name="pool", side=4).check(dims)
+    sample = SimpleNamespace(meta={"box": (0.5, 0.0, 1.0, 0.3)})
+    inside = found["inside_box"](name="box").labels(sample, dims)["inside"].reshape(6, 6)
+    assert inside[:2, 3:].all() and inside.sum() == 6
 
 
 def test_views_are_made_in_a_second_process_on_request():

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
         LearnedTokens,
         Loss,
         Metric,
+        RowLoss,
         StepTerm,
         TokenStrategy,
+        TokenWeight,
     )
     from lmmkit.api.layout import Insert
     from lmmkit.api.model_info import Dims, ImageSpec
@@ -34,8 +36,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AttnMass", "AuxTask", "Batch", "Ctx", "Dims", "ExtraView", "HiddenAt", "HiddenMean", "Image", "ImageReducer",
-    "ImageSpec", "Insert", "LearnedTokens", "LogProb", "LogSumExp", "Loss", "Metric", "Puzzle", "Ragged", "Sample",
-    "Select", "StepTerm", "TokenStrategy", "Turn", "View", "VisionAt", "hookimpl",
+    "ImageSpec", "Insert", "LearnedTokens", "LogProb", "LogSumExp", "Loss", "Metric", "Puzzle", "Ragged", "RowLoss",
+    "Sample", "Select", "StepTerm", "TokenStrategy", "TokenWeight", "Turn", "View", "VisionAt", "hookimpl",
 ]  # fmt: skip
 
 _FILES = {
@@ -48,8 +50,10 @@ _FILES = {
         "LearnedTokens",
         "Loss",
         "Metric",
+        "RowLoss",
         "StepTerm",
         "TokenStrategy",
+        "TokenWeight",
         "hookimpl",
     ),
     "layout": ("Insert",),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -177,7 +177,9 @@ class Batch:
             return t.to(device, non_blocking=True)
 
         def move_gather(g: RowGather) -> RowGather:
-            moved = {name: None if rows is None else move(rows) for name, rows in vars(g).items()}
+            moved: dict[str, Any] = {
+                name: None if rows is None else move(rows) for name, rows in vars(g).items()
+            }
             return RowGather(**moved | {"host_Q": g.view_Q})
 
         def move_head(h: HeadPairs) -> HeadPairs:

@@ -22,7 +22,7 @@ from lmmkit.api import pairing
 from lmmkit.api.batch import Batch, Ragged
 from lmmkit.api.layout import Insert
 from lmmkit.api.model_info import Dims
-from lmmkit.api.needs import LogProb, LogSumExp, Need
+from lmmkit.api.needs import LogitsAt, LogProb, LogSumExp, Need, Select
 from lmmkit.api.pairing import Reduce
 from lmmkit.api.plugin_files import empty_instance, source_file
 from lmmkit.api.puzzle import Puzzle
@@ -87,7 +87,7 @@ class Ctx:
         key = hashlib.blake2b(repr((self.seed, self.name, self.step, first)).encode(), digest_size=7)
         return torch.Generator().manual_seed(int.from_bytes(key.digest(), "big"))
 
-    def targets(self, need: LogProb | LogSumExp) -> Tensor:
+    def targets(self, need: LogProb | LogSumExp | LogitsAt) -> Tensor:
         """Returns the tokens whose log-probability `need` is, or whose rows' log-sum-exp: [Q]."""
         self[need]
         found = self.batch.gathers[need].target_Q
@@ -190,13 +190,38 @@ class TokenStrategy(Component):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Term(Component):
-    """Adds a term to the objective: a sum over counted items, from declared needs."""
+class Reader(Component):
+    """Reads declared needs from the model."""
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        """Returns what `value` reads from the model."""
+        """Returns what it reads from the model."""
         return ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenWeight(Reader):
+    """Weights the rows of the next-token loss: `losses: {next_token: {weight: 1.0, by: [its instance]}}`.
+
+    The sum of the weighted losses is divided by the number of rows, so weights of 1 are the plain loss.
+    """
+
+    def labels(self, sample: Sample, dims: Dims) -> Mapping[str, Label]:
+        """Returns what it knows of a sample, by key, as a `Loss` does."""
+        return {}
+
+    def weigh(self, ctx: Ctx) -> Tensor:
+        """Returns the weight of each row of `next_token`, 0 or more, in float32, without a gradient: [S].
+
+        The rows are in the order of `ctx[LogProb(Select())]`, and as many as `ctx.batch.count["next_token"]`. It
+        is not called for a micro-batch without any. No weight may depend on another sample.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Term(Reader):
+    """Adds a term to the objective: a sum over counted items, from declared needs."""
 
     def count(self, batch: Batch) -> int:
         """Returns the number of items that the term averages over; called on the host, before the forward.
@@ -286,6 +311,26 @@ class Loss(Term):
         """Returns what the term knows of a sample, by key: numbers, or arrays of numbers. `ctx.label` has a row
         for each view of the micro-batch: that of its sample."""
         return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowLoss(Term):
+    """Computes a term from all logits of each row that predicts a token which `at` selects, a chunk of rows at a
+    time. An item is such a row."""
+
+    at: ClassVar[Select] = Select()
+
+    @property
+    def needs(self) -> tuple[LogitsAt]:
+        """Returns the rows of `at`."""
+        return (LogitsAt(self.at),)
+
+    def rows(self, logits_CV: Tensor, target_C: Tensor) -> Tensor:
+        """Returns the loss of each of these rows, [C] in float32, from its logits and its target.
+
+        It is called twice for each chunk, the second time in the backward pass. No row may depend on another one.
+        """
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -125,7 +125,16 @@ class LogSumExp:
     at: Select
 
 
-Need = HiddenAt | HiddenMean | VisionAt | AttnMass | LogProb | LogSumExp
+@dataclass(frozen=True)
+class LogitsAt:
+    """Asks for the rows that predict the supervised tokens that `at` selects. A `RowLoss` has it: the logits of
+    these rows are computed in chunks."""
+
+    at: Select
+
+
+Need = HiddenAt | HiddenMean | VisionAt | AttnMass | LogProb | LogSumExp | LogitsAt
+OfTargets = LogProb | LogSumExp | LogitsAt  # their items are targets, and are read where these are predicted
 
 
 def reads_images(need: Need) -> bool:
@@ -140,7 +149,7 @@ def selector(need: Need) -> Select:
     match need:
         case HiddenAt(at=select) | VisionAt(at=select) | HiddenMean(over=select) | AttnMass(q=select):
             return select
-        case LogProb(at=select) | LogSumExp(at=select):
+        case LogProb(at=select) | LogSumExp(at=select) | LogitsAt(at=select):
             return replace(select, supervised=True)
 
 
@@ -153,7 +162,7 @@ def positions_of(need: Need, layout: Layout) -> np.ndarray:
     """Returns the positions in a view that the selector of a need selects. Nothing predicts position 0, so it is
     no target."""
     positions = selector(need).positions(layout)
-    return positions[positions > 0] if isinstance(need, LogProb | LogSumExp) else positions
+    return positions[positions > 0] if isinstance(need, OfTargets) else positions
 
 
 def selects_rows(need: Need, layout: Layout) -> bool:

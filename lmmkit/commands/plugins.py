@@ -1,12 +1,13 @@
-"""lmmkit plugins list | explain | trace | test | new"""
+"""lmmkit plugins list | explain | trace | test | cost | new"""
 
 from __future__ import annotations
 
 import keyword
 import re
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -27,6 +28,9 @@ from lmmkit.commands.support.common import (
 )
 from lmmkit.commands.support.plugin_templates import PluginKind, written
 from lmmkit.progress import working
+
+if TYPE_CHECKING:
+    from lmmkit.recipe import Recipe
 
 app = typer.Typer(no_args_is_help=True, help="List plugins, and show what they do in a recipe.")
 
@@ -96,23 +100,87 @@ def trace(
 
     In a layout `!` marks supervised spans and `*` learned tokens.
     """
-    from lmmkit.errors import UserError, did_you_mean
-    from lmmkit.errors.commands import PLUGINS_NO_STAGE
-
     with working(STARTING):
         from lmmkit.plan.explain import stage_text
         from lmmkit.plan.explain import trace_samples as traced
         from lmmkit.plan.prepare import prepare
 
     read = the_recipe(recipe, root, changes)
-    if stage is not None and stage not in read.stages:
-        suggestion = did_you_mean(stage, read.stages)
-        raise UserError(PLUGINS_NO_STAGE.at("--stage", got=f"`{stage}`", suggestion=suggestion))
+    _require_stage(read, stage)
     prepared = prepare(read, trust_files=trust_files)
     for name in read.stages if stage is None else [stage]:
         print_text(stage_text(prepared, prepared.plans[name]))
         for line in traced(prepared, name, samples):
             print_text(line)
+
+
+def _require_stage(recipe: Recipe, stage: str | None) -> None:
+    """Raises `UserError` if `--stage` names a stage that the recipe does not have."""
+    from lmmkit.errors import UserError, did_you_mean
+    from lmmkit.errors.commands import PLUGINS_NO_STAGE
+
+    if stage is not None and stage not in recipe.stages:
+        suggestion = did_you_mean(stage, recipe.stages)
+        raise UserError(PLUGINS_NO_STAGE.at("--stage", got=f"`{stage}`", suggestion=suggestion))
+
+
+@app.command("cost")
+@reporting
+def cost_(
+    recipe: RecipePath,
+    root: Root = None,
+    changes: Set = None,
+    stage: Annotated[str | None, typer.Option(help="\\[default: the first]")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each step is timed.")] = 25,
+    trust_files: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Measure what each plugin of a stage adds to the time, memory and rows of a step.
+
+    Steps on the recipe's data run with all plugins, and with each one left out, in turns. Nothing is written.
+    """
+    read = the_recipe(recipe, root, changes)
+    _require_stage(read, stage)
+    with working(STARTING):
+        import torch
+
+        from lmmkit import build
+        from lmmkit.plan.prepare import prepare
+        from lmmkit.plugin_costs import plugin_costs
+        from lmmkit.training.monitoring.determinism import naming_kernel, repeatable
+
+    stage = stage or next(iter(read.stages))
+    prepared = prepare(read, trust_files=trust_files, data=read.stages[stage].data)
+    if read.speed.threads:
+        torch.set_num_threads(read.speed.threads)
+    with repeatable(read), naming_kernel(f"stage {stage}", read):
+        found = plugin_costs(prepared, stage, rounds, build.device_here())
+    if as_json:
+        return print_json(asdict(found))
+    cuda, MiB = found.device == "cuda", 2**20
+    table = Table(
+        title=f"stage {stage} with all plugins: {1e3 * found.seconds:,.0f} ms and {found.rows:,.0f} rows a step, "
+        f"{found.bytes / MiB:,.1f} MiB {'at the peak' if cuda else 'saved for the backward pass'} ({found.device})",
+        title_justify="left",
+        caption=f"time: of a step with all plugins, divided by that without this one; median and quartiles of "
+        f"{rounds} rounds. MiB and rows: what it adds",
+        caption_justify="left",
+    )  # fmt: skip
+    table.add_column("plugin")
+    for column in ("time", "quartiles", "MiB", "rows", "parameters"):
+        table.add_column(column, justify="right")
+    table.add_column("left out with it")
+    for each in found.plugins:
+        if each.ratio is not None and each.bytes is not None:
+            figures = f"{each.ratio:.2f}", f"{each.low:.2f} to {each.high:.2f}", f"{each.bytes / MiB:+,.1f}"
+            row = (*figures, f"{each.rows:+,.0f}", f"{each.parameters:,}", ", ".join(each.off_with))
+            table.add_row(each.name, *row)
+    print_table(table)
+    if not found.plugins:
+        out.print(f"no plugin is active in stage {stage}.")
+    for each in found.plugins:
+        if each.why_not:
+            print_text(f"the stage does not run without {each.name}: {each.why_not}")
 
 
 @app.command()

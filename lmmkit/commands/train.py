@@ -63,7 +63,8 @@ def train(
             message = f"stopped by a signal; {state}. Continue with the same command{option} ({to}){cut}"
         else:
             following = "eval" if read.evaluate and read.evaluate.tasks else "chat"
-            message = f"next: lmmkit {following} {shlex.quote(str(to))}"
+            option = " --trust-files" if trust_files else ""
+            message = f"next: lmmkit {following} {shlex.quote(str(to))}{option}"
         if ranks.first and finished.signal is None:
             print_text(f"done: {learned(finished.run)}")
             print_text(f"cost: {cost(finished.run)}{cut}")

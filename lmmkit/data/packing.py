@@ -21,9 +21,8 @@ from lmmkit.api.needs import (
     HiddenAt,
     HiddenMean,
     Layer,
-    LogProb,
-    LogSumExp,
     Need,
+    OfTargets,
     positions_of,
     reads_images,
     selector,
@@ -204,7 +203,7 @@ class Packer:
                 if not selector(need).takes(member.view):
                     continue
                 positions = positions_of(need, member.layout)
-                if isinstance(need, LogProb | LogSumExp):
+                if isinstance(need, OfTargets):
                     targets.append(_tokens(member, positions))
                     positions = positions - 1
                 if isinstance(need, AttnMass):
@@ -221,7 +220,7 @@ class Packer:
             gather = RowGather.of(_cat(rows), _cat(views))
             if isinstance(need, AttnMass):
                 gather = replace(gather, uniform_Q=share)
-            if isinstance(need, LogProb | LogSumExp):
+            if isinstance(need, OfTargets):
                 gather = replace(gather, target_Q=_cat(targets))
             if reads_images(need):
                 gather = replace(gather, item_Q=item_T[gather.row_Q], patch_Q=_cat(patches))

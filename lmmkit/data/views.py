@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from lmmkit import plugin_calls
-from lmmkit.api.components import AuxTask, Loss, TokenStrategy, ViewMaker
+from lmmkit.api.components import AuxTask, Loss, TokenStrategy, TokenWeight, ViewMaker
 from lmmkit.api.layout import Insert, Layout, insert_tokens, row_count, truncate
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import Need, selector, selects_rows
@@ -56,8 +56,8 @@ class Views:
     """Makes the views of a sample: the main view, then those of each task, laid out and edited.
 
     `rows_of` gives the number of rows of an image. `edits`: each token strategy with the names of the views
-    that it inserts into; `None` for all. `needs`: those of the stage. `losses` give labels to the samples, for a
-    model of the sizes `dims`.
+    that it inserts into; `None` for all. `needs`: those of the stage. `losses`, and what weights rows, give labels
+    to the samples, for a model of the sizes `dims`.
     """
 
     tokenizer: TextTokenizer
@@ -69,7 +69,7 @@ class Views:
     tasks: tuple[ViewMaker, ...] = ()
     edits: tuple[tuple[TokenStrategy, frozenset[str] | None], ...] = ()
     needs: tuple[Need, ...] = ()
-    losses: tuple[Loss, ...] = ()
+    losses: tuple[Loss | TokenWeight, ...] = ()
     dims: Dims | None = None
 
     def of(self, sample: Sample, epoch: int, source: SourceSamples = NO_SOURCE) -> list[View]:

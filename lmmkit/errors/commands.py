@@ -44,7 +44,8 @@ CANNOT_WRITE = Code(
 
 PLUGINS_FILES = Code(
     "plugins/existing-file", cause="`lmmkit plugins new` would write over a file.",
-    expected="no file of that name", hint="Take another name or another folder (`--out`), or remove the file.",
+    expected="no file of that name",
+    hint="Take another name or another folder (`lmmkit plugins new NAME --out FOLDER`), or remove the file.",
 )
 PLUGINS_NAME = Code(
     "plugins/name", cause="A new plugin gets a name that cannot be imported, or is already that of a module.",
@@ -85,12 +86,13 @@ UNKNOWN_RECIPE = Code(
 
 EXISTS_FILE = Code(
     "reference/exists", cause="`lmmkit reference` would write over a file.",
-    expected="a new file", hint="Name another file with --out, or remove this one first.",
+    expected="a new file",
+    hint="Name another file (`lmmkit reference MODEL RECIPE --stage STAGE --out FILE`), or remove this one first.",
 )
 NO_SCORES = Code(
     "reference/no-scores", cause="`lmmkit reference` finds nothing to compute, or records that it cannot write.",
     expected="a stage whose terms read log-probabilities (`LogProb`), and sources of kind `llava`",
-    hint="Name another stage with --stage, or another recipe.",
+    hint="Name another stage or another recipe: `lmmkit reference MODEL RECIPE --stage STAGE --out FILE`.",
 )
 
 # scenes/

@@ -35,7 +35,9 @@ NO_ITEMS = Code(
 )
 NO_VIEWS = Code(
     "plugin/no-views", cause="A task makes no view of the first samples of a stage.",
-    expected="at least one view", hint="Correct `views` of the plugin, or use the task in another stage.",
+    expected="at least one view",
+    hint="Correct `views` of the plugin, or use the task in another stage. If it reads keys of your records, "
+    "test it with a recipe: lmmkit plugins test RECIPE.",
 )
 NOT_ADDITIVE = Code(
     "plugin/not-additive",
@@ -61,6 +63,11 @@ UNINITIALISED = Code(
     "plugin/uninitialised", cause="A parameter or buffer of a plugin's module has no certain initial value.",
     expected="`reset_parameters` in every module with parameters or buffers, which fills all of them",
     hint="Fill it in `reset_parameters`, from torch's generator: modules are built without memory.",
+)
+WEIGHTS = Code(
+    "plugin/weights", cause="A plugin gives rows of the next-token loss a weight that is negative or not finite.",
+    expected="a finite weight of 0 or more for each row",
+    hint="Limit the weights in `weigh`, with `clamp` for example.",
 )
 UNREGISTERED = Code(
     "plugin/unregistered", cause="A module of a plugin has tensors or layers that torch does not find.",

@@ -139,6 +139,15 @@ OTHERS = Code(
     expected="a source with as many other samples as the plugin asks for",
     hint="Use a larger source, ask for fewer samples, or give the plugin weight 0 in this stage.",
 )
+NOT_A_TOKEN_WEIGHT = Code(
+    "plan/not-a-token-weight", cause="`by` of next_token names a plugin that gives no weights to rows.",
+    expected="an instance of a `TokenWeight`", hint="Correct the name, or remove it from `by`. {nearest}",
+)
+UNUSED_TOKEN_WEIGHT = Code(
+    "plan/unused-token-weight", cause="A plugin weights rows of the next-token loss, and no stage uses it.",
+    expected="its name in `by` of next_token in some stage",
+    hint="Write `next_token: {{weight: 1.0, by: [{name}]}}` in a stage's losses, or remove the plugin.",
+)
 PATCHES = Code(
     "plan/patches",
     cause="A term reads the encoder's features row by row, and the rows of the image reducer are made of patches that"

@@ -59,7 +59,8 @@ class ChatModel:
 
         `image_token`: the id from the folder of the weights, if it differs from the tokenizer's.
         """
-        objective.terms = prepared.plans[stage].terms
+        plan = prepared.plans[stage]
+        objective.terms, objective.weighers = plan.terms, plan.weighers
         objective.eval()
         return cls(
             prepared=prepared, objective=objective, views=prepared.views(stage),

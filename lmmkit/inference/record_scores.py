@@ -70,7 +70,7 @@ def scored_records(
     term = _Scores(name="scores", read=needs)
     packer, pipeline = replace(prepared.packer(stage), needs=needs, terms=(term,)), prepared.pipeline(stage)
     views, reader = pipeline.views, pipeline.reader
-    objective.terms, objective.references = (term,), ()
+    objective.terms, objective.weighers, objective.references = (term,), (), ()
     objective.eval()
     for source in prepared.recipe.stages[stage].data:
         records, waiting = prepared.sources[source], deque[int]()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import numpy as np
@@ -125,6 +125,54 @@ class _LogProbs(torch.autograd.Function):
                 torch.zeros_like(weight_VD) if d_weight_VD is None else d_weight_VD.to(weight_VD.dtype)
             )
         return d_hidden_RD, d_weight_VD, None, None, None
+
+
+RowFunction = Callable[[Tensor, Tensor], Tensor]
+"""Returns a loss for each row of a chunk, [C], from its logits [C, V] and its target."""
+
+
+def row_losses(hidden_QD: Tensor, weight_VD: Tensor, target_Q: Tensor, rows: RowFunction) -> Tensor:
+    """Returns `rows(hidden @ weight.T, target)`, [Q], computed in chunks of rows: once here, and once in the
+    backward pass, where torch differentiates it. Precision and memory are those of `linear_cross_entropy`."""
+    if torch.is_autocast_enabled(hidden_QD.device.type):
+        hidden_QD = hidden_QD.to(torch.get_autocast_dtype(hidden_QD.device.type))
+    return _RowLosses.apply(hidden_QD, weight_VD, target_Q, rows)
+
+
+class _RowLosses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden_QD: Tensor, weight_VD: Tensor, target_Q: Tensor, rows: RowFunction):
+        cast_VD = weight_VD.to(hidden_QD.dtype)
+        ctx.save_for_backward(hidden_QD, weight_VD, target_Q)
+        ctx.rows = rows
+        found = [hidden_QD.new_empty(0, dtype=_wide(hidden_QD))]
+        for part in _chunks(hidden_QD, weight_VD):
+            logits_CV = _logits(hidden_QD[part], cast_VD)
+            with torch.autocast(hidden_QD.device.type, enabled=False):
+                found.append(rows(logits_CV, target_Q[part]))
+        return torch.cat(found)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_Q):
+        hidden_QD, weight_VD, target_Q = ctx.saved_tensors
+        d_hidden_QD = torch.empty_like(hidden_QD) if ctx.needs_input_grad[0] else None
+        d_weight_VD, cast_VD = None, weight_VD.to(hidden_QD.dtype)
+        for part in _chunks(hidden_QD, weight_VD):
+            logits_CV = _logits(hidden_QD[part], cast_VD).requires_grad_()
+            with torch.enable_grad(), torch.autocast(hidden_QD.device.type, enabled=False):
+                loss_C = ctx.rows(logits_CV, target_Q[part])
+            (d_CV,) = torch.autograd.grad(loss_C, logits_CV, d_Q[part])
+            d_CV = d_CV.to(hidden_QD.dtype)
+            if d_hidden_QD is not None:
+                torch.mm(d_CV, cast_VD, out=d_hidden_QD[part])
+            if ctx.needs_input_grad[1]:
+                d_weight_VD = _plus_product(d_weight_VD, d_CV.T, hidden_QD[part])
+        if ctx.needs_input_grad[1]:
+            d_weight_VD = (
+                torch.zeros_like(weight_VD) if d_weight_VD is None else d_weight_VD.to(weight_VD.dtype)
+            )
+        return d_hidden_QD, d_weight_VD, None, None
 
 
 def _plus_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:

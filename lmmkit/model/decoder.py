@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from lmmkit.model.layers import Block, Linear, RMSNorm, SelfAttention, SwiGLU
 from lmmkit.model.rope import Rope, rope_angles
 
 _UNSCALED = Rope()
-NOTHING: Mapping[int, Tensor] = MappingProxyType({})
+NOTHING: Mapping[Any, Tensor] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True)

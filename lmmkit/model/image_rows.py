@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +16,7 @@ from lmmkit.model.connector import Connector
 class ImageRows:
     """Gives each image the rows of the connector. It is no module: it has nothing that is trained or saved."""
 
-    def project(self, seen_IND: Tensor, connector: Connector) -> Tensor:
+    def project(self, seen_IND: Tensor, connector: Callable[[Tensor], Tensor]) -> Tensor:
         """Returns the rows of all images, [I, rows, decoder width], from the encoder's output."""
         return connector(seen_IND)
 
@@ -36,7 +38,7 @@ class ReducedRows(ImageRows):
         with torch.device("cpu"):
             self.patch_KM = plugin_calls.patches(reducer, dims)
 
-    def project(self, seen_IND: Tensor, connector: Connector) -> Tensor:
+    def project(self, seen_IND: Tensor, connector: Callable[[Tensor], Tensor]) -> Tensor:
         return plugin_calls.reduce(self.reducer, seen_IND, connector, self.module, self.shape)
 
     def seen(self, seen_IND: Tensor, connector: Connector) -> Tensor:

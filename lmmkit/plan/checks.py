@@ -16,9 +16,11 @@ from lmmkit.api.components import (
     ExtraView,
     ImageReducer,
     OthersKind,
+    Reader,
     StepTerm,
     Term,
     TokenStrategy,
+    TokenWeight,
     ViewMaker,
 )
 from lmmkit.api.layout import Layout, Span, insert_tokens, row_count, text
@@ -27,9 +29,8 @@ from lmmkit.api.needs import (
     AttnMass,
     HiddenAt,
     HiddenMean,
-    LogProb,
-    LogSumExp,
     Need,
+    OfTargets,
     Select,
     VisionAt,
     reads_images,
@@ -48,6 +49,7 @@ from lmmkit.errors.plan import (
     NO_WEIGHT,
     NOT_A_REDUCER,
     NOT_A_TERM,
+    NOT_A_TOKEN_WEIGHT,
     OTHERS_KIND,
     PATCHES,
     REFERENCE,
@@ -58,16 +60,26 @@ from lmmkit.errors.plan import (
     UNPROVIDED_TOKEN,
     UNREACHABLE,
     UNREAD_VIEW,
+    UNUSED_TOKEN_WEIGHT,
     VIEW_ROLE,
 )
 from lmmkit.model.image_rows import ReducedRows
 from lmmkit.plan.instances import Instances
 from lmmkit.plan.token_checks import PROBE
 from lmmkit.plugin_calls.guard import place_of
-from lmmkit.recipe import Recipe, Stage
+from lmmkit.recipe import Recipe, Stage, Weight
 
 if TYPE_CHECKING:
     from lmmkit.plan.stage_plan import StagePlan
+
+
+KINDS = {
+    TokenStrategy: "a token strategy",
+    TokenWeight: "weights of rows, which `by` of next_token names",
+    ExtraView: "views without a term",
+    ImageReducer: "an image reducer",
+    object: "no term",
+}
 
 
 def faults(instances: Instances, dims: Dims) -> list[Problem]:
@@ -77,14 +89,15 @@ def faults(instances: Instances, dims: Dims) -> list[Problem]:
         tried.append(Tried(lambda c=component: plugin_calls.check(c, dims)))
         if isinstance(component, TokenStrategy):
             tried.append(Tried(lambda c=component: plugin_calls.provides(c)))
-        if isinstance(component, Term):
+        if isinstance(component, Reader):
             tried.append(Tried(lambda c=component: raise_all(selects(c))))
+        if isinstance(component, Term):
             tried.append(Tried(lambda c=component: plugin_calls.chance(c, dims)))
     found = [problem for each in tried if each.error is not None for problem in each.error.problems]
     return list(dict.fromkeys(found))
 
 
-def selects(term: Term) -> list[Problem]:
+def selects(term: Reader) -> list[Problem]:
     """Returns the problems of selectors with a word that no span has: they would select nothing, in silence."""
     problems, where = [], f"{term.name}.needs, {place_of(term, 'needs')}"
     hints = get_type_hints(Select).items()
@@ -125,14 +138,40 @@ def losses(recipe: Recipe, instances: Instances) -> list[Problem]:
             weighted.add(name)
             component = instances.components.get(name)
             if component is not None and not isinstance(component, Term):
-                what = "a token strategy" if isinstance(component, TokenStrategy) else "views without a term"
+                what = KINDS[next(c for c in type(component).__mro__ if c in KINDS)]
                 where, got = recipe.where(f"stages.{stage}.losses.{name}"), f"`{name}`, {what}"
                 problems.append(NOT_A_TERM.at(where, got=got, nearest=did_you_mean(name, terms)))
+    problems += _by(recipe, instances)
     for name in terms:
         if name not in weighted:
             where, got = recipe.where(f"plugins.{name}"), f"`{name}` without a weight"
             problems.append(NO_WEIGHT.at(where, got=got, name=name))
     return problems
+
+
+def _by(recipe: Recipe, instances: Instances) -> list[Problem]:
+    """Returns the problems of `by`: plugins that give no weights to rows, and such plugins that no stage names."""
+    problems, named = [], set()
+    unused = [name for name, c in instances.components.items() if isinstance(c, TokenWeight)]
+    for stage, section in recipe.stages.items():
+        weight = section.losses.get("next_token")
+        for i, name in enumerate(weight.by or () if weight is not None else ()):
+            named.add(name)
+            if not isinstance(instances.components.get(name), TokenWeight):
+                where = recipe.where(f"stages.{stage}.losses.next_token.by.{i}")
+                nearest = did_you_mean(name, unused)
+                problems.append(NOT_A_TOKEN_WEIGHT.at(where, got=f"`{name}`", nearest=nearest))
+    for name in unused:
+        if name not in named:
+            where, got = recipe.where(f"plugins.{name}"), f"`{name}`, which no `by` names"
+            problems.append(UNUSED_TOKEN_WEIGHT.at(where, got=got, name=name))
+    return problems
+
+
+def weighers_of(instances: Instances, weight: Weight | None) -> tuple[TokenWeight, ...]:
+    """Returns the plugins that weight the rows of the next-token loss, by its weight in a stage."""
+    found = [instances.components[name] for name in (weight.by or () if weight is not None else ())]
+    return tuple(component for component in found if isinstance(component, TokenWeight))
 
 
 def needs(recipe: Recipe, instances: Instances, plan: StagePlan, dims: Dims) -> list[Problem]:
@@ -145,7 +184,7 @@ def needs(recipe: Recipe, instances: Instances, plan: StagePlan, dims: Dims) -> 
         if isinstance(s, TokenStrategy)
         for token in s.provides
     }
-    for term in plan.terms:
+    for term in plan.readers:
         where = recipe.where(f"plugins.{term.name}")
         if not plan.reference and any(map(reads_reference, plugin_calls.needs(term))):
             got = f"`{term.name}` reads a reference, and stage `{plan.stage}` has none"
@@ -169,7 +208,7 @@ def needs(recipe: Recipe, instances: Instances, plan: StagePlan, dims: Dims) -> 
 
 def _need(
     where: str,
-    term: Term,
+    term: Reader,
     need: Need,
     views: Mapping[str, tuple[str, ...]],
     provided: Mapping[str, str],
@@ -187,7 +226,7 @@ def _need(
     if select.token_name is not None and select.token_name not in provided:
         got = f"`{term.name}` reads token `{select.token_name}`, which no plugin provides"
         problems.append(UNPROVIDED_TOKEN.at(where, got=got))
-    if isinstance(need, LogProb | LogSumExp) and not _targets(need.at):
+    if isinstance(need, OfTargets) and not _targets(need.at):
         problems.append(NO_TARGET.at(where, got=f"`{term.name}` reads {need.at}"))
     if isinstance(need, AttnMass) and need.layers != "all":
         outside = [layer for layer in need.layers if not 0 <= layer < dims.layers]
@@ -271,8 +310,8 @@ def extra_views(recipe: Recipe, instances: Instances) -> list[Problem]:
     """Returns the problems of what makes views: extra views that no term of the recipe reads, and unknown kinds of
     other samples."""
     problems = []
-    terms, kinds = instances.terms.values(), get_args(OthersKind)
-    read = {selector(need).view for term in terms for need in plugin_calls.needs(term)}
+    kinds = get_args(OthersKind)
+    read = {selector(need).view for term in instances.readers for need in plugin_calls.needs(term)}
     for name, component in instances.components.items():
         where = recipe.where(f"plugins.{name}")
         if isinstance(component, ExtraView) and name not in read:
@@ -290,7 +329,7 @@ def reach(recipe: Recipe, instances: Instances, plan: StagePlan) -> list[Problem
     """Applies the attention rule to a probe layout: each row that a term reads must be able to attend to
     an image. Returns the problems."""
     problems = []
-    for term in plan.terms:
+    for term in plan.readers:
         for need in plugin_calls.needs(term):
             select = selector(need)
             if term.name in instances.unreachable or (

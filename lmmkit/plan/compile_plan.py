@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from lmmkit import plugin_calls
-from lmmkit.api.components import Component, ExtraView, ImageReducer, TokenStrategy
+from lmmkit.api.components import Component, ExtraView, ImageReducer, TokenStrategy, TokenWeight
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import AttnMass, Need, reads_reference, selector
 from lmmkit.data.text_tokenizers.choose import TextTokenizer
@@ -65,7 +65,10 @@ def _compile(recipe: Recipe, instances: Instances, stage: str) -> StagePlan:
     kept = {name: w for name, w in weights.items() if not w.constant_zero or w.watch}
     names = sorted(name for name in kept if name != "next_token")
     terms = tuple(instances.terms[name] for name in names)
-    needs = tuple(dict.fromkeys(need for term in terms for need in plugin_calls.needs(term)))
+    weighers = checks.weighers_of(instances, kept.get("next_token"))
+    needs = tuple(
+        dict.fromkeys(need for reader in (*terms, *weighers) for need in plugin_calls.needs(reader))
+    )
     strategies, extra_views, off = [], [], {}
     reducer = checks.reducer_of(recipe, instances)
     for name, component in instances.components.items():
@@ -86,6 +89,9 @@ def _compile(recipe: Recipe, instances: Instances, stage: str) -> StagePlan:
         elif isinstance(component, ImageReducer):
             if component is not reducer:
                 off[name] = "`model.connector.reduce` does not name it"
+        elif isinstance(component, TokenWeight):
+            if component not in weighers:
+                off[name] = "`by` of next_token does not name it, or next_token has weight 0"
         elif name not in weights:
             off[name] = "no weight in this stage"
         elif name not in kept:
@@ -93,10 +99,10 @@ def _compile(recipe: Recipe, instances: Instances, stage: str) -> StagePlan:
     if "next_token" not in kept:
         kept["next_token"] = Weight(weight=0.0, watch=True)
     reference = recipe.stages[stage].reference or "" if any(map(reads_reference, needs)) else ""
-    read = (*terms, *extra_views, *(() if reducer is None else (reducer,)))
+    read = (*terms, *weighers, *extra_views, *(() if reducer is None else (reducer,)))
     return StagePlan(
         stage=stage, weights=kept, terms=terms, strategies=tuple(strategies), needs=needs, off=off,
-        digest=_digest(instances, kept, read, strategies, _reference_line(recipe, reference)),
+        digest=_digest(instances, kept, read, strategies, _reference_line(recipe, reference)), weighers=weighers,
         extra_views=tuple(extra_views), reducer=reducer, reference=reference,
     )  # fmt: skip
 

@@ -12,13 +12,14 @@ import numpy as np
 from pydantic import ValidationError
 
 from lmmkit import plugin_calls
-from lmmkit.api.components import AuxTask, Component, StepTerm, Term, TokenStrategy, ViewMaker
+from lmmkit.api.components import AuxTask, Component, Reader, StepTerm, TokenStrategy, ViewMaker
 from lmmkit.api.layout import Layout, Span
 from lmmkit.api.needs import (
     AttnMass,
     HiddenAt,
     HiddenMean,
     Layer,
+    LogitsAt,
     LogProb,
     LogSumExp,
     Need,
@@ -52,6 +53,8 @@ def stage_text(prepared: Prepared, plan: StagePlan) -> str:
         beside = "" if chance is None else f"  chance {chance:.4g}"
         twice = "  over the step, in two passes" if name in over_step else ""
         lines.append(f"  term {name}  weight {weight_text(weight)}{beside}{twice}")
+    for weigher in plan.weighers:
+        lines.append(f"  weights {weigher.name}  of the rows of next_token")
     for task in plan.makers:
         text = "  trains on its text" if isinstance(task, AuxTask) and task.text_loss else ""
         more = "" if task.others == "none" else "  from other samples too"
@@ -63,7 +66,7 @@ def stage_text(prepared: Prepared, plan: StagePlan) -> str:
         rows = f"{prepared.image_rows} rows from {prepared.dims.image.tokens} tokens"
         lines.append(f"  image {rows} by {plan.reducer.name}")
     for need in plan.needs:
-        askers = [term.name for term in plan.terms if need in plugin_calls.needs(term)]
+        askers = [reader.name for reader in plan.readers if need in plugin_calls.needs(reader)]
         lines.append(f"  need {need_text(need)}  for {', '.join(askers)}")
     if plan.reference:
         lines.append(f"  reference {plan.reference}")
@@ -90,6 +93,8 @@ def need_text(need: Need) -> str:
             return f"log-probability, by the {model}, of {select_text(selector(need))}"
         case LogSumExp():
             return f"log-sum-exp of the logits before {select_text(selector(need))}"
+        case LogitsAt():
+            return f"logits, in chunks, before {select_text(selector(need))}"
         case HiddenAt(at=select, layer=layer):
             return f"hidden state{_layer_text(layer)} at {select_text(select)}"
         case HiddenMean(over=select, layer=layer):
@@ -107,10 +112,13 @@ def _layer_text(layer: Layer) -> str:
 def select_text(select: Select) -> str:
     """Returns a selector as one phrase."""
     names = [f.name for f in dataclasses.fields(select) if f.name not in ("view", "view_role", "shift")]
-    facts = [f"{name} {getattr(select, name)}" for name in names if getattr(select, name) is not None]
-    before = "rows before " if select.shift else ""
+    names = [name for name in names if name != "supervised" and getattr(select, name) is not None]
+    facts = ", ".join(f"{name.replace('_', ' ')} {getattr(select, name)}" for name in names)
+    rows = {None: "rows", True: "supervised rows", False: "rows that are not supervised"}[select.supervised]
+    rows = rows if facts or select.supervised is not None else "all rows"
+    before = "the rows before " if select.shift else ""
     role = "" if select.view_role is None else f" ({select.view_role})"
-    return f"{before}{' '.join(facts) or 'all rows'} of {select.view}{role}"
+    return f"{before}{rows}{f' ({facts})' * bool(facts)} of view {select.view}{role}"
 
 
 def trace_samples(prepared: Prepared, stage: str, count: int) -> Iterable[str]:
@@ -128,11 +136,12 @@ def trace_samples(prepared: Prepared, stage: str, count: int) -> Iterable[str]:
         if not members:
             continue
         for view, layout in members:
-            given = view.labels | {
+            of_sample = {
                 f"{name}/{key}": value
                 for name, each in view.sample_labels.items()
                 for key, value in each.items()
             }
+            given = {**view.labels, **of_sample}
             labels = "".join(f"  {key}={label_text(value)}" for key, value in given.items())
             role = f" ({view.role})" if view.role else ""
             read = "  read only" if view.supervision == "read" else ""
@@ -200,7 +209,7 @@ def _behaviour(name: str, cls: type[Component]) -> list[str]:
         lines.append(f"provides tokens: {', '.join(plugin_calls.provides(component))}")
     if isinstance(component, ViewMaker):
         lines.append(f"makes views: {', '.join(role or name for role in component.roles)}")
-    if isinstance(component, Term):
+    if isinstance(component, Reader):
         needs = plugin_calls.needs(component)
         lines += (
             ["reads, with the default settings:", *(f"  {need_text(need)}" for need in needs)]

@@ -9,7 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
 
-from lmmkit.api.components import Component, Term
+from lmmkit.api.components import Component, Reader, Term
 from lmmkit.errors import Problem, did_you_mean, raise_all
 from lmmkit.errors.plan import BAD_VALUE, MISSING_KEY, RESERVED_SETTING, SETTING_TYPE, UNKNOWN_KEY
 from lmmkit.plugin_calls.guard import calling, place_of
@@ -31,6 +31,11 @@ class Instances:
     def terms(self) -> dict[str, Term]:
         """Returns the components that are terms, in recipe order."""
         return {name: c for name, c in self.components.items() if isinstance(c, Term)}
+
+    @property
+    def readers(self) -> tuple[Reader, ...]:
+        """Returns all components that read needs, in recipe order."""
+        return tuple(c for c in self.components.values() if isinstance(c, Reader))
 
     def origin(self, name: str) -> str:
         """Returns the distribution or file that an instance's class comes from."""

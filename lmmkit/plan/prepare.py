@@ -70,7 +70,7 @@ class Prepared:
             tokenizer=self.tokenizer, rows_of=FixedRows(self.image_rows),
             context=self.recipe.model.text.context, too_long=section.batch.too_long,
             after_eos=self.recipe.model.chat.after_eos, seed=self.recipe.seed,
-            tasks=plan.makers, edits=plan.strategies, needs=plan.needs, losses=plan.losses, dims=self.dims,
+            tasks=plan.makers, edits=plan.strategies, needs=plan.needs, losses=plan.labelling, dims=self.dims,
         )  # fmt: skip
 
     def packer(self, stage: str) -> Packer:
@@ -174,7 +174,9 @@ def prepare_bare(
         UserError: in the cases of `prepare`, and for `inference_plugins` without settings.
     """
     connector = recipe.model.connector
-    reduce = [connector.reduce] if connector and connector.reduce in recipe.plugins else []
+    reduce = (
+        [connector.reduce] if connector and connector.reduce and connector.reduce in recipe.plugins else []
+    )
     inference_plugins = list(dict.fromkeys([*inference_plugins, *reduce]))
     if missing := [name for name in inference_plugins if name not in recipe.plugins]:
         raise UserError(

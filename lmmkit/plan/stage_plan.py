@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from lmmkit import plugin_calls
-from lmmkit.api.components import AuxTask, ExtraView, ImageReducer, Loss, Term, TokenStrategy, ViewMaker
+from lmmkit.api.components import (
+    AuxTask,
+    ExtraView,
+    ImageReducer,
+    Loss,
+    Reader,
+    Term,
+    TokenStrategy,
+    TokenWeight,
+    ViewMaker,
+)
 from lmmkit.api.model_info import Dims
-from lmmkit.api.needs import Need, reads_reference
+from lmmkit.api.needs import Need, reads_reference, selector
 from lmmkit.recipe import Weight
 
 START = "start"  # the reference that has the weights with which the stage begins
@@ -20,8 +30,8 @@ class StagePlan:
     """Describes what one stage computes. The order of plugins matters only for inserts at the same position.
 
     `strategies` pairs each active token strategy with the views it inserts into (None: all).
-    `off` names the instances that this stage leaves out, with the reason. `reference`: START or a model folder,
-    if a need reads it.
+    `weighers` weight the rows of the next-token loss. `off` names the instances that this stage leaves out, with the
+    reason. `reference`: START or a model folder, if a need reads it.
     """
 
     stage: str
@@ -34,16 +44,32 @@ class StagePlan:
     extra_views: tuple[ExtraView, ...] = ()
     reducer: ImageReducer | None = None
     reference: str = ""
+    weighers: tuple[TokenWeight, ...] = ()
 
     def without_reference(self) -> StagePlan:
         """Returns the plan without the terms that read the reference, for a model whose run has ended."""
-        terms = tuple(t for t in self.terms if not any(reads_reference(n) for n in plugin_calls.needs(t)))
-        lost = {term.name for term in self.terms} - {term.name for term in terms}
-        needs = tuple(dict.fromkeys(need for term in terms for need in plugin_calls.needs(term)))
+        kept = [r for r in self.readers if not any(reads_reference(n) for n in plugin_calls.needs(r))]
+        lost = {reader.name for reader in self.readers} - {reader.name for reader in kept}
+        needs = tuple(dict.fromkeys(need for reader in kept for need in plugin_calls.needs(reader)))
         return replace(
-            self, terms=terms, needs=needs, reference="",
+            self, terms=tuple(term for term in self.terms if term in kept), needs=needs, reference="",
+            weighers=tuple(weigher for weigher in self.weighers if weigher in kept),
             weights={name: weight for name, weight in self.weights.items() if name not in lost},
             off={**self.off, **dict.fromkeys(lost, "its reference is not in the model folder")},
+        )  # fmt: skip
+
+    def without_weights(self, names: Collection[str]) -> StagePlan:
+        """Returns the plan without what these instances weight, and without what only they read."""
+        weighers = tuple(weigher for weigher in self.weighers if weigher.name not in names)
+        if len(weighers) == len(self.weighers):
+            return self
+        readers = (*self.terms, *weighers)
+        needs = tuple(dict.fromkeys(need for reader in readers for need in plugin_calls.needs(reader)))
+        read = {selector(need).view for need in needs}
+        return replace(
+            self, weighers=weighers, needs=needs,
+            extra_views=tuple(view for view in self.extra_views if view.name in read),
+            strategies=tuple((s, views) for s, views in self.strategies if s.name not in names),
         )  # fmt: skip
 
     @property
@@ -57,9 +83,14 @@ class StagePlan:
         return (*self.tasks, *self.extra_views)
 
     @property
-    def losses(self) -> tuple[Loss, ...]:
-        """Returns the active losses, which add no views, sorted by name."""
-        return tuple(term for term in self.terms if isinstance(term, Loss))
+    def readers(self) -> tuple[Reader, ...]:
+        """Returns all that reads needs: the terms, then what weights rows of the next-token loss."""
+        return (*self.terms, *self.weighers)
+
+    @property
+    def labelling(self) -> tuple[Loss | TokenWeight, ...]:
+        """Returns all that gives labels to samples: the active losses, then what weights rows."""
+        return tuple(reader for reader in self.readers if isinstance(reader, Loss | TokenWeight))
 
     @property
     def text_terms(self) -> tuple[str, ...]:
@@ -78,7 +109,7 @@ class StagePlan:
     @property
     def active(self) -> frozenset[str]:
         """Returns the names of the active instances. Their modules may be trainable."""
-        made = (*self.terms, *self.extra_views, *(s for s, _ in self.strategies), self.reducer)
+        made = (*self.readers, *self.extra_views, *(s for s, _ in self.strategies), self.reducer)
         return frozenset(component.name for component in made if component is not None)
 
     @property

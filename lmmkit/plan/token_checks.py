@@ -83,8 +83,7 @@ def _module_rows(strategy: TokenStrategy, dims: Dims) -> int | None:
 def token_names(recipe: Recipe, instances: Instances) -> list[Problem]:
     """Returns the problems of tokens: unread ones, and ones with two providers."""
     problems, owner = [], {}
-    terms = instances.terms.values()
-    read = {selector(need).token_name for term in terms for need in plugin_calls.needs(term)}
+    read = {selector(need).token_name for term in instances.readers for need in plugin_calls.needs(term)}
     for name, strategy in strategies_of(instances).items():
         where = recipe.where(f"plugins.{name}")
         if not strategy.unread and not read & set(strategy.provides):

@@ -23,13 +23,16 @@ from lmmkit.api.components import (
     Loss,
     Metric,
     OtherSamples,
+    Reader,
+    RowLoss,
     StepTerm,
     Term,
     TokenStrategy,
+    TokenWeight,
     ViewMaker,
 )
 from lmmkit.api.layout import Insert, InsertAt
-from lmmkit.api.needs import Need
+from lmmkit.api.needs import LogitsAt, Need, Select
 from lmmkit.api.puzzle import Puzzle
 from lmmkit.api.sample import Image, ImageEdit, Label, Role, Sample, Turn, View
 from lmmkit.errors import UserError
@@ -131,9 +134,12 @@ def _wrong_view(view: object) -> tuple[str, str] | None:
     sample = view.sample
     if not isinstance(sample, Sample):
         return f"a view with {shown(sample)} as sample", "a `Sample`"
+    for field in ("turns", "images"):
+        if not isinstance(found := getattr(sample, field), tuple | list):
+            return f"a view with {shown(found)} as `{field}` of its sample", "a tuple"
     for turn in sample.turns:
-        if not isinstance(turn, Turn) or turn.role not in get_args(Role):
-            return f"a view with the turn {turn!r:.80}", f"a `Turn` of role {' or '.join(get_args(Role))}"
+        if wrong := _wrong_turn(turn):
+            return wrong
     if bad := next((image for image in sample.images if not isinstance(image, Image)), None):
         return f"a view with {shown(bad)} as image", "an `Image`"
     counted = sum(turn.images for turn in sample.turns)
@@ -147,7 +153,19 @@ def _wrong_view(view: object) -> tuple[str, str] | None:
     return None
 
 
-def labels(loss: Loss, sample: Sample, dims: Dims) -> Mapping[str, Label]:
+def _wrong_turn(turn: object) -> tuple[str, str] | None:
+    """Returns (got, expected) if an object is no valid turn."""
+    if not isinstance(turn, Turn) or turn.role not in get_args(Role):
+        return f"a view with the turn {turn!r:.80}", f"a `Turn` of role {' or '.join(get_args(Role))}"
+    if not isinstance(turn.text, str):
+        return f"a view with {shown(turn.text)} as `Turn.text`", "a text"
+    if type(turn.images) is not int or turn.images < 0:
+        expected = "the NUMBER of images of the turn; the images are in `Sample.images`"
+        return f"a view with {shown(turn.images)} as `Turn.images`", expected
+    return None
+
+
+def labels(loss: Loss | TokenWeight, sample: Sample, dims: Dims) -> Mapping[str, Label]:
     """Returns the labels that a loss gives to a sample. Their values are checked where they are joined."""
     with calling(loss.name, "labels", loss):
         found = loss.labels(sample, dims)
@@ -210,7 +228,7 @@ def reduce(
     return found
 
 
-def needs(term: Term) -> tuple[Need, ...]:
+def needs(term: Reader) -> tuple[Need, ...]:
     """Returns what a term reads from the model."""
     with calling(term.name, "needs", term):
         found: Any = term.needs
@@ -220,6 +238,9 @@ def needs(term: Term) -> tuple[Need, ...]:
         raise returned(term.name, "needs", term, shown(found), "a tuple of needs, such as (HiddenAt(...),)")
     with calling(term.name, "needs", term):
         hash(found)
+    if isinstance(term, RowLoss) and not (isinstance(term.at, Select) and found == (LogitsAt(term.at),)):
+        expected = "nothing else than the rows of `at`, a `Select`: leave `needs` out"
+        raise returned(term.name, "needs", term, shown(found), expected)
     return found
 
 
@@ -238,6 +259,28 @@ def value(term: Term, ctx: Ctx) -> Tensor:
         found = term.value(ctx)
     if not isinstance(found, Tensor) or found.ndim or found.dtype not in (torch.float32, torch.float64):
         raise returned(term.name, "value", term, shown(found), "a float32 scalar, the SUM over the items")
+    return found
+
+
+def weigh(weigher: TokenWeight, ctx: Ctx) -> Tensor:
+    """Returns the weight of each row of the next-token loss, [S], detached."""
+    with calling(weigher.name, "weigh", weigher), torch.no_grad():
+        found = weigher.weigh(ctx)
+    wanted = ctx.batch.count["next_token"]
+    fits = isinstance(found, Tensor) and found.dtype in (torch.float32, torch.float64)
+    if not fits or found.shape != (wanted,):
+        expected = f"{wanted} weights in float32, one for each row of next_token"
+        raise returned(weigher.name, "weigh", weigher, shown(found), expected)
+    return found.detach()
+
+
+def losses_of_rows(term: RowLoss, logits_CV: Tensor, target_C: Tensor) -> Tensor:
+    """Returns the loss of each row of a chunk, [C]."""
+    with calling(term.name, "rows", term):
+        found = term.rows(logits_CV, target_C)
+    fits = isinstance(found, Tensor) and found.dtype in (torch.float32, torch.float64)
+    if not fits or found.shape != target_C.shape:
+        raise returned(term.name, "rows", term, shown(found), f"{len(target_C)} losses in float32, one a row")
     return found
 
 

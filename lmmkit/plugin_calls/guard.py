@@ -136,5 +136,6 @@ def shown(value: object) -> str:
     if isinstance(value, bool | int | float | str):
         return f"{value!r:.60}"
     if isinstance(value, Sequence) and value:
-        return f"a {type(value).__name__} with a {type(value[0]).__name__}"
+        name = type(value[0]).__name__
+        return f"a {type(value).__name__} with {'an' if name[0] in 'AEIOaeio' else 'a'} {name}"
     return f"a {type(value).__name__}"

@@ -224,6 +224,7 @@ def check_losses(losses: Mapping[str, Weight], key: str, names: Names) -> Iterat
         at = f"{key}.{term}"
         yield from _known(at, term, ("next_token", *names.plugins), "plugins, or next_token")
         yield from _check_weight(weight, at)
+        yield from _check_by(term, weight.by or (), at, names)
     if all(weight.constant_zero for weight in losses.values()):
         expected, fix = "a term with a weight above 0", "Give one term a weight above 0."
         yield CONFLICT.at(key, got="only weights of 0", expected=expected, fix=fix)
@@ -240,6 +241,17 @@ def _check_weight(weight: Weight, key: str) -> Iterator[Problem]:
         expected="a number, or {weight, watch}, or {from, to, over, watch}",
         fix="Write one of the three.",
     )
+
+
+def _check_by(term: str, by: tuple[str, ...], key: str, names: Names) -> Iterator[Problem]:
+    """Checks that the plugins which weight the rows of a term exist, each once, and that it is `next_token`."""
+    if by and term != "next_token":
+        expected, fix = "`by` of next_token: it has rows", "Remove `by`."
+        yield CONFLICT.at(f"{key}.by", got=f"`by` of {term}", expected=expected, fix=fix)
+    for i, name in enumerate(by):
+        yield from _known(f"{key}.by.{i}", name, names.plugins, "plugins")
+        if name in by[:i]:
+            yield CONFLICT.at(f"{key}.by.{i}", got=f"`{name}` again", expected="each once", fix="Remove one.")
 
 
 def check_tokens(tokens: tuple[str, ...], key: str, names: Names) -> Iterator[Problem]:

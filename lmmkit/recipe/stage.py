@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import field
 from typing import Annotated, Literal
 
 from annotated_types import MinLen
@@ -120,7 +121,8 @@ class Optim:
 @section
 class Weight:
     """Sets the weight of a term: `weight`, or a linear ramp from `from_` to `to` over the share `over` of the
-    stage, then `to`. `watch` keeps measuring the term when its weight is 0.
+    stage, then `to`. `watch` keeps measuring the term when its weight is 0. `by`, of `next_token` only, names plugins
+    that weight its rows.
 
     In YAML a bare number is `{weight: number}`.
     """
@@ -130,6 +132,9 @@ class Weight:
     to: k.NotNegative | None = None
     over: k.Share | None = None  # not given with from and to = the complete stage
     watch: k.Flag = False
+    by: Annotated[tuple[k.Text, ...], MinLen(1), Says("a list of plugins")] | None = field(
+        default=None, repr=False
+    )
 
     def at(self, progress: float) -> float:
         """Returns the weight at `progress` (0..1) of the stage."""

@@ -15,7 +15,7 @@ _Records = Sequence[Mapping[str, Any]]
 def learned(run: RunFolder) -> str:
     """Returns the terms and metrics at the end of the last stage, each next to its chance level.
 
-    A figure without a known chance level is left out, unless none has one: then it is the loss.
+    A metric without a known chance level is left out. Without any figure it is the loss.
     """
     records = [record for record in run.read_metrics() if "loss" in record]
     if not records:
@@ -30,6 +30,10 @@ def learned(run: RunFolder) -> str:
         for key, chance in chances.items()
         if chance is not None and values[key] is not None
     ]
+    terms = [key for key in last[-1] if key.startswith("terms/") and key.count("/") == 1]
+    for key in terms:
+        if (value := _mean(last, key)) is not None and key.replace("terms/", "chance/", 1) not in chances:
+            shown.append(f"{key.removeprefix('terms/')} {value:.3g}")
     loss = _mean(last, "loss")
     words = ", ".join(shown) or ("no loss" if loss is None else f"loss {loss:.3g}")
     of = "its last logged step" if len(last) == 1 else f"mean of its last {len(last)} logged steps"

@@ -12,7 +12,8 @@ from lmmkit import build
 from lmmkit.errors import Problem
 from lmmkit.errors.plan import REFERENCE
 from lmmkit.inference.load import load
-from lmmkit.model.image_rows import ImageRows
+from lmmkit.model.decoder import Decoder
+from lmmkit.model.image_rows import ImageRows, ReducedRows
 from lmmkit.model.reference import Reference
 from lmmkit.model.vlm import LMM
 from lmmkit.objective import Objective
@@ -46,13 +47,14 @@ def _start(
     originals = build.parts_of(objective)
     rows, plan = copy(objective.lmm.image_rows), prepared.plans[stage]
     if plan.reducer is not None and f"plugin_{plan.reducer.name}" in copies:
+        assert isinstance(rows, ReducedRows), "the model has the plan's reducer"
         rows.module = copies[f"plugin_{plan.reducer.name}"]
     reference = _composed({**originals, **dict(copies.items())}, copies, objective, rows)
     if not ranks.alone:
         fsdp.shard(reference, fsdp.blocks_of(copies.values()), prepared.recipe, ranks, device)
     reference.to_empty(device=device)
-    if ranks.alone and "text" in copies:
-        copies["text"].tie()
+    if ranks.alone and isinstance(text := dict(copies.items()).get("text"), Decoder):
+        text.tie()
     for name, part in copies.items():
         fsdp.copy_shards(originals[name], part)
     return reference

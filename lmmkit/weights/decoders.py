@@ -92,7 +92,7 @@ def _llama(config: Config) -> DecoderSource:
 
 
 def _mistral(config: Config) -> DecoderSource:
-    return _windowed(_source(config), Config({"sliding_window": WINDOW} | config.values, config.where))
+    return _windowed(_source(config), Config({"sliding_window": WINDOW, **config.values}, config.where))
 
 
 def _qwen2(config: Config) -> DecoderSource:

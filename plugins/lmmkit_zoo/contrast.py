@@ -80,7 +80,7 @@ class Contrast(StepTerm):
         scores = items[:, 0] @ items[:, 1].T / module()
         own = torch.arange(len(items), device=items.device)
         both = F.cross_entropy(scores, own, reduction="sum"), F.cross_entropy(scores.T, own, reduction="sum")
-        return sum(both) / 2
+        return (both[0] + both[1]) / 2
 
     def metrics(self, ctx: Ctx) -> dict[str, Metric]:
         return {"similarity": Metric(self.embed(ctx).prod(1).sum(), 0.0)}

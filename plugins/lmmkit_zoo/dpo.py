@@ -8,6 +8,7 @@ missing `rejected` another answer of the conversation is the worse one, and each
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch.nn.functional as F
@@ -25,8 +26,7 @@ class Cropped:
     y: float
 
     def __call__(self, pixels_CXY: Tensor) -> Tensor:
-        sizes = pixels_CXY.shape[1:]
-        spans = []
+        sizes, spans = pixels_CXY.shape[1:], []
         for size, at in zip(sizes, (self.x, self.y), strict=True):
             length = max(1, round(size * self.side))
             begin = int(at * (size - length))
@@ -62,7 +62,7 @@ class Dpo(AuxTask):
             found["cropped"] = replace(sample, images=tuple(replace(i, edit=edit) for i in sample.images))
         return [View(sample=s, role=role, supervision="read") for role, s in found.items()]
 
-    def read(self, role: str, model: str) -> LogProb:
+    def read(self, role: str, model: Literal["policy", "reference"]) -> LogProb:
         return LogProb(Select(view=self.name, view_role=role, turn=-1), model)
 
     @property

@@ -120,7 +120,7 @@ class Fails(Loss):
         return self.gives[sample.key] if isinstance(self.gives, dict) else self.gives
 
 
-@pytest.mark.parametrize(("gives", "code", "got"), [({}, "plugin/raised", "KeyError: 'a'"), ([1], "plugin/returned", "a list with a int")])  # fmt: skip
+@pytest.mark.parametrize(("gives", "code", "got"), [({}, "plugin/raised", "KeyError: 'a'"), ([1], "plugin/returned", "a list with an int")])  # fmt: skip
 def test_a_fault_of_a_loss_s_labels_names_it(gives, code, got):
     made = paper_objective.views(losses=(Fails(name="fails", gives=gives),), dims=paper_objective.DIMS)
     with pytest.raises(UserError) as error:

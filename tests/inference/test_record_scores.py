@@ -15,7 +15,7 @@ from lmmkit.inference.load import load
 from lmmkit.inference.record_scores import score_names, scored_records
 from lmmkit.plan.prepare import prepare
 from lmmkit.weights.weights_hash import weights_hash
-from tests.training.test_reference import REDUCER, TEXT, WHOLE, preferred, run
+from tests.training.test_reference import DPO, REDUCER, TEXT, WHOLE, preferred, run
 
 STORED = """
 from dataclasses import dataclass, replace
@@ -126,3 +126,68 @@ def test_the_scores_are_those_of_one_record_at_a_time(written, tiny):
         assert alone["id"] == together["id"] and "conversations" in alone
     with pytest.raises(UserError, match="reference/no-scores"):
         score_names(prepared, "first")
+
+
+BESIDE = """
+from dataclasses import dataclass
+from lmmkit.api import LogProb, Loss, Select, hookimpl
+
+@dataclass(frozen=True, kw_only=True)
+class Beside(Loss):
+    needs = (LogProb(Select(supervised=True)),)
+
+    def count(self, batch):
+        return batch.samples_with(*self.needs)
+
+    def labels(self, sample, dims):
+        return {"ref": sample.meta.get("logp_main", 0.0)}
+
+    def value(self, ctx):
+        (own,) = ctx.by_sample(*self.needs)
+        return (own - ctx.label("ref")).abs().sum()
+
+@hookimpl
+def lmmkit_components():
+    return {"beside": Beside}
+"""
+
+
+def test_the_labels_of_a_loss_read_what_was_stored(tiny, tmp_path):
+    (tmp_path / "beside.py").write_text(BESIDE)
+    plugin = f"beside: {{use: '{tmp_path}/beside.py:beside'}}"
+    text = (
+        TEXT.replace("TRAIN", WHOLE).replace("    reference: start\n", "").replace("dpo: 1.0", "beside: 1.0")
+    )
+    text = text.replace(f"dpo: {{use: '{DPO}:dpo', crop: 0.3, beta: 0.5}}", plugin)
+    recipe, rows = tiny("stages.first.length.steps=1", text=text), tmp_path / "rows.jsonl"
+    model = run(recipe, tmp_path / "run", stage="first").model("first")
+    (tmp_path / "beside.yaml").write_text(text)
+    words = [
+        "reference",
+        model,
+        tmp_path / "beside.yaml",
+        "--stage",
+        "prefer",
+        "--out",
+        rows,
+        "--trust-files",
+    ]
+    result = CliRunner().invoke(app, list(map(str, [*words, "--root", recipe.root])))
+    assert result.exit_code == 0, (result.output, result.exception)
+    stored = {row["id"]: row["logp_main"] for row in map(json.loads, rows.read_text().splitlines())}
+    assert len(stored) == 120 and max(stored.values()) < 0
+
+    def of_step(records):
+        """Returns the labels, and the sum of the differences to what the model of the run computes."""
+        prepared = prepare(tiny(f"data.questions.records={records}", text=text), trust_files=True)
+        objective = load(model).objective.eval()
+        objective.terms = prepared.plans["prefer"].terms
+        (batch,) = prepared.pipeline("prefer").step(0)
+        ids = [key.rpartition(":")[2] for _, key in batch.views]
+        return ids, batch.labels["beside/ref"].tolist(), float(objective(batch).sums["beside"].detach())
+
+    ids, labels, value = of_step(rows)
+    assert labels == pytest.approx([stored[each] for each in ids], rel=1e-6)
+    assert value < 1e-4 * -sum(labels), "the same model has the same log-probabilities"
+    _, without, far = of_step("finetune.json")
+    assert without == [0.0] * len(labels) and far == pytest.approx(-sum(labels), rel=1e-4)

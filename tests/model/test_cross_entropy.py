@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from lmmkit.model import cross_entropy
-from lmmkit.model.cross_entropy import linear_cross_entropy, log_probs
+from lmmkit.model.cross_entropy import linear_cross_entropy, log_probs, row_losses
 from tests.support.plain_twins import off, show
 
 TIGHT = {torch.float64: 1e-12, torch.float32: 5e-6}
@@ -44,6 +44,45 @@ def test_values_and_gradients_are_the_plain_ones(rows, dtype, small_chunks):
         found(linear_cross_entropy, *given(rows, dtype)), found(plain, *given(rows, dtype)), strict=True
     ):
         assert off(got, want) < TIGHT[dtype]
+
+
+def smoothed(logits_CV, target_C):
+    """Returns a function of whole rows: label smoothing, and the square of the log-sum-exp."""
+    plain = F.cross_entropy(logits_CV, target_C, reduction="none", label_smoothing=0.1)
+    return plain + 0.01 * logits_CV.logsumexp(-1).square()
+
+
+@pytest.mark.parametrize("dtype", TIGHT)
+@pytest.mark.parametrize("rows", [0, 1, 7, 30])
+def test_a_function_of_rows_in_chunks_is_that_of_all_logits(rows, dtype, small_chunks):
+    def in_chunks(hidden_QD, weight_VD, target_Q):
+        return row_losses(hidden_QD, weight_VD, target_Q, smoothed)
+
+    def at_once(hidden_QD, weight_VD, target_Q):
+        return smoothed(hidden_QD @ weight_VD.T, target_Q)
+
+    for got, want in zip(
+        found(in_chunks, *given(rows, dtype)), found(at_once, *given(rows, dtype)), strict=True
+    ):
+        assert got.dtype == dtype and got.shape == want.shape
+        assert rows == 0 or off(got, want) < TIGHT[dtype]
+
+
+def test_a_function_of_rows_gets_one_chunk_at_a_time_in_float32(monkeypatch):
+    monkeypatch.setattr(cross_entropy, "LOGIT_BYTES", 1)
+    monkeypatch.setattr(cross_entropy, "LEAST_ROWS", 7)
+    seen = []
+
+    def watched(logits_CV, target_C):
+        seen.append((tuple(logits_CV.shape), logits_CV.dtype, torch.is_autocast_enabled("cpu")))
+        return smoothed(logits_CV, target_C)
+
+    hidden_SD, weight_VD, target_S, _ = given(16, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = row_losses(hidden_SD, weight_VD, target_S, watched)
+    losses.sum().backward()
+    assert losses.dtype == torch.float32 and weight_VD.grad.dtype == torch.float32
+    assert seen == [((rows, 53), torch.float32, False) for rows in (7, 7, 2)] * 2
 
 
 def pairs(rows: int, count: int, vocab: int = 53) -> tuple[torch.Tensor, torch.Tensor]:

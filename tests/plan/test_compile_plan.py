@@ -460,3 +460,44 @@ def codes(make, *args, **settings) -> set[str]:
     with pytest.raises(UserError) as error:
         make(*args, **settings)
     return {p.code for p in error.value.problems}
+
+
+def weighted(tiny, *overrides: str, names: str = "focal blind cal", by: str = "[focal, cal]"):
+    zoo = Path(__file__).parents[2] / "plugins" / "lmmkit_zoo"
+    files = {"focal": "focal.py", "blind": "cal.py", "cal": "cal.py", "z_loss": "z_loss.py"}
+    uses = "".join(f"  {name}: {{use: '{zoo / files[name]}'}}\n" for name in names.split())
+    text = PLAIN.replace("stages:", f"plugins:\n{uses}stages:", 1)
+    text = text.replace("{next_token: 1.0}", f"{{next_token: {{weight: 1.0, by: {by}}}}}")
+    return prepare(tiny(*overrides, text=text), trust_files=True)
+
+
+def test_weights_of_rows_are_read_where_the_next_token_loss_names_them(tiny):
+    prepared = weighted(tiny, "stages.finetune.losses.next_token={weight: 1.0, by: [focal]}")
+    both, one = prepared.plans["pretrain"], prepared.plans["finetune"]
+    assert [w.name for w in both.weighers] == ["focal", "cal"] and [w.name for w in one.weighers] == ["focal"]
+    assert [view.name for view in both.extra_views] == ["blind"] and one.extra_views == ()
+    assert set(one.off) == {"blind", "cal"} and both.active == {"focal", "cal", "blind"}
+    assert len(both.needs) == 2 and len(one.needs) == 1 and both.digest != one.digest
+    assert prepared.pipeline("pretrain").step(0)[0].head is not None
+    assert "  weights focal  of the rows of next_token" in plan_text(prepared)
+    assert "for focal, cal" in plan_text(prepared)
+
+
+def test_a_stage_whose_next_token_loss_names_nothing_is_the_plain_one(tiny):
+    plan = weighted(tiny, "stages.finetune.losses.next_token=1.0").plans["finetune"]
+    plain = prepare(tiny(text=PLAIN)).plans["finetune"]
+    assert plan.weighers == plan.needs == plan.extra_views == () and plan.digest == plain.digest
+    off = weighted(tiny, "stages.finetune.losses={next_token: {weight: 0, watch: true, by: [cal]}, z_loss: 1.0}",
+                   names="focal blind cal z_loss").plans["finetune"]  # fmt: skip
+    assert [w.name for w in off.weighers] == ["cal"], "a loss that is watched is measured with its weights"
+
+
+def test_the_names_of_by_are_weights_and_each_weight_is_named(tiny):
+    assert codes(weighted, tiny, names="focal blind cal", by="[focal, blind]") == {
+        "plan/not-a-token-weight", "plan/unused-token-weight",
+    }  # fmt: skip
+    with pytest.raises(UserError) as error:
+        weighted(tiny, "stages.finetune.losses.focal=1.0")
+    (problem,) = error.value.problems
+    assert problem.code == "plan/not-a-term" and "`by` of next_token names" in problem.got
+    assert codes(weighted, tiny, names="focal cal") == {"plan/no-view"}

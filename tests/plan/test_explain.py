@@ -22,10 +22,10 @@ def test_each_need_has_words():
 def test_a_need_in_words():
     response = Select(supervised=True)
     assert need_text(HiddenAt(Select(token_name="drt"), layer=2)) == (
-        "hidden state after 2 blocks at token_name drt of main"
+        "hidden state after 2 blocks at rows (token name drt) of view main"
     )
     assert need_text(AttnMass(q=response)) == (
-        "attention mass of supervised True of main on kind image of main, layers all"
+        "attention mass of supervised rows of view main on rows (kind image) of view main, layers all"
     )
     assert "by the reference" in need_text(LogProb(response, model="reference"))
 
@@ -36,7 +36,7 @@ def explained(name: str) -> str:
 
 
 def test_a_component_is_explained_with_what_it_reads():
-    assert "reads, with the default settings:\n  attention mass of supervised True" in explained(
+    assert "reads, with the default settings:\n  attention mass of supervised rows" in explained(
         "guided_loss"
     )
     assert "provides tokens: drt" in explained("directed_token")

@@ -88,7 +88,7 @@ def test_an_exception_names_the_plugin_and_its_line(method, recipe, tmp_path):
         ("needs", "none", "nothing (None)"),
         ("check", "none", "nothing (None)"),
         ("chance", "text", "'twelve'"),
-        ("edit", "list", "a list with a int"),
+        ("edit", "list", "a list with an int"),
         ("modules", "class", "the class Identity"),
         ("modules", "scalar", "a module whose parameter `0` has no dimension"),
         ("count", "number", "1.5"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lmmkit_zoo.cal import Blind, Cal
 from lmmkit_zoo.contrast import Apart, Contrast
 from lmmkit_zoo.dpo import Cropped, Dpo
+from lmmkit_zoo.focal import Focal
+from lmmkit_zoo.label_smoothing import LabelSmoothing
 from lmmkit_zoo.points import COLOURS, Marked, Points, turned
 from lmmkit_zoo.reconstruct import Reconstruct
 from lmmkit_zoo.rotation import Colour, Exchanged, Rotation, Turned
 from lmmkit_zoo.viral import Viral
+from lmmkit_zoo.z_loss import ZLoss
 
 from lmmkit.api import Ctx, Image, Sample, Turn, View
 from lmmkit.model.init import init
@@ -114,6 +119,45 @@ def ctx_of(term, need_values, **when):
     module = term.modules(paper_objective.DIMS)
     init(module, 0)
     return Ctx(term.name, None, dict(zip(term.needs, need_values, strict=True)), module, **when)
+
+
+def test_focal_weights_are_those_of_the_paper():
+    p = torch.tensor([0.1, 0.5, 1.0])
+    ctx = Ctx("focal", None, {Focal(name="focal").needs[0]: p.log()}, None)
+    assert Focal(name="focal", gamma=3.0).weigh(ctx).tolist() == pytest.approx([0.9**3, 0.5**3, 0.0])
+    assert Focal(name="focal", gamma=0.0).weigh(ctx).tolist() == [1.0, 1.0, 1.0]
+    assert Focal(name="focal", gamma=-1.0).check(None).startswith("gamma")
+
+
+def test_cal_compares_each_token_with_that_of_the_view_without_images():
+    term, blind = Cal(name="cal", low=0.5, high=2.0), Blind(name="blind")
+    (view,) = blind.views(SAMPLE, None)
+    assert view.sample.images == () and view.supervision == "read" and view.sample.turns[0].images == 0
+    assert [turn.text for turn in view.sample.turns] == [turn.text for turn in SAMPLE.turns]
+    assert blind.views(view.sample, None) == [] and Cal(name="c", low=2.0, high=1.0).check(None) != ""
+    ctx = fake_ctx(term, blind)
+    full, without = term.needs
+    assert 0 < len(ctx[without]) <= len(ctx[full])
+    at = ctx.beside(without, like=full, fill=math.inf)
+    want = [
+        1.0 if math.isinf(b) else min(max(float(a) - float(b), 0.5), 2.0)
+        for a, b in zip(ctx[full].detach(), at.detach(), strict=True)
+    ]
+    assert term.weigh(ctx).tolist() == pytest.approx(want) and len(set(want)) > 5
+
+
+def test_z_loss_and_label_smoothing_of_some_logits():
+    logits, target = torch.randn(4, 9), torch.tensor([0, 3, 8, 3])
+    ctx = Ctx("z", None, {ZLoss.needs[0]: logits.logsumexp(-1)}, None)
+    squares = [math.log(sum(map(math.exp, row))) ** 2 for row in logits.tolist()]
+    assert ZLoss(name="z").value(ctx).item() == pytest.approx(sum(squares), rel=1e-5)
+    assert ZLoss(name="z").metrics(ctx)["log_sum_exp"].total == logits.logsumexp(-1).sum()
+    smooth = LabelSmoothing(name="s", share=0.3)
+    logp = logits.log_softmax(-1)
+    want = [-(0.7 * row[t] + 0.3 * row.mean()).item() for row, t in zip(logp, target, strict=True)]
+    assert smooth.rows(logits, target).tolist() == pytest.approx(want, rel=1e-5)
+    assert smooth.check(None) == "" != LabelSmoothing(name="s", share=1.0).check(None)
+    assert smooth.chance(paper_objective.DIMS) == math.log(paper_objective.DIMS.vocab)
 
 
 def test_viral_is_one_minus_the_cosine_of_each_row():

@@ -53,6 +53,22 @@ STAGE = "stages.only"
         (f"{STAGE}.optim.clip=0", f"{STAGE}.optim.clip", "out-of-range"),
         (f"{STAGE}.optim.betas=[0.9, 1]", f"{STAGE}.optim.betas.1", "out-of-range"),
         (f"{STAGE}.losses.ordre=1", f"{STAGE}.losses.ordre", "unknown-name"),
+        (f"{STAGE}.losses.order={{weight: 1, by: [order]}}", f"{STAGE}.losses.order.by", "conflict"),
+        (
+            f"{STAGE}.losses.next_token={{weight: 1, by: [nowhere]}}",
+            f"{STAGE}.losses.next_token.by.0",
+            "unknown-name",
+        ),
+        (
+            f"{STAGE}.losses.next_token={{weight: 1, by: [order, order]}}",
+            f"{STAGE}.losses.next_token.by.1",
+            "conflict",
+        ),
+        (
+            f"{STAGE}.losses.next_token={{weight: 1, by: order}}",
+            f"{STAGE}.losses.next_token.by",
+            "wrong-type",
+        ),
         (f"{STAGE}.losses.order=-1", f"{STAGE}.losses.order", "out-of-range"),
         (f"{STAGE}.losses.order=true", f"{STAGE}.losses.order", "wrong-type"),
         (f"{STAGE}.losses.order={{from: 1}}", f"{STAGE}.losses.order", "conflict"),

@@ -199,3 +199,13 @@ def test_mutated_recipes_never_trace_back():
 def test_reading_needs_no_torch():
     code = "import sys, lmmkit.recipe; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_weights_rows_is_written_only_where_it_is_given():
+    recipe = read_text(SCRATCH, overrides=["stages.only.losses.next_token={weight: 1, by: [order]}"])
+    plain = read_text(SCRATCH)
+    assert to_mapping(recipe)["stages"]["only"]["losses"]["next_token"] == {
+        "weight": 1.0, "watch": False, "by": ["order"],
+    }  # fmt: skip
+    assert "by" not in dump(plain) and digest(recipe) != digest(plain)
+    assert read_text(dump(recipe)) == recipe

@@ -45,6 +45,10 @@ def test_without_chances_it_is_the_loss_and_empty_steps_are_no_figure(run):
     assert "loss 2; stage s" in learned(run(record(1, "s", 2.0), record(2, "s", 2.0)))
     assert "no loss" in learned(run(record(1, "s", None)))
     assert "a 3 (chance 5)" in learned(run(record(1, "s", 1.0, **{"terms/a": 3.0, "chance/a": 5.0})))
+    mine = record(
+        1, "s", 1.0, **{"terms/mine": 0.25, "terms/mine/right": 0.5, "terms/a": 3.0, "chance/a": 5.0}
+    )
+    assert learned(run(mine)).startswith("a 3 (chance 5), mine 0.25; stage s"), "a term of no known chance"
     assert "no step was logged" in learned(run())
     assert "2 steps (1 of them logged)" in cost(run(record(2, "s", 1.0)))
     assert cost(run()).startswith("0 steps, 0 tokens, 0 s")

@@ -21,7 +21,7 @@ stages:
     length: {{steps: 4}}
     train:  {{connector: {{}}, plugins: {{}}}}
     optim:  {{lr: 1.0e-3}}
-    losses: {{next_token: 1.0{losses}}}
+    losses: {{next_token: {{weight: 1.0{by}}}{losses}}}
 """
 
 
@@ -37,5 +37,11 @@ def recipe_text(path: Path) -> str:
     of = constants(path)
     names = ["mistake", *([of["READER"]] if "READER" in of else [])]
     terms = [name for name in names if "TokenStrategy):" not in path.read_text() or name != "mistake"]
+    by = ", by: [mistake]" if "TokenWeight):" in path.read_text() else ""
+    terms = [name for name in terms if not by or name != "mistake"]
     plugins = "".join(f"  {name}: {{use: '{path}:{name}'}}\n" for name in names)
-    return MODEL + f"plugins:\n{plugins}" + STAGE.format(losses="".join(f", {name}: 0.1" for name in terms))
+    return (
+        MODEL
+        + f"plugins:\n{plugins}"
+        + STAGE.format(losses="".join(f", {name}: 0.1" for name in terms), by=by)
+    )

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from lmmkit.api.batch import Batch
 from lmmkit.api.model_info import Dims
-from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, LogProb, LogSumExp, Need, VisionAt
+from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, LogitsAt, LogProb, LogSumExp, Need, VisionAt
+
+LOGITS = 512  # of a row of drawn logits, at most
 
 
 def drawn(need: Need, batch: Batch, dims: Dims, generator: torch.Generator) -> Tensor:
@@ -27,6 +29,8 @@ def drawn(need: Need, batch: Batch, dims: Dims, generator: torch.Generator) -> T
             return -8 * torch.rand(n, generator=generator)
         case LogSumExp():
             return math.log(dims.vocab) + torch.rand(n, generator=generator)
+        case LogitsAt():
+            return torch.randn(n, min(dims.vocab, LOGITS), generator=generator)
         case AttnMass():
             return 0.05 + 0.9 * torch.rand(n, generator=generator)
         case _:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lmmkit import plugin_calls
-from lmmkit.api.components import Loss
+from lmmkit.api.components import Loss, TokenWeight
 from lmmkit.api.model_info import Dims
 from lmmkit.api.sample import Label, Sample, View
 from lmmkit.data.labels import join_labels
@@ -23,7 +23,7 @@ from lmmkit.plan.dry_run.subject import Check, global_seed, problem
 class LabelSubject:
     """Holds a loss and the samples whose labels are made."""
 
-    loss: Loss
+    loss: Loss | TokenWeight
     samples: Sequence[Sample]
     dims: Dims
 

@@ -21,8 +21,10 @@ from lmmkit.api.components import (
     ImageReducer,
     LearnedTokens,
     Loss,
+    Reader,
     Term,
     TokenStrategy,
+    TokenWeight,
 )
 from lmmkit.api.layout import Insert
 from lmmkit.api.model_info import Dims
@@ -135,10 +137,11 @@ def prepared_for(components: Mapping[str, Component], recipe: Recipe | None = No
     bare = _bare()
     every = {**components, **_others(components.values())}
     terms = [name for name, component in every.items() if isinstance(component, Term)]
-    weights = dict.fromkeys(("next_token", *terms), Weight(weight=1.0))
+    by = tuple(name for name, component in every.items() if isinstance(component, TokenWeight)) or None
+    weights = {"next_token": Weight(weight=1.0, by=by), **dict.fromkeys(terms, Weight(weight=1.0))}
     recipe = _with_reducer(recipe or bare.recipe, every)
     tokens = tuple(name for name, c in every.items() if isinstance(c, TokenStrategy) and c.unread)
-    needs = [need for c in every.values() if isinstance(c, Term) for need in plugin_calls.needs(c)]
+    needs = [need for c in every.values() if isinstance(c, Reader) for need in plugin_calls.needs(c)]
     reference = START if any(map(reads_reference, needs)) else None
     stages = {
         stage: replace(section, losses=weights, tokens=tokens, reference=reference)
@@ -167,7 +170,7 @@ def _with_reducer(recipe: Recipe, components: Mapping[str, Component]) -> Recipe
 def _others(components: Iterable[Component]) -> dict[str, Component]:
     """Returns readers of tokens and views that no term reads, and providers of tokens that none provides."""
     components = list(components)
-    needs = [need for c in components if isinstance(c, Term) for need in plugin_calls.needs(c)]
+    needs = [need for c in components if isinstance(c, Reader) for need in plugin_calls.needs(c)]
     read = {name for need in needs if (name := selector(need).token_name) is not None}
     strategies = [c for c in components if isinstance(c, TokenStrategy)]
     provided = {name for c in strategies for name in plugin_calls.provides(c)}

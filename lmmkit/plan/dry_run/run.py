@@ -10,7 +10,7 @@ from itertools import islice
 from torch import nn
 
 from lmmkit import plugin_calls
-from lmmkit.api.components import AuxTask, ImageReducer, Term, ViewMaker
+from lmmkit.api.components import AuxTask, ImageReducer, Reader, TokenWeight, ViewMaker
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import selector, selects_rows
 from lmmkit.api.sample import Sample, View
@@ -26,6 +26,7 @@ from lmmkit.plan.dry_run import (
     term_checks,
     token_checks,
     view_checks,
+    weight_checks,
 )
 from lmmkit.plan.dry_run.label_checks import LabelSubject
 from lmmkit.plan.dry_run.module_checks import ModuleSubject
@@ -90,17 +91,19 @@ def _stage(
     for strategy, _ in plan.strategies:
         views = [View(sample=sample, supervision="train") for sample in samples[:SAMPLES]]
         problems += first_problems(token_checks.CHECKS, TokenSubject(strategy, views))
-    for loss in plan.losses:
+    for loss in plan.labelling:
         problems += first_problems(label_checks.CHECKS, LabelSubject(loss, samples, prepared.dims))
     for task in plan.makers:
         problems += first_problems(view_checks.CHECKS, view_subject(prepared, stage, task))
     if problems:  # the micro-batches could not be made
         return problems
-    for term in (term for term in plan.terms if term.name not in checked):
+    for term in (reader for reader in plan.readers if reader.name not in checked):
         checked.add(term.name)
         subject = term_subject(prepared, stage, term, modules[term.name])
         if isinstance(term, AuxTask) and term.text_loss:
             problems += _without_targets(subject, term)
+        elif isinstance(term, TokenWeight):
+            problems += first_problems(weight_checks.CHECKS, subject)
         else:
             problems += first_problems(term_checks.CHECKS, subject)
     return problems
@@ -128,7 +131,7 @@ def view_subject(prepared: Prepared, stage: str, task: ViewMaker) -> ViewSubject
     return subject if enough else replace(subject, samples=[*samples, *every])
 
 
-def term_subject(prepared: Prepared, stage: str, term: Term, module: nn.Module | None) -> TermSubject:
+def term_subject(prepared: Prepared, stage: str, term: Reader, module: nn.Module | None) -> TermSubject:
     """Returns a term with laid-out samples of a stage, with items of the term among them if there are any."""
     laid_out = _laid_out(prepared.pipeline(stage))
     samples = list(islice(laid_out, SAMPLES))
@@ -153,12 +156,12 @@ def _laid_out(pipeline: Pipeline) -> Iterator[SizedSample]:
             yield pipeline.packer.sized(members)
 
 
-def _concerns(term: Term, sample: SizedSample) -> bool:
+def _concerns(term: Reader, sample: SizedSample) -> bool:
     """Returns whether a sample has rows or views that a term reads."""
     if isinstance(term, AuxTask):
         return any(view.name == term.name for view, _ in sample.members)
     needs = plugin_calls.needs(term)
-    return any(
+    return not needs or any(
         selects_rows(need, layout)
         for need in needs for view, layout in sample.members if selector(need).takes(view)
     )  # fmt: skip

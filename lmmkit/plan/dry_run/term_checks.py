@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lmmkit import plugin_calls
 from lmmkit.api.batch import Batch, Ragged
-from lmmkit.api.components import Ctx, Moment, StepTerm, Term
+from lmmkit.api.components import Ctx, Moment, Reader, RowLoss, StepTerm, Term
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import Need
 from lmmkit.api.sample import Image, ImageFit
@@ -49,9 +49,9 @@ class Group(NamedTuple):
 
 @dataclass(frozen=True)
 class TermSubject:
-    """Holds a term, its filled module, and laid-out samples."""
+    """Holds a term (or what weights rows), its filled module, and laid-out samples."""
 
-    term: Term
+    term: Reader
     module: nn.Module | None
     packer: Packer
     samples: Sequence[SizedSample]
@@ -61,9 +61,9 @@ class TermSubject:
         """Returns the micro-batch of these samples, with drawn images."""
         packer = replace(self.packer, needs=plugin_calls.needs(self.term), terms=())
         batch, _ = packer.pack(samples, read_images(samples, self._pixels))
-        if self.term.name in batch.count:  # a next-token term
+        if self.term.name in batch.count or not isinstance(self.term, Term):  # a next-token term; no term
             return batch
-        return replace(batch, count=batch.count | {self.term.name: plugin_calls.count(self.term, batch)})
+        return replace(batch, count={**batch.count, self.term.name: plugin_calls.count(self.term, batch)})
 
     def _pixels(self, image: Image, fit: ImageFit) -> Tensor:
         """Returns drawn pixels for an image file."""
@@ -115,13 +115,21 @@ def _sum(term: Term, ctx: Ctx) -> Tensor:
     """Returns what adds up over micro-batches: the value; for a term over a step, a function of each item."""
     if isinstance(term, StepTerm):
         return plugin_calls.embed(term, ctx).sin().sum()
-    return plugin_calls.value(term, ctx)
+    return _value(term, ctx)
 
 
 def _whole_value(term: Term, ctx: Ctx) -> Tensor:
     """Returns the value of a term in a step of one micro-batch."""
     if isinstance(term, StepTerm):
         return plugin_calls.step_value(term, plugin_calls.embed(term, ctx), ctx.module)
+    return _value(term, ctx)
+
+
+def _value(term: Term, ctx: Ctx) -> Tensor:
+    if isinstance(term, RowLoss):
+        (need,) = plugin_calls.needs(term)
+        logits_QV = ctx[need]  # of few tokens, if the vocabulary is large
+        return plugin_calls.losses_of_rows(term, logits_QV, ctx.targets(need) % logits_QV.shape[1]).sum()
     return plugin_calls.value(term, ctx)
 
 

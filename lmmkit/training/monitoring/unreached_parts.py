@@ -34,7 +34,7 @@ class UnreachedParts:
         names = {id(parameter): f"plugins.{name}" for name, parameter in plugins.named_parameters()}
         for group in optimizer.param_groups:
             for parameter in group["params"]:
-                made.left.setdefault(names.get(id(parameter), group["part"]), []).append(parameter)
+                made.left.setdefault(names.get(id(parameter), str(group["part"])), []).append(parameter)
         return made
 
     def check(self, report: StepReport, at: Position) -> list[str]:

@@ -120,6 +120,7 @@ PRINTED = {
     ("evaluate", "print_published"): published_tables,
     ("explain", "explain"): ["explain"],
     ("model", "show"): ["model", "show", "{run}"],
+    ("plugins", "cost_"): ["plugins", "cost", "{run}/recipe.resolved.yaml", "--root", "{scenes}", "--rounds", "1"],
     ("plugins", "list_"): ["plugins", "list"],
     ("quickstart", "finish"): quickstart_tables,
 }  # fmt: skip

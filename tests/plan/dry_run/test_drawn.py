@@ -12,8 +12,18 @@ import torch
 
 from lmmkit import build
 from lmmkit.api import Loss
-from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, LogProb, LogSumExp, Need, Select, VisionAt
-from lmmkit.plan.dry_run.drawn import concatenated, drawn
+from lmmkit.api.needs import (
+    AttnMass,
+    HiddenAt,
+    HiddenMean,
+    LogitsAt,
+    LogProb,
+    LogSumExp,
+    Need,
+    Select,
+    VisionAt,
+)
+from lmmkit.plan.dry_run.drawn import LOGITS, concatenated, drawn
 from lmmkit.plan.prepare import prepare
 from lmmkit.recipe import read_text
 from tests.conftest import PLAIN
@@ -22,6 +32,7 @@ RESPONSE, IMAGE = Select(supervised=True), Select(kind="image")
 NEEDS = (
     HiddenAt(RESPONSE), HiddenAt(IMAGE, layer=1), HiddenMean(IMAGE), AttnMass(q=RESPONSE),
     VisionAt(IMAGE), VisionAt(IMAGE, stage="projected"), LogProb(RESPONSE), LogSumExp(RESPONSE),
+    LogitsAt(RESPONSE),
 )  # fmt: skip
 
 
@@ -64,7 +75,10 @@ def model_s(scenes):
 def test_a_drawn_need_looks_like_the_model_s(need, model_s):
     batch, dims, found = model_s
     made = drawn(need, batch, dims, torch.Generator().manual_seed(1))
-    assert (made.shape, made.dtype) == (found[need].shape, found[need].dtype)
+    shape = (
+        found[need].shape if not isinstance(need, LogitsAt) else (len(found[need]), min(dims.vocab, LOGITS))
+    )
+    assert (made.shape, made.dtype) == (shape, found[need].dtype)
     assert made.std() > 0
     if isinstance(need, AttnMass):
         assert made.min() >= 0 and made.max() <= 1

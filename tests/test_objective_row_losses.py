@@ -1,0 +1,154 @@
+"""Losses of whole rows of logits, packed and in chunks, against every view alone with all logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lmmkit import build
+from lmmkit.api import RowLoss, Select
+from lmmkit.model import cross_entropy
+from lmmkit.model.transforms import lora
+from lmmkit.objective import Objective
+from lmmkit.recipe import Speed
+from tests.support import dense_views, paper_objective, preference
+from tests.support.fake_cuda import fake_cuda, gradients
+from tests.support.plain_twins import off, show
+from tests.support.preference import SAMPLES, TASK
+from tests.support.tiny_model import pack
+
+
+@dataclass(frozen=True, kw_only=True)
+class Smooth(RowLoss):
+    """Label smoothing with the square of the log-sum-exp."""
+
+    def rows(self, logits_CV, target_C):
+        plain = F.cross_entropy(logits_CV, target_C, reduction="none", label_smoothing=0.2)
+        return plain + 0.01 * logits_CV.logsumexp(-1).square()
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfRejected(Smooth):
+    at = Select(view="prefer", view_role="rejected", turn=-1)
+
+
+TERMS = (Smooth(name="smooth"), OfRejected(name="rejected"))
+FACTORS = {"next_token": 0.1, "smooth": 1.0, "rejected": 0.7}
+
+
+def made_and_batch(dtype=torch.float64, *, share=True):
+    made = paper_objective.objective(dtype=dtype)
+    packer = replace(
+        preference.packer(share=share), terms=TERMS, needs=tuple(term.needs[0] for term in TERMS)
+    )
+    samples = preference.sized(SAMPLES, packer, TASK)
+    made.terms = TERMS
+    return made, samples, pack(packer, samples)[0]
+
+
+def dense_total(made: Objective, samples) -> Tensor:
+    """Returns the weighted total, from all logits of every view alone."""
+    views = [dense_views.dense(made, member) for sample in samples for member in sample.members]
+    plain = dense_views.log_prob(views, preference.LogProb(Select()))
+    total = -FACTORS["next_token"] * plain.sum()
+    for term in TERMS:
+        chosen = [each for each in views if term.at.takes(each.member.view)]
+        for each, targets in zip(chosen, dense_views.targets(views, term.needs[0]), strict=True):
+            logits_TV = each.hidden_TD @ each.head_VD.T
+            for place, target in targets:
+                p = logits_TV[place - 1].log_softmax(-1)
+                lse = logits_TV[place - 1].exp().sum().log()
+                total = total + FACTORS[term.name] * (0.01 * lse**2 - 0.8 * p[target] - 0.2 * p.mean())
+    return total
+
+
+def all_gradients(made: Objective, loss: Tensor) -> dict[str, Tensor]:
+    named = dict(made.named_parameters())
+    found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+    return {
+        n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(named.items(), found, strict=True)
+    }
+
+
+def packed_total(made: Objective, batch) -> Tensor:
+    sums = made(batch).sums
+    return sum(factor * sums[name] for name, factor in FACTORS.items())
+
+
+def assert_twin(made, samples, batch, limit: float) -> None:
+    got, want = packed_total(made, batch), dense_total(made, samples)
+    errors = {"total": off(got, want)}
+    found, expected = all_gradients(made, got), all_gradients(made, want)
+    largest = max(float(g.abs().max()) for g in expected.values())
+    for name, gradient in expected.items():
+        error = float((found[name] - gradient).abs().max())
+        errors[name] = error / max(float(gradient.abs().max()), 1e-3 * largest)
+    show("off", max(errors.values()))
+    assert max(errors.values()) < limit, {name: e for name, e in errors.items() if e >= limit}
+    assert sum(bool(g.any()) for g in expected.values()) > 20
+
+
+@pytest.mark.parametrize("recompute", ["none", "all"])
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 5e-6)])
+def test_packed_rows_have_the_losses_of_every_view_alone(recompute, share, dtype, limit):
+    made, samples, batch = made_and_batch(dtype, share=share)
+    assert batch.head is None and all(batch.count[term.name] for term in TERMS)
+    build.set_layers(made, Speed(recompute=recompute))
+    assert_twin(made, samples, batch, limit)
+
+
+def test_in_several_chunks(monkeypatch):
+    monkeypatch.setattr(cross_entropy, "LOGIT_BYTES", 1)
+    monkeypatch.setattr(cross_entropy, "LEAST_ROWS", 11)
+    made, samples, batch = made_and_batch()
+    sizes, rows = [], Smooth.rows
+    monkeypatch.setattr(Smooth, "rows", lambda self, z, t: sizes.append(len(z)) or rows(self, z, t))
+    assert_twin(made, samples, batch, 1e-12)
+    assert max(sizes) == 11 and len(sizes) > 8
+
+
+def test_under_low_rank_updates():
+    made, samples, batch = made_and_batch()
+    adapters = lora.attach(made.lmm.decoder, r=3, alpha=6.0, dropout=0.0, targets=lora.TARGETS, seed=0)
+    made.double()
+    with torch.no_grad():
+        for i, p in enumerate(adapters):
+            p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(i)) * 0.2)
+    merged, (plain, _, _) = lora.merged(made.lmm.decoder), made_and_batch()
+    with torch.no_grad():
+        for name, p in plain.lmm.decoder.named_parameters():
+            if name in merged:
+                p.copy_(merged[name])
+    assert off(packed_total(made, batch), dense_total(plain, samples)) < 1e-12
+    made.requires_grad_(False)
+    for p in adapters:
+        p.requires_grad_(True)
+    found = torch.autograd.grad(packed_total(made, batch), adapters)
+    assert all(g.any() for g in found)
+
+
+def test_several_micro_batches_are_one():
+    made, samples, batch = made_and_batch()
+    packer = replace(preference.packer(), terms=TERMS, needs=tuple(term.needs[0] for term in TERMS))
+    parts = [pack(packer, samples[a:b])[0] for a, b in ((0, 1), (1, 4), (4, 6), (6, 6))]
+    assert sum(part.count["smooth"] for part in parts) == batch.count["smooth"]
+    whole = all_gradients(made, packed_total(made, batch))
+    sums = [all_gradients(made, packed_total(made, part)) for part in parts]
+    for name, gradient in whole.items():
+        assert off(sum(each[name] for each in sums), gradient) < 1e-12, name
+
+
+def test_on_a_card_nothing_waits_for_the_device():
+    made, _, batch = made_and_batch(torch.float32)
+    made.compute = torch.bfloat16
+    with fake_cuda() as rules:
+        made.to("cuda")
+        rules.waited.clear()
+        loss = packed_total(made, batch.to("cuda"))
+        found = gradients(loss, list(made.parameters()), torch.ones_like(loss))
+    assert rules.waited == [] and any(g is not None for g in found)
