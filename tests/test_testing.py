@@ -20,7 +20,7 @@ from lmmkit_zoo.dpo import Dpo
 from lmmkit_zoo.keep_tokens import KeepTokens
 from torch import Tensor
 
-from lmmkit.api import Ctx, HiddenAt, Loss, Select
+from lmmkit.api import Ctx, HiddenAt, Loss, Select, VisionAt
 from lmmkit.testing import dry_run, fake_ctx
 
 
@@ -72,6 +72,17 @@ def test_an_image_reducer_is_used_and_its_mistake_reported():
 
 def test_a_term_that_reads_a_reference_has_no_problem():
     assert dry_run(Dpo(name="dpo")) == []
+
+
+@pytest.mark.parametrize("stage", ["encoder", "projected"])
+def test_a_term_that_trains_the_vision_features_has_no_problem(stage):
+    @dataclass(frozen=True, kw_only=True)
+    class Small(Short):
+        @property
+        def needs(self):
+            return (VisionAt(Select(kind="image"), stage=stage, detach=False),)
+
+    assert dry_run(Small(name="small")) == []
 
 
 def python_block(file: str, word: str) -> str:

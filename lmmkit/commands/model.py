@@ -160,7 +160,8 @@ def reference(
     if file.exists():
         raise UserError(EXISTS_FILE.at(str(file), got="a file that exists"))
     device, dropped, written = build.device_here(), Counter[str](), 0
-    objective, of = load(folder, device=device).objective, weights_hash(folder)
+    objective = load(folder, device=device, trust_files=trust_files).objective
+    of = weights_hash(folder)
     part = file.with_name(f".{file.name}.part")
     try:
         with part.open("w", encoding="utf-8") as lines:

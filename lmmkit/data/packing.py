@@ -96,6 +96,10 @@ class Packer:
     sources: tuple[str, ...] = ()
     blank: bool = False
 
+    def without_terms(self) -> Packer:
+        """Returns the packer for sequences that no term reads, such as prompts."""
+        return replace(self, needs=(), terms=())
+
     def sized(self, members: Sequence[LaidOut], source: str = "") -> SizedSample:
         """Returns the views of one sample with their number of rows."""
         return SizedSample(tuple(members), len(self._grown(members)[0]), source)

@@ -162,7 +162,7 @@ class ChatModel:
         self, samples: Sequence[SizedSample], max_new_tokens: int, ends: tuple[int, ...], choose: Chooser,
         on_text: Callable[[str], None] | None,
     ) -> list[str]:  # fmt: skip
-        batch, paths = self.packer.pack(samples, read_images(samples, self.reader))
+        batch, paths = self.packer.without_terms().pack(samples, read_images(samples, self.reader))
         batch = batch.to(self.device)
         tokens, tokenizer = self.objective.tokens(batch), self.views.tokenizer
         stream = TextStream(tokenizer, on_text or (lambda part: None))
@@ -171,13 +171,17 @@ class ChatModel:
             if on_text is not None and int(id_Q[0]) not in ends:
                 stream.add(int(id_Q[0]))
 
-        feeds = [self._feed(member.view) for sample in samples for member in sample.members]
         ids = generate(
             self.objective.lmm, batch, [int(path[-1]) for path in paths], tokens=tokens, max_new_tokens=max_new_tokens,
-            eos=ends, choose=choose, on_token=on_token, feeds=feeds if any(feeds) else (),
+            eos=ends, choose=choose, on_token=on_token, feeds=self.feeds(samples),
         )  # fmt: skip
         stream.close()
         return [tokenizer.decode(answer).strip() for answer in ids]
+
+    def feeds(self, samples: Sequence[SizedSample]) -> Sequence[Feed]:
+        """Returns for each view the learned rows that follow the tokens which the model writes; empty if none do."""
+        feeds = [self._feed(member.view) for sample in samples for member in sample.members]
+        return feeds if any(feeds) else ()
 
     def _feed(self, view: View) -> Feed:
         """Returns the learned rows that follow the tokens which the model writes after a view's prompt."""

@@ -36,7 +36,7 @@ def image_attention(
 ) -> ImageAttention:  # fmt: skip
     """Returns the attention from the supervised rows of a sample's first view to its images."""
     layout, lmm = sample.members[0].layout, objective.lmm
-    batch, (path,) = packer.pack([sample], images)
+    batch, (path,) = packer.without_terms().pack([sample], images)
     is_image = np.repeat([s.kind == "image" for s in layout], [s.n for s in layout])
     position_R = np.flatnonzero(np.repeat([s.supervised for s in layout], [s.n for s in layout]))
     n = next(span.n for span in layout if span.kind == "image")

@@ -38,6 +38,7 @@ class Prepared:
 
     `sources`: the opened sources, by name. `pretrained`: the folders from which parts take their initial
     weights; `recipe` contains the shapes of these parts. `end_ids`: as named by the tokenizer's folder.
+    `trust_files`: whether plugins from local files may be run, those of a reference's folder too.
     """
 
     recipe: Recipe
@@ -48,6 +49,7 @@ class Prepared:
     plans: Mapping[str, StagePlan]
     sources: Mapping[str, Records]
     end_ids: EndIds
+    trust_files: bool = False
 
     @property
     def image_rows(self) -> int:
@@ -208,6 +210,7 @@ def _prepare(
     return Prepared(
         recipe=resolved.value[0], pretrained=resolved.value[1], tokenizer=tokenizer.value, instances=instances.value,
         dims=dims.value, plans=plans.value, sources=sources.value, end_ids=end_ids.value,
+        trust_files=trust_files,
     )  # fmt: skip
 
 

@@ -65,7 +65,8 @@ def _of_folder(
 ) -> Reference:
     """Returns the model of a folder. Every rank reads it, and keeps its shard."""
     folder = prepared.recipe.path(prepared.plans[stage].reference)
-    opened = load(folder, device=device if ranks.alone else "cpu").objective
+    where = device if ranks.alone else "cpu"
+    opened = load(folder, device=where, trust_files=prepared.trust_files).objective
     parts = nn.ModuleDict(build.parts_of(opened))
     build.narrow_reference(parts, prepared.recipe, objective.compute)
     reference = _composed(dict(parts.items()), parts, objective, opened.lmm.image_rows)
@@ -101,7 +102,7 @@ def _misfits(prepared: Prepared, stage: str, folder: Path) -> list[str]:
     """Returns what in a folder does not fit the packed batches of a stage."""
     if not (folder / "config.json").is_file():
         return [f"no model in {folder}"]
-    there = _opened(folder)
+    there = _opened(folder, prepared.trust_files)
     found = []
     if there.tokenizer.files() != prepared.tokenizer.files():
         found.append(f"{folder}, a model with another tokenizer")
@@ -110,11 +111,26 @@ def _misfits(prepared: Prepared, stage: str, folder: Path) -> list[str]:
     if prepared.plans[stage].strategies:
         names = ", ".join(strategy.name for strategy, _ in prepared.plans[stage].strategies)
         found.append(f"{folder}, and learned tokens ({names}), which only `start` has")
+    elif own := _token_plugins(folder, there):
+        found.append(
+            f"{folder}, a model with learned tokens ({', '.join(own)}), which this stage does not have"
+        )
     return found
 
 
-def _opened(folder: Path) -> Prepared:
+def _token_plugins(folder: Path, there: Prepared) -> list[str]:
+    """Returns the plugins whose learned tokens are in every sequence of a folder's model."""
+    needed = (
+        model_folder.config_of(folder).get("inference_plugins", ()) if model_folder.is_ours(folder) else ()
+    )
+    return [
+        name for name in needed if name not in there.instances.components
+    ]  # there it has only its reducer
+
+
+def _opened(folder: Path, trust_files: bool) -> Prepared:
     """Returns what a model folder describes, without its weights."""
     if not model_folder.is_ours(folder):
         return prepare_bare(from_model.recipe_of(folder)[0])
-    return prepare_bare(from_model.recipe_of_ours(folder, model_folder.config_of(folder), None))
+    recipe = from_model.recipe_of_ours(folder, model_folder.config_of(folder), None)
+    return prepare_bare(recipe, trust_files=trust_files)

@@ -1,19 +1,14 @@
 """Views of a sample: their names, their rows, and the length policy."""
 
-import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import ClassVar
 
 import pytest
 
-import lmmkit.api
 from lmmkit.api.components import AuxTask
 from lmmkit.api.layout import row_count
 from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, Select
 from lmmkit.api.sample import Image, Sample, Turn, View
-from lmmkit.data.sources.other_samples import SourceSamples
 from lmmkit.errors import UserError
 from tests.support.paper_objective import CAPTIONS, CHATS, IMAGE_ORDER, views
 from tests.support.tiny_model import SPEC
@@ -193,21 +188,3 @@ def test_a_supervised_view_without_a_target_is_left_out():
     dropped: Counter[str] = Counter()
     members = views(context=SPEC.tokens + 1).fitting(CAPTION, 0, dropped)  # the answer is cut off
     assert "main" not in {m.view.name for m in members} and dropped["no_target"] >= 1
-
-
-def test_the_example_of_a_view_from_another_sample_in_the_docs():
-    text = (Path(__file__).resolve().parents[2] / "docs" / "plugins.md").read_text()
-    names = {name: getattr(lmmkit.api, name) for name in lmmkit.api.__all__}
-    names |= {"dataclass": dataclass, "replace": replace, "ClassVar": ClassVar}
-    (code,) = re.findall(r"```python\n(@dataclass.*?class SwappedImage.*?)```", text, re.S)
-    exec(code, names)
-    swapped = names["SwappedImage"](name="swapped")  # type: ignore[operator]
-    made = replace(views(), tasks=(swapped,), edits=())
-    samples = (*CAPTIONS, *CHATS)
-    among = SourceSamples.among(samples)
-    for sample in samples:
-        _, *found = made.of(sample, 0, among)
-        assert [view.name for view in found] == ["swapped"] * len(sample.images)
-        for view in found:
-            assert view.sample.turns == sample.turns and view.sample.images != sample.images
-            assert view.sample.images in [other.images for other in samples]

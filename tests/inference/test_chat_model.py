@@ -18,6 +18,8 @@ from lmmkit.cli import app
 from lmmkit.errors import UserError
 from lmmkit.import_export import import_model
 from lmmkit.inference.generate import Sampled
+from lmmkit.training.run import train
+from tests.conftest import PLAIN
 from tests.support import hf_model_folders
 from tests.support.fake_llama_tokenizer import write_llama_like
 
@@ -186,3 +188,43 @@ def test_text_without_a_tokenizer_is_refused(tmp_path):
     )
     with pytest.raises(UserError, match="tokenizer/file"):
         ours.reply([Turn("user", "hi")])
+
+
+SURE = """
+from dataclasses import dataclass
+from lmmkit.api import AttnMass, LogProb, LogSumExp, Loss, Select, hookimpl
+
+@dataclass(frozen=True, kw_only=True)
+class Sure(Loss):
+    needs = (LogProb(Select(turn=-1)), LogSumExp(Select()), AttnMass(q=Select(supervised=True)))
+    def count(self, batch):
+        found = batch.samples_with(*self.needs)
+        assert found, "counted on a prompt, in which it reads nothing"
+        return found
+    def value(self, ctx):
+        a, b, c = ctx.by_sample(*self.needs)
+        return (b.float() - a.float() + c.float()).sum()
+
+@hookimpl
+def lmmkit_components():
+    return {"sure": Sure}
+"""
+
+
+def test_a_model_whose_term_reads_the_answers_of_records_answers_questions(tiny, tmp_path):
+    """Finds nothing to read in a prompt, for a term that reads log-probabilities of the main view."""
+    (tmp_path / "sure.py").write_text(SURE)
+    changes = [
+        f"plugins.sure={{use: '{tmp_path}/sure.py:sure'}}", "stages.pretrain.length.steps=1", "stages.finetune.length.steps=1",
+        "stages.finetune.losses.sure=0.1", "stages.finetune.validate={every: 1, data: heldout, samples: 4, tasks: [answers]}",
+        "evaluate.tasks.answers.samples=4",
+    ]  # fmt: skip
+    path = train(tiny(*changes, text=PLAIN), out=tmp_path / "run", trust_files=True).run.path
+    result = CliRunner().invoke(app, ["eval", str(path), "--trust-files"])
+    assert result.exit_code == 0, (result.output, result.exception)
+    image = next((tiny(text=PLAIN).path("images")).rglob("*.jpg"))
+    question = ("How many objects are there?", image)
+    alone, whole = (
+        lmmkit.load(path, trust_files=True, plugins=kind).reply(*question) for kind in ("inference", "all")
+    )
+    assert alone == whole

@@ -15,7 +15,7 @@ from lmmkit.inference.load import load
 from lmmkit.inference.record_scores import score_names, scored_records
 from lmmkit.plan.prepare import prepare
 from lmmkit.weights.weights_hash import weights_hash
-from tests.training.test_reference import DPO, TEXT, WHOLE, preferred, run
+from tests.training.test_reference import DPO, REDUCER, TEXT, WHOLE, preferred, run
 
 STORED = """
 from dataclasses import dataclass, replace
@@ -86,6 +86,29 @@ def test_a_run_that_compares_with_stored_values_is_one_with_the_reference(writte
     stored = run(tiny(text=kind.replace("pairs.json", "rows.jsonl")), folder / "stored")
     assert preferred(stored) == pytest.approx(preferred(whole), rel=1e-4)
     assert preferred(stored)[0] == pytest.approx(0.693147, rel=1e-4)
+
+
+def test_a_model_with_a_reducer_from_a_local_file_scores_records(written, tiny):
+    _, kind, rows, folder = written
+    kept = f"plugins:\n  kept: {{use: '{REDUCER}:keep_tokens', count: 5}}\n"
+    text = kind.replace("plugins:\n", kept).replace("mlp2x_gelu", "mlp2x_gelu, reduce: kept")
+    recipe = tiny("stages.first.length.steps=1", text=text)
+    model = run(recipe, folder / "run", stage="first").model("first")
+    (folder / "kind.yaml").write_text(text)
+    words = [
+        "reference",
+        model,
+        folder / "kind.yaml",
+        "--stage",
+        "prefer",
+        "--out",
+        rows,
+        "--root",
+        recipe.root,
+    ]
+    result = CliRunner().invoke(app, [*map(str, words), "--trust-files"])
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert len(rows.read_text().splitlines()) == 24
 
 
 def test_the_scores_are_those_of_one_record_at_a_time(written, tiny):

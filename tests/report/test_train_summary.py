@@ -36,7 +36,7 @@ def test_each_figure_is_next_to_its_chance_and_of_the_last_stage(run):
     late = [record(4 + i, "finetune", 2.0, **{**figures, "terms/a": float(i)}) for i in range(1, 41)]
     found = learned(run(*early, *late, {"step": 44, "stage": "finetune", "val/loss": 1.0}))
     assert found == (
-        "a 39.5 (chance 7), a/right 0.5 (chance 0.25); stage finetune, mean of its last 2 logged steps"
+        "a 39.5 (chance 7), a/right 0.5 (chance 0.25), odd 1; stage finetune, mean of its last 2 logged steps"
     )
     assert cost(run(*early, *late)).startswith("44 steps, 22,000 tokens, 1 min 28 s of training")
 

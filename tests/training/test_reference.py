@@ -31,6 +31,7 @@ from tests.training.test_run import figures
 
 DPO = Path(__file__).resolve().parents[2] / "plugins" / "lmmkit_zoo" / "dpo.py"
 WHOLE = "{vision: {}, connector: {}, text: {}}"
+REDUCER = DPO.with_name("keep_tokens.py")
 LOW_RANK = "{connector: {}, text: {lora: {r: 4, alpha: 8}}}"
 TEXT = (
     MODEL
@@ -249,6 +250,21 @@ def problems_of(recipe) -> list[tuple[str, str]]:
     with pytest.raises(UserError) as error:
         preflight(recipe, trust_files=True)
     return [(p.code, p.got) for p in error.value.problems]
+
+
+def test_the_folder_of_a_model_with_a_reducer_from_a_local_file(recipe_of, tmp_path):
+    reduced = (f"plugins.kept={{use: '{REDUCER}:keep_tokens', count: 5}}", "model.connector.reduce=kept")
+    start = run(recipe_of(WHOLE, *reduced), tmp_path / "start")
+    recipe = recipe_of(WHOLE, *reduced, f"stages.prefer.reference={start.model('first')}")
+    assert preferred(run(recipe, tmp_path / "folder")) == pytest.approx(preferred(start), rel=1e-5)
+
+
+def test_a_folder_with_tokens_that_the_stage_does_not_have_is_refused(recipe_of, tmp_path):
+    registers = DPO.with_name("registers.py")
+    more = (f"plugins.spare={{use: '{registers}:registers', count: 2}}", "stages.first.tokens=[spare]")
+    folder = run(recipe_of(WHOLE, *more), tmp_path / "start", stage="first").model("first")
+    ((code, got),) = problems_of(recipe_of(WHOLE, f"stages.prefer.reference={folder}"))
+    assert code == "plan/reference" and "learned tokens (spare), which this stage does not have" in got
 
 
 def test_what_is_no_reference_is_refused(finished, recipe_of, tmp_path, scenes):

@@ -123,7 +123,7 @@ def replies(
     choose: Callable[[Tensor], Tensor] = greedy,
 ) -> list[Reply]:  # fmt: skip
     """Returns the replies to the questions of one batch, in order."""
-    packer, tokenizer = chat_model.packer, chat_model.views.tokenizer
+    packer, tokenizer = chat_model.packer.without_terms(), chat_model.views.tokenizer
     members = [LaidOut(view, chat_model.views.prompt(view)) for view in _views(questions)]
     samples = [SizedSample((member,), 0) for member in members]
     batch, paths = packer.pack(samples, read_images(samples, chat_model.reader))
@@ -137,6 +137,7 @@ def replies(
         chat_model.objective.lmm, batch, [int(path[-1]) for path in paths],
         tokens=chat_model.objective.tokens(batch), max_new_tokens=max_new_tokens,
         eos=stop_ids(questions[0].sample.template, tokenizer, chat_model.prepared.end_ids.eos), choose=chosen,
+        feeds=chat_model.feeds(samples),
     )  # fmt: skip
     return [Reply(tokenizer.decode(each).strip(), tuple(each), len(each) == max_new_tokens) for each in ids]
 

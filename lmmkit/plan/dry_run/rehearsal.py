@@ -56,7 +56,7 @@ stages:
     data:   {captions: 1.0, questions: 1.0}
     batch:  {samples: 8}
     length: {epochs: 8}
-    train:  {plugins: {}}
+    train:  {vision: {}, connector: {}, text: {}, plugins: {}}
     optim:  {lr: 1.0e-3}
     losses: {next_token: 1.0}
 """

@@ -11,6 +11,7 @@ from lmmkit.api.sample import Sample, Turn
 from lmmkit.errors import UserError
 from lmmkit.evaluate.questions import asking
 from lmmkit.evaluate.questions.asking import AskedQuestion, ask, batches, differences, replies
+from lmmkit.inference.chat_model import ChatModel
 from tests.conftest import PLAIN
 from tests.support.random_chat_model import random_chat_model, scene_samples
 
@@ -51,6 +52,17 @@ def test_answers_in_batches_are_those_of_each_question_alone(tiny, scenes, seed)
     assert all(each.gap < 1e-4 for each in differ) and len(differ) <= 1
     assert len({reply.ids for reply in alone.values()}) > 5, "the questions have different answers"
     assert found[("own", "0/0")].text == model.answer([[_view(questions[0])]], max_new_tokens=NEW)[0]
+
+
+def test_learned_rows_follow_the_tokens_that_the_model_writes_as_in_chat(model, scenes, monkeypatch):
+    questions = questions_on(scenes, images=2, each=2)
+    free = [reply.ids for reply in replies(model, questions, max_new_tokens=NEW)]
+    rows = torch.randn(2, model.prepared.dims.width, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(ChatModel, "_feed", lambda self, view: {free[0][0]: rows})
+    fed = replies(model, questions, max_new_tokens=NEW)
+    assert [reply.ids for reply in fed] != free
+    for question, reply in zip(questions, fed, strict=True):
+        assert reply.text == model.answer([[_view(question)]], max_new_tokens=NEW)[0]
 
 
 def _view(question):
