@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lmmkit.attention.interface import ALL, AttentionFn, Heads, Rotary, apply_rope, grouped, moved
-from lmmkit.attention.key_maps import MapReader, read_dense, readers
+from lmmkit.attention.key_maps import MapReader, map_readers, read_dense
 from lmmkit.attention.schedule import AttentionSpec
 
 
@@ -42,7 +42,7 @@ class Eager:
             mass_R = weight_HWT[:, place_R][..., key_N].sum(-1).mean(0)
             return out_WHK.flatten(1), mass_R, *(read_dense(each, weight_HWT) for each in maps)
 
-        return AttentionFn(rows, attention_from_parts, readers(spec.maps, row_W, device))
+        return AttentionFn(rows, attention_from_parts, map_readers(spec.maps, row_W, device))
 
     def dense(self, q_INHK: Tensor, k_INHK: Tensor, v_INHK: Tensor) -> Tensor:
         score = torch.einsum("iqhd,ikhd->ihqk", q_INHK, k_INHK) * q_INHK.shape[-1] ** -0.5

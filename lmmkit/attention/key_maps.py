@@ -145,7 +145,9 @@ class MapReader:
         return (score_HRJ - lse_RH.T[..., None]).exp().masked_fill(block.unseen_RJ, 0)
 
 
-def readers(maps: Sequence[KeyMap], row_W: np.ndarray | None, device: torch.device) -> tuple[MapReader, ...]:
+def map_readers(
+    maps: Sequence[KeyMap], row_W: np.ndarray | None, device: torch.device
+) -> tuple[MapReader, ...]:
     """Returns the reader of each map. `row_W`: the output rows, ascending; None for all."""
     return tuple(
         MapReader(

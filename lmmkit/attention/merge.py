@@ -29,7 +29,7 @@ from lmmkit.attention.interface import (
     moved,
     ungrouped,
 )
-from lmmkit.attention.key_maps import MapReader, readers
+from lmmkit.attention.key_maps import MapReader, map_readers
 from lmmkit.attention.schedule import AttentionSpec
 
 UNSEEN = 1e30  # the log-sum-exp of a padding row: its softmax weights become exact zeros
@@ -160,7 +160,7 @@ def attention_from_parts(
     if spec.maps:
         row_A = np.unique(np.concatenate([row_R, *(each.row_Q for each in spec.maps)]))
         place_A = moved(spec.places(row_A), device)
-    return AttentionFn(rows, _Plan(parts, rows, place_R, place_A), readers(spec.maps, spec.row_W, device))
+    return AttentionFn(rows, _Plan(parts, rows, place_R, place_A), map_readers(spec.maps, spec.row_W, device))
 
 
 @dataclass(frozen=True)
