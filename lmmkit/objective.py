@@ -16,6 +16,7 @@ from lmmkit.api.components import EVALUATION, Ctx, Moment, Reader, RowLoss, Step
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import (
     AttnMass,
+    AttnTo,
     HiddenAt,
     HiddenMean,
     Layer,
@@ -202,12 +203,16 @@ def tap(need: Need, batch: Batch, out: ModelOutput) -> Tensor:
         case VisionAt(stage=stage, detach=detach):
             x_QD = out.features[stage][pick.item_Q]
             return x_QD.detach() if detach else x_QD
+        case AttnMass() if need in out.maps:
+            return out.maps[need][:, 0]
         case AttnMass(layers=layers):
             mass_LR = out.mass_LR if layers == "all" else out.mass_LR[list(layers)]
             place_Q = torch.searchsorted(
                 batch.attention.row_R.to(pick.row_Q.device, non_blocking=True), pick.row_Q
             )
             return mass_LR.mean(0)[place_Q]  # float32 or wider
+        case AttnTo():
+            return out.maps[need]
         case LogProb() | LogSumExp():
             raise AssertionError("the head gives them, with the losses")
 

@@ -26,7 +26,7 @@ FLOORS: dict[str, str] = {
         model_info plugin_files puzzle sample layout needs batch pairing components
     """,
     "lmmkit.attention": """
-        forest interface merge schedule eager sdpa flash xformers_backend trial backends
+        forest interface key_maps schedule merge eager sdpa flash xformers_backend trial backends
     """,
     "lmmkit.commands": """
         support bench chat check ckpt data diff env evaluate answers explain model plugins quickstart recipes
@@ -76,7 +76,7 @@ FLOORS: dict[str, str] = {
         compiled frozen_bf16 lora recompute
     """,
     "lmmkit.plan": """
-        from_model instances shapes pretrained stage_plan token_checks checks compile_plan prepare notices explain
+        from_model instances shapes pretrained stage_plan token_checks checks compile_plan prepare map_sizes notices explain
         dry_run
     """,
     "lmmkit.plan.dry_run": """
@@ -239,7 +239,7 @@ def test_the_paper_s_parts_are_at_most_two_hundred_lines():
 
 
 PUBLIC = """
-    AttnMass AuxTask Batch Ctx Dims ExtraView HiddenAt HiddenMean Image ImageReducer ImageSpec Insert LearnedTokens
+    AttnMass AttnTo AuxTask Batch Ctx Dims ExtraView HiddenAt HiddenMean Image ImageReducer ImageSpec Insert LearnedTokens
     LogProb LogSumExp Loss Metric Puzzle Ragged RowLoss Sample Select StepTerm TokenStrategy TokenWeight Turn View VisionAt
     hookimpl
 """

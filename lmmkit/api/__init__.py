@@ -28,16 +28,17 @@ if TYPE_CHECKING:
     )
     from lmmkit.api.layout import Insert
     from lmmkit.api.model_info import Dims, ImageSpec
-    from lmmkit.api.needs import AttnMass, HiddenAt, HiddenMean, LogProb, LogSumExp, Select, VisionAt
+    from lmmkit.api.needs import AttnMass, AttnTo, HiddenAt, HiddenMean, LogProb, LogSumExp, Select, VisionAt
     from lmmkit.api.puzzle import Puzzle
     from lmmkit.api.sample import Image, Sample, Turn, View
 
     hookimpl: HookimplMarker
 
 __all__ = [
-    "AttnMass", "AuxTask", "Batch", "Ctx", "Dims", "ExtraView", "HiddenAt", "HiddenMean", "Image", "ImageReducer",
-    "ImageSpec", "Insert", "LearnedTokens", "LogProb", "LogSumExp", "Loss", "Metric", "Puzzle", "Ragged", "RowLoss",
-    "Sample", "Select", "StepTerm", "TokenStrategy", "TokenWeight", "Turn", "View", "VisionAt", "hookimpl",
+    "AttnMass", "AttnTo", "AuxTask", "Batch", "Ctx", "Dims", "ExtraView", "HiddenAt", "HiddenMean", "Image",
+    "ImageReducer", "ImageSpec", "Insert", "LearnedTokens", "LogProb", "LogSumExp", "Loss", "Metric", "Puzzle",
+    "Ragged", "RowLoss", "Sample", "Select", "StepTerm", "TokenStrategy", "TokenWeight", "Turn", "View",
+    "VisionAt", "hookimpl",
 ]  # fmt: skip
 
 _FILES = {
@@ -58,7 +59,7 @@ _FILES = {
     ),
     "layout": ("Insert",),
     "model_info": ("Dims", "ImageSpec"),
-    "needs": ("AttnMass", "HiddenAt", "HiddenMean", "LogProb", "LogSumExp", "Select", "VisionAt"),
+    "needs": ("AttnMass", "AttnTo", "HiddenAt", "HiddenMean", "LogProb", "LogSumExp", "Select", "VisionAt"),
     "puzzle": ("Puzzle",),
     "sample": ("Image", "Sample", "Turn", "View"),
 }

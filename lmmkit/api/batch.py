@@ -40,6 +40,7 @@ class RowGather:
     those. `uniform_Q` is given for attention mass only: the mass that uniform attention would put there.
     `item_Q` and `patch_Q` are given for image rows only: the number of a row among the rows of all images of
     the batch, and among those of its image.
+    `key_QK` is given for `AttnTo`: the rows of the keys of each query, -1 where it has none or cannot attend to it.
     `target_Q` is given for log-probabilities: the token that the row predicts. `host_Q` is `view_Q` on the host, if
     that is on a device.
     """
@@ -52,6 +53,7 @@ class RowGather:
     item_Q: Tensor | None = None
     patch_Q: Tensor | None = None
     target_Q: Tensor | None = None
+    key_QK: Tensor | None = None
     host_Q: Tensor | None = None
 
     @classmethod

@@ -107,6 +107,20 @@ class AttnMass:
     layers: Literal["all"] | tuple[int, ...] = "all"
 
 
+@dataclass(frozen=True, kw_only=True)
+class AttnTo:
+    """Asks for the attention weights of each query row on the selected keys of its own view, in order: [Q, K].
+
+    Float32, mean over `heads` and over `layers`: "all", or numbers from 0. K is the largest number of keys of a view;
+    weights are 0 at keys that a query cannot attend to, and where a view has fewer keys.
+    """
+
+    q: Select
+    k: Select = Select(kind="image")
+    layers: Literal["all"] | tuple[int, ...] = "all"
+    heads: Literal["all"] | tuple[int, ...] = "all"
+
+
 @dataclass(frozen=True)
 class LogProb:
     """Asks for the log-probability of each supervised token that `at` selects, given all before it: [Q] float32.
@@ -133,7 +147,8 @@ class LogitsAt:
     at: Select
 
 
-Need = HiddenAt | HiddenMean | VisionAt | AttnMass | LogProb | LogSumExp | LogitsAt
+Need = HiddenAt | HiddenMean | VisionAt | AttnMass | AttnTo | LogProb | LogSumExp | LogitsAt
+ATTENTION = AttnMass | AttnTo
 OfTargets = LogProb | LogSumExp | LogitsAt  # their items are targets, and are read where these are predicted
 
 
@@ -147,7 +162,9 @@ def selector(need: Need) -> Select:
     """Returns the selector of the rows that a need reads (for a mass, the queries; for a probability, the
     targets)."""
     match need:
-        case HiddenAt(at=select) | VisionAt(at=select) | HiddenMean(over=select) | AttnMass(q=select):
+        case HiddenAt(at=select) | VisionAt(at=select) | HiddenMean(over=select):
+            return select
+        case AttnMass(q=select) | AttnTo(q=select):
             return select
         case LogProb(at=select) | LogSumExp(at=select) | LogitsAt(at=select):
             return replace(select, supervised=True)
@@ -166,9 +183,9 @@ def positions_of(need: Need, layout: Layout) -> np.ndarray:
 
 
 def selects_rows(need: Need, layout: Layout) -> bool:
-    """Returns whether a need has any item in a view: for a mass, a query that comes after a key."""
+    """Returns whether a need has any item in a view: of attention, a query that comes after a key."""
     positions = positions_of(need, layout)
-    if isinstance(need, AttnMass):
+    if isinstance(need, ATTENTION):
         keys = need.k.positions(layout)
         return bool(len(positions) and len(keys) and keys[0] <= positions[-1])
     return bool(len(positions))

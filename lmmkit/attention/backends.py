@@ -3,7 +3,8 @@
 A backend prepares an `AttentionFn` once per batch; all layers share it. The function takes the
 projections of all packed rows and rotates queries and keys by position. It returns the outputs of the
 rows and the attention mass: how much each of the R query rows of `row_R` attends to the key rows (mean
-over heads, float32), exact in value and gradient. `eager` computes the complete attention map; the
+over heads, float32), exact in value and gradient; and the weights on chosen keys that are asked for, see
+`key_maps.py`. `eager` computes the complete attention map; the
 other backends avoid it, see `merge.py`.
 """
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lmmkit.attention.interface import ALL, AttentionFn, Heads, Rotary, apply_rope, grouped, moved
+from lmmkit.attention.key_maps import MapReader, map_readers, read_dense
 from lmmkit.attention.schedule import AttentionSpec
 
 
@@ -23,7 +24,7 @@ class Eager:
 
     def prepare(self, spec: AttentionSpec, device: torch.device) -> AttentionFn:
         see, row_R = spec.forest.see(), spec.row_R.numpy()
-        rows, place_R = ALL, row_R
+        rows, place_R, row_W = ALL, row_R, None
         if spec.read_T is not None:
             read_T = spec.read_T.numpy().copy()
             read_T[row_R] = True
@@ -32,14 +33,16 @@ class Eager:
         place_R, key_N = moved(place_R, device), moved(np.flatnonzero(spec.key_T.numpy()), device)
         see_WT = see.to(device, non_blocking=True)
 
-        def attention_from_parts(qkv_TC: Tensor, heads: Heads, rotary: Rotary) -> tuple[Tensor, Tensor]:
+        def attention_from_parts(
+            qkv_TC: Tensor, heads: Heads, rotary: Rotary, *maps: MapReader
+        ) -> tuple[Tensor, ...]:
             q_THK, k_TGK, v_TGK = apply_rope(qkv_TC, heads, rotary)
             weight_HWT = attention_map(q_THK[rows], k_TGK, see_WT)
             out_WHK = torch.einsum("hqk,khd->qhd", weight_HWT.to(v_TGK), grouped(v_TGK, heads.q))
             mass_R = weight_HWT[:, place_R][..., key_N].sum(-1).mean(0)
-            return out_WHK.flatten(1), mass_R
+            return out_WHK.flatten(1), mass_R, *(read_dense(each, weight_HWT) for each in maps)
 
-        return AttentionFn(rows, attention_from_parts)
+        return AttentionFn(rows, attention_from_parts, map_readers(spec.maps, row_W, device))
 
     def dense(self, q_INHK: Tensor, k_INHK: Tensor, v_INHK: Tensor) -> Tensor:
         score = torch.einsum("iqhd,ikhd->ihqk", q_INHK, k_INHK) * q_INHK.shape[-1] ** -0.5

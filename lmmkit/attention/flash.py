@@ -31,7 +31,7 @@ class Flash:
         return ""
 
     def prepare(self, spec: AttentionSpec, device: torch.device) -> AttentionFn:
-        return attention_from_parts(list(_parts(spec, device)), spec.row_W, spec.row_R, device)
+        return attention_from_parts(list(_parts(spec, device)), spec, device)
 
     def dense(self, q_INHK: Tensor, k_INHK: Tensor, v_INHK: Tensor) -> Tensor:
         return Sdpa().dense(q_INHK, k_INHK, v_INHK)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -33,18 +33,39 @@ class Heads(NamedTuple):
         return qkv_TC.unflatten(-1, (-1, self.size))[:, : -self.kv]
 
 
+class LayerMap(Protocol):
+    """Defines what an attention function knows of a map of attention weights that it returns."""
+
+    @property
+    def name(self) -> Hashable:
+        """Returns what asks for it."""
+        ...
+
+    @property
+    def layers(self) -> tuple[int, ...] | None:
+        """Returns the layers that it is read in; None for all."""
+        ...
+
+
 @dataclass(frozen=True)
 class AttentionFn:
-    """Maps (qkv_TC, heads, rotary) to (out_WC, mass_R). It may apply RoPE to `qkv_TC` in place.
+    """Maps (qkv_TC, heads, rotary) to (out_WC, mass_R), and the maps that are asked for, one [Q, J] each. It may apply
+    RoPE to `qkv_TC` in place.
 
-    `rows` are the W output rows: all, or at least those whose states are read later.
+    `rows` are the W output rows: all, or at least those whose states are read later. `call` takes `maps` too.
     """
 
     rows: Tensor | slice
-    call: Callable[[Tensor, Heads, Rotary], tuple[Tensor, Tensor]]
+    call: Callable[..., tuple[Tensor, ...]]
+    maps: tuple[LayerMap, ...] = ()
 
-    def __call__(self, qkv_TC: Tensor, heads: Heads, rotary: Rotary) -> tuple[Tensor, Tensor]:
-        return self.call(qkv_TC, heads, rotary)
+    def __call__(self, qkv_TC: Tensor, heads: Heads, rotary: Rotary) -> tuple[Tensor, ...]:
+        return self.call(qkv_TC, heads, rotary, *self.maps)
+
+    def of_layer(self, n: int) -> AttentionFn:
+        """Returns the function of one layer: with the maps that are read there."""
+        here = tuple(each for each in self.maps if each.layers is None or n in each.layers)
+        return self if here == self.maps else replace(self, maps=here)
 
 
 def moved(array: np.ndarray, device: torch.device) -> Tensor:

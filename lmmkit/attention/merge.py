@@ -29,6 +29,8 @@ from lmmkit.attention.interface import (
     moved,
     ungrouped,
 )
+from lmmkit.attention.key_maps import MapReader, map_readers
+from lmmkit.attention.schedule import AttentionSpec
 
 UNSEEN = 1e30  # the log-sum-exp of a padding row: its softmax weights become exact zeros
 
@@ -149,42 +151,49 @@ class PartialAttention:
 
 
 def attention_from_parts(
-    parts: Sequence[PartialAttention], row_W: np.ndarray | None, row_R: Tensor, device: torch.device
+    parts: Sequence[PartialAttention], spec: AttentionSpec, device: torch.device
 ) -> AttentionFn:
-    """Returns the attention function for these parts, which must start with the `own` ones. `row_W`: the
-    output rows, None for all; `row_R`: the query rows whose mass is returned."""
-    if row_W is None:
-        return AttentionFn(ALL, _Plan(parts, ALL, moved(row_R.numpy(), device)))
-    rows_W, place_R = moved(row_W, device), moved(np.searchsorted(row_W, row_R.numpy()), device)
-    return AttentionFn(rows_W, _Plan(parts, rows_W, place_R))
+    """Returns the attention function for these parts of `spec`, which must start with the `own` ones."""
+    rows = ALL if spec.row_W is None else moved(spec.row_W, device)
+    row_R = spec.row_R.numpy()
+    place_R = place_A = moved(spec.places(row_R), device)
+    if spec.maps:
+        row_A = np.unique(np.concatenate([row_R, *(each.row_Q for each in spec.maps)]))
+        place_A = moved(spec.places(row_A), device)
+    return AttentionFn(rows, _Plan(parts, rows, place_R, place_A), map_readers(spec.maps, spec.row_W, device))
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """Holds the parts of one batch, the output rows, and the indices in them of the rows `row_R`."""
+    """Holds the parts of one batch, the output rows, and the indices in them of the rows `row_R`, and of these with
+    all rows whose weights on chosen keys are read, none twice."""
 
     parts: Sequence[PartialAttention]
     rows: Tensor | slice
     place_R: Tensor
+    place_A: Tensor
 
     @property
     def all_rows(self) -> bool:
         """Returns whether all rows are output rows."""
         return isinstance(self.rows, slice)
 
-    def __call__(self, qkv_TC: Tensor, heads: Heads, rotary: Rotary) -> tuple[Tensor, Tensor]:
-        return _Merged.apply(qkv_TC, *rotary, heads, self)
+    def __call__(self, qkv_TC: Tensor, heads: Heads, rotary: Rotary, *maps: MapReader) -> tuple[Tensor, ...]:
+        return _Merged.apply(qkv_TC, *rotary, heads, self, maps)
 
 
 class _Merged(torch.autograd.Function):
-    """Applies RoPE, merges partial attentions by log-sum-exp and returns the mass; see the module docstring.
+    """Applies RoPE, merges partial attentions by log-sum-exp and returns the mass, see the module docstring, and
+    the weights on chosen keys, see `key_maps.py`.
 
     RoPE is applied to the projection in place, and its gradient is one buffer. If another op saved the
     old values, autograd's version check raises.
     """
 
     @staticmethod
-    def forward(ctx, qkv_TC: Tensor, cos: Tensor, sin: Tensor, heads: Heads, plan: _Plan):
+    def forward(
+        ctx, qkv_TC: Tensor, cos: Tensor, sin: Tensor, heads: Heads, plan: _Plan, maps: Sequence[MapReader]
+    ):
         ctx.set_materialize_grads(False)
         qkv_TC = qkv_TC.detach()
         apply_rope_(heads.queries_and_keys(qkv_TC), cos, sin)
@@ -204,21 +213,31 @@ class _Merged(torch.autograd.Function):
             part.q.put(lse, part_lse)
         mass_RH = (key_lse[plan.place_R] - lse[plan.place_R]).exp()
         ctx.save_for_backward(qkv_TC, cos, sin, out, lse, mass_RH)
-        ctx.heads, ctx.plan = heads, plan
-        return out.flatten(1), mass_RH.mean(-1)
+        ctx.heads, ctx.plan, ctx.maps = heads, plan, maps
+        return out.flatten(1), mass_RH.mean(-1), *(each.read(q, k, lse) for each in maps)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, d_WC, d_mass_R):
+    def backward(ctx, d_WC, d_mass_R, *d_maps):
         qkv_TC, cos, sin, out, lse, mass_RH = ctx.saved_tensors
         heads, plan = ctx.heads, ctx.plan
         q, k, v = heads.split(qkv_TC)
         q = q[plan.rows]
         d = torch.zeros_like(out) if d_WC is None else d_WC.unflatten(1, (-1, heads.size))
         out_rest = out_key = out
+        chosen = [
+            gradient
+            for each, d_QJ in zip(ctx.maps, d_maps, strict=True)
+            if d_QJ is not None
+            for gradient in each.gradients(d_QJ, q, k, lse)
+        ]
+        added = [[(each.place_R, each.term_RH) for each in chosen] for _ in ("rest", "key")]
         if d_mass_R is not None and len(plan.place_R):
-            added = mass_row_terms(plan.place_R, mass_RH, d_mass_R)
-            d, (out_rest, out_key) = hand_over(d, out, plan.place_R, [[each] for each in added])
+            for terms, term in zip(added, mass_row_terms(plan.place_R, mass_RH, d_mass_R), strict=True):
+                terms.append(term)
+        if any(added):
+            place_A = plan.place_A if ctx.maps else plan.place_R
+            d, (out_rest, out_key) = hand_over(d, out, place_A, added)
         d_qkv_TC = torch.empty_like(qkv_TC) if plan.all_rows else torch.zeros_like(qkv_TC)
         d_q, d_k, d_v = heads.split(d_qkv_TC)
         to_q = d_q if plan.all_rows else torch.empty_like(q)
@@ -232,10 +251,13 @@ class _Merged(torch.autograd.Function):
             write = part.k.put if part.own and plan.all_rows else part.k.add
             for to, grad in zip((d_k, d_v), grads[1:], strict=True):
                 write(to, ungrouped(grad, heads.kv))
+        for each in chosen:
+            to_q.index_add_(0, each.place_R, each.q_RHK.to(to_q))
+            d_k.index_add_(0, each.key_J, each.k_JGK.to(d_k))
         if not plan.all_rows:
             d_q[plan.rows] = to_q
         apply_rope_(heads.queries_and_keys(d_qkv_TC), cos, -sin)
-        return d_qkv_TC, None, None, None, None
+        return d_qkv_TC, None, None, None, None, None
 
 
 def merge_partials(a: Tensor, lse_a: Tensor, b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from lmmkit.attention.forest import Forest, Runs, expand
+from lmmkit.attention.key_maps import KeyMap
 
 
 class Call(NamedTuple):
@@ -67,12 +68,14 @@ class AttentionSpec:
         row_R: query rows whose mass on those keys is returned, none twice.
         read_T: bool, rows whose states are read after the layer; None for all. Output rows: `read_T`,
             `row_R`, and all later rows of the same runs.
+        maps: what else is read of the attention weights; their rows are output rows.
     """
 
     forest: Forest
     key_T: Tensor
     row_R: Tensor
     read_T: Tensor | None = None
+    maps: tuple[KeyMap, ...] = ()
 
     @cached_property
     def calls(self) -> tuple[Call, ...]:

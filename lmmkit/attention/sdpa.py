@@ -40,7 +40,7 @@ class Sdpa:
 
     def prepare(self, spec: AttentionSpec, device: torch.device) -> AttentionFn:
         kernels = _CUDA if device.type == "cuda" else _CPU
-        return attention_from_parts(list(_parts(spec, kernels, device)), spec.row_W, spec.row_R, device)
+        return attention_from_parts(list(_parts(spec, kernels, device)), spec, device)
 
     def dense(self, q_INHK: Tensor, k_INHK: Tensor, v_INHK: Tensor) -> Tensor:
         q_IHNK, k_IHNK, v_IHNK = (x.transpose(1, 2) for x in (q_INHK, k_INHK, v_INHK))

@@ -34,7 +34,7 @@ class Xformers:
         return WHY_NO_XFORMERS
 
     def prepare(self, spec: AttentionSpec, device: torch.device) -> AttentionFn:
-        return attention_from_parts(list(packed(spec, device)), spec.row_W, spec.row_R, device)
+        return attention_from_parts(list(packed(spec, device)), spec, device)
 
     def dense(self, q_INHK: Tensor, k_INHK: Tensor, v_INHK: Tensor) -> Tensor:
         return _fmha.memory_efficient_attention(q_INHK, k_INHK, v_INHK)

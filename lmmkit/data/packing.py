@@ -17,7 +17,9 @@ from lmmkit.api.components import Term
 from lmmkit.api.layout import Layout
 from lmmkit.api.model_info import ImageSpec
 from lmmkit.api.needs import (
+    ATTENTION,
     AttnMass,
+    AttnTo,
     HiddenAt,
     HiddenMean,
     Layer,
@@ -29,6 +31,7 @@ from lmmkit.api.needs import (
 )
 from lmmkit.api.sample import Image, View
 from lmmkit.attention.forest import Forest, arrange, grow, unshared
+from lmmkit.attention.key_maps import KeyBlock, KeyMap, padded_keys
 from lmmkit.attention.schedule import AttentionSpec
 from lmmkit.data.head_pairs import head_pairs
 from lmmkit.data.images import ImageRef, ReadImage, normalise, unedited
@@ -130,12 +133,15 @@ class Packer:
             self._pixels(images[unedited(ref[0]), ref[1]], ref[0], owner) for ref, owner in shown.items()
         ]
         predict, target_S, term_S = self._targets(members, paths)
-        key_T, gathers = self._gathers(members, paths, _image_items(scatters, len(forest)))
-        mass = [pick.row_Q for need, pick in gathers.items() if isinstance(need, AttnMass)]
-        spec = AttentionSpec(forest, key_T, torch.cat([*mass, _cat([])]).unique())
+        key_T, gathers, maps = self._gathers(members, paths, _image_items(scatters, len(forest)))
+        mapped = {each.name for each in maps}
+        mass = [
+            pick.row_Q for need, pick in gathers.items() if isinstance(need, AttnMass) and need not in mapped
+        ]
+        spec = AttentionSpec(forest, key_T, torch.cat([*mass, _cat([])]).unique(), maps=maps)
         batch = Batch(
             attention=_ready(spec),
-            last=_ready(replace(spec, read_T=_read(len(forest), predict, gathers))),
+            last=_ready(replace(spec, read_T=_read(len(forest), predict, gathers, maps))),
             id_T=id_T,
             scatters=scatters,
             pixels_ICXY=torch.stack(pixels)
@@ -193,12 +199,18 @@ class Packer:
             terms.append(np.full(len(positions), self.text_terms.index(name)))
         return RowGather.of(_cat(rows), _cat(views)), _cat(targets), _cat(terms)
 
-    def _gathers(self, members, paths, item_T: Tensor) -> tuple[Tensor, dict[Need, RowGather]]:
-        """Returns the key rows of attention mass, and the rows that each need reads."""
+    def _gathers(
+        self, members, paths, item_T: Tensor
+    ) -> tuple[Tensor, dict[Need, RowGather], tuple[KeyMap, ...]]:
+        """Returns the key rows of attention mass, the rows that each need reads, and what is read of the attention
+        weights: by each `AttnTo`, and by masses on other keys than those of the first."""
         key_T = np.zeros(len(item_T), bool)
-        gathers = {}
+        gathers, maps = {}, []
+        merged = next((need.k for need in self.needs if isinstance(need, AttnMass)), None)
         for need in self.needs:
             rows, views, uniform, targets, patches = [], [], [], [], []
+            blocks: list[KeyBlock] = []
+            by_merging = isinstance(need, AttnMass) and need.k == merged
             for v, (member, path) in enumerate(zip(members, paths, strict=True)):
                 if not selector(need).takes(member.view):
                     continue
@@ -206,26 +218,44 @@ class Packer:
                 if isinstance(need, OfTargets):
                     targets.append(_tokens(member, positions))
                     positions = positions - 1
-                if isinstance(need, AttnMass):
+                if isinstance(need, ATTENTION):
                     is_key = np.zeros(len(path), bool)
                     is_key[need.k.positions(member.layout)] = True
                     keys = np.cumsum(is_key)[positions]  # visible ones; without any there is no mass
                     positions, keys = positions[keys > 0], keys[keys > 0]
-                    key_T[path[is_key & (len(positions) > 0)]] = True
+                    if by_merging:
+                        key_T[path[is_key & (len(positions) > 0)]] = True
+                    elif len(positions):
+                        start = blocks[-1].stop if blocks else 0
+                        key_J = path[is_key][: keys.max()]
+                        blocks.append(KeyBlock(start, start + len(positions), key_J, keys))
                     uniform.append(keys / (positions + 1))
                 rows.append(path[positions])
                 views.append(np.full(len(positions), v))
                 patches.append(_offsets(member.layout)[positions])
             share = torch.from_numpy(np.concatenate([*uniform, np.empty(0)])).float()
             gather = RowGather.of(_cat(rows), _cat(views))
-            if isinstance(need, AttnMass):
+            if isinstance(need, ATTENTION):
                 gather = replace(gather, uniform_Q=share)
+                if not by_merging:
+                    maps.append(_key_map(need, gather, blocks))
+            if isinstance(need, AttnTo):
+                gather = replace(gather, key_QK=torch.from_numpy(padded_keys(blocks)))
             if isinstance(need, OfTargets):
                 gather = replace(gather, target_Q=_cat(targets))
             if reads_images(need):
                 gather = replace(gather, item_Q=item_T[gather.row_Q], patch_Q=_cat(patches))
             gathers[need] = gather
-        return torch.from_numpy(key_T), gathers
+        return torch.from_numpy(key_T), gathers, tuple(maps)
+
+
+def _key_map(need: AttnMass | AttnTo, gather: RowGather, blocks: Sequence[KeyBlock]) -> KeyMap:
+    """Returns what a need reads of the attention weights, for the queries of its gather."""
+    heads = need.heads if isinstance(need, AttnTo) else "all"
+    return KeyMap(
+        need, gather.row_Q.numpy(), tuple(blocks), None if need.layers == "all" else need.layers,
+        None if heads == "all" else heads, summed=isinstance(need, AttnMass),
+    )  # fmt: skip
 
 
 def _origins(
@@ -281,11 +311,14 @@ def _ready(spec: AttentionSpec) -> AttentionSpec:
     return spec
 
 
-def _read(total: int, predict: RowGather, gathers: Mapping[Need, RowGather]) -> Tensor:
-    """Returns a mask [total] of the rows whose states after the last layer are read."""
+def _read(
+    total: int, predict: RowGather, gathers: Mapping[Need, RowGather], maps: Iterable[KeyMap]
+) -> Tensor:
+    """Returns a mask [total] of the rows whose states after the last layer are read, or whose weights there."""
     hidden = [pick.row_Q for layer, pick in _hidden(gathers) if layer == "final"]
     scored = [pick.row_Q for pick in gathers.values() if pick.target_Q is not None]
-    rows = torch.cat([predict.row_Q, *hidden, *scored])
+    mapped = [torch.from_numpy(each.row_Q) for each in maps]
+    rows = torch.cat([predict.row_Q, *hidden, *scored, *mapped])
     return torch.zeros(total, dtype=torch.bool).index_fill(0, rows, True)
 
 

@@ -93,6 +93,17 @@ NOT_INSTALLED = Code(
 
 # plan/
 
+ATTN_KEYS = Code(
+    "plan/attn-keys", cause="A term reads the attention to each of all rows of a view.",
+    expected="`k` with a `kind` or a `token_name`",
+    hint="Select the keys in the term's `AttnTo`, such as `k=Select(kind=\"image\")`.",
+)
+ATTN_SIZE = Code(
+    "plan/attn-size",
+    cause="The attention weights that terms read by `AttnTo` take more memory than `speed.attention_mb`.",
+    expected="at most {most} MiB in the fullest micro-batch",
+    hint="Select fewer queries or keys, read sums by `AttnMass`, lower `speed.tokens`, or raise `speed.attention_mb`.",
+)
 FROZEN = Code(
     "plan/frozen", cause="A term asks for a gradient into vision features that the stage does not train.",
     expected="`detach=True`, or a stage that trains {parts}",
@@ -108,8 +119,8 @@ STEP_TERM = Code(
     expected="at least 2 samples a step", hint="Raise stages.{stage}.batch.samples, or remove the term.",
 )
 LAYERS = Code(
-    "plan/layers", cause="A term reads layers that the decoder does not have, or one layer twice.",
-    expected="{layers}", hint="Correct the layers that the term's `needs` name.",
+    "plan/layers", cause="A term reads layers or heads that the decoder does not have, or one of them twice.",
+    expected="{layers}", hint="Correct the layers and heads that the term's `needs` name.",
 )
 NO_TARGET = Code(
     "plan/no-target", cause="A term reads the log-probability of rows that are never targets of next-token prediction.",
@@ -177,10 +188,6 @@ TOKENS = Code(
 TOKEN_TWICE = Code(
     "plan/token-twice", cause="Two plugins provide the same learned token.",
     expected="one provider for each token", hint="Remove one of the two plugins.",
-)
-TWO_MASSES = Code(
-    "plan/two-masses", cause="The terms of one stage read the attention mass on different selections of keys.",
-    expected="the same selection of keys in all terms of a stage", hint="Give a weight to only one of these terms.",
 )
 UNPROVIDED_TOKEN = Code(
     "plan/unprovided-token", cause="A term reads a learned token that no plugin provides.",

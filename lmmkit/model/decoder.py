@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -68,9 +68,10 @@ class Decoder(nn.Module):
         pos_T: Tensor,
         attention_fns: Sequence[AttentionFn],
         inner: Mapping[int, Tensor] = NOTHING,
-    ) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
+    ) -> tuple[Tensor, Tensor, dict[int, Tensor], dict[Hashable, Tensor]]:
         """Returns the states after the final norm [W, D], of the output rows of the last attention function;
-        the mass of each layer [L, R], float32; and the states of the rows `inner[n]` after n blocks, by n.
+        the mass of each layer [L, R], float32; the states of the rows `inner[n]` after n blocks, by n; and by name
+        the maps that attention functions return, the mean over their layers.
 
         The states are read between blocks, so a block that is recomputed need not save them.
         """
@@ -78,12 +79,17 @@ class Decoder(nn.Module):
         cos, sin = rope_angles(pos_T, shape.head_size, shape.rope)
         rotary = (cos.to(x_TD.dtype), sin.to(x_TD.dtype))
         masses, states = [], {}
+        maps: dict[Hashable, tuple[Tensor, int]] = {}
         for n, (block, attention_fn) in enumerate(zip(self.blocks, attention_fns, strict=True)):
             if n in inner:
                 states[n] = x_TD[inner[n]]
-            x_TD, mass_R = block(x_TD, rotary, attention_fn)
+            x_TD, mass_R, *found = block(x_TD, rotary, attention_fn)
             masses.append(mass_R)
-        return self.norm(x_TD), torch.stack(masses), states
+            for each, map_QJ in zip(attention_fn.maps, found, strict=True):
+                before = maps.get(each.name)
+                maps[each.name] = (map_QJ, 1) if before is None else (before[0] + map_QJ, before[1] + 1)
+        means = {name: sum_QJ / layers for name, (sum_QJ, layers) in maps.items()}
+        return self.norm(x_TD), torch.stack(masses), states, means
 
 
 def _block(shape: DecoderShape, gain: float) -> Block:

@@ -114,7 +114,7 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """Computes one decoder layer: (x_TD, rotary, attention_fn) -> (x_WD, mass_R), without hidden state.
+    """Computes one decoder layer: (x_TD, rotary, attention_fn) -> (x_WD, mass_R, maps...), without hidden state.
 
     Grouped-query attention with rotary positions; `attention_fn` implements the rule of which row
     attends to which. `before` and `after` are the code around it that `torch.compile` may fuse.
@@ -127,9 +127,9 @@ class Block(nn.Module):
         self.mlp_norm = RMSNorm(width, norm_eps)
         self.mlp = mlp
 
-    def forward(self, x_TD: Tensor, rotary: Rotary, attention_fn: AttentionFn) -> tuple[Tensor, Tensor]:
-        out_WC, mass_R = attention_fn(self.before(x_TD), self.attention.heads, rotary)
-        return self.after(x_TD[attention_fn.rows], out_WC), mass_R
+    def forward(self, x_TD: Tensor, rotary: Rotary, attention_fn: AttentionFn) -> tuple[Tensor, ...]:
+        out_WC, mass_R, *maps = attention_fn(self.before(x_TD), self.attention.heads, rotary)
+        return self.after(x_TD[attention_fn.rows], out_WC), mass_R, *maps
 
     def before(self, x_TD: Tensor) -> Tensor:
         """Returns the input of attention, [T, C]."""

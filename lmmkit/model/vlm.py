@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -21,13 +21,14 @@ from lmmkit.model.vision import TimmViT, ViT
 
 class ModelOutput(NamedTuple):
     """Holds the states after the final norm of rows `row_W` (ascending), the attention mass of rows `row_R`
-    in each layer, the states of the rows `batch.inner` between blocks, the encoder's output for the pixels of
-    the batch, and by stage the features of all image rows that some need reads."""
+    in each layer, the states of the rows `batch.inner` between blocks, the weights on chosen keys by need, the
+    encoder's output for the pixels of the batch, and by stage the features of all image rows that some need reads."""
 
     row_W: Tensor
     hidden_WD: Tensor
     mass_LR: Tensor
     inner: Mapping[int, Tensor]
+    maps: Mapping[Hashable, Tensor]
     seen_IND: Tensor | None = None
     features: Mapping[str, Tensor] = NOTHING
 
@@ -83,9 +84,10 @@ class LMM(nn.Module):
     ) -> list[AttentionFn]:
         """Returns the attention function of each layer; all layers but the last share one."""
         every = self.backend.prepare(spec, device)
-        return [every] * (len(self.decoder.blocks) - 1) + [
+        fns = [every] * (len(self.decoder.blocks) - 1) + [
             every if last is spec else self.backend.prepare(last, device)
         ]
+        return [each.of_layer(n) for n, each in enumerate(fns)]
 
     def decode(
         self,

@@ -26,7 +26,8 @@ from lmmkit.api.components import (
 from lmmkit.api.layout import Layout, Span, insert_tokens, row_count, text
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import (
-    AttnMass,
+    ATTENTION,
+    AttnTo,
     HiddenAt,
     HiddenMean,
     Need,
@@ -41,6 +42,7 @@ from lmmkit.api.sample import View
 from lmmkit.attention.forest import roots
 from lmmkit.errors import Problem, Tried, did_you_mean, raise_all
 from lmmkit.errors.plan import (
+    ATTN_KEYS,
     FROZEN,
     IMAGE_ROWS,
     LAYERS,
@@ -56,7 +58,6 @@ from lmmkit.errors.plan import (
     SELECT,
     SETTING,
     STEP_TERM,
-    TWO_MASSES,
     UNPROVIDED_TOKEN,
     UNREACHABLE,
     UNREAD_VIEW,
@@ -199,10 +200,6 @@ def needs(recipe: Recipe, instances: Instances, plan: StagePlan, dims: Dims) -> 
             problems.append(STEP_TERM.at(where, got=got, stage=plan.stage))
         if isinstance(term, AuxTask) and not term.text_loss and not _reads_own_view(term):
             problems.append(UNREAD_VIEW.at(where, got=f"views of `{term.name}`, which no term reads"))
-    masses = {need.k for need in plan.needs if isinstance(need, AttnMass)}
-    if len(masses) > 1:
-        where = recipe.where(f"stages.{plan.stage}.losses")
-        problems.append(TWO_MASSES.at(where, got=f"attention mass on {len(masses)} kinds of keys"))
     return problems
 
 
@@ -223,20 +220,30 @@ def _need(
         roles, got = views[select.view], f"role `{select.view_role}` of view `{select.view}`"
         nearest = did_you_mean(select.view_role, roles)
         problems.append(VIEW_ROLE.at(where, got=got, roles=", ".join(map(repr, roles)), nearest=nearest))
-    if select.token_name is not None and select.token_name not in provided:
-        got = f"`{term.name}` reads token `{select.token_name}`, which no plugin provides"
-        problems.append(UNPROVIDED_TOKEN.at(where, got=got))
+    for each in (select, need.k) if isinstance(need, ATTENTION) else (select,):
+        if each.token_name is not None and each.token_name not in provided:
+            got = f"`{term.name}` reads token `{each.token_name}`, which no plugin provides"
+            problems.append(UNPROVIDED_TOKEN.at(where, got=got))
     if isinstance(need, OfTargets) and not _targets(need.at):
         problems.append(NO_TARGET.at(where, got=f"`{term.name}` reads {need.at}"))
-    if isinstance(need, AttnMass) and need.layers != "all":
-        outside = [layer for layer in need.layers if not 0 <= layer < dims.layers]
-        if outside or not need.layers or len(set(need.layers)) < len(need.layers):
-            expected = f"`all`, or numbers from 0 to {dims.layers - 1}, each once"
-            problems.append(LAYERS.at(where, got=f"layers {list(need.layers)}", layers=expected))
+    if isinstance(need, AttnTo) and need.k.kind is None and need.k.token_name is None:
+        problems.append(ATTN_KEYS.at(where, got=f"`{term.name}` reads {need.k}"))
+    if isinstance(need, ATTENTION):
+        problems += _numbers(where, "layers", need.layers, dims.layers)
+    if isinstance(need, AttnTo):
+        problems += _numbers(where, "heads", need.heads, dims.heads)
     if isinstance(need, HiddenAt | HiddenMean) and need.layer not in ("final", *range(dims.layers)):
         expected = f"`final`, or a number of blocks from 0 to {dims.layers - 1}"
         problems.append(LAYERS.at(where, got=f"layer {need.layer!r}", layers=expected))
     return problems
+
+
+def _numbers(where: str, what: str, got: Literal["all"] | tuple[int, ...], count: int) -> list[Problem]:
+    """Returns a problem if `got` is neither `all` nor distinct numbers below `count`."""
+    if got == "all" or (got and len(set(got)) == len(got) and set(got) <= set(range(count))):
+        return []
+    expected = f"`all`, or numbers from 0 to {count - 1}, each once"
+    return [LAYERS.at(where, got=f"{what} {list(got)}", layers=expected)]
 
 
 def _vision(where: str, need: VisionAt, recipe: Recipe, stage: Stage) -> list[Problem]:
@@ -333,7 +340,7 @@ def reach(recipe: Recipe, instances: Instances, plan: StagePlan) -> list[Problem
         for need in plugin_calls.needs(term):
             select = selector(need)
             if term.name in instances.unreachable or (
-                select.token_name is None and not isinstance(need, AttnMass)
+                select.token_name is None and not isinstance(need, ATTENTION)
             ):
                 continue
             if not _attends_to_image(plan, need):
@@ -370,5 +377,5 @@ def _attends_to_image(plan: StagePlan, need: Need) -> bool:
     ]
     layout = insert_tokens(probe_layout(), edits, lambda token: LAST_ID)
     see_TT = roots([row_count(layout)]).see()
-    key = need.k if isinstance(need, AttnMass) else type(select)(kind="image")
+    key = need.k if isinstance(need, ATTENTION) else type(select)(kind="image")
     return bool(see_TT[select.positions(layout)][:, key.positions(layout)].any())

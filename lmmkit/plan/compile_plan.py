@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from lmmkit import plugin_calls
 from lmmkit.api.components import Component, ExtraView, ImageReducer, TokenStrategy, TokenWeight
 from lmmkit.api.model_info import Dims
-from lmmkit.api.needs import AttnMass, Need, reads_reference, selector
+from lmmkit.api.needs import ATTENTION, Need, reads_reference, selector
 from lmmkit.data.text_tokenizers.choose import TextTokenizer
 from lmmkit.errors import raise_all
 from lmmkit.plan import checks, token_checks
@@ -115,7 +115,8 @@ def _reference_line(recipe: Recipe, reference: str) -> list[str]:
 
 def _readers(strategy: TokenStrategy, needs: tuple[Need, ...]) -> frozenset[str]:
     """Returns the views in which some need reads a token of this strategy."""
-    selects = [selector(need) for need in needs] + [n.k for n in needs if isinstance(n, AttnMass)]
+    keys = [replace(need.k, view=need.q.view) for need in needs if isinstance(need, ATTENTION)]
+    selects = [*map(selector, needs), *keys]
     return frozenset(select.view for select in selects if select.token_name in strategy.provides)
 
 

@@ -16,6 +16,7 @@ from lmmkit.api.components import AuxTask, Component, Reader, StepTerm, TokenStr
 from lmmkit.api.layout import Layout, Span
 from lmmkit.api.needs import (
     AttnMass,
+    AttnTo,
     HiddenAt,
     HiddenMean,
     Layer,
@@ -103,6 +104,8 @@ def need_text(need: Need) -> str:
             return f"{'encoder features' if stage == 'encoder' else 'projected features'} at {select_text(select)}"
         case AttnMass(q=q, k=k, layers=layers):
             return f"attention mass of {select_text(q)} on {select_text(k)}, layers {layers}"
+        case AttnTo(q=q, k=k, layers=layers, heads=heads):
+            return f"attention of {select_text(q)} to {select_text(k)}, layers {layers}, heads {heads}"
 
 
 def _layer_text(layer: Layer) -> str:

@@ -72,6 +72,7 @@ class Speed:
     tokens: k.Count = 8192  # most rows in one micro-batch
     share_prefix: k.Flag = True
     attention: Literal["auto", "eager", "sdpa", "flash", "xformers"] = "auto"
+    attention_mb: k.Count = 256  # most MiB of attention weights that terms read by `AttnTo`, in a micro-batch
     # decoder blocks that run again in the backward pass; a number N: the first N blocks
     recompute: Annotated[Literal["none", "all"] | k.Count, Says("none, all, or a number of blocks")] = "none"
     compile: k.Flag = False  # `torch.compile` around the attention of each layer

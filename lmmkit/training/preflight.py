@@ -11,6 +11,7 @@ from lmmkit.errors import Problem, Tried, raise_all, raise_together
 from lmmkit.errors.training import NO_START
 from lmmkit.evaluate.kinds import task_problems
 from lmmkit.optimizers import check_optimizers
+from lmmkit.plan.map_sizes import map_problems
 from lmmkit.plan.prepare import Prepared, prepare
 from lmmkit.recipe import Recipe
 from lmmkit.training.distributed.fsdp import check_world
@@ -53,6 +54,7 @@ def preflight(
         backend,
         Tried(lambda: _check_pretrained(prepared.value, device), prepared, backend),
         Tried(lambda: raise_all(reference_problems(prepared.value)), prepared),
+        Tried(lambda: raise_all(map_problems(prepared.value)), prepared),
     ))  # fmt: skip
     return prepared.value, device
 

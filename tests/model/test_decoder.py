@@ -102,7 +102,7 @@ def test_states_and_mass_of_one_sequence_equal_the_dense_twin(shape):
     forest = roots([20])
     for backend in (Sdpa(), Eager()):
         attention_fn = backend.prepare(AttentionSpec(forest, key_T, row_R), CPU)
-        got, mass, _ = decoder(decoder.embed(ids), forest.pos_T, [attention_fn] * shape.depth)
+        got, mass, *_ = decoder(decoder.embed(ids), forest.pos_T, [attention_fn] * shape.depth)
         assert off(got, hidden) < 1e-12 and off(mass, want) < 1e-12
 
 
@@ -110,7 +110,7 @@ def test_each_layer_may_be_given_another_attend():
     decoder, forest = scrambled(LLAMAS["grouped heads"]), roots([9])
     rows = torch.arange(9)
     attention_fns = [Sdpa().prepare(AttentionSpec(forest, rows < n, rows), CPU) for n in (0, 4, 9)]
-    _, mass, _ = decoder(decoder.embed(rows), forest.pos_T, attention_fns)
+    _, mass, *_ = decoder(decoder.embed(rows), forest.pos_T, attention_fns)
     assert mass[0].tolist() == [0] * 9 and 0 < mass[1, -1] < 1 and mass[2].tolist() == pytest.approx([1] * 9)
     with pytest.raises(ValueError, match="zip"):
         decoder(decoder.embed(rows), forest.pos_T, attention_fns[:2])

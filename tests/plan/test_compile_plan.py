@@ -9,6 +9,7 @@ from typing import Literal
 import pytest
 
 from lmmkit.errors import UserError
+from lmmkit.plan.compile_plan import _readers
 from lmmkit.plan.explain import plan_text, trace_samples
 from lmmkit.plan.instances import type_text
 from lmmkit.plan.prepare import prepare, prepare_bare
@@ -460,6 +461,65 @@ def codes(make, *args, **settings) -> set[str]:
     with pytest.raises(UserError) as error:
         make(*args, **settings)
     return {p.code for p in error.value.problems}
+
+
+@pytest.mark.parametrize(
+    ("need", "codes"),
+    [
+        ("AttnTo(q=ANSWER, k=Select(kind='text'), layers=(1, 0), heads=(1,))", set()),
+        ("AttnTo(q=ANSWER, layers=(0, 0))", {"plan/layers"}),
+        ("AttnTo(q=ANSWER, heads=(99,))", {"plan/layers"}),
+        ("AttnTo(q=ANSWER, heads=())", {"plan/layers"}),
+        ("AttnTo(q=ANSWER, k=Select(role='user'))", {"plan/attn-keys"}),
+        ("AttnTo(q=ANSWER, k=Select(token_name='absent'))", {"plan/unprovided-token"}),
+        ("AttnMass(q=ANSWER, k=Select(token_name='absent'))", {"plan/unprovided-token"}),
+        ("AttnTo(q=Select(role='user'), k=Select(kind='text', role='response'))", {"plan/unreachable"}),
+        ("AttnMass(q=ANSWER), AttnMass(q=ANSWER, k=Select(kind='text'))", set()),
+    ],
+)  # fmt: skip
+def test_attention_that_cannot_be_read_is_refused(tiny, tmp_path, need, codes):
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from lmmkit.api import AttnMass, AttnTo, Loss, Select, hookimpl\n"
+        "ANSWER = Select(supervised=True)\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Mine(Loss):\n"
+        f"    needs = ({need},)\n"
+        "    def value(self, ctx): return sum(ctx[need].sum() for need in self.needs)\n"
+        "@hookimpl\n"
+        "def lmmkit_components(): return {'mine': Mine}\n"
+    )
+    text = PLAIN.replace("stages:", f"plugins:\n  mine: {{use: {tmp_path / 'mine.py'}}}\nstages:", 1)
+    text = text.replace("{next_token: 1.0}", "{next_token: 1.0, mine: 0.1}")
+    if not codes:
+        assert len(prepare(tiny(text=text), trust_files=True).plans)
+        return
+    with pytest.raises(UserError) as error:
+        prepare(tiny(text=text), trust_files=True)
+    assert {p.code for p in error.value.problems} == codes
+
+
+def test_keys_are_read_in_the_view_of_their_queries(tiny, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from lmmkit.api import AttnTo, Loss, Select, hookimpl\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Mine(Loss):\n"
+        "    needs = (AttnTo(q=Select(view='text_order', role='response'), k=Select(token_name='drt')),)\n"
+        "    def value(self, ctx): return ctx[self.needs[0]].sum()\n"
+        "@hookimpl\n"
+        "def lmmkit_components(): return {'mine': Mine}\n"
+    )
+    plugins = (
+        f"mine: {{use: {tmp_path / 'mine.py'}}}, directed_token: {{place: before_response}}, text_order: {{}}"
+    )
+    text = PLAIN.replace("stages:", f"plugins: {{{plugins}}}\nstages:", 1)
+    text = text.replace("{next_token: 1.0}", "{next_token: 1.0, mine: 0.1, text_order: 1.0}")
+    plans = prepare(tiny(text=text), trust_files=True).plans
+    for plan in plans.values():
+        for strategy, _ in plan.strategies:
+            assert _readers(strategy, plan.needs) == {"text_order"}
+    assert any(plan.strategies for plan in plans.values())
 
 
 def weighted(tiny, *overrides: str, names: str = "focal blind cal", by: str = "[focal, cal]"):

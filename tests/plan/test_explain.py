@@ -6,7 +6,7 @@ import ast
 import inspect
 from typing import get_args
 
-from lmmkit.api.needs import AttnMass, HiddenAt, LogProb, Need, Select
+from lmmkit.api.needs import AttnMass, AttnTo, HiddenAt, LogProb, Need, Select
 from lmmkit.plan.explain import component_text, need_text, trace_samples
 from lmmkit.plan.prepare import prepare
 from lmmkit.registry import open_registry
@@ -26,6 +26,9 @@ def test_a_need_in_words():
     )
     assert need_text(AttnMass(q=response)) == (
         "attention mass of supervised rows of view main on rows (kind image) of view main, layers all"
+    )
+    assert need_text(AttnTo(q=response, k=Select(kind="text"), heads=(0,))) == (
+        "attention of supervised True of main to kind text of main, layers all, heads (0,)"
     )
     assert "by the reference" in need_text(LogProb(response, model="reference"))
 

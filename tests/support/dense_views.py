@@ -23,6 +23,7 @@ class DenseView:
     hidden_TD: Tensor
     features: dict[str, list[Tensor]]
     head_VD: Tensor
+    maps: Tensor  # [L, H, T, T]
 
     def at(self, layer: int | str) -> Tensor:
         return self.hidden_TD if layer == "final" else self.states[int(layer)]
@@ -42,10 +43,10 @@ def dense(made: Objective, member: LaidOut) -> DenseView:
             rows.append(features["projected"][-1])
         else:
             rows.append(made.plugins[span.owner]())
-    states, _ = plain_twins.blocks(lmm.decoder, torch.cat(rows))
+    states, maps = plain_twins.blocks(lmm.decoder, torch.cat(rows))
     shape, norm = lmm.decoder.shape, lmm.decoder.norm.weight
     hidden_TD = plain_twins.rms(states[-1], norm, shape.norm_eps)
-    return DenseView(member, states, hidden_TD, features, lmm.decoder.head.weight)
+    return DenseView(member, states, hidden_TD, features, lmm.decoder.head.weight, maps)
 
 
 def hidden_at(views: Sequence[DenseView], need) -> Tensor:
@@ -65,6 +66,27 @@ def vision_at(views: Sequence[DenseView], need) -> Tensor:
     """Gives what `VisionAt` asks for, of selectors that take all image rows of a view."""
     found = torch.cat([x for each in _of(views, need.at) for x in each.features[need.stage]])
     return found.detach() if need.detach else found
+
+
+def attn_to(views: Sequence[DenseView], need) -> Tensor:
+    """Gives what `AttnTo` asks for."""
+    found, width = [], 0
+    for each in _of(views, need.q):
+        keys = need.k.positions(each.member.layout)
+        queries = [q for q in need.q.positions(each.member.layout) if len(keys) and q >= keys[0]]
+        maps = each.maps if need.layers == "all" else each.maps[list(need.layers)]
+        heads = getattr(need, "heads", "all")
+        maps = maps if heads == "all" else maps[:, list(heads)]
+        for q in queries:
+            seen = [k for k in keys if k <= q]
+            found.append(maps.mean((0, 1))[q, seen])
+            width = max(width, len(seen))
+    return torch.stack([torch.nn.functional.pad(x, (0, width - len(x))) for x in found])
+
+
+def attn_mass(views: Sequence[DenseView], need) -> Tensor:
+    """Gives what `AttnMass` asks for."""
+    return attn_to(views, need).sum(-1)
 
 
 def log_prob(views: Sequence[DenseView], need) -> Tensor:

@@ -36,14 +36,15 @@ from tests.trust.test_recipe_fuzz import schema_mutants
 PLUGINS = """
 from __future__ import annotations
 from dataclasses import dataclass
-from lmmkit.api import AttnMass, AuxTask, HiddenAt, LogProb, Loss, Select, TokenStrategy, View, hookimpl
+from lmmkit.api import AttnMass, AttnTo, AuxTask, HiddenAt, LogProb, Loss, Select, TokenStrategy, View, hookimpl
 
 @dataclass(frozen=True, kw_only=True)
 class Masses(Loss):
     kind: str = "image"
     @property
     def needs(self):
-        return (AttnMass(q=Select(supervised=True), k=Select(kind=self.kind)),)
+        every = () if self.kind == "image" else (AttnTo(q=Select(supervised=True), k=Select()),)
+        return (AttnMass(q=Select(supervised=True), k=Select(kind=self.kind)), *every)
     def value(self, ctx):
         return ctx[self.needs[0]].sum()
 

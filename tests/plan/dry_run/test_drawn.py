@@ -14,6 +14,7 @@ from lmmkit import build
 from lmmkit.api import Loss
 from lmmkit.api.needs import (
     AttnMass,
+    AttnTo,
     HiddenAt,
     HiddenMean,
     LogitsAt,
@@ -31,6 +32,7 @@ from tests.conftest import PLAIN
 RESPONSE, IMAGE = Select(supervised=True), Select(kind="image")
 NEEDS = (
     HiddenAt(RESPONSE), HiddenAt(IMAGE, layer=1), HiddenMean(IMAGE), AttnMass(q=RESPONSE),
+    AttnTo(q=RESPONSE),
     VisionAt(IMAGE), VisionAt(IMAGE, stage="projected"), LogProb(RESPONSE), LogSumExp(RESPONSE),
     LogitsAt(RESPONSE),
 )  # fmt: skip
