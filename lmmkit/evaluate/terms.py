@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
 from typing import Any
 
 import torch
@@ -56,8 +55,7 @@ class Terms(EvalTask):
         dropped: Counter[str] = Counter()
         shown = counted("laying samples out", samples)
         among = SourceSamples.among(samples)
-        laid = laid_out(chat_model, shown, dropped, among)
-        blocks = [list(block) for block in step_blocks(chat_model, laid)]
+        blocks = step_blocks(chat_model, shown, dropped, among)
         figures = averages(chat_model, term_sums(chat_model, blocks, note=puzzles.add_outcome))
         if keep is not None:
             puzzles.write(keep, chat_model.stage)
@@ -84,20 +82,23 @@ def laid_out(
 
 
 def step_blocks(
-    chat_model: ChatModel, samples: Iterable[SizedSample], world: int = 1
-) -> Iterator[Iterable[Sequence[SizedSample]]]:
-    """Yields the micro-batches of samples in blocks, within which terms over a step are computed.
+    chat_model: ChatModel, samples: Iterable[Sample], dropped: Counter[str], among: SourceSamples,
+    rank: int = 0, world: int = 1,
+) -> list[list[Sequence[SizedSample]]]:  # fmt: skip
+    """Returns the micro-batches of samples in blocks, within which terms over a step are computed.
 
-    A block has as many samples as a step of the stage, over all `world` ranks, so that the figures compare
-    with training's. Without such terms there is one block.
+    A block has as many samples as a step of the stage, of all ranks together, so that the figures compare with
+    training's. `samples`: those of this rank, every `world`-th from `rank`. Without such terms there is one block.
     """
-    recipe = chat_model.prepared.recipe
-    if not _step_terms(chat_model):
-        yield cut(samples, recipe.speed.tokens)
-        return
-    each, samples = -(-recipe.stages[chat_model.stage].batch.samples // world), iter(samples)
-    while block := list(islice(samples, each)):
-        yield cut(block, recipe.speed.tokens)
+    recipe, blocks = chat_model.prepared.recipe, [samples]
+    if _step_terms(chat_model):
+        own, each = list(samples), recipe.stages[chat_model.stage].batch.samples
+        step_of = [(rank + i * world) // each for i in range(len(own))]
+        blocks = [
+            [sample for sample, step in zip(own, step_of, strict=True) if step == number]
+            for number in range(step_of[-1] + 1 if own else 0)
+        ]
+    return [list(cut(laid_out(chat_model, block, dropped, among), recipe.speed.tokens)) for block in blocks]
 
 
 @torch.no_grad()

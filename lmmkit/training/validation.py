@@ -23,7 +23,7 @@ from lmmkit.errors.training import BEST, OTHER_STAGE, STAGE_NAME
 from lmmkit.evaluate.kinds import tasks_of
 from lmmkit.evaluate.run import readable
 from lmmkit.evaluate.task import EvalTask
-from lmmkit.evaluate.terms import averages, laid_out, step_blocks, term_sums
+from lmmkit.evaluate.terms import averages, step_blocks, term_sums
 from lmmkit.inference.chat_model import ChatModel
 from lmmkit.objective import Objective, sum_by_name
 from lmmkit.plan.prepare import Prepared
@@ -87,8 +87,9 @@ class Validator:
         samples = first(section.samples, section.data)
         own = samples[ranks.rank :: ranks.world]
         dropped: Counter[str] = Counter()
-        laid = laid_out(self.chat_model, own, dropped, SourceSamples.among(samples))
-        blocks = [list(block) for block in step_blocks(self.chat_model, laid, ranks.world)]
+        blocks = step_blocks(
+            self.chat_model, own, dropped, SourceSamples.among(samples), ranks.rank, ranks.world
+        )
         self.dropped = sum_by_name(ranks.gather(dict(dropped)))
         counts = ranks.gather(list(map(len, blocks)))
         most = [max(each) for each in zip_longest(*counts, fillvalue=0)]

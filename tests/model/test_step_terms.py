@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from itertools import zip_longest
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +12,7 @@ import torch.nn.functional as F
 
 from lmmkit import build
 from lmmkit.api.components import EVALUATION
+from lmmkit.data.sources.other_samples import SourceSamples
 from lmmkit.errors import UserError
 from lmmkit.evaluate import terms as evaluation
 from lmmkit.model.step_terms import shares
@@ -140,28 +143,49 @@ def test_a_model_without_such_terms_runs_no_first_pass():
     assert first.shares == [{}, {}] and not first.states
 
 
-def test_evaluation_computes_blocks_of_as_many_samples_as_a_step():
-    made, packer = objective(), paper_objective.packer(terms=(TERM,))
-    sized = paper_objective.sized(SAMPLES, packer)
+def chat_model(made, *, samples: int):
+    """Returns what evaluation needs of a model, in a stage of so many samples a step."""
     recipe = SimpleNamespace(
-        stages={"s": SimpleNamespace(batch=SimpleNamespace(samples=4))}, speed=SimpleNamespace(tokens=10)
+        stages={"s": SimpleNamespace(batch=SimpleNamespace(samples=samples))},
+        speed=SimpleNamespace(tokens=10),
     )
-    chat = SimpleNamespace(
-        objective=made, packer=packer, reader=read, stage="s", device="cpu", poll=lambda: None,
-        prepared=SimpleNamespace(recipe=recipe),
+    return SimpleNamespace(
+        objective=made, packer=paper_objective.packer(terms=(TERM,)), views=paper_objective.views(), reader=read,
+        stage="s", device="cpu", poll=lambda: None, prepared=SimpleNamespace(recipe=recipe),
     )  # fmt: skip
-    blocks = [list(block) for block in evaluation.step_blocks(chat, sized)]
+
+
+def keys(blocks) -> list[list[str]]:
+    return [[each.members[0].view.sample.key for part in block for each in part] for block in blocks]
+
+
+def test_evaluation_computes_blocks_of_as_many_samples_as_a_step():
+    made = objective()
+    chat, among = chat_model(made, samples=4), SourceSamples.among(SAMPLES)
+    blocks = evaluation.step_blocks(chat, SAMPLES, Counter(), among)
     assert [sum(map(len, block)) for block in blocks] == [4, 2] and len(blocks[0]) > 1
     values, counts, _, _ = evaluation.term_sums(chat, blocks)
     want = 0.0
-    for cut in (sized[:4], sized[4:]):
-        items = [
-            TERM.embed(made(pack(packer, [each])[0]).ctxs["contrast"])
-            for each in cut
-            if each.members[0].view.sample.images
-        ]
+    for cut in (SAMPLES[:4], SAMPLES[4:]):
+        sized = paper_objective.sized([sample for sample in cut if sample.images], chat.packer)
+        items = [TERM.embed(made(pack(chat.packer, [each])[0]).ctxs["contrast"]) for each in sized]
         want += float(TERM.step_value(torch.cat(items), made.plugins["contrast"]).detach())
     assert counts["contrast"] == WITH_IMAGES and values["contrast"] == pytest.approx(want, rel=1e-12)
+
+
+@pytest.mark.parametrize("world", [2, 3, 5])
+@pytest.mark.parametrize("each", [1, 4, 5])
+def test_ranks_share_the_blocks_of_one_process(world, each):
+    chat, among = chat_model(objective(), samples=each), SourceSamples.among(SAMPLES)
+    alone = keys(evaluation.step_blocks(chat, SAMPLES, Counter(), among))
+    shares = [
+        keys(evaluation.step_blocks(chat, SAMPLES[rank::world], Counter(), among, rank, world))
+        for rank in range(world)
+    ]
+    together = [
+        sorted(key for block in blocks for key in block) for blocks in zip_longest(*shares, fillvalue=[])
+    ]
+    assert together == [sorted(block) for block in alone]
 
 
 class Wrong(Contrast):
