@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import ast
+import json
 import math
+import shutil
 import tomllib
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from lmmkit_zoo.attention_box import AttentionBox, covered
 from lmmkit_zoo.cal import Blind, Cal
 from lmmkit_zoo.contrast import Apart, Contrast
 from lmmkit_zoo.dpo import Cropped, Dpo
@@ -24,10 +28,13 @@ from lmmkit_zoo.z_loss import ZLoss
 
 from lmmkit.api import Ctx, Image, Sample, Turn, View
 from lmmkit.model.init import init
+from lmmkit.plan.dry_run.run import plugin_problems
+from lmmkit.plan.prepare import prepare
 from lmmkit.recipe import read_recipe
 from lmmkit.testing import dry_run, fake_ctx
 from lmmkit.training.run import train
 from tests.support import paper_objective
+from tests.support.tiny_model import pack
 
 ROOT = Path(__file__).resolve().parents[2]
 ZOO = ROOT / "plugins" / "lmmkit_zoo"
@@ -57,7 +64,8 @@ def test_every_component_is_declared_and_has_a_recipe():
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_trains(path, scenes, tmp_path, offered):
+def test_a_recipe_trains(path, scenes, tmp_path, offered, monkeypatch):
+    scenes = with_its_records(path, scenes, tmp_path, monkeypatch)
     stages = tuple(read_recipe(path, root=scenes).stages)
     short = [f"stages.{stage}.length.steps=6" for stage in stages]
     recipe = read_recipe(
@@ -76,6 +84,18 @@ def test_a_recipe_trains(path, scenes, tmp_path, offered):
             measured = [value for value in found if value is not None]
             assert len(found) == 6 and measured and np.isfinite(measured).all(), name
             assert len(set(measured)) == len(measured), name
+
+
+def with_its_records(path, scenes, tmp_path, monkeypatch):
+    """Returns the scenes; if the header of a recipe has lines of Python, a copy in which they were run."""
+    code = [line.removeprefix("#> ") for line in path.read_text().splitlines() if line.startswith("#> ")]
+    if not code:
+        return scenes
+    shutil.copytree(scenes, tmp_path / "scenes")
+    with monkeypatch.context() as inside:
+        inside.chdir(tmp_path / "scenes")
+        exec("\n".join(code), {})
+    return tmp_path / "scenes"
 
 
 @pytest.fixture
@@ -266,3 +286,93 @@ def test_contrast_is_the_cross_entropy_of_rows_and_columns():
     torch.nn.init.constant_(module.log, -50.0)
     assert module().item() == pytest.approx(0.01), "a temperature of 0 would divide by it"
     assert term.check(None) == "" != Contrast(name="c", temperature=0.0).check(None)
+
+
+def patches_in(box, rows, columns, fine=20):
+    """Counts points of a fine grid: the share of those in the box that each patch has."""
+    left, top, right, bottom = box
+    found = np.zeros((rows, columns))
+    for i in range(rows * fine):
+        for j in range(columns * fine):
+            y, x = (i + 0.5) / (rows * fine), (j + 0.5) / (columns * fine)
+            found[i // fine, j // fine] += top < y < bottom and left < x < right
+    return (found / found.sum()).flatten()
+
+
+def test_attention_box_covers_patches_by_area():
+    for box in ([0, 0, 1, 1], [0.25, 0.5, 0.5, 1], [0.1, 0.05, 0.35, 0.6], [0.55, 0.9, 0.6, 0.95]):
+        assert covered(box, (4, 2)) == pytest.approx(patches_in(box, 4, 2), abs=1e-9), box
+    tiny = covered([0.3, 0.3, 0.301, 0.301], (4, 4))
+    assert tiny.argmax() == 5 and tiny.sum() == pytest.approx(1), "without any centre of a patch in it"
+    term, dims = AttentionBox(name="a", key="where"), paper_objective.DIMS
+    label = term.labels(replace(SAMPLE, meta={"where": [0.5, 0, 1, 0.5]}), dims)["box"]
+    assert label.shape == (dims.image.tokens,) and label.sum() == pytest.approx(1)
+    assert not term.labels(replace(SAMPLE, meta={"box": [0, 0, 1, 1]}), dims)["box"].any()
+    for wrong in ([0.5, 0, 0.5, 1], [0, 0, 1], [0, 0, 1, 2], "left", 3, [0, math.nan, 1, 1], ["a", 0, 1, 1]):
+        with pytest.raises(ValueError, match=r"`where` of sample s is .* as shares of the image"):
+            term.labels(replace(SAMPLE, meta={"where": wrong}), dims)
+
+
+def test_attention_box_is_the_divergence_of_each_token_of_the_answers():
+    term = AttentionBox(name="attention_box")
+    samples = [
+        replace(sample, meta=meta)
+        for sample, meta in (
+            (paper_objective.CAPTIONS[0], {"box": [0.0, 0.0, 0.5, 1.0]}),
+            (paper_objective.CHATS[1], {"box": (0.2, 0.1, 0.9, 0.4)}),
+            (paper_objective.CAPTIONS[1], {}),
+            (paper_objective.chat("g", "both?", "yes", images=2), {"box": [0.5, 0.5, 1.0, 1.0]}),
+            (paper_objective.CHATS[2], {"box": [0, 0, 1, 1]}),
+        )
+    ]
+    made = replace(paper_objective.views(), tasks=(), edits=(), losses=(term,), dims=paper_objective.DIMS)
+    packer = replace(paper_objective.packer(terms=(term,)), text_terms=("next_token",))
+    batch, _ = pack(packer, [packer.sized(made.fitting(sample, 0, Counter())) for sample in samples])
+    (need,) = term.needs
+    n, tokens = len(batch.gathers[need]), paper_objective.DIMS.image.tokens
+    keys = batch.gathers[need].key_QK >= 0
+    assert keys.sum(1).unique().tolist() == [tokens, 2 * tokens]
+    attention = torch.rand(n, 2 * tokens).masked_fill(~keys, 0) / (3 * tokens)
+    attention[0, 0] = 0.0  # of a key that the query can attend to
+    ctx = Ctx("attention_box", batch, {need: attention.requires_grad_()}, None)
+    want, inside, chance, with_box, asked = 0.0, 0.0, 0.0, 0, Counter()
+    for q, row in enumerate(attention.tolist()):
+        sample = samples[batch.gathers[need].view_Q[q]]
+        asked[sample.key] += 1
+        if "box" not in sample.meta:
+            continue
+        target = patches_in(sample.meta["box"], *paper_objective.DIMS.image.grid, fine=60)
+        with_box += 1
+        chance += (target > 0).sum() / keys[q].sum().item()
+        for weight, share in zip(row, target, strict=False):  # the first image
+            if share:
+                want += share * math.log(share / max(weight / sum(row), 1e-12))
+                inside += weight / sum(row)
+    assert dict(asked) == {"a": 19, "b": 9, "e": 12 + 4, "g": 5}, "letters and ends of answers after an image"
+    assert term.count(batch) == n == asked.total()
+    value = term.value(ctx)
+    assert value.item() == pytest.approx(want, rel=1e-4)
+    metrics = term.metrics(ctx)
+    assert [metrics["inside"].total.item(), metrics["with_box"].total.item()] == pytest.approx(
+        [inside, with_box], rel=1e-4
+    )
+    assert float(metrics["inside"].chance) == pytest.approx(chance, rel=1e-5)
+    value.backward()
+    without = [samples[v].meta == {} for v in batch.gathers[need].view_Q]
+    assert torch.isfinite(attention.grad).all() and not attention.grad[without].any()
+    with pytest.raises(ValueError, match="image reducer"):
+        term.value(Ctx("attention_box", batch, {need: attention[:, : tokens - 1]}, None))
+
+
+def test_attention_box_has_no_problem_with_boxes_and_without(scenes, tmp_path, monkeypatch, offered):
+    assert dry_run(AttentionBox(name="attention_box")) == []
+    path = ROOT / "recipes" / "zoo" / "attention_box.yaml"
+    root = with_its_records(path, scenes, tmp_path, monkeypatch)
+    records = json.loads((root / "finetune_boxes.json").read_text())
+    boxes = [record["box"] for record in records if "box" in record]
+    assert len(records) / 5 < len(boxes) < len(records) and len(set(map(tuple, boxes))) == 4
+    assert plugin_problems(prepare(read_recipe(path, root=root))) == []
+    records[0]["box"] = [0.5, 0.5, 0.2, 1.0]
+    (root / "finetune_boxes.json").write_text(json.dumps(records[:1] * 40))
+    (problem,) = plugin_problems(prepare(read_recipe(path, root=root)))
+    assert problem.code == "plugin/raised" and "`box` of sample" in problem.got
