@@ -158,6 +158,7 @@ class Objective(nn.Module):
         if not isinstance(term, RowLoss):
             return plugin_calls.value(term, ctx)
         (need,) = plugin_calls.needs(term)
+        assert isinstance(need, LogitsAt), "the only need of a `RowLoss`"
         head_VD, rows = self.lmm.decoder.head.weight, partial(plugin_calls.losses_of_rows, term)
         with self.computing(ctx[need].device):
             return row_losses(ctx[need], head_VD, ctx.targets(need), rows).sum()

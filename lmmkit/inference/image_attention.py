@@ -46,7 +46,7 @@ def image_attention(
     maps: list[Tensor] = []
     attend = lmm.backend.prepare(replace(batch.attention, row_R=batch.attention.row_R[:0]), device)
 
-    def recording(qkv_TC: Tensor, heads: Heads, rotary: Rotary) -> tuple[Tensor, Tensor]:
+    def recording(qkv_TC: Tensor, heads: Heads, rotary: Rotary) -> tuple[Tensor, ...]:
         q_THK, k_TGK, _ = apply_rope(qkv_TC, heads, rotary)
         maps.append(attention_map(q_THK[row_R], k_TGK, see_RT)[..., image_row].mean((0, 1)))
         return attend(qkv_TC, heads, rotary)

@@ -24,7 +24,7 @@ class LayerCache:
     def recording(self, attention_fn: AttentionFn) -> AttentionFn:
         """Wraps `attention_fn` so that it also stores the keys and values of all sequences."""
 
-        def attend_and_keep(qkv_TC: Tensor, heads: Heads, rotary: Rotary) -> tuple[Tensor, Tensor]:
+        def attend_and_keep(qkv_TC: Tensor, heads: Heads, rotary: Rotary) -> tuple[Tensor, ...]:
             _, k_TGK, v_TGK = apply_rope(qkv_TC, heads, rotary)
             self.k_QGMK, self.v_QGMK = self._spread(k_TGK), self._spread(v_TGK)
             return attention_fn(qkv_TC, heads, rotary)

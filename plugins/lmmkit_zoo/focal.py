@@ -5,7 +5,6 @@ paper differentiates it too (that is a `Loss` on `LogProb`); there is no factor 
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -20,7 +19,10 @@ class Focal(TokenWeight):
     """
 
     gamma: float = 2.0
-    needs: ClassVar = (LogProb(Select()),)
+
+    @property
+    def needs(self) -> tuple[LogProb]:
+        return (LogProb(Select()),)
 
     def check(self, dims: Dims) -> str:
         return "" if self.gamma >= 0 else f"gamma: {self.gamma}, which is below 0"

@@ -4,7 +4,6 @@ Simplified: rows of the main view only. The paper takes a weight of 1e-4.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -15,7 +14,9 @@ from lmmkit.api import Ctx, LogSumExp, Loss, Metric, Select, hookimpl
 class ZLoss(Loss):
     """Adds the square of the log-sum-exp, the mean over rows."""
 
-    needs: ClassVar = (LogSumExp(Select()),)
+    @property
+    def needs(self) -> tuple[LogSumExp]:
+        return (LogSumExp(Select()),)
 
     def value(self, ctx: Ctx) -> Tensor:
         return ctx[self.needs[0]].square().sum()

@@ -168,7 +168,7 @@ def test_cal_compares_each_token_with_that_of_the_view_without_images():
 
 def test_z_loss_and_label_smoothing_of_some_logits():
     logits, target = torch.randn(4, 9), torch.tensor([0, 3, 8, 3])
-    ctx = Ctx("z", None, {ZLoss.needs[0]: logits.logsumexp(-1)}, None)
+    ctx = Ctx("z", None, {ZLoss(name="z").needs[0]: logits.logsumexp(-1)}, None)
     squares = [math.log(sum(map(math.exp, row))) ** 2 for row in logits.tolist()]
     assert ZLoss(name="z").value(ctx).item() == pytest.approx(sum(squares), rel=1e-5)
     assert ZLoss(name="z").metrics(ctx)["log_sum_exp"].total == logits.logsumexp(-1).sum()

@@ -16,7 +16,7 @@ from lmmkit import plugin_calls
 from lmmkit.api.batch import Batch, Ragged
 from lmmkit.api.components import Ctx, Moment, Reader, RowLoss, StepTerm, Term
 from lmmkit.api.model_info import Dims
-from lmmkit.api.needs import Need
+from lmmkit.api.needs import LogitsAt, Need
 from lmmkit.api.sample import Image, ImageFit
 from lmmkit.data.packing import Packer, SizedSample, read_images
 from lmmkit.errors import Problem
@@ -97,6 +97,12 @@ class TermSubject:
         """Returns what the methods of the term get."""
         return Ctx(self.term.name, group.batch, group.taps, self.module, *MOMENT, dims=self.dims)
 
+    @property
+    def as_term(self) -> Term:
+        """Returns the component as a term, for checks that weights of rows do not get."""
+        assert isinstance(self.term, Term), "these are the checks of terms"
+        return self.term
+
     @cached_property
     def values(self) -> list[tuple[Tensor, bool]]:
         """Returns the values of `groups`, then those of `apart`, as a run computes them, each with whether it
@@ -107,7 +113,7 @@ class TermSubject:
                 found.append((torch.zeros(()), False))
                 continue
             ctx = self.ctx(Group(batch, {need: tap.clone().requires_grad_() for need, tap in taps.items()}))
-            found.append((_sum(self.term, ctx).detach(), "rng" in vars(ctx)))
+            found.append((_sum(self.as_term, ctx).detach(), "rng" in vars(ctx)))
         return found
 
 
@@ -128,6 +134,7 @@ def _whole_value(term: Term, ctx: Ctx) -> Tensor:
 def _value(term: Term, ctx: Ctx) -> Tensor:
     if isinstance(term, RowLoss):
         (need,) = plugin_calls.needs(term)
+        assert isinstance(need, LogitsAt), "the only need of a `RowLoss`"
         logits_QV = ctx[need]  # of few tokens, if the vocabulary is large
         return plugin_calls.losses_of_rows(term, logits_QV, ctx.targets(need) % logits_QV.shape[1]).sum()
     return plugin_calls.value(term, ctx)
@@ -162,7 +169,7 @@ def pure_value(subject: TermSubject) -> Iterator[Problem]:
         # clones: torch refuses to change a leaf in place, but the model gives no leaves
         handed = {need: leaf.clone() for need, leaf in zip(taps, leaves, strict=True)}
         with global_seed(call):
-            value = _sum(subject.term, subject.ctx(Group(batch, handed)))
+            value = _sum(subject.as_term, subject.ctx(Group(batch, handed)))
         found.append(float(value.detach()))
         if any(not torch.equal(handed[need].detach(), tap) for need, tap in taps.items()):
             got = "the tensor of a need is changed"
@@ -224,7 +231,7 @@ def gradients(subject: TermSubject) -> Iterator[Problem]:
     leaves = {need: tap.clone().requires_grad_() for need, tap in taps.items()}
     trained = dict(subject.module.named_parameters()) if subject.module is not None else {}
     trained = {name: p for name, p in trained.items() if p.requires_grad}
-    term = subject.term
+    term = subject.as_term
     value = _whole_value(term, subject.ctx(Group(batch, leaves)))
     tensors = [*leaves.values(), *trained.values()]
     found: Sequence[Tensor | None] = [None] * len(tensors)
@@ -245,7 +252,7 @@ def gradients(subject: TermSubject) -> Iterator[Problem]:
 @torch.no_grad()
 def additive_metrics(subject: TermSubject) -> Iterator[Problem]:
     """Adds up the metrics of micro-batches, and their chance levels."""
-    term = subject.term
+    term = subject.as_term
     found = [
         plugin_calls.metrics(term, subject.ctx(group)) if group.batch.count[term.name] else {}
         for group in subject.groups
@@ -265,7 +272,7 @@ def additive_metrics(subject: TermSubject) -> Iterator[Problem]:
 @torch.no_grad()
 def sound_images(subject: TermSubject) -> Iterator[Problem]:
     """Asks for the images of a micro-batch."""
-    plugin_calls.images(subject.term, subject.ctx(subject.groups[2]))
+    plugin_calls.images(subject.as_term, subject.ctx(subject.groups[2]))
     yield from ()
 
 
