@@ -362,7 +362,7 @@ def probe_layout() -> Layout:
         text((5, 6), "user"),
         image,
         text((7,), "user"),
-        text((8, LAST_ID), "response", supervised=True),
+        text((8, LAST_ID), "response", supervised=True, turn=-1),
     )
 
 

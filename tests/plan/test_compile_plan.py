@@ -475,6 +475,7 @@ def codes(make, *args, **settings) -> set[str]:
         ("AttnMass(q=ANSWER, k=Select(token_name='absent'))", {"plan/unprovided-token"}),
         ("AttnTo(q=Select(role='user'), k=Select(kind='text', role='response'))", {"plan/unreachable"}),
         ("AttnMass(q=ANSWER), AttnMass(q=ANSWER, k=Select(kind='text'))", set()),
+        ("AttnMass(q=Select(supervised=True, turn=-1))", set()),
     ],
 )  # fmt: skip
 def test_attention_that_cannot_be_read_is_refused(tiny, tmp_path, need, codes):
