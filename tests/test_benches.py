@@ -67,10 +67,10 @@ def test_the_environment_that_performance_md_names_keeps_memory(monkeypatch):
     assert f"    {named} lmmkit train" in (ROOT / "docs" / "performance.md").read_text()
     for name in pairs.KEPT:
         monkeypatch.delenv(name, raising=False)
-    assert faults() > 100 and not pairs.keeps_memory()
+    assert faults() > 15 and not pairs.keeps_memory()  # 18 where pages are of 2 MiB, else thousands
     for name, value in pairs.KEPT.items():
         monkeypatch.setenv(name, value)
-    assert faults() < 20 and pairs.keeps_memory()
+    assert faults() < 15 and pairs.keeps_memory()
 
 
 def test_the_summary_counts_missed_gates(tmp_path, capsys):

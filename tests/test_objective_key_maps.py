@@ -31,6 +31,8 @@ MASSES = (
 )  # fmt: skip
 EVERYTHING = (*MAPS, *MASSES, HiddenAt(WORDS), HiddenAt(IMAGES, layer=2))
 
+SLOW = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def deep(monkeypatch):
@@ -41,8 +43,8 @@ def deep(monkeypatch):
 
 
 @pytest.mark.parametrize("backend", [Sdpa(), Eager()], ids=lambda b: b.name)
-@pytest.mark.parametrize("recompute", ["none", "all"])
-@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("recompute", ["none", pytest.param("all", marks=SLOW)])
+@pytest.mark.parametrize("share", [True, pytest.param(False, marks=SLOW)])
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 5e-6)])
 def test_weights_on_chosen_keys_equal_those_of_the_views_alone(backend, recompute, share, dtype, limit):
     made = paper_objective.objective(dtype=dtype, backend=backend)
@@ -60,7 +62,7 @@ def test_rows_whose_output_nothing_reads_have_exact_weights_too(needs):
     assert_twin(paper_objective.objective(), Reads(name="reads", read=needs), 1e-12)
 
 
-@pytest.mark.parametrize("recompute", ["none", "all"])
+@pytest.mark.parametrize("recompute", ["none", pytest.param("all", marks=SLOW)])
 def test_weights_under_low_rank_updates_equal_those_of_the_views_alone(recompute):
     made = with_adapters(paper_objective.objective())
     build.set_layers(made, Speed(recompute=recompute))

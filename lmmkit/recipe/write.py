@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 from lmmkit.recipe.schema import HIDDEN, Recipe
 from lmmkit.recipe.stage import Weight
 
+BREAKS = frozenset("\x85\u2028\u2029")  # line breaks of Unicode, which ruamel folds into spaces
 MATHEMATICS = ("format", "seed", "model", "numerics", "plugins", "stages")
 
 
@@ -54,8 +55,9 @@ def flow_text(value: Any) -> str:
 
 
 def _quoted(representer: Any, text: str) -> Any:
-    """Represents a text, in quotes if it begins with `?`, `:` or `-`: ruamel reads `[?0]` as a key."""
-    style = '"' if text[:1] in ("?", ":", "-") else None
+    """Represents a text; in double quotes what ruamel would read as something else: a text that begins with `?`,
+    `:` or `-` as a key or an item, the line breaks of Unicode as spaces."""
+    style = '"' if text[:1] in ("?", ":", "-") or BREAKS.intersection(text) else None
     return representer.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 

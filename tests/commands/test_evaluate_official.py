@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
+from lmmkit.commands.support.common import out
 from lmmkit.evaluate.answers.answers_file import read_answers
 from lmmkit.evaluate.answers.schema import Answer
 from lmmkit.evaluate.benchmarks.names import BENCHMARKS
@@ -251,7 +252,7 @@ def test_the_first_item_alone(answering, official, tmp_path, monkeypatch, case):
     monkeypatch.setattr(
         asking, "replies", lambda chat_model, questions, **more: [Reply("Yes", (7,), False) for _ in questions]
     )  # fmt: skip
-    monkeypatch.setenv("COLUMNS", "160")  # wide enough for a table of each
+    monkeypatch.setattr(out, "_width", 160)  # wide enough for a table of each
     words = ["eval", answering / "model" / "finetune", *case.words, "--files", official, "--out", tmp_path]
     text = run(*words, "--limit", 1)
     result = json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)[case.name]

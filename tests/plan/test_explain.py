@@ -28,7 +28,7 @@ def test_a_need_in_words():
         "attention mass of supervised rows of view main on rows (kind image) of view main, layers all"
     )
     assert need_text(AttnTo(q=response, k=Select(kind="text"), heads=(0,))) == (
-        "attention of supervised True of main to kind text of main, layers all, heads (0,)"
+        "attention of supervised rows of view main to rows (kind text) of view main, layers all, heads (0,)"
     )
     assert "by the reference" in need_text(LogProb(response, model="reference"))
 

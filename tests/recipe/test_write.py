@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lmmkit.errors import UserError
@@ -47,6 +47,9 @@ plain = st.recursive(
 
 @settings(max_examples=25, deadline=None)
 @given(plain)
+@example("a\x85b")
+@example("\u2028")
+@example(" \u2029 ")
 def test_plugin_settings_survive_a_dump(value):
     raw = parse(SCRATCH, "r.yaml").value
     raw["plugins"]["order"]["grid"] = value

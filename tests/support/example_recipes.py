@@ -96,7 +96,7 @@ evaluate:
     pope: {kind: pope, data: heldout}
   controls: [blank]
 output: {save_every: 0, keep: 3, async_save: false, log_every: 1, images_every: 0, observers: [watch.py]}
-speed: {tokens: 2048, share_prefix: false, attention: eager, recompute: none, compile: false, deterministic: true,
+speed: {tokens: 2048, share_prefix: false, attention: eager, attention_mb: 64, recompute: none, compile: false, deterministic: true,
         workers: 0, threads: 2, image_cache_mb: 64}
 parallel: {shard: 1, replicate: 2, exchange: step}
 """
