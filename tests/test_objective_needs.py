@@ -98,7 +98,7 @@ def assert_twin(made, term: Reads, limit: float, *, share: bool = True) -> None:
     assert max(errors.values()) < limit, {name: e for name, e in errors.items() if e >= limit}
 
 
-@pytest.mark.parametrize("recompute", ["none", "all"])
+@pytest.mark.parametrize("recompute", ["none", pytest.param("all", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 5e-6)])
 def test_hidden_states_after_any_block_equal_those_of_the_views_alone(deep, recompute, share, dtype, limit):
@@ -107,14 +107,14 @@ def test_hidden_states_after_any_block_equal_those_of_the_views_alone(deep, reco
     assert_twin(made, Reads(name="reads", read=HIDDEN), limit, share=share)
 
 
-@pytest.mark.parametrize("recompute", ["none", "all"])
+@pytest.mark.parametrize("recompute", ["none", pytest.param("all", marks=pytest.mark.slow)])
 def test_hidden_states_under_low_rank_updates_equal_those_of_the_views_alone(deep, recompute):
     made = with_adapters(paper_objective.objective())
     build.set_layers(made, Speed(recompute=recompute))
     assert_twin(made, Reads(name="reads", read=HIDDEN), 1e-12)
 
 
-@pytest.mark.parametrize("recompute", ["none", "all"])
+@pytest.mark.parametrize("recompute", ["none", pytest.param("all", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 5e-6)])
 def test_vision_features_equal_those_of_the_views_alone(deep, recompute, share, dtype, limit):

@@ -106,7 +106,7 @@ def test_tokens_that_no_term_reads_are_trained_by_the_rows_that_attend_to_them(p
     assert_twin(objective(placed), placed, 1e-12, share=share)
 
 
-@pytest.mark.parametrize("recompute", ["none", "all"])
+@pytest.mark.parametrize("recompute", ["none", pytest.param("all", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 5e-6)])
 def test_all_places_together(recompute, dtype, limit):
     placed = strategies(*get_args(InsertAt))

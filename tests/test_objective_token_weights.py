@@ -114,7 +114,7 @@ def assert_twin(made, samples, batch, limit: float) -> None:
     assert sum(bool(g.any()) for g in expected.values()) > 20
 
 
-@pytest.mark.parametrize("recompute", ["none", "all"])
+@pytest.mark.parametrize("recompute", ["none", pytest.param("all", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 5e-6)])
 def test_packed_rows_have_the_weights_of_every_view_alone(recompute, share, dtype, limit):

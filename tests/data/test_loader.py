@@ -92,9 +92,9 @@ def run(way):
     [
         ("files", "data/step-refused", "Too many open files"),
         ("memory", "data/step-refused", "MemoryError: no room for an image"),
-        ("unsendable", "data/worker-died", "could not send a step"),
+        pytest.param("unsendable", "data/worker-died", "could not send a step", marks=pytest.mark.slow),
         ("kill", "data/worker-died", "killed by SIGKILL"),
-        ("bus", "data/worker-died", "killed by SIGBUS"),
+        pytest.param("bus", "data/worker-died", "killed by SIGBUS", marks=pytest.mark.slow),
     ],
 )
 def test_what_the_machine_refuses_is_named_at_once(way, code, words):

@@ -285,7 +285,7 @@ def test_a_source_with_too_few_other_samples_is_an_error():
     assert len(negatives(Source(RECORDS[:3]), Reader(), samples=3).step(0)[0].views_of("negatives")) == 6
 
 
-@pytest.mark.parametrize("workers", [0, 1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("workers", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
 def test_other_samples_do_not_depend_on_ranks_workers_or_the_first_step(workers):
     made = negatives(Source(RECORDS), Reader(), samples=6)
     want = [_shown(step) for step in (made.step(i) for i in range(4))]

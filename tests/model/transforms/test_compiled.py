@@ -75,6 +75,7 @@ def test_low_rank_updates_are_part_of_the_graph(graphs):
     assert graphs
 
 
+@pytest.mark.slow
 def test_a_run_of_the_paper_says_what_it_says_uncompiled(graphs, tiny, tmp_path):
     runs = [
         train(tiny(f"speed.compile={asked}"), out=tmp_path / asked).run.read_metrics()
