@@ -23,8 +23,7 @@ def linear_cross_entropy(hidden_SD: Tensor, weight_VD: Tensor, target_S: Tensor)
     several chunks are computed again in the backward pass, and the gradient of the weight is summed over them
     in float32 or wider.
     """
-    if torch.is_autocast_enabled(hidden_SD.device.type):
-        hidden_SD = hidden_SD.to(torch.get_autocast_dtype(hidden_SD.device.type))
+    hidden_SD = _autocast(hidden_SD)
     return _LinearCrossEntropy.apply(hidden_SD, weight_VD, target_S)
 
 
@@ -48,22 +47,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx, d_S):
         hidden_SD, weight_VD, target_S, lse_S = ctx.saved_tensors
         kept, ctx.logits_SV = ctx.logits_SV, None  # a second backward pass computes them again
-        d_hidden_SD = torch.empty_like(hidden_SD) if ctx.needs_input_grad[0] else None
-        d_weight_VD, cast_VD = None, weight_VD.to(hidden_SD.dtype)
+        gradients = _Gradients(hidden_SD, weight_VD, ctx.needs_input_grad)
         for rows in _chunks(hidden_SD, weight_VD):
-            logits_CV = _logits(hidden_SD[rows], cast_VD) if kept is None else kept
+            logits_CV = _logits(hidden_SD[rows], gradients.cast_VD) if kept is None else kept
             p_CV = logits_CV.sub_(lse_S[rows, None]).exp_()
             p_CV[torch.arange(len(p_CV), device=p_CV.device), target_S[rows]] -= 1
-            d_CV = p_CV.mul_(d_S[rows, None]).to(hidden_SD.dtype)
-            if d_hidden_SD is not None:
-                torch.mm(d_CV, cast_VD, out=d_hidden_SD[rows])
-            if ctx.needs_input_grad[1]:
-                d_weight_VD = _plus_product(d_weight_VD, d_CV.T, hidden_SD[rows])
-        if ctx.needs_input_grad[1]:
-            d_weight_VD = (
-                torch.zeros_like(weight_VD) if d_weight_VD is None else d_weight_VD.to(weight_VD.dtype)
-            )
-        return d_hidden_SD, d_weight_VD, None
+            gradients.add(rows, p_CV.mul_(d_S[rows, None]))
+        return *gradients.found(), None
 
 
 def log_probs(
@@ -75,8 +65,7 @@ def log_probs(
     Pair p is row `place_P[p]` with `target_P[p]`; `place_P` is ascending and on the host. Precision, chunks and
     memory are those of `linear_cross_entropy`.
     """
-    if torch.is_autocast_enabled(hidden_RD.device.type):
-        hidden_RD = hidden_RD.to(torch.get_autocast_dtype(hidden_RD.device.type))
+    hidden_RD = _autocast(hidden_RD)
     starts = [rows.start for rows in _chunks(hidden_RD, weight_VD)]
     bounds = np.searchsorted(place_P.numpy(), [*starts, len(hidden_RD)]).tolist()
     pairs = [slice(a, b) for a, b in pairwise(bounds)]
@@ -107,24 +96,15 @@ class _LogProbs(torch.autograd.Function):
     def backward(ctx, d_logp_P, d_lse_R):
         hidden_RD, weight_VD, place_P, target_P, lse_R = ctx.saved_tensors
         kept, ctx.logits_RV = ctx.logits_RV, None  # a second backward pass computes them again
-        d_hidden_RD = torch.empty_like(hidden_RD) if ctx.needs_input_grad[0] else None
-        d_weight_VD, cast_VD = None, weight_VD.to(hidden_RD.dtype)
+        gradients = _Gradients(hidden_RD, weight_VD, ctx.needs_input_grad)
         # logp = logit - lse, so softmax gets the gradient of lse less those of the row's log-probabilities
         through_R = d_lse_R.index_add(0, place_P, -d_logp_P)
         for rows, part in zip(_chunks(hidden_RD, weight_VD), ctx.pairs, strict=True):
-            logits_CV = _logits(hidden_RD[rows], cast_VD) if kept is None else kept
+            logits_CV = _logits(hidden_RD[rows], gradients.cast_VD) if kept is None else kept
             d_CV = logits_CV.sub_(lse_R[rows, None]).exp_().mul_(through_R[rows, None])
             d_CV[place_P[part] - rows.start, target_P[part]] += d_logp_P[part]
-            d_CV = d_CV.to(hidden_RD.dtype)
-            if d_hidden_RD is not None:
-                torch.mm(d_CV, cast_VD, out=d_hidden_RD[rows])
-            if ctx.needs_input_grad[1]:
-                d_weight_VD = _plus_product(d_weight_VD, d_CV.T, hidden_RD[rows])
-        if ctx.needs_input_grad[1]:
-            d_weight_VD = (
-                torch.zeros_like(weight_VD) if d_weight_VD is None else d_weight_VD.to(weight_VD.dtype)
-            )
-        return d_hidden_RD, d_weight_VD, None, None, None
+            gradients.add(rows, d_CV)
+        return *gradients.found(), None, None, None
 
 
 RowFunction = Callable[[Tensor, Tensor], Tensor]
@@ -134,8 +114,7 @@ RowFunction = Callable[[Tensor, Tensor], Tensor]
 def row_losses(hidden_QD: Tensor, weight_VD: Tensor, target_Q: Tensor, rows: RowFunction) -> Tensor:
     """Returns `rows(hidden @ weight.T, target)`, [Q], computed in chunks of rows: once here, and once in the
     backward pass, where torch differentiates it. Precision and memory are those of `linear_cross_entropy`."""
-    if torch.is_autocast_enabled(hidden_QD.device.type):
-        hidden_QD = hidden_QD.to(torch.get_autocast_dtype(hidden_QD.device.type))
+    hidden_QD = _autocast(hidden_QD)
     return _RowLosses.apply(hidden_QD, weight_VD, target_Q, rows)
 
 
@@ -156,23 +135,45 @@ class _RowLosses(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, d_Q):
         hidden_QD, weight_VD, target_Q = ctx.saved_tensors
-        d_hidden_QD = torch.empty_like(hidden_QD) if ctx.needs_input_grad[0] else None
-        d_weight_VD, cast_VD = None, weight_VD.to(hidden_QD.dtype)
+        gradients = _Gradients(hidden_QD, weight_VD, ctx.needs_input_grad)
         for part in _chunks(hidden_QD, weight_VD):
-            logits_CV = _logits(hidden_QD[part], cast_VD).requires_grad_()
+            logits_CV = _logits(hidden_QD[part], gradients.cast_VD).requires_grad_()
             with torch.enable_grad(), torch.autocast(hidden_QD.device.type, enabled=False):
                 loss_C = ctx.rows(logits_CV, target_Q[part])
             (d_CV,) = torch.autograd.grad(loss_C, logits_CV, d_Q[part])
-            d_CV = d_CV.to(hidden_QD.dtype)
-            if d_hidden_QD is not None:
-                torch.mm(d_CV, cast_VD, out=d_hidden_QD[part])
-            if ctx.needs_input_grad[1]:
-                d_weight_VD = _plus_product(d_weight_VD, d_CV.T, hidden_QD[part])
-        if ctx.needs_input_grad[1]:
-            d_weight_VD = (
-                torch.zeros_like(weight_VD) if d_weight_VD is None else d_weight_VD.to(weight_VD.dtype)
-            )
-        return d_hidden_QD, d_weight_VD, None, None
+            gradients.add(part, d_CV)
+        return *gradients.found(), None, None
+
+
+class _Gradients:
+    """Sums the gradients of hidden states and weight over chunks of rows, those that are needed."""
+
+    def __init__(self, hidden_ND: Tensor, weight_VD: Tensor, needed: tuple[bool, ...]):
+        self.hidden_ND, self.weight_VD, self.of_weight = hidden_ND, weight_VD, needed[1]
+        self.cast_VD = weight_VD.to(hidden_ND.dtype)
+        self.d_hidden_ND = torch.empty_like(hidden_ND) if needed[0] else None
+        self.d_weight_VD: Tensor | None = None
+
+    def add(self, rows: slice, d_CV: Tensor) -> None:
+        """Adds the gradient of the logits of a chunk."""
+        d_CV = d_CV.to(self.hidden_ND.dtype)
+        if self.d_hidden_ND is not None:
+            torch.mm(d_CV, self.cast_VD, out=self.d_hidden_ND[rows])
+        if self.of_weight:
+            self.d_weight_VD = _plus_product(self.d_weight_VD, d_CV.T, self.hidden_ND[rows])
+
+    def found(self) -> tuple[Tensor | None, Tensor | None]:
+        """Returns both sums; None for one that is not needed."""
+        if self.of_weight and self.d_weight_VD is None:
+            return self.d_hidden_ND, torch.zeros_like(self.weight_VD)
+        summed = None if self.d_weight_VD is None else self.d_weight_VD.to(self.weight_VD.dtype)
+        return self.d_hidden_ND, summed
+
+
+def _autocast(hidden_ND: Tensor) -> Tensor:
+    """Returns the states in autocast's dtype, if autocast is on."""
+    device = hidden_ND.device.type
+    return hidden_ND.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else hidden_ND
 
 
 def _plus_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
