@@ -39,7 +39,7 @@ FLOORS: dict[str, str] = {
         progress_display table_layout common data_check token_pieces jobs plugin_templates quickstart_display
     """,
     "lmmkit.data": """
-        image_markers images labels head_pairs packing sampler length_grouping rank_shares sources text_tokenizers layout_writer
+        image_markers images labels need_rows packing sampler length_grouping rank_shares sources text_tokenizers layout_writer
         chat_templates views pipeline step_transfer loader
     """,
     "lmmkit.data.sources": """

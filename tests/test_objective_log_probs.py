@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lmmkit import build
-from lmmkit.data.head_pairs import head_pairs
+from lmmkit.data.need_rows import head_pairs
 from lmmkit.data.packing import SizedSample
 from lmmkit.errors import UserError
 from lmmkit.model import cross_entropy

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import NamedTuple
@@ -17,27 +17,24 @@ from lmmkit.api.components import Term
 from lmmkit.api.layout import Layout
 from lmmkit.api.model_info import ImageSpec
 from lmmkit.api.needs import (
-    ATTENTION,
     AttnMass,
-    AttnTo,
-    HiddenAt,
-    HiddenMean,
-    Layer,
     Need,
-    OfTargets,
-    positions_of,
-    reads_images,
-    selector,
 )
 from lmmkit.api.sample import Image, View
 from lmmkit.attention.forest import Forest, arrange, grow, unshared
-from lmmkit.attention.key_maps import KeyBlock, KeyMap, padded_keys
 from lmmkit.attention.schedule import AttentionSpec
-from lmmkit.data.head_pairs import head_pairs
 from lmmkit.data.images import ImageRef, ReadImage, normalise, unedited
 from lmmkit.data.labels import join_labels
+from lmmkit.data.need_rows import (
+    PlacedView,
+    concatenate_rows,
+    head_pairs,
+    inner_rows,
+    last_rows,
+    need_rows,
+    supervised_rows,
+)
 from lmmkit.errors import UserError, raise_all
-from lmmkit.errors.plan import WRONG_VIEW
 
 MIN_SHARED = 8  # rows; sharing a shorter prefix costs more attention calls than it saves rows
 
@@ -133,15 +130,18 @@ class Packer:
             self._pixels(images[unedited(ref[0]), ref[1]], ref[0], owner) for ref, owner in shown.items()
         ]
         predict, target_S, term_S = self._targets(members, paths)
-        key_T, gathers, maps = self._gathers(members, paths, _image_items(scatters, len(forest)))
+        placed = [
+            PlacedView(v, *member, path) for v, (member, path) in enumerate(zip(members, paths, strict=True))
+        ]
+        key_T, gathers, maps = need_rows(self.needs, placed, _image_items(scatters, len(forest)))
         mapped = {each.name for each in maps}
         mass = [
             pick.row_Q for need, pick in gathers.items() if isinstance(need, AttnMass) and need not in mapped
         ]
-        spec = AttentionSpec(forest, key_T, torch.cat([*mass, _cat([])]).unique(), maps=maps)
+        spec = AttentionSpec(forest, key_T, torch.cat([*mass, concatenate_rows([])]).unique(), maps=maps)
         batch = Batch(
             attention=_ready(spec),
-            last=_ready(replace(spec, read_T=_read(len(forest), predict, gathers, maps))),
+            last=_ready(replace(spec, read_T=last_rows(len(forest), predict, gathers, maps))),
             id_T=id_T,
             scatters=scatters,
             pixels_ICXY=torch.stack(pixels)
@@ -156,7 +156,7 @@ class Packer:
             gathers=gathers,
             head=head_pairs(predict, target_S, gathers),
             reference=head_pairs(predict, target_S, gathers, "reference"),
-            inner=_inner(gathers),
+            inner=inner_rows(gathers),
             labels=join_labels(m.view for m in members),
             views=tuple((m.view.name, m.view.sample.key) for m in members),
             sample_V=tuple(n for n, sample in enumerate(samples) for _ in sample.members),
@@ -192,70 +192,16 @@ class Packer:
             if member.view.supervision != "train":
                 continue
             name = "next_token" if member.view.name == "main" else member.view.name
-            ids, positions = _supervised(member.layout)
+            ids, positions = supervised_rows(member.layout)
             rows.append(path[positions - 1])
             views.append(np.full(len(positions), v))
             targets.append(ids)
             terms.append(np.full(len(positions), self.text_terms.index(name)))
-        return RowGather.of(_cat(rows), _cat(views)), _cat(targets), _cat(terms)
-
-    def _gathers(
-        self, members, paths, item_T: Tensor
-    ) -> tuple[Tensor, dict[Need, RowGather], tuple[KeyMap, ...]]:
-        """Returns the key rows of attention mass, the rows that each need reads, and what is read of the attention
-        weights: by each `AttnTo`, and by masses on other keys than those of the first."""
-        key_T = np.zeros(len(item_T), bool)
-        gathers, maps = {}, []
-        merged = next((need.k for need in self.needs if isinstance(need, AttnMass)), None)
-        for need in self.needs:
-            rows, views, uniform, targets, patches = [], [], [], [], []
-            blocks: list[KeyBlock] = []
-            by_merging = isinstance(need, AttnMass) and need.k == merged
-            for v, (member, path) in enumerate(zip(members, paths, strict=True)):
-                if not selector(need).takes(member.view):
-                    continue
-                positions = positions_of(need, member.layout)
-                if isinstance(need, OfTargets):
-                    targets.append(_tokens(member, positions))
-                    positions = positions - 1
-                if isinstance(need, ATTENTION):
-                    is_key = np.zeros(len(path), bool)
-                    is_key[need.k.positions(member.layout)] = True
-                    keys = np.cumsum(is_key)[positions]  # visible ones; without any there is no mass
-                    positions, keys = positions[keys > 0], keys[keys > 0]
-                    if by_merging:
-                        key_T[path[is_key & (len(positions) > 0)]] = True
-                    elif len(positions):
-                        start = blocks[-1].stop if blocks else 0
-                        key_J = path[is_key][: keys.max()]
-                        blocks.append(KeyBlock(start, start + len(positions), key_J, keys))
-                    uniform.append(keys / (positions + 1))
-                rows.append(path[positions])
-                views.append(np.full(len(positions), v))
-                patches.append(_offsets(member.layout)[positions])
-            share = torch.from_numpy(np.concatenate([*uniform, np.empty(0)])).float()
-            gather = RowGather.of(_cat(rows), _cat(views))
-            if isinstance(need, ATTENTION):
-                gather = replace(gather, uniform_Q=share)
-                if not by_merging:
-                    maps.append(_key_map(need, gather, blocks))
-            if isinstance(need, AttnTo):
-                gather = replace(gather, key_QK=torch.from_numpy(padded_keys(blocks)))
-            if isinstance(need, OfTargets):
-                gather = replace(gather, target_Q=_cat(targets))
-            if reads_images(need):
-                gather = replace(gather, item_Q=item_T[gather.row_Q], patch_Q=_cat(patches))
-            gathers[need] = gather
-        return torch.from_numpy(key_T), gathers, tuple(maps)
-
-
-def _key_map(need: AttnMass | AttnTo, gather: RowGather, blocks: Sequence[KeyBlock]) -> KeyMap:
-    """Returns what a need reads of the attention weights, for the queries of its gather."""
-    heads = need.heads if isinstance(need, AttnTo) else "all"
-    return KeyMap(
-        need, gather.row_Q.numpy(), tuple(blocks), None if need.layers == "all" else need.layers,
-        None if heads == "all" else heads, summed=isinstance(need, AttnMass),
-    )  # fmt: skip
+        return (
+            RowGather.of(concatenate_rows(rows), concatenate_rows(views)),
+            concatenate_rows(targets),
+            concatenate_rows(terms),
+        )
 
 
 def _origins(
@@ -300,42 +246,10 @@ def _image_items(scatters: Iterable[EmbedScatter], total: int) -> Tensor:
     return item_T
 
 
-def _offsets(layout: Layout) -> np.ndarray:
-    """Returns the place of each row in its span."""
-    return np.concatenate([np.arange(span.n) for span in layout])
-
-
 def _ready(spec: AttentionSpec) -> AttentionSpec:
     """Computes the attention calls of `spec` here, in a data worker, so that the model does not wait."""
     assert spec.calls is not None
     return spec
-
-
-def _read(
-    total: int, predict: RowGather, gathers: Mapping[Need, RowGather], maps: Iterable[KeyMap]
-) -> Tensor:
-    """Returns a mask [total] of the rows whose states after the last layer are read, or whose weights there."""
-    hidden = [pick.row_Q for layer, pick in _hidden(gathers) if layer == "final"]
-    scored = [pick.row_Q for pick in gathers.values() if pick.target_Q is not None]
-    mapped = [torch.from_numpy(each.row_Q) for each in maps]
-    rows = torch.cat([predict.row_Q, *hidden, *scored, *mapped])
-    return torch.zeros(total, dtype=torch.bool).index_fill(0, rows, True)
-
-
-def _inner(gathers: Mapping[Need, RowGather]) -> dict[int, Tensor]:
-    """Returns the distinct rows whose states are read between blocks, by the number of blocks before."""
-    rows: dict[int, list[Tensor]] = {}
-    for layer, pick in _hidden(gathers):
-        if layer != "final":
-            rows.setdefault(layer, []).append(pick.row_Q)
-    return {layer: torch.cat(found).unique() for layer, found in sorted(rows.items())}
-
-
-def _hidden(gathers: Mapping[Need, RowGather]) -> Iterator[tuple[Layer, RowGather]]:
-    """Yields each need of hidden states: its layer and its rows."""
-    for need, pick in gathers.items():
-        if isinstance(need, HiddenAt | HiddenMean):
-            yield need.layer, pick
 
 
 def _keys(member: LaidOut, codes: dict[Hashable, int]) -> np.ndarray:
@@ -363,29 +277,6 @@ def _after_images(layout: Layout) -> list[int]:
     return ends[last : len(ends) - 1][:1]
 
 
-def _supervised(layout: Layout) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (ids, positions) of the rows that are targets. Nothing predicts the row at position 0."""
-    ids, positions, start = [], [], 0
-    for span in layout:
-        if span.supervised:
-            skip = 1 if start == 0 else 0
-            ids.append(np.asarray(span.ids[skip:], np.int64))
-            positions.append(np.arange(start + skip, start + span.n))
-        start += span.n
-    empty = np.empty(0, np.int64)
-    return np.concatenate([*ids, empty]), np.concatenate([*positions, empty])
-
-
-def _tokens(member: LaidOut, positions: np.ndarray) -> np.ndarray:
-    """Returns the ids at supervised positions of a view. Raises `UserError` if the view may not be read so."""
-    view = member.view
-    if view.supervision == "none":
-        got = "a view of supervision `none`, whose log-probabilities a term reads"
-        raise UserError(WRONG_VIEW.at(f"plugins.{view.name}", got=got))
-    ids, places = _supervised(member.layout)
-    return ids[np.searchsorted(places, positions)]
-
-
 def _shown(member: LaidOut) -> list[ImageRef]:
     """Returns the images of a view in the order of its spans."""
     fit = member.view.sample.image_fit
@@ -395,7 +286,3 @@ def _shown(member: LaidOut) -> list[ImageRef]:
 def _first_images(members: Sequence[LaidOut], shown: Iterable[ImageRef]) -> tuple[int, ...]:
     number = {ref: i for i, ref in enumerate(shown)}
     return tuple(next((number[ref] for ref in _shown(member)), -1) for member in members)
-
-
-def _cat(arrays: Sequence[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.concatenate([*arrays, np.empty(0, np.int64)]))
