@@ -80,8 +80,8 @@ class View:
     """Describes one sequence derived from a sample.
 
     The core makes the view `main` of every sample. The views of a task have its instance name as `name`,
-    set by the core, and `role` tells several views of one task apart. `supervision`: what its supervised rows
-    are for: nothing, to be read (targets of a `LogProb`, but of no next-token term), or to train on.
+    set by the core, and `role` names the kind of a view, if a task makes several. `supervision`: what its
+    supervised rows are for: nothing, to be read (targets of a `LogProb`, but of no next-token term), or to train on.
     `Ctx.label(key)` returns the `labels` as one tensor per key. `sample_labels` are those that losses give to
     the sample, by instance; the core sets them.
     """

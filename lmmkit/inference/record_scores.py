@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from lmmkit.api.components import Loss
+from lmmkit.api.components import Ctx, Loss
 from lmmkit.api.needs import LogProb
-from lmmkit.api.sample import Sample
-from lmmkit.data.packing import SizedSample, read_images
-from lmmkit.data.pipeline import cut
+from lmmkit.data.packing import Packer, SizedSample, read_images
+from lmmkit.data.pipeline import Pipeline, cut
 from lmmkit.data.sources.llava_json import JsonRecords
-from lmmkit.data.sources.records import Records
 from lmmkit.errors import UserError
 from lmmkit.errors.commands import NO_SCORES
 from lmmkit.objective import Objective
@@ -69,32 +67,37 @@ def scored_records(
     needs = tuple(dict.fromkeys(names.values()))
     term = _Scores(name="scores", read=needs)
     packer, pipeline = replace(prepared.packer(stage), needs=needs, terms=(term,)), prepared.pipeline(stage)
-    views, reader = pipeline.views, pipeline.reader
     objective.terms, objective.weighers, objective.references = (term,), (), ()
     objective.eval()
     for source in prepared.recipe.stages[stage].data:
-        records, waiting = prepared.sources[source], deque[int]()
-
-        def sized(
-            records: Records = records, waiting: deque[int] = waiting, source: str = source
-        ) -> Iterator[SizedSample]:
-            for i in counted(f"scoring {source}", range(len(records))):
-                sample: Sample = records[i]
-                if members := views.fitting(sample, 0, dropped, pipeline.other_samples(source)):
-                    waiting.append(i)
-                    yield packer.sized(members, source)
-
-        for part in cut(sized(), prepared.recipe.speed.tokens):
-            batch, _ = packer.pack(part, read_images(part, reader))
+        records, numbers = prepared.sources[source], deque[int]()
+        for part in cut(_sized(pipeline, packer, source, numbers, dropped), prepared.recipe.speed.tokens):
+            batch, _ = packer.pack(part, read_images(part, pipeline.reader))
             ctx = objective(batch.to(device)).ctxs[term.name]
-            found: Sequence[dict[str, float]] = [{} for _ in part]
-            for name, need in names.items():
-                (sum_N,) = ctx.by_sample(need)
-                for n, value in zip(
-                    sorted(set(batch.item_samples(need).tolist())), sum_N.tolist(), strict=True
-                ):
-                    found[n][name] = value
-            for scores in found:
-                value = records.indexed.record(waiting.popleft()).value
+            for scores in _by_record(ctx, names, len(part)):
+                value = records.indexed.record(numbers.popleft()).value
                 assert isinstance(value, dict), "the index lists only good records"
                 yield {**value, **scores}
+
+
+def _sized(
+    pipeline: Pipeline, packer: Packer, source: str, numbers: deque[int], dropped: Counter[str]
+) -> Iterator[SizedSample]:
+    """Yields the samples of a source of which some view fits, and appends their numbers to `numbers`."""
+    records = pipeline.sources[source]
+    for number in counted(f"scoring {source}", range(len(records))):
+        sample = records[number]
+        if members := pipeline.views.fitting(sample, 0, dropped, pipeline.other_samples(source)):
+            numbers.append(number)
+            yield packer.sized(members, source)
+
+
+def _by_record(ctx: Ctx, names: Mapping[str, LogProb], count: int) -> list[dict[str, float]]:
+    """Returns the sums of each of `count` samples by their names, those that it has."""
+    found: list[dict[str, float]] = [{} for _ in range(count)]
+    for name, need in names.items():
+        (sum_N,) = ctx.by_sample(need)
+        having = sorted(set(ctx.batch.item_samples(need).tolist()))
+        for number, value in zip(having, sum_N.tolist(), strict=True):
+            found[number][name] = value
+    return found

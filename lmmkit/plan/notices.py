@@ -14,6 +14,7 @@ def notices(prepared: Prepared) -> list[str]:
     return [
         *(line for name in sorted(prepared.sources) for line in _record_notices(prepared.sources[name])),
         *(line for stage in prepared.recipe.stages for line in _unreached(prepared, stage)),
+        *_reference_notices(prepared),
         *_token_notices(prepared),
         *_chat_notices(prepared),
     ]
@@ -37,6 +38,13 @@ def _unreached(prepared: Prepared, name: str) -> Iterator[str]:
 def has_images(records: Records) -> bool:
     """Returns whether any record has an image."""
     return bool((records.words_N >= 0).any())
+
+
+def _reference_notices(prepared: Prepared) -> Iterator[str]:
+    """Yields a notice for each reference that no term of its stage reads."""
+    for name, stage in prepared.recipe.stages.items():
+        if stage.reference is not None and not prepared.plans[name].reference:
+            yield f"stages.{name}.reference: no active term reads a reference, so none is computed"
 
 
 def _token_notices(prepared: Prepared) -> Iterator[str]:

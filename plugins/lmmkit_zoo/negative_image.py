@@ -1,7 +1,7 @@
 """Image-text matching (ALBEF, arXiv 2107.07651): does this text belong to this image, or to another sample's.
 
 Each sample is shown with its own image and with that of another sample of its source. A learned token at the end
-reads the view, and a linear layer tells the two apart. Simplified: the other image is drawn at random, where the
+reads the view, and a linear layer separates the two. Simplified: the other image is drawn at random, where the
 paper takes one that the model finds similar.
 """
 

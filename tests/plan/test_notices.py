@@ -83,3 +83,8 @@ def test_check_train_and_data_check_print_them(scenes, texts, tmp_path):
         assert result.exit_code == 0, shown
         assert shown.count("9 records: `history` is not read") == 1
         assert ("connector is trainable" in shown) == (command[0] != "data")
+
+
+def test_a_reference_that_no_term_reads_is_reported(tiny):
+    (line,) = found(tiny, "stages.finetune.reference=start")
+    assert line == "stages.finetune.reference: no active term reads a reference, so none is computed"

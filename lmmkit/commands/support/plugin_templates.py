@@ -117,7 +117,7 @@ def test_without_knowledge_the_value_is_that_of_a_guess():
     ctx = fake_ctx(task, samples=4)
     for parameter in ctx.module.parameters():
         parameter.data.zero_()
-    assert abs(float(task.value(ctx)) / task.count(ctx.batch) - task.chance(ctx.dims)) < 1e-5
+    assert abs(task.value(ctx).item() / task.count(ctx.batch) - task.chance(ctx.dims)) < 1e-5
 """
 TOKEN = '''"""NAME: a learned token, and a term that reads it."""
 

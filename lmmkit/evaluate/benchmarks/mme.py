@@ -33,7 +33,7 @@ ONE_LINE = str.maketrans("\t\r\n", "   ")
 
 
 class Mme(Benchmark):
-    """SummedFigure 100 * (accuracy + accuracy+) over subtasks; accuracy+ counts images with both answers right.
+    """Sums 100 * (accuracy + accuracy+) over subtasks; accuracy+ counts images with both answers right.
 
     Needs the folders of all 14 subtasks, in the release's two layouts: the images next to their `.txt` files, or in
     `images/` with the texts in `questions_answers_YN/`. Figures are in points: 2,000 for perception at most, 800 for
