@@ -49,6 +49,8 @@ TESTED_BY = {
     "recipe/source_positions": "recipe/test_yaml_tree.py",
     "recipe/stage": "recipe/test_rules.py",
     "report/quickstart": "test_quickstart.py",
+    "scenes/folder": "scenes/test_write.py",
+    "scenes/records": "scenes/test_write.py",
     "scenes/report": "scenes/test_write.py",
     "training/checkpoint/validate_state": "training/checkpoint/test_write.py",
     "training/monitoring/empty_terms": "training/monitoring/test_anomalies.py",

@@ -79,7 +79,7 @@ def test_scenes_that_cannot_be_written_leave_nothing(tmp_path, monkeypatch):
     def full(scene, directory):
         raise OSError(errno.ENOSPC, "No space left on device", str(directory))
 
-    monkeypatch.setattr(scenes_write, "_save", full)
+    monkeypatch.setattr(scenes_write, "save_image", full)
     with pytest.raises(OSError, match="No space"):
         write_scenes(tmp_path / "scenes", count=100, heldout=20)
     assert not list((tmp_path / "scenes").iterdir())
