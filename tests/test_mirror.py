@@ -49,6 +49,7 @@ TESTED_BY = {
     "recipe/source_positions": "recipe/test_yaml_tree.py",
     "recipe/stage": "recipe/test_rules.py",
     "report/quickstart": "test_quickstart.py",
+    "scenes/biased_report": "scenes/test_biased.py",
     "scenes/folder": "scenes/test_write.py",
     "scenes/records": "scenes/test_write.py",
     "scenes/report": "scenes/test_write.py",

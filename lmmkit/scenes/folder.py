@@ -17,7 +17,7 @@ LEAST_COUNT = 100
 LEAST_HELDOUT = 20
 
 
-def folder_problems(directory: Path, count: int, heldout: int) -> list[Problem]:
+def target_problems(directory: Path, count: int, heldout: int) -> list[Problem]:
     """Returns what is wrong with the numbers of scenes and with the folder."""
     problems = [
         TOO_FEW.at(f"--{name}", got=str(number), least=least)

@@ -8,7 +8,7 @@ from typing import Any
 from lmmkit.scenes.scene import Scene
 
 
-def marked(text: str, first: bool) -> str:
+def with_marker(text: str, first: bool) -> str:
     """Returns a question with the marker of its image before it, or after it."""
     return f"<image>\n{text}" if first else f"{text}\n<image>"
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from lmmkit.errors import raise_all
 from lmmkit.scenes.captions import INSTRUCTIONS, caption
-from lmmkit.scenes.folder import folder_problems, new_folder, save_image, write_text
+from lmmkit.scenes.folder import new_folder, save_image, target_problems, write_text
 from lmmkit.scenes.questions import Asker, Question
-from lmmkit.scenes.records import image_record, marked, turns
+from lmmkit.scenes.records import image_record, turns, with_marker
 from lmmkit.scenes.report import SceneReport, majority_accuracy, readme, type_shares, yes_no_share
 from lmmkit.scenes.scene import SPLITS, Scene, make_scene
 from lmmkit.scenes.tokenizer import VOCABULARY, train_tokenizer
@@ -51,7 +51,7 @@ def write_scenes(
     left in `directory`.
     """
     directory = Path(directory)
-    raise_all(folder_problems(directory, count, heldout))
+    raise_all(target_problems(directory, count, heldout))
     numbers = {"train": count, "heldout": heldout}
     described = {split: describe_scenes(seed, split, numbers[split]) for split in SPLITS}
     with new_folder(directory, SPLITS):
@@ -98,7 +98,7 @@ def describe_scenes(seed: int, split: str, number: int) -> list[DescribedScene]:
         described.append(
             DescribedScene(
                 scene=scene,
-                instruction=marked(rng.choice(INSTRUCTIONS), rng.random() < 0.5),
+                instruction=with_marker(rng.choice(INSTRUCTIONS), rng.random() < 0.5),
                 caption=caption(scene, rng),
                 questions=questions,
                 marker_first=tuple(rng.random() < 0.5 for _ in questions),
@@ -113,7 +113,7 @@ def _caption_record(item: DescribedScene) -> _Json:
 
 def _conversation(item: DescribedScene) -> _Json:
     first, *others = item.questions
-    asked = [marked(first.text, item.marker_first[0]), *(question.text for question in others)]
+    asked = [with_marker(first.text, item.marker_first[0]), *(question.text for question in others)]
     return image_record(item.scene, zip(asked, (question.answer for question in item.questions), strict=True))
 
 
@@ -122,7 +122,7 @@ def _single_questions(item: DescribedScene) -> list[_Json]:
         {
             "id": f"{item.scene.id}/{number}",
             "image": item.scene.image,
-            "conversations": turns([(marked(question.text, first), question.answer)]),
+            "conversations": turns([(with_marker(question.text, first), question.answer)]),
             "type": question.type,
             "scene": item.scene.id,
         }
