@@ -37,7 +37,7 @@ def attention_figure(
     """Writes one line for each of `MOST` answers to questions with an image; returns the means over them.
 
     `image_attention`: the mass of all rows of an answer on the image. `deciding_attention`: that of the row that
-    decides on the first token. `object_attention`: that row's attention to the box of the record, if records have boxes.
+    decides on the first token. `object_attention`: that row's attention to the box of the record, if it has one.
     The chance is that of even attention. `answered`: samples without an answer, and the model's answers. Lines that
     are there already are kept.
     """
