@@ -94,7 +94,7 @@ FLOORS: dict[str, str] = {
         quickstart train_summary
     """,
     "lmmkit.runs": """
-        files run_folder run_lock
+        files run_folder run_lock sessions
     """,
     "lmmkit.scenes": """
         scene captions draw questions report tokenizer write

@@ -93,7 +93,8 @@ def identity(prepared: Prepared) -> dict:
 def _write(run: RunFolder, prepared: Prepared) -> None:
     write_text_atomic(run.resolved, dump(prepared.recipe))
     write_text_atomic(run.plan, plan_text(prepared))
-    write_json_atomic(run.run_json, identity(prepared))
+    before = read_json(run.run_json) if run.is_run else {}  # with its sessions
+    write_json_atomic(run.run_json, {**before, **identity(prepared)})
 
 
 def _refused(run: RunFolder, change: Change) -> Problem:
