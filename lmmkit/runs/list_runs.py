@@ -50,7 +50,7 @@ def find_runs(folder: Path) -> Iterator[RunFolder]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
 
 
-def summary(run: RunFolder) -> RunSummary:
+def summarise_run(run: RunFolder) -> RunSummary:
     """Returns the summary of a run. A damaged file is its `problem`, so that other runs can still be listed."""
     try:
         facts = read_json(run.run_json)

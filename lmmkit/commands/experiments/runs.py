@@ -30,15 +30,15 @@ def show_runs(
     """
     from lmmkit.errors import UserError
     from lmmkit.errors.training import NOT_A_FOLDER
-    from lmmkit.runs.list_runs import find_runs, summary
+    from lmmkit.runs.list_runs import find_runs, summarise_run
     from lmmkit.runs.run_folder import RunFolder
 
     if compare is not None:
-        found = [summary(RunFolder.open(path)) for path in compare]
+        found = [summarise_run(RunFolder.open(path)) for path in compare]
     elif not folder.is_dir():
         raise UserError(NOT_A_FOLDER.at(str(folder), got="a file" if folder.exists() else "no such folder"))
     else:
-        found = [summary(run) for run in find_runs(folder)]
+        found = [summarise_run(run) for run in find_runs(folder)]
     if as_json:
         return print_json([{**asdict(each), "run": str(each.run.path)} for each in found])
     if compare is not None:
