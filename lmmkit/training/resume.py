@@ -58,9 +58,13 @@ def changes(run: RunFolder, prepared: Prepared, *, accept_data: bool, ranks: int
     apart = now["not_additive"] or before["not_additive"]
     differences = diff(read_recipe(run.resolved), prepared.recipe, cut=bool(apart))
     found = [Change(d.key, d.section_class, str(d.a), str(d.b)) for d in differences]
-    kinds = {"plans": "mathematics", "not_additive": "mathematics", "data": "data", "versions": "machine"}
-    for section, kind in (kinds | {"ranks": "mathematics" if apart else "speed"}).items():
-        found += [Change(k, kind, b, n) for k, b, n in _changed(section, before.get(section), now[section])]
+    kinds = {
+        "plans": "mathematics", "not_additive": "mathematics", "teachers": "mathematics", "data": "data",
+        "versions": "machine", "ranks": "mathematics" if apart else "speed",
+    }  # fmt: skip
+    for section, kind in kinds.items():
+        both = before.get(section), now.get(section)
+        found += [Change(k, kind, b, n) for k, b, n in _changed(section, *both)]
     found = list({change.key: change for change in reversed(found)}.values())[::-1]
     allowed = {"speed", "output", "machine"} | ({"data"} if accept_data else set())
     names = {name for plan in prepared.plans.values() for name in plan.not_additive} | set(run.cut()[0])
@@ -87,6 +91,7 @@ def identity(prepared: Prepared, ranks: int = 1) -> dict:
     """Returns the identity of a run: digests of recipe, plans and training data, plugins and versions; by stage the
     terms that do not add up over micro-batches; and the number of ranks."""
     recipe = prepared.recipe
+    teachers = {name: prepared.teachers[name].identity() for name in prepared.teachers}
     learned = {name for stage in recipe.stages.values() for name in stage.data}
     return {
         "format": 1,
@@ -100,6 +105,7 @@ def identity(prepared: Prepared, ranks: int = 1) -> dict:
         "plugins": {name: prepared.instances.origin(name) for name in prepared.instances.components},
         "observers": list(prepared.instances.registry.observers),
         "root": str(Path(recipe.root).resolve()),
+        **({"teachers": teachers} if teachers else {}),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }
 
