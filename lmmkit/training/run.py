@@ -125,7 +125,7 @@ def _train(
             position, state = state_of(saved, recipe, prepared.steps)
             context.dropped.update(state.get("dropped", {}))
         if resume and ranks.first:
-            resuming.continue_run(run, prepared, changed, position.step)
+            resuming.continue_run(run, prepared, changed, position.step, ranks.world)
         objective = build_unsharded(context) if ranks.first else None
     with _recorded(context) as note, context.logging(position.step, resume=resume) as context:
         trained: dict[str, int] = {}
@@ -175,9 +175,9 @@ def _open(context: RunContext, source: str | None, accept_data: bool) -> list[re
         clean_aside(run.best(name))
     changed = []
     if run.is_run:
-        changed = resuming.changes(run, prepared, accept_data=accept_data)
+        changed = resuming.changes(run, prepared, accept_data=accept_data, ranks=context.ranks.world)
     else:
-        resuming.begin(run, prepared, source)
+        resuming.begin(run, prepared, source, context.ranks.world)
     check_space(run, checkpoint_room(checkpoint_bytes(prepared), prepared.recipe.output.keep))
     return changed
 
