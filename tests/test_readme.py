@@ -84,7 +84,15 @@ def code_of(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "CONTRIBUTING.md", "docs/plugins.md", "docs/recipes.md", "docs/data.md", "docs/ablations.md"]
+    "name",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/plugins.md",
+        "docs/recipes.md",
+        "docs/data.md",
+        "docs/ablations.md",
+    ],
 )
 def test_commands_and_options_named_in_documents_exist(name):
     found = 0

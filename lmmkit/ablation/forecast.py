@@ -114,8 +114,8 @@ def _known(store: Store, stages: Sequence[StageRun], beside: float) -> dict[str,
     """Returns the CPU seconds of a step of shapes that were trained already. `beside`: what a command takes anyway."""
     found: dict[str, list[float]] = {}
     for stage in stages:
-        if store.is_trained(stage) and (took := store.seconds(stage.key, "train")) is not None:
-            found.setdefault(stage.shape, []).append(max(0.0, took[0] - beside) / stage.steps)
+        if store.is_trained(stage) and (took := store.cpu_seconds(stage)) is not None:
+            found.setdefault(stage.shape, []).append(max(0.0, took - beside) / stage.steps)
     return {shape: sum(each) / len(each) for shape, each in found.items()}
 
 

@@ -10,23 +10,22 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from lmmkit.ablation.stage_runs import GridRun, StageRun
 from lmmkit.errors import raise_all
 from lmmkit.errors.ablation import GRID_OTHER_DATA, GRID_OTHER_QUESTIONS
 from lmmkit.recipe import dump, read_recipe
-from lmmkit.runs.files import read_json, read_jsonl, write_json_atomic, write_text_atomic
+from lmmkit.runs.files import read_json, write_json_atomic, write_text_atomic
 from lmmkit.runs.run_folder import RunFolder
+from lmmkit.runs.sessions import sessions_in
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Holds what a stage took. `cpu_seconds`: of the whole processes; None if one of them was killed, or was started by
-    another program. `wall_seconds`: of the steps alone."""
+    """Holds what a stage took. `cpu_seconds`: of its processes; None if one of them was killed. `wall_seconds`: of the
+    steps alone."""
 
     steps: int
     tokens: int
@@ -137,32 +136,19 @@ class Store:
             ]
         raise_all(problems)
 
-    def begin_process(self, key: str, work: str) -> None:
-        """Notes that a process begins to work on a run: `train` or `eval`."""
-        self._note(key, {"work": work, "event": "begin"})
-
-    def end_process(self, key: str, work: str, cpu_seconds: float, wall_seconds: float) -> None:
-        """Notes that a process has ended, and what it took."""
-        self._note(
-            key, {"work": work, "event": "end", "cpu_seconds": cpu_seconds, "wall_seconds": wall_seconds}
-        )
-
-    def seconds(self, key: str, work: str) -> tuple[float, float] | None:
-        """Returns the CPU and wall seconds of all processes that worked on a run; None if they are not all known."""
-        lines = [line for line in read_jsonl(self._costs(key)) if line["work"] == work]
-        ends = [line for line in lines if line["event"] == "end"]
-        if not ends or 2 * len(ends) != len(lines):
-            return None
-        return sum(line["cpu_seconds"] for line in ends), sum(line["wall_seconds"] for line in ends)
+    def cpu_seconds(self, stage: StageRun) -> float | None:
+        """Returns the CPU seconds of all processes that trained a stage; None if they are not all known."""
+        found = [session["cpu_seconds"] for session in sessions_in(read_json(self.run(stage.key).run_json))]
+        return None if not found or None in found else sum(found)
 
     def cost(self, stage: StageRun) -> Cost:
         """Returns what a trained stage took."""
         lines = [line for line in self.run(stage.key).read_metrics() if "tokens" in line]
-        found, each = self.seconds(stage.key, "train"), stage.recipe.output.log_every
+        each = stage.recipe.output.log_every
         return Cost(
             steps=stage.steps, tokens=each * sum(line["tokens"] for line in lines),
             wall_seconds=each * sum(line["seconds"] for line in lines),
-            cpu_seconds=found[0] if found is not None else None,
+            cpu_seconds=self.cpu_seconds(stage),
         )  # fmt: skip
 
     def claim(self, key: str) -> int | None:
@@ -188,15 +174,6 @@ class Store:
         if handle is not None:
             os.close(handle)
         return handle is None
-
-    def _costs(self, key: str) -> Path:
-        return self.root / "costs" / f"{key}.jsonl"
-
-    def _note(self, key: str, line: Mapping[str, Any]) -> None:
-        path = self._costs(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
 
 
 def _link(source: str, target: str) -> None:

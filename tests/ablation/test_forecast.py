@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 
 import pytest
@@ -79,6 +80,7 @@ def test_a_shared_stage_is_counted_once_and_what_is_done_not_at_all(tmp_path):
     model = store.run("first").model("pretrain")
     model.mkdir(parents=True)
     (model / "config.json").write_text("{}")
+    store.run("first").run_json.write_text("{}")
     assert forecast(*arguments, {}, 2).cpu_seconds == pytest.approx(whole.cpu_seconds - 55)
 
 
@@ -87,8 +89,8 @@ def test_runs_that_are_done_replace_the_trial(tmp_path):
     for folder in (store.model(runs[0].stages[0]), store.model(runs[0].last)):
         folder.mkdir(parents=True)
         (folder / "config.json").write_text("{}")
-    store.begin_process("plain", "train")
-    store.end_process("plain", "train", 45.0, 60.0)
+    for key, cpu in (("first", 1.0), ("plain", 45.0)):
+        store.run(key).run_json.write_text(json.dumps({"sessions": [{"cpu_seconds": cpu}]}))
     found = forecast(store, runs, {}, COST, {"r": {"heldout": 40}}, {}, 1)
     (item,) = [item for item in found.items if item.name == "other train"]
     assert item.seconds == pytest.approx(45.0)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from dataclasses import replace
 
 from lmmkit.ablation.stage_runs import GridRun
-from lmmkit.ablation.store import Store
+from lmmkit.ablation.store import Cost, Store
 from lmmkit.recipe import dump, read_recipe
 from tests.support.grids import stage_run
 
@@ -26,16 +27,16 @@ def test_a_lock_lasts_as_long_as_the_command_that_inherits_it(tmp_path):
     assert not store.is_busy("key")
 
 
-def test_costs_are_the_sum_of_all_processes_and_unknown_if_one_was_lost(tmp_path):
-    store = Store(tmp_path)
-    assert store.seconds("key", "train") is None
-    for cpu in (3.0, 4.0):
-        store.begin_process("key", "train")
-        store.end_process("key", "train", cpu, 2 * cpu)
-    store.begin_process("key", "eval")
-    assert store.seconds("key", "train") == (7.0, 14.0) and store.seconds("key", "eval") is None
-    store.begin_process("key", "train")
-    assert store.seconds("key", "train") is None
+def test_costs_are_the_sum_of_all_sessions_and_unknown_if_one_was_lost(tmp_path):
+    store, stage = Store(tmp_path), replace(stage_run("key"), steps=2)
+    folder = store.run("key")
+    folder.path.mkdir(parents=True)
+    folder.metrics.write_text(
+        '{"step": 1, "tokens": 5, "seconds": 0.5}\n{"step": 1, "loss": 1}\n{"step": 2, "tokens": 7, "seconds": 1.0}\n'
+    )
+    for cpu, expected in (([3.0, 4.5], 7.5), ([3.0, None], None), ([], None)):
+        folder.run_json.write_text(json.dumps({"sessions": [{"cpu_seconds": each} for each in cpu]}))
+        assert store.cost(stage) == Cost(steps=2, tokens=12, wall_seconds=1.5, cpu_seconds=expected)
 
 
 def test_a_recipe_starts_from_the_model_before(tmp_path):

@@ -15,13 +15,22 @@ from lmmkit.commands.support.jobs import Job
 from lmmkit.runs.metrics import last_step
 
 
+@dataclass(frozen=True, kw_only=True)
+class Took:
+    """Holds what a command took, from its start to its end."""
+
+    cpu_seconds: float = 0.0
+    wall_seconds: float = 0.0
+
+
 @dataclass
 class TrainStage:
-    """Trains one stage."""
+    """Trains one stage. `took` is known when the command has ended."""
 
     store: Store
     stage: StageRun
     trust_files: bool = False
+    took: Took = Took()
     _began: float = field(default=0.0, init=False)
 
     @property
@@ -64,7 +73,6 @@ class TrainStage:
                 self.name, self.words(), self.store.logs, lambda: self.done_steps() / self.stage.steps,
                 handles=(handle,),
             )  # fmt: skip
-            self.store.begin_process(self.stage.key, "train")
             self._began = time.monotonic()
             job.start()
             return job
@@ -72,17 +80,18 @@ class TrainStage:
             os.close(handle)
 
     def end(self, job: Job) -> None:
-        """Notes what the command took."""
-        _note(self.store, self.stage.key, "train", job, self._began)
+        """Keeps what the command took."""
+        self.took = _took(job, self._began)
 
 
 @dataclass
 class EvaluateRun:
-    """Evaluates the tasks of a run that are not evaluated yet."""
+    """Evaluates the tasks of a run that are not evaluated yet. `took` is known when the command has ended."""
 
     store: Store
     run: GridRun
     trust_files: bool = False
+    took: Took = Took()
     _began: float = field(default=0.0, init=False)
 
     @property
@@ -113,7 +122,6 @@ class EvaluateRun:
         try:
             self.store.prepare_evaluation(self.run)
             job = Job(self.name, self.words(), self.store.logs, handles=(handle,))
-            self.store.begin_process(self.run.key, "eval")
             self._began = time.monotonic()
             job.start()
             return job
@@ -121,8 +129,8 @@ class EvaluateRun:
             os.close(handle)
 
     def end(self, job: Job) -> None:
-        """Notes what the command took, and which questions are answered if it has ended well."""
-        _note(self.store, self.run.key, "eval", job, self._began)
+        """Keeps what the command took, and notes which questions are answered if it has ended well."""
+        self.took = _took(job, self._began)
         if not job.running and not job.failed:
             self.store.note_evaluated(self.run)
 
@@ -152,7 +160,7 @@ def steps_behind(store: Store, runs: Sequence[GridRun]) -> dict[str, int]:
     }
 
 
-def _note(store: Store, key: str, work: str, job: Job, began: float) -> None:
+def _took(job: Job, began: float) -> Took:
     used = job.process.usage if job.process is not None else None
-    if used is not None:
-        store.end_process(key, work, used.ru_utime + used.ru_stime, time.monotonic() - began)
+    cpu = used.ru_utime + used.ru_stime if used is not None else 0.0
+    return Took(cpu_seconds=cpu, wall_seconds=time.monotonic() - began)

@@ -52,19 +52,17 @@ def process_cost(
         err.print(Path(first.reason).read_text(errors="replace"))
         raise typer.Exit(first.code)
     (run,) = runs
-    trained = [aside.seconds(stage.key, "train") or (0.0, 0.0) for stage in run.stages]
-    cpu, wall = aside.seconds(run.key, "eval") or (0.0, 0.0)
-    beside = [
-        took[0] - STEPS * steps[stage.shape].cpu_seconds
-        for took, stage in zip(trained, run.stages, strict=True)
-    ]
-    results, ratio = aside.run(run.key).read_results(), cpu / max(wall, 1e-9)
-    counts = {task: _count(results[task]) for task in run.questions}
+    cpu, wall = (sum(getattr(each.took, name) for each in work) for name in ("cpu_seconds", "wall_seconds"))
+    trained = [each for each in work if isinstance(each, TrainStage)]
+    beside = [each.took.cpu_seconds - STEPS * steps[each.stage.shape].cpu_seconds for each in trained]
+    (evaluation,) = (each.took for each in work if isinstance(each, EvaluateRun))
+    results = aside.run(run.key).read_results()
+    ratio = evaluation.cpu_seconds / max(evaluation.wall_seconds, 1e-9)
     found = ProcessCost(
         train=max(0.0, sum(beside) / len(beside)),
-        evaluate=max(0.0, cpu - ratio * sum(results[task]["seconds"] for task in counts)),
-        tasks={task: ratio * results[task]["seconds"] / count for task, count in counts.items()},
-        wall=(wall + sum(took[1] for took in trained)) / max(1e-9, cpu + sum(took[0] for took in trained)),
+        evaluate=max(0.0, evaluation.cpu_seconds - ratio * sum(results[task]["seconds"] for task in run.questions)),
+        tasks={task: ratio * results[task]["seconds"] / _count(results[task]) for task in run.questions},
+        wall=wall / max(cpu, 1e-9),
     )  # fmt: skip
     write_json_atomic(path, asdict(found))
     shutil.rmtree(aside.root)

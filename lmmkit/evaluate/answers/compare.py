@@ -108,7 +108,5 @@ def libraries(command: str = "answers compare") -> tuple[Any, Any, Any]:
         from statsmodels.stats.contingency_tables import mcnemar
         from statsmodels.stats.multitest import multipletests
     except ImportError as error:
-        raise MachineError(
-            EXTRA.at(command, got=f"no {error.name} ({error})", extra="stats")
-        ) from error
+        raise MachineError(EXTRA.at(command, got=f"no {error.name} ({error})", extra="stats")) from error
     return stats, mcnemar, multipletests
