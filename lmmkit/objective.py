@@ -161,7 +161,7 @@ class Objective(nn.Module):
         assert isinstance(need, LogitsAt), "the only need of a `RowLoss`"
         head_VD, rows = self.lmm.decoder.head.weight, partial(plugin_calls.losses_of_rows, term)
         with self.computing(ctx[need].device):
-            return row_losses(ctx[need], head_VD, ctx.targets(need), rows).sum()
+            return row_losses(ctx[need], head_VD, rows, ctx.targets(need)).sum()
 
     def module_of(self, term: Reader) -> nn.Module | None:
         """Returns the module of a term's instance, None if it has none."""
