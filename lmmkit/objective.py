@@ -29,6 +29,7 @@ from lmmkit.api.needs import (
 from lmmkit.model.cross_entropy import linear_cross_entropy, log_probs, row_losses
 from lmmkit.model.reference import Reference
 from lmmkit.model.step_terms import StepShare
+from lmmkit.model.teacher_model import TeacherModel, TeacherRows
 from lmmkit.model.vlm import LMM, ModelOutput
 
 NO_SHARES: Mapping[str, StepShare] = MappingProxyType({})
@@ -64,6 +65,9 @@ class Objective(nn.Module):
         self.terms: tuple[Term, ...] = ()
         self.weighers: tuple[TokenWeight, ...] = ()
         self.references: tuple[Reference, ...] = ()  # at most one; in a tuple it is no part of the module
+        self.teacher_models: Mapping[
+            str, TeacherModel
+        ] = {}  # by name; in a mapping they are no parts of the module
         # parameters that a plugin itself has frozen, by name: no stage trains them
         self.always_frozen = frozenset(n for n, p in plugins.named_parameters() if not p.requires_grad)
 
@@ -80,6 +84,9 @@ class Objective(nn.Module):
                 (reference,) = self.references
                 seen_IND = self.lmm.encode(batch.pixels_ICXY)
                 scored = reference(batch, seen_IND)
+            taught = {
+                name: model(batch, batch.teacher_pixels[name]) for name, model in self.teacher_models.items()
+            }
             out = self.lmm(batch, self.tokens(batch), seen_IND)
             if batch.head is None:
                 hidden_SD = out.at(batch.predict.row_Q)
@@ -98,7 +105,7 @@ class Objective(nn.Module):
             if isinstance(term, StepTerm) and term.name in shares:
                 sums[term.name] = shares[term.name].sum(term, ctxs[term.name])
             elif batch.count[term.name] and not isinstance(term, StepTerm):
-                sums[term.name] = self._value(term, ctxs[term.name])
+                sums[term.name] = self._value(term, ctxs[term.name], taught)
             else:
                 sums[term.name] = losses_S.new_zeros(())
         return Outcome(sums, ctxs, _by_source(losses_S.detach(), batch))
@@ -154,14 +161,16 @@ class Objective(nn.Module):
         }
         return Ctx(term.name, batch, taps, self.module_of(term), *now, self.dims, self.seed)
 
-    def _value(self, term: Term, ctx: Ctx) -> Tensor:
+    def _value(self, term: Term, ctx: Ctx, taught: Mapping[str, TeacherRows]) -> Tensor:
         if not isinstance(term, RowLoss):
             return plugin_calls.value(term, ctx)
         (need,) = plugin_calls.needs(term)
         assert isinstance(need, LogitsAt), "the only need of a `RowLoss`"
         head_VD, rows = self.lmm.decoder.head.weight, partial(plugin_calls.losses_of_rows, term)
         with self.computing(ctx[need].device):
-            return row_losses(ctx[need], head_VD, rows, ctx.targets(need)).sum()
+            row_Q = ctx.batch.gathers[need].row_Q
+            teacher = [taught[need.teacher].logits(row_Q)] if need.teacher else []
+            return row_losses(ctx[need], head_VD, rows, ctx.targets(need), *teacher).sum()
 
     def module_of(self, term: Reader) -> nn.Module | None:
         """Returns the module of a term's instance, None if it has none."""

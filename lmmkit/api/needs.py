@@ -142,9 +142,10 @@ class LogSumExp:
 @dataclass(frozen=True)
 class LogitsAt:
     """Asks for the rows that predict the supervised tokens that `at` selects. A `RowLoss` has it: the logits of
-    these rows are computed in chunks."""
+    these rows are computed in chunks, with those of the teacher of this name if there is one."""
 
     at: Select
+    teacher: str = ""
 
 
 Need = HiddenAt | HiddenMean | VisionAt | AttnMass | AttnTo | LogProb | LogSumExp | LogitsAt

@@ -8,7 +8,7 @@ onto each run above. The partial softmaxes are merged by their log-sum-exp.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -88,6 +88,12 @@ class AttentionSpec:
         if self.read_T is None:
             return None
         return np.sort(np.concatenate([expand(c.q, c.n) for c in self.calls if c.level == 0] or [_NO_ROWS]))
+
+    def without_maps(self) -> AttentionSpec:
+        """Returns the same calls for a model of which nothing else is read, and which may have other heads."""
+        plain = replace(self, maps=())
+        vars(plain)["calls"] = self.calls  # no map has a part in them
+        return plain
 
     def places(self, rows: np.ndarray) -> np.ndarray:
         """Returns the index of each of these output rows among the output rows."""

@@ -94,8 +94,9 @@ def need_text(need: Need) -> str:
             return f"log-probability, by the {model}, of {select_text(selector(need))}"
         case LogSumExp():
             return f"log-sum-exp of the logits before {select_text(selector(need))}"
-        case LogitsAt():
-            return f"logits, in chunks, before {select_text(selector(need))}"
+        case LogitsAt(teacher=teacher):
+            also = f" and those of teacher {teacher}" if teacher else ""
+            return f"logits{also}, in chunks, before {select_text(selector(need))}"
         case HiddenAt(at=select, layer=layer):
             return f"hidden state{_layer_text(layer)} at {select_text(select)}"
         case HiddenMean(over=select, layer=layer):

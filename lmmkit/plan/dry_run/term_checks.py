@@ -136,7 +136,9 @@ def _value(term: Term, ctx: Ctx) -> Tensor:
         (need,) = plugin_calls.needs(term)
         assert isinstance(need, LogitsAt), "the only need of a `RowLoss`"
         logits_QV = ctx[need]  # of few tokens, if the vocabulary is large
-        return plugin_calls.losses_of_rows(term, logits_QV, ctx.targets(need) % logits_QV.shape[1]).sum()
+        target_Q = ctx.targets(need) % logits_QV.shape[1]
+        teacher = [logits_QV.detach().roll(1, 1)] if need.teacher else []  # of another model, by rows
+        return plugin_calls.losses_of_rows(term, logits_QV, target_Q, *teacher).sum()
     return plugin_calls.value(term, ctx)
 
 

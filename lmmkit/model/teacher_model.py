@@ -1,0 +1,45 @@
+"""A frozen model whose logits terms compare with those of the trained one. It shares nothing with that model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lmmkit.api.batch import Batch
+from lmmkit.model.cross_entropy import FixedLogits
+from lmmkit.model.vlm import LMM, ModelOutput
+
+
+class TeacherRows(NamedTuple):
+    """Holds the states of a teacher at the rows of a micro-batch, and its head."""
+
+    out: ModelOutput
+    weight_VD: Tensor
+
+    def logits(self, row_Q: Tensor) -> FixedLogits:
+        """Returns the logits of these rows, which are computed where they are read."""
+        return FixedLogits(self.out.at(row_Q), self.weight_VD)
+
+
+class TeacherModel(nn.Module):
+    """Holds a frozen model that reads the packed rows of the trained one, with images of its own size.
+
+    The objective keeps it outside its own modules, so it is in no optimizer, checkpoint or model folder, and stays in
+    evaluation mode.
+    """
+
+    def __init__(self, lmm: LMM):
+        super().__init__()
+        self.lmm = lmm
+        self.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, batch: Batch, pixels_ICXY: Tensor) -> TeacherRows:
+        """Returns the states of the rows that are read. `pixels_ICXY`: the images of the batch, as this model reads
+        them."""
+        attention, last = batch.attention.without_maps(), batch.last.without_maps()
+        own = replace(batch, attention=attention, last=last, pixels_ICXY=pixels_ICXY, gathers={}, inner={})
+        return TeacherRows(self.lmm(own, {}), self.lmm.decoder.head.weight)
