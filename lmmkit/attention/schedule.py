@@ -7,7 +7,7 @@ onto each run above. The partial softmaxes are merged by their log-sum-exp.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Hashable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -77,6 +77,15 @@ class AttentionSpec:
     read_T: Tensor | None = None
     maps: tuple[KeyMap, ...] = ()
 
+    def with_maps(self, names: Collection[Hashable]) -> AttentionSpec:
+        """Returns the attention of the same rows, of whose weights only what these ask for is read."""
+        kept = tuple(each for each in self.maps if each.name in names)
+        if len(kept) == len(self.maps):
+            return self
+        narrowed = replace(self, maps=kept)
+        vars(narrowed)["calls"] = self.calls  # no call depends on maps
+        return narrowed
+
     @cached_property
     def calls(self) -> tuple[Call, ...]:
         """Returns the calls by level, those of level 0 first."""
@@ -88,12 +97,6 @@ class AttentionSpec:
         if self.read_T is None:
             return None
         return np.sort(np.concatenate([expand(c.q, c.n) for c in self.calls if c.level == 0] or [_NO_ROWS]))
-
-    def without_maps(self) -> AttentionSpec:
-        """Returns the same calls for a model of which nothing else is read, and which may have other heads."""
-        plain = replace(self, maps=())
-        vars(plain)["calls"] = self.calls  # no map has a part in them
-        return plain
 
     def places(self, rows: np.ndarray) -> np.ndarray:
         """Returns the index of each of these output rows among the output rows."""

@@ -40,6 +40,5 @@ class TeacherModel(nn.Module):
     def forward(self, batch: Batch, pixels_ICXY: Tensor) -> TeacherRows:
         """Returns the states of the rows that are read. `pixels_ICXY`: the images of the batch, as this model reads
         them."""
-        attention, last = batch.attention.without_maps(), batch.last.without_maps()
-        own = replace(batch, attention=attention, last=last, pixels_ICXY=pixels_ICXY, gathers={}, inner={})
+        own = replace(batch.reading(()), pixels_ICXY=pixels_ICXY)
         return TeacherRows(self.lmm(own, {}), self.lmm.decoder.head.weight)
