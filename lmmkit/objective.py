@@ -65,7 +65,9 @@ class Objective(nn.Module):
         self.terms: tuple[Term, ...] = ()
         self.weighers: tuple[TokenWeight, ...] = ()
         self.references: tuple[Reference, ...] = ()  # at most one; in a tuple it is no part of the module
-        self.teacher_models: Mapping[str, TeacherModel] = {}  # by name; in a mapping they are no parts of this one
+        self.teacher_models: Mapping[
+            str, TeacherModel
+        ] = {}  # by name; in a mapping they are no parts of this one
         # parameters that a plugin itself has frozen, by name: no stage trains them
         self.always_frozen = frozenset(n for n, p in plugins.named_parameters() if not p.requires_grad)
 
@@ -178,11 +180,13 @@ class Objective(nn.Module):
             return plugin_calls.value(term, ctx)
         (need,) = plugin_calls.needs(term)
         assert isinstance(need, LogitsAt), "the only need of a `RowLoss`"
-        head_VD, rows = self.lmm.decoder.head.weight, partial(plugin_calls.losses_of_rows, term)
+        batch, head_VD = ctx.batch, self.lmm.decoder.head.weight
+        labels = batch.labels_of(term.name)
+        rows = partial(plugin_calls.losses_of_rows, term, list(labels))
         with self.computing(ctx[need].device):
-            row_Q = ctx.batch.gathers[need].row_Q
-            teacher = [taught[need.teacher].logits(row_Q)] if need.teacher else []
-            return row_losses(ctx[need], head_VD, rows, ctx.targets(need), *teacher).sum()
+            teacher = [taught[need.teacher].logits(batch.gathers[need].row_Q)] if need.teacher else []
+            beside = (ctx.targets(need), *teacher, *labels.values())
+            return row_losses(ctx[need], head_VD, rows, *beside).sum()
 
     def module_of(self, term: Reader) -> nn.Module | None:
         """Returns the module of a term's instance, None if it has none."""

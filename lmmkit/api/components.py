@@ -314,12 +314,13 @@ class Loss(Term):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowLoss(Term):
+class RowLoss(Loss):
     """Computes a term from all logits of each row that predicts a token which `at` selects, a chunk of rows at a
     time. An item is such a row.
 
     With a setting `teacher`, the name of a teacher of the recipe, `rows` gets a third argument, `teacher_CV`: the
-    logits of that model at the same rows, without a gradient.
+    logits of that model at the same rows, without a gradient. Each label that `labels` gives is passed by its key, with
+    a value for each row: that of the sample, or of a list with one value for each of the sample's rows, its own.
     """
 
     at: ClassVar[Select] = Select()

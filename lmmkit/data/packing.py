@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from lmmkit import plugin_calls
-from lmmkit.api.batch import Batch, EmbedScatter, RowGather
-from lmmkit.api.components import Term
+from lmmkit.api.batch import Batch, EmbedScatter, Ragged, RowGather
+from lmmkit.api.components import RowLoss, Term
 from lmmkit.api.layout import Layout
 from lmmkit.api.model_info import ImageSpec
 from lmmkit.api.needs import (
@@ -24,7 +24,7 @@ from lmmkit.api.sample import Image, View
 from lmmkit.attention.forest import Forest, arrange, grow, unshared
 from lmmkit.attention.schedule import AttentionSpec
 from lmmkit.data.images import ImageRef, ReadImage, normalise, unedited
-from lmmkit.data.labels import join_labels
+from lmmkit.data.labels import item_labels, join_labels
 from lmmkit.data.need_rows import (
     PlacedView,
     concatenate_rows,
@@ -158,8 +158,8 @@ class Packer:
             head=head,
             reference=head_pairs(predict, target_S, gathers, "reference", head),
             inner=inner_rows(gathers),
-            labels=join_labels(m.view for m in members),
-            views=tuple((m.view.name, m.view.sample.key) for m in members),
+            labels=self._labels(members, gathers),
+            views=_names(members),
             sample_V=tuple(n for n, sample in enumerate(samples) for _ in sample.members),
             first_image_V=_first_images(members, shown),
         )
@@ -169,6 +169,16 @@ class Packer:
         count |= {f"loss/{name}": n for name, n in zip(self.sources, by_source, strict=False)}
         count |= {term.name: plugin_calls.count(term, batch) for term in self.terms if term.name not in count}
         return replace(batch, count=count), paths
+
+    def _labels(
+        self, members: Sequence[LaidOut], gathers: Mapping[Need, RowGather]
+    ) -> dict[str, Tensor | Ragged]:
+        """Returns the labels of the views by "instance/key"; those of a `RowLoss` have a value for each item."""
+        labels = join_labels(m.view for m in members)
+        for term in (term for term in self.terms if isinstance(term, RowLoss)):
+            (need,) = plugin_calls.needs(term)
+            labels |= item_labels(term.name, labels, gathers[need], _names(members))
+        return labels
 
     def _from(self, samples: Sequence[SizedSample], view_S: Tensor, term_S: Tensor) -> Tensor:
         """Returns the source number of each supervised row; `len(sources)` for tasks and other sources."""
@@ -236,6 +246,11 @@ def _origins(
         rows = np.flatnonzero(items >= 0)
         scatters.append(EmbedScatter(source, torch.from_numpy(rows), torch.from_numpy(items[rows])))
     return torch.from_numpy(id_T), tuple(scatters), shown
+
+
+def _names(members: Sequence[LaidOut]) -> tuple[tuple[str, str], ...]:
+    """Returns the name and the sample of each view."""
+    return tuple((m.view.name, m.view.sample.key) for m in members)
 
 
 def _image_items(scatters: Iterable[EmbedScatter], total: int) -> Tensor:

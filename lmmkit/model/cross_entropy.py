@@ -119,6 +119,20 @@ class FixedLogits:
         return _logits(self.hidden_QD[part], self.cast_VD)
 
 
+def top_log_probs(hidden_QD: Tensor, weight_VD: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Returns the tokens with the k largest log-probabilities of each row, and these, largest first: [Q, k] each.
+
+    No gradient is computed. Precision, chunks and memory are those of `linear_cross_entropy`.
+    """
+    logits, tokens, found = FixedLogits(hidden_QD, weight_VD), [], []
+    for part in _chunks(hidden_QD, weight_VD):
+        logits_CV = logits[part]
+        top = logits_CV.topk(k)
+        found.append(top.values - logits_CV.logsumexp(-1, keepdim=True))
+        tokens.append(top.indices)
+    return torch.cat(tokens), torch.cat(found)
+
+
 RowFunction = Callable[..., Tensor]
 """Returns a loss for each row of a chunk, [C], from its logits [C, V], and from what is beside them."""
 

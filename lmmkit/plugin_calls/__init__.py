@@ -280,10 +280,14 @@ def weigh(weigher: TokenWeight, ctx: Ctx) -> Tensor:
     return found.detach()
 
 
-def losses_of_rows(term: RowLoss, logits_CV: Tensor, target_C: Tensor, *teacher_CV: Tensor) -> Tensor:
-    """Returns the loss of each row of a chunk, [C]. `teacher_CV`: the logits of its teacher, if it has one."""
+def losses_of_rows(
+    term: RowLoss, keys: Sequence[str], logits_CV: Tensor, target_C: Tensor, *beside: Tensor
+) -> Tensor:
+    """Returns the loss of each row of a chunk, [C]. `beside`: the logits of its teacher, if it has one, then the labels
+    of `keys`."""
+    teacher, labels = beside[: len(beside) - len(keys)], beside[len(beside) - len(keys) :]
     with calling(term.name, "rows", term):
-        found = term.rows(logits_CV, target_C, *teacher_CV)
+        found = term.rows(logits_CV, target_C, *teacher, **dict(zip(keys, labels, strict=True)))
     fits = isinstance(found, Tensor) and found.dtype in (torch.float32, torch.float64)
     if not fits or found.shape != target_C.shape:
         raise returned(term.name, "rows", term, shown(found), f"{len(target_C)} losses in float32, one a row")

@@ -5,7 +5,13 @@ import torch
 import torch.nn.functional as F
 
 from lmmkit.model import cross_entropy
-from lmmkit.model.cross_entropy import FixedLogits, linear_cross_entropy, log_probs, row_losses
+from lmmkit.model.cross_entropy import (
+    FixedLogits,
+    linear_cross_entropy,
+    log_probs,
+    row_losses,
+    top_log_probs,
+)
 from tests.support.plain_twins import off, show
 
 TIGHT = {torch.float64: 1e-12, torch.float32: 5e-6}
@@ -247,3 +253,12 @@ def test_under_autocast_chunks_add_no_error_to_the_gradient_of_the_head(monkeypa
         errors[chunk] = off(gradient, exact)
         show(f"error of the head's gradient, chunks of {chunk}", errors[chunk])
     assert errors[7] < 1.5 * errors[rows]
+
+
+@pytest.mark.parametrize("rows", [0, 1, 7, 30])
+def test_the_likeliest_tokens_are_the_first_of_all_sorted_ones(rows, small_chunks):
+    hidden_QD, weight_VD, _, _ = given(rows, torch.float64)
+    token_QK, logp_QK = top_log_probs(hidden_QD, weight_VD, 5)
+    want = (hidden_QD @ weight_VD.T).log_softmax(-1).sort(-1, descending=True)
+    assert torch.equal(token_QK, want.indices[:, :5]) and not logp_QK.requires_grad
+    assert off(logp_QK, want.values[:, :5]) < 1e-12
