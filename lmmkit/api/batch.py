@@ -110,7 +110,8 @@ class Batch:
     number of items that a term averages over, and, as "loss/SOURCE", the number of supervised rows of
     the main view by source. `source_S` is the index in `sources` for those rows, and `len(sources)`
     for all others. `dropped` counts what the layout left out, by reason. `head` is given if a term reads
-    log-probabilities, `reference` if it reads those of the reference.
+    log-probabilities, `reference` if it reads those of the reference. `teacher_pixels` has the images whose features
+    terms read of a teacher, as it reads them, by its name.
     """
 
     attention: AttentionSpec
@@ -134,6 +135,7 @@ class Batch:
     dropped: Mapping[str, int] = field(default_factory=dict)
     sources: tuple[str, ...] = ()
     source_S: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    teacher_pixels: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.id_T)
@@ -201,6 +203,7 @@ class Batch:
             head=None if self.head is None else move_head(self.head),
             reference=None if self.reference is None else move_head(self.reference),
             inner={layer: move(rows) for layer, rows in self.inner.items()},
+            teacher_pixels={name: move(pixels) for name, pixels in self.teacher_pixels.items()},
             labels={
                 name: move(label) if isinstance(label, Tensor) else Ragged(*map(move, label))
                 for name, label in self.labels.items()
