@@ -80,14 +80,7 @@ class Objective(nn.Module):
         `shares`: what the micro-batch adds to each term over the step, which is 0 without a share.
         """
         with self.computing(batch.id_T.device):
-            seen_IND, scored = None, {}
-            if batch.reference is not None:
-                (reference,) = self.references
-                seen_IND = self.lmm.encode(batch.pixels_ICXY)
-                scored = reference(batch, seen_IND)
-            out = self.lmm(batch, self.tokens(batch), seen_IND)
-            if batch.teacher_pixels:
-                out = out._replace(features={**out.features, **self._taught(batch)})
+            out, scored = self._states(batch)
             if batch.head is None:
                 hidden_SD = out.at(batch.predict.row_Q)
                 losses_S = linear_cross_entropy(hidden_SD, self.lmm.decoder.head.weight, batch.target_S)
@@ -109,6 +102,29 @@ class Objective(nn.Module):
             else:
                 sums[term.name] = losses_S.new_zeros(())
         return Outcome(sums, ctxs, _by_source(losses_S.detach(), batch))
+
+    def step_inputs(self, batch: Batch, now: Moment) -> dict[str, Ctx]:
+        """Returns the inputs of the terms over a step, by name. Computes only what these read of a micro-batch."""
+        terms = [term for term in self.terms if isinstance(term, StepTerm)]
+        read = batch.reading({need for term in terms for need in plugin_calls.needs(term)})
+        with self.computing(batch.id_T.device):
+            out, scored = self._states(read)
+            if read.head is not None:
+                scored |= self._scored(read.head, out)[1]
+        return {term.name: self._ctx(term, batch, out, scored, now) for term in terms}
+
+    def _states(self, batch: Batch) -> tuple[ModelOutput, dict[Need, Tensor]]:
+        """Returns the output of the decoder and the features of teachers, and the needs that the stage's reference
+        gives."""
+        seen_IND, scored = None, {}
+        if batch.reference is not None:
+            (reference,) = self.references
+            seen_IND = self.lmm.encode(batch.pixels_ICXY)
+            scored = reference(batch, seen_IND)
+        out = self.lmm(batch, self.tokens(batch), seen_IND)
+        if batch.teacher_pixels:
+            out = out._replace(features={**out.features, **self._taught(batch)})
+        return out, scored
 
     @torch.no_grad()
     def metric_sums(self, outcome: Outcome, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -216,11 +232,11 @@ def tap(need: Need, batch: Batch, out: ModelOutput) -> Tensor:
     pick = batch.gathers[need]
     match need:
         case HiddenAt(layer=layer):
-            return _states(layer, pick.row_Q, batch, out)
+            return _at_layer(layer, pick.row_Q, batch, out)
         case LogitsAt():
             return out.at(pick.row_Q)
         case HiddenMean(layer=layer):
-            return _mean_by_view(_states(layer, pick.row_Q, batch, out), pick)
+            return _mean_by_view(_at_layer(layer, pick.row_Q, batch, out), pick)
         case VisionAt(stage=stage, detach=detach):
             x_QD = out.features[stage][pick.item_Q]
             return x_QD.detach() if detach else x_QD
@@ -240,7 +256,7 @@ def tap(need: Need, batch: Batch, out: ModelOutput) -> Tensor:
             raise AssertionError("the head gives them, with the losses")
 
 
-def _states(layer: Layer, row_Q: Tensor, batch: Batch, out: ModelOutput) -> Tensor:
+def _at_layer(layer: Layer, row_Q: Tensor, batch: Batch, out: ModelOutput) -> Tensor:
     """Returns the states of these rows after a number of blocks, or after the final norm."""
     if layer == "final":
         return out.at(row_Q)

@@ -6,7 +6,7 @@ are Python ints, so a training step never waits for a value from the device.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmmkit.api.needs import HiddenMean, Need
+from lmmkit.api.needs import HiddenMean, Need, teachers_of
 from lmmkit.attention.forest import Forest
 from lmmkit.attention.schedule import AttentionSpec
 
@@ -145,6 +145,23 @@ class Batch:
         """Returns the forest: which row attends to which."""
         return self.attention.forest
 
+    def reading(self, needs: Collection[Need]) -> Batch:
+        """Returns the batch for a pass that computes only these needs of it, over the same rows of each layer.
+
+        The head computes all its pairs if it has any of a need, and none else.
+        """
+        layers = {getattr(need, "layer", "final") for need in needs}
+        return replace(
+            self,
+            attention=self.attention.with_maps(needs),
+            last=self.last.with_maps(needs),
+            gathers={need: gather for need, gather in self.gathers.items() if need in needs},
+            inner={layer: rows for layer, rows in self.inner.items() if layer in layers},
+            head=_of_needs(self.head, needs),
+            reference=_of_needs(self.reference, needs),
+            teacher_pixels={name: self.teacher_pixels[name] for name in teachers_of(needs)},
+        )
+
     def views_of(self, name: str) -> list[int]:
         """Returns the numbers of the views of this name."""
         return [i for i, (view, _) in enumerate(self.views) if view == name]
@@ -209,6 +226,10 @@ class Batch:
                 for name, label in self.labels.items()
             },
         )
+
+
+def _of_needs(head: HeadPairs | None, needs: Collection[Need]) -> HeadPairs | None:
+    return head if head is not None and any(need in head.item_Q for need in needs) else None
 
 
 Step = tuple[Batch, ...]

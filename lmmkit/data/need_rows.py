@@ -205,11 +205,14 @@ def teacher_rows(
 
 
 def head_pairs(
-    predict: RowGather, target_S: Tensor, gathers: Mapping[Need, RowGather], model: str = "policy"
-) -> HeadPairs | None:
+    predict: RowGather, target_S: Tensor, gathers: Mapping[Need, RowGather], model: str = "policy",
+    beside: HeadPairs | None = None,
+) -> HeadPairs | None:  # fmt: skip
     """Returns the pairs that one model computes; None if no term reads log-probabilities of it.
 
-    The trained model ("policy") also computes the pairs of the text terms, from `predict` and `target_S`.
+    The trained model ("policy") also computes the pairs of the text terms, from `predict` and `target_S`. `beside`: the
+    pairs of another model, whose rows this one computes too: products of equal shapes round alike, so equal models
+    give equal bits.
     """
     asked = {need: gather for need, gather in gathers.items() if _scored_by(need) == model}
     if not asked:
@@ -217,7 +220,9 @@ def head_pairs(
     text = [(predict.row_Q, target_S)] if model == "policy" else []
     parts = [*text, *((gather.row_Q, gather.target_Q) for gather in asked.values())]
     row_N, target_N = (np.concatenate([part[i].numpy() for part in parts]) for i in (0, 1))
-    row_R, place_N = np.unique(row_N, return_inverse=True)
+    more = [] if beside is None else [beside.row_R.numpy()]
+    row_R = np.unique(np.concatenate([row_N, *more]))
+    place_N = np.searchsorted(row_R, row_N)
     base = target_N.max(initial=0) + 1
     code_P, pair_N = np.unique(place_N * base + target_N, return_inverse=True)
     ends = np.cumsum([len(part[0]) for part in parts])[:-1]

@@ -158,6 +158,7 @@ class Packer:
             pick.row_Q for need, pick in gathers.items() if isinstance(need, AttnMass) and need not in mapped
         ]
         spec = AttentionSpec(forest, key_T, torch.cat([*mass, concatenate_rows([])]).unique(), maps=maps)
+        head = head_pairs(predict, target_S, gathers)
         batch = Batch(
             attention=_ready(spec),
             last=_ready(replace(spec, read_T=last_rows(len(forest), predict, gathers, maps))),
@@ -173,8 +174,8 @@ class Packer:
             source_S=self._from(samples, predict.view_Q, term_S),
             text_terms=self.text_terms,
             gathers=gathers,
-            head=head_pairs(predict, target_S, gathers),
-            reference=head_pairs(predict, target_S, gathers, "reference"),
+            head=head,
+            reference=head_pairs(predict, target_S, gathers, "reference", head),
             inner=inner_rows(gathers),
             labels=join_labels(m.view for m in members),
             views=tuple((m.view.name, m.view.sample.key) for m in members),

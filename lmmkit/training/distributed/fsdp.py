@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
@@ -98,6 +98,7 @@ def sharded(
     spread = encoder_is_sharded(recipe)
     ignored = None if spread else set(objective.lmm.vision.parameters())
     shard(objective, _units(objective, spread), recipe, ranks, device, ignored=ignored)
+    register_fsdp_forward_method(objective, Objective.step_inputs.__name__)
     for unit in objective.modules():
         if isinstance(unit, FSDPModule):
             unit.set_gradient_divide_factor(1.0)
