@@ -159,7 +159,7 @@ class Batch:
             inner={layer: rows for layer, rows in self.inner.items() if layer in layers},
             head=_of_needs(self.head, needs),
             reference=_of_needs(self.reference, needs),
-            teacher_pixels={name: self.teacher_pixels[name] for name in teachers_of(needs)},
+            teacher_pixels={n: x for n, x in self.teacher_pixels.items() if n in teachers_of(needs)},
         )
 
     def views_of(self, name: str) -> list[int]:

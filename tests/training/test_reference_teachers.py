@@ -56,9 +56,9 @@ TEXT = (
     MODEL
     + """
 plugins:
-  follow: {use: 'FILE', teacher: eye}
+  follow: {use: 'FILE', teacher: dino}
 teachers:
-  eye: {from: FOLDER, feature_layer: -1}
+  dino: {from: FOLDER, feature_layer: -1}
 stages:
   only:
     data:   {questions: 1.0}
@@ -84,8 +84,8 @@ def parts(tmp_path_factory):
     """Returns the recipe's text, and the folder of its teacher."""
     folder = tmp_path_factory.mktemp("teacher")
     (folder / "follow.py").write_text(PLUGIN)
-    eye = encoder(folder / "eye", image_size=60)
-    return TEXT.replace("FILE", f"{folder / 'follow.py'}:follow").replace("FOLDER", str(eye)), eye
+    dino = encoder(folder / "dino", image_size=60)
+    return TEXT.replace("FILE", f"{folder / 'follow.py'}:follow").replace("FOLDER", str(dino)), dino
 
 
 @pytest.fixture
@@ -119,29 +119,29 @@ def test_a_teacher_is_learned_from_and_in_nothing_that_is_kept(finished):
     assert saved is not None
     kept = {*read.load(saved).tensors, *load_file(done.model("only") / "model.safetensors")}
     assert any("plugins.follow.weight" in name for name in kept)
-    assert not [name for name in kept if "teacher" in name or "eye" in name]
+    assert not [name for name in kept if "teacher" in name or "dino" in name]
     assert {name.split(".")[0] for name in load_file(done.model("only") / "model.safetensors")} == {
         "lmm",
         "plugins",
     }
     assert (
-        "teacher eye:" in done.plan.read_text()
+        "teacher dino:" in done.plan.read_text()
         and "6 x 6 patches of 60 px images, fitted to 3 x 3" in done.plan.read_text()
     )
-    assert "eye" in json.loads(done.run_json.read_text())["teachers"]
+    assert "dino" in json.loads(done.run_json.read_text())["teachers"]
 
 
 def test_the_features_are_those_of_transformers(finished, parts):
     prepared = prepare(finished[0], trust_files=True)
-    (eye,) = build.open_teachers(prepared, "only", torch.device("cpu")).values()
-    pixels_ICXY = prepared.pipeline("only").step(0)[0].teacher_pixels["eye"]
+    (dino,) = build.open_teachers(prepared, "only", torch.device("cpu")).values()
+    pixels_ICXY = prepared.pipeline("only").step(0)[0].teacher_pixels["dino"]
     theirs = hf.CLIPVisionModel.from_pretrained(parts[1]).eval()
     with torch.no_grad():
         want = theirs(pixel_values=pixels_ICXY, output_hidden_states=True).hidden_states[-1][:, 1:]
     assert len(pixels_ICXY) and pixels_ICXY.shape[-1] == 60
-    assert hf_model_folders.error(eye(pixels_ICXY, (6, 6)), want) < 1e-5
+    assert hf_model_folders.error(dino(pixels_ICXY, (6, 6)), want) < 1e-5
     means = want.unflatten(1, (3, 2, 3, 2)).mean((2, 4)).flatten(1, 2)
-    assert hf_model_folders.error(eye(pixels_ICXY, (3, 3)), means) < 1e-5
+    assert hf_model_folders.error(dino(pixels_ICXY, (3, 3)), means) < 1e-5
 
 
 def test_a_stopped_run_goes_on_bit_for_bit(finished, tmp_path):
@@ -161,21 +161,21 @@ def test_a_resume_refuses_another_teacher(finished, parts, recipe_of, tmp_path):
     name = next(iter(weights))
     save_file(weights | {name: weights[name] + 1e-6}, other / "model.safetensors", metadata={"format": "pt"})
     for changes in (
-        [f"teachers.eye.from={other}"],
-        ["teachers.eye.feature_layer=-2"],
-        ["teachers.eye.mean=[0, 0, 0]"],
+        [f"teachers.dino.from={other}"],
+        ["teachers.dino.feature_layer=-2"],
+        ["teachers.dino.mean=[0, 0, 0]"],
     ):
         with pytest.raises(UserError) as error:
             run(recipe_of(*changes), finished[1].path, resume=True)
         assert {"resume/changed"} == {each.code for each in error.value.problems}
-        assert any("teachers.eye" in each.where for each in error.value.problems)
+        assert any("teachers.dino" in each.where for each in error.value.problems)
     there = parts[1] / "model.safetensors"
     before = there.read_bytes()
     try:
         shutil.copy(other / "model.safetensors", there)
         with pytest.raises(UserError) as error:
             run(finished[0], finished[1].path, resume=True)
-        assert [each.where for each in error.value.problems if each.where.endswith("teachers.eye")]
+        assert [each.where for each in error.value.problems if each.where.endswith("teachers.dino")]
     finally:
         there.write_bytes(before)
 
@@ -183,10 +183,10 @@ def test_a_resume_refuses_another_teacher(finished, parts, recipe_of, tmp_path):
 def test_a_teacher_that_no_active_term_reads_is_not_opened(parts, recipe_of, tmp_path):
     bare = shutil.copytree(parts[1], tmp_path / "bare")
     (bare / "model.safetensors").unlink()
-    changes = (f"teachers.eye.from={bare}", "stages.only.length.steps=2")
+    changes = (f"teachers.dino.from={bare}", "stages.only.length.steps=2")
     recipe = recipe_of(*changes, "stages.only.losses.follow=0.0")
     prepared, _ = preflight(recipe, trust_files=True)
-    assert "off teacher eye: no active term reads it" in plan_text(prepared)
+    assert "off teacher dino: no active term reads it" in plan_text(prepared)
     off = run(recipe, tmp_path / "off")
     on = run(
         recipe_of(
@@ -204,26 +204,32 @@ def test_a_teacher_that_no_active_term_reads_is_not_opened(parts, recipe_of, tmp
 
 def test_a_model_of_a_run_measures_the_terms_of_teachers_and_answers_without(finished, parts, tmp_path):
     model = load(finished[1].path, plugins="all", trust_files=True)
-    assert list(model.objective.teachers) == ["eye"] and [t.name for t in model.objective.terms] == ["follow"]
+    assert list(model.objective.teachers) == ["dino"] and [t.name for t in model.objective.terms] == [
+        "follow"
+    ]
     copied = shutil.copytree(finished[1].path, tmp_path / "copied")
     assert not load(copied).objective.teachers
 
 
 def test_what_cannot_be_is_refused(recipe_of, tmp_path, parts, capsys):
     assert "plan/unused-teacher" in problems(recipe_of(f"teachers.spare={{from: {parts[1]}}}"))
-    assert "plan/teacher" in problems(recipe_of("plugins.follow.teacher=eyes"))
-    assert "did you mean `eye`" in problems(recipe_of("plugins.follow.teacher=eyes"))["plan/teacher"].lower()
+    assert "plan/teacher" in problems(recipe_of("plugins.follow.teacher=dinos"))
+    assert (
+        "did you mean `dino`" in problems(recipe_of("plugins.follow.teacher=dinos"))["plan/teacher"].lower()
+    )
     assert "6 x 6" in problems(recipe_of("plugins.follow.fit=exact"))["plan/teacher-fit"]
     assert "'near'" in problems(recipe_of("plugins.follow.fit=near"))["plan/teacher-fit"]
     same = encoder(tmp_path / "same")
-    preflight(recipe_of("plugins.follow.fit=exact", f"teachers.eye.from={same}"), trust_files=True)
+    preflight(recipe_of("plugins.follow.fit=exact", f"teachers.dino.from={same}"), trust_files=True)
     config = hf.LlamaConfig(
         hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=40, vocab_size=90,
     )  # fmt: skip
     text = hf_model_folders.saved(hf.LlamaForCausalLM(config), tmp_path / "text")
-    refused = problems(recipe_of(f"teachers.eye.from={text}"))
-    assert "teachers.eye.from" in refused["weights/missing-part"]
-    assert "teachers.eye.image_size" in problems(recipe_of("teachers.eye.image_size=90"))["model/image-size"]
+    refused = problems(recipe_of(f"teachers.dino.from={text}"))
+    assert "teachers.dino.from" in refused["weights/missing-part"]
+    assert (
+        "teachers.dino.image_size" in problems(recipe_of("teachers.dino.image_size=90"))["model/image-size"]
+    )
 
 
 @pytest.mark.slow
