@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +24,16 @@ from lmmkit.api.needs import (
     LogProb,
     LogSumExp,
     Need,
+    TeacherAt,
     VisionAt,
 )
+from lmmkit.model.connector import Connector
 from lmmkit.model.cross_entropy import linear_cross_entropy, log_probs, row_losses
 from lmmkit.model.reference import Reference
 from lmmkit.model.step_terms import StepShare
+from lmmkit.model.teacher import Teacher
 from lmmkit.model.teacher_model import TeacherModel, TeacherRows
+from lmmkit.model.vision import TimmViT, ViT
 from lmmkit.model.vlm import LMM, ModelOutput
 
 NO_SHARES: Mapping[str, StepShare] = MappingProxyType({})
@@ -65,9 +69,8 @@ class Objective(nn.Module):
         self.terms: tuple[Term, ...] = ()
         self.weighers: tuple[TokenWeight, ...] = ()
         self.references: tuple[Reference, ...] = ()  # at most one; in a tuple it is no part of the module
-        self.teacher_models: Mapping[
-            str, TeacherModel
-        ] = {}  # by name; in a mapping they are no parts of this one
+        self.teachers: Mapping[str, Teacher] = {}  # by name; in a mapping they are no parts of the module
+        self.teacher_models: Mapping[str, TeacherModel] = {}  # those that are whole models, also by name
         # parameters that a plugin itself has frozen, by name: no stage trains them
         self.always_frozen = frozenset(n for n, p in plugins.named_parameters() if not p.requires_grad)
 
@@ -80,7 +83,9 @@ class Objective(nn.Module):
         """
         with self.computing(batch.id_T.device):
             taught = {
-                name: model(batch, batch.teacher_pixels[name]) for name, model in self.teacher_models.items()
+                name: model(batch, batch.teacher_pixels[name])
+                for name, model in self.teacher_models.items()
+                if name in batch.teacher_pixels
             }
             out, scored = self._states(batch)
             if batch.head is None:
@@ -116,13 +121,17 @@ class Objective(nn.Module):
         return {term.name: self._ctx(term, batch, out, scored, now) for term in terms}
 
     def _states(self, batch: Batch) -> tuple[ModelOutput, dict[Need, Tensor]]:
-        """Returns the output of the decoder, and the needs that the stage's reference gives."""
+        """Returns the output of the decoder and the features of teachers, and the needs that the stage's reference
+        gives."""
         seen_IND, scored = None, {}
         if batch.reference is not None:
             (reference,) = self.references
             seen_IND = self.lmm.encode(batch.pixels_ICXY)
             scored = reference(batch, seen_IND)
-        return self.lmm(batch, self.tokens(batch), seen_IND), scored
+        out = self.lmm(batch, self.tokens(batch), seen_IND)
+        if self.teachers and batch.teacher_pixels:
+            out = out._replace(features={**out.features, **self._taught(batch)})
+        return out, scored
 
     @torch.no_grad()
     def metric_sums(self, outcome: Outcome, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -137,6 +146,19 @@ class Objective(nn.Module):
     def computing(self, device: torch.device) -> torch.autocast:
         """Returns the autocast context in which the model computes."""
         return torch.autocast(device.type, self.compute, enabled=self.compute != torch.float32)
+
+    def _taught(self, batch: Batch) -> dict[str, Tensor]:
+        """Returns for each teacher its features behind the rows of the images that needs read: [rows, width]."""
+        lmm, found = self.lmm, {}
+        encoder, connector = cast(ViT | TimmViT, lmm.vision), cast(Connector, lmm.connector)
+        for name, teacher in self.teachers.items():
+            pixels_ICXY = batch.teacher_pixels[name]
+            if len(pixels_ICXY):
+                features_IND = teacher(pixels_ICXY, encoder.image.grid)
+                found[f"teachers.{name}"] = lmm.image_rows.seen(features_IND, connector).flatten(0, 1)
+            else:
+                found[f"teachers.{name}"] = pixels_ICXY.new_empty(0, teacher.image.width)
+        return found
 
     def tokens(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the learned tokens by scatter source."""
@@ -229,6 +251,8 @@ def tap(need: Need, batch: Batch, out: ModelOutput) -> Tensor:
         case VisionAt(stage=stage, detach=detach):
             x_QD = out.features[stage][pick.item_Q]
             return x_QD.detach() if detach else x_QD
+        case TeacherAt(teacher=name):
+            return out.features[f"teachers.{name}"][pick.item_Q]
         case AttnMass() if need in out.maps:
             return out.maps[need][:, 0]
         case AttnMass(layers=layers):

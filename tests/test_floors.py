@@ -71,13 +71,13 @@ FLOORS: dict[str, str] = {
     """,
     "lmmkit.model": """
         cross_entropy step_terms init cpu_ops layers rope decoder transforms vision connector image_rows vlm
-        teacher_model reference
+        teacher teacher_model reference
     """,
     "lmmkit.model.transforms": """
         compiled frozen_bf16 lora recompute
     """,
     "lmmkit.plan": """
-        from_model instances shapes pretrained stage_plan token_checks checks compile_plan prepare map_sizes notices explain
+        from_model instances shapes pretrained stage_plan token_checks checks teachers compile_plan prepare map_sizes notices explain
         dry_run
     """,
     "lmmkit.plan.dry_run": """
@@ -241,8 +241,8 @@ def test_the_paper_s_parts_are_at_most_two_hundred_lines():
 
 PUBLIC = """
     AttnMass AttnTo AuxTask Batch Ctx Dims ExtraView HiddenAt HiddenMean Image ImageReducer ImageSpec Insert LearnedTokens
-    LogProb LogSumExp Loss Metric Puzzle Ragged RowLoss Sample Select StepTerm TokenStrategy TokenWeight Turn View VisionAt
-    hookimpl
+    LogProb LogSumExp Loss Metric Puzzle Ragged RowLoss Sample Select StepTerm TeacherAt TokenStrategy TokenWeight Turn
+    View VisionAt hookimpl
 """
 
 

@@ -43,6 +43,7 @@ TESTED_BY = {
     "plan/pretrained": "training/test_run_pretrained.py",
     "plan/shapes": "test_cost_estimate.py",
     "plan/stage_plan": "plan/test_compile_plan.py",
+    "plan/teachers": "training/test_reference_teachers.py",
     "recipe/field_types": "recipe/test_schema.py",
     "recipe/model": "recipe/test_schema.py",
     "recipe/read": "recipe/test_yaml_tree.py",

@@ -53,7 +53,8 @@ class Weighted(RowLoss):
 def given(sample: Sample) -> tuple[Tensor, Tensor, float]:
     """Returns a factor and a token for each target of a sample's main view, and a factor for the sample."""
     texts = [turn.text for turn in sample.turns if turn.role == "assistant"]
-    n = sum(map(len, texts)) + len(texts)  # letters, and the ends of answers
+    around = 1 if sample.template == "plain" else 2  # the end of an answer, and the blank before it
+    n = sum(len(text) + around for text in texts)
     draw = torch.Generator().manual_seed(n)
     return torch.rand(n, generator=draw), torch.randint(90, (n, 1), generator=draw), float(ord(sample.key))
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmmkit.api.needs import HiddenMean, Need
+from lmmkit.api.needs import HiddenMean, Need, teachers_of
 from lmmkit.attention.forest import Forest
 from lmmkit.attention.schedule import AttentionSpec
 
@@ -159,6 +159,7 @@ class Batch:
             inner={layer: rows for layer, rows in self.inner.items() if layer in layers},
             head=_of_needs(self.head, needs),
             reference=_of_needs(self.reference, needs),
+            teacher_pixels={n: x for n, x in self.teacher_pixels.items() if n in teachers_of(needs)},
         )
 
     def views_of(self, name: str) -> list[int]:

@@ -23,6 +23,7 @@ from lmmkit.api.needs import (
     LogSumExp,
     Need,
     OfTargets,
+    TeacherAt,
     positions_of,
     reads_images,
     selector,
@@ -181,6 +182,26 @@ def _hidden(gathers: Mapping[Need, RowGather]) -> Iterator[tuple[Layer, RowGathe
     for need, pick in gathers.items():
         if isinstance(need, HiddenAt | HiddenMean):
             yield need.layer, pick
+
+
+def teacher_rows(
+    teacher: str, gathers: Mapping[Need, RowGather], first_I: np.ndarray
+) -> tuple[dict[Need, RowGather], list[int]]:
+    """Returns the gathers with the items of a teacher's needs counted among the images that these read, and the
+    numbers of these images. `first_I`: the number of the first row of each image of the batch."""
+    items = {
+        need: gather.item_Q.numpy()
+        for need, gather in gathers.items()
+        if isinstance(need, TeacherAt) and need.teacher == teacher and gather.item_Q is not None
+    }
+    images = {need: np.searchsorted(first_I, item_Q, side="right") - 1 for need, item_Q in items.items()}
+    read = np.unique(np.concatenate(list(images.values())))
+    start_J = np.cumsum([0, *np.diff(first_I)[read[:-1]]])  # of the images that are read, without the others
+    changed = dict(gathers)
+    for need, item_Q in items.items():
+        place_Q = start_J[np.searchsorted(read, images[need])] + item_Q - first_I[images[need]]
+        changed[need] = replace(gathers[need], item_Q=torch.from_numpy(place_Q))
+    return changed, read.tolist()
 
 
 def head_pairs(

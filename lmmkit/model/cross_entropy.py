@@ -125,7 +125,7 @@ def top_log_probs(hidden_QD: Tensor, weight_VD: Tensor, k: int) -> tuple[Tensor,
     No gradient is computed. Precision, chunks and memory are those of `linear_cross_entropy`.
     """
     logits, tokens, found = FixedLogits(hidden_QD, weight_VD), [], []
-    for part in _chunks(hidden_QD, weight_VD):
+    for part in list(_chunks(hidden_QD, weight_VD)) or [slice(0, 0)]:
         logits_CV = logits[part]
         top = logits_CV.topk(k)
         found.append(top.values - logits_CV.logsumexp(-1, keepdim=True))

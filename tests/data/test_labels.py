@@ -201,5 +201,5 @@ def test_a_list_of_another_length_than_the_rows_is_refused_by_sample(label, got)
     with pytest.raises(UserError) as caught:
         item_labels("x", {"x/list": label}, ITEMS, NAMES)
     (problem,) = caught.value.problems
-    assert problem.code == "plan/label" and got in f"{problem.where}: {problem.got}"
+    assert problem.code == "plugin/label" and got in f"{problem.where}: {problem.got}"
     assert "plugin `x`, label `list`" in problem.where

@@ -251,4 +251,4 @@ def test_the_likeliest_tokens_of_a_model_are_those_to_which_it_has_no_distance(t
     for text_of in stored.values():
         rows.write_text(rows.read_text().replace(text_of, "7 "))
     (problem,) = plugin_problems(prepare(tiny(f"data.questions.records={rows}", text=text), trust_files=True))
-    assert problem.code == "plan/label" and "0 values, and" in problem.got
+    assert problem.code == "plugin/label" and "0 values, and" in problem.got

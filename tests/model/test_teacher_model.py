@@ -74,7 +74,9 @@ def made_and_batch(dtype=torch.float64, *, share=True):
     packer = replace(preference.packer(share=share), terms=TERMS, needs=needs)
     samples = preference.sized(SAMPLES, packer, TASK)
     made.terms = TERMS
-    made.teacher_models = {name: TeacherModel(each.lmm) for name, each in teachers(dtype).items()}
+    made.teacher_models = {
+        name: TeacherModel(each.lmm, torch.float32) for name, each in teachers(dtype).items()
+    }
     return made, samples, with_pixels(pack(packer, samples)[0])
 
 
@@ -207,7 +209,7 @@ def test_attention_that_terms_read_of_the_model_is_not_read_of_its_teacher():
     made, samples, batch = made_and_batch()
     want = made(batch).sums
     shallow = tiny_lmm(dtype=torch.float64, text=replace(WIDE, depth=1))
-    made.teacher_models["other"] = TeacherModel(shallow)
+    made.teacher_models["other"] = TeacherModel(shallow, torch.float32)
     alone = made(batch).sums["away"]
     look = Look(name="look")
     needs = (*(term.needs[0] for term in TERMS), *look.needs)
@@ -224,7 +226,7 @@ def test_on_a_card_nothing_waits_for_the_device():
     with fake_cuda() as rules:
         made.to("cuda")
         for teacher in made.teacher_models.values():
-            teacher.to("cuda")
+            teacher.to("cuda").compute = torch.bfloat16
         rules.waited.clear()
         loss = packed_total(made, batch.to("cuda"))
         found = gradients(loss, list(made.parameters()), torch.ones_like(loss))

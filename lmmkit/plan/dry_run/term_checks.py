@@ -60,7 +60,7 @@ class TermSubject:
     def pack(self, samples: Sequence[SizedSample]) -> Batch:
         """Returns the micro-batch of these samples, with drawn images."""
         terms = (self.term,) if isinstance(self.term, Term) else ()
-        packer = replace(self.packer, needs=plugin_calls.needs(self.term), terms=terms)
+        packer = replace(self.packer, needs=plugin_calls.needs(self.term), terms=terms, teachers={})
         return packer.pack(samples, read_images(samples, self._pixels))[0]
 
     def _pixels(self, image: Image, fit: ImageFit) -> Tensor:

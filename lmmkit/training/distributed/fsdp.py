@@ -33,7 +33,9 @@ from lmmkit.optimizers import OPTIMIZERS
 from lmmkit.plan.prepare import Prepared
 from lmmkit.recipe import Recipe
 from lmmkit.training.distributed.process_group import Ranks
+from lmmkit.weights.weights_hash import weight_files
 
+LARGE = 1 << 30  # bytes of a teacher from which on it is sharded
 _SHOWN = 4  # how many valid numbers of processes an error lists
 
 
@@ -72,6 +74,21 @@ def note_idle_keys(recipe: Recipe, ranks: Ranks) -> None:
 def encoder_is_sharded(recipe: Recipe) -> bool:
     """Returns whether the encoder is sharded, which is so if any stage trains it."""
     return any(stage.train.vision is not None for stage in recipe.stages.values())
+
+
+def sharded_teachers(prepared: Prepared, stage: str, ranks: Ranks) -> frozenset[str]:
+    """Returns the teachers of a stage that are sharded, because they are large."""
+    names = () if ranks.alone else prepared.plans[stage].teachers
+    sizes = {n: sum(p.nbytes for p in build.teacher_shell(prepared, n).parameters()) for n in names}
+    return frozenset(name for name, size in sizes.items() if size >= LARGE)
+
+
+def sharded_teacher_models(prepared: Prepared, stage: str, ranks: Ranks) -> frozenset[str]:
+    """Returns the whole models among the teachers of a stage that are sharded, because their files are large."""
+    names = () if ranks.alone else prepared.plans[stage].teacher_models
+    folders = {name: prepared.recipe.path(prepared.teachers[name].section.from_) for name in names}
+    sizes = {name: sum(p.stat().st_size for p in weight_files(folder)) for name, folder in folders.items()}
+    return frozenset(name for name, size in sizes.items() if size >= LARGE)
 
 
 def sharded(
