@@ -47,7 +47,7 @@ class Weighted(RowLoss):
     def rows(self, logits_CV, target_C, factor, token, sample):
         logp_CV = logits_CV.log_softmax(-1)
         mixed = logp_CV.gather(1, target_C[:, None]) + 0.5 * logp_CV.gather(1, token)
-        return -factor * sample * mixed[:, 0]
+        return -mixed[:, 0] * factor * sample  # in float64, if the logits are
 
 
 def given(sample: Sample) -> tuple[Tensor, Tensor, float]:
