@@ -98,7 +98,8 @@ FLOORS: dict[str, str] = {
         files run_folder run_lock
     """,
     "lmmkit.scenes": """
-        scene captions draw questions report tokenizer write
+        scene captions draw questions records folder report tokenizer write priors texts world biased_report
+        biased
     """,
     "lmmkit.training": """
         distributed signals triggers checkpoint first_pass step monitoring run_context save_models resume
