@@ -18,6 +18,7 @@ from lmmkit.plan.pretrained import Pretrained, resolve_encoder
 from lmmkit.recipe import Recipe, TeacherFrom, VisionScratch, VisionTimm
 from lmmkit.weights.weights_hash import weights_hash
 
+LARGE = 1 << 30  # bytes of a teacher from which on several ranks share it
 NO_TEACHERS: Mapping[str, TeacherFolder] = MappingProxyType({})
 
 

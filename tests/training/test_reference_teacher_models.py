@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lmmkit.cost_estimate import estimate
 from lmmkit.errors import UserError
 from lmmkit.inference.load import load
 from lmmkit.plan.explain import plan_text
@@ -172,6 +173,22 @@ def test_matrices_of_a_teacher_in_bfloat16_are_rounded(recipe_of, teacher):
     row_Q = exact.out.row_W
     a, b = (each.logits(row_Q)[0 : len(row_Q)] for each in (exact, near))
     assert 0 < (a - b).norm() < 0.05 * a.norm()
+
+
+def test_the_estimate_has_the_weights_of_the_teacher_and_its_pass(recipe_of):
+    prepared = prepare(recipe_of(), trust_files=True)
+    off = estimate(prepare(recipe_of("stages.only.losses.distill=0.0"), trust_files=True), "only", flops=1e12)
+    objective = load_first(prepared)
+    set_teachers(prepared, "only", objective, ALONE, torch.device("cpu"))
+    parameters = list(objective.teacher_models["large"].parameters())
+    found = estimate(prepared, "only", flops=1e12)
+    assert "teachers" not in off["bytes"]
+    assert found["bytes"]["teachers"] == sum(p.nbytes for p in parameters)
+    assert found["bytes"]["all"] == off["bytes"]["all"] + found["bytes"]["teachers"]
+    further = 2 * sum(p.numel() for p in parameters) * found["tokens_per_step"] * found["steps"] / 1e12 / 3600
+    assert found["hours"] == pytest.approx(off["hours"] + further, rel=1e-9)
+    narrow = prepare(recipe_of("teachers.large.dtype=bfloat16"), trust_files=True)
+    assert 2 * estimate(narrow, "only", flops=1e12)["bytes"]["teachers"] == found["bytes"]["teachers"]
 
 
 def test_a_model_of_a_run_measures_the_term_and_answers_without_the_teacher(finished, tmp_path):

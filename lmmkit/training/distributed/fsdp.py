@@ -31,11 +31,11 @@ from lmmkit.model.vision import ViT
 from lmmkit.objective import Objective
 from lmmkit.optimizers import OPTIMIZERS
 from lmmkit.plan.prepare import Prepared
+from lmmkit.plan.teachers import LARGE
 from lmmkit.recipe import Recipe
 from lmmkit.training.distributed.process_group import Ranks
 from lmmkit.weights.weights_hash import weight_files
 
-LARGE = 1 << 30  # bytes of a teacher from which on it is sharded
 _SHOWN = 4  # how many valid numbers of processes an error lists
 
 
