@@ -94,9 +94,8 @@ def test_a_recipe_trains(path, scenes, tmp_path, offered, monkeypatch):
 
 def commands_before(path) -> list[str]:
     """Returns the commands in the header of a recipe that make a teacher."""
-    return re.findall(
-        r"^# .*(lmmkit (?:train|reference) .+)$", path.read_text().partition("# First:")[2], re.MULTILINE
-    )
+    before = path.read_text().partition("# First:")[2]
+    return re.findall(r"(lmmkit (?:train|reference) .+)$", before, re.MULTILINE)
 
 
 def with_its_teacher(path, scenes, tmp_path):
