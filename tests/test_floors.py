@@ -29,8 +29,11 @@ FLOORS: dict[str, str] = {
         forest interface key_maps schedule merge eager sdpa flash xformers_backend trial backends
     """,
     "lmmkit.commands": """
-        support bench chat check ckpt data diff env evaluate answers explain model plugins quickstart recipes
+        support bench chat check ckpt data diff env evaluate answers experiments explain model plugins quickstart recipes
         train
+    """,
+    "lmmkit.commands.experiments": """
+        runs
     """,
     "lmmkit.commands.answers": """
         group
@@ -70,8 +73,8 @@ FLOORS: dict[str, str] = {
         lmms_eval_manifest lmms_eval_model
     """,
     "lmmkit.model": """
-        cross_entropy step_terms init cpu_ops layers rope decoder transforms vision connector image_rows vlm teacher
-        reference
+        cross_entropy step_terms init cpu_ops layers rope decoder transforms vision connector image_rows vlm
+        teacher teacher_model reference
     """,
     "lmmkit.model.transforms": """
         compiled frozen_bf16 lora recompute
@@ -95,7 +98,7 @@ FLOORS: dict[str, str] = {
         quickstart train_summary
     """,
     "lmmkit.runs": """
-        files run_folder run_lock
+        files run_folder run_lock sessions list_runs
     """,
     "lmmkit.scenes": """
         scene captions draw questions records folder report tokenizer write priors texts world biased_report

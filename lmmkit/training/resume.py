@@ -113,7 +113,8 @@ def identity(prepared: Prepared, ranks: int = 1) -> dict:
 def _write(run: RunFolder, prepared: Prepared, ranks: int) -> None:
     write_text_atomic(run.resolved, dump(prepared.recipe))
     write_text_atomic(run.plan, plan_text(prepared))
-    write_json_atomic(run.run_json, identity(prepared, ranks))
+    before = read_json(run.run_json) if run.is_run else {}  # with its sessions
+    write_json_atomic(run.run_json, {**before, **identity(prepared, ranks)})
 
 
 def _refused(run: RunFolder, change: Change, terms: str) -> Problem:

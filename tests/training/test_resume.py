@@ -8,12 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from lmmkit.errors import UserError
 from lmmkit.plan.prepare import prepare
 from lmmkit.recipe import Recipe, diff, from_mapping, read_text, section_class, to_mapping
-from lmmkit.runs.files import read_jsonl
+from lmmkit.runs.files import read_json, read_jsonl
 from lmmkit.runs.run_folder import RunFolder
+from lmmkit.runs.sessions import sessions_in
 from lmmkit.training import resume
 from lmmkit.training.run import train
 from tests.conftest import DIRECT, PLAIN
@@ -126,6 +129,14 @@ def test_what_changed_is_reported_kept_and_no_longer_a_change(tiny, tmp_path, ca
     assert [c["key"] for c in first["changes"]] == ["output.keep", "speed.tokens"] and first["step"] == 2
     assert second["changes"] == [] and second["versions"]["torch"]
     assert "keep: 3" in run.resolved.read_text()
+    found = read_json(run.run_json)
+    sessions = sessions_in(found)
+    assert len(sessions) == 3 and all(each["ended"] and each["cpu_seconds"] > 0 for each in sessions)
+    assert sessions[0]["threads"] == torch.get_num_threads() and sessions[0]["device"] == "cpu"
+    tensors = load_file(run.model("finetune") / "model.safetensors")
+    assert found["parameters"] == sum(tensor.numel() for tensor in tensors.values())
+    vision = sum(tensor.numel() for name, tensor in tensors.items() if "vision" in name)
+    assert found["trained"] == {"pretrain": found["parameters"], "finetune": found["parameters"] - vision}
 
 
 def test_other_data_goes_on_where_it_is_accepted(scenes, tmp_path, capsys):
