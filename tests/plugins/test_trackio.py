@@ -17,7 +17,7 @@ pytest.importorskip("trackio", reason="the extra `trackio` is not installed")
 SHORT = PLAIN.replace("steps: 6", "steps: 2")
 
 SCRIPT = """
-import json, socket, sys
+import contextlib, json, socket, sys
 
 def refuse(self, address, *rest):
     raise AssertionError(f"connects to {address}")
@@ -31,7 +31,8 @@ recipe = read_text(sys.stdin.read(), root=root, overrides=["output.observers=[tr
 run = lmmkit.train(recipe, out=out, resume=resume == "resume").run
 
 import trackio
-trackio.finish()
+with contextlib.redirect_stdout(sys.stderr):
+    trackio.finish()
 from trackio.sqlite_storage import SQLiteStorage
 names = SQLiteStorage.get_runs("lmmkit")
 json.dump({"runs": names, "logs": SQLiteStorage.get_logs("lmmkit", names[0]), "lines": run.read_metrics()}, sys.stdout)
