@@ -1,8 +1,8 @@
 """Gives the figures of a run to trackio, which stores them on this machine. `trackio show` opens them in a browser.
 
-A recipe names it: `output: {observers: [trackio]}`. The project is "lmmkit"; a run has the name of its folder after that
-of the folder above. A resume continues the run and writes the steps after the checkpoint again. Figures leave the
-machine only if an environment variable of trackio (`TRACKIO_SPACE_ID`, `TRACKIO_SERVER_URL`) names another place.
+A recipe names it: `output: {observers: [trackio]}`. The project is "lmmkit"; a run has the name of its folder after
+that of the folder above. A resume continues the run and writes the steps after the checkpoint again. Figures leave
+the machine only if a variable of trackio (`TRACKIO_SPACE_ID`, `TRACKIO_SERVER_URL`) names another place.
 """
 
 import sys
