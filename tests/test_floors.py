@@ -47,7 +47,7 @@ FLOORS: dict[str, str] = {
         llava_json tar_members webdataset_shards records
     """,
     "lmmkit.data.text_tokenizers": """
-        sentencepiece_tokenizer added_tokens hf_tokenizer tiktoken_tokenizer choose
+        offsets sentencepiece_tokenizer added_tokens hf_tokenizer tiktoken_tokenizer choose
     """,
     "lmmkit.errors": """
         answers benchmarks commands data dry_run judge plan recipe training weights

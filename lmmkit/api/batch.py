@@ -109,7 +109,8 @@ class Batch:
     is the index in `pixels_ICXY` of the first image of each view, -1 if it has none. `count` is the
     number of items that a term averages over, and, as "loss/SOURCE", the number of supervised rows of
     the main view by source. `source_S` is the index in `sources` for those rows, and `len(sources)`
-    for all others. `dropped` counts what the layout left out, by reason. `head` is given if a term reads
+    for all others. `weight_S` has the weights of the rows of the text terms, if answers have any.
+    `dropped` counts what the layout left out, by reason. `head` is given if a term reads
     log-probabilities, `reference` if it reads those of the reference.
     """
 
@@ -134,6 +135,7 @@ class Batch:
     dropped: Mapping[str, int] = field(default_factory=dict)
     sources: tuple[str, ...] = ()
     source_S: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    weight_S: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.id_T)
@@ -197,6 +199,7 @@ class Batch:
             target_S=move(self.target_S),
             term_S=move(self.term_S),
             source_S=move(self.source_S),
+            weight_S=None if self.weight_S is None else move(self.weight_S),
             gathers={need: move_gather(gather) for need, gather in self.gathers.items()},
             head=None if self.head is None else move_head(self.head),
             reference=None if self.reference is None else move_head(self.reference),

@@ -33,6 +33,7 @@ from lmmkit.data.need_rows import (
     last_rows,
     need_rows,
     supervised_rows,
+    target_weights,
 )
 from lmmkit.errors import UserError, raise_all
 
@@ -150,6 +151,7 @@ class Packer:
             predict=predict,
             target_S=target_S,
             term_S=term_S,
+            weight_S=_weights(members),
             sources=self.sources,
             source_S=self._from(samples, predict.view_Q, term_S),
             text_terms=self.text_terms,
@@ -202,6 +204,14 @@ class Packer:
             concatenate_rows(targets),
             concatenate_rows(terms),
         )
+
+
+def _weights(members: Iterable[LaidOut]) -> Tensor | None:
+    """Returns the weights of the rows of the text terms; None if answers have none."""
+    learned = [layout for view, layout in members if view.supervision == "train"]
+    if not any(span.weights for layout in learned for span in layout):
+        return None
+    return torch.from_numpy(np.concatenate([target_weights(layout) for layout in learned]))
 
 
 def _origins(

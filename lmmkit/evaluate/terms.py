@@ -133,6 +133,9 @@ def _part_sums(chat_model: ChatModel, part: Sequence[SizedSample]) -> tuple[Outc
     objective = chat_model.objective
     batch, _ = chat_model.packer.pack(part, read_images(part, chat_model.reader))
     outcome = objective(batch.to(chat_model.device))
+    for weigher in objective.weighers:
+        if bad := int(outcome.bad_weights.get(weigher.name, 0)):
+            raise plugin_calls.wrong_weights(weigher, f"{bad} such weights of {batch.count['next_token']}")
     values, totals, chances = (
         {name: float(value) for name, value in each.items()}
         for each in (outcome.sums, *objective.metric_sums(outcome, batch))
