@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lmmkit import plugin_calls
-from lmmkit.api.batch import Batch, HeadPairs, RowGather
+from lmmkit.api.batch import WEIGHT, Batch, HeadPairs, RowGather
 from lmmkit.api.components import EVALUATION, Ctx, Moment, Reader, RowLoss, StepTerm, Term, TokenWeight
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import (
@@ -250,10 +250,15 @@ def _mean_by_view(x_QD: Tensor, pick: RowGather) -> Tensor:
     return sums_GD / pick.size_G[:, None]
 
 
-def total(sums: Mapping[str, Tensor], weights: Mapping[str, float], counts: Mapping[str, int]) -> Tensor:
+def total(sums: Mapping[str, Tensor], weights: Mapping[str, float], counts: Mapping[str, float]) -> Tensor:
     """Returns the contribution of one micro-batch to the objective: sum of weight * sum / global count."""
-    parts = [weights[name] / max(counts[name], 1) * sums[name] for name in weights]
+    parts = [weights[name] / (counts[name] or 1) * sums[name] for name in weights]
     return torch.stack(parts).sum()
+
+
+def divisors(counts: Mapping[str, float]) -> dict[str, float]:
+    """Returns the number by which each sum is divided: the sum of its weights if they are counted, else its items."""
+    return {name: counts.get(WEIGHT + name, n) for name, n in counts.items() if not name.startswith(WEIGHT)}
 
 
 def sum_by_name(mappings: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

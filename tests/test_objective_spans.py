@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -12,10 +13,14 @@ from torch import Tensor
 
 from lmmkit import build
 from lmmkit.api import TokenWeight
+from lmmkit.errors import UserError
 from lmmkit.objective import Objective
 from lmmkit.recipe import Speed
+from lmmkit.training.step import run_step
+from tests import test_objective_token_weights as weights_of_rows
 from tests.support import dense_views, paper_objective
 from tests.support.fake_cuda import fake_cuda
+from tests.support.low_rank import assert_factors, merged_into
 from tests.support.paper_objective import CAPTIONS, CHATS, DIMS, TEXT_ORDER, chat
 from tests.support.plain_twins import off, show
 from tests.support.tiny_model import pack
@@ -149,6 +154,90 @@ def test_weights_of_one_and_ranges_of_nothing_are_the_plain_loss():
     assert torch.equal(two["text_order"], one["text_order"])
 
 
+@pytest.mark.parametrize("cuts", [(0, 8), (0, 1, 4, 8), (0, 2, 2, 3, 8)])
+def test_divided_by_the_sum_of_the_weights(cuts):
+    made, samples, _ = made_and_batch()
+    packer = replace(paper_objective.packer(terms=(TEXT_ORDER,)), per_weight=True, sources=("all",))
+    samples = [sized._replace(source="all") for sized in samples]
+    step = [pack(packer, samples[a:b])[0] for a, b in pairwise(cuts)]
+    factors = [w for sized in samples for w in expected_weights(sized.members[0].view.sample, made.weighers)]
+    wanted = float(dense_total(made, [only_main(s) for s in samples], made.weighers).detach()) / sum(factors)
+    optimizer = torch.optim.SGD(made.parameters(), lr=0.0)
+    weights = {"next_token": 2.0, "text_order": 0.0}
+    found = run_step(made, optimizer, step, weights, clip=None, device=torch.device("cpu"), metrics=False)
+    assert found.terms["next_token"] == pytest.approx(wanted, rel=1e-12)
+    assert found.terms["loss/all"] == pytest.approx(wanted, rel=1e-12)
+    assert found.loss == pytest.approx(2 * wanted, rel=1e-6), "the sum over micro-batches is in float32"
+    whole = all_gradients(
+        made, 2 * packed_total(made, pack(packer, [only_main(s) for s in samples])[0]) / sum(factors)
+    )
+    for name, p in made.named_parameters():
+        assert off(torch.zeros_like(p) if p.grad is None else p.grad, whole[name]) < 1e-12, name
+
+
+def only_main(sized):
+    return sized._replace(members=sized.members[:1])
+
+
+@pytest.mark.parametrize("weight", [0.0, 1e-3])
+def test_small_sums_of_weights_are_the_divisor(weight):
+    @dataclass(frozen=True, kw_only=True)
+    class Small(TokenWeight):
+        def spans(self, sample, text):
+            return [(0, len(text) + 1, weight)]
+
+    views = replace(paper_objective.views(), tasks=(), edits=(), losses=(Small(name="small"),), dims=DIMS)
+    packer = replace(paper_objective.packer(terms=()), per_weight=True)
+    batch, _ = pack(packer, [packer.sized(views.fitting(CAPTIONS[1], 0, Counter()))])
+    assert batch.count["next_token"] == len("two dogs") + 1
+    assert batch.count["weight/next_token"] == pytest.approx(9 * weight)
+    made = paper_objective.objective()
+    made.terms = ()
+    optimizer = torch.optim.SGD(made.parameters(), lr=0.0)
+    weights = {"next_token": 1.0, "text_order": 0.0}
+    found = run_step(made, optimizer, (batch,), weights, clip=None, device=torch.device("cpu"), metrics=False)
+    plain, _ = pack(packer, [packer.sized(replace(views, losses=()).fitting(CAPTIONS[1], 0, Counter()))])
+    want = run_step(made, optimizer, (plain,), weights, clip=None, device=torch.device("cpu"), metrics=False)
+    assert found.empty == (weight == 0.0)
+    if weight:
+        assert found.loss == pytest.approx(want.loss, rel=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [-0.5, float("nan"), float("inf")])
+def test_a_step_names_the_plugin_whose_weights_may_not_be(wrong):
+    @dataclass(frozen=True, kw_only=True)
+    class Wrong(TokenWeight):
+        def weigh(self, ctx):
+            return torch.ones(ctx.batch.count["next_token"]).index_fill(0, torch.tensor([1, 2]), wrong)
+
+    made, _, batch = made_and_batch((Wrong(name="wrong"),))
+    before = {name: p.clone() for name, p in made.named_parameters()}
+    optimizer = torch.optim.SGD(made.parameters(), lr=1.0)
+    weights = {"next_token": 1.0, "text_order": 1.0}
+    with pytest.raises(UserError) as error:
+        run_step(
+            made, optimizer, (batch, batch), weights, clip=None, device=torch.device("cpu"), metrics=False
+        )
+    (problem,) = error.value.problems
+    assert problem.code == "plugin/weights" and problem.where.startswith(
+        "wrong.weigh, test_objective_spans.py:"
+    )
+    assert problem.got == f"4 such weights in the step of {2 * batch.count['next_token']} rows"
+    assert all(torch.equal(before[name], p) for name, p in made.named_parameters())
+
+
+def test_weights_from_needs_that_are_not_finite_are_not_the_plugin_s_fault():
+    made, _, batch = weights_of_rows.made_and_batch((weights_of_rows.FOCAL,))
+    with torch.no_grad():
+        made.lmm.decoder.norm.weight.fill_(float("nan"))
+    optimizer = torch.optim.SGD(made.parameters(), lr=1.0)
+    weights = {"next_token": 1.0, "text_order": 1.0}
+    report = run_step(
+        made, optimizer, (batch,), weights, clip=None, device=torch.device("cpu"), metrics=False
+    )
+    assert not report.finite and report.bad_weights == {"focal": 0.0}
+
+
 def test_together_with_weights_of_rows():
     @dataclass(frozen=True, kw_only=True)
     class Both(Letter):
@@ -163,7 +252,10 @@ def test_together_with_weights_of_rows():
 
 def test_under_low_rank_updates():
     made, samples, batch = made_and_batch()
-    assert_twin(with_adapters(made), samples, batch, 1e-12)
+    plain = merged_into(made_and_batch()[0], with_adapters(made))
+    got, want = packed_total(made, batch), dense_total(plain, samples, made.weighers)
+    assert off(got, want) < 1e-12
+    assert_factors(made, all_gradients(made, got), all_gradients(plain, want), 1e-12)
 
 
 def test_several_micro_batches_are_one():

@@ -18,6 +18,8 @@ from lmmkit.api.needs import HiddenMean, Need
 from lmmkit.attention.forest import Forest
 from lmmkit.attention.schedule import AttentionSpec
 
+WEIGHT = "weight/"  # before the name of a sum whose weights are counted in place of its items
+
 
 @dataclass(frozen=True)
 class EmbedScatter:
@@ -108,7 +110,8 @@ class Batch:
     `sample_V` has the number of the sample of each. `first_image_V`
     is the index in `pixels_ICXY` of the first image of each view, -1 if it has none. `count` is the
     number of items that a term averages over, and, as "loss/SOURCE", the number of supervised rows of
-    the main view by source. `source_S` is the index in `sources` for those rows, and `len(sources)`
+    the main view by source. If they are divided by the sum of their weights, it has these as "weight/next_token" and
+    "weight/loss/SOURCE". `source_S` is the index in `sources` for those rows, and `len(sources)`
     for all others. `weight_S` has the weights of the rows of the text terms, if answers have any.
     `dropped` counts what the layout left out, by reason. `head` is given if a term reads
     log-probabilities, `reference` if it reads those of the reference.
@@ -131,7 +134,7 @@ class Batch:
     views: tuple[tuple[str, str], ...] = ()
     sample_V: tuple[int, ...] = ()
     first_image_V: tuple[int, ...] = ()
-    count: Mapping[str, int] = field(default_factory=dict)
+    count: Mapping[str, Any] = field(default_factory=dict)
     dropped: Mapping[str, int] = field(default_factory=dict)
     sources: tuple[str, ...] = ()
     source_S: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))

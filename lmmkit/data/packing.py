@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lmmkit import plugin_calls
-from lmmkit.api.batch import Batch, EmbedScatter, RowGather
+from lmmkit.api.batch import WEIGHT, Batch, EmbedScatter, RowGather
 from lmmkit.api.components import Term
 from lmmkit.api.layout import Layout
 from lmmkit.api.model_info import ImageSpec
@@ -83,7 +84,7 @@ class Packer:
     terms, "next_token" for the main view, then the tasks with a text loss. `terms`: the plugin terms whose
     items are counted. `sources`: the sources whose losses are reported separately. With `blank`, a
     micro-batch without images gets a blank image that no row uses: an encoder sharded over several ranks
-    must run on all of them or on none.
+    must run on all of them or on none. `per_weight`: the next-token loss is divided by the sum of its weights.
     """
 
     image: ImageSpec
@@ -93,6 +94,7 @@ class Packer:
     share: bool = True
     sources: tuple[str, ...] = ()
     blank: bool = False
+    per_weight: bool = False
 
     def without_terms(self) -> Packer:
         """Returns the packer for sequences that no term reads, such as prompts."""
@@ -169,6 +171,8 @@ class Packer:
         by_source = np.bincount(batch.source_S.numpy(), minlength=len(self.sources) + 1).tolist()
         count |= {f"loss/{name}": n for name, n in zip(self.sources, by_source, strict=False)}
         count |= {term.name: plugin_calls.count(term, batch) for term in self.terms if term.name not in count}
+        if self.per_weight:
+            count |= _weight_sums(batch)
         return replace(batch, count=count), paths
 
     def _from(self, samples: Sequence[SizedSample], view_S: Tensor, term_S: Tensor) -> Tensor:
@@ -212,6 +216,15 @@ def _weights(members: Iterable[LaidOut]) -> Tensor | None:
     if not any(span.weights for layout in learned for span in layout):
         return None
     return torch.from_numpy(np.concatenate([target_weights(layout) for layout in learned]))
+
+
+def _weight_sums(batch: Batch) -> dict[str, float]:
+    """Returns the sums of the weights of the rows of the next-token loss, of all and by source."""
+    n = len(batch.term_S)
+    weight_S = np.ones(n) if batch.weight_S is None else batch.weight_S.double().numpy()
+    parts = {f"loss/{name}": batch.source_S.numpy() == i for i, name in enumerate(batch.sources)}
+    parts["next_token"] = batch.term_S.numpy() == 0
+    return {f"{WEIGHT}{name}": math.fsum(weight_S[part]) for name, part in parts.items()}
 
 
 def _origins(

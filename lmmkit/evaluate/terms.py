@@ -25,7 +25,7 @@ from lmmkit.evaluate.task import Better, EvalTask, Figure
 from lmmkit.inference.chat_model import ChatModel
 from lmmkit.majority import Majority
 from lmmkit.model.step_terms import GatherRows, all_items, items_of
-from lmmkit.objective import Outcome, sum_by_name
+from lmmkit.objective import Outcome, divisors, sum_by_name
 from lmmkit.plan.stage_plan import StagePlan
 from lmmkit.progress import counted, working
 from lmmkit.recipe import Recipe
@@ -152,9 +152,10 @@ def averages(chat_model: ChatModel, sums: Sums) -> dict[str, Figure]:
     values, counts, totals, chances = sums
     chance = chat_model.prepared.plans[chat_model.stage].chances(chat_model.prepared.dims)
     out = {}
-    for term in (term for term in values if counts.get(term)):
+    by = divisors(counts)
+    for term in (term for term in values if by.get(term)):
         n = int(counts[term])
-        out[term] = Figure(value=values[term] / n, chance=chance.get(term), n=n)
+        out[term] = Figure(value=values[term] / by[term], chance=chance.get(term), n=n)
         for metric in (key for key in totals if key.startswith(f"{term}/")):
             out[metric] = Figure(value=totals[metric] / n, chance=chances[metric] / n, n=n)
     return out

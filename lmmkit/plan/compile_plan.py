@@ -102,8 +102,9 @@ def _compile(recipe: Recipe, instances: Instances, stage: str) -> StagePlan:
     read = (*terms, *weighers, *extra_views, *(() if reducer is None else (reducer,)))
     return StagePlan(
         stage=stage, weights=kept, terms=terms, strategies=tuple(strategies), needs=needs, off=off,
-        digest=_digest(instances, kept, read, strategies, _reference_line(recipe, reference)), weighers=weighers,
-        extra_views=tuple(extra_views), reducer=reducer, reference=reference,
+        digest=_digest(
+            instances, kept, read, strategies, [*_reference_line(recipe, reference), *_per_line(kept["next_token"])]
+        ), weighers=weighers, extra_views=tuple(extra_views), reducer=reducer, reference=reference,
     )  # fmt: skip
 
 
@@ -111,6 +112,10 @@ def _reference_line(recipe: Recipe, reference: str) -> list[str]:
     if reference in ("", START):
         return [f"reference {reference}"] if reference else []
     return [f"reference {weights_hash(recipe.path(reference))}"]
+
+
+def _per_line(next_token: Weight) -> list[str]:
+    return ["per weight"] if next_token.per == "weight" else []
 
 
 def _readers(strategy: TokenStrategy, needs: tuple[Need, ...]) -> frozenset[str]:

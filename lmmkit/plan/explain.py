@@ -55,7 +55,11 @@ def stage_text(prepared: Prepared, plan: StagePlan) -> str:
         twice = "  over the step, in two passes" if name in over_step else ""
         lines.append(f"  term {name}  weight {weight_text(weight)}{beside}{twice}")
     for weigher in plan.weighers:
-        lines.append(f"  weights {weigher.name}  of the rows of next_token")
+        rows = ["the rows of next_token"] * plugin_calls.has_weigh(weigher)
+        answers = ["characters of its answers"] * plugin_calls.has_spans(weigher)
+        lines.append(f"  weights {weigher.name}  of {' and of '.join([*rows, *answers])}")
+    if plan.per_weight:
+        lines.append("  next_token is divided by the sum of the weights")
     for task in plan.makers:
         text = "  trains on its text" if isinstance(task, AuxTask) and task.text_loss else ""
         more = "" if task.others == "none" else "  from other samples too"

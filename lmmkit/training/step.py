@@ -12,7 +12,7 @@ from torch import Tensor
 from lmmkit import plugin_calls
 from lmmkit.api.batch import Batch, Step
 from lmmkit.api.components import EVALUATION, Moment
-from lmmkit.objective import Objective, sum_by_name, total
+from lmmkit.objective import Objective, divisors, sum_by_name, total
 from lmmkit.recipe import Optim
 from lmmkit.training.distributed.fsdp import gather_full, set_grad_sync
 from lmmkit.training.distributed.process_group import ALONE, Ranks
@@ -54,9 +54,13 @@ class StepReport:
 
 @dataclass(frozen=True)
 class Facts:
-    """Holds sums over all ranks for a step before its forward pass; of `micro_batches`, the maximum."""
+    """Holds sums over all ranks for a step before its forward pass; of `micro_batches`, the maximum.
 
-    counts: dict[str, int]
+    `counts` are those by which the sums are divided, and `rows` is the number of rows of `next_token`.
+    """
+
+    counts: dict[str, float]
+    rows: int
     micro_batches: int
     tokens: int
     dropped: dict[str, int]
@@ -68,7 +72,8 @@ def agree(ranks: Ranks, step: Step) -> Facts:
         [sum_by_name(batch.count for batch in step), len(step), sum(map(len, step)), dict(step[0].dropped)]
     )
     counts, micro_batches, tokens, dropped = zip(*shares, strict=True)
-    return Facts(sum_by_name(counts), max(micro_batches), sum(tokens), sum_by_name(dropped))
+    found = sum_by_name(counts)
+    return Facts(divisors(found), found["next_token"], max(micro_batches), sum(tokens), sum_by_name(dropped))
 
 
 def rate(optim: Optim, steps: int, done: int) -> float:
@@ -140,7 +145,7 @@ def run_step(
     report = _report(ranks, facts, loss, sums, [*measured, bad_weights], norm)
     for weigher in objective.weighers:
         if bad := report.bad_weights.get(weigher.name):
-            got = f"{bad:.0f} such weights in the step of {facts.counts['next_token']} rows"
+            got = f"{bad:.0f} such weights in the step of {facts.rows} rows"
             raise plugin_calls.wrong_weights(weigher, got)
     if not any(counts[name] for name, weight in weights.items() if weight):
         dropped = facts.dropped | {EMPTY_STEP: 1}
