@@ -84,7 +84,7 @@ FLOORS: dict[str, str] = {
         dry_run
     """,
     "lmmkit.plan.dry_run": """
-        subject drawn module_checks token_checks label_checks view_checks
+        subject drawn module_checks token_checks label_checks span_checks view_checks
         term_checks weight_checks reducer_checks run rehearsal second_process
     """,
     "lmmkit.plugin_calls": """

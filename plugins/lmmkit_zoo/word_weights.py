@@ -5,8 +5,8 @@ the form of an agent's calls.
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from lmmkit.api import Dims, Sample, TokenWeight, hookimpl
 
@@ -15,21 +15,21 @@ from lmmkit.api import Dims, Sample, TokenWeight, hookimpl
 class WordWeights(TokenWeight):
     """Weights the tokens of words; where several apply, they are multiplied.
 
-    words: the weight of each word or phrase, in upper or lower case, and not within another word.
+    words: words or phrases, each with its weight, in upper or lower case, and not within another word.
     patterns: the same of regular expressions.
     """
 
-    words: Mapping[str, float]
-    patterns: Mapping[str, float] = field(default_factory=dict)
+    words: tuple[tuple[str, float], ...]
+    patterns: tuple[tuple[str, float], ...] = ()
 
     def check(self, dims: Dims) -> str:
-        if not all(self.words):
+        if not all(word for word, _ in self.words):
             return "words: an empty word"
         for key, weights in (("words", self.words), ("patterns", self.patterns)):
-            for name, weight in weights.items():
+            for name, weight in weights:
                 if not 0 <= weight < float("inf"):
                     return f"{key}: {weight} for {name!r}, which is not 0 or more"
-        for pattern in self.patterns:
+        for pattern, _ in self.patterns:
             try:
                 re.compile(pattern)
             except re.error as error:
@@ -37,10 +37,10 @@ class WordWeights(TokenWeight):
         return ""
 
     def spans(self, sample: Sample, text: str) -> Sequence[tuple[int, int, float]]:
-        words = {rf"(?i)(?<!\w){re.escape(word)}(?!\w)": weight for word, weight in self.words.items()}
+        words = [(rf"(?i)(?<!\w){re.escape(word)}(?!\w)", weight) for word, weight in self.words]
         return [
             (match.start(), match.end(), weight)
-            for pattern, weight in (*words.items(), *self.patterns.items())
+            for pattern, weight in (*words, *self.patterns)
             for match in re.finditer(pattern, text)
         ]
 

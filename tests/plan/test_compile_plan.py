@@ -562,7 +562,7 @@ def weighted(tiny, *overrides: str, names: str = "focal blind cal", by: str = "[
     zoo = Path(__file__).parents[2] / "plugins" / "lmmkit_zoo"
     files = {"focal": "focal.py", "blind": "cal.py", "cal": "cal.py", "z_loss": "z_loss.py"}
     files |= {"word_weights": "word_weights.py", "more_words": "word_weights.py:word_weights"}
-    settings = dict.fromkeys(("word_weights", "more_words"), ", words: {red: 2.0}")
+    settings = dict.fromkeys(("word_weights", "more_words"), ", words: [[red, 2.0]]")
     uses = "".join(
         f"  {name}: {{use: '{zoo / files[name]}'{settings.get(name, '')}}}\n" for name in names.split()
     )

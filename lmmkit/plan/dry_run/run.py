@@ -108,7 +108,7 @@ def _stage(
         if isinstance(term, AuxTask) and term.text_loss:
             problems += _without_targets(subject, term)
         elif isinstance(term, TokenWeight):
-            problems += first_problems(weight_checks.checks_of(term), subject)
+            problems += first_problems(weight_checks.checks_of_weights(term), subject)
         else:
             assert isinstance(term, Term), "readers are terms and weights of rows"
             problems += first_problems(term_checks.checks_of(term), subject)

@@ -67,7 +67,7 @@ def untrained_module(subject: TermSubject) -> Iterator[Problem]:
         yield problem(NO_GRADIENT, subject.term.name, "modules", subject.term, got)
 
 
-def checks_of(weigher: TokenWeight) -> tuple[Check[TermSubject], ...]:
+def checks_of_weights(weigher: TokenWeight) -> tuple[Check[TermSubject], ...]:
     """Returns the checks of what weights rows; what weights characters alone has no `weigh`."""
     of_weigh = (pure_weights, sound_weights, apart_and_together) if plugin_calls.has_weigh(weigher) else ()
     return (untrained_module, *of_weigh)
