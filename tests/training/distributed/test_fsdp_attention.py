@@ -17,8 +17,8 @@ ANSWER, IMAGES = Select(role="response"), Select(kind="image")
 @dataclass(frozen=True, kw_only=True)
 class Mine(Loss):
     needs = (
-        AttnTo(ANSWER, IMAGES), AttnTo(ANSWER, IMAGES, layers=(1,), heads=(0,)),
-        AttnMass(ANSWER, Select(role="user")),
+        AttnTo(q=ANSWER, k=IMAGES), AttnTo(q=ANSWER, k=IMAGES, layers=(1,), heads=(0,)),
+        AttnMass(q=ANSWER, k=Select(role="user")),
     )
     def count(self, batch):
         return batch.value_count(self.needs[0]) + batch.value_count(self.needs[2])
