@@ -21,6 +21,7 @@ from lmmkit.commands import (
     plugins,
     quickstart,
     recipes,
+    report,
     train,
 )
 from lmmkit.commands import evaluate as eval_
@@ -37,6 +38,7 @@ app.command()(check.check)
 app.command("eval")(eval_.evaluate)
 app.command()(chat.chat)
 app.command()(model.reference)
+app.command()(report.report)
 app.command()(diff.diff)
 app.command()(explain.explain)
 app.command()(env.env)

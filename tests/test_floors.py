@@ -30,7 +30,7 @@ FLOORS: dict[str, str] = {
     """,
     "lmmkit.commands": """
         support bench chat check ckpt data diff env evaluate answers explain model plugins quickstart recipes
-        train
+        report train
     """,
     "lmmkit.commands.answers": """
         group
@@ -50,7 +50,7 @@ FLOORS: dict[str, str] = {
         sentencepiece_tokenizer added_tokens hf_tokenizer tiktoken_tokenizer choose
     """,
     "lmmkit.errors": """
-        answers benchmarks commands data dry_run judge plan recipe training weights
+        answers benchmarks commands data dry_run judge plan recipe report training weights
     """,
     "lmmkit.evaluate": """
         keep task controls stats bootstrap official_files vqa_text group_means option_letters judge benchmarks
@@ -91,7 +91,10 @@ FLOORS: dict[str, str] = {
         error_messages read
     """,
     "lmmkit.report": """
-        quickstart train_summary
+        quickstart train_summary wording loaded_run asked image_shelf sections page runs_page grid_page write_page
+    """,
+    "lmmkit.report.sections": """
+        puzzles summary accuracy training samples setup
     """,
     "lmmkit.runs": """
         files run_folder run_lock sessions

@@ -26,6 +26,7 @@ AREAS = (
     "weights",
     "training",
     "answers",
+    "report",
     "commands",
     "benchmarks",
 )
