@@ -18,7 +18,7 @@ from lmmkit.runs.files import read_json
 
 GRID, FORMAT = "ablation.json", 1
 LEVEL = 0.05
-COSTS = {"steps": "steps", "tokens": "tokens", "cpu_seconds": "CPU time", "wall_seconds": "time"}
+COSTS = {"steps": "steps", "tokens": "tokens", "cpu_seconds": "CPU time", "wall_seconds": "wall time"}
 HEAD = {"grid": str, "base": str, "equal": list, "measures": dict, "arms": list, "seeds": list}
 
 
@@ -125,7 +125,10 @@ def _row(arm: Mapping[str, Any], base: Mapping[str, Any], measures: Sequence[str
         name=str(arm["variant"]), is_base=arm is base, runs=len(runs), marks=marks,
         cells={name: _cell(_of(_of(arm, "measures"), name)) for name in measures},
         costs={k: show[k](v) for k, v in costs.items() if v is not None},
-        ratios={k: as_ratio(v / b) for k, v in costs.items() if v and (b := of_base[k]) and arm is not base},
+        ratios={
+            k: "same" if v == b else as_ratio(v / b)
+            for k, v in costs.items() if v and (b := of_base[k]) and arm is not base
+        },
         changes=[{k: str(each.get(k)) for k in ("key", "base", "here")} for each in changes if isinstance(each, dict)],
     )  # fmt: skip
 
@@ -160,22 +163,28 @@ def _is_share(blocks: Sequence[GridBlock], measure: str) -> bool:
 
 
 def _head(blocks: Sequence[GridBlock], measure: str) -> str:
-    parts = []
+    """Returns which variants are higher or lower than the base, by the corrected tests; equal outcomes once."""
+    found: dict[str, list[str]] = {}
     for block in blocks:
-        others = [row for row in block.rows if not row.is_base and row.cells[measure].difference]
-        if not others:
-            continue
-        apart = [row.name for row in others if row.cells[measure].differs]
-        if apart:
-            which = in_words(apart) if len(apart) < 4 else f"{len(apart)} of {len(others)} variants"
-            parts.append(
-                f"at equal {block.equal} {which} {'differs' if len(apart) == 1 else 'differ'} from the base"
-            )
-        else:
-            which = others[0].name if len(others) == 1 else f"any of {len(others)} variants"
-            parts.append(f"at equal {block.equal} no difference shown between the base and {which}")
-    text = "; ".join(parts) or "no variant has been compared yet"
-    return f"{measure}: {text}"
+        others = {row.name: row.cells[measure] for row in block.rows if not row.is_base}
+        cells = {name: cell for name, cell in others.items() if cell.difference}
+        if cells:
+            found.setdefault(_outcome(cells), []).append(f"at equal {block.equal}")
+    text = "; ".join(f"{outcome}, {in_words(where)}" for outcome, where in found.items())
+    return f"{measure}: {text or 'no variant has been compared yet'}"
+
+
+def _outcome(cells: Mapping[str, GridCell]) -> str:
+    parts = []
+    for word, sign in (("higher", 1), ("lower", -1)):
+        names = [
+            name for name, c in cells.items() if c.differs and c.difference and sign * c.difference.value > 0
+        ]
+        if names:
+            which = in_words(names) if len(names) < 4 else f"{len(names)} of {len(cells)} variants"
+            parts.append(f"{word} with {which}")
+    some = next(iter(cells)) if len(cells) == 1 else f"any of {len(cells)} variants"
+    return ", ".join(parts) or f"no difference to the base shown for {some}"
 
 
 def _notes(grid: Mapping[str, Any], blocks: Sequence[GridBlock]) -> list[str]:
@@ -205,10 +214,14 @@ def _notes(grid: Mapping[str, Any], blocks: Sequence[GridBlock]) -> list[str]:
 def _warnings(grid: Mapping[str, Any], blocks: Sequence[GridBlock]):
     if len(grid["seeds"]) == 1:
         yield "One seed: there is no interval over seeds, and a difference may come from the seed alone."
+    marked: dict[str, list[str]] = {}
     for block in blocks:
         for row in block.rows:
             if row.marks:
-                yield f"{row.name} (equal {block.equal}): {'; '.join(row.marks)}."
+                marked.setdefault(f"{row.name}: {'; '.join(row.marks)}", []).append(f"equal {block.equal}")
+    for text, where in marked.items():
+        yield f"{text} (at {in_words(where)})."
+    for block in blocks:
         most = max(row.runs for row in block.rows)
         few = [row.name for row in block.rows if 0 < row.runs < most]
         if few:
