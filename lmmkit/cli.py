@@ -21,11 +21,11 @@ from lmmkit.commands import (
     plugins,
     quickstart,
     recipes,
-    report,
     train,
 )
 from lmmkit.commands import evaluate as eval_
 from lmmkit.commands.answers import group as answers
+from lmmkit.commands.experiments import report, runs
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -39,6 +39,7 @@ app.command("eval")(eval_.evaluate)
 app.command()(chat.chat)
 app.command()(model.reference)
 app.command()(report.report)
+app.command("runs")(runs.show_runs)
 app.command()(diff.diff)
 app.command()(explain.explain)
 app.command()(env.env)

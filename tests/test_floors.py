@@ -29,8 +29,11 @@ FLOORS: dict[str, str] = {
         forest interface key_maps schedule merge eager sdpa flash xformers_backend trial backends
     """,
     "lmmkit.commands": """
-        support bench chat check ckpt data diff env evaluate answers explain model plugins quickstart recipes
-        report train
+        support bench chat check ckpt data diff env evaluate answers experiments explain model plugins quickstart recipes
+        train
+    """,
+    "lmmkit.commands.experiments": """
+        runs report
     """,
     "lmmkit.commands.answers": """
         group
@@ -70,13 +73,14 @@ FLOORS: dict[str, str] = {
         lmms_eval_manifest lmms_eval_model
     """,
     "lmmkit.model": """
-        cross_entropy step_terms init cpu_ops layers rope decoder transforms vision connector image_rows vlm reference
+        cross_entropy step_terms init cpu_ops layers rope decoder transforms vision connector image_rows vlm
+        teacher teacher_model reference
     """,
     "lmmkit.model.transforms": """
         compiled frozen_bf16 lora recompute
     """,
     "lmmkit.plan": """
-        from_model instances shapes pretrained stage_plan token_checks checks compile_plan prepare map_sizes notices explain
+        from_model instances shapes pretrained stage_plan token_checks checks teachers compile_plan prepare map_sizes notices explain
         dry_run
     """,
     "lmmkit.plan.dry_run": """
@@ -97,10 +101,11 @@ FLOORS: dict[str, str] = {
         puzzles summary accuracy training samples setup
     """,
     "lmmkit.runs": """
-        files run_folder run_lock sessions
+        files run_folder run_lock sessions list_runs
     """,
     "lmmkit.scenes": """
-        scene captions draw questions report tokenizer write
+        scene captions draw questions records folder report tokenizer write priors texts world biased_report
+        biased
     """,
     "lmmkit.training": """
         distributed signals triggers checkpoint first_pass step monitoring run_context save_models resume
@@ -243,8 +248,8 @@ def test_the_paper_s_parts_are_at_most_two_hundred_lines():
 
 PUBLIC = """
     AttnMass AttnTo AuxTask Batch Ctx Dims ExtraView HiddenAt HiddenMean Image ImageReducer ImageSpec Insert LearnedTokens
-    LogProb LogSumExp Loss Metric Puzzle Ragged RowLoss Sample Select StepTerm TokenStrategy TokenWeight Turn View VisionAt
-    hookimpl
+    LogProb LogSumExp Loss Metric Puzzle Ragged RowLoss Sample Select StepTerm TeacherAt TokenStrategy TokenWeight Turn
+    View VisionAt hookimpl
 """
 
 

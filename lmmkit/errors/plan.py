@@ -175,6 +175,26 @@ SETTING = Code(
     "plan/setting", cause="A plugin's setting does not fit the sizes of the model.",
     expected="a setting that fits the model", hint="Change the setting or the model.",
 )
+NO_TEACHER = Code(
+    "plan/teacher", cause="A plugin reads a teacher that the recipe does not have.",
+    expected="a name in the recipe's `teachers` section", hint="{nearest}",
+)
+TEACHER_FIT = Code(
+    "plan/teacher-fit",
+    cause="The features of a teacher cannot be fitted to the image rows of the model as the plugin asks.",
+    expected="`fit` \"resize\", or \"exact\" and a teacher with {grid} patches, as the model's encoder has",
+    hint="Read it by `TeacherAt(..., fit=\"resize\")`, or set `image_size` of a teacher that accepts other sizes.",
+)
+TEACHER_MODEL = Code(
+    "plan/teacher-model",
+    cause="A plugin compares logits with those of a teacher that cannot read the rows of this model.",
+    expected="a whole model with the same tokenizer, rows of the head and rows for an image, and no learned tokens",
+    hint="Name another model folder as teacher, or train without the plugin that reads its logits.",
+)
+UNUSED_TEACHER = Code(
+    "plan/unused-teacher", cause="No plugin of the recipe reads a teacher.",
+    expected="a plugin whose needs read it", hint="Name `{name}` in the setting of a plugin, or remove it.",
+)
 TOKEN = Code(
     "plan/token", cause="A token strategy inserts after a token that the tokenizer does not have.",
     expected="the text of one token, as it continues a text, or the spelling of a control token",
@@ -300,6 +320,11 @@ SETTING_TYPE = Code(
     "plugin/setting-type", cause="A component declares a setting of a type that a recipe cannot contain.",
     expected="int, float, str, bool, None, Literal, or tuples and unions of these",
     hint="Declare settings of plain types. Tensors and modules belong into the module of `modules`.",
+)
+ADDITIVE = Code(
+    "plugin/additive", cause="A plugin sets `additive` where it has no meaning, or to something else than a bool.",
+    expected="`additive` of True, or False in a `Loss` or `AuxTask` with a `value` of its own",
+    hint="Remove `additive`. A `StepTerm` does not depend on how a step is cut; a `RowLoss` and a text loss add up.",
 )
 OTHERS_KIND = Code(
     "plugin/others", cause="A plugin asks for other samples in a way that lmmkit does not have.",

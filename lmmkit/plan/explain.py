@@ -25,6 +25,7 @@ from lmmkit.api.needs import (
     LogSumExp,
     Need,
     Select,
+    TeacherAt,
     VisionAt,
     selector,
 )
@@ -35,7 +36,7 @@ from lmmkit.data.views import dropped_text
 from lmmkit.plan.instances import build_component, default_of, setting_types
 from lmmkit.plan.prepare import Prepared
 from lmmkit.plan.stage_plan import StagePlan
-from lmmkit.recipe import Weight
+from lmmkit.recipe import CUT, Weight
 from lmmkit.registry import FoundComponent, setting_fields
 
 
@@ -52,8 +53,12 @@ def stage_text(prepared: Prepared, plan: StagePlan) -> str:
     for name, weight in sorted(plan.weights.items()):
         chance = chances.get(name)
         beside = "" if chance is None else f"  chance {chance:.4g}"
-        twice = "  over the step, in two passes" if name in over_step else ""
-        lines.append(f"  term {name}  weight {weight_text(weight)}{beside}{twice}")
+        how = "  over the step, in two passes" if name in over_step else ""
+        how += "  the mean over micro-batches" if name in plan.not_additive else ""
+        lines.append(f"  term {name}  weight {weight_text(weight)}{beside}{how}")
+    if plan.not_additive:
+        names = ", ".join(plan.not_additive)
+        lines.append(f"  mathematics, because of {names}: {', '.join(CUT)}, the number of ranks")
     for weigher in plan.weighers:
         lines.append(f"  weights {weigher.name}  of the rows of next_token")
     for task in plan.makers:
@@ -71,10 +76,23 @@ def stage_text(prepared: Prepared, plan: StagePlan) -> str:
         lines.append(f"  need {need_text(need)}  for {', '.join(askers)}")
     if plan.reference:
         lines.append(f"  reference {plan.reference}")
+    lines += [f"  teacher {_teacher_text(prepared, name)}" for name in plan.teachers]
+    whole = [(name, prepared.teachers[name].section.from_) for name in plan.teacher_models]
+    lines += [f"  teacher {name}: {folder}, a whole model" for name, folder in whole]
+    unread = [name for name in prepared.teachers if name not in plan.all_teachers]
+    lines += [f"  off teacher {name}: no active term reads it" for name in unread]
     lines += [f"  off {name}: {reason}" for name, reason in sorted(plan.off.items())]
     inference_plugins = ", ".join(plan.inference_plugins) or "no plugin"
     lines.append(f"  inference needs {inference_plugins}")
     return "\n".join(lines)
+
+
+def _teacher_text(prepared: Prepared, name: str) -> str:
+    folder = prepared.teachers[name]
+    grid, size = folder.image.grid, folder.image.size
+    own = prepared.dims.image.grid
+    fitted = "" if grid == own else f", fitted to {own[0]} x {own[1]}"
+    return f"{name}: {folder.section.from_}  {grid[0]} x {grid[1]} patches of {size} px images{fitted}"
 
 
 def weight_text(weight: Weight) -> str:
@@ -94,14 +112,17 @@ def need_text(need: Need) -> str:
             return f"log-probability, by the {model}, of {select_text(selector(need))}"
         case LogSumExp():
             return f"log-sum-exp of the logits before {select_text(selector(need))}"
-        case LogitsAt():
-            return f"logits, in chunks, before {select_text(selector(need))}"
+        case LogitsAt(teacher=teacher):
+            also = f" and those of teacher {teacher}" if teacher else ""
+            return f"logits{also}, in chunks, before {select_text(selector(need))}"
         case HiddenAt(at=select, layer=layer):
             return f"hidden state{_layer_text(layer)} at {select_text(select)}"
         case HiddenMean(over=select, layer=layer):
             return f"mean hidden state{_layer_text(layer)} over {select_text(select)}"
         case VisionAt(at=select, stage=stage):
             return f"{'encoder features' if stage == 'encoder' else 'projected features'} at {select_text(select)}"
+        case TeacherAt(teacher=teacher, at=select):
+            return f"features of teacher {teacher} at {select_text(select)}"
         case AttnMass(q=q, k=k, layers=layers):
             return f"attention mass of {select_text(q)} on {select_text(k)}, layers {layers}"
         case AttnTo(q=q, k=k, layers=layers, heads=heads):

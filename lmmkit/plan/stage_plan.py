@@ -19,7 +19,7 @@ from lmmkit.api.components import (
     ViewMaker,
 )
 from lmmkit.api.model_info import Dims
-from lmmkit.api.needs import Need, reads_reference, selector
+from lmmkit.api.needs import Need, reads_reference, selector, teacher_models_of, teachers_of
 from lmmkit.recipe import Weight
 
 START = "start"  # the reference that has the weights with which the stage begins
@@ -45,6 +45,21 @@ class StagePlan:
     reducer: ImageReducer | None = None
     reference: str = ""
     weighers: tuple[TokenWeight, ...] = ()
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """Returns the names of the teachers whose features active terms read."""
+        return teachers_of(self.needs)
+
+    @property
+    def teacher_models(self) -> tuple[str, ...]:
+        """Returns the names of the teachers whose logits active terms read."""
+        return teacher_models_of(self.needs)
+
+    @property
+    def all_teachers(self) -> tuple[str, ...]:
+        """Returns the names of both, each once."""
+        return tuple(dict.fromkeys((*self.teachers, *self.teacher_models)))
 
     def without_reference(self) -> StagePlan:
         """Returns the plan without the terms that read the reference, for a model whose run has ended."""
@@ -86,6 +101,12 @@ class StagePlan:
     def readers(self) -> tuple[Reader, ...]:
         """Returns all that reads needs: the terms, then what weights rows of the next-token loss."""
         return (*self.terms, *self.weighers)
+
+    @property
+    def not_additive(self) -> tuple[str, ...]:
+        """Returns the names of the terms with a weight whose value depends on how a step is cut into micro-batches."""
+        trained = (term for term in self.terms if not self.weights[term.name].constant_zero)
+        return tuple(term.name for term in trained if not term.additive)
 
     @property
     def labelling(self) -> tuple[Loss | TokenWeight, ...]:

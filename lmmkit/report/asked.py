@@ -40,9 +40,9 @@ class RunAnswers:
         """Returns whether the file has answers with the own images."""
         return bool(self.answers)
 
-    def mass(self, id: str) -> float | None:
-        """Returns the attention of an answer to its image, if it was measured."""
-        return finite(self.attention.get(id, {}).get("mass"))
+    def look(self, id: str, field: str) -> float | None:
+        """Returns a figure of the attention of an answer, if it was measured."""
+        return finite(self.attention.get(id, {}).get(field))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class Asked:
 
     @cached_property
     def kinds(self) -> list[str]:
-        """Returns the types of questions with a figure of their own, in the order of the first run."""
+        """Returns the groups of questions with figures of their own, in the order of the first run."""
         ahead = f"{self.figure}/"
         names = [name for run in self.runs for name in (run.names_of(self.task) if self.task else ())]
         return list(dict.fromkeys(name.removeprefix(ahead) for name in names if name.startswith(ahead)))
@@ -89,7 +89,7 @@ class Asked:
             other = b.get(id)
             if other is None or other[OWN].prompt_sha != mine[OWN].prompt_sha:
                 continue
-            if kind is None or kind_of(mine) == kind:
+            if kind is None or kind in kinds_of(mine):
                 yield id, mine, other
 
     def difference(
@@ -128,9 +128,9 @@ def score_of(condition: str) -> Callable[[RunAnswers, str], float | None]:
     return score
 
 
-def kind_of(answers: OfOne) -> str | None:
-    """Returns the type of a question, if it has one."""
-    return answers[OWN].groups.get("type")
+def kinds_of(answers: OfOne) -> list[str]:
+    """Returns the groups of a question that have figures of their own: its type, and what its prior is."""
+    return [str(group) for group in answers[OWN].groups.values()]
 
 
 def ask_runs(runs: Sequence[LoadedRun], on: str | None = None) -> Asked:
@@ -208,7 +208,7 @@ def not_adding_up(asked: Asked) -> list[str]:
                 if figure is None:
                     continue
                 score = score_of(condition)
-                ids = [id for id, a in answers.answers.items() if kind is None or kind_of(a) == kind]
+                ids = [id for id, a in answers.answers.items() if kind is None or kind in kinds_of(a)]
                 scores = [value for id in ids if (value := score(answers, id)) is not None]
                 mean = sum(scores) / len(scores) if scores else None
                 if mean is None or len(scores) != figure.n or abs(mean - figure.value) > 1e-6:

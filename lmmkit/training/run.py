@@ -36,7 +36,7 @@ from lmmkit.training.distributed import fsdp
 from lmmkit.training.distributed.process_group import Ranks, joined
 from lmmkit.training.monitoring.determinism import repeatable
 from lmmkit.training.preflight import preflight
-from lmmkit.training.reference import set_reference
+from lmmkit.training.reference import set_reference, set_teachers
 from lmmkit.training.run_context import RunContext
 from lmmkit.training.save_models import build_unsharded, gathered, save_model
 from lmmkit.training.signals import Interrupted, Stop
@@ -125,7 +125,7 @@ def _train(
             position, state = state_of(saved, recipe, prepared.steps)
             context.dropped.update(state.get("dropped", {}))
         if resume and ranks.first:
-            resuming.continue_run(run, prepared, changed, position.step)
+            resuming.continue_run(run, prepared, changed, position.step, ranks.world)
         objective = build_unsharded(context) if ranks.first else None
     with _recorded(context) as note, context.logging(position.step, resume=resume) as context:
         trained: dict[str, int] = {}
@@ -137,6 +137,7 @@ def _train(
             trained[name] = sum(p.numel() for each in trainable.values() for p in each)
             note(parameters=sum(p.numel() for p in objective.parameters()), trained=trained)
             set_reference(prepared, name, objective, ranks, context.device)
+            set_teachers(prepared, name, objective, ranks, context.device)
             optimizer, frozen = build_optimizer(objective, recipe.stages[name], trainable), None
             if saved is None:
                 position, state = Position(name, position.step, 0), {}
@@ -149,6 +150,7 @@ def _train(
             if stopped:
                 return TrainResult(run, context.stop.requested, dropped=context.dropped)
             optimizer, objective.references = None, ()  # frees the memory of its moments, and of copies
+            objective.teachers, objective.teacher_models = {}, {}
             objective = _end(context, objective, position)
     return TrainResult(run, None, dropped=context.dropped)
 
@@ -173,9 +175,9 @@ def _open(context: RunContext, source: str | None, accept_data: bool) -> list[re
         clean_aside(run.best(name))
     changed = []
     if run.is_run:
-        changed = resuming.changes(run, prepared, accept_data=accept_data)
+        changed = resuming.changes(run, prepared, accept_data=accept_data, ranks=context.ranks.world)
     else:
-        resuming.begin(run, prepared, source)
+        resuming.begin(run, prepared, source, context.ranks.world)
     check_space(run, checkpoint_room(checkpoint_bytes(prepared), prepared.recipe.output.keep))
     return changed
 

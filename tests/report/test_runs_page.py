@@ -312,5 +312,5 @@ def test_an_axis_of_differences_is_a_multiple_of_five_points():
 def test_attention_that_a_term_trains_is_noted(pair):
     summary = summarise_runs(ask_runs(load_runs(pair)), [])
     (looks,) = [m for m in summary.measures if m.label.startswith("attention")]
-    assert looks.note == "spread evenly 25.0; direct trained for it"
+    assert looks.note == "spread evenly 25.0; direct trained for attention"
     assert looks.differences[0] is not None and looks.differences[0].value == 0.0

@@ -21,14 +21,16 @@ from lmmkit.api.needs import (
     LogProb,
     LogSumExp,
     Need,
+    TeacherAt,
     VisionAt,
 )
 
 LOGITS = 512  # of a row of drawn logits, at most
 
 
-def drawn(need: Need, batch: Batch, dims: Dims, generator: torch.Generator) -> Tensor:
-    """Returns a tensor of the shape, type and range that the model gives for a need, [Q, ...]."""
+def drawn(need: Need, batch: Batch, dims: Dims, generator: torch.Generator, logits: int = LOGITS) -> Tensor:
+    """Returns a tensor of the shape, type and range that the model gives for a need, [Q, ...]. Rows of logits have at
+    most `logits` of them."""
     n = batch.value_count(need)
     match need:
         case HiddenAt() | HiddenMean():
@@ -36,12 +38,14 @@ def drawn(need: Need, batch: Batch, dims: Dims, generator: torch.Generator) -> T
         case VisionAt(stage=stage):
             width = dims.image.width if stage == "encoder" else dims.width
             return torch.randn(n, width, generator=generator)
+        case TeacherAt(teacher=teacher):
+            return torch.randn(n, dims.teachers[teacher].width, generator=generator)
         case LogProb():
             return -8 * torch.rand(n, generator=generator)
         case LogSumExp():
             return math.log(dims.vocab) + torch.rand(n, generator=generator)
         case LogitsAt():
-            return torch.randn(n, min(dims.vocab, LOGITS), generator=generator)
+            return torch.randn(n, min(dims.vocab, logits), generator=generator)
         case AttnMass():
             return 0.05 + 0.9 * torch.rand(n, generator=generator)
         case AttnTo():

@@ -10,7 +10,7 @@ from itertools import islice
 from torch import nn
 
 from lmmkit import plugin_calls
-from lmmkit.api.components import AuxTask, ImageReducer, Reader, TokenWeight, ViewMaker
+from lmmkit.api.components import AuxTask, ImageReducer, Reader, Term, TokenWeight, ViewMaker
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import selector, selects_rows
 from lmmkit.api.sample import Sample, View
@@ -32,7 +32,7 @@ from lmmkit.plan.dry_run.label_checks import LabelSubject
 from lmmkit.plan.dry_run.module_checks import ModuleSubject
 from lmmkit.plan.dry_run.reducer_checks import ReducerSubject
 from lmmkit.plan.dry_run.subject import first_problems, problem
-from lmmkit.plan.dry_run.term_checks import TermSubject
+from lmmkit.plan.dry_run.term_checks import TermSubject, reads_ids
 from lmmkit.plan.dry_run.token_checks import TokenSubject
 from lmmkit.plan.dry_run.view_checks import ViewSubject
 from lmmkit.plan.prepare import Prepared
@@ -105,7 +105,8 @@ def _stage(
         elif isinstance(term, TokenWeight):
             problems += first_problems(weight_checks.CHECKS, subject)
         else:
-            problems += first_problems(term_checks.CHECKS, subject)
+            assert isinstance(term, Term), "readers are terms and weights of rows"
+            problems += first_problems(term_checks.checks_of(term), subject)
     return problems
 
 
@@ -137,6 +138,8 @@ def term_subject(prepared: Prepared, stage: str, term: Reader, module: nn.Module
     samples = list(islice(laid_out, SAMPLES))
     if not any(_concerns(term, sample) for sample in samples):
         samples = [*islice((s for s in laid_out if _concerns(term, s)), SAMPLES // 2), *samples][:SAMPLES]
+    if reads_ids(term):  # whole rows of logits take memory and time, so few of them
+        samples = sorted(samples, key=lambda s: (not _concerns(term, s), s.size))[: SAMPLES // 2]
     return TermSubject(
         term, module.eval() if module is not None else None, prepared.packer(stage), samples, prepared.dims
     )

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmmkit.evaluate.answers.schema import CONDITIONS, OWN, Answer
-from lmmkit.report.asked import RIGHT, Asked, OfOne, kind_of
+from lmmkit.report.asked import RIGHT, Asked, OfOne, kinds_of
 from lmmkit.report.image_shelf import ImageShelf
 from lmmkit.report.loaded_run import DRAWN
 from lmmkit.report.wording import finite
 
 MOST = 2_000  # questions, however small they are
 SHRINK = 0.8
+WITH_IMAGE = (OWN, "swapped", "empty")  # the conditions that show the image of a file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ def samples_of(asked: Asked, shelf: ImageShelf, *, room: int) -> Samples | None:
             break
         most = int(most * SHRINK)
     placed = [
-        row["data"] | {"p": shelf.place(row["paths"][0]), "s": shelf.place(row["paths"][1])} for row in rows.values()
+        row["data"] | {"p": [shelf.place(path) for path in row["paths"]]} for row in rows.values()
     ]  # fmt: skip
     return Samples(rows=placed, of=len(ids), runs=runs, conditions=conditions, fit=fit_of(asked))
 
@@ -90,13 +91,13 @@ def _row(asked: Asked, runs: Sequence[int], conditions: Sequence[str], id: str) 
     answers = [asked.of[i].answers[id] for i in runs]
     own = answers[0][OWN]
     data = {
-        "k": id, "t": kind_of(answers[0]), "q": own.question, "g": _gold(own.gold), "m": own.majority,
+        "k": id, "t": kinds_of(answers[0]), "q": own.question, "g": _gold(own.gold), "m": own.majority,
         "a": [[_text(each, c) for c in conditions] for each in answers],
         "r": [[_score(each, c) for c in conditions] for each in answers],
         "h": [_attention(asked.of[i].attention.get(id)) for i in runs],
     }  # fmt: skip
-    other = answers[0].get("swapped")
-    return {"data": data, "paths": [next(iter(each.images), None) if each else None for each in (own, other)]}
+    shown = [answers[0].get(c) if c in WITH_IMAGE else None for c in conditions]
+    return {"data": data, "paths": [next(iter(each.images), None) if each else None for each in shown]}
 
 
 def _text(answers: OfOne, condition: str) -> str | None:

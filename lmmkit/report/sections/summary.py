@@ -29,8 +29,14 @@ from lmmkit.report.wording import (
 Value = Callable[[RunAnswers, str], float | None]
 IMAGES = {
     OWN: "with its own image", "swapped": "with another question's image", "blank": "with a blank image",
-    "black": "with a black image", "none": "without an image",
+    "black": "with a black image", "none": "without an image", "empty": "with an empty image",
 }  # fmt: skip
+LOOKS = {
+    "image_attention": ("attention of its answers on the image", "mass"),
+    "deciding_attention": ("attention of the row that decides on the answer", "deciding_mass"),
+    "object_attention": ("that row's attention on the object asked for", "object"),
+}
+"""The figures of attention in results.json: what they are, and the field of a line of attention.jsonl."""
 GAINS = {"visual_gain_swapped": "swapped", "visual_gain": "blank"}
 VARIED = 2.0  # how far apart the 5th and 95th percentile of a speed make times no clean measure
 
@@ -318,20 +324,18 @@ def _differences(asked: Asked, value: Value, most: int | None) -> list[Figure | 
 
 
 def _looks(asked: Asked) -> list[Measure]:
-    figures = [run.figure(asked.task or "", "image_attention") for run in asked.runs]
-    if not any(figures):
-        return []
-    even = next((f.chance for f in figures if f and f.chance is not None), None)
+    found = []
     trained = [run.name for run in asked.runs if _trains_attention(run)]
-    note = "" if even is None else f"spread evenly {in_percent(even)}"
-    if trained:
-        note += f"; {in_words(trained)} trained for it"
-    return [
-        Measure(
-            label="attention of its answers on the image", note=note, figures=figures,
-            differences=_differences(asked, RunAnswers.mass, most=2),
-        )
-    ]  # fmt: skip
+    for name, (label, field) in LOOKS.items():
+        figures = [run.figure(asked.task or "", name) for run in asked.runs]
+        if any(figures):
+            even = next((f.chance for f in figures if f and f.chance is not None), None)
+            note = "" if even is None else f"spread evenly {in_percent(even)}"
+            if trained:
+                note += f"; {in_words(trained)} trained for attention"
+            differences = _differences(asked, lambda run, id, field=field: run.look(id, field), most=2)
+            found.append(Measure(label=label, note=note, figures=figures, differences=differences))
+    return found
 
 
 def _trains_attention(run: LoadedRun) -> bool:

@@ -3,7 +3,7 @@
   if (!SAMPLES.length) return;
   const outcome = find("#f-outcome"), type = find("#f-type"), words = find("#f-text"), list = find("#list"), detail = find("#detail"), count = find("#f-count");
   const OWN = 0, CHUNK = 60, MODES = ["heat", "light", "off"];
-  const IMAGE_NAMES = { own: "own image", blank: "blank", black: "black", swapped: "another’s", none: "no image" };
+  const IMAGE_NAMES = { own: "own image", blank: "blank", black: "black", swapped: "another’s", none: "no image", empty: "empty" };
   const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
   const isRight = (sample, run, condition = OWN) => sample.r[run][condition] >= 0.5;
   const imageAt = number => (number === null ? null : DATA.images[number] ?? find(`#u${number}`).getAttribute("href"));
@@ -18,7 +18,7 @@
     ["both-wrong", NAMES.length > 2 ? "all wrong" : "both wrong", s => NAMES.every((_, i) => !isRight(s, i))]);
   for (const control of ["blank", "swapped"]) if (CONDITIONS.includes(control)) NAMES.forEach((name, run) => outcomes.push([`${control}-${run}`, `${name} right with ${control === "blank" ? "a blank" : "another’s"} image`, s => isRight(s, run, CONDITIONS.indexOf(control))]));
   for (const [value, label] of outcomes) outcome.append(make("option", { value }, label));
-  for (const name of [...new Set(SAMPLES.map(s => s.t).filter(Boolean))].sort()) type.append(make("option", { value: name }, name));
+  for (const name of [...new Set(SAMPLES.flatMap(s => s.t))].sort()) type.append(make("option", { value: name }, name));
   if (type.options.length === 1) type.parentNode.hidden = true;
 
   const text = SAMPLES.map(s => [s.q, s.g, s.k, ...s.a.flat()].join(" ").toLowerCase());
@@ -33,7 +33,7 @@
   };
   const more = () => {
     for (const i of shown.slice(listed, listed + CHUNK)) {
-      const sample = SAMPLES[i], place = listed, source = imageAt(sample.p);
+      const sample = SAMPLES[i], place = listed, source = imageAt(sample.p[OWN]);
       const row = make("div", { class: "row", role: "option", id: `row${place}`, "aria-selected": "false", "aria-setsize": shown.length, "aria-posinset": place + 1 },
         source ? make("img", { src: source, alt: "" }) : make("span"), make("span", {}, sample.q, make("small", {}, sample.g)),
         make("span", { class: "marks" }, ...NAMES.slice(0, 2).map((_, run) => make("span", {}, NAMES.length > 1 ? runKey(run) : null, mark(sample, run)))));
@@ -46,7 +46,7 @@
 
   const filter = keep => {
     const fits = outcomes.find(each => each[0] === outcome.value)[2], wanted = words.value.toLowerCase().split(/\s+/).filter(Boolean);
-    shown = SAMPLES.map((_, i) => i).filter(i => fits(SAMPLES[i]) && (!type.value || SAMPLES[i].t === type.value) && wanted.every(word => text[i].includes(word)));
+    shown = SAMPLES.map((_, i) => i).filter(i => fits(SAMPLES[i]) && (!type.value || SAMPLES[i].t.includes(type.value)) && wanted.every(word => text[i].includes(word)));
     count.textContent = `${grouped(shown.length)} of ${grouped(SAMPLES.length)}`;
     list.replaceChildren();
     list.scrollTop = 0;
@@ -109,7 +109,7 @@
     const maps = make("div", { class: `maps ${mode}` }, ...NAMES.map((name, run) => {
       const look = sample.h[run];
       if (!look) return null;
-      const box = square(imageAt(sample.p), `The image with the attention of ${name}`);
+      const box = square(imageAt(sample.p[OWN]), `The image with the attention of ${name}`);
       if (mode !== "off") box.append(overlay(look));
       return make("figure", {}, box, make("figcaption", {}, make("span", {}, runKey(run), `${name}: `, make("b", {}, inPercent(look[1])), " on the image"), make("span", {}, `even ${inPercent(look[2])}, most on one patch ${inPercent(look[3])}`)));
     }));
@@ -119,13 +119,13 @@
     ];
   };
   const paint = () => {
-    const sample = SAMPLES[shown[at]], sources = { own: imageAt(sample.p), swapped: imageAt(sample.s) };
-    const heads = CONDITIONS.map(name => make("th", { scope: "col" }, square(sources[name] ?? null, IMAGE_NAMES[name], name === "none" || name === "black" ? name : ""), IMAGE_NAMES[name]));
+    const sample = SAMPLES[shown[at]];
+    const heads = CONDITIONS.map((name, c) => make("th", { scope: "col" }, square(imageAt(sample.p[c]), IMAGE_NAMES[name], name === "none" || name === "black" ? name : ""), IMAGE_NAMES[name]));
     const rows = NAMES.map((name, run) => make("tr", {}, make("th", { scope: "row" }, runKey(run), name), ...sample.a[run].map((answer, c) => make("td", {},
       answer === null ? "–" : make("span", { class: "answer" }, mark(sample, run, c), make("span", {}, answer || make("i", { class: "ci" }, "(nothing)")))))));
     detail.replaceChildren(
       make("h3", {}, sample.q),
-      make("p", { class: "facts" }, make("span", {}, "right answer ", make("b", {}, sample.g || "not public")), sample.m === null ? null : make("span", {}, `commonest answer ${sample.m}`), sample.t ? make("span", {}, sample.t) : null, make("span", {}, sample.k)),
+      make("p", { class: "facts" }, make("span", {}, "right answer ", make("b", {}, sample.g || "not public")), sample.m === null ? null : make("span", {}, `commonest answer ${sample.m}`), sample.t.length ? make("span", {}, sample.t.join(", ")) : null, make("span", {}, sample.k)),
       make("table", { class: "matrix" }, make("thead", {}, make("tr", {}, make("th", { scope: "col" }, make("span", { class: "sr" }, "run")), ...heads)), make("tbody", {}, ...rows)),
       ...(sample.h.some(Boolean) ? looks(sample) : [make("p", { class: "note" }, "Attention was not measured for this question.")]));
   };
