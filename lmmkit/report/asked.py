@@ -46,7 +46,7 @@ class RunAnswers:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class AskedRuns:
     """Holds the task of a report and the answers of all runs, in their order. `task` is None without any task.
 
     `figure`: the name of the task's headline in results.json.
@@ -133,7 +133,7 @@ def kinds_of(answers: OfOne) -> list[str]:
     return [str(group) for group in answers[OWN].groups.values()]
 
 
-def ask_runs(runs: Sequence[LoadedRun], on: str | None = None) -> Asked:
+def ask_runs(runs: Sequence[LoadedRun], on: str | None = None) -> AskedRuns:
     """Returns the task that a report is about, and the answers to it. `on`: its name.
 
     Without a name it is the first task of the first run that most runs have answers of.
@@ -158,9 +158,9 @@ def ask_runs(runs: Sequence[LoadedRun], on: str | None = None) -> Asked:
     if task is None:
         task = next((t for t in tasks if any(run.figure(t, ACCURACY) for run in runs)), None)
     if task is None:
-        return Asked(runs=runs, task=None)
+        return AskedRuns(runs=runs, task=None)
     names = next((found for run in runs if (found := run.names_of(task))), [ACCURACY])
-    asked = Asked(
+    asked = AskedRuns(
         runs=runs, task=task, figure=ACCURACY if ACCURACY in names else names[0],
         of=[_read(each.get(task)) for each in folders],
     )  # fmt: skip
@@ -184,7 +184,7 @@ def _read(folder: Path | None) -> RunAnswers:
     return RunAnswers(answers=whole, header=header, attention=attention)
 
 
-def _strangers(asked: Asked):
+def _strangers(asked: AskedRuns):
     """Yields a problem for each run that has answers, but none to a question of the first run with answers."""
     with_answers = [i for i, run in enumerate(asked.of) if run.whole]
     for i in with_answers[1:]:
@@ -196,7 +196,7 @@ def _strangers(asked: Asked):
             yield OTHER_QUESTIONS.at(str(asked.runs[i].folder.path), got=got, first=first)
 
 
-def not_adding_up(asked: Asked) -> list[str]:
+def not_adding_up(asked: AskedRuns) -> list[str]:
     """Returns in words where the answers do not add up to results.json, of tasks whose headline is a mean score."""
     found = []
     for run, answers in zip(asked.runs, asked.of, strict=True) if asked.figure == ACCURACY else ():

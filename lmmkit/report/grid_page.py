@@ -12,7 +12,7 @@ from lmmkit.errors.report import GRID_DAMAGED
 from lmmkit.evaluate.task import Figure
 from lmmkit.progress import duration
 from lmmkit.report.page import Page, render
-from lmmkit.report.sections.summary import reach
+from lmmkit.report.sections.summary import half_width
 from lmmkit.report.wording import as_ratio, finite, in_words, in_words_of_size, plural
 from lmmkit.runs.files import read_json
 
@@ -101,7 +101,7 @@ def _block(grid: Mapping[str, Any], equal: str, measures: Sequence[str]) -> Grid
     rows = [_row(arm, base, measures) for arm in arms]
     differences = {name: [row.cells[name].difference for row in rows] for name in measures}
     return GridBlock(
-        equal=equal, rows=rows, reach={name: reach(found) for name, found in differences.items()}
+        equal=equal, rows=rows, reach={name: half_width(found) for name, found in differences.items()}
     )
 
 

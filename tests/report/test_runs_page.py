@@ -19,7 +19,7 @@ from lmmkit.report.runs_page import LIMITS, runs_page
 from lmmkit.report.sections.accuracy import forest_of
 from lmmkit.report.sections.samples import samples_of
 from lmmkit.report.sections.setup import setup_of
-from lmmkit.report.sections.summary import reach, summarise_runs
+from lmmkit.report.sections.summary import half_width, summarise_runs
 from lmmkit.report.sections.training import OF_ONE, training_of
 from lmmkit.report.wording import in_percent
 from lmmkit.runs.run_folder import RunFolder
@@ -306,7 +306,9 @@ def test_an_axis_of_differences_is_a_multiple_of_five_points():
         None,
         Figure(value=0.1, low=-0.151, high=0.2, n=1),
     ]
-    assert [reach(figures[:1]), reach(figures), reach([None])] == pytest.approx([0.05, 0.2, 0.05])
+    assert [half_width(figures[:1]), half_width(figures), half_width([None])] == pytest.approx(
+        [0.05, 0.2, 0.05]
+    )
 
 
 def test_attention_that_a_term_trains_is_noted(pair):

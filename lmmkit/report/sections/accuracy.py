@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from lmmkit.evaluate.answers.schema import OWN
 from lmmkit.evaluate.task import Figure
-from lmmkit.report.asked import RIGHT, Asked, score_of
+from lmmkit.report.asked import RIGHT, AskedRuns, score_of
 from lmmkit.report.loaded_run import DRAWN
-from lmmkit.report.sections.summary import reach
+from lmmkit.report.sections.summary import half_width
 
 SHOWN = (OWN, "blank", "swapped")
 """The conditions with a mark in the plot; results.json has all."""
@@ -30,7 +30,7 @@ class ForestRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Forest:
+class ForestPlot:
     """Holds the section. `compared`: number of differences. `agree`: questions by (first right, second right)."""
 
     rows: Sequence[ForestRow]
@@ -40,7 +40,7 @@ class Forest:
     agree: dict[tuple[bool, bool], int]
 
 
-def forest_of(asked: Asked) -> Forest | None:
+def forest_of(asked: AskedRuns) -> ForestPlot | None:
     """Returns the section; None without a headline that percent axes can show."""
     runs = asked.runs
     if not asked.conditions or not asked.in_shares:
@@ -58,13 +58,13 @@ def forest_of(asked: Asked) -> Forest | None:
             )
         )  # fmt: skip
     every = [d for row in rows for d in row.differences]
-    return Forest(
+    return ForestPlot(
         rows=rows, conditions=[c for c in SHOWN if c in asked.conditions], compared=sum(d is not None for d in every),
-        reach=reach(every), agree=_agreement(asked),
+        reach=half_width(every), agree=_agreement(asked),
     )  # fmt: skip
 
 
-def _agreement(asked: Asked) -> dict[tuple[bool, bool], int]:
+def _agreement(asked: AskedRuns) -> dict[tuple[bool, bool], int]:
     """Returns how many questions both, one or neither of two runs has right; {} with other numbers of runs."""
     if len(asked.runs) != 2 or not asked.of:
         return {}

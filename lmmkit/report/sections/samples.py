@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmmkit.evaluate.answers.schema import CONDITIONS, OWN, Answer
-from lmmkit.report.asked import RIGHT, Asked, OfOne, kinds_of
+from lmmkit.report.asked import RIGHT, AskedRuns, OfOne, kinds_of
 from lmmkit.report.image_shelf import ImageShelf
 from lmmkit.report.loaded_run import DRAWN
 from lmmkit.report.wording import finite
@@ -30,7 +30,7 @@ class Samples:
     fit: str
 
 
-def samples_of(asked: Asked, shelf: ImageShelf, *, room: int) -> Samples | None:
+def samples_of(asked: AskedRuns, shelf: ImageShelf, *, room: int) -> Samples | None:
     """Returns as many samples as fit in `room` bytes with their images, which are placed on the shelf.
 
     If there is too little room, these are the questions on which runs differ, up to half of them, and an even spread of
@@ -62,7 +62,7 @@ def samples_of(asked: Asked, shelf: ImageShelf, *, room: int) -> Samples | None:
     return Samples(rows=placed, of=len(ids), runs=runs, conditions=conditions, fit=fit_of(asked))
 
 
-def fit_of(asked: Asked) -> str:
+def fit_of(asked: AskedRuns) -> str:
     """Returns how the model gets the images: pad, crop or squash."""
     for run in asked.of:
         prompt = run.header.get("prompt")
@@ -86,7 +86,7 @@ def _spread(ids: Sequence[str], n: int) -> list[str]:
     return [ids[i * len(ids) // n] for i in range(n)]
 
 
-def _row(asked: Asked, runs: Sequence[int], conditions: Sequence[str], id: str) -> dict[str, Any]:
+def _row(asked: AskedRuns, runs: Sequence[int], conditions: Sequence[str], id: str) -> dict[str, Any]:
     """Returns a sample for the script, and the paths of its own and of another's image."""
     answers = [asked.of[i].answers[id] for i in runs]
     own = answers[0][OWN]

@@ -12,7 +12,7 @@ import numpy as np
 from lmmkit.evaluate.answers.schema import OWN
 from lmmkit.evaluate.task import Figure
 from lmmkit.progress import duration
-from lmmkit.report.asked import Asked, RunAnswers, not_adding_up, score_of
+from lmmkit.report.asked import AskedRuns, RunAnswers, not_adding_up, score_of
 from lmmkit.report.loaded_run import DRAWN, LoadedRun
 from lmmkit.report.sections.puzzles import PuzzleResult
 from lmmkit.report.wording import (
@@ -78,7 +78,7 @@ class Summary:
     reach: float = field(default=0.05)
 
 
-def summarise_runs(asked: Asked, puzzles: Sequence[PuzzleResult]) -> Summary:
+def summarise_runs(asked: AskedRuns, puzzles: Sequence[PuzzleResult]) -> Summary:
     """Returns the summary of runs."""
     runs = asked.runs
     measures = [*_accuracies(asked), *_looks(asked), *_puzzles(runs, puzzles)]
@@ -92,11 +92,11 @@ def summarise_runs(asked: Asked, puzzles: Sequence[PuzzleResult]) -> Summary:
         kicker=_kicker(asked), head=_head(runs, own, difference), lead=_lead(runs, own, difference),
         more=" ".join(filter(None, more)),
         notes=[note for note in (*_caution(runs, own), _busy(runs)) if note], warnings=list(_warnings(asked, own)),
-        difference=difference, measures=measures, costs=costs, reach=reach([difference]),
+        difference=difference, measures=measures, costs=costs, reach=half_width([difference]),
     )  # fmt: skip
 
 
-def reach(differences: Sequence[Figure | None]) -> float:
+def half_width(differences: Sequence[Figure | None]) -> float:
     """Returns half the width of an axis of differences: a multiple of 5 points that holds all intervals."""
     ends = [abs(end) for d in differences if d for end in (d.value, d.low, d.high) if end is not None]
     return max(0.05, math.ceil(max(ends, default=0.0) * 20 - 1e-9) / 20)
@@ -109,7 +109,7 @@ def leaves_out_zero(difference: Figure | None) -> bool:
     return difference.low > 0 or difference.high < 0
 
 
-def _kicker(asked: Asked) -> str:
+def _kicker(asked: AskedRuns) -> str:
     runs, parts = asked.runs, [plural(len(asked.runs), "run")]
     answered = next((run for run in asked.of if run.whole), None)
     if headline := next((f for run in runs if (f := asked.headline(run))), None):
@@ -220,7 +220,7 @@ def _busy(runs: Sequence[LoadedRun]) -> str:
     )
 
 
-def _warnings(asked: Asked, own: Measure | None):
+def _warnings(asked: AskedRuns, own: Measure | None):
     runs = asked.runs
     for run in runs:
         if run.unfinished:
@@ -246,7 +246,7 @@ def _warnings(asked: Asked, own: Measure | None):
         )
 
 
-def _other_questions(asked: Asked):
+def _other_questions(asked: AskedRuns):
     """Yields a sentence for each run whose questions are not those of the first."""
     with_answers = [i for i, run in enumerate(asked.of) if run.whole]
     for i in with_answers[1:]:
@@ -277,7 +277,7 @@ def _other_data(runs: Sequence[LoadedRun]):
             yield f"{run.name} and {runs[0].name} were trained on other sources: {in_words(other)} in one of them."
 
 
-def _accuracies(asked: Asked) -> list[Measure]:
+def _accuracies(asked: AskedRuns) -> list[Measure]:
     runs = asked.runs
     found = [
         Measure(
@@ -315,7 +315,7 @@ def _less(own: Value, other: Value) -> Value:
     return value
 
 
-def _differences(asked: Asked, value: Value, most: int | None) -> list[Figure | None]:
+def _differences(asked: AskedRuns, value: Value, most: int | None) -> list[Figure | None]:
     """Returns the differences of each run to the first. `most`: runs above which they are left out."""
     n = len(asked.runs)
     if most is not None and n > most:
@@ -323,17 +323,17 @@ def _differences(asked: Asked, value: Value, most: int | None) -> list[Figure | 
     return [asked.difference(0, i, value) for i in range(1, n)]
 
 
-def _looks(asked: Asked) -> list[Measure]:
+def _looks(asked: AskedRuns) -> list[Measure]:
     found = []
     trained = [run.name for run in asked.runs if _trains_attention(run)]
-    for name, (label, field) in LOOKS.items():
+    for name, (label, of_line) in LOOKS.items():
         figures = [run.figure(asked.task or "", name) for run in asked.runs]
         if any(figures):
             even = next((f.chance for f in figures if f and f.chance is not None), None)
             note = "" if even is None else f"spread evenly {in_percent(even)}"
             if trained:
                 note += f"; {in_words(trained)} trained for attention"
-            differences = _differences(asked, lambda run, id, field=field: run.look(id, field), most=2)
+            differences = _differences(asked, lambda run, id, name=of_line: run.look(id, name), most=2)
             found.append(Measure(label=label, note=note, figures=figures, differences=differences))
     return found
 
