@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from lmmkit.errors import did_you_mean, raise_all
+from lmmkit.errors.answers import DAMAGED
 from lmmkit.errors.report import NO_COMMON_TASK, OTHER_QUESTIONS
 from lmmkit.evaluate.answers.answers_file import HEADER, NAME, by_key, read_answers
 from lmmkit.evaluate.answers.locate import task_folders
-from lmmkit.evaluate.answers.schema import CONDITIONS, OWN, Answer
+from lmmkit.evaluate.answers.schema import CONDITIONS, FIELDS, OWN, Answer
 from lmmkit.evaluate.bootstrap import paired_difference
 from lmmkit.evaluate.task import Figure
 from lmmkit.report.loaded_run import LoadedRun
@@ -176,12 +177,24 @@ def _read(folder: Path | None) -> RunAnswers:
     if folder is None:
         return RunAnswers(answers={}, header={}, attention={})
     found: dict[str, OfOne] = {}
-    for answer in by_key(read_answers(folder / NAME), str(folder / NAME)).values():
+    answers = by_key(read_answers(folder / NAME), str(folder / NAME)).values()
+    raise_all(
+        DAMAGED.at(f"{folder / NAME}, {answer.id}", got="a field of another type", fields=", ".join(FIELDS))
+        for answer in answers
+        if not _is_sound(answer)
+    )
+    for answer in answers:
         found.setdefault(answer.id, {})[answer.condition] = answer
     whole = {id: answers for id, answers in found.items() if OWN in answers}
     header = read_json(folder / HEADER) if (folder / HEADER).is_file() else {}
     attention = {str(line.get("id")): line for line in read_jsonl(folder / ATTENTION)}
     return RunAnswers(answers=whole, header=header, attention=attention)
+
+
+def _is_sound(answer: Answer) -> bool:
+    """Returns whether the fields that a page shows have their types."""
+    texts = (answer.question, answer.cluster, answer.prompt_sha, *answer.images, answer.majority or "")
+    return isinstance(answer.groups, dict) and all(isinstance(text, str) for text in texts)
 
 
 def _strangers(asked: AskedRuns):

@@ -88,7 +88,8 @@ def grid_page(path: Path) -> Page:
     text = render(
         "grid", {"curves": [], "samples": []}, title=title, grid=grid, blocks=blocks, measures=measures, shares=shares,
         head=_head(blocks, measures[0]), notes=_notes(grid, blocks), warnings=warnings, cost_names=COSTS,
-        seeds=in_words([str(seed) for seed in grid["seeds"]]), roots=[str(r) for r in grid.get("roots") or []],
+        seeds=in_words([str(seed) for seed in grid["seeds"]]), roots=_listed(grid.get("roots")),
+        runs=_runs(grid["arms"]),
     )  # fmt: skip
     return Page(text=text, warnings=warnings)
 
@@ -113,9 +114,7 @@ def _row(arm: Mapping[str, Any], base: Mapping[str, Any], measures: Sequence[str
         "cpu_seconds": duration,
         "wall_seconds": duration,
     }
-    changes = arm.get("changes") if isinstance(arm.get("changes"), list) else []
-    same = arm.get("same_results_as") if isinstance(arm.get("same_results_as"), list) else []
-    runs = arm.get("runs") if isinstance(arm.get("runs"), list) else []
+    changes, same, runs = (_listed(arm.get(key)) for key in ("changes", "same_results_as", "runs"))
     marks = [f"the same results as {in_words([str(name) for name in same])}"] if same else []
     if arm is not base and not changes:
         marks.append("changes no key")
@@ -134,9 +133,8 @@ def _row(arm: Mapping[str, Any], base: Mapping[str, Any], measures: Sequence[str
 
 
 def _cell(measured: Mapping[str, Any]) -> GridCell:
-    values = measured.get("values")
-    listed = values if isinstance(values, list) else []
-    found = [v for each in listed if isinstance(each, dict) and (v := finite(each.get("value"))) is not None]
+    values = _listed(measured.get("values"))
+    found = [v for each in values if isinstance(each, dict) and (v := finite(each.get("value"))) is not None]
     difference = _of(measured, "difference")
     return GridCell(
         mean=_estimate(measured), values=found, difference=_estimate(difference),
@@ -154,6 +152,20 @@ def _estimate(value: Mapping[str, Any]) -> Figure | None:
 def _of(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     found = value.get(key)
     return found if isinstance(found, dict) else {}
+
+
+def _listed(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _runs(arms: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Returns variant, what is held equal, seed, data and folder of each run."""
+    return [
+        (arm["variant"], str(arm.get("equal")), *(str(run.get(key)) for key in ("seed", "root", "folder")))
+        for arm in arms
+        for run in _listed(arm.get("runs"))
+        if isinstance(run, dict)
+    ]
 
 
 def _is_share(blocks: Sequence[GridBlock], measure: str) -> bool:

@@ -37,7 +37,7 @@ def render(kind: str, data: Mapping[str, Any], **values: Any) -> str:
         f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(theme)} {_hash(script)}; "
         "base-uri 'none'; form-action 'none'"
     )
-    return (
+    text = (
         _environment()
         .get_template(f"{kind}.html.j2")
         .render(
@@ -45,6 +45,7 @@ def render(kind: str, data: Mapping[str, Any], **values: Any) -> str:
             data=Markup(as_data(data)),
         )
     )  # fmt: skip
+    return text.encode("utf-8", "replace").decode()  # half of a pair of surrogates, which no file can hold
 
 
 def as_data(value: Mapping[str, Any]) -> str:

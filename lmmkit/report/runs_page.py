@@ -54,7 +54,7 @@ def runs_page(paths: Sequence[Path], *, on: str | None = None, limit: int | None
         )  # these are in the page itself, where a browser without scripts shows them
         data = {
             "curves": training.curves if training else [], "samples": samples.rows if samples else [],
-            "names": [names[i] for i in samples.runs] if samples else [],
+            "names": [names[i] for i in samples.runs] if samples else [], "runs": list(samples.runs) if samples else [],
             "conditions": samples.conditions if samples else [],
             "images": [None if i in early else uri for i, uri in enumerate(shelf.uris())], "fit": values["fit"],
         }  # fmt: skip

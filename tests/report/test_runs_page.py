@@ -12,6 +12,7 @@ import shutil
 import pytest
 from PIL import Image
 
+from lmmkit.errors import UserError
 from lmmkit.report.asked import ask_runs
 from lmmkit.report.image_shelf import SIDE, ImageShelf
 from lmmkit.report.loaded_run import load_runs
@@ -316,3 +317,30 @@ def test_attention_that_a_term_trains_is_noted(pair):
     (looks,) = [m for m in summary.measures if m.label.startswith("attention")]
     assert looks.note == "spread evenly 25.0; direct trained for attention"
     assert looks.differences[0] is not None and looks.differences[0].value == 0.0
+
+
+def test_fields_of_another_type_are_refused_and_damaged_maps_left_out(own_pair):
+    file = own_pair[0] / "answers/finetune/answers/attention.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    spoiled = [{"map": "!"}, {"map": "AAAA"}, {"grid": [2]}, {"grid": [0, 4]}, {"peak": "x"}, {"map": None}]
+    lines = [line | change for line, change in zip(lines, spoiled, strict=False)] + lines[len(spoiled) :]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    samples = Parsed(runs_page(own_pair).text).data["samples"]
+    assert [s["h"][0] is None for s in samples[:7]] == [True] * 6 + [False]
+    for values in ({"groups": "x"}, {"images": [3]}, {"question": None}, {"cluster": 4}):
+        before = (own_pair[0] / "answers/finetune/answers/answers.jsonl").read_text()
+        change_answer(own_pair[0], 1, **values)
+        with pytest.raises(UserError, match="answers/damaged"):
+            runs_page(own_pair)
+        (own_pair[0] / "answers/finetune/answers/answers.jsonl").write_text(before)
+
+
+def test_half_a_surrogate_pair_can_be_written(own_pair):
+    change_answer(own_pair[0], 0, raw="a \ud800 b")
+    assert "a ? b" in runs_page(own_pair).text.encode().decode()
+
+
+def test_many_series_get_fewer_points(pair):
+    whole, less = (training_of(load_runs(pair), room=room) for room in (10**9, 3000))
+    assert whole is not None and less is not None
+    assert len(whole.curves[0]["step"]) == 40 and len(less.curves[0]["step"]) == 40, "not fewer than 50"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -126,10 +127,16 @@ def _gold(gold: object) -> str:
 
 
 def _attention(line: dict[str, Any] | None) -> list[Any] | None:
-    """Returns [map, mass, even, peak, rows, columns]; None without a map."""
-    if line is None or not isinstance(line.get("map"), str):
+    """Returns [map, mass, even, peak, rows, columns]; None without a whole map."""
+    if line is None:
         return None
     grid, figures = line.get("grid"), [finite(line.get(key)) for key in ("mass", "even", "peak")]
     if not isinstance(grid, list) or len(grid) != 2 or None in figures:
+        return None
+    try:
+        shares = base64.b64decode(line["map"], validate=True)
+    except (KeyError, TypeError, ValueError):
+        return None
+    if not all(type(n) is int and n > 0 for n in grid) or len(shares) != grid[0] * grid[1]:
         return None
     return [line["map"], *(round(each, 5) for each in figures if each is not None), *grid]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from lmmkit.report.wording import finite
 
 POINTS, OF_ONE = 12_000, 3_000
 """Most points of a curve of all runs together, and of one run. Longer curves are means of what is between."""
+ROOM, FEWEST = 1_600_000, 50
 LAST = 50  # logged steps of a stage whose mean is in the table
 PLAIN = ("grad_norm", "lr", "tokens_per_second", "loss")
 _Records = Sequence[dict[str, Any]]
@@ -30,26 +32,40 @@ class StageEnd:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """Holds the section. `curves`: of each drawn run, for the script. `flagged`: (run, anomaly)."""
+    """Holds the section. `curves`: of each drawn run, for the script. `flagged`: (run, step with an anomaly)."""
 
     curves: Sequence[dict[str, Any]]
     ends: Sequence[StageEnd]
     flagged: Sequence[tuple[int, dict[str, Any]]]
 
 
-def training_of(runs: Sequence[LoadedRun]) -> Training | None:
-    """Returns the section; None if no run has logged a step."""
-    if not any(run.steps for run in runs):
+def training_of(runs: Sequence[LoadedRun], *, room: int = ROOM) -> Training | None:
+    """Returns the section; None if no run has logged a step.
+
+    The curves have as many points as fit in `room` bytes, and at most `OF_ONE`.
+    """
+    drawn = [(i, run) for i, run in enumerate(runs[:DRAWN]) if run.steps]
+    if not drawn:
         return None
-    drawn = runs[:DRAWN]
     points = min(OF_ONE, POINTS // len(drawn))
-    flagged = [
-        (i, anomaly) for i, run in enumerate(runs) for anomaly in run.anomalies if finite(anomaly.get("step"))
-    ]
-    return Training(curves=[_curves(run, points) for run in drawn], ends=_ends(runs), flagged=flagged)
+    while len(json.dumps(curves := [_curves(i, run, points) for i, run in drawn])) > room and points > FEWEST:
+        points //= 2
+    flagged = [(i, step) for i, run in enumerate(runs) for step in _flagged(run)]
+    return Training(curves=curves, ends=_ends(runs), flagged=flagged)
 
 
-def _curves(run: LoadedRun, points: int) -> dict[str, Any]:
+def _flagged(run: LoadedRun) -> list[dict[str, Any]]:
+    return [
+        {
+            "step": int(a["step"]), "stage": str(a.get("stage", "")), "kind": str(a.get("kind", "")),
+            "of": [str(each) for each in _listed(a.get("of", []))],
+        }
+        for a in run.anomalies
+        if finite(a.get("step")) is not None
+    ]  # fmt: skip
+
+
+def _curves(number: int, run: LoadedRun, points: int) -> dict[str, Any]:
     """Returns the curves of a run: steps, tokens and minutes so far, stage, and each series, all of one length.
 
     A chance level that does not change is an object with its value and the first and last place where it is known.
@@ -72,15 +88,11 @@ def _curves(run: LoadedRun, points: int) -> dict[str, Any]:
         values = [_mean([steps[i].get(name) for i in each]) for each in bins]
         series[name] = _constant(values) if name.startswith("chance/") else values
     return {
-        "name": run.name, "stages": stages, "step": [int(steps[i]["step"]) for i in last],
+        "name": run.name, "run": number, "stages": stages, "step": [int(steps[i]["step"]) for i in last],
         "tokens": [int(tokens[i]) for i in last], "minutes": [round(seconds[i] / 60, 3) for i in last],
         "stage": [stages.index(str(steps[each[0]].get("stage"))) for each in bins],
         "series": series | _validations(run, [int(steps[i]["step"]) for i in last]),
-        "flagged": [
-            {"step": a["step"], "kind": str(a.get("kind")), "of": [str(x) for x in _listed(a.get("of"))]}
-            for a in run.anomalies
-            if finite(a.get("step"))
-        ],
+        "flagged": _flagged(run),
     }  # fmt: skip
 
 

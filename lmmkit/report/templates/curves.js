@@ -1,6 +1,7 @@
 (() => {
   const RUNS = DATA.curves, host = find("#panels");
   if (!RUNS.length || !host) return;
+  const toneOf = run => tone(RUNS[run].run);
   const longest = Math.max(...RUNS.map(run => run.step.length));
   const state = { smoothing: longest > 1000 ? 0.95 : longest > 200 ? 0.9 : 0.6, along: "step", log: true, at: null };
   const unpack = (series, n) => (Array.isArray(series) ? series : Array.from({ length: n }, (_, i) => (i >= series.first && i <= series.last ? series.value : null)));
@@ -136,22 +137,22 @@
     const stageRuns = state.along === "step" ? [0] : RUNS.map((_, run) => run);
     for (const run of stageRuns) RUNS[run].stages.forEach((stage, j) => {
       const first = RUNS[run].stage.indexOf(j), at = x(j ? xs[run][first] : 0);
-      if (j) add(draw("line", { class: stageRuns.length > 1 ? `stage ${tone(run)}` : "stage", x1: at, x2: at, y1: top - 14, y2: height - bottom }));
+      if (j) add(draw("line", { class: stageRuns.length > 1 ? `stage ${toneOf(run)}` : "stage", x1: at, x2: at, y1: top - 14, y2: height - bottom }));
       if (run === stageRuns[0]) add(draw("text", { x: at + (j ? 5 : 0), y: top - 7 }, stage));
     });
     const inside = draw("g", { "clip-path": `url(#${clip})` });
     add(inside);
     if (panel.wide) inside.append(draw("line", { class: "chance", x1: left, x2: width - right, y1: y(1), y2: y(1) }));
     if (panel.chance) inside.append(draw("path", { class: "chance", d: path(xs[panel.chanceRun], smooth(panel.chance, RUNS[panel.chanceRun].stage, state.smoothing), x, y) }));
-    if (!panel.wide && !panel.raw && !panel.sparse) for (const line of panel.lines) inside.append(draw("path", { class: `band ${tone(line.run)}`, d: band(xs[line.run], line.values, x, y) }));
+    if (!panel.wide && !panel.raw && !panel.sparse) for (const line of panel.lines) inside.append(draw("path", { class: `band ${toneOf(line.run)}`, d: band(xs[line.run], line.values, x, y) }));
     for (const line of panel.lines) {
-      inside.append(draw("path", { class: `mean ${tone(line.run)}`, d: path(xs[line.run], line.mean, x, y, panel.sparse), "stroke-dasharray": line.dash || null }));
-      if (panel.sparse) line.mean.forEach((v, i) => { if (v !== null) inside.append(draw("circle", { class: `dot ${tone(line.run)}`, r: 3, cx: x(xs[line.run][i]), cy: y(v) })); });
+      inside.append(draw("path", { class: `mean ${toneOf(line.run)}`, d: path(xs[line.run], line.mean, x, y, panel.sparse), "stroke-dasharray": line.dash || null }));
+      if (panel.sparse) line.mean.forEach((v, i) => { if (v !== null) inside.append(draw("circle", { class: `dot ${toneOf(line.run)}`, r: 3, cx: x(xs[line.run][i]), cy: y(v) })); });
     }
     if (panel.flags) RUNS.forEach((run, i) => run.flagged.forEach(flag => {
       const place = run.step.findIndex(step => step >= flag.step), line = panel.lines.find(each => each.run === i);
       if (place < 0 || !line || line.values[place] === null) return;
-      add(draw("path", { class: `flag ${tone(i)}`, d: `M${x(xs[i][place])} ${y(line.values[place]) - 6}l5 8h-10z` }, draw("title", {}, `${run.name}, step ${flag.step}: ${flag.kind}, ${flag.of.join(", ")}`)));
+      add(draw("path", { class: `flag ${toneOf(i)}`, d: `M${x(xs[i][place])} ${y(line.values[place]) - 6}l5 8h-10z` }, draw("title", {}, `${run.name}, step ${flag.step}: ${flag.kind}, ${flag.of.join(", ")}`)));
     }));
     if (labels) labelled(panel, { x, y, xs, width, right, height, bottom, add });
     panel.cursor = draw("line", { class: "cursor", y1: top, y2: height - bottom, visibility: "hidden" });
@@ -187,8 +188,8 @@
   const tell = panel => {
     panel.read.replaceChildren(...panel.lines.map(line => {
       const value = make("b", {}, show(panel, valueAt(line.mean, panel.xs[line.run], state.at)));
-      if (!panel.wide) return make("span", {}, runKey(line.run), value);
-      const sample = draw("svg", { class: "sample", "aria-hidden": "true" }, draw("path", { class: `mean ${tone(line.run)}`, d: "M0 5H24", "stroke-dasharray": line.dash }));
+      if (!panel.wide) return make("span", {}, runKey(RUNS[line.run].run), value);
+      const sample = draw("svg", { class: "sample", "aria-hidden": "true" }, draw("path", { class: `mean ${toneOf(line.run)}`, d: "M0 5H24", "stroke-dasharray": line.dash }));
       return make("span", {}, sample, `${line.label}\u2002`, value);
     }));
     if (panel.chance) panel.read.append(make("span", {}, draw("svg", { class: "sample", "aria-hidden": "true" }, draw("path", { class: "chance", d: "M0 5H22" })), show(panel, valueAt(panel.chance, panel.xs[panel.chanceRun], state.at))));

@@ -36,7 +36,7 @@
       const sample = SAMPLES[i], place = listed, source = imageAt(sample.p[OWN]);
       const row = make("div", { class: "row", role: "option", id: `row${place}`, "aria-selected": "false", "aria-setsize": shown.length, "aria-posinset": place + 1 },
         source ? make("img", { src: source, alt: "" }) : make("span"), make("span", {}, sample.q, make("small", {}, sample.g)),
-        make("span", { class: "marks" }, ...NAMES.slice(0, 2).map((_, run) => make("span", {}, NAMES.length > 1 ? runKey(run) : null, mark(sample, run)))));
+        make("span", { class: "marks" }, ...NAMES.slice(0, 2).map((_, run) => make("span", {}, NAMES.length > 1 ? runKey(DATA.runs[run]) : null, mark(sample, run)))));
       row.addEventListener("click", () => go(place, false));
       list.append(row);
       listed += 1;
@@ -111,7 +111,7 @@
       if (!look) return null;
       const box = square(imageAt(sample.p[OWN]), `The image with the attention of ${name}`);
       if (mode !== "off") box.append(overlay(look));
-      return make("figure", {}, box, make("figcaption", {}, make("span", {}, runKey(run), `${name}: `, make("b", {}, inPercent(look[1])), " on the image"), make("span", {}, `even ${inPercent(look[2])}, most on one patch ${inPercent(look[3])}`)));
+      return make("figure", {}, box, make("figcaption", {}, make("span", {}, runKey(DATA.runs[run]), `${name}: `, make("b", {}, inPercent(look[1])), " on the image"), make("span", {}, `even ${inPercent(look[2])}, most on one patch ${inPercent(look[3])}`)));
     }));
     return [
       make("div", { class: "sub" }, make("h4", {}, "Attention of the answer, on its own image"), mode === "off" ? null : make("span", { class: "ramp" }, "none", rampBar(), "most"), modes), maps,
@@ -121,7 +121,7 @@
   const paint = () => {
     const sample = SAMPLES[shown[at]];
     const heads = CONDITIONS.map((name, c) => make("th", { scope: "col" }, square(imageAt(sample.p[c]), IMAGE_NAMES[name], name === "none" || name === "black" ? name : ""), IMAGE_NAMES[name]));
-    const rows = NAMES.map((name, run) => make("tr", {}, make("th", { scope: "row" }, runKey(run), name), ...sample.a[run].map((answer, c) => make("td", {},
+    const rows = NAMES.map((name, run) => make("tr", {}, make("th", { scope: "row" }, runKey(DATA.runs[run]), name), ...sample.a[run].map((answer, c) => make("td", {},
       answer === null ? "–" : make("span", { class: "answer" }, mark(sample, run, c), make("span", {}, answer || make("i", { class: "ci" }, "(nothing)")))))));
     detail.replaceChildren(
       make("h3", {}, sample.q),
