@@ -17,11 +17,11 @@ NO_COMMON_TASK = Code(
 OTHER_QUESTIONS = Code(
     "report/other-questions", cause="Runs that answered other questions would be compared.",
     expected="at least one question, with the same prompt and images, that {first} answered too",
-    hint="Evaluate both on the same data (`lmmkit eval`), name another task (`--on TASK`), or write a report of each.",
+    hint="Evaluate both on the same data (`lmmkit eval`), name another task (`lmmkit report RUN... --on TASK`), or write a report of each.",
 )
 GRID_DAMAGED = Code(
     "report/damaged-grid", cause="The file of a grid lacks a value, or has one of another kind.",
-    expected="{content}", hint="Write it again: `lmmkit ablate GRID.yaml`.",
+    expected="{content}", hint="Write it again with the command that made it.",
 )
 GRID_AND_RUNS = Code(
     "report/grid-and-runs", cause="A grid is named together with something else.",
@@ -29,5 +29,5 @@ GRID_AND_RUNS = Code(
 )
 NOT_HTML = Code(
     "report/out", cause="The page would be written over a file that is no HTML page, or a folder.",
-    expected="a new file, or a page to replace", hint="Name another file: `--out report.html`.",
+    expected="a new file, or a page to replace", hint="Name another file: `lmmkit report RUN... --out report.html`.",
 )

@@ -12,6 +12,7 @@ from lmmkit.errors import did_you_mean, raise_all
 from lmmkit.errors.answers import DAMAGED
 from lmmkit.errors.report import NO_COMMON_TASK, OTHER_QUESTIONS
 from lmmkit.evaluate.answers.answers_file import HEADER, NAME, by_key, read_answers
+from lmmkit.evaluate.answers.choose import OfOne
 from lmmkit.evaluate.answers.locate import task_folders
 from lmmkit.evaluate.answers.schema import CONDITIONS, FIELDS, OWN, Answer
 from lmmkit.evaluate.bootstrap import paired_difference
@@ -22,9 +23,7 @@ from lmmkit.runs.files import read_json, read_jsonl
 
 ATTENTION = "attention.jsonl"
 ACCURACY = "accuracy"
-RIGHT = 0.5  # a score from here on counts as right where only right and wrong are told apart
-OfOne = dict[str, Answer]
-"""The answers to one question by condition."""
+RIGHT = 0.5  # a score from here on counts as right where only right and wrong are distinguished
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,9 +23,9 @@ def test_a_whole_run_is_read(pair):
     plain, direct = load_runs(pair)
     assert (plain.name, direct.name) == ("plain", "direct") and not plain.missing and not plain.unfinished
     assert len(plain.steps) == 40 and plain.total("tokens") == 4000 and direct.total("seconds") == 40.0
-    told = json.loads((pair[0] / "results.json").read_text())["answers"]["accuracy"]["value"]
+    value = json.loads((pair[0] / "results.json").read_text())["answers"]["accuracy"]["value"]
     figure = plain.figure("answers", "accuracy")
-    assert figure is not None and figure.value == told
+    assert figure is not None and figure.value == value
     assert plain.cpu_seconds == 101.0
 
 

@@ -272,7 +272,7 @@ def test_without_scripts_verdict_figures_and_puzzles_are_there(chromium, page_fi
     assert tab.page.locator("h1").is_visible() and tab.page.locator(".figures tbody tr").count() > 8
     assert (
         tab.page.locator(".forest tbody tr").count() == 4
-        and tab.page.locator(".forest svg line.ln").first.is_visible()
+        and tab.page.locator(".forest svg circle").first.is_visible()
     )
     assert tab.page.locator(".card use").count() > 20 and not tab.page.locator("#filters").is_visible()
     tab.context.close()
@@ -299,7 +299,7 @@ def test_controls_have_names_images_have_texts_and_ids_are_unique(tab):
 def test_hostile_text_stays_text(chromium, pair, tmp_path):
     own = [shutil.copytree(run, tmp_path / run.name) for run in pair]
     for run in own:
-        change_answer(run, 0, question=EVIL, raw=EVIL)
+        change_answer(run, 0, question=EVIL, raw=EVIL, score=0.25)
     tab = Tab(chromium, _written(runs_page(own), tmp_path))
     assert tab.question() == EVIL and tab.page.title() == "plain and direct · lmmkit report"
     assert tab.page.locator("#detail script, #detail h3 img, #list small img").count() == 0

@@ -18,6 +18,7 @@ from lmmkit.report.image_shelf import SIDE, ImageShelf
 from lmmkit.report.loaded_run import load_runs
 from lmmkit.report.runs_page import LIMITS, runs_page
 from lmmkit.report.sections.accuracy import forest_of
+from lmmkit.report.sections.puzzles import puzzle_results, shown_puzzles
 from lmmkit.report.sections.samples import samples_of
 from lmmkit.report.sections.setup import setup_of
 from lmmkit.report.sections.summary import half_width, summarise_runs
@@ -344,3 +345,26 @@ def test_many_series_get_fewer_points(pair):
     whole, less = (training_of(load_runs(pair), room=room) for room in (10**9, 3000))
     assert whole is not None and less is not None
     assert len(whole.curves[0]["step"]) == 40 and len(less.curves[0]["step"]) == 40, "not fewer than 50"
+
+
+def test_puzzles_are_one_of_each_image_and_damaged_ones_left_out(own_pair):
+    file = own_pair[1] / "answers/finetune/terms/puzzles.json"
+    content = json.loads(file.read_text())
+    puzzles = content["instances"]["image_order"]["puzzles"]
+    puzzles[0] |= {"predicted": [0, 1, 2, 9]}
+    puzzles[3] |= {"right": None}
+    puzzles[6] |= {"images": [4]}
+    content["instances"] |= {"other": 3, "more": {"n": "x"}}
+    file.write_text(json.dumps(content))
+    results = puzzle_results(load_runs(own_pair))
+    assert [(r.run, r.instance, r.grid, r.n, r.right) for r in results] == [
+        (1, "image_order", 2, 120, 80),
+        (1, "text_order", 0, 120, 80),
+    ]
+    assert len(results[0].puzzles) == 117
+    shown = shown_puzzles(results)
+    images = [card["images"][0] for card in shown[0].cards]
+    assert len(set(images)) == len(images) == 12 and (shown[0].first, shown[0].wrong) == (8, 4)
+    assert all(not card["right"] for card in shown[0].cards[8:])
+    wrong = next(card for card in shown[1].cards if not card["right"])
+    assert wrong["words"] == [("a", True), ("cross", False), ("red", False)]

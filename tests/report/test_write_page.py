@@ -32,7 +32,7 @@ def test_another_file_is_not_replaced(pair, tmp_path, content):
     assert (tmp_path / "notes.txt").read_bytes() == content
 
 
-def test_a_grid_stands_alone(pair, tmp_path):
+def test_a_grid_has_a_page_of_its_own(pair, tmp_path):
     (tmp_path / "ablation.json").write_text("{}")
     with pytest.raises(UserError, match="report/grid-and-runs"):
         write_page([tmp_path, pair[0]], tmp_path / "page.html")

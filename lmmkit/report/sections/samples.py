@@ -20,7 +20,7 @@ WITH_IMAGE = (OWN, "swapped", "empty")  # the conditions that show the image of 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Samples:
+class ShownSamples:
     """Holds the samples on the page. `rows`: for the script. `of`: all common questions. `runs`: numbers of those whose
     answers are there. `conditions`: those of the answers, in their order. `fit`: how the model gets the images."""
 
@@ -31,7 +31,7 @@ class Samples:
     fit: str
 
 
-def samples_of(asked: AskedRuns, shelf: ImageShelf, *, room: int) -> Samples | None:
+def samples_of(asked: AskedRuns, shelf: ImageShelf, *, room: int) -> ShownSamples | None:
     """Returns as many samples as fit in `room` bytes with their images, which are placed on the shelf.
 
     If there is too little room, these are the questions on which runs differ, up to half of them, and an even spread of
@@ -53,14 +53,17 @@ def samples_of(asked: AskedRuns, shelf: ImageShelf, *, room: int) -> Samples | N
         picked = _picked(ids, differ, most)
         rows = {id: _row(asked, runs, conditions, id) for id in picked}
         paths = {path for row in rows.values() for path in row["paths"] if path}
-        size = sum(len(json.dumps(row["data"], ensure_ascii=False).encode()) + 16 for row in rows.values())
+        size = sum(
+            len(json.dumps(row["data"], ensure_ascii=False).encode("utf-8", "replace")) + 16
+            for row in rows.values()
+        )
         if most == 0 or size + sum(map(shelf.cost, paths)) <= room:
             break
         most = int(most * SHRINK)
     placed = [
         row["data"] | {"p": [shelf.place(path) for path in row["paths"]]} for row in rows.values()
     ]  # fmt: skip
-    return Samples(rows=placed, of=len(ids), runs=runs, conditions=conditions, fit=fit_of(asked))
+    return ShownSamples(rows=placed, of=len(ids), runs=runs, conditions=conditions, fit=fit_of(asked))
 
 
 def fit_of(asked: AskedRuns) -> str:

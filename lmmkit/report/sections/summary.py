@@ -83,7 +83,7 @@ def summarise_runs(asked: AskedRuns, puzzles: Sequence[PuzzleResult]) -> Summary
     runs = asked.runs
     measures = [*_accuracies(asked), *_looks(asked), *_puzzles(runs, puzzles)]
     costs = _costs(runs)
-    own = measures[0] if measures and asked.headline(runs[0]) else None
+    own = measures[0] if any(asked.headline(run) for run in runs) else None
     difference = own.differences[0] if own and len(runs) == 2 and own.differences else None
     more = [_below_chance(runs, own), _cost_words(runs, costs)]
     if len(runs) == 2:
@@ -158,7 +158,8 @@ def _lead(runs: Sequence[LoadedRun], own: Measure | None, difference: Figure | N
     if len(runs) > 2 or difference is None:
         return ""
     a, b = own.figures
-    assert a is not None and b is not None, "there is a difference"
+    if a is None or b is None:
+        return f"On common questions {runs[1].name} and {runs[0].name} have"
     return f"{runs[1].name} answers {in_percent(b.value)} % right and {runs[0].name} {in_percent(a.value)} %"
 
 
