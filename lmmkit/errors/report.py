@@ -17,7 +17,8 @@ NO_COMMON_TASK = Code(
 OTHER_QUESTIONS = Code(
     "report/other-questions", cause="Runs that answered other questions would be compared.",
     expected="at least one question, with the same prompt and images, that {first} answered too",
-    hint="Evaluate both on the same data (`lmmkit eval`), name another task (`lmmkit report RUN... --on TASK`), or write a report of each.",
+    hint="Evaluate both on the same data (`lmmkit eval`), name another task (`lmmkit report RUN... --on TASK`), or "
+    "write a report of each.",
 )
 GRID_DAMAGED = Code(
     "report/damaged-grid", cause="The file of a grid lacks a value, or has one of another kind.",
