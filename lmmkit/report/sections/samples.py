@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from lmmkit.evaluate.answers.schema import CONDITIONS, OWN, Answer
 from lmmkit.report.asked import RIGHT, AskedRuns, OfOne, kinds_of
 from lmmkit.report.image_shelf import ImageShelf
 from lmmkit.report.loaded_run import DRAWN
+from lmmkit.report.page import as_data, byte_size
 from lmmkit.report.wording import finite
 
 MOST = 2_000  # questions, however small they are
@@ -53,10 +53,7 @@ def samples_of(asked: AskedRuns, shelf: ImageShelf, *, room: int) -> ShownSample
         picked = _picked(ids, differ, most)
         rows = {id: _row(asked, runs, conditions, id) for id in picked}
         paths = {path for row in rows.values() for path in row["paths"] if path}
-        size = sum(
-            len(json.dumps(row["data"], ensure_ascii=False).encode("utf-8", "replace")) + 16
-            for row in rows.values()
-        )
+        size = byte_size([as_data(row["data"]) for row in rows.values()]) + 16 * len(rows)
         if most == 0 or size + sum(map(shelf.cost, paths)) <= room:
             break
         most = int(most * SHRINK)
