@@ -22,7 +22,7 @@ OTHER_QUESTIONS = Code(
 )
 GRID_DAMAGED = Code(
     "report/damaged-grid", cause="The file of a grid lacks a value, or has one of another kind.",
-    expected="{content}", hint="Write it again with the command that made it.",
+    expected="{content}", hint="Write it again: `lmmkit ablate GRID.yaml`.",
 )
 GRID_AND_RUNS = Code(
     "report/grid-and-runs", cause="A grid is named together with something else.",

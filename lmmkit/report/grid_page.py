@@ -67,7 +67,7 @@ class GridBlock:
 def grid_page(path: Path) -> Page:
     """Returns the page of a grid: its folder, or its file. Raises `UserError` for a damaged file."""
     file = path / GRID if path.is_dir() else path
-    grid = read_json(file, hint="Write it again with the command that made it.")
+    grid = read_json(file, hint="Write it again: `lmmkit ablate GRID.yaml`.")
     if grid.get("format") != FORMAT:
         raise UserError(GRID_DAMAGED.at(f"{file}: format", got=repr(grid.get("format")), content=f"{FORMAT}"))
     for key, kind in HEAD.items():

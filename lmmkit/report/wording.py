@@ -9,9 +9,12 @@ MINUS, DASH, TIMES = "\u2212", "\u2013", "\u00d7"
 
 def finite(value: object) -> float | None:
     """Returns `value` if it is a finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value)
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # an integer that no float can hold
+        return None
 
 
 def in_percent(share: float | None) -> str:

@@ -64,6 +64,6 @@ def test_lists_and_plurals():
     assert [wording.plural(n, "run") for n in (0, 1, 1200)] == ["0 runs", "1 run", "1,200 runs"]
 
 
-@pytest.mark.parametrize("value", [True, "3", None, math.nan, math.inf, [1]])
+@pytest.mark.parametrize("value", [True, "3", None, math.nan, math.inf, [1], 10**400])
 def test_only_finite_numbers_are_numbers(value):
     assert wording.finite(value) is None
