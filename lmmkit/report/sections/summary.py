@@ -53,7 +53,7 @@ class Measure:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cost:
+class CostLine:
     """Holds a line of costs as text. `ratio`: of the second run to the first."""
 
     label: str
@@ -74,7 +74,7 @@ class Summary:
     warnings: Sequence[str] = ()
     difference: Figure | None = None
     measures: Sequence[Measure] = ()
-    costs: Sequence[Cost] = ()
+    costs: Sequence[CostLine] = ()
     reach: float = field(default=0.05)
 
 
@@ -361,14 +361,14 @@ def _puzzles(runs: Sequence[LoadedRun], puzzles: Sequence[PuzzleResult]) -> list
     return found
 
 
-def _costs(runs: Sequence[LoadedRun]) -> list[Cost]:
-    def line(label: str, values: Sequence[float | None], show: Callable[[float], str]) -> Cost | None:
+def _costs(runs: Sequence[LoadedRun]) -> list[CostLine]:
+    def line(label: str, values: Sequence[float | None], show: Callable[[float], str]) -> CostLine | None:
         if not any(values):
             return None
         ratio, (base, *others) = "", values
         if len(values) == 2 and base and others[0]:
             ratio = "same" if base == others[0] else as_ratio(others[0] / base)
-        return Cost(label=label, cells=[DASH if not v else show(v) for v in values], ratio=ratio)
+        return CostLine(label=label, cells=[DASH if not v else show(v) for v in values], ratio=ratio)
 
     lines = [
         line(
@@ -384,7 +384,7 @@ def _costs(runs: Sequence[LoadedRun]) -> list[Cost]:
     return [each for each in lines if each is not None]
 
 
-def _cost_words(runs: Sequence[LoadedRun], costs: Sequence[Cost]) -> str:
+def _cost_words(runs: Sequence[LoadedRun], costs: Sequence[CostLine]) -> str:
     """Returns what the second run cost beside the first, as a sentence."""
     by_label: dict[str, Any] = {cost.label: cost.ratio for cost in costs}
     steps, tokens, time = (
