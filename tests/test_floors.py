@@ -39,7 +39,7 @@ FLOORS: dict[str, str] = {
         job_queue grid_work emit process_trial ablate
     """,
     "lmmkit.commands.experiments": """
-        runs
+        runs report
     """,
     "lmmkit.commands.answers": """
         group
@@ -59,7 +59,7 @@ FLOORS: dict[str, str] = {
         offsets sentencepiece_tokenizer added_tokens hf_tokenizer tiktoken_tokenizer choose
     """,
     "lmmkit.errors": """
-        ablation answers benchmarks commands data dry_run judge plan recipe training weights
+        ablation answers benchmarks commands data dry_run judge plan recipe report training weights
     """,
     "lmmkit.evaluate": """
         keep task controls stats bootstrap official_files vqa_text group_means option_letters judge benchmarks
@@ -101,7 +101,10 @@ FLOORS: dict[str, str] = {
         error_messages read
     """,
     "lmmkit.report": """
-        quickstart train_summary
+        quickstart train_summary wording page loaded_run asked image_shelf sections runs_page grid_page write_page
+    """,
+    "lmmkit.report.sections": """
+        puzzles summary accuracy training samples setup
     """,
     "lmmkit.runs": """
         files metrics run_folder run_lock sessions list_runs
