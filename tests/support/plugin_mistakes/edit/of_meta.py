@@ -14,7 +14,7 @@ class Mistake(TokenStrategy):
     provides = ("look",)
 
     def edit(self, view):
-        return [Insert("before_response", "look")] if view.sample.meta else []
+        return [Insert("after_image", "look")] if view.sample.meta else []
 
     def modules(self, dims):
         return LearnedTokens(1, dims.width)

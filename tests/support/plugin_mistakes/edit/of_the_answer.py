@@ -15,7 +15,7 @@ class Mistake(TokenStrategy):
 
     def edit(self, view):
         long = sum(len(turn.text) for turn in view.sample.turns if turn.role == "assistant") > 8
-        return [Insert("before_response", "look")] if long else []
+        return [Insert("after_image", "look")] if long else []
 
     def modules(self, dims):
         return LearnedTokens(1, dims.width)

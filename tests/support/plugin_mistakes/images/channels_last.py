@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+
 from lmmkit.api import AttnMass, Loss, Select, hookimpl
 
 WHERE = "mistake.images"

@@ -3,8 +3,9 @@
 import functools
 from dataclasses import dataclass
 
-from lmmkit.api import HiddenAt, Loss, Select, hookimpl
 from torch import nn
+
+from lmmkit.api import HiddenAt, Loss, Select, hookimpl
 
 WHERE = "mistake.modules"
 CODE = "plugin/not-pure"

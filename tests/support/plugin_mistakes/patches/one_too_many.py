@@ -14,7 +14,7 @@ class Mistake(ImageReducer):
         return dims.image.tokens
 
     def patches(self, dims):
-        return [(row + 1,) for row in range(self.tokens(dims))]
+        return [[row + 1] for row in range(self.tokens(dims))]
 
     def reduce(self, seen_INE, connect, module):
         return connect(seen_INE)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+
 from lmmkit.api import RowLoss, hookimpl
 
 WHERE = "mistake.rows"

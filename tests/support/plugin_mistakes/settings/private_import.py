@@ -16,7 +16,7 @@ class Mistake(Loss):
         return (HiddenAt(Select(supervised=True)),)
 
     def modules(self, dims):
-        return RMSNorm(dims.width)
+        return RMSNorm(dims.width, 1e-6)
 
     def value(self, ctx):
         return ctx.module(ctx[self.needs[0]]).float().square().sum()

@@ -18,6 +18,9 @@ class Mistake(AuxTask):
     def value(self, ctx):
         return ctx.taps[self.needs[0]].sum()
 
+    def score(self, view, text):
+        return float(text == "yes"), 0.5
+
 
 @hookimpl
 def lmmkit_components():

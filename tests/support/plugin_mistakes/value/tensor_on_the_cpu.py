@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+
 from lmmkit.api import HiddenAt, Loss, Select, hookimpl
 
 WHERE = "mistake.value"

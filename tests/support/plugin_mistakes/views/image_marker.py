@@ -16,6 +16,9 @@ class Mistake(AuxTask):
         turns = (Turn("user", "<image>\nIs this an image?"), Turn("assistant", "Yes."))
         return [View(sample=replace(sample, turns=turns, images=()), supervision="train")]
 
+    def score(self, view, text):
+        return float(text == "yes"), 0.5
+
 
 @hookimpl
 def lmmkit_components():

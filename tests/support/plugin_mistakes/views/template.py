@@ -17,6 +17,9 @@ class Mistake(AuxTask):
         asked = replace(sample, turns=turns, images=(), template="llava_v1")
         return [View(sample=asked, supervision="train")]
 
+    def score(self, view, text):
+        return float(text == "yes"), 0.5
+
 
 @hookimpl
 def lmmkit_components():
