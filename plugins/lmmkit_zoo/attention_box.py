@@ -9,7 +9,7 @@ covers it.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from lmmkit.api import AttnTo, Ctx, Dims, Loss, Metric, Sample, Select, hookimpl
 LEAST = 1e-12  # attention in a logarithm: softmax may give 0
 
 
-def is_box(box: Any) -> bool:
+def is_box(box: Any) -> TypeGuard[Sequence[float]]:
     """Returns whether it is [left, top, right, bottom] as shares of an image."""
     try:
         left, top, right, bottom = map(float, box)
