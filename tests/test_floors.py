@@ -36,7 +36,7 @@ FLOORS: dict[str, str] = {
         group
     """,
     "lmmkit.commands.support": """
-        progress_display table_layout common data_check token_pieces jobs plugin_templates quickstart_display
+        progress_display table_layout common data_check token_pieces jobs further_templates plugin_templates quickstart_display
     """,
     "lmmkit.data": """
         image_markers images labels need_rows packing sampler length_grouping rank_shares sources text_tokenizers layout_writer
@@ -76,12 +76,12 @@ FLOORS: dict[str, str] = {
         compiled frozen_bf16 lora recompute
     """,
     "lmmkit.plan": """
-        from_model instances shapes pretrained stage_plan token_checks checks compile_plan prepare map_sizes notices explain
+        from_model instances shapes pretrained stage_plan token_checks checks compile_plan prepare map_sizes plugin_source notices explain
         dry_run
     """,
     "lmmkit.plan.dry_run": """
         subject drawn module_checks token_checks label_checks view_checks
-        term_checks weight_checks reducer_checks run rehearsal second_process
+        term_checks weight_checks reducer_checks device_checks run rehearsal second_process
     """,
     "lmmkit.plugin_calls": """
         guard

@@ -6,13 +6,14 @@ from collections.abc import Iterator, Mapping
 
 from lmmkit.api.components import ImageReducer, TokenStrategy
 from lmmkit.data.sources.records import Records
+from lmmkit.plan.plugin_source import texts
 from lmmkit.plan.prepare import Prepared
 
 
 def notices(prepared: Prepared) -> list[str]:
     """Returns a line for each thing that may not be what the user expects."""
     return [
-        *(line for name in sorted(prepared.sources) for line in _record_notices(prepared.sources[name])),
+        *_all_record_notices(prepared),
         *(line for stage in prepared.recipe.stages for line in _unreached(prepared, stage)),
         *_reference_notices(prepared),
         *_token_notices(prepared),
@@ -20,9 +21,18 @@ def notices(prepared: Prepared) -> list[str]:
     ]
 
 
-def _record_notices(records: Records) -> Iterator[str]:
+def _all_record_notices(prepared: Prepared) -> Iterator[str]:
+    """Yields what the records of each source have that is not read, without the keys that a plugin reads."""
+    components = prepared.instances.components.values()
+    read = {f"`{text}` is not read" for component in components for text in texts(component)}
+    for name in sorted(prepared.sources):
+        yield from _record_notices(prepared.sources[name], read)
+
+
+def _record_notices(records: Records, read: set[str]) -> Iterator[str]:
     for what, count in records.notes.items():
-        yield f"data.{records.name}: {count} records: {what}"
+        if what not in read:
+            yield f"data.{records.name}: {count} records: {what}"
 
 
 def _unreached(prepared: Prepared, name: str) -> Iterator[str]:

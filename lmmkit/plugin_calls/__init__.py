@@ -34,7 +34,7 @@ from lmmkit.api.components import (
 from lmmkit.api.layout import Insert, InsertAt
 from lmmkit.api.needs import LogitsAt, Need, Select
 from lmmkit.api.puzzle import Puzzle
-from lmmkit.api.sample import Image, ImageEdit, Label, Role, Sample, Turn, View
+from lmmkit.api.sample import Image, ImageEdit, ImageFit, Label, Role, Sample, TemplateName, Turn, View
 from lmmkit.errors import UserError
 from lmmkit.errors.plan import INSERT
 from lmmkit.plugin_calls.guard import calling, place_of, returned, shown
@@ -137,6 +137,9 @@ def _wrong_view(view: object) -> tuple[str, str] | None:
     for field in ("turns", "images"):
         if not isinstance(found := getattr(sample, field), tuple | list):
             return f"a view with {shown(found)} as `{field}` of its sample", "a tuple"
+    for field, choices in (("template", get_args(TemplateName)), ("image_fit", get_args(ImageFit))):
+        if (found := getattr(sample, field)) not in choices:
+            return f"a view with {found!r:.60} as `{field}` of its sample", " or ".join(choices)
     for turn in sample.turns:
         if wrong := _wrong_turn(turn):
             return wrong
@@ -207,7 +210,8 @@ def patches(reducer: ImageReducer, dims: Dims) -> Tensor | None:
     fits = patch_KM.ndim == 2 and len(patch_KM) == k and patch_KM.numel()
     if not fits or not 0 <= int(patch_KM.min()) <= int(patch_KM.max()) <= most:
         expected = f"{k} rows of equally many numbers from 0 to {most}, or None"
-        raise returned(reducer.name, "patches", reducer, shown(found), expected)
+        got = f"numbers from {patch_KM.min()} to {patch_KM.max()}" if fits else shown(found)
+        raise returned(reducer.name, "patches", reducer, got, expected)
     return patch_KM
 
 
@@ -234,6 +238,9 @@ def needs(term: Reader) -> tuple[Need, ...]:
         found: Any = term.needs
     if inspect.ismethod(found):
         raise returned(term.name, "needs", term, "a method", "a property: @property above it")
+    if found == () and isinstance(term, Loss) and type(term).count is Loss.count:
+        expected = "at least one need: its values are the items, unless `count` counts something else"
+        raise returned(term.name, "needs", term, "an empty tuple", expected)
     if not isinstance(found, tuple) or not all(isinstance(need, get_args(Need)) for need in found):
         raise returned(term.name, "needs", term, shown(found), "a tuple of needs, such as (HiddenAt(...),)")
     with calling(term.name, "needs", term):

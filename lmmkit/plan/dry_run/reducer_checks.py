@@ -43,8 +43,8 @@ class ReducerSubject:
     def _connect(self, x: Tensor) -> Tensor:
         if self.alone:
             return x
-        weight_1E = torch.linspace(0.5, 1.5, self.dims.image.width)[None]
-        return F.linear(x, weight_1E) * torch.linspace(0.5, 1.5, self.dims.width)
+        weight_1E = torch.linspace(0.5, 1.5, self.dims.image.width, device=x.device)[None]
+        return F.linear(x, weight_1E) * torch.linspace(0.5, 1.5, self.dims.width, device=x.device)
 
     def problem(self, code, got: str, **fields: object) -> Problem:
         return problem(code, self.reducer.name, "reduce", self.reducer, got, **fields)

@@ -124,7 +124,12 @@ def _sum(term: Term, ctx: Ctx) -> Tensor:
     return _value(term, ctx)
 
 
-def _whole_value(term: Term, ctx: Ctx) -> Tensor:
+def called(term: Reader) -> str:
+    """Returns the method from which the value of a term comes."""
+    return "rows" if isinstance(term, RowLoss) else "embed" if isinstance(term, StepTerm) else "value"
+
+
+def whole_value(term: Term, ctx: Ctx) -> Tensor:
     """Returns the value of a term in a step of one micro-batch."""
     if isinstance(term, StepTerm):
         return plugin_calls.step_value(term, plugin_calls.embed(term, ctx), ctx.module)
@@ -173,17 +178,21 @@ def pure_value(subject: TermSubject) -> Iterator[Problem]:
         found.append(float(value.detach()))
         if any(not torch.equal(handed[need].detach(), tap) for need, tap in taps.items()):
             got = "the tensor of a need is changed"
-            yield problem(IN_PLACE, subject.term.name, "value", subject.term, got, expected="a new tensor")
+            yield problem(
+                IN_PLACE, subject.term.name, called(subject.term), subject.term, got, expected="a new tensor"
+            )
             return
     if changed := [name for name, tensor in kept.items() if not torch.equal(tensor, before[name])]:
         got = f"`batch.{changed[0]}` is changed"
-        yield problem(IN_PLACE, subject.term.name, "value", subject.term, got, expected="a new tensor")
+        yield problem(
+            IN_PLACE, subject.term.name, called(subject.term), subject.term, got, expected="a new tensor"
+        )
         return
     found.append(float(subject.values[2][0]))
     if len(set(found)) > 1 and all(map(math.isfinite, found)):
         got = f"{', then '.join(f'{value:.6g}' for value in found)} for the same inputs"
         expected = "a value that depends on nothing but `ctx`"
-        yield problem(NOT_PURE, subject.term.name, "value", subject.term, got, expected=expected)
+        yield problem(NOT_PURE, subject.term.name, called(subject.term), subject.term, got, expected=expected)
 
 
 def _tensors(batch: Batch) -> dict[str, Tensor]:
@@ -198,9 +207,13 @@ def finite_value(subject: TermSubject) -> Iterator[Problem]:
     """Finds values that are NaN, infinite or of another type than float32."""
     for value, _ in subject.values:
         if value.dtype != torch.float32:
-            raise returned(subject.term.name, "value", subject.term, shown(value), "a float32 scalar")
+            raise returned(
+                subject.term.name, called(subject.term), subject.term, shown(value), "a float32 scalar"
+            )
         if not value.isfinite():
-            yield problem(NOT_FINITE, subject.term.name, "value", subject.term, f"{float(value)}")
+            yield problem(
+                NOT_FINITE, subject.term.name, called(subject.term), subject.term, f"{float(value)}"
+            )
             return
 
 
@@ -211,10 +224,10 @@ def additive_value(subject: TermSubject) -> Iterator[Problem]:
     size = max(sum(map(abs, apart)) + abs(rest), abs(first) + abs(rest), abs(both), 1e-6)
     if abs(first + rest - both) > close * size:
         got = f"{first:.6g} and {rest:.6g} of two micro-batches, {both:.6g} of both together"
-        yield problem(NOT_ADDITIVE, subject.term.name, "value", subject.term, got)
+        yield problem(NOT_ADDITIVE, subject.term.name, called(subject.term), subject.term, got)
     elif abs(sum(apart) - first) > close * size:
         got = f"{sum(apart):.6g} of {len(apart)} micro-batches of one sample, {first:.6g} of all together"
-        yield problem(NOT_ADDITIVE, subject.term.name, "value", subject.term, got)
+        yield problem(NOT_ADDITIVE, subject.term.name, called(subject.term), subject.term, got)
 
 
 def no_batch_norm(subject: TermSubject) -> Iterator[Problem]:
@@ -232,7 +245,7 @@ def gradients(subject: TermSubject) -> Iterator[Problem]:
     trained = dict(subject.module.named_parameters()) if subject.module is not None else {}
     trained = {name: p for name, p in trained.items() if p.requires_grad}
     term = subject.as_term
-    value = _whole_value(term, subject.ctx(Group(batch, leaves)))
+    value = whole_value(term, subject.ctx(Group(batch, leaves)))
     tensors = [*leaves.values(), *trained.values()]
     found: Sequence[Tensor | None] = [None] * len(tensors)
     if value.requires_grad:
@@ -240,13 +253,13 @@ def gradients(subject: TermSubject) -> Iterator[Problem]:
             found = torch.autograd.grad(value, tensors, allow_unused=True)
     if all(gradient is None for gradient in found):
         got = "a value without gradient to its needs and to its module"
-        yield problem(DETACHED, term.name, "value", term, got)
+        yield problem(DETACHED, term.name, called(term), term, got)
         return
     of_module = dict(zip(trained, found[len(leaves) :], strict=True))
     if idle := [f"`{name}`" for name, gradient in of_module.items() if gradient is None]:
-        yield problem(NO_GRADIENT, term.name, "value", term, f"no gradient for {', '.join(idle[:4])}")
+        yield problem(NO_GRADIENT, term.name, called(term), term, f"no gradient for {', '.join(idle[:4])}")
     elif any(gradient is not None and not gradient.sum().isfinite() for gradient in found):
-        yield problem(NOT_FINITE, term.name, "value", term, "gradients that are not finite")
+        yield problem(NOT_FINITE, term.name, called(term), term, "gradients that are not finite")
 
 
 @torch.no_grad()

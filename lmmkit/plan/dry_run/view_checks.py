@@ -16,6 +16,7 @@ from lmmkit import plugin_calls
 from lmmkit.api.components import AuxTask, ViewMaker
 from lmmkit.api.model_info import Dims
 from lmmkit.api.sample import ImageEdit, Sample, View
+from lmmkit.data.image_markers import MARKER
 from lmmkit.data.labels import join_labels
 from lmmkit.data.sampler import sample_rng
 from lmmkit.data.sources.other_samples import Others, SourceSamples
@@ -143,6 +144,17 @@ def some_views(subject: ViewSubject) -> Iterator[Problem]:
         yield problem(NO_VIEWS, subject.task.name, "views", subject.task, got)
 
 
+def no_markers(subject: ViewSubject) -> Iterator[Problem]:
+    """Finds views whose text has the marker of an image, which is text there, and which their sample does not have."""
+    for sample in subject.samples:
+        own = any(MARKER in turn.text for turn in sample.turns)
+        if not own and any(MARKER in t.text for view in subject.views[sample.key] for t in view.sample.turns):
+            got = f"sample {sample.key}: a turn with `{MARKER}` in its text"
+            expected = "the number of images of a turn as `Turn.images`, their places as `Turn.places`"
+            yield from returned(subject.task.name, "views", subject.task, got, expected).problems
+            return
+
+
 def uniform_view_labels(subject: ViewSubject) -> Iterator[Problem]:
     """Finds labels that cannot be one tensor: of unlike types, or that only some views have."""
     try:
@@ -209,5 +221,5 @@ def sound_scores(subject: ViewSubject) -> Iterator[Problem]:
 
 
 CHECKS: tuple[Check[ViewSubject], ...] = (
-    samples_unchanged, pure_views, some_views, uniform_view_labels, pure_edits, sound_scores,
+    samples_unchanged, pure_views, some_views, no_markers, uniform_view_labels, pure_edits, sound_scores,
 )  # fmt: skip

@@ -6,6 +6,7 @@ from lmmkit.api import HiddenAt, Insert, LearnedTokens, Loss, Select, TokenStrat
 
 WHERE = "mistake.edit"
 CODE = "plugin/edit-key"
+DATA = True
 READER = "reader"
 
 
@@ -14,7 +15,7 @@ class Mistake(TokenStrategy):
     provides = ("look",)
 
     def edit(self, view):
-        return [Insert("after_image", "look")] if view.sample.meta else []
+        return [Insert("before_response", "look")] if view.sample.meta else []
 
     def modules(self, dims):
         return LearnedTokens(1, dims.width)

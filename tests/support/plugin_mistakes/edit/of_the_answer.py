@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from lmmkit.api import HiddenAt, Insert, LearnedTokens, Loss, Select, TokenStrategy, hookimpl
 
 WHERE = "mistake.edit"
-CODE = "plugin/edit-answer"
+CODE = "plugin/edit-key"
 READER = "reader"
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from lmmkit.api import HiddenAt, Loss, Select, hookimpl
 
-WHERE = "plugins.mistake.use"
+WHERE = "plugins.mistake"
 CODE = "plugin/not-a-component"
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from lmmkit.api import HiddenAt, Loss, Select, hookimpl
 from lmmkit.model.layers import RMSNorm
 
-WHERE = "plugins.mistake.use"
-CODE = "plugin/private-import"
+WHERE = "mistake.import"
+CODE = "plugin/inner-import"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ class Mistake(AuxTask):
         return ctx.taps[self.needs[0]].sum()
 
     def score(self, view, text):
-        return float(text == "yes"), 0.5
+        return float(text == view.sample.turns[-1].text), 0.0
 
 
 @hookimpl
