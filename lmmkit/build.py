@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -32,6 +33,7 @@ from lmmkit.model.connector import CONNECTORS
 from lmmkit.model.decoder import Decoder
 from lmmkit.model.image_rows import ReducedRows
 from lmmkit.model.init import init
+from lmmkit.model.teacher import Teacher
 from lmmkit.model.transforms import lora
 from lmmkit.model.transforms.compiled import set_compiled, why_not
 from lmmkit.model.transforms.frozen_bf16 import narrow_matrices
@@ -43,6 +45,7 @@ from lmmkit.plan import shapes
 from lmmkit.plan.prepare import Prepared
 from lmmkit.plan.pretrained import MODULES, Pretrained
 from lmmkit.plan.stage_plan import START, StagePlan
+from lmmkit.plan.teachers import TeacherFolder
 from lmmkit.progress import working
 from lmmkit.recipe import Recipe, Speed, Stage, TextScratch, Vision, VisionScratch, VisionTimm
 from lmmkit.weights import model_folder
@@ -150,16 +153,73 @@ def frozen_narrow(recipe: Recipe) -> tuple[str, ...]:
     return tuple(name for name, part in present.items() if part is not None and name not in trained)
 
 
-def build_encoder(origin: Pretrained, vision: VisionScratch | VisionTimm, dtype: torch.dtype) -> nn.Module:
-    """Returns only an encoder, on the CPU, filled from its folder."""
+def build_encoder(
+    origin: Pretrained,
+    vision: VisionScratch | VisionTimm,
+    dtype: torch.dtype,
+    attention: Backend | None = None,
+) -> nn.Module:
+    """Returns only an encoder, on the CPU, filled from its folder. Without a backend it computes attention plainly."""
     with torch.device("meta"):
-        module = encoder(vision, Eager(), "model.vision")
+        module = encoder(vision, attention or Eager(), "model.vision")
     origin.check({"vision": module})
     module.to(dtype).to_empty(device="cpu")
     if isinstance(vision, VisionTimm):
         _draw_timm(module, vision, 0)
     origin.fill({"vision": module})
     return module
+
+
+def check_teachers(prepared: Prepared) -> None:
+    """Compares the folders of the teachers that stages read with their shapes, by their headers.
+
+    Raises `UserError` with each tensor that is missing, extra, or has a wrong shape or dtype.
+    """
+    problems: list[Problem] = []
+    for name in sorted({name for plan in prepared.plans.values() for name in plan.teachers}):
+        try:
+            prepared.teachers[name].pretrained.check({"vision": teacher_shell(prepared, name)})
+        except UserError as error:
+            problems += error.problems
+    raise_all(problems)
+
+
+def teacher_shell(prepared: Prepared, name: str) -> nn.Module:
+    """Returns a teacher's encoder without values, in the dtypes in which it is kept."""
+    folder = prepared.teachers[name]
+    with torch.device("meta"):
+        module = encoder(folder.vision, Eager(), f"teachers.{name}").requires_grad_(False)
+    if _narrow(folder):
+        narrow_matrices(module, autocast=False)
+    return module
+
+
+def open_teachers(
+    prepared: Prepared, stage: str, device: torch.device, *, cpu: Collection[str] = ()
+) -> dict[str, Teacher]:
+    """Returns the teachers that a stage reads, by name, with their weights. Those in `cpu` are not yet on `device`."""
+    names = prepared.plans[stage].teachers
+    return {
+        name: _open_teacher(prepared, name, device).to("cpu" if name in cpu else device) for name in names
+    }
+
+
+def _open_teacher(prepared: Prepared, name: str, device: torch.device) -> Teacher:
+    folder, recipe = prepared.teachers[name], prepared.recipe
+    asked = replace(
+        recipe, model=replace(recipe.model, vision=folder.vision),
+        numerics=replace(recipe.numerics, compute=folder.section.dtype),
+    )  # fmt: skip
+    module = build_encoder(folder.pretrained, folder.vision, torch.float32, backend(asked, device))
+    compute = compute_dtype(asked, device)
+    if _narrow(folder):
+        narrow_matrices(module.requires_grad_(False), autocast=compute != torch.float32)
+    return Teacher(module, folder.image, compute)
+
+
+def _narrow(folder: TeacherFolder) -> bool:
+    """Returns whether matrices are kept in bfloat16. timm's modules read each other's weights, so theirs are not."""
+    return folder.section.dtype == "bfloat16" and isinstance(folder.vision, VisionScratch)
 
 
 def _draw_timm(module: nn.Module, vision: VisionTimm, seed: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +24,15 @@ from lmmkit.api.needs import (
     LogProb,
     LogSumExp,
     Need,
+    TeacherAt,
     VisionAt,
 )
+from lmmkit.model.connector import Connector
 from lmmkit.model.cross_entropy import linear_cross_entropy, log_probs, row_losses
 from lmmkit.model.reference import Reference
 from lmmkit.model.step_terms import StepShare
+from lmmkit.model.teacher import Teacher
+from lmmkit.model.vision import TimmViT, ViT
 from lmmkit.model.vlm import LMM, ModelOutput
 
 NO_SHARES: Mapping[str, StepShare] = MappingProxyType({})
@@ -64,6 +68,7 @@ class Objective(nn.Module):
         self.terms: tuple[Term, ...] = ()
         self.weighers: tuple[TokenWeight, ...] = ()
         self.references: tuple[Reference, ...] = ()  # at most one; in a tuple it is no part of the module
+        self.teachers: Mapping[str, Teacher] = {}  # by name; in a mapping they are no parts of the module
         # parameters that a plugin itself has frozen, by name: no stage trains them
         self.always_frozen = frozenset(n for n, p in plugins.named_parameters() if not p.requires_grad)
 
@@ -75,12 +80,7 @@ class Objective(nn.Module):
         `shares`: what the micro-batch adds to each term over the step, which is 0 without a share.
         """
         with self.computing(batch.id_T.device):
-            seen_IND, scored = None, {}
-            if batch.reference is not None:
-                (reference,) = self.references
-                seen_IND = self.lmm.encode(batch.pixels_ICXY)
-                scored = reference(batch, seen_IND)
-            out = self.lmm(batch, self.tokens(batch), seen_IND)
+            out, scored = self._states(batch)
             if batch.head is None:
                 hidden_SD = out.at(batch.predict.row_Q)
                 losses_S = linear_cross_entropy(hidden_SD, self.lmm.decoder.head.weight, batch.target_S)
@@ -103,6 +103,29 @@ class Objective(nn.Module):
                 sums[term.name] = losses_S.new_zeros(())
         return Outcome(sums, ctxs, _by_source(losses_S.detach(), batch))
 
+    def step_inputs(self, batch: Batch, now: Moment) -> dict[str, Ctx]:
+        """Returns the inputs of the terms over a step, by name. Computes only what these read of a micro-batch."""
+        terms = [term for term in self.terms if isinstance(term, StepTerm)]
+        read = batch.reading({need for term in terms for need in plugin_calls.needs(term)})
+        with self.computing(batch.id_T.device):
+            out, scored = self._states(read)
+            if read.head is not None:
+                scored |= self._scored(read.head, out)[1]
+        return {term.name: self._ctx(term, batch, out, scored, now) for term in terms}
+
+    def _states(self, batch: Batch) -> tuple[ModelOutput, dict[Need, Tensor]]:
+        """Returns the output of the decoder and the features of teachers, and the needs that the stage's reference
+        gives."""
+        seen_IND, scored = None, {}
+        if batch.reference is not None:
+            (reference,) = self.references
+            seen_IND = self.lmm.encode(batch.pixels_ICXY)
+            scored = reference(batch, seen_IND)
+        out = self.lmm(batch, self.tokens(batch), seen_IND)
+        if batch.teacher_pixels:
+            out = out._replace(features={**out.features, **self._taught(batch)})
+        return out, scored
+
     @torch.no_grad()
     def metric_sums(self, outcome: Outcome, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Returns the totals and the chance totals of the metrics of a micro-batch, by "term/metric"."""
@@ -116,6 +139,19 @@ class Objective(nn.Module):
     def computing(self, device: torch.device) -> torch.autocast:
         """Returns the autocast context in which the model computes."""
         return torch.autocast(device.type, self.compute, enabled=self.compute != torch.float32)
+
+    def _taught(self, batch: Batch) -> dict[str, Tensor]:
+        """Returns for each teacher its features behind the rows of the images that needs read: [rows, width]."""
+        lmm, found = self.lmm, {}
+        encoder, connector = cast(ViT | TimmViT, lmm.vision), cast(Connector, lmm.connector)
+        for name, pixels_ICXY in batch.teacher_pixels.items():
+            teacher = self.teachers[name]
+            if len(pixels_ICXY):
+                features_IND = teacher(pixels_ICXY, encoder.image.grid)
+                found[f"teachers.{name}"] = lmm.image_rows.seen(features_IND, connector).flatten(0, 1)
+            else:
+                found[f"teachers.{name}"] = pixels_ICXY.new_empty(0, teacher.image.width)
+        return found
 
     def tokens(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the learned tokens by scatter source."""
@@ -196,14 +232,16 @@ def tap(need: Need, batch: Batch, out: ModelOutput) -> Tensor:
     pick = batch.gathers[need]
     match need:
         case HiddenAt(layer=layer):
-            return _states(layer, pick.row_Q, batch, out)
+            return _at_layer(layer, pick.row_Q, batch, out)
         case LogitsAt():
             return out.at(pick.row_Q)
         case HiddenMean(layer=layer):
-            return _mean_by_view(_states(layer, pick.row_Q, batch, out), pick)
+            return _mean_by_view(_at_layer(layer, pick.row_Q, batch, out), pick)
         case VisionAt(stage=stage, detach=detach):
             x_QD = out.features[stage][pick.item_Q]
             return x_QD.detach() if detach else x_QD
+        case TeacherAt(teacher=name):
+            return out.features[f"teachers.{name}"][pick.item_Q]
         case AttnMass() if need in out.maps:
             return out.maps[need][:, 0]
         case AttnMass(layers=layers):
@@ -218,7 +256,7 @@ def tap(need: Need, batch: Batch, out: ModelOutput) -> Tensor:
             raise AssertionError("the head gives them, with the losses")
 
 
-def _states(layer: Layer, row_Q: Tensor, batch: Batch, out: ModelOutput) -> Tensor:
+def _at_layer(layer: Layer, row_Q: Tensor, batch: Batch, out: ModelOutput) -> Tensor:
     """Returns the states of these rows after a number of blocks, or after the final norm."""
     if layer == "final":
         return out.at(row_Q)

@@ -23,7 +23,7 @@ from lmmkit.progress import counted
 from lmmkit.recipe import Weight
 from lmmkit.training.distributed.process_group import ALONE
 from lmmkit.training.monitoring.out_of_memory import naming_memory_keys
-from lmmkit.training.reference import set_reference
+from lmmkit.training.reference import set_reference, set_teachers
 from lmmkit.training.step import run_step
 
 MOST_STEPS = 4  # different steps of the data; the rounds repeat them
@@ -127,6 +127,7 @@ class Copy:
         )  # fmt: skip
         trainable = build.set_stage(self.objective, plan, self.section, seed=recipe.seed)
         set_reference(prepared, stage, self.objective, ALONE, device)
+        set_teachers(prepared, stage, self.objective, ALONE, device)
         self.optimizer = build_optimizer(self.objective, self.section, trainable)
         self.objective.train()
         build.set_layers(self.objective, recipe.speed)

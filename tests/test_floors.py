@@ -70,13 +70,14 @@ FLOORS: dict[str, str] = {
         lmms_eval_manifest lmms_eval_model
     """,
     "lmmkit.model": """
-        cross_entropy step_terms init cpu_ops layers rope decoder transforms vision connector image_rows vlm reference
+        cross_entropy step_terms init cpu_ops layers rope decoder transforms vision connector image_rows vlm teacher
+        reference
     """,
     "lmmkit.model.transforms": """
         compiled frozen_bf16 lora recompute
     """,
     "lmmkit.plan": """
-        from_model instances shapes pretrained stage_plan token_checks checks compile_plan prepare map_sizes plugin_source notices explain
+        from_model instances shapes pretrained stage_plan token_checks checks teachers compile_plan prepare map_sizes notices explain
         dry_run
     """,
     "lmmkit.plan.dry_run": """
@@ -84,7 +85,7 @@ FLOORS: dict[str, str] = {
         term_checks weight_checks reducer_checks device_checks run rehearsal second_process
     """,
     "lmmkit.plugin_calls": """
-        guard
+        guard source
     """,
     "lmmkit.recipe": """
         field_types model shipped source_positions stage schema rules write diff yaml_tree
@@ -97,7 +98,8 @@ FLOORS: dict[str, str] = {
         files run_folder run_lock
     """,
     "lmmkit.scenes": """
-        scene captions draw questions report tokenizer write
+        scene captions draw questions records folder report tokenizer write priors texts world biased_report
+        biased
     """,
     "lmmkit.training": """
         distributed signals triggers checkpoint first_pass step monitoring run_context save_models resume
@@ -240,8 +242,8 @@ def test_the_paper_s_parts_are_at_most_two_hundred_lines():
 
 PUBLIC = """
     AttnMass AttnTo AuxTask Batch Ctx Dims ExtraView HiddenAt HiddenMean Image ImageReducer ImageSpec Insert LearnedTokens
-    LogProb LogSumExp Loss Metric Puzzle Ragged RowLoss Sample Select StepTerm TokenStrategy TokenWeight Turn View VisionAt
-    hookimpl
+    LogProb LogSumExp Loss Metric Puzzle Ragged RowLoss Sample Select StepTerm TeacherAt TokenStrategy TokenWeight Turn
+    View VisionAt hookimpl
 """
 
 

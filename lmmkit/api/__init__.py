@@ -28,7 +28,17 @@ if TYPE_CHECKING:
     )
     from lmmkit.api.layout import Insert
     from lmmkit.api.model_info import Dims, ImageSpec
-    from lmmkit.api.needs import AttnMass, AttnTo, HiddenAt, HiddenMean, LogProb, LogSumExp, Select, VisionAt
+    from lmmkit.api.needs import (
+        AttnMass,
+        AttnTo,
+        HiddenAt,
+        HiddenMean,
+        LogProb,
+        LogSumExp,
+        Select,
+        TeacherAt,
+        VisionAt,
+    )
     from lmmkit.api.puzzle import Puzzle
     from lmmkit.api.sample import Image, Sample, Turn, View
 
@@ -37,8 +47,8 @@ if TYPE_CHECKING:
 __all__ = [
     "AttnMass", "AttnTo", "AuxTask", "Batch", "Ctx", "Dims", "ExtraView", "HiddenAt", "HiddenMean", "Image",
     "ImageReducer", "ImageSpec", "Insert", "LearnedTokens", "LogProb", "LogSumExp", "Loss", "Metric", "Puzzle",
-    "Ragged", "RowLoss", "Sample", "Select", "StepTerm", "TokenStrategy", "TokenWeight", "Turn", "View",
-    "VisionAt", "hookimpl",
+    "Ragged", "RowLoss", "Sample", "Select", "StepTerm", "TeacherAt", "TokenStrategy", "TokenWeight", "Turn",
+    "View", "VisionAt", "hookimpl",
 ]  # fmt: skip
 
 _FILES = {
@@ -59,7 +69,17 @@ _FILES = {
     ),
     "layout": ("Insert",),
     "model_info": ("Dims", "ImageSpec"),
-    "needs": ("AttnMass", "AttnTo", "HiddenAt", "HiddenMean", "LogProb", "LogSumExp", "Select", "VisionAt"),
+    "needs": (
+        "AttnMass",
+        "AttnTo",
+        "HiddenAt",
+        "HiddenMean",
+        "LogProb",
+        "LogSumExp",
+        "Select",
+        "TeacherAt",
+        "VisionAt",
+    ),
     "puzzle": ("Puzzle",),
     "sample": ("Image", "Sample", "Turn", "View"),
 }

@@ -6,7 +6,7 @@ are Python ints, so a training step never waits for a value from the device.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmmkit.api.needs import HiddenMean, Need
+from lmmkit.api.needs import HiddenMean, Need, teachers_of
 from lmmkit.attention.forest import Forest
 from lmmkit.attention.schedule import AttentionSpec
 
@@ -110,7 +110,8 @@ class Batch:
     number of items that a term averages over, and, as "loss/SOURCE", the number of supervised rows of
     the main view by source. `source_S` is the index in `sources` for those rows, and `len(sources)`
     for all others. `dropped` counts what the layout left out, by reason. `head` is given if a term reads
-    log-probabilities, `reference` if it reads those of the reference.
+    log-probabilities, `reference` if it reads those of the reference. `teacher_pixels` has the images whose features
+    terms read of a teacher, as it reads them, by its name.
     """
 
     attention: AttentionSpec
@@ -134,6 +135,7 @@ class Batch:
     dropped: Mapping[str, int] = field(default_factory=dict)
     sources: tuple[str, ...] = ()
     source_S: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    teacher_pixels: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.id_T)
@@ -142,6 +144,23 @@ class Batch:
     def forest(self) -> Forest:
         """Returns the forest: which row attends to which."""
         return self.attention.forest
+
+    def reading(self, needs: Collection[Need]) -> Batch:
+        """Returns the batch for a pass that computes only these needs of it, over the same rows of each layer.
+
+        The head computes all its pairs if it has any of a need, and none else.
+        """
+        layers = {getattr(need, "layer", "final") for need in needs}
+        return replace(
+            self,
+            attention=self.attention.with_maps(needs),
+            last=self.last.with_maps(needs),
+            gathers={need: gather for need, gather in self.gathers.items() if need in needs},
+            inner={layer: rows for layer, rows in self.inner.items() if layer in layers},
+            head=_of_needs(self.head, needs),
+            reference=_of_needs(self.reference, needs),
+            teacher_pixels={n: x for n, x in self.teacher_pixels.items() if n in teachers_of(needs)},
+        )
 
     def views_of(self, name: str) -> list[int]:
         """Returns the numbers of the views of this name."""
@@ -201,11 +220,16 @@ class Batch:
             head=None if self.head is None else move_head(self.head),
             reference=None if self.reference is None else move_head(self.reference),
             inner={layer: move(rows) for layer, rows in self.inner.items()},
+            teacher_pixels={name: move(pixels) for name, pixels in self.teacher_pixels.items()},
             labels={
                 name: move(label) if isinstance(label, Tensor) else Ragged(*map(move, label))
                 for name, label in self.labels.items()
             },
         )
+
+
+def _of_needs(head: HeadPairs | None, needs: Collection[Need]) -> HeadPairs | None:
+    return head if head is not None and any(need in head.item_Q for need in needs) else None
 
 
 Step = tuple[Batch, ...]

@@ -13,7 +13,8 @@ The name of a tensor of rank two or more ends in the letters of its dimensions:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 Resample = Literal["bicubic", "bilinear"]
@@ -44,10 +45,11 @@ class ImageSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Dims:
-    """Holds the sizes of the model that a plugin may build modules from."""
+    """Holds the sizes of the model that a plugin may build modules from. `teachers`: those of the recipe, by name."""
 
     width: int
     vocab: int
     layers: int
     heads: int
     image: ImageSpec
+    teachers: Mapping[str, ImageSpec] = field(default_factory=dict)

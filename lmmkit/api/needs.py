@@ -7,6 +7,7 @@ is a change of the core, with a simple reference implementation and a test.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal
@@ -95,6 +96,20 @@ class VisionAt:
     detach: bool = True
 
 
+@dataclass(frozen=True)
+class TeacherAt:
+    """Asks for the features that a frozen teacher has behind the selected image rows, in (view, row) order: [Q, width]
+    float32.
+
+    `teacher`: its name in the recipe. `fit`: what happens where its grid is not that of the model's encoder: "resize",
+    the mean of a finer grid, between the places of a coarser one; "exact" refuses it.
+    """
+
+    teacher: str
+    at: Select
+    fit: Literal["resize", "exact"] = "resize"
+
+
 @dataclass(frozen=True, kw_only=True)
 class AttnMass:
     """Asks for the attention that each query row puts on the selected keys that it can attend to, in [0, 1]: [Q].
@@ -147,7 +162,7 @@ class LogitsAt:
     at: Select
 
 
-Need = HiddenAt | HiddenMean | VisionAt | AttnMass | AttnTo | LogProb | LogSumExp | LogitsAt
+Need = HiddenAt | HiddenMean | VisionAt | TeacherAt | AttnMass | AttnTo | LogProb | LogSumExp | LogitsAt
 ATTENTION = AttnMass | AttnTo
 OfTargets = LogProb | LogSumExp | LogitsAt  # their items are targets, and are read where these are predicted
 
@@ -162,7 +177,7 @@ def selector(need: Need) -> Select:
     """Returns the selector of the rows that a need reads (for a mass, the queries; for a probability, the
     targets)."""
     match need:
-        case HiddenAt(at=select) | VisionAt(at=select) | HiddenMean(over=select):
+        case HiddenAt(at=select) | VisionAt(at=select) | TeacherAt(at=select) | HiddenMean(over=select):
             return select
         case AttnMass(q=select) | AttnTo(q=select):
             return select
@@ -173,6 +188,11 @@ def selector(need: Need) -> Select:
 def reads_reference(need: Need) -> bool:
     """Returns whether a need reads the stage's reference."""
     return isinstance(need, LogProb) and need.model == "reference"
+
+
+def teachers_of(needs: Iterable[Need]) -> tuple[str, ...]:
+    """Returns the names of the teachers that needs read, each once."""
+    return tuple(dict.fromkeys(need.teacher for need in needs if isinstance(need, TeacherAt)))
 
 
 def positions_of(need: Need, layout: Layout) -> np.ndarray:

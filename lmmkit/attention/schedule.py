@@ -7,8 +7,8 @@ onto each run above. The partial softmaxes are merged by their log-sum-exp.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Hashable, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -76,6 +76,15 @@ class AttentionSpec:
     row_R: Tensor
     read_T: Tensor | None = None
     maps: tuple[KeyMap, ...] = ()
+
+    def with_maps(self, names: Collection[Hashable]) -> AttentionSpec:
+        """Returns the attention of the same rows, of whose weights only what these ask for is read."""
+        kept = tuple(each for each in self.maps if each.name in names)
+        if len(kept) == len(self.maps):
+            return self
+        narrowed = replace(self, maps=kept)
+        vars(narrowed)["calls"] = self.calls  # no call depends on maps
+        return narrowed
 
     @cached_property
     def calls(self) -> tuple[Call, ...]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
@@ -36,13 +37,44 @@ def make_scenes(
     count: Annotated[int, typer.Option(help="Training scenes.")] = 6000,
     heldout: Annotated[int, typer.Option(help="Held-out scenes.")] = 500,
     seed: Annotated[int, typer.Option(help="Another seed, other scenes.")] = 0,
+    bias: Annotated[
+        float | None,
+        typer.Option(help="Each question gets a usual answer; this share of the questions has it."),
+    ] = None,
+    kinds: Annotated[
+        str | None,
+        typer.Option(metavar="KIND,KIND", help="With --bias: kinds of questions. \\[default: all]"),
+    ] = None,
+    questions: Annotated[
+        int | None, typer.Option(min=1, help="With --bias: most about a training scene. \\[default: 4]")
+    ] = None,
+    text_records: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="With --bias: conversations without an image. \\[default: as many as scenes]"
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Draw a small data set: images, LLaVA JSON, a held-out test, a tokenizer. Deterministic."""
     with working(STARTING):
-        from lmmkit.scenes import write_scenes
+        from lmmkit.errors import raise_all
+        from lmmkit.errors.commands import NEEDS_BIAS
+        from lmmkit.scenes import World, write_biased_scenes, write_scenes
 
+    more = {"kinds": kinds, "questions": questions, "text-records": text_records}
+    given = {name.replace("-", "_"): value for name, value in more.items() if value is not None}
+    if bias is None:
+        raise_all(
+            NEEDS_BIAS.at(f"--{name}", got="no `--bias`") for name, value in more.items() if value is not None
+        )
     with working("drawing scenes", count + heldout, "scenes") as move:
+        if bias is not None:
+            if kinds is not None:
+                given["kinds"] = tuple(kind for kind in kinds.split(",") if kind)
+            world = World(bias=bias, count=count, heldout=heldout, seed=seed, **given)
+            found = write_biased_scenes(directory, world, progress=lambda done, total: move(done))
+            return _show_world(directory, found, as_json)
         report = write_scenes(
             directory, count=count, heldout=heldout, seed=seed, progress=lambda done, total: move(done)
         )
@@ -57,6 +89,26 @@ def make_scenes(
         f"and {report.heldout_questions}; the majority baseline scores {100 * report.majority:.1f} %. "
         "See README.md there."
     )
+
+
+def _show_world(directory: Path, found: Mapping[str, Any], as_json: bool) -> None:
+    """Prints what a biased world contains."""
+    if as_json:
+        return print_json(
+            {"directory": str(directory)} | {k: found[k] for k in ("parameters", "questions", "sha256")}
+        )
+    world = found["parameters"]
+    print_text(
+        f"{directory}: {world['count']} scenes, {world['heldout']} held out, {world['text_records']} texts."
+    )
+    for name, scores in found["questions"].items():
+        right = (
+            "no questions"
+            if scores["prior"] is None
+            else f"the priors alone score {100 * scores['prior']:.1f} %"
+        )
+        print_text(f"{name}: {scores['number']} questions, {right}")
+    print_text("See README.md there.")
 
 
 @app.command()

@@ -11,18 +11,18 @@ import functools
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from io import BytesIO
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image as Pil
 from torch import Tensor
 
-from lmmkit.api.model_info import CLIP_MEAN, CLIP_STD, ImageSpec
+from lmmkit.api.model_info import CLIP_MEAN, CLIP_STD, ImageSpec, Resample
 from lmmkit.api.sample import Image, ImageFit
 from lmmkit.errors import UserError
 from lmmkit.errors.data import IMAGE_DAMAGED, IMAGE_FILE, IMAGE_FORMAT, IMAGE_SHAPE, IMAGE_TOO_LARGE
@@ -47,6 +47,7 @@ UPRIGHT = {
 
 File = str | os.PathLike[str] | Image  # the path of a file, or an `Image`, which may be a part of one
 ImageRef = tuple[Image, ImageFit]
+TeacherRef = tuple[Image, ImageFit, "Cut"]
 ReadImage = Callable[[Image, ImageFit], Tensor]  # as `ImageReader`
 RowsOf = Callable[[Image], int]  # the number of rows that an image takes in the decoder
 
@@ -61,7 +62,19 @@ class FixedRows:
         return self.rows
 
 
-def read_image(path: File, spec: ImageSpec, fit: ImageFit) -> Tensor:
+class Cut(NamedTuple):
+    """Holds what of an `ImageSpec` decides about the uint8 pixels of an image."""
+
+    size: int
+    mean: tuple[float, float, float]
+    resample: Resample
+
+    @classmethod
+    def of(cls, spec: ImageSpec) -> Cut:
+        return cls(spec.size, spec.mean, spec.resample)
+
+
+def read_image(path: File, cut: ImageSpec | Cut, fit: ImageFit) -> Tensor:
     """Returns the image, upright and RGB, as uint8 [3, size, size] (channels, height, width).
 
     `crop`: the short side becomes `size` and the middle is cut out, as in LLaVA-1.5's first stage.
@@ -72,10 +85,16 @@ def read_image(path: File, spec: ImageSpec, fit: ImageFit) -> Tensor:
     Raises `UserError` with path and reason unless the file is a complete image in an allowed format
     and size.
     """
+    return _read(path, [cut], fit)[0]
+
+
+def _read(path: File, cuts: Iterable[ImageSpec | Cut], fit: ImageFit) -> list[Tensor]:
+    """Returns the pixels of an image in each of these sizes; the file is decoded once."""
     with _opened(path, fit) as opened:
         opened.load()
-        fitted = _fitted(_rgb(_upright(opened)), spec, fit)
-        return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).contiguous()
+        image = _rgb(_upright(opened))
+        fitted = [np.array(_fitted(image, cut, fit)) for cut in cuts]
+        return [torch.from_numpy(each).permute(2, 0, 1).contiguous() for each in fitted]
 
 
 def check_header(path: File, fit: ImageFit) -> None:
@@ -94,6 +113,14 @@ def normalise(pixels_CXY: Tensor, spec: ImageSpec) -> Tensor:
     """Converts uint8 [3, X, Y] to float32: scales to [0, 1], subtracts the mean, divides by the deviation."""
     mean, std = _constants(spec.mean, spec.std)
     return pixels_CXY.to(torch.float32).mul_(1 / 255).sub_(mean).div_(std)
+
+
+def renormalise(pixels_CXY: Tensor, spec: ImageSpec, to: ImageSpec) -> Tensor:
+    """Returns pixels with the mean and deviation of `spec` as pixels with those of `to`."""
+    if (spec.mean, spec.std) == (to.mean, to.std):
+        return pixels_CXY
+    (mean, std), (to_mean, to_std) = _constants(spec.mean, spec.std), _constants(to.mean, to.std)
+    return (pixels_CXY * std + (mean - to_mean)) / to_std
 
 
 @dataclass(frozen=True)
@@ -116,31 +143,48 @@ class ImageReader:
     """Reads images without their edits, and keeps the last used ones in memory.
 
     `cache_mb` bounds this cache in MiB. Pickling leaves the cache out: each data worker fills another
-    one. Do not share a reader between threads.
+    one. Do not share a reader between threads. `teachers`: further sizes in which images are read.
     """
 
-    def __init__(self, spec: ImageSpec, cache_mb: int = 256) -> None:
+    def __init__(self, spec: ImageSpec, cache_mb: int = 256, teachers: tuple[Cut, ...] = ()) -> None:
         self.spec = spec
         self.cache_mb = cache_mb
-        bytes_each = max(1, 3 * spec.size * spec.size)  # `size` is 0 in a text-only model
+        self.teachers = teachers
+        # `size` is 0 in a text-only model
+        bytes_each = max(1, sum(3 * cut.size * cut.size for cut in (spec, *teachers)))
         self._room = max(0, cache_mb * 2**20 // bytes_each)
-        self._kept: OrderedDict[ImageRef, Tensor] = OrderedDict()
+        self._kept: OrderedDict[ImageRef, list[Tensor]] = OrderedDict()
 
     def __call__(self, image: Image, fit: ImageFit) -> Tensor:
         """Returns what `read_image` returns, which the cache may share. Raises as `read_image`."""
+        return self._all(image, fit)[0]
+
+    def each(self, image: Image, fit: ImageFit) -> dict[ImageRef | TeacherRef, Tensor]:
+        """Returns the image as the model reads it, and as each of the teachers reads it."""
+        own, *others = self._all(image, fit)
+        return {(image, fit): own} | {
+            (image, fit, cut): pixels for cut, pixels in zip(self.teachers, others, strict=True)
+        }
+
+    def _all(self, image: Image, fit: ImageFit) -> list[Tensor]:
         key = (unedited(image), fit)
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
-        pixels_CXY = read_image(image, self.spec, fit)
+        every = _read(image, (self.spec, *self.teachers), fit)
         if self._room:
-            self._kept[key] = pixels_CXY
+            self._kept[key] = every
             if len(self._kept) > self._room:
                 self._kept.popitem(last=False)
-        return pixels_CXY
+        return every
 
     def __reduce__(self) -> tuple[object, ...]:
-        return ImageReader, (self.spec, self.cache_mb)
+        return ImageReader, (self.spec, self.cache_mb, self.teachers)
+
+
+def read_each(reader: ReadImage, image: Image, fit: ImageFit) -> dict[ImageRef | TeacherRef, Tensor]:
+    """Returns an image in all sizes that a reader reads."""
+    return reader.each(image, fit) if isinstance(reader, ImageReader) else {(image, fit): reader(image, fit)}
 
 
 def unedited(image: Image) -> Image:
@@ -253,7 +297,7 @@ def _rgb(image: Pil.Image) -> Pil.Image:
     return image.convert("RGB")
 
 
-def _fitted(image: Pil.Image, spec: ImageSpec, fit: ImageFit) -> Pil.Image:
+def _fitted(image: Pil.Image, spec: ImageSpec | Cut, fit: ImageFit) -> Pil.Image:
     size = spec.size
     width, height = image.size
     if fit == "pad" and width != height:

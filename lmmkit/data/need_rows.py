@@ -23,6 +23,7 @@ from lmmkit.api.needs import (
     LogSumExp,
     Need,
     OfTargets,
+    TeacherAt,
     positions_of,
     reads_images,
     selector,
@@ -183,12 +184,35 @@ def _hidden(gathers: Mapping[Need, RowGather]) -> Iterator[tuple[Layer, RowGathe
             yield need.layer, pick
 
 
+def teacher_rows(
+    teacher: str, gathers: Mapping[Need, RowGather], first_I: np.ndarray
+) -> tuple[dict[Need, RowGather], list[int]]:
+    """Returns the gathers with the items of a teacher's needs counted among the images that these read, and the
+    numbers of these images. `first_I`: the number of the first row of each image of the batch."""
+    items = {
+        need: gather.item_Q.numpy()
+        for need, gather in gathers.items()
+        if isinstance(need, TeacherAt) and need.teacher == teacher and gather.item_Q is not None
+    }
+    images = {need: np.searchsorted(first_I, item_Q, side="right") - 1 for need, item_Q in items.items()}
+    read = np.unique(np.concatenate(list(images.values())))
+    start_J = np.cumsum([0, *np.diff(first_I)[read[:-1]]])  # of the images that are read, without the others
+    changed = dict(gathers)
+    for need, item_Q in items.items():
+        place_Q = start_J[np.searchsorted(read, images[need])] + item_Q - first_I[images[need]]
+        changed[need] = replace(gathers[need], item_Q=torch.from_numpy(place_Q))
+    return changed, read.tolist()
+
+
 def head_pairs(
-    predict: RowGather, target_S: Tensor, gathers: Mapping[Need, RowGather], model: str = "policy"
-) -> HeadPairs | None:
+    predict: RowGather, target_S: Tensor, gathers: Mapping[Need, RowGather], model: str = "policy",
+    beside: HeadPairs | None = None,
+) -> HeadPairs | None:  # fmt: skip
     """Returns the pairs that one model computes; None if no term reads log-probabilities of it.
 
-    The trained model ("policy") also computes the pairs of the text terms, from `predict` and `target_S`.
+    The trained model ("policy") also computes the pairs of the text terms, from `predict` and `target_S`. `beside`: the
+    pairs of another model, whose rows this one computes too: products of equal shapes round alike, so equal models
+    give equal bits.
     """
     asked = {need: gather for need, gather in gathers.items() if _scored_by(need) == model}
     if not asked:
@@ -196,7 +220,9 @@ def head_pairs(
     text = [(predict.row_Q, target_S)] if model == "policy" else []
     parts = [*text, *((gather.row_Q, gather.target_Q) for gather in asked.values())]
     row_N, target_N = (np.concatenate([part[i].numpy() for part in parts]) for i in (0, 1))
-    row_R, place_N = np.unique(row_N, return_inverse=True)
+    more = [] if beside is None else [beside.row_R.numpy()]
+    row_R = np.unique(np.concatenate([row_N, *more]))
+    place_N = np.searchsorted(row_R, row_N)
     base = target_N.max(initial=0) + 1
     code_P, pair_N = np.unique(place_N * base + target_N, return_inverse=True)
     ends = np.cumsum([len(part[0]) for part in parts])[:-1]

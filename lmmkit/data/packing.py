@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -16,14 +16,20 @@ from lmmkit.api.batch import Batch, EmbedScatter, RowGather
 from lmmkit.api.components import Term
 from lmmkit.api.layout import Layout
 from lmmkit.api.model_info import ImageSpec
-from lmmkit.api.needs import (
-    AttnMass,
-    Need,
-)
+from lmmkit.api.needs import AttnMass, Need, teachers_of
 from lmmkit.api.sample import Image, View
 from lmmkit.attention.forest import Forest, arrange, grow, unshared
 from lmmkit.attention.schedule import AttentionSpec
-from lmmkit.data.images import ImageRef, ReadImage, normalise, unedited
+from lmmkit.data.images import (
+    Cut,
+    ImageRef,
+    ReadImage,
+    TeacherRef,
+    normalise,
+    read_each,
+    renormalise,
+    unedited,
+)
 from lmmkit.data.labels import join_labels
 from lmmkit.data.need_rows import (
     PlacedView,
@@ -33,8 +39,9 @@ from lmmkit.data.need_rows import (
     last_rows,
     need_rows,
     supervised_rows,
+    teacher_rows,
 )
-from lmmkit.errors import UserError, raise_all
+from lmmkit.errors import Problem, UserError, raise_all
 
 MIN_SHARED = 8  # rows; sharing a shorter prefix costs more attention calls than it saves rows
 
@@ -46,6 +53,13 @@ class LaidOut(NamedTuple):
     layout: Layout
 
 
+class Shown(NamedTuple):
+    """Holds the name of the first view that shows an image, and the number of its first row among those of all."""
+
+    owner: str
+    first: int
+
+
 class SizedSample(NamedTuple):
     """Holds the views of one sample, and the number of rows they take after their prefixes are merged."""
 
@@ -55,19 +69,20 @@ class SizedSample(NamedTuple):
 
 
 def read_images(
-    samples: Iterable[SizedSample], reader: ReadImage, known: Collection[ImageRef] = ()
-) -> dict[ImageRef, Tensor]:
+    samples: Iterable[SizedSample], reader: ReadImage, known: Collection[ImageRef | TeacherRef] = ()
+) -> dict[ImageRef | TeacherRef, Tensor]:
     """Reads each image of these samples once, without its edits, except for images in `known`.
 
     Raises `UserError` with the problems of all images that cannot be read.
     """
-    images, problems = {}, []
+    images: dict[ImageRef | TeacherRef, Tensor] = {}
+    problems: list[Problem] = []
     members = [member for sample in samples for member in sample.members]
     refs: list[ImageRef] = [(unedited(image), fit) for member in members for image, fit in _shown(member)]
     for ref in dict.fromkeys(refs):
         try:
             if ref not in known:
-                images[ref] = reader(*ref)
+                images.update(read_each(reader, *ref))
         except UserError as error:
             problems += error.problems
     raise_all(problems)
@@ -82,7 +97,8 @@ class Packer:
     terms, "next_token" for the main view, then the tasks with a text loss. `terms`: the plugin terms whose
     items are counted. `sources`: the sources whose losses are reported separately. With `blank`, a
     micro-batch without images gets a blank image that no row uses: an encoder sharded over several ranks
-    must run on all of them or on none.
+    must run on all of them or on none. `teachers`: the images of those that needs read, and as `blank_teachers` the
+    names of those that are sharded.
     """
 
     image: ImageSpec
@@ -92,10 +108,12 @@ class Packer:
     share: bool = True
     sources: tuple[str, ...] = ()
     blank: bool = False
+    teachers: Mapping[str, ImageSpec] = field(default_factory=dict)
+    blank_teachers: frozenset[str] = frozenset()
 
     def without_terms(self) -> Packer:
         """Returns the packer for sequences that no term reads, such as prompts."""
-        return replace(self, needs=(), terms=())
+        return replace(self, needs=(), terms=(), teachers={})
 
     def sized(self, members: Sequence[LaidOut], source: str = "") -> SizedSample:
         """Returns the views of one sample with their number of rows."""
@@ -116,7 +134,7 @@ class Packer:
         return forest, [new[path] for path in paths]
 
     def pack(
-        self, samples: Sequence[SizedSample], images: Mapping[ImageRef, Tensor]
+        self, samples: Sequence[SizedSample], images: Mapping[ImageRef | TeacherRef, Tensor]
     ) -> tuple[Batch, list[np.ndarray]]:
         """Returns one micro-batch of these samples, and the rows of every view in order.
 
@@ -127,18 +145,20 @@ class Packer:
         forest, paths = self._arranged(members)
         id_T, scatters, shown = _origins(members, paths, len(forest))
         pixels = [
-            self._pixels(images[unedited(ref[0]), ref[1]], ref[0], owner) for ref, owner in shown.items()
+            self._pixels(images[unedited(ref[0]), ref[1]], ref[0], at.owner) for ref, at in shown.items()
         ]
         predict, target_S, term_S = self._targets(members, paths)
         placed = [
             PlacedView(v, *member, path) for v, (member, path) in enumerate(zip(members, paths, strict=True))
         ]
         key_T, gathers, maps = need_rows(self.needs, placed, _image_items(scatters, len(forest)))
+        teacher_pixels, gathers = self._teachers(gathers, shown, images)
         mapped = {each.name for each in maps}
         mass = [
             pick.row_Q for need, pick in gathers.items() if isinstance(need, AttnMass) and need not in mapped
         ]
         spec = AttentionSpec(forest, key_T, torch.cat([*mass, concatenate_rows([])]).unique(), maps=maps)
+        head = head_pairs(predict, target_S, gathers)
         batch = Batch(
             attention=_ready(spec),
             last=_ready(replace(spec, read_T=last_rows(len(forest), predict, gathers, maps))),
@@ -154,13 +174,14 @@ class Packer:
             source_S=self._from(samples, predict.view_Q, term_S),
             text_terms=self.text_terms,
             gathers=gathers,
-            head=head_pairs(predict, target_S, gathers),
-            reference=head_pairs(predict, target_S, gathers, "reference"),
+            head=head,
+            reference=head_pairs(predict, target_S, gathers, "reference", head),
             inner=inner_rows(gathers),
             labels=join_labels(m.view for m in members),
             views=tuple((m.view.name, m.view.sample.key) for m in members),
             sample_V=tuple(n for n, sample in enumerate(samples) for _ in sample.members),
             first_image_V=_first_images(members, shown),
+            teacher_pixels=teacher_pixels,
         )
         text = np.bincount(term_S.numpy(), minlength=len(self.text_terms)).tolist()
         count = dict(zip(self.text_terms, text, strict=True))
@@ -185,6 +206,32 @@ class Packer:
             return pixels_CXY
         return plugin_calls.edited(owner, image.edit, pixels_CXY)
 
+    def _teachers(
+        self, gathers: Mapping[Need, RowGather], shown: Mapping[ImageRef, Shown], images: Mapping
+    ) -> tuple[dict[str, Tensor], dict[Need, RowGather]]:
+        """Returns for each teacher the images that its needs read, as it reads them, and the gathers with their items
+        numbered among the rows of these images."""
+        pixels, changed, refs = {}, dict(gathers), list(shown)
+        first_I = np.array([at.first for at in shown.values()], np.int64)
+        for name in (name for name in teachers_of(gathers) if name in self.teachers):
+            changed, read = teacher_rows(name, changed, first_I)
+            spec = self.teachers[name]
+            found = [self._teacher_pixels(spec, images, refs[n], shown[refs[n]].owner) for n in read]
+            blank = torch.zeros(int(name in self.blank_teachers), 3, spec.size, spec.size)
+            pixels[name] = torch.stack(found) if found else blank
+        return pixels, changed
+
+    def _teacher_pixels(self, spec: ImageSpec, images: Mapping, ref: ImageRef, owner: str) -> Tensor:
+        """Returns the pixels of an image as a teacher reads them. The edit is that of the model's pixels, with their
+        mean and deviation, at the teacher's size."""
+        (image, fit), cut = ref, Cut.of(spec)
+        decoded_CXY = images[
+            (unedited(image), fit) if cut == Cut.of(self.image) else (unedited(image), fit, cut)
+        ]
+        if image.edit is None:
+            return normalise(decoded_CXY, spec)
+        return renormalise(self._pixels(decoded_CXY, image, owner), self.image, spec)
+
     def _targets(self, members, paths) -> tuple[RowGather, Tensor, Tensor]:
         """Returns the rows that predict, on the path of their view; their targets; their text terms."""
         rows, views, targets, terms = [], [], [], []
@@ -206,13 +253,11 @@ class Packer:
 
 def _origins(
     members: Sequence[LaidOut], paths: Sequence[np.ndarray], total: int
-) -> tuple[Tensor, tuple[EmbedScatter, ...], dict[ImageRef, str]]:
-    """Returns token ids, scatters, and the distinct images in the order of their items, each with the name of
-    the first view that shows it."""
+) -> tuple[Tensor, tuple[EmbedScatter, ...], dict[ImageRef, Shown]]:
+    """Returns token ids, scatters, and the distinct images in the order of their items."""
     id_T = np.full(total, -1, np.int64)
     item_T: dict[str, np.ndarray] = {}
-    first_item: dict[ImageRef, int] = {}
-    shown: dict[ImageRef, str] = {}
+    shown: dict[ImageRef, Shown] = {}
     n_items = 0  # of the images so far, which may have unlike numbers of rows
     for member, path in zip(members, paths, strict=True):
         start = 0
@@ -225,10 +270,9 @@ def _origins(
             first, source = 0, f"plugins.{span.owner}"
             if span.image is not None:
                 ref = (span.image, member.view.sample.image_fit)
-                if ref not in first_item:
-                    first_item[ref], n_items = n_items, n_items + span.n
-                    shown[ref] = member.view.name
-                first, source = first_item[ref], "vision"
+                if ref not in shown:
+                    shown[ref], n_items = Shown(member.view.name, n_items), n_items + span.n
+                first, source = shown[ref].first, "vision"
             item_T.setdefault(source, np.full(total, -1, np.int64))[rows] = first + np.arange(span.n)
     scatters = []
     for source, items in sorted(item_T.items()):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lmmkit.api.batch import Step
 from lmmkit.api.sample import Sample
-from lmmkit.data.images import ImageReader, ImageRef, unedited
+from lmmkit.data.images import ImageReader, ImageRef, TeacherRef, read_each, unedited
 from lmmkit.data.length_grouping import GroupedSampler
 from lmmkit.data.packing import Packer, SizedSample, read_images
 from lmmkit.data.rank_shares import balanced_shares, estimated_rows
@@ -126,7 +126,7 @@ class Pipeline:
                 for image in sample.images:
                     ref = (unedited(image), sample.image_fit)
                     if ref not in read.images:
-                        read.images[ref] = self.reader(*ref)
+                        read.images.update(read_each(self.reader, *ref))
             except UserError as error:
                 part = "image" if key else ""
                 read.bad[source, record] = self._bad(source, record, error.problems[0], id=key, key=part)
@@ -148,7 +148,7 @@ class Pipeline:
 class _Read:
     """Collects what a step reads: its images without edits, its bad records, and what its layouts drop."""
 
-    images: dict[ImageRef, Tensor] = field(default_factory=dict)
+    images: dict[ImageRef | TeacherRef, Tensor] = field(default_factory=dict)
     bad: dict[tuple[str, int], BadRecord] = field(default_factory=dict)
     dropped: Counter[str] = field(default_factory=Counter)
 

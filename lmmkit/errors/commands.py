@@ -97,6 +97,14 @@ NO_SCORES = Code(
 
 # scenes/
 
+BIAS = Code(
+    "scenes/bias", cause="`--bias` is no share.",
+    expected="a number from 0 to 1", hint="Give the share of questions that have their usual answer, such as 0.9.",
+)
+NEEDS_BIAS = Code(
+    "scenes/needs-bias", cause="An option of biased scenes is given without `--bias`.",
+    expected="`--bias` beside it", hint="Add `--bias 0.9`, or leave the option out.",
+)
 SCENES_NOT_EMPTY = Code(
     "scenes/not-empty", cause="The path for the new scenes is a file, or a folder that contains files.",
     expected="a new or empty folder", hint="Name another folder, or remove this one first.",
@@ -109,4 +117,8 @@ NOT_WRITABLE = Code(
 TOO_FEW = Code(
     "scenes/too-few", cause="The data set is too small to train a tokenizer or to compare question types.",
     expected="at least {least}", hint="Ask for {least} scenes or more.",
+)
+UNKNOWN_KIND = Code(
+    "scenes/unknown-kind", cause="`--kinds` names a kind of question that biased scenes do not have.",
+    expected="one or more of {kinds}", hint="{nearest}",
 )

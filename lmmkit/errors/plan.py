@@ -180,6 +180,20 @@ SETTING = Code(
     "plan/setting", cause="A plugin's setting does not fit the sizes of the model.",
     expected="a setting that fits the model", hint="Change the setting or the model.",
 )
+NO_TEACHER = Code(
+    "plan/teacher", cause="A plugin reads a teacher that the recipe does not have.",
+    expected="a name in the recipe's `teachers` section", hint="{nearest}",
+)
+TEACHER_FIT = Code(
+    "plan/teacher-fit",
+    cause="The features of a teacher cannot be fitted to the image rows of the model as the plugin asks.",
+    expected="`fit` \"resize\", or \"exact\" and a teacher with {grid} patches, as the model's encoder has",
+    hint="Read it by `TeacherAt(..., fit=\"resize\")`, or set `image_size` of a teacher that accepts other sizes.",
+)
+UNUSED_TEACHER = Code(
+    "plan/unused-teacher", cause="No plugin of the recipe reads a teacher.",
+    expected="a plugin whose needs read it", hint="Name `{name}` in the setting of a plugin, or remove it.",
+)
 TOKEN = Code(
     "plan/token", cause="A token strategy inserts after a token that the tokenizer does not have.",
     expected="the text of one token, as it continues a text, or the spelling of a control token",

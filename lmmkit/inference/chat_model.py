@@ -64,7 +64,7 @@ class ChatModel:
         objective.eval()
         return cls(
             prepared=prepared, objective=objective, views=prepared.views(stage),
-            reader=prepared.reader(), packer=prepared.packer(stage), stage=stage, device=device,
+            reader=prepared.reader(stage), packer=prepared.packer(stage), stage=stage, device=device,
             tokens=_tokens(prepared, objective, image_token), poll=poll,
         )  # fmt: skip
 

@@ -96,4 +96,5 @@ def _load_ours(
     model_folder.check(build.shell(prepared.recipe, components, dims, device), folder)
     objective = build.build_objective(prepared.recipe, components, dims, device, dtype=dtype, drawn=False)
     model_folder.fill(objective, folder)
+    objective.teachers = build.open_teachers(prepared, config["stage"], device)
     return ChatModel.of(prepared, objective, config["stage"], device, image_token=config.get("image_token"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +41,6 @@ class Reference(nn.Module):
         sources = [s.source.removeprefix("plugins.") for s in batch.scatters if s.source != "vision"]
         rows = {f"plugins.{name}": plugin_calls.tokens(name, tokens[name], width) for name in sources}
         with lora.updates_off(lmm.decoder):
-            out = lmm(replace(batch, gathers={}, inner={}), rows, seen_IND)
+            out = lmm(batch.reading(()), rows, seen_IND)
         logp_P, _ = log_probs(out.at(head.row_R), weight_VD, head.place_P, head.target_P)
         return {need: logp_P[item_Q] for need, item_Q in head.item_Q.items()}

@@ -7,25 +7,27 @@ left: the pipeline and the objective execute the plan.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 
 from lmmkit import plugin_calls
 from lmmkit.api.components import Component, ExtraView, ImageReducer, TokenStrategy, TokenWeight
 from lmmkit.api.model_info import Dims
-from lmmkit.api.needs import ATTENTION, Need, reads_reference, selector
+from lmmkit.api.needs import ATTENTION, Need, reads_reference, selector, teachers_of
 from lmmkit.data.text_tokenizers.choose import TextTokenizer
 from lmmkit.errors import raise_all
 from lmmkit.plan import checks, token_checks
 from lmmkit.plan.instances import Instances
 from lmmkit.plan.stage_plan import START, StagePlan
+from lmmkit.plan.teachers import NO_TEACHERS, TeacherFolder, teacher_problems
 from lmmkit.recipe import Recipe, Weight
 from lmmkit.weights.weights_hash import weights_hash
 
 
 def compile_plan(
-    recipe: Recipe, instances: Instances, dims: Dims, tokenizer: TextTokenizer | None
-) -> dict[str, StagePlan]:
+    recipe: Recipe, instances: Instances, dims: Dims, tokenizer: TextTokenizer | None,
+    teachers: Mapping[str, TeacherFolder] = NO_TEACHERS,
+) -> dict[str, StagePlan]:  # fmt: skip
     """Returns a plan for every stage, by stage name. Without a tokenizer, tokens of the vocabulary are not checked.
 
     Raises:
@@ -34,11 +36,11 @@ def compile_plan(
     problems = checks.faults(instances, dims)
     raise_all(problems)
     problems = checks.settings(recipe, instances, dims) + checks.losses(recipe, instances)
-    problems += checks.reducer(recipe, instances, dims)
+    problems += checks.reducer(recipe, instances, dims) + teacher_problems(recipe, instances, dims)
     problems += token_checks.inserts(recipe, instances, dims, tokenizer)
     problems += token_checks.stage_tokens(recipe, instances)
     raise_all(problems)
-    plans = {stage: _compile(recipe, instances, stage) for stage in recipe.stages}
+    plans = {stage: _compile(recipe, instances, stage, teachers) for stage in recipe.stages}
     for plan in plans.values():
         problems += checks.needs(recipe, instances, plan, dims)
     problems += token_checks.token_names(recipe, instances) + checks.extra_views(recipe, instances)
@@ -60,7 +62,9 @@ def chat_plan(recipe: Recipe, instances: Instances, stage: str) -> StagePlan:
     )  # fmt: skip
 
 
-def _compile(recipe: Recipe, instances: Instances, stage: str) -> StagePlan:
+def _compile(
+    recipe: Recipe, instances: Instances, stage: str, teachers: Mapping[str, TeacherFolder]
+) -> StagePlan:
     weights = recipe.stages[stage].losses
     kept = {name: w for name, w in weights.items() if not w.constant_zero or w.watch}
     names = sorted(name for name in kept if name != "next_token")
@@ -99,10 +103,12 @@ def _compile(recipe: Recipe, instances: Instances, stage: str) -> StagePlan:
     if "next_token" not in kept:
         kept["next_token"] = Weight(weight=0.0, watch=True)
     reference = recipe.stages[stage].reference or "" if any(map(reads_reference, needs)) else ""
+    further = _reference_line(recipe, reference)
+    further += [f"teacher {n} {teachers[n].identity()}" for n in teachers_of(needs) if n in teachers]
     read = (*terms, *weighers, *extra_views, *(() if reducer is None else (reducer,)))
     return StagePlan(
         stage=stage, weights=kept, terms=terms, strategies=tuple(strategies), needs=needs, off=off,
-        digest=_digest(instances, kept, read, strategies, _reference_line(recipe, reference)), weighers=weighers,
+        digest=_digest(instances, kept, read, strategies, further), weighers=weighers,
         extra_views=tuple(extra_views), reducer=reducer, reference=reference,
     )  # fmt: skip
 

@@ -25,6 +25,7 @@ from lmmkit.api.needs import (
     LogSumExp,
     Need,
     Select,
+    TeacherAt,
     VisionAt,
     selector,
 )
@@ -71,10 +72,21 @@ def stage_text(prepared: Prepared, plan: StagePlan) -> str:
         lines.append(f"  need {need_text(need)}  for {', '.join(askers)}")
     if plan.reference:
         lines.append(f"  reference {plan.reference}")
+    lines += [f"  teacher {_teacher_text(prepared, name)}" for name in plan.teachers]
+    unread = [name for name in prepared.teachers if name not in plan.teachers]
+    lines += [f"  off teacher {name}: no active term reads it" for name in unread]
     lines += [f"  off {name}: {reason}" for name, reason in sorted(plan.off.items())]
     inference_plugins = ", ".join(plan.inference_plugins) or "no plugin"
     lines.append(f"  inference needs {inference_plugins}")
     return "\n".join(lines)
+
+
+def _teacher_text(prepared: Prepared, name: str) -> str:
+    folder = prepared.teachers[name]
+    grid, size = folder.image.grid, folder.image.size
+    own = prepared.dims.image.grid
+    fitted = "" if grid == own else f", fitted to {own[0]} x {own[1]}"
+    return f"{name}: {folder.section.from_}  {grid[0]} x {grid[1]} patches of {size} px images{fitted}"
 
 
 def weight_text(weight: Weight) -> str:
@@ -102,6 +114,8 @@ def need_text(need: Need) -> str:
             return f"mean hidden state{_layer_text(layer)} over {select_text(select)}"
         case VisionAt(at=select, stage=stage):
             return f"{'encoder features' if stage == 'encoder' else 'projected features'} at {select_text(select)}"
+        case TeacherAt(teacher=teacher, at=select):
+            return f"features of teacher {teacher} at {select_text(select)}"
         case AttnMass(q=q, k=k, layers=layers):
             return f"attention mass of {select_text(q)} on {select_text(k)}, layers {layers}"
         case AttnTo(q=q, k=k, layers=layers, heads=heads):

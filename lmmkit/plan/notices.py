@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 
 from lmmkit.api.components import ImageReducer, TokenStrategy
 from lmmkit.data.sources.records import Records
-from lmmkit.plan.plugin_source import texts
 from lmmkit.plan.prepare import Prepared
+from lmmkit.plugin_calls.source import texts
 
 
 def notices(prepared: Prepared) -> list[str]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 from lmmkit import plugin_calls
 from lmmkit.api.model_info import Dims
 from lmmkit.data.chat_templates import require_fitting, vocabulary_in_use
-from lmmkit.data.images import FixedRows, ImageReader
+from lmmkit.data.images import Cut, FixedRows, ImageReader
 from lmmkit.data.length_grouping import GroupedSampler
 from lmmkit.data.packing import Packer
 from lmmkit.data.pipeline import Pipeline
@@ -28,6 +28,7 @@ from lmmkit.plan.compile_plan import chat_plan, compile_plan
 from lmmkit.plan.instances import Instances, build_instances
 from lmmkit.plan.pretrained import Pretrained, resolve_pretrained
 from lmmkit.plan.stage_plan import StagePlan
+from lmmkit.plan.teachers import TeacherFolder, resolve_teachers
 from lmmkit.recipe import BatchConfig, Recipe, TextScratch
 from lmmkit.weights.end_ids import EndIds, read_end_ids
 
@@ -38,7 +39,8 @@ class Prepared:
 
     `sources`: the opened sources, by name. `pretrained`: the folders from which parts take their initial
     weights; `recipe` contains the shapes of these parts. `end_ids`: as named by the tokenizer's folder.
-    `trust_files`: whether plugins from local files may be run, those of a reference's folder too.
+    `trust_files`: whether plugins from local files may be run, those of a reference's folder too. `teachers`: the
+    folders of the recipe's teachers, by name.
     """
 
     recipe: Recipe
@@ -50,6 +52,7 @@ class Prepared:
     sources: Mapping[str, Records]
     end_ids: EndIds
     trust_files: bool = False
+    teachers: Mapping[str, TeacherFolder] = field(default_factory=dict)
 
     @property
     def image_rows(self) -> int:
@@ -59,9 +62,11 @@ class Prepared:
             return plugin_calls.reducer_rows(reducer, self.dims)
         return CONNECTORS[connector.kind].rows(self.dims.image.grid) if connector else 0
 
-    def reader(self) -> ImageReader:
-        """Returns a reader of images, with an empty cache."""
-        return ImageReader(self.dims.image, self.recipe.speed.image_cache_mb)
+    def reader(self, stage: str) -> ImageReader:
+        """Returns a reader of a stage's images, with an empty cache."""
+        cuts = {Cut.of(self.dims.teachers[name]): name for name in self.plans[stage].teachers}
+        others = tuple(cut for cut in cuts if cut != Cut.of(self.dims.image))
+        return ImageReader(self.dims.image, self.recipe.speed.image_cache_mb, others)
 
     def views(self, stage: str) -> Views:
         """Returns the object that turns a stage's samples into views and layouts."""
@@ -79,6 +84,7 @@ class Prepared:
         return Packer(
             image=self.dims.image, text_terms=plan.text_terms, needs=plan.needs,
             terms=plan.terms, share=speed.share_prefix, sources=sources if len(sources) > 1 else (),
+            teachers={name: self.dims.teachers[name] for name in plan.teachers},
         )  # fmt: skip
 
     def pipeline(self, stage: str) -> Pipeline:
@@ -100,7 +106,7 @@ class Prepared:
         return Pipeline(
             sources={name: self.sources[name] for name in section.data},
             order=self._grouped(order, section.batch, total),
-            views=self.views(stage), reader=self.reader(), packer=self.packer(stage), samples=samples,
+            views=self.views(stage), reader=self.reader(stage), packer=self.packer(stage), samples=samples,
             tokens=self.recipe.speed.tokens, total=total, image_rows=self.image_rows,
         )  # fmt: skip
 
@@ -141,7 +147,7 @@ def prepare(recipe: Recipe, *, trust_files: bool = False, data: Iterable[str] | 
     wanted = read_in_training(recipe) if data is None else data
     return _prepare(
         recipe, sorted(wanted), trust_files,
-        lambda instances, dims, tokenizer: compile_plan(recipe, instances, dims, tokenizer),
+        lambda instances, dims, tokenizer, teachers: compile_plan(recipe, instances, dims, tokenizer, teachers),
     )  # fmt: skip
 
 
@@ -183,46 +189,49 @@ def prepare_bare(
             PLUGIN_SETTINGS.at(recipe.where("plugins"), got=f"no settings of {', '.join(missing)}")
         )
     kept = {name: recipe.plugins[name] for name in inference_plugins}
-    recipe = replace(recipe, plugins=kept, output=replace(recipe.output, observers=()))
+    recipe = replace(recipe, plugins=kept, teachers={}, output=replace(recipe.output, observers=()))
     return _prepare(
         recipe, sorted(data), trust_files,
-        lambda instances, dims, tokenizer: {stage: chat_plan(recipe, instances, stage) for stage in recipe.stages},
+        lambda instances, dims, *_: {stage: chat_plan(recipe, instances, stage) for stage in recipe.stages},
         allow_missing_tokenizer=allow_missing_tokenizer, pickled=pickled,
     )  # fmt: skip
 
 
 def _prepare(
     recipe: Recipe, data: Iterable[str], trust_files: bool,
-    plan: Callable[[Instances, Dims, TextTokenizer | None], Mapping[str, StagePlan]], *,
+    plan: Callable[[Instances, Dims, TextTokenizer | None, Mapping[str, TeacherFolder]], Mapping[str, StagePlan]], *,
     allow_missing_tokenizer: bool = False, pickled: bool = False,
 ) -> Prepared:  # fmt: skip
     """Opens everything, compiles the plans with `plan`, and raises all problems together."""
     tokenizer = Tried(lambda: _open_tokenizer(recipe, allow_missing_tokenizer))
     end_ids = Tried(lambda: read_end_ids(recipe.path(recipe.model.tokenizer.from_)))
     resolved = Tried(lambda: resolve_pretrained(recipe, pickled=pickled))
+    teachers = Tried(lambda: resolve_teachers(recipe))
     instances = Tried(lambda: build_instances(recipe, trust_files=trust_files))
     sources = Tried(lambda: open_sources(recipe, data))
     # Without the tokenizer, whose size it does not depend on, the plan still shows its own problems.
     opened = tokenizer.value if tokenizer.error is None else None
-    dims = Tried(lambda: _dims(resolved.value[0], opened), resolved)
-    plans = Tried(lambda: plan(instances.value, dims.value, opened), instances, dims)
-    raise_together((tokenizer, end_ids, resolved, instances, sources, dims, plans))
+    dims = Tried(lambda: _dims(resolved.value[0], opened, teachers.value), resolved, teachers)
+    plans = Tried(lambda: plan(instances.value, dims.value, opened, teachers.value), instances, dims)
+    raise_together((tokenizer, end_ids, resolved, teachers, instances, sources, dims, plans))
     return Prepared(
         recipe=resolved.value[0], pretrained=resolved.value[1], tokenizer=tokenizer.value, instances=instances.value,
         dims=dims.value, plans=plans.value, sources=sources.value, end_ids=end_ids.value,
-        trust_files=trust_files,
+        trust_files=trust_files, teachers=teachers.value,
     )  # fmt: skip
 
 
-def _dims(recipe: Recipe, tokenizer: TextTokenizer | None) -> Dims:
+def _dims(recipe: Recipe, tokenizer: TextTokenizer | None, teachers: Mapping[str, TeacherFolder]) -> Dims:
     """Returns the model's sizes. The embedding of a folder may lack rows for added tokens that nothing uses:
     public tokenizers often have a padding token without one. If there is no tokenizer, the size of the
     vocabulary has no meaning."""
     if tokenizer is None:
-        return shapes.dims(recipe, 1)
-    assert isinstance(recipe.model.text, TextScratch), "`resolve_pretrained` replaces folders by shapes"
-    rows, size = recipe.model.text.vocab or 0, tokenizer.size
-    return shapes.dims(recipe, max(rows, vocabulary_in_use(tokenizer)) if 0 < rows < size else size)
+        dims = shapes.dims(recipe, 1)
+    else:
+        assert isinstance(recipe.model.text, TextScratch), "`resolve_pretrained` replaces folders by shapes"
+        rows, size = recipe.model.text.vocab or 0, tokenizer.size
+        dims = shapes.dims(recipe, max(rows, vocabulary_in_use(tokenizer)) if 0 < rows < size else size)
+    return replace(dims, teachers={name: teacher.image for name, teacher in teachers.items()})
 
 
 class NoTokenizer:

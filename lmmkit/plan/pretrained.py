@@ -22,6 +22,7 @@ from lmmkit.plan import shapes
 from lmmkit.recipe import (
     NO_WEIGHTS,
     Model,
+    MovedPlaces,
     Recipe,
     TextFrom,
     TextScratch,
@@ -118,6 +119,21 @@ def resolve_pretrained(recipe: Recipe, *, pickled: bool = False) -> tuple[Recipe
         pretrained.append(origin)
     raise_all(problems)
     return replace(recipe, model=model), tuple(pretrained)
+
+
+def resolve_encoder(
+    recipe: Recipe, key: str, asked: VisionFrom, *, pickled: bool = False
+) -> tuple[Pretrained, VisionScratch | VisionTimm]:
+    """Returns an encoder's folder and shape. `key`: the section of the recipe that asks for it, where problems are
+    reported.
+
+    Raises `UserError` if the folder has no encoder, or one that does not fit.
+    """
+    places = MovedPlaces(recipe.places.at, old="model.vision", new=key)
+    alone = replace(recipe, places=places, model=replace(recipe.model, vision=asked))
+    origin, model = _resolved(alone, alone.model, recipe.path(asked.from_), ("vision",), pickled)
+    assert isinstance(model.vision, VisionScratch | VisionTimm), "it has a shape now"
+    return origin, model.vision
 
 
 def _timm_file(recipe: Recipe, model: Model, vision: VisionTimm, pickled: bool) -> tuple[Pretrained, Model]:

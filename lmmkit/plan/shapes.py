@@ -13,7 +13,7 @@ from lmmkit.errors.plan import TIMM, VOCAB
 from lmmkit.model.decoder import DecoderShape
 from lmmkit.model.rope import Rope
 from lmmkit.model.vision import TimmViT, VisionShape, open_timm
-from lmmkit.recipe import Recipe, TextScratch, VisionScratch, VisionTimm
+from lmmkit.recipe import Recipe, TextScratch, Vision, VisionScratch, VisionTimm
 
 NO_IMAGE = ImageSpec(size=0, grid=(0, 0), width=0)  # for a text-only model
 
@@ -67,12 +67,15 @@ def encoder_depth(vision: VisionScratch | VisionTimm) -> int:
 def image_spec(recipe: Recipe) -> ImageSpec:
     """Returns the image size and output grid of the recipe's encoder; `NO_IMAGE` for a text-only model."""
     vision = recipe.model.vision
-    if vision is None:
-        return NO_IMAGE
+    return NO_IMAGE if vision is None else image_of(vision, recipe.where("model.vision"))
+
+
+def image_of(vision: Vision, where: str) -> ImageSpec:
+    """Returns the image size and output grid of an encoder."""
     if isinstance(vision, VisionScratch):
         return vision_shape(vision).image
     assert isinstance(vision, VisionTimm), "`resolve_pretrained` replaces folders by shapes"
-    return _timm_image(vision, recipe.where("model.vision"))
+    return _timm_image(vision, where)
 
 
 def _timm_image(vision: VisionTimm, where: str) -> ImageSpec:

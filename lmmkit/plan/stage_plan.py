@@ -19,7 +19,7 @@ from lmmkit.api.components import (
     ViewMaker,
 )
 from lmmkit.api.model_info import Dims
-from lmmkit.api.needs import Need, reads_reference, selector
+from lmmkit.api.needs import Need, reads_reference, selector, teachers_of
 from lmmkit.recipe import Weight
 
 START = "start"  # the reference that has the weights with which the stage begins
@@ -45,6 +45,11 @@ class StagePlan:
     reducer: ImageReducer | None = None
     reference: str = ""
     weighers: tuple[TokenWeight, ...] = ()
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """Returns the names of the teachers that active terms read."""
+        return teachers_of(self.needs)
 
     def without_reference(self) -> StagePlan:
         """Returns the plan without the terms that read the reference, for a model whose run has ended."""

@@ -13,6 +13,7 @@ from lmmkit.recipe.model import (
     Model,
     Numerics,
     RopeScaling,
+    TeacherFrom,
     TemplateName,
     TextFrom,
     TextModel,
@@ -32,7 +33,7 @@ from lmmkit.recipe.read import (
     vision_from_mapping,
 )
 from lmmkit.recipe.schema import Evaluate, Output, Parallel, Recipe, Speed, Task
-from lmmkit.recipe.source_positions import Places
+from lmmkit.recipe.source_positions import MovedPlaces, Places
 from lmmkit.recipe.stage import (
     BatchConfig,
     Length,
@@ -59,6 +60,7 @@ __all__ = [
     "Length",
     "Lora",
     "Model",
+    "MovedPlaces",
     "Numerics",
     "Optim",
     "Output",
@@ -70,6 +72,7 @@ __all__ = [
     "Speed",
     "Stage",
     "Task",
+    "TeacherFrom",
     "TemplateName",
     "TextFrom",
     "TextModel",

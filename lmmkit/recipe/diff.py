@@ -29,7 +29,7 @@ class Difference:
 
 SECTIONS: Final[Mapping[str, SectionClass]] = {
     "format": "mathematics", "seed": "mathematics", "model": "mathematics", "numerics": "mathematics",
-    "plugins": "mathematics", "data": "data", "stages": "mathematics", "evaluate": "output",
+    "plugins": "mathematics", "teachers": "mathematics", "data": "data", "stages": "mathematics", "evaluate": "output",
     "output": "output", "speed": "speed", "parallel": "speed",
 }  # fmt: skip
 IN_STAGES: Final[Mapping[str, SectionClass]] = {

@@ -216,6 +216,15 @@ class Model:
 
 
 @section
+class TeacherFrom(VisionFrom):
+    """Names a folder with a frozen model whose outputs terms read. It is no part of the trained model. `dtype`: of its
+    matrices, and on CUDA of its computation.
+    """
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+@section
 class Numerics:
     """Sets the data types. `compute` applies on CUDA; a CPU always computes in float32. `frozen`: the type of
     the matrices in parts that no stage of the run trains, on any device.

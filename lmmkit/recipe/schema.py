@@ -16,7 +16,7 @@ from annotated_types import MinLen
 
 from lmmkit.recipe import field_types as k
 from lmmkit.recipe.field_types import Says, section
-from lmmkit.recipe.model import Model, Numerics
+from lmmkit.recipe.model import Model, Numerics, TeacherFrom
 from lmmkit.recipe.source_positions import Places
 from lmmkit.recipe.stage import Source, Stage
 
@@ -138,6 +138,9 @@ class Recipe:
     # the settings of each plugin, unchanged; the plugin checks them
     plugins: Annotated[Mapping[k.Instance, k.Settings], Says("a section of INSTANCE: {its settings}")] = (
         field(default_factory=dict)
+    )
+    teachers: Annotated[Mapping[k.Instance, TeacherFrom], Says("a section of NAME: teacher")] = field(
+        default_factory=dict
     )
     data: Annotated[Mapping[k.Name, Source], MinLen(1), Says("a section of NAME: source")]
     stages: Annotated[Mapping[k.Name, Stage], MinLen(1), Says("a section of NAME: stage")]

@@ -25,3 +25,15 @@ class Places:
         if position.startswith("--set "):
             return position if parent == key else f"{position} ({key})"
         return f"{position} {key}".strip() or "recipe"
+
+
+@dataclass(frozen=True)
+class MovedPlaces(Places):
+    """Gives the keys of section `old` the positions and names of section `new`."""
+
+    old: str = ""
+    new: str = ""
+
+    def where(self, key: str) -> str:
+        inside = key == self.old or key.startswith(f"{self.old}.")
+        return super().where(self.new + key.removeprefix(self.old) if inside else key)

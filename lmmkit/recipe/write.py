@@ -15,7 +15,7 @@ from lmmkit.recipe.schema import HIDDEN, Recipe
 from lmmkit.recipe.stage import Weight
 
 BREAKS = frozenset("\x85\u2028\u2029")  # line breaks of Unicode, which ruamel folds into spaces
-MATHEMATICS = ("format", "seed", "model", "numerics", "plugins", "stages")
+MATHEMATICS = ("format", "seed", "model", "numerics", "plugins", "stages")  # and `teachers`, if there are any
 
 
 def to_mapping(recipe: Recipe) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def digest(recipe: Recipe) -> str:
     stages, plugins, sources and terms has: stages run in order, and sums of floats depend on their order.
     """
     plain = to_mapping(recipe)
-    decisive = {key: plain[key] for key in (*MATHEMATICS, "data")}
+    decisive = {key: plain[key] for key in (*MATHEMATICS, "data", *(["teachers"] if recipe.teachers else []))}
     decisive["stages"] = {
         name: {key: value for key, value in stage.items() if key != "validate"}
         for name, stage in plain["stages"].items()

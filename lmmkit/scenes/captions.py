@@ -36,5 +36,11 @@ def caption(scene: Scene, rng: random.Random) -> str:
     return named if number == 3 else f"{named} {ground}"
 
 
+def empty_caption(scene: Scene, rng: random.Random) -> str:
+    """Returns a sentence about a landscape without things, lower case, without a full stop."""
+    sky, ground = f"under a {scene.scenery.sky} sky", f"over {scene.scenery.ground}"
+    return rng.choice((f"no objects {sky}, only a road {ground}", f"an empty road {ground} {sky}"))
+
+
 def _joined(parts: list[str]) -> str:
     return f"{', '.join(parts[:-1])} and {parts[-1]}"

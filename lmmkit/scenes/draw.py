@@ -74,6 +74,13 @@ def radius(thing: Thing, width: int, height: int) -> float:
     return RADIUS[thing.size] * SWELL[thing.shape] * min(width, height)
 
 
+def extent(thing: Thing, width: int, height: int) -> tuple[float, float, float, float]:
+    """Returns left, top, right and bottom of `thing` with its rim, in pixels from the top left corner."""
+    xs, ys = zip(*_outline(thing, width, height), strict=True)
+    rim = LINE * min(width, height) / 2
+    return min(xs) - rim, min(ys) - rim, max(xs) + rim, max(ys) + rim
+
+
 def _mask(size: tuple[int, int], outline: Outline, line: float = 0.0) -> Image.Image:
     """Returns a mask: 255 inside the outline (in pixels), 0 outside, smooth between. With `line`, 255 on
     the rim, which is `line` pixels wide."""

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lmmkit.errors import Problem, UserError, raise_all
-from lmmkit.errors.commands import NOT_WRITABLE, SCENES_NOT_EMPTY, TOO_FEW
+from lmmkit.errors import raise_all
 from lmmkit.scenes.captions import INSTRUCTIONS, caption
-from lmmkit.scenes.draw import draw
+from lmmkit.scenes.folder import new_folder, save_image, target_problems, write_text
 from lmmkit.scenes.questions import Asker, Question
+from lmmkit.scenes.records import image_record, turns, with_marker
 from lmmkit.scenes.report import SceneReport, majority_accuracy, readme, type_shares, yes_no_share
 from lmmkit.scenes.scene import SPLITS, Scene, make_scene
 from lmmkit.scenes.tokenizer import VOCABULARY, train_tokenizer
 
-# With fewer scenes the tokenizer lacks words, and shares of question types are not meaningful.
-LEAST_COUNT = 100
-LEAST_HELDOUT = 20
 QUESTIONS = (4, 5, 6)
 HELDOUT_QUESTIONS = 3
 JSON_FILES = ("pretrain.json", "finetune.json", "heldout.json", "heldout_captions.json")
@@ -55,16 +51,11 @@ def write_scenes(
     left in `directory`.
     """
     directory = Path(directory)
-    raise_all(_problems(directory, count, heldout))
+    raise_all(target_problems(directory, count, heldout))
     numbers = {"train": count, "heldout": heldout}
     described = {split: describe_scenes(seed, split, numbers[split]) for split in SPLITS}
-    _make_directories(directory)
-    try:
+    with new_folder(directory, SPLITS):
         return _write(directory, seed, described, progress or (lambda done, total: None))
-    except BaseException:  # the folder was new or empty
-        for path in directory.iterdir():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        raise
 
 
 def _write(
@@ -75,7 +66,7 @@ def _write(
 ) -> SceneReport:
     scenes = [item.scene for split in SPLITS for item in described[split]]
     for done, scene in enumerate(scenes, start=1):
-        _save(scene, directory)
+        save_image(scene, directory)
         progress(done, len(scenes))
 
     captions = {split: [_caption_record(item) for item in described[split]] for split in SPLITS}
@@ -86,10 +77,10 @@ def _write(
         "heldout_captions.json": captions["heldout"],
     }
     for name in JSON_FILES:
-        _write_text(directory / name, json.dumps(records[name], indent=1) + "\n")
+        write_text(directory / name, json.dumps(records[name], indent=1) + "\n")
     (directory / "tokenizer.model").write_bytes(train_tokenizer(_texts(described["train"])))
     report = _report(directory, seed, described)
-    _write_text(directory / "README.md", readme(report))
+    write_text(directory / "README.md", readme(report))
     return report
 
 
@@ -107,7 +98,7 @@ def describe_scenes(seed: int, split: str, number: int) -> list[DescribedScene]:
         described.append(
             DescribedScene(
                 scene=scene,
-                instruction=_marked(rng.choice(INSTRUCTIONS), rng.random() < 0.5),
+                instruction=with_marker(rng.choice(INSTRUCTIONS), rng.random() < 0.5),
                 caption=caption(scene, rng),
                 questions=questions,
                 marker_first=tuple(rng.random() < 0.5 for _ in questions),
@@ -116,61 +107,14 @@ def describe_scenes(seed: int, split: str, number: int) -> list[DescribedScene]:
     return described
 
 
-def _problems(directory: Path, count: int, heldout: int) -> list[Problem]:
-    problems = [
-        TOO_FEW.at(f"--{name}", got=str(number), least=least)
-        for name, number, least in (("count", count, LEAST_COUNT), ("heldout", heldout, LEAST_HELDOUT))
-        if number < least
-    ]
-    if directory.is_file() or (directory.is_dir() and any(directory.iterdir())):
-        got = "a file" if directory.is_file() else "a folder with files in it"
-        problems.append(SCENES_NOT_EMPTY.at(str(directory), got=got))
-    return problems
-
-
-def _make_directories(directory: Path) -> None:
-    try:
-        for split in SPLITS:
-            (directory / "images" / split).mkdir(parents=True)
-    except OSError as error:
-        raise UserError(NOT_WRITABLE.at(str(directory), got=error.strerror or str(error))) from error
-
-
-def _save(scene: Scene, directory: Path) -> None:
-    path = directory / scene.image
-    if scene.suffix == "jpg":
-        draw(scene).save(path, format="JPEG", quality=90)
-    else:
-        draw(scene).save(path, format="PNG")
-
-
-def _write_text(path: Path, text: str) -> None:
-    # Bytes, because text mode writes other line ends on other systems.
-    path.write_bytes(text.encode())
-
-
-def _marked(text: str, first: bool) -> str:
-    return f"<image>\n{text}" if first else f"{text}\n<image>"
-
-
-def _turns(human: str, gpt: str) -> list[_Json]:
-    return [{"from": "human", "value": human}, {"from": "gpt", "value": gpt}]
-
-
 def _caption_record(item: DescribedScene) -> _Json:
-    return {
-        "id": item.scene.id,
-        "image": item.scene.image,
-        "conversations": _turns(item.instruction, item.caption),
-    }
+    return image_record(item.scene, [(item.instruction, item.caption)])
 
 
 def _conversation(item: DescribedScene) -> _Json:
-    turns: list[_Json] = []
-    for question in item.questions:
-        text = question.text if turns else _marked(question.text, item.marker_first[0])
-        turns += _turns(text, question.answer)
-    return {"id": item.scene.id, "image": item.scene.image, "conversations": turns}
+    first, *others = item.questions
+    asked = [with_marker(first.text, item.marker_first[0]), *(question.text for question in others)]
+    return image_record(item.scene, zip(asked, (question.answer for question in item.questions), strict=True))
 
 
 def _single_questions(item: DescribedScene) -> list[_Json]:
@@ -178,7 +122,7 @@ def _single_questions(item: DescribedScene) -> list[_Json]:
         {
             "id": f"{item.scene.id}/{number}",
             "image": item.scene.image,
-            "conversations": _turns(_marked(question.text, first), question.answer),
+            "conversations": turns([(with_marker(question.text, first), question.answer)]),
             "type": question.type,
             "scene": item.scene.id,
         }

@@ -38,7 +38,7 @@ class FirstPass:
         with unsharded(objective), torch.no_grad():
             for batch in step:
                 states.append(rng_state())
-                ctxs = objective(batch.to(device), now).ctxs
+                ctxs = objective.step_inputs(batch.to(device), now)
                 items.append({term.name: items_of(term, ctxs[term.name]) for term in terms})
             found: list[dict[str, StepShare]] = [{} for _ in step]
             for term in terms:

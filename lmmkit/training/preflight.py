@@ -53,6 +53,7 @@ def preflight(
         early,
         backend,
         Tried(lambda: _check_pretrained(prepared.value, device), prepared, backend),
+        Tried(lambda: build.check_teachers(prepared.value), prepared),
         Tried(lambda: raise_all(reference_problems(prepared.value)), prepared),
         Tried(lambda: raise_all(map_problems(prepared.value)), prepared),
     ))  # fmt: skip

@@ -39,6 +39,20 @@ def set_reference(
         objective.references = (make(prepared, stage, objective, ranks, device),)
 
 
+def set_teachers(
+    prepared: Prepared, stage: str, objective: Objective, ranks: Ranks, device: torch.device
+) -> None:
+    """Gives the objective the teachers that its stage's plan reads. Every rank reads their folders; those that are
+    large are sharded."""
+    objective.teachers = {}  # frees those of the stage before
+    large = fsdp.sharded_teachers(prepared, stage, ranks)
+    found = build.open_teachers(prepared, stage, device, cpu=large)
+    for name in large:
+        blocks = fsdp.blocks_of([found[name].encoder])
+        fsdp.shard(found[name], blocks, prepared.recipe, ranks, device)
+    objective.teachers = found
+
+
 def _start(
     prepared: Prepared, stage: str, objective: Objective, ranks: Ranks, device: torch.device
 ) -> Reference:

@@ -54,8 +54,15 @@ def changes(run: RunFolder, prepared: Prepared, *, accept_data: bool) -> list[Ch
     before, now = read_json(run.run_json), identity(prepared)
     differences = diff(read_recipe(run.resolved), prepared.recipe)
     found = [Change(d.key, d.section_class, str(d.a), str(d.b)) for d in differences]
-    for section, kind in (("plans", "mathematics"), ("data", "data"), ("versions", "machine")):
-        found += [Change(k, kind, b, n) for k, b, n in _changed(section, before.get(section), now[section])]
+    for section, kind in (
+        ("plans", "mathematics"),
+        ("teachers", "mathematics"),
+        ("data", "data"),
+        ("versions", "machine"),
+    ):
+        found += [
+            Change(k, kind, b, n) for k, b, n in _changed(section, before.get(section), now.get(section))
+        ]
     found = list({change.key: change for change in reversed(found)}.values())[::-1]
     allowed = {"speed", "output", "machine"} | ({"data"} if accept_data else set())
     raise_all(_refused(run, change) for change in found if change.kind not in allowed)
@@ -77,6 +84,7 @@ def continue_run(run: RunFolder, prepared: Prepared, changed: list[Change], step
 def identity(prepared: Prepared) -> dict:
     """Returns the identity of a run: digests of recipe, plans and training data, plugins and versions."""
     recipe = prepared.recipe
+    teachers = {name: prepared.teachers[name].identity() for name in prepared.teachers}
     learned = {name for stage in recipe.stages.values() for name in stage.data}
     return {
         "format": 1,
@@ -86,6 +94,7 @@ def identity(prepared: Prepared) -> dict:
         "plugins": {name: prepared.instances.origin(name) for name in prepared.instances.components},
         "observers": list(prepared.instances.registry.observers),
         "root": str(Path(recipe.root).resolve()),
+        **({"teachers": teachers} if teachers else {}),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }
 

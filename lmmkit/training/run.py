@@ -35,7 +35,7 @@ from lmmkit.training.distributed import fsdp
 from lmmkit.training.distributed.process_group import Ranks, joined
 from lmmkit.training.monitoring.determinism import repeatable
 from lmmkit.training.preflight import preflight
-from lmmkit.training.reference import set_reference
+from lmmkit.training.reference import set_reference, set_teachers
 from lmmkit.training.run_context import RunContext
 from lmmkit.training.save_models import build_unsharded, gathered, save_model
 from lmmkit.training.signals import Interrupted, Stop
@@ -133,6 +133,7 @@ def _train(
             fresh = saved is None or bool(build.reference_parts(prepared, name))
             objective, trainable = _begin(context, name, objective, fresh=fresh)
             set_reference(prepared, name, objective, ranks, context.device)
+            set_teachers(prepared, name, objective, ranks, context.device)
             optimizer, frozen = build_optimizer(objective, recipe.stages[name], trainable), None
             if saved is None:
                 position, state = Position(name, position.step, 0), {}
@@ -145,6 +146,7 @@ def _train(
             if stopped:
                 return TrainResult(run, context.stop.requested, dropped=context.dropped)
             optimizer, objective.references = None, ()  # frees the memory of its moments, and of copies
+            objective.teachers = {}
             objective = _end(context, objective, position)
     return TrainResult(run, None, dropped=context.dropped)
 

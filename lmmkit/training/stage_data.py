@@ -8,12 +8,13 @@ from functools import cached_property
 from pathlib import Path
 
 from lmmkit.api.batch import Batch, Step
+from lmmkit.data.packing import Packer
 from lmmkit.data.pipeline import Pipeline
 from lmmkit.data.sources.bad_records import BadRecordLog
 from lmmkit.errors import MachineError
 from lmmkit.plan.prepare import Prepared
 from lmmkit.recipe import Validate
-from lmmkit.training.distributed.fsdp import encoder_is_sharded
+from lmmkit.training.distributed.fsdp import encoder_is_sharded, sharded_teachers
 from lmmkit.training.distributed.process_group import Ranks
 from lmmkit.training.triggers import Position
 
@@ -30,14 +31,17 @@ class StageData:
     def pipeline(self) -> Pipeline:
         """Returns the pipeline of this rank's share of each step."""
         pipeline = self.prepared.pipeline(self.stage)
-        packer = replace(pipeline.packer, blank=self.blank)
+        packer = self.on_all_ranks(pipeline.packer)
         return replace(pipeline, packer=packer, rank=self.ranks.rank, world=self.ranks.world)
 
-    @property
-    def blank(self) -> bool:
-        """Returns whether batches without images get a blank one: a sharded encoder must run on all ranks or
-        on none."""
-        return not self.ranks.alone and encoder_is_sharded(self.prepared.recipe)
+    def on_all_ranks(self, packer: Packer) -> Packer:
+        """Returns the packer that gives batches without images a blank one if an encoder is sharded: such an
+        encoder must run on all ranks or on none."""
+        return replace(
+            packer,
+            blank=not self.ranks.alone and encoder_is_sharded(self.prepared.recipe),
+            blank_teachers=sharded_teachers(self.prepared, self.stage, self.ranks),
+        )
 
     @cached_property
     def steps(self) -> int:

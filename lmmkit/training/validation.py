@@ -64,7 +64,7 @@ class Validator:
         Without a `validate` section it does nothing. It reads no samples yet; `read` does.
         """
         chat_model = ChatModel.of(context.prepared, objective, data.stage, context.device, poll=context.poll)
-        chat_model = replace(chat_model, packer=replace(chat_model.packer, blank=data.blank))
+        chat_model = replace(chat_model, packer=data.on_all_ranks(chat_model.packer))
         return cls(context, data, chat_model, **(state or {}))
 
     def read(self) -> None:

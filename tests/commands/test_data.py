@@ -79,7 +79,7 @@ def test_scenes_that_cannot_be_written_leave_nothing(tmp_path, monkeypatch):
     def full(scene, directory):
         raise OSError(errno.ENOSPC, "No space left on device", str(directory))
 
-    monkeypatch.setattr(scenes_write, "_save", full)
+    monkeypatch.setattr(scenes_write, "save_image", full)
     with pytest.raises(OSError, match="No space"):
         write_scenes(tmp_path / "scenes", count=100, heldout=20)
     assert not list((tmp_path / "scenes").iterdir())
@@ -95,3 +95,21 @@ def test_an_image_takes_the_rows_that_the_recipe_s_reducer_gives_it(recipe, scen
     asked = ("data", "show", recipe, "questions", "--root", scenes, "--count", 1)
     assert "[image x 4]" in run(*asked, "--trust-files")
     assert "plugin/untrusted-file" in run(*asked, code=2)
+
+
+def test_biased_scenes_from_the_command_line(tmp_path):
+    words = ("data", "make-scenes", tmp_path / "world", "--count", 100, "--heldout", 20)
+    text = run(*words, "--kinds", "count", "--questions", 2, "--text-records", 9, code=2)
+    assert text.count("scenes/needs-bias") == 3 and not (tmp_path / "world").exists()
+    text = run(*words, "--bias", 1.5, "--kinds", "count,colour/plaice", code=2)
+    assert "scenes/bias" in text and "scenes/unknown-kind" in text and "colour/place" in text
+    options = ("--bias", 0.9, "--kinds", "presence,colour/place", "--questions", 2, "--text-records", 9)
+    text = run(*words, *options)
+    world = json.loads((tmp_path / "world" / "scenes.json").read_text())
+    settings = {key: world["parameters"][key] for key in ("bias", "kinds", "questions", "text_records")}
+    assert settings == {"bias": 0.9, "kinds": ["colour/place", "presence"], "questions": 2, "text_records": 9}
+    assert len(json.loads((tmp_path / "world" / "text.json").read_text())) == 9
+    balanced = world["questions"]["heldout_balanced.json"]
+    assert f"{balanced['number']} questions" in text and f"{100 * balanced['prior']:.1f} %" in text
+    found = json.loads(run("data", "make-scenes", tmp_path / "again", *words[3:], *options, "--json"))
+    assert found["parameters"] == world["parameters"] and found["sha256"] == world["sha256"]

@@ -6,6 +6,7 @@ import random
 import struct
 import time
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,10 +20,13 @@ from lmmkit.data.images import (
     MAX_BYTES,
     MAX_PIXELS,
     Blank,
+    Cut,
     ImageReader,
     check_header,
     normalise,
+    read_each,
     read_image,
+    renormalise,
 )
 from lmmkit.errors import UserError
 from tests.support.plain_twins import show
@@ -305,3 +309,25 @@ def test_a_file_of_too_many_bytes(tmp_path):
     with open(tmp_path / "a.png", "wb") as file:
         file.truncate(MAX_BYTES + 1)  # a hole: it takes no room
     assert error_of(tmp_path / "a.png") == "image/too-large"
+
+
+def test_renormalised_pixels_have_the_other_constants():
+    raw = torch.randint(256, (3, 5, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    other = replace(SPEC, mean=(0.2, 0.5, 0.6), std=(0.3, 0.4, 0.5))
+    assert (renormalise(normalise(raw, SPEC), SPEC, other) - normalise(raw, other)).abs().max() < 1e-6
+    same = normalise(raw, SPEC)
+    assert renormalise(same, SPEC, replace(SPEC, size=99)) is same
+
+
+def test_a_reader_reads_an_image_in_each_size_from_one_decoding(tmp_path, monkeypatch):
+    path = str(tmp_path / "a.png")
+    Pil.fromarray(np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8)).save(path)
+    small = replace(SPEC, size=16, mean=(0.1, 0.2, 0.9))
+    reader, opened = ImageReader(SPEC, cache_mb=1, teachers=(Cut.of(small),)), []
+    load = Pil.open
+    monkeypatch.setattr(Pil, "open", lambda *args, **more: opened.append(args) or load(*args, **more))
+    found = read_each(pickle.loads(pickle.dumps(reader)), Image(path), "pad")
+    assert len(opened) == 1 and list(found) == [(Image(path), "pad"), (Image(path), "pad", Cut.of(small))]
+    for pixels, spec in zip(found.values(), (SPEC, small), strict=True):
+        assert torch.equal(pixels, read_image(path, spec, "pad"))
+    assert torch.equal(reader(Image(path), "pad"), next(iter(found.values())))

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from lmmkit import build
-from lmmkit.api.components import EVALUATION
+from lmmkit import objective as objective_module
+from lmmkit.api import AttnTo, HiddenAt, LogProb, Loss, Select, StepTerm
+from lmmkit.api.batch import Batch
+from lmmkit.api.components import EVALUATION, Term
 from lmmkit.data.sources.other_samples import SourceSamples
 from lmmkit.errors import UserError
 from lmmkit.evaluate import terms as evaluation
+from lmmkit.model.reference import Reference
 from lmmkit.model.step_terms import shares
 from lmmkit.model.transforms import lora
+from lmmkit.objective import Objective
 from lmmkit.recipe import Speed
 from lmmkit.training.distributed.process_group import ALONE
 from lmmkit.training.first_pass import FirstPass
-from tests.support import dense_views, paper_objective
+from tests.support import dense_views, paper_objective, preference
 from tests.support.contrast_plugin import SHOWN, WORDS, Contrast
 from tests.support.tiny_model import pack, read
 
@@ -118,6 +126,94 @@ def test_dropout_of_low_rank_updates_is_the_same_in_both_passes():
     assert (other - items).abs().max() > 1e-3, "dropout changes the items"
     torch.manual_seed(5)
     assert_equal(made, batches, want, 1e-12)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights(Loss):
+    """Reads attention weights, and states that no term over the step reads."""
+
+    needs = (AttnTo(q=Select(role="response")), HiddenAt(Select(kind="image"), layer=1))
+
+    def value(self, ctx):
+        return ctx[self.needs[0]].square().sum() + ctx[self.needs[1]].square().sum()
+
+
+def beside_others() -> tuple[Objective, list[Batch], tuple[Term, ...]]:
+    """Returns an objective with a term over the step and two others, one of them with a reference."""
+    task = preference.Prefer(name="prefer", model="reference")
+    terms = (TERM, task, Weights(name="weights"))
+    packer = replace(preference.packer(task), needs=tuple(n for t in terms for n in t.needs), terms=terms)
+    made, sized = objective(), preference.sized(SAMPLES, packer, task)
+    made.terms = terms
+    made.references = (Reference(nn.ModuleDict(), copy.deepcopy(made.lmm), {}),)
+    return made, [pack(packer, part)[0] for part in (sized[:2], sized[2:])], terms
+
+
+def test_the_first_pass_computes_only_what_its_terms_read(monkeypatch):
+    made, batches, terms = beside_others()
+    plain = FirstPass.of(made, batches, torch.device("cpu"), EVALUATION, ALONE).shares
+    seen: list[str] = []
+    for of, name in ((objective_module, "log_probs"), (objective_module, "linear_cross_entropy")):
+        monkeypatch.setattr(of, name, lambda *args, name=name: seen.append(name))
+    monkeypatch.setattr(Reference, "forward", lambda *args: seen.append("reference"))
+    inner = made.lmm.backend.prepare
+    specs = []
+    monkeypatch.setattr(
+        type(made.lmm.backend),
+        "prepare",
+        lambda self, spec, device: specs.append(spec) or inner(spec, device),
+    )
+    decoder = made.lmm.decoder.forward
+    taken = []
+    made.lmm.decoder.forward = lambda x, pos, fns, inner: (
+        taken.append(set(inner)) or decoder(x, pos, fns, inner)
+    )
+    found = FirstPass.of(made, batches, torch.device("cpu"), EVALUATION, ALONE).shares
+    assert not seen and len(specs) == 4 and not any(spec.maps for spec in specs)
+    assert taken == [{0}, {0}], "the layer that the term reads, not that of the other"
+    assert batches[0].attention.maps and set(batches[0].inner) == {0, 1}
+    for one, other in zip(plain, found, strict=True):
+        assert torch.equal(one["contrast"].d_items, other["contrast"].d_items)
+
+
+def test_the_first_pass_beside_other_terms_gives_the_items_of_the_ordinary_pass():
+    made, batches, _ = beside_others()
+    ctxs = [made(batch).ctxs for batch in batches]
+    for batch, want in zip(batches, ctxs, strict=True):
+        read = made.step_inputs(batch, EVALUATION)
+        assert set(read) == {"contrast"}
+        off = (TERM.embed(read["contrast"]) - TERM.embed(want["contrast"])).abs().max()
+        assert float(off.detach()) < 1e-14
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certain(StepTerm):
+    """Compares how probable the answers of a step are, in the model and in the reference."""
+
+    needs = tuple(
+        LogProb(Select(view="prefer", view_role="chosen", turn=-1), m) for m in ("policy", "reference")
+    )
+
+    def count(self, batch):
+        return batch.samples_with(*self.needs)
+
+    def embed(self, ctx):
+        return torch.stack(ctx.by_sample(*self.needs), 1)
+
+    def step_value(self, items, module):
+        return (items.softmax(0) * items.log_softmax(0)).sum()
+
+
+def test_a_term_over_the_step_may_read_the_head_and_the_reference():
+    made, _, terms = beside_others()
+    certain = Certain(name="certain")
+    task = terms[1]
+    packer = replace(preference.packer(task), needs=(*task.needs, *certain.needs), terms=(task, certain))
+    batch, _ = pack(packer, preference.sized(SAMPLES, packer, task))
+    made.terms = (task, certain)
+    items = certain.embed(made.step_inputs(batch, EVALUATION)["certain"])
+    want = certain.embed(made(batch).ctxs["certain"])
+    assert torch.equal(items, want) and torch.equal(items[:, 0], items[:, 1].detach())
 
 
 def test_parameters_that_the_value_reads_learn_once_a_rank():

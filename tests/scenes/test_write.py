@@ -274,6 +274,25 @@ def test_equal_seeds_write_equal_bytes_and_other_seeds_do_not(tmp_path):
     assert calls[:120] == [(done, 120) for done in range(1, 121)]
 
 
+def test_the_bytes_stay_those_that_figures_and_golden_files_were_made_from(tmp_path):
+    write_scenes(tmp_path, count=100, heldout=20, seed=3)
+    digests = {
+        "pretrain.json": "6e09df1b2ffb47ddde3b2589fed63d2f28306c8cb7663cde4b2a5d8540aaaf82",
+        "finetune.json": "ac2cf6f578e6d99e4e37ac188d933346de94d0377e557f2ece946516bd35f159",
+        "heldout.json": "65f3daa2403510f58b785c35294fa2222baa29c36ad1b9b25a10c9df8b57aae7",
+        "heldout_captions.json": "cb81f08fbab9fb1a91720711d1ac8a3eb0a2f07081b5eba9935e1feb837c4698",
+        "README.md": "a4f57acf5775924241fc28c605e2185335b47590d88cac514cc60f6e0e5e9df2",
+    }
+    found = {name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in digests}
+    assert found == digests
+    # Files of images also depend on the versions of Pillow and its libraries; pixels do not.
+    pixels = b"".join(draw(make_scene(3, "train", index)).tobytes() for index in range(8))
+    assert (
+        hashlib.sha256(pixels).hexdigest()
+        == "82bca0316bf50d4153fa327e5ee45b4e9a8487021bc40ca295986fcedbfc35f1"
+    )
+
+
 def test_a_small_set_is_the_beginning_of_a_large_one():
     assert describe_scenes(0, "train", 20) == describe_scenes(0, "train", 60)[:20]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lmmkit.data.packing import LaidOut
 from lmmkit.objective import Objective
-from tests.support import plain_twins
+from tests.support import plain_teacher, plain_twins
 from tests.support.tiny_model import pixels
 
 
@@ -41,6 +41,9 @@ def dense(made: Objective, member: LaidOut) -> DenseView:
             features["encoder"].append(lmm.vision(pixels_1CXY.to(lmm.decoder.norm.weight))[0])
             features["projected"].append(lmm.connector(features["encoder"][-1]))
             rows.append(features["projected"][-1])
+            for name, teacher in made.teachers.items():
+                found = plain_teacher.features(teacher, span.image, member.view.sample.image_fit)
+                features.setdefault(f"teachers.{name}", []).append(found)
         else:
             rows.append(made.plugins[span.owner]())
     states, maps = plain_twins.blocks(lmm.decoder, torch.cat(rows))
@@ -66,6 +69,12 @@ def vision_at(views: Sequence[DenseView], need) -> Tensor:
     """Gives what `VisionAt` asks for, of selectors that take all image rows of a view."""
     found = torch.cat([x for each in _of(views, need.at) for x in each.features[need.stage]])
     return found.detach() if need.detach else found
+
+
+def teacher_at(views: Sequence[DenseView], need) -> Tensor:
+    """Gives what `TeacherAt` asks for, of selectors that take all image rows of a view."""
+    name = f"teachers.{need.teacher}"
+    return torch.cat([x for each in _of(views, need.at) for x in each.features.get(name, [])])
 
 
 def attn_to(views: Sequence[DenseView], need) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lmmkit.api.batch import Batch
 from lmmkit.api.components import Term
-from lmmkit.api.model_info import Dims
+from lmmkit.api.model_info import Dims, ImageSpec
 from lmmkit.api.sample import Image, Sample, Turn
 from lmmkit.attention.backends import Backend
 from lmmkit.data.images import FixedRows
@@ -31,6 +31,7 @@ TEXT_ORDER = TextOrder(name="text_order", instruction="Order:")
 GUIDED = GuidedLoss(name="guided_loss")
 TERMS = (GUIDED, IMAGE_ORDER, TEXT_ORDER)
 DIMS = Dims(width=TEXT.width, vocab=TEXT.vocab, layers=TEXT.depth, heads=TEXT.heads, image=SPEC)
+NO_TEACHERS: Mapping[str, ImageSpec] = {}
 WEIGHTS = {"next_token": 1.0, "guided_loss": 0.5, "image_order": 0.3, "text_order": 0.7}
 
 
@@ -82,10 +83,13 @@ def views(**settings) -> Views:
     )  # fmt: skip
 
 
-def packer(*, share: bool = True, terms: tuple[Term, ...] = TERMS) -> Packer:
+def packer(
+    *, share: bool = True, terms: tuple[Term, ...] = TERMS, teachers: Mapping[str, ImageSpec] = NO_TEACHERS
+) -> Packer:
     needs = tuple(need for term in terms for need in term.needs)
     return Packer(
-        image=SPEC, text_terms=("next_token", "text_order"), needs=needs, terms=terms, share=share
+        image=SPEC, text_terms=("next_token", "text_order"), needs=needs, terms=terms, share=share,
+        teachers=teachers,
     )  # fmt: skip
 
 

@@ -13,11 +13,11 @@ from torch import Tensor
 from lmmkit.api.batch import Batch, RowGather
 from lmmkit.api.layout import Layout, Span, text
 from lmmkit.api.model_info import ImageSpec
-from lmmkit.api.sample import Image, Sample, View
+from lmmkit.api.sample import Image, ImageFit, Sample, View
 from lmmkit.attention.backends import Backend, Sdpa
 from lmmkit.attention.forest import roots
 from lmmkit.attention.schedule import AttentionSpec
-from lmmkit.data.images import normalise
+from lmmkit.data.images import Cut, ImageReader, normalise
 from lmmkit.data.packing import LaidOut, Packer, SizedSample, read_images
 from lmmkit.model.connector import MlpConnector
 from lmmkit.model.decoder import Decoder, DecoderShape
@@ -40,10 +40,17 @@ def tiny_lmm(
     return lmm.to(dtype).eval()
 
 
-def read(image: Image, fit: str) -> Tensor:
-    """Returns the decoded image of a path that need not exist: noise, a function of path and fit."""
+def read(image: Image, fit: str, size: int = SPEC.size) -> Tensor:
+    """Returns the decoded image of a path that need not exist: noise, a function of path, fit and size."""
     noise = torch.Generator().manual_seed(zlib.crc32(f"{image.path} {fit}".encode()))
-    return torch.randint(256, (3, SPEC.size, SPEC.size), generator=noise, dtype=torch.uint8)
+    return torch.randint(256, (3, size, size), generator=noise, dtype=torch.uint8)
+
+
+class DrawnImages(ImageReader):
+    """Reads images that need not exist, as `read` does, in the sizes of all teachers."""
+
+    def _all(self, image: Image, fit: ImageFit) -> list[Tensor]:
+        return [read(image, fit, cut.size) for cut in (self.spec, *self.teachers)]
 
 
 def pixels(image: Image, fit: str = "pad") -> Tensor:
@@ -54,7 +61,8 @@ def pixels(image: Image, fit: str = "pad") -> Tensor:
 
 def pack(packer: Packer, samples: Sequence[SizedSample]) -> tuple[Batch, list[np.ndarray]]:
     """Packs samples, with the images that `read` returns."""
-    return packer.pack(samples, read_images(samples, read))
+    cuts = {cut for spec in packer.teachers.values() if (cut := Cut.of(spec)) != Cut.of(packer.image)}
+    return packer.pack(samples, read_images(samples, DrawnImages(packer.image, 0, tuple(cuts))))
 
 
 def image(path: str, n: int = SPEC.tokens) -> Span:

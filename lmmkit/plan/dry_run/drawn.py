@@ -21,6 +21,7 @@ from lmmkit.api.needs import (
     LogProb,
     LogSumExp,
     Need,
+    TeacherAt,
     VisionAt,
 )
 
@@ -36,6 +37,8 @@ def drawn(need: Need, batch: Batch, dims: Dims, generator: torch.Generator) -> T
         case VisionAt(stage=stage):
             width = dims.image.width if stage == "encoder" else dims.width
             return torch.randn(n, width, generator=generator)
+        case TeacherAt(teacher=teacher):
+            return torch.randn(n, dims.teachers[teacher].width, generator=generator)
         case LogProb():
             return -8 * torch.rand(n, generator=generator)
         case LogSumExp():

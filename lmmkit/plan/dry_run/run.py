@@ -44,8 +44,8 @@ from lmmkit.plan.dry_run.subject import first_problems, problem
 from lmmkit.plan.dry_run.term_checks import TermSubject
 from lmmkit.plan.dry_run.token_checks import TokenSubject
 from lmmkit.plan.dry_run.view_checks import ViewSubject
-from lmmkit.plan.plugin_source import inner_imports, unused
 from lmmkit.plan.prepare import Prepared
+from lmmkit.plugin_calls.source import inner_imports, unused
 
 Modules = dict[str, nn.Module | None]  # of the components without a problem so far
 SAMPLES = 12  # of the micro-batches

@@ -59,7 +59,7 @@ class TermSubject:
 
     def pack(self, samples: Sequence[SizedSample]) -> Batch:
         """Returns the micro-batch of these samples, with drawn images."""
-        packer = replace(self.packer, needs=plugin_calls.needs(self.term), terms=())
+        packer = replace(self.packer, needs=plugin_calls.needs(self.term), terms=(), teachers={})
         batch, _ = packer.pack(samples, read_images(samples, self._pixels))
         if self.term.name in batch.count or not isinstance(self.term, Term):  # a next-token term; no term
             return batch

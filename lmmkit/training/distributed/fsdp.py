@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
@@ -34,6 +34,7 @@ from lmmkit.plan.prepare import Prepared
 from lmmkit.recipe import Recipe
 from lmmkit.training.distributed.process_group import Ranks
 
+LARGE = 1 << 30  # bytes of a teacher from which on it is sharded
 _SHOWN = 4  # how many valid numbers of processes an error lists
 
 
@@ -74,6 +75,13 @@ def encoder_is_sharded(recipe: Recipe) -> bool:
     return any(stage.train.vision is not None for stage in recipe.stages.values())
 
 
+def sharded_teachers(prepared: Prepared, stage: str, ranks: Ranks) -> frozenset[str]:
+    """Returns the teachers of a stage that are sharded, because they are large."""
+    names = () if ranks.alone else prepared.plans[stage].teachers
+    sizes = {n: sum(p.nbytes for p in build.teacher_shell(prepared, n).parameters()) for n in names}
+    return frozenset(name for name, size in sizes.items() if size >= LARGE)
+
+
 def sharded(
     prepared: Prepared, stage: str, ranks: Ranks, device: torch.device
 ) -> tuple[Objective, dict[str, list[nn.Parameter]]]:
@@ -90,6 +98,7 @@ def sharded(
     spread = encoder_is_sharded(recipe)
     ignored = None if spread else set(objective.lmm.vision.parameters())
     shard(objective, _units(objective, spread), recipe, ranks, device, ignored=ignored)
+    register_fsdp_forward_method(objective, Objective.step_inputs.__name__)
     for unit in objective.modules():
         if isinstance(unit, FSDPModule):
             unit.set_gradient_divide_factor(1.0)

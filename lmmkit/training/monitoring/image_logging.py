@@ -31,7 +31,7 @@ def stage_images(
 
     Adds the attention of the step's first sample with a readable image.
     """
-    pipeline, step, reader = prepared.pipeline(at.stage), at.stage_step - 1, prepared.reader()
+    pipeline, step, reader = prepared.pipeline(at.stage), at.stage_step - 1, prepared.reader(at.stage)
     batch = pipeline.step(step)[0].to(device)
     now = Moment(step, step / prepared.steps(at.stage))
     spec, outcome = prepared.dims.image, objective(batch, now)

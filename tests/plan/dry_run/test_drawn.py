@@ -22,8 +22,10 @@ from lmmkit.api.needs import (
     LogSumExp,
     Need,
     Select,
+    TeacherAt,
     VisionAt,
 )
+from lmmkit.model.teacher import Teacher
 from lmmkit.plan.dry_run.drawn import LOGITS, concatenated, drawn
 from lmmkit.plan.prepare import prepare
 from lmmkit.recipe import read_text
@@ -34,7 +36,7 @@ NEEDS = (
     HiddenAt(RESPONSE), HiddenAt(IMAGE, layer=1), HiddenMean(IMAGE), AttnMass(q=RESPONSE),
     AttnTo(q=RESPONSE),
     VisionAt(IMAGE), VisionAt(IMAGE, stage="projected"), LogProb(RESPONSE), LogSumExp(RESPONSE),
-    LogitsAt(RESPONSE),
+    LogitsAt(RESPONSE), TeacherAt("own", IMAGE),
 )  # fmt: skip
 
 
@@ -65,12 +67,14 @@ def model_s(scenes):
     """Returns (batch, dims, tensors of NEEDS as a model gives them)."""
     prepared = prepare(read_text(PLAIN, name="tiny.yaml", root=scenes))
     pipeline, term = prepared.pipeline("finetune"), Everything(name="everything")
-    packer = replace(pipeline.packer, needs=NEEDS, terms=(term,))
+    own = {"own": prepared.dims.image}
+    packer = replace(pipeline.packer, needs=NEEDS, terms=(term,), teachers=own)
     batch = replace(pipeline, packer=packer).step(0)[0]
     objective = build.build_objective(prepared.recipe, {}, prepared.dims, torch.device("cpu"))
     objective.terms = (term,)
+    objective.teachers = {"own": Teacher(objective.lmm.vision, prepared.dims.image, torch.float32)}
     with torch.no_grad():
-        return batch, prepared.dims, objective(batch).ctxs["everything"].taps
+        return batch, replace(prepared.dims, teachers=own), objective(batch).ctxs["everything"].taps
 
 
 @pytest.mark.parametrize("need", NEEDS, ids=lambda need: type(need).__name__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lmmkit.plan.plugin_source import inner_imports, texts, unused
+from lmmkit.plugin_calls.source import inner_imports, texts, unused
 from lmmkit.registry import file_components
 
 FILE = """
