@@ -48,7 +48,7 @@ from lmmkit.api import LogProb, Select, TokenWeight, hookimpl
 
 @dataclass(frozen=True, kw_only=True)
 class Mine(TokenWeight):
-    key: str = "weight"
+    key: str = "quality"
     needs = (LogProb(Select()),)
     def labels(self, sample, dims):
         return {"times": float(sample.meta.get(self.key, 1)) + len(sample.meta.get("objects", ()))}

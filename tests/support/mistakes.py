@@ -52,5 +52,7 @@ def recipe_text(path: Path) -> str:
 def kind(path: Path, name: str) -> str:
     """Returns the class that the component inherits from; empty if the file has no class of its name."""
     classes = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]
-    bases = {node.name.lower(): node.bases[0].id for node in classes if isinstance(node.bases[0], ast.Name)}
-    return bases.get(name, "")
+    bases = {
+        node.name.lower(): [base.id for base in node.bases if isinstance(base, ast.Name)] for node in classes
+    }
+    return next(iter(bases.get(name, [])), "")

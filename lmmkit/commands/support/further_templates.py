@@ -94,7 +94,8 @@ class CLASS(StepTerm):
         return F.normalize(ctx[self.needs[0]].float(), dim=-1)
 
     def step_value(self, items: Tensor, module: nn.Module | None) -> Tensor:
-        alike = items @ items.T - 2 * torch.eye(len(items), device=items.device)  # none with itself
+        own = torch.ones(len(items), device=items.device).diag()
+        alike = items @ items.T - 2 * own  # no item is compared with itself
         return (alike - self.most).clamp(min=0).mean(1).sum()
 
     def metrics(self, ctx: Ctx) -> dict[str, Metric]:

@@ -30,7 +30,7 @@ BOTH = frozenset({
     "__getitem__", "__setitem__", "copy_", "to", "type_as", "__get__", "__set__", "size", "dim", "stride", "numel",
     "is_floating_point", "set_",
 })  # fmt: skip
-LIKE_FIRST = ("to", "type_as")
+MOVES = ("to", "type_as", "cpu")
 READ_BY_NUMPY = ("numpy", "__array__")
 
 
@@ -55,10 +55,10 @@ class AsOnDevice(TorchFunctionMode):
             return DEVICE
         self._refuse(name, given, on_host, kwargs)
         found = func(*args, **kwargs)
+        if name in MOVES and isinstance(found, Tensor):
+            found = found.view_as(found)  # a tensor of its own: on a CPU nothing moves
         if self._makes_host(name, args, kwargs, on_host):
             self.host |= {id(x): x for x in _pytree.tree_leaves(found) if isinstance(x, Tensor)}
-        elif name in LIKE_FIRST and any(on_host) and isinstance(found, Tensor):
-            found = found.view_as(found)  # a tensor of its own: `to` may give the same one
         return found
 
     def _refuse(self, name: str, given: list[Tensor], on_host: list[bool], kwargs: Mapping) -> None:
@@ -79,7 +79,7 @@ class AsOnDevice(TorchFunctionMode):
             return not places or places[-1] != DEVICE
         if name == "cpu" or (name == "to" and any(x == "cpu" for x in args[1:])):
             return True
-        if name in LIKE_FIRST and len(on_host) == 2:
+        if name in MOVES and len(on_host) == 2:
             return on_host[1]
         return all(on_host)  # also of no tensor at all
 

@@ -20,11 +20,11 @@ def draw(x):
 SOUND = {
     "to a tensor": lambda x, t, head: x * torch.linspace(0, 1, 4).to(x),
     "to a device": lambda x, t, head: x * torch.ones(4).to(x.device, torch.float32),
-    "device by name": lambda x, t, head: torch.eye(3, 4).to(device=x.device) + x,
+    "device by name": lambda x, t, head: torch.ones(3, 4).to(device=x.device) + x,
     "made there": lambda x, t, head: x * torch.linspace(0, 1, 4, device=x.device),
     "from numbers": lambda x, t, head: x * torch.as_tensor([1.0, 2, 3, 4], device=x.device),
     "new": lambda x, t, head: x + x.new_ones(4) + torch.zeros_like(x),
-    "type_as": lambda x, t, head: x + torch.eye(3, 4).type_as(x),
+    "type_as": lambda x, t, head: x + torch.ones(3, 4).type_as(x),
     "drawn, then moved": lambda x, t, head: x + draw(x).to(x.device),
     "an index of the host": lambda x, t, head: x[torch.arange(2)],
     "a number of the host": lambda x, t, head: x * torch.tensor(2.0),
