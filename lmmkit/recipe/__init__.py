@@ -5,7 +5,7 @@ into a checked `Recipe`, `write` turns it back, `diff` compares two. Helpers: `y
 numbers), `error_messages` (texts of problems) and `rules` (rules between keys).
 """
 
-from lmmkit.recipe.diff import ABSENT, Difference, diff, section_class
+from lmmkit.recipe.diff import ABSENT, CUT, Difference, diff, is_cut, section_class
 from lmmkit.recipe.model import (
     NO_WEIGHTS,
     Chat,
@@ -51,6 +51,7 @@ from lmmkit.recipe.write import digest, dump, flow_text, section_mapping, to_map
 
 __all__ = [
     "ABSENT",
+    "CUT",
     "NO_WEIGHTS",
     "BatchConfig",
     "Chat",
@@ -93,6 +94,7 @@ __all__ = [
     "dump",
     "flow_text",
     "from_mapping",
+    "is_cut",
     "model_from_mapping",
     "read_recipe",
     "read_text",

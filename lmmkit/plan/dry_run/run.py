@@ -15,6 +15,7 @@ from lmmkit.api.components import (
     Component,
     ImageReducer,
     Reader,
+    Term,
     TokenStrategy,
     TokenWeight,
     ViewMaker,
@@ -152,7 +153,11 @@ def _of_term(prepared: Prepared, stage: str, term: Reader, module: nn.Module | N
     subject = term_subject(prepared, stage, term, module)
     if isinstance(term, AuxTask) and term.text_loss:
         return list(_without_targets(subject, term))
-    checks = weight_checks.CHECKS if isinstance(term, TokenWeight) else term_checks.CHECKS
+    if isinstance(term, TokenWeight):
+        checks = weight_checks.CHECKS
+    else:
+        assert isinstance(term, Term), "readers are terms and weights of rows"
+        checks = term_checks.checks_of(term)
     return first_problems((*checks, device_checks.term_on_device), subject)
 
 
