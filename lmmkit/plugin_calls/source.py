@@ -16,7 +16,15 @@ from lmmkit.api import components
 from lmmkit.api.components import AuxTask, Component, RowLoss, StepTerm
 
 ALIKE = 0.8  # how much two names must have in common, so that one is a slip of the other
-OPEN = ("lmmkit.api", "lmmkit.testing")  # what a plugin may import
+OPEN = (
+    "lmmkit",
+    "lmmkit.api",
+    "lmmkit.testing",
+    "lmmkit.Recipe",
+    "lmmkit.load",
+    "lmmkit.read_recipe",
+    "lmmkit.train",
+)
 
 
 class Found(NamedTuple):
@@ -71,11 +79,12 @@ def _switched_off(component: Component, name: str) -> tuple[str, str] | None:
 
 
 def inner_imports(component: Component) -> Iterator[Found]:
-    """Yields the imports of the inside of lmmkit in the file of a component."""
+    """Yields the imports of the inside of lmmkit in the file of a component; a file without a hook is no plugin's."""
     cls = type(component)
-    for line, name in _words(cls).imports:
-        inside = name.partition(".")[0] == "lmmkit" and name not in OPEN
-        if inside and not cls.__module__.startswith("lmmkit."):
+    if not any(hasattr(sys.modules[name], "lmmkit_components") for name in _modules(cls)):
+        return
+    for line, name in sorted(_words_of(cls.__module__).imports):
+        if name.partition(".")[0] == "lmmkit" and name not in OPEN:
             got = f"`{name}`, which may change in any release"
             yield Found("import", f"{_file(cls)}:{line}", got, "nothing of lmmkit but `lmmkit.api`")
 
@@ -87,21 +96,21 @@ def texts(component: Component) -> frozenset[str]:
 
 
 class _Words(NamedTuple):
-    attributes: frozenset[str]  # names after a dot, and names in texts
+    attributes: frozenset[str]  # names after a dot, and texts
     texts: frozenset[str]
-    imports: tuple[tuple[int, str], ...]
+    imports: frozenset[tuple[int, str]]  # line and name
 
 
 def _words(cls: type) -> _Words:
     """Returns the words of a class's file, and of the loaded files of its package."""
+    found = [_words_of(name) for name in _modules(cls)]
+    return _Words(*(frozenset().union(*(getattr(each, kind) for each in found)) for kind in _Words._fields))
+
+
+def _modules(cls: type) -> list[str]:
+    """Returns the names of the loaded modules of a class's package."""
     top = cls.__module__.partition(".")[0]
-    modules = [name for name in list(sys.modules) if name == cls.__module__ or name.startswith(f"{top}.")]
-    found = [_words_of(name) for name in modules]
-    return _Words(
-        frozenset().union(*(each.attributes for each in found)),
-        frozenset().union(*(each.texts for each in found)),
-        _words_of(cls.__module__).imports,
-    )
+    return [name for name in list(sys.modules) if name == top or name.startswith(f"{top}.")]
 
 
 @cache
@@ -109,8 +118,8 @@ def _words_of(module: str) -> _Words:
     try:
         tree = ast.parse(inspect.getsource(sys.modules[module]))
     except (OSError, TypeError, SyntaxError, KeyError):  # without source nothing is known
-        return _Words(frozenset(), frozenset(), ())
-    names, kept, imports = set[str](), set[str](), list[tuple[int, str]]()
+        return _Words(frozenset(), frozenset(), frozenset())
+    names, kept, imports = set[str](), set[str](), set[tuple[int, str]]()
     for node in ast.walk(tree):
         match node:
             case ast.Attribute(attr=name):
@@ -118,11 +127,11 @@ def _words_of(module: str) -> _Words:
             case ast.Constant(value=str(text)):
                 kept.add(text)
             case ast.Import(names=aliases):
-                imports += [(node.lineno, alias.name) for alias in aliases]
+                imports |= {(node.lineno, alias.name) for alias in aliases}
             case ast.ImportFrom(module=str(name), level=0, names=aliases):
                 whole = [f"lmmkit.{alias.name}" for alias in aliases] if name == "lmmkit" else [name]
-                imports += [(node.lineno, each) for each in whole]
-    return _Words(frozenset(names | kept), frozenset(kept), tuple(imports))
+                imports |= {(node.lineno, each) for each in whole}
+    return _Words(frozenset(names | kept), frozenset(kept), frozenset(imports))
 
 
 def _ours(base: type) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lmmkit.plugin_calls.source import inner_imports, texts, unused
+import lmmkit
+from lmmkit.plugin_calls.source import OPEN, inner_imports, texts, unused
 from lmmkit.registry import file_components
 
 FILE = """
@@ -76,12 +77,22 @@ def test_a_method_of_the_kind_or_of_the_plugin_itself_is_not(kind, body, tmp_pat
         ),
         ("from lmmkit import objective", ["`lmmkit.objective`, which may change in any release"]),
         ("import lmmkit.testing", []),
-        ("from lmmkit import api", []),
+        ("from lmmkit import api, load", []),
+        ("import lmmkit", []),
         ("import math, torch", []),
     ],
 )
 def test_an_import_of_the_inside_is_found(line, found, tmp_path):
     assert [each.got for each in inner_imports(built(tmp_path, "Loss", "", line))] == found
+
+
+def test_all_public_names_may_be_imported():
+    assert set(OPEN) == {
+        "lmmkit",
+        "lmmkit.api",
+        "lmmkit.testing",
+        *(f"lmmkit.{name}" for name in lmmkit.__all__),
+    }
 
 
 def test_keys_may_be_texts_of_the_source_or_settings(tmp_path):
