@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import fields
@@ -44,7 +45,7 @@ def unused(component: Component) -> Iterator[Found]:
     """
     cls = type(component)
     of_kind = {name for base in cls.__mro__ if _ours(base) for name in _public(base)}
-    used = _words(cls).attributes | {field.name for field in fields(cls)}
+    used = {field.name for field in fields(cls)}.union(*(_words(name).attributes for name in _modules(cls)))
     for base in (base for base in cls.__mro__ if not _ours(base) and base is not object):
         for name in (name for name in _public(base) if name not in used):
             if name in of_kind:
@@ -83,28 +84,22 @@ def inner_imports(component: Component) -> Iterator[Found]:
     cls = type(component)
     if not any(hasattr(sys.modules[name], "lmmkit_components") for name in _modules(cls)):
         return
-    for line, name in sorted(_words_of(cls.__module__).imports):
+    for line, name in sorted(_words(cls.__module__).imports):
         if name.partition(".")[0] == "lmmkit" and name not in OPEN:
             got = f"`{name}`, which may change in any release"
             yield Found("import", f"{_file(cls)}:{line}", got, "nothing of lmmkit but `lmmkit.api`")
 
 
-def texts(component: Component) -> frozenset[str]:
-    """Returns the texts in the source of a component, and in its settings: it may read these keys of a record."""
+def may_read(component: Component, key: str) -> bool:
+    """Returns whether a component may read this key of a record: it is a text of its source, or a setting."""
     settings = [getattr(component, field.name) for field in fields(component)]
-    return _words(type(component)).texts | {value for value in settings if isinstance(value, str)}
+    quoted = re.compile(f"[\"']{re.escape(key)}[\"']")
+    return key in settings or any(quoted.search(_source(name)) for name in _modules(type(component)))
 
 
 class _Words(NamedTuple):
     attributes: frozenset[str]  # names after a dot, and texts
-    texts: frozenset[str]
     imports: frozenset[tuple[int, str]]  # line and name
-
-
-def _words(cls: type) -> _Words:
-    """Returns the words of a class's file, and of the loaded files of its package."""
-    found = [_words_of(name) for name in _modules(cls)]
-    return _Words(*(frozenset().union(*(getattr(each, kind) for each in found)) for kind in _Words._fields))
 
 
 def _modules(cls: type) -> list[str]:
@@ -114,24 +109,27 @@ def _modules(cls: type) -> list[str]:
 
 
 @cache
-def _words_of(module: str) -> _Words:
+def _source(module: str) -> str:
+    """Returns the source of a loaded module; empty if there is none."""
     try:
-        tree = ast.parse(inspect.getsource(sys.modules[module]))
-    except (OSError, TypeError, SyntaxError, KeyError):  # without source nothing is known
-        return _Words(frozenset(), frozenset(), frozenset())
-    names, kept, imports = set[str](), set[str](), set[tuple[int, str]]()
-    for node in ast.walk(tree):
+        return inspect.getsource(sys.modules[module])
+    except (OSError, TypeError):
+        return ""
+
+
+@cache
+def _words(module: str) -> _Words:
+    names, imports = set[str](), set[tuple[int, str]]()
+    for node in ast.walk(ast.parse(_source(module))):
         match node:
-            case ast.Attribute(attr=name):
+            case ast.Attribute(attr=name) | ast.Constant(value=str(name)):
                 names.add(name)
-            case ast.Constant(value=str(text)):
-                kept.add(text)
             case ast.Import(names=aliases):
                 imports |= {(node.lineno, alias.name) for alias in aliases}
             case ast.ImportFrom(module=str(name), level=0, names=aliases):
                 whole = [f"lmmkit.{alias.name}" for alias in aliases] if name == "lmmkit" else [name]
                 imports |= {(node.lineno, each) for each in whole}
-    return _Words(frozenset(names | kept), frozenset(kept), frozenset(imports))
+    return _Words(frozenset(names), frozenset(imports))
 
 
 def _ours(base: type) -> bool:

@@ -110,7 +110,7 @@ STEP_TEST = """
 
 def test_states_at_right_angles_cost_nothing_and_equal_ones_do():
     term = CLASS(name="NAME", most=0.5)
-    assert float(term.step_value(torch.eye(3), None)) == 0
+    assert float(term.step_value(torch.ones(3).diag(), None)) == 0
     assert float(term.step_value(torch.ones(2, 1), None)) == 0.5
 """
 REDUCER = '''"""NAME: fewer rows for an image. `model.connector.reduce` of the recipe names it."""
