@@ -32,7 +32,7 @@ from lmmkit.recipe.read import (
     read_text,
     vision_from_mapping,
 )
-from lmmkit.recipe.schema import Evaluate, Output, Parallel, Recipe, Speed, Task
+from lmmkit.recipe.schema import Control, EmptyImage, Evaluate, Output, Parallel, Recipe, Speed, Task
 from lmmkit.recipe.source_positions import MovedPlaces, Places
 from lmmkit.recipe.stage import (
     BatchConfig,
@@ -56,7 +56,9 @@ __all__ = [
     "BatchConfig",
     "Chat",
     "ConnectorConfig",
+    "Control",
     "Difference",
+    "EmptyImage",
     "Evaluate",
     "Length",
     "Lora",
