@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,8 +18,10 @@ from lmmkit.objective import Objective, sum_by_name
 from lmmkit.optimizers import state_bytes
 from lmmkit.plan.prepare import Prepared
 from lmmkit.plan.stage_plan import START
+from lmmkit.plan.teachers import LARGE
 from lmmkit.progress import counted
 from lmmkit.recipe import Recipe, Stage
+from lmmkit.weights.tensor_reader import opened
 from lmmkit.weights.weights_hash import weight_files
 
 SAMPLED_STEPS = 4
@@ -34,7 +37,7 @@ def estimate(prepared: Prepared, stage: str, *, flops: float) -> dict:
     (`activation_bytes`). The number of devices is the smallest that `parallel` allows. `hours` count for
     each weight and token 2 operations forward, 2 backward, 2 for the gradient if the weight is trainable,
     2 more forward with `recompute`, 2 for the first pass of terms over a step, and 2 for the forward pass of
-    a reference, on shard x replicate devices with `flops` operations a second.
+    a reference or of a teacher whose logits are read, on shard x replicate devices with `flops` operations a second.
     Attention maps, encoder and data are left out.
     """
     recipe, section = prepared.recipe, prepared.recipe.stages[stage]
@@ -48,7 +51,8 @@ def estimate(prepared: Prepared, stage: str, *, flops: float) -> dict:
     further = first_pass + bool(prepared.plans[stage].reference)
     passes = 2 + 2 + 2 * recipe.speed.recomputed(depth) / depth + 2 * further
     decoder = sum(p.numel() for p in objective.lmm.decoder.parameters())
-    operations = tokens / len(seen) * steps * (passes * decoder + 2 * values)
+    teachers = _teacher_values(prepared, stage)
+    operations = tokens / len(seen) * steps * (passes * decoder + 2 * values + 2 * sum(teachers.values()))
     devices = recipe.parallel.least
     own = (
         [replace(pipeline, rank=0, world=devices).step(i) for i in range(len(seen))] if devices > 1 else seen
@@ -62,8 +66,15 @@ def estimate(prepared: Prepared, stage: str, *, flops: float) -> dict:
         "dropped": sum_by_name(step[0].dropped for step in seen),
         "parameters": sum(p.numel() for p in objective.parameters()),
         "trainable": values,
-        "bytes": _with_reference(
-            _bytes(recipe, section, objective, trainable, Load.of(own, recipe.speed.tokens)), prepared, stage
+        "bytes": _with_teachers(
+            _with_reference(
+                _bytes(recipe, section, objective, trainable, Load.of(own, recipe.speed.tokens)),
+                prepared,
+                stage,
+            ),
+            prepared,
+            stage,
+            teachers,
         ),
         "devices": devices,
         "hours": operations / (flops * devices) / 3600,
@@ -82,6 +93,32 @@ def _with_reference(found: dict[str, int], prepared: Prepared, stage: str) -> di
         own = sum(path.stat().st_size for path in weight_files(prepared.recipe.path(asked)))
     own = -(-own // prepared.recipe.parallel.copy)
     return {**found, "reference": own, "all": found["all"] + own}
+
+
+def _teacher_values(prepared: Prepared, stage: str) -> dict[str, int]:
+    """Returns the number of values of each teacher of a stage whose logits are read."""
+    found = {}
+    for name in prepared.plans[stage].teacher_models:
+        with opened(prepared.recipe.path(prepared.teachers[name].section.from_)) as tensors:
+            found[name] = sum(math.prod(stored.shape) for stored in tensors.values())
+    return found
+
+
+def _with_teachers(
+    found: dict[str, int], prepared: Prepared, stage: str, models: Mapping[str, int]
+) -> dict[str, int]:
+    """Adds the weights of the stage's teachers on one rank: of `models` so many values. Large ones are sharded."""
+    sizes = [
+        sum(p.nbytes for p in build.teacher_shell(prepared, name).parameters())
+        for name in prepared.plans[stage].teachers
+    ]
+    for name, values in models.items():
+        sizes.append(values * (2 if prepared.teachers[name].section.dtype == "bfloat16" else WIDE))
+    if not sizes:
+        return found
+    copies = prepared.recipe.parallel.copy
+    own = sum(-(-size // copies) if size >= LARGE else size for size in sizes)
+    return {**found, "teachers": own, "all": found["all"] + own}
 
 
 def staged(prepared: Prepared, stage: str) -> tuple[Objective, dict[str, list[nn.Parameter]]]:

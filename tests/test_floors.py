@@ -73,8 +73,8 @@ FLOORS: dict[str, str] = {
         lmms_eval_manifest lmms_eval_model
     """,
     "lmmkit.model": """
-        cross_entropy step_terms init cpu_ops layers rope decoder transforms vision connector image_rows vlm teacher
-        reference
+        cross_entropy step_terms init cpu_ops layers rope decoder transforms vision connector image_rows vlm
+        teacher teacher_model reference
     """,
     "lmmkit.model.transforms": """
         compiled frozen_bf16 lora recompute
@@ -229,7 +229,7 @@ def test_a_plugin_imports_nothing_of_ours_but_the_api(path):
 
 def test_the_paper_s_parts_are_at_most_two_hundred_lines():
     lines = 0
-    for path in (path for path in PLUGINS if path.parent.name != "lmmkit_zoo"):
+    for path in (path for path in PLUGINS if path.parent.name not in ("lmmkit_zoo", "lmmkit_trackio")):
         tree = ast.parse(path.read_text())
         words = set()
         for node in ast.walk(tree):

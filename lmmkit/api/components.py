@@ -257,8 +257,8 @@ class Term(Reader):
 
 
 OtherSamples = Callable[[int], list[Sample]]
-"""`others(n)`: n other samples of the source of a sample."""
-OthersKind = Literal["none", "source"]
+"""`others(n)`: n other samples, of the source or of the step of a sample."""
+OthersKind = Literal["none", "source", "step"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,7 +266,8 @@ class ViewMaker(Component):
     """Derives further views from a sample. `roles` lists the roles that they may have.
 
     With `others` "source", `views` gets a third argument, `others`: `others(n)` returns n other samples of the
-    same source, none twice, keyed like `rng`; `others(2)` begins `others(5)`.
+    same source, none twice, keyed like `rng`; `others(2)` begins `others(5)`. With "step" they are samples of the
+    same optimizer step, on all ranks.
     """
 
     roles: ClassVar[tuple[str, ...]] = ("",)
@@ -320,16 +321,21 @@ class Loss(Term):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowLoss(Term):
+class RowLoss(Loss):
     """Computes a term from all logits of each row that predicts a token which `at` selects, a chunk of rows at a
-    time. An item is such a row."""
+    time. An item is such a row.
+
+    With a setting `teacher`, the name of a teacher of the recipe, `rows` gets a third argument, `teacher_CV`: the
+    logits of that model at the same rows, without a gradient. Each label that `labels` gives is passed by its key, with
+    a value for each row: that of the sample, or of a list with one value for each of the sample's rows, its own.
+    """
 
     at: ClassVar[Select] = Select()
 
     @property
     def needs(self) -> tuple[LogitsAt]:
         """Returns the rows of `at`."""
-        return (LogitsAt(self.at),)
+        return (LogitsAt(self.at, getattr(self, "teacher", "")),)
 
     def rows(self, logits_CV: Tensor, target_C: Tensor) -> Tensor:
         """Returns the loss of each of these rows, [C] in float32, from its logits and its target.

@@ -42,10 +42,10 @@ from lmmkit.plan.dry_run.label_checks import LabelSubject
 from lmmkit.plan.dry_run.module_checks import ModuleSubject
 from lmmkit.plan.dry_run.reducer_checks import ReducerSubject
 from lmmkit.plan.dry_run.subject import first_problems, problem
-from lmmkit.plan.dry_run.term_checks import TermSubject
+from lmmkit.plan.dry_run.term_checks import TermSubject, reads_ids
 from lmmkit.plan.dry_run.token_checks import TokenSubject
 from lmmkit.plan.dry_run.view_checks import ViewSubject
-from lmmkit.plan.prepare import Prepared
+from lmmkit.plan.prepare import Prepared, smallest_step
 from lmmkit.plugin_calls.source import inner_imports, unused
 
 Modules = dict[str, nn.Module | None]  # of the components without a problem so far
@@ -173,9 +173,10 @@ def stage_samples(pipeline: Pipeline) -> Iterator[Sample]:
 
 def view_subject(prepared: Prepared, stage: str, task: ViewMaker) -> ViewSubject:
     """Returns a task with the first samples of a stage, or with more if it makes no view of these."""
-    every = stage_samples(prepared.pipeline(stage))
-    samples = list(islice(every, ASKED))
-    subject = ViewSubject(task, samples, prepared.recipe.seed, prepared.dims)
+    pipeline = prepared.pipeline(stage)
+    every = stage_samples(pipeline)
+    samples, step = list(islice(every, ASKED)), smallest_step(pipeline.samples, pipeline.total)
+    subject = ViewSubject(task, samples, prepared.recipe.seed, prepared.dims, step)
     try:
         enough = bool(subject.all)
     except UserError:  # the checks will report it
@@ -189,6 +190,8 @@ def term_subject(prepared: Prepared, stage: str, term: Reader, module: nn.Module
     samples = list(islice(laid_out, SAMPLES))
     if not any(_concerns(term, sample) for sample in samples):
         samples = [*islice((s for s in laid_out if _concerns(term, s)), SAMPLES // 2), *samples][:SAMPLES]
+    if reads_ids(term):  # whole rows of logits take memory and time, so few of them
+        samples = sorted(samples, key=lambda s: (not _concerns(term, s), s.size))[: SAMPLES // 2]
     return TermSubject(
         term, module.eval() if module is not None else None, prepared.packer(stage), samples, prepared.dims
     )
