@@ -88,7 +88,7 @@ FLOORS: dict[str, str] = {
         term_checks weight_checks reducer_checks device_checks run rehearsal second_process
     """,
     "lmmkit.plugin_calls": """
-        guard source
+        guard forms source
     """,
     "lmmkit.recipe": """
         field_types model shipped source_positions stage schema rules write diff yaml_tree

@@ -200,15 +200,21 @@ def term_subject(prepared: Prepared, stage: str, term: Reader, module: nn.Module
 def _laid_out(pipeline: Pipeline) -> Iterator[SizedSample]:
     """Yields the samples of a stage, laid out, without those of which nothing is left."""
     pool = SourceSamples.among(list(islice(stage_samples(pipeline), ASKED)))
+    first: UserError | None = None
+    found = False
     for sample in stage_samples(pipeline):
         try:
             members = pipeline.views.fitting(sample, 0, Counter(), pool)
         except UserError as error:
             if any(each.code.startswith("plugin/") for each in error.problems):
                 raise
+            first = first or error
             continue  # a sample that is too long: the estimate of the cost reports it
         if members:
+            found = True
             yield pipeline.packer.sized(members)
+    if first is not None and not found:
+        raise first
 
 
 def _concerns(term: Reader, sample: SizedSample) -> bool:

@@ -8,7 +8,6 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +22,7 @@ from lmmkit.data.sources.other_samples import Others, SourceSamples
 from lmmkit.errors import Problem, UserError
 from lmmkit.errors.dry_run import EDIT, IN_PLACE, NO_VIEWS, NOT_PURE
 from lmmkit.errors.plan import LABEL
+from lmmkit.plan.dry_run.label_checks import label_text
 from lmmkit.plan.dry_run.subject import Check, global_seed, problem
 from lmmkit.plugin_calls.guard import returned
 
@@ -134,7 +134,7 @@ def _edits(views: Iterable[View]) -> list[ImageEdit | None]:
 def _without_edits(view: View) -> tuple[View, dict[str, object]]:
     """Returns a view without labels and without the edits of its images, and its labels as plain values."""
     images = tuple(replace(image, edit=None) for image in view.sample.images)
-    labels: dict[str, object] = {key: np.asarray(label).tolist() for key, label in view.labels.items()}
+    labels: dict[str, object] = {key: label_text(label) for key, label in view.labels.items()}
     return replace(view, labels={}, sample=replace(view.sample, images=images)), labels
 
 
