@@ -298,8 +298,8 @@ def reducer(recipe: Recipe, instances: Instances, dims: Dims) -> list[Problem]:
         return [NOT_A_REDUCER.at(recipe.where("model.connector.reduce"), got=f"`{name}`")]
     assert recipe.model.connector is not None, "it names the reducer"
     alone = recipe.model.connector.kind == "none"
-    if alone != bool(found.connects):
-        got = f"`{recipe.model.connector.kind}`, and `{name}` with `connects = {bool(found.connects)}`"
+    if alone is not found.connects:
+        got = f"`{recipe.model.connector.kind}`, and `{name}` with `connects = {found.connects!r}`"
         return [CONNECTS.at(recipe.where("model.connector.kind"), got=got)]
     tried = Tried(lambda: _try_reducer(found, dims, alone))
     return [] if tried.error is None else list(tried.error.problems)

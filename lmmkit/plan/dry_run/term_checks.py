@@ -190,7 +190,7 @@ def pure_value(subject: TermSubject) -> Iterator[Problem]:
                 IN_PLACE, subject.term.name, called(subject.term), subject.term, got, expected="a new tensor"
             )
             return
-    if changed := [name for name, tensor in kept.items() if not torch.equal(tensor, before[name])]:
+    if changed := [name for name, tensor in kept.items() if not _equal(tensor, before[name])]:
         got = f"`batch.{changed[0]}` is changed"
         yield problem(
             IN_PLACE, subject.term.name, called(subject.term), subject.term, got, expected="a new tensor"
@@ -201,6 +201,11 @@ def pure_value(subject: TermSubject) -> Iterator[Problem]:
         got = f"{', then '.join(f'{value:.6g}' for value in found)} for the same inputs"
         expected = "a value that depends on nothing but `ctx`"
         yield problem(NOT_PURE, subject.term.name, called(subject.term), subject.term, got, expected=expected)
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Returns whether tensors are equal; NaN, as a label may be, equals NaN."""
+    return torch.equal(a, b) or (a.is_floating_point() and torch.allclose(a, b, 0, 0, equal_nan=True))
 
 
 def _tensors(batch: Batch) -> dict[str, Tensor]:
