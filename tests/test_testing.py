@@ -105,14 +105,14 @@ def test_the_test_in_the_docs_passes_on_the_plugin_in_readme(tmp_path, monkeypat
 PAGE = (Path(__file__).parent.parent / "docs" / "plugins.md").read_text(encoding="utf-8")
 IDEAS = re.findall(
     r"^### (.*?)\n.*?^```python\n(.*?)^```",
-    PAGE.partition("\n## Five ideas\n")[2].partition("\n## ")[0],
+    PAGE.partition("\n## Six ideas\n")[2].partition("\n## ")[0],
     re.MULTILINE | re.DOTALL,
 )
 
 
-def test_docs_plugins_has_an_idea_of_five_kinds():
-    starts = ("A loss: ", "A task: ", "A token: ", "A preference pair: ", "A reducer: ")
-    assert len(IDEAS) == 5 and all(t.startswith(s) for (t, _), s in zip(IDEAS, starts, strict=True))
+def test_docs_plugins_has_an_idea_of_six_kinds():
+    starts = ("A loss: ", "A task: ", "A token: ", "A preference pair: ", "A teacher: ", "A reducer: ")
+    assert len(IDEAS) == 6 and all(t.startswith(s) for (t, _), s in zip(IDEAS, starts, strict=True))
 
 
 @pytest.mark.parametrize("code", [code for _, code in IDEAS], ids=[title for title, _ in IDEAS])

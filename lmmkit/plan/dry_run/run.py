@@ -12,7 +12,7 @@ from torch import nn
 from lmmkit import plugin_calls
 from lmmkit.api.components import AuxTask, ImageReducer, Reader, TokenWeight, ViewMaker
 from lmmkit.api.model_info import Dims
-from lmmkit.api.needs import selector, selects_rows
+from lmmkit.api.needs import selector, selects_rows, teachers_of
 from lmmkit.api.sample import Sample, View
 from lmmkit.data.packing import SizedSample
 from lmmkit.data.pipeline import Pipeline
@@ -123,7 +123,8 @@ def view_subject(prepared: Prepared, stage: str, task: ViewMaker) -> ViewSubject
     """Returns a task with the first samples of a stage, or with more if it makes no view of these."""
     every = stage_samples(prepared.pipeline(stage))
     samples = list(islice(every, ASKED))
-    subject = ViewSubject(task, samples, prepared.recipe.seed, prepared.dims)
+    read = teachers_of(n for n in prepared.plans[stage].needs if selector(n).view == task.name)
+    subject = ViewSubject(task, samples, prepared.recipe.seed, prepared.dims, read)
     try:
         enough = bool(subject.all)
     except UserError:  # the checks will report it
