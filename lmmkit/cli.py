@@ -25,6 +25,7 @@ from lmmkit.commands import (
 )
 from lmmkit.commands import evaluate as eval_
 from lmmkit.commands.answers import group as answers
+from lmmkit.commands.experiments import runs
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -37,6 +38,7 @@ app.command()(check.check)
 app.command("eval")(eval_.evaluate)
 app.command()(chat.chat)
 app.command()(model.reference)
+app.command("runs")(runs.show_runs)
 app.command()(diff.diff)
 app.command()(explain.explain)
 app.command()(env.env)

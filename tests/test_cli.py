@@ -16,8 +16,12 @@ from typer.testing import CliRunner
 
 from lmmkit.cli import app
 from lmmkit.commands import check
+from lmmkit.plan.prepare import prepare
 from lmmkit.recipe import shipped
-from tests.conftest import DIRECT
+from lmmkit.runs.run_folder import RunFolder
+from lmmkit.training import resume
+from tests.conftest import DIRECT, PLAIN
+from tests.training.test_resume import of_micro_batches
 
 
 def run(*words: str, code: int = 0):
@@ -172,6 +176,27 @@ def test_diff_of_a_recipe_and_a_run(trained, recipe):
     assert "the same." in run("diff", recipe, trained)
     recipe.write_text(DIRECT.replace("seed: 5", "seed: 6").replace("workers", "workers"))
     assert "mathematics" in run("diff", recipe, trained)
+
+
+def test_diff_of_runs_whose_terms_do_not_add_up(tiny, tmp_path):
+    """Checks that what cuts a step is mathematics for these. Recipes alone do not show it: `diff` opens no plugin."""
+    folders = {}
+    for name, text in (("apart", of_micro_batches()), ("plain", PLAIN)):
+        for ranks, cut in ((1, "speed.tokens=4096"), (2, "speed.tokens=2000")):
+            prepared = prepare(tiny(cut, text=text), trust_files=True)
+            folders[name, ranks] = made = RunFolder.create(tmp_path / f"{name}-{ranks}", resume=False)
+            resume.begin(made, prepared, None, ranks)
+    classes = {}
+    for name in ("apart", "plain"):
+        pair = [folders[name, ranks].path for ranks in (1, 2)]
+        found = json.loads(run("diff", *pair, "--json"))
+        assert [(d["key"], d["a"], d["b"]) for d in found] == [("speed.tokens", 4096, 2000), ("ranks", 1, 2)]
+        classes[name] = {d["class"] for d in found}
+        text = " ".join(run("diff", *pair).split())
+        assert ("Of apart the value is the mean over micro-batches" in text) is (name == "apart")
+    assert classes == {"apart": {"mathematics"}, "plain": {"speed"}}
+    recipes = [folders["apart", ranks].resolved for ranks in (1, 2)]
+    assert {d["class"] for d in json.loads(run("diff", *recipes, "--json"))} == {"speed"}
 
 
 def test_a_folder_does_not_hide_the_recipe_of_its_name(tmp_path, monkeypatch):
@@ -349,7 +374,7 @@ def test_a_damaged_model_is_reported(trained, tmp_path):
 def test_a_bug_of_ours_exits_1_with_its_traceback(monkeypatch, tmp_path):
     code = (
         "import lmmkit.recipe.diff, lmmkit.recipe, sys\n"
-        "def boom(a, b): raise ZeroDivisionError('ours')\n"
+        "def boom(a, b, cut): raise ZeroDivisionError('ours')\n"
         "lmmkit.recipe.diff = boom\n"
         "sys.argv = ['lmmkit', 'diff', 'quickstart', 'quickstart']\n"
         "from lmmkit.cli import main\n"

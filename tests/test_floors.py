@@ -29,8 +29,11 @@ FLOORS: dict[str, str] = {
         forest interface key_maps schedule merge eager sdpa flash xformers_backend trial backends
     """,
     "lmmkit.commands": """
-        support bench chat check ckpt data diff env evaluate answers explain model plugins quickstart recipes
+        support bench chat check ckpt data diff env evaluate answers experiments explain model plugins quickstart recipes
         train
+    """,
+    "lmmkit.commands.experiments": """
+        runs
     """,
     "lmmkit.commands.answers": """
         group
@@ -95,7 +98,7 @@ FLOORS: dict[str, str] = {
         quickstart train_summary
     """,
     "lmmkit.runs": """
-        files run_folder run_lock
+        files run_folder run_lock sessions list_runs
     """,
     "lmmkit.scenes": """
         scene captions draw questions records folder report tokenizer write priors texts world biased_report

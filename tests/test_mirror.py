@@ -21,7 +21,6 @@ TESTED_BY = {
     "evaluate/answers/schema": "evaluate/answers/test_answers_file.py",
     "evaluate/answers/scorer": "evaluate/questions/test_answering.py",
     "evaluate/answers/uploads": "evaluate/questions/test_answering.py",
-    "evaluate/questions/attention_file": "evaluate/questions/test_benchmark_task.py",
     "evaluate/answers/outcome": "evaluate/questions/test_answering.py",
     "evaluate/answers/probe": "evaluate/questions/test_answering.py",
     "evaluate/benchmarks/names": "evaluate/test_run.py",

@@ -221,7 +221,13 @@ class TokenWeight(Reader):
 
 @dataclass(frozen=True, kw_only=True)
 class Term(Reader):
-    """Adds a term to the objective: a sum over counted items, from declared needs."""
+    """Adds a term to the objective: a sum over counted items, from declared needs.
+
+    With `additive` False the value belongs to a micro-batch, whose items may know each other: the term of a step is
+    the MEAN of what `value` returns over all micro-batches with items, of all ranks. So how a step is cut changes it.
+    """
+
+    additive: ClassVar[bool] = True
 
     def count(self, batch: Batch) -> int:
         """Returns the number of items that the term averages over; called on the host, before the forward.
@@ -233,7 +239,7 @@ class Term(Reader):
     def value(self, ctx: Ctx) -> Tensor:
         """Returns the SUM over those items, a float32 scalar. The core divides by the global count.
 
-        It is not called for a micro-batch with a count of 0.
+        It is not called for a micro-batch with a count of 0. With `additive` False: the value of the micro-batch.
         """
         raise NotImplementedError
 

@@ -16,13 +16,19 @@ Side = Annotated[Path, typer.Argument(help="A recipe, or a run folder.")]
 @reporting
 def diff(a: Side, b: Side, as_json: Json = False) -> None:
     """Show the keys in which two recipes or runs differ, each with its class."""
+    from lmmkit.recipe import CUT, Difference, read_recipe
     from lmmkit.recipe import diff as compare
-    from lmmkit.recipe import read_recipe
     from lmmkit.recipe.shipped import find_recipe
     from lmmkit.runs.run_folder import RunFolder
 
     left, right = (read_recipe(RunFolder(p).resolved if p.is_dir() else find_recipe(p)) for p in (a, b))
-    found = compare(left, right)
+    cuts = [RunFolder(p).cut() for p in (a, b) if p.is_dir() and RunFolder(p).is_run]
+    terms = sorted({name for names, _ in cuts for name in names})
+    found = compare(left, right, cut=bool(terms))
+    ranks = [n for _, n in cuts if n is not None]
+    if len(set(ranks)) == 2:
+        kind = "mathematics" if terms else "speed"
+        found.append(Difference(key="ranks", section_class=kind, a=ranks[0], b=ranks[1]))
     if as_json:
         return print_json([{"key": d.key, "class": d.section_class, "a": d.a, "b": d.b} for d in found])
     if not found:
@@ -33,6 +39,9 @@ def diff(a: Side, b: Side, as_json: Json = False) -> None:
     for d in found:
         table.add_row(d.section_class, d.key, _shown(d.a), _shown(d.b))
     print_table(table)
+    if terms:
+        names, keys = ", ".join(terms), ", ".join(CUT)
+        out.print(f"Of {names} the value is the mean over micro-batches: {keys} and ranks are mathematics.")
 
 
 def _shown(value: Any) -> str:

@@ -49,7 +49,8 @@ NOT_ADDITIVE = Code(
     "plugin/not-additive",
     cause="What a plugin counts or sums depends on how a step is cut into micro-batches.",
     expected="a SUM over items: two micro-batches together have the sum of both",
-    hint="Return a sum, not a mean, and let no item depend on another one of the micro-batch.",
+    hint="Return a sum, not a mean, and let no item depend on another one of the micro-batch. If items are compared, "
+    "write a `StepTerm`, or set `additive = False`.",
 )
 NOT_FINITE = Code(
     "plugin/not-finite", cause="A plugin computes a value, a gradient or an initial value that is NaN or infinite.",

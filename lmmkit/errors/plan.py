@@ -315,6 +315,11 @@ SETTING_TYPE = Code(
     expected="int, float, str, bool, None, Literal, or tuples and unions of these",
     hint="Declare settings of plain types. Tensors and modules belong into the module of `modules`.",
 )
+ADDITIVE = Code(
+    "plugin/additive", cause="A plugin sets `additive` where it has no meaning, or to something else than a bool.",
+    expected="`additive` of True, or False in a `Loss` or `AuxTask` with a `value` of its own",
+    hint="Remove `additive`. A `StepTerm` does not depend on how a step is cut; a `RowLoss` and a text loss add up.",
+)
 OTHERS_KIND = Code(
     "plugin/others", cause="A plugin asks for other samples in a way that lmmkit does not have.",
     expected="`others` of the class: {kinds}", hint="Take `source`: other samples of the same source.",

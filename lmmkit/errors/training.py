@@ -81,6 +81,20 @@ CHANGED = Code(
     expected="{before}, as in the run",
     hint="Resume with {recipe} on the same data, or begin a new run.{accept}",
 )
+OTHER_CUT = Code(
+    "resume/other-cut",
+    cause="The steps of a resumed run would be cut into other micro-batches, and the value of a term depends on that.",
+    expected="{before}, as in the run",
+    hint="Set `{key}` as it was, or begin a new run. Of {terms} the value is the mean over micro-batches "
+    "(`additive = False`), so this is mathematics.",
+)
+OTHER_RANKS = Code(
+    "resume/other-ranks",
+    cause="A run would go on with another number of processes, and the value of a term depends on that.",
+    expected="{before}, as in the run",
+    hint="Start as many processes as before (`torchrun --nproc-per-node`), or begin a new run. Of {terms} the value is "
+    "the mean over micro-batches (`additive = False`), so this is mathematics.",
+)
 
 # run/
 

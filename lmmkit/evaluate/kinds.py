@@ -8,6 +8,7 @@ from dataclasses import replace
 from lmmkit.errors import Problem, did_you_mean
 from lmmkit.errors.plan import NO_KIND
 from lmmkit.evaluate.benchmarks.names import BENCHMARKS
+from lmmkit.evaluate.controls import control_problems
 from lmmkit.evaluate.questions.benchmark_task import BenchmarkTask
 from lmmkit.evaluate.questions.questions_task import QuestionsTask
 from lmmkit.evaluate.restore import Restore
@@ -33,8 +34,8 @@ def tasks_of(recipe: Recipe, only: Collection[str] = ()) -> dict[str, EvalTask]:
 
 
 def task_problems(recipe: Recipe) -> list[Problem]:
-    """Returns the problems of all tasks. Needs the recipe only: no data, no plugins, no weights."""
-    problems = []
+    """Returns the problems of all tasks, and of the images of controls. Needs no data, no plugins, no weights."""
+    problems = control_problems(recipe)
     for name, section in (recipe.evaluate.tasks if recipe.evaluate is not None else {}).items():
         kind = section.kind or name
         if kind in TASKS:

@@ -17,7 +17,7 @@ from lmmkit.evaluate.task import Better, EvalTask, Figure
 from lmmkit.inference.chat_model import ChatModel
 from lmmkit.majority import Majority
 from lmmkit.plan.stage_plan import StagePlan
-from lmmkit.recipe import Recipe
+from lmmkit.recipe import Control, Recipe
 
 
 class Restore(EvalTask):
@@ -29,7 +29,7 @@ class Restore(EvalTask):
 
     def run(
         self, chat_model: ChatModel, samples: Sequence[Sample], *,
-        controls: Iterable[str] = (), baseline: Majority | None = None, keep: Keep | None = None,
+        controls: Iterable[Control] = (), baseline: Majority | None = None, keep: Keep | None = None,
     ) -> dict[str, Figure]:  # fmt: skip
         """Returns the mean scores, and keeps the puzzles of order tasks. The task knows its chance level; there are no
         controls."""

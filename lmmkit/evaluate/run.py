@@ -16,6 +16,7 @@ from lmmkit.data.images import ReadImage
 from lmmkit.data.sources.records import Records, too_many
 from lmmkit.errors import Problem, UserError, did_you_mean, raise_all
 from lmmkit.errors.plan import NO_TASK, NO_TASKS
+from lmmkit.evaluate.controls import controls_of
 from lmmkit.evaluate.keep import Keep, OneProcess, Sharing
 from lmmkit.evaluate.kinds import task_problems, tasks_of
 from lmmkit.evaluate.questions.answering import model_facts
@@ -25,7 +26,7 @@ from lmmkit.inference.chat_model import ChatModel
 from lmmkit.inference.load import find_model_folder, load
 from lmmkit.plan.prepare import open_sources
 from lmmkit.progress import counted, moving, working
-from lmmkit.recipe import Recipe
+from lmmkit.recipe import Control, Recipe
 from lmmkit.runs.files import read_json, write_json_atomic
 from lmmkit.runs.run_folder import RunFolder
 
@@ -49,7 +50,7 @@ class TaskResult:
 
 
 def evaluate(
-    run: RunFolder, recipe: Recipe, *, only: Sequence[str] = (), controls: Sequence[str] | None = None,
+    run: RunFolder, recipe: Recipe, *, only: Sequence[str] = (), controls: Sequence[Control] | None = None,
     stage: str | None = None, trust_files: bool = False, dtype: torch.dtype = torch.float32,
     notify: Callable[[str], None] = lambda text: None,
     benchmarks: Mapping[str, EvalTask] = MappingProxyType({}), out: Path | None = None, ranks: Sharing = ONE,
@@ -79,7 +80,7 @@ def evaluate(
     own = bool(only) or not benchmarks
     raise_all(_problems(recipe, only) if own else [])
     if controls is None:
-        controls = recipe.evaluate.controls if recipe.evaluate is not None else ()
+        controls = controls_of(recipe)
     tasks = (tasks_of(recipe, only) if own else {}) | dict(benchmarks)
     raise_all(problem for task in tasks.values() for problem in task.input_problems())
     compared = any(task.needs_baseline for task in tasks.values())
@@ -133,7 +134,7 @@ def add_results(results: Mapping[str, TaskResult], path: Path) -> None:
 
 
 def evaluate_model(
-    path: Path, benchmarks: Mapping[str, EvalTask], *, out: Path, controls: Sequence[str] = (),
+    path: Path, benchmarks: Mapping[str, EvalTask], *, out: Path, controls: Sequence[Control] = (),
     dtype: torch.dtype = torch.float32, trust_files: bool = False, ranks: Sharing = ONE, alone: int = 0,
     notify: Callable[[str], None] = lambda text: None,
     show: Callable[[dict[str, TaskResult]], None] = lambda results: None,

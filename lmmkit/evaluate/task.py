@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lmmkit.errors import Problem, did_you_mean
 from lmmkit.errors.plan import NO_STAGE
-from lmmkit.recipe import Recipe, Task
+from lmmkit.recipe import Control, Recipe, Task
 
 if TYPE_CHECKING:
     from lmmkit.api.sample import Sample
@@ -73,7 +73,7 @@ class EvalTask(ABC):
     @abstractmethod
     def run(
         self, chat_model: ChatModel, samples: Sequence[Sample], *,
-        controls: Iterable[str] = (), baseline: Majority | None = None, keep: Keep | None = None,
+        controls: Iterable[Control] = (), baseline: Majority | None = None, keep: Keep | None = None,
     ) -> dict[str, Figure]:  # fmt: skip
         """Returns the figures of a model by name; "FIGURE/DETAIL" is a detail of FIGURE.
 

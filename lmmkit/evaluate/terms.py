@@ -28,7 +28,7 @@ from lmmkit.model.step_terms import GatherRows, all_items, items_of
 from lmmkit.objective import Outcome, sum_by_name
 from lmmkit.plan.stage_plan import StagePlan
 from lmmkit.progress import counted, working
-from lmmkit.recipe import Recipe
+from lmmkit.recipe import Control, Recipe
 
 Sums = list[dict[str, Any]]
 """Four mappings: sum and items by term, and total and chance total by "term/metric"."""
@@ -47,7 +47,7 @@ class Terms(EvalTask):
 
     def run(
         self, chat_model: ChatModel, samples: Sequence[Sample], *,
-        controls: Iterable[str] = (), baseline: Majority | None = None, keep: Keep | None = None,
+        controls: Iterable[Control] = (), baseline: Majority | None = None, keep: Keep | None = None,
     ) -> dict[str, Figure]:  # fmt: skip
         """Returns the averages, and keeps the puzzles of order tasks. The terms know their chance level; there are no
         controls."""

@@ -17,17 +17,29 @@ from lmmkit.objective import Objective
 
 @dataclass(frozen=True)
 class ImageAttention:
-    """Holds the attention of a response, averaged over heads, layers and response rows.
+    """Holds the attention of a response, averaged over heads, layers and response rows, and that of the row before it,
+    which decides on the first token of the response.
 
     `map_XY`: to each patch of the first image; None if a reducer chose among them. `mass`: to all image rows, in
-    [0, 1]. `even`: the mass if each row attended evenly to all rows that it may attend to. `pixels_CXY`: the first
-    image, preprocessed.
+    [0, 1]. `even`: the mass if each row attended evenly to all rows that it may attend to. `deciding`: the same of the
+    deciding row alone, which attends to `deciding.rows` rows. `pixels_CXY`: the first image, preprocessed.
     """
 
     map_XY: Tensor | None
     mass: float
     even: float
+    deciding: DecidingRow
     pixels_CXY: Tensor
+
+
+@dataclass(frozen=True)
+class DecidingRow:
+    """Holds the attention of the row that decides on the first token of a response, averaged over heads and layers."""
+
+    map_XY: Tensor | None
+    mass: float
+    even: float
+    rows: int
 
 
 @torch.no_grad()
@@ -40,7 +52,8 @@ def image_attention(
     is_image = np.repeat([s.kind == "image" for s in layout], [s.n for s in layout])
     position_R = np.flatnonzero(np.repeat([s.supervised for s in layout], [s.n for s in layout]))
     n = next(span.n for span in layout if span.kind == "image")
-    image_row, row_R = path[np.flatnonzero(is_image)], path[position_R]
+    before = position_R[0] - 1
+    image_row, row_R = path[np.flatnonzero(is_image)], path[np.append(position_R, before)]
     batch = batch.to(device)
     see_RT = batch.forest.see()[row_R].to(device)
     maps: list[Tensor] = []
@@ -48,13 +61,19 @@ def image_attention(
 
     def recording(qkv_TC: Tensor, heads: Heads, rotary: Rotary) -> tuple[Tensor, ...]:
         q_THK, k_TGK, _ = apply_rope(qkv_TC, heads, rotary)
-        maps.append(attention_map(q_THK[row_R], k_TGK, see_RT)[..., image_row].mean((0, 1)))
+        maps.append(attention_map(q_THK[row_R], k_TGK, see_RT)[..., image_row].mean(0))
         return attend(qkv_TC, heads, rotary)
 
     with objective.computing(device):
         x_TD = lmm.rows(batch, lmm.project(lmm.encode(batch.pixels_ICXY)), objective.tokens(batch))
         lmm.decode(x_TD, batch.forest.pos_T, [AttentionFn(ALL, recording)] * len(lmm.decoder.blocks))
-    weight_N = torch.stack(maps).mean(0)
-    even = (np.cumsum(is_image)[position_R] / (position_R + 1)).mean()
-    map_XY = lmm.image_rows.on_patches(weight_N[:n], packer.image.grid)
-    return ImageAttention(map_XY, float(weight_N.sum()), float(even), batch.first_image(0))
+    weight_RN = torch.stack(maps).mean(0)
+    weight_N, deciding_N = weight_RN[:-1].mean(0), weight_RN[-1]
+    even_S = np.cumsum(is_image) / np.arange(1, len(is_image) + 1)  # S: positions
+    map_XY, deciding_XY = (
+        lmm.image_rows.on_patches(w[:n], packer.image.grid) for w in (weight_N, deciding_N)
+    )
+    deciding = DecidingRow(deciding_XY, float(deciding_N.sum()), float(even_S[before]), int(before) + 1)
+    return ImageAttention(
+        map_XY, float(weight_N.sum()), float(even_S[position_R].mean()), deciding, batch.first_image(0)
+    )

@@ -17,6 +17,7 @@ from lmmkit.api.components import (
     ImageReducer,
     OthersKind,
     Reader,
+    RowLoss,
     StepTerm,
     Term,
     TokenStrategy,
@@ -42,6 +43,7 @@ from lmmkit.api.sample import View
 from lmmkit.attention.forest import roots
 from lmmkit.errors import Problem, Tried, did_you_mean, raise_all
 from lmmkit.errors.plan import (
+    ADDITIVE,
     ATTN_KEYS,
     FROZEN,
     IMAGE_ROWS,
@@ -143,6 +145,10 @@ def losses(recipe: Recipe, instances: Instances) -> list[Problem]:
                 where, got = recipe.where(f"stages.{stage}.losses.{name}"), f"`{name}`, {what}"
                 problems.append(NOT_A_TERM.at(where, got=got, nearest=did_you_mean(name, terms)))
     problems += _by(recipe, instances)
+    for name, term in instances.terms.items():
+        sums = isinstance(term, StepTerm | RowLoss) or (isinstance(term, AuxTask) and term.text_loss)
+        if type(term.additive) is not bool or (sums and not term.additive):
+            problems.append(ADDITIVE.at(recipe.where(f"plugins.{name}"), got=f"additive = {term.additive!r}"))
     for name in terms:
         if name not in weighted:
             where, got = recipe.where(f"plugins.{name}"), f"`{name}` without a weight"

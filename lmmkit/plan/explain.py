@@ -36,7 +36,7 @@ from lmmkit.data.views import dropped_text
 from lmmkit.plan.instances import build_component, default_of, setting_types
 from lmmkit.plan.prepare import Prepared
 from lmmkit.plan.stage_plan import StagePlan
-from lmmkit.recipe import Weight
+from lmmkit.recipe import CUT, Weight
 from lmmkit.registry import FoundComponent, setting_fields
 
 
@@ -53,8 +53,12 @@ def stage_text(prepared: Prepared, plan: StagePlan) -> str:
     for name, weight in sorted(plan.weights.items()):
         chance = chances.get(name)
         beside = "" if chance is None else f"  chance {chance:.4g}"
-        twice = "  over the step, in two passes" if name in over_step else ""
-        lines.append(f"  term {name}  weight {weight_text(weight)}{beside}{twice}")
+        how = "  over the step, in two passes" if name in over_step else ""
+        how += "  the mean over micro-batches" if name in plan.not_additive else ""
+        lines.append(f"  term {name}  weight {weight_text(weight)}{beside}{how}")
+    if plan.not_additive:
+        names = ", ".join(plan.not_additive)
+        lines.append(f"  mathematics, because of {names}: {', '.join(CUT)}, the number of ranks")
     for weigher in plan.weighers:
         lines.append(f"  weights {weigher.name}  of the rows of next_token")
     for task in plan.makers:

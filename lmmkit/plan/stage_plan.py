@@ -93,6 +93,12 @@ class StagePlan:
         return (*self.terms, *self.weighers)
 
     @property
+    def not_additive(self) -> tuple[str, ...]:
+        """Returns the names of the terms with a weight whose value depends on how a step is cut into micro-batches."""
+        trained = (term for term in self.terms if not self.weights[term.name].constant_zero)
+        return tuple(term.name for term in trained if not term.additive)
+
+    @property
     def labelling(self) -> tuple[Loss | TokenWeight, ...]:
         """Returns all that gives labels to samples: the active losses, then what weights rows."""
         return tuple(reader for reader in self.readers if isinstance(reader, Loss | TokenWeight))

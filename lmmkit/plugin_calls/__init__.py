@@ -245,12 +245,13 @@ def needs(term: Reader) -> tuple[Need, ...]:
 
 
 def count(term: Term, batch: Batch) -> int:
-    """Returns the number of items that a term averages over."""
+    """Returns the number of items that a term averages over; for one that does not add up, whether there are any:
+    it averages over micro-batches."""
     with calling(term.name, "count", term):
         found = term.count(batch)
     if type(found) is not int or found < 0:
         raise returned(term.name, "count", term, shown(found), "a whole number (int), 0 or more")
-    return found
+    return found if term.additive else min(found, 1)
 
 
 def value(term: Term, ctx: Ctx) -> Tensor:

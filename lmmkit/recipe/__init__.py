@@ -5,7 +5,7 @@ into a checked `Recipe`, `write` turns it back, `diff` compares two. Helpers: `y
 numbers), `error_messages` (texts of problems) and `rules` (rules between keys).
 """
 
-from lmmkit.recipe.diff import ABSENT, Difference, diff, section_class
+from lmmkit.recipe.diff import ABSENT, CUT, Difference, diff, is_cut, section_class
 from lmmkit.recipe.model import (
     NO_WEIGHTS,
     Chat,
@@ -32,7 +32,7 @@ from lmmkit.recipe.read import (
     read_text,
     vision_from_mapping,
 )
-from lmmkit.recipe.schema import Evaluate, Output, Parallel, Recipe, Speed, Task
+from lmmkit.recipe.schema import Control, EmptyImage, Evaluate, Output, Parallel, Recipe, Speed, Task
 from lmmkit.recipe.source_positions import MovedPlaces, Places
 from lmmkit.recipe.stage import (
     BatchConfig,
@@ -51,11 +51,14 @@ from lmmkit.recipe.write import digest, dump, flow_text, section_mapping, to_map
 
 __all__ = [
     "ABSENT",
+    "CUT",
     "NO_WEIGHTS",
     "BatchConfig",
     "Chat",
     "ConnectorConfig",
+    "Control",
     "Difference",
+    "EmptyImage",
     "Evaluate",
     "Length",
     "Lora",
@@ -93,6 +96,7 @@ __all__ = [
     "dump",
     "flow_text",
     "from_mapping",
+    "is_cut",
     "model_from_mapping",
     "read_recipe",
     "read_text",

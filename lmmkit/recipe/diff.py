@@ -39,12 +39,19 @@ IN_STAGES: Final[Mapping[str, SectionClass]] = {
     "start": "data",  # a folder path: another path does not change the computation
 }  # fmt: skip
 
+CUT: Final = ("speed.tokens", "speed.share_prefix", "parallel")
+"""The keys that decide, with the number of ranks, how a step is cut into micro-batches."""
 
-def section_class(key: str) -> SectionClass:
+
+def section_class(key: str, *, cut: bool = False) -> SectionClass:
     """Returns the class of a dotted key. The section decides it; inside a stage, the stage's section.
+
+    `cut`: whether a term depends on how a step is cut, so that the keys in `CUT` are mathematics.
 
     Raises `KeyError` for a key without a class.
     """
+    if cut and is_cut(key):
+        return "mathematics"
     match key.split("."):
         case ["stages", _, section, *_]:
             return IN_STAGES[section]
@@ -53,10 +60,16 @@ def section_class(key: str) -> SectionClass:
     raise KeyError(key)
 
 
-def diff(a: Recipe, b: Recipe) -> list[Difference]:
-    """Returns every key whose value differs, in the order of `a`. Ignores `root` and `places`."""
+def is_cut(key: str) -> bool:
+    """Returns whether a dotted key decides how a step is cut."""
+    return any(key == each or key.startswith(f"{each}.") for each in CUT)
+
+
+def diff(a: Recipe, b: Recipe, *, cut: bool = False) -> list[Difference]:
+    """Returns every key whose value differs, in the order of `a`. Ignores `root` and `places`. `cut`: as in
+    `section_class`."""
     return [
-        Difference(key=key, section_class=section_class(key), a=x, b=y)
+        Difference(key=key, section_class=section_class(key, cut=cut), a=x, b=y)
         for key, x, y in _walk(to_mapping(a), to_mapping(b), "")
     ]
 

@@ -22,7 +22,7 @@ from lmmkit.recipe.model import (
     VisionScratch,
     VisionTimm,
 )
-from lmmkit.recipe.schema import Task
+from lmmkit.recipe.schema import Control, EmptyImage, Task
 from lmmkit.recipe.stage import Length, Source, Stage, Train, Validate, Weight
 
 RESERVED_NAMES = ("next_token", "main")  # the term and the view of the core
@@ -283,6 +283,14 @@ def check_task(task: Task, key: str, names: Names) -> Iterator[Problem]:
         yield from _known(f"{key}.data", task.data, names.data, "data")
 
 
+def check_controls(controls: tuple[Control, ...], key: str, names: Names) -> Iterator[Problem]:
+    """Checks that there is one image at most for the control `empty`."""
+    empty = [control.empty for control in controls if isinstance(control, EmptyImage)]
+    if len(set(empty)) > 1:
+        expected, fix = "one image for `empty`", "Keep one of them."
+        yield CONFLICT.at(key, got=" and ".join(map(ascii, empty)), expected=expected, fix=fix)
+
+
 # the keys to which each rule applies; `*` matches any name
 RULES: dict[str, Callable[[Any, str, Names], Iterator[Problem]]] = {
     "model.vision": check_vision,
@@ -299,4 +307,5 @@ RULES: dict[str, Callable[[Any, str, Names], Iterator[Problem]]] = {
     "stages.*.tokens": check_tokens,
     "stages.*.validate": check_validate,
     "evaluate.tasks.*": check_task,
+    "evaluate.controls": check_controls,
 }

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from annotated_types import MinLen
+from pydantic import Discriminator, Tag
 
 from lmmkit.recipe import field_types as k
 from lmmkit.recipe.field_types import Says, section
@@ -40,13 +41,31 @@ class Task:
 
 
 @section
+class EmptyImage:
+    """Names an image file that is shown in place of every image: one without anything that questions ask for."""
+
+    empty: k.Text
+
+
+def _control_shape(value: object) -> str:
+    return "<empty>" if isinstance(value, Mapping | EmptyImage) else "<name>"
+
+
+Control = Annotated[
+    Annotated[Literal["blank", "black", "swapped", "none"], Tag("<name>")]
+    | Annotated[EmptyImage, Tag("<empty>")],
+    Discriminator(_control_shape),
+    Says("blank, black, swapped, none or {empty: FILE}"),
+]
+
+
+@section
 class Evaluate:
     """Lists the evaluation tasks. `controls` repeat each question with another image, or without one."""
 
     tasks: Annotated[Mapping[k.Name, Task], Says("a section of NAME: task")]
     controls: Annotated[
-        tuple[Literal["blank", "black", "swapped", "none"], ...],
-        Says("a list of blank, black, swapped and none"),
+        tuple[Control, ...], Says("a list of blank, black, swapped, none and {empty: FILE}")
     ] = ()
 
 

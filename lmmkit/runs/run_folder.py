@@ -163,6 +163,15 @@ class RunFolder:
             )
         return root
 
+    def cut(self) -> tuple[tuple[str, ...], int | None]:
+        """Returns the terms whose value depends on how a step is cut into micro-batches, and the number of ranks; None
+        if `run.json` does not have it."""
+        found = read_json(self.run_json)
+        lists, ranks = found.get("not_additive"), found.get("ranks")
+        lists = lists.values() if isinstance(lists, dict) else ()
+        names = {str(name) for each in lists if isinstance(each, list) for name in each}
+        return tuple(sorted(names)), ranks if isinstance(ranks, int) else None
+
     def require_plain(self) -> None:
         """Raises `UserError` for links, pipes and devices in the folder: with a run from somebody else,
         they could redirect writes to other places."""

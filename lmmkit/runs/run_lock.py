@@ -74,3 +74,20 @@ def _taken(run: RunFolder, owner: bytes) -> Problem:
     pid, host = who.get("pid", "unknown"), who.get("host", "unknown")
     got = f"an active run: process {pid} on {host}, since {who.get('started', 'just now')}"
     return LOCKED.at(str(run.lock), got=got, pid=pid, host=host)
+
+
+def is_locked(run: RunFolder) -> bool:
+    """Returns whether a process trains in the run folder now. Changes nothing."""
+    try:
+        handle = os.open(run.lock, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return False
+    finally:
+        os.close(handle)
+    return False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,7 @@ from lmmkit.recipe import Recipe, digest, read_recipe
 from lmmkit.runs.files import clean_aside
 from lmmkit.runs.run_folder import RunFolder
 from lmmkit.runs.run_lock import lock
+from lmmkit.runs.sessions import session
 from lmmkit.training import resume as resuming
 from lmmkit.training.checkpoint import read, write
 from lmmkit.training.checkpoint.disk_space import check_space
@@ -124,14 +125,17 @@ def _train(
             position, state = state_of(saved, recipe, prepared.steps)
             context.dropped.update(state.get("dropped", {}))
         if resume and ranks.first:
-            resuming.continue_run(run, prepared, changed, position.step)
+            resuming.continue_run(run, prepared, changed, position.step, ranks.world)
         objective = build_unsharded(context) if ranks.first else None
-    with context.logging(position.step, resume=resume) as context:
+    with _recorded(context) as note, context.logging(position.step, resume=resume) as context:
+        trained: dict[str, int] = {}
         for name in _stages(recipe, position.stage, only):
             if name != position.stage:
                 saved = None
             fresh = saved is None or bool(build.reference_parts(prepared, name))
             objective, trainable = _begin(context, name, objective, fresh=fresh)
+            trained[name] = sum(p.numel() for each in trainable.values() for p in each)
+            note(parameters=sum(p.numel() for p in objective.parameters()), trained=trained)
             set_reference(prepared, name, objective, ranks, context.device)
             set_teachers(prepared, name, objective, ranks, context.device)
             optimizer, frozen = build_optimizer(objective, recipe.stages[name], trainable), None
@@ -151,6 +155,15 @@ def _train(
     return TrainResult(run, None, dropped=context.dropped)
 
 
+def _recorded(context: RunContext) -> AbstractContextManager[Callable[..., None]]:
+    """Returns the session of this process in `run.json`, which the first rank writes."""
+    if not context.ranks.first:
+        return nullcontext(lambda **facts: None)
+    device = context.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return session(context.run, device=name, threads=torch.get_num_threads(), processes=context.ranks.world)
+
+
 def _open(context: RunContext, source: str | None, accept_data: bool) -> list[resuming.Change]:
     """Removes leftovers of a killed process. Starts a new run, or returns the changes of an existing one."""
     run, prepared = context.run, context.prepared
@@ -162,9 +175,9 @@ def _open(context: RunContext, source: str | None, accept_data: bool) -> list[re
         clean_aside(run.best(name))
     changed = []
     if run.is_run:
-        changed = resuming.changes(run, prepared, accept_data=accept_data)
+        changed = resuming.changes(run, prepared, accept_data=accept_data, ranks=context.ranks.world)
     else:
-        resuming.begin(run, prepared, source)
+        resuming.begin(run, prepared, source, context.ranks.world)
     check_space(run, checkpoint_room(checkpoint_bytes(prepared), prepared.recipe.output.keep))
     return changed
 

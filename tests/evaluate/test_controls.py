@@ -7,7 +7,8 @@ import pytest
 from lmmkit.api.model_info import ImageSpec
 from lmmkit.api.sample import Image, Sample
 from lmmkit.data.images import Blank
-from lmmkit.evaluate.controls import blank, swapped, with_controls
+from lmmkit.evaluate.controls import blank, control_problems, controls_of, swapped, with_controls
+from lmmkit.recipe import EmptyImage
 from tests.support.scene_questions import samples
 
 SPEC = ImageSpec(size=8, grid=(1, 1), width=1)
@@ -47,3 +48,29 @@ def test_controls_are_added_to_the_samples_by_name():
     assert [t.text for s in none for t in s.turns] == [t.text for s in asked for t in s.turns]
     with pytest.raises(KeyError, match="blanc"):
         with_controls(asked, ("blanc",), SPEC)
+
+
+def test_an_empty_image_takes_the_place_of_every_image():
+    asked = [
+        *samples(),
+        Sample(key="two", turns=(), images=(Image("b"), Image("c"))),
+        Sample(key="none", turns=()),
+    ]
+    made = with_controls(asked, ("swapped", EmptyImage(empty="/x/empty.png")), SPEC)
+    assert list(made) == ["own", "swapped", "empty"]
+    for before, after in zip(asked, made["empty"], strict=True):
+        assert after.images == (Image("/x/empty.png"),) * len(before.images) and after.turns == before.turns
+
+
+def test_the_path_of_an_empty_image_starts_at_the_root(tiny, scenes):
+    recipe = tiny("evaluate.controls=[blank, {empty: images/nothing.png}]")
+    assert controls_of(recipe) == ("blank", EmptyImage(empty=str(scenes / "images/nothing.png")))
+    (problem,) = control_problems(recipe)
+    assert (
+        problem.code == "image/file"
+        and "evaluate.controls" in problem.where
+        and "nothing.png" in problem.where
+    )
+    image = next(path.name for path in (scenes / "images" / "heldout").iterdir())
+    assert control_problems(tiny(f"evaluate.controls=[{{empty: images/heldout/{image}}}]")) == []
+    assert control_problems(tiny("evaluate.controls=[none]")) == []

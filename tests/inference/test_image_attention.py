@@ -56,3 +56,10 @@ def test_mass_and_map_are_those_of_transformers(pair):
     rows = np.flatnonzero(response)
     assert found.even == pytest.approx(np.mean([is_image.sum() / (row + 1) for row in rows]))
     assert found.map_XY.shape == ours.packer.image.grid
+
+    first = rows[0] - 1  # the row that predicts the first token of the response
+    alone = weights[first, torch.from_numpy(is_image)]
+    torch.testing.assert_close(found.deciding.map_XY.flatten(), alone, rtol=1e-4, atol=1e-6)
+    assert found.deciding.mass == pytest.approx(float(alone.sum()), rel=1e-4)
+    assert found.deciding.rows == first + 1
+    assert found.deciding.even == pytest.approx(is_image.sum() / (first + 1))

@@ -15,6 +15,7 @@ from lmmkit.plan.instances import type_text
 from lmmkit.plan.prepare import prepare, prepare_bare
 from tests.conftest import DIRECT, PLAIN
 from tests.support import contrast_plugin
+from tests.training.test_resume import of_micro_batches
 
 
 def problems(tiny, *overrides: str, **kwargs) -> dict[str, str]:
@@ -361,6 +362,39 @@ def test_a_term_over_the_step_needs_two_samples_and_tells_of_its_passes(tiny):
         "plan/step-term"
     } and "`finetune" not in error.value.problems[0].got
     assert "stages.finetune.batch.samples" in error.value.problems[0].hint
+
+
+def test_a_term_of_micro_batches_is_named_with_what_becomes_mathematics(tiny):
+    text = plan_text(prepare(tiny(text=of_micro_batches()), trust_files=True))
+    first, second = text.split("\n\n")
+    assert "term apart  weight 0.1  the mean over micro-batches" in second and "mathematics" not in first
+    keys = "speed.tokens, speed.share_prefix, parallel, the number of ranks"
+    assert f"  mathematics, because of apart: {keys}\n" in second
+    off = plan_text(prepare(tiny(text=of_micro_batches("{weight: 0, watch: true}")), trust_files=True))
+    assert "mathematics" not in off
+
+
+@pytest.mark.parametrize(
+    ("kind", "additive"),
+    [("StepTerm", False), ("RowLoss", False), ("AuxTask", False), ("Loss", "0"), ("Loss", None)],
+)
+def test_additive_where_it_has_no_meaning_is_refused(tiny, tmp_path, kind, additive):
+    path = tmp_path / "terms.py"
+    path.write_text(
+        f"from dataclasses import dataclass\nfrom lmmkit.api import {kind}, HiddenAt, Select, hookimpl\n"
+        f"@dataclass(frozen=True, kw_only=True)\nclass Term({kind}):\n    additive = {additive!r}\n"
+        + ("    text_loss = True\n" if kind == "AuxTask" else "")
+        + ("    needs = (HiddenAt(Select()),)\n" if kind in ("Loss", "StepTerm") else "")
+        + "@hookimpl\ndef lmmkit_components():\n    return {'term': Term}\n"
+    )
+    text = PLAIN.replace("stages:", f"plugins:\n  term: {{use: {path}}}\nstages:", 1)
+    with pytest.raises(UserError) as error:
+        prepare(
+            tiny(text=text.replace("{next_token: 1.0}", "{next_token: 1.0, term: 1.0}")), trust_files=True
+        )
+    assert [(p.code, p.got) for p in error.value.problems] == [
+        ("plugin/additive", f"additive = {additive!r}")
+    ]
 
 
 VIEWS = """

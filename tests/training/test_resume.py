@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from lmmkit.errors import UserError
 from lmmkit.plan.prepare import prepare
 from lmmkit.recipe import Recipe, diff, from_mapping, read_text, section_class, to_mapping
-from lmmkit.runs.files import read_jsonl
+from lmmkit.runs.files import read_json, read_jsonl
 from lmmkit.runs.run_folder import RunFolder
+from lmmkit.runs.sessions import sessions_in
 from lmmkit.training import resume
 from lmmkit.training.run import train
 from tests.conftest import DIRECT, PLAIN
@@ -75,7 +79,7 @@ def test_a_change_of_any_key_is_refused_or_reported_by_its_class(begun, monkeypa
     """Compares all keys of a full recipe as a resume does, which needs no run."""
     run, prepared = begun
     same = resume.identity(prepared)
-    monkeypatch.setattr(resume, "identity", lambda now: same)  # it reads all data
+    monkeypatch.setattr(resume, "identity", lambda *now: same)  # it reads all data
     mapping = to_mapping(prepared.recipe)
     seen = {}
     for path, value in leaves(mapping):
@@ -125,6 +129,14 @@ def test_what_changed_is_reported_kept_and_no_longer_a_change(tiny, tmp_path, ca
     assert [c["key"] for c in first["changes"]] == ["output.keep", "speed.tokens"] and first["step"] == 2
     assert second["changes"] == [] and second["versions"]["torch"]
     assert "keep: 3" in run.resolved.read_text()
+    found = read_json(run.run_json)
+    sessions = sessions_in(found)
+    assert len(sessions) == 3 and all(each["ended"] and each["cpu_seconds"] > 0 for each in sessions)
+    assert sessions[0]["threads"] == torch.get_num_threads() and sessions[0]["device"] == "cpu"
+    tensors = load_file(run.model("finetune") / "model.safetensors")
+    assert found["parameters"] == sum(tensor.numel() for tensor in tensors.values())
+    vision = sum(tensor.numel() for name, tensor in tensors.items() if "vision" in name)
+    assert found["trained"] == {"pretrain": found["parameters"], "finetune": found["parameters"] - vision}
 
 
 def test_other_data_goes_on_where_it_is_accepted(scenes, tmp_path, capsys):
@@ -151,6 +163,76 @@ def test_a_held_out_source_may_come_and_go(tiny, tmp_path):
     asked = "stages.finetune.validate={every: 1, data: heldout, samples: 2}"
     train(tiny(*short, asked, text=PLAIN), out=run.path, resume=True)
     assert [line["step"] for line in run.read_metrics() if "val/loss" in line] == [2]
+
+
+SHORT = ("stages.pretrain.length.steps=1", "stages.finetune.length.steps=1", "output.images_every=0")
+APART = Path(__file__).parents[1] / "support" / "sound_plugins" / "micro_batch.py"
+
+
+def of_micro_batches(weight: str = "0.1") -> str:
+    """Returns a recipe with a term that does not add up in its second stage."""
+    head, _, tail = PLAIN.rpartition("{next_token: 1.0}")
+    text = f"{head}{{next_token: 1.0, apart: {weight}}}{tail}"
+    return text.replace("stages:", f"plugins:\n  apart: {{use: '{APART}:mistake'}}\nstages:", 1)
+
+
+def problems_at_resume(run, recipe, ranks: int = 1) -> list[tuple[str, str, str]]:
+    prepared = prepare(recipe, trust_files=True)
+    try:
+        resume.changes(run, prepared, accept_data=True, ranks=ranks)
+    except UserError as error:
+        return [(p.code, p.where.split(": ")[-1], p.hint) for p in error.problems]
+    return []
+
+
+CUTS = ["speed.tokens=2000", "speed.share_prefix=false", "parallel.exchange=micro_batch", "parallel.shard=2"]
+
+
+def test_where_a_term_does_not_add_up_another_cut_is_refused(tiny, tmp_path, capsys):
+    run = train(tiny(*SHORT, text=of_micro_batches()), out=tmp_path / "run", trust_files=True).run
+    kept = json.loads(run.run_json.read_text())
+    assert kept["not_additive"] == {"finetune": ["apart"]} and kept["ranks"] == 1
+    for cut in CUTS:
+        ((code, key, hint),) = problems_at_resume(run, tiny(*SHORT, cut, text=of_micro_batches()))
+        assert (code, key) == ("resume/other-cut", cut.split("=")[0]) and "`apart`" in hint and key in hint
+    ((code, key, hint),) = problems_at_resume(run, tiny(*SHORT, text=of_micro_batches()), ranks=2)
+    assert (code, key) == ("resume/other-ranks", "ranks") and "`apart`" in hint and "torchrun" in hint
+    for free in ("speed.workers=1", "output.keep=3", "speed.attention=eager"):
+        assert problems_at_resume(run, tiny(*SHORT, free, text=of_micro_batches())) == []
+    with pytest.raises(UserError, match="resume/other-cut"):
+        train(tiny(*SHORT, CUTS[0], text=of_micro_batches()), out=run.path, resume=True, trust_files=True)
+    capsys.readouterr()
+
+
+def test_the_cut_is_free_where_all_terms_with_a_weight_add_up(tiny, tmp_path):
+    watched = of_micro_batches("{weight: 0, watch: true}")
+    run = train(tiny(*SHORT, text=watched), out=tmp_path / "run", trust_files=True).run
+    assert json.loads(run.run_json.read_text())["not_additive"] == {}
+    assert problems_at_resume(run, tiny(*SHORT, *CUTS[:2], text=watched), ranks=3) == []
+    changed = resume.changes(
+        run, prepare(tiny(*SHORT, text=watched), trust_files=True), accept_data=False, ranks=3
+    )
+    assert [(c.key, c.kind, c.before, c.now) for c in changed] == [("ranks", "speed", "1", "3")]
+
+
+def test_a_run_of_an_earlier_version_did_not_write_the_ranks(tiny, tmp_path):
+    run = RunFolder.create(tmp_path / "run", resume=False)
+    prepared = prepare(tiny(text=PLAIN))
+    resume.begin(run, prepared, None)
+    kept = json.loads(run.run_json.read_text())
+    run.run_json.write_text(json.dumps({k: v for k, v in kept.items() if k not in ("ranks", "not_additive")}))
+    assert resume.changes(run, prepared, accept_data=False, ranks=4) == [] and run.cut() == ((), None)
+
+
+@pytest.mark.parametrize("given", [5, [1], {"finetune": 3}, {"finetune": [["x"]]}])
+def test_a_damaged_list_of_terms_is_a_change(tiny, tmp_path, given):
+    run = RunFolder.create(tmp_path / "run", resume=False)
+    recipe = tiny(text=PLAIN)
+    resume.begin(run, prepare(recipe), None)
+    kept = json.loads(run.run_json.read_text())
+    run.run_json.write_text(json.dumps(kept | {"not_additive": given, "ranks": "x"}))
+    codes = {code for code, _, _ in problems_at_resume(run, recipe)}
+    assert codes == {"resume/changed", "resume/other-ranks"} and run.cut()[1] is None
 
 
 @pytest.mark.parametrize("text", [PRETRAINED, SCRATCH])

@@ -15,6 +15,7 @@ from lmmkit.training.run import train
 from lmmkit.training.step import run_step
 from tests.conftest import PLAIN
 from tests.training.monitoring.test_anomalies import bits
+from tests.training.test_resume import of_micro_batches
 
 SHORT = (
     "stages.pretrain.length.steps=1", "stages.finetune.length.epochs=1", "stages.finetune.batch.samples=1",
@@ -125,3 +126,28 @@ def test_a_context_without_room_for_any_answer_is_reported_by_check_and_trace(sc
         app, ["plugins", "trace", *words[:3], "--stage", "finetune", "--samples", "1"]
     )
     assert "view main" in result.stdout and "nothing is left" not in result.stdout
+
+
+def test_a_term_that_does_not_add_up_is_the_mean_over_micro_batches(tiny, tmp_path, monkeypatch):
+    """Computes each micro-batch alone, from the model before the step."""
+    before: list[list[float]] = []
+
+    def watched(objective, optimizer, step, weights, **kwargs):
+        terms = [term for term in objective.terms if not term.additive]
+        alone = [objective(batch, kwargs["now"]).ctxs for batch in step if terms]
+        before.append([float(term.value(ctxs[term.name]).detach()) for ctxs in alone for term in terms])
+        return run_step(objective, optimizer, step, weights, **kwargs)
+
+    monkeypatch.setattr(stage_loop, "run_step", watched)
+    found = {}
+    for tokens in (4096, 250, 1):
+        text = of_micro_batches("1.0").replace("batch:  {samples: 4}", "batch:  {samples: 6}")
+        short = ("stages.pretrain.length.steps=1", "stages.finetune.length.steps=1", "output.images_every=0")
+        recipe = tiny(*short, f"speed.tokens={tokens}", text=text)
+        line = train(recipe, out=tmp_path / f"{tokens}", trust_files=True).run.read_metrics()[-1]
+        values = before[-1]
+        assert line["terms/apart"] == pytest.approx(sum(values) / len(values), rel=1e-6)
+        assert line["loss"] == pytest.approx(line["terms/next_token"] + line["terms/apart"], rel=1e-6)
+        found[len(values)] = line["terms/apart"]
+    assert set(found) >= {1, 6} and len(found) == 3, "three cuts"
+    assert found[6] == 0 and len(set(found.values())) == 3, "a sample alone has nothing to compare"

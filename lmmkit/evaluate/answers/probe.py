@@ -14,6 +14,7 @@ DIFFERENCES = {
     "visual_gain": (OWN, "blank"),
     "visual_gain_black": (OWN, "black"),
     "visual_gain_swapped": (OWN, "swapped"),
+    "visual_gain_empty": (OWN, "empty"),
     "leakage": ("blank", "none"),
 }
 """Figures under one condition minus the same ones under another, on the same items: of the mean score, and as

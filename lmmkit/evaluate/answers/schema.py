@@ -18,8 +18,8 @@ from lmmkit.evaluate.benchmarks.benchmark import Item, Verdict
 
 FORMAT = 1
 OWN = "own"
-CONDITIONS = (OWN, "blank", "black", "swapped", "none")
-"""The images of a question: its own, one of a single colour (two kinds), another item's, or none."""
+CONDITIONS = (OWN, "blank", "black", "swapped", "none", "empty")
+"""The images of a question: its own, one of a single colour (two kinds), another item's, none, or a given empty one."""
 AnswerKey = tuple[str, str]
 """(condition, id) of an answer."""
 

@@ -17,7 +17,8 @@ from lmmkit.evaluate.judge import Judge, Judged
 from lmmkit.evaluate.task import Figure, Line
 
 DIFFERENCES = ("visual_gain", "leakage")  # how the names of the probe's differences begin
-SHARES = (*DIFFERENCES, "changed_", "image_attention")  # and those of all figures of the probe, in percent
+ATTENTION = ("image_attention", "deciding_attention", "object_attention")
+SHARES = (*DIFFERENCES, "changed_", *ATTENTION)  # how those of all figures of the probe begin, in percent
 Status = Literal["scored", "pending-server", "pending-judge"]
 
 

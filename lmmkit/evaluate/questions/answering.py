@@ -33,6 +33,7 @@ from lmmkit.evaluate.questions.asking import AskedQuestion, Reply, ask
 from lmmkit.evaluate.questions.attention_file import attention_figure
 from lmmkit.inference.chat_model import ChatModel
 from lmmkit.progress import weighed, working
+from lmmkit.recipe import Control
 from lmmkit.runs.files import file_crc32
 
 
@@ -76,7 +77,7 @@ def benchmark_questions(
 
 
 def answer_questions(
-    chat_model: ChatModel, asked: QuestionSet, *, controls: Iterable[str] = (), keep: Keep | None = None,
+    chat_model: ChatModel, asked: QuestionSet, *, controls: Iterable[Control] = (), keep: Keep | None = None,
     attention: bool = False,
 ) -> Answered:  # fmt: skip
     """Asks every question that has no answer yet, and returns all answers with their figures.
@@ -85,7 +86,7 @@ def answer_questions(
     Raises `UserError` if the answers that are kept belong to another model, other data, other prompts or other
     settings.
     """
-    found = with_controls(asked.samples, dict.fromkeys(controls), chat_model.prepared.dims.image)
+    found = with_controls(asked.samples, controls, chat_model.prepared.dims.image)
     controls = [name for name in found if name != OWN]
     questions = [
         AskedQuestion((condition, item.id), sample)

@@ -25,7 +25,7 @@ from lmmkit.inference.chat_model import ChatModel
 from lmmkit.majority import Majority
 from lmmkit.plan.stage_plan import StagePlan
 from lmmkit.progress import counted, working
-from lmmkit.recipe import Recipe
+from lmmkit.recipe import Control, Recipe
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class BenchmarkTask(EvalTask):
 
     def run(
         self, chat_model: ChatModel, samples: Sequence[Sample], *,
-        controls: Iterable[str] = (), baseline: Majority | None = None, keep: Keep | None = None,
+        controls: Iterable[Control] = (), baseline: Majority | None = None, keep: Keep | None = None,
     ) -> dict[str, Figure]:  # fmt: skip
         """Returns the figures. The items come from the official files, not from `samples`."""
         chat = chat_model.prepared.recipe.model.chat

@@ -13,7 +13,7 @@ from lmmkit.errors.answers import NEEDS_TEN
 from lmmkit.errors.plan import NO_DATA
 from lmmkit.evaluate.answers.outcome import facts_in
 from lmmkit.evaluate.answers.schema import data_sha
-from lmmkit.evaluate.benchmarks.benchmark import DIFFERENCES, Item, Status, Verdict
+from lmmkit.evaluate.benchmarks.benchmark import ATTENTION, DIFFERENCES, Item, Status, Verdict
 from lmmkit.evaluate.bootstrap import SummedFigure
 from lmmkit.evaluate.keep import Keep
 from lmmkit.evaluate.questions.answering import QuestionSet, answer_questions
@@ -23,9 +23,13 @@ from lmmkit.evaluate.task import Better, EvalTask, Figure, Line, percent
 from lmmkit.inference.chat_model import ChatModel
 from lmmkit.majority import Majority
 from lmmkit.plan.stage_plan import StagePlan
-from lmmkit.recipe import Recipe
+from lmmkit.recipe import Control, Recipe
 
 MAX_NEW_TOKENS = 128
+GROUPS = (
+    "type",
+    "prior",
+)  # fields of a record whose values are the parts of the data with figures of their own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +47,11 @@ class QuestionScorer:
         return Verdict(parsed=parsed_form(self.match, answer), score=MATCHES[self.match](answer, item.gold))
 
     def figures(self, items: Sequence[Item], verdicts: Sequence[Verdict]) -> dict[str, Figure]:
-        """Returns the accuracy of all items, and of each type."""
+        """Returns the accuracy of all items, and of each group."""
         scores = [verdict.score or 0.0 for verdict in verdicts]
         chances = [self._chance(item) for item in items]
         found = {}
-        for detail, members in _by_type(items).items():
+        for detail, members in _by_group(items).items():
             known = self.guesses and members
             chance = sum(chances[i] for i in members) / len(members) if known else None
             found[f"accuracy{detail}"] = mean_with_interval(
@@ -79,8 +83,8 @@ class QuestionsTask(EvalTask):
     """Compares the greedy answer to the last question of each sample with the right answers.
 
     These are the texts in `meta["answers"]`, else the last turn. Figures: "accuracy", "accuracy/TYPE" for each
-    `meta["type"]`, the same as "accuracy_CONTROL", and those of the probe. Intervals are clustered by
-    `meta["scene"]`. Chance is the score of the majority baseline by the same rule.
+    `meta["type"]`, "accuracy/PRIOR" for each `meta["prior"]`, the same as "accuracy_CONTROL", and those of the probe.
+    Intervals are clustered by `meta["scene"]`. Chance is the score of the majority baseline by the same rule.
     """
 
     needs_baseline = True
@@ -91,7 +95,7 @@ class QuestionsTask(EvalTask):
 
     def run(
         self, chat_model: ChatModel, samples: Sequence[Sample], *,
-        controls: Iterable[str] = (), baseline: Majority | None = None, keep: Keep | None = None,
+        controls: Iterable[Control] = (), baseline: Majority | None = None, keep: Keep | None = None,
     ) -> dict[str, Figure]:  # fmt: skip
         """Returns the accuracies."""
         items = [_item(sample) for sample in samples]
@@ -127,8 +131,11 @@ class QuestionsTask(EvalTask):
         """Returns the figures of the probe: differences, shares of changed answers, and the attention to the image."""
         lines = [f"{name} {f.as_difference()}" for name, f in figures.items() if name.startswith(DIFFERENCES)]
         changed = [f"{name} {f.in_percent()}" for name, f in figures.items() if name.startswith("changed_")]
-        if mass := figures.get("image_attention"):
-            changed.append(f"image_attention {mass.in_percent()}, chance {percent(mass.chance)}")
+        changed += [
+            f"{name} {figure.in_percent()}, chance {percent(figure.chance)}"
+            for name, figure in figures.items()
+            if name in ATTENTION
+        ]
         return lines + (["; ".join(changed)] if changed else [])
 
     def table(self, figures: Mapping[str, Figure]) -> list[Line]:
@@ -169,7 +176,7 @@ def _item(sample: Sample) -> Item:
     return Item(
         id=sample.key, prompt=sample.turns[-2].text, images=tuple(image.path for image in sample.images),
         gold=gold, cluster=str(sample.meta.get("scene", sample.key)),
-        groups={"type": _type(sample)} if "type" in sample.meta else {},
+        groups={key: str(sample.meta[key]) for key in GROUPS if key in sample.meta},
     )  # fmt: skip
 
 
@@ -177,10 +184,13 @@ def _type(sample: Sample) -> str:
     return str(sample.meta.get("type", ""))
 
 
-def _by_type(items: Sequence[Item]) -> dict[str, list[int]]:
-    """Returns the indices of all items under "", and those of each type under "/TYPE"."""
-    members: defaultdict[str, list[int]] = defaultdict(list)
-    for i, item in enumerate(items):
-        if "type" in item.groups:
-            members[f"/{item.groups['type']}"].append(i)
-    return {"": list(range(len(items))), **dict(sorted(members.items()))}
+def _by_group(items: Sequence[Item]) -> dict[str, list[int]]:
+    """Returns the indices of all items under "", and those of each type, and then of each prior, under "/NAME"."""
+    found = {"": list(range(len(items)))}
+    for key in GROUPS:
+        members: defaultdict[str, list[int]] = defaultdict(list)
+        for i, item in enumerate(items):
+            if key in item.groups:
+                members[f"/{item.groups[key]}"].append(i)
+        found |= dict(sorted(members.items()))
+    return found

@@ -10,7 +10,7 @@ from itertools import islice
 from torch import nn
 
 from lmmkit import plugin_calls
-from lmmkit.api.components import AuxTask, ImageReducer, Reader, TokenWeight, ViewMaker
+from lmmkit.api.components import AuxTask, ImageReducer, Reader, Term, TokenWeight, ViewMaker
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import selector, selects_rows, teachers_of
 from lmmkit.api.sample import Sample, View
@@ -105,7 +105,8 @@ def _stage(
         elif isinstance(term, TokenWeight):
             problems += first_problems(weight_checks.CHECKS, subject)
         else:
-            problems += first_problems(term_checks.CHECKS, subject)
+            assert isinstance(term, Term), "readers are terms and weights of rows"
+            problems += first_problems(term_checks.checks_of(term), subject)
     return problems
 
 

@@ -276,6 +276,32 @@ def sound_images(subject: TermSubject) -> Iterator[Problem]:
     yield from ()
 
 
+def some_items(subject: TermSubject) -> Iterator[Problem]:
+    """Finds a term without items, for one that need not add up."""
+    if not subject.groups[2].batch.count[subject.term.name]:
+        got = f"no item in {len(subject.samples)} samples"
+        yield problem(NO_ITEMS, subject.term.name, "count", subject.term, got)
+
+
+@torch.no_grad()
+def finite_metrics(subject: TermSubject) -> Iterator[Problem]:
+    """Finds metrics that are not finite, for a term that need not add up."""
+    term = subject.as_term
+    for name, metric in plugin_calls.metrics(term, subject.ctx(subject.groups[2])).items():
+        for what, value in (("total", float(metric.total)), ("chance", float(metric.chance))):
+            if not math.isfinite(value):
+                yield problem(NOT_FINITE, term.name, "metrics", term, f"`{name}`: {what} {value}")
+                return
+
+
 CHECKS: tuple[Check[TermSubject], ...] = (
     additive_counts, no_batch_norm, pure_value, finite_value, additive_value, gradients, additive_metrics, sound_images,
 )  # fmt: skip
+OF_MICRO_BATCHES: tuple[Check[TermSubject], ...] = (
+    some_items, pure_value, finite_value, gradients, finite_metrics, sound_images,
+)  # fmt: skip
+
+
+def checks_of(term: Term) -> tuple[Check[TermSubject], ...]:
+    """Returns the checks of a term: those of sums only if it has to add up."""
+    return CHECKS if term.additive else OF_MICRO_BATCHES

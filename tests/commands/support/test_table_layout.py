@@ -118,6 +118,8 @@ PRINTED = {
     ("env", "_print"): ["env"],
     ("evaluate", "_show"): ["eval", "{run}", "--out", "{files}/out"],
     ("evaluate", "print_published"): published_tables,
+    ("experiments/runs", "_print_pair"): ["runs", "--compare", "{run}", "{run}"],
+    ("experiments/runs", "show_runs"): ["runs", "{run}"],
     ("explain", "explain"): ["explain"],
     ("model", "show"): ["model", "show", "{run}"],
     ("plugins", "cost_"): ["plugins", "cost", "{run}/recipe.resolved.yaml", "--root", "{scenes}", "--rounds", "1"],

@@ -56,6 +56,21 @@ def test_accuracy_is_counted_by_type_and_control():
     )
 
 
+def test_accuracy_is_counted_by_the_prior_of_a_record():
+    marked = [
+        replace(s, meta=s.meta | ({"prior": "usual" if i < 3 else "other"} if i < 5 else {}))
+        for i, s in enumerate(samples())
+    ]
+    got = TASK.run(MODEL, marked, controls=("swapped",))
+    assert [name for name in got if name.startswith("accuracy/")] == [
+        "accuracy/colour", "accuracy/count", "accuracy/other", "accuracy/usual",
+    ]  # fmt: skip
+    assert (got["accuracy/usual"].n, got["accuracy/other"].n) == (3, 2)
+    assert got["accuracy/usual"].value == pytest.approx(2 / 3)  # a/0 and a/1 right, b/0 wrong
+    assert got["accuracy/other"].value == pytest.approx(1 / 2)  # b/1 right, c/0 wrong
+    assert got["accuracy_swapped/other"].value == pytest.approx(2 / 2)
+
+
 def test_the_majority_baseline_is_the_chance_of_the_same_questions():
     got = measured(baseline=baseline_of(samples()[:2]))
     for control in ("", "_blank", "_swapped"):
@@ -144,9 +159,10 @@ def test_the_figures_of_the_probe_are_remarks():
     figures = {
         "accuracy": gain, "visual_gain": gain, "leakage": gain, "changed_blank": Figure(value=0.5, n=8),
         "image_attention": Figure(value=0.2, chance=0.1, n=8),
+        "object_attention": Figure(value=0.15, chance=0.05, n=4),
     }  # fmt: skip
     assert QuestionsTask("answers", Task(data="x")).remarks(figures) == [
         "visual_gain +12.5 (-5.0 to +30.0)", "leakage +12.5 (-5.0 to +30.0)",
-        "changed_blank 50.0; image_attention 20.0, chance 10.0",
+        "changed_blank 50.0; image_attention 20.0, chance 10.0; object_attention 15.0, chance 5.0",
     ]  # fmt: skip
     assert QuestionsTask("answers", Task(data="x")).remarks({"accuracy": gain}) == []

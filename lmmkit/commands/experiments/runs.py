@@ -1,0 +1,90 @@
+"""lmmkit runs FOLDER"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from lmmkit.commands.support.common import Json, out, print_json, print_table, print_text, reporting
+from lmmkit.progress import duration
+
+if TYPE_CHECKING:
+    from lmmkit.runs.list_runs import RunSummary
+
+
+@reporting
+def show_runs(
+    folder: Annotated[Path, typer.Argument(help="A folder with runs in it, at any depth.")] = Path("."),
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option(metavar="A B", help="Two runs to show next to each other.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the runs below a folder: recipe, state, stage, step, loss and the first figure of the evaluation.
+
+    The loss is the mean of the last 20 logged steps. Done: every stage has its model folder.
+    """
+    from lmmkit.errors import UserError
+    from lmmkit.errors.training import NOT_A_FOLDER
+    from lmmkit.runs.list_runs import find_runs, summarise_run
+    from lmmkit.runs.run_folder import RunFolder
+
+    if compare is not None:
+        found = [summarise_run(RunFolder.open(path)) for path in compare]
+    elif not folder.is_dir():
+        raise UserError(NOT_A_FOLDER.at(str(folder), got="a file" if folder.exists() else "no such folder"))
+    else:
+        found = [summarise_run(run) for run in find_runs(folder)]
+    if as_json:
+        return print_json([{**asdict(each), "run": str(each.run.path)} for each in found])
+    if compare is not None:
+        return _print_pair(*found)
+    if not found:
+        return out.print(f"{folder}: no run in it or below it.")
+    table = Table()
+    for column in ("run", "recipe", "state", "stage", "step", "loss", "first figure"):
+        table.add_column(column, justify="right" if column in ("step", "loss") else "left")
+    for each in found:
+        first = next((f"{name} {value:.4g}" for name, value in each.figures.items()), "")
+        path = each.run.path
+        table.add_row(
+            str(path.relative_to(folder)) if path != folder else path.name or str(path.resolve().name),
+            each.recipe, each.state, each.stage, f"{each.step:,}", _number(each.loss), first,
+        )  # fmt: skip
+    print_table(table)
+    for each in found:
+        if each.problem:
+            print_text(f"damaged: {each.problem}")
+
+
+def _print_pair(a: RunSummary, b: RunSummary) -> None:
+    """Prints two runs next to each other: where each is, what it cost, and every figure that both have."""
+    table = Table(title=f"A: {a.run.path}\nB: {b.run.path}", title_justify="left")
+    for column in ("", "A", "B", "B - A"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name in ("state", "recipe", "stage", "started"):
+        table.add_row(name, getattr(a, name), getattr(b, name), "")
+    table.add_row("step", f"{a.step:,}", f"{b.step:,}", f"{b.step - a.step:+,}")
+    both = {"loss": (a.loss, b.loss)}
+    both |= {name: (value, b.figures[name]) for name, value in a.figures.items() if name in b.figures}
+    table.add_row("CPU time", *(duration(x) if x is not None else "" for x in (a.cpu_seconds, b.cpu_seconds)))
+    for name, (left, right) in both.items():
+        if name.count("/") < 2:  # "TASK/FIGURE/DETAIL" is a detail
+            change = "" if left is None or right is None else f"{right - left:+.4g}"
+            table.add_row(name, _number(left), _number(right), change)
+    print_table(table)
+    for each in (a, b):
+        if each.problem:
+            print_text(f"damaged: {each.problem}")
+    print_text(
+        f"Differences of the recipes: `lmmkit diff {a.run.path} {b.run.path}`. Whether the answers differ by more than "
+        "chance: `lmmkit answers compare`."
+    )
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"

@@ -1,0 +1,46 @@
+"""lmmkit runs: a table of runs, and two of them next to each other."""
+
+from __future__ import annotations
+
+import json
+
+from tests.runs.test_list_runs import SESSIONS, make
+from tests.test_cli import run as lmmkit
+
+
+def test_runs_are_listed(tmp_path):
+    make(tmp_path / "a", finished=["one", "two"], sessions=SESSIONS)
+    run = make(tmp_path / "b" / "c")
+    run.results.write_text(json.dumps({"answers": {"accuracy": {"value": 0.5}}}))
+    lines = lmmkit("runs", tmp_path).splitlines()
+    assert any(all(word in line for word in ("a ", "mine", "done", "two", "3", "1.5")) for line in lines)
+    assert any(all(word in line for word in ("b/c", "stopped", "answers/accuracy 0.5")) for line in lines)
+
+
+def test_a_damaged_run_does_not_hide_the_others(tmp_path):
+    make(tmp_path / "a").run_json.write_text("{")
+    make(tmp_path / "b")
+    text = lmmkit("runs", tmp_path)
+    assert "damaged" in text and "run/damaged" in text and "stopped" in text
+
+
+def test_two_runs_next_to_each_other(tmp_path):
+    for name, value in (("a", 0.5), ("b", 0.75)):
+        run = make(tmp_path / name, sessions=SESSIONS)
+        run.results.write_text(
+            json.dumps({"answers": {"accuracy": {"value": value}, "accuracy/x": {"value": 1}}})
+        )
+    text = lmmkit("runs", "--compare", tmp_path / "a", tmp_path / "b")
+    assert "answers/accuracy" in text and "+0.25" in text and "accuracy/x" not in text
+
+
+def test_json(tmp_path):
+    make(tmp_path / "a", sessions=SESSIONS)
+    (found,) = json.loads(lmmkit("runs", tmp_path, "--json"))
+    assert found["run"] == str(tmp_path / "a") and found["recipe"] == "mine" and found["step"] == 3
+
+
+def test_no_run_and_no_folder(tmp_path):
+    assert "no run" in lmmkit("runs", tmp_path)
+    assert "run/not-a-folder" in lmmkit("runs", tmp_path / "missing", code=2)
+    assert "run/not-a-run" in lmmkit("runs", "--compare", tmp_path, tmp_path, code=2)
