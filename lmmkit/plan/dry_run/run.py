@@ -12,7 +12,7 @@ from torch import nn
 from lmmkit import plugin_calls
 from lmmkit.api.components import AuxTask, ImageReducer, Reader, Term, TokenWeight, ViewMaker
 from lmmkit.api.model_info import Dims
-from lmmkit.api.needs import selector, selects_rows
+from lmmkit.api.needs import selector, selects_rows, teacher_models_of, teachers_of
 from lmmkit.api.sample import Sample, View
 from lmmkit.data.packing import SizedSample
 from lmmkit.data.pipeline import Pipeline
@@ -124,7 +124,9 @@ def view_subject(prepared: Prepared, stage: str, task: ViewMaker) -> ViewSubject
     """Returns a task with the first samples of a stage, or with more if it makes no view of these."""
     every = stage_samples(prepared.pipeline(stage))
     samples = list(islice(every, ASKED))
-    subject = ViewSubject(task, samples, prepared.recipe.seed, prepared.dims)
+    needs = [need for need in prepared.plans[stage].needs if selector(need).view == task.name]
+    read = tuple(dict.fromkeys((*teachers_of(needs), *teacher_models_of(needs))))
+    subject = ViewSubject(task, samples, prepared.recipe.seed, prepared.dims, read)
     try:
         enough = bool(subject.all)
     except UserError:  # the checks will report it
