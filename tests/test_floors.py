@@ -229,7 +229,7 @@ def test_a_plugin_imports_nothing_of_ours_but_the_api(path):
 
 def test_the_paper_s_parts_are_at_most_two_hundred_lines():
     lines = 0
-    for path in (path for path in PLUGINS if path.parent.name != "lmmkit_zoo"):
+    for path in (path for path in PLUGINS if path.parent.name not in ("lmmkit_zoo", "lmmkit_trackio")):
         tree = ast.parse(path.read_text())
         words = set()
         for node in ast.walk(tree):

@@ -45,7 +45,7 @@ def test_entry_points_are_named_after_components(wheel):
     points.read_string(wheel.read(text).decode())
     paper = {"directed_token", "image_order", "text_order", "guided_loss"}
     zoo = {name for name, module in points["lmmkit.plugins"].items() if module.startswith("lmmkit_zoo.")}
-    assert paper | zoo == set(points["lmmkit.plugins"]) and {"viral", "rotation"} <= zoo
+    assert paper | zoo | {"trackio"} == set(points["lmmkit.plugins"]) and {"viral", "rotation"} <= zoo
 
 
 def test_nothing_names_this_workplace(wheel):
