@@ -194,6 +194,10 @@ def test_the_estimate_has_the_weights_of_the_teacher_and_its_pass(recipe_of):
 def test_a_model_of_a_run_measures_the_term_and_answers_without_the_teacher(finished, tmp_path):
     model = load(finished[1].path, plugins="all", trust_files=True)
     assert list(model.objective.teacher_models) == ["large"] and not model.objective.teachers
+    batch = prepare(finished[0], trust_files=True).pipeline("only").step(0)[0]
+    with torch.no_grad():
+        value = float(model.objective(batch).sums["distill"]) / batch.count["distill"]
+    assert 0 < value < finished[1].read_metrics()[0]["terms/distill"]
     copied = shutil.copytree(finished[1].path, tmp_path / "copied")
     assert not load(copied).objective.teacher_models
 
