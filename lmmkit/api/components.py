@@ -257,8 +257,8 @@ class Term(Reader):
 
 
 OtherSamples = Callable[[int], list[Sample]]
-"""`others(n)`: n other samples of the source of a sample."""
-OthersKind = Literal["none", "source"]
+"""`others(n)`: n other samples, of the source or of the step of a sample."""
+OthersKind = Literal["none", "source", "step"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,7 +266,8 @@ class ViewMaker(Component):
     """Derives further views from a sample. `roles` lists the roles that they may have.
 
     With `others` "source", `views` gets a third argument, `others`: `others(n)` returns n other samples of the
-    same source, none twice, keyed like `rng`; `others(2)` begins `others(5)`.
+    same source, none twice, keyed like `rng`; `others(2)` begins `others(5)`. With "step" they are samples of the
+    same optimizer step, on all ranks.
     """
 
     roles: ClassVar[tuple[str, ...]] = ("",)

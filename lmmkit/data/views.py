@@ -80,7 +80,7 @@ class Views:
         views = [View(sample=sample, supervision="train")]
         for task in self.tasks:
             rng = sample_rng(self.seed, task.name, sample.key, epoch)
-            others = Others(source, sample, self.seed, task.name, epoch)
+            others = Others(source.of(task.others), sample, self.seed, task.name, epoch)
             views += [_of_task(task, view) for view in plugin_calls.views(task, sample, rng, others)]
         labels = self._labels(sample)
         return [replace(view, sample_labels=labels) for view in views] if labels else views

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -374,6 +375,15 @@ def test_a_term_of_micro_batches_is_named_with_what_becomes_mathematics(tiny):
     assert "mathematics" not in off
 
 
+@pytest.mark.parametrize("name", ["half", "type", "keys", "training"])
+def test_a_name_that_torch_needs_is_refused(tiny, name):
+    """Keeps the module of a plugin under its name, beside the methods of `nn.ModuleDict`."""
+    text = PLAIN.replace("stages:", f"plugins:\n  {name}: {{use: guided_loss}}\nstages:", 1)
+    with pytest.raises(UserError) as error:
+        prepare(tiny(text=text.replace("{next_token: 1.0}", f"{{next_token: 1.0, {name}: 1.0}}")))
+    assert [(p.code, p.got) for p in error.value.problems] == [("plugin/name", f"a plugin named `{name}`")]
+
+
 @pytest.mark.parametrize(
     ("kind", "additive"),
     [("StepTerm", False), ("RowLoss", False), ("AuxTask", False), ("Loss", "0"), ("Loss", None)],
@@ -469,7 +479,7 @@ def test_extra_views_have_no_weight_and_need_a_reader(with_views):
 
 def test_views_from_other_samples(with_views):
     prepared = with_views("negative", "negative: 0.1")
-    assert "from other samples too" in plan_text(prepared)
+    assert "from other samples of its source too" in plan_text(prepared)
     batch = prepared.pipeline("finetune").step(0)[0]
     for main, other in zip(batch.views_of("main"), batch.views_of("negative"), strict=True):
         assert batch.views[main][1] == batch.views[other][1]
@@ -480,7 +490,7 @@ def test_views_from_other_samples(with_views):
 def test_other_samples_of_an_unknown_kind_or_of_a_source_of_one_record_are_refused(
     with_views, scenes, tmp_path
 ):
-    assert codes(with_views, "negative", "negative: 1.0", kind="'step'") == {"plugin/others"}
+    assert codes(with_views, "negative", "negative: 1.0", kind="'batch'") == {"plugin/others"}
     one = tmp_path / "one.json"
     one.write_text(json.dumps(json.loads((scenes / "finetune.json").read_text())[:1]))
     prepared = with_views("negative", "negative: 1.0", f"data.questions.records={one}")
@@ -489,6 +499,46 @@ def test_other_samples_of_an_unknown_kind_or_of_a_source_of_one_record_are_refus
     assert "`questions`, a source of one record, and views of negative" in error.value.problems[0].got
     unasked = with_views("negative", "negative: 1.0", f"data.questions.records={one}", kind="'none'")
     assert unasked.pipeline("finetune")
+
+
+def test_other_samples_of_the_step(with_views):
+    prepared = with_views("negative", "negative: 0.1", kind="'step'")
+    assert "view negative  from other samples of its step too" in plan_text(prepared)
+    pipeline = prepared.pipeline("finetune")
+    places = (pipeline.order.at(k) for k in range(pipeline.samples))
+    keys = {pipeline.sources[source][record].key for source, _, record in places}
+    shown = {image.path for source, _, record in map(pipeline.order.at, range(pipeline.samples))
+             for image in pipeline.sources[source][record].images}  # fmt: skip
+    for batch in pipeline.step(0):
+        assert {key for _, key in batch.views} <= keys and batch.views_of("negative")
+    for k in range(pipeline.samples):
+        source, epoch, record = pipeline.order.at(k)
+        sample = pipeline.sources[source][record]
+        views = pipeline.views.of(sample, epoch, pipeline.other_samples(source, 0))
+        assert all(image.path in shown for view in views for image in view.sample.images)
+    assert any("view negative" in line for line in trace_samples(prepared, "finetune", 6))
+
+
+@pytest.mark.parametrize(
+    ("changes", "got"),
+    [
+        (["stages.finetune.batch.samples=1"], "a step of one sample"),
+        (["stages.finetune.batch={samples: 7, tail: keep}"], "the last step of one"),
+    ],
+)  # fmt: skip
+def test_a_step_of_one_sample_has_no_other_samples(with_views, changes, got):
+    """Has 120 records: steps of 7 leave one."""
+    prepared = with_views("negative", "negative: 1.0", *changes, kind="'step'")
+    stage = prepared.recipe.stages["finetune"]
+    if "last" in got:
+        stage = replace(stage, length=replace(stage.length, steps=None, epochs=1))
+        prepared = replace(
+            prepared, recipe=replace(prepared.recipe, stages={**prepared.recipe.stages, "finetune": stage})
+        )
+    with pytest.raises(UserError, match="plan/others") as error:
+        prepared.pipeline("finetune")
+    assert got in error.value.problems[0].got and "batch.tail: drop" in error.value.problems[0].hint
+    assert with_views("negative", "negative: 1.0", *changes, kind="'source'").pipeline("finetune")
 
 
 def codes(make, *args, **settings) -> set[str]:

@@ -35,7 +35,7 @@ from lmmkit.plan.dry_run.subject import first_problems, problem
 from lmmkit.plan.dry_run.term_checks import TermSubject, reads_ids
 from lmmkit.plan.dry_run.token_checks import TokenSubject
 from lmmkit.plan.dry_run.view_checks import ViewSubject
-from lmmkit.plan.prepare import Prepared
+from lmmkit.plan.prepare import Prepared, smallest_step
 
 SAMPLES = 12  # of the micro-batches
 ASKED = 64  # samples whose views are made
@@ -122,11 +122,12 @@ def stage_samples(pipeline: Pipeline) -> Iterator[Sample]:
 
 def view_subject(prepared: Prepared, stage: str, task: ViewMaker) -> ViewSubject:
     """Returns a task with the first samples of a stage, or with more if it makes no view of these."""
-    every = stage_samples(prepared.pipeline(stage))
-    samples = list(islice(every, ASKED))
+    pipeline = prepared.pipeline(stage)
+    every = stage_samples(pipeline)
+    samples, step = list(islice(every, ASKED)), smallest_step(pipeline.samples, pipeline.total)
     needs = [need for need in prepared.plans[stage].needs if selector(need).view == task.name]
     read = tuple(dict.fromkeys((*teachers_of(needs), *teacher_models_of(needs))))
-    subject = ViewSubject(task, samples, prepared.recipe.seed, prepared.dims, read)
+    subject = ViewSubject(task, samples, prepared.recipe.seed, prepared.dims, step, read)
     try:
         enough = bool(subject.all)
     except UserError:  # the checks will report it

@@ -41,7 +41,7 @@ def stage_images(
         out |= {f"{term.name}/{name}": natural(pixels, spec) for name, pixels in images.items()}
     for k in pipeline.positions(step):
         source, epoch, record = pipeline.order.at(k)
-        sample, others = pipeline.sources[source][record], pipeline.other_samples(source)
+        sample, others = pipeline.sources[source][record], pipeline.other_samples(source, step)
         views = pipeline.views.fitting(sample, epoch, Counter(), others)
         main = [m for m in views if m.view.name == "main" and any(span.image for span in m.layout)]
         if main:
