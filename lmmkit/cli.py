@@ -24,6 +24,7 @@ from lmmkit.commands import (
     train,
 )
 from lmmkit.commands import evaluate as eval_
+from lmmkit.commands.ablation import ablate
 from lmmkit.commands.answers import group as answers
 from lmmkit.commands.experiments import runs
 
@@ -36,6 +37,7 @@ app.command()(quickstart.quickstart)
 app.command()(train.train)
 app.command()(check.check)
 app.command("eval")(eval_.evaluate)
+app.command()(ablate.ablate)
 app.command()(chat.chat)
 app.command()(model.reference)
 app.command("runs")(runs.show_runs)

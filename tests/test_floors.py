@@ -18,9 +18,12 @@ PACKAGE = ROOT / "lmmkit"
 FLOORS: dict[str, str] = {
     "lmmkit": """
         errors majority progress attention api plugin_calls runs scenes recipe registry data model weights plan testing objective build
-        optimizers cost_estimate attention_benchmark inference import_export verify_export evaluate training plugin_costs report
+        optimizers cost_estimate attention_benchmark inference import_export verify_export evaluate training plugin_costs ablation report
         commands
         cli __main__
+    """,
+    "lmmkit.ablation": """
+        schema grid arms stage_runs store trial forecast intervals results summary table
     """,
     "lmmkit.api": """
         model_info plugin_files puzzle sample layout needs batch pairing components
@@ -29,8 +32,11 @@ FLOORS: dict[str, str] = {
         forest interface key_maps schedule merge eager sdpa flash xformers_backend trial backends
     """,
     "lmmkit.commands": """
-        support bench chat check ckpt data diff env evaluate answers experiments explain model plugins quickstart recipes
-        train
+        support ablation bench chat check ckpt data diff env evaluate answers experiments explain model plugins quickstart
+        recipes train
+    """,
+    "lmmkit.commands.ablation": """
+        job_queue grid_work emit process_trial ablate
     """,
     "lmmkit.commands.experiments": """
         runs
@@ -53,7 +59,7 @@ FLOORS: dict[str, str] = {
         sentencepiece_tokenizer added_tokens hf_tokenizer tiktoken_tokenizer choose
     """,
     "lmmkit.errors": """
-        answers benchmarks commands data dry_run judge plan recipe training weights
+        ablation answers benchmarks commands data dry_run judge plan recipe training weights
     """,
     "lmmkit.evaluate": """
         keep task controls stats bootstrap official_files vqa_text group_means option_letters judge benchmarks
@@ -98,7 +104,7 @@ FLOORS: dict[str, str] = {
         quickstart train_summary
     """,
     "lmmkit.runs": """
-        files run_folder run_lock sessions list_runs
+        files metrics run_folder run_lock sessions list_runs
     """,
     "lmmkit.scenes": """
         scene captions draw questions records folder report tokenizer write priors texts world biased_report

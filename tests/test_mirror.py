@@ -14,6 +14,8 @@ ELSEWHERE = ("trust", "plugins", "stored", "support")  # folders that are no mir
 # Modules without a test file of their own, and the test that runs them.
 TESTED_BY = {
     "__main__": "training/test_signals_stop.py",
+    "ablation/schema": "ablation/test_grid.py",
+    "ablation/trial": "commands/ablation/test_ablate.py",
     "attention/sdpa": "attention/test_backends.py",
     "data/layout_writer": "data/test_chat_templates.py",
     "data/sources/indexed_records": "data/sources/test_index_cache.py",
@@ -69,6 +71,7 @@ COMMANDS = (
     "commands/test_explain.py",
     "commands/test_bench.py",
     "commands/test_ckpt.py",
+    "commands/ablation/test_ablate.py",
     "commands/answers/test_group.py",
     "commands/test_env.py",
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
 import time
@@ -19,6 +18,7 @@ from lmmkit.commands.support.quickstart_display import QuickstartDisplay
 from lmmkit.errors import UserError
 from lmmkit.errors.commands import QUICKSTART_NOT_EMPTY, QUICKSTART_OTHER
 from lmmkit.runs.files import read_json, write_json_atomic
+from lmmkit.runs.metrics import last_step
 from lmmkit.runs.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ FAST = (
     "evaluate.tasks.restore.samples=20",
 )
 STATE = "logs/quickstart.json"
-TAIL = 16_384  # bytes; a line of metrics.jsonl has about 600
 
 
 @reporting
@@ -217,22 +216,6 @@ class Quickstart:
     def _logged(self, name: str) -> int:
         """Returns the last step that a training has logged; 0 before the first."""
         return last_step(self.run(name).metrics)
-
-
-def last_step(metrics: Path) -> int:
-    """Returns the last step in a growing file of metrics, from its last lines; 0 without any."""
-    try:
-        with metrics.open("rb") as file:
-            file.seek(max(0, metrics.stat().st_size - TAIL))
-            lines = file.read().splitlines()
-    except OSError:
-        return 0
-    for line in reversed(lines):
-        try:
-            return int(json.loads(line)["step"])
-        except (ValueError, KeyError, TypeError):  # a line that is not complete, or cut where the tail begins
-            continue
-    return 0
 
 
 def _quoted(path: Path) -> str:
