@@ -231,6 +231,8 @@ def _run_all(plan: Plan, trust_files: bool) -> dict[str, Failure]:
     from lmmkit.commands.ablation.grid_work import work_of
     from lmmkit.commands.ablation.job_queue import run_queue
 
+    if not plan.forecast.items:
+        return {}
     seconds = {item.name: item.seconds for item in plan.forecast.items}
     work = [each for each in work_of(plan.store, plan.runs, trust_files=trust_files) if each.name in seconds]
     shares: dict[str, float] = {}

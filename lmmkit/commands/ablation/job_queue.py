@@ -46,7 +46,7 @@ def run_queue(queue: Sequence[Work], side: int, show: Callable[[Sequence[Job]], 
         KeyboardInterrupt: after a signal, with its number, when all jobs have saved and ended.
     """
     waiting, running = list(queue), dict[str, tuple[Work, Job]]()
-    done, failed = set[str](), dict[str, Failure]()
+    done, noted, failed = set[str](), set[str](), dict[str, Failure]()
     with noted_signals() as received:
         try:
             shown = float("-inf")
@@ -70,6 +70,9 @@ def run_queue(queue: Sequence[Work], side: int, show: Callable[[Sequence[Job]], 
                     elif len(running) < side and done.issuperset(work.after):
                         begun = work.begin()
                         if begun == "busy":
+                            if work.name not in noted:
+                                noted.add(work.name)
+                                err.print(f"{work.name}: waits for another process that works on it")
                             continue
                         waiting.remove(work)
                         if begun == "done":
