@@ -215,7 +215,7 @@ def smooth_image(n: int) -> Tensor:
 
 
 def averages(pixels_CXY: Tensor, to: int) -> Tensor:
-    """Returns an image in a smaller size: means over what lies under each of its pixels, also under parts of them."""
+    """Returns an image in a smaller size: means over what is under each of its pixels, also over parts of them."""
     n = pixels_CXY.shape[-1]
     first = torch.maximum(torch.arange(to)[:, None] / to, torch.arange(n) / n)
     last = torch.minimum(torch.arange(1, to + 1)[:, None] / to, torch.arange(1, n + 1) / n)
