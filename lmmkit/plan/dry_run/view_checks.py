@@ -202,7 +202,7 @@ def disagreement(name: str, change: ImageEdit, own: int, size: int) -> tuple[flo
     changes; and that of the images without the edit. Both are one smooth image, compared in the smaller size."""
     plain = [smooth_image(n) for n in (own, size)]
     edited = [plugin_calls.edited(name, change, pixels.clone()) for pixels in plain]
-    (a, b), (c, d) = ([averages(pixels, min(own, size)) for pixels in each] for each in (plain, edited))
+    (a, b), (c, d) = ([area_means(pixels, min(own, size)) for pixels in each] for each in (plain, edited))
     scale = (d - b).abs().mean().clamp(min=1e-6)
     return float((c - d).abs().mean() / scale), float((a - b).abs().mean() / scale)
 
@@ -214,7 +214,7 @@ def smooth_image(n: int) -> Tensor:
     return torch.einsum("cij,ix,jy->cxy", height, wave, wave)
 
 
-def averages(pixels_CXY: Tensor, to: int) -> Tensor:
+def area_means(pixels_CXY: Tensor, to: int) -> Tensor:
     """Returns an image in a smaller size: means over what is under each of its pixels, also over parts of them."""
     n = pixels_CXY.shape[-1]
     first = torch.maximum(torch.arange(to)[:, None] / to, torch.arange(n) / n)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lmmkit.api import AuxTask, HiddenAt, Loss, RowLoss, Select, TeacherAt, View
-from lmmkit.plan.dry_run.view_checks import LARGER, ROUGH, averages, disagreement, smooth_image
+from lmmkit.plan.dry_run.view_checks import LARGER, ROUGH, area_means, disagreement, smooth_image
 from lmmkit.testing import dry_run
 
 
@@ -117,10 +117,10 @@ class Compares(RowLoss):
 
 def test_a_smaller_image_has_means_of_what_is_under_its_pixels():
     image = smooth_image(6)
-    assert torch.allclose(averages(image, 3), image.unflatten(1, (3, 2)).unflatten(3, (3, 2)).mean((2, 4)))
-    assert torch.allclose(averages(image, 6), image) and averages(image, 4).shape == (3, 4, 4)
+    assert torch.allclose(area_means(image, 3), image.unflatten(1, (3, 2)).unflatten(3, (3, 2)).mean((2, 4)))
+    assert torch.allclose(area_means(image, 6), image) and area_means(image, 4).shape == (3, 4, 4)
     first = (image[0, 0, 0] + (image[0, 0, 1] + image[0, 1, 0]) / 2 + image[0, 1, 1] / 4) / 2.25
-    assert averages(image, 4)[0, 0, 0] == pytest.approx(float(first), rel=1e-5)
+    assert area_means(image, 4)[0, 0, 0] == pytest.approx(float(first), rel=1e-5)
 
 
 @pytest.mark.parametrize("size", [20, 36, 60, 96, 336])
