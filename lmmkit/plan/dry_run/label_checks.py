@@ -51,10 +51,10 @@ def pure_labels(subject: LabelSubject) -> Iterator[Problem]:
 
 
 def _plain(labels: Mapping[str, Label]) -> dict[str, str]:
-    return {key: label_text(value) for key, value in labels.items()}
+    return {key: plain_text(value) for key, value in labels.items()}
 
 
-def label_text(value: Label) -> str:
+def plain_text(value: Label) -> str:
     """Returns a label as a text, so that NaN equals NaN; what is no label too."""
     if isinstance(value, Tensor):
         return repr(value.tolist())

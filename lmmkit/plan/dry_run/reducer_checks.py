@@ -16,6 +16,7 @@ from lmmkit.errors import Problem
 from lmmkit.errors.dry_run import IN_PLACE, NO_GRADIENT, NOT_FINITE, NOT_PURE
 from lmmkit.model.image_rows import ReducedRows
 from lmmkit.plan.dry_run.subject import Check, global_seed, problem
+from lmmkit.plugin_calls.devices import watched
 
 IMAGES = 3
 NEAR = 1e-4  # of the largest value: products of one image and of several round differently
@@ -92,4 +93,9 @@ def every_gradient(subject: ReducerSubject) -> Iterator[Problem]:
         yield subject.problem(NO_GRADIENT, f"no gradient of {', '.join(without)}")
 
 
-CHECKS: tuple[Check[ReducerSubject], ...] = (pure_rows, every_gradient)
+def reducer_on_device(subject: ReducerSubject) -> Iterator[Problem]:
+    """Asks for the rows of images, and watches where tensors are."""
+    yield from watched(subject.reducer, (), lambda: subject.rows(subject.seen_IND.clone()))
+
+
+CHECKS: tuple[Check[ReducerSubject], ...] = (pure_rows, every_gradient, reducer_on_device)

@@ -21,7 +21,7 @@ from lmmkit.api.components import (
     ViewMaker,
 )
 from lmmkit.api.model_info import Dims
-from lmmkit.api.needs import selector, selects_rows
+from lmmkit.api.needs import selector, selects_rows, teacher_models_of, teachers_of
 from lmmkit.api.sample import Sample, View
 from lmmkit.data.packing import SizedSample
 from lmmkit.data.pipeline import Pipeline
@@ -29,10 +29,10 @@ from lmmkit.data.sources.other_samples import SourceSamples
 from lmmkit.errors import Problem, UserError
 from lmmkit.errors.dry_run import INNER_IMPORT, NO_ITEMS, UNUSED
 from lmmkit.plan.dry_run import (
-    device_checks,
     label_checks,
     module_checks,
     reducer_checks,
+    span_checks,
     term_checks,
     token_checks,
     view_checks,
@@ -41,6 +41,7 @@ from lmmkit.plan.dry_run import (
 from lmmkit.plan.dry_run.label_checks import LabelSubject
 from lmmkit.plan.dry_run.module_checks import ModuleSubject
 from lmmkit.plan.dry_run.reducer_checks import ReducerSubject
+from lmmkit.plan.dry_run.span_checks import SpanSubject
 from lmmkit.plan.dry_run.subject import first_problems, problem
 from lmmkit.plan.dry_run.term_checks import TermSubject, reads_ids
 from lmmkit.plan.dry_run.token_checks import TokenSubject
@@ -87,8 +88,7 @@ def _problems(prepared: Prepared) -> list[Problem]:
         if isinstance(component, ImageReducer) and name in modules:
             alone = connector is not None and connector.kind == "none"
             reducer = ReducerSubject(component, modules[name], prepared.dims, alone)
-            checks = (*reducer_checks.CHECKS, device_checks.reducer_on_device)
-            problems += first_problems(checks, reducer)
+            problems += first_problems(reducer_checks.CHECKS, reducer)
     checked: set[str] = set()
     for stage in prepared.plans:
         problems += _stage(prepared, stage, modules, checked)
@@ -126,6 +126,9 @@ def _stage(prepared: Prepared, stage: str, modules: Modules, checked: set[str]) 
     for loss in plan.labelling:
         subject = LabelSubject(loss, samples, prepared.dims)
         tried(loss.name, lambda subject=subject: first_problems(label_checks.CHECKS, subject))
+    for weigher in (each for each in plan.weighers if plugin_calls.has_spans(each)):
+        subject = SpanSubject(weigher, samples)
+        tried(weigher.name, lambda subject=subject: first_problems(span_checks.CHECKS, subject))
     for task in plan.makers:
         subject = view_subject(prepared, stage, task)
         tried(task.name, lambda subject=subject: first_problems(view_checks.CHECKS, subject))
@@ -154,11 +157,11 @@ def _of_term(prepared: Prepared, stage: str, term: Reader, module: nn.Module | N
     if isinstance(term, AuxTask) and term.text_loss:
         return list(_without_targets(subject, term))
     if isinstance(term, TokenWeight):
-        checks = weight_checks.CHECKS
+        checks = weight_checks.checks_of_weights(term)
     else:
         assert isinstance(term, Term), "readers are terms and weights of rows"
         checks = term_checks.checks_of(term)
-    return first_problems((*checks, device_checks.term_on_device), subject)
+    return first_problems((*checks, term_checks.term_on_device), subject)
 
 
 def stage_samples(pipeline: Pipeline) -> Iterator[Sample]:
@@ -176,7 +179,9 @@ def view_subject(prepared: Prepared, stage: str, task: ViewMaker) -> ViewSubject
     pipeline = prepared.pipeline(stage)
     every = stage_samples(pipeline)
     samples, step = list(islice(every, ASKED)), smallest_step(pipeline.samples, pipeline.total)
-    subject = ViewSubject(task, samples, prepared.recipe.seed, prepared.dims, step)
+    needs = [need for need in prepared.plans[stage].needs if selector(need).view == task.name]
+    read = tuple(dict.fromkeys((*teachers_of(needs), *teacher_models_of(needs))))
+    subject = ViewSubject(task, samples, prepared.recipe.seed, prepared.dims, step, read)
     try:
         enough = bool(subject.all)
     except UserError:  # the checks will report it

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lmmkit import plugin_calls
 from lmmkit.api.batch import Batch, Ragged
-from lmmkit.api.components import Ctx, Loss, Moment, Reader, RowLoss, StepTerm, Term
+from lmmkit.api.components import Ctx, Loss, Moment, Reader, RowLoss, StepTerm, Term, TokenWeight
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import LogitsAt, Need
 from lmmkit.api.sample import Image, ImageFit
@@ -31,6 +31,7 @@ from lmmkit.errors.dry_run import (
 )
 from lmmkit.plan.dry_run.drawn import LOGITS, concatenated, drawn
 from lmmkit.plan.dry_run.subject import Check, global_seed, problem
+from lmmkit.plugin_calls.devices import watched
 from lmmkit.plugin_calls.guard import calling, returned, shown
 
 CALLS = 2  # of `value` with the same inputs, and one more
@@ -318,6 +319,24 @@ def finite_metrics(subject: TermSubject) -> Iterator[Problem]:
             if not math.isfinite(value):
                 yield problem(NOT_FINITE, term.name, "metrics", term, f"`{name}`: {what} {value}")
                 return
+
+
+def term_on_device(subject: TermSubject) -> Iterator[Problem]:
+    """Computes the value and the metrics of a term, or weights of rows, and watches where tensors are."""
+    group = subject.groups[2]
+    gathers = {need: replace(g, host_Q=g.view_Q.clone()) for need, g in group.batch.gathers.items()}
+    ctx = subject.ctx(group._replace(batch=replace(group.batch, gathers=gathers)))
+    host = [gather.host_Q for gather in gathers.values() if gather.host_Q is not None]
+    yield from watched(subject.term, host, lambda: _compute(subject, ctx))
+
+
+def _compute(subject: TermSubject, ctx: Ctx) -> None:
+    if isinstance(subject.term, TokenWeight):
+        if plugin_calls.has_weigh(subject.term):
+            plugin_calls.weigh(subject.term, ctx)
+    else:
+        whole_value(subject.as_term, ctx)
+        plugin_calls.metrics(subject.as_term, ctx)
 
 
 CHECKS: tuple[Check[TermSubject], ...] = (

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lmmkit.plan.dry_run.device_checks import AsOnDevice, WrongDevice
+from lmmkit.plugin_calls.devices import AsOnDevice, WrongDevice
 
 HOST = torch.ones(4)  # as a plugin's file makes one when it is loaded
 

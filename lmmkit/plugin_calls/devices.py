@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,12 +16,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 
-from lmmkit import plugin_calls
-from lmmkit.api.components import Component, Ctx, TokenWeight
+from lmmkit.api.components import Component
 from lmmkit.errors import Problem, UserError
 from lmmkit.errors.dry_run import WRONG_DEVICE
-from lmmkit.plan.dry_run.reducer_checks import ReducerSubject
-from lmmkit.plan.dry_run.term_checks import TermSubject, whole_value
 
 DEVICE = torch.device("cpu", 0)
 # what may have tensors of both places: copies, indices, and questions about one of them
@@ -91,31 +87,8 @@ def tensors_of_module(cls: type) -> Iterator[Tensor]:
         yield from (x for x in _pytree.tree_leaves(value) if isinstance(x, Tensor))
 
 
-def term_on_device(subject: TermSubject) -> Iterator[Problem]:
-    """Computes the value and the metrics of a term, or weights of rows, and watches where tensors are."""
-    term = subject.term
-    group = subject.groups[2]
-    gathers = {need: replace(g, host_Q=g.view_Q.clone()) for need, g in group.batch.gathers.items()}
-    ctx = subject.ctx(group._replace(batch=replace(group.batch, gathers=gathers)))
-    host = [gather.host_Q for gather in gathers.values() if gather.host_Q is not None]
-    yield from _watched(term, host, lambda: _compute(subject, ctx))
-
-
-def _compute(subject: TermSubject, ctx: Ctx) -> None:
-    term = subject.term
-    if isinstance(term, TokenWeight):
-        plugin_calls.weigh(term, ctx)
-    else:
-        whole_value(subject.as_term, ctx)
-        plugin_calls.metrics(subject.as_term, ctx)
-
-
-def reducer_on_device(subject: ReducerSubject) -> Iterator[Problem]:
-    """Asks for the rows of images, and watches where tensors are."""
-    yield from _watched(subject.reducer, (), lambda: subject.rows(subject.seen_IND.clone()))
-
-
-def _watched(component: Component, host: Iterable[Tensor], call: Callable[[], object]) -> Iterator[Problem]:
+def watched(component: Component, host: Iterable[Tensor], call: Callable[[], object]) -> Iterator[Problem]:
+    """Calls what computes with a component, as on a device but for the tensors in `host`."""
     try:
         with torch.no_grad(), AsOnDevice([*tensors_of_module(type(component)), *host]):
             call()
