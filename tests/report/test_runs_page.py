@@ -368,3 +368,21 @@ def test_puzzles_are_one_of_each_image_and_damaged_ones_left_out(own_pair):
     assert all(not card["right"] for card in shown[0].cards[8:])
     wrong = next(card for card in shown[1].cards if not card["right"])
     assert wrong["words"] == [("a", True), ("cross", False), ("red", False)]
+
+
+@pytest.mark.parametrize(("value", "drawn"), [(1234.5, False), (0.62, True)])
+def test_a_headline_that_is_no_mean_of_scores_is_not_compared(own_pair, value, drawn):
+    for run in own_pair:
+        results = json.loads((run / "results.json").read_text())["answers"]
+        for suffix in ("", "_blank", "_swapped"):
+            figure = results.pop(f"accuracy{suffix}")
+            results = {f"points{suffix}": figure | {"value": value, "low": None, "high": None}, **results}
+        results = {name: x for name, x in results.items() if not name.startswith("accuracy")}
+        results = {"points": results.pop("points"), **results}
+        (run / "results.json").write_text(json.dumps({"answers": results}))
+    page = runs_page(own_pair)
+    (warning,) = page.warnings
+    assert warning.startswith("The headline of task answers is points, no mean of scores")
+    assert ("1,234" in warning) is not drawn and ('id="accuracy"' in page.text) is drawn
+    assert "not compared</h1>" in page.text if drawn else "no accuracy to show</h1>" in page.text
+    assert Parsed(page.text).data["samples"]

@@ -23,6 +23,7 @@ from lmmkit.report.wording import (
     in_percent,
     in_words,
     in_words_of_size,
+    plain_number,
     plural,
 )
 
@@ -83,13 +84,13 @@ def summarise_runs(asked: AskedRuns, puzzles: Sequence[PuzzleResult]) -> Summary
     runs = asked.runs
     measures = [*_accuracies(asked), *_looks(asked), *_puzzles(runs, puzzles)]
     costs = _costs(runs)
-    own = measures[0] if any(asked.headline(run) for run in runs) else None
+    own = measures[0] if asked.in_shares and any(asked.headline(run) for run in runs) else None
     difference = own.differences[0] if own and len(runs) == 2 and own.differences else None
     more = [_below_chance(runs, own), _cost_words(runs, costs)]
     if len(runs) == 2:
         more.append(_also(runs, measures[1:] if own else measures))
     return Summary(
-        kicker=_kicker(asked), head=_head(runs, own, difference), lead=_lead(runs, own, difference),
+        kicker=_kicker(asked), head=_head(runs, asked, own, difference), lead=_lead(runs, own, difference),
         more=" ".join(filter(None, more)),
         notes=[note for note in (*_caution(runs, own), _busy(runs)) if note], warnings=list(_warnings(asked, own)),
         difference=difference, measures=measures, costs=costs, reach=half_width([difference]),
@@ -121,13 +122,15 @@ def _kicker(asked: AskedRuns) -> str:
     return " · ".join([*parts, *([f"trained until {max(ends)}"] if ends else [])])
 
 
-def _head(runs: Sequence[LoadedRun], own: Measure | None, difference: Figure | None) -> str:
+def _head(runs: Sequence[LoadedRun], asked: AskedRuns, own: Measure | None, difference: Figure | None) -> str:
     names = [run.name for run in runs]
     if own is None:
-        return f"{in_words(names) if len(names) < 5 else plural(len(names), 'run')}: no evaluated questions"
+        return f"{in_words(names) if len(names) < 5 else plural(len(names), 'run')}: no accuracy to show"
     if len(runs) == 1:
         figure = own.figures[0]
         assert figure is not None, "there is a headline"
+        if not asked.is_mean:
+            return f"{asked.figure} of {names[0]}: {in_percent(figure.value)} % in task {asked.task}"
         return f"{names[0]} answers {in_percent(figure.value)} % of {plural(figure.n, 'question')} right"
     if len(runs) == 2:
         if difference is None:
@@ -237,6 +240,12 @@ def _warnings(asked: AskedRuns, own: Measure | None):
             f"No answers of task {asked.task} in {in_words(without)}: no paired comparison and no samples there. That "
             "two intervals overlap shows nothing about a difference. `lmmkit eval RUN` writes the answers."
         )
+    if asked.task and not asked.is_mean:
+        values = [f"{run.name} {plain_number(f.value)}" for run in runs if (f := asked.headline(run))]
+        yield (
+            f"The headline of task {asked.task} is {asked.figure}, no mean of scores, so the runs are not compared by "
+            f"question here: {in_words(values)}. `lmmkit answers compare` compares the scores."
+        )
     yield from _other_questions(asked)
     yield from _other_data(runs)
     if found := not_adding_up(asked):
@@ -279,10 +288,13 @@ def _other_data(runs: Sequence[LoadedRun]):
 
 
 def _accuracies(asked: AskedRuns) -> list[Measure]:
+    """Returns the headline under each condition; [] for one that is no share, which the page names instead."""
     runs = asked.runs
+    if not asked.in_shares:
+        return []
     found = [
         Measure(
-            label=f"right, {IMAGES[condition]}", figures=[asked.headline(run, condition) for run in runs],
+            label=f"{'right' if asked.is_mean else asked.figure}, {IMAGES[condition]}", figures=[asked.headline(run, condition) for run in runs],
             differences=_differences(asked, score_of(condition), most=None if condition == OWN else 2),
         )
         for condition in asked.conditions
