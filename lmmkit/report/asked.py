@@ -108,7 +108,7 @@ class AskedRuns:
 
         `value`: of a run's answers to the question with an id. None without a question that has both values.
         """
-        if not self.of or not self.is_mean:
+        if not self.of:
             return None
         pairs = [
             (value(self.of[first], id), value(self.of[second], id), mine[OWN].cluster or id)

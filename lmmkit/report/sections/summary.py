@@ -292,9 +292,10 @@ def _accuracies(asked: AskedRuns) -> list[Measure]:
     runs = asked.runs
     if not asked.in_shares:
         return []
+    what = "right" if asked.is_mean else asked.figure
     found = [
         Measure(
-            label=f"{'right' if asked.is_mean else asked.figure}, {IMAGES[condition]}", figures=[asked.headline(run, condition) for run in runs],
+            label=f"{what}, {IMAGES[condition]}", figures=[asked.headline(run, condition) for run in runs],
             differences=_differences(asked, score_of(condition), most=None if condition == OWN else 2),
         )
         for condition in asked.conditions
@@ -331,13 +332,13 @@ def _less(own: Value, other: Value) -> Value:
 def _differences(asked: AskedRuns, value: Value, most: int | None) -> list[Figure | None]:
     """Returns the differences of each run to the first. `most`: runs above which they are left out."""
     n = len(asked.runs)
-    if most is not None and n > most:
+    if (most is not None and n > most) or not asked.is_mean:
         return [None] * (n - 1)
     return [asked.difference(0, i, value) for i in range(1, n)]
 
 
 def _looks(asked: AskedRuns) -> list[Measure]:
-    found = []
+    found, pair = [], len(asked.runs) == 2
     trained = [run.name for run in asked.runs if _trains_attention(run)]
     for name, (label, of_line) in LOOKS.items():
         figures = [run.figure(asked.task or "", name) for run in asked.runs]
@@ -346,8 +347,8 @@ def _looks(asked: AskedRuns) -> list[Measure]:
             note = "" if even is None else f"spread evenly {in_percent(even)}"
             if trained:
                 note += f"; {in_words(trained)} trained for attention"
-            differences = _differences(asked, lambda run, id, name=of_line: run.look(id, name), most=2)
-            found.append(Measure(label=label, note=note, figures=figures, differences=differences))
+            looks = [asked.difference(0, 1, lambda run, id, name=of_line: run.look(id, name))] if pair else []
+            found.append(Measure(label=label, note=note, figures=figures, differences=looks))
     return found
 
 
