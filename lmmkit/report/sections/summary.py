@@ -257,18 +257,25 @@ def _warnings(asked: AskedRuns, own: Measure | None):
 
 
 def _other_questions(asked: AskedRuns):
-    """Yields a sentence for each run whose questions are not those of the first."""
+    """Yields a sentence for each run whose questions, or whose right answers, are not those of the first."""
     with_answers = [i for i, run in enumerate(asked.of) if run.whole]
     for i in with_answers[1:]:
         first = with_answers[0]
+        name, other = asked.runs[i].name, asked.runs[first].name
         n, (a, b) = (
             sum(1 for _ in asked.common(first, i)),
             (len(asked.of[first].answers), len(asked.of[i].answers)),
         )
+        hashes = {asked.of[k].header.get("data_sha256") for k in (first, i)}
         if n < max(a, b):
             yield (
-                f"{asked.runs[i].name} answered another set of questions than {asked.runs[first].name}: {n:,} of "
-                f"{b:,} and {a:,} are the same. Differences are of these; the other figures are each run's own."
+                f"{name} answered another set of questions than {other}: {n:,} of {b:,} and {a:,} are the same. "
+                "Differences are of these; the other figures are each run's own."
+            )
+        elif len(hashes) > 1:
+            yield (
+                f"{name} answered another version of the questions than {other}: the prompts are the same, but not all "
+                "right answers, types or scenes."
             )
 
 
