@@ -26,7 +26,7 @@ from lmmkit.commands import (
 from lmmkit.commands import evaluate as eval_
 from lmmkit.commands.ablation import ablate
 from lmmkit.commands.answers import group as answers
-from lmmkit.commands.experiments import runs
+from lmmkit.commands.experiments import report, runs
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -40,6 +40,7 @@ app.command("eval")(eval_.evaluate)
 app.command()(ablate.ablate)
 app.command()(chat.chat)
 app.command()(model.reference)
+app.command()(report.report)
 app.command("runs")(runs.show_runs)
 app.command()(diff.diff)
 app.command()(explain.explain)

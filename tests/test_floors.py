@@ -39,7 +39,7 @@ FLOORS: dict[str, str] = {
         job_queue grid_work emit process_trial ablate
     """,
     "lmmkit.commands.experiments": """
-        runs
+        runs report
     """,
     "lmmkit.commands.answers": """
         group
@@ -56,10 +56,10 @@ FLOORS: dict[str, str] = {
         llava_json tar_members webdataset_shards records
     """,
     "lmmkit.data.text_tokenizers": """
-        sentencepiece_tokenizer added_tokens hf_tokenizer tiktoken_tokenizer choose
+        offsets sentencepiece_tokenizer added_tokens hf_tokenizer tiktoken_tokenizer choose
     """,
     "lmmkit.errors": """
-        ablation answers benchmarks commands data dry_run judge plan recipe training weights
+        ablation answers benchmarks commands data dry_run judge plan recipe report training weights
     """,
     "lmmkit.evaluate": """
         keep task controls stats bootstrap official_files vqa_text group_means option_letters judge benchmarks
@@ -90,7 +90,7 @@ FLOORS: dict[str, str] = {
         dry_run
     """,
     "lmmkit.plan.dry_run": """
-        subject drawn module_checks token_checks label_checks view_checks
+        subject drawn module_checks token_checks label_checks span_checks view_checks
         term_checks weight_checks reducer_checks run rehearsal second_process
     """,
     "lmmkit.plugin_calls": """
@@ -101,7 +101,10 @@ FLOORS: dict[str, str] = {
         error_messages read
     """,
     "lmmkit.report": """
-        quickstart train_summary
+        quickstart train_summary wording page loaded_run asked image_shelf sections runs_page grid_page write_page
+    """,
+    "lmmkit.report.sections": """
+        puzzles summary accuracy training samples setup
     """,
     "lmmkit.runs": """
         files metrics run_folder run_lock sessions list_runs

@@ -39,6 +39,12 @@ def test_every_module_and_plugin_travels(wheel):
             assert str(path.relative_to(base)) in names
 
 
+def test_the_templates_of_the_report_travel(wheel):
+    folder = ROOT / "lmmkit" / "report" / "templates"
+    names = {path.relative_to(ROOT).as_posix() for path in folder.iterdir()}
+    assert names <= set(wheel.namelist()) and "lmmkit/report/templates/layout.html.j2" in names
+
+
 def test_entry_points_are_named_after_components(wheel):
     text = next(name for name in wheel.namelist() if name.endswith("entry_points.txt"))
     points = configparser.ConfigParser()

@@ -27,6 +27,7 @@ AREAS = (
     "weights",
     "training",
     "answers",
+    "report",
     "commands",
     "benchmarks",
 )
