@@ -56,7 +56,7 @@ FLOORS: dict[str, str] = {
         llava_json tar_members webdataset_shards records
     """,
     "lmmkit.data.text_tokenizers": """
-        sentencepiece_tokenizer added_tokens hf_tokenizer tiktoken_tokenizer choose
+        offsets sentencepiece_tokenizer added_tokens hf_tokenizer tiktoken_tokenizer choose
     """,
     "lmmkit.errors": """
         ablation answers benchmarks commands data dry_run judge plan recipe report training weights
@@ -90,7 +90,7 @@ FLOORS: dict[str, str] = {
         dry_run
     """,
     "lmmkit.plan.dry_run": """
-        subject drawn module_checks token_checks label_checks view_checks
+        subject drawn module_checks token_checks label_checks span_checks view_checks
         term_checks weight_checks reducer_checks run rehearsal second_process
     """,
     "lmmkit.plugin_calls": """

@@ -10,7 +10,7 @@ from typing import Any
 from lmmkit.ablation.grid import BASE, GridFile
 from lmmkit.errors import Problem, UserError, did_you_mean, raise_all
 from lmmkit.errors.ablation import BRANCH, EQUAL_VARIANTS, NO_CHANGE, NO_MEASURE
-from lmmkit.recipe import Recipe, Task, flow_text, read_recipe, to_mapping
+from lmmkit.recipe import EmptyImage, Recipe, Task, flow_text, read_recipe, to_mapping
 
 _Change = tuple[str, str, Any]  # the key of the grid, the key of the recipe, the value
 
@@ -148,7 +148,8 @@ def _figures_of(recipe: Recipe, name: str, task: Task) -> list[str] | None:
     kind = task.kind or name
     stage = recipe.stages.get(task.stage or list(recipe.stages)[-1])
     losses = list(stage.losses) if stage is not None else []
-    controls = recipe.evaluate.controls if recipe.evaluate is not None else ()
+    asked = recipe.evaluate.controls if recipe.evaluate is not None else ()
+    controls = ["empty" if isinstance(each, EmptyImage) else each for each in asked]
     if kind == "terms":
         return list(dict.fromkeys(("next_token", *losses)))
     if kind == "restore":

@@ -125,14 +125,16 @@ class ArmOnData:
         )  # fmt: skip
 
     def _cut(self, last: str, seed: int, steps: Mapping[str, int]) -> Recipe:
-        """Returns the recipe up to a stage, with the plugins, sources and tasks that it needs until then. The last
-        stage keeps all tasks."""
+        """Returns the recipe up to a stage, with the plugins, teachers, sources and tasks that it needs until then. The
+        last stage keeps all tasks."""
         names = list(self.recipe.stages)
         names = names[: names.index(last) + 1]
         stages = {name: _canonical(self.recipe.stages[name], steps[name]) for name in names}
         used = {plugin for name in names for plugin in self.active(name)}
         plugins = {name: settings for name, settings in self.recipe.plugins.items() if name in used}
-        recipe = replace(self.recipe, seed=seed, stages=stages, plugins=plugins)
+        read = {teacher for name in names for teacher in self.prepared.plans[name].all_teachers}
+        teachers = {name: teacher for name, teacher in self.recipe.teachers.items() if name in read}
+        recipe = replace(self.recipe, seed=seed, stages=stages, plugins=plugins, teachers=teachers)
         if last == list(self.recipe.stages)[-1]:
             return recipe
         recipe = replace(recipe, evaluate=_of_validation(recipe))

@@ -203,12 +203,21 @@ class Reader(Component):
 class TokenWeight(Reader):
     """Weights the rows of the next-token loss: `losses: {next_token: {weight: 1.0, by: [its instance]}}`.
 
-    The sum of the weighted losses is divided by the number of rows, so weights of 1 are the plain loss.
+    It has `spans`, `weigh`, or both: then the weights of a row are multiplied. The sum of the weighted losses is
+    divided by the number of rows, so weights of 1 are the plain loss.
     """
 
     def labels(self, sample: Sample, dims: Dims) -> Mapping[str, Label]:
         """Returns what it knows of a sample, by key, as a `Loss` does."""
         return {}
+
+    def spans(self, sample: Sample, text: str) -> Sequence[tuple[int, int, float]]:
+        """Returns weights of characters of `text`, an answer of the sample: (first, one after the last, weight).
+
+        The end of the answer is one character more. A token has the weight of each range that has one of its
+        characters, leading spaces aside, and 1 without any. A weight is finite, and 0 or more.
+        """
+        return ()
 
     def weigh(self, ctx: Ctx) -> Tensor:
         """Returns the weight of each row of `next_token`, 0 or more, in float32, without a gradient: [S].

@@ -155,6 +155,12 @@ NOT_A_TOKEN_WEIGHT = Code(
     "plan/not-a-token-weight", cause="`by` of next_token names a plugin that gives no weights to rows.",
     expected="an instance of a `TokenWeight`", hint="Correct the name, or remove it from `by`. {nearest}",
 )
+PER_WEIGHT = Code(
+    "plan/per-weight",
+    cause="The next-token loss is to be divided by the sum of weights that are not known before the step.",
+    expected="`by` with plugins that have `spans` and no `weigh`",
+    hint="Set `per: count`, or give the weights in `spans`, which gets the sample too.",
+)
 UNUSED_TOKEN_WEIGHT = Code(
     "plan/unused-token-weight", cause="A plugin weights rows of the next-token loss, and no stage uses it.",
     expected="its name in `by` of next_token in some stage",

@@ -57,6 +57,7 @@ from lmmkit.errors.plan import (
     NOT_A_TOKEN_WEIGHT,
     OTHERS_KIND,
     PATCHES,
+    PER_WEIGHT,
     REFERENCE,
     SELECT,
     SETTING,
@@ -173,6 +174,10 @@ def _by(recipe: Recipe, instances: Instances) -> list[Problem]:
                 where = recipe.where(f"stages.{stage}.losses.next_token.by.{i}")
                 nearest = did_you_mean(name, unused)
                 problems.append(NOT_A_TOKEN_WEIGHT.at(where, got=f"`{name}`", nearest=nearest))
+        if weight is not None and weight.per == "weight":
+            late = [w.name for w in weighers_of(instances, weight) if plugin_calls.has_weigh(w)]
+            where = recipe.where(f"stages.{stage}.losses.next_token.per")
+            problems += [PER_WEIGHT.at(where, got=f"`per: weight` and `weigh` of `{name}`") for name in late]
     for name in unused:
         if name not in named:
             where, got = recipe.where(f"plugins.{name}"), f"`{name}`, which no `by` names"

@@ -60,7 +60,11 @@ def stage_text(prepared: Prepared, plan: StagePlan) -> str:
         names = ", ".join(plan.not_additive)
         lines.append(f"  mathematics, because of {names}: {', '.join(CUT)}, the number of ranks")
     for weigher in plan.weighers:
-        lines.append(f"  weights {weigher.name}  of the rows of next_token")
+        rows = ["the rows of next_token"] * plugin_calls.has_weigh(weigher)
+        answers = ["characters of its answers"] * plugin_calls.has_spans(weigher)
+        lines.append(f"  weights {weigher.name}  of {' and of '.join([*rows, *answers])}")
+    if plan.per_weight:
+        lines.append("  next_token is divided by the sum of the weights")
     for task in plan.makers:
         text = "  trains on its text" if isinstance(task, AuxTask) and task.text_loss else ""
         more = "" if task.others == "none" else f"  from other samples of its {task.others} too"

@@ -84,6 +84,7 @@ class Prepared:
         return Packer(
             image=self.dims.image, text_terms=plan.text_terms, needs=plan.needs,
             terms=plan.terms, share=speed.share_prefix, sources=sources if len(sources) > 1 else (),
+            per_weight=plan.per_weight,
             teachers={name: self.dims.teachers[name] for name in plan.all_teachers},
         )  # fmt: skip
 

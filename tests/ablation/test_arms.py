@@ -103,5 +103,7 @@ def test_figures_that_a_recipe_can_give():
     for path in ("answers/accuracy/any type", "answers/accuracy_blank", "answers/changed_swapped", "restore/text_order",
                  "answers/image_attention", "terms/next_token", "terms/guided_loss/mass"):  # fmt: skip
         assert has_figure(recipe, path), path
+    empty = read_text(DIRECT, overrides=["evaluate.controls=[swapped, {empty: e.png}]"])
+    assert has_figure(empty, "answers/accuracy_empty") and not has_figure(empty, "answers/accuracy_blank")
     for path in ("answers/accuracy_black", "terms/text_order", "answers/", "x/accuracy"):
         assert not has_figure(recipe, path), path

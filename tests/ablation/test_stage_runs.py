@@ -118,3 +118,20 @@ def test_stages_that_are_trained_apart_give_the_bits_of_one_run(opened, scenes, 
         assert all(tensor.equal(expected[name]) for name, tensor in tensors.items()), stage
         lacking = set(expected) - set(tensors)
         assert all(name.startswith("plugins.") for name in lacking) and (not lacking or stage == "pretrain")
+
+
+def test_a_stage_names_only_the_teachers_that_it_reads(scenes, tmp_path):
+    """`lmmkit train` refuses a teacher that no plugin of the recipe reads."""
+    from tests.training import test_reference_teachers as teachers
+
+    folder = tmp_path / "teacher"
+    teachers.encoder(folder, image_size=60)
+    (tmp_path / "follow.py").write_text(teachers.PLUGIN)
+    changes = [
+        f"plugins={{follow: {{use: {tmp_path / 'follow.py'}, teacher: dino}}}}",
+        f"teachers={{dino: {{from: {folder}, feature_layer: -1}}}}", "stages.finetune.losses={next_token: 1.0, follow: 1.0}",
+    ]  # fmt: skip
+    recipe = read_text(PLAIN, overrides=[*SHORT, *changes])
+    first, last = ArmOnData(Arm("arm", "", recipe), scenes, trust_files=True).stage_runs(1, STEPS)
+    assert not first.recipe.teachers and not first.recipe.plugins
+    assert list(last.recipe.teachers) == ["dino"]

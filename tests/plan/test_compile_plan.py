@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+import torch
 
 from lmmkit.errors import UserError
 from lmmkit.plan.compile_plan import _readers
@@ -610,7 +611,11 @@ def test_keys_are_read_in_the_view_of_their_queries(tiny, tmp_path):
 def weighted(tiny, *overrides: str, names: str = "focal blind cal", by: str = "[focal, cal]"):
     zoo = Path(__file__).parents[2] / "plugins" / "lmmkit_zoo"
     files = {"focal": "focal.py", "blind": "cal.py", "cal": "cal.py", "z_loss": "z_loss.py"}
-    uses = "".join(f"  {name}: {{use: '{zoo / files[name]}'}}\n" for name in names.split())
+    files |= {"word_weights": "word_weights.py", "more_words": "word_weights.py:word_weights"}
+    settings = dict.fromkeys(("word_weights", "more_words"), ", words: [[red, 2.0]]")
+    uses = "".join(
+        f"  {name}: {{use: '{zoo / files[name]}'{settings.get(name, '')}}}\n" for name in names.split()
+    )
     text = PLAIN.replace("stages:", f"plugins:\n{uses}stages:", 1)
     text = text.replace("{next_token: 1.0}", f"{{next_token: {{weight: 1.0, by: {by}}}}}")
     return prepare(tiny(*overrides, text=text), trust_files=True)
@@ -635,6 +640,31 @@ def test_a_stage_whose_next_token_loss_names_nothing_is_the_plain_one(tiny):
     off = weighted(tiny, "stages.finetune.losses={next_token: {weight: 0, watch: true, by: [cal]}, z_loss: 1.0}",
                    names="focal blind cal z_loss").plans["finetune"]  # fmt: skip
     assert [w.name for w in off.weighers] == ["cal"], "a loss that is watched is measured with its weights"
+
+
+def test_the_sum_of_weights_is_counted_where_it_is_the_divisor(tiny):
+    by = "[word_weights, more_words]"
+    per = f"stages.finetune.losses.next_token={{weight: 1.0, by: {by}, per: weight}}"
+    prepared = weighted(tiny, per, names="word_weights more_words", by=by)
+    rows, sums = prepared.plans["pretrain"], prepared.plans["finetune"]
+    assert (rows.per_weight, sums.per_weight) == (False, True)
+    assert "  weights more_words  of characters of its answers" in plan_text(prepared)
+    assert plan_text(prepared).count("next_token is divided by the sum of the weights") == 1
+    same = weighted(tiny, per.replace("per: weight", "per: count"), names="word_weights more_words", by=by)
+    assert same.plans["finetune"].digest != sums.digest
+    found = {stage: prepared.pipeline(stage).step(0)[0] for stage in prepared.plans}
+    assert "weight/next_token" not in found["pretrain"].count and found["finetune"].head is None
+    batch = found["finetune"]
+    weight_S = torch.ones(batch.count["next_token"]) if batch.weight_S is None else batch.weight_S
+    assert batch.count["weight/next_token"] == pytest.approx(float(weight_S.sum()))
+
+
+def test_a_sum_of_weights_must_be_known_before_the_step(tiny):
+    per = "stages.finetune.losses.next_token={weight: 1.0, by: [word_weights, focal], per: weight}"
+    with pytest.raises(UserError) as error:
+        weighted(tiny, per, names="word_weights focal", by="[word_weights]")
+    (problem,) = error.value.problems
+    assert problem.code == "plan/per-weight" and problem.got == "`per: weight` and `weigh` of `focal`"
 
 
 def test_the_names_of_by_are_weights_and_each_weight_is_named(tiny):

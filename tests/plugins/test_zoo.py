@@ -26,10 +26,11 @@ from lmmkit_zoo.points import COLOURS, Marked, Points, turned
 from lmmkit_zoo.reconstruct import Reconstruct
 from lmmkit_zoo.rotation import Colour, Exchanged, Rotation, Turned
 from lmmkit_zoo.viral import Viral
+from lmmkit_zoo.word_weights import WordWeights
 from lmmkit_zoo.z_loss import ZLoss
 from typer.testing import CliRunner
 
-from lmmkit.api import Ctx, Image, Sample, Turn, View
+from lmmkit.api import Ctx, Image, ImageSpec, Sample, TeacherAt, Turn, View, VisionAt
 from lmmkit.cli import app
 from lmmkit.model.init import init
 from lmmkit.plan.dry_run.run import plugin_problems
@@ -175,6 +176,26 @@ def test_focal_weights_are_those_of_the_paper():
     assert Focal(name="focal", gamma=-1.0).check(None).startswith("gamma")
 
 
+def test_words_and_patterns_are_found_whole_and_multiplied():
+    made = WordWeights(
+        name="words", words=(("red", 2.0), ("no", 0.0)), patterns=((r"\d+", 3.0), ("Red", 0.5))
+    )
+    text = "Red, not reddish. no 12 reds, RED"
+    spans = made.spans(SAMPLE, text)
+    assert sorted((text[a:b], weight) for a, b, weight in spans) == [
+        ("12", 3.0), ("RED", 2.0), ("Red", 0.5), ("Red", 2.0), ("no", 0.0)
+    ]  # fmt: skip
+    phrase = WordWeights(name="words", words=(("a (red) cat", 2.0),))
+    assert phrase.spans(SAMPLE, "It is a (red) cat.") == [(6, 17, 2.0)]
+    assert made.check(paper_objective.DIMS) == ""
+    for settings, key in (
+        ({"words": (("", 1.0),)}, "words: "), ({"words": (("a", -1.0),)}, "words: "),
+        ({"words": (), "patterns": (("(", 1.0),)}, "patterns: "),
+        ({"words": (), "patterns": (("a", float("nan")),)}, "patterns: "),
+    ):  # fmt: skip
+        assert WordWeights(name="words", **settings).check(paper_objective.DIMS).startswith(key)
+
+
 def test_cal_compares_each_token_with_that_of_the_view_without_images():
     term, blind = Cal(name="cal", low=0.5, high=2.0), Blind(name="blind")
     (view,) = blind.views(SAMPLE, None)
@@ -268,6 +289,18 @@ def test_reconstruct_of_no_prediction_is_the_variance_of_the_noise():
     values = [term.value(each).item() for each in (ctx_of(term, (states, features)), again, later)]
     assert values[0] == values[1] != values[2], "the noise follows from the step"
     assert term.check(dims) == "" != Reconstruct(name="r", width=0).check(dims)
+
+
+@pytest.mark.parametrize("term", [Viral(name="t", layer=1, width=8), Reconstruct(name="t", width=8)])
+def test_features_are_those_of_a_teacher_where_one_is_named(term):
+    named = replace(term, teacher="dino")
+    own, (states, features) = term.needs, named.needs
+    assert isinstance(own[1], VisionAt) and (states, features) == (own[0], TeacherAt("dino", own[1].at))
+    dims = replace(paper_objective.DIMS, teachers={"dino": ImageSpec(size=9, grid=(3, 3), width=11)})
+    widths = [[m.out_features for m in each.modules(dims).modules() if isinstance(m, torch.nn.Linear)][-1]
+              for each in (term, named)]  # fmt: skip
+    assert widths == [dims.image.width, 11]
+    assert dry_run(term) == dry_run(named) == []
 
 
 def test_the_square_of_the_answer_is_at_the_marked_place():

@@ -152,7 +152,7 @@ class Plan:
         ):
             return cls(file, arms, store, runs, Forecast((), side, 1.0))
         costs = step_costs(store, first)
-        process = process_cost(store, first[0], costs, trust_files=trust_files)
+        process = process_cost(store, first[0], costs, load=load, trust_files=trust_files)
         sizes = {
             each.recipe.root: {name: len(records) for name, records in each.prepared.sources.items()}
             for each in on_data
@@ -231,6 +231,8 @@ def _run_all(plan: Plan, trust_files: bool) -> dict[str, Failure]:
     from lmmkit.commands.ablation.grid_work import work_of
     from lmmkit.commands.ablation.job_queue import run_queue
 
+    if not plan.forecast.items:
+        return {}
     seconds = {item.name: item.seconds for item in plan.forecast.items}
     work = [each for each in work_of(plan.store, plan.runs, trust_files=trust_files) if each.name in seconds]
     shares: dict[str, float] = {}

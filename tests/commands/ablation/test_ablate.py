@@ -115,19 +115,24 @@ def test_the_example_of_the_docs_runs_is_stopped_killed_and_continues_with_the_s
 
 
 @pytest.mark.slow
-def test_grids_share_runs_and_a_failed_one_ends_no_other(tmp_path, scenes):
-    data = tmp_path / "scenes"
-    shutil.copytree(scenes, data)
-    path = write_grid(tmp_path, data, GRID.replace("equal", "").replace("  rate:", "  wide:"))
-    short = path.read_text().replace("  direct: {recipe: direct.yaml}\n", "") + "equal: [steps, time]\n"
-    path.write_text(short)
-    ablate(path, "--jobs", "2")
-    before = set(steps_of_all(tmp_path / "ablations"))
+def test_a_failed_run_is_named_and_ends_no_other_and_grids_share_runs(tmp_path, scenes):
+    path = write_grid(tmp_path, scenes, GRID.replace("  direct: {recipe: direct.yaml}\n", ""))
+    store = tmp_path / "ablations"
+    plan = ablate(path, "--dry-run")
+    key = re.findall(r"finetune (\w{12})", plan)[1]  # of `rate` with seed 1
+    blocked = store / "runs" / key
+    blocked.mkdir(parents=True)
+    (blocked / "a file of somebody else").write_text("")
+    text = ablate(path, "--jobs", "2", code=2)
+    assert f"failed: rate, seed 1, {key} train: {store / 'logs' / f'{key}-train.log'}" in text
+    assert f"failed: rate, seed 1, {key} eval: needs {key} train" in text
+    assert "rate: 1 of 2 runs are finished" in text and len(steps_of_all(store)) == 5
+    shutil.rmtree(blocked)
+    trained = steps_of_all(store)
+    text = ablate(path, "--dry-run")
+    assert "2 commands are left" in text and text.count("done") == 3 and "has pretrain" in text
     other = tmp_path / "other.yaml"
-    other.write_text(short.replace("1.0e-3", "5.0e-4"))
-    text = ablate(other, "--dry-run")
-    assert text.count("done") >= 2 and "has pretrain" in text
-    broken = next(p for p in (data / "images" / "train").iterdir())
-    ablate(other, "--jobs", "2")
-    assert before < set(steps_of_all(tmp_path / "ablations"))
-    assert broken.is_file()
+    other.write_text(path.read_text().replace("1.0e-3", "5.0e-4"))
+    assert "4 commands are left" in ablate(other, "--dry-run")
+    ablate(path)
+    assert trained.items() < steps_of_all(store).items()
