@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from lmmkit.errors import UserError
@@ -9,16 +11,18 @@ from lmmkit.plan.instances import build_instances
 from tests.conftest import DIRECT
 
 
+def renamed(name: str) -> str:
+    """Returns a recipe with this name for the guided loss."""
+    found = re.sub(r"guided_loss: +\{\}", f"{name}: {{use: guided_loss}}", DIRECT)
+    return found.replace("guided_loss: 0.5", f"{name}: 0.5")
+
+
 @pytest.mark.parametrize("name", ["keys", "items", "forward", "training", "pop", "named_parameters"])
 def test_a_name_that_torch_uses_is_refused(name, tiny):
-    recipe = tiny(
-        text=DIRECT.replace("guided_loss", name).replace(f"{name}: {{}}", f"{name}: {{use: guided_loss}}")
-    )
     with pytest.raises(UserError) as error:
-        build_instances(recipe)
+        build_instances(tiny(text=renamed(name)))
     assert [(p.code, p.got) for p in error.value.problems] == [("recipe/name", f"the instance name `{name}`")]
 
 
 def test_other_names_are_not(tiny):
-    text = DIRECT.replace("guided_loss", "looks").replace("looks: {}", "looks: {use: guided_loss}")
-    assert "looks" in build_instances(tiny(text=text)).components
+    assert "looks" in build_instances(tiny(text=renamed("looks"))).components

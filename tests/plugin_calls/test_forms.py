@@ -33,7 +33,6 @@ def pictured(**fields) -> View:
         (view(key=3), "`key`"),
         (view(meta=None), "`meta`"),
         (view(system=None), "`system`"),
-        (view(template="llava_v1"), "`template`"),
         (view(image_fit="square"), "`image_fit`"),
         (view(turns=(), images=()), "without a turn"),
         (view(images=()), "0 images"),
