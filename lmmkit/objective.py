@@ -32,6 +32,7 @@ from lmmkit.model.cross_entropy import linear_cross_entropy, log_probs, row_loss
 from lmmkit.model.reference import Reference
 from lmmkit.model.step_terms import StepShare
 from lmmkit.model.teacher import Teacher
+from lmmkit.model.teacher_model import TeacherModel, TeacherRows
 from lmmkit.model.vision import TimmViT, ViT
 from lmmkit.model.vlm import LMM, ModelOutput
 
@@ -69,6 +70,7 @@ class Objective(nn.Module):
         self.weighers: tuple[TokenWeight, ...] = ()
         self.references: tuple[Reference, ...] = ()  # at most one; in a tuple it is no part of the module
         self.teachers: Mapping[str, Teacher] = {}  # by name; in a mapping they are no parts of the module
+        self.teacher_models: Mapping[str, TeacherModel] = {}  # those that are whole models, also by name
         # parameters that a plugin itself has frozen, by name: no stage trains them
         self.always_frozen = frozenset(n for n, p in plugins.named_parameters() if not p.requires_grad)
 
@@ -80,6 +82,11 @@ class Objective(nn.Module):
         `shares`: what the micro-batch adds to each term over the step, which is 0 without a share.
         """
         with self.computing(batch.id_T.device):
+            taught = {
+                name: model(batch, batch.teacher_pixels[name])
+                for name, model in self.teacher_models.items()
+                if name in batch.teacher_pixels
+            }
             out, scored = self._states(batch)
             if batch.head is None:
                 hidden_SD = out.at(batch.predict.row_Q)
@@ -98,7 +105,7 @@ class Objective(nn.Module):
             if isinstance(term, StepTerm) and term.name in shares:
                 sums[term.name] = shares[term.name].sum(term, ctxs[term.name])
             elif batch.count[term.name] and not isinstance(term, StepTerm):
-                sums[term.name] = self._value(term, ctxs[term.name])
+                sums[term.name] = self._value(term, ctxs[term.name], taught)
             else:
                 sums[term.name] = losses_S.new_zeros(())
         return Outcome(sums, ctxs, _by_source(losses_S.detach(), batch))
@@ -122,7 +129,7 @@ class Objective(nn.Module):
             seen_IND = self.lmm.encode(batch.pixels_ICXY)
             scored = reference(batch, seen_IND)
         out = self.lmm(batch, self.tokens(batch), seen_IND)
-        if batch.teacher_pixels:
+        if self.teachers and batch.teacher_pixels:
             out = out._replace(features={**out.features, **self._taught(batch)})
         return out, scored
 
@@ -144,8 +151,8 @@ class Objective(nn.Module):
         """Returns for each teacher its features behind the rows of the images that needs read: [rows, width]."""
         lmm, found = self.lmm, {}
         encoder, connector = cast(ViT | TimmViT, lmm.vision), cast(Connector, lmm.connector)
-        for name, pixels_ICXY in batch.teacher_pixels.items():
-            teacher = self.teachers[name]
+        for name, teacher in self.teachers.items():
+            pixels_ICXY = batch.teacher_pixels[name]
             if len(pixels_ICXY):
                 features_IND = teacher(pixels_ICXY, encoder.image.grid)
                 found[f"teachers.{name}"] = lmm.image_rows.seen(features_IND, connector).flatten(0, 1)
@@ -190,14 +197,18 @@ class Objective(nn.Module):
         }
         return Ctx(term.name, batch, taps, self.module_of(term), *now, self.dims, self.seed)
 
-    def _value(self, term: Term, ctx: Ctx) -> Tensor:
+    def _value(self, term: Term, ctx: Ctx, taught: Mapping[str, TeacherRows]) -> Tensor:
         if not isinstance(term, RowLoss):
             return plugin_calls.value(term, ctx)
         (need,) = plugin_calls.needs(term)
         assert isinstance(need, LogitsAt), "the only need of a `RowLoss`"
-        head_VD, rows = self.lmm.decoder.head.weight, partial(plugin_calls.losses_of_rows, term)
+        batch, head_VD = ctx.batch, self.lmm.decoder.head.weight
+        labels = batch.labels_of(term.name)
+        rows = partial(plugin_calls.losses_of_rows, term, list(labels))
         with self.computing(ctx[need].device):
-            return row_losses(ctx[need], head_VD, ctx.targets(need), rows).sum()
+            teacher = [taught[need.teacher].logits(batch.gathers[need].row_Q)] if need.teacher else []
+            beside = (ctx.targets(need), *teacher, *labels.values())
+            return row_losses(ctx[need], head_VD, rows, *beside).sum()
 
     def module_of(self, term: Reader) -> nn.Module | None:
         """Returns the module of a term's instance, None if it has none."""

@@ -73,8 +73,8 @@ FLOORS: dict[str, str] = {
         lmms_eval_manifest lmms_eval_model
     """,
     "lmmkit.model": """
-        cross_entropy step_terms init cpu_ops layers rope decoder transforms vision connector image_rows vlm teacher
-        reference
+        cross_entropy step_terms init cpu_ops layers rope decoder transforms vision connector image_rows vlm
+        teacher teacher_model reference
     """,
     "lmmkit.model.transforms": """
         compiled frozen_bf16 lora recompute

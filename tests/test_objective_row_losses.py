@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lmmkit import build
-from lmmkit.api import RowLoss, Select
+from lmmkit.api import RowLoss, Sample, Select
 from lmmkit.model import cross_entropy
 from lmmkit.model.transforms import lora
 from lmmkit.objective import Objective
@@ -36,8 +36,31 @@ class OfRejected(Smooth):
     at = Select(view="prefer", view_role="rejected", turn=-1)
 
 
-TERMS = (Smooth(name="smooth"), OfRejected(name="rejected"))
-FACTORS = {"next_token": 0.1, "smooth": 1.0, "rejected": 0.7}
+@dataclass(frozen=True, kw_only=True)
+class Weighted(RowLoss):
+    """A cross entropy with a factor for each row, a factor for each sample, and another token for each row."""
+
+    def labels(self, sample, dims):
+        factors, tokens, of_sample = given(sample)
+        return {"factor": factors, "token": tokens, "sample": of_sample}
+
+    def rows(self, logits_CV, target_C, factor, token, sample):
+        logp_CV = logits_CV.log_softmax(-1)
+        mixed = logp_CV.gather(1, target_C[:, None]) + 0.5 * logp_CV.gather(1, token)
+        return -mixed[:, 0] * factor * sample  # in float64, if the logits are
+
+
+def given(sample: Sample) -> tuple[Tensor, Tensor, float]:
+    """Returns a factor and a token for each target of a sample's main view, and a factor for the sample."""
+    texts = [turn.text for turn in sample.turns if turn.role == "assistant"]
+    around = 1 if sample.template == "plain" else 2  # the end of an answer, and the blank before it
+    n = sum(len(text) + around for text in texts)
+    draw = torch.Generator().manual_seed(n)
+    return torch.rand(n, generator=draw), torch.randint(90, (n, 1), generator=draw), float(ord(sample.key))
+
+
+TERMS = (Smooth(name="smooth"), OfRejected(name="rejected"), Weighted(name="weighted"))
+FACTORS = {"next_token": 0.1, "smooth": 1.0, "rejected": 0.7, "weighted": 0.01}
 
 
 def made_and_batch(dtype=torch.float64, *, share=True):
@@ -45,7 +68,8 @@ def made_and_batch(dtype=torch.float64, *, share=True):
     packer = replace(
         preference.packer(share=share), terms=TERMS, needs=tuple(term.needs[0] for term in TERMS)
     )
-    samples = preference.sized(SAMPLES, packer, TASK)
+    labelled = {"losses": TERMS[2:], "dims": paper_objective.DIMS}
+    samples = preference.sized(SAMPLES, packer, TASK, **labelled)
     made.terms = TERMS
     return made, samples, pack(packer, samples)[0]
 
@@ -55,7 +79,7 @@ def dense_total(made: Objective, samples) -> Tensor:
     views = [dense_views.dense(made, member) for sample in samples for member in sample.members]
     plain = dense_views.log_prob(views, preference.LogProb(Select()))
     total = -FACTORS["next_token"] * plain.sum()
-    for term in TERMS:
+    for term in TERMS[:2]:
         chosen = [each for each in views if term.at.takes(each.member.view)]
         for each, targets in zip(chosen, dense_views.targets(views, term.needs[0]), strict=True):
             logits_TV = each.hidden_TD @ each.head_VD.T
@@ -63,6 +87,12 @@ def dense_total(made: Objective, samples) -> Tensor:
                 p = logits_TV[place - 1].log_softmax(-1)
                 lse = logits_TV[place - 1].exp().sum().log()
                 total = total + FACTORS[term.name] * (0.01 * lse**2 - 0.8 * p[target] - 0.2 * p.mean())
+    main = [each for each in views if each.member.view.name == "main"]
+    for each, targets in zip(main, dense_views.targets(views, TERMS[2].needs[0]), strict=True):
+        factors, tokens, of_sample = given(each.member.view.sample)
+        for (place, target), factor, (token,) in zip(targets, factors, tokens.tolist(), strict=True):
+            p = (each.hidden_TD[place - 1] @ each.head_VD.T).log_softmax(-1)
+            total = total - FACTORS["weighted"] * float(factor) * of_sample * (p[target] + 0.5 * p[token])
     return total
 
 

@@ -104,8 +104,8 @@ class Batch:
     rows that are read. Both stay on the host. `inner` has the rows whose states are read after so many
     blocks, ascending, by the number of blocks.
     `labels` is keyed "instance/key": those of a task have a row for each of its views, those of a loss a row
-    for each of all views. `views` lists (view name, sample key) in order, and
-    `sample_V` has the number of the sample of each. `first_image_V`
+    for each of all views, those of a `RowLoss` one for each of its items. `views` lists (view name, sample key)
+    in order, and `sample_V` has the number of the sample of each. `first_image_V`
     is the index in `pixels_ICXY` of the first image of each view, -1 if it has none. `count` is the
     number of items that a term averages over, and, as "loss/SOURCE", the number of supervised rows of
     the main view by source. `source_S` is the index in `sources` for those rows, and `len(sources)`
@@ -165,6 +165,11 @@ class Batch:
     def views_of(self, name: str) -> list[int]:
         """Returns the numbers of the views of this name."""
         return [i for i, (view, _) in enumerate(self.views) if view == name]
+
+    def labels_of(self, name: str) -> dict[str, Tensor]:
+        """Returns the labels of an instance of which none is ragged, by key."""
+        found = {key: label for key, label in self.labels.items() if key.partition("/")[0] == name}
+        return {key.partition("/")[2]: label for key, label in found.items() if isinstance(label, Tensor)}
 
     def value_count(self, need: Need) -> int:
         """Returns the number of values of a need: rows, or for a `HiddenMean` the views that have any."""

@@ -320,16 +320,21 @@ class Loss(Term):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowLoss(Term):
+class RowLoss(Loss):
     """Computes a term from all logits of each row that predicts a token which `at` selects, a chunk of rows at a
-    time. An item is such a row."""
+    time. An item is such a row.
+
+    With a setting `teacher`, the name of a teacher of the recipe, `rows` gets a third argument, `teacher_CV`: the
+    logits of that model at the same rows, without a gradient. Each label that `labels` gives is passed by its key, with
+    a value for each row: that of the sample, or of a list with one value for each of the sample's rows, its own.
+    """
 
     at: ClassVar[Select] = Select()
 
     @property
     def needs(self) -> tuple[LogitsAt]:
         """Returns the rows of `at`."""
-        return (LogitsAt(self.at),)
+        return (LogitsAt(self.at, getattr(self, "teacher", "")),)
 
     def rows(self, logits_CV: Tensor, target_C: Tensor) -> Tensor:
         """Returns the loss of each of these rows, [C] in float32, from its logits and its target.

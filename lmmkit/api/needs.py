@@ -157,9 +157,10 @@ class LogSumExp:
 @dataclass(frozen=True)
 class LogitsAt:
     """Asks for the rows that predict the supervised tokens that `at` selects. A `RowLoss` has it: the logits of
-    these rows are computed in chunks."""
+    these rows are computed in chunks, with those of the teacher of this name if there is one."""
 
     at: Select
+    teacher: str = ""
 
 
 Need = HiddenAt | HiddenMean | VisionAt | TeacherAt | AttnMass | AttnTo | LogProb | LogSumExp | LogitsAt
@@ -191,8 +192,14 @@ def reads_reference(need: Need) -> bool:
 
 
 def teachers_of(needs: Iterable[Need]) -> tuple[str, ...]:
-    """Returns the names of the teachers that needs read, each once."""
+    """Returns the names of the teachers whose features needs read, each once."""
     return tuple(dict.fromkeys(need.teacher for need in needs if isinstance(need, TeacherAt)))
+
+
+def teacher_models_of(needs: Iterable[Need]) -> tuple[str, ...]:
+    """Returns the names of the teachers whose logits needs read, each once. They are whole models."""
+    named = (need.teacher for need in needs if isinstance(need, LogitsAt) and need.teacher)
+    return tuple(dict.fromkeys(named))
 
 
 def positions_of(need: Need, layout: Layout) -> np.ndarray:

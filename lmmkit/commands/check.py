@@ -122,8 +122,9 @@ def _memory(stages: dict[str, dict], tflops: float) -> Table:
         caption_justify="left",
     )  # fmt: skip
     sorts = ["weights", "gradients", "optimizer", "activations", "all"]
-    if any("reference" in e["bytes"] for e in stages.values()):
-        sorts.insert(1, "reference")
+    for sort in ("teachers", "reference"):
+        if any(sort in e["bytes"] for e in stages.values()):
+            sorts.insert(1, sort)
     headings = {"activations": "activa-\ntions", "reference": "refer-\nence"}
     _columns(table, ("stage", *(headings.get(sort, sort) for sort in sorts), "hours"))
     for stage, e in stages.items():

@@ -131,13 +131,20 @@ def reference(
     recipe: RecipePath,
     file: Annotated[Path, typer.Option("--out", metavar="FILE", help="The JSONL file to write; new.")],
     stage: Annotated[str, typer.Option("--stage", help="The stage whose records and terms are used.")],
+    top_k: Annotated[
+        int,
+        typer.Option(
+            min=0, max=1000, help="How many of the likeliest tokens of each supervised row to store too."
+        ),
+    ] = 0,
     root: Root = None,
     changes: Set = None,
     trust_files: Trust = False,
 ) -> None:
     """Store the log-probabilities that the terms of a stage read, by a model, in copies of its records.
 
-    Each record gets logp_VIEW_ROLE, a sum over the tokens that a term selects, and reference, the hash of the weights.
+    Each record gets logp_VIEW_ROLE, a sum over the tokens that a term selects, and reference, the hash of the weights;
+    with --top-k also top_k.
     """
     read = the_recipe(recipe, root, changes)
     with working(STARTING):
@@ -155,7 +162,7 @@ def reference(
     if stage not in read.stages:
         raise UserError(NO_STAGE.at("--stage", got=f"`{stage}`", stages=", ".join(read.stages)))
     prepared, folder = prepare(read, trust_files=trust_files), find_model_folder(model)
-    score_names(prepared, stage)
+    score_names(prepared, stage, top_k)
     raise_all(folder_problems(prepared, stage, folder, str(folder)))
     if file.exists():
         raise UserError(EXISTS_FILE.at(str(file), got="a file that exists"))
@@ -165,7 +172,7 @@ def reference(
     part = file.with_name(f".{file.name}.part")
     try:
         with part.open("w", encoding="utf-8") as lines:
-            for record in scored_records(prepared, stage, objective, device, dropped):
+            for record in scored_records(prepared, stage, objective, device, dropped, top_k):
                 lines.write(json.dumps({**record, "reference": of}) + "\n")
                 written += 1
         part.rename(file)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmmkit.api.batch import Ragged
+from lmmkit.api.batch import Ragged, RowGather
 from lmmkit.api.sample import Label, View
 from lmmkit.errors import Problem, UserError
 from lmmkit.errors.plan import LABEL
@@ -31,6 +31,40 @@ def join_labels(views: Iterable[View]) -> dict[str, Tensor | Ragged]:
         for owner, found in rows.items()
         for key in dict.fromkeys(key for _, labels in found for key in labels)
     }
+
+
+def item_labels(
+    name: str, labels: Mapping[str, Tensor | Ragged], gather: RowGather, views: Sequence[tuple[str, str]]
+) -> dict[str, Tensor]:
+    """Returns the labels of instance `name` with a value for each item of a need, in order: that of its sample, or of
+    a list with one value for each item of a view, its own.
+
+    Raises `UserError` for a list of another length. `views`: the name and the sample of each view of the batch.
+    """
+    found, view_Q = {}, gather.view_Q
+    count_V = torch.bincount(view_Q, minlength=len(views))
+    place_Q = torch.arange(len(view_Q)) - (count_V.cumsum(0) - count_V)[view_Q]
+    for key, label in labels.items():
+        if key.partition("/")[0] != name:
+            continue
+        if isinstance(label, Tensor) and label.ndim == 1:
+            found[key] = label[view_Q]
+            continue
+        flat, size_V = _flat(label, len(views))
+        wrong = (count_V > 0) & (size_V != count_V)
+        if wrong.any():
+            v = int(wrong.nonzero()[0])
+            got = f"{size_V[v]} values, and {count_V[v]} rows of view `{views[v][0]}` that `at` selects"
+            raise UserError(_wrong(f"plugin `{name}`, label `{key.partition('/')[2]}`", views[v][1], got))
+        found[key] = flat[(size_V.cumsum(0) - size_V)[view_Q] + place_Q]
+    return found
+
+
+def _flat(label: Tensor | Ragged, views: int) -> tuple[Tensor, Tensor]:
+    """Returns all values of a label, one after the other, and how many each view has."""
+    if isinstance(label, Ragged):
+        return label.flat, torch.bincount(label.view_N, minlength=views)
+    return label.flatten(0, 1), torch.full((views,), label.shape[1])
 
 
 def _joined(where: str, key: str, rows: Sequence[tuple[str, Mapping[str, Label]]]) -> Tensor | Ragged:

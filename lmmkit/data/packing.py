@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from lmmkit import plugin_calls
-from lmmkit.api.batch import Batch, EmbedScatter, RowGather
-from lmmkit.api.components import Term
+from lmmkit.api.batch import Batch, EmbedScatter, Ragged, RowGather
+from lmmkit.api.components import RowLoss, Term
 from lmmkit.api.layout import Layout
 from lmmkit.api.model_info import ImageSpec
-from lmmkit.api.needs import AttnMass, Need, teachers_of
+from lmmkit.api.needs import AttnMass, Need, teacher_models_of, teachers_of
 from lmmkit.api.sample import Image, View
 from lmmkit.attention.forest import Forest, arrange, grow, unshared
 from lmmkit.attention.schedule import AttentionSpec
@@ -30,7 +30,7 @@ from lmmkit.data.images import (
     renormalise,
     unedited,
 )
-from lmmkit.data.labels import join_labels
+from lmmkit.data.labels import item_labels, join_labels
 from lmmkit.data.need_rows import (
     PlacedView,
     concatenate_rows,
@@ -177,8 +177,8 @@ class Packer:
             head=head,
             reference=head_pairs(predict, target_S, gathers, "reference", head),
             inner=inner_rows(gathers),
-            labels=join_labels(m.view for m in members),
-            views=tuple((m.view.name, m.view.sample.key) for m in members),
+            labels=self._labels(members, gathers),
+            views=_names(members),
             sample_V=tuple(n for n, sample in enumerate(samples) for _ in sample.members),
             first_image_V=_first_images(members, shown),
             teacher_pixels=teacher_pixels,
@@ -189,6 +189,16 @@ class Packer:
         count |= {f"loss/{name}": n for name, n in zip(self.sources, by_source, strict=False)}
         count |= {term.name: plugin_calls.count(term, batch) for term in self.terms if term.name not in count}
         return replace(batch, count=count), paths
+
+    def _labels(
+        self, members: Sequence[LaidOut], gathers: Mapping[Need, RowGather]
+    ) -> dict[str, Tensor | Ragged]:
+        """Returns the labels of the views by "instance/key"; those of a `RowLoss` have a value for each item."""
+        labels = join_labels(m.view for m in members)
+        for term in (term for term in self.terms if isinstance(term, RowLoss)):
+            (need,) = plugin_calls.needs(term)
+            labels |= item_labels(term.name, labels, gathers[need], _names(members))
+        return labels
 
     def _from(self, samples: Sequence[SizedSample], view_S: Tensor, term_S: Tensor) -> Tensor:
         """Returns the source number of each supervised row; `len(sources)` for tasks and other sources."""
@@ -210,11 +220,16 @@ class Packer:
         self, gathers: Mapping[Need, RowGather], shown: Mapping[ImageRef, Shown], images: Mapping
     ) -> tuple[dict[str, Tensor], dict[Need, RowGather]]:
         """Returns for each teacher the images that its needs read, as it reads them, and the gathers with their items
-        numbered among the rows of these images."""
+        numbered among the rows of these images. A whole model reads all images."""
         pixels, changed, refs = {}, dict(gathers), list(shown)
         first_I = np.array([at.first for at in shown.values()], np.int64)
-        for name in (name for name in teachers_of(gathers) if name in self.teachers):
-            changed, read = teacher_rows(name, changed, first_I)
+        whole = teacher_models_of(gathers)
+        for name in dict.fromkeys((*teachers_of(gathers), *whole)):
+            if name not in self.teachers:
+                continue
+            changed, read = (
+                (changed, range(len(refs))) if name in whole else teacher_rows(name, changed, first_I)
+            )
             spec = self.teachers[name]
             found = [self._teacher_pixels(spec, images, refs[n], shown[refs[n]].owner) for n in read]
             blank = torch.zeros(int(name in self.blank_teachers), 3, spec.size, spec.size)
@@ -279,6 +294,11 @@ def _origins(
         rows = np.flatnonzero(items >= 0)
         scatters.append(EmbedScatter(source, torch.from_numpy(rows), torch.from_numpy(items[rows])))
     return torch.from_numpy(id_T), tuple(scatters), shown
+
+
+def _names(members: Sequence[LaidOut]) -> tuple[tuple[str, str], ...]:
+    """Returns the name and the sample of each view."""
+    return tuple((m.view.name, m.view.sample.key) for m in members)
 
 
 def _image_items(scatters: Iterable[EmbedScatter], total: int) -> Tensor:

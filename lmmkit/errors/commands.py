@@ -91,7 +91,8 @@ EXISTS_FILE = Code(
 )
 NO_SCORES = Code(
     "reference/no-scores", cause="`lmmkit reference` finds nothing to compute, or records that it cannot write.",
-    expected="a stage whose terms read log-probabilities (`LogProb`), and sources of kind `llava`",
+    expected="a stage whose terms read log-probabilities (`LogProb`), or fewer likeliest tokens than there are; "
+    "sources of kind `llava`",
     hint="Name another stage or another recipe: `lmmkit reference MODEL RECIPE --stage STAGE --out FILE`.",
 )
 

@@ -185,6 +185,12 @@ TEACHER_FIT = Code(
     expected="`fit` \"resize\", or \"exact\" and a teacher with {grid} patches, as the model's encoder has",
     hint="Read it by `TeacherAt(..., fit=\"resize\")`, or set `image_size` of a teacher that accepts other sizes.",
 )
+TEACHER_MODEL = Code(
+    "plan/teacher-model",
+    cause="A plugin compares logits with those of a teacher that cannot read the rows of this model.",
+    expected="a whole model with the same tokenizer, rows of the head and rows for an image, and no learned tokens",
+    hint="Name another model folder as teacher, or train without the plugin that reads its logits.",
+)
 UNUSED_TEACHER = Code(
     "plan/unused-teacher", cause="No plugin of the recipe reads a teacher.",
     expected="a plugin whose needs read it", hint="Name `{name}` in the setting of a plugin, or remove it.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -13,6 +14,9 @@ from lmmkit import build
 from lmmkit.errors import UserError
 from lmmkit.errors.weights import NO_FINISHED_STAGE
 from lmmkit.inference.chat_model import ChatModel
+from lmmkit.model.teacher_model import TeacherModel
+from lmmkit.model.transforms.frozen_bf16 import narrow_matrices
+from lmmkit.model.vision import TimmViT
 from lmmkit.plan import from_model
 from lmmkit.plan.prepare import Prepared, prepare, prepare_bare
 from lmmkit.recipe import read_recipe
@@ -97,4 +101,25 @@ def _load_ours(
     objective = build.build_objective(prepared.recipe, components, dims, device, dtype=dtype, drawn=False)
     model_folder.fill(objective, folder)
     objective.teachers = build.open_teachers(prepared, config["stage"], device)
+    objective.teacher_models = open_teacher_models(prepared, config["stage"], device)
     return ChatModel.of(prepared, objective, config["stage"], device, image_token=config.get("image_token"))
+
+
+def open_teacher_models(
+    prepared: Prepared, stage: str, device: torch.device, *, cpu: Collection[str] = ()
+) -> dict[str, TeacherModel]:
+    """Returns the whole models that the terms of a stage compare logits with, by name. Those in `cpu` are not yet on
+    `device`."""
+    found = {}
+    for name in prepared.plans[stage].teacher_models:
+        section = prepared.teachers[name].section
+        folder = prepared.recipe.path(section.from_)
+        objective = load(folder, device="cpu", trust_files=prepared.trust_files).objective
+        narrow = section.dtype == "bfloat16"
+        compute = torch.bfloat16 if narrow and device.type == "cuda" else torch.float32
+        for part in build.modules(objective).values() if narrow else ():
+            if not isinstance(part, TimmViT):
+                narrow_matrices(part.requires_grad_(False), autocast=compute != torch.float32)
+        objective.lmm.backend = build.backend(prepared.recipe, device)
+        found[name] = TeacherModel(objective.lmm, compute).to("cpu" if name in cpu else device)
+    return found

@@ -107,39 +107,76 @@ class _LogProbs(torch.autograd.Function):
         return *gradients.found(), None, None, None
 
 
-RowFunction = Callable[[Tensor, Tensor], Tensor]
-"""Returns a loss for each row of a chunk, [C], from its logits [C, V] and its target."""
+class FixedLogits:
+    """Has the logits of rows that get no gradient, such as a teacher's: `[part]` computes those of some rows."""
+
+    def __init__(self, hidden_QD: Tensor, weight_VD: Tensor):
+        self.hidden_QD = _autocast(hidden_QD.detach())
+        self.cast_VD = weight_VD.detach().to(self.hidden_QD.dtype)
+
+    @torch.no_grad()
+    def __getitem__(self, part: slice) -> Tensor:
+        return _logits(self.hidden_QD[part], self.cast_VD)
 
 
-def row_losses(hidden_QD: Tensor, weight_VD: Tensor, target_Q: Tensor, rows: RowFunction) -> Tensor:
-    """Returns `rows(hidden @ weight.T, target)`, [Q], computed in chunks of rows: once here, and once in the
-    backward pass, where torch differentiates it. Precision and memory are those of `linear_cross_entropy`."""
+def top_log_probs(hidden_QD: Tensor, weight_VD: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Returns the tokens with the k largest log-probabilities of each row, and these, largest first: [Q, k] each.
+
+    No gradient is computed. Precision, chunks and memory are those of `linear_cross_entropy`.
+    """
+    logits, tokens, found = FixedLogits(hidden_QD, weight_VD), [], []
+    for part in list(_chunks(hidden_QD, weight_VD)) or [slice(0, 0)]:
+        logits_CV = logits[part]
+        top = logits_CV.topk(k)
+        found.append(top.values - logits_CV.logsumexp(-1, keepdim=True))
+        tokens.append(top.indices)
+    return torch.cat(tokens), torch.cat(found)
+
+
+RowFunction = Callable[..., Tensor]
+"""Returns a loss for each row of a chunk, [C], from its logits [C, V], and from what is beside them."""
+
+
+def row_losses(
+    hidden_QD: Tensor, weight_VD: Tensor, rows: RowFunction, *beside_Q: Tensor | FixedLogits
+) -> Tensor:
+    """Returns `rows(hidden @ weight.T, *beside)`, [Q], computed in chunks of rows: once here, and once in the
+    backward pass, where torch differentiates it by the logits. `beside_Q` have values for each row, such as its target.
+
+    Precision and memory are those of `linear_cross_entropy`.
+    """
     hidden_QD = _autocast(hidden_QD)
-    return _RowLosses.apply(hidden_QD, weight_VD, target_Q, rows)
+    return _RowLosses.apply(hidden_QD, weight_VD, rows, beside_Q)
 
 
 class _RowLosses(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_QD: Tensor, weight_VD: Tensor, target_Q: Tensor, rows: RowFunction):
+    def forward(
+        ctx,
+        hidden_QD: Tensor,
+        weight_VD: Tensor,
+        rows: RowFunction,
+        beside_Q: tuple[Tensor | FixedLogits, ...],
+    ):
         cast_VD = weight_VD.to(hidden_QD.dtype)
-        ctx.save_for_backward(hidden_QD, weight_VD, target_Q)
-        ctx.rows = rows
+        ctx.save_for_backward(hidden_QD, weight_VD)
+        ctx.rows, ctx.beside_Q = rows, beside_Q
         found = [hidden_QD.new_empty(0, dtype=_wide(hidden_QD))]
         for part in _chunks(hidden_QD, weight_VD):
             logits_CV = _logits(hidden_QD[part], cast_VD)
             with torch.autocast(hidden_QD.device.type, enabled=False):
-                found.append(rows(logits_CV, target_Q[part]))
+                found.append(rows(logits_CV, *(each[part] for each in beside_Q)))
         return torch.cat(found)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, d_Q):
-        hidden_QD, weight_VD, target_Q = ctx.saved_tensors
+        hidden_QD, weight_VD = ctx.saved_tensors
         gradients = _Gradients(hidden_QD, weight_VD, ctx.needs_input_grad)
         for part in _chunks(hidden_QD, weight_VD):
             logits_CV = _logits(hidden_QD[part], gradients.cast_VD).requires_grad_()
             with torch.enable_grad(), torch.autocast(hidden_QD.device.type, enabled=False):
-                loss_C = ctx.rows(logits_CV, target_Q[part])
+                loss_C = ctx.rows(logits_CV, *(each[part] for each in ctx.beside_Q))
             (d_CV,) = torch.autograd.grad(loss_C, logits_CV, d_Q[part])
             gradients.add(part, d_CV)
         return *gradients.found(), None, None

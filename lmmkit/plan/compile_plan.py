@@ -13,7 +13,7 @@ from dataclasses import fields, replace
 from lmmkit import plugin_calls
 from lmmkit.api.components import Component, ExtraView, ImageReducer, TokenStrategy, TokenWeight
 from lmmkit.api.model_info import Dims
-from lmmkit.api.needs import ATTENTION, Need, reads_reference, selector, teachers_of
+from lmmkit.api.needs import ATTENTION, Need, reads_reference, selector, teacher_models_of, teachers_of
 from lmmkit.data.text_tokenizers.choose import TextTokenizer
 from lmmkit.errors import raise_all
 from lmmkit.plan import checks, token_checks
@@ -104,7 +104,8 @@ def _compile(
         kept["next_token"] = Weight(weight=0.0, watch=True)
     reference = recipe.stages[stage].reference or "" if any(map(reads_reference, needs)) else ""
     further = _reference_line(recipe, reference)
-    further += [f"teacher {n} {teachers[n].identity()}" for n in teachers_of(needs) if n in teachers]
+    read_teachers = dict.fromkeys((*teachers_of(needs), *teacher_models_of(needs)))
+    further += [f"teacher {name} {teachers[name].identity()}" for name in read_teachers if name in teachers]
     read = (*terms, *weighers, *extra_views, *(() if reducer is None else (reducer,)))
     return StagePlan(
         stage=stage, weights=kept, terms=terms, strategies=tuple(strategies), needs=needs, off=off,

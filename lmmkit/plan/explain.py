@@ -77,7 +77,9 @@ def stage_text(prepared: Prepared, plan: StagePlan) -> str:
     if plan.reference:
         lines.append(f"  reference {plan.reference}")
     lines += [f"  teacher {_teacher_text(prepared, name)}" for name in plan.teachers]
-    unread = [name for name in prepared.teachers if name not in plan.teachers]
+    whole = [(name, prepared.teachers[name].section.from_) for name in plan.teacher_models]
+    lines += [f"  teacher {name}: {folder}, a whole model" for name, folder in whole]
+    unread = [name for name in prepared.teachers if name not in plan.all_teachers]
     lines += [f"  off teacher {name}: no active term reads it" for name in unread]
     lines += [f"  off {name}: {reason}" for name, reason in sorted(plan.off.items())]
     inference_plugins = ", ".join(plan.inference_plugins) or "no plugin"
@@ -110,8 +112,9 @@ def need_text(need: Need) -> str:
             return f"log-probability, by the {model}, of {select_text(selector(need))}"
         case LogSumExp():
             return f"log-sum-exp of the logits before {select_text(selector(need))}"
-        case LogitsAt():
-            return f"logits, in chunks, before {select_text(selector(need))}"
+        case LogitsAt(teacher=teacher):
+            also = f" and those of teacher {teacher}" if teacher else ""
+            return f"logits{also}, in chunks, before {select_text(selector(need))}"
         case HiddenAt(at=select, layer=layer):
             return f"hidden state{_layer_text(layer)} at {select_text(select)}"
         case HiddenMean(over=select, layer=layer):

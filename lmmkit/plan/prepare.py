@@ -64,7 +64,7 @@ class Prepared:
 
     def reader(self, stage: str) -> ImageReader:
         """Returns a reader of a stage's images, with an empty cache."""
-        cuts = {Cut.of(self.dims.teachers[name]): name for name in self.plans[stage].teachers}
+        cuts = {Cut.of(self.dims.teachers[name]): name for name in self.plans[stage].all_teachers}
         others = tuple(cut for cut in cuts if cut != Cut.of(self.dims.image))
         return ImageReader(self.dims.image, self.recipe.speed.image_cache_mb, others)
 
@@ -84,7 +84,7 @@ class Prepared:
         return Packer(
             image=self.dims.image, text_terms=plan.text_terms, needs=plan.needs,
             terms=plan.terms, share=speed.share_prefix, sources=sources if len(sources) > 1 else (),
-            teachers={name: self.dims.teachers[name] for name in plan.teachers},
+            teachers={name: self.dims.teachers[name] for name in plan.all_teachers},
         )  # fmt: skip
 
     def pipeline(self, stage: str) -> Pipeline:

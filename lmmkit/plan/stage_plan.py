@@ -19,7 +19,7 @@ from lmmkit.api.components import (
     ViewMaker,
 )
 from lmmkit.api.model_info import Dims
-from lmmkit.api.needs import Need, reads_reference, selector, teachers_of
+from lmmkit.api.needs import Need, reads_reference, selector, teacher_models_of, teachers_of
 from lmmkit.recipe import Weight
 
 START = "start"  # the reference that has the weights with which the stage begins
@@ -48,8 +48,18 @@ class StagePlan:
 
     @property
     def teachers(self) -> tuple[str, ...]:
-        """Returns the names of the teachers that active terms read."""
+        """Returns the names of the teachers whose features active terms read."""
         return teachers_of(self.needs)
+
+    @property
+    def teacher_models(self) -> tuple[str, ...]:
+        """Returns the names of the teachers whose logits active terms read."""
+        return teacher_models_of(self.needs)
+
+    @property
+    def all_teachers(self) -> tuple[str, ...]:
+        """Returns the names of both, each once."""
+        return tuple(dict.fromkeys((*self.teachers, *self.teacher_models)))
 
     def without_reference(self) -> StagePlan:
         """Returns the plan without the terms that read the reference, for a model whose run has ended."""

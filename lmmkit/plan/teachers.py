@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from lmmkit import plugin_calls
 from lmmkit.api.model_info import Dims, ImageSpec
-from lmmkit.api.needs import TeacherAt, reads_images, teachers_of
+from lmmkit.api.needs import TeacherAt, reads_images, teacher_models_of, teachers_of
 from lmmkit.errors import Problem, UserError, did_you_mean, raise_all
 from lmmkit.errors.plan import IMAGE_ROWS, NO_TEACHER, PATCHES, TEACHER_FIT, UNUSED_TEACHER
 from lmmkit.plan import shapes
@@ -18,6 +18,7 @@ from lmmkit.plan.pretrained import Pretrained, resolve_encoder
 from lmmkit.recipe import Recipe, TeacherFrom, VisionScratch, VisionTimm
 from lmmkit.weights.weights_hash import weights_hash
 
+LARGE = 1 << 30  # bytes of a teacher from which on several ranks share it
 NO_TEACHERS: Mapping[str, TeacherFolder] = MappingProxyType({})
 
 
@@ -60,7 +61,10 @@ def teacher_problems(recipe: Recipe, instances: Instances, dims: Dims) -> list[P
     read: set[str] = set()
     for reader in instances.readers:
         needs = plugin_calls.needs(reader)
-        read.update(teachers_of(needs))
+        read.update(teachers_of(needs), models := teacher_models_of(needs))
+        problems += [
+            _no_teacher(recipe, dims, reader.name, name) for name in models if name not in dims.teachers
+        ]
         for need in (need for need in needs if isinstance(need, TeacherAt)):
             problems += _need_problems(recipe, instances, dims, reader.name, need)
     for name in recipe.teachers:
@@ -79,8 +83,7 @@ def _need_problems(
     if not reads_images(need):
         return [IMAGE_ROWS.at(where, got=f"`at` {need.at}")]
     if name not in dims.teachers:
-        got = f"`{reader}` reads teacher `{name}`, which the recipe does not have"
-        return [NO_TEACHER.at(where, got=got, nearest=did_you_mean(name, dims.teachers))]
+        return [_no_teacher(recipe, dims, reader, name)]
     grid, own, reducer = dims.teachers[name].grid, dims.image.grid, reducer_of(recipe, instances)
     if need.fit not in ("resize", "exact"):
         return [TEACHER_FIT.at(where, got=f"fit {need.fit!r}", grid=_by(own))]
@@ -91,6 +94,13 @@ def _need_problems(
     if reducer is not None and plugin_calls.patches(reducer, dims) is None:
         return [PATCHES.at(where, got=f"features of a teacher, and rows of `{reducer.name}`")]
     return []
+
+
+def _no_teacher(recipe: Recipe, dims: Dims, reader: str, name: str) -> Problem:
+    got = f"`{reader}` reads teacher `{name}`, which the recipe does not have"
+    return NO_TEACHER.at(
+        recipe.where(f"plugins.{reader}"), got=got, nearest=did_you_mean(name, dims.teachers)
+    )
 
 
 def _by(grid: tuple[int, int]) -> str:

@@ -238,10 +238,16 @@ def needs(term: Reader) -> tuple[Need, ...]:
         raise returned(term.name, "needs", term, shown(found), "a tuple of needs, such as (HiddenAt(...),)")
     with calling(term.name, "needs", term):
         hash(found)
-    if isinstance(term, RowLoss) and not (isinstance(term.at, Select) and found == (LogitsAt(term.at),)):
+    if isinstance(term, RowLoss) and not _of_rows(term, found):
         expected = "nothing else than the rows of `at`, a `Select`: leave `needs` out"
         raise returned(term.name, "needs", term, shown(found), expected)
     return found
+
+
+def _of_rows(term: RowLoss, found: tuple[Need, ...]) -> bool:
+    """Returns whether needs are the rows of `at`, and nothing else."""
+    teacher = getattr(term, "teacher", "")
+    return isinstance(term.at, Select) and found == (LogitsAt(term.at, teacher),) and isinstance(teacher, str)
 
 
 def count(term: Term, batch: Batch) -> int:
@@ -275,10 +281,14 @@ def weigh(weigher: TokenWeight, ctx: Ctx) -> Tensor:
     return found.detach()
 
 
-def losses_of_rows(term: RowLoss, logits_CV: Tensor, target_C: Tensor) -> Tensor:
-    """Returns the loss of each row of a chunk, [C]."""
+def losses_of_rows(
+    term: RowLoss, keys: Sequence[str], logits_CV: Tensor, target_C: Tensor, *beside: Tensor
+) -> Tensor:
+    """Returns the loss of each row of a chunk, [C]. `beside`: the logits of its teacher, if it has one, then the labels
+    of `keys`."""
+    teacher, labels = beside[: len(beside) - len(keys)], beside[len(beside) - len(keys) :]
     with calling(term.name, "rows", term):
-        found = term.rows(logits_CV, target_C)
+        found = term.rows(logits_CV, target_C, *teacher, **dict(zip(keys, labels, strict=True)))
     fits = isinstance(found, Tensor) and found.dtype in (torch.float32, torch.float64)
     if not fits or found.shape != target_C.shape:
         raise returned(term.name, "rows", term, shown(found), f"{len(target_C)} losses in float32, one a row")

@@ -17,7 +17,7 @@ from lmmkit.recipe import Recipe
 from lmmkit.training.distributed.fsdp import check_world
 from lmmkit.training.distributed.process_group import ALONE, Ranks
 from lmmkit.training.main_guard import check_main_guard
-from lmmkit.training.reference import reference_problems
+from lmmkit.training.reference import reference_problems, teacher_model_problems
 from lmmkit.training.validation import validate_problems
 
 
@@ -55,6 +55,7 @@ def preflight(
         Tried(lambda: _check_pretrained(prepared.value, device), prepared, backend),
         Tried(lambda: build.check_teachers(prepared.value), prepared),
         Tried(lambda: raise_all(reference_problems(prepared.value)), prepared),
+        Tried(lambda: raise_all(teacher_model_problems(prepared.value)), prepared),
         Tried(lambda: raise_all(map_problems(prepared.value)), prepared),
     ))  # fmt: skip
     return prepared.value, device

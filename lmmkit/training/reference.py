@@ -10,8 +10,8 @@ from torch import nn
 
 from lmmkit import build
 from lmmkit.errors import Problem
-from lmmkit.errors.plan import REFERENCE
-from lmmkit.inference.load import load
+from lmmkit.errors.plan import REFERENCE, TEACHER_MODEL
+from lmmkit.inference.load import load, open_teacher_models
 from lmmkit.model.decoder import Decoder
 from lmmkit.model.image_rows import ImageRows, ReducedRows
 from lmmkit.model.reference import Reference
@@ -23,6 +23,14 @@ from lmmkit.plan.stage_plan import START
 from lmmkit.training.distributed import fsdp
 from lmmkit.training.distributed.process_group import Ranks
 from lmmkit.weights import model_folder
+
+_OF_ENCODERS = (
+    "image_size",
+    "feature_layer",
+    "mean",
+    "std",
+    "resample",
+)  # keys of a teacher read for its features
 
 
 def set_reference(
@@ -44,13 +52,19 @@ def set_teachers(
 ) -> None:
     """Gives the objective the teachers that its stage's plan reads. Every rank reads their folders; those that are
     large are sharded."""
-    objective.teachers = {}  # frees those of the stage before
+    objective.teachers, objective.teacher_models = {}, {}  # frees those of the stage before
     large = fsdp.sharded_teachers(prepared, stage, ranks)
     found = build.open_teachers(prepared, stage, device, cpu=large)
     for name in large:
         blocks = fsdp.blocks_of([found[name].encoder])
         fsdp.shard(found[name], blocks, prepared.recipe, ranks, device)
     objective.teachers = found
+    large = fsdp.sharded_teacher_models(prepared, stage, ranks)
+    whole = open_teacher_models(prepared, stage, device, cpu=large)
+    for name in large:
+        blocks = fsdp.blocks_of([whole[name].lmm.decoder, whole[name].lmm.vision])
+        fsdp.shard(whole[name], blocks, prepared.recipe, ranks, device)
+    objective.teacher_models = whole
 
 
 def _start(
@@ -117,9 +131,7 @@ def _misfits(prepared: Prepared, stage: str, folder: Path) -> list[str]:
     if not (folder / "config.json").is_file():
         return [f"no model in {folder}"]
     there = _opened(folder, prepared.trust_files)
-    found = []
-    if there.tokenizer.files() != prepared.tokenizer.files():
-        found.append(f"{folder}, a model with another tokenizer")
+    found = _other_tokenizer(prepared, there, folder)
     if (there.dims.image, there.image_rows) != (prepared.dims.image, prepared.image_rows):
         found.append(f"{folder}, a model that reads images of another size or grid")
     if prepared.plans[stage].strategies:
@@ -129,6 +141,40 @@ def _misfits(prepared: Prepared, stage: str, folder: Path) -> list[str]:
         found.append(
             f"{folder}, a model with learned tokens ({', '.join(own)}), which this stage does not have"
         )
+    return found
+
+
+def _other_tokenizer(prepared: Prepared, there: Prepared, folder: Path) -> list[str]:
+    same = there.tokenizer.files() == prepared.tokenizer.files()
+    return [] if same else [f"{folder}, a model with another tokenizer"]
+
+
+def teacher_model_problems(prepared: Prepared) -> list[Problem]:
+    """Returns the problems of the teachers whose logits stages read: each reads the rows of the trained model."""
+    problems = [
+        TEACHER_MODEL.at(prepared.recipe.where(f"teachers.{name}"), got=got)
+        for stage, plan in prepared.plans.items() for name in plan.teacher_models
+        for got in _teacher_misfits(prepared, stage, name)
+    ]  # fmt: skip
+    return list(dict.fromkeys(problems))
+
+
+def _teacher_misfits(prepared: Prepared, stage: str, name: str) -> list[str]:
+    section = prepared.teachers[name].section
+    folder = prepared.recipe.path(section.from_)
+    there = _opened(folder, prepared.trust_files)
+    found = _other_tokenizer(prepared, there, folder)
+    if not found and there.dims.vocab != prepared.dims.vocab:
+        found.append(f"{folder}, a head of {there.dims.vocab} rows, and one of {prepared.dims.vocab}")
+    if there.image_rows != prepared.image_rows:
+        found.append(f"{folder}, {there.image_rows} rows for an image, and {prepared.image_rows}")
+    given = [key for key in _OF_ENCODERS if getattr(section, key) is not None]
+    found += [f"`{key}`, and a model that reads images in its own way" for key in given]
+    if prepared.plans[stage].strategies:
+        names = ", ".join(strategy.name for strategy, _ in prepared.plans[stage].strategies)
+        found.append(f"{folder}, and learned tokens of stage `{stage}` ({names}), which it does not have")
+    if own := _token_plugins(folder, there):
+        found.append(f"{folder}, a model with learned tokens ({', '.join(own)}), which no row has")
     return found
 
 

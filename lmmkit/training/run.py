@@ -150,7 +150,7 @@ def _train(
             if stopped:
                 return TrainResult(run, context.stop.requested, dropped=context.dropped)
             optimizer, objective.references = None, ()  # frees the memory of its moments, and of copies
-            objective.teachers = {}
+            objective.teachers, objective.teacher_models = {}, {}
             objective = _end(context, objective, position)
     return TrainResult(run, None, dropped=context.dropped)
 

@@ -14,7 +14,7 @@ from lmmkit.data.sources.bad_records import BadRecordLog
 from lmmkit.errors import MachineError
 from lmmkit.plan.prepare import Prepared
 from lmmkit.recipe import Validate
-from lmmkit.training.distributed.fsdp import encoder_is_sharded, sharded_teachers
+from lmmkit.training.distributed.fsdp import encoder_is_sharded, sharded_teacher_models, sharded_teachers
 from lmmkit.training.distributed.process_group import Ranks
 from lmmkit.training.triggers import Position
 
@@ -40,7 +40,8 @@ class StageData:
         return replace(
             packer,
             blank=not self.ranks.alone and encoder_is_sharded(self.prepared.recipe),
-            blank_teachers=sharded_teachers(self.prepared, self.stage, self.ranks),
+            blank_teachers=sharded_teachers(self.prepared, self.stage, self.ranks)
+            | sharded_teacher_models(self.prepared, self.stage, self.ranks),
         )
 
     @cached_property

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from lmmkit.api import Ctx, HiddenAt, HiddenMean, Loss, Ragged, Sample, Select, View
-from lmmkit.data.labels import join_labels
+from lmmkit.api.batch import RowGather
+from lmmkit.data.labels import item_labels, join_labels
 from lmmkit.data.pipeline import cut
 from lmmkit.data.step_transfer import from_block, to_block
 from lmmkit.errors import UserError
@@ -164,3 +165,41 @@ def test_labels_are_read_by_the_right_method():
 def test_a_run_without_labels_has_none():
     batch, _ = paper_objective.packed(paper_objective.CHATS[2:])
     assert batch.labels == {}
+
+
+NAMES = (("main", "a"), ("other", "a"), ("main", "b"), ("main", "c"))
+ITEMS = RowGather.of(torch.arange(5), torch.tensor([0, 0, 2, 3, 3]))
+
+
+def test_a_label_of_rows_has_a_value_for_each_item():
+    lists = Ragged(torch.arange(18.0).view(9, 2), torch.tensor([0, 0, 1, 1, 1, 1, 2, 3, 3]))
+    labels = {"x/list": lists, "x/one": torch.tensor([1.0, 2, 3, 4]), "y/one": torch.zeros(4)}
+    found = item_labels("x", labels, ITEMS, NAMES)
+    assert found["x/list"].tolist() == [[0, 1], [2, 3], [12, 13], [14, 15], [16, 17]], (
+        "rows 2 to 5 are of no item"
+    )
+    assert found["x/one"].tolist() == [1, 1, 3, 4, 4] and "y/one" not in found
+    even = {"x/list": torch.arange(16).view(4, 2, 2)}
+    two = RowGather.of(torch.arange(4), torch.tensor([1, 1, 3, 3]))
+    assert item_labels("x", even, two, NAMES)["x/list"].tolist() == [[4, 5], [6, 7], [12, 13], [14, 15]]
+    none = RowGather.of(torch.arange(0), torch.arange(0))
+    assert item_labels("x", even, none, NAMES)["x/list"].shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("label", "got"),
+    [
+        (
+            Ragged(torch.zeros(6), torch.tensor([0, 0, 2, 2, 3, 3])),
+            "sample b: 2 values, and 1 rows of view `main`",
+        ),
+        (Ragged(torch.zeros(4), torch.tensor([0, 0, 2, 3])), "sample c: 1 values, and 2 rows"),
+        (torch.zeros(4, 2), "sample b: 2 values, and 1 rows"),
+    ],
+)
+def test_a_list_of_another_length_than_the_rows_is_refused_by_sample(label, got):
+    with pytest.raises(UserError) as caught:
+        item_labels("x", {"x/list": label}, ITEMS, NAMES)
+    (problem,) = caught.value.problems
+    assert problem.code == "plugin/label" and got in f"{problem.where}: {problem.got}"
+    assert "plugin `x`, label `list`" in problem.where

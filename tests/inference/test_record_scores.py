@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
+from lmmkit_zoo.distill import DistillStored
 from typer.testing import CliRunner
 
+from lmmkit.api import Sample
 from lmmkit.cli import app
 from lmmkit.errors import UserError
 from lmmkit.inference.load import load
-from lmmkit.inference.record_scores import score_names, scored_records
+from lmmkit.inference.record_scores import score_names, scored_records, stored_rows
+from lmmkit.plan.dry_run.run import plugin_problems
 from lmmkit.plan.prepare import prepare
 from lmmkit.weights.weights_hash import weights_hash
 from tests.training.test_reference import DPO, REDUCER, TEXT, WHOLE, preferred, run
@@ -191,3 +195,60 @@ def test_the_labels_of_a_loss_read_what_was_stored(tiny, tmp_path):
     assert value < 1e-4 * -sum(labels), "the same model has the same log-probabilities"
     _, without, far = of_step("finetune.json")
     assert without == [0.0] * len(labels) and far == pytest.approx(-sum(labels), rel=1e-4)
+
+
+def test_stored_tokens_are_read_as_they_were_written():
+    tokens, logp = np.arange(12).reshape(4, 3) * 30_000, -np.random.default_rng(0).random((4, 3)).astype("f4")
+    term = DistillStored(name="stored", field="mine")
+    found = term.labels(Sample(key="s", turns=(), meta={"mine": stored_rows(tokens, logp)}), None)
+    assert found["tokens"].tolist() == tokens.tolist() and np.array_equal(found["logp"], logp)
+    empty = term.labels(Sample(key="s", turns=(), meta={"mine": stored_rows(tokens[:0], logp[:0])}), None)
+    assert empty["tokens"].shape == empty["logp"].shape == (0, 3)
+    with pytest.raises(ValueError, match="sample s has no `mine`: write it by `lmmkit reference --top-k`"):
+        term.labels(Sample(key="s", turns=()), None)
+
+
+def test_the_likeliest_tokens_of_a_model_are_those_to_which_it_has_no_distance(tiny, tmp_path):
+    plugin = f"stored: {{use: '{DPO.with_name('distill.py')}:distill_stored'}}"
+    text = (
+        TEXT.replace("TRAIN", WHOLE).replace("    reference: start\n", "").replace("dpo: 1.0", "stored: 1.0")
+    )
+    text = text.replace(f"dpo: {{use: '{DPO}:dpo', crop: 0.3, beta: 0.5}}", plugin)
+    plain = text.replace("plugins:\n", "").replace(f"  {plugin}\n", "").replace(", stored: 1.0", "")
+    recipe, rows = tiny("stages.first.length.steps=1", text=plain), tmp_path / "rows.jsonl"
+    model = run(recipe, tmp_path / "run", stage="first").model("first")
+    (tmp_path / "plain.yaml").write_text(plain)
+    words = [
+        "reference",
+        model,
+        tmp_path / "plain.yaml",
+        "--stage",
+        "prefer",
+        "--out",
+        rows,
+        "--root",
+        recipe.root,
+    ]
+    words = list(map(str, words))
+    for k in ("0", "1000"):
+        refused = CliRunner().invoke(app, [*words, "--top-k", k])
+        assert refused.exit_code == 2 and "reference/no-scores" in refused.output, refused.output
+    result = CliRunner().invoke(app, [*words, "--top-k", "7"])
+    assert result.exit_code == 0, (result.output, result.exception)
+    stored = {row["id"]: row["top_k"] for row in map(json.loads, rows.read_text().splitlines())}
+    assert len(stored) == 120 and {text.split()[0] for text in stored.values()} == {"7"}
+    prepared = prepare(tiny(f"data.questions.records={rows}", text=text), trust_files=True)
+    objective = load(model).objective.eval()
+    objective.terms = prepared.plans["prefer"].terms
+    (batch,) = prepared.pipeline("prefer").step(0)
+    n = batch.count["stored"]
+    assert n == batch.count["next_token"] > 10
+    assert abs(float(objective(batch).sums["stored"].detach())) < 1e-5 * n
+    with torch.no_grad():
+        objective.lmm.decoder.head.weight.mul_(1.5)
+    assert float(objective(batch).sums["stored"].detach()) > 0.01 * n
+    assert plugin_problems(prepared) == []
+    for text_of in stored.values():
+        rows.write_text(rows.read_text().replace(text_of, "7 "))
+    (problem,) = plugin_problems(prepare(tiny(f"data.questions.records={rows}", text=text), trust_files=True))
+    assert problem.code == "plugin/label" and "0 values, and" in problem.got

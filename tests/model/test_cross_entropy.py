@@ -5,7 +5,13 @@ import torch
 import torch.nn.functional as F
 
 from lmmkit.model import cross_entropy
-from lmmkit.model.cross_entropy import linear_cross_entropy, log_probs, row_losses
+from lmmkit.model.cross_entropy import (
+    FixedLogits,
+    linear_cross_entropy,
+    log_probs,
+    row_losses,
+    top_log_probs,
+)
 from tests.support.plain_twins import off, show
 
 TIGHT = {torch.float64: 1e-12, torch.float32: 5e-6}
@@ -56,7 +62,7 @@ def smoothed(logits_CV, target_C):
 @pytest.mark.parametrize("rows", [0, 1, 7, 30])
 def test_a_function_of_rows_in_chunks_is_that_of_all_logits(rows, dtype, small_chunks):
     def in_chunks(hidden_QD, weight_VD, target_Q):
-        return row_losses(hidden_QD, weight_VD, target_Q, smoothed)
+        return row_losses(hidden_QD, weight_VD, smoothed, target_Q)
 
     def at_once(hidden_QD, weight_VD, target_Q):
         return smoothed(hidden_QD @ weight_VD.T, target_Q)
@@ -66,6 +72,50 @@ def test_a_function_of_rows_in_chunks_is_that_of_all_logits(rows, dtype, small_c
     ):
         assert got.dtype == dtype and got.shape == want.shape
         assert rows == 0 or off(got, want) < TIGHT[dtype]
+
+
+def of_two(logits_CV, target_C, other_CV):
+    """Returns a function of both models' rows that is not linear in either."""
+    p_CV, q_CV = logits_CV.log_softmax(-1), (other_CV / 2).log_softmax(-1)
+    return (p_CV.exp() * (p_CV - q_CV)).sum(-1) + (q_CV.exp() * p_CV.square()).sum(-1) - p_CV[:, 0] * target_C
+
+
+@pytest.mark.parametrize("dtype", TIGHT)
+@pytest.mark.parametrize("rows", [0, 1, 7, 30])
+def test_rows_beside_those_of_another_model_are_those_of_all_logits(rows, dtype, small_chunks):
+    draw = torch.Generator().manual_seed(5)
+    other_QE, head_VE = (torch.randn(n, 6, generator=draw, dtype=torch.float64).to(dtype) for n in (rows, 53))
+    head_VE.requires_grad_()
+
+    def in_chunks(hidden_QD, weight_VD, target_Q):
+        return row_losses(hidden_QD, weight_VD, of_two, target_Q, FixedLogits(other_QE, head_VE))
+
+    def at_once(hidden_QD, weight_VD, target_Q):
+        return of_two(hidden_QD @ weight_VD.T, target_Q, (other_QE @ head_VE.T).detach())
+
+    for got, want in zip(
+        found(in_chunks, *given(rows, dtype)), found(at_once, *given(rows, dtype)), strict=True
+    ):
+        assert got.dtype == dtype and got.shape == want.shape
+        assert rows == 0 or off(got, want) < TIGHT[dtype]
+
+
+def test_logits_of_another_model_are_made_in_chunks_and_under_autocast_of_bfloat16_products(monkeypatch):
+    monkeypatch.setattr(cross_entropy, "LOGIT_BYTES", 1)
+    monkeypatch.setattr(cross_entropy, "LEAST_ROWS", 7)
+    hidden_SD, weight_VD, target_S, _ = given(16, torch.float32)
+    other_SD, head_VD = (x.detach() * 3 for x in (hidden_SD, weight_VD))
+    seen = []
+
+    def watched(logits_CV, target_C, other_CV):
+        seen.append((tuple(other_CV.shape), other_CV.dtype, other_CV.requires_grad))
+        return of_two(logits_CV, target_C, other_CV)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        fixed = FixedLogits(other_SD, head_VD)
+        row_losses(hidden_SD, weight_VD, watched, target_S, fixed).sum().backward()
+    assert seen == [((rows, 53), torch.float32, False) for rows in (7, 7, 2)] * 2
+    assert torch.equal(fixed[3:9], (other_SD.bfloat16() @ head_VD.bfloat16().T)[3:9].float())
 
 
 def test_a_function_of_rows_gets_one_chunk_at_a_time_in_float32(monkeypatch):
@@ -79,7 +129,7 @@ def test_a_function_of_rows_gets_one_chunk_at_a_time_in_float32(monkeypatch):
 
     hidden_SD, weight_VD, target_S, _ = given(16, torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        losses = row_losses(hidden_SD, weight_VD, target_S, watched)
+        losses = row_losses(hidden_SD, weight_VD, watched, target_S)
     losses.sum().backward()
     assert losses.dtype == torch.float32 and weight_VD.grad.dtype == torch.float32
     assert seen == [((rows, 53), torch.float32, False) for rows in (7, 7, 2)] * 2
@@ -203,3 +253,12 @@ def test_under_autocast_chunks_add_no_error_to_the_gradient_of_the_head(monkeypa
         errors[chunk] = off(gradient, exact)
         show(f"error of the head's gradient, chunks of {chunk}", errors[chunk])
     assert errors[7] < 1.5 * errors[rows]
+
+
+@pytest.mark.parametrize("rows", [0, 1, 7, 30])
+def test_the_likeliest_tokens_are_the_first_of_all_sorted_ones(rows, small_chunks):
+    hidden_QD, weight_VD, _, _ = given(rows, torch.float64)
+    token_QK, logp_QK = top_log_probs(hidden_QD, weight_VD, 5)
+    want = (hidden_QD @ weight_VD.T).log_softmax(-1).sort(-1, descending=True)
+    assert torch.equal(token_QK, want.indices[:, :5]) and not logp_QK.requires_grad
+    assert off(logp_QK, want.values[:, :5]) < 1e-12

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import math
+import re
 import shutil
 import tomllib
 from collections import Counter
@@ -17,6 +18,7 @@ import torch
 from lmmkit_zoo.attention_box import AttentionBox, covered
 from lmmkit_zoo.cal import Blind, Cal
 from lmmkit_zoo.contrast import Apart, Contrast
+from lmmkit_zoo.distill import Distill, DistillStored
 from lmmkit_zoo.dpo import Cropped, Dpo
 from lmmkit_zoo.focal import Focal
 from lmmkit_zoo.label_smoothing import LabelSmoothing
@@ -25,8 +27,10 @@ from lmmkit_zoo.reconstruct import Reconstruct
 from lmmkit_zoo.rotation import Colour, Exchanged, Rotation, Turned
 from lmmkit_zoo.viral import Viral
 from lmmkit_zoo.z_loss import ZLoss
+from typer.testing import CliRunner
 
 from lmmkit.api import Ctx, Image, ImageSpec, Sample, TeacherAt, Turn, View, VisionAt
+from lmmkit.cli import app
 from lmmkit.model.init import init
 from lmmkit.plan.dry_run.run import plugin_problems
 from lmmkit.plan.prepare import prepare
@@ -65,7 +69,7 @@ def test_every_component_is_declared_and_has_a_recipe():
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_trains(path, scenes, tmp_path, offered, monkeypatch):
-    scenes = with_its_records(path, scenes, tmp_path, monkeypatch)
+    scenes = with_its_teacher(path, with_its_records(path, scenes, tmp_path, monkeypatch), tmp_path)
     stages = tuple(read_recipe(path, root=scenes).stages)
     short = [f"stages.{stage}.length.steps=6" for stage in stages]
     recipe = read_recipe(
@@ -76,7 +80,9 @@ def test_a_recipe_trains(path, scenes, tmp_path, offered, monkeypatch):
     )
     plain = read_recipe(ROOT / "recipes" / "quickstart-llava.yaml", root=scenes)
     same = (recipe.model.vision, recipe.model.text) == (plain.model.vision, plain.model.text)
-    assert same, "take the sizes of quickstart-llava, so that on and off can be compared"
+    assert same != path.stem.startswith("distill"), (
+        "take its sizes, so that on and off can be compared; a student is smaller"
+    )
     lines = train(recipe, out=tmp_path / "run").run.read_metrics()
     for stage in stages:
         for name in recipe.stages[stage].losses:
@@ -84,6 +90,26 @@ def test_a_recipe_trains(path, scenes, tmp_path, offered, monkeypatch):
             measured = [value for value in found if value is not None]
             assert len(found) == 6 and measured and np.isfinite(measured).all(), name
             assert len(set(measured)) == len(measured), name
+
+
+def commands_before(path) -> list[str]:
+    """Returns the commands in the header of a recipe that make a teacher."""
+    before = path.read_text().partition("# First:")[2]
+    return re.findall(r"(lmmkit (?:train|reference) .+)$", before, re.MULTILINE)
+
+
+def with_its_teacher(path, scenes, tmp_path):
+    """Returns the scenes; if the header of a recipe makes a teacher, a copy in which it was made, in few steps."""
+    commands = commands_before(path)
+    if commands:
+        scenes = shutil.copytree(scenes, tmp_path / "scenes")
+    for command in commands:
+        words = [re.sub(r"^scenes\b", str(scenes), word) for word in command.split()[1:]]
+        if words[0] == "train":
+            words += ["--set", "stages.pretrain.length.steps=2", "--set", "stages.finetune.length.steps=2"]
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 0, (command, result.output, result.exception)
+    return scenes
 
 
 def with_its_records(path, scenes, tmp_path, monkeypatch):
@@ -178,6 +204,44 @@ def test_z_loss_and_label_smoothing_of_some_logits():
     assert smooth.rows(logits, target).tolist() == pytest.approx(want, rel=1e-5)
     assert smooth.check(None) == "" != LabelSmoothing(name="s", share=1.0).check(None)
     assert smooth.chance(paper_objective.DIMS) == math.log(paper_objective.DIMS.vocab)
+
+
+def plain_kl(p, q) -> float:
+    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+
+
+def test_distill_is_the_divergence_of_the_predictions_at_a_temperature():
+    logits, teacher, target = torch.randn(4, 9), 2 * torch.randn(4, 9), torch.tensor([0, 3, 8, 3])
+    heat = 1.7
+    own, goal = ((each.double() / heat).softmax(-1).tolist() for each in (logits, teacher))
+    middle = [[(a + b) / 2 for a, b in zip(*rows, strict=True)] for rows in zip(own, goal, strict=True)]
+    want = {
+        "forward": [plain_kl(g, o) for o, g in zip(own, goal, strict=True)],
+        "reverse": [plain_kl(o, g) for o, g in zip(own, goal, strict=True)],
+        "js": [(plain_kl(o, m) + plain_kl(g, m)) / 2 for o, g, m in zip(own, goal, middle, strict=True)],
+    }
+    for divergence, values in want.items():
+        term = Distill(name="d", teacher="t", divergence=divergence, temperature=heat)
+        found = term.rows(logits, target, teacher)
+        assert found.tolist() == pytest.approx([heat**2 * value for value in values], rel=1e-4), divergence
+        assert term.rows(logits, target, logits).abs().max() < 1e-6, "0 is the teacher's predictions"
+    assert term.check(None) == "" != Distill(name="d", teacher="t", temperature=0.0).check(None)
+
+
+def test_distill_stored_counts_all_other_tokens_as_one():
+    logits, teacher, target = torch.randn(4, 9), 2 * torch.randn(4, 9), torch.tensor([0, 3, 8, 3])
+    term, own, goal = DistillStored(name="d"), logits.double().softmax(-1), teacher.double().softmax(-1)
+    for k in (1, 3, 8):
+        logp, tokens = teacher.log_softmax(-1).topk(k)
+        want = []
+        for o, g, kept in zip(own.tolist(), goal.tolist(), tokens.tolist(), strict=True):
+            o, g = ([each[t] for t in kept] + [sum(each) - sum(each[t] for t in kept)] for each in (o, g))
+            want.append(plain_kl(g, o))
+        assert term.rows(logits, target, tokens, logp).tolist() == pytest.approx(want, rel=1e-3, abs=1e-6), k
+    whole = Distill(name="d", teacher="t").rows(logits, target, teacher)
+    assert want == pytest.approx(whole.tolist(), rel=1e-4), "without one token the others are one event"
+    sure = torch.zeros(4, 1)
+    assert torch.isfinite(term.rows(logits, target, tokens[:, :1], sure)).all()
 
 
 def test_viral_is_one_minus_the_cosine_of_each_row():

@@ -12,10 +12,12 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 
 from lmmkit import build
+from lmmkit.cost_estimate import estimate
 from lmmkit.errors import UserError
 from lmmkit.inference.load import load
 from lmmkit.plan.explain import plan_text
 from lmmkit.plan.prepare import prepare
+from lmmkit.plugin_costs import plugin_costs
 from lmmkit.runs.run_folder import RunFolder
 from lmmkit.training.checkpoint import read
 from lmmkit.training.distributed import fsdp
@@ -232,6 +234,35 @@ def test_what_cannot_be_is_refused(recipe_of, tmp_path, parts, capsys):
     )
 
 
+def test_check_counts_the_teacher_and_its_passes(finished, recipe_of):
+    off = prepare(recipe_of("stages.only.losses.follow=0.0"), trust_files=True)
+    on, narrow = (
+        prepare(recipe_of(f"teachers.dino.dtype={d}"), trust_files=True) for d in ("float32", "bfloat16")
+    )
+    costs = [estimate(prepared, "only", flops=1e12) for prepared in (off, on, narrow)]
+    shell = build.teacher_shell(on, "dino")
+    batches = [batch for i in range(4) for batch in on.pipeline("only").step(i)]
+    images, values = (
+        [len(b.teacher_pixels["dino"]) for b in batches],
+        sum(p.numel() for p in shell.parameters()),
+    )
+    peak = max(images) * 36 * (12 * 24 + 3 * 4 * 40)
+    assert "teachers" not in costs[0]["bytes"] and costs[1]["bytes"]["teachers"] == 4 * values + peak
+    assert costs[1]["bytes"]["all"] == sum(v for k, v in costs[1]["bytes"].items() if k != "all")
+    assert 2 * values < costs[2]["bytes"]["teachers"] < 0.7 * costs[1]["bytes"]["teachers"]
+    seconds = 3600 * (costs[1]["hours"] - costs[0]["hours"])
+    assert seconds == pytest.approx(6 * 2 * values * 36 * sum(images) / 4 / 1e12, rel=0.01)
+    assert float(
+        build.open_teachers(narrow, "only", torch.device("cpu"))["dino"].encoder.blocks[0].up.weight.sum()
+    )
+
+
+def test_cost_measures_a_step_with_the_teacher(finished):
+    cost = plugin_costs(prepare(finished[0], trust_files=True), "only", 2, torch.device("cpu"))
+    assert [(plugin.name, plugin.why_not) for plugin in cost.plugins] == [("follow", "")]
+    assert cost.plugins[0].ratio is not None and cost.plugins[0].ratio > 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("large", [False, True])
 def test_two_ranks_are_one(finished, recipe_of, tmp_path, large, monkeypatch):
@@ -240,7 +271,13 @@ def test_two_ranks_are_one(finished, recipe_of, tmp_path, large, monkeypatch):
     def body(rank):
         if large:
             fsdp.LARGE = 1
+        sharded = []
+        shard = fsdp.shard
+        fsdp.shard = lambda root, *args, **more: (
+            sharded.append(type(root).__name__) or shard(root, *args, **more)
+        )
         run(recipe, tmp_path / "two" / "run")
+        assert ("Teacher" in sharded) == large
 
     local_ranks.run(2, body, tmp_path / "two")
     for mine, theirs in zip(figures(RunFolder(tmp_path / "two" / "run")), figures(finished[1]), strict=True):

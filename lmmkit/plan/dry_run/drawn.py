@@ -28,8 +28,9 @@ from lmmkit.api.needs import (
 LOGITS = 512  # of a row of drawn logits, at most
 
 
-def drawn(need: Need, batch: Batch, dims: Dims, generator: torch.Generator) -> Tensor:
-    """Returns a tensor of the shape, type and range that the model gives for a need, [Q, ...]."""
+def drawn(need: Need, batch: Batch, dims: Dims, generator: torch.Generator, logits: int = LOGITS) -> Tensor:
+    """Returns a tensor of the shape, type and range that the model gives for a need, [Q, ...]. Rows of logits have at
+    most `logits` of them."""
     n = batch.value_count(need)
     match need:
         case HiddenAt() | HiddenMean():
@@ -44,7 +45,7 @@ def drawn(need: Need, batch: Batch, dims: Dims, generator: torch.Generator) -> T
         case LogSumExp():
             return math.log(dims.vocab) + torch.rand(n, generator=generator)
         case LogitsAt():
-            return torch.randn(n, min(dims.vocab, LOGITS), generator=generator)
+            return torch.randn(n, min(dims.vocab, logits), generator=generator)
         case AttnMass():
             return 0.05 + 0.9 * torch.rand(n, generator=generator)
         case AttnTo():

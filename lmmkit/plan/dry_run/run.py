@@ -32,7 +32,7 @@ from lmmkit.plan.dry_run.label_checks import LabelSubject
 from lmmkit.plan.dry_run.module_checks import ModuleSubject
 from lmmkit.plan.dry_run.reducer_checks import ReducerSubject
 from lmmkit.plan.dry_run.subject import first_problems, problem
-from lmmkit.plan.dry_run.term_checks import TermSubject
+from lmmkit.plan.dry_run.term_checks import TermSubject, reads_ids
 from lmmkit.plan.dry_run.token_checks import TokenSubject
 from lmmkit.plan.dry_run.view_checks import ViewSubject
 from lmmkit.plan.prepare import Prepared
@@ -139,6 +139,8 @@ def term_subject(prepared: Prepared, stage: str, term: Reader, module: nn.Module
     samples = list(islice(laid_out, SAMPLES))
     if not any(_concerns(term, sample) for sample in samples):
         samples = [*islice((s for s in laid_out if _concerns(term, s)), SAMPLES // 2), *samples][:SAMPLES]
+    if reads_ids(term):  # whole rows of logits take memory and time, so few of them
+        samples = sorted(samples, key=lambda s: (not _concerns(term, s), s.size))[: SAMPLES // 2]
     return TermSubject(
         term, module.eval() if module is not None else None, prepared.packer(stage), samples, prepared.dims
     )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lmmkit import plugin_calls
 from lmmkit.api.batch import Batch, Ragged
-from lmmkit.api.components import Ctx, Moment, Reader, RowLoss, StepTerm, Term
+from lmmkit.api.components import Ctx, Loss, Moment, Reader, RowLoss, StepTerm, Term
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import LogitsAt, Need
 from lmmkit.api.sample import Image, ImageFit
@@ -29,7 +29,7 @@ from lmmkit.errors.dry_run import (
     NOT_FINITE,
     NOT_PURE,
 )
-from lmmkit.plan.dry_run.drawn import concatenated, drawn
+from lmmkit.plan.dry_run.drawn import LOGITS, concatenated, drawn
 from lmmkit.plan.dry_run.subject import Check, global_seed, problem
 from lmmkit.plugin_calls.guard import calling, returned, shown
 
@@ -59,11 +59,9 @@ class TermSubject:
 
     def pack(self, samples: Sequence[SizedSample]) -> Batch:
         """Returns the micro-batch of these samples, with drawn images."""
-        packer = replace(self.packer, needs=plugin_calls.needs(self.term), terms=(), teachers={})
-        batch, _ = packer.pack(samples, read_images(samples, self._pixels))
-        if self.term.name in batch.count or not isinstance(self.term, Term):  # a next-token term; no term
-            return batch
-        return replace(batch, count={**batch.count, self.term.name: plugin_calls.count(self.term, batch)})
+        terms = (self.term,) if isinstance(self.term, Term) else ()
+        packer = replace(self.packer, needs=plugin_calls.needs(self.term), terms=terms, teachers={})
+        return packer.pack(samples, read_images(samples, self._pixels))[0]
 
     def _pixels(self, image: Image, fit: ImageFit) -> Tensor:
         """Returns drawn pixels for an image file."""
@@ -73,7 +71,8 @@ class TermSubject:
     def drawn(self, samples: Sequence[SizedSample], seed: int = 3) -> Group:
         """Returns a micro-batch of these samples, with drawn tensors of its needs."""
         batch, generator = self.pack(samples), torch.Generator().manual_seed(seed)
-        return Group(batch, {need: drawn(need, batch, self.dims, generator) for need in batch.gathers})
+        logits = self.dims.vocab if reads_ids(self.term) else LOGITS
+        return Group(batch, {n: drawn(n, batch, self.dims, generator, logits) for n in batch.gathers})
 
     def together(self, samples: Sequence[SizedSample], parts: Sequence[Group]) -> Group:
         """Returns a micro-batch of samples whose needs have the values that they have in `parts`."""
@@ -117,6 +116,11 @@ class TermSubject:
         return found
 
 
+def reads_ids(term: Reader) -> bool:
+    """Returns whether a term has logits and labels, which may be ids of any tokens: then it needs whole rows."""
+    return isinstance(term, RowLoss) and type(term).labels is not Loss.labels
+
+
 def _sum(term: Term, ctx: Ctx) -> Tensor:
     """Returns what adds up over micro-batches: the value; for a term over a step, a function of each item."""
     if isinstance(term, StepTerm):
@@ -136,7 +140,11 @@ def _value(term: Term, ctx: Ctx) -> Tensor:
         (need,) = plugin_calls.needs(term)
         assert isinstance(need, LogitsAt), "the only need of a `RowLoss`"
         logits_QV = ctx[need]  # of few tokens, if the vocabulary is large
-        return plugin_calls.losses_of_rows(term, logits_QV, ctx.targets(need) % logits_QV.shape[1]).sum()
+        target_Q = ctx.targets(need) % logits_QV.shape[1]
+        teacher = [logits_QV.detach().roll(1, 1)] if need.teacher else []  # of another model, by rows
+        labels = ctx.batch.labels_of(term.name)
+        beside = (target_Q, *teacher, *labels.values())
+        return plugin_calls.losses_of_rows(term, list(labels), logits_QV, *beside).sum()
     return plugin_calls.value(term, ctx)
 
 

@@ -31,10 +31,11 @@ from lmmkit.model.vision import ViT
 from lmmkit.objective import Objective
 from lmmkit.optimizers import OPTIMIZERS
 from lmmkit.plan.prepare import Prepared
+from lmmkit.plan.teachers import LARGE
 from lmmkit.recipe import Recipe
 from lmmkit.training.distributed.process_group import Ranks
+from lmmkit.weights.weights_hash import weight_files
 
-LARGE = 1 << 30  # bytes of a teacher from which on it is sharded
 _SHOWN = 4  # how many valid numbers of processes an error lists
 
 
@@ -79,6 +80,14 @@ def sharded_teachers(prepared: Prepared, stage: str, ranks: Ranks) -> frozenset[
     """Returns the teachers of a stage that are sharded, because they are large."""
     names = () if ranks.alone else prepared.plans[stage].teachers
     sizes = {n: sum(p.nbytes for p in build.teacher_shell(prepared, n).parameters()) for n in names}
+    return frozenset(name for name, size in sizes.items() if size >= LARGE)
+
+
+def sharded_teacher_models(prepared: Prepared, stage: str, ranks: Ranks) -> frozenset[str]:
+    """Returns the whole models among the teachers of a stage that are sharded, because their files are large."""
+    names = () if ranks.alone else prepared.plans[stage].teacher_models
+    folders = {name: prepared.recipe.path(prepared.teachers[name].section.from_) for name in names}
+    sizes = {name: sum(p.stat().st_size for p in weight_files(folder)) for name, folder in folders.items()}
     return frozenset(name for name, size in sizes.items() if size >= LARGE)
 
 

@@ -13,7 +13,7 @@ from lmmkit.plan.dry_run.second_process import other_views
 from lmmkit.plan.prepare import prepare
 from lmmkit.recipe import read_recipe
 from lmmkit.recipe.shipped import shipped
-from tests.plugins.test_zoo import offered, with_its_records  # noqa: F401
+from tests.plugins.test_zoo import offered, with_its_records, with_its_teacher  # noqa: F401
 from tests.support.mistakes import FOLDER, MISTAKES, constants, recipe_text
 
 SOUND = sorted((FOLDER.parent / "sound_plugins").glob("*.py"))
@@ -60,6 +60,7 @@ SCENES = [name for name, path in shipped().items() if "vision:    {width" in pat
 def test_the_plugins_of_a_shipped_recipe_have_no_problem(name, scenes, offered, tmp_path, monkeypatch):  # noqa: F811
     """Tries those on drawn scenes; `tests/test_recipes.py` checks the others with true shapes."""
     root = with_its_records(shipped()[name], scenes, tmp_path, monkeypatch)
+    root = with_its_teacher(shipped()[name], root, tmp_path)
     assert plugin_problems(prepare(read_recipe(shipped()[name], root=root))) == []
 
 
