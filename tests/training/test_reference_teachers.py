@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from lmmkit import build
 from lmmkit.cost_estimate import estimate
+from lmmkit.data.step_transfer import from_block, to_block
 from lmmkit.errors import UserError
 from lmmkit.inference.load import load
 from lmmkit.plan.explain import plan_text
@@ -146,6 +148,16 @@ def test_the_features_are_those_of_transformers(finished, parts):
     assert hf_model_folders.error(dino(pixels_ICXY, (3, 3)), means) < 1e-5
 
 
+def test_a_data_worker_sends_the_same_pixels(finished):
+    pipeline = prepare(finished[0], trust_files=True).pipeline("only")
+    sent = from_block(to_block(pickle.loads(pickle.dumps(pipeline)).step(1)))
+    for mine, theirs in zip(sent, pipeline.step(1), strict=True):
+        assert torch.equal(mine.teacher_pixels["dino"], theirs.teacher_pixels["dino"])
+        for need, gather in theirs.gathers.items():
+            assert (gather.item_Q is None) == (mine.gathers[need].item_Q is None)
+            assert gather.item_Q is None or torch.equal(mine.gathers[need].item_Q, gather.item_Q)
+
+
 def test_a_stopped_run_goes_on_bit_for_bit(finished, tmp_path):
     shutil.copytree(finished[1].path, tmp_path / "run")
     cut = RunFolder(tmp_path / "run")
@@ -251,7 +263,9 @@ def test_check_counts_the_teacher_and_its_passes(finished, recipe_of):
     assert costs[1]["bytes"]["all"] == sum(v for k, v in costs[1]["bytes"].items() if k != "all")
     assert 2 * values < costs[2]["bytes"]["teachers"] < 0.7 * costs[1]["bytes"]["teachers"]
     seconds = 3600 * (costs[1]["hours"] - costs[0]["hours"])
-    assert seconds == pytest.approx(6 * 2 * values * 36 * sum(images) / 4 / 1e12, rel=0.01)
+    learned = 6 * 2 * costs[1]["tokens_per_step"] * (costs[1]["trainable"] - costs[0]["trainable"])
+    passes = 6 * 2 * values * 36 * sum(images) / 4
+    assert seconds == pytest.approx((learned + passes) / 1e12, rel=1e-6) and passes > 5 * learned
     assert float(
         build.open_teachers(narrow, "only", torch.device("cpu"))["dino"].encoder.blocks[0].up.weight.sum()
     )
