@@ -24,8 +24,9 @@ from lmmkit.commands import (
     train,
 )
 from lmmkit.commands import evaluate as eval_
+from lmmkit.commands.ablation import ablate
 from lmmkit.commands.answers import group as answers
-from lmmkit.commands.experiments import runs
+from lmmkit.commands.experiments import report, runs
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -36,8 +37,10 @@ app.command()(quickstart.quickstart)
 app.command()(train.train)
 app.command()(check.check)
 app.command("eval")(eval_.evaluate)
+app.command()(ablate.ablate)
 app.command()(chat.chat)
 app.command()(model.reference)
+app.command()(report.report)
 app.command("runs")(runs.show_runs)
 app.command()(diff.diff)
 app.command()(explain.explain)

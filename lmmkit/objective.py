@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lmmkit import plugin_calls
-from lmmkit.api.batch import Batch, HeadPairs, RowGather
+from lmmkit.api.batch import WEIGHT, Batch, HeadPairs, RowGather
 from lmmkit.api.components import EVALUATION, Ctx, Moment, Reader, RowLoss, StepTerm, Term, TokenWeight
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import (
@@ -41,11 +41,13 @@ NO_SHARES: Mapping[str, StepShare] = MappingProxyType({})
 
 class Outcome(NamedTuple):
     """Holds the sums over each term's counted items (float32 scalars), the inputs of each plugin term, and
-    the next-token sums by source, as "loss/SOURCE"."""
+    the next-token sums by source, as "loss/SOURCE". `bad_weights` has for each plugin that weights rows the number of
+    its weights that may not be, from finite needs."""
 
     sums: dict[str, Tensor]
     ctxs: dict[str, Ctx]
     by_source: dict[str, Tensor]
+    bad_weights: dict[str, Tensor]
 
 
 class Objective(nn.Module):
@@ -95,8 +97,14 @@ class Objective(nn.Module):
                 logp_P, own = self._scored(batch.head, out)
                 scored |= own
                 losses_S = -logp_P[batch.head.pair_S]
-        if self.weighers and batch.count["next_token"]:
-            losses_S = losses_S * self._weights(batch, out, scored, now)
+        if batch.weight_S is not None:
+            losses_S = losses_S * batch.weight_S
+        weighers = [each for each in self.weighers if plugin_calls.has_weigh(each)]
+        given = {}
+        if weighers and batch.count["next_token"]:
+            ctxs = [self._ctx(weigher, batch, out, scored, now) for weigher in weighers]
+            given = {w.name: (plugin_calls.weigh(w, ctx), ctx) for w, ctx in zip(weighers, ctxs, strict=True)}
+            losses_S = losses_S * _weights([weight_N for weight_N, _ in given.values()], batch)
         by_term = losses_S.new_zeros(len(batch.text_terms)).index_add(0, batch.term_S, losses_S)
         sums = {name: sum_.clone() for name, sum_ in zip(batch.text_terms, by_term.unbind(), strict=True)}
         sums["next_token"] = sums["next_token"] + self._zero_graph_anchor(batch, out)
@@ -108,7 +116,8 @@ class Objective(nn.Module):
                 sums[term.name] = self._value(term, ctxs[term.name], taught)
             else:
                 sums[term.name] = losses_S.new_zeros(())
-        return Outcome(sums, ctxs, _by_source(losses_S.detach(), batch))
+        bad_weights = {name: _bad_weights(*each) for name, each in given.items()}
+        return Outcome(sums, ctxs, _by_source(losses_S.detach(), batch), bad_weights)
 
     def step_inputs(self, batch: Batch, now: Moment) -> dict[str, Ctx]:
         """Returns the inputs of the terms over a step, by name. Computes only what these read of a micro-batch."""
@@ -178,16 +187,6 @@ class Objective(nn.Module):
             for need, item_Q in head.item_Q.items()
         }
 
-    @torch.no_grad()
-    def _weights(self, batch: Batch, out: ModelOutput, scored: Mapping[Need, Tensor], now: Moment) -> Tensor:
-        """Returns the weight of each row of the text terms: 1 for those of tasks. A weight that is negative or not
-        finite is NaN, so that the step updates nothing."""
-        found = [plugin_calls.weigh(w, self._ctx(w, batch, out, scored, now)) for w in self.weighers]
-        sound = [torch.where((w >= 0) & w.isfinite(), w, torch.nan) for w in found]
-        weight_N = torch.stack(sound).prod(0)
-        row_N = batch.term_S.argsort(stable=True)[: len(weight_N)]  # next_token is text term 0
-        return weight_N.new_ones(len(batch.term_S)).index_copy(0, row_N, weight_N)
-
     def _ctx(
         self, term: Reader, batch: Batch, out: ModelOutput, scored: Mapping[Need, Tensor], now: Moment
     ) -> Ctx:
@@ -229,6 +228,26 @@ class Objective(nn.Module):
                 reached = [out.seen_IND]
         reached += [p for part in idle for p in part.parameters() if p.requires_grad]
         return 0.0 * sum(x.sum(dtype=torch.float32) for x in reached) if reached else 0.0
+
+
+def _weights(found: Sequence[Tensor], batch: Batch) -> Tensor:
+    """Returns the weight of each row of the text terms: 1 for those of tasks. A weight that is negative or not
+    finite is NaN, so that the step updates nothing."""
+    weight_N = torch.stack([torch.where(_sound(w), w, torch.nan) for w in found]).prod(0)
+    row_N = batch.term_S.argsort(stable=True)[: len(weight_N)]  # next_token is text term 0
+    return weight_N.new_ones(len(batch.term_S)).index_copy(0, row_N, weight_N)
+
+
+def _bad_weights(weight_N: Tensor, ctx: Ctx) -> Tensor:
+    """Returns how many weights are negative or not finite; 0 if a need is not finite, so that they are not to blame."""
+    bad = (~_sound(weight_N)).sum()
+    for tap in ctx.taps.values():
+        bad = bad * tap.isfinite().all()
+    return bad
+
+
+def _sound(weight_N: Tensor) -> Tensor:
+    return (weight_N >= 0) & weight_N.isfinite()
 
 
 def _by_source(losses_S: Tensor, batch: Batch) -> dict[str, Tensor]:
@@ -280,10 +299,15 @@ def _mean_by_view(x_QD: Tensor, pick: RowGather) -> Tensor:
     return sums_GD / pick.size_G[:, None]
 
 
-def total(sums: Mapping[str, Tensor], weights: Mapping[str, float], counts: Mapping[str, int]) -> Tensor:
+def total(sums: Mapping[str, Tensor], weights: Mapping[str, float], counts: Mapping[str, float]) -> Tensor:
     """Returns the contribution of one micro-batch to the objective: sum of weight * sum / global count."""
-    parts = [weights[name] / max(counts[name], 1) * sums[name] for name in weights]
+    parts = [weights[name] / (counts[name] or 1) * sums[name] for name in weights]
     return torch.stack(parts).sum()
+
+
+def divisors(counts: Mapping[str, float]) -> dict[str, float]:
+    """Returns the number by which each sum is divided: the sum of its weights if they are counted, else its items."""
+    return {name: counts.get(WEIGHT + name, n) for name, n in counts.items() if not name.startswith(WEIGHT)}
 
 
 def sum_by_name(mappings: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

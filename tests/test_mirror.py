@@ -14,9 +14,9 @@ ELSEWHERE = ("trust", "plugins", "stored", "support")  # folders that are no mir
 # Modules without a test file of their own, and the test that runs them.
 TESTED_BY = {
     "__main__": "training/test_signals_stop.py",
+    "ablation/schema": "ablation/test_grid.py",
+    "ablation/trial": "commands/ablation/test_ablate.py",
     "attention/sdpa": "attention/test_backends.py",
-    "data/layout_writer": "data/test_chat_templates.py",
-    "data/sources/indexed_records": "data/sources/test_index_cache.py",
     "data/sources/image_paths": "data/sources/test_records.py",
     "evaluate/answers/schema": "evaluate/answers/test_answers_file.py",
     "evaluate/answers/scorer": "evaluate/questions/test_answering.py",
@@ -33,6 +33,7 @@ TESTED_BY = {
     "plan/dry_run/module_checks": "plan/dry_run/test_run.py",
     "plan/dry_run/rehearsal": "test_testing.py",
     "plan/dry_run/second_process": "plan/dry_run/test_run.py",
+    "plan/dry_run/span_checks": "plan/dry_run/test_run.py",
     "plan/dry_run/subject": "plan/dry_run/test_run.py",
     "plan/dry_run/term_checks": "plan/dry_run/test_run.py",
     "plan/dry_run/token_checks": "plan/dry_run/test_run.py",
@@ -54,7 +55,6 @@ TESTED_BY = {
     "scenes/records": "scenes/test_write.py",
     "scenes/report": "scenes/test_write.py",
     "training/checkpoint/validate_state": "training/checkpoint/test_write.py",
-    "training/monitoring/empty_terms": "training/monitoring/test_anomalies.py",
     "training/monitoring/image_logging": "training/monitoring/test_metrics_log.py",
     "weights/config": "weights/test_decoders.py",
     "weights/end_ids": "weights/export/test_llava_folders.py",
@@ -70,6 +70,7 @@ COMMANDS = (
     "commands/test_explain.py",
     "commands/test_bench.py",
     "commands/test_ckpt.py",
+    "commands/ablation/test_ablate.py",
     "commands/answers/test_group.py",
     "commands/test_env.py",
 )

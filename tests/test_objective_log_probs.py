@@ -14,14 +14,15 @@ from lmmkit.data.packing import SizedSample
 from lmmkit.errors import UserError
 from lmmkit.model import cross_entropy
 from lmmkit.model.reference import Reference
-from lmmkit.model.transforms import lora
 from lmmkit.objective import Objective
 from lmmkit.recipe import Speed
 from tests.support import dense_views, paper_objective, preference
 from tests.support.fake_cuda import fake_cuda, gradients
+from tests.support.low_rank import assert_factors, merged_into
 from tests.support.plain_twins import off, show
 from tests.support.preference import SAMPLES, TASK
 from tests.support.tiny_model import pack
+from tests.test_objective_needs import with_adapters
 
 NEXT_TOKEN = 0.1  # its weight beside the task
 
@@ -98,27 +99,14 @@ def test_in_several_chunks(monkeypatch):
     assert_twin(*made_and_batch(), 1e-12)
 
 
-def test_under_low_rank_updates(monkeypatch):
+def test_under_low_rank_updates():
     made, samples, batch = made_and_batch()
-    adapters = lora.attach(made.lmm.decoder, r=3, alpha=6.0, dropout=0.0, targets=lora.TARGETS, seed=0)
-    made.double()
-    with torch.no_grad():
-        for i, p in enumerate(adapters):
-            p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(i)) * 0.2)
-    merged, (_, _, same) = lora.merged(made.lmm.decoder), made_and_batch()
-    outcome = made(batch)
-    plain, _, _ = made_and_batch()
-    with torch.no_grad():
-        for name, p in plain.lmm.decoder.named_parameters():
-            if name in merged:
-                p.copy_(merged[name])
-    want = plain(same)
-    assert off(outcome.sums["prefer"], want.sums["prefer"]) < 1e-12
-    assert_twin(plain, samples, batch, 1e-12)
-    made.requires_grad_(False)
-    for p in adapters:
-        p.requires_grad_(True)
-    assert all(g.any() for g in all_gradients(made, made(batch).sums["prefer"]).values())
+    plain = merged_into(made_and_batch()[0], with_adapters(made))
+    outcome, (next_token, value, found) = made(batch), dense_sums(plain, samples)
+    for need, want in zip(TASK.needs, found, strict=True):
+        assert off(outcome.ctxs["prefer"][need], want) < 1e-12
+    got = all_gradients(made, NEXT_TOKEN * outcome.sums["next_token"] + outcome.sums["prefer"])
+    assert_factors(made, got, all_gradients(plain, NEXT_TOKEN * next_token + value), 1e-12)
 
 
 def test_each_row_meets_the_head_once():

@@ -15,14 +15,15 @@ from lmmkit import build
 from lmmkit.api import LogProb, Select, TokenWeight
 from lmmkit.data.packing import Packer
 from lmmkit.model import cross_entropy
-from lmmkit.model.transforms import lora
 from lmmkit.objective import Objective
 from lmmkit.recipe import Speed
 from tests.support import dense_views, paper_objective
 from tests.support.fake_cuda import fake_cuda
+from tests.support.low_rank import assert_factors, merged_into
 from tests.support.paper_objective import DIMS, TEXT_ORDER
 from tests.support.plain_twins import off, show
 from tests.support.tiny_model import SPEC, pack
+from tests.test_objective_needs import with_adapters
 
 SAMPLES = (*paper_objective.CAPTIONS, *paper_objective.CHATS)
 MAIN, TARGETS = Select(), LogProb(Select())
@@ -141,21 +142,10 @@ def test_in_several_chunks(monkeypatch):
 
 def test_under_low_rank_updates():
     made, samples, batch = made_and_batch()
-    adapters = lora.attach(made.lmm.decoder, r=3, alpha=6.0, dropout=0.0, targets=lora.TARGETS, seed=0)
-    made.double()
-    with torch.no_grad():
-        for i, p in enumerate(adapters):
-            p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(i)) * 0.2)
-    merged, (plain, _, _) = lora.merged(made.lmm.decoder), made_and_batch()
-    with torch.no_grad():
-        for name, p in plain.lmm.decoder.named_parameters():
-            if name in merged:
-                p.copy_(merged[name])
-    assert off(packed_total(made, batch), dense_total(plain, samples, EVERY)) < 1e-12
-    made.requires_grad_(False)
-    for p in adapters:
-        p.requires_grad_(True)
-    assert all(g.any() for g in torch.autograd.grad(packed_total(made, batch), adapters))
+    plain = merged_into(made_and_batch()[0], with_adapters(made))
+    got, want = packed_total(made, batch), dense_total(plain, samples, EVERY)
+    assert off(got, want) < 1e-12
+    assert_factors(made, all_gradients(made, got), all_gradients(plain, want), 1e-12)
 
 
 @dataclass(frozen=True, kw_only=True)

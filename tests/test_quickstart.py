@@ -52,7 +52,7 @@ def test_the_fast_quickstart_continues_after_a_stop_and_leaves_its_summary(tmp_p
     assert "--resume" in result.stderr
     assert "exact match, correct image" in result.stdout
     summary = json.loads((tmp_path / "quickstart" / "summary.json").read_text())
-    assert summary.keys() == {"machine", "wall_seconds", "recipes"}
+    assert summary.keys() == {"machine", "wall_seconds", "report", "recipes"}
     assert summary["machine"].keys() == {"lmmkit", "torch", "processors", "processor", "date"}
     assert summary["recipes"].keys() == {"llava", "direct"}
     for recipe in summary["recipes"].values():
@@ -73,7 +73,11 @@ def test_the_fast_quickstart_continues_after_a_stop_and_leaves_its_summary(tmp_p
         "direct",
         "logs",
         "summary.json",
+        summary["report"],
     }
+    page = (tmp_path / "quickstart" / summary["report"]).read_text()
+    assert page.startswith("<!doctype html>") and 'role="note"' not in page, "nothing is marked"
+    assert "report.html in a browser" in result.stdout
 
 
 def test_a_used_folder_is_refused(tmp_path):

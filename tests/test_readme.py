@@ -84,7 +84,15 @@ def code_of(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "CONTRIBUTING.md", "docs/plugins.md", "docs/recipes.md", "docs/data.md"]
+    "name",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/plugins.md",
+        "docs/recipes.md",
+        "docs/data.md",
+        "docs/ablations.md",
+    ],
 )
 def test_commands_and_options_named_in_documents_exist(name):
     found = 0
@@ -143,7 +151,7 @@ def test_the_tree_names_only_what_is_there_and_all_of_lmmkit():
 
 
 def test_links_and_images_lead_somewhere():
-    names = ("plugins", "forks", "recipes", "data")
+    names = ("ablations", "plugins", "forks", "recipes", "data")
     for name in ("README.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in names)):
         for target in re.findall(r"\]\(([^)]+)\)", (ROOT / name).read_text(encoding="utf-8")):
             if target.startswith("http"):

@@ -39,13 +39,19 @@ def test_every_module_and_plugin_travels(wheel):
             assert str(path.relative_to(base)) in names
 
 
+def test_the_templates_of_the_report_travel(wheel):
+    folder = ROOT / "lmmkit" / "report" / "templates"
+    names = {path.relative_to(ROOT).as_posix() for path in folder.iterdir()}
+    assert names <= set(wheel.namelist()) and "lmmkit/report/templates/layout.html.j2" in names
+
+
 def test_entry_points_are_named_after_components(wheel):
     text = next(name for name in wheel.namelist() if name.endswith("entry_points.txt"))
     points = configparser.ConfigParser()
     points.read_string(wheel.read(text).decode())
     paper = {"directed_token", "image_order", "text_order", "guided_loss"}
     zoo = {name for name, module in points["lmmkit.plugins"].items() if module.startswith("lmmkit_zoo.")}
-    assert paper | zoo == set(points["lmmkit.plugins"]) and {"viral", "rotation"} <= zoo
+    assert paper | zoo | {"trackio"} == set(points["lmmkit.plugins"]) and {"viral", "rotation"} <= zoo
 
 
 def test_nothing_names_this_workplace(wheel):

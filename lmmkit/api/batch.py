@@ -18,6 +18,8 @@ from lmmkit.api.needs import HiddenMean, Need, teachers_of
 from lmmkit.attention.forest import Forest
 from lmmkit.attention.schedule import AttentionSpec
 
+WEIGHT = "weight/"  # before the name of a sum whose weights are counted in place of its items
+
 
 @dataclass(frozen=True)
 class EmbedScatter:
@@ -108,8 +110,10 @@ class Batch:
     in order, and `sample_V` has the number of the sample of each. `first_image_V`
     is the index in `pixels_ICXY` of the first image of each view, -1 if it has none. `count` is the
     number of items that a term averages over, and, as "loss/SOURCE", the number of supervised rows of
-    the main view by source. `source_S` is the index in `sources` for those rows, and `len(sources)`
-    for all others. `dropped` counts what the layout left out, by reason. `head` is given if a term reads
+    the main view by source. If they are divided by the sum of their weights, it has these as "weight/next_token" and
+    "weight/loss/SOURCE". `source_S` is the index in `sources` for those rows, and `len(sources)`
+    for all others. `weight_S` has the weights of the rows of the text terms, if answers have any.
+    `dropped` counts what the layout left out, by reason. `head` is given if a term reads
     log-probabilities, `reference` if it reads those of the reference. `teacher_pixels` has the images whose features
     terms read of a teacher, as it reads them, by its name.
     """
@@ -131,10 +135,11 @@ class Batch:
     views: tuple[tuple[str, str], ...] = ()
     sample_V: tuple[int, ...] = ()
     first_image_V: tuple[int, ...] = ()
-    count: Mapping[str, int] = field(default_factory=dict)
+    count: Mapping[str, Any] = field(default_factory=dict)
     dropped: Mapping[str, int] = field(default_factory=dict)
     sources: tuple[str, ...] = ()
     source_S: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    weight_S: Tensor | None = None
     teacher_pixels: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -221,6 +226,7 @@ class Batch:
             target_S=move(self.target_S),
             term_S=move(self.term_S),
             source_S=move(self.source_S),
+            weight_S=None if self.weight_S is None else move(self.weight_S),
             gathers={need: move_gather(gather) for need, gather in self.gathers.items()},
             head=None if self.head is None else move_head(self.head),
             reference=None if self.reference is None else move_head(self.reference),

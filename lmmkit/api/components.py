@@ -203,12 +203,21 @@ class Reader(Component):
 class TokenWeight(Reader):
     """Weights the rows of the next-token loss: `losses: {next_token: {weight: 1.0, by: [its instance]}}`.
 
-    The sum of the weighted losses is divided by the number of rows, so weights of 1 are the plain loss.
+    It has `spans`, `weigh`, or both: then the weights of a row are multiplied. The sum of the weighted losses is
+    divided by the number of rows, so weights of 1 are the plain loss.
     """
 
     def labels(self, sample: Sample, dims: Dims) -> Mapping[str, Label]:
         """Returns what it knows of a sample, by key, as a `Loss` does."""
         return {}
+
+    def spans(self, sample: Sample, text: str) -> Sequence[tuple[int, int, float]]:
+        """Returns weights of characters of `text`, an answer of the sample: (first, one after the last, weight).
+
+        The end of the answer is one character more. A token has the weight of each range that has one of its
+        characters, leading spaces aside, and 1 without any. A weight is finite, and 0 or more.
+        """
+        return ()
 
     def weigh(self, ctx: Ctx) -> Tensor:
         """Returns the weight of each row of `next_token`, 0 or more, in float32, without a gradient: [S].
@@ -257,8 +266,8 @@ class Term(Reader):
 
 
 OtherSamples = Callable[[int], list[Sample]]
-"""`others(n)`: n other samples of the source of a sample."""
-OthersKind = Literal["none", "source"]
+"""`others(n)`: n other samples, of the source or of the step of a sample."""
+OthersKind = Literal["none", "source", "step"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,7 +275,8 @@ class ViewMaker(Component):
     """Derives further views from a sample. `roles` lists the roles that they may have.
 
     With `others` "source", `views` gets a third argument, `others`: `others(n)` returns n other samples of the
-    same source, none twice, keyed like `rng`; `others(2)` begins `others(5)`.
+    same source, none twice, keyed like `rng`; `others(2)` begins `others(5)`. With "step" they are samples of the
+    same optimizer step, on all ranks.
     """
 
     roles: ClassVar[tuple[str, ...]] = ("",)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from lmmkit.api.sample import Image
 
@@ -26,7 +26,8 @@ class Span:
 
     `supervised`: the rows are targets of next-token prediction. `ids` is for text, `image` for an image,
     `token_name`, `owner` (a plugin instance) and `at` (the place of its insert) for learned tokens. `turn`
-    counts the answers from the end: -1 for rows of the last answer, 0 for rows of none.
+    counts the answers from the end: -1 for rows of the last answer, 0 for rows of none. `weights` has the weight of
+    each id in the next-token loss; empty: all are 1.
     """
 
     kind: Kind
@@ -39,6 +40,7 @@ class Span:
     owner: str | None = None
     at: InsertAt | None = None
     turn: int = field(default=0, compare=False)  # the same rows may have another answer after them
+    weights: tuple[float, ...] = field(default=(), compare=False)
 
 
 Layout = tuple[Span, ...]
@@ -64,9 +66,30 @@ TokenId = Callable[[str], int]
 """Returns the id of the vocabulary token that an `Insert` names."""
 
 
-def text(ids: Sequence[int], role: SpanRole, *, supervised: bool = False, turn: int = 0) -> Span:
+class CharWeight(NamedTuple):
+    """Holds the weight of the characters `begin` to `end - 1` of a text."""
+
+    begin: int
+    end: int
+    weight: float
+
+
+def text(
+    ids: Sequence[int],
+    role: SpanRole,
+    *,
+    supervised: bool = False,
+    turn: int = 0,
+    weights: Sequence[float] = (),
+) -> Span:
     """Returns a text span with these token ids."""
-    return Span(kind="text", n=len(ids), ids=tuple(ids), role=role, supervised=supervised, turn=turn)
+    n, ids, weights = len(ids), tuple(ids), tuple(weights)
+    return Span(kind="text", n=n, ids=ids, role=role, supervised=supervised, turn=turn, weights=weights)
+
+
+def _cut(span: Span, begin: int, end: int) -> Span:
+    """Returns some rows of a text span."""
+    return replace(span, n=end - begin, ids=span.ids[begin:end], weights=span.weights[begin:end])
 
 
 def row_count(layout: Iterable[Span]) -> int:
@@ -88,7 +111,7 @@ def insert_tokens(layout: Layout, edits: Iterable[tuple[str, Insert]], token_id:
         cuts = sorted(row for number, row in inserted if number == i and row)
         for begin, end in zip([0, *cuts], [*cuts, span.n], strict=True):
             whole = (begin, end) == (0, span.n)
-            out.append(span if whole else replace(span, n=end - begin, ids=span.ids[begin:end]))
+            out.append(span if whole else _cut(span, begin, end))
             out += inserted[i, end] if end in cuts else []
     return (*out, *inserted.get((len(layout), 0), []))
 
@@ -136,7 +159,7 @@ def truncate(layout: Layout, limit: int) -> Layout:
             room -= span.n
         else:
             if span.kind == "text" and room > 0:
-                out.append(replace(span, n=room, ids=span.ids[:room]))
+                out.append(_cut(span, 0, room))
             room = 0
     return tuple(out)
 

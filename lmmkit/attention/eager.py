@@ -23,14 +23,12 @@ class Eager:
         return ""
 
     def prepare(self, spec: AttentionSpec, device: torch.device) -> AttentionFn:
-        see, row_R = spec.forest.see(), spec.row_R.numpy()
-        rows, place_R, row_W = ALL, row_R, None
-        if spec.read_T is not None:
-            read_T = spec.read_T.numpy().copy()
-            read_T[row_R] = True
-            row_W = np.flatnonzero(read_T)
-            see, rows, place_R = see[row_W], moved(row_W, device), np.searchsorted(row_W, row_R)
-        place_R, key_N = moved(place_R, device), moved(np.flatnonzero(spec.key_T.numpy()), device)
+        # the output rows of every backend, so that dropout behind them draws the same masks
+        see, rows, row_W = spec.forest.see(), ALL, spec.row_W
+        if row_W is not None:
+            see, rows = see[row_W], moved(row_W, device)
+        place_R = moved(spec.places(spec.row_R.numpy()), device)
+        key_N = moved(np.flatnonzero(spec.key_T.numpy()), device)
         see_WT = see.to(device, non_blocking=True)
 
         def attention_from_parts(

@@ -73,7 +73,10 @@ def make_scenes(
             if kinds is not None:
                 given["kinds"] = tuple(kind for kind in kinds.split(",") if kind)
             world = World(bias=bias, count=count, heldout=heldout, seed=seed, **given)
-            found = write_biased_scenes(directory, world, progress=lambda done, total: move(done))
+            scenes = count + heldout  # empty landscapes are images as well
+            found = write_biased_scenes(
+                directory, world, progress=lambda done, total: move(scenes * done / total)
+            )
             return _show_world(directory, found, as_json)
         report = write_scenes(
             directory, count=count, heldout=heldout, seed=seed, progress=lambda done, total: move(done)

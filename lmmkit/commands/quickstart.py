@@ -1,8 +1,7 @@
-"""lmmkit quickstart: makes data, trains and evaluates both recipes, prints tables; by public commands alone."""
+"""lmmkit quickstart: makes data, trains and evaluates both recipes, prints tables and writes a report."""
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
 import time
@@ -18,7 +17,9 @@ from lmmkit.commands.support.jobs import Job, run_all
 from lmmkit.commands.support.quickstart_display import QuickstartDisplay
 from lmmkit.errors import UserError
 from lmmkit.errors.commands import QUICKSTART_NOT_EMPTY, QUICKSTART_OTHER
+from lmmkit.progress import working
 from lmmkit.runs.files import read_json, write_json_atomic
+from lmmkit.runs.metrics import last_step
 from lmmkit.runs.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ FAST = (
     "evaluate.tasks.restore.samples=20",
 )
 STATE = "logs/quickstart.json"
-TAIL = 16_384  # bytes; a line of metrics.jsonl has about 600
 
 
 @reporting
@@ -44,7 +44,7 @@ def quickstart(
         bool, typer.Option("--fast", help="The same commands in about a minute; without useful accuracy.")
     ] = False,
 ) -> None:
-    """Train LLaVA and Direct-LLaVA, tiny, on drawn scenes; evaluate both; print the table.
+    """Train LLaVA and Direct-LLaVA, tiny, on drawn scenes; evaluate both; print the table and write a report.
 
     Needs no network and no GPU. Both recipes train side by side, one CPU thread each. After a stop, the same
     command continues.
@@ -154,17 +154,23 @@ class Quickstart:
 
     def finish(self, seconds: float) -> None:
         """Prints the tables and what to do next; then writes the summary."""
-        from lmmkit.report.quickstart import summarise, tables, write_summary
+        from lmmkit.report.quickstart import REPORT, summarise, tables, write_summary
+        from lmmkit.report.write_page import write_page
 
         summary = summarise(self.to, list(RECIPES), wall_seconds=seconds)
+        with working("writing the report"):
+            write_page([self.run(name).path for name in RECIPES], self.to / REPORT)
         for table in tables(self.to, summary):
             print_table(table)
         out.print(
-            f"{self.to}: summary.json, one run folder a recipe, logs/. Took {seconds / 60:.1f} minutes."
+            f"{self.to}: report.html, summary.json, one run folder a recipe, logs/. Took {seconds / 60:.1f} minutes."
         )
         image = sorted((self.scenes / "images" / "heldout").iterdir())[0]
         model, asked = _quoted(self.to / "direct"), '--prompt "How many objects are there?"'
         out.print("Next:")
+        out.print(
+            f"  open {_quoted(self.to / REPORT)} in a browser: both runs on one page, with every question"
+        )
         out.print(f"  lmmkit chat {model} --image {_quoted(image)} {asked}")
         out.print(f"  tensorboard --logdir {_quoted(self.to)}")
         out.print(f"  lmmkit plugins trace quickstart --root {_quoted(self.scenes)}")
@@ -217,22 +223,6 @@ class Quickstart:
     def _logged(self, name: str) -> int:
         """Returns the last step that a training has logged; 0 before the first."""
         return last_step(self.run(name).metrics)
-
-
-def last_step(metrics: Path) -> int:
-    """Returns the last step in a growing file of metrics, from its last lines; 0 without any."""
-    try:
-        with metrics.open("rb") as file:
-            file.seek(max(0, metrics.stat().st_size - TAIL))
-            lines = file.read().splitlines()
-    except OSError:
-        return 0
-    for line in reversed(lines):
-        try:
-            return int(json.loads(line)["step"])
-        except (ValueError, KeyError, TypeError):  # a line that is not complete, or cut where the tail begins
-            continue
-    return 0
 
 
 def _quoted(path: Path) -> str:

@@ -16,7 +16,7 @@ from typing import Protocol, get_args
 from lmmkit.api.layout import Layout, SpanRole
 from lmmkit.api.sample import AfterEos, Image, Sample, Turn
 from lmmkit.data.images import RowsOf
-from lmmkit.data.layout_writer import LayoutWriter
+from lmmkit.data.layout_writer import LayoutWriter, WeightsOf
 from lmmkit.data.text_tokenizers.choose import TextTokenizer
 from lmmkit.errors import Problem, UserError, did_you_mean, raise_all
 from lmmkit.errors.data import (
@@ -38,20 +38,21 @@ VICUNA_SYSTEM = (
 
 
 def lay_out(
-    sample: Sample, tokenizer: TextTokenizer, *, rows_of: RowsOf, after_eos: AfterEos = "published"
-) -> Layout:
+    sample: Sample, tokenizer: TextTokenizer, *, rows_of: RowsOf, after_eos: AfterEos = "published",
+    weights_of: WeightsOf | None = None,
+) -> Layout:  # fmt: skip
     """Returns the spans of a sample. Its answers are supervised, the rest is not.
 
     `rows_of` gives the number of rows of an image. `after_eos`: how the first word after an end token
     is encoded; `published` as in LLaVA-1.5's weights (transformers 4.31), `hf437` as in 4.37 (no dummy
-    prefix). A sample may end with the user's turn.
+    prefix). A sample may end with the user's turn. `weights_of` gives the weights of its supervised answers.
 
     Raises `UserError` for an unknown template, for turns that do not alternate between user and
     assistant, or if the turns name another number of images than the sample has, or places that do not
     exist.
     """
     _check(sample, after_eos, rows_of)
-    writer = LayoutWriter(tokenizer=tokenizer, rows_of=rows_of, after_eos=after_eos)
+    writer = LayoutWriter(tokenizer=tokenizer, rows_of=rows_of, after_eos=after_eos, weights_of=weights_of)
     TEMPLATES[sample.template].write(writer, sample)
     return writer.close()
 
@@ -151,7 +152,7 @@ class PlainTemplate:
         images = _begin(writer, sample)
         for turn in sample.turns:
             if turn.role == "assistant":
-                writer.write(turn.text, "response", supervised=turn.supervised)
+                writer.answer(turn)
                 writer.part()
                 writer.write("\n", "response", supervised=turn.supervised)
             else:
@@ -178,7 +179,7 @@ class VicunaTemplate:
         writer.write(sample.system or VICUNA_SYSTEM, "system")
         for i, turn in enumerate(sample.turns):
             if turn.role == "assistant":
-                writer.write(" " + turn.text, "response", supervised=turn.supervised)
+                writer.answer(turn, " ")
                 writer.control(writer.tokenizer.eos, "response", supervised=turn.supervised)
             else:
                 _user(writer, " USER: " if i == 0 else "USER: ", turn, images)
@@ -221,7 +222,7 @@ class FramedTemplate:
             writer.write(self.gap, "system")
         for turn in sample.turns:
             if turn.role == "assistant":
-                writer.write(turn.text, "response", supervised=turn.supervised)
+                writer.answer(turn)
                 self._control(writer, self.end, "response", supervised=turn.supervised)
                 writer.write(self.gap, "user")
                 continue

@@ -157,6 +157,14 @@ def supervised_rows(layout: Layout) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([*ids, empty]), np.concatenate([*positions, empty])
 
 
+def target_weights(layout: Layout) -> np.ndarray:
+    """Returns the weights of the rows that are targets, float32."""
+    found = [np.asarray(span.weights or [1.0] * span.n, np.float32) for span in layout if span.supervised]
+    if layout and layout[0].supervised:
+        found[0] = found[0][1:]
+    return np.concatenate([*found, np.empty(0, np.float32)])
+
+
 def last_rows(
     total: int, predict: RowGather, gathers: Mapping[Need, RowGather], maps: Iterable[KeyMap]
 ) -> Tensor:

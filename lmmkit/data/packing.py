@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lmmkit import plugin_calls
-from lmmkit.api.batch import Batch, EmbedScatter, Ragged, RowGather
+from lmmkit.api.batch import WEIGHT, Batch, EmbedScatter, Ragged, RowGather
 from lmmkit.api.components import RowLoss, Term
 from lmmkit.api.layout import Layout
 from lmmkit.api.model_info import ImageSpec
@@ -39,6 +40,7 @@ from lmmkit.data.need_rows import (
     last_rows,
     need_rows,
     supervised_rows,
+    target_weights,
     teacher_rows,
 )
 from lmmkit.errors import Problem, UserError, raise_all
@@ -98,7 +100,7 @@ class Packer:
     items are counted. `sources`: the sources whose losses are reported separately. With `blank`, a
     micro-batch without images gets a blank image that no row uses: an encoder sharded over several ranks
     must run on all of them or on none. `teachers`: the images of those that needs read, and as `blank_teachers` the
-    names of those that are sharded.
+    names of those that are sharded. `per_weight`: the next-token loss is divided by the sum of its weights.
     """
 
     image: ImageSpec
@@ -108,6 +110,7 @@ class Packer:
     share: bool = True
     sources: tuple[str, ...] = ()
     blank: bool = False
+    per_weight: bool = False
     teachers: Mapping[str, ImageSpec] = field(default_factory=dict)
     blank_teachers: frozenset[str] = frozenset()
 
@@ -170,6 +173,7 @@ class Packer:
             predict=predict,
             target_S=target_S,
             term_S=term_S,
+            weight_S=_weights(members),
             sources=self.sources,
             source_S=self._from(samples, predict.view_Q, term_S),
             text_terms=self.text_terms,
@@ -188,6 +192,8 @@ class Packer:
         by_source = np.bincount(batch.source_S.numpy(), minlength=len(self.sources) + 1).tolist()
         count |= {f"loss/{name}": n for name, n in zip(self.sources, by_source, strict=False)}
         count |= {term.name: plugin_calls.count(term, batch) for term in self.terms if term.name not in count}
+        if self.per_weight:
+            count |= _weight_sums(batch)
         return replace(batch, count=count), paths
 
     def _labels(
@@ -264,6 +270,23 @@ class Packer:
             concatenate_rows(targets),
             concatenate_rows(terms),
         )
+
+
+def _weights(members: Iterable[LaidOut]) -> Tensor | None:
+    """Returns the weights of the rows of the text terms; None if answers have none."""
+    learned = [layout for view, layout in members if view.supervision == "train"]
+    if not any(span.weights for layout in learned for span in layout):
+        return None
+    return torch.from_numpy(np.concatenate([target_weights(layout) for layout in learned]))
+
+
+def _weight_sums(batch: Batch) -> dict[str, float]:
+    """Returns the sums of the weights of the rows of the next-token loss, of all and by source."""
+    n = len(batch.term_S)
+    weight_S = np.ones(n) if batch.weight_S is None else batch.weight_S.double().numpy()
+    parts = {f"loss/{name}": batch.source_S.numpy() == i for i, name in enumerate(batch.sources)}
+    parts["next_token"] = batch.term_S.numpy() == 0
+    return {f"{WEIGHT}{name}": math.fsum(weight_S[part]) for name, part in parts.items()}
 
 
 def _origins(

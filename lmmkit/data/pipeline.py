@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from torch import Tensor
 
@@ -50,12 +51,23 @@ class Pipeline:
     def positions(self, index: int) -> Sequence[int]:
         """Returns the positions of the samples that this rank takes in a step, ascending. All ranks cover the
         step."""
-        first = index * self.samples
-        step = range(first, min(first + self.samples, self.total))
+        step = self._whole_step(index)
         if self.world == 1:
             return step
         rows = [self._estimated_rows(k) for k in step]
         return [step[i] for i in balanced_shares(rows, self.world)[self.rank]]
+
+    def _whole_step(self, index: int) -> range:
+        """Returns the positions of the samples of a step, on all ranks."""
+        first = index * self.samples
+        return range(first, min(first + self.samples, self.total))
+
+    def _step_records(self, index: int) -> tuple[tuple[str, int], ...]:
+        """Returns the distinct records of a step, on all ranks, each with its source; none if no view asks."""
+        if all(task.others != "step" for task in self.views.tasks):
+            return ()
+        places = map(self.order.at, self._whole_step(index))
+        return tuple(dict.fromkeys((source, record) for source, _, record in places))
 
     def _estimated_rows(self, k: int) -> float:
         source, _, record = self.order.at(k)
@@ -72,7 +84,7 @@ class Pipeline:
         good record in the source's order replaces it. The list of known bad records starts empty in each
         step, so the result depends only on the step number and the files.
         """
-        read = _Read()
+        read = _Read(index, self._step_records(index))
         samples = (sample for k in self.positions(index) if (sample := self._sample(k, read)).members)
         parts = cut(samples, self.tokens)
         step = [self.packer.pack(part, read.images)[0] for part in parts] or [self.packer.pack([], {})[0]]
@@ -109,14 +121,15 @@ class Pipeline:
         read.dropped.update(dropped)
         return sized
 
-    def other_samples(self, source: str) -> SourceSamples:
-        """Returns the samples of a source that views may ask for."""
-        return self._other_samples(source, _Read())
+    def other_samples(self, source: str, index: int) -> SourceSamples:
+        """Returns the samples of a source, and of a step, that views may ask for."""
+        return self._other_samples(source, _Read(index, self._step_records(index)))
 
     def _other_samples(self, source: str, read: _Read) -> SourceSamples:
-        """Returns the samples of a source, without those that cannot be read. Adds to `read` what it reads."""
+        """Returns the samples of a source, and of the step that is read, without those that cannot be read. Adds to
+        `read` what it reads."""
 
-        def other(record: int) -> Sample | None:
+        def other(source: str, record: int) -> Sample | None:
             if (source, record) in read.bad:
                 return None
             key = ""
@@ -133,7 +146,10 @@ class Pipeline:
                 return None
             return sample
 
-        return SourceSamples(source, len(self.sources[source]), other)
+        step = SourceSamples(
+            f"step {read.index + 1} of the stage", len(read.records), lambda i: other(*read.records[i])
+        )
+        return SourceSamples(f"source `{source}`", len(self.sources[source]), partial(other, source), step)
 
     def _bad(self, source: str, record: int, problem: Problem, id: str = "", key: str = "") -> BadRecord:
         """Returns the bad record to skip. Raises `UserError` if its source may not skip, or lost its file."""
@@ -146,8 +162,11 @@ class Pipeline:
 
 @dataclass
 class _Read:
-    """Collects what a step reads: its images without edits, its bad records, and what its layouts drop."""
+    """Collects what step `index` reads: its images without edits, its bad records, and what its layouts drop.
+    `records` are those that views may ask for as samples of the step."""
 
+    index: int
+    records: tuple[tuple[str, int], ...]
     images: dict[ImageRef | TeacherRef, Tensor] = field(default_factory=dict)
     bad: dict[tuple[str, int], BadRecord] = field(default_factory=dict)
     dropped: Counter[str] = field(default_factory=Counter)

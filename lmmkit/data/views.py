@@ -9,12 +9,13 @@ from typing import Literal, get_args
 
 from lmmkit import plugin_calls
 from lmmkit.api.components import AuxTask, Loss, TokenStrategy, TokenWeight, ViewMaker
-from lmmkit.api.layout import Insert, Layout, insert_tokens, row_count, truncate
+from lmmkit.api.layout import CharWeight, Insert, Layout, insert_tokens, row_count, truncate
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import Need, selector, selects_rows
 from lmmkit.api.sample import AfterEos, Label, Sample, Supervision, View
 from lmmkit.data.chat_templates import lay_out, lay_out_prompt
 from lmmkit.data.images import RowsOf
+from lmmkit.data.layout_writer import WeightsOf
 from lmmkit.data.packing import LaidOut
 from lmmkit.data.sampler import sample_rng
 from lmmkit.data.sources.other_samples import NO_SOURCE, Others, SourceSamples
@@ -80,7 +81,7 @@ class Views:
         views = [View(sample=sample, supervision="train")]
         for task in self.tasks:
             rng = sample_rng(self.seed, task.name, sample.key, epoch)
-            others = Others(source, sample, self.seed, task.name, epoch)
+            others = Others(source.of(task.others), sample, self.seed, task.name, epoch)
             views += [_of_task(task, view) for view in plugin_calls.views(task, sample, rng, others)]
         labels = self._labels(sample)
         return [replace(view, sample_labels=labels) for view in views] if labels else views
@@ -96,8 +97,22 @@ class Views:
 
     def lay_out(self, view: View) -> Layout:
         """Returns the full sequence of a view with its learned tokens, without a limit on its length."""
-        layout = lay_out(view.sample, self.tokenizer, rows_of=self.rows_of, after_eos=self.after_eos)
+        layout = lay_out(
+            view.sample, self.tokenizer, rows_of=self.rows_of, after_eos=self.after_eos,
+            weights_of=self._weights_of(view),
+        )  # fmt: skip
         return insert_tokens(layout, self.inserts(view), self.token_id)
+
+    def _weights_of(self, view: View) -> WeightsOf | None:
+        """Returns what weights the characters of answers, if anything does: only those of the main view."""
+        given = [
+            each for each in self.losses if isinstance(each, TokenWeight) and plugin_calls.has_spans(each)
+        ]
+
+        def weights_of(text: str) -> list[CharWeight]:
+            return [found for each in given for found in plugin_calls.spans(each, view.sample, text)]
+
+        return weights_of if given and view.name == "main" and view.supervision == "train" else None
 
     def prompt(self, view: View) -> Layout:
         """Returns the layout that generation starts from: up to the last user turn, with the same learned tokens.

@@ -18,6 +18,7 @@ from typing import Generic, TypeVar
 _T = TypeVar("_T")
 
 AREAS = (
+    "ablation",
     "recipe",
     "plan",
     "dry_run",
@@ -26,6 +27,7 @@ AREAS = (
     "weights",
     "training",
     "answers",
+    "report",
     "commands",
     "benchmarks",
 )

@@ -146,13 +146,20 @@ NOT_A_TERM = Code(
     hint="Remove the line: learned tokens and views act through the terms that read them. {nearest}",
 )
 OTHERS = Code(
-    "plan/others", cause="A source has too few other samples for the views of a plugin.",
-    expected="a source with as many other samples as the plugin asks for",
-    hint="Use a larger source, ask for fewer samples, or give the plugin weight 0 in this stage.",
+    "plan/others", cause="A source, or a step, has too few other samples for the views of a plugin.",
+    expected="a source, or a step, with as many other samples as the plugin asks for",
+    hint="Ask for fewer samples, or use a larger source; for samples of a step raise `batch.samples`, and set "
+    "`batch.tail: drop` if the last step is shorter. Or give the plugin weight 0 in this stage.",
 )
 NOT_A_TOKEN_WEIGHT = Code(
     "plan/not-a-token-weight", cause="`by` of next_token names a plugin that gives no weights to rows.",
     expected="an instance of a `TokenWeight`", hint="Correct the name, or remove it from `by`. {nearest}",
+)
+PER_WEIGHT = Code(
+    "plan/per-weight",
+    cause="The next-token loss is to be divided by the sum of weights that are not known before the step.",
+    expected="`by` with plugins that have `spans` and no `weigh`",
+    hint="Set `per: count`, or give the weights in `spans`, which gets the sample too.",
 )
 UNUSED_TOKEN_WEIGHT = Code(
     "plan/unused-token-weight", cause="A plugin weights rows of the next-token loss, and no stage uses it.",
@@ -321,6 +328,12 @@ SETTING_TYPE = Code(
     expected="int, float, str, bool, None, Literal, or tuples and unions of these",
     hint="Declare settings of plain types. Tensors and modules belong into the module of `modules`.",
 )
+INSTANCE_NAME = Code(
+    "plugin/name", cause="A plugin has a name that torch needs itself, so its module cannot be kept under it.",
+    expected="another name than those of the methods of `nn.ModuleDict`",
+    hint="Rename the key of the section `plugins`. If the component has that name: `use: {name}`, or "
+    "`use: FILE.py:{name}`.",
+)
 ADDITIVE = Code(
     "plugin/additive", cause="A plugin sets `additive` where it has no meaning, or to something else than a bool.",
     expected="`additive` of True, or False in a `Loss` or `AuxTask` with a `value` of its own",
@@ -328,7 +341,8 @@ ADDITIVE = Code(
 )
 OTHERS_KIND = Code(
     "plugin/others", cause="A plugin asks for other samples in a way that lmmkit does not have.",
-    expected="`others` of the class: {kinds}", hint="Take `source`: other samples of the same source.",
+    expected="`others` of the class: {kinds}",
+    hint="Take `source`, other samples of the same source, or `step`, those of the same optimizer step.",
 )
 TWO_PACKAGES = Code(
     "plugin/two-packages", cause="Several installed packages offer a component of one name.",

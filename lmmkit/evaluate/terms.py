@@ -25,7 +25,7 @@ from lmmkit.evaluate.task import Better, EvalTask, Figure
 from lmmkit.inference.chat_model import ChatModel
 from lmmkit.majority import Majority
 from lmmkit.model.step_terms import GatherRows, all_items, items_of
-from lmmkit.objective import Outcome, sum_by_name
+from lmmkit.objective import Outcome, divisors, sum_by_name
 from lmmkit.plan.stage_plan import StagePlan
 from lmmkit.progress import counted, working
 from lmmkit.recipe import Control, Recipe
@@ -133,6 +133,9 @@ def _part_sums(chat_model: ChatModel, part: Sequence[SizedSample]) -> tuple[Outc
     objective = chat_model.objective
     batch, _ = chat_model.packer.pack(part, read_images(part, chat_model.reader))
     outcome = objective(batch.to(chat_model.device))
+    for weigher in objective.weighers:
+        if bad := int(outcome.bad_weights.get(weigher.name, 0)):
+            raise plugin_calls.wrong_weights(weigher, f"{bad} such weights of {batch.count['next_token']}")
     values, totals, chances = (
         {name: float(value) for name, value in each.items()}
         for each in (outcome.sums, *objective.metric_sums(outcome, batch))
@@ -149,9 +152,10 @@ def averages(chat_model: ChatModel, sums: Sums) -> dict[str, Figure]:
     values, counts, totals, chances = sums
     chance = chat_model.prepared.plans[chat_model.stage].chances(chat_model.prepared.dims)
     out = {}
-    for term in (term for term in values if counts.get(term)):
+    by = divisors(counts)
+    for term in (term for term in values if by.get(term)):
         n = int(counts[term])
-        out[term] = Figure(value=values[term] / n, chance=chance.get(term), n=n)
+        out[term] = Figure(value=values[term] / by[term], chance=chance.get(term), n=n)
         for metric in (key for key in totals if key.startswith(f"{term}/")):
             out[metric] = Figure(value=totals[metric] / n, chance=chances[metric] / n, n=n)
     return out

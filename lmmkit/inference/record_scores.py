@@ -54,6 +54,10 @@ def score_names(prepared: Prepared, stage: str, top_k: int = 0) -> dict[str, Log
         same = sum(other == name or other.startswith(f"{name}__") for other in names)
         names[f"{name}__{same + 1}" if same else name] = LogProb(select)
     where = prepared.recipe.where(f"stages.{stage}")
+    asking = [maker.name for maker in prepared.plans[stage].makers if maker.others == "step"]
+    if asking and names:
+        got = f"views of {', '.join(asking)} from other samples of a step, which a record alone does not have"
+        raise UserError(NO_SCORES.at(where, got=got))
     if not names and not top_k:
         raise UserError(NO_SCORES.at(where, got="terms that read no log-probabilities"))
     if top_k >= prepared.dims.vocab:
@@ -101,7 +105,7 @@ def _sized(
     records = pipeline.sources[source]
     for number in counted(f"scoring {source}", range(len(records))):
         sample = records[number]
-        if members := pipeline.views.fitting(sample, 0, dropped, pipeline.other_samples(source)):
+        if members := pipeline.views.fitting(sample, 0, dropped, pipeline.other_samples(source, 0)):
             numbers.append(number)
             yield packer.sized(members, source)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, get_args, get_origin, get_type_hints
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from lmmkit import plugin_calls
 from lmmkit.api.components import (
@@ -47,6 +47,7 @@ from lmmkit.errors.plan import (
     ATTN_KEYS,
     FROZEN,
     IMAGE_ROWS,
+    INSTANCE_NAME,
     LAYERS,
     NO_TARGET,
     NO_VIEW,
@@ -56,6 +57,7 @@ from lmmkit.errors.plan import (
     NOT_A_TOKEN_WEIGHT,
     OTHERS_KIND,
     PATCHES,
+    PER_WEIGHT,
     REFERENCE,
     SELECT,
     SETTING,
@@ -122,9 +124,13 @@ def _literals(hint: object) -> list[object]:
 
 
 def settings(recipe: Recipe, instances: Instances, dims: Dims) -> list[Problem]:
-    """Returns the problems of plugin settings that do not fit the model's sizes."""
-    problems = []
+    """Returns the problems of plugin settings that do not fit the model's sizes, and of instance names that the modules
+    of plugins cannot have."""
+    problems, taken = [], nn.ModuleDict()
     for name, component in instances.components.items():
+        if hasattr(taken, name):
+            where = recipe.where(f"plugins.{name}")
+            problems.append(INSTANCE_NAME.at(where, got=f"a plugin named `{name}`", name=name))
         if found := plugin_calls.check(component, dims):
             key = found.partition(":")[0]
             problems.append(SETTING.at(recipe.where(f"plugins.{name}.{key}"), got=found))
@@ -168,6 +174,10 @@ def _by(recipe: Recipe, instances: Instances) -> list[Problem]:
                 where = recipe.where(f"stages.{stage}.losses.next_token.by.{i}")
                 nearest = did_you_mean(name, unused)
                 problems.append(NOT_A_TOKEN_WEIGHT.at(where, got=f"`{name}`", nearest=nearest))
+        if weight is not None and weight.per == "weight":
+            late = [w.name for w in weighers_of(instances, weight) if plugin_calls.has_weigh(w)]
+            where = recipe.where(f"stages.{stage}.losses.next_token.per")
+            problems += [PER_WEIGHT.at(where, got=f"`per: weight` and `weigh` of `{name}`") for name in late]
     for name in unused:
         if name not in named:
             where, got = recipe.where(f"plugins.{name}"), f"`{name}`, which no `by` names"

@@ -103,7 +103,7 @@ def _compile(
     if "next_token" not in kept:
         kept["next_token"] = Weight(weight=0.0, watch=True)
     reference = recipe.stages[stage].reference or "" if any(map(reads_reference, needs)) else ""
-    further = _reference_line(recipe, reference)
+    further = _reference_line(recipe, reference) + _per_line(kept["next_token"])
     read_teachers = dict.fromkeys((*teachers_of(needs), *teacher_models_of(needs)))
     further += [f"teacher {name} {teachers[name].identity()}" for name in read_teachers if name in teachers]
     read = (*terms, *weighers, *extra_views, *(() if reducer is None else (reducer,)))
@@ -118,6 +118,10 @@ def _reference_line(recipe: Recipe, reference: str) -> list[str]:
     if reference in ("", START):
         return [f"reference {reference}"] if reference else []
     return [f"reference {weights_hash(recipe.path(reference))}"]
+
+
+def _per_line(next_token: Weight) -> list[str]:
+    return ["per weight"] if next_token.per == "weight" else []
 
 
 def _readers(strategy: TokenStrategy, needs: tuple[Need, ...]) -> frozenset[str]:

@@ -60,10 +60,14 @@ def stage_text(prepared: Prepared, plan: StagePlan) -> str:
         names = ", ".join(plan.not_additive)
         lines.append(f"  mathematics, because of {names}: {', '.join(CUT)}, the number of ranks")
     for weigher in plan.weighers:
-        lines.append(f"  weights {weigher.name}  of the rows of next_token")
+        rows = ["the rows of next_token"] * plugin_calls.has_weigh(weigher)
+        answers = ["characters of its answers"] * plugin_calls.has_spans(weigher)
+        lines.append(f"  weights {weigher.name}  of {' and of '.join([*rows, *answers])}")
+    if plan.per_weight:
+        lines.append("  next_token is divided by the sum of the weights")
     for task in plan.makers:
         text = "  trains on its text" if isinstance(task, AuxTask) and task.text_loss else ""
-        more = "" if task.others == "none" else "  from other samples too"
+        more = "" if task.others == "none" else f"  from other samples of its {task.others} too"
         lines.append(f"  view {task.name}{text}{more}")
     for strategy, views in plan.strategies:
         where = "every view" if views is None else "views " + ", ".join(sorted(views))
@@ -154,7 +158,9 @@ def trace_samples(prepared: Prepared, stage: str, count: int) -> Iterable[str]:
         sample = pipeline.sources[source][row]
         yield f"sample {sample.key}  epoch {epoch}"
         dropped: Counter[str] = Counter()
-        members = pipeline.views.fitting(sample, epoch, dropped, pipeline.other_samples(source))
+        members = pipeline.views.fitting(
+            sample, epoch, dropped, pipeline.other_samples(source, k // pipeline.samples)
+        )
         if dropped:
             yield f"  {dropped_text(dropped)}"
         if not members:

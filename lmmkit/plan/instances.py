@@ -110,10 +110,15 @@ def build_component(cls: type[Component], name: str, settings: Mapping[str, obje
     form = create_model(
         f"{cls.__name__}Settings", __config__=ConfigDict(extra="forbid", strict=True), **annotated
     )
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+    values = {key: _as_tuples(value) for key, value in settings.items()}
     checked = TypeAdapter(form).validate_python(values)
     with calling(name, "__post_init__", cls):
         return cls(name=name, **{f.name: getattr(checked, f.name) for f in setting_fields(cls)})
+
+
+def _as_tuples(value: Any) -> Any:
+    """Returns a value with its lists, and those within them, as tuples."""
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
 def _hints(cls: type) -> dict[str, object]:

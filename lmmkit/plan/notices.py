@@ -16,6 +16,7 @@ def notices(prepared: Prepared) -> list[str]:
         *(line for stage in prepared.recipe.stages for line in _unreached(prepared, stage)),
         *_reference_notices(prepared),
         *_token_notices(prepared),
+        *_tokenizer_notices(prepared),
         *_chat_notices(prepared),
     ]
 
@@ -55,6 +56,16 @@ def _token_notices(prepared: Prepared) -> Iterator[str]:
             yield f"plugins.{name}: `model.connector.reduce` does not name it, so images keep all their rows"
         if isinstance(component, TokenStrategy) and component.unread and off:
             yield f"plugins.{name}: no stage names it in `tokens`, so no sequence has its tokens"
+
+
+def _tokenizer_notices(prepared: Prepared) -> Iterator[str]:
+    """Yields a notice for a decoder from an lmmkit folder whose ids mean other tokens."""
+    files = prepared.tokenizer.files()
+    for origin in prepared.pretrained:
+        if "text" in origin.parts and origin.source is None:
+            paths = {name: origin.folder / name for name in files}
+            if {name: path.read_bytes() for name, path in paths.items() if path.is_file()} != files:
+                yield f"model.text.from: {origin.folder} was trained with another tokenizer than `model.tokenizer`"
 
 
 def _chat_notices(prepared: Prepared) -> Iterator[str]:

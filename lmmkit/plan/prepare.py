@@ -84,6 +84,7 @@ class Prepared:
         return Packer(
             image=self.dims.image, text_terms=plan.text_terms, needs=plan.needs,
             terms=plan.terms, share=speed.share_prefix, sources=sources if len(sources) > 1 else (),
+            per_weight=plan.per_weight,
             teachers={name: self.dims.teachers[name] for name in plan.all_teachers},
         )  # fmt: skip
 
@@ -103,6 +104,7 @@ class Prepared:
         if total < 1:
             where = self.recipe.where(f"stages.{stage}.batch.samples")
             raise UserError(NO_STEP.at(where, got=f"{order.len_epoch} records and `tail: drop`"))
+        self._require_step_of(stage, samples, total)
         return Pipeline(
             sources={name: self.sources[name] for name in section.data},
             order=self._grouped(order, section.batch, total),
@@ -110,9 +112,18 @@ class Prepared:
             tokens=self.recipe.speed.tokens, total=total, image_rows=self.image_rows,
         )  # fmt: skip
 
+    def _require_step_of(self, stage: str, samples: int, total: int) -> None:
+        """Raises `UserError` for steps of one sample, if a plugin asks for other samples of the step."""
+        asking = ", ".join(maker.name for maker in self.plans[stage].makers if maker.others == "step")
+        least = smallest_step(samples, total)
+        if asking and least < 2:
+            where = self.recipe.where(f"stages.{stage}.batch.samples")
+            step = "a step" if samples < 2 else "the last step"
+            raise UserError(OTHERS.at(where, got=f"{step} of one sample, and views of {asking}"))
+
     def _require_others(self, stage: str, sizes: Mapping[str, int]) -> None:
-        """Raises `UserError` for sources of one record, if a plugin asks for other samples."""
-        asking = [maker.name for maker in self.plans[stage].makers if maker.others != "none"]
+        """Raises `UserError` for sources of one record, if a plugin asks for other samples of the source."""
+        asking = [maker.name for maker in self.plans[stage].makers if maker.others == "source"]
         small = [name for name, size in sizes.items() if size < 2]
         where = self.recipe.where(f"stages.{stage}.data")
         got = f"a source of one record, and views of {', '.join(asking)}"
@@ -130,6 +141,11 @@ class Prepared:
         """Returns the number of optimizer steps in a stage."""
         pipeline = self.pipeline(stage)
         return math.ceil(pipeline.total / pipeline.samples)
+
+
+def smallest_step(samples: int, total: int) -> int:
+    """Returns the number of samples of the smallest step: of the last one, which may have fewer."""
+    return total % samples or samples
 
 
 def prepare(recipe: Recipe, *, trust_files: bool = False, data: Iterable[str] | None = None) -> Prepared:

@@ -114,6 +114,11 @@ class StagePlan:
         return tuple(reader for reader in self.readers if isinstance(reader, Loss | TokenWeight))
 
     @property
+    def per_weight(self) -> bool:
+        """Returns whether the next-token loss is divided by the sum of the weights of its rows."""
+        return self.weights["next_token"].per == "weight"
+
+    @property
     def text_terms(self) -> tuple[str, ...]:
         """Returns the names of the terms that are next-token losses on the text of some view."""
         return ("next_token", *(task.name for task in self.tasks if task.text_loss))

@@ -31,11 +31,12 @@ from lmmkit.api.components import (
     TokenWeight,
     ViewMaker,
 )
-from lmmkit.api.layout import Insert, InsertAt
+from lmmkit.api.layout import CharWeight, Insert, InsertAt
 from lmmkit.api.needs import LogitsAt, Need, Select
 from lmmkit.api.puzzle import Puzzle
 from lmmkit.api.sample import Image, ImageEdit, Label, Role, Sample, Turn, View
 from lmmkit.errors import UserError
+from lmmkit.errors.dry_run import WEIGHTS
 from lmmkit.errors.plan import INSERT
 from lmmkit.plugin_calls.guard import calling, place_of, returned, shown
 
@@ -269,6 +270,39 @@ def value(term: Term, ctx: Ctx) -> Tensor:
     return found
 
 
+def has_spans(weigher: TokenWeight) -> bool:
+    """Returns whether a plugin gives weights to characters of answers."""
+    return type(weigher).spans is not TokenWeight.spans
+
+
+def has_weigh(weigher: TokenWeight) -> bool:
+    """Returns whether a plugin gives weights to rows in the step. It must, unless it gives some to characters."""
+    return type(weigher).weigh is not TokenWeight.weigh or not has_spans(weigher)
+
+
+def spans(weigher: TokenWeight, sample: Sample, text: str) -> list[CharWeight]:
+    """Returns the weights of characters of an answer."""
+    name = weigher.name
+    with calling(name, "spans", weigher):
+        found = weigher.spans(sample, text)
+    if not isinstance(found, list | tuple):
+        raise returned(name, "spans", weigher, shown(found), SPANS)
+    for each in found:
+        begin, end, weight = each if isinstance(each, list | tuple) and len(each) == 3 else (None, None, None)
+        if type(begin) is not int or type(end) is not int or type(weight) not in (int, float):
+            raise returned(name, "spans", weigher, f"{each!r:.80}", SPANS)
+        if not 0 <= begin <= end <= len(text) + 1:
+            got = f"({begin}, {end}, {weight}) for an answer of {len(text)} characters"
+            raise returned(name, "spans", weigher, got, f"0 <= from <= to <= {len(text) + 1}")
+        if not 0 <= weight < math.inf:
+            where = f"{name}.spans, {place_of(weigher, 'spans')}"
+            raise UserError(WEIGHTS.at(where, got=f"{weight:g} in sample {sample.key}"))
+    return [CharWeight(*each) for each in found]
+
+
+SPANS = "a list of (from, to, weight): two whole numbers, and a number"
+
+
 def weigh(weigher: TokenWeight, ctx: Ctx) -> Tensor:
     """Returns the weight of each row of the next-token loss, [S], detached."""
     with calling(weigher.name, "weigh", weigher), torch.no_grad():
@@ -279,6 +313,11 @@ def weigh(weigher: TokenWeight, ctx: Ctx) -> Tensor:
         expected = f"{wanted} weights in float32, one for each row of next_token"
         raise returned(weigher.name, "weigh", weigher, shown(found), expected)
     return found.detach()
+
+
+def wrong_weights(weigher: TokenWeight, got: str) -> UserError:
+    """Returns the error for weights that `weigh` may not give."""
+    return UserError(WEIGHTS.at(f"{weigher.name}.weigh, {place_of(weigher, 'weigh')}", got=got))
 
 
 def losses_of_rows(

@@ -18,7 +18,7 @@ from pydantic import Discriminator, Tag, ValidationError
 from lmmkit.errors import Problem, did_you_mean
 from lmmkit.errors.recipe import MISSING_KEY, NAME, OUT_OF_RANGE, UNKNOWN_KEY, WRONG_TYPE
 from lmmkit.recipe.field_types import Says
-from lmmkit.recipe.schema import HIDDEN
+from lmmkit.recipe.schema import HIDDEN, Recipe
 from lmmkit.recipe.yaml_tree import scalar_value
 
 NO_TYPE = object()  # the type hint of a key that the schema does not have
@@ -29,7 +29,7 @@ _LARGEST = 2**63
 def keys_of(cls: type) -> dict[str, Any]:
     """Returns the type hint of each YAML key in a section."""
     hints = get_type_hints(cls, include_extras=True)
-    names = [f.name for f in fields(cls) if f.name not in HIDDEN]
+    names = [f.name for f in fields(cls) if cls is not Recipe or f.name not in HIDDEN]
     return {name.rstrip("_"): hints[name] for name in names}
 
 

@@ -42,7 +42,7 @@ def read_recipe(
     `root`: the folder for relative paths in the recipe. Default: the current directory.
     Raises `UserError` with every problem found.
     """
-    return read_text(_text(Path(path)), name=str(path), overrides=overrides, root=root)
+    return read_text(recipe_file_text(Path(path)), name=str(path), overrides=overrides, root=root)
 
 
 def read_text(
@@ -116,7 +116,7 @@ _AROUND: dict[str, Any] = {
 }  # fmt: skip
 
 
-def _text(path: Path) -> str:
+def recipe_file_text(path: Path) -> str:
     """Returns the file's text. Raises `UserError` if it cannot be read as text."""
 
     def refuse(got: str) -> UserError:

@@ -225,6 +225,9 @@ def check_losses(losses: Mapping[str, Weight], key: str, names: Names) -> Iterat
         yield from _known(at, term, ("next_token", *names.plugins), "plugins, or next_token")
         yield from _check_weight(weight, at)
         yield from _check_by(term, weight.by or (), at, names)
+        if weight.per is not None and not weight.by:
+            expected, fix = "`per` beside `by`, which names what weights rows", "Remove `per`."
+            yield CONFLICT.at(f"{at}.per", got="`per` without `by`", expected=expected, fix=fix)
     if all(weight.constant_zero for weight in losses.values()):
         expected, fix = "a term with a weight above 0", "Give one term a weight above 0."
         yield CONFLICT.at(key, got="only weights of 0", expected=expected, fix=fix)

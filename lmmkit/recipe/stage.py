@@ -122,7 +122,7 @@ class Optim:
 class Weight:
     """Sets the weight of a term: `weight`, or a linear ramp from `from_` to `to` over the share `over` of the
     stage, then `to`. `watch` keeps measuring the term when its weight is 0. `by`, of `next_token` only, names plugins
-    that weight its rows.
+    that weight its rows; `per` says by what the sum of the weighted losses is divided.
 
     In YAML a bare number is `{weight: number}`.
     """
@@ -135,6 +135,8 @@ class Weight:
     by: Annotated[tuple[k.Text, ...], MinLen(1), Says("a list of plugins")] | None = field(
         default=None, repr=False
     )
+    # the number of rows (also if not given), or the sum of their weights
+    per: Literal["count", "weight"] | None = field(default=None, repr=False)
 
     def at(self, progress: float) -> float:
         """Returns the weight at `progress` (0..1) of the stage."""

@@ -29,7 +29,7 @@ def section_mapping(section: object) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Weight) and value.weight is not None and not value.watch and value.by is None:
+    if isinstance(value, Weight) and value == Weight(weight=value.weight) and value.weight is not None:
         return value.weight
     if is_dataclass(value):
         items = ((f.name, getattr(value, f.name)) for f in fields(value) if f.name not in HIDDEN)

@@ -15,14 +15,16 @@ from lmmkit.evaluate.task import Figure, percent
 from lmmkit.runs.files import write_json_atomic
 from lmmkit.runs.run_folder import RunFolder
 
+REPORT = "report.html"
 CONDITIONS = ("accuracy", "accuracy_blank", "accuracy_swapped")  # the image is correct, blank, another's
 
 
 def summarise(folder: Path, names: Sequence[str], *, wall_seconds: float) -> dict:
-    """Returns the summary: the machine, wall time, and each recipe's figures side by side."""
+    """Returns the summary: the machine, wall time, the name of the page, and each recipe's figures side by side."""
     return {
         "machine": _machine(),
         "wall_seconds": wall_seconds,
+        "report": REPORT,
         "recipes": {name: _recipe(RunFolder(folder / name)) for name in names},
     }
 

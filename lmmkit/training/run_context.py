@@ -41,9 +41,12 @@ class RunContext:
         if not self.ranks.first:
             yield self
             return
+        terms = dict.fromkeys(
+            ("next_token", *(t.name for plan in self.prepared.plans.values() for t in plan.terms))
+        )
         with (
             MetricsLog(self.run.metrics) as metrics,
-            Board(self.run.tb, step + 1 if resume else None) as board,
+            Board(self.run.tb, step + 1 if resume else None, terms) as board,
         ):
             if resume:
                 metrics.truncate(step)
@@ -55,10 +58,12 @@ class RunContext:
             yield replace(self, metrics=metrics, board=board)
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Writes the record of a step to metrics.jsonl, TensorBoard and observers."""
+        """Writes the record of a step to metrics.jsonl, TensorBoard and observers. TensorBoard gets the number of the
+        stage in addition, from 0."""
         self.metrics.write(record)
         scalars = {name: value for name, value in record.items() if isinstance(value, float)}
-        self.board.scalars(record["step"], scalars)
+        stage = float(list(self.prepared.recipe.stages).index(record["stage"]))
+        self.board.scalars(record["step"], {"stage": stage, **scalars})
         if self.ranks.first:
             self.prepared.instances.registry.logged(record["step"], scalars)
 

@@ -257,10 +257,11 @@ class StageLoop:
         }  # fmt: skip
 
     def draw(self, at: Position) -> None:
-        """Writes the images of the terms to TensorBoard."""
+        """Writes the images of the terms and their texts to TensorBoard."""
         with unsharded(self.objective), eval_no_grad(self.objective, self.context.device):
-            images = stage_images(self.context.prepared, self.objective, at, self.context.device)
-        self.context.board.images(at.step, images)
+            drawn = stage_images(self.context.prepared, self.objective, at, self.context.device)
+        self.context.board.images(at.step, drawn.images)
+        self.context.board.texts(at.step, drawn.texts)
 
     def validate(self, at: Position) -> None:
         """Validates and logs, unless this step is already validated, as after a resume."""

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from lmmkit import plugin_calls
 from lmmkit.api.batch import Batch, Step
 from lmmkit.api.components import EVALUATION, Moment
-from lmmkit.objective import Objective, sum_by_name, total
+from lmmkit.objective import Objective, divisors, sum_by_name, total
 from lmmkit.recipe import Optim
 from lmmkit.training.distributed.fsdp import gather_full, set_grad_sync
 from lmmkit.training.distributed.process_group import ALONE, Ranks
@@ -27,7 +28,8 @@ class StepReport:
 
     `terms` are averages over counted items, None without items. With several sources it also has the
     next-token loss of each source, "loss/SOURCE". `metrics` and their `chance` are those of the terms,
-    "term/name". A step in which no term with a weight has items is empty: `loss` and `grad_norm` are None.
+    "term/name". `bad_weights` counts weights of rows that may not be, by plugin. A step
+    in which no term with a weight has items is empty: `loss` and `grad_norm` are None.
     """
 
     loss: float | None
@@ -37,6 +39,7 @@ class StepReport:
     metrics: dict[str, float] = field(default_factory=dict)
     chance: dict[str, float] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
+    bad_weights: dict[str, float] = field(default_factory=dict)
 
     @property
     def empty(self) -> bool:
@@ -51,9 +54,13 @@ class StepReport:
 
 @dataclass(frozen=True)
 class Facts:
-    """Holds sums over all ranks for a step before its forward pass; of `micro_batches`, the maximum."""
+    """Holds sums over all ranks for a step before its forward pass; of `micro_batches`, the maximum.
 
-    counts: dict[str, int]
+    `counts` are those by which the sums are divided, and `rows` is the number of rows of `next_token`.
+    """
+
+    counts: dict[str, float]
+    rows: int
     micro_batches: int
     tokens: int
     dropped: dict[str, int]
@@ -65,7 +72,8 @@ def agree(ranks: Ranks, step: Step) -> Facts:
         [sum_by_name(batch.count for batch in step), len(step), sum(map(len, step)), dict(step[0].dropped)]
     )
     counts, micro_batches, tokens, dropped = zip(*shares, strict=True)
-    return Facts(sum_by_name(counts), max(micro_batches), sum(tokens), sum_by_name(dropped))
+    found = sum_by_name(counts)
+    return Facts(divisors(found), found["next_token"], max(micro_batches), sum(tokens), sum_by_name(dropped))
 
 
 def rate(optim: Optim, steps: int, done: int) -> float:
@@ -105,9 +113,9 @@ def run_step(
     """Averages every term over the full step on all ranks, then updates: 1 = N micro-batches = N ranks.
 
     If the loss or a gradient is not finite on any rank, or the step is empty, no rank updates: weights and
-    optimizer state keep their bits. `empty` is the micro-batch that a rank runs while others have micro-batches
-    left. `each`: gradients are reduced after every micro-batch, not only after the last. `now`: when the step
-    is, for the terms.
+    optimizer state keep their bits. Weights of rows that may not be raise a `UserError` before the update.
+    `empty` is the micro-batch that a rank runs while others have micro-batches left. `each`: gradients are reduced
+    after every micro-batch, not only after the last. `now`: when the step is, for the terms.
     """
     facts = agree(ranks, step)
     counts = facts.counts
@@ -115,6 +123,7 @@ def run_step(
         step = (*step, *[empty] * (facts.micro_batches - len(step)))
     sums: dict[str, Tensor] = {}
     measured: list[dict] = [{}, {}]  # totals and chance totals of the metrics
+    bad_weights: dict[str, Tensor] = {}
     loss = torch.zeros((), device=device)
     optimizer.zero_grad(set_to_none=True)
     first = FirstPass.of(objective, step, device, now, ranks)
@@ -125,6 +134,7 @@ def run_step(
         if metrics:
             found = objective.metric_sums(outcome, batch)
             measured = [sum_by_name(pair) for pair in zip(measured, found, strict=True)]
+        bad_weights = sum_by_name((bad_weights, outcome.bad_weights))
         part = total(outcome.sums, weights, counts)
         part.backward()  # frees the gathered weights: the rank keeps only its shard
         loss += part.detach()
@@ -132,7 +142,11 @@ def run_step(
             sums[name] = sums.get(name, 0) + value.detach()
     norm = _norm(objective, clip)
     # all ranks need the sums on the host before the update, because it depends on them
-    report = _report(ranks, facts, loss, sums, measured, norm)
+    report = _report(ranks, facts, loss, sums, [*measured, bad_weights], norm)
+    for weigher in objective.weighers:
+        if bad := report.bad_weights.get(weigher.name):
+            got = f"{bad:.0f} such weights in the step of {facts.rows} rows"
+            raise plugin_calls.wrong_weights(weigher, got)
     if not any(counts[name] for name, weight in weights.items() if weight):
         dropped = facts.dropped | {EMPTY_STEP: 1}
         return replace(report, loss=None, grad_norm=None, dropped=dropped)
@@ -147,7 +161,7 @@ def _report(
     """Returns the report with sums over all ranks; `norm` already covers all ranks."""
     parts = ({"": loss}, sums, *measured)
     own = [{name: float(value) for name, value in part.items()} for part in parts]
-    losses, terms, metrics, chance = map(sum_by_name, zip(*ranks.gather(own), strict=True))
+    losses, terms, metrics, chance, bad = map(sum_by_name, zip(*ranks.gather(own), strict=True))
     counts = facts.counts
     return StepReport(
         loss=losses[""],
@@ -157,6 +171,7 @@ def _report(
         metrics={name: value / counts[name.split("/")[0]] for name, value in metrics.items()},
         chance={name: value / counts[name.split("/")[0]] for name, value in chance.items()},
         dropped=facts.dropped,
+        bad_weights=bad,
     )
 
 

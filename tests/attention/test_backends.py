@@ -66,10 +66,11 @@ def test_rows_that_are_not_read_may_be_left_out(backend, name):
     assert_close(got, whole._replace(out=whole.out[rows]), 1e-12)
 
 
-def test_a_run_is_computed_from_the_first_row_that_is_read():
+@pytest.mark.parametrize("backend", [Sdpa(), Eager()], ids=lambda b: b.name)
+def test_a_run_is_computed_from_the_first_row_that_is_read(backend):
     forest, none = roots([100, 50]), torch.arange(0)
     read_T = marks(150, [70, 90])
-    attention_fn = Sdpa().prepare(AttentionSpec(forest, marks(150), none, read_T), CPU)
+    attention_fn = backend.prepare(AttentionSpec(forest, marks(150), none, read_T), CPU)
     assert attention_fn.rows.tolist() == list(range(70, 100))
 
 

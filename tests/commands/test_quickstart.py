@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
-from lmmkit.commands.quickstart import Quickstart, last_step
+from lmmkit.commands.quickstart import Quickstart
 
 
 @pytest.fixture
@@ -14,16 +12,6 @@ def work(tmp_path):
     found = Quickstart(tmp_path / "q", fast=True)
     assert found.open() == 0.0
     return found
-
-
-def test_the_last_step_is_read_from_the_end(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    assert last_step(path) == 0
-    path.write_text("")
-    assert last_step(path) == 0
-    lines = [json.dumps({"step": i, "words": "x" * 500}) for i in range(1, 301)]
-    path.write_text("\n".join(lines) + "\n" + '{"step": 301, "wor')
-    assert last_step(path) == 300
 
 
 def test_what_is_left_follows_from_the_files(work):

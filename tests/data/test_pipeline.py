@@ -234,7 +234,7 @@ def paths(made: Pipeline, index: int) -> dict[str, list[str]]:
     for k in made.positions(index):
         source, epoch, record = made.order.at(k)
         sample = made.sources[source][record]
-        members = made.views.fitting(sample, epoch, Counter(), made.other_samples(source))
+        members = made.views.fitting(sample, epoch, Counter(), made.other_samples(source, index))
         found[sample.key] = [m.view.sample.images[0].path for m in members if m.view.name == "negatives"]
     return found
 
@@ -266,7 +266,7 @@ def test_other_samples_that_cannot_be_read_are_passed_over():
     bad = {"/s2.png", "/s4.png"}
     for key in reads:
         sample = next(s for s in RECORDS if s.key == key)
-        members = made.views.fitting(sample, 0, Counter(), made.other_samples("a"))
+        members = made.views.fitting(sample, 0, Counter(), made.other_samples("a", 0))
         found = [m.view.sample.images[0].path for m in members if m.view.name == "negatives"]
         kept = [path for path in good[key] if path not in bad]
         assert found[: len(kept)] == kept and not bad & set(found) and len(set(found)) == 2
@@ -285,9 +285,76 @@ def test_a_source_with_too_few_other_samples_is_an_error():
     assert len(negatives(Source(RECORDS[:3]), Reader(), samples=3).step(0)[0].views_of("negatives")) == 6
 
 
+@dataclass(frozen=True, kw_only=True)
+class OfTheStep(Negatives):
+    """Shows the images of two other samples of the step."""
+
+    others = "step"
+
+
+def of_the_step(source: Source, reader: Reader, **settings) -> Pipeline:
+    made = negatives(source, reader, **settings)
+    return replace(made, views=replace(made.views, tasks=(OfTheStep(name="negatives"),)))
+
+
+def members(made: Pipeline, index: int) -> set[str]:
+    """Returns the images of the samples of a step."""
+    places = (made.order.at(k) for k in range(index * made.samples, (index + 1) * made.samples))
+    return {made.sources[source][record].images[0].path for source, _, record in places}
+
+
+@pytest.mark.parametrize("tokens", [10_000, 60])
+def test_other_samples_of_the_step_are_in_it_and_cost_no_further_image(tokens):
+    """Packs the same step whole and in parts: what a view shows does not depend on it."""
+    reader = Reader()
+    made = of_the_step(Source(RECORDS), reader, samples=4, tokens=tokens)
+    for index in range(6):
+        reader.asked.clear()
+        want = paths(made, index)
+        assert len(want) == 4 and members(made, index) >= {path for each in want.values() for path in each}
+        for key, (first, second) in want.items():
+            assert first != second and f"/{key}.png" not in (first, second)
+        reader.asked.clear()
+        step = made.step(index)
+        assert set(reader.asked) == members(made, index) and len(reader.asked) == 4
+        assert len(step) > 1 or tokens > 60
+        whole = of_the_step(Source(RECORDS), Reader(), samples=4).step(index)
+        assert sorted(_shown(step)) == sorted(_shown(whole))
+    assert paths(made, 0) != paths(made, 3), "another step has other samples"
+
+
+def test_a_record_twice_in_a_step_is_offered_once():
+    """Steps of 5 of 3 records: each sample has two others, though a step repeats records."""
+    made = of_the_step(Source(RECORDS[:3]), Reader(), samples=5)
+    for index in range(3):
+        for key, found in paths(made, index).items():
+            assert sorted(found) == sorted({"/s0.png", "/s1.png", "/s2.png"} - {f"/{key}.png"})
+
+
+def test_a_step_with_too_few_other_samples_is_an_error():
+    with pytest.raises(UserError, match="plan/others") as error:
+        of_the_step(Source(RECORDS), Reader(), samples=2).step(1)
+    assert "1 other samples of step 2 of the stage, of which 2 are wanted" in error.value.problems[0].got
+
+
+def test_a_bad_record_of_the_step_is_no_other_sample():
+    source = Source(RECORDS)
+    source[4] = torn()
+    made = of_the_step(source, Reader(frozenset({"/s2.png"})), samples=12)
+    step, _ = made.step_and_skipped(0)
+    shown = {key for batch in step for _, key in batch.views}
+    assert len(step[0].views_of("negatives") if len(step) == 1 else step) and not {"s2", "s4"} & shown
+    for sample in RECORDS:
+        if sample.key not in ("s2", "s4"):
+            found = made.views.fitting(sample, 0, Counter(), made.other_samples("a", 0))
+            assert not {"/s2.png", "/s4.png"} & {m.view.sample.images[0].path for m in found}
+
+
+@pytest.mark.parametrize("task", [Negatives, OfTheStep])
 @pytest.mark.parametrize("workers", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
-def test_other_samples_do_not_depend_on_ranks_workers_or_the_first_step(workers):
+def test_other_samples_do_not_depend_on_ranks_workers_or_the_first_step(workers, task):
     made = negatives(Source(RECORDS), Reader(), samples=6)
+    made = replace(made, views=replace(made.views, tasks=(task(name="negatives"),)))
     want = [_shown(step) for step in (made.step(i) for i in range(4))]
     for world in (1, 2):
         shares = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -130,6 +131,18 @@ def test_the_scores_are_those_of_one_record_at_a_time(written, tiny):
         assert alone["id"] == together["id"] and "conversations" in alone
     with pytest.raises(UserError, match="reference/no-scores"):
         score_names(prepared, "first")
+
+
+OF_STEP = Path(__file__).parents[1] / "support" / "sound_plugins" / "other_of_the_step.py"
+
+
+def test_views_from_samples_of_a_step_cannot_be_scored(written, tiny):
+    kind = written[1]
+    text = kind.replace("plugins:\n", f"plugins:\n  near: {{use: '{OF_STEP}:mistake'}}\n", 1)
+    prepared = prepare(tiny("stages.prefer.losses.near=0.1", text=text), trust_files=True)
+    with pytest.raises(UserError, match="reference/no-scores") as error:
+        score_names(prepared, "prefer")
+    assert "views of near from other samples of a step" in error.value.problems[0].got
 
 
 BESIDE = """

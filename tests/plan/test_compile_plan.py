@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import pytest
+import torch
 
 from lmmkit.errors import UserError
 from lmmkit.plan.compile_plan import _readers
@@ -374,6 +376,15 @@ def test_a_term_of_micro_batches_is_named_with_what_becomes_mathematics(tiny):
     assert "mathematics" not in off
 
 
+@pytest.mark.parametrize("name", ["half", "type", "keys", "training"])
+def test_a_name_that_torch_needs_is_refused(tiny, name):
+    """Keeps the module of a plugin under its name, beside the methods of `nn.ModuleDict`."""
+    text = PLAIN.replace("stages:", f"plugins:\n  {name}: {{use: guided_loss}}\nstages:", 1)
+    with pytest.raises(UserError) as error:
+        prepare(tiny(text=text.replace("{next_token: 1.0}", f"{{next_token: 1.0, {name}: 1.0}}")))
+    assert [(p.code, p.got) for p in error.value.problems] == [("plugin/name", f"a plugin named `{name}`")]
+
+
 @pytest.mark.parametrize(
     ("kind", "additive"),
     [("StepTerm", False), ("RowLoss", False), ("AuxTask", False), ("Loss", "0"), ("Loss", None)],
@@ -469,7 +480,7 @@ def test_extra_views_have_no_weight_and_need_a_reader(with_views):
 
 def test_views_from_other_samples(with_views):
     prepared = with_views("negative", "negative: 0.1")
-    assert "from other samples too" in plan_text(prepared)
+    assert "from other samples of its source too" in plan_text(prepared)
     batch = prepared.pipeline("finetune").step(0)[0]
     for main, other in zip(batch.views_of("main"), batch.views_of("negative"), strict=True):
         assert batch.views[main][1] == batch.views[other][1]
@@ -480,7 +491,7 @@ def test_views_from_other_samples(with_views):
 def test_other_samples_of_an_unknown_kind_or_of_a_source_of_one_record_are_refused(
     with_views, scenes, tmp_path
 ):
-    assert codes(with_views, "negative", "negative: 1.0", kind="'step'") == {"plugin/others"}
+    assert codes(with_views, "negative", "negative: 1.0", kind="'batch'") == {"plugin/others"}
     one = tmp_path / "one.json"
     one.write_text(json.dumps(json.loads((scenes / "finetune.json").read_text())[:1]))
     prepared = with_views("negative", "negative: 1.0", f"data.questions.records={one}")
@@ -489,6 +500,46 @@ def test_other_samples_of_an_unknown_kind_or_of_a_source_of_one_record_are_refus
     assert "`questions`, a source of one record, and views of negative" in error.value.problems[0].got
     unasked = with_views("negative", "negative: 1.0", f"data.questions.records={one}", kind="'none'")
     assert unasked.pipeline("finetune")
+
+
+def test_other_samples_of_the_step(with_views):
+    prepared = with_views("negative", "negative: 0.1", kind="'step'")
+    assert "view negative  from other samples of its step too" in plan_text(prepared)
+    pipeline = prepared.pipeline("finetune")
+    places = (pipeline.order.at(k) for k in range(pipeline.samples))
+    keys = {pipeline.sources[source][record].key for source, _, record in places}
+    shown = {image.path for source, _, record in map(pipeline.order.at, range(pipeline.samples))
+             for image in pipeline.sources[source][record].images}  # fmt: skip
+    for batch in pipeline.step(0):
+        assert {key for _, key in batch.views} <= keys and batch.views_of("negative")
+    for k in range(pipeline.samples):
+        source, epoch, record = pipeline.order.at(k)
+        sample = pipeline.sources[source][record]
+        views = pipeline.views.of(sample, epoch, pipeline.other_samples(source, 0))
+        assert all(image.path in shown for view in views for image in view.sample.images)
+    assert any("view negative" in line for line in trace_samples(prepared, "finetune", 6))
+
+
+@pytest.mark.parametrize(
+    ("changes", "got"),
+    [
+        (["stages.finetune.batch.samples=1"], "a step of one sample"),
+        (["stages.finetune.batch={samples: 7, tail: keep}"], "the last step of one"),
+    ],
+)  # fmt: skip
+def test_a_step_of_one_sample_has_no_other_samples(with_views, changes, got):
+    """Has 120 records: steps of 7 leave one."""
+    prepared = with_views("negative", "negative: 1.0", *changes, kind="'step'")
+    stage = prepared.recipe.stages["finetune"]
+    if "last" in got:
+        stage = replace(stage, length=replace(stage.length, steps=None, epochs=1))
+        prepared = replace(
+            prepared, recipe=replace(prepared.recipe, stages={**prepared.recipe.stages, "finetune": stage})
+        )
+    with pytest.raises(UserError, match="plan/others") as error:
+        prepared.pipeline("finetune")
+    assert got in error.value.problems[0].got and "batch.tail: drop" in error.value.problems[0].hint
+    assert with_views("negative", "negative: 1.0", *changes, kind="'source'").pipeline("finetune")
 
 
 def codes(make, *args, **settings) -> set[str]:
@@ -560,7 +611,11 @@ def test_keys_are_read_in_the_view_of_their_queries(tiny, tmp_path):
 def weighted(tiny, *overrides: str, names: str = "focal blind cal", by: str = "[focal, cal]"):
     zoo = Path(__file__).parents[2] / "plugins" / "lmmkit_zoo"
     files = {"focal": "focal.py", "blind": "cal.py", "cal": "cal.py", "z_loss": "z_loss.py"}
-    uses = "".join(f"  {name}: {{use: '{zoo / files[name]}'}}\n" for name in names.split())
+    files |= {"word_weights": "word_weights.py", "more_words": "word_weights.py:word_weights"}
+    settings = dict.fromkeys(("word_weights", "more_words"), ", words: [[red, 2.0]]")
+    uses = "".join(
+        f"  {name}: {{use: '{zoo / files[name]}'{settings.get(name, '')}}}\n" for name in names.split()
+    )
     text = PLAIN.replace("stages:", f"plugins:\n{uses}stages:", 1)
     text = text.replace("{next_token: 1.0}", f"{{next_token: {{weight: 1.0, by: {by}}}}}")
     return prepare(tiny(*overrides, text=text), trust_files=True)
@@ -585,6 +640,31 @@ def test_a_stage_whose_next_token_loss_names_nothing_is_the_plain_one(tiny):
     off = weighted(tiny, "stages.finetune.losses={next_token: {weight: 0, watch: true, by: [cal]}, z_loss: 1.0}",
                    names="focal blind cal z_loss").plans["finetune"]  # fmt: skip
     assert [w.name for w in off.weighers] == ["cal"], "a loss that is watched is measured with its weights"
+
+
+def test_the_sum_of_weights_is_counted_where_it_is_the_divisor(tiny):
+    by = "[word_weights, more_words]"
+    per = f"stages.finetune.losses.next_token={{weight: 1.0, by: {by}, per: weight}}"
+    prepared = weighted(tiny, per, names="word_weights more_words", by=by)
+    rows, sums = prepared.plans["pretrain"], prepared.plans["finetune"]
+    assert (rows.per_weight, sums.per_weight) == (False, True)
+    assert "  weights more_words  of characters of its answers" in plan_text(prepared)
+    assert plan_text(prepared).count("next_token is divided by the sum of the weights") == 1
+    same = weighted(tiny, per.replace("per: weight", "per: count"), names="word_weights more_words", by=by)
+    assert same.plans["finetune"].digest != sums.digest
+    found = {stage: prepared.pipeline(stage).step(0)[0] for stage in prepared.plans}
+    assert "weight/next_token" not in found["pretrain"].count and found["finetune"].head is None
+    batch = found["finetune"]
+    weight_S = torch.ones(batch.count["next_token"]) if batch.weight_S is None else batch.weight_S
+    assert batch.count["weight/next_token"] == pytest.approx(float(weight_S.sum()))
+
+
+def test_a_sum_of_weights_must_be_known_before_the_step(tiny):
+    per = "stages.finetune.losses.next_token={weight: 1.0, by: [word_weights, focal], per: weight}"
+    with pytest.raises(UserError) as error:
+        weighted(tiny, per, names="word_weights focal", by="[word_weights]")
+    (problem,) = error.value.problems
+    assert problem.code == "plan/per-weight" and problem.got == "`per: weight` and `weigh` of `focal`"
 
 
 def test_the_names_of_by_are_weights_and_each_weight_is_named(tiny):

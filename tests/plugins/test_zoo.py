@@ -26,6 +26,7 @@ from lmmkit_zoo.points import COLOURS, Marked, Points, turned
 from lmmkit_zoo.reconstruct import Reconstruct
 from lmmkit_zoo.rotation import Colour, Exchanged, Rotation, Turned
 from lmmkit_zoo.viral import Viral
+from lmmkit_zoo.word_weights import WordWeights
 from lmmkit_zoo.z_loss import ZLoss
 from typer.testing import CliRunner
 
@@ -173,6 +174,26 @@ def test_focal_weights_are_those_of_the_paper():
     assert Focal(name="focal", gamma=3.0).weigh(ctx).tolist() == pytest.approx([0.9**3, 0.5**3, 0.0])
     assert Focal(name="focal", gamma=0.0).weigh(ctx).tolist() == [1.0, 1.0, 1.0]
     assert Focal(name="focal", gamma=-1.0).check(None).startswith("gamma")
+
+
+def test_words_and_patterns_are_found_whole_and_multiplied():
+    made = WordWeights(
+        name="words", words=(("red", 2.0), ("no", 0.0)), patterns=((r"\d+", 3.0), ("Red", 0.5))
+    )
+    text = "Red, not reddish. no 12 reds, RED"
+    spans = made.spans(SAMPLE, text)
+    assert sorted((text[a:b], weight) for a, b, weight in spans) == [
+        ("12", 3.0), ("RED", 2.0), ("Red", 0.5), ("Red", 2.0), ("no", 0.0)
+    ]  # fmt: skip
+    phrase = WordWeights(name="words", words=(("a (red) cat", 2.0),))
+    assert phrase.spans(SAMPLE, "It is a (red) cat.") == [(6, 17, 2.0)]
+    assert made.check(paper_objective.DIMS) == ""
+    for settings, key in (
+        ({"words": (("", 1.0),)}, "words: "), ({"words": (("a", -1.0),)}, "words: "),
+        ({"words": (), "patterns": (("(", 1.0),)}, "patterns: "),
+        ({"words": (), "patterns": (("a", float("nan")),)}, "patterns: "),
+    ):  # fmt: skip
+        assert WordWeights(name="words", **settings).check(paper_objective.DIMS).startswith(key)
 
 
 def test_cal_compares_each_token_with_that_of_the_view_without_images():

@@ -69,6 +69,12 @@ STAGE = "stages.only"
             f"{STAGE}.losses.next_token.by",
             "wrong-type",
         ),
+        (
+            f"{STAGE}.losses.next_token={{weight: 1, per: weight}}",
+            f"{STAGE}.losses.next_token.per",
+            "conflict",
+        ),
+        (f"{STAGE}.losses.order={{weight: 1, per: count}}", f"{STAGE}.losses.order.per", "conflict"),
         (f"{STAGE}.losses.order=-1", f"{STAGE}.losses.order", "out-of-range"),
         (f"{STAGE}.losses.order=true", f"{STAGE}.losses.order", "wrong-type"),
         (f"{STAGE}.losses.order={{from: 1}}", f"{STAGE}.losses.order", "conflict"),

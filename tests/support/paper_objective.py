@@ -48,6 +48,9 @@ class Letters:
 
     encode_continued = encode_unprefixed = encode
 
+    def offsets(self, text: str, ids: Sequence[int]) -> list[tuple[int, int]]:
+        return [(i, i + 1) for i in range(len(ids))]
+
     def control(self, spelling: str) -> int | None:
         return {"</s>": self.eos}.get(spelling)
 

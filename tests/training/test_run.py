@@ -6,6 +6,7 @@ import gc
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import time
@@ -70,6 +71,33 @@ def test_tensorboard_has_scalars_and_images(finished):
     assert {"image_order/shuffled", "image_order/restored", "attention/response_to_image"} <= set(
         tags["images"]
     )
+
+
+def test_tensorboard_has_stages_texts_and_a_chart_of_each_term_with_its_chance(finished):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.custom_scalar import layout_pb2
+
+    recipe, run = finished
+    board = EventAccumulator(str(run.tb), size_guidance={"tensors": 0, "scalars": 0})
+    board.Reload()
+    stages = [line["stage"] for line in run.read_metrics()]
+    assert [list(recipe.stages)[int(point.value)] for point in board.Scalars("stage")] == stages
+    (text,) = {
+        e.tensor_proto.string_val[0].decode() for e in board.Tensors("attention/sample/text_summary")[:1]
+    }
+    assert (
+        "user:" in text
+        and "assistant:" in text
+        and all(line.startswith("    ") for line in text.splitlines())
+    )
+    layout = layout_pb2.Layout()
+    layout.ParseFromString(board.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    shown = {
+        chart.title: {tag for tag in board.Tags()["scalars"] if re.search(chart.multiline.tag[0], tag)}
+        for chart in layout.category[0].chart
+    }
+    assert shown["image_order"] == {"terms/image_order", "chance/image_order"}
+    assert {"next_token", "image_order", "text_order", "guided_loss"} == set(shown)
 
 
 def test_plugins_of_weight_zero_leave_plain_llava_bit_for_bit(tiny, tmp_path):

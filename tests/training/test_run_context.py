@@ -40,7 +40,7 @@ def test_a_record_reaches_metrics_and_tensorboard(context):
     assert read_jsonl(context.run.metrics) == [{"step": 1, "stage": "pretrain", "loss": 2.5, "tokens": 7}]
     board = EventAccumulator(str(context.run.tb))
     board.Reload()
-    assert board.Tags()["scalars"] == ["loss"], "only floats are figures"
+    assert board.Tags()["scalars"] == ["stage", "loss"], "only floats are figures"
 
 
 def test_a_resume_removes_the_records_of_steps_that_run_again(context):
@@ -59,7 +59,7 @@ def test_other_ranks_than_the_first_log_nothing(context):
     other = replace(context, ranks=Second(world=2, rank=1))
     with other.logging(0, resume=False) as logging:
         assert isinstance(logging.metrics, NullLogger) and isinstance(logging.board, NullLogger)
-        logging.log({"step": 1, "loss": 2.5})
+        logging.log({"step": 1, "stage": "pretrain", "loss": 2.5})
     assert not list(context.run.path.iterdir())
 
 

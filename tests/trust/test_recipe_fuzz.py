@@ -12,10 +12,11 @@ import pytest
 
 from lmmkit.errors import LmmkitError, UserError
 from lmmkit.recipe import read_text, to_mapping
+from lmmkit.recipe.shipped import shipped
 from tests.support import audit_hooks
 from tests.support.hostile_home import RECIPE, home_in, make_base
 
-SHIPPED = sorted((Path(__file__).resolve().parent.parent.parent / "recipes").rglob("*.yaml"))
+SHIPPED = sorted(shipped().values())
 MORE = """
 plugins:
   image_order: {grid: 3, permutations: 5, seed: 0, choose: seed, read: token}

@@ -33,6 +33,7 @@ ALLOWED = {
     ("lmmkit/import_export.py", "passes pretrained"): "folders that the recipe names, of our own function; not timm's option",
     ("lmmkit/inference/load.py", "passes pretrained"): "folders that the recipe names, of our own function; not timm's option",
     ("lmmkit/plan/prepare.py", "passes pretrained"): "folders that the recipe names, of our own function; not timm's option",
+    ("lmmkit/plan/teachers.py", "passes pretrained"): "folders that the recipe names, of our own function; not timm's option",
     ("lmmkit/training/save_models.py", "passes pretrained"): "folders that the recipe names, of our own function; not timm's option",
     ("lmmkit/plugin_costs.py", "passes pretrained"): "folders that the recipe names, of our own function; not timm's option",
     ("lmmkit/plan/dry_run/second_process.py", "imports subprocess (runs programs)"): "this Python with a function of ours, no shell",

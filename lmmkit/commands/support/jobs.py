@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -23,12 +24,26 @@ SHOWN = 1.0  # seconds between two looks at how far the jobs are
 PATIENCE = 120.0  # seconds that a stopped command may take to save
 
 
+class MeasuredProcess(subprocess.Popen):
+    """Is a process that keeps what it used: `usage`, with that of its own processes, once `poll` finds its end."""
+
+    usage: resource.struct_rusage | None = None
+
+    def poll(self) -> int | None:
+        """Returns the exit code, or None as long as the process runs."""
+        if self.returncode is None:
+            pid, status, used = os.wait4(self.pid, os.WNOHANG)
+            if pid:
+                self.returncode, self.usage = os.waitstatus_to_exitcode(status), used
+        return self.returncode
+
+
 @dataclass
 class Job:
     """Describes a lmmkit command that runs in a separate process and prints to logs/<name>.log.
 
     `progress` returns the share of its work that is done, from 0 to 1; without it the command reports its share.
-    `then` starts when the job has ended well.
+    `then` starts when the job has ended well. `handles`: those of files that the command inherits.
     """
 
     name: str
@@ -36,7 +51,8 @@ class Job:
     logs: Path
     progress: Callable[[], float] | None = None
     then: Job | None = None
-    process: subprocess.Popen | None = field(init=False, default=None, repr=False)
+    handles: tuple[int, ...] = ()
+    process: MeasuredProcess | None = field(init=False, default=None, repr=False)
 
     @property
     def log(self) -> Path:
@@ -74,7 +90,9 @@ class Job:
             env = {**os.environ, "OMP_NUM_THREADS": "1"}
             if self.progress is None:
                 env[REPORT] = str(self.report)
-            self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env)
+            self.process = MeasuredProcess(
+                command, stdout=log, stderr=subprocess.STDOUT, env=env, pass_fds=self.handles
+            )
 
     def last_line(self) -> str:
         """Returns the last line of the log, or nothing."""
@@ -96,7 +114,7 @@ def run_all(jobs: Sequence[Job], show: ShowJobs) -> None:
         KeyboardInterrupt: after a signal, when all jobs have saved and ended.
     """
     jobs = list(jobs)
-    with _signals() as received:
+    with noted_signals() as received:
         try:
             for job in jobs:
                 job.start()
@@ -113,7 +131,7 @@ def run_all(jobs: Sequence[Job], show: ShowJobs) -> None:
                     show(jobs)
             failed = next((job for job in jobs if job.failed), None)
         finally:
-            _stop(jobs, received)
+            stop_all(jobs, received)
     if failed is not None:
         err.print(f"`lmmkit {' '.join(failed.arguments)}` failed ({failed.log}):")
         err.print(failed.log.read_text(errors="replace"))
@@ -130,7 +148,7 @@ def _followers(jobs: Sequence[Job]) -> list[Job]:
     return ready
 
 
-def _stop(jobs: Sequence[Job], received: Sequence[int]) -> None:
+def stop_all(jobs: Sequence[Job], received: Sequence[int]) -> None:
     """Asks every running job to stop, waits for its checkpoint, and kills those that do not end. A further
     signal ends the waiting."""
     running = [job.process for job in jobs if job.process is not None and job.running]
@@ -145,7 +163,7 @@ def _stop(jobs: Sequence[Job], received: Sequence[int]) -> None:
 
 
 @contextmanager
-def _signals() -> Iterator[list[int]]:
+def noted_signals() -> Iterator[list[int]]:
     """Yields a list that gets the SIGINT, SIGTERM and SIGHUP of the block, which interrupt nothing: a signal
     while a command starts would leave a process that nothing stops."""
     received: list[int] = []

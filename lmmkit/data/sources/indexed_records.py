@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import os
+import weakref
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -126,6 +127,7 @@ class OpenFiles:
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = tuple(paths)
         self._handles: dict[int, int] = {}
+        weakref.finalize(self, _close, self._handles)
 
     def __reduce__(self) -> tuple[object, ...]:
         return OpenFiles, (self.paths,)
@@ -143,6 +145,11 @@ class OpenFiles:
         except OSError as error:
             where, got = str(self.paths[number]), error.strerror or str(error)
             raise UserError(RECORDS_FILE.at(where, got=got, expected="a file that can be read")) from error
+
+
+def _close(handles: dict[int, int]) -> None:
+    while handles:
+        os.close(handles.popitem()[1])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

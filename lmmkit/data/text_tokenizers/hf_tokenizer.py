@@ -18,6 +18,7 @@ from typing import Any
 import tokenizers
 
 from lmmkit.data.text_tokenizers.added_tokens import TOKENIZER_CONFIG, Vocabulary, without_gaps
+from lmmkit.data.text_tokenizers.offsets import Offsets, offsets_of
 from lmmkit.data.text_tokenizers.sentencepiece_tokenizer import (
     MAX_IDS,
     SPACE,
@@ -102,6 +103,16 @@ class HFTokenizer:
             return ids[1:]
         rest = self._tokenizer.token_to_id(first.removeprefix(SPACE))
         return self.encode_continued(text) if rest is None else [rest, *ids[1:]]
+
+    def offsets(self, text: str, ids: Sequence[int]) -> Offsets:
+        """Returns the characters of a text from which each of its ids is made. `ids` are those of the text in one of
+        the three ways to encode it."""
+        return offsets_of(ids, (self._with_offsets(text, prefix) for prefix in ("", " ")))
+
+    def _with_offsets(self, text: str, prefix: str) -> tuple[list[int], Offsets]:
+        found = self._continued.encode(prefix + text, add_special_tokens=False)
+        less = len(prefix)
+        return found.ids, [(max(begin - less, 0), max(end - less, 0)) for begin, end in found.offsets]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of these ids. Skips control tokens and ids that the tokenizer does not have."""

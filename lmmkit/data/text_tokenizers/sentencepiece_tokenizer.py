@@ -15,6 +15,7 @@ from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor
 
+from lmmkit.data.text_tokenizers.offsets import Offsets, offsets_of, read_pieces
 from lmmkit.errors import UserError
 from lmmkit.errors.data import SURROGATE, TOKENIZER_CONTROL, TOKENIZER_DAMAGED, TOKENIZER_FILE
 
@@ -89,6 +90,14 @@ class SentencePieceTokenizer:
         if rest == self._processor.unk_id():
             return self.encode_continued(text)
         return [rest, *ids[1:]]
+
+    def offsets(self, text: str, ids: Sequence[int]) -> Offsets:
+        """Returns the characters of a text from which each of its ids is made. `ids` are those of the text in one of
+        the three ways to encode it."""
+        processors = (self._continued, self._processor)
+        return offsets_of(
+            ids, (read_pieces(each.encode(text, out_type="serialized_proto"), text) for each in processors)
+        )
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of these ids. Skips ids without text: control tokens, the unknown token, and

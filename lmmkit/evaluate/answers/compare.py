@@ -98,17 +98,15 @@ def compare_tasks(
     return [replace(each, p_holm=float(p)) for each, p in zip(found, corrected, strict=True)]
 
 
-def libraries() -> tuple[Any, Any, Any]:
+def libraries(command: str = "answers compare") -> tuple[Any, Any, Any]:
     """Returns scipy.stats, McNemar's test and the correction for several tests, all of the extra `stats`.
 
-    Raises `MachineError` with the extra's name if one is missing.
+    `command`: what needs them. Raises `MachineError` with the extra's name if one is missing.
     """
     try:
         from scipy import stats
         from statsmodels.stats.contingency_tables import mcnemar
         from statsmodels.stats.multitest import multipletests
     except ImportError as error:
-        raise MachineError(
-            EXTRA.at("answers compare", got=f"no {error.name} ({error})", extra="stats")
-        ) from error
+        raise MachineError(EXTRA.at(command, got=f"no {error.name} ({error})", extra="stats")) from error
     return stats, mcnemar, multipletests

@@ -28,7 +28,15 @@ from lmmkit.api.components import (
 )
 from lmmkit.api.layout import Insert
 from lmmkit.api.model_info import Dims, ImageSpec
-from lmmkit.api.needs import HiddenAt, HiddenMean, Select, reads_reference, selector, teachers_of
+from lmmkit.api.needs import (
+    HiddenAt,
+    HiddenMean,
+    Select,
+    reads_reference,
+    selector,
+    teacher_models_of,
+    teachers_of,
+)
 from lmmkit.api.sample import View
 from lmmkit.plan.compile_plan import compile_plan
 from lmmkit.plan.instances import Instances, build_instances
@@ -149,7 +157,8 @@ def prepared_for(components: Mapping[str, Component], recipe: Recipe | None = No
         for stage, section in recipe.stages.items()
     }
     recipe = replace(recipe, plugins={name: {} for name in every}, stages=stages)
-    dims = replace(bare.dims, teachers=dict.fromkeys(teachers_of(needs), TEACHER))
+    names = (*teachers_of(needs), *teacher_models_of(needs))
+    dims = replace(bare.dims, teachers=dict.fromkeys(names, TEACHER))
     found = {name: FoundComponent(type(component), "here") for name, component in every.items()}
     instances = Instances(Registry(pluggy.PluginManager("lmmkit"), found), every, frozenset(every))
     return replace(

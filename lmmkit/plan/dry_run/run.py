@@ -12,7 +12,7 @@ from torch import nn
 from lmmkit import plugin_calls
 from lmmkit.api.components import AuxTask, ImageReducer, Reader, Term, TokenWeight, ViewMaker
 from lmmkit.api.model_info import Dims
-from lmmkit.api.needs import selector, selects_rows, teachers_of
+from lmmkit.api.needs import selector, selects_rows, teacher_models_of, teachers_of
 from lmmkit.api.sample import Sample, View
 from lmmkit.data.packing import SizedSample
 from lmmkit.data.pipeline import Pipeline
@@ -23,6 +23,7 @@ from lmmkit.plan.dry_run import (
     label_checks,
     module_checks,
     reducer_checks,
+    span_checks,
     term_checks,
     token_checks,
     view_checks,
@@ -31,11 +32,12 @@ from lmmkit.plan.dry_run import (
 from lmmkit.plan.dry_run.label_checks import LabelSubject
 from lmmkit.plan.dry_run.module_checks import ModuleSubject
 from lmmkit.plan.dry_run.reducer_checks import ReducerSubject
+from lmmkit.plan.dry_run.span_checks import SpanSubject
 from lmmkit.plan.dry_run.subject import first_problems, problem
 from lmmkit.plan.dry_run.term_checks import TermSubject, reads_ids
 from lmmkit.plan.dry_run.token_checks import TokenSubject
 from lmmkit.plan.dry_run.view_checks import ViewSubject
-from lmmkit.plan.prepare import Prepared
+from lmmkit.plan.prepare import Prepared, smallest_step
 
 SAMPLES = 12  # of the micro-batches
 ASKED = 64  # samples whose views are made
@@ -93,6 +95,9 @@ def _stage(
         problems += first_problems(token_checks.CHECKS, TokenSubject(strategy, views))
     for loss in plan.labelling:
         problems += first_problems(label_checks.CHECKS, LabelSubject(loss, samples, prepared.dims))
+    for weigher in plan.weighers:
+        if plugin_calls.has_spans(weigher):
+            problems += first_problems(span_checks.CHECKS, SpanSubject(weigher, samples))
     for task in plan.makers:
         problems += first_problems(view_checks.CHECKS, view_subject(prepared, stage, task))
     if problems:  # the micro-batches could not be made
@@ -103,7 +108,7 @@ def _stage(
         if isinstance(term, AuxTask) and term.text_loss:
             problems += _without_targets(subject, term)
         elif isinstance(term, TokenWeight):
-            problems += first_problems(weight_checks.CHECKS, subject)
+            problems += first_problems(weight_checks.checks_of_weights(term), subject)
         else:
             assert isinstance(term, Term), "readers are terms and weights of rows"
             problems += first_problems(term_checks.checks_of(term), subject)
@@ -122,10 +127,12 @@ def stage_samples(pipeline: Pipeline) -> Iterator[Sample]:
 
 def view_subject(prepared: Prepared, stage: str, task: ViewMaker) -> ViewSubject:
     """Returns a task with the first samples of a stage, or with more if it makes no view of these."""
-    every = stage_samples(prepared.pipeline(stage))
-    samples = list(islice(every, ASKED))
-    read = teachers_of(n for n in prepared.plans[stage].needs if selector(n).view == task.name)
-    subject = ViewSubject(task, samples, prepared.recipe.seed, prepared.dims, read)
+    pipeline = prepared.pipeline(stage)
+    every = stage_samples(pipeline)
+    samples, step = list(islice(every, ASKED)), smallest_step(pipeline.samples, pipeline.total)
+    needs = [need for need in prepared.plans[stage].needs if selector(need).view == task.name]
+    read = tuple(dict.fromkeys((*teachers_of(needs), *teacher_models_of(needs))))
+    subject = ViewSubject(task, samples, prepared.recipe.seed, prepared.dims, step, read)
     try:
         enough = bool(subject.all)
     except UserError:  # the checks will report it

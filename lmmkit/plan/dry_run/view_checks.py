@@ -35,14 +35,28 @@ TEXTS = ("", "a", "a b c")  # what a model may answer
 
 @dataclass(frozen=True)
 class ViewSubject:
-    """Holds a task, or another maker of views, and the samples whose views are made. `teachers`: the names of those
-    whose features are read of the views."""
+    """Holds a task, or another maker of views, and the samples whose views are made. `step`: the number of samples of
+    the smallest step of the stage. `teachers`: the names of those whose features or logits are read of the views."""
 
     task: ViewMaker
     samples: Sequence[Sample]
     seed: int
     dims: Dims
+    step: int
     teachers: tuple[str, ...] = ()
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        """Returns the number of each sample, by key."""
+        return {sample.key: i for i, sample in reversed(list(enumerate(self.samples)))}
+
+    def others_of(self, sample: Sample) -> SourceSamples:
+        """Returns the samples that the task may ask for beside a sample."""
+        if self.task.others != "step":
+            return self.source
+        first = min(self._places[sample.key] // self.step * self.step, max(len(self.samples) - self.step, 0))
+        near = {each.key: each for each in self.samples[first : first + self.step]}
+        return SourceSamples.among(list(near.values()), f"a step of {self.step} samples")
 
     @cached_property
     def source(self) -> SourceSamples:
@@ -57,7 +71,7 @@ class ViewSubject:
     def made(self, sample: Sample) -> list[View]:
         """Returns the views of a sample as the first epoch makes them."""
         rng = sample_rng(self.seed, self.task.name, sample.key, 0)
-        others = Others(self.source, sample, self.seed, self.task.name, 0)
+        others = Others(self.others_of(sample), sample, self.seed, self.task.name, 0)
         return list(plugin_calls.views(self.task, sample, rng, others))
 
     @cached_property
@@ -164,7 +178,7 @@ def pure_edits(subject: ViewSubject) -> Iterator[Problem]:
         if wrong := _wrong_edit(subject.task.name, change, subject.pixels):
             yield problem(EDIT, subject.task.name, "edit of an image", change, wrong)
             return
-    again = ViewSubject(subject.task, subject.samples, subject.seed, subject.dims)
+    again = replace(subject)
     pairs = zip(_edits(subject.all), _edits(again.all), strict=True)
     if unlike := next((one for one, other in pairs if one is not None and one != other), None):
         got = "two edits of one image that do not compare equal"
@@ -188,7 +202,7 @@ def disagreement(name: str, change: ImageEdit, own: int, size: int) -> tuple[flo
     changes; and that of the images without the edit. Both are one smooth image, compared in the smaller size."""
     plain = [smooth_image(n) for n in (own, size)]
     edited = [plugin_calls.edited(name, change, pixels.clone()) for pixels in plain]
-    (a, b), (c, d) = ([averages(pixels, min(own, size)) for pixels in each] for each in (plain, edited))
+    (a, b), (c, d) = ([area_means(pixels, min(own, size)) for pixels in each] for each in (plain, edited))
     scale = (d - b).abs().mean().clamp(min=1e-6)
     return float((c - d).abs().mean() / scale), float((a - b).abs().mean() / scale)
 
@@ -200,8 +214,8 @@ def smooth_image(n: int) -> Tensor:
     return torch.einsum("cij,ix,jy->cxy", height, wave, wave)
 
 
-def averages(pixels_CXY: Tensor, to: int) -> Tensor:
-    """Returns an image in a smaller size: means over what lies under each of its pixels, also under parts of them."""
+def area_means(pixels_CXY: Tensor, to: int) -> Tensor:
+    """Returns an image in a smaller size: means over what is under each of its pixels, also over parts of them."""
     n = pixels_CXY.shape[-1]
     first = torch.maximum(torch.arange(to)[:, None] / to, torch.arange(n) / n)
     last = torch.minimum(torch.arange(1, to + 1)[:, None] / to, torch.arange(1, n + 1) / n)

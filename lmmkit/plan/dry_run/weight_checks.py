@@ -10,7 +10,7 @@ from torch import Tensor
 from lmmkit import plugin_calls
 from lmmkit.api.components import Ctx, TokenWeight
 from lmmkit.errors import Problem
-from lmmkit.errors.dry_run import IN_PLACE, NOT_ADDITIVE, NOT_PURE, WEIGHTS
+from lmmkit.errors.dry_run import IN_PLACE, NO_GRADIENT, NOT_ADDITIVE, NOT_PURE, WEIGHTS
 from lmmkit.plan.dry_run.subject import Check, global_seed, problem
 from lmmkit.plan.dry_run.term_checks import CLOSE, Group, TermSubject
 
@@ -59,4 +59,15 @@ def apart_and_together(subject: TermSubject) -> Iterator[Problem]:
     yield problem(NOT_ADDITIVE, subject.term.name, "weigh", subject.term, got)
 
 
-CHECKS: tuple[Check[TermSubject], ...] = (pure_weights, sound_weights, apart_and_together)
+def untrained_module(subject: TermSubject) -> Iterator[Problem]:
+    """Finds parameters that would never be trained: no gradient flows through a weight."""
+    named = subject.module.named_parameters() if subject.module is not None else ()
+    if trainable := [f"`{name}`" for name, p in named if p.requires_grad]:
+        got = f"{', '.join(trainable[:4])} of a `TokenWeight`, through whose weights no gradient flows"
+        yield problem(NO_GRADIENT, subject.term.name, "modules", subject.term, got)
+
+
+def checks_of_weights(weigher: TokenWeight) -> tuple[Check[TermSubject], ...]:
+    """Returns the checks of what weights rows; what weights characters alone has no `weigh`."""
+    of_weigh = (pure_weights, sound_weights, apart_and_together) if plugin_calls.has_weigh(weigher) else ()
+    return (untrained_module, *of_weigh)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,14 +23,18 @@ from lmmkit.training.triggers import Position
 HEAT = (1.0, 0.25, 0.0)  # RGB of full attention
 
 
-@torch.no_grad()
-def stage_images(
-    prepared: Prepared, objective: Objective, at: Position, device: torch.device
-) -> dict[str, Tensor]:
-    """Returns the terms' images for the first micro-batch of the step that led to `at`, [3, X, Y] in 0..1, by
-    "term/name".
+class StageImages(NamedTuple):
+    """Holds images, [3, X, Y] in 0..1, by "term/name", and texts that belong to some of them."""
 
-    Adds the attention of the step's first sample with a readable image.
+    images: dict[str, Tensor]
+    texts: dict[str, str]
+
+
+@torch.no_grad()
+def stage_images(prepared: Prepared, objective: Objective, at: Position, device: torch.device) -> StageImages:
+    """Returns the terms' images for the first micro-batch of the step that led to `at`.
+
+    Adds the attention of the step's first sample with a readable image, and its turns as text.
     """
     pipeline, step, reader = prepared.pipeline(at.stage), at.stage_step - 1, prepared.reader(at.stage)
     batch = pipeline.step(step)[0].to(device)
@@ -41,7 +46,7 @@ def stage_images(
         out |= {f"{term.name}/{name}": natural(pixels, spec) for name, pixels in images.items()}
     for k in pipeline.positions(step):
         source, epoch, record = pipeline.order.at(k)
-        sample, others = pipeline.sources[source][record], pipeline.other_samples(source)
+        sample, others = pipeline.sources[source][record], pipeline.other_samples(source, step)
         views = pipeline.views.fitting(sample, epoch, Counter(), others)
         main = [m for m in views if m.view.name == "main" and any(span.image for span in m.layout)]
         if main:
@@ -52,8 +57,12 @@ def stage_images(
                 continue
             image, map_XY = response_attention(objective, pipeline.packer, samples[0], images, device)
             shown = {} if map_XY is None else {"attention/response_to_image": overlay(image, map_XY)}
-            return out | {"attention/image": image} | shown
-    return out
+            turns = [f"{turn.role}: {turn.text}" for turn in sample.turns]
+            return StageImages(
+                out | {"attention/image": image} | shown,
+                {"attention/sample": "\n".join([f"{source}: {sample.key}", *turns])},
+            )
+    return StageImages(out, {})
 
 
 def response_attention(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sys
+import textwrap
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -79,16 +81,23 @@ class MetricsLog:
 
 
 class Board:
-    """Writes scalars and images for TensorBoard.
+    """Writes scalars, images and texts for TensorBoard.
 
     With `purge_step` (on resume: the restored step + 1), TensorBoard hides what an earlier process logged
-    from that step on. Importing tensorboard is slow, so it is imported when a board is created.
+    from that step on. `terms`: each gets charts in the tab "Custom Scalars" in which its curve, and each of its
+    metrics, is next to its chance level. Importing tensorboard is slow, so it is imported when a board is created.
     """
 
-    def __init__(self, tb_dir: Path, purge_step: int | None):
+    def __init__(self, tb_dir: Path, purge_step: int | None, terms: Iterable[str] = ()):
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(tb_dir), purge_step=purge_step, flush_secs=30)
+        charts = {term: re.escape(term) for term in terms}  # a tag of a chart is a regular expression
+        if charts:
+            self._writer.add_custom_scalars({
+                "terms and chance": {t: ["Multiline", [f"^(terms|chance)/{e}$"]] for t, e in charts.items()},
+                "metrics and chance": {t: ["Multiline", [f"^(terms|chance)/{e}/"]] for t, e in charts.items()},
+            })  # fmt: skip
 
     def scalars(self, step: int, values: Mapping[str, float | None]) -> None:
         """Writes one point for each value; omits None (a term without items), NaN and infinities."""
@@ -103,6 +112,11 @@ class Board:
                 image = image.detach().float().cpu().numpy()
             clipped = np.clip(np.asarray(image, dtype=np.float32), 0.0, 1.0)
             self._writer.add_image(name, clipped, step)
+
+    def texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """Writes one text for each name, character by character as it is: TensorBoard would read Markdown in it."""
+        for name, text in texts.items():
+            self._writer.add_text(name, textwrap.indent(text, "    "), step)
 
     def close(self) -> None:
         """Writes buffered points and closes the writer."""
@@ -132,6 +146,8 @@ class NullLogger:
     def scalars(self, step: int, values: Mapping[str, float | None]) -> None: ...
 
     def images(self, step: int, images: Mapping[str, _Image]) -> None: ...
+
+    def texts(self, step: int, texts: Mapping[str, str]) -> None: ...
 
     def update(self, done: int, *, tokens: int, loss: float | None) -> None: ...
 

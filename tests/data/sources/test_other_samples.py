@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -60,6 +61,14 @@ def test_samples_that_cannot_be_read_are_passed_over_and_tried_once():
     found = [s.key for s in Others(SourceSamples("a", 30, read), SAMPLES[1], 7, "task", 0)(19)]
     assert found == [key for key in drawn(1, 29) if int(key[2:]) % 3]
     assert len(tried) == len(set(tried))
+
+
+def test_samples_of_the_step_are_asked_for_by_kind():
+    step = SourceSamples.among(SAMPLES[5:9], "step 1")
+    both = replace(SOURCE, step=step)
+    assert both.of("step") is step and both.of("source") is both and SOURCE.of("step") is SOURCE
+    found = [sample.key for sample in Others(both.of("step"), SAMPLES[6], 7, "task", 0)(3)]
+    assert sorted(found) == ["a:5", "a:7", "a:8"]
 
 
 def test_too_few_and_impossible_numbers():

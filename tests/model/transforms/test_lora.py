@@ -10,9 +10,11 @@ import torch.nn.functional as F
 
 from lmmkit.attention.eager import Eager
 from lmmkit.attention.schedule import AttentionSpec
+from lmmkit.attention.sdpa import Sdpa
 from lmmkit.model.decoder import Decoder, DecoderShape
 from lmmkit.model.init import init
 from lmmkit.model.transforms import lora
+from tests.support import paper_objective
 from tests.support.random_forests import roots
 
 SHAPE = DecoderShape(
@@ -106,3 +108,22 @@ def test_draws_are_a_function_of_seed_and_name(decoder):
     b = lora.attach(other, **(OPTIONS | {"targets": ["up"]}))
     drawn = {n: p for n, p in decoder.named_parameters() if ".lora.up." in n}
     assert all(torch.equal(p, other.get_parameter(n)) for n, p in drawn.items()) and len(b) == 4 < len(a)
+
+
+@pytest.mark.parametrize("samples", [1, 6])
+def test_dropout_draws_the_same_masks_with_every_backend(samples):
+    found = []
+    for backend in (Eager(), Sdpa()):
+        made = paper_objective.objective(backend=backend)
+        parameters = lora.attach(made.lmm.decoder, **(OPTIONS | {"dropout": 0.3}))
+        made.double().train()
+        batch, _ = paper_objective.packed((*paper_objective.CHATS, *paper_objective.CAPTIONS)[:samples])
+        torch.manual_seed(5)
+        sums = made(batch).sums
+        sums["next_token"].backward()
+        found.append([sums["next_token"].detach(), *(p.grad for p in parameters)])
+        after = torch.get_rng_state()
+        found[-1].append(after.double())
+    assert any(g.any() for g in found[0][1:-1])
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, rtol=1e-9, atol=1e-12)

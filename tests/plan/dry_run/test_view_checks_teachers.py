@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lmmkit.api import AuxTask, HiddenAt, Loss, Select, TeacherAt, View
-from lmmkit.plan.dry_run.view_checks import LARGER, ROUGH, averages, disagreement, smooth_image
+from lmmkit.api import AuxTask, HiddenAt, Loss, RowLoss, Select, TeacherAt, View
+from lmmkit.plan.dry_run.view_checks import LARGER, ROUGH, area_means, disagreement, smooth_image
 from lmmkit.testing import dry_run
 
 
@@ -96,12 +96,31 @@ class Reads(Loss):
         return (states.mean(1) * features.mean(1)).sum()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Answers(Edited):
+    """Makes the same view, whose answers are read."""
+
+    def views(self, sample, rng):
+        return [replace(view, supervision="read") for view in super().views(sample, rng)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compares(RowLoss):
+    """Compares logits with a teacher's."""
+
+    teacher: str = "dino"
+    at = Select(view="edited")
+
+    def rows(self, logits_CV, target_C, teacher_CV):
+        return (logits_CV - teacher_CV).square().mean(-1)
+
+
 def test_a_smaller_image_has_means_of_what_is_under_its_pixels():
     image = smooth_image(6)
-    assert torch.allclose(averages(image, 3), image.unflatten(1, (3, 2)).unflatten(3, (3, 2)).mean((2, 4)))
-    assert torch.allclose(averages(image, 6), image) and averages(image, 4).shape == (3, 4, 4)
+    assert torch.allclose(area_means(image, 3), image.unflatten(1, (3, 2)).unflatten(3, (3, 2)).mean((2, 4)))
+    assert torch.allclose(area_means(image, 6), image) and area_means(image, 4).shape == (3, 4, 4)
     first = (image[0, 0, 0] + (image[0, 0, 1] + image[0, 1, 0]) / 2 + image[0, 1, 1] / 4) / 2.25
-    assert averages(image, 4)[0, 0, 0] == pytest.approx(float(first), rel=1e-5)
+    assert area_means(image, 4)[0, 0, 0] == pytest.approx(float(first), rel=1e-5)
 
 
 @pytest.mark.parametrize("size", [20, 36, 60, 96, 336])
@@ -126,3 +145,5 @@ def test_a_task_whose_edit_depends_on_the_size_is_refused_where_a_teacher_reads_
     assert all("edited" in problem.where and "`dino`" in problem.hint for problem in found)
     assert dry_run(task, Reads(name="reads", view="main")) == []
     assert dry_run(task) == []
+    of_logits = dry_run(Answers(name="edited", edit=edit), Compares(name="compares"))
+    assert [problem.code for problem in of_logits] == ["plugin/edit-size"] * (edit == Columns(12)), of_logits

@@ -1,0 +1,184 @@
+"""The folder where the runs of grids are kept by key, shared between grids.
+
+STORE/  runs/KEY/  recipes/KEY.yaml  logs/KEY-train.log  logs/KEY-eval.log  costs/KEY.jsonl  evaluated/KEY.json
+        locks/KEY  trials/SHAPE.json  grids/NAME/ablation.json
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lmmkit.ablation.stage_runs import GridRun, StageRun
+from lmmkit.errors import raise_all
+from lmmkit.errors.ablation import GRID_OTHER_DATA, GRID_OTHER_QUESTIONS
+from lmmkit.recipe import dump, read_recipe
+from lmmkit.runs.files import read_json, write_json_atomic, write_text_atomic
+from lmmkit.runs.run_folder import RunFolder
+from lmmkit.runs.sessions import sessions_in
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Holds what a stage took. `cpu_seconds`: of its processes; None if one of them was killed. `wall_seconds`: of the
+    steps alone."""
+
+    steps: int
+    tokens: int
+    wall_seconds: float
+    cpu_seconds: float | None
+
+
+@dataclass(frozen=True)
+class Store:
+    """Names the files of a store and reads what is done. `root` is absolute."""
+
+    root: Path
+
+    def run(self, key: str) -> RunFolder:
+        """Returns the run folder of a stage."""
+        return RunFolder(self.root / "runs" / key)
+
+    def recipe(self, key: str) -> Path:
+        """Returns the path of the recipe that trains a stage."""
+        return self.root / "recipes" / f"{key}.yaml"
+
+    @property
+    def logs(self) -> Path:
+        """Returns the folder of what the commands print."""
+        return self.root / "logs"
+
+    def trial(self, shape: str) -> Path:
+        """Returns the path of what was measured of a shape."""
+        return self.root / "trials" / f"{shape}.json"
+
+    def grid(self, name: str) -> Path:
+        """Returns the folder of the outcome of a grid."""
+        return self.root / "grids" / name
+
+    def model(self, stage: StageRun) -> Path:
+        """Returns the model folder that a stage writes."""
+        return self.run(stage.key).model(stage.stage)
+
+    def is_trained(self, stage: StageRun) -> bool:
+        """Returns whether a stage is trained: its model folder is written as a whole, at the end."""
+        return (self.model(stage) / "config.json").is_file()
+
+    def write_recipe(self, stage: StageRun) -> Path:
+        """Writes the recipe that trains a stage from the model of the one before; returns its path."""
+        recipe, path = stage.recipe, self.recipe(stage.key)
+        if stage.before is not None:
+            section = replace(recipe.stages[stage.stage], start=str(self.model(stage.before)))
+            recipe = replace(recipe, stages={**recipe.stages, stage.stage: section})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text_atomic(path, dump(recipe))
+        return path
+
+    def missing_tasks(self, run: GridRun) -> list[str]:
+        """Returns the tasks of a run that are not evaluated.
+
+        Raises `UserError` for tasks that were evaluated with other questions or settings.
+        """
+        folder, path = self.run(run.key), self.root / "evaluated" / f"{run.key}.json"
+        known = read_json(path) if path.is_file() else {}
+        raise_all(
+            GRID_OTHER_QUESTIONS.at(
+                f"{folder.path}: {task}",
+                got="answers to other questions, or with other settings",
+                other="the grid",
+            )
+            for task, questions in run.questions.items()
+            if task in known and known[task] != questions
+        )
+        there = folder.read_results() if folder.is_run and folder.results.is_file() else {}
+        return [task for task in run.questions if task not in known or task not in there]
+
+    def note_evaluated(self, run: GridRun) -> None:
+        """Notes which questions a run has answered."""
+        path = self.root / "evaluated" / f"{run.key}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json_atomic(path, {**(read_json(path) if path.is_file() else {}), **run.questions})
+
+    def prepare_evaluation(self, run: GridRun) -> None:
+        """Gives the run folder of the last stage the models of the earlier ones, as links to the same files, and the
+        tasks of this grid. Then it is like the folder of one run of all stages."""
+        folder = self.run(run.key)
+        for stage in run.stages[:-1]:
+            to, aside = folder.model(stage.stage), folder.path / "model" / f".{stage.stage}.tmp"
+            if not (to / "config.json").is_file():
+                shutil.rmtree(aside, ignore_errors=True)
+                shutil.copytree(self.model(stage), aside, copy_function=_link)
+                aside.rename(to)
+        before = read_recipe(folder.resolved, root=Path(run.last.recipe.root))
+        now = replace(before, evaluate=run.last.recipe.evaluate, data={**before.data, **run.last.recipe.data})
+        if now != before:
+            write_text_atomic(folder.resolved, dump(now))
+
+    def require_own_data(self, run: GridRun) -> None:
+        """Raises `UserError` for stages that were trained on other data than their keys say."""
+        problems = []
+        for stage in run.stages:
+            path = self.run(stage.key).run_json
+            recorded = read_json(path).get("data")
+            there = recorded if isinstance(recorded, dict) else {}
+            problems += [
+                GRID_OTHER_DATA.at(
+                    f"{path}: data.{name}",
+                    got=f"{json.dumps(there.get(name)):.300}",
+                    expected=f"{json.dumps(known):.300}",
+                )
+                for name, known in stage.data.items()
+                if there.get(name) != json.loads(json.dumps(known))
+            ]
+        raise_all(problems)
+
+    def cpu_seconds(self, stage: StageRun) -> float | None:
+        """Returns the CPU seconds of all processes that trained a stage; None if they are not all known."""
+        found = [session["cpu_seconds"] for session in sessions_in(read_json(self.run(stage.key).run_json))]
+        return None if not found or None in found else sum(found)
+
+    def cost(self, stage: StageRun) -> Cost:
+        """Returns what a trained stage took."""
+        lines = [line for line in self.run(stage.key).read_metrics() if "tokens" in line]
+        each = stage.recipe.output.log_every
+        return Cost(
+            steps=stage.steps, tokens=each * sum(line["tokens"] for line in lines),
+            wall_seconds=each * sum(line["seconds"] for line in lines),
+            cpu_seconds=self.cpu_seconds(stage),
+        )  # fmt: skip
+
+    def claim(self, key: str) -> int | None:
+        """Locks a key; returns the handle of the lock, or None if another process has it.
+
+        A command that inherits the handle keeps the lock when the grid itself is killed.
+        """
+        path = self.root / "locks" / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            return None
+        return handle
+
+    def is_busy(self, key: str) -> bool:
+        """Returns whether some process works on a run."""
+        if not (self.root / "locks" / key).exists():
+            return False
+        handle = self.claim(key)
+        if handle is not None:
+            os.close(handle)
+        return handle is None
+
+
+def _link(source: str, target: str) -> None:
+    """Links a file, or copies it where the file system has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

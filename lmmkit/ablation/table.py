@@ -1,0 +1,128 @@
+"""The outcome of a grid as tables of at most 80 columns, made from the data of `summary.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from lmmkit.ablation.grid import BASE
+
+_Entry = Mapping[str, Any]
+
+
+def grid_tables(summary: Mapping[str, Any]) -> Iterator[Table]:
+    """Yields a table for each thing held equal and each measure; the first measure has the costs beside it."""
+    for equal in summary["equal"]:
+        entries = [entry for entry in summary["arms"] if entry["equal"] == equal]
+        for i, (name, path) in enumerate(summary["measures"].items()):
+            yield _table(summary, entries, equal, name, path, costs=i == 0)
+
+
+def remarks(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Yields lines about how to read the tables, and what is not in them."""
+    yield (
+        "difference: to the base, paired by root and seed. over seeds: 95 % t interval over these pairs. over "
+        "questions: 95 % cluster bootstrap, paired by id, which describes these runs only. p: Holm's, over all "
+        "differences of a measure."
+    )
+    if summary["branch"] is not None:
+        yield (
+            f"branches: {summary['branch']['times']} runs share the stages until `{summary['branch']['after']}`; their "
+            "mean counts as one value."
+        )
+    roots = summary["roots"]
+    if len(roots) == 1:
+        yield f"one data root ({roots[0]}): the intervals do not include how results vary with the data."
+    for entry in summary["arms"]:
+        label = _label(entry, summary)
+        if entry["same_results_as"]:
+            yield f"{label}: the same figures as {', '.join(entry['same_results_as'])} in all runs."
+        expected = len(summary["seeds"]) * max(1, len(roots)) * (summary["branch"] or {"times": 1})["times"]
+        if len(entry["runs"]) != expected:
+            yield f"{label}: {len(entry['runs'])} of {expected} runs are finished."
+        if len(roots) > 1:
+            yield from _by_root(entry, label, summary)
+
+
+def _by_root(entry: _Entry, label: str, summary: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the difference on each root, of the first measure."""
+    first = next(iter(summary["measures"]))
+    difference = entry["measures"][first]["difference"]
+    if difference is None:
+        return
+    found = []
+    for root in summary["roots"]:
+        values = [pair["value"] for pair in difference["pairs"] if pair["root"] == root]
+        if values:
+            found.append(f"{root} {sum(values) / len(values):+.4f}")
+    yield f"{label}: {first} by root: {'; '.join(found)}"
+
+
+def _label(entry: _Entry, summary: Mapping[str, Any]) -> str:
+    several = len(summary["equal"]) > 1
+    return f"{entry['variant']} (equal {entry['equal']})" if several else entry["variant"]
+
+
+def _table(
+    summary: Mapping[str, Any], entries: Sequence[_Entry], equal: str, name: str, path: str, *, costs: bool
+) -> Table:
+    scale, unit = _scale(entries, name, path)
+    digits = 1 if scale == 100 else 4
+    n = len(summary["seeds"])
+    table = Table(
+        title=f"{summary['grid']}, equal {equal}: {name} ({path}{unit}), {n} seed{'s' * (n != 1)}",
+        title_justify="left",
+    )
+    table.add_column("", no_wrap=True)
+    for heading in ("mean", "difference (95 %)", "over", "p"):
+        table.add_column(heading, justify="right")
+    for heading in ("CPU s", "tokens", "steps") if costs else ():
+        table.add_column(heading, justify="right")
+    for entry in entries:
+        measured, cost = entry["measures"][name], entry["cost"]
+        mean = f"{scale * measured['value']:.{digits}f}" if "value" in measured else "-"
+        row = [entry["variant"], mean, *_difference(entry, measured["difference"], scale, digits)]
+        if costs:
+            row += [
+                _number(cost["cpu_seconds"], 0),
+                _short(cost["tokens"]),
+                _number(cost["steps"], 0),
+            ]
+        table.add_row(*row)
+    return table
+
+
+def _difference(
+    entry: _Entry, found: Mapping[str, Any] | None, scale: float, digits: int
+) -> tuple[str, str, str]:
+    """Returns the cells of a difference: its value and interval, over how many what, and p."""
+    if found is None:
+        return ("" if entry["variant"] == BASE else "-", "", "")
+    text = f"{scale * found['value']:+.{digits}f}"
+    if found["low"] is not None:
+        text += f" ({scale * found['low']:+.{digits}f} to {scale * found['high']:+.{digits}f})"
+    p = "-" if found["p_holm"] is None else f"{found['p_holm']:.3f}"
+    return text, f"{found['n']:,} {found['over']}", p
+
+
+def _scale(entries: Sequence[_Entry], name: str, path: str) -> tuple[float, str]:
+    """Returns the factor of a measure and its unit: percent for shares, the value itself for losses and scores."""
+    values = [each["value"] for entry in entries for each in entry["measures"][name]["values"]]
+    loss = path.startswith("terms/") and path.count("/") == 1
+    return (1.0, "") if loss or any(abs(value) > 1 for value in values) else (100.0, ", percent")
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "?" if value is None else f"{value:,.{digits}f}"
+
+
+def _short(value: float | None) -> str:
+    """Returns a count in three digits: "950", "12.3k", "4.56M"."""
+    if value is None:
+        return "?"
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.0f}"

@@ -1,0 +1,1 @@
+"""lmmkit ablate: the commands that a grid runs, their queue, and what the user gets."""

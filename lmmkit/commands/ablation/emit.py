@@ -1,0 +1,57 @@
+"""Prints the commands of a grid for other starters: torchrun in one shell script, or jobs of SLURM."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from lmmkit.ablation.store import Store
+from lmmkit.commands.ablation.grid_work import EvaluateRun, TrainStage
+
+TORCHRUN = "torchrun --standalone --nproc-per-node ${GPUS:-1} -m lmmkit"
+
+
+def command_lines(
+    store: Store, work: Sequence[TrainStage | EvaluateRun], starter: Literal["torchrun", "slurm"]
+) -> Iterator[str]:
+    """Yields the lines of a shell script that does what is left of a grid, and writes the recipes that it reads. The
+    same grid then finds everything done, and prints its table."""
+    yield "#!/bin/sh"
+    yield "set -e"
+    variables: dict[str, str] = {}
+    for number, each in enumerate(_left(work), 1):
+        lines = _lines(store, each)
+        if starter == "torchrun":
+            yield from lines
+            continue
+        needed = [variables[name] for name in each.after if name in variables]
+        after = f" --dependency=afterok:{':'.join(f'${name}' for name in needed)}" if needed else ""
+        variables[each.name] = f"job{number}"
+        wrapped = shlex.quote(" && ".join(lines))
+        yield f"job{number}=$(sbatch --parsable $SBATCH_OPTIONS{after} --wrap {wrapped})"
+
+
+def _left(work: Sequence[TrainStage | EvaluateRun]) -> list[TrainStage | EvaluateRun]:
+    return [
+        each
+        for each in work
+        if not (
+            each.store.is_trained(each.stage)
+            if isinstance(each, TrainStage)
+            else not each.store.missing_tasks(each.run)
+        )
+    ]
+
+
+def _lines(store: Store, work: TrainStage | EvaluateRun) -> list[str]:
+    """Returns the lines of one command, and before an evaluation those that link the models of earlier stages."""
+    lines = []
+    if isinstance(work, EvaluateRun):
+        models = store.run(work.run.key).path / "model"
+        lines = [
+            f"[ -e {shlex.quote(str(models / stage.stage))} ] || "
+            f"cp -al {shlex.quote(str(store.model(stage)))} {shlex.quote(str(models))}/"
+            for stage in work.run.stages[:-1]
+        ]
+    return [*lines, f"{TORCHRUN} {shlex.join(work.words())}"]

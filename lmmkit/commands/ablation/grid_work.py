@@ -1,0 +1,166 @@
+"""The commands that a grid runs, as work of a queue: one `train` for each stage, one `eval` for each run."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lmmkit.ablation.forecast import eval_name, train_name
+from lmmkit.ablation.stage_runs import GridRun, StageRun, unique_stages
+from lmmkit.ablation.store import Store
+from lmmkit.commands.support.jobs import Job
+from lmmkit.runs.metrics import last_step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Took:
+    """Holds what a command took, from its start to its end."""
+
+    cpu_seconds: float = 0.0
+    wall_seconds: float = 0.0
+
+
+@dataclass
+class TrainStage:
+    """Trains one stage. `took` is known when the command has ended."""
+
+    store: Store
+    stage: StageRun
+    trust_files: bool = False
+    took: Took = Took()
+    _began: float = field(default=0.0, init=False)
+
+    @property
+    def name(self) -> str:
+        """Returns the name of the command."""
+        return train_name(self.stage.key)
+
+    @property
+    def after(self) -> Sequence[str]:
+        """Returns the name of the command that trains the stage before."""
+        return [] if self.stage.before is None else [train_name(self.stage.before.key)]
+
+    def words(self) -> list[str]:
+        """Writes the recipe; returns the words of the command."""
+        folder = self.store.run(self.stage.key).path
+        begun = (folder / "run.json").exists() or (folder / "lock").exists()
+        return [
+            "train", str(self.store.write_recipe(self.stage)), "--root", self.stage.recipe.root,
+            "--out", str(folder), "--stage", self.stage.stage,
+            *["--resume"] * begun, *["--trust-files"] * self.trust_files,
+        ]  # fmt: skip
+
+    def done_steps(self) -> int:
+        """Returns how many steps of the stage are logged."""
+        stages = list(self.stage.recipe.stages.values())[:-1]
+        before = sum(stage.length.steps or 0 for stage in stages)
+        return max(0, last_step(self.store.run(self.stage.key).metrics) - before)
+
+    def begin(self) -> Job | Literal["done", "busy"]:
+        """Starts the command, unless the stage is trained or another process trains it."""
+        if self.store.is_trained(self.stage):
+            return "done"
+        handle = self.store.claim(self.stage.key)
+        if handle is None:
+            return "busy"
+        try:
+            if self.store.is_trained(self.stage):
+                return "done"
+            job = Job(
+                self.name, self.words(), self.store.logs, lambda: self.done_steps() / self.stage.steps,
+                handles=(handle,),
+            )  # fmt: skip
+            self._began = time.monotonic()
+            job.start()
+            return job
+        finally:
+            os.close(handle)
+
+    def end(self, job: Job) -> None:
+        """Keeps what the command took."""
+        self.took = _took(job, self._began)
+
+
+@dataclass
+class EvaluateRun:
+    """Evaluates the tasks of a run that are not evaluated yet. `took` is known when the command has ended."""
+
+    store: Store
+    run: GridRun
+    trust_files: bool = False
+    took: Took = Took()
+    _began: float = field(default=0.0, init=False)
+
+    @property
+    def name(self) -> str:
+        """Returns the name of the command."""
+        return eval_name(self.run.key)
+
+    @property
+    def after(self) -> Sequence[str]:
+        """Returns the names of the commands that train its stages: the models of all are linked."""
+        return [train_name(stage.key) for stage in self.run.stages]
+
+    def words(self) -> list[str]:
+        """Returns the words of the command."""
+        tasks = ",".join(self.store.missing_tasks(self.run))
+        return [
+            "eval", str(self.store.run(self.run.key).path), "--on", tasks, "--root", self.run.root,
+            *["--trust-files"] * self.trust_files,
+        ]  # fmt: skip
+
+    def begin(self) -> Job | Literal["done", "busy"]:
+        """Starts the command, unless all tasks are evaluated or another process works on the run."""
+        if not self.store.missing_tasks(self.run):
+            return "done"
+        handle = self.store.claim(self.run.key)
+        if handle is None:
+            return "busy"
+        try:
+            self.store.prepare_evaluation(self.run)
+            job = Job(self.name, self.words(), self.store.logs, handles=(handle,))
+            self._began = time.monotonic()
+            job.start()
+            return job
+        finally:
+            os.close(handle)
+
+    def end(self, job: Job) -> None:
+        """Keeps what the command took, and notes which questions are answered if it has ended well."""
+        self.took = _took(job, self._began)
+        if not job.running and not job.failed:
+            self.store.note_evaluated(self.run)
+
+
+def work_of(
+    store: Store, runs: Sequence[GridRun], *, trust_files: bool = False
+) -> list[TrainStage | EvaluateRun]:
+    """Returns the work of a grid. The runs of one seed come before those of the next, so that a grid which is stopped
+    has whole pairs."""
+    found: dict[str, TrainStage | EvaluateRun] = {}
+    for run in runs:
+        for stage in run.stages:
+            train = TrainStage(store, stage, trust_files)
+            found.setdefault(train.name, train)
+        evaluation = EvaluateRun(store, run, trust_files)
+        found.setdefault(evaluation.name, evaluation)
+    return list(found.values())
+
+
+def steps_behind(store: Store, runs: Sequence[GridRun]) -> dict[str, int]:
+    """Returns the steps that unfinished stages have behind them, by key."""
+    stages = unique_stages(runs)
+    return {
+        key: TrainStage(store, stage).done_steps()
+        for key, stage in stages.items()
+        if not store.is_trained(stage) and store.run(key).is_run
+    }
+
+
+def _took(job: Job, began: float) -> Took:
+    used = job.process.usage if job.process is not None else None
+    cpu = used.ru_utime + used.ru_stime if used is not None else 0.0
+    return Took(cpu_seconds=cpu, wall_seconds=time.monotonic() - began)

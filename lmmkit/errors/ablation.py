@@ -1,0 +1,52 @@
+"""Codes of problems with grids of ablations and their runs."""
+
+from lmmkit.errors import Code
+
+# fmt: off
+
+# ablation/
+
+ABLATION_ANSWERS = Code(
+    "ablation/answers-differ", cause="The kept answers of a run do not add up to the figures of its results.json.",
+    expected="{value}, as in results.json",
+    hint="Remove the folders of its answers and results.json; the next call evaluates it again.",
+)
+BRANCH = Code(
+    "ablation/branch", cause="`branch` names a stage after which no other one follows in a variant.",
+    expected="a stage that all variants have, before the last one", hint="{nearest}",
+)
+NO_CHANGE = Code(
+    "ablation/changes-nothing", cause="A variant of a grid trains in the same way as the base.",
+    expected="a variant that changes the training", hint="Remove it, or correct the keys that it sets.",
+)
+EQUAL_VARIANTS = Code(
+    "ablation/equal-variants", cause="Two variants of a grid train in the same way.",
+    expected="variants that differ in their training", hint="Remove one of the two.",
+)
+ONE_SEED = Code(
+    "ablation/one-seed", cause="An interval over seeds is asked for one run, which has none.",
+    expected="two or more seeds or roots, for `interval: seeds`",
+    hint="Add seeds, or write `interval: questions`, which is about these runs only.",
+)
+GRID_OTHER_DATA = Code(
+    "ablation/other-data", cause="A run in the store was trained on another version of the data than its key says.",
+    expected="{expected}", hint="Remove that run folder; the next call trains it again.",
+)
+GRID_OTHER_QUESTIONS = Code(
+    "ablation/other-questions", cause="Runs that are to be compared have answered different sets of questions.",
+    expected="the questions of {other}",
+    hint="Remove the folder of those answers; the next call evaluates the run again.",
+)
+NO_MEASURE = Code(
+    "ablation/unknown-measure", cause="A measure of a grid names no figure that the evaluation of its recipes gives.",
+    expected="TASK/FIGURE, with a task of the recipe's `evaluate` section and a figure of its kind", hint="{nearest}",
+)
+NO_RECIPE = Code(
+    "ablation/unknown-recipe", cause="A grid names a recipe that does not exist.",
+    expected="a file relative to the grid or to the current folder, or a name from `lmmkit recipes list`",
+    hint="{nearest}",
+)
+GIVEN_TWICE = Code(
+    "ablation/twice", cause="A list of a grid has the same item twice.",
+    expected="each item once", hint="Remove one of the two.",
+)

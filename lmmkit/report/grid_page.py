@@ -1,0 +1,240 @@
+"""The page of a grid of ablations, from `ablation.json`: for each thing held equal the variants beside the base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lmmkit.errors import UserError
+from lmmkit.errors.report import GRID_DAMAGED
+from lmmkit.evaluate.task import Figure
+from lmmkit.progress import duration
+from lmmkit.report.page import Page, render
+from lmmkit.report.sections.summary import half_width
+from lmmkit.report.wording import as_ratio, finite, in_words, in_words_of_size, plural
+from lmmkit.runs.files import read_json
+
+GRID, FORMAT = "ablation.json", 1
+LEVEL = 0.05
+COSTS = {"steps": "steps", "tokens": "tokens", "cpu_seconds": "CPU time", "wall_seconds": "wall time"}
+HEAD = {"grid": str, "base": str, "equal": list, "measures": dict, "arms": list, "seeds": list}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridCell:
+    """Holds one measure of a variant: its mean, the value of each run, and the difference to the base.
+
+    `p`: of the difference, corrected for all variants. `over`: what its interval is over.
+    """
+
+    mean: Figure | None
+    values: Sequence[float]
+    difference: Figure | None = None
+    p: float | None = None
+    over: str = ""
+
+    @property
+    def differs(self) -> bool:
+        """Returns whether a corrected test at 5 % tells the difference from 0."""
+        return self.p is not None and self.p < LEVEL
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridRow:
+    """Holds a variant: its cells by measure, what it costs as text, and costs as a ratio to the base."""
+
+    name: str
+    is_base: bool
+    runs: int
+    cells: Mapping[str, GridCell]
+    costs: Mapping[str, str]
+    ratios: Mapping[str, str]
+    changes: Sequence[Mapping[str, str]]
+    marks: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridBlock:
+    """Holds the variants under one thing held equal. `reach`: of the axis of differences, by measure."""
+
+    equal: str
+    rows: Sequence[GridRow]
+    reach: Mapping[str, float]
+
+
+def grid_page(path: Path) -> Page:
+    """Returns the page of a grid: its folder, or its file. Raises `UserError` for a damaged file."""
+    file = path / GRID if path.is_dir() else path
+    grid = read_json(file, hint="Write it again: `lmmkit ablate GRID.yaml`.")
+    if grid.get("format") != FORMAT:
+        raise UserError(GRID_DAMAGED.at(f"{file}: format", got=repr(grid.get("format")), content=f"{FORMAT}"))
+    for key, kind in HEAD.items():
+        if not isinstance(grid.get(key), kind) or not grid[key]:
+            got = f"{grid.get(key)!r:.60}"
+            raise UserError(
+                GRID_DAMAGED.at(f"{file}: {key}", got=got, content=f"a {kind.__name__} with content")
+            )
+    if not all(isinstance(arm, dict) and isinstance(arm.get("variant"), str) for arm in grid["arms"]):
+        raise UserError(
+            GRID_DAMAGED.at(f"{file}: arms", got="an arm without `variant`", content="arms of the grid")
+        )
+    measures = [str(name) for name in grid["measures"]]
+    blocks = [block for equal in grid["equal"] if (block := _block(grid, str(equal), measures))]
+    shares = {name: _is_share(blocks, name) for name in measures}
+    warnings = list(_warnings(grid, blocks))
+    title = f"grid {grid['grid']}"
+    text = render(
+        "grid", {"curves": [], "samples": []}, title=title, grid=grid, blocks=blocks, measures=measures, shares=shares,
+        head=_head(blocks, measures[0]), notes=_notes(grid, blocks), warnings=warnings, cost_names=COSTS,
+        seeds=in_words([str(seed) for seed in grid["seeds"]]), roots=_listed(grid.get("roots")),
+        runs=_runs(grid["arms"]),
+    )  # fmt: skip
+    return Page(text=text, warnings=warnings)
+
+
+def _block(grid: Mapping[str, Any], equal: str, measures: Sequence[str]) -> GridBlock | None:
+    arms = [arm for arm in grid["arms"] if arm.get("equal") == equal]
+    if not arms:
+        return None
+    base = arms[0]
+    rows = [_row(arm, base, measures) for arm in arms]
+    differences = {name: [row.cells[name].difference for row in rows] for name in measures}
+    return GridBlock(
+        equal=equal, rows=rows, reach={name: half_width(found) for name, found in differences.items()}
+    )
+
+
+def _row(arm: Mapping[str, Any], base: Mapping[str, Any], measures: Sequence[str]) -> GridRow:
+    costs, of_base = ({k: finite(_of(each, "cost").get(k)) for k in COSTS} for each in (arm, base))
+    show = {
+        "steps": in_words_of_size,
+        "tokens": in_words_of_size,
+        "cpu_seconds": duration,
+        "wall_seconds": duration,
+    }
+    changes, same, runs = (_listed(arm.get(key)) for key in ("changes", "same_results_as", "runs"))
+    marks = [f"the same results as {in_words([str(name) for name in same])}"] if same else []
+    if arm is not base and not changes:
+        marks.append("changes no key")
+    if not runs:
+        marks.append("no finished run")
+    return GridRow(
+        name=str(arm["variant"]), is_base=arm is base, runs=len(runs), marks=marks,
+        cells={name: _cell(_of(_of(arm, "measures"), name)) for name in measures},
+        costs={k: show[k](v) for k, v in costs.items() if v is not None},
+        ratios={
+            k: "same" if v == b else as_ratio(v / b)
+            for k, v in costs.items() if v and (b := of_base[k]) and arm is not base
+        },
+        changes=[{k: str(each.get(k)) for k in ("key", "base", "here")} for each in changes if isinstance(each, dict)],
+    )  # fmt: skip
+
+
+def _cell(measured: Mapping[str, Any]) -> GridCell:
+    values = _listed(measured.get("values"))
+    found = [v for each in values if isinstance(each, dict) and (v := finite(each.get("value"))) is not None]
+    difference = _of(measured, "difference")
+    return GridCell(
+        mean=_estimate(measured), values=found, difference=_estimate(difference),
+        p=finite(difference.get("p_holm")), over=str(difference.get("over", "")),
+    )  # fmt: skip
+
+
+def _estimate(value: Mapping[str, Any]) -> Figure | None:
+    if finite(value.get("value")) is None:
+        return None
+    low, high = finite(value.get("low")), finite(value.get("high"))
+    return Figure(value=float(value["value"]), low=low, high=high, n=int(finite(value.get("n")) or 0))
+
+
+def _of(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = value.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def _listed(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _runs(arms: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Returns variant, what is held equal, seed, data and folder of each run."""
+    return [
+        (arm["variant"], str(arm.get("equal")), *(str(run.get(key)) for key in ("seed", "root", "folder")))
+        for arm in arms
+        for run in _listed(arm.get("runs"))
+        if isinstance(run, dict)
+    ]
+
+
+def _is_share(blocks: Sequence[GridBlock], measure: str) -> bool:
+    """Returns whether all values of a measure are shares, which are shown in percent."""
+    values = [v for block in blocks for row in block.rows for v in row.cells[measure].values]
+    return all(0 <= value <= 1 for value in values)
+
+
+def _head(blocks: Sequence[GridBlock], measure: str) -> str:
+    """Returns which variants are higher or lower than the base, by the corrected tests; equal outcomes once."""
+    found: dict[str, list[str]] = {}
+    for block in blocks:
+        others = {row.name: row.cells[measure] for row in block.rows if not row.is_base}
+        cells = {name: cell for name, cell in others.items() if cell.difference}
+        if cells:
+            found.setdefault(_outcome(cells), []).append(f"at equal {block.equal}")
+    text = "; ".join(f"{outcome}, {in_words(where)}" for outcome, where in found.items())
+    return f"{measure}: {text or 'no variant has been compared yet'}"
+
+
+def _outcome(cells: Mapping[str, GridCell]) -> str:
+    parts = []
+    for word, sign in (("higher", 1), ("lower", -1)):
+        names = [
+            name for name, c in cells.items() if c.differs and c.difference and sign * c.difference.value > 0
+        ]
+        if names:
+            which = in_words(names) if len(names) < 4 else f"{len(names)} of {len(cells)} variants"
+            parts.append(f"{word} with {which}")
+    some = next(iter(cells)) if len(cells) == 1 else f"any of {len(cells)} variants"
+    return ", ".join(parts) or f"no difference to the base shown for {some}"
+
+
+def _notes(grid: Mapping[str, Any], blocks: Sequence[GridBlock]) -> list[str]:
+    over = {
+        row.cells[m].over for block in blocks for row in block.rows for m in row.cells if row.cells[m].over
+    }
+    found = []
+    if "seeds" in over:
+        found.append(
+            "Intervals are over seeds, by Student's t: what another seed would give. A variant and the base are paired "
+            "by seed and data."
+        )
+    if "questions" in over:
+        found.append(
+            "Intervals of differences are over questions, drawn by image or scene, each the mean of all seeds: what "
+            "another seed would give is not in them."
+        )
+    n = max((sum(not row.is_base for row in block.rows) for block in blocks), default=0)
+    if n:
+        found.append(
+            f"A variant is called different where p, by Holm's correction for {plural(n, 'variant')}, is below "
+            f"{LEVEL:g}. That no difference is shown is no proof of equality: the interval says what remains possible."
+        )
+    return found
+
+
+def _warnings(grid: Mapping[str, Any], blocks: Sequence[GridBlock]):
+    if len(grid["seeds"]) == 1:
+        yield "One seed: there is no interval over seeds, and a difference may come from the seed alone."
+    marked: dict[str, list[str]] = {}
+    for block in blocks:
+        for row in block.rows:
+            if row.marks:
+                marked.setdefault(f"{row.name}: {'; '.join(row.marks)}", []).append(f"equal {block.equal}")
+    for text, where in marked.items():
+        yield f"{text} (at {in_words(where)})."
+    for block in blocks:
+        most = max(row.runs for row in block.rows)
+        few = [row.name for row in block.rows if 0 < row.runs < most]
+        if few:
+            yield f"Fewer runs than others (equal {block.equal}): {in_words(few)}. The grid is not complete."

@@ -1,0 +1,157 @@
+"""Reads run folders for a report: what is there, and in words what is missing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lmmkit.errors import Problem, UserError, raise_all
+from lmmkit.errors.report import SAME_RUN
+from lmmkit.evaluate.task import Figure
+from lmmkit.recipe import Recipe, read_recipe
+from lmmkit.report.wording import finite, in_words
+from lmmkit.runs.files import read_json, read_jsonl
+from lmmkit.runs.run_folder import RunFolder
+from lmmkit.runs.run_lock import is_locked
+from lmmkit.runs.sessions import sessions_in
+
+DRAWN = 6  # runs that are drawn: by type, as curves, in the browser. Tables have all
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedRun:
+    """Holds the files of a run.
+
+    `facts`: run.json. `steps`: the records of metrics.jsonl with a loss; `validations`: those without. `unfinished`:
+    in words why the run is not complete, or "". `missing`: in words, each part of the page that lacks its file.
+    """
+
+    name: str
+    folder: RunFolder
+    facts: dict[str, Any]
+    recipe: Recipe | None
+    plan: str
+    steps: list[dict[str, Any]]
+    validations: list[dict[str, Any]]
+    anomalies: list[dict[str, Any]]
+    results: dict[str, Any]
+    unfinished: str = ""
+    missing: tuple[str, ...] = ()
+
+    def figure(self, task: str, name: str) -> Figure | None:
+        """Returns a figure of results.json; None if it is not there."""
+        found = self.results.get(task)
+        return figure_of(found.get(name)) if isinstance(found, dict) else None
+
+    def names_of(self, task: str) -> list[str]:
+        """Returns the names of a task's figures."""
+        found = self.results.get(task)
+        return [name for name in found if self.figure(task, name)] if isinstance(found, dict) else []
+
+    def total(self, key: str) -> float:
+        """Returns the sum of a figure over all logged steps."""
+        return sum(finite(step.get(key)) or 0.0 for step in self.steps)
+
+    @property
+    def sessions(self) -> list[dict[str, Any]]:
+        """Returns the sessions of run.json."""
+        return sessions_in(self.facts)
+
+    @property
+    def cpu_seconds(self) -> float | None:
+        """Returns the CPU seconds of all sessions; None if one is not known."""
+        spent = [finite(session.get("cpu_seconds")) for session in self.sessions]
+        return None if not spent or None in spent else sum(each or 0.0 for each in spent)
+
+
+def figure_of(value: object) -> Figure | None:
+    """Returns the figure in a value of results.json; None for other values."""
+    if not isinstance(value, dict) or finite(value.get("value")) is None or finite(value.get("n")) is None:
+        return None
+    numbers = {key: finite(value.get(key)) for key in ("value", "low", "high", "chance")}
+    return Figure(n=int(value["n"]), **numbers)  # pyright: ignore
+
+
+def load_runs(paths: Sequence[Path]) -> list[LoadedRun]:
+    """Returns the runs, with names that differ. Raises `UserError` with the problems of all of them."""
+    problems: list[Problem] = []
+    found: list[LoadedRun] = []
+    places = [path.resolve() for path in paths]
+    problems += [
+        SAME_RUN.at(str(paths[i]), got=f"{paths[places.index(place)]} once more")
+        for i, place in enumerate(places)
+        if place in places[:i]
+    ]
+    for path in dict.fromkeys(places):
+        try:
+            found.append(_load(path))
+        except UserError as error:
+            problems += error.problems
+    raise_all(problems)
+    names = _names([run.folder.path for run in found])
+    return [replace(run, name=name) for run, name in zip(found, names, strict=True)]
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Returns the shortest ends of paths that differ from each other."""
+    depth = [1] * len(paths)
+    while True:
+        names = ["/".join(path.parts[-n:]) for path, n in zip(paths, depth, strict=True)]
+        count = Counter(names)
+        longer = [
+            i for i, name in enumerate(names) if count[name] > 1 and depth[i] < len(paths[i].parts)
+        ]  # fmt: skip
+        if not longer:
+            return names
+        for i in longer:
+            depth[i] += 1
+
+
+def _load(path: Path) -> LoadedRun:
+    """Returns one run. Raises `UserError` for a folder that is no run, and for all its damaged files."""
+    folder = RunFolder.open(path)
+    problems: list[Problem] = []
+
+    def read(what, otherwise):
+        try:
+            return what()
+        except UserError as error:
+            problems.extend(error.problems)
+            return otherwise
+
+    facts = read(lambda: read_json(folder.run_json), {})
+    recipe = read(lambda: read_recipe(folder.resolved), None) if folder.resolved.is_file() else None
+    records = read(folder.read_metrics, [])
+    anomalies = read(lambda: read_jsonl(folder.anomalies), [])
+    results = read(folder.read_results, {}) if folder.results.is_file() else {}
+    plan = folder.plan.read_text(encoding="utf-8", errors="replace") if folder.plan.is_file() else ""
+    raise_all(problems)
+    records = [each for each in records if finite(each.get("step")) is not None]
+    steps = [each for each in records if "loss" in each]
+    absent = {
+        "training": not steps and "no logged steps (metrics.jsonl)",
+        "results": not results and "no results (results.json; `lmmkit eval` writes it)",
+        "plan": not plan and "no plan (plan.txt)",
+        "recipe": recipe is None and "no recipe (recipe.resolved.yaml)",
+    }
+    return LoadedRun(
+        name=path.name, folder=folder, facts=facts, recipe=recipe, plan=plan, steps=steps,
+        validations=[each for each in records if "loss" not in each], anomalies=anomalies, results=results,
+        unfinished=_unfinished(folder, recipe, steps), missing=tuple(text for text in absent.values() if text),
+    )  # fmt: skip
+
+
+def _unfinished(folder: RunFolder, recipe: Recipe | None, steps: Sequence[dict[str, Any]]) -> str:
+    """Returns why a run is not complete; "" if the models of all its stages are there and no process trains it."""
+    at = f"at step {int(steps[-1]['step']):,}" if steps else "before its first step"
+    if is_locked(folder):
+        return f"is still training, {at}"
+    left = [
+        name
+        for name in (recipe.stages if recipe else ())
+        if not (folder.model(name) / "config.json").is_file()
+    ]
+    return f"stopped {at}, without a model of {in_words(left)}" if left else ""

@@ -1,0 +1,1 @@
+"""The sections of a report: each file computes what one template of `templates/` shows."""

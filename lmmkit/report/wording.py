@@ -1,0 +1,80 @@
+"""Numbers as a report writes them: one form for each kind, with a true minus sign."""
+
+from __future__ import annotations
+
+import math
+
+MINUS, DASH, TIMES = "\u2212", "\u2013", "\u00d7"
+
+
+def finite(value: object) -> float | None:
+    """Returns `value` if it is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # an integer that no float can hold
+        return None
+
+
+def in_percent(share: float | None) -> str:
+    """Returns a share as "78.2"."""
+    return DASH if share is None else _true_minus(f"{100 * share:.1f}")
+
+
+def in_points(difference: float) -> str:
+    """Returns a difference of shares as "+0.3"; "0.0" has no sign."""
+    text = f"{100 * difference:+.1f}"
+    return text[1:] if float(text) == 0 else _true_minus(text)
+
+
+def plain_number(value: float | None) -> str:
+    """Returns a number with about four digits."""
+    if value is None:
+        return DASH
+    size = abs(value)
+    if size == 0:
+        return "0"
+    if size >= 1000:
+        return _true_minus(f"{value:,.0f}")
+    if size < 1e-3:
+        return _true_minus(f"{value:.1e}")
+    return _true_minus(f"{value:.3f}" if size < 10 else f"{value:.1f}")
+
+
+def signed_number(value: float) -> str:
+    """Returns a difference of numbers with its sign; "0" has none."""
+    text = plain_number(value)
+    return f"+{text}" if value > 0 and text != "0" else text
+
+
+def in_words_of_size(n: float | None) -> str:
+    """Returns a count as "1,500", "16 k", "1.47 M" or "7.06 G"."""
+    if n is None:
+        return DASH
+    if n >= 1e9:
+        return f"{n / 1e9:.2f} G"
+    if n >= 1e6:
+        return f"{n / 1e6:.2f} M"
+    return f"{n / 1e3:.0f} k" if n >= 1e4 else f"{n:,.0f}"
+
+
+def as_ratio(ratio: float) -> str:
+    """Returns "\u00d7 2.23", or for what is nearly equal a change such as "+0.2 %"."""
+    if abs(ratio - 1) < 0.05:
+        return _true_minus(f"{100 * (ratio - 1):+.1f} %")
+    return f"{TIMES} {ratio:.2f}"
+
+
+def in_words(names: list[str]) -> str:
+    """Returns "a", "a and b" or "a, b and c"."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else ""
+
+
+def plural(n: int, one: str, several: str | None = None) -> str:
+    """Returns "1 run" or "2 runs"."""
+    return f"{n:,} {one if n == 1 else several or one + 's'}"
+
+
+def _true_minus(text: str) -> str:
+    return text.replace("-", MINUS)

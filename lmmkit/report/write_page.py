@@ -1,0 +1,51 @@
+"""Writes the page of runs, or of a grid, to a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmmkit.errors import UserError
+from lmmkit.errors.report import GRID_AND_RUNS, NOT_HTML
+from lmmkit.report.grid_page import GRID, grid_page
+from lmmkit.report.page import Page
+from lmmkit.report.runs_page import runs_page
+from lmmkit.runs.files import write_text_atomic
+
+BEGINS = b"<!doctype html>"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """Describes a page that was written. `warnings`: what it marks."""
+
+    path: Path
+    size: int
+    warnings: Sequence[str]
+
+
+def write_page(paths: Sequence[Path], to: Path, *, on: str | None = None) -> Written:
+    """Writes a page about runs, or about one grid, which may be its folder or its file.
+
+    Raises `UserError` for a bad run or grid, and for a place with another file; `MachineError` if the file cannot be
+    written.
+    """
+    if to.is_dir() or (to.exists() and not _is_page(to)):
+        raise UserError(
+            NOT_HTML.at(str(to), got="a folder" if to.is_dir() else "a file that is no HTML page")
+        )
+    grids = [path for path in paths if path.name == GRID or (path / GRID).is_file()]
+    if grids and len(paths) > 1:
+        raise UserError(GRID_AND_RUNS.at(str(grids[0]), got=f"a grid among {len(paths)} names"))
+    page: Page = grid_page(grids[0]) if grids else runs_page(paths, on=on)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    write_text_atomic(to, page.text)
+    return Written(path=to, size=to.stat().st_size, warnings=page.warnings)
+
+
+def _is_page(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(BEGINS)).lower() == BEGINS

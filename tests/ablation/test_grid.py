@@ -1,0 +1,86 @@
+"""Grid files: their keys, and all problems at once with their lines."""
+
+from __future__ import annotations
+
+import pytest
+
+from lmmkit.ablation.arms import read_arms
+from lmmkit.ablation.grid import read_grid
+from lmmkit.errors import UserError
+from tests.support.grids import write_grid
+
+GRID = """
+base: plain.yaml
+root: ROOT
+seeds: [1, 2]
+measures: {right: answers/accuracy}
+variants:
+  rate: {set: {stages.finetune.optim.lr: 1.0e-3}}
+"""
+
+
+def problems(path):
+    with pytest.raises(UserError) as error:
+        read_arms(read_grid(path))
+    return error.value.problems
+
+
+def test_a_grid_has_defaults_and_its_recipes_are_found_beside_it(tmp_path):
+    file = read_grid(write_grid(tmp_path, tmp_path, GRID))
+    assert file.name == "grid" and file.grid.equal == ("steps",) and file.grid.interval == "seeds"
+    assert file.grid.root == (str(tmp_path),)
+    assert file.recipe_path("plain.yaml") == tmp_path / "plain.yaml"
+    assert file.recipe_path("quickstart").name == "quickstart.yaml", "a shipped one"
+    assert read_grid(file.path, roots=[tmp_path / "a", tmp_path / "b"]).grid.root == (
+        str(tmp_path / "a"),
+        str(tmp_path / "b"),
+    )
+
+
+def test_all_problems_of_a_grid_are_reported_at_once_with_their_lines(tmp_path):
+    text = (
+        GRID.replace("plain.yaml", "plan.yaml")
+        .replace("[1, 2]", "[1]")
+        .replace("seeds", "equals: 1\nseeds", 1)
+    )
+    path = write_grid(tmp_path, tmp_path, text.replace("  rate", "  base"))
+    found = {problem.code: problem for problem in problems(path)}
+    assert set(found) == {"recipe/unknown-key", "recipe/name", "ablation/unknown-recipe", "ablation/one-seed"}
+    assert found["recipe/unknown-key"].where == f"{path}:4:1 equals"
+    assert found["ablation/unknown-recipe"].where == f"{path}:2:1 base"
+    assert found["ablation/one-seed"].where.endswith("5:1 seeds")
+
+
+def test_one_seed_is_enough_for_an_interval_over_questions_or_with_two_roots(tmp_path):
+    one = GRID.replace("[1, 2]", "[1]")
+    assert read_arms(read_grid(write_grid(tmp_path, tmp_path, one + "interval: questions\n")))
+    assert read_arms(read_grid(write_grid(tmp_path, tmp_path, one.replace("ROOT", "[a, b]"))))
+
+
+@pytest.mark.parametrize(
+    "change", [("[1, 2]", "[1, 1]"), ("ROOT", "[a, a]"), ("seeds", "equal: [time, time]\nseeds")]
+)
+def test_an_item_that_is_there_twice_is_refused(tmp_path, change):
+    (problem,) = problems(write_grid(tmp_path, tmp_path, GRID.replace(*change)))
+    assert problem.code == "ablation/twice"
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (("[1, 2]", "[1, x]"), "recipe/wrong-type"), (("[1, 2]", "[]"), "recipe/out-of-range"),
+        (("seeds: [1, 2]", ""), "recipe/missing-key"), (("seeds", "equal: speed\nseeds"), "recipe/wrong-type"),
+        (("seeds", "branch: {after: pretrain, times: 1}\nseeds"), "recipe/out-of-range"),
+    ],
+)  # fmt: skip
+def test_values_of_other_types_are_refused(tmp_path, change, code):
+    assert code in {
+        problem.code for problem in problems(write_grid(tmp_path, tmp_path, GRID.replace(*change)))
+    }
+
+
+def test_a_file_that_is_no_grid_is_refused(tmp_path):
+    path = tmp_path / "grid.yaml"
+    for text in ("", "- a\n", "a: [\n", "a: &x 1\n"):
+        path.write_text(text)
+        assert all(problem.where.startswith(str(path)) for problem in problems(path))

@@ -1,0 +1,78 @@
+"""The folder of runs: locks, costs, and the folder that an evaluation reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+from lmmkit.ablation.stage_runs import GridRun
+from lmmkit.ablation.store import Cost, Store
+from lmmkit.recipe import dump, read_recipe
+from tests.support.grids import stage_run
+
+
+def test_a_lock_lasts_as_long_as_the_command_that_inherits_it(tmp_path):
+    store = Store(tmp_path)
+    assert not store.is_busy("key")
+    handle = store.claim("key")
+    assert handle is not None and store.claim("key") is None and store.is_busy("key")
+    wait = [sys.executable, "-c", "import sys; sys.stdin.read()"]
+    with subprocess.Popen(wait, stdin=subprocess.PIPE, pass_fds=(handle,)) as process:
+        os.close(handle)
+        assert store.is_busy("key"), "as if the grid had been killed"
+        process.communicate(b"")
+    assert not store.is_busy("key")
+
+
+def test_costs_are_the_sum_of_all_sessions_and_unknown_if_one_was_lost(tmp_path):
+    store, stage = Store(tmp_path), replace(stage_run("key"), steps=2)
+    folder = store.run("key")
+    folder.path.mkdir(parents=True)
+    folder.metrics.write_text(
+        '{"step": 1, "tokens": 5, "seconds": 0.5}\n{"step": 1, "loss": 1}\n{"step": 2, "tokens": 7, "seconds": 1.0}\n'
+    )
+    for cpu, expected in (([3.0, 4.5], 7.5), ([3.0, None], None), ([], None)):
+        folder.run_json.write_text(json.dumps({"sessions": [{"cpu_seconds": each} for each in cpu]}))
+        assert store.cost(stage) == Cost(steps=2, tokens=12, wall_seconds=1.5, cpu_seconds=expected)
+
+
+def test_a_recipe_starts_from_the_model_before(tmp_path):
+    store, first = Store(tmp_path), stage_run("first")
+    last = stage_run("last", before=first)
+    recipe = read_recipe(store.write_recipe(last))
+    assert recipe.stages["finetune"].start == str(tmp_path / "runs" / "first" / "model" / "pretrain")
+    assert (
+        replace(recipe, stages={**recipe.stages, "finetune": last.recipe.stages["finetune"]}) == last.recipe
+    )
+    assert read_recipe(store.write_recipe(first)) == first.recipe
+
+
+def test_an_evaluation_has_the_models_of_all_stages_and_the_tasks_of_its_grid(tmp_path):
+    store, first = Store(tmp_path), stage_run("first")
+    last = stage_run("last", before=first)
+    run = GridRun(
+        arm="a", equal="steps", seed=1, root=".", branch=0, stages=(first, last), questions={"answers": "q"}
+    )
+    for stage in run.stages:
+        store.model(stage).mkdir(parents=True)
+        (store.model(stage) / "config.json").write_text(stage.key)
+    folder = store.run("last")
+    folder.run_json.write_text("{}")
+    assert last.recipe.evaluate is not None
+    fewer = {"terms": last.recipe.evaluate.tasks["terms"]}
+    stored = replace(last.recipe, evaluate=replace(last.recipe.evaluate, tasks=fewer))
+    folder.resolved.write_text(dump(stored))
+    for _ in range(2):
+        store.prepare_evaluation(run)
+        linked = folder.model("pretrain") / "config.json"
+        assert linked.read_text() == "first" and linked.samefile(store.model(first) / "config.json")
+        assert read_recipe(folder.resolved) == last.recipe
+    folder.require_plain()
+    assert store.missing_tasks(run) == ["answers"]
+    folder.results.write_text('{"answers": {}}')
+    assert store.missing_tasks(run) == ["answers"], "of unknown questions"
+    store.note_evaluated(run)
+    assert store.missing_tasks(run) == []

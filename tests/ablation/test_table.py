@@ -1,0 +1,79 @@
+"""The tables of a grid: at most 80 columns, and what they say."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from lmmkit.ablation.arms import read_arms
+from lmmkit.ablation.grid import read_grid
+from lmmkit.ablation.summary import summarise_grid
+from lmmkit.ablation.table import grid_tables, remarks
+from lmmkit.commands.support.table_layout import fitted
+from tests.support.grids import finished, write_grid
+
+GRID = """
+base: plain.yaml
+root: ROOT
+seeds: [1, 2]
+measures: {right: answers/accuracy, loss: terms/next_token}
+equal: [steps, time]
+variants:
+  direct: {recipe: direct.yaml}
+  a-rather-long-name: {product: {stages.finetune.optim.lr: [1.0e-3, 1.0e-4]}}
+"""
+
+
+def test_the_tables_fit_and_name_what_they_show(tmp_path):
+    file = read_grid(write_grid(tmp_path, tmp_path, GRID))
+    arms = read_arms(file)
+    runs = [
+        finished(
+            arm.name, seed, {"answers": {"accuracy": 0.5 + 0.01 * seed * number}, "terms": {"next_token": 1.25 + number}},
+            equal=equal, cpu=None if arm.name == "direct" else 1234.5,
+        )
+        for equal in ("steps", "time")
+        for number, arm in enumerate(arms)
+        for seed in (1, 2)
+        if not (arm.name == "direct" and seed == 2 and equal == "time")
+    ]  # fmt: skip
+    summary = summarise_grid(file, arms, runs)
+    console = Console(width=80, record=True, soft_wrap=True)
+    for table in grid_tables(summary):
+        console.print(fitted(table, 80))
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 80 and "…" not in text
+    for words in (
+        "equal steps",
+        "equal time",
+        "answers/accuracy",
+        "2,469",
+        "?",
+        "2 seeds",
+        "+1.5 (",
+        "1.2500",
+        "base",
+    ):
+        assert words in text, (words, text)
+    lines = "\n".join(remarks(summary))
+    assert "direct (equal time): 1 of 2 runs are finished" in lines
+    assert "one data root" in lines and "same figures" not in lines
+
+
+def test_two_roots_are_shown_apart_and_equal_results_named(tmp_path):
+    text = GRID.replace("equal: [steps, time]\n", "").replace("ROOT", "[/a, /b]")
+    file = read_grid(write_grid(tmp_path, tmp_path, text))
+    arms = read_arms(file)
+    runs = [
+        finished(
+            arm.name,
+            seed,
+            {"answers": {"accuracy": 0.5 + 0.1 * (arm.name == "direct") * (root == "/a")}},
+            root=root,
+        )
+        for arm in arms
+        for root in ("/a", "/b")
+        for seed in (1, 2)
+    ]
+    lines = "\n".join(remarks(summarise_grid(file, arms, runs)))
+    assert "direct: right by root: /a +0.1000; /b +0.0000" in lines
+    assert "a-rather-long-name/0.001: the same figures as base in all runs" in lines

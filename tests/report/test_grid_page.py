@@ -1,0 +1,100 @@
+"""The page of a grid: each figure of ablation.json, the verdict, and damaged files."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from lmmkit.errors import UserError
+from lmmkit.report.grid_page import grid_page
+from tests.report.test_runs_page import EVIL, Parsed
+from tests.support.ablation_file import ablation, write_ablation
+
+
+@pytest.fixture
+def page(tmp_path):
+    return grid_page(write_ablation(tmp_path))
+
+
+def test_the_head_says_which_variants_differ_after_the_correction(page):
+    head = re.findall(r"<h1>(.*?)</h1>", page.text)
+    assert head == ["accuracy: lower with no-token, at equal steps and at equal time"]
+    assert "significant" not in page.text.lower()
+
+
+def test_every_figure_is_that_of_the_file(page):
+    rows = re.findall(r"<tr>\s*<th scope=\"row\">([\w-]+).*?</tr>", page.text, re.S)
+    text = re.sub(r"\s+", " ", page.text)
+    for arm in ablation()["arms"]:
+        assert arm["variant"] in rows
+        found = arm["measures"]["accuracy"]
+        shown = f'<span class="v">{100 * found["value"]:.1f}</span><span class="ci">{100 * found["low"]:.1f}\u2013{100 * found["high"]:.1f}</span>'
+        assert shown in text
+        loss = arm["measures"]["loss"]
+        assert f'<span class="v">{loss["value"]:.3f}</span>' in text
+    assert '<span class="v">\u221210.0</span><span class="ci">\u221213.0 to \u22127.0</span>' in text
+    assert "0.004" in text and "0.700" in text and "1 min 06 s" in text and "\u00d7 1.10" in text
+
+
+def test_variants_that_change_nothing_or_are_equal_are_marked(page):
+    assert page.warnings == [
+        "same: the same results as base; changes no key (at equal steps and equal time)."
+    ]
+
+
+def test_one_seed_and_missing_runs_are_marked(tmp_path):
+    content = ablation()
+    content["seeds"] = [1]
+    content["arms"][1]["runs"] = content["arms"][1]["runs"][:1]
+    content["arms"][2]["runs"] = []
+    (tmp_path / "ablation.json").write_text(json.dumps(content))
+    warnings = " ".join(grid_page(tmp_path).warnings)
+    assert "One seed: there is no interval over seeds" in warnings
+    assert (
+        "Fewer runs than others (equal steps): no-token" in warnings
+        and "both: no finished run (at equal steps)" in warnings
+    )
+
+
+def test_a_grid_without_any_run_has_a_page(tmp_path):
+    content = ablation()
+    for arm in content["arms"]:
+        arm |= {"runs": [], "measures": {}, "cost": {}}
+    (tmp_path / "ablation.json").write_text(json.dumps(content))
+    assert "no variant has been compared yet" in grid_page(tmp_path).text
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"format": 2},
+        {"arms": []},
+        {"arms": [{}]},
+        {"arms": [3]},
+        {"measures": {}},
+        {"equal": "steps"},
+        {"grid": None},
+        {"seeds": []},
+    ],
+)
+def test_a_damaged_file_is_refused(tmp_path, changes):
+    with pytest.raises(UserError, match="report/damaged-grid"):
+        grid_page(write_ablation(tmp_path, **changes))
+
+
+def test_a_file_that_is_no_json_is_refused(tmp_path):
+    (tmp_path / "ablation.json").write_text("{")
+    with pytest.raises(UserError, match="run/damaged"):
+        grid_page(tmp_path / "ablation.json")
+
+
+def test_hostile_text_stays_text(tmp_path):
+    content = ablation()
+    content["grid"] = content["base"] = content["arms"][1]["variant"] = EVIL
+    content["arms"][1]["changes"][0]["key"] = EVIL
+    content["arms"][1]["runs"][0]["folder"] = EVIL
+    (tmp_path / "ablation.json").write_text(json.dumps(content))
+    tags = [tag for tag, _ in Parsed(grid_page(tmp_path).text).tags]
+    assert tags.count("script") == 3 and "img" not in tags

@@ -1,0 +1,370 @@
+"""The page of runs as a text: its figures, what it marks, hostile text, its policy and its bytes."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html.parser
+import json
+import re
+import shutil
+
+import pytest
+from PIL import Image
+
+from lmmkit.errors import UserError
+from lmmkit.report.asked import ask_runs
+from lmmkit.report.image_shelf import SIDE, ImageShelf
+from lmmkit.report.loaded_run import load_runs
+from lmmkit.report.runs_page import LIMITS, runs_page
+from lmmkit.report.sections.accuracy import forest_of
+from lmmkit.report.sections.puzzles import puzzle_results, shown_puzzles
+from lmmkit.report.sections.samples import samples_of
+from lmmkit.report.sections.setup import setup_of
+from lmmkit.report.sections.summary import half_width, summarise_runs
+from lmmkit.report.sections.training import OF_ONE, training_of
+from lmmkit.report.wording import in_percent
+from lmmkit.runs.run_folder import RunFolder
+from lmmkit.runs.run_lock import lock
+from tests.support.run_folders import change_answer, draw_images, items_on, make_pair, write_run
+
+EVIL = "</script><script>document.title='x'</script><img src=x onerror=alert(1)>\u2028'\"&amp;"
+
+
+class Parsed(html.parser.HTMLParser):
+    """Holds what a browser would read: ids, tags with their attributes, and the texts of each element of a kind."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.texts: list[tuple[str, str]] = []
+        self._open = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self._open = tag
+
+    def handle_data(self, data):
+        self.texts.append((self._open, data))
+
+    @property
+    def data(self) -> dict:
+        return json.loads(
+            next(text for tag, text in self.texts if tag == "script" and text.startswith('{"curves"'))
+        )
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    return make_pair(tmp_path_factory.mktemp("pair"))
+
+
+@pytest.fixture
+def own_pair(pair, tmp_path):
+    """Returns a copy of the pair that a test may change."""
+    return [shutil.copytree(run, tmp_path / run.name) for run in pair]
+
+
+@pytest.fixture(scope="module")
+def page(pair):
+    return runs_page(pair)
+
+
+def test_every_accuracy_and_interval_is_that_of_results_json(page, pair):
+    results = [json.loads((run / "results.json").read_text())["answers"] for run in pair]
+    rows = re.findall(r'<tr data-kind="([^"]*)">(.*?)</tr>', page.text, re.S)
+    assert [kind for kind, _ in rows] == ["", "colour", "count", "shape"]
+    for kind, row in rows:
+        cells = re.findall(
+            r'<span class="run">.*?<span class="v">([^<]*)</span><span class="ci">([^<]*)</span>', row, re.S
+        )
+        want = []
+        for suffix in ("", "_blank", "_swapped"):
+            for found in results:
+                f = found[f"accuracy{suffix}" + (f"/{kind}" if kind else "")]
+                want.append((in_percent(f["value"]), f"{in_percent(f['low'])}\u2013{in_percent(f['high'])}"))
+        assert cells == want
+
+
+def test_the_verdict_says_what_the_interval_carries(page, pair, tmp_path):
+    assert "<h1>direct answers more questions right than plain</h1>" in page.text and not page.warnings
+    items = items_on(draw_images(tmp_path / "images", 20))
+    alike = [write_run(tmp_path / name, items, skill=0.5, seed=seed) for name, seed in (("a", 3), ("b", 4))]
+    text = runs_page(alike).text
+    assert "<h1>No difference in accuracy shown between a and b</h1>" in text
+    assert "significant" not in (page.text + text).lower() and "One seed a run." in text
+
+
+def test_a_page_of_one_run_and_of_three(pair, tmp_path):
+    one = runs_page(pair[:1]).text
+    assert "of 120 questions right</h1>" in one and "difference" not in Parsed(one).data
+    third = shutil.copytree(pair[1], tmp_path / "third")
+    three = runs_page([*pair, third]).text
+    assert "<h1>direct and third differ in accuracy from plain</h1>" in three
+    assert "2 intervals of 95 % each" in three
+
+
+def test_agreement_adds_up(pair):
+    asked = ask_runs(load_runs(pair))
+    forest = forest_of(asked)
+    assert forest is not None and sum(forest.agree.values()) == 120
+    right = [json.loads((run / "results.json").read_text())["answers"]["accuracy"]["value"] for run in pair]
+    assert forest.agree[True, True] + forest.agree[True, False] == round(120 * right[0])
+    assert forest.agree[True, True] + forest.agree.get((False, True), 0) == round(120 * right[1])
+
+
+def test_curves_end_where_metrics_end_and_long_ones_are_means(pair, tmp_path):
+    training = training_of(load_runs(pair))
+    assert training is not None
+    last = json.loads((pair[0] / "metrics.jsonl").read_text().splitlines()[-1])
+    curves = training.curves[0]
+    assert curves["step"][-1] == 40 and curves["series"]["terms/next_token"][-1] == pytest.approx(
+        last["loss"], rel=1e-4
+    )
+    assert curves["series"]["chance/next_token"] == {"value": 6.5, "first": 0, "last": 39}
+    assert curves["tokens"][-1] == 4000 and curves["minutes"][-1] == pytest.approx(40 * 0.5 / 60, abs=1e-3)
+    run = shutil.copytree(pair[0], tmp_path / "long")
+    lines = [
+        {"step": i + 1, "stage": "pretrain", "loss": float(i), "tokens": 1, "seconds": 0.1}
+        for i in range(10_000)
+    ]
+    lines.insert(5000, {"step": 5000, "stage": "pretrain", "val/accuracy": 0.5})
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    long = training_of(load_runs([run]))
+    assert long is not None
+    loss = long.curves[0]["series"]["loss"]
+    assert len(loss) <= OF_ONE and sum(loss) / len(loss) == pytest.approx(9999 / 2, rel=1e-3)
+    assert [v for v in long.curves[0]["series"]["val/accuracy"] if v is not None] == [0.5]
+
+
+def test_recipe_differences_are_those_of_diff_by_class(pair):
+    setup = setup_of(load_runs(pair), "answers")
+    found = {row.key: list(row.values) for rows in setup.differences.values() for row in rows}
+    assert found["seed"] == ["1", "2"] and found["plugins.text_order"][0] is None
+    assert {row.key for row in setup.differences["output"]} == {"evaluate.tasks.restore"}
+    assert dict(setup.facts)["CPU time"] == ["1 min 41 s", "1 min 42 s"]
+    assert setup.commands[-1] == "lmmkit report runs/plain runs/direct --on answers"
+
+
+def test_samples_and_puzzles_are_those_of_the_files(page, pair):
+    data = Parsed(page.text).data
+    lines = [
+        json.loads(x) for x in (pair[1] / "answers/finetune/answers/answers.jsonl").read_text().splitlines()
+    ]
+    by_key = {(line["condition"], line["id"]): line for line in lines}
+    assert len(data["samples"]) == 120 and data["conditions"] == ["own", "blank", "swapped"]
+    for sample in data["samples"]:
+        for place, condition in enumerate(data["conditions"]):
+            line = by_key[condition, sample["k"]]
+            assert (sample["a"][1][place], sample["r"][1][place]) == (line["raw"], line["score"])
+    assert sum(sample["h"][0] is not None for sample in data["samples"]) == 30
+    assert "80 of 120 right (66.7 %, chance 20.0 %)" in page.text
+    assert "the first 8 images of the file, then 4 chosen because they are wrong" in page.text
+
+
+def test_each_image_is_on_the_page_once_and_small(page, pair):
+    uris = re.findall(r"data:image/webp;base64,[A-Za-z0-9+/=]+", page.text)
+    assert len(uris) == len(set(uris)) == 40
+
+
+def test_images_are_shrunk_and_bad_files_are_named(tmp_path):
+    Image.new("RGB", (900, 300)).save(tmp_path / "big.png")
+    (tmp_path / "text.png").write_text("no image")
+    shelf = ImageShelf()
+    assert shelf.place(str(tmp_path / "big.png")) == 0 and shelf.place(str(tmp_path / "text.png")) is None
+    assert (
+        shelf.place(str(tmp_path / "nothing.png")) is None
+        and shelf.place(None) is None
+        and shelf.place(str(tmp_path)) is None
+    )
+    assert {path.rpartition("/")[2] for path in shelf.missing} == {"text.png", "nothing.png", tmp_path.name}
+    import io
+
+    small = Image.open(io.BytesIO(base64.b64decode(shelf.uris()[0].partition(",")[2])))
+    assert (small.format, small.size) == ("WEBP", (SIDE, SIDE // 3))
+
+
+def test_hostile_text_stays_text(own_pair):
+    for run in own_pair:
+        for n in (0, 120, 240):
+            change_answer(run, n, question=EVIL, raw=EVIL)
+        (run / "plan.txt").write_text(EVIL)
+        results = json.loads((run / "results.json").read_text())
+        results["answers"] |= {f"accuracy{c}/{EVIL}": {"value": 0.5, "n": 3} for c in ("", "_blank")}
+        (run / "results.json").write_text(json.dumps(results))
+        facts = json.loads((run / "run.json").read_text()) | {
+            "data": {EVIL: {EVIL: EVIL}},
+            "plugins": {EVIL: EVIL},
+        }
+        (run / "run.json").write_text(json.dumps(facts))
+        (run / "anomalies.jsonl").write_text(
+            json.dumps({"step": 1, "kind": EVIL, "of": EVIL, "stage": EVIL}) + "\n"
+        )
+    parsed = Parsed(runs_page(own_pair).text)
+    assert [tag for tag, _ in parsed.tags].count("script") == 3
+    assert not [attrs for _, attrs in parsed.tags if any(name.startswith("on") for name in attrs)]
+    assert not [attrs for tag, attrs in parsed.tags if tag == "img"]
+    assert parsed.data["samples"][0]["q"] == EVIL and parsed.data["samples"][0]["a"][0][0] == EVIL.strip()
+
+
+def test_the_policy_names_each_script_and_style_and_nothing_else_loads(page):
+    parsed = Parsed(page.text)
+    policy = next(a["content"] for t, a in parsed.tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none';") and "unsafe" not in policy and "http" not in policy
+    codes = re.findall(r"<(?:script|style)>(.*?)</(?:script|style)>", page.text, re.S)
+    assert len(codes) == 3
+    for code in codes:
+        assert f"'sha256-{base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()}'" in policy
+    for tag, attrs in parsed.tags:
+        assert "style" not in attrs, "a policy without `unsafe-inline` refuses it"
+        for name in ("src", "href"):
+            assert attrs.get(name, "#").startswith(("#", "data:")), (tag, attrs)
+
+
+def test_ids_are_unique_and_controls_have_names(page):
+    parsed = Parsed(page.text)
+    ids = [attrs["id"] for _, attrs in parsed.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    for _, attrs in parsed.tags:
+        for name in ("aria-labelledby",):
+            assert attrs.get(name) is None or attrs[name] in ids
+        if (attrs.get("href") or "").startswith("#"):
+            assert attrs["href"][1:] in ids, attrs
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda run: (run / "results.json").unlink(), "direct has no results"),
+        (lambda run: (run / "metrics.jsonl").unlink(), "direct has no logged steps"),
+        (lambda run: (run / "plan.txt").unlink(), "direct has no plan"),
+        (lambda run: (run / "recipe.resolved.yaml").unlink(), "direct has no recipe"),
+        (lambda run: shutil.rmtree(run / "answers"), "No answers of task answers in direct"),
+        (lambda run: shutil.rmtree(run / "model"), "direct stopped at step 40, without a model of pretrain and finetune"),
+        (lambda run: change_answer(run, 0, score=0.5), "Answers do not add up to results.json: direct, all questions, own image"),
+        (lambda run: change_answer(run, 0, prompt_sha="x"), "direct answered another set of questions than plain: 119 of 120"),
+        (lambda run: facts(run, data={"captions": 1, "questions": 2}), "direct was trained on another version of captions and questions"),
+        (lambda run: facts(run, data={"captions": {"count": 9, "records": "captions 1", "images": "9 files"}}), "trained on other sources: questions"),
+    ],
+)  # fmt: skip
+def test_what_is_missing_or_does_not_fit_is_marked_and_the_page_works(own_pair, spoil, says):
+    spoil(own_pair[1])
+    page = runs_page(own_pair)
+    assert any(says in warning for warning in page.warnings), page.warnings
+    assert html.parser.unescape(page.text).count(says) == 1
+    assert '<section id="setup"' in page.text and "<h1>" in page.text
+
+
+def facts(run, **values):
+    (run / "run.json").write_text(json.dumps(json.loads((run / "run.json").read_text()) | values))
+
+
+def test_a_run_that_trains_is_marked(own_pair):
+    with lock(RunFolder(own_pair[0])):
+        assert runs_page(own_pair).warnings == [
+            "plain is still training, at step 40. Its figures are not final."
+        ]
+
+
+def test_images_that_are_gone_are_counted(own_pair):
+    for n in range(3):
+        change_answer(own_pair[0], n, images=["/nowhere.png"])
+    assert "1 image could not be read" in runs_page(own_pair).text
+
+
+def test_without_room_there_are_fewer_samples_and_the_page_says_which(pair):
+    whole = len(runs_page(pair).text.encode())
+    bare = whole - len(json.dumps(Parsed(runs_page(pair).text).data))
+    limit = bare + 40_000
+    text = runs_page(pair, limit=limit).text
+    data = Parsed(text).data
+    assert len(text.encode()) <= limit and 5 < len(data["samples"]) < 120
+    assert f"{len(data['samples'])} of 120 questions, as many as the page has room for" in text
+    differ = [s for s in data["samples"] if (s["r"][0][0] >= 0.5) != (s["r"][1][0] >= 0.5)]
+    assert len(differ) >= len(data["samples"]) // 2
+    order = [s["k"] for s in data["samples"]]
+    assert order == sorted(order), "they remain in the order of the file"
+
+
+def test_no_room_at_all_leaves_no_samples(pair):
+    samples = samples_of(ask_runs(load_runs(pair)), ImageShelf(), room=0)
+    assert samples is not None and samples.rows == [] and samples.of == 120
+
+
+def test_fifty_runs_fit(pair, tmp_path):
+    runs = [shutil.copytree(pair[i % 2], tmp_path / f"run-{i:02d}") for i in range(50)]
+    page = runs_page(runs)
+    assert len(page.text.encode()) < LIMITS[1] < 5_000_000
+    assert "25 of 49 runs differ in accuracy from run-00" in page.text
+    assert "the first 6 are drawn by type" in page.text
+
+
+def test_an_axis_of_differences_is_a_multiple_of_five_points():
+    from lmmkit.evaluate.task import Figure
+
+    figures = [
+        Figure(value=0.01, low=-0.02, high=0.05, n=1),
+        None,
+        Figure(value=0.1, low=-0.151, high=0.2, n=1),
+    ]
+    assert [half_width(figures[:1]), half_width(figures), half_width([None])] == pytest.approx(
+        [0.05, 0.2, 0.05]
+    )
+
+
+def test_attention_that_a_term_trains_is_noted(pair):
+    summary = summarise_runs(ask_runs(load_runs(pair)), [])
+    (looks,) = [m for m in summary.measures if m.label.startswith("attention")]
+    assert looks.note == "spread evenly 25.0; direct trained for attention"
+    assert looks.differences[0] is not None and looks.differences[0].value == 0.0
+
+
+def test_fields_of_another_type_are_refused_and_damaged_maps_left_out(own_pair):
+    file = own_pair[0] / "answers/finetune/answers/attention.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    spoiled = [{"map": "!"}, {"map": "AAAA"}, {"grid": [2]}, {"grid": [0, 4]}, {"peak": "x"}, {"map": None}]
+    lines = [line | change for line, change in zip(lines, spoiled, strict=False)] + lines[len(spoiled) :]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    samples = Parsed(runs_page(own_pair).text).data["samples"]
+    assert [s["h"][0] is None for s in samples[:7]] == [True] * 6 + [False]
+    for values in ({"groups": "x"}, {"images": [3]}, {"question": None}, {"cluster": 4}):
+        before = (own_pair[0] / "answers/finetune/answers/answers.jsonl").read_text()
+        change_answer(own_pair[0], 1, **values)
+        with pytest.raises(UserError, match="answers/damaged"):
+            runs_page(own_pair)
+        (own_pair[0] / "answers/finetune/answers/answers.jsonl").write_text(before)
+
+
+def test_half_a_surrogate_pair_can_be_written(own_pair):
+    change_answer(own_pair[0], 0, raw="a \ud800 b")
+    assert "a ? b" in runs_page(own_pair).text.encode().decode()
+
+
+def test_many_series_get_fewer_points(pair):
+    whole, less = (training_of(load_runs(pair), room=room) for room in (10**9, 3000))
+    assert whole is not None and less is not None
+    assert len(whole.curves[0]["step"]) == 40 and len(less.curves[0]["step"]) == 40, "not fewer than 50"
+
+
+def test_puzzles_are_one_of_each_image_and_damaged_ones_left_out(own_pair):
+    file = own_pair[1] / "answers/finetune/terms/puzzles.json"
+    content = json.loads(file.read_text())
+    puzzles = content["instances"]["image_order"]["puzzles"]
+    puzzles[0] |= {"predicted": [0, 1, 2, 9]}
+    puzzles[3] |= {"right": None}
+    puzzles[6] |= {"images": [4]}
+    content["instances"] |= {"other": 3, "more": {"n": "x"}}
+    file.write_text(json.dumps(content))
+    results = puzzle_results(load_runs(own_pair))
+    assert [(r.run, r.instance, r.grid, r.n, r.right) for r in results] == [
+        (1, "image_order", 2, 120, 80),
+        (1, "text_order", 0, 120, 80),
+    ]
+    assert len(results[0].puzzles) == 117
+    shown = shown_puzzles(results)
+    images = [card["images"][0] for card in shown[0].cards]
+    assert len(set(images)) == len(images) == 12 and (shown[0].first, shown[0].wrong) == (8, 4)
+    assert all(not card["right"] for card in shown[0].cards[8:])
+    wrong = next(card for card in shown[1].cards if not card["right"])
+    assert wrong["words"] == [("a", True), ("cross", False), ("red", False)]
