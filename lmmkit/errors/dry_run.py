@@ -14,6 +14,12 @@ EDIT = Code(
     expected="a frozen dataclass that returns new, finite pixels, the same in each call",
     hint="Write the edit as a frozen dataclass whose `__call__` changes nothing in place.",
 )
+EDIT_SIZE = Code(
+    "plugin/edit-size",
+    cause="The edit of an image does something else to an image of another size, as a teacher reads it.",
+    expected="an edit that changes the same part of an image at every size",
+    hint="Let the edit count in shares of the side, or read teacher `{teacher}` of other views.",
+)
 IN_PLACE = Code(
     "plugin/in-place", cause="A method of a plugin changes what it is given.",
     expected="{expected}", hint="Make a new object: the given one is used elsewhere too.",

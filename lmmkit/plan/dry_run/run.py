@@ -12,7 +12,7 @@ from torch import nn
 from lmmkit import plugin_calls
 from lmmkit.api.components import AuxTask, ImageReducer, Reader, Term, TokenWeight, ViewMaker
 from lmmkit.api.model_info import Dims
-from lmmkit.api.needs import selector, selects_rows
+from lmmkit.api.needs import selector, selects_rows, teacher_models_of, teachers_of
 from lmmkit.api.sample import Sample, View
 from lmmkit.data.packing import SizedSample
 from lmmkit.data.pipeline import Pipeline
@@ -130,7 +130,9 @@ def view_subject(prepared: Prepared, stage: str, task: ViewMaker) -> ViewSubject
     pipeline = prepared.pipeline(stage)
     every = stage_samples(pipeline)
     samples, step = list(islice(every, ASKED)), smallest_step(pipeline.samples, pipeline.total)
-    subject = ViewSubject(task, samples, prepared.recipe.seed, prepared.dims, step)
+    needs = [need for need in prepared.plans[stage].needs if selector(need).view == task.name]
+    read = tuple(dict.fromkeys((*teachers_of(needs), *teacher_models_of(needs))))
+    subject = ViewSubject(task, samples, prepared.recipe.seed, prepared.dims, step, read)
     try:
         enough = bool(subject.all)
     except UserError:  # the checks will report it

@@ -20,25 +20,30 @@ from lmmkit.data.labels import join_labels
 from lmmkit.data.sampler import sample_rng
 from lmmkit.data.sources.other_samples import Others, SourceSamples
 from lmmkit.errors import Problem, UserError
-from lmmkit.errors.dry_run import EDIT, IN_PLACE, NO_VIEWS, NOT_PURE
+from lmmkit.errors.dry_run import EDIT, EDIT_SIZE, IN_PLACE, NO_VIEWS, NOT_PURE
 from lmmkit.errors.plan import LABEL
 from lmmkit.plan.dry_run.subject import Check, global_seed, problem
 from lmmkit.plugin_calls.guard import returned
 
 EDITS = 16  # different edits that are tried
+LARGER, ROUGH = (
+    3.0,
+    0.02,
+)  # how far an edited image may differ at another size: so often the unedited one, and more
 TEXTS = ("", "a", "a b c")  # what a model may answer
 
 
 @dataclass(frozen=True)
 class ViewSubject:
     """Holds a task, or another maker of views, and the samples whose views are made. `step`: the number of samples of
-    the smallest step of the stage."""
+    the smallest step of the stage. `teachers`: the names of those whose features or logits are read of the views."""
 
     task: ViewMaker
     samples: Sequence[Sample]
     seed: int
     dims: Dims
     step: int
+    teachers: tuple[str, ...] = ()
 
     @cached_property
     def _places(self) -> dict[str, int]:
@@ -180,6 +185,44 @@ def pure_edits(subject: ViewSubject) -> Iterator[Problem]:
         yield problem(EDIT, subject.task.name, "edit of an image", unlike, got)
 
 
+def edits_at_other_sizes(subject: ViewSubject) -> Iterator[Problem]:
+    """Finds an edit that changes another part of an image where a teacher reads it in another size."""
+    for name in subject.teachers:
+        size, own = subject.dims.teachers[name].size, subject.dims.image.size
+        for change in _distinct(_edits(subject.all)) if size != own else ():
+            off, least = disagreement(subject.task.name, change, own, size)
+            if off > LARGER * least + ROUGH:
+                got = f"images of {own} and {size} pixels that differ by {off:.2f} of what the edit changes"
+                yield problem(EDIT_SIZE, subject.task.name, "edit of an image", change, got, teacher=name)
+                return
+
+
+def disagreement(name: str, change: ImageEdit, own: int, size: int) -> tuple[float, float]:
+    """Returns the difference of an edited image of `own` pixels a side and one of `size`, as a share of what the edit
+    changes; and that of the images without the edit. Both are one smooth image, compared in the smaller size."""
+    plain = [smooth_image(n) for n in (own, size)]
+    edited = [plugin_calls.edited(name, change, pixels.clone()) for pixels in plain]
+    (a, b), (c, d) = ([area_means(pixels, min(own, size)) for pixels in each] for each in (plain, edited))
+    scale = (d - b).abs().mean().clamp(min=1e-6)
+    return float((c - d).abs().mean() / scale), float((a - b).abs().mean() / scale)
+
+
+def smooth_image(n: int) -> Tensor:
+    """Returns a drawn image of low frequencies, [3, n, n]: the same one at each size."""
+    height = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(1))
+    wave = torch.cos(torch.pi * torch.arange(4)[:, None] * (torch.arange(n) + 0.5) / n)
+    return torch.einsum("cij,ix,jy->cxy", height, wave, wave)
+
+
+def area_means(pixels_CXY: Tensor, to: int) -> Tensor:
+    """Returns an image in a smaller size: means over what is under each of its pixels, also over parts of them."""
+    n = pixels_CXY.shape[-1]
+    first = torch.maximum(torch.arange(to)[:, None] / to, torch.arange(n) / n)
+    last = torch.minimum(torch.arange(1, to + 1)[:, None] / to, torch.arange(1, n + 1) / n)
+    share = (last - first).clamp(min=0) * to
+    return share @ pixels_CXY @ share.T
+
+
 def _distinct(found: Iterable[ImageEdit | None]) -> list[ImageEdit]:
     """Returns some edits that differ; they need not have a hash."""
     distinct: list[ImageEdit] = []
@@ -224,5 +267,6 @@ def sound_scores(subject: ViewSubject) -> Iterator[Problem]:
 
 
 CHECKS: tuple[Check[ViewSubject], ...] = (
-    samples_unchanged, pure_views, some_views, uniform_view_labels, pure_edits, sound_scores,
+    samples_unchanged, pure_views, some_views, uniform_view_labels, pure_edits, edits_at_other_sizes,
+    sound_scores,
 )  # fmt: skip
