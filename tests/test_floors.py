@@ -45,7 +45,7 @@ FLOORS: dict[str, str] = {
         group
     """,
     "lmmkit.commands.support": """
-        progress_display table_layout common data_check token_pieces jobs plugin_templates quickstart_display
+        progress_display table_layout common data_check token_pieces jobs further_templates plugin_templates quickstart_display
     """,
     "lmmkit.data": """
         image_markers images labels need_rows packing sampler length_grouping rank_shares sources text_tokenizers layout_writer
@@ -97,7 +97,7 @@ FLOORS: dict[str, str] = {
         term_checks weight_checks reducer_checks run rehearsal second_process
     """,
     "lmmkit.plugin_calls": """
-        guard
+        guard devices forms source
     """,
     "lmmkit.recipe": """
         field_types model shipped source_positions stage schema rules write diff yaml_tree

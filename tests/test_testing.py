@@ -16,11 +16,12 @@ from lmmkit_directed_token import DirectedToken
 from lmmkit_guided_loss import GuidedLoss
 from lmmkit_shuffle.image_order import ImageOrder
 from lmmkit_shuffle.text_order import TextOrder
+from lmmkit_zoo.distill import Distill
 from lmmkit_zoo.dpo import Dpo
 from lmmkit_zoo.keep_tokens import KeepTokens
 from torch import Tensor
 
-from lmmkit.api import Ctx, HiddenAt, Loss, Select, VisionAt
+from lmmkit.api import Ctx, HiddenAt, Loss, RowLoss, Select, VisionAt
 from lmmkit.testing import dry_run, fake_ctx
 
 
@@ -43,6 +44,41 @@ def test_a_sound_component_has_no_problem_and_a_mistake_has_one():
     assert dry_run(Short(name="short")) == []
     (problem,) = dry_run(Short(name="short", mean=True))
     assert problem.code == "plugin/not-additive" and problem.where.startswith("short.value, test_testing.py:")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deaf(RowLoss):
+    """Names a teacher, and takes no logits of it."""
+
+    teacher: str
+
+    def rows(self, logits_CV: Tensor, target_C: Tensor) -> Tensor:
+        return logits_CV.logsumexp(-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Marked(RowLoss):
+    """Gives each sample a token of the vocabulary, with a wrong number of values if `rows_more` is not 0."""
+
+    rows_more: int = 0
+
+    def labels(self, sample, dims):
+        return {"token": [dims.vocab - 1] * (3 + self.rows_more) if self.rows_more else dims.vocab - 1}
+
+    def rows(self, logits_CV: Tensor, target_C: Tensor, token: Tensor) -> Tensor:
+        return -logits_CV.log_softmax(-1).gather(1, token[:, None])[:, 0]
+
+
+def test_losses_of_rows_get_the_logits_of_a_drawn_teacher_and_labels_up_to_the_last_token(monkeypatch):
+    monkeypatch.setattr("lmmkit.plan.dry_run.term_checks.LOGITS", 20)  # fewer than there are tokens
+    for divergence in ("forward", "reverse", "js"):
+        assert dry_run(Distill(name="distill", teacher="any", divergence=divergence)) == []
+    assert len(fake_ctx(term := Distill(name="distill", teacher="any"))[term.needs[0]]) > 0
+    (problem,) = dry_run(Deaf(name="deaf", teacher="any"))
+    assert problem.code == "plugin/raised" and problem.where.startswith("deaf.rows, test_testing.py:")
+    assert dry_run(Marked(name="marked")) == []
+    (problem,) = dry_run(Marked(name="marked", rows_more=90))
+    assert problem.code == "plugin/label" and "93 values, and" in problem.got
 
 
 @pytest.mark.parametrize(
@@ -105,14 +141,14 @@ def test_the_test_in_the_docs_passes_on_the_plugin_in_readme(tmp_path, monkeypat
 PAGE = (Path(__file__).parent.parent / "docs" / "plugins.md").read_text(encoding="utf-8")
 IDEAS = re.findall(
     r"^### (.*?)\n.*?^```python\n(.*?)^```",
-    PAGE.partition("\n## Five ideas\n")[2].partition("\n## ")[0],
+    PAGE.partition("\n## Six ideas\n")[2].partition("\n## ")[0],
     re.MULTILINE | re.DOTALL,
 )
 
 
-def test_docs_plugins_has_an_idea_of_five_kinds():
-    starts = ("A loss: ", "A task: ", "A token: ", "A preference pair: ", "A reducer: ")
-    assert len(IDEAS) == 5 and all(t.startswith(s) for (t, _), s in zip(IDEAS, starts, strict=True))
+def test_docs_plugins_has_an_idea_of_six_kinds():
+    starts = ("A loss: ", "A task: ", "A token: ", "A preference pair: ", "A teacher: ", "A reducer: ")
+    assert len(IDEAS) == 6 and all(t.startswith(s) for (t, _), s in zip(IDEAS, starts, strict=True))
 
 
 @pytest.mark.parametrize("code", [code for _, code in IDEAS], ids=[title for title, _ in IDEAS])

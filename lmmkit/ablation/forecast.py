@@ -18,7 +18,7 @@ FORWARD = 0.4  # the share of a step that its forward pass takes
 @dataclass(frozen=True, kw_only=True)
 class ProcessCost:
     """Holds the CPU seconds that the commands `train` and `eval` take beside their work, and those of a sample of each
-    task. `wall`: seconds for a CPU second, when one command runs."""
+    task. `wall`: seconds for a CPU second, on a core of its own."""
 
     train: float
     evaluate: float
@@ -96,8 +96,12 @@ def forecast(
             left = process.evaluate + process.of_tasks({task: counts[task] for task in missing})
             before = train_name(run.key)
             items[name] = LeftCommand(name, left, (before,) if before in items else ())
-    shared = (load + side) / len(os.sched_getaffinity(0))
-    return Forecast(tuple(items.values()), side, max(process.wall, shared))
+    return Forecast(tuple(items.values()), side, process.wall * slowed(load + side))
+
+
+def slowed(processes: float) -> float:
+    """Returns how much longer a process takes if so many share the cores."""
+    return max(1.0, processes / len(os.sched_getaffinity(0)))
 
 
 def train_name(key: str) -> str:

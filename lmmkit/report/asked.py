@@ -70,6 +70,11 @@ class AskedRuns:
         return list(dict.fromkeys(name.removeprefix(ahead) for name in names if name.startswith(ahead)))
 
     @property
+    def is_mean(self) -> bool:
+        """Returns whether the headline is the mean of scores, so that two runs can be compared by question."""
+        return self.figure == ACCURACY
+
+    @property
     def in_shares(self) -> bool:
         """Returns whether all headlines are shares, which percent axes can show."""
         found = [self.headline(run, c) for run in self.runs for c in self.conditions]
@@ -211,7 +216,7 @@ def _strangers(asked: AskedRuns):
 def not_adding_up(asked: AskedRuns) -> list[str]:
     """Returns in words where the answers do not add up to results.json, of tasks whose headline is a mean score."""
     found = []
-    for run, answers in zip(asked.runs, asked.of, strict=True) if asked.figure == ACCURACY else ():
+    for run, answers in zip(asked.runs, asked.of, strict=True) if asked.is_mean else ():
         if not answers.whole or answers.header.get("benchmark") != "questions":
             continue
         for condition in asked.conditions:

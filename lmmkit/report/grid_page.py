@@ -11,6 +11,7 @@ from lmmkit.errors import UserError
 from lmmkit.errors.report import GRID_DAMAGED
 from lmmkit.evaluate.task import Figure
 from lmmkit.progress import duration
+from lmmkit.recipe import flow_text
 from lmmkit.report.page import Page, render
 from lmmkit.report.sections.summary import half_width
 from lmmkit.report.wording import as_ratio, finite, in_words, in_words_of_size, plural
@@ -128,8 +129,15 @@ def _row(arm: Mapping[str, Any], base: Mapping[str, Any], measures: Sequence[str
             k: "same" if v == b else as_ratio(v / b)
             for k, v in costs.items() if v and (b := of_base[k]) and arm is not base
         },
-        changes=[{k: str(each.get(k)) for k in ("key", "base", "here")} for each in changes if isinstance(each, dict)],
+        changes=[
+            {k: _text(each.get(k)) for k in ("key", "base", "here")} for each in changes if isinstance(each, dict)
+        ],
     )  # fmt: skip
+
+
+def _text(value: object) -> str:
+    """Returns a value as a recipe has it."""
+    return flow_text(value) if isinstance(value, dict | list) else str(value)
 
 
 def _cell(measured: Mapping[str, Any]) -> GridCell:

@@ -2,7 +2,8 @@
 
 A small network gets a noisy target and the state of the row after the last block, and predicts the noise; so
 the decoder must keep the image although only text is supervised. Simplified: the targets are normalised features
-of the encoder, not latents of a VAE, and the network treats each row alone, with a noise level of its own.
+of a teacher or of the model's own encoder, not latents of a VAE, and the network treats each row alone, with a
+noise level of its own.
 """
 
 import math
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmmkit.api import Ctx, Dims, HiddenAt, Loss, Select, VisionAt, hookimpl
+from lmmkit.api import Ctx, Dims, HiddenAt, Loss, Select, TeacherAt, VisionAt, hookimpl
 
 IMAGES = Select(kind="image")
 
@@ -34,19 +35,22 @@ class Reconstruct(Loss):
     """Adds the mean squared error of the predicted noise, the mean over image rows and features.
 
     width: of the network that predicts the noise.
+    teacher: whose features are the targets; "" for the model's own encoder.
     """
 
     width: int = 1024
+    teacher: str = ""
 
     @property
-    def needs(self) -> tuple[HiddenAt, VisionAt]:
-        return HiddenAt(IMAGES), VisionAt(IMAGES)
+    def needs(self) -> tuple[HiddenAt, VisionAt | TeacherAt]:
+        return HiddenAt(IMAGES), TeacherAt(self.teacher, IMAGES) if self.teacher else VisionAt(IMAGES)
 
     def check(self, dims: Dims) -> str:
         return "" if self.width > 0 else f"width: {self.width}, which is not above 0"
 
     def modules(self, dims: Dims) -> Denoiser:
-        return Denoiser(dims.width, dims.image.width, self.width)
+        target = dims.teachers[self.teacher] if self.teacher else dims.image
+        return Denoiser(dims.width, target.width, self.width)
 
     def value(self, ctx: Ctx) -> Tensor:
         states_QD, features_QD = (ctx[need] for need in self.needs)

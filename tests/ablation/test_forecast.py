@@ -8,7 +8,7 @@ import random
 
 import pytest
 
-from lmmkit.ablation.forecast import LeftCommand, ProcessCost, forecast, makespan, task_counts
+from lmmkit.ablation.forecast import LeftCommand, ProcessCost, forecast, makespan, slowed, task_counts
 from lmmkit.ablation.stage_runs import GridRun
 from lmmkit.ablation.store import Store
 from lmmkit.ablation.trial import StepCost
@@ -76,7 +76,10 @@ def test_a_shared_stage_is_counted_once_and_what_is_done_not_at_all(tmp_path):
     assert whole.wall_seconds >= 1.5 * (55 + 25 + evaluation) - 1e-9
     assert forecast(*arguments, {"first": 60}, 2).cpu_seconds == pytest.approx(whole.cpu_seconds - 30)
     busy = forecast(*arguments, {}, 2, load=1000.0)
-    assert busy.wall_seconds > 100 * whole.wall_seconds and busy.cpu_seconds == whole.cpu_seconds
+    assert (
+        busy.wall_seconds == pytest.approx(whole.wall_seconds * slowed(1002) / slowed(2)) and slowed(0.5) == 1
+    )
+    assert busy.cpu_seconds == whole.cpu_seconds
     model = store.run("first").model("pretrain")
     model.mkdir(parents=True)
     (model / "config.json").write_text("{}")

@@ -244,6 +244,7 @@ def test_ids_are_unique_and_controls_have_names(page):
         (lambda run: shutil.rmtree(run / "model"), "direct stopped at step 40, without a model of pretrain and finetune"),
         (lambda run: change_answer(run, 0, score=0.5), "Answers do not add up to results.json: direct, all questions, own image"),
         (lambda run: change_answer(run, 0, prompt_sha="x"), "direct answered another set of questions than plain: 119 of 120"),
+        (lambda run: other_version(run), "direct answered another version of the questions than plain"),
         (lambda run: facts(run, data={"captions": 1, "questions": 2}), "direct was trained on another version of captions and questions"),
         (lambda run: facts(run, data={"captions": {"count": 9, "records": "captions 1", "images": "9 files"}}), "trained on other sources: questions"),
     ],
@@ -254,6 +255,11 @@ def test_what_is_missing_or_does_not_fit_is_marked_and_the_page_works(own_pair, 
     assert any(says in warning for warning in page.warnings), page.warnings
     assert html.parser.unescape(page.text).count(says) == 1
     assert '<section id="setup"' in page.text and "<h1>" in page.text
+
+
+def other_version(run):
+    file = run / "answers/finetune/answers/answers.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"data_sha256": "0" * 64}))
 
 
 def facts(run, **values):
@@ -368,3 +374,21 @@ def test_puzzles_are_one_of_each_image_and_damaged_ones_left_out(own_pair):
     assert all(not card["right"] for card in shown[0].cards[8:])
     wrong = next(card for card in shown[1].cards if not card["right"])
     assert wrong["words"] == [("a", True), ("cross", False), ("red", False)]
+
+
+@pytest.mark.parametrize(("value", "drawn"), [(1234.5, False), (0.62, True)])
+def test_a_headline_that_is_no_mean_of_scores_is_not_compared(own_pair, value, drawn):
+    for run in own_pair:
+        results = json.loads((run / "results.json").read_text())["answers"]
+        for suffix in ("", "_blank", "_swapped"):
+            figure = results.pop(f"accuracy{suffix}")
+            results = {f"points{suffix}": figure | {"value": value, "low": None, "high": None}, **results}
+        results = {name: x for name, x in results.items() if not name.startswith("accuracy")}
+        results = {"points": results.pop("points"), **results}
+        (run / "results.json").write_text(json.dumps({"answers": results}))
+    page = runs_page(own_pair)
+    (warning,) = page.warnings
+    assert warning.startswith("The headline of task answers is points, no mean of scores")
+    assert ("1,234" in warning) is not drawn and ('id="accuracy"' in page.text) is drawn
+    assert "not compared</h1>" in page.text if drawn else "no accuracy to show</h1>" in page.text
+    assert Parsed(page.text).data["samples"]

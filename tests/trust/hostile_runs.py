@@ -21,6 +21,7 @@ EVAL = ["eval", "run"]
 CHAT = ["chat", "run", "--prompt", "x", "--max-new-tokens", "1"]
 EXPORT = ["model", "export", "run", "out", "--format", "peft"]
 DIFF = ["diff", "run", "recipe.yaml"]
+REPORT = ["report", "run", "--out", "out/page.html"]
 Spoil = Callable[[Home], list[object]]
 
 
@@ -29,8 +30,11 @@ def artefacts() -> Iterator[Artefact]:
     for name, content in JUNK.items():
         yield Artefact(f"run.json {name}, eval", _file("run.json", content, EVAL), code=(0, 2))
         yield Artefact(f"run.json {name}, resume", _file("run.json", content, RESUME), code=(0, 2))
+        yield Artefact(f"run.json {name}, report", _file("run.json", content, REPORT), code=(0, 2))
+        yield Artefact(f"results.json {name}, report", _file("results.json", content, REPORT), code=(0, 2))
     for name, content in METRICS.items():
         yield Artefact(f"metrics {name}", _file("metrics.jsonl", content, RESUME), code=(0, 2))
+        yield Artefact(f"metrics {name}, report", _file("metrics.jsonl", content, REPORT), code=(0, 2))
     for name in (
         "lock",
         "tb",
@@ -44,7 +48,9 @@ def artefacts() -> Iterator[Artefact]:
         yield Artefact(f"run with a link for {name}", _linked(name), says="run/link")
     for name in ("lock", "metrics.jsonl", "results.json"):
         yield Artefact(f"run with a pipe for {name}", _piped(name), says="run/link")
-    for words in (EVAL, CHAT, RESUME, EXPORT):
+    for name, content in RESULTS.items():
+        yield Artefact(f"results {name}", _file("results.json", content, REPORT), code=(0,))
+    for words in (EVAL, CHAT, RESUME, EXPORT, REPORT):
         yield Artefact(f"run with a local plugin, {words[0]}", _plugin(words), code=(0, 2))
         yield Artefact(f"run with an observer, {words[0]}", _observer(words), code=(0, 2))
     for name, text in RESOLVED.items():
@@ -80,6 +86,12 @@ METRICS: dict[str, bytes] = {
     "deep": b'{"a":' * 100_000 + b"\n{}\n",
     "of NUL": b"\0" * 1000,
     "with huge numbers": b'{"step": ' + b"9" * 10_000 + b"}\n{}\n",
+}
+RESULTS: dict[str, bytes] = {
+    "that are code": b'{"answers": "__import__"}',
+    "with a figure that is a list": b'{"answers": {"accuracy": [1]}}',
+    "with a huge figure": b'{"answers": {"accuracy": {"value": 1e999, "n": 3}, "accuracy/x": {"value": 1e300, "n": 1e300}}}',
+    "with markup": b'{"<script>x</script>": {"accuracy": {"value": 0.5, "low": "<b>", "n": 3}}}',
 }
 RESOLVED: dict[str, bytes] = {
     "with a tag": b"seed: !!python/object/apply:os.system ['true']\n",

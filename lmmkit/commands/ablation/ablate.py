@@ -152,7 +152,7 @@ class Plan:
         ):
             return cls(file, arms, store, runs, Forecast((), side, 1.0))
         costs = step_costs(store, first)
-        process = process_cost(store, first[0], costs, trust_files=trust_files)
+        process = process_cost(store, first[0], costs, load=load, trust_files=trust_files)
         sizes = {
             each.recipe.root: {name: len(records) for name, records in each.prepared.sources.items()}
             for each in on_data

@@ -38,14 +38,15 @@ class Work(Protocol):
 
 
 def run_queue(queue: Sequence[Work], side: int, show: Callable[[Sequence[Job]], None]) -> dict[str, Failure]:
-    """Runs the work, `side` commands at once. `show` is called every second with the running jobs.
+    """Runs the work, `side` commands at once. What a work needs and the queue does not have is done already. `show` is
+    called every second with the running jobs.
 
     Returns what has failed, by name.
 
     Raises:
         KeyboardInterrupt: after a signal, with its number, when all jobs have saved and ended.
     """
-    waiting, running = list(queue), dict[str, tuple[Work, Job]]()
+    waiting, running, names = list(queue), dict[str, tuple[Work, Job]](), {work.name for work in queue}
     done, noted, failed = set[str](), set[str](), dict[str, Failure]()
     with noted_signals() as received:
         try:
@@ -67,7 +68,7 @@ def run_queue(queue: Sequence[Work], side: int, show: Callable[[Sequence[Job]], 
                     if lacking := [name for name in work.after if name in failed]:
                         failed[work.name] = Failure(f"needs {lacking[0]}", failed[lacking[0]].code)
                         waiting.remove(work)
-                    elif len(running) < side and done.issuperset(work.after):
+                    elif len(running) < side and done >= names.intersection(work.after):
                         begun = work.begin()
                         if begun == "busy":
                             if work.name not in noted:

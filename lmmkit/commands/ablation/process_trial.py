@@ -13,7 +13,7 @@ from pathlib import Path
 import typer
 
 from lmmkit.ablation.arms import Arm
-from lmmkit.ablation.forecast import ProcessCost
+from lmmkit.ablation.forecast import ProcessCost, slowed
 from lmmkit.ablation.stage_runs import ArmOnData, grid_runs
 from lmmkit.ablation.store import Store
 from lmmkit.ablation.trial import StepCost
@@ -28,9 +28,10 @@ STEPS, SAMPLES = 2, 48  # of each stage, and of each task
 
 
 def process_cost(
-    store: Store, base: ArmOnData, steps: Mapping[str, StepCost], *, trust_files: bool = False
+    store: Store, base: ArmOnData, steps: Mapping[str, StepCost], *, load: float, trust_files: bool = False
 ) -> ProcessCost:
-    """Returns the cost of the commands of the base. What was measured before is read again.
+    """Returns the cost of the commands of the base. What was measured before is read again. `load`: how many other
+    processes want a core.
 
     Raises:
         typer.Exit: if a command fails; its log is printed.
@@ -62,7 +63,7 @@ def process_cost(
         train=max(0.0, sum(beside) / len(beside)),
         evaluate=max(0.0, evaluation.cpu_seconds - ratio * sum(results[task]["seconds"] for task in run.questions)),
         tasks={task: ratio * results[task]["seconds"] / _count(results[task]) for task in run.questions},
-        wall=wall / max(cpu, 1e-9),
+        wall=wall / max(cpu, 1e-9) / slowed(load + 1),
     )  # fmt: skip
     write_json_atomic(path, asdict(found))
     shutil.rmtree(aside.root)

@@ -27,8 +27,16 @@ from lmmkit.api.components import (
     TokenWeight,
 )
 from lmmkit.api.layout import Insert
-from lmmkit.api.model_info import Dims
-from lmmkit.api.needs import HiddenAt, HiddenMean, Select, reads_reference, selector
+from lmmkit.api.model_info import Dims, ImageSpec
+from lmmkit.api.needs import (
+    HiddenAt,
+    HiddenMean,
+    Select,
+    reads_reference,
+    selector,
+    teacher_models_of,
+    teachers_of,
+)
 from lmmkit.api.sample import View
 from lmmkit.plan.compile_plan import compile_plan
 from lmmkit.plan.instances import Instances, build_instances
@@ -39,6 +47,7 @@ from lmmkit.registry import FoundComponent, Registry, file_components
 from lmmkit.scenes import write_scenes
 
 SCENES, HELDOUT = 100, 20
+TEACHER = ImageSpec(size=96, grid=(12, 12), width=40)  # of every teacher that a component reads
 RECIPE = """
 format: 1
 seed: 1
@@ -133,7 +142,7 @@ def file_prepared(path: str, *, trust_files: bool, changes: Sequence[str] = ()) 
 
 def prepared_for(components: Mapping[str, Component], recipe: Recipe | None = None) -> Prepared:
     """Returns a prepared recipe with these components. A token that no component provides, or that none
-    reads, gets a simple provider or reader."""
+    reads, gets a simple provider or reader. A teacher that they read has twice the size of the model's images."""
     bare = _bare()
     every = {**components, **_others(components.values())}
     terms = [name for name, component in every.items() if isinstance(component, Term)]
@@ -148,13 +157,16 @@ def prepared_for(components: Mapping[str, Component], recipe: Recipe | None = No
         for stage, section in recipe.stages.items()
     }
     recipe = replace(recipe, plugins={name: {} for name in every}, stages=stages)
+    names = (*teachers_of(needs), *teacher_models_of(needs))
+    dims = replace(bare.dims, teachers=dict.fromkeys(names, TEACHER))
     found = {name: FoundComponent(type(component), "here") for name, component in every.items()}
     instances = Instances(Registry(pluggy.PluginManager("lmmkit"), found), every, frozenset(every))
     return replace(
         bare,
         recipe=recipe,
         instances=instances,
-        plans=compile_plan(recipe, instances, bare.dims, bare.tokenizer),
+        dims=dims,
+        plans=compile_plan(recipe, instances, dims, bare.tokenizer),
     )
 
 
@@ -164,6 +176,8 @@ def _with_reducer(recipe: Recipe, components: Mapping[str, Component]) -> Recipe
     if not reducers or recipe.model.connector is None:
         return recipe
     connector = replace(recipe.model.connector, reduce=reducers[0])
+    if getattr(components[reducers[0]], "connects", False):
+        connector = replace(connector, kind="none")
     return replace(recipe, model=replace(recipe.model, connector=connector))
 
 

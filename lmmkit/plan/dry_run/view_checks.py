@@ -8,7 +8,6 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,29 +15,36 @@ from lmmkit import plugin_calls
 from lmmkit.api.components import AuxTask, ViewMaker
 from lmmkit.api.model_info import Dims
 from lmmkit.api.sample import ImageEdit, Sample, View
+from lmmkit.data.image_markers import MARKER
 from lmmkit.data.labels import join_labels
 from lmmkit.data.sampler import sample_rng
 from lmmkit.data.sources.other_samples import Others, SourceSamples
 from lmmkit.errors import Problem, UserError
-from lmmkit.errors.dry_run import EDIT, IN_PLACE, NO_VIEWS, NOT_PURE
+from lmmkit.errors.dry_run import EDIT, EDIT_SIZE, IN_PLACE, NO_VIEWS, NOT_PURE
 from lmmkit.errors.plan import LABEL
+from lmmkit.plan.dry_run.label_checks import plain_text
 from lmmkit.plan.dry_run.subject import Check, global_seed, problem
 from lmmkit.plugin_calls.guard import returned
 
 EDITS = 16  # different edits that are tried
+LARGER, ROUGH = (
+    3.0,
+    0.02,
+)  # how far an edited image may differ at another size: so often the unedited one, and more
 TEXTS = ("", "a", "a b c")  # what a model may answer
 
 
 @dataclass(frozen=True)
 class ViewSubject:
     """Holds a task, or another maker of views, and the samples whose views are made. `step`: the number of samples of
-    the smallest step of the stage."""
+    the smallest step of the stage. `teachers`: the names of those whose features or logits are read of the views."""
 
     task: ViewMaker
     samples: Sequence[Sample]
     seed: int
     dims: Dims
     step: int
+    teachers: tuple[str, ...] = ()
 
     @cached_property
     def _places(self) -> dict[str, int]:
@@ -133,7 +139,7 @@ def _edits(views: Iterable[View]) -> list[ImageEdit | None]:
 def _without_edits(view: View) -> tuple[View, dict[str, object]]:
     """Returns a view without labels and without the edits of its images, and its labels as plain values."""
     images = tuple(replace(image, edit=None) for image in view.sample.images)
-    labels: dict[str, object] = {key: np.asarray(label).tolist() for key, label in view.labels.items()}
+    labels: dict[str, object] = {key: plain_text(label) for key, label in view.labels.items()}
     return replace(view, labels={}, sample=replace(view.sample, images=images)), labels
 
 
@@ -158,6 +164,17 @@ def some_views(subject: ViewSubject) -> Iterator[Problem]:
         yield problem(NO_VIEWS, subject.task.name, "views", subject.task, got)
 
 
+def no_markers(subject: ViewSubject) -> Iterator[Problem]:
+    """Finds views whose text has the marker of an image, which is text there, and which their sample does not have."""
+    for sample in subject.samples:
+        own = any(MARKER in turn.text for turn in sample.turns)
+        if not own and any(MARKER in t.text for view in subject.views[sample.key] for t in view.sample.turns):
+            got = f"sample {sample.key}: a turn with `{MARKER}` in its text"
+            expected = "the number of images of a turn as `Turn.images`, their places as `Turn.places`"
+            yield from returned(subject.task.name, "views", subject.task, got, expected).problems
+            return
+
+
 def uniform_view_labels(subject: ViewSubject) -> Iterator[Problem]:
     """Finds labels that cannot be one tensor: of unlike types, or that only some views have."""
     try:
@@ -178,6 +195,44 @@ def pure_edits(subject: ViewSubject) -> Iterator[Problem]:
     if unlike := next((one for one, other in pairs if one is not None and one != other), None):
         got = "two edits of one image that do not compare equal"
         yield problem(EDIT, subject.task.name, "edit of an image", unlike, got)
+
+
+def edits_at_other_sizes(subject: ViewSubject) -> Iterator[Problem]:
+    """Finds an edit that changes another part of an image where a teacher reads it in another size."""
+    for name in subject.teachers:
+        size, own = subject.dims.teachers[name].size, subject.dims.image.size
+        for change in _distinct(_edits(subject.all)) if size != own else ():
+            off, least = disagreement(subject.task.name, change, own, size)
+            if off > LARGER * least + ROUGH:
+                got = f"images of {own} and {size} pixels that differ by {off:.2f} of what the edit changes"
+                yield problem(EDIT_SIZE, subject.task.name, "edit of an image", change, got, teacher=name)
+                return
+
+
+def disagreement(name: str, change: ImageEdit, own: int, size: int) -> tuple[float, float]:
+    """Returns the difference of an edited image of `own` pixels a side and one of `size`, as a share of what the edit
+    changes; and that of the images without the edit. Both are one smooth image, compared in the smaller size."""
+    plain = [smooth_image(n) for n in (own, size)]
+    edited = [plugin_calls.edited(name, change, pixels.clone()) for pixels in plain]
+    (a, b), (c, d) = ([area_means(pixels, min(own, size)) for pixels in each] for each in (plain, edited))
+    scale = (d - b).abs().mean().clamp(min=1e-6)
+    return float((c - d).abs().mean() / scale), float((a - b).abs().mean() / scale)
+
+
+def smooth_image(n: int) -> Tensor:
+    """Returns a drawn image of low frequencies, [3, n, n]: the same one at each size."""
+    height = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(1))
+    wave = torch.cos(torch.pi * torch.arange(4)[:, None] * (torch.arange(n) + 0.5) / n)
+    return torch.einsum("cij,ix,jy->cxy", height, wave, wave)
+
+
+def area_means(pixels_CXY: Tensor, to: int) -> Tensor:
+    """Returns an image in a smaller size: means over what is under each of its pixels, also over parts of them."""
+    n = pixels_CXY.shape[-1]
+    first = torch.maximum(torch.arange(to)[:, None] / to, torch.arange(n) / n)
+    last = torch.minimum(torch.arange(1, to + 1)[:, None] / to, torch.arange(1, n + 1) / n)
+    share = (last - first).clamp(min=0) * to
+    return share @ pixels_CXY @ share.T
 
 
 def _distinct(found: Iterable[ImageEdit | None]) -> list[ImageEdit]:
@@ -224,5 +279,6 @@ def sound_scores(subject: ViewSubject) -> Iterator[Problem]:
 
 
 CHECKS: tuple[Check[ViewSubject], ...] = (
-    samples_unchanged, pure_views, some_views, uniform_view_labels, pure_edits, sound_scores,
+    samples_unchanged, pure_views, some_views, no_markers, uniform_view_labels, pure_edits, edits_at_other_sizes,
+    sound_scores,
 )  # fmt: skip

@@ -50,7 +50,10 @@ def forest_of(asked: AskedRuns) -> ForestPlot | None:
         drawn = runs if kind is None else runs[:DRAWN]
         figures = [{c: asked.headline(run, c, kind) for c in SHOWN} for run in drawn]
         own = [figure for each in figures if (figure := each[OWN])]
-        differences = [asked.difference(0, i, score_of(OWN), kind) for i in range(1, len(drawn))]
+        differences = [
+            asked.difference(0, i, score_of(OWN), kind) if asked.is_mean else None
+            for i in range(1, len(drawn))
+        ]
         rows.append(
             ForestRow(
                 label=kind or "all questions", kind=kind, n=own[0].n if own else 0, figures=figures,

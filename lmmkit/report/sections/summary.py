@@ -23,6 +23,7 @@ from lmmkit.report.wording import (
     in_percent,
     in_words,
     in_words_of_size,
+    plain_number,
     plural,
 )
 
@@ -83,13 +84,13 @@ def summarise_runs(asked: AskedRuns, puzzles: Sequence[PuzzleResult]) -> Summary
     runs = asked.runs
     measures = [*_accuracies(asked), *_looks(asked), *_puzzles(runs, puzzles)]
     costs = _costs(runs)
-    own = measures[0] if any(asked.headline(run) for run in runs) else None
+    own = measures[0] if asked.in_shares and any(asked.headline(run) for run in runs) else None
     difference = own.differences[0] if own and len(runs) == 2 and own.differences else None
     more = [_below_chance(runs, own), _cost_words(runs, costs)]
     if len(runs) == 2:
         more.append(_also(runs, measures[1:] if own else measures))
     return Summary(
-        kicker=_kicker(asked), head=_head(runs, own, difference), lead=_lead(runs, own, difference),
+        kicker=_kicker(asked), head=_head(runs, asked, own, difference), lead=_lead(runs, own, difference),
         more=" ".join(filter(None, more)),
         notes=[note for note in (*_caution(runs, own), _busy(runs)) if note], warnings=list(_warnings(asked, own)),
         difference=difference, measures=measures, costs=costs, reach=half_width([difference]),
@@ -121,13 +122,15 @@ def _kicker(asked: AskedRuns) -> str:
     return " · ".join([*parts, *([f"trained until {max(ends)}"] if ends else [])])
 
 
-def _head(runs: Sequence[LoadedRun], own: Measure | None, difference: Figure | None) -> str:
+def _head(runs: Sequence[LoadedRun], asked: AskedRuns, own: Measure | None, difference: Figure | None) -> str:
     names = [run.name for run in runs]
     if own is None:
-        return f"{in_words(names) if len(names) < 5 else plural(len(names), 'run')}: no evaluated questions"
+        return f"{in_words(names) if len(names) < 5 else plural(len(names), 'run')}: no accuracy to show"
     if len(runs) == 1:
         figure = own.figures[0]
         assert figure is not None, "there is a headline"
+        if not asked.is_mean:
+            return f"{asked.figure} of {names[0]}: {in_percent(figure.value)} % in task {asked.task}"
         return f"{names[0]} answers {in_percent(figure.value)} % of {plural(figure.n, 'question')} right"
     if len(runs) == 2:
         if difference is None:
@@ -237,6 +240,12 @@ def _warnings(asked: AskedRuns, own: Measure | None):
             f"No answers of task {asked.task} in {in_words(without)}: no paired comparison and no samples there. That "
             "two intervals overlap shows nothing about a difference. `lmmkit eval RUN` writes the answers."
         )
+    if asked.task and not asked.is_mean:
+        values = [f"{run.name} {plain_number(f.value)}" for run in runs if (f := asked.headline(run))]
+        yield (
+            f"The headline of task {asked.task} is {asked.figure}, no mean of scores, so the runs are not compared by "
+            f"question here: {in_words(values)}. `lmmkit answers compare` compares the scores."
+        )
     yield from _other_questions(asked)
     yield from _other_data(runs)
     if found := not_adding_up(asked):
@@ -248,18 +257,25 @@ def _warnings(asked: AskedRuns, own: Measure | None):
 
 
 def _other_questions(asked: AskedRuns):
-    """Yields a sentence for each run whose questions are not those of the first."""
+    """Yields a sentence for each run whose questions, or whose right answers, are not those of the first."""
     with_answers = [i for i, run in enumerate(asked.of) if run.whole]
     for i in with_answers[1:]:
         first = with_answers[0]
+        name, other = asked.runs[i].name, asked.runs[first].name
         n, (a, b) = (
             sum(1 for _ in asked.common(first, i)),
             (len(asked.of[first].answers), len(asked.of[i].answers)),
         )
+        hashes = {asked.of[k].header.get("data_sha256") for k in (first, i)}
         if n < max(a, b):
             yield (
-                f"{asked.runs[i].name} answered another set of questions than {asked.runs[first].name}: {n:,} of "
-                f"{b:,} and {a:,} are the same. Differences are of these; the other figures are each run's own."
+                f"{name} answered another set of questions than {other}: {n:,} of {b:,} and {a:,} are the same. "
+                "Differences are of these; the other figures are each run's own."
+            )
+        elif len(hashes) > 1:
+            yield (
+                f"{name} answered another version of the questions than {other}: the prompts are the same, but not all "
+                "right answers, types or scenes."
             )
 
 
@@ -279,10 +295,14 @@ def _other_data(runs: Sequence[LoadedRun]):
 
 
 def _accuracies(asked: AskedRuns) -> list[Measure]:
+    """Returns the headline under each condition; [] for one that is no share, which the page names instead."""
     runs = asked.runs
+    if not asked.in_shares:
+        return []
+    what = "right" if asked.is_mean else asked.figure
     found = [
         Measure(
-            label=f"right, {IMAGES[condition]}", figures=[asked.headline(run, condition) for run in runs],
+            label=f"{what}, {IMAGES[condition]}", figures=[asked.headline(run, condition) for run in runs],
             differences=_differences(asked, score_of(condition), most=None if condition == OWN else 2),
         )
         for condition in asked.conditions
@@ -319,13 +339,13 @@ def _less(own: Value, other: Value) -> Value:
 def _differences(asked: AskedRuns, value: Value, most: int | None) -> list[Figure | None]:
     """Returns the differences of each run to the first. `most`: runs above which they are left out."""
     n = len(asked.runs)
-    if most is not None and n > most:
+    if (most is not None and n > most) or not asked.is_mean:
         return [None] * (n - 1)
     return [asked.difference(0, i, value) for i in range(1, n)]
 
 
 def _looks(asked: AskedRuns) -> list[Measure]:
-    found = []
+    found, pair = [], len(asked.runs) == 2
     trained = [run.name for run in asked.runs if _trains_attention(run)]
     for name, (label, of_line) in LOOKS.items():
         figures = [run.figure(asked.task or "", name) for run in asked.runs]
@@ -334,8 +354,8 @@ def _looks(asked: AskedRuns) -> list[Measure]:
             note = "" if even is None else f"spread evenly {in_percent(even)}"
             if trained:
                 note += f"; {in_words(trained)} trained for attention"
-            differences = _differences(asked, lambda run, id, name=of_line: run.look(id, name), most=2)
-            found.append(Measure(label=label, note=note, figures=figures, differences=differences))
+            looks = [asked.difference(0, 1, lambda run, id, name=of_line: run.look(id, name))] if pair else []
+            found.append(Measure(label=label, note=note, figures=figures, differences=looks))
     return found
 
 

@@ -41,7 +41,10 @@ class Fake:
 
 
 def test_work_waits_for_what_it_needs_and_a_failure_ends_only_what_needs_it(tmp_path, capsys):
-    first, second = Fake("first", tmp_path), Fake("second", tmp_path, after=("first", "done"))
+    first, second = (
+        Fake("first", tmp_path),
+        Fake("second", tmp_path, after=("first", "done", "not in the queue")),
+    )
     bad, never = Fake("bad", tmp_path, BAD), Fake("never", tmp_path, after=("bad",))
     further = Fake("further", tmp_path, after=("never",))
     done, busy = (
