@@ -93,6 +93,8 @@ def evaluate(
     names = [name for each in on or () for name in each.split(",") if name]
     with joined() as ranks:
         found = _run_of(run, root)
+        if found is not None and found[1].speed.threads:
+            torch.set_num_threads(found[1].speed.threads)
         own, benchmarks = _divided(names, found[1] if found else None, files, split, limit)
         raise_all(problem for task in benchmarks.values() for problem in _file_problems(task))
         shared = {

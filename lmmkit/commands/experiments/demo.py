@@ -27,6 +27,8 @@ def demo(
     """
     _make(to)
     with working(STARTING):
+        import torch
+
         from lmmkit.commands.evaluate import show_results
         from lmmkit.demo.demo_run import write_demo_run
         from lmmkit.evaluate.run import evaluate
@@ -38,8 +40,10 @@ def demo(
     with working("drawing scenes", count + heldout, "scenes") as move:
         write_scenes(scenes, count=count, heldout=heldout, progress=lambda done, total: move(done))
     run = write_demo_run(to / "direct", scenes)
+    recipe = read_recipe(run.resolved, root=scenes.resolve())
+    torch.set_num_threads(recipe.speed.threads or 1)
     evaluate(
-        run, read_recipe(run.resolved, root=scenes.resolve()), only=TASKS, notify=err.print,
+        run, recipe, only=TASKS, notify=err.print,
         show=lambda results: show_results(results, as_json=False),
     )  # fmt: skip
     with working("writing the report"):

@@ -6,6 +6,7 @@ import json
 import re
 
 import pytest
+import torch
 
 from lmmkit.commands.experiments import demo
 from tests.test_cli import run as lmmkit
@@ -31,6 +32,21 @@ def test_the_demo_evaluates_the_model_and_writes_the_page(few, tmp_path):
     commands = re.search(r'id="commands">(.*?)</pre>', page, re.S)
     assert commands and commands[1].splitlines()[0] == f"lmmkit demo {tmp_path / 'd'}"
     assert "comes with lmmkit" in page and "lmmkit chat --demo" in text and "all" in text
+
+
+def test_it_computes_on_the_threads_of_the_recipe_and_so_does_eval(few, tmp_path):
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for words in (("demo", tmp_path / "d"), ("eval", tmp_path / "d" / "direct", "--on", "terms")):
+            torch.set_num_threads(2)
+            lmmkit(*words)
+            assert torch.get_num_threads() == 1
+            results.append(json.loads((tmp_path / "d" / "direct" / "results.json").read_text()))
+    finally:
+        torch.set_num_threads(before)
+    first, again = ({k: v for k, v in found["terms"].items() if k != "seconds"} for found in results)
+    assert first == again and results[0]["answers"] == results[1]["answers"]
 
 
 def test_a_folder_with_files_or_a_file_is_refused(tmp_path):
