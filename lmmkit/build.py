@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,11 +73,16 @@ def conditions(recipe: Recipe, device: torch.device) -> Conditions:
     return at
 
 
+_asked: set[tuple[str, Conditions]] = set()
+
+
 def backend(recipe: Recipe, device: torch.device) -> Backend:
     """Returns the attention backend of the recipe. Raises `MachineError` if it cannot run on `device`."""
+    asked = recipe.speed.attention, conditions(recipe, device)
     try:
-        with working("trying attention backends"):
-            return choose(recipe.speed.attention, conditions(recipe, device))
+        with working("trying attention backends") if asked not in _asked else nullcontext():
+            _asked.add(asked)  # backends remember what was tried
+            return choose(*asked)
     except NoBackend as error:
         raise MachineError(ATTENTION.at(recipe.where("speed.attention"), got=str(error))) from error
 

@@ -36,9 +36,9 @@ def estimate(prepared: Prepared, stage: str, *, flops: float) -> dict:
     `parallel.shard` (`_bytes`), and the activations of the device's fullest micro-batch
     (`activation_bytes`). The number of devices is the smallest that `parallel` allows. `hours` count for
     each weight and token 2 operations forward, 2 backward, 2 for the gradient if the weight is trainable,
-    2 more forward with `recompute`, 2 for the first pass of terms over a step, and 2 for the forward pass of
-    a reference or of a teacher whose logits are read, on shard x replicate devices with `flops` operations a second.
-    Attention maps, encoder and data are left out.
+    2 more forward with `recompute`, 2 for the first pass of terms over a step, 2 for the forward pass of
+    a reference or of a teacher whose logits are read, and 2 for each weight and patch of a teacher whose features are,
+    on shard x replicate devices with `flops` operations a second. Attention maps, encoder and data are left out.
     """
     recipe, section = prepared.recipe, prepared.recipe.stages[stage]
     objective, trainable = staged(prepared, stage)
@@ -53,6 +53,7 @@ def estimate(prepared: Prepared, stage: str, *, flops: float) -> dict:
     decoder = sum(p.numel() for p in objective.lmm.decoder.parameters())
     teachers = _teacher_values(prepared, stage)
     operations = tokens / len(seen) * steps * (passes * decoder + 2 * values + 2 * sum(teachers.values()))
+    operations += steps * sum(_feature_operations(prepared, stage, step) for step in seen) / len(seen)
     devices = recipe.parallel.least
     own = (
         [replace(pipeline, rank=0, world=devices).step(i) for i in range(len(seen))] if devices > 1 else seen
@@ -75,6 +76,7 @@ def estimate(prepared: Prepared, stage: str, *, flops: float) -> dict:
             prepared,
             stage,
             teachers,
+            _feature_peak(prepared, stage, own),
         ),
         "devices": devices,
         "hours": operations / (flops * devices) / 3600,
@@ -104,20 +106,56 @@ def _teacher_values(prepared: Prepared, stage: str) -> dict[str, int]:
     return found
 
 
+def _feature_operations(prepared: Prepared, stage: str, step: Sequence[Batch]) -> int:
+    """Returns the operations of the teachers whose features a step reads: 2 for each value and patch."""
+    total = 0
+    for name in prepared.plans[stage].teachers:
+        values = sum(p.numel() for p in build.teacher_shell(prepared, name).parameters())
+        images = sum(len(batch.teacher_pixels[name]) for batch in step)
+        total += 2 * values * images * prepared.dims.teachers[name].tokens
+    return total
+
+
+def _feature_peak(prepared: Prepared, stage: str, steps: Iterable[Sequence[Batch]]) -> int:
+    """Returns the most bytes of a forward pass of a teacher whose features a stage reads."""
+    names = prepared.plans[stage].teachers
+    shells = {name: build.teacher_shell(prepared, name) for name in names}
+    batches = [batch for step in steps for batch in step]
+    return max(
+        (
+            _encoder_peak(shells[n], len(b.teacher_pixels[n]), _width_of(prepared.teachers[n].section.dtype))
+            for b in batches for n in names
+        ),
+        default=0,
+    )  # fmt: skip
+
+
+def _width_of(dtype: str) -> int:
+    return 2 if dtype == "bfloat16" else WIDE
+
+
+def _encoder_peak(vision: nn.Module, images: int, a: int) -> int:
+    """Returns the bytes that the forward pass of an encoder needs for a moment."""
+    assert isinstance(vision, ViT | TimmViT)
+    mlp = vision.shape.mlp if isinstance(vision, ViT) else 4 * vision.image.width
+    return images * vision.image.tokens * (12 * vision.image.width + 3 * a * mlp)
+
+
 def _with_teachers(
-    found: dict[str, int], prepared: Prepared, stage: str, models: Mapping[str, int]
+    found: dict[str, int], prepared: Prepared, stage: str, models: Mapping[str, int], peak: int
 ) -> dict[str, int]:
-    """Adds the weights of the stage's teachers on one rank: of `models` so many values. Large ones are sharded."""
+    """Adds the weights of the stage's teachers on one rank: of `models` so many values. Large ones are sharded.
+    `peak`: what the passes of the others need for a moment."""
     sizes = [
         sum(p.nbytes for p in build.teacher_shell(prepared, name).parameters())
         for name in prepared.plans[stage].teachers
     ]
     for name, values in models.items():
-        sizes.append(values * (2 if prepared.teachers[name].section.dtype == "bfloat16" else WIDE))
+        sizes.append(values * _width_of(prepared.teachers[name].section.dtype))
     if not sizes:
         return found
     copies = prepared.recipe.parallel.copy
-    own = sum(-(-size // copies) if size >= LARGE else size for size in sizes)
+    own = peak + sum(-(-size // copies) if size >= LARGE else size for size in sizes)
     return {**found, "teachers": own, "all": found["all"] + own}
 
 
@@ -288,7 +326,7 @@ def _seen_bytes(objective: Objective, stage: Stage, a: int, load: Load) -> int:
     else:
         return 0
     tokens, width, D = load.images * spec.tokens, spec.width, objective.lmm.decoder.shape.width
-    moment = tokens * (12 * width + 3 * a * mlp)
+    moment = _encoder_peak(vision, load.images, a)
     kept = a * tokens * (width + 2 * D) if stage.train.connector or stage.train.vision else 0
     if stage.train.vision:
         return kept + depth * tokens * (8 * width + a * (7 * width + 3 * mlp)) + moment

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from lmmkit.api.components import Component, Ctx, Term, ViewMaker
+from lmmkit.api.components import Component, Ctx, Reader, ViewMaker
 from lmmkit.api.needs import Need
 from lmmkit.errors import Problem, UserError
 from lmmkit.plan.dry_run import run as running
@@ -38,12 +38,12 @@ def dry_run(*components: Component, second_process: bool = False) -> list[Proble
 
 
 def fake_ctx(
-    term: Term, *others: Component, samples: int = 4, taps: Mapping[Need, Tensor] | None = None
+    term: Reader, *others: Component, samples: int = 4, taps: Mapping[Need, Tensor] | None = None
 ) -> Ctx:
     """Returns what the methods of a term get, for a micro-batch of drawn scenes.
 
     Args:
-        term: the loss or task, built with its settings.
+        term: the loss, task or weight, built with its settings.
         others: components that it is used with, such as the task whose views it reads.
         samples: the number of samples in the micro-batch, at most 12.
         taps: tensors of needs. The others are drawn, with the shapes that a model of width 48 gives.

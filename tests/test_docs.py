@@ -142,8 +142,27 @@ def test_every_kind_need_and_place_has_a_row_in_docs_plugins():
 def test_every_refusal_of_door_and_plan_is_in_docs_plugins():
     codes = {code for code in all_codes() if code.startswith(("plan/", "plugin/"))}
     assert len(codes) > 20
-    documented = set(re.findall(r"`((?:plan|plugin)/[a-z-]+)`", PLUGINS))
-    assert codes == documented
+    rows = re.findall(r"^\| `((?:plan|plugin)/[a-z-]+)` \| [^|]+ \| [^|]+ \|$", PLUGINS, re.MULTILINE)
+    assert codes == set(rows) and len(rows) == len(set(rows))
+
+
+def test_what_cannot_be_a_plugin_is_in_docs_forks():
+    """Reads the bold words of the section, one of them for each idea that other libraries can say."""
+    of_section = FORKS.partition("\n## What cannot be a plugin\n")[2].partition("\n## ")[0]
+    ideas = re.findall(r"^- \*\*(.+?)\*\*", of_section, re.MULTILINE)
+    for words in ("Reinforcement learning", "4-D masks", "middle of the decoder", "fed back", "kind of need"):
+        assert any(words in idea for idea in ideas), words
+
+
+def test_the_map_of_llava_s_words_names_what_exists():
+    """Reads the second column of the table in docs/forks.md: names of `lmmkit.api`, and keys of recipes."""
+    table = FORKS.partition("### LLaVA's words, and ours\n")[2].partition("\n## ")[0]
+    of_lmmkit = "\n".join(line.split(" | ")[1] for line in table.splitlines() if line.startswith("| `"))
+    names = re.findall(r"`([A-Z]\w+)", of_lmmkit)
+    assert len(set(names)) > 12 and set(names) <= set(lmmkit.api.__all__)
+    dotted = re.findall(r"`((?:model|data|stages)\.[\w.]+)`", of_lmmkit)
+    known = {key for key, _ in keys(Recipe)}
+    assert dotted and all(key in known or f"{key}.kind" in known for key in dotted), dotted
 
 
 def test_docs_forks_has_the_lines_and_papers_of_each_file_of_the_zoo():

@@ -19,7 +19,7 @@ FLOORS: dict[str, str] = {
     "lmmkit": """
         errors majority progress attention api plugin_calls runs scenes recipe registry data model weights plan testing objective build
         optimizers cost_estimate attention_benchmark inference import_export verify_export evaluate training plugin_costs ablation report
-        commands
+        demo commands
         cli __main__
     """,
     "lmmkit.ablation": """
@@ -39,13 +39,13 @@ FLOORS: dict[str, str] = {
         job_queue grid_work emit process_trial ablate
     """,
     "lmmkit.commands.experiments": """
-        runs report
+        runs report demo
     """,
     "lmmkit.commands.answers": """
         group
     """,
     "lmmkit.commands.support": """
-        progress_display table_layout common data_check token_pieces jobs plugin_templates quickstart_display
+        progress_display table_layout common data_check token_pieces jobs further_templates plugin_templates quickstart_display
     """,
     "lmmkit.data": """
         image_markers images labels need_rows packing sampler length_grouping rank_shares sources text_tokenizers layout_writer
@@ -57,6 +57,9 @@ FLOORS: dict[str, str] = {
     """,
     "lmmkit.data.text_tokenizers": """
         offsets sentencepiece_tokenizer added_tokens hf_tokenizer tiktoken_tokenizer choose
+    """,
+    "lmmkit.demo": """
+        image demo_run
     """,
     "lmmkit.errors": """
         ablation answers benchmarks commands data dry_run judge plan recipe report training weights
@@ -94,7 +97,7 @@ FLOORS: dict[str, str] = {
         term_checks weight_checks reducer_checks run rehearsal second_process
     """,
     "lmmkit.plugin_calls": """
-        guard
+        guard devices forms source
     """,
     "lmmkit.recipe": """
         field_types model shipped source_positions stage schema rules write diff yaml_tree

@@ -10,6 +10,9 @@ from typing import Any
 from lmmkit.ablation.grid import BASE, GridFile
 from lmmkit.errors import Problem, UserError, did_you_mean, raise_all
 from lmmkit.errors.ablation import BRANCH, EQUAL_VARIANTS, NO_CHANGE, NO_MEASURE
+from lmmkit.evaluate.answers.probe import DIFFERENCES
+from lmmkit.evaluate.answers.schema import OWN
+from lmmkit.evaluate.benchmarks.benchmark import ATTENTION
 from lmmkit.recipe import EmptyImage, Recipe, Task, flow_text, read_recipe, to_mapping
 
 _Change = tuple[str, str, Any]  # the key of the grid, the key of the recipe, the value
@@ -155,7 +158,8 @@ def _figures_of(recipe: Recipe, name: str, task: Task) -> list[str] | None:
     if kind == "restore":
         return [each for each in losses if each != "next_token"]
     if kind == "questions":
-        gains = ["visual_gain", "visual_gain_black", "visual_gain_swapped", "leakage", "image_attention"]
+        asked_for = {OWN, *controls}
+        gains = [name for name, pair in DIFFERENCES.items() if asked_for.issuperset(pair)]
         of_controls = [f"{figure}_{each}" for each in controls for figure in ("accuracy", "changed")]
-        return ["accuracy", *of_controls, *(gains if controls else ())]
+        return ["accuracy", *of_controls, *gains, *(ATTENTION if controls else ())]
     return None

@@ -380,7 +380,12 @@ class StepTerm(Loss):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageReducer(Component):
-    """Gives an image fewer rows than the encoder has tokens. `model.connector.reduce` names the instance."""
+    """Gives an image fewer rows than the encoder has tokens. `model.connector.reduce` names the instance.
+
+    `connects`: it is the connector too, so `reduce` gives the decoder's width, and `model.connector.kind` is `none`.
+    """
+
+    connects: ClassVar[bool] = False
 
     def tokens(self, dims: Dims) -> int:
         """Returns the number of rows of an image; the same for all images, because layouts are made before
@@ -397,7 +402,8 @@ class ImageReducer(Component):
     ) -> Tensor:
         """Returns the rows of each image, [I, rows, D], from the encoder's output.
 
-        `connect` is the connector: it maps vectors of width E to width D. `module` is what `modules` has built.
+        `connect` is the connector: it maps vectors of width E to width D; with `connects` it changes nothing.
+        `module` is what `modules` has built.
         """
         raise NotImplementedError
 

@@ -210,10 +210,13 @@ def test(
             prepared = file_prepared(path, trust_files=trust_files, changes=changes or ())
         else:
             prepared = prepare(the_recipe(Path(what), root, changes), trust_files=trust_files)
-        raise_all(plugin_problems(prepared))
+        problems = plugin_problems(prepared)
     with working("making views in a second process"):
-        tasks = {f"{s}/{t.name}": (s, t) for s, plan in prepared.plans.items() for t in plan.makers}
-        raise_all(other_views({key: view_subject(prepared, *each) for key, each in tasks.items()}))
+        faulty = {problem.where.partition(".")[0] for problem in problems}
+        makers = [(stage, task) for stage, plan in prepared.plans.items() for task in plan.makers]
+        tasks = {f"{stage}/{task.name}": (stage, task) for stage, task in makers if task.name not in faulty}
+        problems += other_views({key: view_subject(prepared, *each) for key, each in tasks.items()})
+    raise_all(problems)
     out.print(f"no problems: {', '.join(prepared.instances.components) or 'no plugins'}.")
 
 

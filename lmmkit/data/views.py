@@ -23,6 +23,7 @@ from lmmkit.data.text_tokenizers.choose import TextTokenizer
 from lmmkit.errors import UserError
 from lmmkit.errors.data import SAMPLE_TOO_LONG
 from lmmkit.errors.plan import TOKEN, WRONG_VIEW
+from lmmkit.plugin_calls.guard import place_of
 
 DROPPED = {  # what a run leaves out or cuts, by the names under which it is counted
     "records": "records of which nothing is left",
@@ -195,7 +196,7 @@ def _of_task(task: ViewMaker, view: View) -> View:
     elif view.supervision == "train" and not (isinstance(task, AuxTask) and task.text_loss):
         wrong = "a view of supervision `train`, without `text_loss`"
     if wrong:
-        raise UserError(WRONG_VIEW.at(f"plugins.{task.name}", got=wrong))
+        raise UserError(WRONG_VIEW.at(f"{task.name}.views, {place_of(task, 'views')}", got=wrong))
     return replace(view, name=task.name)
 
 

@@ -71,6 +71,20 @@ UNINITIALISED = Code(
     expected="`reset_parameters` in every module with parameters or buffers, which fills all of them",
     hint="Fill it in `reset_parameters`, from torch's generator: modules are built without memory.",
 )
+UNUSED = Code(
+    "plugin/unused-method", cause="A component has a method or a class attribute that nothing calls.",
+    expected="{expected}", hint="Correct the name or remove it. A helper that your own code calls may have any name.",
+)
+INNER_IMPORT = Code(
+    "plugin/inner-import", cause="The file of a plugin imports from the inside of lmmkit.",
+    expected="{expected}", hint="Take the name from `lmmkit.api`, or write what you need in the plugin.",
+)
+WRONG_DEVICE = Code(
+    "plugin/device", cause="A plugin works on a CPU only: it uses tensors of the host with those of the device.",
+    expected="each tensor on the device of the needs",
+    hint="Make tensors there (`device=x.device`, `x.new_zeros`), or move them (`.to(x.device)`). Draw with `ctx.rng`"
+    " on the CPU, then move.",
+)
 WEIGHTS = Code(
     "plugin/weights", cause="A plugin gives rows of the next-token loss a weight that is negative or not finite.",
     expected="a finite weight of 0 or more for each row",

@@ -127,6 +127,11 @@ NO_TARGET = Code(
     expected="a selection of supervised text, without `shift`",
     hint="Select rows of answers: no `kind`, `role`, `token_name` or `supervised` that excludes them.",
 )
+CONNECTS = Code(
+    "plan/connects", cause="Both, or neither, of the connector and the image reducer map to the decoder's width.",
+    expected="`kind: none` if `connects` of the reducer is True, or else another kind",
+    hint="With `connects = True` in its class a reducer is the connector itself.",
+)
 NOT_A_REDUCER = Code(
     "plan/not-a-reducer", cause="`model.connector.reduce` names a plugin that is no image reducer.",
     expected="an instance of an `ImageReducer`", hint="Correct the name, or remove `reduce`.",
@@ -262,8 +267,8 @@ CHANGED_FILE = Code(
     expected="hash {hash}, as it was loaded", hint="Restore the file as it was, and resume.",
 )
 EDIT_KEY = Code(
-    "plugin/edit-key", cause="The inserts of a token strategy depend on the key of the sample.",
-    expected="equal inserts for samples that differ in their key only: a prompt has another key",
+    "plugin/edit-key", cause="The inserts of a token strategy depend on something that a prompt does not have.",
+    expected="equal inserts for a record and its prompt, which has another key, no `meta`, and not the last answer",
     hint="Correct `edit` of the plugin.",
 )
 INSERT = Code(

@@ -45,6 +45,7 @@ from lmmkit.errors import Problem, Tried, did_you_mean, raise_all
 from lmmkit.errors.plan import (
     ADDITIVE,
     ATTN_KEYS,
+    CONNECTS,
     FROZEN,
     IMAGE_ROWS,
     INSTANCE_NAME,
@@ -302,6 +303,9 @@ def reducer(recipe: Recipe, instances: Instances, dims: Dims) -> list[Problem]:
         return [NOT_A_REDUCER.at(recipe.where("model.connector.reduce"), got=f"`{name}`")]
     assert recipe.model.connector is not None, "it names the reducer"
     alone = recipe.model.connector.kind == "none"
+    if alone is not found.connects:
+        got = f"`{recipe.model.connector.kind}`, and `{name}` with `connects = {found.connects!r}`"
+        return [CONNECTS.at(recipe.where("model.connector.kind"), got=got)]
     tried = Tried(lambda: _try_reducer(found, dims, alone))
     return [] if tried.error is None else list(tried.error.problems)
 
@@ -392,6 +396,8 @@ def _attends_to_image(plan: StagePlan, need: Need) -> bool:
         for e in plugin_calls.edit(s, view)
     ]
     layout = insert_tokens(probe_layout(), edits, lambda token: LAST_ID)
+    if not len(select.positions(layout)):  # no such token here: the dry run looks at records
+        return True
     see_TT = roots([row_count(layout)]).see()
     key = need.k if isinstance(need, ATTENTION) else type(select)(kind="image")
     return bool(see_TT[select.positions(layout)][:, key.positions(layout)].any())

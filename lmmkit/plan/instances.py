@@ -8,14 +8,17 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
+from torch import nn
 
 from lmmkit.api.components import Component, Reader, Term
 from lmmkit.errors import Problem, did_you_mean, raise_all
 from lmmkit.errors.plan import BAD_VALUE, MISSING_KEY, RESERVED_SETTING, SETTING_TYPE, UNKNOWN_KEY
+from lmmkit.errors.recipe import NAME
 from lmmkit.plugin_calls.guard import calling, place_of
 from lmmkit.recipe import Recipe, flow_text
 from lmmkit.registry import Registry, open_registry, setting_fields
 
+TORCH_NAMES = frozenset(dir(nn.ModuleDict()))  # the module of an instance has its name
 CORE_KEYS = ("use", "allow_unreachable")  # of every plugin section; the others are the plugin's
 
 
@@ -59,6 +62,10 @@ def build_instances(recipe: Recipe, *, trust_files: bool = False) -> Instances:
     built = {}
     for name, raw in recipe.plugins.items():
         cls = registry.components[name].cls
+        if name in TORCH_NAMES:
+            got, expected = f"the instance name `{name}`", "a name that torch's modules do not use themselves"
+            problems.append(NAME.at(recipe.where(f"plugins.{name}"), got=got, expected=expected))
+            continue
         if unusable := class_problems(where[name], name, cls):
             problems += unusable
             continue

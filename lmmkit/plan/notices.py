@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 
 from lmmkit.api.components import ImageReducer, TokenStrategy
 from lmmkit.data.sources.records import Records
 from lmmkit.plan.prepare import Prepared
+from lmmkit.plugin_calls.source import may_read
 
 
 def notices(prepared: Prepared) -> list[str]:
     """Returns a line for each thing that may not be what the user expects."""
     return [
-        *(line for name in sorted(prepared.sources) for line in _record_notices(prepared.sources[name])),
+        *_record_notices(prepared),
         *(line for stage in prepared.recipe.stages for line in _unreached(prepared, stage)),
         *_reference_notices(prepared),
         *_token_notices(prepared),
@@ -21,9 +23,14 @@ def notices(prepared: Prepared) -> list[str]:
     ]
 
 
-def _record_notices(records: Records) -> Iterator[str]:
-    for what, count in records.notes.items():
-        yield f"data.{records.name}: {count} records: {what}"
+def _record_notices(prepared: Prepared) -> Iterator[str]:
+    """Yields what the records of each source have that is not read, without the keys that a plugin may read."""
+    for name, records in sorted(prepared.sources.items()):
+        for what, count in records.notes.items():
+            key = re.fullmatch("`(.+)` is not read", what)
+            components = prepared.instances.components.values()
+            if key is None or not any(may_read(each, key[1]) for each in components):
+                yield f"data.{name}: {count} records: {what}"
 
 
 def _unreached(prepared: Prepared, name: str) -> Iterator[str]:

@@ -34,10 +34,11 @@ from lmmkit.api.components import (
 from lmmkit.api.layout import CharWeight, Insert, InsertAt
 from lmmkit.api.needs import LogitsAt, Need, Select
 from lmmkit.api.puzzle import Puzzle
-from lmmkit.api.sample import Image, ImageEdit, Label, Role, Sample, Turn, View
+from lmmkit.api.sample import ImageEdit, Label, Sample, View
 from lmmkit.errors import UserError
 from lmmkit.errors.dry_run import WEIGHTS
 from lmmkit.errors.plan import INSERT
+from lmmkit.plugin_calls.forms import wrong_names, wrong_need, wrong_view
 from lmmkit.plugin_calls.guard import calling, place_of, returned, shown
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def tokens(name: str, module: nn.Module, width: int, owner: object = None) -> Te
 def provides(strategy: TokenStrategy) -> tuple[str, ...]:
     """Returns the names of the tokens of a strategy."""
     found: Any = strategy.provides
-    if not isinstance(found, tuple | list) or not all(isinstance(name, str) for name in found):
+    if not isinstance(found, tuple | list) or not all(isinstance(name, str) and name for name in found):
         raise returned(
             strategy.name, "provides", strategy, shown(found), 'a tuple of names, such as ("drt",)'
         )
@@ -117,53 +118,17 @@ def _rows(n: object) -> bool:
 
 def views(task: ViewMaker, sample: Sample, rng: np.random.Generator, others: OtherSamples) -> Sequence[View]:
     """Returns the views of a task, which gets `others` if it asks for them."""
+    if not isinstance(task.roles, tuple | list):
+        raise returned(task.name, "roles", task, shown(task.roles), "a tuple of texts")
     more = () if task.others == "none" else (others,)
     with calling(task.name, "views", task):
         found = task.views(sample, rng, *more)
     if not isinstance(found, list | tuple):
         raise returned(task.name, "views", task, shown(found), "a list of View")
     for view in found:
-        if wrong := _wrong_view(view):
+        if wrong := wrong_view(view):
             raise returned(task.name, "views", task, *wrong)
     return found
-
-
-def _wrong_view(view: object) -> tuple[str, str] | None:
-    """Returns (got, expected) if an object is no valid view."""
-    if not isinstance(view, View):
-        return f"a list with {shown(view)}", "a list of View"
-    sample = view.sample
-    if not isinstance(sample, Sample):
-        return f"a view with {shown(sample)} as sample", "a `Sample`"
-    for field in ("turns", "images"):
-        if not isinstance(found := getattr(sample, field), tuple | list):
-            return f"a view with {shown(found)} as `{field}` of its sample", "a tuple"
-    for turn in sample.turns:
-        if wrong := _wrong_turn(turn):
-            return wrong
-    if bad := next((image for image in sample.images if not isinstance(image, Image)), None):
-        return f"a view with {shown(bad)} as image", "an `Image`"
-    counted = sum(turn.images for turn in sample.turns)
-    if counted != len(sample.images):
-        return (
-            f"a view with {len(sample.images)} images, whose turns have {counted}",
-            "as many (`Turn.images`)",
-        )
-    if not isinstance(view.labels, Mapping):
-        return f"a view with {shown(view.labels)} as labels", "a mapping from keys to numbers or arrays"
-    return None
-
-
-def _wrong_turn(turn: object) -> tuple[str, str] | None:
-    """Returns (got, expected) if an object is no valid turn."""
-    if not isinstance(turn, Turn) or turn.role not in get_args(Role):
-        return f"a view with the turn {turn!r:.80}", f"a `Turn` of role {' or '.join(get_args(Role))}"
-    if not isinstance(turn.text, str):
-        return f"a view with {shown(turn.text)} as `Turn.text`", "a text"
-    if type(turn.images) is not int or turn.images < 0:
-        expected = "the NUMBER of images of the turn; the images are in `Sample.images`"
-        return f"a view with {shown(turn.images)} as `Turn.images`", expected
-    return None
 
 
 def labels(loss: Loss | TokenWeight, sample: Sample, dims: Dims) -> Mapping[str, Label]:
@@ -172,6 +137,8 @@ def labels(loss: Loss | TokenWeight, sample: Sample, dims: Dims) -> Mapping[str,
         found = loss.labels(sample, dims)
     if not isinstance(found, Mapping):
         raise returned(loss.name, "labels", loss, shown(found), "a mapping from keys to numbers or arrays")
+    if wrong := wrong_names(found, "label"):
+        raise returned(loss.name, "labels", loss, *wrong)
     return found
 
 
@@ -202,14 +169,15 @@ def patches(reducer: ImageReducer, dims: Dims) -> Tensor | None:
         return None
     k, most = reducer_rows(reducer, dims), dims.image.tokens - 1
     try:
-        patch_KM = torch.as_tensor(found, dtype=torch.int64)
+        patch_KM = torch.as_tensor(found)
     except (TypeError, ValueError, RuntimeError):
         patch_KM = torch.empty(0)
-    fits = patch_KM.ndim == 2 and len(patch_KM) == k and patch_KM.numel()
+    fits = not patch_KM.is_floating_point() and patch_KM.ndim == 2 and len(patch_KM) == k and patch_KM.numel()
     if not fits or not 0 <= int(patch_KM.min()) <= int(patch_KM.max()) <= most:
         expected = f"{k} rows of equally many numbers from 0 to {most}, or None"
-        raise returned(reducer.name, "patches", reducer, shown(found), expected)
-    return patch_KM
+        got = f"numbers from {patch_KM.min()} to {patch_KM.max()}" if fits else shown(found)
+        raise returned(reducer.name, "patches", reducer, got, expected)
+    return patch_KM.long()
 
 
 def reduce(
@@ -235,8 +203,14 @@ def needs(term: Reader) -> tuple[Need, ...]:
         found: Any = term.needs
     if inspect.ismethod(found):
         raise returned(term.name, "needs", term, "a method", "a property: @property above it")
+    if found == () and isinstance(term, Loss) and type(term).count is Loss.count:
+        expected = "at least one need: its values are the items, unless `count` counts something else"
+        raise returned(term.name, "needs", term, "an empty tuple", expected)
     if not isinstance(found, tuple) or not all(isinstance(need, get_args(Need)) for need in found):
         raise returned(term.name, "needs", term, shown(found), "a tuple of needs, such as (HiddenAt(...),)")
+    for need in found:
+        if wrong := wrong_need(need):
+            raise returned(term.name, "needs", term, *wrong)
     with calling(term.name, "needs", term):
         hash(found)
     if isinstance(term, RowLoss) and not _of_rows(term, found):
@@ -371,10 +345,12 @@ def metrics(term: Term, ctx: Ctx) -> Mapping[str, Metric]:
         found = term.metrics(ctx)
     if not isinstance(found, Mapping):
         raise returned(term.name, "metrics", term, shown(found), "a mapping from names to `Metric`")
+    if wrong := wrong_names(found, "metric"):
+        raise returned(term.name, "metrics", term, *wrong)
     for key, metric in found.items():
         if not isinstance(metric, Metric):
             raise returned(term.name, "metrics", term, f"`{key}`: {shown(metric)}", "Metric(total, chance)")
-        if not isinstance(metric.total, Tensor) or metric.total.ndim:
+        if not isinstance(metric.total, Tensor) or metric.total.ndim or metric.total.is_complex():
             got, expected = f"`{key}`: total {shown(metric.total)}", "a scalar tensor, the SUM over the items"
             raise returned(term.name, "metrics", term, got, expected)
         if (isinstance(metric.chance, Tensor) and metric.chance.ndim) or not isinstance(
@@ -391,10 +367,13 @@ def images(term: Term, ctx: Ctx) -> Mapping[str, Tensor]:
         found = term.images(ctx)
     if not isinstance(found, Mapping):
         raise returned(term.name, "images", term, shown(found), "a mapping from names to pixels")
+    if wrong := wrong_names(found, "image"):
+        raise returned(term.name, "images", term, *wrong)
     for key, pixels in found.items():
-        if not isinstance(pixels, Tensor) or pixels.ndim != 3 or len(pixels) != 3:
+        fits = isinstance(pixels, Tensor) and pixels.ndim == 3 and len(pixels) == 3
+        if not fits or not pixels.numel() or not pixels.is_floating_point():
             got = f"`{key}`: {shown(pixels)}"
-            raise returned(term.name, "images", term, got, "preprocessed pixels [3, X, Y]")
+            raise returned(term.name, "images", term, got, "preprocessed pixels [3, X, Y], not whole numbers")
     return found
 
 

@@ -42,7 +42,7 @@ def calling(name: str, method: str, owner: object) -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         frames = list(traceback.walk_tb(error.__traceback__))[2:]  # without this one and the caller's
         if isinstance(error, LmmkitError) or of_the_machine(error) or not _is_theirs(error, owner, frames):
             raise
@@ -58,7 +58,7 @@ def calling(name: str, method: str, owner: object) -> Iterator[None]:
         raise UserError(RAISED.at(where, got=got, changed=changed, variable=TRACEBACK)) from error
 
 
-def _is_theirs(error: Exception, owner: object, frames: Sequence[tuple[FrameType, int]]) -> bool:
+def _is_theirs(error: BaseException, owner: object, frames: Sequence[tuple[FrameType, int]]) -> bool:
     """Returns whether an exception is a fault of the plugin that `owner` belongs to."""
     if not frames:  # raised by the call itself
         return isinstance(error, TypeError | AttributeError)

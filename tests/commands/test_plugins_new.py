@@ -6,11 +6,13 @@ import importlib
 import runpy
 import sys
 import tomllib
+from typing import get_args
 
 import pytest
 from typer.testing import CliRunner
 
 from lmmkit.cli import app
+from lmmkit.commands.support.plugin_templates import PluginKind
 from lmmkit.recipe import read_recipe
 from lmmkit.training.run import train
 
@@ -19,7 +21,7 @@ def run(*words: object):
     return CliRunner().invoke(app, list(map(str, words)))
 
 
-@pytest.mark.parametrize("kind", ["loss", "task", "token"])
+@pytest.mark.parametrize("kind", get_args(PluginKind))
 def test_a_new_plugin_passes_its_test_and_trains(kind, scenes, tmp_path, monkeypatch):
     name = f"my_new_{kind}"
     done = run("plugins", "new", name, "--kind", kind, "--out", tmp_path)
@@ -38,7 +40,7 @@ def test_a_new_plugin_passes_its_test_and_trains(kind, scenes, tmp_path, monkeyp
     assert train(read, out=tmp_path / "run", trust_files=True).signal is None
 
 
-@pytest.mark.parametrize("kind", ["loss", "task", "token"])
+@pytest.mark.parametrize("kind", get_args(PluginKind))
 def test_a_new_package_offers_its_components(kind, tmp_path, monkeypatch):
     name = f"my_{kind}_package"
     assert run("plugins", "new", name, "--kind", kind, "--package", "--out", tmp_path).exit_code == 0

@@ -44,6 +44,64 @@ def test_a_file_with_a_mistake(name, code):
     assert f"{Path(name).name}.py:" in done.output
 
 
+def test_the_problems_of_all_components_are_shown_at_once(tmp_path):
+    """Takes a module without values, a mean, views of `hash()`, and a term that reads these views."""
+    (tmp_path / "three.py").write_text(THREE)
+    done = run("plugins", "test", tmp_path / "three.py", "--trust-files")
+    assert done.exit_code == 2 and "Traceback" not in done.output
+    for name, code in (
+        ("head.modules", "uninitialised"),
+        ("mean.value", "not-additive"),
+        ("hashed.views", "not-pure"),
+    ):
+        assert f"error {name}, three.py:" in done.output and f"[plugin/{code}]" in done.output
+    assert "3 problems." in done.output and "reader" not in done.output
+
+
+THREE = """
+from dataclasses import dataclass, replace
+import torch
+from torch import nn
+from lmmkit.api import ExtraView, HiddenAt, HiddenMean, Loss, Select, View, hookimpl
+
+STATES = HiddenAt(Select(supervised=True))
+
+class Layer(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+
+@dataclass(frozen=True, kw_only=True)
+class Head(Loss):
+    needs = (STATES,)
+    def modules(self, dims):
+        return Layer(dims.width)
+    def value(self, ctx):
+        return (ctx[STATES].float() * ctx.module.weight).sum()
+
+@dataclass(frozen=True, kw_only=True)
+class Mean(Loss):
+    needs = (STATES,)
+    def value(self, ctx):
+        return ctx[STATES].float().square().mean()
+
+@dataclass(frozen=True, kw_only=True)
+class Hashed(ExtraView):
+    def views(self, sample, rng):
+        return [View(sample=replace(sample, system=("See.", "Look.")[hash(sample.key) % 2]))]
+
+@dataclass(frozen=True, kw_only=True)
+class Reader(Loss):
+    needs = (HiddenMean(Select(view="hashed")),)
+    def value(self, ctx):
+        return ctx[self.needs[0]].float().square().sum()
+
+@hookimpl
+def lmmkit_components():
+    return {"head": Head, "mean": Mean, "hashed": Hashed, "reader": Reader}
+"""
+
+
 def test_a_recipe_is_tried_on_its_data(scenes, tmp_path):
     (tmp_path / "mine.yaml").write_text(DIRECT)
     done = run("plugins", "test", tmp_path / "mine.yaml", "--root", scenes)
@@ -55,4 +113,5 @@ def test_check_tries_the_plugins(scenes, tmp_path):
     (tmp_path / "mine.yaml").write_text(recipe_text(FOLDER / "modules" / "no_reset.py"))
     done = run("check", tmp_path / "mine.yaml", "--root", scenes, "--trust-files")
     assert done.exit_code == 2 and "[plugin/uninitialised]" in done.output
+    assert done.output.count("trying attention backends") <= 1
     assert "mistake.modules, no_reset.py:" in done.output

@@ -67,6 +67,7 @@ class Halve(ImageReducer):
 
 @dataclass(frozen=True, kw_only=True)
 class Own(ImageReducer):
+    connects = True
     def tokens(self, dims):
         return dims.image.tokens
     def modules(self, dims):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import Counter
 from dataclasses import dataclass, replace
 
@@ -17,6 +18,7 @@ from lmmkit.data.images import FixedRows
 from lmmkit.data.packing import LaidOut
 from lmmkit.errors import UserError
 from lmmkit.inference.generate import generate
+from lmmkit.model.connector import NoConnector
 from lmmkit.model.image_rows import ImageRows, ReducedRows
 from lmmkit.plan.explain import plan_text
 from lmmkit.plan.notices import notices
@@ -61,12 +63,30 @@ class Join(Pool):
         return connect(module(seen_INE.unflatten(1, (3, 3)).flatten(2)))
 
 
-REDUCERS = (Pool(name="reduce"), Join(name="reduce"), KeepTokens(name="reduce", count=4))
+@dataclass(frozen=True, kw_only=True)
+class Own(Pool):
+    """Is the connector itself: maps the features of a strip to the decoder."""
+
+    connects = True
+
+    def modules(self, dims):
+        return nn.Sequential(nn.Linear(3 * dims.image.width, dims.width), nn.GELU())
+
+    def reduce(self, seen_INE, connect, module):
+        return module(connect(seen_INE).unflatten(1, (3, 3)).flatten(2))
+
+
+REDUCERS = (Pool(name="reduce"), Join(name="reduce"), KeepTokens(name="reduce", count=4), Own(name="reduce"))
 
 
 def plain(made, reducer, image) -> Tensor:
     """Returns the rows of one image, written out by hand."""
     seen_NE = made.lmm.vision(pixels(*image)[None].to(made.lmm.decoder.norm.weight))[0]
+    if isinstance(reducer, Own):
+        linear = made.plugins["reduce"][0]
+        joined = torch.stack([torch.cat([seen_NE[i] for i in strip]) for strip in STRIPS])
+        x = joined @ linear.weight.T + linear.bias
+        return x * (1 + torch.erf(x / math.sqrt(2))) / 2
     if isinstance(reducer, Join):
         joined = torch.stack([torch.cat([seen_NE[i] for i in strip]) for strip in STRIPS])
         linear = made.plugins["reduce"]
@@ -98,6 +118,8 @@ def objective(reducer, dtype=torch.float64):
     scramble(made.plugins, 4)
     made.to(dtype)
     made.lmm.image_rows = ReducedRows(reducer, module, DIMS)
+    if reducer.connects:
+        made.lmm.connector = NoConnector(DIMS.image.width, DIMS.width)
     return made
 
 
@@ -308,10 +330,13 @@ def test_what_is_no_reducer_and_features_without_fixed_patches_are_refused(recip
     for overrides, code in (
         (("model.connector.reduce=reader",), "plan/not-a-reducer"),
         ((ON,), "plan/patches"),
+        (("model.connector={kind: none, reduce: mine}",), "plan/connects"),
     ):
         with pytest.raises(UserError) as error:
             prepare(recipe(*overrides, read=True), trust_files=True)
         assert {p.code for p in error.value.problems} == {code}
+    with pytest.raises(UserError, match="plan/connects"):
+        prepare(recipe(ON, patches="None\n    connects = True"), trust_files=True)
     fixed = recipe(ON, read=True, patches="[[0], [1], [2], [3]]")
     assert prepare(fixed, trust_files=True).image_rows == 4
     with pytest.raises(UserError, match="recipe/unknown-name"):

@@ -42,6 +42,39 @@ def test_keys_that_are_not_read_are_reported_with_their_number(tiny, texts):
     assert lines == ["data.texts: 9 records: `tools` is not read"]
 
 
+READER = """
+from dataclasses import dataclass
+from lmmkit.api import LogProb, Select, TokenWeight, hookimpl
+
+@dataclass(frozen=True, kw_only=True)
+class Mine(TokenWeight):
+    key: str = "quality"
+    needs = (LogProb(Select()),)
+    def labels(self, sample, dims):
+        return {"times": float(sample.meta.get(self.key, 1)) + len(sample.meta.get("objects", ()))}
+    def weigh(self, ctx):
+        return ctx.label("times")[ctx.batch.gathers[self.needs[0]].view_Q]
+
+@hookimpl
+def lmmkit_components():
+    return {"mine": Mine}
+"""
+
+
+@pytest.mark.parametrize(("key", "unread"), [("weight", ["tools"]), ("score", ["tools", "weight"])])
+def test_a_key_that_a_plugin_reads_is_not_reported(key, unread, tiny, texts, tmp_path):
+    """Takes a key in the file of the plugin (`objects`), and one that is a setting of it."""
+    (tmp_path / "mine.py").write_text(READER)
+    uses = f"plugins:\n  mine: {{use: {tmp_path / 'mine.py'}, key: {key}}}\nstages:"
+    text = PLAIN.replace("stages:", uses, 1).replace(
+        "{next_token: 1.0}", "{next_token: {weight: 1, by: [mine]}}"
+    )
+    records = texts(tools="search", objects=["a dog"], weight=2)
+    recipe = tiny(records, "stages.finetune.data={texts: 0.5, questions: 0.5}", text=text)
+    lines = notices(prepare(recipe, trust_files=True))
+    assert lines == [f"data.texts: 9 records: `{each}` is not read" for each in unread]
+
+
 def test_a_trainable_part_that_no_record_reaches_is_reported(tiny, texts):
     only = (texts(), "stages.finetune.data={texts: 1}")
     (line,) = found(tiny, *only)

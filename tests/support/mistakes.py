@@ -13,6 +13,7 @@ from tests.conftest import MODEL
 
 FOLDER = Path(__file__).parent / "plugin_mistakes"
 MISTAKES = sorted(FOLDER.rglob("*.py"))
+NO_TERMS = {"TokenStrategy", "ExtraView", "TokenWeight", "ImageReducer"}
 STAGE = """
 stages:
   only:
@@ -36,12 +37,22 @@ def recipe_text(path: Path) -> str:
     """Returns a recipe with the component `mistake` of a file, and its `reader` if it has one."""
     of = constants(path)
     names = ["mistake", *([of["READER"]] if "READER" in of else [])]
-    terms = [name for name in names if "TokenStrategy):" not in path.read_text() or name != "mistake"]
-    by = ", by: [mistake]" if "TokenWeight):" in path.read_text() else ""
-    terms = [name for name in terms if not by or name != "mistake"]
+    kinds = {name: kind(path, name) for name in names}
+    terms = [name for name in names if kinds[name] not in NO_TERMS]
+    by = ", by: [mistake]" if kinds["mistake"] == "TokenWeight" else ""
+    reduce = ", reduce: mistake" if kinds["mistake"] == "ImageReducer" else ""
     plugins = "".join(f"  {name}: {{use: '{path}:{name}'}}\n" for name in names)
     return (
-        MODEL
+        MODEL.replace("{kind: mlp2x_gelu}", f"{{kind: mlp2x_gelu{reduce}}}")
         + f"plugins:\n{plugins}"
         + STAGE.format(losses="".join(f", {name}: 0.1" for name in terms), by=by)
     )
+
+
+def kind(path: Path, name: str) -> str:
+    """Returns the class that the component inherits from; empty if the file has no class of its name."""
+    classes = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]
+    bases = {
+        node.name.lower(): [base.id for base in node.bases if isinstance(base, ast.Name)] for node in classes
+    }
+    return next(iter(bases.get(name, [])), "")

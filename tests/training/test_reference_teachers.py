@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -12,10 +13,13 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 
 from lmmkit import build
+from lmmkit.cost_estimate import estimate
+from lmmkit.data.step_transfer import from_block, to_block
 from lmmkit.errors import UserError
 from lmmkit.inference.load import load
 from lmmkit.plan.explain import plan_text
 from lmmkit.plan.prepare import prepare
+from lmmkit.plugin_costs import plugin_costs
 from lmmkit.runs.run_folder import RunFolder
 from lmmkit.training.checkpoint import read
 from lmmkit.training.distributed import fsdp
@@ -144,6 +148,16 @@ def test_the_features_are_those_of_transformers(finished, parts):
     assert hf_model_folders.error(dino(pixels_ICXY, (3, 3)), means) < 1e-5
 
 
+def test_a_data_worker_sends_the_same_pixels(finished):
+    pipeline = prepare(finished[0], trust_files=True).pipeline("only")
+    sent = from_block(to_block(pickle.loads(pickle.dumps(pipeline)).step(1)))
+    for mine, theirs in zip(sent, pipeline.step(1), strict=True):
+        assert torch.equal(mine.teacher_pixels["dino"], theirs.teacher_pixels["dino"])
+        for need, gather in theirs.gathers.items():
+            assert (gather.item_Q is None) == (mine.gathers[need].item_Q is None)
+            assert gather.item_Q is None or torch.equal(mine.gathers[need].item_Q, gather.item_Q)
+
+
 def test_a_stopped_run_goes_on_bit_for_bit(finished, tmp_path):
     shutil.copytree(finished[1].path, tmp_path / "run")
     cut = RunFolder(tmp_path / "run")
@@ -232,6 +246,37 @@ def test_what_cannot_be_is_refused(recipe_of, tmp_path, parts, capsys):
     )
 
 
+def test_check_counts_the_teacher_and_its_passes(finished, recipe_of):
+    off = prepare(recipe_of("stages.only.losses.follow=0.0"), trust_files=True)
+    on, narrow = (
+        prepare(recipe_of(f"teachers.dino.dtype={d}"), trust_files=True) for d in ("float32", "bfloat16")
+    )
+    costs = [estimate(prepared, "only", flops=1e12) for prepared in (off, on, narrow)]
+    shell = build.teacher_shell(on, "dino")
+    batches = [batch for i in range(4) for batch in on.pipeline("only").step(i)]
+    images, values = (
+        [len(b.teacher_pixels["dino"]) for b in batches],
+        sum(p.numel() for p in shell.parameters()),
+    )
+    peak = max(images) * 36 * (12 * 24 + 3 * 4 * 40)
+    assert "teachers" not in costs[0]["bytes"] and costs[1]["bytes"]["teachers"] == 4 * values + peak
+    assert costs[1]["bytes"]["all"] == sum(v for k, v in costs[1]["bytes"].items() if k != "all")
+    assert 2 * values < costs[2]["bytes"]["teachers"] < 0.7 * costs[1]["bytes"]["teachers"]
+    seconds = 3600 * (costs[1]["hours"] - costs[0]["hours"])
+    learned = 6 * 2 * costs[1]["tokens_per_step"] * (costs[1]["trainable"] - costs[0]["trainable"])
+    passes = 6 * 2 * values * 36 * sum(images) / 4
+    assert seconds == pytest.approx((learned + passes) / 1e12, rel=1e-6) and passes > 5 * learned
+    assert float(
+        build.open_teachers(narrow, "only", torch.device("cpu"))["dino"].encoder.blocks[0].up.weight.sum()
+    )
+
+
+def test_cost_measures_a_step_with_the_teacher(finished):
+    cost = plugin_costs(prepare(finished[0], trust_files=True), "only", 2, torch.device("cpu"))
+    assert [(plugin.name, plugin.why_not) for plugin in cost.plugins] == [("follow", "")]
+    assert cost.plugins[0].ratio is not None and cost.plugins[0].ratio > 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("large", [False, True])
 def test_two_ranks_are_one(finished, recipe_of, tmp_path, large, monkeypatch):
@@ -240,7 +285,13 @@ def test_two_ranks_are_one(finished, recipe_of, tmp_path, large, monkeypatch):
     def body(rank):
         if large:
             fsdp.LARGE = 1
+        sharded = []
+        shard = fsdp.shard
+        fsdp.shard = lambda root, *args, **more: (
+            sharded.append(type(root).__name__) or shard(root, *args, **more)
+        )
         run(recipe, tmp_path / "two" / "run")
+        assert ("Teacher" in sharded) == large
 
     local_ranks.run(2, body, tmp_path / "two")
     for mine, theirs in zip(figures(RunFolder(tmp_path / "two" / "run")), figures(finished[1]), strict=True):

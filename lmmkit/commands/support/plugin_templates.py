@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from typing import Literal
 
-PluginKind = Literal["token", "task", "loss"]
+from lmmkit.commands.support.further_templates import (
+    CONNECTOR,
+    CONNECTOR_TEST,
+    REDUCER,
+    REDUCER_TEST,
+    ROWS,
+    ROWS_TEST,
+    STEP,
+    STEP_TEST,
+    WEIGHT,
+    WEIGHT_TEST,
+)
+
+PluginKind = Literal["loss", "task", "token", "weight", "rows", "step", "reducer", "connector"]
 
 LOSS = '''"""NAME: a term on the existing views. Run `lmmkit plugins explain NAME.py --trust-files` for its settings."""
 
@@ -175,7 +188,7 @@ TEST_HEAD = '''"""Tests of NAME. More helpers: docs/plugins.md, "Testing a plugi
 import torch
 from NAME import CLASSES
 
-from lmmkit.testing import dry_run, fake_ctx
+from lmmkit.testing import HELPERS
 
 
 def test_a_dry_run_finds_no_problem():
@@ -190,7 +203,7 @@ format: 1
 seed: 1
 model:
   vision:    {width: 96, depth: 4, heads: 3, patch: 8, image_size: 48, feature_layer: -1}
-  connector: {kind: mlp2x_gelu}
+  connector: {kind: KIND}
   text:      {width: 128, depth: 4, heads: 4, mlp: 352, context: 256}
   tokenizer: {from: scenes/tokenizer.model, kind: sentencepiece}
   chat:      {template: vicuna_v1, image_fit: pad}
@@ -205,7 +218,7 @@ stages:
     length: {steps: 100}
     train:  {vision: {}, connector: {}, text: {}, plugins: {}}
     optim:  {lr: 1.0e-3, warmup: 0.1}
-    losses: {next_token: 1.0, TERM: 0.1}
+    losses: {LOSSES}
 output: {save_every: 0, images_every: 0}
 """
 PROJECT = """\
@@ -227,6 +240,17 @@ where = ["src"]
 """
 TEXTS: dict[PluginKind, tuple[str, str]] = {
     "loss": (LOSS, LOSS_TEST), "task": (TASK, TASK_TEST), "token": (TOKEN, TOKEN_TEST),
+    "weight": (WEIGHT, WEIGHT_TEST), "rows": (ROWS, ROWS_TEST), "step": (STEP, STEP_TEST),
+    "reducer": (REDUCER, REDUCER_TEST), "connector": (CONNECTOR, CONNECTOR_TEST),
+}  # fmt: skip
+LOSSES: dict[PluginKind, str] = {
+    "token": "next_token: 1.0, NAME_reader: 0.1",
+    "weight": "next_token: {weight: 1.0, by: [NAME]}",
+    "reducer": "next_token: 1.0",
+    "connector": "next_token: 1.0",
+}
+CONNECTORS: dict[PluginKind, str] = {
+    "reducer": "mlp2x_gelu, reduce: NAME", "connector": "none, reduce: NAME",
 }  # fmt: skip
 
 
@@ -243,7 +267,9 @@ def written(name: str, kind: PluginKind, *, package: bool) -> dict[str, str]:
         "PLUGINS": "\n".join(f"  {each}: {use.replace('COMPONENT', each)}" for each in names),
         "ENTRIES": "\n".join(f'{each} = "{name}"' for each in names),
         " TRUST": "" if package else " --trust-files",
-        "TERM": names[-1],
+        "KIND": CONNECTORS.get(kind, "mlp2x_gelu"),
+        "LOSSES": LOSSES.get(kind, "next_token: 1.0, NAME: 0.1"),
+        "HELPERS": "dry_run, fake_ctx" if "fake_ctx(" in test else "dry_run",
         "CLASS": class_name,
         "NAME": name,
     }

@@ -7,6 +7,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 
 import numpy as np
+from torch import Tensor
 
 from lmmkit import plugin_calls
 from lmmkit.api.components import Loss, TokenWeight
@@ -49,8 +50,18 @@ def pure_labels(subject: LabelSubject) -> Iterator[Problem]:
             return
 
 
-def _plain(labels: Mapping[str, Label]) -> dict[str, object]:
-    return {key: np.asarray(value).tolist() for key, value in labels.items()}
+def _plain(labels: Mapping[str, Label]) -> dict[str, str]:
+    return {key: plain_text(value) for key, value in labels.items()}
+
+
+def plain_text(value: Label) -> str:
+    """Returns a label as a text, so that NaN equals NaN; what is no label too."""
+    if isinstance(value, Tensor):
+        return repr(value.tolist())
+    try:
+        return repr(np.asarray(value).tolist())
+    except ValueError:  # lists of unlike lengths
+        return repr(value)
 
 
 def uniform_labels(subject: LabelSubject) -> Iterator[Problem]:

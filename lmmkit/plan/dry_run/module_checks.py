@@ -15,7 +15,7 @@ from lmmkit import plugin_calls
 from lmmkit.api.components import Component
 from lmmkit.api.model_info import Dims
 from lmmkit.errors import Problem
-from lmmkit.errors.dry_run import LOST_VALUE, NOT_FINITE, UNINITIALISED, UNREGISTERED
+from lmmkit.errors.dry_run import LOST_VALUE, NOT_FINITE, NOT_PURE, UNINITIALISED, UNREGISTERED
 from lmmkit.model.init import init
 from lmmkit.plan.dry_run.subject import Check, global_seed, problem
 
@@ -111,6 +111,18 @@ def _kind(value: object) -> str:
     return "layers" if isinstance(value, nn.Module) else "a tensor"
 
 
+def own_module(subject: ModuleSubject) -> Iterator[Problem]:
+    """Builds the module again: a run, a reference and a copy of the model each have one of their own."""
+    shell, name = subject.shell, subject.component.name
+    if shell is None:
+        return
+    with torch.device("meta"):
+        again = plugin_calls.modules(subject.component, subject.dims)
+    if again is None or {id(part) for part in shell.modules()} & {id(part) for part in again.modules()}:
+        got, expected = "parts of the module that it gave before", "a new module in each call"
+        yield problem(NOT_PURE, name, "modules", subject.component, got, expected=expected)
+
+
 def uninitialised(subject: ModuleSubject) -> Iterator[Problem]:
     """Fills the module over NaN, and whole numbers twice over others: what is left, nothing has filled."""
     if subject.shell is None:
@@ -154,4 +166,4 @@ def _equal(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a.flatten()[:1000], b.flatten()[:1000]) and torch.equal(a, b)
 
 
-CHECKS: tuple[Check[ModuleSubject], ...] = (unregistered, uninitialised, not_finite, lost_values)
+CHECKS: tuple[Check[ModuleSubject], ...] = (own_module, unregistered, uninitialised, not_finite, lost_values)

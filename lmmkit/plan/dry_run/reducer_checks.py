@@ -16,6 +16,7 @@ from lmmkit.errors import Problem
 from lmmkit.errors.dry_run import IN_PLACE, NO_GRADIENT, NOT_FINITE, NOT_PURE
 from lmmkit.model.image_rows import ReducedRows
 from lmmkit.plan.dry_run.subject import Check, global_seed, problem
+from lmmkit.plugin_calls.devices import watched
 
 IMAGES = 3
 NEAR = 1e-4  # of the largest value: products of one image and of several round differently
@@ -43,8 +44,8 @@ class ReducerSubject:
     def _connect(self, x: Tensor) -> Tensor:
         if self.alone:
             return x
-        weight_1E = torch.linspace(0.5, 1.5, self.dims.image.width)[None]
-        return F.linear(x, weight_1E) * torch.linspace(0.5, 1.5, self.dims.width)
+        weight_1E = torch.linspace(0.5, 1.5, self.dims.image.width, device=x.device)[None]
+        return F.linear(x, weight_1E) * torch.linspace(0.5, 1.5, self.dims.width, device=x.device)
 
     def problem(self, code, got: str, **fields: object) -> Problem:
         return problem(code, self.reducer.name, "reduce", self.reducer, got, **fields)
@@ -92,4 +93,9 @@ def every_gradient(subject: ReducerSubject) -> Iterator[Problem]:
         yield subject.problem(NO_GRADIENT, f"no gradient of {', '.join(without)}")
 
 
-CHECKS: tuple[Check[ReducerSubject], ...] = (pure_rows, every_gradient)
+def reducer_on_device(subject: ReducerSubject) -> Iterator[Problem]:
+    """Asks for the rows of images, and watches where tensors are."""
+    yield from watched(subject.reducer, (), lambda: subject.rows(subject.seen_IND.clone()))
+
+
+CHECKS: tuple[Check[ReducerSubject], ...] = (pure_rows, every_gradient, reducer_on_device)

@@ -176,6 +176,8 @@ def _with_reducer(recipe: Recipe, components: Mapping[str, Component]) -> Recipe
     if not reducers or recipe.model.connector is None:
         return recipe
     connector = replace(recipe.model.connector, reduce=reducers[0])
+    if getattr(components[reducers[0]], "connects", False):
+        connector = replace(connector, kind="none")
     return replace(recipe, model=replace(recipe.model, connector=connector))
 
 

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 
 from torch import nn
 
 from lmmkit import plugin_calls
-from lmmkit.api.components import AuxTask, ImageReducer, Reader, Term, TokenWeight, ViewMaker
+from lmmkit.api.components import (
+    AuxTask,
+    Component,
+    ImageReducer,
+    Reader,
+    Term,
+    TokenStrategy,
+    TokenWeight,
+    ViewMaker,
+)
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import selector, selects_rows, teacher_models_of, teachers_of
 from lmmkit.api.sample import Sample, View
@@ -18,7 +27,7 @@ from lmmkit.data.packing import SizedSample
 from lmmkit.data.pipeline import Pipeline
 from lmmkit.data.sources.other_samples import SourceSamples
 from lmmkit.errors import Problem, UserError
-from lmmkit.errors.dry_run import NO_ITEMS
+from lmmkit.errors.dry_run import INNER_IMPORT, NO_ITEMS, UNUSED
 from lmmkit.plan.dry_run import (
     label_checks,
     module_checks,
@@ -38,7 +47,9 @@ from lmmkit.plan.dry_run.term_checks import TermSubject, reads_ids
 from lmmkit.plan.dry_run.token_checks import TokenSubject
 from lmmkit.plan.dry_run.view_checks import ViewSubject
 from lmmkit.plan.prepare import Prepared, smallest_step
+from lmmkit.plugin_calls.source import inner_imports, unused
 
+Modules = dict[str, nn.Module | None]  # of the components without a problem so far
 SAMPLES = 12  # of the micro-batches
 ASKED = 64  # samples whose views are made
 WIDE, NARROW = 512, 90  # values of a hidden state
@@ -63,56 +74,94 @@ def narrowed(dims: Dims) -> Dims:
 
 
 def _problems(prepared: Prepared) -> list[Problem]:
+    """Returns the problems of all components. What would follow from a problem of another one is not looked for."""
     problems: list[Problem] = []
-    modules: dict[str, nn.Module | None] = {}
+    modules: Modules = {}
     for name, component in prepared.instances.components.items():
         subject = ModuleSubject(component, prepared.dims, prepared.recipe.seed)
-        problems += first_problems(module_checks.CHECKS, subject)
-        if not problems:
+        found = [*_of_source(component), *first_problems(module_checks.CHECKS, subject)]
+        problems += found
+        if not found:
             modules[name] = subject.module
     connector = prepared.recipe.model.connector
     for name, component in prepared.instances.components.items():
-        if isinstance(component, ImageReducer) and not problems:
+        if isinstance(component, ImageReducer) and name in modules:
             alone = connector is not None and connector.kind == "none"
             reducer = ReducerSubject(component, modules[name], prepared.dims, alone)
             problems += first_problems(reducer_checks.CHECKS, reducer)
-    if not problems:
-        checked: set[str] = set()
-        for stage in prepared.plans:
-            problems += _stage(prepared, stage, modules, checked)
+    checked: set[str] = set()
+    for stage in prepared.plans:
+        problems += _stage(prepared, stage, modules, checked)
     return list(dict.fromkeys(problems))
 
 
-def _stage(
-    prepared: Prepared, stage: str, modules: dict[str, nn.Module | None], checked: set[str]
-) -> list[Problem]:
-    """Returns the problems of the plugins of a stage. Terms in `checked` were checked in an earlier stage."""
+def _of_source(component: Component) -> list[Problem]:
+    """Returns the problems that the source of a component shows."""
+    found = [(UNUSED, each) for each in unused(component)]
+    found += [(INNER_IMPORT, each) for each in inner_imports(component)]
+    return [
+        code.at(f"{component.name}.{each.name}, {each.place}", got=each.got, expected=each.expected)
+        for code, each in found
+    ]
+
+
+def _stage(prepared: Prepared, stage: str, modules: Modules, checked: set[str]) -> list[Problem]:
+    """Returns the problems of the plugins of a stage. Terms in `checked` were checked in an earlier stage.
+
+    A component with a problem is taken out of `modules`: neither it nor what reads it is tried further.
+    """
     plan = prepared.plans[stage]
     problems: list[Problem] = []
     samples = list(islice(stage_samples(prepared.pipeline(stage)), ASKED))
+
+    def tried(name: str, found: Callable[[], list[Problem]]) -> None:
+        if name in modules and (new := found()):
+            problems.extend(new)
+            del modules[name]
+
     for strategy, _ in plan.strategies:
         views = [View(sample=sample, supervision="train") for sample in samples[:SAMPLES]]
-        problems += first_problems(token_checks.CHECKS, TokenSubject(strategy, views))
+        subject = TokenSubject(strategy, views)
+        tried(strategy.name, lambda subject=subject: first_problems(token_checks.CHECKS, subject))
     for loss in plan.labelling:
-        problems += first_problems(label_checks.CHECKS, LabelSubject(loss, samples, prepared.dims))
-    for weigher in plan.weighers:
-        if plugin_calls.has_spans(weigher):
-            problems += first_problems(span_checks.CHECKS, SpanSubject(weigher, samples))
+        subject = LabelSubject(loss, samples, prepared.dims)
+        tried(loss.name, lambda subject=subject: first_problems(label_checks.CHECKS, subject))
+    for weigher in (each for each in plan.weighers if plugin_calls.has_spans(each)):
+        subject = SpanSubject(weigher, samples)
+        tried(weigher.name, lambda subject=subject: first_problems(span_checks.CHECKS, subject))
     for task in plan.makers:
-        problems += first_problems(view_checks.CHECKS, view_subject(prepared, stage, task))
-    if problems:  # the micro-batches could not be made
-        return problems
-    for term in (reader for reader in plan.readers if reader.name not in checked):
+        subject = view_subject(prepared, stage, task)
+        tried(task.name, lambda subject=subject: first_problems(view_checks.CHECKS, subject))
+    faulty = {name for name in prepared.instances.components if name not in modules}
+    for term in plan.readers:
+        if term.name in checked or _reads(term, faulty, prepared):
+            continue
         checked.add(term.name)
-        subject = term_subject(prepared, stage, term, modules[term.name])
-        if isinstance(term, AuxTask) and term.text_loss:
-            problems += _without_targets(subject, term)
-        elif isinstance(term, TokenWeight):
-            problems += first_problems(weight_checks.checks_of_weights(term), subject)
-        else:
-            assert isinstance(term, Term), "readers are terms and weights of rows"
-            problems += first_problems(term_checks.checks_of(term), subject)
+        try:
+            tried(term.name, lambda term=term: _of_term(prepared, stage, term, modules[term.name]))
+        except UserError as error:  # the micro-batches cannot be made
+            problems += [] if faulty else error.problems
     return problems
+
+
+def _reads(term: Reader, names: Collection[str], prepared: Prepared) -> bool:
+    """Returns whether a term reads views or tokens of some components."""
+    components = prepared.instances.components
+    tokens = {t for n in names if isinstance(c := components[n], TokenStrategy) for t in c.provides}
+    selected = [selector(need) for need in plugin_calls.needs(term)]
+    return any(each.view in names or each.token_name in tokens for each in selected)
+
+
+def _of_term(prepared: Prepared, stage: str, term: Reader, module: nn.Module | None) -> list[Problem]:
+    subject = term_subject(prepared, stage, term, module)
+    if isinstance(term, AuxTask) and term.text_loss:
+        return list(_without_targets(subject, term))
+    if isinstance(term, TokenWeight):
+        checks = weight_checks.checks_of_weights(term)
+    else:
+        assert isinstance(term, Term), "readers are terms and weights of rows"
+        checks = term_checks.checks_of(term)
+    return first_problems((*checks, term_checks.term_on_device), subject)
 
 
 def stage_samples(pipeline: Pipeline) -> Iterator[Sample]:
@@ -156,15 +205,21 @@ def term_subject(prepared: Prepared, stage: str, term: Reader, module: nn.Module
 def _laid_out(pipeline: Pipeline) -> Iterator[SizedSample]:
     """Yields the samples of a stage, laid out, without those of which nothing is left."""
     pool = SourceSamples.among(list(islice(stage_samples(pipeline), ASKED)))
+    first: UserError | None = None
+    found = False
     for sample in stage_samples(pipeline):
         try:
             members = pipeline.views.fitting(sample, 0, Counter(), pool)
         except UserError as error:
             if any(each.code.startswith("plugin/") for each in error.problems):
                 raise
+            first = first or error
             continue  # a sample that is too long: the estimate of the cost reports it
         if members:
+            found = True
             yield pipeline.packer.sized(members)
+    if first is not None and not found:
+        raise first
 
 
 def _concerns(term: Reader, sample: SizedSample) -> bool:

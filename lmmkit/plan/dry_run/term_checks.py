@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lmmkit import plugin_calls
 from lmmkit.api.batch import Batch, Ragged
-from lmmkit.api.components import Ctx, Loss, Moment, Reader, RowLoss, StepTerm, Term
+from lmmkit.api.components import Ctx, Loss, Moment, Reader, RowLoss, StepTerm, Term, TokenWeight
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import LogitsAt, Need
 from lmmkit.api.sample import Image, ImageFit
@@ -31,6 +31,7 @@ from lmmkit.errors.dry_run import (
 )
 from lmmkit.plan.dry_run.drawn import LOGITS, concatenated, drawn
 from lmmkit.plan.dry_run.subject import Check, global_seed, problem
+from lmmkit.plugin_calls.devices import watched
 from lmmkit.plugin_calls.guard import calling, returned, shown
 
 CALLS = 2  # of `value` with the same inputs, and one more
@@ -128,7 +129,12 @@ def _sum(term: Term, ctx: Ctx) -> Tensor:
     return _value(term, ctx)
 
 
-def _whole_value(term: Term, ctx: Ctx) -> Tensor:
+def called(term: Reader) -> str:
+    """Returns the method from which the value of a term comes."""
+    return "rows" if isinstance(term, RowLoss) else "embed" if isinstance(term, StepTerm) else "value"
+
+
+def whole_value(term: Term, ctx: Ctx) -> Tensor:
     """Returns the value of a term in a step of one micro-batch."""
     if isinstance(term, StepTerm):
         return plugin_calls.step_value(term, plugin_calls.embed(term, ctx), ctx.module)
@@ -181,17 +187,26 @@ def pure_value(subject: TermSubject) -> Iterator[Problem]:
         found.append(float(value.detach()))
         if any(not torch.equal(handed[need].detach(), tap) for need, tap in taps.items()):
             got = "the tensor of a need is changed"
-            yield problem(IN_PLACE, subject.term.name, "value", subject.term, got, expected="a new tensor")
+            yield problem(
+                IN_PLACE, subject.term.name, called(subject.term), subject.term, got, expected="a new tensor"
+            )
             return
-    if changed := [name for name, tensor in kept.items() if not torch.equal(tensor, before[name])]:
+    if changed := [name for name, tensor in kept.items() if not _equal(tensor, before[name])]:
         got = f"`batch.{changed[0]}` is changed"
-        yield problem(IN_PLACE, subject.term.name, "value", subject.term, got, expected="a new tensor")
+        yield problem(
+            IN_PLACE, subject.term.name, called(subject.term), subject.term, got, expected="a new tensor"
+        )
         return
     found.append(float(subject.values[2][0]))
     if len(set(found)) > 1 and all(map(math.isfinite, found)):
         got = f"{', then '.join(f'{value:.6g}' for value in found)} for the same inputs"
         expected = "a value that depends on nothing but `ctx`"
-        yield problem(NOT_PURE, subject.term.name, "value", subject.term, got, expected=expected)
+        yield problem(NOT_PURE, subject.term.name, called(subject.term), subject.term, got, expected=expected)
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Returns whether tensors are equal; NaN, as a label may be, equals NaN."""
+    return torch.equal(a, b) or (a.is_floating_point() and torch.allclose(a, b, 0, 0, equal_nan=True))
 
 
 def _tensors(batch: Batch) -> dict[str, Tensor]:
@@ -206,9 +221,13 @@ def finite_value(subject: TermSubject) -> Iterator[Problem]:
     """Finds values that are NaN, infinite or of another type than float32."""
     for value, _ in subject.values:
         if value.dtype != torch.float32:
-            raise returned(subject.term.name, "value", subject.term, shown(value), "a float32 scalar")
+            raise returned(
+                subject.term.name, called(subject.term), subject.term, shown(value), "a float32 scalar"
+            )
         if not value.isfinite():
-            yield problem(NOT_FINITE, subject.term.name, "value", subject.term, f"{float(value)}")
+            yield problem(
+                NOT_FINITE, subject.term.name, called(subject.term), subject.term, f"{float(value)}"
+            )
             return
 
 
@@ -219,10 +238,10 @@ def additive_value(subject: TermSubject) -> Iterator[Problem]:
     size = max(sum(map(abs, apart)) + abs(rest), abs(first) + abs(rest), abs(both), 1e-6)
     if abs(first + rest - both) > close * size:
         got = f"{first:.6g} and {rest:.6g} of two micro-batches, {both:.6g} of both together"
-        yield problem(NOT_ADDITIVE, subject.term.name, "value", subject.term, got)
+        yield problem(NOT_ADDITIVE, subject.term.name, called(subject.term), subject.term, got)
     elif abs(sum(apart) - first) > close * size:
         got = f"{sum(apart):.6g} of {len(apart)} micro-batches of one sample, {first:.6g} of all together"
-        yield problem(NOT_ADDITIVE, subject.term.name, "value", subject.term, got)
+        yield problem(NOT_ADDITIVE, subject.term.name, called(subject.term), subject.term, got)
 
 
 def no_batch_norm(subject: TermSubject) -> Iterator[Problem]:
@@ -240,7 +259,7 @@ def gradients(subject: TermSubject) -> Iterator[Problem]:
     trained = dict(subject.module.named_parameters()) if subject.module is not None else {}
     trained = {name: p for name, p in trained.items() if p.requires_grad}
     term = subject.as_term
-    value = _whole_value(term, subject.ctx(Group(batch, leaves)))
+    value = whole_value(term, subject.ctx(Group(batch, leaves)))
     tensors = [*leaves.values(), *trained.values()]
     found: Sequence[Tensor | None] = [None] * len(tensors)
     if value.requires_grad:
@@ -248,13 +267,13 @@ def gradients(subject: TermSubject) -> Iterator[Problem]:
             found = torch.autograd.grad(value, tensors, allow_unused=True)
     if all(gradient is None for gradient in found):
         got = "a value without gradient to its needs and to its module"
-        yield problem(DETACHED, term.name, "value", term, got)
+        yield problem(DETACHED, term.name, called(term), term, got)
         return
     of_module = dict(zip(trained, found[len(leaves) :], strict=True))
     if idle := [f"`{name}`" for name, gradient in of_module.items() if gradient is None]:
-        yield problem(NO_GRADIENT, term.name, "value", term, f"no gradient for {', '.join(idle[:4])}")
+        yield problem(NO_GRADIENT, term.name, called(term), term, f"no gradient for {', '.join(idle[:4])}")
     elif any(gradient is not None and not gradient.sum().isfinite() for gradient in found):
-        yield problem(NOT_FINITE, term.name, "value", term, "gradients that are not finite")
+        yield problem(NOT_FINITE, term.name, called(term), term, "gradients that are not finite")
 
 
 @torch.no_grad()
@@ -300,6 +319,24 @@ def finite_metrics(subject: TermSubject) -> Iterator[Problem]:
             if not math.isfinite(value):
                 yield problem(NOT_FINITE, term.name, "metrics", term, f"`{name}`: {what} {value}")
                 return
+
+
+def term_on_device(subject: TermSubject) -> Iterator[Problem]:
+    """Computes the value and the metrics of a term, or weights of rows, and watches where tensors are."""
+    group = subject.groups[2]
+    gathers = {need: replace(g, host_Q=g.view_Q.clone()) for need, g in group.batch.gathers.items()}
+    ctx = subject.ctx(group._replace(batch=replace(group.batch, gathers=gathers)))
+    host = [gather.host_Q for gather in gathers.values() if gather.host_Q is not None]
+    yield from watched(subject.term, host, lambda: _compute(subject, ctx))
+
+
+def _compute(subject: TermSubject, ctx: Ctx) -> None:
+    if isinstance(subject.term, TokenWeight):
+        if plugin_calls.has_weigh(subject.term):
+            plugin_calls.weigh(subject.term, ctx)
+    else:
+        whole_value(subject.as_term, ctx)
+        plugin_calls.metrics(subject.as_term, ctx)
 
 
 CHECKS: tuple[Check[TermSubject], ...] = (

@@ -8,7 +8,6 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,12 +15,14 @@ from lmmkit import plugin_calls
 from lmmkit.api.components import AuxTask, ViewMaker
 from lmmkit.api.model_info import Dims
 from lmmkit.api.sample import ImageEdit, Sample, View
+from lmmkit.data.image_markers import MARKER
 from lmmkit.data.labels import join_labels
 from lmmkit.data.sampler import sample_rng
 from lmmkit.data.sources.other_samples import Others, SourceSamples
 from lmmkit.errors import Problem, UserError
 from lmmkit.errors.dry_run import EDIT, EDIT_SIZE, IN_PLACE, NO_VIEWS, NOT_PURE
 from lmmkit.errors.plan import LABEL
+from lmmkit.plan.dry_run.label_checks import plain_text
 from lmmkit.plan.dry_run.subject import Check, global_seed, problem
 from lmmkit.plugin_calls.guard import returned
 
@@ -138,7 +139,7 @@ def _edits(views: Iterable[View]) -> list[ImageEdit | None]:
 def _without_edits(view: View) -> tuple[View, dict[str, object]]:
     """Returns a view without labels and without the edits of its images, and its labels as plain values."""
     images = tuple(replace(image, edit=None) for image in view.sample.images)
-    labels: dict[str, object] = {key: np.asarray(label).tolist() for key, label in view.labels.items()}
+    labels: dict[str, object] = {key: plain_text(label) for key, label in view.labels.items()}
     return replace(view, labels={}, sample=replace(view.sample, images=images)), labels
 
 
@@ -161,6 +162,17 @@ def some_views(subject: ViewSubject) -> Iterator[Problem]:
     if not subject.all:
         got = f"no view of {len(subject.samples)} samples"
         yield problem(NO_VIEWS, subject.task.name, "views", subject.task, got)
+
+
+def no_markers(subject: ViewSubject) -> Iterator[Problem]:
+    """Finds views whose text has the marker of an image, which is text there, and which their sample does not have."""
+    for sample in subject.samples:
+        own = any(MARKER in turn.text for turn in sample.turns)
+        if not own and any(MARKER in t.text for view in subject.views[sample.key] for t in view.sample.turns):
+            got = f"sample {sample.key}: a turn with `{MARKER}` in its text"
+            expected = "the number of images of a turn as `Turn.images`, their places as `Turn.places`"
+            yield from returned(subject.task.name, "views", subject.task, got, expected).problems
+            return
 
 
 def uniform_view_labels(subject: ViewSubject) -> Iterator[Problem]:
@@ -267,6 +279,6 @@ def sound_scores(subject: ViewSubject) -> Iterator[Problem]:
 
 
 CHECKS: tuple[Check[ViewSubject], ...] = (
-    samples_unchanged, pure_views, some_views, uniform_view_labels, pure_edits, edits_at_other_sizes,
+    samples_unchanged, pure_views, some_views, no_markers, uniform_view_labels, pure_edits, edits_at_other_sizes,
     sound_scores,
 )  # fmt: skip

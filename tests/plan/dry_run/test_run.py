@@ -37,7 +37,7 @@ def test_a_mistake_is_reported_at_its_method(path, tiny, tmp_path):
     of, overrides = constants(path), []
     if "DATA" in of:
         talk = [{"from": "human", "value": "Is it so?"}, {"from": "gpt", "value": "It is."}]
-        records = [{"id": str(i), "conversations": talk} for i in range(20)]
+        records = [{"id": str(i), "conversations": talk, "kind": "talk"} for i in range(20)]
         (tmp_path / "text.json").write_text(json.dumps(records))
         overrides = [f"data.questions.records={tmp_path / 'text.json'}"]
     recipe = tiny(*overrides, text=recipe_text(path))

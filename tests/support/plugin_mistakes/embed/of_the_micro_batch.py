@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from lmmkit.api import HiddenMean, Select, StepTerm, hookimpl
 
-WHERE = "mistake.value"
+WHERE = "mistake.embed"
 CODE = "plugin/not-additive"
 
 

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from lmmkit.api import RowLoss, hookimpl
 
-WHERE = "mistake.value"
+WHERE = "mistake.rows"
 CODE = "plugin/detached"
 
 

@@ -1,0 +1,28 @@
+"""Gives the path of an image as a `Path`."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lmmkit.api import AuxTask, HiddenMean, Select, View, hookimpl
+
+WHERE = "mistake.views"
+CODE = "plugin/returned"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mistake(AuxTask):
+    @property
+    def needs(self):
+        return (HiddenMean(Select(view=self.name)),)
+
+    def value(self, ctx):
+        return ctx[self.needs[0]].float().square().sum()
+
+    def views(self, sample, rng):
+        images = tuple(replace(image, path=Path(image.path)) for image in sample.images)
+        return [View(sample=replace(sample, images=images))]
+
+
+@hookimpl
+def lmmkit_components():
+    return {"mistake": Mistake}

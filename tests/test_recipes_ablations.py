@@ -1,0 +1,37 @@
+"""The shipped grids: each can be read with all its recipes, and the large ones compare the same as the small ones."""
+
+from __future__ import annotations
+
+import pytest
+
+from lmmkit.ablation.arms import read_arms
+from lmmkit.ablation.grid import BASE, read_grid
+from lmmkit.recipe.shipped import GRIDS, shipped_grids
+
+NAMES = sorted(name.removeprefix(GRIDS) for name in shipped_grids() if name.count("/") == 1)
+ARMS = {
+    "all_parts": 2, "blank": 2, "data": 3, "decoder": 2, "directed_tokens": 3, "finetune_order": 2, "from_nothing": 2, "guided": 3,
+    "guided_readings": 6, "order_read": 2, "permutations": 3, "shuffling": 4, "token_place": 2, "weights": 6,
+}  # fmt: skip
+
+
+def test_the_paper_s_nine_ablations_and_five_more_are_shipped():
+    assert sorted(ARMS) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_grid_is_read_with_all_its_recipes(name):
+    tiny, small = (read_grid(shipped_grids()[f"{GRIDS}{size}{name}"]) for size in ("", "small/"))
+    arms, larger = read_arms(tiny), read_arms(small)
+    assert len(arms) == ARMS[name] and arms[0].name == BASE and len(tiny.grid.seeds) >= 5
+    assert [arm.name for arm in larger] == [arm.name for arm in arms]
+    assert small.grid.measures == tiny.grid.measures and next(iter(tiny.grid.measures)) == "balanced"
+
+
+def test_what_the_variants_change():
+    arms = {arm.name: arm.recipe for arm in read_arms(read_grid(shipped_grids()[f"{GRIDS}shuffling"]))}
+    weights = {
+        name: tuple(recipe.stages["pretrain"].losses[key].at(0.0) for key in ("image_order", "text_order"))
+        for name, recipe in arms.items()
+    }
+    assert weights == {BASE: (1, 1), "image": (1, 0), "text": (0, 1), "none": (0, 0)}
