@@ -26,13 +26,14 @@ from lmmkit.commands import (
 from lmmkit.commands import evaluate as eval_
 from lmmkit.commands.ablation import ablate
 from lmmkit.commands.answers import group as answers
-from lmmkit.commands.experiments import report, runs
+from lmmkit.commands.experiments import demo, report, runs
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Train LLaVA-class multimodal models from recipes and plugins. Start with `lmmkit quickstart`.",
+    help="Train LLaVA-class multimodal models from recipes and plugins. Start with `lmmkit demo`.",
 )  # fmt: skip
+app.command()(demo.demo)
 app.command()(quickstart.quickstart)
 app.command()(train.train)
 app.command()(check.check)

@@ -19,7 +19,7 @@ FLOORS: dict[str, str] = {
     "lmmkit": """
         errors majority progress attention api plugin_calls runs scenes recipe registry data model weights plan testing objective build
         optimizers cost_estimate attention_benchmark inference import_export verify_export evaluate training plugin_costs ablation report
-        commands
+        demo commands
         cli __main__
     """,
     "lmmkit.ablation": """
@@ -39,7 +39,7 @@ FLOORS: dict[str, str] = {
         job_queue grid_work emit process_trial ablate
     """,
     "lmmkit.commands.experiments": """
-        runs report
+        runs report demo
     """,
     "lmmkit.commands.answers": """
         group
@@ -57,6 +57,9 @@ FLOORS: dict[str, str] = {
     """,
     "lmmkit.data.text_tokenizers": """
         offsets sentencepiece_tokenizer added_tokens hf_tokenizer tiktoken_tokenizer choose
+    """,
+    "lmmkit.demo": """
+        image demo_run
     """,
     "lmmkit.errors": """
         ablation answers benchmarks commands data dry_run judge plan recipe report training weights

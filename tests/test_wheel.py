@@ -45,6 +45,12 @@ def test_the_templates_of_the_report_travel(wheel):
     assert names <= set(wheel.namelist()) and "lmmkit/report/templates/layout.html.j2" in names
 
 
+def test_the_demo_model_travels(wheel):
+    for path in (ROOT / "lmmkit" / "demo" / "model").iterdir():
+        assert wheel.read(f"lmmkit/demo/model/{path.name}") == path.read_bytes()
+    assert "lmmkit/demo/model/model.safetensors" in wheel.namelist()
+
+
 def test_entry_points_are_named_after_components(wheel):
     text = next(name for name in wheel.namelist() if name.endswith("entry_points.txt"))
     points = configparser.ConfigParser()

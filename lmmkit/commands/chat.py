@@ -1,8 +1,9 @@
-"""lmmkit chat RUN"""
+"""lmmkit chat RUN | --demo"""
 
 from __future__ import annotations
 
 import sys
+import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
@@ -10,14 +11,22 @@ from typing import Annotated
 import typer
 
 from lmmkit.commands.support.common import STARTING, Dtype, Trust, err, reporting
+from lmmkit.errors import UserError
+from lmmkit.errors.commands import CHAT_MODEL
 from lmmkit.progress import shown_on, working
 
 
 @reporting
 def chat(
     model: Annotated[
-        Path, typer.Argument(metavar="RUN_OR_MODEL", help="A run folder, or RUN/model/<stage>.")
-    ],
+        Path | None, typer.Argument(metavar="RUN_OR_MODEL", help="A run folder, or RUN/model/<stage>.")
+    ] = None,
+    demo: Annotated[
+        bool,
+        typer.Option(
+            "--demo", help="The small model that comes with lmmkit; draws an image if none is given."
+        ),
+    ] = False,
     image: Annotated[
         list[Path] | None, typer.Option(help="An image for the first question. Repeatable.")
     ] = None,
@@ -29,11 +38,12 @@ def chat(
     ] = 64,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
-    seed: Annotated[int, typer.Option(help="Seed for sampling.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed for sampling, and of the image that --demo draws.")] = 0,
     dtype: Dtype = "float32",
     trust_files: Trust = False,
 ) -> None:
     """Chat with a trained model about images."""
+    model = _model(model, demo)
     with working(STARTING):
         import torch
 
@@ -41,6 +51,8 @@ def chat(
         from lmmkit.inference.generate import Sampled, greedy
         from lmmkit.inference.load import load
 
+    if demo and not image:
+        image = [_drawn_image(seed)]
     chat_model = load(model, dtype=getattr(torch, dtype), trust_files=trust_files)
     generator = torch.Generator().manual_seed(seed)
     choose = Sampled(temperature, top_p, generator) if temperature > 0 else greedy
@@ -70,6 +82,26 @@ def chat(
     err.print("Ask about the image; an empty line ends." if images else "Ask; an empty line ends.")
     while line := _line():
         ask(line)
+
+
+def _model(model: Path | None, demo: bool) -> Path:
+    """Returns the folder of the model. Raises `UserError` unless exactly one is named."""
+    from lmmkit.demo.demo_run import DEMO_MODEL
+
+    if (model is None) is not demo:
+        got = "no model" if model is None else f"`{model}` and `--demo`"
+        raise UserError(CHAT_MODEL.at("RUN_OR_MODEL", got=got))
+    return DEMO_MODEL if model is None else model
+
+
+def _drawn_image(number: int) -> Path:
+    """Draws an image for the demo's model into a temporary folder, which remains. Prints where and what it is."""
+    from lmmkit.demo.image import draw_image
+
+    drawn = draw_image(Path(tempfile.mkdtemp(prefix="lmmkit-demo-")), number)
+    err.print(f"image: {drawn.path}, a drawn scene that the model was not trained on: {drawn.content}")
+    err.print(f"The model knows such scenes only. Questions, for example: {' '.join(drawn.questions)}")
+    return drawn.path
 
 
 def _line() -> str:

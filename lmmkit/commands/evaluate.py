@@ -99,7 +99,7 @@ def evaluate(
             "controls": controls, "dtype": getattr(torch, dtype), "trust_files": trust_files, "out": folder,
             "notify": (lambda text: err.print(text)) if ranks.first else (lambda text: None),
             "ranks": ranks, "alone": alone,
-            "show": (lambda found: _show(found, as_json)) if ranks.first else (lambda found: None),
+            "show": (lambda found: show_results(found, as_json)) if ranks.first else (lambda found: None),
         }  # fmt: skip
         if found is None:
             shared |= {"out": _required(folder, run), "controls": controls or ()}
@@ -167,7 +167,8 @@ def _required(folder: Path | None, model: Path) -> Path:
     return folder
 
 
-def _show(results: Mapping[str, TaskResult], as_json: bool) -> None:
+def show_results(results: Mapping[str, TaskResult], as_json: bool) -> None:
+    """Prints the results of tasks: their tables and the lines below them, or all as JSON."""
     if as_json:
         return print_json({name: result.as_json() for name, result in results.items()})
     for name, result in results.items():

@@ -13,6 +13,11 @@ BENCH_NO_STAGE = Code(
 
 # chat/
 
+CHAT_MODEL = Code(
+    "chat/model", cause="`lmmkit chat` got no model, or one together with `--demo`, which is a model too.",
+    expected="one model: a run, a model folder, or the one that comes with lmmkit",
+    hint="`lmmkit chat RUN_OR_MODEL`, or `lmmkit chat --demo`.",
+)
 LEARNED_TOKENS = Code(
     "chat/learned-tokens",
     cause="The model needs learned tokens in every sequence, and plain token ids cannot contain them.",
@@ -23,6 +28,13 @@ TOO_LONG = Code(
     "chat/too-long", cause="The prompt leaves too little of the context for the answer.",
     expected="at most {room} rows (the context minus {max_new_tokens} new tokens)",
     hint="Shorten the prompt, or ask for fewer new tokens.",
+)
+
+# demo/
+
+DEMO_NOT_EMPTY = Code(
+    "demo/not-empty", cause="The path for the demo is a file, or a folder that contains files.",
+    expected="a new or empty folder", hint="Name another folder (`lmmkit demo DIR`), or remove this one first.",
 )
 
 # explain/

@@ -145,13 +145,11 @@ def _load(path: Path) -> LoadedRun:
 
 
 def _unfinished(folder: RunFolder, recipe: Recipe | None, steps: Sequence[dict[str, Any]]) -> str:
-    """Returns why a run is not complete; "" if the models of all its stages are there and no process trains it."""
+    """Returns why a run is not complete; "" if the model of its last stage is there and no process trains it."""
     at = f"at step {int(steps[-1]['step']):,}" if steps else "before its first step"
     if is_locked(folder):
         return f"is still training, {at}"
-    left = [
-        name
-        for name in (recipe.stages if recipe else ())
-        if not (folder.model(name) / "config.json").is_file()
-    ]
+    left: list[str] = []
+    for name in recipe.stages if recipe else ():  # the model of an earlier stage may have been removed
+        left = [] if (folder.model(name) / "config.json").is_file() else [*left, name]
     return f"stopped {at}, without a model of {in_words(left)}" if left else ""

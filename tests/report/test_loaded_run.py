@@ -65,6 +65,11 @@ def test_a_run_that_stopped_names_the_stages_without_a_model(pair):
     assert load_runs([pair[0]])[0].unfinished == "stopped at step 40, without a model of finetune"
 
 
+def test_a_run_whose_earlier_models_were_removed_is_complete(pair):
+    shutil.rmtree(pair[0] / "model" / "pretrain")
+    assert not load_runs([pair[0]])[0].unfinished
+
+
 @pytest.mark.parametrize(
     ("name", "says"), [("results.json", "no results"), ("metrics.jsonl", "no logged steps"), ("plan.txt", "no plan"),
                        ("recipe.resolved.yaml", "no recipe")]

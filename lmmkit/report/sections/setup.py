@@ -78,7 +78,7 @@ def _of_run(run: LoadedRun) -> dict[str, str]:
     sessions = run.sessions
     first, last = (sessions[0], sessions[-1]) if sessions else ({}, {})
     found = {
-        "command": first.get("command"), "lmmkit": last.get("version"),
+        "model": run.facts.get("origin"), "command": first.get("command"), "lmmkit": last.get("version"),
         **dict(_mapping(run.facts.get("versions")).items()),
         "machine": last.get("machine"), "device": last.get("device"), "threads": last.get("threads"),
         "processes": last.get("processes"), "started": first.get("started"), "ended": last.get("ended"),
@@ -109,8 +109,12 @@ def _mapping(value: object) -> dict[str, Any]:
 
 def _commands(runs: Sequence[LoadedRun], task: str | None) -> list[str]:
     """Returns the commands that make all runs again, and the page."""
-    lines, folders = [], [f"runs/{run.name}" for run in runs]
+    lines: list[str] = []
+    folders = [str(run.folder.path) if "origin" in run.facts else f"runs/{run.name}" for run in runs]
     for run, folder in zip(runs, folders, strict=True):
+        if "origin" in run.facts:  # no run of this folder: `lmmkit demo` wrote it around a trained model
+            lines.append(shlex.join(["lmmkit", "demo", str(run.folder.path.parent)]))
+            continue
         root = ["--root", run.facts["root"]] if isinstance(run.facts.get("root"), str) else []
         lines.append(shlex.join(["lmmkit", "train", str(run.folder.resolved), *root, "--out", folder]))
         if run.results:
