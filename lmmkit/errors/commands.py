@@ -116,7 +116,8 @@ BIAS = Code(
 )
 NEEDS_BIAS = Code(
     "scenes/needs-bias", cause="An option of biased scenes is given without `--bias`.",
-    expected="`lmmkit data make-scenes DIR --bias ...`", hint="Add `--bias 0.9`, or leave the option out.",
+    expected="the bias too, as in `lmmkit data make-scenes DIR --bias 0.9`",
+    hint="Give the bias, or leave the option out.",
 )
 SCENES_NOT_EMPTY = Code(
     "scenes/not-empty", cause="The path for the new scenes is a file, or a folder that contains files.",

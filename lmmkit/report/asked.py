@@ -55,7 +55,7 @@ class AskedRuns:
     runs: Sequence[LoadedRun]
     task: str | None
     figure: str = ACCURACY
-    of: Sequence[RunAnswers] = ()
+    of: Sequence[RunAnswers]
 
     @cached_property
     def conditions(self) -> list[str]:
@@ -108,8 +108,6 @@ class AskedRuns:
 
         `value`: of a run's answers to the question with an id. None without a question that has both values.
         """
-        if not self.of:
-            return None
         pairs = [
             (value(self.of[first], id), value(self.of[second], id), mine[OWN].cluster or id)
             for id, mine, _ in self.common(first, second, kind)
@@ -163,7 +161,7 @@ def ask_runs(runs: Sequence[LoadedRun], on: str | None = None) -> AskedRuns:
     if task is None:
         task = next((t for t in tasks if any(run.figure(t, ACCURACY) for run in runs)), None)
     if task is None:
-        return AskedRuns(runs=runs, task=None)
+        return AskedRuns(runs=runs, task=None, of=[_read(None) for _ in runs])
     names = next((found for run in runs if (found := run.names_of(task))), [ACCURACY])
     asked = AskedRuns(
         runs=runs, task=task, figure=ACCURACY if ACCURACY in names else names[0],

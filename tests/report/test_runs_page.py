@@ -257,6 +257,16 @@ def test_what_is_missing_or_does_not_fit_is_marked_and_the_page_works(own_pair, 
     assert '<section id="setup"' in page.text and "<h1>" in page.text
 
 
+def test_runs_that_were_never_evaluated_have_a_page(own_pair):
+    for run in own_pair:
+        (run / "results.json").unlink()
+        shutil.rmtree(run / "answers")
+    for runs in (own_pair, own_pair[:1]):
+        page = runs_page(runs)
+        assert "no accuracy to show</h1>" in page.text and '<section id="training"' in page.text
+        assert any("No run has results of questions" in warning for warning in page.warnings)
+
+
 def other_version(run):
     file = run / "answers/finetune/answers/answers.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"data_sha256": "0" * 64}))

@@ -53,7 +53,12 @@ def test_a_sound_plugin_has_no_problem(path, tiny):
     assert problems(tiny(text=recipe_text(path)), second_process=True) == []
 
 
-SCENES = [name for name, path in shipped().items() if "vision:    {width" in path.read_text()]
+SCENES = [
+    name
+    for name, path in shipped().items()
+    if "vision:    {width" in path.read_text()
+    and not name.startswith("miniature/")  # their world has other records
+]
 
 
 @pytest.mark.parametrize("name", SCENES)
