@@ -28,6 +28,12 @@ def test_a_grid_is_read_with_all_its_recipes(name):
     assert small.grid.measures == tiny.grid.measures and next(iter(tiny.grid.measures)) == "balanced"
 
 
+@pytest.mark.parametrize("name", ["terms", "attention_box", "dpo"])
+def test_a_grid_of_the_zoo_is_read(name):
+    grid = read_grid(shipped_grids()[f"{GRIDS}zoo/{name}"])
+    assert len(read_arms(grid)) == 1 + len(grid.grid.variants) and grid.grid.interval == "questions"
+
+
 def test_what_the_variants_change():
     arms = {arm.name: arm.recipe for arm in read_arms(read_grid(shipped_grids()[f"{GRIDS}shuffling"]))}
     weights = {
