@@ -52,7 +52,7 @@ FLOORS: dict[str, str] = {
         chat_templates views pipeline step_transfer loader
     """,
     "lmmkit.data.sources": """
-        other_samples bad_records image_paths json_stream index_cache json_records record_keys record_parser indexed_records
+        other_samples bad_records image_paths json_stream index_cache json_records record_keys record_parser messages_records indexed_records
         llava_json tar_members webdataset_shards records
     """,
     "lmmkit.data.text_tokenizers": """
