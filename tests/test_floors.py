@@ -26,7 +26,7 @@ FLOORS: dict[str, str] = {
         schema grid arms stage_runs store trial forecast intervals results summary table
     """,
     "lmmkit.api": """
-        model_info plugin_files puzzle sample layout needs batch pairing components
+        model_info plugin_files puzzle sample layout needs batch pairing ctx components
     """,
     "lmmkit.attention": """
         forest interface key_maps schedule merge eager sdpa flash xformers_backend trial backends
