@@ -26,7 +26,7 @@ FLOORS: dict[str, str] = {
         schema grid arms stage_runs store trial forecast intervals results summary table
     """,
     "lmmkit.api": """
-        model_info plugin_files puzzle sample layout needs batch pairing components
+        model_info plugin_files puzzle sample layout needs batch pairing ctx components
     """,
     "lmmkit.attention": """
         forest interface key_maps schedule merge eager sdpa flash xformers_backend trial backends
@@ -82,8 +82,11 @@ FLOORS: dict[str, str] = {
         lmms_eval_manifest lmms_eval_model
     """,
     "lmmkit.model": """
-        cross_entropy step_terms init cpu_ops layers rope decoder transforms vision connector image_rows vlm
+        cross_entropy step_terms init cpu_ops layers rope decoder transforms vision connectors image_rows vlm
         teacher teacher_model reference
+    """,
+    "lmmkit.model.connectors": """
+        connector mlp kinds
     """,
     "lmmkit.model.transforms": """
         compiled frozen_bf16 lora recompute
