@@ -23,7 +23,7 @@ FLOORS: dict[str, str] = {
         cli __main__
     """,
     "lmmkit.ablation": """
-        schema grid arms stage_runs store trial forecast intervals results summary table
+        schema grid arms planned_runs stage_runs store trial forecast intervals results summary table board
     """,
     "lmmkit.api": """
         model_info plugin_files puzzle sample layout needs batch pairing components
@@ -36,7 +36,7 @@ FLOORS: dict[str, str] = {
         recipes train
     """,
     "lmmkit.commands.ablation": """
-        job_queue grid_work emit process_trial ablate
+        job_queue grid_work emit process_trial apart planning ablate
     """,
     "lmmkit.commands.experiments": """
         runs report demo
