@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from lmmkit import plugin_calls
 from lmmkit.api.batch import WEIGHT, Batch, HeadPairs, RowGather
-from lmmkit.api.components import EVALUATION, Ctx, Moment, Reader, RowLoss, StepTerm, Term, TokenWeight
+from lmmkit.api.components import Reader, RowLoss, StepTerm, Term, TokenWeight
+from lmmkit.api.ctx import EVALUATION, Ctx, Moment
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import (
     AttnMass,
@@ -27,7 +28,7 @@ from lmmkit.api.needs import (
     TeacherAt,
     VisionAt,
 )
-from lmmkit.model.connector import Connector
+from lmmkit.model.connectors.connector import Connector
 from lmmkit.model.cross_entropy import linear_cross_entropy, log_probs, row_losses
 from lmmkit.model.reference import Reference
 from lmmkit.model.step_terms import StepShare

@@ -21,7 +21,7 @@ from lmmkit.data.text_tokenizers.choose import TextTokenizer, open_tokenizer
 from lmmkit.data.views import Views
 from lmmkit.errors import Problem, Tried, UserError, raise_all, raise_together
 from lmmkit.errors.plan import NO_STEP, OTHERS, PLUGIN_SETTINGS
-from lmmkit.model.connector import CONNECTORS
+from lmmkit.model.connectors.kinds import CONNECTORS
 from lmmkit.plan import shapes
 from lmmkit.plan.checks import reducer_of
 from lmmkit.plan.compile_plan import chat_plan, compile_plan
@@ -299,5 +299,5 @@ def open_source(recipe: Recipe, name: str) -> Records:
         name, records=recipe.path(section.records),
         images=None if section.images is None else recipe.path(section.images),
         template=section.template, image_fit=section.image_fit,
-        bad_records=Policy(section.bad_records, section.bad_share),
+        bad_records=Policy(section.bad_records, section.bad_share), columns=section.mapped(),
     )  # fmt: skip

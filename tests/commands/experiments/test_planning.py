@@ -11,9 +11,9 @@ from lmmkit.ablation.arms import read_arms
 from lmmkit.ablation.forecast import ProcessCost
 from lmmkit.ablation.grid import read_grid
 from lmmkit.ablation.store import Store
-from lmmkit.commands.ablation import planning, process_trial
-from lmmkit.commands.ablation.ablate import Plan
-from lmmkit.commands.ablation.planning import Options, plan_grid
+from lmmkit.commands.experiments import planning, process_trial
+from lmmkit.commands.experiments.ablate import Plan
+from lmmkit.commands.experiments.planning import Options, plan_grid
 from lmmkit.errors import UserError
 from lmmkit.runs.files import write_json_atomic
 from tests.support.grids import write_grid

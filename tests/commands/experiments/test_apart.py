@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from lmmkit.commands.ablation.apart import apart
+from lmmkit.commands.experiments.apart import apart
 from lmmkit.errors import MachineError, UserError
 from lmmkit.errors.ablation import ONE_SEED
 

@@ -63,8 +63,8 @@ def _planned(
     load = os.getloadavg()[0]  # before this process adds to it
     with working("importing torch"):
         from lmmkit.ablation.trial import kept_costs, step_costs
-        from lmmkit.commands.ablation.grid_work import left_over, steps_behind
-        from lmmkit.commands.ablation.process_trial import kept_process_cost, process_cost
+        from lmmkit.commands.experiments.grid_work import left_over, steps_behind
+        from lmmkit.commands.experiments.process_trial import kept_process_cost, process_cost
 
     on_data = _opened(file, arms, trust_files)
     first, side = on_data[: len(arms)], jobs or _cores()

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from lmmkit.ablation.grid import GridFile
     from lmmkit.ablation.planned_runs import GridRun
     from lmmkit.ablation.store import Store
-    from lmmkit.commands.ablation.job_queue import Failure
-    from lmmkit.commands.ablation.planning import Planned
+    from lmmkit.commands.experiments.job_queue import Failure
+    from lmmkit.commands.experiments.planning import Planned
     from lmmkit.commands.support.jobs import Job
 
 OUTCOME, STORE = "ablation.json", "ablations"
@@ -80,8 +80,8 @@ def ablate(
         from lmmkit.ablation.arms import read_arms
         from lmmkit.ablation.grid import read_grid
         from lmmkit.ablation.store import Store
-        from lmmkit.commands.ablation.apart import apart
-        from lmmkit.commands.ablation.planning import Options, plan_grid
+        from lmmkit.commands.experiments.apart import apart
+        from lmmkit.commands.experiments.planning import Options, plan_grid
         from lmmkit.evaluate.answers.compare import libraries
 
     file = read_grid(grid, roots=root or ())
@@ -129,8 +129,8 @@ def _exit_for(plan: Plan, failed: Mapping[str, Failure]) -> None:
 
 
 def _print_commands(plan: Plan, emit: Literal["torchrun", "slurm"], trust_files: bool) -> None:
-    from lmmkit.commands.ablation.emit import command_lines
-    from lmmkit.commands.ablation.grid_work import work_of
+    from lmmkit.commands.experiments.emit import command_lines
+    from lmmkit.commands.experiments.grid_work import work_of
 
     for line in command_lines(plan.store, work_of(plan.store, plan.runs, trust_files=trust_files), emit):
         out.print(line)
@@ -159,7 +159,7 @@ class Plan:
 
     def forecast_text(self) -> str:
         """Returns in words how long the rest takes."""
-        from lmmkit.commands.ablation.grid_work import left_over
+        from lmmkit.commands.experiments.grid_work import left_over
 
         left, lengths = self.planned.forecast, self.planned.unmeasured
         lines = [f"no runs yet, as their lengths are not measured: {', '.join(lengths)}"] if lengths else []
@@ -209,8 +209,8 @@ def _seed(run: GridRun) -> str:
 def _run_all(plan: Plan, trust_files: bool) -> dict[str, Failure]:
     """Runs what is left; shows how far it is. Returns what has failed. Raises `KeyboardInterrupt` after a signal, when
     all commands have saved."""
-    from lmmkit.commands.ablation.grid_work import work_of
-    from lmmkit.commands.ablation.job_queue import run_queue
+    from lmmkit.commands.experiments.grid_work import work_of
+    from lmmkit.commands.experiments.job_queue import run_queue
 
     left = plan.planned.forecast
     if left is None or not left.items:

@@ -11,7 +11,7 @@ from typing import Literal
 from lmmkit.ablation.forecast import eval_name, train_name
 from lmmkit.ablation.planned_runs import GridRun, StageRun, unique_stages
 from lmmkit.ablation.store import Store
-from lmmkit.commands.ablation.job_queue import Took
+from lmmkit.commands.experiments.job_queue import Took
 from lmmkit.commands.support.jobs import Job
 from lmmkit.runs.metrics import last_step
 

@@ -11,8 +11,8 @@ import pytest
 
 from lmmkit.ablation.planned_runs import GridRun
 from lmmkit.ablation.store import Store
-from lmmkit.commands.ablation.emit import command_lines
-from lmmkit.commands.ablation.grid_work import work_of
+from lmmkit.commands.experiments.emit import command_lines
+from lmmkit.commands.experiments.grid_work import work_of
 from lmmkit.recipe import dump, read_recipe
 from tests.support.grids import stage_run
 
