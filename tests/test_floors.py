@@ -100,7 +100,7 @@ FLOORS: dict[str, str] = {
         term_checks weight_checks reducer_checks run rehearsal second_process
     """,
     "lmmkit.plugin_calls": """
-        guard devices forms source
+        guard devices forms source module_calls token_calls view_calls term_calls weight_calls reducer_calls
     """,
     "lmmkit.recipe": """
         field_types model shipped source_positions stage schema rules write diff yaml_tree
