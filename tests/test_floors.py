@@ -92,8 +92,11 @@ FLOORS: dict[str, str] = {
         compiled frozen_bf16 lora recompute
     """,
     "lmmkit.plan": """
-        from_model instances shapes pretrained stage_plan token_checks checks teachers compile_plan prepare map_sizes notices explain
+        from_model instances shapes pretrained stage_plan checks teachers compile_plan prepare map_sizes notices explain
         dry_run
+    """,
+    "lmmkit.plan.checks": """
+        token_checks need_checks component_checks loss_checks reducer_checks reach_checks
     """,
     "lmmkit.plan.dry_run": """
         subject drawn module_checks token_checks label_checks span_checks view_checks
