@@ -113,7 +113,7 @@ FLOORS: dict[str, str] = {
         quickstart train_summary wording page loaded_run asked image_shelf sections runs_page grid_page write_page
     """,
     "lmmkit.report.sections": """
-        puzzles summary accuracy training samples setup
+        puzzles measures costs caveats summary accuracy training samples setup
     """,
     "lmmkit.runs": """
         files metrics run_folder run_lock sessions list_runs

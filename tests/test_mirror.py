@@ -62,6 +62,8 @@ TESTED_BY = {
     "recipe/source_positions": "recipe/test_yaml_tree.py",
     "recipe/stage": "recipe/test_rules.py",
     "report/quickstart": "test_quickstart.py",
+    "report/sections/caveats": "report/test_runs_page.py",
+    "report/sections/costs": "report/test_runs_page.py",
     "scenes/biased_report": "scenes/test_biased.py",
     "scenes/folder": "scenes/test_write.py",
     "scenes/records": "scenes/test_write.py",

@@ -13,7 +13,7 @@ from lmmkit.evaluate.task import Figure
 from lmmkit.progress import duration
 from lmmkit.recipe import flow_text
 from lmmkit.report.page import Page, render
-from lmmkit.report.sections.summary import half_width
+from lmmkit.report.sections.measures import half_width
 from lmmkit.report.wording import as_ratio, finite, in_words, in_words_of_size, plural
 from lmmkit.runs.files import read_json
 
