@@ -100,7 +100,7 @@ FLOORS: dict[str, str] = {
     """,
     "lmmkit.plan.dry_run": """
         subject drawn module_checks token_checks label_checks span_checks view_checks
-        term_checks weight_checks reducer_checks run rehearsal second_process
+        term_subject term_checks weight_checks reducer_checks run rehearsal second_process
     """,
     "lmmkit.plugin_calls": """
         guard devices forms source module_calls token_calls view_calls term_calls weight_calls reducer_calls

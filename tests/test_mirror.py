@@ -42,6 +42,7 @@ TESTED_BY = {
     "plan/dry_run/span_checks": "plan/dry_run/test_run.py",
     "plan/dry_run/subject": "plan/dry_run/test_run.py",
     "plan/dry_run/term_checks": "plan/dry_run/test_run.py",
+    "plan/dry_run/term_subject": "plan/dry_run/test_run.py",
     "plan/dry_run/token_checks": "plan/dry_run/test_run.py",
     "plan/dry_run/view_checks": "plan/dry_run/test_run.py",
     "plan/dry_run/weight_checks": "plan/dry_run/test_run.py",
