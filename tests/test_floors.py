@@ -31,6 +31,9 @@ FLOORS: dict[str, str] = {
     "lmmkit.attention": """
         forest interface key_maps schedule merge eager sdpa flash xformers_backend trial backends
     """,
+    "lmmkit.build": """
+        device model teachers reference stage
+    """,
     "lmmkit.commands": """
         support ablation bench chat check ckpt data diff env evaluate answers experiments explain model plugins quickstart
         recipes train
