@@ -84,7 +84,7 @@ def build_instances(recipe: Recipe, *, trust_files: bool = False) -> Instances:
             got, expected = f"the instance name `{name}`", "a name that torch's modules do not use themselves"
             problems.append(NAME.at(recipe.where(f"plugins.{name}"), got=got, expected=expected))
             continue
-        if unusable := class_problems(where[name], name, cls):
+        if unusable := class_problems(where[name], cls):
             problems += unusable
             continue
         settings = {key: value for key, value in raw.items() if key not in CORE_KEYS}
@@ -99,7 +99,7 @@ def build_instances(recipe: Recipe, *, trust_files: bool = False) -> Instances:
     return Instances(registry, built, frozenset(unreachable))
 
 
-def class_problems(where: str, name: str, cls: type[Component]) -> list[Problem]:
+def class_problems(where: str, cls: type[Component]) -> list[Problem]:
     """Returns the problems of the settings that a component declares."""
     try:
         hints = _hints(cls)
