@@ -29,7 +29,7 @@ from lmmkit.attention.interface import Heads
 from lmmkit.attention.trial import Backend, Conditions
 from lmmkit.errors import MachineError, Problem, UserError, raise_all
 from lmmkit.errors.plan import ATTENTION, COMPILE
-from lmmkit.model.connector import CONNECTORS
+from lmmkit.model.connectors.kinds import CONNECTORS
 from lmmkit.model.decoder import Decoder
 from lmmkit.model.image_rows import ReducedRows
 from lmmkit.model.init import init

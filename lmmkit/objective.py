@@ -27,7 +27,7 @@ from lmmkit.api.needs import (
     TeacherAt,
     VisionAt,
 )
-from lmmkit.model.connector import Connector
+from lmmkit.model.connectors.connector import Connector
 from lmmkit.model.cross_entropy import linear_cross_entropy, log_probs, row_losses
 from lmmkit.model.reference import Reference
 from lmmkit.model.step_terms import StepShare

@@ -85,8 +85,11 @@ FLOORS: dict[str, str] = {
         lmms_eval_manifest lmms_eval_model
     """,
     "lmmkit.model": """
-        cross_entropy step_terms init cpu_ops layers rope decoder transforms vision connector image_rows vlm
+        cross_entropy step_terms init cpu_ops layers rope decoder transforms vision connectors image_rows vlm
         teacher teacher_model reference
+    """,
+    "lmmkit.model.connectors": """
+        connector mlp kinds
     """,
     "lmmkit.model.transforms": """
         compiled frozen_bf16 lora recompute

@@ -28,6 +28,8 @@ TESTED_BY = {
     "inference/kv_cache": "inference/test_generate.py",
     "inference/lmms_eval_manifest": "inference/test_lmms_eval_model.py",
     "inference/token_model": "weights/test_decoders.py",
+    "model/connectors/connector": "model/connectors/test_kinds.py",
+    "model/connectors/mlp": "model/connectors/test_kinds.py",
     "plan/checks": "plan/test_compile_plan.py",
     "plan/dry_run/label_checks": "plan/dry_run/test_run.py",
     "plan/dry_run/module_checks": "plan/dry_run/test_run.py",

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from lmmkit.commands.support.common import STARTING, Dtype, Trust, err, reporting
+from lmmkit.commands.support.common import STARTING, Dtype, Trust, err, refused_file, reporting
 from lmmkit.errors import UserError
 from lmmkit.errors.commands import CHAT_MODEL
 from lmmkit.progress import shown_on, working
@@ -98,7 +98,10 @@ def _drawn_image(number: int) -> Path:
     """Draws an image for the demo's model into a temporary folder, which remains. Prints where and what it is."""
     from lmmkit.demo.image import draw_image
 
-    drawn = draw_image(Path(tempfile.mkdtemp(prefix="lmmkit-demo-")), number)
+    try:
+        drawn = draw_image(Path(tempfile.mkdtemp(prefix="lmmkit-demo-")), number)
+    except OSError as error:
+        raise refused_file(error) from error
     err.print(f"image: {drawn.path}, a drawn scene that the model was not trained on: {drawn.content}")
     err.print(f"The model knows such scenes only. Questions, for example: {' '.join(drawn.questions)}")
     return drawn.path

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lmmkit import plugin_calls
 from lmmkit.api.components import ImageReducer
 from lmmkit.api.model_info import Dims
-from lmmkit.model.connector import Connector
+from lmmkit.model.connectors.connector import Connector
 
 
 class ImageRows:

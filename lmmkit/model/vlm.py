@@ -13,7 +13,7 @@ from lmmkit.api.needs import VisionAt
 from lmmkit.attention.backends import Backend
 from lmmkit.attention.interface import AttentionFn
 from lmmkit.attention.schedule import AttentionSpec
-from lmmkit.model.connector import Connector
+from lmmkit.model.connectors.connector import Connector
 from lmmkit.model.decoder import NOTHING, Decoder
 from lmmkit.model.image_rows import ImageRows
 from lmmkit.model.vision import TimmViT, ViT

@@ -21,7 +21,7 @@ from lmmkit.data.text_tokenizers.choose import TextTokenizer, open_tokenizer
 from lmmkit.data.views import Views
 from lmmkit.errors import Problem, Tried, UserError, raise_all, raise_together
 from lmmkit.errors.plan import NO_STEP, OTHERS, PLUGIN_SETTINGS
-from lmmkit.model.connector import CONNECTORS
+from lmmkit.model.connectors.kinds import CONNECTORS
 from lmmkit.plan import shapes
 from lmmkit.plan.checks import reducer_of
 from lmmkit.plan.compile_plan import chat_plan, compile_plan

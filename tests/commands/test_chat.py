@@ -30,6 +30,12 @@ def test_the_demo_takes_an_image_of_the_user(tmp_path):
     )
 
 
+def test_an_image_that_cannot_be_written_is_a_fault_of_the_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    text = lmmkit("chat", "--demo", "--prompt", "How many objects are there?", code=3)
+    assert "files/cannot-write" in text and "nowhere" in text
+
+
 @pytest.mark.parametrize(
     ("words", "got"), [((), "no model"), (("runs/mine", "--demo"), "`runs/mine` and `--demo`")]
 )

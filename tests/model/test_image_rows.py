@@ -18,7 +18,7 @@ from lmmkit.data.images import FixedRows
 from lmmkit.data.packing import LaidOut
 from lmmkit.errors import UserError
 from lmmkit.inference.generate import generate
-from lmmkit.model.connector import NoConnector
+from lmmkit.model.connectors.connector import NoConnector
 from lmmkit.model.image_rows import ImageRows, ReducedRows
 from lmmkit.plan.explain import plan_text
 from lmmkit.plan.notices import notices

@@ -19,7 +19,7 @@ from lmmkit.attention.forest import roots
 from lmmkit.attention.schedule import AttentionSpec
 from lmmkit.data.images import Cut, ImageReader, normalise
 from lmmkit.data.packing import LaidOut, Packer, SizedSample, read_images
-from lmmkit.model.connector import MlpConnector
+from lmmkit.model.connectors.mlp import MlpConnector
 from lmmkit.model.decoder import Decoder, DecoderShape
 from lmmkit.model.vision import VisionShape, ViT
 from lmmkit.model.vlm import LMM

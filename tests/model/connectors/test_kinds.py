@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lmmkit.model.connector import CONNECTORS, LinearConnector, MlpConnector
+from lmmkit.model.connectors.kinds import CONNECTORS
+from lmmkit.model.connectors.mlp import LinearConnector, MlpConnector
 from lmmkit.recipe import ConnectorConfig
 from tests.support.hf_weights import scramble
 
