@@ -199,7 +199,8 @@ class AnyResFit(AnyRes):
 
 
 def _fit_shape(value: object) -> str:
-    return "<anyres>" if isinstance(value, Mapping | AnyRes) else "<name>"
+    cut = isinstance(value, AnyRes) or (isinstance(value, Mapping) and "kind" in value)
+    return "<anyres>" if cut else "<name>"
 
 
 Fit = Annotated[
