@@ -26,7 +26,7 @@ FLOORS: dict[str, str] = {
         schema grid arms stage_runs store trial forecast intervals results summary table
     """,
     "lmmkit.api": """
-        model_info plugin_files puzzle sample layout needs batch pairing components
+        model_info plugin_files puzzle sample layout needs batch pairing ctx components
     """,
     "lmmkit.attention": """
         forest interface key_maps schedule merge eager sdpa flash xformers_backend trial backends
@@ -55,7 +55,7 @@ FLOORS: dict[str, str] = {
         tiles
     """,
     "lmmkit.data.sources": """
-        other_samples bad_records image_paths json_stream index_cache json_records record_keys record_parser indexed_records
+        other_samples bad_records image_paths json_stream index_cache json_records record_keys record_parser messages_records indexed_records
         llava_json tar_members webdataset_shards records
     """,
     "lmmkit.data.text_tokenizers": """
