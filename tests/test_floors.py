@@ -32,14 +32,11 @@ FLOORS: dict[str, str] = {
         forest interface key_maps schedule merge eager sdpa flash xformers_backend trial backends
     """,
     "lmmkit.commands": """
-        support ablation bench chat check ckpt data diff env evaluate answers experiments explain model plugins quickstart
+        support bench chat check ckpt data diff env evaluate answers experiments explain model plugins quickstart
         recipes train
     """,
-    "lmmkit.commands.ablation": """
-        job_queue grid_work emit process_trial ablate
-    """,
     "lmmkit.commands.experiments": """
-        runs report demo
+        job_queue grid_work emit process_trial ablate runs report demo
     """,
     "lmmkit.commands.answers": """
         group
