@@ -48,7 +48,7 @@ Samples = Annotated[int, Strict(), Ge(1), Le(10**6), Says("a whole number from 1
 Few = Annotated[int, Strict(), Ge(0), Le(1024), Says("a whole number from 0 to 1024")]
 # a tile is an image of the encoder: more would be a typing error, or beyond any context
 Tiles = Annotated[int, Strict(), Ge(1), Le(64), Says("a whole number from 1 to 64")]
-Grid = Annotated[tuple[Tiles, Tiles], Says("two whole numbers from 1 to 64: lines and columns of tiles")]
+TileGrid = Annotated[tuple[Tiles, Tiles], Says("two whole numbers from 1 to 64: lines and columns of tiles")]
 CountOrAll = Count | Literal["all"]
 
 Number = Annotated[float, Strict(), Says("a number")]

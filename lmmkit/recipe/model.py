@@ -194,7 +194,7 @@ class AnyResFit(AnyRes):
     """Describes `image_fit: {kind: anyres, ...}`."""
 
     kind: Literal["anyres"]
-    grids: Annotated[tuple[k.Grid, ...], Says("a list of [lines, columns] of tiles")] = AnyRes.grids
+    grids: Annotated[tuple[k.TileGrid, ...], Says("a list of [lines, columns] of tiles")] = AnyRes.grids
     max_tiles: k.Tiles | None = None
 
 

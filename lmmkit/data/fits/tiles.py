@@ -15,19 +15,19 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image as Pil
 
-Size = tuple[int, int]  # (height, width)
+HeightWidth = tuple[int, int]  # (height, width)
 
 NEWLINE = -1  # in place of the number of an encoder token
 
 
-def best_grid(size: Size, grids: Sequence[Size], side: int) -> Size:
+def best_grid(size: HeightWidth, grids: Sequence[HeightWidth], side: int) -> HeightWidth:
     """Returns the grid of tiles, `side` pixels each, that shows most pixels of an image of `size`; among equals the one
     with the smallest rest, among those the first.
 
     The arithmetic is that of LLaVA-NeXT, with its rounding: another order of operations finds other grids.
     """
 
-    def shown(grid: Size) -> tuple[int, int]:
+    def shown(grid: HeightWidth) -> tuple[int, int]:
         (height, width), (rows, columns) = size, grid
         scale = min(columns * side / width, rows * side / height)
         seen = min(int(width * scale) * int(height * scale), width * height)
@@ -43,15 +43,15 @@ class Tiling:
     Of the encoder's tokens of all tiles as one plane, `height` lines from `top` and `width` columns from `left` remain.
     """
 
-    grid: Size
-    resized: Size
+    grid: HeightWidth
+    resized: HeightWidth
     top: int
     left: int
     height: int
     width: int
 
     @classmethod
-    def of(cls, size: Size, grids: Sequence[Size], side: int, tokens: Size) -> Tiling:
+    def of(cls, size: HeightWidth, grids: Sequence[HeightWidth], side: int, tokens: HeightWidth) -> Tiling:
         """Returns the tiling of an image of `size`. A tile is `side` pixels wide and high, and becomes `tokens`."""
         grid = best_grid(size, grids, side)
         rows, columns = grid[0] * tokens[0], grid[1] * tokens[1]
@@ -68,11 +68,11 @@ class Tiling:
         """Returns the number of images that the encoder gets: the overview and the tiles."""
         return 1 + self.grid[0] * self.grid[1]
 
-    def rows(self, tokens: Size) -> int:
+    def rows(self, tokens: HeightWidth) -> int:
         """Returns the number of rows that the image takes in the decoder."""
         return tokens[0] * tokens[1] + self.height * (self.width + 1)
 
-    def token_of_rows(self, tokens: Size) -> np.ndarray:
+    def token_of_rows(self, tokens: HeightWidth) -> np.ndarray:
         """Returns for each row its number among the encoder's tokens of the overview and all tiles, one after the
         other; `NEWLINE` for a newline row."""
         (tall, wide), each = tokens, tokens[0] * tokens[1]
@@ -94,7 +94,7 @@ class Tiling:
         return [image.resize((side, side), resampling), *tiles]
 
 
-def _inside(size: Size, canvas: Size) -> Size:
+def _inside(size: HeightWidth, canvas: HeightWidth) -> HeightWidth:
     """Returns the largest size of an image on a canvas."""
     (height, width), (tall, wide) = size, canvas
     by_width, by_height = wide / width, tall / height
