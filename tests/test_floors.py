@@ -48,8 +48,11 @@ FLOORS: dict[str, str] = {
         progress_display table_layout common data_check token_pieces jobs further_templates plugin_templates quickstart_display
     """,
     "lmmkit.data": """
-        image_markers images labels need_rows packing sampler length_grouping rank_shares sources text_tokenizers layout_writer
+        image_markers fits images labels need_rows packing sampler length_grouping rank_shares sources text_tokenizers layout_writer
         chat_templates views pipeline step_transfer loader
+    """,
+    "lmmkit.data.fits": """
+        tiles
     """,
     "lmmkit.data.sources": """
         other_samples bad_records image_paths json_stream index_cache json_records record_keys record_parser messages_records indexed_records
