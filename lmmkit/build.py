@@ -29,7 +29,7 @@ from lmmkit.attention.interface import Heads
 from lmmkit.attention.trial import Backend, Conditions
 from lmmkit.errors import MachineError, Problem, UserError, raise_all
 from lmmkit.errors.plan import ATTENTION, COMPILE
-from lmmkit.model.connectors.kinds import CONNECTORS
+from lmmkit.model.connectors.kinds import build_connector
 from lmmkit.model.decoder import Decoder
 from lmmkit.model.image_rows import ReducedRows
 from lmmkit.model.init import init
@@ -266,7 +266,11 @@ def shell(recipe: Recipe, components: Mapping[str, Component], dims: Dims, devic
         section, where = recipe.model.vision, recipe.where("model.vision")
         vision = nn.Identity() if section is None else encoder(section, attention, where)
         asked = recipe.model.connector
-        connector = CONNECTORS[asked.kind](dims.image.width, decoder.width) if asked else nn.Identity()
+        connector = (
+            build_connector(asked, dims.image.width, decoder.width, dims.image.grid)
+            if asked
+            else nn.Identity()
+        )
         lmm = LMM(vision, connector, Decoder(decoder), attention)
         built = {name: plugin_calls.modules(component, dims) for name, component in components.items()}
         plugins = nn.ModuleDict({name: module for name, module in built.items() if module is not None})

@@ -86,7 +86,7 @@ FLOORS: dict[str, str] = {
         teacher teacher_model reference
     """,
     "lmmkit.model.connectors": """
-        connector mlp kinds
+        connector mlp squares pixel_shuffle average_pool resampler kinds
     """,
     "lmmkit.model.transforms": """
         compiled frozen_bf16 lora recompute

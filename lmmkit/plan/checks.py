@@ -69,6 +69,7 @@ from lmmkit.errors.plan import (
     UNUSED_TOKEN_WEIGHT,
     VIEW_ROLE,
 )
+from lmmkit.model.connectors.kinds import CONNECTORS
 from lmmkit.model.image_rows import ReducedRows
 from lmmkit.plan.instances import Instances
 from lmmkit.plan.token_checks import PROBE
@@ -211,7 +212,9 @@ def needs(recipe: Recipe, instances: Instances, plan: StagePlan, dims: Dims) -> 
             problems += _need(where, term, need, views, provided, dims)
             if isinstance(need, VisionAt):
                 problems += _vision(where, need, recipe, recipe.stages[plan.stage])
-                problems += _patches(where, need, plan.reducer, dims)
+                if need.stage == "encoder" and (by := without_patches(recipe, instances, dims)):
+                    got = f"features of the encoder, and rows of `{by}`"
+                    problems.append(PATCHES.at(where, got=got))
         if isinstance(term, StepTerm) and recipe.stages[plan.stage].batch.samples < 2:
             got = f"`{term.name}` in a stage with `batch.samples: 1`"
             problems.append(STEP_TERM.at(where, got=got, stage=plan.stage))
@@ -278,11 +281,12 @@ def _vision(where: str, need: VisionAt, recipe: Recipe, stage: Stage) -> list[Pr
     return []
 
 
-def _patches(where: str, need: VisionAt, found: ImageReducer | None, dims: Dims) -> list[Problem]:
-    """Returns a problem for a need that reads the encoder's features at rows without fixed patches."""
-    if need.stage != "encoder" or found is None or plugin_calls.patches(found, dims) is not None:
-        return []
-    return [PATCHES.at(where, got=f"features of the encoder, and rows of `{found.name}`")]
+def without_patches(recipe: Recipe, instances: Instances, dims: Dims) -> str:
+    """Returns the reducer, or the connector, that gives images rows without fixed patches; "" if neither does."""
+    connector, found = recipe.model.connector, reducer_of(recipe, instances)
+    if found is not None:
+        return found.name if plugin_calls.patches(found, dims) is None else ""
+    return connector.kind if connector and not CONNECTORS[connector.kind].fixed_patches else ""
 
 
 def reducer_of(recipe: Recipe, instances: Instances) -> ImageReducer | None:

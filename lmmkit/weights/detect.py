@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lmmkit.errors import UserError
-from lmmkit.errors.weights import ARCHITECTURE, PART, WRAPPED
+from lmmkit.errors.weights import ARCHITECTURE, MISSING, PART, WRAPPED
 from lmmkit.model.vision import ViT
 from lmmkit.recipe import TextScratch
 from lmmkit.weights import decoders, encoders, name_maps, timm_encoder
@@ -185,12 +185,25 @@ class PretrainedFolder:
 
     def _pairing(self, part: str, module: nn.Module, stored: Mapping[str, Stored]) -> dict[str, Any]:
         prefix = f"{part}."
+        if part == "connector":
+            self._require_names_of_mlp(module)
         if part == "vision" and isinstance(self.vision, TimmSource) and self.vision.resized:
             stored = timm_encoder.resampled(module, stored, prefix)
         return {
             "table": self._table(part, module), "stored": stored, "prefix": prefix,
             "spare": self._spare(part, module), "fix": self._fix(part),
         }  # fmt: skip
+
+    def _require_names_of_mlp(self, module: nn.Module) -> None:
+        """Raises `UserError` for a connector with tensors that no public folder has."""
+        known = {ours for ours, _ in CONNECTOR}
+        if lacking := [name for name, _ in module.named_parameters() if name not in known]:
+            got = f"an MLP connector, without {len(lacking)} tensors: {', '.join(lacking[:4])}, ..."
+            raise UserError(
+                MISSING.at(
+                    f"{self.folder}: connector.*", got=got, fix="name a `kind` of connector that it has"
+                )
+            )
 
     def _fix(self, part: str) -> str:
         if part == "connector":
