@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from lmmkit import plugin_calls
 from lmmkit.api.batch import WEIGHT, Batch, HeadPairs, RowGather
-from lmmkit.api.components import EVALUATION, Ctx, Moment, Reader, RowLoss, StepTerm, Term, TokenWeight
+from lmmkit.api.components import Reader, RowLoss, StepTerm, Term, TokenWeight
+from lmmkit.api.ctx import EVALUATION, Ctx, Moment
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import (
     AttnMass,

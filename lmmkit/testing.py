@@ -9,7 +9,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from lmmkit.api.components import Component, Ctx, Reader, ViewMaker
+from lmmkit.api.components import Component, Reader, ViewMaker
+from lmmkit.api.ctx import Ctx
 from lmmkit.api.needs import Need
 from lmmkit.errors import Problem, UserError
 from lmmkit.plan.dry_run import run as running

@@ -26,20 +26,17 @@ FLOORS: dict[str, str] = {
         schema grid arms stage_runs store trial forecast intervals results summary table
     """,
     "lmmkit.api": """
-        model_info plugin_files puzzle sample layout needs batch pairing components
+        model_info plugin_files puzzle sample layout needs batch pairing ctx components
     """,
     "lmmkit.attention": """
         forest interface key_maps schedule merge eager sdpa flash xformers_backend trial backends
     """,
     "lmmkit.commands": """
-        support ablation bench chat check ckpt data diff env evaluate answers experiments explain model plugins quickstart
+        support bench chat check ckpt data diff env evaluate answers experiments explain model plugins quickstart
         recipes train
     """,
-    "lmmkit.commands.ablation": """
-        job_queue grid_work emit process_trial ablate
-    """,
     "lmmkit.commands.experiments": """
-        runs report demo
+        job_queue grid_work emit process_trial ablate runs report demo
     """,
     "lmmkit.commands.answers": """
         group
@@ -52,7 +49,7 @@ FLOORS: dict[str, str] = {
         chat_templates views pipeline step_transfer loader
     """,
     "lmmkit.data.sources": """
-        other_samples bad_records image_paths json_stream index_cache json_records record_keys record_parser indexed_records
+        other_samples bad_records image_paths json_stream index_cache json_records record_keys record_parser messages_records indexed_records
         llava_json tar_members webdataset_shards records
     """,
     "lmmkit.data.text_tokenizers": """

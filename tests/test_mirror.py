@@ -15,7 +15,7 @@ ELSEWHERE = ("trust", "plugins", "stored", "support")  # folders that are no mir
 TESTED_BY = {
     "__main__": "training/test_signals_stop.py",
     "ablation/schema": "ablation/test_grid.py",
-    "ablation/trial": "commands/ablation/test_ablate.py",
+    "ablation/trial": "commands/experiments/test_ablate.py",
     "attention/sdpa": "attention/test_backends.py",
     "data/sources/image_paths": "data/sources/test_records.py",
     "evaluate/answers/schema": "evaluate/answers/test_answers_file.py",
@@ -72,7 +72,7 @@ COMMANDS = (
     "commands/test_explain.py",
     "commands/test_bench.py",
     "commands/test_ckpt.py",
-    "commands/ablation/test_ablate.py",
+    "commands/experiments/test_ablate.py",
     "commands/answers/test_group.py",
     "commands/test_env.py",
 )

@@ -15,17 +15,16 @@ if TYPE_CHECKING:
     from lmmkit.api.batch import Batch, Ragged
     from lmmkit.api.components import (
         AuxTask,
-        Ctx,
         ExtraView,
         ImageReducer,
         LearnedTokens,
         Loss,
-        Metric,
         RowLoss,
         StepTerm,
         TokenStrategy,
         TokenWeight,
     )
+    from lmmkit.api.ctx import Ctx, Metric
     from lmmkit.api.layout import Insert
     from lmmkit.api.model_info import Dims, ImageSpec
     from lmmkit.api.needs import (
@@ -55,18 +54,17 @@ _FILES = {
     "batch": ("Batch", "Ragged"),
     "components": (
         "AuxTask",
-        "Ctx",
         "ExtraView",
         "ImageReducer",
         "LearnedTokens",
         "Loss",
-        "Metric",
         "RowLoss",
         "StepTerm",
         "TokenStrategy",
         "TokenWeight",
         "hookimpl",
     ),
+    "ctx": ("Ctx", "Metric"),
     "layout": ("Insert",),
     "model_info": ("Dims", "ImageSpec"),
     "needs": (

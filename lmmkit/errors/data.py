@@ -148,6 +148,19 @@ LONG = Code(
     "records/too-long", cause="A record is too long.",
     expected="at most {most}", hint="Split the conversation into several records.",
 )
+MESSAGE_COLUMN = Code(
+    "records/columns", cause="A record of kind `messages` has no column of messages, or two columns for one thing.",
+    expected="{expected}", hint="Name the column in the source's `columns`, or correct the record.",
+)
+MESSAGE_PART = Code(
+    "records/content-part", cause="A content part of a message is neither a text nor an image.",
+    expected='{{"type": "text", "text": ...}} or {{"type": "image", "image": PATH}}',
+    hint="Correct or remove the part.",
+)
+MESSAGE_ROLE = Code(
+    "records/role", cause="The role of a message is unknown.",
+    expected="`system`, `user` or `assistant` (`human` or `gpt`)", hint="Correct the role, or remove the record.",
+)
 MORE_PROBLEMS = Code(
     "records/more-problems", cause="A source has more problems than the message lists.",
     expected="at most {most} bad records or images",
@@ -166,14 +179,13 @@ NO_WEBDATASET = Code(
     expected="the packages of the extra `webdataset`", hint='Run `pip install -e ".[webdataset]"`.',
 )
 ORDER = Code(
-    "records/turn-order", cause="The turns of a record do not alternate between human and gpt.",
-    expected="human and gpt in alternation", hint="Join or split the turns.",
+    "records/turn-order", cause="The turns of a record do not alternate between questions and answers.",
+    expected="questions and answers in alternation", hint="Join or split the turns.",
 )
 OTHER_FORM = Code(
     "records/other-form", cause="A record has another form than LLaVA's.",
     expected="`conversations`, a list of turns with `from` and `value`",
-    hint="Convert the file: `messages`, `role` and `content` become `conversations`, `from` and `value`; the roles "
-    "user and assistant become `human` and `gpt`.",
+    hint="Set the source's `kind` to `messages` if the records have `role` and `content`.",
 )
 QUESTION = Code(
     "records/no-question", cause="A question is empty. LLaVA learns nothing from such a record.",

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmmkit.api.components import Ctx, Loss
+from lmmkit.api.components import Loss
+from lmmkit.api.ctx import Ctx
 from lmmkit.api.needs import LogitsAt, LogProb, Select
 from lmmkit.data.packing import Packer, SizedSample, read_images
 from lmmkit.data.pipeline import Pipeline, cut

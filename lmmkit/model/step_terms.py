@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from lmmkit import plugin_calls
-from lmmkit.api.components import Ctx, StepTerm
+from lmmkit.api.components import StepTerm
+from lmmkit.api.ctx import Ctx
 
 GatherRows = Callable[[Tensor | None], tuple[Tensor | None, int]]
 """Returns the rows of all ranks, and the index of this rank's first one; None where no rank has any."""

@@ -313,5 +313,5 @@ def open_source(recipe: Recipe, name: str) -> Records:
         name, records=recipe.path(section.records),
         images=None if section.images is None else recipe.path(section.images),
         template=section.template, image_fit=section.image_fit,
-        bad_records=Policy(section.bad_records, section.bad_share),
+        bad_records=Policy(section.bad_records, section.bad_share), columns=section.mapped(),
     )  # fmt: skip

@@ -18,10 +18,8 @@ from torch import Tensor, nn
 from lmmkit.api.components import (
     AuxTask,
     Component,
-    Ctx,
     ImageReducer,
     Loss,
-    Metric,
     OtherSamples,
     Reader,
     RowLoss,
@@ -31,6 +29,7 @@ from lmmkit.api.components import (
     TokenWeight,
     ViewMaker,
 )
+from lmmkit.api.ctx import Ctx, Metric
 from lmmkit.api.layout import CharWeight, Insert, InsertAt
 from lmmkit.api.needs import LogitsAt, Need, Select
 from lmmkit.api.puzzle import Puzzle

@@ -16,19 +16,34 @@ from lmmkit.recipe.model import TemplateName
 
 
 @section
+class Columns:
+    """Maps the columns of a source of kind `messages`: the name of each in its files. Not given: a usual name."""
+
+    messages: k.Text | None = None  # `messages` or `conversations`
+    images: k.Text | None = None  # `images` or `image`
+    system: k.Text | None = None
+    id: k.Text | None = None
+
+
+@section
 class Source:
     """Describes a data source: a record file and its folder of images, or shards that contain both, and the
-    chat template for its turns. `bad_records`: `error` stops the run at a bad record. `skip` replaces it by
-    another record, for at most `bad_share` of the records, or ten.
+    chat template for its turns. `columns`: the names of columns, for `messages`. `bad_records`: `error` stops the
+    run at a bad record. `skip` replaces it by another record, for at most `bad_share` of the records, or ten.
     """
 
-    kind: Literal["llava", "webdataset"]
+    kind: Literal["llava", "messages", "webdataset"]
     records: k.Text
-    images: k.Text | None = None  # for `llava`
+    images: k.Text | None = None  # for `llava` and `messages`
     template: TemplateName
     image_fit: ImageFit
     bad_records: Literal["error", "skip"] = "error"
     bad_share: k.Below1 = 0.001
+    columns: Columns = field(default_factory=Columns, repr=False)
+
+    def mapped(self) -> dict[str, str] | None:
+        """Returns the columns that have a name in the recipe; None if the kind is not `messages`."""
+        return {k: v for k, v in vars(self.columns).items() if v} if self.kind == "messages" else None
 
 
 @section

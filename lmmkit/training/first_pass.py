@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lmmkit.api.batch import Batch
-from lmmkit.api.components import Moment, StepTerm
+from lmmkit.api.components import StepTerm
+from lmmkit.api.ctx import Moment
 from lmmkit.model.step_terms import StepShare, items_of, shares
 from lmmkit.objective import Objective
 from lmmkit.training.checkpoint.rng import rng_state, set_rng_state

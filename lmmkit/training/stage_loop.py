@@ -11,7 +11,7 @@ import torch
 
 from lmmkit import build
 from lmmkit.api.batch import Step
-from lmmkit.api.components import Moment
+from lmmkit.api.ctx import Moment
 from lmmkit.data.loader import load_steps
 from lmmkit.data.sources.bad_records import BadRecordLog
 from lmmkit.errors import UserError

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lmmkit import plugin_calls
 from lmmkit.api.batch import Batch, Step
-from lmmkit.api.components import EVALUATION, Moment
+from lmmkit.api.ctx import EVALUATION, Moment
 from lmmkit.objective import Objective, divisors, sum_by_name, total
 from lmmkit.recipe import Optim
 from lmmkit.training.distributed.fsdp import gather_full, set_grad_sync

@@ -17,7 +17,8 @@ from lmmkit import build
 from lmmkit import objective as objective_module
 from lmmkit.api import AttnTo, HiddenAt, LogProb, Loss, Select, StepTerm
 from lmmkit.api.batch import Batch
-from lmmkit.api.components import EVALUATION, Term
+from lmmkit.api.components import Term
+from lmmkit.api.ctx import EVALUATION
 from lmmkit.data.sources.other_samples import SourceSamples
 from lmmkit.errors import UserError
 from lmmkit.evaluate import terms as evaluation

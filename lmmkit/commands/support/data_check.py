@@ -83,8 +83,9 @@ def check_records(recipe: Recipe, name: str, report: CheckReport, decode: bool) 
     try:
         with working(f"{name}: records", records_size(path, images or None)) as move:
             indexing = Indexing(
-                template=section.template, rebuild=True, on_bad_record=on_bad_record, progress=move
-            )
+                template=section.template, rebuild=True, on_bad_record=on_bad_record, progress=move,
+                columns=section.mapped(),
+            )  # fmt: skip
             indexed = open_indexed(path, images or None, indexing)
     except UserError as error:
         for p in error.problems:

@@ -39,17 +39,19 @@ _RECORD = np.dtype([("file", "<u4"), ("offset", "<u8"), ("length", "<u8"), ("lin
 class Indexing:
     """Describes how a source is indexed. Without an index of its files, or with `rebuild`, one pass over the
     files makes it; it calls `on_bad_record` for every problem of every bad record, and `progress` with the
-    number of bytes read."""
+    number of bytes read. `columns`: of a source of kind `messages`, the names of its columns."""
 
     template: str
     rebuild: bool = False
     on_bad_record: Callable[[BadRecord], None] = lambda bad: None
     progress: Callable[[int], None] = lambda size: None
+    columns: Mapping[str, str] | None = None
 
     def open(self, kind: str, path: Path, files: Sequence[Path], build: Callable[[], Index]) -> Index:
         """Returns the index of `files`, which `path` names. `build` makes the pass."""
         rules = "plain" if self.template == "plain" else "turns"  # which records are good
-        key = f"{kind} {os.path.realpath(path)} {path.suffix} {rules}"
+        form = "" if self.columns is None else f" messages {sorted(self.columns.items())}"
+        key = f"{kind} {os.path.realpath(path)} {path.suffix} {rules}{form}"
         return open_index(key, files, build, rebuild=self.rebuild)
 
 

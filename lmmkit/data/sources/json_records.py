@@ -6,11 +6,12 @@ After a bad record the following records are still read, as far as their start c
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from lmmkit.data.sources.json_stream import MAX_RECORD, Faults, Parser, Window, skip
-from lmmkit.errors import UserError
+from lmmkit.errors import Problem, UserError
 from lmmkit.errors.data import RECORDS_FILE
 
 
@@ -19,6 +20,9 @@ class RawRecord(NamedTuple):
 
     `faults` are pairs (got, expected); a record with faults has no usable value. Its text is the
     `length` bytes from `offset` on. `no_surrogates`: the text contains no escape of a surrogate.
+
+    Of a record that was written in another form: `problems`, each with the part of the record; `notes`: what
+    was not read; `names`: the names that the parts of LLaVA's form have in it.
     """
 
     index: int
@@ -28,6 +32,9 @@ class RawRecord(NamedTuple):
     offset: int = 0
     length: int = 0
     no_surrogates: bool = False
+    problems: tuple[tuple[str, Problem], ...] = ()
+    notes: tuple[str, ...] = ()
+    names: Mapping[str, str] = MappingProxyType({})
 
 
 def read_records(window: Window) -> Iterator[RawRecord]:

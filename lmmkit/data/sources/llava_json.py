@@ -1,11 +1,11 @@
-"""Reads a records file in LLaVA's format through an index. A record is parsed when it is read."""
+"""Reads a JSON or JSONL file, of kind `llava` or `messages`, through an index. A record is parsed when it is read."""
 
 from __future__ import annotations
 
 import array
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +15,9 @@ from lmmkit.api.sample import Image
 from lmmkit.data.sources.image_paths import ImageRoot, describe_path, is_plain, path_fault
 from lmmkit.data.sources.index_cache import Index
 from lmmkit.data.sources.indexed_records import IndexBuilder, IndexedRecords, Indexing, OpenFiles, as_table
-from lmmkit.data.sources.json_records import read_records
+from lmmkit.data.sources.json_records import RawRecord, read_records
 from lmmkit.data.sources.json_stream import Window, open_regular
+from lmmkit.data.sources.messages_records import as_llava
 from lmmkit.progress import counted, working
 from lmmkit.runs.files import file_crc32
 
@@ -25,9 +26,16 @@ _IMAGE = np.dtype([("record", "<u8"), ("start", "<u8"), ("folder", "<u4")])
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class JsonRecords(IndexedRecords):
-    """Reads the good records of a file, by number. Their images are below `root`."""
+    """Reads the good records of a file, by number. Their images are below `root`. `columns`: of a source of kind
+    `messages`, the names of its columns."""
 
     root: ImageRoot
+    columns: Mapping[str, str] | None = None
+
+    def record(self, i: int) -> RawRecord:
+        """Reads good record i, in LLaVA's form. Raises `UserError` if its file changed since it was indexed."""
+        raw = super().record(i)
+        return raw if self.columns is None else as_llava(raw, self.columns)
 
     def images(self, i: int, paths: tuple[str, ...]) -> tuple[Image, ...]:
         """Returns the images of record i."""
@@ -107,7 +115,8 @@ def open_json(path: Path, images: Path, indexing: Indexing) -> JsonRecords:
     with open_regular(path):  # raises a clear error if it cannot be read
         pass
     index = indexing.open("json", path, [path], lambda: _index(path, indexing))
-    return JsonRecords(path=path, files=OpenFiles([path]), index=index, root=root)
+    files = OpenFiles([path])
+    return JsonRecords(path=path, files=files, index=index, root=root, columns=indexing.columns)
 
 
 def _index(path: Path, indexing: Indexing) -> Index:
@@ -115,6 +124,7 @@ def _index(path: Path, indexing: Indexing) -> Index:
     builder, images = IndexBuilder([path], indexing), _ImageNames()
     with Window(path, indexing.progress) as window:
         for raw in read_records(window):
+            raw = raw if indexing.columns is None else as_llava(raw, indexing.columns)
             if (size := builder.add(raw)) is not None:
                 images.add(size.images, len(builder) - 1)
     meta = {"images": len(images.known), "folders": list(images.folders)}

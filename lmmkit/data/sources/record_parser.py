@@ -76,7 +76,13 @@ def measure_record(raw: RawRecord, template: str) -> RecordSize | None:
     file have the simple form.
     """
     value = raw.value
-    if raw.faults or not raw.no_surrogates or type(value) is not dict or raw.length > MAX_CHARS:
+    if (
+        raw.faults
+        or raw.problems
+        or not raw.no_surrogates
+        or type(value) is not dict
+        or raw.length > MAX_CHARS
+    ):
         return None
     if not RARE.isdisjoint(value):
         return None
@@ -106,7 +112,7 @@ def measure_record(raw: RawRecord, template: str) -> RecordSize | None:
     if marks != (path is not None) or (template == "plain" and path is None):
         return None
     images = () if path is None else (path,)
-    return RecordSize("" if key is None else str(key), images, words, notes=tuple(lost_keys(value)))
+    return RecordSize("" if key is None else str(key), images, words, notes=(*raw.notes, *lost_keys(value)))
 
 
 @dataclass(kw_only=True)
@@ -122,6 +128,7 @@ class RecordParser:
     notes: list[str] = field(default_factory=list)
     id: str = ""
     system: str = ""
+    names: Mapping[str, str] = field(default_factory=dict)  # of parts, in a record of another form
     before: int = 0  # entries of `conversations` before the first question
     words: int = 0
 
@@ -129,11 +136,14 @@ class RecordParser:
         """Returns the record, or None if there are problems."""
         for got, expected in raw.faults:
             self.wrong(JSON, "", got, expected=expected)
+        self.problems += raw.problems
+        self.notes += raw.notes
+        self.names = raw.names
         if self.problems:
             return None
         value = raw.value
         if not isinstance(value, dict):
-            self.wrong(TYPE, "", _kind(value), expected="an object")
+            self.wrong(TYPE, "", value_kind(value), expected="an object")
             return None
         key = self.key(value.get("id"))
         self.media(value)
@@ -161,12 +171,13 @@ class RecordParser:
 
     def wrong(self, code: Code, key: str, got: str, **fields: object) -> None:
         """Adds a problem of the part `key`."""
-        self.problems.append((key, code.at("", got=got, **fields)))
+        part = ".".join(self.names.get(word, word) for word in key.split("."))
+        self.problems.append((part, code.at("", got=got, **fields)))
 
     def key(self, value: object) -> str:
         """Returns the id of the record as text; empty if it has none."""
         if isinstance(value, bool) or not isinstance(value, str | int | None):
-            self.wrong(TYPE, "id", f"`id` {_kind(value)}", expected="a string or an integer")
+            self.wrong(TYPE, "id", f"`id` {value_kind(value)}", expected="a string or an integer")
             return ""
         key = "" if value is None else str(value)
         if self.encodable([key], "`id`", "id") and key:
@@ -192,7 +203,7 @@ class RecordParser:
         paths: list[str] = []
         for path in value if isinstance(value, list) else [value]:
             if not isinstance(path, str):
-                self.wrong(TYPE, key, f"`{key}` {_kind(path)}", expected="a path or a list of paths")
+                self.wrong(TYPE, key, f"`{key}` {value_kind(path)}", expected="a path or a list of paths")
                 continue
             paths.append(path)
             if self.encodable([path], f"`{key}`", key) and (got := path_fault(path)):
@@ -204,7 +215,7 @@ class RecordParser:
         if value is None:
             return ""
         if not isinstance(value, str):
-            self.wrong(TYPE, key, f"a system prompt {_kind(value)}", expected="a string")
+            self.wrong(TYPE, key, f"a system prompt {value_kind(value)}", expected="a string")
             return ""
         if not self.encodable([value], "the system prompt", key) or not value.strip():
             return ""
@@ -220,7 +231,7 @@ class RecordParser:
             self.wrong(OTHER_FORM, other[0], f"`{other[0]}` and no `conversations`")
             return []
         if not isinstance(value, list) or not value:
-            got = "none" if value is None or value == [] else _kind(value)
+            got = "none" if value is None or value == [] else value_kind(value)
             self.wrong(RECORDS_TURNS, "conversations", f"`conversations` {got}")
             return []
         self.before = self.first_turn(value[0])
@@ -252,7 +263,7 @@ class RecordParser:
     def turn(self, value: object, i: int) -> Turn | None:
         """Returns turn i, or None if it is bad."""
         if not isinstance(value, dict):
-            self.wrong(TYPE, f"conversations.{i}", f"turn {i} {_kind(value)}", expected="an object")
+            self.wrong(TYPE, f"conversations.{i}", f"turn {i} {value_kind(value)}", expected="an object")
             return None
         who, text = value.get("from"), value.get("value")
         if "from" not in value and "role" in value:
@@ -263,10 +274,10 @@ class RecordParser:
             self.wrong(SYSTEM, f"conversations.{i}.from", f"turn {i} from system")
             return None
         if not isinstance(who, str) or who not in _ROLES:
-            self.wrong(FROM, f"conversations.{i}.from", f"turn {i} from {_kind(who)}")
+            self.wrong(FROM, f"conversations.{i}.from", f"turn {i} from {value_kind(who)}")
         if not isinstance(text, str):
             at = f"conversations.{i}.value"
-            self.wrong(TYPE, at, f"turn {i} value {_kind(text)}", expected="a string")
+            self.wrong(TYPE, at, f"turn {i} value {value_kind(text)}", expected="a string")
         elif (
             self.encodable([text], f"turn {i}", f"conversations.{i}.value")
             and isinstance(who, str)
@@ -281,7 +292,7 @@ class RecordParser:
         given = {key: turn[key] for key in WEIGHTS if turn.get(key) is not None}
         for key, value in given.items():
             if value not in (0, 1):
-                shown = str(value) if isinstance(value, int | float) else _kind(value)
+                shown = str(value) if isinstance(value, int | float) else value_kind(value)
                 self.wrong(TURN_WEIGHT, f"conversations.{i}.{key}", f"turn {i} `{key}` {shown}")
             elif value and role == "user":
                 self.notes.append(f"`{key}` of a question is not read")
@@ -350,11 +361,11 @@ class RecordParser:
         return True
 
 
-def _kind(value: object) -> str:
+def value_kind(value: object) -> str:
     """Describes a JSON value in words."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     if isinstance(value, str):
         return f"{value[:40]!a}"
     names = {dict: "an object", list: "a list", int: "a number", float: "a number"}
-    return f"is {names[type(value)]}"
+    return f"is {names.get(type(value), type(value).__name__)}"

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -105,10 +105,11 @@ class Records(Sequence[Sample]):
 
 def open_records(
     name: str, *, records: Path, images: Path | None, template: str, image_fit: ImageFit,
-    bad_records: Policy = STRICT,
+    bad_records: Policy = STRICT, columns: Mapping[str, str] | None = None,
 ) -> Records:  # fmt: skip
     """Returns the records of the file `records`, after checking all of them. Image paths are relative to
-    `images`. Without `images`, `records` is the pattern of shards, which contain records and images.
+    `images`. Without `images`, `records` is the pattern of shards, which contain records and images. With
+    `columns`, the file is of kind `messages`; they map its columns.
 
     For the template `plain` the user's words are left out, as LLaVA does with its captions.
     Image files are not read, but a path that leads out of `images` is refused.
@@ -116,7 +117,8 @@ def open_records(
     Raises `UserError` with the first 20 problems and the total number.
     """
     with working(f"{name}: reading records", records_size(Path(records), images)) as move:
-        indexed = open_indexed(Path(records), images, Indexing(template=template, progress=move))
+        indexing = Indexing(template=template, progress=move, columns=columns)
+        indexed = open_indexed(Path(records), images, indexing)
     found = Records(
         name=name, template=template, image_fit=image_fit, bad_records=bad_records, indexed=indexed
     )

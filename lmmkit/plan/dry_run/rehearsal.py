@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from lmmkit import plugin_calls
 from lmmkit.api.components import (
     Component,
-    Ctx,
     ExtraView,
     ImageReducer,
     LearnedTokens,
@@ -26,6 +25,7 @@ from lmmkit.api.components import (
     TokenStrategy,
     TokenWeight,
 )
+from lmmkit.api.ctx import Ctx
 from lmmkit.api.layout import Insert
 from lmmkit.api.model_info import Dims, ImageSpec
 from lmmkit.api.needs import (

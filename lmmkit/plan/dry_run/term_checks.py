@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from lmmkit import plugin_calls
 from lmmkit.api.batch import Batch, Ragged
-from lmmkit.api.components import Ctx, Loss, Moment, Reader, RowLoss, StepTerm, Term, TokenWeight
+from lmmkit.api.components import Loss, Reader, RowLoss, StepTerm, Term, TokenWeight
+from lmmkit.api.ctx import Ctx, Moment
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import LogitsAt, Need
 from lmmkit.api.sample import Image, ImageFit

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from lmmkit import plugin_calls
-from lmmkit.api.components import Ctx, TokenWeight
+from lmmkit.api.components import TokenWeight
+from lmmkit.api.ctx import Ctx
 from lmmkit.errors import Problem
 from lmmkit.errors.dry_run import IN_PLACE, NO_GRADIENT, NOT_ADDITIVE, NOT_PURE, WEIGHTS
 from lmmkit.plan.dry_run.subject import Check, global_seed, problem

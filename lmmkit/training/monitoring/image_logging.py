@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lmmkit import plugin_calls
-from lmmkit.api.components import Moment
+from lmmkit.api.ctx import Moment
 from lmmkit.api.model_info import ImageSpec
 from lmmkit.data.packing import ImageRef, Packer, SizedSample, read_images
 from lmmkit.errors import UserError
