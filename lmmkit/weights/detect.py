@@ -172,6 +172,8 @@ class PretrainedFolder:
     def _require_unwrapped(self, part: str, module: nn.Module, stored: Mapping[str, Stored]) -> None:
         """Raises `UserError` if more than half of the part's tensors are there only after something is removed from
         their names: the name of a wrapper, or what all names begin with."""
+        if part == "connector":
+            self._require_names_of_mlp(module)
         wanted = {f"{part}.{name}" for name in name_maps.map_names(module, self._table(part, module))}
         if 2 * len(wanted & stored.keys()) > len(wanted):
             return
@@ -185,8 +187,6 @@ class PretrainedFolder:
 
     def _pairing(self, part: str, module: nn.Module, stored: Mapping[str, Stored]) -> dict[str, Any]:
         prefix = f"{part}."
-        if part == "connector":
-            self._require_names_of_mlp(module)
         if part == "vision" and isinstance(self.vision, TimmSource) and self.vision.resized:
             stored = timm_encoder.resampled(module, stored, prefix)
         return {

@@ -15,7 +15,7 @@ from tests.support.hf_weights import scramble
 @pytest.mark.parametrize("factor", [2, 3])
 def test_rows_are_those_of_transformers(factor):
     config = LlavaNextVideoConfig(
-        vision_config={"model_type": "clip_vision_model", "hidden_size": 8, "image_size": 24, "patch_size": 4},
+        vision_config={"model_type": "clip_vision_model", "hidden_size": 8, "num_attention_heads": 2, "image_size": 24, "patch_size": 4},
         text_config={"model_type": "llama", "hidden_size": 12, "num_attention_heads": 2},
         spatial_pool_mode="average", spatial_pool_stride=factor, vision_feature_layer=-2,
     )  # fmt: skip
