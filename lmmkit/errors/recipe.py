@@ -25,7 +25,7 @@ EMPTY = Code(
 FILE = Code(
     "recipe/file", cause="The recipe file cannot be read as text.",
     expected="a UTF-8 file of at most {limit} bytes",
-    hint="Check the path, its permissions and the encoding.",
+    hint="{fix}",
 )
 MISSING_KEY = Code(
     "recipe/missing-key", cause="A required key is missing; docs/recipes.md lists all keys.",
@@ -34,6 +34,10 @@ MISSING_KEY = Code(
 NAME = Code(
     "recipe/name", cause="A name in the recipe has a wrong form or is reserved.",
     expected="{expected}", hint="Choose another name.",
+)
+NOT_YET = Code(
+    "recipe/not-yet", cause="The recipe asks for something that this version of lmmkit does not do.",
+    expected="one of {known}", hint="Name one of these.",
 )
 NULL = Code(
     "recipe/null", cause="A key has no value, or the value null.",
