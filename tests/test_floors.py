@@ -48,12 +48,18 @@ FLOORS: dict[str, str] = {
         progress_display table_layout common data_check token_pieces jobs further_templates plugin_templates quickstart_display
     """,
     "lmmkit.data": """
-        image_markers images labels need_rows packing sampler length_grouping rank_shares sources text_tokenizers layout_writer
+        image_markers tables images labels need_rows packing sampler length_grouping rank_shares sources text_tokenizers layout_writer
         chat_templates views pipeline step_transfer loader
     """,
     "lmmkit.data.sources": """
         other_samples bad_records image_paths json_stream index_cache json_records record_keys record_parser messages_records indexed_records
-        llava_json tar_members webdataset_shards records
+        llava_json tables tar_members webdataset_shards records
+    """,
+    "lmmkit.data.sources.tables": """
+        table_names parquet_records
+    """,
+    "lmmkit.data.tables": """
+        table_file
     """,
     "lmmkit.data.text_tokenizers": """
         offsets sentencepiece_tokenizer added_tokens hf_tokenizer tiktoken_tokenizer choose
