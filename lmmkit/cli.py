@@ -24,9 +24,8 @@ from lmmkit.commands import (
     train,
 )
 from lmmkit.commands import evaluate as eval_
-from lmmkit.commands.ablation import ablate
 from lmmkit.commands.answers import group as answers
-from lmmkit.commands.experiments import demo, report, runs
+from lmmkit.commands.experiments import ablate, demo, report, runs
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,

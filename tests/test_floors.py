@@ -31,15 +31,15 @@ FLOORS: dict[str, str] = {
     "lmmkit.attention": """
         forest interface key_maps schedule merge eager sdpa flash xformers_backend trial backends
     """,
+    "lmmkit.build": """
+        device model teachers reference stage
+    """,
     "lmmkit.commands": """
-        support ablation bench chat check ckpt data diff env evaluate answers experiments explain model plugins quickstart
+        support bench chat check ckpt data diff env evaluate answers experiments explain model plugins quickstart
         recipes train
     """,
-    "lmmkit.commands.ablation": """
-        job_queue grid_work emit process_trial ablate
-    """,
     "lmmkit.commands.experiments": """
-        runs report demo
+        job_queue grid_work emit process_trial ablate runs report demo
     """,
     "lmmkit.commands.answers": """
         group
@@ -48,8 +48,11 @@ FLOORS: dict[str, str] = {
         progress_display table_layout common data_check token_pieces jobs further_templates plugin_templates quickstart_display
     """,
     "lmmkit.data": """
-        image_markers tables images labels need_rows packing sampler length_grouping rank_shares sources text_tokenizers layout_writer
-        chat_templates views pipeline step_transfer loader
+        image_markers fits tables images labels need_rows packing sampler length_grouping rank_shares sources text_tokenizers
+        layout_writer chat_templates views pipeline step_transfer loader
+    """,
+    "lmmkit.data.fits": """
+        tiles
     """,
     "lmmkit.data.sources": """
         other_samples bad_records image_paths json_stream index_cache json_records record_keys record_parser messages_records indexed_records
@@ -98,15 +101,18 @@ FLOORS: dict[str, str] = {
         compiled frozen_bf16 lora recompute
     """,
     "lmmkit.plan": """
-        from_model instances shapes pretrained stage_plan token_checks checks teachers compile_plan prepare map_sizes notices explain
+        from_model instances shapes pretrained stage_plan checks teachers compile_plan prepare map_sizes notices explain
         dry_run
+    """,
+    "lmmkit.plan.checks": """
+        token_checks need_checks component_checks loss_checks reducer_checks reach_checks
     """,
     "lmmkit.plan.dry_run": """
         subject drawn module_checks token_checks label_checks span_checks view_checks
-        term_checks weight_checks reducer_checks run rehearsal second_process
+        term_subject term_checks weight_checks reducer_checks run rehearsal second_process
     """,
     "lmmkit.plugin_calls": """
-        guard devices forms source
+        guard devices forms source module_calls token_calls view_calls term_calls weight_calls reducer_calls
     """,
     "lmmkit.recipe": """
         field_types model shipped source_positions stage schema rules write diff yaml_tree
@@ -116,7 +122,7 @@ FLOORS: dict[str, str] = {
         quickstart train_summary wording page loaded_run asked image_shelf sections runs_page grid_page write_page
     """,
     "lmmkit.report.sections": """
-        puzzles summary accuracy training samples setup
+        puzzles measures costs caveats summary accuracy training samples setup
     """,
     "lmmkit.runs": """
         files metrics run_folder run_lock sessions list_runs

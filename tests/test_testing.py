@@ -70,7 +70,7 @@ class Marked(RowLoss):
 
 
 def test_losses_of_rows_get_the_logits_of_a_drawn_teacher_and_labels_up_to_the_last_token(monkeypatch):
-    monkeypatch.setattr("lmmkit.plan.dry_run.term_checks.LOGITS", 20)  # fewer than there are tokens
+    monkeypatch.setattr("lmmkit.plan.dry_run.term_subject.LOGITS", 20)  # fewer than there are tokens
     for divergence in ("forward", "reverse", "js"):
         assert dry_run(Distill(name="distill", teacher="any", divergence=divergence)) == []
     assert len(fake_ctx(term := Distill(name="distill", teacher="any"))[term.needs[0]]) > 0

@@ -17,10 +17,29 @@ if TYPE_CHECKING:
 Label: TypeAlias = "bool | int | float | tuple | np.ndarray | Tensor"
 """A number, or an array of numbers."""
 Role = Literal["user", "assistant"]
-ImageFit = Literal["crop", "pad", "stretch"]
+FitName = Literal["crop", "pad", "stretch"]
 TemplateName = Literal["plain", "vicuna_v1", "chatml", "llama3"]
 AfterEos = Literal["published", "hf437"]
 Supervision = Literal["none", "read", "train"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnyRes:
+    """Describes how images are cut into tiles, as LLaVA-NeXT does: an overview, then the tiles of the best of `grids`,
+    (lines, columns) of tiles. A grid of more than `max_tiles` tiles is not used; None: all are.
+    """
+
+    grids: tuple[tuple[int, int], ...] = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))  # LLaVA-NeXT's
+    max_tiles: int | None = None
+
+    @property
+    def used(self) -> tuple[tuple[int, int], ...]:
+        """Returns the grids that images may be cut into."""
+        most = self.max_tiles
+        return tuple(grid for grid in self.grids if most is None or grid[0] * grid[1] <= most)
+
+
+ImageFit: TypeAlias = FitName | AnyRes
 
 
 class ImageEdit(Protocol):

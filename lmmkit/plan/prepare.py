@@ -23,9 +23,8 @@ from lmmkit.errors import Problem, Tried, UserError, raise_all, raise_together
 from lmmkit.errors.plan import NO_STEP, OTHERS, PLUGIN_SETTINGS
 from lmmkit.model.connectors.kinds import CONNECTORS
 from lmmkit.plan import shapes
-from lmmkit.plan.checks import reducer_of
 from lmmkit.plan.compile_plan import chat_plan, compile_plan
-from lmmkit.plan.instances import Instances, build_instances
+from lmmkit.plan.instances import Instances, build_instances, reducer_of
 from lmmkit.plan.pretrained import Pretrained, resolve_pretrained
 from lmmkit.plan.stage_plan import StagePlan
 from lmmkit.plan.teachers import TeacherFolder, resolve_teachers

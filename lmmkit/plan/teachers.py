@@ -12,8 +12,7 @@ from lmmkit.api.needs import TeacherAt, reads_images, teacher_models_of, teacher
 from lmmkit.errors import Problem, UserError, did_you_mean, raise_all
 from lmmkit.errors.plan import IMAGE_ROWS, NO_TEACHER, PATCHES, TEACHER_FIT, UNUSED_TEACHER
 from lmmkit.plan import shapes
-from lmmkit.plan.checks import reducer_of
-from lmmkit.plan.instances import Instances
+from lmmkit.plan.instances import Instances, reducer_of
 from lmmkit.plan.pretrained import Pretrained, resolve_encoder
 from lmmkit.recipe import Recipe, TeacherFrom, VisionScratch, VisionTimm
 from lmmkit.weights.weights_hash import weights_hash

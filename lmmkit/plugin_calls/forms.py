@@ -8,12 +8,17 @@ from functools import cache
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
+import torch
+
 from lmmkit.api.needs import Need, Select
 from lmmkit.api.sample import Image, ImageEdit, Role, Sample, Turn, View
 from lmmkit.plugin_calls.guard import shown
 
 Wrong = tuple[str, str]
 """What is there, and what is expected."""
+NUMBER = bool | int | float | np.bool_ | np.integer | np.floating
+FLOATS = (torch.float32, torch.float64)
 OF_THE_PLAN = (
     "layer",
     "layers",

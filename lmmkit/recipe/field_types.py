@@ -46,6 +46,9 @@ Blocks = Annotated[int, Strict(), Ge(1), Le(256), Says("a whole number from 1 to
 Size = Annotated[int, Strict(), Ge(1), Le(2**20), Says("a whole number from 1 to 1048576")]
 Samples = Annotated[int, Strict(), Ge(1), Le(10**6), Says("a whole number from 1 to 1000000")]
 Few = Annotated[int, Strict(), Ge(0), Le(1024), Says("a whole number from 0 to 1024")]
+# a tile is an image of the encoder: more would be a typing error, or beyond any context
+Tiles = Annotated[int, Strict(), Ge(1), Le(64), Says("a whole number from 1 to 64")]
+TileGrid = Annotated[tuple[Tiles, Tiles], Says("two whole numbers from 1 to 64: lines and columns of tiles")]
 CountOrAll = Count | Literal["all"]
 
 Number = Annotated[float, Strict(), Says("a number")]

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Tag
 
 from lmmkit.api.model_info import CLIP_MEAN, CLIP_STD, Activation, Resample
-from lmmkit.api.sample import AfterEos, ImageFit, TemplateName
+from lmmkit.api.sample import AfterEos, AnyRes, FitName, TemplateName
 from lmmkit.recipe import field_types as k
 from lmmkit.recipe.field_types import Says, section
 
@@ -190,6 +190,27 @@ class Tokenizer:
 
 
 @section
+class AnyResFit(AnyRes):
+    """Describes `image_fit: {kind: anyres, ...}`."""
+
+    kind: Literal["anyres"]
+    grids: Annotated[tuple[k.TileGrid, ...], Says("a list of [lines, columns] of tiles")] = AnyRes.grids
+    max_tiles: k.Tiles | None = None
+
+
+def _fit_shape(value: object) -> str:
+    cut = isinstance(value, AnyRes) or (isinstance(value, Mapping) and "kind" in value)
+    return "<anyres>" if cut else "<name>"
+
+
+Fit = Annotated[
+    Annotated[FitName, Tag("<name>")] | Annotated[AnyResFit, Tag("<anyres>")],
+    Discriminator(_fit_shape),
+    Says("crop, pad, stretch or {kind: anyres, grids: [[LINES, COLUMNS], ...]}"),
+]
+
+
+@section
 class Chat:
     """Describes the prompt format for inference, which is saved with the weights.
 
@@ -199,7 +220,7 @@ class Chat:
     """
 
     template: TemplateName
-    image_fit: ImageFit
+    image_fit: Fit
     after_eos: AfterEos = "published"
     system: k.Text | None = None
 

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lmmkit.api.sample import AnyRes, FitName
 from lmmkit.errors import Problem, did_you_mean
-from lmmkit.errors.recipe import CONFLICT, NAME, OUT_OF_RANGE, UNKNOWN_NAME, WRONG_TYPE
+from lmmkit.errors.recipe import CONFLICT, NAME, NOT_YET, OUT_OF_RANGE, UNKNOWN_NAME, WRONG_TYPE
 from lmmkit.recipe.model import (
     Chat,
     Model,
@@ -153,6 +154,28 @@ def check_chat(chat: Chat, key: str, names: Names) -> Iterator[Problem]:
     if chat.template == "plain" and chat.system is not None:
         expected, fix = "no `system` with the template `plain`", "Remove `system`, or name another template."
         yield CONFLICT.at(f"{key}.system", got="a system prompt", expected=expected, fix=fix)
+
+
+def check_fit(fit: FitName | AnyRes, key: str, names: Names) -> Iterator[Problem]:
+    """Checks that an image can be cut into one of the grids, and that no grid is there twice."""
+    if not isinstance(fit, AnyRes):
+        return
+    for i, grid in enumerate(fit.grids):
+        if grid in fit.grids[:i]:
+            got, fix = f"{list(grid)} again", "Remove one of the two."
+            yield CONFLICT.at(f"{key}.grids.{i}", got=got, expected="each grid once", fix=fix)
+    if not fit.grids:
+        yield OUT_OF_RANGE.at(
+            f"{key}.grids", got="an empty list", expected="at least one grid",
+            fix="Add a grid, or remove the key: the grids of LLaVA-NeXT are its default.",
+        )  # fmt: skip
+    elif not fit.used:
+        least = min(lines * columns for lines, columns in fit.grids)
+        yield CONFLICT.at(
+            f"{key}.max_tiles", got=str(fit.max_tiles), expected=f"at least {least}: no grid has fewer tiles",
+            fix="Raise `max_tiles`, or add a smaller grid.",
+        )  # fmt: skip
+    yield NOT_YET.at(key, got="kind anyres", known="crop, pad, stretch")
 
 
 def check_plugins(plugins: Mapping[str, Mapping[str, Any]], key: str, names: Names) -> Iterator[Problem]:
@@ -305,8 +328,10 @@ RULES: dict[str, Callable[[Any, str, Names], Iterator[Problem]]] = {
     "model.text": check_text,
     "model": check_model,
     "model.chat": check_chat,
+    "model.chat.image_fit": check_fit,
     "plugins": check_plugins,
     "data.*": check_source,
+    "data.*.image_fit": check_fit,
     "stages.*.data": check_sources,
     "stages.*.length": check_length,
     "stages.*.train": check_train,

@@ -9,10 +9,9 @@ from typing import Annotated, Literal
 from annotated_types import MinLen
 from pydantic import BeforeValidator
 
-from lmmkit.api.sample import ImageFit
 from lmmkit.recipe import field_types as k
 from lmmkit.recipe.field_types import Says, section
-from lmmkit.recipe.model import TemplateName
+from lmmkit.recipe.model import Fit, TemplateName
 
 
 @section
@@ -36,7 +35,7 @@ class Source:
     records: k.Text
     images: k.Text | None = None  # for `llava` and `messages`
     template: TemplateName
-    image_fit: ImageFit
+    image_fit: Fit
     bad_records: Literal["error", "skip"] = "error"
     bad_share: k.Below1 = 0.001
     columns: Columns = field(default_factory=Columns, repr=False)

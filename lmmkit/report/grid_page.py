@@ -13,7 +13,7 @@ from lmmkit.evaluate.task import Figure
 from lmmkit.progress import duration
 from lmmkit.recipe import flow_text
 from lmmkit.report.page import Page, render
-from lmmkit.report.sections.summary import half_width
+from lmmkit.report.sections.measures import half_width
 from lmmkit.report.wording import as_ratio, finite, in_words, in_words_of_size, plural
 from lmmkit.runs.files import read_json
 
@@ -88,7 +88,7 @@ def grid_page(path: Path) -> Page:
     title = f"grid {grid['grid']}"
     text = render(
         "grid", {"curves": [], "samples": []}, title=title, grid=grid, blocks=blocks, measures=measures, shares=shares,
-        head=_head(blocks, measures[0]), notes=_notes(grid, blocks), warnings=warnings, cost_names=COSTS,
+        head=_head(blocks, measures[0]), notes=_notes(blocks), warnings=warnings, cost_names=COSTS,
         seeds=in_words([str(seed) for seed in grid["seeds"]]), roots=_listed(grid.get("roots")),
         runs=_runs(grid["arms"]),
     )  # fmt: skip
@@ -207,7 +207,7 @@ def _outcome(cells: Mapping[str, GridCell]) -> str:
     return ", ".join(parts) or f"no difference to the base shown for {some}"
 
 
-def _notes(grid: Mapping[str, Any], blocks: Sequence[GridBlock]) -> list[str]:
+def _notes(blocks: Sequence[GridBlock]) -> list[str]:
     over = {
         row.cells[m].over for block in blocks for row in block.rows for m in row.cells if row.cells[m].over
     }

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lmmkit.api.sample import ImageFit
+from lmmkit.api.sample import FitName
 from lmmkit.data.text_tokenizers.choose import TextTokenizer
 from lmmkit.errors import MachineError, UserError, raise_all
 from lmmkit.errors.weights import CANNOT_WRITE, MISMATCH, MODEL_CONFIG, MODEL_DAMAGED, MODEL_FORMAT
@@ -45,7 +45,7 @@ KEYS: dict[str, Callable[[Any], bool]] = {  # keys of `config.json`, each with t
     "model": lambda v: isinstance(v, dict) and isinstance(v.get("text", v.get("vision")), dict),
     "inference_plugins": _listed(str), "eos": _listed(int), "pad": lambda v: type(v) is int,
     "image_token": lambda v: type(v) is int, "family": lambda v: isinstance(v, str),
-    "image_fit": lambda v: v in get_args(ImageFit),
+    "image_fit": lambda v: v in get_args(FitName),
     "root": lambda v: isinstance(v, str),
     "prefixes": lambda v: isinstance(v, dict) and all(isinstance(to, str) for to in v.values()),
 }  # fmt: skip

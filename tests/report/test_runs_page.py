@@ -18,10 +18,11 @@ from lmmkit.report.image_shelf import SIDE, ImageShelf
 from lmmkit.report.loaded_run import load_runs
 from lmmkit.report.runs_page import LIMITS, runs_page
 from lmmkit.report.sections.accuracy import forest_of
+from lmmkit.report.sections.measures import half_width
 from lmmkit.report.sections.puzzles import puzzle_results, shown_puzzles
 from lmmkit.report.sections.samples import samples_of
 from lmmkit.report.sections.setup import setup_of
-from lmmkit.report.sections.summary import half_width, summarise_runs
+from lmmkit.report.sections.summary import summarise_runs
 from lmmkit.report.sections.training import OF_ONE, training_of
 from lmmkit.report.wording import in_percent
 from lmmkit.runs.run_folder import RunFolder

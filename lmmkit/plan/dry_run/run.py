@@ -43,7 +43,7 @@ from lmmkit.plan.dry_run.module_checks import ModuleSubject
 from lmmkit.plan.dry_run.reducer_checks import ReducerSubject
 from lmmkit.plan.dry_run.span_checks import SpanSubject
 from lmmkit.plan.dry_run.subject import first_problems, problem
-from lmmkit.plan.dry_run.term_checks import TermSubject, reads_ids
+from lmmkit.plan.dry_run.term_subject import TermSubject, reads_ids
 from lmmkit.plan.dry_run.token_checks import TokenSubject
 from lmmkit.plan.dry_run.view_checks import ViewSubject
 from lmmkit.plan.prepare import Prepared, smallest_step

@@ -17,8 +17,8 @@ from lmmkit.ablation.forecast import ProcessCost, slowed
 from lmmkit.ablation.stage_runs import ArmOnData, grid_runs
 from lmmkit.ablation.store import Store
 from lmmkit.ablation.trial import StepCost
-from lmmkit.commands.ablation.grid_work import EvaluateRun, TrainStage, work_of
-from lmmkit.commands.ablation.job_queue import run_queue
+from lmmkit.commands.experiments.grid_work import EvaluateRun, TrainStage, work_of
+from lmmkit.commands.experiments.job_queue import run_queue
 from lmmkit.commands.support.common import err
 from lmmkit.progress import working
 from lmmkit.recipe import Recipe, Task

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from lmmkit.ablation.store import Store
-from lmmkit.commands.ablation.grid_work import EvaluateRun, TrainStage
+from lmmkit.commands.experiments.grid_work import EvaluateRun, TrainStage
 
 TORCHRUN = "torchrun --standalone --nproc-per-node ${GPUS:-1} -m lmmkit"
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from lmmkit.commands.ablation.job_queue import run_queue
+from lmmkit.commands.experiments.job_queue import run_queue
 from lmmkit.commands.support.jobs import Job
 
 GOOD, BAD = ["explain", "plan/no-view"], ["explain", "no/such-code"]

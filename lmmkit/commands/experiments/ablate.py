@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from lmmkit.ablation.grid import GridFile
     from lmmkit.ablation.stage_runs import ArmOnData, GridRun
     from lmmkit.ablation.store import Store
-    from lmmkit.commands.ablation.job_queue import Failure
+    from lmmkit.commands.experiments.job_queue import Failure
     from lmmkit.commands.support.jobs import Job
 
 OUTCOME, STORE = "ablation.json", "ablations"
@@ -74,8 +74,8 @@ def ablate(
         from lmmkit.ablation.arms import read_arms
         from lmmkit.ablation.grid import read_grid
         from lmmkit.ablation.store import Store
-        from lmmkit.commands.ablation.emit import command_lines
-        from lmmkit.commands.ablation.grid_work import work_of
+        from lmmkit.commands.experiments.emit import command_lines
+        from lmmkit.commands.experiments.grid_work import work_of
         from lmmkit.evaluate.answers.compare import libraries
 
     file = read_grid(grid, roots=root or ())
@@ -130,8 +130,8 @@ class Plan:
         from lmmkit.ablation.forecast import Forecast, forecast
         from lmmkit.ablation.stage_runs import grid_runs
         from lmmkit.ablation.trial import equal_steps, step_costs
-        from lmmkit.commands.ablation.grid_work import steps_behind
-        from lmmkit.commands.ablation.process_trial import process_cost
+        from lmmkit.commands.experiments.grid_work import steps_behind
+        from lmmkit.commands.experiments.process_trial import process_cost
 
         load = os.getloadavg()[0]  # before this command adds to it
         grid, on_data = file.grid, _opened(file, arms, trust_files)
@@ -228,8 +228,8 @@ def _run_all(plan: Plan, trust_files: bool) -> dict[str, Failure]:
     Raises:
         typer.Exit: after a signal, when all commands have saved.
     """
-    from lmmkit.commands.ablation.grid_work import work_of
-    from lmmkit.commands.ablation.job_queue import run_queue
+    from lmmkit.commands.experiments.grid_work import work_of
+    from lmmkit.commands.experiments.job_queue import run_queue
 
     if not plan.forecast.items:
         return {}
