@@ -23,7 +23,7 @@ FLOORS: dict[str, str] = {
         cli __main__
     """,
     "lmmkit.ablation": """
-        schema grid arms stage_runs store trial forecast intervals results summary table
+        schema grid arms planned_runs stage_runs store trial forecast intervals results summary table board
     """,
     "lmmkit.api": """
         model_info plugin_files puzzle sample layout needs batch pairing ctx components
@@ -39,7 +39,7 @@ FLOORS: dict[str, str] = {
         recipes train
     """,
     "lmmkit.commands.experiments": """
-        job_queue grid_work emit process_trial ablate runs report demo
+        job_queue grid_work emit process_trial apart planning ablate runs report demo
     """,
     "lmmkit.commands.answers": """
         group
