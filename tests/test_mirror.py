@@ -15,6 +15,7 @@ ELSEWHERE = ("trust", "plugins", "stored", "support")  # folders that are no mir
 TESTED_BY = {
     "__main__": "training/test_signals_stop.py",
     "ablation/schema": "ablation/test_grid.py",
+    "ablation/planned_runs": "ablation/test_stage_runs.py",
     "ablation/trial": "commands/experiments/test_ablate.py",
     "attention/sdpa": "attention/test_backends.py",
     "build/device": "training/test_preflight.py",

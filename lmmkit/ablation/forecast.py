@@ -6,11 +6,14 @@ import heapq
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from lmmkit.ablation.stage_runs import GridRun, StageRun
+from lmmkit.ablation.planned_runs import GridRun, StageRun
 from lmmkit.ablation.store import Store
-from lmmkit.ablation.trial import StepCost
 from lmmkit.recipe import Recipe
+
+if TYPE_CHECKING:
+    from lmmkit.ablation.trial import StepCost
 
 FORWARD = 0.4  # the share of a step that its forward pass takes
 

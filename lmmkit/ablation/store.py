@@ -13,7 +13,7 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lmmkit.ablation.stage_runs import GridRun, StageRun
+from lmmkit.ablation.planned_runs import GridRun, StageRun
 from lmmkit.errors import raise_all
 from lmmkit.errors.ablation import GRID_OTHER_DATA, GRID_OTHER_QUESTIONS
 from lmmkit.recipe import dump, read_recipe
@@ -60,6 +60,10 @@ class Store:
         """Returns the folder of the outcome of a grid."""
         return self.root / "grids" / name
 
+    def evaluated(self, key: str) -> Path:
+        """Returns the path of the note which questions a run has answered."""
+        return self.root / "evaluated" / f"{key}.json"
+
     def model(self, stage: StageRun) -> Path:
         """Returns the model folder that a stage writes."""
         return self.run(stage.key).model(stage.stage)
@@ -83,7 +87,7 @@ class Store:
 
         Raises `UserError` for tasks that were evaluated with other questions or settings.
         """
-        folder, path = self.run(run.key), self.root / "evaluated" / f"{run.key}.json"
+        folder, path = self.run(run.key), self.evaluated(run.key)
         known = read_json(path) if path.is_file() else {}
         raise_all(
             GRID_OTHER_QUESTIONS.at(
@@ -99,9 +103,18 @@ class Store:
 
     def note_evaluated(self, run: GridRun) -> None:
         """Notes which questions a run has answered."""
-        path = self.root / "evaluated" / f"{run.key}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json_atomic(path, {**(read_json(path) if path.is_file() else {}), **run.questions})
+        self._write_note(run, self.evaluated(run.key))
+
+    def write_pending_note(self, run: GridRun) -> Path:
+        """Writes the note of a run that a script will evaluate, which then copies it to `evaluated`."""
+        path = self.root / "evaluated" / f"{run.key}.pending"
+        self._write_note(run, path)
+        return path
+
+    def _write_note(self, run: GridRun, to: Path) -> None:
+        path = self.evaluated(run.key)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        write_json_atomic(to, {**(read_json(path) if path.is_file() else {}), **run.questions})
 
     def prepare_evaluation(self, run: GridRun) -> None:
         """Gives the run folder of the last stage the models of the earlier ones, as links to the same files, and the

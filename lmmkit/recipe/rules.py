@@ -222,11 +222,12 @@ def _known(key: str, name: str, known: tuple[str, ...], section: str) -> Iterato
 
 def check_source(source: Source, key: str, names: Names) -> Iterator[Problem]:
     """Checks that a records file has a folder of images, that shards, which contain images, have none, and that only
-    a source of kind `messages` maps columns."""
+    a source of kind `messages` maps columns. Parquet and Arrow files may contain images."""
     if source.kind != "messages" and any(vars(source.columns).values()):
         got, expected = f"kind {source.kind} with `columns`", "`columns` with kind messages only"
         yield CONFLICT.at(f"{key}.columns", got=got, expected=expected, fix="Remove `columns`.")
-    if (source.kind != "webdataset") == (source.images is None):
+    may_contain = source.kind == "messages" and not source.records.endswith((".json", ".jsonl"))
+    if not may_contain and (source.kind != "webdataset") == (source.images is None):
         expected = "a folder of images" if source.images is None else "no `images`: shards contain them"
         got = f"kind {source.kind} {'without' if source.images is None else 'with'} `images`"
         fix = "Add `images`." if source.images is None else "Remove `images`."

@@ -9,7 +9,7 @@ import random
 import pytest
 
 from lmmkit.ablation.forecast import LeftCommand, ProcessCost, forecast, makespan, slowed, task_counts
-from lmmkit.ablation.stage_runs import GridRun
+from lmmkit.ablation.planned_runs import GridRun
 from lmmkit.ablation.store import Store
 from lmmkit.ablation.trial import StepCost
 from lmmkit.recipe import read_text

@@ -8,7 +8,8 @@ import pytest
 from safetensors.torch import load_file
 
 from lmmkit.ablation.arms import Arm
-from lmmkit.ablation.stage_runs import APART, ArmOnData, grid_runs, unique_stages
+from lmmkit.ablation.planned_runs import unique_stages
+from lmmkit.ablation.stage_runs import APART, ArmOnData, grid_runs
 from lmmkit.ablation.store import Store
 from lmmkit.recipe import read_text
 from lmmkit.training.run import train

@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from lmmkit.ablation.planned_runs import GridRun, StageRun
 from lmmkit.ablation.results import FinishedRun
-from lmmkit.ablation.stage_runs import GridRun, StageRun
 from lmmkit.ablation.store import Cost
 from lmmkit.evaluate.answers.schema import Answer
 from lmmkit.recipe import read_text

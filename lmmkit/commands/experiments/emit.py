@@ -45,13 +45,18 @@ def _left(work: Sequence[TrainStage | EvaluateRun]) -> list[TrainStage | Evaluat
 
 
 def _lines(store: Store, work: TrainStage | EvaluateRun) -> list[str]:
-    """Returns the lines of one command, and before an evaluation those that link the models of earlier stages."""
-    lines = []
+    """Returns the lines of one command; for an evaluation also those that link the models of earlier stages, and that
+    note which questions are answered."""
+    lines, notes = [], []
     if isinstance(work, EvaluateRun):
+        if all(map(store.is_trained, work.run.stages)):
+            store.prepare_evaluation(work.run)
+        note = store.write_pending_note(work.run)
+        notes = [f"cp {shlex.quote(str(note))} {shlex.quote(str(store.evaluated(work.run.key)))}"]
         models = store.run(work.run.key).path / "model"
         lines = [
             f"[ -e {shlex.quote(str(models / stage.stage))} ] || "
             f"cp -al {shlex.quote(str(store.model(stage)))} {shlex.quote(str(models))}/"
             for stage in work.run.stages[:-1]
         ]
-    return [*lines, f"{TORCHRUN} {shlex.join(work.words())}"]
+    return [*lines, f"{TORCHRUN} {shlex.join(work.words())}", *notes]

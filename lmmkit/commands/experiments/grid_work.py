@@ -9,18 +9,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lmmkit.ablation.forecast import eval_name, train_name
-from lmmkit.ablation.stage_runs import GridRun, StageRun, unique_stages
+from lmmkit.ablation.planned_runs import GridRun, StageRun, unique_stages
 from lmmkit.ablation.store import Store
+from lmmkit.commands.experiments.job_queue import Took
 from lmmkit.commands.support.jobs import Job
 from lmmkit.runs.metrics import last_step
-
-
-@dataclass(frozen=True, kw_only=True)
-class Took:
-    """Holds what a command took, from its start to its end."""
-
-    cpu_seconds: float = 0.0
-    wall_seconds: float = 0.0
 
 
 @dataclass
@@ -30,7 +23,7 @@ class TrainStage:
     store: Store
     stage: StageRun
     trust_files: bool = False
-    took: Took = Took()
+    took: Took = field(default_factory=Took)
     _began: float = field(default=0.0, init=False)
 
     @property
@@ -59,6 +52,10 @@ class TrainStage:
         before = sum(stage.length.steps or 0 for stage in stages)
         return max(0, last_step(self.store.run(self.stage.key).metrics) - before)
 
+    def _share(self, behind: int) -> float:
+        """Returns the share that is done of what was left when `behind` steps were done."""
+        return min(1.0, (self.done_steps() - behind) / max(1, self.stage.steps - behind))
+
     def begin(self) -> Job | Literal["done", "busy"]:
         """Starts the command, unless the stage is trained or another process trains it."""
         if self.store.is_trained(self.stage):
@@ -69,10 +66,10 @@ class TrainStage:
         try:
             if self.store.is_trained(self.stage):
                 return "done"
+            behind = self.done_steps()
             job = Job(
-                self.name, self.words(), self.store.logs, lambda: self.done_steps() / self.stage.steps,
-                handles=(handle,),
-            )  # fmt: skip
+                self.name, self.words(), self.store.logs, lambda: self._share(behind), handles=(handle,)
+            )
             self._began = time.monotonic()
             job.start()
             return job
@@ -91,7 +88,7 @@ class EvaluateRun:
     store: Store
     run: GridRun
     trust_files: bool = False
-    took: Took = Took()
+    took: Took = field(default_factory=Took)
     _began: float = field(default=0.0, init=False)
 
     @property
@@ -148,6 +145,12 @@ def work_of(
         evaluation = EvaluateRun(store, run, trust_files)
         found.setdefault(evaluation.name, evaluation)
     return list(found.values())
+
+
+def left_over(store: Store, runs: Sequence[GridRun]) -> list[str]:
+    """Returns the names of the commands that are not done."""
+    trains = [train_name(key) for key, stage in unique_stages(runs).items() if not store.is_trained(stage)]
+    return [*trains, *dict.fromkeys(eval_name(run.key) for run in runs if store.missing_tasks(run))]
 
 
 def steps_behind(store: Store, runs: Sequence[GridRun]) -> dict[str, int]:
