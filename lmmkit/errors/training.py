@@ -127,7 +127,7 @@ NOT_A_FOLDER = Code(
 NOT_A_RUN = Code(
     "run/not-a-run", cause="The folder does not exist, or no run has begun in it.",
     expected="the folder of a run (`lmmkit train --out DIR`)",
-    hint="{fix} A run is a folder that contains `run.json`.",
+    hint="{below}Check the path; a run is a folder that contains `run.json`.",
 )
 NOT_EMPTY = Code(
     "run/not-empty", cause="A new run would write into a folder that contains other files.",

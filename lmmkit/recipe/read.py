@@ -124,16 +124,15 @@ def recipe_file_text(path: Path, shipped_names: Iterable[str]) -> str:
     `shipped_names`: what the user may have meant, if there is no such file.
     """
 
-    def refuse(got: str, fix: str = "Check the path, its permissions and the encoding.") -> UserError:
-        return UserError(FILE.at(str(path), got=got, limit=MAX_RECIPE_BYTES, fix=fix))
+    def refuse(got: str, meant: str = "") -> UserError:
+        return UserError(FILE.at(str(path), got=got, limit=MAX_RECIPE_BYTES, meant=meant))
 
     data = b""
     try:
         if not path.is_file():
             near = difflib.get_close_matches(str(path.with_suffix("")), list(shipped_names), n=1)
-            meant = f"Did you mean `{near[0]}`, which comes with lmmkit?" if near else "Check the path."
-            more = "`lmmkit recipes list` names the recipes and grids that come with lmmkit."
-            raise refuse("a folder" if path.is_dir() else "no such file", f"{meant} {more}")
+            meant = f"Did you mean `{near[0]}`? " if near else ""
+            raise refuse("a folder" if path.is_dir() else "no such file", meant)
         with path.open("rb") as file:
             data = file.read(MAX_RECIPE_BYTES + 1)
         if len(data) > MAX_RECIPE_BYTES:

@@ -193,8 +193,8 @@ class RunFolder:
             return
         got = "no such folder" if not self.path.exists() else "no `run.json` in it"
         below = sorted(str(path.parent) for path in self.path.glob("*/run.json"))[:SHOWN]
-        fix = f"Name a run in it: {', '.join(below)}." if below else "Check the path."
-        raise UserError(NOT_A_RUN.at(str(self.path), got=got, fix=fix))
+        named = f"Runs in it: {', '.join(below)}. " if below else ""
+        raise UserError(NOT_A_RUN.at(str(self.path), got=got, below=named))
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Returns all steps logged so far, without a torn last line. Raises `UserError` for a bad file."""
