@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 from torch import Tensor, nn
 
 from lmmkit import build
 from lmmkit.api.batch import Batch
 from lmmkit.api.components import StepTerm
+from lmmkit.model.connectors.connector import Connector
 from lmmkit.model.cross_entropy import chunk_rows
 from lmmkit.model.transforms import lora
 from lmmkit.model.vision import TimmViT, ViT
@@ -275,7 +277,7 @@ def activation_bytes(recipe: Recipe, stage: Stage, objective: Objective, load: L
     - for each block 8 T D (the states before attention and before the MLP, float32) + a T (C + Q + 2 M);
       if its matrices are trainable, also their inputs, a T (2 D + M); under LoRA instead the input of each
       adapter with its dropout mask, and r values. A recomputed block: 4 T D, plus all of one such block;
-    - for a trainable connector a I N (D_vision + 2 D); for each block of a trainable encoder
+    - for a trainable connector with a row for each token a I N (D_vision + 2 D); for each block of a trainable encoder
       8 I N D_vision + a I N (7 D_vision + 3 M_vision), never recomputed.
 
     The peak adds: the widest gradients of a block, a T 4 M + 8 T D; the rows before and after the
@@ -325,9 +327,10 @@ def _seen_bytes(objective: Objective, stage: Stage, a: int, load: Load) -> int:
         spec, mlp, depth = vision.image, 4 * vision.image.width, vision.index + 1
     else:
         return 0
-    tokens, width, D = load.images * spec.tokens, spec.width, objective.lmm.decoder.shape.width
+    tokens, width = load.images * spec.tokens, spec.width
     moment = _encoder_peak(vision, load.images, a)
-    kept = a * tokens * (width + 2 * D) if stage.train.connector or stage.train.vision else 0
+    connector = cast(Connector, objective.lmm.connector)
+    kept = a * connector.stored_values(tokens) if stage.train.connector or stage.train.vision else 0
     if stage.train.vision:
         return kept + depth * tokens * (8 * width + a * (7 * width + 3 * mlp)) + moment
     return max(kept, moment)

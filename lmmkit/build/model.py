@@ -15,7 +15,7 @@ from lmmkit.attention.eager import Eager
 from lmmkit.attention.trial import Backend
 from lmmkit.build.device import backend, compute_dtype, conditions
 from lmmkit.errors import Problem, UserError, raise_all
-from lmmkit.model.connectors.kinds import CONNECTORS
+from lmmkit.model.connectors.kinds import build_connector
 from lmmkit.model.decoder import Decoder
 from lmmkit.model.image_rows import ReducedRows
 from lmmkit.model.init import init
@@ -44,7 +44,11 @@ def shell(recipe: Recipe, components: Mapping[str, Component], dims: Dims, devic
         section, where = recipe.model.vision, recipe.where("model.vision")
         vision = nn.Identity() if section is None else encoder(section, attention, where)
         asked = recipe.model.connector
-        connector = CONNECTORS[asked.kind](dims.image.width, decoder.width) if asked else nn.Identity()
+        connector = (
+            build_connector(asked, dims.image.width, decoder.width, dims.image.grid)
+            if asked
+            else nn.Identity()
+        )
         lmm = LMM(vision, connector, Decoder(decoder), attention)
         built = {name: plugin_calls.modules(component, dims) for name, component in components.items()}
         plugins = nn.ModuleDict({name: module for name, module in built.items() if module is not None})

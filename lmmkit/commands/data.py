@@ -150,6 +150,11 @@ def show(
         )
         for image in sample.images:
             part = f" ({image.part[1]} bytes at {image.part[0]})" if image.part else ""
+            part += (
+                f" (record {image.cell[0]}, column {image.cell[1]}, image {image.cell[2]})"
+                if image.cell
+                else ""
+            )
             out.print(f"  image {image.path}{part}")
         line = Text()
         for text, supervised in pieces(prepared, sample):

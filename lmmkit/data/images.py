@@ -24,7 +24,8 @@ from torch import Tensor
 
 from lmmkit.api.model_info import CLIP_MEAN, CLIP_STD, ImageSpec, Resample
 from lmmkit.api.sample import Image, ImageFit
-from lmmkit.errors import UserError
+from lmmkit.data.tables.table_file import read_cell
+from lmmkit.errors import LmmkitError, UserError
 from lmmkit.errors.data import IMAGE_DAMAGED, IMAGE_FILE, IMAGE_FORMAT, IMAGE_SHAPE, IMAGE_TOO_LARGE
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
@@ -218,6 +219,9 @@ def _opened(file: File, fit: ImageFit) -> Iterator[Pil.Image]:
 def _named(file: File) -> tuple[Image, str]:
     """Returns the `Image` of a file, and the name that messages use for it."""
     image = file if isinstance(file, Image) else Image(os.fspath(file))
+    if image.cell is not None:
+        record, column, number = image.cell
+        return image, f"{image.path} (record {record}, `{column}`, image {number})"
     part = image.part
     return image, image.path if part is None else f"{image.path} (bytes {part[0]} to {sum(part)})"
 
@@ -227,7 +231,7 @@ def _as_user_error(path: str) -> Iterator[None]:
     """Turns every error inside into a `UserError` about the file `path`."""
     try:
         yield
-    except UserError:
+    except LmmkitError:
         raise
     except Pil.UnidentifiedImageError as error:
         problem = IMAGE_FORMAT.at(path, got="a file in no known format", formats=", ".join(FORMATS))
@@ -242,6 +246,11 @@ def _as_user_error(path: str) -> Iterator[None]:
 
 def _bytes(image: Image, path: str) -> BinaryIO:
     """Opens the file of an image, or the part of a file that contains it."""
+    if image.cell is not None:
+        data = read_cell(image.path, *image.cell)
+        if len(data) > MAX_BYTES:
+            raise UserError(IMAGE_TOO_LARGE.at(path, got=f"{len(data)} bytes", most=f"{MAX_BYTES} bytes"))
+        return BytesIO(data)
     # A pipe or a device could block or never end. O_NONBLOCK avoids the wait; the check below refuses both.
     file = open(os.open(image.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: SIM115
     try:

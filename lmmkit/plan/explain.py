@@ -75,6 +75,10 @@ def stage_text(prepared: Prepared, plan: StagePlan) -> str:
     if plan.reducer is not None:
         rows = f"{prepared.image_rows} rows from {prepared.dims.image.tokens} tokens"
         lines.append(f"  image {rows} by {plan.reducer.name}")
+    elif prepared.image_rows != prepared.dims.image.tokens:
+        assert prepared.recipe.model.connector is not None, "it makes the rows"
+        rows = f"{prepared.image_rows} rows from {prepared.dims.image.tokens} tokens"
+        lines.append(f"  image {rows} by the connector, {prepared.recipe.model.connector.kind}")
     for need in plan.needs:
         askers = [reader.name for reader in plan.readers if need in plugin_calls.needs(reader)]
         lines.append(f"  need {need_text(need)}  for {', '.join(askers)}")

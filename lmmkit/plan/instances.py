@@ -10,10 +10,13 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
 from torch import nn
 
+from lmmkit import plugin_calls
 from lmmkit.api.components import Component, ImageReducer, Reader, Term, TokenStrategy, TokenWeight
+from lmmkit.api.model_info import Dims
 from lmmkit.errors import Problem, did_you_mean, raise_all
 from lmmkit.errors.plan import BAD_VALUE, MISSING_KEY, RESERVED_SETTING, SETTING_TYPE, UNKNOWN_KEY
 from lmmkit.errors.recipe import NAME
+from lmmkit.model.connectors.kinds import CONNECTORS
 from lmmkit.plugin_calls.guard import calling, place_of
 from lmmkit.recipe import Recipe, Weight, flow_text
 from lmmkit.registry import Registry, open_registry, setting_fields
@@ -61,6 +64,14 @@ def reducer_of(recipe: Recipe, instances: Instances) -> ImageReducer | None:
     connector = recipe.model.connector
     found = instances.components.get(connector.reduce) if connector and connector.reduce else None
     return found if isinstance(found, ImageReducer) else None
+
+
+def without_patches(recipe: Recipe, instances: Instances, dims: Dims) -> str:
+    """Returns the reducer, or the connector, that gives images rows without fixed patches; "" if neither does."""
+    connector, found = recipe.model.connector, reducer_of(recipe, instances)
+    if found is not None:
+        return found.name if plugin_calls.patches(found, dims) is None else ""
+    return connector.kind if connector and not CONNECTORS[connector.kind].fixed_patches else ""
 
 
 def build_instances(recipe: Recipe, *, trust_files: bool = False) -> Instances:

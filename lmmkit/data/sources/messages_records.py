@@ -94,7 +94,11 @@ class _Form:
                 self.notes.append(f"`{key}` is not read: `columns` names another one")
         value |= {part: record[name] for part, name in names.items() if part in ("id", "system")}
         if self.placed:
-            marked = len(self.placed) == 1 and any(MARKER in str(turn.get("value")) for turn in turns)
+            marked = (
+                len(self.placed) == 1
+                and self.placed[0] is not None
+                and any(MARKER in str(turn.get("value")) for turn in turns)
+            )
             value |= {"image": self.placed[0]} if marked else {"images": self.placed}
         first = messages[0] if messages and isinstance(messages[0], dict) else {}
         parts = {

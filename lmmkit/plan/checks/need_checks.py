@@ -10,7 +10,6 @@ from lmmkit import plugin_calls
 from lmmkit.api.components import (
     AuxTask,
     ExtraView,
-    ImageReducer,
     OthersKind,
     Reader,
     StepTerm,
@@ -48,7 +47,7 @@ from lmmkit.errors.plan import (
     UNREAD_VIEW,
     VIEW_ROLE,
 )
-from lmmkit.plan.instances import Instances
+from lmmkit.plan.instances import Instances, without_patches
 from lmmkit.plan.stage_plan import StagePlan
 from lmmkit.plugin_calls.guard import place_of
 from lmmkit.recipe import Recipe, Stage
@@ -89,7 +88,9 @@ def needs(recipe: Recipe, instances: Instances, plan: StagePlan, dims: Dims) -> 
             problems += _need(where, term, need, views, provided, dims)
             if isinstance(need, VisionAt):
                 problems += _vision(where, need, recipe, recipe.stages[plan.stage])
-                problems += _patches(where, need, plan.reducer, dims)
+                if need.stage == "encoder" and (by := without_patches(recipe, instances, dims)):
+                    got = f"features of the encoder, and rows of `{by}`"
+                    problems.append(PATCHES.at(where, got=got))
         if isinstance(term, StepTerm) and recipe.stages[plan.stage].batch.samples < 2:
             got = f"`{term.name}` in a stage with `batch.samples: 1`"
             problems.append(STEP_TERM.at(where, got=got, stage=plan.stage))
@@ -165,13 +166,6 @@ def _vision(where: str, need: VisionAt, recipe: Recipe, stage: Stage) -> list[Pr
         got = f"`detach=False` for features of `{need.stage}`, which no trainable part computes"
         return [FROZEN.at(where, got=got, parts=" or ".join(f"`{part}`" for part in parts))]
     return []
-
-
-def _patches(where: str, need: VisionAt, found: ImageReducer | None, dims: Dims) -> list[Problem]:
-    """Returns a problem for a need that reads the encoder's features at rows without fixed patches."""
-    if need.stage != "encoder" or found is None or plugin_calls.patches(found, dims) is not None:
-        return []
-    return [PATCHES.at(where, got=f"features of the encoder, and rows of `{found.name}`")]
 
 
 def _reads_own_view(term: Term) -> bool:

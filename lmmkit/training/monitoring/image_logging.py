@@ -72,8 +72,8 @@ def response_attention(
     images: Mapping[ImageRef, Tensor],
     device: torch.device,
 ) -> tuple[Tensor, Tensor | None]:
-    """Returns the image, [3, X, Y] in 0..1, and the attention from response rows to each patch, [X, Y]; None if a
-    reducer chose among the patches.
+    """Returns the image, [3, X, Y] in 0..1, and the attention from response rows to each patch, [X, Y]; None if the
+    rows are not made of fixed patches.
 
     The attention is the mean over heads, layers and rows, scaled to a maximum of 1.
     """

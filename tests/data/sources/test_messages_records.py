@@ -150,6 +150,7 @@ WRONG = [
     (asked(image("../y.png"), "x"), "records/image-path", "image", "goes up"),
     (asked(image("a"), answer=" "), "records/no-answer", "messages.1", "empty"),
     (asked("x <image>"), "records/image-markers", "messages", "0 images for 1"),
+    (asked(image(), "x", images=[None]), "records/wrong-type", "images", "null"),
     (asked("Hi", id=[1]), "records/wrong-type", "id", "a list"),
     ([1], "records/wrong-type", "", "a list"),
 ]  # fmt: skip
