@@ -45,11 +45,15 @@ class LeftCommand:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Holds the commands that are left, and the seconds they take with so many side by side."""
+    """Holds the commands that are left, and the seconds they take with so many side by side.
+
+    `wall`: seconds for a CPU second, if nothing else runs. `load`: how much longer at the load of the start.
+    """
 
     items: tuple[LeftCommand, ...]
     side: int
-    wall_ratio: float
+    wall: float = 1.0
+    load: float = 1.0
 
     @property
     def cpu_seconds(self) -> float:
@@ -57,9 +61,14 @@ class Forecast:
         return sum(item.seconds for item in self.items)
 
     @property
+    def idle_seconds(self) -> float:
+        """Returns the time until the last one has ended, on a machine that does nothing else."""
+        return self.wall * makespan(self.items, self.side)
+
+    @property
     def wall_seconds(self) -> float:
-        """Returns the time until the last one has ended."""
-        return self.wall_ratio * makespan(self.items, self.side)
+        """Returns the time until the last one has ended, if the load stays as it is."""
+        return self.load * self.idle_seconds
 
 
 def forecast(
@@ -99,7 +108,8 @@ def forecast(
             left = process.evaluate + process.of_tasks({task: counts[task] for task in missing})
             before = train_name(run.key)
             items[name] = LeftCommand(name, left, (before,) if before in items else ())
-    return Forecast(tuple(items.values()), side, process.wall * slowed(load + side))
+    alone = slowed(side)
+    return Forecast(tuple(items.values()), side, process.wall * alone, slowed(load + side) / alone)
 
 
 def slowed(processes: float) -> float:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from lmmkit.commands.support.jobs import Job
 
 OUTCOME, STORE = "ablation.json", "ablations"
+BUSY = 1.1  # how much longer a grid takes for other processes, from which on it is printed
 
 
 @reporting
@@ -165,8 +166,10 @@ class Plan:
         lines = [f"no runs yet, as their lengths are not measured: {', '.join(lengths)}"] if lengths else []
         number = len(left_over(self.store, self.runs))
         if number and left is not None:
-            cpu, wall = duration(left.cpu_seconds), duration(left.wall_seconds)
-            side = f"with {left.side} side by side {wall} at the present load of the machine"
+            cpu, idle = duration(left.cpu_seconds), duration(left.idle_seconds)
+            side = f"with {left.side} side by side {idle} if nothing else runs"
+            if left.load > BUSY:
+                side += f", {duration(left.wall_seconds)} if the machine stays as busy as it is"
             lines.append(f"{number} commands are left: about {cpu} of CPU time; {side}")
         elif number or lengths:
             lines.append(f"{number} commands are left; `--forecast` measures how long they take")

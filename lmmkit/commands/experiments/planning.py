@@ -74,7 +74,7 @@ def _planned(
         costs, failed = step_costs(store, first)
     runs, unmeasured = _runs(file, on_data, first, costs, failed)
     if not unmeasured and not failed and not left_over(store, runs):
-        left = Forecast((), side, 1.0)
+        left = Forecast((), side)
         return Planned(runs=runs, side=side, forecast=left, failed={}, unmeasured=())
     if not by_measured_lengths and measure == "all":
         costs, failed = step_costs(store, first)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -83,6 +83,10 @@ def test_a_variant_whose_steps_fail_is_left_out_and_others_are_forecast(opened, 
     assert problem.code == "plugin/raised" and problem.where.startswith("faulty.value")
     assert {run.arm for run in found.runs} == {"base", "rate"}
     assert found.forecast is not None and found.forecast.cpu_seconds > 0
+    busy = Plan(file, arms, store, replace(found, forecast=replace(found.forecast, load=3.0))).forecast_text()
+    assert "if nothing else runs, " in busy and "as busy as it is" in busy
+    calm = Plan(file, arms, store, replace(found, forecast=replace(found.forecast, load=1.0))).forecast_text()
+    assert calm.endswith(" if nothing else runs")
     again = plan_grid(file, arms, store, 1, "nothing", OPTIONS)
     assert {run.key for run in found.runs} <= {run.key for run in again.runs}, "kept measurements, same keys"
     assert again.unmeasured == ("broken (equal time)",)
