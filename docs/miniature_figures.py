@@ -29,10 +29,12 @@ def table(outcome: Mapping[str, Any]) -> str:
     for arm in outcome["arms"]:
         first = arm["measures"][names[0]]
         difference = first["difference"]
+        figures = [_percent(arm["measures"][name]) for name in names]
+        steps = " + ".join(f"{n:,}" for n in arm["steps"].values())
+        seconds = f"{arm['cost']['cpu_seconds']:.0f}"
+        runs = str(len(arm["runs"]))
         lines.append([
-            arm["variant"], arm["equal"], str(len(arm["runs"])), *(_percent(arm["measures"][name]) for name in names),
-            _difference(difference), "" if difference is None or difference["p_holm"] is None else f"{difference['p_holm']:.3f}",
-            f"{arm['cost']['cpu_seconds']:.0f}", " + ".join(f"{n:,}" for n in arm["steps"].values()),
+            arm["variant"], arm["equal"], runs, *figures, _difference(difference), _p(difference), seconds, steps,
         ])  # fmt: skip
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -47,6 +49,10 @@ def _difference(found: Mapping[str, Any] | None) -> str:
     low, high = found["low"], found["high"]
     interval = "" if low is None else f" ({100 * low:+.1f} to {100 * high:+.1f})"
     return f"{100 * found['value']:+.1f}{interval}"
+
+
+def _p(found: Mapping[str, Any] | None) -> str:
+    return "" if found is None or found["p_holm"] is None else f"{found['p_holm']:.3f}"
 
 
 def written(page: str) -> str:

@@ -337,12 +337,6 @@ SETTING_TYPE = Code(
     expected="int, float, str, bool, None, Literal, or tuples and unions of these",
     hint="Declare settings of plain types. Tensors and modules belong into the module of `modules`.",
 )
-INSTANCE_NAME = Code(
-    "plugin/name", cause="A plugin has a name that torch needs itself, so its module cannot be kept under it.",
-    expected="another name than those of the methods of `nn.ModuleDict`",
-    hint="Rename the key of the section `plugins`. If the component has that name: `use: {name}`, or "
-    "`use: FILE.py:{name}`.",
-)
 ADDITIVE = Code(
     "plugin/additive", cause="A plugin sets `additive` where it has no meaning, or to something else than a bool.",
     expected="`additive` of True, or False in a `Loss` or `AuxTask` with a `value` of its own",

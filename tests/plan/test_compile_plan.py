@@ -251,7 +251,7 @@ def test_an_insert_that_is_not_possible_is_a_problem(tiny, tmp_path, insert):
 
 
 @pytest.mark.parametrize("need", ["HiddenAt", "HiddenMean"])
-@pytest.mark.parametrize("layer", ["2", "-1", "'last'", "1.5"])
+@pytest.mark.parametrize("layer", ["2", "-1", "'last'"])
 def test_a_state_after_more_blocks_than_there_are_is_a_problem(tiny, tmp_path, need, layer):
     (tmp_path / "mine.py").write_text(
         "from dataclasses import dataclass\n"
@@ -382,7 +382,7 @@ def test_a_name_that_torch_needs_is_refused(tiny, name):
     text = PLAIN.replace("stages:", f"plugins:\n  {name}: {{use: guided_loss}}\nstages:", 1)
     with pytest.raises(UserError) as error:
         prepare(tiny(text=text.replace("{next_token: 1.0}", f"{{next_token: 1.0, {name}: 1.0}}")))
-    assert [(p.code, p.got) for p in error.value.problems] == [("plugin/name", f"a plugin named `{name}`")]
+    assert [(p.code, p.got) for p in error.value.problems] == [("recipe/name", f"the instance name `{name}`")]
 
 
 @pytest.mark.parametrize(

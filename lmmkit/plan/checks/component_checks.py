@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from lmmkit import plugin_calls
 from lmmkit.api.components import Reader, Term, TokenStrategy
 from lmmkit.api.model_info import Dims
 from lmmkit.errors import Problem, Tried, raise_all
-from lmmkit.errors.plan import INSTANCE_NAME, SETTING
+from lmmkit.errors.plan import SETTING
 from lmmkit.plan.checks.need_checks import selects
 from lmmkit.plan.instances import Instances
 from lmmkit.recipe import Recipe
@@ -30,13 +28,9 @@ def faults(instances: Instances, dims: Dims) -> list[Problem]:
 
 
 def settings(recipe: Recipe, instances: Instances, dims: Dims) -> list[Problem]:
-    """Returns the problems of plugin settings that do not fit the model's sizes, and of instance names that the modules
-    of plugins cannot have."""
-    problems, taken = [], nn.ModuleDict()
+    """Returns the problems of plugin settings that do not fit the model's sizes."""
+    problems = []
     for name, component in instances.components.items():
-        if hasattr(taken, name):
-            where = recipe.where(f"plugins.{name}")
-            problems.append(INSTANCE_NAME.at(where, got=f"a plugin named `{name}`", name=name))
         if found := plugin_calls.check(component, dims):
             key = found.partition(":")[0]
             problems.append(SETTING.at(recipe.where(f"plugins.{name}.{key}"), got=found))
