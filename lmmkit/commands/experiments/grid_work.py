@@ -117,6 +117,8 @@ class EvaluateRun:
         if handle is None:
             return "busy"
         try:
+            if not self.store.missing_tasks(self.run):
+                return "done"
             self.store.prepare_evaluation(self.run)
             job = Job(self.name, self.words(), self.store.logs, handles=(handle,))
             self._began = time.monotonic()
