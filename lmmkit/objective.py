@@ -139,9 +139,7 @@ class Objective(nn.Module):
             seen_IND = self.lmm.encode(batch.pixels_ICXY)
             scored = reference(batch, seen_IND)
         out = self.lmm(batch, self.tokens(batch), seen_IND)
-        if self.teachers and batch.teacher_pixels:
-            out = out._replace(features={**out.features, **self._taught(batch)})
-        return out, scored
+        return out._replace(features={**out.features, **self._taught(batch)}), scored
 
     @torch.no_grad()
     def metric_sums(self, outcome: Outcome, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -158,10 +156,12 @@ class Objective(nn.Module):
         return torch.autocast(device.type, self.compute, enabled=self.compute != torch.float32)
 
     def _taught(self, batch: Batch) -> dict[str, Tensor]:
-        """Returns for each teacher its features behind the rows of the images that needs read: [rows, width]."""
+        """Returns the features of each teacher that the batch has images for, behind their rows: [rows, width]."""
         lmm, found = self.lmm, {}
         encoder, connector = cast(ViT | TimmViT, lmm.vision), cast(Connector, lmm.connector)
         for name, teacher in self.teachers.items():
+            if name not in batch.teacher_pixels:  # of a term that this pass does not compute
+                continue
             pixels_ICXY = batch.teacher_pixels[name]
             if len(pixels_ICXY):
                 features_IND = teacher(pixels_ICXY, encoder.image.grid)

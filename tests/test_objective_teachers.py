@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from lmmkit import build
-from lmmkit.api import HiddenAt, Loss, TeacherAt
+from lmmkit.api import HiddenAt, Loss, StepTerm, TeacherAt
+from lmmkit.api.ctx import EVALUATION
 from lmmkit.api.model_info import CLIP_MEAN
 from lmmkit.recipe import Speed
 from tests.support import dense_views, paper_objective, plain_teacher
@@ -126,6 +127,31 @@ def test_a_teacher_of_a_batch_without_images_runs_only_where_it_is_sharded():
     assert [tuple(ctx[need].shape) for need in READ] == [(0, w) for w in (12, 20, 20, 8, 16)] and ran == [
         "finer"
     ]
+
+
+class OverStep(StepTerm):
+    """Has the features of one teacher as its items."""
+
+    needs = (TeacherAt("finer", IMAGES),)
+
+    def embed(self, ctx):
+        return ctx[self.needs[0]]
+
+
+def test_the_first_pass_of_a_step_runs_only_the_teachers_of_terms_over_the_step():
+    made, ran = objective(), []
+    made.terms = over_step, other = OverStep(name="over_step"), Reads(name="reads", read=READ[:1])
+    specs = {name: made.teachers[name].image for name in ("same", "finer")}
+    packer = paper_objective.packer(terms=(over_step, other), teachers=specs)
+    batch, _ = pack(packer, paper_objective.sized(SAMPLES, packer))
+    for name, teacher in made.teachers.items():
+        teacher.register_forward_hook(lambda *_, name=name: ran.append(name))
+    found = made.step_inputs(batch, EVALUATION)
+    assert list(found) == ["over_step"] and ran == ["finer"]
+    want = made(batch).ctxs["over_step"]
+    assert len(over_step.embed(want)) and torch.equal(
+        over_step.embed(found["over_step"]), over_step.embed(want)
+    )
 
 
 def test_teachers_are_no_parts_of_the_objective():
