@@ -115,6 +115,8 @@ def test_a_sample_without_another_image_makes_no_views():
     two = replace(sample, images=(Image("/x.png"), Image("/y.png")))
     assert task.views(sample, rng, lambda n: [two] * n) == []
     assert len(task.views(sample, rng, lambda n: [*alike, two, SAMPLES[1]][:n])) == 2
+    packed = [replace(sample, images=(Image("/x.tar", part=(at, 9)),)) for at in (0, 9)]
+    assert [len(task.views(packed[0], rng, lambda n, i=i: [packed[i]] * n)) for i in (0, 1)] == [0, 2]
 
 
 def test_matching_is_learned_on_few_samples():

@@ -78,6 +78,8 @@ class _Form:
                 self.problems.append(("", found))
             elif found is not None:
                 names[part] = found
+            elif part in self.columns and self.columns[part] not in raw.value:  # type: ignore[operator]
+                self.notes.append(f"no column `{self.columns[part][:40]}`, which `columns` names")
         messages = record.get(names.get("messages", ""), [])
         if self.problems or not isinstance(messages, list):
             if not self.problems:
@@ -184,19 +186,18 @@ class _Form:
     def take(self, given: dict[str, object], at: str) -> None:
         """Adds the image of a content part: the one that it names, or one of the record's own column."""
         own = [given.pop(key) for key in _IMAGE_KEYS if key in given]
-        index = given.pop("index", None)
         if own:
             url = own[0]
             if isinstance(url, dict):
-                url = dict(url)
-                inner = url.pop("url", url.pop("path", None))
-                self.unread(url)
-                url = inner
+                rest = {key: value for key, value in url.items() if value is not None}
+                url = rest.pop("url" if "url" in rest else "path", None)
+                self.unread(rest)
             if len(own) > 1 or not isinstance(url, str):
                 got = "several images" if len(own) > 1 else f"an image {value_kind(url)}"
                 self.wrong(MESSAGE_PART, at, got)
             self.placed.append(url)
         else:
+            index = given.pop("index", None)
             next_one = max(self.used, default=-1) + 1
             number = next_one if index is None else index
             if type(number) is not int or not 0 <= number < len(self.given):

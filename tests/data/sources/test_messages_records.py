@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from pathlib import Path
 
 import pytest
 
@@ -176,6 +177,21 @@ def test_what_is_not_read_is_counted(folder):
     assert set(records.notes) == {
         "`detail` of a content part is not read", "`cache_control` of a content part is not read", "`tools` is not read",
     }  # fmt: skip
+
+
+def test_a_part_names_its_image_once(folder):
+    inner = {"type": "image_url", "image_url": {"url": None, "path": "a", "detail": None}}
+    twice = {"type": "image_url", "image_url": {"url": "b", "path": "c"}}
+    records = opened(folder, [asked(inner, "x"), asked(twice, "x"), asked(image("d", index=3), "x")])
+    assert [Path(sample.images[0].path).name for sample in records] == ["a", "b", "d"]
+    assert records.notes == {
+        "`index` of a content part is not read": 1, "`path` of a content part is not read": 1,
+    }  # fmt: skip
+
+
+def test_a_column_that_records_do_not_have_is_counted(folder):
+    records = opened(folder, [asked("x", rules="Be brief."), asked("x", rule=None)], columns={"system": "rule"})
+    assert records.systems == 0 and records.notes == {"no column `rule`, which `columns` names": 1}
 
 
 def test_a_record_with_faults_is_left_as_it_is():

@@ -62,7 +62,7 @@ class Reading:
     def record(self, raw: RawRecord, cells: Mapping[str, Any], images: Sequence[object]) -> RawRecord:
         """Returns the record that `cells` contain, in LLaVA's form, with the names of its `images`."""
         value = {key: _plain(each) for key, each in cells.items() if key != self.parts.get("images")}
-        if images:
+        if "images" in self.parts:
             value[self.parts["images"]] = list(images)
         raw = as_llava(raw._replace(value=value, notes=self.notes, no_surrogates=True), self.columns)
         found = raw.value if isinstance(raw.value, dict) and not raw.problems else {}
