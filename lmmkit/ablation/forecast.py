@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lmmkit.ablation.planned_runs import GridRun, StageRun
+from lmmkit.ablation.planned_runs import GridRun, StageRun, unique_stages
 from lmmkit.ablation.store import Store
 from lmmkit.recipe import Recipe
 
@@ -87,8 +87,7 @@ def forecast(
         side: how many commands run at once.
         load: how many other processes want a core.
     """
-    unique = {stage.key: stage for run in runs for stage in run.stages}
-    known = _known(store, list(unique.values()), process.train)
+    known = _known(store, list(unique_stages(runs).values()), process.train)
     items: dict[str, LeftCommand] = {}
     for run in runs:
         for stage in run.stages:

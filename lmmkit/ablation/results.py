@@ -61,7 +61,7 @@ class FinishedRun:
             answer.id: answer
             for answer in self.answers(task)
             if answer.condition == condition and answer.score is not None
-            and (not detail or answer.groups.get("type") == detail)
+            and (not detail or detail in answer.groups.values())
         }  # fmt: skip
 
 
