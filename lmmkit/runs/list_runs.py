@@ -74,7 +74,8 @@ def summarise_run(run: RunFolder) -> RunSummary:
 def _state(run: RunFolder, stages: Sequence[str]) -> RunState:
     if is_locked(run):
         return "running"
-    return "done" if stages and all(run.model(stage).is_dir() for stage in stages) else "stopped"
+    done = bool(stages) and (run.model(stages[-1]) / "config.json").is_file()
+    return "done" if done else "stopped"  # the model of an earlier stage may have been removed
 
 
 def _recipe(sessions: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> str:
