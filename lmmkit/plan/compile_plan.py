@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 
 from lmmkit import plugin_calls
 from lmmkit.api.components import Component, ExtraView, ImageReducer, TokenStrategy, TokenWeight
 from lmmkit.api.model_info import Dims
-from lmmkit.api.needs import ATTENTION, Need, reads_reference, selector, teacher_models_of, teachers_of
+from lmmkit.api.needs import Need, reads_reference, selector, selectors, teacher_models_of, teachers_of
 from lmmkit.data.text_tokenizers.choose import TextTokenizer
 from lmmkit.errors import raise_all
 from lmmkit.plan import checks
@@ -127,8 +127,7 @@ def _per_line(next_token: Weight) -> list[str]:
 
 def _readers(strategy: TokenStrategy, needs: tuple[Need, ...]) -> frozenset[str]:
     """Returns the views in which some need reads a token of this strategy."""
-    keys = [replace(need.k, view=need.q.view) for need in needs if isinstance(need, ATTENTION)]
-    selects = [*map(selector, needs), *keys]
+    selects = (select for need in needs for select in selectors(need))
     return frozenset(select.view for select in selects if select.token_name in strategy.provides)
 
 

@@ -17,7 +17,7 @@ from itertools import accumulate
 from typing import Any
 
 from lmmkit.errors import LmmkitError, MachineError, UserError
-from lmmkit.errors.data import NO_PYARROW, RECORDS_FILE, TABLE_FILE
+from lmmkit.errors.data import NO_PYARROW, RECORDS_FILE, TABLE_COLUMNS, TABLE_FILE
 
 PIECE = 32  # records that are read at a time
 IMAGES = 4  # the same for columns of images
@@ -82,8 +82,8 @@ class _Parquet(TableFile):
 
         self.path = path
         self.file = parquet.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False, memory_map=False)
-        schema, meta = self.file.schema_arrow, self.file.metadata
-        self.types = dict(zip(schema.names, schema.types, strict=True))
+        self.types = _types(path, self.file.schema_arrow)
+        meta = self.file.metadata
         self.sizes = [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
         leaves = [self.file.schema.column(i).path for i in range(len(self.file.schema))]
         self.leaves = {leaf: i for i, leaf in enumerate(leaves)}
@@ -126,7 +126,7 @@ class _Arrow(TableFile):
         else:
             opened = arrow.ipc.open_stream(source)
             self.batches = list(opened)
-        self.types = dict(zip(opened.schema.names, opened.schema.types, strict=True))
+        self.types = _types(path, opened.schema)
         self.sizes = [batch.num_rows for batch in self.batches]
 
     def pieces(self, group: int, columns: Sequence[str], size: int) -> Iterator[Any]:
@@ -155,6 +155,15 @@ class _Arrow(TableFile):
         struct = cells.type.value_type if in_list else cells.type
         only = arrow.struct([struct.field(inner)])
         return name, cells.cast(arrow.list_(only) if in_list else only)
+
+
+def _types(path: str, schema: Any) -> dict[str, Any]:
+    """Returns the type of each column. Raises `UserError` for two columns of one name."""
+    twice = [name for name in dict.fromkeys(schema.names) if schema.names.count(name) > 1]
+    if twice:
+        got = f"several columns `{twice[0][:80]}`"
+        raise UserError(TABLE_COLUMNS.at(path, got=got, expected="one column of each name"))
+    return dict(zip(schema.names, schema.types, strict=True))
 
 
 def present(images: Any) -> list[tuple[bool, ...]]:
@@ -204,7 +213,7 @@ def read_cell(path: str, record: int, column: str, number: int) -> bytes:
 
 
 @contextmanager
-def reading(where: str) -> Iterator[None]:
+def reading(where: str, expected: str = "a complete file") -> Iterator[None]:
     """Turns every error inside into a `UserError` about a damaged file."""
     try:
         yield
@@ -212,7 +221,7 @@ def reading(where: str) -> Iterator[None]:
         raise
     except Exception as error:  # pyarrow raises errors of many types for broken files
         got = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise UserError(TABLE_FILE.at(where, got=got, expected="a complete file")) from error
+        raise UserError(TABLE_FILE.at(where, got=got, expected=expected)) from error
 
 
 @functools.lru_cache(_OPEN)
@@ -221,5 +230,8 @@ def _open(path: str, size: int, changed: int) -> TableFile:
         import pyarrow  # noqa: F401
     except ImportError as error:
         raise MachineError(NO_PYARROW.at("kind: messages", got="no package pyarrow")) from error
-    with reading(path):
-        return _Arrow(path) if path.endswith(".arrow") else _Parquet(path)
+    if path.endswith(".arrow"):
+        with reading(path, "a complete Arrow file"):
+            return _Arrow(path)
+    with reading(path, "a complete parquet file; names of other files end in .arrow, .json or .jsonl"):
+        return _Parquet(path)

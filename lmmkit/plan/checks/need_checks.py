@@ -29,6 +29,7 @@ from lmmkit.api.needs import (
     reads_images,
     reads_reference,
     selector,
+    selectors,
 )
 from lmmkit.errors import Problem, did_you_mean
 from lmmkit.errors.plan import (
@@ -116,7 +117,7 @@ def _need(
         roles, got = views[select.view], f"role `{select.view_role}` of view `{select.view}`"
         nearest = did_you_mean(select.view_role, roles)
         problems.append(VIEW_ROLE.at(where, got=got, roles=", ".join(map(repr, roles)), nearest=nearest))
-    for each in (select, need.k) if isinstance(need, ATTENTION) else (select,):
+    for each in selectors(need):
         if each.token_name is not None and each.token_name not in provided:
             got = f"`{term.name}` reads token `{each.token_name}`, which no plugin provides"
             problems.append(UNPROVIDED_TOKEN.at(where, got=got))

@@ -12,7 +12,7 @@ from lmmkit import plugin_calls
 from lmmkit.api.components import TokenStrategy, ViewMaker
 from lmmkit.api.layout import InsertAt
 from lmmkit.api.model_info import Dims
-from lmmkit.api.needs import ATTENTION, selector
+from lmmkit.api.needs import selectors
 from lmmkit.api.sample import Image, Sample, Turn, View
 from lmmkit.data.text_tokenizers.choose import TextTokenizer
 from lmmkit.data.views import vocabulary_id
@@ -79,8 +79,7 @@ def token_names(recipe: Recipe, instances: Instances) -> list[Problem]:
     """Returns the problems of tokens: unread ones, and ones with two providers."""
     problems, owner = [], {}
     needs = [need for term in instances.readers for need in plugin_calls.needs(term)]
-    read = {selector(need).token_name for need in needs}
-    read |= {need.k.token_name for need in needs if isinstance(need, ATTENTION)}
+    read = {select.token_name for need in needs for select in selectors(need)}
     for name, strategy in instances.strategies.items():
         where = recipe.where(f"plugins.{name}")
         if not strategy.unread and not read & set(strategy.provides):

@@ -21,7 +21,7 @@ from lmmkit.api.components import (
     ViewMaker,
 )
 from lmmkit.api.model_info import Dims
-from lmmkit.api.needs import selector, selects_rows, teacher_models_of, teachers_of
+from lmmkit.api.needs import selector, selectors, selects_rows, teacher_models_of, teachers_of
 from lmmkit.api.sample import Sample, View
 from lmmkit.data.packing import SizedSample
 from lmmkit.data.pipeline import Pipeline
@@ -148,7 +148,7 @@ def _reads(term: Reader, names: Collection[str], prepared: Prepared) -> bool:
     """Returns whether a term reads views or tokens of some components."""
     components = prepared.instances.components
     tokens = {t for n in names if isinstance(c := components[n], TokenStrategy) for t in c.provides}
-    selected = [selector(need) for need in plugin_calls.needs(term)]
+    selected = [each for need in plugin_calls.needs(term) for each in selectors(need)]
     return any(each.view in names or each.token_name in tokens for each in selected)
 
 

@@ -50,7 +50,7 @@ def png(seed=0, size=(40, 30)):
 
 def written(path, columns, *, groups=3, format=None):
     """Writes a table: parquet with small row groups, or Arrow as `datasets` does (a stream), or a Feather file."""
-    table = pa.table(columns)
+    table = columns if isinstance(columns, pa.Table) else pa.table(columns)
     if path.suffix == ".parquet":
         parquet.write_table(table, path, row_group_size=groups)
         return path
@@ -237,8 +237,23 @@ def test_folders_and_patterns(folder):
     ]
     (found,) = problems(data)
     assert found.code == "records/file" and "test, train" in found.got
+    assert found.expected == f"one split, such as {data}/train*.parquet"
     assert [p.code for p in problems(data / "valid-*.parquet")] == ["records/file"]
     assert [p.code for p in problems(folder / "images")] == ["records/file"]
+
+
+def test_a_folder_of_several_splits_or_kinds_is_refused(folder):
+    data = folder / "data"
+    data.mkdir()
+    for name in ("test_2.parquet", "train.parquet", "testing.parquet"):
+        written(data / name, {"messages": talks(2), "images": cells(2)})
+    (found,) = problems(data)
+    assert (found.code, found.got) == ("records/file", "files of the splits test, train")
+    (data / "train.parquet").unlink()
+    assert len(opened(data)) == 4
+    written(data / "train.arrow", {"messages": talks(2), "images": cells(2)})
+    (found,) = problems(data)
+    assert found.code == "records/file" and "parquet and Arrow" in found.got
 
 
 def test_a_folder_of_save_to_disk(folder):
@@ -261,6 +276,10 @@ def test_a_folder_of_save_to_disk(folder):
 def test_faults_of_files_are_named_with_file_and_column(folder):
     good, bad = folder / "a.parquet", folder / "b.parquet"
     written(good, {"messages": talks(9), "images": cells(9)})
+    for path in (folder / "twice.parquet", folder / "twice.arrow"):
+        written(path, pa.Table.from_arrays([talks(2), cells(2), cells(2)], ["messages", "images", "images"]))
+        (found,) = problems(path)
+        assert found.code == "records/table-columns" and "several columns `images`" in found.got
     pattern = folder / "?.parquet"
     whole = good.read_bytes()
     for data in (whole[: len(whole) // 2], whole[:-3], b"", b"PAR1"):
