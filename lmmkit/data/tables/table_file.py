@@ -55,6 +55,10 @@ class TableFile(ABC):
     def nulls(self, group: int, leaf: str) -> tuple[int, int] | None:
         """Returns (values that are null, values) of a leaf column in a group; None if that is not known."""
 
+    def bytes_read(self, group: int, columns: Sequence[str]) -> int:
+        """Returns the bytes that are read, at most, to find a record of a group in these columns."""
+        return 0
+
     def read(self, record: int, columns: Sequence[str], size: int = PIECE) -> dict[str, Any]:
         """Returns the cells of one record."""
         group = bisect_right(self.ends, record)
@@ -89,9 +93,18 @@ class _Parquet(TableFile):
         self.leaves = {leaf: i for i, leaf in enumerate(leaves)}
 
     def pieces(self, group: int, columns: Sequence[str], size: int) -> Iterator[Any]:
-        leaves = [leaf for leaf in self.leaves for column in columns if self.is_of(leaf, column)]
+        leaves = self.leaves_of(columns)
         with reading(self.place(group)):
             yield from self.file.iter_batches(size, row_groups=[group], columns=leaves, use_threads=False)
+
+    def leaves_of(self, columns: Sequence[str]) -> list[str]:
+        """Returns the leaves of the file that are read for these columns."""
+        return [leaf for leaf in self.leaves for column in columns if self.is_of(leaf, column)]
+
+    def bytes_read(self, group: int, columns: Sequence[str]) -> int:
+        meta = self.file.metadata.row_group(group)
+        leaves = dict.fromkeys(self.leaves_of(columns))
+        return sum(meta.column(self.leaves[leaf]).total_uncompressed_size for leaf in leaves)
 
     def nulls(self, group: int, leaf: str) -> tuple[int, int] | None:
         found = next((i for path, i in self.leaves.items() if self.is_of(path, leaf)), None)

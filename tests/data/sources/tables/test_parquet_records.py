@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import os
 import pickle
 import random
 import resource
@@ -16,6 +17,7 @@ from lmmkit.api.sample import Image
 from lmmkit.data.images import read_image
 from lmmkit.data.sources.bad_records import Policy
 from lmmkit.data.sources.records import check_images, missing_images, open_records
+from lmmkit.data.sources.tables import parquet_records
 from lmmkit.data.sources.tables.table_names import table_files
 from lmmkit.data.tables.table_file import open_table
 from lmmkit.errors import MachineError, UserError
@@ -402,6 +404,23 @@ def test_columns_that_are_not_read_are_counted(folder):
         "`when` is not kept: it is no text, number or list of them",
         "`conversations` is not read: `columns` names another one",
     }
+
+
+def test_records_in_large_row_groups_are_counted(folder, monkeypatch):
+    columns = {"messages": talks(8), "images": cells(8), "unread": pa.array([{"x": os.urandom(9000)}] * 8)}
+    path = written(folder / "r.parquet", columns, groups=5)
+    meta = parquet.ParquetFile(path).metadata
+    large, small = (
+        sum(meta.row_group(g).column(c).total_uncompressed_size for c in range(meta.num_columns - 1))
+        for g in (0, 1)
+    )
+    assert meta.row_group(0).column(meta.num_columns - 1).path_in_schema == "unread.x"
+    for limit, count in ((large, 0), (large - 1, 5), (small - 1, 8)):
+        monkeypatch.setattr(parquet_records, "LARGE", limit)
+        monkeypatch.setenv("LMMKIT_CACHE", str(folder / f"cache{limit}"))
+        assert opened(path).notes.get(parquet_records.SLOW, 0) == count
+    written(folder / "r.arrow", {"messages": talks(8), "images": cells(8)})
+    assert opened(folder / "r.arrow").notes == {}
 
 
 def test_a_missing_pyarrow_is_a_fault_of_the_machine(folder, monkeypatch):
