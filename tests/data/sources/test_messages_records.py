@@ -130,7 +130,7 @@ WRONG = [
     (asked("Hi") | llava("Hi", "A."), "records/columns", "", "`messages` and `conversations`"),
     (asked("Hi", images=["a"], image="a"), "records/columns", "", "`images` and `image`"),
     ({"messages": "Hi"}, "records/no-conversation", "messages", "'Hi'"),
-    ({"messages": []}, "records/no-conversation", "messages", "none"),
+    ({"messages": []}, "records/no-conversation", "messages", "`messages` none"),
     ({"messages": asked("Hi")["messages"][::-1]}, "records/no-answer", "messages", "without an answer"),
     ({"messages": [*asked("Hi")["messages"][:1] * 2, *asked("Hi")["messages"][1:]]}, "records/turn-order", "messages.1", "user again"),
     ({"messages": [{"role": "tool", "content": "x"}]}, "records/role", "messages.0.role", "'tool'"),
@@ -151,7 +151,9 @@ WRONG = [
     (asked(image("../y.png"), "x"), "records/image-path", "image", "goes up"),
     (asked(image("a"), answer=" "), "records/no-answer", "messages.1", "empty"),
     (asked("x <image>"), "records/image-markers", "messages", "0 images for 1"),
-    (asked(image(), "x", images=[None]), "records/wrong-type", "images", "null"),
+    (asked(image(), "x", images=[None]), "records/wrong-type", "images", "`images` null"),
+    (asked(image(), "x", images=[{}]), "records/wrong-type", "images", "`images` is an object"),
+    ({"messages": [{"role": "user", "content": {}}]}, "records/wrong-type", "messages.0.content", "turn 0 content is"),
     (asked("Hi", id=[1]), "records/wrong-type", "id", "a list"),
     ([1], "records/wrong-type", "", "a list"),
 ]  # fmt: skip
@@ -190,7 +192,9 @@ def test_a_part_names_its_image_once(folder):
 
 
 def test_a_column_that_records_do_not_have_is_counted(folder):
-    records = opened(folder, [asked("x", rules="Be brief."), asked("x", rule=None)], columns={"system": "rule"})
+    records = opened(
+        folder, [asked("x", rules="Be brief."), asked("x", rule=None)], columns={"system": "rule"}
+    )
     assert records.systems == 0 and records.notes == {"no column `rule`, which `columns` names": 1}
 
 
