@@ -134,6 +134,8 @@ WRONG = [
     ({"messages": asked("Hi")["messages"][::-1]}, "records/no-answer", "messages", "without an answer"),
     ({"messages": [*asked("Hi")["messages"][:1] * 2, *asked("Hi")["messages"][1:]]}, "records/turn-order", "messages.1", "user again"),
     ({"messages": [{"role": "tool", "content": "x"}]}, "records/role", "messages.0.role", "'tool'"),
+    ({"messages": ["Hi", *asked("Hi")["messages"]], "image": "a"}, "records/wrong-type", "messages.0", "'Hi'"),
+    ({"messages": [*asked("Hi")["messages"], 7], "images": ["a"]}, "records/wrong-type", "messages.2", "a number"),
     ({"messages": [{"content": "x"}]}, "records/role", "messages.0.from", "null"),
     ({"messages": [{"role": "user", "from": "human", "content": "x"}]}, "records/columns", "messages.0", "`role` and `from`"),
     (asked(3), "records/wrong-type", "messages.0.content.0", "a number"),
@@ -190,7 +192,9 @@ def test_a_part_names_its_image_once(folder):
 
 
 def test_a_column_that_records_do_not_have_is_counted(folder):
-    records = opened(folder, [asked("x", rules="Be brief."), asked("x", rule=None)], columns={"system": "rule"})
+    records = opened(
+        folder, [asked("x", rules="Be brief."), asked("x", rule=None)], columns={"system": "rule"}
+    )
     assert records.systems == 0 and records.notes == {"no column `rule`, which `columns` names": 1}
 
 
