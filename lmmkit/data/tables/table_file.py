@@ -63,12 +63,12 @@ class TableFile(ABC):
         """Returns the cells of one record."""
         group = bisect_right(self.ends, record)
         if group == len(self.ends):
-            got = f"no record {record}: it has {len(self)}"
+            got = f"no record {record + 1}: it has {len(self)}"
             raise UserError(TABLE_FILE.at(self.path, got=got, expected="the file as it was indexed"))
         at = record - (self.ends[group] - self.sizes[group])
         for piece in self.pieces(group, columns, size):
             if at < piece.num_rows:
-                with reading(f"{self.path} (record {record})"):
+                with reading(f"{self.path}:{record + 1}"):
                     return piece.slice(at, 1).to_pylist()[0]
             at -= piece.num_rows
         got = f"a group of records that ends before record {record}"
@@ -77,7 +77,7 @@ class TableFile(ABC):
     def place(self, group: int) -> str:
         """Returns the place of a group as messages name it."""
         end = self.ends[group]
-        return f"{self.path} (records {end - self.sizes[group]} to {end - 1})"
+        return f"{self.path}:{end - self.sizes[group] + 1}-{end}"
 
 
 class _Parquet(TableFile):
@@ -219,9 +219,7 @@ def read_cell(path: str, record: int, column: str, number: int) -> bytes:
     data = found.get("bytes") if isinstance(found, dict) else found
     if not isinstance(data, bytes):
         got = f"no bytes of image {number} in column `{column}`"
-        raise UserError(
-            TABLE_FILE.at(f"{path} (record {record})", got=got, expected="the file as it was indexed")
-        )
+        raise UserError(TABLE_FILE.at(f"{path}:{record + 1}", got=got, expected="the file as it was indexed"))
     return data
 
 
