@@ -19,7 +19,7 @@ from lmmkit.errors.ablation import GRID_OTHER_DATA, GRID_OTHER_QUESTIONS
 from lmmkit.recipe import dump, read_recipe
 from lmmkit.runs.files import read_json, write_json_atomic, write_text_atomic
 from lmmkit.runs.run_folder import RunFolder
-from lmmkit.runs.sessions import sessions_in
+from lmmkit.runs.sessions import cpu_seconds_in
 
 
 @dataclass(frozen=True)
@@ -151,8 +151,7 @@ class Store:
 
     def cpu_seconds(self, stage: StageRun) -> float | None:
         """Returns the CPU seconds of all processes that trained a stage; None if they are not all known."""
-        found = [session["cpu_seconds"] for session in sessions_in(read_json(self.run(stage.key).run_json))]
-        return None if not found or None in found else sum(found)
+        return cpu_seconds_in(read_json(self.run(stage.key).run_json))
 
     def cost(self, stage: StageRun) -> Cost:
         """Returns what a trained stage took."""

@@ -209,20 +209,20 @@ def save_pixels(image: Pil.Image, path: str | os.PathLike[str]) -> None:
 @contextmanager
 def _opened(file: File, fit: ImageFit) -> Iterator[Pil.Image]:
     """Opens the image and checks its header. Every error in the block becomes a `UserError`."""
-    image, name = _named(file)
+    image = file if isinstance(file, Image) else Image(os.fspath(file))
+    name = image_place(image)
     with _as_user_error(name), _bytes(image, name) as data, Pil.open(data, formats=FORMATS) as opened:
         _check_size(name, *opened.size, fit)
         yield opened
 
 
-def _named(file: File) -> tuple[Image, str]:
-    """Returns the `Image` of a file, and the name that messages use for it."""
-    image = file if isinstance(file, Image) else Image(os.fspath(file))
+def image_place(image: Image) -> str:
+    """Returns the place of an image as messages name it."""
     if image.cell is not None:
         record, column, number = image.cell
-        return image, f"{image.path} (record {record}, `{column}`, image {number})"
+        return f"{image.path}:{record + 1} (`{column}`, image {number})"
     part = image.part
-    return image, image.path if part is None else f"{image.path} (bytes {part[0]} to {sum(part)})"
+    return image.path if part is None else f"{image.path} (bytes {part[0]} to {sum(part)})"
 
 
 @contextmanager

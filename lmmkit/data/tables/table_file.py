@@ -17,7 +17,7 @@ from itertools import accumulate
 from typing import Any
 
 from lmmkit.errors import LmmkitError, MachineError, UserError
-from lmmkit.errors.data import NO_PYARROW, RECORDS_FILE, TABLE_FILE
+from lmmkit.errors.data import NO_PYARROW, RECORDS_FILE, TABLE_COLUMNS, TABLE_FILE
 
 PIECE = 32  # records that are read at a time
 IMAGES = 4  # the same for columns of images
@@ -55,16 +55,20 @@ class TableFile(ABC):
     def nulls(self, group: int, leaf: str) -> tuple[int, int] | None:
         """Returns (values that are null, values) of a leaf column in a group; None if that is not known."""
 
+    def bytes_read(self, group: int, columns: Sequence[str]) -> int:
+        """Returns the bytes that are read, at most, to find a record of a group in these columns."""
+        return 0
+
     def read(self, record: int, columns: Sequence[str], size: int = PIECE) -> dict[str, Any]:
         """Returns the cells of one record."""
         group = bisect_right(self.ends, record)
         if group == len(self.ends):
-            got = f"no record {record}: it has {len(self)}"
+            got = f"no record {record + 1}: it has {len(self)}"
             raise UserError(TABLE_FILE.at(self.path, got=got, expected="the file as it was indexed"))
         at = record - (self.ends[group] - self.sizes[group])
         for piece in self.pieces(group, columns, size):
             if at < piece.num_rows:
-                with reading(f"{self.path} (record {record})"):
+                with reading(f"{self.path}:{record + 1}"):
                     return piece.slice(at, 1).to_pylist()[0]
             at -= piece.num_rows
         got = f"a group of records that ends before record {record}"
@@ -73,7 +77,7 @@ class TableFile(ABC):
     def place(self, group: int) -> str:
         """Returns the place of a group as messages name it."""
         end = self.ends[group]
-        return f"{self.path} (records {end - self.sizes[group]} to {end - 1})"
+        return f"{self.path}:{end - self.sizes[group] + 1}-{end}"
 
 
 class _Parquet(TableFile):
@@ -82,16 +86,25 @@ class _Parquet(TableFile):
 
         self.path = path
         self.file = parquet.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False, memory_map=False)
-        schema, meta = self.file.schema_arrow, self.file.metadata
-        self.types = dict(zip(schema.names, schema.types, strict=True))
+        self.types = _types(path, self.file.schema_arrow)
+        meta = self.file.metadata
         self.sizes = [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
         leaves = [self.file.schema.column(i).path for i in range(len(self.file.schema))]
         self.leaves = {leaf: i for i, leaf in enumerate(leaves)}
 
     def pieces(self, group: int, columns: Sequence[str], size: int) -> Iterator[Any]:
-        leaves = [leaf for leaf in self.leaves for column in columns if self.is_of(leaf, column)]
+        leaves = self.leaves_of(columns)
         with reading(self.place(group)):
             yield from self.file.iter_batches(size, row_groups=[group], columns=leaves, use_threads=False)
+
+    def leaves_of(self, columns: Sequence[str]) -> list[str]:
+        """Returns the leaves of the file that are read for these columns."""
+        return [leaf for leaf in self.leaves for column in columns if self.is_of(leaf, column)]
+
+    def bytes_read(self, group: int, columns: Sequence[str]) -> int:
+        meta = self.file.metadata.row_group(group)
+        leaves = dict.fromkeys(self.leaves_of(columns))
+        return sum(meta.column(self.leaves[leaf]).total_uncompressed_size for leaf in leaves)
 
     def nulls(self, group: int, leaf: str) -> tuple[int, int] | None:
         found = next((i for path, i in self.leaves.items() if self.is_of(path, leaf)), None)
@@ -127,7 +140,7 @@ class _Arrow(TableFile):
         else:
             opened = arrow.ipc.open_stream(source)
             self.batches = list(opened)
-        self.types = dict(zip(opened.schema.names, opened.schema.types, strict=True))
+        self.types = _types(path, opened.schema)
         self.sizes = [batch.num_rows for batch in self.batches]
 
     def pieces(self, group: int, columns: Sequence[str], size: int) -> Iterator[Any]:
@@ -156,6 +169,15 @@ class _Arrow(TableFile):
         struct = cells.type.value_type if in_list else cells.type
         only = arrow.struct([struct.field(inner)])
         return name, cells.cast(arrow.list_(only) if in_list else only)
+
+
+def _types(path: str, schema: Any) -> dict[str, Any]:
+    """Returns the type of each column. Raises `UserError` for two columns of one name."""
+    twice = [name for name in dict.fromkeys(schema.names) if schema.names.count(name) > 1]
+    if twice:
+        got = f"several columns `{twice[0][:80]}`"
+        raise UserError(TABLE_COLUMNS.at(path, got=got, expected="one column of each name"))
+    return dict(zip(schema.names, schema.types, strict=True))
 
 
 def present(images: Any) -> list[tuple[bool, ...]]:
@@ -198,14 +220,12 @@ def read_cell(path: str, record: int, column: str, number: int) -> bytes:
     data = found.get("bytes") if isinstance(found, dict) else found
     if not isinstance(data, bytes):
         got = f"no bytes of image {number} in column `{column}`"
-        raise UserError(
-            TABLE_FILE.at(f"{path} (record {record})", got=got, expected="the file as it was indexed")
-        )
+        raise UserError(TABLE_FILE.at(f"{path}:{record + 1}", got=got, expected="the file as it was indexed"))
     return data
 
 
 @contextmanager
-def reading(where: str) -> Iterator[None]:
+def reading(where: str, expected: str = "a complete file") -> Iterator[None]:
     """Turns every error inside into a `UserError` about a damaged file."""
     try:
         yield
@@ -213,7 +233,7 @@ def reading(where: str) -> Iterator[None]:
         raise
     except Exception as error:  # pyarrow raises errors of many types for broken files
         got = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise UserError(TABLE_FILE.at(where, got=got, expected="a complete file")) from error
+        raise UserError(TABLE_FILE.at(where, got=got, expected=expected)) from error
 
 
 @functools.lru_cache(_OPEN)
@@ -222,5 +242,8 @@ def _open(path: str, size: int, changed: int) -> TableFile:
         import pyarrow  # noqa: F401
     except ImportError as error:
         raise MachineError(NO_PYARROW.at("kind: messages", got="no package pyarrow")) from error
-    with reading(path):
-        return _Arrow(path) if path.endswith(".arrow") else _Parquet(path)
+    if path.endswith(".arrow"):
+        with reading(path, "a complete Arrow file"):
+            return _Arrow(path)
+    with reading(path, "a complete parquet file; names of other files end in .arrow, .json or .jsonl"):
+        return _Parquet(path)

@@ -33,6 +33,8 @@ from lmmkit.data.tables.table_file import IMAGES, PIECE, TableFile, open_table, 
 from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.errors.data import RECORDS_CHANGED, RECORDS_IMAGES, TABLE_COLUMNS, TABLE_FILE, TABLE_TEXT
 
+LARGE = 50 * 2**20  # bytes of a group: to find an image in a larger one takes 20 ms and more
+SLOW = "in a row group of more than 50 MiB, which is read up to the record; `row_group_size=100` writes smaller ones"
 _EMBEDDED = re.compile(r"([0-9]{1,6})\.bytes")  # how a record in LLaVA's form names an image of its cell
 
 
@@ -49,6 +51,11 @@ class Reading:
     fields: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     folder: bool = True  # of images that cells name
+
+    @property
+    def all(self) -> list[str]:
+        """Returns the columns of a record."""
+        return [*self.parts.values(), *self.others]
 
     @property
     def texts(self) -> list[str]:
@@ -314,7 +321,7 @@ class _Pass:
         row, size = 0, self.files[number].stat().st_size
         columns = self.how.texts or list(table.types)[:1]
         for group in range(len(table.sizes)):
-            inside = self.inside(table, group)
+            inside, before = self.inside(table, group), len(builder)
             rows = (cells for piece in table.pieces(group, columns, PIECE) for cells in _rows(piece))
             for cells, given in zip(rows, inside, strict=False):
                 self.record(number, row, cells, given, builder, names)
@@ -322,6 +329,8 @@ class _Pass:
             if row != table.ends[group]:
                 got = f"columns that end after {row - table.ends[group] + table.sizes[group]} records of the group"
                 raise UserError(TABLE_FILE.at(table.place(group), got=got, expected="a complete file"))
+            if len(builder) > before and table.bytes_read(group, self.how.all) > LARGE:
+                builder.notes[SLOW] += len(builder) - before
             self.indexing.progress(done + size * row // max(1, len(table)))
 
     def record(

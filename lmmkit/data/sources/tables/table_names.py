@@ -14,7 +14,8 @@ from lmmkit.errors.data import RECORDS_FILE
 KINDS = (".parquet", ".arrow")
 JSON_KINDS = (".json", ".jsonl")
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
-_NUMBERED = re.compile(r"-\d{5}-of-\d{5}.*")
+_NUMBERED = re.compile(r"(.*)-\d{5}-of-\d{5}")
+_SPLIT = re.compile(r"(?<![a-z])(train|validation|valid|val|dev|test|eval)(?![a-z])", re.IGNORECASE)
 
 
 def is_table(path: Path) -> bool:
@@ -52,15 +53,24 @@ def _of_folder(folder: Path) -> list[Path]:
         inner = sorted(each.name for each in folder.iterdir() if (each / _STATE).is_file())
         got = f"a folder with the splits {', '.join(inner)[:200]}"
         raise _refused(folder, got, "the folder of one split")
-    for kind in KINDS:
-        found = sorted(each for each in folder.iterdir() if each.suffix == kind)
-        splits = sorted({_NUMBERED.sub("", each.stem) for each in found if _NUMBERED.search(each.stem)})
-        if len(splits) > 1:
-            got = f"files of the splits {', '.join(splits)[:200]}"
-            raise _refused(folder, got, f"one split, such as {folder / splits[-1]}-*{kind}")
-        if found:
-            return found
-    raise _refused(folder, "a folder without parquet or Arrow files", "parquet or Arrow files")
+    found = sorted(each for each in folder.iterdir() if each.suffix in KINDS)
+    if not found:
+        raise _refused(folder, "a folder without parquet or Arrow files", "parquet or Arrow files")
+    kind = found[0].suffix
+    if any(each.suffix != kind for each in found):
+        raise _refused(folder, "a folder with parquet and Arrow files", f"one kind, such as {folder}/*{kind}")
+    splits = sorted({_split(each.stem) for each in found} - {""})
+    if len(splits) > 1:
+        got = f"files of the splits {', '.join(splits)[:200]}"
+        raise _refused(folder, got, f"one split, such as {folder / splits[-1]}*{kind}")
+    return found
+
+
+def _split(stem: str) -> str:
+    """Returns the split that the name of a file says; "" if it says none."""
+    if found := _NUMBERED.match(stem):
+        return found[1]
+    return found[1] if (found := _SPLIT.search(stem)) else ""
 
 
 def _of_state(folder: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import os
 import pickle
 import random
 import resource
@@ -16,6 +17,7 @@ from lmmkit.api.sample import Image
 from lmmkit.data.images import read_image
 from lmmkit.data.sources.bad_records import Policy
 from lmmkit.data.sources.records import check_images, missing_images, open_records
+from lmmkit.data.sources.tables import parquet_records
 from lmmkit.data.sources.tables.table_names import table_files
 from lmmkit.data.tables.table_file import open_table
 from lmmkit.errors import MachineError, UserError
@@ -50,7 +52,7 @@ def png(seed=0, size=(40, 30)):
 
 def written(path, columns, *, groups=3, format=None):
     """Writes a table: parquet with small row groups, or Arrow as `datasets` does (a stream), or a Feather file."""
-    table = pa.table(columns)
+    table = columns if isinstance(columns, pa.Table) else pa.table(columns)
     if path.suffix == ".parquet":
         parquet.write_table(table, path, row_group_size=groups)
         return path
@@ -237,8 +239,23 @@ def test_folders_and_patterns(folder):
     ]
     (found,) = problems(data)
     assert found.code == "records/file" and "test, train" in found.got
+    assert found.expected == f"one split, such as {data}/train*.parquet"
     assert [p.code for p in problems(data / "valid-*.parquet")] == ["records/file"]
     assert [p.code for p in problems(folder / "images")] == ["records/file"]
+
+
+def test_a_folder_of_several_splits_or_kinds_is_refused(folder):
+    data = folder / "data"
+    data.mkdir()
+    for name in ("test_2.parquet", "train.parquet", "testing.parquet"):
+        written(data / name, {"messages": talks(2), "images": cells(2)})
+    (found,) = problems(data)
+    assert (found.code, found.got) == ("records/file", "files of the splits test, train")
+    (data / "train.parquet").unlink()
+    assert len(opened(data)) == 4
+    written(data / "train.arrow", {"messages": talks(2), "images": cells(2)})
+    (found,) = problems(data)
+    assert found.code == "records/file" and "parquet and Arrow" in found.got
 
 
 def test_a_folder_of_save_to_disk(folder):
@@ -261,6 +278,10 @@ def test_a_folder_of_save_to_disk(folder):
 def test_faults_of_files_are_named_with_file_and_column(folder):
     good, bad = folder / "a.parquet", folder / "b.parquet"
     written(good, {"messages": talks(9), "images": cells(9)})
+    for path in (folder / "twice.parquet", folder / "twice.arrow"):
+        written(path, pa.Table.from_arrays([talks(2), cells(2), cells(2)], ["messages", "images", "images"]))
+        (found,) = problems(path)
+        assert found.code == "records/table-columns" and "several columns `images`" in found.got
     pattern = folder / "?.parquet"
     whole = good.read_bytes()
     for data in (whole[: len(whole) // 2], whole[:-3], b"", b"PAR1"):
@@ -305,7 +326,7 @@ def test_a_damaged_group_is_named(folder):
     data[begin : begin + column.total_compressed_size] = bytes(column.total_compressed_size)
     path.write_bytes(data)
     (found,) = problems(path)
-    assert found.code == "records/table" and found.where == f"{path} (records 3 to 5)"
+    assert found.code == "records/table" and found.where == f"{path}:4-6"
 
 
 def test_faults_of_records_are_named_with_file_and_record(folder):
@@ -355,7 +376,7 @@ def test_bytes_that_are_no_image_are_named(folder):
     values = [[{"bytes": png(i) if i != 3 else b"no image", "path": None}] for i in range(5)]
     path = written(folder / "r.parquet", {"messages": talks(5), "images": pa.array(values, pa.list_(IMAGE))})
     (found,) = check_images(opened(path))
-    assert found.code == "image/format" and f"{path}:4 (record 3)" in found.where
+    assert found.code == "image/format" and f"{path}:4 (record 3), {path}:4 (`images`, image " in found.where
 
 
 def test_a_changed_file_stops_a_reader(folder):
@@ -383,6 +404,23 @@ def test_columns_that_are_not_read_are_counted(folder):
         "`when` is not kept: it is no text, number or list of them",
         "`conversations` is not read: `columns` names another one",
     }
+
+
+def test_records_in_large_row_groups_are_counted(folder, monkeypatch):
+    columns = {"messages": talks(8), "images": cells(8), "unread": pa.array([{"x": os.urandom(9000)}] * 8)}
+    path = written(folder / "r.parquet", columns, groups=5)
+    meta = parquet.ParquetFile(path).metadata
+    large, small = (
+        sum(meta.row_group(g).column(c).total_uncompressed_size for c in range(meta.num_columns - 1))
+        for g in (0, 1)
+    )
+    assert meta.row_group(0).column(meta.num_columns - 1).path_in_schema == "unread.x"
+    for limit, count in ((large, 0), (large - 1, 5), (small - 1, 8)):
+        monkeypatch.setattr(parquet_records, "LARGE", limit)
+        monkeypatch.setenv("LMMKIT_CACHE", str(folder / f"cache{limit}"))
+        assert opened(path).notes.get(parquet_records.SLOW, 0) == count
+    written(folder / "r.arrow", {"messages": talks(8), "images": cells(8)})
+    assert opened(folder / "r.arrow").notes == {}
 
 
 def test_a_missing_pyarrow_is_a_fault_of_the_machine(folder, monkeypatch):
