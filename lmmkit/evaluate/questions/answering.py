@@ -19,6 +19,7 @@ import torch
 
 import lmmkit
 from lmmkit.api.sample import Image, ImageFit, Sample, Turn
+from lmmkit.data.images import image_place
 from lmmkit.errors import raise_all
 from lmmkit.errors.answers import CHANGED
 from lmmkit.evaluate.answers.answers_file import AnswersFolder
@@ -135,7 +136,7 @@ class _Answers:
         (condition, id), reply = replied[0].key, replied[1]
         row, asked = self.row[id], self.asked
         item = asked.items[row]
-        shown = tuple(image.path for image in replied[0].sample.images)
+        shown = tuple(map(image_place, replied[0].sample.images))
         answer = Answer(
             task=asked.task, split=asked.split, data=asked.data[:16], id=id, row=row, condition=condition,
             question=item.prompt, images=shown, cluster=item.cluster, groups=dict(item.groups),

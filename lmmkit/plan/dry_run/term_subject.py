@@ -18,6 +18,7 @@ from lmmkit.api.ctx import Ctx, Moment
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import LogitsAt, Need
 from lmmkit.api.sample import Image, ImageFit
+from lmmkit.data.images import image_place
 from lmmkit.data.packing import Packer, SizedSample, read_images
 from lmmkit.plan.dry_run.drawn import LOGITS, concatenated, drawn
 
@@ -50,7 +51,10 @@ class TermSubject:
 
     def _pixels(self, image: Image, fit: ImageFit) -> Tensor:
         """Returns drawn pixels for an image file."""
-        size, generator = self.dims.image.size, torch.Generator().manual_seed(crc32(image.path.encode()))
+        size, generator = (
+            self.dims.image.size,
+            torch.Generator().manual_seed(crc32(image_place(image).encode())),
+        )
         return torch.randint(0, 256, (3, size, size), generator=generator, dtype=torch.uint8)
 
     def drawn(self, samples: Sequence[SizedSample], seed: int = 3) -> Group:
