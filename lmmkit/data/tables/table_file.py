@@ -113,8 +113,9 @@ class _Parquet(TableFile):
         with reading(self.place(group)):
             column = self.file.metadata.row_group(group).column(found)
             statistics = column.statistics
-            known = statistics is not None and statistics.has_null_count
-            return (statistics.null_count, column.num_values) if known else None
+            if statistics is None or not statistics.has_null_count:
+                return None
+            return statistics.null_count, column.num_values
 
     @staticmethod
     def is_of(leaf: str, column: str) -> bool:
@@ -186,13 +187,13 @@ def present(images: Any) -> list[tuple[bool, ...]]:
 
     in_list = arrow.types.is_list(images.type) or arrow.types.is_large_list(images.type)
     flat = images.flatten() if in_list else images
-    data = compute.struct_field(flat, "bytes") if arrow.types.is_struct(flat.type) else flat
+    data = compute.struct_field(flat, "bytes") if arrow.types.is_struct(flat.type) else flat  # pyright: ignore[reportAttributeAccessIssue]
     valid = data.is_valid().to_pylist()
     if not in_list:
         return [
             (each,) if cell else () for each, cell in zip(valid, images.is_valid().to_pylist(), strict=True)
         ]
-    counts = [n or 0 for n in compute.list_value_length(images).to_pylist()]
+    counts = [n or 0 for n in compute.list_value_length(images).to_pylist()]  # pyright: ignore[reportAttributeAccessIssue]
     return [tuple(valid[end - n : end]) for n, end in zip(counts, accumulate(counts), strict=True)]
 
 
