@@ -13,10 +13,11 @@ from lmmkit.api.ctx import EVALUATION
 from lmmkit.api.model_info import CLIP_MEAN
 from lmmkit.recipe import Speed
 from tests.support import dense_views, paper_objective, plain_teacher
+from tests.support.all_gradients import all_gradients, gradient_errors
 from tests.support.fake_cuda import fake_cuda
 from tests.support.plain_twins import off, show
 from tests.support.tiny_model import SPEC, pack
-from tests.test_objective_needs import IMAGES, SAMPLES, SHUFFLED, Reads, gradients, smooth, with_adapters
+from tests.test_objective_needs import IMAGES, SAMPLES, SHUFFLED, Reads, smooth, with_adapters
 
 HALF = (0.5, 0.5, 0.5)
 READ = (
@@ -73,13 +74,10 @@ def assert_twin(made, limit: float, *, share: bool = True) -> None:
     show("off_values", max(values.values()))
     assert max(values.values()) < limit and all(len(ctx[need]) for need in READ), values
     assert not any(ctx[need].requires_grad for need in READ)
-    got = gradients(made, outcome.sums["reads"])
-    want = gradients(made, follow(READ, twin.__getitem__))
+    got = all_gradients(made, outcome.sums["reads"])
+    want = all_gradients(made, follow(READ, twin.__getitem__))
     largest = max(float(g.abs().max()) for g in want.values())
-    errors = {
-        name: float((got[name] - g).abs().max()) / max(float(g.abs().max()), 1e-3 * largest)
-        for name, g in want.items()
-    }
+    errors = gradient_errors(got, want)
     show("off_gradients", max(errors.values()))
     assert largest > 0 and max(errors.values()) < limit, {n: e for n, e in errors.items() if e >= limit}
 

@@ -132,6 +132,7 @@ def show(
     read = the_recipe(recipe, root, changes)
     with working(STARTING):
         from lmmkit.commands.support.token_pieces import pieces
+        from lmmkit.data.images import image_place
         from lmmkit.errors import UserError
         from lmmkit.errors.data import NO_RECORD
         from lmmkit.plan.prepare import prepare_bare
@@ -149,13 +150,7 @@ def show(
             )
         )
         for image in sample.images:
-            part = f" ({image.part[1]} bytes at {image.part[0]})" if image.part else ""
-            part += (
-                f" (record {image.cell[0]}, column {image.cell[1]}, image {image.cell[2]})"
-                if image.cell
-                else ""
-            )
-            out.print(f"  image {image.path}{part}")
+            out.print(f"  image {image_place(image)}")
         line = Text()
         for text, supervised in pieces(prepared, sample):
             line.append(

@@ -49,6 +49,7 @@ UPRIGHT = {
 File = str | os.PathLike[str] | Image  # the path of a file, or an `Image`, which may be a part of one
 ImageRef = tuple[Image, ImageFit]
 TeacherRef = tuple[Image, ImageFit, "Cut"]
+PixelRef = ImageRef | TeacherRef  # the key of the pixels of an image, as the model or a teacher reads it
 ReadImage = Callable[[Image, ImageFit], Tensor]  # as `ImageReader`
 RowsOf = Callable[[Image], int]  # the number of rows that an image takes in the decoder
 
@@ -160,12 +161,10 @@ class ImageReader:
         """Returns what `read_image` returns, which the cache may share. Raises as `read_image`."""
         return self._all(image, fit)[0]
 
-    def each(self, image: Image, fit: ImageFit) -> dict[ImageRef | TeacherRef, Tensor]:
+    def each(self, image: Image, fit: ImageFit) -> dict[PixelRef, Tensor]:
         """Returns the image as the model reads it, and as each of the teachers reads it."""
-        own, *others = self._all(image, fit)
-        return {(image, fit): own} | {
-            (image, fit, cut): pixels for cut, pixels in zip(self.teachers, others, strict=True)
-        }
+        refs: list[PixelRef] = [(image, fit), *((image, fit, cut) for cut in self.teachers)]
+        return dict(zip(refs, self._all(image, fit), strict=True))
 
     def _all(self, image: Image, fit: ImageFit) -> list[Tensor]:
         key = (unedited(image), fit)
@@ -183,7 +182,7 @@ class ImageReader:
         return ImageReader, (self.spec, self.cache_mb, self.teachers)
 
 
-def read_each(reader: ReadImage, image: Image, fit: ImageFit) -> dict[ImageRef | TeacherRef, Tensor]:
+def read_each(reader: ReadImage, image: Image, fit: ImageFit) -> dict[PixelRef, Tensor]:
     """Returns an image in all sizes that a reader reads."""
     return reader.each(image, fit) if isinstance(reader, ImageReader) else {(image, fit): reader(image, fit)}
 
@@ -210,20 +209,20 @@ def save_pixels(image: Pil.Image, path: str | os.PathLike[str]) -> None:
 @contextmanager
 def _opened(file: File, fit: ImageFit) -> Iterator[Pil.Image]:
     """Opens the image and checks its header. Every error in the block becomes a `UserError`."""
-    image, name = _named(file)
+    image = file if isinstance(file, Image) else Image(os.fspath(file))
+    name = image_place(image)
     with _as_user_error(name), _bytes(image, name) as data, Pil.open(data, formats=FORMATS) as opened:
         _check_size(name, *opened.size, fit)
         yield opened
 
 
-def _named(file: File) -> tuple[Image, str]:
-    """Returns the `Image` of a file, and the name that messages use for it."""
-    image = file if isinstance(file, Image) else Image(os.fspath(file))
+def image_place(image: Image) -> str:
+    """Returns the place of an image as messages name it."""
     if image.cell is not None:
         record, column, number = image.cell
-        return image, f"{image.path} (record {record}, `{column}`, image {number})"
+        return f"{image.path}:{record + 1} (`{column}`, image {number})"
     part = image.part
-    return image, image.path if part is None else f"{image.path} (bytes {part[0]} to {sum(part)})"
+    return image.path if part is None else f"{image.path} (bytes {part[0]} to {sum(part)})"
 
 
 @contextmanager

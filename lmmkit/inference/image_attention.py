@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lmmkit.attention.eager import attention_map
 from lmmkit.attention.interface import ALL, AttentionFn, Heads, Rotary, apply_rope
-from lmmkit.data.packing import ImageRef, Packer, SizedSample
+from lmmkit.data.packing import Packer, PixelRef, SizedSample
 from lmmkit.model.connectors.connector import Connector
 from lmmkit.objective import Objective
 
@@ -46,7 +46,7 @@ class DecidingRow:
 
 @torch.no_grad()
 def image_attention(
-    objective: Objective, packer: Packer, sample: SizedSample, images: Mapping[ImageRef, Tensor], device: torch.device
+    objective: Objective, packer: Packer, sample: SizedSample, images: Mapping[PixelRef, Tensor], device: torch.device
 ) -> ImageAttention:  # fmt: skip
     """Returns the attention from the supervised rows of a sample's first view to its images."""
     layout, lmm = sample.members[0].layout, objective.lmm

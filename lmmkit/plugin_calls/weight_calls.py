@@ -37,7 +37,7 @@ def spans(weigher: TokenWeight, sample: Sample, text: str) -> list[CharWeight]:
     if not isinstance(found, list | tuple):
         raise returned(name, "spans", weigher, shown(found), SPANS)
     for each in found:
-        begin, end, weight = each if isinstance(each, list | tuple) and len(each) == 3 else (None, None, None)
+        begin, end, weight = each if isinstance(each, list | tuple) and len(each) == 3 else (None, None, 0.0)
         if type(begin) is not int or type(end) is not int or type(weight) not in (int, float):
             raise returned(name, "spans", weigher, f"{each!r:.80}", SPANS)
         if not 0 <= begin <= end <= len(text) + 1:

@@ -131,15 +131,15 @@ def _load(path: Path) -> LoadedRun:
     records = [each for each in records if finite(each.get("step")) is not None]
     steps = [each for each in records if "loss" in each]
     absent = {
-        "training": not steps and "no logged steps (metrics.jsonl)",
-        "results": not results and "no results (results.json; `lmmkit eval` writes it)",
-        "plan": not plan and "no plan (plan.txt)",
-        "recipe": recipe is None and "no recipe (recipe.resolved.yaml)",
+        "no logged steps (metrics.jsonl)": not steps,
+        "no results (results.json; `lmmkit eval` writes it)": not results,
+        "no plan (plan.txt)": not plan,
+        "no recipe (recipe.resolved.yaml)": recipe is None,
     }
     return LoadedRun(
         name=path.name, folder=folder, facts=facts, recipe=recipe, plan=plan, steps=steps,
         validations=[each for each in records if "loss" not in each], anomalies=anomalies, results=results,
-        unfinished=_unfinished(folder, recipe, steps), missing=tuple(text for text in absent.values() if text),
+        unfinished=_unfinished(folder, recipe, steps), missing=tuple(text for text, lacks in absent.items() if lacks),
     )  # fmt: skip
 
 

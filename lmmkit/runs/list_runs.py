@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any, Literal
 
 from lmmkit.errors import UserError
 from lmmkit.runs.files import read_json
+from lmmkit.runs.metrics import last_records
 from lmmkit.runs.run_folder import RunFolder
 from lmmkit.runs.run_lock import is_locked
 from lmmkit.runs.sessions import cpu_seconds_in, sessions_in
@@ -90,21 +90,7 @@ def _recipe(sessions: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> 
 
 def _recent_steps(path: Path) -> list[dict[str, Any]]:
     """Returns the last logged steps of the newest stage, at most `RECENT`, from the end of metrics.jsonl."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - TAIL))
-            lines = file.read().splitlines()
-    except OSError:
-        return []
-    records = []
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            continue  # the first line may begin before the part that is read, the last may not be complete
-        if isinstance(record, dict) and "loss" in record and type(record.get("step")) is int:
-            records.append(record)
+    records = [record for record in last_records(path, TAIL) if "loss" in record]
     return [record for record in records[-RECENT:] if record.get("stage") == records[-1].get("stage")]
 
 

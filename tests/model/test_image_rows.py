@@ -28,11 +28,12 @@ from lmmkit.recipe import Speed
 from tests.conftest import PLAIN
 from tests.inference.test_generate import NEVER, Kept
 from tests.support import paper_objective, plain_twins
+from tests.support.all_gradients import all_gradients, gradient_errors
 from tests.support.fake_cuda import fake_cuda
 from tests.support.hf_weights import scramble
 from tests.support.plain_twins import off, show
 from tests.support.tiny_model import pack, pixels
-from tests.test_objective_needs import Reads, gradients, smooth
+from tests.test_objective_needs import Reads, smooth
 
 SAMPLES = (*paper_objective.CAPTIONS, *paper_objective.CHATS)
 DIMS = paper_objective.DIMS  # a grid of 3 x 3
@@ -150,12 +151,11 @@ def test_reduced_rows_are_those_of_the_views_alone(reducer, recompute, dtype, li
     mains = [m for m in members if m.view.name == "main"]
     want = torch.cat([dense(made, reducer, m.layout, m.view.sample.image_fit) for m in mains])
     assert off(outcome.ctxs["reads"][need], want) < limit
-    got_gradients, want_gradients = gradients(made, outcome.sums["reads"]), gradients(made, smooth(want))
-    largest = max(float(g.abs().max()) for g in want_gradients.values())
-    errors = {
-        name: float((got_gradients[name] - g).abs().max()) / max(float(g.abs().max()), 1e-3 * largest)
-        for name, g in want_gradients.items()
-    }
+    got_gradients, want_gradients = (
+        all_gradients(made, outcome.sums["reads"]),
+        all_gradients(made, smooth(want)),
+    )
+    errors = gradient_errors(got_gradients, want_gradients)
     show("off_gradients", max(errors.values()))
     assert max(errors.values()) < limit, errors
     assert all(

@@ -32,7 +32,9 @@ def apart(work: Callable[..., _T], *arguments: Any) -> _T:
         try:
             while not reader.poll(LOOK) and not received:
                 pass
-            good, result = reader.recv() if not received else (False, KeyboardInterrupt(received[0]))
+            if received:
+                raise KeyboardInterrupt(received[0])
+            good, result = reader.recv()
         except EOFError:
             process.join()
             got = f"exit code {process.exitcode}"

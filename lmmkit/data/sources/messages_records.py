@@ -99,7 +99,7 @@ class _Form:
             marked = (
                 len(self.placed) == 1
                 and self.placed[0] is not None
-                and any(MARKER in str(turn.get("value")) for turn in turns)
+                and any(isinstance(turn, dict) and MARKER in str(turn.get("value")) for turn in turns)
             )
             value |= {"image": self.placed[0]} if marked else {"images": self.placed}
         first = messages[0] if messages and isinstance(messages[0], dict) else {}
@@ -158,7 +158,7 @@ class _Form:
         if not isinstance(part, dict):
             self.wrong(TYPE, at, f"a content part {value_kind(part)}", expected="an object")
             return ""
-        given = {key: value for key, value in part.items() if value is not None}
+        given: dict[str, object] = {key: value for key, value in part.items() if value is not None}
         kind = given.pop("type", None)
         if kind in _IMAGE_PARTS:
             if role != "human":

@@ -63,12 +63,12 @@ class TableFile(ABC):
         """Returns the cells of one record."""
         group = bisect_right(self.ends, record)
         if group == len(self.ends):
-            got = f"no record {record}: it has {len(self)}"
+            got = f"no record {record + 1}: it has {len(self)}"
             raise UserError(TABLE_FILE.at(self.path, got=got, expected="the file as it was indexed"))
         at = record - (self.ends[group] - self.sizes[group])
         for piece in self.pieces(group, columns, size):
             if at < piece.num_rows:
-                with reading(f"{self.path} (record {record})"):
+                with reading(f"{self.path}:{record + 1}"):
                     return piece.slice(at, 1).to_pylist()[0]
             at -= piece.num_rows
         got = f"a group of records that ends before record {record}"
@@ -77,7 +77,7 @@ class TableFile(ABC):
     def place(self, group: int) -> str:
         """Returns the place of a group as messages name it."""
         end = self.ends[group]
-        return f"{self.path} (records {end - self.sizes[group]} to {end - 1})"
+        return f"{self.path}:{end - self.sizes[group] + 1}-{end}"
 
 
 class _Parquet(TableFile):
@@ -113,8 +113,9 @@ class _Parquet(TableFile):
         with reading(self.place(group)):
             column = self.file.metadata.row_group(group).column(found)
             statistics = column.statistics
-            known = statistics is not None and statistics.has_null_count
-            return (statistics.null_count, column.num_values) if known else None
+            if statistics is None or not statistics.has_null_count:
+                return None
+            return statistics.null_count, column.num_values
 
     @staticmethod
     def is_of(leaf: str, column: str) -> bool:
@@ -186,13 +187,13 @@ def present(images: Any) -> list[tuple[bool, ...]]:
 
     in_list = arrow.types.is_list(images.type) or arrow.types.is_large_list(images.type)
     flat = images.flatten() if in_list else images
-    data = compute.struct_field(flat, "bytes") if arrow.types.is_struct(flat.type) else flat
+    data = compute.struct_field(flat, "bytes") if arrow.types.is_struct(flat.type) else flat  # pyright: ignore[reportAttributeAccessIssue]
     valid = data.is_valid().to_pylist()
     if not in_list:
         return [
             (each,) if cell else () for each, cell in zip(valid, images.is_valid().to_pylist(), strict=True)
         ]
-    counts = [n or 0 for n in compute.list_value_length(images).to_pylist()]
+    counts = [n or 0 for n in compute.list_value_length(images).to_pylist()]  # pyright: ignore[reportAttributeAccessIssue]
     return [tuple(valid[end - n : end]) for n, end in zip(counts, accumulate(counts), strict=True)]
 
 
@@ -219,9 +220,7 @@ def read_cell(path: str, record: int, column: str, number: int) -> bytes:
     data = found.get("bytes") if isinstance(found, dict) else found
     if not isinstance(data, bytes):
         got = f"no bytes of image {number} in column `{column}`"
-        raise UserError(
-            TABLE_FILE.at(f"{path} (record {record})", got=got, expected="the file as it was indexed")
-        )
+        raise UserError(TABLE_FILE.at(f"{path}:{record + 1}", got=got, expected="the file as it was indexed"))
     return data
 
 

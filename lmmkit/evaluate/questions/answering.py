@@ -87,7 +87,7 @@ def answer_questions(
     settings.
     """
     found = with_controls(asked.samples, controls, chat_model.prepared.dims.image)
-    controls = [name for name in found if name != OWN]
+    names = [name for name in found if name != OWN]
     questions = [
         AskedQuestion((condition, item.id), sample)
         for condition, samples in found.items()
@@ -101,10 +101,10 @@ def answer_questions(
             chat_model, questions, max_new_tokens=asked.max_new_tokens,
             on_replies=lambda replies: collected.extend(map(answered.of, replies)),
         )  # fmt: skip
-        return outcome_of(asked.items, asked.scorer, controls, {answer.key: answer for answer in collected})
+        return outcome_of(asked.items, asked.scorer, names, {answer.key: answer for answer in collected})
     answers = _kept(chat_model, asked, questions, answered, keep)
     with working(f"{asked.task}: scoring"):
-        outcome = outcome_of(asked.items, asked.scorer, controls, answers)
+        outcome = outcome_of(asked.items, asked.scorer, names, answers)
     if not asked.whole:
         outcome.coverage["of"] = asked.total
     if keep.ranks.rank == 0:
@@ -203,7 +203,7 @@ def header_of(chat_model: ChatModel, asked: QuestionSet, model: Mapping[str, Any
         "decoding": {"kind": "greedy", "max_new_tokens": asked.max_new_tokens},
         "prompt": {
             "template": sorted({sample.template for sample in samples}),
-            "image_fit": sorted({sample.image_fit for sample in samples}),
+            "image_fit": sorted({sample.image_fit for sample in samples}, key=str),
             "system": sorted({sample.system for sample in samples}),
         },
         "device": chat_model.device.type,

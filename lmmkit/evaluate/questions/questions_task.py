@@ -26,10 +26,8 @@ from lmmkit.plan.stage_plan import StagePlan
 from lmmkit.recipe import Control, Recipe
 
 MAX_NEW_TOKENS = 128
-GROUPS = (
-    "type",
-    "prior",
-)  # fields of a record whose values are the parts of the data with figures of their own
+GROUPS = ("type", "prior")
+"""The fields of a record that divide the questions into groups with figures of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -134,6 +134,8 @@ WRONG = [
     ({"messages": asked("Hi")["messages"][::-1]}, "records/no-answer", "messages", "without an answer"),
     ({"messages": [*asked("Hi")["messages"][:1] * 2, *asked("Hi")["messages"][1:]]}, "records/turn-order", "messages.1", "user again"),
     ({"messages": [{"role": "tool", "content": "x"}]}, "records/role", "messages.0.role", "'tool'"),
+    ({"messages": ["Hi", *asked("Hi")["messages"]], "image": "a"}, "records/wrong-type", "messages.0", "'Hi'"),
+    ({"messages": [*asked("Hi")["messages"], 7], "images": ["a"]}, "records/wrong-type", "messages.2", "a number"),
     ({"messages": [{"content": "x"}]}, "records/role", "messages.0.from", "null"),
     ({"messages": [{"role": "user", "from": "human", "content": "x"}]}, "records/columns", "messages.0", "`role` and `from`"),
     (asked(3), "records/wrong-type", "messages.0.content.0", "a number"),
