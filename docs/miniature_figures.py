@@ -52,7 +52,9 @@ def _difference(found: Mapping[str, Any] | None) -> str:
 
 
 def _p(found: Mapping[str, Any] | None) -> str:
-    return "" if found is None or found["p_holm"] is None else f"{found['p_holm']:.3f}"
+    if found is None or found["p_holm"] is None:
+        return ""
+    return "< 0.001" if found["p_holm"] < 0.001 else f"{found['p_holm']:.3f}"
 
 
 def written(page: str) -> str:

@@ -63,7 +63,7 @@ class Prepared:
 
     def reader(self, stage: str) -> ImageReader:
         """Returns a reader of a stage's images, with an empty cache."""
-        cuts = {Cut.of(self.dims.teachers[name]): name for name in self.plans[stage].all_teachers}
+        cuts = dict.fromkeys(Cut.of(self.dims.teachers[name]) for name in self.plans[stage].all_teachers)
         others = tuple(cut for cut in cuts if cut != Cut.of(self.dims.image))
         return ImageReader(self.dims.image, self.recipe.speed.image_cache_mb, others)
 

@@ -19,18 +19,10 @@ Wrong = tuple[str, str]
 """What is there, and what is expected."""
 NUMBER = bool | int | float | np.bool_ | np.integer | np.floating
 FLOATS = (torch.float32, torch.float64)
-OF_THE_PLAN = (
-    "layer",
-    "layers",
-    "heads",
-    "stage",
-)  # a wrong word in these fields of a need has a code of the plan
-OF_SELECT = (
-    "view",
-    "view_role",
-    "token_name",
-    "supervised",
-)  # the other fields are words, which the plan checks
+# a wrong word in these fields of a need has a code of the plan
+OF_THE_PLAN = ("layer", "layers", "heads", "stage")
+# the other fields are words, which the plan checks
+OF_SELECT = ("view", "view_role", "token_name", "supervised")
 
 
 @cache

@@ -103,8 +103,8 @@ def embed(term: StepTerm, ctx: Ctx) -> Tensor:
     wanted = ctx.batch.count[term.name]
     fits = isinstance(found, Tensor) and found.ndim and found.dtype in FLOATS
     if not fits or len(found) != wanted:
-        got = f"{wanted} rows in float32, as many as `count` says"
-        raise returned(term.name, "embed", term, shown(found), got)
+        expected = f"{wanted} rows in float32, as many as `count` says"
+        raise returned(term.name, "embed", term, shown(found), expected)
     return found
 
 

@@ -20,7 +20,7 @@ def command_lines(
     yield "#!/bin/sh"
     yield "set -e"
     variables: dict[str, str] = {}
-    for number, each in enumerate(_left(work), 1):
+    for number, each in enumerate((each for each in work if not each.is_done()), 1):
         lines = _lines(store, each)
         if starter == "torchrun":
             yield from lines
@@ -30,18 +30,6 @@ def command_lines(
         variables[each.name] = f"job{number}"
         wrapped = shlex.quote(" && ".join(lines))
         yield f"job{number}=$(sbatch --parsable $SBATCH_OPTIONS{after} --wrap {wrapped})"
-
-
-def _left(work: Sequence[TrainStage | EvaluateRun]) -> list[TrainStage | EvaluateRun]:
-    return [
-        each
-        for each in work
-        if not (
-            each.store.is_trained(each.stage)
-            if isinstance(each, TrainStage)
-            else not each.store.missing_tasks(each.run)
-        )
-    ]
 
 
 def _lines(store: Store, work: TrainStage | EvaluateRun) -> list[str]:

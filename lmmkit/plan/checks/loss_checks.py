@@ -62,20 +62,20 @@ def losses(recipe: Recipe, instances: Instances) -> list[Problem]:
 def _by(recipe: Recipe, instances: Instances) -> list[Problem]:
     """Returns the problems of `by`: plugins that give no weights to rows, and such plugins that no stage names."""
     problems, named = [], set()
-    unused = [name for name, c in instances.components.items() if isinstance(c, TokenWeight)]
+    offered = [name for name, c in instances.components.items() if isinstance(c, TokenWeight)]
     for stage, section in recipe.stages.items():
         weight = section.losses.get("next_token")
         for i, name in enumerate(weight.by or () if weight is not None else ()):
             named.add(name)
             if not isinstance(instances.components.get(name), TokenWeight):
                 where = recipe.where(f"stages.{stage}.losses.next_token.by.{i}")
-                nearest = did_you_mean(name, unused)
+                nearest = did_you_mean(name, offered)
                 problems.append(NOT_A_TOKEN_WEIGHT.at(where, got=f"`{name}`", nearest=nearest))
         if weight is not None and weight.per == "weight":
             late = [w.name for w in weighers_of(instances, weight) if plugin_calls.has_weigh(w)]
             where = recipe.where(f"stages.{stage}.losses.next_token.per")
             problems += [PER_WEIGHT.at(where, got=f"`per: weight` and `weigh` of `{name}`") for name in late]
-    for name in unused:
+    for name in offered:
         if name not in named:
             where, got = recipe.where(f"plugins.{name}"), f"`{name}`, which no `by` names"
             problems.append(UNUSED_TOKEN_WEIGHT.at(where, got=got, name=name))
