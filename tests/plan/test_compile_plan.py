@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import pytest
 import torch
 
+from lmmkit.api import LogProb, Loss, Select
 from lmmkit.errors import UserError
 from lmmkit.plan.compile_plan import _readers
 from lmmkit.plan.explain import plan_text, trace_samples
 from lmmkit.plan.instances import type_text
 from lmmkit.plan.prepare import prepare, prepare_bare
+from lmmkit.recipe import Weight
 from tests.conftest import DIRECT, PLAIN
 from tests.support import contrast_plugin
 from tests.training.test_resume import of_micro_batches
@@ -640,6 +642,22 @@ def test_a_stage_whose_next_token_loss_names_nothing_is_the_plain_one(tiny):
     off = weighted(tiny, "stages.finetune.losses={next_token: {weight: 0, watch: true, by: [cal]}, z_loss: 1.0}",
                    names="focal blind cal z_loss").plans["finetune"]  # fmt: skip
     assert [w.name for w in off.weighers] == ["cal"], "a loss that is watched is measured with its weights"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlindReference(Loss):
+    """Reads a view with the reference."""
+
+    needs = (LogProb(Select(view="blind"), "reference"),)
+
+
+def test_a_plan_without_a_reference_makes_no_views_that_only_the_reference_reads(tiny):
+    plan = weighted(tiny).plans["pretrain"]
+    term, weights = BlindReference(name="reads"), {**plan.weights, "reads": Weight(weight=1.0)}
+    also = replace(plan, terms=(term,), needs=(*plan.needs, *term.needs), weights=weights, reference="start")
+    assert also.without_reference().extra_views == plan.extra_views != ()
+    alone = replace(also, weighers=(), needs=term.needs).without_reference()
+    assert alone.terms == alone.needs == alone.extra_views == () and "reads" in alone.off
 
 
 def test_the_sum_of_weights_is_counted_where_it_is_the_divisor(tiny):

@@ -268,6 +268,14 @@ def test_runs_that_were_never_evaluated_have_a_page(own_pair):
         assert any("No run has results of questions" in warning for warning in page.warnings)
 
 
+def test_a_table_without_a_row_has_no_heading(own_pair):
+    whole = runs_page(own_pair[1:]).text
+    assert "What was gained" in whole and "What it cost" in whole
+    (own_pair[1] / "metrics.jsonl").unlink()
+    (own_pair[1] / "run.json").write_text(json.dumps({"plans": {}, "root": "."}))
+    assert "What it cost" not in runs_page(own_pair[1:]).text
+
+
 def other_version(run):
     file = run / "answers/finetune/answers/answers.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"data_sha256": "0" * 64}))
