@@ -166,4 +166,13 @@ def _of_tokens(path: Path) -> bool:
 
 
 def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, ensure_ascii=True, default=str).encode()).hexdigest()[:DIGITS]
+    text = json.dumps(_given(value), ensure_ascii=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
+
+
+def _given(value: Any) -> Any:
+    """Returns plain data without the settings that are None, so that a setting that a later lmmkit adds changes no key
+    where it is not given."""
+    if isinstance(value, Mapping):
+        return {key: _given(item) for key, item in value.items() if item is not None}
+    return [_given(item) for item in value] if isinstance(value, list | tuple) else value
