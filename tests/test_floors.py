@@ -56,7 +56,10 @@ FLOORS: dict[str, str] = {
     """,
     "lmmkit.data.sources": """
         other_samples bad_records image_paths json_stream index_cache json_records record_keys record_parser messages_records indexed_records
-        llava_json tables tar_members webdataset_shards records
+        llava_json tables joined tar_members webdataset_shards records
+    """,
+    "lmmkit.data.sources.joined": """
+        object_lists official_forms joined_records
     """,
     "lmmkit.data.sources.tables": """
         table_names parquet_records
