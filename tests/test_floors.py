@@ -45,7 +45,7 @@ FLOORS: dict[str, str] = {
         group
     """,
     "lmmkit.commands.support": """
-        progress_display table_layout common data_check token_pieces jobs further_templates plugin_templates quickstart_display
+        progress_display table_layout common chat_lines data_check token_pieces jobs further_templates plugin_templates quickstart_display
     """,
     "lmmkit.data": """
         image_markers fits tables images labels need_rows packing sampler length_grouping rank_shares sources text_tokenizers
@@ -87,8 +87,8 @@ FLOORS: dict[str, str] = {
         matching asking alone attention_file puzzles_file answering questions_task benchmark_task
     """,
     "lmmkit.inference": """
-        batch_from_ids kv_cache generate token_model text_stream chat_model image_attention record_scores load
-        lmms_eval_manifest lmms_eval_model
+        batch_from_ids kv_cache generate token_model text_stream chat_model image_attention conversation record_scores
+        load lmms_eval_manifest lmms_eval_model
     """,
     "lmmkit.model": """
         cross_entropy step_terms init cpu_ops layers rope decoder transforms vision connectors image_rows vlm
