@@ -45,7 +45,7 @@ FLOORS: dict[str, str] = {
         group
     """,
     "lmmkit.commands.support": """
-        progress_display table_layout common data_check token_pieces jobs further_templates plugin_templates quickstart_display
+        progress_display table_layout common data_check data_stats stats_tables token_pieces jobs further_templates plugin_templates quickstart_display
     """,
     "lmmkit.data": """
         image_markers fits tables images labels need_rows packing sampler length_grouping rank_shares sources text_tokenizers
