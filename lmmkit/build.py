@@ -23,6 +23,7 @@ from torch import nn
 from lmmkit import plugin_calls
 from lmmkit.api.components import Component, ImageReducer
 from lmmkit.api.model_info import Dims
+from lmmkit.api.sample import AnyRes
 from lmmkit.attention.backends import NoBackend, choice_text, choose, log_choice
 from lmmkit.attention.eager import Eager
 from lmmkit.attention.interface import Heads
@@ -31,7 +32,7 @@ from lmmkit.errors import MachineError, Problem, UserError, raise_all
 from lmmkit.errors.plan import ATTENTION, COMPILE
 from lmmkit.model.connectors.kinds import CONNECTORS
 from lmmkit.model.decoder import Decoder
-from lmmkit.model.image_rows import ReducedRows
+from lmmkit.model.image_rows import NewlineRow, ReducedRows, TileRows
 from lmmkit.model.init import init
 from lmmkit.model.teacher import Teacher
 from lmmkit.model.transforms import lora
@@ -271,6 +272,8 @@ def shell(recipe: Recipe, components: Mapping[str, Component], dims: Dims, devic
         built = {name: plugin_calls.modules(component, dims) for name, component in components.items()}
         plugins = nn.ModuleDict({name: module for name, module in built.items() if module is not None})
         reducer = components.get(asked.reduce) if asked and asked.reduce else None
+        if asked and isinstance(recipe.model.chat.image_fit, AnyRes):
+            connector.newline, lmm.image_rows = NewlineRow(decoder.width), TileRows()
         if isinstance(reducer, ImageReducer):
             lmm.image_rows = ReducedRows(reducer, built[reducer.name], dims)
         compute = compute_dtype(recipe, device)

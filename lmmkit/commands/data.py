@@ -131,7 +131,7 @@ def show(
     """
     read = the_recipe(recipe, root, changes)
     with working(STARTING):
-        from lmmkit.commands.support.token_pieces import pieces
+        from lmmkit.commands.support.token_pieces import pieces, tiles_text
         from lmmkit.errors import UserError
         from lmmkit.errors.data import NO_RECORD
         from lmmkit.plan.prepare import prepare_bare
@@ -150,7 +150,7 @@ def show(
         )
         for image in sample.images:
             part = f" ({image.part[1]} bytes at {image.part[0]})" if image.part else ""
-            out.print(f"  image {image.path}{part}")
+            out.print(f"  image {image.path}{part}{tiles_text(sample.image_fit, prepared.dims.image, image)}")
         line = Text()
         for text, supervised in pieces(prepared, sample):
             line.append(

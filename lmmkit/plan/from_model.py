@@ -54,7 +54,7 @@ def recipe_of(
     encoder = _encoder_in(vision, source.layer) if vision else _encoder_of(source)
     if source.connector and encoder is None:
         raise UserError(NO_VISION.at(str(folder), got="a connector without the encoder that it reads"))
-    image_fit: ImageFit = "pad" if source.pads or encoder is None else encoder[1]
+    image_fit: ImageFit = source.tiles or ("pad" if source.pads or encoder is None else encoder[1])
     model = Model(
         vision=encoder[0] if source.connector and encoder else None,
         connector=ConnectorConfig(kind="mlp2x_gelu", from_=at) if source.connector else None,
@@ -106,8 +106,9 @@ def _encoder_in(folder: Path, layer: int | None) -> tuple[VisionFrom, ImageFit] 
     config = model_folder.config_of(folder)
     if "vision" not in config["model"]:
         return None
-    chat = config if model_folder.is_encoder(config) else config["model"]["chat"]
-    return VisionFrom(from_=str(folder.resolve()), feature_layer=layer), chat["image_fit"]
+    alone = model_folder.is_encoder(config)
+    fit = config["image_fit"] if alone else model_from_mapping(config["model"]).chat.image_fit
+    return VisionFrom(from_=str(folder.resolve()), feature_layer=layer), fit
 
 
 def _encoder_of(source: PretrainedFolder) -> tuple[VisionFrom, ImageFit] | None:

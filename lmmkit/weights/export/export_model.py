@@ -11,6 +11,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from lmmkit.api.sample import ImageFit
 from lmmkit.data.text_tokenizers.choose import TextTokenizer
 from lmmkit.errors import MachineError
 from lmmkit.errors.weights import EXPORT_CANNOT_WRITE
@@ -33,7 +34,7 @@ class Exported:
     config: Mapping[str, Any]
     tokenizer: TextTokenizer
     passthrough: Mapping[str, Tensor]
-    image_fit: str
+    image_fit: ImageFit
     template: str
     system: str = ""
 
