@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 from torch import Tensor, nn
 
 from lmmkit import build
 from lmmkit.api.batch import Batch
 from lmmkit.api.components import StepTerm
+from lmmkit.model.connectors.connector import Connector
 from lmmkit.model.cross_entropy import chunk_rows
 from lmmkit.model.transforms import lora
 from lmmkit.model.vision import TimmViT, ViT
@@ -52,8 +54,9 @@ def estimate(prepared: Prepared, stage: str, *, flops: float) -> dict:
     passes = 2 + 2 + 2 * recipe.speed.recomputed(depth) / depth + 2 * further
     decoder = sum(p.numel() for p in objective.lmm.decoder.parameters())
     teachers = _teacher_values(prepared, stage)
+    encoders = {name: build.teacher_shell(prepared, name) for name in prepared.plans[stage].teachers}
     operations = tokens / len(seen) * steps * (passes * decoder + 2 * values + 2 * sum(teachers.values()))
-    operations += steps * sum(_feature_operations(prepared, stage, step) for step in seen) / len(seen)
+    operations += steps * sum(_feature_operations(prepared, encoders, step) for step in seen) / len(seen)
     devices = recipe.parallel.least
     own = (
         [replace(pipeline, rank=0, world=devices).step(i) for i in range(len(seen))] if devices > 1 else seen
@@ -74,9 +77,9 @@ def estimate(prepared: Prepared, stage: str, *, flops: float) -> dict:
                 stage,
             ),
             prepared,
-            stage,
+            encoders,
             teachers,
-            _feature_peak(prepared, stage, own),
+            _feature_peak(prepared, encoders, own),
         ),
         "devices": devices,
         "hours": operations / (flops * devices) / 3600,
@@ -106,25 +109,25 @@ def _teacher_values(prepared: Prepared, stage: str) -> dict[str, int]:
     return found
 
 
-def _feature_operations(prepared: Prepared, stage: str, step: Sequence[Batch]) -> int:
+def _feature_operations(prepared: Prepared, encoders: Mapping[str, nn.Module], step: Sequence[Batch]) -> int:
     """Returns the operations of the teachers whose features a step reads: 2 for each value and patch."""
     total = 0
-    for name in prepared.plans[stage].teachers:
-        values = sum(p.numel() for p in build.teacher_shell(prepared, name).parameters())
+    for name, encoder in encoders.items():
+        values = sum(p.numel() for p in encoder.parameters())
         images = sum(len(batch.teacher_pixels[name]) for batch in step)
         total += 2 * values * images * prepared.dims.teachers[name].tokens
     return total
 
 
-def _feature_peak(prepared: Prepared, stage: str, steps: Iterable[Sequence[Batch]]) -> int:
+def _feature_peak(
+    prepared: Prepared, encoders: Mapping[str, nn.Module], steps: Iterable[Sequence[Batch]]
+) -> int:
     """Returns the most bytes of a forward pass of a teacher whose features a stage reads."""
-    names = prepared.plans[stage].teachers
-    shells = {name: build.teacher_shell(prepared, name) for name in names}
     batches = [batch for step in steps for batch in step]
     return max(
         (
-            _encoder_peak(shells[n], len(b.teacher_pixels[n]), _width_of(prepared.teachers[n].section.dtype))
-            for b in batches for n in names
+            _encoder_peak(encoder, len(b.teacher_pixels[n]), _width_of(prepared.teachers[n].section.dtype))
+            for b in batches for n, encoder in encoders.items()
         ),
         default=0,
     )  # fmt: skip
@@ -142,14 +145,12 @@ def _encoder_peak(vision: nn.Module, images: int, a: int) -> int:
 
 
 def _with_teachers(
-    found: dict[str, int], prepared: Prepared, stage: str, models: Mapping[str, int], peak: int
-) -> dict[str, int]:
+    found: dict[str, int], prepared: Prepared, encoders: Mapping[str, nn.Module], models: Mapping[str, int],
+    peak: int,
+) -> dict[str, int]:  # fmt: skip
     """Adds the weights of the stage's teachers on one rank: of `models` so many values. Large ones are sharded.
     `peak`: what the passes of the others need for a moment."""
-    sizes = [
-        sum(p.nbytes for p in build.teacher_shell(prepared, name).parameters())
-        for name in prepared.plans[stage].teachers
-    ]
+    sizes = [sum(p.nbytes for p in encoder.parameters()) for encoder in encoders.values()]
     for name, values in models.items():
         sizes.append(values * _width_of(prepared.teachers[name].section.dtype))
     if not sizes:
@@ -275,7 +276,7 @@ def activation_bytes(recipe: Recipe, stage: Stage, objective: Objective, load: L
     - for each block 8 T D (the states before attention and before the MLP, float32) + a T (C + Q + 2 M);
       if its matrices are trainable, also their inputs, a T (2 D + M); under LoRA instead the input of each
       adapter with its dropout mask, and r values. A recomputed block: 4 T D, plus all of one such block;
-    - for a trainable connector a I N (D_vision + 2 D); for each block of a trainable encoder
+    - for a trainable connector with a row for each token a I N (D_vision + 2 D); for each block of a trainable encoder
       8 I N D_vision + a I N (7 D_vision + 3 M_vision), never recomputed.
 
     The peak adds: the widest gradients of a block, a T 4 M + 8 T D; the rows before and after the
@@ -325,9 +326,10 @@ def _seen_bytes(objective: Objective, stage: Stage, a: int, load: Load) -> int:
         spec, mlp, depth = vision.image, 4 * vision.image.width, vision.index + 1
     else:
         return 0
-    tokens, width, D = load.images * spec.tokens, spec.width, objective.lmm.decoder.shape.width
+    tokens, width = load.images * spec.tokens, spec.width
     moment = _encoder_peak(vision, load.images, a)
-    kept = a * tokens * (width + 2 * D) if stage.train.connector or stage.train.vision else 0
+    connector = cast(Connector, objective.lmm.connector)
+    kept = a * connector.stored_values(tokens) if stage.train.connector or stage.train.vision else 0
     if stage.train.vision:
         return kept + depth * tokens * (8 * width + a * (7 * width + 3 * mlp)) + moment
     return max(kept, moment)

@@ -86,7 +86,7 @@ class Objective(nn.Module):
         `shares`: what the micro-batch adds to each term over the step, which is 0 without a share.
         """
         with self.computing(batch.id_T.device):
-            taught = {
+            teacher_rows = {
                 name: model(batch, batch.teacher_pixels[name])
                 for name, model in self.teacher_models.items()
                 if name in batch.teacher_pixels
@@ -115,7 +115,7 @@ class Objective(nn.Module):
             if isinstance(term, StepTerm) and term.name in shares:
                 sums[term.name] = shares[term.name].sum(term, ctxs[term.name])
             elif batch.count[term.name] and not isinstance(term, StepTerm):
-                sums[term.name] = self._value(term, ctxs[term.name], taught)
+                sums[term.name] = self._value(term, ctxs[term.name], teacher_rows)
             else:
                 sums[term.name] = losses_S.new_zeros(())
         bad_weights = {name: _bad_weights(*each) for name, each in given.items()}
@@ -140,9 +140,7 @@ class Objective(nn.Module):
             seen_IND = self.lmm.encode(batch.pixels_ICXY)
             scored = reference(batch, seen_IND)
         out = self.lmm(batch, self.tokens(batch), seen_IND)
-        if self.teachers and batch.teacher_pixels:
-            out = out._replace(features={**out.features, **self._taught(batch)})
-        return out, scored
+        return out._replace(features={**out.features, **self._teacher_features(batch)}), scored
 
     @torch.no_grad()
     def metric_sums(self, outcome: Outcome, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -158,11 +156,13 @@ class Objective(nn.Module):
         """Returns the autocast context in which the model computes."""
         return torch.autocast(device.type, self.compute, enabled=self.compute != torch.float32)
 
-    def _taught(self, batch: Batch) -> dict[str, Tensor]:
-        """Returns for each teacher its features behind the rows of the images that needs read: [rows, width]."""
+    def _teacher_features(self, batch: Batch) -> dict[str, Tensor]:
+        """Returns the features of each teacher that the batch has images for, behind their rows: [rows, width]."""
         lmm, found = self.lmm, {}
         encoder, connector = cast(ViT | TimmViT, lmm.vision), cast(Connector, lmm.connector)
         for name, teacher in self.teachers.items():
+            if name not in batch.teacher_pixels:  # of a term that this pass does not compute
+                continue
             pixels_ICXY = batch.teacher_pixels[name]
             if len(pixels_ICXY):
                 features_IND = teacher(pixels_ICXY, encoder.image.grid)
@@ -198,7 +198,7 @@ class Objective(nn.Module):
         }
         return Ctx(term.name, batch, taps, self.module_of(term), *now, self.dims, self.seed)
 
-    def _value(self, term: Term, ctx: Ctx, taught: Mapping[str, TeacherRows]) -> Tensor:
+    def _value(self, term: Term, ctx: Ctx, teacher_rows: Mapping[str, TeacherRows]) -> Tensor:
         if not isinstance(term, RowLoss):
             return plugin_calls.value(term, ctx)
         (need,) = plugin_calls.needs(term)
@@ -207,7 +207,7 @@ class Objective(nn.Module):
         labels = batch.labels_of(term.name)
         rows = partial(plugin_calls.losses_of_rows, term, list(labels))
         with self.computing(ctx[need].device):
-            teacher = [taught[need.teacher].logits(batch.gathers[need].row_Q)] if need.teacher else []
+            teacher = [teacher_rows[need.teacher].logits(batch.gathers[need].row_Q)] if need.teacher else []
             beside = (ctx.targets(need), *teacher, *labels.values())
             return row_losses(ctx[need], head_VD, rows, *beside).sum()
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lmmkit import build, plugin_calls
 from lmmkit.api.batch import Step
 from lmmkit.api.components import TokenStrategy
-from lmmkit.api.needs import ATTENTION, selector
+from lmmkit.api.needs import selectors
 from lmmkit.errors import UserError
 from lmmkit.optimizers import build_optimizer
 from lmmkit.plan.compile_plan import compile_plan
@@ -239,8 +239,7 @@ def readers(prepared: Prepared, stage: str, name: str) -> set[str]:
         }
         more = set()
         for term in prepared.plans[stage].readers:
-            needs = plugin_calls.needs(term)
-            selects = [*map(selector, needs), *(need.k for need in needs if isinstance(need, ATTENTION))]
+            selects = [each for need in plugin_calls.needs(term) for each in selectors(need)]
             if any(select.view in off or select.token_name in tokens for select in selects):
                 more.add(term.name)
         if more <= off:

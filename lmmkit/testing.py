@@ -17,7 +17,7 @@ from lmmkit.plan.dry_run import run as running
 from lmmkit.plan.dry_run.module_checks import ModuleSubject
 from lmmkit.plan.dry_run.rehearsal import prepared_for
 from lmmkit.plan.dry_run.second_process import other_views
-from lmmkit.plan.dry_run.term_checks import Group
+from lmmkit.plan.dry_run.term_subject import Group
 
 STAGE = "only"
 

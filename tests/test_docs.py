@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
+import json
 import re
 import tomllib
 import types
@@ -214,3 +216,16 @@ def test_the_package_needs_no_matplotlib():
     assert any(each.startswith("matplotlib") for each in project["optional-dependencies"]["docs"])
     for path in (ROOT / "lmmkit").rglob("*.py"):
         assert "matplotlib" not in path.read_text(encoding="utf-8"), path
+
+
+def test_the_tables_of_the_miniature_are_those_that_the_grids_wrote():
+    spec = importlib.util.spec_from_file_location("miniature_figures", ROOT / "docs" / "miniature_figures.py")
+    figures = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(figures)
+    page = figures.PAGE.read_text(encoding="utf-8")
+    assert figures.written(page) == page, "run `python docs/miniature_figures.py`"
+    stored = sorted(figures.GRIDS.glob("*.json"))
+    assert stored and all(figures.marks(path.stem)[0] in page for path in stored)
+    outcome = json.loads(stored[0].read_text(encoding="utf-8"))
+    outcome["arms"][1]["measures"]["balanced"]["value"] += 0.1
+    assert figures.table(outcome) not in page

@@ -23,7 +23,7 @@ FLOORS: dict[str, str] = {
         cli __main__
     """,
     "lmmkit.ablation": """
-        schema grid arms stage_runs store trial forecast intervals results summary table
+        schema grid arms planned_runs stage_runs store trial forecast intervals results summary table board
     """,
     "lmmkit.api": """
         model_info plugin_files puzzle sample layout needs batch pairing ctx components
@@ -31,12 +31,15 @@ FLOORS: dict[str, str] = {
     "lmmkit.attention": """
         forest interface key_maps schedule merge eager sdpa flash xformers_backend trial backends
     """,
+    "lmmkit.build": """
+        device model teachers reference stage
+    """,
     "lmmkit.commands": """
         support bench chat check ckpt data diff env evaluate answers experiments explain model plugins quickstart
         recipes train
     """,
     "lmmkit.commands.experiments": """
-        job_queue grid_work emit process_trial ablate runs report demo
+        job_queue grid_work emit process_trial apart planning ablate runs report demo
     """,
     "lmmkit.commands.answers": """
         group
@@ -45,15 +48,21 @@ FLOORS: dict[str, str] = {
         progress_display table_layout common data_check token_pieces jobs further_templates plugin_templates quickstart_display
     """,
     "lmmkit.data": """
-        image_markers fits images labels need_rows packing sampler length_grouping rank_shares sources text_tokenizers layout_writer
-        chat_templates views pipeline step_transfer loader
+        image_markers fits tables images labels need_rows packing sampler length_grouping rank_shares sources text_tokenizers
+        layout_writer chat_templates views pipeline step_transfer loader
     """,
     "lmmkit.data.fits": """
         tiles
     """,
     "lmmkit.data.sources": """
         other_samples bad_records image_paths json_stream index_cache json_records record_keys record_parser messages_records indexed_records
-        llava_json tar_members webdataset_shards records
+        llava_json tables tar_members webdataset_shards records
+    """,
+    "lmmkit.data.sources.tables": """
+        table_names parquet_records
+    """,
+    "lmmkit.data.tables": """
+        table_file
     """,
     "lmmkit.data.text_tokenizers": """
         offsets sentencepiece_tokenizer added_tokens hf_tokenizer tiktoken_tokenizer choose
@@ -86,21 +95,24 @@ FLOORS: dict[str, str] = {
         teacher teacher_model reference
     """,
     "lmmkit.model.connectors": """
-        connector mlp kinds
+        connector mlp squares pixel_shuffle average_pool resampler kinds
     """,
     "lmmkit.model.transforms": """
         compiled frozen_bf16 lora recompute
     """,
     "lmmkit.plan": """
-        from_model instances shapes pretrained stage_plan token_checks checks teachers compile_plan prepare map_sizes notices explain
+        from_model instances shapes pretrained stage_plan checks teachers compile_plan prepare map_sizes notices explain
         dry_run
+    """,
+    "lmmkit.plan.checks": """
+        token_checks need_checks component_checks loss_checks reducer_checks tile_checks reach_checks
     """,
     "lmmkit.plan.dry_run": """
         subject drawn module_checks token_checks label_checks span_checks view_checks
-        term_checks weight_checks reducer_checks run rehearsal second_process
+        term_subject term_checks weight_checks reducer_checks run rehearsal second_process
     """,
     "lmmkit.plugin_calls": """
-        guard devices forms source
+        guard devices forms source module_calls token_calls view_calls term_calls weight_calls reducer_calls
     """,
     "lmmkit.recipe": """
         field_types model shipped source_positions stage schema rules write diff yaml_tree
@@ -110,7 +122,7 @@ FLOORS: dict[str, str] = {
         quickstart train_summary wording page loaded_run asked image_shelf sections runs_page grid_page write_page
     """,
     "lmmkit.report.sections": """
-        puzzles summary accuracy training samples setup
+        puzzles measures costs caveats summary accuracy training samples setup
     """,
     "lmmkit.runs": """
         files metrics run_folder run_lock sessions list_runs

@@ -17,6 +17,7 @@ from lmmkit.model.reference import Reference
 from lmmkit.objective import Objective
 from lmmkit.recipe import Speed
 from tests.support import dense_views, paper_objective, preference
+from tests.support.all_gradients import all_gradients, gradient_errors
 from tests.support.fake_cuda import fake_cuda, gradients
 from tests.support.low_rank import assert_factors, merged_into
 from tests.support.plain_twins import off, show
@@ -55,15 +56,6 @@ def dense_sums(made: Objective, samples: list[SizedSample]) -> tuple[Tensor, Ten
     return -torch.stack(next_token).sum(), value, found
 
 
-def all_gradients(made: Objective, loss: Tensor) -> dict[str, Tensor]:
-    named = {name: p for name, p in made.named_parameters() if p.requires_grad}
-    found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
-    return {
-        name: torch.zeros_like(p) if g is None else g
-        for (name, p), g in zip(named.items(), found, strict=True)
-    }
-
-
 def assert_twin(made: Objective, samples, batch, limit: float) -> None:
     outcome = made(batch)
     next_token, value, found = dense_sums(made, samples)
@@ -75,10 +67,7 @@ def assert_twin(made: Objective, samples, batch, limit: float) -> None:
     }
     got = all_gradients(made, NEXT_TOKEN * outcome.sums["next_token"] + outcome.sums["prefer"])
     want = all_gradients(made, NEXT_TOKEN * next_token + value)
-    largest = max(float(g.abs().max()) for g in want.values())
-    for name, gradient in want.items():
-        error = float((got[name] - gradient).abs().max())
-        errors[name] = error / max(float(gradient.abs().max()), 1e-3 * largest)
+    errors |= gradient_errors(got, want)
     show("off", max(errors.values()))
     assert max(errors.values()) < limit, {name: e for name, e in errors.items() if e >= limit}
     assert sum(bool(g.any()) for g in want.values()) > 20

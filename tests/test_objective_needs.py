@@ -14,6 +14,7 @@ from lmmkit.api.needs import Need
 from lmmkit.model.transforms import lora
 from lmmkit.recipe import Speed
 from tests.support import dense_views, paper_objective
+from tests.support.all_gradients import all_gradients, gradient_errors
 from tests.support.fake_cuda import fake_cuda
 from tests.support.plain_twins import off, show
 from tests.support.tiny_model import SPEC, pack, pixels
@@ -65,15 +66,6 @@ def deep(monkeypatch):
     monkeypatch.setattr(paper_objective, "TEXT", replace(paper_objective.TEXT, depth=4))
 
 
-def gradients(made, loss: Tensor) -> dict[str, Tensor]:
-    named = dict(made.named_parameters())
-    found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
-    return {
-        name: torch.zeros_like(p) if g is None else g
-        for (name, p), g in zip(named.items(), found, strict=True)
-    }
-
-
 def assert_twin(made, term: Reads, limit: float, *, share: bool = True) -> None:
     """Compares values and gradients of all parameters with those of the views alone."""
     packer = paper_objective.packer(share=share, terms=(term,))
@@ -87,13 +79,9 @@ def assert_twin(made, term: Reads, limit: float, *, share: bool = True) -> None:
     values = {need: off(ctx[need], x) for need, x in zip(term.needs, want, strict=True)}
     show("off_values", max(values.values()))
     assert max(values.values()) < limit, values
-    got = gradients(made, outcome.sums[term.name])
-    want_gradients = gradients(made, torch.stack([smooth(x) for x in want]).sum())
-    largest = max(float(g.abs().max()) for g in want_gradients.values())
-    errors = {
-        name: float((got[name] - g).abs().max()) / max(float(g.abs().max()), 1e-3 * largest)
-        for name, g in want_gradients.items()
-    }
+    got = all_gradients(made, outcome.sums[term.name])
+    want_gradients = all_gradients(made, torch.stack([smooth(x) for x in want]).sum())
+    errors = gradient_errors(got, want_gradients)
     show("off_gradients", max(errors.values()))
     assert max(errors.values()) < limit, {name: e for name, e in errors.items() if e >= limit}
 

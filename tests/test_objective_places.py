@@ -18,11 +18,12 @@ from lmmkit.api.sample import View
 from lmmkit.data.views import Views
 from lmmkit.recipe import Speed
 from tests.support import dense_views, paper_objective
+from tests.support.all_gradients import all_gradients, gradient_errors
 from tests.support.fake_cuda import fake_cuda
 from tests.support.hf_weights import scramble
 from tests.support.plain_twins import off, show
 from tests.support.tiny_model import pack
-from tests.test_objective_needs import gradients, with_adapters
+from tests.test_objective_needs import with_adapters
 
 SAMPLES = (*paper_objective.CAPTIONS, *paper_objective.CHATS)
 
@@ -84,12 +85,9 @@ def assert_twin(made, placed: tuple[Registers, ...], limit: float, *, share: boo
     got = sums["next_token"] + sums["text_order"]
     want = plain_loss(made, [member for each in members for member in each])
     assert off(got, want) < limit
-    got_gradients, want_gradients = gradients(made, got), gradients(made, want)
+    got_gradients, want_gradients = all_gradients(made, got), all_gradients(made, want)
     largest = max(float(g.abs().max()) for g in want_gradients.values())
-    errors = {
-        name: float((got_gradients[name] - g).abs().max()) / max(float(g.abs().max()), 1e-3 * largest)
-        for name, g in want_gradients.items()
-    }
+    errors = gradient_errors(got_gradients, want_gradients)
     show("off_gradients", max(errors.values()))
     assert max(errors.values()) < limit, {name: e for name, e in errors.items() if e >= limit}
     for strategy in placed:

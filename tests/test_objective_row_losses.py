@@ -15,9 +15,10 @@ from lmmkit.model import cross_entropy
 from lmmkit.objective import Objective
 from lmmkit.recipe import Speed
 from tests.support import dense_views, paper_objective, preference
+from tests.support.all_gradients import all_gradients, assert_alike
 from tests.support.fake_cuda import fake_cuda, gradients
 from tests.support.low_rank import assert_factors, merged_into
-from tests.support.plain_twins import off, show
+from tests.support.plain_twins import off
 from tests.support.preference import SAMPLES, TASK
 from tests.support.tiny_model import pack
 from tests.test_objective_needs import with_adapters
@@ -97,30 +98,13 @@ def dense_total(made: Objective, samples) -> Tensor:
     return total
 
 
-def all_gradients(made: Objective, loss: Tensor) -> dict[str, Tensor]:
-    named = dict(made.named_parameters())
-    found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
-    return {
-        n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(named.items(), found, strict=True)
-    }
-
-
 def packed_total(made: Objective, batch) -> Tensor:
     sums = made(batch).sums
     return sum(factor * sums[name] for name, factor in FACTORS.items())
 
 
 def assert_twin(made, samples, batch, limit: float) -> None:
-    got, want = packed_total(made, batch), dense_total(made, samples)
-    errors = {"total": off(got, want)}
-    found, expected = all_gradients(made, got), all_gradients(made, want)
-    largest = max(float(g.abs().max()) for g in expected.values())
-    for name, gradient in expected.items():
-        error = float((found[name] - gradient).abs().max())
-        errors[name] = error / max(float(gradient.abs().max()), 1e-3 * largest)
-    show("off", max(errors.values()))
-    assert max(errors.values()) < limit, {name: e for name, e in errors.items() if e >= limit}
-    assert sum(bool(g.any()) for g in expected.values()) > 20
+    assert_alike(made, packed_total(made, batch), dense_total(made, samples), limit)
 
 
 @pytest.mark.parametrize("recompute", ["none", pytest.param("all", marks=pytest.mark.slow)])

@@ -19,15 +19,16 @@ from lmmkit.recipe import Speed
 from lmmkit.training.step import run_step
 from tests import test_objective_token_weights as weights_of_rows
 from tests.support import dense_views, paper_objective
+from tests.support.all_gradients import all_gradients, assert_alike
 from tests.support.fake_cuda import fake_cuda
 from tests.support.low_rank import assert_factors, merged_into
 from tests.support.paper_objective import CAPTIONS, CHATS, DIMS, TEXT_ORDER, chat
-from tests.support.plain_twins import off, show
+from tests.support.plain_twins import off
 from tests.support.tiny_model import pack
 from tests.test_objective_needs import with_adapters
 from tests.test_objective_places import objective, strategies
 from tests.test_objective_places import views as views_with
-from tests.test_objective_token_weights import all_gradients, packed_total
+from tests.test_objective_token_weights import packed_total
 
 ALIKE = (chat("g", "what?", "a cat sat"), chat("g2", "what?", "a cat ran"))  # they share a prefix
 SAMPLES = (*CAPTIONS, *CHATS, *ALIKE)
@@ -91,16 +92,7 @@ def dense_total(made: Objective, samples, weighers) -> Tensor:
 
 
 def assert_twin(made, samples, batch, limit: float) -> None:
-    got, want = packed_total(made, batch), dense_total(made, samples, made.weighers)
-    errors = {"total": off(got, want)}
-    found, expected = all_gradients(made, got), all_gradients(made, want)
-    largest = max(float(g.abs().max()) for g in expected.values())
-    for name, gradient in expected.items():
-        error = float((found[name] - gradient).abs().max())
-        errors[name] = error / max(float(gradient.abs().max()), 1e-3 * largest)
-    show("off", max(errors.values()))
-    assert max(errors.values()) < limit, {name: e for name, e in errors.items() if e >= limit}
-    assert sum(bool(g.any()) for g in expected.values()) > 20
+    assert_alike(made, packed_total(made, batch), dense_total(made, samples, made.weighers), limit)
 
 
 @pytest.mark.parametrize("share", [True, False])

@@ -8,14 +8,16 @@ import pytest
 import torch
 
 from lmmkit import build
-from lmmkit.api import HiddenAt, Loss, TeacherAt
+from lmmkit.api import HiddenAt, Loss, StepTerm, TeacherAt
+from lmmkit.api.ctx import EVALUATION
 from lmmkit.api.model_info import CLIP_MEAN
 from lmmkit.recipe import Speed
 from tests.support import dense_views, paper_objective, plain_teacher
+from tests.support.all_gradients import all_gradients, gradient_errors
 from tests.support.fake_cuda import fake_cuda
 from tests.support.plain_twins import off, show
 from tests.support.tiny_model import SPEC, pack
-from tests.test_objective_needs import IMAGES, SAMPLES, SHUFFLED, Reads, gradients, smooth, with_adapters
+from tests.test_objective_needs import IMAGES, SAMPLES, SHUFFLED, Reads, smooth, with_adapters
 
 HALF = (0.5, 0.5, 0.5)
 READ = (
@@ -72,13 +74,10 @@ def assert_twin(made, limit: float, *, share: bool = True) -> None:
     show("off_values", max(values.values()))
     assert max(values.values()) < limit and all(len(ctx[need]) for need in READ), values
     assert not any(ctx[need].requires_grad for need in READ)
-    got = gradients(made, outcome.sums["reads"])
-    want = gradients(made, follow(READ, twin.__getitem__))
+    got = all_gradients(made, outcome.sums["reads"])
+    want = all_gradients(made, follow(READ, twin.__getitem__))
     largest = max(float(g.abs().max()) for g in want.values())
-    errors = {
-        name: float((got[name] - g).abs().max()) / max(float(g.abs().max()), 1e-3 * largest)
-        for name, g in want.items()
-    }
+    errors = gradient_errors(got, want)
     show("off_gradients", max(errors.values()))
     assert largest > 0 and max(errors.values()) < limit, {n: e for n, e in errors.items() if e >= limit}
 
@@ -126,6 +125,31 @@ def test_a_teacher_of_a_batch_without_images_runs_only_where_it_is_sharded():
     assert [tuple(ctx[need].shape) for need in READ] == [(0, w) for w in (12, 20, 20, 8, 16)] and ran == [
         "finer"
     ]
+
+
+class OverStep(StepTerm):
+    """Has the features of one teacher as its items."""
+
+    needs = (TeacherAt("finer", IMAGES),)
+
+    def embed(self, ctx):
+        return ctx[self.needs[0]]
+
+
+def test_the_first_pass_of_a_step_runs_only_the_teachers_of_terms_over_the_step():
+    made, ran = objective(), []
+    made.terms = over_step, other = OverStep(name="over_step"), Reads(name="reads", read=READ[:1])
+    specs = {name: made.teachers[name].image for name in ("same", "finer")}
+    packer = paper_objective.packer(terms=(over_step, other), teachers=specs)
+    batch, _ = pack(packer, paper_objective.sized(SAMPLES, packer))
+    for name, teacher in made.teachers.items():
+        teacher.register_forward_hook(lambda *_, name=name: ran.append(name))
+    found = made.step_inputs(batch, EVALUATION)
+    assert list(found) == ["over_step"] and ran == ["finer"]
+    want = made(batch).ctxs["over_step"]
+    assert len(over_step.embed(want)) and torch.equal(
+        over_step.embed(found["over_step"]), over_step.embed(want)
+    )
 
 
 def test_teachers_are_no_parts_of_the_objective():

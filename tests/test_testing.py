@@ -21,7 +21,7 @@ from lmmkit_zoo.dpo import Dpo
 from lmmkit_zoo.keep_tokens import KeepTokens
 from torch import Tensor
 
-from lmmkit.api import Ctx, HiddenAt, Loss, RowLoss, Select, VisionAt
+from lmmkit.api import AttnTo, Ctx, HiddenAt, Loss, RowLoss, Select, VisionAt
 from lmmkit.testing import dry_run, fake_ctx
 
 
@@ -70,7 +70,7 @@ class Marked(RowLoss):
 
 
 def test_losses_of_rows_get_the_logits_of_a_drawn_teacher_and_labels_up_to_the_last_token(monkeypatch):
-    monkeypatch.setattr("lmmkit.plan.dry_run.term_checks.LOGITS", 20)  # fewer than there are tokens
+    monkeypatch.setattr("lmmkit.plan.dry_run.term_subject.LOGITS", 20)  # fewer than there are tokens
     for divergence in ("forward", "reverse", "js"):
         assert dry_run(Distill(name="distill", teacher="any", divergence=divergence)) == []
     assert len(fake_ctx(term := Distill(name="distill", teacher="any"))[term.needs[0]]) > 0
@@ -104,6 +104,24 @@ def test_an_image_reducer_is_used_and_its_mistake_reported():
 
     (problem,) = dry_run(Fewer(name="fewer"))
     assert problem.code == "plugin/returned" and problem.where.startswith("fewer.reduce, test_testing.py:")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToHint(Loss):
+    """Raises the attention of answers to a learned token of another plugin."""
+
+    @property
+    def needs(self) -> tuple[AttnTo]:
+        return (AttnTo(q=Select(supervised=True), k=Select(token_name="hint")),)
+
+    def value(self, ctx: Ctx) -> Tensor:
+        return (1 - ctx[self.needs[0]].sum(-1)).sum()
+
+
+def test_a_term_that_reads_attention_to_a_token_gets_one_that_answers_attend_to():
+    assert dry_run(ToHint(name="to_hint")) == []
+    ctx = fake_ctx(term := ToHint(name="to_hint"))
+    assert (ctx.batch.gathers[term.needs[0]].key_QK >= 0).any()
 
 
 def test_a_term_that_reads_a_reference_has_no_problem():

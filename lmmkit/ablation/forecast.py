@@ -6,11 +6,14 @@ import heapq
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from lmmkit.ablation.stage_runs import GridRun, StageRun
+from lmmkit.ablation.planned_runs import GridRun, StageRun, unique_stages
 from lmmkit.ablation.store import Store
-from lmmkit.ablation.trial import StepCost
 from lmmkit.recipe import Recipe
+
+if TYPE_CHECKING:
+    from lmmkit.ablation.trial import StepCost
 
 FORWARD = 0.4  # the share of a step that its forward pass takes
 
@@ -42,11 +45,15 @@ class LeftCommand:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Holds the commands that are left, and the seconds they take with so many side by side."""
+    """Holds the commands that are left, and the seconds they take with so many side by side.
+
+    `wall`: seconds for a CPU second, if nothing else runs. `load`: how much longer at the load of the start.
+    """
 
     items: tuple[LeftCommand, ...]
     side: int
-    wall_ratio: float
+    wall: float = 1.0
+    load: float = 1.0
 
     @property
     def cpu_seconds(self) -> float:
@@ -54,9 +61,14 @@ class Forecast:
         return sum(item.seconds for item in self.items)
 
     @property
+    def idle_seconds(self) -> float:
+        """Returns the time until the last one has ended, on a machine that does nothing else."""
+        return self.wall * makespan(self.items, self.side)
+
+    @property
     def wall_seconds(self) -> float:
-        """Returns the time until the last one has ended."""
-        return self.wall_ratio * makespan(self.items, self.side)
+        """Returns the time until the last one has ended, if the load stays as it is."""
+        return self.load * self.idle_seconds
 
 
 def forecast(
@@ -75,8 +87,7 @@ def forecast(
         side: how many commands run at once.
         load: how many other processes want a core.
     """
-    unique = {stage.key: stage for run in runs for stage in run.stages}
-    known = _known(store, list(unique.values()), process.train)
+    known = _known(store, list(unique_stages(runs).values()), process.train)
     items: dict[str, LeftCommand] = {}
     for run in runs:
         for stage in run.stages:
@@ -96,7 +107,8 @@ def forecast(
             left = process.evaluate + process.of_tasks({task: counts[task] for task in missing})
             before = train_name(run.key)
             items[name] = LeftCommand(name, left, (before,) if before in items else ())
-    return Forecast(tuple(items.values()), side, process.wall * slowed(load + side))
+    alone = slowed(side)
+    return Forecast(tuple(items.values()), side, process.wall * alone, slowed(load + side) / alone)
 
 
 def slowed(processes: float) -> float:

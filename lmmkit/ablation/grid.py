@@ -15,7 +15,7 @@ from lmmkit.errors.ablation import GIVEN_TWICE, NO_RECIPE, ONE_SEED
 from lmmkit.errors.recipe import EMPTY, NAME, UNKNOWN_KEY
 from lmmkit.recipe.error_messages import problems_of, tidy
 from lmmkit.recipe.read import recipe_file_text
-from lmmkit.recipe.shipped import find_grid, find_recipe, shipped
+from lmmkit.recipe.shipped import GRIDS, find_grid, find_recipe, shipped, shipped_grids
 from lmmkit.recipe.source_positions import Places
 from lmmkit.recipe.yaml_tree import parse
 
@@ -49,7 +49,7 @@ def read_grid(path: Path, *, roots: Sequence[Path] = ()) -> GridFile:
     that there is no grid.
     """
     path = find_grid(path)
-    tree = parse(recipe_file_text(path), str(path))
+    tree = parse(recipe_file_text(path, [name.removeprefix(GRIDS) for name in shipped_grids()]), str(path))
     if tree.broken or not isinstance(tree.value, dict):
         raise UserError([*tree.problems, *([] if tree.broken else [EMPTY.at(str(path), got="no keys")])])
     if roots:

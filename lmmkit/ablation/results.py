@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lmmkit.ablation.stage_runs import GridRun
+from lmmkit.ablation.planned_runs import GridRun
 from lmmkit.ablation.store import Cost, Store
 from lmmkit.errors import Problem, raise_all
 from lmmkit.errors.ablation import ABLATION_ANSWERS, GRID_OTHER_QUESTIONS
@@ -61,7 +61,7 @@ class FinishedRun:
             answer.id: answer
             for answer in self.answers(task)
             if answer.condition == condition and answer.score is not None
-            and (not detail or answer.groups.get("type") == detail)
+            and (not detail or detail in answer.groups.values())
         }  # fmt: skip
 
 

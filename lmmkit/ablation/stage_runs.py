@@ -1,4 +1,4 @@
-"""The runs of a grid, divided into stages. A stage has a key: the hash of all that decides its result.
+"""Divides the runs of a grid into stages, each with a key: the hash of all that decides its result.
 
 Stages with equal keys are trained once. A stage starts from the model folder of the one before, as it does inside one
 run, so the bits are those of a run of all stages (tests/ablation/test_stage_runs.py).
@@ -10,11 +10,12 @@ import hashlib
 import inspect
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lmmkit.ablation.arms import Arm
+from lmmkit.ablation.planned_runs import GridRun, StageRun
 from lmmkit.plan.prepare import Prepared, prepare, read_in_training
 from lmmkit.recipe import Evaluate, Length, Recipe, Stage, section_mapping, to_mapping
 from lmmkit.weights.weights_hash import weights_hash
@@ -22,46 +23,6 @@ from lmmkit.weights.weights_hash import weights_hash
 DIGITS = 12  # of a key
 APART = 1_000_000  # between the seeds of branches
 _Json = dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageRun:
-    """Describes one stage to train. `recipe` ends with this stage and has only the plugins that it uses.
-
-    `shape`: a hash of all that decides what a step costs. `data`: the identity of the sources that it learns from.
-    """
-
-    key: str
-    shape: str
-    stage: str
-    steps: int
-    recipe: Recipe
-    before: StageRun | None
-    data: Mapping[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class GridRun:
-    """Describes one run of an arm: its stages in order. `equal`: what the comparison holds equal. `questions`: hashes
-    of the evaluation tasks, with their data, by name."""
-
-    arm: str
-    equal: str
-    seed: int
-    root: str
-    branch: int
-    stages: tuple[StageRun, ...]
-    questions: Mapping[str, str]
-
-    @property
-    def last(self) -> StageRun:
-        """Returns the last stage, whose run folder is evaluated."""
-        return self.stages[-1]
-
-    @property
-    def key(self) -> str:
-        """Returns the key of the whole run."""
-        return self.last.key
 
 
 class ArmOnData:
@@ -173,11 +134,6 @@ def grid_runs(
     ]  # fmt: skip
 
 
-def unique_stages(runs: Iterable[GridRun]) -> dict[str, StageRun]:
-    """Returns all stages by key, each after the one that it starts from."""
-    return {stage.key: stage for run in runs for stage in run.stages}
-
-
 def _canonical(stage: Stage, steps: int) -> Stage:
     """Returns a stage without terms that it leaves out, and with its length in steps."""
     losses = {
@@ -210,4 +166,13 @@ def _of_tokens(path: Path) -> bool:
 
 
 def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, ensure_ascii=True, default=str).encode()).hexdigest()[:DIGITS]
+    text = json.dumps(_given(value), ensure_ascii=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
+
+
+def _given(value: Any) -> Any:
+    """Returns plain data without the settings that are None, so that a setting that a later lmmkit adds changes no key
+    where it is not given."""
+    if isinstance(value, Mapping):
+        return {key: _given(item) for key, item in value.items() if item is not None}
+    return [_given(item) for item in value] if isinstance(value, list | tuple) else value

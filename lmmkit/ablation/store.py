@@ -13,13 +13,13 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lmmkit.ablation.stage_runs import GridRun, StageRun
+from lmmkit.ablation.planned_runs import GridRun, StageRun
 from lmmkit.errors import raise_all
 from lmmkit.errors.ablation import GRID_OTHER_DATA, GRID_OTHER_QUESTIONS
 from lmmkit.recipe import dump, read_recipe
 from lmmkit.runs.files import read_json, write_json_atomic, write_text_atomic
 from lmmkit.runs.run_folder import RunFolder
-from lmmkit.runs.sessions import sessions_in
+from lmmkit.runs.sessions import cpu_seconds_in
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,10 @@ class Store:
         """Returns the folder of the outcome of a grid."""
         return self.root / "grids" / name
 
+    def evaluated(self, key: str) -> Path:
+        """Returns the path of the note which questions a run has answered."""
+        return self.root / "evaluated" / f"{key}.json"
+
     def model(self, stage: StageRun) -> Path:
         """Returns the model folder that a stage writes."""
         return self.run(stage.key).model(stage.stage)
@@ -83,7 +87,7 @@ class Store:
 
         Raises `UserError` for tasks that were evaluated with other questions or settings.
         """
-        folder, path = self.run(run.key), self.root / "evaluated" / f"{run.key}.json"
+        folder, path = self.run(run.key), self.evaluated(run.key)
         known = read_json(path) if path.is_file() else {}
         raise_all(
             GRID_OTHER_QUESTIONS.at(
@@ -99,9 +103,18 @@ class Store:
 
     def note_evaluated(self, run: GridRun) -> None:
         """Notes which questions a run has answered."""
-        path = self.root / "evaluated" / f"{run.key}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json_atomic(path, {**(read_json(path) if path.is_file() else {}), **run.questions})
+        self._write_note(run, self.evaluated(run.key))
+
+    def write_pending_note(self, run: GridRun) -> Path:
+        """Writes the note of a run that a script will evaluate, which then copies it to `evaluated`."""
+        path = self.root / "evaluated" / f"{run.key}.pending"
+        self._write_note(run, path)
+        return path
+
+    def _write_note(self, run: GridRun, to: Path) -> None:
+        path = self.evaluated(run.key)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        write_json_atomic(to, {**(read_json(path) if path.is_file() else {}), **run.questions})
 
     def prepare_evaluation(self, run: GridRun) -> None:
         """Gives the run folder of the last stage the models of the earlier ones, as links to the same files, and the
@@ -138,8 +151,7 @@ class Store:
 
     def cpu_seconds(self, stage: StageRun) -> float | None:
         """Returns the CPU seconds of all processes that trained a stage; None if they are not all known."""
-        found = [session["cpu_seconds"] for session in sessions_in(read_json(self.run(stage.key).run_json))]
-        return None if not found or None in found else sum(found)
+        return cpu_seconds_in(read_json(self.run(stage.key).run_json))
 
     def cost(self, stage: StageRun) -> Cost:
         """Returns what a trained stage took."""

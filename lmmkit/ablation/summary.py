@@ -19,14 +19,8 @@ _ByPair = dict[tuple[str, int], float]
 def summarise_grid(file: GridFile, arms: Sequence[Arm], runs: Sequence[FinishedRun]) -> dict[str, Any]:
     """Returns the outcome of the finished runs. Arms come in the order of the grid, for each thing held equal."""
     grid = file.grid
-    groups: dict[tuple[str, str], list[FinishedRun]] = {}
-    for run in runs:
-        groups.setdefault((run.run.equal, run.run.arm), []).append(run)
-    entries = [
-        _entry(arm, arms[0], equal, groups.get((equal, arm.name), []), grid.measures)
-        for equal in grid.equal
-        for arm in arms
-    ]
+    groups = _groups(runs)
+    entries = arm_entries(file, arms, runs)
     for name, measure in grid.measures.items():
         compared = [
             (entry, found)
@@ -51,6 +45,23 @@ def summarise_grid(file: GridFile, arms: Sequence[Arm], runs: Sequence[FinishedR
         "measures": dict(grid.measures),
         "arms": entries,
     }
+
+
+def arm_entries(file: GridFile, arms: Sequence[Arm], runs: Sequence[FinishedRun]) -> list[dict[str, Any]]:
+    """Returns the part `arms` of the outcome, without differences: they need the runs of all arms."""
+    groups = _groups(runs)
+    return [
+        _entry(arm, arms[0], equal, groups.get((equal, arm.name), []), file.grid.measures)
+        for equal in file.grid.equal
+        for arm in arms
+    ]
+
+
+def _groups(runs: Sequence[FinishedRun]) -> dict[tuple[str, str], list[FinishedRun]]:
+    groups: dict[tuple[str, str], list[FinishedRun]] = {}
+    for run in runs:
+        groups.setdefault((run.run.equal, run.run.arm), []).append(run)
+    return groups
 
 
 def _entry(

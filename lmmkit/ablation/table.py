@@ -103,8 +103,13 @@ def _difference(
     text = f"{scale * found['value']:+.{digits}f}"
     if found["low"] is not None:
         text += f" ({scale * found['low']:+.{digits}f} to {scale * found['high']:+.{digits}f})"
-    p = "-" if found["p_holm"] is None else f"{found['p_holm']:.3f}"
-    return text, f"{found['n']:,} {found['over']}", p
+    return text, f"{found['n']:,} {found['over']}", _probability(found["p_holm"])
+
+
+def _probability(p: float | None) -> str:
+    if p is None:
+        return "-"
+    return "<.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _scale(entries: Sequence[_Entry], name: str, path: str) -> tuple[float, str]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 
@@ -13,10 +14,12 @@ from lmmkit import build
 from lmmkit.ablation.stage_runs import ArmOnData
 from lmmkit.ablation.store import Store
 from lmmkit.api.batch import Step
+from lmmkit.errors import LmmkitError
 from lmmkit.plan.prepare import Prepared
 from lmmkit.plugin_costs import Copy
 from lmmkit.progress import counted
 from lmmkit.runs.files import read_json, write_json_atomic
+from lmmkit.training.monitoring.out_of_memory import naming_memory_keys
 from lmmkit.training.step import run_step
 
 WARM, ROUNDS = 2, 16  # steps that are not timed, and steps that are
@@ -48,10 +51,11 @@ class TrialStage(Copy):
     def run(self, step: Step) -> None:
         """Runs one optimizer step, with its metrics."""
         clip = self.section.optim.clip
-        run_step(
-            self.objective, self.optimizer, step, self.weights, clip=None if clip == "none" else clip,
-            device=self.device, metrics=True,
-        )  # fmt: skip
+        with naming_memory_keys(f"stage {self.where}", step, self.recipe, self.device, alone=True):
+            run_step(
+                self.objective, self.optimizer, step, self.weights, clip=None if clip == "none" else clip,
+                device=self.device, metrics=True,
+            )  # fmt: skip
 
     def step(self, number: int, *, timed: bool) -> None:
         """Makes and runs a step; with `timed` adds what it took."""
@@ -66,11 +70,21 @@ class TrialStage(Copy):
             self.tokens += sum(len(batch) for batch in step)
 
 
-def step_costs(store: Store, arms: Sequence[ArmOnData]) -> dict[str, StepCost]:
-    """Returns the cost of a step of each shape of the arms, the base first. What was measured before is read again, so
-    that a grid which continues has the same numbers of steps."""
+def kept_costs(store: Store, arms: Sequence[ArmOnData]) -> dict[str, StepCost]:
+    """Returns the cost of a step of the shapes of the arms that were measured before."""
+    shapes = {shape for arm in arms for shape in _shapes(arm).values()}
+    return {shape: _read(store.trial(shape)) for shape in sorted(shapes) if store.trial(shape).is_file()}
+
+
+def step_costs(store: Store, arms: Sequence[ArmOnData]) -> tuple[dict[str, StepCost], dict[str, LmmkitError]]:
+    """Returns the cost of a step of each shape of the arms, the base first, and by name why a variant's steps fail.
+
+    What was measured before is read again, so that a grid which continues has the same numbers of steps. Raises the
+    error of the base.
+    """
     base, *others = arms
     found: dict[str, StepCost] = {}
+    failed: dict[str, LmmkitError] = {}
     with _one_thread(base):
         for stage, shape in _shapes(base).items():
             found[shape] = _measured(store, shape, base, stage, None)
@@ -83,8 +97,16 @@ def step_costs(store: Store, arms: Sequence[ArmOnData]) -> dict[str, StepCost]:
         for shape, (arm, stage) in counted("measuring steps", pairs.items(), len(pairs)):
             of_base = found.get(_shapes(base).get(stage, ""))
             beside = (base, of_base) if of_base is not None else None
-            found[shape] = _measured(store, shape, arm, stage, beside)
-    return found
+            try:
+                found[shape] = _measured(store, shape, arm, stage, beside)
+            except LmmkitError as error:
+                failed |= {each.arm.name: error for each in others if shape in _shapes(each).values()}
+    return found, failed
+
+
+def base_shapes(base: ArmOnData) -> list[str]:
+    """Returns the shapes of the base, which decide what its commands cost."""
+    return sorted(_shapes(base).values())
 
 
 def _shapes(arm: ArmOnData) -> dict[str, str]:
@@ -96,7 +118,7 @@ def _measured(
 ) -> StepCost:
     path = store.trial(shape)
     if path.is_file():
-        return StepCost(**read_json(path, hint="Remove the file, to measure again."))
+        return _read(path)
     device = build.device_here()
     own = TrialStage(arm.prepared, stage, device)
     other = TrialStage(beside[0].prepared, stage, device) if beside is not None else None
@@ -119,14 +141,25 @@ def _measured(
     return cost
 
 
-def equal_steps(equal: str, base: ArmOnData, arm: ArmOnData, costs: Mapping[str, StepCost]) -> dict[str, int]:
-    """Returns the steps of each stage of an arm. At equal tokens or time, a stage gets as many steps as cost what the
-    base's stage of that name costs; a stage that the base does not have keeps its own."""
+def _read(path: Path) -> StepCost:
+    return StepCost(**read_json(path, hint="Remove the file, to measure again."))
+
+
+def equal_steps(
+    equal: str, base: ArmOnData, arm: ArmOnData, costs: Mapping[str, StepCost]
+) -> dict[str, int] | None:
+    """Returns the steps of each stage of an arm; None if they depend on a cost that is not known.
+
+    At equal tokens or time, a stage gets as many steps as cost what the base's stage of that name costs; a stage that
+    the base does not have keeps its own.
+    """
     if equal == "steps":
         return dict(arm.steps)
     of_base, of_arm, found = _shapes(base), _shapes(arm), {}
     for stage, steps in arm.steps.items():
         if stage in of_base and of_base[stage] != of_arm[stage]:
+            if not costs.keys() >= {of_base[stage], of_arm[stage]}:
+                return None
             ratio = costs[of_base[stage]].amount(equal) / costs[of_arm[stage]].amount(equal)
             steps = max(1, round(base.steps[stage] * ratio))
         elif stage in of_base:

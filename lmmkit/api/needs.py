@@ -186,6 +186,13 @@ def selector(need: Need) -> Select:
             return replace(select, supervised=True)
 
 
+def selectors(need: Need) -> tuple[Select, ...]:
+    """Returns the selectors of all rows that a need names: of attention the queries, then the keys in their view."""
+    if isinstance(need, ATTENTION):
+        return need.q, replace(need.k, view=need.q.view)
+    return (selector(need),)
+
+
 def reads_reference(need: Need) -> bool:
     """Returns whether a need reads the stage's reference."""
     return isinstance(need, LogProb) and need.model == "reference"

@@ -55,12 +55,14 @@ class ImageEdit(Protocol):
 class Image:
     """Describes an image file (absolute path) and the edit applied to its pixels, if any.
 
-    `part`: where the image is in a larger file, (offset, bytes); None if it is the complete file.
+    `part`: where the image is in a larger file, (offset, bytes); None if it is the complete file. `cell`: where it
+    is in a parquet or Arrow file: record, column, number in the cell.
     """
 
     path: str
     edit: ImageEdit | None = None
     part: tuple[int, int] | None = None
+    cell: tuple[int, str, int] | None = None
 
 
 @dataclass(frozen=True)

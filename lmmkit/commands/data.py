@@ -132,6 +132,7 @@ def show(
     read = the_recipe(recipe, root, changes)
     with working(STARTING):
         from lmmkit.commands.support.token_pieces import pieces, tiles_text
+        from lmmkit.data.images import image_place
         from lmmkit.errors import UserError
         from lmmkit.errors.data import NO_RECORD
         from lmmkit.plan.prepare import prepare_bare
@@ -149,8 +150,8 @@ def show(
             )
         )
         for image in sample.images:
-            part = f" ({image.part[1]} bytes at {image.part[0]})" if image.part else ""
-            out.print(f"  image {image.path}{part}{tiles_text(sample.image_fit, prepared.dims.image, image)}")
+            tiles = tiles_text(sample.image_fit, prepared.dims.image, image)
+            out.print(f"  image {image_place(image)}{tiles}")
         line = Text()
         for text, supervised in pieces(prepared, sample):
             line.append(

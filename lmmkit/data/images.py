@@ -25,7 +25,8 @@ from torch import Tensor
 from lmmkit.api.model_info import CLIP_MEAN, CLIP_STD, ImageSpec, Resample
 from lmmkit.api.sample import AnyRes, Image, ImageFit
 from lmmkit.data.fits.tiles import HeightWidth, Tiling, cut_tiles
-from lmmkit.errors import UserError
+from lmmkit.data.tables.table_file import read_cell
+from lmmkit.errors import LmmkitError, UserError
 from lmmkit.errors.data import (
     IMAGE_DAMAGED,
     IMAGE_FILE,
@@ -56,6 +57,7 @@ UPRIGHT = {
 File = str | os.PathLike[str] | Image  # the path of a file, or an `Image`, which may be a part of one
 ImageRef = tuple[Image, ImageFit]
 TeacherRef = tuple[Image, ImageFit, "Cut"]
+PixelRef = ImageRef | TeacherRef  # the key of the pixels of an image, as the model or a teacher reads it
 ReadImage = Callable[[Image, ImageFit], Tensor]  # as `ImageReader`
 RowsOf = Callable[[Image], int]  # the number of rows that an image takes in the decoder
 
@@ -129,7 +131,7 @@ class TiledRows:
         found = Tiling.of(size, self.fit.used, spec.size, spec.grid)
         if not found.height or not found.width:
             got = f"{size[1]} x {size[0]} pixels on {found.grid[0]} x {found.grid[1]} tiles"
-            raise UserError(IMAGE_NARROW.at(_named(image)[1], got=got))
+            raise UserError(IMAGE_NARROW.at(image_place(image), got=got))
         return found
 
 
@@ -209,12 +211,10 @@ class ImageReader:
         """Returns what `read_image` returns, which the cache may share. Raises as `read_image`."""
         return self._all(image, fit)[0]
 
-    def each(self, image: Image, fit: ImageFit) -> dict[ImageRef | TeacherRef, Tensor]:
+    def each(self, image: Image, fit: ImageFit) -> dict[PixelRef, Tensor]:
         """Returns the image as the model reads it, and as each of the teachers reads it."""
-        own, *others = self._all(image, fit)
-        return {(image, fit): own} | {
-            (image, fit, cut): pixels for cut, pixels in zip(self.teachers, others, strict=True)
-        }
+        refs: list[PixelRef] = [(image, fit), *((image, fit, cut) for cut in self.teachers)]
+        return dict(zip(refs, self._all(image, fit), strict=True))
 
     def _all(self, image: Image, fit: ImageFit) -> list[Tensor]:
         key = (unedited(image), fit)
@@ -233,7 +233,7 @@ class ImageReader:
         return ImageReader, (self.spec, self.cache_mb, self.teachers)
 
 
-def read_each(reader: ReadImage, image: Image, fit: ImageFit) -> dict[ImageRef | TeacherRef, Tensor]:
+def read_each(reader: ReadImage, image: Image, fit: ImageFit) -> dict[PixelRef, Tensor]:
     """Returns an image in all sizes that a reader reads."""
     return reader.each(image, fit) if isinstance(reader, ImageReader) else {(image, fit): reader(image, fit)}
 
@@ -264,17 +264,20 @@ def save_pixels(image: Pil.Image, path: str | os.PathLike[str]) -> None:
 @contextmanager
 def _opened(file: File, fit: ImageFit) -> Iterator[Pil.Image]:
     """Opens the image and checks its header. Every error in the block becomes a `UserError`."""
-    image, name = _named(file)
+    image = file if isinstance(file, Image) else Image(os.fspath(file))
+    name = image_place(image)
     with _as_user_error(name), _bytes(image, name) as data, Pil.open(data, formats=FORMATS) as opened:
         _check_size(name, *opened.size, fit)
         yield opened
 
 
-def _named(file: File) -> tuple[Image, str]:
-    """Returns the `Image` of a file, and the name that messages use for it."""
-    image = file if isinstance(file, Image) else Image(os.fspath(file))
+def image_place(image: Image) -> str:
+    """Returns the place of an image as messages name it."""
+    if image.cell is not None:
+        record, column, number = image.cell
+        return f"{image.path}:{record + 1} (`{column}`, image {number})"
     part = image.part
-    return image, image.path if part is None else f"{image.path} (bytes {part[0]} to {sum(part)})"
+    return image.path if part is None else f"{image.path} (bytes {part[0]} to {sum(part)})"
 
 
 @contextmanager
@@ -282,7 +285,7 @@ def _as_user_error(path: str) -> Iterator[None]:
     """Turns every error inside into a `UserError` about the file `path`."""
     try:
         yield
-    except UserError:
+    except LmmkitError:
         raise
     except Pil.UnidentifiedImageError as error:
         problem = IMAGE_FORMAT.at(path, got="a file in no known format", formats=", ".join(FORMATS))
@@ -297,6 +300,11 @@ def _as_user_error(path: str) -> Iterator[None]:
 
 def _bytes(image: Image, path: str) -> BinaryIO:
     """Opens the file of an image, or the part of a file that contains it."""
+    if image.cell is not None:
+        data = read_cell(image.path, *image.cell)
+        if len(data) > MAX_BYTES:
+            raise UserError(IMAGE_TOO_LARGE.at(path, got=f"{len(data)} bytes", most=f"{MAX_BYTES} bytes"))
+        return BytesIO(data)
     # A pipe or a device could block or never end. O_NONBLOCK avoids the wait; the check below refuses both.
     file = open(os.open(image.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: SIM115
     try:

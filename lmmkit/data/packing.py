@@ -26,8 +26,8 @@ from lmmkit.data.images import (
     Blank,
     Cut,
     ImageRef,
+    PixelRef,
     ReadImage,
-    TeacherRef,
     TiledRows,
     normalise,
     read_each,
@@ -77,13 +77,13 @@ class SizedSample(NamedTuple):
 
 
 def read_images(
-    samples: Iterable[SizedSample], reader: ReadImage, known: Collection[ImageRef | TeacherRef] = ()
-) -> dict[ImageRef | TeacherRef, Tensor]:
+    samples: Iterable[SizedSample], reader: ReadImage, known: Collection[PixelRef] = ()
+) -> dict[PixelRef, Tensor]:
     """Reads each image of these samples once, without its edits, except for images in `known`.
 
     Raises `UserError` with the problems of all images that cannot be read.
     """
-    images: dict[ImageRef | TeacherRef, Tensor] = {}
+    images: dict[PixelRef, Tensor] = {}
     problems: list[Problem] = []
     members = [member for sample in samples for member in sample.members]
     refs: list[ImageRef] = [(unedited(image), fit) for member in members for image, fit in _shown(member)]
@@ -143,7 +143,7 @@ class Packer:
         return forest, [new[path] for path in paths]
 
     def pack(
-        self, samples: Sequence[SizedSample], images: Mapping[ImageRef | TeacherRef, Tensor]
+        self, samples: Sequence[SizedSample], images: Mapping[PixelRef, Tensor]
     ) -> tuple[Batch, list[np.ndarray]]:
         """Returns one micro-batch of these samples, and the rows of every view in order.
 

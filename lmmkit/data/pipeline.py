@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lmmkit.api.batch import Step
 from lmmkit.api.sample import Sample
-from lmmkit.data.images import ImageReader, ImageRef, TeacherRef, read_each, unedited
+from lmmkit.data.images import ImageReader, PixelRef, read_each, unedited
 from lmmkit.data.length_grouping import GroupedSampler
 from lmmkit.data.packing import Packer, SizedSample, read_images
 from lmmkit.data.rank_shares import balanced_shares, estimated_rows
@@ -171,7 +171,7 @@ class _Read:
 
     index: int
     records: tuple[tuple[str, int], ...]
-    images: dict[ImageRef | TeacherRef, Tensor] = field(default_factory=dict)
+    images: dict[PixelRef, Tensor] = field(default_factory=dict)
     bad: dict[tuple[str, int], BadRecord] = field(default_factory=dict)
     dropped: Counter[str] = field(default_factory=Counter)
 

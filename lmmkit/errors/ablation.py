@@ -28,6 +28,12 @@ ONE_SEED = Code(
     expected="two or more seeds or roots, for `interval: seeds`",
     hint="Add seeds, or write `interval: questions`, which is about these runs only.",
 )
+MEASURING_ENDED = Code(
+    "ablation/measuring-ended", cause="The process that opens the data and measures steps ended without a result.",
+    expected="a process that ends by itself",
+    hint="The system ends a process that needs too much memory: free some, or measure smaller batches. What was "
+    "measured is kept.",
+)
 GRID_OTHER_DATA = Code(
     "ablation/other-data", cause="A run in the store was trained on another version of the data than its key says.",
     expected="{expected}", hint="Remove that run folder; the next call trains it again.",

@@ -212,6 +212,23 @@ SYSTEM = Code(
     "records/system", cause="A record has two different system prompts, or one after its first turn.",
     expected="one system prompt, as the key `system` or as the first turn", hint="Correct the record.",
 )
+NO_PYARROW = Code(
+    "records/no-pyarrow", cause="pyarrow, which reads parquet and Arrow files, is not installed.",
+    expected="the package of the extra `parquet`", hint='Run `pip install -e ".[parquet]"`.',
+)
+TABLE_COLUMNS = Code(
+    "records/table-columns", cause="The columns of a parquet or Arrow file cannot be read, or differ from those of the "
+    "first file of its source.", expected="{expected}",
+    hint="Correct the source's `columns`, or write the file again.",
+)
+TABLE_FILE = Code(
+    "records/table", cause="A parquet or Arrow file is damaged or incomplete.",
+    expected="{expected}", hint="Write the file again, or correct `records`.",
+)
+TABLE_TEXT = Code(
+    "records/table-text", cause="A text in a parquet or Arrow file is not valid UTF-8.",
+    expected="text in UTF-8", hint="Correct or remove the record.",
+)
 TEXT = Code(
     "records/surrogate", cause="A record contains half of a surrogate pair, which UTF-8 cannot encode.",
     expected="characters that UTF-8 can encode", hint="Remove it from the record.",

@@ -132,6 +132,10 @@ CONNECTS = Code(
     expected="`kind: none` if `connects` of the reducer is True, or else another kind",
     hint="With `connects = True` in its class a reducer is the connector itself.",
 )
+CONNECTOR_FIT = Code(
+    "plan/connector", cause="A setting of the connector does not fit the encoder's grid or the decoder's width.",
+    expected="{fitting}", hint="Change `{name}` of `model.connector`.",
+)
 NOT_A_REDUCER = Code(
     "plan/not-a-reducer", cause="`model.connector.reduce` names a plugin that is no image reducer.",
     expected="an instance of an `ImageReducer`", hint="Correct the name, or remove `reduce`.",
@@ -173,10 +177,10 @@ UNUSED_TOKEN_WEIGHT = Code(
 )
 PATCHES = Code(
     "plan/patches",
-    cause="A term reads the encoder's features row by row, and the rows of the image reducer are made of patches that"
-    " depend on the image.",
-    expected="a reducer with fixed `patches`, or features of stage `projected`",
-    hint="Use `VisionAt(at, stage=\"projected\")`, give the term weight 0, or use another reducer.",
+    cause="A term reads the encoder's features row by row, and the image reducer or the connector makes the rows of"
+    " patches that depend on the image.",
+    expected="rows with fixed patches, or features of stage `projected`",
+    hint="Use `VisionAt(at, stage=\"projected\")`, give the term weight 0, or use another reducer or connector.",
 )
 TILES = Code(
     "plan/tiles", cause="Images that are cut into tiles (`image_fit: {kind: anyres}`) meet something that needs "
@@ -337,12 +341,6 @@ SETTING_TYPE = Code(
     "plugin/setting-type", cause="A component declares a setting of a type that a recipe cannot contain.",
     expected="int, float, str, bool, None, Literal, or tuples and unions of these",
     hint="Declare settings of plain types. Tensors and modules belong into the module of `modules`.",
-)
-INSTANCE_NAME = Code(
-    "plugin/name", cause="A plugin has a name that torch needs itself, so its module cannot be kept under it.",
-    expected="another name than those of the methods of `nn.ModuleDict`",
-    hint="Rename the key of the section `plugins`. If the component has that name: `use: {name}`, or "
-    "`use: FILE.py:{name}`.",
 )
 ADDITIVE = Code(
     "plugin/additive", cause="A plugin sets `additive` where it has no meaning, or to something else than a bool.",

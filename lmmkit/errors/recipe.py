@@ -25,7 +25,7 @@ EMPTY = Code(
 FILE = Code(
     "recipe/file", cause="The recipe file cannot be read as text.",
     expected="a UTF-8 file of at most {limit} bytes",
-    hint="Check the path, its permissions and the encoding.",
+    hint="{meant}Check the path, its permissions and the encoding. `lmmkit recipes list` names recipes and grids.",
 )
 MISSING_KEY = Code(
     "recipe/missing-key", cause="A required key is missing; docs/recipes.md lists all keys.",

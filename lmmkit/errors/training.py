@@ -122,12 +122,12 @@ LOCKED = Code(
 )
 NOT_A_FOLDER = Code(
     "run/not-a-folder", cause="The path of the run is not a folder that can be read.",
-    expected="a folder", hint="Name another folder (`lmmkit train ... --out DIR`).",
+    expected="a folder", hint="Check the path, or name another folder.",
 )
 NOT_A_RUN = Code(
     "run/not-a-run", cause="The folder does not exist, or no run has begun in it.",
     expected="the folder of a run (`lmmkit train --out DIR`)",
-    hint="Check the path; a run is a folder that contains `run.json`.",
+    hint="{below}Check the path; a run is a folder that contains `run.json`.",
 )
 NOT_EMPTY = Code(
     "run/not-empty", cause="A new run would write into a folder that contains other files.",

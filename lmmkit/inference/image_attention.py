@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from lmmkit.attention.eager import attention_map
 from lmmkit.attention.interface import ALL, AttentionFn, Heads, Rotary, apply_rope
-from lmmkit.data.packing import ImageRef, Packer, SizedSample
+from lmmkit.data.packing import Packer, PixelRef, SizedSample
+from lmmkit.model.connectors.connector import Connector
 from lmmkit.objective import Objective
 
 
@@ -20,9 +22,9 @@ class ImageAttention:
     """Holds the attention of a response, averaged over heads, layers and response rows, and that of the row before it,
     which decides on the first token of the response.
 
-    `map_XY`: to each patch of the first image; None if a reducer chose among them. `mass`: to all image rows, in
-    [0, 1]. `even`: the mass if each row attended evenly to all rows that it may attend to. `deciding`: the same of the
-    deciding row alone, which attends to `deciding.rows` rows. `pixels_CXY`: the first image, preprocessed.
+    `map_XY`: to each patch of the first image; None if rows are made of no fixed patches. `mass`: to all image rows,
+    in [0, 1]. `even`: the mass if each row attended evenly to all rows that it may attend to. `deciding`: the same of
+    the deciding row alone, which attends to `deciding.rows` rows. `pixels_CXY`: the first image, preprocessed.
     """
 
     map_XY: Tensor | None
@@ -44,7 +46,7 @@ class DecidingRow:
 
 @torch.no_grad()
 def image_attention(
-    objective: Objective, packer: Packer, sample: SizedSample, images: Mapping[ImageRef, Tensor], device: torch.device
+    objective: Objective, packer: Packer, sample: SizedSample, images: Mapping[PixelRef, Tensor], device: torch.device
 ) -> ImageAttention:  # fmt: skip
     """Returns the attention from the supervised rows of a sample's first view to its images."""
     layout, lmm = sample.members[0].layout, objective.lmm
@@ -71,7 +73,7 @@ def image_attention(
     weight_N, deciding_N = weight_RN[:-1].mean(0), weight_RN[-1]
     even_S = np.cumsum(is_image) / np.arange(1, len(is_image) + 1)  # S: positions
     map_XY, deciding_XY = (
-        lmm.image_rows.on_patches(w[:n], packer.image.grid) for w in (weight_N, deciding_N)
+        lmm.image_rows.on_patches(w[:n], cast(Connector, lmm.connector)) for w in (weight_N, deciding_N)
     )
     deciding = DecidingRow(deciding_XY, float(deciding_N.sum()), float(even_S[before]), int(before) + 1)
     return ImageAttention(

@@ -112,14 +112,14 @@ def open_teacher_models(
     `device`."""
     found = {}
     for name in prepared.plans[stage].teacher_models:
-        section = prepared.teachers[name].section
-        folder = prepared.recipe.path(section.from_)
-        objective = load(folder, device="cpu", trust_files=prepared.trust_files).objective
-        narrow = section.dtype == "bfloat16"
-        compute = torch.bfloat16 if narrow and device.type == "cuda" else torch.float32
-        for part in build.modules(objective).values() if narrow else ():
+        section, recipe = prepared.teachers[name].section, prepared.recipe
+        opened = load(recipe.path(section.from_), device="cpu", trust_files=prepared.trust_files)
+        lmm, own = opened.objective.lmm, opened.prepared.recipe.model
+        asked = replace(recipe, model=own, numerics=replace(recipe.numerics, compute=section.dtype))
+        compute = build.compute_dtype(asked, device)
+        for part in build.modules(opened.objective).values() if section.dtype == "bfloat16" else ():
             if not isinstance(part, TimmViT):
                 narrow_matrices(part.requires_grad_(False), autocast=compute != torch.float32)
-        objective.lmm.backend = build.backend(prepared.recipe, device)
-        found[name] = TeacherModel(objective.lmm, compute).to("cpu" if name in cpu else device)
+        lmm.backend = build.backend(asked, device)  # for its own heads and type
+        found[name] = TeacherModel(lmm, compute).to("cpu" if name in cpu else device)
     return found

@@ -64,8 +64,10 @@ def score_names(prepared: Prepared, stage: str, top_k: int = 0) -> dict[str, Log
     if top_k >= prepared.dims.vocab:
         raise UserError(NO_SCORES.at("--top-k", got=f"{top_k} of {prepared.dims.vocab} tokens"))
     for source in prepared.recipe.stages[stage].data:
-        if not isinstance(prepared.sources[source].indexed, JsonRecords):
-            raise UserError(NO_SCORES.at(prepared.recipe.where(f"data.{source}"), got=f"shards in {source}"))
+        if type(prepared.sources[source].indexed) is not JsonRecords:
+            raise UserError(
+                NO_SCORES.at(prepared.recipe.where(f"data.{source}"), got=f"shards or tables in {source}")
+            )
     return names
 
 

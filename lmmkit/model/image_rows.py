@@ -33,9 +33,9 @@ class ImageRows:
         """Returns the learned rows of images, [n, decoder width], by scatter source."""
         return NO_ROWS
 
-    def on_patches(self, weight_N: Tensor, grid: tuple[int, int]) -> Tensor | None:
+    def on_patches(self, weight_N: Tensor, connector: Connector) -> Tensor | None:
         """Returns the weights of an image's rows as weights of its patches, [grid]; None if these are not known."""
-        return weight_N.view(grid)
+        return connector.on_patches(weight_N)
 
 
 class NewlineRow(nn.Module):
@@ -55,15 +55,15 @@ class TileRows(ImageRows):
     def learned(self, connector: nn.Module) -> Mapping[str, Tensor]:
         return {"newline": cast(NewlineRow, connector.newline).row[None]}
 
-    def on_patches(self, weight_N: Tensor, grid: tuple[int, int]) -> Tensor | None:
-        return weight_N[: grid[0] * grid[1]].view(grid)  # of the overview
+    def on_patches(self, weight_N: Tensor, connector: Connector) -> Tensor | None:
+        return connector.on_patches(weight_N[: connector.grid[0] * connector.grid[1]])  # of the overview
 
 
 class ReducedRows(ImageRows):
     """Gives each image the rows of a reducer. `module` is the reducer's; the objective has it under `plugins`."""
 
     def __init__(self, reducer: ImageReducer, module: nn.Module | None, dims: Dims):
-        self.reducer, self.module = reducer, module
+        self.reducer, self.module, self.grid = reducer, module, dims.image.grid
         self.shape = (plugin_calls.reducer_rows(reducer, dims), dims.width)
         with torch.device("cpu"):
             self.patch_KM = plugin_calls.patches(reducer, dims)
@@ -76,10 +76,10 @@ class ReducedRows(ImageRows):
         patch_KM = self.patch_KM.to(seen_IND.device, non_blocking=True)
         return seen_IND[:, patch_KM.flatten()].unflatten(1, patch_KM.shape).mean(2)
 
-    def on_patches(self, weight_N: Tensor, grid: tuple[int, int]) -> Tensor | None:
+    def on_patches(self, weight_N: Tensor, connector: Connector) -> Tensor | None:
         if self.patch_KM is None:
             return None
         patch_KM = self.patch_KM.to(weight_N.device)
         share_KM = (weight_N[:, None] / patch_KM.shape[1]).expand_as(patch_KM)
-        spread_N = weight_N.new_zeros(grid[0] * grid[1])
-        return spread_N.index_add(0, patch_KM.flatten(), share_KM.flatten()).view(grid)
+        spread_N = weight_N.new_zeros(self.grid[0] * self.grid[1])
+        return spread_N.index_add(0, patch_KM.flatten(), share_KM.flatten()).view(self.grid)

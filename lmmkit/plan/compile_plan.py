@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 
 from lmmkit import plugin_calls
 from lmmkit.api.components import Component, ExtraView, ImageReducer, TokenStrategy, TokenWeight
 from lmmkit.api.model_info import Dims
-from lmmkit.api.needs import ATTENTION, Need, reads_reference, selector, teacher_models_of, teachers_of
+from lmmkit.api.needs import Need, reads_reference, selector, selectors, teacher_models_of, teachers_of
 from lmmkit.data.text_tokenizers.choose import TextTokenizer
 from lmmkit.errors import raise_all
-from lmmkit.plan import checks, token_checks
-from lmmkit.plan.instances import Instances
+from lmmkit.plan import checks
+from lmmkit.plan.checks import token_checks
+from lmmkit.plan.instances import Instances, reducer_of, weighers_of
 from lmmkit.plan.stage_plan import START, StagePlan
 from lmmkit.plan.teachers import NO_TEACHERS, TeacherFolder, teacher_problems
 from lmmkit.recipe import Recipe, Weight
@@ -54,8 +55,8 @@ def compile_plan(
 
 def chat_plan(recipe: Recipe, instances: Instances, stage: str) -> StagePlan:
     """Returns the plan for inference: no terms, and every token strategy from `instances` in every view."""
-    reducer = checks.reducer_of(recipe, instances)
-    strategies = tuple((c, None) for c in instances.components.values() if isinstance(c, TokenStrategy))
+    reducer = reducer_of(recipe, instances)
+    strategies = tuple((strategy, None) for strategy in instances.strategies.values())
     weights, reducers = {"next_token": Weight(weight=0.0, watch=True)}, () if reducer is None else (reducer,)
     return StagePlan(
         stage=stage, weights=weights, terms=(), strategies=strategies, needs=(), off={},
@@ -70,12 +71,12 @@ def _compile(
     kept = {name: w for name, w in weights.items() if not w.constant_zero or w.watch}
     names = sorted(name for name in kept if name != "next_token")
     terms = tuple(instances.terms[name] for name in names)
-    weighers = checks.weighers_of(instances, kept.get("next_token"))
+    weighers = weighers_of(instances, kept.get("next_token"))
     needs = tuple(
         dict.fromkeys(need for reader in (*terms, *weighers) for need in plugin_calls.needs(reader))
     )
     strategies, extra_views, off = [], [], {}
-    reducer = checks.reducer_of(recipe, instances)
+    reducer = reducer_of(recipe, instances)
     for name, component in instances.components.items():
         if isinstance(component, TokenStrategy):
             if name in recipe.stages[stage].tokens:
@@ -127,8 +128,7 @@ def _per_line(next_token: Weight) -> list[str]:
 
 def _readers(strategy: TokenStrategy, needs: tuple[Need, ...]) -> frozenset[str]:
     """Returns the views in which some need reads a token of this strategy."""
-    keys = [replace(need.k, view=need.q.view) for need in needs if isinstance(need, ATTENTION)]
-    selects = [*map(selector, needs), *keys]
+    selects = (select for need in needs for select in selectors(need))
     return frozenset(select.view for select in selects if select.token_name in strategy.provides)
 
 

@@ -77,6 +77,10 @@ def stage_text(prepared: Prepared, plan: StagePlan) -> str:
     if plan.reducer is not None:
         rows = f"{prepared.image_rows} rows from {prepared.dims.image.tokens} tokens"
         lines.append(f"  image {rows} by {plan.reducer.name}")
+    elif prepared.image_rows != prepared.dims.image.tokens:
+        assert prepared.recipe.model.connector is not None, "it makes the rows"
+        rows = f"{prepared.image_rows} rows from {prepared.dims.image.tokens} tokens"
+        lines.append(f"  image {rows} by the connector, {prepared.recipe.model.connector.kind}")
     for name in prepared.recipe.stages[plan.stage].data:
         lines += _tiles_text(name, prepared.recipe.data[name].image_fit, prepared.dims.image)
     for need in plan.needs:

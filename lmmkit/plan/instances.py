@@ -10,12 +10,15 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
 from torch import nn
 
-from lmmkit.api.components import Component, Reader, Term
+from lmmkit import plugin_calls
+from lmmkit.api.components import Component, ImageReducer, Reader, Term, TokenStrategy, TokenWeight
+from lmmkit.api.model_info import Dims
 from lmmkit.errors import Problem, did_you_mean, raise_all
 from lmmkit.errors.plan import BAD_VALUE, MISSING_KEY, RESERVED_SETTING, SETTING_TYPE, UNKNOWN_KEY
 from lmmkit.errors.recipe import NAME
+from lmmkit.model.connectors.kinds import CONNECTORS
 from lmmkit.plugin_calls.guard import calling, place_of
-from lmmkit.recipe import Recipe, flow_text
+from lmmkit.recipe import Recipe, Weight, flow_text
 from lmmkit.registry import Registry, open_registry, setting_fields
 
 TORCH_NAMES = frozenset(dir(nn.ModuleDict()))  # the module of an instance has its name
@@ -40,9 +43,35 @@ class Instances:
         """Returns all components that read needs, in recipe order."""
         return tuple(c for c in self.components.values() if isinstance(c, Reader))
 
+    @property
+    def strategies(self) -> dict[str, TokenStrategy]:
+        """Returns the token strategies, in recipe order."""
+        return {name: c for name, c in self.components.items() if isinstance(c, TokenStrategy)}
+
     def origin(self, name: str) -> str:
         """Returns the distribution or file that an instance's class comes from."""
         return self.registry.components[name].origin
+
+
+def weighers_of(instances: Instances, weight: Weight | None) -> tuple[TokenWeight, ...]:
+    """Returns the plugins that weight the rows of the next-token loss, by its weight in a stage."""
+    found = [instances.components[name] for name in (weight.by or () if weight is not None else ())]
+    return tuple(component for component in found if isinstance(component, TokenWeight))
+
+
+def reducer_of(recipe: Recipe, instances: Instances) -> ImageReducer | None:
+    """Returns the plugin that `model.connector.reduce` names, if it is opened and a reducer."""
+    connector = recipe.model.connector
+    found = instances.components.get(connector.reduce) if connector and connector.reduce else None
+    return found if isinstance(found, ImageReducer) else None
+
+
+def without_patches(recipe: Recipe, instances: Instances, dims: Dims) -> str:
+    """Returns the reducer, or the connector, that gives images rows without fixed patches; "" if neither does."""
+    connector, found = recipe.model.connector, reducer_of(recipe, instances)
+    if found is not None:
+        return found.name if plugin_calls.patches(found, dims) is None else ""
+    return connector.kind if connector and not CONNECTORS[connector.kind].fixed_patches else ""
 
 
 def build_instances(recipe: Recipe, *, trust_files: bool = False) -> Instances:
@@ -66,7 +95,7 @@ def build_instances(recipe: Recipe, *, trust_files: bool = False) -> Instances:
             got, expected = f"the instance name `{name}`", "a name that torch's modules do not use themselves"
             problems.append(NAME.at(recipe.where(f"plugins.{name}"), got=got, expected=expected))
             continue
-        if unusable := class_problems(where[name], name, cls):
+        if unusable := class_problems(where[name], cls):
             problems += unusable
             continue
         settings = {key: value for key, value in raw.items() if key not in CORE_KEYS}
@@ -81,7 +110,7 @@ def build_instances(recipe: Recipe, *, trust_files: bool = False) -> Instances:
     return Instances(registry, built, frozenset(unreachable))
 
 
-def class_problems(where: str, name: str, cls: type[Component]) -> list[Problem]:
+def class_problems(where: str, cls: type[Component]) -> list[Problem]:
     """Returns the problems of the settings that a component declares."""
     try:
         hints = _hints(cls)

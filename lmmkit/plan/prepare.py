@@ -20,12 +20,11 @@ from lmmkit.data.sources.records import Records, missing_images, open_records, t
 from lmmkit.data.text_tokenizers.choose import TextTokenizer, open_tokenizer
 from lmmkit.data.views import Views
 from lmmkit.errors import Problem, Tried, UserError, raise_all, raise_together
-from lmmkit.errors.plan import NO_STEP, OTHERS, PLUGIN_SETTINGS
-from lmmkit.model.connectors.kinds import CONNECTORS
+from lmmkit.errors.plan import CONNECTOR_FIT, NO_STEP, OTHERS, PLUGIN_SETTINGS
+from lmmkit.model.connectors.kinds import CONNECTORS, connector_rows
 from lmmkit.plan import shapes
-from lmmkit.plan.checks import reducer_of
 from lmmkit.plan.compile_plan import chat_plan, compile_plan
-from lmmkit.plan.instances import Instances, build_instances
+from lmmkit.plan.instances import Instances, build_instances, reducer_of
 from lmmkit.plan.pretrained import Pretrained, resolve_pretrained
 from lmmkit.plan.stage_plan import StagePlan
 from lmmkit.plan.teachers import TeacherFolder, resolve_teachers
@@ -60,11 +59,11 @@ class Prepared:
         connector, reducer = self.recipe.model.connector, reducer_of(self.recipe, self.instances)
         if reducer is not None:
             return plugin_calls.reducer_rows(reducer, self.dims)
-        return CONNECTORS[connector.kind].rows(self.dims.image.grid) if connector else 0
+        return connector_rows(connector, self.dims.image.grid) if connector else 0
 
     def reader(self, stage: str) -> ImageReader:
         """Returns a reader of a stage's images, with an empty cache."""
-        cuts = {Cut.of(self.dims.teachers[name]): name for name in self.plans[stage].all_teachers}
+        cuts = dict.fromkeys(Cut.of(self.dims.teachers[name]) for name in self.plans[stage].all_teachers)
         others = tuple(cut for cut in cuts if cut != Cut.of(self.dims.image))
         return ImageReader(self.dims.image, self.recipe.speed.image_cache_mb, others)
 
@@ -228,8 +227,11 @@ def _prepare(
     # Without the tokenizer, whose size it does not depend on, the plan still shows its own problems.
     opened = tokenizer.value if tokenizer.error is None else None
     dims = Tried(lambda: _dims(resolved.value[0], opened, teachers.value), resolved, teachers)
-    plans = Tried(lambda: plan(instances.value, dims.value, opened, teachers.value), instances, dims)
-    raise_together((tokenizer, end_ids, resolved, teachers, instances, sources, dims, plans))
+    connector = Tried(lambda: _require_fitting_connector(resolved.value[0], dims.value), resolved, dims)
+    plans = Tried(
+        lambda: plan(instances.value, dims.value, opened, teachers.value), instances, dims, connector
+    )
+    raise_together((tokenizer, end_ids, resolved, teachers, instances, sources, dims, connector, plans))
     return Prepared(
         recipe=resolved.value[0], pretrained=resolved.value[1], tokenizer=tokenizer.value, instances=instances.value,
         dims=dims.value, plans=plans.value, sources=sources.value, end_ids=end_ids.value,
@@ -248,6 +250,17 @@ def _dims(recipe: Recipe, tokenizer: TextTokenizer | None, teachers: Mapping[str
         rows, size = recipe.model.text.vocab or 0, tokenizer.size
         dims = shapes.dims(recipe, max(rows, vocabulary_in_use(tokenizer)) if 0 < rows < size else size)
     return replace(dims, teachers={name: teacher.image for name, teacher in teachers.items()})
+
+
+def _require_fitting_connector(recipe: Recipe, dims: Dims) -> None:
+    """Raises `UserError` if a setting of the connector does not fit the encoder's grid or the decoder's width."""
+    asked = recipe.model.connector
+    found = CONNECTORS[asked.kind].misfit(dims.image.grid, dims.width, **asked.settings) if asked else None
+    if found is not None:
+        name, got, expected = found
+        raise UserError(
+            CONNECTOR_FIT.at(recipe.where(f"model.connector.{name}"), got=got, fitting=expected, name=name)
+        )
 
 
 class NoTokenizer:

@@ -65,10 +65,12 @@ class StagePlan:
         """Returns the plan without the terms that read the reference, for a model whose run has ended."""
         kept = [r for r in self.readers if not any(reads_reference(n) for n in plugin_calls.needs(r))]
         lost = {reader.name for reader in self.readers} - {reader.name for reader in kept}
-        needs = tuple(dict.fromkeys(need for reader in kept for need in plugin_calls.needs(reader)))
         return replace(
-            self, terms=tuple(term for term in self.terms if term in kept), needs=needs, reference="",
-            weighers=tuple(weigher for weigher in self.weighers if weigher in kept),
+            self._read_by(
+                tuple(term for term in self.terms if term in kept),
+                tuple(weigher for weigher in self.weighers if weigher in kept),
+            ),
+            reference="",
             weights={name: weight for name, weight in self.weights.items() if name not in lost},
             off={**self.off, **dict.fromkeys(lost, "its reference is not in the model folder")},
         )  # fmt: skip
@@ -78,13 +80,17 @@ class StagePlan:
         weighers = tuple(weigher for weigher in self.weighers if weigher.name not in names)
         if len(weighers) == len(self.weighers):
             return self
-        readers = (*self.terms, *weighers)
+        strategies = tuple((s, views) for s, views in self.strategies if s.name not in names)
+        return replace(self._read_by(self.terms, weighers), strategies=strategies)
+
+    def _read_by(self, terms: tuple[Term, ...], weighers: tuple[TokenWeight, ...]) -> StagePlan:
+        """Returns the plan with only these readers, their needs, and the extra views that they read."""
+        readers = (*terms, *weighers)
         needs = tuple(dict.fromkeys(need for reader in readers for need in plugin_calls.needs(reader)))
         read = {selector(need).view for need in needs}
         return replace(
-            self, weighers=weighers, needs=needs,
+            self, terms=terms, weighers=weighers, needs=needs,
             extra_views=tuple(view for view in self.extra_views if view.name in read),
-            strategies=tuple((s, views) for s, views in self.strategies if s.name not in names),
         )  # fmt: skip
 
     @property

@@ -12,8 +12,7 @@ from lmmkit.api.needs import TeacherAt, reads_images, teacher_models_of, teacher
 from lmmkit.errors import Problem, UserError, did_you_mean, raise_all
 from lmmkit.errors.plan import IMAGE_ROWS, NO_TEACHER, PATCHES, TEACHER_FIT, UNUSED_TEACHER
 from lmmkit.plan import shapes
-from lmmkit.plan.checks import reducer_of
-from lmmkit.plan.instances import Instances
+from lmmkit.plan.instances import Instances, without_patches
 from lmmkit.plan.pretrained import Pretrained, resolve_encoder
 from lmmkit.recipe import Recipe, TeacherFrom, VisionScratch, VisionTimm
 from lmmkit.weights.weights_hash import weights_hash
@@ -84,15 +83,15 @@ def _need_problems(
         return [IMAGE_ROWS.at(where, got=f"`at` {need.at}")]
     if name not in dims.teachers:
         return [_no_teacher(recipe, dims, reader, name)]
-    grid, own, reducer = dims.teachers[name].grid, dims.image.grid, reducer_of(recipe, instances)
+    grid, own = dims.teachers[name].grid, dims.image.grid
     if need.fit not in ("resize", "exact"):
         return [TEACHER_FIT.at(where, got=f"fit {need.fit!r}", grid=_by(own))]
     if need.fit == "exact" and grid != own:
         return [
             TEACHER_FIT.at(where, got=f"fit `exact` of a teacher with {_by(grid)} patches", grid=_by(own))
         ]
-    if reducer is not None and plugin_calls.patches(reducer, dims) is None:
-        return [PATCHES.at(where, got=f"features of a teacher, and rows of `{reducer.name}`")]
+    if by := without_patches(recipe, instances, dims):
+        return [PATCHES.at(where, got=f"features of a teacher, and rows of `{by}`")]
     return []
 
 

@@ -8,24 +8,21 @@ from functools import cache
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
+import torch
+
 from lmmkit.api.needs import Need, Select
 from lmmkit.api.sample import Image, ImageEdit, Role, Sample, Turn, View
 from lmmkit.plugin_calls.guard import shown
 
 Wrong = tuple[str, str]
 """What is there, and what is expected."""
-OF_THE_PLAN = (
-    "layer",
-    "layers",
-    "heads",
-    "stage",
-)  # a wrong word in these fields of a need has a code of the plan
-OF_SELECT = (
-    "view",
-    "view_role",
-    "token_name",
-    "supervised",
-)  # the other fields are words, which the plan checks
+NUMBER = bool | int | float | np.bool_ | np.integer | np.floating
+FLOATS = (torch.float32, torch.float64)
+# a wrong word in these fields of a need has a code of the plan
+OF_THE_PLAN = ("layer", "layers", "heads", "stage")
+# the other fields are words, which the plan checks
+OF_SELECT = ("view", "view_role", "token_name", "supervised")
 
 
 @cache

@@ -105,18 +105,36 @@ Vision = Annotated[
 ]
 
 
+CONNECTOR_SETTINGS = {  # of the kinds with fewer rows than tokens
+    "pixel_shuffle": ("factor",), "average_pool": ("factor",), "resampler": ("queries", "depth", "heads"),
+}  # fmt: skip
+
+
 @section
 class ConnectorConfig:
-    """Describes the map from vision width to text width: one linear, or linear-GELU-linear, or `none` if the plugin
-    `reduce` does it.
+    """Describes the map from the encoder's tokens to rows of the decoder's width. `none`: the plugin `reduce` does it.
 
     `from_`: a folder from llava-hf, LLaVA or lmmkit with the connector's initial weights. `reduce`: the plugin that
-    gives images fewer rows than the encoder has tokens.
+    gives images fewer rows than the encoder has tokens. The others are settings of some kinds (`CONNECTOR_SETTINGS`).
     """
 
-    kind: Literal["linear", "mlp2x_gelu", "none"]
+    kind: Literal["linear", "mlp2x_gelu", "none", "pixel_shuffle", "average_pool", "resampler"]
     from_: k.Text | None = None
     reduce: k.Text | None = None
+    factor: k.Two | None = None  # a row for each square of factor x factor patches
+    queries: k.Size | None = None  # rows of an image
+    depth: k.Blocks | None = None  # blocks of a resampler; not given = 2
+    heads: k.Size | None = None  # of a resampler; not given = 8
+
+    def __post_init__(self):
+        if self.kind == "resampler":
+            for name, value in (("depth", 2), ("heads", 8)):
+                object.__setattr__(self, name, getattr(self, name) or value)
+
+    @property
+    def settings(self) -> dict[str, int]:
+        """Returns the settings of the kind."""
+        return {name: getattr(self, name) for name in CONNECTOR_SETTINGS.get(self.kind, ())}
 
 
 @section

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import functools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from lmmkit.recipe.error_messages import (
 )
 from lmmkit.recipe.model import Model, Vision, VisionFrom, VisionScratch, VisionTimm
 from lmmkit.recipe.schema import HIDDEN, Recipe
+from lmmkit.recipe.shipped import shipped
 from lmmkit.recipe.source_positions import Places
 from lmmkit.recipe.yaml_tree import MAX_RECIPE_BYTES, YamlTree, parse
 
@@ -42,7 +44,7 @@ def read_recipe(
     `root`: the folder for relative paths in the recipe. Default: the current directory.
     Raises `UserError` with every problem found.
     """
-    return read_text(recipe_file_text(Path(path)), name=str(path), overrides=overrides, root=root)
+    return read_text(recipe_file_text(Path(path), shipped()), name=str(path), overrides=overrides, root=root)
 
 
 def read_text(
@@ -116,16 +118,21 @@ _AROUND: dict[str, Any] = {
 }  # fmt: skip
 
 
-def recipe_file_text(path: Path) -> str:
-    """Returns the file's text. Raises `UserError` if it cannot be read as text."""
+def recipe_file_text(path: Path, shipped_names: Iterable[str]) -> str:
+    """Returns the file's text. Raises `UserError` if it cannot be read as text.
 
-    def refuse(got: str) -> UserError:
-        return UserError(FILE.at(str(path), got=got, limit=MAX_RECIPE_BYTES))
+    `shipped_names`: what the user may have meant, if there is no such file.
+    """
+
+    def refuse(got: str, meant: str = "") -> UserError:
+        return UserError(FILE.at(str(path), got=got, limit=MAX_RECIPE_BYTES, meant=meant))
 
     data = b""
     try:
         if not path.is_file():
-            raise refuse("a folder" if path.is_dir() else "no such file")
+            near = difflib.get_close_matches(str(path.with_suffix("")), list(shipped_names), n=1)
+            meant = f"Did you mean `{near[0]}`? " if near else ""
+            raise refuse("a folder" if path.is_dir() else "no such file", meant)
         with path.open("rb") as file:
             data = file.read(MAX_RECIPE_BYTES + 1)
         if len(data) > MAX_RECIPE_BYTES:

@@ -14,7 +14,9 @@ from lmmkit.api.sample import AnyRes, FitName
 from lmmkit.errors import Problem, did_you_mean
 from lmmkit.errors.recipe import CONFLICT, NAME, OUT_OF_RANGE, UNKNOWN_NAME, WRONG_TYPE
 from lmmkit.recipe.model import (
+    CONNECTOR_SETTINGS,
     Chat,
+    ConnectorConfig,
     Model,
     RopeScaling,
     TextFrom,
@@ -135,18 +137,40 @@ def check_model(model: Model, key: str, names: Names) -> Iterator[Problem]:
             expected="with `kind: none` a plugin as `reduce`, which maps to the decoder's width, and no `from`",
             fix="Add `reduce` and remove `from`, or name another `kind`.",
         )
+    if connector is not None:
+        yield from _check_connector(connector, f"{key}.connector")
     reduce = connector.reduce if connector else None
     if reduce is not None:
         yield from _known(f"{key}.connector.reduce", reduce, names.plugins, "plugins")
     elif isinstance(vision, VisionScratch):
-        tokens = (vision.image_size // vision.patch) ** 2
-        if tokens >= text.context:
+        rows = (vision.image_size // vision.patch) ** 2
+        if connector is not None:
+            rows = connector.queries or rows // (connector.factor or 1) ** 2
+        if rows >= text.context:
             yield CONFLICT.at(
                 f"{key}.text.context",
                 got=str(text.context),
-                expected=f"more than the {tokens} tokens of one image",
-                fix="Raise `context` or `patch`, or lower `image_size`.",
+                expected=f"more than the {rows} rows of one image",
+                fix="Raise `context`, give an image fewer rows, or lower `image_size`.",
             )
+
+
+def _check_connector(connector: ConnectorConfig, key: str) -> Iterator[Problem]:
+    """Checks that a connector has the settings of its kind and no others, and no reducer beside fewer rows."""
+    kind, own = connector.kind, CONNECTOR_SETTINGS.get(connector.kind, ())
+    every = dict.fromkeys(name for names in CONNECTOR_SETTINGS.values() for name in names)
+    for name in every:
+        if name in own and getattr(connector, name) is None:
+            got, expected = f"`{kind}` without `{name}`", f"a `{name}` for `{kind}`"
+            yield CONFLICT.at(f"{key}.kind", got=got, expected=expected, fix=f"Add `{name}`.")
+        elif name not in own and getattr(connector, name) is not None:
+            kinds = " or ".join(f"`{each}`" for each, names in CONNECTOR_SETTINGS.items() if name in names)
+            got, expected = f"`{name}` with `{kind}`", f"`{name}` for {kinds} only"
+            yield CONFLICT.at(f"{key}.{name}", got=got, expected=expected, fix=f"Remove `{name}`.")
+    if own and connector.reduce is not None:
+        got, expected = f"`reduce` with `{kind}`", "`reduce` beside a connector with a row for each token"
+        fix = "Remove `reduce`, or name another `kind`."
+        yield CONFLICT.at(f"{key}.reduce", got=got, expected=expected, fix=fix)
 
 
 def check_chat(chat: Chat, key: str, names: Names) -> Iterator[Problem]:
@@ -197,11 +221,12 @@ def _known(key: str, name: str, known: tuple[str, ...], section: str) -> Iterato
 
 def check_source(source: Source, key: str, names: Names) -> Iterator[Problem]:
     """Checks that a records file has a folder of images, that shards, which contain images, have none, and that only
-    a source of kind `messages` maps columns."""
+    a source of kind `messages` maps columns. Parquet and Arrow files may contain images."""
     if source.kind != "messages" and any(vars(source.columns).values()):
         got, expected = f"kind {source.kind} with `columns`", "`columns` with kind messages only"
         yield CONFLICT.at(f"{key}.columns", got=got, expected=expected, fix="Remove `columns`.")
-    if (source.kind != "webdataset") == (source.images is None):
+    may_contain = source.kind == "messages" and not source.records.endswith((".json", ".jsonl"))
+    if not may_contain and (source.kind != "webdataset") == (source.images is None):
         expected = "a folder of images" if source.images is None else "no `images`: shards contain them"
         got = f"kind {source.kind} {'without' if source.images is None else 'with'} `images`"
         fix = "Add `images`." if source.images is None else "Remove `images`."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from lmmkit.evaluate.task import Figure
 from lmmkit.progress import duration
 from lmmkit.recipe import flow_text
 from lmmkit.report.page import Page, render
-from lmmkit.report.sections.summary import half_width
+from lmmkit.report.sections.measures import half_width
 from lmmkit.report.wording import as_ratio, finite, in_words, in_words_of_size, plural
 from lmmkit.runs.files import read_json
 
@@ -27,7 +28,7 @@ HEAD = {"grid": str, "base": str, "equal": list, "measures": dict, "arms": list,
 class GridCell:
     """Holds one measure of a variant: its mean, the value of each run, and the difference to the base.
 
-    `p`: of the difference, corrected for all variants. `over`: what its interval is over.
+    `p`: of the difference, corrected for all differences of the measure. `over`: what its interval is over.
     """
 
     mean: Figure | None
@@ -88,7 +89,7 @@ def grid_page(path: Path) -> Page:
     title = f"grid {grid['grid']}"
     text = render(
         "grid", {"curves": [], "samples": []}, title=title, grid=grid, blocks=blocks, measures=measures, shares=shares,
-        head=_head(blocks, measures[0]), notes=_notes(grid, blocks), warnings=warnings, cost_names=COSTS,
+        head=_head(blocks, measures[0]), notes=_notes(blocks), warnings=warnings, cost_names=COSTS,
         seeds=in_words([str(seed) for seed in grid["seeds"]]), roots=_listed(grid.get("roots")),
         runs=_runs(grid["arms"]),
     )  # fmt: skip
@@ -207,7 +208,7 @@ def _outcome(cells: Mapping[str, GridCell]) -> str:
     return ", ".join(parts) or f"no difference to the base shown for {some}"
 
 
-def _notes(grid: Mapping[str, Any], blocks: Sequence[GridBlock]) -> list[str]:
+def _notes(blocks: Sequence[GridBlock]) -> list[str]:
     over = {
         row.cells[m].over for block in blocks for row in block.rows for m in row.cells if row.cells[m].over
     }
@@ -222,11 +223,16 @@ def _notes(grid: Mapping[str, Any], blocks: Sequence[GridBlock]) -> list[str]:
             "Intervals of differences are over questions, drawn by image or scene, each the mean of all seeds: what "
             "another seed would give is not in them."
         )
-    n = max((sum(not row.is_base for row in block.rows) for block in blocks), default=0)
-    if n:
+    rows = [row for block in blocks for row in block.rows]
+    tested = Counter(name for row in rows for name, cell in row.cells.items() if cell.p is not None)
+    if n := max(tested.values(), default=0):
         found.append(
-            f"A variant is called different where p, by Holm's correction for {plural(n, 'variant')}, is below "
-            f"{LEVEL:g}. That no difference is shown is no proof of equality: the interval says what remains possible."
+            f"A variant is called different where p, by Holm's correction for {plural(n, 'difference')} of a measure, "
+            f"is below {LEVEL:g}."
+        )
+    if not all(row.is_base for row in rows):
+        found.append(
+            "That no difference is shown is no proof of equality: the interval says what remains possible."
         )
     return found
 

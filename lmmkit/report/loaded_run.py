@@ -16,7 +16,7 @@ from lmmkit.report.wording import finite, in_words
 from lmmkit.runs.files import read_json, read_jsonl
 from lmmkit.runs.run_folder import RunFolder
 from lmmkit.runs.run_lock import is_locked
-from lmmkit.runs.sessions import sessions_in
+from lmmkit.runs.sessions import cpu_seconds_in, sessions_in
 
 DRAWN = 6  # runs that are drawn: by type, as curves, in the browser. Tables have all
 
@@ -63,8 +63,7 @@ class LoadedRun:
     @property
     def cpu_seconds(self) -> float | None:
         """Returns the CPU seconds of all sessions; None if one is not known."""
-        spent = [finite(session.get("cpu_seconds")) for session in self.sessions]
-        return None if not spent or None in spent else sum(each or 0.0 for each in spent)
+        return cpu_seconds_in(self.facts)
 
 
 def figure_of(value: object) -> Figure | None:
@@ -132,15 +131,15 @@ def _load(path: Path) -> LoadedRun:
     records = [each for each in records if finite(each.get("step")) is not None]
     steps = [each for each in records if "loss" in each]
     absent = {
-        "training": not steps and "no logged steps (metrics.jsonl)",
-        "results": not results and "no results (results.json; `lmmkit eval` writes it)",
-        "plan": not plan and "no plan (plan.txt)",
-        "recipe": recipe is None and "no recipe (recipe.resolved.yaml)",
+        "no logged steps (metrics.jsonl)": not steps,
+        "no results (results.json; `lmmkit eval` writes it)": not results,
+        "no plan (plan.txt)": not plan,
+        "no recipe (recipe.resolved.yaml)": recipe is None,
     }
     return LoadedRun(
         name=path.name, folder=folder, facts=facts, recipe=recipe, plan=plan, steps=steps,
         validations=[each for each in records if "loss" not in each], anomalies=anomalies, results=results,
-        unfinished=_unfinished(folder, recipe, steps), missing=tuple(text for text in absent.values() if text),
+        unfinished=_unfinished(folder, recipe, steps), missing=tuple(text for text, lacks in absent.items() if lacks),
     )  # fmt: skip
 
 

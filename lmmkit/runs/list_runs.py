@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,9 +11,10 @@ from typing import Any, Literal
 
 from lmmkit.errors import UserError
 from lmmkit.runs.files import read_json
+from lmmkit.runs.metrics import last_records
 from lmmkit.runs.run_folder import RunFolder
 from lmmkit.runs.run_lock import is_locked
-from lmmkit.runs.sessions import sessions_in
+from lmmkit.runs.sessions import cpu_seconds_in, sessions_in
 
 RunState = Literal["running", "stopped", "done", "damaged"]
 RECENT = 20  # the loss is a mean over so many logged steps
@@ -58,13 +58,12 @@ def summarise_run(run: RunFolder) -> RunSummary:
         steps = _recent_steps(run.metrics)
         losses = [record["loss"] for record in steps if isinstance(record["loss"], int | float)]
         last = steps[-1] if steps else {}
-        cpu = [x for session in sessions if isinstance(x := session.get("cpu_seconds"), int | float)]
         return RunSummary(
             run=run, state=_state(run, stages), recipe=_recipe(sessions, facts),
             stage=str(last.get("stage", "")), step=int(last.get("step", 0)),
             loss=sum(losses) / len(losses) if losses else None,
             started=str(sessions[0].get("started", "")) if sessions else "",
-            cpu_seconds=sum(cpu) if cpu and len(cpu) == len(sessions) else None,
+            cpu_seconds=cpu_seconds_in(facts),
             figures=_figures(run, stages),
         )  # fmt: skip
     except UserError as error:
@@ -74,7 +73,8 @@ def summarise_run(run: RunFolder) -> RunSummary:
 def _state(run: RunFolder, stages: Sequence[str]) -> RunState:
     if is_locked(run):
         return "running"
-    return "done" if stages and all(run.model(stage).is_dir() for stage in stages) else "stopped"
+    done = bool(stages) and (run.model(stages[-1]) / "config.json").is_file()
+    return "done" if done else "stopped"  # the model of an earlier stage may have been removed
 
 
 def _recipe(sessions: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> str:
@@ -90,21 +90,7 @@ def _recipe(sessions: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> 
 
 def _recent_steps(path: Path) -> list[dict[str, Any]]:
     """Returns the last logged steps of the newest stage, at most `RECENT`, from the end of metrics.jsonl."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - TAIL))
-            lines = file.read().splitlines()
-    except OSError:
-        return []
-    records = []
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            continue  # the first line may begin before the part that is read, the last may not be complete
-        if isinstance(record, dict) and "loss" in record and type(record.get("step")) is int:
-            records.append(record)
+    records = [record for record in last_records(path, TAIL) if "loss" in record]
     return [record for record in records[-RECENT:] if record.get("stage") == records[-1].get("stage")]
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lmmkit.errors import MachineError, UserError, raise_all
+from lmmkit.errors import SHOWN, MachineError, UserError, raise_all
 from lmmkit.errors.training import NOT_A_FOLDER, NOT_A_RUN, NOT_EMPTY, RUN_DAMAGED, RUN_EXISTS, RUN_LINK
 from lmmkit.runs.files import read_json, read_jsonl, unwritable
 
@@ -192,7 +192,9 @@ class RunFolder:
         if self.is_run:
             return
         got = "no such folder" if not self.path.exists() else "no `run.json` in it"
-        raise UserError(NOT_A_RUN.at(str(self.path), got=got))
+        below = sorted(str(path.parent) for path in self.path.glob("*/run.json"))[:SHOWN]
+        named = f"Runs in it: {', '.join(below)}. " if below else ""
+        raise UserError(NOT_A_RUN.at(str(self.path), got=got, below=named))
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Returns all steps logged so far, without a torn last line. Raises `UserError` for a bad file."""

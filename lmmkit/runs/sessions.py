@@ -52,6 +52,13 @@ def sessions_in(run_json: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
 
 
+def cpu_seconds_in(run_json: Mapping[str, Any]) -> float | None:
+    """Returns the CPU seconds of all sessions in the content of `run.json`; None if one of them is not known."""
+    spent = [each.get("cpu_seconds") for each in sessions_in(run_json)]
+    known = [x for x in spent if isinstance(x, int | float) and 0 <= x <= sys.float_info.max]
+    return sum(known) if spent and len(known) == len(spent) else None
+
+
 def command_line() -> str:
     """Returns the command that began this process, as a shell takes it."""
     first, *words = sys.argv or [""]

@@ -24,13 +24,8 @@ from lmmkit.training.distributed import fsdp
 from lmmkit.training.distributed.process_group import Ranks
 from lmmkit.weights import model_folder
 
-_OF_ENCODERS = (
-    "image_size",
-    "feature_layer",
-    "mean",
-    "std",
-    "resample",
-)  # keys of a teacher read for its features
+# keys of a teacher that is read for its features
+_OF_ENCODERS = ("image_size", "feature_layer", "mean", "std", "resample")
 
 
 def set_reference(
@@ -180,12 +175,9 @@ def _teacher_misfits(prepared: Prepared, stage: str, name: str) -> list[str]:
 
 def _token_plugins(folder: Path, there: Prepared) -> list[str]:
     """Returns the plugins whose learned tokens are in every sequence of a folder's model."""
-    needed = (
-        model_folder.config_of(folder).get("inference_plugins", ()) if model_folder.is_ours(folder) else ()
-    )
-    return [
-        name for name in needed if name not in there.instances.components
-    ]  # there it has only its reducer
+    config = model_folder.config_of(folder) if model_folder.is_ours(folder) else {}
+    reducer = there.instances.components  # nothing else: it is opened without its learned tokens
+    return [name for name in config.get("inference_plugins", ()) if name not in reducer]
 
 
 def _opened(folder: Path, trust_files: bool) -> Prepared:

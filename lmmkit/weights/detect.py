@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lmmkit.errors import UserError
-from lmmkit.errors.weights import ARCHITECTURE, PART, WRAPPED
+from lmmkit.errors.weights import ARCHITECTURE, MISSING, PART, WRAPPED
 from lmmkit.model.vision import ViT
 from lmmkit.recipe import AnyResFit, TextScratch
 from lmmkit.weights import decoders, encoders, name_maps, timm_encoder
@@ -175,6 +175,8 @@ class PretrainedFolder:
     def _require_unwrapped(self, part: str, module: nn.Module, stored: Mapping[str, Stored]) -> None:
         """Raises `UserError` if more than half of the part's tensors are there only after something is removed from
         their names: the name of a wrapper, or what all names begin with."""
+        if part == "connector":
+            self._require_names_of_mlp(module)
         wanted = {f"{part}.{name}" for name in name_maps.map_names(module, self._table(part, module))}
         if 2 * len(wanted & stored.keys()) > len(wanted):
             return
@@ -194,6 +196,17 @@ class PretrainedFolder:
             "table": self._table(part, module), "stored": stored, "prefix": prefix,
             "spare": self._spare(part, module), "fix": self._fix(part),
         }  # fmt: skip
+
+    def _require_names_of_mlp(self, module: nn.Module) -> None:
+        """Raises `UserError` for a connector with tensors that no public folder has."""
+        known = {ours for ours, _ in CONNECTOR_OF_TILES}
+        if lacking := [name for name, _ in module.named_parameters() if name not in known]:
+            got = f"an MLP connector, without {len(lacking)} tensors: {', '.join(lacking[:4])}, ..."
+            raise UserError(
+                MISSING.at(
+                    f"{self.folder}: connector.*", got=got, fix="name a `kind` of connector that it has"
+                )
+            )
 
     def _fix(self, part: str) -> str:
         if part == "connector":

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from lmmkit.api.model_info import CLIP_MEAN, CLIP_STD
-from lmmkit.api.sample import ImageFit
+from lmmkit.api.sample import FitName
 from lmmkit.errors import UserError
 from lmmkit.errors.weights import ARCHITECTURE, FEATURE_LAYER
 from lmmkit.recipe import VisionScratch
@@ -54,7 +54,7 @@ class EncoderFamily:
     norm_eps: float
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    image_fit: ImageFit
+    image_fit: FitName
 
 
 ENCODERS = {
@@ -74,7 +74,7 @@ class EncoderSource:
     """Describes a vision encoder from its files. `image_fit`: the treatment of images by its processor."""
 
     section: VisionScratch
-    image_fit: ImageFit
+    image_fit: FitName
 
 
 def read_encoder(config: Config, folder: Path, *, feature_layer: int) -> EncoderSource:
@@ -115,7 +115,7 @@ def family_of(encoder: object) -> str | None:
     return next(fits, None)
 
 
-def _processor(folder: Path, family: EncoderFamily, side: int) -> tuple[ImageFit, dict[str, Any]]:
+def _processor(folder: Path, family: EncoderFamily, side: int) -> tuple[FitName, dict[str, Any]]:
     """Returns the folder's `image_fit`, and mean, std and resampling of its image processor. `side`: of an image.
 
     Raises `UserError` for steps of the processor that lmmkit does not have.
@@ -145,7 +145,7 @@ def _require_known_steps(config: Config, side: int) -> None:
             raise config.lacking(key, value, f"{side} pixels a side, as in the encoder's config")
 
 
-def _geometry(config: Config) -> ImageFit | None:
+def _geometry(config: Config) -> FitName | None:
     """Returns the `image_fit` of an image processor's config; None if the config does not define it."""
     if config.flag("do_pad", False):
         return "pad"

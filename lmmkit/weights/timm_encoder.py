@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lmmkit.api.sample import ImageFit
+from lmmkit.api.sample import FitName
 from lmmkit.model.vision import TimmViT, resample_of
 from lmmkit.recipe import NO_WEIGHTS, VisionTimm
 from lmmkit.weights.config import Config
@@ -44,7 +44,7 @@ class TimmSource:
     """
 
     section: VisionTimm
-    image_fit: ImageFit = "crop"
+    image_fit: FitName = "crop"
     resized: bool = False
 
 

@@ -11,9 +11,12 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-import trackio
-
 from lmmkit.api import hookimpl
+
+try:
+    import trackio
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError("no trackio here; `pip install 'lmmkit[trackio]'` brings it") from error
 
 
 @hookimpl

@@ -43,7 +43,7 @@ def covered(box: Sequence[float], grid: tuple[int, int]) -> np.ndarray:
 class AttentionBox(Loss):
     """Adds KL(box, attention) of each token of the answers. Tokens of a record without a box count, and add 0.
 
-    The box is on the first image; attention to further images is outside it. Not for models with an image reducer.
+    The box is on the first image; attention to further images is outside it. For models with a row for each patch.
 
     layers: whose attention is averaged; "all", or numbers from 0. key: the field of the record.
     """
@@ -85,7 +85,9 @@ class AttentionBox(Loss):
         attention_QK = ctx[need]
         patches_QP = ctx.label("box")[ctx.batch.gathers[need].view_Q]
         if attention_QK.shape[1] < patches_QP.shape[1]:
-            raise ValueError("an image has fewer rows than patches: leave the image reducer out")
+            raise ValueError(
+                "an image has fewer rows than patches: use `mlp2x_gelu` or `linear`, without a reducer"
+            )
         box_QK = torch.zeros_like(attention_QK)
         box_QK[:, : patches_QP.shape[1]] = patches_QP
         return attention_QK / attention_QK.sum(-1, keepdim=True).clamp(min=LEAST), box_QK

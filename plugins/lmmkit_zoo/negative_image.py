@@ -65,10 +65,10 @@ class NegativeImage(AuxTask):
     def views(self, sample: Sample, rng: np.random.Generator, others) -> list[View]:
         if not sample.images:
             return []
-        n, own = len(sample.images), {image.path for image in sample.images}
+        n, own = len(sample.images), set(sample.images)
         for i in range(1, self.tries + 1):
             other = others(i)[-1]
-            if len(other.images) == n and own.isdisjoint(image.path for image in other.images):
+            if len(other.images) == n and own.isdisjoint(other.images):
                 swapped = replace(sample, images=other.images)
                 return [View(sample=s, labels={"match": m}) for s, m in ((sample, 1.0), (swapped, 0.0))]
         return []

@@ -9,7 +9,7 @@ import random
 import pytest
 
 from lmmkit.ablation.forecast import LeftCommand, ProcessCost, forecast, makespan, slowed, task_counts
-from lmmkit.ablation.stage_runs import GridRun
+from lmmkit.ablation.planned_runs import GridRun
 from lmmkit.ablation.store import Store
 from lmmkit.ablation.trial import StepCost
 from lmmkit.recipe import read_text
@@ -79,7 +79,8 @@ def test_a_shared_stage_is_counted_once_and_what_is_done_not_at_all(tmp_path):
     assert (
         busy.wall_seconds == pytest.approx(whole.wall_seconds * slowed(1002) / slowed(2)) and slowed(0.5) == 1
     )
-    assert busy.cpu_seconds == whole.cpu_seconds
+    assert busy.cpu_seconds == whole.cpu_seconds and busy.idle_seconds == whole.idle_seconds
+    assert whole.idle_seconds == whole.wall_seconds and busy.load == slowed(1002) / slowed(2)
     model = store.run("first").model("pretrain")
     model.mkdir(parents=True)
     (model / "config.json").write_text("{}")

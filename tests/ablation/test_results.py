@@ -48,6 +48,8 @@ def test_a_finished_run_has_figures_scores_and_costs(tmp_path):
     assert scores is not None and [answer.score for answer in scores.values()] == SCORES
     odd = found.scores("answers/accuracy/odd")
     assert odd is not None and sorted(odd) == ["q1", "q3"]
+    other = found.scores("answers/accuracy/other")
+    assert other is not None and sorted(other) == ["q3"], "by prior, not by type"
     assert found.scores("answers/image_attention") is None and found.scores("terms/x") is None
     assert found.costs[0].tokens == 5 and found.costs[0].cpu_seconds is None
 

@@ -8,7 +8,8 @@ import pytest
 from safetensors.torch import load_file
 
 from lmmkit.ablation.arms import Arm
-from lmmkit.ablation.stage_runs import APART, ArmOnData, grid_runs, unique_stages
+from lmmkit.ablation.planned_runs import unique_stages
+from lmmkit.ablation.stage_runs import APART, ArmOnData, _hash, grid_runs
 from lmmkit.ablation.store import Store
 from lmmkit.recipe import read_text
 from lmmkit.training.run import train
@@ -65,6 +66,12 @@ def test_a_key_depends_on_all_that_decides_the_result_and_on_nothing_else(opened
         assert first != plain[0] and last != plain[1], change
     assert not set(keys(opened(), seed=2)) & set(plain)
     assert keys(opened(), steps={**STEPS, "finetune": 4})[0] == plain[0]
+
+
+def test_a_setting_that_is_not_given_changes_no_key():
+    section = {"kind": "mlp2x_gelu", "grids": [[1, 2]]}
+    assert _hash([section, {}]) == _hash([{**section, "of_a_later_lmmkit": None}, {"also": None}])
+    assert _hash(section) != _hash({**section, "of_a_later_lmmkit": 0})
 
 
 def test_a_plugin_that_no_stage_uses_changes_nothing(opened):

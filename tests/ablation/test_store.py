@@ -8,7 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
-from lmmkit.ablation.stage_runs import GridRun
+from lmmkit.ablation.planned_runs import GridRun
 from lmmkit.ablation.store import Cost, Store
 from lmmkit.recipe import dump, read_recipe
 from tests.support.grids import stage_run

@@ -37,10 +37,12 @@ def test_the_tables_fit_and_name_what_they_show(tmp_path):
         if not (arm.name == "direct" and seed == 2 and equal == "time")
     ]  # fmt: skip
     summary = summarise_grid(file, arms, runs)
+    summary["arms"][1]["measures"]["right"]["difference"]["p_holm"] = 0.0004
     console = Console(width=80, record=True, soft_wrap=True)
     for table in grid_tables(summary):
         console.print(fitted(table, 80))
     text = console.export_text()
+    assert "<.001" in text and "0.000 " not in text
     assert max(map(len, text.splitlines())) <= 80 and "…" not in text
     for words in (
         "equal steps",

@@ -1,10 +1,12 @@
-"""`lmmkit recipes copy` where the system refuses to write."""
+"""`lmmkit recipes`: names and first sentences of recipes and grids; copies, also where the system refuses to write."""
 
 from __future__ import annotations
 
 import errno
+import json
 from pathlib import Path
 
+from lmmkit.recipe.shipped import shipped, shipped_grids
 from tests.test_cli import run
 
 
@@ -30,3 +32,30 @@ def test_brackets_in_names_are_printed_as_they_are(tmp_path):
     assert str(target) in run("recipes", "copy", "quickstart", target)
     assert "'q[/q]'" not in run("recipes", "list")
     assert "`q[/q]`" in run("recipes", "copy", "q[/q]", code=2)
+
+
+def test_grids_are_listed_with_the_recipes_each_with_a_full_sentence():
+    found = json.loads(run("recipes", "list", "--json"))
+    assert set(found) == set(shipped()) | set(shipped_grids()) and "ablations/small/weights" in found
+    assert [name for name, line in found.items() if not line.endswith(".")] == []
+    assert found["miniature/decoder"].endswith("as the decoder that LLaVA starts from can.")
+
+
+def test_a_grid_is_copied_by_its_name_with_or_without_the_folder(tmp_path):
+    for name in ("ablations/weights", "weights", "small/weights"):
+        target = tmp_path / "mine.yaml"
+        assert "lmmkit ablate" in run("recipes", "copy", name, target)
+        assert (
+            target.read_bytes()
+            == shipped_grids()[f"ablations/{name.removeprefix('ablations/')}"].read_bytes()
+        )
+        target.unlink()
+    assert "Did you mean `ablations/weights`" in run("recipes", "copy", "ablations/weihgts", target, code=2)
+
+
+def test_a_name_that_is_almost_right_is_suggested(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "Did you mean `zoo/focal`" in run("check", "zoo/focl", code=2)
+    assert "Did you mean `shuffling`" in run("ablate", "shufling", "--dry-run", code=2)
+    text = run("check", "nothing-like-it.yaml", code=2)
+    assert "Did you mean" not in text and "lmmkit recipes list" in text

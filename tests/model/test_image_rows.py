@@ -19,6 +19,7 @@ from lmmkit.data.packing import LaidOut
 from lmmkit.errors import UserError
 from lmmkit.inference.generate import generate
 from lmmkit.model.connectors.connector import NoConnector
+from lmmkit.model.connectors.mlp import MlpConnector
 from lmmkit.model.image_rows import ImageRows, ReducedRows
 from lmmkit.plan.explain import plan_text
 from lmmkit.plan.notices import notices
@@ -27,11 +28,12 @@ from lmmkit.recipe import Speed
 from tests.conftest import PLAIN
 from tests.inference.test_generate import NEVER, Kept
 from tests.support import paper_objective, plain_twins
+from tests.support.all_gradients import all_gradients, gradient_errors
 from tests.support.fake_cuda import fake_cuda
 from tests.support.hf_weights import scramble
 from tests.support.plain_twins import off, show
 from tests.support.tiny_model import pack, pixels
-from tests.test_objective_needs import Reads, gradients, smooth
+from tests.test_objective_needs import Reads, smooth
 
 SAMPLES = (*paper_objective.CAPTIONS, *paper_objective.CHATS)
 DIMS = paper_objective.DIMS  # a grid of 3 x 3
@@ -119,7 +121,7 @@ def objective(reducer, dtype=torch.float64):
     made.to(dtype)
     made.lmm.image_rows = ReducedRows(reducer, module, DIMS)
     if reducer.connects:
-        made.lmm.connector = NoConnector(DIMS.image.width, DIMS.width)
+        made.lmm.connector = NoConnector(DIMS.image.width, DIMS.width, DIMS.image.grid)
     return made
 
 
@@ -149,12 +151,11 @@ def test_reduced_rows_are_those_of_the_views_alone(reducer, recompute, dtype, li
     mains = [m for m in members if m.view.name == "main"]
     want = torch.cat([dense(made, reducer, m.layout, m.view.sample.image_fit) for m in mains])
     assert off(outcome.ctxs["reads"][need], want) < limit
-    got_gradients, want_gradients = gradients(made, outcome.sums["reads"]), gradients(made, smooth(want))
-    largest = max(float(g.abs().max()) for g in want_gradients.values())
-    errors = {
-        name: float((got_gradients[name] - g).abs().max()) / max(float(g.abs().max()), 1e-3 * largest)
-        for name, g in want_gradients.items()
-    }
+    got_gradients, want_gradients = (
+        all_gradients(made, outcome.sums["reads"]),
+        all_gradients(made, smooth(want)),
+    )
+    errors = gradient_errors(got_gradients, want_gradients)
     show("off_gradients", max(errors.values()))
     assert max(errors.values()) < limit, errors
     assert all(
@@ -220,11 +221,11 @@ def test_on_a_card_reduced_rows_and_learned_tokens_do_not_wait_for_the_device():
 
 
 def test_weights_of_rows_go_to_their_patches():
-    weight_N = torch.tensor([0.3, 0.6, 0.0])
+    weight_N, mlp = torch.tensor([0.3, 0.6, 0.0]), MlpConnector(4, 6, (2, 3))
     pool, keep = (ReducedRows(r, None, DIMS) for r in (REDUCERS[0], REDUCERS[2]))
-    assert off(pool.on_patches(weight_N, (3, 3)), torch.tensor([[0.1] * 3, [0.2] * 3, [0.0] * 3])) < 1e-6
-    assert keep.on_patches(torch.rand(4), (3, 3)) is None
-    assert torch.equal(ImageRows().on_patches(torch.arange(6), (2, 3)), torch.arange(6).view(2, 3))
+    assert off(pool.on_patches(weight_N, mlp), torch.tensor([[0.1] * 3, [0.2] * 3, [0.0] * 3])) < 1e-6
+    assert keep.on_patches(torch.rand(4), mlp) is None
+    assert torch.equal(ImageRows().on_patches(torch.arange(6), mlp), torch.arange(6).view(2, 3))
 
 
 def test_a_copy_of_a_model_uses_its_own_module():

@@ -17,9 +17,10 @@ from lmmkit.model.transforms import lora
 from lmmkit.objective import Objective
 from lmmkit.recipe import Speed
 from tests.support import dense_views, paper_objective, preference
+from tests.support.all_gradients import all_gradients, assert_alike
 from tests.support.fake_cuda import fake_cuda, gradients
 from tests.support.hf_weights import scramble
-from tests.support.plain_twins import off, show
+from tests.support.plain_twins import off
 from tests.support.preference import SAMPLES, TASK
 from tests.support.tiny_model import TEXT, pack, pixels, tiny_lmm
 
@@ -117,25 +118,8 @@ def packed_total(made: Objective, batch) -> Tensor:
     return sum(factor * sums[name] for name, factor in FACTORS.items())
 
 
-def all_gradients(made: Objective, loss: Tensor) -> dict[str, Tensor]:
-    named = {name: p for name, p in made.named_parameters() if p.requires_grad}
-    found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
-    return {
-        n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(named.items(), found, strict=True)
-    }
-
-
 def assert_twin(made, samples, batch, limit: float, least: int = 20) -> None:
-    got, want = packed_total(made, batch), dense_total(made, samples)
-    errors = {"total": off(got, want)}
-    found, expected = all_gradients(made, got), all_gradients(made, want)
-    largest = max(float(g.abs().max()) for g in expected.values())
-    for name, gradient in expected.items():
-        error = float((found[name] - gradient).abs().max())
-        errors[name] = error / max(float(gradient.abs().max()), 1e-3 * largest)
-    show("off", max(errors.values()))
-    assert max(errors.values()) < limit, {name: e for name, e in errors.items() if e >= limit}
-    assert sum(bool(g.any()) for g in expected.values()) >= least
+    assert_alike(made, packed_total(made, batch), dense_total(made, samples), limit, least=least)
 
 
 @pytest.mark.parametrize("recompute", ["none", pytest.param("all", marks=pytest.mark.slow)])

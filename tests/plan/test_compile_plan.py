@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import pytest
 import torch
 
+from lmmkit.api import LogProb, Loss, Select
 from lmmkit.errors import UserError
 from lmmkit.plan.compile_plan import _readers
 from lmmkit.plan.explain import plan_text, trace_samples
 from lmmkit.plan.instances import type_text
 from lmmkit.plan.prepare import prepare, prepare_bare
+from lmmkit.recipe import Weight
 from tests.conftest import DIRECT, PLAIN
 from tests.support import contrast_plugin
 from tests.training.test_resume import of_micro_batches
@@ -251,7 +253,7 @@ def test_an_insert_that_is_not_possible_is_a_problem(tiny, tmp_path, insert):
 
 
 @pytest.mark.parametrize("need", ["HiddenAt", "HiddenMean"])
-@pytest.mark.parametrize("layer", ["2", "-1", "'last'", "1.5"])
+@pytest.mark.parametrize("layer", ["2", "-1", "'last'"])
 def test_a_state_after_more_blocks_than_there_are_is_a_problem(tiny, tmp_path, need, layer):
     (tmp_path / "mine.py").write_text(
         "from dataclasses import dataclass\n"
@@ -382,7 +384,7 @@ def test_a_name_that_torch_needs_is_refused(tiny, name):
     text = PLAIN.replace("stages:", f"plugins:\n  {name}: {{use: guided_loss}}\nstages:", 1)
     with pytest.raises(UserError) as error:
         prepare(tiny(text=text.replace("{next_token: 1.0}", f"{{next_token: 1.0, {name}: 1.0}}")))
-    assert [(p.code, p.got) for p in error.value.problems] == [("plugin/name", f"a plugin named `{name}`")]
+    assert [(p.code, p.got) for p in error.value.problems] == [("recipe/name", f"the instance name `{name}`")]
 
 
 @pytest.mark.parametrize(
@@ -640,6 +642,22 @@ def test_a_stage_whose_next_token_loss_names_nothing_is_the_plain_one(tiny):
     off = weighted(tiny, "stages.finetune.losses={next_token: {weight: 0, watch: true, by: [cal]}, z_loss: 1.0}",
                    names="focal blind cal z_loss").plans["finetune"]  # fmt: skip
     assert [w.name for w in off.weighers] == ["cal"], "a loss that is watched is measured with its weights"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlindReference(Loss):
+    """Reads a view with the reference."""
+
+    needs = (LogProb(Select(view="blind"), "reference"),)
+
+
+def test_a_plan_without_a_reference_makes_no_views_that_only_the_reference_reads(tiny):
+    plan = weighted(tiny).plans["pretrain"]
+    term, weights = BlindReference(name="reads"), {**plan.weights, "reads": Weight(weight=1.0)}
+    also = replace(plan, terms=(term,), needs=(*plan.needs, *term.needs), weights=weights, reference="start")
+    assert also.without_reference().extra_views == plan.extra_views != ()
+    alone = replace(also, weighers=(), needs=term.needs).without_reference()
+    assert alone.terms == alone.needs == alone.extra_views == () and "reads" in alone.off
 
 
 def test_the_sum_of_weights_is_counted_where_it_is_the_divisor(tiny):

@@ -47,6 +47,7 @@ def pictured(**fields) -> View:
         (pictured(path=3), "`Image.path`"),
         (pictured(edit="flip"), "`Image.edit`"),
         (pictured(part=(1, 2, 3)), "`Image.part`"),
+        (pictured(cell=(1, 2, 3)), "`Image.cell`"),
         (View(sample=SAMPLE, labels={1: 1}), "name of a label"),
         (View(sample=SAMPLE, labels={"": 1}), "name of a label"),
         (View(sample=SAMPLE, labels=[1]), "labels"),
@@ -68,6 +69,7 @@ def test_a_view_with_a_wrong_field(wrong, word):
         turned(places=(4,)),
         turned(places=[0]),
         pictured(edit=abs, part=(0, 9)),
+        pictured(cell=(0, "images", 1)),
         View(sample=SAMPLE, labels={"a/b": 1}),
     ],
 )

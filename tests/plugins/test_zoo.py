@@ -457,7 +457,7 @@ def test_attention_box_is_the_divergence_of_each_token_of_the_answers():
     value.backward()
     without = [samples[v].meta == {} for v in batch.gathers[need].view_Q]
     assert torch.isfinite(attention.grad).all() and not attention.grad[without].any()
-    with pytest.raises(ValueError, match="image reducer"):
+    with pytest.raises(ValueError, match="fewer rows than patches"):
         term.value(Ctx("attention_box", batch, {need: attention[:, : tokens - 1]}, None))
 
 

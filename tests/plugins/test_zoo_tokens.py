@@ -18,10 +18,10 @@ from lmmkit.api import Image, Insert
 from lmmkit.data.sources.other_samples import SourceSamples
 from lmmkit.objective import total
 from tests.support import dense_views, paper_objective
+from tests.support.all_gradients import all_gradients
 from tests.support.hf_weights import scramble
 from tests.support.plain_twins import off
 from tests.support.tiny_model import pack
-from tests.test_objective_needs import gradients
 
 SAMPLES = (*paper_objective.CAPTIONS, *paper_objective.CHATS)
 
@@ -72,7 +72,7 @@ def test_the_order_is_read_from_the_mean_state_of_all_directed_tokens(count):
         label = torch.tensor(member.view.labels["permutation"])
         want.append(F.cross_entropy(made.plugins["order"](state_D), label))
     assert batch.count["order"] == len(want) == 5 and off(value, torch.stack(want).sum()) < 1e-12
-    rows = gradients(made, value)["plugins.tokens.weight"].abs().amax(1)
+    rows = all_gradients(made, value)["plugins.tokens.weight"].abs().amax(1)
     assert len(rows) == count and bool((rows > 0).all())
 
 
@@ -115,6 +115,8 @@ def test_a_sample_without_another_image_makes_no_views():
     two = replace(sample, images=(Image("/x.png"), Image("/y.png")))
     assert task.views(sample, rng, lambda n: [two] * n) == []
     assert len(task.views(sample, rng, lambda n: [*alike, two, SAMPLES[1]][:n])) == 2
+    packed = [replace(sample, images=(Image("/x.tar", part=(at, 9)),)) for at in (0, 9)]
+    assert [len(task.views(packed[0], rng, lambda n, i=i: [packed[i]] * n)) for i in (0, 1)] == [0, 2]
 
 
 def test_matching_is_learned_on_few_samples():

@@ -22,6 +22,9 @@ def test_the_head_says_which_variants_differ_after_the_correction(page):
     head = re.findall(r"<h1>(.*?)</h1>", page.text)
     assert head == ["accuracy: lower with no-token, at equal steps and at equal time"]
     assert "significant" not in page.text.lower()
+    differences = [arm["measures"]["accuracy"]["difference"] for arm in ablation()["arms"]]
+    n = sum(found is not None and found["p_holm"] is not None for found in differences)
+    assert n == 6 and f"correction for {n} differences of a measure" in page.text.replace("&#39;", "'")
 
 
 def test_every_figure_is_that_of_the_file(page):

@@ -18,10 +18,11 @@ from lmmkit.report.image_shelf import SIDE, ImageShelf
 from lmmkit.report.loaded_run import load_runs
 from lmmkit.report.runs_page import LIMITS, runs_page
 from lmmkit.report.sections.accuracy import forest_of
+from lmmkit.report.sections.measures import half_width
 from lmmkit.report.sections.puzzles import puzzle_results, shown_puzzles
 from lmmkit.report.sections.samples import samples_of
 from lmmkit.report.sections.setup import setup_of
-from lmmkit.report.sections.summary import half_width, summarise_runs
+from lmmkit.report.sections.summary import summarise_runs
 from lmmkit.report.sections.training import OF_ONE, training_of
 from lmmkit.report.wording import in_percent
 from lmmkit.runs.run_folder import RunFolder
@@ -265,6 +266,14 @@ def test_runs_that_were_never_evaluated_have_a_page(own_pair):
         page = runs_page(runs)
         assert "no accuracy to show</h1>" in page.text and '<section id="training"' in page.text
         assert any("No run has results of questions" in warning for warning in page.warnings)
+
+
+def test_a_table_without_a_row_has_no_heading(own_pair):
+    whole = runs_page(own_pair[1:]).text
+    assert "What was gained" in whole and "What it cost" in whole
+    (own_pair[1] / "metrics.jsonl").unlink()
+    (own_pair[1] / "run.json").write_text(json.dumps({"plans": {}, "root": "."}))
+    assert "What it cost" not in runs_page(own_pair[1:]).text
 
 
 def other_version(run):

@@ -28,6 +28,7 @@ def make(path, *, steps=3, finished=(), **facts):
     run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
     for stage in finished:
         run.model(stage).mkdir(parents=True)
+        (run.model(stage) / "config.json").write_text("{}")
     return run
 
 
@@ -42,6 +43,7 @@ def test_runs_are_found_at_any_depth_and_nothing_inside_a_run(tmp_path):
 def test_state(tmp_path):
     assert summarise_run(make(tmp_path / "none")).state == "stopped"
     assert summarise_run(make(tmp_path / "half", finished=["one"])).state == "stopped"
+    assert summarise_run(make(tmp_path / "last", finished=["two"])).state == "done"
     run = make(tmp_path / "all", finished=["one", "two"])
     assert summarise_run(run).state == "done"
     with lock(run):

@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from lmmkit.ablation.planned_runs import GridRun, StageRun
 from lmmkit.ablation.results import FinishedRun
-from lmmkit.ablation.stage_runs import GridRun, StageRun
 from lmmkit.ablation.store import Cost
 from lmmkit.evaluate.answers.schema import Answer
 from lmmkit.recipe import read_text
@@ -56,7 +56,8 @@ def write_answers(folder: Path, scores: Sequence[float], *, task: str = "answers
     lines = [
         Answer(
             task=task, split="", data="d", id=f"q{i}", row=i, condition="own", question="?", images=(),
-            cluster=f"image{i // 2}", prompt_sha="p", raw="x", score=score, groups={"type": "odd" if i % 2 else "even"},
+            cluster=f"image{i // 2}", prompt_sha="p", raw="x", score=score,
+            groups={"type": "odd" if i % 2 else "even", "prior": "other" if i > 2 else "usual"},
         ).as_line()
         for i, score in enumerate(scores)
     ]  # fmt: skip

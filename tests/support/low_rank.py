@@ -10,6 +10,7 @@ from torch import Tensor
 from lmmkit.model.layers import FusedLinear
 from lmmkit.model.transforms import lora
 from lmmkit.objective import Objective
+from tests.support.all_gradients import gradient_errors
 from tests.support.plain_twins import show
 
 
@@ -43,10 +44,6 @@ def assert_factors(
     assert len(factors) == 2 * len(lora.adapters(made)) and all(g.any() for g in factors.values())
     want = {**plain, **factors}
     assert set(got) == set(want)
-    largest = max(float(g.abs().max()) for g in want.values())
-    errors = {
-        name: float((got[name] - g).abs().max()) / max(float(g.abs().max()), 1e-3 * largest)
-        for name, g in want.items()
-    }
+    errors = gradient_errors(got, want)
     show("off_factors", max(errors[name] for name in factors))
     assert max(errors.values()) < limit, {name: e for name, e in errors.items() if e >= limit}

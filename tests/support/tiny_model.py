@@ -35,7 +35,7 @@ def tiny_lmm(
 ) -> LMM:
     """Random weights by a fixed seed, in eval mode."""
     backend = backend or Sdpa()
-    lmm = LMM(ViT(VISION, backend), MlpConnector(SPEC.width, text.width), Decoder(text), backend)
+    lmm = LMM(ViT(VISION, backend), MlpConnector(SPEC.width, text.width, SPEC.grid), Decoder(text), backend)
     scramble(lmm, 0)
     return lmm.to(dtype).eval()
 

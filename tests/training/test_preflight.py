@@ -81,7 +81,7 @@ def test_attention_is_tried_with_the_heads_and_kernels_of_the_recipe(tiny, monke
         tried.append(at)
         return Sdpa()
 
-    monkeypatch.setattr(build, "choose", noted)
+    monkeypatch.setattr("lmmkit.build.device.choose", noted)
     recipe = tiny("speed.deterministic=true", "model.text.kv_heads=1", "numerics.compute=bfloat16")
     preflight(recipe)
     text, vision = recipe.model.text, recipe.model.vision
@@ -109,6 +109,6 @@ def test_a_sound_recipe_is_prepared_with_the_sources_that_are_asked_for(tiny):
 
 
 def test_a_machine_without_a_compiler_is_reported(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "why_not", lambda device: "no C++ compiler")
+    monkeypatch.setattr("lmmkit.build.device.why_not", lambda device: "no C++ compiler")
     with pytest.raises(MachineError, match=r"no C\+\+ compiler.*model/compile"):
         train(tiny("speed.compile=true"), out=tmp_path / "run")

@@ -10,9 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lmmkit import build
+from lmmkit.attention.interface import Heads
 from lmmkit.cost_estimate import estimate
 from lmmkit.errors import UserError
-from lmmkit.inference.load import load
+from lmmkit.inference.load import load, open_teacher_models
 from lmmkit.plan.explain import plan_text
 from lmmkit.plan.prepare import prepare
 from lmmkit.runs.run_folder import RunFolder
@@ -173,6 +175,18 @@ def test_matrices_of_a_teacher_in_bfloat16_are_rounded(recipe_of, teacher):
     row_Q = exact.out.row_W
     a, b = (each.logits(row_Q)[0 : len(row_Q)] for each in (exact, near))
     assert 0 < (a - b).norm() < 0.05 * a.norm()
+
+
+def test_the_attention_of_a_teacher_is_chosen_for_its_own_heads_and_type(recipe_of, monkeypatch):
+    asked, backend = [], build.backend
+    monkeypatch.setattr(
+        build, "backend", lambda recipe, device: asked.append(recipe) or backend(recipe, device)
+    )
+    prepared = prepare(recipe_of("numerics.compute=bfloat16"), trust_files=True)
+    assert open_teacher_models(prepared, "only", torch.device("cpu")).keys() == {"large"}
+    own, of_teacher = (build.conditions(recipe, torch.device("cuda")) for recipe in (prepared.recipe, *asked))
+    assert (own.dtype, of_teacher.dtype) == (torch.bfloat16, torch.float32)
+    assert own.decoder != of_teacher.decoder == Heads(4, 4, 12)
 
 
 def test_the_estimate_has_the_weights_of_the_teacher_and_its_pass(recipe_of):

@@ -232,7 +232,7 @@ def test_what_cannot_be_is_refused(recipe_of, tmp_path, parts, capsys):
         "did you mean `dino`" in problems(recipe_of("plugins.follow.teacher=dinos"))["plan/teacher"].lower()
     )
     assert "6 x 6" in problems(recipe_of("plugins.follow.fit=exact"))["plan/teacher-fit"]
-    assert "'near'" in problems(recipe_of("plugins.follow.fit=near"))["plan/teacher-fit"]
+    assert any("'near'" in text for text in problems(recipe_of("plugins.follow.fit=near")).values())
     same = encoder(tmp_path / "same")
     preflight(recipe_of("plugins.follow.fit=exact", f"teachers.dino.from={same}"), trust_files=True)
     config = hf.LlamaConfig(

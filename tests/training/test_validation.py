@@ -122,6 +122,7 @@ def test_the_best_weights_are_kept_with_their_step(runs):
 
 def test_low_rank_updates_are_merged_into_what_is_written_alone(tiny):
     from lmmkit import build
+    from lmmkit.model.transforms import lora
 
     recipe = tiny(LORA)
     prepared = prepare(recipe)
@@ -134,7 +135,7 @@ def test_low_rank_updates_are_merged_into_what_is_written_alone(tiny):
     before = {name: t.clone() for name, t in objective.state_dict().items()}
     written = merged_tensors(objective)
     assert all(torch.equal(before[k], t) for k, t in objective.state_dict().items())
-    build.lora.merge(objective.lmm.decoder)
+    lora.merge(objective.lmm.decoder)
     merged = merged_tensors(objective)
     assert written.keys() == merged.keys() and all(torch.equal(written[k], merged[k]) for k in merged)
 

@@ -39,6 +39,7 @@ ALLOWED = {
     ("lmmkit/plan/dry_run/second_process.py", "imports subprocess (runs programs)"): "this Python with a function of ours, no shell",
     ("lmmkit/plan/dry_run/second_process.py", "imports pickle (reads objects back to life)"): "tasks to that process through a pipe, as to a data worker",
     ("lmmkit/report/page.py", "imports jinja2 (runs templates)"): "the package's own templates, with autoescape; data are values",
+    ("lmmkit/ablation/board.py", "imports tensorboard (serves)"): "writes event files; nothing serves",
     ("lmmkit/data/images.py", "defines __reduce__"): "goes to a data worker without its cache",
     ("lmmkit/data/sampler.py", "defines __reduce__"): "goes to a data worker as its settings",
     ("lmmkit/data/length_grouping.py", "defines __reduce__"): "the same",

@@ -28,7 +28,7 @@ SIZES = [(40, 55), (30, 30), (90, 31), (20, 100), (1, 1), (64, 47), (3, 8), (120
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A LLaVA-NeXT with random weights, its newline too, and a tokenizer."""
+    """Writes a LLaVA-NeXT with random weights, its newline too, and a tokenizer."""
     folder = chat_folders.write_tokenizer(tmp_path_factory.mktemp("next"), "pieces")
     size = open_tokenizer(folder).size
     config = hf.LlavaNextConfig(

@@ -149,7 +149,7 @@ def compare(
     found = compare_tasks(*answers)
     if as_json:
         return print_json([asdict(each) for each in found])
-    lines = [("task", "A", "B", "A - B", "95 %", "only A", "only B", "p", "p Holm", "detectable", "n")]
+    lines = [("task", "A", "B", "B - A", "95 %", "only A", "only B", "p", "p Holm", "detectable", "n")]
     for each in found:
         d = each.difference
         assert d.low is not None and d.high is not None, "there are common questions"

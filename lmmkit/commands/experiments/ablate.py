@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
+import shlex
 import signal
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -23,19 +24,22 @@ from lmmkit.commands.support.common import (
     print_table,
     print_text,
     reporting,
+    show,
 )
-from lmmkit.progress import counted, duration, working
+from lmmkit.errors import LmmkitError
+from lmmkit.progress import duration, working
 
 if TYPE_CHECKING:
     from lmmkit.ablation.arms import Arm
-    from lmmkit.ablation.forecast import Forecast
     from lmmkit.ablation.grid import GridFile
-    from lmmkit.ablation.stage_runs import ArmOnData, GridRun
+    from lmmkit.ablation.planned_runs import GridRun
     from lmmkit.ablation.store import Store
     from lmmkit.commands.experiments.job_queue import Failure
+    from lmmkit.commands.experiments.planning import Planned
     from lmmkit.commands.support.jobs import Job
 
 OUTCOME, STORE = "ablation.json", "ablations"
+BUSY = 1.1  # how much longer a grid takes for other processes, from which on it is printed
 
 
 @reporting
@@ -56,7 +60,10 @@ def ablate(
         typer.Option("--jobs", min=1, metavar="N", help="Commands side by side. \\[default: one a core]"),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the runs, what is done, and how long the rest takes.")
+        bool, typer.Option("--dry-run", help="Print the runs and what is done; measure and train nothing.")
+    ] = False,
+    only_forecast: Annotated[
+        bool, typer.Option("--forecast", help="Measure, print how long the rest takes, and end.")
     ] = False,
     emit: Annotated[
         Literal["torchrun", "slurm"] | None,
@@ -74,30 +81,60 @@ def ablate(
         from lmmkit.ablation.arms import read_arms
         from lmmkit.ablation.grid import read_grid
         from lmmkit.ablation.store import Store
-        from lmmkit.commands.experiments.emit import command_lines
-        from lmmkit.commands.experiments.grid_work import work_of
+        from lmmkit.commands.experiments.apart import apart
+        from lmmkit.commands.experiments.planning import Options, plan_grid
         from lmmkit.evaluate.answers.compare import libraries
 
     file = read_grid(grid, roots=root or ())
     arms = read_arms(file)
     libraries("ablate")
     store = Store((runs or _default_store(file.path)).resolve())
-    plan = Plan.of(file, arms, store, side=jobs or cores(), trust_files=trust_files)
-    if dry_run:
-        print_table(plan.table())
-        return print_text(plan.forecast_text())
-    if emit is not None:
-        for line in command_lines(store, work_of(store, plan.runs, trust_files=trust_files), emit):
-            out.print(line)
-        return None
+    measure = "nothing" if dry_run else "lengths" if emit is not None else "all"
+    options = Options(trust_files=trust_files, quiet=as_json)
+    try:
+        plan = Plan(file, arms, store, apart(plan_grid, file, arms, store, jobs, measure, options))
+        if dry_run:
+            print_table(plan.table())
+        if dry_run or only_forecast:
+            print_text(plan.forecast_text())
+        elif emit is not None:
+            _print_commands(plan, emit, trust_files)
+        else:
+            return _run_and_compare(plan, trust_files, as_json)
+        return _exit_for(plan, {})
+    except KeyboardInterrupt as stop:
+        err.print("stopped; every command has saved. The same command continues.")
+        raise typer.Exit(143 if stop.args[:1] == (signal.SIGTERM,) else INTERRUPTED) from None
+
+
+def _run_and_compare(plan: Plan, trust_files: bool, as_json: bool) -> None:
+    """Runs what is left, prints the tables, and names what has failed."""
     err.print(plan.forecast_text())
     failed = _run_all(plan, trust_files)
     _print_outcome(plan, as_json)
+    _exit_for(plan, failed)
+
+
+def _exit_for(plan: Plan, failed: Mapping[str, Failure]) -> None:
+    """Names variants that are left out and commands that have failed. Raises `typer.Exit` with the first one's code."""
+    for name, error in plan.planned.failed.items():
+        err.print(f"left out: {name}: its steps cannot be measured:")
+        show(error)
     for name, failure in failed.items():
         err.print(f"failed: {plan.label(name)}: {failure.reason}")
-    if failed:
-        raise typer.Exit(next(iter(failed.values())).code)
-    return None
+    codes = [error.exit_code for error in plan.planned.failed.values()] + [
+        each.code for each in failed.values()
+    ]
+    if codes:
+        raise typer.Exit(codes[0])
+
+
+def _print_commands(plan: Plan, emit: Literal["torchrun", "slurm"], trust_files: bool) -> None:
+    from lmmkit.commands.experiments.emit import command_lines
+    from lmmkit.commands.experiments.grid_work import work_of
+
+    for line in command_lines(plan.store, work_of(plan.store, plan.runs, trust_files=trust_files), emit):
+        out.print(line)
 
 
 def _default_store(grid: Path) -> Path:
@@ -107,67 +144,36 @@ def _default_store(grid: Path) -> Path:
     return Path(STORE) if grid in shipped_grids().values() else grid.parent / STORE
 
 
-def cores() -> int:
-    """Returns how many commands run at once: one a core, or one on a GPU."""
-    import torch
-
-    return 1 if torch.cuda.is_available() else len(os.sched_getaffinity(0))
-
-
 @dataclass(frozen=True)
 class Plan:
-    """Holds the runs of a grid, and how long what is left takes."""
+    """Holds a grid and what was planned for it."""
 
     file: GridFile
     arms: Sequence[Arm]
     store: Store
-    runs: Sequence[GridRun]
-    forecast: Forecast
+    planned: Planned
 
-    @classmethod
-    def of(cls, file: GridFile, arms: Sequence[Arm], store: Store, *, side: int, trust_files: bool) -> Plan:
-        """Opens the data, makes the runs, and measures what is needed for their lengths and for the forecast."""
-        from lmmkit.ablation.forecast import Forecast, forecast
-        from lmmkit.ablation.stage_runs import grid_runs
-        from lmmkit.ablation.trial import equal_steps, step_costs
-        from lmmkit.commands.experiments.grid_work import steps_behind
-        from lmmkit.commands.experiments.process_trial import process_cost
-
-        load = os.getloadavg()[0]  # before this command adds to it
-        grid, on_data = file.grid, _opened(file, arms, trust_files)
-        first = on_data[: len(arms)]
-        costs = step_costs(store, first) if grid.equal != ("steps",) else {}
-        branch = grid.branch
-        runs = [
-            run
-            for equal in grid.equal
-            for run in grid_runs(
-                on_data, grid.seeds, equal=equal,
-                steps={arm.arm.name: equal_steps(equal, first[0], arm, costs) for arm in first},
-                branches=branch.times if branch is not None else 1, after=branch.after if branch is not None else None,
-            )
-        ]  # fmt: skip
-        if all(store.is_trained(stage) for run in runs for stage in run.stages) and not any(
-            store.missing_tasks(run) for run in runs
-        ):
-            return cls(file, arms, store, runs, Forecast((), side, 1.0))
-        costs = step_costs(store, first)
-        process = process_cost(store, first[0], costs, load=load, trust_files=trust_files)
-        sizes = {
-            each.recipe.root: {name: len(records) for name, records in each.prepared.sources.items()}
-            for each in on_data
-        }
-        behind = steps_behind(store, runs)
-        left = forecast(store, runs, costs, process, sizes, behind, side, load=load)
-        return cls(file, arms, store, runs, left)
+    @property
+    def runs(self) -> Sequence[GridRun]:
+        """Returns the runs."""
+        return self.planned.runs
 
     def forecast_text(self) -> str:
         """Returns in words how long the rest takes."""
-        left = self.forecast
-        if not left.items:
-            return "everything is done."
-        cpu, wall = duration(left.cpu_seconds), duration(left.wall_seconds)
-        return f"{len(left.items)} commands are left: about {cpu} of CPU time; with {left.side} side by side {wall}"
+        from lmmkit.commands.experiments.grid_work import left_over
+
+        left, lengths = self.planned.forecast, self.planned.unmeasured
+        lines = [f"no runs yet, as their lengths are not measured: {', '.join(lengths)}"] if lengths else []
+        number = len(left_over(self.store, self.runs))
+        if number and left is not None:
+            cpu, idle = duration(left.cpu_seconds), duration(left.idle_seconds)
+            side = f"with {left.side} side by side {idle} if nothing else runs"
+            if left.load > BUSY:
+                side += f", {duration(left.wall_seconds)} if the machine stays as busy as it is"
+            lines.append(f"{number} commands are left: about {cpu} of CPU time; {side}")
+        elif number or lengths:
+            lines.append(f"{number} commands are left; `--forecast` measures how long they take")
+        return "\n".join(lines) or "everything is done."
 
     def table(self) -> Table:
         """Returns the runs: arm, seed, the keys of the stages, and what is done."""
@@ -192,66 +198,56 @@ class Plan:
 
     def label(self, name: str) -> str:
         """Returns the first run that a command works for, in words, and the command's name."""
-        key = name.split()[0]
-        run = next(run for run in self.runs if key in {stage.key for stage in run.stages})
-        return f"{run.arm}, seed {_seed(run)}, {name}"
+        key, kind = name.split()
+        run, stage = next((run, stage) for run in self.runs for stage in run.stages if key == stage.key)
+        equal = f", equal {run.equal}" if len(self.file.grid.equal) > 1 else ""
+        what = f"{stage.stage}, " if kind == "train" else ""
+        return f"{run.arm}{equal}, seed {_seed(run)}, {what}{name}"
 
 
 def _seed(run: GridRun) -> str:
     return f"{run.seed}" + (f", branch {run.branch}" if run.branch else "")
 
 
-def _opened(file: GridFile, arms: Sequence[Arm], trust_files: bool) -> list[ArmOnData]:
-    """Opens each arm on each root: all arms of the first root, then of the next. Raises `UserError` with all problems,
-    also for variants that a plan shows to train like another one."""
-    from lmmkit.ablation.arms import equal_problems
-    from lmmkit.ablation.stage_runs import ArmOnData
-    from lmmkit.errors import Tried, raise_all, raise_together
-
-    asked = [(arm, Path(root)) for root in file.grid.root for arm in arms]
-    tried = [
-        Tried(lambda arm=arm, root=root: ArmOnData(arm, root, trust_files=trust_files))
-        for arm, root in counted("opening arms and data", asked)
-    ]
-    raise_together(tried)
-    found = [each.value for each in tried]
-    keys = {
-        (each.arm.name, each.arm.where): each.stage_runs(0, each.steps)[-1].key for each in found[: len(arms)]
-    }
-    raise_all(replace(problem, where=file.places.where(problem.where)) for problem in equal_problems(keys))
-    return found
-
-
 def _run_all(plan: Plan, trust_files: bool) -> dict[str, Failure]:
-    """Runs what is left; shows how far it is. Returns what has failed.
-
-    Raises:
-        typer.Exit: after a signal, when all commands have saved.
-    """
+    """Runs what is left; shows how far it is. Returns what has failed. Raises `KeyboardInterrupt` after a signal, when
+    all commands have saved."""
     from lmmkit.commands.experiments.grid_work import work_of
     from lmmkit.commands.experiments.job_queue import run_queue
 
-    if not plan.forecast.items:
+    left = plan.planned.forecast
+    if left is None or not left.items:
         return {}
-    seconds = {item.name: item.seconds for item in plan.forecast.items}
+    seconds = {item.name: item.seconds for item in left.items}
     work = [each for each in work_of(plan.store, plan.runs, trust_files=trust_files) if each.name in seconds]
-    shares: dict[str, float] = {}
-    with working(f"{plan.file.name}: {len(work)} commands", max(1e-9, plan.forecast.cpu_seconds)) as move:
+    with working(f"{plan.file.name}: {len(work)} commands", max(1e-9, left.cpu_seconds)) as move:
+        on_board: set[str] = set()
 
-        def show(jobs: Sequence[Job]) -> None:
-            ended = [name for name in shares if name not in {job.name for job in jobs}]
-            shares.update(dict.fromkeys(ended, 1.0) | {job.name: job.share() for job in jobs})
+        def show(jobs: Sequence[Job], ended: Collection[str]) -> None:
+            if new := {name for name in ended if name not in on_board}:
+                on_board.update(new)
+                _write_board(plan, new)
+            shares = dict.fromkeys(ended, 1.0) | {job.name: job.share() for job in jobs}
             move(sum(share * seconds[name] for name, share in shares.items()))
 
-        try:
-            return run_queue(work, plan.forecast.side, show)
-        except KeyboardInterrupt as stop:
-            err.print("stopped; every command has saved. The same command continues.")
-            raise typer.Exit(143 if stop.args[:1] == (signal.SIGTERM,) else INTERRUPTED) from None
+        return run_queue(work, plan.planned.side, show, plan.label)
+
+
+def _write_board(plan: Plan, names: Collection[str]) -> None:
+    """Writes the runs that these commands have finished for TensorBoard."""
+    from lmmkit.ablation.board import write_hparams
+    from lmmkit.ablation.forecast import eval_name
+    from lmmkit.ablation.results import read_finished
+    from lmmkit.ablation.summary import arm_entries
+
+    with suppress(LmmkitError):  # results that are refused are reported at the end
+        finished = read_finished(plan.store, [run for run in plan.runs if eval_name(run.key) in names])
+        write_hparams(plan.file.name, arm_entries(plan.file, plan.arms, finished))
 
 
 def _print_outcome(plan: Plan, as_json: bool) -> None:
     """Writes ablation.json of the runs that are finished, and prints the tables."""
+    from lmmkit.ablation.board import write_hparams
     from lmmkit.ablation.results import read_finished
     from lmmkit.ablation.summary import summarise_grid
     from lmmkit.ablation.table import grid_tables, remarks
@@ -261,6 +257,7 @@ def _print_outcome(plan: Plan, as_json: bool) -> None:
     folder = plan.store.grid(plan.file.name)
     folder.mkdir(parents=True, exist_ok=True)
     write_json_atomic(folder / OUTCOME, summary)
+    write_hparams(plan.file.name, summary["arms"])
     if as_json:
         return print_json(summary)
     for table in grid_tables(summary):
@@ -268,4 +265,11 @@ def _print_outcome(plan: Plan, as_json: bool) -> None:
     for line in remarks(summary):
         print_text(line)
     print_text(f"{folder / OUTCOME}: the same figures for scripts, with the run folders")
+    print_text("next:")
+    print_text(f"  lmmkit report {_quoted(folder / OUTCOME)} --out {_quoted(plan.file.name + '.html')}")
+    print_text(f"  tensorboard --logdir {_quoted(plan.store.root / 'runs')}")
     return None
+
+
+def _quoted(path: object) -> str:
+    return shlex.quote(str(path))

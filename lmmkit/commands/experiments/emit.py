@@ -20,7 +20,7 @@ def command_lines(
     yield "#!/bin/sh"
     yield "set -e"
     variables: dict[str, str] = {}
-    for number, each in enumerate(_left(work), 1):
+    for number, each in enumerate((each for each in work if not each.is_done()), 1):
         lines = _lines(store, each)
         if starter == "torchrun":
             yield from lines
@@ -32,26 +32,19 @@ def command_lines(
         yield f"job{number}=$(sbatch --parsable $SBATCH_OPTIONS{after} --wrap {wrapped})"
 
 
-def _left(work: Sequence[TrainStage | EvaluateRun]) -> list[TrainStage | EvaluateRun]:
-    return [
-        each
-        for each in work
-        if not (
-            each.store.is_trained(each.stage)
-            if isinstance(each, TrainStage)
-            else not each.store.missing_tasks(each.run)
-        )
-    ]
-
-
 def _lines(store: Store, work: TrainStage | EvaluateRun) -> list[str]:
-    """Returns the lines of one command, and before an evaluation those that link the models of earlier stages."""
-    lines = []
+    """Returns the lines of one command; for an evaluation also those that link the models of earlier stages, and that
+    note which questions are answered."""
+    lines, notes = [], []
     if isinstance(work, EvaluateRun):
+        if all(map(store.is_trained, work.run.stages)):
+            store.prepare_evaluation(work.run)
+        note = store.write_pending_note(work.run)
+        notes = [f"cp {shlex.quote(str(note))} {shlex.quote(str(store.evaluated(work.run.key)))}"]
         models = store.run(work.run.key).path / "model"
         lines = [
             f"[ -e {shlex.quote(str(models / stage.stage))} ] || "
             f"cp -al {shlex.quote(str(store.model(stage)))} {shlex.quote(str(models))}/"
             for stage in work.run.stages[:-1]
         ]
-    return [*lines, f"{TORCHRUN} {shlex.join(work.words())}"]
+    return [*lines, f"{TORCHRUN} {shlex.join(work.words())}", *notes]

@@ -4,34 +4,79 @@ from __future__ import annotations
 
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from lmmkit.ablation.forecast import eval_name, train_name
-from lmmkit.ablation.stage_runs import GridRun, StageRun, unique_stages
+from lmmkit.ablation.planned_runs import GridRun, StageRun, unique_stages
 from lmmkit.ablation.store import Store
+from lmmkit.commands.experiments.job_queue import Took
 from lmmkit.commands.support.jobs import Job
 from lmmkit.runs.metrics import last_step
 
 
-@dataclass(frozen=True, kw_only=True)
-class Took:
-    """Holds what a command took, from its start to its end."""
+@dataclass
+class _GridCommand(ABC):
+    """Is one command of a grid; it works under the lock of its key. `took` is known when the command has ended."""
 
-    cpu_seconds: float = 0.0
-    wall_seconds: float = 0.0
+    store: Store
+    trust_files: bool = field(default=False, kw_only=True)
+    took: Took = field(default_factory=Took, init=False)
+    _began: float = field(default=0.0, init=False)
+
+    @property
+    @abstractmethod
+    def key(self) -> str:
+        """Returns the key whose lock the command keeps."""
+
+    @abstractmethod
+    def is_done(self) -> bool:
+        """Returns whether nothing is left to do."""
+
+    @abstractmethod
+    def job(self, handle: int) -> Job:
+        """Prepares the command, which inherits the lock; returns its job."""
+
+    def begin(self) -> Job | Literal["done", "busy"]:
+        """Starts the command, unless nothing is left to do or another process does it."""
+        if self.is_done():
+            return "done"
+        handle = self.store.claim(self.key)
+        if handle is None:
+            return "busy"
+        try:
+            if self.is_done():  # by the process that had the lock
+                return "done"
+            job = self.job(handle)
+            self._began = time.monotonic()
+            job.start()
+            return job
+        finally:
+            os.close(handle)
+
+    def end(self, job: Job) -> None:
+        """Keeps what the command took."""
+        used = job.process.usage if job.process is not None else None
+        cpu = used.ru_utime + used.ru_stime if used is not None else 0.0
+        self.took = Took(cpu_seconds=cpu, wall_seconds=time.monotonic() - self._began)
 
 
 @dataclass
-class TrainStage:
-    """Trains one stage. `took` is known when the command has ended."""
+class TrainStage(_GridCommand):
+    """Trains one stage."""
 
-    store: Store
     stage: StageRun
-    trust_files: bool = False
-    took: Took = Took()
-    _began: float = field(default=0.0, init=False)
+
+    @property
+    def key(self) -> str:
+        """Returns the key of the stage."""
+        return self.stage.key
+
+    def is_done(self) -> bool:
+        """Returns whether the stage is trained."""
+        return self.store.is_trained(self.stage)
 
     @property
     def name(self) -> str:
@@ -59,40 +104,30 @@ class TrainStage:
         before = sum(stage.length.steps or 0 for stage in stages)
         return max(0, last_step(self.store.run(self.stage.key).metrics) - before)
 
-    def begin(self) -> Job | Literal["done", "busy"]:
-        """Starts the command, unless the stage is trained or another process trains it."""
-        if self.store.is_trained(self.stage):
-            return "done"
-        handle = self.store.claim(self.stage.key)
-        if handle is None:
-            return "busy"
-        try:
-            if self.store.is_trained(self.stage):
-                return "done"
-            job = Job(
-                self.name, self.words(), self.store.logs, lambda: self.done_steps() / self.stage.steps,
-                handles=(handle,),
-            )  # fmt: skip
-            self._began = time.monotonic()
-            job.start()
-            return job
-        finally:
-            os.close(handle)
+    def _share(self, behind: int) -> float:
+        """Returns the share that is done of what was left when `behind` steps were done."""
+        return min(1.0, (self.done_steps() - behind) / max(1, self.stage.steps - behind))
 
-    def end(self, job: Job) -> None:
-        """Keeps what the command took."""
-        self.took = _took(job, self._began)
+    def job(self, handle: int) -> Job:
+        """Writes the recipe; returns the job that trains."""
+        behind = self.done_steps()
+        return Job(self.name, self.words(), self.store.logs, lambda: self._share(behind), handles=(handle,))
 
 
 @dataclass
-class EvaluateRun:
-    """Evaluates the tasks of a run that are not evaluated yet. `took` is known when the command has ended."""
+class EvaluateRun(_GridCommand):
+    """Evaluates the tasks of a run that are not evaluated yet."""
 
-    store: Store
     run: GridRun
-    trust_files: bool = False
-    took: Took = Took()
-    _began: float = field(default=0.0, init=False)
+
+    @property
+    def key(self) -> str:
+        """Returns the key of the run."""
+        return self.run.key
+
+    def is_done(self) -> bool:
+        """Returns whether all tasks are evaluated."""
+        return not self.store.missing_tasks(self.run)
 
     @property
     def name(self) -> str:
@@ -112,25 +147,14 @@ class EvaluateRun:
             *["--trust-files"] * self.trust_files,
         ]  # fmt: skip
 
-    def begin(self) -> Job | Literal["done", "busy"]:
-        """Starts the command, unless all tasks are evaluated or another process works on the run."""
-        if not self.store.missing_tasks(self.run):
-            return "done"
-        handle = self.store.claim(self.run.key)
-        if handle is None:
-            return "busy"
-        try:
-            self.store.prepare_evaluation(self.run)
-            job = Job(self.name, self.words(), self.store.logs, handles=(handle,))
-            self._began = time.monotonic()
-            job.start()
-            return job
-        finally:
-            os.close(handle)
+    def job(self, handle: int) -> Job:
+        """Makes the folder like that of one run of all stages; returns the job that evaluates."""
+        self.store.prepare_evaluation(self.run)
+        return Job(self.name, self.words(), self.store.logs, handles=(handle,))
 
     def end(self, job: Job) -> None:
         """Keeps what the command took, and notes which questions are answered if it has ended well."""
-        self.took = _took(job, self._began)
+        super().end(job)
         if not job.running and not job.failed:
             self.store.note_evaluated(self.run)
 
@@ -143,11 +167,17 @@ def work_of(
     found: dict[str, TrainStage | EvaluateRun] = {}
     for run in runs:
         for stage in run.stages:
-            train = TrainStage(store, stage, trust_files)
+            train = TrainStage(store, stage, trust_files=trust_files)
             found.setdefault(train.name, train)
-        evaluation = EvaluateRun(store, run, trust_files)
+        evaluation = EvaluateRun(store, run, trust_files=trust_files)
         found.setdefault(evaluation.name, evaluation)
     return list(found.values())
+
+
+def left_over(store: Store, runs: Sequence[GridRun]) -> list[str]:
+    """Returns the names of the commands that are not done."""
+    trains = [train_name(key) for key, stage in unique_stages(runs).items() if not store.is_trained(stage)]
+    return [*trains, *dict.fromkeys(eval_name(run.key) for run in runs if store.missing_tasks(run))]
 
 
 def steps_behind(store: Store, runs: Sequence[GridRun]) -> dict[str, int]:
@@ -158,9 +188,3 @@ def steps_behind(store: Store, runs: Sequence[GridRun]) -> dict[str, int]:
         for key, stage in stages.items()
         if not store.is_trained(stage) and store.run(key).is_run
     }
-
-
-def _took(job: Job, began: float) -> Took:
-    used = job.process.usage if job.process is not None else None
-    cpu = used.ru_utime + used.ru_stime if used is not None else 0.0
-    return Took(cpu_seconds=cpu, wall_seconds=time.monotonic() - began)

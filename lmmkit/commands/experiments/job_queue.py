@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from lmmkit.commands.support.common import err
 from lmmkit.commands.support.jobs import SHOWN, Job, noted_signals, stop_all
 from lmmkit.errors import MachineError
+from lmmkit.progress import duration
 
 LOOK = 0.2  # seconds between two looks at the processes
 
@@ -22,24 +23,39 @@ class Failure:
     code: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Took:
+    """Holds what a command took, from its start to its end."""
+
+    cpu_seconds: float = 0.0
+    wall_seconds: float = 0.0
+
+
 class Work(Protocol):
     """Describes one command of a queue.
 
     `begin` starts it and returns its job; "done" if nothing is left to do, "busy" if another process does it. `end` is
-    called once for each job that has ended, in whichever way.
+    called once for each job that has ended, in whichever way; afterwards `took` is known.
     """
 
     @property
     def name(self) -> str: ...
     @property
     def after(self) -> Sequence[str]: ...
+    @property
+    def took(self) -> Took: ...
     def begin(self) -> Job | Literal["done", "busy"]: ...
     def end(self, job: Job) -> None: ...
 
 
-def run_queue(queue: Sequence[Work], side: int, show: Callable[[Sequence[Job]], None]) -> dict[str, Failure]:
+def run_queue(
+    queue: Sequence[Work],
+    side: int,
+    show: Callable[[Sequence[Job], Collection[str]], None],
+    label: Callable[[str], str] = str,
+) -> dict[str, Failure]:
     """Runs the work, `side` commands at once. What a work needs and the queue does not have is done already. `show` is
-    called every second with the running jobs.
+    called every second with the running jobs and the names of what has ended. `label`: a name in words.
 
     Returns what has failed, by name.
 
@@ -61,9 +77,10 @@ def run_queue(queue: Sequence[Work], side: int, show: Callable[[Sequence[Job]], 
                     work.end(job)
                     if job.failed:
                         failed[name] = Failure(str(job.log), _code(job))
-                        err.print(f"{name} failed: {job.log}: {job.last_line()}")
+                        err.print(f"failed: {label(name)}: {job.log}: {job.last_line()}")
                     else:
                         done.add(name)
+                        err.print(f"done: {label(name)}: {_took(work.took)}; {len(done)} of {len(names)}")
                 for work in list(waiting):
                     if lacking := [name for name in work.after if name in failed]:
                         failed[work.name] = Failure(f"needs {lacking[0]}", failed[lacking[0]].code)
@@ -73,22 +90,27 @@ def run_queue(queue: Sequence[Work], side: int, show: Callable[[Sequence[Job]], 
                         if begun == "busy":
                             if work.name not in noted:
                                 noted.add(work.name)
-                                err.print(f"{work.name}: waits for another process that works on it")
+                                err.print(f"{label(work.name)}: waits for another process that works on it")
                             continue
                         waiting.remove(work)
                         if begun == "done":
                             done.add(work.name)
                         else:
                             running[work.name] = work, begun
+                            err.print(f"started: {label(work.name)}")
                 if time.monotonic() - shown >= SHOWN:
                     shown = time.monotonic()
-                    show([job for _, job in running.values()])
+                    show([job for _, job in running.values()], done | failed.keys())
                 time.sleep(LOOK)
         finally:
             stop_all([job for _, job in running.values()], received)
             for work, job in running.values():
                 work.end(job)
     return failed
+
+
+def _took(took: Took) -> str:
+    return f"{duration(took.wall_seconds)}, {took.cpu_seconds:,.0f} CPU s"
 
 
 def _code(job: Job) -> int:

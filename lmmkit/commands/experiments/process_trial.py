@@ -16,7 +16,7 @@ from lmmkit.ablation.arms import Arm
 from lmmkit.ablation.forecast import ProcessCost, slowed
 from lmmkit.ablation.stage_runs import ArmOnData, grid_runs
 from lmmkit.ablation.store import Store
-from lmmkit.ablation.trial import StepCost
+from lmmkit.ablation.trial import StepCost, base_shapes
 from lmmkit.commands.experiments.grid_work import EvaluateRun, TrainStage, work_of
 from lmmkit.commands.experiments.job_queue import run_queue
 from lmmkit.commands.support.common import err
@@ -36,18 +36,17 @@ def process_cost(
     Raises:
         typer.Exit: if a command fails; its log is printed.
     """
-    name = hashlib.sha256(json.dumps([sorted(steps), base.questions()]).encode()).hexdigest()[:12]
-    path = store.trial(f"commands-{name}")
-    if path.is_file():
-        return ProcessCost(**read_json(path, hint="Remove the file, to measure again."))
-    aside = Store(store.root / "trials" / f"commands-{name}")
+    if (known := kept_process_cost(store, base)) is not None:
+        return known
+    path = _path(store, base)
+    aside = Store(path.with_suffix(""))
     small = ArmOnData(
         Arm(base.arm.name, base.arm.where, _small(base)), Path(base.recipe.root), trust_files=trust_files
     )
     runs = grid_runs([small], [0], equal="steps", steps={base.arm.name: dict.fromkeys(base.steps, STEPS)})
     work = work_of(aside, runs, trust_files=trust_files)
     with working("measuring the commands", len(work)) as move:
-        failed = run_queue(work, 1, lambda jobs: move(sum(_is_done(each) for each in work)))
+        failed = run_queue(work, 1, lambda _, ended: move(len(ended)))
     if failed:
         first = next(iter(failed.values()))
         err.print(Path(first.reason).read_text(errors="replace"))
@@ -70,10 +69,17 @@ def process_cost(
     return found
 
 
-def _is_done(work: TrainStage | EvaluateRun) -> bool:
-    if isinstance(work, TrainStage):
-        return work.store.is_trained(work.stage)
-    return not work.store.missing_tasks(work.run)
+def kept_process_cost(store: Store, base: ArmOnData) -> ProcessCost | None:
+    """Returns the cost of the commands of the base if it was measured before."""
+    path = _path(store, base)
+    if not path.is_file():
+        return None
+    return ProcessCost(**read_json(path, hint="Remove the file, to measure again."))
+
+
+def _path(store: Store, base: ArmOnData) -> Path:
+    work = json.dumps([base_shapes(base), base.questions()])
+    return store.trial(f"commands-{hashlib.sha256(work.encode()).hexdigest()[:12]}")
 
 
 def _count(results: Mapping) -> int:

@@ -26,7 +26,7 @@ def show_runs(
 ) -> None:
     """List the runs below a folder: recipe, state, stage, step, loss and the first figure of the evaluation.
 
-    The loss is the mean of the last 20 logged steps. Done: every stage has its model folder.
+    The loss is the mean of the last 20 logged steps. Done: the model of the last stage is written.
     """
     from lmmkit.errors import UserError
     from lmmkit.errors.training import NOT_A_FOLDER

@@ -79,9 +79,10 @@ def check_records(recipe: Recipe, name: str, report: CheckReport, decode: bool) 
             first.append(bad.problem())
 
     path, images = recipe.path(section.records), section.images and recipe.path(section.images)
+    size = records_size(path, images or None, messages=section.kind == "messages")
     begin = time.perf_counter()
     try:
-        with working(f"{name}: records", records_size(path, images or None)) as move:
+        with working(f"{name}: records", size) as move:
             indexing = Indexing(
                 template=section.template, rebuild=True, on_bad_record=on_bad_record, progress=move,
                 columns=section.mapped(),

@@ -16,7 +16,8 @@ from rich.text import Text
 
 from lmmkit.progress import Display, duration
 
-EVERY = 10.0  # seconds between two lines of a task
+EVERY, MOST = 10.0, 60.0  # seconds between two lines of a task: at first, and after twenty minutes
+LEAST = 0.5  # percent done, from which on the time left is a guess worth printing
 BAR_WIDTHS = ((100, 24), (70, 12), (0, 6))  # (least columns of the terminal, columns of a bar)
 REPORT = "LMMKIT_PROGRESS"  # the environment variable that names the file of `Reported`
 REPORTED = 1.0  # seconds between two writes of it
@@ -116,8 +117,8 @@ class _Line:
 
 @dataclass
 class Lines:
-    """Prints a line when work begins that is not part of other work, and of slow work a line every `every`
-    seconds."""
+    """Prints a line when work begins that is not part of other work, and of slow work a line every `every` seconds,
+    later every minute."""
 
     console: Console
     every: float = EVERY
@@ -137,13 +138,14 @@ class Lines:
     def move(self, task: int, done: float) -> None:
         """Prints the share that is done and the time left, from time to time."""
         line, now = self._tasks[task], self.clock()
-        if line.total and done and now - line.printed >= self.every:
+        seconds = now - line.began
+        if line.total and done and now - line.printed >= max(self.every, min(MOST, seconds / 20)):
             line.printed = now
-            seconds = now - line.began
             left = seconds * max(0.0, line.total - done) / done
             rate = f"{_rate(done / seconds, line.unit)}, " if line.unit else ""
-            share = f"{100 * done / line.total:.0f} %"
-            self._print(f"{line.title}: {share}, {rate}about {duration(left)} left")
+            share = 100 * done / line.total
+            until = f"about {duration(left)} left" if share >= LEAST else "the time left is not known yet"
+            self._print(f"{line.title}: {share:.0f} %, {rate}{until}")
 
     def end(self, task: int) -> None:
         """Forgets the task."""

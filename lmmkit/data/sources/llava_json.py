@@ -43,6 +43,10 @@ class JsonRecords(IndexedRecords):
 
     def all_images(self) -> Iterator[tuple[int, Image]]:
         """Yields each image once, with its first record."""
+        return self.image_files()
+
+    def image_files(self) -> Iterator[tuple[int, Image]]:
+        """Yields each image file that records name, with its first record."""
         for i, path in self._paths():
             yield i, Image(self._full(path))
 
@@ -72,19 +76,23 @@ class JsonRecords(IndexedRecords):
 
     def identity(self) -> dict[str, object]:
         """Returns what distinguishes this data from other data: file content, image names and sizes."""
+        return {
+            "records": f"{self.path.stat().st_size} bytes, crc32 {file_crc32(self.path):08x}",
+            "images": self.names_and_sizes(),
+        }
+
+    def names_and_sizes(self) -> str:
+        """Returns a checksum of the names and sizes of the image files."""
         crc = total = count = 0
-        images = self.index.meta["images"]
-        for _, image in counted(f"{self.path.name}: sizes of images", self.all_images(), images):
+        images = len(self.index.arrays["images"])
+        for _, image in counted(f"{self.path.name}: sizes of images", self.image_files(), images):
             try:
                 size = os.stat(image.path).st_size
             except OSError:
                 size = -1  # a source may skip missing images
             crc = zlib.crc32(f"{image.path.removeprefix(self.root.path)} {size}\n".encode(), crc)
             total, count = total + max(size, 0), count + 1
-        return {
-            "records": f"{self.path.stat().st_size} bytes, crc32 {file_crc32(self.path):08x}",
-            "images": f"{count} files, {total} bytes, crc32 {crc:08x}",
-        }
+        return f"{count} files, {total} bytes, crc32 {crc:08x}"
 
     def _full(self, path: str) -> str:
         return os.path.join(self.root.path, path)
@@ -121,21 +129,17 @@ def open_json(path: Path, images: Path, indexing: Indexing) -> JsonRecords:
 
 def _index(path: Path, indexing: Indexing) -> Index:
     """Makes one pass over the file."""
-    builder, images = IndexBuilder([path], indexing), _ImageNames()
+    builder, images = IndexBuilder([path], indexing), ImageNames()
     with Window(path, indexing.progress) as window:
         for raw in read_records(window):
             raw = raw if indexing.columns is None else as_llava(raw, indexing.columns)
             if (size := builder.add(raw)) is not None:
                 images.add(size.images, len(builder) - 1)
     meta = {"images": len(images.known), "folders": list(images.folders)}
-    arrays = {
-        "images": as_table(_IMAGE, images.columns),
-        "names": np.frombuffer(bytes(images.names), np.uint8),
-    }
-    return builder.index(meta, arrays)
+    return builder.index(meta, images.arrays())
 
 
-class _ImageNames:
+class ImageNames:
     """Collects the image paths of a file, each once. `names` contains all of them, one after the other."""
 
     def __init__(self) -> None:
@@ -154,3 +158,10 @@ class _ImageNames:
             for column, value in zip(self.columns, (record, len(self.names), folder), strict=True):
                 column.append(value)
             self.names += path.encode()
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Returns the arrays that an index has of them."""
+        return {
+            "images": as_table(_IMAGE, self.columns),
+            "names": np.frombuffer(bytes(self.names), np.uint8),
+        }

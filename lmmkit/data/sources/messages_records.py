@@ -78,6 +78,8 @@ class _Form:
                 self.problems.append(("", found))
             elif found is not None:
                 names[part] = found
+            elif part in self.columns and self.columns[part] not in raw.value:  # type: ignore[operator]
+                self.notes.append(f"no column `{self.columns[part][:40]}`, which `columns` names")
         messages = record.get(names.get("messages", ""), [])
         if self.problems or not isinstance(messages, list):
             if not self.problems:
@@ -94,7 +96,11 @@ class _Form:
                 self.notes.append(f"`{key}` is not read: `columns` names another one")
         value |= {part: record[name] for part, name in names.items() if part in ("id", "system")}
         if self.placed:
-            marked = len(self.placed) == 1 and any(MARKER in str(turn.get("value")) for turn in turns)
+            marked = (
+                len(self.placed) == 1
+                and self.placed[0] is not None
+                and any(isinstance(turn, dict) and MARKER in str(turn.get("value")) for turn in turns)
+            )
             value |= {"image": self.placed[0]} if marked else {"images": self.placed}
         first = messages[0] if messages and isinstance(messages[0], dict) else {}
         parts = {
@@ -152,7 +158,7 @@ class _Form:
         if not isinstance(part, dict):
             self.wrong(TYPE, at, f"a content part {value_kind(part)}", expected="an object")
             return ""
-        given = {key: value for key, value in part.items() if value is not None}
+        given: dict[str, object] = {key: value for key, value in part.items() if value is not None}
         kind = given.pop("type", None)
         if kind in _IMAGE_PARTS:
             if role != "human":
@@ -180,19 +186,18 @@ class _Form:
     def take(self, given: dict[str, object], at: str) -> None:
         """Adds the image of a content part: the one that it names, or one of the record's own column."""
         own = [given.pop(key) for key in _IMAGE_KEYS if key in given]
-        index = given.pop("index", None)
         if own:
             url = own[0]
             if isinstance(url, dict):
-                url = dict(url)
-                inner = url.pop("url", url.pop("path", None))
-                self.unread(url)
-                url = inner
+                rest = {key: value for key, value in url.items() if value is not None}
+                url = rest.pop("url" if "url" in rest else "path", None)
+                self.unread(rest)
             if len(own) > 1 or not isinstance(url, str):
                 got = "several images" if len(own) > 1 else f"an image {value_kind(url)}"
                 self.wrong(MESSAGE_PART, at, got)
             self.placed.append(url)
         else:
+            index = given.pop("index", None)
             next_one = max(self.used, default=-1) + 1
             number = next_one if index is None else index
             if type(number) is not int or not 0 <= number < len(self.given):

@@ -171,8 +171,12 @@ class RecordParser:
 
     def wrong(self, code: Code, key: str, got: str, **fields: object) -> None:
         """Adds a problem of the part `key`."""
-        part = ".".join(self.names.get(word, word) for word in key.split("."))
+        part = ".".join(self.named(word) for word in key.split("."))
         self.problems.append((part, code.at("", got=got, **fields)))
+
+    def named(self, part: str) -> str:
+        """Returns the name that a part of LLaVA's form has in the record."""
+        return self.names.get(part, part)
 
     def key(self, value: object) -> str:
         """Returns the id of the record as text; empty if it has none."""
@@ -203,10 +207,11 @@ class RecordParser:
         paths: list[str] = []
         for path in value if isinstance(value, list) else [value]:
             if not isinstance(path, str):
-                self.wrong(TYPE, key, f"`{key}` {value_kind(path)}", expected="a path or a list of paths")
+                got = f"`{self.named(key)}` {value_kind(path)}"
+                self.wrong(TYPE, key, got, expected="a path or a list of paths")
                 continue
             paths.append(path)
-            if self.encodable([path], f"`{key}`", key) and (got := path_fault(path)):
+            if self.encodable([path], f"`{self.named(key)}`", key) and (got := path_fault(path)):
                 self.wrong(RECORDS_PATH, key, got)
         return tuple(paths)
 
@@ -232,7 +237,7 @@ class RecordParser:
             return []
         if not isinstance(value, list) or not value:
             got = "none" if value is None or value == [] else value_kind(value)
-            self.wrong(RECORDS_TURNS, "conversations", f"`conversations` {got}")
+            self.wrong(RECORDS_TURNS, "conversations", f"`{self.named('conversations')}` {got}")
             return []
         self.before = self.first_turn(value[0])
         turns = [self.turn(turn, i) for i, turn in enumerate(value) if i >= self.before]
@@ -277,7 +282,7 @@ class RecordParser:
             self.wrong(FROM, f"conversations.{i}.from", f"turn {i} from {value_kind(who)}")
         if not isinstance(text, str):
             at = f"conversations.{i}.value"
-            self.wrong(TYPE, at, f"turn {i} value {value_kind(text)}", expected="a string")
+            self.wrong(TYPE, at, f"turn {i} {self.named('value')} {value_kind(text)}", expected="a string")
         elif (
             self.encodable([text], f"turn {i}", f"conversations.{i}.value")
             and isinstance(who, str)

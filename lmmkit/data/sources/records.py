@@ -21,6 +21,8 @@ from lmmkit.data.sources.bad_records import STRICT, BadRecord, Policy, record_pl
 from lmmkit.data.sources.indexed_records import IndexedRecords, Indexing
 from lmmkit.data.sources.llava_json import open_json
 from lmmkit.data.sources.record_parser import RecordParser
+from lmmkit.data.sources.tables.parquet_records import open_tables
+from lmmkit.data.sources.tables.table_names import is_table, tables_size
 from lmmkit.data.sources.webdataset_shards import open_shards, shards_size
 from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.errors.data import IMAGE_MISSING, MORE_PROBLEMS, RECORDS_EMPTY, RECORDS_PATH, TOO_MANY
@@ -110,14 +112,15 @@ def open_records(
 ) -> Records:  # fmt: skip
     """Returns the records of the file `records`, after checking all of them. Image paths are relative to
     `images`. Without `images`, `records` is the pattern of shards, which contain records and images. With
-    `columns`, the file is of kind `messages`; they map its columns.
+    `columns`, the source is of kind `messages`; they map its columns, and `records` may name parquet or Arrow files.
 
     For the template `plain` the user's words are left out, as LLaVA does with its captions.
     Image files are not read, but a path that leads out of `images` is refused.
 
     Raises `UserError` with the first 20 problems and the total number.
     """
-    with working(f"{name}: reading records", records_size(Path(records), images)) as move:
+    size = records_size(Path(records), images, messages=columns is not None)
+    with working(f"{name}: reading records", size) as move:
         indexing = Indexing(template=template, progress=move, columns=columns)
         indexed = open_indexed(Path(records), images, indexing)
     found = Records(
@@ -127,8 +130,11 @@ def open_records(
     return found
 
 
-def records_size(path: Path, images: Path | None) -> int:
-    """Returns the bytes of a records file, or of all shards; 0 for files that cannot be read."""
+def records_size(path: Path, images: Path | None, *, messages: bool = False) -> int:
+    """Returns the bytes of a records file, or of all shards; 0 for files that cannot be read. `messages`: the
+    source has this kind, so its files may be tables."""
+    if messages and is_table(path):
+        return tables_size(path)
     if images is None:
         return shards_size(path)
     try:
@@ -139,6 +145,8 @@ def records_size(path: Path, images: Path | None) -> int:
 
 def open_indexed(records: Path, images: Path | None, indexing: Indexing) -> IndexedRecords:
     """Opens the index of a source; see `open_records`."""
+    if indexing.columns is not None and is_table(records):
+        return open_tables(records, images, indexing)
     return open_shards(records, indexing) if images is None else open_json(records, images, indexing)
 
 

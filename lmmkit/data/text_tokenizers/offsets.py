@@ -33,21 +33,23 @@ def read_pieces(proto: bytes, text: str) -> tuple[list[int], Offsets]:
     for char in text:
         byte_of.append(byte_of[-1] + len(char.encode()))
     char_at = {byte: number for number, byte in enumerate(byte_of)}
-    of_pieces = [dict(_fields(value)) for key, value in _fields(proto) if key == 2]
+    of_pieces = [
+        {key: number for key, number, _ in _fields(piece)} for key, _, piece in _fields(proto) if key == 2
+    ]
     return [each[2] for each in of_pieces], [(char_at[each[4]], char_at[each[5]]) for each in of_pieces]
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Yields number and value of each field of a protobuf message: integers, and the bytes of all else."""
+def _fields(message: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Yields for each field of a protobuf message its key, its integer or 0, and the bytes of all else."""
     at = 0
     while at < len(message):
         tag, at = _varint(message, at)
         if tag & 7 == 0:
             value, at = _varint(message, at)
-            yield tag >> 3, value
+            yield tag >> 3, value, b""
         else:
             size, at = _varint(message, at) if tag & 7 == 2 else ({1: 8, 5: 4}[tag & 7], at)
-            yield tag >> 3, message[at : at + size]
+            yield tag >> 3, 0, message[at : at + size]
             at += size
 
 

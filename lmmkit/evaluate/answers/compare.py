@@ -25,7 +25,7 @@ LEVEL, POWER = 0.05, 0.8
 class Comparison:
     """Holds the comparison of two models on one task.
 
-    `first`, `second`: mean scores. `difference`: first minus second, with its interval by clusters.
+    `first`, `second`: mean scores. `difference`: second minus first, with its interval by clusters.
     `only_first`, `only_second`: questions that only one of them has right. `p`: of McNemar's exact test, or for
     scores between 0 and 1 of a test by random signs; `p_holm`: corrected for all tasks. `detectable`: the smallest
     true difference that a test at 5 % finds four times of five, with these questions. `n`: common questions;
@@ -63,7 +63,7 @@ def compare_answers(task: str, first: Sequence[Answer], second: Sequence[Answer]
         raise UserError(OTHER_QUESTIONS.at(f"task {task}", got=got))
     a, b = (np.array([each[id].score for id in common], float) for each in scored)
     clusters = [scored[0][id].cluster or id for id in common]
-    difference = paired_difference(a.tolist(), b.tolist(), clusters)
+    difference = paired_difference(b.tolist(), a.tolist(), clusters)
     right = [a > b, b > a]
     only_first, only_second = (int(each.sum()) for each in right)
     if set(np.unique(np.concatenate([a, b]))) <= {0.0, 1.0}:
@@ -72,7 +72,7 @@ def compare_answers(task: str, first: Sequence[Answer], second: Sequence[Answer]
     else:
         p = float(
             stats.permutation_test(
-                (a - b,), np.mean, permutation_type="samples", n_resamples=9999, vectorized=True, rng=0
+                (b - a,), np.mean, permutation_type="samples", n_resamples=9999, vectorized=True, rng=0
             ).pvalue
         )
     assert difference.low is not None and difference.high is not None, "it has items"

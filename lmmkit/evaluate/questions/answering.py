@@ -19,6 +19,7 @@ import torch
 
 import lmmkit
 from lmmkit.api.sample import Image, ImageFit, Sample, Turn
+from lmmkit.data.images import image_place
 from lmmkit.errors import raise_all
 from lmmkit.errors.answers import CHANGED
 from lmmkit.evaluate.answers.answers_file import AnswersFolder
@@ -87,7 +88,7 @@ def answer_questions(
     settings.
     """
     found = with_controls(asked.samples, controls, chat_model.prepared.dims.image)
-    controls = [name for name in found if name != OWN]
+    names = [name for name in found if name != OWN]
     questions = [
         AskedQuestion((condition, item.id), sample)
         for condition, samples in found.items()
@@ -101,10 +102,10 @@ def answer_questions(
             chat_model, questions, max_new_tokens=asked.max_new_tokens,
             on_replies=lambda replies: collected.extend(map(answered.of, replies)),
         )  # fmt: skip
-        return outcome_of(asked.items, asked.scorer, controls, {answer.key: answer for answer in collected})
+        return outcome_of(asked.items, asked.scorer, names, {answer.key: answer for answer in collected})
     answers = _kept(chat_model, asked, questions, answered, keep)
     with working(f"{asked.task}: scoring"):
-        outcome = outcome_of(asked.items, asked.scorer, controls, answers)
+        outcome = outcome_of(asked.items, asked.scorer, names, answers)
     if not asked.whole:
         outcome.coverage["of"] = asked.total
     if keep.ranks.rank == 0:
@@ -135,7 +136,7 @@ class _Answers:
         (condition, id), reply = replied[0].key, replied[1]
         row, asked = self.row[id], self.asked
         item = asked.items[row]
-        shown = tuple(image.path for image in replied[0].sample.images)
+        shown = tuple(map(image_place, replied[0].sample.images))
         answer = Answer(
             task=asked.task, split=asked.split, data=asked.data[:16], id=id, row=row, condition=condition,
             question=item.prompt, images=shown, cluster=item.cluster, groups=dict(item.groups),

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -89,7 +89,7 @@ def _line(chat_model: ChatModel, sample: Sample, text: str) -> dict:
     return line | {"grid": list(map_XY.shape), "peak": peak, "map": base64.b64encode(scaled).decode()}
 
 
-def is_box(box: Any) -> bool:
+def is_box(box: Any) -> TypeGuard[tuple[float, ...]]:
     """Returns whether it is left, top, right and bottom as shares of an image."""
     if not isinstance(box, tuple) or len(box) != 4 or not all(isinstance(at, int | float) for at in box):
         return False

@@ -11,6 +11,7 @@ from lmmkit import plugin_calls
 from lmmkit.api.components import AuxTask, Term
 from lmmkit.api.puzzle import Puzzle
 from lmmkit.api.sample import Sample
+from lmmkit.data.images import image_place
 from lmmkit.evaluate.keep import Keep
 from lmmkit.objective import Outcome
 from lmmkit.runs.files import write_text_atomic
@@ -24,7 +25,7 @@ class Puzzles:
 
     def __init__(self, task: str, samples: Iterable[Sample]):
         self.task = task
-        self._images = {sample.key: [image.path for image in sample.images] for sample in samples}
+        self._images = {sample.key: [image_place(image) for image in sample.images] for sample in samples}
         self._found: dict[str, list[tuple[str, Puzzle]]] = {}
 
     def add(self, instance: str, key: str, puzzle: Puzzle) -> None:

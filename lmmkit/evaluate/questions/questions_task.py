@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lmmkit.api.sample import Sample
+from lmmkit.data.images import image_place
 from lmmkit.errors import Problem, raise_all
 from lmmkit.errors.answers import NEEDS_TEN
 from lmmkit.errors.plan import NO_DATA
@@ -26,10 +27,8 @@ from lmmkit.plan.stage_plan import StagePlan
 from lmmkit.recipe import Control, Recipe
 
 MAX_NEW_TOKENS = 128
-GROUPS = (
-    "type",
-    "prior",
-)  # fields of a record whose values are the parts of the data with figures of their own
+GROUPS = ("type", "prior")
+"""The fields of a record that divide the questions into groups with figures of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +173,7 @@ def _item(sample: Sample) -> Item:
     given = sample.meta.get("answers")
     gold = list(given) if isinstance(given, tuple) and given else [sample.turns[-1].text]
     return Item(
-        id=sample.key, prompt=sample.turns[-2].text, images=tuple(image.path for image in sample.images),
+        id=sample.key, prompt=sample.turns[-2].text, images=tuple(map(image_place, sample.images)),
         gold=gold, cluster=str(sample.meta.get("scene", sample.key)),
         groups={key: str(sample.meta[key]) for key in GROUPS if key in sample.meta},
     )  # fmt: skip

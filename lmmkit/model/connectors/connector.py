@@ -2,28 +2,52 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 
 class Connector(nn.Module):
-    """Maps [I, N, vision width] to [I, rows, decoder width]."""
+    """Maps [I, N, vision width] to [I, rows, decoder width].
+
+    `grid`: the rows and columns of the N tokens. `fixed_patches`: whether each row is made of the same patches of
+    every image.
+    """
+
+    fixed_patches: ClassVar[bool] = True
+
+    def __init__(self, n_in: int, n_out: int, grid: tuple[int, int]):
+        super().__init__()
+        self.n_in, self.n_out, self.grid = n_in, n_out, grid
 
     @staticmethod
     def rows(grid: tuple[int, int]) -> int:
-        """Returns the rows of an image whose encoder output is a grid (height, width): one for each token."""
+        """Returns the rows of an image whose encoder output is a grid (height, width): one for each token. The
+        settings of the kind are further arguments."""
         return grid[0] * grid[1]
+
+    @staticmethod
+    def misfit(grid: tuple[int, int], n_out: int) -> tuple[str, str, str] | None:
+        """Returns which setting does not fit, what it is, and what it may be; None if all fit. The settings of the
+        kind are further arguments."""
+        return None
 
     def seen_by_rows(self, seen_IND: Tensor) -> Tensor:
         """Returns what the encoder gives for the part of the image that each row is made of, [I, rows, vision
         width]. A connector with fewer rows than tokens overrides it."""
         return seen_IND
 
+    def on_patches(self, weight_N: Tensor) -> Tensor | None:
+        """Returns the weights of an image's rows as weights of its patches, [grid]; None if these are not known."""
+        return weight_N.view(self.grid)
+
+    def stored_values(self, tokens: int) -> int:
+        """Returns how many values a training step stores for images of `tokens` tokens together."""
+        return tokens * (self.n_in + 2 * self.n_out)
+
 
 class NoConnector(Connector):
     """Gives the encoder's output unchanged: the model's image reducer maps it to the decoder's width."""
-
-    def __init__(self, n_in: int, n_out: int):
-        super().__init__()
 
     def forward(self, x_IND: Tensor) -> Tensor:
         return x_IND

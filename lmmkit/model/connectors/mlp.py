@@ -10,8 +10,8 @@ from lmmkit.model.connectors.connector import Connector
 class LinearConnector(Connector):
     """Applies one linear layer."""
 
-    def __init__(self, n_in: int, n_out: int):
-        super().__init__()
+    def __init__(self, n_in: int, n_out: int, grid: tuple[int, int]):
+        super().__init__(n_in, n_out, grid)
         self.first = nn.Linear(n_in, n_out)
 
     def forward(self, x_IND: Tensor) -> Tensor:
@@ -21,8 +21,8 @@ class LinearConnector(Connector):
 class MlpConnector(Connector):
     """Applies two linear layers with an exact GELU between them, as LLaVA-1.5 does."""
 
-    def __init__(self, n_in: int, n_out: int):
-        super().__init__()
+    def __init__(self, n_in: int, n_out: int, grid: tuple[int, int]):
+        super().__init__(n_in, n_out, grid)
         self.first = nn.Linear(n_in, n_out)
         self.second = nn.Sequential(nn.GELU(), nn.Linear(n_out, n_out))
 

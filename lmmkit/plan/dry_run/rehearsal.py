@@ -26,7 +26,7 @@ from lmmkit.api.components import (
     TokenWeight,
 )
 from lmmkit.api.ctx import Ctx
-from lmmkit.api.layout import Insert
+from lmmkit.api.layout import Insert, InsertAt
 from lmmkit.api.model_info import Dims, ImageSpec
 from lmmkit.api.needs import (
     HiddenAt,
@@ -34,6 +34,7 @@ from lmmkit.api.needs import (
     Select,
     reads_reference,
     selector,
+    selectors,
     teacher_models_of,
     teachers_of,
 )
@@ -101,16 +102,17 @@ class _ViewReader(Loss):
 
 @dataclass(frozen=True, kw_only=True)
 class _Provider(TokenStrategy):
-    """Provides a learned token at the end of a view, for a term that reads one."""
+    """Provides a learned token for a term that reads one."""
 
     token: str
+    at: InsertAt
 
     @property
     def provides(self) -> tuple[str, ...]:  # type: ignore[override]
         return (self.token,)
 
     def edit(self, view: View) -> Sequence[Insert]:
-        return [Insert("end", self.token)]
+        return [Insert(self.at, self.token)]
 
     def modules(self, dims: Dims) -> nn.Module:
         return LearnedTokens(1, dims.width)
@@ -185,7 +187,8 @@ def _others(components: Iterable[Component]) -> dict[str, Component]:
     """Returns readers of tokens and views that no term reads, and providers of tokens that none provides."""
     components = list(components)
     needs = [need for c in components if isinstance(c, Reader) for need in plugin_calls.needs(c)]
-    read = {name for need in needs if (name := selector(need).token_name) is not None}
+    read = {name for need in needs for each in selectors(need) if (name := each.token_name) is not None}
+    attending = {selector(need).token_name for need in needs}  # others are only attended to
     strategies = [c for c in components if isinstance(c, TokenStrategy)]
     provided = {name for c in strategies for name in plugin_calls.provides(c)}
     unread = {name for c in strategies if not c.unread for name in plugin_calls.provides(c)} - read
@@ -193,7 +196,9 @@ def _others(components: Iterable[Component]) -> dict[str, Component]:
     return {
         **{f"reads_{name}": _Reader(name=f"reads_{name}", token=name) for name in sorted(unread)},
         **{
-            f"provides_{name}": _Provider(name=f"provides_{name}", token=name)
+            f"provides_{name}": _Provider(
+                name=f"provides_{name}", token=name, at="end" if name in attending else "before_response"
+            )
             for name in sorted(read - provided)
         },
         **{f"reads_{name}": _ViewReader(name=f"reads_{name}", view=name) for name in sorted(views)},

@@ -21,7 +21,7 @@ from lmmkit.api.components import (
     ViewMaker,
 )
 from lmmkit.api.model_info import Dims
-from lmmkit.api.needs import selector, selects_rows, teacher_models_of, teachers_of
+from lmmkit.api.needs import selector, selectors, selects_rows, teacher_models_of, teachers_of
 from lmmkit.api.sample import Sample, View
 from lmmkit.data.packing import SizedSample
 from lmmkit.data.pipeline import Pipeline
@@ -43,7 +43,7 @@ from lmmkit.plan.dry_run.module_checks import ModuleSubject
 from lmmkit.plan.dry_run.reducer_checks import ReducerSubject
 from lmmkit.plan.dry_run.span_checks import SpanSubject
 from lmmkit.plan.dry_run.subject import first_problems, problem
-from lmmkit.plan.dry_run.term_checks import TermSubject, reads_ids
+from lmmkit.plan.dry_run.term_subject import TermSubject, reads_ids
 from lmmkit.plan.dry_run.token_checks import TokenSubject
 from lmmkit.plan.dry_run.view_checks import ViewSubject
 from lmmkit.plan.prepare import Prepared, smallest_step
@@ -148,7 +148,7 @@ def _reads(term: Reader, names: Collection[str], prepared: Prepared) -> bool:
     """Returns whether a term reads views or tokens of some components."""
     components = prepared.instances.components
     tokens = {t for n in names if isinstance(c := components[n], TokenStrategy) for t in c.provides}
-    selected = [selector(need) for need in plugin_calls.needs(term)]
+    selected = [each for need in plugin_calls.needs(term) for each in selectors(need)]
     return any(each.view in names or each.token_name in tokens for each in selected)
 
 

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from functools import cached_property
-from typing import NamedTuple
-from zlib import crc32
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor, nn
 
 from lmmkit import plugin_calls
 from lmmkit.api.batch import Batch, Ragged
-from lmmkit.api.components import Loss, Reader, RowLoss, StepTerm, Term, TokenWeight
-from lmmkit.api.ctx import Ctx, Moment
-from lmmkit.api.model_info import Dims
-from lmmkit.api.needs import LogitsAt, Need
-from lmmkit.api.sample import Image, ImageFit
-from lmmkit.data.packing import Packer, SizedSample, read_images
-from lmmkit.errors import Problem
+from lmmkit.api.components import Reader, RowLoss, StepTerm, Term, TokenWeight
+from lmmkit.api.ctx import Ctx
+from lmmkit.errors import Code, Problem
 from lmmkit.errors.dry_run import (
     DETACHED,
     IN_PLACE,
@@ -30,104 +23,14 @@ from lmmkit.errors.dry_run import (
     NOT_FINITE,
     NOT_PURE,
 )
-from lmmkit.plan.dry_run.drawn import LOGITS, concatenated, drawn
 from lmmkit.plan.dry_run.subject import Check, global_seed, problem
+from lmmkit.plan.dry_run.term_subject import Group, TermSubject, summed_value, whole_value
 from lmmkit.plugin_calls.devices import watched
 from lmmkit.plugin_calls.guard import calling, returned, shown
 
 CALLS = 2  # of `value` with the same inputs, and one more
-APART = 4  # samples with a micro-batch of their own
 CLOSE = 1e-3  # relative; sums of float32 in another order differ by less
 ROUGH = 0.3  # the same for terms that draw from `ctx.rng`: other draws in another micro-batch
-MOMENT = Moment(step=1, progress=0.5)
-
-
-class Group(NamedTuple):
-    """Holds a micro-batch and the tensors of a term's needs."""
-
-    batch: Batch
-    taps: Mapping[Need, Tensor]
-
-
-@dataclass(frozen=True)
-class TermSubject:
-    """Holds a term (or what weights rows), its filled module, and laid-out samples."""
-
-    term: Reader
-    module: nn.Module | None
-    packer: Packer
-    samples: Sequence[SizedSample]
-    dims: Dims
-
-    def pack(self, samples: Sequence[SizedSample]) -> Batch:
-        """Returns the micro-batch of these samples, with drawn images."""
-        terms = (self.term,) if isinstance(self.term, Term) else ()
-        packer = replace(self.packer, needs=plugin_calls.needs(self.term), terms=terms, teachers={})
-        return packer.pack(samples, read_images(samples, self._pixels))[0]
-
-    def _pixels(self, image: Image, fit: ImageFit) -> Tensor:
-        """Returns drawn pixels for an image file."""
-        size, generator = self.dims.image.size, torch.Generator().manual_seed(crc32(image.path.encode()))
-        return torch.randint(0, 256, (3, size, size), generator=generator, dtype=torch.uint8)
-
-    def drawn(self, samples: Sequence[SizedSample], seed: int = 3) -> Group:
-        """Returns a micro-batch of these samples, with drawn tensors of its needs."""
-        batch, generator = self.pack(samples), torch.Generator().manual_seed(seed)
-        logits = self.dims.vocab if reads_ids(self.term) else LOGITS
-        return Group(batch, {n: drawn(n, batch, self.dims, generator, logits) for n in batch.gathers})
-
-    def together(self, samples: Sequence[SizedSample], parts: Sequence[Group]) -> Group:
-        """Returns a micro-batch of samples whose needs have the values that they have in `parts`."""
-        batch = self.pack(samples)
-        return Group(
-            batch, {need: concatenated([part.taps[need] for part in parts]) for need in batch.gathers}
-        )
-
-    @cached_property
-    def apart(self) -> list[Group]:
-        """Returns a micro-batch for each of the first samples."""
-        return [self.drawn([sample], seed) for seed, sample in enumerate(self.samples[:APART])]
-
-    @cached_property
-    def groups(self) -> tuple[Group, Group, Group]:
-        """Returns a micro-batch of the first samples, one of the others, and one of all."""
-        first, rest = self.together(self.samples[:APART], self.apart), self.drawn(self.samples[APART:], APART)
-        return first, rest, self.together(self.samples, [first, rest])
-
-    def ctx(self, group: Group) -> Ctx:
-        """Returns what the methods of the term get."""
-        return Ctx(self.term.name, group.batch, group.taps, self.module, *MOMENT, dims=self.dims)
-
-    @property
-    def as_term(self) -> Term:
-        """Returns the component as a term, for checks that weights of rows do not get."""
-        assert isinstance(self.term, Term), "these are the checks of terms"
-        return self.term
-
-    @cached_property
-    def values(self) -> list[tuple[Tensor, bool]]:
-        """Returns the values of `groups`, then those of `apart`, as a run computes them, each with whether it
-        draws from `ctx.rng`."""
-        found = []
-        for batch, taps in (*self.groups, *self.apart):
-            if not batch.count[self.term.name]:
-                found.append((torch.zeros(()), False))
-                continue
-            ctx = self.ctx(Group(batch, {need: tap.clone().requires_grad_() for need, tap in taps.items()}))
-            found.append((_sum(self.as_term, ctx).detach(), "rng" in vars(ctx)))
-        return found
-
-
-def reads_ids(term: Reader) -> bool:
-    """Returns whether a term has logits and labels, which may be ids of any tokens: then it needs whole rows."""
-    return isinstance(term, RowLoss) and type(term).labels is not Loss.labels
-
-
-def _sum(term: Term, ctx: Ctx) -> Tensor:
-    """Returns what adds up over micro-batches: the value; for a term over a step, a function of each item."""
-    if isinstance(term, StepTerm):
-        return plugin_calls.embed(term, ctx).sin().sum()
-    return _value(term, ctx)
 
 
 def called(term: Reader) -> str:
@@ -135,24 +38,9 @@ def called(term: Reader) -> str:
     return "rows" if isinstance(term, RowLoss) else "embed" if isinstance(term, StepTerm) else "value"
 
 
-def whole_value(term: Term, ctx: Ctx) -> Tensor:
-    """Returns the value of a term in a step of one micro-batch."""
-    if isinstance(term, StepTerm):
-        return plugin_calls.step_value(term, plugin_calls.embed(term, ctx), ctx.module)
-    return _value(term, ctx)
-
-
-def _value(term: Term, ctx: Ctx) -> Tensor:
-    if isinstance(term, RowLoss):
-        (need,) = plugin_calls.needs(term)
-        assert isinstance(need, LogitsAt), "the only need of a `RowLoss`"
-        logits_QV = ctx[need]  # of few tokens, if the vocabulary is large
-        target_Q = ctx.targets(need) % logits_QV.shape[1]
-        teacher = [logits_QV.detach().roll(1, 1)] if need.teacher else []  # of another model, by rows
-        labels = ctx.batch.labels_of(term.name)
-        beside = (target_Q, *teacher, *labels.values())
-        return plugin_calls.losses_of_rows(term, list(labels), logits_QV, *beside).sum()
-    return plugin_calls.value(term, ctx)
+def _of_value(code: Code, subject: TermSubject, got: str, **fields: object) -> Problem:
+    """Returns a problem of the method from which the value of a term comes."""
+    return problem(code, subject.term.name, called(subject.term), subject.term, got, **fields)
 
 
 def additive_counts(subject: TermSubject) -> Iterator[Problem]:
@@ -170,8 +58,8 @@ def additive_counts(subject: TermSubject) -> Iterator[Problem]:
         yield problem(
             NOT_ADDITIVE, name, "count", subject.term, f"{none} items in a micro-batch without samples"
         )
-    elif not both:
-        yield problem(NO_ITEMS, name, "count", subject.term, f"no item in {len(subject.samples)} samples")
+    else:
+        yield from some_items(subject)
 
 
 def pure_value(subject: TermSubject) -> Iterator[Problem]:
@@ -184,25 +72,21 @@ def pure_value(subject: TermSubject) -> Iterator[Problem]:
         # clones: torch refuses to change a leaf in place, but the model gives no leaves
         handed = {need: leaf.clone() for need, leaf in zip(taps, leaves, strict=True)}
         with global_seed(call):
-            value = _sum(subject.as_term, subject.ctx(Group(batch, handed)))
+            value = summed_value(subject.as_term, subject.ctx(Group(batch, handed)))
         found.append(float(value.detach()))
         if any(not torch.equal(handed[need].detach(), tap) for need, tap in taps.items()):
             got = "the tensor of a need is changed"
-            yield problem(
-                IN_PLACE, subject.term.name, called(subject.term), subject.term, got, expected="a new tensor"
-            )
+            yield _of_value(IN_PLACE, subject, got, expected="a new tensor")
             return
     if changed := [name for name, tensor in kept.items() if not _equal(tensor, before[name])]:
         got = f"`batch.{changed[0]}` is changed"
-        yield problem(
-            IN_PLACE, subject.term.name, called(subject.term), subject.term, got, expected="a new tensor"
-        )
+        yield _of_value(IN_PLACE, subject, got, expected="a new tensor")
         return
     found.append(float(subject.values[2][0]))
     if len(set(found)) > 1 and all(map(math.isfinite, found)):
         got = f"{', then '.join(f'{value:.6g}' for value in found)} for the same inputs"
         expected = "a value that depends on nothing but `ctx`"
-        yield problem(NOT_PURE, subject.term.name, called(subject.term), subject.term, got, expected=expected)
+        yield _of_value(NOT_PURE, subject, got, expected=expected)
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
@@ -226,9 +110,7 @@ def finite_value(subject: TermSubject) -> Iterator[Problem]:
                 subject.term.name, called(subject.term), subject.term, shown(value), "a float32 scalar"
             )
         if not value.isfinite():
-            yield problem(
-                NOT_FINITE, subject.term.name, called(subject.term), subject.term, f"{float(value)}"
-            )
+            yield _of_value(NOT_FINITE, subject, f"{float(value)}")
             return
 
 
@@ -239,10 +121,10 @@ def additive_value(subject: TermSubject) -> Iterator[Problem]:
     size = max(sum(map(abs, apart)) + abs(rest), abs(first) + abs(rest), abs(both), 1e-6)
     if abs(first + rest - both) > close * size:
         got = f"{first:.6g} and {rest:.6g} of two micro-batches, {both:.6g} of both together"
-        yield problem(NOT_ADDITIVE, subject.term.name, called(subject.term), subject.term, got)
+        yield _of_value(NOT_ADDITIVE, subject, got)
     elif abs(sum(apart) - first) > close * size:
         got = f"{sum(apart):.6g} of {len(apart)} micro-batches of one sample, {first:.6g} of all together"
-        yield problem(NOT_ADDITIVE, subject.term.name, called(subject.term), subject.term, got)
+        yield _of_value(NOT_ADDITIVE, subject, got)
 
 
 def no_batch_norm(subject: TermSubject) -> Iterator[Problem]:
@@ -268,13 +150,13 @@ def gradients(subject: TermSubject) -> Iterator[Problem]:
             found = torch.autograd.grad(value, tensors, allow_unused=True)
     if all(gradient is None for gradient in found):
         got = "a value without gradient to its needs and to its module"
-        yield problem(DETACHED, term.name, called(term), term, got)
+        yield _of_value(DETACHED, subject, got)
         return
     of_module = dict(zip(trained, found[len(leaves) :], strict=True))
     if idle := [f"`{name}`" for name, gradient in of_module.items() if gradient is None]:
-        yield problem(NO_GRADIENT, term.name, called(term), term, f"no gradient for {', '.join(idle[:4])}")
+        yield _of_value(NO_GRADIENT, subject, f"no gradient for {', '.join(idle[:4])}")
     elif any(gradient is not None and not gradient.sum().isfinite() for gradient in found):
-        yield problem(NOT_FINITE, term.name, called(term), term, "gradients that are not finite")
+        yield _of_value(NOT_FINITE, subject, "gradients that are not finite")
 
 
 @torch.no_grad()
@@ -305,7 +187,7 @@ def sound_images(subject: TermSubject) -> Iterator[Problem]:
 
 
 def some_items(subject: TermSubject) -> Iterator[Problem]:
-    """Finds a term without items, for one that need not add up."""
+    """Finds a term without items."""
     if not subject.groups[2].batch.count[subject.term.name]:
         got = f"no item in {len(subject.samples)} samples"
         yield problem(NO_ITEMS, subject.term.name, "count", subject.term, got)

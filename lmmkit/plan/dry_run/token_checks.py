@@ -1,4 +1,4 @@
-"""Checks of token strategies on real views. `plan/token_checks.py` has tried them on a few probes."""
+"""Checks of token strategies on real views. `plan/checks/token_checks.py` has tried them on a few probes."""
 
 from __future__ import annotations
 

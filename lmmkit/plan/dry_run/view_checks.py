@@ -27,10 +27,8 @@ from lmmkit.plan.dry_run.subject import Check, global_seed, problem
 from lmmkit.plugin_calls.guard import returned
 
 EDITS = 16  # different edits that are tried
-LARGER, ROUGH = (
-    3.0,
-    0.02,
-)  # how far an edited image may differ at another size: so often the unedited one, and more
+# how far an edited image may differ at another size: so often the unedited one, and more
+LARGER, ROUGH = 3.0, 0.02
 TEXTS = ("", "a", "a b c")  # what a model may answer
 
 

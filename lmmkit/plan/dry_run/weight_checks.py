@@ -13,7 +13,8 @@ from lmmkit.api.ctx import Ctx
 from lmmkit.errors import Problem
 from lmmkit.errors.dry_run import IN_PLACE, NO_GRADIENT, NOT_ADDITIVE, NOT_PURE, WEIGHTS
 from lmmkit.plan.dry_run.subject import Check, global_seed, problem
-from lmmkit.plan.dry_run.term_checks import CLOSE, Group, TermSubject
+from lmmkit.plan.dry_run.term_checks import CLOSE
+from lmmkit.plan.dry_run.term_subject import Group, TermSubject
 
 
 def _weights(subject: TermSubject, group: Group) -> tuple[Tensor, Ctx]:

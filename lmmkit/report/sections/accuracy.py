@@ -10,7 +10,7 @@ from lmmkit.evaluate.answers.schema import OWN
 from lmmkit.evaluate.task import Figure
 from lmmkit.report.asked import RIGHT, AskedRuns, score_of
 from lmmkit.report.loaded_run import DRAWN
-from lmmkit.report.sections.summary import half_width
+from lmmkit.report.sections.measures import half_width
 
 SHOWN = (OWN, "blank", "swapped")
 """The conditions with a mark in the plot; results.json has all."""

@@ -46,7 +46,7 @@ def samples_of(asked: AskedRuns, shelf: ImageShelf, *, room: int) -> ShownSample
         id for id, sha in prompts.items()
         if all(id in asked.of[i].answers and asked.of[i].answers[id][OWN].prompt_sha == sha for i in runs[1:])
     ]  # fmt: skip
-    conditions = [c for c in CONDITIONS if any(c in answers for id in ids for answers in (first[id],))]
+    conditions = [c for c in CONDITIONS if any(c in first[id] for id in ids)]
     differ = {id for id in ids if len({_is_right(asked.of[i].answers[id][OWN]) for i in runs}) > 1}
     most = min(len(ids), MOST)
     while True:

@@ -101,7 +101,9 @@ def _validations(run: LoadedRun, ends: Sequence[int]) -> dict[str, list[float | 
     found: dict[str, list[float | None]] = {}
     for record in run.validations:
         place = next((i for i, step in enumerate(ends) if step >= record["step"]), None)
-        for name, value in record.items() if place is not None else ():
+        if place is None:
+            continue
+        for name, value in record.items():
             if name.startswith("val/") and (number := finite(value)) is not None:
                 found.setdefault(name, [None] * len(ends))[place] = _short(number)
     return found

@@ -16,7 +16,7 @@
   const chanceOf = name => name.replace("terms/", "chance/");
   const DASHES = [null, "8 4", "2 3", "12 3 2 3", "4 2"];
 
-  /* A mean over the last points that begins anew with each stage. */
+  /* A mean over the last points that begins again with each stage. */
   const smooth = (values, stage, weight) => {
     let mean = 0, n = 0, before = -1;
     return values.map((value, i) => {

@@ -87,13 +87,13 @@
     return `rgb(${RAMP[i].map((a, k) => Math.round(a + (place - i) * (RAMP[i + 1][k] - a)))})`;
   };
   const overlay = ([map, , , peak, rows, columns]) => {
-    const bytes = atob(map), picture = draw("svg", { viewBox: `0 0 ${columns} ${rows}`, preserveAspectRatio: "none", "aria-hidden": "true", "shape-rendering": "crispEdges" });
+    const bytes = atob(map), layer = draw("svg", { viewBox: `0 0 ${columns} ${rows}`, preserveAspectRatio: "none", "aria-hidden": "true", "shape-rendering": "crispEdges" });
     for (let i = 0; i < bytes.length; i += 1) {
       const v = bytes.charCodeAt(i) / 255;
       const look = mode === "heat" ? { fill: heat(v), opacity: (0.08 + 0.8 * v).toFixed(3) } : { fill: "#000", opacity: (0.92 * (1 - v) ** 1.3).toFixed(3) };
-      picture.append(draw("rect", { x: i % columns, y: Math.floor(i / columns), width: 1, height: 1, ...look }, draw("title", {}, inPercent(v * peak))));
+      layer.append(draw("rect", { x: i % columns, y: Math.floor(i / columns), width: 1, height: 1, ...look }, draw("title", {}, inPercent(v * peak))));
     }
-    return picture;
+    return layer;
   };
   const square = (source, alt, more = "") => make("div", { class: `square ${DATA.fit} ${more}` }, source ? make("img", { src: source, alt }) : null);
   const rampBar = () => {

@@ -13,7 +13,7 @@ from torch import Tensor
 from lmmkit import plugin_calls
 from lmmkit.api.ctx import Moment
 from lmmkit.api.model_info import ImageSpec
-from lmmkit.data.packing import ImageRef, Packer, SizedSample, read_images
+from lmmkit.data.packing import Packer, PixelRef, SizedSample, read_images
 from lmmkit.errors import UserError
 from lmmkit.inference.image_attention import image_attention
 from lmmkit.objective import Objective
@@ -69,11 +69,11 @@ def response_attention(
     objective: Objective,
     packer: Packer,
     sample: SizedSample,
-    images: Mapping[ImageRef, Tensor],
+    images: Mapping[PixelRef, Tensor],
     device: torch.device,
 ) -> tuple[Tensor, Tensor | None]:
-    """Returns the image, [3, X, Y] in 0..1, and the attention from response rows to each patch, [X, Y]; None if a
-    reducer chose among the patches.
+    """Returns the image, [3, X, Y] in 0..1, and the attention from response rows to each patch, [X, Y]; None if the
+    rows are not made of fixed patches.
 
     The attention is the mean over heads, layers and rows, scaled to a maximum of 1.
     """

@@ -14,6 +14,7 @@ from lmmkit.api.sample import AnyRes
 from lmmkit.data.chat_templates import stop_ids
 from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.errors.weights import EXPORT_EXISTS, NOT_LMMKIT, UNSUPPORTED_PART
+from lmmkit.model.connectors.mlp import MlpConnector
 from lmmkit.model.vision import ViT
 from lmmkit.progress import moving, working_bytes
 from lmmkit.runs.files import write_json_atomic
@@ -46,7 +47,7 @@ def problems(model: Exported, folder: Path, kind: str) -> list[Problem]:
         unsupported.append(("no CLIP or SigLIP encoder", "a CLIP or SigLIP encoder"))
     if family(model) not in ARCHITECTURES:
         unsupported.append((f"a decoder of the {family(model)} family", f"one of {', '.join(ARCHITECTURES)}"))
-    if not any("second.1" in name for name, _ in model.connector.named_parameters()):
+    if type(model.connector) is not MlpConnector:  # another one may have parameters of the same names
         unsupported.append(("another connector", "an `mlp2x_gelu` connector"))
     elif kind == "llava" and family(model) != "llama":
         unsupported.append((f"a decoder of the {family(model)} family", "a LLaMA decoder"))

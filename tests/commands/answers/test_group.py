@@ -71,7 +71,7 @@ def test_two_results_are_compared(tmp_path):
     write_answers(tmp_path / "A" / "toy", tmp_path / "files", lambda item: item.gold)
     write_answers(tmp_path / "B" / "toy", tmp_path / "files", lambda item: "a")
     text = run("compare", tmp_path / "A", tmp_path / "B")
-    assert "100.0" in text and "71.4" in text and "+28.6" in text and "0.5" in text
+    assert "100.0" in text and "71.4" in text and "B - A" in text and "-28.6" in text and "0.5" in text
     (found,) = json.loads(run("compare", tmp_path / "A", tmp_path / "B", "--on", "toy", "--json"))
     assert (found["only_first"], found["only_second"], found["n"]) == (2, 0, 7) and found[
         "p"

@@ -76,8 +76,11 @@ def test_the_example_of_the_docs_runs_is_stopped_killed_and_continues_with_the_s
     path = write_grid(tmp_path, scenes, GRID)
     store = tmp_path / "ablations"
     plan = ablate(path, "--dry-run")
-    assert "16 commands are left" in plan and "to do" in plan and "CPU time" in plan
-    assert not list((store / "runs").glob("*")), "a dry run trains nothing"
+    assert "16 commands are left" in plan and "to do" in plan and "`--forecast` measures" in plan
+    assert not store.exists(), "a dry run measures and trains nothing"
+    forecast = ablate(path, "--forecast")
+    assert "16 commands are left: about" in forecast and "CPU time" in forecast
+    assert not list((store / "runs").glob("*")), "a forecast trains no run"
     script = ablate(path, "--emit", "slurm")
     assert script.count("sbatch --parsable") == 16 and "--dependency=afterok:$job1" in script
     draw = random.Random(0)
@@ -124,7 +127,7 @@ def test_a_failed_run_is_named_and_ends_no_other_and_grids_share_runs(tmp_path, 
     blocked.mkdir(parents=True)
     (blocked / "a file of somebody else").write_text("")
     text = ablate(path, "--jobs", "2", code=2)
-    assert f"failed: rate, seed 1, {key} train: {store / 'logs' / f'{key}-train.log'}" in text
+    assert f"failed: rate, seed 1, finetune, {key} train: {store / 'logs' / f'{key}-train.log'}" in text
     assert f"failed: rate, seed 1, {key} eval: needs {key} train" in text
     assert "rate: 1 of 2 runs are finished" in text and len(steps_of_all(store)) == 5
     shutil.rmtree(blocked)

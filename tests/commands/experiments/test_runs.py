@@ -44,3 +44,11 @@ def test_no_run_and_no_folder(tmp_path):
     assert "no run" in lmmkit("runs", tmp_path)
     assert "run/not-a-folder" in lmmkit("runs", tmp_path / "missing", code=2)
     assert "run/not-a-run" in lmmkit("runs", "--compare", tmp_path, tmp_path, code=2)
+
+
+def test_a_folder_of_runs_that_is_no_run_names_them(tmp_path):
+    for name in ("llava", "direct"):
+        make(tmp_path / name)
+    text = lmmkit("runs", "--compare", tmp_path, tmp_path / "llava", code=2)
+    assert "run/not-a-run" in text
+    assert "".join(f"{tmp_path / 'direct'}, {tmp_path / 'llava'}.".split()) in "".join(text.split())

@@ -66,6 +66,19 @@ def test_lines_tell_the_first_title_at_once_and_the_time_left_of_slow_work():
     ]
 
 
+def test_lines_of_long_work_become_rarer_and_the_first_ones_guess_no_time():
+    now = [0.0]
+    console = Console(file=io.StringIO(), width=100)
+    with shown_on(Lines(console, every=10, clock=lambda: now[0])), working("grid", 3600.0) as move:
+        for _ in range(3600):
+            now[0] += 1
+            move(now[0])
+    lines = text_of(console).splitlines()[1:]
+    assert lines[0] == "grid: 0 %, the time left is not known yet"
+    assert lines[1] == "grid: 1 %, about 59 min 40 s left"
+    assert 90 < len(lines) < 105, "of an hour: every 10 s at first, every minute at the end"
+
+
 def test_the_outermost_task_with_a_total_is_reported_to_a_file(tmp_path):
     path, now = tmp_path / "x.progress", [0.0]
     console = Console(file=io.StringIO(), width=100)

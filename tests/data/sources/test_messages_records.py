@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from pathlib import Path
 
 import pytest
 
@@ -129,10 +130,12 @@ WRONG = [
     (asked("Hi") | llava("Hi", "A."), "records/columns", "", "`messages` and `conversations`"),
     (asked("Hi", images=["a"], image="a"), "records/columns", "", "`images` and `image`"),
     ({"messages": "Hi"}, "records/no-conversation", "messages", "'Hi'"),
-    ({"messages": []}, "records/no-conversation", "messages", "none"),
+    ({"messages": []}, "records/no-conversation", "messages", "`messages` none"),
     ({"messages": asked("Hi")["messages"][::-1]}, "records/no-answer", "messages", "without an answer"),
     ({"messages": [*asked("Hi")["messages"][:1] * 2, *asked("Hi")["messages"][1:]]}, "records/turn-order", "messages.1", "user again"),
     ({"messages": [{"role": "tool", "content": "x"}]}, "records/role", "messages.0.role", "'tool'"),
+    ({"messages": ["Hi", *asked("Hi")["messages"]], "image": "a"}, "records/wrong-type", "messages.0", "'Hi'"),
+    ({"messages": [*asked("Hi")["messages"], 7], "images": ["a"]}, "records/wrong-type", "messages.2", "a number"),
     ({"messages": [{"content": "x"}]}, "records/role", "messages.0.from", "null"),
     ({"messages": [{"role": "user", "from": "human", "content": "x"}]}, "records/columns", "messages.0", "`role` and `from`"),
     (asked(3), "records/wrong-type", "messages.0.content.0", "a number"),
@@ -150,6 +153,9 @@ WRONG = [
     (asked(image("../y.png"), "x"), "records/image-path", "image", "goes up"),
     (asked(image("a"), answer=" "), "records/no-answer", "messages.1", "empty"),
     (asked("x <image>"), "records/image-markers", "messages", "0 images for 1"),
+    (asked(image(), "x", images=[None]), "records/wrong-type", "images", "`images` null"),
+    (asked(image(), "x", images=[{}]), "records/wrong-type", "images", "`images` is an object"),
+    ({"messages": [{"role": "user", "content": {}}]}, "records/wrong-type", "messages.0.content", "turn 0 content is"),
     (asked("Hi", id=[1]), "records/wrong-type", "id", "a list"),
     ([1], "records/wrong-type", "", "a list"),
 ]  # fmt: skip
@@ -175,6 +181,23 @@ def test_what_is_not_read_is_counted(folder):
     assert set(records.notes) == {
         "`detail` of a content part is not read", "`cache_control` of a content part is not read", "`tools` is not read",
     }  # fmt: skip
+
+
+def test_a_part_names_its_image_once(folder):
+    inner = {"type": "image_url", "image_url": {"url": None, "path": "a", "detail": None}}
+    twice = {"type": "image_url", "image_url": {"url": "b", "path": "c"}}
+    records = opened(folder, [asked(inner, "x"), asked(twice, "x"), asked(image("d", index=3), "x")])
+    assert [Path(sample.images[0].path).name for sample in records] == ["a", "b", "d"]
+    assert records.notes == {
+        "`index` of a content part is not read": 1, "`path` of a content part is not read": 1,
+    }  # fmt: skip
+
+
+def test_a_column_that_records_do_not_have_is_counted(folder):
+    records = opened(
+        folder, [asked("x", rules="Be brief."), asked("x", rule=None)], columns={"system": "rule"}
+    )
+    assert records.systems == 0 and records.notes == {"no column `rule`, which `columns` names": 1}
 
 
 def test_a_record_with_faults_is_left_as_it_is():

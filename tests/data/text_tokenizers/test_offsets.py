@@ -55,6 +55,8 @@ def test_characters_are_those_that_each_id_spells(name, request):
                 continue
             for id_, (begin, end) in zip(ids, offsets, strict=True):
                 spelt = tokenizer.spelling(id_).replace("\u2581", " ").replace("\u0120", " ")
+                if spelt.startswith("<0x"):  # a character that the vocabulary lacks, written in bytes
+                    continue
                 assert text[begin:end].strip() == spelt.strip(), (text, offsets)
                 seen += bool(spelt.strip())
     assert seen > 1000

@@ -36,7 +36,7 @@ def test_mcnemar_is_the_sum_of_the_binomial(b, c):
     found = compare_answers("t", answers(first), answers(second))
     assert (found.only_first, found.only_second, found.n) == (b, c, 20 + b + c)
     assert found.p == pytest.approx(mcnemar(b, c))
-    assert found.difference.value == pytest.approx((b - c) / found.n)
+    assert found.difference.value == pytest.approx((c - b) / found.n)
     assert found.difference.low <= found.difference.value <= found.difference.high
 
 
@@ -55,7 +55,7 @@ def test_shares_are_tested_by_random_signs():
     base = rng.choice([0, 0.3, 0.6, 0.9], 200)
     same = compare_answers("t", answers(base), answers(rng.permutation(base)))
     better = compare_answers("t", answers(np.minimum(1, base + 0.1 * (rng.random(200) < 0.5))), answers(base))
-    assert same.p > 0.05 and better.p < 0.001
+    assert same.p > 0.05 and better.p < 0.001 and better.difference.high < 0
 
 
 def test_holm_corrects_for_all_tasks():
@@ -80,8 +80,8 @@ def test_the_detectable_difference_is_detected_four_times_of_five():
     effect = compare_answers("t", answers(base[0]), answers(base[1])).detectable
     hits = 0
     for _ in range(120):
-        second = rng.random(400) < 0.5
-        first = rng.random(400) < 0.5 + effect
+        first = rng.random(400) < 0.5
+        second = rng.random(400) < 0.5 + effect
         difference = compare_answers(
             "t", answers(first.astype(float)), answers(second.astype(float))
         ).difference

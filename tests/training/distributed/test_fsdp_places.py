@@ -76,3 +76,24 @@ def test_tokens_views_and_reduced_rows_on_two_ranks_give_one_process_s_figures(m
     chat = load(run.path, trust_files=True)
     assert [strategy.name for strategy, _ in chat.views.edits] == ["registers"]
     assert isinstance(chat.reply("Is there a circle?", max_new_tokens=4), str)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "connector",
+    [
+        "{kind: pixel_shuffle, factor: 2}",
+        "{kind: average_pool, factor: 2}",
+        "{kind: resampler, queries: 5, heads: 2}",
+    ],
+)
+def test_a_connector_with_fewer_rows_on_two_ranks_gives_one_process_s_figures(mixed, tmp_path, connector):  # noqa: F811
+    recipe = mixed("model.vision.patch=4", f"model.connector={connector}")
+    one = train(recipe, out=tmp_path / "one").run
+    run = trained(2, recipe, tmp_path / "two")
+    assert_near(run, one, rel=5e-6)
+    ours, theirs = model_of(run, "only"), model_of(one, "only")
+    assert "lmm.connector.first.weight" in ours and ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        if not name.endswith("qkv.bias"):
+            assert (tensor - theirs[name]).norm() <= 1e-4 * theirs[name].norm(), name

@@ -12,7 +12,7 @@ from lmmkit import plugin_calls
 from lmmkit.api.components import TokenStrategy, ViewMaker
 from lmmkit.api.layout import InsertAt
 from lmmkit.api.model_info import Dims
-from lmmkit.api.needs import ATTENTION, selector
+from lmmkit.api.needs import selectors
 from lmmkit.api.sample import Image, Sample, Turn, View
 from lmmkit.data.text_tokenizers.choose import TextTokenizer
 from lmmkit.data.views import vocabulary_id
@@ -30,11 +30,6 @@ TEXT_PROBE = replace(PROBE, images=(), turns=(Turn("user", "what is this"), PROB
 PROBES = (PROBE, TEXT_PROBE, replace(PROBE, turns=(*PROBE.turns, *TEXT_PROBE.turns)))
 
 
-def strategies_of(instances: Instances) -> dict[str, TokenStrategy]:
-    """Returns the token strategies, in recipe order."""
-    return {name: c for name, c in instances.components.items() if isinstance(c, TokenStrategy)}
-
-
 def inserts(
     recipe: Recipe, instances: Instances, dims: Dims, tokenizer: TextTokenizer | None
 ) -> list[Problem]:
@@ -42,7 +37,7 @@ def inserts(
     problems = []
     views = ["main", *(name for name, c in instances.components.items() if isinstance(c, ViewMaker))]
     probes = [View(sample=sample, name=view) for sample in PROBES for view in views]
-    for name, strategy in strategies_of(instances).items():
+    for name, strategy in instances.strategies.items():
         where = recipe.where(f"plugins.{name}")
         tried = Tried(lambda s=strategy, at=where: _inserts(at, s, probes, dims, tokenizer))
         problems += tried.value if tried.error is None else tried.error.problems
@@ -84,9 +79,8 @@ def token_names(recipe: Recipe, instances: Instances) -> list[Problem]:
     """Returns the problems of tokens: unread ones, and ones with two providers."""
     problems, owner = [], {}
     needs = [need for term in instances.readers for need in plugin_calls.needs(term)]
-    read = {selector(need).token_name for need in needs}
-    read |= {need.k.token_name for need in needs if isinstance(need, ATTENTION)}
-    for name, strategy in strategies_of(instances).items():
+    read = {select.token_name for need in needs for select in selectors(need)}
+    for name, strategy in instances.strategies.items():
         where = recipe.where(f"plugins.{name}")
         if not strategy.unread and not read & set(strategy.provides):
             got = f"tokens that no term reads: {', '.join(strategy.provides)}"

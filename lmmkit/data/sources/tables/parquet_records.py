@@ -1,0 +1,395 @@
+"""Reads parquet and Arrow files as a source of kind `messages`, through an index. A record is read when it is needed.
+
+Images are cells of the files, as `datasets` writes them ({"bytes": ..., "path": ...}), or files that cells name. The
+pass over the files reads texts and the paths of images, and the bytes of images only where a group does not say
+which of them are there.
+"""
+
+from __future__ import annotations
+
+import array
+import heapq
+import math
+import re
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lmmkit.api.sample import Image
+from lmmkit.data.sources.image_paths import ImageRoot
+from lmmkit.data.sources.index_cache import Index, fingerprint
+from lmmkit.data.sources.indexed_records import IndexBuilder, Indexing, OpenFiles
+from lmmkit.data.sources.json_records import RawRecord
+from lmmkit.data.sources.llava_json import ImageNames, JsonRecords
+from lmmkit.data.sources.messages_records import COLUMNS, as_llava, column_of
+from lmmkit.data.sources.record_keys import OWN_KEYS
+from lmmkit.data.sources.tables.table_names import table_files
+from lmmkit.data.tables.table_file import IMAGES, PIECE, TableFile, open_table, present
+from lmmkit.errors import Problem, UserError, raise_all
+from lmmkit.errors.data import RECORDS_CHANGED, RECORDS_IMAGES, TABLE_COLUMNS, TABLE_FILE, TABLE_TEXT
+
+LARGE = 50 * 2**20  # bytes of a group: to find an image in a larger one takes 20 ms and more
+SLOW = "in a row group of more than 50 MiB, which is read up to the record; `row_group_size=100` writes smaller ones"
+_EMBEDDED = re.compile(r"([0-9]{1,6})\.bytes")  # how a record in LLaVA's form names an image of its cell
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Says which columns of the files are read, and how. `columns`: the mapping of the recipe. `parts`: the columns
+    of turns, images, system prompts and ids. `others`: columns that `meta` keeps. `image`: what a cell of images
+    contains, "struct", "binary" or "string". `fields`: of its struct. `notes`: the columns that are not read."""
+
+    columns: Mapping[str, str]
+    parts: Mapping[str, str]
+    others: tuple[str, ...] = ()
+    image: str = ""
+    fields: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    folder: bool = True  # of images that cells name
+
+    @property
+    def all(self) -> list[str]:
+        """Returns the columns of a record."""
+        return [*self.parts.values(), *self.others]
+
+    @property
+    def texts(self) -> list[str]:
+        """Returns the columns of a record without the bytes of its images."""
+        found = [name for part, name in self.parts.items() if part != "images"] + list(self.others)
+        images = self.parts.get("images")
+        if images is None or self.image == "binary":
+            return found
+        return [*found, images if self.image == "string" else f"{images}.path"]
+
+    def record(self, raw: RawRecord, cells: Mapping[str, Any], images: Sequence[object]) -> RawRecord:
+        """Returns the record that `cells` contain, in LLaVA's form, with the names of its `images`."""
+        value = {key: _plain(each) for key, each in cells.items() if key != self.parts.get("images")}
+        if "images" in self.parts:
+            value[self.parts["images"]] = list(images)
+        raw = as_llava(raw._replace(value=value, notes=self.notes, no_surrogates=True), self.columns)
+        found = raw.value if isinstance(raw.value, dict) and not raw.problems else {}
+        turns = found.get("conversations", ())
+        length = sum(
+            len(text)
+            for turn in turns
+            if isinstance(turn, dict) and isinstance(text := turn.get("value"), str)
+        )
+        paths = [found["image"]] if "image" in found else found.get("images", ())
+        outside = [p for p in paths if isinstance(p, str) and not _EMBEDDED.fullmatch(p)]
+        if outside and not self.folder:
+            problem = RECORDS_IMAGES.at("", got=f"path {outside[0][:80]!a} in a source without `images`")
+            raw = raw._replace(problems=(("images", problem),))
+        return raw._replace(
+            length=length, notes=(*self.notes, *(n for n in raw.notes if n not in self.notes))
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TableRecords(JsonRecords):
+    """Reads the good records of tables, by number. `how`: which columns are read."""
+
+    how: Reading
+
+    def record(self, i: int) -> RawRecord:
+        """Reads good record i, in LLaVA's form. Raises `UserError` if its file changed since it was indexed."""
+        at = self.index.arrays["records"][i]
+        file, row = int(at["file"]), int(at["offset"])
+        path = self.files.paths[file]
+        with suppress(OSError, ValueError):
+            stat = path.stat()
+            if [stat.st_size, stat.st_mtime_ns] != self.index.meta["stat"][file]:
+                raise UserError(RECORDS_CHANGED.at(str(path), got="another size or time of change"))
+        cells = open_table(str(path)).read(row, self.how.texts)
+        embedded = self._cells(i)
+        column = self.how.parts.get("images", "")
+        images = _names(cells.get(column), frozenset(embedded), max(embedded, default=-1) + 1)
+        return self.how.record(RawRecord(int(at["number"]), int(at["line"])), cells, images)
+
+    def images(self, i: int, paths: tuple[str, ...]) -> tuple[Image, ...]:
+        """Returns the images of record i: its cells, or the files that they name."""
+        return tuple(self._image(i, path) for path in paths)
+
+    def all_images(self) -> Iterator[tuple[int, Image]]:
+        """Yields each image of a cell, and each file once, with its first record."""
+        cells = zip(self.index.arrays["cell_records"], self.index.arrays["cell_numbers"], strict=True)
+        inside = ((int(i), self._image(int(i), f"{number}.bytes")) for i, number in cells)
+        yield from heapq.merge(inside, super().all_images(), key=lambda found: found[0])
+
+    def identity(self) -> dict[str, object]:
+        """Returns what distinguishes this data from other data: the texts of the records, names and sizes of image
+        files, and of the files of records their sizes and a checksum of blocks."""
+        marks = [[size, crc] for size, _, crc in fingerprint(self.files.paths)]
+        cells = self.index.arrays["cell_records"]
+        crc = zlib.crc32(repr(marks).encode(), zlib.crc32(cells.tobytes()))
+        records = f"{len(marks)} files, {sum(size for size, _ in marks)} bytes, crc32 {self.index.meta['crc32']:08x}"
+        return {
+            "records": records,
+            "images": f"{len(cells)} cells, crc32 {crc:08x}; {self.names_and_sizes()}",
+        }
+
+    def _image(self, i: int, path: str) -> Image:
+        found = _EMBEDDED.fullmatch(path)
+        if found is None:
+            return Image(self._full(path))
+        at = self.index.arrays["records"][i]
+        cell = (int(at["offset"]), self.how.parts["images"], int(found[1]))
+        return Image(str(self.files.paths[int(at["file"])]), cell=cell)
+
+    def _cells(self, i: int) -> list[int]:
+        """Returns the numbers of the images of record i that its cell contains."""
+        begin, end = np.searchsorted(self.index.arrays["cell_records"], np.array([i, i + 1], np.uint64))
+        return [int(each) for each in self.index.arrays["cell_numbers"][begin:end]]
+
+
+def open_tables(path: Path, images: Path | None, indexing: Indexing) -> TableRecords:
+    """Returns the files with their index. `images`: the folder of images that cells name.
+
+    Raises `UserError` for a damaged file, or for columns that cannot be read, each with its file.
+    """
+    root = ImageRoot.open(images) if images is not None else ImageRoot(path="", real="")
+    files = table_files(path)
+    how = _columns(files, indexing.columns or {}, folder=images is not None)
+    index = indexing.open(
+        f"tables {images is not None}", path, files, lambda: _Pass(files, how, indexing).index()
+    )
+    return TableRecords(
+        path=path, files=OpenFiles(files), index=index, root=root, columns=indexing.columns, how=how
+    )
+
+
+def _columns(files: Sequence[Path], columns: Mapping[str, str], *, folder: bool) -> Reading:
+    """Returns how the files are read, after comparing the columns of each with those of the first."""
+    problems: list[Problem] = []
+    first: Mapping[str, str] | None = None
+    how = None
+    for path in files:
+        try:
+            table = open_table(str(path))
+            types = {name: _ITEM.sub("list<item:", str(kind)) for name, kind in table.types.items()}
+            if first is None:
+                first, how = types, _reading(table, columns, folder)
+        except UserError as error:
+            problems += error.problems
+            continue
+        for name in dict.fromkeys([*first, *types]):
+            if first.get(name) != types.get(name):
+                got = f"column `{name[:80]}` {_typed(types, name)}"
+                expected = f"{_typed(first, name)}, as in {files[0]}"
+                problems.append(TABLE_COLUMNS.at(str(path), got=got, expected=expected))
+    raise_all(problems)
+    assert how is not None
+    return how
+
+
+def _typed(types: Mapping[str, str], name: str) -> str:
+    return f"of type {types[name][:200]}" if name in types else "absent"
+
+
+def _reading(table: TableFile, columns: Mapping[str, str], folder: bool) -> Reading:
+    """Returns how a file is read. Raises `UserError` for columns that cannot be."""
+    problems: list[Problem] = []
+    parts: dict[str, str] = {}
+    for part in COLUMNS:
+        found = column_of(table.types, columns, part)
+        if isinstance(found, Problem):
+            problems.append(TABLE_COLUMNS.at(table.path, got=found.got, expected=found.expected))
+        elif found is not None:
+            parts[part] = found
+        elif part in columns:
+            got = f"no column `{columns[part]}`; the columns {', '.join(table.types)[:200]}"
+            problems.append(
+                TABLE_COLUMNS.at(table.path, got=got, expected=f"`{columns[part]}`, as `columns` says")
+            )
+    image, fields = "", ()
+    for part, name in parts.items():
+        kind = str(table.types[name])
+        if part == "messages" and (not kind.startswith(("list<", "large_list<")) or "binary" in kind):
+            expected = "a list of turns without images, which have a column of their own"
+            problems.append(
+                TABLE_COLUMNS.at(table.path, got=f"column `{name}` of type {kind[:200]}", expected=expected)
+            )
+        if part == "images":
+            image, fields = _image_type(kind)
+            if not image:
+                expected = "images as {bytes, path}, bytes or paths, or a list of them"
+                problems.append(
+                    TABLE_COLUMNS.at(
+                        table.path, got=f"column `{name}` of type {kind[:200]}", expected=expected
+                    )
+                )
+    raise_all(problems)
+    others = [name for name in table.types if name not in parts.values() and name not in OWN_KEYS]
+    kept = tuple(name for name in others if _KEPT.fullmatch(str(table.types[name])))
+    notes = [
+        f"`{name[:40]}` is not kept: it is no text, number or list of them"
+        for name in others
+        if name not in kept
+    ]
+    notes += [
+        f"`{name}` is not read: `columns` names another one"
+        for name in table.types if name in OWN_KEYS and name not in parts.values()
+    ]  # fmt: skip
+    return Reading(columns, parts, kept, image, fields, tuple(notes), folder)
+
+
+_TEXT = "(?:large_)?string(?:_view)?"
+_SIMPLE = f"(?:{_TEXT}|bool|u?int(?:8|16|32|64)|float|double|halffloat)"
+_KEPT = re.compile(rf"{_SIMPLE}|(?:large_)?list<\w+: {_SIMPLE}(?: not null)?>")
+_ITEM = re.compile(r"list<\w+:")  # writers name the items of a list differently
+_LIST = re.compile(r"(?:large_)?list<\w+: (.*?)(?: not null)?>")
+_STRUCT = re.compile(rf"struct<((?:(?:bytes: (?:large_)?binary|path: {_TEXT})(?: not null)?(?:, )?){{1,2}})>")
+
+
+def _image_type(kind: str) -> tuple[str, tuple[str, ...]]:
+    """Returns what a cell of images contains, by the type of its column, and the fields of a struct."""
+    inner = found[1] if (found := _LIST.fullmatch(kind)) else kind
+    if struct := _STRUCT.fullmatch(inner):
+        fields = tuple(name for name in ("bytes", "path") if f"{name}: " in struct[1])
+        if fields == ("bytes",):
+            return "binary", fields
+        return ("struct" if "bytes" in fields else "string"), fields
+    if inner in ("binary", "large_binary"):
+        return "binary", ()
+    return ("string", ()) if re.fullmatch(_TEXT, inner) else ("", ())
+
+
+def _plain(value: object) -> object:
+    """Returns a cell as JSON has it: a NaN, as pandas writes for a value that is missing, is none."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _listed(cell: object) -> list[object]:
+    return cell if isinstance(cell, list) else [] if cell is None else [cell]
+
+
+def _names(cell: object, embedded: frozenset[int], count: int) -> list[object]:
+    """Returns the names of a record's images: of those that its cell contains their numbers, of others their paths.
+
+    `cell`: the column of images without their bytes; `count`: how many images there are at least.
+    """
+    paths = [each.get("path") if isinstance(each, dict) else each for each in _listed(cell)]
+    paths += [None] * (count - len(paths))
+    return [f"{k}.bytes" if k in embedded else path for k, path in enumerate(paths)]
+
+
+@dataclass
+class _Pass:
+    """Makes one pass over the files."""
+
+    files: Sequence[Path]
+    how: Reading
+    indexing: Indexing
+    crc: int = 0
+    cells: tuple[array.array, array.array] = field(
+        default_factory=lambda: (array.array("Q"), array.array("I"))
+    )
+
+    def index(self) -> Index:
+        builder, names, problems, done = (
+            IndexBuilder(self.files, self.indexing),
+            ImageNames(),
+            list[Problem](),
+            0,
+        )
+        for number, path in enumerate(self.files):
+            try:
+                self.file(number, open_table(str(path)), builder, names, done)
+            except UserError as error:
+                problems += error.problems
+            done += path.stat().st_size
+        raise_all(problems)
+        meta = {
+            "images": len(names.known) + len(self.cells[0]),
+            "folders": list(names.folders),
+            "crc32": self.crc,
+        }
+        cells = {
+            "cell_records": np.frombuffer(self.cells[0], np.uint64),
+            "cell_numbers": np.frombuffer(self.cells[1], np.uint32),
+        }
+        return builder.index(meta, {**names.arrays(), **cells})
+
+    def file(
+        self, number: int, table: TableFile, builder: IndexBuilder, names: ImageNames, done: int
+    ) -> None:
+        """Adds the records of one file."""
+        row, size = 0, self.files[number].stat().st_size
+        columns = self.how.texts or list(table.types)[:1]
+        for group in range(len(table.sizes)):
+            inside, before = self.inside(table, group), len(builder)
+            rows = (cells for piece in table.pieces(group, columns, PIECE) for cells in _rows(piece))
+            for cells, given in zip(rows, inside, strict=False):
+                self.record(number, row, cells, given, builder, names)
+                row += 1
+            if row != table.ends[group]:
+                got = f"columns that end after {row - table.ends[group] + table.sizes[group]} records of the group"
+                raise UserError(TABLE_FILE.at(table.place(group), got=got, expected="a complete file"))
+            if len(builder) > before and table.bytes_read(group, self.how.all) > LARGE:
+                builder.notes[SLOW] += len(builder) - before
+            self.indexing.progress(done + size * row // max(1, len(table)))
+
+    def record(
+        self, number: int, row: int, cells: Mapping[str, Any] | str, inside: tuple[bool, ...] | None,
+        builder: IndexBuilder, names: ImageNames,
+    ) -> None:  # fmt: skip
+        """Adds one record. `inside`: which of its images its cell contains; None: all of them."""
+        raw = RawRecord(builder.counts["records"], row + 1, offset=row)
+        if isinstance(cells, str):
+            builder.refuse(raw, [("", TABLE_TEXT.at("", got=cells))], number, "")
+            return
+        if inside is None:
+            cell = _listed(cells.get(self.how.parts.get("images", "")))
+            embedded = frozenset(k for k, each in enumerate(cell) if each is not None)
+        else:
+            embedded = frozenset(k for k, given in enumerate(inside) if given)
+        images = _names(cells.get(self.how.parts.get("images", "")), embedded, len(inside or ()))
+        found = self.how.record(raw, cells, images)
+        if (measures := builder.add(found, number)) is None:
+            return
+        self.crc = zlib.crc32(repr(found.value).encode(), self.crc)
+        good = len(builder) - 1
+        names.add(tuple(path for path in measures.images if not _EMBEDDED.fullmatch(path)), good)
+        for k in sorted(embedded):
+            self.cells[0].append(good)
+            self.cells[1].append(k)
+
+    def inside(self, table: TableFile, group: int) -> Iterator[tuple[bool, ...] | None]:
+        """Yields for each record of a group which of its images its cell contains; None: all of them."""
+        column = self.how.parts.get("images")
+        size = table.sizes[group]
+        if column is None or self.how.image == "string":
+            yield from [()] * size
+            return
+        if self.how.image == "struct" and (counted := table.nulls(group, f"{column}.bytes")) is not None:
+            absent = 0
+            for piece in table.pieces(group, [f"{column}.path"], PIECE):
+                for cell in piece.column(0).to_pylist():
+                    absent += 1 if cell is None or cell == [] else sum(each is None for each in _listed(cell))
+            if counted[0] == absent:
+                yield from [None] * size
+                return
+            if counted[0] == counted[1]:
+                yield from [()] * size
+                return
+        for piece in table.pieces(group, [column], IMAGES):
+            yield from present(piece.column(0))
+
+
+def _rows(piece: Any) -> Iterator[Mapping[str, Any] | str]:
+    """Yields the records of a batch; the reason for one whose text cannot be decoded."""
+    try:
+        yield from piece.to_pylist()
+        return
+    except UnicodeDecodeError:
+        pass
+    for k in range(piece.num_rows):
+        try:
+            (found,) = piece.slice(k, 1).to_pylist()
+        except UnicodeDecodeError as error:
+            found = f"byte 0x{error.object[error.start]:02x}, which is no UTF-8"
+        yield found

@@ -1,0 +1,43 @@
+"""The commands of a grid beside another process that does the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from lmmkit.ablation.planned_runs import GridRun
+from lmmkit.ablation.store import Store
+from lmmkit.commands.experiments.grid_work import EvaluateRun, TrainStage
+from tests.support.grids import stage_run
+
+STAGE = stage_run("key")
+RUN = GridRun(arm="a", equal="steps", seed=1, root=".", branch=0, stages=(STAGE,), questions={"answers": "q"})
+
+
+@dataclass(frozen=True)
+class SlowStore(Store):
+    """Is a store in which another process ends its work before this one has the lock."""
+
+    def claim(self, key: str) -> int | None:
+        """Locks a key, after the other process."""
+        folder = self.run(key)
+        self.model(STAGE).mkdir(parents=True)
+        (self.model(STAGE) / "config.json").write_text("{}")
+        folder.run_json.write_text("{}")
+        folder.results.write_text('{"answers": {}}')
+        self.note_evaluated(RUN)
+        return super().claim(key)
+
+
+@pytest.mark.parametrize("make", [lambda s: TrainStage(s, STAGE), lambda s: EvaluateRun(s, RUN)])
+def test_what_another_process_has_done_until_the_lock_is_free_is_done(make, tmp_path):
+    store = SlowStore(tmp_path)
+    assert make(store).begin() == "done" and not store.logs.exists()
+    assert not Store(tmp_path).is_busy("key")
+
+
+@pytest.mark.parametrize("make", [lambda s: TrainStage(s, STAGE), lambda s: EvaluateRun(s, RUN)])
+def test_what_another_process_works_on_is_busy(make, tmp_path):
+    store = Store(tmp_path)
+    assert store.claim("key") is not None and make(store).begin() == "busy"
