@@ -132,7 +132,7 @@ def show(
     """
     read = the_recipe(recipe, root, changes)
     with working(STARTING):
-        from lmmkit.commands.support.token_pieces import pieces
+        from lmmkit.commands.support.token_pieces import pieces, tiles_text
         from lmmkit.data.images import image_place
         from lmmkit.errors import UserError
         from lmmkit.errors.data import NO_RECORD
@@ -151,7 +151,8 @@ def show(
             )
         )
         for image in sample.images:
-            out.print(f"  image {image_place(image)}")
+            tiles = tiles_text(sample.image_fit, prepared.dims.image, image)
+            out.print(f"  image {image_place(image)}{tiles}")
         line = Text()
         for text, supervised in pieces(prepared, sample):
             line.append(
