@@ -14,7 +14,7 @@ from PIL import Image as Pil
 from torch import Tensor
 
 from lmmkit.api.layout import Layout, row_count
-from lmmkit.api.sample import Image, Sample, Turn, View
+from lmmkit.api.sample import AnyRes, Image, Sample, Turn, View
 from lmmkit.data.chat_templates import stop_ids
 from lmmkit.data.image_markers import read_prompt
 from lmmkit.data.images import ImageReader, save_pixels
@@ -23,6 +23,7 @@ from lmmkit.data.pipeline import cut
 from lmmkit.data.views import Views
 from lmmkit.errors import UserError
 from lmmkit.errors.commands import LEARNED_TOKENS, TOO_LONG
+from lmmkit.errors.plan import TILES
 from lmmkit.inference.generate import Chooser, Feed, generate, greedy
 from lmmkit.inference.text_stream import TextStream
 from lmmkit.inference.token_model import TokenModel
@@ -108,6 +109,9 @@ class ChatModel:
         )  # fmt: skip
 
     def _require_plain(self) -> None:
+        fit = self.prepared.recipe.model.chat.image_fit
+        if isinstance(fit, AnyRes):
+            raise UserError(TILES.at("logits", got="pixels without the sizes of their images"))
         inference_plugins = [strategy.name for strategy, views in self.views.edits if views is None]
         if inference_plugins:
             got = f"learned tokens from {', '.join(inference_plugins)} in every sequence"
