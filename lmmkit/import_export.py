@@ -291,7 +291,6 @@ def _copy(source: str, target: str) -> str:
 
 def _exported(source: Path, prepared: Prepared, parts: Mapping[str, nn.Module]) -> Exported:
     chat = prepared.recipe.model.chat
-    assert isinstance(chat.image_fit, str), "recipes with tiles are refused"
     return Exported(
         vision=parts["vision"], connector=parts["connector"], text=cast(Decoder, parts["text"]),
         config=model_folder.config_of(source), tokenizer=prepared.tokenizer,

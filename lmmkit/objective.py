@@ -37,6 +37,7 @@ from lmmkit.model.teacher_model import TeacherModel, TeacherRows
 from lmmkit.model.vision import TimmViT, ViT
 from lmmkit.model.vlm import LMM, ModelOutput
 
+PLUGINS = "plugins."  # before the name of an instance, as the source of rows
 NO_SHARES: Mapping[str, StepShare] = MappingProxyType({})
 
 
@@ -172,8 +173,8 @@ class Objective(nn.Module):
 
     def tokens(self, batch: Batch) -> dict[str, Tensor]:
         """Returns the learned tokens by scatter source."""
-        names = [s.source.removeprefix("plugins.") for s in batch.scatters if s.source != "vision"]
-        return {f"plugins.{name}": self.learned_tokens(name) for name in names}
+        sources = [s.source for s in batch.scatters if s.source.startswith(PLUGINS)]
+        return {source: self.learned_tokens(source.removeprefix(PLUGINS)) for source in sources}
 
     def learned_tokens(self, name: str) -> Tensor:
         """Returns the learned tokens of a plugin instance, [n, D]."""
@@ -220,13 +221,15 @@ class Objective(nn.Module):
         So each parameter gets a gradient in every micro-batch and on every rank. LLaVA does this with a
         blank image in text-only samples. If a blank image was encoded, the encoder is connected through it.
         """
-        idle, reached = [self.plugins], []
-        if not any(scatter.source == "vision" for scatter in batch.scatters):
+        idle, reached, sources = [self.plugins], [], {scatter.source for scatter in batch.scatters}
+        if "vision" not in sources:
             idle += [self.lmm.connector]
             if out.seen_IND is None:
                 idle += [self.lmm.vision]
             elif out.seen_IND.requires_grad:
                 reached = [out.seen_IND]
+        learned = self.lmm.image_rows.learned(self.lmm.connector)
+        reached += [x for source, x in learned.items() if source not in sources and x.requires_grad]
         reached += [p for part in idle for p in part.parameters() if p.requires_grad]
         return 0.0 * sum(x.sum(dtype=torch.float32) for x in reached) if reached else 0.0
 

@@ -45,7 +45,8 @@ FLOORS: dict[str, str] = {
         group
     """,
     "lmmkit.commands.support": """
-        progress_display table_layout common data_check token_pieces jobs further_templates plugin_templates quickstart_display
+        progress_display table_layout common chat_lines data_check data_stats stats_tables token_pieces jobs further_templates
+        plugin_templates quickstart_display
     """,
     "lmmkit.data": """
         image_markers fits tables images labels need_rows packing sampler length_grouping rank_shares sources text_tokenizers
@@ -90,8 +91,8 @@ FLOORS: dict[str, str] = {
         matching asking alone attention_file puzzles_file answering questions_task benchmark_task
     """,
     "lmmkit.inference": """
-        batch_from_ids kv_cache generate token_model text_stream chat_model image_attention record_scores load
-        lmms_eval_manifest lmms_eval_model
+        batch_from_ids kv_cache generate token_model text_stream chat_model image_attention conversation record_scores
+        load lmms_eval_manifest lmms_eval_model
     """,
     "lmmkit.model": """
         cross_entropy step_terms init cpu_ops layers rope decoder transforms vision connectors image_rows vlm
@@ -108,7 +109,7 @@ FLOORS: dict[str, str] = {
         dry_run
     """,
     "lmmkit.plan.checks": """
-        token_checks need_checks component_checks loss_checks reducer_checks reach_checks
+        token_checks need_checks component_checks loss_checks reducer_checks tile_checks reach_checks
     """,
     "lmmkit.plan.dry_run": """
         subject drawn module_checks token_checks label_checks span_checks view_checks

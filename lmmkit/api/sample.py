@@ -38,6 +38,9 @@ class AnyRes:
         most = self.max_tiles
         return tuple(grid for grid in self.grids if most is None or grid[0] * grid[1] <= most)
 
+    def __str__(self) -> str:
+        return f"anyres {', '.join(f'{lines}x{columns}' for lines, columns in self.used)}"
+
 
 ImageFit: TypeAlias = FitName | AnyRes
 

@@ -10,6 +10,7 @@ from torch import nn
 from lmmkit import plugin_calls
 from lmmkit.api.components import Component, ImageReducer
 from lmmkit.api.model_info import Dims
+from lmmkit.api.sample import AnyRes
 from lmmkit.attention.backends import log_choice
 from lmmkit.attention.eager import Eager
 from lmmkit.attention.trial import Backend
@@ -17,7 +18,7 @@ from lmmkit.build.device import backend, compute_dtype, conditions
 from lmmkit.errors import Problem, UserError, raise_all
 from lmmkit.model.connectors.kinds import build_connector
 from lmmkit.model.decoder import Decoder
-from lmmkit.model.image_rows import ReducedRows
+from lmmkit.model.image_rows import NewlineRow, ReducedRows, TileRows
 from lmmkit.model.init import init
 from lmmkit.model.transforms.frozen_bf16 import narrow_matrices
 from lmmkit.model.vision import ViT
@@ -53,6 +54,8 @@ def shell(recipe: Recipe, components: Mapping[str, Component], dims: Dims, devic
         built = {name: plugin_calls.modules(component, dims) for name, component in components.items()}
         plugins = nn.ModuleDict({name: module for name, module in built.items() if module is not None})
         reducer = components.get(asked.reduce) if asked and asked.reduce else None
+        if asked and isinstance(recipe.model.chat.image_fit, AnyRes):
+            connector.newline, lmm.image_rows = NewlineRow(decoder.width), TileRows()
         if isinstance(reducer, ImageReducer):
             lmm.image_rows = ReducedRows(reducer, built[reducer.name], dims)
         compute = compute_dtype(recipe, device)

@@ -59,7 +59,9 @@ def check(
         raise_all(plugin_problems(prepared))
     if images:
         raise_all(
-            [p for records in prepared.sources.values() for p in too_many(records, check_images(records))]
+            p
+            for records in prepared.sources.values()
+            for p in too_many(records, check_images(records, spec=prepared.dims.image))
         )
     stages = {
         stage: estimate(prepared, stage, flops=1e12 * tflops)

@@ -23,10 +23,18 @@ from PIL import Image as Pil
 from torch import Tensor
 
 from lmmkit.api.model_info import CLIP_MEAN, CLIP_STD, ImageSpec, Resample
-from lmmkit.api.sample import Image, ImageFit
+from lmmkit.api.sample import AnyRes, Image, ImageFit
+from lmmkit.data.fits.tiles import HeightWidth, Tiling, cut_tiles
 from lmmkit.data.tables.table_file import read_cell
 from lmmkit.errors import LmmkitError, UserError
-from lmmkit.errors.data import IMAGE_DAMAGED, IMAGE_FILE, IMAGE_FORMAT, IMAGE_SHAPE, IMAGE_TOO_LARGE
+from lmmkit.errors.data import (
+    IMAGE_DAMAGED,
+    IMAGE_FILE,
+    IMAGE_FORMAT,
+    IMAGE_NARROW,
+    IMAGE_SHAPE,
+    IMAGE_TOO_LARGE,
+)
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 40_000_000  # decoded; Pillow itself only warns below 90 million
@@ -44,6 +52,7 @@ UPRIGHT = {
     7: Pil.Transpose.TRANSVERSE,
     8: Pil.Transpose.ROTATE_90,
 }
+SIDEWAYS = [UPRIGHT[number] for number in (5, 6, 7, 8)]  # these exchange height and width
 
 
 File = str | os.PathLike[str] | Image  # the path of a file, or an `Image`, which may be a part of one
@@ -82,7 +91,7 @@ def read_image(path: File, cut: ImageSpec | Cut, fit: ImageFit) -> Tensor:
     `crop`: the short side becomes `size` and the middle is cut out, as in LLaVA-1.5's first stage.
     `pad`: before that, the image is made square with bars in the mean colour, as in its second stage.
     `stretch`: both sides become `size`, as in SigLIP. Of an animation the first frame is read.
-    Transparent pixels are blended over white.
+    Transparent pixels are blended over white. `AnyRes`: the overview and the tiles, [images, 3, size, size].
 
     Raises `UserError` with path and reason unless the file is a complete image in an allowed format
     and size.
@@ -95,14 +104,63 @@ def _read(path: File, cuts: Iterable[ImageSpec | Cut], fit: ImageFit) -> list[Te
     with _opened(path, fit) as opened:
         opened.load()
         image = _rgb(_upright(opened))
-        fitted = [np.array(_fitted(image, cut, fit)) for cut in cuts]
-        return [torch.from_numpy(each).permute(2, 0, 1).contiguous() for each in fitted]
+        return [_tensor(image, cut, fit) for cut in cuts]
 
 
-def check_header(path: File, fit: ImageFit) -> None:
-    """Raises `UserError` if the header of the file breaks a rule of `read_image`."""
-    with _opened(path, fit):
-        pass
+def _tensor(image: Pil.Image, cut: ImageSpec | Cut, fit: ImageFit) -> Tensor:
+    """Returns the pixels of an image for an encoder: uint8 [3, size, size], or of each tile."""
+    if isinstance(fit, AnyRes):
+        tiles = cut_tiles(image, fit.used, cut.size, RESAMPLING[cut.resample])
+        return torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2).contiguous()
+    return torch.from_numpy(np.array(_fitted(image, cut, fit))).permute(2, 0, 1).contiguous()
+
+
+@dataclass(frozen=True)
+class TiledRows:
+    """Gives the rows of images that are cut into tiles: they depend on the size of the image, which its header has."""
+
+    fit: AnyRes
+    spec: ImageSpec
+
+    def __call__(self, image: Image) -> int:
+        return self.tiling(image).rows(self.spec.grid)
+
+    def tiling(self, image: Image) -> Tiling:
+        """Returns how an image is cut. Raises `UserError` if its header cannot be read, or if it is so narrow that no
+        line of the encoder's tokens shows it."""
+        size, spec = image_size(image), self.spec
+        found = Tiling.of(size, self.fit.used, spec.size, spec.grid)
+        if not found.height or not found.width:
+            got = f"{size[1]} x {size[0]} pixels on {found.grid[0]} x {found.grid[1]} tiles"
+            raise UserError(IMAGE_NARROW.at(image_place(image), got=got))
+        return found
+
+
+def image_size(image: Image) -> HeightWidth:
+    """Returns (height, width) of an image, upright, from the header of its file."""
+    try:
+        found = os.stat(image.path)
+    except (OSError, ValueError):
+        return _size.__wrapped__(unedited(image), 0, 0)  # says why the file cannot be read
+    return _size(unedited(image), found.st_mtime_ns, found.st_size)
+
+
+@functools.lru_cache(4096)
+def _size(image: Image, changed: int, size: int) -> HeightWidth:
+    with _opened(image, "crop") as opened:
+        upright = _upright(opened)
+        return upright.height, upright.width
+
+
+def check_header(path: File, fit: ImageFit) -> tuple[int, int]:
+    """Returns (height, width) of an image, upright. Raises `UserError` if its header breaks a rule of `read_image`.
+
+    Pixels are not read. So the rotation of a PNG is not found if it is written behind them, which is rare.
+    """
+    with _opened(path, fit) as opened:
+        width, height = opened.size
+        pixels_first = opened.format == "PNG" and "exif" not in opened.info
+        return (width, height) if not pixels_first and _turn(opened) in SIDEWAYS else (height, width)
 
 
 def check_whole(path: File, fit: ImageFit) -> None:
@@ -152,9 +210,7 @@ class ImageReader:
         self.spec = spec
         self.cache_mb = cache_mb
         self.teachers = teachers
-        # `size` is 0 in a text-only model
-        bytes_each = max(1, sum(3 * cut.size * cut.size for cut in (spec, *teachers)))
-        self._room = max(0, cache_mb * 2**20 // bytes_each)
+        self._room = max(0, cache_mb * 2**20)  # bytes
         self._kept: OrderedDict[ImageRef, list[Tensor]] = OrderedDict()
 
     def __call__(self, image: Image, fit: ImageFit) -> Tensor:
@@ -174,8 +230,9 @@ class ImageReader:
         every = _read(image, (self.spec, *self.teachers), fit)
         if self._room:
             self._kept[key] = every
-            if len(self._kept) > self._room:
-                self._kept.popitem(last=False)
+            self._room -= _bytes_of(every)
+            while self._room < 0:
+                self._room += _bytes_of(self._kept.popitem(last=False)[1])
         return every
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -185,6 +242,10 @@ class ImageReader:
 def read_each(reader: ReadImage, image: Image, fit: ImageFit) -> dict[PixelRef, Tensor]:
     """Returns an image in all sizes that a reader reads."""
     return reader.each(image, fit) if isinstance(reader, ImageReader) else {(image, fit): reader(image, fit)}
+
+
+def _bytes_of(tensors: Iterable[Tensor]) -> int:
+    return sum(each.nbytes for each in tensors)
 
 
 def unedited(image: Image) -> Image:
@@ -285,11 +346,16 @@ def _check_size(path: str, width: int, height: int, fit: ImageFit) -> None:
 
 
 def _upright(image: Pil.Image) -> Pil.Image:
-    try:
-        method = UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # broken EXIF is common, and no reason to refuse the image
-        method = None
+    method = _turn(image)
     return image if method is None else image.transpose(method)
+
+
+def _turn(image: Pil.Image) -> Pil.Transpose | None:
+    """Returns what turns an image upright, if anything does."""
+    try:
+        return UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # broken EXIF is common, and no reason to refuse the image
+        return None
 
 
 def _rgb(image: Pil.Image) -> Pil.Image:

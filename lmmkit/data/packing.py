@@ -18,14 +18,17 @@ from lmmkit.api.components import RowLoss, Term
 from lmmkit.api.layout import Layout
 from lmmkit.api.model_info import ImageSpec
 from lmmkit.api.needs import AttnMass, Need, teacher_models_of, teachers_of
-from lmmkit.api.sample import Image, View
+from lmmkit.api.sample import AnyRes, Image, ImageFit, View
 from lmmkit.attention.forest import Forest, arrange, grow, unshared
 from lmmkit.attention.schedule import AttentionSpec
+from lmmkit.data.fits.tiles import NEWLINE
 from lmmkit.data.images import (
+    Blank,
     Cut,
     ImageRef,
     PixelRef,
     ReadImage,
+    TiledRows,
     normalise,
     read_each,
     renormalise,
@@ -44,6 +47,7 @@ from lmmkit.data.need_rows import (
     teacher_rows,
 )
 from lmmkit.errors import Problem, UserError, raise_all
+from lmmkit.errors.plan import TILES
 
 MIN_SHARED = 8  # rows; sharing a shorter prefix costs more attention calls than it saves rows
 
@@ -56,10 +60,12 @@ class LaidOut(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """Holds the name of the first view that shows an image, and the number of its first row among those of all."""
+    """Holds the name of the first view that shows an image, the number of its first row among those of all, and that
+    of its first input of the encoder, of which an image that is cut into tiles has several."""
 
     owner: str
     first: int
+    input: int
 
 
 class SizedSample(NamedTuple):
@@ -146,7 +152,7 @@ class Packer:
         """
         members = [m for sample in samples for m in sample.members]
         forest, paths = self._arranged(members)
-        id_T, scatters, shown = _origins(members, paths, len(forest))
+        id_T, scatters, shown = _origins(members, paths, len(forest), self.image)
         pixels = [
             self._pixels(images[unedited(ref[0]), ref[1]], ref[0], at.owner) for ref, at in shown.items()
         ]
@@ -167,7 +173,7 @@ class Packer:
             last=_ready(replace(spec, read_T=last_rows(len(forest), predict, gathers, maps))),
             id_T=id_T,
             scatters=scatters,
-            pixels_ICXY=torch.stack(pixels)
+            pixels_ICXY=_stacked(pixels)
             if pixels
             else torch.zeros(int(self.blank), 3, self.image.size, self.image.size),
             predict=predict,
@@ -220,6 +226,10 @@ class Packer:
         pixels_CXY = normalise(decoded_CXY, self.image)
         if image.edit is None:
             return pixels_CXY
+        if decoded_CXY.dim() == 4:
+            if not isinstance(image.edit, Blank):
+                raise UserError(TILES.at(f"plugins.{owner}", got="an edit of an image"))
+            return torch.stack([image.edit(tile) for tile in pixels_CXY])
         return plugin_calls.edited(owner, image.edit, pixels_CXY)
 
     def _teachers(
@@ -290,13 +300,13 @@ def _weight_sums(batch: Batch) -> dict[str, float]:
 
 
 def _origins(
-    members: Sequence[LaidOut], paths: Sequence[np.ndarray], total: int
+    members: Sequence[LaidOut], paths: Sequence[np.ndarray], total: int, spec: ImageSpec
 ) -> tuple[Tensor, tuple[EmbedScatter, ...], dict[ImageRef, Shown]]:
     """Returns token ids, scatters, and the distinct images in the order of their items."""
     id_T = np.full(total, -1, np.int64)
     item_T: dict[str, np.ndarray] = {}
     shown: dict[ImageRef, Shown] = {}
-    n_items = 0  # of the images so far, which may have unlike numbers of rows
+    n_items = n_inputs = 0  # of the images so far, which may have unlike numbers of rows
     for member, path in zip(members, paths, strict=True):
         start = 0
         for span in member.layout:
@@ -305,18 +315,40 @@ def _origins(
             if span.kind == "text":
                 id_T[rows] = span.ids
                 continue
-            first, source = 0, f"plugins.{span.owner}"
+            source = f"plugins.{span.owner}"
             if span.image is not None:
                 ref = (span.image, member.view.sample.image_fit)
+                items_N, inputs, items = _items(*ref, span.n, spec)
                 if ref not in shown:
-                    shown[ref], n_items = Shown(member.view.name, n_items), n_items + span.n
-                first, source = shown[ref].first, "vision"
-            item_T.setdefault(source, np.full(total, -1, np.int64))[rows] = first + np.arange(span.n)
+                    shown[ref] = Shown(member.view.name, n_items, n_inputs)
+                    n_items, n_inputs = n_items + items, n_inputs + inputs
+                if len(newlines := rows[items_N == NEWLINE]):
+                    item_T.setdefault("newline", np.full(total, -1, np.int64))[newlines] = 0
+                rows, items_N = rows[items_N != NEWLINE], items_N[items_N != NEWLINE]
+                item_T.setdefault("vision", np.full(total, -1, np.int64))[rows] = shown[ref].first + items_N
+                continue
+            item_T.setdefault(source, np.full(total, -1, np.int64))[rows] = np.arange(span.n)
     scatters = []
     for source, items in sorted(item_T.items()):
         rows = np.flatnonzero(items >= 0)
         scatters.append(EmbedScatter(source, torch.from_numpy(rows), torch.from_numpy(items[rows])))
     return torch.from_numpy(id_T), tuple(scatters), shown
+
+
+def _items(image: Image, fit: ImageFit, n: int, spec: ImageSpec) -> tuple[np.ndarray, int, int]:
+    """Returns the item of each of the n rows of an image, of those that the connector gives for its inputs or
+    `NEWLINE`; the number of these inputs of the encoder, and of their items."""
+    if not isinstance(fit, AnyRes):
+        return np.arange(n), 1, n
+    tiling = TiledRows(fit, spec).tiling(image)
+    return tiling.token_of_rows(spec.grid), tiling.images, tiling.images * spec.tokens
+
+
+def _stacked(pixels: Sequence[Tensor]) -> Tensor:
+    """Returns the inputs of the encoder, of images of one or of several."""
+    if all(each.dim() == 3 for each in pixels):
+        return torch.stack(list(pixels))
+    return torch.cat([each if each.dim() == 4 else each[None] for each in pixels])
 
 
 def _names(members: Sequence[LaidOut]) -> tuple[tuple[str, str], ...]:
@@ -370,6 +402,5 @@ def _shown(member: LaidOut) -> list[ImageRef]:
     return [(span.image, fit) for span in member.layout if span.image is not None]
 
 
-def _first_images(members: Sequence[LaidOut], shown: Iterable[ImageRef]) -> tuple[int, ...]:
-    number = {ref: i for i, ref in enumerate(shown)}
-    return tuple(next((number[ref] for ref in _shown(member)), -1) for member in members)
+def _first_images(members: Sequence[LaidOut], shown: Mapping[ImageRef, Shown]) -> tuple[int, ...]:
+    return tuple(next((shown[ref].input for ref in _shown(member)), -1) for member in members)

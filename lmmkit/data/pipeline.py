@@ -112,6 +112,10 @@ class Pipeline:
             sample = self.sources[source][record]
         except UserError as error:
             return self._bad(source, record, error.problems[0])
+        try:
+            self.views.measure(sample)
+        except UserError as error:
+            return self._bad(source, record, error.problems[0], id=sample.key, key="image")
         views = self.views.fitting(sample, epoch, dropped, self._other_samples(source, read))
         sized = self.packer.sized(views, source)
         try:

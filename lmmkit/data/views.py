@@ -12,9 +12,9 @@ from lmmkit.api.components import AuxTask, Loss, TokenStrategy, TokenWeight, Vie
 from lmmkit.api.layout import CharWeight, Insert, Layout, insert_tokens, row_count, truncate
 from lmmkit.api.model_info import Dims
 from lmmkit.api.needs import Need, selector, selects_rows
-from lmmkit.api.sample import AfterEos, Label, Sample, Supervision, View
+from lmmkit.api.sample import AfterEos, AnyRes, Label, Sample, Supervision, View
 from lmmkit.data.chat_templates import lay_out, lay_out_prompt
-from lmmkit.data.images import RowsOf
+from lmmkit.data.images import RowsOf, TiledRows
 from lmmkit.data.layout_writer import WeightsOf
 from lmmkit.data.packing import LaidOut
 from lmmkit.data.sampler import sample_rng
@@ -99,10 +99,21 @@ class Views:
     def lay_out(self, view: View) -> Layout:
         """Returns the full sequence of a view with its learned tokens, without a limit on its length."""
         layout = lay_out(
-            view.sample, self.tokenizer, rows_of=self.rows_of, after_eos=self.after_eos,
+            view.sample, self.tokenizer, rows_of=self.rows_of_sample(view.sample), after_eos=self.after_eos,
             weights_of=self._weights_of(view),
         )  # fmt: skip
         return insert_tokens(layout, self.inserts(view), self.token_id)
+
+    def rows_of_sample(self, sample: Sample) -> RowsOf:
+        """Returns what gives the rows of a sample's images: if they are cut into tiles, their sizes do."""
+        fit, spec = sample.image_fit, None if self.dims is None else self.dims.image
+        return TiledRows(fit, spec) if isinstance(fit, AnyRes) and spec and spec.size else self.rows_of
+
+    def measure(self, sample: Sample) -> None:
+        """Raises `UserError` if an image has a size that gives it no rows."""
+        rows_of = self.rows_of_sample(sample)
+        for image in sample.images:
+            rows_of(image)
 
     def _weights_of(self, view: View) -> WeightsOf | None:
         """Returns what weights the characters of answers, if anything does: only those of the main view."""
@@ -120,7 +131,8 @@ class Views:
 
         It begins the layout that training has with an answer, so nothing is inserted at `end`.
         """
-        layout = lay_out_prompt(view.sample, self.tokenizer, rows_of=self.rows_of, after_eos=self.after_eos)
+        rows_of = self.rows_of_sample(view.sample)
+        layout = lay_out_prompt(view.sample, self.tokenizer, rows_of=rows_of, after_eos=self.after_eos)
         edits = [(owner, edit) for owner, edit in self.inserts(view) if edit.at != "end"]
         return insert_tokens(layout, edits, self.token_id)
 

@@ -96,6 +96,10 @@ IMAGE_FORMAT = Code(
     "image/format", cause="An image file has a format that is not supported.",
     expected="an image in {formats}", hint=BAD_FILE,
 )
+IMAGE_NARROW = Code(
+    "image/narrow", cause="An image that is cut into tiles is so narrow that no line or column of patches shows it.",
+    expected="an image that is at least about one patch wide and high on its tiles", hint=BAD_FILE,
+)
 IMAGE_SHAPE = Code(
     "image/aspect-ratio", cause="An image is too long and narrow.",
     expected="sides of at most {ratio} : 1", hint=BAD_FILE,

@@ -182,6 +182,11 @@ PATCHES = Code(
     expected="rows with fixed patches, or features of stage `projected`",
     hint="Use `VisionAt(at, stage=\"projected\")`, give the term weight 0, or use another reducer or connector.",
 )
+TILES = Code(
+    "plan/tiles", cause="Images that are cut into tiles (`image_fit: {kind: anyres}`) meet something that needs "
+    "images of one size.",
+    expected="`crop`, `pad` or `stretch` with it", hint="Name another `image_fit`, or do without the other.",
+)
 REFERENCE = Code(
     "plan/reference", cause="A term reads the reference of a stage that has none, or one that does not fit.",
     expected="`start`, or a model folder with the same tokenizer, image size and grid",

@@ -35,10 +35,6 @@ NAME = Code(
     "recipe/name", cause="A name in the recipe has a wrong form or is reserved.",
     expected="{expected}", hint="Choose another name.",
 )
-NOT_YET = Code(
-    "recipe/not-yet", cause="The recipe asks for something that this version of lmmkit does not do.",
-    expected="one of {known}", hint="Name one of these.",
-)
 NULL = Code(
     "recipe/null", cause="A key has no value, or the value null.",
     expected="{expected}", hint="{fix}",

@@ -13,8 +13,8 @@ import torch
 from PIL import Image as Pil
 from torch import Tensor
 
-from lmmkit.api.layout import row_count
-from lmmkit.api.sample import Image, Sample, Turn, View
+from lmmkit.api.layout import Layout, row_count
+from lmmkit.api.sample import AnyRes, Image, Sample, Turn, View
 from lmmkit.data.chat_templates import stop_ids
 from lmmkit.data.image_markers import read_prompt
 from lmmkit.data.images import ImageReader, save_pixels
@@ -23,6 +23,7 @@ from lmmkit.data.pipeline import cut
 from lmmkit.data.views import Views
 from lmmkit.errors import UserError
 from lmmkit.errors.commands import LEARNED_TOKENS, TOO_LONG
+from lmmkit.errors.plan import TILES
 from lmmkit.inference.generate import Chooser, Feed, generate, greedy
 from lmmkit.inference.text_stream import TextStream
 from lmmkit.inference.token_model import TokenModel
@@ -108,6 +109,9 @@ class ChatModel:
         )  # fmt: skip
 
     def _require_plain(self) -> None:
+        fit = self.prepared.recipe.model.chat.image_fit
+        if isinstance(fit, AnyRes):
+            raise UserError(TILES.at("logits", got="pixels without the sizes of their images"))
         inference_plugins = [strategy.name for strategy, views in self.views.edits if views is None]
         if inference_plugins:
             got = f"learned tokens from {', '.join(inference_plugins)} in every sequence"
@@ -137,7 +141,7 @@ class ChatModel:
         assert len(templates) == 1, f"views of several templates: {templates}"
         ends = stop_ids(templates.pop(), self.views.tokenizer, self.prepared.end_ids.eos)
         samples = [
-            self.packer.sized([LaidOut(v, self._fitting(v, max_new_tokens)) for v in group])
+            self.packer.sized([LaidOut(v, self.fitting(v, max_new_tokens)) for v in group])
             for group in groups
         ]
         texts: list[str] = []
@@ -205,25 +209,29 @@ class ChatModel:
 
         Raises `UserError` for another number of images than the turns have, or a prompt that is too long.
         """
-        chat = self.prepared.recipe.model.chat
         given = [image] if isinstance(image, str | PathLike | Pil.Image) else image or []
         if isinstance(turns, str):
             turns = [Turn("user", turns, images=len(given))]
         in_memory = any(isinstance(each, Pil.Image) for each in given)
         with TemporaryDirectory(prefix="lmmkit-") if in_memory else nullcontext("") as folder:
-            sample = Sample(
-                key="chat",
-                turns=read_prompt(turns, len(given)),
-                images=tuple(_image_file(each, Path(folder) / f"{i}.bmp") for i, each in enumerate(given)),
-                template=chat.template,
-                image_fit=chat.image_fit,
-                system=chat.system or "",
-            )
+            images = [_image_file(each, Path(folder) / f"{i}.bmp") for i, each in enumerate(given)]
+            view = View(sample=self.sample(turns, images))
             return self.answer(
-                [[View(sample=sample)]], max_new_tokens=max_new_tokens, choose=choose, on_text=on_text
-            )[0]
+                [[view]], max_new_tokens=max_new_tokens, choose=choose, on_text=on_text
+            )[0]  # fmt: skip
 
-    def _fitting(self, view: View, max_new_tokens: int):
+    def sample(self, turns: Sequence[Turn], images: Sequence[Image]) -> Sample:
+        """Returns a conversation in the model's chat template. Markers in its questions are read as in a record.
+
+        Raises `UserError` for markers that do not match the images."""
+        chat = self.prepared.recipe.model.chat
+        return Sample(
+            key="chat", turns=read_prompt(turns, len(images)), images=tuple(images), template=chat.template,
+            image_fit=chat.image_fit, system=chat.system or "",
+        )  # fmt: skip
+
+    def fitting(self, view: View, max_new_tokens: int) -> Layout:
+        """Returns the layout of a prompt. Raises `UserError` if it leaves too little of the context for the answer."""
         layout = self.views.prompt(view)
         _require_room(f"sample {view.sample.key}", row_count(layout), self.views.context, max_new_tokens)
         return layout

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +14,8 @@ from lmmkit import plugin_calls
 from lmmkit.api.components import ImageReducer
 from lmmkit.api.model_info import Dims
 from lmmkit.model.connectors.connector import Connector
+
+NO_ROWS: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class ImageRows:
@@ -24,9 +29,34 @@ class ImageRows:
         """Returns what the encoder gives for the part of the image that each row is made of: [I, rows, width]."""
         return connector.seen_by_rows(seen_IND)
 
+    def learned(self, connector: nn.Module) -> Mapping[str, Tensor]:
+        """Returns the learned rows of images, [n, decoder width], by scatter source."""
+        return NO_ROWS
+
     def on_patches(self, weight_N: Tensor, connector: Connector) -> Tensor | None:
         """Returns the weights of an image's rows as weights of its patches, [grid]; None if these are not known."""
         return connector.on_patches(weight_N)
+
+
+class NewlineRow(nn.Module):
+    """Holds the learned row at the end of each line of tiles."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.row = nn.Parameter(torch.empty(width))
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.row, std=1 / math.sqrt(len(self.row)))
+
+
+class TileRows(ImageRows):
+    """Gives the rows of images of which some are cut into tiles. The connector has a `NewlineRow` as `newline`."""
+
+    def learned(self, connector: nn.Module) -> Mapping[str, Tensor]:
+        return {"newline": cast(NewlineRow, connector.newline).row[None]}
+
+    def on_patches(self, weight_N: Tensor, connector: Connector) -> Tensor | None:
+        return connector.on_patches(weight_N[: connector.grid[0] * connector.grid[1]])  # of the overview
 
 
 class ReducedRows(ImageRows):

@@ -38,8 +38,8 @@ class Reference(nn.Module):
         seen_IND = None if lmm.vision in self.own.values() or seen_IND is None else seen_IND.detach()
         weight_VD = lmm.decoder.head.weight
         width = weight_VD.shape[1]
-        sources = [s.source.removeprefix("plugins.") for s in batch.scatters if s.source != "vision"]
-        rows = {f"plugins.{name}": plugin_calls.tokens(name, tokens[name], width) for name in sources}
+        names = [s.source.removeprefix("plugins.") for s in batch.scatters if s.source.startswith("plugins.")]
+        rows = {f"plugins.{name}": plugin_calls.tokens(name, tokens[name], width) for name in names}
         with lora.updates_off(lmm.decoder):
             out = lmm(batch.reading(()), rows, seen_IND)
         logp_P, _ = log_probs(out.at(head.row_R), weight_VD, head.place_P, head.target_P)

@@ -119,7 +119,7 @@ class LMM(nn.Module):
         """Returns row vectors [T, D]: token embeddings, then each scatter into its rows. `projected_IND`: what
         the connector makes of the images; None if there are none."""
         x_TD = self.decoder.embed(batch.id_T.clamp(min=0))
-        sources = dict(tokens)
+        sources = {**self.image_rows.learned(self.connector), **tokens}
         if projected_IND is not None:
             sources["vision"] = projected_IND.flatten(0, 1)
         for scatter in batch.scatters:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from lmmkit import plugin_calls
 from lmmkit.api.components import AuxTask, Component, Reader, StepTerm, TokenStrategy, ViewMaker
 from lmmkit.api.layout import Layout, Span
+from lmmkit.api.model_info import ImageSpec
 from lmmkit.api.needs import (
     AttnMass,
     AttnTo,
@@ -29,7 +30,8 @@ from lmmkit.api.needs import (
     VisionAt,
     selector,
 )
-from lmmkit.api.sample import Label
+from lmmkit.api.sample import AnyRes, ImageFit, Label
+from lmmkit.data.fits.tiles import most_rows
 from lmmkit.data.image_markers import marked
 from lmmkit.data.packing import read_images
 from lmmkit.data.views import dropped_text
@@ -79,6 +81,8 @@ def stage_text(prepared: Prepared, plan: StagePlan) -> str:
         assert prepared.recipe.model.connector is not None, "it makes the rows"
         rows = f"{prepared.image_rows} rows from {prepared.dims.image.tokens} tokens"
         lines.append(f"  image {rows} by the connector, {prepared.recipe.model.connector.kind}")
+    for name in prepared.recipe.stages[plan.stage].data:
+        lines += _tiles_text(name, prepared.recipe.data[name].image_fit, prepared.dims.image)
     for need in plan.needs:
         askers = [reader.name for reader in plan.readers if need in plugin_calls.needs(reader)]
         lines.append(f"  need {need_text(need)}  for {', '.join(askers)}")
@@ -93,6 +97,15 @@ def stage_text(prepared: Prepared, plan: StagePlan) -> str:
     inference_plugins = ", ".join(plan.inference_plugins) or "no plugin"
     lines.append(f"  inference needs {inference_plugins}")
     return "\n".join(lines)
+
+
+def _tiles_text(name: str, fit: ImageFit, spec: ImageSpec) -> list[str]:
+    """Returns a line about the tiles of a source's images; none if they are not cut."""
+    if not isinstance(fit, AnyRes):
+        return []
+    tiles = max(lines * columns for lines, columns in fit.used)
+    rows = max(most_rows(grid, spec.grid) for grid in fit.used)
+    return [f"  images of {name}  {fit}: an overview and at most {tiles} tiles, at most {rows} rows"]
 
 
 def _teacher_text(prepared: Prepared, name: str) -> str:

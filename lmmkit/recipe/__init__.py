@@ -8,6 +8,7 @@ numbers), `error_messages` (texts of problems) and `rules` (rules between keys).
 from lmmkit.recipe.diff import ABSENT, CUT, Difference, diff, is_cut, section_class
 from lmmkit.recipe.model import (
     NO_WEIGHTS,
+    AnyResFit,
     Chat,
     ConnectorConfig,
     Model,
@@ -53,6 +54,7 @@ __all__ = [
     "ABSENT",
     "CUT",
     "NO_WEIGHTS",
+    "AnyResFit",
     "BatchConfig",
     "Chat",
     "ConnectorConfig",

@@ -12,7 +12,7 @@ from typing import Any
 
 from lmmkit.api.sample import AnyRes, FitName
 from lmmkit.errors import Problem, did_you_mean
-from lmmkit.errors.recipe import CONFLICT, NAME, NOT_YET, OUT_OF_RANGE, UNKNOWN_NAME, WRONG_TYPE
+from lmmkit.errors.recipe import CONFLICT, NAME, OUT_OF_RANGE, UNKNOWN_NAME, WRONG_TYPE
 from lmmkit.recipe.model import (
     CONNECTOR_SETTINGS,
     Chat,
@@ -199,7 +199,6 @@ def check_fit(fit: FitName | AnyRes, key: str, names: Names) -> Iterator[Problem
             f"{key}.max_tiles", got=str(fit.max_tiles), expected=f"at least {least}: no grid has fewer tiles",
             fix="Raise `max_tiles`, or add a smaller grid.",
         )  # fmt: skip
-    yield NOT_YET.at(key, got="kind anyres", known="crop, pad, stretch")
 
 
 def check_plugins(plugins: Mapping[str, Mapping[str, Any]], key: str, names: Names) -> Iterator[Problem]:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from lmmkit.errors import UserError
 from lmmkit.errors.weights import ARCHITECTURE, MISSING, PART, WRAPPED
 from lmmkit.model.vision import ViT
-from lmmkit.recipe import TextScratch
+from lmmkit.recipe import AnyResFit, TextScratch
 from lmmkit.weights import decoders, encoders, name_maps, timm_encoder
 from lmmkit.weights.config import Config
 from lmmkit.weights.decoders import DecoderSource, read_decoder
@@ -47,6 +47,7 @@ CONNECTOR: Table = (
     ("second.1.weight", "linear_2.weight"),
     ("second.1.bias", "linear_2.bias"),
 )
+CONNECTOR_OF_TILES: Table = (*CONNECTOR, ("newline.row", "newline"))
 Spelling = tuple[tuple[str, str], ...]
 """(pattern, its place in ours): the first that matches the beginning of a name renames it."""
 
@@ -56,6 +57,7 @@ LLAVA_HF: Spelling = (
     (r"language_model\.model\.|model\.language_model\.", "text.model."),
     (r"language_model\.lm_head\.|lm_head\.", "text.lm_head."),
 )
+LLAVA_NEXT: Spelling = ((r"(?:model\.)?image_newline$", "connector.newline"), *LLAVA_HF)
 LLAVA: Spelling = (  # low-rank checkpoints have the prefix of a wrapper
     (r"base_model\.model\.model\.mm_projector\.0\.", "connector.linear_1."),
     (r"base_model\.model\.model\.mm_projector\.2\.", "connector.linear_2."),
@@ -84,8 +86,8 @@ TWO_TOWERS = r"|^visual_projection\.|^text_projection\.|^logit_(scale|bias)$"
 @dataclass(frozen=True, kw_only=True)
 class PretrainedFolder:
     """Describes a public folder. `image_token`: the id that represents one row of an image. `pads`: whether
-    it pads images, independent of its encoder's image processor. `layer`: the vision state to read, if the
-    folder names one for an encoder elsewhere."""
+    it pads images, independent of its encoder's image processor. `tiles`: how it cuts them, if it does. `layer`:
+    the vision state to read, if the folder names one for an encoder elsewhere."""
 
     folder: Path
     kind: str
@@ -97,6 +99,7 @@ class PretrainedFolder:
     dtype: str = "float32"
     pickled: bool = False
     pads: bool = False
+    tiles: AnyResFit | None = None
     layer: int | None = None
 
     @contextmanager
@@ -196,7 +199,7 @@ class PretrainedFolder:
 
     def _require_names_of_mlp(self, module: nn.Module) -> None:
         """Raises `UserError` for a connector with tensors that no public folder has."""
-        known = {ours for ours, _ in CONNECTOR}
+        known = {ours for ours, _ in CONNECTOR_OF_TILES}
         if lacking := [name for name, _ in module.named_parameters() if name not in known]:
             got = f"an MLP connector, without {len(lacking)} tensors: {', '.join(lacking[:4])}, ..."
             raise UserError(
@@ -217,8 +220,8 @@ class PretrainedFolder:
             assert self.text is not None
             return self.text.table
         if isinstance(self.vision, TimmSource):
-            return timm_encoder.table(module) if part == "vision" else CONNECTOR
-        return encoders.VIT if part == "vision" else CONNECTOR
+            return timm_encoder.table(module) if part == "vision" else CONNECTOR_OF_TILES
+        return encoders.VIT if part == "vision" else CONNECTOR_OF_TILES
 
     def _spare(self, part: str, module: nn.Module) -> str:
         """Returns a pattern for public names that the folder may contain and the module does not have."""
@@ -261,7 +264,13 @@ def _source(folder: Path, feature_layer: int | None) -> PretrainedFolder:
     config = Config.of(folder)
     config.only(quantization_config=None)
     kind = config.text("model_type", "none")
-    known = {"llava": _llava_hf, "llava_llama": _llava, "clip": _two_towers, "siglip": _two_towers}
+    known = {
+        "llava": _llava_hf,
+        "llava_next": _llava_next,
+        "llava_llama": _llava,
+        "clip": _two_towers,
+        "siglip": _two_towers,
+    }
     if kind == "llava" and not config.has("text_config"):
         kind = "llava_llama"  # early versions of original LLaVA wrote `llava`
     if kind in known:
@@ -298,6 +307,27 @@ def _llava_hf(folder: Path, config: Config, feature_layer: int | None) -> Pretra
         folder=folder, kind="llava-hf", spelling=LLAVA_HF, text=text, vision=vision, connector=True,
         image_token=config.count(key, 32000), dtype=_dtype(config),
     )  # fmt: skip
+
+
+def _llava_next(folder: Path, config: Config, feature_layer: int | None) -> PretrainedFolder:
+    config.only(use_image_newline_parameter=True)
+    found = _llava_hf(folder, config, feature_layer)
+    assert found.vision is not None, "a llava-hf folder has an encoder"
+    side = found.vision.section.image_size
+    sizes = config.values.get("image_grid_pinpoints")
+    if sizes is None:
+        return replace(found, kind="llava-next", spelling=LLAVA_NEXT, tiles=AnyResFit(kind="anyres"))
+    good = isinstance(sizes, list) and all(
+        isinstance(size, list)
+        and len(size) == 2
+        and all(type(n) is int and n > 0 and n % side == 0 for n in size)
+        for size in sizes
+    )
+    if not sizes or not good:
+        values = f"a list of [height, width], multiples of {side}"
+        raise config.problem("image_grid_pinpoints", sizes, values)
+    tiles = AnyResFit(kind="anyres", grids=tuple((height // side, width // side) for height, width in sizes))
+    return replace(found, kind="llava-next", spelling=LLAVA_NEXT, tiles=tiles)
 
 
 def _with_defaults(section: Config) -> Config:

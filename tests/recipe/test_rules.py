@@ -35,8 +35,6 @@ STAGE = "stages.only"
             "conflict",
         ),
         ("model.chat={template: plain, image_fit: pad, system: Be brief.}", "model.chat.system", "conflict"),
-        ("model.chat.image_fit={kind: anyres}", "model.chat.image_fit", "not-yet"),
-        ("data.scenes.image_fit={kind: anyres, max_tiles: 3}", "data.scenes.image_fit", "not-yet"),
         ("model.chat.image_fit={kind: anyres, grids: []}", "model.chat.image_fit.grids", "out-of-range"),
         ("data.scenes.image_fit={kind: anyres, max_tiles: 1}", "data.scenes.image_fit.max_tiles", "conflict"),
         (

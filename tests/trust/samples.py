@@ -122,7 +122,6 @@ def recipes(home: Home) -> None:
     ):
         tried(lambda text=text: read_text(text, name="mine.yaml"))
     tried(lambda: read_text(RECIPE, overrides=["nothing"]))
-    tried(lambda: read_text(RECIPE, overrides=["model.chat.image_fit={kind: anyres}"]))
     tried(lambda: from_mapping([]))  # type: ignore[arg-type]
     tried(lambda: read_recipe(home.path / "absent.yaml"))
 

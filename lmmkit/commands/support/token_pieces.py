@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lmmkit.api.sample import Sample, View
+from lmmkit.api.model_info import ImageSpec
+from lmmkit.api.sample import AnyRes, Image, ImageFit, Sample, View
+from lmmkit.data.images import TiledRows, image_size
 from lmmkit.plan.prepare import Prepared
 
 
@@ -17,3 +19,12 @@ def pieces(prepared: Prepared, sample: Sample) -> Iterator[tuple[str, bool]]:
             yield "·".join(tokenizer.decode([i]) or f"<{i}>" for i in span.ids) + " ", span.supervised
         else:
             yield f"[{span.token_name or 'image'} x {span.n}] ", False
+
+
+def tiles_text(fit: ImageFit, spec: ImageSpec, image: Image) -> str:
+    """Returns how an image is cut into tiles, to be printed after its name; empty if it is not."""
+    if not isinstance(fit, AnyRes):
+        return ""
+    (height, width), tiling = image_size(image), TiledRows(fit, spec).tiling(image)
+    lines, columns = tiling.grid
+    return f"  {width} x {height} pixels on {lines} x {columns} tiles, {tiling.rows(spec.grid)} rows"

@@ -38,13 +38,11 @@ def best_grid(size: HeightWidth, grids: Sequence[HeightWidth], side: int) -> Hei
 
 @dataclass(frozen=True)
 class Tiling:
-    """Describes how an image is cut: `grid`, the tiles; `resized`, the image on them in pixels, between bars.
-
-    Of the encoder's tokens of all tiles as one plane, `height` lines from `top` and `width` columns from `left` remain.
+    """Describes how an image is cut: the `grid` of its tiles, and what remains of the plane of the encoder's tokens of
+    all tiles, `height` lines from `top` and `width` columns from `left`.
     """
 
     grid: HeightWidth
-    resized: HeightWidth
     top: int
     left: int
     height: int
@@ -60,8 +58,7 @@ class Tiling:
             top = (rows - int(round(height * (columns / width), 7))) // 2
         else:
             left = (columns - int(round(width * (rows / height), 7))) // 2
-        canvas = grid[0] * side, grid[1] * side
-        return cls(grid, _inside(size, canvas), top, left, rows - 2 * top, columns - 2 * left)
+        return cls(grid, top, left, rows - 2 * top, columns - 2 * left)
 
     @property
     def images(self) -> int:
@@ -83,18 +80,28 @@ class Tiling:
         newlines = np.full((self.height, 1), NEWLINE)
         return np.concatenate([np.arange(each), np.concatenate([plane, newlines], 1).ravel()])
 
-    def cut(self, image: Pil.Image, side: int, resampling: Pil.Resampling) -> list[Pil.Image]:
-        """Returns the overview and the tiles of an image, each `side` pixels wide and high."""
-        height, width = self.resized
-        canvas = Pil.new("RGB", (self.grid[1] * side, self.grid[0] * side))
-        corner = (canvas.width - width) // 2, (canvas.height - height) // 2
-        canvas.paste(image.resize((width, height), resampling), corner)
-        corners = [(x, y) for y in range(0, canvas.height, side) for x in range(0, canvas.width, side)]
-        tiles = [canvas.crop((x, y, x + side, y + side)) for x, y in corners]
-        return [image.resize((side, side), resampling), *tiles]
+
+def most_rows(grid: HeightWidth, tokens: HeightWidth) -> int:
+    """Returns the most rows that an image on a grid of tiles takes: one without bars."""
+    return tokens[0] * tokens[1] + grid[0] * tokens[0] * (grid[1] * tokens[1] + 1)
 
 
-def _inside(size: HeightWidth, canvas: HeightWidth) -> HeightWidth:
+def cut_tiles(
+    image: Pil.Image, grids: Sequence[HeightWidth], side: int, resampling: Pil.Resampling
+) -> list[Pil.Image]:
+    """Returns the overview and the tiles of an image, each `side` pixels wide and high."""
+    size = image.height, image.width
+    rows, columns = best_grid(size, grids, side)
+    canvas = Pil.new("RGB", (columns * side, rows * side))
+    height, width = inside(size, (canvas.height, canvas.width))
+    corner = (canvas.width - width) // 2, (canvas.height - height) // 2
+    canvas.paste(image.resize((width, height), resampling), corner)
+    corners = [(x, y) for y in range(0, canvas.height, side) for x in range(0, canvas.width, side)]
+    tiles = [canvas.crop((x, y, x + side, y + side)) for x, y in corners]
+    return [image.resize((side, side), resampling), *tiles]
+
+
+def inside(size: HeightWidth, canvas: HeightWidth) -> HeightWidth:
     """Returns the largest size of an image on a canvas."""
     (height, width), (tall, wide) = size, canvas
     by_width, by_height = wide / width, tall / height

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lmmkit.api.sample import ImageFit, Sample
-from lmmkit.data.images import check_header
+from lmmkit.api.model_info import ImageSpec
+from lmmkit.api.sample import AnyRes, ImageFit, Sample
+from lmmkit.data.images import TiledRows, check_header
 from lmmkit.data.sources.bad_records import STRICT, BadRecord, Policy, record_place
 from lmmkit.data.sources.indexed_records import IndexedRecords, Indexing
 from lmmkit.data.sources.joined.joined_records import open_joined
@@ -102,7 +103,7 @@ class Records(Sequence[Sample]):
 
     def identity(self) -> dict[str, object]:
         """Returns what distinguishes the data of this source from other data. Its path is not included."""
-        shape = {"template": self.template, "image_fit": self.image_fit}
+        shape = {"template": self.template, "image_fit": str(self.image_fit)}
         return {"count": len(self), **self.indexed.identity(), **shape}
 
 
@@ -194,10 +195,10 @@ def too_many(records: Records, found: list[Problem], limit: int = LISTED) -> lis
     return [*found[:limit], *[more] * (len(found) > limit or most > 0)]
 
 
-def check_images(records: Records, limit: int | None = None) -> list[Problem]:
+def check_images(records: Records, limit: int | None = None, spec: ImageSpec | None = None) -> list[Problem]:
     """Returns a problem for each image with a bad header: format, size or shape; see `read_image`.
 
-    Reads headers only. Stops at `limit` problems.
+    Reads headers only. Stops at `limit` problems. `spec`: of the encoder, whose tiles cannot show every shape.
     """
     found = []
     total = records.indexed.index.meta["images"]
@@ -205,6 +206,8 @@ def check_images(records: Records, limit: int | None = None) -> list[Problem]:
     for i, image in images:
         try:
             check_header(image, records.image_fit)
+            if spec is not None and isinstance(records.image_fit, AnyRes):
+                TiledRows(records.image_fit, spec).tiling(image)
         except UserError as error:
             for p in error.problems:
                 found.append(replace(p, where=f"{records.where(i)}, {p.where}"))

@@ -204,7 +204,7 @@ def header_of(chat_model: ChatModel, asked: QuestionSet, model: Mapping[str, Any
         "decoding": {"kind": "greedy", "max_new_tokens": asked.max_new_tokens},
         "prompt": {
             "template": sorted({sample.template for sample in samples}),
-            "image_fit": sorted({sample.image_fit for sample in samples}, key=str),
+            "image_fit": sorted({str(sample.image_fit) for sample in samples}),
             "system": sorted({sample.system for sample in samples}),
         },
         "device": chat_model.device.type,

@@ -5,5 +5,6 @@ from lmmkit.plan.checks.loss_checks import losses
 from lmmkit.plan.checks.need_checks import extra_views, needs
 from lmmkit.plan.checks.reach_checks import reach
 from lmmkit.plan.checks.reducer_checks import reducer
+from lmmkit.plan.checks.tile_checks import tile_needs, tiles
 
-__all__ = ["extra_views", "faults", "losses", "needs", "reach", "reducer", "settings"]
+__all__ = ["extra_views", "faults", "losses", "needs", "reach", "reducer", "settings", "tile_needs", "tiles"]

@@ -11,7 +11,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from lmmkit.api.sample import FitName
+from lmmkit.api.sample import ImageFit
 from lmmkit.data.text_tokenizers.choose import TextTokenizer
 from lmmkit.errors import MachineError
 from lmmkit.errors.weights import EXPORT_CANNOT_WRITE
@@ -34,7 +34,7 @@ class Exported:
     config: Mapping[str, Any]
     tokenizer: TextTokenizer
     passthrough: Mapping[str, Tensor]
-    image_fit: FitName
+    image_fit: ImageFit
     template: str
     system: str = ""
 

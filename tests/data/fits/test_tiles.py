@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image as Pil
 
-from lmmkit.data.fits.tiles import NEWLINE, Tiling, best_grid
+from lmmkit.data.fits.tiles import NEWLINE, Tiling, best_grid, cut_tiles, inside
 
 SIDE, PATCH = 56, 14
 TOKENS = (4, 4)
@@ -54,7 +54,7 @@ def test_tiles_are_those_of_transformers(grids):
     theirs = processor(grids, SIDE, PATCH).image_processor
     for size in sizes(400):
         image = noise(size)
-        ours = Tiling.of(size, grids, SIDE, TOKENS).cut(image, SIDE, Pil.Resampling.BICUBIC)
+        ours = cut_tiles(image, grids, SIDE, Pil.Resampling.BICUBIC)
         want = theirs(image, do_rescale=False, do_normalize=False)["pixel_values"][0]
         assert np.array_equal(np.stack([np.asarray(tile) for tile in ours]).transpose(0, 3, 1, 2), want), size
 
@@ -109,15 +109,16 @@ def test_cut_and_rows_are_those_of_plain_loops(size):
     """Paints the canvas pixel by pixel, then looks which tokens show any of the image."""
     tiling = Tiling.of(size, GRIDS["next"], SIDE, TOKENS)
     image = noise(size)
-    overview, *tiles = map(np.asarray, tiling.cut(image, SIDE, Pil.Resampling.BICUBIC))
+    overview, *tiles = map(np.asarray, cut_tiles(image, GRIDS["next"], SIDE, Pil.Resampling.BICUBIC))
     assert np.array_equal(overview, np.asarray(image.resize((SIDE, SIDE), Pil.Resampling.BICUBIC)))
-    (rows, columns), (height, width) = tiling.grid, tiling.resized
+    rows, columns = tiling.grid
+    height, width = inside(size, (rows * SIDE, columns * SIDE))
     small = np.asarray(image.resize((width, height), Pil.Resampling.BICUBIC))
     above, before = (rows * SIDE - height) // 2, (columns * SIDE - width) // 2
     for y in range(rows * SIDE):
         for x in range(columns * SIDE):
-            inside = above <= y < above + height and before <= x < before + width
-            want = small[y - above, x - before] if inside else [0, 0, 0]
+            within = above <= y < above + height and before <= x < before + width
+            want = small[y - above, x - before] if within else [0, 0, 0]
             tile = tiles[y // SIDE * columns + x // SIDE]
             assert tile[y % SIDE, x % SIDE].tolist() == list(want), (y, x)
     seen = []

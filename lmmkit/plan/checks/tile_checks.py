@@ -1,0 +1,58 @@
+"""Checks of images that are cut into tiles: the model has rows for them, and nothing else needs images of one size."""
+
+from __future__ import annotations
+
+from lmmkit import plugin_calls
+from lmmkit.api.model_info import Dims
+from lmmkit.api.needs import TeacherAt, VisionAt
+from lmmkit.api.sample import AnyRes
+from lmmkit.data.fits.tiles import most_rows
+from lmmkit.errors import Problem
+from lmmkit.errors.plan import TILES
+from lmmkit.errors.recipe import CONFLICT
+from lmmkit.model.connectors.kinds import connector_rows
+from lmmkit.plan.stage_plan import StagePlan
+from lmmkit.recipe import Recipe
+
+
+def tiles(recipe: Recipe, dims: Dims) -> list[Problem]:
+    """Returns the problems of images that are cut into tiles: sources without the learned newline row, which the chat
+    format gives the model; images that cannot fit into the context; rows that are no tokens of the encoder."""
+    fits = {f"data.{name}.image_fit": source.image_fit for name, source in recipe.data.items()}
+    fits = {"model.chat.image_fit": recipe.model.chat.image_fit, **fits}
+    found = {key: fit for key, fit in fits.items() if isinstance(fit, AnyRes)}
+    connector, problems = recipe.model.connector, []
+    if not found:
+        return []
+    if connector is None:
+        return [TILES.at(recipe.where(key), got="a model without an encoder") for key in found]
+    if "model.chat.image_fit" not in found:
+        where, expected = recipe.where("model.chat.image_fit"), "`{kind: anyres, ...}`, as in the data"
+        fix = "Write the section of the data here too: the model needs a learned newline row."
+        problems.append(CONFLICT.at(where, got=str(fits["model.chat.image_fit"]), expected=expected, fix=fix))
+    if connector.reduce is not None or connector_rows(connector, dims.image.grid) != dims.image.tokens:
+        by = f" with `reduce: {connector.reduce}`" if connector.reduce else ""
+        problems.append(TILES.at(recipe.where("model.connector"), got=f"connector {connector.kind}{by}"))
+    for key, fit in found.items():
+        rows, grid = max((most_rows(grid, dims.image.grid), grid) for grid in fit.used)
+        if rows >= recipe.model.text.context:
+            got = f"{rows} rows of an image on {grid[0]} x {grid[1]} tiles"
+            fix = "Raise `model.text.context`, or lower `max_tiles`."
+            expected = f"fewer than the context, which is {recipe.model.text.context}"
+            problems.append(CONFLICT.at(recipe.where(key), got=got, expected=expected, fix=fix))
+    return problems
+
+
+def tile_needs(recipe: Recipe, plan: StagePlan) -> list[Problem]:
+    """Returns the problems of terms that read features of images, in a stage with images that are cut into tiles."""
+    fits = [recipe.data[name].image_fit for name in recipe.stages[plan.stage].data]
+    if not any(isinstance(fit, AnyRes) for fit in fits):
+        return []
+    where = recipe.where(f"stages.{plan.stage}.data")
+    reading = [
+        r.name
+        for r in plan.readers
+        if any(isinstance(n, VisionAt | TeacherAt) for n in plugin_calls.needs(r))
+    ]
+    found = [TILES.at(where, got=f"`{name}`, which reads features of images") for name in reading]
+    return found + [TILES.at(where, got=f"the teacher `{name}`") for name in plan.all_teachers]

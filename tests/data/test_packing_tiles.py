@@ -1,0 +1,108 @@
+"""Packing of images that are cut into tiles, beside images of one size, against a walk over every row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+
+from lmmkit.api.layout import Span, text
+from lmmkit.api.sample import AnyRes, Image, Sample, View
+from lmmkit.data.images import Blank, ImageReader, TiledRows, normalise, read_image
+from lmmkit.data.packing import LaidOut, Packer, read_images
+from lmmkit.errors import UserError
+from tests.data.test_images import noisy_image
+from tests.support.tiny_model import SPEC
+
+FIT = AnyRes()
+SIZES = {"wide": (40, 11), "tall": (9, 31), "large": (70, 66), "small": (5, 6)}
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Returns an image of each shape."""
+    for name, size in SIZES.items():
+        noisy_image(*size).save(tmp_path / f"{name}.png")
+    return {name: Image(str(tmp_path / f"{name}.png")) for name in SIZES}
+
+
+def member(key, fit, *shown) -> LaidOut:
+    """Returns a view with text around each image."""
+    rows_of = TiledRows(fit, SPEC) if isinstance(fit, AnyRes) else lambda image: SPEC.tokens
+    spans = [text((1,), "bos")]
+    for image in shown:
+        spans += [Span(kind="image", n=rows_of(image), image=image), text((7, len(spans)), "user")]
+    sample = Sample(key=key, turns=(), image_fit=fit)
+    return LaidOut(View(sample=sample, supervision="none"), tuple(spans))
+
+
+def packed(*members):
+    packer = Packer(image=SPEC)
+    samples = [packer.sized([each]) for each in members]
+    return packer.pack(samples, read_images(samples, ImageReader(SPEC, 0)))
+
+
+def test_every_row_has_its_token_or_a_newline(images):
+    members = (
+        member("a", FIT, images["wide"], images["small"]),
+        member("b", "pad", images["large"]),
+        member("c", FIT, images["large"], images["wide"]),
+    )
+    batch, paths = packed(*members)
+    filled = {
+        int(row): (scatter.source, int(item))
+        for scatter in batch.scatters
+        for row, item in zip(scatter.row_N, scatter.item_N, strict=True)
+    }
+    assert {scatter.source for scatter in batch.scatters} == {"vision", "newline"}
+    for v, ((view, layout), path) in enumerate(zip(members, paths, strict=True)):
+        start, first = 0, True
+        for span in layout:
+            if span.image is not None:
+                fit = view.sample.image_fit
+                read = normalise(read_image(span.image, SPEC, fit), SPEC)
+                read = read if read.dim() == 4 else read[None]
+                if first:
+                    assert torch.equal(batch.first_image(v), read[0]), "the overview"
+                first = False
+                tokens = (
+                    TiledRows(fit, SPEC).tiling(span.image).token_of_rows(SPEC.grid)
+                    if isinstance(fit, AnyRes)
+                    else np.arange(SPEC.tokens)
+                )
+                assert len(tokens) == span.n
+                for i, token in enumerate(tokens.tolist()):
+                    source, item = filled[int(path[start + i])]
+                    if token < 0:
+                        assert (source, item) == ("newline", 0)
+                        continue
+                    pixels = batch.pixels_ICXY[item // SPEC.tokens]
+                    assert source == "vision" and item % SPEC.tokens == token % SPEC.tokens
+                    assert torch.equal(pixels, read[token // SPEC.tokens])
+            start += span.n
+    tiles = sum(TiledRows(FIT, SPEC).tiling(images[name]).images for name in ("wide", "small", "large"))
+    assert len(batch.pixels_ICXY) == tiles + 1, "the wide image is shown twice and encoded once"
+
+
+@dataclass(frozen=True)
+class Mirror:
+    def __call__(self, pixels_CXY):
+        return pixels_CXY.flip(2)
+
+
+def test_a_blank_takes_the_rows_of_the_image_and_another_edit_is_refused(images):
+    blank = replace(images["wide"], edit=Blank())
+    batch, (path,) = packed(member("a", FIT, blank))
+    assert len(path) == len(packed(member("a", FIT, images["wide"]))[1][0])
+    assert len(batch.pixels_ICXY) == TiledRows(FIT, SPEC).tiling(blank).images and not batch.pixels_ICXY.any()
+    with pytest.raises(UserError) as error:
+        packed(member("a", FIT, replace(images["wide"], edit=Mirror())))
+    assert [p.code for p in error.value.problems] == ["plan/tiles"]
+
+
+def test_without_tiles_nothing_changes(images):
+    batch, _ = packed(member("a", "pad", images["wide"], images["tall"]))
+    assert [scatter.source for scatter in batch.scatters] == ["vision"]
+    assert batch.pixels_ICXY.shape == (2, 3, SPEC.size, SPEC.size) and batch.first_image_V == (0,)
