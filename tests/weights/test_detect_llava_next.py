@@ -14,6 +14,7 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 
 import lmmkit
 from lmmkit.api.sample import Image, Sample, Turn, View
+from lmmkit.data.image_markers import read_prompt
 from lmmkit.data.text_tokenizers.choose import open_tokenizer
 from lmmkit.errors import UserError
 from lmmkit.import_export import export_model, import_model
@@ -49,13 +50,13 @@ def paths(tmp_path_factory):
     return [str(there / f"{i}.png") for i in range(len(SIZES))]
 
 
-def views_of(ours, groups):
-    """Returns a view with a question about each group of images."""
+def views_of(ours, groups, question="5 cats"):
+    """Returns a view for each group of images, with a question that has them between its words."""
     chat = ours.prepared.recipe.model.chat
     return [
         View(sample=Sample(
             key=str(i), template=chat.template, image_fit=chat.image_fit, images=tuple(map(Image, group)),
-            turns=(Turn("user", "a mat and a cat", images=len(group)),),
+            turns=read_prompt([Turn("user", f"a mat{question.join([' <image> '] * len(group))}and a cat")], len(group)),
         ))
         for i, group in enumerate(groups)
     ]  # fmt: skip
@@ -174,4 +175,4 @@ def test_answers_are_those_of_transformers(folder, paths):
         ends = {ours.prepared.tokenizer.eos}
         new = new[: next((i for i, token in enumerate(new) if token in ends), len(new))]
         want = ours.prepared.tokenizer.decode(new).strip()
-        assert ours.reply("a mat and a cat", group, max_new_tokens=8) == want
+        assert ours.reply(view.sample.turns, group, max_new_tokens=8) == want
