@@ -1,4 +1,4 @@
-"""lmmkit data make-scenes | show | check"""
+"""lmmkit data make-scenes | show | check | stats"""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from lmmkit.commands.support.common import (
     Trust,
     out,
     print_json,
+    print_table,
     print_text,
     reporting,
     the_recipe,
@@ -213,6 +214,46 @@ def check(
     elif listed.count:
         out.print(f"{listed.count} problems listed in {report}")
     raise_all(listed.shown)
+
+
+@app.command()
+@reporting
+def stats(
+    recipe: RecipePath,
+    source: Annotated[
+        str | None, typer.Argument(help="One of the recipe's `data`; all, if not given.")
+    ] = None,
+    sample: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Measure N records of each source, chosen at random. \\[default: all]"
+        ),
+    ] = None,
+    root: Root = None,
+    trust_files: Trust = False,
+    changes: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Print what a recipe's data contains: turns, images and their sizes, rows, what is supervised and too long.
+
+    Bad records are counted with their reasons. Of images only the headers are read.
+    """
+    read = the_recipe(recipe, root, changes)
+    with working(STARTING):
+        from lmmkit.commands.support.data_stats import measure_data
+        from lmmkit.commands.support.stats_tables import stats_notes, stats_tables
+
+    known_source(read, source)
+    names = [source] if source else list(read.data)
+    found = measure_data(read, names, sample=sample, trust_files=trust_files)
+    if as_json:
+        return print_json(found)
+    for number, table in enumerate(stats_tables(found)):
+        if number:
+            out.print()
+        print_table(table)
+    for note in stats_notes(found):
+        print_text(note)
 
 
 def known_source(read: Recipe, source: str | None) -> None:

@@ -52,6 +52,7 @@ UPRIGHT = {
     7: Pil.Transpose.TRANSVERSE,
     8: Pil.Transpose.ROTATE_90,
 }
+SIDEWAYS = [UPRIGHT[number] for number in (5, 6, 7, 8)]  # these exchange height and width
 
 
 File = str | os.PathLike[str] | Image  # the path of a file, or an `Image`, which may be a part of one
@@ -151,10 +152,15 @@ def _size(image: Image, changed: int, size: int) -> HeightWidth:
         return upright.height, upright.width
 
 
-def check_header(path: File, fit: ImageFit) -> None:
-    """Raises `UserError` if the header of the file breaks a rule of `read_image`."""
-    with _opened(path, fit):
-        pass
+def check_header(path: File, fit: ImageFit) -> tuple[int, int]:
+    """Returns (height, width) of an image, upright. Raises `UserError` if its header breaks a rule of `read_image`.
+
+    Pixels are not read. So the rotation of a PNG is not found if it is written behind them, which is rare.
+    """
+    with _opened(path, fit) as opened:
+        width, height = opened.size
+        pixels_first = opened.format == "PNG" and "exif" not in opened.info
+        return (width, height) if not pixels_first and _turn(opened) in SIDEWAYS else (height, width)
 
 
 def check_whole(path: File, fit: ImageFit) -> None:
@@ -340,11 +346,16 @@ def _check_size(path: str, width: int, height: int, fit: ImageFit) -> None:
 
 
 def _upright(image: Pil.Image) -> Pil.Image:
-    try:
-        method = UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # broken EXIF is common, and no reason to refuse the image
-        method = None
+    method = _turn(image)
     return image if method is None else image.transpose(method)
+
+
+def _turn(image: Pil.Image) -> Pil.Transpose | None:
+    """Returns what turns an image upright, if anything does."""
+    try:
+        return UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # broken EXIF is common, and no reason to refuse the image
+        return None
 
 
 def _rgb(image: Pil.Image) -> Pil.Image:

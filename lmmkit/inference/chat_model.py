@@ -14,7 +14,7 @@ import torch
 from PIL import Image as Pil
 from torch import Tensor
 
-from lmmkit.api.layout import row_count
+from lmmkit.api.layout import Layout, row_count
 from lmmkit.api.sample import AnyRes, Image, Sample, Turn, View
 from lmmkit.data.chat_templates import stop_ids
 from lmmkit.data.image_markers import read_prompt
@@ -156,7 +156,7 @@ class ChatModel:
         assert len(templates) == 1, f"views of several templates: {templates}"
         ends = stop_ids(templates.pop(), self.views.tokenizer, self.prepared.end_ids.eos)
         samples = [
-            self.packer.sized([LaidOut(v, self._fitting(v, max_new_tokens)) for v in group])
+            self.packer.sized([LaidOut(v, self.fitting(v, max_new_tokens)) for v in group])
             for group in groups
         ]
         texts: list[str] = []
@@ -224,25 +224,29 @@ class ChatModel:
 
         Raises `UserError` for another number of images than the turns have, or a prompt that is too long.
         """
-        chat = self.prepared.recipe.model.chat
         given = [image] if isinstance(image, str | PathLike | Pil.Image) else image or []
         if isinstance(turns, str):
             turns = [Turn("user", turns, images=len(given))]
         in_memory = any(isinstance(each, Pil.Image) for each in given)
         with TemporaryDirectory(prefix="lmmkit-") if in_memory else nullcontext("") as folder:
-            sample = Sample(
-                key="chat",
-                turns=read_prompt(turns, len(given)),
-                images=tuple(_image_file(each, Path(folder) / f"{i}.bmp") for i, each in enumerate(given)),
-                template=chat.template,
-                image_fit=chat.image_fit,
-                system=chat.system or "",
-            )
+            images = [_image_file(each, Path(folder) / f"{i}.bmp") for i, each in enumerate(given)]
+            view = View(sample=self.sample(turns, images))
             return self.answer(
-                [[View(sample=sample)]], max_new_tokens=max_new_tokens, choose=choose, on_text=on_text
-            )[0]
+                [[view]], max_new_tokens=max_new_tokens, choose=choose, on_text=on_text
+            )[0]  # fmt: skip
 
-    def _fitting(self, view: View, max_new_tokens: int):
+    def sample(self, turns: Sequence[Turn], images: Sequence[Image]) -> Sample:
+        """Returns a conversation in the model's chat template. Markers in its questions are read as in a record.
+
+        Raises `UserError` for markers that do not match the images."""
+        chat = self.prepared.recipe.model.chat
+        return Sample(
+            key="chat", turns=read_prompt(turns, len(images)), images=tuple(images), template=chat.template,
+            image_fit=chat.image_fit, system=chat.system or "",
+        )  # fmt: skip
+
+    def fitting(self, view: View, max_new_tokens: int) -> Layout:
+        """Returns the layout of a prompt. Raises `UserError` if it leaves too little of the context for the answer."""
         layout = self.views.prompt(view)
         _require_room(f"sample {view.sample.key}", row_count(layout), self.views.context, max_new_tokens)
         return layout

@@ -158,6 +158,8 @@ def test_held_sideways(tmp_path, orientation):
     paths = (tmp_path / "held.png", tmp_path / "upright.png")
     held_CXY, upright_CXY = (read_image(path, SPEC, "crop") for path in paths)
     assert torch.equal(held_CXY, upright_CXY)
+    held.save(tmp_path / "held.jpg", exif=exif)
+    assert check_header(paths[0], "crop") == check_header(tmp_path / "held.jpg", "crop") == (48, 64)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")

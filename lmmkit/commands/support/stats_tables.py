@@ -1,0 +1,106 @@
+"""Prints what `lmmkit data stats` has measured, as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.table import Table
+
+ALL = "all"  # the name of the line of all sources, unless a source has it
+
+
+def stats_tables(found: Mapping[str, Any]) -> Iterator[Table]:
+    """Yields the tables: records, rows, images, and the reasons of bad records."""
+    sources = found["sources"]
+    lines = list(sources.items())
+    if len(lines) > 1:
+        lines.append((ALL if ALL not in sources else "(all)", found["all"]))
+    yield _records(lines)
+    yield _rows(lines, found)
+    if any(each["height"]["count"] for _, each in lines):
+        yield _images(lines)
+    if found["all"]["reasons"]:
+        yield _reasons(sources)
+
+
+def stats_notes(found: Mapping[str, Any]) -> Iterator[str]:
+    """Yields what else is worth a line: which records were measured, and what is read in another way."""
+    for name, each in found["sources"].items():
+        good = each["records"] - each["bad_records"]
+        if found["sample"] is not None and each["measured"] < good:
+            yield (
+                f"{name}: rows, turns and images are those of {each['measured']:,} records, chosen at random "
+                f"(seed {found['seed']}); images of the others were not looked at"
+            )
+        if n := each["nothing_supervised"]:
+            yield f"{name}: {n:,} records have nothing supervised; training leaves them out"
+        for what, n in each["notes"].items():
+            yield f"{name}: {n:,} records: {what}"
+
+
+def _records(lines: list[tuple[str, Mapping[str, Any]]]) -> Table:
+    table = Table(title="records", title_justify="left")
+    _columns(table, "source", "records", "bad", "turns", "images", "without image")
+    table.add_column("template")
+    table.add_column("image_fit")
+    for name, each in lines:
+        counts = each["records"], each["bad_records"], each["turns"]["total"], each["images"]["total"]
+        shape = each.get("template", ""), each.get("image_fit", "")
+        table.add_row(name, *map(_number, (*counts, each["without_images"])), *shape)
+    return table
+
+
+def _rows(lines: list[tuple[str, Mapping[str, Any]]], found: Mapping[str, Any]) -> Table:
+    table = Table(title="rows of a record, without tokens and views of plugins", title_justify="left")
+    _columns(table, "source", "least", "median", "95 %", "most", "supervised", "too long", "of them emptied")
+    table.caption_justify = "left"
+    policies = "; ".join(f"`too_long` of stage {name}: {word}" for name, word in found["too_long"].items())
+    table.caption = f"too long: more rows than the context of {found['context']:,}" + f"; {policies}" * bool(
+        policies
+    )
+    for name, each in lines:
+        rows, long, share = each["rows"], each["too_long"], each["supervised_share"]
+        figures = [_number(rows[key]) for key in ("min", "median", "p95", "max")]
+        part = "" if share is None else f"{100 * share:.1f} %"
+        table.add_row(name, *figures, part, _number(long["records"]), _number(long["nothing_left"]))
+    return table
+
+
+def _images(lines: list[tuple[str, Mapping[str, Any]]]) -> Table:
+    table = Table(title="images: median (least to most)", title_justify="left")
+    _columns(table, "source", "images", "width", "height", "rows of an image")
+    for name, each in lines:
+        if each["height"]["count"]:
+            ranges = [_range(each[key]) for key in ("width", "height", "image_rows")]
+            table.add_row(name, _number(each["height"]["count"]), *ranges)
+    return table
+
+
+def _reasons(sources: Mapping[str, Any]) -> Table:
+    table = Table(title="bad records", title_justify="left", caption_justify="left")
+    table.caption = "`lmmkit data check RECIPE` lists them; `lmmkit explain CODE` prints cause and fix"
+    for column in ("source", "reason"):
+        table.add_column(column)
+    table.add_column("records", justify="right")
+    table.add_column("first")
+    for name, each in sources.items():
+        for code, reason in each["reasons"].items():
+            table.add_row(name, code, _number(reason["records"]), reason["first"])
+    return table
+
+
+def _columns(table: Table, first: str, *figures: str) -> None:
+    table.add_column(first)
+    for name in figures:
+        table.add_column(name, justify="right")
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}"
+
+
+def _range(found: Mapping[str, float]) -> str:
+    if found["min"] == found["max"]:
+        return _number(found["max"])
+    return f"{found['median']:,.0f} ({found['min']:,.0f} to {found['max']:,.0f})"
