@@ -45,7 +45,8 @@ FLOORS: dict[str, str] = {
         group
     """,
     "lmmkit.commands.support": """
-        progress_display table_layout common data_check data_stats stats_tables token_pieces jobs further_templates plugin_templates quickstart_display
+        progress_display table_layout common chat_lines data_check data_stats stats_tables token_pieces jobs further_templates
+        plugin_templates quickstart_display
     """,
     "lmmkit.data": """
         image_markers fits tables images labels need_rows packing sampler length_grouping rank_shares sources text_tokenizers
@@ -56,7 +57,10 @@ FLOORS: dict[str, str] = {
     """,
     "lmmkit.data.sources": """
         other_samples bad_records image_paths json_stream index_cache json_records record_keys record_parser messages_records indexed_records
-        llava_json tables tar_members webdataset_shards records
+        llava_json tables joined tar_members webdataset_shards records
+    """,
+    "lmmkit.data.sources.joined": """
+        object_lists official_forms joined_records
     """,
     "lmmkit.data.sources.tables": """
         table_names parquet_records
@@ -87,8 +91,8 @@ FLOORS: dict[str, str] = {
         matching asking alone attention_file puzzles_file answering questions_task benchmark_task
     """,
     "lmmkit.inference": """
-        batch_from_ids kv_cache generate token_model text_stream chat_model image_attention record_scores load
-        lmms_eval_manifest lmms_eval_model
+        batch_from_ids kv_cache generate token_model text_stream chat_model image_attention conversation record_scores
+        load lmms_eval_manifest lmms_eval_model
     """,
     "lmmkit.model": """
         cross_entropy step_terms init cpu_ops layers rope decoder transforms vision connectors image_rows vlm

@@ -92,6 +92,7 @@ def code_of(text: str) -> list[str]:
         "docs/recipes.md",
         "docs/data.md",
         "docs/ablations.md",
+        "docs/chat.md",
     ],
 )
 def test_commands_and_options_named_in_documents_exist(name):
@@ -151,7 +152,7 @@ def test_the_tree_names_only_what_is_there_and_all_of_lmmkit():
 
 
 def test_links_and_images_lead_somewhere():
-    names = ("ablations", "plugins", "forks", "recipes", "data")
+    names = ("ablations", "chat", "plugins", "forks", "recipes", "data")
     for name in ("README.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in names)):
         for target in re.findall(r"\]\(([^)]+)\)", (ROOT / name).read_text(encoding="utf-8")):
             if target.startswith("http"):

@@ -5,15 +5,20 @@ from __future__ import annotations
 import sys
 import tempfile
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lmmkit.commands.support.common import STARTING, Dtype, Trust, err, refused_file, reporting
-from lmmkit.errors import UserError
+from lmmkit.commands.support.chat_lines import HELP, edit_lines, paths_in, read_line
+from lmmkit.commands.support.common import STARTING, Dtype, Trust, err, refused_file, reporting, safe, show
+from lmmkit.errors import Tried, UserError, raise_together
 from lmmkit.errors.commands import CHAT_MODEL
 from lmmkit.progress import shown_on, working
+
+if TYPE_CHECKING:
+    from lmmkit.inference.conversation import Conversation
 
 
 @reporting
@@ -47,41 +52,67 @@ def chat(
     with working(STARTING):
         import torch
 
-        from lmmkit.api.sample import Turn
+        from lmmkit.data.images import check_header
+        from lmmkit.inference.conversation import Conversation
         from lmmkit.inference.generate import Sampled, greedy
         from lmmkit.inference.load import load
 
     if demo and not image:
         image = [_drawn_image(seed)]
+    images = image or []
+    raise_together([Tried(partial(check_header, path, "crop")) for path in images])
     chat_model = load(model, dtype=getattr(torch, dtype), trust_files=trust_files)
     generator = torch.Generator().manual_seed(seed)
     choose = Sampled(temperature, top_p, generator) if temperature > 0 else greedy
-    turns: list[Turn] = []
-    images = [str(path) for path in image or []]
-
-    def ask(text: str) -> None:
-        turns.append(Turn("user", text, images=0 if turns else len(images)))
-
-        with ExitStack() as reading:
-            reading.enter_context(working("reading the question"))
-
-            def stream(part: str) -> None:
-                reading.close()  # from here on the answer shows that it goes on
-                sys.stdout.write(part)
-                sys.stdout.flush()
-
-            with shown_on(None):
-                answer = chat_model.reply(
-                    turns, images, max_new_tokens=max_new_tokens, choose=choose, on_text=stream
-                )
-        sys.stdout.write("\n")
-        turns.append(Turn("assistant", answer))
-
+    conversation = Conversation(chat_model, max_new_tokens=max_new_tokens, choose=choose)
+    conversation.add_images(images)
     if prompt is not None:
-        return ask(prompt)
-    err.print("Ask about the image; an empty line ends." if images else "Ask; an empty line ends.")
-    while line := _line():
-        ask(line)
+        return _ask(conversation, prompt)
+    about = "Ask about the image" if len(images) == 1 else "Ask about the images" if images else "Ask"
+    err.print(f"{about}; `/image PATH` adds one, `/help` lists more; an empty line ends.")
+    edit_lines()
+    while line := read_line():
+        try:
+            _obey(conversation, line)
+        except UserError as error:
+            show(error)
+
+
+def _obey(conversation: Conversation, line: str) -> None:
+    """Does what a line of a conversation asks for."""
+    command, _, rest = line.partition(" ")
+    if not line.startswith("/"):
+        try:
+            _ask(conversation, line)
+        except KeyboardInterrupt:
+            err.print("\nstopped; what is written of the answer remains.")
+    elif command == "/image" and rest:
+        conversation.add_images(paths_in(rest))
+        n, rows = len(conversation.waiting), conversation.rows()
+        err.print(
+            f"{n} image{'s' if n > 1 else ''} for the next question; the conversation takes {rows} of "
+            f"{conversation.chat_model.views.context} rows with {'them' if n > 1 else 'it'}."
+        )
+    elif line == "/reset":
+        conversation.reset()
+        err.print("begun again, without turns and images.")
+    else:
+        err.print(HELP if line == "/help" else f"`{safe(line)}` is not one of these:\n{HELP}")
+
+
+def _ask(conversation: Conversation, text: str) -> None:
+    """Asks a question, and prints the answer as it is written."""
+    with ExitStack() as reading:
+        reading.enter_context(working("reading the question"))
+
+        def stream(part: str) -> None:
+            reading.close()  # from here on the answer shows that it goes on
+            sys.stdout.write(part)
+            sys.stdout.flush()
+
+        with shown_on(None):
+            conversation.ask(text, stream)
+    sys.stdout.write("\n")
 
 
 def _model(model: Path | None, demo: bool) -> Path:
@@ -105,10 +136,3 @@ def _drawn_image(number: int) -> Path:
     err.print(f"image: {drawn.path}, a drawn scene that the model was not trained on: {drawn.content}")
     err.print(f"The model knows such scenes only. Questions, for example: {' '.join(drawn.questions)}")
     return drawn.path
-
-
-def _line() -> str:
-    try:
-        return input("> ").strip()
-    except EOFError:
-        return ""

@@ -200,6 +200,10 @@ ORDER = Code(
     "records/turn-order", cause="The turns of a record do not alternate between questions and answers.",
     expected="questions and answers in alternation", hint="Join or split the turns.",
 )
+OFFICIAL_ENTRY = Code(
+    "records/official-entry", cause="An entry of a COCO or VQA file has no usable id, or does not fit the other entry "
+    "of its record.", expected="{expected}", hint="Correct or remove the entry, or use the files of one version.",
+)
 OTHER_FORM = Code(
     "records/other-form", cause="A record has another form than LLaVA's.",
     expected="`conversations`, a list of turns with `from` and `value`",

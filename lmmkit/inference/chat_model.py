@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
 from PIL import Image as Pil
 from torch import Tensor
 
-from lmmkit.api.layout import row_count
+from lmmkit.api.layout import Layout, row_count
 from lmmkit.api.sample import AnyRes, Image, Sample, Turn, View
 from lmmkit.data.chat_templates import stop_ids
 from lmmkit.data.image_markers import read_prompt
@@ -108,6 +109,20 @@ class ChatModel:
             eos_token_id=eos_token_id,
         )  # fmt: skip
 
+    @torch.no_grad()
+    def prompt_logits(self, views: Sequence[View]) -> list[Tensor]:
+        """Returns the next-token logits at each row of the prompts of these views, [T, V] each. Images may have any
+        shape, and the model may need learned tokens.
+
+        Raises `UserError` for a prompt that is longer than the context, and for an image that cannot be read.
+        """
+        samples = [self.packer.sized([LaidOut(view, self._fitting(view, 0))]) for view in views]
+        batch, paths = self.packer.without_terms().pack(samples, read_images(samples, self.reader))
+        batch, lmm = replace(batch, last=batch.attention).to(self.device), self.objective.lmm
+        out = lmm(batch, self.objective.tokens(batch))
+        rows = [torch.from_numpy(np.ascontiguousarray(path)).to(self.device) for path in paths]
+        return [lmm.logits(out.at(row_T)) for row_T in rows]
+
     def _require_plain(self) -> None:
         fit = self.prepared.recipe.model.chat.image_fit
         if isinstance(fit, AnyRes):
@@ -141,7 +156,7 @@ class ChatModel:
         assert len(templates) == 1, f"views of several templates: {templates}"
         ends = stop_ids(templates.pop(), self.views.tokenizer, self.prepared.end_ids.eos)
         samples = [
-            self.packer.sized([LaidOut(v, self._fitting(v, max_new_tokens)) for v in group])
+            self.packer.sized([LaidOut(v, self.fitting(v, max_new_tokens)) for v in group])
             for group in groups
         ]
         texts: list[str] = []
@@ -209,25 +224,29 @@ class ChatModel:
 
         Raises `UserError` for another number of images than the turns have, or a prompt that is too long.
         """
-        chat = self.prepared.recipe.model.chat
         given = [image] if isinstance(image, str | PathLike | Pil.Image) else image or []
         if isinstance(turns, str):
             turns = [Turn("user", turns, images=len(given))]
         in_memory = any(isinstance(each, Pil.Image) for each in given)
         with TemporaryDirectory(prefix="lmmkit-") if in_memory else nullcontext("") as folder:
-            sample = Sample(
-                key="chat",
-                turns=read_prompt(turns, len(given)),
-                images=tuple(_image_file(each, Path(folder) / f"{i}.bmp") for i, each in enumerate(given)),
-                template=chat.template,
-                image_fit=chat.image_fit,
-                system=chat.system or "",
-            )
+            images = [_image_file(each, Path(folder) / f"{i}.bmp") for i, each in enumerate(given)]
+            view = View(sample=self.sample(turns, images))
             return self.answer(
-                [[View(sample=sample)]], max_new_tokens=max_new_tokens, choose=choose, on_text=on_text
-            )[0]
+                [[view]], max_new_tokens=max_new_tokens, choose=choose, on_text=on_text
+            )[0]  # fmt: skip
 
-    def _fitting(self, view: View, max_new_tokens: int):
+    def sample(self, turns: Sequence[Turn], images: Sequence[Image]) -> Sample:
+        """Returns a conversation in the model's chat template. Markers in its questions are read as in a record.
+
+        Raises `UserError` for markers that do not match the images."""
+        chat = self.prepared.recipe.model.chat
+        return Sample(
+            key="chat", turns=read_prompt(turns, len(images)), images=tuple(images), template=chat.template,
+            image_fit=chat.image_fit, system=chat.system or "",
+        )  # fmt: skip
+
+    def fitting(self, view: View, max_new_tokens: int) -> Layout:
+        """Returns the layout of a prompt. Raises `UserError` if it leaves too little of the context for the answer."""
         layout = self.views.prompt(view)
         _require_room(f"sample {view.sample.key}", row_count(layout), self.views.context, max_new_tokens)
         return layout

@@ -10,9 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lmmkit.api.layout import Layout
+from lmmkit.api.sample import Sample, View
 from lmmkit.attention.eager import attention_map
 from lmmkit.attention.interface import ALL, AttentionFn, Heads, Rotary, apply_rope
-from lmmkit.data.packing import Packer, PixelRef, SizedSample
+from lmmkit.data.packing import LaidOut, Packer, PixelRef, SizedSample, read_images
+from lmmkit.inference.chat_model import ChatModel
 from lmmkit.model.connectors.connector import Connector
 from lmmkit.objective import Objective
 
@@ -22,21 +25,36 @@ class ImageAttention:
     """Holds the attention of a response, averaged over heads, layers and response rows, and that of the row before it,
     which decides on the first token of the response.
 
-    `map_XY`: to each patch of the first image; None if rows are made of no fixed patches. `mass`: to all image rows,
-    in [0, 1]. `even`: the mass if each row attended evenly to all rows that it may attend to. `deciding`: the same of
-    the deciding row alone, which attends to `deciding.rows` rows. `pixels_CXY`: the first image, preprocessed.
+    `mass`: to all image rows, in [0, 1]. `even`: the mass if each row attended evenly to all rows that it may attend
+    to. `images`: the same for each image. `deciding`: the same of the deciding row alone, which attends to
+    `deciding.rows` rows. `pixels_CXY`: the first image, preprocessed.
     """
+
+    mass: float
+    even: float
+    images: tuple[OnImage, ...]
+    deciding: DecidingRow
+    pixels_CXY: Tensor
+
+    @property
+    def map_XY(self) -> Tensor | None:
+        """Returns the attention to each patch of the first image; None if rows are made of no fixed patches."""
+        return self.images[0].map_XY
+
+
+@dataclass(frozen=True)
+class OnImage:
+    """Holds the attention of a response to one image; `map_XY`: to each of its patches, None as above."""
 
     map_XY: Tensor | None
     mass: float
     even: float
-    deciding: DecidingRow
-    pixels_CXY: Tensor
 
 
 @dataclass(frozen=True)
 class DecidingRow:
-    """Holds the attention of the row that decides on the first token of a response, averaged over heads and layers."""
+    """Holds the attention of the row that decides on the first token of a response, averaged over heads and layers.
+    `map_XY`: to each patch of the first image."""
 
     map_XY: Tensor | None
     mass: float
@@ -51,9 +69,9 @@ def image_attention(
     """Returns the attention from the supervised rows of a sample's first view to its images."""
     layout, lmm = sample.members[0].layout, objective.lmm
     batch, (path,) = packer.without_terms().pack([sample], images)
-    is_image = np.repeat([s.kind == "image" for s in layout], [s.n for s in layout])
+    number_S = _image_numbers(layout)  # S: positions
+    is_image = number_S >= 0
     position_R = np.flatnonzero(np.repeat([s.supervised for s in layout], [s.n for s in layout]))
-    n = next(span.n for span in layout if span.kind == "image")
     before = position_R[0] - 1
     image_row, row_R = path[np.flatnonzero(is_image)], path[np.append(position_R, before)]
     batch = batch.to(device)
@@ -71,11 +89,37 @@ def image_attention(
         lmm.decode(x_TD, batch.forest.pos_T, [AttentionFn(ALL, recording)] * len(lmm.decoder.blocks))
     weight_RN = torch.stack(maps).mean(0)
     weight_N, deciding_N = weight_RN[:-1].mean(0), weight_RN[-1]
-    even_S = np.cumsum(is_image) / np.arange(1, len(is_image) + 1)  # S: positions
-    map_XY, deciding_XY = (
-        lmm.image_rows.on_patches(w[:n], cast(Connector, lmm.connector)) for w in (weight_N, deciding_N)
+    count_S = np.arange(1, len(number_S) + 1)
+    even_S = np.cumsum(is_image) / count_S
+
+    def on_patches(weight_N: Tensor) -> Tensor | None:
+        return lmm.image_rows.on_patches(weight_N, cast(Connector, lmm.connector))
+
+    n_I = np.bincount(number_S[is_image]).tolist()
+    on_images = tuple(
+        OnImage(on_patches(w_n), float(w_n.sum()), float((np.cumsum(number_S == i) / count_S)[position_R].mean()))
+        for i, w_n in enumerate(weight_N.split(n_I))
+    )  # fmt: skip
+    deciding = DecidingRow(
+        on_patches(deciding_N[: n_I[0]]), float(deciding_N.sum()), float(even_S[before]), int(before) + 1
     )
-    deciding = DecidingRow(deciding_XY, float(deciding_N.sum()), float(even_S[before]), int(before) + 1)
-    return ImageAttention(
-        map_XY, float(weight_N.sum()), float(even_S[position_R].mean()), deciding, batch.first_image(0)
-    )
+    mass, even = float(weight_N.sum()), float(even_S[position_R].mean())
+    return ImageAttention(mass, even, on_images, deciding, batch.first_image(0))
+
+
+def _image_numbers(layout: Layout) -> np.ndarray:
+    """Returns for each position the number of its image in the layout; -1 for other rows."""
+    images = iter(range(len(layout)))
+    numbers = [next(images) if span.kind == "image" else -1 for span in layout]
+    return np.repeat(numbers, [span.n for span in layout])
+
+
+@torch.no_grad()
+def answer_attention(chat_model: ChatModel, sample: Sample) -> ImageAttention:
+    """Returns the attention of the supervised answers of a conversation with images, as `image_attention`."""
+    view = View(sample=sample, supervision="train")
+    laid_out = chat_model.packer.sized([LaidOut(view, chat_model.views.lay_out(view))])
+    return image_attention(
+        chat_model.objective, chat_model.packer, laid_out, read_images([laid_out], chat_model.reader),
+        chat_model.device,
+    )  # fmt: skip

@@ -6,7 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from lmmkit.cli import app
 from lmmkit.demo.demo_run import DEMO_MODEL
 from lmmkit.demo.image import draw_image
 from tests.test_cli import run as lmmkit
@@ -42,3 +44,28 @@ def test_an_image_that_cannot_be_written_is_a_fault_of_the_machine(tmp_path, mon
 def test_chat_needs_one_model(words, got):
     text = lmmkit("chat", *words, code=2)
     assert "chat/model" in text and got in text
+
+
+def test_a_conversation_takes_images_forgets_and_goes_on_after_mistakes(tmp_path):
+    scenes = [draw_image(tmp_path, n) for n in (2, 5)]
+    (tmp_path / "words.png").write_text("no image")
+    count = "How many objects are there?"
+    lines = [
+        f"/image '{scenes[0].path}'", count, "/image /nowhere.png", f"/image {tmp_path / 'words.png'}", "<image>?", "/nothing",
+        "/help", "/reset", f"/image {scenes[1].path}", count, "",
+    ]  # fmt: skip
+    result = CliRunner().invoke(app, ["chat", str(DEMO_MODEL)], input="\n".join(lines))
+    assert result.exit_code == 0, result.output
+    answers = [line for line in result.stdout.replace("> ", "\n").splitlines() if line.strip()]
+    words = ("zero", "one", "two", "three")
+    assert answers == [words[each.content.count("(")] for each in scenes]
+    for code in ("image/file", "image/format", "chat/image-markers"):
+        assert code in result.stderr
+    assert "/nowhere.png" in result.stderr and "`/nothing` is not one of these:" in result.stderr
+    assert "1 image for the next question; the conversation takes " in result.stderr
+    assert result.stderr.count("/reset  begins again") == 2
+
+
+def test_images_that_are_not_there_are_all_named_before_a_model_is_loaded(tmp_path):
+    text = lmmkit("chat", tmp_path / "no-model", "--image", "a.png", "--image", "b.png", code=2)
+    assert "a.png" in text and "b.png" in text and "2 problems" in text

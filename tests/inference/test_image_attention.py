@@ -25,14 +25,17 @@ def pair(tmp_path_factory):
     theirs.config.image_token_index = theirs.config.image_token_id = 32_000
     hf_model_folders.scramble(theirs, 3)
     write_llama_like(hf_model_folders.saved(theirs, folder / "hf"))
-    Pil.effect_noise((50, 41), 60).convert("RGB").save(folder / "noise.png")
-    return lmmkit.load(folder / "hf", device="cpu"), theirs.eval(), str(folder / "noise.png")
+    paths = [str(folder / "wide.png"), str(folder / "tall.png")]
+    for path, size in zip(paths, [(50, 41), (9, 70)], strict=True):
+        Pil.effect_noise(size, 60).convert("RGB").save(path)
+    return lmmkit.load(folder / "hf", device="cpu"), theirs.eval(), paths
 
 
-def test_mass_and_map_are_those_of_transformers(pair):
-    ours, theirs, path = pair
-    turns = (Turn("user", "a cat", images=1), Turn("assistant", "a mat and a hat"))
-    view = View(sample=Sample(key="s", turns=turns, images=(Image(path),)))
+@pytest.mark.parametrize("count", [1, 2])
+def test_mass_and_maps_are_those_of_transformers(pair, count):
+    ours, theirs, paths = pair
+    turns = (Turn("user", "a cat", images=count), Turn("assistant", "a mat and a hat"))
+    view = View(sample=Sample(key="s", turns=turns, images=tuple(map(Image, paths[:count]))))
     layout = ours.views.lay_out(view)
     sample = ours.packer.sized([LaidOut(view, layout)])
     images = read_images([sample], ours.reader)
@@ -51,15 +54,19 @@ def test_mass_and_map_are_those_of_transformers(pair):
         [a[0].mean(0) for a in out.attentions[-len(ours.objective.lmm.decoder.blocks) :]]
     ).mean(0)
     to_image = weights[torch.from_numpy(response)][:, torch.from_numpy(is_image)].mean(0)
-    torch.testing.assert_close(found.map_XY.flatten(), to_image, rtol=1e-4, atol=1e-6)
-    assert found.mass == pytest.approx(float(to_image.sum()), rel=1e-4) and 0 < found.mass < 1
     rows = np.flatnonzero(response)
-    assert found.even == pytest.approx(np.mean([is_image.sum() / (row + 1) for row in rows]))
-    assert found.map_XY.shape == ours.packer.image.grid
+    each = np.mean([is_image.sum() / count / (row + 1) for row in rows])
+    for one, to_one in zip(found.images, to_image.chunk(count), strict=True):
+        torch.testing.assert_close(one.map_XY.flatten(), to_one, rtol=1e-4, atol=1e-6)
+        assert one.mass == pytest.approx(float(to_one.sum()), rel=1e-4) and one.even == pytest.approx(each)
+        assert one.map_XY.shape == ours.packer.image.grid
+    assert found.mass == pytest.approx(float(to_image.sum()), rel=1e-4) and 0 < found.mass < 1
+    assert found.even == pytest.approx(count * each) and found.map_XY is found.images[0].map_XY
 
     first = rows[0] - 1  # the row that predicts the first token of the response
     alone = weights[first, torch.from_numpy(is_image)]
-    torch.testing.assert_close(found.deciding.map_XY.flatten(), alone, rtol=1e-4, atol=1e-6)
+    of_first = found.deciding.map_XY.flatten()
+    torch.testing.assert_close(of_first, alone[: len(of_first)], rtol=1e-4, atol=1e-6)
     assert found.deciding.mass == pytest.approx(float(alone.sum()), rel=1e-4)
     assert found.deciding.rows == first + 1
     assert found.deciding.even == pytest.approx(is_image.sum() / (first + 1))

@@ -79,15 +79,15 @@ def check_records(recipe: Recipe, name: str, report: CheckReport, decode: bool) 
             first.append(bad.problem())
 
     path, images = recipe.path(section.records), section.images and recipe.path(section.images)
-    size = records_size(path, images or None, messages=section.kind == "messages")
+    annotations = section.annotations and recipe.path(section.annotations)
+    indexing = Indexing(
+        template=section.template, rebuild=True, on_bad_record=on_bad_record, columns=section.mapped(),
+        official=section.official, annotations=annotations or None,
+    )  # fmt: skip
     begin = time.perf_counter()
     try:
-        with working(f"{name}: records", size) as move:
-            indexing = Indexing(
-                template=section.template, rebuild=True, on_bad_record=on_bad_record, progress=move,
-                columns=section.mapped(),
-            )  # fmt: skip
-            indexed = open_indexed(path, images or None, indexing)
+        with working(f"{name}: records", records_size(path, images or None, indexing)) as move:
+            indexed = open_indexed(path, images or None, replace(indexing, progress=move))
     except UserError as error:
         for p in error.problems:
             report.add(name, BadRecord.of(p, (p.where, 0, 0)))

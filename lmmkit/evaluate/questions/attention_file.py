@@ -12,12 +12,11 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-from lmmkit.api.sample import Sample, Turn, View
-from lmmkit.data.packing import LaidOut, read_images
+from lmmkit.api.sample import Sample, Turn
 from lmmkit.evaluate.answers.answers_file import drop_torn_line
 from lmmkit.evaluate.task import Figure
 from lmmkit.inference.chat_model import ChatModel
-from lmmkit.inference.image_attention import image_attention
+from lmmkit.inference.image_attention import answer_attention
 from lmmkit.progress import counted
 from lmmkit.runs.files import read_jsonl
 
@@ -63,14 +62,9 @@ def attention_figure(
     return figures
 
 
-@torch.no_grad()
 def _line(chat_model: ChatModel, sample: Sample, text: str) -> dict:
-    view = View(sample=replace(sample, turns=(*sample.turns, Turn("assistant", text))), supervision="train")
-    laid_out = chat_model.packer.sized([LaidOut(view, chat_model.views.lay_out(view))])
-    found = image_attention(
-        chat_model.objective, chat_model.packer, laid_out, read_images([laid_out], chat_model.reader),
-        chat_model.device,
-    )  # fmt: skip
+    answered = replace(sample, turns=(*sample.turns, Turn("assistant", text)))
+    found = answer_attention(chat_model, answered)
     deciding = found.deciding
     line = {
         "id": sample.key, "mass": found.mass, "even": found.even, "deciding_mass": deciding.mass,

@@ -1,0 +1,146 @@
+"""Conversations: images of several questions and sizes, stopped answers, what is refused, attention of one answer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from PIL import Image as Pil
+
+from lmmkit.api.sample import Turn
+from lmmkit.demo.demo_run import DEMO_MODEL
+from lmmkit.demo.image import draw_image
+from lmmkit.errors import UserError
+from lmmkit.inference.conversation import AnswerStopped, Conversation
+from lmmkit.inference.load import load
+
+QUESTION = "How many objects are there?"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load(DEMO_MODEL, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory) -> list[str]:
+    """Writes a drawn scene, and noise of other shapes."""
+    folder = tmp_path_factory.mktemp("images")
+    noise = [(300, 20), (9, 31)]
+    for i, size in enumerate(noise):
+        Pil.effect_noise(size, 60).convert("RGB").save(folder / f"{i}.png")
+    return [str(draw_image(folder, 2).path), *(str(folder / f"{i}.png") for i in range(len(noise)))]
+
+
+@pytest.fixture
+def talk(model):
+    return Conversation(model, max_new_tokens=8)
+
+
+def test_answers_are_those_of_reply_with_images_of_any_size_at_each_question(talk, model, paths):
+    parts: list[str] = []
+    talk.add_images(paths[:2])
+    first = talk.ask(QUESTION, parts.append)
+    talk.add_images(paths[2:])
+    second = talk.ask("And here?")
+    turns = [Turn("user", QUESTION, images=2), Turn("assistant", first), Turn("user", "And here?", images=1)]
+    assert first == "".join(parts) == model.reply(turns[:1], paths[:2], max_new_tokens=8)
+    assert second == model.reply(turns, paths, max_new_tokens=8)
+    assert talk.turns == (*turns, Turn("assistant", second)) and talk.images == tuple(paths)
+    assert talk.waiting == ()
+    talk.reset()
+    assert (talk.turns, talk.images, talk.waiting) == ((), (), ())
+    assert talk.ask(QUESTION) == model.reply(QUESTION, max_new_tokens=8)
+
+
+def test_bad_images_are_named_together_and_none_is_added(talk, paths, tmp_path):
+    (tmp_path / "words.png").write_text("no image")
+    bad = [tmp_path / "absent.png", tmp_path / "words.png", "nul\0.png", tmp_path]
+    with pytest.raises(UserError) as error:
+        talk.add_images([paths[0], *bad])
+    codes = [problem.code for problem in error.value.problems]
+    assert codes == ["image/file", "image/format", "image/damaged", "image/file"] and talk.waiting == ()
+    talk.add_images(paths[:2])
+    talk.remove_image(paths[0])
+    talk.remove_image("another")
+    assert talk.waiting == (paths[1],)
+
+
+def test_images_that_leave_no_space_are_refused_when_they_are_added(talk, paths):
+    before = talk.rows()
+    talk.add_images(paths[:1])
+    rows = talk.rows() - before
+    room = talk.chat_model.views.context - talk.max_new_tokens
+    assert rows >= 16
+    with pytest.raises(UserError, match="chat/too-long"):
+        talk.add_images(paths[:1] * (1 + room // 16))
+    assert talk.waiting == (paths[0],)
+
+
+def test_a_question_that_cannot_be_asked_is_forgotten_and_its_images_wait(talk, paths):
+    talk.add_images(paths[:1])
+    for text in ("<image> and <image>?", "x" * 3000, "half a pair \ud800"):
+        with pytest.raises(UserError):
+            talk.ask(text)
+    assert talk.turns == () and talk.waiting == (paths[0],)
+    assert talk.ask(QUESTION)
+
+
+def test_a_stopped_answer_remains_as_far_as_it_is_written(model, paths):
+    talk = Conversation(model, max_new_tokens=8, choose=_never_ends(model))
+    talk.add_images(paths[:1])
+    parts: list[str] = []
+
+    def stop(part: str) -> None:
+        parts.append(part)
+        if len(parts) == 2:
+            talk.stop()
+
+    answer = talk.ask(QUESTION, stop)
+    assert answer == "".join(parts) and len(parts) == 2
+    assert [turn.text for turn in talk.turns] == [QUESTION, answer]
+    assert talk.ask(QUESTION) == 8 * "wo", "the next answer is not stopped"
+
+
+def test_a_question_whose_answer_is_stopped_at_once_is_forgotten(model, paths):
+    def stopped(logits_QV):
+        raise AnswerStopped
+
+    talk = Conversation(model, max_new_tokens=8, choose=stopped)
+    talk.add_images(paths[:1])
+    assert talk.ask(QUESTION) == "" and talk.turns == () and talk.waiting == (paths[0],)
+
+
+def _never_ends(model):
+    word = model.views.tokenizer.encode_continued("two")[-1]
+    return lambda logits_QV: torch.full((len(logits_QV),), word)
+
+
+def test_what_stops_the_program_leaves_the_written_part(model, paths):
+    talk = Conversation(model, max_new_tokens=8, choose=_never_ends(model))
+
+    def interrupt(part: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        talk.ask(QUESTION, interrupt)
+    assert len(talk.turns) == 2 and talk.turns[1].text
+
+
+def test_attention_is_that_of_one_answer_to_all_images_before_it(talk, paths):
+    talk.add_images(paths[:1])
+    talk.ask(QUESTION)
+    talk.add_images(paths[1:])
+    talk.ask("Is there a circle?")
+    first, second = talk.attention(1), talk.attention(3)
+    assert len(first.images) == 1 and len(second.images) == 3
+    for found in (first, second):
+        assert sum(each.mass for each in found.images) == pytest.approx(found.mass)
+        assert sum(each.even for each in found.images) == pytest.approx(found.even)
+        assert all(each.map_XY.shape == (4, 4) for each in found.images) and 0 < found.mass < 1
+    alone = Conversation(talk.chat_model, max_new_tokens=8)
+    alone.add_images(paths[:1])
+    alone.ask(QUESTION)
+    assert torch.equal(alone.attention(1).map_XY, first.map_XY)
+    alone.reset()
+    alone.ask(QUESTION)
+    assert alone.attention(1) is None, "without images"
