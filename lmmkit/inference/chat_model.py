@@ -116,7 +116,7 @@ class ChatModel:
 
         Raises `UserError` for a prompt that is longer than the context, and for an image that cannot be read.
         """
-        samples = [self.packer.sized([LaidOut(view, self._fitting(view, 0))]) for view in views]
+        samples = [self.packer.sized([LaidOut(view, self.fitting(view, 0))]) for view in views]
         batch, paths = self.packer.without_terms().pack(samples, read_images(samples, self.reader))
         batch, lmm = replace(batch, last=batch.attention).to(self.device), self.objective.lmm
         out = lmm(batch, self.objective.tokens(batch))
