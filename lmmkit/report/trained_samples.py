@@ -128,6 +128,7 @@ class SampleReader:
             others = self.pipeline.other_samples(place.source, place.step)
             members = views.fitting(sample, place.epoch, dropped, others)
             images, packed = self._images(members) if members else ({}, 0)
+            dropped["truncated"] *= not members  # each view on the page says it
         except UserError as error:
             problem = error.problems[0]
             bad = problem.code.startswith(("records/", "image/")) and problem.code not in LOST
