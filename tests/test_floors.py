@@ -126,7 +126,8 @@ FLOORS: dict[str, str] = {
         error_messages read
     """,
     "lmmkit.report": """
-        quickstart train_summary wording page loaded_run asked image_shelf sections runs_page grid_page write_page
+        quickstart train_summary wording page loaded_run asked image_shelf sections runs_page grid_page span_text
+        trained_samples data_page write_page
     """,
     "lmmkit.report.sections": """
         puzzles measures costs caveats summary accuracy training samples setup

@@ -68,6 +68,20 @@ NO_RECORD = Code(
     "data/no-record", cause="The source has no record of this number.",
     expected="a number from 0 to {last}", hint="Name a record in this range.",
 )
+NO_STAGE = Code(
+    "data/unknown-stage", cause="`--stage` names a stage that the recipe does not have.",
+    expected="a stage of the recipe", hint="{nearest}",
+)
+NOT_TRAINED = Code(
+    "data/not-trained",
+    cause="`lmmkit data show --html` shows samples as a stage trains on them, and it does not train on this source.",
+    expected="one of {known}, with a stage that trains on it",
+    hint="Name another source or stage; without a source, the page has the first samples of the stage.",
+)
+NEEDS_HTML = Code(
+    "data/needs-html", cause="`--stage` was given to `lmmkit data show` without `--html`, which alone shows a stage.",
+    expected="`--html FILE`", hint="Add `--html FILE`, or leave `--stage` out.",
+)
 NO_SOURCE = Code(
     "data/unknown-source", cause="The recipe has no data source of this name.",
     expected="a source of the recipe", hint="{nearest}",

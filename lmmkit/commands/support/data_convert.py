@@ -108,7 +108,7 @@ def _shown(report: ConvertReport, target: Path) -> Iterator[str]:
         yield f"not carried, of {count} records: {what}"
     for what, count in report.notes.items():
         if what not in report.lost:
-            yield f"carried as written, of {count} records: {what}"
+            yield f"note, of {count} records: {what}"
     for bad in report.refused[:SHOWN]:
         problem = bad.problem()
         yield f"refused: {problem.where}: {problem.got}; expected {problem.expected} [{problem.code}]"
