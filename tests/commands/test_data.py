@@ -156,7 +156,7 @@ def test_convert_names_what_it_refuses_and_leaves_out(scenes, tmp_path):
     text = run(*asked, *columns, "--skip-bad")
     assert "1 records, 0 images" in text and "2 records refused" in text
     assert f"refused: {tmp_path}/r.jsonl:2 (record 1, id 'b')" in text and "[image/file]" in text
-    assert "note, of 1 records: `tools` is not read" in text
+    assert "note, of 2 records: `tools` is not read" in text
     assert len((tmp_path / "new" / "refused.jsonl").read_text().splitlines()) == 2
 
 
