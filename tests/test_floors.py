@@ -53,7 +53,7 @@ FLOORS: dict[str, str] = {
         layout_writer chat_templates views pipeline step_transfer loader
     """,
     "lmmkit.data.fits": """
-        tiles
+        tiles native
     """,
     "lmmkit.data.sources": """
         other_samples bad_records image_paths json_stream index_cache json_records record_keys record_parser messages_records indexed_records
